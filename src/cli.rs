@@ -1,0 +1,304 @@
+//! The command line: what the user typed, as types. Pure: nothing here touches a file, a network or the environment beyond what
+//! clap reads. Names are a contract with users; add, never rename.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::handoff::{OptionValue, ShimRequest};
+
+/// Fits container runtimes to Kubernetes nodes.
+#[derive(Debug, Parser)]
+#[command(version, about, max_term_width = 120)]
+pub struct Cli {
+    /// What is logged to standard error: a level, or a filter as `farrier=debug,kube=info`.
+    #[arg(
+        long,
+        global = true,
+        env = "FARRIER_LOG",
+        default_value = "info",
+        value_name = "FILTER"
+    )]
+    pub log: String,
+    /// How log lines are written.
+    #[arg(long, global = true, env = "FARRIER_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// How a result is printed on standard output.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people.
+    #[default]
+    Text,
+    /// For machines.
+    Json,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Watch Nodes and Shims, and provision nodes through Jobs.
+    Controller(Controller),
+    /// Make this host carry exactly the shims named.
+    Install(Install),
+    /// Take shims off this host.
+    Uninstall(Uninstall),
+    /// Fetch and verify artifacts for a later install; needs no privilege.
+    Fetch(Fetch),
+    /// Show what is installed on this host, by whom, and what is wrong.
+    Doctor(Doctor),
+    /// Show nodes and shims as the cluster sees them.
+    Status(Status),
+    /// Print the CustomResourceDefinition of the Shim.
+    Crd,
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell to complete for.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Options of `farrier controller`.
+#[derive(Debug, Args)]
+pub struct Controller {
+    /// Namespace of the controller and of its Jobs.
+    #[arg(long, env = "CONTROLLER_NAMESPACE", default_value = "farrier")]
+    pub namespace: String,
+    /// Image of the Jobs: the one that the controller itself runs.
+    #[arg(long, env = "FARRIER_IMAGE")]
+    pub image: String,
+    /// Pull policy of that image.
+    #[arg(
+        long,
+        env = "FARRIER_IMAGE_PULL_POLICY",
+        default_value = "IfNotPresent"
+    )]
+    pub image_pull_policy: String,
+    /// Names of the Secrets, in the namespace, with which that image is pulled.
+    #[arg(long, env = "FARRIER_IMAGE_PULL_SECRETS", value_delimiter = ',')]
+    pub image_pull_secrets: Vec<String>,
+    /// ServiceAccount of the Jobs' pods; it needs no rights and its token is not mounted.
+    #[arg(long, env = "FARRIER_JOB_SERVICE_ACCOUNT", default_value = "default")]
+    pub job_service_account: String,
+    /// ConfigMap, in the namespace, whose key `ca.crt` holds more certificate authorities for `fetch`, as PEM.
+    #[arg(long, env = "FARRIER_CA_CONFIG_MAP")]
+    pub ca_config_map: Option<String>,
+    /// Seconds that a finished Job is kept, as runtime-class-manager calls it; without it a Job goes once its report is read.
+    #[arg(long, env = "SHIM_NODE_INSTALLER_JOB_TTL")]
+    pub job_ttl: Option<i32>,
+    /// Seconds that one Job may take.
+    #[arg(long, env = "FARRIER_JOB_DEADLINE", default_value_t = 900)]
+    pub job_deadline: i64,
+    /// Provision every node, annotated or not, as KWasm's option of this name does.
+    #[arg(long, env = "AUTO_PROVISION_NODES", default_value_t = false, action = clap::ArgAction::Set)]
+    pub auto_provision: bool,
+    /// Address of /livez, /readyz and /metrics.
+    #[arg(long, env = "FARRIER_LISTEN", default_value = "0.0.0.0:8080")]
+    pub listen: std::net::SocketAddr,
+}
+
+/// Where the host is, for every subcommand that works on one.
+#[derive(Debug, Args)]
+pub struct Host {
+    /// Where the host's file system is: `/host` in a Job, an unpacked image at build time.
+    #[arg(long, default_value = "/", value_name = "DIR")]
+    pub host_root: PathBuf,
+}
+
+/// Options of `farrier install`.
+#[derive(Debug, Args)]
+pub struct Install {
+    /// Where the host is.
+    #[command(flatten)]
+    pub host: Host,
+    /// The desired set as a JSON document.
+    #[arg(long, value_name = "FILE", conflicts_with = "shim")]
+    pub request: Option<PathBuf>,
+    /// Folder in which `farrier fetch` left the artifacts; without it they are fetched now.
+    #[arg(long, value_name = "DIR", requires = "request")]
+    pub artifacts: Option<PathBuf>,
+    /// A shim: NAME=LOCATION[,sha256=HEX][,handler=HANDLER][,alias=ALIAS]...[,option.KEY=VALUE]...
+    #[arg(long, value_name = "SPEC", value_parser = parse_shim)]
+    pub shim: Vec<ShimRequest>,
+    /// Declare a handler to containerd without a binary behind it yet.
+    #[arg(long, value_name = "HANDLER")]
+    pub reserve: Vec<String>,
+    /// Keep what the command line installed before, and add to it.
+    #[arg(long)]
+    pub keep_others: bool,
+    /// The root configuration file that containerd reads; without it the running daemon and its unit say.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print the plan and a unified diff of every file; change nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Nothing runs under the host root: restart nothing, ask no CRI.
+    #[arg(long)]
+    pub offline: bool,
+    /// How artifacts are fetched.
+    #[command(flatten)]
+    pub trust: Trust,
+    /// Also write the report to this file, short enough for a container's termination message.
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub termination_message: Option<PathBuf>,
+    /// How the report is printed.
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Output,
+}
+
+/// Whom `fetch` trusts.
+#[derive(Debug, Args)]
+pub struct Trust {
+    /// More certificate authorities than Mozilla's, as PEM.
+    #[arg(long, env = "FARRIER_CA_FILE", value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
+}
+
+/// Options of `farrier uninstall`.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("what").required(true).args(["shim", "all"]))]
+pub struct Uninstall {
+    /// Where the host is.
+    #[command(flatten)]
+    pub host: Host,
+    /// Name of a shim that the command line installed.
+    #[arg(long, value_name = "NAME")]
+    pub shim: Vec<String>,
+    /// Everything that Farrier put on this host, whoever asked for it.
+    #[arg(long)]
+    pub all: bool,
+    /// Nothing runs under the host root: restart nothing, ask no CRI.
+    #[arg(long)]
+    pub offline: bool,
+    /// How the report is printed.
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Output,
+}
+
+/// Options of `farrier fetch`.
+#[derive(Debug, Args)]
+pub struct Fetch {
+    /// The desired set as a JSON document.
+    #[arg(long, value_name = "FILE")]
+    pub request: PathBuf,
+    /// Folder for the artifacts.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Whom to trust.
+    #[command(flatten)]
+    pub trust: Trust,
+}
+
+/// Options of `farrier doctor`.
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// Where the host is.
+    #[command(flatten)]
+    pub host: Host,
+    /// How the findings are printed.
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Output,
+}
+
+/// Options of `farrier status`.
+#[derive(Debug, Args)]
+pub struct Status {
+    /// How the table is printed.
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Output,
+}
+
+/// Reads `NAME=LOCATION[,sha256=HEX][,handler=HANDLER][,alias=ALIAS]...[,option.KEY=VALUE]...`.
+fn parse_shim(spec: &str) -> Result<ShimRequest, String> {
+    let (name, rest) = spec
+        .split_once('=')
+        .filter(|(name, _)| !name.is_empty())
+        .ok_or("write NAME=LOCATION[,KEY=VALUE]...")?;
+    let mut parts = rest.split(',');
+    let location = parts
+        .next()
+        .filter(|location| !location.is_empty())
+        .ok_or("write a LOCATION after NAME=")?;
+    let mut shim = ShimRequest {
+        name: name.to_owned(),
+        handlers: Vec::new(),
+        location: location.to_owned(),
+        sha256: None,
+        binary_sha256: None,
+        binary: None,
+        options: BTreeMap::new(),
+    };
+    let mut handler = name.to_owned();
+    for part in parts {
+        let (key, value) = part
+            .split_once('=')
+            .ok_or_else(|| format!("{part:?} is not KEY=VALUE"))?;
+        match key {
+            "sha256" => shim.sha256 = Some(value.to_owned()),
+            "handler" => value.clone_into(&mut handler),
+            "alias" => shim.handlers.push(value.to_owned()),
+            _ => match key.strip_prefix("option.") {
+                Some(option) if !option.is_empty() => {
+                    shim.options
+                        .insert(option.to_owned(), OptionValue::from_text(value));
+                }
+                _ => {
+                    return Err(format!(
+                        "{key:?} is unknown; use sha256, handler, alias or option.KEY"
+                    ));
+                }
+            },
+        }
+    }
+    shim.handlers.insert(0, handler);
+    Ok(shim)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn clap_finds_no_fault_with_the_definition() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_shim_spec_reads_to_a_request() {
+        let shim = parse_shim("spin-v2=https://example.org/a.tar.gz?x=1,sha256=ab,alias=spin,option.SystemdCgroup=true").unwrap();
+        assert_eq!(shim.handlers, ["spin-v2", "spin"]);
+        assert_eq!(shim.location, "https://example.org/a.tar.gz?x=1");
+        assert_eq!(shim.sha256.as_deref(), Some("ab"));
+        assert_eq!(shim.options["SystemdCgroup"], OptionValue::Boolean(true));
+    }
+
+    #[test]
+    fn a_spec_without_location_or_with_an_unknown_key_is_usage() {
+        for spec in [
+            "spin",
+            "=x",
+            "spin=",
+            "spin=x,colour=red",
+            "spin=x,sha256",
+            "spin=x,option.=1",
+        ] {
+            assert!(parse_shim(spec).is_err(), "{spec}");
+        }
+    }
+}

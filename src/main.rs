@@ -1,0 +1,3 @@
+//! Parse, set up telemetry, dispatch, map to an exit status.
+
+fn main() {}
