@@ -121,7 +121,9 @@ fn no_values_make_one_controller_two_accounts_and_the_maintained_shims() {
         ("ClusterRoleBinding", "farrier"),
         ("Deployment", "farrier"),
         ("Role", "farrier"),
+        ("Role", "farrier-events"),
         ("RoleBinding", "farrier"),
+        ("RoleBinding", "farrier-events"),
         ("ServiceAccount", "farrier"),
         ("ServiceAccount", "farrier-installer"),
         ("Shim", "default-spin"),
@@ -220,26 +222,34 @@ fn a_certificate_authority_reaches_the_jobs_as_a_config_map() {
 }
 
 #[test]
-fn rights_name_every_verb_and_reach_jobs_in_one_namespace_only() {
+fn the_controllers_rights_are_these_and_no_more() {
     let objects = render(&[]);
-    for kind in ["ClusterRole", "Role"] {
-        for rule in of_kind(&objects, kind)[0]["rules"].as_array().unwrap() {
-            for field in ["apiGroups", "resources", "verbs"] {
-                assert!(!strings(&rule[field]).contains(&"*"), "{rule}");
-            }
-            let resources = strings(&rule["resources"]);
-            assert!(!resources.contains(&"secrets"), "{rule}");
-            if kind == "ClusterRole" {
-                for namespaced in ["jobs", "pods", "configmaps"] {
-                    assert!(!resources.contains(&namespaced), "{rule}");
-                }
-            }
-        }
-    }
-    assert_eq!(
-        of_kind(&objects, "Role")[0]["metadata"]["namespace"],
-        "farrier"
-    );
+    let rights = |kind: &str, role_name: &str| -> BTreeSet<String> {
+        let mut roles = of_kind(&objects, kind);
+        roles.retain(|role| name(role) == role_name);
+        let items = roles[0]["rules"].as_array().unwrap();
+        let line = |rule: &Value| {
+            let words =
+                ["apiGroups", "resources", "verbs"].map(|key| strings(&rule[key]).join(" "));
+            words.join(": ").trim_start_matches(": ").to_owned()
+        };
+        items.iter().map(line).collect()
+    };
+    let set = |lines: &[&str]| lines.iter().map(ToString::to_string).collect();
+    let in_the_cluster: BTreeSet<String> = set(&[
+        "nodes: get list watch patch",
+        "runtime.spinkube.dev: shims: get list watch patch",
+        "runtime.spinkube.dev: shims/status: patch",
+        "node.k8s.io: runtimeclasses: get list watch create patch delete",
+    ]);
+    assert_eq!(rights("ClusterRole", "farrier"), in_the_cluster);
+    let in_its_namespace = set(&[
+        "batch: jobs: get list watch create delete",
+        "pods: get list watch",
+    ]);
+    assert_eq!(rights("Role", "farrier"), in_its_namespace);
+    let for_events = set(&["events.k8s.io: events: create patch"]);
+    assert_eq!(rights("Role", "farrier-events"), for_events);
 }
 
 #[test]
