@@ -375,6 +375,38 @@ fn every_platform_has_an_archive_and_no_placeholder_is_left_in_it() {
     assert!(runwasi["location"].as_str().unwrap().contains(tag));
 }
 
+/// Fails where `value` has a field that `schema` does not know: the API server would drop it without a word.
+fn assert_known(value: &Value, schema: &Value, path: &str) {
+    match value {
+        Value::Object(fields) => {
+            for (key, inner) in fields {
+                let known = match &schema["additionalProperties"] {
+                    Value::Null => &schema["properties"][key],
+                    any_key => any_key,
+                };
+                assert!(known.is_object(), "{path}.{key} is no field of the Shim");
+                assert_known(inner, known, &format!("{path}.{key}"));
+            }
+        }
+        Value::Array(items) => {
+            for item in items {
+                assert_known(item, &schema["items"], path);
+            }
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+#[test]
+fn every_field_of_the_shims_is_one_that_the_crd_knows() {
+    let crd: Value =
+        serde_saphyr::from_str(include_str!("../charts/farrier/crds/shims.yaml")).unwrap();
+    let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
+    for shim in of_kind(&render(&["--set=shims.preset=kwasm"]), "Shim") {
+        assert_known(&shim["spec"], schema, "spec");
+    }
+}
+
 #[test]
 fn a_shim_is_switched_by_its_name() {
     let objects = render(&["--set=shims.wasmer.enabled=false,shims.wws.enabled=true"]);
