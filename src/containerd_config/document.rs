@@ -7,39 +7,9 @@ use std::ops::Range;
 
 use toml_edit::{InlineTable, Item, Key, Table, TableLike, Value as Toml};
 
+use super::notation::MARK;
+use super::tree::{Tree, tree_of_table};
 use super::{DeclaredHandler, Error, PluginId, TEXT_LIMIT, Value};
-
-/// Every comment of ours begins with this; it says whose the line below is.
-pub(super) const MARK: &str = "# farrier:";
-
-/// Comment above each handler.
-pub(super) const HANDLER_MARK: &str = "# farrier: managed handler; change its Shim instead";
-
-/// Comment above the first handler where the text before it had no line end of its own.
-pub(super) const JOINED_MARK: &str =
-    "# farrier: managed handler; change its Shim instead (the line above had no line end)";
-
-/// Comment above the `runc` that containerd 1.x needs beside other handlers.
-pub(super) const RUNC_MARK: &str =
-    "# farrier: containerd's default runtime, which other handlers would hide";
-
-/// Comment above a `version` that a file had to be given.
-pub(super) const VERSION_MARK: &str = "# farrier: the schema of the managed handlers";
-
-/// Comment above the `version` of a file that was not there before.
-pub(super) const CREATED_MARK: &str =
-    "# farrier: this file is managed and leaves with its last handler";
-
-/// Values without their notation: equal where a TOML reader sees no difference.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Tree {
-    /// A table of any notation.
-    Table(BTreeMap<String, Tree>),
-    /// An array, of tables too.
-    Array(Vec<Tree>),
-    /// Anything else, with its type.
-    Leaf(String),
-}
 
 /// The text of a file and its parsed form.
 pub(super) struct Document<'a> {
@@ -188,7 +158,7 @@ impl<'a> Document<'a> {
         let mut ranges = Vec::new();
         match self.holder(&path) {
             Holder::Braces(braces, depth) => {
-                entries_of(braces, &path[depth..], &mut ranges, self.text)
+                entries_of(braces, &path[depth..], &mut ranges, self.text);
             }
             Holder::Headers => {
                 if let Some(parent) = self.table(&path[..4])
@@ -408,37 +378,5 @@ pub(super) fn leaves<'a>(
             value => entries.extend(value.span().map(|span| (path.clone(), span))),
         }
         path.pop();
-    }
-}
-
-fn tree_of_table(table: &dyn TableLike) -> Tree {
-    Tree::Table(
-        table
-            .iter()
-            .map(|(key, item)| (key.to_owned(), tree_of_item(item)))
-            .collect(),
-    )
-}
-
-fn tree_of_item(item: &Item) -> Tree {
-    match item {
-        Item::None => Tree::Leaf(String::new()),
-        Item::Value(value) => tree_of_value(value),
-        Item::Table(table) => tree_of_table(table),
-        Item::ArrayOfTables(tables) => {
-            Tree::Array(tables.iter().map(|table| tree_of_table(table)).collect())
-        }
-    }
-}
-
-fn tree_of_value(value: &Toml) -> Tree {
-    match value {
-        Toml::String(text) => Tree::Leaf(format!("string {}", text.value())),
-        Toml::Integer(number) => Tree::Leaf(format!("integer {}", number.value())),
-        Toml::Float(number) => Tree::Leaf(format!("float {:?}", number.value())),
-        Toml::Boolean(value) => Tree::Leaf(format!("boolean {}", value.value())),
-        Toml::Datetime(time) => Tree::Leaf(format!("time {}", time.value())),
-        Toml::Array(array) => Tree::Array(array.iter().map(tree_of_value).collect()),
-        Toml::InlineTable(table) => tree_of_table(table),
     }
 }

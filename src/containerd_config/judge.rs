@@ -4,8 +4,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::document::{Document, Tree};
+use super::document::Document;
 use super::runtimes::RUNC;
+use super::tree::{Tree, at, difference, leaf};
 use super::{DeclaredHandler, Error, Handler, PluginId};
 
 /// What stands for the file's path in an error about a dump.
@@ -20,11 +21,28 @@ pub fn runtimes_of_dump(dump: &str) -> Result<(String, BTreeMap<String, Declared
     let tree = document.tree();
     // A dump uses the newest id that its release knows, whatever the files use.
     for plugin in PluginId::ALL.into_iter().rev() {
-        let handlers = document.handlers(plugin)?;
+        let mut handlers = document.handlers(plugin)?;
         let [plugins, key, containerd, _] = plugin.runtimes();
-        let name = leaf(&tree, &[plugins, key, containerd, "default_runtime_name"]);
-        if !handlers.is_empty() || name.is_some() {
-            return Ok((name.unwrap_or_default(), handlers));
+        let mut default = leaf(&tree, &[plugins, key, containerd, "default_runtime_name"]);
+        // Tables of 1.x from before `runtimes`: the daemon makes them handlers of these names, which its dump doesn't show.
+        for (table, name) in [
+            ("default_runtime", "default"),
+            ("untrusted_workload_runtime", "untrusted"),
+        ] {
+            let path = [plugins, key, containerd, table, "runtime_type"];
+            if let Some(runtime_type) = leaf(&tree, &path).filter(|text| !text.is_empty()) {
+                let handler = DeclaredHandler {
+                    runtime_type,
+                    ..DeclaredHandler::default()
+                };
+                handlers.entry(name.to_owned()).or_insert(handler);
+                if name == "default" {
+                    default = Some(name.to_owned());
+                }
+            }
+        }
+        if !handlers.is_empty() || default.is_some() {
+            return Ok((default.unwrap_or_default(), handlers));
         }
     }
     Ok((String::new(), BTreeMap::new()))
@@ -82,24 +100,6 @@ pub fn holds(dump: &str, want: &[Handler]) -> Result<(), Error> {
     }
 }
 
-fn leaf(tree: &Tree, path: &[&str]) -> Option<String> {
-    match (tree, path.split_first()) {
-        (Tree::Table(table), Some((first, rest))) => leaf(table.get(*first)?, rest),
-        (Tree::Leaf(text), None) => text.strip_prefix("string ").map(str::to_owned),
-        (Tree::Table(_) | Tree::Array(_) | Tree::Leaf(_), _) => None,
-    }
-}
-
-fn at<'a>(tree: &'a mut Tree, path: &[&str]) -> Option<&'a mut BTreeMap<String, Tree>> {
-    let Tree::Table(table) = tree else {
-        return None;
-    };
-    match path.split_first() {
-        Some((first, rest)) => at(table.get_mut(*first)?, rest),
-        None => Some(table),
-    }
-}
-
 /// Drops what containerd's default `runc` says and a spelled out one doesn't need to: zero values, and the one mode of sandboxes
 /// that 1.7 has unless told otherwise.
 fn settle(tree: &mut Tree) {
@@ -114,23 +114,4 @@ fn settle(tree: &mut Tree) {
             }
         });
     }
-}
-
-/// The first key, with dots, whose values differ.
-fn difference(before: &Tree, after: &Tree) -> Option<String> {
-    let (Tree::Table(one), Tree::Table(other)) = (before, after) else {
-        return (before != after).then(String::new);
-    };
-    let keys: BTreeSet<&String> = one.keys().chain(other.keys()).collect();
-    keys.into_iter().find_map(|key| {
-        let below = match (one.get(key), other.get(key)) {
-            (Some(one), Some(other)) => difference(one, other)?,
-            _ => String::new(),
-        };
-        Some(if below.is_empty() {
-            key.clone()
-        } else {
-            format!("{key}.{below}")
-        })
-    })
 }

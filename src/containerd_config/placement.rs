@@ -3,9 +3,10 @@
 //! The choice follows the file's version, the tables that already stand in the loaded files, and the daemon's release; the release
 //! alone would lose handlers. `version` is never changed, and never are two plugin ids written.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::document::{Document, MARK};
+use super::document::Document;
+use super::notation::MARK;
 use super::{Error, Loaded, Placement, PluginId, Version, imports};
 
 /// Where handlers go in the configuration `loaded` of a containerd of release `version`.
@@ -29,7 +30,7 @@ pub fn place(loaded: &Loaded, version: &Version) -> Result<Placement, Error> {
             }),
         })
         .collect::<Result<Vec<_>, Error>>()?;
-    check_versions(&root, &imported, version)?;
+    check_versions(&root, &imported, own.as_deref(), version)?;
 
     let (plugin, schema) = if loaded.root.text.is_some() {
         plugin(&root, &imported, version)?
@@ -44,12 +45,12 @@ pub fn place(loaded: &Loaded, version: &Version) -> Result<Placement, Error> {
         .rev()
         .find(|file| version.replaces_sections() && file.document.has(plugin));
     let (path, edited, schema) = match (decisive, own) {
-        (Some(file), _) => (file.path.to_owned(), Some(file), None),
+        (Some(file), _) => (file.path.to_owned(), Some(file), file.version),
         (None, Some(own)) => {
             let file = imported.iter().find(|file| file.path == own);
             (own, file, root.version)
         }
-        (None, None) => (root.path.to_owned(), Some(&root), schema),
+        (None, None) => (root.path.to_owned(), Some(&root), root.version.or(schema)),
     };
     let mut elsewhere = BTreeSet::new();
     if !version.replaces_sections() {
@@ -62,7 +63,7 @@ pub fn place(loaded: &Loaded, version: &Version) -> Result<Placement, Error> {
         }
     }
     let declared = edited.map_or_else(
-        || Ok(Default::default()),
+        || Ok(BTreeMap::new()),
         |file| file.document.handlers(plugin),
     )?;
     Ok(Placement {
@@ -134,17 +135,25 @@ fn own_file(root: &File<'_>, version: Version) -> Result<Option<String>, Error> 
 }
 
 /// Up to 2.2 the version of the file loaded last rules all of them: settings of the others are lost without an error.
-fn check_versions(root: &File<'_>, imported: &[File<'_>], version: Version) -> Result<(), Error> {
+///
+/// Our own file follows the root, so it may differ now.
+fn check_versions(
+    root: &File<'_>,
+    imported: &[File<'_>],
+    own: Option<&str>,
+    release: Version,
+) -> Result<(), Error> {
+    if release.migrates_each_file() && root.version.is_some() {
+        return Ok(());
+    }
     let rules = root.version.unwrap_or(1);
-    for file in imported {
-        if let Some(found) = file.version.filter(|&found| found != rules)
-            && (!version.migrates_each_file() || root.version.is_none())
-        {
+    for file in imported.iter().filter(|file| own != Some(file.path)) {
+        if let Some(found) = file.version.filter(|&found| found != rules) {
             return Err(Error::Mixed {
                 path: file.path.to_owned(),
                 found,
                 root: rules,
-                containerd: version,
+                containerd: release,
             });
         }
     }
@@ -196,16 +205,21 @@ fn first_schema(
             .chain(imported)
             .any(|file| file.document.has(plugin))
     };
-    if !version.replaces_sections() {
+    let dead = || Error::Dead {
+        path: root.path.to_owned(),
+        containerd: version,
+    };
+    if version.replaces_sections() {
+        if !has(PluginId::Cri) && (has(PluginId::GrpcV1Cri) || has(PluginId::CriV1Runtime)) {
+            return Err(dead());
+        }
+    } else {
         // 2.0 to 2.2 take the file for version 3 without bringing its ids there; 2.3 brings all ids there.
         if has(PluginId::CriV1Runtime) {
             return Ok((PluginId::CriV1Runtime, None));
         }
         if !version.migrates_each_file() {
-            return Err(Error::Dead {
-                path: root.path.to_owned(),
-                containerd: version,
-            });
+            return Err(dead());
         }
         if has(PluginId::GrpcV1Cri) {
             return Ok((PluginId::GrpcV1Cri, None));

@@ -6,11 +6,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use super::document::{
-    CREATED_MARK, Document, HANDLER_MARK, Holder, JOINED_MARK, RUNC_MARK, Tree, VERSION_MARK,
-    leaves,
+use toml_edit::InlineTable;
+
+use super::document::{Document, Holder, leaves};
+use super::notation::{
+    CREATED_MARK, HANDLER_MARK, JOINED_MARK, RUNC_MARK, VERSION_MARK, block, inline,
 };
-use super::{DeclaredHandler, Error, Handler, Placement, PluginId, Value};
+use super::tree::{Tree, without};
+use super::{DeclaredHandler, Error, Handler, Placement, PluginId};
 
 /// containerd's own default runtime, which is never ours to give away.
 pub(super) const RUNC: &str = "runc";
@@ -54,7 +57,9 @@ pub fn edit(
             .get(*name)
             .is_some_and(|declared| declared.is(handler))
     });
-    if settled && !want.is_empty() && !declared.keys().any(stale) {
+    // Where we wrote the version and the root has another one by now, ours has to follow.
+    let follows = document.own_version().is_none() || document.version()? == placement.version;
+    if settled && follows && !want.is_empty() && !declared.keys().any(stale) {
         return Ok(text.map(str::to_owned));
     }
     let base = strip(&document, placement, &declared, ours, &wanted)?;
@@ -229,127 +234,64 @@ fn fill(
         Some((line, _)) if line.ends_with('\r') => "\r\n",
         _ => "\n",
     };
+    let version = match (placement.version, document.version()?) {
+        (Some(version), None) => {
+            let mark = if created { CREATED_MARK } else { VERSION_MARK };
+            format!("{mark}{newline}version = {version}{newline}")
+        }
+        _ => String::new(),
+    };
     let path = placement.plugin.runtimes();
-    let mut text = String::with_capacity(base.len() + 256 * (missing.len() + 2));
-    if let Some(version) = placement.version
-        && document.version()?.is_none()
-    {
-        let mark = if created { CREATED_MARK } else { VERSION_MARK };
-        text.push_str(&format!("{mark}{newline}version = {version}{newline}"));
-    }
-    let mut item = path.to_vec();
-    item.push(RUNC);
-    match document.holder(&item) {
+    let filled = match document.holder(&[path.as_slice(), &[RUNC]].concat()) {
         Holder::Braces(_, _) if runc.is_some() => {
             return Err(Error::Unfit {
                 path: placement.path.clone(),
                 reason: "its runtimes stand between braces, where runc can't be marked as added",
             });
         }
-        Holder::Braces(braces, depth) => {
-            let mut entries = Vec::new();
-            leaves(braces, &mut Vec::new(), &mut entries);
-            let end = entries.iter().map(|(_, span)| span.end).max();
-            let Some(at) = end.or(braces.span().map(|span| span.start + 1)) else {
-                return Ok(base.to_owned());
-            };
-            let inside: Vec<String> = missing
-                .iter()
-                .map(|handler| inline(&path[depth..], handler))
-                .collect();
-            text.push_str(&base[..at]);
-            text.push_str(if end.is_some() && !inside.is_empty() {
-                ", "
-            } else {
-                ""
-            });
-            text.push_str(&inside.join(", "));
-            text.push_str(&base[at..]);
-        }
+        Holder::Braces(braces, depth) => fill_braces(base, braces, &path[depth..], &missing),
         Holder::Headers => {
-            text.push_str(base);
+            let mut text = base.to_owned();
             let mut mark = HANDLER_MARK;
             if !text.is_empty() && !text.ends_with('\n') {
                 text.push_str(newline);
                 mark = JOINED_MARK;
             }
             for handler in missing {
-                block(&mut text, mark, newline, &path, handler);
+                text.push_str(&block(mark, newline, &path, handler));
                 mark = HANDLER_MARK;
             }
             if let Some(runc) = runc {
-                block(&mut text, RUNC_MARK, newline, &path, runc);
+                text.push_str(&block(RUNC_MARK, newline, &path, runc));
             }
+            text
         }
-    }
-    Ok(text)
+    };
+    Ok(version + &filled)
 }
 
-/// A handler under a header of its own.
-fn block(text: &mut String, mark: &str, newline: &str, path: &[&str], handler: &Handler) {
-    let mut keys: Vec<String> = path.iter().map(|part| key(part)).collect();
-    keys.push(key(&handler.name));
-    let header = keys.join(".");
-    text.push_str(&format!(
-        "{mark}{newline}[{header}]{newline}runtime_type = {}{newline}",
-        quoted(&handler.runtime_type)
-    ));
-    if handler.options.is_empty() {
-        return;
-    }
-    text.push_str(&format!("[{header}.options]{newline}"));
-    for (name, value) in &handler.options {
-        text.push_str(&format!("{} = {}{newline}", key(name), literal(value)));
-    }
-}
-
-/// A handler between braces, where a comment can't stand.
-fn inline(path: &[&str], handler: &Handler) -> String {
-    let mut keys: Vec<String> = path.iter().map(|part| key(part)).collect();
-    keys.push(key(&handler.name));
-    let mut entries = vec![format!("runtime_type = {}", quoted(&handler.runtime_type))];
-    if !handler.options.is_empty() {
-        let options: Vec<String> = handler
-            .options
-            .iter()
-            .map(|(name, value)| format!("{} = {}", key(name), literal(value)))
-            .collect();
-        entries.push(format!("options = {{ {} }}", options.join(", ")));
-    }
-    format!("{} = {{ {} }}", keys.join("."), entries.join(", "))
-}
-
-/// A key as TOML 1.0 wants it: bare where it can be.
-fn key(name: &str) -> String {
-    let bare = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
-    if !name.is_empty() && name.bytes().all(bare) {
-        name.to_owned()
+/// Puts handlers between braces, after the last entry; `path` leads from there to the runtimes.
+fn fill_braces(base: &str, braces: &InlineTable, path: &[&str], missing: &[&Handler]) -> String {
+    let mut entries = Vec::new();
+    leaves(braces, &mut Vec::new(), &mut entries);
+    let last = entries.iter().map(|(_, span)| span.end).max();
+    let inside: Vec<String> = missing
+        .iter()
+        .map(|handler| inline(path, handler))
+        .collect();
+    // A parsed document has spans; without one nothing is changed, and the check of the result says so.
+    let Some((before, after)) = last
+        .or(braces.span().map(|span| span.start + 1))
+        .and_then(|at| base.split_at_checked(at))
+    else {
+        return base.to_owned();
+    };
+    let comma = if last.is_some() && !inside.is_empty() {
+        ", "
     } else {
-        quoted(name)
-    }
-}
-
-fn literal(value: &Value) -> String {
-    match value {
-        Value::Boolean(value) => value.to_string(),
-        Value::Integer(value) => value.to_string(),
-        Value::String(value) => quoted(value),
-    }
-}
-
-/// A basic string on one line, whatever it holds: a value can't end the line and begin a table of its own.
-fn quoted(text: &str) -> String {
-    let mut quoted = String::with_capacity(text.len() + 2);
-    quoted.push('"');
-    for char in text.chars() {
-        match char {
-            '"' | '\\' => quoted.extend(['\\', char]),
-            char if char.is_control() => quoted.push_str(&format!("\\u{:04X}", u32::from(char))),
-            char => quoted.push(char),
-        }
-    }
-    quoted.push('"');
-    quoted
+        ""
+    };
+    format!("{before}{comma}{}{after}", inside.join(", "))
 }
 
 /// Reads the result again: what isn't ours has its old values, and ours are exactly what is wanted.
@@ -404,19 +346,4 @@ fn verify(
         return Err(unfit("settings of others would change"));
     }
     Ok(())
-}
-
-/// Removes `names` from the table at `path`, and on the way back every table that is empty then.
-fn without(tree: &mut Tree, path: &[&str], names: &BTreeSet<String>) {
-    let Tree::Table(table) = tree else { return };
-    let Some((first, rest)) = path.split_first() else {
-        table.retain(|name, _| !names.contains(name));
-        return;
-    };
-    if let Some(next) = table.get_mut(*first) {
-        without(next, rest, names);
-        if matches!(next, Tree::Table(next) if next.is_empty()) {
-            table.remove(*first);
-        }
-    }
 }
