@@ -2,7 +2,7 @@
 //!
 //! Nothing here knows what should stand in a file; it reads, and it tells which bytes a handler takes up.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use toml_edit::{InlineTable, Item, Key, Table, TableLike, Value as Toml};
@@ -151,23 +151,32 @@ impl<'a> Document<'a> {
         Some((start..self.line(item.span()?).end, mark))
     }
 
-    /// The bytes that the handler takes up, our comments above it included; empty where it isn't declared.
-    pub(super) fn extent(&self, plugin: PluginId, name: &str) -> Vec<Range<usize>> {
-        let [plugins, key, containerd, runtimes] = plugin.runtimes();
-        let path = [plugins, key, containerd, runtimes, name];
+    /// The bytes that the handlers take up, our comments above them included, in order.
+    ///
+    /// All of them at once: which comma goes with an entry between braces depends on what else goes.
+    pub(super) fn extents(&self, plugin: PluginId, names: &BTreeSet<&str>) -> Vec<Range<usize>> {
+        let path = plugin.runtimes();
         let mut ranges = Vec::new();
-        match self.holder(&path) {
+        match self.holder(&[path.as_slice(), &[""]].concat()) {
             Holder::Braces(braces, depth) => {
-                entries_of(braces, &path[depth..], &mut ranges, self.text);
+                let goes = |keys: &[&str]| {
+                    keys.strip_prefix(&path[depth..])
+                        .and_then(<[&str]>::first)
+                        .is_some_and(|name| names.contains(name))
+                };
+                entries_of(braces, goes, &mut ranges, self.text);
             }
             Holder::Headers => {
-                if let Some(parent) = self.table(&path[..4])
-                    && let Some((key, item)) = parent.get_key_value(name)
-                {
-                    self.lines_of(key, item, &mut ranges);
+                if let Some(runtimes) = self.table(&path) {
+                    for name in names {
+                        if let Some((key, item)) = runtimes.get_key_value(name) {
+                            self.lines_of(key, item, &mut ranges);
+                        }
+                    }
                 }
             }
         }
+        ranges.sort_by_key(|range| range.start);
         ranges
     }
 
@@ -233,7 +242,7 @@ impl<'a> Document<'a> {
                     && let Some(span) = table.span()
                 {
                     let mut lines = self.line(span);
-                    while let Some((start, _)) = self.mark_above(lines.start) {
+                    if let Some((start, _)) = self.mark_above(lines.start) {
                         lines.start = start;
                     }
                     ranges.push(lines);
@@ -331,8 +340,13 @@ fn value(item: &Item) -> Option<Value> {
         .or_else(|| item.as_str().map(|text| Value::String(text.to_owned())))
 }
 
-/// The entries of `braces` below `path`, each with the comma that binds it to its neighbours.
-fn entries_of(braces: &InlineTable, path: &[&str], ranges: &mut Vec<Range<usize>>, text: &str) {
+/// The entries of `braces` that go, each with the comma that binds it to its neighbours.
+fn entries_of(
+    braces: &InlineTable,
+    goes: impl Fn(&[&str]) -> bool,
+    ranges: &mut Vec<Range<usize>>,
+    text: &str,
+) {
     let mut entries = Vec::new();
     leaves(braces, &mut Vec::new(), &mut entries);
     entries.sort_by_key(|(_, span)| span.start);
@@ -344,7 +358,7 @@ fn entries_of(braces: &InlineTable, path: &[&str], ranges: &mut Vec<Range<usize>
         .and_then(|(key, _)| key.span())
         .map(|span| span.start);
     for (index, (keys, span)) in entries.iter().enumerate() {
-        if !keys.starts_with(path) {
+        if !goes(keys) {
             kept = Some(span.end);
             continue;
         }

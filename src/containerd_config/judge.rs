@@ -115,3 +115,104 @@ fn settle(tree: &mut Tree) {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::super::Value;
+    use super::*;
+
+    /// What containerd 1.7 prints of its defaults, shortened.
+    const BEFORE: &str = r#"
+imports = ["/etc/containerd/config.toml"]
+version = 2
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "pause"
+[plugins."io.containerd.grpc.v1.cri".containerd]
+default_runtime_name = "runc"
+[plugins."io.containerd.grpc.v1.cri".containerd.default_runtime]
+runtime_type = ""
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+pod_annotations = []
+sandbox_mode = "podsandbox"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+SystemdCgroup = false
+BinaryName = ""
+"#;
+
+    /// A handler of ours.
+    const A: &str =
+        "[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.a]\nruntime_type = '/a'\n";
+
+    fn ours() -> BTreeSet<String> {
+        BTreeSet::from(["a".to_owned()])
+    }
+
+    #[test]
+    fn our_handler_and_a_spelled_out_default_runtime_may_differ() {
+        let after = BEFORE
+            .replace("SystemdCgroup = false\nBinaryName = \"\"\n", "")
+            .replace("podsandbox", "")
+            .replace("config.toml", "other.toml")
+            + A;
+        assert_eq!(judge(BEFORE, &after, &ours()), Ok(()));
+        assert_eq!(judge(&after, BEFORE, &ours()), Ok(()));
+    }
+
+    #[rstest]
+    #[case("\"pause\"", "\"secret\"", "sandbox_image")]
+    #[case("Cgroup = false", "Cgroup = true", "containerd.runtimes.runc.options")]
+    #[case("runtimes.runc", "runtimes.a", "containerd.runtimes.runc")]
+    fn what_is_not_ours_may_not_differ(#[case] from: &str, #[case] to: &str, #[case] key: &str) {
+        let key = format!("plugins.io.containerd.grpc.v1.cri.{key}");
+        assert_eq!(
+            judge(BEFORE, &BEFORE.replace(from, to), &ours()),
+            Err(Error::Changed { key })
+        );
+    }
+
+    #[test]
+    fn a_configuration_without_its_default_runtime_is_refused() {
+        let broken = BEFORE.replace("= \"runc\"", "= \"gone\"");
+        let name = "gone".to_owned();
+        assert_eq!(
+            judge(&broken, &broken, &ours()),
+            Err(Error::NoDefault { name })
+        );
+    }
+
+    #[test]
+    fn a_table_from_before_runtimes_is_the_handler_that_the_daemon_makes_of_it() {
+        let dump = BEFORE.replace("runtime_type = \"\"", "runtime_type = \"old\"");
+        let (default, handlers) = runtimes_of_dump(&dump).unwrap();
+        assert_eq!(default, "default");
+        assert_eq!(handlers["default"].runtime_type, "old");
+    }
+
+    #[test]
+    fn a_handler_that_the_daemon_does_not_see_is_named() {
+        let want = [Handler {
+            name: "a".to_owned(),
+            runtime_type: "/a".to_owned(),
+            options: BTreeMap::new(),
+        }];
+        assert_eq!(holds(&format!("{BEFORE}{A}"), &want), Ok(()));
+        let handler = "a".to_owned();
+        assert_eq!(holds(BEFORE, &want), Err(Error::Unseen { handler }));
+    }
+
+    #[test]
+    fn the_default_runtime_is_spelled_out_without_its_zero_values() {
+        let dump = BEFORE.replace("BinaryName = \"\"", "BinaryName = \"/usr/bin/crun\"");
+        let (_, handlers) = runtimes_of_dump(&dump).unwrap();
+        let runc = handlers[RUNC].to_handler(RUNC);
+        assert_eq!(runc.runtime_type, "io.containerd.runc.v2");
+        let binary = Value::String("/usr/bin/crun".to_owned());
+        assert_eq!(
+            runc.options,
+            BTreeMap::from([("BinaryName".to_owned(), binary)])
+        );
+    }
+}

@@ -289,7 +289,7 @@ pub enum Error {
     },
     /// The candidate changes more than it should.
     #[error(
-        "the candidate changes {key}, which is not Farrier's; report this with the shape of the file"
+        "the candidate changes {key}, which is not Farrier's; keep the CRI's settings in one file and one version"
     )]
     Changed {
         /// The key in the dump, with dots.

@@ -227,3 +227,149 @@ fn first_schema(
     }
     Ok((PluginId::Cri, None))
 }
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::super::SourceFile;
+    use super::*;
+
+    fn placed(
+        root: &str,
+        imported: &[(&str, Option<&str>)],
+        release: &str,
+    ) -> Result<Placement, Error> {
+        let file = |path: &str, text: Option<&str>| SourceFile {
+            path: path.to_owned(),
+            text: text.map(str::to_owned),
+        };
+        let loaded = Loaded {
+            root: file("/etc/containerd/config.toml", Some(root)),
+            imported: imported
+                .iter()
+                .map(|(path, text)| file(path, *text))
+                .collect(),
+        };
+        place(&loaded, &release.parse().unwrap())
+    }
+
+    #[rstest]
+    #[case::not_toml("version = ", "1.7.35", "can't be parsed: line 1, column ")]
+    #[case::version_text(
+        "version = '2'",
+        "1.7.35",
+        "version in /etc/containerd/config.toml is not an integer"
+    )]
+    #[case::v3_on_1("version = 3", "1.7.35", "does not load version = 3")]
+    #[case::v4_on_2_1("version = 4", "2.1.9", "does not load version = 4")]
+    #[case::v5("version = 5", "2.4.2", "does not load version = 5")]
+    #[case::negative("version = -1", "2.1.9", "does not load version = -1")]
+    #[case::cri_off_v1(
+        "disabled_plugins = ['cri']",
+        "1.7.35",
+        "disables containerd's CRI plugin"
+    )]
+    #[case::cri_off_v2(
+        "version = 2\ndisabled_plugins = ['io.containerd.grpc.v1.cri']",
+        "2.1.9",
+        "disables containerd's CRI plugin"
+    )]
+    #[case::dead_on_2_1(
+        "[plugins.cri.containerd.runtimes.runc]",
+        "2.1.9",
+        "schema is version 1"
+    )]
+    #[case::dead_on_1(
+        "[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]",
+        "1.7.35",
+        "schema is version 1"
+    )]
+    #[case::runtimes_text(
+        "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd]\nruntimes = 'runc'",
+        "1.7.35",
+        "is not a table"
+    )]
+    #[case::runtime_text(
+        "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes]\nrunc = 'runc'",
+        "1.7.35",
+        "runtimes.runc in /etc/containerd/config.toml is not a table"
+    )]
+    #[case::runtime_array(
+        "version = 2\n[[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]]",
+        "1.7.35",
+        "is not a table"
+    )]
+    #[case::plugins_number(
+        "version = 2\nplugins = 1",
+        "1.7.35",
+        "plugins in /etc/containerd/config.toml is not a table"
+    )]
+    #[case::letter_case(
+        "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd.Runtimes.runc]",
+        "1.7.35",
+        "Runtimes in"
+    )]
+    #[case::imports_text(
+        "version = 3\nimports = 'x'",
+        "2.1.9",
+        "imports in /etc/containerd/config.toml is not an array of strings"
+    )]
+    #[case::byte_order_mark("\u{feff}version = 3", "2.1.9", "byte order mark")]
+    fn a_file_that_is_not_safe_to_edit_is_refused_with_its_reason(
+        #[case] root: &str,
+        #[case] release: &str,
+        #[case] reason: &str,
+    ) {
+        let message = placed(root, &[], release).unwrap_err().to_string();
+        assert!(message.contains(reason), "{message}");
+    }
+
+    #[rstest]
+    #[case::higher(
+        "2.1.9",
+        Some("version = 3"),
+        "is of version 3 but imported by a file of version 2"
+    )]
+    #[case::lower("1.7.35", Some("version = 1"), "is of version 1")]
+    #[case::absent("1.7.35", None, "is imported but absent")]
+    #[case::broken("1.7.35", Some("="), "/x/a.toml can't be parsed")]
+    fn an_import_that_loses_settings_is_refused(
+        #[case] release: &str,
+        #[case] text: Option<&str>,
+        #[case] reason: &str,
+    ) {
+        let message = placed("version = 2", &[("/x/a.toml", text)], release)
+            .unwrap_err()
+            .to_string();
+        assert!(message.contains(reason), "{message}");
+    }
+
+    #[test]
+    fn a_file_of_another_version_is_merged_from_2_3_on() {
+        let imported = [("/x/a.toml", Some("version = 2"))];
+        assert!(placed("version = 3", &imported, "2.4.2").is_ok());
+    }
+
+    #[test]
+    fn a_root_that_holds_ours_is_edited_in_place_though_it_imports_a_folder() {
+        let root = "version = 3\nimports = ['/x/*.toml']\n# farrier: managed\n[plugins]\n";
+        assert!(!placed(root, &[], "2.1.9").unwrap().drop_in);
+    }
+
+    #[test]
+    fn our_own_file_may_lag_behind_the_version_of_the_root() {
+        let root = "version = 3\nimports = ['/x/*.toml']\n";
+        let own = [("/x/farrier.toml", Some("version = 2"))];
+        let placement = placed(root, &own, "2.1.9").unwrap();
+        assert_eq!((placement.drop_in, placement.version), (true, Some(3)));
+    }
+
+    #[test]
+    fn an_error_never_shows_what_stands_in_the_file() {
+        let message = placed("password = \"hunter2", &[], "2.1.9")
+            .unwrap_err()
+            .to_string();
+        assert!(!message.contains("hunter2"), "{message}");
+    }
+}
