@@ -25,10 +25,10 @@ const SHIM: &str = "wasmi";
 const NODE: &str = "n1";
 
 /// A Job takes seconds here; the rest is for a busy machine.
-const PROVISIONED: Duration = Duration::from_secs(180);
+const PROVISIONED: Duration = Duration::from_mins(3);
 
 /// A kubelet whose containerd was just restarted may fail its first pod and come back after 15 s.
-const POD_DONE: Duration = Duration::from_secs(120);
+const POD_DONE: Duration = Duration::from_mins(2);
 
 /// Options of `cargo xtask demo`.
 #[derive(Debug, clap::Args)]

@@ -11,6 +11,7 @@ mod cache;
 mod cargo;
 mod cluster;
 mod demo;
+mod digest;
 mod generate;
 mod image;
 mod interrupt;

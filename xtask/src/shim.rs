@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
-use sha2::{Digest as _, Sha256};
 
 use crate::artifacts::SHIM_BINARY;
 use crate::cache::Cache;
 use crate::cargo;
+use crate::digest::sha256;
 use crate::process;
 use crate::progress::Progress;
 
@@ -19,7 +19,7 @@ use crate::progress::Progress;
 /// When cargo fails: the shim needs a C compiler, pkg-config, protoc and the headers of libseccomp and D-Bus.
 pub fn shim(cache: &Cache, progress: &Progress) -> Result<PathBuf> {
     let package = cargo::workspace().join("demo/containerd-shim-wasmi");
-    let key = digest(&package, &["Cargo.toml", "Cargo.lock", "src/main.rs"])?;
+    let key = key(&package, &["Cargo.toml", "Cargo.lock", "src/main.rs"])?;
     let folder = cache.publish(&format!("demo/shim-{key}"), |folder| {
         progress.step(
             "building the demo's shim, a containerd shim on wasmi",
@@ -43,7 +43,7 @@ pub fn shim(cache: &Cache, progress: &Progress) -> Result<PathBuf> {
 /// When Go fails.
 pub fn hello(cache: &Cache, progress: &Progress) -> Result<PathBuf> {
     let module = cargo::workspace().join("demo/hello");
-    let key = digest(&module, &["go.mod", "main.go"])?;
+    let key = key(&module, &["go.mod", "main.go"])?;
     let folder = cache.publish(&format!("demo/hello-{key}"), |folder| {
         progress.step("building the demo's Wasm module", || {
             process::run(
@@ -60,18 +60,16 @@ pub fn hello(cache: &Cache, progress: &Progress) -> Result<PathBuf> {
 }
 
 /// Digits enough to tell two states of the sources apart.
-fn digest(folder: &Path, files: &[&str]) -> Result<String> {
-    let mut digest = Sha256::new();
+fn key(folder: &Path, files: &[&str]) -> Result<String> {
+    let mut digests = String::new();
     for name in files {
         let path = folder.join(name);
         let content = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        digest.update((content.len() as u64).to_le_bytes());
-        digest.update(content);
+        digests += &sha256(&content);
     }
-    Ok(digest.finalize()[..8]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect())
+    let mut key = sha256(digests.as_bytes());
+    key.truncate(16);
+    Ok(key)
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
@@ -89,7 +87,7 @@ mod tests {
         let key = |a: &str, b: &str| {
             fs::write(folder.path().join("a"), a).unwrap();
             fs::write(folder.path().join("b"), b).unwrap();
-            digest(folder.path(), &["a", "b"]).unwrap()
+            super::key(folder.path(), &["a", "b"]).unwrap()
         };
         assert_eq!(key("1", "23"), key("1", "23"));
         assert_ne!(key("1", "23"), key("12", "3"));

@@ -12,6 +12,7 @@ const ELF_MACHINE: usize = 18;
 const AARCH64: u16 = 183;
 
 /// One member of an archive. Names are taken as they are, hostile ones too.
+#[derive(Clone, Copy)]
 pub(super) enum Member<'a> {
     /// A file that nobody executes.
     File(&'a str, &'a [u8]),

@@ -10,9 +10,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 use crate::cluster::Cluster;
+use crate::digest::sha256;
 use crate::process;
 use crate::progress::Progress;
 
@@ -176,59 +176,50 @@ impl Shelf<'_> {
 
     /// One artifact for each way in which a download or an archive goes wrong.
     fn faults(&mut self, shim: &[u8]) -> Result<BTreeMap<String, Artifact>> {
-        let good = tar_gz(&[Member::Program(SHIM_BINARY, shim)])?;
-        let archives: [(&str, Vec<u8>); 8] = [
+        // What is refused needs no more of the shim than its headers.
+        let head = shim.get(..4096).context("the shim is no program")?;
+        let whole = Member::Program(SHIM_BINARY, head);
+        let archives: [(&str, &[Member]); 6] = [
             (
                 "no-binary",
-                tar_gz(&[Member::File("README.md", b"Nothing else.\n")])?,
+                &[Member::File("README.md", b"Nothing else.\n")],
             ),
-            (
-                "climbing",
-                tar_gz(&[
-                    Member::Program(SHIM_BINARY, shim),
-                    Member::File("../../evil", b"evil\n"),
-                ])?,
-            ),
-            (
-                "absolute",
-                tar_gz(&[
-                    Member::Program(SHIM_BINARY, shim),
-                    Member::File("/etc/evil", b"evil\n"),
-                ])?,
-            ),
-            (
-                "symlink",
-                tar_gz(&[Member::Symlink(SHIM_BINARY, "/bin/true")])?,
-            ),
+            ("climbing", &[whole, Member::File("../../evil", b"evil\n")]),
+            ("absolute", &[whole, Member::File("/etc/evil", b"evil\n")]),
+            ("symlink", &[Member::Symlink(SHIM_BINARY, "/bin/true")]),
             (
                 "text-binary",
-                tar_gz(&[Member::Program(SHIM_BINARY, b"not a program\n")])?,
+                &[Member::Program(SHIM_BINARY, b"not a program\n")],
             ),
             (
                 "other-cpu",
-                tar_gz(&[Member::Program(
+                &[Member::Program(
                     SHIM_BINARY,
-                    &archives::for_other_cpu(shim)?,
-                )])?,
-            ),
-            ("cut-archive", good[..good.len() / 2].to_vec()),
-            (
-                "not-an-archive",
-                b"<html>Sign in to continue</html>\n".to_vec(),
+                    &archives::for_other_cpu(head)?,
+                )],
             ),
         ];
+        let mut files = vec![(
+            "not-an-archive",
+            b"<html>Sign in to continue</html>\n".to_vec(),
+        )];
+        for (name, members) in archives {
+            files.push((name, tar_gz(members)?));
+        }
+        let whole = tar_gz(&[whole])?;
+        files.push(("cut-archive", whole[..whole.len() / 2].to_vec()));
         let mut faults = BTreeMap::new();
-        for (name, bytes) in archives {
+        for (name, bytes) in files {
             let file = format!("{name}.tar.gz");
             let url = self.route(&fault_path(name), Answer::File(file.clone()));
             faults.insert(name.to_owned(), self.store(url, &file, &bytes)?);
         }
-        fs::write(self.folder.join("good.tar.gz"), &good)?;
+        fs::write(self.folder.join("whole.tar.gz"), &whole)?;
         let itself = format!("{}{}", self.https, fault_path("redirect-loop"));
         let answers = [
             ("not-found", Answer::Status(404)),
             ("server-error", Answer::Status(503)),
-            ("half-download", Answer::HalfFile("good.tar.gz".to_owned())),
+            ("half-download", Answer::HalfFile("whole.tar.gz".to_owned())),
             ("redirect-loop", Answer::Redirect(itself)),
             (
                 "redirect-to-file",
@@ -239,7 +230,7 @@ impl Shelf<'_> {
         for (name, answer) in answers {
             let artifact = Artifact {
                 url: self.route(&fault_path(name), answer),
-                sha256: sha256(&good),
+                sha256: sha256(&whole),
                 binary_sha256: None,
             };
             faults.insert(name.to_owned(), artifact);
@@ -265,14 +256,6 @@ impl Shelf<'_> {
 
 fn fault_path(name: &str) -> String {
     format!("/faults/{name}.tar.gz")
-}
-
-/// SHA-256 of `bytes` as 64 lower-case hexadecimal digits.
-fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
 }
 
 /// Makes an authority whose key nobody keeps, and a certificate by it for `address`.
@@ -313,7 +296,7 @@ mod tests {
     #[test]
     fn every_artifact_has_a_route() {
         let folder = tempfile::tempdir().unwrap();
-        let shim = [b"\x7fELF".as_slice(), &[0; 60]].concat();
+        let shim = [b"\x7fELF".as_slice(), &[0; 5000]].concat();
         let artifacts = prepare(folder.path(), "127.0.0.1".parse().unwrap(), &shim).unwrap();
         let routes: Routes =
             serde_json::from_slice(&fs::read(folder.path().join(server::ROUTES)).unwrap()).unwrap();

@@ -30,7 +30,7 @@ const REQUEST_LIMIT: u64 = 16 * 1024;
 const IDLE: Duration = Duration::from_secs(30);
 
 /// How long [`Answer::Silence`] keeps a connection: longer than any client's patience.
-const SILENCE: Duration = Duration::from_secs(900);
+const SILENCE: Duration = Duration::from_mins(15);
 
 /// Answers on `address` until the process is killed. One line per request goes to standard error.
 ///
@@ -60,7 +60,7 @@ pub fn serve(folder: &Path, address: IpAddr) -> Result<()> {
             .with_context(|| format!("cannot listen on {address}:{port}"))?;
         let (site, tls) = (Arc::clone(&site), tls.cloned());
         listeners.push(thread::spawn(move || {
-            listen(&listener, &site, tls.as_ref())
+            listen(&listener, &site, tls.as_ref());
         }));
     }
     fs::write(folder.join(READY), "")?;
@@ -151,4 +151,73 @@ fn request(stream: &mut impl Read) -> Result<String> {
     Ok(target
         .with_context(|| format!("{first:?} is no HTTP"))?
         .to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A client that has said its request and keeps what it is told.
+    struct Client(io::Cursor<Vec<u8>>, Vec<u8>);
+
+    impl Read for Client {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            self.0.read(buffer)
+        }
+    }
+
+    impl Write for Client {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.1.write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn every_answer_is_what_the_table_says() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("file"), "1234").unwrap();
+        let file = || "file".to_owned();
+        let routes = Routes::from([
+            ("/file".to_owned(), Answer::File(file())),
+            ("/signed".to_owned(), Answer::SignedFile(file())),
+            ("/half".to_owned(), Answer::HalfFile(file())),
+            (
+                "/away".to_owned(),
+                Answer::Redirect("https://b/?c".to_owned()),
+            ),
+            ("/broken".to_owned(), Answer::Status(503)),
+        ]);
+        let site = (folder.path().to_owned(), routes);
+        for (target, status, header, body) in [
+            ("/file", "200", "Content-Length: 4", "1234"),
+            ("/file?any=thing", "200", "Content-Length: 4", "1234"),
+            ("/signed", "403", "Content-Length: 0", ""),
+            (
+                &format!("/signed?{SIGNED}"),
+                "200",
+                "Content-Length: 4",
+                "1234",
+            ),
+            ("/half", "200", "Content-Length: 4", "12"),
+            ("/away", "302", "Location: https://b/?c", ""),
+            ("/broken", "503", "Content-Length: 0", ""),
+            ("/../etc/passwd", "404", "Content-Length: 0", ""),
+        ] {
+            let request = format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n");
+            let mut client = Client(io::Cursor::new(request.into_bytes()), Vec::new());
+            answer(&mut client, &site).unwrap();
+            let text = String::from_utf8(client.1).unwrap();
+            let (head, told) = text.split_once("\r\n\r\n").unwrap();
+            assert!(
+                head.starts_with(&format!("HTTP/1.1 {status} ")),
+                "{target}: {head}"
+            );
+            assert!(head.contains(header), "{target}: {head}");
+            assert_eq!(told, body, "{target}");
+        }
+    }
 }
