@@ -56,11 +56,21 @@ impl Parts {
     }
 }
 
+/// `cargo xtask image`: builds both and says where they are.
+///
+/// # Errors
+/// As [`farrier`].
+pub fn show(progress: &Progress) -> Result<()> {
+    let (binary, image) = farrier(progress)?;
+    progress.line(&format!("{}\n{}", binary.display(), image.display()));
+    Ok(())
+}
+
 /// Farrier's binary and the docker-archive of its image.
 ///
 /// # Errors
 /// When cargo fails, or the binary isn't static, or the image is too large.
-pub fn farrier(progress: &Progress) -> Result<(PathBuf, PathBuf)> {
+fn farrier(progress: &Progress) -> Result<(PathBuf, PathBuf)> {
     progress.step("building farrier and its image", || {
         process::run(
             cargo::command(&["build", "--release", "--locked", "--bin", "farrier"])

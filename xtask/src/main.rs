@@ -1,28 +1,36 @@
 //! `cargo xtask`: builds, demonstrates and tests Farrier on a real cluster on this machine. Parses and dispatches, no more.
 
-use std::net::IpAddr;
-use std::path::PathBuf;
-
-use clap::{Parser, Subcommand};
-
 mod archive;
 mod artifacts;
 mod cache;
 mod cargo;
 mod cluster;
+mod cluster_command;
 mod demo;
 mod digest;
 mod generate;
 mod image;
 mod interrupt;
+mod preflight;
 mod process;
 mod progress;
 mod shim;
 mod test;
 mod tools;
 
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use self::cache::Cache;
+use self::progress::Progress;
+
 /// Builds, demonstrates and tests Farrier on a real cluster on this machine.
 #[derive(Debug, Parser)]
+#[command(bin_name = "cargo xtask", max_term_width = 120)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -44,24 +52,69 @@ enum Command {
     Image,
     /// Compare the dependencies with the advisories of rustsec.org.
     Advisories,
-    /// Serve what `artifacts` prepared in a folder.
+    /// A Kubernetes cluster on this machine, without containers.
+    Cluster(cluster_command::ClusterCommand),
+    /// Starts a node's process 1; `cluster up` calls this.
+    #[command(name = cluster::boot::LAUNCH, hide = true)]
+    NodeLaunch {
+        name: String,
+        netns: String,
+        root: PathBuf,
+        console: PathBuf,
+    },
+    /// Becomes a node's process 1; `node-launch` calls this.
+    #[command(name = cluster::boot::INIT, hide = true)]
+    NodeInit { name: String, root: PathBuf },
+    /// Serves the folder that `demo` or `test` prepared; they call this.
     #[command(hide = true)]
     ServeArtifacts { folder: PathBuf, address: IpAddr },
 }
 
-fn main() -> anyhow::Result<()> {
-    let Cli { command } = Cli::parse();
-    interrupt::listen()?;
-    let progress = progress::Progress::default();
-    let cache = cache::Cache::open()?;
-    match command {
-        Command::Demo(options) => demo::run(&options, &cache, &progress),
-        Command::Test(options) => test::run(&options, &cache, &progress),
-        Command::Generate { check } => generate::generate(check, &cache, &progress),
-        Command::Image => {
-            image::farrier(&progress).map(|(_, image)| progress.line(&image.display().to_string()))
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
         }
-        Command::Advisories => test::advisories(&cache, &progress),
-        Command::ServeArtifacts { folder, address } => artifacts::serve(&folder, address),
     }
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    match command {
+        // These two change the process that they run in, which must have no other thread: no signal is listened for.
+        Command::NodeLaunch {
+            name,
+            netns,
+            root,
+            console,
+        } => cluster_command::launch(&name, &netns, &root, &console),
+        Command::NodeInit { name, root } => {
+            cluster::boot::init(&name, &root).map(|()| ExitCode::SUCCESS)
+        }
+        Command::ServeArtifacts { folder, address } => {
+            artifacts::serve(&folder, address).map(|()| ExitCode::SUCCESS)
+        }
+        Command::Cluster(command) => interrupt::listen().and_then(|()| command.run()),
+        Command::Demo(options) => {
+            on_this_machine(|cache, progress| demo::run(&options, cache, progress))
+        }
+        Command::Test(options) => {
+            on_this_machine(|cache, progress| test::run(&options, cache, progress))
+        }
+        Command::Generate { check } => {
+            on_this_machine(|cache, progress| generate::generate(check, cache, progress))
+        }
+        Command::Image => on_this_machine(|_, progress| image::show(progress)),
+        Command::Advisories => on_this_machine(test::advisories),
+    }
+}
+
+/// Runs `work` on a machine that has all that it takes, and cleans up after it when a signal comes.
+fn on_this_machine(work: impl FnOnce(&Cache, &Progress) -> Result<()>) -> Result<ExitCode> {
+    interrupt::listen()?;
+    let progress = Progress::default();
+    preflight::ensure(&progress)?;
+    work(&Cache::open()?, &progress)?;
+    Ok(ExitCode::SUCCESS)
 }
