@@ -53,6 +53,9 @@ const DEAD_WEIGHT: [&str; 6] = [
     "var/lib/apt/lists",
 ];
 
+/// Units that would change the kernel under this machine, which nodes share with it.
+const MASKED: [&str; 2] = ["systemd-modules-load.service", "systemd-sysctl.service"];
+
 /// The file system that all nodes start from.
 ///
 /// # Errors
@@ -183,7 +186,11 @@ pub fn create(state: &State, node: &NodeState, number: u8, parts: &Parts<'_>) ->
     for (path, content) in files(state, node, number) {
         write(&root.join(path), &content)?;
     }
-    let wanted = root.join("etc/systemd/system/multi-user.target.wants");
+    let units = root.join("etc/systemd/system");
+    for unit in MASKED {
+        symlink("/dev/null", units.join(unit))?;
+    }
+    let wanted = units.join("multi-user.target.wants");
     for unit in ["containerd", "pause-image", "cluster-ip", "kubelet"] {
         let unit = format!("{unit}.service");
         symlink(format!("../{unit}"), wanted.join(unit))?;

@@ -92,6 +92,8 @@ fn kill_processes(index: u8) -> Result<()> {
                 }
             }
         }
+        // A process leaves its namespaces first, and its children die after it.
+        alive |= !processes_in(&prefix).is_empty();
         Ok((!alive).then_some(()))
     })
 }
@@ -126,7 +128,8 @@ fn mounts_below(mountinfo: &str, folder: &Path) -> Vec<String> {
         .collect()
 }
 
-/// Processes in a cgroup whose name starts with `prefix`, from `/proc/PID/cgroup`. Zombies have no cgroup of their own any more.
+/// Processes in a cgroup whose name starts with `prefix`, from `/proc/PID/cgroup`. A zombie is its parent's to wait for and holds
+/// nothing any more.
 fn processes_in(prefix: &str) -> Vec<String> {
     let needle = format!(":/{prefix}");
     fs::read_dir("/proc")
@@ -134,11 +137,17 @@ fn processes_in(prefix: &str) -> Vec<String> {
         .flatten()
         .flatten()
         .filter(|entry| {
-            fs::read_to_string(entry.path().join("cgroup"))
-                .is_ok_and(|cgroups| cgroups.contains(&needle))
+            let read = |file: &str| fs::read_to_string(entry.path().join(file)).unwrap_or_default();
+            read("cgroup").contains(&needle) && !is_zombie(&read("stat"))
         })
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
         .collect()
+}
+
+/// Whether the state in `/proc/PID/stat` is that of a zombie (proc_pid_stat(5)); the name before it may hold parentheses.
+fn is_zombie(stat: &str) -> bool {
+    stat.rsplit_once(") ")
+        .is_some_and(|(_, rest)| rest.starts_with('Z'))
 }
 
 #[cfg(test)]
@@ -154,6 +163,12 @@ mod tests {
             mounts_below(mountinfo, Path::new("/cache/clusters/dev")),
             ["/cache/clusters/dev/nodes/n1"]
         );
+    }
+
+    #[test]
+    fn a_zombie_is_told_by_its_state() {
+        assert!(is_zombie("7 (a) S) Z 1 7"));
+        assert!(!is_zombie("7 (a) Z) S 1 7"));
     }
 
     #[test]
