@@ -1,1 +1,5 @@
-//! To be built.
+//! x
+pub mod cri;
+pub mod exec;
+pub mod host;
+pub mod systemd;
