@@ -32,7 +32,9 @@ pub enum Error {
         words: String,
     },
     /// containerd runs without its CRI plugin; that does not heal.
-    #[error("containerd runs, but its CRI plugin does not: {words}; see `ctr plugins ls` on the node")]
+    #[error(
+        "containerd runs, but its CRI plugin does not: {words}; see `ctr plugins ls` on the node"
+    )]
     Unimplemented {
         /// What containerd says.
         words: String,
@@ -93,7 +95,10 @@ pub async fn served(host: &HostRoot, socket: &str) -> Result<Served, Error> {
     // On 1.x this text holds registry passwords: it is never logged.
     let config = status.info.get("config").map_or("", String::as_str);
     let config: Config = serde_json::from_str(config).map_err(|error| Error::Unreadable {
-        words: format!("a status without a readable configuration ({})", fault(&error)),
+        words: format!(
+            "a status without a readable configuration ({})",
+            fault(&error)
+        ),
     })?;
     Ok(Served {
         ready,

@@ -190,9 +190,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_failing_program_is_quoted_by_its_last_words() {
-        let error = shell("echo one >&2; echo two >&2; exit 3", Duration::from_secs(10))
-            .await
-            .unwrap_err();
+        let error = shell(
+            "echo one >&2; echo two >&2; exit 3",
+            Duration::from_secs(10),
+        )
+        .await
+        .unwrap_err();
         assert_eq!(error.to_string(), "/bin/sh of the host failed: two");
     }
 
@@ -205,6 +208,9 @@ mod tests {
         let error = shell("exec head -c 9000000 /dev/zero", Duration::from_secs(20))
             .await
             .unwrap_err();
-        assert!(matches!(error, Error::TooMuch { .. } | Error::Start { .. } | Error::Failed { .. }));
+        assert!(matches!(
+            error,
+            Error::TooMuch { .. } | Error::Start { .. } | Error::Failed { .. }
+        ));
     }
 }

@@ -137,15 +137,6 @@ impl HostRoot {
         self.path == Path::new("/")
     }
 
-    /// Device and inode of the root folder: tells processes of this host from those in containers.
-    ///
-    /// # Errors
-    /// When the root can't be looked at any more.
-    pub fn identity(&self) -> Result<(u64, u64)> {
-        let metadata = self.root.metadata().map_err(failed_io("look at", "/"))?;
-        Ok((metadata.dev(), metadata.ino()))
-    }
-
     fn open_at(&self, path: &str, flags: OFlag) -> std::result::Result<OwnedFd, Errno> {
         // RESOLVE_IN_ROOT turns an absolute path into one below the root.
         let how = OpenHow::new()
@@ -299,32 +290,50 @@ impl HostRoot {
         Ok((fd, own))
     }
 
-    /// Makes a folder and its parents; returns those that were made, outermost first.
-    ///
-    /// # Errors
-    /// When one can't be made.
-    pub fn create_folders(&self, path: &str) -> Result<Vec<String>> {
-        let mut made = Vec::new();
+    /// The folder `path` and those of its parents that are not there, outermost first.
+    #[must_use]
+    pub fn missing_folders(&self, path: &str) -> Vec<String> {
         let mut folder = String::new();
+        let mut missing = Vec::new();
         for part in path.split('/').filter(|part| !part.is_empty()) {
             folder = format!("{folder}/{part}");
             if self
                 .open_at(&folder, OFlag::O_PATH | OFlag::O_DIRECTORY)
-                .is_ok()
+                .is_err()
             {
-                continue;
+                missing.push(folder.clone());
             }
-            let entry = self.entry(&folder)?;
-            mkdirat(
-                &entry.folder,
-                entry.name.as_str(),
-                Mode::from_bits_truncate(0o755),
-            )
-            .map_err(failed("make the folder", &folder))?;
-            entry.sync()?;
-            made.push(folder.clone());
         }
-        Ok(made)
+        missing
+    }
+
+    /// Makes a folder, whose parent is there; one that is there already is fine.
+    ///
+    /// # Errors
+    /// When it can't be made.
+    pub fn create_folder(&self, path: &str) -> Result<()> {
+        let entry = self.entry(path)?;
+        match mkdirat(
+            &entry.folder,
+            entry.name.as_str(),
+            Mode::from_bits_truncate(0o755),
+        ) {
+            Ok(()) => entry.sync(),
+            Err(Errno::EEXIST) => Ok(()),
+            Err(errno) => Err(failed("make the folder", path)(errno)),
+        }
+    }
+
+    /// Whether the process `pid` of this host's `/proc` has this root: one in a container has its own.
+    #[must_use]
+    pub fn is_root_of(&self, pid: u32) -> bool {
+        // The kernel keeps `/proc/PID/root` out of every bounded resolution; only identities are compared here.
+        let theirs = std::fs::metadata(self.path.join(format!("proc/{pid}/root")));
+        theirs.is_ok_and(|theirs| {
+            self.root
+                .metadata()
+                .is_ok_and(|ours| (ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino()))
+        })
     }
 
     /// Replaces the file at `path`, or makes it, in one step that a crash can't halve. The new file has the owner and mode of the
@@ -554,7 +563,11 @@ mod tests {
             host.read_text("/link/machine-id", 100).unwrap().as_deref(),
             Some("of the host")
         );
-        assert!(host.read("/../../../etc/passwd", 1 << 20).unwrap().is_none());
+        assert!(
+            host.read("/../../../etc/passwd", 1 << 20)
+                .unwrap()
+                .is_none()
+        );
     }
 
     #[test]
@@ -563,7 +576,11 @@ mod tests {
         let real = folder.path().join("etc/real.toml");
         std::fs::write(&real, "old").unwrap();
         std::fs::set_permissions(&real, std::fs::Permissions::from_mode(0o640)).unwrap();
-        symlink("../real.toml", folder.path().join("etc/containerd/config.toml")).unwrap();
+        symlink(
+            "../real.toml",
+            folder.path().join("etc/containerd/config.toml"),
+        )
+        .unwrap();
         host.replace(
             "/etc/containerd/config.toml",
             b"new",
@@ -584,7 +601,12 @@ mod tests {
     fn a_file_that_changed_since_it_was_read_is_left_alone() {
         let (folder, host) = host();
         std::fs::write(folder.path().join("etc/a"), "theirs").unwrap();
-        let result = host.replace("/etc/a", b"ours", text_digest(Some("read")).as_deref(), 0o644);
+        let result = host.replace(
+            "/etc/a",
+            b"ours",
+            text_digest(Some("read")).as_deref(),
+            0o644,
+        );
         assert!(matches!(result, Err(Error::Changed { .. })));
         assert!(matches!(
             host.replace("/etc/a", b"ours", None, 0o644),
@@ -623,10 +645,11 @@ mod tests {
     #[test]
     fn folders_are_removed_only_when_empty_and_made_ones_are_told() {
         let (folder, host) = host();
-        assert_eq!(
-            host.create_folders("/etc/one/two").unwrap(),
-            ["/etc/one", "/etc/one/two"]
-        );
+        let missing = host.missing_folders("/etc/one/two");
+        assert_eq!(missing, ["/etc/one", "/etc/one/two"]);
+        for path in &missing {
+            host.create_folder(path).unwrap();
+        }
         std::fs::write(folder.path().join("etc/one/file"), "").unwrap();
         assert!(host.remove_folder("/etc/one/two").unwrap());
         assert!(!host.remove_folder("/etc/one").unwrap());

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use zbus::proxy::CacheProperties;
-use zbus::zvariant::OwnedObjectPath;
-use zbus::{Connection, Proxy};
+
+use zbus::{Connection, OwnedObjectPath, Proxy};
 
 use super::host::HostRoot;
 
@@ -28,7 +28,9 @@ pub const RESTART_LIMIT: Duration = Duration::from_secs(200);
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is no bus.
-    #[error("can't reach systemd at {BUS} of the host: {source}; see that dbus is installed and running there")]
+    #[error(
+        "can't reach systemd at {BUS} of the host: {source}; see that dbus is installed and running there"
+    )]
     Connect {
         /// What the system says.
         #[source]
@@ -56,7 +58,9 @@ pub enum Error {
         limit: Duration,
     },
     /// The job ended otherwise.
-    #[error("systemd's job to restart {unit} ended as {result:?} and the unit is {state:?}; see `journalctl -u {unit}` on the node")]
+    #[error(
+        "systemd's job to restart {unit} ended as {result:?} and the unit is {state:?}; see `journalctl -u {unit}` on the node"
+    )]
     Job {
         /// The unit.
         unit: String,
@@ -90,7 +94,11 @@ impl Systemd {
         Ok(Self { connection })
     }
 
-    async fn proxy(&self, path: OwnedObjectPath, interface: &'static str) -> zbus::Result<Proxy<'_>> {
+    async fn proxy(
+        &self,
+        path: OwnedObjectPath,
+        interface: &'static str,
+    ) -> zbus::Result<Proxy<'_>> {
         // No cache: a state is asked for when it is needed, and no signal of every property change comes in.
         zbus::proxy::Builder::new(&self.connection)
             .destination(DESTINATION)
@@ -106,7 +114,12 @@ impl Systemd {
         self.proxy(path, "org.freedesktop.systemd1.Manager").await
     }
 
-    async fn property(&self, unit: &str, interface: &'static str, name: &str) -> zbus::Result<String> {
+    async fn property(
+        &self,
+        unit: &str,
+        interface: &'static str,
+        name: &str,
+    ) -> zbus::Result<String> {
         let path: OwnedObjectPath = self.manager().await?.call("LoadUnit", &(unit,)).await?;
         self.proxy(path, interface).await?.get_property(name).await
     }
@@ -160,7 +173,8 @@ impl Systemd {
         let job: OwnedObjectPath = manager.call("RestartUnit", &(unit, "replace")).await?;
         while let Some(message) = removed.next().await {
             let body = message.body();
-            let (_, path, _, result): (u32, OwnedObjectPath, String, String) = body.deserialize()?;
+            let (_, path, _, result): (u32, OwnedObjectPath, String, String) =
+                body.deserialize()?;
             if path == job {
                 return Ok(result);
             }
