@@ -34,6 +34,8 @@ pub fn output(command: &mut Command) -> Result<Output> {
         .wait_with_output()
         .with_context(|| format!("cannot wait for {}", program(command)));
     drop(tracked);
+    // Killed by our own teardown, it tells nothing.
+    drop(interrupt::pass());
     output
 }
 
