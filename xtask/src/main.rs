@@ -4,6 +4,7 @@ mod archive;
 mod cache;
 mod cluster;
 mod cluster_command;
+mod digest;
 mod interrupt;
 mod preflight;
 mod process;
