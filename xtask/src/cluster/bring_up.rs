@@ -3,7 +3,6 @@
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::thread;
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -34,9 +33,13 @@ pub fn up(cache: &Cache, spec: &Spec, progress: &Progress) -> Result<Cluster> {
     preflight::ensure(progress)?;
     let parts = Parts::make(cache, spec, progress)?;
     let mut cluster = claim(cache, spec, &parts, progress)?;
-    cluster
-        .bring_up(&parts, progress)
-        .with_context(|| format!("cluster {} did not come up", spec.name))?;
+    cluster.bring_up(&parts, progress).with_context(|| {
+        format!(
+            "cluster {} did not come up (its logs: {})",
+            spec.name,
+            logs(cache, &spec.name).display()
+        )
+    })?;
     Ok(cluster)
 }
 
@@ -58,8 +61,7 @@ impl Parts {
         let asset = |name: &str| {
             assets
                 .as_ref()
-                .map(|folder| folder.join(name))
-                .filter(|program| program.is_file())
+                .and_then(|folder| folder.join(name).canonicalize().ok())
         };
         let etcd = match asset("etcd") {
             Some(etcd) => etcd,
@@ -254,13 +256,9 @@ impl Cluster {
             "--user=kube-apiserver",
         ])?;
         on_every_node(&self.state, |node| {
-            let object = format!("node/{}", node.name);
-            self.kubectl(&["wait", "--for=create", &object, NODE_PATIENCE])
-                .and_then(|_| {
-                    self.kubectl(&["wait", "--for=condition=Ready", &object, NODE_PATIENCE])
-                })
-                .with_context(|| format!("node {} did not become Ready", node.name))?;
-            self.follow_journal(node)
+            let ready = self.await_node(node);
+            self.keep_journal(node, ready.is_ok())?;
+            ready
         })?;
         // Without it the API server takes no pod.
         self.kubectl(&[
@@ -272,16 +270,26 @@ impl Cluster {
         Ok(())
     }
 
-    /// Copies the node's journal, which goes with the node, to the logs.
-    fn follow_journal(&self, node: &NodeState) -> Result<()> {
-        let words = [
-            "journalctl",
-            "--follow",
-            "--lines=all",
-            "--output=short-precise",
-        ];
-        let mut command: Command = node_command(node, &words)?;
+    fn await_node(&self, node: &NodeState) -> Result<()> {
+        let object = format!("node/{}", node.name);
+        ["--for=create", "--for=condition=Ready"]
+            .iter()
+            .try_for_each(|condition| {
+                self.kubectl(&["wait", condition, &object, NODE_PATIENCE])
+                    .map(drop)
+            })
+            .with_context(|| format!("node {} did not become Ready", node.name))
+    }
+
+    /// Copies the node's journal, which goes with the node, to the logs: from now on where it runs, or as it is.
+    fn keep_journal(&self, node: &NodeState, runs: bool) -> Result<()> {
+        let mut words = vec!["journalctl", "--no-pager", "--output=short-precise"];
         let log = self.state.logs.join(format!("{}-journal.log", node.name));
-        process::start(&mut command, &log).map(drop)
+        if runs {
+            words.extend(["--follow", "--lines=all"]);
+            return process::start(&mut node_command(node, &words)?, &log).map(drop);
+        }
+        let journal = self.exec(&node.name, &words)?;
+        fs::write(&log, journal.stdout).with_context(|| format!("cannot write {}", log.display()))
     }
 }

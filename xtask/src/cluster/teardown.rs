@@ -131,7 +131,8 @@ fn mounts_below(mountinfo: &str, folder: &Path) -> Vec<String> {
 /// Processes in a cgroup whose name starts with `prefix`, from `/proc/PID/cgroup`. A zombie is its parent's to wait for and holds
 /// nothing any more.
 fn processes_in(prefix: &str) -> Vec<String> {
-    let needle = format!(":/{prefix}");
+    // In a container the trees' roots have a path of their own before it.
+    let needle = format!("/{prefix}");
     fs::read_dir("/proc")
         .into_iter()
         .flatten()
