@@ -8,10 +8,10 @@ use std::thread;
 use anyhow::{Context as _, Result, anyhow, bail};
 
 use super::cgroups::Layout;
-use super::state::{Binaries, NodeState, Owner, State};
+use super::state::{Binaries, FILE, NodeState, Owner, State, boot_id};
 use super::{
     CLUSTERS, Cluster, LOGS, Spec, boot, control_plane, folder, host, logs, names, network,
-    node_command, on_every_node, pause, register, rootfs, teardown,
+    node_command, on_every_node, pause, register, rootfs,
 };
 use crate::cache::{Cache, remove_tree};
 use crate::preflight;
@@ -130,7 +130,7 @@ fn sweep(cache: &Cache, wanted: &str, progress: &Progress) -> Result<()> {
         .flatten()
         .flatten()
     {
-        if State::read(&entry.path()).is_none() {
+        if !entry.path().join(FILE).exists() {
             remove_tree(&entry.path())?;
         }
     }
@@ -147,12 +147,13 @@ fn sweep(cache: &Cache, wanted: &str, progress: &Progress) -> Result<()> {
                     "cluster {name} is up already: `cargo xtask cluster down --name {name}` takes it down"
                 );
             }
-            Owner::Nobody if name != wanted => {}
             Owner::Lives(_) => {}
-            Owner::Nobody | Owner::Died => progress
-                .step(format!("cleaning up what cluster {name} left"), || {
-                    teardown::tear_down(cluster.state.index, &cluster.folder, &logs(cache, &name))
-                })?,
+            Owner::Nobody if cluster.stands() => {}
+            Owner::Nobody | Owner::Died => {
+                progress.step(format!("cleaning up what cluster {name} left"), || {
+                    cluster.tear_down()
+                })?;
+            }
         }
     }
     Ok(())
@@ -174,7 +175,10 @@ fn state(spec: &Spec, parts: &Parts, index: u8, folder: &Path) -> Result<State> 
         })
         .collect();
     if folder.exists() {
-        bail!("{} is in the way: remove it", folder.display());
+        bail!(
+            "{} holds a cluster of another release of xtask: take it down with that one",
+            folder.display()
+        );
     }
     Ok(State {
         name: spec.name.clone(),
@@ -184,6 +188,7 @@ fn state(spec: &Spec, parts: &Parts, index: u8, folder: &Path) -> Result<State> 
         helm: parts.helm.clone(),
         owner_pid: None,
         owner_start: None,
+        boot_id: boot_id()?,
         nodes,
         control_plane_netns: names::control_plane_netns(index),
         control_plane_ip: names::control_plane_ip(index),
