@@ -117,7 +117,10 @@ pub fn remove_folder(folder: &Path, logs: &Path) -> Result<()> {
         }
         fs::rename(from, logs)?;
     }
-    remove_tree(folder)
+    // The copying of a node's file system outlives the run that was killed in the midst of it, for a moment.
+    process::wait_until(&format!("removing {}", folder.display()), PATIENCE, || {
+        Ok(remove_tree(folder).ok().filter(|()| !folder.exists()))
+    })
 }
 
 /// Mount points in or under `folder`, from `/proc/self/mountinfo`.
