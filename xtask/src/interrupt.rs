@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::process::{Child, Command, exit};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -80,18 +80,23 @@ pub fn wait_for_signal() -> ! {
     }
 }
 
-/// Starts a process, unless this one is on its way out: then the calling thread stops here.
+/// Goes on, unless this process is on its way out: then the calling thread stops here for good, and the teardown has the last word.
+pub fn pass() -> Option<RwLockReadGuard<'static, ()>> {
+    (!MAY_PASS.get()).then(|| GATE.read().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// Starts a process; see [`pass`].
 ///
 /// # Errors
 /// When the program can't be started.
 pub fn spawn(command: &mut Command) -> io::Result<Child> {
-    let _gate = (!MAY_PASS.get()).then(|| GATE.read().unwrap_or_else(PoisonError::into_inner));
+    let _gate = pass();
     command.spawn()
 }
 
 /// Starts a process that a signal ends together with its children. It must lead a process group of its own.
 pub(crate) fn spawn_tracked(command: &mut Command) -> io::Result<(Child, Tracked)> {
-    let _gate = (!MAY_PASS.get()).then(|| GATE.read().unwrap_or_else(PoisonError::into_inner));
+    let _gate = pass();
     let child = command.spawn()?;
     lock(&RUNNING).insert(child.id());
     let tracked = Tracked(child.id());
@@ -139,6 +144,6 @@ fn end_running() {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

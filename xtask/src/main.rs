@@ -71,7 +71,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    match run(Cli::parse().command) {
+    let result = run(Cli::parse().command);
+    drop(interrupt::pass());
+    match result {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");

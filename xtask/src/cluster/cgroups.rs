@@ -57,7 +57,7 @@ impl Layout {
         Self::from_mountinfo(&mounts)
     }
 
-    /// Reads the layout off `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
+    /// Reads the layout off `/proc/self/mountinfo` (`proc_pid_mountinfo(5)`).
     ///
     /// # Errors
     /// When no cgroups are mounted, or of version 1 those of systemd are missing.
@@ -307,11 +307,11 @@ mod tests {
 
     #[test]
     fn a_host_of_version_1_has_no_unified_tree() {
-        let mounts: String = HYBRID
+        let mounts: Vec<&str> = HYBRID
             .lines()
             .filter(|line| !line.contains("cgroup2"))
-            .map(|line| format!("{line}\n"))
             .collect();
+        let mounts = mounts.join("\n");
         assert_eq!(
             Layout::from_mountinfo(&mounts).unwrap(),
             Layout::Legacy {

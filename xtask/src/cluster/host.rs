@@ -13,7 +13,7 @@ use crate::process;
 /// Folder of the lock and the saved settings: gone after a reboot, as are the clusters and the settings themselves.
 const FOLDER: &str = "/run/farrier-xtask";
 
-/// What a kubelet without `protectKernelDefaults` sets for the whole machine (pkg/kubelet/cm/container_manager_linux.go,
+/// What a kubelet without `protectKernelDefaults` sets for the whole machine (`pkg/kubelet/cm/container_manager_linux.go`,
 /// `setupKernelTunables`, Kubernetes 1.34).
 const KUBELET_SETTINGS: [&str; 6] = [
     "kernel/keys/root_maxbytes",
@@ -25,7 +25,7 @@ const KUBELET_SETTINGS: [&str; 6] = [
 ];
 
 /// Another run holds the lock while it cleans up what a third one left: seconds per cluster.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// Waits for the lock under which clusters come and go on this machine; dropping the file gives it back.
 ///

@@ -261,9 +261,10 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        if self.registration.take().is_none() {
+        if self.registration.is_none() {
             return;
         }
+        // A signal may come meanwhile: the registration goes last.
         let result = host::lock().and_then(|_lock| self.tear_down());
         if let Err(error) = result {
             eprintln!("{error:#}");

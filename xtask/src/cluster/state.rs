@@ -158,7 +158,7 @@ fn start_of(pid: u32) -> Option<u64> {
     start_time(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
-/// Field 22 of `/proc/PID/stat` (proc_pid_stat(5)); the program's name before it may hold spaces and parentheses.
+/// Field 22 of `/proc/PID/stat` (`proc_pid_stat(5)`); the program's name before it may hold spaces and parentheses.
 fn start_time(stat: &str) -> Option<u64> {
     let (_, after_name) = stat.rsplit_once(") ")?;
     after_name.split(' ').nth(19)?.parse().ok()

@@ -144,7 +144,7 @@ fn processes_in(prefix: &str) -> Vec<String> {
         .collect()
 }
 
-/// Whether the state in `/proc/PID/stat` is that of a zombie (proc_pid_stat(5)); the name before it may hold parentheses.
+/// Whether the state in `/proc/PID/stat` is that of a zombie (`proc_pid_stat(5)`); the name before it may hold parentheses.
 fn is_zombie(stat: &str) -> bool {
     stat.rsplit_once(") ")
         .is_some_and(|(_, rest)| rest.starts_with('Z'))
