@@ -2,44 +2,14 @@
 //!
 //! Nothing here knows what should stand in a file; it reads, and it tells which bytes a handler takes up.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use toml_edit::{InlineTable, Item, Key, Table, TableLike, Value as Toml};
 
+use super::notation::MARK;
+use super::tree::{Tree, tree_of_table};
 use super::{DeclaredHandler, Error, PluginId, TEXT_LIMIT, Value};
-
-/// Every comment of ours begins with this; it says whose the line below is.
-pub(super) const MARK: &str = "# farrier:";
-
-/// Comment above each handler.
-pub(super) const HANDLER_MARK: &str = "# farrier: managed handler; change its Shim instead";
-
-/// Comment above the first handler where the text before it had no line end of its own.
-pub(super) const JOINED_MARK: &str =
-    "# farrier: managed handler; change its Shim instead (the line above had no line end)";
-
-/// Comment above the `runc` that containerd 1.x needs beside other handlers.
-pub(super) const RUNC_MARK: &str =
-    "# farrier: containerd's default runtime, which other handlers would hide";
-
-/// Comment above a `version` that a file had to be given.
-pub(super) const VERSION_MARK: &str = "# farrier: the schema of the managed handlers";
-
-/// Comment above the `version` of a file that was not there before.
-pub(super) const CREATED_MARK: &str =
-    "# farrier: this file is managed and leaves with its last handler";
-
-/// Values without their notation: equal where a TOML reader sees no difference.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Tree {
-    /// A table of any notation.
-    Table(BTreeMap<String, Tree>),
-    /// An array, of tables too.
-    Array(Vec<Tree>),
-    /// Anything else, with its type.
-    Leaf(String),
-}
 
 /// The text of a file and its parsed form.
 pub(super) struct Document<'a> {
@@ -181,23 +151,32 @@ impl<'a> Document<'a> {
         Some((start..self.line(item.span()?).end, mark))
     }
 
-    /// The bytes that the handler takes up, our comments above it included; empty where it isn't declared.
-    pub(super) fn extent(&self, plugin: PluginId, name: &str) -> Vec<Range<usize>> {
-        let [plugins, key, containerd, runtimes] = plugin.runtimes();
-        let path = [plugins, key, containerd, runtimes, name];
+    /// The bytes that the handlers take up, our comments above them included, in order.
+    ///
+    /// All of them at once: which comma goes with an entry between braces depends on what else goes.
+    pub(super) fn extents(&self, plugin: PluginId, names: &BTreeSet<&str>) -> Vec<Range<usize>> {
+        let path = plugin.runtimes();
         let mut ranges = Vec::new();
-        match self.holder(&path) {
+        match self.holder(&[path.as_slice(), &[""]].concat()) {
             Holder::Braces(braces, depth) => {
-                entries_of(braces, &path[depth..], &mut ranges, self.text)
+                let goes = |keys: &[&str]| {
+                    keys.strip_prefix(&path[depth..])
+                        .and_then(<[&str]>::first)
+                        .is_some_and(|name| names.contains(name))
+                };
+                entries_of(braces, goes, &mut ranges, self.text);
             }
             Holder::Headers => {
-                if let Some(parent) = self.table(&path[..4])
-                    && let Some((key, item)) = parent.get_key_value(name)
-                {
-                    self.lines_of(key, item, &mut ranges);
+                if let Some(runtimes) = self.table(&path) {
+                    for name in names {
+                        if let Some((key, item)) = runtimes.get_key_value(name) {
+                            self.lines_of(key, item, &mut ranges);
+                        }
+                    }
                 }
             }
         }
+        ranges.sort_by_key(|range| range.start);
         ranges
     }
 
@@ -263,7 +242,7 @@ impl<'a> Document<'a> {
                     && let Some(span) = table.span()
                 {
                     let mut lines = self.line(span);
-                    while let Some((start, _)) = self.mark_above(lines.start) {
+                    if let Some((start, _)) = self.mark_above(lines.start) {
                         lines.start = start;
                     }
                     ranges.push(lines);
@@ -361,8 +340,13 @@ fn value(item: &Item) -> Option<Value> {
         .or_else(|| item.as_str().map(|text| Value::String(text.to_owned())))
 }
 
-/// The entries of `braces` below `path`, each with the comma that binds it to its neighbours.
-fn entries_of(braces: &InlineTable, path: &[&str], ranges: &mut Vec<Range<usize>>, text: &str) {
+/// The entries of `braces` that go, each with the comma that binds it to its neighbours.
+fn entries_of(
+    braces: &InlineTable,
+    goes: impl Fn(&[&str]) -> bool,
+    ranges: &mut Vec<Range<usize>>,
+    text: &str,
+) {
     let mut entries = Vec::new();
     leaves(braces, &mut Vec::new(), &mut entries);
     entries.sort_by_key(|(_, span)| span.start);
@@ -374,7 +358,7 @@ fn entries_of(braces: &InlineTable, path: &[&str], ranges: &mut Vec<Range<usize>
         .and_then(|(key, _)| key.span())
         .map(|span| span.start);
     for (index, (keys, span)) in entries.iter().enumerate() {
-        if !keys.starts_with(path) {
+        if !goes(keys) {
             kept = Some(span.end);
             continue;
         }
@@ -408,37 +392,5 @@ pub(super) fn leaves<'a>(
             value => entries.extend(value.span().map(|span| (path.clone(), span))),
         }
         path.pop();
-    }
-}
-
-fn tree_of_table(table: &dyn TableLike) -> Tree {
-    Tree::Table(
-        table
-            .iter()
-            .map(|(key, item)| (key.to_owned(), tree_of_item(item)))
-            .collect(),
-    )
-}
-
-fn tree_of_item(item: &Item) -> Tree {
-    match item {
-        Item::None => Tree::Leaf(String::new()),
-        Item::Value(value) => tree_of_value(value),
-        Item::Table(table) => tree_of_table(table),
-        Item::ArrayOfTables(tables) => {
-            Tree::Array(tables.iter().map(|table| tree_of_table(table)).collect())
-        }
-    }
-}
-
-fn tree_of_value(value: &Toml) -> Tree {
-    match value {
-        Toml::String(text) => Tree::Leaf(format!("string {}", text.value())),
-        Toml::Integer(number) => Tree::Leaf(format!("integer {}", number.value())),
-        Toml::Float(number) => Tree::Leaf(format!("float {:?}", number.value())),
-        Toml::Boolean(value) => Tree::Leaf(format!("boolean {}", value.value())),
-        Toml::Datetime(time) => Tree::Leaf(format!("time {}", time.value())),
-        Toml::Array(array) => Tree::Array(array.iter().map(tree_of_value).collect()),
-        Toml::InlineTable(table) => tree_of_table(table),
     }
 }

@@ -7,9 +7,11 @@
 mod document;
 mod imports;
 mod judge;
+mod notation;
 mod placement;
 mod runtimes;
 mod schema;
+mod tree;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -132,7 +134,7 @@ pub struct Placement {
     pub path: String,
     /// The table under `plugins` that the daemon reads runtimes from.
     pub plugin: PluginId,
-    /// The `version` that the file needs where it has none; `None` where it must not get one.
+    /// The file's `version`, or the one that it needs where it has none; `None` where it must not get one.
     pub version: Option<i64>,
     /// Whether the file is Farrier's own in a folder that the root imports. The folder may be absent.
     pub drop_in: bool,
@@ -287,7 +289,7 @@ pub enum Error {
     },
     /// The candidate changes more than it should.
     #[error(
-        "the candidate changes {key}, which is not Farrier's; report this with the shape of the file"
+        "the candidate changes {key}, which is not Farrier's; keep the CRI's settings in one file and one version"
     )]
     Changed {
         /// The key in the dump, with dots.

@@ -6,11 +6,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use super::document::{
-    CREATED_MARK, Document, HANDLER_MARK, Holder, JOINED_MARK, RUNC_MARK, Tree, VERSION_MARK,
-    leaves,
+use toml_edit::InlineTable;
+
+use super::document::{Document, Holder, leaves};
+use super::notation::{
+    CREATED_MARK, HANDLER_MARK, JOINED_MARK, RUNC_MARK, VERSION_MARK, block, inline,
 };
-use super::{DeclaredHandler, Error, Handler, Placement, PluginId, Value};
+use super::tree::{Tree, without};
+use super::{DeclaredHandler, Error, Handler, Placement, PluginId};
 
 /// containerd's own default runtime, which is never ours to give away.
 pub(super) const RUNC: &str = "runc";
@@ -54,7 +57,9 @@ pub fn edit(
             .get(*name)
             .is_some_and(|declared| declared.is(handler))
     });
-    if settled && !want.is_empty() && !declared.keys().any(stale) {
+    // Where we wrote the version and the root has another one by now, ours has to follow.
+    let follows = document.own_version().is_none() || document.version()? == placement.version;
+    if settled && follows && !want.is_empty() && !declared.keys().any(stale) {
         return Ok(text.map(str::to_owned));
     }
     let base = strip(&document, placement, &declared, ours, &wanted)?;
@@ -133,23 +138,26 @@ fn strip(
     ours: &BTreeSet<String>,
     wanted: &BTreeMap<&str, &Handler>,
 ) -> Result<Base, Error> {
-    let mut ranges = Vec::new();
-    for (name, handler) in declared {
-        let kept = wanted
-            .get(name.as_str())
-            .is_some_and(|wanted| handler.is(wanted));
-        if (ours.contains(name) && (handler.marked || !kept)) || (name == RUNC && handler.marked) {
-            ranges.extend(document.extent(placement.plugin, name));
-        }
+    let (mut gone, kept): (BTreeSet<&str>, BTreeSet<&str>) =
+        declared.keys().map(String::as_str).partition(|name| {
+            let handler = &declared[*name];
+            let settled = wanted.get(name).is_some_and(|wanted| handler.is(wanted));
+            ours.contains(*name) && (handler.marked || !settled)
+        });
+    // Whoever stays beside it would hide the default runtime, too.
+    if kept.iter().eq([&RUNC]) && declared[RUNC].marked {
+        gone.insert(RUNC);
     }
-    for plugin in PluginId::ALL
-        .into_iter()
-        .filter(|plugin| *plugin != placement.plugin)
-    {
-        for (name, handler) in document.handlers(plugin)? {
-            if handler.marked && (ours.contains(&name) || name == RUNC) {
-                ranges.extend(document.extent(plugin, &name));
-            }
+    let mut ranges = document.extents(placement.plugin, &gone);
+    for plugin in PluginId::ALL {
+        if plugin != placement.plugin {
+            let handlers = document.handlers(plugin)?;
+            let gone = handlers
+                .iter()
+                .filter(|(name, handler)| handler.marked && ours.contains(*name))
+                .map(|(name, _)| name.as_str())
+                .collect();
+            ranges.extend(document.extents(plugin, &gone));
         }
     }
     ranges.sort_by_key(|range| range.start);
@@ -229,127 +237,64 @@ fn fill(
         Some((line, _)) if line.ends_with('\r') => "\r\n",
         _ => "\n",
     };
+    let version = match (placement.version, document.version()?) {
+        (Some(version), None) => {
+            let mark = if created { CREATED_MARK } else { VERSION_MARK };
+            format!("{mark}{newline}version = {version}{newline}")
+        }
+        _ => String::new(),
+    };
     let path = placement.plugin.runtimes();
-    let mut text = String::with_capacity(base.len() + 256 * (missing.len() + 2));
-    if let Some(version) = placement.version
-        && document.version()?.is_none()
-    {
-        let mark = if created { CREATED_MARK } else { VERSION_MARK };
-        text.push_str(&format!("{mark}{newline}version = {version}{newline}"));
-    }
-    let mut item = path.to_vec();
-    item.push(RUNC);
-    match document.holder(&item) {
+    let filled = match document.holder(&[path.as_slice(), &[RUNC]].concat()) {
         Holder::Braces(_, _) if runc.is_some() => {
             return Err(Error::Unfit {
                 path: placement.path.clone(),
                 reason: "its runtimes stand between braces, where runc can't be marked as added",
             });
         }
-        Holder::Braces(braces, depth) => {
-            let mut entries = Vec::new();
-            leaves(braces, &mut Vec::new(), &mut entries);
-            let end = entries.iter().map(|(_, span)| span.end).max();
-            let Some(at) = end.or(braces.span().map(|span| span.start + 1)) else {
-                return Ok(base.to_owned());
-            };
-            let inside: Vec<String> = missing
-                .iter()
-                .map(|handler| inline(&path[depth..], handler))
-                .collect();
-            text.push_str(&base[..at]);
-            text.push_str(if end.is_some() && !inside.is_empty() {
-                ", "
-            } else {
-                ""
-            });
-            text.push_str(&inside.join(", "));
-            text.push_str(&base[at..]);
-        }
+        Holder::Braces(braces, depth) => fill_braces(base, braces, &path[depth..], &missing),
         Holder::Headers => {
-            text.push_str(base);
+            let mut text = base.to_owned();
             let mut mark = HANDLER_MARK;
             if !text.is_empty() && !text.ends_with('\n') {
                 text.push_str(newline);
                 mark = JOINED_MARK;
             }
             for handler in missing {
-                block(&mut text, mark, newline, &path, handler);
+                text.push_str(&block(mark, newline, &path, handler));
                 mark = HANDLER_MARK;
             }
             if let Some(runc) = runc {
-                block(&mut text, RUNC_MARK, newline, &path, runc);
+                text.push_str(&block(RUNC_MARK, newline, &path, runc));
             }
+            text
         }
-    }
-    Ok(text)
+    };
+    Ok(version + &filled)
 }
 
-/// A handler under a header of its own.
-fn block(text: &mut String, mark: &str, newline: &str, path: &[&str], handler: &Handler) {
-    let mut keys: Vec<String> = path.iter().map(|part| key(part)).collect();
-    keys.push(key(&handler.name));
-    let header = keys.join(".");
-    text.push_str(&format!(
-        "{mark}{newline}[{header}]{newline}runtime_type = {}{newline}",
-        quoted(&handler.runtime_type)
-    ));
-    if handler.options.is_empty() {
-        return;
-    }
-    text.push_str(&format!("[{header}.options]{newline}"));
-    for (name, value) in &handler.options {
-        text.push_str(&format!("{} = {}{newline}", key(name), literal(value)));
-    }
-}
-
-/// A handler between braces, where a comment can't stand.
-fn inline(path: &[&str], handler: &Handler) -> String {
-    let mut keys: Vec<String> = path.iter().map(|part| key(part)).collect();
-    keys.push(key(&handler.name));
-    let mut entries = vec![format!("runtime_type = {}", quoted(&handler.runtime_type))];
-    if !handler.options.is_empty() {
-        let options: Vec<String> = handler
-            .options
-            .iter()
-            .map(|(name, value)| format!("{} = {}", key(name), literal(value)))
-            .collect();
-        entries.push(format!("options = {{ {} }}", options.join(", ")));
-    }
-    format!("{} = {{ {} }}", keys.join("."), entries.join(", "))
-}
-
-/// A key as TOML 1.0 wants it: bare where it can be.
-fn key(name: &str) -> String {
-    let bare = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
-    if !name.is_empty() && name.bytes().all(bare) {
-        name.to_owned()
+/// Puts handlers between braces, after the last entry; `path` leads from there to the runtimes.
+fn fill_braces(base: &str, braces: &InlineTable, path: &[&str], missing: &[&Handler]) -> String {
+    let mut entries = Vec::new();
+    leaves(braces, &mut Vec::new(), &mut entries);
+    let last = entries.iter().map(|(_, span)| span.end).max();
+    let inside: Vec<String> = missing
+        .iter()
+        .map(|handler| inline(path, handler))
+        .collect();
+    // A parsed document has spans; without one nothing is changed, and the check of the result says so.
+    let Some((before, after)) = last
+        .or(braces.span().map(|span| span.start + 1))
+        .and_then(|at| base.split_at_checked(at))
+    else {
+        return base.to_owned();
+    };
+    let comma = if last.is_some() && !inside.is_empty() {
+        ", "
     } else {
-        quoted(name)
-    }
-}
-
-fn literal(value: &Value) -> String {
-    match value {
-        Value::Boolean(value) => value.to_string(),
-        Value::Integer(value) => value.to_string(),
-        Value::String(value) => quoted(value),
-    }
-}
-
-/// A basic string on one line, whatever it holds: a value can't end the line and begin a table of its own.
-fn quoted(text: &str) -> String {
-    let mut quoted = String::with_capacity(text.len() + 2);
-    quoted.push('"');
-    for char in text.chars() {
-        match char {
-            '"' | '\\' => quoted.extend(['\\', char]),
-            char if char.is_control() => quoted.push_str(&format!("\\u{:04X}", u32::from(char))),
-            char => quoted.push(char),
-        }
-    }
-    quoted.push('"');
-    quoted
+        ""
+    };
+    format!("{before}{comma}{}{after}", inside.join(", "))
 }
 
 /// Reads the result again: what isn't ours has its old values, and ours are exactly what is wanted.
@@ -406,17 +351,202 @@ fn verify(
     Ok(())
 }
 
-/// Removes `names` from the table at `path`, and on the way back every table that is empty then.
-fn without(tree: &mut Tree, path: &[&str], names: &BTreeSet<String>) {
-    let Tree::Table(table) = tree else { return };
-    let Some((first, rest)) = path.split_first() else {
-        table.retain(|name, _| !names.contains(name));
-        return;
-    };
-    if let Some(next) = table.get_mut(*first) {
-        without(next, rest, names);
-        if matches!(next, Tree::Table(next) if next.is_empty()) {
-            table.remove(*first);
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::super::Value;
+    use super::*;
+
+    /// A file in which `runc` alone is declared.
+    const PLAIN: &str = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]\nruntime_type = 'r'\n";
+
+    fn placement() -> Placement {
+        Placement {
+            path: "/etc/containerd/config.toml".to_owned(),
+            plugin: PluginId::GrpcV1Cri,
+            version: Some(2),
+            drop_in: false,
+            spell_out_runc: false,
+            elsewhere: BTreeSet::from(["other".to_owned()]),
         }
+    }
+
+    fn handler(name: &str) -> Handler {
+        Handler {
+            name: name.to_owned(),
+            runtime_type: format!("/opt/{name}"),
+            options: BTreeMap::new(),
+        }
+    }
+
+    fn ours(names: &[&str]) -> BTreeSet<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    fn edited(text: &str, mine: &[&str], want: &[Handler]) -> Result<String, Error> {
+        edit(Some(text), &placement(), &ours(mine), want, None).map(Option::unwrap_or_default)
+    }
+
+    #[rstest]
+    #[case::in_the_file("kata")]
+    #[case::in_another_file("other")]
+    fn a_handler_of_somebody_else_is_refused(#[case] name: &str) {
+        let kata = "[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.kata]\n";
+        assert!(matches!(
+            edited(&format!("{PLAIN}{kata}"), &[], &[handler(name)]),
+            Err(Error::Foreign { .. })
+        ));
+    }
+
+    #[rstest]
+    #[case("runc")]
+    #[case("")]
+    #[case("a\nb")]
+    #[case("a\"b")]
+    #[case("a\\b")]
+    fn a_name_that_is_not_safe_to_write_is_refused(#[case] name: &str) {
+        assert!(matches!(
+            edited(PLAIN, &[], &[handler(name)]),
+            Err(Error::Name { .. })
+        ));
+    }
+
+    #[test]
+    fn a_handler_wanted_twice_is_refused() {
+        assert!(matches!(
+            edited(PLAIN, &[], &[handler("a"), handler("a")]),
+            Err(Error::Twice { .. })
+        ));
+    }
+
+    #[test]
+    fn a_value_can_not_leave_its_string() {
+        let mut want = handler("a");
+        want.runtime_type = "x\"\n[plugins.evil]\u{7f}\u{85}\t'''\\".to_owned();
+        let value = Value::String("\r\n# \"\"\"".to_owned());
+        want.options.insert("k".to_owned(), value);
+        let text = edited(PLAIN, &[], std::slice::from_ref(&want)).unwrap();
+        assert!(handlers(&text, &placement()).unwrap()["a"].is(&want));
+        assert!(!text.contains("\n[plugins.evil"));
+    }
+
+    #[test]
+    fn what_others_append_behind_ours_stays_when_ours_leave() {
+        let text = PLAIN.trim_end();
+        let with = edited(text, &[], &[handler("a")]).unwrap() + "[metrics]\naddress = ''\n";
+        assert_eq!(
+            edited(&with, &["a"], &[]).unwrap(),
+            format!("{text}\n[metrics]\naddress = ''\n")
+        );
+    }
+
+    #[test]
+    fn a_file_made_by_us_that_others_filled_stays_with_its_version() {
+        let made = edit(None, &placement(), &ours(&[]), &[handler("a")], None);
+        let filled =
+            made.unwrap().unwrap() + "[plugins.'io.containerd.grpc.v1.cri']\nsandbox_image = 'p'\n";
+        let left = edited(&filled, &["a"], &[]).unwrap();
+        assert!(left.contains("version = 2") && left.ends_with("sandbox_image = 'p'\n"));
+        assert!(!left.contains("/opt/a"));
+    }
+
+    #[test]
+    fn nothing_wanted_makes_no_file() {
+        assert_eq!(
+            edit(None, &placement(), &ours(&[]), &[], None).unwrap(),
+            None
+        );
+    }
+
+    #[rstest]
+    #[case::inline(
+        "[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes]\nb = {}\na = { runtime_type = '/old' }\n",
+        "[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes]\nb = {}\n"
+    )]
+    #[case::dotted(
+        "[plugins.'io.containerd.grpc.v1.cri'.containerd]\nruntimes.a.runtime_type = '/old'\nruntimes.a.options.X = 1\nruntimes.b.runtime_type = 'b'\n",
+        "[plugins.'io.containerd.grpc.v1.cri'.containerd]\nruntimes.b.runtime_type = 'b'\n"
+    )]
+    #[case::apart(
+        "[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.a.options]\nX = 1\n[metrics]\n# theirs\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.a]\nruntime_type = '/old'\n\n# tail\n",
+        "[metrics]\n# theirs\n\n# tail\n"
+    )]
+    fn ours_is_cut_out_of_a_text_that_others_rewrote(#[case] text: &str, #[case] left: &str) {
+        assert_eq!(edited(text, &["a"], &[]).unwrap(), left);
+    }
+
+    #[test]
+    fn an_adopted_handler_stays_where_it_is_until_it_changes() {
+        let theirs = "[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.a]\nruntime_type = '/opt/a'\n# tail\n";
+        let adopted = format!("{PLAIN}{theirs}");
+        let both = edited(&adopted, &["a"], &[handler("a"), handler("b")]).unwrap();
+        assert!(both.starts_with(&adopted));
+        let mut changed = handler("a");
+        changed.runtime_type = "/new/a".to_owned();
+        let moved = edited(&both, &["a", "b"], &[changed]).unwrap();
+        assert!(moved.starts_with(&format!("{PLAIN}# tail\n")));
+        assert!(!moved.contains("/opt/"));
+    }
+
+    #[test]
+    fn a_key_that_somebody_added_to_ours_is_taken_out_again() {
+        let with = edited(PLAIN, &[], &[handler("a")]).unwrap();
+        let drifted = with.clone() + "runtime_path = '/evil'\n";
+        assert_eq!(edited(&drifted, &["a"], &[handler("a")]).unwrap(), with);
+    }
+
+    #[test]
+    fn the_default_runtime_is_needed_where_it_would_vanish() {
+        let placement = Placement {
+            spell_out_runc: true,
+            ..placement()
+        };
+        let bare = Some("version = 2\n");
+        assert!(matches!(
+            edit(bare, &placement, &ours(&[]), &[handler("a")], None),
+            Err(Error::NoRunc { .. })
+        ));
+    }
+
+    #[test]
+    fn the_default_runtime_stays_while_a_handler_of_others_stands_beside_it() {
+        let placement = Placement {
+            spell_out_runc: true,
+            ..placement()
+        };
+        let bare = Some("version = 2\n");
+        let runc = handler("runc");
+        let with = edit(bare, &placement, &ours(&[]), &[handler("a")], Some(&runc));
+        let with = with.unwrap().unwrap()
+            + "[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.kata]\nruntime_type = 'k'\n";
+        let left = edited(&with, &["a"], &[]).unwrap();
+        let names: Vec<String> = handlers(&left, &placement).unwrap().into_keys().collect();
+        assert_eq!(names, ["kata", "runc"]);
+    }
+
+    #[test]
+    fn a_byte_order_mark_that_containerd_1_reads_is_kept() {
+        let text = format!("\u{feff}{PLAIN}");
+        let with = edited(&text, &[], &[handler("a")]).unwrap();
+        assert!(with.starts_with('\u{feff}'));
+        assert_eq!(edited(&with, &["a"], &[]).unwrap(), text);
+    }
+
+    #[test]
+    fn our_file_follows_the_version_and_the_table_of_the_root() {
+        let want = [handler("a")];
+        let old = edit(None, &placement(), &ours(&[]), &want, None).unwrap();
+        let placement = Placement {
+            plugin: PluginId::CriV1Runtime,
+            version: Some(3),
+            drop_in: true,
+            ..placement()
+        };
+        let new = edit(old.as_deref(), &placement, &ours(&["a"]), &want, None).unwrap();
+        assert_eq!(
+            new,
+            edit(None, &placement, &ours(&[]), &want, None).unwrap()
+        );
     }
 }

@@ -14,8 +14,7 @@ impl FromStr for Version {
         };
         // `containerd --version` puts the release third; Debian and forks append to it with `~`, `+` or `-`.
         let word = match text.split_whitespace().collect::<Vec<_>>().as_slice() {
-            [word] => *word,
-            [_, _, word, ..] => *word,
+            [word] | [_, _, word, ..] => *word,
             _ => return Err(error()),
         };
         let word = word.strip_prefix('v').unwrap_or(word);
