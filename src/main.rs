@@ -12,6 +12,7 @@ use farrier::cli::{self, Cli, Command, LogFormat, Output};
 use farrier::handoff::ProvisionReport;
 use farrier::installer::{self, InstallOptions, UninstallOptions, Wanted, text};
 use farrier::telemetry;
+use farrier::{api, controller};
 use tracing::error;
 
 /// Exit status of a wrong use of the command line, as clap's own.
@@ -36,6 +37,8 @@ fn main() -> ExitCode {
         let _ = writeln!(io::stderr(), "farrier: {error}");
         return ExitCode::from(USAGE);
     }
+    // For kube; the one that is there already would be the same.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error),
@@ -54,9 +57,14 @@ async fn dispatch(command: Command) -> ExitCode {
             clap_complete::generate(shell, &mut Cli::command(), "farrier", &mut script);
             print(&String::from_utf8_lossy(&script))
         }
-        Command::Controller(_) | Command::Status(_) | Command::Crd => {
-            fail(&"this subcommand is not part of this build")
+        Command::Controller(controller) => run_controller(controller).await,
+        Command::Status(cli::Status { output }) => {
+            match controller::overview(output == Output::Json).await {
+                Ok(table) => print(&table),
+                Err(error) => fail(&error),
+            }
         }
+        Command::Crd => print(&api::crd_yaml()),
     }
 }
 
@@ -205,4 +213,35 @@ fn print(text: &str) -> ExitCode {
 fn fail(error: &dyn std::fmt::Display) -> ExitCode {
     error!("{error}");
     ExitCode::FAILURE
+}
+
+async fn run_controller(options: cli::Controller) -> ExitCode {
+    let cli::Controller {
+        namespace,
+        image,
+        image_pull_policy,
+        image_pull_secrets,
+        job_service_account,
+        ca_config_map,
+        job_ttl,
+        job_deadline,
+        auto_provision,
+        listen,
+    } = options;
+    let settings = controller::Settings {
+        namespace,
+        image,
+        image_pull_policy,
+        image_pull_secrets,
+        job_service_account,
+        ca_config_map,
+        job_ttl,
+        job_deadline,
+        auto_provision,
+        listen,
+    };
+    match controller::run(settings).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
 }
