@@ -68,7 +68,7 @@ pub struct Facts {
 /// A running containerd.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Daemon {
-    /// Its process, and when that started (field 22 of proc_pid_stat(5)): together they never come again before a reboot.
+    /// Its process, and when that started (field 22 of `proc_pid_stat(5)`): together they never come again before a reboot.
     pub process: (u32, u64),
     /// Path of its program on the host.
     pub program: String,

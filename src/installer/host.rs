@@ -21,11 +21,11 @@ use crate::names::{hex, sha256_hex};
 /// Suffix of a file that is about to replace another: no `*.toml` glob of containerd's `imports` matches it.
 pub const NEW_SUFFIX: &str = ".farrier-new";
 
-/// Links followed by hand before a path counts as a loop; the kernel's own bound (path_resolution(7)) is 40.
+/// Links followed by hand before a path counts as a loop; the kernel's own bound (`path_resolution(7)`) is 40.
 const MAX_LINKS: usize = 40;
 
 /// A second installer waits this long for the first: one change ends within its restart's deadlines.
-const LOCK_WAIT: Duration = Duration::from_secs(300);
+const LOCK_WAIT: Duration = Duration::from_mins(5);
 
 /// Why the host's file system could not be read or written.
 #[derive(Debug, thiserror::Error)]

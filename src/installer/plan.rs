@@ -304,8 +304,8 @@ impl<'a> Site<'a> {
         let declared = declarations(&next);
         let config = (after.as_deref() != self.text).then(|| self.change(facts, after));
         let served = facts.served.as_ref().ok();
-        let stale = served.is_some_and(|served| !is_served(served, &declared, &self.ours));
-        let restart = !want.offline && (config.is_some() || stale);
+        let pending = served.is_some_and(|served| !is_served(served, &declared, &self.ours));
+        let restart = !want.offline && (config.is_some() || pending);
         if restart {
             check_kill_mode(facts)?;
         }
@@ -428,7 +428,7 @@ fn clear(facts: &Facts, state: Option<&State>, wanted: &BTreeSet<String>) -> Vec
     let links = facts
         .binaries
         .keys()
-        .map(|name| format!("{}/{name}", BIN_FOLDER))
+        .map(|name| format!("{BIN_FOLDER}/{name}"))
         .filter(|path| !carried.contains(path));
     let stored = facts.stored.iter().chain(&facts.damaged);
     let stored = stored
