@@ -1,5 +1,7 @@
 //! Whole installs and removals on host trees in temporary folders, offline: nothing of them is run.
 
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
 #[path = "host/support.rs"]
 mod support;
 

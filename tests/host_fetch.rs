@@ -1,5 +1,7 @@
 //! Fetching from a real server on the loopback interface: what is verified, what is refused, what is left in the hand-off folder.
 
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};

@@ -91,7 +91,7 @@ impl Host {
                     what += &sha256_hex(&std::fs::read(&path).unwrap());
                 }
                 if times {
-                    what += &format!(" {} {}", metadata.ino(), metadata.ctime_nsec());
+                    what = format!("{what} {} {}", metadata.ino(), metadata.ctime_nsec());
                 }
                 tree.insert(path, what);
             }
