@@ -282,6 +282,34 @@ async fn an_interrupted_change_of_a_file_that_was_edited_since_is_cut_out_of_tod
 }
 
 #[tokio::test]
+async fn a_removal_that_was_interrupted_after_its_end_is_cleared_up_by_the_next_run() {
+    let host = host();
+    let before = host.tree(false);
+    host.install(&[shim("a")], &[]).await;
+    interrupt(&host, CONFIG);
+    // Without undo, and with no state file to come, the change stands: only clearing up is left.
+    let journal = host.path("/var/lib/farrier/journal.json");
+    let text = std::fs::read_to_string(&journal).unwrap();
+    let text = text.replace("\"of a state file that was never written\"", "null");
+    let folders = r#""dropFolders":["/var/lib","/var/lib/farrier","/opt","/opt/farrier"]"#;
+    std::fs::write(&journal, text.replace("\"dropFolders\":[]", folders)).unwrap();
+    host.write("/etc/containerd/config.toml", CONFIG.as_bytes());
+    host.uninstall(None).await;
+    std::fs::remove_dir(host.path("/var")).unwrap();
+    assert_eq!(host.tree(false), before);
+}
+
+#[tokio::test]
+async fn a_configuration_path_that_is_not_absolute_is_refused() {
+    let host = host();
+    let mut options = host.named(&[shim("a")], &[]);
+    options.config = Some("config.toml".into());
+    let report = farrier::installer::install(options).await;
+    assert_eq!(report.result, Outcome::Refused);
+    assert!(report.remedy.unwrap().contains("absolute"));
+}
+
+#[tokio::test]
 async fn a_damaged_state_file_stops_everything() {
     let host = host();
     host.install(&[shim("a")], &[]).await;

@@ -14,8 +14,8 @@ use sha2::{Digest as _, Sha256};
 use tracing::warn;
 
 use super::unpack;
+use crate::handoff::hex;
 use crate::handoff::{FetchResult, ShimRequest};
-use crate::names::hex;
 
 /// The largest release archive known (wasmedge) has 45 MB; more than ten times that.
 const MAX_ARTIFACT: u64 = 512 << 20;

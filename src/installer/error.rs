@@ -40,6 +40,9 @@ pub enum Error {
         /// The root configuration.
         path: String,
     },
+    /// A path that can't be a file on the host.
+    #[error("{} can't be containerd's configuration file; write an absolute path", .0.display())]
+    ConfigPath(PathBuf),
     /// containerd refuses the candidate.
     #[error("containerd refuses the changed configuration: {0}; it was not put in place")]
     Candidate(String),

@@ -17,7 +17,7 @@ use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
 use nix::sys::stat::fstatat;
 use sha2::{Digest as _, Sha256};
 
-use crate::names::{hex, sha256_hex};
+use crate::handoff::{hex, sha256_hex};
 
 /// Suffix of a file that is about to replace another: no `*.toml` glob of containerd's `imports` matches it.
 const NEW_SUFFIX: &str = ".farrier-new";

@@ -152,7 +152,10 @@ pub async fn install(options: InstallOptions) -> ProvisionReport {
         Ok(host) => host,
         Err(error) => return failed(report, &error.into()),
     };
-    let config = options.config.as_deref().and_then(Path::to_str);
+    let config = match config_path(options.config.as_deref()) {
+        Ok(config) => config,
+        Err(error) => return failed(report, &error),
+    };
     let change = Change {
         host: &host,
         config,
@@ -174,7 +177,7 @@ pub async fn preview(options: &InstallOptions) -> Result<Preview, Error> {
     let host = HostRoot::open(&options.host_root)?;
     let change = Change {
         host: &host,
-        config: options.config.as_deref().and_then(Path::to_str),
+        config: config_path(options.config.as_deref())?,
         offline: options.offline,
     };
     let facts = gather(&host, change.config, change.offline).await?;
@@ -228,6 +231,16 @@ pub async fn doctor(host_root: &Path, offline: bool) -> Result<doctor::Diagnosis
     let host = HostRoot::open(host_root)?;
     let facts = gather(&host, None, offline).await?;
     Ok(doctor::examine(&facts, host.exists(state::JOURNAL_FILE)))
+}
+
+/// The configuration file that the user names, as a path on the host.
+fn config_path(config: Option<&Path>) -> Result<Option<&str>, Error> {
+    let Some(path) = config else {
+        return Ok(None);
+    };
+    let text = path.to_str().filter(|text| text.starts_with('/'));
+    text.map(Some)
+        .ok_or_else(|| Error::ConfigPath(path.to_owned()))
 }
 
 /// What is wanted, where its binaries are, and the folder that holds those that were fetched now.

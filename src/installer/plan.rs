@@ -14,8 +14,8 @@ use super::state::{
     BIN_FOLDER, OwnedConfig, OwnedHandler, State, binary_path, owner_word, store_path,
 };
 use crate::containerd_config::{self, Handler};
+use crate::handoff::sha256_hex;
 use crate::handoff::{HandlerReport, Owner, ShimRequest};
-use crate::names::sha256_hex;
 
 /// What a host should carry.
 #[derive(Debug)]
