@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser as _};
 use farrier::cli::{self, Cli, Command, LogFormat, Output};
+use farrier::controller;
 use farrier::handoff::ProvisionReport;
 use farrier::installer::{self, InstallOptions, UninstallOptions, Wanted, text};
 use farrier::telemetry;
@@ -36,6 +37,8 @@ fn main() -> ExitCode {
         let _ = writeln!(io::stderr(), "farrier: {error}");
         return ExitCode::from(USAGE);
     }
+    // The one provider of cryptography in the process: neither client brings its own. A second installation would be no fault.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error),
@@ -49,14 +52,50 @@ async fn dispatch(command: Command) -> ExitCode {
         Command::Uninstall(uninstall) => run_uninstall(uninstall).await,
         Command::Fetch(fetch) => run_fetch(fetch).await,
         Command::Doctor(doctor) => run_doctor(doctor).await,
+        Command::Controller(controller) => run_controller(controller).await,
+        Command::Status(cli::Status { output }) => {
+            match controller::overview(output == Output::Json).await {
+                Ok(table) => print(&table),
+                Err(error) => fail(&error),
+            }
+        }
+        Command::Crd => print(&farrier::api::crd_yaml()),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "farrier", &mut script);
             print(&String::from_utf8_lossy(&script))
         }
-        Command::Controller(_) | Command::Status(_) | Command::Crd => {
-            fail(&"this subcommand is not part of this build")
-        }
+    }
+}
+
+async fn run_controller(controller: cli::Controller) -> ExitCode {
+    let cli::Controller {
+        namespace,
+        image,
+        image_pull_policy,
+        image_pull_secrets,
+        job_service_account,
+        ca_config_map,
+        job_ttl,
+        job_deadline,
+        auto_provision,
+        listen,
+    } = controller;
+    let settings = controller::Settings {
+        namespace,
+        image,
+        image_pull_policy,
+        image_pull_secrets,
+        job_service_account,
+        ca_config_map,
+        job_ttl,
+        job_deadline,
+        auto_provision,
+        listen,
+    };
+    match controller::run(settings).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
     }
 }
 

@@ -1,0 +1,41 @@
+{{/* From the catalogue in files/shims.yaml and the values to Shim objects. */}}
+
+{{/* The spec of one catalogue entry. Takes a dict of `name`, `entry`, `values`, `preset` and `architectures`. */}}
+{{- define "farrier.catalogueSpec" -}}
+{{- $entry := .entry -}}
+{{- $version := default $entry.version .values.version -}}
+{{- $digests := dig "digests" $version dict $entry -}}
+annotationSelector:
+  kwasm.sh/kwasm-node: "true"
+fetchStrategy:
+  binary: {{ $entry.binary }}
+  platforms:
+    {{- range $platform, $arch := .architectures }}
+    - os: linux
+      arch: {{ $platform }}
+      location: {{ $entry.location | replace "VERSION" $version | replace "ARCH" $arch | quote }}
+      {{- with default (get $digests $platform) (get (default dict $.values.sha256) $platform) }}
+      sha256: {{ . | quote }}
+      {{- end }}
+    {{- end }}
+handlerAliases: {{ default list $entry.handlerAliases | toJson }}
+runtimeClass:
+  name: {{ $entry.runtimeClass }}
+  handler: {{ $entry.handler }}
+  aliases: {{ concat (default list $entry.aliases) (dig "presetAliases" .preset list $entry) | toJson }}
+rolloutStrategy:
+  type: recreate
+{{- end -}}
+
+{{/* One Shim object. Takes a dict of `root`, `name` and `spec`. */}}
+{{- define "farrier.shim" -}}
+---
+apiVersion: runtime.spinkube.dev/v1alpha1
+kind: Shim
+metadata:
+  name: {{ .name }}
+  labels:
+    {{- include "farrier.labels" .root | nindent 4 }}
+spec:
+  {{- toYaml .spec | nindent 2 }}
+{{ end -}}

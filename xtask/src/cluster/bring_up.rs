@@ -1,0 +1,300 @@
+//! Bringing a cluster up: sweep what crashed runs left, claim an index, start the control plane and boot the nodes beside each other.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+
+use super::cgroups::Layout;
+use super::state::{Binaries, FILE, NodeState, Owner, State, boot_id};
+use super::{
+    CLUSTERS, Cluster, LOGS, Spec, boot, control_plane, folder, host, logs, names, network,
+    node_command, on_every_node, pause, register, rootfs,
+};
+use crate::cache::{Cache, remove_tree};
+use crate::preflight;
+use crate::process;
+use crate::progress::Progress;
+use crate::tools::Tool;
+
+/// How long a node may take from boot to Ready, in kubectl's terms: 3 s when the machine is idle.
+const NODE_PATIENCE: &str = "--timeout=90s";
+
+/// Brings a cluster up and returns when every node is Ready. What it needs and isn't there yet is installed and built first.
+///
+/// This process answers for the cluster until the value is dropped or [kept](Cluster::keep).
+///
+/// # Errors
+/// When the machine lacks something, or a part can't be built or doesn't come up; nothing is left of the cluster then but its logs.
+pub fn up(cache: &Cache, spec: &Spec, progress: &Progress) -> Result<Cluster> {
+    spec.check()?;
+    preflight::ensure(progress)?;
+    let parts = Parts::make(cache, spec, progress)?;
+    let mut cluster = claim(cache, spec, &parts, progress)?;
+    cluster.bring_up(&parts, progress).with_context(|| {
+        format!(
+            "cluster {} did not come up (its logs: {})",
+            spec.name,
+            logs(cache, &spec.name).display()
+        )
+    })?;
+    Ok(cluster)
+}
+
+/// What a cluster is made of, all of it in the cache.
+struct Parts {
+    kubectl: PathBuf,
+    helm: PathBuf,
+    binaries: Binaries,
+    /// The folder with containerd, for each node in the order of the specification.
+    containerds: Vec<PathBuf>,
+    base: PathBuf,
+    pause: PathBuf,
+}
+
+impl Parts {
+    fn make(cache: &Cache, spec: &Spec, progress: &Progress) -> Result<Self> {
+        let kubernetes = cache.tool(Tool::Kubernetes, progress)?;
+        let assets = env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from);
+        let asset = |name: &str| {
+            assets
+                .as_ref()
+                .and_then(|folder| folder.join(name).canonicalize().ok())
+        };
+        let etcd = match asset("etcd") {
+            Some(etcd) => etcd,
+            None => cache.tool(Tool::Etcd, progress)?.join("etcd"),
+        };
+        let containerds = spec
+            .nodes
+            .iter()
+            .map(|node| cache.tool(Tool::Containerd(node.containerd), progress))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            kubectl: kubernetes.join("kubectl"),
+            helm: cache.tool(Tool::Helm, progress)?.join("helm"),
+            binaries: Binaries {
+                etcd,
+                kube_apiserver: asset("kube-apiserver")
+                    .unwrap_or_else(|| kubernetes.join("kube-apiserver")),
+                kube_controller_manager: kubernetes.join("kube-controller-manager"),
+                kube_scheduler: kubernetes.join("kube-scheduler"),
+                kubelet: kubernetes.join("kubelet"),
+            },
+            containerds,
+            base: rootfs::base(cache, progress)?,
+            pause: pause::image(cache)?,
+        })
+    }
+}
+
+/// Takes an index and the name, under the lock: from here on a signal, a drop or the next run takes down what there is.
+fn claim(cache: &Cache, spec: &Spec, parts: &Parts, progress: &Progress) -> Result<Cluster> {
+    let _lock = host::lock()?;
+    sweep(cache, &spec.name, progress)?;
+    let others: Vec<u8> = Cluster::all(cache)
+        .iter()
+        .map(|other| other.state().index)
+        .collect();
+    let index = names::free_index(|index| {
+        others.contains(&index)
+            || network::path(&names::control_plane_netns(index)).exists()
+            || !network::host_links(index).is_empty()
+    })
+    .context("200 clusters are up on this machine: take one down")?;
+    let folder = folder(cache, &spec.name);
+    let mut state = state(spec, parts, index, &folder)?;
+    state.own();
+    fs::create_dir_all(&state.logs)
+        .with_context(|| format!("cannot create {}", state.logs.display()))?;
+    state.write(&folder)?;
+    let registration = register(index, folder.clone(), logs(cache, &spec.name));
+    let cluster = Cluster {
+        state,
+        folder,
+        cache: cache.clone(),
+        registration: Some(registration),
+    };
+    host::save_settings()?;
+    network::create_namespace(&cluster.state.control_plane_netns)?;
+    Ok(cluster)
+}
+
+/// Removes what crashed runs left. A cluster whose owner lives, and a kept one of another name, are not touched.
+fn sweep(cache: &Cache, wanted: &str, progress: &Progress) -> Result<()> {
+    // A folder without a state was left between two lines of `claim`: nothing else of that cluster exists.
+    for entry in fs::read_dir(cache.path(CLUSTERS))
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        if !entry.path().join(FILE).exists() {
+            remove_tree(&entry.path())?;
+        }
+    }
+    for cluster in Cluster::all(cache) {
+        let name = cluster.state.name.clone();
+        match cluster.state.owner() {
+            Owner::Lives(pid) if name == wanted => {
+                bail!(
+                    "process {pid} holds cluster {name} up: end it, or choose another name with --name"
+                );
+            }
+            Owner::Nobody if name == wanted && cluster.stands() => {
+                bail!(
+                    "cluster {name} is up already: `cargo xtask cluster down --name {name}` takes it down"
+                );
+            }
+            Owner::Lives(_) => {}
+            Owner::Nobody if cluster.stands() => {}
+            Owner::Nobody | Owner::Died => {
+                progress.step(format!("cleaning up what cluster {name} left"), || {
+                    cluster.tear_down()
+                })?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn state(spec: &Spec, parts: &Parts, index: u8, folder: &Path) -> Result<State> {
+    let nodes = spec
+        .nodes
+        .iter()
+        .zip(1u8..)
+        .map(|(node, number)| NodeState {
+            name: node.name.clone(),
+            containerd: node.containerd,
+            setup: node.setup,
+            ip: names::node_ip(index, number),
+            pid: None,
+            root: folder.join("nodes").join(&node.name),
+            netns: names::node_id(index, number),
+        })
+        .collect();
+    if folder.exists() {
+        bail!(
+            "{} holds a cluster of another release of xtask: take it down with that one",
+            folder.display()
+        );
+    }
+    Ok(State {
+        name: spec.name.clone(),
+        index,
+        kubeconfig: folder.join("kubeconfig"),
+        kubectl: parts.kubectl.clone(),
+        helm: parts.helm.clone(),
+        owner_pid: None,
+        owner_start: None,
+        boot_id: boot_id()?,
+        nodes,
+        control_plane_netns: names::control_plane_netns(index),
+        control_plane_ip: names::control_plane_ip(index),
+        binaries: parts.binaries.clone(),
+        logs: folder.join(LOGS),
+    })
+}
+
+impl Cluster {
+    fn bring_up(&mut self, parts: &Parts, progress: &Progress) -> Result<()> {
+        progress.step("starting the control plane", || {
+            control_plane::certificates(&self.state, &self.folder)?;
+            network::connect_control_plane(self.state.index)?;
+            // Copying file systems keeps the disk busy while the API server keeps a processor busy.
+            thread::scope(|scope| {
+                let prepared = scope.spawn(|| self.prepare_nodes(parts));
+                let started = control_plane::start(&self.state, &self.folder);
+                let prepared = prepared
+                    .join()
+                    .unwrap_or_else(|_| Err(anyhow!("a thread panicked")));
+                started.and(prepared)
+            })
+        })?;
+        let nodes: Vec<String> = self
+            .state
+            .nodes
+            .iter()
+            .map(|node| format!("{} (containerd {})", node.name, node.containerd))
+            .collect();
+        progress.step(format!("booting {}", nodes.join(", ")), || {
+            self.boot_nodes()?;
+            self.await_nodes()
+        })
+    }
+
+    fn prepare_nodes(&self, parts: &Parts) -> Result<()> {
+        let layout = Layout::here()?;
+        let certificates = self.folder.join(control_plane::CERTIFICATES);
+        let nodes = self.state.nodes.iter().zip(&parts.containerds).zip(1u8..);
+        for ((node, containerd), number) in nodes {
+            network::connect_node(self.state.index, number)?;
+            layout.create(&node.netns)?;
+            let parts = rootfs::Parts {
+                base: &parts.base,
+                containerd,
+                pause: &parts.pause,
+                certificates: &certificates,
+            };
+            rootfs::create(&self.state, node, number, &parts)?;
+        }
+        Ok(())
+    }
+
+    fn boot_nodes(&mut self) -> Result<()> {
+        let logs = &self.state.logs;
+        for node in &mut self.state.nodes {
+            let console = logs.join(format!("{}-console.log", node.name));
+            node.pid = Some(boot::boot(node, &console)?);
+        }
+        self.state.write(&self.folder)
+    }
+
+    fn await_nodes(&self) -> Result<()> {
+        // The API server's client certificate is nobody's to kubelets until it is bound to their role.
+        self.kubectl(&[
+            "create",
+            "clusterrolebinding",
+            "kube-apiserver-kubelet",
+            "--clusterrole=system:kubelet-api-admin",
+            "--user=kube-apiserver",
+        ])?;
+        on_every_node(&self.state, |node| {
+            let ready = self.await_node(node);
+            self.keep_journal(node, ready.is_ok())?;
+            ready
+        })?;
+        // Without it the API server takes no pod.
+        self.kubectl(&[
+            "wait",
+            "--for=create",
+            "serviceaccount/default",
+            NODE_PATIENCE,
+        ])?;
+        Ok(())
+    }
+
+    fn await_node(&self, node: &NodeState) -> Result<()> {
+        let object = format!("node/{}", node.name);
+        ["--for=create", "--for=condition=Ready"]
+            .iter()
+            .try_for_each(|condition| {
+                self.kubectl(&["wait", condition, &object, NODE_PATIENCE])
+                    .map(drop)
+            })
+            .with_context(|| format!("node {} did not become Ready", node.name))
+    }
+
+    /// Copies the node's journal, which goes with the node, to the logs: from now on where it runs, or as it is.
+    fn keep_journal(&self, node: &NodeState, runs: bool) -> Result<()> {
+        let mut words = vec!["journalctl", "--no-pager", "--output=short-precise"];
+        let log = self.state.logs.join(format!("{}-journal.log", node.name));
+        if runs {
+            words.extend(["--follow", "--lines=all"]);
+            return process::start(&mut node_command(node, &words)?, &log).map(drop);
+        }
+        let journal = self.exec(&node.name, &words)?;
+        fs::write(&log, journal.stdout).with_context(|| format!("cannot write {}", log.display()))
+    }
+}

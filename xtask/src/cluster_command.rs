@@ -1,0 +1,137 @@
+//! `cargo xtask cluster`: what each subcommand prints and calls. The work is in [`cluster`](crate::cluster).
+
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context as _, Result};
+use clap::{Args, Subcommand};
+
+use crate::cache::Cache;
+use crate::cluster::state::Owner;
+use crate::cluster::{self, Cluster, NodeSpec, Spec, boot};
+use crate::interrupt;
+use crate::progress::Progress;
+
+/// `cargo xtask cluster`.
+#[derive(Debug, Args)]
+pub struct ClusterCommand {
+    /// The cluster that is meant.
+    #[arg(long, global = true, default_value = "dev")]
+    name: String,
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Bring a cluster up and leave it up.
+    Up {
+        /// The nodes, as NAME=CONTAINERD,...
+        #[arg(
+            long,
+            value_delimiter = ',',
+            default_value = "n1=1.7.35,n2=2.1.9",
+            value_name = "NAME=CONTAINERD"
+        )]
+        nodes: Vec<NodeSpec>,
+    },
+    /// Take a cluster down; nothing of it is left but its logs.
+    Down,
+    /// Show the clusters of this machine and their nodes.
+    Status,
+    /// Run a program on a node.
+    Exec {
+        /// The node.
+        node: String,
+        /// The program and its arguments.
+        #[arg(last = true, required = true, value_name = "CMD")]
+        command: Vec<String>,
+    },
+    /// Import an image, a docker-archive, on every node.
+    Load {
+        /// The image.
+        image: PathBuf,
+    },
+}
+
+impl ClusterCommand {
+    /// Does what was asked for. The status of `exec` is that of the program.
+    ///
+    /// # Errors
+    /// One sentence on what failed.
+    pub fn run(self) -> Result<ExitCode> {
+        let cache = Cache::open()?;
+        let progress = Progress::default();
+        let Self { name, action } = self;
+        match action {
+            Action::Up { nodes } => up(&cache, &Spec { name, nodes }, &progress)?,
+            Action::Down => {
+                let cluster = Cluster::find(&cache, &name)?;
+                progress.step(format!("taking cluster {name} down"), || cluster.down())?;
+            }
+            Action::Status => status(&cache)?,
+            Action::Exec { node, command } => {
+                let words: Vec<&str> = command.iter().map(String::as_str).collect();
+                let command = Cluster::find(&cache, &name)?.node_command(&node, &words)?;
+                return exec(command);
+            }
+            Action::Load { image } => {
+                let cluster = Cluster::find(&cache, &name)?;
+                progress.step(format!("loading {}", image.display()), || {
+                    cluster.load(&image)
+                })?;
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn up(cache: &Cache, spec: &Spec, progress: &Progress) -> Result<()> {
+    let cluster = cluster::up(cache, spec, progress)?;
+    let line = format!("export KUBECONFIG={}", cluster.state().kubeconfig.display());
+    let kubectl = cluster.state().kubectl.display().to_string();
+    cluster.keep()?;
+    progress.line(&format!("{line}   # then {kubectl} get nodes"));
+    Ok(())
+}
+
+fn status(cache: &Cache) -> Result<()> {
+    let mut out = io::stdout().lock();
+    for cluster in Cluster::all(cache) {
+        let state = cluster.state();
+        let owner = match state.owner() {
+            Owner::Lives(pid) => format!("held up by process {pid}"),
+            Owner::Died => "left by a run that crashed; the next `up` removes it".to_owned(),
+            Owner::Nobody if cluster.stands() => "up".to_owned(),
+            Owner::Nobody => "gone with a reboot; the next `up` removes it".to_owned(),
+        };
+        writeln!(out, "{} ({}): {owner}", state.name, state.control_plane_ip)?;
+        if cluster.stands() {
+            let nodes = cluster.kubectl(&["get", "nodes", "-o", "wide", "--request-timeout=5s"]);
+            match nodes {
+                Ok(table) => write!(out, "{table}")?,
+                Err(error) => writeln!(out, "{error:#}")?,
+            }
+        }
+    }
+    Ok(())
+}
+
+fn exec(mut command: Command) -> Result<ExitCode> {
+    let status = interrupt::spawn(&mut command)
+        .and_then(|mut child| child.wait())
+        .context("cannot run nsenter")?;
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+/// Starts a node's process 1 and prints its number for the process that waits for it.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn launch(name: &str, netns: &str, root: &Path, console: &Path) -> Result<ExitCode> {
+    let pid = boot::launch(name, netns, root, console)?;
+    writeln!(io::stdout(), "{pid}")?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,244 @@
+//! `cargo xtask test`: every check and every test, or one part of them. What a step prints is shown when the step fails.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::artifacts;
+use crate::cache::Cache;
+use crate::cargo;
+use crate::cluster::{self, NodeSpec, Spec};
+use crate::demo;
+use crate::generate;
+use crate::image::{self, Parts};
+use crate::interrupt;
+use crate::process;
+use crate::progress::Progress;
+use crate::tools::{ContainerdVersion, Tool};
+
+const CARGO_DENY: &str = "0.20.2";
+const CARGO_MACHETE: &str = "0.9.2";
+
+/// Options of `cargo xtask test`.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// The part to run; all of them without it.
+    part: Option<Part>,
+    /// Run only the tests whose name contains this.
+    #[arg(requires = "part")]
+    filter: Option<String>,
+    /// Name of the cluster of the end-to-end tests: another name stands beside this one.
+    #[arg(long, default_value = "test")]
+    name: String,
+}
+
+/// A part of the checks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// Format, lints, licences, unused dependencies, generated files.
+    Lint,
+    /// What needs neither helm nor a cluster.
+    Unit,
+    /// The chart.
+    Chart,
+    /// End to end, on a cluster of this machine.
+    Cluster,
+}
+
+/// Runs what `options` ask for.
+///
+/// # Errors
+/// At the first step that fails.
+pub fn run(options: &Options, cache: &Cache, progress: &Progress) -> Result<()> {
+    let Options { part, filter, name } = options;
+    let filter = filter.as_deref();
+    let wanted = |this: Part| part.is_none_or(|part| part == this);
+    if wanted(Part::Lint) {
+        lint(cache, progress)?;
+    }
+    if wanted(Part::Unit) {
+        tests(progress, "cargo test", &["--workspace"], &[], filter)?;
+    }
+    if wanted(Part::Chart) {
+        chart(cache, progress, filter)?;
+    }
+    if wanted(Part::Cluster) {
+        end_to_end(name, cache, progress, filter)?;
+    }
+    Ok(())
+}
+
+/// Compares the dependencies with the advisories known to rustsec.org, which a machine without a way out can't ask.
+///
+/// # Errors
+/// When one of them applies, or the database can't be fetched.
+pub fn advisories(cache: &Cache, progress: &Progress) -> Result<()> {
+    let deny = installed("cargo-deny", CARGO_DENY, cache, progress)?;
+    quiet(
+        progress,
+        "cargo deny check advisories",
+        Command::new(deny).args(["check", "advisories"]),
+    )
+}
+
+fn lint(cache: &Cache, progress: &Progress) -> Result<()> {
+    quiet(
+        progress,
+        "cargo fmt --check",
+        &mut cargo::command(&["fmt", "--all", "--check"]),
+    )?;
+    let clippy = [
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--locked",
+        "--",
+        "-D",
+        "warnings",
+    ];
+    quiet(progress, "cargo clippy", &mut cargo::command(&clippy))?;
+    let deny = installed("cargo-deny", CARGO_DENY, cache, progress)?;
+    let checks = ["check", "bans", "licenses", "sources"];
+    quiet(
+        progress,
+        "cargo deny check bans licenses sources",
+        Command::new(deny).args(checks),
+    )?;
+    let machete = installed("cargo-machete", CARGO_MACHETE, cache, progress)?;
+    quiet(progress, "cargo machete", &mut Command::new(machete))?;
+    generate::generate(true, cache, progress)
+}
+
+fn chart(cache: &Cache, progress: &Progress, filter: Option<&str>) -> Result<()> {
+    let helm = cache.tool(Tool::Helm, progress)?.join("helm");
+    let lint = ["lint", "--strict", "charts/farrier"];
+    quiet(progress, "helm lint", Command::new(&helm).args(lint))?;
+    let env = [("FARRIER_HELM", helm)];
+    tests(
+        progress,
+        "cargo test --test chart",
+        &["--test", "chart"],
+        &env,
+        filter,
+    )
+}
+
+/// The end-to-end tests, on a cluster with one node per line of containerd. They install Farrier themselves.
+fn end_to_end(name: &str, cache: &Cache, progress: &Progress, filter: Option<&str>) -> Result<()> {
+    let mut build = cargo::command(&["test", "--locked", "--test", "cluster", "--no-run"]);
+    quiet(progress, "building the end-to-end tests", &mut build)?;
+    let parts = Parts::build(cache, progress)?;
+    let spec = Spec {
+        name: name.to_owned(),
+        nodes: vec![
+            NodeSpec::new("n16", ContainerdVersion::V1_6),
+            NodeSpec::new("n17", ContainerdVersion::V1_7),
+            NodeSpec::new("n21", ContainerdVersion::V2_1),
+        ],
+    };
+    let cluster = cluster::up(cache, &spec, progress)?;
+    let result = (|| {
+        let (served, _) = artifacts::start(&cluster, &parts.shim, progress)?;
+        progress.step("loading images on the nodes", || {
+            cluster.load(&parts.farrier_image)?;
+            cluster.load(&parts.hello_image)
+        })?;
+        // These take minutes: what they say is shown as they go.
+        progress.line("cargo test --test cluster");
+        let mut command = cargo::command(&["test", "--locked", "--test", "cluster", "--"]);
+        command
+            .args(filter)
+            // One cluster, one Farrier in it.
+            .arg("--test-threads=1")
+            .env("FARRIER_CLUSTER", cluster.state_path())
+            .env("FARRIER_ARTIFACTS", served)
+            .env("FARRIER_IMAGE", image::FARRIER)
+            .env("FARRIER_HELLO_IMAGE", image::HELLO)
+            .env("FARRIER_BINARY", &parts.binary);
+        aloud(&mut command)
+    })();
+    if result.is_err() {
+        demo::diagnose(&cluster, progress);
+    }
+    let down = progress.step("taking the cluster down", || cluster.down());
+    result.and(down)
+}
+
+/// Runs `cargo test` and prints, of what it says, the closing line of each test binary.
+fn tests(
+    progress: &Progress,
+    what: &str,
+    arguments: &[&str],
+    env: &[(&str, PathBuf)],
+    filter: Option<&str>,
+) -> Result<()> {
+    let mut command = cargo::command(&["test", "--locked"]);
+    command.args(arguments).arg("--").args(filter);
+    command.envs(env.iter().map(|(name, value)| (name, value)));
+    let output = progress.step(what, || whole(progress, &mut command))?;
+    for line in output
+        .lines()
+        .filter(|line| line.starts_with("test result:"))
+    {
+        progress.line(line);
+    }
+    Ok(())
+}
+
+fn quiet(progress: &Progress, what: &str, command: &mut Command) -> Result<()> {
+    progress.step(what, || {
+        whole(progress, command.current_dir(cargo::workspace()))
+    })?;
+    Ok(())
+}
+
+/// Runs `command`, returns its standard output, and prints all that it said when it fails.
+fn whole(progress: &Progress, command: &mut Command) -> Result<String> {
+    let output = process::output(command)?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    if !output.status.success() {
+        progress.line(String::from_utf8_lossy(&output.stderr).trim_end());
+        progress.line(text.trim_end());
+        bail!("it failed ({})", output.status);
+    }
+    Ok(text)
+}
+
+/// Runs `command` with its output going where ours goes.
+fn aloud(command: &mut Command) -> Result<()> {
+    use std::os::unix::process::CommandExt as _;
+
+    command.stdin(Stdio::null()).process_group(0);
+    let (mut child, tracked) = interrupt::spawn_tracked(command).context("cannot run cargo")?;
+    let status = child.wait().context("cannot wait for cargo")?;
+    drop(tracked);
+    if !status.success() {
+        bail!("the end-to-end tests failed ({status})");
+    }
+    Ok(())
+}
+
+/// A cargo plugin of that version, installed into the cache if need be.
+fn installed(name: &str, version: &str, cache: &Cache, progress: &Progress) -> Result<PathBuf> {
+    let folder = cache.publish(&format!("tools/{name}-{version}"), |folder: &Path| {
+        progress.step(format!("installing {name} {version}"), || {
+            process::run(
+                cargo::command(&[
+                    "install",
+                    "--locked",
+                    "--no-default-features",
+                    "--version",
+                    version,
+                ])
+                .arg("--root")
+                .arg(folder)
+                .arg(name)
+                // Outside of the cache's folder, that is all it needs while it builds; nobody builds it twice.
+                .env("CARGO_TARGET_DIR", folder.join("build")),
+            )?;
+            std::fs::remove_dir_all(folder.join("build")).context("cannot remove build results")
+        })
+    })?;
+    Ok(folder.join("bin").join(name))
+}
