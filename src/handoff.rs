@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::names::sha256_hex;
+/// How digests are written in the documents here.
+pub use crate::names::{hex, sha256_hex};
 
 /// The one version of the documents here. Fields are added over time, never renamed or removed.
 pub const API_VERSION: &str = "farrier.dev/v1";

@@ -13,7 +13,7 @@ use farrier::controller;
 use farrier::handoff::ProvisionReport;
 use farrier::installer::{self, InstallOptions, UninstallOptions, Wanted, text};
 use farrier::telemetry;
-use tracing::error;
+use tracing::{error, info};
 
 /// Exit status of a wrong use of the command line, as clap's own.
 const USAGE: u8 = 2;
@@ -177,9 +177,10 @@ async fn run_fetch(fetch: cli::Fetch) -> ExitCode {
     match installer::fetch(&wanted, &out, trust.ca_file.as_deref()).await {
         Ok(results) => {
             for result in results {
-                match result.reason {
-                    Some(reason) => error!(shim = result.shim, "{reason}"),
-                    None => tracing::info!(shim = result.shim, "fetched and verified"),
+                if let Some(reason) = result.reason {
+                    error!(shim = result.shim, "{reason}");
+                } else {
+                    info!(shim = result.shim, "fetched and verified");
                 }
             }
             ExitCode::SUCCESS

@@ -1,6 +1,6 @@
 //! Logging: which lines are written to standard error, and how. Standard output belongs to results.
 
-use std::io;
+use std::io::{self, IsTerminal as _};
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
@@ -38,6 +38,7 @@ pub fn init(filter: &str, format: Format) -> Result<(), Error> {
     })?;
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(io::stderr().is_terminal())
         .with_writer(io::stderr);
     match format {
         Format::Text => subscriber.with_target(false).init(),

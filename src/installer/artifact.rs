@@ -14,8 +14,8 @@ use sha2::{Digest as _, Sha256};
 use tracing::warn;
 
 use super::unpack;
+use crate::handoff::hex;
 use crate::handoff::{FetchResult, ShimRequest};
-use crate::names::hex;
 
 /// The largest release archive known (wasmedge) has 45 MB; more than ten times that.
 const MAX_ARTIFACT: u64 = 512 << 20;
@@ -26,7 +26,7 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(15);
 /// Between two pieces of a body.
 const IDLE_LIMIT: Duration = Duration::from_secs(30);
 /// One try as a whole: 45 MB at 1.2 Mbit/s.
-const TOTAL_LIMIT: Duration = Duration::from_secs(300);
+const TOTAL_LIMIT: Duration = Duration::from_mins(5);
 /// Waits before the second and the third try; then the controller's own backoff takes over.
 const RETRY_WAITS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(4)];
 /// A bundle of certificate authorities; Mozilla's has 230 kB.
@@ -221,7 +221,7 @@ async fn fetch_one(client: &Client, shim: &ShimRequest, out: &Path) -> Result<St
     let artifact = download(client, &url, &path).await;
     let binary = out.join(format!("{}.bin", shim.name));
     let result = artifact.and_then(|(mut file, digest)| {
-        check_digest(&url.to_string(), &digest, shim.sha256.as_deref())?;
+        check_digest(url.as_str(), &digest, shim.sha256.as_deref())?;
         file.rewind().map_err(folder(&path))?;
         let mut target = File::create(&binary).map_err(folder(&binary))?;
         let digest = unpack::unpack(file, &shim.name, shim.binary.as_deref(), &mut target)?;

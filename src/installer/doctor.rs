@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::facts::{Facts, verified};
 use super::state::{STATE_FILE, binary_path, owner_word};
-use crate::names::sha256_hex;
+use crate::handoff::sha256_hex;
 
 /// What is known of a host's shims.
 #[derive(Debug, PartialEq, Eq, Serialize)]

@@ -3,16 +3,22 @@
 //! [`install`] and [`uninstall`] always answer with a report; [`fetch`] and [`doctor`] change no host.
 
 pub mod artifact;
+mod candidate;
 pub mod cri;
+mod desired;
 pub mod distro;
 pub mod doctor;
+mod error;
 pub mod exec;
 pub mod facts;
 pub mod host;
 pub mod journal;
+mod loaded;
 pub mod perform;
 pub mod plan;
+mod report;
 pub mod restart;
+mod site;
 pub mod state;
 pub mod systemd;
 pub mod text;
@@ -22,86 +28,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
+pub use error::Error;
 use facts::{Facts, gather, verified};
 use host::HostRoot;
-use perform::{Failure, Source, perform, recover};
-use plan::{HostPlan, Scope, Want, decide};
+use perform::{Source, perform, recover};
+use plan::{Scope, Want, decide};
+use report::{as_before, conclude, describe, failed, unhappy};
 
-use crate::containerd_config;
-use crate::handoff::{
-    self, FetchResult, FileAction, FileReport, HandlerReport, Outcome, Owner, ProvisionReport,
-    ProvisionRequest, ShimRequest,
-};
+use crate::handoff::{FetchResult, Outcome, Owner, ProvisionReport, ProvisionRequest, ShimRequest};
 
 /// A request names some hundred shims at most; the annotation that carries it in a cluster has 256 KiB for all of them.
 const REQUEST_LIMIT: u64 = 1 << 20;
-
-/// Why a host was not changed, or a question about it has no answer.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The host's files.
-    #[error(transparent)]
-    Host(#[from] host::Error),
-    /// The state file or the journal.
-    #[error(transparent)]
-    State(#[from] state::Error),
-    /// The request.
-    #[error(transparent)]
-    Request(#[from] handoff::Error),
-    /// The request's file.
-    #[error("the request in {path} can't be read: {source}")]
-    RequestFile {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        #[source]
-        source: io::Error,
-    },
-    /// Nothing may be changed.
-    #[error(transparent)]
-    Plan(#[from] plan::Error),
-    /// The configuration, or what the candidate would change in it.
-    #[error(transparent)]
-    Config(#[from] containerd_config::Error),
-    /// The configuration has too many parts.
-    #[error("{path} imports hundreds of files; shorten its imports")]
-    TooManyImports {
-        /// The root configuration.
-        path: String,
-    },
-    /// containerd refuses the candidate.
-    #[error("containerd refuses the changed configuration: {0}; it was not put in place")]
-    Candidate(String),
-    /// An artifact.
-    #[error(transparent)]
-    Artifact(#[from] artifact::Error),
-    /// An artifact that should be on the host.
-    #[error("there is no {path} on this host; put the artifact there, or correct the location")]
-    NoArtifact {
-        /// Absolute path on the host.
-        path: String,
-    },
-    /// A binary could not be put on disk.
-    #[error("the binary can't be put on disk: {source}")]
-    Store {
-        /// What the system says.
-        #[source]
-        source: io::Error,
-    },
-    /// A folder for downloads could not be made.
-    #[error("no temporary folder can be made: {source}")]
-    Temporary {
-        /// What the system says.
-        #[source]
-        source: io::Error,
-    },
-    /// containerd after the restart.
-    #[error(transparent)]
-    Restart(#[from] restart::Error),
-    /// A former run.
-    #[error("a former change was interrupted and could not be undone")]
-    Interrupted,
-}
 
 /// What `install` should bring about.
 #[derive(Debug)]
@@ -215,7 +152,10 @@ pub async fn install(options: InstallOptions) -> ProvisionReport {
         Ok(host) => host,
         Err(error) => return failed(report, &error.into()),
     };
-    let config = options.config.as_deref().and_then(Path::to_str);
+    let config = match config_path(options.config.as_deref()) {
+        Ok(config) => config,
+        Err(error) => return failed(report, &error),
+    };
     let change = Change {
         host: &host,
         config,
@@ -237,7 +177,7 @@ pub async fn preview(options: &InstallOptions) -> Result<Preview, Error> {
     let host = HostRoot::open(&options.host_root)?;
     let change = Change {
         host: &host,
-        config: options.config.as_deref().and_then(Path::to_str),
+        config: config_path(options.config.as_deref())?,
         offline: options.offline,
     };
     let facts = gather(&host, change.config, change.offline).await?;
@@ -291,6 +231,16 @@ pub async fn doctor(host_root: &Path, offline: bool) -> Result<doctor::Diagnosis
     let host = HostRoot::open(host_root)?;
     let facts = gather(&host, None, offline).await?;
     Ok(doctor::examine(&facts, host.exists(state::JOURNAL_FILE)))
+}
+
+/// The configuration file that the user names, as a path on the host.
+fn config_path(config: Option<&Path>) -> Result<Option<&str>, Error> {
+    let Some(path) = config else {
+        return Ok(None);
+    };
+    let text = path.to_str().filter(|text| text.starts_with('/'));
+    text.map(Some)
+        .ok_or_else(|| Error::ConfigPath(path.to_owned()))
 }
 
 /// What is wanted, where its binaries are, and the folder that holds those that were fetched now.
@@ -459,134 +409,4 @@ fn present(facts: &Facts, shim: &ShimRequest) -> Option<String> {
         found = Some(sha256.to_owned());
     }
     found
-}
-
-fn describe(report: &mut ProvisionReport, facts: &Facts) {
-    report.containerd = facts.version.map(|version| version.to_string());
-    report.distro = Some(facts.distro.word.to_owned());
-    report.machine_id.clone_from(&facts.machine_id);
-    report.boot_id.clone_from(&facts.boot_id);
-}
-
-/// Fills in what came of a plan that was carried out.
-fn conclude(report: &mut ProvisionReport, plan: &HostPlan, offline: bool) {
-    report.handlers.clone_from(&plan.handlers);
-    if offline {
-        // Nobody was asked, so nothing is proven.
-        report
-            .handlers
-            .iter_mut()
-            .for_each(|handler| handler.served = false);
-    }
-    report.files = files(plan);
-    let complaints: Vec<&HandlerReport> = plan
-        .handlers
-        .iter()
-        .filter(|handler| handler.reason.is_some())
-        .collect();
-    let well = plan.handlers.len() > complaints.len();
-    report.result = match (complaints.is_empty(), plan.is_empty()) {
-        (true, true) if !report.changed => Outcome::Unchanged,
-        (true, _) => Outcome::Applied,
-        (false, true) if !well && complaints.iter().all(|handler| !handler.served) => {
-            Outcome::Refused
-        }
-        (false, _) => Outcome::Partial,
-    };
-    if let Some(first) = complaints.first() {
-        let (reason, remedy) = split(first.reason.as_deref().unwrap_or_default());
-        report.reason = Some(format!("shim {}: {reason}", first.shim));
-        report.remedy = remedy;
-    }
-}
-
-fn files(plan: &HostPlan) -> Vec<FileReport> {
-    let config = plan.config.iter().map(|change| FileReport {
-        path: change.path.clone(),
-        action: match (&change.before, &change.after) {
-            (None, _) => FileAction::Created,
-            (Some(_), Some(_)) => FileAction::Edited,
-            (Some(_), None) => FileAction::Removed,
-        },
-    });
-    let links = plan.links.keys().map(|path| FileReport {
-        path: path.clone(),
-        action: FileAction::Created,
-    });
-    let removed = plan.clear.iter().map(|path| FileReport {
-        path: path.clone(),
-        action: FileAction::Removed,
-    });
-    config.chain(links).chain(removed).collect()
-}
-
-/// A message of ours is a sentence, and after a semicolon what the operator can do.
-fn split(message: &str) -> (String, Option<String>) {
-    match message.rsplit_once("; ") {
-        Some((reason, remedy)) => (reason.to_owned(), Some(remedy.to_owned())),
-        None => (message.to_owned(), None),
-    }
-}
-
-fn failed(mut report: ProvisionReport, error: &Error) -> ProvisionReport {
-    let (reason, remedy) = split(&error.to_string());
-    report.reason = Some(reason);
-    report.remedy = remedy;
-    report
-}
-
-fn unhappy(report: ProvisionReport, failure: Failure) -> ProvisionReport {
-    match failure {
-        Failure::Refused(cause) => failed(report, &cause),
-        Failure::RolledBack { cause, restarts } => {
-            let mut report = failed(report, &cause);
-            report.result = Outcome::RolledBack;
-            report.restarts += restarts;
-            report
-        }
-        Failure::Broken {
-            cause,
-            failures,
-            restarts,
-        } => {
-            let mut report = failed(report, &cause);
-            let words = failures.join(", and ");
-            report.reason = Some(format!("{cause}, and undoing it failed: {words}"));
-            report.remedy =
-                Some("log in to the node and repair containerd, then run farrier again".to_owned());
-            report.result = Outcome::Broken;
-            report.changed = true;
-            report.restarts += restarts;
-            report
-        }
-    }
-}
-
-/// What is still served of what was asked for, on a host that was left as it was.
-fn as_before(
-    mut report: ProvisionReport,
-    facts: &Facts,
-    shims: &[ShimRequest],
-    offline: bool,
-) -> ProvisionReport {
-    let well = !offline && report.result != Outcome::Broken;
-    for shim in shims {
-        for handler in &shim.handlers {
-            let sha256 = verified(facts, handler).map(str::to_owned);
-            let path = state::binary_path(handler);
-            let listed = facts
-                .served
-                .as_ref()
-                .is_ok_and(|served| served.handlers.get(handler) == Some(&path));
-            report.handlers.push(HandlerReport {
-                shim: shim.name.clone(),
-                handler: handler.clone(),
-                path: sha256.is_some().then_some(path),
-                served: well && listed && sha256.is_some(),
-                sha256,
-                reason: report.reason.clone(),
-            });
-        }
-    }
-    report
 }

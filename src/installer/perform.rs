@@ -9,23 +9,18 @@ use tracing::{info, warn};
 
 use super::Error;
 use super::artifact;
-use super::facts::{Facts, gather, judge_dump};
+use super::candidate;
+use super::facts::{Facts, gather};
 use super::host::{HostRoot, text_digest};
 use super::journal::{Journal, Undo, put_text};
-use super::plan::{ConfigChange, HostPlan, cut, declared_before, prove};
+use super::plan::{HostPlan, cut, declared_before, prove};
 use super::restart::{self, restart};
 use super::state::{
     BIN_FOLDER, JOURNAL_FILE, STATE_FILE, STATE_FOLDER, STATE_LIMIT, STORE_FOLDER, State,
     binary_path, folder_of, link_target, store_path,
 };
 use super::unpack;
-use crate::containerd_config::{holds, judge};
 use crate::handoff::API_VERSION;
-
-/// A candidate stands beside the root configuration, so that relative imports mean the same; no `*.toml` glob matches it.
-const CANDIDATE_SUFFIX: &str = ".farrier-candidate";
-/// What a candidate imports that is not the root itself.
-const IMPORT_SUFFIX: &str = ".farrier-import";
 
 /// Where the bytes of a binary come from.
 #[derive(Debug)]
@@ -110,7 +105,7 @@ fn journal(host: &HostRoot, facts: &Facts, plan: &HostPlan) -> Journal {
     let folders = plan.make_folders.iter().cloned();
     let mut undo: Vec<Undo> = folders.map(|path| Undo::Folder { path }).collect();
     let root = &facts.loaded.root.path;
-    for suffix in [CANDIDATE_SUFFIX, IMPORT_SUFFIX] {
+    for suffix in [candidate::SUFFIX, candidate::IMPORT_SUFFIX] {
         let path = format!("{root}{suffix}");
         undo.push(Undo::File { path });
     }
@@ -162,7 +157,7 @@ async fn act(
         host.swap_link(path, &link_target(sha256))?;
     }
     if let Some(change) = &plan.config {
-        judge_candidate(host, facts, plan, change).await?;
+        candidate::judge(host, facts, plan, change).await?;
         info!(path = change.path, "writing containerd's configuration");
         let before = text_digest(change.before.as_deref());
         put_text(
@@ -213,59 +208,6 @@ fn store(host: &HostRoot, sha256: &str, source: Option<&Source>) -> Result<(), E
     artifact::check_digest("the binary", &digest, Some(sha256))?;
     out.sync_all().map_err(|source| Error::Store { source })?;
     Ok(host.commit_new(&path)?)
-}
-
-/// Asks the host's own containerd what it makes of the configuration before it goes live.
-async fn judge_candidate(
-    host: &HostRoot,
-    facts: &Facts,
-    plan: &HostPlan,
-    change: &ConfigChange,
-) -> Result<(), Error> {
-    // Offline a containerd that can't run gives no judgement; without a file there is nothing to judge.
-    let (Ok(before), Some(program), Some(after)) = (&facts.dump, &facts.program, &change.after)
-    else {
-        return Ok(());
-    };
-    let candidate = format!("{}{CANDIDATE_SUFFIX}", change.root);
-    let import = format!("{}{IMPORT_SUFFIX}", change.root);
-    let text = if change.path == change.root {
-        after.clone()
-    } else {
-        place_candidate(host, &import, after)?;
-        wrapper(change, &import)
-    };
-    place_candidate(host, &candidate, &text)?;
-    let dump = judge_dump(host, program, &candidate).await;
-    host.remove_file(&candidate)?;
-    host.remove_file(&import)?;
-    let dump = dump.map_err(Error::Candidate)?;
-    judge(before, &dump, &plan.ours)?;
-    holds(&dump, &plan.declared)?;
-    Ok(())
-}
-
-fn place_candidate(host: &HostRoot, path: &str, text: &str) -> Result<(), Error> {
-    host.remove_file(path)?;
-    // As secret as the configuration may be.
-    Ok(host.replace(path, text.as_bytes(), None, 0o600)?)
-}
-
-/// A root that imports the present one and the candidate after it: what the host will load, without touching what it loads now.
-fn wrapper(change: &ConfigChange, import: &str) -> String {
-    let version = change
-        .version
-        .map(|version| format!("version = {version}\n"));
-    let root = toml_string(&change.root);
-    let import = toml_string(import);
-    format!(
-        "{}imports = [{root}, {import}]\n",
-        version.unwrap_or_default()
-    )
-}
-
-fn toml_string(path: &str) -> String {
-    format!("\"{}\"", path.replace('\\', "\\\\").replace('"', "\\\""))
 }
 
 /// Puts everything back and says how the host is then.

@@ -7,17 +7,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::cri::Served;
+use super::desired::Set;
 use super::facts::{Facts, verified};
+use super::site::{Site, declarations};
 use super::state::{
-    BIN_FOLDER, OwnedConfig, OwnedHandler, STATE_FOLDER, STORE_FOLDER, State, binary_path,
-    folder_of, owner_word, store_path,
+    BIN_FOLDER, OwnedConfig, OwnedHandler, State, binary_path, owner_word, store_path,
 };
-use crate::containerd_config::{
-    self, DeclaredHandler, Handler, Placement, PluginId, Value, Version, edit, handlers, place,
-    runtimes_of_dump,
-};
-use crate::handoff::{HandlerReport, OptionValue, Owner, ShimRequest};
-use crate::names::sha256_hex;
+use crate::containerd_config::{self, Handler};
+use crate::handoff::sha256_hex;
+use crate::handoff::{HandlerReport, Owner, ShimRequest};
 
 /// What a host should carry.
 #[derive(Debug)]
@@ -160,7 +158,7 @@ pub fn decide(facts: &Facts, want: &Want) -> Result<HostPlan, Error> {
     set.remove_unwanted();
     set.reserve();
     let (next, reports) = set.finish();
-    site.plan(facts, want, next, reports)
+    assemble(&site, facts, want, next, reports)
 }
 
 fn check_host(facts: &Facts, want: &Want) -> Result<(), Error> {
@@ -180,190 +178,64 @@ fn check_host(facts: &Facts, want: &Want) -> Result<(), Error> {
     }
 }
 
-/// Where handlers are declared on this host, and what is declared there.
-struct Site<'a> {
-    placement: Placement,
-    text: Option<&'a str>,
-    declared: BTreeMap<String, DeclaredHandler>,
-    dumped: BTreeMap<String, DeclaredHandler>,
-    ours: BTreeSet<String>,
-}
-
-impl<'a> Site<'a> {
-    fn find(facts: &'a Facts, offline: bool) -> Result<Self, Error> {
-        let placement = match facts.version {
-            Some(version) => place(&facts.loaded, &version)?,
-            None if offline => place_unseen(facts)?,
-            None => return Err(Error::NoVersion),
-        };
-        let text = text_at(facts, &placement.path);
-        let declared = match text {
-            Some(text) => handlers(text, &placement)?,
-            None => BTreeMap::new(),
-        };
-        let dumped = match &facts.dump {
-            Ok(dump) => runtimes_of_dump(dump)?.1,
-            Err(_) if offline => BTreeMap::new(),
-            Err(words) => return Err(Error::Refuses(words.clone())),
-        };
-        // A stanza that executes our own stable path is ours even where the state file was lost.
-        let mut ours: BTreeSet<String> = facts.state.handlers.keys().cloned().collect();
-        let marked = declared
-            .iter()
-            .filter(|(name, handler)| handler.runtime_type == binary_path(name));
-        ours.extend(marked.map(|(name, _)| name.clone()));
-        Ok(Self {
-            placement,
-            text,
-            declared,
-            dumped,
-            ours,
-        })
+fn assemble(
+    site: &Site<'_>,
+    facts: &Facts,
+    want: &Want,
+    mut next: BTreeMap<String, OwnedHandler>,
+    reports: Vec<HandlerReport>,
+) -> Result<HostPlan, Error> {
+    let mut after = site.edited(&declarations(&next))?;
+    if after.as_deref() != site.text {
+        // containerd is restarted anyway: what is reserved for nobody any more leaves with it.
+        next.retain(|name, owned| {
+            owned.sha256.is_some() || owned.owner != want.owner || want.reserve.contains(name)
+        });
+        after = site.edited(&declarations(&next))?;
     }
-
-    fn is_foreign(&self, handler: &str) -> bool {
-        let known = self.declared.contains_key(handler)
-            || self.dumped.contains_key(handler)
-            || self.placement.elsewhere.contains(handler);
-        known && !self.ours.contains(handler)
+    let declared = declarations(&next);
+    let config = (after.as_deref() != site.text).then(|| site.change(facts, after));
+    let served = facts.served.as_ref().ok();
+    let pending = served.is_some_and(|served| !is_served(served, &declared, &site.ours));
+    let restart = !want.offline && (config.is_some() || pending);
+    if restart {
+        check_kill_mode(facts)?;
     }
-
-    fn edited(&self, declared: &[Handler]) -> Result<Option<String>, Error> {
-        // containerd's own default since 1.4, for an image whose containerd can't be asked.
-        let otherwise = || Handler {
-            name: "runc".to_owned(),
-            runtime_type: "io.containerd.runc.v2".to_owned(),
-            options: BTreeMap::new(),
-        };
-        let runc = match self.dumped.get("runc") {
-            Some(runc) => Some(runc.to_handler("runc")),
-            None => self.dumped.is_empty().then(otherwise),
-        };
-        let ours = &self.ours;
-        Ok(edit(
-            self.text,
-            &self.placement,
-            ours,
-            declared,
-            runc.as_ref(),
-        )?)
-    }
-
-    fn change(&self, facts: &Facts, after: Option<String>) -> ConfigChange {
-        ConfigChange {
-            path: self.placement.path.clone(),
-            before: self.text.map(str::to_owned),
-            after,
-            root: facts.loaded.root.path.clone(),
-            version: self.wrapper_version(),
-        }
-    }
-
-    /// `version` of a file that imports the root and a candidate for a file that the root imports.
-    fn wrapper_version(&self) -> Option<i64> {
-        match (self.placement.drop_in, self.placement.plugin) {
-            // The drop-in has the root's.
-            (true, _) => self.placement.version,
-            // An imported file is edited in place on 1.x alone, whose newest version is 2.
-            (false, PluginId::GrpcV1Cri | PluginId::CriV1Runtime) => Some(2),
-            (false, PluginId::Cri) => None,
-        }
-    }
-
-    /// Folders that have to be made before anything can be written.
-    fn make_folders(&self, facts: &Facts) -> Vec<String> {
-        let config = folder_of(&self.placement.path);
-        let root = folder_of(&facts.loaded.root.path);
-        let mut folders: Vec<String> = Vec::new();
-        for folder in [STATE_FOLDER, STORE_FOLDER, BIN_FOLDER, root, config] {
-            let missing = facts.missing_folders.get(folder).into_iter().flatten();
-            for path in missing {
-                if !folders.contains(path) {
-                    folders.push(path.clone());
-                }
-            }
-        }
-        folders
-    }
-
-    fn plan(
-        &self,
-        facts: &Facts,
-        want: &Want,
-        mut next: BTreeMap<String, OwnedHandler>,
-        reports: Vec<HandlerReport>,
-    ) -> Result<HostPlan, Error> {
-        let mut after = self.edited(&declarations(&next))?;
-        if after.as_deref() != self.text {
-            // containerd is restarted anyway: what is reserved for nobody any more leaves with it.
-            next.retain(|name, owned| {
-                owned.sha256.is_some() || owned.owner != want.owner || want.reserve.contains(name)
-            });
-            after = self.edited(&declarations(&next))?;
-        }
-        let declared = declarations(&next);
-        let config = (after.as_deref() != self.text).then(|| self.change(facts, after));
-        let served = facts.served.as_ref().ok();
-        let stale = served.is_some_and(|served| !is_served(served, &declared, &self.ours));
-        let restart = !want.offline && (config.is_some() || stale);
-        if restart {
-            check_kill_mode(facts)?;
-        }
-        let links = links(facts, &next);
-        let wanted: BTreeSet<String> = next
-            .values()
-            .filter_map(|owned| owned.sha256.clone())
-            .collect();
-        let make_folders = if next.is_empty() {
-            Vec::new()
-        } else {
-            self.make_folders(facts)
-        };
-        let state = next_state(facts, want, next, config.as_ref(), &make_folders);
-        let unchanged = match &state {
-            Some(state) => *state == facts.state,
-            None => facts.state == State::default(),
-        };
-        let mut ours = self.ours.clone();
-        ours.extend(declared.iter().map(|handler| handler.name.clone()));
-        Ok(HostPlan {
-            make_folders,
-            store: wanted.difference(&facts.stored).cloned().collect(),
-            links,
-            config,
-            restart,
-            write_state: !unchanged,
-            clear: clear(facts, state.as_ref(), &wanted),
-            drop_folders: if state.is_none() {
-                facts.state.folders.clone()
-            } else {
-                Vec::new()
-            },
-            state,
-            handlers: reports,
-            ours,
-            declared,
-        })
-    }
-}
-
-/// An unpacked image whose containerd can't be run: the oldest release that takes the file. What 1.7 takes, 2.x takes too.
-fn place_unseen(facts: &Facts) -> Result<Placement, Error> {
-    let release = |major, minor| Version {
-        major,
-        minor,
-        patch: 0,
+    let links = links(facts, &next);
+    let wanted: BTreeSet<String> = next
+        .values()
+        .filter_map(|owned| owned.sha256.clone())
+        .collect();
+    let make_folders = if next.is_empty() {
+        Vec::new()
+    } else {
+        site.make_folders(facts)
     };
-    place(&facts.loaded, &release(1, 7))
-        .or_else(|_| place(&facts.loaded, &release(2, 0)))
-        .map_err(Error::from)
-}
-
-fn text_at<'a>(facts: &'a Facts, path: &str) -> Option<&'a str> {
-    let files = std::iter::once(&facts.loaded.root).chain(&facts.loaded.imported);
-    files
-        .filter(|file| file.path == path)
-        .find_map(|file| file.text.as_deref())
+    let state = next_state(facts, want, next, config.as_ref(), &make_folders);
+    let unchanged = match &state {
+        Some(state) => *state == facts.state,
+        None => facts.state == State::default(),
+    };
+    let mut ours = site.ours.clone();
+    ours.extend(declared.iter().map(|handler| handler.name.clone()));
+    Ok(HostPlan {
+        make_folders,
+        store: wanted.difference(&facts.stored).cloned().collect(),
+        links,
+        config,
+        restart,
+        write_state: !unchanged,
+        clear: clear(facts, state.as_ref(), &wanted),
+        drop_folders: if state.is_none() {
+            facts.state.folders.clone()
+        } else {
+            Vec::new()
+        },
+        state,
+        handlers: reports,
+        ours,
+        declared,
+    })
 }
 
 fn check_kill_mode(facts: &Facts) -> Result<(), Error> {
@@ -376,25 +248,6 @@ fn check_kill_mode(facts: &Facts) -> Result<(), Error> {
         }),
         Err(words) => Err(Error::KillModeUnknown(words.clone())),
     }
-}
-
-fn declarations(next: &BTreeMap<String, OwnedHandler>) -> Vec<Handler> {
-    let value = |value: &OptionValue| match value {
-        OptionValue::Boolean(value) => Value::Boolean(*value),
-        OptionValue::Integer(value) => Value::Integer(*value),
-        OptionValue::String(value) => Value::String(value.clone()),
-    };
-    next.iter()
-        .map(|(name, owned)| Handler {
-            name: name.clone(),
-            runtime_type: binary_path(name),
-            options: owned
-                .options
-                .iter()
-                .map(|(key, option)| (key.clone(), value(option)))
-                .collect(),
-        })
-        .collect()
 }
 
 /// Whether the running containerd has loaded exactly what is declared as ours.
@@ -428,7 +281,7 @@ fn clear(facts: &Facts, state: Option<&State>, wanted: &BTreeSet<String>) -> Vec
     let links = facts
         .binaries
         .keys()
-        .map(|name| format!("{}/{name}", BIN_FOLDER))
+        .map(|name| format!("{BIN_FOLDER}/{name}"))
         .filter(|path| !carried.contains(path));
     let stored = facts.stored.iter().chain(&facts.damaged);
     let stored = stored
@@ -463,143 +316,6 @@ fn next_state(
         state.requests.insert(owner, want.digest.clone());
     }
     Some(state)
-}
-
-/// The handlers that will be ours, as they come together.
-struct Set<'a> {
-    facts: &'a Facts,
-    want: &'a Want,
-    site: &'a Site<'a>,
-    next: BTreeMap<String, OwnedHandler>,
-    /// Handlers that the request names, or that stay although it doesn't.
-    kept: BTreeSet<String>,
-    reports: Vec<HandlerReport>,
-}
-
-impl<'a> Set<'a> {
-    fn new(facts: &'a Facts, want: &'a Want, site: &'a Site<'a>) -> Self {
-        Self {
-            facts,
-            want,
-            site,
-            next: facts.state.handlers.clone(),
-            kept: BTreeSet::new(),
-            reports: Vec::new(),
-        }
-    }
-
-    fn report(
-        &mut self,
-        shim: &str,
-        handler: &str,
-        sha256: Option<String>,
-        reason: Option<String>,
-    ) {
-        self.reports.push(HandlerReport {
-            shim: shim.to_owned(),
-            handler: handler.to_owned(),
-            path: sha256.is_some().then(|| binary_path(handler)),
-            served: sha256.is_some(),
-            sha256,
-            reason,
-        });
-    }
-
-    fn add_wanted(&mut self) {
-        let want = self.want;
-        for shim in &want.shims {
-            let foreign = shim.handlers.iter().find(|name| self.site.is_foreign(name));
-            let candidate = match (foreign, want.candidates.get(&shim.name)) {
-                (Some(name), _) => Err(format!(
-                    "handler {name} is declared in containerd's configuration by somebody else; remove it there or use another name"
-                )),
-                (None, Some(candidate)) => candidate.clone(),
-                (None, None) => Err("its artifact was not looked for".to_owned()),
-            };
-            for handler in &shim.handlers {
-                match &candidate {
-                    Ok(sha256) => self.carry(shim, handler, sha256),
-                    Err(reason) => self.keep_served(shim, handler, reason),
-                }
-            }
-        }
-    }
-
-    fn carry(&mut self, shim: &ShimRequest, handler: &str, sha256: &str) {
-        let owned = OwnedHandler {
-            shim: shim.name.clone(),
-            owner: self.want.owner,
-            sha256: Some(sha256.to_owned()),
-            location: shim.location.clone(),
-            artifact_sha256: shim.sha256.clone(),
-            options: shim.options.clone(),
-        };
-        self.next.insert(handler.to_owned(), owned);
-        self.kept.insert(handler.to_owned());
-        self.report(&shim.name, handler, Some(sha256.to_owned()), None);
-    }
-
-    /// A shim that can't be had keeps what it has: the version that it was served in before.
-    fn keep_served(&mut self, shim: &ShimRequest, handler: &str, reason: &str) {
-        let before = self.facts.state.handlers.get(handler);
-        let sha256 = before
-            .and_then(|owned| owned.sha256.clone())
-            .filter(|sha256| verified(self.facts, handler) == Some(sha256));
-        self.kept.insert(handler.to_owned());
-        self.report(&shim.name, handler, sha256, Some(reason.to_owned()));
-    }
-
-    fn remove_unwanted(&mut self) {
-        let (facts, want) = (self.facts, self.want);
-        for (name, owned) in &facts.state.handlers {
-            let in_scope = match &want.scope {
-                Scope::Owner => owned.owner == want.owner,
-                Scope::Nothing => false,
-                Scope::Shims(shims) => shims.contains(&owned.shim),
-                Scope::Everything => true,
-            };
-            let leaves = in_scope && !self.kept.contains(name) && owned.sha256.is_some();
-            if leaves && matches!(want.scope, Scope::Shims(_)) && owned.owner != want.owner {
-                let owner = owner_word(owned.owner);
-                let reason = format!("it belongs to {owner}; take it away there, or use --all");
-                self.report(&owned.shim, name, owned.sha256.clone(), Some(reason));
-                continue;
-            }
-            let pods = facts.in_use.get(name).copied().unwrap_or_default();
-            if leaves && pods > 0 {
-                let reason = format!("it is still used by {pods} pod sandboxes; delete their pods");
-                self.report(&owned.shim, name, owned.sha256.clone(), Some(reason));
-            } else if leaves && let Some(owned) = self.next.get_mut(name) {
-                owned.sha256 = None;
-                owned.location.clear();
-                owned.artifact_sha256 = None;
-            }
-        }
-    }
-
-    fn reserve(&mut self) {
-        for name in &self.want.reserve {
-            if !self.next.contains_key(name) && !self.site.is_foreign(name) {
-                let owned = OwnedHandler {
-                    shim: String::new(),
-                    owner: self.want.owner,
-                    sha256: None,
-                    location: String::new(),
-                    artifact_sha256: None,
-                    options: BTreeMap::new(),
-                };
-                self.next.insert(name.clone(), owned);
-            }
-        }
-    }
-
-    fn finish(mut self) -> (BTreeMap<String, OwnedHandler>, Vec<HandlerReport>) {
-        // What is only reserved leaves with the last shim.
-        if self.next.values().all(|owned| owned.sha256.is_none()) {
-            self.next.clear();
-        }
-        (self.next, self.reports)
-    }
 }
 
 /// Cuts what a change that is being undone declared out of a configuration that somebody edited since; `declares` names it.
@@ -650,4 +366,193 @@ pub fn prove(
         return Err("containerd does not list the handlers as they are declared".to_owned());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+    use crate::containerd_config::{Loaded, SourceFile};
+    use crate::installer::distro::{Evidence, detect};
+    use crate::installer::facts::Daemon;
+
+    const CONFIG: &str = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n";
+    const DIGEST: &str = "aa";
+
+    /// A node whose containerd is well and carries nothing of ours.
+    fn node() -> Facts {
+        Facts {
+            distro: detect(&Evidence::default(), |_| false),
+            daemon: Some(Daemon {
+                process: (1, 1),
+                program: "/usr/bin/containerd".to_owned(),
+                config: None,
+                address: None,
+                unit: None,
+            }),
+            program: Some("/usr/bin/containerd".to_owned()),
+            version: "1.7.35".parse().ok(),
+            loaded: Loaded {
+                root: SourceFile {
+                    path: "/etc/containerd/config.toml".to_owned(),
+                    text: Some(CONFIG.to_owned()),
+                },
+                imported: Vec::new(),
+            },
+            dump: Ok(CONFIG.to_owned()),
+            served: Ok(served(&[])),
+            in_use: BTreeMap::new(),
+            kill_mode: Ok("process".to_owned()),
+            state: State::default(),
+            binaries: BTreeMap::new(),
+            stored: BTreeSet::new(),
+            damaged: BTreeSet::new(),
+            missing_folders: BTreeMap::new(),
+            machine_id: String::new(),
+            boot_id: String::new(),
+        }
+    }
+
+    fn served(ours: &[&str]) -> Served {
+        let runc = ("runc".to_owned(), "io.containerd.runc.v2".to_owned());
+        let ours = ours
+            .iter()
+            .map(|name| ((*name).to_owned(), binary_path(name)));
+        Served {
+            ready: true,
+            default: "runc".to_owned(),
+            handlers: ours.chain([runc]).collect(),
+        }
+    }
+
+    fn want(shims: &[&str]) -> Want {
+        let shim = |name: &&str| ShimRequest {
+            name: (*name).to_owned(),
+            handlers: vec![(*name).to_owned()],
+            location: "https://example.org/a.tar.gz".to_owned(),
+            sha256: None,
+            binary_sha256: None,
+            binary: None,
+            options: BTreeMap::new(),
+        };
+        let candidate = |name: &&str| ((*name).to_owned(), Ok(DIGEST.to_owned()));
+        Want {
+            owner: Owner::Cluster,
+            shims: shims.iter().map(shim).collect(),
+            reserve: Vec::new(),
+            scope: Scope::Owner,
+            candidates: shims.iter().map(candidate).collect(),
+            digest: "request".to_owned(),
+            offline: false,
+        }
+    }
+
+    /// The node after `plan` was carried out.
+    fn after(mut facts: Facts, plan: HostPlan) -> Facts {
+        if let Some(change) = plan.config {
+            facts.loaded.root.text.clone_from(&change.after);
+            facts.dump = Ok(change.after.unwrap_or_default());
+        }
+        let names: Vec<&str> = plan
+            .declared
+            .iter()
+            .map(|handler| handler.name.as_str())
+            .collect();
+        facts.served = Ok(served(&names));
+        facts.stored.extend(plan.store);
+        for (path, sha256) in plan.links {
+            let name = path.rsplit_once('/').unwrap_or_default().1.to_owned();
+            facts.binaries.insert(name, Some(sha256));
+        }
+        facts.state = plan.state.unwrap_or_default();
+        facts
+    }
+
+    fn carrying(shims: &[&str]) -> Facts {
+        let facts = node();
+        let plan = decide(&facts, &want(shims)).unwrap();
+        after(facts, plan)
+    }
+
+    #[test]
+    fn the_first_handler_costs_one_restart_and_a_second_run_nothing() {
+        let facts = node();
+        let plan = decide(&facts, &want(&["a"])).unwrap();
+        assert!(plan.restart && plan.config.is_some() && plan.store.contains(DIGEST));
+        let again = decide(&after(facts, plan), &want(&["a"])).unwrap();
+        assert!(again.is_empty(), "{again:?}");
+        assert!(again.handlers[0].served);
+    }
+
+    #[test]
+    fn a_daemon_that_did_not_load_what_is_declared_is_restarted() {
+        let mut facts = carrying(&["a"]);
+        facts.served = Ok(served(&[]));
+        let plan = decide(&facts, &want(&["a"])).unwrap();
+        assert!(plan.restart && plan.config.is_none());
+    }
+
+    #[test]
+    fn a_handler_that_pods_use_stays_and_is_reported() {
+        let mut facts = carrying(&["a", "b"]);
+        facts.in_use.insert("a".to_owned(), 2);
+        let plan = decide(&facts, &want(&[])).unwrap();
+        assert!(!plan.restart);
+        assert_eq!(plan.clear, [binary_path("b")]);
+        let [report] = plan.handlers.as_slice() else {
+            panic!("{:?}", plan.handlers);
+        };
+        assert!(report.served && report.handler == "a" && report.reason.is_some());
+        facts.in_use.clear();
+        let plan = decide(&facts, &want(&[])).unwrap();
+        assert!(plan.restart && plan.state.is_none());
+        assert_eq!(plan.config.unwrap().after.as_deref(), Some(CONFIG));
+    }
+
+    #[rstest]
+    #[case::pods_would_end(|facts: &mut Facts| facts.kill_mode = Ok("control-group".to_owned()), "KillMode")]
+    #[case::systemd_is_silent(|facts: &mut Facts| facts.kill_mode = Err("no bus".to_owned()), "can't be told")]
+    #[case::no_daemon(|facts: &mut Facts| facts.daemon = None, "no containerd runs")]
+    #[case::down_before(|facts: &mut Facts| facts.served = Err("no CRI".to_owned()), "before any change")]
+    #[case::not_ready(|facts: &mut Facts| facts.served = Ok(Served::default()), "not ready")]
+    #[case::refused_before(|facts: &mut Facts| facts.dump = Err("toml".to_owned()), "present configuration")]
+    #[case::no_version(|facts: &mut Facts| facts.version = None, "release")]
+    fn a_host_that_was_not_well_before_is_left_alone(
+        #[case] spoil: impl Fn(&mut Facts),
+        #[case] reason: &str,
+    ) {
+        let mut facts = node();
+        spoil(&mut facts);
+        let error = decide(&facts, &want(&["a"])).unwrap_err().to_string();
+        assert!(error.contains(reason), "{error}");
+    }
+
+    #[test]
+    fn a_binary_alone_is_swapped_even_where_a_restart_is_forbidden() {
+        let mut facts = carrying(&["a"]);
+        facts.kill_mode = Ok("mixed".to_owned());
+        let mut upgrade = want(&["a"]);
+        upgrade
+            .candidates
+            .insert("a".to_owned(), Ok("bb".to_owned()));
+        let plan = decide(&facts, &upgrade).unwrap();
+        assert!(!plan.restart && plan.config.is_none());
+        assert_eq!(plan.links[&binary_path("a")], "bb");
+    }
+
+    #[rstest]
+    #[case::as_declared(served(&["a"]), true)]
+    #[case::lost(served(&[]), false)]
+    #[case::not_ready(Served { ready: false, ..served(&["a"]) }, false)]
+    #[case::other_default(Served { default: "a".to_owned(), ..served(&["a"]) }, false)]
+    #[case::other_runtime(served(&["a", "theirs"]), false)]
+    fn only_what_was_declared_may_differ_after_a_restart(
+        #[case] now: Served,
+        #[case] proven: bool,
+    ) {
+        let plan = decide(&node(), &want(&["a"])).unwrap();
+        let result = prove(&served(&[]), &now, &plan.declared, &plan.ours);
+        assert_eq!(result.is_ok(), proven, "{result:?}");
+    }
 }

@@ -9,7 +9,7 @@ use super::systemd::{self, Systemd};
 
 /// containerd answers 0.1 to 0.3 s after its start, with hundreds of pods after seconds; releases that run every shim's `-info` at
 /// the start, one after the other, take longer.
-const SERVE_LIMIT: Duration = Duration::from_secs(60);
+const SERVE_LIMIT: Duration = Duration::from_mins(1);
 
 /// Short beside the 65 ms that a start takes at least, and no load in a minute of asking.
 const ASK_EVERY: Duration = Duration::from_millis(50);

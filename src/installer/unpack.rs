@@ -8,7 +8,7 @@ use flate2::read::MultiGzDecoder;
 use sha2::{Digest as _, Sha256};
 use tar::{Archive, EntryType};
 
-use crate::names::hex;
+use crate::handoff::hex;
 
 /// The largest shim known (wasmedge with its plugins) unpacks to 130 MB; four times that.
 const MAX_UNPACKED: u64 = 512 << 20;
@@ -252,7 +252,7 @@ mod tests {
     use tar::{Builder, Header};
 
     use super::*;
-    use crate::names::sha256_hex;
+    use crate::handoff::sha256_hex;
 
     /// The first bytes of this very test are a program for this CPU.
     fn program() -> Vec<u8> {
