@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::desired::Desired;
+use super::labels;
 use super::observed::{Applied, AppliedShim, JobView};
 use super::plan::{
     JobStep, LONGEST_NOTE, NodeEvent, Observed, Plan, all_listed, backoff, cut, settled,
@@ -151,9 +152,16 @@ fn conclude(
     // A handler that the kubelet has yet to list is no failure, but neither is the attempt over.
     let open = failed || !all_listed(seen.node, &applied);
     applied.attempts = if open { applied.attempts.max(1) } else { 0 };
+    let desired = Desired::new(seen.node, Some(&applied), seen.shims, seen.auto_provision);
+    // A node that carries no trace any more has nowhere to remember that this Job was read: it goes even where Jobs are kept.
+    let forgotten = labels::idle(&applied, &desired.request(seen.node).shims);
+    let step = if forgotten || !seen.keep_jobs {
+        JobStep::Delete(job.uid.clone())
+    } else {
+        JobStep::None
+    };
     let note = applied.reason.clone();
     let shims: Vec<String> = applied.shims.keys().cloned().collect();
-    let desired = Desired::new(seen.node, Some(&applied), seen.shims, seen.auto_provision);
     let event = match (note, shims.is_empty()) {
         (Some(note), _) => NodeEvent {
             warning: true,
@@ -175,7 +183,7 @@ fn conclude(
         event: Some(event),
         ended: Some((outcome, restarts)),
         look_again: open.then(|| backoff(applied.attempts)),
-        ..settled(seen, &desired, Some(applied), JobStep::None)
+        ..settled(seen, &desired, Some(applied), step)
     }
 }
 

@@ -311,3 +311,6 @@ pub fn cut(text: &str, longest: usize) -> String {
     }
     line
 }
+
+#[cfg(test)]
+mod tests;
