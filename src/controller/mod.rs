@@ -214,10 +214,10 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
         Ok::<(), Error>(())
     };
     tokio::select! {
-        () = watches.nodes.follow(move |change| routes.node(change)) => Err(Error::Ended { part: "watch on Nodes" }),
-        () = watches.shims.follow(move |change| other_routes.shim(change)) => Err(Error::Ended { part: "watch on Shims" }),
-        () = watches.jobs.follow(move |change| job_routes.of_job(change)) => Err(Error::Ended { part: "watch on Jobs" }),
-        () = watches.pods.follow(move |change| pod_routes.of_job(change)) => Err(Error::Ended { part: "watch on Pods" }),
+        () = watches.nodes.follow(move |change| routes.node(&change)) => Err(Error::Ended { part: "watch on Nodes" }),
+        () = watches.shims.follow(move |change| other_routes.shim(&change)) => Err(Error::Ended { part: "watch on Shims" }),
+        () = watches.jobs.follow(move |change| job_routes.of_job(&change)) => Err(Error::Ended { part: "watch on Jobs" }),
+        () = watches.pods.follow(move |change| pod_routes.of_job(&change)) => Err(Error::Ended { part: "watch on Pods" }),
         () = watches.runtime_classes.follow(move |_| class_routes.every_shim()) => Err(Error::Ended { part: "watch on RuntimeClasses" }),
         ended = serve => ended.map_err(Error::from).and(Err(Error::Ended { part: "server" })),
         ended = work => ended.and(Err(Error::Ended { part: "queue" })),
@@ -265,7 +265,7 @@ async fn log<T>(result: Result<T, controller::Error<apply::Error, Infallible>>) 
         // An object that was deleted while its key was queued needs no decision.
         Ok(_) | Err(controller::Error::ObjectNotFound(_)) => {}
         Err(controller::Error::ReconcilerFailed(error, object)) if error.is_conflict() => {
-            tracing::debug!(%error, %object, "written by another meanwhile")
+            tracing::debug!(%error, %object, "written by another meanwhile");
         }
         Err(error) => tracing::warn!(error = innermost(&error), "not applied"),
     }

@@ -159,15 +159,16 @@ fn after_reading(
     applied: Option<Applied>,
     job: &JobView,
 ) -> Plan {
-    let step = match need(seen, desired, applied.as_ref()) {
-        Need::Nothing | Need::Wait(_) if seen.keep_jobs => JobStep::None,
-        Need::Nothing | Need::Wait(_) | Need::Now => JobStep::Delete(job.uid.clone()),
+    let (step, look_again) = match need(seen, desired, applied.as_ref()) {
+        Need::Nothing if seen.keep_jobs => (JobStep::None, None),
+        Need::Wait(wait) if seen.keep_jobs => (JobStep::None, Some(wait)),
+        Need::Wait(wait) => (JobStep::Delete(job.uid.clone()), Some(wait)),
+        Need::Nothing | Need::Now => (JobStep::Delete(job.uid.clone()), None),
     };
-    let mut plan = settled(seen, desired, applied.clone(), step);
-    if let Need::Wait(wait) = need(seen, desired, applied.as_ref()) {
-        plan.look_again = Some(wait);
+    Plan {
+        look_again,
+        ..settled(seen, desired, applied, step)
     }
-    plan
 }
 
 /// No Job: make one if the host is not known to be as it should.

@@ -43,14 +43,14 @@ impl Routes {
     }
 
     /// A kubelet writes its node's status every few minutes; only what decisions look at counts.
-    pub fn node(&mut self, change: Change<'_, Node>) {
+    pub fn node(&mut self, change: &Change<'_, Node>) {
         match change {
             Change::Gone(node) => {
                 self.seen_nodes.remove(&node.name_any());
                 self.every_shim();
             }
             Change::Here(node) => {
-                let view = NodeView::from(node);
+                let view = NodeView::from(*node);
                 if self.seen_nodes.get(&view.name) != Some(&view) {
                     self.seen_nodes.insert(view.name.clone(), view);
                     self.send_node(&node.name_any());
@@ -62,7 +62,7 @@ impl Routes {
     }
 
     /// Our own writes to a Shim's status concern no node.
-    pub fn shim(&mut self, change: Change<'_, Shim>) {
+    pub fn shim(&mut self, change: &Change<'_, Shim>) {
         match change {
             Change::Gone(shim) => {
                 self.seen_shims.remove(&shim.name_any());
@@ -71,10 +71,10 @@ impl Routes {
             Change::Here(shim) => {
                 let view = ShimView {
                     status: None,
-                    ..ShimView::from(shim)
+                    ..ShimView::from(*shim)
                 };
                 if self.seen_shims.get(&view.name) == Some(&view) {
-                    let _ = self.shims.send(ObjectRef::from_obj(shim));
+                    let _ = self.shims.send(ObjectRef::from_obj(*shim));
                 } else {
                     self.seen_shims.insert(view.name.clone(), view);
                     self.every_node();
@@ -85,7 +85,7 @@ impl Routes {
     }
 
     /// A Job or its pod concerns the node that it was made for.
-    pub fn of_job<K: kube::Resource>(&mut self, change: Change<'_, K>) {
+    pub fn of_job<K: kube::Resource>(&mut self, change: &Change<'_, K>) {
         match change {
             Change::Here(object) | Change::Gone(object) => {
                 if let Some(node) = object.annotations().get(names::NODE_NAME_ANNOTATION) {

@@ -117,7 +117,7 @@ impl Scene {
             JobStep::Create(request) => {
                 assert!(self.job.is_none(), "the node has a Job already");
                 self.job = Some(JobView {
-                    uid: format!("job-at-{}", self.now),
+                    uid: format!("job-{}-{}", self.now, request.digest()),
                     node_uid: self.node.uid.clone(),
                     request: Some((**request).clone()),
                     created: self.now,
@@ -535,7 +535,7 @@ fn a_users_shim_beats_a_default_one_to_a_handler() {
     let loser = status::decide(
         &after.shims[1],
         &after.shims,
-        &[after.node.clone()],
+        std::slice::from_ref(&after.node),
         &[],
         false,
         start(),
@@ -596,7 +596,7 @@ fn a_deleted_shim_is_let_go_once_no_node_carries_it() {
         status::decide(
             &scene.shims[0],
             &scene.shims,
-            &[scene.node.clone()],
+            std::slice::from_ref(&scene.node),
             &[],
             false,
             start(),
@@ -612,7 +612,7 @@ fn a_deleted_shim_is_let_go_once_no_node_carries_it() {
         status::decide(
             &forced,
             &scene.shims,
-            &[scene.node.clone()],
+            std::slice::from_ref(&scene.node),
             &[],
             false,
             start()
@@ -631,7 +631,7 @@ fn a_status_is_written_once() {
         status::decide(
             &scene.shims[0],
             &scene.shims,
-            &[scene.node.clone()],
+            std::slice::from_ref(&scene.node),
             &[],
             false,
             now,
