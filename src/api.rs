@@ -416,7 +416,7 @@ mod tests {
     use super::*;
 
     /// RCM's sample, with both ways to name an artifact.
-    fn shim(fetch_strategy: serde_json::Value) -> ShimSpec {
+    fn shim(fetch_strategy: &serde_json::Value) -> ShimSpec {
         serde_json::from_value(serde_json::json!({
             "fetchStrategy": fetch_strategy,
             "runtimeClass": {"name": "wasmtime-spin-v2", "handler": "spin-v2"},
@@ -444,7 +444,7 @@ mod tests {
     ) {
         for entry in [go, if go == "amd64" { "x86_64" } else { "aarch64" }] {
             let other = if go == "amd64" { "arm64" } else { "amd64" };
-            let spec = shim(serde_json::json!({"platforms": [platform(other), platform(entry)]}));
+            let spec = shim(&serde_json::json!({"platforms": [platform(other), platform(entry)]}));
             assert_eq!(
                 spec.artifact(os, node).unwrap().location,
                 format!("https://example.org/{entry}")
@@ -454,7 +454,7 @@ mod tests {
 
     #[test]
     fn platforms_without_a_match_do_not_fall_back() {
-        let spec = shim(serde_json::json!({
+        let spec = shim(&serde_json::json!({
             "platforms": [platform("arm64")], "anonHttp": {"location": "https://example.org/any"},
         }));
         assert!(matches!(
@@ -475,7 +475,7 @@ mod tests {
     #[case(serde_json::json!({"anonHttp": {"location": "https://example.org/any"}}))]
     #[case(serde_json::json!({"type": "anonymousHttp", "platforms": [], "anonHttp": {"location": "https://example.org/any"}}))]
     fn one_location_serves_every_platform_without_digest(#[case] fetch: serde_json::Value) {
-        let artifact = shim(fetch).artifact("linux", "riscv64").unwrap();
+        let artifact = shim(&fetch).artifact("linux", "riscv64").unwrap();
         assert_eq!(artifact.location, "https://example.org/any");
         assert_eq!(artifact.sha256, None);
     }
@@ -483,11 +483,11 @@ mod tests {
     #[test]
     fn nothing_named_or_an_unusable_place_is_one_sentence() {
         assert_eq!(
-            shim(serde_json::json!({})).artifact("linux", "amd64"),
+            shim(&serde_json::json!({})).artifact("linux", "amd64"),
             Err(Error::NoArtifact)
         );
         for location in ["", "ftp://example.org/a", "file://relative", "/opt/a"] {
-            let spec = shim(serde_json::json!({"anonHttp": {"location": location}}));
+            let spec = shim(&serde_json::json!({"anonHttp": {"location": location}}));
             assert!(
                 matches!(spec.artifact("linux", "amd64"), Err(Error::Location { .. })),
                 "{location}"
@@ -500,7 +500,7 @@ mod tests {
         let with = |sha256: &str| {
             let mut entry = platform("amd64");
             entry["sha256"] = sha256.into();
-            shim(serde_json::json!({"platforms": [entry]})).artifact("linux", "amd64")
+            shim(&serde_json::json!({"platforms": [entry]})).artifact("linux", "amd64")
         };
         assert_eq!(
             with(&"AB".repeat(32)).unwrap().sha256,
@@ -512,7 +512,7 @@ mod tests {
 
     #[test]
     fn handlers_come_once_and_their_own_first() {
-        let mut spec = shim(serde_json::json!({}));
+        let mut spec = shim(&serde_json::json!({}));
         spec.handler_aliases = vec!["spin".to_owned(), "spin-v2".to_owned()];
         assert_eq!(spec.handlers().unwrap(), ["spin-v2", "spin"]);
         for bad in ["", "-a", "a/b", "a\nb", &"a".repeat(64)] {

@@ -20,7 +20,7 @@ const CONNECTIONS: usize = 64;
 const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
 
 /// A connection that lives longer than this is closed, so that idle ones can't use up [`CONNECTIONS`].
-const CONNECTION_DEADLINE: Duration = Duration::from_secs(120);
+const CONNECTION_DEADLINE: Duration = Duration::from_mins(2);
 
 /// Listens on `address` until it is dropped.
 ///

@@ -151,18 +151,14 @@ fn by_annotation(shim: &ShimView) -> bool {
 
 /// Whether `node` should carry `shim`.
 fn selects(shim: &ShimView, node: &NodeView, auto_provision: bool) -> bool {
-    let none = BTreeMap::new();
-    let labels = shim.spec.node_selector.as_ref().unwrap_or(&none);
-    let annotations = shim.spec.annotation_selector.as_ref().unwrap_or(&none);
+    let asked_for = |key: &str| auto_provision && key == names::KWASM_NODE_ANNOTATION;
+    let mut labels = shim.spec.node_selector.iter().flatten();
+    let mut annotations = shim.spec.annotation_selector.iter().flatten();
     !shim.deleting
         && !node.deleting
-        && labels
-            .iter()
-            .all(|(key, value)| node.labels.get(key) == Some(value))
-        && annotations.iter().all(|(key, value)| {
-            node.annotations.get(key) == Some(value)
-                || (auto_provision && key == names::KWASM_NODE_ANNOTATION)
-        })
+        && labels.all(|(key, value)| node.labels.get(key) == Some(value))
+        && annotations
+            .all(|(key, value)| node.annotations.get(key) == Some(value) || asked_for(key))
 }
 
 /// The request for `shim` on the platform of `node`, or why there is none.

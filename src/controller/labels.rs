@@ -161,7 +161,8 @@ fn leaving(node: &NodeView, applied: Option<&Applied>, shim: &str, digest: &str)
 }
 
 /// Nothing is wanted, nothing is left, nothing is under way: the node carries no trace.
-fn idle(applied: &Applied, wanted: &[crate::handoff::ShimRequest]) -> bool {
+#[must_use]
+pub fn idle(applied: &Applied, wanted: &[crate::handoff::ShimRequest]) -> bool {
     wanted.is_empty() && applied.shims.is_empty() && applied.attempts == 0
 }
 

@@ -3,7 +3,6 @@
 //! Watches fill stores; a change names the nodes and Shims that it concerns; each of those is decided on from the stores alone
 //! ([`plan`], [`status`]: pure) and only [`apply`] writes.
 
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,7 +18,7 @@ use kube::runtime::controller::{self, Action, applier};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, ResourceExt};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::api::Shim;
 use crate::metrics::Metrics;
@@ -31,8 +30,10 @@ mod events;
 mod job;
 mod labels;
 mod observed;
+mod outcome;
 mod overview;
 mod plan;
+mod routes;
 mod runtime_class;
 mod status;
 mod watch;
@@ -40,7 +41,7 @@ mod watch;
 pub use overview::overview;
 
 use observed::{JobView, NodeView, ShimView};
-use watch::Change;
+use routes::Routes;
 
 /// Writes to different objects that may be under way at a time: enough for a thousand nodes, little to an API server.
 const CONCURRENT_WRITES: u16 = 8;
@@ -193,7 +194,12 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
         signal(SignalKind::terminate()).map_err(|source| Error::Signal { source })?;
     let mut interrupt =
         signal(SignalKind::interrupt()).map_err(|source| Error::Signal { source })?;
-    let mut routes = Routes::new(node_keys, shim_keys, Arc::clone(&context));
+    let mut routes = Routes::new(
+        node_keys,
+        shim_keys,
+        context.nodes.clone(),
+        context.shims.clone(),
+    );
     let mut other_routes = routes.clone();
     let mut job_routes = routes.clone();
     let (mut pod_routes, class_routes) = (routes.clone(), routes.clone());
@@ -208,113 +214,15 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
         Ok::<(), Error>(())
     };
     tokio::select! {
-        () = watches.nodes.follow(move |change| routes.node(change)) => Err(Error::Ended { part: "watch on Nodes" }),
-        () = watches.shims.follow(move |change| other_routes.shim(change)) => Err(Error::Ended { part: "watch on Shims" }),
-        () = watches.jobs.follow(move |change| job_routes.of_job(change)) => Err(Error::Ended { part: "watch on Jobs" }),
-        () = watches.pods.follow(move |change| pod_routes.of_job(change)) => Err(Error::Ended { part: "watch on Pods" }),
+        () = watches.nodes.follow(move |change| routes.node(&change)) => Err(Error::Ended { part: "watch on Nodes" }),
+        () = watches.shims.follow(move |change| other_routes.shim(&change)) => Err(Error::Ended { part: "watch on Shims" }),
+        () = watches.jobs.follow(move |change| job_routes.of_job(&change)) => Err(Error::Ended { part: "watch on Jobs" }),
+        () = watches.pods.follow(move |change| pod_routes.of_job(&change)) => Err(Error::Ended { part: "watch on Pods" }),
         () = watches.runtime_classes.follow(move |_| class_routes.every_shim()) => Err(Error::Ended { part: "watch on RuntimeClasses" }),
         ended = serve => ended.map_err(Error::from).and(Err(Error::Ended { part: "server" })),
         ended = work => ended.and(Err(Error::Ended { part: "queue" })),
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
-    }
-}
-
-/// Which nodes and Shims a change concerns.
-#[derive(Clone)]
-struct Routes {
-    nodes: UnboundedSender<ObjectRef<Node>>,
-    shims: UnboundedSender<ObjectRef<Shim>>,
-    context: Arc<Context>,
-    seen_nodes: HashMap<String, NodeView>,
-    seen_shims: HashMap<String, ShimView>,
-}
-
-impl Routes {
-    fn new(
-        nodes: UnboundedSender<ObjectRef<Node>>,
-        shims: UnboundedSender<ObjectRef<Shim>>,
-        context: Arc<Context>,
-    ) -> Self {
-        Self {
-            nodes,
-            shims,
-            context,
-            seen_nodes: HashMap::new(),
-            seen_shims: HashMap::new(),
-        }
-    }
-
-    /// A kubelet writes its node's status every few minutes; only what decisions look at counts.
-    fn node(&mut self, change: Change<'_, Node>) {
-        match change {
-            Change::Gone(node) => {
-                self.seen_nodes.remove(&node.name_any());
-                self.every_shim();
-            }
-            Change::Here(node) => {
-                let view = NodeView::from(node);
-                if self.seen_nodes.get(&view.name) != Some(&view) {
-                    self.seen_nodes.insert(view.name.clone(), view);
-                    self.send_node(&node.name_any());
-                    self.every_shim();
-                }
-            }
-            Change::Listed => self.every_node(),
-        }
-    }
-
-    /// Our own writes to a Shim's status concern no node.
-    fn shim(&mut self, change: Change<'_, Shim>) {
-        match change {
-            Change::Gone(shim) => {
-                self.seen_shims.remove(&shim.name_any());
-                self.every_node();
-            }
-            Change::Here(shim) => {
-                let view = ShimView {
-                    status: None,
-                    ..ShimView::from(shim)
-                };
-                if self.seen_shims.get(&view.name) == Some(&view) {
-                    let _ = self.shims.send(ObjectRef::from_obj(shim));
-                } else {
-                    self.seen_shims.insert(view.name.clone(), view);
-                    self.every_node();
-                }
-            }
-            Change::Listed => self.every_node(),
-        }
-    }
-
-    /// A Job or its pod concerns the node that it was made for.
-    fn of_job<K: kube::Resource>(&mut self, change: Change<'_, K>) {
-        match change {
-            Change::Here(object) | Change::Gone(object) => {
-                if let Some(node) = object.annotations().get(names::NODE_NAME_ANNOTATION) {
-                    self.send_node(node);
-                }
-            }
-            Change::Listed => self.every_node(),
-        }
-    }
-
-    // The receivers live as long as the controller; a send that fails means that it ends.
-    fn send_node(&self, name: &str) {
-        let _ = self.nodes.send(ObjectRef::new(name));
-    }
-
-    fn every_node(&self) {
-        for node in self.context.nodes.state() {
-            self.send_node(&node.name_any());
-        }
-        self.every_shim();
-    }
-
-    fn every_shim(&self) {
-        for shim in self.context.shims.state() {
-            let _ = self.shims.send(ObjectRef::from_obj(shim.as_ref()));
-        }
     }
 }
 
@@ -357,7 +265,7 @@ async fn log<T>(result: Result<T, controller::Error<apply::Error, Infallible>>) 
         // An object that was deleted while its key was queued needs no decision.
         Ok(_) | Err(controller::Error::ObjectNotFound(_)) => {}
         Err(controller::Error::ReconcilerFailed(error, object)) if error.is_conflict() => {
-            tracing::debug!(%error, %object, "written by another meanwhile")
+            tracing::debug!(%error, %object, "written by another meanwhile");
         }
         Err(error) => tracing::warn!(error = innermost(&error), "not applied"),
     }

@@ -323,12 +323,12 @@ fn ending(job: &Job) -> Option<String> {
 /// Why the pod can't start, if a container says so in words that waiting alone does not change.
 fn stuck(pod: &Pod) -> Option<String> {
     let status = pod.status.as_ref()?;
-    let containers = status
+    let mut containers = status
         .init_container_statuses
         .iter()
         .chain(&status.container_statuses)
         .flatten();
-    containers.filter_map(waiting).next()
+    containers.find_map(waiting)
 }
 
 fn waiting(container: &ContainerStatus) -> Option<String> {

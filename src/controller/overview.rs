@@ -187,6 +187,12 @@ mod tests {
         let other: Node =
             serde_json::from_value(json!({"metadata": {"name": "a-longer-name"}})).unwrap();
         let text = Overview::new(&[node, other], &[]).table();
-        insta::assert_snapshot!(text, @"");
+        assert_eq!(
+            text,
+            "NODE           STATUS    SPIN\n\
+             n1             Ready     failed\n\
+             a-longer-name  NotReady  -\n\
+             n1 spin: no route\n"
+        );
     }
 }

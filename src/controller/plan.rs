@@ -9,8 +9,9 @@ use jiff::Timestamp;
 
 use super::desired::{Desired, Verdict};
 use super::labels::{self, NodeEdit};
-use super::observed::{Applied, AppliedShim, JobProgress, JobView, NodeView, ShimView};
-use crate::handoff::{HandlerReport, Outcome, ProvisionReport, ProvisionRequest};
+use super::observed::{Applied, JobProgress, JobView, NodeView, ShimView};
+use super::outcome;
+use crate::handoff::ProvisionRequest;
 use crate::names::{self, Progress, reasons};
 
 /// First wait after a failure; doubled by each further one. Long enough for a mirror's hiccup or a node's reboot to pass.
@@ -25,11 +26,8 @@ const POD_PATIENCE: Duration = Duration::from_mins(1);
 /// A kubelet asks its runtime every 5 s and publishes handlers with its status, every 10 s if something changed: many beats.
 const LISTING_PATIENCE: Duration = Duration::from_mins(2);
 
-/// Longest sentence that is kept per Shim: thirty of them stay far below the 256 KiB that a node's annotations may take.
-const LONGEST_REASON: usize = 400;
-
 /// Kubernetes bounds an Event's note at 1,024 bytes (events.k8s.io/v1).
-const LONGEST_NOTE: usize = 1_000;
+pub(super) const LONGEST_NOTE: usize = 1_000;
 
 /// All that a decision about one node looks at.
 #[derive(Debug)]
@@ -117,7 +115,12 @@ pub fn decide(seen: &Observed) -> Plan {
 }
 
 /// Labels as they should be, and nothing else.
-fn settled(seen: &Observed, desired: &Desired, applied: Option<Applied>, job: JobStep) -> Plan {
+pub(super) fn settled(
+    seen: &Observed,
+    desired: &Desired,
+    applied: Option<Applied>,
+    job: JobStep,
+) -> Plan {
     let edit = labels::edit(seen.node, seen.shims, desired, applied);
     let event = edit.as_ref().and_then(|edit| impossible(edit, desired));
     Plan {
@@ -156,15 +159,16 @@ fn after_reading(
     applied: Option<Applied>,
     job: &JobView,
 ) -> Plan {
-    let step = match need(seen, desired, applied.as_ref()) {
-        Need::Nothing | Need::Wait(_) if seen.keep_jobs => JobStep::None,
-        Need::Nothing | Need::Wait(_) | Need::Now => JobStep::Delete(job.uid.clone()),
+    let (step, look_again) = match need(seen, desired, applied.as_ref()) {
+        Need::Nothing if seen.keep_jobs => (JobStep::None, None),
+        Need::Wait(wait) if seen.keep_jobs => (JobStep::None, Some(wait)),
+        Need::Wait(wait) => (JobStep::Delete(job.uid.clone()), Some(wait)),
+        Need::Nothing | Need::Now => (JobStep::Delete(job.uid.clone()), None),
     };
-    let mut plan = settled(seen, desired, applied.clone(), step);
-    if let Need::Wait(wait) = need(seen, desired, applied.as_ref()) {
-        plan.look_again = Some(wait);
+    Plan {
+        look_again,
+        ..settled(seen, desired, applied, step)
     }
-    plan
 }
 
 /// No Job: make one if the host is not known to be as it should.
@@ -251,7 +255,7 @@ fn need(seen: &Observed, desired: &Desired, applied: Option<&Applied>) -> Need {
 }
 
 /// Whether the kubelet agrees with the report on every handler.
-fn all_listed(node: &NodeView, applied: &Applied) -> bool {
+pub(super) fn all_listed(node: &NodeView, applied: &Applied) -> bool {
     applied
         .shims
         .values()
@@ -260,7 +264,7 @@ fn all_listed(node: &NodeView, applied: &Applied) -> bool {
 }
 
 /// How long to wait after so many attempts.
-fn backoff(attempts: u32) -> Duration {
+pub(super) fn backoff(attempts: u32) -> Duration {
     let doublings = attempts.saturating_sub(1).min(10);
     (FIRST_RETRY * 2_u32.pow(doublings)).min(LONGEST_RETRY)
 }
@@ -277,11 +281,11 @@ fn follow(seen: &Observed, applied: Option<Applied>, job: &JobView) -> Plan {
         }
         JobProgress::NoPod => Some("the Job has had no pod for a minute; see the Events of the Job, often a quota or an admission policy".to_owned()),
         JobProgress::Stuck(reason) | JobProgress::Silent(reason) => Some(reason.clone()),
-        JobProgress::Answered(report) => return read(seen, applied, job, report),
+        JobProgress::Answered(report) => return outcome::read(seen, applied, job, report),
     };
     match failed {
         None => waiting(seen, applied),
-        Some(reason) => fail(seen, applied, job, &reason),
+        Some(reason) => outcome::fail(seen, applied, job, &reason),
     }
 }
 
@@ -289,196 +293,6 @@ fn follow(seen: &Observed, applied: Option<Applied>, job: &JobView) -> Plan {
 fn waiting(seen: &Observed, applied: Option<Applied>) -> Plan {
     let desired = Desired::new(seen.node, applied.as_ref(), seen.shims, seen.auto_provision);
     settled(seen, &desired, applied, JobStep::None)
-}
-
-/// The Job said nothing of the host: what was known stays, the reason is written down.
-fn fail(seen: &Observed, applied: Option<Applied>, job: &JobView, reason: &str) -> Plan {
-    let mut applied = applied.unwrap_or_default();
-    applied.reason = Some(shortened(reason));
-    conclude(seen, applied, job, "silent", 0, true)
-}
-
-/// The Job's report becomes what is known of the host.
-fn read(
-    seen: &Observed,
-    applied: Option<Applied>,
-    job: &JobView,
-    report: &ProvisionReport,
-) -> Plan {
-    let mut applied = applied.unwrap_or_default();
-    // A report is only taken for an answer when the Job's request could be read.
-    let Some(request) = &job.request else {
-        return fail(
-            seen,
-            Some(applied),
-            job,
-            "the Job's request can't be read any more",
-        );
-    };
-    let done = matches!(report.result, Outcome::Applied | Outcome::Unchanged);
-    let before = std::mem::take(&mut applied.shims);
-    for shim in &request.shims {
-        let told: Vec<&HandlerReport> = report
-            .handlers
-            .iter()
-            .filter(|told| told.shim == shim.name)
-            .collect();
-        let reason = told
-            .iter()
-            .find_map(|told| told.reason.as_deref())
-            .or(report.reason.as_deref().filter(|_| !done));
-        let handlers = shim
-            .handlers
-            .iter()
-            .map(|handler| {
-                let served = told
-                    .iter()
-                    .find(|told| told.handler == *handler)
-                    .map_or(done, |told| told.served);
-                (handler.clone(), served)
-            })
-            .collect::<std::collections::BTreeMap<_, _>>();
-        let told_why = told.iter().find_map(|told| told.reason.as_deref());
-        let fulfilled = handlers.values().all(|served| *served)
-            && told_why.is_none()
-            && (done || report.result == Outcome::Partial);
-        let kept = before
-            .get(&shim.name)
-            .and_then(|shim| shim.request.clone())
-            .filter(|_| handlers.values().any(|served| *served));
-        applied.shims.insert(
-            shim.name.clone(),
-            AppliedShim {
-                request: if fulfilled { Some(shim.clone()) } else { kept },
-                handlers,
-                sha256: told.iter().find_map(|told| told.sha256.clone()),
-                reason: if fulfilled {
-                    None
-                } else {
-                    reason.map(shortened)
-                },
-            },
-        );
-    }
-    let lingering = linger(&mut applied, request, report);
-    applied.digest = request.digest();
-    applied.machine_id.clone_from(&seen.node.machine_id);
-    applied.boot_id.clone_from(&seen.node.boot_id);
-    let unserved = applied
-        .shims
-        .iter()
-        .any(|(_, shim)| shim.reason.is_some() || shim.handlers.values().any(|served| !served));
-    let failed = !done || lingering || unserved;
-    applied.reason = failed.then(|| sentence(&applied, report));
-    conclude(
-        seen,
-        applied,
-        job,
-        outcome(report.result),
-        report.restarts,
-        failed,
-    )
-}
-
-/// Keeps what the host still serves though it was not asked for: it is in use, or could not be taken away.
-fn linger(applied: &mut Applied, request: &ProvisionRequest, report: &ProvisionReport) -> bool {
-    let mut any = false;
-    for told in &report.handlers {
-        if told.served && request.shims.iter().all(|shim| shim.name != told.shim) {
-            any = true;
-            let shim = applied.shims.entry(told.shim.clone()).or_default();
-            shim.handlers.insert(told.handler.clone(), true);
-            shim.sha256.clone_from(&told.sha256);
-            shim.reason = Some(
-                told.reason
-                    .as_deref()
-                    .map_or_else(|| "it is still served".to_owned(), shortened),
-            );
-        }
-    }
-    any
-}
-
-/// Writes the outcome down, tells people, and lets the Job go in the step after.
-fn conclude(
-    seen: &Observed,
-    mut applied: Applied,
-    job: &JobView,
-    outcome: &'static str,
-    restarts: u32,
-    failed: bool,
-) -> Plan {
-    applied.node_uid.clone_from(&seen.node.uid);
-    applied.job.clone_from(&job.uid);
-    applied.at = seen.now;
-    if let Some(request) = &job.request {
-        let digest = request.digest();
-        if applied.attempted != digest {
-            applied.attempted = digest;
-            applied.attempts = 1;
-        }
-    }
-    // A handler that the kubelet has yet to list is no failure, but neither is the attempt over.
-    let open = failed || !all_listed(seen.node, &applied);
-    applied.attempts = if open { applied.attempts.max(1) } else { 0 };
-    let note = applied.reason.clone();
-    let shims: Vec<String> = applied.shims.keys().cloned().collect();
-    let desired = Desired::new(seen.node, Some(&applied), seen.shims, seen.auto_provision);
-    let event = match (note, shims.is_empty()) {
-        (Some(note), _) => NodeEvent {
-            warning: true,
-            reason: reasons::PROVISION_FAILED,
-            note,
-        },
-        (None, true) => NodeEvent {
-            warning: false,
-            reason: reasons::REMOVED,
-            note: "no shim is left on the host".to_owned(),
-        },
-        (None, false) => NodeEvent {
-            warning: false,
-            reason: reasons::PROVISIONED,
-            note: format!("the host serves {}", shims.join(", ")),
-        },
-    };
-    Plan {
-        event: Some(event),
-        ended: Some((outcome, restarts)),
-        look_again: open.then(|| backoff(applied.attempts)),
-        ..settled(seen, &desired, Some(applied), JobStep::None)
-    }
-}
-
-/// One sentence that names each Shim that is not as asked, and what the operator can do.
-fn sentence(applied: &Applied, report: &ProvisionReport) -> String {
-    let whole = report.reason.clone();
-    let each = applied.shims.iter().filter_map(|(name, shim)| {
-        let reason = shim.reason.as_ref()?;
-        (whole.as_ref() != Some(reason)).then(|| format!("shim {name}: {reason}"))
-    });
-    let remedy = report.remedy.clone();
-    let parts: Vec<String> = whole.iter().cloned().chain(each).chain(remedy).collect();
-    if parts.is_empty() {
-        "the installer gave no reason; see the log of its pod".to_owned()
-    } else {
-        cut(&parts.join("; "), LONGEST_NOTE)
-    }
-}
-
-/// The report's outcome as a metric's label.
-fn outcome(result: Outcome) -> &'static str {
-    match result {
-        Outcome::Applied => "applied",
-        Outcome::Partial => "partial",
-        Outcome::Unchanged => "unchanged",
-        Outcome::Refused => "refused",
-        Outcome::RolledBack => "rolledBack",
-        Outcome::Broken => "broken",
-    }
-}
-
-fn shortened(text: &str) -> String {
-    cut(text, LONGEST_REASON)
 }
 
 /// At most `longest` bytes of `text`, on one line.
@@ -498,3 +312,6 @@ pub fn cut(text: &str, longest: usize) -> String {
     }
     line
 }
+
+#[cfg(test)]
+mod tests;

@@ -121,7 +121,7 @@ fn tally(shim: &ShimView, shims: &[ShimView], nodes: &[NodeView], auto_provision
                     .push(format!("{}: {}", node.name, reason.unwrap_or_default()));
             }
             (_, Some((Progress::Pending | Progress::Removing, _))) | (Verdict::Resting, None) => {
-                tally.pending += 1
+                tally.pending += 1;
             }
             (
                 Verdict::Wanted(_)

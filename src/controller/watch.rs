@@ -108,7 +108,7 @@ where
                 // The store shows a new list only when it is complete.
                 Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => {}
                 Err(error) => {
-                    tracing::warn!(kind, %error, "watch interrupted; it is taken up again")
+                    tracing::warn!(kind, %error, "watch interrupted; it is taken up again");
                 }
             }
         }
