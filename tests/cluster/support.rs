@@ -166,7 +166,6 @@ impl Cluster {
             .clone()
     }
 
-
     pub fn nodes(&self) -> Api<Node> {
         Api::all(self.client.clone())
     }
