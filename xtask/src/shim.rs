@@ -87,7 +87,7 @@ mod tests {
         let key = |a: &str, b: &str| {
             fs::write(folder.path().join("a"), a).unwrap();
             fs::write(folder.path().join("b"), b).unwrap();
-            super::key(folder.path(), &["a", "b"]).unwrap()
+            key(folder.path(), &["a", "b"]).unwrap()
         };
         assert_eq!(key("1", "23"), key("1", "23"));
         assert_ne!(key("1", "23"), key("12", "3"));
