@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::names::sha256_hex;
+/// How digests are written in the documents here.
+pub use crate::names::{hex, sha256_hex};
 
 /// The one version of the documents here. Fields are added over time, never renamed or removed.
 pub const API_VERSION: &str = "farrier.dev/v1";
@@ -385,7 +386,7 @@ impl ProvisionReport {
     #[must_use]
     pub fn to_termination_message(&self) -> String {
         let mut report = self.clone();
-        let fits = |report: &Self| report.to_json().len() < TERMINATION_MESSAGE_LIMIT;
+        let fits = |report: &Self| report.to_compact_json().len() < TERMINATION_MESSAGE_LIMIT;
         if !fits(&report) {
             report.files.clear();
         }
@@ -394,7 +395,7 @@ impl ProvisionReport {
                 handler.path = None;
             }
         }
-        for longest in [400, 120, 40] {
+        for longest in [400, 120, 40, 16] {
             if !fits(&report) {
                 let texts = report
                     .handlers
@@ -413,8 +414,32 @@ impl ProvisionReport {
                 handler.sha256 = None;
             }
         }
+        // Only names of the greatest length in great number come this far; a handler without a verdict counts as not served.
         while !fits(&report) && report.handlers.pop().is_some() {}
-        report.to_json()
+        report.to_compact_json()
+    }
+
+    /// The document without what is null, which reads back the same.
+    fn to_compact_json(&self) -> String {
+        let Ok(mut document) = serde_json::to_value(self) else {
+            return self.to_json();
+        };
+        drop_nulls(&mut document);
+        document.to_string()
+    }
+}
+
+fn drop_nulls(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::Object(fields) => {
+            fields.retain(|_, field| !field.is_null());
+            fields.values_mut().for_each(drop_nulls);
+        }
+        serde_json::Value::Array(items) => items.iter_mut().for_each(drop_nulls),
+        serde_json::Value::Null
+        | serde_json::Value::Bool(_)
+        | serde_json::Value::Number(_)
+        | serde_json::Value::String(_) => {}
     }
 }
 

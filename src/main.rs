@@ -1,3 +1,248 @@
-//! Parse, set up telemetry, dispatch, map to an exit status.
+//! Parse, set up telemetry, dispatch, map to an exit status. No decision is taken here.
 
-fn main() {}
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser as _};
+use farrier::cli::{self, Cli, Command, LogFormat, Output};
+use farrier::controller;
+use farrier::handoff::ProvisionReport;
+use farrier::installer::{self, InstallOptions, UninstallOptions, Wanted, text};
+use farrier::telemetry;
+use tracing::{error, info};
+
+/// Exit status of a wrong use of the command line, as clap's own.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let mut arguments: Vec<OsString> = std::env::args_os().collect();
+    if arguments
+        .get(1)
+        .is_some_and(|argument| argument == installer::exec::CHILD_ARGUMENT)
+    {
+        let status = installer::exec::child_main(arguments.split_off(2));
+        return ExitCode::from(u8::try_from(status).unwrap_or(1));
+    }
+    let cli = Cli::parse_from(arguments);
+    let format = match cli.log_format {
+        LogFormat::Text => telemetry::Format::Text,
+        LogFormat::Json => telemetry::Format::Json,
+    };
+    if let Err(error) = telemetry::init(&cli.log, format) {
+        // Nothing can be logged yet, and nobody is left to tell if this fails.
+        let _ = writeln!(io::stderr(), "farrier: {error}");
+        return ExitCode::from(USAGE);
+    }
+    // The one provider of cryptography in the process: neither client brings its own. A second installation would be no fault.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error),
+    };
+    runtime.block_on(dispatch(cli.command))
+}
+
+async fn dispatch(command: Command) -> ExitCode {
+    match command {
+        Command::Install(install) => run_install(install).await,
+        Command::Uninstall(uninstall) => run_uninstall(uninstall).await,
+        Command::Fetch(fetch) => run_fetch(fetch).await,
+        Command::Doctor(doctor) => run_doctor(doctor).await,
+        Command::Controller(controller) => run_controller(controller).await,
+        Command::Status(cli::Status { output }) => {
+            match controller::overview(output == Output::Json).await {
+                Ok(table) => print(&table),
+                Err(error) => fail(&error),
+            }
+        }
+        Command::Crd => print(&farrier::api::crd_yaml()),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "farrier", &mut script);
+            print(&String::from_utf8_lossy(&script))
+        }
+    }
+}
+
+async fn run_controller(controller: cli::Controller) -> ExitCode {
+    let cli::Controller {
+        namespace,
+        image,
+        image_pull_policy,
+        image_pull_secrets,
+        job_service_account,
+        ca_config_map,
+        job_ttl,
+        job_deadline,
+        auto_provision,
+        listen,
+    } = controller;
+    let settings = controller::Settings {
+        namespace,
+        image,
+        image_pull_policy,
+        image_pull_secrets,
+        job_service_account,
+        ca_config_map,
+        job_ttl,
+        job_deadline,
+        auto_provision,
+        listen,
+    };
+    match controller::run(settings).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+async fn run_install(install: cli::Install) -> ExitCode {
+    let cli::Install {
+        host,
+        request,
+        artifacts,
+        shim,
+        reserve,
+        keep_others,
+        config,
+        dry_run,
+        offline,
+        trust,
+        termination_message,
+        output,
+    } = install;
+    let options = InstallOptions {
+        host_root: host.host_root,
+        wanted: match request {
+            Some(path) => Wanted::File(path),
+            None => Wanted::Named {
+                shims: shim,
+                reserve,
+            },
+        },
+        artifacts,
+        keep_others,
+        config,
+        offline,
+        ca_file: trust.ca_file,
+    };
+    if dry_run {
+        return match installer::preview(&options).await {
+            Ok(preview) => match output {
+                Output::Text => print(&preview.text),
+                Output::Json => print_line(&preview.report.to_json()),
+            },
+            Err(error) => {
+                error!("{error}");
+                ExitCode::from(farrier::handoff::Outcome::Refused.exit_status())
+            }
+        };
+    }
+    let report = installer::install(options).await;
+    if let Some(path) = termination_message
+        && let Err(error) = write_message(&path, &report.to_termination_message())
+    {
+        error!("the report can't be written to {}: {error}", path.display());
+    }
+    answer(&report, output)
+}
+
+async fn run_uninstall(uninstall: cli::Uninstall) -> ExitCode {
+    let cli::Uninstall {
+        host,
+        shim,
+        all,
+        offline,
+        output,
+    } = uninstall;
+    let report = installer::uninstall(UninstallOptions {
+        host_root: host.host_root,
+        shims: (!all).then(|| shim.into_iter().collect()),
+        offline,
+    })
+    .await;
+    answer(&report, output)
+}
+
+async fn run_fetch(fetch: cli::Fetch) -> ExitCode {
+    let cli::Fetch {
+        request,
+        out,
+        trust,
+    } = fetch;
+    let wanted = Wanted::File(request);
+    match installer::fetch(&wanted, &out, trust.ca_file.as_deref()).await {
+        Ok(results) => {
+            for result in results {
+                if let Some(reason) = result.reason {
+                    error!(shim = result.shim, "{reason}");
+                } else {
+                    info!(shim = result.shim, "fetched and verified");
+                }
+            }
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(&error),
+    }
+}
+
+async fn run_doctor(doctor: cli::Doctor) -> ExitCode {
+    let cli::Doctor { host, output } = doctor;
+    let diagnosis = match installer::doctor(&host.host_root, false).await {
+        Ok(diagnosis) => diagnosis,
+        Err(error) => return fail(&error),
+    };
+    let printed = match output {
+        Output::Text => print(&text::diagnosis_text(&diagnosis)),
+        Output::Json => match serde_json::to_string(&diagnosis) {
+            Ok(json) => print_line(&json),
+            Err(error) => fail(&error),
+        },
+    };
+    if diagnosis.healthy {
+        printed
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn answer(report: &ProvisionReport, output: Output) -> ExitCode {
+    let printed = match output {
+        Output::Text => print(&text::report_text(report)),
+        Output::Json => print_line(&report.to_json()),
+    };
+    if printed == ExitCode::SUCCESS {
+        ExitCode::from(report.result.exit_status())
+    } else {
+        printed
+    }
+}
+
+/// The kubelet makes the file before the container starts; it is overwritten in place because it may be a bind mount.
+fn write_message(path: &Path, message: &str) -> io::Result<()> {
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(path)?;
+    file.write_all_at(message.as_bytes(), 0)
+}
+
+fn print_line(text: &str) -> ExitCode {
+    print(&format!("{text}\n"))
+}
+
+fn print(text: &str) -> ExitCode {
+    match io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+fn fail(error: &dyn std::fmt::Display) -> ExitCode {
+    error!("{error}");
+    ExitCode::FAILURE
+}

@@ -21,6 +21,9 @@ pub const APPLIED_ANNOTATION: &str = "farrier.dev/applied";
 /// Finalizer of the Shim object.
 pub const SHIM_FINALIZER: &str = "farrier.dev/finalizer";
 
+/// Annotation of a Shim that lets it go at once, whatever its nodes still carry; only the value `true` counts.
+pub const FORCE_DELETE_ANNOTATION: &str = "farrier.dev/force-delete";
+
 /// Pod annotation that carries the [`ProvisionRequest`](crate::handoff::ProvisionRequest) into a Job's containers.
 pub const REQUEST_ANNOTATION: &str = "farrier.dev/request";
 
@@ -158,6 +161,24 @@ pub mod reasons {
     pub const PROGRESSING: &str = "Progressing";
     /// Condition type: some node failed.
     pub const DEGRADED: &str = "Degraded";
+    /// Condition reason: no node wants the Shim.
+    pub const NO_NODES: &str = "NoNodes";
+    /// Event and condition reason: all that was asked for is served.
+    pub const PROVISIONED: &str = "Provisioned";
+    /// Condition reason: some node is still on its way.
+    pub const PROVISIONING: &str = "Provisioning";
+    /// Condition reason: the Shim is on its way off.
+    pub const REMOVING: &str = "Removing";
+    /// Event reason: all that was to go is gone.
+    pub const REMOVED: &str = "Removed";
+    /// Event and condition reason: the last attempt on a node failed.
+    pub const PROVISION_FAILED: &str = "ProvisionFailed";
+    /// Condition reason: another Shim, or another RuntimeClass, has the name.
+    pub const CONFLICT: &str = "Conflict";
+    /// Condition reason: the Shim is paused.
+    pub const PAUSED: &str = "Paused";
+    /// Condition reason: nothing failed.
+    pub const AS_EXPECTED: &str = "AsExpected";
 }
 
 #[cfg(test)]

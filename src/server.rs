@@ -1,1 +1,112 @@
-//! To be built.
+//! Serves /livez, /readyz and /metrics over plain HTTP. What is ready, and what is counted, others know: they pass closures.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+/// A probe and a scraper or two ask at a time; more connections than this wait in the kernel's queue.
+const CONNECTIONS: usize = 64;
+
+/// A kubelet's probe gives up after seconds; a client that takes longer for its request is none.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
+
+/// A connection that lives longer than this is closed, so that idle ones can't use up [`CONNECTIONS`].
+const CONNECTION_DEADLINE: Duration = Duration::from_mins(2);
+
+/// Listens on `address` until it is dropped.
+///
+/// `ready` answers /readyz, `metrics` gives the text of /metrics.
+///
+/// # Errors
+/// When the address can't be bound, or accepting connections fails.
+pub async fn serve<R, M>(address: SocketAddr, ready: R, metrics: M) -> Result<(), Error>
+where
+    R: Fn() -> bool + Send + Sync + 'static,
+    M: Fn() -> String + Send + Sync + 'static,
+{
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(|source| Error::Bind { address, source })?;
+    let answers = Arc::new((ready, metrics));
+    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        // The semaphore is never closed, so there is always a slot to wait for.
+        let slot = Arc::clone(&slots).acquire_owned().await;
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of descriptors, or a peer that has gone: neither ends the controller.
+                tracing::debug!(%error, "connection not accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let answers = Arc::clone(&answers);
+        tokio::spawn(async move {
+            let _slot = slot;
+            let service = service_fn(|request| {
+                let answers = Arc::clone(&answers);
+                async move { Ok::<_, Infallible>(answer(&request, &answers.0, &answers.1)) }
+            });
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(REQUEST_DEADLINE)
+                .serve_connection(TokioIo::new(stream), service);
+            if let Ok(Err(error)) = tokio::time::timeout(CONNECTION_DEADLINE, connection).await {
+                tracing::debug!(%error, "connection ended");
+            }
+        });
+    }
+}
+
+fn answer(
+    request: &Request<Incoming>,
+    ready: &impl Fn() -> bool,
+    metrics: &impl Fn() -> String,
+) -> Response<String> {
+    let (status, kind, body) = match request.uri().path() {
+        "/livez" => (StatusCode::OK, "text/plain", "ok".to_owned()),
+        "/readyz" if ready() => (StatusCode::OK, "text/plain", "ok".to_owned()),
+        "/readyz" => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "text/plain",
+            "not every watch has listed yet".to_owned(),
+        ),
+        "/metrics" => (
+            StatusCode::OK,
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            metrics(),
+        ),
+        _ => (StatusCode::NOT_FOUND, "text/plain", String::new()),
+    };
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response.headers_mut().insert(
+        hyper::header::CONTENT_TYPE,
+        hyper::header::HeaderValue::from_static(kind),
+    );
+    response
+}
+
+/// Why nothing is served.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The address is taken or not ours.
+    #[error("failed to listen on {address}: {source}; choose another with --listen")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// What the kernel says.
+        #[source]
+        source: std::io::Error,
+    },
+}

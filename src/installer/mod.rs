@@ -1,1 +1,412 @@
-//! To be built.
+//! Changes one host: gather facts, decide, carry out, report. Never talks to a cluster and never names the controller.
+//!
+//! [`install`] and [`uninstall`] always answer with a report; [`fetch`] and [`doctor`] change no host.
+
+pub mod artifact;
+mod candidate;
+pub mod cri;
+mod desired;
+pub mod distro;
+pub mod doctor;
+mod error;
+pub mod exec;
+pub mod facts;
+pub mod host;
+pub mod journal;
+mod loaded;
+pub mod perform;
+pub mod plan;
+mod report;
+pub mod restart;
+mod site;
+pub mod state;
+pub mod systemd;
+pub mod text;
+pub mod unpack;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+
+pub use error::Error;
+use facts::{Facts, gather, verified};
+use host::HostRoot;
+use perform::{Source, perform, recover};
+use plan::{Scope, Want, decide};
+use report::{as_before, conclude, describe, failed, unhappy};
+
+use crate::handoff::{FetchResult, Outcome, Owner, ProvisionReport, ProvisionRequest, ShimRequest};
+
+/// A request names some hundred shims at most; the annotation that carries it in a cluster has 256 KiB for all of them.
+const REQUEST_LIMIT: u64 = 1 << 20;
+
+/// What `install` should bring about.
+#[derive(Debug)]
+pub struct InstallOptions {
+    /// Where the host's file system is.
+    pub host_root: PathBuf,
+    /// The desired set.
+    pub wanted: Wanted,
+    /// Folder in which [`fetch`] left the artifacts; without it they are fetched now.
+    pub artifacts: Option<PathBuf>,
+    /// Keep what the same owner had before.
+    pub keep_others: bool,
+    /// The root configuration file that containerd reads; without it the running daemon and the table say.
+    pub config: Option<PathBuf>,
+    /// Restart nothing, ask no CRI.
+    pub offline: bool,
+    /// More certificate authorities than Mozilla's, as PEM.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// Where a desired set comes from.
+#[derive(Debug)]
+pub enum Wanted {
+    /// A document that the controller wrote.
+    File(PathBuf),
+    /// The command line.
+    Named {
+        /// Shims.
+        shims: Vec<ShimRequest>,
+        /// Handlers to declare without a binary.
+        reserve: Vec<String>,
+    },
+}
+
+/// What `uninstall` should take away.
+#[derive(Debug)]
+pub struct UninstallOptions {
+    /// Where the host's file system is.
+    pub host_root: PathBuf,
+    /// Names of shims that the command line installed; `None` for everything of everybody.
+    pub shims: Option<BTreeSet<String>>,
+    /// Restart nothing, ask no CRI.
+    pub offline: bool,
+}
+
+/// A change that was decided and not carried out.
+#[derive(Debug)]
+pub struct Preview {
+    /// As it would be reported, but that nothing changed.
+    pub report: ProvisionReport,
+    /// What would be done, for people, with a unified diff of the configuration.
+    pub text: String,
+}
+
+impl Wanted {
+    /// Reads the request and refuses what a host must never act on.
+    ///
+    /// # Errors
+    /// When the file can't be read or the request is not usable.
+    pub fn read(&self) -> Result<ProvisionRequest, Error> {
+        match self {
+            Self::File(path) => {
+                let unreadable = |source| Error::RequestFile {
+                    path: path.clone(),
+                    source,
+                };
+                let file = std::fs::File::open(path).map_err(unreadable)?;
+                let mut text = String::new();
+                file.take(REQUEST_LIMIT)
+                    .read_to_string(&mut text)
+                    .map_err(unreadable)?;
+                Ok(ProvisionRequest::from_json(&text)?)
+            }
+            Self::Named { shims, reserve } => {
+                let request = ProvisionRequest::new(
+                    Owner::Local,
+                    String::new(),
+                    shims.clone(),
+                    reserve.clone(),
+                );
+                // What the user typed passes the same door as what a cluster sent.
+                Ok(ProvisionRequest::from_json(&request.to_json())?)
+            }
+        }
+    }
+}
+
+/// Fetches what the request names into `out`, for a later [`install`]. Touches no host.
+///
+/// # Errors
+/// When the request, `out` or the certificate authorities can't be used. A shim that can't be fetched has its reason in its result.
+pub async fn fetch(
+    wanted: &Wanted,
+    out: &Path,
+    ca_file: Option<&Path>,
+) -> Result<Vec<FetchResult>, Error> {
+    let request = wanted.read()?;
+    Ok(artifact::fetch(&request.shims, out, ca_file).await?)
+}
+
+/// Makes the host carry what is wanted. Whatever happens is in the report.
+pub async fn install(options: InstallOptions) -> ProvisionReport {
+    let request = match options.wanted.read() {
+        Ok(request) => request,
+        Err(error) => return failed(ProvisionReport::new(Outcome::Refused), &error),
+    };
+    let mut report = ProvisionReport::new(Outcome::Refused);
+    report.request_digest = request.digest();
+    report.node_uid.clone_from(&request.node_uid);
+    let host = match HostRoot::open(&options.host_root) {
+        Ok(host) => host,
+        Err(error) => return failed(report, &error.into()),
+    };
+    let config = match config_path(options.config.as_deref()) {
+        Ok(config) => config,
+        Err(error) => return failed(report, &error),
+    };
+    let change = Change {
+        host: &host,
+        config,
+        offline: options.offline,
+    };
+    change
+        .run(report, &request.shims, async |facts| {
+            change.want_installed(&options, &request, facts).await
+        })
+        .await
+}
+
+/// Decides what [`install`] would do. Changes not one byte of the host, the lock and the state file included.
+///
+/// # Errors
+/// When nothing may be changed at all.
+pub async fn preview(options: &InstallOptions) -> Result<Preview, Error> {
+    let request = options.wanted.read()?;
+    let host = HostRoot::open(&options.host_root)?;
+    let change = Change {
+        host: &host,
+        config: config_path(options.config.as_deref())?,
+        offline: options.offline,
+    };
+    let facts = gather(&host, change.config, change.offline).await?;
+    let (want, _sources, _downloads) = change.want_installed(options, &request, &facts).await?;
+    let plan = decide(&facts, &want)?;
+    let mut report = ProvisionReport::new(Outcome::Unchanged);
+    report.request_digest = request.digest();
+    report.node_uid = request.node_uid;
+    describe(&mut report, &facts);
+    conclude(&mut report, &plan, options.offline);
+    report.changed = false;
+    let text = text::plan_text(&plan, &facts.unit());
+    Ok(Preview { report, text })
+}
+
+/// Takes shims off the host. Whatever happens is in the report.
+pub async fn uninstall(options: UninstallOptions) -> ProvisionReport {
+    let report = ProvisionReport::new(Outcome::Refused);
+    let host = match HostRoot::open(&options.host_root) {
+        Ok(host) => host,
+        Err(error) => return failed(report, &error.into()),
+    };
+    let change = Change {
+        host: &host,
+        config: None,
+        offline: options.offline,
+    };
+    let scope = match options.shims {
+        Some(shims) => Scope::Shims(shims),
+        None => Scope::Everything,
+    };
+    let want = Want {
+        owner: Owner::Local,
+        shims: Vec::new(),
+        reserve: Vec::new(),
+        scope,
+        candidates: BTreeMap::new(),
+        digest: String::new(),
+        offline: options.offline,
+    };
+    change
+        .run(report, &[], async |_| Ok((want, BTreeMap::new(), None)))
+        .await
+}
+
+/// What is installed on a host, by whom, and what is wrong with it.
+///
+/// # Errors
+/// When the host's files can't be read.
+pub async fn doctor(host_root: &Path, offline: bool) -> Result<doctor::Diagnosis, Error> {
+    let host = HostRoot::open(host_root)?;
+    let facts = gather(&host, None, offline).await?;
+    Ok(doctor::examine(&facts, host.exists(state::JOURNAL_FILE)))
+}
+
+/// The configuration file that the user names, as a path on the host.
+fn config_path(config: Option<&Path>) -> Result<Option<&str>, Error> {
+    let Some(path) = config else {
+        return Ok(None);
+    };
+    let text = path.to_str().filter(|text| text.starts_with('/'));
+    text.map(Some)
+        .ok_or_else(|| Error::ConfigPath(path.to_owned()))
+}
+
+/// What is wanted, where its binaries are, and the folder that holds those that were fetched now.
+type Prepared = (Want, BTreeMap<String, Source>, Option<tempfile::TempDir>);
+
+/// One change of one host.
+struct Change<'a> {
+    host: &'a HostRoot,
+    config: Option<&'a str>,
+    offline: bool,
+}
+
+impl Change<'_> {
+    async fn run(
+        &self,
+        mut report: ProvisionReport,
+        shims: &[ShimRequest],
+        prepare: impl AsyncFnOnce(&Facts) -> Result<Prepared, Error>,
+    ) -> ProvisionReport {
+        let _lock = match self.host.lock().await {
+            Ok(lock) => lock,
+            Err(error) => return failed(report, &error.into()),
+        };
+        match recover(self.host, self.offline).await {
+            Ok(recovered) => {
+                report.changed = recovered.is_some();
+                report.restarts = recovered.unwrap_or_default();
+            }
+            Err(failure) => return unhappy(report, failure),
+        }
+        let facts = match gather(self.host, self.config, self.offline).await {
+            Ok(facts) => facts,
+            Err(error) => return failed(report, &error),
+        };
+        describe(&mut report, &facts);
+        let prepared = prepare(&facts).await;
+        let decided = prepared.and_then(|(want, sources, downloads)| {
+            Ok((decide(&facts, &want)?, sources, downloads))
+        });
+        let (plan, sources, _downloads) = match decided {
+            Ok(decided) => decided,
+            Err(error) => {
+                let report = failed(report, &error);
+                return as_before(report, &facts, shims, self.offline);
+            }
+        };
+        if !plan.is_empty() {
+            match perform(self.host, &facts, &plan, &sources).await {
+                Ok(done) => {
+                    report.changed = true;
+                    report.restarts += done.restarts;
+                    report.cri_away_ms = done
+                        .away
+                        .and_then(|away| u64::try_from(away.as_millis()).ok());
+                }
+                Err(failure) => {
+                    let report = unhappy(report, failure);
+                    return as_before(report, &facts, shims, self.offline);
+                }
+            }
+        }
+        conclude(&mut report, &plan, self.offline);
+        report
+    }
+
+    async fn want_installed(
+        &self,
+        options: &InstallOptions,
+        request: &ProvisionRequest,
+        facts: &Facts,
+    ) -> Result<Prepared, Error> {
+        let mut candidates = BTreeMap::new();
+        let mut missing = Vec::new();
+        for shim in &request.shims {
+            match present(facts, shim) {
+                Some(sha256) => {
+                    candidates.insert(shim.name.clone(), Ok(sha256));
+                }
+                None => missing.push(shim.clone()),
+            }
+        }
+        let mut downloads = None;
+        let mut folder = options.artifacts.clone();
+        let remote = |shim: &ShimRequest| !artifact::is_on_host(&shim.location);
+        // A host that is refused anyway is not worth a download.
+        if folder.is_none() && facts.distro.refusal.is_none() && missing.iter().any(remote) {
+            let made = tempfile::tempdir().map_err(|source| Error::Temporary { source })?;
+            artifact::fetch(&missing, made.path(), options.ca_file.as_deref()).await?;
+            folder = Some(made.path().to_owned());
+            downloads = Some(made);
+        }
+        let mut sources = BTreeMap::new();
+        for shim in &missing {
+            let found = self.candidate(shim, folder.as_deref());
+            let candidate = match found {
+                Ok((sha256, source)) => {
+                    sources.insert(sha256.clone(), source);
+                    Ok(sha256)
+                }
+                Err(error) => Err(error.to_string()),
+            };
+            candidates.insert(shim.name.clone(), candidate);
+        }
+        let want = Want {
+            owner: request.owner,
+            shims: request.shims.clone(),
+            reserve: request.reserve.clone(),
+            scope: if options.keep_others {
+                Scope::Nothing
+            } else {
+                Scope::Owner
+            },
+            candidates,
+            digest: request.digest(),
+            offline: options.offline,
+        };
+        Ok((want, sources, downloads))
+    }
+
+    /// Where a shim's binary is, verified.
+    fn candidate(
+        &self,
+        shim: &ShimRequest,
+        folder: Option<&Path>,
+    ) -> Result<(String, Source), Error> {
+        let Some(path) = shim.location.strip_prefix("file://") else {
+            let folder = folder.ok_or(artifact::Error::Missing)?;
+            let (path, sha256) = artifact::handed_over(shim, folder)?;
+            return Ok((sha256, Source::HandedOver(path)));
+        };
+        let absent = || Error::NoArtifact {
+            path: path.to_owned(),
+        };
+        let digest = self.host.digest(path)?.ok_or_else(absent)?;
+        artifact::check_digest(path, &digest, shim.sha256.as_deref())?;
+        let file = self.host.open_file(path)?.ok_or_else(absent)?;
+        let binary = shim.binary.as_deref();
+        let sha256 = unpack::unpack(file, &shim.name, binary, &mut io::sink())
+            .map_err(artifact::Error::from)?;
+        artifact::check_digest("the binary", &sha256, shim.binary_sha256.as_deref())?;
+        let source = Source::Host {
+            path: path.to_owned(),
+            shim: shim.name.clone(),
+            binary: shim.binary.clone(),
+        };
+        Ok((sha256, source))
+    }
+}
+
+/// The binary that a shim has on this host already, if its digest was pinned and it is what is asked for again.
+fn present(facts: &Facts, shim: &ShimRequest) -> Option<String> {
+    let mut found = None;
+    for handler in &shim.handlers {
+        let owned = facts.state.handlers.get(handler)?;
+        let sha256 = owned.sha256.as_deref()?;
+        let pinned = match (&shim.binary_sha256, &shim.sha256) {
+            (Some(wanted), _) => wanted.eq_ignore_ascii_case(sha256),
+            (None, Some(_)) => {
+                owned.location == shim.location && owned.artifact_sha256 == shim.sha256
+            }
+            (None, None) => false,
+        };
+        if !pinned || verified(facts, handler) != Some(sha256) {
+            return None;
+        }
+        found = Some(sha256.to_owned());
+    }
+    found
+}

@@ -3,16 +3,15 @@
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::thread;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 
 use super::cgroups::Layout;
-use super::state::{Binaries, NodeState, Owner, State};
+use super::state::{Binaries, FILE, NodeState, Owner, State, boot_id};
 use super::{
     CLUSTERS, Cluster, LOGS, Spec, boot, control_plane, folder, host, logs, names, network,
-    node_command, on_every_node, pause, register, rootfs, teardown,
+    node_command, on_every_node, pause, register, rootfs,
 };
 use crate::cache::{Cache, remove_tree};
 use crate::preflight;
@@ -34,9 +33,13 @@ pub fn up(cache: &Cache, spec: &Spec, progress: &Progress) -> Result<Cluster> {
     preflight::ensure(progress)?;
     let parts = Parts::make(cache, spec, progress)?;
     let mut cluster = claim(cache, spec, &parts, progress)?;
-    cluster
-        .bring_up(&parts, progress)
-        .with_context(|| format!("cluster {} did not come up", spec.name))?;
+    cluster.bring_up(&parts, progress).with_context(|| {
+        format!(
+            "cluster {} did not come up (its logs: {})",
+            spec.name,
+            logs(cache, &spec.name).display()
+        )
+    })?;
     Ok(cluster)
 }
 
@@ -58,8 +61,7 @@ impl Parts {
         let asset = |name: &str| {
             assets
                 .as_ref()
-                .map(|folder| folder.join(name))
-                .filter(|program| program.is_file())
+                .and_then(|folder| folder.join(name).canonicalize().ok())
         };
         let etcd = match asset("etcd") {
             Some(etcd) => etcd,
@@ -128,7 +130,7 @@ fn sweep(cache: &Cache, wanted: &str, progress: &Progress) -> Result<()> {
         .flatten()
         .flatten()
     {
-        if State::read(&entry.path()).is_none() {
+        if !entry.path().join(FILE).exists() {
             remove_tree(&entry.path())?;
         }
     }
@@ -145,12 +147,13 @@ fn sweep(cache: &Cache, wanted: &str, progress: &Progress) -> Result<()> {
                     "cluster {name} is up already: `cargo xtask cluster down --name {name}` takes it down"
                 );
             }
-            Owner::Nobody if name != wanted => {}
             Owner::Lives(_) => {}
-            Owner::Nobody | Owner::Died => progress
-                .step(format!("cleaning up what cluster {name} left"), || {
-                    teardown::tear_down(cluster.state.index, &cluster.folder, &logs(cache, &name))
-                })?,
+            Owner::Nobody if cluster.stands() => {}
+            Owner::Nobody | Owner::Died => {
+                progress.step(format!("cleaning up what cluster {name} left"), || {
+                    cluster.tear_down()
+                })?;
+            }
         }
     }
     Ok(())
@@ -172,7 +175,10 @@ fn state(spec: &Spec, parts: &Parts, index: u8, folder: &Path) -> Result<State> 
         })
         .collect();
     if folder.exists() {
-        bail!("{} is in the way: remove it", folder.display());
+        bail!(
+            "{} holds a cluster of another release of xtask: take it down with that one",
+            folder.display()
+        );
     }
     Ok(State {
         name: spec.name.clone(),
@@ -182,6 +188,7 @@ fn state(spec: &Spec, parts: &Parts, index: u8, folder: &Path) -> Result<State> 
         helm: parts.helm.clone(),
         owner_pid: None,
         owner_start: None,
+        boot_id: boot_id()?,
         nodes,
         control_plane_netns: names::control_plane_netns(index),
         control_plane_ip: names::control_plane_ip(index),
@@ -254,13 +261,9 @@ impl Cluster {
             "--user=kube-apiserver",
         ])?;
         on_every_node(&self.state, |node| {
-            let object = format!("node/{}", node.name);
-            self.kubectl(&["wait", "--for=create", &object, NODE_PATIENCE])
-                .and_then(|_| {
-                    self.kubectl(&["wait", "--for=condition=Ready", &object, NODE_PATIENCE])
-                })
-                .with_context(|| format!("node {} did not become Ready", node.name))?;
-            self.follow_journal(node)
+            let ready = self.await_node(node);
+            self.keep_journal(node, ready.is_ok())?;
+            ready
         })?;
         // Without it the API server takes no pod.
         self.kubectl(&[
@@ -272,16 +275,26 @@ impl Cluster {
         Ok(())
     }
 
-    /// Copies the node's journal, which goes with the node, to the logs.
-    fn follow_journal(&self, node: &NodeState) -> Result<()> {
-        let words = [
-            "journalctl",
-            "--follow",
-            "--lines=all",
-            "--output=short-precise",
-        ];
-        let mut command: Command = node_command(node, &words)?;
+    fn await_node(&self, node: &NodeState) -> Result<()> {
+        let object = format!("node/{}", node.name);
+        ["--for=create", "--for=condition=Ready"]
+            .iter()
+            .try_for_each(|condition| {
+                self.kubectl(&["wait", condition, &object, NODE_PATIENCE])
+                    .map(drop)
+            })
+            .with_context(|| format!("node {} did not become Ready", node.name))
+    }
+
+    /// Copies the node's journal, which goes with the node, to the logs: from now on where it runs, or as it is.
+    fn keep_journal(&self, node: &NodeState, runs: bool) -> Result<()> {
+        let mut words = vec!["journalctl", "--no-pager", "--output=short-precise"];
         let log = self.state.logs.join(format!("{}-journal.log", node.name));
-        process::start(&mut command, &log).map(drop)
+        if runs {
+            words.extend(["--follow", "--lines=all"]);
+            return process::start(&mut node_command(node, &words)?, &log).map(drop);
+        }
+        let journal = self.exec(&node.name, &words)?;
+        fs::write(&log, journal.stdout).with_context(|| format!("cannot write {}", log.display()))
     }
 }

@@ -183,7 +183,7 @@ impl Cluster {
     /// Whether its control plane still has its place on this machine, which a crash of xtask leaves and a reboot takes.
     #[must_use]
     pub fn stands(&self) -> bool {
-        network::path(&self.state.control_plane_netns).exists()
+        self.state.is_of_this_boot() && network::path(&self.state.control_plane_netns).exists()
     }
 
     /// Runs kubectl as the administrator and returns what it printed.
@@ -255,7 +255,11 @@ impl Cluster {
 
     fn tear_down(&self) -> Result<()> {
         let logs = logs(&self.cache, &self.state.name);
-        teardown::tear_down(self.state.index, &self.folder, &logs)
+        if self.state.is_of_this_boot() {
+            teardown::tear_down(self.state.index, &self.folder, &logs)
+        } else {
+            teardown::remove_folder(&self.folder, &logs)
+        }
     }
 }
 

@@ -46,7 +46,7 @@ pub fn create_namespace(netns: &str) -> Result<()> {
 pub fn connect_control_plane(index: u8) -> Result<()> {
     let netns = names::control_plane_netns(index);
     let link = names::host_link(index);
-    ip(&format!("-n {netns} link add br0 type bridge"))?;
+    add_bridge(&netns, "br0")?;
     ip(&format!("-n {netns} link set br0 up"))?;
     let address = names::control_plane_ip(index);
     ip(&format!("-n {netns} addr add {address}/24 dev br0"))?;
@@ -84,8 +84,19 @@ pub fn connect_node(index: u8, number: u8) -> Result<()> {
     ip(&format!("-n {netns} addr add {address}/24 dev eth0"))?;
     ip(&format!("-n {netns} link set eth0 up"))?;
     ip(&format!("-n {netns} route add default via {gateway}"))?;
+    // The CNI plugin takes the bridge that it finds.
+    add_bridge(&netns, "cni0")?;
     ip(&format!(
         "-n {control_plane} route add {pods} via {address}"
+    ))
+}
+
+/// A bridge with a hardware address that stays: one without takes the lowest of its ports', and each port that joins could cut off, for
+/// as long as they remember the old one, those who speak to it.
+fn add_bridge(netns: &str, bridge: &str) -> Result<()> {
+    // Locally administered, and alone in its network of links.
+    ip(&format!(
+        "-n {netns} link add {bridge} address 02:00:00:00:00:01 type bridge"
     ))
 }
 

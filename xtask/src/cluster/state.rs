@@ -31,6 +31,8 @@ pub struct State {
     pub owner_pid: Option<u32>,
     /// When that process started, in the kernel's clock ticks, since its number is used again one day.
     pub owner_start: Option<u64>,
+    /// The boot of this machine that it lives in: another one took everything but the folder, and its index may be somebody else's now.
+    pub boot_id: String,
     /// The nodes, in the order that they were asked for.
     pub nodes: Vec<NodeState>,
     /// Name of the network namespace of the control plane.
@@ -128,6 +130,12 @@ impl State {
         }
     }
 
+    /// Whether this machine was not booted anew since.
+    #[must_use]
+    pub fn is_of_this_boot(&self) -> bool {
+        boot_id().is_ok_and(|id| id == self.boot_id)
+    }
+
     /// Makes this process the owner.
     pub fn own(&mut self) {
         let pid = std::process::id();
@@ -151,6 +159,16 @@ pub enum Owner {
     Died,
     /// It stays until it is taken down.
     Nobody,
+}
+
+/// The number of this machine's boot (`random(4)`, `/proc/sys/kernel/random/boot_id`).
+///
+/// # Errors
+/// When it can't be read.
+pub fn boot_id() -> Result<String> {
+    let path = "/proc/sys/kernel/random/boot_id";
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
+    Ok(text.trim().to_owned())
 }
 
 /// When the process `pid` started; none when there is no such process.

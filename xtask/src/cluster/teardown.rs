@@ -26,8 +26,7 @@ pub fn tear_down(index: u8, folder: &Path, logs: &Path) -> Result<()> {
         kill_processes(index),
         remove_cgroups(index),
         network::remove(index),
-        keep_logs(folder, logs),
-        remove_tree(folder),
+        remove_folder(folder, logs),
         host::restore_settings(),
     ];
     let left = leftovers(index, folder);
@@ -105,8 +104,11 @@ fn remove_cgroups(index: u8) -> Result<()> {
         .try_for_each(|folder| cgroups::remove(folder))
 }
 
-/// The logs of the last cluster of a name outlive it: they tell why it failed.
-fn keep_logs(folder: &Path, logs: &Path) -> Result<()> {
+/// Removes the folder of a cluster that doesn't run. Its logs move to `logs`, where they outlive it: they tell why it failed.
+///
+/// # Errors
+/// When one can't be moved or removed.
+pub fn remove_folder(folder: &Path, logs: &Path) -> Result<()> {
     let from = folder.join(super::LOGS);
     if from.is_dir() {
         remove_tree(logs)?;
@@ -115,7 +117,10 @@ fn keep_logs(folder: &Path, logs: &Path) -> Result<()> {
         }
         fs::rename(from, logs)?;
     }
-    Ok(())
+    // The copying of a node's file system outlives the run that was killed in the midst of it, for a moment.
+    process::wait_until(&format!("removing {}", folder.display()), PATIENCE, || {
+        Ok(remove_tree(folder).ok().filter(|()| !folder.exists()))
+    })
 }
 
 /// Mount points in or under `folder`, from `/proc/self/mountinfo`.
@@ -131,7 +136,8 @@ fn mounts_below(mountinfo: &str, folder: &Path) -> Vec<String> {
 /// Processes in a cgroup whose name starts with `prefix`, from `/proc/PID/cgroup`. A zombie is its parent's to wait for and holds
 /// nothing any more.
 fn processes_in(prefix: &str) -> Vec<String> {
-    let needle = format!(":/{prefix}");
+    // In a container the trees' roots have a path of their own before it.
+    let needle = format!("/{prefix}");
     fs::read_dir("/proc")
         .into_iter()
         .flatten()

@@ -1,0 +1,59 @@
+//! Which other files a file imports, and which of them could be Farrier's own.
+
+use super::Error;
+use super::document::Document;
+
+/// The patterns under `imports` of the file `text`, as they are written.
+///
+/// # Errors
+/// When the text is no TOML, or `imports` no array of strings.
+pub fn imports(text: &str) -> Result<Vec<String>, Error> {
+    Document::parse("the file", text)?.strings("imports")
+}
+
+/// The file `farrier.toml` in the folder of the first pattern that takes every `*.toml` of one folder.
+///
+/// A relative pattern starts from the folder of the file that holds it.
+pub(super) fn own_file(root: &str, patterns: &[String]) -> Option<String> {
+    let folder = patterns
+        .iter()
+        .filter_map(|pattern| pattern.strip_suffix("/*.toml"))
+        .find(|folder| !folder.contains(['*', '?', '[', ']', '\\']))?;
+    if folder.starts_with('/') {
+        return Some(format!("{folder}/farrier.toml"));
+    }
+    let (parent, _) = root.rsplit_once('/')?;
+    Some(format!("{parent}/{folder}/farrier.toml"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_file_stands_where_a_glob_takes_a_whole_folder() {
+        let own = |pattern: &str| own_file("/etc/containerd/config.toml", &[pattern.to_owned()]);
+        assert_eq!(own("/x/*.toml").as_deref(), Some("/x/farrier.toml"));
+        assert_eq!(
+            own("conf.d/*.toml").as_deref(),
+            Some("/etc/containerd/conf.d/farrier.toml")
+        );
+        for pattern in [
+            "/x/*.conf",
+            "/x/a.toml",
+            "/*/x/*.toml",
+            "*.toml",
+            "/x/**/*.toml",
+        ] {
+            assert_eq!(own(pattern), None, "{pattern}");
+        }
+    }
+
+    #[test]
+    fn imports_that_are_no_strings_are_refused() {
+        assert_eq!(imports("imports = ['a']\n").unwrap(), ["a"]);
+        assert!(imports("").unwrap().is_empty());
+        assert!(imports("imports = 'a'").is_err());
+        assert!(imports("imports = [1]").is_err());
+    }
+}

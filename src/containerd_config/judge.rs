@@ -1,0 +1,218 @@
+//! Reads what `containerd config dump` prints, and judges a candidate by the dumps before and after: values, never text.
+//!
+//! A dump holds registry passwords: errors name keys and never values.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::document::Document;
+use super::runtimes::RUNC;
+use super::tree::{Tree, at, difference, leaf};
+use super::{DeclaredHandler, Error, Handler, PluginId};
+
+/// What stands for the file's path in an error about a dump.
+const DUMP: &str = "the dump of containerd's configuration";
+
+/// The default runtime's name and all handlers that a dump shows.
+///
+/// # Errors
+/// When the dump is no TOML or not shaped as a configuration.
+pub fn runtimes_of_dump(dump: &str) -> Result<(String, BTreeMap<String, DeclaredHandler>), Error> {
+    let document = Document::parse(DUMP, dump)?;
+    let tree = document.tree();
+    // A dump uses the newest id that its release knows, whatever the files use.
+    for plugin in PluginId::ALL.into_iter().rev() {
+        let mut handlers = document.handlers(plugin)?;
+        let [plugins, key, containerd, _] = plugin.runtimes();
+        let mut default = leaf(&tree, &[plugins, key, containerd, "default_runtime_name"]);
+        // Tables of 1.x from before `runtimes`: the daemon makes them handlers of these names, which its dump doesn't show.
+        for (table, name) in [
+            ("default_runtime", "default"),
+            ("untrusted_workload_runtime", "untrusted"),
+        ] {
+            let path = [plugins, key, containerd, table, "runtime_type"];
+            if let Some(runtime_type) = leaf(&tree, &path).filter(|text| !text.is_empty()) {
+                let handler = DeclaredHandler {
+                    runtime_type,
+                    ..DeclaredHandler::default()
+                };
+                handlers.entry(name.to_owned()).or_insert(handler);
+                if name == "default" {
+                    default = Some(name.to_owned());
+                }
+            }
+        }
+        if !handlers.is_empty() || default.is_some() {
+            return Ok((default.unwrap_or_default(), handlers));
+        }
+    }
+    Ok((String::new(), BTreeMap::new()))
+}
+
+/// Whether the candidate changes only what is ours.
+///
+/// `before` and `after` are dumps of the same daemon; `ours` names the handlers that may appear, change or go. `runc` may lose
+/// or gain zero values, which is what spelling it out does on 1.x. `imports` isn't compared: it names the files.
+///
+/// # Errors
+/// Names the first key that differs, or says that the default runtime would be missing.
+pub fn judge(before: &str, after: &str, ours: &BTreeSet<String>) -> Result<(), Error> {
+    let values = |dump: &str| -> Result<Tree, Error> {
+        let mut tree = Document::parse(DUMP, dump)?.tree();
+        if let Tree::Table(root) = &mut tree {
+            root.remove("imports");
+        }
+        for plugin in PluginId::ALL {
+            if let Some(runtimes) = at(&mut tree, &plugin.runtimes()) {
+                runtimes.retain(|name, _| !ours.contains(name));
+                if let Some(runc) = runtimes.get_mut(RUNC) {
+                    settle(runc);
+                }
+            }
+        }
+        Ok(tree)
+    };
+    if let Some(key) = difference(&values(before)?, &values(after)?) {
+        return Err(Error::Changed { key });
+    }
+    let (name, handlers) = runtimes_of_dump(after)?;
+    if name.is_empty() || !handlers.contains_key(&name) {
+        return Err(Error::NoDefault { name });
+    }
+    Ok(())
+}
+
+/// Whether the daemon sees every handler of `want` as it is declared.
+///
+/// # Errors
+/// Names the first handler that the dump lacks or shows differently; or the dump can't be read.
+pub fn holds(dump: &str, want: &[Handler]) -> Result<(), Error> {
+    let (_, handlers) = runtimes_of_dump(dump)?;
+    let seen = |handler: &&Handler| {
+        handlers.get(&handler.name).is_some_and(|found| {
+            found.runtime_type == handler.runtime_type && found.options == handler.options
+        })
+    };
+    match want.iter().find(|handler| !seen(handler)) {
+        Some(handler) => Err(Error::Unseen {
+            handler: handler.name.clone(),
+        }),
+        None => Ok(()),
+    }
+}
+
+/// Drops what containerd's default `runc` says and a spelled out one doesn't need to: zero values, and the one mode of sandboxes
+/// that 1.7 has unless told otherwise.
+fn settle(tree: &mut Tree) {
+    if let Tree::Table(table) = tree {
+        table.values_mut().for_each(settle);
+        table.retain(|key, value| match value {
+            Tree::Table(table) => !table.is_empty(),
+            Tree::Array(array) => !array.is_empty(),
+            Tree::Leaf(text) => {
+                !matches!(text.as_str(), "string " | "integer 0" | "boolean false")
+                    && (key != "sandbox_mode" || text != "string podsandbox")
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::super::Value;
+    use super::*;
+
+    /// What containerd 1.7 prints of its defaults, shortened.
+    const BEFORE: &str = r#"
+imports = ["/etc/containerd/config.toml"]
+version = 2
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "pause"
+[plugins."io.containerd.grpc.v1.cri".containerd]
+default_runtime_name = "runc"
+[plugins."io.containerd.grpc.v1.cri".containerd.default_runtime]
+runtime_type = ""
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+pod_annotations = []
+sandbox_mode = "podsandbox"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+SystemdCgroup = false
+BinaryName = ""
+"#;
+
+    /// A handler of ours.
+    const A: &str =
+        "[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.a]\nruntime_type = '/a'\n";
+
+    fn ours() -> BTreeSet<String> {
+        BTreeSet::from(["a".to_owned()])
+    }
+
+    #[test]
+    fn our_handler_and_a_spelled_out_default_runtime_may_differ() {
+        let after = BEFORE
+            .replace("SystemdCgroup = false\nBinaryName = \"\"\n", "")
+            .replace("podsandbox", "")
+            .replace("config.toml", "other.toml")
+            + A;
+        assert_eq!(judge(BEFORE, &after, &ours()), Ok(()));
+        assert_eq!(judge(&after, BEFORE, &ours()), Ok(()));
+    }
+
+    #[rstest]
+    #[case("\"pause\"", "\"secret\"", "sandbox_image")]
+    #[case("Cgroup = false", "Cgroup = true", "containerd.runtimes.runc.options")]
+    #[case("runtimes.runc", "runtimes.a", "containerd.runtimes.runc")]
+    fn what_is_not_ours_may_not_differ(#[case] from: &str, #[case] to: &str, #[case] key: &str) {
+        let key = format!("plugins.io.containerd.grpc.v1.cri.{key}");
+        assert_eq!(
+            judge(BEFORE, &BEFORE.replace(from, to), &ours()),
+            Err(Error::Changed { key })
+        );
+    }
+
+    #[test]
+    fn a_configuration_without_its_default_runtime_is_refused() {
+        let broken = BEFORE.replace("= \"runc\"", "= \"gone\"");
+        let name = "gone".to_owned();
+        assert_eq!(
+            judge(&broken, &broken, &ours()),
+            Err(Error::NoDefault { name })
+        );
+    }
+
+    #[test]
+    fn a_table_from_before_runtimes_is_the_handler_that_the_daemon_makes_of_it() {
+        let dump = BEFORE.replace("runtime_type = \"\"", "runtime_type = \"old\"");
+        let (default, handlers) = runtimes_of_dump(&dump).unwrap();
+        assert_eq!(default, "default");
+        assert_eq!(handlers["default"].runtime_type, "old");
+    }
+
+    #[test]
+    fn a_handler_that_the_daemon_does_not_see_is_named() {
+        let want = [Handler {
+            name: "a".to_owned(),
+            runtime_type: "/a".to_owned(),
+            options: BTreeMap::new(),
+        }];
+        assert_eq!(holds(&format!("{BEFORE}{A}"), &want), Ok(()));
+        let handler = "a".to_owned();
+        assert_eq!(holds(BEFORE, &want), Err(Error::Unseen { handler }));
+    }
+
+    #[test]
+    fn the_default_runtime_is_spelled_out_without_its_zero_values() {
+        let dump = BEFORE.replace("BinaryName = \"\"", "BinaryName = \"/usr/bin/crun\"");
+        let (_, handlers) = runtimes_of_dump(&dump).unwrap();
+        let runc = handlers[RUNC].to_handler(RUNC);
+        assert_eq!(runc.runtime_type, "io.containerd.runc.v2");
+        let binary = Value::String("/usr/bin/crun".to_owned());
+        assert_eq!(
+            runc.options,
+            BTreeMap::from([("BinaryName".to_owned(), binary)])
+        );
+    }
+}

@@ -1,0 +1,375 @@
+//! Chooses the file and the table that handlers go to, or says why none is safe.
+//!
+//! The choice follows the file's version, the tables that already stand in the loaded files, and the daemon's release; the release
+//! alone would lose handlers. `version` is never changed, and never are two plugin ids written.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::document::Document;
+use super::notation::MARK;
+use super::{Error, Loaded, Placement, PluginId, Version, imports};
+
+/// Where handlers go in the configuration `loaded` of a containerd of release `version`.
+///
+/// # Errors
+/// When a file can't be parsed, the CRI is disabled, an import is absent, versions are mixed, or the daemon would not see a
+/// handler in this file whatever its table.
+pub fn place(loaded: &Loaded, version: &Version) -> Result<Placement, Error> {
+    let version = *version;
+    let root = loaded.root.text.as_deref().unwrap_or_default();
+    let root = File::read(&loaded.root.path, root, version)?;
+    let own = own_file(&root, version)?;
+    let imported = loaded
+        .imported
+        .iter()
+        .filter(|file| file.text.is_some() || own.as_deref() != Some(&file.path))
+        .map(|file| match &file.text {
+            Some(text) => File::read(&file.path, text, version),
+            None => Err(Error::ImportAbsent {
+                path: file.path.clone(),
+            }),
+        })
+        .collect::<Result<Vec<_>, Error>>()?;
+    check_versions(&root, &imported, own.as_deref(), version)?;
+
+    let (plugin, schema) = if loaded.root.text.is_some() {
+        plugin(&root, &imported, version)?
+    } else if version.replaces_sections() {
+        (PluginId::GrpcV1Cri, Some(2))
+    } else {
+        (PluginId::CriV1Runtime, Some(3))
+    };
+    // On 1.x the last file that names the plugin replaces what all files before it say about it.
+    let decisive = imported
+        .iter()
+        .rev()
+        .find(|file| version.replaces_sections() && file.document.has(plugin));
+    let (path, edited, schema) = match (decisive, own) {
+        (Some(file), _) => (file.path.to_owned(), Some(file), file.version),
+        (None, Some(own)) => {
+            let file = imported.iter().find(|file| file.path == own);
+            (own, file, root.version)
+        }
+        (None, None) => (root.path.to_owned(), Some(&root), root.version.or(schema)),
+    };
+    let mut elsewhere = BTreeSet::new();
+    if !version.replaces_sections() {
+        for file in std::iter::once(&root).chain(&imported) {
+            for id in PluginId::ALL {
+                if file.path != path {
+                    elsewhere.extend(file.document.handlers(id)?.into_keys());
+                }
+            }
+        }
+    }
+    let declared = edited.map_or_else(
+        || Ok(BTreeMap::new()),
+        |file| file.document.handlers(plugin),
+    )?;
+    Ok(Placement {
+        drop_in: decisive.is_none() && path != root.path,
+        spell_out_runc: version.replaces_sections()
+            && declared.values().all(|handler| handler.marked),
+        path,
+        plugin,
+        version: schema,
+        elsewhere,
+    })
+}
+
+struct File<'a> {
+    path: &'a str,
+    document: Document<'a>,
+    version: Option<i64>,
+}
+
+impl<'a> File<'a> {
+    fn read(path: &'a str, text: &'a str, release: Version) -> Result<Self, Error> {
+        let document = Document::parse(path, text)?;
+        if document.byte_order_mark && !release.replaces_sections() {
+            return Err(Error::ByteOrderMark {
+                path: path.to_owned(),
+            });
+        }
+        let version = document.version()?;
+        if let Some(found) = version.filter(|found| !(1..=release.schema()).contains(found)) {
+            return Err(Error::Schema {
+                path: path.to_owned(),
+                found,
+                containerd: release,
+            });
+        }
+        let disabled = document.strings("disabled_plugins")?;
+        if PluginId::ALL
+            .iter()
+            .any(|plugin| disabled.iter().any(|name| name == plugin.key()))
+        {
+            return Err(Error::Disabled {
+                path: path.to_owned(),
+            });
+        }
+        Ok(Self {
+            path,
+            document,
+            version,
+        })
+    }
+
+    fn has_runtimes(&self, plugin: PluginId) -> Result<bool, Error> {
+        Ok(!self.document.handlers(plugin)?.is_empty())
+    }
+}
+
+/// Farrier's own drop-in: where the daemon merges tables, the root imports a folder, and nothing of ours stands in the root yet.
+fn own_file(root: &File<'_>, version: Version) -> Result<Option<String>, Error> {
+    let ours = root
+        .document
+        .text
+        .lines()
+        .any(|line| line.trim().starts_with(MARK));
+    if version.replaces_sections() || root.version.is_none() || ours {
+        return Ok(None);
+    }
+    let patterns = root.document.strings("imports")?;
+    Ok(imports::own_file(root.path, &patterns))
+}
+
+/// Up to 2.2 the version of the file loaded last rules all of them: settings of the others are lost without an error.
+///
+/// Our own file follows the root, so it may differ now.
+fn check_versions(
+    root: &File<'_>,
+    imported: &[File<'_>],
+    own: Option<&str>,
+    release: Version,
+) -> Result<(), Error> {
+    if release.migrates_each_file() && root.version.is_some() {
+        return Ok(());
+    }
+    let rules = root.version.unwrap_or(1);
+    for file in imported.iter().filter(|file| own != Some(file.path)) {
+        if let Some(found) = file.version.filter(|&found| found != rules) {
+            return Err(Error::Mixed {
+                path: file.path.to_owned(),
+                found,
+                root: rules,
+                containerd: release,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The plugin id by version of the root and by release, and the version that a root without one may be given.
+fn plugin(
+    root: &File<'_>,
+    imported: &[File<'_>],
+    version: Version,
+) -> Result<(PluginId, Option<i64>), Error> {
+    let any = |plugin| -> Result<bool, Error> {
+        for file in std::iter::once(root).chain(imported) {
+            if file.has_runtimes(plugin)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    };
+    let grpc = any(PluginId::GrpcV1Cri)?;
+    let runtime = any(PluginId::CriV1Runtime)?;
+    Ok(match root.version {
+        // As soon as the newer id holds any runtimes, containerd 2 drops those of the older id as a whole.
+        Some(2) if runtime && !version.replaces_sections() => (PluginId::CriV1Runtime, None),
+        Some(2) => (PluginId::GrpcV1Cri, None),
+        // From 2.3 on a version 3 file is migrated once more, and the rule above holds for it, too.
+        Some(3) if grpc && !runtime && version.migrates_each_file() => (PluginId::GrpcV1Cri, None),
+        Some(3 | 4) => (PluginId::CriV1Runtime, None),
+        _ => first_schema(root, imported, version)?,
+    })
+}
+
+/// A root without `version`, or with 1: it gets one where that changes nothing else, and is left at 1 where the daemon reads that.
+fn first_schema(
+    root: &File<'_>,
+    imported: &[File<'_>],
+    version: Version,
+) -> Result<(PluginId, Option<i64>), Error> {
+    let mut depends = root.version.is_some();
+    for file in std::iter::once(root).chain(imported) {
+        depends |= file.document.depends_on_version()?;
+    }
+    if !depends {
+        return Ok((PluginId::GrpcV1Cri, Some(2)));
+    }
+    let has = |plugin| {
+        std::iter::once(root)
+            .chain(imported)
+            .any(|file| file.document.has(plugin))
+    };
+    let dead = || Error::Dead {
+        path: root.path.to_owned(),
+        containerd: version,
+    };
+    if version.replaces_sections() {
+        if !has(PluginId::Cri) && (has(PluginId::GrpcV1Cri) || has(PluginId::CriV1Runtime)) {
+            return Err(dead());
+        }
+    } else {
+        // 2.0 to 2.2 take the file for version 3 without bringing its ids there; 2.3 brings all ids there.
+        if has(PluginId::CriV1Runtime) {
+            return Ok((PluginId::CriV1Runtime, None));
+        }
+        if !version.migrates_each_file() {
+            return Err(dead());
+        }
+        if has(PluginId::GrpcV1Cri) {
+            return Ok((PluginId::GrpcV1Cri, None));
+        }
+    }
+    Ok((PluginId::Cri, None))
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::super::SourceFile;
+    use super::*;
+
+    fn placed(
+        root: &str,
+        imported: &[(&str, Option<&str>)],
+        release: &str,
+    ) -> Result<Placement, Error> {
+        let file = |path: &str, text: Option<&str>| SourceFile {
+            path: path.to_owned(),
+            text: text.map(str::to_owned),
+        };
+        let loaded = Loaded {
+            root: file("/etc/containerd/config.toml", Some(root)),
+            imported: imported
+                .iter()
+                .map(|(path, text)| file(path, *text))
+                .collect(),
+        };
+        place(&loaded, &release.parse().unwrap())
+    }
+
+    #[rstest]
+    #[case::not_toml("version = ", "1.7.35", "can't be parsed: line 1, column ")]
+    #[case::version_text(
+        "version = '2'",
+        "1.7.35",
+        "version in /etc/containerd/config.toml is not an integer"
+    )]
+    #[case::v3_on_1("version = 3", "1.7.35", "does not load version = 3")]
+    #[case::v4_on_2_1("version = 4", "2.1.9", "does not load version = 4")]
+    #[case::v5("version = 5", "2.4.2", "does not load version = 5")]
+    #[case::negative("version = -1", "2.1.9", "does not load version = -1")]
+    #[case::cri_off_v1(
+        "disabled_plugins = ['cri']",
+        "1.7.35",
+        "disables containerd's CRI plugin"
+    )]
+    #[case::cri_off_v2(
+        "version = 2\ndisabled_plugins = ['io.containerd.grpc.v1.cri']",
+        "2.1.9",
+        "disables containerd's CRI plugin"
+    )]
+    #[case::dead_on_2_1(
+        "[plugins.cri.containerd.runtimes.runc]",
+        "2.1.9",
+        "schema is version 1"
+    )]
+    #[case::dead_on_1(
+        "[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]",
+        "1.7.35",
+        "schema is version 1"
+    )]
+    #[case::runtimes_text(
+        "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd]\nruntimes = 'runc'",
+        "1.7.35",
+        "is not a table"
+    )]
+    #[case::runtime_text(
+        "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes]\nrunc = 'runc'",
+        "1.7.35",
+        "runtimes.runc in /etc/containerd/config.toml is not a table"
+    )]
+    #[case::runtime_array(
+        "version = 2\n[[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]]",
+        "1.7.35",
+        "is not a table"
+    )]
+    #[case::plugins_number(
+        "version = 2\nplugins = 1",
+        "1.7.35",
+        "plugins in /etc/containerd/config.toml is not a table"
+    )]
+    #[case::letter_case(
+        "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd.Runtimes.runc]",
+        "1.7.35",
+        "Runtimes in"
+    )]
+    #[case::imports_text(
+        "version = 3\nimports = 'x'",
+        "2.1.9",
+        "imports in /etc/containerd/config.toml is not an array of strings"
+    )]
+    #[case::byte_order_mark("\u{feff}version = 3", "2.1.9", "byte order mark")]
+    fn a_file_that_is_not_safe_to_edit_is_refused_with_its_reason(
+        #[case] root: &str,
+        #[case] release: &str,
+        #[case] reason: &str,
+    ) {
+        let message = placed(root, &[], release).unwrap_err().to_string();
+        assert!(message.contains(reason), "{message}");
+    }
+
+    #[rstest]
+    #[case::higher(
+        "2.1.9",
+        Some("version = 3"),
+        "is of version 3 but imported by a file of version 2"
+    )]
+    #[case::lower("1.7.35", Some("version = 1"), "is of version 1")]
+    #[case::absent("1.7.35", None, "is imported but absent")]
+    #[case::broken("1.7.35", Some("="), "/x/a.toml can't be parsed")]
+    fn an_import_that_loses_settings_is_refused(
+        #[case] release: &str,
+        #[case] text: Option<&str>,
+        #[case] reason: &str,
+    ) {
+        let message = placed("version = 2", &[("/x/a.toml", text)], release)
+            .unwrap_err()
+            .to_string();
+        assert!(message.contains(reason), "{message}");
+    }
+
+    #[test]
+    fn a_file_of_another_version_is_merged_from_2_3_on() {
+        let imported = [("/x/a.toml", Some("version = 2"))];
+        assert!(placed("version = 3", &imported, "2.4.2").is_ok());
+    }
+
+    #[test]
+    fn a_root_that_holds_ours_is_edited_in_place_though_it_imports_a_folder() {
+        let root = "version = 3\nimports = ['/x/*.toml']\n# farrier: managed\n[plugins]\n";
+        assert!(!placed(root, &[], "2.1.9").unwrap().drop_in);
+    }
+
+    #[test]
+    fn our_own_file_may_lag_behind_the_version_of_the_root() {
+        let root = "version = 3\nimports = ['/x/*.toml']\n";
+        let own = [("/x/farrier.toml", Some("version = 2"))];
+        let placement = placed(root, &own, "2.1.9").unwrap();
+        assert_eq!((placement.drop_in, placement.version), (true, Some(3)));
+    }
+
+    #[test]
+    fn an_error_never_shows_what_stands_in_the_file() {
+        let message = placed("password = \"hunter2", &[], "2.1.9")
+            .unwrap_err()
+            .to_string();
+        assert!(!message.contains("hunter2"), "{message}");
+    }
+}

@@ -1,0 +1,220 @@
+//! The Job that changes one host: its whole definition. Pure.
+//!
+//! What parses bytes from the network (`fetch`) is unprivileged and sees no host; what changes the host (`install`) needs no
+//! network and gets no API token.
+
+use k8s_openapi::api::batch::v1::Job;
+use serde_json::{Value, json};
+
+use super::Settings;
+use crate::handoff::ProvisionRequest;
+use crate::names;
+
+/// An installer that was killed, for example with the restart that it asked for, is run again this often by the Job itself.
+const KILLED_RETRIES: i32 = 3;
+
+/// Unpacked shims are tens of megabytes each; a node's set stays far below this.
+const ARTIFACTS_LIMIT: &str = "4Gi";
+
+/// The user that owns nothing: the one that distroless images call nonroot.
+const NOBODY: i64 = 65_532;
+
+/// The Job that brings `request` to the node.
+///
+/// # Errors
+/// When the definition does not read as a Job, which the tests of this file rule out.
+pub fn build(
+    settings: &Settings,
+    node_name: &str,
+    node_uid: &str,
+    request: &ProvisionRequest,
+) -> Result<Job, serde_json::Error> {
+    let labels = json!({
+        names::COMPONENT_LABEL: names::COMPONENT_INSTALLER,
+        names::MANAGED_BY_LABEL: names::MANAGER,
+        names::KWASM_JOB_LABEL: "true",
+    });
+    let annotations = json!({
+        names::NODE_NAME_ANNOTATION: node_name,
+        names::NODE_UID_ANNOTATION: node_uid,
+        names::REQUEST_DIGEST_ANNOTATION: request.digest(),
+    });
+    let mut pod_annotations = annotations.clone();
+    pod_annotations[names::REQUEST_ANNOTATION] = request.to_json().into();
+    serde_json::from_value(json!({
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {
+            "name": names::job_name(node_uid),
+            "namespace": settings.namespace,
+            "labels": labels,
+            "annotations": annotations,
+            // The Job of a node that is gone goes with it.
+            "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": node_name, "uid": node_uid}],
+        },
+        "spec": {
+            "backoffLimit": KILLED_RETRIES,
+            "activeDeadlineSeconds": settings.job_deadline,
+            "ttlSecondsAfterFinished": settings.job_ttl.filter(|ttl| *ttl > 0),
+            "podFailurePolicy": {"rules": [{
+                "action": "FailJob",
+                "onExitCodes": {"containerName": names::INSTALL_CONTAINER, "operator": "In", "values": [1, 2, 3, 4, 5]},
+            }]},
+            "template": {
+                "metadata": {"labels": labels, "annotations": pod_annotations},
+                "spec": pod(settings, node_name),
+            },
+        },
+    }))
+}
+
+fn pod(settings: &Settings, node_name: &str) -> Value {
+    let mut volumes = vec![
+        json!({"name": "request", "downwardAPI": {"items": [{
+            "path": "request",
+            "fieldRef": {"fieldPath": format!("metadata.annotations['{}']", names::REQUEST_ANNOTATION)},
+        }]}}),
+        json!({"name": "artifacts", "emptyDir": {"sizeLimit": ARTIFACTS_LIMIT}}),
+        json!({"name": "host", "hostPath": {"path": "/", "type": "Directory"}}),
+    ];
+    if let Some(config_map) = &settings.ca_config_map {
+        volumes.push(json!({"name": "ca", "configMap": {"name": config_map, "items": [{"key": "ca.crt", "path": "ca.crt"}]}}));
+    }
+    json!({
+        "nodeName": node_name,
+        "restartPolicy": "Never",
+        "serviceAccountName": settings.job_service_account,
+        "automountServiceAccountToken": false,
+        "enableServiceLinks": false,
+        // A node is provisioned whatever its taints say: they keep pods away, and this one is for the node itself.
+        "tolerations": [{"operator": "Exists"}],
+        "imagePullSecrets": settings.image_pull_secrets.iter().map(|name| json!({"name": name})).collect::<Vec<_>>(),
+        "volumes": volumes,
+        "initContainers": [fetch(settings)],
+        "containers": [install(settings)],
+    })
+}
+
+fn fetch(settings: &Settings) -> Value {
+    let mut mounts = vec![
+        json!({"name": "request", "mountPath": "/request", "readOnly": true}),
+        json!({"name": "artifacts", "mountPath": "/artifacts"}),
+    ];
+    let mut environment = Vec::new();
+    if settings.ca_config_map.is_some() {
+        mounts.push(json!({"name": "ca", "mountPath": "/ca", "readOnly": true}));
+        environment.push(json!({"name": "FARRIER_CA_FILE", "value": "/ca/ca.crt"}));
+    }
+    json!({
+        "name": names::FETCH_CONTAINER,
+        "image": settings.image,
+        "imagePullPolicy": settings.image_pull_policy,
+        "args": ["fetch", "--request", "/request/request", "--out", "/artifacts"],
+        "env": environment,
+        "volumeMounts": mounts,
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "256Mi"}},
+        "securityContext": {
+            "runAsNonRoot": true,
+            "runAsUser": NOBODY,
+            "runAsGroup": NOBODY,
+            "readOnlyRootFilesystem": true,
+            "allowPrivilegeEscalation": false,
+            "capabilities": {"drop": ["ALL"]},
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+    })
+}
+
+fn install(settings: &Settings) -> Value {
+    json!({
+        "name": names::INSTALL_CONTAINER,
+        "image": settings.image,
+        "imagePullPolicy": settings.image_pull_policy,
+        "args": [
+            "install", "--host-root", "/host", "--request", "/request/request", "--artifacts", "/artifacts",
+            "--termination-message", "/dev/termination-log", "--output", "json",
+        ],
+        "volumeMounts": [
+            {"name": "request", "mountPath": "/request", "readOnly": true},
+            {"name": "artifacts", "mountPath": "/artifacts", "readOnly": true},
+            {"name": "host", "mountPath": "/host", "mountPropagation": "HostToContainer"},
+        ],
+        "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "256Mi"}},
+        "securityContext": {"privileged": true, "runAsUser": 0, "runAsGroup": 0, "readOnlyRootFilesystem": true},
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::handoff::Owner;
+
+    fn settings() -> Settings {
+        Settings {
+            namespace: "farrier".to_owned(),
+            image: "farrier:1".to_owned(),
+            image_pull_policy: "Never".to_owned(),
+            image_pull_secrets: vec!["pull".to_owned()],
+            job_service_account: "farrier-installer".to_owned(),
+            ca_config_map: Some("ca".to_owned()),
+            job_ttl: None,
+            job_deadline: 900,
+            auto_provision: false,
+            listen: ([127, 0, 0, 1], 0).into(),
+        }
+    }
+
+    fn request() -> ProvisionRequest {
+        ProvisionRequest::new(Owner::Cluster, "uid".to_owned(), vec![], vec![])
+    }
+
+    #[test]
+    fn the_definition_reads_as_a_job_and_carries_the_request() {
+        let job = build(&settings(), "n1", "uid", &request()).unwrap();
+        let template = job.spec.unwrap().template;
+        let annotations = template.metadata.unwrap().annotations.unwrap();
+        assert_eq!(
+            ProvisionRequest::from_json(&annotations[names::REQUEST_ANNOTATION]).unwrap(),
+            request()
+        );
+        assert_eq!(annotations[names::NODE_UID_ANNOTATION], "uid");
+        assert_eq!(template.spec.unwrap().node_name.as_deref(), Some("n1"));
+    }
+
+    #[test]
+    fn only_the_container_without_network_input_is_privileged() {
+        let job = build(&settings(), "n1", "uid", &request()).unwrap();
+        let pod = job.spec.unwrap().template.spec.unwrap();
+        let fetch = &pod.init_containers.unwrap()[0];
+        let security = fetch.security_context.clone().unwrap();
+        assert_eq!(security.privileged, None);
+        assert_eq!(security.run_as_non_root, Some(true));
+        assert!(
+            fetch
+                .volume_mounts
+                .iter()
+                .flatten()
+                .all(|mount| mount.name != "host")
+        );
+        assert_eq!(pod.automount_service_account_token, Some(false));
+        assert_eq!((pod.host_pid, pod.host_network), (None, None));
+    }
+
+    #[test]
+    fn a_lifetime_of_zero_or_less_is_none() {
+        for (ttl, expected) in [
+            (None, None),
+            (Some(0), None),
+            (Some(-1), None),
+            (Some(60), Some(60)),
+        ] {
+            let settings = Settings {
+                job_ttl: ttl,
+                ..settings()
+            };
+            let job = build(&settings, "n1", "uid", &request()).unwrap();
+            assert_eq!(job.spec.unwrap().ttl_seconds_after_finished, expected);
+        }
+    }
+}

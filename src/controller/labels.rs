@@ -1,0 +1,200 @@
+//! What a node's labels and its annotation should say, as an edit of what they say. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::desired::{Desired, Verdict};
+use super::observed::{Applied, NodeView, ShimView};
+use crate::names::{self, Progress};
+
+/// Changes to a node object, written in one patch.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct NodeEdit {
+    /// Labels to set, or to remove where there is no value.
+    pub labels: BTreeMap<String, Option<String>>,
+    /// Annotations to set, or to remove where there is no value.
+    pub annotations: BTreeMap<String, Option<String>>,
+}
+
+/// Whether the kubelet lists `handler`, or does not speak of handlers at all: then the report alone counts.
+#[must_use]
+pub fn listed(node: &NodeView, handler: &str) -> bool {
+    node.runtime_handlers
+        .as_ref()
+        .is_none_or(|handlers| handlers.contains(handler))
+}
+
+/// Whether a handler is served: the report said so, of this very host, and the kubelet doesn't deny it.
+fn served(node: &NodeView, applied: Option<&Applied>, shim: &str, handler: &str) -> bool {
+    applied.is_some_and(|applied| {
+        applied.machine_id == node.machine_id
+            && applied
+                .shims
+                .get(shim)
+                .is_some_and(|shim| shim.handlers.get(handler) == Some(&true))
+    }) && listed(node, handler)
+}
+
+/// How far one Shim that the node wants has come, and why it is no further.
+#[must_use]
+pub fn progress(
+    node: &NodeView,
+    applied: Option<&Applied>,
+    shim: &str,
+    verdict: &Verdict,
+    digest: &str,
+) -> Option<(Progress, Option<String>)> {
+    let request = match verdict {
+        Verdict::Impossible(reason) | Verdict::Kept(_, reason) => {
+            return Some((Progress::Failed, Some(reason.clone())));
+        }
+        Verdict::Shadowed(_) | Verdict::Resting => return None,
+        Verdict::Wanted(request) => request,
+    };
+    let known = applied.and_then(|applied| applied.shims.get(shim));
+    let fulfilled = known.is_some_and(|known| known.request.as_ref() == Some(request));
+    if fulfilled
+        && request
+            .handlers
+            .iter()
+            .all(|handler| served(node, applied, shim, handler))
+    {
+        return Some((Progress::Provisioned, None));
+    }
+    // A failure is one of this desired set only; another set's says nothing of the attempt to come.
+    let reason = applied
+        .filter(|applied| applied.attempted == digest && !fulfilled)
+        .and_then(|applied| {
+            let whole = applied.reason.as_ref()?;
+            Some(
+                known
+                    .and_then(|known| known.reason.as_ref())
+                    .unwrap_or(whole)
+                    .clone(),
+            )
+        });
+    match reason {
+        Some(reason) => Some((Progress::Failed, Some(reason))),
+        None => Some((Progress::Pending, None)),
+    }
+}
+
+/// The edit that makes the node say what is known, if it does not already.
+#[must_use]
+pub fn edit(
+    node: &NodeView,
+    shims: &[ShimView],
+    desired: &Desired,
+    applied: Option<Applied>,
+) -> Option<NodeEdit> {
+    let request = desired.request(node);
+    let digest = request.digest();
+    let mut wanted: BTreeMap<String, Option<String>> = BTreeMap::new();
+    let mut complete = !desired.annotated.is_empty();
+    let mut tracked: BTreeSet<&str> = node.labelled().map(|(shim, _)| shim).collect();
+    tracked.extend(
+        applied
+            .iter()
+            .flat_map(|applied| applied.shims.keys())
+            .map(String::as_str),
+    );
+    tracked.extend(desired.verdicts.keys().map(String::as_str));
+    for shim in tracked {
+        let verdict = desired.verdicts.get(shim);
+        let now = match verdict
+            .and_then(|verdict| progress(node, applied.as_ref(), shim, verdict, &digest))
+        {
+            Some((progress, _)) => Some(progress),
+            None => leaving(node, applied.as_ref(), shim, &digest).then_some(Progress::Removing),
+        };
+        if desired.annotated.contains(shim) {
+            complete &=
+                now == Some(Progress::Provisioned) || matches!(verdict, Some(Verdict::Shadowed(_)));
+        }
+        wanted.insert(
+            names::shim_label(shim),
+            now.map(|now| now.label().to_owned()),
+        );
+        if bare_label_is_ours(node, shims, shim) {
+            wanted.insert(shim.to_owned(), now.map(|now| now.bare_label().to_owned()));
+        }
+    }
+    for key in node
+        .labels
+        .keys()
+        .filter(|key| key.starts_with(names::HANDLER_LABEL_PREFIX))
+    {
+        wanted.insert(key.clone(), None);
+    }
+    for shim in &request.shims {
+        for handler in shim
+            .handlers
+            .iter()
+            .filter(|handler| served(node, applied.as_ref(), &shim.name, handler))
+        {
+            wanted.insert(names::handler_label(handler), Some("true".to_owned()));
+        }
+    }
+    if applied.is_some() || complete {
+        let value =
+            (complete && node.name.len() <= crate::api::LONGEST_NAME).then(|| node.name.clone());
+        wanted.insert(names::KWASM_PROVISIONED_LABEL.to_owned(), value);
+    }
+    let annotations = BTreeMap::from([(
+        names::APPLIED_ANNOTATION.to_owned(),
+        applied
+            .filter(|applied| !idle(applied, &request.shims))
+            .map(|applied| summary(&applied)),
+    )]);
+    let edit = NodeEdit {
+        labels: changed(wanted, &node.labels),
+        annotations: changed(annotations, &node.annotations),
+    };
+    (edit != NodeEdit::default()).then_some(edit)
+}
+
+/// Whether the host may still carry a Shim that the node no longer wants.
+fn leaving(node: &NodeView, applied: Option<&Applied>, shim: &str, digest: &str) -> bool {
+    // A label without an entry in the summary speaks of a claim that no report has answered yet.
+    let claimed = node.labels.contains_key(&names::shim_label(shim))
+        && applied.is_none_or(|applied| applied.digest != digest);
+    claimed || applied.is_some_and(|applied| applied.shims.contains_key(shim))
+}
+
+/// Nothing is wanted, nothing is left, nothing is under way: the node carries no trace.
+#[must_use]
+pub fn idle(applied: &Applied, wanted: &[crate::handoff::ShimRequest]) -> bool {
+    wanted.is_empty() && applied.shims.is_empty() && applied.attempts == 0
+}
+
+fn summary(applied: &Applied) -> String {
+    // Maps here have string keys and no type can refuse, so this can't fail.
+    serde_json::to_string(applied).unwrap_or_default()
+}
+
+/// The label `<shim>` is written only between the words of runtime-class-manager, and never where a Shim selects on it.
+fn bare_label_is_ours(node: &NodeView, shims: &[ShimView], shim: &str) -> bool {
+    let selected = shims.iter().any(|other| {
+        other
+            .spec
+            .node_selector
+            .as_ref()
+            .is_some_and(|selector| selector.contains_key(shim))
+    });
+    let words = ["pending", "provisioned", "failed", "uninstall"];
+    !selected
+        && node
+            .labels
+            .get(shim)
+            .is_none_or(|value| words.contains(&value.as_str()))
+}
+
+/// Only what differs from what is there.
+fn changed(
+    wanted: BTreeMap<String, Option<String>>,
+    there: &BTreeMap<String, String>,
+) -> BTreeMap<String, Option<String>> {
+    wanted
+        .into_iter()
+        .filter(|(key, value)| there.get(key) != value.as_ref())
+        .collect()
+}

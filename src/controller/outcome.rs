@@ -1,0 +1,220 @@
+//! How a Job's end becomes what is known of a host, and what people read of it. Pure; the steps around it are `plan`'s.
+
+use std::collections::BTreeMap;
+
+use super::desired::Desired;
+use super::labels;
+use super::observed::{Applied, AppliedShim, JobView};
+use super::plan::{
+    JobStep, LONGEST_NOTE, NodeEvent, Observed, Plan, all_listed, backoff, cut, settled,
+};
+use crate::handoff::{Outcome, ProvisionReport, ProvisionRequest, ShimRequest};
+use crate::names::reasons;
+
+/// Longest sentence that is kept per Shim: thirty of them stay far below the 256 KiB that a node's annotations may take.
+const LONGEST_REASON: usize = 400;
+
+/// The Job said nothing of the host: what was known stays, the reason is written down.
+pub fn fail(seen: &Observed, applied: Option<Applied>, job: &JobView, reason: &str) -> Plan {
+    let mut applied = applied.unwrap_or_default();
+    applied.reason = Some(shortened(reason));
+    conclude(seen, applied, job, "silent", 0, true)
+}
+
+/// The Job's report becomes what is known of the host.
+pub fn read(
+    seen: &Observed,
+    applied: Option<Applied>,
+    job: &JobView,
+    report: &ProvisionReport,
+) -> Plan {
+    let mut applied = applied.unwrap_or_default();
+    // A report is only taken for an answer when the Job's request could be read.
+    let Some(request) = &job.request else {
+        return fail(
+            seen,
+            Some(applied),
+            job,
+            "the Job's request can't be read any more",
+        );
+    };
+    let done = matches!(report.result, Outcome::Applied | Outcome::Unchanged);
+    let before = std::mem::take(&mut applied.shims);
+    for shim in &request.shims {
+        let known = became(shim, before.get(&shim.name), report, done);
+        applied.shims.insert(shim.name.clone(), known);
+    }
+    if matches!(
+        report.result,
+        Outcome::Refused | Outcome::RolledBack | Outcome::Broken
+    ) {
+        // Nothing went off the host: what was to go is still there.
+        for (name, known) in before {
+            applied.shims.entry(name).or_insert(known);
+        }
+    }
+    let lingering = linger(&mut applied, request, report);
+    applied.digest = request.digest();
+    applied.machine_id.clone_from(&seen.node.machine_id);
+    applied.boot_id.clone_from(&seen.node.boot_id);
+    let unserved = applied
+        .shims
+        .iter()
+        .any(|(_, shim)| shim.reason.is_some() || shim.handlers.values().any(|served| !served));
+    let failed = !done || lingering || unserved;
+    applied.reason = failed.then(|| sentence(&applied, report));
+    conclude(
+        seen,
+        applied,
+        job,
+        outcome(report.result),
+        report.restarts,
+        failed,
+    )
+}
+
+/// What the host has of a Shim that it was asked for.
+fn became(
+    shim: &ShimRequest,
+    before: Option<&AppliedShim>,
+    report: &ProvisionReport,
+    done: bool,
+) -> AppliedShim {
+    let told = || report.handlers.iter().filter(|told| told.shim == shim.name);
+    // A report that had to be cut short says nothing of some handlers; its verdict as a whole stands.
+    let served = |handler: &String| {
+        told()
+            .find(|told| told.handler == *handler)
+            .map_or(done, |told| told.served)
+    };
+    let handlers: BTreeMap<String, bool> = shim
+        .handlers
+        .iter()
+        .map(|handler| (handler.clone(), served(handler)))
+        .collect();
+    let why = told().find_map(|told| told.reason.as_deref());
+    let fulfilled = handlers.values().all(|served| *served)
+        && why.is_none()
+        && (done || report.result == Outcome::Partial);
+    let any = handlers.values().any(|served| *served);
+    let kept = before
+        .and_then(|before| before.request.clone())
+        .filter(|_| any);
+    AppliedShim {
+        request: if fulfilled { Some(shim.clone()) } else { kept },
+        handlers,
+        sha256: told().find_map(|told| told.sha256.clone()),
+        reason: why
+            .or(report.reason.as_deref())
+            .filter(|_| !fulfilled)
+            .map(shortened),
+    }
+}
+
+/// Keeps what the host still serves though it was not asked for: it is in use, or could not be taken away.
+fn linger(applied: &mut Applied, request: &ProvisionRequest, report: &ProvisionReport) -> bool {
+    let mut any = false;
+    for told in &report.handlers {
+        if told.served && request.shims.iter().all(|shim| shim.name != told.shim) {
+            any = true;
+            let shim = applied.shims.entry(told.shim.clone()).or_default();
+            shim.handlers.insert(told.handler.clone(), true);
+            shim.sha256.clone_from(&told.sha256);
+            shim.reason = Some(
+                told.reason
+                    .as_deref()
+                    .map_or_else(|| "it is still served".to_owned(), shortened),
+            );
+        }
+    }
+    any
+}
+
+/// Writes the outcome down, tells people, and lets the Job go in the step after.
+fn conclude(
+    seen: &Observed,
+    mut applied: Applied,
+    job: &JobView,
+    outcome: &'static str,
+    restarts: u32,
+    failed: bool,
+) -> Plan {
+    applied.node_uid.clone_from(&seen.node.uid);
+    applied.job.clone_from(&job.uid);
+    applied.at = seen.now;
+    if let Some(request) = &job.request {
+        let digest = request.digest();
+        if applied.attempted != digest {
+            applied.attempted = digest;
+            applied.attempts = 1;
+        }
+    }
+    // A handler that the kubelet has yet to list is no failure, but neither is the attempt over.
+    let open = failed || !all_listed(seen.node, &applied);
+    applied.attempts = if open { applied.attempts.max(1) } else { 0 };
+    let desired = Desired::new(seen.node, Some(&applied), seen.shims, seen.auto_provision);
+    // A node that carries no trace any more has nowhere to remember that this Job was read: it goes even where Jobs are kept.
+    let forgotten = labels::idle(&applied, &desired.request(seen.node).shims);
+    let step = if forgotten || !seen.keep_jobs {
+        JobStep::Delete(job.uid.clone())
+    } else {
+        JobStep::None
+    };
+    let note = applied.reason.clone();
+    let shims: Vec<String> = applied.shims.keys().cloned().collect();
+    let event = match (note, shims.is_empty()) {
+        (Some(note), _) => NodeEvent {
+            warning: true,
+            reason: reasons::PROVISION_FAILED,
+            note,
+        },
+        (None, true) => NodeEvent {
+            warning: false,
+            reason: reasons::REMOVED,
+            note: "no shim is left on the host".to_owned(),
+        },
+        (None, false) => NodeEvent {
+            warning: false,
+            reason: reasons::PROVISIONED,
+            note: format!("the host serves {}", shims.join(", ")),
+        },
+    };
+    Plan {
+        event: Some(event),
+        ended: Some((outcome, restarts)),
+        look_again: open.then(|| backoff(applied.attempts)),
+        ..settled(seen, &desired, Some(applied), step)
+    }
+}
+
+/// One sentence that names each Shim that is not as asked, and what the operator can do.
+fn sentence(applied: &Applied, report: &ProvisionReport) -> String {
+    let whole = report.reason.clone();
+    let each = applied.shims.iter().filter_map(|(name, shim)| {
+        let reason = shim.reason.as_ref()?;
+        (whole.as_ref() != Some(reason)).then(|| format!("shim {name}: {reason}"))
+    });
+    let remedy = report.remedy.clone();
+    let parts: Vec<String> = whole.iter().cloned().chain(each).chain(remedy).collect();
+    if parts.is_empty() {
+        "the installer gave no reason; see the log of its pod".to_owned()
+    } else {
+        cut(&parts.join("; "), LONGEST_NOTE)
+    }
+}
+
+/// The report's outcome as a metric's label.
+fn outcome(result: Outcome) -> &'static str {
+    match result {
+        Outcome::Applied => "applied",
+        Outcome::Partial => "partial",
+        Outcome::Unchanged => "unchanged",
+        Outcome::Refused => "refused",
+        Outcome::RolledBack => "rolledBack",
+        Outcome::Broken => "broken",
+    }
+}
+
+fn shortened(text: &str) -> String {
+    cut(text, LONGEST_REASON)
+}

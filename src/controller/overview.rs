@@ -1,0 +1,198 @@
+//! `farrier status`: nodes and Shims as the cluster sees them. Reads only; the table is made by pure functions.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Node;
+use kube::ResourceExt;
+use kube::api::{Api, ListParams};
+use serde::Serialize;
+
+use super::Error;
+use super::observed::NodeView;
+use super::plan::cut;
+use crate::api::Shim;
+use crate::names::Progress;
+
+/// Somebody sits before a terminal; an API server that takes longer is down or not reachable.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Longest sentence in the table.
+const LONGEST_REASON: usize = 600;
+
+#[derive(Debug, Serialize)]
+struct Overview {
+    nodes: Vec<NodeLine>,
+    #[serde(skip)]
+    shims: BTreeSet<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct NodeLine {
+    name: String,
+    ready: bool,
+    shims: BTreeMap<String, Cell>,
+}
+
+#[derive(Debug, Serialize)]
+struct Cell {
+    progress: &'static str,
+    reason: Option<String>,
+}
+
+/// The nodes and what they carry, as a table or as JSON.
+///
+/// # Errors
+/// When there is no cluster, or it does not answer in time.
+pub async fn overview(json: bool) -> Result<String, Error> {
+    let read = async {
+        let client = super::client().await?;
+        let nodes: Api<Node> = Api::all(client.clone());
+        let shims: Api<Shim> = Api::all(client);
+        let nodes = nodes
+            .list(&ListParams::default())
+            .await
+            .map_err(|source| Error::List {
+                what: "Nodes",
+                source,
+            })?;
+        let shims = shims
+            .list(&ListParams::default())
+            .await
+            .map_err(|source| Error::List {
+                what: "Shims",
+                source,
+            })?;
+        Ok::<_, Error>((nodes.items, shims.items))
+    };
+    let (nodes, shims) =
+        tokio::time::timeout(DEADLINE, read)
+            .await
+            .map_err(|_| Error::Deadline {
+                seconds: DEADLINE.as_secs(),
+            })??;
+    let overview = Overview::new(&nodes, &shims);
+    Ok(if json {
+        // Maps here have string keys and no type can refuse, so this can't fail.
+        serde_json::to_string_pretty(&overview).unwrap_or_default() + "\n"
+    } else {
+        overview.table()
+    })
+}
+
+impl Overview {
+    fn new(nodes: &[Node], shims: &[Shim]) -> Self {
+        let mut names: BTreeSet<String> = shims.iter().map(ResourceExt::name_any).collect();
+        let nodes: Vec<NodeLine> = nodes.iter().map(NodeLine::new).collect();
+        names.extend(nodes.iter().flat_map(|node| node.shims.keys().cloned()));
+        Self {
+            nodes,
+            shims: names,
+        }
+    }
+
+    /// Columns of equal width, and below them a line per failure.
+    fn table(&self) -> String {
+        let head = ["NODE", "STATUS"]
+            .map(str::to_owned)
+            .into_iter()
+            .chain(self.shims.iter().map(|shim| shim.to_uppercase()));
+        let mut rows: Vec<Vec<String>> = vec![head.collect()];
+        for node in &self.nodes {
+            let status = if node.ready { "Ready" } else { "NotReady" };
+            let cells = self.shims.iter().map(|shim| {
+                node.shims
+                    .get(shim)
+                    .map_or("-", |cell| cell.progress)
+                    .to_owned()
+            });
+            rows.push(
+                [node.name.clone(), status.to_owned()]
+                    .into_iter()
+                    .chain(cells)
+                    .collect(),
+            );
+        }
+        let widths: Vec<usize> = (0..self.shims.len() + 2)
+            .map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0))
+            .collect();
+        let mut text = String::new();
+        for row in rows {
+            let line: Vec<String> = row
+                .iter()
+                .zip(&widths)
+                .map(|(cell, width)| format!("{cell:width$}"))
+                .collect();
+            // Writing to a String can't fail.
+            let _ = writeln!(text, "{}", line.join("  ").trim_end());
+        }
+        for node in &self.nodes {
+            for (shim, cell) in &node.shims {
+                if let Some(reason) = &cell.reason {
+                    let _ = writeln!(text, "{} {shim}: {reason}", node.name);
+                }
+            }
+        }
+        text
+    }
+}
+
+impl NodeLine {
+    fn new(node: &Node) -> Self {
+        let view = NodeView::from(node);
+        let applied = view.applied().unwrap_or_default();
+        let conditions = node
+            .status
+            .as_ref()
+            .and_then(|status| status.conditions.as_deref())
+            .unwrap_or_default();
+        let shims = view.labelled().map(|(shim, progress)| {
+            let own = applied.shims.get(shim).and_then(|shim| shim.reason.clone());
+            let reason = match progress {
+                Progress::Failed => own.or_else(|| applied.reason.clone()),
+                Progress::Removing => own,
+                Progress::Pending | Progress::Provisioned => None,
+            };
+            let cell = Cell {
+                progress: progress.label(),
+                reason: reason.map(|reason| cut(&reason, LONGEST_REASON)),
+            };
+            (shim.to_owned(), cell)
+        });
+        Self {
+            name: view.name.clone(),
+            ready: conditions
+                .iter()
+                .any(|condition| condition.type_ == "Ready" && condition.status == "True"),
+            shims: shims.collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_table_shows_each_node_and_why_it_failed() {
+        let node: Node = serde_json::from_value(json!({
+            "metadata": {"name": "n1", "uid": "u", "labels": {"farrier.dev/spin": "failed"}, "annotations": {
+                "farrier.dev/applied": r#"{"nodeUid":"u","reason":"no route"}"#}},
+            "status": {"conditions": [{"type": "Ready", "status": "True"}]},
+        }))
+        .unwrap();
+        let other: Node =
+            serde_json::from_value(json!({"metadata": {"name": "a-longer-name"}})).unwrap();
+        let text = Overview::new(&[node, other], &[]).table();
+        assert_eq!(
+            text,
+            "NODE           STATUS    SPIN\n\
+             n1             Ready     failed\n\
+             a-longer-name  NotReady  -\n\
+             n1 spin: no route\n"
+        );
+    }
+}

@@ -1,0 +1,317 @@
+//! The heart: what to do next about one node. Pure: no client, no clock, no logging; an empty plan means that all is as it should be.
+//!
+//! Claim, act, prove, advertise, one step a decision: the labels and the annotation are written before the Job is made, the
+//! report is written down before the Job goes.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::desired::{Desired, Verdict};
+use super::labels::{self, NodeEdit};
+use super::observed::{Applied, JobProgress, JobView, NodeView, ShimView};
+use super::outcome;
+use crate::handoff::ProvisionRequest;
+use crate::names::{self, Progress, reasons};
+
+/// First wait after a failure; doubled by each further one. Long enough for a mirror's hiccup or a node's reboot to pass.
+const FIRST_RETRY: Duration = Duration::from_secs(30);
+
+/// Longest wait between attempts: an operator who repaired the cause sees the node recover within it.
+const LONGEST_RETRY: Duration = Duration::from_mins(10);
+
+/// The job controller makes a pod within a second; a minute without one is a quota, an admission rule or a missing account.
+const POD_PATIENCE: Duration = Duration::from_mins(1);
+
+/// A kubelet asks its runtime every 5 s and publishes handlers with its status, every 10 s if something changed: many beats.
+const LISTING_PATIENCE: Duration = Duration::from_mins(2);
+
+/// Kubernetes bounds an Event's note at 1,024 bytes (events.k8s.io/v1).
+pub(super) const LONGEST_NOTE: usize = 1_000;
+
+/// All that a decision about one node looks at.
+#[derive(Debug)]
+pub struct Observed<'a> {
+    /// The node.
+    pub node: &'a NodeView,
+    /// Every Shim of the cluster.
+    pub shims: &'a [ShimView],
+    /// The node's Job, if there is one.
+    pub job: Option<&'a JobView>,
+    /// What time it is.
+    pub now: Timestamp,
+    /// Nodes need no annotation.
+    pub auto_provision: bool,
+    /// Finished Jobs are left to the API server to remove.
+    pub keep_jobs: bool,
+}
+
+/// What to do about one node, in this order.
+#[derive(Debug, Default, PartialEq)]
+pub struct Plan {
+    /// Labels and annotation to write.
+    pub edit: Option<NodeEdit>,
+    /// What people should read.
+    pub event: Option<NodeEvent>,
+    /// What to do about the Job.
+    pub job: JobStep,
+    /// A Job that ended: outcome, and restarts of containerd.
+    pub ended: Option<(&'static str, u32)>,
+    /// When to decide again though nothing changes.
+    pub look_again: Option<Duration>,
+}
+
+impl Plan {
+    /// Whether nothing is to be written.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.edit.is_none() && self.event.is_none() && self.job == JobStep::None
+    }
+}
+
+/// What to do about the node's Job.
+#[derive(Debug, Default, PartialEq)]
+pub enum JobStep {
+    /// Nothing.
+    #[default]
+    None,
+    /// Make it.
+    Create(Box<ProvisionRequest>),
+    /// Delete the one with this UID.
+    Delete(String),
+}
+
+/// What people should read about a node.
+#[derive(Debug, PartialEq)]
+pub struct NodeEvent {
+    /// Something is wrong.
+    pub warning: bool,
+    /// A word of [`reasons`].
+    pub reason: &'static str,
+    /// One sentence.
+    pub note: String,
+}
+
+/// Decides what to do next about one node.
+#[must_use]
+pub fn decide(seen: &Observed) -> Plan {
+    if seen.node.deleting {
+        return Plan::default();
+    }
+    let applied = seen.node.applied();
+    let desired = Desired::new(seen.node, applied.as_ref(), seen.shims, seen.auto_provision);
+    match seen.job {
+        Some(job) if job.deleting => settled(seen, &desired, applied, JobStep::None),
+        Some(job)
+            if applied
+                .as_ref()
+                .is_some_and(|applied| applied.job == job.uid) =>
+        {
+            after_reading(seen, &desired, applied, job)
+        }
+        Some(job) => follow(seen, applied, job),
+        None => act(seen, &desired, applied),
+    }
+}
+
+/// Labels as they should be, and nothing else.
+pub(super) fn settled(
+    seen: &Observed,
+    desired: &Desired,
+    applied: Option<Applied>,
+    job: JobStep,
+) -> Plan {
+    let edit = labels::edit(seen.node, seen.shims, desired, applied);
+    let event = edit.as_ref().and_then(|edit| impossible(edit, desired));
+    Plan {
+        edit,
+        event,
+        job,
+        ..Plan::default()
+    }
+}
+
+/// What to tell people where a Shim's label turns to `failed` because of how the Shim is written.
+fn impossible(edit: &NodeEdit, desired: &Desired) -> Option<NodeEvent> {
+    let failed = Some(Progress::Failed.label().to_owned());
+    let notes: Vec<String> = desired
+        .verdicts
+        .iter()
+        .filter(|(shim, _)| edit.labels.get(&names::shim_label(shim)) == Some(&failed))
+        .filter_map(|(shim, verdict)| match verdict {
+            Verdict::Impossible(reason) | Verdict::Kept(_, reason) => {
+                Some(format!("shim {shim}: {reason}"))
+            }
+            Verdict::Wanted(_) | Verdict::Shadowed(_) | Verdict::Resting => None,
+        })
+        .collect();
+    (!notes.is_empty()).then(|| NodeEvent {
+        warning: true,
+        reason: reasons::PROVISION_FAILED,
+        note: cut(&notes.join("; "), LONGEST_NOTE),
+    })
+}
+
+/// The Job has been read: it goes now if it must make room, or unless finished Jobs are kept.
+fn after_reading(
+    seen: &Observed,
+    desired: &Desired,
+    applied: Option<Applied>,
+    job: &JobView,
+) -> Plan {
+    let (step, look_again) = match need(seen, desired, applied.as_ref()) {
+        Need::Nothing if seen.keep_jobs => (JobStep::None, None),
+        Need::Wait(wait) if seen.keep_jobs => (JobStep::None, Some(wait)),
+        Need::Wait(wait) => (JobStep::Delete(job.uid.clone()), Some(wait)),
+        Need::Nothing | Need::Now => (JobStep::Delete(job.uid.clone()), None),
+    };
+    Plan {
+        look_again,
+        ..settled(seen, desired, applied, step)
+    }
+}
+
+/// No Job: make one if the host is not known to be as it should.
+fn act(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
+    match need(seen, desired, applied.as_ref()) {
+        Need::Nothing => settled(seen, desired, applied, JobStep::None),
+        Need::Wait(wait) => Plan {
+            look_again: Some(wait),
+            ..settled(seen, desired, applied, JobStep::None)
+        },
+        Need::Now => claim(seen, desired, applied),
+    }
+}
+
+/// Writes down that an attempt begins, then makes the Job.
+fn claim(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
+    let request = desired.request(seen.node);
+    let digest = request.digest();
+    let mut applied = applied.unwrap_or_default();
+    if !applied.machine_id.is_empty() && applied.machine_id != seen.node.machine_id {
+        // Another host answers under this node object: nothing that was known holds.
+        applied = Applied::default();
+    }
+    if applied.attempted != digest {
+        applied.attempts = 0;
+        applied.reason = None;
+    }
+    applied.attempts = applied.attempts.saturating_add(1);
+    applied.attempted = digest;
+    applied.node_uid.clone_from(&seen.node.uid);
+    applied.at = seen.now;
+    settled(
+        seen,
+        desired,
+        Some(applied),
+        JobStep::Create(Box::new(request)),
+    )
+}
+
+/// Whether the host needs a Job.
+enum Need {
+    /// It is as it should be.
+    Nothing,
+    /// Not before this has passed.
+    Wait(Duration),
+    /// At once.
+    Now,
+}
+
+fn need(seen: &Observed, desired: &Desired, applied: Option<&Applied>) -> Need {
+    let request = desired.request(seen.node);
+    let Some(applied) = applied else {
+        // A label without a summary: a claim whose Job nobody has heard of. The host may carry anything.
+        let claimed = seen
+            .node
+            .labelled()
+            .any(|(shim, _)| !matches!(desired.verdicts.get(shim), Some(Verdict::Impossible(_))));
+        return if request.shims.is_empty() && !claimed {
+            Need::Nothing
+        } else {
+            Need::Now
+        };
+    };
+    let digest = request.digest();
+    let same_host =
+        applied.machine_id == seen.node.machine_id && applied.boot_id == seen.node.boot_id;
+    let listed = all_listed(seen.node, applied);
+    if applied.digest == digest && same_host && listed && applied.reason.is_none() {
+        return Need::Nothing;
+    }
+    if applied.attempted != digest || applied.attempts == 0 {
+        return Need::Now;
+    }
+    let since = Duration::try_from(seen.now.duration_since(applied.at)).unwrap_or_default();
+    let patience = if applied.reason.is_none() && !listed {
+        LISTING_PATIENCE
+    } else {
+        Duration::ZERO
+    };
+    match backoff(applied.attempts).max(patience).checked_sub(since) {
+        Some(rest) if !rest.is_zero() => Need::Wait(rest),
+        _ => Need::Now,
+    }
+}
+
+/// Whether the kubelet agrees with the report on every handler.
+pub(super) fn all_listed(node: &NodeView, applied: &Applied) -> bool {
+    applied
+        .shims
+        .values()
+        .flat_map(|shim| &shim.handlers)
+        .all(|(handler, served)| !served || labels::listed(node, handler))
+}
+
+/// How long to wait after so many attempts.
+pub(super) fn backoff(attempts: u32) -> Duration {
+    let doublings = attempts.saturating_sub(1).min(10);
+    (FIRST_RETRY * 2_u32.pow(doublings)).min(LONGEST_RETRY)
+}
+
+/// A Job that has not been read yet: wait for it, or write its outcome down.
+fn follow(seen: &Observed, applied: Option<Applied>, job: &JobView) -> Plan {
+    let age = Duration::try_from(seen.now.duration_since(job.created)).unwrap_or_default();
+    let failed = match &job.progress {
+        JobProgress::Running => None,
+        JobProgress::NoPod if age < POD_PATIENCE => {
+            let mut plan = waiting(seen, applied);
+            plan.look_again = Some(POD_PATIENCE.saturating_sub(age));
+            return plan;
+        }
+        JobProgress::NoPod => Some("the Job has had no pod for a minute; see the Events of the Job, often a quota or an admission policy".to_owned()),
+        JobProgress::Stuck(reason) | JobProgress::Silent(reason) => Some(reason.clone()),
+        JobProgress::Answered(report) => return outcome::read(seen, applied, job, report),
+    };
+    match failed {
+        None => waiting(seen, applied),
+        Some(reason) => outcome::fail(seen, applied, job, &reason),
+    }
+}
+
+/// The Job works: labels may change meanwhile, for example where a Shim was deselected.
+fn waiting(seen: &Observed, applied: Option<Applied>) -> Plan {
+    let desired = Desired::new(seen.node, applied.as_ref(), seen.shims, seen.auto_provision);
+    settled(seen, &desired, applied, JobStep::None)
+}
+
+/// At most `longest` bytes of `text`, on one line.
+#[must_use]
+pub fn cut(text: &str, longest: usize) -> String {
+    let mut line: String = text
+        .chars()
+        .map(|letter| if letter.is_control() { ' ' } else { letter })
+        .collect();
+    if line.len() > longest {
+        let end = (0..=longest.saturating_sub('…'.len_utf8()))
+            .rev()
+            .find(|&end| line.is_char_boundary(end))
+            .unwrap_or(0);
+        line.truncate(end);
+        line.push('…');
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests;

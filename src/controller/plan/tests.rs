@@ -1,0 +1,681 @@
+//! The table of decisions, each row a sentence: what is seen, exactly what follows, and that nothing else does.
+
+use std::collections::BTreeMap;
+
+use jiff::{SignedDuration, Timestamp};
+use rstest::rstest;
+use serde_json::json;
+
+use super::*;
+use crate::controller::observed::AppliedShim;
+use crate::controller::status::{self, Finalizer};
+use crate::handoff::{HandlerReport, Outcome, ProvisionReport};
+
+/// A cluster of one node, as sentences build it.
+struct Scene {
+    node: NodeView,
+    shims: Vec<ShimView>,
+    job: Option<JobView>,
+    now: Timestamp,
+    auto_provision: bool,
+    keep_jobs: bool,
+}
+
+fn start() -> Timestamp {
+    "2026-01-01T00:00:00Z".parse().unwrap()
+}
+
+fn shim(name: &str, handler: &str) -> ShimView {
+    ShimView {
+        name: name.to_owned(),
+        uid: format!("uid-of-{name}"),
+        created: start(),
+        generation: Some(1),
+        deleting: false,
+        held: true,
+        forced: false,
+        spec: serde_json::from_value(json!({
+            "annotationSelector": {"kwasm.sh/kwasm-node": "true"},
+            "fetchStrategy": {"anonHttp": {"location": "https://example.org/a.tar.gz"}},
+            "runtimeClass": {"name": name, "handler": handler},
+            "rolloutStrategy": {"type": "recreate"},
+        }))
+        .unwrap(),
+        status: None,
+    }
+}
+
+/// A node without annotation, and the Shim `spin` that annotated nodes get.
+fn scene() -> Scene {
+    Scene {
+        node: NodeView {
+            name: "n1".to_owned(),
+            uid: "node-uid".to_owned(),
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            os: "linux".to_owned(),
+            arch: "amd64".to_owned(),
+            machine_id: "machine".to_owned(),
+            boot_id: "boot".to_owned(),
+            runtime_handlers: None,
+            deleting: false,
+        },
+        shims: vec![shim("spin", "spin-v2")],
+        job: None,
+        now: start(),
+        auto_provision: false,
+        keep_jobs: false,
+    }
+}
+
+impl Scene {
+    fn annotated(mut self) -> Self {
+        self.node
+            .annotations
+            .insert("kwasm.sh/kwasm-node".to_owned(), "true".to_owned());
+        self
+    }
+
+    fn no_longer_annotated(mut self) -> Self {
+        self.node.annotations.remove("kwasm.sh/kwasm-node");
+        self
+    }
+
+    fn later(mut self, seconds: i64) -> Self {
+        self.now += SignedDuration::from_secs(seconds);
+        self
+    }
+
+    fn decide(&self) -> Plan {
+        decide(&Observed {
+            node: &self.node,
+            shims: &self.shims,
+            job: self.job.as_ref(),
+            now: self.now,
+            auto_provision: self.auto_provision,
+            keep_jobs: self.keep_jobs,
+        })
+    }
+
+    /// Decides, and carries the plan out as the API server would.
+    fn step(mut self) -> (Self, Plan) {
+        let plan = self.decide();
+        let edit = plan.edit.clone().unwrap_or_default();
+        for (edits, there) in [
+            (edit.labels, &mut self.node.labels),
+            (edit.annotations, &mut self.node.annotations),
+        ] {
+            for (key, value) in edits {
+                match value {
+                    Some(value) => there.insert(key, value),
+                    None => there.remove(&key),
+                };
+            }
+        }
+        match &plan.job {
+            JobStep::None => {}
+            JobStep::Create(request) => {
+                assert!(self.job.is_none(), "the node has a Job already");
+                self.job = Some(JobView {
+                    uid: format!("job-{}-{}", self.now, request.digest()),
+                    node_uid: self.node.uid.clone(),
+                    request: Some((**request).clone()),
+                    created: self.now,
+                    deleting: false,
+                    progress: JobProgress::Running,
+                });
+            }
+            JobStep::Delete(uid) => {
+                assert_eq!(self.job.as_ref().map(|job| &job.uid), Some(uid));
+                self.job = None;
+            }
+        }
+        (self, plan)
+    }
+
+    fn stepped(self) -> Self {
+        self.step().0
+    }
+
+    fn job(mut self, progress: JobProgress) -> Self {
+        self.job.as_mut().unwrap().progress = progress;
+        self
+    }
+
+    /// The Job's installer answers: every handler that was asked for is `served`.
+    fn answers(self, result: Outcome, served: bool, reason: Option<&str>) -> Self {
+        let request = self.job.as_ref().unwrap().request.clone().unwrap();
+        let mut report = ProvisionReport::new(result);
+        report.reason = reason.map(str::to_owned);
+        for shim in &request.shims {
+            for handler in &shim.handlers {
+                report.handlers.push(HandlerReport {
+                    shim: shim.name.clone(),
+                    handler: handler.clone(),
+                    path: None,
+                    sha256: Some("a".repeat(64)),
+                    served,
+                    reason: reason.map(str::to_owned),
+                });
+            }
+        }
+        self.job(JobProgress::Answered(Box::new(report)))
+    }
+
+    fn provisioned() -> Self {
+        scene()
+            .annotated()
+            .stepped()
+            .answers(Outcome::Applied, true, None)
+            .stepped()
+    }
+
+    fn label(&self, key: &str) -> Option<&str> {
+        self.node.labels.get(key).map(String::as_str)
+    }
+}
+
+#[test]
+fn a_node_that_nobody_wants_anything_of_is_left_alone() {
+    assert_eq!(scene().decide(), Plan::default());
+    let mut other = scene();
+    other
+        .node
+        .annotations
+        .insert("kwasm.sh/kwasm-node".to_owned(), "TRUE".to_owned());
+    assert_eq!(other.decide(), Plan::default());
+}
+
+#[test]
+fn an_annotated_node_is_claimed_before_its_job_is_made() {
+    let (after, plan) = scene().annotated().step();
+    let edit = plan.edit.unwrap();
+    assert_eq!(
+        edit.labels,
+        BTreeMap::from([
+            ("farrier.dev/spin".to_owned(), Some("pending".to_owned())),
+            ("spin".to_owned(), Some("pending".to_owned())),
+        ])
+    );
+    assert_eq!(
+        edit.annotations.keys().collect::<Vec<_>>(),
+        ["farrier.dev/applied"]
+    );
+    let JobStep::Create(request) = plan.job else {
+        panic!("no Job")
+    };
+    assert_eq!(request.shims[0].handlers, ["spin-v2"]);
+    assert_eq!(plan.event, None);
+    assert!(after.decide().is_empty());
+}
+
+#[test]
+fn auto_provision_needs_no_annotation() {
+    let plan = Scene {
+        auto_provision: true,
+        ..scene()
+    }
+    .decide();
+    assert!(matches!(plan.job, JobStep::Create(_)));
+}
+
+#[test]
+fn a_shim_without_our_finalizer_touches_no_node() {
+    let mut scene = scene().annotated();
+    scene.shims[0].held = false;
+    assert_eq!(scene.decide(), Plan::default());
+}
+
+#[test]
+fn what_is_served_is_advertised_in_the_patch_that_keeps_the_report() {
+    let (after, plan) = scene()
+        .annotated()
+        .stepped()
+        .answers(Outcome::Applied, true, None)
+        .step();
+    let edit = plan.edit.unwrap();
+    assert_eq!(
+        edit.labels,
+        BTreeMap::from([
+            (
+                "farrier.dev/spin".to_owned(),
+                Some("provisioned".to_owned())
+            ),
+            ("spin".to_owned(), Some("provisioned".to_owned())),
+            (
+                "handler.farrier.dev/spin-v2".to_owned(),
+                Some("true".to_owned())
+            ),
+            (
+                "kwasm.sh/kwasm-provisioned".to_owned(),
+                Some("n1".to_owned())
+            ),
+        ])
+    );
+    assert_eq!(edit.annotations.len(), 1);
+    assert!(matches!(plan.job, JobStep::Delete(_)));
+    assert!(!plan.event.unwrap().warning);
+    assert!(after.decide().is_empty());
+}
+
+#[test]
+fn a_kept_job_is_read_once() {
+    let before = Scene {
+        keep_jobs: true,
+        ..scene().annotated()
+    };
+    let (after, plan) = before
+        .stepped()
+        .answers(Outcome::Applied, true, None)
+        .step();
+    assert_eq!(plan.job, JobStep::None);
+    assert!(after.decide().is_empty());
+    let (gone, plan) = after.no_longer_annotated().step();
+    assert!(
+        matches!(plan.job, JobStep::Delete(_)),
+        "it makes room for the next"
+    );
+    assert!(matches!(gone.decide().job, JobStep::Create(_)));
+}
+
+#[test]
+fn a_handler_that_the_kubelet_denies_is_not_advertised() {
+    let mut scene = scene()
+        .annotated()
+        .stepped()
+        .answers(Outcome::Applied, true, None);
+    scene.node.runtime_handlers = Some(["runc".to_owned()].into());
+    let mut after = scene.stepped();
+    assert_eq!(after.label("handler.farrier.dev/spin-v2"), None);
+    assert_eq!(after.label("farrier.dev/spin"), Some("pending"));
+    assert!(after.decide().is_empty());
+    after.node.runtime_handlers = Some(["runc".to_owned(), "spin-v2".to_owned()].into());
+    let after = after.stepped();
+    assert_eq!(after.label("handler.farrier.dev/spin-v2"), Some("true"));
+    assert!(after.decide().is_empty());
+}
+
+#[test]
+fn a_handler_that_is_never_listed_is_tried_again_after_a_while() {
+    let mut scene = scene()
+        .annotated()
+        .stepped()
+        .answers(Outcome::Applied, true, None);
+    scene.node.runtime_handlers = Some(["runc".to_owned()].into());
+    let after = scene.stepped().later(119);
+    assert_eq!(after.decide().job, JobStep::None);
+    assert!(matches!(after.later(2).decide().job, JobStep::Create(_)));
+}
+
+#[test]
+fn removal_withdraws_the_label_before_the_job_and_leaves_no_trace() {
+    let (after, plan) = Scene::provisioned().no_longer_annotated().step();
+    assert_eq!(after.label("handler.farrier.dev/spin-v2"), None);
+    assert_eq!(after.label("kwasm.sh/kwasm-provisioned"), None);
+    assert_eq!(after.label("farrier.dev/spin"), Some("removing"));
+    assert_eq!(after.label("spin"), Some("uninstall"));
+    let JobStep::Create(request) = plan.job else {
+        panic!("no Job")
+    };
+    assert!(request.shims.is_empty());
+    let after = after.answers(Outcome::Applied, true, None).stepped();
+    assert_eq!(
+        (after.node.labels.len(), after.node.annotations.len()),
+        (0, 0)
+    );
+    assert!(after.job.is_none() && after.decide() == Plan::default());
+}
+
+#[test]
+fn what_is_still_in_use_stays_removing_and_is_tried_again() {
+    let scene = Scene::provisioned().no_longer_annotated().stepped();
+    let mut report = ProvisionReport::new(Outcome::Partial);
+    report.handlers.push(HandlerReport {
+        shim: "spin".to_owned(),
+        handler: "spin-v2".to_owned(),
+        path: None,
+        sha256: None,
+        served: true,
+        reason: Some("a pod runs on it".to_owned()),
+    });
+    let (after, plan) = scene.job(JobProgress::Answered(Box::new(report))).step();
+    assert_eq!(after.label("farrier.dev/spin"), Some("removing"));
+    assert!(plan.event.unwrap().note.contains("a pod runs on it"));
+    assert_eq!(after.decide().job, JobStep::None);
+    assert!(matches!(after.later(31).decide().job, JobStep::Create(_)));
+}
+
+#[rstest]
+#[case::wrong_digest(Outcome::Partial)]
+#[case::refused(Outcome::Refused)]
+#[case::rolled_back(Outcome::RolledBack)]
+#[case::broken(Outcome::Broken)]
+fn a_failure_is_a_label_an_event_and_a_wait(#[case] result: Outcome) {
+    let (after, plan) = scene()
+        .annotated()
+        .stepped()
+        .answers(result, false, Some("wrong digest"))
+        .step();
+    assert_eq!(after.label("farrier.dev/spin"), Some("failed"));
+    assert_eq!(after.label("spin"), Some("failed"));
+    assert_eq!(after.label("handler.farrier.dev/spin-v2"), None);
+    let event = plan.event.unwrap();
+    assert!(event.warning && event.note.contains("wrong digest"));
+    assert_eq!(plan.look_again, Some(Duration::from_secs(30)));
+    let early = after.later(29);
+    assert!(early.decide().is_empty(), "no hot loop");
+    assert!(matches!(early.later(1).decide().job, JobStep::Create(_)));
+}
+
+#[test]
+fn waits_double_up_to_ten_minutes() {
+    let waits: Vec<u64> = (1..=7)
+        .map(|attempts| backoff(attempts).as_secs())
+        .collect();
+    assert_eq!(waits, [30, 60, 120, 240, 480, 600, 600]);
+    assert_eq!(backoff(u32::MAX).as_secs(), 600);
+}
+
+#[test]
+fn the_second_failure_waits_longer_than_the_first() {
+    let first = scene()
+        .annotated()
+        .stepped()
+        .answers(Outcome::Refused, false, Some("no"))
+        .stepped();
+    let second = first
+        .later(30)
+        .stepped()
+        .answers(Outcome::Refused, false, Some("no"));
+    assert_eq!(second.decide().look_again, Some(Duration::from_mins(1)));
+}
+
+#[rstest]
+#[case(JobProgress::Stuck("ImagePullBackOff".to_owned()), 0)]
+#[case(JobProgress::Silent("DeadlineExceeded".to_owned()), 0)]
+#[case(JobProgress::NoPod, 60)]
+fn a_job_that_says_nothing_is_a_failure_with_a_sentence(
+    #[case] progress: JobProgress,
+    #[case] age: i64,
+) {
+    let (after, plan) = scene()
+        .annotated()
+        .stepped()
+        .job(progress)
+        .later(age)
+        .step();
+    assert_eq!(after.label("farrier.dev/spin"), Some("failed"));
+    assert!(plan.event.unwrap().warning);
+    assert!(matches!(plan.job, JobStep::Delete(_)));
+}
+
+#[test]
+fn a_young_job_without_a_pod_is_waited_for() {
+    let plan = scene()
+        .annotated()
+        .stepped()
+        .job(JobProgress::NoPod)
+        .later(10)
+        .decide();
+    assert!(plan.is_empty());
+    assert_eq!(plan.look_again, Some(Duration::from_secs(50)));
+}
+
+#[test]
+fn a_failed_upgrade_keeps_the_old_version_advertised() {
+    let mut scene = Scene::provisioned();
+    scene.shims[0]
+        .spec
+        .fetch_strategy
+        .anon_http
+        .as_mut()
+        .unwrap()
+        .location = "https://example.org/b".to_owned();
+    let upgrading = scene.stepped();
+    assert_eq!(upgrading.label("handler.farrier.dev/spin-v2"), Some("true"));
+    assert_eq!(upgrading.label("farrier.dev/spin"), Some("pending"));
+    let after = upgrading
+        .answers(Outcome::Partial, true, Some("wrong digest"))
+        .stepped();
+    assert_eq!(after.label("farrier.dev/spin"), Some("failed"));
+    assert_eq!(after.label("handler.farrier.dev/spin-v2"), Some("true"));
+    assert!(after.decide().is_empty());
+}
+
+#[test]
+fn a_report_on_an_older_request_is_no_answer_for_todays() {
+    let mut scene = scene().annotated().stepped();
+    scene.shims[0]
+        .spec
+        .fetch_strategy
+        .anon_http
+        .as_mut()
+        .unwrap()
+        .location = "https://example.org/b".to_owned();
+    let after = scene.answers(Outcome::Applied, true, None).stepped();
+    assert_eq!(after.label("farrier.dev/spin"), Some("pending"));
+    assert!(matches!(after.decide().job, JobStep::Create(_)));
+}
+
+#[test]
+fn a_node_made_anew_under_its_old_name_starts_over() {
+    let mut scene = Scene::provisioned();
+    scene.node.uid = "another".to_owned();
+    let (after, plan) = scene.step();
+    assert!(matches!(plan.job, JobStep::Create(_)));
+    assert_eq!(after.label("handler.farrier.dev/spin-v2"), None);
+    assert_eq!(after.label("farrier.dev/spin"), Some("pending"));
+}
+
+#[test]
+fn another_host_under_the_same_node_object_is_provisioned_anew() {
+    let mut scene = Scene::provisioned();
+    scene.node.machine_id = "another".to_owned();
+    let (after, plan) = scene.step();
+    assert!(matches!(plan.job, JobStep::Create(_)));
+    assert_eq!(after.label("handler.farrier.dev/spin-v2"), None);
+}
+
+#[test]
+fn a_reboot_is_verified_without_withdrawing_anything() {
+    let mut scene = Scene::provisioned();
+    scene.node.boot_id = "another".to_owned();
+    let (after, plan) = scene.step();
+    assert!(matches!(plan.job, JobStep::Create(_)));
+    assert!(plan.edit.unwrap().labels.is_empty());
+    let after = after.answers(Outcome::Unchanged, true, None).stepped();
+    assert!(after.decide().is_empty());
+}
+
+#[test]
+fn a_paused_shim_keeps_what_is_there_whatever_its_spec_says() {
+    let mut scene = Scene::provisioned();
+    scene.shims[0].spec.paused = true;
+    scene.shims[0]
+        .spec
+        .fetch_strategy
+        .anon_http
+        .as_mut()
+        .unwrap()
+        .location = "https://example.org/b".to_owned();
+    assert!(scene.decide().is_empty());
+}
+
+#[test]
+fn a_shim_without_artifact_for_the_platform_fails_without_a_job() {
+    let mut scene = scene().annotated();
+    scene.shims[0].spec.fetch_strategy = serde_json::from_value(json!({"platforms": [
+        {"os": "linux", "arch": "arm64", "location": "https://example.org/a"}]}))
+    .unwrap();
+    let (after, plan) = scene.step();
+    assert_eq!(plan.job, JobStep::None);
+    assert!(plan.event.unwrap().note.contains("linux/amd64"));
+    assert_eq!(after.label("farrier.dev/spin"), Some("failed"));
+    assert!(after.decide().is_empty());
+}
+
+#[test]
+fn a_users_shim_beats_a_default_one_to_a_handler() {
+    let mut scene = scene().annotated();
+    scene.shims.push(shim("default-spin", "spin-v2"));
+    scene.shims[0].created = start() + SignedDuration::from_secs(60);
+    let (after, plan) = scene.step();
+    let JobStep::Create(request) = plan.job else {
+        panic!("no Job")
+    };
+    assert_eq!(
+        request
+            .shims
+            .iter()
+            .map(|shim| shim.name.as_str())
+            .collect::<Vec<_>>(),
+        ["spin"]
+    );
+    assert_eq!(after.label("farrier.dev/default-spin"), None);
+    let loser = status::decide(
+        &after.shims[1],
+        &after.shims,
+        std::slice::from_ref(&after.node),
+        &[],
+        false,
+        start(),
+    );
+    let degraded = loser
+        .status
+        .unwrap()
+        .conditions
+        .into_iter()
+        .find(|condition| condition.type_ == "Degraded")
+        .unwrap();
+    assert_eq!(
+        (degraded.status.as_str(), degraded.reason.as_str()),
+        ("True", "Conflict")
+    );
+    assert!(degraded.message.contains("belongs to Shim spin"));
+}
+
+#[test]
+fn a_bare_label_that_a_shim_selects_on_or_that_is_anothers_is_never_changed() {
+    let mut scene = scene();
+    scene.shims[0].spec.annotation_selector = None;
+    scene.shims[0].spec.node_selector =
+        Some(BTreeMap::from([("spin".to_owned(), "true".to_owned())]));
+    scene
+        .node
+        .labels
+        .insert("spin".to_owned(), "true".to_owned());
+    assert_eq!(scene.stepped().label("spin"), Some("true"));
+    let mut foreign = Scene::provisioned();
+    foreign
+        .node
+        .labels
+        .insert("spin".to_owned(), "mine".to_owned());
+    assert_eq!(
+        foreign.no_longer_annotated().stepped().label("spin"),
+        Some("mine")
+    );
+}
+
+#[test]
+fn a_node_name_too_long_for_a_label_value_goes_without_kwasms() {
+    let mut scene = scene().annotated();
+    scene.node.name = "n".repeat(64);
+    let after = scene
+        .stepped()
+        .answers(Outcome::Applied, true, None)
+        .stepped();
+    assert_eq!(after.label("farrier.dev/spin"), Some("provisioned"));
+    assert_eq!(after.label("kwasm.sh/kwasm-provisioned"), None);
+}
+
+#[test]
+fn a_deleted_shim_is_let_go_once_no_node_carries_it() {
+    let mut scene = Scene::provisioned();
+    scene.shims[0].deleting = true;
+    let finalizer = |scene: &Scene| {
+        status::decide(
+            &scene.shims[0],
+            &scene.shims,
+            std::slice::from_ref(&scene.node),
+            &[],
+            false,
+            start(),
+        )
+        .finalizer
+    };
+    assert_eq!(finalizer(&scene), Finalizer::Keep);
+    let scene = scene.stepped();
+    assert_eq!(finalizer(&scene), Finalizer::Keep);
+    let mut forced = scene.shims[0].clone();
+    forced.forced = true;
+    assert_eq!(
+        status::decide(
+            &forced,
+            &scene.shims,
+            std::slice::from_ref(&scene.node),
+            &[],
+            false,
+            start()
+        )
+        .finalizer,
+        Finalizer::Release
+    );
+    let scene = scene.answers(Outcome::Applied, true, None).stepped();
+    assert_eq!(finalizer(&scene), Finalizer::Release);
+}
+
+#[test]
+fn a_status_is_written_once() {
+    let mut scene = Scene::provisioned();
+    let write = |scene: &Scene, now| {
+        status::decide(
+            &scene.shims[0],
+            &scene.shims,
+            std::slice::from_ref(&scene.node),
+            &[],
+            false,
+            now,
+        )
+        .status
+    };
+    let status = write(&scene, start()).unwrap();
+    assert_eq!(
+        (status.nodes, status.nodes_ready, status.nodes_failed),
+        (1, 1, 0)
+    );
+    scene.shims[0].status = Some(status);
+    assert_eq!(write(&scene, start() + SignedDuration::from_secs(60)), None);
+}
+
+#[test]
+fn an_annotation_that_cannot_be_read_is_no_knowledge() {
+    let mut scene = Scene::provisioned();
+    scene
+        .node
+        .annotations
+        .insert("farrier.dev/applied".to_owned(), "{".to_owned());
+    assert!(matches!(scene.decide().job, JobStep::Create(_)));
+}
+
+#[test]
+fn what_a_rolled_back_removal_left_is_still_known() {
+    let after = Scene::provisioned()
+        .no_longer_annotated()
+        .stepped()
+        .answers(
+            Outcome::RolledBack,
+            true,
+            Some("containerd did not come back"),
+        )
+        .stepped();
+    assert!(
+        after
+            .node
+            .applied()
+            .unwrap()
+            .shims
+            .get("spin")
+            .is_some_and(|shim: &AppliedShim| shim.request.is_some())
+    );
+    assert_eq!(after.label("farrier.dev/spin"), Some("removing"));
+}

@@ -1,0 +1,364 @@
+//! Artifacts: fetched over HTTP(S) into the hand-off folder, verified before they are unpacked, and read from it again as if a
+//! stranger had written it. Needs no privilege and touches no host; `file://` locations are read elsewhere, under the host's root.
+
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::fcntl::OFlag;
+use reqwest::redirect::{Attempt, Policy};
+use reqwest::{Certificate, Client, StatusCode, Url};
+use sha2::{Digest as _, Sha256};
+use tracing::warn;
+
+use super::unpack;
+use crate::handoff::hex;
+use crate::handoff::{FetchResult, ShimRequest};
+
+/// The largest release archive known (wasmedge) has 45 MB; more than ten times that.
+const MAX_ARTIFACT: u64 = 512 << 20;
+/// GitHub redirects once, mirrors seldom more than twice.
+const MAX_REDIRECTS: usize = 10;
+/// A connection that isn't there after two lost SYNs and their repetitions is not coming.
+const CONNECT_LIMIT: Duration = Duration::from_secs(15);
+/// Between two pieces of a body.
+const IDLE_LIMIT: Duration = Duration::from_secs(30);
+/// One try as a whole: 45 MB at 1.2 Mbit/s.
+const TOTAL_LIMIT: Duration = Duration::from_mins(5);
+/// Waits before the second and the third try; then the controller's own backoff takes over.
+const RETRY_WAITS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(4)];
+/// A bundle of certificate authorities; Mozilla's has 230 kB.
+const MAX_CA_FILE: u64 = 4 << 20;
+/// A [`FetchResult`] is some hundred bytes.
+const MAX_RESULT: u64 = 64 << 10;
+
+/// Why an artifact could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The location is no URL that can be fetched.
+    #[error("location {location:?} can't be fetched; write an https://, http:// or file:/// URL")]
+    Location {
+        /// As it was asked for.
+        location: String,
+    },
+    /// The server was not reached, or the connection broke.
+    #[error("{url} can't be fetched: {words}")]
+    Transport {
+        /// The first URL.
+        url: Url,
+        /// The innermost cause.
+        words: String,
+        /// Whether asking again makes sense.
+        again: bool,
+    },
+    /// The server has no such artifact.
+    #[error("{url} can't be fetched: the server answers {status}")]
+    Status {
+        /// The first URL.
+        url: Url,
+        /// Its answer.
+        status: StatusCode,
+    },
+    /// The body is larger than any shim.
+    #[error("{url} has more than {MAX_ARTIFACT} bytes; no shim is that large")]
+    TooLarge {
+        /// The first URL.
+        url: Url,
+    },
+    /// Other bytes than were asked for.
+    #[error(
+        "{what} has SHA-256 {found} and not {wanted}; correct the digest, or find out who changed the file"
+    )]
+    Digest {
+        /// The artifact or binary.
+        what: String,
+        /// What was computed.
+        found: String,
+        /// What was asked for.
+        wanted: String,
+    },
+    /// It holds no usable binary.
+    #[error(transparent)]
+    Unpack(#[from] unpack::Error),
+    /// The hand-off folder can't be used.
+    #[error("{path} can't be used: {source}")]
+    Folder {
+        /// A file in it.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// The extra certificate authorities can't be read.
+    #[error("{path} holds no certificates in PEM: {words}")]
+    CaFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        words: String,
+    },
+    /// `fetch` left nothing for a Shim.
+    #[error("nothing was fetched for this shim; see the log of the fetch container")]
+    Missing,
+    /// `fetch` says why it failed.
+    #[error("{0}")]
+    Reported(String),
+}
+
+/// Fetches what each shim names into `out`, one after the other, and leaves a [`FetchResult`] for each beside its binary.
+///
+/// # Errors
+/// Only when `out` or the extra certificate authorities can't be used: a shim that fails has its reason in its result.
+pub async fn fetch(
+    shims: &[ShimRequest],
+    out: &Path,
+    ca_file: Option<&Path>,
+) -> Result<Vec<FetchResult>, Error> {
+    std::fs::create_dir_all(out).map_err(folder(out))?;
+    let client = client(ca_file)?;
+    let mut results = Vec::new();
+    for shim in shims.iter().filter(|shim| !is_on_host(&shim.location)) {
+        let fetched = fetch_one(&client, shim, out).await;
+        let result = FetchResult {
+            shim: shim.name.clone(),
+            binary_sha256: fetched.as_ref().ok().cloned(),
+            reason: fetched.err().map(|error| error.to_string()),
+        };
+        let path = out.join(format!("{}.json", shim.name));
+        // No type in it can refuse.
+        let json = serde_json::to_string(&result).unwrap_or_default();
+        std::fs::write(&path, json).map_err(folder(&path))?;
+        results.push(result);
+    }
+    Ok(results)
+}
+
+/// Whether a location is a file on the node.
+#[must_use]
+pub fn is_on_host(location: &str) -> bool {
+    location.starts_with("file://")
+}
+
+fn folder(path: &Path) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Folder {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+fn client(ca_file: Option<&Path>) -> Result<Client, Error> {
+    // Another part of the process may have chosen the same one before.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let unusable = |words: String| Error::CaFile {
+        path: ca_file.unwrap_or(Path::new("the built-in list")).to_owned(),
+        words,
+    };
+    let mut roots = webpki_root_certs::TLS_SERVER_ROOT_CERTS
+        .iter()
+        .map(|root| Certificate::from_der(root))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| unusable(error.to_string()))?;
+    if let Some(path) = ca_file {
+        let mut pem = Vec::new();
+        File::open(path)
+            .and_then(|file| file.take(MAX_CA_FILE).read_to_end(&mut pem))
+            .map_err(folder(path))?;
+        let more =
+            Certificate::from_pem_bundle(&pem).map_err(|error| unusable(error.to_string()))?;
+        if more.is_empty() {
+            return Err(unusable("it has none".to_owned()));
+        }
+        roots.extend(more);
+    }
+    Client::builder()
+        .tls_certs_only(roots)
+        .redirect(Policy::custom(redirect))
+        .connect_timeout(CONNECT_LIMIT)
+        .read_timeout(IDLE_LIMIT)
+        .timeout(TOTAL_LIMIT)
+        .user_agent(concat!("farrier/", env!("CARGO_PKG_VERSION")))
+        .build()
+        .map_err(|error| unusable(innermost(&error)))
+}
+
+fn redirect(attempt: Attempt<'_>) -> reqwest::redirect::Action {
+    let was_https = attempt.previous().iter().any(|url| url.scheme() == "https");
+    if was_https && attempt.url().scheme() != "https" {
+        attempt.error("the server redirects from https to http")
+    } else if attempt.previous().len() > MAX_REDIRECTS {
+        attempt.error("the server redirects in a circle")
+    } else {
+        attempt.follow()
+    }
+}
+
+/// The error that an operator can act on is the last of a chain of "error sending request" and the like.
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
+async fn fetch_one(client: &Client, shim: &ShimRequest, out: &Path) -> Result<String, Error> {
+    // A URL is parsed but never decoded: `%2F` in a release's tag goes to the server as it stands.
+    let url = Url::parse(&shim.location)
+        .ok()
+        .filter(|url| matches!(url.scheme(), "https" | "http"))
+        .ok_or_else(|| Error::Location {
+            location: shim.location.clone(),
+        })?;
+    if url.scheme() == "http" && shim.sha256.is_none() && shim.binary_sha256.is_none() {
+        warn!(
+            shim = shim.name,
+            "fetching over http without a sha256: anyone on the way can replace the binary"
+        );
+    }
+    let path = out.join(format!("{}.artifact", shim.name));
+    let artifact = download(client, &url, &path).await;
+    let binary = out.join(format!("{}.bin", shim.name));
+    let result = artifact.and_then(|(mut file, digest)| {
+        check_digest(url.as_str(), &digest, shim.sha256.as_deref())?;
+        file.rewind().map_err(folder(&path))?;
+        let mut target = File::create(&binary).map_err(folder(&binary))?;
+        let digest = unpack::unpack(file, &shim.name, shim.binary.as_deref(), &mut target)?;
+        check_digest("the binary", &digest, shim.binary_sha256.as_deref())?;
+        Ok(digest)
+    });
+    // What can't be removed is overwritten by the next try.
+    let _ = std::fs::remove_file(&path);
+    if result.is_err() {
+        let _ = std::fs::remove_file(&binary);
+    }
+    result
+}
+
+/// Whether bytes are those that were asked for; anything is, where nothing was.
+///
+/// # Errors
+/// [`Error::Digest`] with both.
+pub fn check_digest(what: &str, found: &str, wanted: Option<&str>) -> Result<(), Error> {
+    match wanted {
+        Some(wanted) if !wanted.eq_ignore_ascii_case(found) => Err(Error::Digest {
+            what: what.to_owned(),
+            found: found.to_owned(),
+            wanted: wanted.to_lowercase(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Tries to download until it works, fails for good, or the tries are used up. Each try starts at the first URL: what a redirect
+/// leads to may have expired.
+async fn download(client: &Client, url: &Url, path: &Path) -> Result<(File, String), Error> {
+    let mut waits = RETRY_WAITS.iter();
+    loop {
+        let error = match download_once(client, url, path).await {
+            Ok(done) => return Ok(done),
+            Err(error) => error,
+        };
+        let again = match &error {
+            Error::Transport { again, .. } => *again,
+            Error::Status { status, .. } => {
+                status.is_server_error() || *status == StatusCode::TOO_MANY_REQUESTS
+            }
+            _ => false,
+        };
+        let Some(wait) = waits.next().filter(|_| again) else {
+            return Err(error);
+        };
+        warn!(%error, "trying again in {wait:?}");
+        tokio::time::sleep(*wait).await;
+    }
+}
+
+async fn download_once(client: &Client, url: &Url, path: &Path) -> Result<(File, String), Error> {
+    let transport = |error: reqwest::Error| Error::Transport {
+        url: url.clone(),
+        words: innermost(&error),
+        again: !error.is_redirect() && !error.is_builder(),
+    };
+    let mut response = client.get(url.clone()).send().await.map_err(transport)?;
+    if !response.status().is_success() {
+        return Err(Error::Status {
+            url: url.clone(),
+            status: response.status(),
+        });
+    }
+    let mut file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(path)
+        .map_err(folder(path))?;
+    let mut hasher = Sha256::new();
+    let mut received = 0;
+    while let Some(chunk) = response.chunk().await.map_err(transport)? {
+        received += chunk.len() as u64;
+        if received > MAX_ARTIFACT {
+            return Err(Error::TooLarge { url: url.clone() });
+        }
+        hasher.update(&chunk);
+        file.write_all(&chunk).map_err(folder(path))?;
+    }
+    Ok((file, hex(&hasher.finalize())))
+}
+
+/// What `fetch` left for a shim: the path of the binary and its SHA-256, computed again.
+///
+/// # Errors
+/// When there is nothing, `fetch` reports a failure, or the file is a link, no program, or has another digest.
+pub fn handed_over(shim: &ShimRequest, out: &Path) -> Result<(PathBuf, String), Error> {
+    let path = out.join(format!("{}.json", shim.name));
+    let mut json = String::new();
+    let file = match open_regular(&path) {
+        Err(Error::Folder { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            return Err(Error::Missing);
+        }
+        other => other?,
+    };
+    file.take(MAX_RESULT)
+        .read_to_string(&mut json)
+        .map_err(folder(&path))?;
+    let result: FetchResult = serde_json::from_str(&json).map_err(|_| Error::Missing)?;
+    if let Some(reason) = result.reason {
+        let printable = reason.chars().filter(|character| !character.is_control());
+        return Err(Error::Reported(printable.take(1_000).collect()));
+    }
+    let path = out.join(format!("{}.bin", shim.name));
+    let digest = copy_handed_over(&path, &mut io::sink())?;
+    check_digest(
+        "the fetched binary",
+        &digest,
+        result.binary_sha256.as_deref(),
+    )?;
+    check_digest("the fetched binary", &digest, shim.binary_sha256.as_deref())?;
+    Ok((path, digest))
+}
+
+/// Copies a binary out of the hand-off folder and returns the SHA-256 of what was copied.
+///
+/// # Errors
+/// When it is a link or no program for this CPU, or can't be read or written.
+pub fn copy_handed_over(path: &Path, out: &mut impl Write) -> Result<String, Error> {
+    Ok(unpack::copy_program(open_regular(path)?, out)?)
+}
+
+/// Opens a file that a stranger may have put there: no link, no FIFO, no device.
+fn open_regular(path: &Path) -> Result<File, Error> {
+    let file = File::options()
+        .read(true)
+        .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
+        .open(path)
+        .map_err(folder(path))?;
+    let is_file = file.metadata().map_err(folder(path))?.is_file();
+    if is_file {
+        Ok(file)
+    } else {
+        Err(folder(path)(io::Error::other("it is no regular file")))
+    }
+}

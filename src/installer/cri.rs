@@ -1,0 +1,186 @@
+//! Asks the container runtime over the CRI (`runtime.v1`, unix socket): what is served, and what is in use. Decides nothing.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
+use k8s_cri::v1::{ListPodSandboxRequest, StatusRequest};
+use serde::Deserialize;
+use serde_json::error::Category;
+use tokio::net::UnixStream;
+use tonic::Code;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use super::host::HostRoot;
+
+/// One answer of the CRI comes in milliseconds; a node under load gets this long.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+
+/// A verbose status holds the whole configuration, and a list some 2 kB for each sandbox.
+const MAX_ANSWER: usize = 16 << 20;
+
+/// Why the CRI gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It isn't there (yet): worth asking again.
+    #[error("containerd does not answer at {socket}: {words}")]
+    Unavailable {
+        /// Path on the host.
+        socket: String,
+        /// What the connection or containerd says.
+        words: String,
+    },
+    /// containerd runs without its CRI plugin; that does not heal.
+    #[error(
+        "containerd runs, but its CRI plugin does not: {words}; see `ctr plugins ls` on the node"
+    )]
+    Unimplemented {
+        /// What containerd says.
+        words: String,
+    },
+    /// An answer that can't be read.
+    #[error("containerd's CRI answers with {words}")]
+    Unreadable {
+        /// What is wrong with it.
+        words: String,
+    },
+}
+
+/// What the running containerd has loaded.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Served {
+    /// `RuntimeReady`.
+    pub ready: bool,
+    /// The handler of pods that name none.
+    pub default: String,
+    /// Every handler, with its `runtimeType`.
+    pub handlers: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+struct Config {
+    containerd: Containerd,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Containerd {
+    #[serde(default)]
+    default_runtime_name: String,
+    // Go writes a nil map as null.
+    #[serde(default)]
+    runtimes: Option<BTreeMap<String, Runtime>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Runtime {
+    #[serde(default)]
+    runtime_type: String,
+}
+
+/// What containerd serves now.
+///
+/// # Errors
+/// When it does not answer, answers without a CRI, or unreadably.
+pub async fn served(host: &HostRoot, socket: &str) -> Result<Served, Error> {
+    let mut client = connect(host, socket).await?;
+    let status = answer(socket, client.status(StatusRequest { verbose: true })).await?;
+    let ready = status
+        .status
+        .iter()
+        .flat_map(|status| &status.conditions)
+        .any(|condition| condition.r#type == "RuntimeReady" && condition.status);
+    // On 1.x this text holds registry passwords: it is never logged.
+    let config = status.info.get("config").map_or("", String::as_str);
+    let config: Config = serde_json::from_str(config).map_err(|error| Error::Unreadable {
+        words: format!(
+            "a status without a readable configuration ({})",
+            fault(&error)
+        ),
+    })?;
+    Ok(Served {
+        ready,
+        default: config.containerd.default_runtime_name,
+        handlers: config
+            .containerd
+            .runtimes
+            .unwrap_or_default()
+            .into_iter()
+            .map(|(name, runtime)| (name, runtime.runtime_type))
+            .collect(),
+    })
+}
+
+/// How many sandboxes there are of each handler; `""` is the default one.
+///
+/// # Errors
+/// As for [`served`].
+pub async fn in_use(host: &HostRoot, socket: &str) -> Result<BTreeMap<String, usize>, Error> {
+    let mut client = connect(host, socket).await?;
+    let request = ListPodSandboxRequest { filter: None };
+    let list = answer(socket, client.list_pod_sandbox(request)).await?;
+    let mut count = BTreeMap::new();
+    for sandbox in list.items {
+        *count.entry(sandbox.runtime_handler).or_default() += 1;
+    }
+    Ok(count)
+}
+
+async fn connect(host: &HostRoot, socket: &str) -> Result<RuntimeServiceClient<Channel>, Error> {
+    let unavailable = |words: String| Error::Unavailable {
+        socket: socket.to_owned(),
+        words,
+    };
+    // Resolved each time: a restart makes the socket anew.
+    let (handle, path) = host
+        .handle(socket)
+        .map_err(|error| unavailable(error.to_string()))?;
+    let stream = UnixStream::connect(path)
+        .await
+        .map_err(|error| unavailable(error.to_string()))?;
+    drop(handle);
+    let mut stream = Some(TokioIo::new(stream));
+    // The URI only fills the `:authority` header; the connection is there already, and one is all there is.
+    let channel = Endpoint::from_static("http://localhost")
+        .connect_with_connector(tower::service_fn(move |_: Uri| {
+            let stream = stream.take();
+            async move { stream.ok_or_else(|| std::io::Error::other("the connection ended")) }
+        }))
+        .await
+        .map_err(|error| unavailable(error.to_string()))?;
+    Ok(RuntimeServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER))
+}
+
+async fn answer<T>(
+    socket: &str,
+    call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+) -> Result<T, Error> {
+    let unavailable = |words: String| Error::Unavailable {
+        socket: socket.to_owned(),
+        words,
+    };
+    let status = match tokio::time::timeout(ANSWER_LIMIT, call).await {
+        Ok(Ok(answer)) => return Ok(answer.into_inner()),
+        Ok(Err(status)) => status,
+        Err(_) => return Err(unavailable(format!("no answer within {ANSWER_LIMIT:?}"))),
+    };
+    match status.code() {
+        Code::Unimplemented => Err(Error::Unimplemented {
+            words: status.message().to_owned(),
+        }),
+        // containerd says UNKNOWN "server is not initialized yet" while it starts, and UNAVAILABLE before that.
+        _ => Err(unavailable(status.message().to_owned())),
+    }
+}
+
+/// What is wrong with a JSON text, without quoting it.
+fn fault(error: &serde_json::Error) -> &'static str {
+    match error.classify() {
+        Category::Io => "reading failed",
+        Category::Syntax => "no JSON",
+        Category::Data => "other fields than expected",
+        Category::Eof => "cut off",
+    }
+}

@@ -1,0 +1,147 @@
+//! Which handlers a host should have of ours, and what is to be said about each: wanted, kept, taken away, reserved. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::facts::{Facts, verified};
+use super::plan::{Scope, Want};
+use super::site::Site;
+use super::state::{OwnedHandler, binary_path, owner_word};
+use crate::handoff::{HandlerReport, ShimRequest};
+
+/// The handlers that will be ours, as they come together.
+pub(super) struct Set<'a> {
+    facts: &'a Facts,
+    want: &'a Want,
+    site: &'a Site<'a>,
+    next: BTreeMap<String, OwnedHandler>,
+    /// Handlers that the request names, or that stay although it doesn't.
+    kept: BTreeSet<String>,
+    reports: Vec<HandlerReport>,
+}
+
+impl<'a> Set<'a> {
+    pub(super) fn new(facts: &'a Facts, want: &'a Want, site: &'a Site<'a>) -> Self {
+        Self {
+            facts,
+            want,
+            site,
+            next: facts.state.handlers.clone(),
+            kept: BTreeSet::new(),
+            reports: Vec::new(),
+        }
+    }
+
+    fn report(
+        &mut self,
+        shim: &str,
+        handler: &str,
+        sha256: Option<String>,
+        reason: Option<String>,
+    ) {
+        self.reports.push(HandlerReport {
+            shim: shim.to_owned(),
+            handler: handler.to_owned(),
+            path: sha256.is_some().then(|| binary_path(handler)),
+            served: sha256.is_some(),
+            sha256,
+            reason,
+        });
+    }
+
+    pub(super) fn add_wanted(&mut self) {
+        let want = self.want;
+        for shim in &want.shims {
+            let foreign = shim.handlers.iter().find(|name| self.site.is_foreign(name));
+            let candidate = match (foreign, want.candidates.get(&shim.name)) {
+                (Some(name), _) => Err(format!(
+                    "handler {name} is declared in containerd's configuration by somebody else; remove it there or use another name"
+                )),
+                (None, Some(candidate)) => candidate.clone(),
+                (None, None) => Err("its artifact was not looked for".to_owned()),
+            };
+            for handler in &shim.handlers {
+                match &candidate {
+                    Ok(sha256) => self.carry(shim, handler, sha256),
+                    Err(reason) => self.keep_served(shim, handler, reason),
+                }
+            }
+        }
+    }
+
+    fn carry(&mut self, shim: &ShimRequest, handler: &str, sha256: &str) {
+        let owned = OwnedHandler {
+            shim: shim.name.clone(),
+            owner: self.want.owner,
+            sha256: Some(sha256.to_owned()),
+            location: shim.location.clone(),
+            artifact_sha256: shim.sha256.clone(),
+            options: shim.options.clone(),
+        };
+        self.next.insert(handler.to_owned(), owned);
+        self.kept.insert(handler.to_owned());
+        self.report(&shim.name, handler, Some(sha256.to_owned()), None);
+    }
+
+    /// A shim that can't be had keeps what it has: the version that it was served in before.
+    fn keep_served(&mut self, shim: &ShimRequest, handler: &str, reason: &str) {
+        let before = self.facts.state.handlers.get(handler);
+        let sha256 = before
+            .and_then(|owned| owned.sha256.clone())
+            .filter(|sha256| verified(self.facts, handler) == Some(sha256));
+        self.kept.insert(handler.to_owned());
+        self.report(&shim.name, handler, sha256, Some(reason.to_owned()));
+    }
+
+    pub(super) fn remove_unwanted(&mut self) {
+        let (facts, want) = (self.facts, self.want);
+        for (name, owned) in &facts.state.handlers {
+            let in_scope = match &want.scope {
+                Scope::Owner => owned.owner == want.owner,
+                Scope::Nothing => false,
+                Scope::Shims(shims) => shims.contains(&owned.shim),
+                Scope::Everything => true,
+            };
+            let leaves = in_scope && !self.kept.contains(name) && owned.sha256.is_some();
+            if leaves && matches!(want.scope, Scope::Shims(_)) && owned.owner != want.owner {
+                let owner = owner_word(owned.owner);
+                let reason = format!("it belongs to {owner}; take it away there, or use --all");
+                self.report(&owned.shim, name, owned.sha256.clone(), Some(reason));
+                continue;
+            }
+            let pods = facts.in_use.get(name).copied().unwrap_or_default();
+            if leaves && pods > 0 {
+                let reason = format!("it is still used by {pods} pod sandboxes; delete their pods");
+                self.report(&owned.shim, name, owned.sha256.clone(), Some(reason));
+            } else if leaves && let Some(owned) = self.next.get_mut(name) {
+                owned.sha256 = None;
+                owned.location.clear();
+                owned.artifact_sha256 = None;
+            }
+        }
+    }
+
+    pub(super) fn reserve(&mut self) {
+        for name in &self.want.reserve {
+            if !self.next.contains_key(name) && !self.site.is_foreign(name) {
+                let owned = OwnedHandler {
+                    shim: String::new(),
+                    owner: self.want.owner,
+                    sha256: None,
+                    location: String::new(),
+                    artifact_sha256: None,
+                    options: BTreeMap::new(),
+                };
+                self.next.insert(name.clone(), owned);
+            }
+        }
+    }
+
+    /// The handlers, and the reports on those that were asked for or stay.
+    pub(super) fn finish(mut self) -> (BTreeMap<String, OwnedHandler>, Vec<HandlerReport>) {
+        // What is only reserved leaves with the last shim.
+        if self.next.values().all(|owned| owned.sha256.is_none()) {
+            self.next.clear();
+        }
+        (self.next, self.reports)
+    }
+}

@@ -1,0 +1,78 @@
+//! Why a host was not changed: the one error of the room, which gathers those of its modules.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::{artifact, host, plan, restart, state};
+use crate::containerd_config;
+use crate::handoff;
+
+/// Why a host was not changed, or a question about it has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The host's files.
+    #[error(transparent)]
+    Host(#[from] host::Error),
+    /// The state file or the journal.
+    #[error(transparent)]
+    State(#[from] state::Error),
+    /// The request.
+    #[error(transparent)]
+    Request(#[from] handoff::Error),
+    /// The request's file.
+    #[error("the request in {path} can't be read: {source}")]
+    RequestFile {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// Nothing may be changed.
+    #[error(transparent)]
+    Plan(#[from] plan::Error),
+    /// The configuration, or what the candidate would change in it.
+    #[error(transparent)]
+    Config(#[from] containerd_config::Error),
+    /// The configuration has too many parts.
+    #[error("{path} imports hundreds of files; shorten its imports")]
+    TooManyImports {
+        /// The root configuration.
+        path: String,
+    },
+    /// A path that can't be a file on the host.
+    #[error("{} can't be containerd's configuration file; write an absolute path", .0.display())]
+    ConfigPath(PathBuf),
+    /// containerd refuses the candidate.
+    #[error("containerd refuses the changed configuration: {0}; it was not put in place")]
+    Candidate(String),
+    /// An artifact.
+    #[error(transparent)]
+    Artifact(#[from] artifact::Error),
+    /// An artifact that should be on the host.
+    #[error("there is no {path} on this host; put the artifact there, or correct the location")]
+    NoArtifact {
+        /// Absolute path on the host.
+        path: String,
+    },
+    /// A binary could not be put on disk.
+    #[error("the binary can't be put on disk: {source}")]
+    Store {
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// A folder for downloads could not be made.
+    #[error("no temporary folder can be made: {source}")]
+    Temporary {
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// containerd after the restart.
+    #[error(transparent)]
+    Restart(#[from] restart::Error),
+    /// A former run.
+    #[error("a former change was interrupted and could not be undone")]
+    Interrupted,
+}

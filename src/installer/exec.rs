@@ -1,0 +1,216 @@
+//! Runs a program of the host inside the host's root, bounded in time and output.
+//!
+//! Entering another root in a child process needs either `unsafe` between fork and exec or a second start of this very program;
+//! it is the latter. `main` hands such a start to [`child_main`] before it looks at its own arguments.
+
+use std::convert::Infallible;
+use std::ffi::{CString, OsString};
+use std::os::unix::ffi::OsStringExt as _;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::process::Command;
+
+use super::host::HostRoot;
+
+/// First argument of a start of this program that only enters a root and becomes another program.
+pub const CHILD_ARGUMENT: &str = "__enter-root";
+
+/// Exit status of a start that could not become the other program, as shells and `chroot` have it.
+const CHILD_FAILED: i32 = 127;
+
+/// The longest `containerd config dump` seen is 40 kB; this leaves room for thousands of registry entries.
+const MAX_OUTPUT: u64 = 4 << 20;
+
+/// Programs of a host look for others here; nothing of our own environment reaches them.
+const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Why a program of the host gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It could not be started.
+    #[error("can't run {program} of the host: {source}")]
+    Start {
+        /// The program.
+        program: String,
+        /// What the system says.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It did not end in time.
+    #[error("{program} of the host did not end within {limit:?}")]
+    TooLong {
+        /// The program.
+        program: String,
+        /// The bound.
+        limit: Duration,
+    },
+    /// It ended with a failure.
+    #[error("{program} of the host failed: {words}")]
+    Failed {
+        /// The program.
+        program: String,
+        /// The last line that it wrote to standard error.
+        words: String,
+    },
+    /// It wrote more than anything sensible.
+    #[error("{program} of the host wrote more than {MAX_OUTPUT} bytes")]
+    TooMuch {
+        /// The program.
+        program: String,
+    },
+}
+
+/// Runs `program`, an absolute path on the host, and returns what it wrote to standard output.
+///
+/// # Errors
+/// When it can't be started, ends with a failure, takes longer than `limit` or writes more than 4 MiB.
+pub async fn run(
+    host: &HostRoot,
+    program: &str,
+    arguments: &[&str],
+    limit: Duration,
+) -> Result<String, Error> {
+    let start = |source| Error::Start {
+        program: program.to_owned(),
+        source,
+    };
+    let mut command = if host.is_own_root() {
+        Command::new(program)
+    } else {
+        let mut command = Command::new("/proc/self/exe");
+        command.arg(CHILD_ARGUMENT).arg(host.path()).arg(program);
+        command
+    };
+    let (name, value) = PATH.split_once('=').unwrap_or_default();
+    let mut child = command
+        .args(arguments)
+        .env_clear()
+        .env(name, value)
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(start)?;
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let all = async {
+        let (stdout, stderr) = futures::join!(bounded(stdout), bounded(stderr));
+        let (stdout, stderr) = (stdout?, stderr?);
+        Ok::<_, std::io::Error>((child.wait().await?, stdout, stderr))
+    };
+    let (status, stdout, stderr) = tokio::time::timeout(limit, all)
+        .await
+        .map_err(|_| Error::TooLong {
+            program: program.to_owned(),
+            limit,
+        })?
+        .map_err(start)?;
+    if stdout.len() as u64 > MAX_OUTPUT {
+        return Err(Error::TooMuch {
+            program: program.to_owned(),
+        });
+    }
+    if !status.success() {
+        return Err(Error::Failed {
+            program: program.to_owned(),
+            words: last_words(&String::from_utf8_lossy(&stderr), &status.to_string()),
+        });
+    }
+    Ok(String::from_utf8_lossy(&stdout).into_owned())
+}
+
+async fn bounded(stream: Option<impl AsyncRead + Unpin>) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if let Some(stream) = stream {
+        stream.take(MAX_OUTPUT + 1).read_to_end(&mut bytes).await?;
+    }
+    Ok(bytes)
+}
+
+/// The last line that says something, at most 300 bytes of it: containerd puts the cause there.
+fn last_words(stderr: &str, otherwise: &str) -> String {
+    let line = stderr
+        .lines()
+        .map(str::trim)
+        .rfind(|line| !line.is_empty())
+        .unwrap_or(otherwise);
+    let printable = |character: &char| !character.is_control();
+    line.chars().filter(printable).take(300).collect()
+}
+
+/// Enters the root in the first argument and becomes the program in the second, with the rest as its arguments.
+/// Returns the exit status of a start that failed, and else not at all.
+#[must_use]
+pub fn child_main(arguments: Vec<OsString>) -> i32 {
+    match become_program(arguments) {
+        Ok(never) => match never {},
+        Err(words) => {
+            // The parent reads standard error; there is nothing to do about a parent that is gone.
+            let _ = std::io::Write::write_all(&mut std::io::stderr(), words.as_bytes());
+            CHILD_FAILED
+        }
+    }
+}
+
+fn become_program(arguments: Vec<OsString>) -> Result<Infallible, String> {
+    let mut arguments = arguments.into_iter();
+    let root = arguments.next().ok_or("no root was named")?;
+    let program: Vec<CString> = arguments
+        .map(|argument| CString::new(argument.into_vec()))
+        .collect::<Result<_, _>>()
+        .map_err(|error| error.to_string())?;
+    let path = program.first().ok_or("no program was named")?;
+    nix::unistd::chroot(root.as_os_str())
+        .and_then(|()| nix::unistd::chdir("/"))
+        .map_err(|errno| format!("can't enter {}: {errno}", root.display()))?;
+    let environment = CString::new(PATH).map_err(|error| error.to_string())?;
+    nix::unistd::execve(path, &program, &[environment])
+        .map_err(|errno| format!("can't start {}: {errno}", path.to_string_lossy()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    async fn shell(script: &str, limit: Duration) -> Result<String, Error> {
+        let host = HostRoot::open(Path::new("/")).unwrap();
+        run(&host, "/bin/sh", &["-c", script], limit).await
+    }
+
+    #[tokio::test]
+    async fn a_program_s_output_and_nothing_of_our_environment_comes_through() {
+        let limit = Duration::from_secs(10);
+        assert_eq!(shell("echo $HOME$CARGO", limit).await.unwrap(), "\n");
+    }
+
+    #[tokio::test]
+    async fn a_failing_program_is_quoted_by_its_last_words() {
+        let error = shell(
+            "echo one >&2; echo two >&2; exit 3",
+            Duration::from_secs(10),
+        )
+        .await
+        .unwrap_err();
+        assert_eq!(error.to_string(), "/bin/sh of the host failed: two");
+    }
+
+    #[tokio::test]
+    async fn a_program_that_hangs_or_floods_is_ended() {
+        let error = shell("exec sleep 60", Duration::from_millis(50))
+            .await
+            .unwrap_err();
+        assert!(matches!(error, Error::TooLong { .. }));
+        let error = shell("exec head -c 9000000 /dev/zero", Duration::from_secs(20))
+            .await
+            .unwrap_err();
+        assert!(matches!(
+            error,
+            Error::TooMuch { .. } | Error::Start { .. } | Error::Failed { .. }
+        ));
+    }
+}

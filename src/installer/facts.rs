@@ -1,0 +1,381 @@
+//! Looks at a host: its distribution, the running containerd, the configuration that it loads, what it serves, what is ours.
+//! Reads only; what follows from it is decided in `plan`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::cri::{self, Served};
+use super::distro::{self, DistroSpec, Evidence};
+use super::exec;
+use super::host::HostRoot;
+use super::loaded::{load, patterns};
+use super::state::{
+    BIN_FOLDER, STATE_FILE, STATE_FOLDER, STATE_LIMIT, STORE_FOLDER, State, binary_path, folder_of,
+    store_path,
+};
+use super::systemd::Systemd;
+use crate::containerd_config::{Loaded, Version};
+
+/// `containerd config dump` takes 18 ms; on a node under load it gets this long before the candidate counts as refused.
+pub const PROGRAM_LIMIT: Duration = Duration::from_secs(10);
+/// Files of `/proc` and `/etc/os-release` are far smaller.
+const SMALL: u64 = 1 << 16;
+/// Where packages put containerd, for a host on which none runs now.
+const PROGRAMS: [&str; 3] = [
+    "/usr/bin/containerd",
+    "/usr/local/bin/containerd",
+    "/opt/containerd/bin/containerd",
+];
+
+/// What is known of a host.
+#[derive(Debug)]
+pub struct Facts {
+    /// Its row of the table.
+    pub distro: &'static DistroSpec,
+    /// The running containerd; `None` offline, and where none runs.
+    pub daemon: Option<Daemon>,
+    /// The containerd program, running or not.
+    pub program: Option<String>,
+    /// Its release.
+    pub version: Option<Version>,
+    /// The configuration that it loads.
+    pub loaded: Loaded,
+    /// That configuration as containerd itself prints it, or why it doesn't.
+    pub dump: Result<String, String>,
+    /// What it serves, or why that is unknown.
+    pub served: Result<Served, String>,
+    /// How many sandboxes there are of each handler.
+    pub in_use: BTreeMap<String, usize>,
+    /// How the unit's processes are killed, or why that is unknown.
+    pub kill_mode: Result<String, String>,
+    /// What is ours.
+    pub state: State,
+    /// SHA-256 of the binaries that stand behind stable paths, by file name in [`BIN_FOLDER`].
+    pub binaries: BTreeMap<String, Option<String>>,
+    /// Files in [`STORE_FOLDER`] whose bytes are what their name says.
+    pub stored: BTreeSet<String>,
+    /// Files in [`STORE_FOLDER`] of which that is not so.
+    pub damaged: BTreeSet<String>,
+    /// Folders that a change may need, each with those that would have to be made for it, outermost first.
+    pub missing_folders: BTreeMap<String, Vec<String>>,
+    /// `/etc/machine-id`.
+    pub machine_id: String,
+    /// `/proc/sys/kernel/random/boot_id`.
+    pub boot_id: String,
+}
+
+/// A running containerd.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Daemon {
+    /// Its process, and when that started (field 22 of `proc_pid_stat(5)`): together they never come again before a reboot.
+    pub process: (u32, u64),
+    /// Path of its program on the host.
+    pub program: String,
+    /// What `-c` or `--config` says.
+    pub config: Option<String>,
+    /// What `-a` or `--address` says.
+    pub address: Option<String>,
+    /// The unit that it runs in.
+    pub unit: Option<String>,
+}
+
+impl Facts {
+    /// The CRI's socket on the host.
+    #[must_use]
+    pub fn socket(&self) -> String {
+        let address = self
+            .daemon
+            .as_ref()
+            .and_then(|daemon| daemon.address.as_deref());
+        address.unwrap_or(self.distro.socket).to_owned()
+    }
+
+    /// The unit to restart.
+    #[must_use]
+    pub fn unit(&self) -> String {
+        let unit = self
+            .daemon
+            .as_ref()
+            .and_then(|daemon| daemon.unit.as_deref());
+        unit.unwrap_or(self.distro.unit).to_owned()
+    }
+}
+
+/// Looks at everything. With `offline` nothing of the host is asked or counted as running; its containerd may still be run as a
+/// program.
+///
+/// # Errors
+/// When a file of the host can't be read, or the state file is not ours to understand.
+pub async fn gather(
+    host: &HostRoot,
+    config: Option<&str>,
+    offline: bool,
+) -> Result<Facts, super::Error> {
+    let daemon = if offline { None } else { find_daemon(host)? };
+    let os_release = host
+        .read_text("/etc/os-release", SMALL)?
+        .unwrap_or_default();
+    let installed = PROGRAMS.into_iter().find(|path| host.exists(path));
+    let running = daemon.as_ref().map(|daemon| daemon.program.clone());
+    let evidence = Evidence {
+        program: running.as_deref(),
+        installed: installed.is_some(),
+        os_release: &os_release,
+    };
+    let distro = distro::detect(&evidence, |path| host.exists(path));
+    let program = running.or_else(|| installed.map(str::to_owned));
+    let config = config
+        .or_else(|| daemon.as_ref().and_then(|daemon| daemon.config.as_deref()))
+        .unwrap_or(distro.config)
+        .to_owned();
+    let loaded = load(host, &config)?;
+    let state = State::from_json(host.read_text(STATE_FILE, STATE_LIMIT)?.as_deref())?;
+    let (binaries, stored, damaged) = binaries(host)?;
+    let mut facts = Facts {
+        distro,
+        version: version(host, program.as_deref()).await,
+        dump: dump(host, program.as_deref(), &loaded).await,
+        daemon,
+        program,
+        served: Err("nothing is asked offline".to_owned()),
+        in_use: BTreeMap::new(),
+        kill_mode: Err("nothing is asked offline".to_owned()),
+        state,
+        binaries,
+        stored,
+        damaged,
+        missing_folders: missing_folders(host, &loaded),
+        machine_id: first_line(host, "/etc/machine-id")?,
+        boot_id: first_line(host, "/proc/sys/kernel/random/boot_id")?,
+        loaded,
+    };
+    if !offline && facts.distro.refusal.is_none() {
+        ask(host, &mut facts).await;
+    }
+    Ok(facts)
+}
+
+async fn ask(host: &HostRoot, facts: &mut Facts) {
+    let socket = facts.socket();
+    facts.served = match cri::served(host, &socket).await {
+        Ok(served) => match cri::in_use(host, &socket).await {
+            Ok(in_use) => {
+                facts.in_use = in_use;
+                Ok(served)
+            }
+            Err(error) => Err(error.to_string()),
+        },
+        Err(error) => Err(error.to_string()),
+    };
+    facts.kill_mode = match Systemd::connect(host).await {
+        Ok(systemd) => systemd.kill_mode(&facts.unit()).await,
+        Err(error) => Err(error),
+    }
+    .map_err(|error| error.to_string());
+}
+
+fn first_line(host: &HostRoot, path: &str) -> Result<String, super::Error> {
+    let text = host.read_text(path, SMALL)?.unwrap_or_default();
+    Ok(text.lines().next().unwrap_or_default().trim().to_owned())
+}
+
+fn missing_folders(host: &HostRoot, loaded: &Loaded) -> BTreeMap<String, Vec<String>> {
+    let own = [STATE_FOLDER, STORE_FOLDER, BIN_FOLDER].map(str::to_owned);
+    let root = folder_of(&loaded.root.path).to_owned();
+    // A drop-in may go into a folder that the root imports and that is not there yet.
+    let imported = patterns(&loaded.root)
+        .iter()
+        .map(|pattern| folder_of(pattern).to_owned())
+        .collect::<Vec<_>>();
+    own.into_iter()
+        .chain([root])
+        .chain(imported)
+        .map(|folder| {
+            let missing = host.missing_folders(&folder);
+            (folder, missing)
+        })
+        .collect()
+}
+
+type Binaries = (
+    BTreeMap<String, Option<String>>,
+    BTreeSet<String>,
+    BTreeSet<String>,
+);
+
+/// What stands in our two folders. Every stored file is hashed once; a link is verified if it points to such a file.
+fn binaries(host: &HostRoot) -> Result<Binaries, super::Error> {
+    let (mut stored, mut damaged) = (BTreeSet::new(), BTreeSet::new());
+    for name in host.list(STORE_FOLDER)? {
+        let digest = host.digest(&store_path(&name)).unwrap_or_default();
+        if digest.as_deref() == Some(&name) {
+            stored.insert(name);
+        } else {
+            damaged.insert(name);
+        }
+    }
+    let mut linked = BTreeMap::new();
+    for name in host.list(BIN_FOLDER)? {
+        let target = host.link_target(&format!("{BIN_FOLDER}/{name}"));
+        let digest = target
+            .as_deref()
+            .and_then(|target| target.strip_prefix("../store/"))
+            .filter(|digest| stored.contains(*digest))
+            .map(str::to_owned);
+        linked.insert(name, digest);
+    }
+    Ok((linked, stored, damaged))
+}
+
+/// SHA-256 of what stands verified behind the stable path of `handler`.
+#[must_use]
+pub fn verified<'a>(facts: &'a Facts, handler: &str) -> Option<&'a str> {
+    let path = binary_path(handler);
+    let name = path.rsplit_once('/')?.1;
+    facts.binaries.get(name)?.as_deref()
+}
+
+async fn version(host: &HostRoot, program: Option<&str>) -> Option<Version> {
+    let words = exec::run(host, program?, &["--version"], PROGRAM_LIMIT).await;
+    words.ok()?.parse().ok()
+}
+
+/// The configuration as containerd prints it; where there is no file, its defaults, which 1.x refuses to dump.
+async fn dump(host: &HostRoot, program: Option<&str>, loaded: &Loaded) -> Result<String, String> {
+    let program = program.ok_or("no containerd is installed")?;
+    if loaded.root.text.is_some() {
+        return judge_dump(host, program, &loaded.root.path).await;
+    }
+    exec::run(host, program, &["config", "default"], PROGRAM_LIMIT)
+        .await
+        .map_err(|error| error.to_string())
+}
+
+/// What containerd makes of the configuration file at `path`.
+///
+/// # Errors
+/// containerd's own words, where it refuses the file or does not end in time.
+pub async fn judge_dump(host: &HostRoot, program: &str, path: &str) -> Result<String, String> {
+    exec::run(
+        host,
+        program,
+        &["-c", path, "config", "dump"],
+        PROGRAM_LIMIT,
+    )
+    .await
+    .map_err(|error| error.to_string())
+}
+
+/// The containerd that runs on this host; among several, the one in the packages' unit.
+///
+/// # Errors
+/// When `/proc` can't be listed.
+pub fn find_daemon(host: &HostRoot) -> Result<Option<Daemon>, super::Error> {
+    let mut found: Vec<Daemon> = host
+        .list("/proc")?
+        .iter()
+        .filter_map(|name| name.parse().ok())
+        .filter_map(|pid| daemon(host, pid))
+        .collect();
+    found.sort_by_key(|daemon| {
+        (
+            daemon.unit.as_deref() != Some("containerd.service"),
+            daemon.process,
+        )
+    });
+    Ok(found.into_iter().next())
+}
+
+/// The process `pid`, if it is a containerd of this host. A process that is gone by now is none.
+fn daemon(host: &HostRoot, pid: u32) -> Option<Daemon> {
+    let read = |name: &str| {
+        host.read(&format!("/proc/{pid}/{name}"), SMALL)
+            .ok()
+            .flatten()
+    };
+    if read("comm")? != b"containerd\n" || !host.is_root_of(pid) {
+        return None;
+    }
+    let program = host.link_target(&format!("/proc/{pid}/exe"))?;
+    // A package's upgrade leaves the old program running; the restart starts the new one.
+    let program = program.strip_suffix(" (deleted)").unwrap_or(&program);
+    let arguments = String::from_utf8(read("cmdline")?).ok()?;
+    let arguments: Vec<&str> = arguments.split('\0').collect();
+    let stat = String::from_utf8(read("stat")?).ok()?;
+    // The name in parentheses may hold anything; field 3 comes behind the last of them.
+    let started = stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()?;
+    let cgroup = String::from_utf8(read("cgroup")?).ok()?;
+    Some(Daemon {
+        process: (pid, started),
+        program: program.to_owned(),
+        config: option(&arguments, &["-c", "--config", "-config"]),
+        address: option(&arguments, &["-a", "--address", "-address"]),
+        unit: unit_of_cgroup(&cgroup),
+    })
+}
+
+/// The value of an option, as `-c FILE` or `--config=FILE`; only absolute paths are of use.
+fn option(arguments: &[&str], names: &[&str]) -> Option<String> {
+    let mut arguments = arguments.iter();
+    while let Some(argument) = arguments.next() {
+        let (name, value) = match argument.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (*argument, None),
+        };
+        if names.contains(&name) {
+            let value = value.or_else(|| arguments.next().copied())?;
+            let path = value.strip_prefix("unix://").unwrap_or(value);
+            return path.starts_with('/').then(|| path.to_owned());
+        }
+    }
+    None
+}
+
+/// The innermost service of a process's cgroups (cgroups(7): `hierarchy:controllers:path`).
+fn unit_of_cgroup(cgroup: &str) -> Option<String> {
+    cgroup
+        .lines()
+        .filter_map(|line| line.splitn(3, ':').nth(2))
+        .find_map(|path| path.rsplit('/').find(|part| part.ends_with(".service")))
+        .map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_line_says_which_files_a_daemon_uses() {
+        let arguments = [
+            "containerd",
+            "--config=/a/b.toml",
+            "-a",
+            "unix:///run/x.sock",
+            "",
+        ];
+        assert_eq!(
+            option(&arguments, &["-c", "--config"]).as_deref(),
+            Some("/a/b.toml")
+        );
+        assert_eq!(
+            option(&arguments, &["-a", "--address"]).as_deref(),
+            Some("/run/x.sock")
+        );
+        assert_eq!(option(&["containerd", "-c", "relative"], &["-c"]), None);
+        assert_eq!(option(&["containerd", "-c"], &["-c"]), None);
+    }
+
+    #[test]
+    fn the_unit_is_read_from_every_kind_of_hierarchy() {
+        for cgroup in [
+            "0::/system.slice/containerd.service\n",
+            "12:pids:/\n1:name=systemd:/farrier/n1/system.slice/containerd.service\n0::/\n",
+        ] {
+            assert_eq!(
+                unit_of_cgroup(cgroup).as_deref(),
+                Some("containerd.service")
+            );
+        }
+        assert_eq!(unit_of_cgroup("0::/\n"), None);
+    }
+}

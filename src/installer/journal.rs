@@ -1,0 +1,190 @@
+//! The undo log of a change under way: on disk before the first write, gone after the last. A run that finds one undoes it.
+//!
+//! Undoing runs in reverse, and one step that fails does not stop the rest.
+
+use serde::{Deserialize, Serialize};
+
+use super::host::{self, HostRoot, text_digest};
+use super::state::{Error as StateError, JOURNAL_FILE};
+use crate::handoff::API_VERSION;
+
+/// It holds one configuration, whose size is bounded, and a line for each handler.
+const JOURNAL_LIMIT: u64 = 8 << 20;
+
+/// Configurations may hold registry passwords.
+const JOURNAL_MODE: u32 = 0o600;
+
+/// The undo log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Journal {
+    /// Always [`API_VERSION`].
+    pub api_version: String,
+    /// What to undo, in the order in which it is done.
+    pub undo: Vec<Undo>,
+    /// Handlers that the change declares, and that are ours if it is found half done.
+    pub declares: Vec<String>,
+    /// The root configuration file that containerd is given.
+    pub root: String,
+    /// The unit that containerd runs in.
+    pub unit: String,
+    /// The CRI's socket.
+    pub socket: String,
+    /// containerd may have been restarted on the new configuration.
+    #[serde(default)]
+    pub restarting: bool,
+    /// SHA-256 of the state file that ends the change; absent where it ends with none.
+    pub commits: Option<String>,
+    /// Folders of ours that go, if they are empty, once the change is carried out; outermost first.
+    #[serde(default)]
+    pub drop_folders: Vec<String>,
+}
+
+/// One step back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "kind")]
+pub enum Undo {
+    /// A configuration file is edited, made or removed.
+    Config {
+        /// Absolute path on the host.
+        path: String,
+        /// Its text before, if it was there.
+        before: Option<String>,
+        /// SHA-256 of what is written; absent where it is removed.
+        wrote: Option<String>,
+    },
+    /// A link is made or points elsewhere.
+    Link {
+        /// Absolute path on the host.
+        path: String,
+        /// Where it pointed before, if it was there.
+        target: Option<String>,
+    },
+    /// A file is made that nobody else looks at.
+    File {
+        /// Absolute path on the host.
+        path: String,
+    },
+    /// A folder is made.
+    Folder {
+        /// Absolute path on the host.
+        path: String,
+    },
+}
+
+/// What undoing could not put back by itself.
+#[derive(Debug, Default)]
+pub struct Undone {
+    /// The configuration file is not what was written: somebody changed it since, and our tables must be cut out of its text.
+    pub config_changed: Option<String>,
+    /// Steps that failed, each as a sentence.
+    pub failures: Vec<String>,
+}
+
+impl Journal {
+    /// Reads the journal of a change that did not end; `None` where there is none.
+    ///
+    /// # Errors
+    /// When it can't be read: it is written in one step, so it was damaged later.
+    pub fn load(host: &HostRoot) -> Result<Option<Self>, super::Error> {
+        let Some(text) = host.read_text(JOURNAL_FILE, JOURNAL_LIMIT)? else {
+            return Ok(None);
+        };
+        let journal: Self = serde_json::from_str(&text).map_err(|source| StateError::Json {
+            path: JOURNAL_FILE,
+            source,
+        })?;
+        if journal.api_version == API_VERSION {
+            Ok(Some(journal))
+        } else {
+            Err(StateError::Version {
+                path: JOURNAL_FILE,
+                found: journal.api_version,
+            }
+            .into())
+        }
+    }
+
+    /// Puts the journal on disk in the place of the one before.
+    ///
+    /// # Errors
+    /// When it can't be written: nothing may be changed then.
+    pub fn save(&self, host: &HostRoot) -> host::Result<()> {
+        // No type in it can refuse.
+        let text = serde_json::to_string(self).unwrap_or_default();
+        let before = host.digest(JOURNAL_FILE)?;
+        host.replace(
+            JOURNAL_FILE,
+            text.as_bytes(),
+            before.as_deref(),
+            JOURNAL_MODE,
+        )
+    }
+
+    /// Whether the change was carried out: its state file is in place, only clearing up is left.
+    #[must_use]
+    pub fn is_committed(&self, state: Option<&str>) -> bool {
+        text_digest(state) == self.commits
+    }
+
+    /// Undoes everything, as far as it goes. The journal stays: it goes when containerd is known to be well.
+    #[must_use]
+    pub fn undo(&self, host: &HostRoot) -> Undone {
+        let mut undone = Undone::default();
+        for step in self.undo.iter().rev() {
+            if let Err(error) = step.undo(host, &mut undone) {
+                undone.failures.push(error.to_string());
+            }
+        }
+        undone
+    }
+}
+
+impl Undo {
+    fn undo(&self, host: &HostRoot, undone: &mut Undone) -> host::Result<()> {
+        match self {
+            Self::Config {
+                path,
+                before,
+                wrote,
+            } => {
+                let now = host.digest(path)?;
+                if now == text_digest(before.as_deref()) {
+                    return Ok(());
+                }
+                if now != *wrote {
+                    undone.config_changed = Some(path.clone());
+                    return Ok(());
+                }
+                put_text(host, path, before.as_deref(), now.as_deref())
+            }
+            Self::Link { path, target } => match target {
+                Some(target) if host.link_target(path).as_ref() == Some(target) => Ok(()),
+                Some(target) => host.swap_link(path, target),
+                None => host.remove_file(path),
+            },
+            Self::File { path } => host.remove_file(path),
+            Self::Folder { path } => host.remove_folder(path).map(|_| ()),
+        }
+    }
+}
+
+/// Writes or removes a configuration file that has the digest `now`.
+///
+/// # Errors
+/// As for [`HostRoot::replace`].
+pub fn put_text(
+    host: &HostRoot,
+    path: &str,
+    text: Option<&str>,
+    now: Option<&str>,
+) -> host::Result<()> {
+    match text {
+        // A new configuration is readable as packages install it.
+        Some(text) => host.replace(path, text.as_bytes(), now, 0o644),
+        None if host.digest(path)?.as_deref() == now => host.remove_file(path),
+        None => Err(host::Error::Changed {
+            path: path.to_owned(),
+        }),
+    }
+}

@@ -1,0 +1,374 @@
+//! Carries out a plan as a transaction: undo on disk first, then the binaries, the configuration, the restart, the proof, the state
+//! file. Whatever fails is undone; whatever kills the process is undone, or finished, by the next run.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tracing::{info, warn};
+
+use super::Error;
+use super::artifact;
+use super::candidate;
+use super::facts::{Facts, gather};
+use super::host::{HostRoot, text_digest};
+use super::journal::{Journal, Undo, put_text};
+use super::plan::{HostPlan, cut, declared_before, prove};
+use super::restart::{self, restart};
+use super::state::{
+    BIN_FOLDER, JOURNAL_FILE, STATE_FILE, STATE_FOLDER, STATE_LIMIT, STORE_FOLDER, State,
+    binary_path, folder_of, link_target, store_path,
+};
+use super::unpack;
+use crate::handoff::API_VERSION;
+
+/// Where the bytes of a binary come from.
+#[derive(Debug)]
+pub enum Source {
+    /// A binary in the hand-off folder.
+    HandedOver(PathBuf),
+    /// An artifact on the host.
+    Host {
+        /// Absolute path on the host.
+        path: String,
+        /// The shim whose binary it holds.
+        shim: String,
+        /// The binary's file name in it.
+        binary: Option<String>,
+    },
+}
+
+/// What came of a plan that was carried out.
+#[derive(Debug, Default)]
+pub struct Done {
+    /// How often containerd was restarted.
+    pub restarts: u32,
+    /// How long the CRI was away.
+    pub away: Option<Duration>,
+}
+
+/// Why a plan was not carried out, and how the host is now.
+#[derive(Debug)]
+pub enum Failure {
+    /// As it was; nothing went live.
+    Refused(Error),
+    /// As it was, after something had been tried.
+    RolledBack {
+        /// Why.
+        cause: Error,
+        /// How often containerd was restarted.
+        restarts: u32,
+    },
+    /// It needs a person.
+    Broken {
+        /// Why it was not carried out.
+        cause: Error,
+        /// What could not be put back.
+        failures: Vec<String>,
+        /// How often containerd was restarted.
+        restarts: u32,
+    },
+}
+
+/// Carries out `plan`; `sources` says where the binaries are, by SHA-256.
+///
+/// # Errors
+/// Says how the host is: everything that could be undone was.
+pub async fn perform(
+    host: &HostRoot,
+    facts: &Facts,
+    plan: &HostPlan,
+    sources: &BTreeMap<String, Source>,
+) -> Result<Done, Failure> {
+    let mut journal = journal(host, facts, plan);
+    let begun = host
+        .missing_folders(STATE_FOLDER)
+        .iter()
+        .try_for_each(|folder| host.create_folder(folder))
+        .and_then(|()| journal.save(host));
+    if let Err(error) = begun {
+        return Err(Failure::Refused(error.into()));
+    }
+    match act(host, facts, plan, sources, &mut journal).await {
+        Ok(done) => {
+            // The change stands. What is left lying about is cleared by the next run.
+            if let Err(error) = finish(host, &journal) {
+                warn!(%error, "could not clear up");
+            }
+            Ok(done)
+        }
+        Err(cause) => Err(roll_back(host, facts, plan, &journal, cause).await),
+    }
+}
+
+fn journal(host: &HostRoot, facts: &Facts, plan: &HostPlan) -> Journal {
+    let folders = plan.make_folders.iter().cloned();
+    let mut undo: Vec<Undo> = folders.map(|path| Undo::Folder { path }).collect();
+    let root = &facts.loaded.root.path;
+    for suffix in [candidate::SUFFIX, candidate::IMPORT_SUFFIX] {
+        let path = format!("{root}{suffix}");
+        undo.push(Undo::File { path });
+    }
+    let stored = plan.store.iter().map(|sha256| store_path(sha256));
+    undo.extend(stored.map(|path| Undo::File { path }));
+    undo.extend(plan.links.keys().map(|path| Undo::Link {
+        path: path.clone(),
+        target: host.link_target(path),
+    }));
+    if let Some(change) = &plan.config {
+        undo.push(Undo::Config {
+            path: change.path.clone(),
+            before: change.before.clone(),
+            wrote: text_digest(change.after.as_deref()),
+        });
+    }
+    let state = plan.state.as_ref().map(State::to_json);
+    Journal {
+        api_version: API_VERSION.to_owned(),
+        undo,
+        declares: plan
+            .declared
+            .iter()
+            .map(|handler| handler.name.clone())
+            .collect(),
+        root: root.clone(),
+        unit: facts.unit(),
+        socket: facts.socket(),
+        restarting: false,
+        commits: text_digest(state.as_deref()),
+        drop_folders: plan.drop_folders.clone(),
+    }
+}
+
+async fn act(
+    host: &HostRoot,
+    facts: &Facts,
+    plan: &HostPlan,
+    sources: &BTreeMap<String, Source>,
+    journal: &mut Journal,
+) -> Result<Done, Error> {
+    for folder in &plan.make_folders {
+        host.create_folder(folder)?;
+    }
+    for sha256 in &plan.store {
+        store(host, sha256, sources.get(sha256))?;
+    }
+    for (path, sha256) in &plan.links {
+        host.swap_link(path, &link_target(sha256))?;
+    }
+    if let Some(change) = &plan.config {
+        candidate::judge(host, facts, plan, change).await?;
+        info!(path = change.path, "writing containerd's configuration");
+        let before = text_digest(change.before.as_deref());
+        put_text(
+            host,
+            &change.path,
+            change.after.as_deref(),
+            before.as_deref(),
+        )?;
+    }
+    let mut done = Done::default();
+    if plan.restart {
+        journal.restarting = true;
+        journal.save(host)?;
+        info!(unit = journal.unit, "restarting containerd");
+        let daemon = facts.daemon.as_ref();
+        let (served, away) = restart(host, &journal.unit, &journal.socket, daemon).await?;
+        if let Ok(before) = &facts.served {
+            prove(before, &served, &plan.declared, &plan.ours).map_err(restart::Error::Unproven)?;
+        }
+        done = Done {
+            restarts: 1,
+            away: Some(away),
+        };
+    }
+    if plan.write_state {
+        let before = host.digest(STATE_FILE)?;
+        let after = plan.state.as_ref().map(State::to_json);
+        put_text(host, STATE_FILE, after.as_deref(), before.as_deref())?;
+    }
+    Ok(done)
+}
+
+/// Copies a binary into the store. Its bytes are hashed again on the way: what is linked is what was verified.
+fn store(host: &HostRoot, sha256: &str, source: Option<&Source>) -> Result<(), Error> {
+    let path = store_path(sha256);
+    let mut out = host.create_new(&path, 0o755)?;
+    let digest = match source {
+        Some(Source::HandedOver(path)) => artifact::copy_handed_over(path, &mut out)?,
+        Some(Source::Host { path, shim, binary }) => {
+            let file = host
+                .open_file(path)?
+                .ok_or_else(|| Error::NoArtifact { path: path.clone() })?;
+            unpack::unpack(file, shim, binary.as_deref(), &mut out)
+                .map_err(artifact::Error::from)?
+        }
+        None => return Err(artifact::Error::Missing.into()),
+    };
+    artifact::check_digest("the binary", &digest, Some(sha256))?;
+    out.sync_all().map_err(|source| Error::Store { source })?;
+    Ok(host.commit_new(&path)?)
+}
+
+/// Puts everything back and says how the host is then.
+async fn roll_back(
+    host: &HostRoot,
+    facts: &Facts,
+    plan: &HostPlan,
+    journal: &Journal,
+    cause: Error,
+) -> Failure {
+    warn!(%cause, "undoing the change");
+    let mut failures = undo(host, journal).await;
+    let mut restarts = 0;
+    if journal.restarting {
+        restarts = 2;
+        let restored = restart(host, &journal.unit, &journal.socket, None).await;
+        let proven =
+            restored
+                .map_err(|error| error.to_string())
+                .and_then(|(served, _)| match &facts.served {
+                    Ok(before) => prove(before, &served, &declared_before(facts), &plan.ours),
+                    Err(_) => Ok(()),
+                });
+        failures.extend(proven.err());
+    }
+    if failures.is_empty()
+        && let Err(error) = forget(host, journal)
+    {
+        failures.push(error.to_string());
+    }
+    if !failures.is_empty() {
+        return Failure::Broken {
+            cause,
+            failures,
+            restarts,
+        };
+    }
+    match cause {
+        // containerd's judgement comes before anything goes live.
+        Error::Candidate(_) | Error::Config(_) => Failure::Refused(cause),
+        cause => Failure::RolledBack { cause, restarts },
+    }
+}
+
+/// Undoes what the journal names; returns what could not be undone.
+async fn undo(host: &HostRoot, journal: &Journal) -> Vec<String> {
+    let undone = journal.undo(host);
+    let mut failures = undone.failures;
+    if undone.config_changed.is_some() {
+        let result = match gather(host, Some(&journal.root), true).await {
+            Ok(facts) => cut(&facts, &journal.declares).map_err(Error::from),
+            Err(error) => Err(error),
+        };
+        let written = result.and_then(|change| match change {
+            Some(change) => {
+                let now = text_digest(change.before.as_deref());
+                Ok(put_text(
+                    host,
+                    &change.path,
+                    change.after.as_deref(),
+                    now.as_deref(),
+                )?)
+            }
+            None => Ok(()),
+        });
+        failures.extend(written.err().map(|error| error.to_string()));
+    }
+    failures
+}
+
+/// Removes the journal of a change that was undone, and the folders that were made for it.
+fn forget(host: &HostRoot, journal: &Journal) -> Result<(), Error> {
+    host.remove_file(JOURNAL_FILE)?;
+    for step in journal.undo.iter().rev() {
+        if let Undo::Folder { path } = step {
+            host.remove_folder(path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Undoes or finishes the change that a former run left half done; returns how often containerd was restarted for that, or `None`
+/// where there was no such change.
+///
+/// # Errors
+/// [`Failure::Broken`] when the host could not be put back, [`Failure::Refused`] when the journal can't be read.
+pub async fn recover(host: &HostRoot, offline: bool) -> Result<Option<u32>, Failure> {
+    let state = host.read_text(STATE_FILE, STATE_LIMIT);
+    let loaded = state
+        .map_err(Error::from)
+        .and_then(|state| Ok((state, Journal::load(host)?)));
+    let (state, journal) = match loaded.map_err(Failure::Refused)? {
+        (_, None) => return Ok(None),
+        (state, Some(journal)) => (state, journal),
+    };
+    if journal.is_committed(state.as_deref()) {
+        info!("finishing a change that was interrupted");
+        finish(host, &journal).map_err(Failure::Refused)?;
+        return Ok(Some(0));
+    }
+    info!("undoing a change that was interrupted");
+    let mut failures = undo(host, &journal).await;
+    let mut restarts = 0;
+    if journal.restarting && !offline {
+        restarts = 1;
+        let restored = restart(host, &journal.unit, &journal.socket, None).await;
+        failures.extend(restored.err().map(|error| error.to_string()));
+    }
+    if failures.is_empty()
+        && let Err(error) = forget(host, &journal)
+    {
+        failures.push(error.to_string());
+    }
+    if failures.is_empty() {
+        return Ok(Some(restarts));
+    }
+    Err(Failure::Broken {
+        cause: Error::Interrupted,
+        failures,
+        restarts,
+    })
+}
+
+/// Clears up after a change that was carried out: binaries that nothing names, folders of ours, and the journal last.
+fn finish(host: &HostRoot, journal: &Journal) -> Result<(), Error> {
+    let state = State::from_json(host.read_text(STATE_FILE, STATE_LIMIT)?.as_deref())?;
+    let carried = |owned: &(&String, &super::state::OwnedHandler)| owned.1.sha256.is_some();
+    let links: BTreeSet<String> = state
+        .handlers
+        .iter()
+        .filter(carried)
+        .map(|(name, _)| binary_path(name))
+        .collect();
+    let stored: BTreeSet<String> = state
+        .handlers
+        .values()
+        .filter_map(|owned| owned.sha256.as_deref().map(store_path))
+        .collect();
+    for (folder, keep) in [(BIN_FOLDER, links), (STORE_FOLDER, stored)] {
+        for name in host.list(folder)? {
+            let path = format!("{folder}/{name}");
+            if !keep.contains(&path) {
+                host.remove_file(&path)?;
+            }
+        }
+    }
+    let folders = || journal.drop_folders.iter().rev();
+    if state.is_empty() {
+        for folder in [BIN_FOLDER, STORE_FOLDER, folder_of(BIN_FOLDER)] {
+            host.remove_folder(folder)?;
+        }
+        for folder in folders() {
+            host.remove_folder(folder)?;
+        }
+    }
+    host.remove_file(JOURNAL_FILE)?;
+    if state.is_empty() {
+        host.remove_folder(STATE_FOLDER)?;
+        for folder in folders() {
+            host.remove_folder(folder)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,558 @@
+//! Decides what has to change on a host so that it carries what is wanted. Pure: no file, no process, no clock, no logging.
+//!
+//! An empty [`HostPlan`] means that nothing is written and nothing restarted. What a handler of ours costs is a restart when it is
+//! first declared and one when the last of ours leaves: in between, a handler that goes stays declared without a binary, and
+//! leaves with the next change that restarts containerd anyway.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::cri::Served;
+use super::desired::Set;
+use super::facts::{Facts, verified};
+use super::site::{Site, declarations};
+use super::state::{
+    BIN_FOLDER, OwnedConfig, OwnedHandler, State, binary_path, owner_word, store_path,
+};
+use crate::containerd_config::{self, Handler};
+use crate::handoff::sha256_hex;
+use crate::handoff::{HandlerReport, Owner, ShimRequest};
+
+/// What a host should carry.
+#[derive(Debug)]
+pub struct Want {
+    /// Whose set it is.
+    pub owner: Owner,
+    /// The set.
+    pub shims: Vec<ShimRequest>,
+    /// Handlers to declare without a binary.
+    pub reserve: Vec<String>,
+    /// What else of ours on the host is not wanted any more.
+    pub scope: Scope,
+    /// SHA-256 of each shim's binary, or why there is none, by the shim's name.
+    pub candidates: BTreeMap<String, Result<String, String>>,
+    /// SHA-256 of the request; empty where there is none.
+    pub digest: String,
+    /// Nothing is restarted.
+    pub offline: bool,
+}
+
+/// Which handlers leave that a request does not name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scope {
+    /// The rest of the owner's set.
+    Owner,
+    /// None.
+    Nothing,
+    /// Those of the owner that belong to the shims named.
+    Shims(BTreeSet<String>),
+    /// All of ours, whoever asked for them.
+    Everything,
+}
+
+/// What has to be done, in this order.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct HostPlan {
+    /// Folders to make, outermost first.
+    pub make_folders: Vec<String>,
+    /// SHA-256 of the binaries to put into the store.
+    pub store: BTreeSet<String>,
+    /// Stable paths to point to a binary, by its SHA-256.
+    pub links: BTreeMap<String, String>,
+    /// The configuration to write.
+    pub config: Option<ConfigChange>,
+    /// Whether containerd must be restarted.
+    pub restart: bool,
+    /// The state file afterwards; `None` where nothing is ours any more.
+    pub state: Option<State>,
+    /// Whether the state file is written or removed.
+    pub write_state: bool,
+    /// Stable paths and stored files that nothing needs any more.
+    pub clear: Vec<String>,
+    /// Folders of ours to remove, where they are empty, outermost first.
+    pub drop_folders: Vec<String>,
+    /// What is to be reported on each handler; `served` is what will be so if all goes well.
+    pub handlers: Vec<HandlerReport>,
+    /// Handlers that are ours, before or after.
+    pub ours: BTreeSet<String>,
+    /// Handlers as they will be declared.
+    pub declared: Vec<Handler>,
+}
+
+/// A change of one configuration file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigChange {
+    /// Absolute path on the host.
+    pub path: String,
+    /// Its text now, if it is there.
+    pub before: Option<String>,
+    /// Its text afterwards; `None` where it is removed.
+    pub after: Option<String>,
+    /// The root configuration file, which containerd is given.
+    pub root: String,
+    /// `version` of a file that imports both, to have a candidate judged that is not the root itself.
+    pub version: Option<i64>,
+}
+
+/// Why a host is not changed at all.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The distribution is known and not one that this release changes.
+    #[error("{0}")]
+    Distribution(&'static str),
+    /// There is nothing to prove a change on.
+    #[error(
+        "no containerd runs on this host; start it, or use --offline to prepare the host for its next start"
+    )]
+    NoDaemon,
+    /// Its release is unknown.
+    #[error(
+        "the release of this host's containerd can't be told; see that `containerd --version` works on the node"
+    )]
+    NoVersion,
+    /// It was not well before.
+    #[error("containerd was not serving before any change: {0}; repair it first")]
+    NotServing(String),
+    /// The configuration can't be edited.
+    #[error(transparent)]
+    Config(#[from] containerd_config::Error),
+    /// containerd refuses the configuration as it is.
+    #[error("containerd does not load its present configuration: {0}; repair it first")]
+    Refuses(String),
+    /// A restart would end pods.
+    #[error(
+        "restarting {unit} would end every pod on this node, because its KillMode is {mode:?}; set KillMode=process"
+    )]
+    KillMode {
+        /// The unit.
+        unit: String,
+        /// Its `KillMode`.
+        mode: String,
+    },
+    /// Whether a restart would end pods is unknown.
+    #[error("whether a restart would end pods can't be told: {0}")]
+    KillModeUnknown(String),
+}
+
+impl HostPlan {
+    /// Whether the host already is as wanted.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.store.is_empty()
+            && self.links.is_empty()
+            && self.config.is_none()
+            && !self.restart
+            && !self.write_state
+            && self.clear.is_empty()
+    }
+}
+
+/// What has to be done on the host that `facts` describe so that it carries `want`.
+///
+/// # Errors
+/// When nothing may be changed at all. What is wrong with one shim alone is in its handlers' reports.
+pub fn decide(facts: &Facts, want: &Want) -> Result<HostPlan, Error> {
+    check_host(facts, want)?;
+    let site = Site::find(facts, want.offline)?;
+    let mut set = Set::new(facts, want, &site);
+    set.add_wanted();
+    set.remove_unwanted();
+    set.reserve();
+    let (next, reports) = set.finish();
+    assemble(&site, facts, want, next, reports)
+}
+
+fn check_host(facts: &Facts, want: &Want) -> Result<(), Error> {
+    if let Some(refusal) = facts.distro.refusal {
+        return Err(Error::Distribution(refusal));
+    }
+    if want.offline {
+        return Ok(());
+    }
+    if facts.daemon.is_none() {
+        return Err(Error::NoDaemon);
+    }
+    match &facts.served {
+        Ok(served) if served.ready => Ok(()),
+        Ok(_) => Err(Error::NotServing("its runtime is not ready".to_owned())),
+        Err(words) => Err(Error::NotServing(words.clone())),
+    }
+}
+
+fn assemble(
+    site: &Site<'_>,
+    facts: &Facts,
+    want: &Want,
+    mut next: BTreeMap<String, OwnedHandler>,
+    reports: Vec<HandlerReport>,
+) -> Result<HostPlan, Error> {
+    let mut after = site.edited(&declarations(&next))?;
+    if after.as_deref() != site.text {
+        // containerd is restarted anyway: what is reserved for nobody any more leaves with it.
+        next.retain(|name, owned| {
+            owned.sha256.is_some() || owned.owner != want.owner || want.reserve.contains(name)
+        });
+        after = site.edited(&declarations(&next))?;
+    }
+    let declared = declarations(&next);
+    let config = (after.as_deref() != site.text).then(|| site.change(facts, after));
+    let served = facts.served.as_ref().ok();
+    let pending = served.is_some_and(|served| !is_served(served, &declared, &site.ours));
+    let restart = !want.offline && (config.is_some() || pending);
+    if restart {
+        check_kill_mode(facts)?;
+    }
+    let links = links(facts, &next);
+    let wanted: BTreeSet<String> = next
+        .values()
+        .filter_map(|owned| owned.sha256.clone())
+        .collect();
+    let make_folders = if next.is_empty() {
+        Vec::new()
+    } else {
+        site.make_folders(facts)
+    };
+    let state = next_state(facts, want, next, config.as_ref(), &make_folders);
+    let unchanged = match &state {
+        Some(state) => *state == facts.state,
+        None => facts.state == State::default(),
+    };
+    let mut ours = site.ours.clone();
+    ours.extend(declared.iter().map(|handler| handler.name.clone()));
+    Ok(HostPlan {
+        make_folders,
+        store: wanted.difference(&facts.stored).cloned().collect(),
+        links,
+        config,
+        restart,
+        write_state: !unchanged,
+        clear: clear(facts, state.as_ref(), &wanted),
+        drop_folders: if state.is_none() {
+            facts.state.folders.clone()
+        } else {
+            Vec::new()
+        },
+        state,
+        handlers: reports,
+        ours,
+        declared,
+    })
+}
+
+fn check_kill_mode(facts: &Facts) -> Result<(), Error> {
+    match &facts.kill_mode {
+        // systemd.kill(5): these two leave the shims, and with them the pods, alone.
+        Ok(mode) if mode == "process" || mode == "none" => Ok(()),
+        Ok(mode) => Err(Error::KillMode {
+            unit: facts.unit(),
+            mode: mode.clone(),
+        }),
+        Err(words) => Err(Error::KillModeUnknown(words.clone())),
+    }
+}
+
+/// Whether the running containerd has loaded exactly what is declared as ours.
+fn is_served(served: &Served, declared: &[Handler], ours: &BTreeSet<String>) -> bool {
+    let listed =
+        |handler: &Handler| served.handlers.get(&handler.name) == Some(&handler.runtime_type);
+    let gone = |name: &&String| declared.iter().all(|handler| handler.name != **name);
+    declared.iter().all(listed)
+        && ours
+            .iter()
+            .filter(gone)
+            .all(|name| !served.handlers.contains_key(name))
+}
+
+fn links(facts: &Facts, next: &BTreeMap<String, OwnedHandler>) -> BTreeMap<String, String> {
+    next.iter()
+        .filter_map(|(name, owned)| Some((name, owned.sha256.as_ref()?)))
+        .filter(|(name, sha256)| verified(facts, name) != Some(sha256))
+        .map(|(name, sha256)| (binary_path(name), sha256.clone()))
+        .collect()
+}
+
+/// What stands in our two folders and belongs to nothing: all of it is ours, whatever a former run left there.
+fn clear(facts: &Facts, state: Option<&State>, wanted: &BTreeSet<String>) -> Vec<String> {
+    let carried: BTreeSet<String> = state
+        .iter()
+        .flat_map(|state| &state.handlers)
+        .filter(|(_, owned)| owned.sha256.is_some())
+        .map(|(name, _)| binary_path(name))
+        .collect();
+    let links = facts
+        .binaries
+        .keys()
+        .map(|name| format!("{BIN_FOLDER}/{name}"))
+        .filter(|path| !carried.contains(path));
+    let stored = facts.stored.iter().chain(&facts.damaged);
+    let stored = stored
+        .filter(|name| !wanted.contains(*name))
+        .map(|name| store_path(name));
+    links.chain(stored).collect()
+}
+
+fn next_state(
+    facts: &Facts,
+    want: &Want,
+    next: BTreeMap<String, OwnedHandler>,
+    config: Option<&ConfigChange>,
+    made: &[String],
+) -> Option<State> {
+    if next.is_empty() {
+        return None;
+    }
+    let mut state = facts.state.clone();
+    state.handlers = next;
+    state.folders.extend(made.iter().cloned());
+    if let Some(change) = config {
+        state.config = change.after.as_ref().map(|after| OwnedConfig {
+            path: change.path.clone(),
+            sha256: sha256_hex(after.as_bytes()),
+        });
+    }
+    let owner = owner_word(want.owner).to_owned();
+    if want.digest.is_empty() {
+        state.requests.remove(&owner);
+    } else {
+        state.requests.insert(owner, want.digest.clone());
+    }
+    Some(state)
+}
+
+/// Cuts what a change that is being undone declared out of a configuration that somebody edited since; `declares` names it.
+///
+/// # Errors
+/// When today's configuration can't be edited.
+pub fn cut(facts: &Facts, declares: &[String]) -> Result<Option<ConfigChange>, Error> {
+    let mut site = Site::find(facts, true)?;
+    site.ours.extend(declares.iter().cloned());
+    let after = site.edited(&declarations(&facts.state.handlers))?;
+    Ok((after.as_deref() != site.text).then(|| site.change(facts, after)))
+}
+
+/// The handlers as the state file has them declared.
+#[must_use]
+pub fn declared_before(facts: &Facts) -> Vec<Handler> {
+    declarations(&facts.state.handlers)
+}
+
+/// Whether containerd serves after a restart what it should: ours with our paths, the others and the default as before.
+///
+/// # Errors
+/// Says in one sentence what differs.
+pub fn prove(
+    before: &Served,
+    after: &Served,
+    declared: &[Handler],
+    ours: &BTreeSet<String>,
+) -> Result<(), String> {
+    let others = |served: &Served| -> BTreeMap<String, String> {
+        let mut handlers = served.handlers.clone();
+        handlers.retain(|name, _| !ours.contains(name));
+        handlers
+    };
+    if !after.ready {
+        return Err("containerd's runtime is not ready".to_owned());
+    }
+    if before.default != after.default {
+        return Err(format!(
+            "the default runtime was {:?} and is {:?}",
+            before.default, after.default
+        ));
+    }
+    if others(before) != others(after) {
+        return Err("runtimes that are not Farrier's changed".to_owned());
+    }
+    if !is_served(after, declared, ours) {
+        return Err("containerd does not list the handlers as they are declared".to_owned());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+    use crate::containerd_config::{Loaded, SourceFile};
+    use crate::installer::distro::{Evidence, detect};
+    use crate::installer::facts::Daemon;
+
+    const CONFIG: &str = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n";
+    const DIGEST: &str = "aa";
+
+    /// A node whose containerd is well and carries nothing of ours.
+    fn node() -> Facts {
+        Facts {
+            distro: detect(&Evidence::default(), |_| false),
+            daemon: Some(Daemon {
+                process: (1, 1),
+                program: "/usr/bin/containerd".to_owned(),
+                config: None,
+                address: None,
+                unit: None,
+            }),
+            program: Some("/usr/bin/containerd".to_owned()),
+            version: "1.7.35".parse().ok(),
+            loaded: Loaded {
+                root: SourceFile {
+                    path: "/etc/containerd/config.toml".to_owned(),
+                    text: Some(CONFIG.to_owned()),
+                },
+                imported: Vec::new(),
+            },
+            dump: Ok(CONFIG.to_owned()),
+            served: Ok(served(&[])),
+            in_use: BTreeMap::new(),
+            kill_mode: Ok("process".to_owned()),
+            state: State::default(),
+            binaries: BTreeMap::new(),
+            stored: BTreeSet::new(),
+            damaged: BTreeSet::new(),
+            missing_folders: BTreeMap::new(),
+            machine_id: String::new(),
+            boot_id: String::new(),
+        }
+    }
+
+    fn served(ours: &[&str]) -> Served {
+        let runc = ("runc".to_owned(), "io.containerd.runc.v2".to_owned());
+        let ours = ours
+            .iter()
+            .map(|name| ((*name).to_owned(), binary_path(name)));
+        Served {
+            ready: true,
+            default: "runc".to_owned(),
+            handlers: ours.chain([runc]).collect(),
+        }
+    }
+
+    fn want(shims: &[&str]) -> Want {
+        let shim = |name: &&str| ShimRequest {
+            name: (*name).to_owned(),
+            handlers: vec![(*name).to_owned()],
+            location: "https://example.org/a.tar.gz".to_owned(),
+            sha256: None,
+            binary_sha256: None,
+            binary: None,
+            options: BTreeMap::new(),
+        };
+        let candidate = |name: &&str| ((*name).to_owned(), Ok(DIGEST.to_owned()));
+        Want {
+            owner: Owner::Cluster,
+            shims: shims.iter().map(shim).collect(),
+            reserve: Vec::new(),
+            scope: Scope::Owner,
+            candidates: shims.iter().map(candidate).collect(),
+            digest: "request".to_owned(),
+            offline: false,
+        }
+    }
+
+    /// The node after `plan` was carried out.
+    fn after(mut facts: Facts, plan: HostPlan) -> Facts {
+        if let Some(change) = plan.config {
+            facts.loaded.root.text.clone_from(&change.after);
+            facts.dump = Ok(change.after.unwrap_or_default());
+        }
+        let names: Vec<&str> = plan
+            .declared
+            .iter()
+            .map(|handler| handler.name.as_str())
+            .collect();
+        facts.served = Ok(served(&names));
+        facts.stored.extend(plan.store);
+        for (path, sha256) in plan.links {
+            let name = path.rsplit_once('/').unwrap_or_default().1.to_owned();
+            facts.binaries.insert(name, Some(sha256));
+        }
+        facts.state = plan.state.unwrap_or_default();
+        facts
+    }
+
+    fn carrying(shims: &[&str]) -> Facts {
+        let facts = node();
+        let plan = decide(&facts, &want(shims)).unwrap();
+        after(facts, plan)
+    }
+
+    #[test]
+    fn the_first_handler_costs_one_restart_and_a_second_run_nothing() {
+        let facts = node();
+        let plan = decide(&facts, &want(&["a"])).unwrap();
+        assert!(plan.restart && plan.config.is_some() && plan.store.contains(DIGEST));
+        let again = decide(&after(facts, plan), &want(&["a"])).unwrap();
+        assert!(again.is_empty(), "{again:?}");
+        assert!(again.handlers[0].served);
+    }
+
+    #[test]
+    fn a_daemon_that_did_not_load_what_is_declared_is_restarted() {
+        let mut facts = carrying(&["a"]);
+        facts.served = Ok(served(&[]));
+        let plan = decide(&facts, &want(&["a"])).unwrap();
+        assert!(plan.restart && plan.config.is_none());
+    }
+
+    #[test]
+    fn a_handler_that_pods_use_stays_and_is_reported() {
+        let mut facts = carrying(&["a", "b"]);
+        facts.in_use.insert("a".to_owned(), 2);
+        let plan = decide(&facts, &want(&[])).unwrap();
+        assert!(!plan.restart);
+        assert_eq!(plan.clear, [binary_path("b")]);
+        let [report] = plan.handlers.as_slice() else {
+            panic!("{:?}", plan.handlers);
+        };
+        assert!(report.served && report.handler == "a" && report.reason.is_some());
+        facts.in_use.clear();
+        let plan = decide(&facts, &want(&[])).unwrap();
+        assert!(plan.restart && plan.state.is_none());
+        assert_eq!(plan.config.unwrap().after.as_deref(), Some(CONFIG));
+    }
+
+    #[rstest]
+    #[case::pods_would_end(|facts: &mut Facts| facts.kill_mode = Ok("control-group".to_owned()), "KillMode")]
+    #[case::systemd_is_silent(|facts: &mut Facts| facts.kill_mode = Err("no bus".to_owned()), "can't be told")]
+    #[case::no_daemon(|facts: &mut Facts| facts.daemon = None, "no containerd runs")]
+    #[case::down_before(|facts: &mut Facts| facts.served = Err("no CRI".to_owned()), "before any change")]
+    #[case::not_ready(|facts: &mut Facts| facts.served = Ok(Served::default()), "not ready")]
+    #[case::refused_before(|facts: &mut Facts| facts.dump = Err("toml".to_owned()), "present configuration")]
+    #[case::no_version(|facts: &mut Facts| facts.version = None, "release")]
+    fn a_host_that_was_not_well_before_is_left_alone(
+        #[case] spoil: impl Fn(&mut Facts),
+        #[case] reason: &str,
+    ) {
+        let mut facts = node();
+        spoil(&mut facts);
+        let error = decide(&facts, &want(&["a"])).unwrap_err().to_string();
+        assert!(error.contains(reason), "{error}");
+    }
+
+    #[test]
+    fn a_binary_alone_is_swapped_even_where_a_restart_is_forbidden() {
+        let mut facts = carrying(&["a"]);
+        facts.kill_mode = Ok("mixed".to_owned());
+        let mut upgrade = want(&["a"]);
+        upgrade
+            .candidates
+            .insert("a".to_owned(), Ok("bb".to_owned()));
+        let plan = decide(&facts, &upgrade).unwrap();
+        assert!(!plan.restart && plan.config.is_none());
+        assert_eq!(plan.links[&binary_path("a")], "bb");
+    }
+
+    #[rstest]
+    #[case::as_declared(served(&["a"]), true)]
+    #[case::lost(served(&[]), false)]
+    #[case::not_ready(Served { ready: false, ..served(&["a"]) }, false)]
+    #[case::other_default(Served { default: "a".to_owned(), ..served(&["a"]) }, false)]
+    #[case::other_runtime(served(&["a", "theirs"]), false)]
+    fn only_what_was_declared_may_differ_after_a_restart(
+        #[case] now: Served,
+        #[case] proven: bool,
+    ) {
+        let plan = decide(&node(), &want(&["a"])).unwrap();
+        let result = prove(&served(&[]), &now, &plan.declared, &plan.ours);
+        assert_eq!(result.is_ok(), proven, "{result:?}");
+    }
+}

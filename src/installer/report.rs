@@ -1,0 +1,142 @@
+//! Puts into the report what came of a request. Pure.
+
+use super::facts::{Facts, verified};
+use super::perform::Failure;
+use super::plan::HostPlan;
+use super::{Error, state};
+use crate::handoff::{
+    FileAction, FileReport, HandlerReport, Outcome, ProvisionReport, ShimRequest,
+};
+
+/// Fills in what is known of the host.
+pub(super) fn describe(report: &mut ProvisionReport, facts: &Facts) {
+    report.containerd = facts.version.map(|version| version.to_string());
+    report.distro = Some(facts.distro.word.to_owned());
+    report.machine_id.clone_from(&facts.machine_id);
+    report.boot_id.clone_from(&facts.boot_id);
+}
+
+/// Fills in what came of a plan that was carried out.
+pub(super) fn conclude(report: &mut ProvisionReport, plan: &HostPlan, offline: bool) {
+    report.handlers.clone_from(&plan.handlers);
+    if offline {
+        // Nobody was asked, so nothing is proven.
+        report
+            .handlers
+            .iter_mut()
+            .for_each(|handler| handler.served = false);
+    }
+    report.files = files(plan);
+    let complaints: Vec<&HandlerReport> = plan
+        .handlers
+        .iter()
+        .filter(|handler| handler.reason.is_some())
+        .collect();
+    let well = plan.handlers.len() > complaints.len();
+    report.result = match (complaints.is_empty(), plan.is_empty()) {
+        (true, true) if !report.changed => Outcome::Unchanged,
+        (true, _) => Outcome::Applied,
+        (false, true) if !well && complaints.iter().all(|handler| !handler.served) => {
+            Outcome::Refused
+        }
+        (false, _) => Outcome::Partial,
+    };
+    if let Some(first) = complaints.first() {
+        let (reason, remedy) = split(first.reason.as_deref().unwrap_or_default());
+        report.reason = Some(format!("shim {}: {reason}", first.shim));
+        report.remedy = remedy;
+    }
+}
+
+fn files(plan: &HostPlan) -> Vec<FileReport> {
+    let config = plan.config.iter().map(|change| FileReport {
+        path: change.path.clone(),
+        action: match (&change.before, &change.after) {
+            (None, _) => FileAction::Created,
+            (Some(_), Some(_)) => FileAction::Edited,
+            (Some(_), None) => FileAction::Removed,
+        },
+    });
+    let links = plan.links.keys().map(|path| FileReport {
+        path: path.clone(),
+        action: FileAction::Created,
+    });
+    let removed = plan.clear.iter().map(|path| FileReport {
+        path: path.clone(),
+        action: FileAction::Removed,
+    });
+    config.chain(links).chain(removed).collect()
+}
+
+/// A message of ours is a sentence, and after a semicolon what the operator can do.
+fn split(message: &str) -> (String, Option<String>) {
+    match message.rsplit_once("; ") {
+        Some((reason, remedy)) => (reason.to_owned(), Some(remedy.to_owned())),
+        None => (message.to_owned(), None),
+    }
+}
+
+/// A report whose reason is `error`.
+pub(super) fn failed(mut report: ProvisionReport, error: &Error) -> ProvisionReport {
+    let (reason, remedy) = split(&error.to_string());
+    report.reason = Some(reason);
+    report.remedy = remedy;
+    report
+}
+
+/// A report of a change that was not carried out.
+pub(super) fn unhappy(report: ProvisionReport, failure: Failure) -> ProvisionReport {
+    match failure {
+        Failure::Refused(cause) => failed(report, &cause),
+        Failure::RolledBack { cause, restarts } => {
+            let mut report = failed(report, &cause);
+            report.result = Outcome::RolledBack;
+            report.restarts += restarts;
+            report
+        }
+        Failure::Broken {
+            cause,
+            failures,
+            restarts,
+        } => {
+            let mut report = failed(report, &cause);
+            let words = failures.join(", and ");
+            report.reason = Some(format!("{cause}, and undoing it failed: {words}"));
+            report.remedy =
+                Some("log in to the node and repair containerd, then run farrier again".to_owned());
+            report.result = Outcome::Broken;
+            report.changed = true;
+            report.restarts += restarts;
+            report
+        }
+    }
+}
+
+/// What is still served of what was asked for, on a host that was left as it was.
+pub(super) fn as_before(
+    mut report: ProvisionReport,
+    facts: &Facts,
+    shims: &[ShimRequest],
+    offline: bool,
+) -> ProvisionReport {
+    let well = !offline && report.result != Outcome::Broken;
+    for shim in shims {
+        for handler in &shim.handlers {
+            let sha256 = verified(facts, handler).map(str::to_owned);
+            let path = state::binary_path(handler);
+            let listed = facts
+                .served
+                .as_ref()
+                .is_ok_and(|served| served.handlers.get(handler) == Some(&path));
+            report.handlers.push(HandlerReport {
+                shim: shim.name.clone(),
+                handler: handler.clone(),
+                path: sha256.is_some().then_some(path),
+                served: well && listed && sha256.is_some(),
+                sha256,
+                reason: report.reason.clone(),
+            });
+        }
+    }
+    report
+}

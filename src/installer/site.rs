@@ -1,0 +1,158 @@
+//! Where handlers are declared on a host, what is declared there, and what the text becomes. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::facts::Facts;
+use super::plan::{ConfigChange, Error};
+use super::state::{BIN_FOLDER, OwnedHandler, STATE_FOLDER, STORE_FOLDER, binary_path, folder_of};
+use crate::containerd_config::{
+    DeclaredHandler, Handler, Placement, PluginId, Value, Version, edit, handlers, place,
+    runtimes_of_dump,
+};
+use crate::handoff::OptionValue;
+
+/// Where handlers are declared on this host, and what is declared there.
+pub(super) struct Site<'a> {
+    pub(super) placement: Placement,
+    pub(super) text: Option<&'a str>,
+    declared: BTreeMap<String, DeclaredHandler>,
+    dumped: BTreeMap<String, DeclaredHandler>,
+    pub(super) ours: BTreeSet<String>,
+}
+
+impl<'a> Site<'a> {
+    pub(super) fn find(facts: &'a Facts, offline: bool) -> Result<Self, Error> {
+        let placement = match facts.version {
+            Some(version) => place(&facts.loaded, &version)?,
+            None if offline => place_unseen(facts)?,
+            None => return Err(Error::NoVersion),
+        };
+        let text = text_at(facts, &placement.path);
+        let declared = match text {
+            Some(text) => handlers(text, &placement)?,
+            None => BTreeMap::new(),
+        };
+        let dumped = match &facts.dump {
+            Ok(dump) => runtimes_of_dump(dump)?.1,
+            Err(_) if offline => BTreeMap::new(),
+            Err(words) => return Err(Error::Refuses(words.clone())),
+        };
+        // A stanza that executes our own stable path is ours even where the state file was lost.
+        let mut ours: BTreeSet<String> = facts.state.handlers.keys().cloned().collect();
+        let marked = declared
+            .iter()
+            .filter(|(name, handler)| handler.runtime_type == binary_path(name));
+        ours.extend(marked.map(|(name, _)| name.clone()));
+        Ok(Self {
+            placement,
+            text,
+            declared,
+            dumped,
+            ours,
+        })
+    }
+
+    pub(super) fn is_foreign(&self, handler: &str) -> bool {
+        let known = self.declared.contains_key(handler)
+            || self.dumped.contains_key(handler)
+            || self.placement.elsewhere.contains(handler);
+        known && !self.ours.contains(handler)
+    }
+
+    pub(super) fn edited(&self, declared: &[Handler]) -> Result<Option<String>, Error> {
+        // containerd's own default since 1.4, for an image whose containerd can't be asked.
+        let otherwise = || Handler {
+            name: "runc".to_owned(),
+            runtime_type: "io.containerd.runc.v2".to_owned(),
+            options: BTreeMap::new(),
+        };
+        let runc = match self.dumped.get("runc") {
+            Some(runc) => Some(runc.to_handler("runc")),
+            None => self.dumped.is_empty().then(otherwise),
+        };
+        let ours = &self.ours;
+        Ok(edit(
+            self.text,
+            &self.placement,
+            ours,
+            declared,
+            runc.as_ref(),
+        )?)
+    }
+
+    pub(super) fn change(&self, facts: &Facts, after: Option<String>) -> ConfigChange {
+        ConfigChange {
+            path: self.placement.path.clone(),
+            before: self.text.map(str::to_owned),
+            after,
+            root: facts.loaded.root.path.clone(),
+            version: self.wrapper_version(),
+        }
+    }
+
+    /// `version` of a file that imports the root and a candidate for a file that the root imports.
+    fn wrapper_version(&self) -> Option<i64> {
+        match (self.placement.drop_in, self.placement.plugin) {
+            // The drop-in has the root's.
+            (true, _) => self.placement.version,
+            // An imported file is edited in place on 1.x alone, whose newest version is 2.
+            (false, PluginId::GrpcV1Cri | PluginId::CriV1Runtime) => Some(2),
+            (false, PluginId::Cri) => None,
+        }
+    }
+
+    /// Folders that have to be made before anything can be written.
+    pub(super) fn make_folders(&self, facts: &Facts) -> Vec<String> {
+        let config = folder_of(&self.placement.path);
+        let root = folder_of(&facts.loaded.root.path);
+        let mut folders: Vec<String> = Vec::new();
+        for folder in [STATE_FOLDER, STORE_FOLDER, BIN_FOLDER, root, config] {
+            let missing = facts.missing_folders.get(folder).into_iter().flatten();
+            for path in missing {
+                if !folders.contains(path) {
+                    folders.push(path.clone());
+                }
+            }
+        }
+        folders
+    }
+}
+
+/// Handlers of ours as they are declared to containerd.
+pub(super) fn declarations(next: &BTreeMap<String, OwnedHandler>) -> Vec<Handler> {
+    let value = |value: &OptionValue| match value {
+        OptionValue::Boolean(value) => Value::Boolean(*value),
+        OptionValue::Integer(value) => Value::Integer(*value),
+        OptionValue::String(value) => Value::String(value.clone()),
+    };
+    next.iter()
+        .map(|(name, owned)| Handler {
+            name: name.clone(),
+            runtime_type: binary_path(name),
+            options: owned
+                .options
+                .iter()
+                .map(|(key, option)| (key.clone(), value(option)))
+                .collect(),
+        })
+        .collect()
+}
+
+/// An unpacked image whose containerd can't be run: the oldest release that takes the file. What 1.7 takes, 2.x takes too.
+fn place_unseen(facts: &Facts) -> Result<Placement, Error> {
+    let release = |major, minor| Version {
+        major,
+        minor,
+        patch: 0,
+    };
+    place(&facts.loaded, &release(1, 7))
+        .or_else(|_| place(&facts.loaded, &release(2, 0)))
+        .map_err(Error::from)
+}
+
+fn text_at<'a>(facts: &'a Facts, path: &str) -> Option<&'a str> {
+    let files = std::iter::once(&facts.loaded.root).chain(&facts.loaded.imported);
+    files
+        .filter(|file| file.path == path)
+        .find_map(|file| file.text.as_deref())
+}

@@ -1,0 +1,194 @@
+//! Asks the host's systemd over D-Bus: how a unit stops, and to restart it. Decides nothing.
+//!
+//! The system bus is used and not systemd's private socket, whose protocol is no stable interface (systemd's
+//! `org.freedesktop.systemd1(5)` names the bus alone).
+
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use zbus::proxy::CacheProperties;
+
+use zbus::{Connection, OwnedObjectPath, Proxy};
+
+use super::host::HostRoot;
+
+/// Where every systemd distribution has its system bus (D-Bus Specification, *System message bus*).
+const BUS: &str = "/run/dbus/system_bus_socket";
+
+const DESTINATION: &str = "org.freedesktop.systemd1";
+
+/// One question to systemd is answered in milliseconds; a host under load gets this long.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+
+/// A unit's stop and start may each take `DefaultTimeoutStartSec`, 90 s (systemd-system.conf(5)).
+pub const RESTART_LIMIT: Duration = Duration::from_secs(200);
+
+/// Why systemd could not be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no bus.
+    #[error(
+        "can't reach systemd at {BUS} of the host: {source}; see that dbus is installed and running there"
+    )]
+    Connect {
+        /// What the system says.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// systemd refused, or the connection broke.
+    #[error("systemd does not {act} {unit}: {source}")]
+    Call {
+        /// What was asked.
+        act: &'static str,
+        /// The unit.
+        unit: String,
+        /// What systemd says.
+        #[source]
+        source: Box<zbus::Error>,
+    },
+    /// No answer in time.
+    #[error("systemd did not {act} {unit} within {limit:?}")]
+    TooLong {
+        /// What was asked.
+        act: &'static str,
+        /// The unit.
+        unit: String,
+        /// The bound.
+        limit: Duration,
+    },
+    /// The job ended otherwise.
+    #[error(
+        "systemd's job to restart {unit} ended as {result:?} and the unit is {state:?}; see `journalctl -u {unit}` on the node"
+    )]
+    Job {
+        /// The unit.
+        unit: String,
+        /// `failed`, `timeout`, `canceled`, `dependency` or `skipped`.
+        result: String,
+        /// Its `ActiveState` after that.
+        state: String,
+    },
+}
+
+/// A connection to the host's systemd.
+#[derive(Debug)]
+pub struct Systemd {
+    connection: Connection,
+}
+
+impl Systemd {
+    /// Connects to the system bus of the host.
+    ///
+    /// # Errors
+    /// When there is none, or it does not let us in.
+    pub async fn connect(host: &HostRoot) -> Result<Self, Error> {
+        let connect = |source: Box<dyn std::error::Error + Send + Sync>| Error::Connect { source };
+        let (_handle, path) = host.handle(BUS).map_err(|error| connect(error.into()))?;
+        let stream = UnixStream::connect(path).map_err(|error| connect(error.into()))?;
+        let builder = zbus::connection::Builder::unix_stream(stream).method_timeout(ANSWER_LIMIT);
+        let connection = tokio::time::timeout(ANSWER_LIMIT, builder.build())
+            .await
+            .map_err(|elapsed| connect(elapsed.into()))?
+            .map_err(|error| connect(error.into()))?;
+        Ok(Self { connection })
+    }
+
+    async fn proxy(
+        &self,
+        path: OwnedObjectPath,
+        interface: &'static str,
+    ) -> zbus::Result<Proxy<'_>> {
+        // No cache: a state is asked for when it is needed, and no signal of every property change comes in.
+        zbus::proxy::Builder::new(&self.connection)
+            .destination(DESTINATION)
+            .path(path)
+            .interface(interface)
+            .cache_properties(CacheProperties::No)
+            .build()
+            .await
+    }
+
+    async fn manager(&self) -> zbus::Result<Proxy<'_>> {
+        let path = OwnedObjectPath::try_from("/org/freedesktop/systemd1")?;
+        self.proxy(path, "org.freedesktop.systemd1.Manager").await
+    }
+
+    async fn property(
+        &self,
+        unit: &str,
+        interface: &'static str,
+        name: &str,
+    ) -> zbus::Result<String> {
+        let path: OwnedObjectPath = self.manager().await?.call("LoadUnit", &(unit,)).await?;
+        self.proxy(path, interface).await?.get_property(name).await
+    }
+
+    /// How the unit's processes are killed when it stops: `process` and `none` leave pods alone (systemd.kill(5)).
+    ///
+    /// # Errors
+    /// When systemd does not answer, or knows no such service.
+    pub async fn kill_mode(&self, unit: &str) -> Result<String, Error> {
+        self.property(unit, "org.freedesktop.systemd1.Service", "KillMode")
+            .await
+            .map_err(call("tell the KillMode of", unit))
+    }
+
+    async fn active_state(&self, unit: &str) -> Result<String, Error> {
+        self.property(unit, "org.freedesktop.systemd1.Unit", "ActiveState")
+            .await
+            .map_err(call("tell the state of", unit))
+    }
+
+    /// Restarts the unit and waits until systemd's job for it has ended and the unit is active.
+    ///
+    /// # Errors
+    /// When the job fails, or takes longer than [`RESTART_LIMIT`].
+    pub async fn restart(&self, unit: &str) -> Result<(), Error> {
+        let job = tokio::time::timeout(RESTART_LIMIT, self.restart_job(unit))
+            .await
+            .map_err(|_| Error::TooLong {
+                act: "restart",
+                unit: unit.to_owned(),
+                limit: RESTART_LIMIT,
+            })?;
+        let result = job.map_err(call("restart", unit))?;
+        let state = self.active_state(unit).await?;
+        if result == "done" && state == "active" {
+            return Ok(());
+        }
+        Err(Error::Job {
+            unit: unit.to_owned(),
+            result,
+            state,
+        })
+    }
+
+    /// Asks for a restart and returns the result of the job that does it.
+    async fn restart_job(&self, unit: &str) -> zbus::Result<String> {
+        let manager = self.manager().await?;
+        // Before the job exists, or its end could be missed. systemd sends signals only to those who subscribed.
+        let mut removed = manager.receive_signal("JobRemoved").await?;
+        manager.call::<_, _, ()>("Subscribe", &()).await?;
+        let job: OwnedObjectPath = manager.call("RestartUnit", &(unit, "replace")).await?;
+        while let Some(message) = removed.next().await {
+            let body = message.body();
+            let (_, path, _, result): (u32, OwnedObjectPath, String, String) =
+                body.deserialize()?;
+            if path == job {
+                return Ok(result);
+            }
+        }
+        Err(zbus::Error::Failure(
+            "the connection ended before the job did".to_owned(),
+        ))
+    }
+}
+
+fn call(act: &'static str, unit: &str) -> impl FnOnce(zbus::Error) -> Error {
+    move |source| Error::Call {
+        act,
+        unit: unit.to_owned(),
+        source: Box::new(source),
+    }
+}

@@ -1,0 +1,358 @@
+//! Finds the shim's binary in an artifact: a `.tar.gz`, or the ELF file itself. Bytes come from the network: every size is bounded,
+//! and an archive that names a path outside of its folder is refused whole. Nothing is ever written where the archive says.
+
+use std::io::{self, Read, Write};
+use std::path::{Component, Path};
+
+use flate2::read::MultiGzDecoder;
+use sha2::{Digest as _, Sha256};
+use tar::{Archive, EntryType};
+
+use crate::handoff::hex;
+
+/// The largest shim known (wasmedge with its plugins) unpacks to 130 MB; four times that.
+const MAX_UNPACKED: u64 = 512 << 20;
+
+/// Archives of releases have fewer than ten members.
+const MAX_MEMBERS: usize = 10_000;
+
+/// What every ELF file begins with, up to and with the field that names the CPU (System V ABI, *ELF Header*).
+const ELF_HEADER: usize = 20;
+
+/// Why an artifact holds no usable binary.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It is neither an archive nor a program, or is cut off.
+    #[error(
+        "the artifact can't be unpacked: {source}; see that its location names a .tar.gz or the binary itself"
+    )]
+    Unreadable {
+        /// What the reader says.
+        #[source]
+        source: io::Error,
+    },
+    /// A member's path leads out, or it is a link or a device.
+    #[error(
+        "the archive is refused because its member {member:?} {fault}; take the archive from the shim's own release"
+    )]
+    Climbs {
+        /// The member's path.
+        member: String,
+        /// What is wrong with it.
+        fault: &'static str,
+    },
+    /// The binary isn't there.
+    #[error(
+        "the archive holds no {wanted} (it holds {found}); name the file under fetchStrategy.binary"
+    )]
+    Absent {
+        /// The file that was looked for.
+        wanted: String,
+        /// The first files that are there.
+        found: String,
+    },
+    /// Unpacked it is larger than any shim.
+    #[error(
+        "the archive unpacks to more than {MAX_UNPACKED} bytes or {MAX_MEMBERS} members; no shim is that large"
+    )]
+    TooLarge,
+    /// It is a program for something else.
+    #[error(
+        "the binary is no Linux program for this CPU ({0}); name the artifact of the node's architecture"
+    )]
+    WrongCpu(&'static str),
+    /// The disk or the folder refuses.
+    #[error("the unpacked binary can't be written: {source}")]
+    Write {
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Copies the binary out of `artifact` to `out` and returns its SHA-256.
+///
+/// `binary` is its file name in an archive; without it, `containerd-shim-<shim>` is looked for, with or without a suffix `-vN` on
+/// either side.
+///
+/// # Errors
+/// When there is none, it is for another CPU, or anything about the archive is suspect. `out` may then hold a part of it.
+pub fn unpack(
+    mut artifact: impl Read,
+    shim: &str,
+    binary: Option<&str>,
+    out: &mut impl Write,
+) -> Result<String, Error> {
+    let mut head = Vec::new();
+    (&mut artifact)
+        .take(4)
+        .read_to_end(&mut head)
+        .map_err(|source| Error::Unreadable { source })?;
+    let whole = head.as_slice().chain(artifact);
+    if head == b"\x7fELF" {
+        return copy_program(whole, out);
+    }
+    unpack_archive(MultiGzDecoder::new(whole), shim, binary, out)
+}
+
+fn unpack_archive(
+    tar: impl Read,
+    shim: &str,
+    binary: Option<&str>,
+    out: &mut impl Write,
+) -> Result<String, Error> {
+    let unreadable = |source| Error::Unreadable { source };
+    // One byte more than allowed tells a full archive from one that was cut.
+    let mut archive = Archive::new(tar.take(MAX_UNPACKED + 1));
+    let mut digest = None;
+    let mut found = Vec::new();
+    let mut unpacked = 0_u64;
+    for (count, entry) in archive.entries().map_err(unreadable)?.enumerate() {
+        let entry = entry.map_err(unreadable)?;
+        unpacked = unpacked.saturating_add(entry.size());
+        if count >= MAX_MEMBERS || unpacked > MAX_UNPACKED {
+            return Err(Error::TooLarge);
+        }
+        let path = entry.path().map_err(unreadable)?.into_owned();
+        check_member(&path, entry.header().entry_type())?;
+        if !matches!(
+            entry.header().entry_type(),
+            EntryType::Regular | EntryType::Continuous
+        ) {
+            continue;
+        }
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if digest.is_none() && is_wanted(&name, shim, binary) {
+            digest = Some(copy_program(entry, out)?);
+        } else if found.len() < 5 {
+            found.push(shown(&name));
+        }
+    }
+    digest.ok_or_else(|| Error::Absent {
+        wanted: binary.map_or_else(|| format!("containerd-shim-{shim}"), str::to_owned),
+        found: if found.is_empty() {
+            "nothing".to_owned()
+        } else {
+            found.join(", ")
+        },
+    })
+}
+
+/// The whole archive is read and judged, also what comes after the binary.
+fn check_member(path: &Path, kind: EntryType) -> Result<(), Error> {
+    let climbs = |fault| {
+        Err(Error::Climbs {
+            member: shown(&path.to_string_lossy()),
+            fault,
+        })
+    };
+    for component in path.components() {
+        match component {
+            Component::Normal(_) | Component::CurDir => {}
+            Component::ParentDir => return climbs("leads out of its folder"),
+            Component::RootDir | Component::Prefix(_) => return climbs("is an absolute path"),
+        }
+    }
+    match kind {
+        // The global header is what `git archive` writes its commit into.
+        EntryType::Regular
+        | EntryType::Continuous
+        | EntryType::Directory
+        | EntryType::XGlobalHeader => Ok(()),
+        EntryType::Link | EntryType::Symlink => climbs("is a link"),
+        _ => climbs("is no regular file"),
+    }
+}
+
+fn is_wanted(name: &str, shim: &str, binary: Option<&str>) -> bool {
+    match binary {
+        Some(binary) => name == binary,
+        None => name
+            .strip_prefix("containerd-shim-")
+            .is_some_and(|rest| rest == shim || base(rest) == base(shim)),
+    }
+}
+
+/// A shim's name without its suffix `-vN`.
+fn base(name: &str) -> &str {
+    match name.rsplit_once("-v") {
+        Some((base, digits))
+            if !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit()) =>
+        {
+            base
+        }
+        _ => name,
+    }
+}
+
+/// A name out of an archive, fit for a sentence.
+fn shown(name: &str) -> String {
+    name.chars()
+        .filter(|character| !character.is_control())
+        .take(80)
+        .collect()
+}
+
+/// Copies a program to `out`, hashing it, after a look at its first bytes.
+///
+/// # Errors
+/// When it is no ELF file for this CPU, too large, or can't be read or written.
+pub fn copy_program(program: impl Read, out: &mut impl Write) -> Result<String, Error> {
+    let unreadable = |source| Error::Unreadable { source };
+    let write = |source| Error::Write { source };
+    let mut program = program.take(MAX_UNPACKED + 1);
+    let mut buffer = vec![0; 1 << 16];
+    let mut filled = 0;
+    while filled < ELF_HEADER {
+        match program.read(&mut buffer[filled..]).map_err(unreadable)? {
+            0 => break,
+            read => filled += read,
+        }
+    }
+    check_elf(&buffer[..filled])?;
+    let mut hasher = Sha256::new();
+    let mut written = 0;
+    while filled > 0 {
+        written += filled as u64;
+        if written > MAX_UNPACKED {
+            return Err(Error::TooLarge);
+        }
+        hasher.update(&buffer[..filled]);
+        out.write_all(&buffer[..filled]).map_err(write)?;
+        filled = program.read(&mut buffer).map_err(unreadable)?;
+    }
+    out.flush().map_err(write)?;
+    Ok(hex(&hasher.finalize()))
+}
+
+/// The CPU that this program itself runs on is the node's.
+fn check_elf(head: &[u8]) -> Result<(), Error> {
+    // e_machine of the System V ABI's supplements: EM_X86_64 is 62, EM_AARCH64 is 183.
+    let machine: u16 = match std::env::consts::ARCH {
+        "x86_64" => 62,
+        "aarch64" => 183,
+        "riscv64" => 243,
+        _ => return Err(Error::WrongCpu(std::env::consts::ARCH)),
+    };
+    let [low, high] = machine.to_le_bytes();
+    // 64 bits, little-endian; both fields stand right behind the magic number.
+    let fits = head.starts_with(b"\x7fELF\x02\x01") && head.get(18..20) == Some(&[low, high]);
+    if fits {
+        Ok(())
+    } else {
+        Err(Error::WrongCpu(std::env::consts::ARCH))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+    use rstest::rstest;
+    use tar::{Builder, Header};
+
+    use super::*;
+    use crate::handoff::sha256_hex;
+
+    /// The first bytes of this very test are a program for this CPU.
+    fn program() -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let file = std::fs::File::open("/proc/self/exe").unwrap();
+        file.take(5_000).read_to_end(&mut bytes).unwrap();
+        bytes
+    }
+
+    fn archive(members: &[(&str, EntryType, &[u8])]) -> Vec<u8> {
+        let mut builder = Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
+        for (name, kind, bytes) in members {
+            let mut header = Header::new_gnu();
+            // Past the builder, which refuses what a hostile archive holds.
+            header.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
+            header.set_entry_type(*kind);
+            header.set_size(bytes.len() as u64);
+            header.set_mode(0o755);
+            if kind.is_symlink() || kind.is_hard_link() {
+                header.set_link_name("target").unwrap();
+            }
+            header.set_cksum();
+            builder.append(&header, *bytes).unwrap();
+        }
+        builder.into_inner().unwrap().finish().unwrap()
+    }
+
+    #[rstest]
+    #[case::rcm("containerd-shim-spin-v2", "spin-v2")]
+    #[case::kwasm("containerd-shim-spin-v2", "spin")]
+    #[case::runwasi("./containerd-shim-wasmtime-v1", "wasmtime")]
+    #[case::deeper("bin/containerd-shim-lunatic-v1", "lunatic-v2")]
+    #[case::bare("containerd-shim-echo", "echo")]
+    fn the_binary_is_found_by_its_base_name(#[case] member: &str, #[case] shim: &str) {
+        let program = program();
+        let archive = archive(&[
+            ("./", EntryType::Directory, b""),
+            (
+                "./containerd-shim-wasmtime-v1.sig",
+                EntryType::Regular,
+                b"sig",
+            ),
+            (member, EntryType::Regular, &program),
+        ]);
+        let mut out = Vec::new();
+        let digest = unpack(archive.as_slice(), shim, None, &mut out).unwrap();
+        assert_eq!(digest, sha256_hex(&program));
+        assert_eq!(out, program);
+    }
+
+    #[test]
+    fn a_bare_program_is_its_own_artifact() {
+        let mut out = Vec::new();
+        unpack(program().as_slice(), "x", None, &mut out).unwrap();
+        assert_eq!(out, program());
+    }
+
+    #[rstest]
+    #[case::parent("../containerd-shim-a", EntryType::Regular)]
+    #[case::inner("a/../../containerd-shim-a", EntryType::Regular)]
+    #[case::absolute("/usr/bin/containerd", EntryType::Regular)]
+    #[case::symlink("containerd-shim-a", EntryType::Symlink)]
+    #[case::hard_link("other", EntryType::Link)]
+    #[case::device("other", EntryType::Block)]
+    #[case::fifo("other", EntryType::Fifo)]
+    fn an_archive_that_climbs_is_refused_whole(#[case] member: &str, #[case] kind: EntryType) {
+        let program = program();
+        let archive = archive(&[
+            ("containerd-shim-a", EntryType::Regular, &program),
+            (member, kind, b""),
+        ]);
+        let result = unpack(archive.as_slice(), "a", None, &mut Vec::new());
+        assert!(matches!(result, Err(Error::Climbs { .. })), "{result:?}");
+    }
+
+    #[test]
+    fn an_archive_without_the_binary_says_what_it_holds() {
+        let archive = archive(&[("README", EntryType::Regular, b"hello")]);
+        let error = unpack(archive.as_slice(), "spin", None, &mut Vec::new()).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .starts_with("the archive holds no containerd-shim-spin (it holds README)")
+        );
+    }
+
+    #[test]
+    fn other_bytes_than_an_archive_or_a_program_are_refused() {
+        let program = program();
+        let whole = archive(&[("containerd-shim-a", EntryType::Regular, &program)]);
+        let mut other_cpu = program.clone();
+        other_cpu[18] = 8;
+        for artifact in [
+            b"<html>".as_slice(),
+            b"",
+            &whole[..whole.len() / 2],
+            &other_cpu,
+            &archive(&[("containerd-shim-a", EntryType::Regular, b"#!/bin/sh\n")]),
+        ] {
+            assert!(unpack(artifact, "a", None, &mut Vec::new()).is_err());
+        }
+    }
+}

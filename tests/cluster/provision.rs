@@ -1,0 +1,189 @@
+//! The main job: from the annotation to a Wasm pod's output and back.
+
+use crate::support::{Cluster, SHIM, eventually};
+
+#[tokio::test]
+async fn every_node_runs_the_containerd_that_it_is_named_for() {
+    let cluster = Cluster::with_farrier().await;
+    for series in ["1.6", "1.7", "2.1"] {
+        let node = cluster.node_with(series);
+        assert!(cluster.node_is_ready(&node).await);
+        let version = cluster.sh(&node, "containerd --version");
+        assert!(
+            version.contains(&format!(" v{series}.")),
+            "{node}: {version}"
+        );
+    }
+}
+
+/// Annotates a node, sees a Wasm pod's output, removes the annotation, and finds the host as it was.
+async fn there_and_back(series: &str) {
+    let cluster = Cluster::with_farrier().await;
+    let node = cluster.node_with(series);
+    let before = cluster.host(&node);
+    let process = cluster.containerd_pid(&node);
+
+    cluster.annotate(&node, Some("true")).await;
+    cluster
+        .label_becomes(&node, "handler.farrier.dev/wasmi", "true")
+        .await;
+    let marks = cluster
+        .marks_become(&node, "provisioned", |marks| {
+            marks.contains_key("kwasm.sh/kwasm-provisioned")
+        })
+        .await;
+    assert_eq!(marks["farrier.dev/wasmi"], "provisioned");
+    assert_eq!(marks["wasmi"], "provisioned");
+    assert_eq!(marks["kwasm.sh/kwasm-provisioned"], node);
+    assert_ne!(
+        cluster.containerd_pid(&node),
+        process,
+        "the handler can only be served by a new process"
+    );
+    cluster.condition_becomes(SHIM, "Ready", "True", "").await;
+
+    let pod = format!("hello-{node}");
+    let output = cluster.wasm_pod(&pod, &node, &[], "Succeeded").await;
+    assert!(output.contains("Hello from Wasm"), "{output}");
+    cluster.delete_pod(&pod).await;
+
+    let table = cluster.farrier(&["status"]);
+    let row = table
+        .lines()
+        .find(|line| line.contains(&node))
+        .unwrap_or_else(|| panic!("{table}"));
+    assert!(row.contains("provisioned"), "{table}");
+
+    cluster.annotate(&node, None).await;
+    cluster.marks_vanish(&node).await;
+    assert_eq!(cluster.host(&node), before);
+    assert!(cluster.node_is_ready(&node).await);
+}
+
+#[tokio::test]
+async fn containerd_1_6_runs_a_wasm_pod_and_is_left_as_it_was() {
+    there_and_back("1.6").await;
+}
+
+#[tokio::test]
+async fn containerd_1_7_runs_a_wasm_pod_and_is_left_as_it_was() {
+    there_and_back("1.7").await;
+}
+
+#[tokio::test]
+async fn containerd_2_1_runs_a_wasm_pod_and_is_left_as_it_was() {
+    there_and_back("2.1").await;
+}
+
+#[tokio::test]
+async fn a_second_run_on_a_host_that_matches_writes_nothing_and_restarts_nothing() {
+    let cluster = Cluster::with_farrier().await;
+    let node = cluster.node_with("1.7");
+    cluster.annotate(&node, Some("true")).await;
+    cluster
+        .label_becomes(&node, "handler.farrier.dev/wasmi", "true")
+        .await;
+    let (process, host) = (cluster.containerd_pid(&node), cluster.host(&node));
+    let inodes = "find /etc/containerd /opt/farrier /var/lib/farrier -printf '%p %i %T@\\n' | sort";
+    let files = cluster.sh(&node, inodes);
+
+    // Without the summary of the last report the controller knows nothing of the node and has to ask again.
+    let summary = "farrier.dev/applied";
+    cluster
+        .patch_node(
+            &node,
+            serde_json::json!({"metadata": {"annotations": {summary: null}}}),
+        )
+        .await;
+    let marks = cluster
+        .marks_become(&node, "reported again", |marks| marks.contains_key(summary))
+        .await;
+
+    assert_eq!(marks["handler.farrier.dev/wasmi"], "true");
+    assert_eq!(cluster.containerd_pid(&node), process);
+    assert_eq!(cluster.host(&node), host);
+    assert_eq!(cluster.sh(&node, inodes), files);
+    cluster.annotate(&node, None).await;
+    cluster.marks_vanish(&node).await;
+}
+
+#[tokio::test]
+async fn a_handler_in_use_is_left_served_until_its_pod_is_gone() {
+    let cluster = Cluster::with_farrier().await;
+    let node = cluster.node_with("2.1");
+    let before = cluster.host(&node);
+    cluster.annotate(&node, Some("true")).await;
+    cluster
+        .label_becomes(&node, "handler.farrier.dev/wasmi", "true")
+        .await;
+    cluster
+        .wasm_pod("lasting", &node, &["sleep", "600"], "Running")
+        .await;
+
+    cluster.annotate(&node, None).await;
+    cluster
+        .marks_become(&node, "withdrawn", |marks| {
+            !marks.contains_key("handler.farrier.dev/wasmi")
+        })
+        .await;
+    cluster.event_tells(&node, &["wasmi", "in use"]).await;
+    assert_eq!(cluster.marks(&node).await["farrier.dev/wasmi"], "removing");
+    assert_eq!(
+        cluster
+            .pods()
+            .get("lasting")
+            .await
+            .unwrap()
+            .status
+            .unwrap()
+            .phase
+            .as_deref(),
+        Some("Running")
+    );
+
+    cluster.delete_pod("lasting").await;
+    cluster.marks_vanish(&node).await;
+    assert_eq!(cluster.host(&node), before);
+}
+
+#[tokio::test]
+async fn a_new_binary_is_swapped_without_a_restart() {
+    let cluster = Cluster::with_farrier().await;
+    let node = cluster.node_with("1.7");
+    let mut shim = cluster.shim("swapped", &cluster.artifacts.shim);
+    cluster.create_shim(&shim).await;
+    cluster
+        .label(&node, "test.farrier.dev/swapped", Some("true"))
+        .await;
+    cluster
+        .label_becomes(&node, "handler.farrier.dev/swapped", "true")
+        .await;
+    let process = cluster.containerd_pid(&node);
+    let digest = "sha256sum < /opt/farrier/bin/containerd-shim-swapped";
+    let old = cluster.sh(&node, digest);
+    assert!(old.starts_with(cluster.artifacts.shim.binary_sha256.as_deref().unwrap()));
+
+    let upgrade = &cluster.artifacts.upgrade;
+    shim = cluster.shims().get("swapped").await.unwrap();
+    let mut platforms = shim.spec.fetch_strategy.platforms.take().unwrap();
+    platforms[0].location.clone_from(&upgrade.url);
+    platforms[0].sha256 = Some(upgrade.sha256.clone());
+    shim.spec.fetch_strategy.platforms = Some(platforms);
+    cluster
+        .shims()
+        .replace("swapped", &kube::api::PostParams::default(), &shim)
+        .await
+        .unwrap();
+    eventually("the binary is another", async || {
+        let now = cluster.sh(&node, digest);
+        if now == old { Err(now) } else { Ok(()) }
+    })
+    .await;
+    cluster
+        .condition_becomes("swapped", "Ready", "True", "")
+        .await;
+    assert_eq!(cluster.containerd_pid(&node), process);
+
+    cluster.delete_shim("swapped").await;
+    cluster.label(&node, "test.farrier.dev/swapped", None).await;
+}

@@ -1,0 +1,501 @@
+//! The cluster that `cargo xtask test` brought up, as the tests see it: its API, its nodes, the shim that is served to it.
+//!
+//! Everything waits on a condition with a deadline; nothing here decides what is right.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use farrier::api::Shim;
+use k8s_openapi::api::core::v1::{Event, Node, Pod};
+use kube::api::{Api, DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams};
+use kube::{Client, Config, ResourceExt};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+/// A Job takes seconds, a failed one is tried again after half a minute; two of those and a slow machine fit in here.
+pub const DEADLINE: Duration = Duration::from_secs(180);
+
+/// Between two looks at a condition that nothing can be told to report.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// Handler, RuntimeClass and Shim of the runtime that the tests bring along.
+pub const SHIM: &str = "wasmi";
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ClusterFile {
+    kubeconfig: PathBuf,
+    kubectl: PathBuf,
+    helm: PathBuf,
+    nodes: Vec<NodeFile>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct NodeFile {
+    name: String,
+    containerd: String,
+    pid: u32,
+}
+
+/// What `xtask` serves to the cluster.
+#[derive(Debug, Deserialize)]
+pub struct Artifacts {
+    /// Base of the HTTPS URLs.
+    pub https: String,
+    /// PEM file of the authority that signed the server's certificate.
+    pub ca: PathBuf,
+    /// The good archive, behind a redirect.
+    pub shim: Artifact,
+    /// The same shim as another release: the binary's digest differs, what it does doesn't.
+    pub upgrade: Artifact,
+    /// By what is wrong with them.
+    pub faults: BTreeMap<String, Artifact>,
+}
+
+/// One archive on the server.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Artifact {
+    pub url: String,
+    pub sha256: String,
+    pub binary_sha256: Option<String>,
+}
+
+/// The cluster under test.
+pub struct Cluster {
+    file: ClusterFile,
+    pub artifacts: Artifacts,
+    pub client: Client,
+}
+
+fn read<T: DeserializeOwned>(variable: &str) -> T {
+    let path = std::env::var(variable).unwrap_or_else(|_| {
+        panic!("{variable} is not set: run these tests by `cargo xtask test cluster`")
+    });
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+impl Cluster {
+    /// Connects, and installs Farrier by its chart where it is not there yet.
+    pub async fn with_farrier() -> Self {
+        // A second installation in the same process is refused, and is no fault.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let file: ClusterFile = read("FARRIER_CLUSTER");
+        let kubeconfig = kube::config::Kubeconfig::read_from(&file.kubeconfig).unwrap();
+        let config =
+            Config::from_custom_kubeconfig(kubeconfig, &kube::config::KubeConfigOptions::default())
+                .await
+                .unwrap();
+        let cluster = Self {
+            file,
+            artifacts: read("FARRIER_ARTIFACTS"),
+            client: Client::try_from(config).unwrap(),
+        };
+        cluster.helm_install();
+        cluster
+    }
+
+    fn helm_install(&self) {
+        let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/farrier");
+        let image = std::env::var("FARRIER_IMAGE").unwrap();
+        let (repository, tag) = image.rsplit_once(':').unwrap();
+        let values = json!({
+            "image": {"repository": repository, "tag": tag, "pullPolicy": "Never"},
+            "extraCA": std::fs::read_to_string(&self.artifacts.ca).unwrap(),
+            "shims": {"preset": "none", "extra": [self.shim_values()]},
+        });
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("values.json");
+        std::fs::write(&path, values.to_string()).unwrap();
+        let output = Command::new(&self.file.helm)
+            .args([
+                "upgrade",
+                "--install",
+                "farrier",
+                chart,
+                "-n",
+                "farrier",
+                "--create-namespace",
+                "--wait",
+                "--timeout",
+                "2m",
+            ])
+            .arg("--values")
+            .arg(&path)
+            .env("KUBECONFIG", &self.file.kubeconfig)
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "helm: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+
+    /// The Shim that annotated nodes get, in the words of the chart's values.
+    fn shim_values(&self) -> Value {
+        let mut values = shim_spec(&self.artifacts.shim, SHIM);
+        values["name"] = json!(SHIM);
+        values["annotationSelector"] = json!({"kwasm.sh/kwasm-node": "true"});
+        values
+    }
+
+    /// A Shim object for the nodes that carry the label `test.farrier.dev/<name>`.
+    pub fn shim(&self, name: &str, artifact: &Artifact) -> Shim {
+        let mut spec = shim_spec(artifact, name);
+        spec["nodeSelector"] = json!({format!("test.farrier.dev/{name}"): "true"});
+        serde_json::from_value(json!({
+            "apiVersion": "runtime.spinkube.dev/v1alpha1", "kind": "Shim", "metadata": {"name": name}, "spec": spec,
+        }))
+        .unwrap()
+    }
+
+    /// The name of the node that runs this containerd release series, as `1.7`.
+    pub fn node_with(&self, series: &str) -> String {
+        let node = self
+            .file
+            .nodes
+            .iter()
+            .find(|node| node.containerd.starts_with(series));
+        node.unwrap_or_else(|| panic!("no node runs containerd {series}"))
+            .name
+            .clone()
+    }
+
+    pub fn node_names(&self) -> Vec<String> {
+        self.file
+            .nodes
+            .iter()
+            .map(|node| node.name.clone())
+            .collect()
+    }
+
+    pub fn nodes(&self) -> Api<Node> {
+        Api::all(self.client.clone())
+    }
+
+    pub fn shims(&self) -> Api<Shim> {
+        Api::all(self.client.clone())
+    }
+
+    pub fn pods(&self) -> Api<Pod> {
+        Api::namespaced(self.client.clone(), "default")
+    }
+
+    /// Runs a shell line on the node, in all of its namespaces, and gives its standard output; it must succeed.
+    pub fn sh(&self, node: &str, line: &str) -> String {
+        let output = self.try_sh(node, line);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(
+            output.status.success(),
+            "{node}: {line}: {text}{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        text
+    }
+
+    fn try_sh(&self, node: &str, line: &str) -> Output {
+        let pid = self
+            .file
+            .nodes
+            .iter()
+            .find(|file| file.name == node)
+            .unwrap()
+            .pid
+            .to_string();
+        Command::new("nsenter")
+            .args([
+                "-t", &pid, "-m", "-u", "-i", "-n", "-p", "-C", "-r", "-w", "/bin/sh", "-euc", line,
+            ])
+            .env_clear()
+            .env(
+                "PATH",
+                "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            )
+            .output()
+            .unwrap()
+    }
+
+    /// What an administrator would compare: every file under /etc/containerd with its mode and owner, which of our folders are
+    /// there, what the units say of themselves, and who runs.
+    pub fn host(&self, node: &str) -> String {
+        self.sh(
+            node,
+            "cd /etc/containerd; find . -printf '%p %y %m %u:%g %l\\n' | sort; find . -type f -print0 | sort -z | xargs -0r sha256sum
+             ls -d /opt/farrier /var/lib/farrier 2>/dev/null || true
+             for unit in containerd kubelet; do
+               systemctl show $unit -p ActiveState,SubState,UnitFileState,FragmentPath,DropInPaths,KillMode,NRestarts,NeedDaemonReload
+             done",
+        )
+    }
+
+    /// The process that containerd's unit runs: another one after a restart.
+    pub fn containerd_pid(&self, node: &str) -> String {
+        self.sh(node, "systemctl show containerd -p MainPID --value")
+    }
+
+    pub async fn patch_node(&self, node: &str, patch: Value) {
+        self.nodes()
+            .patch(node, &PatchParams::default(), &Patch::Merge(patch))
+            .await
+            .unwrap();
+    }
+
+    pub async fn annotate(&self, node: &str, value: Option<&str>) {
+        self.patch_node(
+            node,
+            json!({"metadata": {"annotations": {"kwasm.sh/kwasm-node": value}}}),
+        )
+        .await;
+    }
+
+    pub async fn label(&self, node: &str, key: &str, value: Option<&str>) {
+        self.patch_node(node, json!({"metadata": {"labels": {key: value}}}))
+            .await;
+    }
+
+    /// The node's labels and annotations that are Farrier's or its predecessors', with values.
+    pub async fn marks(&self, node: &str) -> BTreeMap<String, String> {
+        let node = self.nodes().get(node).await.unwrap();
+        let ours = |key: &str| {
+            key.contains("farrier.dev/") && !key.starts_with("test.") || key.contains("kwasm.sh/")
+        };
+        let labels = node.labels().iter().chain(node.annotations());
+        labels
+            .filter(|(key, _)| ours(key) || !key.contains('/'))
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect()
+    }
+
+    /// Waits until the node's marks are as `wanted` says.
+    pub async fn marks_become<F>(
+        &self,
+        node: &str,
+        what: &str,
+        wanted: F,
+    ) -> BTreeMap<String, String>
+    where
+        F: Fn(&BTreeMap<String, String>) -> bool,
+    {
+        eventually(&format!("{node}: {what}"), async || {
+            let marks = self.marks(node).await;
+            if wanted(&marks) {
+                Ok(marks)
+            } else {
+                Err(marks)
+            }
+        })
+        .await
+    }
+
+    pub async fn label_becomes(&self, node: &str, key: &str, value: &str) {
+        self.marks_become(node, &format!("{key}={value}"), |marks| {
+            marks.get(key).is_some_and(|found| found == value)
+        })
+        .await;
+    }
+
+    /// The node carries no mark of ours and no finished work is left.
+    pub async fn marks_vanish(&self, node: &str) {
+        self.marks_become(node, "no label or annotation of Farrier", |marks| {
+            !marks.keys().any(|key| {
+                key.contains("farrier.dev/") || key.contains("kwasm-provisioned") || key == SHIM
+            })
+        })
+        .await;
+    }
+
+    pub async fn node_is_ready(&self, node: &str) -> bool {
+        let node = self.nodes().get(node).await.unwrap();
+        let conditions = node
+            .status
+            .and_then(|status| status.conditions)
+            .unwrap_or_default();
+        conditions
+            .iter()
+            .any(|condition| condition.type_ == "Ready" && condition.status == "True")
+    }
+
+    /// Starts a pod with the Wasm module and waits for the phase.
+    pub async fn wasm_pod(
+        &self,
+        name: &str,
+        node: &str,
+        arguments: &[&str],
+        phase: &str,
+    ) -> String {
+        let image = std::env::var("FARRIER_HELLO_IMAGE").unwrap();
+        let pod = serde_json::from_value(json!({
+            "metadata": {"name": name},
+            "spec": {
+                "runtimeClassName": SHIM,
+                "restartPolicy": "Never",
+                "nodeSelector": {"kubernetes.io/hostname": node},
+                "tolerations": [{"operator": "Exists"}],
+                "terminationGracePeriodSeconds": 1,
+                "containers": [{"name": "hello", "image": image, "imagePullPolicy": "Never", "args": arguments}],
+            },
+        }))
+        .unwrap();
+        self.pods()
+            .create(&PostParams::default(), &pod)
+            .await
+            .unwrap();
+        eventually(&format!("pod {name} is {phase}"), async || {
+            let status = self
+                .pods()
+                .get(name)
+                .await
+                .unwrap()
+                .status
+                .unwrap_or_default();
+            if status.phase.as_deref() == Some(phase) {
+                Ok(())
+            } else {
+                Err(status)
+            }
+        })
+        .await;
+        self.pods().logs(name, &LogParams::default()).await.unwrap()
+    }
+
+    pub async fn delete_pod(&self, name: &str) {
+        self.pods()
+            .delete(name, &DeleteParams::default())
+            .await
+            .unwrap();
+        eventually(&format!("pod {name} is gone"), async || {
+            match self.pods().get_opt(name).await.unwrap() {
+                None => Ok(()),
+                Some(pod) => Err(pod.status),
+            }
+        })
+        .await;
+    }
+
+    /// Waits for an Event on the node whose message holds every part.
+    pub async fn event_tells(&self, node: &str, parts: &[&str]) {
+        let events: Api<Event> = Api::all(self.client.clone());
+        let fields = format!("involvedObject.kind=Node,involvedObject.name={node}");
+        eventually(&format!("an Event on {node} tells {parts:?}"), async || {
+            let list = events
+                .list(&ListParams::default().fields(&fields))
+                .await
+                .unwrap();
+            let messages: Vec<String> = list
+                .items
+                .into_iter()
+                .filter_map(|event| event.message)
+                .collect();
+            let told = messages
+                .iter()
+                .any(|message| parts.iter().all(|part| message.contains(part)));
+            if told { Ok(()) } else { Err(messages) }
+        })
+        .await;
+    }
+
+    /// Waits for a condition of the Shim: type, status, and a message that holds `part`.
+    pub async fn condition_becomes(&self, shim: &str, kind: &str, status: &str, part: &str) {
+        eventually(
+            &format!("shim {shim}: {kind}={status} {part:?}"),
+            async || {
+                let shim = serde_json::to_value(self.shims().get(shim).await.unwrap()).unwrap();
+                let conditions = shim["status"]["conditions"]
+                    .as_array()
+                    .cloned()
+                    .unwrap_or_default();
+                let met = conditions.iter().any(|condition| {
+                    condition["type"] == kind
+                        && condition["status"] == status
+                        && condition["message"]
+                            .as_str()
+                            .is_some_and(|message| message.contains(part))
+                });
+                if met { Ok(()) } else { Err(conditions) }
+            },
+        )
+        .await;
+    }
+
+    pub async fn create_shim(&self, shim: &Shim) {
+        self.shims()
+            .create(&PostParams::default(), shim)
+            .await
+            .unwrap();
+    }
+
+    /// Deletes the Shim and waits until its finalizer let it go.
+    pub async fn delete_shim(&self, name: &str) {
+        self.shims()
+            .delete(name, &DeleteParams::default())
+            .await
+            .unwrap();
+        eventually(&format!("shim {name} is gone"), async || {
+            match self.shims().get_opt(name).await.unwrap() {
+                None => Ok(()),
+                Some(shim) => Err(shim.status),
+            }
+        })
+        .await;
+    }
+
+    /// Runs kubectl as a user would.
+    pub fn kubectl(&self, arguments: &[&str]) -> String {
+        let output = Command::new(&self.file.kubectl)
+            .args(arguments)
+            .env("KUBECONFIG", &self.file.kubeconfig)
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "kubectl {arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Runs the host's build of Farrier against the cluster.
+    pub fn farrier(&self, arguments: &[&str]) -> String {
+        let binary = env!("CARGO_BIN_EXE_farrier");
+        let output = Command::new(binary)
+            .args(arguments)
+            .env("KUBECONFIG", &self.file.kubeconfig)
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "farrier {arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+}
+
+/// Looks until it is so; at the deadline, what was seen last is the message.
+pub async fn eventually<T, E: Debug>(what: &str, mut look: impl AsyncFnMut() -> Result<T, E>) -> T {
+    let end = Instant::now() + DEADLINE;
+    loop {
+        match look().await {
+            Ok(found) => return found,
+            Err(seen) if Instant::now() > end => {
+                panic!("not within {DEADLINE:?}: {what}; last seen: {seen:#?}")
+            }
+            Err(_) => tokio::time::sleep(LOOK).await,
+        }
+    }
+}
+
+fn shim_spec(artifact: &Artifact, handler: &str) -> Value {
+    let platform = json!({"os": "linux", "arch": "amd64", "location": artifact.url, "sha256": artifact.sha256});
+    json!({
+        "fetchStrategy": {"platforms": [platform], "binary": "containerd-shim-wasmi-v1"},
+        "runtimeClass": {"name": handler, "handler": handler},
+        "rolloutStrategy": {"type": "recreate"},
+    })
+}

@@ -1,0 +1,296 @@
+//! The configuration editor against whole files: each folder of `tests/config` is a node's file before and after.
+//!
+//! `case.toml` says which containerd reads it and what is wanted; `in.toml` is the file before (no file: it is absent), `out.toml`
+//! the file after. Taking everything out again must give `in.toml` byte for byte.
+//! With `FARRIER_BLESS=1` in the environment the `out.toml` are written anew; read the diff.
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on stops")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use farrier::containerd_config::{
+    Error, Handler, Loaded, Placement, SourceFile, Value, edit, handlers, imports, judge, place,
+    runtimes_of_dump,
+};
+use rstest::rstest;
+use toml_edit::{DocumentMut, Item, TableLike};
+
+/// The path that containerd reads unless told otherwise.
+const ROOT: &str = "/etc/containerd/config.toml";
+
+/// One folder of `tests/config`.
+struct Case {
+    containerd: String,
+    loaded: Loaded,
+    path: String,
+    plugin: String,
+    want: Vec<Handler>,
+    before: Option<String>,
+    after: PathBuf,
+}
+
+fn text(table: &dyn TableLike, key: &str) -> Option<String> {
+    table.get(key).and_then(Item::as_str).map(str::to_owned)
+}
+
+fn read(case: &Path) -> Case {
+    let folder = case.parent().unwrap();
+    let document: DocumentMut = fs::read_to_string(case).unwrap().parse().unwrap();
+    let before = fs::read_to_string(folder.join("in.toml")).ok();
+    let path = text(document.as_table(), "path").unwrap_or_else(|| ROOT.to_owned());
+    let root = match text(document.as_table(), "root") {
+        Some(text) => Some(text),
+        None => before.clone(),
+    };
+    let mut imported: Vec<SourceFile> = document
+        .get("imported")
+        .and_then(Item::as_array_of_tables)
+        .into_iter()
+        .flatten()
+        .map(|file| SourceFile {
+            path: text(file, "path").unwrap(),
+            text: text(file, "text"),
+        })
+        .collect();
+    if path != ROOT && before.is_some() {
+        imported.push(SourceFile {
+            path: path.clone(),
+            text: before.clone(),
+        });
+    }
+    let want = document["want"]
+        .as_table_like()
+        .unwrap()
+        .iter()
+        .map(|(name, item)| wanted(name, item.as_table_like().unwrap()))
+        .collect();
+    Case {
+        containerd: text(document.as_table(), "containerd").unwrap(),
+        loaded: Loaded {
+            root: SourceFile {
+                path: ROOT.to_owned(),
+                text: root,
+            },
+            imported,
+        },
+        path,
+        plugin: text(document.as_table(), "plugin").unwrap(),
+        want,
+        before,
+        after: folder.join("out.toml"),
+    }
+}
+
+fn wanted(name: &str, table: &dyn TableLike) -> Handler {
+    let options = table.get("options").and_then(Item::as_table_like);
+    Handler {
+        name: name.to_owned(),
+        runtime_type: text(table, "runtime_type").unwrap(),
+        options: options
+            .into_iter()
+            .flat_map(TableLike::iter)
+            .map(|(key, item)| {
+                let value = match (item.as_bool(), item.as_integer(), item.as_str()) {
+                    (Some(value), _, _) => Value::Boolean(value),
+                    (_, Some(value), _) => Value::Integer(value),
+                    (_, _, value) => Value::String(value.unwrap().to_owned()),
+                };
+                (key.to_owned(), value)
+            })
+            .collect(),
+    }
+}
+
+fn runc() -> Handler {
+    Handler {
+        name: "runc".to_owned(),
+        runtime_type: "io.containerd.runc.v2".to_owned(),
+        options: BTreeMap::new(),
+    }
+}
+
+fn handler(name: &str) -> Handler {
+    Handler {
+        name: name.to_owned(),
+        runtime_type: format!("/opt/farrier/bin/containerd-shim-{name}"),
+        options: BTreeMap::from([("SystemdCgroup".to_owned(), Value::Boolean(true))]),
+    }
+}
+
+fn names(handlers: &[Handler]) -> BTreeSet<String> {
+    handlers
+        .iter()
+        .map(|handler| handler.name.clone())
+        .collect()
+}
+
+fn loaded(text: &str) -> Loaded {
+    Loaded {
+        root: SourceFile {
+            path: ROOT.to_owned(),
+            text: Some(text.to_owned()),
+        },
+        imported: Vec::new(),
+    }
+}
+
+/// Edits as on a node whose daemon showed the usual `runc` before.
+fn apply(
+    before: Option<&str>,
+    placement: &Placement,
+    ours: &BTreeSet<String>,
+    want: &[Handler],
+) -> Result<Option<String>, Error> {
+    edit(before, placement, ours, want, Some(&runc()))
+}
+
+#[rstest]
+fn a_file_gets_what_is_wanted_and_comes_back_to_its_first_bytes(
+    #[files("tests/config/*/case.toml")] case: PathBuf,
+) {
+    let case = read(&case);
+    let placement = place(&case.loaded, &case.containerd.parse().unwrap()).unwrap();
+    assert_eq!(placement.path, case.path);
+    assert_eq!(placement.plugin.key(), case.plugin);
+
+    let before = case.before.as_deref();
+    let ours = names(&case.want);
+    let after = apply(before, &placement, &BTreeSet::new(), &case.want).unwrap();
+    if std::env::var_os("FARRIER_BLESS").is_some() {
+        fs::write(&case.after, after.as_deref().unwrap()).unwrap();
+    }
+    assert_eq!(after, Some(fs::read_to_string(&case.after).unwrap()));
+    assert_eq!(
+        apply(after.as_deref(), &placement, &ours, &case.want).unwrap(),
+        after
+    );
+    assert_eq!(
+        apply(after.as_deref(), &placement, &ours, &[]).unwrap(),
+        case.before
+    );
+}
+
+#[rstest]
+fn any_set_in_any_order_leaves_nothing_behind(#[files("tests/config/*/case.toml")] case: PathBuf) {
+    let case = read(&case);
+    let placement = place(&case.loaded, &case.containerd.parse().unwrap()).unwrap();
+    let all = ["a", "b.c", "d"].map(handler);
+    let mut numbers = Numbers(2);
+    for _ in 0..32 {
+        let walk = numbers.below(512);
+        let mut now = case.before.clone();
+        let mut ours = BTreeSet::new();
+        for step in [walk & 7, walk >> 3 & 7, walk >> 6 & 7, 0] {
+            let want: Vec<Handler> = (0..3)
+                .filter(|bit| step >> bit & 1 == 1)
+                .map(|bit| all[bit].clone())
+                .collect();
+            now = apply(now.as_deref(), &placement, &ours, &want).unwrap();
+            ours = names(&want);
+            let declared = handlers(now.as_deref().unwrap_or_default(), &placement).unwrap();
+            for handler in &all {
+                assert_eq!(
+                    declared.contains_key(&handler.name),
+                    ours.contains(&handler.name)
+                );
+            }
+        }
+        assert_eq!(now, case.before, "walk {walk}");
+    }
+}
+
+/// A small generator of numbers: the same on every run.
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(self.0 >> 33).unwrap() % limit.max(1)
+    }
+}
+
+#[rstest]
+fn broken_text_never_panics_and_what_can_be_edited_comes_back(
+    #[files("tests/config/*/case.toml")] case: PathBuf,
+) {
+    const PIECES: [&str; 16] = [
+        "[",
+        "]",
+        "{",
+        "}",
+        "=",
+        ".",
+        "\"",
+        "'",
+        "\n",
+        "\r\n",
+        "#",
+        ", ",
+        "\u{feff}",
+        "[[plugins]]",
+        "plugins = {}",
+        "# farrier: managed handler; change its Shim instead\n",
+    ];
+    let case = read(&case);
+    let after = fs::read_to_string(&case.after).unwrap();
+    let mut numbers = Numbers(1);
+    let want = [handler("a"), handler("b.c")];
+    let ours = names(&want);
+    for round in 0..60 {
+        let whole = case
+            .before
+            .as_deref()
+            .filter(|_| round & 1 == 0)
+            .unwrap_or(&after);
+        let mut text: Vec<char> = whole.chars().collect();
+        for _ in 0..=numbers.below(3) {
+            if text.is_empty() {
+                break;
+            }
+            let at = numbers.below(text.len());
+            match numbers.below(4) {
+                0 => text.truncate(at),
+                1 => drop(text.drain(at..text.len().min(at + 1 + numbers.below(30)))),
+                2 => drop(text.splice(at..at, PIECES[numbers.below(16)].chars())),
+                _ => drop(text.remove(at)),
+            }
+        }
+        let text: String = text.into_iter().collect();
+        let _ = imports(&text);
+        let _ = runtimes_of_dump(&text);
+        let _ = judge(whole, &text, &ours);
+        for release in ["1.6.36", "2.1.9", "2.4.2"] {
+            let Ok(placement) = place(&loaded(&text), &release.parse().unwrap()) else {
+                continue;
+            };
+            let before = (!placement.drop_in).then_some(text.as_str());
+            if let Ok(after) = apply(before, &placement, &BTreeSet::new(), &want) {
+                let back = apply(after.as_deref(), &placement, &ours, &[]).unwrap();
+                // A comment of ours in the first text is taken for ours.
+                assert!(
+                    text.contains("# farrier:") || back.as_deref() == before,
+                    "{text:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn text_of_any_depth_is_read_or_refused() {
+    let keys = vec!["a"; 79].join(".");
+    let inside = (0..79).fold(format!("{keys} = 1"), |inside, _| {
+        format!("{keys} = {{ {inside} }}")
+    });
+    let text = format!("[{keys}]\n{inside}\n");
+    let _ = place(&loaded(&text), &"2.1.9".parse().unwrap());
+    for bracket in ["[", "{a=", "a."] {
+        let text = format!("a = {}", bracket.repeat(100_000));
+        assert!(place(&loaded(&text), &"2.1.9".parse().unwrap()).is_err());
+    }
+}

@@ -1,0 +1,350 @@
+//! Whole installs and removals on host trees in temporary folders, offline: nothing of them is run.
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+#[path = "host/support.rs"]
+mod support;
+
+use std::os::unix::fs::symlink;
+
+use farrier::handoff::{OptionValue, Outcome};
+use farrier::installer::host::HostRoot;
+use farrier::installer::journal::{Journal, Undo};
+use farrier::names::sha256_hex;
+use rstest::rstest;
+use support::{CONFIG, Host, program, shim};
+
+fn host() -> Host {
+    let host = Host::new(Some(CONFIG));
+    host.write("/srv/a", &program(1));
+    host.write("/srv/b", &program(2));
+    host
+}
+
+#[rstest]
+#[case::with_a_configuration(Some(CONFIG))]
+#[case::without_one(None)]
+#[case::with_an_empty_one(Some(""))]
+#[tokio::test]
+async fn a_host_is_as_it_was_once_the_last_handler_has_left(#[case] config: Option<&str>) {
+    let host = Host::new(config);
+    host.write("/srv/a", &program(1));
+    host.write("/srv/b", &program(2));
+    let before = host.tree(false);
+    let mut first = shim("a");
+    first.handlers.push("a.alias".to_owned());
+    first
+        .options
+        .insert("SystemdCgroup".to_owned(), OptionValue::Boolean(true));
+    let report = host.install(&[first, shim("b")], &["later"]).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    assert!(
+        host.config()
+            .contains("/opt/farrier/bin/containerd-shim-a.alias")
+    );
+    assert!(
+        host.config()
+            .contains("/opt/farrier/bin/containerd-shim-later")
+    );
+    let binary = std::fs::read(host.path("/opt/farrier/bin/containerd-shim-b")).unwrap();
+    assert_eq!(binary, program(2));
+    let report = host.uninstall(None).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    assert_eq!(host.tree(false), before);
+}
+
+#[tokio::test]
+async fn a_second_run_writes_nothing() {
+    let host = host();
+    host.install(&[shim("a"), shim("b")], &["later"]).await;
+    let before = host.tree(true);
+    let report = host.install(&[shim("a"), shim("b")], &["later"]).await;
+    assert_eq!(report.result, Outcome::Unchanged, "{report:?}");
+    assert!(!report.changed);
+    assert_eq!(host.tree(true), before);
+}
+
+#[tokio::test]
+async fn a_dry_run_shows_the_change_and_writes_nothing() {
+    let host = host();
+    let before = host.tree(true);
+    let preview = farrier::installer::preview(&host.named(&[shim("a")], &[]))
+        .await
+        .unwrap();
+    assert!(
+        preview.text.contains("+++ /etc/containerd/config.toml"),
+        "{}",
+        preview.text
+    );
+    assert!(!preview.report.changed);
+    assert_eq!(host.tree(true), before);
+}
+
+#[tokio::test]
+async fn a_new_binary_leaves_the_configuration_alone() {
+    let host = host();
+    host.install(&[shim("a")], &[]).await;
+    let config = host.config();
+    host.write("/srv/a", &program(9));
+    let report = host.install(&[shim("a")], &[]).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    assert_eq!(host.config(), config);
+    let binary = std::fs::read(host.path("/opt/farrier/bin/containerd-shim-a")).unwrap();
+    assert_eq!(binary, program(9));
+    let stored = std::fs::read_dir(host.path("/opt/farrier/store")).unwrap();
+    assert_eq!(stored.count(), 1);
+}
+
+#[tokio::test]
+async fn a_reserved_handler_comes_and_goes_without_a_change_of_the_configuration() {
+    let host = host();
+    host.install(&[shim("a")], &["b"]).await;
+    let config = host.config();
+    for shims in [&[shim("a"), shim("b")][..], &[shim("a")]] {
+        let report = host.install(shims, &["b"]).await;
+        assert_eq!(report.result, Outcome::Applied, "{report:?}");
+        assert_eq!(host.config(), config);
+        let there = host.path("/opt/farrier/bin/containerd-shim-b").exists();
+        assert_eq!(there, shims.len() == 2);
+    }
+}
+
+#[tokio::test]
+async fn a_foreign_handler_is_refused_for_its_shim_alone() {
+    let host = host();
+    host.write("/srv/kata", &program(3));
+    let report = host.install(&[shim("a"), shim("kata")], &["runc"]).await;
+    assert_eq!(report.result, Outcome::Partial, "{report:?}");
+    assert!(report.reason.unwrap().contains("handler kata is declared"));
+    assert!(host.config().starts_with(CONFIG));
+    assert!(!host.path("/opt/farrier/bin/containerd-shim-kata").exists());
+    assert!(host.path("/opt/farrier/bin/containerd-shim-a").exists());
+}
+
+#[tokio::test]
+async fn a_failed_upgrade_keeps_the_old_version() {
+    let host = host();
+    host.install(&[shim("a")], &[]).await;
+    let before = host.tree(false);
+    let mut upgrade = shim("a");
+    upgrade.sha256 = Some("0".repeat(64));
+    let report = host.install(&[upgrade, shim("b")], &[]).await;
+    assert_eq!(report.result, Outcome::Partial, "{report:?}");
+    let old = sha256_hex(&program(1));
+    assert_eq!(report.handlers[0].sha256.as_deref(), Some(old.as_str()));
+    assert!(report.reason.unwrap().contains("has SHA-256"));
+    let link = host.path("/opt/farrier/bin/containerd-shim-a");
+    assert_eq!(std::fs::read(link).unwrap(), program(1));
+    host.install(&[shim("a")], &[]).await;
+    host.uninstall(Some(&["b"])).await;
+    assert!(before.keys().all(|path| path.symlink_metadata().is_ok()));
+}
+
+#[rstest]
+#[case::absent("absent", "there is no /srv/absent on this host")]
+#[case::no_program("empty", "the artifact can't be unpacked")]
+#[tokio::test]
+async fn a_shim_that_can_t_be_had_changes_nothing(#[case] name: &str, #[case] reason: &str) {
+    let host = host();
+    let before = host.tree(true);
+    let report = host.install(&[shim(name)], &["later"]).await;
+    assert_eq!(report.result, Outcome::Refused, "{report:?}");
+    assert!(report.reason.unwrap().contains(reason));
+    assert_eq!(host.tree(true), before);
+}
+
+#[rstest]
+#[case::no_toml("[[[", "can't be parsed")]
+#[case::no_cri(
+    "version = 2\ndisabled_plugins = ['io.containerd.grpc.v1.cri']\n",
+    "disables"
+)]
+#[tokio::test]
+async fn a_configuration_that_can_t_be_edited_is_left_alone(
+    #[case] config: &str,
+    #[case] reason: &str,
+) {
+    let host = host();
+    host.write("/etc/containerd/config.toml", config.as_bytes());
+    let before = host.tree(true);
+    let report = host.install(&[shim("a")], &[]).await;
+    assert_eq!(report.result, Outcome::Refused, "{report:?}");
+    assert!(report.reason.unwrap().contains(reason));
+    assert!(report.handlers[0].reason.is_some());
+    assert_eq!(host.tree(true), before);
+}
+
+#[tokio::test]
+async fn a_distribution_that_can_t_be_changed_is_refused() {
+    let host = host();
+    host.write("/etc/os-release", b"ID=talos\n");
+    let report = host.install(&[shim("a")], &[]).await;
+    assert_eq!(report.result, Outcome::Refused);
+    assert!(report.reason.unwrap().contains("Talos"));
+}
+
+#[tokio::test]
+async fn owners_leave_each_other_s_handlers_alone() {
+    let host = host();
+    let handoff = tempfile::tempdir().unwrap();
+    host.install(&[shim("a")], &[]).await;
+    let report = host.provision(&[shim("b")], handoff.path()).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    assert_eq!(report.node_uid, "uid");
+    let report = host.uninstall(Some(&["b"])).await;
+    assert!(report.reason.unwrap().contains("belongs to cluster"));
+    host.provision(&[], handoff.path()).await;
+    assert!(host.path("/opt/farrier/bin/containerd-shim-a").exists());
+    assert!(!host.path("/opt/farrier/bin/containerd-shim-b").exists());
+}
+
+#[tokio::test]
+async fn a_hand_off_folder_is_not_trusted() {
+    let host = host();
+    let handoff = tempfile::tempdir().unwrap();
+    let remote = |name: &str| {
+        let mut shim = shim(name);
+        shim.location = "https://example.org/a.tar.gz".to_owned();
+        shim
+    };
+    let leave = |name: &str, digest: &str| {
+        let result = format!(r#"{{"shim":"{name}","binarySha256":"{digest}","reason":null}}"#);
+        std::fs::write(handoff.path().join(format!("{name}.json")), result).unwrap();
+    };
+    symlink("/bin/true", handoff.path().join("link.bin")).unwrap();
+    leave("link", &"0".repeat(64));
+    std::fs::write(handoff.path().join("other.bin"), program(4)).unwrap();
+    leave("other", &"0".repeat(64));
+    std::fs::write(handoff.path().join("good.bin"), program(5)).unwrap();
+    leave("good", &sha256_hex(&program(5)));
+    let shims = ["good", "link", "none", "other"].map(remote);
+    let report = host.provision(&shims, handoff.path()).await;
+    assert_eq!(report.result, Outcome::Partial, "{report:?}");
+    let carried: Vec<bool> = report
+        .handlers
+        .iter()
+        .map(|handler| handler.sha256.is_some())
+        .collect();
+    assert_eq!(carried, [true, false, false, false]);
+}
+
+/// What a run leaves that is killed after the configuration was written and before the state file was.
+fn interrupt(host: &Host, before: &str) {
+    let root = HostRoot::open(host.root()).unwrap();
+    let config = "/etc/containerd/config.toml".to_owned();
+    Journal {
+        api_version: "farrier.dev/v1".to_owned(),
+        undo: vec![
+            Undo::Link {
+                path: "/opt/farrier/bin/containerd-shim-a".to_owned(),
+                target: None,
+            },
+            Undo::Config {
+                path: config.clone(),
+                before: Some(before.to_owned()),
+                wrote: Some(sha256_hex(host.config().as_bytes())),
+            },
+        ],
+        declares: vec!["a".to_owned()],
+        root: config,
+        unit: "containerd.service".to_owned(),
+        socket: "/run/containerd/containerd.sock".to_owned(),
+        restarting: true,
+        commits: Some("of a state file that was never written".to_owned()),
+        drop_folders: Vec::new(),
+    }
+    .save(&root)
+    .unwrap();
+    std::fs::remove_file(host.path("/var/lib/farrier/state.json")).unwrap();
+}
+
+#[tokio::test]
+async fn an_interrupted_change_is_undone_by_the_next_run() {
+    let host = host();
+    host.install(&[shim("a")], &[]).await;
+    interrupt(&host, CONFIG);
+    host.uninstall(None).await;
+    assert_eq!(host.config(), CONFIG);
+    assert!(!host.path("/opt/farrier").exists());
+    assert!(!host.path("/var/lib/farrier").exists());
+}
+
+#[tokio::test]
+async fn an_interrupted_change_of_a_file_that_was_edited_since_is_cut_out_of_today_s_text() {
+    let host = host();
+    host.install(&[shim("a")], &[]).await;
+    interrupt(&host, CONFIG);
+    let edited = host.config().replace("# ours", "# edited since");
+    host.write("/etc/containerd/config.toml", edited.as_bytes());
+    host.uninstall(None).await;
+    assert_eq!(host.config(), CONFIG.replace("# ours", "# edited since"));
+    assert!(!host.path("/var/lib/farrier").exists());
+}
+
+#[tokio::test]
+async fn a_removal_that_was_interrupted_after_its_end_is_cleared_up_by_the_next_run() {
+    let host = host();
+    let before = host.tree(false);
+    host.install(&[shim("a")], &[]).await;
+    interrupt(&host, CONFIG);
+    // Without undo, and with no state file to come, the change stands: only clearing up is left.
+    let journal = host.path("/var/lib/farrier/journal.json");
+    let text = std::fs::read_to_string(&journal).unwrap();
+    let text = text.replace("\"of a state file that was never written\"", "null");
+    let folders = r#""dropFolders":["/var/lib","/var/lib/farrier","/opt","/opt/farrier"]"#;
+    std::fs::write(&journal, text.replace("\"dropFolders\":[]", folders)).unwrap();
+    host.write("/etc/containerd/config.toml", CONFIG.as_bytes());
+    host.uninstall(None).await;
+    std::fs::remove_dir(host.path("/var")).unwrap();
+    assert_eq!(host.tree(false), before);
+}
+
+#[tokio::test]
+async fn a_configuration_path_that_is_not_absolute_is_refused() {
+    let host = host();
+    let mut options = host.named(&[shim("a")], &[]);
+    options.config = Some("config.toml".into());
+    let report = farrier::installer::install(options).await;
+    assert_eq!(report.result, Outcome::Refused);
+    assert!(report.remedy.unwrap().contains("absolute"));
+}
+
+#[tokio::test]
+async fn a_damaged_state_file_stops_everything() {
+    let host = host();
+    host.install(&[shim("a")], &[]).await;
+    host.write("/var/lib/farrier/state.json", b"{");
+    let before = host.tree(true);
+    let report = host.uninstall(None).await;
+    assert_eq!(report.result, Outcome::Refused);
+    assert!(
+        report
+            .reason
+            .unwrap()
+            .contains("/var/lib/farrier/state.json")
+    );
+    assert_eq!(host.tree(true), before);
+}
+
+#[tokio::test]
+async fn a_drifted_binary_is_found_by_doctor_and_repaired_by_install() {
+    let host = host();
+    host.install(&[shim("a")], &[]).await;
+    let stored = format!("/opt/farrier/store/{}", sha256_hex(&program(1)));
+    host.write(&stored, b"something else");
+    let diagnosis = farrier::installer::doctor(host.root(), true).await.unwrap();
+    let problems: Vec<&str> = diagnosis
+        .findings
+        .iter()
+        .map(|finding| finding.problem.as_str())
+        .collect();
+    assert!(
+        problems
+            .iter()
+            .any(|problem| problem.contains("is not the binary")),
+        "{problems:?}"
+    );
+    let report = host.install(&[shim("a")], &[]).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    assert_eq!(std::fs::read(host.path(&stored)).unwrap(), program(1));
+}

@@ -1,0 +1,145 @@
+//! A host's file system in a temporary folder, and artifacts for it. Helpers of the host tests, no tests.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use farrier::handoff::{Owner, ProvisionReport, ProvisionRequest, ShimRequest};
+use farrier::installer::{self, InstallOptions, UninstallOptions, Wanted};
+use farrier::names::sha256_hex;
+
+/// A configuration as an administrator leaves it.
+pub const CONFIG: &str = "# ours\nversion = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\n  runtime_type = \"io.containerd.runc.v2\"\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.kata]\nruntime_type = \"io.containerd.kata.v2\" # theirs";
+
+/// An unpacked image.
+pub struct Host {
+    folder: tempfile::TempDir,
+}
+
+/// A program for this CPU that differs by `seed`; it is never run.
+pub fn program(seed: u8) -> Vec<u8> {
+    let machine: u16 = if cfg!(target_arch = "x86_64") {
+        62
+    } else {
+        183
+    };
+    let mut bytes = vec![0; 64];
+    bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    bytes[18..20].copy_from_slice(&machine.to_le_bytes());
+    bytes[63] = seed;
+    bytes
+}
+
+/// A shim whose artifact is a file on the host.
+pub fn shim(name: &str) -> ShimRequest {
+    ShimRequest {
+        name: name.to_owned(),
+        handlers: vec![name.to_owned()],
+        location: format!("file:///srv/{name}"),
+        sha256: None,
+        binary_sha256: None,
+        binary: None,
+        options: BTreeMap::new(),
+    }
+}
+
+impl Host {
+    pub fn new(config: Option<&str>) -> Self {
+        let host = Self {
+            folder: tempfile::tempdir().unwrap(),
+        };
+        host.write("/etc/os-release", b"ID=debian\n");
+        host.write("/srv/empty", b"");
+        if let Some(config) = config {
+            host.write("/etc/containerd/config.toml", config.as_bytes());
+        }
+        host
+    }
+
+    pub fn root(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub fn path(&self, path: &str) -> PathBuf {
+        self.root().join(path.trim_start_matches('/'))
+    }
+
+    pub fn write(&self, path: &str, bytes: &[u8]) {
+        let path = self.path(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, bytes).unwrap();
+    }
+
+    pub fn config(&self) -> String {
+        std::fs::read_to_string(self.path("/etc/containerd/config.toml")).unwrap()
+    }
+
+    /// Every path with what it is: mode, bytes or link, and with `times` also what any write would change.
+    pub fn tree(&self, times: bool) -> BTreeMap<PathBuf, String> {
+        let mut tree = BTreeMap::new();
+        let mut folders = vec![self.root().to_owned()];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                let metadata = path.symlink_metadata().unwrap();
+                let mut what = format!("{:o} ", metadata.mode());
+                if metadata.is_symlink() {
+                    what += &std::fs::read_link(&path).unwrap().to_string_lossy();
+                } else if metadata.is_dir() {
+                    folders.push(path.clone());
+                } else {
+                    what += &sha256_hex(&std::fs::read(&path).unwrap());
+                }
+                if times {
+                    what = format!("{what} {} {}", metadata.ino(), metadata.ctime_nsec());
+                }
+                tree.insert(path, what);
+            }
+        }
+        tree
+    }
+
+    fn options(&self, wanted: Wanted) -> InstallOptions {
+        InstallOptions {
+            host_root: self.root().to_owned(),
+            wanted,
+            artifacts: None,
+            keep_others: false,
+            config: None,
+            offline: true,
+            ca_file: None,
+        }
+    }
+
+    /// As the command line asks.
+    pub async fn install(&self, shims: &[ShimRequest], reserve: &[&str]) -> ProvisionReport {
+        installer::install(self.named(shims, reserve)).await
+    }
+
+    pub fn named(&self, shims: &[ShimRequest], reserve: &[&str]) -> InstallOptions {
+        self.options(Wanted::Named {
+            shims: shims.to_vec(),
+            reserve: reserve.iter().map(ToString::to_string).collect(),
+        })
+    }
+
+    /// As a Job of the controller asks, with the hand-off folder `artifacts`.
+    pub async fn provision(&self, shims: &[ShimRequest], artifacts: &Path) -> ProvisionReport {
+        let request =
+            ProvisionRequest::new(Owner::Cluster, "uid".to_owned(), shims.to_vec(), vec![]);
+        let file = artifacts.join("request");
+        std::fs::write(&file, request.to_json()).unwrap();
+        let mut options = self.options(Wanted::File(file));
+        options.artifacts = Some(artifacts.to_owned());
+        installer::install(options).await
+    }
+
+    pub async fn uninstall(&self, shims: Option<&[&str]>) -> ProvisionReport {
+        installer::uninstall(UninstallOptions {
+            host_root: self.root().to_owned(),
+            shims: shims.map(|shims| shims.iter().map(ToString::to_string).collect()),
+            offline: true,
+        })
+        .await
+    }
+}

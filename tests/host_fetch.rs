@@ -1,0 +1,249 @@
+//! Fetching from a real server on the loopback interface: what is verified, what is refused, what is left in the hand-off folder.
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::sync::Arc;
+
+use farrier::handoff::{FetchResult, ShimRequest};
+use farrier::installer::artifact::{fetch, handed_over};
+use farrier::names::sha256_hex;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use rstest::rstest;
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+
+/// Answers to paths; another path is answered with 404.
+type Routes = BTreeMap<&'static str, Vec<u8>>;
+
+fn program() -> Vec<u8> {
+    let machine: u16 = if cfg!(target_arch = "x86_64") {
+        62
+    } else {
+        183
+    };
+    let mut bytes = vec![0; 64];
+    bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    bytes[18..20].copy_from_slice(&machine.to_le_bytes());
+    bytes
+}
+
+fn archive(name: &str) -> Vec<u8> {
+    let mut builder = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
+    let mut header = tar::Header::new_gnu();
+    header.set_size(64);
+    header.set_mode(0o755);
+    builder
+        .append_data(&mut header, name, program().as_slice())
+        .unwrap();
+    builder.into_inner().unwrap().finish().unwrap()
+}
+
+fn ok(body: &[u8]) -> Vec<u8> {
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+    [head.as_bytes(), body].concat()
+}
+
+fn redirect(to: &str) -> Vec<u8> {
+    format!("HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: {to}\r\n\r\n").into_bytes()
+}
+
+/// Answers one request on a connection and closes it.
+fn answer(mut stream: impl Read + Write, routes: &Routes) {
+    let mut request = String::new();
+    let mut reader = BufReader::new(&mut stream);
+    if reader.read_line(&mut request).is_err() {
+        return;
+    }
+    let mut line = String::new();
+    while reader.read_line(&mut line).is_ok_and(|read| read > 2) {
+        line.clear();
+    }
+    let path = request.split(' ').nth(1).unwrap_or_default();
+    let not_found = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n".to_vec();
+    let _ = stream.write_all(routes.get(path).unwrap_or(&not_found));
+    let _ = stream.flush();
+}
+
+fn serve(routes: Routes) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            answer(stream, &routes);
+        }
+    });
+    address
+}
+
+/// A server with a certificate of its own authority, which it writes to `ca_file`.
+fn serve_tls(routes: Routes, ca_file: &Path) -> SocketAddr {
+    let own = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    std::fs::write(ca_file, own.cert.pem()).unwrap();
+    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(own.signing_key.serialize_der()));
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![own.cert.der().clone()], key)
+        .unwrap();
+    let config = Arc::new(config);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let connection = rustls::ServerConnection::new(config.clone()).unwrap();
+            let mut stream = rustls::StreamOwned::new(connection, stream);
+            answer(&mut stream, &routes);
+            stream.conn.send_close_notify();
+            let _ = stream.flush();
+        }
+    });
+    address
+}
+
+fn shim(location: String) -> ShimRequest {
+    ShimRequest {
+        name: "wasmtime".to_owned(),
+        handlers: vec!["wasmtime".to_owned()],
+        location,
+        sha256: None,
+        binary_sha256: None,
+        binary: None,
+        options: BTreeMap::new(),
+    }
+}
+
+async fn fetch_one(shim: &ShimRequest, out: &Path, ca_file: Option<&Path>) -> FetchResult {
+    let mut results = fetch(std::slice::from_ref(shim), out, ca_file)
+        .await
+        .unwrap();
+    assert_eq!(results.len(), 1);
+    results.remove(0)
+}
+
+#[tokio::test]
+async fn an_artifact_is_verified_unpacked_and_handed_over() {
+    let archive = archive("containerd-shim-wasmtime-v1");
+    // The tag of a release has a slash, which must reach the server as it was written.
+    let address = serve(Routes::from([
+        ("/shim%2Fv1/a.tar.gz", redirect("/other?x=1")),
+        ("/other?x=1", ok(&archive)),
+    ]));
+    let out = tempfile::tempdir().unwrap();
+    let mut shim = shim(format!("http://{address}/shim%2Fv1/a.tar.gz"));
+    shim.sha256 = Some(sha256_hex(&archive).to_uppercase());
+    shim.binary_sha256 = Some(sha256_hex(&program()));
+    let result = fetch_one(&shim, out.path(), None).await;
+    assert_eq!(result.reason, None);
+    let (path, digest) = handed_over(&shim, out.path()).unwrap();
+    assert_eq!(digest, sha256_hex(&program()));
+    assert_eq!(std::fs::read(path).unwrap(), program());
+    assert!(!out.path().join("wasmtime.artifact").exists());
+}
+
+#[rstest]
+#[case::wrong_digest("/a.tar.gz", Some("0"), "has SHA-256")]
+#[case::gone("/absent", None, "the server answers 404")]
+#[case::no_binary(
+    "/b.tar.gz",
+    None,
+    "the archive holds no containerd-shim-wasmtime (it holds README)"
+)]
+#[case::circle("/circle", None, "redirects in a circle")]
+#[tokio::test]
+async fn a_failure_is_one_sentence_and_leaves_no_binary(
+    #[case] path: &str,
+    #[case] digest: Option<&str>,
+    #[case] reason: &str,
+) {
+    let address = serve(Routes::from([
+        ("/a.tar.gz", ok(&archive("containerd-shim-wasmtime-v1"))),
+        ("/b.tar.gz", ok(&archive("README"))),
+        ("/circle", redirect("/circle")),
+    ]));
+    let out = tempfile::tempdir().unwrap();
+    let mut shim = shim(format!("http://{address}{path}"));
+    shim.sha256 = digest.map(|digit| digit.repeat(64));
+    let result = fetch_one(&shim, out.path(), None).await;
+    let said = result.reason.unwrap();
+    assert!(said.contains(reason), "{said}");
+    assert!(!said.contains('\n'));
+    assert_eq!(result.binary_sha256, None);
+    assert!(!out.path().join("wasmtime.bin").exists());
+    let handed = handed_over(&shim, out.path()).unwrap_err();
+    assert_eq!(handed.to_string(), said);
+}
+
+#[tokio::test]
+async fn a_body_that_is_cut_off_and_an_absent_server_are_told() {
+    let archive = archive("containerd-shim-wasmtime-v1");
+    let whole = ok(&archive);
+    let cut = whole[..whole.len() - 10].to_vec();
+    let address = serve(Routes::from([("/cut", cut)]));
+    let gone = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let (cut, gone) = (
+        shim(format!("http://{address}/cut")),
+        shim(format!("http://{gone}/gone")),
+    );
+    let (one, two) = (tempfile::tempdir().unwrap(), out);
+    let (cut, gone) = tokio::join!(
+        fetch_one(&cut, one.path(), None),
+        fetch_one(&gone, two.path(), None)
+    );
+    assert!(cut.reason.unwrap().contains("/cut can't be fetched"));
+    assert!(
+        gone.reason
+            .unwrap()
+            .to_lowercase()
+            .contains("connection refused")
+    );
+}
+
+#[tokio::test]
+async fn https_needs_an_authority_that_is_trusted_and_is_never_given_up() {
+    let archive = archive("containerd-shim-wasmtime-v1");
+    let plain = serve(Routes::from([("/a.tar.gz", ok(&archive))]));
+    let folder = tempfile::tempdir().unwrap();
+    let ca_file = folder.path().join("ca.pem");
+    let routes = Routes::from([
+        ("/a.tar.gz", ok(&archive)),
+        ("/down", redirect(&format!("http://{plain}/a.tar.gz"))),
+    ]);
+    let port = serve_tls(routes, &ca_file).port();
+    let secure = shim(format!("https://localhost:{port}/a.tar.gz"));
+    let result = fetch_one(&secure, folder.path(), Some(&ca_file)).await;
+    assert_eq!(result.reason, None);
+    let down = shim(format!("https://localhost:{port}/down"));
+    let result = fetch_one(&down, folder.path(), Some(&ca_file)).await;
+    assert!(
+        result
+            .reason
+            .unwrap()
+            .contains("redirects from https to http")
+    );
+    let result = fetch_one(&secure, folder.path(), None).await;
+    assert!(result.reason.unwrap().contains("certificate"));
+}
+
+#[tokio::test]
+async fn other_schemes_are_refused_and_files_of_the_node_are_left_to_install() {
+    let out = tempfile::tempdir().unwrap();
+    let result = fetch_one(&shim("oci://example.org/a:1".to_owned()), out.path(), None).await;
+    assert!(result.reason.unwrap().contains("write an https://"));
+    let on_host = shim("file:///srv/a".to_owned());
+    assert!(
+        fetch(&[on_host], out.path(), None)
+            .await
+            .unwrap()
+            .is_empty()
+    );
+}
