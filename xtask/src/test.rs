@@ -174,7 +174,7 @@ fn tests(
     env: &[(&str, PathBuf)],
     filter: Option<&str>,
 ) -> Result<()> {
-    let mut command = cargo::command(&["test", "--locked"]);
+    let mut command = cargo::command(&["test", "--locked", "--no-fail-fast"]);
     command.args(arguments).arg("--").args(filter);
     command.envs(env.iter().map(|(name, value)| (name, value)));
     let output = progress.step(what, || whole(progress, what, &mut command))?;
