@@ -32,6 +32,10 @@ const CHANGES: [i64; 6] = [
 ];
 
 /// Runs the program on `host` and kills it before its change number `nth`; says whether it came that far.
+#[expect(
+    clippy::zombie_processes,
+    reason = "it is waited for as a traced process"
+)]
 fn is_killed_at(host: &Host, arguments: &[String], nth: usize) -> bool {
     // Stopped at first, so that no system call is missed.
     let child = Command::new("/bin/sh")

@@ -13,7 +13,7 @@ use reqwest::{Certificate, Client, StatusCode, Url};
 use sha2::{Digest as _, Sha256};
 use tracing::warn;
 
-use super::report::printable;
+use super::text::printable;
 use super::unpack;
 use crate::handoff::hex;
 use crate::handoff::{FetchResult, ShimRequest};

@@ -13,6 +13,7 @@ use tonic::Code;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use super::host::HostRoot;
+use super::text::printable;
 
 /// One answer of the CRI comes in milliseconds; a node under load gets this long.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
@@ -168,10 +169,10 @@ async fn answer<T>(
     };
     match status.code() {
         Code::Unimplemented => Err(Error::Unimplemented {
-            words: status.message().to_owned(),
+            words: printable(status.message()),
         }),
         // containerd says UNKNOWN "server is not initialized yet" while it starts, and UNAVAILABLE before that.
-        _ => Err(unavailable(status.message().to_owned())),
+        _ => Err(unavailable(printable(status.message()))),
     }
 }
 

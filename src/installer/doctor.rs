@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use super::facts::{Facts, verified};
-use super::report::printable;
 use super::state::{STATE_FILE, binary_path, owner_word};
+use super::text::printable;
 use crate::handoff::sha256_hex;
 
 /// What is known of a host's shims.

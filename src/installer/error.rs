@@ -44,7 +44,9 @@ pub enum Error {
     #[error("{} can't be containerd's configuration file; write an absolute path", .0.display())]
     ConfigPath(PathBuf),
     /// containerd refuses the candidate.
-    #[error("containerd refuses the changed configuration: {0}; it was not put in place")]
+    #[error(
+        "containerd refuses the changed configuration: {0}; run with --dry-run to see the change"
+    )]
     Candidate(String),
     /// An artifact.
     #[error(transparent)]

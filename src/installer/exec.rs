@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::process::Command;
 
 use super::host::HostRoot;
+use super::text::printable;
 
 /// First argument of a start of this program that only enters a root and becomes another program.
 pub const CHILD_ARGUMENT: &str = "__enter-root";
@@ -130,15 +131,14 @@ async fn bounded(stream: Option<impl AsyncRead + Unpin>) -> std::io::Result<Vec<
     Ok(bytes)
 }
 
-/// The last line that says something, at most 300 bytes of it: containerd puts the cause there.
+/// The last line that says something, at most 300 characters of it: containerd puts the cause there.
 fn last_words(stderr: &str, otherwise: &str) -> String {
     let line = stderr
         .lines()
         .map(str::trim)
         .rfind(|line| !line.is_empty())
         .unwrap_or(otherwise);
-    let printable = |character: &char| !character.is_control();
-    line.chars().filter(printable).take(300).collect()
+    printable(line).chars().take(300).collect()
 }
 
 /// Enters the root in the first argument and becomes the program in the second, with the rest as its arguments.
@@ -197,6 +197,13 @@ mod tests {
         .await
         .unwrap_err();
         assert_eq!(error.to_string(), "/bin/sh of the host failed: two");
+    }
+
+    #[tokio::test]
+    async fn words_of_a_program_reach_no_terminal_as_commands() {
+        let script = "printf '\\033[31mred\\007 \\342\\200\\256turned\\n' >&2; exit 1";
+        let error = shell(script, Duration::from_secs(10)).await.unwrap_err();
+        assert!(error.to_string().ends_with("failed: [31mred turned"));
     }
 
     #[tokio::test]

@@ -17,7 +17,7 @@ use super::{Error, HostRoot, NEW_SUFFIX, Result, failed, failed_io};
 /// privileges (`capabilities(7)`).
 const OF_THE_BYTES: [&str; 3] = ["security.ima", "security.evm", "security.capability"];
 
-/// Gives `new` the owner, mode and extended attributes of `old`: an SELinux label decides whether containerd may read the file.
+/// Gives `new` the owner, mode and extended attributes of `old`: a label of `SELinux` decides whether containerd may read the file.
 fn keep_attributes(old: &File, new: &File, path: &str) -> Result<()> {
     let failed = |act| failed_io(act, path);
     let before = old.metadata().map_err(failed("look at"))?;
