@@ -102,7 +102,6 @@ fn image(name: &str, user: Option<&str>, path: &str, file: &Path) -> Result<Path
     let config = ImageConfig {
         entrypoint: vec![format!("/{path}")],
         user: user.map(str::to_owned),
-        ..ImageConfig::default()
     };
     let content = ImageFile {
         path: path.to_owned(),
