@@ -161,7 +161,9 @@ async fn a_containerd_that_does_not_come_back_is_told_and_rolled_back() {
     cluster
         .label_becomes(&node, "farrier.dev/doomed", "failed")
         .await;
-    cluster.event_tells(&node, &["containerd.service"]).await;
+    cluster
+        .event_tells(&node, &["containerd.service", "put back"])
+        .await;
     cluster
         .condition_becomes("doomed", "Degraded", "True", "containerd")
         .await;
