@@ -53,6 +53,9 @@ enum Part {
 pub fn run(options: &Options, cache: &Cache, progress: &Progress) -> Result<()> {
     let Options { part, filter, name } = options;
     let filter = filter.as_deref();
+    if *part == Some(Part::Lint) && filter.is_some() {
+        bail!("lint has no tests to choose from: leave the name away");
+    }
     let wanted = |this: Part| part.is_none_or(|part| part == this);
     if wanted(Part::Lint) {
         lint(cache, progress)?;

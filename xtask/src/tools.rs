@@ -234,9 +234,10 @@ impl Cache {
         let recipe = tool.recipe();
         let (name, version) = (recipe.name, recipe.version);
         self.publish(&format!("tools/{name}-{version}"), |folder| {
-            progress.step(format!("building {name} {version}"), || {
-                build(&recipe, folder)
-            })
+            progress.step(
+                format!("building {name} {version} from source, once; it may take minutes"),
+                || build(&recipe, folder),
+            )
         })
     }
 }
