@@ -155,8 +155,7 @@ fn end_to_end(name: &str, cache: &Cache, progress: &Progress, filter: Option<&st
             .env("FARRIER_CLUSTER", cluster.state_path())
             .env("FARRIER_ARTIFACTS", served)
             .env("FARRIER_IMAGE", image::FARRIER)
-            .env("FARRIER_HELLO_IMAGE", image::HELLO)
-            .env("FARRIER_BINARY", &parts.binary);
+            .env("FARRIER_HELLO_IMAGE", image::HELLO);
         aloud(&mut command)
     })();
     if result.is_err() {

@@ -68,7 +68,9 @@ impl Spec {
 
 fn check_name(name: &str) -> Result<()> {
     if !names::is_name(name) {
-        bail!("{name:?} is no name: use up to 40 lower-case letters, digits and hyphens");
+        bail!(
+            "{name:?} is no name: use up to 40 lower-case letters, digits and hyphens, a letter first"
+        );
     }
     Ok(())
 }
