@@ -93,7 +93,8 @@ async fn run_controller(controller: cli::Controller) -> ExitCode {
         auto_provision,
         listen,
     };
-    match controller::run(settings).await {
+    // On the heap: forty kilobytes of watches are no place for the stack of `dispatch`.
+    match Box::pin(controller::run(settings)).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error),
     }

@@ -24,7 +24,7 @@ pub const SHIM_FINALIZER: &str = "farrier.dev/finalizer";
 /// Annotation of a Shim that lets it go at once, whatever its nodes still carry; only the value `true` counts.
 pub const FORCE_DELETE_ANNOTATION: &str = "farrier.dev/force-delete";
 
-/// Pod annotation that carries the [`ProvisionRequest`](crate::handoff::ProvisionRequest) into a Job's containers.
+/// Pod annotation that carries the `ProvisionRequest` into a Job's containers.
 pub const REQUEST_ANNOTATION: &str = "farrier.dev/request";
 
 /// Annotation of a Job and its pod: digest of the request that it carries.

@@ -1,4 +1,8 @@
 //! Holds the house to its plan: who may import whom, where input and output may happen, and how long a file may be.
+#![allow(
+    clippy::unwrap_used,
+    reason = "clippy exempts test functions, not what they call"
+)]
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,7 +20,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("handoff", &["names"]),
     ("installer", &["containerd_config", "handoff"]),
     ("metrics", &[]),
-    ("names", &["handoff"]),
+    ("names", &[]),
     ("server", &[]),
     ("telemetry", &[]),
 ];
@@ -35,7 +39,7 @@ const PURE: &[&str] = &[
     "controller/plan.rs",
     "controller/runtime_class.rs",
     "controller/status.rs",
-    "handoff.rs",
+    "handoff/",
     "installer/doctor.rs",
     "installer/plan.rs",
     "installer/state.rs",
@@ -68,7 +72,7 @@ const EFFECTS: &[&str] = &[
 const LONGEST_FILE: usize = 420;
 
 /// Files that may be longer: documents whose types and their descriptions belong side by side.
-const DOCUMENTS: &[&str] = &["api.rs", "handoff.rs"];
+const DOCUMENTS: &[&str] = &["api.rs"];
 
 /// Lines of such a file that are not tests.
 const LONGEST_DOCUMENT: usize = 500;
@@ -152,11 +156,9 @@ fn imports_only_go_down() {
         if matches!(room.as_str(), "main" | "lib") || is_tests(&name) {
             continue;
         }
-        let allowed = IMPORTS
-            .iter()
-            .find(|(known, _)| *known == room)
-            .map(|(_, allowed)| *allowed)
-            .unwrap_or_else(|| panic!("{name} is in a room that the table does not know"));
+        let Some((_, allowed)) = IMPORTS.iter().find(|(known, _)| *known == room) else {
+            panic!("{name} is in a room that the table does not know");
+        };
         for import in named(&code(&text)) {
             assert!(
                 import == room || allowed.contains(&import.as_str()),

@@ -216,13 +216,22 @@ fn conclude(
 
 /// One sentence that names each Shim that is not as asked, and what the operator can do.
 fn sentence(applied: &Applied, report: &ProvisionReport) -> String {
-    let whole = report.reason.clone();
     let each = applied.shims.iter().filter_map(|(name, shim)| {
         let reason = shim.reason.as_ref()?;
-        (whole.as_ref() != Some(reason)).then(|| format!("shim {name}: {reason}"))
+        (report.reason.as_ref() != Some(reason)).then(|| format!("shim {name}: {reason}"))
     });
-    let remedy = report.remedy.clone();
-    let parts: Vec<String> = whole.iter().cloned().chain(each).chain(remedy).collect();
+    // A reason that is one Shim's stands among the Shims' already, and with it its remedy.
+    let whole = report
+        .reason
+        .as_ref()
+        .filter(|reason| !reason.starts_with("shim "));
+    let remedy = whole.and(report.remedy.as_ref());
+    let parts: Vec<String> = whole
+        .into_iter()
+        .chain(remedy)
+        .cloned()
+        .chain(each)
+        .collect();
     if parts.is_empty() {
         "the installer gave no reason; see the log of its pod".to_owned()
     } else {
@@ -244,4 +253,38 @@ fn outcome(result: Outcome) -> &'static str {
 
 fn shortened(text: &str) -> String {
     cut(text, LONGEST_REASON)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn applied(shim: &str, reason: &str) -> Applied {
+        let known = AppliedShim {
+            reason: Some(reason.to_owned()),
+            ..AppliedShim::default()
+        };
+        Applied {
+            shims: BTreeMap::from([(shim.to_owned(), known)]),
+            ..Applied::default()
+        }
+    }
+
+    #[test]
+    fn what_a_shim_says_of_itself_is_told_once() {
+        let mut report = ProvisionReport::new(Outcome::Partial);
+        report.reason = Some("shim spin: pods still use it".to_owned());
+        report.remedy = Some("delete them".to_owned());
+        let told = sentence(&applied("spin", "pods still use it; delete them"), &report);
+        assert_eq!(told, "shim spin: pods still use it; delete them");
+    }
+
+    #[test]
+    fn what_holds_for_the_whole_host_is_told_once_and_with_its_remedy() {
+        let mut report = ProvisionReport::new(Outcome::Refused);
+        report.reason = Some("the file can't be parsed".to_owned());
+        report.remedy = Some("correct it".to_owned());
+        let told = sentence(&applied("spin", "the file can't be parsed"), &report);
+        assert_eq!(told, "the file can't be parsed; correct it");
+    }
 }

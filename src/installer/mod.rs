@@ -14,6 +14,7 @@ pub mod facts;
 pub mod host;
 pub mod journal;
 mod loaded;
+mod options;
 pub mod perform;
 pub mod plan;
 mod report;
@@ -24,107 +25,20 @@ pub mod systemd;
 pub mod text;
 pub mod unpack;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, Read as _};
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
 
 pub use error::Error;
 use facts::{Facts, gather, verified};
 use host::HostRoot;
+use options::config_path;
+pub use options::{InstallOptions, Preview, UninstallOptions, Wanted};
 use perform::{Source, perform, recover};
 use plan::{Scope, Want, decide};
 use report::{as_before, conclude, describe, failed, unhappy};
 
 use crate::handoff::{FetchResult, Outcome, Owner, ProvisionReport, ProvisionRequest, ShimRequest};
-
-/// A request names some hundred shims at most; the annotation that carries it in a cluster has 256 KiB for all of them.
-const REQUEST_LIMIT: u64 = 1 << 20;
-
-/// What `install` should bring about.
-#[derive(Debug)]
-pub struct InstallOptions {
-    /// Where the host's file system is.
-    pub host_root: PathBuf,
-    /// The desired set.
-    pub wanted: Wanted,
-    /// Folder in which [`fetch`] left the artifacts; without it they are fetched now.
-    pub artifacts: Option<PathBuf>,
-    /// Keep what the same owner had before.
-    pub keep_others: bool,
-    /// The root configuration file that containerd reads; without it the running daemon and the table say.
-    pub config: Option<PathBuf>,
-    /// Restart nothing, ask no CRI.
-    pub offline: bool,
-    /// More certificate authorities than Mozilla's, as PEM.
-    pub ca_file: Option<PathBuf>,
-}
-
-/// Where a desired set comes from.
-#[derive(Debug)]
-pub enum Wanted {
-    /// A document that the controller wrote.
-    File(PathBuf),
-    /// The command line.
-    Named {
-        /// Shims.
-        shims: Vec<ShimRequest>,
-        /// Handlers to declare without a binary.
-        reserve: Vec<String>,
-    },
-}
-
-/// What `uninstall` should take away.
-#[derive(Debug)]
-pub struct UninstallOptions {
-    /// Where the host's file system is.
-    pub host_root: PathBuf,
-    /// Names of shims that the command line installed; `None` for everything of everybody.
-    pub shims: Option<BTreeSet<String>>,
-    /// Restart nothing, ask no CRI.
-    pub offline: bool,
-}
-
-/// A change that was decided and not carried out.
-#[derive(Debug)]
-pub struct Preview {
-    /// As it would be reported, but that nothing changed.
-    pub report: ProvisionReport,
-    /// What would be done, for people, with a unified diff of the configuration.
-    pub text: String,
-}
-
-impl Wanted {
-    /// Reads the request and refuses what a host must never act on.
-    ///
-    /// # Errors
-    /// When the file can't be read or the request is not usable.
-    pub fn read(&self) -> Result<ProvisionRequest, Error> {
-        match self {
-            Self::File(path) => {
-                let unreadable = |source| Error::RequestFile {
-                    path: path.clone(),
-                    source,
-                };
-                let file = std::fs::File::open(path).map_err(unreadable)?;
-                let mut text = String::new();
-                file.take(REQUEST_LIMIT)
-                    .read_to_string(&mut text)
-                    .map_err(unreadable)?;
-                Ok(ProvisionRequest::from_json(&text)?)
-            }
-            Self::Named { shims, reserve } => {
-                let request = ProvisionRequest::new(
-                    Owner::Local,
-                    String::new(),
-                    shims.clone(),
-                    reserve.clone(),
-                );
-                // What the user typed passes the same door as what a cluster sent.
-                Ok(ProvisionRequest::from_json(&request.to_json())?)
-            }
-        }
-    }
-}
 
 /// Fetches what the request names into `out`, for a later [`install`]. Touches no host.
 ///
@@ -231,16 +145,6 @@ pub async fn doctor(host_root: &Path, offline: bool) -> Result<doctor::Diagnosis
     let host = HostRoot::open(host_root)?;
     let facts = gather(&host, None, offline).await?;
     Ok(doctor::examine(&facts, host.exists(state::JOURNAL_FILE)))
-}
-
-/// The configuration file that the user names, as a path on the host.
-fn config_path(config: Option<&Path>) -> Result<Option<&str>, Error> {
-    let Some(path) = config else {
-        return Ok(None);
-    };
-    let text = path.to_str().filter(|text| text.starts_with('/'));
-    text.map(Some)
-        .ok_or_else(|| Error::ConfigPath(path.to_owned()))
 }
 
 /// What is wanted, where its binaries are, and the folder that holds those that were fetched now.

@@ -126,7 +126,9 @@ async fn a_handler_in_use_is_left_served_until_its_pod_is_gone() {
             !marks.contains_key("handler.farrier.dev/wasmi")
         })
         .await;
-    cluster.event_tells(&node, &["wasmi", "in use"]).await;
+    cluster
+        .event_tells(&node, &["wasmi", "pods still use it"])
+        .await;
     assert_eq!(cluster.marks(&node).await["farrier.dev/wasmi"], "removing");
     assert_eq!(
         cluster

@@ -29,7 +29,6 @@ pub const SHIM: &str = "wasmi";
 #[serde(rename_all = "camelCase")]
 struct ClusterFile {
     kubeconfig: PathBuf,
-    kubectl: PathBuf,
     helm: PathBuf,
     nodes: Vec<NodeFile>,
 }
@@ -165,14 +164,6 @@ impl Cluster {
         node.unwrap_or_else(|| panic!("no node runs containerd {series}"))
             .name
             .clone()
-    }
-
-    pub fn node_names(&self) -> Vec<String> {
-        self.file
-            .nodes
-            .iter()
-            .map(|node| node.name.clone())
-            .collect()
     }
 
     pub fn nodes(&self) -> Api<Node> {
@@ -443,21 +434,6 @@ impl Cluster {
             }
         })
         .await;
-    }
-
-    /// Runs kubectl as a user would.
-    pub fn kubectl(&self, arguments: &[&str]) -> String {
-        let output = Command::new(&self.file.kubectl)
-            .args(arguments)
-            .env("KUBECONFIG", &self.file.kubeconfig)
-            .output()
-            .unwrap();
-        assert!(
-            output.status.success(),
-            "kubectl {arguments:?}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     /// Runs the host's build of Farrier against the cluster.

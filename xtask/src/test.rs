@@ -90,6 +90,7 @@ fn lint(cache: &Cache, progress: &Progress) -> Result<()> {
     )?;
     let clippy = [
         "clippy",
+        "--quiet",
         "--workspace",
         "--all-targets",
         "--locked",
@@ -173,10 +174,10 @@ fn tests(
     env: &[(&str, PathBuf)],
     filter: Option<&str>,
 ) -> Result<()> {
-    let mut command = cargo::command(&["test", "--locked"]);
+    let mut command = cargo::command(&["test", "--locked", "--no-fail-fast"]);
     command.args(arguments).arg("--").args(filter);
     command.envs(env.iter().map(|(name, value)| (name, value)));
-    let output = progress.step(what, || whole(progress, &mut command))?;
+    let output = progress.step(what, || whole(progress, what, &mut command))?;
     for line in output
         .lines()
         .filter(|line| line.starts_with("test result:"))
@@ -188,19 +189,19 @@ fn tests(
 
 fn quiet(progress: &Progress, what: &str, command: &mut Command) -> Result<()> {
     progress.step(what, || {
-        whole(progress, command.current_dir(cargo::workspace()))
+        whole(progress, what, command.current_dir(cargo::workspace()))
     })?;
     Ok(())
 }
 
 /// Runs `command`, returns its standard output, and prints all that it said when it fails.
-fn whole(progress: &Progress, command: &mut Command) -> Result<String> {
+fn whole(progress: &Progress, what: &str, command: &mut Command) -> Result<String> {
     let output = process::output(command)?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     if !output.status.success() {
         progress.line(String::from_utf8_lossy(&output.stderr).trim_end());
         progress.line(text.trim_end());
-        bail!("it failed ({})", output.status);
+        bail!("{what} failed ({})", output.status);
     }
     Ok(text)
 }

@@ -1,0 +1,284 @@
+//! What came of a request on one host, whole for people and cut to size for a termination message.
+
+use serde::{Deserialize, Serialize};
+
+use super::{API_VERSION, Error};
+
+/// The report of a Job stays under this many bytes: the kubelet keeps only the *last* 4,096 bytes of a termination message
+/// (Kubernetes API reference, `terminationMessagePath`), which would cut the head off a JSON object.
+pub const TERMINATION_MESSAGE_LIMIT: usize = 4_000;
+
+/// What came of a request on one host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProvisionReport {
+    /// Always [`API_VERSION`].
+    pub api_version: String,
+    /// The outcome as a whole.
+    pub result: Outcome,
+    /// Whether any byte on the host is different from before.
+    pub changed: bool,
+    /// How many times containerd was restarted.
+    pub restarts: u32,
+    /// One entry per handler that was asked for, or that is on its way off.
+    pub handlers: Vec<HandlerReport>,
+    /// Files of the host that were written or removed.
+    #[serde(default)]
+    pub files: Vec<FileReport>,
+    /// Why the outcome is not `applied` or `unchanged`: one sentence.
+    pub reason: Option<String>,
+    /// What the operator can do about it: one sentence.
+    pub remedy: Option<String>,
+    /// Release of the containerd that serves, as `1.7.35`.
+    #[serde(default)]
+    pub containerd: Option<String>,
+    /// Word of the distribution table.
+    #[serde(default)]
+    pub distro: Option<String>,
+    /// How long the CRI did not answer because of us, in milliseconds.
+    #[serde(default)]
+    pub cri_away_ms: Option<u64>,
+    /// Digest of the request that this answers.
+    #[serde(default)]
+    pub request_digest: String,
+    /// UID of the node object named in the request.
+    #[serde(default)]
+    pub node_uid: String,
+    /// `/etc/machine-id` of the host.
+    #[serde(default)]
+    pub machine_id: String,
+    /// `/proc/sys/kernel/random/boot_id` of the host.
+    #[serde(default)]
+    pub boot_id: String,
+}
+
+/// The outcome of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Outcome {
+    /// Done, and something changed. Exit status 0.
+    Applied,
+    /// Some Shims are served, others failed. Exit status 1.
+    Partial,
+    /// The host already matched. Exit status 0.
+    Unchanged,
+    /// Nothing was changed, for the reason given. Exit status 3.
+    Refused,
+    /// It was tried, it failed, and the host is as it was. Exit status 4.
+    RolledBack,
+    /// The host needs a person. Exit status 5.
+    Broken,
+}
+
+impl Outcome {
+    /// The exit status of `farrier install` and `farrier uninstall`; 2 is clap's for wrong usage.
+    #[must_use]
+    pub fn exit_status(self) -> u8 {
+        match self {
+            Self::Applied | Self::Unchanged => 0,
+            Self::Partial => 1,
+            Self::Refused => 3,
+            Self::RolledBack => 4,
+            Self::Broken => 5,
+        }
+    }
+}
+
+/// What became of one handler.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HandlerReport {
+    /// The Shim that the handler belongs to.
+    pub shim: String,
+    /// The name containerd knows it by.
+    pub handler: String,
+    /// The stable path that containerd executes.
+    #[serde(default)]
+    pub path: Option<String>,
+    /// SHA-256 of the binary behind the path.
+    #[serde(default)]
+    pub sha256: Option<String>,
+    /// The running containerd lists the handler, and its binary stands verified at its path.
+    pub served: bool,
+    /// Why it is not served, or why it still is though it should be gone: one sentence.
+    pub reason: Option<String>,
+}
+
+/// What became of one file of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FileReport {
+    /// Absolute path on the host.
+    pub path: String,
+    /// What was done to it.
+    pub action: FileAction,
+}
+
+/// What was done to a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum FileAction {
+    /// It was there and has other bytes now.
+    Edited,
+    /// It was not there.
+    Created,
+    /// It is gone.
+    Removed,
+}
+
+impl ProvisionReport {
+    /// A report on which everything but the outcome and its reason is still open.
+    #[must_use]
+    pub fn new(result: Outcome) -> Self {
+        Self {
+            api_version: API_VERSION.to_owned(),
+            result,
+            changed: false,
+            restarts: 0,
+            handlers: Vec::new(),
+            files: Vec::new(),
+            reason: None,
+            remedy: None,
+            containerd: None,
+            distro: None,
+            cri_away_ms: None,
+            request_digest: String::new(),
+            node_uid: String::new(),
+            machine_id: String::new(),
+            boot_id: String::new(),
+        }
+    }
+
+    /// The whole document, for `-o json`.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        // As for the request: nothing here can refuse.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// Reads a report, for example out of a container's termination message.
+    ///
+    /// # Errors
+    /// When the text is no report of this version: an unknown outcome must never pass for success.
+    pub fn from_json(text: &str) -> Result<Self, Error> {
+        let report: Self = serde_json::from_str(text).map_err(|source| Error::Json { source })?;
+        if report.api_version == API_VERSION {
+            Ok(report)
+        } else {
+            Err(Error::Version {
+                found: report.api_version,
+            })
+        }
+    }
+
+    /// The document in less than [`TERMINATION_MESSAGE_LIMIT`] bytes: what is least missed goes first, never a verdict.
+    #[must_use]
+    pub fn to_termination_message(&self) -> String {
+        let mut report = self.clone();
+        let fits = |report: &Self| report.to_compact_json().len() < TERMINATION_MESSAGE_LIMIT;
+        if !fits(&report) {
+            report.files.clear();
+        }
+        if !fits(&report) {
+            for handler in &mut report.handlers {
+                handler.path = None;
+            }
+        }
+        for longest in [400, 120, 40, 16] {
+            if !fits(&report) {
+                let texts = report
+                    .handlers
+                    .iter_mut()
+                    .map(|handler| &mut handler.reason);
+                for text in texts
+                    .chain([&mut report.reason, &mut report.remedy])
+                    .flatten()
+                {
+                    shorten(text, longest);
+                }
+            }
+        }
+        if !fits(&report) {
+            for handler in &mut report.handlers {
+                handler.sha256 = None;
+            }
+        }
+        // Only names of the greatest length in great number come this far; a handler without a verdict counts as not served.
+        while !fits(&report) && report.handlers.pop().is_some() {}
+        report.to_compact_json()
+    }
+
+    /// The document without what is null, which reads back the same.
+    fn to_compact_json(&self) -> String {
+        let Ok(mut document) = serde_json::to_value(self) else {
+            return self.to_json();
+        };
+        drop_nulls(&mut document);
+        document.to_string()
+    }
+}
+
+fn drop_nulls(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::Object(fields) => {
+            fields.retain(|_, field| !field.is_null());
+            fields.values_mut().for_each(drop_nulls);
+        }
+        serde_json::Value::Array(items) => items.iter_mut().for_each(drop_nulls),
+        serde_json::Value::Null
+        | serde_json::Value::Bool(_)
+        | serde_json::Value::Number(_)
+        | serde_json::Value::String(_) => {}
+    }
+}
+
+/// Cuts `text` to at most `longest` bytes at a character's border and says so.
+fn shorten(text: &mut String, longest: usize) {
+    if text.len() > longest {
+        let end = (0..=longest.saturating_sub(3))
+            .rev()
+            .find(|&end| text.is_char_boundary(end))
+            .unwrap_or(0);
+        text.truncate(end);
+        text.push('…');
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_on_thirty_handlers_fits_a_termination_message() {
+        let mut report = ProvisionReport::new(Outcome::Partial);
+        report.reason = Some("ü".repeat(3_000));
+        report.handlers = (0..30)
+            .map(|n| HandlerReport {
+                shim: format!("containerd-shim-number-{n}"),
+                handler: format!("handler-number-{n}"),
+                path: Some(format!(
+                    "/opt/farrier/bin/containerd-shim-handler-number-{n}"
+                )),
+                sha256: Some("a".repeat(64)),
+                served: n % 2 == 0,
+                reason: Some("the archive holds no such file ".repeat(20)),
+            })
+            .collect();
+        let message = report.to_termination_message();
+        assert!(message.len() < TERMINATION_MESSAGE_LIMIT);
+        let read = ProvisionReport::from_json(&message).unwrap();
+        assert_eq!(read.handlers.len(), 30);
+        assert_eq!(read.result, Outcome::Partial);
+    }
+
+    #[test]
+    fn a_report_of_another_version_is_not_taken_for_an_answer() {
+        let text = ProvisionReport::new(Outcome::Applied)
+            .to_json()
+            .replace("farrier.dev/v1", "farrier.dev/v2");
+        assert!(matches!(
+            ProvisionReport::from_json(&text),
+            Err(Error::Version { .. })
+        ));
+    }
+}

@@ -1,0 +1,301 @@
+//! The desired set of one node, as the controller or the command line asks for it. What a host must never act on ends here.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::{API_VERSION, Error, sha256_hex};
+
+/// The desired set of one node: all Shims that it should carry, and whose set it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProvisionRequest {
+    /// Always [`API_VERSION`].
+    pub api_version: String,
+    /// Whose set this is. A request replaces its own owner's set, and nobody else's.
+    pub owner: Owner,
+    /// UID of the node object; empty where no cluster is involved.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub node_uid: String,
+    /// What the node should carry, sorted by name, each name once.
+    #[serde(default)]
+    pub shims: Vec<ShimRequest>,
+    /// Handlers to declare to containerd without a binary behind them (idea 6: one restart in a node's life).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reserve: Vec<String>,
+}
+
+/// Whose set of handlers something on a host belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Owner {
+    /// The controller's Jobs.
+    Cluster,
+    /// The command line on the node.
+    Local,
+    /// What KWasm's installer left.
+    Kwasm,
+    /// What runtime-class-manager's installer left.
+    Rcm,
+}
+
+/// One Shim as a node needs it: already resolved for the node's platform.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ShimRequest {
+    /// Name of the Shim object, or what the command line called it.
+    pub name: String,
+    /// Names that containerd knows the runtime by: the Shim's own first, then its aliases.
+    pub handlers: Vec<String>,
+    /// `https://…`, `http://…` or `file:///path/on/the/node`.
+    pub location: String,
+    /// SHA-256 of the artifact at `location`, 64 lower-case hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+    /// SHA-256 of the binary inside the artifact.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub binary_sha256: Option<String>,
+    /// File name of the binary inside the archive; without it `containerd-shim-<name>` is looked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub binary: Option<String>,
+    /// Options that containerd hands to the shim.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub options: BTreeMap<String, OptionValue>,
+}
+
+/// A runtime option with its TOML type; never raw TOML.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum OptionValue {
+    /// A TOML boolean.
+    Boolean(bool),
+    /// A TOML integer.
+    Integer(i64),
+    /// A TOML string.
+    String(String),
+}
+
+impl OptionValue {
+    /// Reads a value of `spec.containerdRuntimeOptions`, which runtime-class-manager writes into the file as raw TOML:
+    /// `true` and `false` are booleans, digits an integer, a value in TOML quotes that string, and anything else a string.
+    #[must_use]
+    pub fn from_text(text: &str) -> Self {
+        match text {
+            "true" => return Self::Boolean(true),
+            "false" => return Self::Boolean(false),
+            _ => {}
+        }
+        let unsigned = text.strip_prefix('-').unwrap_or(text);
+        if !unsigned.is_empty()
+            && unsigned.bytes().all(|byte| byte.is_ascii_digit())
+            && let Ok(integer) = text.parse()
+        {
+            return Self::Integer(integer);
+        }
+        let quoted = text
+            .strip_prefix('"')
+            .and_then(|rest| rest.strip_suffix('"'));
+        let literal = text
+            .strip_prefix('\'')
+            .and_then(|rest| rest.strip_suffix('\''));
+        match (quoted, literal) {
+            (Some(inner), _) if !inner.contains(['"', '\\']) => Self::String(inner.to_owned()),
+            (_, Some(inner)) if !inner.contains('\'') => Self::String(inner.to_owned()),
+            _ => Self::String(text.to_owned()),
+        }
+    }
+}
+
+impl ProvisionRequest {
+    /// The desired set `shims` of `owner`, in canonical order.
+    #[must_use]
+    pub fn new(
+        owner: Owner,
+        node_uid: String,
+        mut shims: Vec<ShimRequest>,
+        mut reserve: Vec<String>,
+    ) -> Self {
+        shims.sort_by(|a, b| a.name.cmp(&b.name));
+        reserve.sort();
+        reserve.dedup();
+        Self {
+            api_version: API_VERSION.to_owned(),
+            owner,
+            node_uid,
+            shims,
+            reserve,
+        }
+    }
+
+    /// Digest by which a report names the request that it answers: 64 hexadecimal digits.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        sha256_hex(self.to_json().as_bytes())
+    }
+
+    /// The document as it crosses to the node.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        // Maps here have string keys and no type can refuse, so this can't fail.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// Reads a document and refuses what a host must never act on.
+    ///
+    /// # Errors
+    /// Says which part can't be read: not JSON, another version, an unusable name, a digest that is none, a name or handler twice.
+    pub fn from_json(text: &str) -> Result<Self, Error> {
+        let request: Self = serde_json::from_str(text).map_err(|source| Error::Json { source })?;
+        if request.api_version != API_VERSION {
+            return Err(Error::Version {
+                found: request.api_version,
+            });
+        }
+        request.check()?;
+        Ok(request)
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        let mut names = BTreeSet::new();
+        let mut handlers = BTreeSet::new();
+        for shim in &self.shims {
+            check_name(&shim.name)?;
+            if !names.insert(&shim.name) {
+                return Err(Error::Twice {
+                    name: shim.name.clone(),
+                });
+            }
+            for handler in &shim.handlers {
+                check_name(handler)?;
+                if !handlers.insert(handler) {
+                    return Err(Error::Twice {
+                        name: handler.clone(),
+                    });
+                }
+            }
+            if let Some(binary) = &shim.binary {
+                check_name(binary)?;
+            }
+            for digest in [&shim.sha256, &shim.binary_sha256].into_iter().flatten() {
+                if !is_sha256(digest) {
+                    return Err(Error::Digest {
+                        shim: shim.name.clone(),
+                        found: digest.clone(),
+                    });
+                }
+            }
+        }
+        self.reserve
+            .iter()
+            .try_for_each(|handler| check_name(handler))
+    }
+}
+
+/// Whether `text` is a SHA-256 digest: 64 hexadecimal digits of either case.
+#[must_use]
+pub fn is_sha256(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// A name becomes part of a path on the host and a key in TOML: letters, digits, `-`, `_` and `.`, not first a dot.
+fn check_name(name: &str) -> Result<(), Error> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    if name.is_empty() || name.len() > 253 || name.starts_with('.') || !name.bytes().all(plain) {
+        return Err(Error::Name {
+            found: name.to_owned(),
+        });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shim(name: &str) -> ShimRequest {
+        ShimRequest {
+            name: name.to_owned(),
+            handlers: vec![name.to_owned()],
+            location: "https://example.org/shim.tar.gz".to_owned(),
+            sha256: None,
+            binary_sha256: None,
+            binary: None,
+            options: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn a_request_reads_back_and_its_digest_does_not_depend_on_order() {
+        let one = ProvisionRequest::new(
+            Owner::Cluster,
+            "uid".to_owned(),
+            vec![shim("b"), shim("a")],
+            vec![],
+        );
+        let two = ProvisionRequest::new(
+            Owner::Cluster,
+            "uid".to_owned(),
+            vec![shim("a"), shim("b")],
+            vec![],
+        );
+        assert_eq!(one.digest(), two.digest());
+        assert_eq!(ProvisionRequest::from_json(&one.to_json()).unwrap(), one);
+    }
+
+    #[test]
+    fn a_request_that_would_leave_its_folder_is_refused() {
+        for name in ["../spin", "a/b", "", ".hidden", "a\nb", "ä"] {
+            let request =
+                ProvisionRequest::new(Owner::Cluster, String::new(), vec![shim(name)], vec![]);
+            assert!(
+                matches!(
+                    ProvisionRequest::from_json(&request.to_json()),
+                    Err(Error::Name { .. })
+                ),
+                "{name:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn one_handler_for_two_shims_is_refused() {
+        let mut other = shim("b");
+        other.handlers = vec!["a".to_owned()];
+        let request = ProvisionRequest::new(
+            Owner::Cluster,
+            String::new(),
+            vec![shim("a"), other],
+            vec![],
+        );
+        assert!(matches!(
+            ProvisionRequest::from_json(&request.to_json()),
+            Err(Error::Twice { .. })
+        ));
+    }
+
+    #[test]
+    fn options_take_the_type_that_their_text_shows() {
+        assert_eq!(OptionValue::from_text("true"), OptionValue::Boolean(true));
+        assert_eq!(OptionValue::from_text("-12"), OptionValue::Integer(-12));
+        assert_eq!(
+            OptionValue::from_text("\"12\""),
+            OptionValue::String("12".to_owned())
+        );
+        assert_eq!(
+            OptionValue::from_text("'a'"),
+            OptionValue::String("a".to_owned())
+        );
+        assert_eq!(
+            OptionValue::from_text("a = 1\n[x]"),
+            OptionValue::String("a = 1\n[x]".to_owned())
+        );
+        assert_eq!(
+            OptionValue::from_text("\""),
+            OptionValue::String("\"".to_owned())
+        );
+        assert_eq!(
+            OptionValue::from_text(""),
+            OptionValue::String(String::new())
+        );
+    }
+}
