@@ -4,13 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{ContainerStatus, Node, Pod};
-use kube::ResourceExt;
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Node, Pod, PodStatus};
+use kube::core::DeserializeGuard;
+use kube::{Resource as _, ResourceExt};
 use serde::{Deserialize, Serialize};
 
-use crate::api::{Shim, ShimSpec};
+use crate::api::{Shim, ShimSpec, is_label_name};
 use crate::handoff::{ProvisionReport, ProvisionRequest, ShimRequest};
 use crate::names;
+
+/// The kubelet keeps this much of a termination message (Kubernetes API reference, `terminationMessagePath`).
+const LONGEST_MESSAGE: usize = 4096;
 
 /// A node as decisions see it.
 #[derive(Debug, Clone, PartialEq)]
@@ -74,7 +78,7 @@ impl NodeView {
     pub fn applied(&self) -> Option<Applied> {
         let text = self.annotations.get(names::APPLIED_ANNOTATION)?;
         let applied: Applied = serde_json::from_str(text).ok()?;
-        (applied.node_uid == self.uid).then_some(applied)
+        (applied.node_uid == self.uid && applied.is_sound()).then_some(applied)
     }
 
     /// Shims whose progress stands on the node as a label.
@@ -121,6 +125,24 @@ pub struct Applied {
     pub shims: BTreeMap<String, AppliedShim>,
 }
 
+impl Applied {
+    /// Whether every name in it can be a label and belongs where it stands: whoever may edit the node may have written it.
+    fn is_sound(&self) -> bool {
+        self.shims.iter().all(|(name, shim)| {
+            let request = shim.request.as_ref();
+            is_label_name(name)
+                && shim.handlers.keys().all(|handler| is_label_name(handler))
+                && request.is_none_or(|request| {
+                    request.name == *name
+                        && request
+                            .handlers
+                            .iter()
+                            .all(|handler| is_label_name(handler))
+                })
+        })
+    }
+}
+
 /// What a host has of one Shim.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -139,6 +161,9 @@ pub struct AppliedShim {
     pub reason: Option<String>,
 }
 
+/// A Shim as it comes from the API server. One that can't be read must not keep the others from being listed.
+pub type ShimObject = DeserializeGuard<Shim>;
+
 /// A Shim as decisions see it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ShimView {
@@ -156,22 +181,26 @@ pub struct ShimView {
     pub held: bool,
     /// Its owner lets it go whatever nodes still carry.
     pub forced: bool,
-    /// The spec as written.
-    pub spec: ShimSpec,
+    /// The spec as written, or why this release can't read it: a release with a newer definition wrote it.
+    pub spec: Result<ShimSpec, String>,
     /// The status as written.
     pub status: Option<crate::api::ShimStatus>,
 }
 
-impl From<&Shim> for ShimView {
-    fn from(shim: &Shim) -> Self {
+impl From<&ShimObject> for ShimView {
+    fn from(shim: &ShimObject) -> Self {
+        let (spec, status) = match &shim.0 {
+            Ok(shim) => (Ok(shim.spec.clone()), shim.status.clone()),
+            Err(error) => (Err(error.to_string()), None),
+        };
         Self {
             name: shim.name_any(),
             uid: shim.uid().unwrap_or_default(),
             created: shim
                 .creation_timestamp()
                 .map_or(Timestamp::UNIX_EPOCH, |time| time.0),
-            generation: shim.metadata.generation,
-            deleting: shim.metadata.deletion_timestamp.is_some(),
+            generation: shim.meta().generation,
+            deleting: shim.meta().deletion_timestamp.is_some(),
             held: shim
                 .finalizers()
                 .iter()
@@ -180,8 +209,8 @@ impl From<&Shim> for ShimView {
                 .annotations()
                 .get(names::FORCE_DELETE_ANNOTATION)
                 .is_some_and(|value| value == "true"),
-            spec: shim.spec.clone(),
-            status: shim.status.clone(),
+            spec,
+            status,
         }
     }
 }
@@ -191,14 +220,12 @@ impl From<&Shim> for ShimView {
 pub struct JobView {
     /// UID of the Job.
     pub uid: String,
-    /// UID of the node object that it was made for.
-    pub node_uid: String,
-    /// What it asks of the host; absent where it can't be read any more.
+    /// What it asks of the host; absent where it can't be read, or is for another node object.
     pub request: Option<ProvisionRequest>,
     /// When it was made.
     pub created: Timestamp,
-    /// It is on its way out.
-    pub deleting: bool,
+    /// Since when it is on its way out.
+    pub deleting: Option<Timestamp>,
     /// How far it is.
     pub progress: JobProgress,
 }
@@ -219,10 +246,9 @@ pub enum JobProgress {
 }
 
 impl JobView {
-    /// The view of `job` with those of `pods` that are its own.
+    /// The view of `job`, the one of the node object `node_uid`, with those of `pods` that are its own.
     #[must_use]
-    pub fn new(job: &Job, pods: &[&Pod]) -> Self {
-        let annotations = job.annotations();
+    pub fn new(job: &Job, pods: &[&Pod], node_uid: &str) -> Self {
         let request = job
             .spec
             .as_ref()
@@ -234,24 +260,20 @@ impl JobView {
                     .as_ref()?
                     .get(names::REQUEST_ANNOTATION)
             })
-            .and_then(|text| ProvisionRequest::from_json(text).ok());
+            .and_then(|text| ProvisionRequest::from_json(text).ok())
+            .filter(|request| request.node_uid == node_uid);
         let digest = request
             .as_ref()
             .map(ProvisionRequest::digest)
             .unwrap_or_default();
-        let node_uid = annotations
-            .get(names::NODE_UID_ANNOTATION)
-            .cloned()
-            .unwrap_or_default();
-        let progress = progress(job, pods, &digest, &node_uid);
+        let progress = progress(job, pods, &digest, node_uid);
         Self {
             uid: job.uid().unwrap_or_default(),
-            node_uid,
             request,
             created: job
                 .creation_timestamp()
                 .map_or(Timestamp::UNIX_EPOCH, |time| time.0),
-            deleting: job.metadata.deletion_timestamp.is_some(),
+            deleting: job.metadata.deletion_timestamp.as_ref().map(|time| time.0),
             progress,
         }
     }
@@ -287,21 +309,64 @@ fn progress(job: &Job, pods: &[&Pod], digest: &str, node_uid: &str) -> JobProgre
 
 /// The report of the pod's installer: nothing while it runs, and the reason where what it left is none.
 fn answer(pod: &Pod, digest: &str, node_uid: &str) -> Option<Result<ProvisionReport, String>> {
-    let statuses = pod.status.as_ref()?.container_statuses.as_deref()?;
-    let install = statuses
-        .iter()
-        .find(|status| status.name == names::INSTALL_CONTAINER)?;
-    let ended = install.state.as_ref()?.terminated.as_ref()?;
+    let status = pod.status.as_ref()?;
+    let Some(ended) = ended(
+        status.container_statuses.as_deref(),
+        names::INSTALL_CONTAINER,
+    ) else {
+        return never_ran(status).map(Err);
+    };
     let text = ended.message.as_deref().unwrap_or_default();
     if text.is_empty() {
-        let why = ended.reason.as_deref().unwrap_or("no reason");
-        return Some(Err(format!("exit status {}, {why}", ended.exit_code)));
+        return Some(Err(exit(names::INSTALL_CONTAINER, ended)));
+    }
+    if text.len() > LONGEST_MESSAGE {
+        return Some(Err("it is longer than a report can be".to_owned()));
     }
     Some(match ProvisionReport::from_json(text) {
         Ok(report) if report.request_digest == digest && report.node_uid == node_uid => Ok(report),
         Ok(_) => Err("its report answers another request".to_owned()),
         Err(error) => Err(error.to_string()),
     })
+}
+
+/// Why a pod that has failed never came to run its installer.
+fn never_ran(status: &PodStatus) -> Option<String> {
+    if status.phase.as_deref() != Some("Failed") {
+        return None;
+    }
+    let fetch = ended(
+        status.init_container_statuses.as_deref(),
+        names::FETCH_CONTAINER,
+    );
+    Some(match fetch.filter(|ended| ended.exit_code != 0) {
+        Some(ended) => format!(
+            "{} {}",
+            exit(names::FETCH_CONTAINER, ended),
+            ended.message.as_deref().unwrap_or_default()
+        ),
+        None => format!(
+            "its pod failed: {}: {}",
+            status.reason.as_deref().unwrap_or("no reason"),
+            status.message.as_deref().unwrap_or("no message")
+        ),
+    })
+}
+
+fn ended<'a>(
+    statuses: Option<&'a [ContainerStatus]>,
+    name: &str,
+) -> Option<&'a ContainerStateTerminated> {
+    let status = statuses?.iter().find(|status| status.name == name)?;
+    status.state.as_ref()?.terminated.as_ref()
+}
+
+fn exit(container: &str, ended: &ContainerStateTerminated) -> String {
+    let why = ended.reason.as_deref().unwrap_or("no reason");
+    format!(
+        "container {container} ended with exit status {}, {why}",
+        ended.exit_code
+    )
 }
 
 /// Why the Job has ended, if it has.

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 
 use super::desired::Desired;
-use super::labels;
 use super::observed::{Applied, AppliedShim, JobView};
 use super::plan::{
     JobStep, LONGEST_NOTE, NodeEvent, Observed, Plan, all_listed, backoff, cut, settled,
 };
-use crate::handoff::{Outcome, ProvisionReport, ProvisionRequest, ShimRequest};
+use crate::api::is_label_name;
+use crate::handoff::{
+    HandlerReport, Outcome, ProvisionReport, ProvisionRequest, ShimRequest, is_sha256,
+};
 use crate::names::reasons;
 
 /// Longest sentence that is kept per Shim: thirty of them stay far below the 256 KiB that a node's annotations may take.
@@ -19,6 +21,22 @@ pub fn fail(seen: &Observed, applied: Option<Applied>, job: &JobView, reason: &s
     let mut applied = applied.unwrap_or_default();
     applied.reason = Some(shortened(reason));
     conclude(seen, applied, job, "silent", 0, true)
+}
+
+/// The Job could not be made, for the reason given.
+pub fn not_made(seen: &Observed, desired: &Desired, mut applied: Applied, reason: &str) -> Plan {
+    let note = shortened(reason);
+    applied.reason = Some(note.clone());
+    applied.node_uid.clone_from(&seen.node.uid);
+    Plan {
+        event: Some(NodeEvent {
+            warning: true,
+            reason: reasons::PROVISION_FAILED,
+            note,
+        }),
+        look_again: Some(backoff(applied.attempts)),
+        ..settled(seen, desired, Some(applied), JobStep::None)
+    }
 }
 
 /// The Job's report becomes what is known of the host.
@@ -103,7 +121,7 @@ fn became(
     AppliedShim {
         request: if fulfilled { Some(shim.clone()) } else { kept },
         handlers,
-        sha256: told().find_map(|told| told.sha256.clone()),
+        sha256: told().find_map(digest),
         reason: why
             .or(report.reason.as_deref())
             .filter(|_| !fulfilled)
@@ -111,15 +129,26 @@ fn became(
     }
 }
 
+/// The digest of a handler's binary, if it is one.
+fn digest(told: &HandlerReport) -> Option<String> {
+    told.sha256.clone().filter(|digest| is_sha256(digest))
+}
+
 /// Keeps what the host still serves though it was not asked for: it is in use, or could not be taken away.
+///
+/// Names become labels: what can't be one never came from a request of ours.
 fn linger(applied: &mut Applied, request: &ProvisionRequest, report: &ProvisionReport) -> bool {
     let mut any = false;
     for told in &report.handlers {
-        if told.served && request.shims.iter().all(|shim| shim.name != told.shim) {
+        if is_label_name(&told.shim)
+            && is_label_name(&told.handler)
+            && told.served
+            && request.shims.iter().all(|shim| shim.name != told.shim)
+        {
             any = true;
             let shim = applied.shims.entry(told.shim.clone()).or_default();
             shim.handlers.insert(told.handler.clone(), true);
-            shim.sha256.clone_from(&told.sha256);
+            shim.sha256 = digest(told);
             shim.reason = Some(
                 told.reason
                     .as_deref()
@@ -153,12 +182,10 @@ fn conclude(
     let open = failed || !all_listed(seen.node, &applied);
     applied.attempts = if open { applied.attempts.max(1) } else { 0 };
     let desired = Desired::new(seen.node, Some(&applied), seen.shims, seen.auto_provision);
-    // A node that carries no trace any more has nowhere to remember that this Job was read: it goes even where Jobs are kept.
-    let forgotten = labels::idle(&applied, &desired.request(seen.node).shims);
-    let step = if forgotten || !seen.keep_jobs {
-        JobStep::Delete(job.uid.clone())
-    } else {
+    let step = if seen.keep_jobs {
         JobStep::None
+    } else {
+        JobStep::Delete(job.uid.clone())
     };
     let note = applied.reason.clone();
     let shims: Vec<String> = applied.shims.keys().cloned().collect();

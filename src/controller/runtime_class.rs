@@ -9,13 +9,15 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 use kube::{Resource, ResourceExt};
 
 use super::observed::ShimView;
-use crate::api::{self, Shim};
+use crate::api::{self, Shim, ShimSpec};
 use crate::names;
 
 /// What to do about one RuntimeClass.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Step {
-    /// Make it, or make it say what it should.
+    /// Make it: nothing of this name is there.
+    Create(Box<RuntimeClass>),
+    /// Make it say what it should; it names the UID of the one that is there.
     Apply(Box<RuntimeClass>),
     /// Delete the one with this name and UID: it is ours and not wanted, or its handler, which can't be changed, is another.
     Delete {
@@ -29,10 +31,11 @@ pub enum Step {
 /// What to do about a Shim's RuntimeClasses, and the sentences to tell about names that others have.
 #[must_use]
 pub fn decide(shim: &ShimView, there: &[&RuntimeClass]) -> (Vec<Step>, Vec<String>) {
-    let wanted = if shim.deleting {
-        Vec::new()
-    } else {
-        wanted(shim)
+    let wanted = match (&shim.spec, shim.deleting) {
+        (_, true) => Vec::new(),
+        (Ok(spec), false) => wanted(shim, spec),
+        // What can't be read keeps what it has.
+        (Err(_), false) => return (Vec::new(), Vec::new()),
     };
     let mut steps = Vec::new();
     let mut foreign = Vec::new();
@@ -47,7 +50,7 @@ pub fn decide(shim: &ShimView, there: &[&RuntimeClass]) -> (Vec<Step>, Vec<Strin
             });
         }
     }
-    for class in wanted {
+    for mut class in wanted {
         match there.iter().find(|other| other.name_any() == class.name_any()) {
             Some(other) if !is_ours(other, shim) => foreign.push(format!(
                 "RuntimeClass {} exists and is not this Shim's; delete it, or choose another name in spec.runtimeClass",
@@ -56,7 +59,11 @@ pub fn decide(shim: &ShimView, there: &[&RuntimeClass]) -> (Vec<Step>, Vec<Strin
             // Deleted above; its successor follows once it is gone.
             Some(other) if other.handler != class.handler => {}
             Some(other) if says(other, &class) => {}
-            Some(_) | None => steps.push(Step::Apply(Box::new(class))),
+            Some(other) => {
+                class.metadata.uid = other.uid();
+                steps.push(Step::Apply(Box::new(class)));
+            }
+            None => steps.push(Step::Create(Box::new(class))),
         }
     }
     (steps, foreign)
@@ -73,20 +80,63 @@ fn is_ours(class: &RuntimeClass, shim: &ShimView) -> bool {
 /// Whether `there` says all that `wanted` does.
 fn says(there: &RuntimeClass, wanted: &RuntimeClass) -> bool {
     there.scheduling == wanted.scheduling
-        && there.overhead == wanted.overhead
+        && amounts(there) == amounts(wanted)
         && wanted
             .labels()
             .iter()
             .all(|(key, value)| there.labels().get(key) == Some(value))
 }
 
-fn wanted(shim: &ShimView) -> Vec<RuntimeClass> {
-    let spec = &shim.spec.runtime_class;
+/// The overhead as numbers: the API server writes `1024Mi` as `1Gi`. What is no number stays text.
+fn amounts(class: &RuntimeClass) -> BTreeMap<String, Result<f64, String>> {
+    let overhead = class
+        .overhead
+        .iter()
+        .flat_map(|overhead| &overhead.pod_fixed);
+    overhead
+        .flatten()
+        .map(|(resource, quantity)| {
+            (
+                resource.clone(),
+                amount(&quantity.0).ok_or_else(|| quantity.0.clone()),
+            )
+        })
+        .collect()
+}
+
+/// The value of a quantity (Kubernetes API reference, `Quantity`): a number with a suffix of powers of 1,000 or 1,024.
+fn amount(quantity: &str) -> Option<f64> {
+    const SUFFIXES: [(&str, f64); 14] = [
+        ("Ki", 1024.0),
+        ("Mi", 1_048_576.0),
+        ("Gi", 1_073_741_824.0),
+        ("Ti", 1_099_511_627_776.0),
+        ("Pi", 1_125_899_906_842_624.0),
+        ("Ei", 1_152_921_504_606_846_976.0),
+        ("n", 1e-9),
+        ("u", 1e-6),
+        ("m", 1e-3),
+        ("k", 1e3),
+        ("M", 1e6),
+        ("G", 1e9),
+        ("T", 1e12),
+        ("P", 1e15),
+    ];
+    let (digits, factor) = SUFFIXES
+        .iter()
+        .find_map(|(suffix, factor)| Some((quantity.strip_suffix(suffix)?, *factor)))
+        .unwrap_or((quantity, 1.0));
+    let number: f64 = digits.parse().ok()?;
+    number.is_finite().then_some(number * factor)
+}
+
+fn wanted(shim: &ShimView, shim_spec: &ShimSpec) -> Vec<RuntimeClass> {
+    let spec = &shim_spec.runtime_class;
     let node_selector = match spec.scheduling {
         api::Scheduling::Provisioned => {
             BTreeMap::from([(names::handler_label(&spec.handler), "true".to_owned())])
         }
-        api::Scheduling::Selector => shim.spec.node_selector.clone().unwrap_or_default(),
+        api::Scheduling::Selector => shim_spec.node_selector.clone().unwrap_or_default(),
     };
     let mut labels = spec.labels.clone();
     labels.insert(
