@@ -413,8 +413,9 @@ mod tests {
     fn pax(key: &str, value: &str) -> Vec<u8> {
         let rest = format!(" {key}={value}\n");
         // The length in front counts its own digits.
-        let length =
-            (rest.len() + 1..).find(|length| length.to_string().len() + rest.len() == *length);
+        let length = (1..10)
+            .map(|digits| rest.len() + digits)
+            .find(|length| length.to_string().len() + rest.len() == *length);
         format!("{}{rest}", length.unwrap()).into_bytes()
     }
 
