@@ -180,7 +180,11 @@ fn identity(host: &HostRoot, path: &str) -> Result<String, super::Error> {
     let identity = text.trim();
     let plain = |byte: u8| byte.is_ascii_hexdigit() || byte == b'-';
     let is_one = identity.len() <= 36 && identity.bytes().all(plain);
-    Ok(is_one.then(|| identity.to_owned()).unwrap_or_default())
+    Ok(if is_one {
+        identity.to_owned()
+    } else {
+        String::new()
+    })
 }
 
 fn missing_folders(host: &HostRoot, loaded: &Loaded) -> BTreeMap<String, Vec<String>> {
