@@ -146,6 +146,32 @@ async fn an_artifact_is_verified_unpacked_and_handed_over() {
     assert!(!out.path().join("wasmtime.artifact").exists());
 }
 
+#[tokio::test]
+async fn what_is_secret_in_a_location_is_in_no_reason() {
+    let address = serve(Routes::from([
+        ("/there?token=hunter2", ok(&archive("README"))),
+        (
+            "/away?token=hunter2",
+            redirect("http://user:hunter2@127.0.0.1:9/x?token=hunter2"),
+        ),
+    ]));
+    let out = tempfile::tempdir().unwrap();
+    for location in [
+        format!("http://user:hunter2@{address}/absent?token=hunter2#hunter2"),
+        format!("http://user:hunter2@{address}/there?token=hunter2"),
+        format!("http://user:hunter2@{address}/away?token=hunter2"),
+        "http://user:hunter2@127.0.0.1:9/?token=hunter2".to_owned(),
+        "ftp://user:hunter2@example.org/?token=hunter2".to_owned(),
+        "no url?token=hunter2".to_owned(),
+    ] {
+        let mut shim = shim(location.clone());
+        shim.sha256 = Some("0".repeat(64));
+        let result = fetch_one(&shim, out.path(), None).await;
+        let reason = result.reason.unwrap();
+        assert!(!reason.contains("hunter2"), "{location}: {reason}");
+    }
+}
+
 #[rstest]
 #[case::wrong_digest("/a.tar.gz", Some("0"), "has SHA-256")]
 #[case::gone("/absent", None, "the server answers 404")]

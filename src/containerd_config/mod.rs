@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 pub use imports::imports;
 pub use judge::{holds, judge, runtimes_of_dump};
 pub use placement::place;
-pub use runtimes::{edit, handlers};
+pub use runtimes::{edit, handlers, is_usable_name};
 
 /// The most text that is read as one configuration, in bytes. `containerd config dump` prints 20 KiB; a host's file is hostile input.
 pub const TEXT_LIMIT: usize = 1 << 20;

@@ -81,6 +81,15 @@ pub fn edit(
     Ok(Some(format!("{mark}{edited}")))
 }
 
+/// Whether a handler or an option of it can have this name: it can be written as a TOML key that every release reads alike, and is
+/// not the default runtime's.
+#[must_use]
+pub fn is_usable_name(name: &str) -> bool {
+    // go-toml 1.9, which containerd 1.x reads with, doesn't decode escapes in keys: such names would be other names there.
+    let unsafe_key = |char: char| char.is_control() || matches!(char, '"' | '\\');
+    !name.is_empty() && name != RUNC && !name.contains(unsafe_key)
+}
+
 /// What is wanted, by name, once every name is usable and free.
 fn check<'a>(
     placement: &Placement,
@@ -91,17 +100,9 @@ fn check<'a>(
     let mut wanted = BTreeMap::new();
     for handler in want {
         let name = &handler.name;
-        // go-toml 1.9, which containerd 1.x reads with, doesn't decode escapes in keys: such names would be other names there.
-        let unusable = |name: &&String| {
-            name.is_empty()
-                || name
-                    .chars()
-                    .any(|char| char.is_control() || matches!(char, '"' | '\\'))
-        };
         if let Some(found) = std::iter::once(name)
             .chain(handler.options.keys())
-            .find(unusable)
-            .or_else(|| Some(name).filter(|name| *name == RUNC))
+            .find(|name| !is_usable_name(name))
         {
             return Err(Error::Name {
                 found: found.clone(),

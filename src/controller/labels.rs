@@ -1,6 +1,7 @@
 //! What a node's labels and its annotation should say, as an edit of what they say. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use super::desired::{Desired, Verdict};
 use super::observed::{Applied, NodeView, ShimView};
@@ -13,6 +14,20 @@ pub struct NodeEdit {
     pub labels: BTreeMap<String, Option<String>>,
     /// Annotations to set, or to remove where there is no value.
     pub annotations: BTreeMap<String, Option<String>>,
+}
+
+/// The labels as kubectl would be told them: `key=value` to set, `key-` to remove.
+impl fmt::Display for NodeEdit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (key, value)) in self.labels.iter().enumerate() {
+            let gap = if index == 0 { "" } else { " " };
+            match value {
+                Some(value) => write!(f, "{gap}{key}={value}")?,
+                None => write!(f, "{gap}{key}-")?,
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Whether the kubelet lists `handler`, or does not speak of handlers at all: then the report alone counts.

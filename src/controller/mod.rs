@@ -308,7 +308,9 @@ async fn decide_node(node: Arc<Node>, context: Arc<Context>) -> Result<Action, a
         keep_jobs: context.settings.job_ttl.is_some_and(|ttl| ttl > 0),
     });
     if !plan.is_empty() {
-        tracing::info!(node = view.name, labels = ?plan.edit.as_ref().map(|edit| &edit.labels), event = plan.event.as_ref().map(|event| event.note.as_str()), "node");
+        let labels = plan.edit.as_ref().map(ToString::to_string);
+        let note = plan.event.as_ref().map(|event| event.note.as_str());
+        tracing::info!(node = view.name, job = %plan.job, labels, note, "decided");
     }
     let answer = apply::node(
         &context.client,

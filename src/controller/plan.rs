@@ -3,6 +3,7 @@
 //! Claim, act, prove, advertise, one step a decision: the labels and the annotation are written before the Job is made, the
 //! report is written down before the Job goes.
 
+use std::fmt;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -91,6 +92,16 @@ pub enum JobStep {
     Create(Box<ProvisionRequest>),
     /// Delete the one with this UID.
     Delete(String),
+}
+
+impl fmt::Display for JobStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "none",
+            Self::Create(_) => "create",
+            Self::Delete(_) => "delete",
+        })
+    }
 }
 
 /// What people should read about a node.

@@ -13,6 +13,7 @@ use reqwest::{Certificate, Client, StatusCode, Url};
 use sha2::{Digest as _, Sha256};
 use tracing::warn;
 
+use super::report::printable;
 use super::unpack;
 use crate::handoff::hex;
 use crate::handoff::{FetchResult, ShimRequest};
@@ -40,14 +41,14 @@ pub enum Error {
     /// The location is no URL that can be fetched.
     #[error("location {location:?} can't be fetched; write an https://, http:// or file:/// URL")]
     Location {
-        /// As it was asked for.
+        /// As it was asked for, but for what may be secret.
         location: String,
     },
     /// The server was not reached, or the connection broke.
     #[error("{url} can't be fetched: {words}")]
     Transport {
-        /// The first URL.
-        url: Url,
+        /// The first URL, as [`shown_url`] has it.
+        url: String,
         /// The innermost cause.
         words: String,
         /// Whether asking again makes sense.
@@ -56,16 +57,16 @@ pub enum Error {
     /// The server has no such artifact.
     #[error("{url} can't be fetched: the server answers {status}")]
     Status {
-        /// The first URL.
-        url: Url,
+        /// The first URL, as [`shown_url`] has it.
+        url: String,
         /// Its answer.
         status: StatusCode,
     },
     /// The body is larger than any shim.
     #[error("{url} has more than {MAX_ARTIFACT} bytes; no shim is that large")]
     TooLarge {
-        /// The first URL.
-        url: Url,
+        /// The first URL, as [`shown_url`] has it.
+        url: String,
     },
     /// Other bytes than were asked for.
     #[error(
@@ -124,7 +125,7 @@ pub async fn fetch(
         let result = FetchResult {
             shim: shim.name.clone(),
             binary_sha256: fetched.as_ref().ok().cloned(),
-            reason: fetched.err().map(|error| error.to_string()),
+            reason: fetched.err().map(|error| printable(&error.to_string())),
         };
         let path = out.join(format!("{}.json", shim.name));
         // No type in it can refuse.
@@ -139,6 +140,31 @@ pub async fn fetch(
 #[must_use]
 pub fn is_on_host(location: &str) -> bool {
     location.starts_with("file://")
+}
+
+/// A URL fit for a report that everybody reads: without user, password, query and fragment, which hold keys and signatures.
+fn shown_url(url: &Url) -> String {
+    let mut url = url.clone();
+    // Only URLs without a host refuse these, and those have neither.
+    let _ = url.set_username("");
+    let _ = url.set_password(None);
+    url.set_query(None);
+    url.set_fragment(None);
+    url.into()
+}
+
+/// As [`shown_url`], for what may be no URL at all.
+fn shown_location(location: &str) -> String {
+    match Url::parse(location) {
+        Ok(url) => shown_url(&url),
+        Err(_) => location
+            .split(['?', '#', '@'])
+            .next()
+            .unwrap_or_default()
+            .chars()
+            .take(200)
+            .collect(),
+    }
 }
 
 fn folder(path: &Path) -> impl FnOnce(io::Error) -> Error {
@@ -209,7 +235,7 @@ async fn fetch_one(client: &Client, shim: &ShimRequest, out: &Path) -> Result<St
         .ok()
         .filter(|url| matches!(url.scheme(), "https" | "http"))
         .ok_or_else(|| Error::Location {
-            location: shim.location.clone(),
+            location: shown_location(&shim.location),
         })?;
     if url.scheme() == "http" && shim.sha256.is_none() && shim.binary_sha256.is_none() {
         warn!(
@@ -221,7 +247,7 @@ async fn fetch_one(client: &Client, shim: &ShimRequest, out: &Path) -> Result<St
     let artifact = download(client, &url, &path).await;
     let binary = out.join(format!("{}.bin", shim.name));
     let result = artifact.and_then(|(mut file, digest)| {
-        check_digest(url.as_str(), &digest, shim.sha256.as_deref())?;
+        check_digest(&shown_url(&url), &digest, shim.sha256.as_deref())?;
         file.rewind().map_err(folder(&path))?;
         let mut target = File::create(&binary).map_err(folder(&binary))?;
         let digest = unpack::unpack(file, &shim.name, shim.binary.as_deref(), &mut target)?;
@@ -277,14 +303,14 @@ async fn download(client: &Client, url: &Url, path: &Path) -> Result<(File, Stri
 
 async fn download_once(client: &Client, url: &Url, path: &Path) -> Result<(File, String), Error> {
     let transport = |error: reqwest::Error| Error::Transport {
-        url: url.clone(),
-        words: innermost(&error),
+        url: shown_url(url),
         again: !error.is_redirect() && !error.is_builder(),
+        words: innermost(&error.without_url()),
     };
     let mut response = client.get(url.clone()).send().await.map_err(transport)?;
     if !response.status().is_success() {
         return Err(Error::Status {
-            url: url.clone(),
+            url: shown_url(url),
             status: response.status(),
         });
     }
@@ -300,7 +326,9 @@ async fn download_once(client: &Client, url: &Url, path: &Path) -> Result<(File,
     while let Some(chunk) = response.chunk().await.map_err(transport)? {
         received += chunk.len() as u64;
         if received > MAX_ARTIFACT {
-            return Err(Error::TooLarge { url: url.clone() });
+            return Err(Error::TooLarge {
+                url: shown_url(url),
+            });
         }
         hasher.update(&chunk);
         file.write_all(&chunk).map_err(folder(path))?;
@@ -326,8 +354,7 @@ pub fn handed_over(shim: &ShimRequest, out: &Path) -> Result<(PathBuf, String), 
         .map_err(folder(&path))?;
     let result: FetchResult = serde_json::from_str(&json).map_err(|_| Error::Missing)?;
     if let Some(reason) = result.reason {
-        let printable = reason.chars().filter(|character| !character.is_control());
-        return Err(Error::Reported(printable.take(1_000).collect()));
+        return Err(Error::Reported(printable(&reason)));
     }
     let path = out.join(format!("{}.bin", shim.name));
     let digest = copy_handed_over(&path, &mut io::sink())?;

@@ -6,6 +6,7 @@ use super::facts::{Facts, verified};
 use super::plan::{Scope, Want};
 use super::site::Site;
 use super::state::{OwnedHandler, binary_path, owner_word};
+use crate::containerd_config::is_usable_name;
 use crate::handoff::{HandlerReport, ShimRequest};
 
 /// The handlers that will be ours, as they come together.
@@ -52,7 +53,13 @@ impl<'a> Set<'a> {
         let want = self.want;
         for shim in &want.shims {
             let foreign = shim.handlers.iter().find(|name| self.site.is_foreign(name));
+            let names = || shim.handlers.iter().chain(shim.options.keys());
+            let unusable = names().find(|name| !is_usable_name(name));
             let candidate = match (foreign, want.candidates.get(&shim.name)) {
+                _ if unusable.is_some() => Err(format!(
+                    "{:?} can't be written to containerd's configuration; use another name",
+                    unusable.map_or("", String::as_str)
+                )),
                 (Some(name), _) => Err(format!(
                     "handler {name} is declared in containerd's configuration by somebody else; remove it there or use another name"
                 )),
@@ -122,7 +129,8 @@ impl<'a> Set<'a> {
 
     pub(super) fn reserve(&mut self) {
         for name in &self.want.reserve {
-            if !self.next.contains_key(name) && !self.site.is_foreign(name) {
+            let free = !self.next.contains_key(name) && !self.site.is_foreign(name);
+            if free && is_usable_name(name) {
                 let owned = OwnedHandler {
                     shim: String::new(),
                     owner: self.want.owner,

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::facts::{Facts, verified};
+use super::report::printable;
 use super::state::{STATE_FILE, binary_path, owner_word};
 use crate::handoff::sha256_hex;
 
@@ -70,7 +71,7 @@ pub fn examine(facts: &Facts, journal: bool) -> Diagnosis {
     let mut findings = Vec::new();
     let mut find = |problem: String, remedy: &str| {
         findings.push(Finding {
-            problem,
+            problem: printable(&problem),
             remedy: remedy.to_owned(),
         });
     };

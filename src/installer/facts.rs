@@ -145,8 +145,8 @@ pub async fn gather(
         stored,
         damaged,
         missing_folders: missing_folders(host, &loaded),
-        machine_id: first_line(host, "/etc/machine-id")?,
-        boot_id: first_line(host, "/proc/sys/kernel/random/boot_id")?,
+        machine_id: identity(host, "/etc/machine-id")?,
+        boot_id: identity(host, "/proc/sys/kernel/random/boot_id")?,
         loaded,
     };
     if !offline && facts.distro.refusal.is_none() {
@@ -174,9 +174,13 @@ async fn ask(host: &HostRoot, facts: &mut Facts) {
     .map_err(|error| error.to_string());
 }
 
-fn first_line(host: &HostRoot, path: &str) -> Result<String, super::Error> {
+/// The identity in a file: a UUID, with or without hyphens (machine-id(5)). Anything else is none: it goes into every report.
+fn identity(host: &HostRoot, path: &str) -> Result<String, super::Error> {
     let text = host.read_text(path, SMALL)?.unwrap_or_default();
-    Ok(text.lines().next().unwrap_or_default().trim().to_owned())
+    let identity = text.trim();
+    let plain = |byte: u8| byte.is_ascii_hexdigit() || byte == b'-';
+    let is_one = identity.len() <= 36 && identity.bytes().all(plain);
+    Ok(is_one.then(|| identity.to_owned()).unwrap_or_default())
 }
 
 fn missing_folders(host: &HostRoot, loaded: &Loaded) -> BTreeMap<String, Vec<String>> {

@@ -25,6 +25,9 @@ const NEW_SUFFIX: &str = ".farrier-new";
 /// Links followed by hand before a path counts as a loop; the kernel's own bound (`path_resolution(7)`) is 40.
 const MAX_LINKS: usize = 40;
 
+/// A file that is hashed is a configuration, a shim or its artifact; the largest artifact that is fetched has this size too.
+const MAX_HASHED: u64 = 512 << 20;
+
 /// A second installer waits this long for the first: one change ends within its restart's deadlines.
 const LOCK_WAIT: Duration = Duration::from_mins(5);
 
@@ -53,6 +56,12 @@ pub enum Error {
     /// A file that must be text is none.
     #[error("{path} on the host is not UTF-8 text")]
     NotText {
+        /// Path on the host.
+        path: String,
+    },
+    /// Something other than a file stands in a file's place.
+    #[error("{path} on the host is no regular file; put a file in its place, or name another")]
+    NoFile {
         /// Path on the host.
         path: String,
     },
@@ -174,7 +183,9 @@ impl HostRoot {
         if metadata.is_file() {
             Ok(Some(file))
         } else {
-            Err(failed("read", path)(Errno::EINVAL))
+            Err(Error::NoFile {
+                path: path.to_owned(),
+            })
         }
     }
 
@@ -216,21 +227,28 @@ impl HostRoot {
     /// SHA-256 of a file as hexadecimal digits; `None` where there is none.
     ///
     /// # Errors
-    /// When it can't be read.
+    /// When it can't be read or is larger than anything that is hashed here.
     pub fn digest(&self, path: &str) -> Result<Option<String>> {
         let Some(mut file) = self.open_file(path)? else {
             return Ok(None);
         };
         let mut hasher = Sha256::new();
         let mut buffer = vec![0; 1 << 16];
+        let mut hashed = 0;
         loop {
             let read = file.read(&mut buffer).map_err(failed_io("read", path))?;
             if read == 0 {
-                break;
+                return Ok(Some(hex(&hasher.finalize())));
+            }
+            hashed += read as u64;
+            if hashed > MAX_HASHED {
+                return Err(Error::TooLarge {
+                    path: path.to_owned(),
+                    limit: MAX_HASHED,
+                });
             }
             hasher.update(&buffer[..read]);
         }
-        Ok(Some(hex(&hasher.finalize())))
     }
 
     /// Whether anything stands at `path`, the last component not followed if it is a link.

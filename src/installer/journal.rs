@@ -4,6 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::candidate;
 use super::host::{self, HostRoot, text_digest};
 use super::state::{Error as StateError, JOURNAL_FILE};
 use crate::handoff::API_VERSION;
@@ -33,7 +34,8 @@ pub struct Journal {
     /// containerd may have been restarted on the new configuration.
     #[serde(default)]
     pub restarting: bool,
-    /// SHA-256 of the state file that ends the change; absent where it ends with none.
+    /// SHA-256 of the state file that ends the change; absent where it ends with none, and empty where the state file stays as it
+    /// is, so that it can't tell whether the change was carried out.
     pub commits: Option<String>,
     /// Folders of ours that go, if they are empty, once the change is carried out; outermost first.
     #[serde(default)]
@@ -127,6 +129,20 @@ impl Journal {
         text_digest(state) == self.commits
     }
 
+    /// Removes what the change needed only while it was under way.
+    ///
+    /// # Errors
+    /// When a file can't be removed.
+    pub fn discard(&self, host: &HostRoot) -> host::Result<()> {
+        for step in &self.undo {
+            step.discard(host);
+        }
+        for suffix in [candidate::SUFFIX, candidate::IMPORT_SUFFIX] {
+            host.remove_file(&format!("{}{suffix}", self.root))?;
+        }
+        Ok(())
+    }
+
     /// Undoes everything, as far as it goes. The journal stays: it goes when containerd is known to be well.
     #[must_use]
     pub fn undo(&self, host: &HostRoot) -> Undone {
@@ -141,7 +157,19 @@ impl Journal {
 }
 
 impl Undo {
+    /// Removes what a run that was killed was about to put in place.
+    fn discard(&self, host: &HostRoot) {
+        match self {
+            Self::Config { path, .. } => {
+                host.discard_new(&host.follow(path).unwrap_or_else(|_| path.clone()));
+            }
+            Self::Link { path, .. } | Self::File { path } => host.discard_new(path),
+            Self::Folder { .. } => {}
+        }
+    }
+
     fn undo(&self, host: &HostRoot, undone: &mut Undone) -> host::Result<()> {
+        self.discard(host);
         match self {
             Self::Config {
                 path,
@@ -156,7 +184,7 @@ impl Undo {
                     undone.config_changed = Some(path.clone());
                     return Ok(());
                 }
-                put_text(host, path, before.as_deref(), now.as_deref())
+                put_config(host, path, before.as_deref(), now.as_deref())
             }
             Self::Link { path, target } => match target {
                 Some(target) if host.link_target(path).as_ref() == Some(target) => Ok(()),
@@ -173,7 +201,7 @@ impl Undo {
 ///
 /// # Errors
 /// As for [`HostRoot::replace`].
-pub fn put_text(
+pub fn put_config(
     host: &HostRoot,
     path: &str,
     text: Option<&str>,
@@ -182,7 +210,8 @@ pub fn put_text(
     match text {
         // A new configuration is readable as packages install it.
         Some(text) => host.replace(path, text.as_bytes(), now, 0o644),
-        None if host.digest(path)?.as_deref() == now => host.remove_file(path),
+        // The file that a link names was made, not the link.
+        None if host.digest(path)?.as_deref() == now => host.remove_file(&host.follow(path)?),
         None => Err(host::Error::Changed {
             path: path.to_owned(),
         }),

@@ -36,7 +36,8 @@ use options::config_path;
 pub use options::{InstallOptions, Preview, UninstallOptions, Wanted};
 use perform::{Source, perform, recover};
 use plan::{Scope, Want, decide};
-use report::{as_before, conclude, describe, failed, unhappy};
+use report::{as_before, conclude, describe, failed, publish, unhappy};
+use unpack::Hashing;
 
 use crate::handoff::{FetchResult, Outcome, Owner, ProvisionReport, ProvisionRequest, ShimRequest};
 
@@ -75,11 +76,12 @@ pub async fn install(options: InstallOptions) -> ProvisionReport {
         config,
         offline: options.offline,
     };
-    change
+    let report = change
         .run(report, &request.shims, async |facts| {
             change.want_installed(&options, &request, facts).await
         })
-        .await
+        .await;
+    publish(report)
 }
 
 /// Decides what [`install`] would do. Changes not one byte of the host, the lock and the state file included.
@@ -132,9 +134,10 @@ pub async fn uninstall(options: UninstallOptions) -> ProvisionReport {
         digest: String::new(),
         offline: options.offline,
     };
-    change
+    let report = change
         .run(report, &[], async |_| Ok((want, BTreeMap::new(), None)))
-        .await
+        .await;
+    publish(report)
 }
 
 /// What is installed on a host, by whom, and what is wrong with it.
@@ -280,10 +283,13 @@ impl Change<'_> {
         };
         let digest = self.host.digest(path)?.ok_or_else(absent)?;
         artifact::check_digest(path, &digest, shim.sha256.as_deref())?;
-        let file = self.host.open_file(path)?.ok_or_else(absent)?;
+        let mut file = Hashing::new(self.host.open_file(path)?.ok_or_else(absent)?);
         let binary = shim.binary.as_deref();
-        let sha256 = unpack::unpack(file, &shim.name, binary, &mut io::sink())
+        let sha256 = unpack::unpack(&mut file, &shim.name, binary, &mut io::sink())
             .map_err(artifact::Error::from)?;
+        // What was unpacked are the bytes that were verified, whoever can write to the file.
+        let again = file.finish().map_err(artifact::Error::from)?;
+        artifact::check_digest(path, &again, Some(&digest))?;
         artifact::check_digest("the binary", &sha256, shim.binary_sha256.as_deref())?;
         let source = Source::Host {
             path: path.to_owned(),

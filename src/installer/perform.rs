@@ -12,7 +12,7 @@ use super::artifact;
 use super::candidate;
 use super::facts::{Facts, gather};
 use super::host::{HostRoot, text_digest};
-use super::journal::{Journal, Undo, put_text};
+use super::journal::{Journal, Undo, put_config};
 use super::plan::{HostPlan, cut, declared_before, prove};
 use super::restart::{self, restart};
 use super::state::{
@@ -70,6 +70,9 @@ pub enum Failure {
     },
 }
 
+/// Locations may hold credentials; whoever may change a host is root.
+const STATE_MODE: u32 = 0o600;
+
 /// Carries out `plan`; `sources` says where the binaries are, by SHA-256.
 ///
 /// # Errors
@@ -87,6 +90,11 @@ pub async fn perform(
         .try_for_each(|folder| host.create_folder(folder))
         .and_then(|()| journal.save(host));
     if let Err(error) = begun {
+        let made = facts.missing_folders.get(STATE_FOLDER);
+        for folder in made.into_iter().flatten().rev() {
+            // Best effort: an empty folder does no harm, and the next run uses it.
+            let _ = host.remove_folder(folder);
+        }
         return Err(Failure::Refused(error.into()));
     }
     match act(host, facts, plan, sources, &mut journal).await {
@@ -123,6 +131,11 @@ fn journal(host: &HostRoot, facts: &Facts, plan: &HostPlan) -> Journal {
         });
     }
     let state = plan.state.as_ref().map(State::to_json);
+    let commits = if plan.write_state {
+        text_digest(state.as_deref())
+    } else {
+        Some(String::new())
+    };
     Journal {
         api_version: API_VERSION.to_owned(),
         undo,
@@ -135,7 +148,7 @@ fn journal(host: &HostRoot, facts: &Facts, plan: &HostPlan) -> Journal {
         unit: facts.unit(),
         socket: facts.socket(),
         restarting: false,
-        commits: text_digest(state.as_deref()),
+        commits,
         drop_folders: plan.drop_folders.clone(),
     }
 }
@@ -160,7 +173,7 @@ async fn act(
         candidate::judge(host, facts, plan, change).await?;
         info!(path = change.path, "writing containerd's configuration");
         let before = text_digest(change.before.as_deref());
-        put_text(
+        put_config(
             host,
             &change.path,
             change.after.as_deref(),
@@ -184,8 +197,13 @@ async fn act(
     }
     if plan.write_state {
         let before = host.digest(STATE_FILE)?;
-        let after = plan.state.as_ref().map(State::to_json);
-        put_text(host, STATE_FILE, after.as_deref(), before.as_deref())?;
+        match &plan.state {
+            Some(state) => {
+                let text = state.to_json();
+                host.replace(STATE_FILE, text.as_bytes(), before.as_deref(), STATE_MODE)?;
+            }
+            None => host.remove_file(STATE_FILE)?,
+        }
     }
     Ok(done)
 }
@@ -193,7 +211,11 @@ async fn act(
 /// Copies a binary into the store. Its bytes are hashed again on the way: what is linked is what was verified.
 fn store(host: &HostRoot, sha256: &str, source: Option<&Source>) -> Result<(), Error> {
     let path = store_path(sha256);
-    let mut out = host.create_new(&path, 0o755)?;
+    copy(host, &path, sha256, source).inspect_err(|_| host.discard_new(&path))
+}
+
+fn copy(host: &HostRoot, path: &str, sha256: &str, source: Option<&Source>) -> Result<(), Error> {
+    let mut out = host.create_new(path, 0o755)?;
     let digest = match source {
         Some(Source::HandedOver(path)) => artifact::copy_handed_over(path, &mut out)?,
         Some(Source::Host { path, shim, binary }) => {
@@ -207,7 +229,7 @@ fn store(host: &HostRoot, sha256: &str, source: Option<&Source>) -> Result<(), E
     };
     artifact::check_digest("the binary", &digest, Some(sha256))?;
     out.sync_all().map_err(|source| Error::Store { source })?;
-    Ok(host.commit_new(&path)?)
+    Ok(host.commit_new(path)?)
 }
 
 /// Puts everything back and says how the host is then.
@@ -264,7 +286,7 @@ async fn undo(host: &HostRoot, journal: &Journal) -> Vec<String> {
         let written = result.and_then(|change| match change {
             Some(change) => {
                 let now = text_digest(change.before.as_deref());
-                Ok(put_text(
+                Ok(put_config(
                     host,
                     &change.path,
                     change.after.as_deref(),
@@ -280,6 +302,8 @@ async fn undo(host: &HostRoot, journal: &Journal) -> Vec<String> {
 
 /// Removes the journal of a change that was undone, and the folders that were made for it.
 fn forget(host: &HostRoot, journal: &Journal) -> Result<(), Error> {
+    journal.discard(host)?;
+    host.discard_new(STATE_FILE);
     host.remove_file(JOURNAL_FILE)?;
     for step in journal.undo.iter().rev() {
         if let Undo::Folder { path } = step {
@@ -300,7 +324,12 @@ pub async fn recover(host: &HostRoot, offline: bool) -> Result<Option<u32>, Fail
         .map_err(Error::from)
         .and_then(|state| Ok((state, Journal::load(host)?)));
     let (state, journal) = match loaded.map_err(Failure::Refused)? {
-        (_, None) => return Ok(None),
+        (state, None) => {
+            if state.is_none() {
+                forget_beginning(host);
+            }
+            return Ok(None);
+        }
         (state, Some(journal)) => (state, journal),
     };
     if journal.is_committed(state.as_deref()) {
@@ -331,8 +360,15 @@ pub async fn recover(host: &HostRoot, offline: bool) -> Result<Option<u32>, Fail
     })
 }
 
+/// A run that was killed, or found no room, before its journal was on disk leaves a folder at most. Best effort, as nothing is in it.
+fn forget_beginning(host: &HostRoot) {
+    host.discard_new(JOURNAL_FILE);
+    let _ = host.remove_folder(STATE_FOLDER);
+}
+
 /// Clears up after a change that was carried out: binaries that nothing names, folders of ours, and the journal last.
 fn finish(host: &HostRoot, journal: &Journal) -> Result<(), Error> {
+    journal.discard(host)?;
     let state = State::from_json(host.read_text(STATE_FILE, STATE_LIMIT)?.as_deref())?;
     let carried = |owned: &(&String, &super::state::OwnedHandler)| owned.1.sha256.is_some();
     let links: BTreeSet<String> = state

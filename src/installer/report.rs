@@ -8,6 +8,33 @@ use crate::handoff::{
     FileAction, FileReport, HandlerReport, Outcome, ProvisionReport, ShimRequest,
 };
 
+/// The longest reason: containerd's own words have 300 characters at most, and a sentence of ours around them.
+const LONGEST_REASON: usize = 1_000;
+
+/// Text that others had a hand in (servers, archives, containerd, files of the host), fit for a terminal, a log and an Event.
+pub(super) fn printable(text: &str) -> String {
+    // Beside control characters those that turn the direction of what follows (Unicode 15, 23.2 *Layout Controls*).
+    let turns = |character| matches!(character, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let shown = |character: &char| !character.is_control() && !turns(*character);
+    let spaced = text.replace(['\n', '\t'], " ");
+    spaced.chars().filter(shown).take(LONGEST_REASON).collect()
+}
+
+/// A report as it goes out, whoever wrote the words in it.
+pub(super) fn publish(mut report: ProvisionReport) -> ProvisionReport {
+    let reasons = report
+        .handlers
+        .iter_mut()
+        .map(|handler| &mut handler.reason);
+    for text in reasons
+        .chain([&mut report.reason, &mut report.remedy])
+        .flatten()
+    {
+        *text = printable(text);
+    }
+    report
+}
+
 /// Fills in what is known of the host.
 pub(super) fn describe(report: &mut ProvisionReport, facts: &Facts) {
     report.containerd = facts.version.map(|version| version.to_string());

@@ -6,6 +6,7 @@ use similar::TextDiff;
 
 use super::doctor::{Condition, Diagnosis};
 use super::plan::{ConfigChange, HostPlan};
+use super::report::printable;
 use crate::handoff::{FileAction, Outcome, ProvisionReport};
 
 /// Writing to a `String` can't fail; this says so in one place.
@@ -88,7 +89,7 @@ pub fn plan_text(plan: &HostPlan, unit: &str) -> String {
     }
     for handler in &plan.handlers {
         if let Some(reason) = &handler.reason {
-            line!(text, "{}: {reason}", handler.handler);
+            line!(text, "{}: {}", handler.handler, printable(reason));
         }
     }
     text

@@ -1,12 +1,14 @@
 //! Finds the shim's binary in an artifact: a `.tar.gz`, or the ELF file itself. Bytes come from the network: every size is bounded,
 //! and an archive that names a path outside of its folder is refused whole. Nothing is ever written where the archive says.
 
+use std::ffi::OsString;
 use std::io::{self, Read, Write};
-use std::path::{Component, Path};
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::{Component, Path, PathBuf};
 
 use flate2::read::MultiGzDecoder;
 use sha2::{Digest as _, Sha256};
-use tar::{Archive, EntryType};
+use tar::{Archive, EntryType, PaxExtensions};
 
 use crate::handoff::hex;
 
@@ -15,6 +17,9 @@ const MAX_UNPACKED: u64 = 512 << 20;
 
 /// Archives of releases have fewer than ten members.
 const MAX_MEMBERS: usize = 10_000;
+
+/// A path has 4,096 bytes at most (`PATH_MAX`); a pax header holds some times and attributes beside it.
+const MAX_DESCRIPTION: u64 = 64 << 10;
 
 /// What every ELF file begins with, up to and with the field that names the CPU (System V ABI, *ELF Header*).
 const ELF_HEADER: usize = 20;
@@ -107,18 +112,26 @@ fn unpack_archive(
     let mut digest = None;
     let mut found = Vec::new();
     let mut unpacked = 0_u64;
-    for (count, entry) in archive.entries().map_err(unreadable)?.enumerate() {
-        let entry = entry.map_err(unreadable)?;
+    let mut long_path = None;
+    // Raw: the crate would read names of any length into memory.
+    let entries = archive.entries().map_err(unreadable)?.raw(true);
+    for (count, entry) in entries.enumerate() {
+        let mut entry = entry.map_err(unreadable)?;
         unpacked = unpacked.saturating_add(entry.size());
         if count >= MAX_MEMBERS || unpacked > MAX_UNPACKED {
             return Err(Error::TooLarge);
         }
-        let path = entry.path().map_err(unreadable)?.into_owned();
-        check_member(&path, entry.header().entry_type())?;
-        if !matches!(
-            entry.header().entry_type(),
-            EntryType::Regular | EntryType::Continuous
-        ) {
+        let kind = entry.header().entry_type();
+        if describes_next(kind) {
+            long_path = read_path(&mut entry, kind)?.or(long_path);
+            continue;
+        }
+        let path = match long_path.take() {
+            Some(path) => path,
+            None => entry.path().map_err(unreadable)?.into_owned(),
+        };
+        check_member(&path, kind)?;
+        if !matches!(kind, EntryType::Regular | EntryType::Continuous) {
             continue;
         }
         let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -136,6 +149,47 @@ fn unpack_archive(
             found.join(", ")
         },
     })
+}
+
+/// Whether a member only says something about the one after it.
+fn describes_next(kind: EntryType) -> bool {
+    matches!(
+        kind,
+        EntryType::XHeader | EntryType::GNULongName | EntryType::GNULongLink
+    )
+}
+
+/// The path that a member gives the next one: GNU tar's `@LongLink`, or `path` of a pax header (POSIX.1-2001, *pax*).
+fn read_path(entry: &mut impl Read, kind: EntryType) -> Result<Option<PathBuf>, Error> {
+    let mut bytes = Vec::new();
+    entry
+        .take(MAX_DESCRIPTION + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|source| Error::Unreadable { source })?;
+    if bytes.len() as u64 > MAX_DESCRIPTION {
+        return Err(Error::TooLarge);
+    }
+    if kind == EntryType::GNULongName {
+        let end = bytes.iter().position(|byte| *byte == 0);
+        bytes.truncate(end.unwrap_or(bytes.len()));
+        return Ok(Some(OsString::from_vec(bytes).into()));
+    }
+    let mut path = None;
+    // Values may be attributes in any bytes, which the crate can't split; nothing that counts here is one.
+    for extension in PaxExtensions::new(&bytes).flatten() {
+        match extension.key_bytes() {
+            b"path" => path = Some(OsString::from_vec(extension.value_bytes().to_vec()).into()),
+            // It would move every member that follows, in the eyes of one reader and not of another.
+            b"size" => {
+                return Err(Error::Climbs {
+                    member: "(pax header)".to_owned(),
+                    fault: "has a size of its own",
+                });
+            }
+            _ => {}
+        }
+    }
+    Ok(path)
 }
 
 /// The whole archive is read and judged, also what comes after the binary.
@@ -191,6 +245,34 @@ fn shown(name: &str) -> String {
         .filter(|character| !character.is_control())
         .take(80)
         .collect()
+}
+
+/// Passes a file on and hashes all of it.
+pub(super) struct Hashing<R> {
+    inner: R,
+    hasher: Sha256,
+}
+
+impl<R: Read> Hashing<R> {
+    pub(super) fn new(inner: R) -> Self {
+        let hasher = Sha256::new();
+        Self { inner, hasher }
+    }
+
+    /// SHA-256 of the whole, what was not asked for included.
+    pub(super) fn finish(mut self) -> Result<String, Error> {
+        io::copy(&mut (&mut self).take(MAX_UNPACKED), &mut io::sink())
+            .map_err(|source| Error::Unreadable { source })?;
+        Ok(hex(&self.hasher.finalize()))
+    }
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        self.hasher.update(&buffer[..read]);
+        Ok(read)
+    }
 }
 
 /// Copies a program to `out`, hashing it, after a look at its first bytes.
@@ -326,6 +408,99 @@ mod tests {
         ]);
         let result = unpack(archive.as_slice(), "a", None, &mut Vec::new());
         assert!(matches!(result, Err(Error::Climbs { .. })), "{result:?}");
+    }
+
+    fn pax(key: &str, value: &str) -> Vec<u8> {
+        let rest = format!(" {key}={value}\n");
+        // The length in front counts its own digits.
+        let length =
+            (rest.len() + 1..).find(|length| length.to_string().len() + rest.len() == *length);
+        format!("{}{rest}", length.unwrap()).into_bytes()
+    }
+
+    fn described(kind: EntryType, description: &[u8]) -> Result<String, Error> {
+        let program = program();
+        let archive = archive(&[
+            ("././@LongLink", kind, description),
+            ("short", EntryType::Regular, &program),
+        ]);
+        unpack(archive.as_slice(), "a", None, &mut Vec::new())
+    }
+
+    #[rstest]
+    #[case::gnu(EntryType::GNULongName, |path: &str| [path.as_bytes(), b"\0"].concat())]
+    #[case::pax(EntryType::XHeader, |path: &str| pax("path", path))]
+    fn a_long_path_counts_and_is_judged_as_any_other(
+        #[case] kind: EntryType,
+        #[case] describe: impl Fn(&str) -> Vec<u8>,
+    ) {
+        let folder = "folder/".repeat(40);
+        described(kind, &describe(&format!("{folder}containerd-shim-a"))).unwrap();
+        for path in ["../containerd-shim-a", "/usr/bin/containerd-shim-a"] {
+            let result = described(kind, &describe(path));
+            assert!(matches!(result, Err(Error::Climbs { .. })), "{result:?}");
+        }
+        let result = described(kind, &describe(&"a".repeat(1 << 20)));
+        assert!(matches!(result, Err(Error::TooLarge)), "{result:?}");
+    }
+
+    #[test]
+    fn a_member_that_two_readers_would_see_differently_is_refused() {
+        let result = described(EntryType::XHeader, &pax("size", "7"));
+        assert!(matches!(result, Err(Error::Climbs { .. })), "{result:?}");
+        let result = described(EntryType::GNUSparse, b"");
+        assert!(matches!(result, Err(Error::Climbs { .. })), "{result:?}");
+    }
+
+    #[test]
+    fn an_archive_that_grows_beyond_all_bounds_is_refused() {
+        let crowd = vec![("a", EntryType::Directory, b"".as_slice()); MAX_MEMBERS + 1];
+        let result = unpack(archive(&crowd).as_slice(), "a", None, &mut Vec::new());
+        assert!(matches!(result, Err(Error::TooLarge)), "{result:?}");
+
+        let mut header = Header::new_gnu();
+        header.set_path("zeros").unwrap();
+        header.set_size(MAX_UNPACKED + 1);
+        header.set_cksum();
+        let mut claim = GzEncoder::new(Vec::new(), Compression::fast());
+        claim.write_all(header.as_bytes()).unwrap();
+        let claim = claim.finish().unwrap();
+        let result = unpack(claim.as_slice(), "a", None, &mut Vec::new());
+        assert!(matches!(result, Err(Error::TooLarge)), "{result:?}");
+    }
+
+    #[test]
+    fn a_member_that_is_cut_off_is_no_binary() {
+        let mut header = Header::new_gnu();
+        header.set_path("containerd-shim-a").unwrap();
+        header.set_size(100_000);
+        header.set_cksum();
+        let mut cut = GzEncoder::new(Vec::new(), Compression::fast());
+        cut.write_all(header.as_bytes()).unwrap();
+        cut.write_all(&program()).unwrap();
+        let cut = cut.finish().unwrap();
+        let result = unpack(cut.as_slice(), "a", None, &mut Vec::new());
+        assert!(
+            matches!(result, Err(Error::Unreadable { .. })),
+            "{result:?}"
+        );
+    }
+
+    #[test]
+    fn an_archive_of_several_gzip_members_is_one_and_what_follows_its_end_is_not_read() {
+        let whole = archive(&[("containerd-shim-a", EntryType::Regular, &program())]);
+        let mut tar = Vec::new();
+        MultiGzDecoder::new(whole.as_slice())
+            .read_to_end(&mut tar)
+            .unwrap();
+        let gzip = |bytes: &[u8]| {
+            let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+            encoder.write_all(bytes).unwrap();
+            encoder.finish().unwrap()
+        };
+        let (head, tail) = tar.split_at(700);
+        let two = [gzip(head), gzip(tail), b"garbage".to_vec()].concat();
+        unpack(two.as_slice(), "a", None, &mut Vec::new()).unwrap();
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Writing to the host: files replaced in one step, links swapped, folders made and removed, each on disk for certain before the call
 //! returns. What to write is decided elsewhere.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, fchown};
 
@@ -9,8 +9,40 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, openat2, renameat};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
+use xattr::FileExt as _;
 
 use super::{Error, HostRoot, NEW_SUFFIX, Result, failed, failed_io};
+
+/// Extended attributes that belong to a file's bytes and not to its place: signatures (`security.ima`, `security.evm`) and
+/// privileges (`capabilities(7)`).
+const OF_THE_BYTES: [&str; 3] = ["security.ima", "security.evm", "security.capability"];
+
+/// Gives `new` the owner, mode and extended attributes of `old`: an SELinux label decides whether containerd may read the file.
+fn keep_attributes(old: &File, new: &File, path: &str) -> Result<()> {
+    let failed = |act| failed_io(act, path);
+    let before = old.metadata().map_err(failed("look at"))?;
+    let now = new.metadata().map_err(failed("look at the new"))?;
+    if (before.uid(), before.gid()) != (now.uid(), now.gid()) {
+        fchown(new, Some(before.uid()), Some(before.gid())).map_err(failed("keep the owner of"))?;
+    }
+    new.set_permissions(Permissions::from_mode(before.mode() & 0o7777))
+        .map_err(failed("keep the mode of"))?;
+    // A file system without such attributes has none to keep.
+    for name in old.list_xattr().into_iter().flatten() {
+        if OF_THE_BYTES.iter().any(|known| name == *known) {
+            continue;
+        }
+        let value = old
+            .get_xattr(&name)
+            .map_err(failed("read the attributes of"))?;
+        let value = value.unwrap_or_default();
+        if new.get_xattr(&name).ok().flatten().as_ref() != Some(&value) {
+            new.set_xattr(&name, &value)
+                .map_err(failed("keep the attributes of"))?;
+        }
+    }
+    Ok(())
+}
 
 impl HostRoot {
     /// Makes a folder, whose parent is there; one that is there already is fine.
@@ -30,8 +62,8 @@ impl HostRoot {
         }
     }
 
-    /// Replaces the file at `path`, or makes it, in one step that a crash can't halve. The new file has the owner and mode of the
-    /// old one, or `mode`; a link is followed, inside the root, and stays a link.
+    /// Replaces the file at `path`, or makes it, in one step that a crash can't halve. The new file has the owner, mode and extended
+    /// attributes of the old one, or `mode`; a link is followed, inside the root, and stays a link.
     ///
     /// `expected` is the SHA-256 of the bytes that the caller read, `None` where it found no file.
     ///
@@ -45,23 +77,32 @@ impl HostRoot {
         mode: u32,
     ) -> Result<()> {
         let path = self.follow(path)?;
-        self.write_new(&path, bytes, mode)?;
-        let now = self.digest(&path)?;
-        if now.as_deref() != expected {
-            self.remove_file(&format!("{path}{NEW_SUFFIX}"))?;
-            return Err(Error::Changed { path });
-        }
-        self.commit_new(&path)
+        self.replace_followed(&path, bytes, expected, mode)
+            .inspect_err(|_| self.discard_new(&path))
     }
 
-    /// Writes `bytes` beside `path`, under its name with [`NEW_SUFFIX`], on disk for certain, with the owner and mode of `path`.
-    fn write_new(&self, path: &str, bytes: &[u8], mode: u32) -> Result<()> {
+    fn replace_followed(
+        &self,
+        path: &str,
+        bytes: &[u8],
+        expected: Option<&str>,
+        mode: u32,
+    ) -> Result<()> {
         let mut file = self.create_new(path, mode)?;
+        if let Some(old) = self.open_file(path)? {
+            keep_attributes(&old, &file, path)?;
+        }
         file.write_all(bytes).map_err(failed_io("write", path))?;
-        file.sync_all().map_err(failed_io("write", path))
+        file.sync_all().map_err(failed_io("write", path))?;
+        if self.digest(path)?.as_deref() != expected {
+            return Err(Error::Changed {
+                path: path.to_owned(),
+            });
+        }
+        self.commit_new(path)
     }
 
-    /// An empty file beside `path`, under its name with [`NEW_SUFFIX`], with the owner and mode of `path`, or `mode`.
+    /// An empty file with `mode` beside `path`, under its name with [`NEW_SUFFIX`].
     ///
     /// # Errors
     /// When it can't be made.
@@ -83,21 +124,14 @@ impl HostRoot {
         let file = File::from(
             openat2(&entry.folder, entry.name.as_str(), how).map_err(failed("make", &new))?,
         );
-        let mode = match self.open_file(path)? {
-            Some(old) => {
-                let old = old.metadata().map_err(failed_io("look at", path))?;
-                let new_owner = file.metadata().map_err(failed_io("look at", &new))?;
-                if (old.uid(), old.gid()) != (new_owner.uid(), new_owner.gid()) {
-                    fchown(&file, Some(old.uid()), Some(old.gid()))
-                        .map_err(failed_io("set the owner of", &new))?;
-                }
-                old.mode() & 0o7777
-            }
-            None => mode,
-        };
-        file.set_permissions(std::fs::Permissions::from_mode(mode))
+        file.set_permissions(Permissions::from_mode(mode))
             .map_err(failed_io("set the mode of", &new))?;
         Ok(file)
+    }
+
+    /// Removes what [`Self::create_new`] made and nobody put in place. Best effort: a later run overwrites it.
+    pub fn discard_new(&self, path: &str) {
+        let _ = self.remove_file(&format!("{path}{NEW_SUFFIX}"));
     }
 
     /// Puts what [`Self::create_new`] made in the place of `path`.

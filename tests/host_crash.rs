@@ -1,0 +1,184 @@
+//! Ends the real program at every point at which it changes a host, and holds the next run to its promise: it converges.
+//!
+//! The program is traced (ptrace(2)) and killed before the n-th system call that changes something, for every n.
+
+#![cfg(target_arch = "x86_64")]
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+#[path = "host/support.rs"]
+#[allow(dead_code, reason = "each test program uses a part of it")]
+mod support;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use farrier::handoff::Outcome;
+use nix::libc;
+use nix::sys::ptrace;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use support::{CONFIG, Host, program, shim};
+
+/// What changes a folder, or stands between the making of a file and its place.
+const CHANGES: [i64; 6] = [
+    libc::SYS_mkdirat,
+    libc::SYS_symlinkat,
+    libc::SYS_unlinkat,
+    libc::SYS_renameat,
+    libc::SYS_fchmod,
+    libc::SYS_fsync,
+];
+
+/// Runs the program on `host` and kills it before its change number `nth`; says whether it came that far.
+fn is_killed_at(host: &Host, arguments: &[String], nth: usize) -> bool {
+    // Stopped at first, so that no system call is missed.
+    let child = Command::new("/bin/sh")
+        .args(["-c", "kill -STOP $$; exec \"$0\" \"$@\""])
+        .arg(env!("CARGO_BIN_EXE_farrier"))
+        .args(arguments)
+        .arg("--host-root")
+        .arg(host.root())
+        .arg("--offline")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
+    waitpid(pid, Some(WaitPidFlag::WUNTRACED)).unwrap();
+    ptrace::attach(pid).unwrap();
+    waitpid(pid, None).unwrap();
+    let options = ptrace::Options::PTRACE_O_TRACESYSGOOD | ptrace::Options::PTRACE_O_EXITKILL;
+    ptrace::setoptions(pid, options).unwrap();
+    kill(pid, Signal::SIGCONT).unwrap();
+    let (mut changes, mut entering) = (0, false);
+    let mut signal = None;
+    loop {
+        ptrace::syscall(pid, signal).unwrap();
+        signal = None;
+        match waitpid(pid, None).unwrap() {
+            WaitStatus::PtraceSyscall(_) => {
+                entering = !entering;
+                let call = ptrace::getregs(pid).unwrap().orig_rax;
+                if entering && CHANGES.contains(&call.cast_signed()) {
+                    changes += 1;
+                    if changes == nth {
+                        kill(pid, Signal::SIGKILL).unwrap();
+                        waitpid(pid, None).unwrap();
+                        return true;
+                    }
+                }
+            }
+            WaitStatus::Stopped(_, Signal::SIGSTOP | Signal::SIGTRAP) => {}
+            WaitStatus::Stopped(_, other) => signal = Some(other),
+            WaitStatus::Exited(..) => return false,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn host() -> Host {
+    let host = Host::new(Some(CONFIG));
+    host.write("/srv/a", &program(1));
+    host.write("/srv/b", &program(2));
+    for folder in ["/var/lib", "/opt"] {
+        std::fs::create_dir_all(host.path(folder)).unwrap();
+    }
+    host
+}
+
+/// The host's tree, for comparison with another's.
+fn listing(host: &Host) -> BTreeMap<PathBuf, String> {
+    let below = |path: PathBuf| path.strip_prefix(host.root()).unwrap().to_owned();
+    let tree = host.tree(false).into_iter();
+    tree.map(|(path, what)| (below(path), what)).collect()
+}
+
+fn arguments(shims: &[&str]) -> Vec<String> {
+    let shims = shims
+        .iter()
+        .map(|name| format!("--shim={name}=file:///srv/{name}"));
+    std::iter::once("install".to_owned()).chain(shims).collect()
+}
+
+/// Kills `arguments` at each of its changes of a host that `prepare` made, and then has `next` go on.
+async fn at_every_change(
+    prepare: impl AsyncFn() -> Host,
+    arguments: &[String],
+    next: impl AsyncFn(&Host, usize),
+) {
+    for nth in 1.. {
+        let host = prepare().await;
+        if !is_killed_at(&host, arguments, nth) {
+            assert!(nth > 20, "only {nth} changes were seen");
+            return;
+        }
+        next(&host, nth).await;
+    }
+}
+
+#[tokio::test]
+async fn a_killed_installation_is_undone_without_a_trace() {
+    at_every_change(
+        async || host(),
+        &arguments(&["a", "b"]),
+        async |host, nth| {
+            let report = host.uninstall(None).await;
+            assert!(report.reason.is_none(), "{nth}: {report:?}");
+            assert_eq!(listing(host), listing(&self::host()), "{nth}");
+        },
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_killed_installation_is_carried_out_by_the_next_run() {
+    let whole = host();
+    whole.install(&[shim("a"), shim("b")], &[]).await;
+    at_every_change(
+        async || host(),
+        &arguments(&["a", "b"]),
+        async |host, nth| {
+            let report = host.install(&[shim("a"), shim("b")], &[]).await;
+            assert!(report.reason.is_none(), "{nth}: {report:?}");
+            assert_eq!(listing(host), listing(&whole), "{nth}");
+        },
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_killed_upgrade_is_carried_out_by_the_next_run() {
+    let prepare = async || {
+        let host = host();
+        host.install(&[shim("a")], &[]).await;
+        host.write("/srv/a", &program(9));
+        host
+    };
+    let whole = prepare().await;
+    whole.install(&[shim("a"), shim("b")], &[]).await;
+    at_every_change(prepare, &arguments(&["a", "b"]), async |host, nth| {
+        let report = host.install(&[shim("a"), shim("b")], &[]).await;
+        assert!(report.reason.is_none(), "{nth}: {report:?}");
+        assert_eq!(listing(host), listing(&whole), "{nth}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_killed_removal_is_carried_out_by_the_next_run() {
+    let prepare = async || {
+        let host = host();
+        host.install(&[shim("a"), shim("b")], &[]).await;
+        host
+    };
+    let arguments = ["uninstall", "--all"].map(str::to_owned);
+    at_every_change(prepare, &arguments, async |host, nth| {
+        let report = host.uninstall(None).await;
+        assert!(report.reason.is_none(), "{nth}: {report:?}");
+        assert_eq!(listing(host), listing(&self::host()), "{nth}");
+        assert_eq!(host.uninstall(None).await.result, Outcome::Unchanged);
+    })
+    .await;
+}

@@ -1,0 +1,320 @@
+//! Hosts, hand-off folders and disks that are not as one would wish: refused in a sentence, and nothing is left behind.
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+#[path = "host/support.rs"]
+#[allow(dead_code, reason = "each test program uses a part of it")]
+mod support;
+
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::path::Path;
+use std::process::{Command, Output};
+
+use farrier::handoff::{OptionValue, Outcome, ProvisionReport};
+use farrier::names::sha256_hex;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+use rstest::rstest;
+use support::{CONFIG, Host, program, shim};
+
+const CONFIG_PATH: &str = "/etc/containerd/config.toml";
+
+fn host() -> Host {
+    let host = Host::new(Some(CONFIG));
+    host.write("/srv/a", &program(1));
+    host.write("/srv/b", &program(2));
+    host
+}
+
+fn fifo(path: &Path) {
+    mkfifo(path, Mode::from_bits_truncate(0o600)).unwrap();
+}
+
+#[rstest]
+#[case::fifo(fifo, "no regular file")]
+#[case::folder(|path: &Path| std::fs::create_dir(path).unwrap(), "no regular file")]
+#[case::socket(|path: &Path| drop(std::os::unix::net::UnixListener::bind(path).unwrap()), "can't open")]
+#[case::circle(|path: &Path| symlink("config.toml", path).unwrap(), "can't open")]
+#[case::endless(|path: &Path| std::fs::File::create(path).unwrap().set_len(1 << 40).unwrap(), "larger than")]
+#[case::no_text(|path: &Path| std::fs::write(path, b"\xff\xfe").unwrap(), "UTF-8")]
+#[tokio::test]
+async fn what_is_no_configuration_is_left_alone(
+    #[case] make: impl Fn(&Path),
+    #[case] sentence: &str,
+) {
+    let host = host();
+    let path = host.path(CONFIG_PATH);
+    std::fs::remove_file(&path).unwrap();
+    make(&path);
+    let inode = path.symlink_metadata().unwrap().ino();
+    let report = host.install(&[shim("a")], &[]).await;
+    assert_eq!(report.result, Outcome::Refused, "{report:?}");
+    assert!(report.reason.unwrap().contains(sentence));
+    assert_eq!(path.symlink_metadata().unwrap().ino(), inode);
+    assert!(!host.path("/opt").exists() && !host.path("/var").exists());
+}
+
+#[rstest]
+#[case::to_nothing("../settings.toml", "/etc/settings.toml", None)]
+#[case::to_a_file("../settings.toml", "/etc/settings.toml", Some(CONFIG))]
+#[case::out_of_the_root("/../../../../etc/settings.toml", "/etc/settings.toml", Some(CONFIG))]
+#[tokio::test]
+async fn a_link_for_a_configuration_stays_one_and_stays_inside(
+    #[case] target: &str,
+    #[case] real: &str,
+    #[case] text: Option<&str>,
+) {
+    let host = Host::new(None);
+    host.write("/srv/a", &program(1));
+    std::fs::create_dir(host.path("/etc/containerd")).unwrap();
+    symlink(target, host.path(CONFIG_PATH)).unwrap();
+    if let Some(text) = text {
+        host.write(real, text.as_bytes());
+    }
+    let before = host.tree(false);
+    let report = host.install(&[shim("a")], &[]).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    assert!(host.path(CONFIG_PATH).is_symlink());
+    let written = std::fs::read_to_string(host.path(real)).unwrap();
+    assert!(written.contains("containerd-shim-a"));
+    host.uninstall(None).await;
+    assert_eq!(host.tree(false), before);
+}
+
+#[tokio::test]
+async fn a_folder_that_leads_out_of_the_root_is_followed_inside_it() {
+    let host = host();
+    std::fs::rename(host.path("/etc/containerd"), host.path("/real")).unwrap();
+    symlink("/real", host.path("/etc/containerd")).unwrap();
+    let before = host.tree(false);
+    host.install(&[shim("a")], &[]).await;
+    let text = std::fs::read_to_string(host.path("/real/config.toml")).unwrap();
+    assert!(text.contains("containerd-shim-a"));
+    host.uninstall(None).await;
+    assert_eq!(host.tree(false), before);
+}
+
+#[tokio::test]
+async fn a_configuration_keeps_its_owner_mode_and_attributes() {
+    let host = host();
+    let path = host.path(CONFIG_PATH);
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
+    // Only the superuser may give a file away, and not every file system has attributes: what could be set must stay.
+    let _ = std::os::unix::fs::chown(&path, Some(12), Some(34));
+    let _ = xattr::set(&path, "user.kept", b"label");
+    let state = || {
+        let metadata = path.metadata().unwrap();
+        let label = xattr::get(&path, "user.kept").ok().flatten();
+        (metadata.uid(), metadata.gid(), metadata.mode(), label)
+    };
+    let before = state();
+    host.install(&[shim("a")], &[]).await;
+    assert_eq!(state(), before);
+    host.uninstall(None).await;
+    assert_eq!(state(), before);
+    assert_eq!(host.config(), CONFIG);
+}
+
+#[tokio::test]
+async fn a_stored_binary_is_repaired_with_its_mode() {
+    let host = host();
+    host.install(&[shim("a")], &[]).await;
+    let path = host.path(&format!("/opt/farrier/store/{}", sha256_hex(&program(1))));
+    std::fs::write(&path, "damaged").unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let report = host.install(&[shim("a")], &[]).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    assert_eq!(std::fs::read(&path).unwrap(), program(1));
+    assert_eq!(path.metadata().unwrap().mode() & 0o7777, 0o755);
+}
+
+#[rstest]
+#[case::default_runtime("runc", None, "\"runc\"")]
+#[case::option("b", Some("a\u{1b}[31m\nb"), "can't be written")]
+#[tokio::test]
+async fn a_name_that_can_t_be_written_is_refused_for_its_shim_alone(
+    #[case] name: &str,
+    #[case] option: Option<&str>,
+    #[case] sentence: &str,
+) {
+    let host = Host::new(None);
+    host.write("/srv/a", &program(1));
+    host.write(&format!("/srv/{name}"), &program(2));
+    let mut bad = shim(name);
+    if let Some(option) = option {
+        bad.options
+            .insert(option.to_owned(), OptionValue::Boolean(true));
+    }
+    let report = host.install(&[shim("a"), bad], &["runc"]).await;
+    assert_eq!(report.result, Outcome::Partial, "{report:?}");
+    let reason = report.reason.unwrap();
+    assert!(reason.contains(sentence), "{reason}");
+    assert!(!reason.contains(char::is_control), "{reason:?}");
+    assert!(host.path("/opt/farrier/bin/containerd-shim-a").exists());
+}
+
+#[rstest]
+#[case::state("state.json")]
+#[case::journal("journal.json")]
+#[tokio::test]
+async fn what_a_later_release_wrote_stops_this_one(#[case] file: &str) {
+    let host = host();
+    host.install(&[shim("a")], &[]).await;
+    let text = match file {
+        "state.json" => std::fs::read_to_string(host.path("/var/lib/farrier/state.json"))
+            .unwrap()
+            .replace("farrier.dev/v1", "farrier.dev/v9"),
+        _ => r#"{"apiVersion":"farrier.dev/v9","undo":[],"declares":[],"root":"/c","unit":"u","socket":"/s","commits":null}"#.to_owned(),
+    };
+    host.write(&format!("/var/lib/farrier/{file}"), text.as_bytes());
+    let before = host.tree(true);
+    for report in [
+        host.install(&[shim("b")], &[]).await,
+        host.uninstall(None).await,
+    ] {
+        assert_eq!(report.result, Outcome::Refused, "{report:?}");
+        assert!(report.reason.unwrap().contains("farrier.dev/v9"));
+    }
+    assert_eq!(host.tree(true), before);
+}
+
+#[tokio::test]
+async fn what_stands_in_the_hand_off_folder_in_place_of_files_is_refused() {
+    let host = host();
+    let handoff = tempfile::tempdir().unwrap();
+    let at = |name: &str| handoff.path().join(name);
+    let result = r#"{"shim":"x","binarySha256":null,"reason":null}"#;
+    for name in ["fifo", "folder", "absent", "short"] {
+        std::fs::write(at(&format!("{name}.json")), result).unwrap();
+    }
+    fifo(&at("fifo.bin"));
+    std::fs::create_dir(at("folder.bin")).unwrap();
+    std::fs::write(at("short.bin"), b"\x7fELF").unwrap();
+    fifo(&at("pipe.json"));
+    std::fs::write(at("huge.json"), vec![b'['; 1 << 20]).unwrap();
+    let colour = r#"{"shim":"x","binarySha256":null,"reason":"\u001b[31m\u202eevil\nline"}"#;
+    std::fs::write(at("colour.json"), colour).unwrap();
+    let names = [
+        "absent", "colour", "fifo", "folder", "huge", "pipe", "short",
+    ];
+    let shims = names.map(|name| {
+        let mut shim = shim(name);
+        shim.location = "https://example.org/a.tar.gz".to_owned();
+        shim
+    });
+    let report = host.provision(&shims, handoff.path()).await;
+    assert_eq!(report.result, Outcome::Refused, "{report:?}");
+    assert_eq!(report.handlers.len(), names.len());
+    for handler in report.handlers {
+        let reason = handler.reason.unwrap();
+        assert!(handler.sha256.is_none() && !reason.contains(['\u{1b}', '\u{202e}', '\n']));
+    }
+    assert_eq!(host.config(), CONFIG);
+}
+
+/// Runs the program where no file can grow over `blocks` times 512 bytes, as on a disk that is full.
+fn install_on_a_full_disk(host: &Host, blocks: u32) -> Output {
+    let limited = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\"");
+    Command::new("/bin/sh")
+        .args(["-c", &limited, env!("CARGO_BIN_EXE_farrier")])
+        .args(["install", "--offline", "-o", "json", "--host-root"])
+        .arg(host.root())
+        .args(["--shim=a=file:///srv/a", "--shim=large=file:///srv/large"])
+        .output()
+        .unwrap()
+}
+
+#[rstest]
+#[case::nothing_fits(0, 3, "refused")]
+#[case::the_journal_fits(20, 4, "rolledBack")]
+#[tokio::test]
+async fn a_full_disk_leaves_nothing_half_written(
+    #[case] blocks: u32,
+    #[case] status: i32,
+    #[case] result: &str,
+) {
+    let host = host();
+    let mut large = program(7);
+    large.resize(1 << 20, 7);
+    host.write("/srv/large", &large);
+    let before = host.tree(false);
+    let output = install_on_a_full_disk(&host, blocks);
+    assert_eq!(output.status.code(), Some(status), "{output:?}");
+    let report = String::from_utf8(output.stdout).unwrap();
+    let report = ProvisionReport::from_json(report.trim()).unwrap();
+    let outcome = serde_json::to_value(report.result).unwrap();
+    assert_eq!(outcome, result);
+    assert!(report.reason.unwrap().contains("File too large"));
+    let left: Vec<_> = host
+        .tree(false)
+        .into_keys()
+        .filter(|path| !before.contains_key(path))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+    assert_eq!(host.config(), CONFIG);
+}
+
+/// A small generator of numbers: the same on every run.
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % limit
+    }
+}
+
+#[rstest]
+#[tokio::test]
+async fn any_walk_of_two_owners_over_any_configuration_ends_where_it_began(
+    #[files("tests/config/*/in.toml")] case: std::path::PathBuf,
+) {
+    let host = host();
+    host.write(CONFIG_PATH, &std::fs::read(case).unwrap());
+    let handoff = tempfile::tempdir().unwrap();
+    let before = host.tree(false);
+    let untouched = host
+        .path("/etc/os-release")
+        .metadata()
+        .unwrap()
+        .ctime_nsec();
+    let mut numbers = Numbers(3);
+    let set = |bits: u64, names: [&str; 2]| {
+        let chosen = (0..2).filter(|bit| bits >> bit & 1 == 1);
+        chosen
+            .map(|bit: usize| {
+                let mut shim = shim(names[bit]);
+                shim.location = ["file:///srv/a", "file:///srv/b"][bit].to_owned();
+                shim
+            })
+            .collect::<Vec<_>>()
+    };
+    for _ in 0..8 {
+        let bits = numbers.below(4);
+        let report = match numbers.below(3) {
+            0 => host.install(&set(bits, ["a", "b.c"]), &["later"]).await,
+            1 => host.provision(&set(bits, ["d", "e"]), handoff.path()).await,
+            _ => host.uninstall(Some(&["a"])).await,
+        };
+        if report.result == Outcome::Refused {
+            // A file that is not edited at all, with a reason: nothing of ours is there.
+            assert!(report.reason.is_some());
+            assert_eq!(host.tree(false), before);
+        } else {
+            assert!(report.reason.is_none(), "{report:?}");
+        }
+    }
+    let report = host.uninstall(None).await;
+    let well = [Outcome::Applied, Outcome::Unchanged, Outcome::Refused];
+    assert!(well.contains(&report.result), "{report:?}");
+    assert_eq!(host.tree(false), before);
+    let after = host
+        .path("/etc/os-release")
+        .metadata()
+        .unwrap()
+        .ctime_nsec();
+    assert_eq!(after, untouched);
+}
