@@ -7,7 +7,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt};
 use jiff::Timestamp;
@@ -32,6 +32,7 @@ mod observed;
 mod outcome;
 mod overview;
 mod plan;
+mod progress;
 mod refusals;
 mod routes;
 mod runtime_class;
@@ -40,7 +41,8 @@ mod watch;
 
 pub use overview::overview;
 
-use observed::{JobView, NodeView, ShimObject, ShimView};
+use observed::{NodeView, ShimObject, ShimView};
+use progress::JobView;
 use refusals::Refusals;
 use routes::Routes;
 
@@ -295,12 +297,12 @@ async fn decide_node(node: Arc<Node>, context: Arc<Context>) -> Result<Action, a
             &view.uid,
         )
     });
-    let refused = context.refusals.sentence(&view.uid);
+    let refused = context.refusals.of(&view.uid);
     let plan = plan::decide(&plan::Observed {
         node: &view,
         shims: &context.shim_views(),
         job: job.as_ref(),
-        refused: refused.as_deref(),
+        refused: refused.as_ref().map(|refused| refused.sentence.as_str()),
         now: Timestamp::now(),
         auto_provision: context.settings.auto_provision,
         keep_jobs: context.settings.job_ttl.is_some_and(|ttl| ttl > 0),
@@ -319,7 +321,7 @@ async fn decide_node(node: Arc<Node>, context: Arc<Context>) -> Result<Action, a
     )
     .await;
     context.metrics.reconciled("node", answer.is_ok());
-    Ok(match context.refusals.after(&view.uid, answer)? {
+    Ok(match context.refusals.after(&view.uid, None, answer)? {
         Some(wait) => Action::requeue(wait),
         None => plan
             .look_again
@@ -337,17 +339,28 @@ async fn decide_shim(shim: Arc<ShimObject>, context: Arc<Context>) -> Result<Act
         .collect();
     let classes = context.runtime_classes.state();
     let classes: Vec<&RuntimeClass> = classes.iter().map(AsRef::as_ref).collect();
-    let plan = status::decide(
+    let refused = context.refusals.of(&view.uid);
+    let mut plan = status::decide(
         &view,
         &context.shim_views(),
         &nodes,
         &classes,
-        context.refusals.sentence(&view.uid).as_deref(),
+        refused.as_ref().map(|refused| refused.sentence.as_str()),
         context.settings.auto_provision,
         Timestamp::now(),
     );
+    let rest = refused.and_then(|refused| refused.rest(view.generation, Instant::now()));
+    if rest.is_some() && !view.deleting {
+        plan.runtime_classes.clear();
+    }
     let answer = apply::shim(&context.client, &shim, plan).await;
     context.metrics.reconciled("shim", answer.is_ok());
-    let wait = context.refusals.after(&view.uid, answer)?;
+    let wait = match (rest, answer) {
+        (Some(rest), Ok(())) => Some(rest),
+        (_, answer) => {
+            let generation = view.generation;
+            context.refusals.after(&view.uid, generation, answer)?
+        }
+    };
     Ok(wait.map_or_else(Action::await_change, Action::requeue))
 }

@@ -3,18 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Node, Pod, PodStatus};
+use k8s_openapi::api::core::v1::Node;
 use kube::core::DeserializeGuard;
 use kube::{Resource as _, ResourceExt};
 use serde::{Deserialize, Serialize};
 
 use crate::api::{Shim, ShimSpec, is_label_name};
-use crate::handoff::{ProvisionReport, ProvisionRequest, ShimRequest};
+use crate::handoff::ShimRequest;
 use crate::names;
-
-/// The kubelet keeps this much of a termination message (Kubernetes API reference, `terminationMessagePath`).
-const LONGEST_MESSAGE: usize = 4096;
 
 /// A node as decisions see it.
 #[derive(Debug, Clone, PartialEq)]
@@ -215,205 +211,73 @@ impl From<&ShimObject> for ShimView {
     }
 }
 
-/// A Job of ours as decisions see it, its pod included.
-#[derive(Debug, Clone, PartialEq)]
-pub struct JobView {
-    /// UID of the Job.
-    pub uid: String,
-    /// What it asks of the host; absent where it can't be read, or is for another node object.
-    pub request: Option<ProvisionRequest>,
-    /// When it was made.
-    pub created: Timestamp,
-    /// Since when it is on its way out.
-    pub deleting: Option<Timestamp>,
-    /// How far it is.
-    pub progress: JobProgress,
-}
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
 
-/// How far a Job is.
-#[derive(Debug, Clone, PartialEq)]
-pub enum JobProgress {
-    /// It has no pod yet.
-    NoPod,
-    /// Its pod works.
-    Running,
-    /// Its pod can't start, for this reason.
-    Stuck(String),
-    /// Its installer has answered.
-    Answered(Box<ProvisionReport>),
-    /// It ended without an answer that can be read, for this reason.
-    Silent(String),
-}
+    use super::*;
 
-impl JobView {
-    /// The view of `job`, the one of the node object `node_uid`, with those of `pods` that are its own.
-    #[must_use]
-    pub fn new(job: &Job, pods: &[&Pod], node_uid: &str) -> Self {
-        let request = job
-            .spec
-            .as_ref()
-            .and_then(|spec| {
-                spec.template
-                    .metadata
-                    .as_ref()?
-                    .annotations
-                    .as_ref()?
-                    .get(names::REQUEST_ANNOTATION)
-            })
-            .and_then(|text| ProvisionRequest::from_json(text).ok())
-            .filter(|request| request.node_uid == node_uid);
-        let digest = request
-            .as_ref()
-            .map(ProvisionRequest::digest)
-            .unwrap_or_default();
-        let progress = progress(job, pods, &digest, node_uid);
-        Self {
-            uid: job.uid().unwrap_or_default(),
-            request,
-            created: job
-                .creation_timestamp()
-                .map_or(Timestamp::UNIX_EPOCH, |time| time.0),
-            deleting: job.metadata.deletion_timestamp.as_ref().map(|time| time.0),
-            progress,
+    #[test]
+    fn a_node_says_what_it_is() {
+        let node: Node = serde_json::from_value(json!({
+            "metadata": {
+                "name": "n1", "uid": "u", "labels": {"farrier.dev/spin": "failed", "farrier.dev/x": "mine", "spin": "failed"},
+                "annotations": {"a": "b"}, "deletionTimestamp": "2026-01-01T00:00:00Z",
+            },
+            "status": {
+                "nodeInfo": {
+                    "operatingSystem": "linux", "architecture": "amd64", "machineID": "m", "bootID": "b", "systemUUID": "",
+                    "kernelVersion": "", "osImage": "", "containerRuntimeVersion": "", "kubeletVersion": "", "kubeProxyVersion": "",
+                },
+                "runtimeHandlers": [{"name": ""}, {"name": "runc"}, {"features": {}}],
+            },
+        }))
+        .unwrap();
+        let view = NodeView::from(&node);
+        assert_eq!((view.os.as_str(), view.arch.as_str()), ("linux", "amd64"));
+        assert_eq!(
+            (view.machine_id.as_str(), view.boot_id.as_str()),
+            ("m", "b")
+        );
+        assert_eq!(view.runtime_handlers, Some(["runc".to_owned()].into()));
+        assert!(view.deleting);
+        let labelled: Vec<_> = view.labelled().collect();
+        assert_eq!(labelled, [("spin", names::Progress::Failed)]);
+    }
+
+    #[test]
+    fn a_runtime_that_lists_only_its_default_does_not_speak_of_handlers() {
+        for handlers in [json!(null), json!([]), json!([{"name": ""}])] {
+            let node: Node = serde_json::from_value(
+                json!({"metadata": {}, "status": {"runtimeHandlers": handlers}}),
+            )
+            .unwrap();
+            assert_eq!(NodeView::from(&node).runtime_handlers, None);
         }
     }
-}
 
-fn progress(job: &Job, pods: &[&Pod], digest: &str, node_uid: &str) -> JobProgress {
-    let uid = job.uid().unwrap_or_default();
-    let mut pods: Vec<&Pod> = pods
-        .iter()
-        .copied()
-        .filter(|pod| pod.owner_references().iter().any(|owner| owner.uid == uid))
-        .collect();
-    pods.sort_by_key(|pod| pod.creation_timestamp().map(|time| time.0));
-    let mut unreadable = None;
-    // The newest pod speaks last; an older one counts only if it answered before it was replaced.
-    for pod in pods.iter().rev() {
-        match answer(pod, digest, node_uid) {
-            Some(Ok(report)) => return JobProgress::Answered(Box::new(report)),
-            Some(Err(reason)) => unreadable = unreadable.or(Some(reason)),
-            None => {}
-        }
+    fn shim(scheduling: &str) -> ShimObject {
+        serde_json::from_value(json!({
+            "metadata": {
+                "name": "spin", "uid": "u", "generation": 3, "creationTimestamp": "2026-01-01T00:00:00Z",
+                "finalizers": ["farrier.dev/finalizer"], "annotations": {"farrier.dev/force-delete": "true"},
+            },
+            "spec": {
+                "fetchStrategy": {}, "rolloutStrategy": {"type": "recreate"},
+                "runtimeClass": {"name": "spin", "handler": "spin", "scheduling": scheduling},
+            },
+            "status": {"nodes": 2},
+        }))
+        .unwrap()
     }
-    if let Some(reason) = ending(job) {
-        return JobProgress::Silent(unreadable.map_or(reason, |text| {
-            format!("the installer left no report: {text}")
-        }));
+
+    #[test]
+    fn a_shim_of_a_newer_definition_is_seen_and_not_read() {
+        let known = ShimView::from(&shim("Selector"));
+        assert!(known.spec.is_ok() && known.status.is_some());
+        let newer = ShimView::from(&shim("Everywhere"));
+        assert!(newer.spec.unwrap_err().contains("Everywhere"));
+        assert_eq!((newer.name.as_str(), newer.generation), ("spin", Some(3)));
+        assert!(newer.held && newer.forced && !newer.deleting);
     }
-    match pods.last() {
-        None => JobProgress::NoPod,
-        Some(pod) => stuck(pod).map_or(JobProgress::Running, JobProgress::Stuck),
-    }
-}
-
-/// The report of the pod's installer: nothing while it runs, and the reason where what it left is none.
-fn answer(pod: &Pod, digest: &str, node_uid: &str) -> Option<Result<ProvisionReport, String>> {
-    let status = pod.status.as_ref()?;
-    let Some(ended) = ended(
-        status.container_statuses.as_deref(),
-        names::INSTALL_CONTAINER,
-    ) else {
-        return never_ran(status).map(Err);
-    };
-    let text = ended.message.as_deref().unwrap_or_default();
-    if text.is_empty() {
-        return Some(Err(exit(names::INSTALL_CONTAINER, ended)));
-    }
-    if text.len() > LONGEST_MESSAGE {
-        return Some(Err("it is longer than a report can be".to_owned()));
-    }
-    Some(match ProvisionReport::from_json(text) {
-        Ok(report) if report.request_digest == digest && report.node_uid == node_uid => Ok(report),
-        Ok(_) => Err("its report answers another request".to_owned()),
-        Err(error) => Err(error.to_string()),
-    })
-}
-
-/// Why a pod that has failed never came to run its installer.
-fn never_ran(status: &PodStatus) -> Option<String> {
-    if status.phase.as_deref() != Some("Failed") {
-        return None;
-    }
-    let fetch = ended(
-        status.init_container_statuses.as_deref(),
-        names::FETCH_CONTAINER,
-    );
-    Some(match fetch.filter(|ended| ended.exit_code != 0) {
-        Some(ended) => format!(
-            "{} {}",
-            exit(names::FETCH_CONTAINER, ended),
-            ended.message.as_deref().unwrap_or_default()
-        ),
-        None => format!(
-            "its pod failed: {}: {}",
-            status.reason.as_deref().unwrap_or("no reason"),
-            status.message.as_deref().unwrap_or("no message")
-        ),
-    })
-}
-
-fn ended<'a>(
-    statuses: Option<&'a [ContainerStatus]>,
-    name: &str,
-) -> Option<&'a ContainerStateTerminated> {
-    let status = statuses?.iter().find(|status| status.name == name)?;
-    status.state.as_ref()?.terminated.as_ref()
-}
-
-fn exit(container: &str, ended: &ContainerStateTerminated) -> String {
-    let why = ended.reason.as_deref().unwrap_or("no reason");
-    format!(
-        "container {container} ended with exit status {}, {why}",
-        ended.exit_code
-    )
-}
-
-/// Why the Job has ended, if it has.
-fn ending(job: &Job) -> Option<String> {
-    let conditions = job.status.as_ref()?.conditions.as_deref()?;
-    let ended = conditions.iter().find(|condition| {
-        condition.status == "True" && matches!(condition.type_.as_str(), "Complete" | "Failed")
-    })?;
-    Some(match ended.reason.as_deref() {
-        Some("DeadlineExceeded") => "the Job did not end before its deadline; see the log of its pod, or raise --job-deadline".to_owned(),
-        reason => format!(
-            "the Job ended without a report: {}: {}",
-            reason.unwrap_or(&ended.type_),
-            ended.message.as_deref().unwrap_or("no message")
-        ),
-    })
-}
-
-/// Why the pod can't start, if a container says so in words that waiting alone does not change.
-fn stuck(pod: &Pod) -> Option<String> {
-    let status = pod.status.as_ref()?;
-    let mut containers = status
-        .init_container_statuses
-        .iter()
-        .chain(&status.container_statuses)
-        .flatten();
-    containers.find_map(waiting)
-}
-
-fn waiting(container: &ContainerStatus) -> Option<String> {
-    let waiting = container.state.as_ref()?.waiting.as_ref()?;
-    let reason = waiting.reason.as_deref()?;
-    // The kubelet's words for what won't pass by itself soon (kubelet/images and kubelet/kuberuntime, Kubernetes 1.34).
-    matches!(
-        reason,
-        "ImagePullBackOff"
-            | "ErrImageNeverPull"
-            | "InvalidImageName"
-            | "CreateContainerConfigError"
-            | "CreateContainerError"
-            | "RunContainerError"
-    )
-    .then(|| {
-        format!(
-            "container {} of the Job's pod can't start: {reason}: {}",
-            container.name,
-            waiting.message.as_deref().unwrap_or("no message")
-        )
-    })
 }

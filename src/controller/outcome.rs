@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::desired::Desired;
-use super::observed::{Applied, AppliedShim, JobView};
+use super::observed::{Applied, AppliedShim};
 use super::plan::{
     JobStep, LONGEST_NOTE, NodeEvent, Observed, Plan, all_listed, backoff, cut, settled,
 };
+use super::progress::JobView;
 use crate::api::is_label_name;
 use crate::handoff::{
     HandlerReport, Outcome, ProvisionReport, ProvisionRequest, ShimRequest, is_sha256,

@@ -10,8 +10,9 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::desired::{Desired, Verdict};
 use super::labels::{self, NodeEdit};
-use super::observed::{Applied, JobProgress, JobView, NodeView, ShimView};
+use super::observed::{Applied, NodeView, ShimView};
 use super::outcome;
+use super::progress::{JobProgress, JobView};
 use crate::handoff::ProvisionRequest;
 use crate::names::{self, Progress, reasons};
 

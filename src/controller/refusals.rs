@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::apply;
 use super::plan::backoff;
@@ -10,14 +10,38 @@ use super::plan::backoff;
 /// The next decision only writes down what the API server said, or that it says it no longer.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
-/// What was refused, by the UID of the node or Shim that it was for: the sentence, and how many times in a row.
+/// More objects than this are not refused at a time; what is left of those that are gone is forgotten with the others.
+const MOST: usize = 1_000;
+
+/// What was refused, by the UID of the node or Shim that it was for.
 #[derive(Debug, Default)]
-pub struct Refusals(Mutex<HashMap<String, (String, u32)>>);
+pub struct Refusals(Mutex<HashMap<String, Refusal>>);
+
+/// What was refused for one object.
+#[derive(Debug, Clone)]
+pub struct Refusal {
+    /// What people should know.
+    pub sentence: String,
+    /// Times in a row.
+    times: u32,
+    /// Version of the spec that it was refused for.
+    generation: Option<i64>,
+    /// When to try again, if the spec stays.
+    again: Instant,
+}
+
+impl Refusal {
+    /// How long it would still be refused: the spec is the same, and not enough time has passed to hope.
+    pub fn rest(&self, generation: Option<i64>, now: Instant) -> Option<Duration> {
+        let rest = self.again.saturating_duration_since(now);
+        (self.generation == generation && !rest.is_zero()).then_some(rest)
+    }
+}
 
 impl Refusals {
     /// What was refused last for the object `uid`.
-    pub fn sentence(&self, uid: &str) -> Option<String> {
-        self.all().get(uid).map(|(sentence, _)| sentence.clone())
+    pub fn of(&self, uid: &str) -> Option<Refusal> {
+        self.all().get(uid).cloned()
     }
 
     /// Remembers a refusal, or that there is none any more; when to decide again, where that changed something.
@@ -27,6 +51,7 @@ impl Refusals {
     pub fn after(
         &self,
         uid: &str,
+        generation: Option<i64>,
         answer: Result<(), apply::Error>,
     ) -> Result<Option<Duration>, apply::Error> {
         let error = match answer {
@@ -38,22 +63,26 @@ impl Refusals {
         };
         tracing::warn!(%error, "refused");
         let mut all = self.all();
-        let (said, times) = all.entry(uid.to_owned()).or_default();
-        *times = if *said == sentence {
-            times.saturating_add(1)
-        } else {
-            1
+        if all.len() >= MOST {
+            all.clear();
+        }
+        let before = all.get(uid);
+        let times = before.map_or(0, |before| before.times).saturating_add(1);
+        let told = before.is_some_and(|before| before.sentence == sentence);
+        let wait = backoff(times);
+        let again = Instant::now() + wait;
+        let refusal = Refusal {
+            sentence,
+            times,
+            generation,
+            again,
         };
-        *said = sentence;
-        Ok(Some(if *times == 1 {
-            AT_ONCE
-        } else {
-            backoff(*times)
-        }))
+        all.insert(uid.to_owned(), refusal);
+        Ok(Some(if told { wait } else { AT_ONCE }))
     }
 
     // Whoever panicked while it held the lock left whole entries.
-    fn all(&self) -> MutexGuard<'_, HashMap<String, (String, u32)>> {
+    fn all(&self) -> MutexGuard<'_, HashMap<String, Refusal>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -27,6 +27,19 @@ where
     serde_json::from_value(object).unwrap()
 }
 
+/// A Shim for the nodes that carry the label `test.farrier.dev/<name>`. Nobody ever fetches it.
+fn shim(name: &str) -> Shim {
+    create(json!({
+        "apiVersion": "runtime.spinkube.dev/v1alpha1", "kind": "Shim", "metadata": {"name": name},
+        "spec": {
+            "nodeSelector": {format!("test.farrier.dev/{name}"): "true"},
+            "fetchStrategy": {"anonHttp": {"location": "https://example.org/shim.tar.gz"}},
+            "runtimeClass": {"name": name, "handler": name},
+            "rolloutStrategy": {"type": "recreate"},
+        },
+    }))
+}
+
 async fn vanishes<K>(api: Api<K>, name: &str)
 where
     K: Clone + std::fmt::Debug + DeserializeOwned + Resource,
@@ -46,7 +59,7 @@ impl Stage {
         let cluster = Cluster::with_farrier().await;
         let stage = Self { cluster, name };
         stage.register().await;
-        let shim = stage.cluster.shim(name, &stage.cluster.artifacts.shim);
+        let shim = shim(name);
         stage.cluster.create_shim(&shim).await;
         stage
     }
@@ -302,7 +315,7 @@ async fn a_job_of_that_name_that_is_not_ours_is_told_and_left_alone() {
         .create(&PostParams::default(), &foreign)
         .await
         .unwrap();
-    let shim = stage.cluster.shim("taken", &stage.cluster.artifacts.shim);
+    let shim = shim("taken");
     stage.cluster.create_shim(&shim).await;
 
     stage
@@ -339,7 +352,7 @@ async fn a_foreign_runtime_class_is_told_and_left_alone() {
         .create(&PostParams::default(), &theirs)
         .await
         .unwrap();
-    let shim = stage.cluster.shim("foreign", &stage.cluster.artifacts.shim);
+    let shim = shim("foreign");
     stage.cluster.create_shim(&shim).await;
     stage
         .cluster
@@ -373,7 +386,7 @@ async fn an_overhead_that_is_no_quantity_is_told_and_holds_up_no_node() {
         name: "heavy",
     };
     stage.register().await;
-    let mut shim = stage.cluster.shim("heavy", &stage.cluster.artifacts.shim);
+    let mut shim = shim("heavy");
     shim.spec.runtime_class.overhead = BTreeMap::from([("memory".to_owned(), "much".to_owned())]);
     stage.cluster.create_shim(&shim).await;
     stage
@@ -407,7 +420,7 @@ async fn a_bare_label_that_a_shim_selects_on_is_never_changed() {
     };
     stage.register().await;
     stage.cluster.label("bare", "bare", Some("pending")).await;
-    let mut shim = stage.cluster.shim("bare", &stage.cluster.artifacts.shim);
+    let mut shim = shim("bare");
     shim.spec.node_selector = Some(BTreeMap::from([("bare".to_owned(), "pending".to_owned())]));
     stage.cluster.create_shim(&shim).await;
     stage.provision().await;
@@ -501,7 +514,7 @@ async fn nothing_is_written_where_all_is_as_it_should_be() {
     // A controller that is started anew lists everything and decides on all of it before it is ready.
     stage.restart_controller().await;
     // It answers what came after: by then it has gone through all that it found.
-    let shim: Shim = stage.cluster.shim("after", &stage.cluster.artifacts.shim);
+    let shim: Shim = shim("after");
     stage.cluster.create_shim(&shim).await;
     stage
         .cluster
