@@ -1,7 +1,7 @@
 //! Asks the host's systemd over D-Bus: how a unit stops, and to restart it. Decides nothing.
 //!
-//! The system bus is used and not systemd's private socket, whose protocol is no stable interface (systemd's
-//! `org.freedesktop.systemd1(5)` names the bus alone).
+//! The system bus is used and not systemd's private socket, whose protocol is no stable interface (`org.freedesktop.systemd1(5)`
+//! names the bus alone): systemd 252 answers there with a sender that is no unique name, which zbus refuses.
 
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -167,6 +167,9 @@ impl Systemd {
     /// Asks for a restart and returns the result of the job that does it.
     async fn restart_job(&self, unit: &str) -> zbus::Result<String> {
         let manager = self.manager().await?;
+        // A unit that failed too often is started no more (systemd.unit(5), StartLimitBurst), also not on the configuration that
+        // is put back. One that systemd has not loaded has nothing to forget.
+        let _ = manager.call::<_, _, ()>("ResetFailedUnit", &(unit,)).await;
         // Before the job exists, or its end could be missed. systemd sends signals only to those who subscribed.
         let mut removed = manager.receive_signal("JobRemoved").await?;
         manager.call::<_, _, ()>("Subscribe", &()).await?;
