@@ -14,6 +14,9 @@ use serde::{Deserialize, Serialize};
 /// Longest name of a Shim or handler: it becomes the name part of a node label, which Kubernetes bounds at 63 characters.
 pub const LONGEST_NAME: usize = 63;
 
+/// Longest place that is fetched from, in bytes; the schema asks the same of platforms, and nothing of RCM's anonHttp.
+const LONGEST_LOCATION: usize = 2048;
+
 /// A Shim is one container runtime shim: where to get it, which nodes want it, and how pods ask for it.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Debug, Clone, PartialEq)]
 #[kube(
@@ -304,6 +307,9 @@ impl ShimSpec {
                 }
             }
         };
+        if artifact.location.len() > LONGEST_LOCATION {
+            return Err(Error::LongLocation);
+        }
         if ["https://", "http://", "file:///"]
             .iter()
             .any(|scheme| artifact.location.starts_with(scheme))
@@ -393,6 +399,9 @@ pub enum Error {
         /// What is written.
         location: String,
     },
+    /// The place is longer than any that is meant.
+    #[error("the place to fetch from is longer than {LONGEST_LOCATION} bytes; shorten it")]
+    LongLocation,
     /// A digest is none.
     #[error("{found:?} is no SHA-256; write 64 hexadecimal digits")]
     Digest {
@@ -493,6 +502,13 @@ mod tests {
                 "{location}"
             );
         }
+    }
+
+    #[test]
+    fn a_place_without_end_is_refused() {
+        let location = format!("https://{}", "a".repeat(2_048));
+        let spec = shim(&serde_json::json!({"anonHttp": {"location": location}}));
+        assert_eq!(spec.artifact("linux", "amd64"), Err(Error::LongLocation));
     }
 
     #[test]

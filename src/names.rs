@@ -175,6 +175,8 @@ pub mod reasons {
     pub const PROVISION_FAILED: &str = "ProvisionFailed";
     /// Condition reason: another Shim, or another RuntimeClass, has the name.
     pub const CONFLICT: &str = "Conflict";
+    /// Condition reason: the Shim as written can't be used, by this release or by the API server.
+    pub const UNUSABLE: &str = "Unusable";
     /// Condition reason: the Shim is paused.
     pub const PAUSED: &str = "Paused";
     /// Condition reason: nothing failed.

@@ -19,8 +19,8 @@ const CONNECTIONS: usize = 64;
 /// A kubelet's probe gives up after seconds; a client that takes longer for its request is none.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
 
-/// A connection that lives longer than this is closed, so that idle ones can't use up [`CONNECTIONS`].
-const CONNECTION_DEADLINE: Duration = Duration::from_mins(2);
+/// A connection serves one request; one that lives longer than this is closed, so that slow ones can't use up [`CONNECTIONS`].
+const CONNECTION_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Listens on `address` until it is dropped.
 ///
@@ -59,6 +59,7 @@ where
             });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
+                .keep_alive(false)
                 .header_read_timeout(REQUEST_DEADLINE)
                 .serve_connection(TokioIo::new(stream), service);
             if let Ok(Err(error)) = tokio::time::timeout(CONNECTION_DEADLINE, connection).await {

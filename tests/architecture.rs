@@ -37,6 +37,7 @@ const PURE: &[&str] = &[
     "controller/observed.rs",
     "controller/outcome.rs",
     "controller/plan.rs",
+    "controller/progress.rs",
     "controller/runtime_class.rs",
     "controller/status.rs",
     "handoff/",

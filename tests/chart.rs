@@ -237,18 +237,18 @@ fn the_controllers_rights_are_these_and_no_more() {
     };
     let set = |lines: &[&str]| lines.iter().map(ToString::to_string).collect();
     let in_the_cluster: BTreeSet<String> = set(&[
-        "nodes: get list watch patch",
-        "runtime.spinkube.dev: shims: get list watch patch",
+        "nodes: list watch patch",
+        "runtime.spinkube.dev: shims: list watch patch",
         "runtime.spinkube.dev: shims/status: patch",
-        "node.k8s.io: runtimeclasses: get list watch create patch delete",
+        "node.k8s.io: runtimeclasses: list watch create patch delete",
     ]);
     assert_eq!(rights("ClusterRole", "farrier"), in_the_cluster);
     let in_its_namespace = set(&[
         "batch: jobs: get list watch create delete",
-        "pods: get list watch",
+        "pods: list watch",
     ]);
     assert_eq!(rights("Role", "farrier"), in_its_namespace);
-    let for_events = set(&["events.k8s.io: events: create patch"]);
+    let for_events = set(&["events.k8s.io: events: create"]);
     assert_eq!(rights("Role", "farrier-events"), for_events);
 }
 

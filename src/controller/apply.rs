@@ -10,12 +10,14 @@ use serde_json::json;
 
 use super::Settings;
 use super::events;
+use super::observed::ShimObject;
 use super::plan::{JobStep, NodeEvent, Plan};
 use super::runtime_class::Step;
 use super::status::{Finalizer, ShimPlan};
-use crate::api::Shim;
+use crate::api::ShimStatus;
 use crate::handoff::ProvisionRequest;
-use crate::names::{self, reasons};
+use crate::metrics::Metrics;
+use crate::names;
 
 /// Why a plan was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +32,24 @@ pub enum Error {
         /// What the API server says.
         #[source]
         source: kube::Error,
+    },
+    /// The API server does not take an object: a quota, an admission rule, a value that is none.
+    #[error(
+        "failed to make {object}: {}; see its quotas and admission rules",
+        because(source)
+    )]
+    Make {
+        /// What was to be made.
+        object: String,
+        /// What the API server says.
+        #[source]
+        source: kube::Error,
+    },
+    /// Somebody else's Job has the name of ours.
+    #[error("Job {name} exists and is not Farrier's; delete it")]
+    Taken {
+        /// Its name.
+        name: String,
     },
     /// The Job's definition is none.
     #[error("the definition of the Job for node {node} does not read as a Job: {source}")]
@@ -47,8 +67,21 @@ impl Error {
     #[must_use]
     pub fn is_conflict(&self) -> bool {
         match self {
-            Self::Write { source, .. } => code(source) == Some(409),
-            Self::Definition { .. } => false,
+            Self::Write { source, .. } | Self::Make { source, .. } => code(source) == Some(409),
+            Self::Taken { .. } | Self::Definition { .. } => false,
+        }
+    }
+
+    /// What people should know, where trying again at once is no use: the API server read the object and did not take it.
+    #[must_use]
+    pub fn refusal(&self) -> Option<String> {
+        match self {
+            Self::Make { source, .. } => {
+                let refused = matches!(code(source), Some(400 | 403 | 422));
+                refused.then(|| self.to_string())
+            }
+            Self::Taken { .. } | Self::Definition { .. } => Some(self.to_string()),
+            Self::Write { .. } => None,
         }
     }
 }
@@ -84,6 +117,13 @@ fn patch_params() -> PatchParams {
     }
 }
 
+fn post_params() -> PostParams {
+    PostParams {
+        field_manager: Some(names::MANAGER.to_owned()),
+        ..PostParams::default()
+    }
+}
+
 /// Carries out the plan for `node`: labels and annotation first, then what people read, then the Job.
 ///
 /// # Errors
@@ -93,6 +133,7 @@ pub async fn node(
     settings: &Settings,
     node: &Node,
     plan: &Plan,
+    metrics: &Metrics,
 ) -> Result<(), Error> {
     let (name, uid) = (node.name_any(), node.uid().unwrap_or_default());
     if let Some(edit) = &plan.edit {
@@ -111,6 +152,10 @@ pub async fn node(
                 object: format!("node {name}"),
                 source,
             })?;
+    }
+    // The patch went through, so nobody else wrote down the end of this Job.
+    if let Some((outcome, restarts)) = plan.ended {
+        metrics.job_ended(outcome, restarts);
     }
     if let Some(event) = &plan.event {
         tell(client, &name, &uid, event).await;
@@ -135,30 +180,34 @@ async fn create_job(
             source,
         })?;
     let jobs: Api<Job> = Api::namespaced(client.clone(), &settings.namespace);
-    let answer = jobs
-        .create(
-            &PostParams {
-                field_manager: Some(names::MANAGER.to_owned()),
-                ..PostParams::default()
-            },
-            &job,
-        )
-        .await;
-    if let Err(source) = unless(answer, &[409]) {
-        let error = Error::Write {
-            act: "create",
-            object: format!("Job {}", job.name_any()),
+    let answer = jobs.create(&post_params(), &job).await;
+    let name = job.name_any();
+    match answer {
+        Ok(_) => Ok(()),
+        Err(error) if code(&error) == Some(409) => {
+            let there = jobs.get_opt(&name).await.map_err(|source| Error::Write {
+                act: "read",
+                object: format!("Job {name}"),
+                source,
+            })?;
+            // Ours is the one of an attempt before: the watch brings it.
+            match there {
+                Some(there) if !is_ours(&there) => Err(Error::Taken { name }),
+                Some(_) | None => Ok(()),
+            }
+        }
+        Err(source) => Err(Error::Make {
+            object: format!("Job {name}"),
             source,
-        };
-        let event = NodeEvent {
-            warning: true,
-            reason: reasons::PROVISION_FAILED,
-            note: super::plan::cut(&error.to_string(), 1_000),
-        };
-        tell(client, node, uid, &event).await;
-        return Err(error);
+        }),
     }
-    Ok(())
+}
+
+/// Whether the watch on our Jobs sees it.
+fn is_ours(job: &Job) -> bool {
+    let label = |key: &str| job.labels().get(key).map(String::as_str);
+    label(names::COMPONENT_LABEL) == Some(names::COMPONENT_INSTALLER)
+        && label(names::MANAGED_BY_LABEL) == Some(names::MANAGER)
 }
 
 async fn delete_job(
@@ -198,14 +247,26 @@ async fn tell(client: &Client, node: &str, uid: &str, event: &NodeEvent) {
 ///
 /// # Errors
 /// When the API server refuses a write. What was written before stays; the next decision goes on from there.
-pub async fn shim(client: &Client, shim: &Shim, plan: ShimPlan) -> Result<(), Error> {
-    let name = shim.name_any();
-    let shims: Api<Shim> = Api::all(client.clone());
+pub async fn shim(client: &Client, shim: &ShimObject, plan: ShimPlan) -> Result<(), Error> {
+    let mut made = Ok(());
     for step in plan.runtime_classes {
-        runtime_class(client, step).await?;
+        // One that is refused holds up neither the others nor the status that tells of it.
+        made = made.and(runtime_class(client, step).await);
     }
-    if let Some(status) = plan.status {
-        let patch = Patch::Merge(json!({"status": status}));
+    status(client, shim, plan.status).await?;
+    finalizer(client, shim, &plan.finalizer).await?;
+    made
+}
+
+async fn status(
+    client: &Client,
+    shim: &ShimObject,
+    status: Option<ShimStatus>,
+) -> Result<(), Error> {
+    let name = shim.name_any();
+    let shims: Api<ShimObject> = Api::all(client.clone());
+    if let Some(status) = status {
+        let patch = Patch::Merge(json!({"metadata": {"uid": shim.uid()}, "status": status}));
         unless(
             shims.patch_status(&name, &patch_params(), &patch).await,
             &[404],
@@ -216,9 +277,15 @@ pub async fn shim(client: &Client, shim: &Shim, plan: ShimPlan) -> Result<(), Er
             source,
         })?;
     }
+    Ok(())
+}
+
+async fn finalizer(client: &Client, shim: &ShimObject, step: &Finalizer) -> Result<(), Error> {
+    let name = shim.name_any();
+    let shims: Api<ShimObject> = Api::all(client.clone());
     let mut finalizers: Vec<String> = shim.finalizers().to_vec();
     finalizers.retain(|finalizer| finalizer != names::SHIM_FINALIZER);
-    match plan.finalizer {
+    match step {
         Finalizer::Keep => return Ok(()),
         Finalizer::Add => finalizers.push(names::SHIM_FINALIZER.to_owned()),
         Finalizer::Release => {}
@@ -241,23 +308,29 @@ pub async fn shim(client: &Client, shim: &Shim, plan: ShimPlan) -> Result<(), Er
     })
 }
 
+fn not_made(class: &RuntimeClass, source: kube::Error) -> Error {
+    Error::Make {
+        object: format!("RuntimeClass {}", class.name_any()),
+        source,
+    }
+}
+
 async fn runtime_class(client: &Client, step: Step) -> Result<(), Error> {
     let classes: Api<RuntimeClass> = Api::all(client.clone());
     match step {
+        Step::Create(class) => {
+            let answer = classes.create(&post_params(), &class).await;
+            answer
+                .map(|_| ())
+                .map_err(|source| not_made(&class, source))
+        }
         Step::Apply(class) => {
-            let name = class.name_any();
             let parameters = PatchParams::apply(names::MANAGER).force();
-            unless(
-                classes
-                    .patch(&name, &parameters, &Patch::Apply(&class))
-                    .await,
-                &[],
-            )
-            .map_err(|source| Error::Write {
-                act: "apply",
-                object: format!("RuntimeClass {name}"),
-                source,
-            })
+            let patch = Patch::Apply(&class);
+            let answer = classes.patch(&class.name_any(), &parameters, &patch).await;
+            answer
+                .map(|_| ())
+                .map_err(|source| not_made(&class, source))
         }
         Step::Delete { name, uid } => {
             let parameters = DeleteParams::default().preconditions(Preconditions {

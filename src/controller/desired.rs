@@ -3,12 +3,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::observed::{Applied, NodeView, ShimView};
-use crate::api::is_label_name;
+use crate::api::{ShimSpec, is_label_name};
 use crate::handoff::{OptionValue, Owner, ProvisionRequest, ShimRequest};
 use crate::names;
 
 /// Name prefix of the Shims that come with the chart: a user's own beat them to a handler.
 const DEFAULT_PREFIX: &str = "default-";
+
+/// All annotations of an object together may take 256 KiB (Kubernetes, `ValidateAnnotationsSize`); a node's set of Shims stays
+/// below half of it, in the Job that carries it and in the summary that is kept of it.
+const LARGEST_SET: usize = 128 * 1024;
+
+/// What the summary keeps of a Shim beside its request: a reason, a digest, the handlers once more.
+const SUMMARY_OF_ONE: usize = 1024;
 
 /// What one Shim means for one node that wants it.
 #[derive(Debug, Clone, PartialEq)]
@@ -59,13 +66,20 @@ impl Desired {
         let mut desired = Self::default();
         let mut wanting: Vec<&ShimView> = shims
             .iter()
-            .filter(|shim| selects(shim, node, auto_provision))
+            .filter(|shim| selects(shim, node, applied, auto_provision))
             .collect();
         wanting.sort_by_key(|shim| precedence(shim));
         let mut owners: BTreeMap<String, String> = BTreeMap::new();
+        let mut room = LARGEST_SET;
         for shim in wanting {
-            let kept = applied.and_then(|applied| applied.shims.get(&shim.name)?.request.clone());
-            let verdict = desired.verdict(shim, node, kept, &owners);
+            let kept = kept(applied, shim).cloned();
+            let mut verdict = desired.verdict(shim, node, kept, &owners);
+            if let Some(request) = verdict.request() {
+                match room.checked_sub(size(request) + SUMMARY_OF_ONE) {
+                    Some(rest) => room = rest,
+                    None => verdict = Verdict::Impossible(TOO_MUCH.to_owned()),
+                }
+            }
             for handler in verdict
                 .request()
                 .into_iter()
@@ -88,11 +102,14 @@ impl Desired {
         kept: Option<ShimRequest>,
         owners: &BTreeMap<String, String>,
     ) -> Verdict {
-        let resolved = match (shim.spec.paused, kept.clone()) {
-            (true, Some(kept)) => Ok(kept),
-            (true, None) => return Verdict::Resting,
-            (false, _) if !shim.held => return Verdict::Resting,
-            (false, _) => resolve(shim, node),
+        // A node that has not said what it is yet is no reason to change it.
+        let unknown = node.os.is_empty() || node.arch.is_empty();
+        let resolved = match (&shim.spec, kept.clone()) {
+            (Ok(spec), Some(kept)) if spec.paused || unknown => Ok(kept),
+            (Ok(spec), None) if spec.paused || unknown || !shim.held => return Verdict::Resting,
+            (Ok(spec), _) => resolve(&shim.name, spec, node),
+            (Err(_), Some(kept)) => Ok(kept),
+            (Err(_), None) => return Verdict::Resting,
         };
         let (mut request, reason) = match (resolved, kept) {
             (Ok(request), _) => (request, None),
@@ -131,6 +148,19 @@ impl Desired {
     }
 }
 
+const TOO_MUCH: &str = "the node's Shims together are too much for one Job; let fewer Shims select the node, or shorten their options";
+
+/// How many bytes a request takes on its way.
+fn size(request: &ShimRequest) -> usize {
+    // Maps here have string keys and no type can refuse, so this can't fail.
+    serde_json::to_string(request).map_or(LARGEST_SET, |text| text.len())
+}
+
+/// The request of `shim` that was fulfilled last.
+fn kept<'a>(applied: Option<&'a Applied>, shim: &ShimView) -> Option<&'a ShimRequest> {
+    applied?.shims.get(&shim.name)?.request.as_ref()
+}
+
 /// A user's Shim beats a default one, then the older one wins; the name decides between twins.
 #[must_use]
 pub fn precedence(shim: &ShimView) -> (bool, jiff::Timestamp, String) {
@@ -143,45 +173,52 @@ pub fn precedence(shim: &ShimView) -> (bool, jiff::Timestamp, String) {
 
 /// Whether the Shim asks for KWasm's annotation.
 fn by_annotation(shim: &ShimView) -> bool {
-    shim.spec
-        .annotation_selector
-        .as_ref()
-        .is_some_and(|selector| selector.contains_key(names::KWASM_NODE_ANNOTATION))
+    shim.spec.as_ref().is_ok_and(|spec| {
+        let selector = spec.annotation_selector.as_ref();
+        selector.is_some_and(|selector| selector.contains_key(names::KWASM_NODE_ANNOTATION))
+    })
 }
 
-/// Whether `node` should carry `shim`.
-fn selects(shim: &ShimView, node: &NodeView, auto_provision: bool) -> bool {
+/// Whether `node` should carry `shim`. One that can't be read stays where it is.
+fn selects(
+    shim: &ShimView,
+    node: &NodeView,
+    applied: Option<&Applied>,
+    auto_provision: bool,
+) -> bool {
+    if shim.deleting || node.deleting {
+        return false;
+    }
+    let Ok(spec) = &shim.spec else {
+        return kept(applied, shim).is_some();
+    };
     let asked_for = |key: &str| auto_provision && key == names::KWASM_NODE_ANNOTATION;
-    let mut labels = shim.spec.node_selector.iter().flatten();
-    let mut annotations = shim.spec.annotation_selector.iter().flatten();
-    !shim.deleting
-        && !node.deleting
-        && labels.all(|(key, value)| node.labels.get(key) == Some(value))
+    let mut labels = spec.node_selector.iter().flatten();
+    let mut annotations = spec.annotation_selector.iter().flatten();
+    labels.all(|(key, value)| node.labels.get(key) == Some(value))
         && annotations
             .all(|(key, value)| node.annotations.get(key) == Some(value) || asked_for(key))
 }
 
-/// The request for `shim` on the platform of `node`, or why there is none.
-fn resolve(shim: &ShimView, node: &NodeView) -> Result<ShimRequest, String> {
-    if !is_label_name(&shim.name) {
+/// The request for the Shim `name` on the platform of `node`, or why there is none.
+fn resolve(name: &str, spec: &ShimSpec, node: &NodeView) -> Result<ShimRequest, String> {
+    if !is_label_name(name) {
         return Err(format!(
-            "the name {:?} can't be a node label; use at most 63 characters",
-            shim.name
+            "the name {name:?} can't be a node label; use at most 63 characters"
         ));
     }
-    let artifact = shim
-        .spec
+    let artifact = spec
         .artifact(&node.os, &node.arch)
         .map_err(|error| error.to_string())?;
-    let handlers = shim.spec.handlers().map_err(|error| error.to_string())?;
-    let options = shim.spec.containerd_runtime_options.iter().flatten();
+    let handlers = spec.handlers().map_err(|error| error.to_string())?;
+    let options = spec.containerd_runtime_options.iter().flatten();
     Ok(ShimRequest {
-        name: shim.name.clone(),
+        name: name.to_owned(),
         handlers,
         location: artifact.location,
         sha256: artifact.sha256,
         binary_sha256: artifact.binary_sha256,
-        binary: shim.spec.fetch_strategy.binary.clone(),
+        binary: spec.fetch_strategy.binary.clone(),
         options: options
             .map(|(key, value)| (key.clone(), OptionValue::from_text(value)))
             .collect(),

@@ -11,13 +11,17 @@ use crate::names;
 /// Where Events on objects without a namespace live.
 pub const NAMESPACE: &str = "default";
 
+/// Seconds for which the same sentence is one piece of news: the longest wait between attempts, so that one that fails for hours
+/// is told of as often as it is tried then.
+const NEWS: i64 = 600;
+
 /// The Event object for `event` on a node.
 ///
-/// Its name is a hash of what it says, so that the same news is one object for as long as the API server keeps it (an hour by
-/// default), however often it is told.
+/// Its name is a hash of what it says and of its [`NEWS`], so that the same news is one object, however often it is told.
 #[must_use]
 pub fn build(node_name: &str, node_uid: &str, event: &NodeEvent, now: Timestamp) -> Event {
-    let said = format!("{node_uid}/{}/{}", event.reason, event.note);
+    let news = now.as_second().div_euclid(NEWS);
+    let said = format!("{node_uid}/{news}/{}/{}", event.reason, event.note);
     Event {
         metadata: ObjectMeta {
             name: Some(format!(
@@ -43,5 +47,26 @@ pub fn build(node_name: &str, node_uid: &str, event: &NodeEvent, now: Timestamp)
         reporting_controller: Some("farrier.dev/controller".to_owned()),
         reporting_instance: Some(names::MANAGER.to_owned()),
         ..Event::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_news_is_one_object_for_a_while_and_other_news_another() {
+        let name = |note: &str, second: i64| {
+            let event = NodeEvent {
+                warning: true,
+                reason: "ProvisionFailed",
+                note: note.to_owned(),
+            };
+            let now = Timestamp::from_second(second).unwrap();
+            build("n1", "uid", &event, now).metadata.name.unwrap()
+        };
+        assert_eq!(name("no route", 1_200), name("no route", 1_799));
+        assert_ne!(name("no route", 1_200), name("no route", 1_800));
+        assert_ne!(name("no route", 1_200), name("wrong digest", 1_200));
     }
 }

@@ -1,6 +1,7 @@
 //! What a node's labels and its annotation should say, as an edit of what they say. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use super::desired::{Desired, Verdict};
 use super::observed::{Applied, NodeView, ShimView};
@@ -13,6 +14,20 @@ pub struct NodeEdit {
     pub labels: BTreeMap<String, Option<String>>,
     /// Annotations to set, or to remove where there is no value.
     pub annotations: BTreeMap<String, Option<String>>,
+}
+
+/// The labels as kubectl would be told them: `key=value` to set, `key-` to remove.
+impl fmt::Display for NodeEdit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (key, value)) in self.labels.iter().enumerate() {
+            let gap = if index == 0 { "" } else { " " };
+            match value {
+                Some(value) => write!(f, "{gap}{key}={value}")?,
+                None => write!(f, "{gap}{key}-")?,
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Whether the kubelet lists `handler`, or does not speak of handlers at all: then the report alone counts.
@@ -79,12 +94,15 @@ pub fn progress(
 }
 
 /// The edit that makes the node say what is known, if it does not already.
+///
+/// While the node's Job is there, so is the annotation: it tells that the Job's report has been read.
 #[must_use]
 pub fn edit(
     node: &NodeView,
     shims: &[ShimView],
     desired: &Desired,
     applied: Option<Applied>,
+    job_is_there: bool,
 ) -> Option<NodeEdit> {
     let request = desired.request(node);
     let digest = request.digest();
@@ -110,11 +128,11 @@ pub fn edit(
             complete &=
                 now == Some(Progress::Provisioned) || matches!(verdict, Some(Verdict::Shadowed(_)));
         }
-        wanted.insert(
-            names::shim_label(shim),
-            now.map(|now| now.label().to_owned()),
-        );
-        if bare_label_is_ours(node, shims, shim) {
+        let label = names::shim_label(shim);
+        // A bare label goes with ours: without ours, it was another's all along.
+        let told = now.is_some() || node.labels.contains_key(&label);
+        wanted.insert(label, now.map(|now| now.label().to_owned()));
+        if told && bare_label_is_ours(node, shims, shim) {
             wanted.insert(shim.to_owned(), now.map(|now| now.bare_label().to_owned()));
         }
     }
@@ -134,7 +152,9 @@ pub fn edit(
             wanted.insert(names::handler_label(handler), Some("true".to_owned()));
         }
     }
-    if applied.is_some() || complete {
+    // A Shim that can't be read may be one that the annotation asks for.
+    let legible = shims.iter().all(|shim| shim.spec.is_ok());
+    if legible && (applied.is_some() || complete) {
         let value =
             (complete && node.name.len() <= crate::api::LONGEST_NAME).then(|| node.name.clone());
         wanted.insert(names::KWASM_PROVISIONED_LABEL.to_owned(), value);
@@ -142,7 +162,7 @@ pub fn edit(
     let annotations = BTreeMap::from([(
         names::APPLIED_ANNOTATION.to_owned(),
         applied
-            .filter(|applied| !idle(applied, &request.shims))
+            .filter(|applied| job_is_there || !idle(applied, &request.shims))
             .map(|applied| summary(&applied)),
     )]);
     let edit = NodeEdit {
@@ -161,8 +181,7 @@ fn leaving(node: &NodeView, applied: Option<&Applied>, shim: &str, digest: &str)
 }
 
 /// Nothing is wanted, nothing is left, nothing is under way: the node carries no trace.
-#[must_use]
-pub fn idle(applied: &Applied, wanted: &[crate::handoff::ShimRequest]) -> bool {
+fn idle(applied: &Applied, wanted: &[crate::handoff::ShimRequest]) -> bool {
     wanted.is_empty() && applied.shims.is_empty() && applied.attempts == 0
 }
 
@@ -171,14 +190,14 @@ fn summary(applied: &Applied) -> String {
     serde_json::to_string(applied).unwrap_or_default()
 }
 
-/// The label `<shim>` is written only between the words of runtime-class-manager, and never where a Shim selects on it.
+/// The label `<shim>` is written only between the words of runtime-class-manager, and never where a Shim selects on it, as one
+/// that can't be read may.
 fn bare_label_is_ours(node: &NodeView, shims: &[ShimView], shim: &str) -> bool {
     let selected = shims.iter().any(|other| {
-        other
-            .spec
-            .node_selector
-            .as_ref()
-            .is_some_and(|selector| selector.contains_key(shim))
+        other.spec.as_ref().map_or(true, |spec| {
+            let selector = spec.node_selector.as_ref();
+            selector.is_some_and(|selector| selector.contains_key(shim))
+        })
     });
     let words = ["pending", "provisioned", "failed", "uninstall"];
     !selected

@@ -7,7 +7,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt};
 use jiff::Timestamp;
@@ -20,7 +20,6 @@ use kube::{Client, ResourceExt};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-use crate::api::Shim;
 use crate::metrics::Metrics;
 use crate::{names, server};
 
@@ -33,6 +32,8 @@ mod observed;
 mod outcome;
 mod overview;
 mod plan;
+mod progress;
+mod refusals;
 mod routes;
 mod runtime_class;
 mod status;
@@ -40,7 +41,9 @@ mod watch;
 
 pub use overview::overview;
 
-use observed::{JobView, NodeView, ShimView};
+use observed::{NodeView, ShimObject, ShimView};
+use progress::JobView;
+use refusals::Refusals;
 use routes::Routes;
 
 /// Writes to different objects that may be under way at a time: enough for a thousand nodes, little to an API server.
@@ -130,7 +133,8 @@ struct Context {
     settings: Settings,
     metrics: Metrics,
     nodes: Store<Node>,
-    shims: Store<Shim>,
+    shims: Store<ShimObject>,
+    refusals: Refusals,
     jobs: Store<Job>,
     pods: Store<Pod>,
     runtime_classes: Store<RuntimeClass>,
@@ -178,6 +182,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
         metrics: Metrics::new(),
         nodes: watches.nodes.store(),
         shims: watches.shims.store(),
+        refusals: Refusals::default(),
         jobs: watches.jobs.store(),
         pods: watches.pods.store(),
         runtime_classes: watches.runtime_classes.store(),
@@ -241,7 +246,7 @@ async fn decide_nodes(context: Arc<Context>, keys: UnboundedReceiver<ObjectRef<N
         .await;
 }
 
-async fn decide_shims(context: Arc<Context>, keys: UnboundedReceiver<ObjectRef<Shim>>) {
+async fn decide_shims(context: Arc<Context>, keys: UnboundedReceiver<ObjectRef<ShimObject>>) {
     let store = context.shims.clone();
     let config = controller::Config::default().concurrency(CONCURRENT_WRITES);
     let decide = |shim, context| Box::pin(decide_shim(shim, context));
@@ -286,31 +291,45 @@ async fn decide_node(node: Arc<Node>, context: Arc<Context>) -> Result<Action, a
         let pods = context
             .pods
             .state_filter(|pod| pod.owner_references().iter().any(|owner| owner.uid == uid));
-        JobView::new(&job, &pods.iter().map(AsRef::as_ref).collect::<Vec<_>>())
+        JobView::new(
+            &job,
+            &pods.iter().map(AsRef::as_ref).collect::<Vec<_>>(),
+            &view.uid,
+        )
     });
+    let refused = context.refusals.of(&view.uid);
     let plan = plan::decide(&plan::Observed {
         node: &view,
         shims: &context.shim_views(),
         job: job.as_ref(),
+        refused: refused.as_ref().map(|refused| refused.sentence.as_str()),
         now: Timestamp::now(),
         auto_provision: context.settings.auto_provision,
         keep_jobs: context.settings.job_ttl.is_some_and(|ttl| ttl > 0),
     });
     if !plan.is_empty() {
-        tracing::info!(node = view.name, edit = ?plan.edit, event = plan.event.as_ref().map(|event| event.note.as_str()), "node");
+        let labels = plan.edit.as_ref().map(ToString::to_string);
+        let note = plan.event.as_ref().map(|event| event.note.as_str());
+        tracing::info!(node = view.name, job = %plan.job, labels, note, "decided");
     }
-    let answer = apply::node(&context.client, &context.settings, &node, &plan).await;
+    let answer = apply::node(
+        &context.client,
+        &context.settings,
+        &node,
+        &plan,
+        &context.metrics,
+    )
+    .await;
     context.metrics.reconciled("node", answer.is_ok());
-    answer?;
-    if let Some((outcome, restarts)) = plan.ended {
-        context.metrics.job_ended(outcome, restarts);
-    }
-    Ok(plan
-        .look_again
-        .map_or_else(Action::await_change, Action::requeue))
+    Ok(match context.refusals.after(&view.uid, None, answer)? {
+        Some(wait) => Action::requeue(wait),
+        None => plan
+            .look_again
+            .map_or_else(Action::await_change, Action::requeue),
+    })
 }
 
-async fn decide_shim(shim: Arc<Shim>, context: Arc<Context>) -> Result<Action, apply::Error> {
+async fn decide_shim(shim: Arc<ShimObject>, context: Arc<Context>) -> Result<Action, apply::Error> {
     let view = ShimView::from(shim.as_ref());
     let nodes: Vec<NodeView> = context
         .nodes
@@ -320,15 +339,28 @@ async fn decide_shim(shim: Arc<Shim>, context: Arc<Context>) -> Result<Action, a
         .collect();
     let classes = context.runtime_classes.state();
     let classes: Vec<&RuntimeClass> = classes.iter().map(AsRef::as_ref).collect();
-    let plan = status::decide(
+    let refused = context.refusals.of(&view.uid);
+    let mut plan = status::decide(
         &view,
         &context.shim_views(),
         &nodes,
         &classes,
+        refused.as_ref().map(|refused| refused.sentence.as_str()),
         context.settings.auto_provision,
         Timestamp::now(),
     );
+    let rest = refused.and_then(|refused| refused.rest(view.generation, Instant::now()));
+    if rest.is_some() && !view.deleting {
+        plan.runtime_classes.clear();
+    }
     let answer = apply::shim(&context.client, &shim, plan).await;
     context.metrics.reconciled("shim", answer.is_ok());
-    answer.map(|()| Action::await_change())
+    let wait = match (rest, answer) {
+        (Some(rest), Ok(())) => Some(rest),
+        (_, answer) => {
+            let generation = view.generation;
+            context.refusals.after(&view.uid, generation, answer)?
+        }
+    };
+    Ok(wait.map_or_else(Action::await_change, Action::requeue))
 }

@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{ContainerStatus, Node, Pod};
-use kube::ResourceExt;
+use k8s_openapi::api::core::v1::Node;
+use kube::core::DeserializeGuard;
+use kube::{Resource as _, ResourceExt};
 use serde::{Deserialize, Serialize};
 
-use crate::api::{Shim, ShimSpec};
-use crate::handoff::{ProvisionReport, ProvisionRequest, ShimRequest};
+use crate::api::{Shim, ShimSpec, is_label_name};
+use crate::handoff::ShimRequest;
 use crate::names;
 
 /// A node as decisions see it.
@@ -74,7 +74,7 @@ impl NodeView {
     pub fn applied(&self) -> Option<Applied> {
         let text = self.annotations.get(names::APPLIED_ANNOTATION)?;
         let applied: Applied = serde_json::from_str(text).ok()?;
-        (applied.node_uid == self.uid).then_some(applied)
+        (applied.node_uid == self.uid && applied.is_sound()).then_some(applied)
     }
 
     /// Shims whose progress stands on the node as a label.
@@ -121,6 +121,24 @@ pub struct Applied {
     pub shims: BTreeMap<String, AppliedShim>,
 }
 
+impl Applied {
+    /// Whether every name in it can be a label and belongs where it stands: whoever may edit the node may have written it.
+    fn is_sound(&self) -> bool {
+        self.shims.iter().all(|(name, shim)| {
+            let request = shim.request.as_ref();
+            is_label_name(name)
+                && shim.handlers.keys().all(|handler| is_label_name(handler))
+                && request.is_none_or(|request| {
+                    request.name == *name
+                        && request
+                            .handlers
+                            .iter()
+                            .all(|handler| is_label_name(handler))
+                })
+        })
+    }
+}
+
 /// What a host has of one Shim.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -139,6 +157,9 @@ pub struct AppliedShim {
     pub reason: Option<String>,
 }
 
+/// A Shim as it comes from the API server. One that can't be read must not keep the others from being listed.
+pub type ShimObject = DeserializeGuard<Shim>;
+
 /// A Shim as decisions see it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ShimView {
@@ -156,22 +177,26 @@ pub struct ShimView {
     pub held: bool,
     /// Its owner lets it go whatever nodes still carry.
     pub forced: bool,
-    /// The spec as written.
-    pub spec: ShimSpec,
+    /// The spec as written, or why this release can't read it: a release with a newer definition wrote it.
+    pub spec: Result<ShimSpec, String>,
     /// The status as written.
     pub status: Option<crate::api::ShimStatus>,
 }
 
-impl From<&Shim> for ShimView {
-    fn from(shim: &Shim) -> Self {
+impl From<&ShimObject> for ShimView {
+    fn from(shim: &ShimObject) -> Self {
+        let (spec, status) = match &shim.0 {
+            Ok(shim) => (Ok(shim.spec.clone()), shim.status.clone()),
+            Err(error) => (Err(error.to_string()), None),
+        };
         Self {
             name: shim.name_any(),
             uid: shim.uid().unwrap_or_default(),
             created: shim
                 .creation_timestamp()
                 .map_or(Timestamp::UNIX_EPOCH, |time| time.0),
-            generation: shim.metadata.generation,
-            deleting: shim.metadata.deletion_timestamp.is_some(),
+            generation: shim.meta().generation,
+            deleting: shim.meta().deletion_timestamp.is_some(),
             held: shim
                 .finalizers()
                 .iter()
@@ -180,175 +205,79 @@ impl From<&Shim> for ShimView {
                 .annotations()
                 .get(names::FORCE_DELETE_ANNOTATION)
                 .is_some_and(|value| value == "true"),
-            spec: shim.spec.clone(),
-            status: shim.status.clone(),
+            spec,
+            status,
         }
     }
 }
 
-/// A Job of ours as decisions see it, its pod included.
-#[derive(Debug, Clone, PartialEq)]
-pub struct JobView {
-    /// UID of the Job.
-    pub uid: String,
-    /// UID of the node object that it was made for.
-    pub node_uid: String,
-    /// What it asks of the host; absent where it can't be read any more.
-    pub request: Option<ProvisionRequest>,
-    /// When it was made.
-    pub created: Timestamp,
-    /// It is on its way out.
-    pub deleting: bool,
-    /// How far it is.
-    pub progress: JobProgress,
-}
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
 
-/// How far a Job is.
-#[derive(Debug, Clone, PartialEq)]
-pub enum JobProgress {
-    /// It has no pod yet.
-    NoPod,
-    /// Its pod works.
-    Running,
-    /// Its pod can't start, for this reason.
-    Stuck(String),
-    /// Its installer has answered.
-    Answered(Box<ProvisionReport>),
-    /// It ended without an answer that can be read, for this reason.
-    Silent(String),
-}
+    use super::*;
 
-impl JobView {
-    /// The view of `job` with those of `pods` that are its own.
-    #[must_use]
-    pub fn new(job: &Job, pods: &[&Pod]) -> Self {
-        let annotations = job.annotations();
-        let request = job
-            .spec
-            .as_ref()
-            .and_then(|spec| {
-                spec.template
-                    .metadata
-                    .as_ref()?
-                    .annotations
-                    .as_ref()?
-                    .get(names::REQUEST_ANNOTATION)
-            })
-            .and_then(|text| ProvisionRequest::from_json(text).ok());
-        let digest = request
-            .as_ref()
-            .map(ProvisionRequest::digest)
-            .unwrap_or_default();
-        let node_uid = annotations
-            .get(names::NODE_UID_ANNOTATION)
-            .cloned()
-            .unwrap_or_default();
-        let progress = progress(job, pods, &digest, &node_uid);
-        Self {
-            uid: job.uid().unwrap_or_default(),
-            node_uid,
-            request,
-            created: job
-                .creation_timestamp()
-                .map_or(Timestamp::UNIX_EPOCH, |time| time.0),
-            deleting: job.metadata.deletion_timestamp.is_some(),
-            progress,
+    #[test]
+    fn a_node_says_what_it_is() {
+        let node: Node = serde_json::from_value(json!({
+            "metadata": {
+                "name": "n1", "uid": "u", "labels": {"farrier.dev/spin": "failed", "farrier.dev/x": "mine", "spin": "failed"},
+                "annotations": {"a": "b"}, "deletionTimestamp": "2026-01-01T00:00:00Z",
+            },
+            "status": {
+                "nodeInfo": {
+                    "operatingSystem": "linux", "architecture": "amd64", "machineID": "m", "bootID": "b", "systemUUID": "",
+                    "kernelVersion": "", "osImage": "", "containerRuntimeVersion": "", "kubeletVersion": "", "kubeProxyVersion": "",
+                },
+                "runtimeHandlers": [{"name": ""}, {"name": "runc"}, {"features": {}}],
+            },
+        }))
+        .unwrap();
+        let view = NodeView::from(&node);
+        assert_eq!((view.os.as_str(), view.arch.as_str()), ("linux", "amd64"));
+        assert_eq!(
+            (view.machine_id.as_str(), view.boot_id.as_str()),
+            ("m", "b")
+        );
+        assert_eq!(view.runtime_handlers, Some(["runc".to_owned()].into()));
+        assert!(view.deleting);
+        let labelled: Vec<_> = view.labelled().collect();
+        assert_eq!(labelled, [("spin", names::Progress::Failed)]);
+    }
+
+    #[test]
+    fn a_runtime_that_lists_only_its_default_does_not_speak_of_handlers() {
+        for handlers in [json!(null), json!([]), json!([{"name": ""}])] {
+            let node: Node = serde_json::from_value(
+                json!({"metadata": {}, "status": {"runtimeHandlers": handlers}}),
+            )
+            .unwrap();
+            assert_eq!(NodeView::from(&node).runtime_handlers, None);
         }
     }
-}
 
-fn progress(job: &Job, pods: &[&Pod], digest: &str, node_uid: &str) -> JobProgress {
-    let uid = job.uid().unwrap_or_default();
-    let mut pods: Vec<&Pod> = pods
-        .iter()
-        .copied()
-        .filter(|pod| pod.owner_references().iter().any(|owner| owner.uid == uid))
-        .collect();
-    pods.sort_by_key(|pod| pod.creation_timestamp().map(|time| time.0));
-    let mut unreadable = None;
-    // The newest pod speaks last; an older one counts only if it answered before it was replaced.
-    for pod in pods.iter().rev() {
-        match answer(pod, digest, node_uid) {
-            Some(Ok(report)) => return JobProgress::Answered(Box::new(report)),
-            Some(Err(reason)) => unreadable = unreadable.or(Some(reason)),
-            None => {}
-        }
+    fn shim(scheduling: &str) -> ShimObject {
+        serde_json::from_value(json!({
+            "metadata": {
+                "name": "spin", "uid": "u", "generation": 3, "creationTimestamp": "2026-01-01T00:00:00Z",
+                "finalizers": ["farrier.dev/finalizer"], "annotations": {"farrier.dev/force-delete": "true"},
+            },
+            "spec": {
+                "fetchStrategy": {}, "rolloutStrategy": {"type": "recreate"},
+                "runtimeClass": {"name": "spin", "handler": "spin", "scheduling": scheduling},
+            },
+            "status": {"nodes": 2},
+        }))
+        .unwrap()
     }
-    if let Some(reason) = ending(job) {
-        return JobProgress::Silent(unreadable.map_or(reason, |text| {
-            format!("the installer left no report: {text}")
-        }));
+
+    #[test]
+    fn a_shim_of_a_newer_definition_is_seen_and_not_read() {
+        let known = ShimView::from(&shim("Selector"));
+        assert!(known.spec.is_ok() && known.status.is_some());
+        let newer = ShimView::from(&shim("Everywhere"));
+        assert!(newer.spec.unwrap_err().contains("Everywhere"));
+        assert_eq!((newer.name.as_str(), newer.generation), ("spin", Some(3)));
+        assert!(newer.held && newer.forced && !newer.deleting);
     }
-    match pods.last() {
-        None => JobProgress::NoPod,
-        Some(pod) => stuck(pod).map_or(JobProgress::Running, JobProgress::Stuck),
-    }
-}
-
-/// The report of the pod's installer: nothing while it runs, and the reason where what it left is none.
-fn answer(pod: &Pod, digest: &str, node_uid: &str) -> Option<Result<ProvisionReport, String>> {
-    let statuses = pod.status.as_ref()?.container_statuses.as_deref()?;
-    let install = statuses
-        .iter()
-        .find(|status| status.name == names::INSTALL_CONTAINER)?;
-    let ended = install.state.as_ref()?.terminated.as_ref()?;
-    let text = ended.message.as_deref().unwrap_or_default();
-    if text.is_empty() {
-        let why = ended.reason.as_deref().unwrap_or("no reason");
-        return Some(Err(format!("exit status {}, {why}", ended.exit_code)));
-    }
-    Some(match ProvisionReport::from_json(text) {
-        Ok(report) if report.request_digest == digest && report.node_uid == node_uid => Ok(report),
-        Ok(_) => Err("its report answers another request".to_owned()),
-        Err(error) => Err(error.to_string()),
-    })
-}
-
-/// Why the Job has ended, if it has.
-fn ending(job: &Job) -> Option<String> {
-    let conditions = job.status.as_ref()?.conditions.as_deref()?;
-    let ended = conditions.iter().find(|condition| {
-        condition.status == "True" && matches!(condition.type_.as_str(), "Complete" | "Failed")
-    })?;
-    Some(match ended.reason.as_deref() {
-        Some("DeadlineExceeded") => "the Job did not end before its deadline; see the log of its pod, or raise --job-deadline".to_owned(),
-        reason => format!(
-            "the Job ended without a report: {}: {}",
-            reason.unwrap_or(&ended.type_),
-            ended.message.as_deref().unwrap_or("no message")
-        ),
-    })
-}
-
-/// Why the pod can't start, if a container says so in words that waiting alone does not change.
-fn stuck(pod: &Pod) -> Option<String> {
-    let status = pod.status.as_ref()?;
-    let mut containers = status
-        .init_container_statuses
-        .iter()
-        .chain(&status.container_statuses)
-        .flatten();
-    containers.find_map(waiting)
-}
-
-fn waiting(container: &ContainerStatus) -> Option<String> {
-    let waiting = container.state.as_ref()?.waiting.as_ref()?;
-    let reason = waiting.reason.as_deref()?;
-    // The kubelet's words for what won't pass by itself soon (kubelet/images and kubelet/kuberuntime, Kubernetes 1.34).
-    matches!(
-        reason,
-        "ImagePullBackOff"
-            | "ErrImageNeverPull"
-            | "InvalidImageName"
-            | "CreateContainerConfigError"
-            | "CreateContainerError"
-            | "RunContainerError"
-    )
-    .then(|| {
-        format!(
-            "container {} of the Job's pod can't start: {reason}: {}",
-            container.name,
-            waiting.message.as_deref().unwrap_or("no message")
-        )
-    })
 }

@@ -3,12 +3,15 @@
 use std::collections::BTreeMap;
 
 use super::desired::Desired;
-use super::labels;
-use super::observed::{Applied, AppliedShim, JobView};
+use super::observed::{Applied, AppliedShim};
 use super::plan::{
     JobStep, LONGEST_NOTE, NodeEvent, Observed, Plan, all_listed, backoff, cut, settled,
 };
-use crate::handoff::{Outcome, ProvisionReport, ProvisionRequest, ShimRequest};
+use super::progress::JobView;
+use crate::api::is_label_name;
+use crate::handoff::{
+    HandlerReport, Outcome, ProvisionReport, ProvisionRequest, ShimRequest, is_sha256,
+};
 use crate::names::reasons;
 
 /// Longest sentence that is kept per Shim: thirty of them stay far below the 256 KiB that a node's annotations may take.
@@ -19,6 +22,22 @@ pub fn fail(seen: &Observed, applied: Option<Applied>, job: &JobView, reason: &s
     let mut applied = applied.unwrap_or_default();
     applied.reason = Some(shortened(reason));
     conclude(seen, applied, job, "silent", 0, true)
+}
+
+/// The Job could not be made, for the reason given.
+pub fn not_made(seen: &Observed, desired: &Desired, mut applied: Applied, reason: &str) -> Plan {
+    let note = shortened(reason);
+    applied.reason = Some(note.clone());
+    applied.node_uid.clone_from(&seen.node.uid);
+    Plan {
+        event: Some(NodeEvent {
+            warning: true,
+            reason: reasons::PROVISION_FAILED,
+            note,
+        }),
+        look_again: Some(backoff(applied.attempts)),
+        ..settled(seen, desired, Some(applied), JobStep::None)
+    }
 }
 
 /// The Job's report becomes what is known of the host.
@@ -103,7 +122,7 @@ fn became(
     AppliedShim {
         request: if fulfilled { Some(shim.clone()) } else { kept },
         handlers,
-        sha256: told().find_map(|told| told.sha256.clone()),
+        sha256: told().find_map(digest),
         reason: why
             .or(report.reason.as_deref())
             .filter(|_| !fulfilled)
@@ -111,15 +130,26 @@ fn became(
     }
 }
 
+/// The digest of a handler's binary, if it is one.
+fn digest(told: &HandlerReport) -> Option<String> {
+    told.sha256.clone().filter(|digest| is_sha256(digest))
+}
+
 /// Keeps what the host still serves though it was not asked for: it is in use, or could not be taken away.
+///
+/// Names become labels: what can't be one never came from a request of ours.
 fn linger(applied: &mut Applied, request: &ProvisionRequest, report: &ProvisionReport) -> bool {
     let mut any = false;
     for told in &report.handlers {
-        if told.served && request.shims.iter().all(|shim| shim.name != told.shim) {
+        if is_label_name(&told.shim)
+            && is_label_name(&told.handler)
+            && told.served
+            && request.shims.iter().all(|shim| shim.name != told.shim)
+        {
             any = true;
             let shim = applied.shims.entry(told.shim.clone()).or_default();
             shim.handlers.insert(told.handler.clone(), true);
-            shim.sha256.clone_from(&told.sha256);
+            shim.sha256 = digest(told);
             shim.reason = Some(
                 told.reason
                     .as_deref()
@@ -153,12 +183,10 @@ fn conclude(
     let open = failed || !all_listed(seen.node, &applied);
     applied.attempts = if open { applied.attempts.max(1) } else { 0 };
     let desired = Desired::new(seen.node, Some(&applied), seen.shims, seen.auto_provision);
-    // A node that carries no trace any more has nowhere to remember that this Job was read: it goes even where Jobs are kept.
-    let forgotten = labels::idle(&applied, &desired.request(seen.node).shims);
-    let step = if forgotten || !seen.keep_jobs {
-        JobStep::Delete(job.uid.clone())
-    } else {
+    let step = if seen.keep_jobs {
         JobStep::None
+    } else {
+        JobStep::Delete(job.uid.clone())
     };
     let note = applied.reason.clone();
     let shims: Vec<String> = applied.shims.keys().cloned().collect();
@@ -189,13 +217,22 @@ fn conclude(
 
 /// One sentence that names each Shim that is not as asked, and what the operator can do.
 fn sentence(applied: &Applied, report: &ProvisionReport) -> String {
-    let whole = report.reason.clone();
     let each = applied.shims.iter().filter_map(|(name, shim)| {
         let reason = shim.reason.as_ref()?;
-        (whole.as_ref() != Some(reason)).then(|| format!("shim {name}: {reason}"))
+        (report.reason.as_ref() != Some(reason)).then(|| format!("shim {name}: {reason}"))
     });
-    let remedy = report.remedy.clone();
-    let parts: Vec<String> = whole.iter().cloned().chain(each).chain(remedy).collect();
+    // A reason that is one Shim's stands among the Shims' already, and with it its remedy.
+    let whole = report
+        .reason
+        .as_ref()
+        .filter(|reason| !reason.starts_with("shim "));
+    let remedy = whole.and(report.remedy.as_ref());
+    let parts: Vec<String> = whole
+        .into_iter()
+        .chain(remedy)
+        .cloned()
+        .chain(each)
+        .collect();
     if parts.is_empty() {
         "the installer gave no reason; see the log of its pod".to_owned()
     } else {
@@ -217,4 +254,38 @@ fn outcome(result: Outcome) -> &'static str {
 
 fn shortened(text: &str) -> String {
     cut(text, LONGEST_REASON)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn applied(shim: &str, reason: &str) -> Applied {
+        let known = AppliedShim {
+            reason: Some(reason.to_owned()),
+            ..AppliedShim::default()
+        };
+        Applied {
+            shims: BTreeMap::from([(shim.to_owned(), known)]),
+            ..Applied::default()
+        }
+    }
+
+    #[test]
+    fn what_a_shim_says_of_itself_is_told_once() {
+        let mut report = ProvisionReport::new(Outcome::Partial);
+        report.reason = Some("shim spin: pods still use it".to_owned());
+        report.remedy = Some("delete them".to_owned());
+        let told = sentence(&applied("spin", "pods still use it; delete them"), &report);
+        assert_eq!(told, "shim spin: pods still use it; delete them");
+    }
+
+    #[test]
+    fn what_holds_for_the_whole_host_is_told_once_and_with_its_remedy() {
+        let mut report = ProvisionReport::new(Outcome::Refused);
+        report.reason = Some("the file can't be parsed".to_owned());
+        report.remedy = Some("correct it".to_owned());
+        let told = sentence(&applied("spin", "the file can't be parsed"), &report);
+        assert_eq!(told, "the file can't be parsed; correct it");
+    }
 }

@@ -10,9 +10,8 @@ use kube::api::{Api, ListParams};
 use serde::Serialize;
 
 use super::Error;
-use super::observed::NodeView;
+use super::observed::{NodeView, ShimObject};
 use super::plan::cut;
-use crate::api::Shim;
 use crate::names::Progress;
 
 /// Somebody sits before a terminal; an API server that takes longer is down or not reachable.
@@ -49,7 +48,7 @@ pub async fn overview(json: bool) -> Result<String, Error> {
     let read = async {
         let client = super::client().await?;
         let nodes: Api<Node> = Api::all(client.clone());
-        let shims: Api<Shim> = Api::all(client);
+        let shims: Api<ShimObject> = Api::all(client);
         let nodes = nodes
             .list(&ListParams::default())
             .await
@@ -82,7 +81,7 @@ pub async fn overview(json: bool) -> Result<String, Error> {
 }
 
 impl Overview {
-    fn new(nodes: &[Node], shims: &[Shim]) -> Self {
+    fn new(nodes: &[Node], shims: &[ShimObject]) -> Self {
         let mut names: BTreeSet<String> = shims.iter().map(ResourceExt::name_any).collect();
         let nodes: Vec<NodeLine> = nodes.iter().map(NodeLine::new).collect();
         names.extend(nodes.iter().flat_map(|node| node.shims.keys().cloned()));

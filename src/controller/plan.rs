@@ -3,14 +3,16 @@
 //! Claim, act, prove, advertise, one step a decision: the labels and the annotation are written before the Job is made, the
 //! report is written down before the Job goes.
 
+use std::fmt;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::desired::{Desired, Verdict};
 use super::labels::{self, NodeEdit};
-use super::observed::{Applied, JobProgress, JobView, NodeView, ShimView};
+use super::observed::{Applied, NodeView, ShimView};
 use super::outcome;
+use super::progress::{JobProgress, JobView};
 use crate::handoff::ProvisionRequest;
 use crate::names::{self, Progress, reasons};
 
@@ -20,8 +22,17 @@ const FIRST_RETRY: Duration = Duration::from_secs(30);
 /// Longest wait between attempts: an operator who repaired the cause sees the node recover within it.
 const LONGEST_RETRY: Duration = Duration::from_mins(10);
 
+/// How far the clock that wrote a time may be ahead of ours and still be believed.
+const CLOCK_SKEW: SignedDuration = SignedDuration::from_mins(10);
+
 /// The job controller makes a pod within a second; a minute without one is a quota, an admission rule or a missing account.
 const POD_PATIENCE: Duration = Duration::from_mins(1);
+
+/// Deleting a Job takes a second; a minute is a finalizer that somebody set and nobody removes.
+const DELETION_PATIENCE: Duration = Duration::from_mins(1);
+
+/// What to do about such a finalizer.
+const HELD_JOB: &str = "the node's last Job is held by a finalizer and can't make room for the next; remove its finalizers";
 
 /// A kubelet asks its runtime every 5 s and publishes handlers with its status, every 10 s if something changed: many beats.
 const LISTING_PATIENCE: Duration = Duration::from_mins(2);
@@ -38,6 +49,8 @@ pub struct Observed<'a> {
     pub shims: &'a [ShimView],
     /// The node's Job, if there is one.
     pub job: Option<&'a JobView>,
+    /// Why the API server did not take the Job that was last to be made.
+    pub refused: Option<&'a str>,
     /// What time it is.
     pub now: Timestamp,
     /// Nodes need no annotation.
@@ -81,6 +94,16 @@ pub enum JobStep {
     Delete(String),
 }
 
+impl fmt::Display for JobStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "none",
+            Self::Create(_) => "create",
+            Self::Delete(_) => "delete",
+        })
+    }
+}
+
 /// What people should read about a node.
 #[derive(Debug, PartialEq)]
 pub struct NodeEvent {
@@ -101,7 +124,10 @@ pub fn decide(seen: &Observed) -> Plan {
     let applied = seen.node.applied();
     let desired = Desired::new(seen.node, applied.as_ref(), seen.shims, seen.auto_provision);
     match seen.job {
-        Some(job) if job.deleting => settled(seen, &desired, applied, JobStep::None),
+        Some(JobView {
+            deleting: Some(since),
+            ..
+        }) => while_deleted(seen, &desired, applied, *since),
         Some(job)
             if applied
                 .as_ref()
@@ -121,7 +147,7 @@ pub(super) fn settled(
     applied: Option<Applied>,
     job: JobStep,
 ) -> Plan {
-    let edit = labels::edit(seen.node, seen.shims, desired, applied);
+    let edit = labels::edit(seen.node, seen.shims, desired, applied, seen.job.is_some());
     let event = edit.as_ref().and_then(|edit| impossible(edit, desired));
     Plan {
         edit,
@@ -171,8 +197,36 @@ fn after_reading(
     }
 }
 
+/// The Job is on its way out; one that doesn't go holds up the node, which people should know.
+fn while_deleted(
+    seen: &Observed,
+    desired: &Desired,
+    applied: Option<Applied>,
+    since: Timestamp,
+) -> Plan {
+    let step = settled(seen, desired, applied.clone(), JobStep::None);
+    let rest = DELETION_PATIENCE.saturating_sub(age(seen.now, since));
+    match (need(seen, desired, applied.as_ref()), applied) {
+        (Need::Nothing, _) => step,
+        (Need::Wait(_) | Need::Now, _) if !rest.is_zero() => Plan {
+            look_again: Some(rest),
+            ..step
+        },
+        (_, Some(applied)) if applied.reason.as_deref() == Some(HELD_JOB) => step,
+        (_, applied) => outcome::not_made(seen, desired, applied.unwrap_or_default(), HELD_JOB),
+    }
+}
+
+/// How long ago something was; nothing where clocks disagree.
+fn age(now: Timestamp, then: Timestamp) -> Duration {
+    Duration::try_from(now.duration_since(then)).unwrap_or_default()
+}
+
 /// No Job: make one if the host is not known to be as it should.
 fn act(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
+    if let (Some(reason), Some(applied)) = (seen.refused, applied.clone()) {
+        return outcome::not_made(seen, desired, applied, reason);
+    }
     match need(seen, desired, applied.as_ref()) {
         Need::Nothing => settled(seen, desired, applied, JobStep::None),
         Need::Wait(wait) => Plan {
@@ -242,7 +296,11 @@ fn need(seen: &Observed, desired: &Desired, applied: Option<&Applied>) -> Need {
     if applied.attempted != digest || applied.attempts == 0 {
         return Need::Now;
     }
-    let since = Duration::try_from(seen.now.duration_since(applied.at)).unwrap_or_default();
+    if seen.now.duration_since(applied.at) < -CLOCK_SKEW {
+        // Nobody waits for a time that no clock of ours has shown.
+        return Need::Now;
+    }
+    let since = age(seen.now, applied.at);
     let patience = if applied.reason.is_none() && !listed {
         LISTING_PATIENCE
     } else {
@@ -271,7 +329,11 @@ pub(super) fn backoff(attempts: u32) -> Duration {
 
 /// A Job that has not been read yet: wait for it, or write its outcome down.
 fn follow(seen: &Observed, applied: Option<Applied>, job: &JobView) -> Plan {
-    let age = Duration::try_from(seen.now.duration_since(job.created)).unwrap_or_default();
+    let age = age(seen.now, job.created);
+    if job.request.is_none() {
+        let reason = "the Job carries no request for this node object that this release reads";
+        return outcome::fail(seen, applied, job, reason);
+    }
     let failed = match &job.progress {
         JobProgress::Running => None,
         JobProgress::NoPod if age < POD_PATIENCE => {
@@ -295,12 +357,18 @@ fn waiting(seen: &Observed, applied: Option<Applied>) -> Plan {
     settled(seen, &desired, applied, JobStep::None)
 }
 
+/// Whether a terminal acts on a letter rather than showing it: control characters, line separators, changes of direction.
+fn steers(letter: char) -> bool {
+    letter.is_control()
+        || matches!(letter, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
 /// At most `longest` bytes of `text`, on one line.
 #[must_use]
 pub fn cut(text: &str, longest: usize) -> String {
     let mut line: String = text
         .chars()
-        .map(|letter| if letter.is_control() { ' ' } else { letter })
+        .map(|letter| if steers(letter) { ' ' } else { letter })
         .collect();
     if line.len() > longest {
         let end = (0..=longest.saturating_sub('…'.len_utf8()))

@@ -7,18 +7,17 @@ use kube::ResourceExt;
 use kube::runtime::reflector::{ObjectRef, Store};
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::observed::{NodeView, ShimView};
+use super::observed::{NodeView, ShimObject, ShimView};
 use super::watch::Change;
-use crate::api::Shim;
 use crate::names;
 
 /// Which nodes and Shims a change concerns.
 #[derive(Clone)]
 pub struct Routes {
     nodes: UnboundedSender<ObjectRef<Node>>,
-    shims: UnboundedSender<ObjectRef<Shim>>,
+    shims: UnboundedSender<ObjectRef<ShimObject>>,
     all_nodes: Store<Node>,
-    all_shims: Store<Shim>,
+    all_shims: Store<ShimObject>,
     seen_nodes: HashMap<String, NodeView>,
     seen_shims: HashMap<String, ShimView>,
 }
@@ -28,9 +27,9 @@ impl Routes {
     #[must_use]
     pub fn new(
         nodes: UnboundedSender<ObjectRef<Node>>,
-        shims: UnboundedSender<ObjectRef<Shim>>,
+        shims: UnboundedSender<ObjectRef<ShimObject>>,
         all_nodes: Store<Node>,
-        all_shims: Store<Shim>,
+        all_shims: Store<ShimObject>,
     ) -> Self {
         Self {
             nodes,
@@ -62,7 +61,7 @@ impl Routes {
     }
 
     /// Our own writes to a Shim's status concern no node.
-    pub fn shim(&mut self, change: &Change<'_, Shim>) {
+    pub fn shim(&mut self, change: &Change<'_, ShimObject>) {
         match change {
             Change::Gone(shim) => {
                 self.seen_shims.remove(&shim.name_any());

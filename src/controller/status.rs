@@ -58,10 +58,17 @@ pub fn decide(
     shims: &[ShimView],
     nodes: &[NodeView],
     classes: &[&RuntimeClass],
+    refused: Option<&str>,
     auto_provision: bool,
     now: Timestamp,
 ) -> ShimPlan {
     let (runtime_classes, foreign) = runtime_class::decide(shim, classes);
+    let unusable = match &shim.spec {
+        Ok(_) => refused.map(str::to_owned),
+        Err(error) => Some(format!(
+            "this release can't read the Shim: {error}; upgrade Farrier, or write the Shim as its release does"
+        )),
+    };
     let finalizer = match (shim.deleting, shim.held) {
         (false, false) => Finalizer::Add,
         (true, true) if shim.forced || nodes.iter().all(|node| !carries(node, shim)) => {
@@ -70,7 +77,9 @@ pub fn decide(
         (_, _) => Finalizer::Keep,
     };
     let tally = tally(shim, shims, nodes, auto_provision);
-    let status = status(shim, &tally, &foreign, now);
+    // The status of such a Shim can't be read either: a time that stays makes every write of it the same.
+    let now = if shim.spec.is_ok() { now } else { shim.created };
+    let status = status(shim, &tally, unusable.as_deref(), &foreign, now);
     // The finalizer is set on the version that was decided on; the status follows in the decision after.
     let said = finalizer != Finalizer::Keep || shim.status.as_ref() == Some(&status);
     ShimPlan {
@@ -135,7 +144,13 @@ fn tally(shim: &ShimView, shims: &[ShimView], nodes: &[NodeView], auto_provision
     tally
 }
 
-fn status(shim: &ShimView, tally: &Tally, foreign: &[String], now: Timestamp) -> ShimStatus {
+fn status(
+    shim: &ShimView,
+    tally: &Tally,
+    unusable: Option<&str>,
+    foreign: &[String],
+    now: Timestamp,
+) -> ShimStatus {
     let failed = tally.failures.len();
     let nodes = tally.ready + tally.pending + failed;
     let conflicts: Vec<&str> = tally
@@ -143,11 +158,13 @@ fn status(shim: &ShimView, tally: &Tally, foreign: &[String], now: Timestamp) ->
         .iter()
         .chain(foreign)
         .map(String::as_str)
+        .chain(unusable)
         .collect();
+    let conflict = unusable.map_or(reasons::CONFLICT, |_| reasons::UNUSABLE);
     let counts = format!("{} of {nodes} nodes serve it", tally.ready);
     let degraded = match (failed, conflicts.is_empty()) {
         (0, true) => (false, reasons::AS_EXPECTED, "nothing failed".to_owned()),
-        (0, false) => (true, reasons::CONFLICT, conflicts.join("; ")),
+        (0, false) => (true, conflict, conflicts.join("; ")),
         (_, _) => (
             true,
             reasons::PROVISION_FAILED,
@@ -156,7 +173,7 @@ fn status(shim: &ShimView, tally: &Tally, foreign: &[String], now: Timestamp) ->
     };
     let progressing = match (
         shim.deleting || tally.removing > 0,
-        shim.spec.paused,
+        shim.spec.as_ref().is_ok_and(|spec| spec.paused),
         tally.pending,
     ) {
         (true, _, _) => (
@@ -192,7 +209,7 @@ fn status(shim: &ShimView, tally: &Tally, foreign: &[String], now: Timestamp) ->
         (false, 0, true) => (true, reasons::NO_NODES, "no node wants it".to_owned()),
         (false, _, true) => (true, reasons::PROVISIONED, counts),
         (false, _, false) if failed > 0 => (false, reasons::PROVISION_FAILED, counts),
-        (false, _, false) if !conflicts.is_empty() => (false, reasons::CONFLICT, counts),
+        (false, _, false) if !conflicts.is_empty() => (false, conflict, counts),
         (false, _, false) => (false, reasons::PROVISIONING, counts),
     };
     let conditions = [

@@ -13,7 +13,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, Resource};
 use serde::de::DeserializeOwned;
 
-use crate::api::Shim;
+use super::observed::ShimObject;
 use crate::names;
 
 /// A change that a watch brought; the store knows of it already.
@@ -40,7 +40,7 @@ pub struct Watches {
     /// Every node.
     pub nodes: Watch<Node>,
     /// Every Shim.
-    pub shims: Watch<Shim>,
+    pub shims: Watch<ShimObject>,
     /// Our Jobs.
     pub jobs: Watch<Job>,
     /// Their pods.

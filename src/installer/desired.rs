@@ -117,7 +117,7 @@ impl<'a> Set<'a> {
             }
             let pods = facts.in_use.get(name).copied().unwrap_or_default();
             if leaves && pods > 0 {
-                let reason = format!("it is in use by {pods} pod sandboxes; delete their pods");
+                let reason = format!("pods still use it ({pods} on this node); delete them");
                 self.report(&owned.shim, name, owned.sha256.clone(), Some(reason));
             } else if leaves && let Some(owned) = self.next.get_mut(name) {
                 owned.sha256 = None;

@@ -106,6 +106,9 @@ pub(super) fn unhappy(report: ProvisionReport, failure: Failure) -> ProvisionRep
         Failure::Refused(cause) => failed(report, &cause),
         Failure::RolledBack { cause, restarts } => {
             let mut report = failed(report, &cause);
+            report.reason = report
+                .reason
+                .map(|reason| format!("{reason}, so everything was put back as it was"));
             report.result = Outcome::RolledBack;
             report.restarts += restarts;
             report

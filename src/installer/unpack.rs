@@ -413,9 +413,10 @@ mod tests {
     fn pax(key: &str, value: &str) -> Vec<u8> {
         let rest = format!(" {key}={value}\n");
         // The length in front counts its own digits.
-        let digits = |length: usize| length.to_string().len();
-        let length = rest.len() + digits(rest.len());
-        format!("{}{rest}", rest.len() + digits(length)).into_bytes()
+        let length = (1..10)
+            .map(|digits| rest.len() + digits)
+            .find(|length| length.to_string().len() + rest.len() == *length);
+        format!("{}{rest}", length.unwrap()).into_bytes()
     }
 
     fn described(kind: EntryType, description: &[u8]) -> Result<String, Error> {

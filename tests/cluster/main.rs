@@ -8,6 +8,7 @@
     reason = "clippy exempts test functions, not what they call"
 )]
 
+mod controller;
 mod faults;
 mod provision;
 mod support;

@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 /// A Job takes seconds, a failed one is tried again after half a minute; two of those and a slow machine fit in here.
-pub const DEADLINE: Duration = Duration::from_secs(180);
+pub const DEADLINE: Duration = Duration::from_mins(3);
 
 /// Between two looks at a condition that nothing can be told to report.
 const LOOK: Duration = Duration::from_millis(250);
@@ -96,7 +96,24 @@ impl Cluster {
             client: Client::try_from(config).unwrap(),
         };
         cluster.helm_install();
+        cluster.clear().await;
         cluster
+    }
+
+    /// Takes away what a test that failed left behind, so that it fails alone.
+    async fn clear(&self) {
+        for pod in self.pods().list(&ListParams::default()).await.unwrap() {
+            self.delete_pod(&pod.name_any()).await;
+        }
+        for shim in self.shims().list(&ListParams::default()).await.unwrap() {
+            if shim.name_any() != SHIM {
+                self.delete_shim(&shim.name_any()).await;
+            }
+        }
+        for node in &self.file.nodes {
+            self.annotate(&node.name, None).await;
+            self.marks_vanish(&node.name).await;
+        }
     }
 
     fn helm_install(&self) {
@@ -142,16 +159,6 @@ impl Cluster {
         values["name"] = json!(SHIM);
         values["annotationSelector"] = json!({"kwasm.sh/kwasm-node": "true"});
         values
-    }
-
-    /// A Shim object for the nodes that carry the label `test.farrier.dev/<name>`.
-    pub fn shim(&self, name: &str, artifact: &Artifact) -> Shim {
-        let mut spec = shim_spec(artifact, name);
-        spec["nodeSelector"] = json!({format!("test.farrier.dev/{name}"): "true"});
-        serde_json::from_value(json!({
-            "apiVersion": "runtime.spinkube.dev/v1alpha1", "kind": "Shim", "metadata": {"name": name}, "spec": spec,
-        }))
-        .unwrap()
     }
 
     /// The name of the node that runs this containerd release series, as `1.7`.
@@ -474,4 +481,14 @@ fn shim_spec(artifact: &Artifact, handler: &str) -> Value {
         "runtimeClass": {"name": handler, "handler": handler},
         "rolloutStrategy": {"type": "recreate"},
     })
+}
+
+/// A Shim object for the nodes that carry the label `test.farrier.dev/<name>`.
+pub fn shim_for(name: &str, artifact: &Artifact) -> Shim {
+    let mut spec = shim_spec(artifact, name);
+    spec["nodeSelector"] = json!({format!("test.farrier.dev/{name}"): "true"});
+    serde_json::from_value(json!({
+        "apiVersion": "runtime.spinkube.dev/v1alpha1", "kind": "Shim", "metadata": {"name": name}, "spec": spec,
+    }))
+    .unwrap()
 }

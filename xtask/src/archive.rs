@@ -10,14 +10,12 @@ use serde_json::json;
 use crate::digest::sha256;
 
 /// What an image runs, as in the image configuration of the OCI image specification 1.1.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageConfig {
     /// The program and its first arguments.
     pub entrypoint: Vec<String>,
     /// The user, as `UID` or `UID:GID`; root where there is none.
     pub user: Option<String>,
-    /// Environment, as `NAME=VALUE`.
-    pub env: Vec<String>,
 }
 
 /// A file of an image.
@@ -51,7 +49,6 @@ fn bytes(name: &str, config: &ImageConfig, files: &[ImageFile]) -> Result<Vec<u8
         "config": {
             "Entrypoint": config.entrypoint,
             "User": config.user.as_deref().unwrap_or_default(),
-            "Env": config.env,
         },
         "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{layer_digest}")]},
     }))?;
@@ -96,7 +93,6 @@ mod tests {
         let config = ImageConfig {
             entrypoint: vec!["/pause".to_owned()],
             user: Some("65532:65532".to_owned()),
-            ..ImageConfig::default()
         };
         let file = ImageFile {
             path: "pause".to_owned(),

@@ -1,8 +1,9 @@
 //! `cargo xtask cluster`: what each subcommand prints and calls. The work is in [`cluster`](crate::cluster).
 
 use std::io::{self, Write as _};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use clap::{Args, Subcommand};
@@ -10,7 +11,7 @@ use clap::{Args, Subcommand};
 use crate::cache::Cache;
 use crate::cluster::state::Owner;
 use crate::cluster::{self, Cluster, NodeSpec, Spec, boot};
-use crate::interrupt;
+use crate::preflight;
 use crate::progress::Progress;
 
 /// `cargo xtask cluster`.
@@ -73,8 +74,9 @@ impl ClusterCommand {
             Action::Status => status(&cache)?,
             Action::Exec { node, command } => {
                 let words: Vec<&str> = command.iter().map(String::as_str).collect();
-                let command = Cluster::find(&cache, &name)?.node_command(&node, &words)?;
-                return exec(command);
+                let mut command = Cluster::find(&cache, &name)?.node_command(&node, &words)?;
+                // In our place: Ctrl-C is the program's, and so is the exit status.
+                return Err(command.exec()).context("cannot run nsenter");
             }
             Action::Load { image } => {
                 let cluster = Cluster::find(&cache, &name)?;
@@ -88,6 +90,7 @@ impl ClusterCommand {
 }
 
 fn up(cache: &Cache, spec: &Spec, progress: &Progress) -> Result<()> {
+    preflight::ensure(progress)?;
     let cluster = cluster::up(cache, spec, progress)?;
     let line = format!("export KUBECONFIG={}", cluster.state().kubeconfig.display());
     let kubectl = cluster.state().kubectl.display().to_string();
@@ -98,7 +101,11 @@ fn up(cache: &Cache, spec: &Spec, progress: &Progress) -> Result<()> {
 
 fn status(cache: &Cache) -> Result<()> {
     let mut out = io::stdout().lock();
-    for cluster in Cluster::all(cache) {
+    let clusters = Cluster::all(cache);
+    if clusters.is_empty() {
+        writeln!(out, "no cluster is up")?;
+    }
+    for cluster in clusters {
         let state = cluster.state();
         let owner = match state.owner() {
             Owner::Lives(pid) => format!("held up by process {pid}"),
@@ -116,14 +123,6 @@ fn status(cache: &Cache) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn exec(mut command: Command) -> Result<ExitCode> {
-    let status = interrupt::spawn(&mut command)
-        .and_then(|mut child| child.wait())
-        .context("cannot run nsenter")?;
-    let code = status.code().and_then(|code| u8::try_from(code).ok());
-    Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
 /// Starts a node's process 1 and prints its number for the process that waits for it.

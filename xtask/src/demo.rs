@@ -134,14 +134,9 @@ fn install(cluster: &Cluster, artifacts: &Artifacts) -> Result<()> {
 
 /// The chart's values for the demo.
 fn values(artifacts: &Artifacts) -> Result<Value> {
-    let (repository, tag) = image::FARRIER
-        .split_once(':')
-        .context("an image has a tag")?;
     let authority = fs::read_to_string(&artifacts.ca)
         .with_context(|| format!("cannot read {}", artifacts.ca.display()))?;
     Ok(json!({
-        // The nodes have it already; there is no registry to pull it from.
-        "image": {"repository": repository, "tag": tag, "pullPolicy": "Never"},
         "extraCA": authority,
         "shims": {
             "preset": "none",

@@ -12,8 +12,8 @@ use crate::process;
 use crate::progress::Progress;
 use crate::shim;
 
-/// Name of Farrier's image on the nodes.
-pub const FARRIER: &str = "localhost/farrier:dev";
+/// Name of Farrier's image on the nodes: the one that the chart installs without any values.
+pub const FARRIER: &str = concat!("localhost/farrier:", env!("CARGO_PKG_VERSION"));
 /// Name of the image of the demo's Wasm module.
 pub const HELLO: &str = "localhost/hello:1";
 
@@ -102,7 +102,6 @@ fn image(name: &str, user: Option<&str>, path: &str, file: &Path) -> Result<Path
     let config = ImageConfig {
         entrypoint: vec![format!("/{path}")],
         user: user.map(str::to_owned),
-        ..ImageConfig::default()
     };
     let content = ImageFile {
         path: path.to_owned(),
@@ -144,6 +143,16 @@ fn is_static(elf: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_image_is_the_one_that_the_chart_installs_without_values() {
+        let manifests = fs::read_to_string(cargo::workspace().join("manifests/farrier.yaml"));
+        assert!(
+            manifests
+                .unwrap()
+                .contains(&format!("image: \"{FARRIER}\""))
+        );
+    }
 
     #[test]
     fn a_program_that_names_a_dynamic_linker_is_not_static() {

@@ -52,7 +52,7 @@ enum Command {
     Image,
     /// Compare the dependencies with the advisories of rustsec.org.
     Advisories,
-    /// A Kubernetes cluster on this machine, without containers.
+    /// A Kubernetes cluster on this machine, without a container engine.
     Cluster(cluster_command::ClusterCommand),
     /// Starts a node's process 1; `cluster up` calls this.
     #[command(name = cluster::boot::LAUNCH, hide = true)]

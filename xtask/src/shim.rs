@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
@@ -12,6 +11,7 @@ use crate::cargo;
 use crate::digest::sha256;
 use crate::process;
 use crate::progress::Progress;
+use crate::tools::go_build;
 
 /// The shim's binary.
 ///
@@ -47,11 +47,11 @@ pub fn hello(cache: &Cache, progress: &Progress) -> Result<PathBuf> {
     let folder = cache.publish(&format!("demo/hello-{key}"), |folder| {
         progress.step("building the demo's Wasm module", || {
             process::run(
-                Command::new("go")
-                    .args(["build", "-trimpath", "-ldflags", "-s -w", "-o"])
+                go_build()
+                    .args(["-ldflags", "-s -w", "-o"])
                     .arg(folder.join("hello.wasm"))
                     .current_dir(&module)
-                    .envs([("GOOS", "wasip1"), ("GOARCH", "wasm"), ("GOWORK", "off")]),
+                    .envs([("GOOS", "wasip1"), ("GOARCH", "wasm")]),
             )?;
             Ok(())
         })

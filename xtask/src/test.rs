@@ -53,6 +53,9 @@ enum Part {
 pub fn run(options: &Options, cache: &Cache, progress: &Progress) -> Result<()> {
     let Options { part, filter, name } = options;
     let filter = filter.as_deref();
+    if *part == Some(Part::Lint) && filter.is_some() {
+        bail!("lint has no tests to choose from: leave the name away");
+    }
     let wanted = |this: Part| part.is_none_or(|part| part == this);
     if wanted(Part::Lint) {
         lint(cache, progress)?;
@@ -155,8 +158,7 @@ fn end_to_end(name: &str, cache: &Cache, progress: &Progress, filter: Option<&st
             .env("FARRIER_CLUSTER", cluster.state_path())
             .env("FARRIER_ARTIFACTS", served)
             .env("FARRIER_IMAGE", image::FARRIER)
-            .env("FARRIER_HELLO_IMAGE", image::HELLO)
-            .env("FARRIER_BINARY", &parts.binary);
+            .env("FARRIER_HELLO_IMAGE", image::HELLO);
         aloud(&mut command)
     })();
     if result.is_err() {

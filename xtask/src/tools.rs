@@ -234,11 +234,29 @@ impl Cache {
         let recipe = tool.recipe();
         let (name, version) = (recipe.name, recipe.version);
         self.publish(&format!("tools/{name}-{version}"), |folder| {
-            progress.step(format!("building {name} {version}"), || {
-                build(&recipe, folder)
-            })
+            progress.step(
+                format!("building {name} {version} from source, once; it may take minutes"),
+                || build(&recipe, folder),
+            )
         })
     }
+}
+
+/// `go build`, whatever the user's own settings of Go are.
+#[must_use]
+pub fn go_build() -> Command {
+    let mut command = Command::new("go");
+    command
+        // A newer toolchain than the installed one, where a module asks for it, and nothing but what go.sum knows.
+        .envs([("GOTOOLCHAIN", "auto"), ("GOFLAGS", "-mod=readonly")])
+        .env("GOWORK", "off")
+        // Go would ask git for the commit, and git has no answer for root in another user's checkout.
+        .args(["build", "-trimpath", "-buildvcs=false"]);
+    // Its caches are there, and services start us without it.
+    if let Some(home) = std::env::home_dir() {
+        command.env("HOME", home);
+    }
+    command
 }
 
 fn build(recipe: &Recipe, folder: &Path) -> Result<()> {
@@ -254,12 +272,10 @@ fn build(recipe: &Recipe, folder: &Path) -> Result<()> {
     // `-o` takes a folder only when it ends with a slash.
     let out = folder.join("");
     process::run(
-        Command::new("go")
+        go_build()
             .current_dir(module)
-            // A newer toolchain than the installed one, where a module asks for it, and nothing but what go.sum knows.
-            .envs([("GOTOOLCHAIN", "auto"), ("GOFLAGS", "-mod=readonly")])
-            .envs([("GOWORK", "off"), ("CGO_ENABLED", "0")])
-            .args(["build", "-trimpath", "-tags", recipe.tags])
+            .env("CGO_ENABLED", "0")
+            .args(["-tags", recipe.tags])
             .args(["-ldflags", &linker, "-o"])
             .arg(out)
             .args(&recipe.packages),

@@ -7,6 +7,7 @@ use rstest::rstest;
 use serde_json::json;
 
 use super::*;
+use crate::api::ShimSpec;
 use crate::controller::observed::AppliedShim;
 use crate::controller::status::{self, Finalizer};
 use crate::handoff::{HandlerReport, Outcome, ProvisionReport};
@@ -17,6 +18,7 @@ struct Scene {
     shims: Vec<ShimView>,
     job: Option<JobView>,
     now: Timestamp,
+    refused: Option<&'static str>,
     auto_provision: bool,
     keep_jobs: bool,
 }
@@ -34,13 +36,13 @@ fn shim(name: &str, handler: &str) -> ShimView {
         deleting: false,
         held: true,
         forced: false,
-        spec: serde_json::from_value(json!({
+        spec: Ok(serde_json::from_value(json!({
             "annotationSelector": {"kwasm.sh/kwasm-node": "true"},
             "fetchStrategy": {"anonHttp": {"location": "https://example.org/a.tar.gz"}},
             "runtimeClass": {"name": name, "handler": handler},
             "rolloutStrategy": {"type": "recreate"},
         }))
-        .unwrap(),
+        .unwrap()),
         status: None,
     }
 }
@@ -63,6 +65,7 @@ fn scene() -> Scene {
         shims: vec![shim("spin", "spin-v2")],
         job: None,
         now: start(),
+        refused: None,
         auto_provision: false,
         keep_jobs: false,
     }
@@ -91,6 +94,7 @@ impl Scene {
             node: &self.node,
             shims: &self.shims,
             job: self.job.as_ref(),
+            refused: self.refused,
             now: self.now,
             auto_provision: self.auto_provision,
             keep_jobs: self.keep_jobs,
@@ -118,10 +122,9 @@ impl Scene {
                 assert!(self.job.is_none(), "the node has a Job already");
                 self.job = Some(JobView {
                     uid: format!("job-{}-{}", self.now, request.digest()),
-                    node_uid: self.node.uid.clone(),
                     request: Some((**request).clone()),
                     created: self.now,
-                    deleting: false,
+                    deleting: None,
                     progress: JobProgress::Running,
                 });
             }
@@ -168,6 +171,22 @@ impl Scene {
             .stepped()
             .answers(Outcome::Applied, true, None)
             .stepped()
+    }
+
+    fn spec(&mut self) -> &mut ShimSpec {
+        self.shims[0].spec.as_mut().unwrap()
+    }
+
+    fn status(&self, shim: usize) -> status::ShimPlan {
+        status::decide(
+            &self.shims[shim],
+            &self.shims,
+            std::slice::from_ref(&self.node),
+            &[],
+            self.refused,
+            self.auto_provision,
+            self.now,
+        )
     }
 
     fn label(&self, key: &str) -> Option<&str> {
@@ -319,11 +338,26 @@ fn removal_withdraws_the_label_before_the_job_and_leaves_no_trace() {
     };
     assert!(request.shims.is_empty());
     let after = after.answers(Outcome::Applied, true, None).stepped();
-    assert_eq!(
-        (after.node.labels.len(), after.node.annotations.len()),
-        (0, 0)
-    );
-    assert!(after.job.is_none() && after.decide() == Plan::default());
+    assert!(after.job.is_none() && after.node.labels.is_empty());
+    let after = after.stepped();
+    assert!(after.node.annotations.is_empty() && after.decide() == Plan::default());
+}
+
+#[test]
+fn a_job_that_goes_slowly_is_read_and_counted_once() {
+    let answered = Scene::provisioned()
+        .no_longer_annotated()
+        .stepped()
+        .answers(Outcome::Applied, true, None);
+    let job = answered.job.clone();
+    let (mut after, plan) = answered.step();
+    assert!(plan.ended.is_some());
+    // The watch has yet to bring that the Job is gone.
+    after.job = job;
+    let (mut after, plan) = after.step();
+    assert_eq!((plan.ended, plan.event, plan.edit), (None, None, None));
+    after.job = None;
+    assert!(after.stepped().decide() == Plan::default());
 }
 
 #[test]
@@ -424,8 +458,8 @@ fn a_young_job_without_a_pod_is_waited_for() {
 #[test]
 fn a_failed_upgrade_keeps_the_old_version_advertised() {
     let mut scene = Scene::provisioned();
-    scene.shims[0]
-        .spec
+    scene
+        .spec()
         .fetch_strategy
         .anon_http
         .as_mut()
@@ -445,8 +479,8 @@ fn a_failed_upgrade_keeps_the_old_version_advertised() {
 #[test]
 fn a_report_on_an_older_request_is_no_answer_for_todays() {
     let mut scene = scene().annotated().stepped();
-    scene.shims[0]
-        .spec
+    scene
+        .spec()
         .fetch_strategy
         .anon_http
         .as_mut()
@@ -490,9 +524,9 @@ fn a_reboot_is_verified_without_withdrawing_anything() {
 #[test]
 fn a_paused_shim_keeps_what_is_there_whatever_its_spec_says() {
     let mut scene = Scene::provisioned();
-    scene.shims[0].spec.paused = true;
-    scene.shims[0]
-        .spec
+    scene.spec().paused = true;
+    scene
+        .spec()
         .fetch_strategy
         .anon_http
         .as_mut()
@@ -504,7 +538,7 @@ fn a_paused_shim_keeps_what_is_there_whatever_its_spec_says() {
 #[test]
 fn a_shim_without_artifact_for_the_platform_fails_without_a_job() {
     let mut scene = scene().annotated();
-    scene.shims[0].spec.fetch_strategy = serde_json::from_value(json!({"platforms": [
+    scene.spec().fetch_strategy = serde_json::from_value(json!({"platforms": [
         {"os": "linux", "arch": "arm64", "location": "https://example.org/a"}]}))
     .unwrap();
     let (after, plan) = scene.step();
@@ -532,14 +566,7 @@ fn a_users_shim_beats_a_default_one_to_a_handler() {
         ["spin"]
     );
     assert_eq!(after.label("farrier.dev/default-spin"), None);
-    let loser = status::decide(
-        &after.shims[1],
-        &after.shims,
-        std::slice::from_ref(&after.node),
-        &[],
-        false,
-        start(),
-    );
+    let loser = after.status(1);
     let degraded = loser
         .status
         .unwrap()
@@ -557,9 +584,8 @@ fn a_users_shim_beats_a_default_one_to_a_handler() {
 #[test]
 fn a_bare_label_that_a_shim_selects_on_or_that_is_anothers_is_never_changed() {
     let mut scene = scene();
-    scene.shims[0].spec.annotation_selector = None;
-    scene.shims[0].spec.node_selector =
-        Some(BTreeMap::from([("spin".to_owned(), "true".to_owned())]));
+    scene.spec().annotation_selector = None;
+    scene.spec().node_selector = Some(BTreeMap::from([("spin".to_owned(), "true".to_owned())]));
     scene
         .node
         .labels
@@ -592,34 +618,15 @@ fn a_node_name_too_long_for_a_label_value_goes_without_kwasms() {
 fn a_deleted_shim_is_let_go_once_no_node_carries_it() {
     let mut scene = Scene::provisioned();
     scene.shims[0].deleting = true;
-    let finalizer = |scene: &Scene| {
-        status::decide(
-            &scene.shims[0],
-            &scene.shims,
-            std::slice::from_ref(&scene.node),
-            &[],
-            false,
-            start(),
-        )
-        .finalizer
-    };
+    let finalizer = |scene: &Scene| scene.status(0).finalizer;
     assert_eq!(finalizer(&scene), Finalizer::Keep);
-    let scene = scene.stepped();
+    let mut scene = scene.stepped();
     assert_eq!(finalizer(&scene), Finalizer::Keep);
-    let mut forced = scene.shims[0].clone();
-    forced.forced = true;
-    assert_eq!(
-        status::decide(
-            &forced,
-            &scene.shims,
-            std::slice::from_ref(&scene.node),
-            &[],
-            false,
-            start()
-        )
-        .finalizer,
-        Finalizer::Release
-    );
+    let mut forced = scene.shims.clone();
+    forced[0].forced = true;
+    let shims = std::mem::replace(&mut scene.shims, forced);
+    assert_eq!(finalizer(&scene), Finalizer::Release);
+    scene.shims = shims;
     let scene = scene.answers(Outcome::Applied, true, None).stepped();
     assert_eq!(finalizer(&scene), Finalizer::Release);
 }
@@ -627,24 +634,13 @@ fn a_deleted_shim_is_let_go_once_no_node_carries_it() {
 #[test]
 fn a_status_is_written_once() {
     let mut scene = Scene::provisioned();
-    let write = |scene: &Scene, now| {
-        status::decide(
-            &scene.shims[0],
-            &scene.shims,
-            std::slice::from_ref(&scene.node),
-            &[],
-            false,
-            now,
-        )
-        .status
-    };
-    let status = write(&scene, start()).unwrap();
+    let status = scene.status(0).status.unwrap();
     assert_eq!(
         (status.nodes, status.nodes_ready, status.nodes_failed),
         (1, 1, 0)
     );
     scene.shims[0].status = Some(status);
-    assert_eq!(write(&scene, start() + SignedDuration::from_secs(60)), None);
+    assert_eq!(scene.later(60).status(0).status, None);
 }
 
 #[test]
@@ -678,4 +674,218 @@ fn what_a_rolled_back_removal_left_is_still_known() {
             .is_some_and(|shim: &AppliedShim| shim.request.is_some())
     );
     assert_eq!(after.label("farrier.dev/spin"), Some("removing"));
+}
+
+#[test]
+fn a_renamed_handler_is_withdrawn_before_the_new_one_is_served() {
+    let mut scene = Scene::provisioned();
+    scene.spec().runtime_class.handler = "spin-v3".to_owned();
+    let (after, plan) = scene.step();
+    assert_eq!(after.label("handler.farrier.dev/spin-v2"), None);
+    assert_eq!(after.label("handler.farrier.dev/spin-v3"), None);
+    assert!(matches!(plan.job, JobStep::Create(_)));
+    let after = after.answers(Outcome::Applied, true, None).stepped();
+    assert_eq!(after.label("handler.farrier.dev/spin-v3"), Some("true"));
+    assert!(after.stepped().decide().is_empty());
+}
+
+#[test]
+fn a_shim_that_lost_our_finalizer_stays_where_it_is() {
+    let mut scene = Scene::provisioned();
+    scene.shims[0].held = false;
+    assert!(scene.decide().is_empty());
+    assert_eq!(scene.status(0).finalizer, Finalizer::Add);
+}
+
+#[test]
+fn a_shim_that_cannot_be_read_stays_where_it_is_and_nowhere_else() {
+    let unreadable = Err("unknown variant `riscv64`".to_owned());
+    let mut there = Scene::provisioned();
+    there.shims[0].spec = unreadable.clone();
+    assert!(there.decide().is_empty());
+    let status = there.status(0).status.unwrap();
+    assert_eq!((status.nodes, status.nodes_ready), (1, 1));
+    let degraded = &status.conditions[2];
+    assert_eq!(
+        (degraded.status.as_str(), degraded.reason.as_str()),
+        ("True", "Unusable")
+    );
+    assert!(degraded.message.contains("riscv64"));
+    assert_eq!(
+        there.later(60).status(0).status.unwrap(),
+        status,
+        "no hot loop"
+    );
+
+    let mut elsewhere = scene().annotated();
+    elsewhere.shims[0].spec = unreadable;
+    assert_eq!(elsewhere.decide(), Plan::default());
+    elsewhere.shims[0].deleting = true;
+    assert_eq!(elsewhere.status(0).finalizer, Finalizer::Release);
+}
+
+#[test]
+fn no_bare_label_is_touched_while_a_shim_that_may_select_on_it_cannot_be_read() {
+    let mut scene = scene().annotated();
+    let mut other = shim("other", "other");
+    other.spec = Err("newer".to_owned());
+    scene.shims.push(other);
+    let after = scene.stepped();
+    assert_eq!(after.label("farrier.dev/spin"), Some("pending"));
+    assert_eq!(after.label("spin"), None);
+}
+
+#[test]
+fn a_bare_label_without_ours_beside_it_is_anothers() {
+    let mut scene = scene();
+    scene.spec().paused = true;
+    let mut scene = scene.annotated();
+    scene
+        .node
+        .labels
+        .insert("spin".to_owned(), "pending".to_owned());
+    assert_eq!(scene.decide(), Plan::default());
+}
+
+#[test]
+fn a_node_that_has_not_said_what_it_is_is_left_as_it_is() {
+    let mut new = scene().annotated();
+    new.node.arch = String::new();
+    assert_eq!(new.decide(), Plan::default());
+    let mut known = Scene::provisioned();
+    known.node.os = String::new();
+    assert!(known.decide().is_empty());
+}
+
+#[test]
+fn a_job_that_the_api_server_does_not_take_is_told_once_and_tried_again() {
+    let claimed = scene().annotated().stepped();
+    let refused = Scene {
+        job: None,
+        refused: Some("exceeded quota"),
+        ..claimed
+    };
+    let (mut after, plan) = refused.step();
+    assert!(plan.event.unwrap().note.contains("exceeded quota"));
+    assert_eq!(plan.job, JobStep::None);
+    assert_eq!(after.label("farrier.dev/spin"), Some("failed"));
+    after.refused = None;
+    let status = after.status(0).status.unwrap();
+    assert!(status.conditions[2].message.contains("n1: exceeded quota"));
+    assert!(after.decide().is_empty());
+    assert!(matches!(after.later(30).decide().job, JobStep::Create(_)));
+}
+
+#[test]
+fn a_job_without_a_request_for_this_node_object_is_no_answer() {
+    let mut scene = scene()
+        .annotated()
+        .stepped()
+        .answers(Outcome::Applied, true, None);
+    scene.job.as_mut().unwrap().request = None;
+    let (after, plan) = scene.step();
+    assert_eq!(after.label("handler.farrier.dev/spin-v2"), None);
+    assert_eq!(after.label("farrier.dev/spin"), Some("failed"));
+    assert!(matches!(plan.job, JobStep::Delete(_)));
+}
+
+#[test]
+fn a_job_that_a_finalizer_holds_is_told_once() {
+    let mut scene = Scene::provisioned().no_longer_annotated().stepped();
+    scene.job.as_mut().unwrap().deleting = Some(start());
+    let plan = scene.decide();
+    assert!(plan.is_empty());
+    assert_eq!(plan.look_again, Some(Duration::from_mins(1)));
+    let (mut after, plan) = scene.later(60).step();
+    assert!(plan.event.unwrap().note.contains("finalizers"));
+    assert!(after.decide().is_empty());
+    after.job = None;
+    assert!(matches!(after.later(60).decide().job, JobStep::Create(_)));
+}
+
+#[test]
+fn a_report_that_names_what_can_be_no_label_writes_none() {
+    let scene = Scene::provisioned().no_longer_annotated().stepped();
+    let mut report = ProvisionReport::new(Outcome::Partial);
+    for (shim, handler) in [("../../etc", "a"), ("a", "b\nc"), (&*"x".repeat(64), "a")] {
+        report.handlers.push(HandlerReport {
+            shim: shim.to_owned(),
+            handler: handler.to_owned(),
+            path: None,
+            sha256: Some("\u{1b}[31m".to_owned()),
+            served: true,
+            reason: None,
+        });
+    }
+    let (after, _) = scene.job(JobProgress::Answered(Box::new(report))).step();
+    assert!(after.node.labels.is_empty(), "{:?}", after.node.labels);
+    assert!(after.node.applied().unwrap().shims.is_empty());
+}
+
+#[rstest]
+#[case("{")]
+#[case(r#"{"nodeUid":"another"}"#)]
+#[case(r#"{"nodeUid":"node-uid","shims":{"a b":{}}}"#)]
+#[case(r#"{"nodeUid":"node-uid","shims":{"spin":{"handlers":{"../x":true}}}}"#)]
+#[case(r#"{"nodeUid":"node-uid","shims":{"spin":{"request":{"name":"../x","handlers":[],"location":""}}}}"#)]
+#[case(r#"{"nodeUid":"node-uid","attempts":-1}"#)]
+fn a_summary_that_nobody_of_ours_wrote_is_no_knowledge(#[case] text: &str) {
+    let mut scene = Scene::provisioned();
+    scene
+        .node
+        .annotations
+        .insert("farrier.dev/applied".to_owned(), text.to_owned());
+    let (after, plan) = scene.step();
+    assert!(matches!(plan.job, JobStep::Create(_)));
+    assert_eq!(after.label("handler.farrier.dev/spin-v2"), None);
+}
+
+#[test]
+fn an_attempt_in_a_far_future_is_not_waited_for() {
+    let mut scene = scene()
+        .annotated()
+        .stepped()
+        .answers(Outcome::Refused, false, Some("no"))
+        .stepped();
+    let mut applied = scene.node.applied().unwrap();
+    applied.at = "9000-01-01T00:00:00Z".parse().unwrap();
+    let text = serde_json::to_string(&applied).unwrap();
+    scene
+        .node
+        .annotations
+        .insert("farrier.dev/applied".to_owned(), text);
+    assert!(matches!(scene.decide().job, JobStep::Create(_)));
+}
+
+#[test]
+fn shims_that_are_too_much_for_one_node_fail_one_by_one() {
+    let mut scene = scene().annotated();
+    scene.shims = (0..200)
+        .map(|n| {
+            let mut shim = shim(&format!("spin-{n}"), &format!("spin-{n}"));
+            let options = BTreeMap::from([("option".to_owned(), "x".repeat(1_000))]);
+            shim.spec.as_mut().unwrap().containerd_runtime_options = Some(options);
+            shim
+        })
+        .collect();
+    let (after, plan) = scene.step();
+    let JobStep::Create(request) = plan.job else {
+        panic!("no Job")
+    };
+    assert!((30..100).contains(&request.shims.len()));
+    assert!(request.to_json().len() < 128 * 1024);
+    let failed = after
+        .node
+        .labels
+        .iter()
+        .filter(|(key, value)| key.starts_with("farrier.dev/") && value.as_str() == "failed");
+    assert_eq!(failed.count(), 200 - request.shims.len());
+    assert!(plan.event.unwrap().note.len() <= 1_000);
+}
+
+#[test]
+fn what_people_read_holds_nothing_that_a_terminal_acts_on() {
+    let text = cut("a\u{1b}[2Jb\nc\u{202e}d\u{85}e\u{2028}f", 100);
+    assert_eq!(text, "a [2Jb c d e f");
+    assert_eq!(cut(&"ü".repeat(1_000), 99).len(), 99);
 }

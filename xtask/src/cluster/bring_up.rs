@@ -14,7 +14,6 @@ use super::{
     node_command, on_every_node, pause, register, rootfs,
 };
 use crate::cache::{Cache, remove_tree};
-use crate::preflight;
 use crate::process;
 use crate::progress::Progress;
 use crate::tools::Tool;
@@ -22,15 +21,14 @@ use crate::tools::Tool;
 /// How long a node may take from boot to Ready, in kubectl's terms: 3 s when the machine is idle.
 const NODE_PATIENCE: &str = "--timeout=90s";
 
-/// Brings a cluster up and returns when every node is Ready. What it needs and isn't there yet is installed and built first.
+/// Brings a cluster up and returns when every node is Ready. What isn't built yet is built first.
 ///
 /// This process answers for the cluster until the value is dropped or [kept](Cluster::keep).
 ///
 /// # Errors
-/// When the machine lacks something, or a part can't be built or doesn't come up; nothing is left of the cluster then but its logs.
+/// When a part can't be built or doesn't come up; nothing is left of the cluster then but its logs.
 pub fn up(cache: &Cache, spec: &Spec, progress: &Progress) -> Result<Cluster> {
     spec.check()?;
-    preflight::ensure(progress)?;
     let parts = Parts::make(cache, spec, progress)?;
     let mut cluster = claim(cache, spec, &parts, progress)?;
     cluster.bring_up(&parts, progress).with_context(|| {

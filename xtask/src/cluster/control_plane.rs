@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::Child;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
 use super::certificates::{Authority, Subject};
+use super::kubectl_command;
 use super::names;
 use super::network;
 use super::state::State;
@@ -122,12 +123,12 @@ fn await_ready(state: &State, children: &mut [(&str, Child)]) -> Result<()> {
                 bail!("{name} ended ({status}):\n{}", process::last_lines(&text));
             }
         }
-        let ready = process::output(
-            Command::new(&state.kubectl)
-                .arg("--kubeconfig")
-                .arg(&state.kubeconfig)
-                .args(["get", "--raw", "/readyz", "--request-timeout=5s"]),
-        )?;
+        let ready = process::output(kubectl_command(state).args([
+            "get",
+            "--raw",
+            "/readyz",
+            "--request-timeout=5s",
+        ]))?;
         Ok(ready.status.success().then_some(()))
     })
 }

@@ -68,7 +68,9 @@ impl Spec {
 
 fn check_name(name: &str) -> Result<()> {
     if !names::is_name(name) {
-        bail!("{name:?} is no name: use up to 40 lower-case letters, digits and hyphens");
+        bail!(
+            "{name:?} is no name: use up to 40 lower-case letters, digits and hyphens, a letter first"
+        );
     }
     Ok(())
 }
@@ -292,6 +294,8 @@ fn logs(cache: &Cache, name: &str) -> PathBuf {
 fn kubectl_command(state: &State) -> Command {
     let mut command = Command::new(&state.kubectl);
     command.arg("--kubeconfig").arg(&state.kubeconfig);
+    // What it remembers of an API server goes with the cluster: the next one has the same address.
+    command.env("KUBECACHEDIR", state.kubeconfig.with_file_name("kubectl"));
     command
 }
 

@@ -115,17 +115,28 @@ fn mirror() -> Option<String> {
         .find_map(|text| mirror_in(&text))
 }
 
-/// The first mirror of Debian itself, neither its security updates nor another distribution, in a file as sources.list(5) has it in
-/// either form.
+/// The first mirror of Debian itself, neither its security updates nor somebody's packages for Debian, in a file as sources.list(5)
+/// has it in either form.
 fn mirror_in(sources: &str) -> Option<String> {
-    sources
+    let lines: Vec<&str> = sources
         .lines()
-        .filter(|line| !line.trim_start().starts_with('#'))
-        .flat_map(str::split_whitespace)
-        .map(|word| word.trim_end_matches('/'))
-        .find(|word| {
-            (word.starts_with("http://") || word.starts_with("https://"))
-                && word.ends_with("/debian")
+        .map(str::trim)
+        .filter(|line| !line.starts_with('#'))
+        .collect();
+    // A line that starts with `deb` is an entry; in the other form a paragraph is one.
+    let (one_line, fields): (Vec<&str>, Vec<&str>) =
+        lines.into_iter().partition(|line| line.starts_with("deb"));
+    let fields = fields.join("\n");
+    one_line
+        .into_iter()
+        .chain(fields.split("\n\n"))
+        .find_map(|entry| {
+            let words = || entry.split_whitespace();
+            // Others call their component something else: docker's, which also ends in `/debian`, is `stable`.
+            let mirror = words()
+                .map(|word| word.trim_end_matches('/'))
+                .find(|word| word.starts_with("http") && word.ends_with("/debian"));
+            mirror.filter(|_| words().any(|word| word == "main"))
         })
         .map(str::to_owned)
 }
@@ -311,7 +322,7 @@ mod tests {
     fn the_mirror_is_debians_own_in_either_form() {
         let cases = [
             (
-                "Types: deb\nURIs: http://security.debian.org/debian-security\n\nTypes: deb\nURIs: https://mirror.example/debian/\n",
+                "Types: deb\nURIs: http://security.debian.org/debian-security\nComponents: main\n\nTypes: deb\nURIs: https://mirror.example/debian/\nComponents: main\n",
                 Some("https://mirror.example/debian"),
             ),
             (
@@ -319,6 +330,14 @@ mod tests {
                 Some("http://deb.debian.org/debian"),
             ),
             ("deb http://archive.ubuntu.com/ubuntu noble main\n", None),
+            (
+                "deb https://download.example/linux/debian bookworm stable\ndeb http://mirror.example/debian bookworm main\n",
+                Some("http://mirror.example/debian"),
+            ),
+            (
+                "URIs: https://download.example/linux/debian\nComponents: stable\n",
+                None,
+            ),
             ("", None),
         ];
         for (sources, expected) in cases {

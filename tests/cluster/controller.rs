@@ -1,0 +1,571 @@
+//! The controller before a real API server, on nodes that have no kubelet: each test plays the kubelet and the installer.
+
+use std::collections::BTreeMap;
+
+use farrier::handoff::{HandlerReport, Outcome, ProvisionReport, ProvisionRequest};
+use farrier::{api::Shim, names};
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::node::v1::RuntimeClass;
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::{Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use crate::support::{Cluster, eventually};
+
+/// A cluster with one more node, which nobody runs, and a Shim of its own for it.
+struct Stage {
+    cluster: Cluster,
+    name: &'static str,
+}
+
+fn create<K>(object: Value) -> K
+where
+    K: DeserializeOwned,
+{
+    serde_json::from_value(object).unwrap()
+}
+
+/// A Shim for the nodes that carry the label `test.farrier.dev/<name>`. Nobody ever fetches it.
+fn shim(name: &str) -> Shim {
+    create(json!({
+        "apiVersion": "runtime.spinkube.dev/v1alpha1", "kind": "Shim", "metadata": {"name": name},
+        "spec": {
+            "nodeSelector": {format!("test.farrier.dev/{name}"): "true"},
+            "fetchStrategy": {"anonHttp": {"location": "https://example.org/shim.tar.gz"}},
+            "runtimeClass": {"name": name, "handler": name},
+            "rolloutStrategy": {"type": "recreate"},
+        },
+    }))
+}
+
+async fn vanishes<K>(api: Api<K>, name: &str)
+where
+    K: Clone + std::fmt::Debug + DeserializeOwned + Resource,
+{
+    eventually(&format!("{name} is gone"), async || {
+        match api.get_opt(name).await.unwrap() {
+            None => Ok(()),
+            Some(object) => Err(object.meta().clone()),
+        }
+    })
+    .await;
+}
+
+impl Stage {
+    /// The node and the Shim `name`; the node asks for the Shim.
+    async fn set(name: &'static str) -> Self {
+        let cluster = Cluster::with_farrier().await;
+        let stage = Self { cluster, name };
+        stage.register().await;
+        let shim = shim(name);
+        stage.cluster.create_shim(&shim).await;
+        stage
+    }
+
+    /// Does what a kubelet does first.
+    async fn register(&self) -> Node {
+        let node = create(json!({
+            "metadata": {"name": self.name, "labels": {format!("test.farrier.dev/{}", self.name): "true"}},
+            "spec": {"unschedulable": true},
+            "status": {"nodeInfo": {
+                "operatingSystem": "linux", "architecture": "amd64", "machineID": self.name, "bootID": "first",
+                "systemUUID": "", "kernelVersion": "", "osImage": "", "containerRuntimeVersion": "containerd://1.7.35",
+                "kubeletVersion": "v1.34.4", "kubeProxyVersion": "",
+            }},
+        }));
+        let nodes = self.cluster.nodes();
+        nodes.create(&PostParams::default(), &node).await.unwrap()
+    }
+
+    fn jobs(&self) -> Api<Job> {
+        Api::namespaced(self.cluster.client.clone(), "farrier")
+    }
+
+    fn pods(&self) -> Api<Pod> {
+        Api::namespaced(self.cluster.client.clone(), "farrier")
+    }
+
+    fn classes(&self) -> Api<RuntimeClass> {
+        Api::all(self.cluster.client.clone())
+    }
+
+    /// The pod of the node's Job, once there is one that nobody has answered.
+    async fn asked(&self) -> Pod {
+        let uid = self.cluster.nodes().get(self.name).await.unwrap().uid();
+        let job = names::job_name(&uid.unwrap());
+        eventually(&format!("a pod of Job {job}"), async || {
+            let pods = self.pods().list(&ListParams::default()).await.unwrap();
+            let waits = |pod: &Pod| {
+                let status = pod.status.as_ref();
+                let phase = status.and_then(|status| status.phase.as_deref());
+                phase == Some("Pending") && pod.meta().deletion_timestamp.is_none()
+            };
+            let of_job = |pod: &Pod| pod.owner_references().iter().any(|owner| owner.name == job);
+            let found = pods.items.into_iter().find(|pod| of_job(pod) && waits(pod));
+            found.ok_or("none")
+        })
+        .await
+    }
+
+    /// Ends the pod with a termination message, as kubelet and installer together would.
+    async fn says(&self, pod: &Pod, message: &str) {
+        let status = json!({"status": {"phase": "Succeeded", "containerStatuses": [{
+            "name": "install", "image": "farrier", "imageID": "", "ready": false, "restartCount": 0,
+            "state": {"terminated": {"exitCode": 0, "message": message}},
+        }]}});
+        self.status(pod, status).await;
+    }
+
+    /// Writes the pod's status as its kubelet would.
+    async fn status(&self, pod: &Pod, status: Value) {
+        let (name, patch) = (pod.name_any(), Patch::Merge(status));
+        let pods = self.pods();
+        pods.patch_status(&name, &PatchParams::default(), &patch)
+            .await
+            .unwrap();
+    }
+
+    /// The report of an installer that did all it was asked for.
+    async fn does(&self, pod: &Pod) {
+        self.says(pod, &done(pod).to_json()).await;
+    }
+
+    async fn label_becomes(&self, key: &str, value: Option<&str>) {
+        let what = format!("{key}={value:?}");
+        let wanted = |marks: &BTreeMap<String, String>| marks.get(key).map(String::as_str) == value;
+        self.cluster.marks_become(self.name, &what, wanted).await;
+    }
+
+    fn progress(&self) -> String {
+        names::shim_label(self.name)
+    }
+
+    fn handler(&self) -> String {
+        names::handler_label(self.name)
+    }
+
+    /// From the claim to the proof.
+    async fn provision(&self) {
+        let pod = self.asked().await;
+        self.label_becomes(&self.progress(), Some("pending")).await;
+        self.does(&pod).await;
+        self.label_becomes(&self.handler(), Some("true")).await;
+    }
+
+    async fn delete_node(&self) {
+        let nodes = self.cluster.nodes();
+        nodes
+            .delete(self.name, &DeleteParams::default())
+            .await
+            .unwrap();
+        vanishes(nodes, self.name).await;
+    }
+
+    /// Takes the node away, then the Shim: no node is left that would hold it.
+    async fn clear(self) {
+        self.delete_node().await;
+        self.cluster.delete_shim(self.name).await;
+    }
+}
+
+fn done(pod: &Pod) -> ProvisionReport {
+    let request =
+        ProvisionRequest::from_json(&pod.annotations()[names::REQUEST_ANNOTATION]).unwrap();
+    let mut report = ProvisionReport::new(Outcome::Applied);
+    report.request_digest = request.digest();
+    report.node_uid.clone_from(&request.node_uid);
+    report.restarts = 1;
+    for shim in request.shims {
+        for handler in shim.handlers {
+            report.handlers.push(HandlerReport {
+                shim: shim.name.clone(),
+                handler,
+                path: None,
+                sha256: Some("a".repeat(64)),
+                served: true,
+                reason: None,
+            });
+        }
+    }
+    report
+}
+
+#[tokio::test]
+async fn a_node_made_anew_under_its_old_name_is_asked_again() {
+    let stage = Stage::set("anew").await;
+    stage.provision().await;
+    let old = stage.cluster.marks("anew").await;
+    stage.delete_node().await;
+    stage.register().await;
+    // What a backup of the old node object would bring back with it.
+    let kept = json!({"metadata": {
+        "labels": {stage.progress(): "provisioned", stage.handler(): "true"},
+        "annotations": {names::APPLIED_ANNOTATION: old[names::APPLIED_ANNOTATION]},
+    }});
+    stage.cluster.patch_node("anew", kept).await;
+
+    let pod = stage.asked().await;
+    stage.label_becomes(&stage.handler(), None).await;
+    stage.does(&pod).await;
+    stage.label_becomes(&stage.handler(), Some("true")).await;
+    stage.clear().await;
+}
+
+#[tokio::test]
+async fn a_report_to_an_older_request_is_not_taken_for_todays_answer() {
+    let stage = Stage::set("older").await;
+    let first = stage.asked().await;
+    let mut shim = stage.cluster.shims().get("older").await.unwrap();
+    shim.spec.handler_aliases = vec!["older-alias".to_owned()];
+    let shims = stage.cluster.shims();
+    shims
+        .replace("older", &PostParams::default(), &shim)
+        .await
+        .unwrap();
+    stage.does(&first).await;
+
+    let second = stage.asked().await;
+    assert_ne!(first.uid(), second.uid());
+    let marks = stage.cluster.marks("older").await;
+    assert_eq!(marks[&stage.progress()], "pending");
+    // Today's Job is answered with yesterday's report.
+    stage.says(&second, &done(&first).to_json()).await;
+    stage
+        .cluster
+        .event_tells("older", &["another request"])
+        .await;
+    assert_ne!(
+        stage.cluster.marks("older").await[&stage.progress()],
+        "provisioned"
+    );
+    stage.clear().await;
+}
+
+#[tokio::test]
+async fn an_unreadable_report_is_asked_again_and_never_advertised() {
+    let stage = Stage::set("garbled").await;
+    let first = stage.asked().await;
+    stage.says(&first, "{\"result\":\"applied\"\u{1b}[2J").await;
+    stage.label_becomes(&stage.progress(), Some("failed")).await;
+    stage
+        .cluster
+        .event_tells("garbled", &["left no report"])
+        .await;
+    stage
+        .cluster
+        .condition_becomes("garbled", "Degraded", "True", "garbled: ")
+        .await;
+    assert!(
+        !stage
+            .cluster
+            .marks("garbled")
+            .await
+            .contains_key(&stage.handler())
+    );
+
+    // The next attempt comes by itself, after the first wait of half a minute.
+    let second = stage.asked().await;
+    assert_ne!(first.uid(), second.uid());
+    stage.does(&second).await;
+    stage.label_becomes(&stage.handler(), Some("true")).await;
+    stage.clear().await;
+}
+
+#[tokio::test]
+async fn an_image_that_cannot_be_pulled_is_told_on_the_node_and_on_the_shim() {
+    let stage = Stage::set("pulled").await;
+    let pod = stage.asked().await;
+    let status = json!({"status": {"initContainerStatuses": [{
+        "name": "fetch", "image": "farrier", "imageID": "", "ready": false, "restartCount": 0,
+        "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such host"}},
+    }]}});
+    stage.status(&pod, status).await;
+
+    stage.label_becomes(&stage.progress(), Some("failed")).await;
+    stage
+        .cluster
+        .event_tells("pulled", &["ImagePullBackOff", "no such host"])
+        .await;
+    stage
+        .cluster
+        .condition_becomes("pulled", "Degraded", "True", "ImagePullBackOff")
+        .await;
+    stage.clear().await;
+}
+
+#[tokio::test]
+async fn a_job_of_that_name_that_is_not_ours_is_told_and_left_alone() {
+    let cluster = Cluster::with_farrier().await;
+    let stage = Stage {
+        cluster,
+        name: "taken",
+    };
+    let node = stage.register().await;
+    let job = names::job_name(&node.uid().unwrap());
+    let foreign: Job = create(json!({
+        "metadata": {"name": job},
+        "spec": {"suspend": true, "template": {"spec": {
+            "restartPolicy": "Never", "containers": [{"name": "theirs", "image": "theirs"}],
+        }}},
+    }));
+    stage
+        .jobs()
+        .create(&PostParams::default(), &foreign)
+        .await
+        .unwrap();
+    let shim = shim("taken");
+    stage.cluster.create_shim(&shim).await;
+
+    stage
+        .cluster
+        .event_tells("taken", &[&job, "not Farrier's"])
+        .await;
+    stage
+        .cluster
+        .condition_becomes("taken", "Degraded", "True", "not Farrier's")
+        .await;
+    assert_eq!(
+        stage.jobs().get(&job).await.unwrap().spec.unwrap().suspend,
+        Some(true)
+    );
+    stage
+        .jobs()
+        .delete(&job, &DeleteParams::background())
+        .await
+        .unwrap();
+    stage.clear().await;
+}
+
+#[tokio::test]
+async fn a_foreign_runtime_class_is_told_and_left_alone() {
+    let cluster = Cluster::with_farrier().await;
+    let stage = Stage {
+        cluster,
+        name: "foreign",
+    };
+    let theirs: RuntimeClass =
+        create(json!({"metadata": {"name": "foreign"}, "handler": "theirs"}));
+    let theirs = stage
+        .classes()
+        .create(&PostParams::default(), &theirs)
+        .await
+        .unwrap();
+    let shim = shim("foreign");
+    stage.cluster.create_shim(&shim).await;
+    stage
+        .cluster
+        .condition_becomes("foreign", "Degraded", "True", "RuntimeClass foreign")
+        .await;
+    assert_eq!(stage.classes().get("foreign").await.unwrap(), theirs);
+
+    // Once it has gone, ours takes its place.
+    stage
+        .classes()
+        .delete("foreign", &DeleteParams::default())
+        .await
+        .unwrap();
+    stage
+        .cluster
+        .condition_becomes("foreign", "Degraded", "False", "")
+        .await;
+    assert_eq!(
+        stage.classes().get("foreign").await.unwrap().handler,
+        "foreign"
+    );
+    stage.cluster.delete_shim("foreign").await;
+    vanishes(stage.classes(), "foreign").await;
+}
+
+#[tokio::test]
+async fn an_overhead_that_is_no_quantity_is_told_and_holds_up_no_node() {
+    let cluster = Cluster::with_farrier().await;
+    let stage = Stage {
+        cluster,
+        name: "heavy",
+    };
+    stage.register().await;
+    let mut shim = shim("heavy");
+    shim.spec.runtime_class.overhead = BTreeMap::from([("memory".to_owned(), "much".to_owned())]);
+    stage.cluster.create_shim(&shim).await;
+    stage
+        .cluster
+        .condition_becomes("heavy", "Degraded", "True", "RuntimeClass heavy")
+        .await;
+    stage.provision().await;
+
+    let mut shim = stage.cluster.shims().get("heavy").await.unwrap();
+    // The API server keeps it as 1Gi.
+    shim.spec.runtime_class.overhead = BTreeMap::from([("memory".to_owned(), "1024Mi".to_owned())]);
+    stage
+        .cluster
+        .shims()
+        .replace("heavy", &PostParams::default(), &shim)
+        .await
+        .unwrap();
+    stage
+        .cluster
+        .condition_becomes("heavy", "Ready", "True", "")
+        .await;
+    stage.clear().await;
+}
+
+#[tokio::test]
+async fn a_bare_label_that_a_shim_selects_on_is_never_changed() {
+    let cluster = Cluster::with_farrier().await;
+    let stage = Stage {
+        cluster,
+        name: "bare",
+    };
+    stage.register().await;
+    stage.cluster.label("bare", "bare", Some("pending")).await;
+    let mut shim = shim("bare");
+    shim.spec.node_selector = Some(BTreeMap::from([("bare".to_owned(), "pending".to_owned())]));
+    stage.cluster.create_shim(&shim).await;
+    stage.provision().await;
+    assert_eq!(stage.cluster.marks("bare").await["bare"], "pending");
+    stage.clear().await;
+}
+
+#[tokio::test]
+async fn a_forced_deletion_lets_a_shim_go_at_once() {
+    let stage = Stage::set("forced").await;
+    stage.provision().await;
+    let shims = stage.cluster.shims();
+    shims
+        .delete("forced", &DeleteParams::default())
+        .await
+        .unwrap();
+    // The node still carries it, and nobody answers.
+    stage.asked().await;
+    assert!(shims.get_opt("forced").await.unwrap().is_some());
+    let force = json!({"metadata": {"annotations": {names::FORCE_DELETE_ANNOTATION: "true"}}});
+    shims
+        .patch("forced", &PatchParams::default(), &Patch::Merge(force))
+        .await
+        .unwrap();
+    vanishes(shims, "forced").await;
+    stage.delete_node().await;
+}
+
+#[tokio::test]
+async fn a_deleted_node_is_forgotten_and_holds_no_shim() {
+    let stage = Stage::set("deleted").await;
+    stage.provision().await;
+    let shims = stage.cluster.shims();
+    shims
+        .delete("deleted", &DeleteParams::default())
+        .await
+        .unwrap();
+    let pod = stage.asked().await;
+    stage.delete_node().await;
+    vanishes(shims, "deleted").await;
+    let owner = pod.owner_references()[0].name.clone();
+    vanishes(stage.jobs(), &owner).await;
+}
+
+#[tokio::test]
+async fn a_removal_leaves_no_trace_on_the_node() {
+    let stage = Stage::set("removed").await;
+    stage.provision().await;
+    stage
+        .cluster
+        .label("removed", "test.farrier.dev/removed", None)
+        .await;
+    let pod = stage.asked().await;
+    stage.label_becomes(&stage.handler(), None).await;
+    stage
+        .label_becomes(&stage.progress(), Some("removing"))
+        .await;
+    stage.does(&pod).await;
+    stage
+        .cluster
+        .marks_become("removed", "no mark", |marks| marks.is_empty())
+        .await;
+    stage.clear().await;
+}
+
+#[tokio::test]
+async fn nothing_is_written_where_all_is_as_it_should_be() {
+    let stage = Stage::set("settled").await;
+    stage.provision().await;
+    stage
+        .cluster
+        .condition_becomes("settled", "Ready", "True", "")
+        .await;
+    stage
+        .cluster
+        .marks_become("settled", "no Job", |marks| {
+            marks["settled"] == "provisioned"
+        })
+        .await;
+    let uid = stage
+        .cluster
+        .nodes()
+        .get("settled")
+        .await
+        .unwrap()
+        .uid()
+        .unwrap();
+    vanishes(stage.jobs(), &names::job_name(&uid)).await;
+
+    let before = stage.versions().await;
+    // A controller that is started anew lists everything and decides on all of it before it is ready.
+    stage.restart_controller().await;
+    // It answers what came after: by then it has gone through all that it found.
+    let shim: Shim = shim("after");
+    stage.cluster.create_shim(&shim).await;
+    stage
+        .cluster
+        .condition_becomes("after", "Ready", "True", "")
+        .await;
+    assert_eq!(stage.versions().await, before);
+    stage.cluster.delete_shim("after").await;
+    stage.clear().await;
+}
+
+impl Stage {
+    /// Ends the controller's pod and waits for the next one.
+    async fn restart_controller(&self) {
+        let ours = ListParams::default().labels("app.kubernetes.io/component=controller");
+        let old = self.pods().list(&ours).await.unwrap().items;
+        for pod in &old {
+            let pods = self.pods();
+            pods.delete(&pod.name_any(), &DeleteParams::default())
+                .await
+                .unwrap();
+        }
+        eventually("another controller is ready", async || {
+            let found = self.pods().list(&ours).await.unwrap().items;
+            let ready = |pod: &Pod| {
+                let status = pod.status.as_ref();
+                let mut conditions = status
+                    .iter()
+                    .flat_map(|status| &status.conditions)
+                    .flatten();
+                let is_old = old.iter().any(|old| old.uid() == pod.uid());
+                !is_old && conditions.any(|it| it.type_ == "Ready" && it.status == "True")
+            };
+            if found.len() == 1 && ready(&found[0]) {
+                Ok(())
+            } else {
+                Err(found.len())
+            }
+        })
+        .await;
+    }
+
+    /// Versions of what a controller might write without need. The node's status is the node controller's, its metadata ours.
+    async fn versions(&self) -> Value {
+        let shim = self.cluster.shims().get(self.name).await.unwrap();
+        let class = self.classes().get(self.name).await.unwrap();
+        let node = self.cluster.nodes().get(self.name).await.unwrap();
+        let ours = node
+            .managed_fields()
+            .iter()
+            .filter(|entry| entry.manager.as_deref() == Some(names::MANAGER));
+        let times: Vec<_> = ours.map(|entry| &entry.time).collect();
+        json!([shim.resource_version(), class.resource_version(), times])
+    }
+}
