@@ -120,7 +120,10 @@ pub struct Host {
 }
 
 /// Options of `farrier install`.
+///
+/// Naming nothing would take everything off that the command line installed; `uninstall` is for that.
 #[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("set").required(true).multiple(true).args(["request", "shim", "reserve"]))]
 pub struct Install {
     /// Where the host is.
     #[command(flatten)]
@@ -277,6 +280,15 @@ mod tests {
     #[test]
     fn clap_finds_no_fault_with_the_definition() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn an_install_of_nothing_is_usage() {
+        assert!(Cli::try_parse_from(["farrier", "install"]).is_err());
+        assert!(
+            Cli::try_parse_from(["farrier", "install", "--reserve=spin", "--shim=a=file:///a"])
+                .is_ok()
+        );
     }
 
     #[test]
