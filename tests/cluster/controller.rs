@@ -481,7 +481,7 @@ async fn a_removal_leaves_no_trace_on_the_node() {
     stage.does(&pod).await;
     stage
         .cluster
-        .marks_become("removed", "no mark", |marks| marks.is_empty())
+        .marks_become("removed", "no mark", BTreeMap::is_empty)
         .await;
     stage.clear().await;
 }
