@@ -236,6 +236,9 @@ fn sentence(applied: &Applied, report: &ProvisionReport) -> String {
     if parts.is_empty() {
         "the installer gave no reason; see the log of its pod".to_owned()
     } else {
+        // Each has its share: the first of many must not talk the others down.
+        let share = (LONGEST_NOTE / parts.len()).saturating_sub(2);
+        let parts: Vec<String> = parts.iter().map(|part| cut(part, share)).collect();
         cut(&parts.join("; "), LONGEST_NOTE)
     }
 }
@@ -278,6 +281,21 @@ mod tests {
         report.remedy = Some("delete them".to_owned());
         let told = sentence(&applied("spin", "pods still use it; delete them"), &report);
         assert_eq!(told, "shim spin: pods still use it; delete them");
+    }
+
+    #[test]
+    fn of_many_shims_each_has_its_say() {
+        let mut all = Applied::default();
+        for shim in ["spin", "wasmedge", "wasmer", "wasmtime"] {
+            all.shims
+                .extend(applied(shim, &"no route to it ".repeat(40)).shims);
+        }
+        let told = sentence(&all, &ProvisionReport::new(Outcome::Refused));
+        assert!(told.len() <= LONGEST_NOTE);
+        assert!(
+            told.contains("shim spin:") && told.contains("shim wasmtime:"),
+            "{told}"
+        );
     }
 
     #[test]

@@ -41,7 +41,7 @@ pub fn report_text(report: &ProvisionReport) -> String {
     };
     line!(
         text,
-        "{outcome} ({} restarts of containerd)",
+        "{outcome} (restarts of containerd: {})",
         report.restarts
     );
     for handler in &report.handlers {
