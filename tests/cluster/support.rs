@@ -16,8 +16,9 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-/// A Job takes seconds, a failed one is tried again after half a minute; two of those and a slow machine fit in here.
-pub const DEADLINE: Duration = Duration::from_mins(3);
+/// A Job takes seconds, and what is still in use is looked at again 30, 90 and 210 seconds later. The kubelet lets go of a deleted
+/// pod's sandbox within a minute or two.
+pub const DEADLINE: Duration = Duration::from_mins(5);
 
 /// Between two looks at a condition that nothing can be told to report.
 const LOOK: Duration = Duration::from_millis(250);
