@@ -2,6 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
+#[path = "host/support.rs"]
+#[allow(dead_code, reason = "each test program uses a part of it")]
+mod support;
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -15,21 +19,10 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use rstest::rstest;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use support::program;
 
 /// Answers to paths; another path is answered with 404.
 type Routes = BTreeMap<&'static str, Vec<u8>>;
-
-fn program() -> Vec<u8> {
-    let machine: u16 = if cfg!(target_arch = "x86_64") {
-        62
-    } else {
-        183
-    };
-    let mut bytes = vec![0; 64];
-    bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");
-    bytes[18..20].copy_from_slice(&machine.to_le_bytes());
-    bytes
-}
 
 fn archive(name: &str) -> Vec<u8> {
     let mut builder = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
@@ -37,7 +30,7 @@ fn archive(name: &str) -> Vec<u8> {
     header.set_size(64);
     header.set_mode(0o755);
     builder
-        .append_data(&mut header, name, program().as_slice())
+        .append_data(&mut header, name, program(0).as_slice())
         .unwrap();
     builder.into_inner().unwrap().finish().unwrap()
 }
@@ -137,12 +130,12 @@ async fn an_artifact_is_verified_unpacked_and_handed_over() {
     let out = tempfile::tempdir().unwrap();
     let mut shim = shim(format!("http://{address}/shim%2Fv1/a.tar.gz"));
     shim.sha256 = Some(sha256_hex(&archive).to_uppercase());
-    shim.binary_sha256 = Some(sha256_hex(&program()));
+    shim.binary_sha256 = Some(sha256_hex(&program(0)));
     let result = fetch_one(&shim, out.path(), None).await;
     assert_eq!(result.reason, None);
     let (path, digest) = handed_over(&shim, out.path()).unwrap();
-    assert_eq!(digest, sha256_hex(&program()));
-    assert_eq!(std::fs::read(path).unwrap(), program());
+    assert_eq!(digest, sha256_hex(&program(0)));
+    assert_eq!(std::fs::read(path).unwrap(), program(0));
     assert!(!out.path().join("wasmtime.artifact").exists());
 }
 

@@ -82,7 +82,16 @@ pub(crate) fn lock(path: &Path) -> Result<File> {
 
 /// Removes a folder and all in it; one that isn't there is fine.
 pub(crate) fn remove_tree(path: &Path) -> Result<()> {
-    match fs::remove_dir_all(path) {
+    or_absent(path, fs::remove_dir_all(path))
+}
+
+/// Removes a file or a link; one that isn't there is fine.
+pub(crate) fn remove_file(path: &Path) -> Result<()> {
+    or_absent(path, fs::remove_file(path))
+}
+
+fn or_absent(path: &Path, removed: std::io::Result<()>) -> Result<()> {
+    match removed {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("cannot remove {}", path.display()))
         }

@@ -12,7 +12,7 @@ use super::NodeSetup;
 use super::certificates::kubeconfig;
 use super::names;
 use super::state::{NodeState, State};
-use crate::cache::{Cache, remove_tree};
+use crate::cache::{Cache, remove_file, remove_tree};
 use crate::digest::sha256;
 use crate::process;
 use crate::progress::Progress;
@@ -303,15 +303,6 @@ fn write(path: &Path, content: &str) -> Result<()> {
     // Never through a link: debootstrap makes some of these point out of the node.
     remove_file(path)?;
     fs::write(path, content).with_context(|| format!("cannot write {}", path.display()))
-}
-
-fn remove_file(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", path.display()))
-        }
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]
