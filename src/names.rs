@@ -6,9 +6,6 @@ use sha2::{Digest, Sha256};
 /// The name under which Farrier writes with server-side apply and in Events.
 pub const MANAGER: &str = "farrier";
 
-/// API group of the Shim object, which Farrier shares with runtime-class-manager.
-pub const SHIM_GROUP: &str = "runtime.spinkube.dev";
-
 /// Node annotation with which a KWasm user asks for the default Shims; only the value `true` counts.
 pub const KWASM_NODE_ANNOTATION: &str = "kwasm.sh/kwasm-node";
 
