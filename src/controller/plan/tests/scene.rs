@@ -1,0 +1,193 @@
+//! A cluster of one node that the sentences of the table build, and the steps that they take it through. No claims.
+
+use std::collections::BTreeMap;
+
+use jiff::{SignedDuration, Timestamp};
+use serde_json::json;
+
+use super::super::*;
+use crate::api::ShimSpec;
+use crate::controller::status;
+use crate::handoff::{HandlerReport, Outcome, ProvisionReport};
+
+/// A cluster of one node, as sentences build it.
+pub(super) struct Scene {
+    pub(super) node: NodeView,
+    pub(super) shims: Vec<ShimView>,
+    pub(super) job: Option<JobView>,
+    pub(super) now: Timestamp,
+    pub(super) refused: Option<&'static str>,
+    pub(super) auto_provision: bool,
+    pub(super) keep_jobs: bool,
+}
+
+pub(super) fn start() -> Timestamp {
+    "2026-01-01T00:00:00Z".parse().unwrap()
+}
+
+pub(super) fn shim(name: &str, handler: &str) -> ShimView {
+    ShimView {
+        name: name.to_owned(),
+        uid: format!("uid-of-{name}"),
+        created: start(),
+        generation: Some(1),
+        deleting: false,
+        held: true,
+        forced: false,
+        spec: Ok(serde_json::from_value(json!({
+            "annotationSelector": {"kwasm.sh/kwasm-node": "true"},
+            "fetchStrategy": {"anonHttp": {"location": "https://example.org/a.tar.gz"}},
+            "runtimeClass": {"name": name, "handler": handler},
+            "rolloutStrategy": {"type": "recreate"},
+        }))
+        .unwrap()),
+        status: None,
+    }
+}
+
+/// A node without annotation, and the Shim `spin` that annotated nodes get.
+pub(super) fn scene() -> Scene {
+    Scene {
+        node: NodeView {
+            name: "n1".to_owned(),
+            uid: "node-uid".to_owned(),
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            os: "linux".to_owned(),
+            arch: "amd64".to_owned(),
+            machine_id: "machine".to_owned(),
+            boot_id: "boot".to_owned(),
+            runtime_handlers: None,
+            deleting: false,
+        },
+        shims: vec![shim("spin", "spin-v2")],
+        job: None,
+        now: start(),
+        refused: None,
+        auto_provision: false,
+        keep_jobs: false,
+    }
+}
+
+impl Scene {
+    pub(super) fn annotated(mut self) -> Self {
+        self.node
+            .annotations
+            .insert("kwasm.sh/kwasm-node".to_owned(), "true".to_owned());
+        self
+    }
+
+    pub(super) fn no_longer_annotated(mut self) -> Self {
+        self.node.annotations.remove("kwasm.sh/kwasm-node");
+        self
+    }
+
+    pub(super) fn later(mut self, seconds: i64) -> Self {
+        self.now += SignedDuration::from_secs(seconds);
+        self
+    }
+
+    pub(super) fn decide(&self) -> Plan {
+        decide(&Observed {
+            node: &self.node,
+            shims: &self.shims,
+            job: self.job.as_ref(),
+            refused: self.refused,
+            now: self.now,
+            auto_provision: self.auto_provision,
+            keep_jobs: self.keep_jobs,
+        })
+    }
+
+    /// Decides, and carries the plan out as the API server would.
+    pub(super) fn step(mut self) -> (Self, Plan) {
+        let plan = self.decide();
+        let edit = plan.edit.clone().unwrap_or_default();
+        for (edits, there) in [
+            (edit.labels, &mut self.node.labels),
+            (edit.annotations, &mut self.node.annotations),
+        ] {
+            for (key, value) in edits {
+                match value {
+                    Some(value) => there.insert(key, value),
+                    None => there.remove(&key),
+                };
+            }
+        }
+        match &plan.job {
+            JobStep::None => {}
+            JobStep::Create(request) => {
+                assert!(self.job.is_none(), "the node has a Job already");
+                self.job = Some(JobView {
+                    uid: format!("job-{}-{}", self.now, request.digest()),
+                    request: Some((**request).clone()),
+                    created: self.now,
+                    deleting: None,
+                    progress: JobProgress::Running,
+                });
+            }
+            JobStep::Delete(uid) => {
+                assert_eq!(self.job.as_ref().map(|job| &job.uid), Some(uid));
+                self.job = None;
+            }
+        }
+        (self, plan)
+    }
+
+    pub(super) fn stepped(self) -> Self {
+        self.step().0
+    }
+
+    pub(super) fn job(mut self, progress: JobProgress) -> Self {
+        self.job.as_mut().unwrap().progress = progress;
+        self
+    }
+
+    /// The Job's installer answers: every handler that was asked for is `served`.
+    pub(super) fn answers(self, result: Outcome, served: bool, reason: Option<&str>) -> Self {
+        let request = self.job.as_ref().unwrap().request.clone().unwrap();
+        let mut report = ProvisionReport::new(result);
+        report.reason = reason.map(str::to_owned);
+        for shim in &request.shims {
+            for handler in &shim.handlers {
+                report.handlers.push(HandlerReport {
+                    shim: shim.name.clone(),
+                    handler: handler.clone(),
+                    path: None,
+                    sha256: Some("a".repeat(64)),
+                    served,
+                    reason: reason.map(str::to_owned),
+                });
+            }
+        }
+        self.job(JobProgress::Answered(Box::new(report)))
+    }
+
+    pub(super) fn provisioned() -> Self {
+        scene()
+            .annotated()
+            .stepped()
+            .answers(Outcome::Applied, true, None)
+            .stepped()
+    }
+
+    pub(super) fn spec(&mut self) -> &mut ShimSpec {
+        self.shims[0].spec.as_mut().unwrap()
+    }
+
+    pub(super) fn status(&self, shim: usize) -> status::ShimPlan {
+        status::decide(
+            &self.shims[shim],
+            &self.shims,
+            std::slice::from_ref(&self.node),
+            &[],
+            self.refused,
+            self.auto_provision,
+            self.now,
+        )
+    }
+
+    pub(super) fn label(&self, key: &str) -> Option<&str> {
+        self.node.labels.get(key).map(String::as_str)
+    }
+}
