@@ -11,6 +11,7 @@ mod notation;
 mod placement;
 mod runtimes;
 mod schema;
+mod template;
 mod tree;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,6 +20,7 @@ pub use imports::imports;
 pub use judge::{holds, judge, runtimes_of_dump};
 pub use placement::place;
 pub use runtimes::{edit, handlers, is_usable_name};
+pub use template::{edit_template, is_template};
 
 /// The most text that is read as one configuration, in bytes. `containerd config dump` prints 20 KiB; a host's file is hostile input.
 pub const TEXT_LIMIT: usize = 1 << 20;
