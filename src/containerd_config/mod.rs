@@ -11,6 +11,7 @@ mod notation;
 mod placement;
 mod runtimes;
 mod schema;
+mod startable;
 mod template;
 mod tree;
 
@@ -20,6 +21,7 @@ pub use imports::imports;
 pub use judge::{holds, judge, runtimes_of_dump};
 pub use placement::place;
 pub use runtimes::{edit, handlers, is_usable_name};
+pub use startable::startable;
 pub use template::{edit_template, is_template};
 
 /// The most text that is read as one configuration, in bytes. `containerd config dump` prints 20 KiB; a host's file is hostile input.
@@ -304,6 +306,16 @@ pub enum Error {
     Unseen {
         /// The handler.
         handler: String,
+    },
+    /// A setting on which containerd, or its CRI, does not come up.
+    #[error(
+        "containerd would not start its CRI: {key} is not {expected}; correct the configuration"
+    )]
+    Unstartable {
+        /// The key in the dump, with dots.
+        key: String,
+        /// What it should be.
+        expected: &'static str,
     },
     /// The default runtime is not among the runtimes: the CRI would not start.
     #[error(

@@ -7,7 +7,7 @@ use super::plan::{ConfigChange, Error};
 use super::state::{BIN_FOLDER, OwnedHandler, STATE_FOLDER, STORE_FOLDER, binary_path, folder_of};
 use crate::containerd_config::{
     DeclaredHandler, Handler, Placement, PluginId, Value, Version, edit, handlers, place,
-    runtimes_of_dump,
+    runtimes_of_dump, startable,
 };
 use crate::handoff::OptionValue;
 
@@ -33,7 +33,10 @@ impl<'a> Site<'a> {
             None => BTreeMap::new(),
         };
         let dumped = match &facts.dump {
-            Ok(dump) => runtimes_of_dump(dump)?.1,
+            Ok(dump) => {
+                startable(dump)?;
+                runtimes_of_dump(dump)?.1
+            }
             Err(_) if offline => BTreeMap::new(),
             Err(words) => return Err(Error::Refuses(words.clone())),
         };
