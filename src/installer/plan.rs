@@ -377,7 +377,7 @@ mod tests {
     use crate::installer::distro::{Evidence, detect};
     use crate::installer::facts::Daemon;
 
-    const CONFIG: &str = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n";
+    const CONFIG: &str = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd]\ndefault_runtime_name = 'runc'\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n";
     const DIGEST: &str = "aa";
 
     /// A node whose containerd is well and carries nothing of ours.
