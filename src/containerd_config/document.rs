@@ -84,6 +84,11 @@ impl<'a> Document<'a> {
             .ok_or_else(|| self.shape(key, "an array of strings"))
     }
 
+    /// Where the value of `key` at the root stands.
+    pub(super) fn value_span(&self, key: &str) -> Option<Range<usize>> {
+        self.parsed.get(key)?.span()
+    }
+
     /// Whether the file says anything about the plugin.
     pub(super) fn has(&self, plugin: PluginId) -> bool {
         let [plugins, key, ..] = plugin.runtimes();

@@ -17,7 +17,7 @@ mod tree;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-pub use imports::imports;
+pub use imports::{imports, with_imports};
 pub use judge::{holds, judge, runtimes_of_dump};
 pub use placement::place;
 pub use runtimes::{edit, handlers, is_usable_name};

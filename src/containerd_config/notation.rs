@@ -89,7 +89,7 @@ fn key(name: &str) -> String {
 
 /// A basic string on one line, whatever it holds: a value can't end the line and begin a table of its own, nor begin an action
 /// where the file is a template.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     let mut quoted = String::with_capacity(text.len() + 2);
     quoted.push('"');
     let mut previous = None;

@@ -89,8 +89,6 @@ pub struct ConfigChange {
     pub after: Option<String>,
     /// The root configuration file, which containerd is given.
     pub root: String,
-    /// `version` of a file that imports both, to have a candidate judged that is not the root itself.
-    pub version: Option<i64>,
 }
 
 /// Why a host is not changed at all.

@@ -6,8 +6,8 @@ use super::facts::Facts;
 use super::plan::{ConfigChange, Error};
 use super::state::{BIN_FOLDER, OwnedHandler, STATE_FOLDER, STORE_FOLDER, binary_path, folder_of};
 use crate::containerd_config::{
-    DeclaredHandler, Handler, Placement, PluginId, Value, Version, edit, handlers, place,
-    runtimes_of_dump, startable,
+    DeclaredHandler, Handler, Placement, Value, Version, edit, handlers, place, runtimes_of_dump,
+    startable,
 };
 use crate::handoff::OptionValue;
 
@@ -89,18 +89,6 @@ impl<'a> Site<'a> {
             before: self.text.map(str::to_owned),
             after,
             root: facts.loaded.root.path.clone(),
-            version: self.wrapper_version(),
-        }
-    }
-
-    /// `version` of a file that imports the root and a candidate for a file that the root imports.
-    fn wrapper_version(&self) -> Option<i64> {
-        match (self.placement.drop_in, self.placement.plugin) {
-            // The drop-in has the root's.
-            (true, _) => self.placement.version,
-            // An imported file is edited in place on 1.x alone, whose newest version is 2.
-            (false, PluginId::GrpcV1Cri | PluginId::CriV1Runtime) => Some(2),
-            (false, PluginId::Cri) => None,
         }
     }
 
