@@ -70,11 +70,20 @@ fn gather(folder: &Path, below: &Path, files: &mut Vec<(PathBuf, Vec<u8>)>) {
     }
 }
 
-/// The bytes of a file, with the folder that it names as its own.
+/// The bytes of a file, with the folder that it names as its own, and with what MicroK8s puts in for its names.
 fn bytes(path: &Path) -> Vec<u8> {
+    let names = [
+        ("@DIR@", FOLDER),
+        ("${SNAPSHOTTER}", "native"),
+        ("${RUNTIME}", "runc"),
+        ("${SNAP_DATA}", "/var/snap/microk8s/current"),
+    ];
     let bytes = fs::read(path).unwrap();
     match String::from_utf8(bytes) {
-        Ok(text) => text.replace("@DIR@", FOLDER).into_bytes(),
+        Ok(text) => names
+            .iter()
+            .fold(text, |text, (name, value)| text.replace(name, value))
+            .into_bytes(),
         Err(error) => error.into_bytes(),
     }
 }
@@ -92,7 +101,7 @@ impl Case {
     /// Puts the files into the root, and nothing else that a configuration could import.
     pub fn lay_out(&self, root: &Path) {
         let folder = root.join(FOLDER.trim_start_matches('/'));
-        for folder in ["etc", "nope", "var/lib/rancher"] {
+        for folder in ["etc", "nope", "var/lib/rancher", "var/snap"] {
             let _ = fs::remove_dir_all(root.join(folder));
         }
         for (_, bytes) in &self.files {
