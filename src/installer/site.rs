@@ -37,7 +37,8 @@ impl<'a> Site<'a> {
                 startable(dump)?;
                 runtimes_of_dump(dump)?.1
             }
-            Err(_) if offline => BTreeMap::new(),
+            // What can't be run gives no judgement; one that runs and refuses the file does.
+            Err(_) if offline && facts.version.is_none() => BTreeMap::new(),
             Err(words) => return Err(Error::Refuses(words.clone())),
         };
         // A stanza that executes our own stable path is ours even where the state file was lost.

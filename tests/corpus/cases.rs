@@ -70,7 +70,7 @@ fn gather(folder: &Path, below: &Path, files: &mut Vec<(PathBuf, Vec<u8>)>) {
     }
 }
 
-/// The bytes of a file, with the folder that it names as its own, and with what MicroK8s puts in for its names.
+/// The bytes of a file, with the folder that it names as its own, and with what the snap of microk8s puts in for its names.
 fn bytes(path: &Path) -> Vec<u8> {
     let names = [
         ("@DIR@", FOLDER),

@@ -1,6 +1,9 @@
 //! Real containerd programs, run in a root of their own: what they say about a configuration, and what they serve with it. No tests.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -40,6 +43,16 @@ pub enum Start {
     CriDown(String),
     /// The process ended.
     Refused(String),
+}
+
+impl fmt::Display for Start {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Up(served) => write!(formatter, "it serves {served:?}"),
+            Self::CriDown(words) => write!(formatter, "its CRI is down: {words}"),
+            Self::Refused(words) => write!(formatter, "it ends: {words}"),
+        }
+    }
 }
 
 /// A file system root in which the daemons of one thread run; nothing of the machine but its kernel is seen there.
@@ -90,6 +103,40 @@ impl Root {
     /// The root as the installer opens it.
     pub fn host(&self) -> HostRoot {
         HostRoot::open(self.folder.path()).unwrap()
+    }
+
+    /// Makes the root a host with this release and a shim to install, and nothing of ours.
+    pub fn install(&self, release: &Release) {
+        for folder in ["var/lib/farrier", "opt", "srv"] {
+            let _ = fs::remove_dir_all(self.path(folder));
+        }
+        for folder in ["opt", "srv"] {
+            fs::create_dir(self.path(folder)).unwrap();
+        }
+        let link = self.path("/usr/bin/containerd");
+        let _ = fs::remove_file(&link);
+        symlink(format!("containerd-{}", release.version), link).unwrap();
+        fs::write(self.path("/etc/os-release"), "ID=debian\n").unwrap();
+        // A program that is there anyway, and says its version as shims do.
+        let shim = release.program.with_file_name("containerd-shim-runc-v2");
+        fs::copy(shim, self.path("/srv/shim")).unwrap();
+    }
+
+    /// Every file below a folder with its bytes.
+    pub fn files(&self, folder: &str) -> BTreeMap<PathBuf, Vec<u8>> {
+        let mut files = BTreeMap::new();
+        let mut folders = vec![self.path(folder)];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else {
+                    files.insert(path.clone(), fs::read(path).unwrap());
+                }
+            }
+        }
+        files
     }
 
     /// What the daemon prints of the configuration.

@@ -16,7 +16,8 @@ use std::sync::Mutex;
 use cases::Case;
 use daemon::{CONFIG, Release, Root, Start};
 use farrier::containerd_config::{
-    Handler, Value, Version, edit, holds, judge, place, runtimes_of_dump, startable,
+    Error, Handler, PluginId, Value, Version, edit, edit_template, holds, judge, place,
+    runtimes_of_dump, startable,
 };
 use farrier::installer::loaded::load;
 use reasons::Why;
@@ -150,10 +151,10 @@ async fn verdict(root: &Root, release: &Release, case: &Case) -> Result<(), Stri
                 return Ok(());
             }
             match (root.start(release).await, why) {
-                (Start::Up(_), Some(Why::Justified(_))) => Ok(()),
+                (Start::Up(_), Some(Why::Justified(_)))
+                | (Start::CriDown(_) | Start::Refused(_), None) => Ok(()),
                 (Start::Up(_), _) => Err(format!("refused though the daemon loads it: {words}")),
-                (Start::CriDown(_) | Start::Refused(_), None) => Ok(()),
-                (start, Some(why)) => Err(format!("{why:?} is no reason any more: {start:?}")),
+                (start, Some(why)) => Err(format!("refused, though not since {why}: {start}")),
             }
         }
         Said::Declared(dump) => match root.start(release).await {
@@ -169,15 +170,15 @@ async fn verdict(root: &Root, release: &Release, case: &Case) -> Result<(), Stri
                 }
                 match why {
                     None => Ok(()),
-                    Some(why) => Err(format!("{why:?} is no reason any more: it is served")),
+                    Some(why) => Err(format!("served in spite of {why}")),
                 }
             }
             after @ (Start::CriDown(_) | Start::Refused(_)) => {
                 case.lay_out(&root.path("/"));
                 match (root.start(release).await, why) {
-                    (Start::Up(_), _) => Err(format!("loaded before and not after: {after:?}")),
+                    (Start::Up(_), _) => Err(format!("loaded before and not after: {after}")),
                     (Start::CriDown(_) | Start::Refused(_), Some(Why::OnlyAtStart(_))) => Ok(()),
-                    (before, _) => Err(format!("accepted though the daemon doesn't: {before:?}")),
+                    (before, _) => Err(format!("accepted though the daemon doesn't: {before}")),
                 }
             }
         },
@@ -203,20 +204,15 @@ fn releases() -> Vec<Release> {
         .collect()
 }
 
-#[test]
-fn what_a_daemon_loads_is_edited_and_put_back_and_what_it_refuses_is_refused() {
+/// Goes through the cases on two threads, each with a root of its own, and fails with all that was wrong.
+fn each(cases: Vec<Case>, work: impl AsyncFn(&Root, &Case, usize) -> Vec<String> + Sync) {
     let releases = releases();
     let only = std::env::var("FARRIER_CORPUS_ONLY").unwrap_or_default();
-    let cases: Vec<Case> = cases::all()
+    let cases: Vec<Case> = cases
         .into_iter()
         .filter(|case| case.name.contains(&only))
-        .filter(|case| {
-            !case
-                .text()
-                .is_some_and(farrier::containerd_config::is_template)
-        })
         .collect();
-    let pending = Mutex::new(cases.iter());
+    let pending = Mutex::new(cases.iter().enumerate());
     let wrong = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         for _ in 0..2 {
@@ -228,15 +224,11 @@ fn what_a_daemon_loads_is_edited_and_put_back_and_what_it_refuses_is_refused() {
                     .build()
                     .unwrap();
                 loop {
-                    let Some(case) = pending.lock().unwrap().next() else {
+                    let Some((index, case)) = pending.lock().unwrap().next() else {
                         break;
                     };
-                    for release in &releases {
-                        if let Err(words) = runtime.block_on(verdict(&root, release, case)) {
-                            let line = format!("{} on {}: {words}", case.name, release.version);
-                            wrong.lock().unwrap().push(line);
-                        }
-                    }
+                    let lines = runtime.block_on(work(&root, case, index));
+                    wrong.lock().unwrap().extend(lines);
                 }
             });
         }
@@ -249,4 +241,149 @@ fn what_a_daemon_loads_is_edited_and_put_back_and_what_it_refuses_is_refused() {
         wrong.join("\n"),
         wrong.len()
     );
+}
+
+fn is_template(case: &Case) -> bool {
+    case.text()
+        .is_some_and(farrier::containerd_config::is_template)
+}
+
+#[test]
+fn what_a_daemon_loads_is_edited_and_put_back_and_what_it_refuses_is_refused() {
+    let cases = cases::all().into_iter().filter(|case| !is_template(case));
+    let releases = releases();
+    each(cases.collect(), async |root, case, _| {
+        let mut wrong = Vec::new();
+        for release in &releases {
+            if let Err(words) = verdict(root, release, case).await {
+                wrong.push(format!("{} on {}: {words}", case.name, release.version));
+            }
+        }
+        wrong
+    });
+}
+
+/// What the distribution's own template renders to: of both generations.
+const BASES: [&str; 2] = [
+    include_str!("distributions/k3s-v1.30.toml"),
+    include_str!("distributions/rke2.toml"),
+];
+
+/// Adds handlers to the template and takes them out; where it can be rendered here, a daemon says what it thinks of both.
+async fn template(root: &Root, release: &Release, text: &str) -> Result<(), String> {
+    let words = |error: Error| error.to_string();
+    let newer = text.contains("io.containerd.cri.v1.runtime");
+    let (plugin, base) = if newer {
+        (PluginId::CriV1Runtime, BASES[1])
+    } else {
+        (PluginId::GrpcV1Cri, BASES[0])
+    };
+    let all = handlers();
+    let ours = names(&all);
+    let apply = |text: &str, ours: &BTreeSet<String>, want: &[Handler]| {
+        edit_template("config.toml.tmpl", Some(text), plugin, ours, want)
+    };
+    let after = apply(text, &BTreeSet::new(), &all).map_err(words)?.unwrap();
+    if apply(&after, &ours, &all).map_err(words)? != Some(after.clone()) {
+        return Err("a second edit changes something".to_owned());
+    }
+    if apply(&after, &ours, &[]).map_err(words)?.as_deref() != Some(text) {
+        return Err("the first bytes don't come back".to_owned());
+    }
+    let render = |text: &str| text.replace("{{ template \"base\" . }}", base);
+    let other = newer && release.version.starts_with('1');
+    if other || render(text).contains("{{") {
+        return Ok(());
+    }
+    let mut dumps = Vec::new();
+    for text in [text, &after] {
+        fs::create_dir_all(root.path("/etc/containerd")).unwrap();
+        fs::write(root.path(CONFIG), render(text)).unwrap();
+        dumps.push(root.dump(release).await?);
+    }
+    judge(&dumps[0], &dumps[1], &ours)
+        .and_then(|()| holds(&dumps[1], &all))
+        .map_err(words)
+}
+
+#[test]
+fn a_template_renders_to_what_is_wanted_and_comes_back() {
+    let cases: Vec<Case> = cases::all().into_iter().filter(is_template).collect();
+    assert!(cases.len() >= 3);
+    let releases = releases();
+    each(cases, async |root, case, _| {
+        let mut wrong = Vec::new();
+        for release in &releases {
+            if let Err(words) = template(root, release, case.text().unwrap()).await {
+                wrong.push(format!("{} on {}: {words}", case.name, release.version));
+            }
+        }
+        wrong
+    });
+}
+
+/// Runs the program on the root as an unpacked image, and returns its exit status and what it printed.
+async fn farrier(root: &Root, arguments: &[&str]) -> (Option<i32>, String) {
+    let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_farrier"))
+        .args(arguments)
+        .args(["--offline", "-o", "json", "--host-root"])
+        .arg(root.path("/"))
+        .output()
+        .await
+        .unwrap();
+    let printed = String::from_utf8(output.stdout).unwrap();
+    (output.status.code(), printed)
+}
+
+/// The whole program does what the parts say, with exit status 3 where nothing may be changed.
+async fn program(root: &Root, release: &Release, case: &Case) -> Result<(), String> {
+    case.lay_out(&root.path("/"));
+    let said = change(root, release).await;
+    case.lay_out(&root.path("/"));
+    root.install(release);
+    let before = root.files("/etc");
+    let shim = ["install", "--shim", "farrier-a=file:///srv/shim"];
+    let (code, printed) = farrier(root, &shim).await;
+    match (&said, code) {
+        (Said::Declared(_), Some(0)) => {}
+        (Said::Refused(_), Some(3)) if root.files("/etc") == before => return Ok(()),
+        (Said::Refused(words) | Said::Broken(words), _) => {
+            return Err(format!(
+                "exit status {code:?} and not 3: {words}: {printed}"
+            ));
+        }
+        (Said::Declared(_), _) => return Err(format!("exit status {code:?}: {printed}")),
+    }
+    let dump = root.dump(release).await?;
+    let (_, declared) = runtimes_of_dump(&dump).unwrap();
+    if !declared.contains_key("farrier-a") {
+        return Err("the daemon doesn't see the handler".to_owned());
+    }
+    let (code, printed) = farrier(root, &["uninstall", "--all"]).await;
+    if code != Some(0) {
+        return Err(format!("exit status {code:?} of the removal: {printed}"));
+    }
+    if root.files("/etc") == before {
+        Ok(())
+    } else {
+        Err("the first bytes don't come back".to_owned())
+    }
+}
+
+#[test]
+fn the_program_changes_and_refuses_as_its_parts_say() {
+    let releases = releases();
+    let cases: Vec<Case> = cases::all()
+        .into_iter()
+        .filter(|case| !is_template(case) && !case.name.starts_with("extra/"))
+        .filter(|case| !case.name.contains("toml-syntax/"))
+        .collect();
+    each(cases, async |root, case, index| {
+        // Every case on every release has been tried in parts: here one of them does.
+        let release = &releases[index % releases.len()];
+        match program(root, release, case).await {
+            Ok(()) => Vec::new(),
+            Err(words) => vec![format!("{} on {}: {words}", case.name, release.version)],
+        }
+    });
 }

@@ -1,5 +1,9 @@
 //! Where Farrier and a daemon differ about a configuration, and why that is right. Every row is checked on every run. No tests.
 
+use std::fmt;
+
+use Why::{Justified, OnlyAtStart};
+
 /// Why the two differ.
 #[derive(Debug, Clone, Copy)]
 pub enum Why {
@@ -9,7 +13,13 @@ pub enum Why {
     OnlyAtStart(&'static str),
 }
 
-use Why::{Justified, OnlyAtStart};
+impl fmt::Display for Why {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Justified(reason) | Self::OnlyAtStart(reason) => formatter.write_str(reason),
+        }
+    }
+}
 
 /// containerd 1.x reads what TOML 1.0 forbids; a file that only a broken reader takes is no ground to build on.
 const NO_TOML: Why = Justified("no TOML, and no other release reads it");
