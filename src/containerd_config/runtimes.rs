@@ -70,7 +70,7 @@ pub fn edit(
     let edited = if want.is_empty() {
         base.text
     } else {
-        fill(&base.text, created, placement, want, runc)?
+        fill(&base.text, created, placement, &wanted, runc)?
     };
     verify(&document, &edited, placement, ours, &wanted)?;
     let mark = if document.byte_order_mark {
@@ -230,14 +230,15 @@ fn fill(
     base: &str,
     created: bool,
     placement: &Placement,
-    want: &[Handler],
+    wanted: &BTreeMap<&str, &Handler>,
     runc: Option<&Handler>,
 ) -> Result<String, Error> {
     let document = Document::parse(&placement.path, base)?;
     let declared = document.handlers(placement.plugin)?;
-    let missing: Vec<&Handler> = want
-        .iter()
+    let missing: Vec<&Handler> = wanted
+        .values()
         .filter(|handler| !declared.contains_key(&handler.name))
+        .copied()
         .collect();
     let runc = match runc {
         _ if !placement.spell_out_runc || !declared.is_empty() => None,
