@@ -1,5 +1,5 @@
 //! What holds for every configuration, not for those alone that somebody thought of: generated files in every notation, mutated files
-//! of the corpus, and text that is no configuration at all. PROPTEST_CASES sets how many of each (256).
+//! of the corpus, and text that is no configuration at all. `PROPTEST_CASES` sets how many of each (256).
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on stops")]
 
@@ -39,6 +39,10 @@ enum Notation {
 
 /// A file to be generated.
 #[derive(Debug, Clone)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is there or not, whatever the others are"
+)]
 struct Shape {
     version: Option<u8>,
     id: usize,
