@@ -426,6 +426,19 @@ mod tests {
     }
 
     #[test]
+    fn half_a_line_end_is_no_end() {
+        for text in [
+            "version = 2\r",
+            "version = 2 # x\r",
+            "version = 2\n\r",
+            "version = 2\n#\r",
+        ] {
+            let edited = edited(text, &[], &[handler("a")]);
+            assert!(matches!(edited, Err(Error::Syntax { .. })), "{text:?}");
+        }
+    }
+
+    #[test]
     fn a_handler_wanted_twice_is_refused() {
         assert!(matches!(
             edited(PLAIN, &[], &[handler("a"), handler("a")]),

@@ -128,6 +128,13 @@ impl<'a> Template<'a> {
                 path: path.to_owned(),
             });
         }
+        // Completed to a line end by ours, it could not be told from one that was whole.
+        if text.ends_with('\r') {
+            return Err(Error::Syntax {
+                path: path.to_owned(),
+                reason: "its last line end is half of one".to_owned(),
+            });
+        }
         let plain = without_actions(text).ok_or_else(|| Error::Syntax {
             path: path.to_owned(),
             reason: "a template action has no end".to_owned(),
@@ -399,6 +406,14 @@ mod tests {
         assert!(matches!(
             edited(&format!("{header}{keys}"), &["a"], &[]),
             Err(Error::Unfit { .. })
+        ));
+    }
+
+    #[test]
+    fn half_a_line_end_is_no_end() {
+        assert!(matches!(
+            edited("{{ template \"base\" . }}\r", &[], &[handler("a")]),
+            Err(Error::Syntax { .. })
         ));
     }
 
