@@ -226,12 +226,11 @@ fn plugin(
     Ok(match rules {
         // As soon as the newer id holds any runtimes, containerd 2 drops those of the older id as a whole.
         Some(2) if runtime && !version.replaces_sections() => (PluginId::CriV1Runtime, None),
-        // 2.0 to 2.2 take image settings from the older id only where that has runtimes, too (`plugins/cri/images`, `migrateConfig`):
-        // the first of them would change the snapshotter.
+        // containerd 2 takes image settings from the older id only where that has runtimes, too (`plugins/cri/images`, `migrateConfig`
+        // of 2.0 to 2.4): the first of them would change the snapshotter.
         Some(2)
             if !grpc
                 && !version.replaces_sections()
-                && !version.migrates_each_file()
                 && std::iter::once(root)
                     .chain(imported)
                     .any(File::has_image_settings) =>
@@ -444,7 +443,7 @@ mod tests {
         PluginId::GrpcV1Cri
     )]
     #[case::older("", "1.7.35", PluginId::GrpcV1Cri)]
-    #[case::newer("", "2.4.2", PluginId::GrpcV1Cri)]
+    #[case::newer("", "2.4.2", PluginId::CriV1Runtime)]
     fn the_first_handler_brings_no_image_settings_to_life(
         #[case] runtimes: &str,
         #[case] release: &str,

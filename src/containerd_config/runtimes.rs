@@ -148,11 +148,17 @@ fn strip(
     ours: &BTreeSet<String>,
     wanted: &BTreeMap<&str, &Handler>,
 ) -> Result<Base, Error> {
+    let path = placement.plugin.runtimes();
+    // Between braces no comment tells what we wrote: all that is ours goes, so that the same set always stands in the same order.
+    let braces = matches!(
+        document.holder(&[path.as_slice(), &[RUNC]].concat()),
+        Holder::Braces(_, _)
+    );
     let (mut gone, kept): (BTreeSet<&str>, BTreeSet<&str>) =
         declared.keys().map(String::as_str).partition(|name| {
             let handler = &declared[*name];
             let settled = wanted.get(name).is_some_and(|wanted| handler.is(wanted));
-            ours.contains(*name) && (handler.marked || !settled)
+            ours.contains(*name) && (handler.marked || braces || !settled)
         });
     // Whoever stays beside it would hide the default runtime, too.
     if kept.iter().eq([&RUNC]) && declared[RUNC].marked {
