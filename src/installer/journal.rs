@@ -31,6 +31,8 @@ pub struct Journal {
     pub unit: String,
     /// The CRI's socket.
     pub socket: String,
+    /// The folder of the binaries.
+    pub folder: String,
     /// containerd may have been restarted on the new configuration.
     #[serde(default)]
     pub restarting: bool,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::facts::Facts;
 use super::plan::{ConfigChange, Error};
-use super::state::{BIN_FOLDER, OwnedHandler, STATE_FOLDER, STORE_FOLDER, binary_path, folder_of};
+use super::state::{OwnedHandler, Places, STATE_FOLDER, folder_of};
 use crate::containerd_config::{
     DeclaredHandler, Handler, Placement, Value, Version, edit, handlers, place, runtimes_of_dump,
     startable,
@@ -45,7 +45,7 @@ impl<'a> Site<'a> {
         let mut ours: BTreeSet<String> = facts.state.handlers.keys().cloned().collect();
         let marked = declared
             .iter()
-            .filter(|(name, handler)| handler.runtime_type == binary_path(name));
+            .filter(|(name, handler)| handler.runtime_type == facts.places.binary_path(name));
         ours.extend(marked.map(|(name, _)| name.clone()));
         Ok(Self {
             placement,
@@ -98,7 +98,8 @@ impl<'a> Site<'a> {
         let config = folder_of(&self.placement.path);
         let root = folder_of(&facts.loaded.root.path);
         let mut folders: Vec<String> = Vec::new();
-        for folder in [STATE_FOLDER, STORE_FOLDER, BIN_FOLDER, root, config] {
+        let (store, bin) = (facts.places.store(), facts.places.bin());
+        for folder in [STATE_FOLDER, &store, &bin, root, config] {
             let missing = facts.missing_folders.get(folder).into_iter().flatten();
             for path in missing {
                 if !folders.contains(path) {
@@ -111,7 +112,7 @@ impl<'a> Site<'a> {
 }
 
 /// Handlers of ours as they are declared to containerd.
-pub(super) fn declarations(next: &BTreeMap<String, OwnedHandler>) -> Vec<Handler> {
+pub(super) fn declarations(places: &Places, next: &BTreeMap<String, OwnedHandler>) -> Vec<Handler> {
     let value = |value: &OptionValue| match value {
         OptionValue::Boolean(value) => Value::Boolean(*value),
         OptionValue::Integer(value) => Value::Integer(*value),
@@ -120,7 +121,7 @@ pub(super) fn declarations(next: &BTreeMap<String, OwnedHandler>) -> Vec<Handler
     next.iter()
         .map(|(name, owned)| Handler {
             name: name.clone(),
-            runtime_type: binary_path(name),
+            runtime_type: places.declared_path(name, owned),
             options: owned
                 .options
                 .iter()
