@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use farrier::installer::cri::{self, Served};
 use farrier::installer::host::HostRoot;
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use tokio::net::UnixDatagram;
 use tokio::process::{Child, Command};
@@ -57,14 +57,28 @@ impl fmt::Display for Start {
 
 /// A file system root in which the daemons of one thread run; nothing of the machine but its kernel is seen there.
 pub struct Root {
-    folder: tempfile::TempDir,
+    folder: PathBuf,
+    mounts: Vec<PathBuf>,
+}
+
+impl Drop for Root {
+    fn drop(&mut self) {
+        let free = |path: &PathBuf| umount2(path, MntFlags::MNT_DETACH).is_ok();
+        // What is still mounted is the machine's own: nothing is removed through it.
+        if self.mounts.iter().rev().all(free) {
+            let _ = fs::remove_dir_all(&self.folder);
+        }
+    }
 }
 
 impl Root {
     /// Makes the root. The thread, and what it starts, has mounts and a network of its own from here on.
     pub fn new(releases: &[Release]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let root = Self { folder };
+        let folder = tempfile::Builder::new().disable_cleanup(true).tempdir();
+        let mut root = Self {
+            folder: folder.unwrap().path().to_owned(),
+            mounts: Vec::new(),
+        };
         unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).unwrap();
         let none = None::<&str>;
         let private = MsFlags::MS_PRIVATE | MsFlags::MS_REC;
@@ -75,15 +89,13 @@ impl Root {
         for name in ["proc", "sys", "dev"] {
             let target = root.path(name);
             fs::create_dir(&target).unwrap();
-            let bind = MsFlags::MS_BIND | MsFlags::MS_REC;
-            mount(Some(&Path::new("/").join(name)), &target, none, bind, none).unwrap();
+            root.bind(&Path::new("/").join(name), target);
         }
         for release in releases {
             let target = root.path(&program(release));
             fs::create_dir_all(target.parent().unwrap()).unwrap();
             fs::write(&target, "").unwrap();
-            let bind = MsFlags::MS_BIND;
-            mount(Some(&release.program), &target, none, bind, none).unwrap();
+            root.bind(&release.program, target);
         }
         // A daemon that streams from its own address looks for one on the default route.
         let lines =
@@ -95,14 +107,21 @@ impl Root {
         root
     }
 
+    fn bind(&mut self, source: &Path, target: PathBuf) {
+        let none = None::<&str>;
+        let bind = MsFlags::MS_BIND | MsFlags::MS_REC;
+        mount(Some(source), &target, none, bind, none).unwrap();
+        self.mounts.push(target);
+    }
+
     /// A path in the root as this machine sees it.
     pub fn path(&self, path: &str) -> PathBuf {
-        self.folder.path().join(path.trim_start_matches('/'))
+        self.folder.join(path.trim_start_matches('/'))
     }
 
     /// The root as the installer opens it.
     pub fn host(&self) -> HostRoot {
-        HostRoot::open(self.folder.path()).unwrap()
+        HostRoot::open(&self.folder).unwrap()
     }
 
     /// Makes the root a host with this release and a shim to install, and nothing of ours.
@@ -206,7 +225,7 @@ impl Root {
     fn command(&self, release: &Release) -> Command {
         let mut command = Command::new("chroot");
         command
-            .arg(self.folder.path())
+            .arg(&self.folder)
             .arg(program(release))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
