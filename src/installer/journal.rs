@@ -4,6 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::adopt::Leftovers;
 use super::candidate;
 use super::host::{self, HostRoot, text_digest};
 use super::state::{Error as StateError, JOURNAL_FILE, default_folder};
@@ -43,6 +44,9 @@ pub struct Journal {
     /// Folders of ours that go, if they are empty, once the change is carried out; outermost first.
     #[serde(default)]
     pub drop_folders: Vec<String>,
+    /// What goes of predecessors once the change is carried out.
+    #[serde(default)]
+    pub leftovers: Leftovers,
 }
 
 /// One step back.
@@ -64,6 +68,11 @@ pub enum Undo {
         path: String,
         /// Where it pointed before, if it was there.
         target: Option<String>,
+    },
+    /// A file of somebody else gives way to a link of ours.
+    Replaced {
+        /// Absolute path on the host.
+        path: String,
     },
     /// A file is made that nobody else looks at.
     File {
@@ -167,11 +176,18 @@ impl Undo {
                 host.discard_new(&host.follow(path).unwrap_or_else(|_| path.clone()));
             }
             Self::Link { path, .. } | Self::File { path } => host.discard_new(path),
+            Self::Replaced { path } => {
+                host.discard_new(path);
+                host.discard_replaced(path);
+            }
             Self::Folder { .. } => {}
         }
     }
 
     fn undo(&self, host: &HostRoot, undone: &mut Undone) -> host::Result<()> {
+        if let Self::Replaced { path } = self {
+            host.restore_replaced(path)?;
+        }
         self.discard(host);
         match self {
             Self::Config {
@@ -194,6 +210,7 @@ impl Undo {
                 Some(target) => host.swap_link(path, target),
                 None => host.remove_file(path),
             },
+            Self::Replaced { .. } => Ok(()),
             Self::File { path } => host.remove_file(path),
             Self::Folder { path } => host.remove_folder(path).map(|_| ()),
         }
