@@ -205,6 +205,42 @@ pub fn leftovers(
     leftovers
 }
 
+/// What predecessors left and nobody has taken over, each with what can be done about it.
+#[must_use]
+pub fn complaints(facts: &Facts) -> Vec<(String, &'static str)> {
+    let mut complaints = Vec::new();
+    let claimed = |name: &String| {
+        let owned = facts.state.handlers.get(name);
+        owned.is_some_and(|owned| !is_predecessor(owned.owner))
+    };
+    for (owner, word) in [
+        (Owner::Kwasm, "KWasm"),
+        (Owner::Rcm, "runtime-class-manager"),
+    ] {
+        let handlers = facts.inheritance.handlers.iter();
+        let names: Vec<&str> = handlers
+            .filter(|(name, inherited)| inherited.owner == owner && !claimed(name))
+            .map(|(name, _)| name.as_str())
+            .collect();
+        if !names.is_empty() {
+            let names = names.join(", ");
+            complaints.push((
+                format!("handlers that {word} installed are nobody's by now: {names}"),
+                "take them over with shims of these handler names, or remove them with `farrier uninstall --shim NAME` or `--all`",
+            ));
+        }
+    }
+    for home in facts.inheritance.homes.values() {
+        if let Some((path, None)) = &home.lock {
+            complaints.push((
+                format!("{path} can't be read and is left alone"),
+                "remove it once nothing that it names is in use",
+            ));
+        }
+    }
+    complaints
+}
+
 /// The folder of a predecessor that a binary at `path` belongs to.
 pub(super) fn home_of(path: &str) -> Option<&str> {
     folder_of(path).strip_suffix("/bin")
