@@ -22,9 +22,10 @@ use nix::unistd::Pid;
 use support::{CONFIG, Host, program, shim};
 
 /// What changes a folder, or stands between the making of a file and its place.
-const CHANGES: [i64; 6] = [
+const CHANGES: [i64; 7] = [
     libc::SYS_mkdirat,
     libc::SYS_symlinkat,
+    libc::SYS_linkat,
     libc::SYS_unlinkat,
     libc::SYS_renameat,
     libc::SYS_fchmod,

@@ -230,6 +230,20 @@ pub fn complaints(facts: &Facts) -> Vec<(String, &'static str)> {
             ));
         }
     }
+    let files = std::iter::once(&facts.loaded.root).chain(&facts.loaded.imported);
+    for file in files {
+        let text = file.text.as_deref().unwrap_or_default();
+        // What releases of KWasm before 0.3.0 declared: runc's shim with another program, which is no shim that could be taken over.
+        if text.contains("\"/opt/kwasm/bin/crun\"") {
+            complaints.push((
+                format!(
+                    "{} runs crun as an old release of KWasm installed it",
+                    file.path
+                ),
+                "remove that handler from the file by hand once nothing uses it",
+            ));
+        }
+    }
     for home in facts.inheritance.homes.values() {
         if let Some((path, None)) = &home.lock {
             complaints.push((

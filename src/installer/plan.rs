@@ -417,7 +417,7 @@ mod tests {
     use crate::containerd_config::{Loaded, SourceFile};
     use crate::installer::distro::{Evidence, detect};
     use crate::installer::facts::Daemon;
-    use crate::installer::inherited::Inheritance;
+    use crate::installer::inherited::{Inheritance, Inherited, Standing};
     use crate::installer::state::Places;
 
     const CONFIG: &str = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd]\ndefault_runtime_name = 'runc'\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n";
@@ -590,6 +590,82 @@ mod tests {
         let plan = decide(&facts, &upgrade).unwrap();
         assert!(!plan.restart && plan.config.is_none());
         assert_eq!(plan.links[&places().binary_path("a")], "bb");
+    }
+
+    /// The node as KWasm left it: handler `k`, declared and served, whose binary is [`DIGEST`].
+    fn inherited() -> Facts {
+        let mut facts = node();
+        let path = "/opt/kwasm/bin/containerd-shim-k-v1".to_owned();
+        let text = format!(
+            "{CONFIG}\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.k]\n    runtime_type = \"{path}\"\n\n"
+        );
+        let declared = containerd_config::inherited("", &text).unwrap();
+        let handler = Inherited {
+            owner: Owner::Kwasm,
+            file: facts.loaded.root.path.clone(),
+            declared: declared["k"].clone(),
+            links: Vec::new(),
+        };
+        facts.inheritance.handlers.insert("k".to_owned(), handler);
+        let standing = Standing {
+            sha256: DIGEST.to_owned(),
+            is_link: false,
+        };
+        facts.inheritance.binaries.insert(path.clone(), standing);
+        facts.loaded.root.text = Some(text.clone());
+        facts.dump = Ok(text);
+        let mut now = served(&[]);
+        now.handlers.insert("k".to_owned(), path);
+        facts.served = Ok(now);
+        facts
+    }
+
+    #[rstest]
+    #[case::the_same_binary(DIGEST, 0)]
+    #[case::another_binary("bb", 1)]
+    fn a_take_over_restarts_nothing(#[case] sha256: &str, #[case] links: usize) {
+        let mut want = want(&["k"]);
+        want.candidates
+            .insert("k".to_owned(), Ok(sha256.to_owned()));
+        let plan = decide(&inherited(), &want).unwrap();
+        assert!(!plan.restart && plan.config.is_none(), "{plan:?}");
+        assert_eq!((plan.links.len(), plan.store.len()), (links, links));
+        let owned = &plan.state.unwrap().handlers["k"];
+        assert_eq!(owned.owner, Owner::Cluster);
+        assert!(plan.leftovers.is_empty());
+    }
+
+    #[test]
+    fn a_predecessor_s_handler_that_was_never_loaded_costs_the_restart_that_it_lacks() {
+        let mut facts = inherited();
+        facts.served = Ok(served(&[]));
+        let plan = decide(&facts, &want(&["k"])).unwrap();
+        assert!(plan.restart && plan.config.is_none());
+    }
+
+    #[test]
+    fn a_predecessor_s_handler_that_pods_use_is_not_removed() {
+        let mut facts = inherited();
+        facts.in_use.insert("k".to_owned(), 1);
+        let mut all = want(&[]);
+        all.scope = Scope::Everything;
+        let plan = decide(&facts, &all).unwrap();
+        assert!(plan.is_empty(), "{plan:?}");
+        assert!(plan.handlers[0].reason.is_some());
+        facts.in_use.clear();
+        let plan = decide(&facts, &all).unwrap();
+        assert!(plan.restart && !plan.leftovers.is_empty());
+        assert_eq!(plan.config.unwrap().after.as_deref(), Some(CONFIG));
+    }
+
+    #[test]
+    fn what_nobody_names_is_recorded_as_its_predecessor_s_and_left_alone() {
+        let plan = decide(&inherited(), &want(&["a"])).unwrap();
+        assert!(plan.restart);
+        assert!(!plan.ours.contains("k"));
+        let state = plan.state.unwrap();
+        assert_eq!(state.handlers["k"].owner, Owner::Kwasm);
+        assert_eq!(state.handlers["k"].sha256.as_deref(), Some(DIGEST));
     }
 
     #[rstest]
