@@ -47,7 +47,8 @@ fn add_kwasm(host: &Host) {
         let path = kwasm_path(handler, version);
         host.write(&path, &program(seed));
         let header = runtimes("io.containerd.grpc.v1.cri", handler);
-        stanzas += &format!("{header}]\n    runtime_type = \"{path}\"\n");
+        let table = format!("{header}]\n    runtime_type = \"{path}\"\n");
+        stanzas.push_str(&table);
     }
     host.write("/opt/kwasm/active", b"");
     append(host, &format!("\n{stanzas}\n"));

@@ -195,9 +195,10 @@ fn kwasm_host() -> Host {
     for (handler, seed) in [("a", 7), ("b", 2), ("c", 8)] {
         let path = format!("/opt/kwasm/bin/containerd-shim-{handler}-v1");
         host.write(&path, &program(seed));
-        config += &format!(
+        let table = format!(
             "[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.{handler}]\n    runtime_type = \"{path}\"\n"
         );
+        config.push_str(&table);
     }
     host.write("/opt/kwasm/active", b"");
     host.write("/etc/containerd/config.toml", (config + "\n").as_bytes());
