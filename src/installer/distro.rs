@@ -2,6 +2,8 @@
 //!
 //! A new distribution is a variant of [`Distro`] and a row of [`TABLE`]; nothing else names one.
 
+use std::time::Duration;
+
 use super::state::FOLDER;
 
 /// A way in which containerd comes to a node.
@@ -31,6 +33,21 @@ pub enum Distro {
     CriO,
 }
 
+/// How containerd gets to load another configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Restart {
+    /// Its unit is restarted by systemd or `OpenRC`, whichever runs the host.
+    Service,
+    /// Process 1 of the node is ended and whoever runs the node starts it again; that ends every pod.
+    ContainerInit,
+    /// Its supervisor restarts it when its files change; nobody else has to.
+    Watched,
+}
+
+/// containerd answers 0.1 to 0.3 s after its start, with hundreds of pods after seconds; releases that run every shim's `-info` at
+/// the start, one after the other, take longer.
+const SERVE_LIMIT: Duration = Duration::from_mins(1);
+
 /// One row of the table.
 #[derive(Debug)]
 pub struct DistroSpec {
@@ -52,6 +69,10 @@ pub struct DistroSpec {
     pub socket: &'static str,
     /// The unit, where the process does not say.
     pub unit: &'static str,
+    /// How it gets to load another configuration.
+    pub restart: Restart,
+    /// How long it may take to serve after that.
+    pub serve_limit: Duration,
     /// Where binaries can be kept and executed.
     pub folder: &'static str,
 }
@@ -67,6 +88,8 @@ const STOCK: DistroSpec = DistroSpec {
     config: "/etc/containerd/config.toml",
     socket: "/run/containerd/containerd.sock",
     unit: "containerd.service",
+    restart: Restart::Service,
+    serve_limit: SERVE_LIMIT,
     folder: FOLDER,
 };
 
