@@ -8,10 +8,12 @@ use super::cri::{self, Served};
 use super::distro::{self, DistroSpec, Evidence};
 use super::exec;
 use super::host::HostRoot;
+use super::kubelet;
 use super::loaded::{load, patterns};
+use super::source::candidates;
 use super::state::{Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, folder_of};
 use super::systemd::Systemd;
-use crate::containerd_config::{Loaded, Version};
+use crate::containerd_config::{Loaded, SourceFile, TEXT_LIMIT, Version};
 
 /// `containerd config dump` takes 18 ms; on a node under load it gets this long before the candidate counts as refused.
 pub const PROGRAM_LIMIT: Duration = Duration::from_secs(10);
@@ -37,6 +39,12 @@ pub struct Facts {
     pub version: Option<Version>,
     /// The configuration that it loads.
     pub loaded: Loaded,
+    /// Files that it is made from, where containerd loads what the distribution makes of them; the one that counts first.
+    pub sources: Vec<SourceFile>,
+    /// The distribution's own release, where the table says how it is told.
+    pub release: Option<Version>,
+    /// Why nothing can be changed although the distribution could be: a place can't be written to, or not executed from.
+    pub obstacle: Option<String>,
     /// That configuration as containerd itself prints it, or why it doesn't.
     pub dump: Result<String, String>,
     /// What it serves, or why that is unknown.
@@ -111,34 +119,29 @@ pub async fn gather(
     offline: bool,
 ) -> Result<Facts, super::Error> {
     let daemon = if offline { None } else { find_daemon(host)? };
-    let os_release = host
-        .read_text("/etc/os-release", SMALL)?
-        .unwrap_or_default();
     let installed = PROGRAMS.into_iter().find(|path| host.exists(path));
     let running = daemon.as_ref().map(|daemon| daemon.program.clone());
-    let evidence = Evidence {
-        program: running.as_deref(),
-        installed: installed.is_some(),
-        os_release: &os_release,
-    };
-    let distro = distro::detect(&evidence, |path| host.exists(path));
+    let named = daemon.as_ref().and_then(|daemon| daemon.config.as_deref());
+    let distro = row(host, daemon.as_ref(), config.or(named), offline)?;
     let program = running.or_else(|| installed.map(str::to_owned));
     let config = config
-        .or_else(|| daemon.as_ref().and_then(|daemon| daemon.config.as_deref()))
+        .or(named)
+        .filter(|config| !candidates(distro.edited, distro.config).contains(&(*config).to_owned()))
         .unwrap_or(distro.config)
         .to_owned();
     let loaded = load(host, &config)?;
+    let sources = sources(host, distro, &config)?;
     let state = State::from_json(host.read_text(STATE_FILE, STATE_LIMIT)?.as_deref())?;
-    let places = Places {
-        folder: if state.is_empty() {
-            distro.folder.to_owned()
-        } else {
-            state.folder.clone()
-        },
-    };
+    let (folder, mut obstacle) = folder(host, distro, &state, offline);
+    if !offline {
+        obstacle = obstacle.or_else(|| unwritable(host, &config));
+    }
+    let places = Places { folder };
     let (binaries, stored, damaged) = binaries(host, &places)?;
     let mut facts = Facts {
         distro,
+        release: release(host, distro, daemon.as_ref()).await,
+        obstacle,
         version: version(host, program.as_deref()).await,
         dump: dump(host, program.as_deref(), &loaded).await,
         daemon,
@@ -147,7 +150,8 @@ pub async fn gather(
         in_use: BTreeMap::new(),
         kill_mode: Err("nothing is asked offline".to_owned()),
         state,
-        missing_folders: missing_folders(host, &places, &loaded),
+        missing_folders: missing_folders(host, &places, &loaded, &sources),
+        sources,
         places,
         binaries,
         stored,
@@ -160,6 +164,122 @@ pub async fn gather(
         ask(host, &mut facts).await;
     }
     Ok(facts)
+}
+
+/// The row of the table that fits the host.
+fn row(
+    host: &HostRoot,
+    daemon: Option<&Daemon>,
+    config: Option<&str>,
+    offline: bool,
+) -> Result<&'static DistroSpec, super::Error> {
+    let os_release = host
+        .read_text("/etc/os-release", SMALL)?
+        .unwrap_or_default();
+    let init = (!offline).then(|| host.read("/proc/1/cmdline", SMALL).ok().flatten());
+    let init = String::from_utf8_lossy(&init.flatten().unwrap_or_default()).into_owned();
+    let endpoint = if offline {
+        None
+    } else {
+        kubelet::endpoint(host)?
+    };
+    let evidence = Evidence {
+        program: daemon.map(|daemon| daemon.program.as_str()),
+        unit: daemon.and_then(|daemon| daemon.unit.as_deref()),
+        config,
+        init: &init,
+        endpoint: endpoint.as_deref(),
+        installed: PROGRAMS.into_iter().any(|path| host.exists(path)),
+        os_release: &os_release,
+    };
+    Ok(distro::detect(&evidence, |path| host.exists(path)))
+}
+
+/// The files that a distribution makes the configuration at `root` from.
+fn sources(
+    host: &HostRoot,
+    distro: &DistroSpec,
+    root: &str,
+) -> Result<Vec<SourceFile>, super::Error> {
+    let read = |path: String| {
+        let text = host.read_text(&path, TEXT_LIMIT as u64)?;
+        Ok(SourceFile { path, text })
+    };
+    candidates(distro.edited, root)
+        .into_iter()
+        .map(read)
+        .collect()
+}
+
+/// Where binaries are kept, and what is in the way of that. It stays what it was when the first one came.
+fn folder(
+    host: &HostRoot,
+    distro: &DistroSpec,
+    state: &State,
+    offline: bool,
+) -> (String, Option<String>) {
+    let first = distro.folders.first().copied().unwrap_or_default();
+    // The file systems that an image is unpacked on are not those that it will run on.
+    if !state.is_empty() || offline {
+        let folder = if state.is_empty() {
+            first
+        } else {
+            &state.folder
+        };
+        return (folder.to_owned(), None);
+    }
+    let mut obstacle = None;
+    for folder in distro.folders {
+        match host.mount_of(folder) {
+            Ok(mount) if mount.read_only => {
+                obstacle.get_or_insert(format!("{folder} is on a read-only file system, so no shim can be put there; make it writable, or use other nodes"));
+            }
+            Ok(mount) if mount.no_exec => {
+                obstacle.get_or_insert(format!("{folder} is on a file system mounted noexec, so no shim can be run from there; mount it with exec"));
+            }
+            Ok(_) => return ((*folder).to_owned(), None),
+            Err(error) => {
+                obstacle.get_or_insert(error.to_string());
+            }
+        }
+    }
+    (first.to_owned(), obstacle)
+}
+
+/// Why the configuration at `path` can't be changed, whoever asks.
+fn unwritable(host: &HostRoot, path: &str) -> Option<String> {
+    let real = host.follow(path).unwrap_or_else(|_| path.to_owned());
+    let mount = host.mount_of(folder_of(&real)).ok()?;
+    mount.read_only.then(|| {
+        format!("{path} is on a read-only file system; copy it to /etc/containerd/config.toml and have the unit of containerd name that")
+    })
+}
+
+/// The distribution's own release: that of the program which runs the node, or of the one that is installed.
+async fn release(host: &HostRoot, distro: &DistroSpec, daemon: Option<&Daemon>) -> Option<Version> {
+    let (programs, word) = distro.release;
+    let name = programs.first()?.rsplit('/').next()?;
+    let parent = daemon
+        .and_then(|daemon| parent_program(host, daemon))
+        .filter(|program| program.rsplit('/').next() == Some(name));
+    let installed = || programs.iter().find(|path| host.exists(path));
+    let program = parent.or_else(|| installed().map(|path| (*path).to_owned()))?;
+    let words = exec::run(host, &program, &[word], PROGRAM_LIMIT).await;
+    words.ok()?.trim().parse().ok()
+}
+
+/// The program that started a containerd, as k3s and others start theirs.
+fn parent_program(host: &HostRoot, daemon: &Daemon) -> Option<String> {
+    let (pid, _) = daemon.process;
+    let stat = host.read_text(&format!("/proc/{pid}/stat"), SMALL).ok()??;
+    let parent: u32 = stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()?;
+    let program = host.link_target(&format!("/proc/{parent}/exe"))?;
+    Some(still_named(&program).to_owned())
+}
+
+/// The path of a program whose file may have been replaced since it was started: the restart starts the new one.
+fn still_named(program: &str) -> &str {
+    program.strip_suffix(" (deleted)").unwrap_or(program)
 }
 
 async fn ask(host: &HostRoot, facts: &mut Facts) {
@@ -198,6 +318,7 @@ fn missing_folders(
     host: &HostRoot,
     places: &Places,
     loaded: &Loaded,
+    sources: &[SourceFile],
 ) -> BTreeMap<String, Vec<String>> {
     let own = [STATE_FOLDER.to_owned(), places.store(), places.bin()];
     let root = folder_of(&loaded.root.path).to_owned();
@@ -206,9 +327,11 @@ fn missing_folders(
         .iter()
         .map(|pattern| folder_of(pattern).to_owned())
         .collect::<Vec<_>>();
+    let sources = sources.iter().map(|file| folder_of(&file.path).to_owned());
     own.into_iter()
         .chain([root])
         .chain(imported)
+        .chain(sources)
         .map(|folder| {
             let missing = host.missing_folders(&folder);
             (folder, missing)
@@ -286,7 +409,10 @@ pub async fn judge_dump(host: &HostRoot, program: &str, path: &str) -> Result<St
     .map_err(|error| error.to_string())
 }
 
-/// The containerd that runs on this host; among several, the one in the packages' unit.
+/// The containerd that runs on this host; among several, the one that the kubelet uses.
+///
+/// A kubelet of its own says which; one in the same program as k3s's or RKE2's uses the containerd that this program started. Without
+/// either, the one in the packages' unit counts.
 ///
 /// # Errors
 /// When `/proc` can't be listed.
@@ -297,9 +423,15 @@ pub fn find_daemon(host: &HostRoot) -> Result<Option<Daemon>, super::Error> {
         .filter_map(|name| name.parse().ok())
         .filter_map(|pid| daemon(host, pid))
         .collect();
+    let endpoint = kubelet::endpoint(host)?;
     found.sort_by_key(|daemon| {
+        let address = daemon.address.as_deref().unwrap_or(distro::STOCK_SOCKET);
+        let is_used = |endpoint: &String| kubelet::same(endpoint, address);
+        let unit = daemon.unit.as_deref();
         (
-            daemon.unit.as_deref() != Some("containerd.service"),
+            !endpoint.as_ref().is_some_and(is_used),
+            !distro::is_own(&daemon.program, unit),
+            unit != Some("containerd.service"),
             daemon.process,
         )
     });
@@ -317,8 +449,7 @@ fn daemon(host: &HostRoot, pid: u32) -> Option<Daemon> {
         return None;
     }
     let program = host.link_target(&format!("/proc/{pid}/exe"))?;
-    // A package's upgrade leaves the old program running; the restart starts the new one.
-    let program = program.strip_suffix(" (deleted)").unwrap_or(&program);
+    let program = own_name(host, still_named(&program));
     let arguments = String::from_utf8(read("cmdline")?).ok()?;
     let arguments: Vec<&str> = arguments.split('\0').collect();
     let stat = String::from_utf8(read("stat")?).ok()?;
@@ -327,15 +458,25 @@ fn daemon(host: &HostRoot, pid: u32) -> Option<Daemon> {
     let cgroup = String::from_utf8(read("cgroup")?).ok()?;
     Some(Daemon {
         process: (pid, started),
-        program: program.to_owned(),
+        program,
         config: option(&arguments, &["-c", "--config", "-config"]),
         address: option(&arguments, &["-a", "--address", "-address"]),
         unit: unit_of_cgroup(&cgroup),
     })
 }
 
+/// The path by which a program is containerd: k3s is one program under many names, which links beside it carry.
+fn own_name(host: &HostRoot, program: &str) -> String {
+    let link = format!("{}/containerd", folder_of(program));
+    let is_other = program.rsplit('/').next() != Some("containerd");
+    if is_other && host.exists(&link) {
+        return link;
+    }
+    program.to_owned()
+}
+
 /// The value of an option, as `-c FILE` or `--config=FILE`; only absolute paths are of use.
-fn option(arguments: &[&str], names: &[&str]) -> Option<String> {
+pub(super) fn option(arguments: &[&str], names: &[&str]) -> Option<String> {
     let mut arguments = arguments.iter();
     while let Some(argument) = arguments.next() {
         let (name, value) = match argument.split_once('=') {

@@ -1,0 +1,176 @@
+//! Which file is edited where containerd loads what a distribution made of it: a template, or a snippet of ours. Pure.
+//!
+//! What containerd loads is found in `loaded`; how a text changes is decided in `containerd_config`.
+
+use std::borrow::Cow;
+
+use super::distro::Edited;
+use super::facts::Facts;
+use super::plan::Error;
+use super::state::folder_of;
+use crate::containerd_config::{Loaded, Placement, PluginId, Version, is_template};
+
+/// Our snippet in a folder of snippets.
+const SNIPPET: &str = "farrier.toml";
+
+/// A file that containerd's configuration is made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Source<'a> {
+    /// Where handlers are declared in it.
+    pub(super) placement: Placement,
+    /// Its text, if it is there.
+    pub(super) text: Option<&'a str>,
+    /// Whether it is a Go template.
+    pub(super) go: bool,
+}
+
+/// The files that may be edited instead of `root`, which containerd loads, or what that imports; the one that counts first.
+pub(super) fn candidates(edited: Edited, root: &str) -> Vec<String> {
+    let folder = folder_of(root);
+    match edited {
+        Edited::Loaded => Vec::new(),
+        Edited::GoTemplate { v3, v2 } => vec![format!("{folder}/{v3}"), format!("{folder}/{v2}")],
+        Edited::TomlTemplate(name) => vec![format!("{folder}/{name}")],
+        Edited::Snippets { folder: name, .. } => vec![format!("{folder}/{name}/{SNIPPET}")],
+    }
+}
+
+/// What containerd loads, or would load if a template were put out as it stands on a host that never was started.
+pub(super) fn seen(facts: &Facts) -> Cow<'_, Loaded> {
+    match (facts.distro.edited, facts.sources.first()) {
+        (Edited::TomlTemplate(_), Some(root)) if facts.loaded.root.text.is_none() => {
+            Cow::Owned(Loaded {
+                root: root.clone(),
+                imported: Vec::new(),
+            })
+        }
+        _ => Cow::Borrowed(&facts.loaded),
+    }
+}
+
+/// What is edited instead of the file that `loaded` says; `None` where that is the one.
+///
+/// # Errors
+/// When there is nothing to edit yet and what a new file has to look like can't be told.
+pub(super) fn find<'a>(facts: &'a Facts, loaded: &Placement) -> Result<Option<Source<'a>>, Error> {
+    let source = |at: usize, go: bool, placement: &Placement| {
+        let file = facts.sources.get(at)?;
+        let placement = Placement {
+            path: file.path.clone(),
+            ..placement.clone()
+        };
+        let text = file.text.as_deref();
+        Some(Source {
+            go: go && text.is_none_or(is_template),
+            placement,
+            text,
+        })
+    };
+    match facts.distro.edited {
+        Edited::Loaded => Ok(None),
+        Edited::GoTemplate { .. } => {
+            let owned = facts.state.config.as_ref().map(|config| &config.path);
+            let holds = |at: &usize| {
+                facts
+                    .sources
+                    .get(*at)
+                    .is_some_and(|file| file.text.is_some())
+            };
+            let is_owned = |at: &usize| facts.sources.get(*at).map(|file| &file.path) == owned;
+            let ours = [0, 1].into_iter().filter(holds).find(is_owned);
+            let imported = loaded.path != facts.loaded.root.path;
+            let at = match ours.or_else(|| [0, 1].into_iter().find(holds)) {
+                // What a release that imports a folder renders needs no template; ours of an earlier one stays what is edited.
+                _ if imported && ours.is_none() => return Ok(None),
+                Some(at) => at,
+                None => usize::from(!new_template(facts)?),
+            };
+            let placement = if facts.loaded.root.text.is_some() {
+                loaded.clone()
+            } else {
+                unseen(loaded, facts.release.is_some_and(renders_schema_3))
+            };
+            Ok(source(at, true, &placement))
+        }
+        Edited::TomlTemplate(_) => {
+            let absent = facts.sources.iter().all(|file| file.text.is_none());
+            if absent {
+                let path = facts.sources.first().map(|file| file.path.clone());
+                return Err(Error::NoTemplate {
+                    path: path.unwrap_or_default(),
+                });
+            }
+            Ok(source(0, false, loaded))
+        }
+        Edited::Snippets { marker, .. } => {
+            let root = facts.loaded.root.text.as_deref();
+            if root.is_some_and(|text| text.lines().all(|line| line != marker)) {
+                return Ok(None);
+            }
+            let schema_3 = match (facts.version, facts.release) {
+                (Some(containerd), _) => containerd.major >= 2,
+                // k0s 1.36 has containerd 2 and refuses snippets of another version than 3.
+                (None, Some(release)) => (release.major, release.minor) >= (1, 36),
+                (None, None) => return Err(Error::NoRelease(facts.distro.word)),
+            };
+            Ok(source(0, false, &unseen(loaded, schema_3)))
+        }
+    }
+}
+
+/// Where handlers go in a file that is made now.
+fn unseen(loaded: &Placement, schema_3: bool) -> Placement {
+    let (plugin, version) = if schema_3 {
+        (PluginId::CriV1Runtime, 3)
+    } else {
+        (PluginId::GrpcV1Cri, 2)
+    };
+    Placement {
+        plugin,
+        version: Some(version),
+        drop_in: true,
+        // The distribution declares it.
+        spell_out_runc: false,
+        ..loaded.clone()
+    }
+}
+
+/// Whether a new template is one for schema 3.
+///
+/// # Errors
+/// Where a new template can't take over the distribution's own: that would have to be copied, and would never be mended again.
+fn new_template(facts: &Facts) -> Result<bool, Error> {
+    let word = facts.distro.word;
+    let release = facts.release.ok_or(Error::NoRelease(word))?;
+    // Patch releases of September 2023 brought the base template.
+    let has_base = match (release.major, release.minor) {
+        (1, 26) => release.patch >= 8,
+        (1, 27) => release.patch >= 5,
+        (1, 28) => release.patch >= 1,
+        newer => newer > (1, 28),
+    };
+    if !has_base {
+        return Err(Error::NoBase { word, release });
+    }
+    // What is rendered now says more than a release can.
+    let rendered = facts.loaded.root.text.as_deref();
+    Ok(rendered.map_or_else(|| renders_schema_3(release), says_version_3))
+}
+
+/// containerd 2 came with 1.31.6 and 1.32.2, and the template for it.
+fn renders_schema_3(release: Version) -> bool {
+    match (release.major, release.minor) {
+        (1, 31) => release.patch >= 6,
+        (1, 32) => release.patch >= 2,
+        newer => newer > (1, 32),
+    }
+}
+
+/// Whether a rendered file is of version 3 or later, which its first lines say.
+fn says_version_3(text: &str) -> bool {
+    text.lines()
+        .filter_map(|line| line.split_once('='))
+        .find(|(key, _)| key.trim() == "version")
+        .and_then(|(_, value)| value.split('#').next()?.trim().parse::<u64>().ok())
+        .is_some_and(|version| version >= 3)
+}
