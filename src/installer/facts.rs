@@ -9,8 +9,8 @@ use super::distro::{self, DistroSpec, Evidence};
 use super::exec;
 use super::host::HostRoot;
 use super::loaded::{load, patterns};
+use super::service::Service;
 use super::state::{Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, folder_of};
-use super::systemd::Systemd;
 use crate::containerd_config::{Loaded, Version};
 
 /// `containerd config dump` takes 18 ms; on a node under load it gets this long before the candidate counts as refused.
@@ -98,6 +98,12 @@ impl Facts {
             .and_then(|daemon| daemon.unit.as_deref());
         unit.unwrap_or(self.distro.unit).to_owned()
     }
+
+    /// What is restarted, and how.
+    #[must_use]
+    pub fn service(&self) -> Service {
+        Service::of(self.distro, &self.unit())
+    }
 }
 
 /// Looks at everything. With `offline` nothing of the host is asked or counted as running; its containerd may still be run as a
@@ -174,11 +180,8 @@ async fn ask(host: &HostRoot, facts: &mut Facts) {
         },
         Err(error) => Err(error.to_string()),
     };
-    facts.kill_mode = match Systemd::connect(host).await {
-        Ok(systemd) => systemd.kill_mode(&facts.unit()).await,
-        Err(error) => Err(error),
-    }
-    .map_err(|error| error.to_string());
+    let kill_mode = facts.service().kill_mode(host).await;
+    facts.kill_mode = kill_mode.map_err(|error| error.to_string());
 }
 
 /// The identity in a file: a UUID, with or without hyphens (machine-id(5)). Anything else is none: it goes into every report.

@@ -19,6 +19,7 @@ pub mod perform;
 pub mod plan;
 mod report;
 pub mod restart;
+pub mod service;
 mod site;
 pub mod state;
 pub mod systemd;

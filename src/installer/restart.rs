@@ -5,11 +5,7 @@ use std::time::{Duration, Instant};
 use super::cri::{self, Served};
 use super::facts::{Daemon, find_daemon};
 use super::host::HostRoot;
-use super::systemd::{self, Systemd};
-
-/// containerd answers 0.1 to 0.3 s after its start, with hundreds of pods after seconds; releases that run every shim's `-info` at
-/// the start, one after the other, take longer.
-const SERVE_LIMIT: Duration = Duration::from_mins(1);
+use super::service::{self, Service};
 
 /// Short beside the 65 ms that a start takes at least, and no load in a minute of asking.
 const ASK_EVERY: Duration = Duration::from_millis(50);
@@ -17,39 +13,42 @@ const ASK_EVERY: Duration = Duration::from_millis(50);
 /// Why containerd does not serve after a restart.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// systemd could not restart it.
+    /// Its manager could not restart it.
     #[error(transparent)]
-    Systemd(#[from] systemd::Error),
+    Service(#[from] service::Error),
     /// It runs and will not serve.
     #[error(transparent)]
     Cri(#[from] cri::Error),
     /// It did not answer in time.
-    #[error(
-        "containerd did not come back within {SERVE_LIMIT:?}: {0}; see `journalctl -u containerd` on the node"
-    )]
-    TooLong(String),
+    #[error("containerd did not come back within {limit:?}: {words}; see its log on the node")]
+    TooLong {
+        /// The bound.
+        limit: Duration,
+        /// What the last look at it gave.
+        words: String,
+    },
     /// It serves something else.
     #[error("containerd came back, but {0}")]
     Unproven(String),
 }
 
-/// Restarts `unit` and returns what the new process serves, and how long the CRI was away.
+/// Restarts the service and returns what the new process serves, and how long the CRI was away.
 ///
 /// `before` is the process that must be gone by then.
 ///
 /// # Errors
-/// When the unit does not restart, the CRI plugin is down, or nothing answers in time.
+/// When the service does not restart, the CRI plugin is down, or nothing answers in time.
 pub async fn restart(
     host: &HostRoot,
-    unit: &str,
+    service: &Service,
     socket: &str,
     before: Option<&Daemon>,
 ) -> Result<(Served, Duration), Error> {
     let since = Instant::now();
-    Systemd::connect(host).await?.restart(unit).await?;
+    service.restart(host).await?;
     let restarted = Instant::now();
     let mut words = "nothing listens at its socket".to_owned();
-    while restarted.elapsed() < SERVE_LIMIT {
+    while restarted.elapsed() < service.serve_limit {
         let is_new = find_daemon(host)
             .ok()
             .flatten()
@@ -65,5 +64,6 @@ pub async fn restart(
         }
         tokio::time::sleep(ASK_EVERY).await;
     }
-    Err(Error::TooLong(words))
+    let limit = service.serve_limit;
+    Err(Error::TooLong { limit, words })
 }
