@@ -7,6 +7,10 @@ use super::facts::{Daemon, find_daemon};
 use super::host::HostRoot;
 use super::service::{self, Service};
 
+/// The part of the limit for which there may be no process at all. Its manager has started it by then, or its own parent does so
+/// soon; one that ended has refused its configuration, and waiting longer keeps the node without it.
+const ABSENT_PART: u32 = 6;
+
 /// Short beside the 65 ms that a start takes at least, and no load in a minute of asking.
 const ASK_EVERY: Duration = Duration::from_millis(50);
 
@@ -27,6 +31,9 @@ pub enum Error {
         /// What the last look at it gave.
         words: String,
     },
+    /// Its process is gone.
+    #[error("containerd ended after its restart ({0}); see its log on the node")]
+    Ended(String),
     /// It serves something else.
     #[error("containerd came back, but {0}")]
     Unproven(String),
@@ -48,11 +55,16 @@ pub async fn restart(
     service.restart(host).await?;
     let restarted = Instant::now();
     let mut words = "nothing listens at its socket".to_owned();
+    let mut present = Instant::now();
     while restarted.elapsed() < service.serve_limit {
-        let is_new = find_daemon(host)
-            .ok()
-            .flatten()
-            .is_some_and(|now| before.is_none_or(|before| before.process != now.process));
+        let now = find_daemon(host).ok().flatten();
+        if now.is_some() {
+            present = Instant::now();
+        } else if present.elapsed() > service.serve_limit / ABSENT_PART {
+            return Err(Error::Ended(words));
+        }
+        let is_new =
+            now.is_some_and(|now| before.is_none_or(|before| before.process != now.process));
         if is_new {
             match cri::served(host, socket).await {
                 // Its runtime counts as not ready only while it starts.

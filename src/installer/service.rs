@@ -137,7 +137,7 @@ impl Service {
         self.unit.strip_suffix(".service").unwrap_or(&self.unit)
     }
 
-    /// Both make their folder below `/run` when they start (sd_booted(3); `OpenRC`'s `RC_SVCDIR`).
+    /// Both make their folder below `/run` when they start (`sd_booted(3)`; `OpenRC`'s `RC_SVCDIR`).
     fn manager(&self, host: &HostRoot) -> Result<Manager, Error> {
         if host.exists("/run/systemd/system") {
             Ok(Manager::Systemd)
@@ -173,7 +173,7 @@ impl Service {
     }
 }
 
-/// A process can neither be signalled nor started where its number is not known (pid_namespaces(7)): a pod that does not share the
+/// A process can neither be signalled nor started where its number is not known (`pid_namespaces(7)`): a pod that does not share the
 /// host's process numbers would end somebody else, or take containerd with it when it ends.
 fn same_processes(host: &HostRoot) -> Result<(), Error> {
     let namespace = |path: &Path| std::fs::read_link(path.join("ns/pid")).ok();
