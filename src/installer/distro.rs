@@ -373,6 +373,13 @@ pub fn is_own(program: &str, unit: Option<&str>) -> bool {
     })
 }
 
+/// The row of a word in a report or a journal; the one that fits always where there is none.
+#[must_use]
+pub fn named(word: &str) -> &'static DistroSpec {
+    let found = TABLE.iter().find(|row| row.word == word);
+    found.unwrap_or(&STOCK)
+}
+
 /// The values of `ID` and `ID_LIKE` (os-release(5)), and `openshift` where a key names its release, as on nodes of RHEL.
 fn os_ids(os_release: &str) -> Vec<&str> {
     os_release

@@ -10,9 +10,9 @@ use super::exec;
 use super::host::HostRoot;
 use super::kubelet;
 use super::loaded::{load, patterns};
+use super::service::Service;
 use super::source::candidates;
 use super::state::{Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, folder_of};
-use super::systemd::Systemd;
 use crate::containerd_config::{Loaded, SourceFile, TEXT_LIMIT, Version};
 
 /// `containerd config dump` takes 18 ms; on a node under load it gets this long before the candidate counts as refused.
@@ -105,6 +105,12 @@ impl Facts {
             .as_ref()
             .and_then(|daemon| daemon.unit.as_deref());
         unit.unwrap_or(self.distro.unit).to_owned()
+    }
+
+    /// What is restarted, and how.
+    #[must_use]
+    pub fn service(&self) -> Service {
+        Service::of(self.distro, &self.unit())
     }
 }
 
@@ -294,11 +300,8 @@ async fn ask(host: &HostRoot, facts: &mut Facts) {
         },
         Err(error) => Err(error.to_string()),
     };
-    facts.kill_mode = match Systemd::connect(host).await {
-        Ok(systemd) => systemd.kill_mode(&facts.unit()).await,
-        Err(error) => Err(error),
-    }
-    .map_err(|error| error.to_string());
+    let kill_mode = facts.service().kill_mode(host).await;
+    facts.kill_mode = kill_mode.map_err(|error| error.to_string());
 }
 
 /// The identity in a file: a UUID, with or without hyphens (machine-id(5)). Anything else is none: it goes into every report.

@@ -20,6 +20,7 @@ pub mod perform;
 pub mod plan;
 mod report;
 pub mod restart;
+pub mod service;
 mod site;
 mod source;
 pub mod state;

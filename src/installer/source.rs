@@ -140,6 +140,11 @@ fn unseen(loaded: &Placement, schema_3: bool) -> Placement {
 /// # Errors
 /// Where a new template can't take over the distribution's own: that would have to be copied, and would never be mended again.
 fn new_template(facts: &Facts) -> Result<bool, Error> {
+    // What is rendered now says more than a release can, and what renders this has a base template.
+    let rendered = facts.loaded.root.text.as_deref().map(says_version_3);
+    if rendered == Some(true) {
+        return Ok(true);
+    }
     let word = facts.distro.word;
     let release = facts.release.ok_or(Error::NoRelease(word))?;
     // Patch releases of September 2023 brought the base template.
@@ -149,12 +154,11 @@ fn new_template(facts: &Facts) -> Result<bool, Error> {
         (1, 28) => release.patch >= 1,
         newer => newer > (1, 28),
     };
-    if !has_base {
-        return Err(Error::NoBase { word, release });
+    if has_base {
+        Ok(rendered.unwrap_or_else(|| renders_schema_3(release)))
+    } else {
+        Err(Error::NoBase { word, release })
     }
-    // What is rendered now says more than a release can.
-    let rendered = facts.loaded.root.text.as_deref();
-    Ok(rendered.map_or_else(|| renders_schema_3(release), says_version_3))
 }
 
 /// containerd 2 came with 1.31.6 and 1.32.2, and the template for it.
