@@ -24,6 +24,7 @@ pub mod service;
 mod site;
 mod source;
 pub mod state;
+mod survey;
 pub mod systemd;
 pub mod text;
 pub mod unpack;

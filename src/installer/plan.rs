@@ -415,7 +415,7 @@ pub fn prove(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use rstest::rstest;
 
     use super::*;
@@ -434,7 +434,7 @@ mod tests {
     }
 
     /// A node whose containerd is well and carries nothing of ours.
-    fn node() -> Facts {
+    pub(in crate::installer) fn node() -> Facts {
         Facts {
             distro: detect(&Evidence::default(), |_| false),
             daemon: Some(Daemon {

@@ -178,3 +178,129 @@ fn says_version_3(text: &str) -> bool {
         .and_then(|(_, value)| value.split('#').next()?.trim().parse::<u64>().ok())
         .is_some_and(|version| version >= 3)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use rstest::rstest;
+
+    use super::*;
+    use crate::containerd_config::SourceFile;
+    use crate::installer::distro::named;
+    use crate::installer::plan::tests::node;
+    use crate::installer::state::OwnedConfig;
+
+    const V2: &str = "version = 2\n";
+    const V3: &str = "# rendered\nversion = 3 # new\n";
+    const DROP_IN: &str = "/x/config-v3.toml.d/farrier.toml";
+
+    /// A host of a distribution that was looked at; `texts` are those of the files that may be edited.
+    fn host(word: &str, root: Option<&str>, release: &str, texts: &[Option<&str>]) -> Facts {
+        let mut facts = node();
+        facts.distro = named(word);
+        facts.release = release.parse().ok();
+        facts.loaded.root = SourceFile {
+            path: "/x/config.toml".to_owned(),
+            text: root.map(str::to_owned),
+        };
+        let paths = candidates(facts.distro.edited, "/x/config.toml");
+        assert_eq!(paths.len(), texts.len());
+        facts.sources = paths
+            .into_iter()
+            .zip(texts)
+            .map(|(path, text)| SourceFile {
+                path,
+                text: text.map(str::to_owned),
+            })
+            .collect();
+        facts
+    }
+
+    fn loaded(path: &str) -> Placement {
+        Placement {
+            path: path.to_owned(),
+            plugin: PluginId::GrpcV1Cri,
+            version: Some(2),
+            drop_in: false,
+            spell_out_runc: false,
+            elsewhere: BTreeSet::new(),
+        }
+    }
+
+    const OLD: Option<&str> = Some("{{ template \"base\" . }}\n");
+
+    #[rstest]
+    #[case::rendered_for_2(Some(V2), "1.30.4", [None, None], "/x/config.toml.tmpl")]
+    #[case::rendered_for_3(Some(V3), "", [None, None], "/x/config-v3.toml.tmpl")]
+    #[case::an_image_of_today(None, "k3s version v1.33.1+k3s1 (abc)", [None, None], "/x/config-v3.toml.tmpl")]
+    #[case::an_image_of_yesterday(None, "1.31.5", [None, None], "/x/config.toml.tmpl")]
+    #[case::an_old_template_alone(Some(V3), "", [None, OLD], "/x/config.toml.tmpl")]
+    #[case::both_templates(Some(V3), "", [OLD, OLD], "/x/config-v3.toml.tmpl")]
+    fn the_template_that_counts_is_edited(
+        #[case] root: Option<&str>,
+        #[case] release: &str,
+        #[case] texts: [Option<&str>; 2],
+        #[case] expected: &str,
+        #[values("k3s", "k3d", "rke2")] word: &str,
+    ) {
+        let facts = host(word, root, release, &texts);
+        let source = find(&facts, &loaded("/x/config.toml")).unwrap().unwrap();
+        assert_eq!(source.placement.path, expected);
+        assert!(source.go);
+    }
+
+    #[rstest]
+    #[case::unknown("")]
+    #[case::before_base_templates("1.28.0")]
+    #[case::long_before("1.25.16")]
+    fn a_template_is_made_only_where_it_can_take_over_the_distribution_s_own(
+        #[case] release: &str,
+    ) {
+        let facts = host("k3s", Some(V2), release, &[None, None]);
+        assert!(find(&facts, &loaded("/x/config.toml")).is_err());
+    }
+
+    #[test]
+    fn a_template_of_ours_stays_what_is_edited_when_a_release_begins_to_import_a_folder() {
+        let mut facts = host("k3s", Some(V3), "1.35.2", &[OLD, None]);
+        assert_eq!(find(&facts, &loaded(DROP_IN)).unwrap(), None);
+        facts.state.config = Some(OwnedConfig {
+            path: "/x/config-v3.toml.tmpl".to_owned(),
+            sha256: String::new(),
+        });
+        let source = find(&facts, &loaded(DROP_IN)).unwrap().unwrap();
+        assert_eq!(source.placement.path, "/x/config-v3.toml.tmpl");
+    }
+
+    #[rstest]
+    #[case::containerd_1("1.7.35", "v1.36.0+k0s.0", Some(2))]
+    #[case::containerd_2("2.1.9", "", Some(3))]
+    #[case::an_image_of_today("", "v1.36.0+k0s.0", Some(3))]
+    #[case::an_image_of_yesterday("", "v1.35.1+k0s.1", Some(2))]
+    #[case::an_unknown_image("", "", None)]
+    fn a_snippet_has_the_version_that_k0s_takes(
+        #[case] containerd: &str,
+        #[case] release: &str,
+        #[case] expected: Option<i64>,
+        #[values(None, Some("\n# k0s_managed=true\nversion = 2\n"))] root: Option<&str>,
+    ) {
+        let mut facts = host("k0s", root, release, &[None]);
+        facts.version = containerd.parse().ok();
+        let source = find(&facts, &loaded("/run/k0s/containerd-cri.toml"));
+        let Some(version) = expected else {
+            assert!(source.is_err());
+            return;
+        };
+        let placement = source.unwrap().unwrap().placement;
+        assert_eq!(placement.path, "/x/containerd.d/farrier.toml");
+        assert_eq!(placement.version, Some(version));
+        assert!(!placement.spell_out_runc);
+    }
+
+    #[test]
+    fn a_configuration_of_k0s_that_its_owner_keeps_is_edited_itself() {
+        let facts = host("k0s", Some(V2), "", &[None]);
+        assert_eq!(find(&facts, &loaded("/x/config.toml")).unwrap(), None);
+    }
+}
