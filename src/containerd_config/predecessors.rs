@@ -278,12 +278,13 @@ mod tests {
     }
 
     fn kwasm(handlers: &[&str]) -> String {
-        let tables: String = handlers
-            .iter()
-            .map(|name| {
-                format!("[{TABLE}.{name}]\n    runtime_type = \"/opt/kwasm/bin/containerd-shim-{name}-v1\"\n")
-            })
-            .collect();
+        let table = |name: &&str| {
+            format!(
+                "[{TABLE}.{name}]\n    runtime_type = \"/opt/kwasm/bin/containerd-shim-{name}-v1\"\n"
+            )
+        };
+        let tables: Vec<String> = handlers.iter().map(table).collect();
+        let tables = tables.concat();
         format!("\n{tables}\n")
     }
 

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::adopt::{home_of, lock_entries};
 use super::host::{Error, HostRoot};
 use super::state::State;
-use crate::containerd_config::{self, Loaded, Predecessor, Value};
+use crate::containerd_config::{self, Predecessor, SourceFile, Value};
 use crate::handoff::{OptionValue, Owner};
 
 /// A lock file has a line for each shim, of which a node has a few.
@@ -58,17 +58,16 @@ pub struct Home {
     pub marker: Option<String>,
 }
 
-/// What predecessors left on the host that is loaded by `loaded`, and what stands at the paths that `state` has taken over.
+/// What predecessors left on the host whose configuration stands in `files`, those that are edited first, and what stands at the paths that `state` has taken over.
 ///
 /// # Errors
 /// When a binary can't be read.
-pub(super) fn look(
+pub(super) fn look<'a>(
     host: &HostRoot,
-    loaded: &Loaded,
+    files: impl Iterator<Item = &'a SourceFile>,
     state: &State,
 ) -> Result<Inheritance, super::Error> {
     let mut found = Inheritance::default();
-    let files = std::iter::once(&loaded.root).chain(&loaded.imported);
     for file in files {
         // A file that can't be read is refused where it is to be edited.
         let declared = file
