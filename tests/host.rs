@@ -254,6 +254,7 @@ fn interrupt(host: &Host, before: &str) {
         restarting: true,
         commits: Some("of a state file that was never written".to_owned()),
         drop_folders: Vec::new(),
+        leftovers: farrier::installer::adopt::Leftovers::default(),
     }
     .save(&root)
     .unwrap();

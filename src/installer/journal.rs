@@ -4,6 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::adopt::Leftovers;
 use super::candidate;
 use super::distro;
 use super::host::{self, HostRoot, text_digest};
@@ -48,6 +49,9 @@ pub struct Journal {
     /// Folders of ours that go, if they are empty, once the change is carried out; outermost first.
     #[serde(default)]
     pub drop_folders: Vec<String>,
+    /// What goes of predecessors once the change is carried out.
+    #[serde(default)]
+    pub leftovers: Leftovers,
 }
 
 /// One step back.
@@ -69,6 +73,11 @@ pub enum Undo {
         path: String,
         /// Where it pointed before, if it was there.
         target: Option<String>,
+    },
+    /// A file of somebody else gives way to a link of ours.
+    Replaced {
+        /// Absolute path on the host.
+        path: String,
     },
     /// A file is made that nobody else looks at.
     File {
@@ -178,11 +187,18 @@ impl Undo {
                 host.discard_new(&host.follow(path).unwrap_or_else(|_| path.clone()));
             }
             Self::Link { path, .. } | Self::File { path } => host.discard_new(path),
+            Self::Replaced { path } => {
+                host.discard_new(path);
+                host.discard_replaced(path);
+            }
             Self::Folder { .. } => {}
         }
     }
 
     fn undo(&self, host: &HostRoot, undone: &mut Undone) -> host::Result<()> {
+        if let Self::Replaced { path } = self {
+            host.restore_replaced(path)?;
+        }
         self.discard(host);
         match self {
             Self::Config {
@@ -205,6 +221,7 @@ impl Undo {
                 Some(target) => host.swap_link(path, target),
                 None => host.remove_file(path),
             },
+            Self::Replaced { .. } => Ok(()),
             Self::File { path } => host.remove_file(path),
             Self::Folder { path } => host.remove_folder(path).map(|_| ()),
         }

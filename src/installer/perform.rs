@@ -8,6 +8,7 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use super::Error;
+use super::adopt::Leftovers;
 use super::artifact;
 use super::candidate;
 use super::facts::{Facts, find_daemon, gather};
@@ -16,7 +17,7 @@ use super::journal::{Journal, Undo, put_config};
 use super::plan::{HostPlan, cut, declared_before, prove};
 use super::restart::{self, restart};
 use super::state::{
-    JOURNAL_FILE, Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, link_target,
+    JOURNAL_FILE, Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, folder_of, link_target,
 };
 use super::unpack;
 use crate::handoff::API_VERSION;
@@ -121,9 +122,14 @@ fn journal(host: &HostRoot, facts: &Facts, plan: &HostPlan) -> Journal {
         .iter()
         .map(|sha256| facts.places.store_path(sha256));
     undo.extend(stored.map(|path| Undo::File { path }));
-    undo.extend(plan.links.keys().map(|path| Undo::Link {
-        path: path.clone(),
-        target: host.link_target(path),
+    undo.extend(plan.links.keys().map(|path| {
+        let target = host.link_target(path);
+        let path = path.clone();
+        if target.is_none() && host.exists(&path) {
+            Undo::Replaced { path }
+        } else {
+            Undo::Link { path, target }
+        }
     }));
     if let Some(change) = &plan.config {
         undo.push(Undo::Config {
@@ -154,6 +160,7 @@ fn journal(host: &HostRoot, facts: &Facts, plan: &HostPlan) -> Journal {
         restarting: false,
         commits,
         drop_folders: plan.drop_folders.clone(),
+        leftovers: plan.leftovers.clone(),
     }
 }
 
@@ -172,7 +179,14 @@ async fn act(
         store(host, &path, sha256, sources.get(sha256))?;
     }
     for (path, sha256) in &plan.links {
-        host.swap_link(path, &link_target(sha256))?;
+        let target = if folder_of(path) == facts.places.bin() {
+            link_target(sha256)
+        } else {
+            // A predecessor's path: its bytes stay within reach until the change stands.
+            host.keep_replaced(path)?;
+            facts.places.store_path(sha256)
+        };
+        host.swap_link(path, &target)?;
     }
     if let Some(change) = &plan.config {
         candidate::judge(host, facts, plan, change).await?;
@@ -258,7 +272,7 @@ async fn roll_back(
             restored
                 .map_err(|error| error.to_string())
                 .and_then(|(served, _)| match &facts.served {
-                    Ok(before) => prove(before, &served, &declared_before(facts), &plan.ours),
+                    Ok(before) => prove(before, &served, &declared_before(facts, plan), &plan.ours),
                     Err(_) => Ok(()),
                 });
         failures.extend(proven.err());
@@ -380,6 +394,23 @@ fn forget_beginning(host: &HostRoot) {
     let _ = host.remove_folder(STATE_FOLDER);
 }
 
+/// Removes what goes of predecessors. A lock file that somebody has written since is left to them.
+fn clear_leftovers(host: &HostRoot, leftovers: &Leftovers) -> Result<(), Error> {
+    for path in &leftovers.files {
+        host.remove_file(path)?;
+    }
+    for lock in &leftovers.locks {
+        host.discard_new(&lock.path);
+        if host.digest(&lock.path)?.as_ref() == Some(&lock.before) {
+            put_config(host, &lock.path, lock.after.as_deref(), Some(&lock.before))?;
+        }
+    }
+    for folder in leftovers.folders.iter().rev() {
+        host.remove_folder(folder)?;
+    }
+    Ok(())
+}
+
 /// Clears up after a change that was carried out: binaries that nothing names, folders of ours, and the journal last.
 fn finish(host: &HostRoot, journal: &Journal) -> Result<(), Error> {
     journal.discard(host)?;
@@ -387,7 +418,14 @@ fn finish(host: &HostRoot, journal: &Journal) -> Result<(), Error> {
     let places = Places {
         folder: journal.folder.clone(),
     };
-    let carried = |owned: &(&String, &super::state::OwnedHandler)| owned.1.sha256.is_some();
+    let carried = |owned: &(&String, &super::state::OwnedHandler)| {
+        owned.1.sha256.is_some() && owned.1.path.is_none()
+    };
+    // What was taken over is in our store only where a link at its path says so.
+    let stored = |owned: &&super::state::OwnedHandler| {
+        let path = owned.path.as_deref();
+        path.is_none_or(|path| host.link_target(path).is_some())
+    };
     let links: BTreeSet<String> = state
         .handlers
         .iter()
@@ -397,6 +435,7 @@ fn finish(host: &HostRoot, journal: &Journal) -> Result<(), Error> {
     let stored: BTreeSet<String> = state
         .handlers
         .values()
+        .filter(stored)
         .filter_map(|owned| Some(places.store_path(owned.sha256.as_deref()?)))
         .collect();
     for (folder, keep) in [(places.bin(), links), (places.store(), stored)] {
@@ -407,6 +446,7 @@ fn finish(host: &HostRoot, journal: &Journal) -> Result<(), Error> {
             }
         }
     }
+    clear_leftovers(host, &journal.leftovers)?;
     let folders = || journal.drop_folders.iter().rev();
     if state.is_empty() {
         for folder in [places.bin(), places.store(), places.folder.clone()] {
