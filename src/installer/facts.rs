@@ -159,11 +159,7 @@ pub async fn gather(
         served: Err("nothing is asked offline".to_owned()),
         in_use: BTreeMap::new(),
         kill_mode: Err("nothing is asked offline".to_owned()),
-        inheritance: inherited::look(
-            host,
-            sources.iter().chain([&loaded.root]).chain(&loaded.imported),
-            &state,
-        )?,
+        inheritance: inherited::look(host, &loaded, &sources, &state)?,
         state,
         missing_folders: missing_folders(host, &places, &loaded, &sources),
         sources,

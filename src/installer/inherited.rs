@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::adopt::{home_of, lock_entries};
 use super::host::{Error, HostRoot};
 use super::state::State;
-use crate::containerd_config::{self, Predecessor, SourceFile, Value};
+use crate::containerd_config::{self, Loaded, Predecessor, SourceFile, Value};
 use crate::handoff::{OptionValue, Owner};
 
 /// A lock file has a line for each shim, of which a node has a few.
@@ -58,17 +58,21 @@ pub struct Home {
     pub marker: Option<String>,
 }
 
-/// What predecessors left on the host whose configuration stands in `files`, those that are edited first, and what stands at the paths that `state` has taken over.
+/// What predecessors left in the files that are `loaded` or that those are made from (`sources`), and what stands at the paths that
+/// `state` has taken over.
 ///
 /// # Errors
 /// When a binary can't be read.
-pub(super) fn look<'a>(
+pub(super) fn look(
     host: &HostRoot,
-    files: impl Iterator<Item = &'a SourceFile>,
+    loaded: &Loaded,
+    sources: &[SourceFile],
     state: &State,
 ) -> Result<Inheritance, super::Error> {
     let mut found = Inheritance::default();
-    for file in files {
+    let loaded = std::iter::once(&loaded.root).chain(&loaded.imported);
+    // What stands in a template stands in what is made from it, too; it is the template that is edited.
+    for file in sources.iter().chain(loaded) {
         // A file that can't be read is refused where it is to be edited.
         let declared = file
             .text

@@ -129,9 +129,22 @@ impl<'a> Site<'a> {
         let (placement, text) = (&self.placement, self.text);
         if self.go {
             let (path, plugin) = (&placement.path, placement.plugin);
-            return Ok(edit_template(path, text, plugin, &self.ours, declared)?);
+            let (ours, declared) = self.to_write(declared);
+            return Ok(edit_template(path, text, plugin, &ours, &declared)?);
         }
         self.edit(placement, text, declared)
+    }
+
+    /// What is ours to write, without the handlers that a predecessor's own lines declare as they should be.
+    fn to_write(&self, declared: &[Handler]) -> (BTreeSet<String>, Vec<Handler>) {
+        let stays = |name: &String| {
+            self.in_place.contains(name) && declared.iter().any(|handler| handler.name == *name)
+        };
+        let mut ours = self.ours.clone();
+        ours.retain(|name| !stays(name));
+        let mut write = declared.to_vec();
+        write.retain(|handler| !stays(&handler.name));
+        (ours, write)
     }
 
     fn edit(
@@ -150,14 +163,8 @@ impl<'a> Site<'a> {
             Some(runc) => Some(runc.to_handler("runc")),
             None => self.dumped.is_empty().then(otherwise),
         };
-        let stays = |name: &String| {
-            self.in_place.contains(name) && declared.iter().any(|handler| handler.name == *name)
-        };
-        let mut ours = self.ours.clone();
-        ours.retain(|name| !stays(name));
-        let edits = declared.iter().filter(|handler| !stays(&handler.name));
-        let edits: Vec<Handler> = edits.cloned().collect();
-        Ok(edit(text, placement, &ours, &edits, runc.as_ref())?)
+        let (ours, declared) = self.to_write(declared);
+        Ok(edit(text, placement, &ours, &declared, runc.as_ref())?)
     }
 
     /// # Errors
