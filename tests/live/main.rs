@@ -6,4 +6,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 mod changes;
+mod crashes;
+mod faults;
 mod node;
+#[path = "../host/trace.rs"]
+mod trace;

@@ -24,29 +24,8 @@ pub const CONFIG_PATH: &str = "/etc/containerd/config.toml";
 /// Names the way in which the next starts of containerd fail, one a line: see [`RC_SERVICE`].
 const FAULTS: &str = "/run/faults";
 
-/// Ends whatever runs, starts containerd and returns, as `start-stop-daemon --background` does. Each start takes a line of the faults.
-const RC_SERVICE: &str = r#"#!/bin/bash
-[ "$1 $2" = "containerd restart" ] || { echo "rc-service: service \`$1' does not exist" >&2; exit 1; }
-exec 9>/run/openrc/lock; flock 9
-if pid=$(cat /run/containerd.pid 2>/dev/null) && kill -TERM "$pid" 2>/dev/null; then
-    kill -CONT "$pid"
-    while kill -0 "$pid" 2>/dev/null; do sleep 0.005; done
-fi
-fault=$(head -n 1 /run/faults 2>/dev/null) && sed -i 1d /run/faults
-config=/etc/containerd/config.toml
-case $fault in
-    refuses) echo "ERROR: containerd failed to start" >&2; exit 1;;
-    without-cri) echo 'disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime"]' >/run/faulty.toml
-        cat $config >>/run/faulty.toml; config=/run/faulty.toml;;
-esac
-setsid /usr/local/bin/containerd --config $config </dev/null >>/var/log/containerd.log 2>&1 9>&- &
-pid=$!; echo $pid >/run/containerd.pid
-case $fault in
-    silent) kill -STOP $pid;;
-    ends) kill -KILL $pid;;
-esac
-exit 0
-"#;
+/// Stands in for the service manager.
+const RC_SERVICE: &str = include_str!("rc-service.sh");
 
 /// What process 1 does at first, in the folder of its root: the processes are seen from beside the node, too.
 const BOOT: &str = "mount -t proc proc proc
@@ -195,6 +174,13 @@ impl Node {
     /// Has the next starts of containerd fail in these ways.
     pub fn fail(&self, faults: &[&str]) {
         self.write(FAULTS, (faults.join("\n") + "\n").as_bytes(), 0o644);
+    }
+
+    /// Makes the file system at `path` read-only, or writable again, for the node and for whoever looks at it.
+    pub fn remount(&self, path: &str, read_only: bool) {
+        let mut flags = MsFlags::MS_REMOUNT;
+        flags.set(MsFlags::MS_RDONLY, read_only);
+        no_data("extra", &self.path(path), "", flags);
     }
 
     /// Starts containerd by hand, and waits until it serves.
