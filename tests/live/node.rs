@@ -246,6 +246,8 @@ impl Node {
         let mut folders = ["/etc", "/opt", "/srv", "/var/lib"]
             .map(|name| self.path(name))
             .to_vec();
+        // A link's target is listed where it is.
+        folders.retain(|folder| !folder.is_symlink());
         while let Some(folder) = folders.pop() {
             for entry in fs::read_dir(folder).unwrap() {
                 let path = entry.unwrap().path();
@@ -265,7 +267,11 @@ impl Node {
                 } else if metadata.is_dir() {
                     folders.push(path);
                 } else {
-                    what += &sha256_hex(&fs::read(&path).unwrap());
+                    what += &if name.ends_with("json") {
+                        fs::read_to_string(&path).unwrap()
+                    } else {
+                        sha256_hex(&fs::read(&path).unwrap())
+                    };
                 }
                 tree.insert(name, what);
             }

@@ -18,7 +18,7 @@ esac
 setsid /usr/local/bin/containerd --config $config </dev/null >>/var/log/containerd.log 2>&1 9>&- &
 pid=$!; echo $pid >/run/containerd.pid
 case $fault in
-    silent) kill -STOP $pid;;
+    silent) until [ "$(cat /proc/$pid/comm)" = containerd ]; do :; done; kill -STOP $pid;;
     ends) kill -KILL $pid;;
 esac
 exit 0
