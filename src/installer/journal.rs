@@ -8,7 +8,7 @@ use super::candidate;
 use super::distro;
 use super::host::{self, HostRoot, text_digest};
 use super::service::Service;
-use super::state::{Error as StateError, JOURNAL_FILE};
+use super::state::{Error as StateError, JOURNAL_FILE, default_folder};
 use crate::handoff::API_VERSION;
 
 /// It holds one configuration, whose size is bounded, and a line for each handler.
@@ -37,6 +37,7 @@ pub struct Journal {
     /// The CRI's socket.
     pub socket: String,
     /// The folder of the binaries.
+    #[serde(default = "default_folder")]
     pub folder: String,
     /// containerd may have been restarted on the new configuration.
     #[serde(default)]

@@ -192,6 +192,7 @@ async fn act(
         info!(unit = journal.unit, "restarting containerd");
         let daemon = facts.daemon.as_ref();
         let (served, away) = restart(host, &journal.service(), &journal.socket, daemon).await?;
+        candidate::is_rendered(host, plan)?;
         if let Ok(before) = &facts.served {
             prove(before, &served, &plan.declared, &plan.ours).map_err(restart::Error::Unproven)?;
         }

@@ -10,6 +10,7 @@ use super::cri::Served;
 use super::desired::Set;
 use super::facts::{Facts, verified};
 use super::site::{Site, declarations};
+use super::source;
 use super::state::{OwnedConfig, OwnedHandler, State, owner_word};
 use crate::containerd_config::{self, Handler};
 use crate::handoff::sha256_hex;
@@ -87,6 +88,8 @@ pub struct ConfigChange {
     pub after: Option<String>,
     /// The root configuration file, which containerd is given.
     pub root: String,
+    /// The same change of a file that containerd loads, where it loads not `path` but what the distribution makes of it.
+    pub rendered: Option<source::Rendered>,
 }
 
 /// Why a host is not changed at all.
@@ -108,6 +111,12 @@ pub enum Error {
     /// It was not well before.
     #[error("containerd was not serving before any change: {0}; repair it first")]
     NotServing(String),
+    /// Binaries can't be kept where they can be executed, or the configuration can't be written.
+    #[error("{0}")]
+    Obstacle(String),
+    /// What a distribution makes its configuration from can't be edited.
+    #[error(transparent)]
+    Source(#[from] source::Error),
     /// The configuration can't be edited.
     #[error(transparent)]
     Config(#[from] containerd_config::Error),
@@ -161,6 +170,9 @@ fn check_host(facts: &Facts, want: &Want) -> Result<(), Error> {
     if let Some(refusal) = facts.distro.refusal {
         return Err(Error::Distribution(refusal));
     }
+    if let Some(obstacle) = &facts.obstacle {
+        return Err(Error::Obstacle(obstacle.clone()));
+    }
     if want.offline {
         return Ok(());
     }
@@ -190,7 +202,11 @@ fn assemble(
         after = site.edited(&declarations(&facts.places, &next))?;
     }
     let declared = declarations(&facts.places, &next);
-    let config = (after.as_deref() != site.text).then(|| site.change(facts, after));
+    let config = if after.as_deref() == site.text {
+        None
+    } else {
+        Some(site.change(facts, after, &declared)?)
+    };
     let served = facts.served.as_ref().ok();
     let pending = served.is_some_and(|served| !is_served(served, &declared, &site.ours));
     let restart = !want.offline && (config.is_some() || pending);
@@ -323,8 +339,12 @@ fn next_state(
 pub fn cut(facts: &Facts, declares: &[String]) -> Result<Option<ConfigChange>, Error> {
     let mut site = Site::find(facts, true)?;
     site.ours.extend(declares.iter().cloned());
-    let after = site.edited(&declarations(&facts.places, &facts.state.handlers))?;
-    Ok((after.as_deref() != site.text).then(|| site.change(facts, after)))
+    let declared = declared_before(facts);
+    let after = site.edited(&declared)?;
+    if after.as_deref() == site.text {
+        return Ok(None);
+    }
+    site.change(facts, after, &declared).map(Some)
 }
 
 /// The handlers as the state file has them declared.
@@ -367,7 +387,7 @@ pub fn prove(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use rstest::rstest;
 
     use super::*;
@@ -386,7 +406,7 @@ mod tests {
     }
 
     /// A node whose containerd is well and carries nothing of ours.
-    fn node() -> Facts {
+    pub(in crate::installer) fn node() -> Facts {
         Facts {
             distro: detect(&Evidence::default(), |_| false),
             daemon: Some(Daemon {
@@ -405,6 +425,9 @@ mod tests {
                 },
                 imported: Vec::new(),
             },
+            sources: Vec::new(),
+            release: None,
+            obstacle: None,
             dump: Ok(CONFIG.to_owned()),
             served: Ok(served(&[])),
             in_use: BTreeMap::new(),

@@ -154,7 +154,8 @@ impl State {
     }
 }
 
-fn default_folder() -> String {
+/// Where binaries stood before the table had more than one place.
+pub(super) fn default_folder() -> String {
     FOLDER.to_owned()
 }
 

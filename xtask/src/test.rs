@@ -111,6 +111,7 @@ fn lint(cache: &Cache, progress: &Progress) -> Result<()> {
         "--test=live",
         "--test=chart",
         "--test=cluster",
+        "--bench=host",
         "--locked",
         "--",
         "-D",
