@@ -66,7 +66,7 @@ const EFFECTS: &[&str] = &[
     "SystemTime",
     "Instant::now",
     "env::var",
-    "tracing",
+    "tracing::",
 ];
 
 /// Lines of a file that are not tests: about what a reader holds in mind.

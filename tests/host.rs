@@ -247,6 +247,7 @@ fn interrupt(host: &Host, before: &str) {
         ],
         declares: vec!["a".to_owned()],
         root: config,
+        folder: "/opt/farrier".to_owned(),
         unit: "containerd.service".to_owned(),
         socket: "/run/containerd/containerd.sock".to_owned(),
         restarting: true,

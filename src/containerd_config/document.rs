@@ -58,15 +58,25 @@ impl<'a> Document<'a> {
         Ok(document)
     }
 
-    /// The `version` of the file.
+    /// The `version` of the file, in the spelling of containerd's releases from 2.0 on, which take any letter case.
     pub(super) fn version(&self) -> Result<Option<i64>, Error> {
-        match self.parsed.get("version") {
-            None => Ok(None),
-            Some(item) => match item.as_integer() {
+        let mut keys = self
+            .parsed
+            .iter()
+            .filter(|(key, _)| key.eq_ignore_ascii_case("version"));
+        match (keys.next(), keys.next()) {
+            (None, _) => Ok(None),
+            (Some((_, item)), None) => match item.as_integer() {
                 Some(version) => Ok(Some(version)),
                 None => Err(self.shape("version", "an integer")),
             },
+            (Some(_), Some((key, _))) => Err(self.letter_case(key)),
         }
+    }
+
+    /// Refuses a `version` that containerd 1.x doesn't see.
+    pub(super) fn check_version_letter_case(&self) -> Result<(), Error> {
+        self.check_keys(self.parsed.as_table(), &["version"])
     }
 
     /// The strings of the array `key` at the root; none where it is absent.
@@ -82,6 +92,11 @@ impl<'a> Document<'a> {
                     .collect()
             })
             .ok_or_else(|| self.shape(key, "an array of strings"))
+    }
+
+    /// Where the value of `key` at the root stands.
+    pub(super) fn value_span(&self, key: &str) -> Option<Range<usize>> {
+        self.parsed.get(key)?.span()
     }
 
     /// Whether the file says anything about the plugin.
@@ -209,7 +224,8 @@ impl<'a> Document<'a> {
         self.item(path)?.as_table_like()
     }
 
-    fn item(&self, path: &[&str]) -> Option<&Item> {
+    /// The item at `path`.
+    pub(super) fn item(&self, path: &[&str]) -> Option<&Item> {
         let (last, parents) = path.split_last()?;
         let mut table: &dyn TableLike = self.parsed.as_table();
         for key in parents {
@@ -257,34 +273,35 @@ impl<'a> Document<'a> {
     }
 
     fn check_letter_case(&self) -> Result<(), Error> {
-        let check = |table: &dyn TableLike, keys: &[&str]| {
-            table
-                .iter()
-                .map(|(name, _)| name)
-                .find(|name| {
-                    keys.iter()
-                        .any(|key| name != key && name.eq_ignore_ascii_case(key))
-                })
-                .map_or(Ok(()), |name| {
-                    Err(Error::LetterCase {
-                        path: self.path.to_owned(),
-                        key: name.to_owned(),
-                    })
-                })
-        };
-        check(
-            self.parsed.as_table(),
-            &["version", "imports", "plugins", "disabled_plugins"],
-        )?;
+        let root = self.parsed.as_table();
+        self.check_keys(root, &["imports", "plugins", "disabled_plugins"])?;
         for plugin in PluginId::ALL {
             let path = plugin.runtimes();
             for depth in 2..path.len() {
                 if let Some(table) = self.table(&path[..depth]) {
-                    check(table, &path[depth..=depth])?;
+                    self.check_keys(table, &path[depth..=depth])?;
                 }
             }
         }
         Ok(())
+    }
+
+    fn check_keys(&self, table: &dyn TableLike, keys: &[&str]) -> Result<(), Error> {
+        let other = |name: &&str| {
+            keys.iter()
+                .any(|key| name != key && name.eq_ignore_ascii_case(key))
+        };
+        match table.iter().map(|(name, _)| name).find(other) {
+            Some(name) => Err(self.letter_case(name)),
+            None => Ok(()),
+        }
+    }
+
+    fn letter_case(&self, key: &str) -> Error {
+        Error::LetterCase {
+            path: self.path.to_owned(),
+            key: key.to_owned(),
+        }
     }
 
     fn shape(&self, key: &str, expected: &'static str) -> Error {

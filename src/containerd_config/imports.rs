@@ -2,6 +2,7 @@
 
 use super::Error;
 use super::document::Document;
+use super::notation::quoted;
 
 /// The patterns under `imports` of the file `text`, as they are written.
 ///
@@ -9,6 +10,25 @@ use super::document::Document;
 /// When the text is no TOML, or `imports` no array of strings.
 pub fn imports(text: &str) -> Result<Vec<String>, Error> {
     Document::parse("the file", text)?.strings("imports")
+}
+
+/// The text of the file `path` with exactly these files, absolute paths, for its imports.
+///
+/// # Errors
+/// When the text is no TOML, or `imports` no array of strings.
+pub fn with_imports(path: &str, text: &str, imports: &[&str]) -> Result<String, Error> {
+    let document = Document::parse(path, text)?;
+    document.strings("imports")?;
+    let paths: Vec<String> = imports.iter().map(|path| quoted(path)).collect();
+    let array = format!("[{}]", paths.join(", "));
+    Ok(match document.value_span("imports") {
+        Some(span) => {
+            let mut changed = document.text.to_owned();
+            changed.replace_range(span, &array);
+            changed
+        }
+        None => format!("imports = {array}\n{}", document.text),
+    })
 }
 
 /// The file `farrier.toml` in the folder of the first pattern that takes every `*.toml` of one folder.
@@ -47,6 +67,21 @@ mod tests {
         ] {
             assert_eq!(own(pattern), None, "{pattern}");
         }
+    }
+
+    #[test]
+    fn a_file_is_given_other_imports_and_nothing_else() {
+        let changed = |text| with_imports("/c", text, &["/a", "/b \"c"]).unwrap();
+        let array = r#"["/a", "/b \"c"]"#;
+        assert_eq!(
+            changed("# x\nversion = 2 # y\nimports = [\n 'z', # z\n] # w\n[plugins]\n"),
+            format!("# x\nversion = 2 # y\nimports = {array} # w\n[plugins]\n")
+        );
+        assert_eq!(
+            changed("[plugins]"),
+            format!("imports = {array}\n[plugins]")
+        );
+        assert!(with_imports("/c", "imports = 1", &[]).is_err());
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::tree::{Tree, at, difference, leaf};
 use super::{DeclaredHandler, Error, Handler, PluginId};
 
 /// What stands for the file's path in an error about a dump.
-const DUMP: &str = "the dump of containerd's configuration";
+pub(super) const DUMP: &str = "the dump of containerd's configuration";
 
 /// The default runtime's name and all handlers that a dump shows.
 ///

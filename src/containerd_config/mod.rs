@@ -11,14 +11,18 @@ mod notation;
 mod placement;
 mod runtimes;
 mod schema;
+mod startable;
+mod template;
 mod tree;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-pub use imports::imports;
+pub use imports::{imports, with_imports};
 pub use judge::{holds, judge, runtimes_of_dump};
 pub use placement::place;
 pub use runtimes::{edit, handlers, is_usable_name};
+pub use startable::startable;
+pub use template::{edit_template, is_template};
 
 /// The most text that is read as one configuration, in bytes. `containerd config dump` prints 20 KiB; a host's file is hostile input.
 pub const TEXT_LIMIT: usize = 1 << 20;
@@ -302,6 +306,16 @@ pub enum Error {
     Unseen {
         /// The handler.
         handler: String,
+    },
+    /// A setting on which containerd, or its CRI, does not come up.
+    #[error(
+        "containerd would not start its CRI: {key} is not {expected}; correct the configuration"
+    )]
+    Unstartable {
+        /// The key in the dump, with dots.
+        key: String,
+        /// What it should be.
+        expected: &'static str,
     },
     /// The default runtime is not among the runtimes: the CRI would not start.
     #[error(

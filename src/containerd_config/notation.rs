@@ -25,6 +25,14 @@ pub(super) const VERSION_MARK: &str = "# farrier: the schema of the managed hand
 pub(super) const CREATED_MARK: &str =
     "# farrier: this file is managed and leaves with its last handler";
 
+/// The line end of a text, by its first line.
+pub(super) fn newline_of(text: &str) -> &'static str {
+    match text.split_once('\n') {
+        Some((line, _)) if line.ends_with('\r') => "\r\n",
+        _ => "\n",
+    }
+}
+
 /// A handler under a header of its own.
 pub(super) fn block(mark: &str, newline: &str, path: &[&str], handler: &Handler) -> String {
     let mut keys: Vec<String> = path.iter().map(|part| key(part)).collect();
@@ -79,18 +87,21 @@ fn key(name: &str) -> String {
     }
 }
 
-/// A basic string on one line, whatever it holds: a value can't end the line and begin a table of its own.
-fn quoted(text: &str) -> String {
+/// A basic string on one line, whatever it holds: a value can't end the line and begin a table of its own, nor begin an action
+/// where the file is a template.
+pub(super) fn quoted(text: &str) -> String {
     let mut quoted = String::with_capacity(text.len() + 2);
     quoted.push('"');
+    let mut previous = None;
     for char in text.chars() {
         match char {
             '"' | '\\' => quoted.extend(['\\', char]),
-            char if char.is_control() => {
+            char if char.is_control() || (char == '{' && previous == Some('{')) => {
                 quoted.extend(format!("\\u{:04X}", u32::from(char)).chars());
             }
             char => quoted.push(char),
         }
+        previous = Some(char);
     }
     quoted.push('"');
     quoted

@@ -30,10 +30,12 @@ pub fn place(loaded: &Loaded, version: &Version) -> Result<Placement, Error> {
             }),
         })
         .collect::<Result<Vec<_>, Error>>()?;
-    check_versions(&root, &imported, own.as_deref(), version)?;
+    let ruling = ruling_file(&root, &imported, own.as_deref(), version)?;
+    // Beside files of several versions, one more could change which of them rules.
+    let own = own.filter(|_| ruling.path == root.path);
 
     let (plugin, schema) = if loaded.root.text.is_some() {
-        plugin(&root, &imported, version)?
+        plugin(&root, &imported, ruling.version, version)?
     } else if version.replaces_sections() {
         (PluginId::GrpcV1Cri, Some(2))
     } else {
@@ -44,13 +46,16 @@ pub fn place(loaded: &Loaded, version: &Version) -> Result<Placement, Error> {
         .iter()
         .rev()
         .find(|file| version.replaces_sections() && file.document.has(plugin));
-    let (path, edited, schema) = match (decisive, own) {
-        (Some(file), _) => (file.path.to_owned(), Some(file), file.version),
+    let (path, edited, schema, drop_in) = match (decisive, own) {
+        (Some(file), _) => (file.path.to_owned(), Some(file), file.version, false),
         (None, Some(own)) => {
             let file = imported.iter().find(|file| file.path == own);
-            (own, file, root.version)
+            (own, file, root.version, true)
         }
-        (None, None) => (root.path.to_owned(), Some(&root), root.version.or(schema)),
+        (None, None) => {
+            let schema = ruling.version.or(schema);
+            (ruling.path.to_owned(), Some(ruling), schema, false)
+        }
     };
     let mut elsewhere = BTreeSet::new();
     if !version.replaces_sections() {
@@ -67,7 +72,7 @@ pub fn place(loaded: &Loaded, version: &Version) -> Result<Placement, Error> {
         |file| file.document.handlers(plugin),
     )?;
     Ok(Placement {
-        drop_in: decisive.is_none() && path != root.path,
+        drop_in,
         spell_out_runc: version.replaces_sections()
             && declared.values().all(|handler| handler.marked),
         path,
@@ -76,6 +81,13 @@ pub fn place(loaded: &Loaded, version: &Version) -> Result<Placement, Error> {
         elsewhere,
     })
 }
+
+/// What version 2 has beside `runtimes`, and version 3 in a plugin for images.
+const IMAGE_SETTINGS: [&str; 3] = [
+    "snapshotter",
+    "disable_snapshot_annotations",
+    "discard_unpacked_layers",
+];
 
 struct File<'a> {
     path: &'a str,
@@ -91,14 +103,10 @@ impl<'a> File<'a> {
                 path: path.to_owned(),
             });
         }
-        let version = document.version()?;
-        if let Some(found) = version.filter(|found| !(1..=release.schema()).contains(found)) {
-            return Err(Error::Schema {
-                path: path.to_owned(),
-                found,
-                containerd: release,
-            });
+        if release.replaces_sections() {
+            document.check_version_letter_case()?;
         }
+        let version = document.version()?;
         let disabled = document.strings("disabled_plugins")?;
         if PluginId::ALL
             .iter()
@@ -115,8 +123,32 @@ impl<'a> File<'a> {
         })
     }
 
+    /// Refuses a version that the release doesn't load.
+    fn check_schema(&self, release: Version) -> Result<(), Error> {
+        match self.version {
+            Some(found) if !(1..=release.schema()).contains(&found) => Err(Error::Schema {
+                path: self.path.to_owned(),
+                found,
+                containerd: release,
+            }),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Whether others declare handlers there: ours go where theirs are.
     fn has_runtimes(&self, plugin: PluginId) -> Result<bool, Error> {
-        Ok(!self.document.handlers(plugin)?.is_empty())
+        let handlers = self.document.handlers(plugin)?;
+        Ok(handlers.values().any(|handler| !handler.marked))
+    }
+
+    /// Whether the file says how images are kept where version 2 has that.
+    fn has_image_settings(&self) -> bool {
+        let [plugins, key, containerd, _] = PluginId::GrpcV1Cri.runtimes();
+        IMAGE_SETTINGS.iter().any(|setting| {
+            self.document
+                .item(&[plugins, key, containerd, setting])
+                .is_some()
+        })
     }
 }
 
@@ -134,36 +166,51 @@ fn own_file(root: &File<'_>, version: Version) -> Result<Option<String>, Error> 
     Ok(imports::own_file(root.path, &patterns))
 }
 
-/// Up to 2.2 the version of the file loaded last rules all of them: settings of the others are lost without an error.
+/// The file whose version says how all of them are read: from 2.3 on the root, and before that the last one that has a version.
 ///
 /// Our own file follows the root, so it may differ now.
-fn check_versions(
-    root: &File<'_>,
-    imported: &[File<'_>],
+fn ruling_file<'a, 'b>(
+    root: &'a File<'b>,
+    imported: &'a [File<'b>],
     own: Option<&str>,
     release: Version,
-) -> Result<(), Error> {
+) -> Result<&'a File<'b>, Error> {
+    let others = || imported.iter().filter(|file| own != Some(file.path));
+    let versions = root.version.unwrap_or(1);
     if release.migrates_each_file() && root.version.is_some() {
-        return Ok(());
-    }
-    let rules = root.version.unwrap_or(1);
-    for file in imported.iter().filter(|file| own != Some(file.path)) {
-        if let Some(found) = file.version.filter(|&found| found != rules) {
-            return Err(Error::Mixed {
-                path: file.path.to_owned(),
-                found,
-                root: rules,
-                containerd: release,
-            });
+        for file in std::iter::once(root).chain(others()) {
+            file.check_schema(release)?;
         }
+        return Ok(root);
     }
-    Ok(())
+    let differs = |file: &&File<'_>| file.version.is_some_and(|found| found != versions);
+    let Some(other) = others().find(differs) else {
+        root.check_schema(release)?;
+        return Ok(root);
+    };
+    let last = others().rfind(|file| file.version.is_some());
+    let ours = imported.len() != others().count();
+    match last {
+        // What version 1 makes of the others, or ours of them all, no release has in common with the next.
+        Some(last) if !ours && versions > 1 && last.version != Some(1) => {
+            last.check_schema(release)?;
+            let root_rules = last.version == root.version;
+            Ok(if root_rules { root } else { last })
+        }
+        Some(_) | None => Err(Error::Mixed {
+            path: other.path.to_owned(),
+            found: other.version.unwrap_or(1),
+            root: versions,
+            containerd: release,
+        }),
+    }
 }
 
-/// The plugin id by version of the root and by release, and the version that a root without one may be given.
+/// The plugin id by the version that rules and by release, and the version that a root without one may be given.
 fn plugin(
     root: &File<'_>,
     imported: &[File<'_>],
+    rules: Option<i64>,
     version: Version,
 ) -> Result<(PluginId, Option<i64>), Error> {
     let any = |plugin| -> Result<bool, Error> {
@@ -176,9 +223,20 @@ fn plugin(
     };
     let grpc = any(PluginId::GrpcV1Cri)?;
     let runtime = any(PluginId::CriV1Runtime)?;
-    Ok(match root.version {
+    Ok(match rules {
         // As soon as the newer id holds any runtimes, containerd 2 drops those of the older id as a whole.
         Some(2) if runtime && !version.replaces_sections() => (PluginId::CriV1Runtime, None),
+        // containerd 2 takes image settings from the older id only where that has runtimes, too (`plugins/cri/images`, `migrateConfig`
+        // of 2.0 to 2.4): the first of them would change the snapshotter.
+        Some(2)
+            if !grpc
+                && !version.replaces_sections()
+                && std::iter::once(root)
+                    .chain(imported)
+                    .any(File::has_image_settings) =>
+        {
+            (PluginId::CriV1Runtime, None)
+        }
         Some(2) => (PluginId::GrpcV1Cri, None),
         // From 2.3 on a version 3 file is migrated once more, and the rule above holds for it, too.
         Some(3) if grpc && !runtime && version.migrates_each_file() => (PluginId::GrpcV1Cri, None),
@@ -327,11 +385,15 @@ mod tests {
 
     #[rstest]
     #[case::higher(
-        "2.1.9",
+        "1.7.35",
         Some("version = 3"),
-        "is of version 3 but imported by a file of version 2"
+        "does not load version = 3 of /x/a.toml"
     )]
-    #[case::lower("1.7.35", Some("version = 1"), "is of version 1")]
+    #[case::lower(
+        "1.7.35",
+        Some("version = 1"),
+        "is of version 1 but imported by a file of version 2"
+    )]
     #[case::absent("1.7.35", None, "is imported but absent")]
     #[case::broken("1.7.35", Some("="), "/x/a.toml can't be parsed")]
     fn an_import_that_loses_settings_is_refused(
@@ -349,6 +411,61 @@ mod tests {
     fn a_file_of_another_version_is_merged_from_2_3_on() {
         let imported = [("/x/a.toml", Some("version = 2"))];
         assert!(placed("version = 3", &imported, "2.4.2").is_ok());
+    }
+
+    #[rstest]
+    #[case::higher("version = 2", "version = 3", "2.1.9", PluginId::CriV1Runtime)]
+    #[case::lower("version = 4", "version = 2", "2.1.9", PluginId::GrpcV1Cri)]
+    #[case::newer_ids_in_the_root(
+        "version = 4\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]",
+        "version = 2",
+        "2.1.9",
+        PluginId::CriV1Runtime
+    )]
+    #[case::lower_on_1("version = 4", "version = 2", "1.7.35", PluginId::GrpcV1Cri)]
+    fn up_to_2_2_the_last_file_rules_and_takes_the_handlers(
+        #[case] root: &str,
+        #[case] last: &str,
+        #[case] release: &str,
+        #[case] plugin: PluginId,
+    ) {
+        let root = format!("imports = ['/x/*.toml']\n{root}");
+        let placement = placed(&root, &[("/x/a.toml", Some(last))], release).unwrap();
+        assert_eq!(placement.path, "/x/a.toml");
+        assert_eq!((placement.plugin, placement.drop_in), (plugin, false));
+    }
+
+    #[rstest]
+    #[case::unseen_settings("", "2.1.9", PluginId::CriV1Runtime)]
+    #[case::seen_settings(
+        "[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]",
+        "2.1.9",
+        PluginId::GrpcV1Cri
+    )]
+    #[case::older("", "1.7.35", PluginId::GrpcV1Cri)]
+    #[case::newer("", "2.4.2", PluginId::CriV1Runtime)]
+    fn the_first_handler_brings_no_image_settings_to_life(
+        #[case] runtimes: &str,
+        #[case] release: &str,
+        #[case] plugin: PluginId,
+    ) {
+        let root = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd]\nsnapshotter = 'native'\n";
+        let placement = placed(&format!("{root}{runtimes}"), &[], release).unwrap();
+        assert_eq!(placement.plugin, plugin);
+    }
+
+    #[rstest]
+    #[case("1.7.35", false)]
+    #[case("2.1.9", true)]
+    #[case("2.4.2", true)]
+    fn a_version_in_other_letter_case_counts_from_2_0_on(
+        #[case] release: &str,
+        #[case] counts: bool,
+    ) {
+        let placement = placed("Version = 2\n", &[], release);
+        let version = placement.map(|placement| placement.version);
+        assert_eq!(version.ok(), counts.then_some(Some(2)));
+        assert!(placed("Version = 2\nversion = 2\n", &[], release).is_err());
     }
 
     #[test]

@@ -10,7 +10,7 @@ use toml_edit::InlineTable;
 
 use super::document::{Document, Holder, leaves};
 use super::notation::{
-    CREATED_MARK, HANDLER_MARK, JOINED_MARK, RUNC_MARK, VERSION_MARK, block, inline,
+    CREATED_MARK, HANDLER_MARK, JOINED_MARK, RUNC_MARK, VERSION_MARK, block, inline, newline_of,
 };
 use super::tree::{Tree, without};
 use super::{DeclaredHandler, Error, Handler, Placement, PluginId};
@@ -70,7 +70,7 @@ pub fn edit(
     let edited = if want.is_empty() {
         base.text
     } else {
-        fill(&base.text, created, placement, want, runc)?
+        fill(&base.text, created, placement, &wanted, runc)?
     };
     verify(&document, &edited, placement, ours, &wanted)?;
     let mark = if document.byte_order_mark {
@@ -87,7 +87,8 @@ pub fn edit(
 pub fn is_usable_name(name: &str) -> bool {
     // go-toml 1.9, which containerd 1.x reads with, doesn't decode escapes in keys: such names would be other names there.
     let unsafe_key = |char: char| char.is_control() || matches!(char, '"' | '\\');
-    !name.is_empty() && name != RUNC && !name.contains(unsafe_key)
+    // Where the file is a template, `{{` begins an action.
+    !name.is_empty() && name != RUNC && !name.contains(unsafe_key) && !name.contains("{{")
 }
 
 /// What is wanted, by name, once every name is usable and free.
@@ -97,6 +98,22 @@ fn check<'a>(
     ours: &BTreeSet<String>,
     want: &'a [Handler],
 ) -> Result<BTreeMap<&'a str, &'a Handler>, Error> {
+    let wanted = check_names(want)?;
+    let foreign = want.iter().map(|handler| &handler.name).find(|name| {
+        !ours.contains(*name)
+            && (declared.contains_key(*name) || placement.elsewhere.contains(*name))
+    });
+    match foreign {
+        Some(name) => Err(Error::Foreign {
+            handler: name.clone(),
+            path: placement.path.clone(),
+        }),
+        None => Ok(wanted),
+    }
+}
+
+/// What is wanted, by name, once every name is usable and there once.
+pub(super) fn check_names(want: &[Handler]) -> Result<BTreeMap<&str, &Handler>, Error> {
     let mut wanted = BTreeMap::new();
     for handler in want {
         let name = &handler.name;
@@ -106,14 +123,6 @@ fn check<'a>(
         {
             return Err(Error::Name {
                 found: found.clone(),
-            });
-        }
-        if !ours.contains(name)
-            && (declared.contains_key(name) || placement.elsewhere.contains(name))
-        {
-            return Err(Error::Foreign {
-                handler: name.clone(),
-                path: placement.path.clone(),
             });
         }
         if wanted.insert(name.as_str(), handler).is_some() {
@@ -139,11 +148,17 @@ fn strip(
     ours: &BTreeSet<String>,
     wanted: &BTreeMap<&str, &Handler>,
 ) -> Result<Base, Error> {
+    let path = placement.plugin.runtimes();
+    // Between braces no comment tells what we wrote: all that is ours goes, so that the same set always stands in the same order.
+    let braces = matches!(
+        document.holder(&[path.as_slice(), &[RUNC]].concat()),
+        Holder::Braces(_, _)
+    );
     let (mut gone, kept): (BTreeSet<&str>, BTreeSet<&str>) =
         declared.keys().map(String::as_str).partition(|name| {
             let handler = &declared[*name];
             let settled = wanted.get(name).is_some_and(|wanted| handler.is(wanted));
-            ours.contains(*name) && (handler.marked || !settled)
+            ours.contains(*name) && (handler.marked || braces || !settled)
         });
     // Whoever stays beside it would hide the default runtime, too.
     if kept.iter().eq([&RUNC]) && declared[RUNC].marked {
@@ -162,25 +177,7 @@ fn strip(
         }
     }
     ranges.sort_by_key(|range| range.start);
-    let mut text = cut(document.text, &ranges);
-    let joined = ranges.iter().find(|range| {
-        document.text[(*range).clone()]
-            .lines()
-            .next()
-            .is_some_and(|line| line.trim() == JOINED_MARK)
-    });
-    if let Some(joined) = joined {
-        let before: usize = ranges
-            .iter()
-            .take_while(|range| range.start < joined.start)
-            .map(Range::len)
-            .sum();
-        // Where something follows, the line end that we added is needed.
-        if joined.start - before == text.len() {
-            let line = text.strip_suffix('\n').unwrap_or(&text);
-            text.truncate(line.strip_suffix('\r').unwrap_or(line).len());
-        }
-    }
+    let text = without_ranges(document.text, &ranges);
     let rest = Document::parse(&placement.path, &text)?;
     let Some((version, mark)) = rest.own_version() else {
         return Ok(Base {
@@ -197,6 +194,29 @@ fn strip(
     };
     let text = cut(&text, &[version]);
     Ok(Base { text, created })
+}
+
+/// The text without the ranges, which are sorted and don't overlap, and without the line end that we added before one of them.
+pub(super) fn without_ranges(text: &str, ranges: &[Range<usize>]) -> String {
+    let mut left = cut(text, ranges);
+    let joined = ranges.iter().find(|range| {
+        text.get((*range).clone())
+            .and_then(|lines| lines.lines().next())
+            .is_some_and(|line| line.trim() == JOINED_MARK)
+    });
+    if let Some(joined) = joined {
+        let before: usize = ranges
+            .iter()
+            .take_while(|range| range.start < joined.start)
+            .map(Range::len)
+            .sum();
+        // Where something follows, the line end that we added is needed.
+        if joined.start - before == left.len() {
+            let line = left.strip_suffix('\n').unwrap_or(&left);
+            left.truncate(line.strip_suffix('\r').unwrap_or(line).len());
+        }
+    }
+    left
 }
 
 /// The text without the ranges, which are sorted and don't overlap.
@@ -216,14 +236,15 @@ fn fill(
     base: &str,
     created: bool,
     placement: &Placement,
-    want: &[Handler],
+    wanted: &BTreeMap<&str, &Handler>,
     runc: Option<&Handler>,
 ) -> Result<String, Error> {
     let document = Document::parse(&placement.path, base)?;
     let declared = document.handlers(placement.plugin)?;
-    let missing: Vec<&Handler> = want
-        .iter()
+    let missing: Vec<&Handler> = wanted
+        .values()
         .filter(|handler| !declared.contains_key(&handler.name))
+        .copied()
         .collect();
     let runc = match runc {
         _ if !placement.spell_out_runc || !declared.is_empty() => None,
@@ -234,10 +255,7 @@ fn fill(
             });
         }
     };
-    let newline = match base.split_once('\n') {
-        Some((line, _)) if line.ends_with('\r') => "\r\n",
-        _ => "\n",
-    };
+    let newline = newline_of(base);
     let version = match (placement.version, document.version()?) {
         (Some(version), None) => {
             let mark = if created { CREATED_MARK } else { VERSION_MARK };
@@ -411,6 +429,19 @@ mod tests {
             edited(PLAIN, &[], &[handler(name)]),
             Err(Error::Name { .. })
         ));
+    }
+
+    #[test]
+    fn half_a_line_end_is_no_end() {
+        for text in [
+            "version = 2\r",
+            "version = 2 # x\r",
+            "version = 2\n\r",
+            "version = 2\n#\r",
+        ] {
+            let edited = edited(text, &[], &[handler("a")]);
+            assert!(matches!(edited, Err(Error::Syntax { .. })), "{text:?}");
+        }
     }
 
     #[test]

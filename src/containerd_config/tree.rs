@@ -50,9 +50,20 @@ fn tree_of_value(value: &Toml) -> Tree {
 
 /// The string at `path`.
 pub(super) fn leaf(tree: &Tree, path: &[&str]) -> Option<String> {
+    value(tree, path)?
+        .strip_prefix("string ")
+        .map(str::to_owned)
+}
+
+/// The boolean at `path`.
+pub(super) fn boolean(tree: &Tree, path: &[&str]) -> Option<bool> {
+    value(tree, path)?.strip_prefix("boolean ")?.parse().ok()
+}
+
+fn value<'a>(tree: &'a Tree, path: &[&str]) -> Option<&'a str> {
     match (tree, path.split_first()) {
-        (Tree::Table(table), Some((first, rest))) => leaf(table.get(*first)?, rest),
-        (Tree::Leaf(text), None) => text.strip_prefix("string ").map(str::to_owned),
+        (Tree::Table(table), Some((first, rest))) => value(table.get(*first)?, rest),
+        (Tree::Leaf(text), None) => Some(text),
         (Tree::Table(_) | Tree::Array(_) | Tree::Leaf(_), _) => None,
     }
 }

@@ -22,18 +22,22 @@ pub(super) async fn judge(
     plan: &HostPlan,
     change: &ConfigChange,
 ) -> Result<(), Error> {
-    // Offline a containerd that can't run gives no judgement; without a file there is nothing to judge.
-    let (Ok(before), Some(program), Some(after)) = (&facts.dump, &facts.program, &change.after)
-    else {
+    // Offline a containerd that can't run gives no judgement; without a root file its defaults count, which it has printed.
+    let (Ok(before), Some(program)) = (&facts.dump, &facts.program) else {
         return Ok(());
     };
     let candidate = format!("{}{SUFFIX}", change.root);
     let import = format!("{}{IMPORT_SUFFIX}", change.root);
-    let text = if change.path == change.root {
-        after.clone()
-    } else {
-        place_candidate(host, &import, after)?;
-        wrapper(change, &import)
+    let text = match &change.after {
+        Some(after) if change.path == change.root => after.clone(),
+        None if change.path == change.root => return Ok(()),
+        after => {
+            if let Some(after) = after {
+                place_candidate(host, &import, after)?;
+            }
+            let import = after.is_some().then_some(import.as_str());
+            root_that_imports(facts, change, import)?
+        }
     };
     place_candidate(host, &candidate, &text)?;
     let dump = judge_dump(host, program, &candidate).await;
@@ -51,19 +55,25 @@ fn place_candidate(host: &HostRoot, path: &str, text: &str) -> Result<(), Error>
     Ok(host.replace(path, text.as_bytes(), None, 0o600)?)
 }
 
-/// A root that imports the present one and the candidate after it: what the host will load, without touching what it loads now.
-fn wrapper(change: &ConfigChange, import: &str) -> String {
-    let version = change
-        .version
-        .map(|version| format!("version = {version}\n"));
-    let root = toml_string(&change.root);
-    let import = toml_string(import);
-    format!(
-        "{}imports = [{root}, {import}]\n",
-        version.unwrap_or_default()
-    )
-}
-
-fn toml_string(path: &str) -> String {
-    format!("\"{}\"", path.replace('\\', "\\\\").replace('"', "\\\""))
+/// The root with the loaded files for its imports, but `import` in place of the one that changes: containerd 1.x goes by the file that
+/// it loads last.
+fn root_that_imports(
+    facts: &Facts,
+    change: &ConfigChange,
+    import: Option<&str>,
+) -> Result<String, containerd_config::Error> {
+    let loaded = &facts.loaded;
+    let present = loaded.imported.iter().filter(|file| file.text.is_some());
+    let mut imports: Vec<&str> = present
+        .filter_map(|file| {
+            if file.path == change.path {
+                import
+            } else {
+                Some(&file.path)
+            }
+        })
+        .collect();
+    imports.extend(import.filter(|import| !imports.contains(import)));
+    let text = loaded.root.text.as_deref().unwrap_or_default();
+    containerd_config::with_imports(&loaded.root.path, text, &imports)
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::facts::{Facts, verified};
 use super::plan::{Scope, Want};
 use super::site::Site;
-use super::state::{OwnedHandler, binary_path, owner_word};
+use super::state::{OwnedHandler, owner_word};
 use crate::containerd_config::is_usable_name;
 use crate::handoff::{HandlerReport, ShimRequest};
 
@@ -42,7 +42,9 @@ impl<'a> Set<'a> {
         self.reports.push(HandlerReport {
             shim: shim.to_owned(),
             handler: handler.to_owned(),
-            path: sha256.is_some().then(|| binary_path(handler)),
+            path: sha256
+                .is_some()
+                .then(|| self.facts.places.binary_path(handler)),
             served: sha256.is_some(),
             sha256,
             reason,
@@ -79,6 +81,7 @@ impl<'a> Set<'a> {
         let owned = OwnedHandler {
             shim: shim.name.clone(),
             owner: self.want.owner,
+            path: None,
             sha256: Some(sha256.to_owned()),
             location: shim.location.clone(),
             artifact_sha256: shim.sha256.clone(),
@@ -134,6 +137,7 @@ impl<'a> Set<'a> {
                 let owned = OwnedHandler {
                     shim: String::new(),
                     owner: self.want.owner,
+                    path: None,
                     sha256: None,
                     location: String::new(),
                     artifact_sha256: None,

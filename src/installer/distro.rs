@@ -2,6 +2,8 @@
 //!
 //! A new distribution is a variant of [`Distro`] and a row of [`TABLE`]; nothing else names one.
 
+use super::state::FOLDER;
+
 /// A way in which containerd comes to a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Distro {
@@ -50,6 +52,8 @@ pub struct DistroSpec {
     pub socket: &'static str,
     /// The unit, where the process does not say.
     pub unit: &'static str,
+    /// Where binaries can be kept and executed.
+    pub folder: &'static str,
 }
 
 /// Where containerd's own packages put things.
@@ -63,6 +67,7 @@ const STOCK: DistroSpec = DistroSpec {
     config: "/etc/containerd/config.toml",
     socket: "/run/containerd/containerd.sock",
     unit: "containerd.service",
+    folder: FOLDER,
 };
 
 /// All of them; the first row that fits counts, and the last one fits always.

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::facts::{Facts, verified};
-use super::state::{STATE_FILE, binary_path, owner_word};
+use super::state::{STATE_FILE, owner_word};
 use super::text::printable;
 use crate::handoff::sha256_hex;
 
@@ -100,7 +100,7 @@ pub fn examine(facts: &Facts, journal: bool) -> Diagnosis {
             find(
                 format!(
                     "{} is not the binary that was installed",
-                    binary_path(handler)
+                    facts.places.binary_path(handler)
                 ),
                 "run `farrier install` again with the same shims",
             );
@@ -151,7 +151,7 @@ fn config_drift(facts: &Facts) -> Option<String> {
         .state
         .handlers
         .keys()
-        .find(|handler| !text.contains(&binary_path(handler)));
+        .find(|handler| !text.contains(&facts.places.binary_path(handler)));
     if sha256_hex(text.as_bytes()) == config.sha256 {
         return None;
     }
@@ -166,7 +166,7 @@ fn config_drift(facts: &Facts) -> Option<String> {
 fn installed(facts: &Facts, handler: &str) -> Installed {
     let owned = facts.state.handlers.get(handler);
     let sha256 = owned.and_then(|owned| owned.sha256.clone());
-    let path = binary_path(handler);
+    let path = facts.places.binary_path(handler);
     let condition = match (&sha256, &facts.served) {
         (None, _) => Condition::Reserved,
         (Some(_), Err(_)) => Condition::Unknown,

@@ -9,10 +9,7 @@ use super::distro::{self, DistroSpec, Evidence};
 use super::exec;
 use super::host::HostRoot;
 use super::loaded::{load, patterns};
-use super::state::{
-    BIN_FOLDER, STATE_FILE, STATE_FOLDER, STATE_LIMIT, STORE_FOLDER, State, binary_path, folder_of,
-    store_path,
-};
+use super::state::{Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, folder_of};
 use super::systemd::Systemd;
 use crate::containerd_config::{Loaded, Version};
 
@@ -50,11 +47,13 @@ pub struct Facts {
     pub kill_mode: Result<String, String>,
     /// What is ours.
     pub state: State,
-    /// SHA-256 of the binaries that stand behind stable paths, by file name in [`BIN_FOLDER`].
+    /// Where binaries stand.
+    pub places: Places,
+    /// SHA-256 of the binaries that stand behind stable paths, by file name in [`Places::bin`].
     pub binaries: BTreeMap<String, Option<String>>,
-    /// Files in [`STORE_FOLDER`] whose bytes are what their name says.
+    /// Files in [`Places::store`] whose bytes are what their name says.
     pub stored: BTreeSet<String>,
-    /// Files in [`STORE_FOLDER`] of which that is not so.
+    /// Files in [`Places::store`] of which that is not so.
     pub damaged: BTreeSet<String>,
     /// Folders that a change may need, each with those that would have to be made for it, outermost first.
     pub missing_folders: BTreeMap<String, Vec<String>>,
@@ -130,7 +129,14 @@ pub async fn gather(
         .to_owned();
     let loaded = load(host, &config)?;
     let state = State::from_json(host.read_text(STATE_FILE, STATE_LIMIT)?.as_deref())?;
-    let (binaries, stored, damaged) = binaries(host)?;
+    let places = Places {
+        folder: if state.is_empty() {
+            distro.folder.to_owned()
+        } else {
+            state.folder.clone()
+        },
+    };
+    let (binaries, stored, damaged) = binaries(host, &places)?;
     let mut facts = Facts {
         distro,
         version: version(host, program.as_deref()).await,
@@ -141,10 +147,11 @@ pub async fn gather(
         in_use: BTreeMap::new(),
         kill_mode: Err("nothing is asked offline".to_owned()),
         state,
+        missing_folders: missing_folders(host, &places, &loaded),
+        places,
         binaries,
         stored,
         damaged,
-        missing_folders: missing_folders(host, &loaded),
         machine_id: identity(host, "/etc/machine-id")?,
         boot_id: identity(host, "/proc/sys/kernel/random/boot_id")?,
         loaded,
@@ -187,8 +194,12 @@ fn identity(host: &HostRoot, path: &str) -> Result<String, super::Error> {
     })
 }
 
-fn missing_folders(host: &HostRoot, loaded: &Loaded) -> BTreeMap<String, Vec<String>> {
-    let own = [STATE_FOLDER, STORE_FOLDER, BIN_FOLDER].map(str::to_owned);
+fn missing_folders(
+    host: &HostRoot,
+    places: &Places,
+    loaded: &Loaded,
+) -> BTreeMap<String, Vec<String>> {
+    let own = [STATE_FOLDER.to_owned(), places.store(), places.bin()];
     let root = folder_of(&loaded.root.path).to_owned();
     // A drop-in may go into a folder that the root imports and that is not there yet.
     let imported = patterns(&loaded.root)
@@ -212,10 +223,10 @@ type Binaries = (
 );
 
 /// What stands in our two folders. Every stored file is hashed once; a link is verified if it points to such a file.
-fn binaries(host: &HostRoot) -> Result<Binaries, super::Error> {
+fn binaries(host: &HostRoot, places: &Places) -> Result<Binaries, super::Error> {
     let (mut stored, mut damaged) = (BTreeSet::new(), BTreeSet::new());
-    for name in host.list(STORE_FOLDER)? {
-        let digest = host.digest(&store_path(&name)).unwrap_or_default();
+    for name in host.list(&places.store())? {
+        let digest = host.digest(&places.store_path(&name)).unwrap_or_default();
         if digest.as_deref() == Some(&name) {
             stored.insert(name);
         } else {
@@ -223,8 +234,9 @@ fn binaries(host: &HostRoot) -> Result<Binaries, super::Error> {
         }
     }
     let mut linked = BTreeMap::new();
-    for name in host.list(BIN_FOLDER)? {
-        let target = host.link_target(&format!("{BIN_FOLDER}/{name}"));
+    let bin = places.bin();
+    for name in host.list(&bin)? {
+        let target = host.link_target(&format!("{bin}/{name}"));
         let digest = target
             .as_deref()
             .and_then(|target| target.strip_prefix("../store/"))
@@ -238,7 +250,7 @@ fn binaries(host: &HostRoot) -> Result<Binaries, super::Error> {
 /// SHA-256 of what stands verified behind the stable path of `handler`.
 #[must_use]
 pub fn verified<'a>(facts: &'a Facts, handler: &str) -> Option<&'a str> {
-    let path = binary_path(handler);
+    let path = facts.places.binary_path(handler);
     let name = path.rsplit_once('/')?.1;
     facts.binaries.get(name)?.as_deref()
 }

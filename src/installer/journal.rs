@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::candidate;
 use super::host::{self, HostRoot, text_digest};
-use super::state::{Error as StateError, JOURNAL_FILE};
+use super::state::{Error as StateError, JOURNAL_FILE, default_folder};
 use crate::handoff::API_VERSION;
 
 /// It holds one configuration, whose size is bounded, and a line for each handler.
@@ -31,6 +31,9 @@ pub struct Journal {
     pub unit: String,
     /// The CRI's socket.
     pub socket: String,
+    /// The folder of the binaries.
+    #[serde(default = "default_folder")]
+    pub folder: String,
     /// containerd may have been restarted on the new configuration.
     #[serde(default)]
     pub restarting: bool,

@@ -13,7 +13,7 @@ const MAX_IMPORTS: usize = 256;
 ///
 /// # Errors
 /// When a file can't be read or there are too many.
-pub(super) fn load(host: &HostRoot, root: &str) -> Result<Loaded, super::Error> {
+pub fn load(host: &HostRoot, root: &str) -> Result<Loaded, super::Error> {
     let read = |path: &str| -> Result<SourceFile, super::Error> {
         Ok(SourceFile {
             path: path.to_owned(),

@@ -13,7 +13,7 @@ pub mod exec;
 pub mod facts;
 pub mod host;
 pub mod journal;
-mod loaded;
+pub mod loaded;
 mod options;
 pub mod perform;
 pub mod plan;

@@ -16,8 +16,7 @@ use super::journal::{Journal, Undo, put_config};
 use super::plan::{HostPlan, cut, declared_before, prove};
 use super::restart::{self, restart};
 use super::state::{
-    BIN_FOLDER, JOURNAL_FILE, STATE_FILE, STATE_FOLDER, STATE_LIMIT, STORE_FOLDER, State,
-    binary_path, folder_of, link_target, store_path,
+    JOURNAL_FILE, Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, link_target,
 };
 use super::unpack;
 use crate::handoff::API_VERSION;
@@ -117,7 +116,10 @@ fn journal(host: &HostRoot, facts: &Facts, plan: &HostPlan) -> Journal {
         let path = format!("{root}{suffix}");
         undo.push(Undo::File { path });
     }
-    let stored = plan.store.iter().map(|sha256| store_path(sha256));
+    let stored = plan
+        .store
+        .iter()
+        .map(|sha256| facts.places.store_path(sha256));
     undo.extend(stored.map(|path| Undo::File { path }));
     undo.extend(plan.links.keys().map(|path| Undo::Link {
         path: path.clone(),
@@ -147,6 +149,7 @@ fn journal(host: &HostRoot, facts: &Facts, plan: &HostPlan) -> Journal {
         root: root.clone(),
         unit: facts.unit(),
         socket: facts.socket(),
+        folder: facts.places.folder.clone(),
         restarting: false,
         commits,
         drop_folders: plan.drop_folders.clone(),
@@ -164,7 +167,8 @@ async fn act(
         host.create_folder(folder)?;
     }
     for sha256 in &plan.store {
-        store(host, sha256, sources.get(sha256))?;
+        let path = facts.places.store_path(sha256);
+        store(host, &path, sha256, sources.get(sha256))?;
     }
     for (path, sha256) in &plan.links {
         host.swap_link(path, &link_target(sha256))?;
@@ -209,9 +213,8 @@ async fn act(
 }
 
 /// Copies a binary into the store. Its bytes are hashed again on the way: what is linked is what was verified.
-fn store(host: &HostRoot, sha256: &str, source: Option<&Source>) -> Result<(), Error> {
-    let path = store_path(sha256);
-    copy(host, &path, sha256, source).inspect_err(|_| host.discard_new(&path))
+fn store(host: &HostRoot, path: &str, sha256: &str, source: Option<&Source>) -> Result<(), Error> {
+    copy(host, path, sha256, source).inspect_err(|_| host.discard_new(path))
 }
 
 fn copy(host: &HostRoot, path: &str, sha256: &str, source: Option<&Source>) -> Result<(), Error> {
@@ -370,20 +373,23 @@ fn forget_beginning(host: &HostRoot) {
 fn finish(host: &HostRoot, journal: &Journal) -> Result<(), Error> {
     journal.discard(host)?;
     let state = State::from_json(host.read_text(STATE_FILE, STATE_LIMIT)?.as_deref())?;
+    let places = Places {
+        folder: journal.folder.clone(),
+    };
     let carried = |owned: &(&String, &super::state::OwnedHandler)| owned.1.sha256.is_some();
     let links: BTreeSet<String> = state
         .handlers
         .iter()
         .filter(carried)
-        .map(|(name, _)| binary_path(name))
+        .map(|(name, _)| places.binary_path(name))
         .collect();
     let stored: BTreeSet<String> = state
         .handlers
         .values()
-        .filter_map(|owned| owned.sha256.as_deref().map(store_path))
+        .filter_map(|owned| Some(places.store_path(owned.sha256.as_deref()?)))
         .collect();
-    for (folder, keep) in [(BIN_FOLDER, links), (STORE_FOLDER, stored)] {
-        for name in host.list(folder)? {
+    for (folder, keep) in [(places.bin(), links), (places.store(), stored)] {
+        for name in host.list(&folder)? {
             let path = format!("{folder}/{name}");
             if !keep.contains(&path) {
                 host.remove_file(&path)?;
@@ -392,8 +398,8 @@ fn finish(host: &HostRoot, journal: &Journal) -> Result<(), Error> {
     }
     let folders = || journal.drop_folders.iter().rev();
     if state.is_empty() {
-        for folder in [BIN_FOLDER, STORE_FOLDER, folder_of(BIN_FOLDER)] {
-            host.remove_folder(folder)?;
+        for folder in [places.bin(), places.store(), places.folder.clone()] {
+            host.remove_folder(&folder)?;
         }
         for folder in folders() {
             host.remove_folder(folder)?;

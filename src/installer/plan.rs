@@ -10,9 +10,7 @@ use super::cri::Served;
 use super::desired::Set;
 use super::facts::{Facts, verified};
 use super::site::{Site, declarations};
-use super::state::{
-    BIN_FOLDER, OwnedConfig, OwnedHandler, State, binary_path, owner_word, store_path,
-};
+use super::state::{OwnedConfig, OwnedHandler, State, owner_word};
 use crate::containerd_config::{self, Handler};
 use crate::handoff::sha256_hex;
 use crate::handoff::{HandlerReport, Owner, ShimRequest};
@@ -89,8 +87,6 @@ pub struct ConfigChange {
     pub after: Option<String>,
     /// The root configuration file, which containerd is given.
     pub root: String,
-    /// `version` of a file that imports both, to have a candidate judged that is not the root itself.
-    pub version: Option<i64>,
 }
 
 /// Why a host is not changed at all.
@@ -185,15 +181,15 @@ fn assemble(
     mut next: BTreeMap<String, OwnedHandler>,
     reports: Vec<HandlerReport>,
 ) -> Result<HostPlan, Error> {
-    let mut after = site.edited(&declarations(&next))?;
+    let mut after = site.edited(&declarations(&facts.places, &next))?;
     if after.as_deref() != site.text {
         // containerd is restarted anyway: what is reserved for nobody any more leaves with it.
         next.retain(|name, owned| {
             owned.sha256.is_some() || owned.owner != want.owner || want.reserve.contains(name)
         });
-        after = site.edited(&declarations(&next))?;
+        after = site.edited(&declarations(&facts.places, &next))?;
     }
-    let declared = declarations(&next);
+    let declared = declarations(&facts.places, &next);
     let config = (after.as_deref() != site.text).then(|| site.change(facts, after));
     let served = facts.served.as_ref().ok();
     let pending = served.is_some_and(|served| !is_served(served, &declared, &site.ours));
@@ -266,7 +262,7 @@ fn links(facts: &Facts, next: &BTreeMap<String, OwnedHandler>) -> BTreeMap<Strin
     next.iter()
         .filter_map(|(name, owned)| Some((name, owned.sha256.as_ref()?)))
         .filter(|(name, sha256)| verified(facts, name) != Some(sha256))
-        .map(|(name, sha256)| (binary_path(name), sha256.clone()))
+        .map(|(name, sha256)| (facts.places.binary_path(name), sha256.clone()))
         .collect()
 }
 
@@ -276,17 +272,18 @@ fn clear(facts: &Facts, state: Option<&State>, wanted: &BTreeSet<String>) -> Vec
         .iter()
         .flat_map(|state| &state.handlers)
         .filter(|(_, owned)| owned.sha256.is_some())
-        .map(|(name, _)| binary_path(name))
+        .map(|(name, _)| facts.places.binary_path(name))
         .collect();
+    let bin = facts.places.bin();
     let links = facts
         .binaries
         .keys()
-        .map(|name| format!("{BIN_FOLDER}/{name}"))
+        .map(|name| format!("{bin}/{name}"))
         .filter(|path| !carried.contains(path));
     let stored = facts.stored.iter().chain(&facts.damaged);
     let stored = stored
         .filter(|name| !wanted.contains(*name))
-        .map(|name| store_path(name));
+        .map(|name| facts.places.store_path(name));
     links.chain(stored).collect()
 }
 
@@ -302,6 +299,7 @@ fn next_state(
     }
     let mut state = facts.state.clone();
     state.handlers = next;
+    state.folder.clone_from(&facts.places.folder);
     state.folders.extend(made.iter().cloned());
     if let Some(change) = config {
         state.config = change.after.as_ref().map(|after| OwnedConfig {
@@ -325,14 +323,14 @@ fn next_state(
 pub fn cut(facts: &Facts, declares: &[String]) -> Result<Option<ConfigChange>, Error> {
     let mut site = Site::find(facts, true)?;
     site.ours.extend(declares.iter().cloned());
-    let after = site.edited(&declarations(&facts.state.handlers))?;
+    let after = site.edited(&declarations(&facts.places, &facts.state.handlers))?;
     Ok((after.as_deref() != site.text).then(|| site.change(facts, after)))
 }
 
 /// The handlers as the state file has them declared.
 #[must_use]
 pub fn declared_before(facts: &Facts) -> Vec<Handler> {
-    declarations(&facts.state.handlers)
+    declarations(&facts.places, &facts.state.handlers)
 }
 
 /// Whether containerd serves after a restart what it should: ours with our paths, the others and the default as before.
@@ -376,9 +374,16 @@ mod tests {
     use crate::containerd_config::{Loaded, SourceFile};
     use crate::installer::distro::{Evidence, detect};
     use crate::installer::facts::Daemon;
+    use crate::installer::state::Places;
 
-    const CONFIG: &str = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n";
+    const CONFIG: &str = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd]\ndefault_runtime_name = 'runc'\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n";
     const DIGEST: &str = "aa";
+
+    fn places() -> Places {
+        Places {
+            folder: "/opt/farrier".to_owned(),
+        }
+    }
 
     /// A node whose containerd is well and carries nothing of ours.
     fn node() -> Facts {
@@ -405,6 +410,7 @@ mod tests {
             in_use: BTreeMap::new(),
             kill_mode: Ok("process".to_owned()),
             state: State::default(),
+            places: places(),
             binaries: BTreeMap::new(),
             stored: BTreeSet::new(),
             damaged: BTreeSet::new(),
@@ -418,7 +424,7 @@ mod tests {
         let runc = ("runc".to_owned(), "io.containerd.runc.v2".to_owned());
         let ours = ours
             .iter()
-            .map(|name| ((*name).to_owned(), binary_path(name)));
+            .map(|name| ((*name).to_owned(), places().binary_path(name)));
         Served {
             ready: true,
             default: "runc".to_owned(),
@@ -499,7 +505,7 @@ mod tests {
         facts.in_use.insert("a".to_owned(), 2);
         let plan = decide(&facts, &want(&[])).unwrap();
         assert!(!plan.restart);
-        assert_eq!(plan.clear, [binary_path("b")]);
+        assert_eq!(plan.clear, [places().binary_path("b")]);
         let [report] = plan.handlers.as_slice() else {
             panic!("{:?}", plan.handlers);
         };
@@ -538,7 +544,7 @@ mod tests {
             .insert("a".to_owned(), Ok("bb".to_owned()));
         let plan = decide(&facts, &upgrade).unwrap();
         assert!(!plan.restart && plan.config.is_none());
-        assert_eq!(plan.links[&binary_path("a")], "bb");
+        assert_eq!(plan.links[&places().binary_path("a")], "bb");
     }
 
     #[rstest]

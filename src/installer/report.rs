@@ -1,10 +1,10 @@
 //! Puts into the report what came of a request. Pure.
 
+use super::Error;
 use super::facts::{Facts, verified};
 use super::perform::Failure;
 use super::plan::HostPlan;
 use super::text::printable;
-use super::{Error, state};
 use crate::handoff::{
     FileAction, FileReport, HandlerReport, Outcome, ProvisionReport, ShimRequest,
 };
@@ -142,7 +142,7 @@ pub(super) fn as_before(
     for shim in shims {
         for handler in &shim.handlers {
             let sha256 = verified(facts, handler).map(str::to_owned);
-            let path = state::binary_path(handler);
+            let path = facts.places.binary_path(handler);
             let listed = facts
                 .served
                 .as_ref()

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::facts::Facts;
 use super::plan::{ConfigChange, Error};
-use super::state::{BIN_FOLDER, OwnedHandler, STATE_FOLDER, STORE_FOLDER, binary_path, folder_of};
+use super::state::{OwnedHandler, Places, STATE_FOLDER, folder_of};
 use crate::containerd_config::{
-    DeclaredHandler, Handler, Placement, PluginId, Value, Version, edit, handlers, place,
-    runtimes_of_dump,
+    DeclaredHandler, Handler, Placement, Value, Version, edit, handlers, place, runtimes_of_dump,
+    startable,
 };
 use crate::handoff::OptionValue;
 
@@ -33,15 +33,19 @@ impl<'a> Site<'a> {
             None => BTreeMap::new(),
         };
         let dumped = match &facts.dump {
-            Ok(dump) => runtimes_of_dump(dump)?.1,
-            Err(_) if offline => BTreeMap::new(),
+            Ok(dump) => {
+                startable(dump)?;
+                runtimes_of_dump(dump)?.1
+            }
+            // What can't be run gives no judgement; one that runs and refuses the file does.
+            Err(_) if offline && facts.version.is_none() => BTreeMap::new(),
             Err(words) => return Err(Error::Refuses(words.clone())),
         };
         // A stanza that executes our own stable path is ours even where the state file was lost.
         let mut ours: BTreeSet<String> = facts.state.handlers.keys().cloned().collect();
         let marked = declared
             .iter()
-            .filter(|(name, handler)| handler.runtime_type == binary_path(name));
+            .filter(|(name, handler)| handler.runtime_type == facts.places.binary_path(name));
         ours.extend(marked.map(|(name, _)| name.clone()));
         Ok(Self {
             placement,
@@ -86,18 +90,6 @@ impl<'a> Site<'a> {
             before: self.text.map(str::to_owned),
             after,
             root: facts.loaded.root.path.clone(),
-            version: self.wrapper_version(),
-        }
-    }
-
-    /// `version` of a file that imports the root and a candidate for a file that the root imports.
-    fn wrapper_version(&self) -> Option<i64> {
-        match (self.placement.drop_in, self.placement.plugin) {
-            // The drop-in has the root's.
-            (true, _) => self.placement.version,
-            // An imported file is edited in place on 1.x alone, whose newest version is 2.
-            (false, PluginId::GrpcV1Cri | PluginId::CriV1Runtime) => Some(2),
-            (false, PluginId::Cri) => None,
         }
     }
 
@@ -106,7 +98,8 @@ impl<'a> Site<'a> {
         let config = folder_of(&self.placement.path);
         let root = folder_of(&facts.loaded.root.path);
         let mut folders: Vec<String> = Vec::new();
-        for folder in [STATE_FOLDER, STORE_FOLDER, BIN_FOLDER, root, config] {
+        let (store, bin) = (facts.places.store(), facts.places.bin());
+        for folder in [STATE_FOLDER, &store, &bin, root, config] {
             let missing = facts.missing_folders.get(folder).into_iter().flatten();
             for path in missing {
                 if !folders.contains(path) {
@@ -119,7 +112,7 @@ impl<'a> Site<'a> {
 }
 
 /// Handlers of ours as they are declared to containerd.
-pub(super) fn declarations(next: &BTreeMap<String, OwnedHandler>) -> Vec<Handler> {
+pub(super) fn declarations(places: &Places, next: &BTreeMap<String, OwnedHandler>) -> Vec<Handler> {
     let value = |value: &OptionValue| match value {
         OptionValue::Boolean(value) => Value::Boolean(*value),
         OptionValue::Integer(value) => Value::Integer(*value),
@@ -128,7 +121,7 @@ pub(super) fn declarations(next: &BTreeMap<String, OwnedHandler>) -> Vec<Handler
     next.iter()
         .map(|(name, owned)| Handler {
             name: name.clone(),
-            runtime_type: binary_path(name),
+            runtime_type: places.declared_path(name, owned),
             options: owned
                 .options
                 .iter()

@@ -13,10 +13,8 @@ pub const STATE_FOLDER: &str = "/var/lib/farrier";
 pub const STATE_FILE: &str = "/var/lib/farrier/state.json";
 /// The undo log of a change under way.
 pub const JOURNAL_FILE: &str = "/var/lib/farrier/journal.json";
-/// Binaries under the SHA-256 of their bytes.
-pub const STORE_FOLDER: &str = "/opt/farrier/store";
-/// The paths that containerd executes: links into the store, which a change of the binary alone swaps.
-pub const BIN_FOLDER: &str = "/opt/farrier/bin";
+/// Where binaries stand, unless the distribution's row of the table has another place.
+pub const FOLDER: &str = "/opt/farrier";
 
 /// A state file names at most some hundred handlers; one that is larger was not written by us.
 pub const STATE_LIMIT: u64 = 4 << 20;
@@ -30,6 +28,9 @@ pub struct State {
     /// The handlers that are declared to containerd because of us, by name.
     #[serde(default)]
     pub handlers: BTreeMap<String, OwnedHandler>,
+    /// The folder of the binaries: it stays what it was when the first one came.
+    #[serde(default = "default_folder")]
+    pub folder: String,
     /// The configuration file that declares them.
     #[serde(default)]
     pub config: Option<OwnedConfig>,
@@ -49,6 +50,10 @@ pub struct OwnedHandler {
     pub shim: String,
     /// Whose set it is in.
     pub owner: Owner,
+    /// The path that containerd executes, where that is not the stable one: a handler that was taken over keeps its path until it
+    /// changes.
+    #[serde(default)]
+    pub path: Option<String>,
     /// SHA-256 of its binary in the store; absent where the handler is only reserved.
     #[serde(default)]
     pub sha256: Option<String>,
@@ -78,6 +83,7 @@ impl Default for State {
         Self {
             api_version: API_VERSION.to_owned(),
             handlers: BTreeMap::new(),
+            folder: default_folder(),
             config: None,
             folders: Vec::new(),
             requests: BTreeMap::new(),
@@ -148,19 +154,52 @@ impl State {
     }
 }
 
-/// The path that containerd executes for `handler`.
-#[must_use]
-pub fn binary_path(handler: &str) -> String {
-    format!("{BIN_FOLDER}/containerd-shim-{handler}")
+/// Where binaries stood before the table had more than one place.
+pub(super) fn default_folder() -> String {
+    FOLDER.to_owned()
 }
 
-/// The file that holds the binary with this SHA-256.
-#[must_use]
-pub fn store_path(sha256: &str) -> String {
-    format!("{STORE_FOLDER}/{sha256}")
+/// Where binaries stand on a host: under the SHA-256 of their bytes in the store, and behind stable paths that link there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Places {
+    /// The folder of both, absolute on the host.
+    pub folder: String,
 }
 
-/// What the link at [`binary_path`] holds: relative, so that it is right under any host root.
+impl Places {
+    /// Binaries under the SHA-256 of their bytes.
+    #[must_use]
+    pub fn store(&self) -> String {
+        format!("{}/store", self.folder)
+    }
+
+    /// The paths that containerd executes: links into the store, which a change of the binary alone swaps.
+    #[must_use]
+    pub fn bin(&self) -> String {
+        format!("{}/bin", self.folder)
+    }
+
+    /// The stable path of `handler`.
+    #[must_use]
+    pub fn binary_path(&self, handler: &str) -> String {
+        format!("{}/bin/containerd-shim-{handler}", self.folder)
+    }
+
+    /// The path that containerd executes for a handler of ours.
+    #[must_use]
+    pub fn declared_path(&self, handler: &str, owned: &OwnedHandler) -> String {
+        let path = owned.path.clone();
+        path.unwrap_or_else(|| self.binary_path(handler))
+    }
+
+    /// The file that holds the binary with this SHA-256.
+    #[must_use]
+    pub fn store_path(&self, sha256: &str) -> String {
+        format!("{}/store/{sha256}", self.folder)
+    }
+}
+
+/// What the link at [`Places::binary_path`] holds: relative, so that it is right under any host root.
 #[must_use]
 pub fn link_target(sha256: &str) -> String {
     format!("../store/{sha256}")

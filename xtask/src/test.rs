@@ -40,6 +40,8 @@ enum Part {
     Lint,
     /// What needs neither helm nor a cluster.
     Unit,
+    /// Every configuration of the corpus, on four real containerd.
+    Corpus,
     /// The chart.
     Chart,
     /// End to end, on a cluster of this machine.
@@ -62,6 +64,9 @@ pub fn run(options: &Options, cache: &Cache, progress: &Progress) -> Result<()> 
     }
     if wanted(Part::Unit) {
         tests(progress, "cargo test", &["--workspace"], &[], filter)?;
+    }
+    if wanted(Part::Corpus) {
+        corpus(cache, progress, filter)?;
     }
     if wanted(Part::Chart) {
         chart(cache, progress, filter)?;
@@ -96,6 +101,10 @@ fn lint(cache: &Cache, progress: &Progress) -> Result<()> {
         "--quiet",
         "--workspace",
         "--all-targets",
+        // Without their names, targets that `cargo test` leaves out are left out here, too.
+        "--test=corpus",
+        "--test=chart",
+        "--test=cluster",
         "--locked",
         "--",
         "-D",
@@ -123,6 +132,25 @@ fn chart(cache: &Cache, progress: &Progress, filter: Option<&str>) -> Result<()>
         progress,
         "cargo test --test chart",
         &["--test", "chart"],
+        &env,
+        filter,
+    )
+}
+
+fn corpus(cache: &Cache, progress: &Progress, filter: Option<&str>) -> Result<()> {
+    let programs = ContainerdVersion::ALL
+        .into_iter()
+        .map(|version| {
+            let folder = cache.tool(Tool::Containerd(version), progress)?;
+            Ok(folder.join("containerd"))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let programs = std::env::join_paths(programs).context("the cache has a colon in its path")?;
+    let env = [("FARRIER_CONTAINERDS", PathBuf::from(programs))];
+    tests(
+        progress,
+        "cargo test --test corpus",
+        &["--test", "corpus"],
         &env,
         filter,
     )

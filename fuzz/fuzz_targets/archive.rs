@@ -1,0 +1,33 @@
+//! Whatever bytes an artifact holds: nothing panics, and what is returned is the digest of what was written, a program for this CPU.
+
+#![no_main]
+
+use std::io::Write as _;
+
+use farrier::installer::unpack::unpack;
+use farrier::names::sha256_hex;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|input: (bool, Option<&str>, &[u8])| {
+    let (packed, binary, bytes) = input;
+    let artifact = if packed {
+        bytes.to_vec()
+    } else {
+        // Past the checksums of gzip, which chance doesn't meet.
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::none());
+        let Ok(()) = encoder.write_all(bytes) else {
+            return;
+        };
+        let Ok(artifact) = encoder.finish() else {
+            return;
+        };
+        artifact
+    };
+    let mut written = Vec::new();
+    if let Ok(digest) = unpack(artifact.as_slice(), "a", binary, &mut written) {
+        assert_eq!(digest, sha256_hex(&written));
+        assert!(written.starts_with(b"\x7fELF"));
+    }
+});

@@ -1,0 +1,71 @@
+//! Whatever bytes a configuration or a template holds: nothing panics, and what can be edited comes back to its first bytes.
+
+#![no_main]
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use farrier::containerd_config::{
+    Handler, Loaded, PluginId, SourceFile, Value, edit, edit_template, imports, judge, place,
+    runtimes_of_dump, startable, with_imports,
+};
+use libfuzzer_sys::fuzz_target;
+
+/// A release for each way of reading a configuration.
+const RELEASES: [&str; 3] = ["1.7.35", "2.1.9", "2.4.2"];
+
+/// What others put there in our name is taken for ours, and goes with it.
+const MARK: &str = "# farrier:";
+
+fn handler(name: &str) -> Handler {
+    Handler {
+        name: name.to_owned(),
+        runtime_type: format!("/opt/{name}"),
+        options: BTreeMap::from([("a b".to_owned(), Value::String("\"\n{{".to_owned()))]),
+    }
+}
+
+fuzz_target!(|text: &str| {
+    let want = [handler("f-a"), handler("f b.c")];
+    let ours: BTreeSet<String> = want.iter().map(|handler| handler.name.clone()).collect();
+    let none = BTreeSet::new();
+    let runc = Handler {
+        options: BTreeMap::new(),
+        ..handler("runc")
+    };
+    let _ = imports(text);
+    let _ = with_imports("f", text, &["/a"]);
+    let _ = runtimes_of_dump(text);
+    let _ = startable(text);
+    let _ = judge(text, text, &ours);
+    let template = |text: Option<&str>, ours: &BTreeSet<String>, want: &[Handler]| {
+        edit_template("t", text, PluginId::CriV1Runtime, ours, want)
+    };
+    if let Ok(Some(after)) = template(Some(text), &none, &want) {
+        let undone = template(Some(&after), &ours, &[]).expect("what was added comes out");
+        assert!(text.contains(MARK) || undone.as_deref() == Some(text));
+    }
+    for release in RELEASES {
+        let Ok(version) = release.parse() else {
+            continue;
+        };
+        let loaded = Loaded {
+            root: SourceFile {
+                path: "/c".to_owned(),
+                text: Some(text.to_owned()),
+            },
+            imported: Vec::new(),
+        };
+        let Ok(placement) = place(&loaded, &version) else {
+            continue;
+        };
+        let file = (!placement.drop_in).then_some(text);
+        let Ok(after) = edit(file, &placement, &none, &want, Some(&runc)) else {
+            continue;
+        };
+        let again = edit(after.as_deref(), &placement, &ours, &want, Some(&runc));
+        assert_eq!(again.as_ref(), Ok(&after));
+        let undone = edit(after.as_deref(), &placement, &ours, &[], Some(&runc));
+        let undone = undone.expect("what was added comes out");
+        assert!(text.contains(MARK) || undone.as_deref() == file);
+    }
+});

@@ -1,0 +1,128 @@
+//! The configurations of the corpus: ours, and those of a folder that `FARRIER_CORPUS` names. No tests.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Where the files of a case stand on the host.
+const FOLDER: &str = "/etc/containerd";
+
+/// The least that containerd takes for a runtime's specification.
+const SPEC: &str =
+    r#"{"ociVersion": "1.1.0", "process": {"cwd": "/", "user": {}}, "root": {"path": "rootfs"}}"#;
+
+/// A configuration: a root file, and what it imports.
+pub struct Case {
+    /// The path in the corpus.
+    pub name: String,
+    /// Each file's path below [`FOLDER`], and its bytes.
+    pub files: Vec<(PathBuf, Vec<u8>)>,
+}
+
+/// Every case, sorted by name.
+pub fn all() -> Vec<Case> {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus");
+    let mut cases = Vec::new();
+    for folder in ["behaviour", "distributions"] {
+        collect(&corpus.join(folder), folder, &mut cases);
+    }
+    if let Some(folder) = std::env::var_os("FARRIER_CORPUS") {
+        let before = cases.len();
+        collect(Path::new(&folder), "extra", &mut cases);
+        assert!(
+            cases.len() > before,
+            "FARRIER_CORPUS holds no configuration"
+        );
+    }
+    cases.sort_by(|one, other| one.name.cmp(&other.name));
+    cases
+}
+
+fn collect(folder: &Path, name: &str, cases: &mut Vec<Case>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = format!("{name}/{}", path.file_name().unwrap().to_str().unwrap());
+        if path.join("config.toml").exists() {
+            let mut files = Vec::new();
+            gather(&path, Path::new(""), &mut files);
+            cases.push(Case { name, files });
+        } else if path.is_dir() {
+            collect(&path, &name, cases);
+        } else if [".toml", ".part", ".tmpl"]
+            .iter()
+            .any(|end| name.ends_with(end))
+            && !name.ends_with("/cases.toml")
+        {
+            let files = vec![(PathBuf::from("config.toml"), bytes(&path))];
+            cases.push(Case { name, files });
+        }
+    }
+}
+
+fn gather(folder: &Path, below: &Path, files: &mut Vec<(PathBuf, Vec<u8>)>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let below = below.join(path.file_name().unwrap());
+        if path.is_dir() {
+            gather(&path, &below, files);
+        } else {
+            files.push((below, bytes(&path)));
+        }
+    }
+}
+
+/// The bytes of a file, with the folder that it names as its own, and with what the snap of microk8s puts in for its names.
+fn bytes(path: &Path) -> Vec<u8> {
+    let names = [
+        ("@DIR@", FOLDER),
+        ("${SNAPSHOTTER}", "native"),
+        ("${RUNTIME}", "runc"),
+        ("${SNAP_DATA}", "/var/snap/microk8s/current"),
+    ];
+    let bytes = fs::read(path).unwrap();
+    match String::from_utf8(bytes) {
+        Ok(text) => names
+            .iter()
+            .fold(text, |text, (name, value)| text.replace(name, value))
+            .into_bytes(),
+        Err(error) => error.into_bytes(),
+    }
+}
+
+impl Case {
+    /// The root file's text, where it is text.
+    pub fn text(&self) -> Option<&str> {
+        let (_, bytes) = self
+            .files
+            .iter()
+            .find(|(path, _)| path == Path::new("config.toml"))?;
+        std::str::from_utf8(bytes).ok()
+    }
+
+    /// Puts the files into the root, and nothing else that a configuration could import.
+    pub fn lay_out(&self, root: &Path) {
+        let folder = root.join(FOLDER.trim_start_matches('/'));
+        for folder in ["etc", "nope", "var/lib/rancher", "var/snap"] {
+            let _ = fs::remove_dir_all(root.join(folder));
+        }
+        for (_, bytes) in &self.files {
+            for path in specs(&String::from_utf8_lossy(bytes)) {
+                let path = root.join(path.trim_start_matches('/'));
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(path, SPEC).unwrap();
+            }
+        }
+        for (path, bytes) in &self.files {
+            let path = folder.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, bytes).unwrap();
+        }
+    }
+}
+
+/// The specifications that a configuration names; a node has the file.
+fn specs(text: &str) -> impl Iterator<Item = &str> {
+    text.lines()
+        .filter(|line| line.trim_start().starts_with("base_runtime_spec"))
+        .filter_map(|line| line.split(['"', '\'']).nth(1))
+        .filter(|path| path.starts_with("/etc/"))
+}

@@ -1,0 +1,389 @@
+//! Every configuration of the corpus on every real containerd: what a daemon loads is edited, judged, served and put back byte for
+//! byte; what it refuses is refused. `FARRIER_CONTAINERDS` lists the programs, `FARRIER_CORPUS` may add a folder of real files.
+//!
+//! `FARRIER_CORPUS_ONLY` restricts a run to the cases whose name contains it.
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on stops")]
+
+mod cases;
+mod daemon;
+mod reasons;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::sync::Mutex;
+
+use cases::Case;
+use daemon::{CONFIG, Release, Root, Start};
+use farrier::containerd_config::{
+    Error, Handler, PluginId, Value, Version, edit, edit_template, holds, judge, place,
+    runtimes_of_dump, startable,
+};
+use farrier::installer::loaded::load;
+use reasons::Why;
+
+/// What Farrier makes of a configuration.
+enum Said {
+    /// It refuses, in these words.
+    Refused(String),
+    /// The handlers stand there now, and this is what the daemon prints.
+    Declared(String),
+    /// A promise is broken.
+    Broken(String),
+}
+
+fn handlers() -> Vec<Handler> {
+    let options = |options: &[(&str, Value)]| -> BTreeMap<String, Value> {
+        let own = |(key, value): &(&str, Value)| ((*key).to_owned(), value.clone());
+        options.iter().map(own).collect()
+    };
+    let handler = |name: &str, options| Handler {
+        name: name.to_owned(),
+        runtime_type: format!("/opt/farrier/bin/containerd-shim-{name}"),
+        options,
+    };
+    vec![
+        handler("farrier-a", options(&[])),
+        handler(
+            "farrier b.c",
+            options(&[
+                ("SystemdCgroup", Value::Boolean(true)),
+                (
+                    "ConfigPath",
+                    Value::String("/etc/b c/\"b\".toml".to_owned()),
+                ),
+                ("a.b c", Value::Integer(-7)),
+            ]),
+        ),
+        handler("farrier-d_1", options(&[])),
+    ]
+}
+
+fn names(handlers: &[Handler]) -> BTreeSet<String> {
+    handlers
+        .iter()
+        .map(|handler| handler.name.clone())
+        .collect()
+}
+
+/// Adds one handler and then all, as the installer does, and takes them out again; all of them stand there in the end.
+async fn change(root: &Root, release: &Release) -> Said {
+    let refused = |error: &dyn std::fmt::Display| Said::Refused(error.to_string());
+    let broken = |words: &str| Said::Broken(words.to_owned());
+    let loaded = match load(&root.host(), CONFIG) {
+        Ok(loaded) => loaded,
+        Err(error) => return refused(&error),
+    };
+    let version: Version = release.version.parse().unwrap();
+    let placement = match place(&loaded, &version) {
+        Ok(placement) => placement,
+        Err(error) => return refused(&error),
+    };
+    let before = match root.dump(release).await {
+        Ok(before) => before,
+        Err(words) => return refused(&words),
+    };
+    if let Err(error) = startable(&before) {
+        return refused(&error);
+    }
+    let runc = match runtimes_of_dump(&before) {
+        Ok((_, dumped)) => dumped.get("runc").map(|runc| runc.to_handler("runc")),
+        Err(error) => return refused(&error),
+    };
+    let file = root.path(&placement.path);
+    let first = fs::read_to_string(&file).ok();
+    let apply = |text: Option<&str>, ours: &BTreeSet<String>, want: &[Handler]| {
+        edit(text, &placement, ours, want, runc.as_ref())
+    };
+    let none = BTreeSet::new();
+    let all = handlers();
+    let mut dump = String::new();
+    for want in [&all[..1], &all] {
+        let ours = names(want);
+        let after = match apply(first.as_deref(), &none, want) {
+            Ok(Some(after)) => after,
+            Ok(None) => return broken("a file with handlers should not exist"),
+            Err(error) => return refused(&error),
+        };
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(&file, &after).unwrap();
+        let judged = match root.dump(release).await {
+            Ok(printed) => {
+                let verdict = judge(&before, &printed, &ours).and_then(|()| holds(&printed, want));
+                dump = printed;
+                verdict.map_err(|error| error.to_string())
+            }
+            Err(words) => Err(words),
+        };
+        if let Err(words) = judged {
+            put_back(&file, first.as_deref());
+            return Said::Refused(words);
+        }
+        if apply(Some(&after), &ours, want) != Ok(Some(after.clone())) {
+            return broken("a second edit changes something");
+        }
+        if apply(Some(&after), &ours, &[]) != Ok(first.clone()) {
+            return broken("the first bytes don't come back");
+        }
+        if apply(Some(&after), &ours, &all) != apply(first.as_deref(), &none, &all) {
+            return broken("one after the other isn't all at once");
+        }
+    }
+    Said::Declared(dump)
+}
+
+fn put_back(file: &std::path::Path, text: Option<&str>) {
+    match text {
+        Some(text) => fs::write(file, text).unwrap(),
+        None => fs::remove_file(file).unwrap(),
+    }
+}
+
+/// What is wrong with how one configuration fares on one release; nothing where all is well.
+async fn verdict(root: &Root, release: &Release, case: &Case) -> Result<(), String> {
+    case.lay_out(&root.path("/"));
+    let why = reasons::of(&case.name, &release.version);
+    match change(root, release).await {
+        Said::Broken(words) => Err(words),
+        Said::Refused(words) => {
+            case.lay_out(&root.path("/"));
+            if root.dump(release).await.is_err() {
+                return Ok(());
+            }
+            match (root.start(release).await, why) {
+                (Start::Up(_), Some(Why::Justified(_)))
+                | (Start::CriDown(_) | Start::Refused(_), None) => Ok(()),
+                (Start::Up(_), _) => Err(format!("refused though the daemon loads it: {words}")),
+                (start, Some(why)) => Err(format!("refused, though not since {why}: {start}")),
+            }
+        }
+        Said::Declared(dump) => match root.start(release).await {
+            Start::Up(served) => {
+                let (default, declared) = runtimes_of_dump(&dump).unwrap();
+                let seen: Vec<(&String, &String)> = served.handlers.iter().collect();
+                let meant: Vec<(&String, &String)> = declared
+                    .iter()
+                    .map(|(name, handler)| (name, &handler.runtime_type))
+                    .collect();
+                if (&served.default, seen) != (&default, meant) {
+                    return Err(format!("serves {served:?} and prints {declared:?}"));
+                }
+                match why {
+                    None => Ok(()),
+                    Some(why) => Err(format!("served in spite of {why}")),
+                }
+            }
+            after @ (Start::CriDown(_) | Start::Refused(_)) => {
+                case.lay_out(&root.path("/"));
+                match (root.start(release).await, why) {
+                    (Start::Up(_), _) => Err(format!("loaded before and not after: {after}")),
+                    (Start::CriDown(_) | Start::Refused(_), Some(Why::OnlyAtStart(_))) => Ok(()),
+                    (before, _) => Err(format!("accepted though the daemon doesn't: {before}")),
+                }
+            }
+        },
+    }
+}
+
+/// The programs under test, by the releases that they say they are.
+fn releases() -> Vec<Release> {
+    let programs = std::env::var_os("FARRIER_CONTAINERDS")
+        .expect("`cargo xtask test corpus` names the programs in FARRIER_CONTAINERDS");
+    std::env::split_paths(&programs)
+        .map(|program| {
+            let output = std::process::Command::new(&program)
+                .arg("--version")
+                .output()
+                .unwrap();
+            let version: Version = String::from_utf8(output.stdout).unwrap().parse().unwrap();
+            Release {
+                version: version.to_string(),
+                program,
+            }
+        })
+        .collect()
+}
+
+/// Goes through the cases on two threads, each with a root of its own, and fails with all that was wrong.
+fn each(cases: Vec<Case>, work: impl AsyncFn(&Root, &Case, usize) -> Vec<String> + Sync) {
+    let releases = releases();
+    let only = std::env::var("FARRIER_CORPUS_ONLY").unwrap_or_default();
+    let cases: Vec<Case> = cases
+        .into_iter()
+        .filter(|case| case.name.contains(&only))
+        .collect();
+    let pending = Mutex::new(cases.iter().enumerate());
+    let wrong = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let root = Root::new(&releases);
+                // On this thread alone: what it starts shares its namespaces.
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()
+                    .unwrap();
+                loop {
+                    let Some((index, case)) = pending.lock().unwrap().next() else {
+                        break;
+                    };
+                    let lines = runtime.block_on(work(&root, case, index));
+                    wrong.lock().unwrap().extend(lines);
+                }
+            });
+        }
+    });
+    let mut wrong = wrong.into_inner().unwrap();
+    wrong.sort();
+    assert!(
+        wrong.is_empty(),
+        "{}\n{} in all",
+        wrong.join("\n"),
+        wrong.len()
+    );
+}
+
+fn is_template(case: &Case) -> bool {
+    case.text()
+        .is_some_and(farrier::containerd_config::is_template)
+}
+
+#[test]
+fn what_a_daemon_loads_is_edited_and_put_back_and_what_it_refuses_is_refused() {
+    let cases = cases::all().into_iter().filter(|case| !is_template(case));
+    let releases = releases();
+    each(cases.collect(), async |root, case, _| {
+        let mut wrong = Vec::new();
+        for release in &releases {
+            if let Err(words) = verdict(root, release, case).await {
+                wrong.push(format!("{} on {}: {words}", case.name, release.version));
+            }
+        }
+        wrong
+    });
+}
+
+/// What the distribution's own template renders to: of both generations.
+const BASES: [&str; 2] = [
+    include_str!("distributions/k3s-v1.30.toml"),
+    include_str!("distributions/rke2.toml"),
+];
+
+/// Adds handlers to the template and takes them out; where it can be rendered here, a daemon says what it thinks of both.
+async fn template(root: &Root, release: &Release, text: &str) -> Result<(), String> {
+    let words = |error: Error| error.to_string();
+    let newer = text.contains("io.containerd.cri.v1.runtime");
+    let (plugin, base) = if newer {
+        (PluginId::CriV1Runtime, BASES[1])
+    } else {
+        (PluginId::GrpcV1Cri, BASES[0])
+    };
+    let all = handlers();
+    let ours = names(&all);
+    let apply = |text: &str, ours: &BTreeSet<String>, want: &[Handler]| {
+        edit_template("config.toml.tmpl", Some(text), plugin, ours, want)
+    };
+    let after = apply(text, &BTreeSet::new(), &all).map_err(words)?.unwrap();
+    if apply(&after, &ours, &all).map_err(words)? != Some(after.clone()) {
+        return Err("a second edit changes something".to_owned());
+    }
+    if apply(&after, &ours, &[]).map_err(words)?.as_deref() != Some(text) {
+        return Err("the first bytes don't come back".to_owned());
+    }
+    let render = |text: &str| text.replace("{{ template \"base\" . }}", base);
+    let other = newer && release.version.starts_with('1');
+    if other || render(text).contains("{{") {
+        return Ok(());
+    }
+    let mut dumps = Vec::new();
+    for text in [text, &after] {
+        fs::create_dir_all(root.path("/etc/containerd")).unwrap();
+        fs::write(root.path(CONFIG), render(text)).unwrap();
+        dumps.push(root.dump(release).await?);
+    }
+    judge(&dumps[0], &dumps[1], &ours)
+        .and_then(|()| holds(&dumps[1], &all))
+        .map_err(words)
+}
+
+#[test]
+fn a_template_renders_to_what_is_wanted_and_comes_back() {
+    let cases: Vec<Case> = cases::all().into_iter().filter(is_template).collect();
+    assert!(cases.len() >= 3);
+    let releases = releases();
+    each(cases, async |root, case, _| {
+        let mut wrong = Vec::new();
+        for release in &releases {
+            if let Err(words) = template(root, release, case.text().unwrap()).await {
+                wrong.push(format!("{} on {}: {words}", case.name, release.version));
+            }
+        }
+        wrong
+    });
+}
+
+/// Runs the program on the root as an unpacked image, and returns its exit status and what it printed.
+async fn farrier(root: &Root, arguments: &[&str]) -> (Option<i32>, String) {
+    let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_farrier"))
+        .args(arguments)
+        .args(["--offline", "-o", "json", "--host-root"])
+        .arg(root.path("/"))
+        .output()
+        .await
+        .unwrap();
+    let printed = String::from_utf8(output.stdout).unwrap();
+    (output.status.code(), printed)
+}
+
+/// The whole program does what the parts say, with exit status 3 where nothing may be changed.
+async fn program(root: &Root, release: &Release, case: &Case) -> Result<(), String> {
+    case.lay_out(&root.path("/"));
+    let said = change(root, release).await;
+    case.lay_out(&root.path("/"));
+    root.install(release);
+    let before = root.files("/etc");
+    let shim = ["install", "--shim", "farrier-a=file:///srv/shim"];
+    let (code, printed) = farrier(root, &shim).await;
+    match (&said, code) {
+        (Said::Declared(_), Some(0)) => {}
+        (Said::Refused(_), Some(3)) if root.files("/etc") == before => return Ok(()),
+        (Said::Refused(words) | Said::Broken(words), _) => {
+            return Err(format!(
+                "exit status {code:?} and not 3: {words}: {printed}"
+            ));
+        }
+        (Said::Declared(_), _) => return Err(format!("exit status {code:?}: {printed}")),
+    }
+    let dump = root.dump(release).await?;
+    let (_, declared) = runtimes_of_dump(&dump).unwrap();
+    if !declared.contains_key("farrier-a") {
+        return Err("the daemon doesn't see the handler".to_owned());
+    }
+    let (code, printed) = farrier(root, &["uninstall", "--all"]).await;
+    if code != Some(0) {
+        return Err(format!("exit status {code:?} of the removal: {printed}"));
+    }
+    if root.files("/etc") == before {
+        Ok(())
+    } else {
+        Err("the first bytes don't come back".to_owned())
+    }
+}
+
+#[test]
+fn the_program_changes_and_refuses_as_its_parts_say() {
+    let releases = releases();
+    let cases: Vec<Case> = cases::all()
+        .into_iter()
+        .filter(|case| !is_template(case) && !case.name.starts_with("extra/"))
+        .filter(|case| !case.name.contains("toml-syntax/"))
+        .collect();
+    each(cases, async |root, case, index| {
+        // Every case on every release has been tried in parts: here one of them does.
+        let release = &releases[index % releases.len()];
+        match program(root, release, case).await {
+            Ok(()) => Vec::new(),
+            Err(words) => vec![format!("{} on {}: {words}", case.name, release.version)],
+        }
+    });
+}
