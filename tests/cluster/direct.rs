@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::thread;
 
 use farrier::handoff::{Outcome, ProvisionReport};
 use k8s_openapi::api::node::v1::RuntimeClass;
@@ -132,11 +133,6 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// Installs a release of the shim as [`HANDLER`], and nothing else.
-    pub fn install(&self, release: &str) -> Run {
-        self.farrier(&install(release))
-    }
-
     /// An administrator's lines for the unit of containerd, from now until the node is cleaned or [`plain_unit`](Self::plain_unit).
     pub fn override_unit(&self, lines: &str) {
         self.sh(&format!(
@@ -177,19 +173,18 @@ impl<'a> Node<'a> {
         format!("{name}-{}", self.name)
     }
 
-    /// Starts a pod that stays, and waits until it runs. Without a handler it is runc's.
+    /// Starts a pod that stays, and waits until it runs: a Wasm module for [`HANDLER`], a Linux program for every other.
     pub async fn start_pod(&self, name: &str, handler: Option<&str>) {
         if let Some(handler) = handler {
             self.runtime_class(handler).await;
         }
-        let container = match handler {
-            Some(_) => json!({
+        let container = if handler == Some(HANDLER) {
+            json!({
                 "name": "main", "image": std::env::var("FARRIER_HELLO_IMAGE").unwrap(), "imagePullPolicy": "Never",
                 "args": ["sleep", "3600"],
-            }),
-            None => {
-                json!({"name": "main", "image": "localhost/pause:1", "imagePullPolicy": "Never"})
-            }
+            })
+        } else {
+            json!({"name": "main", "image": "localhost/pause:1", "imagePullPolicy": "Never"})
         };
         let pod = serde_json::from_value(json!({
             "metadata": {"name": self.pod(name)},
@@ -277,4 +272,28 @@ impl<'a> Node<'a> {
 /// The words that install a release of the shim as [`HANDLER`], and nothing else.
 pub fn install(release: &str) -> String {
     format!("install --shim {HANDLER}=file:///opt/images/shim-{release}")
+}
+
+/// Runs the test on the nodes of all containerd releases at the same time: most of what it takes is waiting for kubelets.
+pub fn on_every_node<F: Future<Output = ()>>(test: impl Fn(&'static str) -> F + Sync) {
+    let run = &|series| {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+            .block_on(test(series));
+    };
+    let failed = thread::scope(|scope| {
+        let threads =
+            ["1.6", "1.7", "2.1", "2.4"].map(|series| (series, scope.spawn(move || run(series))));
+        // All are waited for, whichever failed.
+        let mut failed = Vec::new();
+        for (series, thread) in threads {
+            if thread.join().is_err() {
+                failed.push(series);
+            }
+        }
+        failed
+    });
+    assert!(failed.is_empty(), "failed on containerd {failed:?}");
 }

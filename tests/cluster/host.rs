@@ -2,7 +2,7 @@
 
 use farrier::handoff::Outcome;
 
-use crate::direct::{HANDLER, Node, install};
+use crate::direct::{HANDLER, Node, install, on_every_node};
 use crate::support::Cluster;
 
 /// Refuses to start containerd on a configuration that names the handler `doomed`, which its dump takes.
@@ -16,7 +16,7 @@ const RUNC: &str = "--shim again=file:///usr/local/bin/containerd-shim-runc-v2";
 /// The pod of Wasm comes where nothing restarts any more. containerd 1.7 and later ask every shim for its processes when they start,
 /// and end what does not answer (`loadShim` in runtime/v2/shim_load.go, "cleaning leaked shim process"); shims made with runwasi's
 /// library, up to containerd-shimkit 0.1, have no answer.
-async fn pods_go_on(series: &str) {
+async fn pods_go_on(series: &'static str) {
     let cluster = Cluster::connect().await;
     let node = Node::with(&cluster, series).await;
     let before = node.files();
@@ -71,28 +71,13 @@ async fn pods_go_on(series: &str) {
     assert!(cluster.node_is_ready(&node.name).await);
 }
 
-#[tokio::test]
-async fn pods_on_containerd_1_6_survive_install_upgrade_failure_and_removal() {
-    pods_go_on("1.6").await;
-}
-
-#[tokio::test]
-async fn pods_on_containerd_1_7_survive_install_upgrade_failure_and_removal() {
-    pods_go_on("1.7").await;
-}
-
-#[tokio::test]
-async fn pods_on_containerd_2_1_survive_install_upgrade_failure_and_removal() {
-    pods_go_on("2.1").await;
-}
-
-#[tokio::test]
-async fn pods_on_containerd_2_4_survive_install_upgrade_failure_and_removal() {
-    pods_go_on("2.4").await;
+#[test]
+fn pods_survive_install_upgrade_failure_and_removal_on_every_containerd() {
+    on_every_node(pods_go_on);
 }
 
 /// Seven shims added, upgraded and removed one by one, with all of their handlers reserved at the first.
-async fn seven_shims_cost_two_restarts(series: &str) {
+async fn seven_shims_cost_two_restarts(series: &'static str) {
     let cluster = Cluster::connect().await;
     let node = Node::with(&cluster, series).await;
     let before = node.files();
@@ -121,12 +106,7 @@ async fn seven_shims_cost_two_restarts(series: &str) {
     assert_eq!(node.files(), before);
 }
 
-#[tokio::test]
-async fn seven_reserved_shims_restart_containerd_1_7_twice() {
-    seven_shims_cost_two_restarts("1.7").await;
-}
-
-#[tokio::test]
-async fn seven_reserved_shims_restart_containerd_2_4_twice() {
-    seven_shims_cost_two_restarts("2.4").await;
+#[test]
+fn seven_reserved_shims_cost_one_restart_at_the_first_and_one_at_the_last() {
+    on_every_node(seven_shims_cost_two_restarts);
 }

@@ -1,1 +1,126 @@
+//! What can be wrong with a node's service manager and its containerd: it is refused before the first write, or everything goes back.
 
+use farrier::handoff::Outcome;
+
+use crate::direct::{Node, install};
+use crate::host::DOOMED;
+use crate::support::Cluster;
+
+/// A wrong node is refused: nothing changes, nothing restarts, and the sentence holds `part`.
+fn is_refused(node: &Node<'_>, part: &str) {
+    let (files, daemon) = (node.files(), node.containerd());
+    node.farrier(&install("v0.1.0"))
+        .is(Outcome::Refused, 0)
+        .tells(part);
+    assert_eq!(node.files(), files);
+    assert_eq!(node.containerd(), daemon);
+}
+
+#[tokio::test]
+async fn a_node_without_a_bus_is_refused() {
+    let cluster = Cluster::connect().await;
+    let node = Node::with(&cluster, "2.4").await;
+    node.sh("mv /run/dbus/system_bus_socket /run/dbus/elsewhere");
+    is_refused(&node, "see that dbus is installed and running");
+    node.sh("mv /run/dbus/elsewhere /run/dbus/system_bus_socket");
+    node.farrier(&install("v0.1.0")).is(Outcome::Applied, 1);
+    node.farrier("uninstall --all").is(Outcome::Applied, 1);
+}
+
+#[tokio::test]
+async fn a_unit_whose_restart_ends_pods_is_refused() {
+    let cluster = Cluster::connect().await;
+    let node = Node::with(&cluster, "2.1").await;
+    node.override_unit("[Service]\nKillMode=control-group");
+    is_refused(&node, "KillMode");
+    node.plain_unit();
+}
+
+/// An install that fails after the restart: the old bytes are back, and containerd serves as before.
+fn is_rolled_back(node: &Node<'_>, part: &str) {
+    let files = node.files();
+    node.farrier("install --shim doomed=file:///opt/images/shim-v0.1.0")
+        .is(Outcome::RolledBack, 2)
+        .tells(part);
+    assert_eq!(node.files(), files);
+    assert_eq!(node.sh("systemctl is-active containerd"), "active\n");
+}
+
+#[tokio::test]
+async fn a_containerd_that_comes_back_without_its_cri_is_rolled_back() {
+    let cluster = Cluster::connect().await;
+    let node = Node::with(&cluster, "1.7").await;
+    node.sh("mkdir -p /run/farrier-test; printf 'version = 2\\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\\n' > /run/farrier-test/none.toml");
+    node.override_unit(
+        "[Service]\nExecStart=\nExecStart=/bin/sh -c \"grep -q doomed /etc/containerd/config.toml && exec /usr/local/bin/containerd -c /run/farrier-test/none.toml; exec /usr/local/bin/containerd\"",
+    );
+    is_rolled_back(&node, "CRI plugin");
+    node.plain_unit();
+}
+
+#[tokio::test]
+async fn a_containerd_whose_start_is_refused_afterwards_is_rolled_back() {
+    let cluster = Cluster::connect().await;
+    let node = Node::with(&cluster, "2.4").await;
+    node.override_unit(&DOOMED.replace("ExecStartPre", "ExecStartPost"));
+    is_rolled_back(&node, "containerd.service");
+    node.plain_unit();
+}
+
+#[tokio::test]
+async fn a_containerd_that_never_gets_ready_is_rolled_back() {
+    let cluster = Cluster::connect().await;
+    let node = Node::with(&cluster, "2.1").await;
+    node.override_unit(
+        "[Service]\nTimeoutStartSec=5\nExecStartPost=/bin/sh -c \"grep -rq doomed /etc/containerd && sleep 600 || true\"",
+    );
+    is_rolled_back(&node, "containerd.service");
+    node.plain_unit();
+}
+
+/// A shim of the administrator's: the node's own one of runc, until there is something that makes it hang on `delete`.
+const HANGING: &str = "#!/bin/sh
+for word; do
+  [ \"$word\" != delete ] || [ ! -e /run/farrier-test/hang ] || exec sleep 600
+done
+exec /usr/local/bin/containerd-shim-runc-v2 \"$@\"
+";
+
+#[tokio::test]
+async fn a_containerd_that_hangs_on_a_dead_sandbox_is_told_and_taken_up_again() {
+    let cluster = Cluster::connect().await;
+    let node = Node::with(&cluster, "1.7").await;
+    let shim = cluster
+        .root(&node.name)
+        .join("usr/local/bin/containerd-shim-hanging-v1");
+    std::fs::write(&shim, HANGING).unwrap();
+    node.sh("chmod +x /usr/local/bin/containerd-shim-hanging-v1; mkdir -p /run/farrier-test
+             cp -p /etc/containerd/config.toml /run/farrier-test/config.toml
+             printf '[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.hanging]\\nruntime_type = \"io.containerd.hanging.v1\"\\n' >> /etc/containerd/config.toml
+             systemctl restart containerd");
+    node.start_pod("hanging", Some("hanging")).await;
+    let files = node.files();
+    node.override_unit("[Service]\nTimeoutStartSec=10");
+    // The shim dies while nobody looks, so that the next containerd finds its sandbox dead.
+    node.sh("touch /run/farrier-test/hang; systemctl kill --kill-whom=main -s STOP containerd
+             pkill -9 -f 'containerd-shim-hanging-v1 -namespace'; systemctl kill --kill-whom=main -s KILL containerd || true");
+    let run = node.farrier(&install("v0.1.0"));
+    assert!(
+        matches!(
+            run.report.result,
+            Outcome::Refused | Outcome::RolledBack | Outcome::Broken
+        ),
+        "{run:#?}"
+    );
+    assert!(run.report.remedy.is_some(), "{run:#?}");
+    node.sh(
+        "rm /run/farrier-test/hang; pkill -f 'sleep 600' || true; systemctl restart containerd",
+    );
+    assert_eq!(node.files(), files);
+    node.farrier(&install("v0.1.0")).is(Outcome::Applied, 1);
+    node.farrier("uninstall --all").is(Outcome::Applied, 1);
+    assert_eq!(node.files(), files);
+    node.plain_unit();
+    cluster.delete_pod("hanging-n17").await;
+    node.sh("cp -p /run/farrier-test/config.toml /etc/containerd/config.toml; systemctl restart containerd");
+}
