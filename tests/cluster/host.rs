@@ -14,7 +14,7 @@ const RUNC: &str = "--shim again=file:///usr/local/bin/containerd-shim-runc-v2";
 /// Installs, fails to install, upgrades and removes beside a pod of runc, one of a shim that Farrier installed, and one of Wasm.
 ///
 /// The pod of Wasm comes where nothing restarts any more. containerd 1.7 and later ask every shim for its processes when they start,
-/// and end what does not answer (`loadShim` in runtime/v2/shim_load.go, "cleaning leaked shim process"); shims made with runwasi's
+/// and end what does not answer (`loadShim` in `runtime/v2/shim_load.go`, "cleaning leaked shim process"); shims made with runwasi's
 /// library, up to containerd-shimkit 0.1, have no answer.
 async fn pods_go_on(series: &'static str) {
     let cluster = Cluster::connect().await;

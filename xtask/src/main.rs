@@ -2,6 +2,7 @@
 
 mod archive;
 mod artifacts;
+mod bench;
 mod cache;
 mod cargo;
 mod cluster;
@@ -42,6 +43,9 @@ enum Command {
     Demo(demo::Options),
     /// Run every check and every test, or one part of them.
     Test(test::Options),
+    /// Measure what Farrier promises; fails where a target is missed.
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// Write the CRD and the plain manifests anew.
     Generate {
         /// Write nothing; fail if something is out of date.
@@ -103,6 +107,9 @@ fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Test(options) => {
             on_this_machine(|cache, progress| test::run(&options, cache, progress))
+        }
+        Command::Bench(bench) => {
+            on_this_machine(|cache, progress| bench::run(&bench, cache, progress))
         }
         Command::Generate { check } => {
             on_this_machine(|cache, progress| generate::generate(check, cache, progress))

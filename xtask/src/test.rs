@@ -193,7 +193,7 @@ fn end_to_end(name: &str, cache: &Cache, progress: &Progress, filter: Option<&st
             .env("FARRIER_BINARY", &parts.binary)
             .env("FARRIER_IMAGE", image::FARRIER)
             .env("FARRIER_HELLO_IMAGE", image::HELLO);
-        aloud(&mut command)
+        aloud("the end-to-end tests", &mut command)
     })();
     if result.is_err() {
         demo::diagnose(&cluster, progress);
@@ -243,7 +243,10 @@ fn whole(progress: &Progress, what: &str, command: &mut Command) -> Result<Strin
 }
 
 /// Runs `command` with its output going where ours goes.
-fn aloud(command: &mut Command) -> Result<()> {
+///
+/// # Errors
+/// When it can't be started or fails.
+pub fn aloud(what: &str, command: &mut Command) -> Result<()> {
     use std::os::unix::process::CommandExt as _;
 
     command.stdin(Stdio::null()).process_group(0);
@@ -251,7 +254,7 @@ fn aloud(command: &mut Command) -> Result<()> {
     let status = child.wait().context("cannot wait for cargo")?;
     drop(tracked);
     if !status.success() {
-        bail!("the end-to-end tests failed ({status})");
+        bail!("{what} failed ({status})");
     }
     Ok(())
 }
