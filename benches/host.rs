@@ -1,425 +1,488 @@
-//! What a change of a real host costs, beside what can't be had for less: the time without a CRI, restarts, memory, and the price of
-//! nothing to do. `cargo xtask bench host` brings the nodes up and runs this; it fails where a target is missed.
-//!
-//! It knows the nodes by `FARRIER_CLUSTER` (what stands), `FARRIER_BINARY` (the static program) and `FARRIER_SHIM` (a shim that runs).
+//! What a host change costs on a real node, beside the least that it could cost: `cargo xtask bench host` brings the nodes up and
+//! says in the environment where they are. Prints a table, and fails where a target is missed. Not a test: no test is timed.
+
 #![allow(
     clippy::unwrap_used,
-    clippy::print_stdout,
-    reason = "a measurement ends where something it stands on fails, and what it prints is the result"
+    reason = "a measurement that can't go on has nothing to say"
 )]
+#![allow(clippy::print_stdout, reason = "the table is what this program is for")]
 
-use std::fs;
+use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Output};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use farrier::handoff::{Outcome, ProvisionReport, sha256_hex};
+use farrier::handoff::{Owner, ProvisionReport, ProvisionRequest, ShimRequest};
 use farrier::installer::cri;
 use farrier::installer::host::HostRoot;
-use flate2::Compression;
-use flate2::write::GzEncoder;
 use serde::Deserialize;
 
-/// Rounds of each measurement; the medians are compared.
+/// Odd enough for a median, few enough for minutes.
 const ROUNDS: usize = 20;
 
-/// Time without a CRI, as a multiple of that of a bare restart.
-const AWAY_TARGET: f64 = 1.1;
+/// A containerd that is asked this often is not held up by it; the gap that it shows is this much too long at most.
+const ASK_EVERY: Duration = Duration::from_millis(4);
 
-/// An install that finds nothing to do.
-const NOTHING_TARGET: Duration = Duration::from_millis(50);
-
-/// Peak memory while a large shim is placed, in kB as `/proc/PID/status` counts.
-const MEMORY_TARGET: u64 = 32 * 1024;
-
-/// What "large" is, in bytes.
-const LARGE: usize = 100_000_000;
-
-/// Well below the 65 ms that containerd needs to start, and little beside what it does meanwhile.
-const ASK_EVERY: Duration = Duration::from_millis(2);
-
-/// Of a node that does not come back.
+/// A containerd that does not come back in this time won't.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// Where this program serves the large shim, in the network of the node.
-const SERVER: &str = "127.0.0.1:9000";
+/// The size of the shim of which the memory is measured.
+const LARGE: usize = 100_000_000;
 
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize)]
 struct ClusterFile {
-    nodes: Vec<NodeFile>,
+    nodes: Vec<Node>,
 }
 
-#[derive(Deserialize)]
-struct NodeFile {
+#[derive(Debug, Deserialize)]
+struct Node {
+    name: String,
     containerd: String,
     pid: u32,
-    root: PathBuf,
+}
+
+/// A line of the table.
+struct Line {
+    what: String,
+    measured: String,
+    target: String,
+    met: bool,
 }
 
 fn main() -> ExitCode {
-    let mut arguments = std::env::args().skip(1);
-    if let (Some("serve"), Some(path)) = (arguments.next().as_deref(), arguments.next()) {
-        serve(Path::new(&path));
-        return ExitCode::SUCCESS;
-    }
-    let text = fs::read_to_string(std::env::var("FARRIER_CLUSTER").unwrap()).unwrap();
-    let cluster: ClusterFile = serde_json::from_str(&text).unwrap();
-    let mut table = Table::default();
+    let read = |name: &str| {
+        std::env::var(name)
+            .unwrap_or_else(|_| panic!("{name} is not set: use `cargo xtask bench host`"))
+    };
+    let cluster: ClusterFile =
+        serde_json::from_str(&std::fs::read_to_string(read("FARRIER_CLUSTER")).unwrap()).unwrap();
+    let binary = PathBuf::from(read("FARRIER_BINARY"));
+    let shim = std::fs::read(read("FARRIER_SHIM")).unwrap();
+    let mut lines = vec![fetching(&binary)];
     for node in &cluster.nodes {
-        let node = Node::prepare(node);
+        node.prepare(&binary, &shim);
+        lines.push(node.placing());
+        lines.push(node.nothing_to_do());
+        lines.push(node.lifecycle());
         for shims in [1, 3, 7] {
-            table.away(&node, shims);
+            lines.push(node.away(shims));
         }
-        table.nothing_to_do(&node);
-        table.one_after_the_other(&node);
-        table.memory(&node);
     }
-    if table.missed {
-        println!("\na target was missed");
-        return ExitCode::FAILURE;
-    }
-    ExitCode::SUCCESS
-}
-
-/// Prints a line for each result.
-#[derive(Default)]
-struct Table {
-    missed: bool,
-}
-
-impl Table {
-    fn line(&mut self, node: &Node<'_>, what: &str, result: &str, target: &str, met: bool) {
-        let verdict = if met { "met" } else { "MISSED" };
-        let containerd = &node.file.containerd;
-        println!("{containerd:<7} {what:<44} {result:<44} {target:<20} {verdict}");
-        self.missed |= !met;
-    }
-
-    /// (a) The time without a CRI: installs of so many shims, each followed by a bare restart with the same handlers declared.
-    fn away(&mut self, node: &Node<'_>, shims: usize) {
-        let (mut installs, mut restarts) = (Vec::new(), Vec::new());
-        for _ in 0..ROUNDS {
-            installs.push(node.away(|| node.applied(&install(shims, ""), 1)));
-            restarts.push(node.away(|| {
-                // As Farrier does, or systemd starts a unit no more that was started often.
-                node.sh("systemctl reset-failed containerd; systemctl restart containerd");
-            }));
-            node.away(|| node.applied("uninstall --all", 1));
-        }
-        let (install, restart) = (median(installs), median(restarts));
-        let ratio = install.as_secs_f64() / restart.as_secs_f64();
-        self.line(
-            node,
-            &format!("no CRI: install of {shims} / bare restart"),
-            &format!("{} / {} = {ratio:.2}", ms(install), ms(restart)),
-            &format!("<= {AWAY_TARGET}"),
-            ratio <= AWAY_TARGET,
-        );
-    }
-
-    /// (b) An install that finds nothing to do.
-    fn nothing_to_do(&mut self, node: &Node<'_>) {
-        let words = install(3, &format!(",sha256={}", node.sha256));
-        node.applied(&words, 1);
-        let files = "find /etc/containerd /opt/farrier /var/lib/farrier -printf '%p %i %s %T@ %C@\\n' | sort";
-        let before = node.sh(files);
-        let took = (0..ROUNDS).map(|_| {
-            let since = Instant::now();
-            let output = node.farrier(&words);
-            let took = since.elapsed();
-            let report = report(&output);
-            assert_eq!(report.result, Outcome::Unchanged, "{report:#?}");
-            took
-        });
-        let took = median(took.collect());
-        let wrote = node.sh(files) != before;
-        let target = format!("< {}, no write", ms(NOTHING_TARGET));
-        let result = format!("{}, {}", ms(took), if wrote { "WROTE" } else { "no write" });
-        let met = took < NOTHING_TARGET && !wrote;
-        self.line(node, "nothing to do (3 shims)", &result, &target, met);
-        node.applied("uninstall --all", 1);
-    }
-
-    /// (c) Seven shims added, upgraded and removed one after the other, with their handlers reserved.
-    fn one_after_the_other(&mut self, node: &Node<'_>) {
-        let reserve = (1..=7).map(|shim| format!(" --reserve bench-{shim}"));
-        let reserve = reserve.collect::<Vec<_>>().concat();
-        let mut restarts = Vec::new();
-        let mut process = node.containerd();
-        let mut step = |words: &str| {
-            let report = report(&node.farrier(words));
-            assert_eq!(report.result, Outcome::Applied, "{words}: {report:#?}");
-            let now = node.containerd();
-            restarts.push(u32::from(now != process).max(report.restarts));
-            process = now;
-        };
-        for release in ["shim", "shim-next"] {
-            for shim in 1..=7 {
-                step(&format!(
-                    "install --keep-others --shim bench-{shim}=file:///opt/images/{release}{reserve}"
-                ));
-            }
-        }
-        for shim in 1..=7 {
-            step(&format!("uninstall --shim bench-{shim}"));
-        }
-        let between: u32 = restarts[1..20].iter().sum();
-        let (first, last) = (restarts[0], restarts[20]);
-        let result = format!("{first} at the first, {between} between, {last} at the last");
-        let met = (first, between, last) == (1, 0, 1);
-        self.line(
-            node,
-            "restarts: 7 added, upgraded, removed",
-            &result,
-            "1, 0, 1",
+    println!("\n| what | measured | target | |\n| --- | --- | --- | --- |");
+    for line in &lines {
+        let Line {
+            what,
+            measured,
+            target,
             met,
-        );
+        } = line;
+        let verdict = if *met { "met" } else { "MISSED" };
+        println!("| {what} | {measured} | {target} | {verdict} |");
     }
-
-    /// (d) Peak memory while a shim of 100 MB is placed, fetched over HTTP as an archive and found on the node as it is.
-    fn memory(&mut self, node: &Node<'_>) {
-        let mut server = Command::new("nsenter")
-            .args(["-t", &node.file.pid.to_string(), "-n"])
-            .arg(std::env::current_exe().unwrap())
-            .arg("serve")
-            .arg(node.file.root.join("opt/images/large.tar.gz"))
-            .spawn()
-            .unwrap();
-        for (what, location) in [
-            (
-                "fetched",
-                format!(
-                    "http://{SERVER}/large.tar.gz,sha256={}",
-                    node.archive_sha256
-                ),
-            ),
-            ("a file of the host", "file:///opt/images/large".to_owned()),
-        ] {
-            let peak = node.sh(&format!(
-                "farrier --log error install --shim large={location} >/run/report & pid=$!
-                 while [ -e /proc/$pid/status ]; do sed -n 's/VmHWM:[^0-9]*\\([0-9]*\\) kB/\\1/p' /proc/$pid/status 2>/dev/null || true; done | sort -n | tail -n 1
-                 wait $pid"
-            ));
-            let peak: u64 = peak.trim().parse().unwrap();
-            let result = format!(
-                "{:.1} MiB",
-                f64::from(u32::try_from(peak).unwrap()) / 1024.0
-            );
-            let what = format!("memory: shim of 100 MB, {what}");
-            self.line(node, &what, &result, "< 32 MiB", peak < MEMORY_TARGET);
-            node.applied("uninstall --all", 1);
-        }
-        server.kill().unwrap();
-        server.wait().unwrap();
+    if lines.iter().all(|line| line.met) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
     }
 }
 
-struct Node<'a> {
-    file: &'a NodeFile,
-    /// Of the shim.
-    sha256: String,
-    /// Of the archive with the large shim.
-    archive_sha256: String,
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    (times[(times.len() - 1) / 2] + times[times.len() / 2]) / 2
 }
 
-impl<'a> Node<'a> {
-    /// Copies the program and its shims to the node.
-    fn prepare(file: &'a NodeFile) -> Self {
-        let images = file.root.join("opt/images");
-        let shim = fs::read(std::env::var("FARRIER_SHIM").unwrap()).unwrap();
-        fs::copy(
-            std::env::var("FARRIER_BINARY").unwrap(),
-            file.root.join("usr/local/bin/farrier"),
-        )
-        .unwrap();
-        fs::write(images.join("shim"), &shim).unwrap();
-        fs::write(
-            images.join("shim-next"),
-            [&shim, b"next".as_slice()].concat(),
-        )
-        .unwrap();
-        let large = large(&shim);
-        fs::write(images.join("large"), &large).unwrap();
-        let mut archive = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
-        let mut header = tar::Header::new_gnu();
-        header.set_size(large.len() as u64);
-        header.set_mode(0o755);
-        archive
-            .append_data(&mut header, "containerd-shim-large", large.as_slice())
-            .unwrap();
-        let archive = archive.into_inner().unwrap().finish().unwrap();
-        fs::write(images.join("large.tar.gz"), &archive).unwrap();
-        Self {
-            file,
-            sha256: sha256_hex(&shim),
-            archive_sha256: sha256_hex(&archive),
+fn milliseconds(time: Duration) -> String {
+    format!("{:.1} ms", time.as_secs_f64() * 1e3)
+}
+
+/// Asks a node's CRI all the time, and remembers when it began and ceased to answer.
+struct Prober {
+    answers: Arc<Mutex<Vec<(Instant, bool)>>>,
+    ends: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Prober {
+    fn start(root: PathBuf) -> Self {
+        let answers = Arc::new(Mutex::new(Vec::new()));
+        let ends = Arc::new(AtomicBool::new(false));
+        let (seen, end) = (answers.clone(), ends.clone());
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            let host = HostRoot::open(&root).unwrap();
+            runtime.block_on(async {
+                let mut pace = tokio::time::interval(ASK_EVERY);
+                pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+                while !end.load(Ordering::Relaxed) {
+                    pace.tick().await;
+                    let asked = Instant::now();
+                    let served = cri::served(&host, "/run/containerd/containerd.sock").await;
+                    let well = served.is_ok_and(|served| served.ready);
+                    // A success counts from when it was given, a failure from when it was asked for.
+                    let at = if well { Instant::now() } else { asked };
+                    seen.lock().unwrap().push((at, well));
+                }
+            });
+        });
+        let prober = Self {
+            answers,
+            ends,
+            thread: Some(thread),
+        };
+        prober.wait_for_an_answer();
+        prober
+    }
+
+    /// Waits until it answers after now.
+    fn wait_for_an_answer(&self) {
+        let since = Instant::now();
+        let answered = || {
+            let answers = self.answers.lock().unwrap();
+            answers
+                .last()
+                .is_some_and(|(at, well)| *well && *at > since)
+        };
+        while !answered() {
+            assert!(since.elapsed() < PATIENCE, "the CRI does not come back");
+            std::thread::sleep(ASK_EVERY);
         }
     }
 
-    fn command(&self, words: &[&str]) -> Command {
+    /// How long the CRI was away: from the last answer before the first failure to the first answer after the last one.
+    fn away(mut self) -> Duration {
+        self.wait_for_an_answer();
+        self.ends.store(true, Ordering::Relaxed);
+        self.thread.take().unwrap().join().unwrap();
+        let answers = self.answers.lock().unwrap();
+        let first = answers.iter().position(|(_, well)| !well);
+        let last = answers.iter().rposition(|(_, well)| !well);
+        match (first, last) {
+            (Some(first), Some(last)) => answers[last + 1].0 - answers[first - 1].0,
+            _ => Duration::ZERO,
+        }
+    }
+}
+
+impl Node {
+    fn root(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root", self.pid))
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let pid = self.pid.to_string();
         let mut command = Command::new("nsenter");
         command
-            .args([
-                "-t",
-                &self.file.pid.to_string(),
-                "-m",
-                "-u",
-                "-i",
-                "-n",
-                "-p",
-                "-C",
-                "-r",
-                "-w",
-            ])
-            .args(words)
-            .env_clear()
-            .env(
-                "PATH",
-                "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-            );
+            .args(["-t", &pid, "-m", "-u", "-i", "-n", "-p", "-C", "-r", "-w"])
+            .args(arguments)
+            .stdin(Stdio::null());
         command
     }
 
-    fn sh(&self, line: &str) -> String {
-        let output = self.command(&["/bin/sh", "-euc", line]).output().unwrap();
-        let (text, error) = (
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr),
-        );
-        assert!(output.status.success(), "{line}: {text}{error}");
-        text.into_owned()
-    }
-
-    fn farrier(&self, words: &str) -> Output {
-        let mut command = self.command(&["farrier", "--log", "error"]);
-        command.args(words.split(' ')).args(["-o", "json"]);
-        command.output().unwrap()
-    }
-
-    /// Runs Farrier, which must apply something with so many restarts.
-    fn applied(&self, words: &str, restarts: u32) {
-        let report = report(&self.farrier(words));
-        let found = (report.result, report.restarts);
-        assert_eq!(found, (Outcome::Applied, restarts), "{words}: {report:#?}");
-    }
-
-    fn containerd(&self) -> String {
-        self.sh("systemctl show containerd -p MainPID --value")
-    }
-
-    /// How long the CRI did not answer while `act` ran: from the last answer before to the first one after.
-    fn away(&self, act: impl FnOnce()) -> Duration {
-        let answers = Arc::new(Mutex::new(Vec::new()));
-        let done = Arc::new(AtomicBool::new(false));
-        let root = PathBuf::from(format!("/proc/{}/root", self.file.pid));
-        let prober = {
-            let (answers, done) = (Arc::clone(&answers), Arc::clone(&done));
-            thread::spawn(move || probe(&root, &answers, &done))
-        };
-        until("the CRI answers", || answers.lock().unwrap().len() > 1);
-        act();
-        let (count, end) = (answers.lock().unwrap().len(), Instant::now());
-        until("the CRI answers again", || {
-            let answers = answers.lock().unwrap();
-            answers.len() > count && answers.last().is_some_and(|at: &Instant| *at > end)
-        });
-        done.store(true, Ordering::Relaxed);
-        prober.join().unwrap();
-        let answers = answers.lock().unwrap();
-        answers
-            .windows(2)
-            .map(|pair| pair[1] - pair[0])
-            .max()
-            .unwrap()
-    }
-}
-
-/// Asks for the status of the CRI until it is told to end, and notes when it was ready.
-fn probe(root: &Path, answers: &Mutex<Vec<Instant>>, done: &AtomicBool) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(async {
-        let host = HostRoot::open(root).unwrap();
-        while !done.load(Ordering::Relaxed) {
-            if cri::served(&host, "/run/containerd/containerd.sock")
-                .await
-                .is_ok_and(|served| served.ready)
-            {
-                answers.lock().unwrap().push(Instant::now());
-            }
-            tokio::time::sleep(ASK_EVERY).await;
-        }
-    });
-}
-
-fn until(what: &str, so: impl Fn() -> bool) {
-    let since = Instant::now();
-    while !so() {
+    fn run(&self, arguments: &[&str]) -> String {
+        let output = self.command(arguments).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let words = String::from_utf8_lossy(&output.stderr);
         assert!(
-            since.elapsed() < PATIENCE,
-            "not within {PATIENCE:?}: {what}"
+            output.status.success(),
+            "{arguments:?} on {}: {text}{words}",
+            self.name
         );
-        thread::sleep(ASK_EVERY);
+        text
+    }
+
+    fn farrier(&self, arguments: &[&str]) -> ProvisionReport {
+        let all = [&["/srv/farrier"], arguments, &["-o", "json"]].concat();
+        serde_json::from_str(&self.run(&all)).unwrap()
+    }
+
+    fn prepare(&self, binary: &Path, shim: &[u8]) {
+        let srv = self.root().join("srv");
+        std::fs::copy(binary, srv.join("farrier")).unwrap();
+        // What stands behind the ELF file's end is nobody's business, so each is a binary of its own.
+        for name in NAMES {
+            for release in ["", "-next"] {
+                let bytes = [shim, name.as_bytes(), release.as_bytes()].concat();
+                write_program(&srv.join(format!("{name}{release}")), &bytes);
+            }
+        }
+        let mut large = shim.to_vec();
+        large.resize(LARGE, 7);
+        write_program(&srv.join("large"), &large);
+        self.farrier(&["uninstall", "--all"]);
+    }
+
+    fn restart(&self) {
+        // Twenty restarts in a row are more than systemd allows by itself.
+        self.run(&["systemctl", "reset-failed", "containerd"]);
+        self.run(&["systemctl", "restart", "containerd"]);
+    }
+
+    fn named(&self, what: &str) -> String {
+        format!("containerd {}: {what}", self.containerd)
+    }
+
+    /// The CRI's absence during an install of so many shims, beside a bare restart with the same handlers.
+    fn away(&self, shims: usize) -> Line {
+        let specs: Vec<String> = NAMES[..shims].iter().map(|name| spec(name, "")).collect();
+        let mut arguments = vec!["install"];
+        for spec in &specs {
+            arguments.extend(["--shim", spec]);
+        }
+        let (mut ours, mut bare) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            let prober = Prober::start(self.root());
+            assert_eq!(self.farrier(&arguments).restarts, 1);
+            ours.push(prober.away());
+            let prober = Prober::start(self.root());
+            self.restart();
+            bare.push(prober.away());
+            self.farrier(&["uninstall", "--all"]);
+        }
+        let (ours, bare) = (median(ours), median(bare));
+        let ratio = ours.as_secs_f64() / bare.as_secs_f64();
+        Line {
+            what: self.named(&format!(
+                "CRI away, install of {shims} beside a bare restart, medians of {ROUNDS}"
+            )),
+            measured: format!(
+                "{} beside {}, {ratio:.2} times",
+                milliseconds(ours),
+                milliseconds(bare)
+            ),
+            target: "at most 1.1 times".to_owned(),
+            met: ratio <= 1.1,
+        }
+    }
+
+    /// Everything that a write would change, of every file that an install may write.
+    fn traces(&self) -> BTreeMap<PathBuf, (u64, i64, i64)> {
+        let mut traces = BTreeMap::new();
+        let mut folders: Vec<PathBuf> = ["etc", "opt", "var/lib/farrier"]
+            .iter()
+            .map(|folder| self.root().join(folder))
+            .collect();
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+                let metadata = entry.path().symlink_metadata().unwrap();
+                if metadata.is_dir() {
+                    folders.push(entry.path());
+                }
+                let trace = (metadata.ino(), metadata.ctime(), metadata.ctime_nsec());
+                traces.insert(entry.path(), trace);
+            }
+        }
+        traces
+    }
+
+    /// An install that finds nothing to do, with seven shims.
+    fn nothing_to_do(&self) -> Line {
+        let specs: Vec<String> = NAMES.iter().map(|name| spec(name, "")).collect();
+        let mut arguments = vec!["install"];
+        for spec in &specs {
+            arguments.extend(["--shim", spec]);
+        }
+        self.farrier(&arguments);
+        let before = self.traces();
+        let times = (0..ROUNDS).map(|_| {
+            let since = Instant::now();
+            let report = self.farrier(&arguments);
+            assert!(!report.changed, "{report:?}");
+            since.elapsed()
+        });
+        let time = median(times.collect());
+        let wrote = self.traces() != before;
+        self.farrier(&["uninstall", "--all"]);
+        Line {
+            what: self.named(&format!(
+                "install that finds nothing to do, seven shims, median of {ROUNDS}"
+            )),
+            measured: format!(
+                "{}, {}",
+                milliseconds(time),
+                if wrote { "it wrote" } else { "no write" }
+            ),
+            target: "under 50 ms, no write".to_owned(),
+            met: !wrote && time < Duration::from_millis(50),
+        }
+    }
+
+    /// Seven shims added, upgraded and removed one after the other with their handlers reserved.
+    fn lifecycle(&self) -> Line {
+        let reserve: Vec<&str> = NAMES.iter().flat_map(|name| ["--reserve", name]).collect();
+        let install = |spec: &str| {
+            let arguments = [&["install", "--keep-others", "--shim", spec], &reserve[..]].concat();
+            self.farrier(&arguments).restarts
+        };
+        let added: Vec<u32> = NAMES.iter().map(|name| install(&spec(name, ""))).collect();
+        let upgraded: Vec<u32> = NAMES
+            .iter()
+            .map(|name| install(&spec(name, "-next")))
+            .collect();
+        let remove = |name: &&str| self.farrier(&["uninstall", "--shim", name]).restarts;
+        let removed: Vec<u32> = NAMES.iter().map(remove).collect();
+        let met = added == [1, 0, 0, 0, 0, 0, 0]
+            && upgraded == [0; 7]
+            && removed == [0, 0, 0, 0, 0, 0, 1];
+        Line {
+            what: self.named("restarts as seven reserved shims are added, upgraded, removed"),
+            measured: format!("{added:?} {upgraded:?} {removed:?}"),
+            target: "one at the first, one when the last leaves".to_owned(),
+            met,
+        }
+    }
+
+    /// Peak memory of placing a large shim that lies on the host.
+    fn placing(&self) -> Line {
+        let spec = spec("large", "");
+        let child = self
+            .command(&["/srv/farrier", "install", "--shim", &spec])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let peak = peak_memory(child, "farrier");
+        self.farrier(&["uninstall", "--all"]);
+        memory(
+            self.named("memory of `install`, a shim of 100 MB on the host"),
+            peak,
+        )
     }
 }
 
-fn install(shims: usize, rest: &str) -> String {
-    let shims =
-        (1..=shims).map(|shim| format!(" --shim bench-{shim}=file:///opt/images/shim{rest}"));
-    format!("install{}", shims.collect::<Vec<_>>().concat())
+/// Names of the shims.
+const NAMES: [&str; 7] = ["one", "two", "three", "four", "five", "six", "seven"];
+
+fn spec(name: &str, release: &str) -> String {
+    format!("{name}=file:///srv/{name}{release}")
 }
 
-fn report(output: &Output) -> ProvisionReport {
-    let text = String::from_utf8_lossy(&output.stdout);
-    ProvisionReport::from_json(&text).unwrap_or_else(|error| {
-        panic!("{error}: {text}{}", String::from_utf8_lossy(&output.stderr))
-    })
+fn write_program(path: &Path, bytes: &[u8]) {
+    std::fs::write(path, bytes).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-fn median(mut samples: Vec<Duration>) -> Duration {
-    samples.sort();
-    samples[samples.len() / 2]
-}
-
-fn ms(duration: Duration) -> String {
-    format!("{:.0} ms", duration.as_secs_f64() * 1000.0)
-}
-
-/// The shim with noise behind its last section, which a compressor can't shorten.
-fn large(shim: &[u8]) -> Vec<u8> {
-    let mut bytes = shim.to_vec();
-    let mut noise = 1u64;
-    while bytes.len() < LARGE {
-        // xorshift64.
-        noise ^= noise << 13;
-        noise ^= noise >> 7;
-        noise ^= noise << 17;
-        bytes.extend(noise.to_le_bytes());
+fn memory(what: String, peak: u64) -> Line {
+    Line {
+        what,
+        measured: format!("{} MB", peak.div_ceil(1_000_000)),
+        target: "under 32 MB".to_owned(),
+        met: 0 < peak && peak < 32_000_000,
     }
-    bytes
 }
 
-/// Answers every request with the file.
-fn serve(path: &Path) {
-    let listener = TcpListener::bind(SERVER).unwrap();
-    for stream in listener.incoming() {
-        let mut stream = stream.unwrap();
-        // The head of a GET fits into one packet.
-        let _ = stream.read(&mut [0; 4096]);
-        let mut file = fs::File::open(path).unwrap();
-        let length = file.metadata().unwrap().len();
-        let head =
-            format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
-        let sent = stream
-            .write_all(head.as_bytes())
-            .and_then(|()| std::io::copy(&mut file, &mut stream));
-        drop(sent);
+/// The largest resident set, in bytes, of the process `name` that `child` is or starts. It is looked at until it ends.
+fn peak_memory(mut child: Child, name: &str) -> u64 {
+    let mut peak = 0;
+    let mut watched = None;
+    while child.try_wait().unwrap().is_none() {
+        watched = watched.or_else(|| descendant(child.id(), name));
+        let status = watched
+            .and_then(|pid: u32| std::fs::read_to_string(format!("/proc/{pid}/status")).ok())
+            .unwrap_or_default();
+        let kilobytes = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:"))
+            .and_then(|value| value.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        peak = peak.max(kilobytes.unwrap_or_default() * 1024);
+        std::thread::sleep(Duration::from_micros(500));
     }
+    assert!(child.wait().unwrap().success());
+    peak
+}
+
+fn descendant(pid: u32, name: &str) -> Option<u32> {
+    if std::fs::read_to_string(format!("/proc/{pid}/comm"))
+        .ok()?
+        .trim()
+        == name
+    {
+        return Some(pid);
+    }
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+    children
+        .split_whitespace()
+        .filter_map(|child| child.parse().ok())
+        .find_map(|child| descendant(child, name))
+}
+
+/// Peak memory of fetching a large shim in an archive over HTTP and unpacking it.
+fn fetching(binary: &Path) -> Line {
+    let folder = tempfile::tempdir().unwrap();
+    let archive = archive();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut request = [0; 4096];
+        assert!(stream.read(&mut request).unwrap() > 0);
+        let head = format!(
+            "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n",
+            archive.len()
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(&archive).unwrap();
+    });
+    let shim = ShimRequest {
+        name: "large".to_owned(),
+        handlers: vec!["large".to_owned()],
+        location: format!("http://{address}/large.tar.gz"),
+        sha256: None,
+        binary_sha256: None,
+        binary: None,
+        options: BTreeMap::new(),
+    };
+    let request = ProvisionRequest::new(Owner::Cluster, "uid".to_owned(), vec![shim], vec![]);
+    let file = folder.path().join("request");
+    std::fs::write(&file, request.to_json()).unwrap();
+    let out = folder.path().join("out");
+    std::fs::create_dir(&out).unwrap();
+    let child = Command::new(binary)
+        .arg("fetch")
+        .arg("--request")
+        .arg(&file)
+        .arg("--out")
+        .arg(&out)
+        .env_remove("http_proxy")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let peak = peak_memory(child, "farrier");
+    server.join().unwrap();
+    assert!(std::fs::metadata(out.join("large.bin")).unwrap().len() > 90_000_000);
+    memory(
+        "memory of `fetch`, a shim of 100 MB in an archive over HTTP".to_owned(),
+        peak,
+    )
+}
+
+/// A tar.gz that holds a program of 100 MB that does not compress well.
+fn archive() -> Vec<u8> {
+    let mut program = std::fs::read("/proc/self/exe").unwrap();
+    program.truncate(LARGE);
+    let mut state = 1_u64;
+    while program.len() < LARGE {
+        // Marsaglia's xorshift: noise enough for gzip.
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        program.extend(state.to_le_bytes());
+    }
+    let gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    let mut tar = tar::Builder::new(gz);
+    let mut header = tar::Header::new_gnu();
+    header.set_size(program.len() as u64);
+    header.set_mode(0o755);
+    tar.append_data(&mut header, "containerd-shim-large", &program[..])
+        .unwrap();
+    tar.into_inner().unwrap().finish().unwrap()
 }

@@ -43,9 +43,8 @@ enum Command {
     Demo(demo::Options),
     /// Run every check and every test, or one part of them.
     Test(test::Options),
-    /// Measure what Farrier promises; fails where a target is missed.
-    #[command(subcommand)]
-    Bench(bench::Bench),
+    /// Measure the figures that Farrier promises, on nodes of this machine.
+    Bench(bench::Options),
     /// Write the CRD and the plain manifests anew.
     Generate {
         /// Write nothing; fail if something is out of date.
@@ -108,8 +107,8 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Test(options) => {
             on_this_machine(|cache, progress| test::run(&options, cache, progress))
         }
-        Command::Bench(bench) => {
-            on_this_machine(|cache, progress| bench::run(&bench, cache, progress))
+        Command::Bench(options) => {
+            on_this_machine(|cache, progress| bench::run(options, cache, progress))
         }
         Command::Generate { check } => {
             on_this_machine(|cache, progress| generate::generate(check, cache, progress))

@@ -105,6 +105,7 @@ fn lint(cache: &Cache, progress: &Progress) -> Result<()> {
         "--test=corpus",
         "--test=chart",
         "--test=cluster",
+        "--bench=host",
         "--locked",
         "--",
         "-D",
@@ -193,7 +194,7 @@ fn end_to_end(name: &str, cache: &Cache, progress: &Progress, filter: Option<&st
             .env("FARRIER_BINARY", &parts.binary)
             .env("FARRIER_IMAGE", image::FARRIER)
             .env("FARRIER_HELLO_IMAGE", image::HELLO);
-        aloud("the end-to-end tests", &mut command)
+        aloud(&mut command)
     })();
     if result.is_err() {
         demo::diagnose(&cluster, progress);
@@ -243,10 +244,7 @@ fn whole(progress: &Progress, what: &str, command: &mut Command) -> Result<Strin
 }
 
 /// Runs `command` with its output going where ours goes.
-///
-/// # Errors
-/// When it can't be started or fails.
-pub fn aloud(what: &str, command: &mut Command) -> Result<()> {
+fn aloud(command: &mut Command) -> Result<()> {
     use std::os::unix::process::CommandExt as _;
 
     command.stdin(Stdio::null()).process_group(0);
@@ -254,7 +252,7 @@ pub fn aloud(what: &str, command: &mut Command) -> Result<()> {
     let status = child.wait().context("cannot wait for cargo")?;
     drop(tracked);
     if !status.success() {
-        bail!("{what} failed ({status})");
+        bail!("the end-to-end tests failed ({status})");
     }
     Ok(())
 }
