@@ -11,7 +11,7 @@ use super::desired::Set;
 use super::facts::{Facts, verified};
 use super::site::{Site, declarations};
 use super::state::{OwnedConfig, OwnedHandler, State, owner_word};
-use crate::containerd_config::{self, Handler};
+use crate::containerd_config::{self, Handler, Placement, Version};
 use crate::handoff::sha256_hex;
 use crate::handoff::{HandlerReport, Owner, ShimRequest};
 
@@ -87,6 +87,17 @@ pub struct ConfigChange {
     pub after: Option<String>,
     /// The root configuration file, which containerd is given.
     pub root: String,
+    /// The same change of a file that containerd loads, where it loads not `path` but what the distribution makes of it.
+    pub rendered: Option<Rendered>,
+}
+
+/// A file that a distribution renders, as it should look after a change of what it is rendered from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rendered {
+    /// Where handlers are declared in it.
+    pub placement: Placement,
+    /// Its text afterwards.
+    pub after: Option<String>,
 }
 
 /// Why a host is not changed at all.
@@ -108,6 +119,32 @@ pub enum Error {
     /// It was not well before.
     #[error("containerd was not serving before any change: {0}; repair it first")]
     NotServing(String),
+    /// Binaries can't be kept where they can be executed, or the configuration can't be written.
+    #[error("{0}")]
+    Obstacle(String),
+    /// The template is absent.
+    #[error(
+        "{path} is absent, which containerd's configuration is rendered from; restore it, or start the node once"
+    )]
+    NoTemplate {
+        /// The template.
+        path: String,
+    },
+    /// What a new file must look like depends on the release.
+    #[error(
+        "the release of {0} can't be told, which says what its containerd reads; see that its program runs on the node, or start the node once"
+    )]
+    NoRelease(&'static str),
+    /// A new template could not take over the distribution's own.
+    #[error(
+        "{word} {release} has no base template to extend; upgrade it to 1.26.8, 1.27.5, 1.28.1 or later"
+    )]
+    NoBase {
+        /// The distribution.
+        word: &'static str,
+        /// Its release.
+        release: Version,
+    },
     /// The configuration can't be edited.
     #[error(transparent)]
     Config(#[from] containerd_config::Error),
@@ -161,6 +198,9 @@ fn check_host(facts: &Facts, want: &Want) -> Result<(), Error> {
     if let Some(refusal) = facts.distro.refusal {
         return Err(Error::Distribution(refusal));
     }
+    if let Some(obstacle) = &facts.obstacle {
+        return Err(Error::Obstacle(obstacle.clone()));
+    }
     if want.offline {
         return Ok(());
     }
@@ -190,7 +230,11 @@ fn assemble(
         after = site.edited(&declarations(&facts.places, &next))?;
     }
     let declared = declarations(&facts.places, &next);
-    let config = (after.as_deref() != site.text).then(|| site.change(facts, after));
+    let config = if after.as_deref() == site.text {
+        None
+    } else {
+        Some(site.change(facts, after, &declared)?)
+    };
     let served = facts.served.as_ref().ok();
     let pending = served.is_some_and(|served| !is_served(served, &declared, &site.ours));
     let restart = !want.offline && (config.is_some() || pending);
@@ -323,8 +367,12 @@ fn next_state(
 pub fn cut(facts: &Facts, declares: &[String]) -> Result<Option<ConfigChange>, Error> {
     let mut site = Site::find(facts, true)?;
     site.ours.extend(declares.iter().cloned());
-    let after = site.edited(&declarations(&facts.places, &facts.state.handlers))?;
-    Ok((after.as_deref() != site.text).then(|| site.change(facts, after)))
+    let declared = declared_before(facts);
+    let after = site.edited(&declared)?;
+    if after.as_deref() == site.text {
+        return Ok(None);
+    }
+    site.change(facts, after, &declared).map(Some)
 }
 
 /// The handlers as the state file has them declared.
@@ -367,7 +415,7 @@ pub fn prove(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use rstest::rstest;
 
     use super::*;
@@ -386,7 +434,7 @@ mod tests {
     }
 
     /// A node whose containerd is well and carries nothing of ours.
-    fn node() -> Facts {
+    pub(in crate::installer) fn node() -> Facts {
         Facts {
             distro: detect(&Evidence::default(), |_| false),
             daemon: Some(Daemon {
@@ -405,6 +453,9 @@ mod tests {
                 },
                 imported: Vec::new(),
             },
+            sources: Vec::new(),
+            release: None,
+            obstacle: None,
             dump: Ok(CONFIG.to_owned()),
             served: Ok(served(&[])),
             in_use: BTreeMap::new(),
