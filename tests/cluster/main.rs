@@ -15,5 +15,6 @@ mod faults;
 mod host;
 mod host_faults;
 mod host_kill;
+mod k3s;
 mod provision;
 mod support;
