@@ -33,7 +33,12 @@ async fn a_unit_whose_restart_ends_pods_is_refused() {
     let node = Node::with(&cluster, "2.1").await;
     node.override_unit("[Service]\nKillMode=control-group");
     is_refused(&node, "KillMode");
+    let allowed = format!("{} --allow-pod-restarts", install("v0.1.0"));
+    node.farrier(&allowed).is(Outcome::Applied, 1);
+    // What a removal restarts is no other matter.
+    node.farrier("uninstall --all").is(Outcome::Refused, 0);
     node.plain_unit();
+    node.farrier("uninstall --all").is(Outcome::Applied, 1);
 }
 
 /// An install that fails after the restart: the old bytes are back, and containerd serves as before.
