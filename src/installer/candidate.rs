@@ -7,9 +7,9 @@ use super::Error;
 use super::facts::{Facts, judge_dump};
 use super::host::HostRoot;
 use super::loaded::load;
-use super::plan::{ConfigChange, HostPlan, Rendered};
+use super::plan::{ConfigChange, HostPlan};
 use super::restart;
-use crate::containerd_config::{self, DeclaredHandler, Handler};
+use crate::containerd_config::{self, DeclaredHandler};
 
 /// A candidate stands beside the root configuration, so that relative imports mean the same; no `*.toml` glob matches it.
 pub(super) const SUFFIX: &str = ".farrier-candidate";
@@ -58,24 +58,25 @@ pub(super) async fn judge(
     Ok(())
 }
 
-/// Checks that a distribution has rendered our handlers into what containerd loads from `root` since its start.
+/// Checks that a distribution has rendered our handlers into what containerd loads since its start, where it renders that.
 ///
 /// # Errors
 /// When a handler is missing or another, or a file can't be read.
-pub(super) fn is_rendered(
-    host: &HostRoot,
-    root: &str,
-    rendered: &Rendered,
-    declared: &[Handler],
-) -> Result<(), Error> {
-    let loaded = load(host, root)?;
+pub(super) fn is_rendered(host: &HostRoot, plan: &HostPlan) -> Result<(), Error> {
+    let change = plan.config.as_ref();
+    let Some((change, rendered)) =
+        change.and_then(|change| Some((change, change.rendered.as_ref()?)))
+    else {
+        return Ok(());
+    };
+    let loaded = load(host, &change.root)?;
     let mut found = BTreeMap::new();
     for file in std::iter::once(&loaded.root).chain(&loaded.imported) {
         if let Some(text) = &file.text {
             found.extend(containerd_config::handlers(text, &rendered.placement)?);
         }
     }
-    let missing = declared.iter().find(|handler| {
+    let missing = plan.declared.iter().find(|handler| {
         let found: Option<&DeclaredHandler> = found.get(&handler.name);
         found.is_none_or(|found| found.runtime_type != handler.runtime_type)
     });

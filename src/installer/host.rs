@@ -4,6 +4,7 @@
 //! `..` on the host leads out of it. What to write is decided elsewhere.
 
 mod change;
+mod mount;
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -15,7 +16,6 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
 use nix::sys::stat::fstatat;
-use nix::sys::statvfs::{FsFlags, fstatvfs};
 use sha2::{Digest as _, Sha256};
 
 use crate::handoff::{hex, sha256_hex};
@@ -79,15 +79,6 @@ pub enum Error {
 
 /// Result of an operation on the host's file system.
 pub type Result<T> = std::result::Result<T, Error>;
-
-/// How a file system is mounted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Mount {
-    /// Nothing can be written.
-    pub read_only: bool,
-    /// Nothing can be executed.
-    pub no_exec: bool,
-}
 
 /// The root of a host's file system: `/` on the node itself, `/host` in a Job, an unpacked image at build time.
 #[derive(Debug)]
@@ -334,29 +325,6 @@ impl HostRoot {
             }
         }
         missing
-    }
-
-    /// How the file system is mounted that `path` is on, or would be on once its folders are made.
-    ///
-    /// # Errors
-    /// When that can't be asked.
-    pub fn mount_of(&self, path: &str) -> Result<Mount> {
-        let mut folder = path;
-        let fd = loop {
-            match self.open_at(folder, OFlag::O_PATH) {
-                Ok(fd) => break fd,
-                Err(_) if folder.len() > 1 => {
-                    folder = folder.rsplit_once('/').map_or("/", |(parent, _)| parent);
-                    folder = if folder.is_empty() { "/" } else { folder };
-                }
-                Err(error) => return Err(failed("open", path)(error)),
-            }
-        };
-        let flags = fstatvfs(&fd).map_err(failed("look at", path))?.flags();
-        Ok(Mount {
-            read_only: flags.contains(FsFlags::ST_RDONLY),
-            no_exec: flags.contains(FsFlags::ST_NOEXEC),
-        })
     }
 
     /// Whether the process `pid` of this host's `/proc` has this root: one in a container has its own.

@@ -13,8 +13,8 @@ const SMALL: u64 = 1 << 18;
 /// When `/proc` can't be listed.
 pub fn endpoint(host: &HostRoot) -> Result<Option<String>, super::Error> {
     let pids = host.list("/proc")?;
-    let pids = pids.iter().filter_map(|name| name.parse::<u32>().ok());
-    Ok(pids.filter_map(|pid| of_process(host, pid)).next())
+    let mut pids = pids.iter().filter_map(|name| name.parse::<u32>().ok());
+    Ok(pids.find_map(|pid| of_process(host, pid)))
 }
 
 /// Whether two paths are those of one socket: `/var/run` is a link to `/run`.

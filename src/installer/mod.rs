@@ -22,7 +22,7 @@ mod report;
 pub mod restart;
 pub mod service;
 mod site;
-mod source;
+pub mod source;
 pub mod state;
 mod survey;
 pub mod systemd;

@@ -192,13 +192,7 @@ async fn act(
         info!(unit = journal.unit, "restarting containerd");
         let daemon = facts.daemon.as_ref();
         let (served, away) = restart(host, &journal.service(), &journal.socket, daemon).await?;
-        if let Some(rendered) = plan
-            .config
-            .as_ref()
-            .and_then(|change| change.rendered.as_ref())
-        {
-            candidate::is_rendered(host, &journal.root, rendered, &plan.declared)?;
-        }
+        candidate::is_rendered(host, plan)?;
         if let Ok(before) = &facts.served {
             prove(before, &served, &plan.declared, &plan.ours).map_err(restart::Error::Unproven)?;
         }

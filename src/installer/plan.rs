@@ -10,8 +10,9 @@ use super::cri::Served;
 use super::desired::Set;
 use super::facts::{Facts, verified};
 use super::site::{Site, declarations};
+use super::source;
 use super::state::{OwnedConfig, OwnedHandler, State, owner_word};
-use crate::containerd_config::{self, Handler, Placement, Version};
+use crate::containerd_config::{self, Handler};
 use crate::handoff::sha256_hex;
 use crate::handoff::{HandlerReport, Owner, ShimRequest};
 
@@ -88,16 +89,7 @@ pub struct ConfigChange {
     /// The root configuration file, which containerd is given.
     pub root: String,
     /// The same change of a file that containerd loads, where it loads not `path` but what the distribution makes of it.
-    pub rendered: Option<Rendered>,
-}
-
-/// A file that a distribution renders, as it should look after a change of what it is rendered from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rendered {
-    /// Where handlers are declared in it.
-    pub placement: Placement,
-    /// Its text afterwards.
-    pub after: Option<String>,
+    pub rendered: Option<source::Rendered>,
 }
 
 /// Why a host is not changed at all.
@@ -122,29 +114,9 @@ pub enum Error {
     /// Binaries can't be kept where they can be executed, or the configuration can't be written.
     #[error("{0}")]
     Obstacle(String),
-    /// The template is absent.
-    #[error(
-        "{path} is absent, which containerd's configuration is rendered from; restore it, or start the node once"
-    )]
-    NoTemplate {
-        /// The template.
-        path: String,
-    },
-    /// What a new file must look like depends on the release.
-    #[error(
-        "the release of {0} can't be told, which says what its containerd reads; see that its program runs on the node, or start the node once"
-    )]
-    NoRelease(&'static str),
-    /// A new template could not take over the distribution's own.
-    #[error(
-        "{word} {release} has no base template to extend; upgrade it to 1.26.8, 1.27.5, 1.28.1 or later"
-    )]
-    NoBase {
-        /// The distribution.
-        word: &'static str,
-        /// Its release.
-        release: Version,
-    },
+    /// What a distribution makes its configuration from can't be edited.
+    #[error(transparent)]
+    Source(#[from] source::Error),
     /// The configuration can't be edited.
     #[error(transparent)]
     Config(#[from] containerd_config::Error),

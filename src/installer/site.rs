@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::facts::Facts;
-use super::plan::{ConfigChange, Error, Rendered};
-use super::source::{self, Source};
+use super::plan::{ConfigChange, Error};
+use super::source::{self, Rendered, Source};
 use super::state::{OwnedHandler, Places, STATE_FOLDER, folder_of};
 use crate::containerd_config::{
     DeclaredHandler, Handler, Loaded, Placement, Value, Version, edit, edit_template, handlers,

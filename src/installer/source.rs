@@ -6,12 +6,48 @@ use std::borrow::Cow;
 
 use super::distro::Edited;
 use super::facts::Facts;
-use super::plan::Error;
 use super::state::folder_of;
 use crate::containerd_config::{Loaded, Placement, PluginId, Version, is_template};
 
 /// Our snippet in a folder of snippets.
 const SNIPPET: &str = "farrier.toml";
+
+/// A file that a distribution renders, as it should look after a change of what it is rendered from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rendered {
+    /// Where handlers are declared in it.
+    pub placement: Placement,
+    /// Its text afterwards.
+    pub after: Option<String>,
+}
+
+/// Why that can't be edited.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The template is absent.
+    #[error(
+        "{path} is absent, which containerd's configuration is rendered from; restore it, or start the node once"
+    )]
+    NoTemplate {
+        /// The template.
+        path: String,
+    },
+    /// What a new file must look like depends on the release.
+    #[error(
+        "the release of {0} can't be told, which says what its containerd reads; see that its program runs on the node, or start the node once"
+    )]
+    NoRelease(&'static str),
+    /// A new template could not take over the distribution's own.
+    #[error(
+        "{word} {release} has no base template to extend; upgrade it to 1.26.8, 1.27.5, 1.28.1 or later"
+    )]
+    NoBase {
+        /// The distribution.
+        word: &'static str,
+        /// Its release.
+        release: Version,
+    },
+}
 
 /// A file that containerd's configuration is made from.
 #[derive(Debug, Clone, PartialEq, Eq)]
