@@ -325,6 +325,7 @@ async fn undo(host: &HostRoot, journal: &Journal) -> Vec<String> {
 fn forget(host: &HostRoot, journal: &Journal) -> Result<(), Error> {
     journal.discard(host)?;
     host.discard_new(STATE_FILE);
+    host.discard_new(JOURNAL_FILE);
     host.remove_file(JOURNAL_FILE)?;
     for step in journal.undo.iter().rev() {
         if let Undo::Folder { path } = step {

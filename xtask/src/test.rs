@@ -42,6 +42,8 @@ enum Part {
     Unit,
     /// Every configuration of the corpus, on four real containerd.
     Corpus,
+    /// Whole changes, kills and faults on four real containerd, without a cluster.
+    Live,
     /// The chart.
     Chart,
     /// End to end, on a cluster of this machine.
@@ -66,7 +68,10 @@ pub fn run(options: &Options, cache: &Cache, progress: &Progress) -> Result<()> 
         tests(progress, "cargo test", &["--workspace"], &[], filter)?;
     }
     if wanted(Part::Corpus) {
-        corpus(cache, progress, filter)?;
+        with_containerds("corpus", cache, progress, filter)?;
+    }
+    if wanted(Part::Live) {
+        with_containerds("live", cache, progress, filter)?;
     }
     if wanted(Part::Chart) {
         chart(cache, progress, filter)?;
@@ -103,6 +108,7 @@ fn lint(cache: &Cache, progress: &Progress) -> Result<()> {
         "--all-targets",
         // Without their names, targets that `cargo test` leaves out are left out here, too.
         "--test=corpus",
+        "--test=live",
         "--test=chart",
         "--test=cluster",
         "--bench=host",
@@ -138,7 +144,13 @@ fn chart(cache: &Cache, progress: &Progress, filter: Option<&str>) -> Result<()>
     )
 }
 
-fn corpus(cache: &Cache, progress: &Progress, filter: Option<&str>) -> Result<()> {
+/// Runs the test program `name` with every containerd.
+fn with_containerds(
+    name: &str,
+    cache: &Cache,
+    progress: &Progress,
+    filter: Option<&str>,
+) -> Result<()> {
     let programs = ContainerdVersion::ALL
         .into_iter()
         .map(|version| {
@@ -150,8 +162,8 @@ fn corpus(cache: &Cache, progress: &Progress, filter: Option<&str>) -> Result<()
     let env = [("FARRIER_CONTAINERDS", PathBuf::from(programs))];
     tests(
         progress,
-        "cargo test --test corpus",
-        &["--test", "corpus"],
+        &format!("cargo test --test {name}"),
+        &["--test", name],
         &env,
         filter,
     )
@@ -172,6 +184,7 @@ fn end_to_end(name: &str, cache: &Cache, progress: &Progress, filter: Option<&st
             },
             NodeSpec::new("n17", ContainerdVersion::V1_7),
             NodeSpec::new("n21", ContainerdVersion::V2_1),
+            NodeSpec::new("n24", ContainerdVersion::V2_4),
         ],
     };
     let cluster = cluster::up(cache, &spec, progress)?;
@@ -190,6 +203,7 @@ fn end_to_end(name: &str, cache: &Cache, progress: &Progress, filter: Option<&st
             .arg("--test-threads=1")
             .env("FARRIER_CLUSTER", cluster.state_path())
             .env("FARRIER_ARTIFACTS", served)
+            .env("FARRIER_BINARY", &parts.binary)
             .env("FARRIER_IMAGE", image::FARRIER)
             .env("FARRIER_HELLO_IMAGE", image::HELLO);
         aloud(&mut command)

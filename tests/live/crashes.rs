@@ -1,0 +1,115 @@
+//! The program ends anywhere, and the next run converges.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use farrier::handoff::Outcome;
+
+use crate::node::{CONFIG, Node, on_each};
+use crate::trace::is_killed_at;
+
+const INSTALL: [&str; 3] = [
+    "install",
+    "--shim=a=file:///srv/a",
+    "--shim=b=file:///srv/b",
+];
+const UNINSTALL: [&str; 2] = ["uninstall", "--all"];
+
+/// How many kills there are on each release.
+const MOMENTS: u64 = 12;
+
+/// Fails unless the next run of `arguments` ends with what an undisturbed one leaves.
+fn assert_converges(node: &Node, arguments: &[&str], whole: &Whole, when: &str) {
+    let (status, report) = node.change(arguments);
+    assert_eq!(status, 0, "{when}: {report:?}\n{}", node.log());
+    let expected = if arguments == INSTALL {
+        &whole.with
+    } else {
+        &whole.without
+    };
+    assert_eq!(&node.tree(), expected, "{when}");
+    node.assert_healthy();
+    let (status, report) = node.change(arguments);
+    assert_eq!(
+        (status, report.result),
+        (0, Outcome::Unchanged),
+        "{when}: {report:?}"
+    );
+}
+
+/// What the node carries with the shims and without them.
+struct Whole {
+    with: std::collections::BTreeMap<String, String>,
+    without: std::collections::BTreeMap<String, String>,
+}
+
+impl Whole {
+    fn of(node: &Node) -> Self {
+        let without = node.tree();
+        assert_eq!(node.change(&INSTALL).0, 0);
+        let with = node.tree();
+        assert_eq!(node.change(&UNINSTALL).0, 0);
+        assert_eq!(node.config(), CONFIG);
+        Self { with, without }
+    }
+}
+
+/// Kills a change at each of its writes; the node goes from one state to the other and back.
+fn at_every_write(release: &Path) {
+    let node = Node::new(release);
+    let whole = Whole::of(&node);
+    for (arguments, back) in [(&INSTALL[..], &UNINSTALL[..]), (&UNINSTALL, &INSTALL)] {
+        assert_eq!(node.change(back).0, 0);
+        for nth in 1.. {
+            if !is_killed_at(&node.command(arguments), nth) {
+                assert!(nth > 15, "only {nth} writes were seen");
+                break;
+            }
+            let when = format!("{} before write {nth}", arguments[0]);
+            assert_converges(&node, arguments, &whole, &when);
+            assert_converges(&node, back, &whole, &when);
+        }
+    }
+}
+
+#[test]
+fn a_change_that_is_killed_at_any_write_is_carried_out_by_the_next_run() {
+    on_each(at_every_write);
+}
+
+#[test]
+fn a_change_that_is_killed_at_any_moment_is_carried_out_by_the_next_run() {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let seed = u64::from(now.subsec_nanos());
+    println!("seed {seed}");
+    on_each(|release| {
+        let node = Node::new(release);
+        let whole = Whole::of(&node);
+        // xorshift (Marsaglia 2003); 0 would stay 0.
+        let mut state = seed | 1;
+        for _ in 0..MOMENTS {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            // A change takes about that long.
+            let moment = Duration::from_micros(state % 400_000);
+            let when = format!("after {moment:?}");
+            for (arguments, back) in [(&INSTALL[..], &UNINSTALL[..]), (&UNINSTALL, &INSTALL)] {
+                assert_eq!(node.change(back).0, 0, "{when}");
+                let mut child = node
+                    .command(arguments)
+                    .stdin(Stdio::null())
+                    .stdout(Stdio::null())
+                    .stderr(Stdio::null())
+                    .spawn()
+                    .unwrap();
+                // The moment is the point of the test, nothing is awaited.
+                std::thread::sleep(moment);
+                let _ = child.kill();
+                child.wait().unwrap();
+                assert_converges(&node, arguments, &whole, &when);
+            }
+        }
+    });
+}

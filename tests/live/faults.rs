@@ -1,0 +1,249 @@
+//! What goes wrong on nodes: the change is refused or undone, and says so.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::Stdio;
+
+use farrier::handoff::Outcome;
+
+use crate::node::{CONFIG, CONFIG_PATH, Node, Run, on_each, releases, shim};
+
+const INSTALL: [&str; 2] = ["install", "--shim=a=file:///srv/a"];
+
+/// Fails unless the change is undone after `faults`, with containerd serving as before.
+fn assert_rolled_back(release: &Path, faults: &[&str], words: &str) {
+    let node = Node::new(release);
+    let before = node.tree();
+    node.fail(faults);
+    let (status, report) = node.change(&INSTALL);
+    assert_eq!(
+        (status, report.result),
+        (4, Outcome::RolledBack),
+        "{report:?}"
+    );
+    assert!(
+        report.reason.as_ref().unwrap().contains(words),
+        "{report:?}"
+    );
+    assert_eq!(node.tree(), before);
+    node.assert_healthy();
+    let (status, report) = node.change(&INSTALL);
+    assert_eq!((status, report.result), (0, Outcome::Applied), "{report:?}");
+}
+
+#[test]
+fn a_containerd_that_is_not_started_is_put_back() {
+    on_each(|release| assert_rolled_back(release, &["refuses"], "containerd failed to start"));
+}
+
+#[test]
+fn a_containerd_without_cri_is_put_back_at_once() {
+    on_each(|release| assert_rolled_back(release, &["without-cri"], "CRI"));
+}
+
+#[test]
+fn a_containerd_that_ends_is_put_back() {
+    on_each(|release| assert_rolled_back(release, &["ends"], "ended after its restart"));
+}
+
+#[test]
+fn a_containerd_that_never_answers_is_put_back() {
+    // A minute each, which the release of containerd has no part in.
+    assert_rolled_back(&releases()[2], &["silent"], "did not come back within");
+}
+
+#[test]
+fn a_node_whose_containerd_does_not_come_back_needs_a_person() {
+    on_each(|release| {
+        let node = Node::new(release);
+        let before = node.tree();
+        node.fail(&["refuses", "refuses"]);
+        let (status, report) = node.change(&INSTALL);
+        assert_eq!((status, report.result), (5, Outcome::Broken), "{report:?}");
+        assert!(report.remedy.is_some());
+        assert_eq!(node.config(), CONFIG);
+        // It is the same once a person has seen to it.
+        node.start();
+        let (status, report) = node.change(&INSTALL);
+        assert_eq!((status, report.result), (0, Outcome::Applied), "{report:?}");
+        assert_eq!(node.change(&["uninstall", "--all"]).0, 0);
+        assert_eq!(node.tree(), before);
+    });
+}
+
+#[test]
+fn a_configuration_that_containerd_refuses_is_left_alone() {
+    on_each(|release| {
+        let node = Node::new(release);
+        let process = node.process();
+        let broken =
+            format!("{CONFIG}\n[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = 7\n");
+        node.write(CONFIG_PATH, broken.as_bytes(), 0o644);
+        let (status, report) = node.change(&INSTALL);
+        assert_eq!((status, report.result), (3, Outcome::Refused), "{report:?}");
+        assert_eq!((node.config(), node.process()), (broken, process));
+    });
+}
+
+#[test]
+fn a_shim_that_can_not_run_here_is_refused_and_the_other_is_installed() {
+    on_each(|release| {
+        let node = Node::new(release);
+        let mut foreign = shim(1, Run::Ends);
+        foreign[18..20].copy_from_slice(&183u16.to_le_bytes());
+        node.write("/srv/a", &foreign, 0o644);
+        let (status, report) = node.change(&[
+            "install",
+            "--shim=a=file:///srv/a",
+            "--shim=b=file:///srv/b",
+        ]);
+        assert_eq!((status, report.result), (1, Outcome::Partial), "{report:?}");
+        assert!(node.config().contains("/b"));
+        node.assert_healthy();
+    });
+}
+
+/// A tmpfs of four pages: a folder and a small file fit, not more.
+const SMALL: &str = "size=16k";
+
+#[test]
+fn a_full_disk_undoes_what_was_begun() {
+    for path in ["/opt", "/var/lib/farrier", "/etc/containerd"] {
+        on_each(|release| {
+            let node = Node::stopped(release, &[(path, SMALL)]);
+            node.write(CONFIG_PATH, CONFIG.as_bytes(), 0o644);
+            node.start();
+            node.write(
+                "/srv/a",
+                &[shim(1, Run::Ends), vec![0; 1 << 16]].concat(),
+                0o644,
+            );
+            // Whatever is free is taken.
+            let filler = node.path(path).join("filler");
+            let _ = fs::write(&filler, vec![0; 1 << 16]);
+            let before = node.tree();
+            let (status, report) = node.change(&INSTALL);
+            assert!(matches!(status, 3 | 4), "{path}: {report:?}");
+            assert!(report.reason.unwrap().contains("space"), "{path}");
+            assert_eq!(node.tree(), before, "{path}");
+            node.assert_healthy();
+            fs::remove_file(filler).unwrap();
+            node.write("/srv/a", &shim(1, Run::Ends), 0o644);
+            let (status, report) = node.change(&INSTALL);
+            assert_eq!(
+                (status, report.result),
+                (0, Outcome::Applied),
+                "{path}: {report:?}"
+            );
+        });
+    }
+}
+
+#[test]
+fn folders_that_can_not_be_written_refuse_the_change() {
+    for path in ["/opt", "/etc/containerd"] {
+        on_each(|release| {
+            let node = Node::stopped(release, &[(path, "")]);
+            node.write(CONFIG_PATH, CONFIG.as_bytes(), 0o644);
+            node.start();
+            let before = node.tree();
+            node.remount(path, true);
+            let (status, report) = node.change(&INSTALL);
+            assert!(matches!(status, 3 | 4), "{path}: {report:?}");
+            assert!(
+                report.reason.unwrap().to_lowercase().contains("read-only"),
+                "{path}"
+            );
+            assert_eq!(node.tree(), before, "{path}");
+            node.remount(path, false);
+            assert_eq!(node.change(&INSTALL).0, 0, "{path}");
+        });
+    }
+}
+
+#[test]
+fn a_configuration_behind_links_and_on_other_file_systems_is_edited_where_it_is() {
+    on_each(|release| {
+        let node = Node::stopped(release, &[("/srv/config", ""), ("/srv/data", "")]);
+        node.write("/srv/a", &shim(1, Run::Ends), 0o644);
+        fs::remove_dir(node.path("/etc/containerd")).unwrap();
+        symlink("/srv/config/containerd", node.path("/etc/containerd")).unwrap();
+        fs::create_dir(node.path("/srv/config/containerd")).unwrap();
+        fs::remove_dir(node.path("/opt")).unwrap();
+        // Neither leaves the root: the one is absolute, the other goes up too often.
+        symlink("../../../srv/data", node.path("/opt")).unwrap();
+        let file = node.path("/srv/config/containerd/config.toml");
+        symlink("../real.toml", file).unwrap();
+        node.write("/srv/config/real.toml", CONFIG.as_bytes(), 0o640);
+        node.start();
+        let before = node.tree();
+        let (status, report) = node.change(&INSTALL);
+        assert_eq!((status, report.result), (0, Outcome::Applied), "{report:?}");
+        node.assert_healthy();
+        assert!(node.path("/srv/data/farrier/bin").is_dir());
+        assert!(node.path("/srv/config/containerd/config.toml").is_symlink());
+        assert_eq!(node.change(&["uninstall", "--all"]).0, 0);
+        assert_eq!(node.tree(), before);
+    });
+}
+
+#[test]
+fn of_two_installers_one_waits_for_the_other() {
+    on_each(|release| {
+        let node = Node::new(release);
+        let start = |name: &str| {
+            let shim = format!("--shim={name}=file:///srv/{name}");
+            let mut command = node.command(&["install", "--keep-others", &shim, "-o", "json"]);
+            command
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap()
+        };
+        let (one, other) = (start("a"), start("b"));
+        for child in [one, other] {
+            let output = child.wait_with_output().unwrap();
+            assert!(
+                output.status.success(),
+                "{}",
+                String::from_utf8_lossy(&output.stdout)
+            );
+        }
+        node.assert_healthy();
+        let both = [
+            "install",
+            "--shim=a=file:///srv/a",
+            "--shim=b=file:///srv/b",
+        ];
+        let (_, report) = node.change(&both);
+        assert_eq!(report.restarts, 0, "{report:?}");
+    });
+}
+
+#[test]
+fn what_a_person_wrote_meanwhile_stays_when_the_change_is_undone() {
+    on_each(|release| {
+        let node = Node::new(release);
+        // The next start fails, and somebody has added a line by then.
+        node.fail(&["edited"]);
+        let (status, report) = node.change(&INSTALL);
+        assert_eq!(
+            (status, report.result),
+            (4, Outcome::RolledBack),
+            "{report:?}"
+        );
+        let config = node.config();
+        assert!(
+            config.starts_with(CONFIG)
+                && config.ends_with(
+                    "
+# of a person
+"
+                )
+        );
+        assert!(!config.contains("farrier"), "{config}");
+        assert!(!node.path("/opt/farrier").exists());
+        node.assert_healthy();
+    });
+}

@@ -1,0 +1,13 @@
+//! The whole program against a real containerd, without a cluster: whole changes, a kill at any instant, every fault.
+//!
+//! `cargo xtask test live` names the daemons in `FARRIER_CONTAINERDS`.
+
+#![cfg(target_arch = "x86_64")]
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+mod changes;
+mod crashes;
+mod faults;
+mod node;
+#[path = "../host/trace.rs"]
+mod trace;

@@ -1,0 +1,347 @@
+//! A node without a cluster: a root, a process 1 and a service manager of its own, and a real containerd. No tests.
+//!
+//! The thread that makes one, and what it starts, has mounts, a network and process numbers of its own from there on; all of it ends
+//! with the thread. `OpenRC` is stood in for by a script of its interface.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use farrier::handoff::ProvisionReport;
+use farrier::names::sha256_hex;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, setns, unshare};
+
+/// The configuration that an administrator left.
+pub const CONFIG: &str = "# ours\nversion = 2\n\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\n  runtime_type = \"io.containerd.runc.v2\"\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.kata]\nruntime_type = \"io.containerd.kata.v2\" # theirs";
+
+/// Where [`CONFIG`] stands.
+pub const CONFIG_PATH: &str = "/etc/containerd/config.toml";
+
+/// Names the way in which the next starts of containerd fail, one a line: see [`RC_SERVICE`].
+const FAULTS: &str = "/run/faults";
+
+/// Stands in for the service manager.
+const RC_SERVICE: &str = include_str!("rc-service.sh");
+
+/// What process 1 does at first, in the folder of its root: the processes are seen from beside the node, too.
+const BOOT: &str = "mount -t proc proc proc
+exec unshare --mount sh -ec 'pivot_root . .; umount -l .; exec chroot . /sbin/init'";
+
+/// Reaps what its children leave behind.
+const INIT: &str = "#!/bin/bash\ntouch /run/booted\nsleep infinity & wait\n";
+
+/// A start takes 0.1 s; a machine whose cores are all busy gets this long.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// The node.
+pub struct Node {
+    folder: PathBuf,
+    boot: Child,
+    /// The number of process 1 on this machine.
+    init: String,
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // With it go process 1, and with that all processes of the node.
+        let _ = self.boot.kill();
+        let _ = self.boot.wait();
+        // What is still mounted is the machine's own: nothing is removed through it.
+        if umount2(&self.folder, MntFlags::MNT_DETACH).is_ok() {
+            let _ = fs::remove_dir(&self.folder);
+        }
+    }
+}
+
+/// The programs under test; each serves as `1.7.35` or the like.
+pub fn releases() -> Vec<PathBuf> {
+    let programs = std::env::var_os("FARRIER_CONTAINERDS")
+        .expect("`cargo xtask test live` names the programs in FARRIER_CONTAINERDS");
+    std::env::split_paths(&programs).collect()
+}
+
+/// Does `work` on a node of each release, one after the other.
+pub fn on_each(work: impl Fn(&Path) + Sync) {
+    for release in releases() {
+        // A namespace of process numbers takes no second process 1, and a thread has but one.
+        let done = std::thread::scope(|scope| scope.spawn(|| work(&release)).join());
+        assert!(done.is_ok(), "on {}", release.display());
+    }
+}
+
+fn no_data(source: &str, target: &Path, kind: &str, flags: MsFlags) {
+    mount(Some(source), target, Some(kind), flags, None::<&str>).unwrap();
+}
+
+impl Node {
+    /// A node on which containerd serves [`CONFIG`].
+    pub fn new(release: &Path) -> Self {
+        let node = Self::stopped(release, &[]);
+        node.write(CONFIG_PATH, CONFIG.as_bytes(), 0o644);
+        node.start();
+        node
+    }
+
+    /// A node that runs nothing yet, and has no configuration.
+    /// `mounts` are file systems of their own with their options (tmpfs(5)).
+    pub fn stopped(release: &Path, mounts: &[(&str, &str)]) -> Self {
+        let folder = tempfile::Builder::new().disable_cleanup(true).tempdir();
+        let folder = folder.unwrap().path().to_owned();
+        unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).unwrap();
+        no_data(
+            "",
+            Path::new("/"),
+            "",
+            MsFlags::MS_PRIVATE | MsFlags::MS_REC,
+        );
+        no_data("node", &folder, "tmpfs", MsFlags::empty());
+        for name in [
+            "etc/containerd",
+            "run/openrc",
+            "tmp",
+            "var/lib",
+            "var/log",
+            "opt",
+            "srv",
+            "sbin",
+            "proc",
+            "sys",
+            "dev",
+            "usr",
+        ] {
+            fs::create_dir_all(folder.join(name)).unwrap();
+        }
+        for name in ["bin", "lib", "lib64"] {
+            symlink(format!("usr/{name}"), folder.join(name)).unwrap();
+        }
+        for name in ["sys", "dev", "usr"] {
+            let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
+            no_data(&format!("/{name}"), &folder.join(name), "", flags);
+        }
+        no_data(
+            "local",
+            &folder.join("usr/local"),
+            "tmpfs",
+            MsFlags::empty(),
+        );
+        // A daemon that streams from its own address looks for one on the default route.
+        let network =
+            "ip link set lo up && ip address add 10.0.0.1/32 dev lo && ip route add default dev lo";
+        let status = Command::new("sh").args(["-c", network]).status();
+        assert!(status.unwrap().success());
+        for (path, options) in mounts {
+            let target = folder.join(path.trim_start_matches('/'));
+            fs::create_dir_all(&target).unwrap();
+            let (kind, none) = (Some("tmpfs"), MsFlags::empty());
+            mount(Some("extra"), &target, kind, none, Some(*options)).unwrap();
+        }
+        let (boot, init) = boot(&folder);
+        let node = Self { folder, boot, init };
+        node.write("/etc/os-release", b"ID=alpine\n", 0o644);
+        node.write(
+            "/etc/machine-id",
+            b"0123456789abcdef0123456789abcdef\n",
+            0o644,
+        );
+        node.write("/sbin/rc-service", RC_SERVICE.as_bytes(), 0o755);
+        fs::create_dir_all(node.path("/usr/local/bin")).unwrap();
+        fs::copy(release, node.path("/usr/local/bin/containerd")).unwrap();
+        for (name, seed) in [("a", 1), ("b", 2)] {
+            node.write(&format!("/srv/{name}"), &shim(seed, Run::Ends), 0o644);
+        }
+        node
+    }
+
+    /// A path on the node as this machine sees it.
+    pub fn path(&self, path: &str) -> PathBuf {
+        self.folder.join(path.trim_start_matches('/'))
+    }
+
+    pub fn write(&self, path: &str, bytes: &[u8], mode: u32) {
+        let path = self.path(path);
+        fs::write(&path, bytes).unwrap();
+        fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+    }
+
+    pub fn config(&self) -> String {
+        fs::read_to_string(self.path(CONFIG_PATH)).unwrap()
+    }
+
+    /// Has the next starts of containerd fail in these ways.
+    pub fn fail(&self, faults: &[&str]) {
+        self.write(FAULTS, (faults.join("\n") + "\n").as_bytes(), 0o644);
+    }
+
+    /// Makes the file system at `path` read-only, or writable again, for the node and for whoever looks at it.
+    pub fn remount(&self, path: &str, read_only: bool) {
+        let mut flags = MsFlags::MS_REMOUNT;
+        flags.set(MsFlags::MS_RDONLY, read_only);
+        no_data("extra", &self.path(path), "", flags);
+    }
+
+    /// Starts containerd by hand, and waits until it serves.
+    pub fn start(&self) {
+        let status = Command::new("nsenter")
+            .args(["--mount", "--root", "--target", &self.init])
+            .args(["/sbin/rc-service", "containerd", "restart"])
+            .status();
+        assert!(status.unwrap().success());
+        let since = Instant::now();
+        loop {
+            let output = self.farrier(&["install", "--dry-run", "--shim=a=file:///srv/a"]);
+            if output.status.success() {
+                return;
+            }
+            let words = String::from_utf8_lossy(&output.stderr);
+            assert!(since.elapsed() < LIMIT, "{words}\n{}", self.log());
+        }
+    }
+
+    /// The number of containerd's process on the node.
+    pub fn process(&self) -> String {
+        fs::read_to_string(self.path("/run/containerd.pid")).unwrap()
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.path("/var/log/containerd.log")).unwrap_or_default()
+    }
+
+    /// The program with the root of this node.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_farrier"));
+        command.args(arguments).arg("--host-root").arg(&self.folder);
+        command
+    }
+
+    pub fn farrier(&self, arguments: &[&str]) -> Output {
+        self.command(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
+    }
+
+    /// Runs a change to its end; returns the exit status and the report.
+    pub fn change(&self, arguments: &[&str]) -> (i32, ProvisionReport) {
+        let output = self.farrier(&[arguments, &["-o", "json"]].concat());
+        let report = serde_json::from_slice(&output.stdout);
+        let words = String::from_utf8_lossy(&output.stderr);
+        let report = report.unwrap_or_else(|error| panic!("{error}: {words}"));
+        (output.status.code().unwrap(), report)
+    }
+
+    /// Fails unless `doctor` finds nothing wrong.
+    pub fn assert_healthy(&self) {
+        let output = self.farrier(&["doctor"]);
+        let words = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{words}");
+    }
+
+    /// What of the node could be ours, or the administrator's: every path with its mode and its bytes or target.
+    pub fn tree(&self) -> BTreeMap<String, String> {
+        let mut tree = BTreeMap::new();
+        let mut folders = ["/etc", "/opt", "/srv", "/var/lib"]
+            .map(|name| self.path(name))
+            .to_vec();
+        // A link's target is listed where it is.
+        folders.retain(|folder| !folder.is_symlink());
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                let name = path
+                    .strip_prefix(&self.folder)
+                    .unwrap()
+                    .to_string_lossy()
+                    .into_owned();
+                // The daemon's own.
+                if name == "var/lib/containerd" || name == "opt/containerd" {
+                    continue;
+                }
+                let metadata = path.symlink_metadata().unwrap();
+                let mut what = format!("{:o} ", metadata.permissions().mode());
+                if metadata.is_symlink() {
+                    what += &fs::read_link(&path).unwrap().to_string_lossy();
+                } else if metadata.is_dir() {
+                    folders.push(path);
+                } else {
+                    what += &if name.ends_with("json") {
+                        fs::read_to_string(&path).unwrap()
+                    } else {
+                        sha256_hex(&fs::read(&path).unwrap())
+                    };
+                }
+                tree.insert(name, what);
+            }
+        }
+        tree
+    }
+}
+
+/// Starts process 1 in mounts of its own, as a node beside a pod, and with process numbers that this thread's children share.
+fn boot(folder: &Path) -> (Child, String) {
+    let init = folder.join("sbin/init");
+    fs::write(&init, INIT).unwrap();
+    fs::set_permissions(&init, PermissionsExt::from_mode(0o755)).unwrap();
+    let boot = Command::new("setpriv")
+        // Whatever ends this thread ends the node.
+        .args(["--pdeathsig", "KILL", "unshare", "--pid", "--fork"])
+        .args(["--kill-child", "sh", "-ec", BOOT])
+        .current_dir(folder)
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    let since = Instant::now();
+    while !folder.join("run/booted").exists() {
+        assert!(since.elapsed() < LIMIT);
+        std::thread::yield_now();
+    }
+    let children = format!("/proc/{0}/task/{0}/children", boot.id());
+    let init = fs::read_to_string(children).unwrap().trim().to_owned();
+    let processes = fs::File::open(format!("/proc/{init}/ns/pid")).unwrap();
+    setns(processes, CloneFlags::CLONE_NEWPID).unwrap();
+    (boot, init)
+}
+
+/// What a shim does when it is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Run {
+    /// Ends at once, with success.
+    Ends,
+    /// Waits for ever.
+    Hangs,
+}
+
+/// A program of 200 bytes for `x86_64`; programs differ by `seed`.
+pub fn shim(seed: u8, run: Run) -> Vec<u8> {
+    let code: &[u8] = match run {
+        // mov eax, 60 (exit); xor edi, edi; syscall
+        Run::Ends => &[0xb8, 60, 0, 0, 0, 0x31, 0xff, 0x0f, 0x05],
+        // mov eax, 34 (pause); syscall; jmp to the first
+        Run::Hangs => &[0xb8, 34, 0, 0, 0, 0x0f, 0x05, 0xeb, 0xf7],
+    };
+    const BASE: u64 = 0x40_0000;
+    const HEADERS: u64 = 64 + 56;
+    let mut bytes = b"\x7fELF\x02\x01\x01".to_vec();
+    bytes.resize(16, 0);
+    // An executable for EM_X86_64 (elf(5)).
+    bytes.extend([2, 0, 62, 0, 1, 0, 0, 0]);
+    bytes.extend((BASE + HEADERS).to_le_bytes());
+    // Where the program headers are, and no section headers.
+    bytes.extend(64u64.to_le_bytes());
+    bytes.extend([0; 12]);
+    for size in [64u16, 56, 1, 0, 0, 0] {
+        bytes.extend(size.to_le_bytes());
+    }
+    // One loadable segment, readable and executable: the whole file.
+    bytes.extend([1, 0, 0, 0, 5, 0, 0, 0]);
+    for word in [0, BASE, BASE, 200, 200, 0x1000] {
+        bytes.extend(word.to_le_bytes());
+    }
+    bytes.extend(code);
+    bytes.resize(199, 0);
+    bytes.push(seed);
+    bytes
+}
