@@ -27,6 +27,7 @@ fn main() -> ExitCode {
         let status = installer::exec::child_main(arguments.split_off(2));
         return ExitCode::from(u8::try_from(status).unwrap_or(1));
     }
+    installer::exec::main_hands_over();
     let cli = Cli::parse_from(arguments);
     let format = match cli.log_format {
         LogFormat::Text => telemetry::Format::Text,

@@ -7,12 +7,12 @@ mod support;
 
 use std::os::unix::fs::symlink;
 
-use farrier::handoff::{OptionValue, Outcome};
+use farrier::handoff::{OptionValue, Outcome, ProvisionReport};
 use farrier::installer::host::HostRoot;
 use farrier::installer::journal::{Journal, Undo};
 use farrier::names::sha256_hex;
 use rstest::rstest;
-use support::{CONFIG, Host, program, shim};
+use support::{CONFIG, Host, program, runnable, shim};
 
 fn host() -> Host {
     let host = Host::new(Some(CONFIG));
@@ -119,6 +119,45 @@ async fn a_foreign_handler_is_refused_for_its_shim_alone() {
     assert!(host.config().starts_with(CONFIG));
     assert!(!host.path("/opt/farrier/bin/containerd-shim-kata").exists());
     assert!(host.path("/opt/farrier/bin/containerd-shim-a").exists());
+}
+
+/// The root is entered to try a program, which takes a right that only root has.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn a_shim_that_does_not_run_is_refused_alone_and_keeps_the_version_that_does() {
+    let host = host();
+    let install = |names: &[&str]| -> ProvisionReport {
+        let shims = names
+            .iter()
+            .map(|name| format!("--shim={name}=file:///srv/{name}"));
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_farrier"))
+            .args(["install", "--offline", "-o", "json", "--host-root"])
+            .arg(host.root())
+            .args(shims)
+            .output()
+            .unwrap();
+        ProvisionReport::from_json(&String::from_utf8_lossy(&output.stdout)).unwrap()
+    };
+    host.write("/srv/a", &runnable(0));
+    host.write("/srv/broken", &runnable(3));
+    let before = host.tree(false);
+    let report = install(&["broken"]);
+    assert_eq!(report.result, Outcome::Refused, "{report:?}");
+    assert_eq!(host.tree(false), before);
+    let report = install(&["a", "broken"]);
+    assert_eq!(report.result, Outcome::Partial, "{report:?}");
+    assert!(
+        report
+            .reason
+            .unwrap()
+            .contains("shim broken: its binary does not run on this host")
+    );
+    assert!(host.path("/opt/farrier/bin/containerd-shim-a").exists());
+    assert!(!host.config().contains("broken"));
+    host.write("/srv/a", &runnable(3));
+    let report = install(&["a"]);
+    assert_eq!(report.handlers[0].sha256, Some(sha256_hex(&runnable(0))));
+    assert!(report.handlers[0].reason.is_some());
 }
 
 #[tokio::test]

@@ -7,8 +7,10 @@ use std::convert::Infallible;
 use std::ffi::{CString, OsString};
 use std::os::unix::ffi::OsStringExt as _;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::process::Command;
 
@@ -18,14 +20,24 @@ use super::text::printable;
 /// First argument of a start of this program that only enters a root and becomes another program.
 pub const CHILD_ARGUMENT: &str = "__enter-root";
 
-/// Exit status of a start that could not become the other program, as shells and `chroot` have it.
-const CHILD_FAILED: i32 = 127;
+/// Exit status of a start that could not enter the root, or could not execute the file at all, as `chroot(1)` has it.
+const CHILD_FAILED: i32 = 125;
+/// Exit status where a program or its loader is missing or must not be executed, as shells have it.
+const NOT_FOUND: i32 = 127;
 
 /// The longest `containerd config dump` seen is 40 kB; this leaves room for thousands of registry entries.
 const MAX_OUTPUT: u64 = 4 << 20;
 
 /// Programs of a host look for others here; nothing of our own environment reaches them.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Whether a second start of this process's program ends in [`child_main`].
+static HANDS_OVER: AtomicBool = AtomicBool::new(false);
+
+/// Says that `main` hands a start with [`CHILD_ARGUMENT`] to [`child_main`]: without that, as in a test, nothing of another root is run.
+pub fn main_hands_over() {
+    HANDS_OVER.store(true, Ordering::Relaxed);
+}
 
 /// Why a program of the host gave no answer.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +91,8 @@ pub async fn run(
     };
     let mut command = if host.is_own_root() {
         Command::new(program)
+    } else if !HANDS_OVER.load(Ordering::Relaxed) {
+        return Err(start(std::io::Error::other("nobody would enter its root")));
     } else {
         let mut command = Command::new("/proc/self/exe");
         command.arg(CHILD_ARGUMENT).arg(host.path()).arg(program);
@@ -114,6 +128,13 @@ pub async fn run(
             program: program.to_owned(),
         });
     }
+    if status.code() == Some(CHILD_FAILED) && !host.is_own_root() {
+        let words = last_words(
+            &String::from_utf8_lossy(&stderr),
+            "it could not be executed",
+        );
+        return Err(start(std::io::Error::other(words)));
+    }
     if !status.success() {
         return Err(Error::Failed {
             program: program.to_owned(),
@@ -147,28 +168,40 @@ fn last_words(stderr: &str, otherwise: &str) -> String {
 pub fn child_main(arguments: Vec<OsString>) -> i32 {
     match become_program(arguments) {
         Ok(never) => match never {},
-        Err(words) => {
+        Err((status, words)) => {
             // The parent reads standard error; there is nothing to do about a parent that is gone.
             let _ = std::io::Write::write_all(&mut std::io::stderr(), words.as_bytes());
-            CHILD_FAILED
+            status
         }
     }
 }
 
-fn become_program(arguments: Vec<OsString>) -> Result<Infallible, String> {
+fn become_program(arguments: Vec<OsString>) -> Result<Infallible, (i32, String)> {
     let mut arguments = arguments.into_iter();
-    let root = arguments.next().ok_or("no root was named")?;
+    let failed = |words: String| (CHILD_FAILED, words);
+    let root = arguments
+        .next()
+        .ok_or_else(|| failed("no root was named".to_owned()))?;
     let program: Vec<CString> = arguments
         .map(|argument| CString::new(argument.into_vec()))
         .collect::<Result<_, _>>()
-        .map_err(|error| error.to_string())?;
-    let path = program.first().ok_or("no program was named")?;
+        .map_err(|error| failed(error.to_string()))?;
+    let path = program
+        .first()
+        .ok_or_else(|| failed("no program was named".to_owned()))?;
     nix::unistd::chroot(root.as_os_str())
         .and_then(|()| nix::unistd::chdir("/"))
-        .map_err(|errno| format!("can't enter {}: {errno}", root.display()))?;
-    let environment = CString::new(PATH).map_err(|error| error.to_string())?;
-    nix::unistd::execve(path, &program, &[environment])
-        .map_err(|errno| format!("can't start {}: {errno}", path.to_string_lossy()))
+        .map_err(|errno| failed(format!("can't enter {}: {errno}", root.display())))?;
+    let environment = CString::new(PATH).map_err(|error| failed(error.to_string()))?;
+    nix::unistd::execve(path, &program, &[environment]).map_err(|errno| match errno {
+        // execve(2): also where the file is there and its loader is not.
+        Errno::ENOENT => (
+            NOT_FOUND,
+            "the program or its loader is not there".to_owned(),
+        ),
+        Errno::EACCES => (NOT_FOUND, errno.to_string()),
+        errno => failed(errno.to_string()),
+    })
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ mod site;
 pub mod state;
 pub mod systemd;
 pub mod text;
+mod trial;
 pub mod unpack;
 
 use std::collections::BTreeMap;
@@ -34,7 +35,7 @@ use facts::{Facts, gather, verified};
 use host::HostRoot;
 use options::config_path;
 pub use options::{InstallOptions, Preview, UninstallOptions, Wanted};
-use perform::{Source, perform, recover};
+use perform::{Failure, Source, perform, recover};
 use plan::{Scope, Want, decide};
 use report::{as_before, conclude, describe, failed, publish, unhappy};
 use unpack::Hashing;
@@ -183,32 +184,42 @@ impl Change<'_> {
             Err(error) => return failed(report, &error),
         };
         describe(&mut report, &facts);
-        let prepared = prepare(&facts).await;
-        let decided = prepared.and_then(|(want, sources, downloads)| {
-            Ok((decide(&facts, &want)?, sources, downloads))
-        });
-        let (plan, sources, _downloads) = match decided {
-            Ok(decided) => decided,
-            Err(error) => {
-                let report = failed(report, &error);
-                return as_before(report, &facts, shims, self.offline);
+        let (mut want, sources, _downloads) = match prepare(&facts).await {
+            Ok(prepared) => prepared,
+            Err(error) => return as_before(failed(report, &error), &facts, shims, self.offline),
+        };
+        let carried_out = loop {
+            let plan = match decide(&facts, &want) {
+                Ok(plan) => plan,
+                Err(error) => break Err(Failure::Refused(error.into())),
+            };
+            if plan.is_empty() {
+                break Ok((plan, None));
+            }
+            match perform(self.host, &facts, &plan, &sources).await {
+                Ok(done) => break Ok((plan, Some(done))),
+                // One that doesn't run takes none of the others with it.
+                Err(Failure::Refused(Error::Unusable(unusable)))
+                    if want.drop_candidates(&unusable) => {}
+                Err(failure) => break Err(failure),
             }
         };
-        if !plan.is_empty() {
-            match perform(self.host, &facts, &plan, &sources).await {
-                Ok(done) => {
+        let plan = match carried_out {
+            Ok((plan, done)) => {
+                if let Some(done) = done {
                     report.changed = true;
                     report.restarts += done.restarts;
                     report.cri_away_ms = done
                         .away
                         .and_then(|away| u64::try_from(away.as_millis()).ok());
                 }
-                Err(failure) => {
-                    let report = unhappy(report, failure);
-                    return as_before(report, &facts, shims, self.offline);
-                }
+                plan
             }
-        }
+            Err(failure) => {
+                let report = unhappy(report, failure);
+                return as_before(report, &facts, shims, self.offline);
+            }
+        };
         conclude(&mut report, &plan, self.offline);
         report
     }

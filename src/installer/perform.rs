@@ -18,6 +18,7 @@ use super::restart::{self, restart};
 use super::state::{
     JOURNAL_FILE, Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, link_target,
 };
+use super::trial;
 use super::unpack;
 use crate::handoff::API_VERSION;
 
@@ -170,6 +171,11 @@ async fn act(
         let path = facts.places.store_path(sha256);
         store(host, &path, sha256, sources.get(sha256))?;
     }
+    // Before anything refers to them: what does not run is never linked or declared.
+    let refused = trial::refused(host, &untried(facts, plan), facts.daemon.is_none()).await;
+    if !refused.is_empty() {
+        return Err(Error::Unusable(refused));
+    }
     for (path, sha256) in &plan.links {
         host.swap_link(path, &link_target(sha256))?;
     }
@@ -210,6 +216,17 @@ async fn act(
         }
     }
     Ok(done)
+}
+
+/// Where the binaries are that will be linked and that no handler had before, by SHA-256.
+fn untried(facts: &Facts, plan: &HostPlan) -> BTreeMap<String, String> {
+    let handlers = facts.state.handlers.values();
+    let had: BTreeSet<&String> = handlers.filter_map(|owned| owned.sha256.as_ref()).collect();
+    plan.links
+        .values()
+        .filter(|sha256| !had.contains(sha256))
+        .map(|sha256| (sha256.clone(), facts.places.store_path(sha256)))
+        .collect()
 }
 
 /// Copies a binary into the store. Its bytes are hashed again on the way: what is linked is what was verified.
@@ -271,8 +288,8 @@ async fn roll_back(
         };
     }
     match cause {
-        // containerd's judgement comes before anything goes live.
-        Error::Candidate(_) | Error::Config(_) => Failure::Refused(cause),
+        // These judgements come before anything goes live.
+        Error::Candidate(_) | Error::Config(_) | Error::Unusable(_) => Failure::Refused(cause),
         cause => Failure::RolledBack { cause, restarts },
     }
 }

@@ -34,6 +34,24 @@ pub struct Want {
     pub offline: bool,
 }
 
+impl Want {
+    /// Gives up the candidates that turned out to be unusable, by SHA-256, each with a sentence; says whether there were any.
+    pub fn drop_candidates(&mut self, unusable: &BTreeMap<String, String>) -> bool {
+        let mut dropped = false;
+        for candidate in self.candidates.values_mut() {
+            let why = candidate
+                .as_ref()
+                .ok()
+                .and_then(|sha256| unusable.get(sha256));
+            if let Some(why) = why {
+                *candidate = Err(why.clone());
+                dropped = true;
+            }
+        }
+        dropped
+    }
+}
+
 /// Which handlers leave that a request does not name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Scope {
