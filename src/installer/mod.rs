@@ -134,6 +134,7 @@ pub async fn uninstall(options: UninstallOptions) -> ProvisionReport {
         candidates: BTreeMap::new(),
         digest: String::new(),
         offline: options.offline,
+        allow_pod_restarts: options.allow_pod_restarts,
     };
     let report = change
         .run(report, &[], async |_| Ok((want, BTreeMap::new(), None)))
@@ -274,6 +275,7 @@ impl Change<'_> {
             candidates,
             digest: request.digest(),
             offline: options.offline,
+            allow_pod_restarts: options.allow_pod_restarts,
         };
         Ok((want, sources, downloads))
     }

@@ -32,6 +32,8 @@ pub struct Want {
     pub digest: String,
     /// Nothing is restarted.
     pub offline: bool,
+    /// containerd is restarted even where that ends every pod on the node.
+    pub allow_pod_restarts: bool,
 }
 
 impl Want {
@@ -134,7 +136,7 @@ pub enum Error {
     Refuses(String),
     /// A restart would end pods.
     #[error(
-        "restarting {unit} would end every pod on this node, because its KillMode is {mode:?}; set KillMode=process"
+        "restarting {unit} would end every pod on this node, because its KillMode is {mode:?}; set KillMode=process there, or accept that with --allow-pod-restarts"
     )]
     KillMode {
         /// The unit.
@@ -143,7 +145,9 @@ pub enum Error {
         mode: String,
     },
     /// Whether a restart would end pods is unknown.
-    #[error("whether a restart would end pods can't be told: {0}")]
+    #[error(
+        "whether a restart would end pods can't be told: {0}; see that systemd answers, or accept that with --allow-pod-restarts"
+    )]
     KillModeUnknown(String),
 }
 
@@ -212,7 +216,7 @@ fn assemble(
     let served = facts.served.as_ref().ok();
     let pending = served.is_some_and(|served| !is_served(served, &declared, &site.ours));
     let restart = !want.offline && (config.is_some() || pending);
-    if restart {
+    if restart && !want.allow_pod_restarts {
         check_kill_mode(facts)?;
     }
     let links = links(facts, &next);
@@ -469,6 +473,7 @@ mod tests {
             candidates: shims.iter().map(candidate).collect(),
             digest: "request".to_owned(),
             offline: false,
+            allow_pod_restarts: false,
         }
     }
 
@@ -563,6 +568,19 @@ mod tests {
         let plan = decide(&facts, &upgrade).unwrap();
         assert!(!plan.restart && plan.config.is_none());
         assert_eq!(plan.links[&places().binary_path("a")], "bb");
+    }
+
+    #[rstest]
+    #[case::known(Ok("control-group".to_owned()))]
+    #[case::unknown(Err("no bus".to_owned()))]
+    fn pods_are_ended_only_by_whoever_accepts_that(#[case] kill_mode: Result<String, String>) {
+        let mut facts = node();
+        facts.kill_mode = kill_mode;
+        let mut want = want(&["a"]);
+        let error = decide(&facts, &want).unwrap_err().to_string();
+        assert!(error.contains("--allow-pod-restarts"), "{error}");
+        want.allow_pod_restarts = true;
+        assert!(decide(&facts, &want).unwrap().restart);
     }
 
     #[rstest]

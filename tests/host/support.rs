@@ -135,6 +135,7 @@ impl Host {
             keep_others: false,
             config: None,
             offline: true,
+            allow_pod_restarts: false,
             ca_file: None,
         }
     }
@@ -167,6 +168,7 @@ impl Host {
             host_root: self.root().to_owned(),
             shims: shims.map(|shims| shims.iter().map(ToString::to_string).collect()),
             offline: true,
+            allow_pod_restarts: false,
         })
         .await
     }
