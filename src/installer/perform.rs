@@ -10,13 +10,14 @@ use tracing::{info, warn};
 use super::Error;
 use super::artifact;
 use super::candidate;
+use super::cri;
 use super::facts::{Facts, gather};
 use super::host::{HostRoot, text_digest};
 use super::journal::{Journal, Undo, put_config};
 use super::plan::{HostPlan, cut, declared_before, prove};
 use super::restart::{self, restart};
 use super::state::{
-    JOURNAL_FILE, Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, link_target,
+    JOURNAL_FILE, Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, link_target, target_digest,
 };
 use super::trial;
 use super::unpack;
@@ -100,7 +101,8 @@ pub async fn perform(
     match act(host, facts, plan, sources, &mut journal).await {
         Ok(done) => {
             // The change stands. What is left lying about is cleared by the next run.
-            if let Err(error) = finish(host, &journal) {
+            let in_use = InUse::ask(host, &journal.socket, facts.daemon.is_none()).await;
+            if let Err(error) = finish(host, &journal, &in_use) {
                 warn!(%error, "could not clear up");
             }
             Ok(done)
@@ -354,7 +356,8 @@ pub async fn recover(host: &HostRoot, offline: bool) -> Result<Option<u32>, Fail
     };
     if journal.is_committed(state.as_deref()) {
         info!("finishing a change that was interrupted");
-        finish(host, &journal).map_err(Failure::Refused)?;
+        let in_use = InUse::ask(host, &journal.socket, offline).await;
+        finish(host, &journal, &in_use).map_err(Failure::Refused)?;
         return Ok(Some(0));
     }
     info!("undoing a change that was interrupted");
@@ -387,32 +390,16 @@ fn forget_beginning(host: &HostRoot) {
 }
 
 /// Clears up after a change that was carried out: binaries that nothing names, folders of ours, and the journal last.
-fn finish(host: &HostRoot, journal: &Journal) -> Result<(), Error> {
+///
+/// A pod may have come since the host was looked at: what `in_use` names keeps its binary, without which its sandbox could never be
+/// ended. The next run takes it.
+fn finish(host: &HostRoot, journal: &Journal, in_use: &InUse) -> Result<(), Error> {
     journal.discard(host)?;
     let state = State::from_json(host.read_text(STATE_FILE, STATE_LIMIT)?.as_deref())?;
     let places = Places {
         folder: journal.folder.clone(),
     };
-    let carried = |owned: &(&String, &super::state::OwnedHandler)| owned.1.sha256.is_some();
-    let links: BTreeSet<String> = state
-        .handlers
-        .iter()
-        .filter(carried)
-        .map(|(name, _)| places.binary_path(name))
-        .collect();
-    let stored: BTreeSet<String> = state
-        .handlers
-        .values()
-        .filter_map(|owned| Some(places.store_path(owned.sha256.as_deref()?)))
-        .collect();
-    for (folder, keep) in [(places.bin(), links), (places.store(), stored)] {
-        for name in host.list(&folder)? {
-            let path = format!("{folder}/{name}");
-            if !keep.contains(&path) {
-                host.remove_file(&path)?;
-            }
-        }
-    }
+    clear_binaries(host, &places, &state, in_use)?;
     let folders = || journal.drop_folders.iter().rev();
     if state.is_empty() {
         for folder in [places.bin(), places.store(), places.folder.clone()] {
@@ -430,4 +417,70 @@ fn finish(host: &HostRoot, journal: &Journal) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+fn clear_binaries(
+    host: &HostRoot,
+    places: &Places,
+    state: &State,
+    in_use: &InUse,
+) -> Result<(), Error> {
+    let carried = |handler: &str| {
+        let owned = state.handlers.get(handler);
+        owned.is_some_and(|owned| owned.sha256.is_some())
+    };
+    let mut stored: BTreeSet<String> = state
+        .handlers
+        .values()
+        .filter_map(|owned| owned.sha256.clone())
+        .collect();
+    for name in host.list(&places.bin())? {
+        let path = format!("{}/{name}", places.bin());
+        let used = Places::handler_of(&name).filter(|handler| in_use.counts(handler));
+        if let Some(handler) = used.filter(|handler| !carried(handler)) {
+            warn!(
+                handler,
+                "a pod came that uses the handler: its binary stays until the next run"
+            );
+            stored.extend(host.link_target(&path).as_deref().and_then(target_digest));
+        } else if !Places::handler_of(&name).is_some_and(carried) {
+            host.remove_file(&path)?;
+        }
+    }
+    for name in host.list(&places.store())? {
+        if !stored.contains(&name) {
+            host.remove_file(&places.store_path(&name))?;
+        }
+    }
+    Ok(())
+}
+
+/// What pods use at the moment at which binaries go.
+enum InUse {
+    /// Handlers with the number of their sandboxes.
+    Known(BTreeMap<String, usize>),
+    /// The CRI gave no answer: anything may be.
+    Unknown,
+}
+
+impl InUse {
+    async fn ask(host: &HostRoot, socket: &str, offline: bool) -> Self {
+        if offline {
+            return Self::Known(BTreeMap::new());
+        }
+        match cri::in_use(host, socket).await {
+            Ok(in_use) => Self::Known(in_use),
+            Err(error) => {
+                warn!(%error, "binaries that leave stay until the next run");
+                Self::Unknown
+            }
+        }
+    }
+
+    fn counts(&self, handler: &str) -> bool {
+        match self {
+            Self::Known(in_use) => in_use.contains_key(handler),
+            Self::Unknown => true,
+        }
+    }
 }

@@ -10,7 +10,7 @@ use super::cri::Served;
 use super::desired::Set;
 use super::facts::{Facts, verified};
 use super::site::{Site, declarations};
-use super::state::{OwnedConfig, OwnedHandler, State, owner_word};
+use super::state::{OwnedConfig, OwnedHandler, Places, State, owner_word};
 use crate::containerd_config::{self, Handler};
 use crate::handoff::sha256_hex;
 use crate::handoff::{HandlerReport, Owner, ShimRequest};
@@ -296,15 +296,28 @@ fn clear(facts: &Facts, state: Option<&State>, wanted: &BTreeSet<String>) -> Vec
         .filter(|(_, owned)| owned.sha256.is_some())
         .map(|(name, _)| facts.places.binary_path(name))
         .collect();
+    // A pod that came while its handler left keeps the binary: without it, its sandbox could never be ended.
+    let used = |name: &str| {
+        Places::handler_of(name).is_some_and(|handler| facts.in_use.contains_key(handler))
+    };
+    let late: BTreeSet<&String> = facts
+        .binaries
+        .iter()
+        .filter(|(name, _)| {
+            used(name) && !carried.contains(&format!("{}/{name}", facts.places.bin()))
+        })
+        .filter_map(|(_, sha256)| sha256.as_ref())
+        .collect();
     let bin = facts.places.bin();
     let links = facts
         .binaries
         .keys()
+        .filter(|name| !used(name))
         .map(|name| format!("{bin}/{name}"))
         .filter(|path| !carried.contains(path));
     let stored = facts.stored.iter().chain(&facts.damaged);
     let stored = stored
-        .filter(|name| !wanted.contains(*name))
+        .filter(|name| !wanted.contains(*name) && !late.contains(name))
         .map(|name| facts.places.store_path(name));
     links.chain(stored).collect()
 }
@@ -396,7 +409,6 @@ mod tests {
     use crate::containerd_config::{Loaded, SourceFile};
     use crate::installer::distro::{Evidence, detect};
     use crate::installer::facts::Daemon;
-    use crate::installer::state::Places;
 
     const CONFIG: &str = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd]\ndefault_runtime_name = 'runc'\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n";
     const DIGEST: &str = "aa";
@@ -537,6 +549,21 @@ mod tests {
         let plan = decide(&facts, &want(&[])).unwrap();
         assert!(plan.restart && plan.state.is_none());
         assert_eq!(plan.config.unwrap().after.as_deref(), Some(CONFIG));
+    }
+
+    #[test]
+    fn a_binary_whose_handler_left_while_a_pod_came_goes_when_the_pod_has_gone() {
+        let mut facts = node();
+        let link = places().binary_path("a");
+        let name = link.rsplit_once('/').unwrap().1.to_owned();
+        facts.binaries.insert(name, Some(DIGEST.to_owned()));
+        facts.stored.insert(DIGEST.to_owned());
+        facts.in_use.insert("a".to_owned(), 1);
+        assert!(decide(&facts, &want(&[])).unwrap().is_empty());
+        facts.in_use.clear();
+        let plan = decide(&facts, &want(&[])).unwrap();
+        assert_eq!(plan.clear, [link, places().store_path(DIGEST)]);
+        assert!(!plan.restart);
     }
 
     #[rstest]
