@@ -65,6 +65,26 @@ async fn a_second_run_writes_nothing() {
 }
 
 #[tokio::test]
+async fn what_was_verified_is_hashed_again_only_when_it_was_touched() {
+    let host = host();
+    host.install(&[shim("a")], &[]).await;
+    let stored = host.path(&format!("/opt/farrier/store/{}", sha256_hex(&program(1))));
+    // Same size, same inode: its times tell.
+    std::fs::write(&stored, program(7)).unwrap();
+    let report = host.install(&[shim("a")], &[]).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    assert_eq!(std::fs::read(&stored).unwrap(), program(1));
+    // A lost record is written anew, and then nothing is.
+    let record = host.path("/var/lib/farrier/verified.json");
+    std::fs::remove_file(&record).unwrap();
+    assert_eq!(
+        host.install(&[shim("a")], &[]).await.result,
+        Outcome::Unchanged
+    );
+    assert!(record.exists());
+}
+
+#[tokio::test]
 async fn a_dry_run_shows_the_change_and_writes_nothing() {
     let host = host();
     let before = host.tree(true);

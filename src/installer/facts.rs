@@ -9,6 +9,7 @@ use super::distro::{self, DistroSpec, Evidence};
 use super::exec;
 use super::host::HostRoot;
 use super::loaded::{load, patterns};
+use super::stamps::Stamps;
 use super::state::{Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, folder_of};
 use super::systemd::Systemd;
 use crate::containerd_config::{Loaded, Version};
@@ -79,6 +80,16 @@ pub struct Daemon {
 }
 
 impl Facts {
+    /// Hashes every stored file, whatever is remembered of it.
+    ///
+    /// # Errors
+    /// When the folders can't be listed.
+    pub fn hash_binaries(&mut self, host: &HostRoot) -> Result<(), super::Error> {
+        let found = binaries(host, &self.places, &Stamps::default())?;
+        (self.binaries, self.stored, self.damaged) = found;
+        Ok(())
+    }
+
     /// The CRI's socket on the host.
     #[must_use]
     pub fn socket(&self) -> String {
@@ -136,11 +147,16 @@ pub async fn gather(
             state.folder.clone()
         },
     };
-    let (binaries, stored, damaged) = binaries(host, &places)?;
+    let (binaries, stored, damaged) = binaries(host, &places, &Stamps::load(host))?;
+    // Two programs that don't wait for each other.
+    let (version, dump) = futures::join!(
+        version(host, program.as_deref()),
+        dump(host, program.as_deref(), &loaded)
+    );
     let mut facts = Facts {
         distro,
-        version: version(host, program.as_deref()).await,
-        dump: dump(host, program.as_deref(), &loaded).await,
+        version,
+        dump,
         daemon,
         program,
         served: Err("nothing is asked offline".to_owned()),
@@ -222,10 +238,14 @@ type Binaries = (
     BTreeSet<String>,
 );
 
-/// What stands in our two folders. Every stored file is hashed once; a link is verified if it points to such a file.
-fn binaries(host: &HostRoot, places: &Places) -> Result<Binaries, super::Error> {
+/// What stands in our two folders. Every stored file that `stamps` don't vouch for is hashed; a link is verified if it points to one.
+fn binaries(host: &HostRoot, places: &Places, stamps: &Stamps) -> Result<Binaries, super::Error> {
     let (mut stored, mut damaged) = (BTreeSet::new(), BTreeSet::new());
     for name in host.list(&places.store())? {
+        if stamps.vouch(host, places, &name) {
+            stored.insert(name);
+            continue;
+        }
         let digest = host.digest(&places.store_path(&name)).unwrap_or_default();
         if digest.as_deref() == Some(&name) {
             stored.insert(name);

@@ -4,6 +4,7 @@
 
 pub mod artifact;
 mod candidate;
+mod clearing;
 pub mod cri;
 mod desired;
 pub mod distro;
@@ -20,6 +21,7 @@ pub mod plan;
 mod report;
 pub mod restart;
 mod site;
+mod stamps;
 pub mod state;
 pub mod systemd;
 pub mod text;
@@ -36,8 +38,10 @@ use host::HostRoot;
 use options::config_path;
 pub use options::{InstallOptions, Preview, UninstallOptions, Wanted};
 use perform::{Failure, Source, perform, recover};
-use plan::{Scope, Want, decide};
+use plan::{HostPlan, Scope, Want, decide};
 use report::{as_before, conclude, describe, failed, publish, unhappy};
+use stamps::Stamps;
+use tracing::warn;
 use unpack::Hashing;
 
 use crate::handoff::{FetchResult, Outcome, Owner, ProvisionReport, ProvisionRequest, ShimRequest};
@@ -148,7 +152,8 @@ pub async fn uninstall(options: UninstallOptions) -> ProvisionReport {
 /// When the host's files can't be read.
 pub async fn doctor(host_root: &Path, offline: bool) -> Result<doctor::Diagnosis, Error> {
     let host = HostRoot::open(host_root)?;
-    let facts = gather(&host, None, offline).await?;
+    let mut facts = gather(&host, None, offline).await?;
+    facts.hash_binaries(&host)?;
     Ok(doctor::examine(&facts, host.exists(state::JOURNAL_FILE)))
 }
 
@@ -221,8 +226,24 @@ impl Change<'_> {
                 return as_before(report, &facts, shims, self.offline);
             }
         };
+        self.remember(&facts, &plan);
         conclude(&mut report, &plan, self.offline);
         report
+    }
+
+    /// Records what was hashed in this run, for the next. Best effort: without it the next run hashes again.
+    fn remember(&self, facts: &Facts, plan: &HostPlan) {
+        let Some(state) = &plan.state else {
+            return;
+        };
+        let wanted = state.handlers.values();
+        let wanted = wanted.filter_map(|owned| owned.sha256.clone());
+        let verified = wanted
+            .filter(|sha256| facts.stored.contains(sha256) || plan.store.contains(sha256))
+            .collect();
+        if let Err(error) = Stamps::record(self.host, &facts.places, &verified) {
+            warn!(%error, "what was verified is not remembered");
+        }
     }
 
     async fn want_installed(
