@@ -126,6 +126,10 @@ pub struct Host {
 ///
 /// Naming nothing would take everything off that the command line installed; `uninstall` is for that.
 #[derive(Debug, Args)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag that a user types"
+)]
 #[command(group = clap::ArgGroup::new("set").required(true).multiple(true).args(["request", "shim", "reserve"]))]
 pub struct Install {
     /// Where the host is.

@@ -29,6 +29,9 @@ pub struct ProvisionReport {
     pub reason: Option<String>,
     /// What the operator can do about it: one sentence.
     pub remedy: Option<String>,
+    /// What an operator may want to know of a host that carries what was asked for: sentences.
+    #[serde(default)]
+    pub notes: Vec<String>,
     /// Release of the containerd that serves, as `1.7.35`.
     #[serde(default)]
     pub containerd: Option<String>,
@@ -139,6 +142,7 @@ impl ProvisionReport {
             files: Vec::new(),
             reason: None,
             remedy: None,
+            notes: Vec::new(),
             containerd: None,
             distro: None,
             cri_away_ms: None,
@@ -176,6 +180,9 @@ impl ProvisionReport {
     pub fn to_termination_message(&self) -> String {
         let mut report = self.clone();
         let fits = |report: &Self| report.to_compact_json().len() < TERMINATION_MESSAGE_LIMIT;
+        if !fits(&report) {
+            report.notes.clear();
+        }
         if !fits(&report) {
             report.files.clear();
         }

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::cri::Served;
 use super::desired::Set;
 use super::facts::{Facts, verified};
-use super::site::{Site, declarations};
+use super::site::{Site, declarations, hands_options_over};
 use super::state::{OwnedConfig, OwnedHandler, Places, State, owner_word};
 use crate::containerd_config::{self, Handler};
 use crate::handoff::sha256_hex;
@@ -90,6 +90,8 @@ pub struct HostPlan {
     pub drop_folders: Vec<String>,
     /// What is to be reported on each handler; `served` is what will be so if all goes well.
     pub handlers: Vec<HandlerReport>,
+    /// What is to be said that leaves nothing undone: sentences.
+    pub notes: Vec<String>,
     /// Handlers that are ours, before or after.
     pub ours: BTreeSet<String>,
     /// Handlers as they will be declared.
@@ -203,15 +205,15 @@ fn assemble(
     mut next: BTreeMap<String, OwnedHandler>,
     reports: Vec<HandlerReport>,
 ) -> Result<HostPlan, Error> {
-    let mut after = site.edited(&declarations(&facts.places, &next))?;
+    let mut after = site.edited(&declarations(facts, &next))?;
     if after.as_deref() != site.text {
         // containerd is restarted anyway: what is reserved for nobody any more leaves with it.
         next.retain(|name, owned| {
             owned.sha256.is_some() || owned.owner != want.owner || want.reserve.contains(name)
         });
-        after = site.edited(&declarations(&facts.places, &next))?;
+        after = site.edited(&declarations(facts, &next))?;
     }
-    let declared = declarations(&facts.places, &next);
+    let declared = declarations(facts, &next);
     let config = (after.as_deref() != site.text).then(|| site.change(facts, after));
     let served = facts.served.as_ref().ok();
     let pending = served.is_some_and(|served| !is_served(served, &declared, &site.ours));
@@ -220,6 +222,7 @@ fn assemble(
         check_kill_mode(facts)?;
     }
     let links = links(facts, &next);
+    let notes = notes(facts, &next);
     let wanted: BTreeSet<String> = next
         .values()
         .filter_map(|owned| owned.sha256.clone())
@@ -251,9 +254,22 @@ fn assemble(
         },
         state,
         handlers: reports,
+        notes,
         ours,
         declared,
     })
+}
+
+fn notes(facts: &Facts, next: &BTreeMap<String, OwnedHandler>) -> Vec<String> {
+    let with_options = next.iter().filter(|(_, owned)| !owned.options.is_empty());
+    with_options
+        .filter(|_| !hands_options_over(facts))
+        .map(|(name, _)| {
+            format!(
+                "the options of handler {name} are left out, because containerd 1.6 hands them to no shim but runc's; they are written at the first run on 1.7 or later"
+            )
+        })
+        .collect()
 }
 
 fn check_kill_mode(facts: &Facts) -> Result<(), Error> {
@@ -358,14 +374,14 @@ fn next_state(
 pub fn cut(facts: &Facts, declares: &[String]) -> Result<Option<ConfigChange>, Error> {
     let mut site = Site::find(facts, true)?;
     site.ours.extend(declares.iter().cloned());
-    let after = site.edited(&declarations(&facts.places, &facts.state.handlers))?;
+    let after = site.edited(&declarations(facts, &facts.state.handlers))?;
     Ok((after.as_deref() != site.text).then(|| site.change(facts, after)))
 }
 
 /// The handlers as the state file has them declared.
 #[must_use]
 pub fn declared_before(facts: &Facts) -> Vec<Handler> {
-    declarations(&facts.places, &facts.state.handlers)
+    declarations(facts, &facts.state.handlers)
 }
 
 /// Whether containerd serves after a restart what it should: ours with our paths, the others and the default as before.
@@ -407,6 +423,7 @@ mod tests {
 
     use super::*;
     use crate::containerd_config::{Loaded, SourceFile};
+    use crate::handoff::OptionValue;
     use crate::installer::distro::{Evidence, detect};
     use crate::installer::facts::Daemon;
 
@@ -564,6 +581,24 @@ mod tests {
         let plan = decide(&facts, &want(&[])).unwrap();
         assert_eq!(plan.clear, [link, places().store_path(DIGEST)]);
         assert!(!plan.restart);
+    }
+
+    #[test]
+    fn options_wait_for_a_containerd_that_hands_them_over() {
+        let mut facts = node();
+        facts.version = "1.6.36".parse().ok();
+        let mut want = want(&["a"]);
+        let options = &mut want.shims[0].options;
+        options.insert("SystemdCgroup".to_owned(), OptionValue::Boolean(true));
+        let plan = decide(&facts, &want).unwrap();
+        assert!(plan.declared[0].options.is_empty());
+        assert!(plan.notes[0].contains("handler a"), "{:?}", plan.notes);
+        let mut facts = after(facts, plan);
+        assert!(decide(&facts, &want).unwrap().is_empty());
+        facts.version = "1.7.0".parse().ok();
+        let plan = decide(&facts, &want).unwrap();
+        assert!(plan.restart && plan.notes.is_empty());
+        assert_eq!(plan.declared[0].options.len(), 1);
     }
 
     #[rstest]
