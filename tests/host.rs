@@ -8,6 +8,7 @@ mod support;
 use std::os::unix::fs::symlink;
 
 use farrier::handoff::{OptionValue, Outcome, ProvisionReport};
+use farrier::installer::doctor::Finding;
 use farrier::installer::host::HostRoot;
 use farrier::installer::journal::{Journal, Undo};
 use farrier::names::sha256_hex;
@@ -82,6 +83,46 @@ async fn what_was_verified_is_hashed_again_only_when_it_was_touched() {
         Outcome::Unchanged
     );
     assert!(record.exists());
+}
+
+#[tokio::test]
+async fn doctor_names_what_a_killed_run_left_behind() {
+    let host = host();
+    host.install(&[shim("a")], &[]).await;
+    let left = [
+        "/etc/containerd/config.toml.farrier-candidate".to_owned(),
+        "/opt/farrier/bin/containerd-shim-a.farrier-new".to_owned(),
+        format!("/opt/farrier/store/{}", "0".repeat(64)),
+    ];
+    for path in &left {
+        host.write(path, b"");
+    }
+    let diagnosis = farrier::installer::doctor(host.root(), true).await.unwrap();
+    for path in &left {
+        let named = |finding: &&Finding| finding.problem.contains(path.as_str());
+        assert!(
+            diagnosis.findings.iter().any(|finding| named(&finding)),
+            "{path}"
+        );
+    }
+}
+
+/// What scripts rely on: the exit status of the real program.
+#[rstest]
+#[case::done(&["install", "--shim=a=file:///srv/a"], 0)]
+#[case::in_part(&["install", "--shim=a=file:///srv/a", "--shim=b=file:///srv/none"], 1)]
+#[case::usage(&["install"], 2)]
+#[case::refused(&["install", "--shim=a=file:///srv/none"], 3)]
+#[case::nothing_to_take_away(&["uninstall", "--all"], 0)]
+fn an_exit_status_tells_the_outcome(#[case] arguments: &[&str], #[case] status: i32) {
+    let host = host();
+    let ended = std::process::Command::new(env!("CARGO_BIN_EXE_farrier"))
+        .args(arguments)
+        .args(["--offline", "--host-root"])
+        .arg(host.root())
+        .output()
+        .unwrap();
+    assert_eq!(ended.status.code(), Some(status), "{ended:?}");
 }
 
 #[tokio::test]

@@ -279,6 +279,47 @@ mod tests {
     }
 
     #[test]
+    fn the_fields_of_a_report_are_a_contract() {
+        let document = serde_json::to_value(ProvisionReport::new(Outcome::Applied)).unwrap();
+        let fields: Vec<&String> = document.as_object().unwrap().keys().collect();
+        // Fields are added over time, never renamed or removed.
+        let mut contract = [
+            "apiVersion",
+            "result",
+            "changed",
+            "restarts",
+            "handlers",
+            "files",
+            "reason",
+            "remedy",
+            "notes",
+            "containerd",
+            "distro",
+            "criAwayMs",
+            "requestDigest",
+            "nodeUid",
+            "machineId",
+            "bootId",
+        ];
+        let mut fields: Vec<&str> = fields.into_iter().map(String::as_str).collect();
+        fields.sort_unstable();
+        contract.sort_unstable();
+        assert_eq!(fields, contract);
+        let outcomes = [
+            (Outcome::Applied, "applied", 0),
+            (Outcome::Unchanged, "unchanged", 0),
+            (Outcome::Partial, "partial", 1),
+            (Outcome::Refused, "refused", 3),
+            (Outcome::RolledBack, "rolledBack", 4),
+            (Outcome::Broken, "broken", 5),
+        ];
+        for (outcome, word, status) in outcomes {
+            assert_eq!(serde_json::to_value(outcome).unwrap(), word);
+            assert_eq!(outcome.exit_status(), status);
+        }
+    }
+
+    #[test]
     fn a_report_of_another_version_is_not_taken_for_an_answer() {
         let text = ProvisionReport::new(Outcome::Applied)
             .to_json()

@@ -5,12 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use tracing::warn;
 
 use super::Error;
+use super::candidate;
 use super::cri;
-use super::host::HostRoot;
+use super::facts::Facts;
+use super::host::{HostRoot, NEW_SUFFIX};
 use super::journal::Journal;
 use super::stamps;
 use super::state::{
-    JOURNAL_FILE, Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, target_digest,
+    JOURNAL_FILE, Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, folder_of, target_digest,
 };
 
 /// Clears up after a change that was carried out: binaries that nothing names, folders of ours, and the journal last.
@@ -81,6 +83,26 @@ fn clear_binaries(
         }
     }
     Ok(())
+}
+
+/// Files that only a run that was killed leaves: half written, or put there to be judged.
+///
+/// # Errors
+/// When a folder can't be listed.
+pub(super) fn leftovers(host: &HostRoot, facts: &Facts) -> Result<Vec<String>, Error> {
+    let root = folder_of(&facts.loaded.root.path).to_owned();
+    let places = &facts.places;
+    let mut found = Vec::new();
+    // What stands in the store and belongs to no handler is told by its path alone.
+    for folder in [root, places.bin(), STATE_FOLDER.to_owned()] {
+        for name in host.list(&folder)? {
+            let suffixes = [NEW_SUFFIX, candidate::SUFFIX, candidate::IMPORT_SUFFIX];
+            if suffixes.iter().any(|suffix| name.ends_with(suffix)) {
+                found.push(format!("{folder}/{name}"));
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// What pods use at the moment at which binaries go.

@@ -27,6 +27,7 @@ pub mod systemd;
 pub mod text;
 mod trial;
 pub mod unpack;
+pub mod want;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -154,7 +155,9 @@ pub async fn doctor(host_root: &Path, offline: bool) -> Result<doctor::Diagnosis
     let host = HostRoot::open(host_root)?;
     let mut facts = gather(&host, None, offline).await?;
     facts.hash_binaries(&host)?;
-    Ok(doctor::examine(&facts, host.exists(state::JOURNAL_FILE)))
+    let leftovers = clearing::leftovers(&host, &facts)?;
+    let journal = host.exists(state::JOURNAL_FILE);
+    Ok(doctor::examine(&facts, journal, &leftovers))
 }
 
 /// What is wanted, where its binaries are, and the folder that holds those that were fetched now.

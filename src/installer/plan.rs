@@ -11,61 +11,10 @@ use super::desired::Set;
 use super::facts::{Facts, verified};
 use super::site::{Site, declarations, hands_options_over};
 use super::state::{OwnedConfig, OwnedHandler, Places, State, owner_word};
+pub use super::want::{Scope, Want};
 use crate::containerd_config::{self, Handler};
+use crate::handoff::HandlerReport;
 use crate::handoff::sha256_hex;
-use crate::handoff::{HandlerReport, Owner, ShimRequest};
-
-/// What a host should carry.
-#[derive(Debug)]
-pub struct Want {
-    /// Whose set it is.
-    pub owner: Owner,
-    /// The set.
-    pub shims: Vec<ShimRequest>,
-    /// Handlers to declare without a binary.
-    pub reserve: Vec<String>,
-    /// What else of ours on the host is not wanted any more.
-    pub scope: Scope,
-    /// SHA-256 of each shim's binary, or why there is none, by the shim's name.
-    pub candidates: BTreeMap<String, Result<String, String>>,
-    /// SHA-256 of the request; empty where there is none.
-    pub digest: String,
-    /// Nothing is restarted.
-    pub offline: bool,
-    /// containerd is restarted even where that ends every pod on the node.
-    pub allow_pod_restarts: bool,
-}
-
-impl Want {
-    /// Gives up the candidates that turned out to be unusable, by SHA-256, each with a sentence; says whether there were any.
-    pub fn drop_candidates(&mut self, unusable: &BTreeMap<String, String>) -> bool {
-        let mut dropped = false;
-        for candidate in self.candidates.values_mut() {
-            let why = candidate
-                .as_ref()
-                .ok()
-                .and_then(|sha256| unusable.get(sha256));
-            if let Some(why) = why {
-                *candidate = Err(why.clone());
-                dropped = true;
-            }
-        }
-        dropped
-    }
-}
-
-/// Which handlers leave that a request does not name.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Scope {
-    /// The rest of the owner's set.
-    Owner,
-    /// None.
-    Nothing,
-    /// Those of the owner that belong to the shims named.
-    Shims(BTreeSet<String>),
-    /// All of ours, whoever asked for them.
-    Everything,
-}
 
 /// What has to be done, in this order.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -272,10 +221,15 @@ fn notes(facts: &Facts, next: &BTreeMap<String, OwnedHandler>) -> Vec<String> {
         .collect()
 }
 
+/// Whether a unit with this `KillMode` leaves the shims, and with them the pods, alone when it is restarted (systemd.kill(5)).
+#[must_use]
+pub fn spares_pods(kill_mode: &str) -> bool {
+    matches!(kill_mode, "process" | "none")
+}
+
 fn check_kill_mode(facts: &Facts) -> Result<(), Error> {
     match &facts.kill_mode {
-        // systemd.kill(5): these two leave the shims, and with them the pods, alone.
-        Ok(mode) if mode == "process" || mode == "none" => Ok(()),
+        Ok(mode) if spares_pods(mode) => Ok(()),
         Ok(mode) => Err(Error::KillMode {
             unit: facts.unit(),
             mode: mode.clone(),
@@ -423,7 +377,7 @@ mod tests {
 
     use super::*;
     use crate::containerd_config::{Loaded, SourceFile};
-    use crate::handoff::OptionValue;
+    use crate::handoff::{OptionValue, Owner, ShimRequest};
     use crate::installer::distro::{Evidence, detect};
     use crate::installer::facts::Daemon;
 
