@@ -349,6 +349,7 @@ fn interrupt(host: &Host, before: &str) {
         root: config,
         folder: "/opt/farrier".to_owned(),
         unit: "containerd.service".to_owned(),
+        distro: "debian".to_owned(),
         socket: "/run/containerd/containerd.sock".to_owned(),
         restarting: true,
         commits: Some("of a state file that was never written".to_owned()),

@@ -168,8 +168,9 @@ fn unreferenced(facts: &Facts) -> impl Iterator<Item = String> {
 /// The configuration that we wrote may be edited by others; it must still declare what is ours.
 fn config_drift(facts: &Facts) -> Option<String> {
     let config = facts.state.config.as_ref()?;
-    let mut files = std::iter::once(&facts.loaded.root).chain(&facts.loaded.imported);
-    let text = files
+    let loaded = std::iter::once(&facts.loaded.root).chain(&facts.loaded.imported);
+    let text = loaded
+        .chain(&facts.sources)
         .find(|file| file.path == config.path)
         .and_then(|file| file.text.as_deref());
     let Some(text) = text else {

@@ -1,16 +1,23 @@
 //! Runs a program of the host inside the host's root, bounded in time and output.
 //!
 //! Entering another root in a child process needs either `unsafe` between fork and exec or a second start of this very program;
-//! it is the latter. `main` hands such a start to [`child_main`] before it looks at its own arguments.
+//! it is the latter. `main` hands such a start to [`child_main`] before it looks at its own arguments. There is no thread yet at that
+//! point, which a change of the mount namespace needs (setns(2)).
 
 use std::convert::Infallible;
 use std::ffi::{CString, OsString};
+use std::fs::File;
+use std::io::{Read as _, Seek as _};
 use std::os::unix::ffi::OsStringExt as _;
-use std::process::Stdio;
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sched::{CloneFlags, setns};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::process::Command;
 
@@ -75,7 +82,56 @@ pub enum Error {
     },
 }
 
-/// Runs `program`, an absolute path on the host, and returns what it wrote to standard output.
+/// Where a program runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// In the host's root. Enough for whatever only reads its arguments and files.
+    Root,
+    /// In the host's root and also in the mount namespace and the cgroup of its process 1, as if started on the host itself: what
+    /// starts a service or looks for one needs this, where we run in a pod.
+    Host,
+}
+
+impl Place {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Root => "root",
+            Self::Host => "host",
+        }
+    }
+}
+
+fn command(
+    host: &HostRoot,
+    place: Place,
+    program: &str,
+    arguments: &[&str],
+) -> std::io::Result<Command> {
+    if !host.is_own_root() && !HANDS_OVER.load(Ordering::Relaxed) {
+        return Err(std::io::Error::other("nobody would enter its root"));
+    }
+    let mut command = if host.is_own_root() {
+        Command::new(program)
+    } else {
+        let mut command = Command::new("/proc/self/exe");
+        command
+            .args([CHILD_ARGUMENT, place.word()])
+            .arg(host.path())
+            .arg(program);
+        command
+    };
+    let (name, value) = PATH.split_once('=').unwrap_or_default();
+    command
+        .args(arguments)
+        .env_clear()
+        .env(name, value)
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    Ok(command)
+}
+
+/// Runs `program`, an absolute path on the host, in the host's root and returns what it wrote to standard output.
 ///
 /// # Errors
 /// When it can't be started, ends with a failure, takes longer than `limit` or writes more than 4 MiB.
@@ -85,29 +141,28 @@ pub async fn run(
     arguments: &[&str],
     limit: Duration,
 ) -> Result<String, Error> {
+    run_in(host, Place::Root, program, arguments, limit).await
+}
+
+/// Runs a program as [`run`] does, in a place of the caller's choice.
+///
+/// # Errors
+/// As [`run`]'s.
+pub async fn run_in(
+    host: &HostRoot,
+    place: Place,
+    program: &str,
+    arguments: &[&str],
+    limit: Duration,
+) -> Result<String, Error> {
     let start = |source| Error::Start {
         program: program.to_owned(),
         source,
     };
-    let mut command = if host.is_own_root() {
-        Command::new(program)
-    } else if !HANDS_OVER.load(Ordering::Relaxed) {
-        return Err(start(std::io::Error::other("nobody would enter its root")));
-    } else {
-        let mut command = Command::new("/proc/self/exe");
-        command.arg(CHILD_ARGUMENT).arg(host.path()).arg(program);
-        command
-    };
-    let (name, value) = PATH.split_once('=').unwrap_or_default();
-    let mut child = command
-        .args(arguments)
-        .env_clear()
-        .env(name, value)
-        .current_dir("/")
-        .stdin(Stdio::null())
+    let mut child = command(host, place, program, arguments)
+        .map_err(start)?
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        .kill_on_drop(true)
         .spawn()
         .map_err(start)?;
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
@@ -144,6 +199,55 @@ pub async fn run(
     Ok(String::from_utf8_lossy(&stdout).into_owned())
 }
 
+/// Runs a program of the host that leaves others running, as service managers do, and waits for the program alone.
+///
+/// What it leaves holds its standard error: a pipe would end it with its first word after us, so that is a file in memory, which
+/// takes nothing more once the program has ended.
+///
+/// # Errors
+/// When it can't be started, ends with a failure or takes longer than `limit`.
+pub async fn start(
+    host: &HostRoot,
+    program: &str,
+    arguments: &[&str],
+    limit: Duration,
+) -> Result<(), Error> {
+    let failed = |source| Error::Start {
+        program: program.to_owned(),
+        source,
+    };
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let words = memfd_create(c"words", flags).map_err(|errno| failed(errno.into()))?;
+    let mut words = File::from(words);
+    let stderr = words.try_clone().map_err(failed)?;
+    let mut child = command(host, Place::Host, program, arguments)
+        .map_err(failed)?
+        .stdout(Stdio::null())
+        .stderr(stderr)
+        .spawn()
+        .map_err(failed)?;
+    let ended = tokio::time::timeout(limit, child.wait()).await;
+    let sealed = fcntl(&words, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_GROW));
+    sealed.map_err(|errno| failed(errno.into()))?;
+    let status: ExitStatus = ended
+        .map_err(|_| Error::TooLong {
+            program: program.to_owned(),
+            limit,
+        })?
+        .map_err(failed)?;
+    if status.success() {
+        return Ok(());
+    }
+    let mut bytes = Vec::new();
+    words.rewind().map_err(failed)?;
+    let read = words.take(MAX_OUTPUT).read_to_end(&mut bytes);
+    read.map_err(failed)?;
+    Err(Error::Failed {
+        program: program.to_owned(),
+        words: last_words(&String::from_utf8_lossy(&bytes), &status.to_string()),
+    })
+}
+
 async fn bounded(stream: Option<impl AsyncRead + Unpin>) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     if let Some(stream) = stream {
@@ -162,8 +266,8 @@ fn last_words(stderr: &str, otherwise: &str) -> String {
     printable(line).chars().take(300).collect()
 }
 
-/// Enters the root in the first argument and becomes the program in the second, with the rest as its arguments.
-/// Returns the exit status of a start that failed, and else not at all.
+/// Goes to the place in the first argument, of the root in the second, and becomes the program in the third, with the rest as its
+/// arguments. Returns the exit status of a start that failed, and else not at all.
 #[must_use]
 pub fn child_main(arguments: Vec<OsString>) -> i32 {
     match become_program(arguments) {
@@ -179,19 +283,22 @@ pub fn child_main(arguments: Vec<OsString>) -> i32 {
 fn become_program(arguments: Vec<OsString>) -> Result<Infallible, (i32, String)> {
     let mut arguments = arguments.into_iter();
     let failed = |words: String| (CHILD_FAILED, words);
-    let root = arguments
-        .next()
-        .ok_or_else(|| failed("no root was named".to_owned()))?;
+    let absent = |what: &str| failed(format!("no {what} was named"));
+    let place = arguments.next().ok_or_else(|| absent("place"))?;
+    let root = arguments.next().ok_or_else(|| absent("root"))?;
+    let root = Path::new(&root);
     let program: Vec<CString> = arguments
         .map(|argument| CString::new(argument.into_vec()))
         .collect::<Result<_, _>>()
         .map_err(|error| failed(error.to_string()))?;
-    let path = program
-        .first()
-        .ok_or_else(|| failed("no program was named".to_owned()))?;
-    nix::unistd::chroot(root.as_os_str())
-        .and_then(|()| nix::unistd::chdir("/"))
-        .map_err(|errno| failed(format!("can't enter {}: {errno}", root.display())))?;
+    let path = program.first().ok_or_else(|| absent("program"))?;
+    if place == Place::Host.word() {
+        enter_host(root).map_err(failed)?;
+    } else {
+        nix::unistd::chroot(root)
+            .and_then(|()| nix::unistd::chdir("/"))
+            .map_err(|errno| failed(format!("can't enter {}: {errno}", root.display())))?;
+    }
     let environment = CString::new(PATH).map_err(|error| failed(error.to_string()))?;
     nix::unistd::execve(path, &program, &[environment]).map_err(|errno| match errno {
         // execve(2): also where the file is there and its loader is not.
@@ -202,6 +309,60 @@ fn become_program(arguments: Vec<OsString>) -> Result<Infallible, (i32, String)>
         Errno::EACCES => (NOT_FOUND, errno.to_string()),
         errno => failed(errno.to_string()),
     })
+}
+
+/// Goes where process 1 of the host is. Where `root` is not that process' root, the host is but a folder, and that is entered.
+fn enter_host(root: &Path) -> Result<(), String> {
+    let can_t = |what: &str, words: &dyn std::fmt::Display| format!("can't enter {what}: {words}");
+    let open = |name: &str| {
+        let path = root.join("proc/1").join(name);
+        File::open(&path).map_err(|error| can_t(&path.display().to_string(), &error))
+    };
+    let init_root = open("root")?;
+    let is_root_of_init = same_file(&init_root, &File::open(root)).unwrap_or_default();
+    if !is_root_of_init {
+        return nix::unistd::chroot(root)
+            .and_then(|()| nix::unistd::chdir("/"))
+            .map_err(|errno| can_t(&root.display().to_string(), &errno));
+    }
+    // Both are opened before the first is entered: `root` means nothing afterwards.
+    let (mounts, cgroups) = (open("ns/mnt")?, open("ns/cgroup"));
+    // A process that stayed in the pod's cgroup would end with the pod. Its namespace is missing from kernels without cgroups.
+    if let Ok(cgroups) = cgroups {
+        setns(cgroups, CloneFlags::CLONE_NEWCGROUP)
+            .map_err(|errno| can_t("the host's cgroup namespace", &errno))?;
+    }
+    setns(mounts, CloneFlags::CLONE_NEWNS)
+        .and_then(|()| nix::unistd::fchdir(&init_root))
+        .and_then(|()| nix::unistd::chroot("."))
+        .map_err(|errno| can_t("the host's mount namespace", &errno))?;
+    join_cgroups();
+    Ok(())
+}
+
+fn same_file(one: &File, other: &std::io::Result<File>) -> Option<bool> {
+    use std::os::unix::fs::MetadataExt as _;
+
+    let (one, other) = (one.metadata().ok()?, other.as_ref().ok()?.metadata().ok()?);
+    Some((one.dev(), one.ino()) == (other.dev(), other.ino()))
+}
+
+/// Moves this process into the cgroups of process 1 (cgroups(7): `hierarchy:controllers:path`). Best effort: a hierarchy that is not
+/// mounted has no process to lose.
+fn join_cgroups() {
+    let cgroups = std::fs::read_to_string("/proc/1/cgroup").unwrap_or_default();
+    for line in cgroups.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else {
+            continue;
+        };
+        let hierarchy = controllers.trim_start_matches("name=");
+        // "0" is whoever writes it.
+        let _ = std::fs::write(
+            format!("/sys/fs/cgroup/{hierarchy}{path}/cgroup.procs"),
+            "0",
+        );
+    }
 }
 
 #[cfg(test)]

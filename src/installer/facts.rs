@@ -5,21 +5,24 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::cri::{self, Served};
-use super::distro::{self, DistroSpec, Evidence};
+use super::distro::{self, DistroSpec};
 use super::exec;
 use super::host::HostRoot;
+use super::kubelet;
 use super::loaded::{load, patterns};
+use super::service::Service;
+use super::source::candidates;
 use super::stamps::Stamps;
 use super::state::{Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, folder_of};
-use super::systemd::Systemd;
-use crate::containerd_config::{Loaded, Version};
+use super::survey::{folder, release, row, sources, unwritable};
+use crate::containerd_config::{Loaded, SourceFile, Version};
 
 /// `containerd config dump` takes 18 ms; on a node under load it gets this long before the candidate counts as refused.
 pub const PROGRAM_LIMIT: Duration = Duration::from_secs(10);
 /// Files of `/proc` and `/etc/os-release` are far smaller.
-const SMALL: u64 = 1 << 16;
+pub(super) const SMALL: u64 = 1 << 16;
 /// Where packages put containerd, for a host on which none runs now.
-const PROGRAMS: [&str; 3] = [
+pub(super) const PROGRAMS: [&str; 3] = [
     "/usr/bin/containerd",
     "/usr/local/bin/containerd",
     "/opt/containerd/bin/containerd",
@@ -38,6 +41,12 @@ pub struct Facts {
     pub version: Option<Version>,
     /// The configuration that it loads.
     pub loaded: Loaded,
+    /// Files that it is made from, where containerd loads what the distribution makes of them; the one that counts first.
+    pub sources: Vec<SourceFile>,
+    /// The distribution's own release, where the table says how it is told.
+    pub release: Option<Version>,
+    /// Why nothing can be changed although the distribution could be: a place can't be written to, or not executed from.
+    pub obstacle: Option<String>,
     /// That configuration as containerd itself prints it, or why it doesn't.
     pub dump: Result<String, String>,
     /// What it serves, or why that is unknown.
@@ -109,6 +118,12 @@ impl Facts {
             .and_then(|daemon| daemon.unit.as_deref());
         unit.unwrap_or(self.distro.unit).to_owned()
     }
+
+    /// What is restarted, and how.
+    #[must_use]
+    pub fn service(&self) -> Service {
+        Service::of(self.distro, &self.unit())
+    }
 }
 
 /// Looks at everything. With `offline` nothing of the host is asked or counted as running; its containerd may still be run as a
@@ -122,39 +137,35 @@ pub async fn gather(
     offline: bool,
 ) -> Result<Facts, super::Error> {
     let daemon = if offline { None } else { find_daemon(host)? };
-    let os_release = host
-        .read_text("/etc/os-release", SMALL)?
-        .unwrap_or_default();
     let installed = PROGRAMS.into_iter().find(|path| host.exists(path));
     let running = daemon.as_ref().map(|daemon| daemon.program.clone());
-    let evidence = Evidence {
-        program: running.as_deref(),
-        installed: installed.is_some(),
-        os_release: &os_release,
-    };
-    let distro = distro::detect(&evidence, |path| host.exists(path));
+    let named = daemon.as_ref().and_then(|daemon| daemon.config.as_deref());
+    let distro = row(host, daemon.as_ref(), config.or(named), offline)?;
     let program = running.or_else(|| installed.map(str::to_owned));
     let config = config
-        .or_else(|| daemon.as_ref().and_then(|daemon| daemon.config.as_deref()))
+        .or(named)
+        .filter(|config| !candidates(distro.edited, distro.config).contains(&(*config).to_owned()))
         .unwrap_or(distro.config)
         .to_owned();
     let loaded = load(host, &config)?;
+    let sources = sources(host, distro, &config)?;
     let state = State::from_json(host.read_text(STATE_FILE, STATE_LIMIT)?.as_deref())?;
-    let places = Places {
-        folder: if state.is_empty() {
-            distro.folder.to_owned()
-        } else {
-            state.folder.clone()
-        },
-    };
+    let (folder, mut obstacle) = folder(host, distro, &state, offline);
+    if !offline {
+        obstacle = obstacle.or_else(|| unwritable(host, &config));
+    }
+    let places = Places { folder };
     let (binaries, stored, damaged) = binaries(host, &places, &Stamps::load(host))?;
-    // Two programs that don't wait for each other.
-    let (version, dump) = futures::join!(
+    // Programs that don't wait for each other.
+    let (version, dump, release) = futures::join!(
         version(host, program.as_deref()),
-        dump(host, program.as_deref(), &loaded)
+        dump(host, program.as_deref(), &loaded),
+        release(host, distro, daemon.as_ref()),
     );
     let mut facts = Facts {
         distro,
+        release,
+        obstacle,
         version,
         dump,
         daemon,
@@ -163,7 +174,8 @@ pub async fn gather(
         in_use: BTreeMap::new(),
         kill_mode: Err("nothing is asked offline".to_owned()),
         state,
-        missing_folders: missing_folders(host, &places, &loaded),
+        missing_folders: missing_folders(host, &places, &loaded, &sources),
+        sources,
         places,
         binaries,
         stored,
@@ -178,6 +190,11 @@ pub async fn gather(
     Ok(facts)
 }
 
+/// The path of a program whose file may have been replaced since it was started: the restart starts the new one.
+pub(super) fn still_named(program: &str) -> &str {
+    program.strip_suffix(" (deleted)").unwrap_or(program)
+}
+
 async fn ask(host: &HostRoot, facts: &mut Facts) {
     let socket = facts.socket();
     facts.served = match cri::served(host, &socket).await {
@@ -190,11 +207,8 @@ async fn ask(host: &HostRoot, facts: &mut Facts) {
         },
         Err(error) => Err(error.to_string()),
     };
-    facts.kill_mode = match Systemd::connect(host).await {
-        Ok(systemd) => systemd.kill_mode(&facts.unit()).await,
-        Err(error) => Err(error),
-    }
-    .map_err(|error| error.to_string());
+    let kill_mode = facts.service().kill_mode(host).await;
+    facts.kill_mode = kill_mode.map_err(|error| error.to_string());
 }
 
 /// The identity in a file: a UUID, with or without hyphens (machine-id(5)). Anything else is none: it goes into every report.
@@ -214,6 +228,7 @@ fn missing_folders(
     host: &HostRoot,
     places: &Places,
     loaded: &Loaded,
+    sources: &[SourceFile],
 ) -> BTreeMap<String, Vec<String>> {
     let own = [STATE_FOLDER.to_owned(), places.store(), places.bin()];
     let root = folder_of(&loaded.root.path).to_owned();
@@ -222,9 +237,11 @@ fn missing_folders(
         .iter()
         .map(|pattern| folder_of(pattern).to_owned())
         .collect::<Vec<_>>();
+    let sources = sources.iter().map(|file| folder_of(&file.path).to_owned());
     own.into_iter()
         .chain([root])
         .chain(imported)
+        .chain(sources)
         .map(|folder| {
             let missing = host.missing_folders(&folder);
             (folder, missing)
@@ -306,7 +323,10 @@ pub async fn judge_dump(host: &HostRoot, program: &str, path: &str) -> Result<St
     .map_err(|error| error.to_string())
 }
 
-/// The containerd that runs on this host; among several, the one in the packages' unit.
+/// The containerd that runs on this host; among several, the one that the kubelet uses.
+///
+/// A kubelet of its own says which; one in the same program as k3s's or RKE2's uses the containerd that this program started. Without
+/// either, the one in the packages' unit counts.
 ///
 /// # Errors
 /// When `/proc` can't be listed.
@@ -317,9 +337,15 @@ pub fn find_daemon(host: &HostRoot) -> Result<Option<Daemon>, super::Error> {
         .filter_map(|name| name.parse().ok())
         .filter_map(|pid| daemon(host, pid))
         .collect();
+    let endpoint = kubelet::endpoint(host)?;
     found.sort_by_key(|daemon| {
+        let address = daemon.address.as_deref().unwrap_or(distro::STOCK_SOCKET);
+        let is_used = |endpoint: &String| kubelet::same(endpoint, address);
+        let unit = daemon.unit.as_deref();
         (
-            daemon.unit.as_deref() != Some("containerd.service"),
+            !endpoint.as_ref().is_some_and(is_used),
+            !distro::is_own(&daemon.program, unit),
+            unit != Some("containerd.service"),
             daemon.process,
         )
     });
@@ -337,8 +363,7 @@ fn daemon(host: &HostRoot, pid: u32) -> Option<Daemon> {
         return None;
     }
     let program = host.link_target(&format!("/proc/{pid}/exe"))?;
-    // A package's upgrade leaves the old program running; the restart starts the new one.
-    let program = program.strip_suffix(" (deleted)").unwrap_or(&program);
+    let program = own_name(host, still_named(&program));
     let arguments = String::from_utf8(read("cmdline")?).ok()?;
     let arguments: Vec<&str> = arguments.split('\0').collect();
     let stat = String::from_utf8(read("stat")?).ok()?;
@@ -347,15 +372,25 @@ fn daemon(host: &HostRoot, pid: u32) -> Option<Daemon> {
     let cgroup = String::from_utf8(read("cgroup")?).ok()?;
     Some(Daemon {
         process: (pid, started),
-        program: program.to_owned(),
+        program,
         config: option(&arguments, &["-c", "--config", "-config"]),
         address: option(&arguments, &["-a", "--address", "-address"]),
         unit: unit_of_cgroup(&cgroup),
     })
 }
 
+/// The path by which a program is containerd: k3s is one program under many names, which links beside it carry.
+fn own_name(host: &HostRoot, program: &str) -> String {
+    let link = format!("{}/containerd", folder_of(program));
+    let is_other = program.rsplit('/').next() != Some("containerd");
+    if is_other && host.exists(&link) {
+        return link;
+    }
+    program.to_owned()
+}
+
 /// The value of an option, as `-c FILE` or `--config=FILE`; only absolute paths are of use.
-fn option(arguments: &[&str], names: &[&str]) -> Option<String> {
+pub(super) fn option(arguments: &[&str], names: &[&str]) -> Option<String> {
     let mut arguments = arguments.iter();
     while let Some(argument) = arguments.next() {
         let (name, value) = match argument.split_once('=') {

@@ -4,6 +4,7 @@
 //! `..` on the host leads out of it. What to write is decided elsewhere.
 
 mod change;
+mod mount;
 
 use std::fs::File;
 use std::io::{self, Read as _};

@@ -5,7 +5,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::candidate;
+use super::distro;
 use super::host::{self, HostRoot, text_digest};
+use super::service::Service;
 use super::state::{Error as StateError, JOURNAL_FILE, default_folder};
 use crate::handoff::API_VERSION;
 
@@ -29,6 +31,9 @@ pub struct Journal {
     pub root: String,
     /// The unit that containerd runs in.
     pub unit: String,
+    /// The word of the distribution, whose row says how the unit is restarted; empty in a journal of a release that knew one way.
+    #[serde(default)]
+    pub distro: String,
     /// The CRI's socket.
     pub socket: String,
     /// The folder of the binaries.
@@ -87,6 +92,12 @@ pub struct Undone {
 }
 
 impl Journal {
+    /// What is restarted, and how.
+    #[must_use]
+    pub fn service(&self) -> Service {
+        Service::of(distro::named(&self.distro), &self.unit)
+    }
+
     /// Reads the journal of a change that did not end; `None` where there is none.
     ///
     /// # Errors

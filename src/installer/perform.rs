@@ -11,7 +11,7 @@ use super::Error;
 use super::artifact;
 use super::candidate;
 use super::clearing::{InUse, finish};
-use super::facts::{Facts, gather};
+use super::facts::{Facts, find_daemon, gather};
 use super::host::{HostRoot, text_digest};
 use super::journal::{Journal, Undo, put_config};
 use super::plan::{HostPlan, cut, declared_before, prove};
@@ -149,6 +149,7 @@ fn journal(host: &HostRoot, facts: &Facts, plan: &HostPlan) -> Journal {
             .collect(),
         root: root.clone(),
         unit: facts.unit(),
+        distro: facts.distro.word.to_owned(),
         socket: facts.socket(),
         folder: facts.places.folder.clone(),
         restarting: false,
@@ -196,7 +197,8 @@ async fn act(
         journal.save(host)?;
         info!(unit = journal.unit, "restarting containerd");
         let daemon = facts.daemon.as_ref();
-        let (served, away) = restart(host, &journal.unit, &journal.socket, daemon).await?;
+        let (served, away) = restart(host, &journal.service(), &journal.socket, daemon).await?;
+        candidate::is_rendered(host, plan)?;
         if let Ok(before) = &facts.served {
             prove(before, &served, &plan.declared, &plan.ours).map_err(restart::Error::Unproven)?;
         }
@@ -261,11 +263,14 @@ async fn roll_back(
     cause: Error,
 ) -> Failure {
     warn!(%cause, "undoing the change");
+    // Where somebody else restarts it, that begins with the undoing.
+    let running = find_daemon(host).ok().flatten();
     let mut failures = undo(host, journal).await;
     let mut restarts = 0;
     if journal.restarting {
         restarts = 2;
-        let restored = restart(host, &journal.unit, &journal.socket, None).await;
+        let (service, socket) = (journal.service(), &journal.socket);
+        let restored = restart(host, &service, socket, running.as_ref()).await;
         let proven =
             restored
                 .map_err(|error| error.to_string())
@@ -359,11 +364,17 @@ pub async fn recover(host: &HostRoot, offline: bool) -> Result<Option<u32>, Fail
         return Ok(Some(0));
     }
     info!("undoing a change that was interrupted");
+    let running = if offline {
+        None
+    } else {
+        find_daemon(host).ok().flatten()
+    };
     let mut failures = undo(host, &journal).await;
     let mut restarts = 0;
     if journal.restarting && !offline {
         restarts = 1;
-        let restored = restart(host, &journal.unit, &journal.socket, None).await;
+        let (service, socket) = (journal.service(), &journal.socket);
+        let restored = restart(host, &service, socket, running.as_ref()).await;
         failures.extend(restored.err().map(|error| error.to_string()));
     }
     if failures.is_empty()

@@ -10,6 +10,7 @@ use super::cri::Served;
 use super::desired::Set;
 use super::facts::{Facts, verified};
 use super::site::{Site, declarations, hands_options_over};
+use super::source;
 use super::state::{OwnedConfig, OwnedHandler, Places, State, owner_word};
 pub use super::want::{Scope, Want};
 use crate::containerd_config::{self, Handler};
@@ -58,6 +59,8 @@ pub struct ConfigChange {
     pub after: Option<String>,
     /// The root configuration file, which containerd is given.
     pub root: String,
+    /// The same change of a file that containerd loads, where it loads not `path` but what the distribution makes of it.
+    pub rendered: Option<source::Rendered>,
 }
 
 /// Why a host is not changed at all.
@@ -79,6 +82,12 @@ pub enum Error {
     /// It was not well before.
     #[error("containerd was not serving before any change: {0}; repair it first")]
     NotServing(String),
+    /// Binaries can't be kept where they can be executed, or the configuration can't be written.
+    #[error("{0}")]
+    Obstacle(String),
+    /// What a distribution makes its configuration from can't be edited.
+    #[error(transparent)]
+    Source(#[from] source::Error),
     /// The configuration can't be edited.
     #[error(transparent)]
     Config(#[from] containerd_config::Error),
@@ -134,6 +143,9 @@ fn check_host(facts: &Facts, want: &Want) -> Result<(), Error> {
     if let Some(refusal) = facts.distro.refusal {
         return Err(Error::Distribution(refusal));
     }
+    if let Some(obstacle) = &facts.obstacle {
+        return Err(Error::Obstacle(obstacle.clone()));
+    }
     if want.offline {
         return Ok(());
     }
@@ -163,7 +175,11 @@ fn assemble(
         after = site.edited(&declarations(facts, &next))?;
     }
     let declared = declarations(facts, &next);
-    let config = (after.as_deref() != site.text).then(|| site.change(facts, after));
+    let config = if after.as_deref() == site.text {
+        None
+    } else {
+        Some(site.change(facts, after, &declared)?)
+    };
     let served = facts.served.as_ref().ok();
     let pending = served.is_some_and(|served| !is_served(served, &declared, &site.ours));
     let restart = !want.offline && (config.is_some() || pending);
@@ -328,8 +344,12 @@ fn next_state(
 pub fn cut(facts: &Facts, declares: &[String]) -> Result<Option<ConfigChange>, Error> {
     let mut site = Site::find(facts, true)?;
     site.ours.extend(declares.iter().cloned());
-    let after = site.edited(&declarations(facts, &facts.state.handlers))?;
-    Ok((after.as_deref() != site.text).then(|| site.change(facts, after)))
+    let declared = declared_before(facts);
+    let after = site.edited(&declared)?;
+    if after.as_deref() == site.text {
+        return Ok(None);
+    }
+    site.change(facts, after, &declared).map(Some)
 }
 
 /// The handlers as the state file has them declared.
@@ -372,7 +392,7 @@ pub fn prove(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use rstest::rstest;
 
     use super::*;
@@ -391,7 +411,7 @@ mod tests {
     }
 
     /// A node whose containerd is well and carries nothing of ours.
-    fn node() -> Facts {
+    pub(in crate::installer) fn node() -> Facts {
         Facts {
             distro: detect(&Evidence::default(), |_| false),
             daemon: Some(Daemon {
@@ -410,6 +430,9 @@ mod tests {
                 },
                 imported: Vec::new(),
             },
+            sources: Vec::new(),
+            release: None,
+            obstacle: None,
             dump: Ok(CONFIG.to_owned()),
             served: Ok(served(&[])),
             in_use: BTreeMap::new(),

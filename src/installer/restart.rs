@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use super::cri::{self, Served};
 use super::facts::{Daemon, find_daemon};
 use super::host::HostRoot;
-use super::systemd::{self, Systemd};
+use super::service::{self, Service};
 
-/// containerd answers 0.1 to 0.3 s after its start, with hundreds of pods after seconds; releases that run every shim's `-info` at
-/// the start, one after the other, take longer.
-const SERVE_LIMIT: Duration = Duration::from_mins(1);
+/// The part of the limit for which there may be no process at all. Its manager has started it by then, or its own parent does so
+/// soon; one that ended has refused its configuration, and waiting longer keeps the node without it.
+const ABSENT_PART: u32 = 6;
 
 /// Short beside the 65 ms that a start takes at least, and no load in a minute of asking.
 const ASK_EVERY: Duration = Duration::from_millis(50);
@@ -17,43 +17,54 @@ const ASK_EVERY: Duration = Duration::from_millis(50);
 /// Why containerd does not serve after a restart.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// systemd could not restart it.
+    /// Its manager could not restart it.
     #[error(transparent)]
-    Systemd(#[from] systemd::Error),
+    Service(#[from] service::Error),
     /// It runs and will not serve.
     #[error(transparent)]
     Cri(#[from] cri::Error),
     /// It did not answer in time.
-    #[error(
-        "containerd did not come back within {SERVE_LIMIT:?}: {0}; see `journalctl -u containerd` on the node"
-    )]
-    TooLong(String),
+    #[error("containerd did not come back within {limit:?}: {words}; see its log on the node")]
+    TooLong {
+        /// The bound.
+        limit: Duration,
+        /// What the last look at it gave.
+        words: String,
+    },
+    /// Its process is gone.
+    #[error("containerd ended after its restart ({0}); see its log on the node")]
+    Ended(String),
     /// It serves something else.
     #[error("containerd came back, but {0}")]
     Unproven(String),
 }
 
-/// Restarts `unit` and returns what the new process serves, and how long the CRI was away.
+/// Restarts the service and returns what the new process serves, and how long the CRI was away.
 ///
 /// `before` is the process that must be gone by then.
 ///
 /// # Errors
-/// When the unit does not restart, the CRI plugin is down, or nothing answers in time.
+/// When the service does not restart, the CRI plugin is down, or nothing answers in time.
 pub async fn restart(
     host: &HostRoot,
-    unit: &str,
+    service: &Service,
     socket: &str,
     before: Option<&Daemon>,
 ) -> Result<(Served, Duration), Error> {
     let since = Instant::now();
-    Systemd::connect(host).await?.restart(unit).await?;
+    service.restart(host).await?;
     let restarted = Instant::now();
     let mut words = "nothing listens at its socket".to_owned();
-    while restarted.elapsed() < SERVE_LIMIT {
-        let is_new = find_daemon(host)
-            .ok()
-            .flatten()
-            .is_some_and(|now| before.is_none_or(|before| before.process != now.process));
+    let mut present = Instant::now();
+    while restarted.elapsed() < service.serve_limit {
+        let now = find_daemon(host).ok().flatten();
+        if now.is_some() {
+            present = Instant::now();
+        } else if present.elapsed() > service.serve_limit / ABSENT_PART {
+            return Err(Error::Ended(words));
+        }
+        let is_new =
+            now.is_some_and(|now| before.is_none_or(|before| before.process != now.process));
         if is_new {
             match cri::served(host, socket).await {
                 // Its runtime counts as not ready only while it starts.
@@ -65,5 +76,6 @@ pub async fn restart(
         }
         tokio::time::sleep(ASK_EVERY).await;
     }
-    Err(Error::TooLong(words))
+    let limit = service.serve_limit;
+    Err(Error::TooLong { limit, words })
 }

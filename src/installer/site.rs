@@ -4,17 +4,24 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::facts::Facts;
 use super::plan::{ConfigChange, Error};
+use super::source::{self, Rendered, Source};
 use super::state::{OwnedHandler, STATE_FOLDER, folder_of};
 use crate::containerd_config::{
-    DeclaredHandler, Handler, Placement, Value, Version, edit, handlers, place, runtimes_of_dump,
-    startable,
+    DeclaredHandler, Handler, Loaded, Placement, Value, Version, edit, edit_template, handlers,
+    place, runtimes_of_dump, startable,
 };
 use crate::handoff::OptionValue;
 
 /// Where handlers are declared on this host, and what is declared there.
 pub(super) struct Site<'a> {
-    pub(super) placement: Placement,
+    /// In the file that is edited.
+    placement: Placement,
+    /// The text of that file.
     pub(super) text: Option<&'a str>,
+    /// Whether that is a Go template.
+    go: bool,
+    /// In the file that containerd loads, and its text, where that is made from the one that is edited.
+    rendered: Option<(Placement, Option<&'a str>)>,
     declared: BTreeMap<String, DeclaredHandler>,
     dumped: BTreeMap<String, DeclaredHandler>,
     pub(super) ours: BTreeSet<String>,
@@ -22,16 +29,28 @@ pub(super) struct Site<'a> {
 
 impl<'a> Site<'a> {
     pub(super) fn find(facts: &'a Facts, offline: bool) -> Result<Self, Error> {
+        let loaded = source::seen(facts);
         let placement = match facts.version {
-            Some(version) => place(&facts.loaded, &version)?,
-            None if offline => place_unseen(facts)?,
+            Some(version) => place(&loaded, &version)?,
+            None if offline => place_unseen(&loaded)?,
             None => return Err(Error::NoVersion),
         };
         let text = text_at(facts, &placement.path);
-        let declared = match text {
+        let mut declared = match text {
             Some(text) => handlers(text, &placement)?,
             None => BTreeMap::new(),
         };
+        let (rendered, placement, text, go) = match source::find(facts, &placement)? {
+            Some(Source {
+                placement: edited,
+                text: edited_text,
+                go,
+            }) => (Some((placement, text)), edited, edited_text, go),
+            None => (None, placement, text, false),
+        };
+        if let Some(text) = text.filter(|_| rendered.is_some() && !go) {
+            declared.extend(handlers(text, &placement)?);
+        }
         let dumped = match &facts.dump {
             Ok(dump) => {
                 startable(dump)?;
@@ -50,6 +69,8 @@ impl<'a> Site<'a> {
         Ok(Self {
             placement,
             text,
+            go,
+            rendered,
             declared,
             dumped,
             ours,
@@ -63,7 +84,22 @@ impl<'a> Site<'a> {
         known && !self.ours.contains(handler)
     }
 
+    /// The text of the file that is edited, with `declared` for what is ours.
     pub(super) fn edited(&self, declared: &[Handler]) -> Result<Option<String>, Error> {
+        let (placement, text) = (&self.placement, self.text);
+        if self.go {
+            let (path, plugin) = (&placement.path, placement.plugin);
+            return Ok(edit_template(path, text, plugin, &self.ours, declared)?);
+        }
+        self.edit(placement, text, declared)
+    }
+
+    fn edit(
+        &self,
+        placement: &Placement,
+        text: Option<&str>,
+        declared: &[Handler],
+    ) -> Result<Option<String>, Error> {
         // containerd's own default since 1.4, for an image whose containerd can't be asked.
         let otherwise = || Handler {
             name: "runc".to_owned(),
@@ -74,23 +110,32 @@ impl<'a> Site<'a> {
             Some(runc) => Some(runc.to_handler("runc")),
             None => self.dumped.is_empty().then(otherwise),
         };
-        let ours = &self.ours;
-        Ok(edit(
-            self.text,
-            &self.placement,
-            ours,
-            declared,
-            runc.as_ref(),
-        )?)
+        Ok(edit(text, placement, &self.ours, declared, runc.as_ref())?)
     }
 
-    pub(super) fn change(&self, facts: &Facts, after: Option<String>) -> ConfigChange {
-        ConfigChange {
+    /// # Errors
+    /// When the file that containerd loads can't be edited in the same way.
+    pub(super) fn change(
+        &self,
+        facts: &Facts,
+        after: Option<String>,
+        declared: &[Handler],
+    ) -> Result<ConfigChange, Error> {
+        let rendered = match &self.rendered {
+            Some((placement, Some(text))) => Some(Rendered {
+                placement: placement.clone(),
+                after: self.edit(placement, Some(text), declared)?,
+            }),
+            // An image that was never started: there is nothing that could be judged.
+            Some((_, None)) | None => None,
+        };
+        Ok(ConfigChange {
             path: self.placement.path.clone(),
             before: self.text.map(str::to_owned),
             after,
             root: facts.loaded.root.path.clone(),
-        }
+            rendered,
+        })
     }
 
     /// Folders that have to be made before anything can be written.
@@ -142,14 +187,14 @@ pub(super) fn declarations(facts: &Facts, next: &BTreeMap<String, OwnedHandler>)
 }
 
 /// An unpacked image whose containerd can't be run: the oldest release that takes the file. What 1.7 takes, 2.x takes too.
-fn place_unseen(facts: &Facts) -> Result<Placement, Error> {
+fn place_unseen(loaded: &Loaded) -> Result<Placement, Error> {
     let release = |major, minor| Version {
         major,
         minor,
         patch: 0,
     };
-    place(&facts.loaded, &release(1, 7))
-        .or_else(|_| place(&facts.loaded, &release(2, 0)))
+    place(loaded, &release(1, 7))
+        .or_else(|_| place(loaded, &release(2, 0)))
         .map_err(Error::from)
 }
 

@@ -1,7 +1,8 @@
 //! Asks the host's systemd over D-Bus: how a unit stops, and to restart it. Decides nothing.
 //!
 //! The system bus is used and not systemd's private socket, whose protocol is no stable interface (`org.freedesktop.systemd1(5)`
-//! names the bus alone): systemd 252 answers there with a sender that is no unique name, which zbus refuses.
+//! names the bus alone): systemd 252 answers there with a sender that is no unique name, which zbus refuses. Where nobody answers on
+//! the bus, the host's own `systemctl` is asked, which knows that protocol.
 
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use zbus::proxy::CacheProperties;
 
 use zbus::{Connection, OwnedObjectPath, Proxy};
 
+use super::exec::{self, Place};
 use super::host::HostRoot;
 
 /// Where every systemd distribution has its system bus (D-Bus Specification, *System message bus*).
@@ -35,6 +37,15 @@ pub enum Error {
         /// What the system says.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Nobody answers on the bus, and `systemctl` has no more luck.
+    #[error("{source}; there is no system bus to ask systemd itself: {bus}")]
+    Systemctl {
+        /// Why the bus is of no use.
+        bus: String,
+        /// What became of `systemctl`.
+        #[source]
+        source: exec::Error,
     },
     /// systemd refused, or the connection broke.
     #[error("systemd does not {act} {unit}: {source}")]
@@ -71,18 +82,91 @@ pub enum Error {
     },
 }
 
-/// A connection to the host's systemd.
+/// The host's systemd.
 #[derive(Debug)]
-pub struct Systemd {
+pub enum Systemd<'a> {
+    /// Over its bus.
+    Bus(Bus),
+    /// Through the host's `systemctl`.
+    Systemctl {
+        /// The host.
+        host: &'a HostRoot,
+        /// Why the bus is of no use.
+        bus: String,
+    },
+}
+
+/// A link to `/usr/bin/systemctl` at least, wherever systemd is; distributions without a merged `/usr` have it only there.
+const SYSTEMCTL: &str = "/bin/systemctl";
+
+impl<'a> Systemd<'a> {
+    /// Connects to the system bus of the host, and falls back to its `systemctl`.
+    pub async fn connect(host: &'a HostRoot) -> Self {
+        match Bus::connect(host).await {
+            Ok(bus) => Self::Bus(bus),
+            Err(error) => Self::Systemctl {
+                host,
+                bus: error.to_string(),
+            },
+        }
+    }
+
+    /// How the unit's processes are killed when it stops: `process` and `none` leave pods alone (systemd.kill(5)).
+    ///
+    /// # Errors
+    /// When systemd does not answer, or knows no such service.
+    pub async fn kill_mode(&self, unit: &str) -> Result<String, Error> {
+        match self {
+            Self::Bus(bus) => bus.kill_mode(unit).await,
+            Self::Systemctl { host, bus } => {
+                let arguments = ["show", "--property=KillMode", "--value", "--", unit];
+                let mode = systemctl(host, bus, &arguments, ANSWER_LIMIT).await?;
+                Ok(mode.trim().to_owned())
+            }
+        }
+    }
+
+    /// Restarts the unit and waits until systemd's job for it has ended and the unit is active.
+    ///
+    /// # Errors
+    /// When the job fails, or takes longer than [`RESTART_LIMIT`].
+    pub async fn restart(&self, unit: &str) -> Result<(), Error> {
+        match self {
+            Self::Bus(bus) => bus.restart(unit).await,
+            Self::Systemctl { host, bus } => {
+                // As over the bus: what systemd has not loaded has nothing to forget.
+                let _ = systemctl(host, bus, &["reset-failed", "--", unit], ANSWER_LIMIT).await;
+                systemctl(host, bus, &["restart", "--", unit], RESTART_LIMIT).await?;
+                systemctl(host, bus, &["is-active", "--", unit], ANSWER_LIMIT).await?;
+                Ok(())
+            }
+        }
+    }
+}
+
+/// It ignores what it is asked where it finds itself in another root than process 1, so it runs where that does.
+async fn systemctl(
+    host: &HostRoot,
+    bus: &str,
+    arguments: &[&str],
+    limit: Duration,
+) -> Result<String, Error> {
+    exec::run_in(host, Place::Host, SYSTEMCTL, arguments, limit)
+        .await
+        .map_err(|source| Error::Systemctl {
+            bus: bus.to_owned(),
+            source,
+        })
+}
+
+/// A connection to the host's system bus.
+#[derive(Debug)]
+pub struct Bus {
     connection: Connection,
 }
 
-impl Systemd {
-    /// Connects to the system bus of the host.
-    ///
-    /// # Errors
-    /// When there is none, or it does not let us in.
-    pub async fn connect(host: &HostRoot) -> Result<Self, Error> {
+impl Bus {
+    async fn connect(host: &HostRoot) -> Result<Self, Error> {
         let connect = |source: Box<dyn std::error::Error + Send + Sync>| Error::Connect { source };
         let (_handle, path) = host.handle(BUS).map_err(|error| connect(error.into()))?;
         let stream = UnixStream::connect(path).map_err(|error| connect(error.into()))?;
@@ -124,11 +208,7 @@ impl Systemd {
         self.proxy(path, interface).await?.get_property(name).await
     }
 
-    /// How the unit's processes are killed when it stops: `process` and `none` leave pods alone (systemd.kill(5)).
-    ///
-    /// # Errors
-    /// When systemd does not answer, or knows no such service.
-    pub async fn kill_mode(&self, unit: &str) -> Result<String, Error> {
+    async fn kill_mode(&self, unit: &str) -> Result<String, Error> {
         self.property(unit, "org.freedesktop.systemd1.Service", "KillMode")
             .await
             .map_err(call("tell the KillMode of", unit))
@@ -140,11 +220,7 @@ impl Systemd {
             .map_err(call("tell the state of", unit))
     }
 
-    /// Restarts the unit and waits until systemd's job for it has ended and the unit is active.
-    ///
-    /// # Errors
-    /// When the job fails, or takes longer than [`RESTART_LIMIT`].
-    pub async fn restart(&self, unit: &str) -> Result<(), Error> {
+    async fn restart(&self, unit: &str) -> Result<(), Error> {
         let job = tokio::time::timeout(RESTART_LIMIT, self.restart_job(unit))
             .await
             .map_err(|_| Error::TooLong {

@@ -2,6 +2,7 @@
 
 mod archive;
 mod artifacts;
+mod bench;
 mod cache;
 mod cargo;
 mod cluster;
@@ -42,6 +43,8 @@ enum Command {
     Demo(demo::Options),
     /// Run every check and every test, or one part of them.
     Test(test::Options),
+    /// Measure the figures that Farrier promises, on nodes of this machine.
+    Bench(bench::Options),
     /// Write the CRD and the plain manifests anew.
     Generate {
         /// Write nothing; fail if something is out of date.
@@ -103,6 +106,9 @@ fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Test(options) => {
             on_this_machine(|cache, progress| test::run(&options, cache, progress))
+        }
+        Command::Bench(options) => {
+            on_this_machine(|cache, progress| bench::run(options, cache, progress))
         }
         Command::Generate { check } => {
             on_this_machine(|cache, progress| generate::generate(check, cache, progress))

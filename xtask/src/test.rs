@@ -105,6 +105,7 @@ fn lint(cache: &Cache, progress: &Progress) -> Result<()> {
         "--test=corpus",
         "--test=chart",
         "--test=cluster",
+        "--bench=host",
         "--locked",
         "--",
         "-D",

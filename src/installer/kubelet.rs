@@ -1,0 +1,69 @@
+//! Finds the container runtime that a host's kubelet uses, by its process. Reads `/proc` and the kubelet's configuration, and nothing of
+//! containerd.
+
+use super::facts::option;
+use super::host::HostRoot;
+
+/// A kubelet's command line and configuration have some kilobytes.
+const SMALL: u64 = 1 << 18;
+
+/// The socket of the runtime that the kubelet of this host uses; `None` where no process of that name says so.
+///
+/// # Errors
+/// When `/proc` can't be listed.
+pub fn endpoint(host: &HostRoot) -> Result<Option<String>, super::Error> {
+    let pids = host.list("/proc")?;
+    let mut pids = pids.iter().filter_map(|name| name.parse::<u32>().ok());
+    Ok(pids.find_map(|pid| of_process(host, pid)))
+}
+
+/// Whether two paths are those of one socket: `/var/run` is a link to `/run`.
+pub fn same(one: &str, other: &str) -> bool {
+    let plain = |path: &str| path.strip_prefix("/var/run/").map(str::to_owned);
+    let run =
+        |path: &str| plain(path).map_or_else(|| path.to_owned(), |rest| format!("/run/{rest}"));
+    run(one) == run(other)
+}
+
+fn of_process(host: &HostRoot, pid: u32) -> Option<String> {
+    let read = |path: &str| host.read_text(path, SMALL).ok().flatten();
+    if read(&format!("/proc/{pid}/comm"))? != "kubelet\n" || !host.is_root_of(pid) {
+        return None;
+    }
+    let arguments = read(&format!("/proc/{pid}/cmdline"))?;
+    let arguments: Vec<&str> = arguments.split('\0').collect();
+    option(&arguments, &["--container-runtime-endpoint"]).or_else(|| {
+        let config = option(&arguments, &["--config"])?;
+        of_config(&read(&config)?)
+    })
+}
+
+/// `containerRuntimeEndpoint` of a `KubeletConfiguration` (kubelet.config.k8s.io/v1beta1).
+fn of_config(text: &str) -> Option<String> {
+    let value = text
+        .lines()
+        .find_map(|line| line.strip_prefix("containerRuntimeEndpoint:"))?;
+    let value = value.split(" #").next().unwrap_or_default().trim();
+    let value = value.trim_matches(['"', '\'']);
+    let path = value.strip_prefix("unix://").unwrap_or(value);
+    path.starts_with('/').then(|| path.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kubelet_s_configuration_names_its_runtime() {
+        let text = "kind: KubeletConfiguration\ncontainerRuntimeEndpoint: \"unix:///run/k0s/containerd.sock\" # ours\n";
+        assert_eq!(of_config(text).as_deref(), Some("/run/k0s/containerd.sock"));
+        assert_eq!(of_config("containerRuntimeEndpoint: ''\n"), None);
+        assert_eq!(of_config("a:\n  containerRuntimeEndpoint: /x\n"), None);
+    }
+
+    #[test]
+    fn a_socket_under_var_run_is_the_one_under_run() {
+        assert!(same("/var/run/crio/crio.sock", "/run/crio/crio.sock"));
+        assert!(!same("/run/a.sock", "/run/b.sock"));
+    }
+}

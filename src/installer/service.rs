@@ -1,0 +1,186 @@
+//! How containerd is restarted on one host, by whoever runs its services there, and whether that would end pods. What it should
+//! serve then is the caller's business.
+
+use std::path::Path;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::distro::{DistroSpec, Restart};
+use super::exec;
+use super::host::HostRoot;
+use super::systemd::{self, RESTART_LIMIT, Systemd};
+
+/// Why a service could not be restarted, or asked about.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// systemd could not.
+    #[error(transparent)]
+    Systemd(#[from] systemd::Error),
+    /// The host's files.
+    #[error(transparent)]
+    Host(#[from] super::host::Error),
+    /// `OpenRC` could not.
+    #[error("OpenRC does not restart {name}: {source}; see `rc-service {name} status` on the node")]
+    OpenRc {
+        /// The service.
+        name: String,
+        /// What it says.
+        #[source]
+        source: exec::Error,
+    },
+    /// Neither manager runs.
+    #[error(
+        "neither systemd nor OpenRC runs on this host, so {unit} can't be restarted; use --offline and restart containerd yourself"
+    )]
+    NoManager {
+        /// The unit.
+        unit: String,
+    },
+    /// We are in a pod that has process numbers of its own.
+    #[error(
+        "containerd can't be restarted from a pod with process numbers of its own on a host without systemd; run farrier on the node, or its pod with hostPID"
+    )]
+    OtherProcesses,
+    /// The kernel refused the signal.
+    #[error("process 1 of the host can't be ended: {0}")]
+    Signal(nix::Error),
+}
+
+/// Who runs the services of a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Manager {
+    Systemd,
+    OpenRc,
+}
+
+/// The service that containerd is, or is a part of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// Its unit, as in `containerd.service`; `OpenRC` knows it by the name before the dot.
+    pub unit: String,
+    /// How it is restarted.
+    pub restart: Restart,
+    /// How long containerd may take to serve after that.
+    pub serve_limit: Duration,
+}
+
+/// `OpenRC` installs it there on every distribution that has it.
+const RC_SERVICE: &str = "/sbin/rc-service";
+
+/// Bounds the files of `OpenRC` that are read: `rc.conf` is 12 kB of comments.
+const SMALL: u64 = 1 << 16;
+
+impl Service {
+    /// The service of `unit` on a host of that row.
+    #[must_use]
+    pub fn of(row: &DistroSpec, unit: &str) -> Self {
+        Self {
+            unit: unit.to_owned(),
+            restart: row.restart,
+            serve_limit: row.serve_limit,
+        }
+    }
+
+    /// How the service's processes are ended when it stops, in systemd's words (systemd.kill(5), `KillMode`): `process` and `none`
+    /// leave pods alone. `OpenRC` signals the process that it started, and with `rc_cgroup_cleanup` all of its cgroup (openrc-run(8)).
+    ///
+    /// # Errors
+    /// When nobody can tell, or nobody who is reachable could restart it.
+    pub async fn kill_mode(&self, host: &HostRoot) -> Result<String, Error> {
+        match self.restart {
+            // k0s has its supervisor signal containerd's process alone.
+            Restart::Watched => Ok("process".to_owned()),
+            Restart::ContainerInit => {
+                same_processes(host)?;
+                Ok("container".to_owned())
+            }
+            Restart::Service => match self.manager(host)? {
+                Manager::Systemd => Ok(Systemd::connect(host).await.kill_mode(&self.unit).await?),
+                Manager::OpenRc => {
+                    same_processes(host)?;
+                    self.openrc_kill_mode(host)
+                }
+            },
+        }
+    }
+
+    /// Restarts it and waits until its manager says that it runs. Where somebody else restarts it, there is nothing to wait for.
+    ///
+    /// # Errors
+    /// When it does not restart.
+    pub async fn restart(&self, host: &HostRoot) -> Result<(), Error> {
+        match self.restart {
+            Restart::Watched => Ok(()),
+            Restart::ContainerInit => {
+                same_processes(host)?;
+                kill(Pid::from_raw(1), Signal::SIGTERM).map_err(Error::Signal)
+            }
+            Restart::Service => match self.manager(host)? {
+                Manager::Systemd => Ok(Systemd::connect(host).await.restart(&self.unit).await?),
+                Manager::OpenRc => {
+                    same_processes(host)?;
+                    let name = self.name();
+                    exec::start(host, RC_SERVICE, &[name, "restart"], RESTART_LIMIT)
+                        .await
+                        .map_err(|source| Error::OpenRc {
+                            name: name.to_owned(),
+                            source,
+                        })
+                }
+            },
+        }
+    }
+
+    fn name(&self) -> &str {
+        self.unit.strip_suffix(".service").unwrap_or(&self.unit)
+    }
+
+    /// Both make their folder below `/run` when they start (`sd_booted(3)`; `OpenRC`'s `RC_SVCDIR`).
+    fn manager(&self, host: &HostRoot) -> Result<Manager, Error> {
+        if host.exists("/run/systemd/system") {
+            Ok(Manager::Systemd)
+        } else if host.exists("/run/openrc") && host.exists(RC_SERVICE) {
+            Ok(Manager::OpenRc)
+        } else {
+            let unit = self.unit.clone();
+            Err(Error::NoManager { unit })
+        }
+    }
+
+    fn openrc_kill_mode(&self, host: &HostRoot) -> Result<String, Error> {
+        let mut mode = "process";
+        // The service's own file has the last word.
+        for path in [
+            "/etc/rc.conf".to_owned(),
+            format!("/etc/conf.d/{}", self.name()),
+        ] {
+            let text = host.read_text(&path, SMALL)?.unwrap_or_default();
+            let set = text
+                .lines()
+                .filter_map(|line| line.trim().strip_prefix("rc_cgroup_cleanup="))
+                .next_back();
+            if let Some(value) = set {
+                let value = value.trim().trim_matches(['"', '\'']);
+                let is_on = ["yes", "true", "on", "1"]
+                    .iter()
+                    .any(|word| value.eq_ignore_ascii_case(word));
+                mode = if is_on { "control-group" } else { "process" };
+            }
+        }
+        Ok(mode.to_owned())
+    }
+}
+
+/// A process can neither be signalled nor started where its number is not known (`pid_namespaces(7)`): a pod that does not share the
+/// host's process numbers would end somebody else, or take containerd with it when it ends.
+fn same_processes(host: &HostRoot) -> Result<(), Error> {
+    let namespace = |path: &Path| std::fs::read_link(path.join("ns/pid")).ok();
+    let theirs = namespace(&host.path().join("proc/1"));
+    if theirs.is_some() && theirs == namespace(Path::new("/proc/self")) {
+        Ok(())
+    } else {
+        Err(Error::OtherProcesses)
+    }
+}
