@@ -21,7 +21,7 @@ use sha2::{Digest as _, Sha256};
 use crate::handoff::{hex, sha256_hex};
 
 /// Suffix of a file that is about to replace another: no `*.toml` glob of containerd's `imports` matches it.
-const NEW_SUFFIX: &str = ".farrier-new";
+pub(super) const NEW_SUFFIX: &str = ".farrier-new";
 
 /// Suffix of the second name of a file whose place is about to be taken: its bytes stay until the change stands.
 const OLD_SUFFIX: &str = ".farrier-old";
