@@ -106,6 +106,9 @@ pub struct Controller {
     /// Provision every node, annotated or not, as KWasm's option of this name does.
     #[arg(long, env = "AUTO_PROVISION_NODES", default_value_t = false, action = clap::ArgAction::Set)]
     pub auto_provision: bool,
+    /// Restart containerd even on nodes where that ends every pod.
+    #[arg(long, env = "FARRIER_ALLOW_POD_RESTARTS", default_value_t = false, action = clap::ArgAction::Set)]
+    pub allow_pod_restarts: bool,
     /// Address of /livez, /readyz and /metrics.
     #[arg(long, env = "FARRIER_LISTEN", default_value = "0.0.0.0:8080")]
     pub listen: std::net::SocketAddr,
@@ -123,6 +126,10 @@ pub struct Host {
 ///
 /// Naming nothing would take everything off that the command line installed; `uninstall` is for that.
 #[derive(Debug, Args)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag that a user types"
+)]
 #[command(group = clap::ArgGroup::new("set").required(true).multiple(true).args(["request", "shim", "reserve"]))]
 pub struct Install {
     /// Where the host is.
@@ -152,6 +159,9 @@ pub struct Install {
     /// Nothing runs under the host root: restart nothing, ask no CRI.
     #[arg(long)]
     pub offline: bool,
+    /// Restart containerd even where that ends every pod on this node.
+    #[arg(long)]
+    pub allow_pod_restarts: bool,
     /// How artifacts are fetched.
     #[command(flatten)]
     pub trust: Trust,
@@ -187,6 +197,9 @@ pub struct Uninstall {
     /// Nothing runs under the host root: restart nothing, ask no CRI.
     #[arg(long)]
     pub offline: bool,
+    /// Restart containerd even where that ends every pod on this node.
+    #[arg(long)]
+    pub allow_pod_restarts: bool,
     /// How the report is printed.
     #[arg(short, long, value_enum, default_value_t)]
     pub output: Output,

@@ -27,6 +27,7 @@ fn main() -> ExitCode {
         let status = installer::exec::child_main(arguments.split_off(2));
         return ExitCode::from(u8::try_from(status).unwrap_or(1));
     }
+    installer::exec::main_hands_over();
     let cli = Cli::parse_from(arguments);
     let format = match cli.log_format {
         LogFormat::Text => telemetry::Format::Text,
@@ -79,6 +80,7 @@ async fn run_controller(controller: cli::Controller) -> ExitCode {
         job_ttl,
         job_deadline,
         auto_provision,
+        allow_pod_restarts,
         listen,
     } = controller;
     let settings = controller::Settings {
@@ -91,6 +93,7 @@ async fn run_controller(controller: cli::Controller) -> ExitCode {
         job_ttl,
         job_deadline,
         auto_provision,
+        allow_pod_restarts,
         listen,
     };
     // On the heap: forty kilobytes of watches are no place for the stack of `dispatch`.
@@ -111,6 +114,7 @@ async fn run_install(install: cli::Install) -> ExitCode {
         config,
         dry_run,
         offline,
+        allow_pod_restarts,
         trust,
         termination_message,
         output,
@@ -128,6 +132,7 @@ async fn run_install(install: cli::Install) -> ExitCode {
         keep_others,
         config,
         offline,
+        allow_pod_restarts,
         ca_file: trust.ca_file,
     };
     if dry_run {
@@ -157,12 +162,14 @@ async fn run_uninstall(uninstall: cli::Uninstall) -> ExitCode {
         shim,
         all,
         offline,
+        allow_pod_restarts,
         output,
     } = uninstall;
     let report = installer::uninstall(UninstallOptions {
         host_root: host.host_root,
         shims: (!all).then(|| shim.into_iter().collect()),
         offline,
+        allow_pod_restarts,
     })
     .await;
     answer(&report, output)

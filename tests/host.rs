@@ -7,12 +7,13 @@ mod support;
 
 use std::os::unix::fs::symlink;
 
-use farrier::handoff::{OptionValue, Outcome};
+use farrier::handoff::{OptionValue, Outcome, ProvisionReport};
+use farrier::installer::doctor::Finding;
 use farrier::installer::host::HostRoot;
 use farrier::installer::journal::{Journal, Undo};
 use farrier::names::sha256_hex;
 use rstest::rstest;
-use support::{CONFIG, Host, program, shim};
+use support::{CONFIG, Host, program, runnable, shim};
 
 fn host() -> Host {
     let host = Host::new(Some(CONFIG));
@@ -62,6 +63,66 @@ async fn a_second_run_writes_nothing() {
     assert_eq!(report.result, Outcome::Unchanged, "{report:?}");
     assert!(!report.changed);
     assert_eq!(host.tree(true), before);
+}
+
+#[tokio::test]
+async fn what_was_verified_is_hashed_again_only_when_it_was_touched() {
+    let host = host();
+    host.install(&[shim("a")], &[]).await;
+    let stored = host.path(&format!("/opt/farrier/store/{}", sha256_hex(&program(1))));
+    // Same size, same inode: its times tell.
+    std::fs::write(&stored, program(7)).unwrap();
+    let report = host.install(&[shim("a")], &[]).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    assert_eq!(std::fs::read(&stored).unwrap(), program(1));
+    // A lost record is written anew, and then nothing is.
+    let record = host.path("/var/lib/farrier/verified.json");
+    std::fs::remove_file(&record).unwrap();
+    assert_eq!(
+        host.install(&[shim("a")], &[]).await.result,
+        Outcome::Unchanged
+    );
+    assert!(record.exists());
+}
+
+#[tokio::test]
+async fn doctor_names_what_a_killed_run_left_behind() {
+    let host = host();
+    host.install(&[shim("a")], &[]).await;
+    let left = [
+        "/etc/containerd/config.toml.farrier-candidate".to_owned(),
+        "/opt/farrier/bin/containerd-shim-a.farrier-new".to_owned(),
+        format!("/opt/farrier/store/{}", "0".repeat(64)),
+    ];
+    for path in &left {
+        host.write(path, b"");
+    }
+    let diagnosis = farrier::installer::doctor(host.root(), true).await.unwrap();
+    for path in &left {
+        let named = |finding: &&Finding| finding.problem.contains(path.as_str());
+        assert!(
+            diagnosis.findings.iter().any(|finding| named(&finding)),
+            "{path}"
+        );
+    }
+}
+
+/// What scripts rely on: the exit status of the real program.
+#[rstest]
+#[case::done(&["install", "--shim=a=file:///srv/a"], 0)]
+#[case::in_part(&["install", "--shim=a=file:///srv/a", "--shim=b=file:///srv/none"], 1)]
+#[case::usage(&["install"], 2)]
+#[case::refused(&["install", "--shim=a=file:///srv/none"], 3)]
+#[case::nothing_to_take_away(&["uninstall", "--all"], 0)]
+fn an_exit_status_tells_the_outcome(#[case] arguments: &[&str], #[case] status: i32) {
+    let host = host();
+    let ended = std::process::Command::new(env!("CARGO_BIN_EXE_farrier"))
+        .args(arguments)
+        .args(["--offline", "--host-root"])
+        .arg(host.root())
+        .output()
+        .unwrap();
+    assert_eq!(ended.status.code(), Some(status), "{ended:?}");
 }
 
 #[tokio::test]
@@ -119,6 +180,45 @@ async fn a_foreign_handler_is_refused_for_its_shim_alone() {
     assert!(host.config().starts_with(CONFIG));
     assert!(!host.path("/opt/farrier/bin/containerd-shim-kata").exists());
     assert!(host.path("/opt/farrier/bin/containerd-shim-a").exists());
+}
+
+/// The root is entered to try a program, which takes a right that only root has.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn a_shim_that_does_not_run_is_refused_alone_and_keeps_the_version_that_does() {
+    let host = host();
+    let install = |names: &[&str]| -> ProvisionReport {
+        let shims = names
+            .iter()
+            .map(|name| format!("--shim={name}=file:///srv/{name}"));
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_farrier"))
+            .args(["install", "--offline", "-o", "json", "--host-root"])
+            .arg(host.root())
+            .args(shims)
+            .output()
+            .unwrap();
+        ProvisionReport::from_json(&String::from_utf8_lossy(&output.stdout)).unwrap()
+    };
+    host.write("/srv/a", &runnable(0));
+    host.write("/srv/broken", &runnable(3));
+    let before = host.tree(false);
+    let report = install(&["broken"]);
+    assert_eq!(report.result, Outcome::Refused, "{report:?}");
+    assert_eq!(host.tree(false), before);
+    let report = install(&["a", "broken"]);
+    assert_eq!(report.result, Outcome::Partial, "{report:?}");
+    assert!(
+        report
+            .reason
+            .unwrap()
+            .contains("shim broken: its binary does not run on this host")
+    );
+    assert!(host.path("/opt/farrier/bin/containerd-shim-a").exists());
+    assert!(!host.config().contains("broken"));
+    host.write("/srv/a", &runnable(3));
+    let report = install(&["a"]);
+    assert_eq!(report.handlers[0].sha256, Some(sha256_hex(&runnable(0))));
+    assert!(report.handlers[0].reason.is_some());
 }
 
 #[tokio::test]

@@ -127,14 +127,27 @@ fn fetch(settings: &Settings) -> Value {
 }
 
 fn install(settings: &Settings) -> Value {
+    let mut arguments = vec![
+        "install",
+        "--host-root",
+        "/host",
+        "--request",
+        "/request/request",
+        "--artifacts",
+        "/artifacts",
+        "--termination-message",
+        "/dev/termination-log",
+        "--output",
+        "json",
+    ];
+    if settings.allow_pod_restarts {
+        arguments.push("--allow-pod-restarts");
+    }
     json!({
         "name": names::INSTALL_CONTAINER,
         "image": settings.image,
         "imagePullPolicy": settings.image_pull_policy,
-        "args": [
-            "install", "--host-root", "/host", "--request", "/request/request", "--artifacts", "/artifacts",
-            "--termination-message", "/dev/termination-log", "--output", "json",
-        ],
+        "args": arguments,
         "volumeMounts": [
             {"name": "request", "mountPath": "/request", "readOnly": true},
             {"name": "artifacts", "mountPath": "/artifacts", "readOnly": true},
@@ -161,6 +174,7 @@ mod tests {
             job_ttl: None,
             job_deadline: 900,
             auto_provision: false,
+            allow_pod_restarts: false,
             listen: ([127, 0, 0, 1], 0).into(),
         }
     }
@@ -199,6 +213,21 @@ mod tests {
         );
         assert_eq!(pod.automount_service_account_token, Some(false));
         assert_eq!((pod.host_pid, pod.host_network), (None, None));
+    }
+
+    #[test]
+    fn a_job_may_end_pods_only_where_the_operator_says_so() {
+        for allowed in [false, true] {
+            let settings = Settings {
+                allow_pod_restarts: allowed,
+                ..settings()
+            };
+            let job = build(&settings, "n1", "uid", &request()).unwrap();
+            let pod = job.spec.unwrap().template.spec.unwrap();
+            let arguments = pod.containers[0].args.clone().unwrap();
+            let flag = "--allow-pod-restarts".to_owned();
+            assert_eq!(arguments.contains(&flag), allowed);
+        }
     }
 
     #[test]

@@ -76,6 +76,8 @@ pub struct Settings {
     pub job_deadline: i64,
     /// Provision every node, annotated or not.
     pub auto_provision: bool,
+    /// Restart containerd even on nodes where that ends every pod.
+    pub allow_pod_restarts: bool,
     /// Address of /livez, /readyz and /metrics.
     pub listen: SocketAddr,
 }

@@ -29,6 +29,9 @@ pub struct ProvisionReport {
     pub reason: Option<String>,
     /// What the operator can do about it: one sentence.
     pub remedy: Option<String>,
+    /// What an operator may want to know of a host that carries what was asked for: sentences.
+    #[serde(default)]
+    pub notes: Vec<String>,
     /// Release of the containerd that serves, as `1.7.35`.
     #[serde(default)]
     pub containerd: Option<String>,
@@ -139,6 +142,7 @@ impl ProvisionReport {
             files: Vec::new(),
             reason: None,
             remedy: None,
+            notes: Vec::new(),
             containerd: None,
             distro: None,
             cri_away_ms: None,
@@ -176,6 +180,9 @@ impl ProvisionReport {
     pub fn to_termination_message(&self) -> String {
         let mut report = self.clone();
         let fits = |report: &Self| report.to_compact_json().len() < TERMINATION_MESSAGE_LIMIT;
+        if !fits(&report) {
+            report.notes.clear();
+        }
         if !fits(&report) {
             report.files.clear();
         }
@@ -269,6 +276,47 @@ mod tests {
         let read = ProvisionReport::from_json(&message).unwrap();
         assert_eq!(read.handlers.len(), 30);
         assert_eq!(read.result, Outcome::Partial);
+    }
+
+    #[test]
+    fn the_fields_of_a_report_are_a_contract() {
+        let document = serde_json::to_value(ProvisionReport::new(Outcome::Applied)).unwrap();
+        let fields: Vec<&String> = document.as_object().unwrap().keys().collect();
+        // Fields are added over time, never renamed or removed.
+        let mut contract = [
+            "apiVersion",
+            "result",
+            "changed",
+            "restarts",
+            "handlers",
+            "files",
+            "reason",
+            "remedy",
+            "notes",
+            "containerd",
+            "distro",
+            "criAwayMs",
+            "requestDigest",
+            "nodeUid",
+            "machineId",
+            "bootId",
+        ];
+        let mut fields: Vec<&str> = fields.into_iter().map(String::as_str).collect();
+        fields.sort_unstable();
+        contract.sort_unstable();
+        assert_eq!(fields, contract);
+        let outcomes = [
+            (Outcome::Applied, "applied", 0),
+            (Outcome::Unchanged, "unchanged", 0),
+            (Outcome::Partial, "partial", 1),
+            (Outcome::Refused, "refused", 3),
+            (Outcome::RolledBack, "rolledBack", 4),
+            (Outcome::Broken, "broken", 5),
+        ];
+        for (outcome, word, status) in outcomes {
+            assert_eq!(serde_json::to_value(outcome).unwrap(), word);
+            assert_eq!(outcome.exit_status(), status);
+        }
     }
 
     #[test]

@@ -1,11 +1,14 @@
 //! Asks the container runtime over the CRI (`runtime.v1`, unix socket): what is served, and what is in use. Decides nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
-use k8s_cri::v1::{ListPodSandboxRequest, StatusRequest};
+use k8s_cri::v1::{
+    Container, ContainerState, ListContainersRequest, ListPodSandboxRequest, PodSandbox,
+    PodSandboxState, StatusRequest,
+};
 use serde::Deserialize;
 use serde_json::error::Category;
 use tokio::net::UnixStream;
@@ -114,7 +117,8 @@ pub async fn served(host: &HostRoot, socket: &str) -> Result<Served, Error> {
     })
 }
 
-/// How many sandboxes there are of each handler; `""` is the default one.
+/// How many sandboxes use each handler; `""` is the default one. One that is not ready and whose containers have all ended uses
+/// nothing: the kubelet keeps those of completed pods for their logs and status.
 ///
 /// # Errors
 /// As for [`served`].
@@ -122,11 +126,27 @@ pub async fn in_use(host: &HostRoot, socket: &str) -> Result<BTreeMap<String, us
     let mut client = connect(host, socket).await?;
     let request = ListPodSandboxRequest { filter: None };
     let list = answer(socket, client.list_pod_sandbox(request)).await?;
+    let request = ListContainersRequest { filter: None };
+    let containers = answer(socket, client.list_containers(request)).await?;
+    Ok(count_used(&list.items, &containers.containers))
+}
+
+fn count_used(sandboxes: &[PodSandbox], containers: &[Container]) -> BTreeMap<String, usize> {
+    let alive: BTreeSet<&str> = containers
+        .iter()
+        // A state that this release doesn't know is no end either.
+        .filter(|container| container.state != ContainerState::ContainerExited as i32)
+        .map(|container| container.pod_sandbox_id.as_str())
+        .collect();
     let mut count = BTreeMap::new();
-    for sandbox in list.items {
-        *count.entry(sandbox.runtime_handler).or_default() += 1;
+    for sandbox in sandboxes {
+        let ended = sandbox.state == PodSandboxState::SandboxNotready as i32;
+        if ended && !alive.contains(sandbox.id.as_str()) {
+            continue;
+        }
+        *count.entry(sandbox.runtime_handler.clone()).or_default() += 1;
     }
-    Ok(count)
+    count
 }
 
 async fn connect(host: &HostRoot, socket: &str) -> Result<RuntimeServiceClient<Channel>, Error> {
@@ -183,5 +203,40 @@ fn fault(error: &serde_json::Error) -> &'static str {
         Category::Syntax => "no JSON",
         Category::Data => "other fields than expected",
         Category::Eof => "cut off",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sandbox_of_a_completed_pod_uses_nothing_unless_a_container_of_it_lives() {
+        let sandbox = |id: &str, state: PodSandboxState| PodSandbox {
+            id: id.to_owned(),
+            state: state as i32,
+            runtime_handler: "spin".to_owned(),
+            ..PodSandbox::default()
+        };
+        let container = |sandbox: &str, state: i32| Container {
+            pod_sandbox_id: sandbox.to_owned(),
+            state,
+            ..Container::default()
+        };
+        let sandboxes = [
+            sandbox("ready", PodSandboxState::SandboxReady),
+            sandbox("empty", PodSandboxState::SandboxNotready),
+            sandbox("ended", PodSandboxState::SandboxNotready),
+            sandbox("running", PodSandboxState::SandboxNotready),
+            sandbox("unknown", PodSandboxState::SandboxNotready),
+        ];
+        let containers = [
+            container("ended", ContainerState::ContainerExited as i32),
+            container("running", ContainerState::ContainerExited as i32),
+            container("running", ContainerState::ContainerRunning as i32),
+            container("unknown", 42),
+        ];
+        let used = count_used(&sandboxes, &containers);
+        assert_eq!(used, BTreeMap::from([("spin".to_owned(), 3)]));
     }
 }

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::facts::{Facts, verified};
+use super::plan::spares_pods;
 use super::state::{STATE_FILE, owner_word};
 use super::text::printable;
 use crate::handoff::sha256_hex;
@@ -65,9 +66,10 @@ pub struct Finding {
     pub remedy: String,
 }
 
-/// Judges a host; `journal` says whether the undo log of an interrupted change is there.
+/// Judges a host; `journal` says whether the undo log of an interrupted change is there, and `leftovers` which files of a run that was
+/// killed are.
 #[must_use]
-pub fn examine(facts: &Facts, journal: bool) -> Diagnosis {
+pub fn examine(facts: &Facts, journal: bool, leftovers: &[String]) -> Diagnosis {
     let mut findings = Vec::new();
     let mut find = |problem: String, remedy: &str| {
         findings.push(Finding {
@@ -92,6 +94,23 @@ pub fn examine(facts: &Facts, journal: bool) -> Diagnosis {
         find(
             "no containerd runs on this host".to_owned(),
             "start containerd",
+        );
+    }
+    if let (Some(_), Ok(mode)) = (&facts.daemon, &facts.kill_mode)
+        && !spares_pods(mode)
+    {
+        find(
+            format!(
+                "a restart of {} would end every pod on this node, because its KillMode is {mode:?}",
+                facts.unit()
+            ),
+            "set KillMode=process in the unit, or pass --allow-pod-restarts when no pod matters",
+        );
+    }
+    for path in leftovers.iter().cloned().chain(unreferenced(facts)) {
+        find(
+            format!("{path} was left behind by a former run"),
+            "run `farrier install` again with the same shims; where it stays, remove it by hand",
         );
     }
     for (handler, owned) in &facts.state.handlers {
@@ -132,6 +151,18 @@ pub fn examine(facts: &Facts, journal: bool) -> Diagnosis {
     }
     diagnosis.healthy = diagnosis.findings.is_empty();
     diagnosis
+}
+
+/// Stored binaries that no handler of ours needs.
+fn unreferenced(facts: &Facts) -> impl Iterator<Item = String> {
+    let needed = |sha256: &&String| {
+        let mut handlers = facts.state.handlers.values();
+        handlers.any(|owned| owned.sha256.as_ref() == Some(sha256))
+    };
+    let stored = facts.stored.iter().chain(&facts.damaged);
+    stored
+        .filter(move |sha256| !needed(sha256))
+        .map(|sha256| facts.places.store_path(sha256))
 }
 
 /// The configuration that we wrote may be edited by others; it must still declare what is ours.

@@ -1,5 +1,6 @@
 //! Why a host was not changed: the one error of the room, which gathers those of its modules.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 
@@ -48,6 +49,9 @@ pub enum Error {
         "containerd refuses the changed configuration: {0}; run with --dry-run to see the change"
     )]
     Candidate(String),
+    /// Binaries that do not run on the host, by SHA-256, each with a sentence.
+    #[error("{}", .0.values().next().map_or("", String::as_str))]
+    Unusable(BTreeMap<String, String>),
     /// An artifact.
     #[error(transparent)]
     Artifact(#[from] artifact::Error),

@@ -11,8 +11,10 @@ use std::io::{Read as _, Seek as _};
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -25,14 +27,24 @@ use super::text::printable;
 /// First argument of a start of this program that only enters a root and becomes another program.
 pub const CHILD_ARGUMENT: &str = "__enter-root";
 
-/// Exit status of a start that could not become the other program, as shells and `chroot` have it.
-const CHILD_FAILED: i32 = 127;
+/// Exit status of a start that could not enter the root, or could not execute the file at all, as `chroot(1)` has it.
+const CHILD_FAILED: i32 = 125;
+/// Exit status where a program or its loader is missing or must not be executed, as shells have it.
+const NOT_FOUND: i32 = 127;
 
 /// The longest `containerd config dump` seen is 40 kB; this leaves room for thousands of registry entries.
 const MAX_OUTPUT: u64 = 4 << 20;
 
 /// Programs of a host look for others here; nothing of our own environment reaches them.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Whether a second start of this process's program ends in [`child_main`].
+static HANDS_OVER: AtomicBool = AtomicBool::new(false);
+
+/// Says that `main` hands a start with [`CHILD_ARGUMENT`] to [`child_main`]: without that, as in a test, nothing of another root is run.
+pub fn main_hands_over() {
+    HANDS_OVER.store(true, Ordering::Relaxed);
+}
 
 /// Why a program of the host gave no answer.
 #[derive(Debug, thiserror::Error)]
@@ -89,7 +101,15 @@ impl Place {
     }
 }
 
-fn command(host: &HostRoot, place: Place, program: &str, arguments: &[&str]) -> Command {
+fn command(
+    host: &HostRoot,
+    place: Place,
+    program: &str,
+    arguments: &[&str],
+) -> std::io::Result<Command> {
+    if !host.is_own_root() && !HANDS_OVER.load(Ordering::Relaxed) {
+        return Err(std::io::Error::other("nobody would enter its root"));
+    }
     let mut command = if host.is_own_root() {
         Command::new(program)
     } else {
@@ -108,7 +128,7 @@ fn command(host: &HostRoot, place: Place, program: &str, arguments: &[&str]) -> 
         .current_dir("/")
         .stdin(Stdio::null())
         .kill_on_drop(true);
-    command
+    Ok(command)
 }
 
 /// Runs `program`, an absolute path on the host, in the host's root and returns what it wrote to standard output.
@@ -140,6 +160,7 @@ pub async fn run_in(
         source,
     };
     let mut child = command(host, place, program, arguments)
+        .map_err(start)?
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -161,6 +182,13 @@ pub async fn run_in(
         return Err(Error::TooMuch {
             program: program.to_owned(),
         });
+    }
+    if status.code() == Some(CHILD_FAILED) && !host.is_own_root() {
+        let words = last_words(
+            &String::from_utf8_lossy(&stderr),
+            "it could not be executed",
+        );
+        return Err(start(std::io::Error::other(words)));
     }
     if !status.success() {
         return Err(Error::Failed {
@@ -193,6 +221,7 @@ pub async fn start(
     let mut words = File::from(words);
     let stderr = words.try_clone().map_err(failed)?;
     let mut child = command(host, Place::Host, program, arguments)
+        .map_err(failed)?
         .stdout(Stdio::null())
         .stderr(stderr)
         .spawn()
@@ -243,34 +272,43 @@ fn last_words(stderr: &str, otherwise: &str) -> String {
 pub fn child_main(arguments: Vec<OsString>) -> i32 {
     match become_program(arguments) {
         Ok(never) => match never {},
-        Err(words) => {
+        Err((status, words)) => {
             // The parent reads standard error; there is nothing to do about a parent that is gone.
             let _ = std::io::Write::write_all(&mut std::io::stderr(), words.as_bytes());
-            CHILD_FAILED
+            status
         }
     }
 }
 
-fn become_program(arguments: Vec<OsString>) -> Result<Infallible, String> {
+fn become_program(arguments: Vec<OsString>) -> Result<Infallible, (i32, String)> {
     let mut arguments = arguments.into_iter();
-    let place = arguments.next().ok_or("no place was named")?;
-    let root = arguments.next().ok_or("no root was named")?;
+    let failed = |words: String| (CHILD_FAILED, words);
+    let absent = |what: &str| failed(format!("no {what} was named"));
+    let place = arguments.next().ok_or_else(|| absent("place"))?;
+    let root = arguments.next().ok_or_else(|| absent("root"))?;
     let root = Path::new(&root);
     let program: Vec<CString> = arguments
         .map(|argument| CString::new(argument.into_vec()))
         .collect::<Result<_, _>>()
-        .map_err(|error| error.to_string())?;
-    let path = program.first().ok_or("no program was named")?;
+        .map_err(|error| failed(error.to_string()))?;
+    let path = program.first().ok_or_else(|| absent("program"))?;
     if place == Place::Host.word() {
-        enter_host(root)?;
+        enter_host(root).map_err(failed)?;
     } else {
         nix::unistd::chroot(root)
             .and_then(|()| nix::unistd::chdir("/"))
-            .map_err(|errno| format!("can't enter {}: {errno}", root.display()))?;
+            .map_err(|errno| failed(format!("can't enter {}: {errno}", root.display())))?;
     }
-    let environment = CString::new(PATH).map_err(|error| error.to_string())?;
-    nix::unistd::execve(path, &program, &[environment])
-        .map_err(|errno| format!("can't start {}: {errno}", path.to_string_lossy()))
+    let environment = CString::new(PATH).map_err(|error| failed(error.to_string()))?;
+    nix::unistd::execve(path, &program, &[environment]).map_err(|errno| match errno {
+        // execve(2): also where the file is there and its loader is not.
+        Errno::ENOENT => (
+            NOT_FOUND,
+            "the program or its loader is not there".to_owned(),
+        ),
+        Errno::EACCES => (NOT_FOUND, errno.to_string()),
+        errno => failed(errno.to_string()),
+    })
 }
 
 /// Goes where process 1 of the host is. Where `root` is not that process' root, the host is but a folder, and that is entered.

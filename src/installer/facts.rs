@@ -12,6 +12,7 @@ use super::kubelet;
 use super::loaded::{load, patterns};
 use super::service::Service;
 use super::source::candidates;
+use super::stamps::Stamps;
 use super::state::{Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, folder_of};
 use super::survey::{folder, release, row, sources, unwritable};
 use crate::containerd_config::{Loaded, SourceFile, Version};
@@ -88,6 +89,16 @@ pub struct Daemon {
 }
 
 impl Facts {
+    /// Hashes every stored file, whatever is remembered of it.
+    ///
+    /// # Errors
+    /// When the folders can't be listed.
+    pub fn hash_binaries(&mut self, host: &HostRoot) -> Result<(), super::Error> {
+        let found = binaries(host, &self.places, &Stamps::default())?;
+        (self.binaries, self.stored, self.damaged) = found;
+        Ok(())
+    }
+
     /// The CRI's socket on the host.
     #[must_use]
     pub fn socket(&self) -> String {
@@ -144,13 +155,19 @@ pub async fn gather(
         obstacle = obstacle.or_else(|| unwritable(host, &config));
     }
     let places = Places { folder };
-    let (binaries, stored, damaged) = binaries(host, &places)?;
+    let (binaries, stored, damaged) = binaries(host, &places, &Stamps::load(host))?;
+    // Programs that don't wait for each other.
+    let (version, dump, release) = futures::join!(
+        version(host, program.as_deref()),
+        dump(host, program.as_deref(), &loaded),
+        release(host, distro, daemon.as_ref()),
+    );
     let mut facts = Facts {
         distro,
-        release: release(host, distro, daemon.as_ref()).await,
+        release,
         obstacle,
-        version: version(host, program.as_deref()).await,
-        dump: dump(host, program.as_deref(), &loaded).await,
+        version,
+        dump,
         daemon,
         program,
         served: Err("nothing is asked offline".to_owned()),
@@ -238,10 +255,14 @@ type Binaries = (
     BTreeSet<String>,
 );
 
-/// What stands in our two folders. Every stored file is hashed once; a link is verified if it points to such a file.
-fn binaries(host: &HostRoot, places: &Places) -> Result<Binaries, super::Error> {
+/// What stands in our two folders. Every stored file that `stamps` don't vouch for is hashed; a link is verified if it points to one.
+fn binaries(host: &HostRoot, places: &Places, stamps: &Stamps) -> Result<Binaries, super::Error> {
     let (mut stored, mut damaged) = (BTreeSet::new(), BTreeSet::new());
     for name in host.list(&places.store())? {
+        if stamps.vouch(host, places, &name) {
+            stored.insert(name);
+            continue;
+        }
         let digest = host.digest(&places.store_path(&name)).unwrap_or_default();
         if digest.as_deref() == Some(&name) {
             stored.insert(name);

@@ -21,7 +21,7 @@ use sha2::{Digest as _, Sha256};
 use crate::handoff::{hex, sha256_hex};
 
 /// Suffix of a file that is about to replace another: no `*.toml` glob of containerd's `imports` matches it.
-const NEW_SUFFIX: &str = ".farrier-new";
+pub(super) const NEW_SUFFIX: &str = ".farrier-new";
 
 /// Links followed by hand before a path counts as a loop; the kernel's own bound (`path_resolution(7)`) is 40.
 const MAX_LINKS: usize = 40;

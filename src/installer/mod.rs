@@ -4,6 +4,7 @@
 
 pub mod artifact;
 mod candidate;
+mod clearing;
 pub mod cri;
 mod desired;
 pub mod distro;
@@ -23,11 +24,14 @@ pub mod restart;
 pub mod service;
 mod site;
 pub mod source;
+mod stamps;
 pub mod state;
 mod survey;
 pub mod systemd;
 pub mod text;
+mod trial;
 pub mod unpack;
+pub mod want;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -38,9 +42,11 @@ use facts::{Facts, gather, verified};
 use host::HostRoot;
 use options::config_path;
 pub use options::{InstallOptions, Preview, UninstallOptions, Wanted};
-use perform::{Source, perform, recover};
-use plan::{Scope, Want, decide};
+use perform::{Failure, Source, perform, recover};
+use plan::{HostPlan, Scope, Want, decide};
 use report::{as_before, conclude, describe, failed, publish, unhappy};
+use stamps::Stamps;
+use tracing::warn;
 use unpack::Hashing;
 
 use crate::handoff::{FetchResult, Outcome, Owner, ProvisionReport, ProvisionRequest, ShimRequest};
@@ -137,6 +143,7 @@ pub async fn uninstall(options: UninstallOptions) -> ProvisionReport {
         candidates: BTreeMap::new(),
         digest: String::new(),
         offline: options.offline,
+        allow_pod_restarts: options.allow_pod_restarts,
     };
     let report = change
         .run(report, &[], async |_| Ok((want, BTreeMap::new(), None)))
@@ -150,8 +157,11 @@ pub async fn uninstall(options: UninstallOptions) -> ProvisionReport {
 /// When the host's files can't be read.
 pub async fn doctor(host_root: &Path, offline: bool) -> Result<doctor::Diagnosis, Error> {
     let host = HostRoot::open(host_root)?;
-    let facts = gather(&host, None, offline).await?;
-    Ok(doctor::examine(&facts, host.exists(state::JOURNAL_FILE)))
+    let mut facts = gather(&host, None, offline).await?;
+    facts.hash_binaries(&host)?;
+    let leftovers = clearing::leftovers(&host, &facts)?;
+    let journal = host.exists(state::JOURNAL_FILE);
+    Ok(doctor::examine(&facts, journal, &leftovers))
 }
 
 /// What is wanted, where its binaries are, and the folder that holds those that were fetched now.
@@ -187,34 +197,60 @@ impl Change<'_> {
             Err(error) => return failed(report, &error),
         };
         describe(&mut report, &facts);
-        let prepared = prepare(&facts).await;
-        let decided = prepared.and_then(|(want, sources, downloads)| {
-            Ok((decide(&facts, &want)?, sources, downloads))
-        });
-        let (plan, sources, _downloads) = match decided {
-            Ok(decided) => decided,
-            Err(error) => {
-                let report = failed(report, &error);
-                return as_before(report, &facts, shims, self.offline);
+        let (mut want, sources, _downloads) = match prepare(&facts).await {
+            Ok(prepared) => prepared,
+            Err(error) => return as_before(failed(report, &error), &facts, shims, self.offline),
+        };
+        let carried_out = loop {
+            let plan = match decide(&facts, &want) {
+                Ok(plan) => plan,
+                Err(error) => break Err(Failure::Refused(error.into())),
+            };
+            if plan.is_empty() {
+                break Ok((plan, None));
+            }
+            match perform(self.host, &facts, &plan, &sources).await {
+                Ok(done) => break Ok((plan, Some(done))),
+                // One that doesn't run takes none of the others with it.
+                Err(Failure::Refused(Error::Unusable(unusable)))
+                    if want.drop_candidates(&unusable) => {}
+                Err(failure) => break Err(failure),
             }
         };
-        if !plan.is_empty() {
-            match perform(self.host, &facts, &plan, &sources).await {
-                Ok(done) => {
+        let plan = match carried_out {
+            Ok((plan, done)) => {
+                if let Some(done) = done {
                     report.changed = true;
                     report.restarts += done.restarts;
                     report.cri_away_ms = done
                         .away
                         .and_then(|away| u64::try_from(away.as_millis()).ok());
                 }
-                Err(failure) => {
-                    let report = unhappy(report, failure);
-                    return as_before(report, &facts, shims, self.offline);
-                }
+                plan
             }
-        }
+            Err(failure) => {
+                let report = unhappy(report, failure);
+                return as_before(report, &facts, shims, self.offline);
+            }
+        };
+        self.remember(&facts, &plan);
         conclude(&mut report, &plan, self.offline);
         report
+    }
+
+    /// Records what was hashed in this run, for the next. Best effort: without it the next run hashes again.
+    fn remember(&self, facts: &Facts, plan: &HostPlan) {
+        let Some(state) = &plan.state else {
+            return;
+        };
+        let wanted = state.handlers.values();
+        let wanted = wanted.filter_map(|owned| owned.sha256.clone());
+        let verified = wanted
+            .filter(|sha256| facts.stored.contains(sha256) || plan.store.contains(sha256))
+            .collect();
+        if let Err(error) = Stamps::record(self.host, &facts.places, &verified) {
+            warn!(%error, "what was verified is not remembered");
+        }
     }
 
     async fn want_installed(
@@ -267,6 +303,7 @@ impl Change<'_> {
             candidates,
             digest: request.digest(),
             offline: options.offline,
+            allow_pod_restarts: options.allow_pod_restarts,
         };
         Ok((want, sources, downloads))
     }

@@ -25,6 +25,8 @@ pub struct InstallOptions {
     pub config: Option<PathBuf>,
     /// Restart nothing, ask no CRI.
     pub offline: bool,
+    /// Restart containerd even where that ends every pod on the node.
+    pub allow_pod_restarts: bool,
     /// More certificate authorities than Mozilla's, as PEM.
     pub ca_file: Option<PathBuf>,
 }
@@ -52,6 +54,8 @@ pub struct UninstallOptions {
     pub shims: Option<BTreeSet<String>>,
     /// Restart nothing, ask no CRI.
     pub offline: bool,
+    /// Restart containerd even where that ends every pod on the node.
+    pub allow_pod_restarts: bool,
 }
 
 /// A change that was decided and not carried out.

@@ -10,14 +10,14 @@ use tracing::{info, warn};
 use super::Error;
 use super::artifact;
 use super::candidate;
+use super::clearing::{InUse, finish};
 use super::facts::{Facts, find_daemon, gather};
 use super::host::{HostRoot, text_digest};
 use super::journal::{Journal, Undo, put_config};
 use super::plan::{HostPlan, cut, declared_before, prove};
 use super::restart::{self, restart};
-use super::state::{
-    JOURNAL_FILE, Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, link_target,
-};
+use super::state::{JOURNAL_FILE, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, link_target};
+use super::trial;
 use super::unpack;
 use crate::handoff::API_VERSION;
 
@@ -99,7 +99,8 @@ pub async fn perform(
     match act(host, facts, plan, sources, &mut journal).await {
         Ok(done) => {
             // The change stands. What is left lying about is cleared by the next run.
-            if let Err(error) = finish(host, &journal) {
+            let in_use = InUse::ask(host, &journal.socket, facts.daemon.is_none()).await;
+            if let Err(error) = finish(host, &journal, &in_use) {
                 warn!(%error, "could not clear up");
             }
             Ok(done)
@@ -171,6 +172,11 @@ async fn act(
         let path = facts.places.store_path(sha256);
         store(host, &path, sha256, sources.get(sha256))?;
     }
+    // Before anything refers to them: what does not run is never linked or declared.
+    let refused = trial::refused(host, &untried(facts, plan), facts.daemon.is_none()).await;
+    if !refused.is_empty() {
+        return Err(Error::Unusable(refused));
+    }
     for (path, sha256) in &plan.links {
         host.swap_link(path, &link_target(sha256))?;
     }
@@ -212,6 +218,17 @@ async fn act(
         }
     }
     Ok(done)
+}
+
+/// Where the binaries are that will be linked and that no handler had before, by SHA-256.
+fn untried(facts: &Facts, plan: &HostPlan) -> BTreeMap<String, String> {
+    let handlers = facts.state.handlers.values();
+    let had: BTreeSet<&String> = handlers.filter_map(|owned| owned.sha256.as_ref()).collect();
+    plan.links
+        .values()
+        .filter(|sha256| !had.contains(sha256))
+        .map(|sha256| (sha256.clone(), facts.places.store_path(sha256)))
+        .collect()
 }
 
 /// Copies a binary into the store. Its bytes are hashed again on the way: what is linked is what was verified.
@@ -276,8 +293,8 @@ async fn roll_back(
         };
     }
     match cause {
-        // containerd's judgement comes before anything goes live.
-        Error::Candidate(_) | Error::Config(_) => Failure::Refused(cause),
+        // These judgements come before anything goes live.
+        Error::Candidate(_) | Error::Config(_) | Error::Unusable(_) => Failure::Refused(cause),
         cause => Failure::RolledBack { cause, restarts },
     }
 }
@@ -342,7 +359,8 @@ pub async fn recover(host: &HostRoot, offline: bool) -> Result<Option<u32>, Fail
     };
     if journal.is_committed(state.as_deref()) {
         info!("finishing a change that was interrupted");
-        finish(host, &journal).map_err(Failure::Refused)?;
+        let in_use = InUse::ask(host, &journal.socket, offline).await;
+        finish(host, &journal, &in_use).map_err(Failure::Refused)?;
         return Ok(Some(0));
     }
     info!("undoing a change that was interrupted");
@@ -378,50 +396,4 @@ pub async fn recover(host: &HostRoot, offline: bool) -> Result<Option<u32>, Fail
 fn forget_beginning(host: &HostRoot) {
     host.discard_new(JOURNAL_FILE);
     let _ = host.remove_folder(STATE_FOLDER);
-}
-
-/// Clears up after a change that was carried out: binaries that nothing names, folders of ours, and the journal last.
-fn finish(host: &HostRoot, journal: &Journal) -> Result<(), Error> {
-    journal.discard(host)?;
-    let state = State::from_json(host.read_text(STATE_FILE, STATE_LIMIT)?.as_deref())?;
-    let places = Places {
-        folder: journal.folder.clone(),
-    };
-    let carried = |owned: &(&String, &super::state::OwnedHandler)| owned.1.sha256.is_some();
-    let links: BTreeSet<String> = state
-        .handlers
-        .iter()
-        .filter(carried)
-        .map(|(name, _)| places.binary_path(name))
-        .collect();
-    let stored: BTreeSet<String> = state
-        .handlers
-        .values()
-        .filter_map(|owned| Some(places.store_path(owned.sha256.as_deref()?)))
-        .collect();
-    for (folder, keep) in [(places.bin(), links), (places.store(), stored)] {
-        for name in host.list(&folder)? {
-            let path = format!("{folder}/{name}");
-            if !keep.contains(&path) {
-                host.remove_file(&path)?;
-            }
-        }
-    }
-    let folders = || journal.drop_folders.iter().rev();
-    if state.is_empty() {
-        for folder in [places.bin(), places.store(), places.folder.clone()] {
-            host.remove_folder(&folder)?;
-        }
-        for folder in folders() {
-            host.remove_folder(folder)?;
-        }
-    }
-    host.remove_file(JOURNAL_FILE)?;
-    if state.is_empty() {
-        host.remove_folder(STATE_FOLDER)?;
-        for folder in folders() {
-            host.remove_folder(folder)?;
-        }
-    }
-    Ok(())
 }

@@ -9,44 +9,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::cri::Served;
 use super::desired::Set;
 use super::facts::{Facts, verified};
-use super::site::{Site, declarations};
+use super::site::{Site, declarations, hands_options_over};
 use super::source;
-use super::state::{OwnedConfig, OwnedHandler, State, owner_word};
+use super::state::{OwnedConfig, OwnedHandler, Places, State, owner_word};
+pub use super::want::{Scope, Want};
 use crate::containerd_config::{self, Handler};
+use crate::handoff::HandlerReport;
 use crate::handoff::sha256_hex;
-use crate::handoff::{HandlerReport, Owner, ShimRequest};
-
-/// What a host should carry.
-#[derive(Debug)]
-pub struct Want {
-    /// Whose set it is.
-    pub owner: Owner,
-    /// The set.
-    pub shims: Vec<ShimRequest>,
-    /// Handlers to declare without a binary.
-    pub reserve: Vec<String>,
-    /// What else of ours on the host is not wanted any more.
-    pub scope: Scope,
-    /// SHA-256 of each shim's binary, or why there is none, by the shim's name.
-    pub candidates: BTreeMap<String, Result<String, String>>,
-    /// SHA-256 of the request; empty where there is none.
-    pub digest: String,
-    /// Nothing is restarted.
-    pub offline: bool,
-}
-
-/// Which handlers leave that a request does not name.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Scope {
-    /// The rest of the owner's set.
-    Owner,
-    /// None.
-    Nothing,
-    /// Those of the owner that belong to the shims named.
-    Shims(BTreeSet<String>),
-    /// All of ours, whoever asked for them.
-    Everything,
-}
 
 /// What has to be done, in this order.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -71,6 +40,8 @@ pub struct HostPlan {
     pub drop_folders: Vec<String>,
     /// What is to be reported on each handler; `served` is what will be so if all goes well.
     pub handlers: Vec<HandlerReport>,
+    /// What is to be said that leaves nothing undone: sentences.
+    pub notes: Vec<String>,
     /// Handlers that are ours, before or after.
     pub ours: BTreeSet<String>,
     /// Handlers as they will be declared.
@@ -125,7 +96,7 @@ pub enum Error {
     Refuses(String),
     /// A restart would end pods.
     #[error(
-        "restarting {unit} would end every pod on this node, because its KillMode is {mode:?}; set KillMode=process"
+        "restarting {unit} would end every pod on this node, because its KillMode is {mode:?}; set KillMode=process there, or accept that with --allow-pod-restarts"
     )]
     KillMode {
         /// The unit.
@@ -134,7 +105,9 @@ pub enum Error {
         mode: String,
     },
     /// Whether a restart would end pods is unknown.
-    #[error("whether a restart would end pods can't be told: {0}")]
+    #[error(
+        "whether a restart would end pods can't be told: {0}; see that systemd answers, or accept that with --allow-pod-restarts"
+    )]
     KillModeUnknown(String),
 }
 
@@ -193,15 +166,15 @@ fn assemble(
     mut next: BTreeMap<String, OwnedHandler>,
     reports: Vec<HandlerReport>,
 ) -> Result<HostPlan, Error> {
-    let mut after = site.edited(&declarations(&facts.places, &next))?;
+    let mut after = site.edited(&declarations(facts, &next))?;
     if after.as_deref() != site.text {
         // containerd is restarted anyway: what is reserved for nobody any more leaves with it.
         next.retain(|name, owned| {
             owned.sha256.is_some() || owned.owner != want.owner || want.reserve.contains(name)
         });
-        after = site.edited(&declarations(&facts.places, &next))?;
+        after = site.edited(&declarations(facts, &next))?;
     }
-    let declared = declarations(&facts.places, &next);
+    let declared = declarations(facts, &next);
     let config = if after.as_deref() == site.text {
         None
     } else {
@@ -210,10 +183,11 @@ fn assemble(
     let served = facts.served.as_ref().ok();
     let pending = served.is_some_and(|served| !is_served(served, &declared, &site.ours));
     let restart = !want.offline && (config.is_some() || pending);
-    if restart {
+    if restart && !want.allow_pod_restarts {
         check_kill_mode(facts)?;
     }
     let links = links(facts, &next);
+    let notes = notes(facts, &next);
     let wanted: BTreeSet<String> = next
         .values()
         .filter_map(|owned| owned.sha256.clone())
@@ -245,15 +219,33 @@ fn assemble(
         },
         state,
         handlers: reports,
+        notes,
         ours,
         declared,
     })
 }
 
+fn notes(facts: &Facts, next: &BTreeMap<String, OwnedHandler>) -> Vec<String> {
+    let with_options = next.iter().filter(|(_, owned)| !owned.options.is_empty());
+    with_options
+        .filter(|_| !hands_options_over(facts))
+        .map(|(name, _)| {
+            format!(
+                "the options of handler {name} are left out, because containerd 1.6 hands them to no shim but runc's; they are written at the first run on 1.7 or later"
+            )
+        })
+        .collect()
+}
+
+/// Whether a unit with this `KillMode` leaves the shims, and with them the pods, alone when it is restarted (systemd.kill(5)).
+#[must_use]
+pub fn spares_pods(kill_mode: &str) -> bool {
+    matches!(kill_mode, "process" | "none")
+}
+
 fn check_kill_mode(facts: &Facts) -> Result<(), Error> {
     match &facts.kill_mode {
-        // systemd.kill(5): these two leave the shims, and with them the pods, alone.
-        Ok(mode) if mode == "process" || mode == "none" => Ok(()),
+        Ok(mode) if spares_pods(mode) => Ok(()),
         Ok(mode) => Err(Error::KillMode {
             unit: facts.unit(),
             mode: mode.clone(),
@@ -290,15 +282,28 @@ fn clear(facts: &Facts, state: Option<&State>, wanted: &BTreeSet<String>) -> Vec
         .filter(|(_, owned)| owned.sha256.is_some())
         .map(|(name, _)| facts.places.binary_path(name))
         .collect();
+    // A pod that came while its handler left keeps the binary: without it, its sandbox could never be ended.
+    let used = |name: &str| {
+        Places::handler_of(name).is_some_and(|handler| facts.in_use.contains_key(handler))
+    };
+    let late: BTreeSet<&String> = facts
+        .binaries
+        .iter()
+        .filter(|(name, _)| {
+            used(name) && !carried.contains(&format!("{}/{name}", facts.places.bin()))
+        })
+        .filter_map(|(_, sha256)| sha256.as_ref())
+        .collect();
     let bin = facts.places.bin();
     let links = facts
         .binaries
         .keys()
+        .filter(|name| !used(name))
         .map(|name| format!("{bin}/{name}"))
         .filter(|path| !carried.contains(path));
     let stored = facts.stored.iter().chain(&facts.damaged);
     let stored = stored
-        .filter(|name| !wanted.contains(*name))
+        .filter(|name| !wanted.contains(*name) && !late.contains(name))
         .map(|name| facts.places.store_path(name));
     links.chain(stored).collect()
 }
@@ -350,7 +355,7 @@ pub fn cut(facts: &Facts, declares: &[String]) -> Result<Option<ConfigChange>, E
 /// The handlers as the state file has them declared.
 #[must_use]
 pub fn declared_before(facts: &Facts) -> Vec<Handler> {
-    declarations(&facts.places, &facts.state.handlers)
+    declarations(facts, &facts.state.handlers)
 }
 
 /// Whether containerd serves after a restart what it should: ours with our paths, the others and the default as before.
@@ -392,9 +397,9 @@ pub(super) mod tests {
 
     use super::*;
     use crate::containerd_config::{Loaded, SourceFile};
+    use crate::handoff::{OptionValue, Owner, ShimRequest};
     use crate::installer::distro::{Evidence, detect};
     use crate::installer::facts::Daemon;
-    use crate::installer::state::Places;
 
     const CONFIG: &str = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd]\ndefault_runtime_name = 'runc'\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n";
     const DIGEST: &str = "aa";
@@ -474,6 +479,7 @@ pub(super) mod tests {
             candidates: shims.iter().map(candidate).collect(),
             digest: "request".to_owned(),
             offline: false,
+            allow_pod_restarts: false,
         }
     }
 
@@ -539,6 +545,39 @@ pub(super) mod tests {
         assert_eq!(plan.config.unwrap().after.as_deref(), Some(CONFIG));
     }
 
+    #[test]
+    fn a_binary_whose_handler_left_while_a_pod_came_goes_when_the_pod_has_gone() {
+        let mut facts = node();
+        let link = places().binary_path("a");
+        let name = link.rsplit_once('/').unwrap().1.to_owned();
+        facts.binaries.insert(name, Some(DIGEST.to_owned()));
+        facts.stored.insert(DIGEST.to_owned());
+        facts.in_use.insert("a".to_owned(), 1);
+        assert!(decide(&facts, &want(&[])).unwrap().is_empty());
+        facts.in_use.clear();
+        let plan = decide(&facts, &want(&[])).unwrap();
+        assert_eq!(plan.clear, [link, places().store_path(DIGEST)]);
+        assert!(!plan.restart);
+    }
+
+    #[test]
+    fn options_wait_for_a_containerd_that_hands_them_over() {
+        let mut facts = node();
+        facts.version = "1.6.36".parse().ok();
+        let mut want = want(&["a"]);
+        let options = &mut want.shims[0].options;
+        options.insert("SystemdCgroup".to_owned(), OptionValue::Boolean(true));
+        let plan = decide(&facts, &want).unwrap();
+        assert!(plan.declared[0].options.is_empty());
+        assert!(plan.notes[0].contains("handler a"), "{:?}", plan.notes);
+        let mut facts = after(facts, plan);
+        assert!(decide(&facts, &want).unwrap().is_empty());
+        facts.version = "1.7.0".parse().ok();
+        let plan = decide(&facts, &want).unwrap();
+        assert!(plan.restart && plan.notes.is_empty());
+        assert_eq!(plan.declared[0].options.len(), 1);
+    }
+
     #[rstest]
     #[case::pods_would_end(|facts: &mut Facts| facts.kill_mode = Ok("control-group".to_owned()), "KillMode")]
     #[case::systemd_is_silent(|facts: &mut Facts| facts.kill_mode = Err("no bus".to_owned()), "can't be told")]
@@ -568,6 +607,19 @@ pub(super) mod tests {
         let plan = decide(&facts, &upgrade).unwrap();
         assert!(!plan.restart && plan.config.is_none());
         assert_eq!(plan.links[&places().binary_path("a")], "bb");
+    }
+
+    #[rstest]
+    #[case::known(Ok("control-group".to_owned()))]
+    #[case::unknown(Err("no bus".to_owned()))]
+    fn pods_are_ended_only_by_whoever_accepts_that(#[case] kill_mode: Result<String, String>) {
+        let mut facts = node();
+        facts.kill_mode = kill_mode;
+        let mut want = want(&["a"]);
+        let error = decide(&facts, &want).unwrap_err().to_string();
+        assert!(error.contains("--allow-pod-restarts"), "{error}");
+        want.allow_pod_restarts = true;
+        assert!(decide(&facts, &want).unwrap().restart);
     }
 
     #[rstest]

@@ -18,6 +18,7 @@ pub(super) fn publish(mut report: ProvisionReport) -> ProvisionReport {
     for text in reasons
         .chain([&mut report.reason, &mut report.remedy])
         .flatten()
+        .chain(&mut report.notes)
     {
         *text = printable(text);
     }
@@ -42,6 +43,7 @@ pub(super) fn conclude(report: &mut ProvisionReport, plan: &HostPlan, offline: b
             .iter_mut()
             .for_each(|handler| handler.served = false);
     }
+    report.notes.clone_from(&plan.notes);
     report.files = files(plan);
     let complaints: Vec<&HandlerReport> = plan
         .handlers

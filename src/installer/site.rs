@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::facts::Facts;
 use super::plan::{ConfigChange, Error};
 use super::source::{self, Rendered, Source};
-use super::state::{OwnedHandler, Places, STATE_FOLDER, folder_of};
+use super::state::{OwnedHandler, STATE_FOLDER, folder_of};
 use crate::containerd_config::{
     DeclaredHandler, Handler, Loaded, Placement, Value, Version, edit, edit_template, handlers,
     place, runtimes_of_dump, startable,
@@ -156,8 +156,17 @@ impl<'a> Site<'a> {
     }
 }
 
+/// Whether this containerd hands a handler's options to its shim: 1.6 gives any but runc's an empty body. One that can't be asked is
+/// taken for a newer one.
+pub(super) fn hands_options_over(facts: &Facts) -> bool {
+    facts
+        .version
+        .is_none_or(|version| (version.major, version.minor) >= (1, 7))
+}
+
 /// Handlers of ours as they are declared to containerd.
-pub(super) fn declarations(places: &Places, next: &BTreeMap<String, OwnedHandler>) -> Vec<Handler> {
+pub(super) fn declarations(facts: &Facts, next: &BTreeMap<String, OwnedHandler>) -> Vec<Handler> {
+    let handed_over = hands_options_over(facts);
     let value = |value: &OptionValue| match value {
         OptionValue::Boolean(value) => Value::Boolean(*value),
         OptionValue::Integer(value) => Value::Integer(*value),
@@ -166,10 +175,11 @@ pub(super) fn declarations(places: &Places, next: &BTreeMap<String, OwnedHandler
     next.iter()
         .map(|(name, owned)| Handler {
             name: name.clone(),
-            runtime_type: places.declared_path(name, owned),
+            runtime_type: facts.places.declared_path(name, owned),
             options: owned
                 .options
                 .iter()
+                .filter(|_| handed_over)
                 .map(|(key, option)| (key.clone(), value(option)))
                 .collect(),
         })

@@ -185,6 +185,12 @@ impl Places {
         format!("{}/bin/containerd-shim-{handler}", self.folder)
     }
 
+    /// The handler that the file name of a stable path is for.
+    #[must_use]
+    pub fn handler_of(name: &str) -> Option<&str> {
+        name.strip_prefix("containerd-shim-")
+    }
+
     /// The path that containerd executes for a handler of ours.
     #[must_use]
     pub fn declared_path(&self, handler: &str, owned: &OwnedHandler) -> String {
@@ -203,6 +209,12 @@ impl Places {
 #[must_use]
 pub fn link_target(sha256: &str) -> String {
     format!("../store/{sha256}")
+}
+
+/// The SHA-256 that a link made by [`link_target`] names.
+#[must_use]
+pub fn target_digest(target: &str) -> Option<String> {
+    target.strip_prefix("../store/").map(str::to_owned)
 }
 
 /// The folder that a path on the host is in.

@@ -70,6 +70,9 @@ pub fn report_text(report: &ProvisionReport) -> String {
         };
         line!(text, "  {action} {}", file.path);
     }
+    for note in &report.notes {
+        line!(text, "note: {note}");
+    }
     if let Some(reason) = &report.reason {
         line!(text, "reason: {reason}");
     }
@@ -97,6 +100,9 @@ pub fn plan_text(plan: &HostPlan, unit: &str) -> String {
     }
     for path in &plan.clear {
         line!(text, "remove {path}");
+    }
+    for note in &plan.notes {
+        line!(text, "note: {note}");
     }
     for handler in &plan.handlers {
         if let Some(reason) = &handler.reason {

@@ -1,0 +1,85 @@
+//! Remembers which stored binaries were hashed, so that a run that finds nothing to do reads none of their bytes again. A file whose
+//! size, inode or times differ is hashed; whoever can forge those is root on the host and could forge the record, too.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt as _;
+
+use serde::{Deserialize, Serialize};
+
+use super::host::{self, HostRoot, text_digest};
+use super::state::Places;
+
+/// The record. A lost or damaged one costs a reading of the binaries.
+pub(super) const FILE: &str = "/var/lib/farrier/verified.json";
+/// Some hundred bytes for each binary.
+const LIMIT: u64 = 1 << 20;
+
+/// How the verified files looked, by SHA-256.
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Stamps(BTreeMap<String, Stamp>);
+
+/// What any write to a file changes (inode(7)).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Stamp {
+    size: u64,
+    device: u64,
+    inode: u64,
+    /// Seconds and nanoseconds of the last change of the bytes, and of the inode.
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamps {
+    pub(super) fn load(host: &HostRoot) -> Self {
+        let text = host.read_text(FILE, LIMIT).ok().flatten();
+        let stamps = text.and_then(|text| serde_json::from_str(&text).ok());
+        stamps.unwrap_or_default()
+    }
+
+    /// Whether the stored file with this SHA-256 is as it was when it was hashed.
+    pub(super) fn vouch(&self, host: &HostRoot, places: &Places, sha256: &str) -> bool {
+        let known = self.0.get(sha256);
+        known.is_some() && known == Stamp::of(host, &places.store_path(sha256)).as_ref()
+    }
+
+    /// Puts on disk how the files with these SHA-256 look now, where that is something new.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub(super) fn record(
+        host: &HostRoot,
+        places: &Places,
+        verified: &BTreeSet<String>,
+    ) -> host::Result<()> {
+        let stamp = |sha256: &String| {
+            let stamp = Stamp::of(host, &places.store_path(sha256))?;
+            Some((sha256.clone(), stamp))
+        };
+        let now = Self(verified.iter().filter_map(stamp).collect());
+        if now == Self::load(host) {
+            return Ok(());
+        }
+        // No type in it can refuse.
+        let text = serde_json::to_string(&now).unwrap_or_default();
+        let before = host.read_text(FILE, LIMIT).ok().flatten();
+        if before.is_none() {
+            host.remove_file(FILE)?;
+        }
+        let before = text_digest(before.as_deref());
+        host.replace(FILE, text.as_bytes(), before.as_deref(), 0o600)
+    }
+}
+
+impl Stamp {
+    fn of(host: &HostRoot, path: &str) -> Option<Self> {
+        let metadata = host.open_file(path).ok()??.metadata().ok()?;
+        Some(Self {
+            size: metadata.size(),
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        })
+    }
+}

@@ -1,0 +1,57 @@
+//! What a host should carry, as the decision takes it: the set, its owner, and what became of each shim's artifact. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::handoff::{Owner, ShimRequest};
+
+/// What a host should carry.
+#[derive(Debug)]
+pub struct Want {
+    /// Whose set it is.
+    pub owner: Owner,
+    /// The set.
+    pub shims: Vec<ShimRequest>,
+    /// Handlers to declare without a binary.
+    pub reserve: Vec<String>,
+    /// What else of ours on the host is not wanted any more.
+    pub scope: Scope,
+    /// SHA-256 of each shim's binary, or why there is none, by the shim's name.
+    pub candidates: BTreeMap<String, Result<String, String>>,
+    /// SHA-256 of the request; empty where there is none.
+    pub digest: String,
+    /// Nothing is restarted.
+    pub offline: bool,
+    /// containerd is restarted even where that ends every pod on the node.
+    pub allow_pod_restarts: bool,
+}
+
+impl Want {
+    /// Gives up the candidates that turned out to be unusable, by SHA-256, each with a sentence; says whether there were any.
+    pub fn drop_candidates(&mut self, unusable: &BTreeMap<String, String>) -> bool {
+        let mut dropped = false;
+        for candidate in self.candidates.values_mut() {
+            let why = candidate
+                .as_ref()
+                .ok()
+                .and_then(|sha256| unusable.get(sha256));
+            if let Some(why) = why {
+                *candidate = Err(why.clone());
+                dropped = true;
+            }
+        }
+        dropped
+    }
+}
+
+/// Which handlers leave that a request does not name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scope {
+    /// The rest of the owner's set.
+    Owner,
+    /// None.
+    Nothing,
+    /// Those of the owner that belong to the shims named.
+    Shims(BTreeSet<String>),
+    /// All of ours, whoever asked for them.
+    Everything,
+}
