@@ -86,7 +86,8 @@ impl<'a> Node<'a> {
             node.unpack(&archive, release);
         }
         node.sh(&format!(
-            "rm -rf {DROP_INS} /run/farrier-test; systemctl daemon-reload; systemctl unmask dbus.socket
+            "[ ! -e /run/dbus/elsewhere ] || mv /run/dbus/elsewhere /run/dbus/system_bus_socket
+             rm -rf {DROP_INS} /run/farrier-test; systemctl daemon-reload; systemctl unmask dbus.socket
              systemctl start dbus.socket; systemctl is-active -q containerd || systemctl restart containerd"
         ));
         let pods = cluster
