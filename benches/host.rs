@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use farrier::handoff::{Owner, ProvisionReport, ProvisionRequest, ShimRequest};
+use farrier::handoff::{Owner, ProvisionReport, ProvisionRequest, ShimRequest, sha256_hex};
 use farrier::installer::cri;
 use farrier::installer::host::HostRoot;
 use serde::Deserialize;
@@ -285,7 +285,12 @@ impl Node {
 
     /// An install that finds nothing to do, with seven shims.
     fn nothing_to_do(&self) -> Line {
-        let specs: Vec<String> = NAMES.iter().map(|name| spec(name, "")).collect();
+        // With the digest that releases come with: what is named without one has to be read again to be known as the same.
+        let pinned = |name: &&str| {
+            let digest = sha256_hex(&std::fs::read(self.root().join("srv").join(name)).unwrap());
+            format!("{},sha256={digest}", spec(name, ""))
+        };
+        let specs: Vec<String> = NAMES.iter().map(pinned).collect();
         let mut arguments = vec!["install"];
         for spec in &specs {
             arguments.extend(["--shim", spec]);

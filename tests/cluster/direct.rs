@@ -86,7 +86,8 @@ impl<'a> Node<'a> {
             node.unpack(&archive, release);
         }
         node.sh(&format!(
-            "rm -rf {DROP_INS} /run/farrier-test; systemctl daemon-reload; systemctl unmask dbus.socket
+            "[ ! -e /run/dbus/elsewhere ] || mv /run/dbus/elsewhere /run/dbus/system_bus_socket
+             rm -rf {DROP_INS} /run/farrier-test; systemctl daemon-reload; systemctl unmask dbus.socket
              systemctl start dbus.socket; systemctl is-active -q containerd || systemctl restart containerd"
         ));
         let pods = cluster
@@ -97,8 +98,7 @@ impl<'a> Node<'a> {
         for pod in pods {
             cluster.delete_pod(&pod.name_any()).await;
         }
-        // All shims that tests install stand there.
-        node.no_sandboxes_of("").await;
+        node.no_sandboxes().await;
         let status = node.farrier("uninstall --all").status;
         assert_eq!(status, 0, "{}: cannot be cleaned", node.name);
         node
@@ -244,27 +244,24 @@ impl<'a> Node<'a> {
         told.collect()
     }
 
-    /// Deletes the pod and waits until its sandbox is gone as well.
-    pub async fn stop_pod(&self, name: &str, handler: &str) {
-        self.cluster
-            .pods()
-            .delete(&self.pod(name), &DeleteParams::default())
-            .await
-            .unwrap();
-        self.no_sandboxes_of(handler).await;
+    /// Deletes the pods, of handlers that Farrier installed, and waits until their sandboxes are gone as well.
+    pub async fn stop_pods(&self, names: &[&str]) {
+        for name in names {
+            let pods = self.cluster.pods();
+            pods.delete(&self.pod(name), &DeleteParams::default())
+                .await
+                .unwrap();
+        }
+        self.no_sandboxes().await;
     }
 
-    /// Waits until containerd has no container of the handler.
-    async fn no_sandboxes_of(&self, handler: &str) {
-        eventually(
-            &format!("{}: no sandbox of {handler}", self.name),
-            async || {
-                let found = self.sh(&format!(
-                    "ctr --namespace k8s.io containers ls | grep /opt/farrier/bin/containerd-shim-{handler} || true"
-                ));
-                if found.is_empty() { Ok(()) } else { Err(found) }
-            },
-        )
+    /// Waits until containerd has no container of a handler that Farrier installed.
+    async fn no_sandboxes(&self) {
+        let look = "ctr --namespace k8s.io containers ls | grep /opt/farrier/bin/ || true";
+        eventually(&format!("{}: no sandbox of ours", self.name), async || {
+            let found = self.sh(look);
+            if found.is_empty() { Ok(()) } else { Err(found) }
+        })
         .await;
     }
 }

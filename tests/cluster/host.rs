@@ -61,8 +61,7 @@ async fn pods_go_on(series: &'static str) {
     assert_eq!(node.pods().await, pods);
     run.tells("pods still use it");
 
-    node.stop_pod("wasm", HANDLER).await;
-    node.stop_pod("again", "again").await;
+    node.stop_pods(&["wasm", "again"]).await;
     let (pods, processes) = (node.pods().await, node.processes());
     node.farrier("uninstall --all").is(Outcome::Applied, 1);
     assert_eq!(node.files(), before, "nothing is left");
