@@ -250,10 +250,14 @@ fn interrupt(host: &Host, before: &str) {
         folder: "/opt/farrier".to_owned(),
         unit: "containerd.service".to_owned(),
         distro: "debian".to_owned(),
+        process: None,
+        undone: false,
+        state: None,
         socket: "/run/containerd/containerd.sock".to_owned(),
         restarting: true,
         commits: Some("of a state file that was never written".to_owned()),
         drop_folders: Vec::new(),
+        leftovers: farrier::installer::adopt::Leftovers::default(),
     }
     .save(&root)
     .unwrap();

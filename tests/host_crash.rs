@@ -125,3 +125,52 @@ async fn a_killed_removal_is_carried_out_by_the_next_run() {
     })
     .await;
 }
+
+/// A node of KWasm whose handler `a` another binary replaces, whose `b` stays as it is and whose `c` nobody wants.
+fn kwasm_host() -> Host {
+    let host = host();
+    let mut config = host.config() + "\n";
+    for (handler, seed) in [("a", 7), ("b", 2), ("c", 8)] {
+        let path = format!("/opt/kwasm/bin/containerd-shim-{handler}-v1");
+        host.write(&path, &program(seed));
+        let table = format!(
+            "[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.{handler}]\n    runtime_type = \"{path}\"\n"
+        );
+        config.push_str(&table);
+    }
+    host.write("/opt/kwasm/active", b"");
+    host.write("/etc/containerd/config.toml", (config + "\n").as_bytes());
+    host
+}
+
+#[tokio::test]
+async fn a_killed_take_over_is_carried_out_by_the_next_run() {
+    let whole = kwasm_host();
+    whole.install(&[shim("a"), shim("b")], &[]).await;
+    at_every_change(
+        async || kwasm_host(),
+        &arguments(&["a", "b"]),
+        async |host, nth| {
+            let report = host.install(&[shim("a"), shim("b")], &[]).await;
+            assert!(report.reason.is_none(), "{nth}: {report:?}");
+            assert_eq!(listing(host), listing(&whole), "{nth}");
+        },
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_killed_removal_of_what_was_taken_over_leaves_nothing_after_the_next_run() {
+    let prepare = async || {
+        let host = kwasm_host();
+        host.install(&[shim("a"), shim("b")], &[]).await;
+        host
+    };
+    let arguments = ["uninstall", "--all"].map(str::to_owned);
+    at_every_change(prepare, &arguments, async |host, nth| {
+        let report = host.uninstall(None).await;
+        assert!(report.reason.is_none(), "{nth}: {report:?}");
+        assert_eq!(listing(host), listing(&self::host()), "{nth}");
+    })
+    .await;
+}

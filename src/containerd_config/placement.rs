@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::document::Document;
 use super::notation::MARK;
-use super::{Error, Loaded, Placement, PluginId, Version, imports};
+use super::{Error, Loaded, Placement, PluginId, Version, imports, inherited};
 
 /// Where handlers go in the configuration `loaded` of a containerd of release `version`.
 ///
@@ -19,6 +19,15 @@ pub fn place(loaded: &Loaded, version: &Version) -> Result<Placement, Error> {
     let root = loaded.root.text.as_deref().unwrap_or_default();
     let root = File::read(&loaded.root.path, root, version)?;
     let own = own_file(&root, version)?;
+    // Where a predecessor's handlers stand in the root they are taken over there: one change is of one file.
+    let inherits = loaded.root.text.as_deref().is_some_and(|text| {
+        inherited(root.path, text).is_ok_and(|inherited| !inherited.is_empty())
+    });
+    let present = |own: &String| {
+        let mut files = loaded.imported.iter();
+        files.any(|file| file.path == *own && file.text.is_some())
+    };
+    let own = own.filter(|own| !inherits || present(own));
     let imported = loaded
         .imported
         .iter()

@@ -12,6 +12,7 @@ use super::document::{Document, Holder, leaves};
 use super::notation::{
     CREATED_MARK, HANDLER_MARK, JOINED_MARK, RUNC_MARK, VERSION_MARK, block, inline, newline_of,
 };
+use super::predecessors;
 use super::tree::{Tree, without};
 use super::{DeclaredHandler, Error, Handler, Placement, PluginId};
 
@@ -59,7 +60,15 @@ pub fn edit(
     });
     // Where we wrote the version and the root has another one by now, ours has to follow.
     let follows = document.own_version().is_none() || document.version()? == placement.version;
-    if settled && follows && !want.is_empty() && !declared.keys().any(stale) {
+    let mut dead = false;
+    for plugin in PluginId::ALL {
+        let handlers = document.handlers(plugin)?;
+        dead |= plugin != placement.plugin
+            && handlers.iter().any(|(name, handler)| {
+                ours.contains(name) && is_ours(&document, plugin, name, handler)
+            });
+    }
+    if settled && follows && !dead && !want.is_empty() && !declared.keys().any(stale) {
         return Ok(text.map(str::to_owned));
     }
     let base = strip(&document, placement, &declared, ours, &wanted)?;
@@ -170,13 +179,16 @@ fn strip(
             let handlers = document.handlers(plugin)?;
             let gone = handlers
                 .iter()
-                .filter(|(name, handler)| handler.marked && ours.contains(*name))
+                .filter(|(name, handler)| {
+                    ours.contains(*name) && is_ours(document, plugin, name, handler)
+                })
                 .map(|(name, _)| name.as_str())
                 .collect();
             ranges.extend(document.extents(plugin, &gone));
         }
     }
     ranges.sort_by_key(|range| range.start);
+    let ranges = predecessors::widen(document.text, ranges);
     let text = without_ranges(document.text, &ranges);
     let rest = Document::parse(&placement.path, &text)?;
     let Some((version, mark)) = rest.own_version() else {
@@ -196,6 +208,16 @@ fn strip(
     Ok(Base { text, created })
 }
 
+/// Whether a handler under an id that `placement` doesn't name was written by us, or by a predecessor whose handlers we took over.
+fn is_ours(
+    document: &Document<'_>,
+    plugin: PluginId,
+    name: &str,
+    handler: &DeclaredHandler,
+) -> bool {
+    handler.marked || predecessors::of_handler(document, plugin, name, handler).is_some()
+}
+
 /// The text without the ranges, which are sorted and don't overlap, and without the line end that we added before one of them.
 pub(super) fn without_ranges(text: &str, ranges: &[Range<usize>]) -> String {
     let mut left = cut(text, ranges);
@@ -204,6 +226,8 @@ pub(super) fn without_ranges(text: &str, ranges: &[Range<usize>]) -> String {
             .and_then(|lines| lines.lines().next())
             .is_some_and(|line| line.trim() == JOINED_MARK)
     });
+    // Where what stood before it goes, too, the line end has gone with that.
+    let joined = joined.filter(|joined| ranges.iter().all(|range| range.end != joined.start));
     if let Some(joined) = joined {
         let before: usize = ranges
             .iter()

@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::facts::{Facts, verified};
+use super::adopt::{is_predecessor, recorded};
+use super::facts::{Facts, standing};
 use super::plan::{Scope, Want};
 use super::site::Site;
 use super::state::{OwnedHandler, owner_word};
@@ -14,20 +15,39 @@ pub(super) struct Set<'a> {
     facts: &'a Facts,
     want: &'a Want,
     site: &'a Site<'a>,
+    /// What is ours, or a predecessor's that nobody has taken over.
+    before: BTreeMap<String, OwnedHandler>,
     next: BTreeMap<String, OwnedHandler>,
     /// Handlers that the request names, or that stay although it doesn't.
     kept: BTreeSet<String>,
+    /// Handlers that lose their binary.
+    leaving: BTreeSet<String>,
     reports: Vec<HandlerReport>,
+}
+
+/// What a host should have of ours.
+pub(super) struct Desired {
+    /// What is ours now, or a predecessor's that nobody has taken over.
+    pub(super) before: BTreeMap<String, OwnedHandler>,
+    /// The same afterwards.
+    pub(super) next: BTreeMap<String, OwnedHandler>,
+    /// Handlers that lose their binary.
+    pub(super) leaving: BTreeSet<String>,
+    /// The reports on those that were asked for or stay.
+    pub(super) reports: Vec<HandlerReport>,
 }
 
 impl<'a> Set<'a> {
     pub(super) fn new(facts: &'a Facts, want: &'a Want, site: &'a Site<'a>) -> Self {
+        let before = recorded(facts, &site.placement.path);
         Self {
             facts,
             want,
             site,
-            next: facts.state.handlers.clone(),
+            next: before.clone(),
+            before,
             kept: BTreeSet::new(),
+            leaving: BTreeSet::new(),
             reports: Vec::new(),
         }
     }
@@ -42,9 +62,10 @@ impl<'a> Set<'a> {
         self.reports.push(HandlerReport {
             shim: shim.to_owned(),
             handler: handler.to_owned(),
-            path: sha256
-                .is_some()
-                .then(|| self.facts.places.binary_path(handler)),
+            path: sha256.is_some().then(|| match self.next.get(handler) {
+                Some(owned) => self.facts.places.declared_path(handler, owned),
+                None => self.facts.places.binary_path(handler),
+            }),
             served: sha256.is_some(),
             sha256,
             reason,
@@ -78,10 +99,15 @@ impl<'a> Set<'a> {
     }
 
     fn carry(&mut self, shim: &ShimRequest, handler: &str, sha256: &str) {
+        // A path of a predecessor at which nothing stands may have lost its folder, too.
+        let path = self.before.get(handler).and_then(|owned| {
+            let is_there = !is_predecessor(owned.owner) || owned.sha256.is_some();
+            owned.path.clone().filter(|_| is_there)
+        });
         let owned = OwnedHandler {
             shim: shim.name.clone(),
             owner: self.want.owner,
-            path: None,
+            path,
             sha256: Some(sha256.to_owned()),
             location: shim.location.clone(),
             artifact_sha256: shim.sha256.clone(),
@@ -94,35 +120,43 @@ impl<'a> Set<'a> {
 
     /// A shim that can't be had keeps what it has: the version that it was served in before.
     fn keep_served(&mut self, shim: &ShimRequest, handler: &str, reason: &str) {
-        let before = self.facts.state.handlers.get(handler);
-        let sha256 = before
-            .and_then(|owned| owned.sha256.clone())
-            .filter(|sha256| verified(self.facts, handler) == Some(sha256));
+        let before = self.before.get(handler);
+        let sha256 = before.and_then(|owned| {
+            let path = self.facts.places.declared_path(handler, owned);
+            let sha256 = owned.sha256.clone();
+            sha256.filter(|sha256| standing(self.facts, &path) == Some(sha256))
+        });
         self.kept.insert(handler.to_owned());
         self.report(&shim.name, handler, sha256, Some(reason.to_owned()));
     }
 
     pub(super) fn remove_unwanted(&mut self) {
         let (facts, want) = (self.facts, self.want);
-        for (name, owned) in &facts.state.handlers {
+        for (name, owned) in self.before.clone() {
             let in_scope = match &want.scope {
                 Scope::Owner => owned.owner == want.owner,
                 Scope::Nothing => false,
                 Scope::Shims(shims) => shims.contains(&owned.shim),
                 Scope::Everything => true,
             };
-            let leaves = in_scope && !self.kept.contains(name) && owned.sha256.is_some();
-            if leaves && matches!(want.scope, Scope::Shims(_)) && owned.owner != want.owner {
+            let leaves = in_scope && !self.kept.contains(&name) && owned.sha256.is_some();
+            let others = owned.owner != want.owner && !is_predecessor(owned.owner);
+            if leaves && matches!(want.scope, Scope::Shims(_)) && others {
                 let owner = owner_word(owned.owner);
                 let reason = format!("it belongs to {owner}; take it away there, or use --all");
-                self.report(&owned.shim, name, owned.sha256.clone(), Some(reason));
+                self.report(&owned.shim, &name, owned.sha256.clone(), Some(reason));
                 continue;
             }
-            let pods = facts.in_use.get(name).copied().unwrap_or_default();
+            let pods = facts.in_use.get(&name).copied().unwrap_or_default();
             if leaves && pods > 0 {
                 let reason = format!("pods still use it ({pods} on this node); delete them");
-                self.report(&owned.shim, name, owned.sha256.clone(), Some(reason));
-            } else if leaves && let Some(owned) = self.next.get_mut(name) {
+                self.report(&owned.shim, &name, owned.sha256.clone(), Some(reason));
+            } else if leaves && let Some(owned) = self.next.get_mut(&name) {
+                self.leaving.insert(name);
+                // Whoever takes it away answers for what stays declared.
+                if is_predecessor(owned.owner) {
+                    owned.owner = want.owner;
+                }
                 owned.sha256 = None;
                 owned.location.clear();
                 owned.artifact_sha256 = None;
@@ -148,12 +182,18 @@ impl<'a> Set<'a> {
         }
     }
 
-    /// The handlers, and the reports on those that were asked for or stay.
-    pub(super) fn finish(mut self) -> (BTreeMap<String, OwnedHandler>, Vec<HandlerReport>) {
-        // What is only reserved leaves with the last shim.
-        if self.next.values().all(|owned| owned.sha256.is_none()) {
+    /// The handlers before and after, and the reports.
+    pub(super) fn finish(mut self) -> Desired {
+        // What is only reserved leaves with the last shim; what predecessors left is not ours to remember then.
+        let idle = |owned: &OwnedHandler| owned.sha256.is_none() || is_predecessor(owned.owner);
+        if self.next.values().all(idle) {
             self.next.clear();
         }
-        (self.next, self.reports)
+        Desired {
+            before: self.before,
+            next: self.next,
+            leaving: self.leaving,
+            reports: self.reports,
+        }
     }
 }

@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 
-use super::facts::{Facts, verified};
+use super::adopt;
+use super::facts::{Facts, path_of, verified};
 use super::state::{STATE_FILE, owner_word};
 use super::text::printable;
 use crate::handoff::sha256_hex;
@@ -100,7 +101,7 @@ pub fn examine(facts: &Facts, journal: bool) -> Diagnosis {
             find(
                 format!(
                     "{} is not the binary that was installed",
-                    facts.places.binary_path(handler)
+                    path_of(facts, handler)
                 ),
                 "run `farrier install` again with the same shims",
             );
@@ -108,6 +109,9 @@ pub fn examine(facts: &Facts, journal: bool) -> Diagnosis {
     }
     if let Some(problem) = config_drift(facts) {
         find(problem, "run `farrier install` again with the same shims");
+    }
+    for (problem, remedy) in adopt::complaints(facts) {
+        find(problem, remedy);
     }
     let handlers = facts
         .state
@@ -151,8 +155,10 @@ fn config_drift(facts: &Facts) -> Option<String> {
     let missing = facts
         .state
         .handlers
-        .keys()
-        .find(|handler| !text.contains(&facts.places.binary_path(handler)));
+        .iter()
+        .filter(|(_, owned)| !adopt::is_predecessor(owned.owner))
+        .map(|(handler, _)| handler)
+        .find(|handler| !text.contains(&path_of(facts, handler)));
     if sha256_hex(text.as_bytes()) == config.sha256 {
         return None;
     }
@@ -167,7 +173,7 @@ fn config_drift(facts: &Facts) -> Option<String> {
 fn installed(facts: &Facts, handler: &str) -> Installed {
     let owned = facts.state.handlers.get(handler);
     let sha256 = owned.and_then(|owned| owned.sha256.clone());
-    let path = facts.places.binary_path(handler);
+    let path = path_of(facts, handler);
     let condition = match (&sha256, &facts.served) {
         (None, _) => Condition::Reserved,
         (Some(_), Err(_)) => Condition::Unknown,

@@ -8,6 +8,7 @@ use super::cri::{self, Served};
 use super::distro::{self, DistroSpec};
 use super::exec;
 use super::host::HostRoot;
+use super::inherited::{self, Inheritance};
 use super::kubelet;
 use super::loaded::{load, patterns};
 use super::service::Service;
@@ -64,6 +65,8 @@ pub struct Facts {
     pub stored: BTreeSet<String>,
     /// Files in [`Places::store`] of which that is not so.
     pub damaged: BTreeSet<String>,
+    /// What KWasm and runtime-class-manager left.
+    pub inheritance: Inheritance,
     /// Folders that a change may need, each with those that would have to be made for it, outermost first.
     pub missing_folders: BTreeMap<String, Vec<String>>,
     /// `/etc/machine-id`.
@@ -156,6 +159,7 @@ pub async fn gather(
         served: Err("nothing is asked offline".to_owned()),
         in_use: BTreeMap::new(),
         kill_mode: Err("nothing is asked offline".to_owned()),
+        inheritance: inherited::look(host, &loaded, &sources, &state)?,
         state,
         missing_folders: missing_folders(host, &places, &loaded, &sources),
         sources,
@@ -263,12 +267,36 @@ fn binaries(host: &HostRoot, places: &Places) -> Result<Binaries, super::Error> 
     Ok((linked, stored, damaged))
 }
 
-/// SHA-256 of what stands verified behind the stable path of `handler`.
+/// The path that containerd executes for `handler`, or would.
+#[must_use]
+pub fn path_of(facts: &Facts, handler: &str) -> String {
+    let places = &facts.places;
+    match facts.state.handlers.get(handler) {
+        Some(owned) => places.declared_path(handler, owned),
+        None => match facts.inheritance.handlers.get(handler) {
+            Some(inherited) => inherited.declared.path.clone(),
+            None => places.binary_path(handler),
+        },
+    }
+}
+
+/// SHA-256 of what stands verified behind the path of `handler`.
 #[must_use]
 pub fn verified<'a>(facts: &'a Facts, handler: &str) -> Option<&'a str> {
-    let path = facts.places.binary_path(handler);
-    let name = path.rsplit_once('/')?.1;
-    facts.binaries.get(name)?.as_deref()
+    standing(facts, &path_of(facts, handler))
+}
+
+/// SHA-256 of the binary that stands at `path`: a stable path of ours, or one of a predecessor.
+#[must_use]
+pub fn standing<'a>(facts: &'a Facts, path: &str) -> Option<&'a str> {
+    let bin = facts.places.bin();
+    let name = path
+        .strip_prefix(&bin)
+        .and_then(|rest| rest.strip_prefix('/'));
+    match name {
+        Some(name) => facts.binaries.get(name)?.as_deref(),
+        None => Some(&facts.inheritance.binaries.get(path)?.sha256),
+    }
 }
 
 async fn version(host: &HostRoot, program: Option<&str>) -> Option<Version> {

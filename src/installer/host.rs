@@ -23,6 +23,9 @@ use crate::handoff::{hex, sha256_hex};
 /// Suffix of a file that is about to replace another: no `*.toml` glob of containerd's `imports` matches it.
 const NEW_SUFFIX: &str = ".farrier-new";
 
+/// Suffix of the second name of a file whose place is about to be taken: its bytes stay until the change stands.
+const OLD_SUFFIX: &str = ".farrier-old";
+
 /// Links followed by hand before a path counts as a loop; the kernel's own bound (`path_resolution(7)`) is 40.
 const MAX_LINKS: usize = 40;
 

@@ -4,6 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::adopt::Leftovers;
 use super::candidate;
 use super::distro;
 use super::host::{self, HostRoot, text_digest};
@@ -42,12 +43,25 @@ pub struct Journal {
     /// containerd may have been restarted on the new configuration.
     #[serde(default)]
     pub restarting: bool,
+    /// The containerd that the next restart ends, as `Daemon::process` names it: whether that restart came about shows by it, where it
+    /// ended this program too.
+    #[serde(default)]
+    pub process: Option<(u32, u64)>,
+    /// Everything was put back, and containerd may have been restarted on that.
+    #[serde(default)]
+    pub undone: bool,
+    /// The state file that ends the change; absent where it ends with none or leaves it as it is.
+    #[serde(default)]
+    pub state: Option<String>,
     /// SHA-256 of the state file that ends the change; absent where it ends with none, and empty where the state file stays as it
     /// is, so that it can't tell whether the change was carried out.
     pub commits: Option<String>,
     /// Folders of ours that go, if they are empty, once the change is carried out; outermost first.
     #[serde(default)]
     pub drop_folders: Vec<String>,
+    /// What goes of predecessors once the change is carried out.
+    #[serde(default)]
+    pub leftovers: Leftovers,
 }
 
 /// One step back.
@@ -69,6 +83,11 @@ pub enum Undo {
         path: String,
         /// Where it pointed before, if it was there.
         target: Option<String>,
+    },
+    /// A file of somebody else gives way to a link of ours.
+    Replaced {
+        /// Absolute path on the host.
+        path: String,
     },
     /// A file is made that nobody else looks at.
     File {
@@ -143,6 +162,27 @@ impl Journal {
         text_digest(state) == self.commits
     }
 
+    /// Whether a run that finds everything live can write the state file that ends the change. A journal of a release that did not
+    /// note it can't.
+    #[must_use]
+    pub fn can_be_finished(&self) -> bool {
+        let stays = self.commits.as_deref() == Some("");
+        stays || self.commits == text_digest(self.state.as_deref())
+    }
+
+    /// Whether the configuration is still what the change wrote.
+    #[must_use]
+    pub fn stands(&self, host: &HostRoot) -> bool {
+        self.undo.iter().all(|step| match step {
+            Undo::Config { path, wrote, .. } => {
+                host.digest(path).is_ok_and(|digest| digest == *wrote)
+            }
+            Undo::Link { .. } | Undo::File { .. } | Undo::Folder { .. } | Undo::Replaced { .. } => {
+                true
+            }
+        })
+    }
+
     /// Removes what the change needed only while it was under way.
     ///
     /// # Errors
@@ -178,11 +218,18 @@ impl Undo {
                 host.discard_new(&host.follow(path).unwrap_or_else(|_| path.clone()));
             }
             Self::Link { path, .. } | Self::File { path } => host.discard_new(path),
+            Self::Replaced { path } => {
+                host.discard_new(path);
+                host.discard_replaced(path);
+            }
             Self::Folder { .. } => {}
         }
     }
 
     fn undo(&self, host: &HostRoot, undone: &mut Undone) -> host::Result<()> {
+        if let Self::Replaced { path } = self {
+            host.restore_replaced(path)?;
+        }
         self.discard(host);
         match self {
             Self::Config {
@@ -205,6 +252,7 @@ impl Undo {
                 Some(target) => host.swap_link(path, target),
                 None => host.remove_file(path),
             },
+            Self::Replaced { .. } => Ok(()),
             Self::File { path } => host.remove_file(path),
             Self::Folder { path } => host.remove_folder(path).map(|_| ()),
         }

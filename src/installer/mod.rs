@@ -2,6 +2,7 @@
 //!
 //! [`install`] and [`uninstall`] always answer with a report; [`fetch`] and [`doctor`] change no host.
 
+pub mod adopt;
 pub mod artifact;
 mod candidate;
 pub mod cri;
@@ -12,6 +13,7 @@ mod error;
 pub mod exec;
 pub mod facts;
 pub mod host;
+pub mod inherited;
 pub mod journal;
 mod kubelet;
 pub mod loaded;
@@ -308,7 +310,19 @@ impl Change<'_> {
 fn present(facts: &Facts, shim: &ShimRequest) -> Option<String> {
     let mut found = None;
     for handler in &shim.handlers {
-        let owned = facts.state.handlers.get(handler)?;
+        let Some(owned) = facts.state.handlers.get(handler) else {
+            // What a predecessor left is known by the bytes alone.
+            let standing = verified(facts, handler)?;
+            if !shim
+                .binary_sha256
+                .as_deref()?
+                .eq_ignore_ascii_case(standing)
+            {
+                return None;
+            }
+            found = Some(standing.to_owned());
+            continue;
+        };
         let sha256 = owned.sha256.as_deref()?;
         let pinned = match (&shim.binary_sha256, &shim.sha256) {
             (Some(wanted), _) => wanted.eq_ignore_ascii_case(sha256),

@@ -8,15 +8,17 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use super::Error;
+use super::adopt::Leftovers;
 use super::artifact;
 use super::candidate;
-use super::facts::{Facts, find_daemon, gather};
+use super::cri::{self, Served};
+use super::facts::{Daemon, Facts, find_daemon, gather};
 use super::host::{HostRoot, text_digest};
 use super::journal::{Journal, Undo, put_config};
 use super::plan::{HostPlan, cut, declared_before, prove};
 use super::restart::{self, restart};
 use super::state::{
-    JOURNAL_FILE, Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, link_target,
+    JOURNAL_FILE, Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, folder_of, link_target,
 };
 use super::unpack;
 use crate::handoff::API_VERSION;
@@ -104,7 +106,7 @@ pub async fn perform(
             }
             Ok(done)
         }
-        Err(cause) => Err(roll_back(host, facts, plan, &journal, cause).await),
+        Err(cause) => Err(roll_back(host, facts, plan, &mut journal, cause).await),
     }
 }
 
@@ -121,9 +123,14 @@ fn journal(host: &HostRoot, facts: &Facts, plan: &HostPlan) -> Journal {
         .iter()
         .map(|sha256| facts.places.store_path(sha256));
     undo.extend(stored.map(|path| Undo::File { path }));
-    undo.extend(plan.links.keys().map(|path| Undo::Link {
-        path: path.clone(),
-        target: host.link_target(path),
+    undo.extend(plan.links.keys().map(|path| {
+        let target = host.link_target(path);
+        let path = path.clone();
+        if target.is_none() && host.exists(&path) {
+            Undo::Replaced { path }
+        } else {
+            Undo::Link { path, target }
+        }
     }));
     if let Some(change) = &plan.config {
         undo.push(Undo::Config {
@@ -152,8 +159,12 @@ fn journal(host: &HostRoot, facts: &Facts, plan: &HostPlan) -> Journal {
         socket: facts.socket(),
         folder: facts.places.folder.clone(),
         restarting: false,
+        process: None,
+        undone: false,
+        state: state.filter(|_| plan.write_state),
         commits,
         drop_folders: plan.drop_folders.clone(),
+        leftovers: plan.leftovers.clone(),
     }
 }
 
@@ -172,7 +183,14 @@ async fn act(
         store(host, &path, sha256, sources.get(sha256))?;
     }
     for (path, sha256) in &plan.links {
-        host.swap_link(path, &link_target(sha256))?;
+        let target = if folder_of(path) == facts.places.bin() {
+            link_target(sha256)
+        } else {
+            // A predecessor's path: its bytes stay within reach until the change stands.
+            host.keep_replaced(path)?;
+            facts.places.store_path(sha256)
+        };
+        host.swap_link(path, &target)?;
     }
     if let Some(change) = &plan.config {
         candidate::judge(host, facts, plan, change).await?;
@@ -187,10 +205,11 @@ async fn act(
     }
     let mut done = Done::default();
     if plan.restart {
+        let daemon = facts.daemon.as_ref();
         journal.restarting = true;
+        journal.process = daemon.map(|daemon| daemon.process);
         journal.save(host)?;
         info!(unit = journal.unit, "restarting containerd");
-        let daemon = facts.daemon.as_ref();
         let (served, away) = restart(host, &journal.service(), &journal.socket, daemon).await?;
         candidate::is_rendered(host, plan)?;
         if let Ok(before) = &facts.served {
@@ -201,17 +220,21 @@ async fn act(
             away: Some(away),
         };
     }
-    if plan.write_state {
-        let before = host.digest(STATE_FILE)?;
-        match &plan.state {
-            Some(state) => {
-                let text = state.to_json();
-                host.replace(STATE_FILE, text.as_bytes(), before.as_deref(), STATE_MODE)?;
-            }
-            None => host.remove_file(STATE_FILE)?,
-        }
-    }
+    commit(host, journal)?;
     Ok(done)
+}
+
+/// Puts the state file in place, which ends the change.
+fn commit(host: &HostRoot, journal: &Journal) -> Result<(), Error> {
+    let before = host.digest(STATE_FILE)?;
+    match (&journal.state, &journal.commits) {
+        (Some(text), _) => {
+            host.replace(STATE_FILE, text.as_bytes(), before.as_deref(), STATE_MODE)?;
+        }
+        (None, None) => host.remove_file(STATE_FILE)?,
+        (None, Some(_)) => {}
+    }
+    Ok(())
 }
 
 /// Copies a binary into the store. Its bytes are hashed again on the way: what is linked is what was verified.
@@ -242,7 +265,7 @@ async fn roll_back(
     host: &HostRoot,
     facts: &Facts,
     plan: &HostPlan,
-    journal: &Journal,
+    journal: &mut Journal,
     cause: Error,
 ) -> Failure {
     warn!(%cause, "undoing the change");
@@ -252,13 +275,14 @@ async fn roll_back(
     let mut restarts = 0;
     if journal.restarting {
         restarts = 2;
+        note_undone(host, journal, running.as_ref());
         let (service, socket) = (journal.service(), &journal.socket);
         let restored = restart(host, &service, socket, running.as_ref()).await;
         let proven =
             restored
                 .map_err(|error| error.to_string())
                 .and_then(|(served, _)| match &facts.served {
-                    Ok(before) => prove(before, &served, &declared_before(facts), &plan.ours),
+                    Ok(before) => prove(before, &served, &declared_before(facts, plan), &plan.ours),
                     Err(_) => Ok(()),
                 });
         failures.extend(proven.err());
@@ -332,7 +356,7 @@ pub async fn recover(host: &HostRoot, offline: bool) -> Result<Option<u32>, Fail
     let loaded = state
         .map_err(Error::from)
         .and_then(|state| Ok((state, Journal::load(host)?)));
-    let (state, journal) = match loaded.map_err(Failure::Refused)? {
+    let (state, mut journal) = match loaded.map_err(Failure::Refused)? {
         (state, None) => {
             if state.is_none() {
                 forget_beginning(host);
@@ -346,16 +370,26 @@ pub async fn recover(host: &HostRoot, offline: bool) -> Result<Option<u32>, Fail
         finish(host, &journal).map_err(Failure::Refused)?;
         return Ok(Some(0));
     }
-    info!("undoing a change that was interrupted");
     let running = if offline {
         None
     } else {
         find_daemon(host).ok().flatten()
     };
+    let has_restarted = has_restarted(host, &journal, running.as_ref()).await;
+    if has_restarted && !journal.undone && journal.can_be_finished() && journal.stands(host) {
+        info!("a change that ended with its own restart is live");
+        commit(host, &journal)
+            .and_then(|()| finish(host, &journal))
+            .map_err(Failure::Refused)?;
+        return Ok(Some(0));
+    }
+    info!("undoing a change that was interrupted");
     let mut failures = undo(host, &journal).await;
     let mut restarts = 0;
-    if journal.restarting && !offline {
+    let is_back = journal.undone && has_restarted;
+    if journal.restarting && !offline && !is_back {
         restarts = 1;
+        note_undone(host, &mut journal, running.as_ref());
         let (service, socket) = (journal.service(), &journal.socket);
         let restored = restart(host, &service, socket, running.as_ref()).await;
         failures.extend(restored.err().map(|error| error.to_string()));
@@ -375,10 +409,52 @@ pub async fn recover(host: &HostRoot, offline: bool) -> Result<Option<u32>, Fail
     })
 }
 
+/// Whether another containerd than the one that the journal names serves what it should. Where a restart ends the pod that asked for
+/// it, or the whole node, this is how the next run learns that it came about, and asks for no other.
+async fn has_restarted(host: &HostRoot, journal: &Journal, running: Option<&Daemon>) -> bool {
+    let (Some(running), Some(before)) = (running, journal.process) else {
+        return false;
+    };
+    let declared = |served: &Served| {
+        let mut names = journal.declares.iter();
+        names.all(|name| served.handlers.contains_key(name))
+    };
+    journal.restarting
+        && running.process != before
+        && matches!(
+            cri::served(host, &journal.socket).await,
+            Ok(served) if served.ready && (journal.undone || declared(&served))
+        )
+}
+
+/// Notes which containerd the restart on what was put back will end. Best effort: without that note the next run asks for another.
+fn note_undone(host: &HostRoot, journal: &mut Journal, running: Option<&Daemon>) {
+    journal.undone = true;
+    journal.process = running.map(|daemon| daemon.process);
+    let _ = journal.save(host);
+}
+
 /// A run that was killed, or found no room, before its journal was on disk leaves a folder at most. Best effort, as nothing is in it.
 fn forget_beginning(host: &HostRoot) {
     host.discard_new(JOURNAL_FILE);
     let _ = host.remove_folder(STATE_FOLDER);
+}
+
+/// Removes what goes of predecessors. A lock file that somebody has written since is left to them.
+fn clear_leftovers(host: &HostRoot, leftovers: &Leftovers) -> Result<(), Error> {
+    for path in &leftovers.files {
+        host.remove_file(path)?;
+    }
+    for lock in &leftovers.locks {
+        host.discard_new(&lock.path);
+        if host.digest(&lock.path)?.as_ref() == Some(&lock.before) {
+            put_config(host, &lock.path, lock.after.as_deref(), Some(&lock.before))?;
+        }
+    }
+    for folder in leftovers.folders.iter().rev() {
+        host.remove_folder(folder)?;
+    }
+    Ok(())
 }
 
 /// Clears up after a change that was carried out: binaries that nothing names, folders of ours, and the journal last.
@@ -388,7 +464,14 @@ fn finish(host: &HostRoot, journal: &Journal) -> Result<(), Error> {
     let places = Places {
         folder: journal.folder.clone(),
     };
-    let carried = |owned: &(&String, &super::state::OwnedHandler)| owned.1.sha256.is_some();
+    let carried = |owned: &(&String, &super::state::OwnedHandler)| {
+        owned.1.sha256.is_some() && owned.1.path.is_none()
+    };
+    // What was taken over is in our store only where a link at its path says so.
+    let stored = |owned: &&super::state::OwnedHandler| {
+        let path = owned.path.as_deref();
+        path.is_none_or(|path| host.link_target(path).is_some())
+    };
     let links: BTreeSet<String> = state
         .handlers
         .iter()
@@ -398,6 +481,7 @@ fn finish(host: &HostRoot, journal: &Journal) -> Result<(), Error> {
     let stored: BTreeSet<String> = state
         .handlers
         .values()
+        .filter(stored)
         .filter_map(|owned| Some(places.store_path(owned.sha256.as_deref()?)))
         .collect();
     for (folder, keep) in [(places.bin(), links), (places.store(), stored)] {
@@ -408,6 +492,7 @@ fn finish(host: &HostRoot, journal: &Journal) -> Result<(), Error> {
             }
         }
     }
+    clear_leftovers(host, &journal.leftovers)?;
     let folders = || journal.drop_folders.iter().rev();
     if state.is_empty() {
         for folder in [places.bin(), places.store(), places.folder.clone()] {

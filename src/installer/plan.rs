@@ -6,9 +6,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::adopt::{Leftovers, is_predecessor, leftovers};
 use super::cri::Served;
-use super::desired::Set;
-use super::facts::{Facts, verified};
+use super::desired::{Desired, Set};
+use super::facts::{Facts, standing};
 use super::site::{Site, declarations};
 use super::source;
 use super::state::{OwnedConfig, OwnedHandler, State, owner_word};
@@ -69,6 +70,8 @@ pub struct HostPlan {
     pub clear: Vec<String>,
     /// Folders of ours to remove, where they are empty, outermost first.
     pub drop_folders: Vec<String>,
+    /// What goes of predecessors.
+    pub leftovers: Leftovers,
     /// What is to be reported on each handler; `served` is what will be so if all goes well.
     pub handlers: Vec<HandlerReport>,
     /// Handlers that are ours, before or after.
@@ -148,6 +151,7 @@ impl HostPlan {
             && !self.restart
             && !self.write_state
             && self.clear.is_empty()
+            && self.leftovers.is_empty()
     }
 }
 
@@ -157,13 +161,14 @@ impl HostPlan {
 /// When nothing may be changed at all. What is wrong with one shim alone is in its handlers' reports.
 pub fn decide(facts: &Facts, want: &Want) -> Result<HostPlan, Error> {
     check_host(facts, want)?;
-    let site = Site::find(facts, want.offline)?;
+    let mut site = Site::find(facts, want.offline)?;
     let mut set = Set::new(facts, want, &site);
     set.add_wanted();
     set.remove_unwanted();
     set.reserve();
-    let (next, reports) = set.finish();
-    assemble(&site, facts, want, next, reports)
+    let desired = set.finish();
+    site.take_over(facts, &desired);
+    assemble(&site, facts, want, desired)
 }
 
 fn check_host(facts: &Facts, want: &Want) -> Result<(), Error> {
@@ -190,9 +195,9 @@ fn assemble(
     site: &Site<'_>,
     facts: &Facts,
     want: &Want,
-    mut next: BTreeMap<String, OwnedHandler>,
-    reports: Vec<HandlerReport>,
+    desired: Desired,
 ) -> Result<HostPlan, Error> {
+    let mut next = desired.next;
     let mut after = site.edited(&declarations(&facts.places, &next))?;
     if after.as_deref() != site.text {
         // containerd is restarted anyway: what is reserved for nobody any more leaves with it.
@@ -216,8 +221,10 @@ fn assemble(
     let links = links(facts, &next);
     let wanted: BTreeSet<String> = next
         .values()
+        .filter(|owned| is_stored(facts, owned))
         .filter_map(|owned| owned.sha256.clone())
         .collect();
+    let leftovers = leftovers(facts, &desired.before, &next, &site.untouched());
     let make_folders = if next.is_empty() {
         Vec::new()
     } else {
@@ -244,7 +251,8 @@ fn assemble(
             Vec::new()
         },
         state,
-        handlers: reports,
+        leftovers,
+        handlers: desired.reports,
         ours,
         declared,
     })
@@ -276,10 +284,25 @@ fn is_served(served: &Served, declared: &[Handler], ours: &BTreeSet<String>) -> 
 
 fn links(facts: &Facts, next: &BTreeMap<String, OwnedHandler>) -> BTreeMap<String, String> {
     next.iter()
-        .filter_map(|(name, owned)| Some((name, owned.sha256.as_ref()?)))
-        .filter(|(name, sha256)| verified(facts, name) != Some(sha256))
-        .map(|(name, sha256)| (facts.places.binary_path(name), sha256.clone()))
+        .filter(|(_, owned)| !is_predecessor(owned.owner))
+        .filter_map(|(name, owned)| {
+            let path = facts.places.declared_path(name, owned);
+            Some((path, owned.sha256.clone()?))
+        })
+        .filter(|(path, sha256)| standing(facts, path) != Some(sha256))
         .collect()
+}
+
+/// Whether the binary of a handler is in our store: one that was taken over as it is stays where its predecessor put it.
+fn is_stored(facts: &Facts, owned: &OwnedHandler) -> bool {
+    let standing = owned
+        .path
+        .as_ref()
+        .and_then(|path| facts.inheritance.binaries.get(path));
+    let is_theirs = standing.is_some_and(|standing| {
+        !standing.is_link && Some(&standing.sha256) == owned.sha256.as_ref()
+    });
+    !is_predecessor(owned.owner) && !is_theirs
 }
 
 /// What stands in our two folders and belongs to nothing: all of it is ours, whatever a former run left there.
@@ -287,7 +310,7 @@ fn clear(facts: &Facts, state: Option<&State>, wanted: &BTreeSet<String>) -> Vec
     let carried: BTreeSet<String> = state
         .iter()
         .flat_map(|state| &state.handlers)
-        .filter(|(_, owned)| owned.sha256.is_some())
+        .filter(|(_, owned)| owned.sha256.is_some() && owned.path.is_none())
         .map(|(name, _)| facts.places.binary_path(name))
         .collect();
     let bin = facts.places.bin();
@@ -338,8 +361,14 @@ fn next_state(
 /// When today's configuration can't be edited.
 pub fn cut(facts: &Facts, declares: &[String]) -> Result<Option<ConfigChange>, Error> {
     let mut site = Site::find(facts, true)?;
-    site.ours.extend(declares.iter().cloned());
-    let declared = declared_before(facts);
+    // What the change took over without writing it is not its to cut out.
+    let inherited = |name: &&String| {
+        let inherited = facts.inheritance.handlers.get(*name);
+        inherited.is_some_and(|inherited| !inherited.declared.marked)
+    };
+    let wrote = declares.iter().filter(|name| !inherited(name));
+    site.ours.extend(wrote.cloned());
+    let declared = declarations(&facts.places, &facts.state.handlers);
     let after = site.edited(&declared)?;
     if after.as_deref() == site.text {
         return Ok(None);
@@ -347,10 +376,24 @@ pub fn cut(facts: &Facts, declares: &[String]) -> Result<Option<ConfigChange>, E
     site.change(facts, after, &declared).map(Some)
 }
 
-/// The handlers as the state file has them declared.
+/// The handlers that `plan` concerns as they were declared before it: ours, and those of predecessors that it takes over or away.
 #[must_use]
-pub fn declared_before(facts: &Facts) -> Vec<Handler> {
-    declarations(&facts.places, &facts.state.handlers)
+pub fn declared_before(facts: &Facts, plan: &HostPlan) -> Vec<Handler> {
+    let mut declared = declarations(&facts.places, &facts.state.handlers);
+    let served = facts.served.iter().flat_map(|served| &served.handlers);
+    let theirs = served.filter(|(name, _)| {
+        plan.ours.contains(*name) && facts.inheritance.handlers.contains_key(*name)
+    });
+    for (name, runtime_type) in theirs {
+        if declared.iter().all(|handler| handler.name != *name) {
+            declared.push(Handler {
+                name: name.clone(),
+                runtime_type: runtime_type.clone(),
+                options: BTreeMap::new(),
+            });
+        }
+    }
+    declared
 }
 
 /// Whether containerd serves after a restart what it should: ours with our paths, the others and the default as before.
@@ -394,6 +437,7 @@ pub(super) mod tests {
     use crate::containerd_config::{Loaded, SourceFile};
     use crate::installer::distro::{Evidence, detect};
     use crate::installer::facts::Daemon;
+    use crate::installer::inherited::{Inheritance, Inherited, Standing};
     use crate::installer::state::Places;
 
     const CONFIG: &str = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd]\ndefault_runtime_name = 'runc'\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n";
@@ -437,6 +481,7 @@ pub(super) mod tests {
             binaries: BTreeMap::new(),
             stored: BTreeSet::new(),
             damaged: BTreeSet::new(),
+            inheritance: Inheritance::default(),
             missing_folders: BTreeMap::new(),
             machine_id: String::new(),
             boot_id: String::new(),
@@ -568,6 +613,82 @@ pub(super) mod tests {
         let plan = decide(&facts, &upgrade).unwrap();
         assert!(!plan.restart && plan.config.is_none());
         assert_eq!(plan.links[&places().binary_path("a")], "bb");
+    }
+
+    /// The node as KWasm left it: handler `k`, declared and served, whose binary is [`DIGEST`].
+    fn inherited() -> Facts {
+        let mut facts = node();
+        let path = "/opt/kwasm/bin/containerd-shim-k-v1".to_owned();
+        let text = format!(
+            "{CONFIG}\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.k]\n    runtime_type = \"{path}\"\n\n"
+        );
+        let declared = containerd_config::inherited("", &text).unwrap();
+        let handler = Inherited {
+            owner: Owner::Kwasm,
+            file: facts.loaded.root.path.clone(),
+            declared: declared["k"].clone(),
+            links: Vec::new(),
+        };
+        facts.inheritance.handlers.insert("k".to_owned(), handler);
+        let standing = Standing {
+            sha256: DIGEST.to_owned(),
+            is_link: false,
+        };
+        facts.inheritance.binaries.insert(path.clone(), standing);
+        facts.loaded.root.text = Some(text.clone());
+        facts.dump = Ok(text);
+        let mut now = served(&[]);
+        now.handlers.insert("k".to_owned(), path);
+        facts.served = Ok(now);
+        facts
+    }
+
+    #[rstest]
+    #[case::the_same_binary(DIGEST, 0)]
+    #[case::another_binary("bb", 1)]
+    fn a_take_over_restarts_nothing(#[case] sha256: &str, #[case] links: usize) {
+        let mut want = want(&["k"]);
+        want.candidates
+            .insert("k".to_owned(), Ok(sha256.to_owned()));
+        let plan = decide(&inherited(), &want).unwrap();
+        assert!(!plan.restart && plan.config.is_none(), "{plan:?}");
+        assert_eq!((plan.links.len(), plan.store.len()), (links, links));
+        let owned = &plan.state.unwrap().handlers["k"];
+        assert_eq!(owned.owner, Owner::Cluster);
+        assert!(plan.leftovers.is_empty());
+    }
+
+    #[test]
+    fn a_predecessor_s_handler_that_was_never_loaded_costs_the_restart_that_it_lacks() {
+        let mut facts = inherited();
+        facts.served = Ok(served(&[]));
+        let plan = decide(&facts, &want(&["k"])).unwrap();
+        assert!(plan.restart && plan.config.is_none());
+    }
+
+    #[test]
+    fn a_predecessor_s_handler_that_pods_use_is_not_removed() {
+        let mut facts = inherited();
+        facts.in_use.insert("k".to_owned(), 1);
+        let mut all = want(&[]);
+        all.scope = Scope::Everything;
+        let plan = decide(&facts, &all).unwrap();
+        assert!(plan.is_empty(), "{plan:?}");
+        assert!(plan.handlers[0].reason.is_some());
+        facts.in_use.clear();
+        let plan = decide(&facts, &all).unwrap();
+        assert!(plan.restart && !plan.leftovers.is_empty());
+        assert_eq!(plan.config.unwrap().after.as_deref(), Some(CONFIG));
+    }
+
+    #[test]
+    fn what_nobody_names_is_recorded_as_its_predecessor_s_and_left_alone() {
+        let plan = decide(&inherited(), &want(&["a"])).unwrap();
+        assert!(plan.restart);
+        assert!(!plan.ours.contains("k"));
+        let state = plan.state.unwrap();
+        assert_eq!(state.handlers["k"].owner, Owner::Kwasm);
+        assert_eq!(state.handlers["k"].sha256.as_deref(), Some(DIGEST));
     }
 
     #[rstest]

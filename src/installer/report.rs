@@ -1,7 +1,7 @@
 //! Puts into the report what came of a request. Pure.
 
 use super::Error;
-use super::facts::{Facts, verified};
+use super::facts::{Facts, path_of, verified};
 use super::perform::Failure;
 use super::plan::HostPlan;
 use super::text::printable;
@@ -77,7 +77,8 @@ fn files(plan: &HostPlan) -> Vec<FileReport> {
         path: path.clone(),
         action: FileAction::Created,
     });
-    let removed = plan.clear.iter().map(|path| FileReport {
+    let removed = plan.clear.iter().chain(&plan.leftovers.files);
+    let removed = removed.map(|path| FileReport {
         path: path.clone(),
         action: FileAction::Removed,
     });
@@ -142,7 +143,7 @@ pub(super) fn as_before(
     for shim in shims {
         for handler in &shim.handlers {
             let sha256 = verified(facts, handler).map(str::to_owned);
-            let path = facts.places.binary_path(handler);
+            let path = path_of(facts, handler);
             let listed = facts
                 .served
                 .as_ref()

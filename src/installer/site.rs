@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::adopt::{is_in_place, is_predecessor};
+use super::desired::Desired;
 use super::facts::Facts;
 use super::plan::{ConfigChange, Error};
 use super::source::{self, Rendered, Source};
@@ -15,7 +17,7 @@ use crate::handoff::OptionValue;
 /// Where handlers are declared on this host, and what is declared there.
 pub(super) struct Site<'a> {
     /// In the file that is edited.
-    placement: Placement,
+    pub(super) placement: Placement,
     /// The text of that file.
     pub(super) text: Option<&'a str>,
     /// Whether that is a Go template.
@@ -25,6 +27,10 @@ pub(super) struct Site<'a> {
     declared: BTreeMap<String, DeclaredHandler>,
     dumped: BTreeMap<String, DeclaredHandler>,
     pub(super) ours: BTreeSet<String>,
+    /// Handlers that a predecessor declares in this file.
+    inherited: BTreeSet<String>,
+    /// Those of ours that a predecessor's own lines declare as they should be.
+    in_place: BTreeSet<String>,
 }
 
 impl<'a> Site<'a> {
@@ -61,11 +67,20 @@ impl<'a> Site<'a> {
             Err(words) => return Err(Error::Refuses(words.clone())),
         };
         // A stanza that executes our own stable path is ours even where the state file was lost.
-        let mut ours: BTreeSet<String> = facts.state.handlers.keys().cloned().collect();
+        let known = facts.state.handlers.iter();
+        let mut ours: BTreeSet<String> = known
+            .filter(|(_, owned)| !is_predecessor(owned.owner))
+            .map(|(name, _)| name.clone())
+            .collect();
         let marked = declared
             .iter()
             .filter(|(name, handler)| handler.runtime_type == facts.places.binary_path(name));
         ours.extend(marked.map(|(name, _)| name.clone()));
+        let inherited = facts.inheritance.handlers.iter();
+        let inherited = inherited
+            .filter(|(_, inherited)| inherited.file == placement.path)
+            .map(|(name, _)| name.clone())
+            .collect();
         Ok(Self {
             placement,
             text,
@@ -74,6 +89,8 @@ impl<'a> Site<'a> {
             declared,
             dumped,
             ours,
+            inherited,
+            in_place: BTreeSet::new(),
         })
     }
 
@@ -81,7 +98,30 @@ impl<'a> Site<'a> {
         let known = self.declared.contains_key(handler)
             || self.dumped.contains_key(handler)
             || self.placement.elsewhere.contains(handler);
-        known && !self.ours.contains(handler)
+        known && !self.ours.contains(handler) && !self.inherited.contains(handler)
+    }
+
+    /// Makes the handlers ours that are taken over from a predecessor or taken away.
+    pub(super) fn take_over(&mut self, facts: &Facts, desired: &Desired) {
+        let of_others = |owned: &OwnedHandler| is_predecessor(owned.owner);
+        let taken = desired.before.iter().filter(|(name, owned)| {
+            let next = desired.next.get(*name);
+            of_others(owned)
+                && (desired.leaving.contains(*name) || next.is_some_and(|next| !of_others(next)))
+        });
+        self.ours.extend(taken.map(|(name, _)| name.clone()));
+        let in_place = desired.next.iter().filter(|(name, owned)| {
+            let inherited = facts.inheritance.handlers.get(*name);
+            !of_others(owned)
+                && self.inherited.contains(*name)
+                && is_in_place(inherited, owned, self.placement.plugin)
+        });
+        self.in_place = in_place.map(|(name, _)| name.clone()).collect();
+    }
+
+    /// Handlers that a predecessor declares and that are nobody's concern.
+    pub(super) fn untouched(&self) -> BTreeSet<String> {
+        self.inherited.difference(&self.ours).cloned().collect()
     }
 
     /// The text of the file that is edited, with `declared` for what is ours.
@@ -89,9 +129,22 @@ impl<'a> Site<'a> {
         let (placement, text) = (&self.placement, self.text);
         if self.go {
             let (path, plugin) = (&placement.path, placement.plugin);
-            return Ok(edit_template(path, text, plugin, &self.ours, declared)?);
+            let (ours, declared) = self.to_write(declared);
+            return Ok(edit_template(path, text, plugin, &ours, &declared)?);
         }
         self.edit(placement, text, declared)
+    }
+
+    /// What is ours to write, without the handlers that a predecessor's own lines declare as they should be.
+    fn to_write(&self, declared: &[Handler]) -> (BTreeSet<String>, Vec<Handler>) {
+        let stays = |name: &String| {
+            self.in_place.contains(name) && declared.iter().any(|handler| handler.name == *name)
+        };
+        let mut ours = self.ours.clone();
+        ours.retain(|name| !stays(name));
+        let mut write = declared.to_vec();
+        write.retain(|handler| !stays(&handler.name));
+        (ours, write)
     }
 
     fn edit(
@@ -110,7 +163,8 @@ impl<'a> Site<'a> {
             Some(runc) => Some(runc.to_handler("runc")),
             None => self.dumped.is_empty().then(otherwise),
         };
-        Ok(edit(text, placement, &self.ours, declared, runc.as_ref())?)
+        let (ours, declared) = self.to_write(declared);
+        Ok(edit(text, placement, &ours, &declared, runc.as_ref())?)
     }
 
     /// # Errors
@@ -156,7 +210,7 @@ impl<'a> Site<'a> {
     }
 }
 
-/// Handlers of ours as they are declared to containerd.
+/// Handlers of ours as they are declared to containerd; those of predecessors aren't ours.
 pub(super) fn declarations(places: &Places, next: &BTreeMap<String, OwnedHandler>) -> Vec<Handler> {
     let value = |value: &OptionValue| match value {
         OptionValue::Boolean(value) => Value::Boolean(*value),
@@ -164,6 +218,7 @@ pub(super) fn declarations(places: &Places, next: &BTreeMap<String, OwnedHandler
         OptionValue::String(value) => Value::String(value.clone()),
     };
     next.iter()
+        .filter(|(_, owned)| !is_predecessor(owned.owner))
         .map(|(name, owned)| Handler {
             name: name.clone(),
             runtime_type: places.declared_path(name, owned),

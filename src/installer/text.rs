@@ -95,7 +95,7 @@ pub fn plan_text(plan: &HostPlan, unit: &str) -> String {
     if plan.restart {
         line!(text, "restart {unit} once");
     }
-    for path in &plan.clear {
+    for path in plan.clear.iter().chain(&plan.leftovers.files) {
         line!(text, "remove {path}");
     }
     for handler in &plan.handlers {

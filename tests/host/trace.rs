@@ -9,9 +9,10 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 /// What changes a folder, or stands between the making of a file and its place.
-const CHANGES: [i64; 6] = [
+const CHANGES: [i64; 7] = [
     libc::SYS_mkdirat,
     libc::SYS_symlinkat,
+    libc::SYS_linkat,
     libc::SYS_unlinkat,
     libc::SYS_renameat,
     libc::SYS_fchmod,

@@ -267,11 +267,7 @@ impl Node {
                 } else if metadata.is_dir() {
                     folders.push(path);
                 } else {
-                    what += &if name.ends_with("json") {
-                        fs::read_to_string(&path).unwrap()
-                    } else {
-                        sha256_hex(&fs::read(&path).unwrap())
-                    };
+                    what += &sha256_hex(&fs::read(&path).unwrap());
                 }
                 tree.insert(name, what);
             }

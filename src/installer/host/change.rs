@@ -6,12 +6,12 @@ use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, fchown};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, openat2, renameat};
+use nix::fcntl::{AtFlags, OFlag, OpenHow, openat2, renameat};
 use nix::sys::stat::{Mode, mkdirat};
-use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
+use nix::unistd::{UnlinkatFlags, linkat, symlinkat, unlinkat};
 use xattr::FileExt as _;
 
-use super::{Error, HostRoot, NEW_SUFFIX, Result, failed, failed_io};
+use super::{Error, HostRoot, NEW_SUFFIX, OLD_SUFFIX, Result, failed, failed_io};
 
 /// Extended attributes that belong to a file's bytes and not to its place: signatures (`security.ima`, `security.evm`) and
 /// privileges (`capabilities(7)`).
@@ -161,6 +161,57 @@ impl HostRoot {
         let entry = self.entry(&new)?;
         symlinkat(target, &entry.folder, entry.name.as_str()).map_err(failed("make", &new))?;
         self.commit_new(path)
+    }
+
+    /// Gives the file at `path` a second name, so that its bytes outlive what is put in its place. Nothing there, or a link, is fine.
+    ///
+    /// # Errors
+    /// When the name can't be made.
+    pub fn keep_replaced(&self, path: &str) -> Result<()> {
+        if !self.exists(path) || self.link_target(path).is_some() {
+            return Ok(());
+        }
+        let old = format!("{path}{OLD_SUFFIX}");
+        self.remove_file(&old)?;
+        let entry = self.entry(path)?;
+        let name = format!("{}{OLD_SUFFIX}", entry.name);
+        linkat(
+            &entry.folder,
+            entry.name.as_str(),
+            &entry.folder,
+            name.as_str(),
+            AtFlags::empty(),
+        )
+        .map_err(failed("keep", path))?;
+        entry.sync()
+    }
+
+    /// Puts the file back that [`Self::keep_replaced`] kept, if it kept one.
+    ///
+    /// # Errors
+    /// When it can't be renamed.
+    pub fn restore_replaced(&self, path: &str) -> Result<()> {
+        let old = format!("{path}{OLD_SUFFIX}");
+        if !self.exists(&old) {
+            return Ok(());
+        }
+        let entry = self.entry(path)?;
+        let name = format!("{}{OLD_SUFFIX}", entry.name);
+        renameat(
+            &entry.folder,
+            name.as_str(),
+            &entry.folder,
+            entry.name.as_str(),
+        )
+        .map_err(failed("put back", path))?;
+        // Two names of one file: renaming does nothing then (rename(2)).
+        self.remove_file(&old)?;
+        entry.sync()
+    }
+
+    /// Removes the second name of [`Self::keep_replaced`]. Best effort: it stands in a predecessor's folder and does no harm.
+    pub fn discard_replaced(&self, path: &str) {
+        let _ = self.remove_file(&format!("{path}{OLD_SUFFIX}"));
     }
 
     /// Removes a file or a link, not what it points to; nothing there is fine.

@@ -1,0 +1,198 @@
+//! Looks for what KWasm and runtime-class-manager left on a host: handlers, their binaries, lock and marker files. Reads only; what
+//! becomes of it is decided in `adopt`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::adopt::{home_of, lock_entries};
+use super::host::{Error, HostRoot};
+use super::state::State;
+use crate::containerd_config::{self, Loaded, Predecessor, SourceFile, Value};
+use crate::handoff::{OptionValue, Owner};
+
+/// A lock file has a line for each shim, of which a node has a few.
+const LOCK_LIMIT: u64 = 1 << 20;
+/// The folders where installers of KWasm put links to their shims, for a containerd that looks for them by name.
+const LINK_FOLDERS: [&str; 3] = ["/usr/local/bin", "/usr/bin", "/bin"];
+
+/// What predecessors left.
+#[derive(Debug, Default)]
+pub struct Inheritance {
+    /// Their handlers that the configuration declares, by name.
+    pub handlers: BTreeMap<String, Inherited>,
+    /// What stands at the paths of these handlers, and of those that were taken over.
+    pub binaries: BTreeMap<String, Standing>,
+    /// Their folders.
+    pub homes: BTreeMap<String, Home>,
+}
+
+/// A handler of a predecessor.
+#[derive(Debug, Clone)]
+pub struct Inherited {
+    /// Whose it is, unless a request takes it over.
+    pub owner: Owner,
+    /// The configuration file that declares it.
+    pub file: String,
+    /// What the file says.
+    pub declared: containerd_config::Inherited,
+    /// Links elsewhere to its binary.
+    pub links: Vec<String>,
+}
+
+/// A binary at a path of a predecessor.
+#[derive(Debug, Clone)]
+pub struct Standing {
+    /// SHA-256 of its bytes.
+    pub sha256: String,
+    /// Whether a link leads there: an upgrade has put one into our store.
+    pub is_link: bool,
+}
+
+/// A folder of a predecessor.
+#[derive(Debug, Clone)]
+pub struct Home {
+    /// Whose it is.
+    pub owner: Owner,
+    /// Its lock file, if it has one, and what that says, if it can be read.
+    pub lock: Option<(String, Option<String>)>,
+    /// The marker of KWasm, if it is there.
+    pub marker: Option<String>,
+}
+
+/// What predecessors left in the files that are `loaded` or that those are made from (`sources`), and what stands at the paths that
+/// `state` has taken over.
+///
+/// # Errors
+/// When a binary can't be read.
+pub(super) fn look(
+    host: &HostRoot,
+    loaded: &Loaded,
+    sources: &[SourceFile],
+    state: &State,
+) -> Result<Inheritance, super::Error> {
+    let mut found = Inheritance::default();
+    let loaded = std::iter::once(&loaded.root).chain(&loaded.imported);
+    // What stands in a template stands in what is made from it, too; it is the template that is edited.
+    for file in sources.iter().chain(loaded) {
+        // A file that can't be read is refused where it is to be edited.
+        let declared = file
+            .text
+            .as_deref()
+            .and_then(|text| containerd_config::inherited(&file.path, text).ok());
+        for (name, declared) in declared.into_iter().flatten() {
+            let home = home(host, &declared.home, declared.predecessor);
+            let Some(home) = home.filter(|home| declared.usual || names(home, &declared.path))
+            else {
+                continue;
+            };
+            let inherited = Inherited {
+                owner: home.owner,
+                file: file.path.clone(),
+                links: links(host, &declared.path),
+                declared,
+            };
+            found.homes.insert(inherited.declared.home.clone(), home);
+            found.handlers.entry(name).or_insert(inherited);
+        }
+    }
+    let taken = || {
+        state
+            .handlers
+            .values()
+            .filter_map(|owned| owned.path.as_ref())
+    };
+    // What was taken over may not be declared any more, and still leaves with all that came with it.
+    for folder in taken().filter_map(|path| home_of(path)) {
+        let predecessor = if folder.ends_with("/kwasm") {
+            Predecessor::Kwasm
+        } else {
+            Predecessor::Rcm
+        };
+        if !found.homes.contains_key(folder)
+            && let Some(home) = home(host, folder, predecessor)
+        {
+            found.homes.insert(folder.to_owned(), home);
+        }
+    }
+    let declared = found
+        .handlers
+        .values()
+        .map(|handler| &handler.declared.path);
+    let paths: BTreeSet<String> = taken().chain(declared).cloned().collect();
+    for path in paths {
+        if let Some(standing) = standing(host, &path)? {
+            found.binaries.insert(path, standing);
+        }
+    }
+    Ok(found)
+}
+
+/// Where a folder is a link, what stands in it may be anybody's.
+fn home(host: &HostRoot, home: &str, predecessor: Predecessor) -> Option<Home> {
+    if host.link_target(home).is_some() || host.link_target(&format!("{home}/bin")).is_some() {
+        return None;
+    }
+    let (owner, lock) = match predecessor {
+        Predecessor::Kwasm => (Owner::Kwasm, format!("{home}/kwasm-lock.json")),
+        Predecessor::Rcm => (Owner::Rcm, format!("{home}/rcm-lock.json")),
+    };
+    let lock = host.exists(&lock).then(|| {
+        let text = host.read_text(&lock, LOCK_LIMIT).ok().flatten();
+        let is_link = host.link_target(&lock).is_some();
+        (
+            lock,
+            text.filter(|text| !is_link && lock_entries(text).is_some()),
+        )
+    });
+    let marker = format!("{home}/active");
+    let is_kwasm = predecessor == Predecessor::Kwasm;
+    Some(Home {
+        owner,
+        lock,
+        marker: (is_kwasm && host.exists(&marker)).then_some(marker),
+    })
+}
+
+/// Whether the lock file names the shim.
+fn names(home: &Home, path: &str) -> bool {
+    let text = home.lock.as_ref().and_then(|(_, text)| text.as_deref());
+    text.and_then(lock_entries)
+        .is_some_and(|entries| entries.values().any(|entry| entry.path == path))
+}
+
+fn links(host: &HostRoot, path: &str) -> Vec<String> {
+    let name = path.rsplit('/').next().unwrap_or_default();
+    LINK_FOLDERS
+        .iter()
+        .map(|folder| format!("{folder}/{name}"))
+        .filter(|link| host.link_target(link).as_deref() == Some(path))
+        .collect()
+}
+
+fn standing(host: &HostRoot, path: &str) -> Result<Option<Standing>, super::Error> {
+    let sha256 = match host.digest(path) {
+        Ok(sha256) => sha256,
+        // It is no binary, so none stands there.
+        Err(Error::NoFile { .. } | Error::TooLarge { .. }) => None,
+        Err(error) => return Err(error.into()),
+    };
+    Ok(sha256.map(|sha256| Standing {
+        sha256,
+        is_link: host.link_target(path).is_some(),
+    }))
+}
+
+impl Inherited {
+    /// The options as a request names them.
+    #[must_use]
+    pub fn options(&self) -> BTreeMap<String, OptionValue> {
+        let value = |value: &Value| match value {
+            Value::Boolean(value) => OptionValue::Boolean(*value),
+            Value::Integer(value) => OptionValue::Integer(*value),
+            Value::String(value) => OptionValue::String(value.clone()),
+        };
+        let options = self.declared.options.iter();
+        options
+            .map(|(key, option)| (key.clone(), value(option)))
+            .collect()
+    }
+}

@@ -1,0 +1,326 @@
+//! Nodes that KWasm or runtime-class-manager provisioned: their handlers are taken over by name, and leave with all that came with them.
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+#[path = "host/support.rs"]
+#[allow(dead_code, reason = "each test program uses a part of it")]
+mod support;
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+
+use farrier::handoff::{OptionValue, Outcome, ShimRequest};
+use farrier::installer;
+use farrier::names::sha256_hex;
+use rstest::rstest;
+use support::{CONFIG, Host, program, shim};
+
+/// KWasm's handlers and the version in their shims' file names.
+const KWASM: [(&str, &str); 7] = [
+    ("lunatic", "v1"),
+    ("slight", "v1"),
+    ("spin", "v2"),
+    ("wws", "v1"),
+    ("wasmedge", "v1"),
+    ("wasmer", "v1"),
+    ("wasmtime", "v1"),
+];
+
+fn runtimes(plugin: &str, handler: &str) -> String {
+    format!("[plugins.\"{plugin}\".containerd.runtimes.{handler}")
+}
+
+fn kwasm_path(handler: &str, version: &str) -> String {
+    format!("/opt/kwasm/bin/containerd-shim-{handler}-{version}")
+}
+
+fn append(host: &Host, text: &str) {
+    let config = host.config() + text;
+    host.write("/etc/containerd/config.toml", config.as_bytes());
+}
+
+/// What KWasm's installer does to a node.
+fn add_kwasm(host: &Host) {
+    let mut stanzas = String::new();
+    for (seed, (handler, version)) in (1..).zip(KWASM) {
+        let path = kwasm_path(handler, version);
+        host.write(&path, &program(seed));
+        let header = runtimes("io.containerd.grpc.v1.cri", handler);
+        let table = format!("{header}]\n    runtime_type = \"{path}\"\n");
+        stanzas.push_str(&table);
+    }
+    host.write("/opt/kwasm/active", b"");
+    append(host, &format!("\n{stanzas}\n"));
+}
+
+/// What runtime-class-manager's installer does to a node, one shim after the other.
+fn add_rcm(host: &Host, home: &str, shims: &[(&str, bool)]) {
+    let mut entries = Vec::new();
+    for (seed, (handler, options)) in (101..).zip(shims) {
+        let path = format!("{home}/bin/containerd-shim-{handler}");
+        let bytes = program(seed);
+        host.write(&path, &bytes);
+        let header = runtimes("io.containerd.grpc.v1.cri", handler);
+        append(
+            host,
+            &format!(
+                "\n# RCM runtime config for {handler}\n{header}]\nruntime_type = \"{path}\"\n"
+            ),
+        );
+        if *options {
+            append(host, &format!("{header}.options]\nSystemdCgroup = true"));
+        }
+        entries.push(format!(
+            "  \"{handler}\": {{\n   \"sha256\": \"{}\",\n   \"path\": \"{path}\"\n  }}",
+            sha256_hex(&bytes)
+        ));
+    }
+    let lock = format!("{{\n \"shims\": {{\n{}\n }}\n}}", entries.join(",\n"));
+    host.write(&format!("{home}/rcm-lock.json"), lock.as_bytes());
+}
+
+fn host(config: &str) -> Host {
+    let host = Host::new(Some(config));
+    for folder in ["/var/lib", "/opt"] {
+        std::fs::create_dir_all(host.path(folder)).unwrap();
+    }
+    for seed in [3, 77] {
+        host.write(&format!("/srv/{seed}"), &program(seed));
+    }
+    host.write("/srv/101", &program(101));
+    host
+}
+
+/// The Shim of a handler whose artifact is `/srv/SEED`.
+fn wanted(handler: &str, seed: u8) -> ShimRequest {
+    ShimRequest {
+        location: format!("file:///srv/{seed}"),
+        ..shim(handler)
+    }
+}
+
+fn listing(host: &Host) -> BTreeMap<PathBuf, String> {
+    let below = |path: PathBuf| path.strip_prefix(host.root()).unwrap().to_owned();
+    let tree = host.tree(false).into_iter();
+    tree.map(|(path, what)| (below(path), what)).collect()
+}
+
+fn digest(host: &Host, path: &str) -> String {
+    let path = host.path(path);
+    let target = std::fs::read_link(&path).ok();
+    let path = target.map_or(path, |target| host.path(target.to_str().unwrap()));
+    sha256_hex(&std::fs::read(path).unwrap())
+}
+
+const UNTERMINATED: &str = CONFIG;
+const TERMINATED: &str = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\"\n";
+const BLANK_AT_THE_END: &str = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\"\n\n";
+
+#[rstest]
+#[case(UNTERMINATED)]
+#[case(TERMINATED)]
+#[case(BLANK_AT_THE_END)]
+#[tokio::test]
+async fn what_predecessors_left_is_taken_away_to_the_last_byte(#[case] config: &str) {
+    for order in 0..4 {
+        let host = host(config);
+        let plain = listing(&host);
+        if order % 2 == 0 {
+            add_kwasm(&host);
+        }
+        if order < 3 {
+            add_rcm(&host, "/opt/rcm", &[("spin-v2", true), ("wws-v1", false)]);
+        } else {
+            add_rcm(&host, "/opt/rcm", &[("wws-v1", false), ("spin-v2", true)]);
+        }
+        if order == 1 {
+            add_kwasm(&host);
+        }
+        let report = host.uninstall(None).await;
+        assert_eq!(report.result, Outcome::Applied, "{report:?}");
+        assert_eq!(host.config(), config, "order {order}");
+        assert_eq!(listing(&host), plain, "order {order}");
+        assert_eq!(host.uninstall(None).await.result, Outcome::Unchanged);
+    }
+}
+
+#[tokio::test]
+async fn the_same_binary_is_taken_over_without_a_byte_of_the_configuration() {
+    let host = host(TERMINATED);
+    add_kwasm(&host);
+    let before = host.config();
+    let report = host.install(&[wanted("spin", 3)], &[]).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    let path = kwasm_path("spin", "v2");
+    assert_eq!(report.handlers[0].path.as_deref(), Some(path.as_str()));
+    assert_eq!(host.config(), before);
+    assert!(host.path(&path).symlink_metadata().unwrap().is_file());
+    let store = host.path("/opt/farrier/store");
+    assert_eq!(std::fs::read_dir(store).unwrap().count(), 0);
+    let tree = host.tree(true);
+    let again = host.install(&[wanted("spin", 3)], &[]).await;
+    assert_eq!(again.result, Outcome::Unchanged, "{again:?}");
+    assert_eq!(host.tree(true), tree);
+}
+
+#[tokio::test]
+async fn another_binary_goes_behind_the_path_that_was_taken_over() {
+    let host = host(UNTERMINATED);
+    let plain = listing(&host);
+    add_kwasm(&host);
+    let before = host.config();
+    let path = kwasm_path("spin", "v2");
+    for seed in [77, 3] {
+        let report = host.install(&[wanted("spin", seed)], &[]).await;
+        assert_eq!(report.result, Outcome::Applied, "{report:?}");
+        assert_eq!(host.config(), before);
+        assert_eq!(digest(&host, &path), sha256_hex(&program(seed)));
+        let again = host.install(&[wanted("spin", seed)], &[]).await;
+        assert_eq!(again.result, Outcome::Unchanged, "{again:?}");
+    }
+    assert!(!host.path(&format!("{path}.farrier-old")).exists());
+    host.uninstall(None).await;
+    assert_eq!(listing(&host), plain);
+}
+
+#[tokio::test]
+async fn a_handler_leaves_alone_and_the_others_stay_as_they_were() {
+    let host = host(TERMINATED);
+    add_rcm(&host, "/opt/rcm", &[("spin-v2", true), ("wws-v1", false)]);
+    let theirs = host.config();
+    host.install(&[wanted("spin-v2", 77)], &[]).await;
+    // Its options are others, so that it is declared anew.
+    assert!(host.config().contains("# farrier:"));
+    assert!(host.config().contains("# RCM runtime config for wws-v1"));
+    assert!(!host.config().contains("# RCM runtime config for spin-v2"));
+    let report = host.install(&[], &[]).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    let rest = theirs.find("\n# RCM runtime config for wws-v1").unwrap();
+    assert_eq!(host.config(), format!("{TERMINATED}{}", &theirs[rest..]));
+    assert!(!host.path("/opt/rcm/bin/containerd-shim-spin-v2").exists());
+    assert!(host.path("/opt/rcm/bin/containerd-shim-wws-v1").exists());
+    let lock = std::fs::read_to_string(host.path("/opt/rcm/rcm-lock.json")).unwrap();
+    let digest = sha256_hex(&program(102));
+    assert_eq!(
+        lock,
+        format!(
+            "{{\n \"shims\": {{\n  \"wws-v1\": {{\n   \"sha256\": \"{digest}\",\n   \"path\": \"/opt/rcm/bin/containerd-shim-wws-v1\"\n  }}\n }}\n}}"
+        )
+    );
+    assert!(!host.path("/var/lib/farrier").exists());
+}
+
+#[tokio::test]
+async fn the_same_options_are_taken_over_as_they_stand() {
+    let host = host(TERMINATED);
+    add_rcm(&host, "/opt/rcm", &[("spin-v2", true)]);
+    let before = host.config();
+    let mut shim = wanted("spin-v2", 101);
+    let option = ("SystemdCgroup".to_owned(), OptionValue::Boolean(true));
+    shim.options = BTreeMap::from([option]);
+    let report = host.install(&[shim], &[]).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    assert_eq!(host.config(), before);
+}
+
+#[tokio::test]
+async fn a_table_under_an_id_that_nobody_reads_is_declared_in_the_right_place() {
+    let config = "version = 3\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n";
+    let host = host(config);
+    let plain = listing(&host);
+    add_kwasm(&host);
+    let report = host.install(&[wanted("spin", 3)], &[]).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    let now = host.config();
+    assert!(!now.contains("io.containerd.grpc.v1.cri\".containerd.runtimes.spin]"));
+    assert!(now.contains("\"io.containerd.cri.v1.runtime\".containerd.runtimes.spin]"));
+    assert!(now.contains("io.containerd.grpc.v1.cri\".containerd.runtimes.wws]"));
+    let again = host.install(&[wanted("spin", 3)], &[]).await;
+    assert_eq!(again.result, Outcome::Unchanged, "{again:?}");
+    host.uninstall(None).await;
+    assert_eq!(host.config(), config);
+    assert_eq!(listing(&host), plain);
+}
+
+#[rstest]
+#[case::bad_json("{")]
+#[case::odd_digits(r#"{"shims":{"a":{"sha256":"2","path":"/opt/rcm/bin/containerd-shim-a"}}}"#)]
+#[case::elsewhere(r#"{"shims":{"a":{"sha256":"22","path":"/etc/os-release"},"b":{"sha256":"22","path":"/opt/rcm/bin/../../../etc/os-release"}}}"#)]
+#[tokio::test]
+async fn a_hostile_lock_file_removes_nothing(#[case] lock: &str) {
+    let host = host(TERMINATED);
+    add_rcm(&host, "/opt/rcm", &[("spin-v2", false)]);
+    host.write("/opt/rcm/rcm-lock.json", lock.as_bytes());
+    let report = host.uninstall(None).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    assert_eq!(host.config(), TERMINATED);
+    assert!(host.path("/etc/os-release").exists());
+    assert!(host.path("/opt/rcm/rcm-lock.json").exists());
+    assert!(!host.path("/opt/rcm/bin").exists());
+}
+
+#[rstest]
+#[case::unknown_folder("/usr/local/lib")]
+#[case::no_folder("/usr")]
+#[tokio::test]
+async fn a_folder_is_a_predecessor_s_only_where_its_lock_file_says_so(#[case] home: &str) {
+    let host = host(TERMINATED);
+    add_rcm(&host, home, &[("spin-v2", false)]);
+    std::fs::remove_file(host.path(&format!("{home}/rcm-lock.json"))).unwrap();
+    let before = listing(&host);
+    assert_eq!(host.uninstall(None).await.result, Outcome::Unchanged);
+    assert_eq!(listing(&host), before);
+    let report = host.install(&[wanted("spin-v2", 77)], &[]).await;
+    assert_eq!(report.result, Outcome::Refused, "{report:?}");
+}
+
+#[tokio::test]
+async fn a_folder_of_another_choice_is_known_by_its_lock_file() {
+    let host = host(TERMINATED);
+    let plain = listing(&host);
+    std::fs::create_dir_all(host.path("/srv")).unwrap();
+    add_rcm(&host, "/srv/shims", &[("spin-v2", true)]);
+    host.uninstall(None).await;
+    assert_eq!(listing(&host), plain);
+}
+
+#[tokio::test]
+async fn a_folder_that_leads_elsewhere_is_nobody_s() {
+    let host = host(TERMINATED);
+    add_rcm(&host, "/opt/rcm", &[("spin-v2", false)]);
+    std::fs::rename(host.path("/opt/rcm/bin"), host.path("/usr-bin")).unwrap();
+    symlink("/usr-bin", host.path("/opt/rcm/bin")).unwrap();
+    let before = listing(&host);
+    assert_eq!(host.uninstall(None).await.result, Outcome::Unchanged);
+    assert_eq!(listing(&host), before);
+}
+
+#[tokio::test]
+async fn what_administrators_wrote_stays_among_it() {
+    let host = host(TERMINATED);
+    add_rcm(&host, "/opt/rcm", &[("spin-v2", false)]);
+    append(&host, "# mine\n[debug]\nlevel = \"info\"\n");
+    add_kwasm(&host);
+    append(&host, "[metrics]\naddress = \"\"\n");
+    host.uninstall(None).await;
+    assert_eq!(
+        host.config(),
+        format!("{TERMINATED}# mine\n[debug]\nlevel = \"info\"\n[metrics]\naddress = \"\"\n")
+    );
+}
+
+#[tokio::test]
+async fn doctor_names_what_nobody_has_taken_over() {
+    let host = host(TERMINATED);
+    add_kwasm(&host);
+    let diagnosis = installer::doctor(host.root(), true).await.unwrap();
+    let finding = diagnosis
+        .findings
+        .iter()
+        .find(|finding| finding.problem.contains("KWasm"));
+    assert!(
+        finding.unwrap().problem.contains("lunatic, slight, spin"),
+        "{diagnosis:?}"
+    );
+}
