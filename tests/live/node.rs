@@ -163,6 +163,7 @@ impl Node {
 
     pub fn write(&self, path: &str, bytes: &[u8], mode: u32) {
         let path = self.path(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, bytes).unwrap();
         fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
     }
@@ -185,9 +186,14 @@ impl Node {
 
     /// Starts containerd by hand, and waits until it serves.
     pub fn start(&self) {
+        self.start_service("containerd");
+    }
+
+    /// As [`Node::start`], where containerd is a part of another service.
+    pub fn start_service(&self, service: &str) {
         let status = Command::new("nsenter")
             .args(["--mount", "--root", "--target", &self.init])
-            .args(["/sbin/rc-service", "containerd", "restart"])
+            .args(["/sbin/rc-service", service, "restart"])
             .status();
         assert!(status.unwrap().success());
         let since = Instant::now();
@@ -199,6 +205,18 @@ impl Node {
             let words = String::from_utf8_lossy(&output.stderr);
             assert!(since.elapsed() < LIMIT, "{words}\n{}", self.log());
         }
+    }
+
+    /// Leaves a script running on the node.
+    pub fn leave(&self, script: &str) {
+        let child = Command::new("nsenter")
+            .args(["--mount", "--root", "--target", &self.init])
+            .args(["setsid", "--fork", "bash", "-c", script])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
+        assert!(child.unwrap().success());
     }
 
     /// The number of containerd's process on the node.
