@@ -412,15 +412,17 @@ pub async fn recover(host: &HostRoot, offline: bool) -> Result<Option<u32>, Fail
 /// Whether another containerd than the one that the journal names serves what it should. Where a restart ends the pod that asked for
 /// it, or the whole node, this is how the next run learns that it came about, and asks for no other.
 async fn has_restarted(host: &HostRoot, journal: &Journal, running: Option<&Daemon>) -> bool {
-    let (Some(running), Some(before)) = (running, journal.process) else {
-        return false;
-    };
+    let is_another = running.is_some_and(|running| match journal.process {
+        Some(before) => running.process != before,
+        // None ran when everything was put back; only then does none say something.
+        None => journal.undone,
+    });
     let declared = |served: &Served| {
         let mut names = journal.declares.iter();
         names.all(|name| served.handlers.contains_key(name))
     };
     journal.restarting
-        && running.process != before
+        && is_another
         && matches!(
             cri::served(host, &journal.socket).await,
             Ok(served) if served.ready && (journal.undone || declared(&served))

@@ -118,3 +118,46 @@ fn a_change_that_is_killed_at_any_moment_is_carried_out_by_the_next_run() {
         }
     });
 }
+
+/// Runs a change whose restart ends it.
+fn dies(node: &Node, arguments: &[&str], fault: &str) {
+    node.fail(&[fault]);
+    let output = node.farrier(arguments);
+    assert_eq!(
+        output.status.code(),
+        None,
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[test]
+fn a_change_whose_restart_ends_its_own_pod_is_finished_without_another() {
+    on_each(|release| {
+        let node = Node::new(release);
+        let whole = Whole::of(&node);
+        for arguments in [&INSTALL[..], &UNINSTALL] {
+            dies(&node, arguments, "dies");
+            let process = node.process();
+            node.await_cri();
+            assert_converges(&node, arguments, &whole, "after its restart");
+            assert_eq!(node.process(), process);
+        }
+    });
+}
+
+#[test]
+fn a_change_whose_undoing_ends_its_own_pod_is_undone_without_another_restart() {
+    on_each(|release| {
+        let node = Node::new(release);
+        let whole = Whole::of(&node);
+        dies(&node, &INSTALL, "dies-without-cri");
+        dies(&node, &UNINSTALL, "dies");
+        let process = node.process();
+        node.await_cri();
+        let (status, report) = node.change(&UNINSTALL);
+        assert_eq!((status, report.restarts), (0, 0), "{report:?}");
+        assert_eq!((node.tree(), node.process()), (whole.without, process));
+        node.assert_healthy();
+    });
+}

@@ -196,6 +196,11 @@ impl Node {
             .args(["/sbin/rc-service", service, "restart"])
             .status();
         assert!(status.unwrap().success());
+        self.await_cri();
+    }
+
+    /// Waits until containerd serves.
+    pub fn await_cri(&self) {
         let since = Instant::now();
         loop {
             let output = self.farrier(&["install", "--dry-run", "--shim=a=file:///srv/a"]);

@@ -15,7 +15,7 @@ render
 case $fault in
     refuses) echo "ERROR: containerd failed to start" >&2; exit 1;;
     edited) (echo; echo "# of a person") >>$config; exit 1;;
-    without-cri) echo 'disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime"]' >/run/faulty.toml
+    *without-cri) echo 'disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime"]' >/run/faulty.toml
         cat $config >>/run/faulty.toml; config=/run/faulty.toml;;
 esac
 setsid $program --config $config $options </dev/null >>/var/log/containerd.log 2>&1 9>&- &
@@ -23,5 +23,7 @@ pid=$!; echo $pid >/run/containerd.pid
 case $fault in
     silent) until [ "$(cat /proc/$pid/comm)" = containerd ]; do :; done; kill -STOP $pid;;
     ends) kill -KILL $pid;;
+    # As the pod that asked for it.
+    dies*) kill -KILL $PPID;;
 esac
 exit 0
