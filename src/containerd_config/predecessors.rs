@@ -134,9 +134,10 @@ fn comment_above(text: &str, start: usize) -> Option<(usize, &str)> {
 pub(super) fn widen(text: &str, lines: Vec<Range<usize>>) -> Vec<Range<usize>> {
     let mut ranges: Vec<Range<usize>> = Vec::new();
     for range in lines {
-        let ours = text[range.clone()].trim_start().starts_with(MARK);
         match ranges.last_mut() {
-            Some(last) if last.end == range.start && !ours => last.end = range.end,
+            Some(last) if last.end == range.start && is_next(text, last, &range) => {
+                last.end = range.end;
+            }
             _ => ranges.push(range),
         }
     }
@@ -152,6 +153,40 @@ pub(super) fn widen(text: &str, lines: Vec<Range<usize>>) -> Vec<Range<usize>> {
         }
     }
     ranges
+}
+
+/// Whether lines belong to what stands before them: a key, a table below it, or KWasm's next one.
+fn is_next(text: &str, before: &Range<usize>, lines: &Range<usize>) -> bool {
+    let first = text[lines.clone()]
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .trim();
+    if !first.starts_with('[') {
+        return !first.starts_with(MARK);
+    }
+    let stanza = &text[before.clone()];
+    let mut tables = stanza
+        .lines()
+        .filter_map(|line| line.trim().strip_suffix(']'));
+    let below = |table: &str| {
+        first
+            .strip_prefix(table)
+            .is_some_and(|rest| rest.starts_with('.'))
+    };
+    let names = |text: &str| text.lines().take(2).any(names_kwasm);
+    let run = names(&text[lines.start..])
+        && stanza.lines().any(names_kwasm)
+        && !stanza.trim_start().starts_with(MARK)
+        && comment_above(text, before.start).is_none();
+    run || tables.any(below)
+}
+
+/// Whether a line names a shim of KWasm's.
+fn names_kwasm(line: &str) -> bool {
+    KWASM_HOMES
+        .iter()
+        .any(|home| line.contains(&format!("\"{home}/bin/")))
 }
 
 /// Takes in the comment, the line end before it and what else came with the lines; says whether that line end is among them.
@@ -171,11 +206,6 @@ fn widen_one(text: &str, range: &mut Range<usize>) -> bool {
             }
         }
     } else {
-        let names_kwasm = |line: &str| {
-            KWASM_HOMES
-                .iter()
-                .any(|home| line.contains(&format!("\"{home}/bin/")))
-        };
         let whole = text[range.clone()].lines().any(names_kwasm)
             && !text[range.clone()].trim_start().starts_with(MARK)
             && !text[..range.start]
@@ -210,4 +240,168 @@ fn is_needed(text: &str, ranges: &[Range<usize>], index: usize) -> bool {
     !text[..ranges[index].start].ends_with('\n')
         && !after.is_empty()
         && !after.starts_with(['\n', '\r'])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use rstest::rstest;
+
+    use super::super::{Loaded, Placement, SourceFile, edit, place};
+    use super::*;
+
+    const PATH: &str = "/etc/containerd/config.toml";
+    const TABLE: &str = "plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes";
+
+    fn placement() -> Placement {
+        Placement {
+            path: PATH.to_owned(),
+            plugin: PluginId::GrpcV1Cri,
+            version: Some(2),
+            drop_in: false,
+            spell_out_runc: false,
+            elsewhere: BTreeSet::new(),
+        }
+    }
+
+    fn rcm(handler: &str, options: &str) -> String {
+        let table = format!("{TABLE}.{handler}");
+        let options = if options.is_empty() {
+            String::new()
+        } else {
+            format!("[{table}.options]{options}")
+        };
+        format!(
+            "\n# RCM runtime config for {handler}\n[{table}]\nruntime_type = \"/opt/rcm/bin/containerd-shim-{handler}\"\n{options}"
+        )
+    }
+
+    fn kwasm(handlers: &[&str]) -> String {
+        let table = |name: &&str| {
+            format!(
+                "[{TABLE}.{name}]\n    runtime_type = \"/opt/kwasm/bin/containerd-shim-{name}-v1\"\n"
+            )
+        };
+        let tables: Vec<String> = handlers.iter().map(table).collect();
+        let tables = tables.concat();
+        format!("\n{tables}\n")
+    }
+
+    fn without(text: &str, handlers: &[&str]) -> String {
+        let ours = handlers.iter().map(|name| (*name).to_owned()).collect();
+        let edited = edit(Some(text), &placement(), &ours, &[], None);
+        edited.unwrap().unwrap_or_default()
+    }
+
+    #[rstest]
+    #[case::no_line_end("version = 2")]
+    #[case::line_end("version = 2\n")]
+    #[case::empty_line("version = 2\n\n")]
+    #[case::other_line_ends("version = 2\r\n")]
+    fn in_whatever_order_they_go_the_first_bytes_come_back(#[case] base: &str) {
+        let text = [
+            base,
+            &rcm("a", ""),
+            &rcm("b", "\nx = 1\ny = \"z\""),
+            &kwasm(&["k", "l"]),
+            &rcm("c", "\nx = true"),
+        ]
+        .concat();
+        for order in [
+            ["a", "b", "c", "k", "l"],
+            ["l", "k", "c", "b", "a"],
+            ["k", "b", "l", "a", "c"],
+            ["c", "a", "k", "l", "b"],
+        ] {
+            let mut left = text.clone();
+            for name in order {
+                left = without(&left, &[name]);
+            }
+            assert_eq!(left, base, "{order:?}");
+        }
+        assert_eq!(without(&text, &["a", "b", "c", "k", "l"]), base);
+    }
+
+    #[test]
+    fn one_of_several_goes_as_if_it_had_never_come() {
+        let base = "version = 2\n";
+        let text = [
+            base,
+            &rcm("a", "\nx = 1"),
+            &rcm("b", ""),
+            &kwasm(&["k", "l"]),
+        ]
+        .concat();
+        let kept = [base, &rcm("b", ""), &kwasm(&["k", "l"])].concat();
+        assert_eq!(without(&text, &["a"]), kept);
+        let kept = [base, &rcm("a", "\nx = 1"), &rcm("b", ""), &kwasm(&["l"])].concat();
+        assert_eq!(without(&text, &["k"]), kept);
+    }
+
+    #[test]
+    fn an_edited_table_goes_and_the_words_around_it_stay() {
+        let edited = rcm("a", "\nx = 1").replace("x = 1", "x = 2\nmore = [\"y\"]");
+        let text = format!("version = 2\n# mine\n{edited}\n# mine, too\n[debug]\n");
+        assert_eq!(
+            without(&text, &["a"]),
+            "version = 2\n# mine\n\n# mine, too\n[debug]\n"
+        );
+    }
+
+    #[rstest]
+    #[case::kwasm("/opt/kwasm/bin/containerd-shim-a", "", Some(Predecessor::Kwasm))]
+    #[case::microk8s(
+        "/var/snap/microk8s/common/kwasm/bin/containerd-shim-a",
+        "",
+        Some(Predecessor::Kwasm)
+    )]
+    #[case::rcm("/opt/rcm/bin/containerd-shim-a", "", Some(Predecessor::Rcm))]
+    #[case::rcm_elsewhere(
+        "/srv/x/bin/containerd-shim-a",
+        "# RCM runtime config for a\n",
+        Some(Predecessor::Rcm)
+    )]
+    #[case::go_rewrite(
+        "/srv/x/bin/containerd-shim-a",
+        "# KWASM runtime config for a\n",
+        Some(Predecessor::Kwasm)
+    )]
+    #[case::foreign("/usr/local/bin/containerd-shim-a", "", None)]
+    #[case::ours("/opt/farrier/bin/containerd-shim-a", "", None)]
+    #[case::climbing(
+        "/opt/rcm/../../bin/containerd-shim-a",
+        "# RCM runtime config for a\n",
+        None
+    )]
+    #[case::no_shim("/opt/kwasm/bin/crun", "", None)]
+    #[case::deeper("/opt/kwasm/bin/x/containerd-shim-a", "", None)]
+    #[case::by_name("io.containerd.spin.v2", "", None)]
+    fn a_handler_is_known_by_its_path_or_its_comment(
+        #[case] path: &str,
+        #[case] comment: &str,
+        #[case] whose: Option<Predecessor>,
+    ) {
+        let text = format!("{comment}[{TABLE}.a]\nruntime_type = \"{path}\"\n");
+        let found = inherited(PATH, &text).unwrap();
+        assert_eq!(found.get("a").map(|found| found.predecessor), whose);
+    }
+
+    #[test]
+    fn beside_a_predecessor_s_handlers_ours_go_to_the_same_file() {
+        let placed = |text: String| {
+            let root = SourceFile {
+                path: PATH.to_owned(),
+                text: Some(text),
+            };
+            let loaded = Loaded {
+                root,
+                imported: Vec::new(),
+            };
+            place(&loaded, &"2.1.9".parse().unwrap()).unwrap().drop_in
+        };
+        let root = "version = 2\nimports = ['/etc/containerd/conf.d/*.toml']\n";
+        assert!(placed(root.to_owned()));
+        assert!(!placed([root, &rcm("a", "")].concat()));
+    }
 }

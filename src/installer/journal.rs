@@ -197,6 +197,26 @@ impl Journal {
         Ok(())
     }
 
+    /// Removes what goes of predecessors. A lock file that somebody has written since is left to them.
+    ///
+    /// # Errors
+    /// When a file can't be removed or written.
+    pub fn clear_leftovers(&self, host: &HostRoot) -> host::Result<()> {
+        for path in &self.leftovers.files {
+            host.remove_file(path)?;
+        }
+        for lock in &self.leftovers.locks {
+            host.discard_new(&lock.path);
+            if host.digest(&lock.path)?.as_ref() == Some(&lock.before) {
+                put_config(host, &lock.path, lock.after.as_deref(), Some(&lock.before))?;
+            }
+        }
+        for folder in self.leftovers.folders.iter().rev() {
+            host.remove_folder(folder)?;
+        }
+        Ok(())
+    }
+
     /// Undoes everything, as far as it goes. The journal stays: it goes when containerd is known to be well.
     #[must_use]
     pub fn undo(&self, host: &HostRoot) -> Undone {

@@ -8,7 +8,6 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use super::Error;
-use super::adopt::Leftovers;
 use super::artifact;
 use super::candidate;
 use super::cri::{self, Served};
@@ -442,23 +441,6 @@ fn forget_beginning(host: &HostRoot) {
     let _ = host.remove_folder(STATE_FOLDER);
 }
 
-/// Removes what goes of predecessors. A lock file that somebody has written since is left to them.
-fn clear_leftovers(host: &HostRoot, leftovers: &Leftovers) -> Result<(), Error> {
-    for path in &leftovers.files {
-        host.remove_file(path)?;
-    }
-    for lock in &leftovers.locks {
-        host.discard_new(&lock.path);
-        if host.digest(&lock.path)?.as_ref() == Some(&lock.before) {
-            put_config(host, &lock.path, lock.after.as_deref(), Some(&lock.before))?;
-        }
-    }
-    for folder in leftovers.folders.iter().rev() {
-        host.remove_folder(folder)?;
-    }
-    Ok(())
-}
-
 /// Clears up after a change that was carried out: binaries that nothing names, folders of ours, and the journal last.
 fn finish(host: &HostRoot, journal: &Journal) -> Result<(), Error> {
     journal.discard(host)?;
@@ -494,7 +476,7 @@ fn finish(host: &HostRoot, journal: &Journal) -> Result<(), Error> {
             }
         }
     }
-    clear_leftovers(host, &journal.leftovers)?;
+    journal.clear_leftovers(host)?;
     let folders = || journal.drop_folders.iter().rev();
     if state.is_empty() {
         for folder in [places.bin(), places.store(), places.folder.clone()] {

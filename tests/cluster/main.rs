@@ -1,14 +1,20 @@
-//! End to end, on a real cluster: containerd 1.6, 1.7 and 2.1 under systemd, a real API server and kubelets, a real shim.
+//! End to end, on a real cluster: containerd 1.6, 1.7, 2.1 and 2.4 under systemd, a real API server and kubelets, a real shim.
 //!
 //! `cargo xtask test cluster` brings the cluster up and runs these one at a time; each leaves its nodes as it found them. They know
 //! the cluster only by what the environment names: `FARRIER_CLUSTER` (what stands), `FARRIER_ARTIFACTS` (what nodes can fetch),
-//! `FARRIER_IMAGE` and `FARRIER_HELLO_IMAGE` (images that the nodes have).
+//! `FARRIER_IMAGE` and `FARRIER_HELLO_IMAGE` (images that the nodes have), `FARRIER_BINARY` (the static program, for what runs on a node
+//! itself).
 #![allow(
     clippy::unwrap_used,
     reason = "clippy exempts test functions, not what they call"
 )]
 
 mod controller;
+mod direct;
 mod faults;
+mod host;
+mod host_faults;
+mod host_kill;
+mod k3s;
 mod provision;
 mod support;

@@ -5,7 +5,7 @@ use crate::support::{Cluster, SHIM, eventually, shim_for};
 #[tokio::test]
 async fn every_node_runs_the_containerd_that_it_is_named_for() {
     let cluster = Cluster::with_farrier().await;
-    for series in ["1.6", "1.7", "2.1"] {
+    for series in ["1.6", "1.7", "2.1", "2.4"] {
         let node = cluster.node_with(series);
         assert!(cluster.node_is_ready(&node).await);
         let version = cluster.sh(&node, "containerd --version");
@@ -73,6 +73,11 @@ async fn containerd_1_7_runs_a_wasm_pod_and_is_left_as_it_was() {
 #[tokio::test]
 async fn containerd_2_1_runs_a_wasm_pod_and_is_left_as_it_was() {
     there_and_back("2.1").await;
+}
+
+#[tokio::test]
+async fn containerd_2_4_runs_a_wasm_pod_and_is_left_as_it_was() {
+    there_and_back("2.4").await;
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
@@ -39,6 +39,7 @@ struct NodeFile {
     name: String,
     containerd: String,
     pid: u32,
+    root: PathBuf,
 }
 
 /// What `xtask` serves to the cluster.
@@ -83,6 +84,14 @@ fn read<T: DeserializeOwned>(variable: &str) -> T {
 impl Cluster {
     /// Connects, and installs Farrier by its chart where it is not there yet.
     pub async fn with_farrier() -> Self {
+        let cluster = Self::connect().await;
+        cluster.helm_install();
+        cluster.clear().await;
+        cluster
+    }
+
+    /// Connects.
+    pub async fn connect() -> Self {
         // A second installation in the same process is refused, and is no fault.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let file: ClusterFile = read("FARRIER_CLUSTER");
@@ -91,14 +100,11 @@ impl Cluster {
             Config::from_custom_kubeconfig(kubeconfig, &kube::config::KubeConfigOptions::default())
                 .await
                 .unwrap();
-        let cluster = Self {
+        Self {
             file,
             artifacts: read("FARRIER_ARTIFACTS"),
             client: Client::try_from(config).unwrap(),
-        };
-        cluster.helm_install();
-        cluster.clear().await;
-        cluster
+        }
     }
 
     /// Takes away what a test that failed left behind, so that it fails alone.
@@ -198,15 +204,19 @@ impl Cluster {
         text
     }
 
-    fn try_sh(&self, node: &str, line: &str) -> Output {
-        let pid = self
-            .file
-            .nodes
-            .iter()
-            .find(|file| file.name == node)
-            .unwrap()
-            .pid
-            .to_string();
+    fn node(&self, name: &str) -> &NodeFile {
+        let node = self.file.nodes.iter().find(|node| node.name == name);
+        node.unwrap_or_else(|| panic!("there is no node {name}"))
+    }
+
+    /// Where the node's file system is on this machine. Its mounts are not: /run and /tmp are empty here.
+    pub fn root(&self, node: &str) -> &Path {
+        &self.node(node).root
+    }
+
+    /// As [`sh`](Self::sh), whatever came of it.
+    pub fn try_sh(&self, node: &str, line: &str) -> Output {
+        let pid = self.node(node).pid.to_string();
         Command::new("nsenter")
             .args([
                 "-t", &pid, "-m", "-u", "-i", "-n", "-p", "-C", "-r", "-w", "/bin/sh", "-euc", line,

@@ -184,6 +184,7 @@ fn end_to_end(name: &str, cache: &Cache, progress: &Progress, filter: Option<&st
             },
             NodeSpec::new("n17", ContainerdVersion::V1_7),
             NodeSpec::new("n21", ContainerdVersion::V2_1),
+            NodeSpec::new("n24", ContainerdVersion::V2_4),
         ],
     };
     let cluster = cluster::up(cache, &spec, progress)?;
@@ -202,6 +203,7 @@ fn end_to_end(name: &str, cache: &Cache, progress: &Progress, filter: Option<&st
             .arg("--test-threads=1")
             .env("FARRIER_CLUSTER", cluster.state_path())
             .env("FARRIER_ARTIFACTS", served)
+            .env("FARRIER_BINARY", &parts.binary)
             .env("FARRIER_IMAGE", image::FARRIER)
             .env("FARRIER_HELLO_IMAGE", image::HELLO);
         aloud(&mut command)

@@ -1,0 +1,112 @@
+//! Farrier run on a node itself: what runs on the node goes on, whatever is installed, upgraded, refused and removed beside it.
+
+use farrier::handoff::Outcome;
+
+use crate::direct::{HANDLER, Node, install, on_every_node};
+use crate::support::Cluster;
+
+/// Refuses to start containerd on a configuration that names the handler `doomed`, which its dump takes.
+pub const DOOMED: &str = "[Unit]\nStartLimitIntervalSec=0\n[Service]\nExecStartPre=/bin/sh -c \"! grep -rq doomed /etc/containerd\"";
+
+/// A handler of ours whose shim is the node's own one of runc.
+const RUNC: &str = "--shim again=file:///usr/local/bin/containerd-shim-runc-v2";
+
+/// Installs, fails to install, upgrades and removes beside a pod of runc, one of a shim that Farrier installed, and one of Wasm.
+///
+/// The pod of Wasm comes where nothing restarts any more. containerd 1.7 and later ask every shim for its processes when they start,
+/// and end what does not answer (`loadShim` in `runtime/v2/shim_load.go`, "cleaning leaked shim process"); shims made with runwasi's
+/// library, up to containerd-shimkit 0.1, have no answer.
+async fn pods_go_on(series: &'static str) {
+    let cluster = Cluster::connect().await;
+    let node = Node::with(&cluster, series).await;
+    let before = node.files();
+    node.start_pod("runc", None).await;
+    let (pods, processes) = (node.pods().await, node.processes());
+
+    node.farrier(&format!("install {RUNC}"))
+        .is(Outcome::Applied, 1);
+    assert_eq!(node.processes(), processes, "an install ends no pod");
+    assert_eq!(node.pods().await, pods);
+
+    node.start_pod("again", Some("again")).await;
+    let (pods, processes) = (node.pods().await, node.processes());
+    assert_eq!(pods.len(), 2);
+    let installed = node.files();
+    node.override_unit(DOOMED);
+    let doomed = "install --keep-others --shim doomed=file:///opt/images/shim-v0.1.0";
+    node.farrier(doomed)
+        .is(Outcome::RolledBack, 2)
+        .tells("put back");
+    node.plain_unit();
+    assert_eq!(node.files(), installed, "what failed leaves no byte");
+    assert_eq!(node.processes(), processes, "a failed install ends no pod");
+
+    let both = |release: &str| format!("{} {RUNC}", install(release));
+    let run = node.farrier(&both("v0.1.0")).is(Outcome::Applied, 1);
+    assert_eq!(run.served(), ["again", HANDLER]);
+    assert_eq!(node.processes(), processes, "another install ends no pod");
+
+    node.start_pod("wasm", Some(HANDLER)).await;
+    let (pods, processes) = (node.pods().await, node.processes());
+    let daemon = node.containerd();
+    let run = node.farrier(&both("v0.2.0")).is(Outcome::Applied, 0);
+    assert_eq!(run.served(), ["again", HANDLER]);
+    assert_eq!(node.containerd(), daemon, "a new binary restarts nothing");
+    assert_eq!(node.processes(), processes, "an upgrade ends no pod");
+
+    let installed = node.files();
+    let run = node.farrier("uninstall --all").is(Outcome::Partial, 0);
+    assert_eq!(run.served(), ["again", HANDLER], "what is in use stays");
+    assert_eq!(node.files(), installed);
+    assert_eq!(node.pods().await, pods);
+    run.tells("pods still use it");
+
+    node.stop_pod("wasm", HANDLER).await;
+    node.stop_pod("again", "again").await;
+    let (pods, processes) = (node.pods().await, node.processes());
+    node.farrier("uninstall --all").is(Outcome::Applied, 1);
+    assert_eq!(node.files(), before, "nothing is left");
+    assert_eq!(node.processes(), processes, "a removal ends no pod");
+    assert_eq!(node.pods().await, pods);
+    assert!(cluster.node_is_ready(&node.name).await);
+}
+
+#[test]
+fn pods_survive_install_upgrade_failure_and_removal_on_every_containerd() {
+    on_every_node(pods_go_on);
+}
+
+/// Seven shims added, upgraded and removed one by one, with all of their handlers reserved at the first.
+async fn seven_shims_cost_two_restarts(series: &'static str) {
+    let cluster = Cluster::connect().await;
+    let node = Node::with(&cluster, series).await;
+    let before = node.files();
+    let names: Vec<String> = (1..=7).map(|number| format!("seven-{number}")).collect();
+    let reserve = names
+        .iter()
+        .fold(String::new(), |words, name| words + " --reserve " + name);
+    let mut restarts = Vec::new();
+    for release in ["v0.1.0", "v0.2.0"] {
+        for name in &names {
+            let shim = format!("--shim {name}=file:///opt/images/shim-{release}");
+            let run = node.farrier(&format!("install --keep-others {shim}{reserve}"));
+            assert_eq!(run.status, 0, "{run:#?}");
+            assert!(run.served().contains(&name.as_str()), "{run:#?}");
+            restarts.push(run.report.restarts);
+        }
+    }
+    for name in &names {
+        let run = node.farrier(&format!("uninstall --shim {name}"));
+        assert_eq!(run.status, 0, "{run:#?}");
+        restarts.push(run.report.restarts);
+    }
+    let mut expected = vec![0; 21];
+    (expected[0], expected[20]) = (1, 1);
+    assert_eq!(restarts, expected, "restarts by step");
+    assert_eq!(node.files(), before);
+}
+
+#[test]
+fn seven_reserved_shims_cost_one_restart_at_the_first_and_one_at_the_last() {
+    on_every_node(seven_shims_cost_two_restarts);
+}

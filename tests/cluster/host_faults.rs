@@ -1,0 +1,127 @@
+//! What can be wrong with a node's service manager and its containerd: it is refused before the first write, or everything goes back.
+
+use farrier::handoff::Outcome;
+
+use crate::direct::{Node, install};
+use crate::host::DOOMED;
+use crate::support::Cluster;
+
+/// A wrong node is refused: nothing changes, nothing restarts, and the sentence holds `part`.
+fn is_refused(node: &Node<'_>, part: &str) {
+    let (files, daemon) = (node.files(), node.containerd());
+    node.farrier(&install("v0.1.0"))
+        .is(Outcome::Refused, 0)
+        .tells(part);
+    assert_eq!(node.files(), files);
+    assert_eq!(node.containerd(), daemon);
+}
+
+#[tokio::test]
+async fn a_node_without_a_bus_is_refused() {
+    let cluster = Cluster::connect().await;
+    let node = Node::with(&cluster, "2.4").await;
+    node.sh("mv /run/dbus/system_bus_socket /run/dbus/elsewhere");
+    is_refused(&node, "see that dbus is installed and running");
+    node.sh("mv /run/dbus/elsewhere /run/dbus/system_bus_socket");
+    node.farrier(&install("v0.1.0")).is(Outcome::Applied, 1);
+    node.farrier("uninstall --all").is(Outcome::Applied, 1);
+}
+
+#[tokio::test]
+async fn a_unit_whose_restart_ends_pods_is_refused() {
+    let cluster = Cluster::connect().await;
+    let node = Node::with(&cluster, "2.1").await;
+    node.override_unit("[Service]\nKillMode=control-group");
+    is_refused(&node, "KillMode");
+    let allowed = format!("{} --allow-pod-restarts", install("v0.1.0"));
+    node.farrier(&allowed).is(Outcome::Applied, 1);
+    // What a removal restarts is no other matter.
+    node.farrier("uninstall --all").is(Outcome::Refused, 0);
+    node.plain_unit();
+    node.farrier("uninstall --all").is(Outcome::Applied, 1);
+}
+
+/// An install that fails after the restart: the old bytes are back, and containerd serves as before.
+fn is_rolled_back(node: &Node<'_>, part: &str) {
+    let files = node.files();
+    node.farrier("install --shim doomed=file:///opt/images/shim-v0.1.0")
+        .is(Outcome::RolledBack, 2)
+        .tells(part);
+    assert_eq!(node.files(), files);
+    assert_eq!(node.sh("systemctl is-active containerd"), "active\n");
+}
+
+#[tokio::test]
+async fn a_containerd_that_comes_back_without_its_cri_is_rolled_back() {
+    let cluster = Cluster::connect().await;
+    let node = Node::with(&cluster, "1.7").await;
+    node.sh("mkdir -p /run/farrier-test; printf 'version = 2\\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\\n' > /run/farrier-test/none.toml");
+    node.override_unit(
+        "[Service]\nExecStart=\nExecStart=/bin/sh -c \"grep -q doomed /etc/containerd/config.toml && exec /usr/local/bin/containerd -c /run/farrier-test/none.toml; exec /usr/local/bin/containerd\"",
+    );
+    is_rolled_back(&node, "CRI plugin");
+    node.plain_unit();
+}
+
+#[tokio::test]
+async fn a_containerd_whose_start_is_refused_afterwards_is_rolled_back() {
+    let cluster = Cluster::connect().await;
+    let node = Node::with(&cluster, "2.4").await;
+    node.override_unit(&DOOMED.replace("ExecStartPre", "ExecStartPost"));
+    is_rolled_back(&node, "containerd.service");
+    node.plain_unit();
+}
+
+#[tokio::test]
+async fn a_containerd_that_never_gets_ready_is_rolled_back() {
+    let cluster = Cluster::connect().await;
+    let node = Node::with(&cluster, "2.1").await;
+    node.override_unit(
+        "[Service]\nTimeoutStartSec=5\nExecStartPost=/bin/sh -c \"grep -rq doomed /etc/containerd && sleep 600 || true\"",
+    );
+    is_rolled_back(&node, "containerd.service");
+    node.plain_unit();
+}
+
+/// A shim of the administrator's: the node's own one of runc, until there is something that makes it hang on `delete`.
+const HANGING: &str = "#!/bin/sh
+for word; do
+  if [ \"$word\" = delete ] && [ -e /run/farrier-test/hang ]; then sleep 600; fi
+done
+exec /usr/local/bin/containerd-shim-runc-v2 \"$@\"
+";
+
+#[tokio::test]
+async fn a_containerd_that_hangs_on_a_dead_sandbox_is_told_and_taken_up_again() {
+    let cluster = Cluster::connect().await;
+    let node = Node::with(&cluster, "1.7").await;
+    let shim = cluster
+        .root(&node.name)
+        .join("usr/local/bin/containerd-shim-hanging-v1");
+    std::fs::write(&shim, HANGING).unwrap();
+    node.sh("chmod +x /usr/local/bin/containerd-shim-hanging-v1; mkdir -p /run/farrier-test
+             cp -p /etc/containerd/config.toml /run/farrier-test/config.toml
+             printf '[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.hanging]\\nruntime_type = \"io.containerd.hanging.v1\"\\n' >> /etc/containerd/config.toml
+             systemctl restart containerd");
+    node.start_pod("hanging", Some("hanging")).await;
+    let files = node.files();
+    // The shim dies while no containerd runs, so that the next one finds its sandbox dead.
+    node.override_unit(
+        "[Service]\nTimeoutStartSec=5\nExecStopPost=/bin/sh -c \"touch /run/farrier-test/hang; pkill -9 -f [r]unc-v2.-namespace || true\"",
+    );
+    node.farrier(&install("v0.1.0"))
+        .is(Outcome::Broken, 2)
+        .tells("repair containerd");
+    let config = "sha256sum /etc/containerd/config.toml";
+    assert!(files.contains(node.sh(config).split(' ').next().unwrap()));
+    node.plain_unit();
+    node.sh(
+        "rm /run/farrier-test/hang; pkill -f '[s]leep 600' || true; systemctl restart containerd",
+    );
+    let run = node.farrier(&install("v0.1.0"));
+    assert_eq!(run.report.result, Outcome::Applied, "{run:#?}");
+    node.farrier("uninstall --all").is(Outcome::Applied, 1);
+    assert_eq!(node.files(), files);
+    cluster.delete_pod("hanging-n17").await;
+    node.sh("cp -p /run/farrier-test/config.toml /etc/containerd/config.toml; systemctl restart containerd");
+}
