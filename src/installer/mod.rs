@@ -20,6 +20,7 @@ pub mod loaded;
 mod options;
 pub mod perform;
 pub mod plan;
+mod recovery;
 mod report;
 pub mod restart;
 pub mod service;
@@ -40,8 +41,9 @@ use facts::{Facts, gather, verified};
 use host::HostRoot;
 use options::config_path;
 pub use options::{InstallOptions, Preview, UninstallOptions, Wanted};
-use perform::{Source, perform, recover};
+use perform::{Source, perform};
 use plan::{Scope, Want, decide};
+use recovery::recover;
 use report::{as_before, conclude, describe, failed, publish, unhappy};
 use unpack::Hashing;
 
