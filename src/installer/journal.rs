@@ -43,6 +43,16 @@ pub struct Journal {
     /// containerd may have been restarted on the new configuration.
     #[serde(default)]
     pub restarting: bool,
+    /// The containerd that the next restart ends, as `Daemon::process` names it: whether that restart came about shows by it, where it
+    /// ended this program too.
+    #[serde(default)]
+    pub process: Option<(u32, u64)>,
+    /// Everything was put back, and containerd may have been restarted on that.
+    #[serde(default)]
+    pub undone: bool,
+    /// The state file that ends the change; absent where it ends with none or leaves it as it is.
+    #[serde(default)]
+    pub state: Option<String>,
     /// SHA-256 of the state file that ends the change; absent where it ends with none, and empty where the state file stays as it
     /// is, so that it can't tell whether the change was carried out.
     pub commits: Option<String>,
@@ -150,6 +160,27 @@ impl Journal {
     #[must_use]
     pub fn is_committed(&self, state: Option<&str>) -> bool {
         text_digest(state) == self.commits
+    }
+
+    /// Whether a run that finds everything live can write the state file that ends the change. A journal of a release that did not
+    /// note it can't.
+    #[must_use]
+    pub fn can_be_finished(&self) -> bool {
+        let stays = self.commits.as_deref() == Some("");
+        stays || self.commits == text_digest(self.state.as_deref())
+    }
+
+    /// Whether the configuration is still what the change wrote.
+    #[must_use]
+    pub fn stands(&self, host: &HostRoot) -> bool {
+        self.undo.iter().all(|step| match step {
+            Undo::Config { path, wrote, .. } => {
+                host.digest(path).is_ok_and(|digest| digest == *wrote)
+            }
+            Undo::Link { .. } | Undo::File { .. } | Undo::Folder { .. } | Undo::Replaced { .. } => {
+                true
+            }
+        })
     }
 
     /// Removes what the change needed only while it was under way.

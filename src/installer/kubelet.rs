@@ -1,7 +1,7 @@
 //! Finds the container runtime that a host's kubelet uses, by its process. Reads `/proc` and the kubelet's configuration, and nothing of
 //! containerd.
 
-use super::facts::option;
+use super::daemon::option;
 use super::host::HostRoot;
 
 /// A kubelet's command line and configuration have some kilobytes.

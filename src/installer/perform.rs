@@ -11,14 +11,13 @@ use super::Error;
 use super::artifact;
 use super::candidate;
 use super::clearing::{InUse, finish};
-use super::facts::{Facts, find_daemon, gather};
+use super::daemon::{Daemon, find_daemon};
+use super::facts::{Facts, gather};
 use super::host::{HostRoot, text_digest};
 use super::journal::{Journal, Undo, put_config};
 use super::plan::{HostPlan, cut, declared_before, prove};
 use super::restart::{self, restart};
-use super::state::{
-    JOURNAL_FILE, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, folder_of, link_target,
-};
+use super::state::{JOURNAL_FILE, STATE_FILE, STATE_FOLDER, State, folder_of, link_target};
 use super::trial;
 use super::unpack;
 use crate::handoff::API_VERSION;
@@ -107,7 +106,7 @@ pub async fn perform(
             }
             Ok(done)
         }
-        Err(cause) => Err(roll_back(host, facts, plan, &journal, cause).await),
+        Err(cause) => Err(roll_back(host, facts, plan, &mut journal, cause).await),
     }
 }
 
@@ -160,6 +159,9 @@ fn journal(host: &HostRoot, facts: &Facts, plan: &HostPlan) -> Journal {
         socket: facts.socket(),
         folder: facts.places.folder.clone(),
         restarting: false,
+        process: None,
+        undone: false,
+        state: state.filter(|_| plan.write_state),
         commits,
         drop_folders: plan.drop_folders.clone(),
         leftovers: plan.leftovers.clone(),
@@ -208,10 +210,11 @@ async fn act(
     }
     let mut done = Done::default();
     if plan.restart {
+        let daemon = facts.daemon.as_ref();
         journal.restarting = true;
+        journal.process = daemon.map(|daemon| daemon.process);
         journal.save(host)?;
         info!(unit = journal.unit, "restarting containerd");
-        let daemon = facts.daemon.as_ref();
         let (served, away) = restart(host, &journal.service(), &journal.socket, daemon).await?;
         candidate::is_rendered(host, plan)?;
         if let Ok(before) = &facts.served {
@@ -222,16 +225,7 @@ async fn act(
             away: Some(away),
         };
     }
-    if plan.write_state {
-        let before = host.digest(STATE_FILE)?;
-        match &plan.state {
-            Some(state) => {
-                let text = state.to_json();
-                host.replace(STATE_FILE, text.as_bytes(), before.as_deref(), STATE_MODE)?;
-            }
-            None => host.remove_file(STATE_FILE)?,
-        }
-    }
+    commit(host, journal)?;
     Ok(done)
 }
 
@@ -244,6 +238,19 @@ fn untried(facts: &Facts, plan: &HostPlan) -> BTreeMap<String, String> {
         .filter(|sha256| !had.contains(sha256))
         .map(|sha256| (sha256.clone(), facts.places.store_path(sha256)))
         .collect()
+}
+
+/// Puts the state file in place, which ends the change.
+pub(super) fn commit(host: &HostRoot, journal: &Journal) -> Result<(), Error> {
+    let before = host.digest(STATE_FILE)?;
+    match (&journal.state, &journal.commits) {
+        (Some(text), _) => {
+            host.replace(STATE_FILE, text.as_bytes(), before.as_deref(), STATE_MODE)?;
+        }
+        (None, None) => host.remove_file(STATE_FILE)?,
+        (None, Some(_)) => {}
+    }
+    Ok(())
 }
 
 /// Copies a binary into the store. Its bytes are hashed again on the way: what is linked is what was verified.
@@ -274,7 +281,7 @@ async fn roll_back(
     host: &HostRoot,
     facts: &Facts,
     plan: &HostPlan,
-    journal: &Journal,
+    journal: &mut Journal,
     cause: Error,
 ) -> Failure {
     warn!(%cause, "undoing the change");
@@ -284,6 +291,7 @@ async fn roll_back(
     let mut restarts = 0;
     if journal.restarting {
         restarts = 2;
+        note_undone(host, journal, running.as_ref());
         let (service, socket) = (journal.service(), &journal.socket);
         let restored = restart(host, &service, socket, running.as_ref()).await;
         let proven =
@@ -315,7 +323,7 @@ async fn roll_back(
 }
 
 /// Undoes what the journal names; returns what could not be undone.
-async fn undo(host: &HostRoot, journal: &Journal) -> Vec<String> {
+pub(super) async fn undo(host: &HostRoot, journal: &Journal) -> Vec<String> {
     let undone = journal.undo(host);
     let mut failures = undone.failures;
     if undone.config_changed.is_some() {
@@ -341,7 +349,7 @@ async fn undo(host: &HostRoot, journal: &Journal) -> Vec<String> {
 }
 
 /// Removes the journal of a change that was undone, and the folders that were made for it.
-fn forget(host: &HostRoot, journal: &Journal) -> Result<(), Error> {
+pub(super) fn forget(host: &HostRoot, journal: &Journal) -> Result<(), Error> {
     journal.discard(host)?;
     host.discard_new(STATE_FILE);
     host.discard_new(JOURNAL_FILE);
@@ -354,62 +362,9 @@ fn forget(host: &HostRoot, journal: &Journal) -> Result<(), Error> {
     Ok(())
 }
 
-/// Undoes or finishes the change that a former run left half done; returns how often containerd was restarted for that, or `None`
-/// where there was no such change.
-///
-/// # Errors
-/// [`Failure::Broken`] when the host could not be put back, [`Failure::Refused`] when the journal can't be read.
-pub async fn recover(host: &HostRoot, offline: bool) -> Result<Option<u32>, Failure> {
-    let state = host.read_text(STATE_FILE, STATE_LIMIT);
-    let loaded = state
-        .map_err(Error::from)
-        .and_then(|state| Ok((state, Journal::load(host)?)));
-    let (state, journal) = match loaded.map_err(Failure::Refused)? {
-        (state, None) => {
-            if state.is_none() {
-                forget_beginning(host);
-            }
-            return Ok(None);
-        }
-        (state, Some(journal)) => (state, journal),
-    };
-    if journal.is_committed(state.as_deref()) {
-        info!("finishing a change that was interrupted");
-        let in_use = InUse::ask(host, &journal.socket, offline).await;
-        finish(host, &journal, &in_use).map_err(Failure::Refused)?;
-        return Ok(Some(0));
-    }
-    info!("undoing a change that was interrupted");
-    let running = if offline {
-        None
-    } else {
-        find_daemon(host).ok().flatten()
-    };
-    let mut failures = undo(host, &journal).await;
-    let mut restarts = 0;
-    if journal.restarting && !offline {
-        restarts = 1;
-        let (service, socket) = (journal.service(), &journal.socket);
-        let restored = restart(host, &service, socket, running.as_ref()).await;
-        failures.extend(restored.err().map(|error| error.to_string()));
-    }
-    if failures.is_empty()
-        && let Err(error) = forget(host, &journal)
-    {
-        failures.push(error.to_string());
-    }
-    if failures.is_empty() {
-        return Ok(Some(restarts));
-    }
-    Err(Failure::Broken {
-        cause: Error::Interrupted,
-        failures,
-        restarts,
-    })
-}
-
-/// A run that was killed, or found no room, before its journal was on disk leaves a folder at most. Best effort, as nothing is in it.
-fn forget_beginning(host: &HostRoot) {
-    host.discard_new(JOURNAL_FILE);
-    let _ = host.remove_folder(STATE_FOLDER);
+/// Notes which containerd the restart on what was put back will end. Best effort: without that note the next run asks for another.
+pub(super) fn note_undone(host: &HostRoot, journal: &mut Journal, running: Option<&Daemon>) {
+    journal.undone = true;
+    journal.process = running.map(|daemon| daemon.process);
+    let _ = journal.save(host);
 }

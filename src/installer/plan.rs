@@ -441,8 +441,8 @@ pub(super) mod tests {
     use super::*;
     use crate::containerd_config::{Loaded, SourceFile};
     use crate::handoff::{OptionValue, Owner, ShimRequest};
+    use crate::installer::daemon::Daemon;
     use crate::installer::distro::{Evidence, detect};
-    use crate::installer::facts::Daemon;
     use crate::installer::inherited::{Inheritance, Inherited, Standing};
 
     const CONFIG: &str = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd]\ndefault_runtime_name = 'runc'\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n";

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::cri::{self, Served};
-use super::facts::{Daemon, find_daemon};
+use super::daemon::{Daemon, find_daemon};
 use super::host::HostRoot;
 use super::service::{self, Service};
 

@@ -1,9 +1,10 @@
 //! Looks at a host for what the table of distributions depends on: which row fits, where its files are, what stands in the way. Reads
 //! only; the running containerd is found in `facts`.
 
+use super::daemon::{Daemon, still_named};
 use super::distro::{self, DistroSpec, Evidence};
 use super::exec;
-use super::facts::{Daemon, PROGRAM_LIMIT, PROGRAMS, SMALL, still_named};
+use super::facts::{PROGRAM_LIMIT, PROGRAMS, SMALL};
 use super::host::HostRoot;
 use super::kubelet;
 use super::source::candidates;

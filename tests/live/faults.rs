@@ -72,6 +72,23 @@ fn a_node_whose_containerd_does_not_come_back_needs_a_person() {
     });
 }
 
+/// From 2.2.7 on containerd asks every shim at its start and waits for ever: the node would not come back.
+#[test]
+fn a_shim_that_hangs_is_refused_and_the_other_is_installed() {
+    on_each(|release| {
+        let node = Node::new(release);
+        node.write("/srv/a", &shim(1, Run::Hangs), 0o644);
+        let (status, report) = node.change(&[
+            "install",
+            "--shim=a=file:///srv/a",
+            "--shim=b=file:///srv/b",
+        ]);
+        assert_eq!((status, report.result), (1, Outcome::Partial), "{report:?}");
+        assert!(!node.config().contains("containerd-shim-a"));
+        node.assert_healthy();
+    });
+}
+
 #[test]
 fn a_configuration_that_containerd_refuses_is_left_alone() {
     on_each(|release| {

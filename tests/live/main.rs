@@ -7,6 +7,7 @@
 
 mod changes;
 mod crashes;
+mod distributions;
 mod faults;
 mod node;
 #[path = "../host/trace.rs"]

@@ -163,6 +163,7 @@ impl Node {
 
     pub fn write(&self, path: &str, bytes: &[u8], mode: u32) {
         let path = self.path(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, bytes).unwrap();
         fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
     }
@@ -185,11 +186,21 @@ impl Node {
 
     /// Starts containerd by hand, and waits until it serves.
     pub fn start(&self) {
+        self.start_service("containerd");
+    }
+
+    /// As [`Node::start`], where containerd is a part of another service.
+    pub fn start_service(&self, service: &str) {
         let status = Command::new("nsenter")
             .args(["--mount", "--root", "--target", &self.init])
-            .args(["/sbin/rc-service", "containerd", "restart"])
+            .args(["/sbin/rc-service", service, "restart"])
             .status();
         assert!(status.unwrap().success());
+        self.await_cri();
+    }
+
+    /// Waits until containerd serves.
+    pub fn await_cri(&self) {
         let since = Instant::now();
         loop {
             let output = self.farrier(&["install", "--dry-run", "--shim=a=file:///srv/a"]);
@@ -199,6 +210,18 @@ impl Node {
             let words = String::from_utf8_lossy(&output.stderr);
             assert!(since.elapsed() < LIMIT, "{words}\n{}", self.log());
         }
+    }
+
+    /// Leaves a script running on the node.
+    pub fn leave(&self, script: &str) {
+        let child = Command::new("nsenter")
+            .args(["--mount", "--root", "--target", &self.init])
+            .args(["setsid", "--fork", "bash", "-c", script])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
+        assert!(child.unwrap().success());
     }
 
     /// The number of containerd's process on the node.
@@ -267,11 +290,7 @@ impl Node {
                 } else if metadata.is_dir() {
                     folders.push(path);
                 } else {
-                    what += &if name.ends_with("json") {
-                        fs::read_to_string(&path).unwrap()
-                    } else {
-                        sha256_hex(&fs::read(&path).unwrap())
-                    };
+                    what += &sha256_hex(&fs::read(&path).unwrap());
                 }
                 tree.insert(name, what);
             }

@@ -1,0 +1,159 @@
+//! Finds the containerd that runs on a host, by its process. Reads `/proc`, and nothing of containerd's own.
+
+use super::distro;
+use super::facts::SMALL;
+use super::host::HostRoot;
+use super::kubelet;
+use super::state::folder_of;
+
+/// A running containerd.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Daemon {
+    /// Its process, and when that started (field 22 of `proc_pid_stat(5)`): together they never come again before a reboot.
+    pub process: (u32, u64),
+    /// Path of its program on the host.
+    pub program: String,
+    /// What `-c` or `--config` says.
+    pub config: Option<String>,
+    /// What `-a` or `--address` says.
+    pub address: Option<String>,
+    /// The unit that it runs in.
+    pub unit: Option<String>,
+}
+
+/// The containerd that runs on this host; among several, the one that the kubelet uses.
+///
+/// A kubelet of its own says which; one in the same program as k3s's or RKE2's uses the containerd that this program started. Without
+/// either, the one in the packages' unit counts.
+///
+/// # Errors
+/// When `/proc` can't be listed.
+pub fn find_daemon(host: &HostRoot) -> Result<Option<Daemon>, super::Error> {
+    let mut found: Vec<Daemon> = host
+        .list("/proc")?
+        .iter()
+        .filter_map(|name| name.parse().ok())
+        .filter_map(|pid| daemon(host, pid))
+        .collect();
+    let endpoint = kubelet::endpoint(host)?;
+    found.sort_by_key(|daemon| {
+        let address = daemon.address.as_deref().unwrap_or(distro::STOCK_SOCKET);
+        let is_used = |endpoint: &String| kubelet::same(endpoint, address);
+        let unit = daemon.unit.as_deref();
+        (
+            !endpoint.as_ref().is_some_and(is_used),
+            !distro::is_own(&daemon.program, unit),
+            unit != Some("containerd.service"),
+            daemon.process,
+        )
+    });
+    Ok(found.into_iter().next())
+}
+
+/// The path of a program whose file may have been replaced since it was started: the restart starts the new one.
+pub(super) fn still_named(program: &str) -> &str {
+    program.strip_suffix(" (deleted)").unwrap_or(program)
+}
+
+/// The process `pid`, if it is a containerd of this host. A process that is gone by now is none.
+fn daemon(host: &HostRoot, pid: u32) -> Option<Daemon> {
+    let read = |name: &str| {
+        host.read(&format!("/proc/{pid}/{name}"), SMALL)
+            .ok()
+            .flatten()
+    };
+    if read("comm")? != b"containerd\n" || !host.is_root_of(pid) {
+        return None;
+    }
+    let program = host.link_target(&format!("/proc/{pid}/exe"))?;
+    let program = own_name(host, still_named(&program));
+    let arguments = String::from_utf8(read("cmdline")?).ok()?;
+    let arguments: Vec<&str> = arguments.split('\0').collect();
+    let stat = String::from_utf8(read("stat")?).ok()?;
+    // The name in parentheses may hold anything; field 3 comes behind the last of them.
+    let started = stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()?;
+    let cgroup = String::from_utf8(read("cgroup")?).ok()?;
+    Some(Daemon {
+        process: (pid, started),
+        program,
+        config: option(&arguments, &["-c", "--config", "-config"]),
+        address: option(&arguments, &["-a", "--address", "-address"]),
+        unit: unit_of_cgroup(&cgroup),
+    })
+}
+
+/// The path by which a program is containerd: k3s is one program under many names, which links beside it carry.
+fn own_name(host: &HostRoot, program: &str) -> String {
+    let link = format!("{}/containerd", folder_of(program));
+    let is_other = program.rsplit('/').next() != Some("containerd");
+    if is_other && host.exists(&link) {
+        return link;
+    }
+    program.to_owned()
+}
+
+/// The value of an option, as `-c FILE` or `--config=FILE`; only absolute paths are of use.
+pub(super) fn option(arguments: &[&str], names: &[&str]) -> Option<String> {
+    let mut arguments = arguments.iter();
+    while let Some(argument) = arguments.next() {
+        let (name, value) = match argument.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (*argument, None),
+        };
+        if names.contains(&name) {
+            let value = value.or_else(|| arguments.next().copied())?;
+            let path = value.strip_prefix("unix://").unwrap_or(value);
+            return path.starts_with('/').then(|| path.to_owned());
+        }
+    }
+    None
+}
+
+/// The innermost service of a process's cgroups (cgroups(7): `hierarchy:controllers:path`).
+fn unit_of_cgroup(cgroup: &str) -> Option<String> {
+    cgroup
+        .lines()
+        .filter_map(|line| line.splitn(3, ':').nth(2))
+        .find_map(|path| path.rsplit('/').find(|part| part.ends_with(".service")))
+        .map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_line_says_which_files_a_daemon_uses() {
+        let arguments = [
+            "containerd",
+            "--config=/a/b.toml",
+            "-a",
+            "unix:///run/x.sock",
+            "",
+        ];
+        assert_eq!(
+            option(&arguments, &["-c", "--config"]).as_deref(),
+            Some("/a/b.toml")
+        );
+        assert_eq!(
+            option(&arguments, &["-a", "--address"]).as_deref(),
+            Some("/run/x.sock")
+        );
+        assert_eq!(option(&["containerd", "-c", "relative"], &["-c"]), None);
+        assert_eq!(option(&["containerd", "-c"], &["-c"]), None);
+    }
+
+    #[test]
+    fn the_unit_is_read_from_every_kind_of_hierarchy() {
+        for cgroup in [
+            "0::/system.slice/containerd.service\n",
+            "12:pids:/\n1:name=systemd:/farrier/n1/system.slice/containerd.service\n0::/\n",
+        ] {
+            assert_eq!(
+                unit_of_cgroup(cgroup).as_deref(),
+                Some("containerd.service")
+            );
+        }
+        assert_eq!(unit_of_cgroup("0::/\n"), None);
+    }
+}
