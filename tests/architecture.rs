@@ -43,6 +43,7 @@ const PURE: &[&str] = &[
     "handoff/",
     "installer/doctor.rs",
     "installer/plan.rs",
+    "installer/proof.rs",
     "installer/state.rs",
     "names.rs",
 ];

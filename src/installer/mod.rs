@@ -22,6 +22,7 @@ pub mod loaded;
 mod options;
 pub mod perform;
 pub mod plan;
+mod proof;
 mod recovery;
 mod report;
 pub mod restart;
