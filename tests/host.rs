@@ -86,6 +86,18 @@ async fn what_was_verified_is_hashed_again_only_when_it_was_touched() {
 }
 
 #[tokio::test]
+async fn an_artifact_that_was_replaced_on_the_host_is_read_again() {
+    let host = host();
+    host.install(&[shim("a")], &[]).await;
+    // Same size, same inode: its times tell.
+    host.write("/srv/a", &program(7));
+    let report = host.install(&[shim("a")], &[]).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    let sha256 = sha256_hex(&program(7));
+    assert_eq!(report.handlers[0].sha256.as_ref(), Some(&sha256));
+}
+
+#[tokio::test]
 async fn doctor_names_what_a_killed_run_left_behind() {
     let host = host();
     host.install(&[shim("a")], &[]).await;

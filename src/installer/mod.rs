@@ -22,6 +22,7 @@ pub mod loaded;
 mod options;
 pub mod perform;
 pub mod plan;
+mod prepare;
 mod proof;
 mod recovery;
 mod report;
@@ -39,23 +40,22 @@ pub mod unpack;
 pub mod want;
 
 use std::collections::BTreeMap;
-use std::io;
 use std::path::Path;
 
 pub use error::Error;
-use facts::{Facts, gather, verified};
+use facts::{Facts, gather};
 use host::HostRoot;
 use options::config_path;
 pub use options::{InstallOptions, Preview, UninstallOptions, Wanted};
-use perform::{Failure, Source, perform};
+use perform::{Failure, perform};
 use plan::{HostPlan, Scope, Want, decide};
+use prepare::{Prepared, prepare};
 use recovery::recover;
 use report::{as_before, conclude, describe, failed, publish, unhappy};
-use stamps::Stamps;
+use stamps::{Artifacts, Stamps};
 use tracing::warn;
-use unpack::Hashing;
 
-use crate::handoff::{FetchResult, Outcome, Owner, ProvisionReport, ProvisionRequest, ShimRequest};
+use crate::handoff::{FetchResult, Outcome, Owner, ProvisionReport, ShimRequest};
 
 /// Fetches what the request names into `out`, for a later [`install`]. Touches no host.
 ///
@@ -94,7 +94,7 @@ pub async fn install(options: InstallOptions) -> ProvisionReport {
     };
     let report = change
         .run(report, &request.shims, async |facts| {
-            change.want_installed(&options, &request, facts).await
+            prepare(&host, &options, &request, facts).await
         })
         .await;
     publish(report)
@@ -113,8 +113,8 @@ pub async fn preview(options: &InstallOptions) -> Result<Preview, Error> {
         offline: options.offline,
     };
     let facts = gather(&host, change.config, change.offline).await?;
-    let (want, _sources, _downloads) = change.want_installed(options, &request, &facts).await?;
-    let plan = decide(&facts, &want)?;
+    let prepared = prepare(&host, options, &request, &facts).await?;
+    let plan = decide(&facts, &prepared.want)?;
     let mut report = ProvisionReport::new(Outcome::Unchanged);
     report.request_digest = request.digest();
     report.node_uid = request.node_uid;
@@ -152,7 +152,14 @@ pub async fn uninstall(options: UninstallOptions) -> ProvisionReport {
         allow_pod_restarts: options.allow_pod_restarts,
     };
     let report = change
-        .run(report, &[], async |_| Ok((want, BTreeMap::new(), None)))
+        .run(report, &[], async |_| {
+            Ok(Prepared {
+                want,
+                sources: BTreeMap::new(),
+                artifacts: Artifacts::new(),
+                _downloads: None,
+            })
+        })
         .await;
     publish(report)
 }
@@ -170,9 +177,6 @@ pub async fn doctor(host_root: &Path, offline: bool) -> Result<doctor::Diagnosis
     Ok(doctor::examine(&facts, journal, &leftovers))
 }
 
-/// What is wanted, where its binaries are, and the folder that holds those that were fetched now.
-type Prepared = (Want, BTreeMap<String, Source>, Option<tempfile::TempDir>);
-
 /// One change of one host.
 struct Change<'a> {
     host: &'a HostRoot,
@@ -185,7 +189,7 @@ impl Change<'_> {
         &self,
         mut report: ProvisionReport,
         shims: &[ShimRequest],
-        prepare: impl AsyncFnOnce(&Facts) -> Result<Prepared, Error>,
+        want: impl AsyncFnOnce(&Facts) -> Result<Prepared, Error>,
     ) -> ProvisionReport {
         let _lock = match self.host.lock().await {
             Ok(lock) => lock,
@@ -203,7 +207,12 @@ impl Change<'_> {
             Err(error) => return failed(report, &error),
         };
         describe(&mut report, &facts);
-        let (mut want, sources, _downloads) = match prepare(&facts).await {
+        let Prepared {
+            mut want,
+            sources,
+            artifacts,
+            _downloads,
+        } = match want(&facts).await {
             Ok(prepared) => prepared,
             Err(error) => return as_before(failed(report, &error), &facts, shims, self.offline),
         };
@@ -239,13 +248,13 @@ impl Change<'_> {
                 return as_before(report, &facts, shims, self.offline);
             }
         };
-        self.remember(&facts, &plan);
+        self.remember(&facts, &plan, artifacts);
         conclude(&mut report, &plan, self.offline);
         report
     }
 
     /// Records what was hashed in this run, for the next. Best effort: without it the next run hashes again.
-    fn remember(&self, facts: &Facts, plan: &HostPlan) {
+    fn remember(&self, facts: &Facts, plan: &HostPlan, artifacts: Artifacts) {
         let Some(state) = &plan.state else {
             return;
         };
@@ -254,128 +263,8 @@ impl Change<'_> {
         let verified = wanted
             .filter(|sha256| facts.stored.contains(sha256) || plan.store.contains(sha256))
             .collect();
-        if let Err(error) = Stamps::record(self.host, &facts.places, &verified) {
+        if let Err(error) = Stamps::record(self.host, &facts.places, &verified, artifacts) {
             warn!(%error, "what was verified is not remembered");
         }
     }
-
-    async fn want_installed(
-        &self,
-        options: &InstallOptions,
-        request: &ProvisionRequest,
-        facts: &Facts,
-    ) -> Result<Prepared, Error> {
-        let mut candidates = BTreeMap::new();
-        let mut missing = Vec::new();
-        for shim in &request.shims {
-            match present(facts, shim) {
-                Some(sha256) => {
-                    candidates.insert(shim.name.clone(), Ok(sha256));
-                }
-                None => missing.push(shim.clone()),
-            }
-        }
-        let mut downloads = None;
-        let mut folder = options.artifacts.clone();
-        let remote = |shim: &ShimRequest| !artifact::is_on_host(&shim.location);
-        // A host that is refused anyway is not worth a download.
-        if folder.is_none() && facts.distro.refusal.is_none() && missing.iter().any(remote) {
-            let made = tempfile::tempdir().map_err(|source| Error::Temporary { source })?;
-            artifact::fetch(&missing, made.path(), options.ca_file.as_deref()).await?;
-            folder = Some(made.path().to_owned());
-            downloads = Some(made);
-        }
-        let mut sources = BTreeMap::new();
-        for shim in &missing {
-            let found = self.candidate(shim, folder.as_deref());
-            let candidate = match found {
-                Ok((sha256, source)) => {
-                    sources.insert(sha256.clone(), source);
-                    Ok(sha256)
-                }
-                Err(error) => Err(error.to_string()),
-            };
-            candidates.insert(shim.name.clone(), candidate);
-        }
-        let want = Want {
-            owner: request.owner,
-            shims: request.shims.clone(),
-            reserve: request.reserve.clone(),
-            scope: if options.keep_others {
-                Scope::Nothing
-            } else {
-                Scope::Owner
-            },
-            candidates,
-            digest: request.digest(),
-            offline: options.offline,
-            allow_pod_restarts: options.allow_pod_restarts,
-        };
-        Ok((want, sources, downloads))
-    }
-
-    /// Where a shim's binary is, verified.
-    fn candidate(
-        &self,
-        shim: &ShimRequest,
-        folder: Option<&Path>,
-    ) -> Result<(String, Source), Error> {
-        let Some(path) = shim.location.strip_prefix("file://") else {
-            let folder = folder.ok_or(artifact::Error::Missing)?;
-            let (path, sha256) = artifact::handed_over(shim, folder)?;
-            return Ok((sha256, Source::HandedOver(path)));
-        };
-        let absent = || Error::NoArtifact {
-            path: path.to_owned(),
-        };
-        let digest = self.host.digest(path)?.ok_or_else(absent)?;
-        artifact::check_digest(path, &digest, shim.sha256.as_deref())?;
-        let mut file = Hashing::new(self.host.open_file(path)?.ok_or_else(absent)?);
-        let binary = shim.binary.as_deref();
-        let sha256 = unpack::unpack(&mut file, &shim.name, binary, &mut io::sink())
-            .map_err(artifact::Error::from)?;
-        // What was unpacked are the bytes that were verified, whoever can write to the file.
-        let again = file.finish().map_err(artifact::Error::from)?;
-        artifact::check_digest(path, &again, Some(&digest))?;
-        artifact::check_digest("the binary", &sha256, shim.binary_sha256.as_deref())?;
-        let source = Source::Host {
-            path: path.to_owned(),
-            shim: shim.name.clone(),
-            binary: shim.binary.clone(),
-        };
-        Ok((sha256, source))
-    }
-}
-
-/// The binary that a shim has on this host already, if its digest was pinned and it is what is asked for again.
-fn present(facts: &Facts, shim: &ShimRequest) -> Option<String> {
-    let mut found = None;
-    for handler in &shim.handlers {
-        let Some(owned) = facts.state.handlers.get(handler) else {
-            // What a predecessor left is known by the bytes alone.
-            let standing = verified(facts, handler)?;
-            if !shim
-                .binary_sha256
-                .as_deref()?
-                .eq_ignore_ascii_case(standing)
-            {
-                return None;
-            }
-            found = Some(standing.to_owned());
-            continue;
-        };
-        let sha256 = owned.sha256.as_deref()?;
-        let pinned = match (&shim.binary_sha256, &shim.sha256) {
-            (Some(wanted), _) => wanted.eq_ignore_ascii_case(sha256),
-            (None, Some(_)) => {
-                owned.location == shim.location && owned.artifact_sha256 == shim.sha256
-            }
-            (None, None) => false,
-        };
-        if !pinned || verified(facts, handler) != Some(sha256) {
-            return None;
-        }
-        found = Some(sha256.to_owned());
-    }
-    found
 }

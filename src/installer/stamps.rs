@@ -1,5 +1,6 @@
-//! Remembers which stored binaries were hashed, so that a run that finds nothing to do reads none of their bytes again. A file whose
-//! size, inode or times differ is hashed; whoever can forge those is root on the host and could forge the record, too.
+//! Remembers which stored binaries, and which artifacts on the host, were hashed, so that a run that finds nothing to do reads none of
+//! their bytes again. A file whose size, inode or times differ is hashed; whoever can forge those is root on the host and could forge
+//! the record, too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt as _;
@@ -14,9 +15,51 @@ pub(super) const FILE: &str = "/var/lib/farrier/verified.json";
 /// Some hundred bytes for each binary.
 const LIMIT: u64 = 1 << 20;
 
-/// How the verified files looked, by SHA-256.
+/// How the verified files looked.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Stamps(BTreeMap<String, Stamp>);
+pub(super) struct Stamps {
+    /// Stored binaries, by SHA-256.
+    #[serde(default)]
+    stored: BTreeMap<String, Stamp>,
+    /// Artifacts on the host, by the shim that was taken from them.
+    #[serde(default)]
+    artifacts: Artifacts,
+}
+
+/// Artifacts on the host, by the shim that was taken from them.
+pub(super) type Artifacts = BTreeMap<String, Artifact>;
+
+/// An artifact on the host and what was found in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Artifact {
+    /// Absolute path on the host.
+    path: String,
+    stamp: Stamp,
+    /// The binary's file name in it, where one was asked for.
+    binary: Option<String>,
+    /// SHA-256 of all of it.
+    pub(super) digest: String,
+    /// SHA-256 of the binary.
+    pub(super) sha256: String,
+}
+
+impl Artifact {
+    /// An artifact that is about to be read: what changes it from now on shows. `None` where there is none.
+    pub(super) fn begin(host: &HostRoot, path: &str, binary: Option<&str>) -> Option<Self> {
+        Some(Self {
+            path: path.to_owned(),
+            stamp: Stamp::of(host, path)?,
+            binary: binary.map(str::to_owned),
+            digest: String::new(),
+            sha256: String::new(),
+        })
+    }
+
+    /// Whether `self`, as it was read, is what `now` is about to be read as.
+    pub(super) fn is(&self, now: &Self) -> bool {
+        (&self.path, &self.stamp, &self.binary) == (&now.path, &now.stamp, &now.binary)
+    }
+}
 
 /// What any write to a file changes (inode(7)).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,11 +82,16 @@ impl Stamps {
 
     /// Whether the stored file with this SHA-256 is as it was when it was hashed.
     pub(super) fn vouch(&self, host: &HostRoot, places: &Places, sha256: &str) -> bool {
-        let known = self.0.get(sha256);
+        let known = self.stored.get(sha256);
         known.is_some() && known == Stamp::of(host, &places.store_path(sha256)).as_ref()
     }
 
-    /// Puts on disk how the files with these SHA-256 look now, where that is something new.
+    /// What is known of the artifact of a shim.
+    pub(super) fn artifact(&self, shim: &str) -> Option<&Artifact> {
+        self.artifacts.get(shim)
+    }
+
+    /// Puts on disk how the files with these SHA-256 look now, and what was found in `artifacts`, where that is something new.
     ///
     /// # Errors
     /// When it can't be written.
@@ -51,12 +99,16 @@ impl Stamps {
         host: &HostRoot,
         places: &Places,
         verified: &BTreeSet<String>,
+        artifacts: Artifacts,
     ) -> host::Result<()> {
         let stamp = |sha256: &String| {
             let stamp = Stamp::of(host, &places.store_path(sha256))?;
             Some((sha256.clone(), stamp))
         };
-        let now = Self(verified.iter().filter_map(stamp).collect());
+        let now = Self {
+            stored: verified.iter().filter_map(stamp).collect(),
+            artifacts,
+        };
         if now == Self::load(host) {
             return Ok(());
         }

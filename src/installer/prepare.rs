@@ -1,0 +1,179 @@
+//! Turns a request into what a plan is decided on: which artifacts there are, where, and which had to be fetched.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+
+use super::Error;
+use super::artifact;
+use super::facts::{Facts, verified};
+use super::host::HostRoot;
+use super::options::InstallOptions;
+use super::perform::Source;
+use super::plan::{Scope, Want};
+use super::stamps::{Artifact, Artifacts, Stamps};
+use super::unpack::{self, Hashing};
+use crate::handoff::{ProvisionRequest, ShimRequest};
+
+/// What is wanted, and what that takes.
+pub(super) struct Prepared {
+    pub(super) want: Want,
+    /// Where binaries are, by SHA-256.
+    pub(super) sources: BTreeMap<String, Source>,
+    /// The artifacts on the host that were looked into.
+    pub(super) artifacts: Artifacts,
+    /// Holds what was fetched now.
+    pub(super) _downloads: Option<tempfile::TempDir>,
+}
+
+/// What `request` wants of the host that `facts` describe: artifacts are looked for, fetched and verified.
+///
+/// # Errors
+/// When nothing can be fetched at all. What is wrong with one artifact is its shim's reason.
+pub(super) async fn prepare(
+    host: &HostRoot,
+    options: &InstallOptions,
+    request: &ProvisionRequest,
+    facts: &Facts,
+) -> Result<Prepared, Error> {
+    let mut candidates = BTreeMap::new();
+    let mut missing = Vec::new();
+    for shim in &request.shims {
+        match present(facts, shim) {
+            Some(sha256) => {
+                candidates.insert(shim.name.clone(), Ok(sha256));
+            }
+            None => missing.push(shim.clone()),
+        }
+    }
+    let mut downloads = None;
+    let mut folder = options.artifacts.clone();
+    let remote = |shim: &ShimRequest| !artifact::is_on_host(&shim.location);
+    // A host that is refused anyway is not worth a download.
+    if folder.is_none() && facts.distro.refusal.is_none() && missing.iter().any(remote) {
+        let made = tempfile::tempdir().map_err(|source| Error::Temporary { source })?;
+        artifact::fetch(&missing, made.path(), options.ca_file.as_deref()).await?;
+        folder = Some(made.path().to_owned());
+        downloads = Some(made);
+    }
+    let mut sources = BTreeMap::new();
+    let (known, mut artifacts) = (Stamps::load(host), Artifacts::new());
+    for shim in &missing {
+        let found = match shim.location.strip_prefix("file://") {
+            Some(path) => artifact(host, shim, path, &known).map(|artifact| {
+                let sha256 = artifact.sha256.clone();
+                artifacts.insert(shim.name.clone(), artifact);
+                let source = Source::Host {
+                    path: path.to_owned(),
+                    shim: shim.name.clone(),
+                    binary: shim.binary.clone(),
+                };
+                (sha256, source)
+            }),
+            None => handed_over(shim, folder.as_deref()),
+        };
+        let candidate = match found {
+            Ok((sha256, source)) => {
+                sources.insert(sha256.clone(), source);
+                Ok(sha256)
+            }
+            Err(error) => Err(error.to_string()),
+        };
+        candidates.insert(shim.name.clone(), candidate);
+    }
+    let want = Want {
+        owner: request.owner,
+        shims: request.shims.clone(),
+        reserve: request.reserve.clone(),
+        scope: if options.keep_others {
+            Scope::Nothing
+        } else {
+            Scope::Owner
+        },
+        candidates,
+        digest: request.digest(),
+        offline: options.offline,
+        allow_pod_restarts: options.allow_pod_restarts,
+    };
+    Ok(Prepared {
+        want,
+        sources,
+        artifacts,
+        _downloads: downloads,
+    })
+}
+
+/// A shim's artifact on this host, verified.
+fn artifact(
+    host: &HostRoot,
+    shim: &ShimRequest,
+    path: &str,
+    known: &Stamps,
+) -> Result<Artifact, Error> {
+    let absent = || Error::NoArtifact {
+        path: path.to_owned(),
+    };
+    let binary = shim.binary.as_deref();
+    let mut artifact = Artifact::begin(host, path, binary).ok_or_else(absent)?;
+    match known
+        .artifact(&shim.name)
+        .filter(|known| known.is(&artifact))
+    {
+        Some(known) => artifact.clone_from(known),
+        None => {
+            let digest = host.digest(path)?.ok_or_else(absent)?;
+            let mut file = Hashing::new(host.open_file(path)?.ok_or_else(absent)?);
+            artifact::check_digest(path, &digest, shim.sha256.as_deref())?;
+            let sha256 = unpack::unpack(&mut file, &shim.name, binary, &mut io::sink())
+                .map_err(artifact::Error::from)?;
+            // What was unpacked are the bytes that were verified, whoever can write to the file.
+            let again = file.finish().map_err(artifact::Error::from)?;
+            artifact::check_digest(path, &again, Some(&digest))?;
+            (artifact.digest, artifact.sha256) = (digest, sha256);
+        }
+    }
+    artifact::check_digest(path, &artifact.digest, shim.sha256.as_deref())?;
+    let wanted = shim.binary_sha256.as_deref();
+    artifact::check_digest("the binary", &artifact.sha256, wanted)?;
+    Ok(artifact)
+}
+
+/// Where the binary of a shim is that was fetched, verified.
+fn handed_over(shim: &ShimRequest, folder: Option<&Path>) -> Result<(String, Source), Error> {
+    let folder = folder.ok_or(artifact::Error::Missing)?;
+    let (path, sha256) = artifact::handed_over(shim, folder)?;
+    Ok((sha256, Source::HandedOver(path)))
+}
+
+/// The binary that a shim has on this host already, if its digest was pinned and it is what is asked for again.
+fn present(facts: &Facts, shim: &ShimRequest) -> Option<String> {
+    let mut found = None;
+    for handler in &shim.handlers {
+        let Some(owned) = facts.state.handlers.get(handler) else {
+            // What a predecessor left is known by the bytes alone.
+            let standing = verified(facts, handler)?;
+            if !shim
+                .binary_sha256
+                .as_deref()?
+                .eq_ignore_ascii_case(standing)
+            {
+                return None;
+            }
+            found = Some(standing.to_owned());
+            continue;
+        };
+        let sha256 = owned.sha256.as_deref()?;
+        let pinned = match (&shim.binary_sha256, &shim.sha256) {
+            (Some(wanted), _) => wanted.eq_ignore_ascii_case(sha256),
+            (None, Some(_)) => {
+                owned.location == shim.location && owned.artifact_sha256 == shim.sha256
+            }
+            (None, None) => false,
+        };
+        if !pinned || verified(facts, handler) != Some(sha256) {
+            return None;
+        }
+        found = Some(sha256.to_owned());
+    }
+    found
+}
