@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use farrier::handoff::{Owner, ProvisionReport, ProvisionRequest, ShimRequest, sha256_hex};
+use farrier::handoff::{Owner, ProvisionReport, ProvisionRequest, ShimRequest};
 use farrier::installer::cri;
 use farrier::installer::host::HostRoot;
 use serde::Deserialize;

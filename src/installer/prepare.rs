@@ -115,22 +115,21 @@ fn artifact(
     };
     let binary = shim.binary.as_deref();
     let mut artifact = Artifact::begin(host, path, binary).ok_or_else(absent)?;
-    match known
+    if let Some(known) = known
         .artifact(&shim.name)
         .filter(|known| known.is(&artifact))
     {
-        Some(known) => artifact.clone_from(known),
-        None => {
-            let digest = host.digest(path)?.ok_or_else(absent)?;
-            let mut file = Hashing::new(host.open_file(path)?.ok_or_else(absent)?);
-            artifact::check_digest(path, &digest, shim.sha256.as_deref())?;
-            let sha256 = unpack::unpack(&mut file, &shim.name, binary, &mut io::sink())
-                .map_err(artifact::Error::from)?;
-            // What was unpacked are the bytes that were verified, whoever can write to the file.
-            let again = file.finish().map_err(artifact::Error::from)?;
-            artifact::check_digest(path, &again, Some(&digest))?;
-            (artifact.digest, artifact.sha256) = (digest, sha256);
-        }
+        artifact.clone_from(known);
+    } else {
+        let digest = host.digest(path)?.ok_or_else(absent)?;
+        let mut file = Hashing::new(host.open_file(path)?.ok_or_else(absent)?);
+        artifact::check_digest(path, &digest, shim.sha256.as_deref())?;
+        let sha256 = unpack::unpack(&mut file, &shim.name, binary, &mut io::sink())
+            .map_err(artifact::Error::from)?;
+        // What was unpacked are the bytes that were verified, whoever can write to the file.
+        let again = file.finish().map_err(artifact::Error::from)?;
+        artifact::check_digest(path, &again, Some(&digest))?;
+        (artifact.digest, artifact.sha256) = (digest, sha256);
     }
     artifact::check_digest(path, &artifact.digest, shim.sha256.as_deref())?;
     let wanted = shim.binary_sha256.as_deref();
