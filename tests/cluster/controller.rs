@@ -217,11 +217,10 @@ async fn a_node_made_anew_under_its_old_name_is_asked_again() {
 async fn a_report_to_an_older_request_is_not_taken_for_todays_answer() {
     let stage = Stage::set("older").await;
     let first = stage.asked().await;
-    let mut shim = stage.cluster.shims().get("older").await.unwrap();
-    shim.spec.handler_aliases = vec!["older-alias".to_owned()];
+    let aliased = json!({"spec": {"handlerAliases": ["older-alias"]}});
     let shims = stage.cluster.shims();
     shims
-        .replace("older", &PostParams::default(), &shim)
+        .patch("older", &PatchParams::default(), &Patch::Merge(aliased))
         .await
         .unwrap();
     stage.does(&first).await;
@@ -395,13 +394,12 @@ async fn an_overhead_that_is_no_quantity_is_told_and_holds_up_no_node() {
         .await;
     stage.provision().await;
 
-    let mut shim = stage.cluster.shims().get("heavy").await.unwrap();
     // The API server keeps it as 1Gi.
-    shim.spec.runtime_class.overhead = BTreeMap::from([("memory".to_owned(), "1024Mi".to_owned())]);
+    let mended = json!({"spec": {"runtimeClass": {"overhead": {"memory": "1024Mi"}}}});
     stage
         .cluster
         .shims()
-        .replace("heavy", &PostParams::default(), &shim)
+        .patch("heavy", &PatchParams::default(), &Patch::Merge(mended))
         .await
         .unwrap();
     stage

@@ -1,5 +1,8 @@
 //! The main job: from the annotation to a Wasm pod's output and back.
 
+use kube::api::{Patch, PatchParams};
+use serde_json::json;
+
 use crate::support::{Cluster, SHIM, eventually, shim_for};
 
 #[tokio::test]
@@ -177,10 +180,10 @@ async fn a_new_binary_is_swapped_without_a_restart() {
     let mut platforms = shim.spec.fetch_strategy.platforms.take().unwrap();
     platforms[0].location.clone_from(&upgrade.url);
     platforms[0].sha256 = Some(upgrade.sha256.clone());
-    shim.spec.fetch_strategy.platforms = Some(platforms);
+    let upgraded = json!({"spec": {"fetchStrategy": {"platforms": platforms}}});
     cluster
         .shims()
-        .replace("swapped", &kube::api::PostParams::default(), &shim)
+        .patch("swapped", &PatchParams::default(), &Patch::Merge(upgraded))
         .await
         .unwrap();
     eventually("the binary is another", async || {

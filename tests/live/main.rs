@@ -4,6 +4,7 @@
 
 #![cfg(target_arch = "x86_64")]
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+#![allow(clippy::print_stdout, reason = "a failed test shows its seed")]
 
 mod changes;
 mod crashes;

@@ -336,6 +336,10 @@ pub enum Run {
     Hangs,
 }
 
+/// Where the program is loaded, and what stands in the file before its code.
+const BASE: u64 = 0x40_0000;
+const HEADERS: u64 = 64 + 56;
+
 /// A program of 200 bytes for `x86_64`; programs differ by `seed`.
 pub fn shim(seed: u8, run: Run) -> Vec<u8> {
     let code: &[u8] = match run {
@@ -344,8 +348,6 @@ pub fn shim(seed: u8, run: Run) -> Vec<u8> {
         // mov eax, 34 (pause); syscall; jmp to the first
         Run::Hangs => &[0xb8, 34, 0, 0, 0, 0x0f, 0x05, 0xeb, 0xf7],
     };
-    const BASE: u64 = 0x40_0000;
-    const HEADERS: u64 = 64 + 56;
     let mut bytes = b"\x7fELF\x02\x01\x01".to_vec();
     bytes.resize(16, 0);
     // An executable for EM_X86_64 (elf(5)).
