@@ -103,14 +103,6 @@ fn wanted(name: &str, table: &dyn TableLike) -> Handler {
     }
 }
 
-fn runc() -> Handler {
-    Handler {
-        name: "runc".to_owned(),
-        runtime_type: "io.containerd.runc.v2".to_owned(),
-        options: BTreeMap::new(),
-    }
-}
-
 fn handler(name: &str) -> Handler {
     Handler {
         name: name.to_owned(),
@@ -143,7 +135,7 @@ fn apply(
     ours: &BTreeSet<String>,
     want: &[Handler],
 ) -> Result<Option<String>, Error> {
-    edit(before, placement, ours, want, Some(&runc()))
+    edit(before, placement, ours, want, Some(&Handler::runc()))
 }
 
 #[rstest]

@@ -238,14 +238,6 @@ fn names(handlers: &[Handler]) -> BTreeSet<String> {
         .collect()
 }
 
-fn runc() -> Handler {
-    Handler {
-        name: "runc".to_owned(),
-        runtime_type: "io.containerd.runc.v2".to_owned(),
-        options: BTreeMap::new(),
-    }
-}
-
 fn loaded(text: &str) -> Loaded {
     Loaded {
         root: SourceFile {
@@ -294,7 +286,7 @@ fn edits_hold(
     want: &[Handler],
 ) -> Result<(), TestCaseError> {
     let apply = |text: Option<&str>, ours: &BTreeSet<String>, want: &[Handler]| {
-        edit(text, placement, ours, want, Some(&runc()))
+        edit(text, placement, ours, want, Some(&Handler::runc()))
     };
     let none = BTreeSet::new();
     let ours = names(want);
@@ -361,8 +353,8 @@ proptest! {
             let text = shape.text();
             let placement = place(&loaded(&text), &release.parse().unwrap()).unwrap();
             let file = (!placement.drop_in).then_some(text.as_str());
-            let mine = Handler { name: "f".to_owned(), ..runc() };
-            prop_assert!(edit(file, &placement, &BTreeSet::new(), &[mine], Some(&runc())).is_ok(), "{}", text);
+            let mine = Handler { name: "f".to_owned(), ..Handler::runc() };
+            prop_assert!(edit(file, &placement, &BTreeSet::new(), &[mine], Some(&Handler::runc())).is_ok(), "{}", text);
         }
     }
 

@@ -43,6 +43,19 @@ fn arguments(shims: &[&str]) -> Vec<String> {
     std::iter::once("install".to_owned()).chain(shims).collect()
 }
 
+/// An installation of `a` and `b` on a host that `prepare` made ends, whenever it was killed, as one that was not.
+async fn is_carried_out(prepare: impl AsyncFn() -> Host) {
+    let shims = [shim("a"), shim("b")];
+    let whole = prepare().await;
+    whole.install(&shims, &[]).await;
+    at_every_change(prepare, &arguments(&["a", "b"]), async |host, nth| {
+        let report = host.install(&shims, &[]).await;
+        assert!(report.reason.is_none(), "{nth}: {report:?}");
+        assert_eq!(listing(host), listing(&whole), "{nth}");
+    })
+    .await;
+}
+
 /// Kills `arguments` at each of its changes of a host that `prepare` made, and then has `next` go on.
 async fn at_every_change(
     prepare: impl AsyncFn() -> Host,
@@ -77,34 +90,16 @@ async fn a_killed_installation_is_undone_without_a_trace() {
 
 #[tokio::test]
 async fn a_killed_installation_is_carried_out_by_the_next_run() {
-    let whole = host();
-    whole.install(&[shim("a"), shim("b")], &[]).await;
-    at_every_change(
-        async || host(),
-        &arguments(&["a", "b"]),
-        async |host, nth| {
-            let report = host.install(&[shim("a"), shim("b")], &[]).await;
-            assert!(report.reason.is_none(), "{nth}: {report:?}");
-            assert_eq!(listing(host), listing(&whole), "{nth}");
-        },
-    )
-    .await;
+    is_carried_out(async || host()).await;
 }
 
 #[tokio::test]
 async fn a_killed_upgrade_is_carried_out_by_the_next_run() {
-    let prepare = async || {
+    is_carried_out(async || {
         let host = host();
         host.install(&[shim("a")], &[]).await;
         host.write("/srv/a", &program(9));
         host
-    };
-    let whole = prepare().await;
-    whole.install(&[shim("a"), shim("b")], &[]).await;
-    at_every_change(prepare, &arguments(&["a", "b"]), async |host, nth| {
-        let report = host.install(&[shim("a"), shim("b")], &[]).await;
-        assert!(report.reason.is_none(), "{nth}: {report:?}");
-        assert_eq!(listing(host), listing(&whole), "{nth}");
     })
     .await;
 }
@@ -145,18 +140,7 @@ fn kwasm_host() -> Host {
 
 #[tokio::test]
 async fn a_killed_take_over_is_carried_out_by_the_next_run() {
-    let whole = kwasm_host();
-    whole.install(&[shim("a"), shim("b")], &[]).await;
-    at_every_change(
-        async || kwasm_host(),
-        &arguments(&["a", "b"]),
-        async |host, nth| {
-            let report = host.install(&[shim("a"), shim("b")], &[]).await;
-            assert!(report.reason.is_none(), "{nth}: {report:?}");
-            assert_eq!(listing(host), listing(&whole), "{nth}");
-        },
-    )
-    .await;
+    is_carried_out(async || kwasm_host()).await;
 }
 
 #[tokio::test]

@@ -64,6 +64,18 @@ pub struct Handler {
     pub options: BTreeMap<String, Value>,
 }
 
+impl Handler {
+    /// The one that every containerd declares since 1.4.
+    #[must_use]
+    pub fn runc() -> Self {
+        Self {
+            name: "runc".to_owned(),
+            runtime_type: "io.containerd.runc.v2".to_owned(),
+            options: BTreeMap::new(),
+        }
+    }
+}
+
 /// A handler as a file or a dump declares it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DeclaredHandler {

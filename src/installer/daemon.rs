@@ -35,7 +35,12 @@ pub fn find_daemon(host: &HostRoot) -> Result<Option<Daemon>, super::Error> {
         .filter_map(|name| name.parse().ok())
         .filter_map(|pid| daemon(host, pid))
         .collect();
-    let endpoint = kubelet::endpoint(host)?;
+    // Only a choice is worth another look at every process.
+    let endpoint = if found.len() > 1 {
+        kubelet::endpoint(host)?
+    } else {
+        None
+    };
     found.sort_by_key(|daemon| {
         let address = daemon.address.as_deref().unwrap_or(distro::STOCK_SOCKET);
         let is_used = |endpoint: &String| kubelet::same(endpoint, address);

@@ -14,13 +14,15 @@ use super::loaded::{load, patterns};
 use super::service::Service;
 use super::source::candidates;
 use super::stamps::Stamps;
-use super::state::{Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, folder_of};
+use super::state::{
+    Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, folder_of, target_digest,
+};
 use super::survey::{folder, release, row, sources, unwritable};
 use crate::containerd_config::{Loaded, SourceFile, Version};
 
 /// `containerd config dump` takes 18 ms; on a node under load it gets this long before the candidate counts as refused.
 pub const PROGRAM_LIMIT: Duration = Duration::from_secs(10);
-/// Files of `/proc` and `/etc/os-release` are far smaller.
+/// Files of `/proc`, `/etc/os-release` and `/etc/rc.conf` are far smaller.
 pub(super) const SMALL: u64 = 1 << 16;
 /// Where packages put containerd, for a host on which none runs now.
 pub(super) const PROGRAMS: [&str; 3] = [
@@ -260,9 +262,8 @@ fn binaries(host: &HostRoot, places: &Places, stamps: &Stamps) -> Result<Binarie
         let target = host.link_target(&format!("{bin}/{name}"));
         let digest = target
             .as_deref()
-            .and_then(|target| target.strip_prefix("../store/"))
-            .filter(|digest| stored.contains(*digest))
-            .map(str::to_owned);
+            .and_then(target_digest)
+            .filter(|digest| stored.contains(digest));
         linked.insert(name, digest);
     }
     Ok((linked, stored, damaged))

@@ -119,6 +119,7 @@ fn artifact(
         .artifact(&shim.name)
         .filter(|known| known.is(&artifact))
     {
+        artifact::check_digest(path, &known.digest, shim.sha256.as_deref())?;
         artifact.clone_from(known);
     } else {
         let digest = host.digest(path)?.ok_or_else(absent)?;
@@ -131,7 +132,6 @@ fn artifact(
         artifact::check_digest(path, &again, Some(&digest))?;
         (artifact.digest, artifact.sha256) = (digest, sha256);
     }
-    artifact::check_digest(path, &artifact.digest, shim.sha256.as_deref())?;
     let wanted = shim.binary_sha256.as_deref();
     artifact::check_digest("the binary", &artifact.sha256, wanted)?;
     Ok(artifact)

@@ -9,6 +9,7 @@ use nix::unistd::Pid;
 
 use super::distro::{DistroSpec, Restart};
 use super::exec;
+use super::facts::SMALL;
 use super::host::HostRoot;
 use super::systemd::{self, RESTART_LIMIT, Systemd};
 
@@ -68,9 +69,6 @@ pub struct Service {
 
 /// `OpenRC` installs it there on every distribution that has it.
 const RC_SERVICE: &str = "/sbin/rc-service";
-
-/// Bounds the files of `OpenRC` that are read: `rc.conf` is 12 kB of comments.
-const SMALL: u64 = 1 << 16;
 
 impl Service {
     /// The service of `unit` on a host of that row.

@@ -153,15 +153,10 @@ impl<'a> Site<'a> {
         text: Option<&str>,
         declared: &[Handler],
     ) -> Result<Option<String>, Error> {
-        // containerd's own default since 1.4, for an image whose containerd can't be asked.
-        let otherwise = || Handler {
-            name: "runc".to_owned(),
-            runtime_type: "io.containerd.runc.v2".to_owned(),
-            options: BTreeMap::new(),
-        };
         let runc = match self.dumped.get("runc") {
             Some(runc) => Some(runc.to_handler("runc")),
-            None => self.dumped.is_empty().then(otherwise),
+            // An image's containerd can't be asked.
+            None => self.dumped.is_empty().then(Handler::runc),
         };
         let (ours, declared) = self.to_write(declared);
         Ok(edit(text, placement, &ours, &declared, runc.as_ref())?)

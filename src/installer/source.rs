@@ -119,7 +119,7 @@ pub(super) fn find<'a>(facts: &'a Facts, loaded: &Placement) -> Result<Option<So
                 // What a release that imports a folder renders needs no template; ours of an earlier one stays what is edited.
                 _ if imported && ours.is_none() => return Ok(None),
                 Some(at) => at,
-                None => usize::from(!new_template(facts)?),
+                None => usize::from(!new_template(facts, loaded)?),
             };
             let placement = if facts.loaded.root.text.is_some() {
                 loaded.clone()
@@ -175,9 +175,10 @@ fn unseen(loaded: &Placement, schema_3: bool) -> Placement {
 ///
 /// # Errors
 /// Where a new template can't take over the distribution's own: that would have to be copied, and would never be mended again.
-fn new_template(facts: &Facts) -> Result<bool, Error> {
+fn new_template(facts: &Facts, loaded: &Placement) -> Result<bool, Error> {
     // What is rendered now says more than a release can, and what renders this has a base template.
-    let rendered = facts.loaded.root.text.as_deref().map(says_version_3);
+    let schema_3 = loaded.version.is_some_and(|version| version >= 3);
+    let rendered = facts.loaded.root.text.is_some().then_some(schema_3);
     if rendered == Some(true) {
         return Ok(true);
     }
@@ -206,15 +207,6 @@ fn renders_schema_3(release: Version) -> bool {
     }
 }
 
-/// Whether a rendered file is of version 3 or later, which its first lines say.
-fn says_version_3(text: &str) -> bool {
-    text.lines()
-        .filter_map(|line| line.split_once('='))
-        .find(|(key, _)| key.trim() == "version")
-        .and_then(|(_, value)| value.split('#').next()?.trim().parse::<u64>().ok())
-        .is_some_and(|version| version >= 3)
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -228,7 +220,7 @@ mod tests {
     use crate::installer::state::OwnedConfig;
 
     const V2: &str = "version = 2\n";
-    const V3: &str = "# rendered\nversion = 3 # new\n";
+    const V3: &str = "version = 3\n";
     const DROP_IN: &str = "/x/config-v3.toml.d/farrier.toml";
 
     /// A host of a distribution that was looked at; `texts` are those of the files that may be edited.
@@ -281,7 +273,9 @@ mod tests {
         #[values("k3s", "k3d", "rke2")] word: &str,
     ) {
         let facts = host(word, root, release, &texts);
-        let source = find(&facts, &loaded("/x/config.toml")).unwrap().unwrap();
+        let mut loaded = loaded("/x/config.toml");
+        loaded.version = Some(if root == Some(V3) { 3 } else { 2 });
+        let source = find(&facts, &loaded).unwrap().unwrap();
         assert_eq!(source.placement.path, expected);
         assert!(source.go);
     }

@@ -1,5 +1,5 @@
 //! Looks at a host for what the table of distributions depends on: which row fits, where its files are, what stands in the way. Reads
-//! only; the running containerd is found in `facts`.
+//! only; the running containerd is found in `daemon`.
 
 use super::daemon::{Daemon, still_named};
 use super::distro::{self, DistroSpec, Evidence};
