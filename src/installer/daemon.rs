@@ -1,9 +1,10 @@
 //! Finds the containerd that runs on a host, by its process. Reads `/proc`, and nothing of containerd's own.
 
-use super::distro;
+use super::distro::{self, DistroSpec};
 use super::facts::SMALL;
 use super::host::HostRoot;
 use super::kubelet;
+use super::service;
 use super::state::folder_of;
 
 /// A running containerd.
@@ -17,8 +18,21 @@ pub struct Daemon {
     pub config: Option<String>,
     /// What `-a` or `--address` says.
     pub address: Option<String>,
-    /// The unit that it runs in.
+    /// The unit that it runs in; a service of `OpenRC` is one with `.service` behind its name.
     pub unit: Option<String>,
+}
+
+impl Daemon {
+    /// The same, with the service that it is part of where its cgroup does not say: `OpenRC` lists what it has started.
+    #[must_use]
+    pub fn with_unit_of(mut self, host: &HostRoot, distro: &DistroSpec) -> Self {
+        if self.unit.is_none() {
+            let started = host.list(service::RC_STARTED).unwrap_or_default();
+            let mut units = started.iter().map(|name| format!("{name}.service"));
+            self.unit = units.find(|unit| distro.has_unit(unit));
+        }
+        self
+    }
 }
 
 /// The containerd that runs on this host; among several, the one that the kubelet uses.
@@ -114,13 +128,21 @@ pub(super) fn option(arguments: &[&str], names: &[&str]) -> Option<String> {
     None
 }
 
-/// The innermost service of a process's cgroups (cgroups(7): `hierarchy:controllers:path`).
+/// The innermost service of a process's cgroups (cgroups(7): `hierarchy:controllers:path`); `OpenRC` calls the cgroup of the service
+/// k3s `openrc.k3s`, and `k3s` in a hierarchy of its own under version 1 (`sh/rc-cgroup.sh`).
 fn unit_of_cgroup(cgroup: &str) -> Option<String> {
-    cgroup
-        .lines()
-        .filter_map(|line| line.splitn(3, ':').nth(2))
-        .find_map(|path| path.rsplit('/').find(|part| part.ends_with(".service")))
-        .map(str::to_owned)
+    let unit = |part: &str| match part.strip_prefix("openrc.") {
+        Some(name) => Some(format!("{name}.service")),
+        None => part.ends_with(".service").then(|| part.to_owned()),
+    };
+    cgroup.lines().find_map(|line| {
+        let (hierarchy, path) = line.split_once(':')?.1.split_once(':')?;
+        let name = path.trim_start_matches('/');
+        if hierarchy == "name=openrc" && !name.is_empty() {
+            return Some(format!("{name}.service"));
+        }
+        path.rsplit('/').find_map(unit)
+    })
 }
 
 #[cfg(test)]
@@ -159,6 +181,14 @@ mod tests {
                 Some("containerd.service")
             );
         }
-        assert_eq!(unit_of_cgroup("0::/\n"), None);
+        for cgroup in [
+            "0::/openrc.k3s-agent\n",
+            "2:pids:/\n1:name=openrc:/k3s-agent\n0::/\n",
+        ] {
+            assert_eq!(unit_of_cgroup(cgroup).as_deref(), Some("k3s-agent.service"));
+        }
+        for cgroup in ["0::/\n", "1:name=openrc:/\n", "", "0:", "0"] {
+            assert_eq!(unit_of_cgroup(cgroup), None, "{cgroup}");
+        }
     }
 }

@@ -7,14 +7,38 @@ use super::host::HostRoot;
 /// A kubelet's command line and configuration have some kilobytes.
 const SMALL: u64 = 1 << 18;
 
+/// A kubelet that runs as a program of its own; k3s, RKE2 and `MicroK8s` have theirs in another.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Kubelet {
+    /// Its command line, with a NUL behind each argument.
+    pub arguments: String,
+    /// The socket of the runtime that it uses, where it says so.
+    pub endpoint: Option<String>,
+}
+
+/// The kubelet of this host; among several, one that says which runtime it uses.
+///
+/// # Errors
+/// When `/proc` can't be listed.
+pub fn find(host: &HostRoot) -> Result<Option<Kubelet>, super::Error> {
+    let pids = host.list("/proc")?;
+    let pids = pids.iter().filter_map(|name| name.parse::<u32>().ok());
+    let mut found = None;
+    for kubelet in pids.filter_map(|pid| of_process(host, pid)) {
+        if kubelet.endpoint.is_some() {
+            return Ok(Some(kubelet));
+        }
+        found.get_or_insert(kubelet);
+    }
+    Ok(found)
+}
+
 /// The socket of the runtime that the kubelet of this host uses; `None` where no process of that name says so.
 ///
 /// # Errors
 /// When `/proc` can't be listed.
 pub fn endpoint(host: &HostRoot) -> Result<Option<String>, super::Error> {
-    let pids = host.list("/proc")?;
-    let mut pids = pids.iter().filter_map(|name| name.parse::<u32>().ok());
-    Ok(pids.find_map(|pid| of_process(host, pid)))
+    Ok(find(host)?.and_then(|kubelet| kubelet.endpoint))
 }
 
 /// Whether two paths are those of one socket: `/var/run` is a link to `/run`.
@@ -25,16 +49,20 @@ pub fn same(one: &str, other: &str) -> bool {
     run(one) == run(other)
 }
 
-fn of_process(host: &HostRoot, pid: u32) -> Option<String> {
+fn of_process(host: &HostRoot, pid: u32) -> Option<Kubelet> {
     let read = |path: &str| host.read_text(path, SMALL).ok().flatten();
     if read(&format!("/proc/{pid}/comm"))? != "kubelet\n" || !host.is_root_of(pid) {
         return None;
     }
     let arguments = read(&format!("/proc/{pid}/cmdline"))?;
-    let arguments: Vec<&str> = arguments.split('\0').collect();
-    option(&arguments, &["--container-runtime-endpoint"]).or_else(|| {
-        let config = option(&arguments, &["--config"])?;
+    let list: Vec<&str> = arguments.split('\0').collect();
+    let endpoint = option(&list, &["--container-runtime-endpoint"]).or_else(|| {
+        let config = option(&list, &["--config"])?;
         of_config(&read(&config)?)
+    });
+    Some(Kubelet {
+        arguments,
+        endpoint,
     })
 }
 

@@ -188,11 +188,14 @@ fn assemble(
     let served = facts.served.as_ref().ok();
     let pending = served.is_some_and(|served| !is_served(served, &declared, &site.ours));
     let restart = !want.offline && (config.is_some() || pending);
-    if restart && !want.allow_pod_restarts {
-        check_kill_mode(facts)?;
+    if restart {
+        check_restart(facts, want)?;
     }
     let links = links(facts, &next);
-    let notes = notes(facts, &next);
+    let mut notes = notes(facts, &next);
+    if let Some(change) = config.as_ref().filter(|_| !next.is_empty()) {
+        notes.extend(facts.distro.note(&change.path));
+    }
     let wanted: BTreeSet<String> = next
         .values()
         .filter(|owned| is_stored(facts, owned))
@@ -251,8 +254,12 @@ pub fn spares_pods(kill_mode: &str) -> bool {
     matches!(kill_mode, "process" | "none")
 }
 
-fn check_kill_mode(facts: &Facts) -> Result<(), Error> {
+fn check_restart(facts: &Facts, want: &Want) -> Result<(), Error> {
+    if let Some(words) = &facts.unreachable {
+        return Err(Error::Obstacle(words.clone()));
+    }
     match &facts.kill_mode {
+        _ if want.allow_pod_restarts => Ok(()),
         Ok(mode) if spares_pods(mode) => Ok(()),
         Ok(mode) => Err(Error::KillMode {
             unit: facts.unit(),
@@ -418,6 +425,7 @@ pub(super) mod tests {
             served: Ok(served(&[])),
             in_use: BTreeMap::new(),
             kill_mode: Ok("process".to_owned()),
+            unreachable: None,
             state: State::default(),
             places: places(),
             binaries: BTreeMap::new(),
@@ -678,6 +686,38 @@ pub(super) mod tests {
         assert!(error.contains("--allow-pod-restarts"), "{error}");
         want.allow_pod_restarts = true;
         assert!(decide(&facts, &want).unwrap().restart);
+    }
+
+    #[test]
+    fn a_containerd_that_nobody_here_can_restart_is_left_alone_whatever_is_accepted() {
+        let mut facts = node();
+        facts.unreachable = Some("set job.hostPID".to_owned());
+        let mut want = want(&["a"]);
+        want.allow_pod_restarts = true;
+        let error = decide(&facts, &want).unwrap_err().to_string();
+        assert_eq!(error, "set job.hostPID");
+        // What needs no restart needs nobody who could.
+        facts.unreachable = None;
+        let mut facts = after(facts, decide(&node(), &want).unwrap());
+        facts.unreachable = Some("set job.hostPID".to_owned());
+        assert!(decide(&facts, &want).unwrap().is_empty());
+    }
+
+    #[rstest]
+    #[case::stock("", 0)]
+    #[case::cos("ID=cos\n", 1)]
+    fn a_change_that_the_next_boot_takes_back_says_so(
+        #[case] os_release: &str,
+        #[case] expected: usize,
+    ) {
+        let evidence = Evidence {
+            os_release,
+            ..Evidence::default()
+        };
+        let mut facts = node();
+        facts.distro = detect(&evidence, |_| false);
+        let plan = decide(&facts, &want(&["a"])).unwrap();
+        assert_eq!(plan.notes.len(), expected, "{:?}", plan.notes);
     }
 
     #[rstest]

@@ -41,7 +41,7 @@ pub enum Error {
     },
     /// We are in a pod that has process numbers of its own.
     #[error(
-        "containerd can't be restarted from a pod with process numbers of its own on a host without systemd; run farrier on the node, or its pod with hostPID"
+        "containerd can't be restarted from a pod with process numbers of its own on a host without systemd; set job.hostPID among the chart's values, or run farrier on the node"
     )]
     OtherProcesses,
     /// The kernel refused the signal.
@@ -69,6 +69,8 @@ pub struct Service {
 
 /// `OpenRC` installs it there on every distribution that has it.
 const RC_SERVICE: &str = "/sbin/rc-service";
+/// Names what it has started (`RC_SVCDIR`, `librc`).
+pub(super) const RC_STARTED: &str = "/run/openrc/started";
 
 impl Service {
     /// The service of `unit` on a host of that row.
@@ -81,6 +83,19 @@ impl Service {
         }
     }
 
+    /// Whether the way in which it is restarted is open to this process. systemd is asked from anywhere.
+    ///
+    /// # Errors
+    /// When we have process numbers of our own, and would have to start or signal a process of the host.
+    pub fn check_reachable(&self, host: &HostRoot) -> Result<(), Error> {
+        match (self.restart, self.manager(host)) {
+            (Restart::ContainerInit, _) | (Restart::Service, Ok(Manager::OpenRc)) => {
+                same_processes(host)
+            }
+            (Restart::Watched | Restart::Service, _) => Ok(()),
+        }
+    }
+
     /// How the service's processes are ended when it stops, in systemd's words (systemd.kill(5), `KillMode`): `process` and `none`
     /// leave pods alone. `OpenRC` signals the process that it started, and with `rc_cgroup_cleanup` all of its cgroup (openrc-run(8)).
     ///
@@ -90,16 +105,10 @@ impl Service {
         match self.restart {
             // k0s has its supervisor signal containerd's process alone.
             Restart::Watched => Ok("process".to_owned()),
-            Restart::ContainerInit => {
-                same_processes(host)?;
-                Ok("container".to_owned())
-            }
+            Restart::ContainerInit => Ok("container".to_owned()),
             Restart::Service => match self.manager(host)? {
                 Manager::Systemd => Ok(Systemd::connect(host).await.kill_mode(&self.unit).await?),
-                Manager::OpenRc => {
-                    same_processes(host)?;
-                    self.openrc_kill_mode(host)
-                }
+                Manager::OpenRc => self.openrc_kill_mode(host),
             },
         }
     }
