@@ -147,6 +147,8 @@ fn unit_of_cgroup(cgroup: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use rstest::rstest;
+
     use super::*;
 
     #[test]
@@ -168,6 +170,38 @@ mod tests {
         );
         assert_eq!(option(&["containerd", "-c", "relative"], &["-c"]), None);
         assert_eq!(option(&["containerd", "-c"], &["-c"]), None);
+    }
+
+    #[rstest]
+    #[case::server("k3s", &["k3s", "sshd"], Some("k3s.service"))]
+    #[case::agent("k3s", &["containerd", "k3s-agent"], Some("k3s-agent.service"))]
+    #[case::not_started("k3s", &["sshd"], None)]
+    #[case::another_distribution_s("rke2", &["k3s"], None)]
+    #[case::a_package_s("debian", &["containerd"], None)]
+    fn openrc_lists_the_service_where_no_cgroup_names_it(
+        #[case] word: &str,
+        #[case] started: &[&str],
+        #[case] expected: Option<&str>,
+    ) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run/openrc/started");
+        std::fs::create_dir_all(&path).unwrap();
+        for name in started {
+            std::os::unix::fs::symlink(format!("/etc/init.d/{name}"), path.join(name)).unwrap();
+        }
+        let host = HostRoot::open(folder.path()).unwrap();
+        let daemon = |unit: Option<&str>| Daemon {
+            process: (1, 1),
+            program: String::new(),
+            config: None,
+            address: None,
+            unit: unit.map(str::to_owned),
+        };
+        let row = distro::named(word);
+        let found = daemon(None).with_unit_of(&host, row);
+        assert_eq!(found.unit.as_deref(), expected);
+        let known = daemon(Some("known.service")).with_unit_of(&host, row);
+        assert_eq!(known.unit.as_deref(), Some("known.service"));
     }
 
     #[test]

@@ -79,6 +79,10 @@ fn of_config(text: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use rstest::rstest;
+
     use super::*;
 
     #[test]
@@ -87,6 +91,61 @@ mod tests {
         assert_eq!(of_config(text).as_deref(), Some("/run/k0s/containerd.sock"));
         assert_eq!(of_config("containerRuntimeEndpoint: ''\n"), None);
         assert_eq!(of_config("a:\n  containerRuntimeEndpoint: /x\n"), None);
+    }
+
+    #[rstest]
+    #[case::plain("containerRuntimeEndpoint: /run/a.sock\n", Some("/run/a.sock"))]
+    #[case::windows_line_ends(
+        "containerRuntimeEndpoint: unix:///run/a.sock\r\n",
+        Some("/run/a.sock")
+    )]
+    #[case::in_single_quotes(
+        "containerRuntimeEndpoint: 'unix:///run/a.sock'\n",
+        Some("/run/a.sock")
+    )]
+    #[case::a_pipe("containerRuntimeEndpoint: npipe:////./pipe/a\n", None)]
+    #[case::absent("kind: KubeletConfiguration\n", None)]
+    #[case::nothing("", None)]
+    fn only_a_path_is_an_endpoint(#[case] text: &str, #[case] expected: Option<&str>) {
+        assert_eq!(of_config(text).as_deref(), expected);
+    }
+
+    /// A host with these processes: comm, command line and whether the root is the host's.
+    fn host(processes: &[(&str, &str, bool)]) -> (tempfile::TempDir, HostRoot) {
+        let folder = tempfile::tempdir().unwrap();
+        let root = std::fs::canonicalize(folder.path()).unwrap();
+        for (pid, (comm, cmdline, own)) in (1..).zip(processes) {
+            let path = root.join(format!("proc/{pid}"));
+            std::fs::create_dir_all(&path).unwrap();
+            std::fs::write(path.join("comm"), format!("{comm}\n")).unwrap();
+            std::fs::write(path.join("cmdline"), cmdline).unwrap();
+            let theirs = if *own { &root } else { Path::new("/") };
+            std::os::unix::fs::symlink(theirs, path.join("root")).unwrap();
+        }
+        let host = HostRoot::open(&root).unwrap();
+        (folder, host)
+    }
+
+    const SAYS: &str = "/usr/bin/kubelet\0--container-runtime-endpoint=unix:///run/a.sock\0";
+    const SILENT: &str = "/usr/bin/kubelet\0--v=2\0";
+
+    #[rstest]
+    #[case::of_this_host(&[("init", "/sbin/init", true), ("kubelet", SAYS, true)], Some((SAYS, Some("/run/a.sock"))))]
+    #[case::in_a_container(&[("kubelet", SAYS, false)], None)]
+    #[case::of_that_name_alone(&[("kubelite", SAYS, true)], None)]
+    #[case::that_does_not_say(&[("kubelet", SILENT, true)], Some((SILENT, None)))]
+    #[case::the_one_that_says(&[("kubelet", SILENT, true), ("kubelet", SAYS, true)], Some((SAYS, Some("/run/a.sock"))))]
+    #[case::none(&[], None)]
+    fn the_kubelet_is_a_process_of_this_host(
+        #[case] processes: &[(&str, &str, bool)],
+        #[case] expected: Option<(&str, Option<&str>)>,
+    ) {
+        let (_folder, host) = host(processes);
+        let expected = expected.map(|(arguments, endpoint)| Kubelet {
+            arguments: arguments.to_owned(),
+            endpoint: endpoint.map(str::to_owned),
+        });
+        assert_eq!(find(&host).unwrap(), expected);
     }
 
     #[test]

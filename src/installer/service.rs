@@ -191,3 +191,99 @@ fn same_processes(host: &HostRoot) -> Result<(), Error> {
         Err(Error::OtherProcesses)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+    use crate::installer::distro::named;
+
+    /// A host with these files.
+    fn host(files: &[(&str, &str)]) -> (tempfile::TempDir, HostRoot) {
+        let folder = tempfile::tempdir().unwrap();
+        for (path, text) in files {
+            let path = folder.path().join(path.trim_start_matches('/'));
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        let host = HostRoot::open(folder.path()).unwrap();
+        (folder, host)
+    }
+
+    fn service(word: &str) -> Service {
+        let row = named(word);
+        Service::of(row, row.unit)
+    }
+
+    const SYSTEMD: (&str, &str) = ("/run/systemd/system/x", "");
+    const STARTED: (&str, &str) = ("/run/openrc/started/x", "");
+    const RC: (&str, &str) = (RC_SERVICE, "");
+
+    #[rstest]
+    #[case::systemd(&[SYSTEMD], Some(Manager::Systemd))]
+    #[case::systemd_beside_what_openrc_left(&[SYSTEMD, STARTED, RC], Some(Manager::Systemd))]
+    #[case::openrc(&[STARTED, RC], Some(Manager::OpenRc))]
+    #[case::openrc_that_is_installed_and_does_not_run(&[RC], None)]
+    #[case::openrc_without_its_program(&[STARTED], None)]
+    #[case::none(&[], None)]
+    fn the_service_manager_is_the_one_that_runs(
+        #[case] files: &[(&str, &str)],
+        #[case] expected: Option<Manager>,
+    ) {
+        let (_folder, host) = host(files);
+        let found = service("debian").manager(&host);
+        assert_eq!(found.ok(), expected);
+    }
+
+    #[rstest]
+    #[case::unset(&[], "process")]
+    #[case::off(&[("/etc/rc.conf", "rc_cgroup_cleanup=\"NO\"\n")], "process")]
+    #[case::a_comment(&[("/etc/rc.conf", "#rc_cgroup_cleanup=\"YES\"\n")], "process")]
+    #[case::on_for_all(&[("/etc/rc.conf", "rc_cgroup_cleanup=\"YES\"\n")], "control-group")]
+    #[case::on_for_it(&[("/etc/conf.d/k3s", "  rc_cgroup_cleanup='true'\n")], "control-group")]
+    #[case::off_for_it_alone(
+        &[("/etc/rc.conf", "rc_cgroup_cleanup=yes\n"), ("/etc/conf.d/k3s", "rc_cgroup_cleanup=no\n")],
+        "process"
+    )]
+    #[case::of_another(&[("/etc/conf.d/docker", "rc_cgroup_cleanup=yes\n")], "process")]
+    #[case::the_last_line_counts(&[("/etc/rc.conf", "rc_cgroup_cleanup=yes\nrc_cgroup_cleanup=no\n")], "process")]
+    #[tokio::test]
+    async fn openrc_ends_pods_only_where_it_clears_cgroups(
+        #[case] files: &[(&str, &str)],
+        #[case] expected: &str,
+    ) {
+        let (_folder, host) = host(&[files, &[STARTED, RC]].concat());
+        let mode = service("k3s").kill_mode(&host).await.unwrap();
+        assert_eq!(mode, expected);
+    }
+
+    #[rstest]
+    #[case::systemd("debian", &[SYSTEMD], true)]
+    #[case::openrc("k3s", &[STARTED, RC], false)]
+    #[case::container("k3d", &[], false)]
+    #[case::its_own_supervisor("k0s", &[], true)]
+    // Whoever knows no manager says so, and not that processes are out of reach.
+    #[case::none("debian", &[], true)]
+    fn what_is_started_or_signalled_needs_the_host_s_processes(
+        #[case] word: &str,
+        #[case] files: &[(&str, &str)],
+        #[case] expected: bool,
+    ) {
+        // There is no process 1 below this root.
+        let (_folder, host) = host(files);
+        let reachable = service(word).check_reachable(&host);
+        assert_eq!(reachable.is_ok(), expected);
+        if let Err(error) = reachable {
+            assert!(error.to_string().contains("job.hostPID"), "{error}");
+        }
+    }
+
+    #[rstest]
+    #[case("k3s-agent.service", "k3s-agent")]
+    #[case("containerd.service", "containerd")]
+    #[case("containerd", "containerd")]
+    fn openrc_knows_a_unit_by_the_name_before_the_dot(#[case] unit: &str, #[case] expected: &str) {
+        assert_eq!(Service::of(named("k3s"), unit).name(), expected);
+    }
+}
