@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::adopt;
+use super::distro::Restart;
 use super::facts::{Facts, path_of, verified};
 use super::plan::spares_pods;
 use super::state::{STATE_FILE, owner_word};
@@ -99,6 +100,8 @@ pub fn examine(facts: &Facts, journal: bool, leftovers: &[String]) -> Diagnosis 
     }
     if let (Some(_), Ok(mode)) = (&facts.daemon, &facts.kill_mode)
         && !spares_pods(mode)
+        // A node that is a container can't do otherwise.
+        && facts.distro.restart == Restart::Service
     {
         find(
             format!(

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::adopt::{Leftovers, is_predecessor, leftovers};
 use super::desired::{Desired, Set};
+use super::distro::Restart;
 use super::facts::{Facts, standing};
 use super::proof::is_served;
 use super::site::{Site, declarations, hands_options_over};
@@ -107,6 +108,11 @@ pub enum Error {
         /// Its `KillMode`.
         mode: String,
     },
+    /// A restart would end the node itself.
+    #[error(
+        "this node is a container that a restart ends, and with it every pod; accept that with --allow-pod-restarts, or job.allowPodRestarts among the chart's values"
+    )]
+    Container,
     /// Whether a restart would end pods is unknown.
     #[error(
         "whether a restart would end pods can't be told: {0}; see that systemd answers, or accept that with --allow-pod-restarts"
@@ -261,6 +267,7 @@ fn check_restart(facts: &Facts, want: &Want) -> Result<(), Error> {
     match &facts.kill_mode {
         _ if want.allow_pod_restarts => Ok(()),
         Ok(mode) if spares_pods(mode) => Ok(()),
+        _ if facts.distro.restart == Restart::ContainerInit => Err(Error::Container),
         Ok(mode) => Err(Error::KillMode {
             unit: facts.unit(),
             mode: mode.clone(),
