@@ -198,6 +198,19 @@ impl Node {
         (self.boot, self.init) = boot(&self.folder, program);
     }
 
+    /// Mounts the folder `path` over itself with these flags, for whoever looks at the node: its own view stays.
+    pub fn restrict(&self, path: &str, flags: MsFlags) {
+        let path = self.path(path);
+        fs::create_dir_all(&path).unwrap();
+        no_data(&path.to_string_lossy(), &path, "", MsFlags::MS_BIND);
+        no_data(
+            "",
+            &path,
+            "",
+            MsFlags::MS_REMOUNT | MsFlags::MS_BIND | flags,
+        );
+    }
+
     /// Starts containerd by hand, and waits until it serves.
     pub fn start(&self) {
         self.start_service("containerd");
