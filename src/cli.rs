@@ -109,7 +109,7 @@ pub struct Controller {
     /// Restart containerd even on nodes where that ends every pod.
     #[arg(long, env = "FARRIER_ALLOW_POD_RESTARTS", default_value_t = false, action = clap::ArgAction::Set)]
     pub allow_pod_restarts: bool,
-    /// Give the Jobs the process numbers of their nodes: under OpenRC and k3d nothing can be restarted without.
+    /// Give the Jobs the process numbers of their nodes: under `OpenRC` and k3d nothing can be restarted without.
     #[arg(long, env = "FARRIER_JOB_HOST_PID", default_value_t = false, action = clap::ArgAction::Set)]
     pub job_host_pid: bool,
     /// Address of /livez, /readyz and /metrics.

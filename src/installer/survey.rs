@@ -100,7 +100,7 @@ pub(super) fn named_by_unit(
     let folder = format!("/etc/systemd/system/{}.d", distro.unit);
     let mut named = None;
     for name in host.list(&folder)? {
-        if !name.ends_with(".conf") {
+        if name.rsplit('.').next() != Some("conf") {
             continue;
         }
         let text = host.read_text(&format!("{folder}/{name}"), SMALL)?;
