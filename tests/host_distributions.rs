@@ -231,3 +231,39 @@ async fn what_can_t_be_changed_is_left_alone_with_the_way_that_works(
     assert!(said.contains(words), "{said}");
     assert_eq!(host.tree(false), before);
 }
+
+#[rstest]
+#[case::eks_al2023(&[("/etc/os-release", AMAZON), ("/usr/bin/nodeadm", "")], include_str!("corpus/distributions/eks-al2023-2.toml"))]
+#[case::cos(&[("/etc/os-release", "ID=cos\n")], include_str!("corpus/distributions/gke-cos.toml"))]
+#[tokio::test]
+async fn a_configuration_that_a_boot_wrote_anew_is_changed_again_and_left_as_the_boot_wrote_it(
+    #[case] files: &[(&str, &str)],
+    #[case] config: &str,
+    #[values("", "# by another release\n")] new: &str,
+) {
+    let path = "/etc/containerd/config.toml";
+    let files = [files, &[(path, config)]].concat();
+    let files: Vec<_> = files
+        .iter()
+        .map(|(path, text)| ((*path).to_owned(), *text))
+        .collect();
+    let host = host(&files);
+    let before = host.tree(false);
+    assert_eq!(
+        host.install(&[shim("a")], &[]).await.result,
+        Outcome::Applied
+    );
+    let ours = host.config();
+    let anew = format!("{new}{config}");
+    host.write(path, anew.as_bytes());
+    let report = host.install(&[shim("a")], &[]).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    assert_eq!(host.config(), format!("{new}{ours}"));
+    // And once more, before the last shim leaves.
+    host.write(path, anew.as_bytes());
+    let report = host.uninstall(None).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    assert_eq!(host.config(), anew);
+    host.write(path, config.as_bytes());
+    assert_eq!(host.tree(false), before);
+}

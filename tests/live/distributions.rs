@@ -233,3 +233,26 @@ fn a_snippet_of_k0s_is_taken_up_by_its_own_supervisor(
     node.leave(WATCHER);
     comes_and_goes(&node, "k0s", "/etc/k0s/containerd.d/farrier.toml");
 }
+
+#[test]
+fn what_former_distributions_left_deceives_nobody() {
+    let node = Node::new(&releases()[1]);
+    let template = "/var/snap/microk8s/current/args/containerd-template.toml";
+    let rendered = format!("{K3S_FOLDER}/config.toml");
+    for path in [
+        &rendered,
+        "/etc/rancher/k3s/config.yaml",
+        "/var/lib/rancher/rke2/agent/etc/containerd/config.toml",
+        template,
+        "/etc/k0s/containerd.toml",
+        "/var/lib/k0s/bin/containerd",
+        "/usr/local/bin/k3s",
+        "/usr/local/bin/k0s",
+        "/run/crio/crio.sock",
+        "/run/openrc/started/k3s",
+        "/kind/images/a",
+    ] {
+        node.write(path, BASE_3.as_bytes(), 0o755);
+    }
+    comes_and_goes(&node, "systemd", "/opt/farrier/bin/containerd-shim-a");
+}
