@@ -101,7 +101,7 @@ pub struct Controller {
     #[arg(long, env = "SHIM_NODE_INSTALLER_JOB_TTL")]
     pub job_ttl: Option<i32>,
     /// Seconds that one Job may take.
-    #[arg(long, env = "FARRIER_JOB_DEADLINE", default_value_t = 900)]
+    #[arg(long, env = "FARRIER_JOB_DEADLINE", default_value_t = 1800)]
     pub job_deadline: i64,
     /// Provision every node, annotated or not, as KWasm's option of this name does.
     #[arg(long, env = "AUTO_PROVISION_NODES", default_value_t = false, action = clap::ArgAction::Set)]

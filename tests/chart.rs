@@ -170,7 +170,7 @@ fn the_controller_understands_its_environment() {
     assert_eq!(options.image, image);
     assert_eq!(options.image_pull_policy, "IfNotPresent");
     assert_eq!(options.job_service_account, "farrier-installer");
-    assert_eq!(options.job_deadline, 900);
+    assert_eq!(options.job_deadline, 1800);
     assert!(!options.auto_provision && !options.allow_pod_restarts && !options.job_host_pid);
     for unset in [
         "FARRIER_IMAGE_PULL_SECRETS",
