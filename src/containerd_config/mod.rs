@@ -7,6 +7,7 @@
 mod document;
 mod imports;
 mod judge;
+mod needs;
 mod notation;
 mod placement;
 mod predecessors;
@@ -20,6 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 pub use imports::{imports, with_imports};
 pub use judge::{holds, judge, runtimes_of_dump};
+pub use needs::{Need, needs};
 pub use placement::place;
 pub use predecessors::{Inherited, Predecessor, inherited};
 pub use runtimes::{edit, handlers, is_usable_name};

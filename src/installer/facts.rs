@@ -17,6 +17,7 @@ use super::stamps::Stamps;
 use super::state::{
     Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, folder_of, target_digest,
 };
+use super::surroundings::lacking;
 use super::survey::{folder, release, row, sources, unwritable};
 use crate::containerd_config::{Loaded, SourceFile, Version};
 
@@ -52,6 +53,8 @@ pub struct Facts {
     pub obstacle: Option<String>,
     /// That configuration as containerd itself prints it, or why it doesn't.
     pub dump: Result<String, String>,
+    /// What that configuration needs beside itself and the host lacks; words for an operator.
+    pub lacking: Option<String>,
     /// What it serves, or why that is unknown.
     pub served: Result<Served, String>,
     /// How many sandboxes there are of each handler.
@@ -157,6 +160,7 @@ pub async fn gather(
         release,
         obstacle,
         version,
+        lacking: dump.as_ref().ok().and_then(|dump| lacking(host, dump)),
         dump,
         daemon,
         program,

@@ -97,6 +97,16 @@ pub enum Error {
     /// containerd refuses the configuration as it is.
     #[error("containerd does not load its present configuration: {0}; repair it first")]
     Refuses(String),
+    /// A restart would put live what somebody else wrote.
+    #[error(
+        "{path}, or what it imports, was changed after containerd started ({what} differs from what is served), and a restart would put that live; restart containerd yourself or undo that change, then run farrier again"
+    )]
+    Pending {
+        /// The root configuration.
+        path: String,
+        /// What differs, in a few words.
+        what: String,
+    },
     /// A restart would end pods.
     #[error(
         "restarting {unit} would end every pod on this node, because its KillMode is {mode:?}; set KillMode=process there, or accept that with --allow-pod-restarts"
@@ -188,6 +198,9 @@ fn assemble(
     let served = facts.served.as_ref().ok();
     let pending = served.is_some_and(|served| !is_served(served, &declared, &site.ours));
     let restart = !want.offline && (config.is_some() || pending);
+    if restart || config.is_some() {
+        site.check_restart(facts)?;
+    }
     if restart && !want.allow_pod_restarts {
         check_kill_mode(facts)?;
     }
@@ -415,6 +428,7 @@ pub(super) mod tests {
             release: None,
             obstacle: None,
             dump: Ok(CONFIG.to_owned()),
+            lacking: None,
             served: Ok(served(&[])),
             in_use: BTreeMap::new(),
             kill_mode: Ok("process".to_owned()),
@@ -439,6 +453,7 @@ pub(super) mod tests {
             ready: true,
             default: "runc".to_owned(),
             handlers: ours.chain([runc]).collect(),
+            options: BTreeMap::new(),
         }
     }
 
@@ -508,6 +523,48 @@ pub(super) mod tests {
         facts.served = Ok(served(&[]));
         let plan = decide(&facts, &want(&["a"])).unwrap();
         assert!(plan.restart && plan.config.is_none());
+    }
+
+    #[rstest]
+    #[case::added(|facts: &mut Facts| facts.dump = Ok(format!("{CONFIG}[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.kata]\nruntime_type = 'kata'\n")), "handler kata")]
+    #[case::taken_away(|facts: &mut Facts| { facts.served.as_mut().unwrap().handlers.insert("kata".to_owned(), "kata".to_owned()); }, "handler kata")]
+    #[case::another_type(|facts: &mut Facts| facts.dump = Ok(CONFIG.replace("runc.v2", "runc.v1")), "handler runc")]
+    #[case::another_option(|facts: &mut Facts| facts.dump = Ok(format!("{CONFIG}options.SystemdCgroup = true\n")), "handler runc")]
+    #[case::another_default(|facts: &mut Facts| facts.served.as_mut().unwrap().default = "kata".to_owned(), "default runtime")]
+    fn what_somebody_wrote_and_never_loaded_does_not_go_live_with_us(
+        #[case] edit: impl Fn(&mut Facts),
+        #[case] what: &str,
+    ) {
+        let mut facts = node();
+        edit(&mut facts);
+        let error = decide(&facts, &want(&["a"])).unwrap_err().to_string();
+        assert!(error.contains(what), "{error}");
+        // What restarts nothing puts nothing live.
+        let mut facts = carrying(&["a"]);
+        edit(&mut facts);
+        let mut upgrade = want(&["a"]);
+        let candidate = Ok("bb".to_owned());
+        upgrade.candidates.insert("a".to_owned(), candidate);
+        facts.loaded.root.text = carrying(&["a"]).loaded.root.text;
+        assert!(!decide(&facts, &upgrade).unwrap().restart);
+    }
+
+    #[test]
+    fn a_host_that_lacks_what_containerd_needs_is_not_restarted() {
+        let mut facts = node();
+        facts.lacking = Some("no /spec.json".to_owned());
+        let error = decide(&facts, &want(&["a"])).unwrap_err().to_string();
+        assert!(error.contains("no /spec.json"), "{error}");
+        assert!(decide(&facts, &want(&[])).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_handler_of_ours_that_only_the_running_containerd_knows_leaves_with_a_restart() {
+        let mut facts = node();
+        facts.served = Ok(served(&["a"]));
+        let plan = decide(&facts, &want(&["b"])).unwrap();
+        assert!(plan.restart && plan.ours.contains("a"));
+        assert!(plan.declared.iter().all(|handler| handler.name == "b"));
     }
 
     #[test]

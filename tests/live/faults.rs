@@ -104,6 +104,68 @@ fn a_configuration_that_containerd_refuses_is_left_alone() {
 }
 
 #[test]
+fn what_somebody_wrote_and_never_loaded_does_not_go_live_with_us() {
+    on_each(|release| {
+        let node = Node::new(release);
+        let kata = "\"io.containerd.kata.v2\" # theirs";
+        let edits = [
+            (CONFIG.replace(kata, "\"io.containerd.other.v2\""), "kata"),
+            (CONFIG.replace("runtimes.kata]", "runtimes.new]"), "kata"),
+            (
+                format!("{CONFIG}\noptions.ConfigPath = \"/etc/kata.toml\"\n"),
+                "kata",
+            ),
+            (
+                format!(
+                    "{CONFIG}\n[plugins.\"io.containerd.grpc.v1.cri\".containerd]\ndefault_runtime_name = \"kata\"\n"
+                ),
+                "default runtime",
+            ),
+        ];
+        for (edited, what) in edits {
+            let process = node.process();
+            node.write(CONFIG_PATH, edited.as_bytes(), 0o644);
+            let (status, report) = node.change(&INSTALL);
+            assert_eq!((status, report.result), (3, Outcome::Refused), "{report:?}");
+            let reason = report.reason.unwrap();
+            assert!(
+                reason.contains(what) && reason.contains("after containerd started"),
+                "{reason}"
+            );
+            assert_eq!((node.config(), node.process()), (edited, process));
+            // Once it is live it is no concern of ours.
+            node.start();
+            let (status, report) = node.change(&INSTALL);
+            assert_eq!((status, report.result), (0, Outcome::Applied), "{report:?}");
+            assert_eq!(node.change(&["uninstall", "--all"]).0, 0);
+            node.write(CONFIG_PATH, CONFIG.as_bytes(), 0o644);
+            node.start();
+        }
+    });
+}
+
+#[test]
+fn a_file_that_containerd_needs_at_its_next_start_is_missed_before_that() {
+    on_each(|release| {
+        let node = Node::stopped(release, &[]);
+        let config = CONFIG.replace(" # theirs", "\nbase_runtime_spec = \"/etc/spec.json\"\n");
+        let spec = br#"{"ociVersion": "1.1.0", "process": {"cwd": "/", "user": {}}, "root": {"path": "rootfs"}}"#;
+        node.write(CONFIG_PATH, config.as_bytes(), 0o644);
+        node.write("/etc/spec.json", spec, 0o644);
+        node.start();
+        let process = node.process();
+        fs::remove_file(node.path("/etc/spec.json")).unwrap();
+        let (status, report) = node.change(&INSTALL);
+        assert_eq!((status, report.result), (3, Outcome::Refused), "{report:?}");
+        assert!(report.reason.unwrap().contains("/etc/spec.json"));
+        assert_eq!((node.config(), node.process()), (config, process));
+        node.write("/etc/spec.json", spec, 0o644);
+        assert_eq!(node.change(&INSTALL).0, 0);
+        node.assert_healthy();
+    });
+}
+
+#[test]
 fn a_shim_that_can_not_run_here_is_refused_and_the_other_is_installed() {
     on_each(|release| {
         let node = Node::new(release);
