@@ -12,6 +12,7 @@ const CONTROLLERS: &str = "cgroup.controllers";
 
 /// What of the configuration printed as `dump` the host lacks; words for an operator. What can't be looked at counts as there: the
 /// running containerd is the better judge.
+#[must_use]
 pub fn lacking(host: &HostRoot, dump: &str) -> Option<String> {
     let needs = needs(dump).ok()?;
     needs.iter().find_map(|need| match need {

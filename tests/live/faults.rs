@@ -26,10 +26,25 @@ fn assert_rolled_back(release: &Path, faults: &[&str], words: &str) {
         report.reason.as_ref().unwrap().contains(words),
         "{report:?}"
     );
+    // The one on the change, and the one on what was put back.
+    assert_eq!(report.restarts, 2, "{report:?}");
     assert_eq!(node.tree(), before);
     node.assert_healthy();
     let (status, report) = node.change(&INSTALL);
     assert_eq!((status, report.result), (0, Outcome::Applied), "{report:?}");
+}
+
+#[test]
+fn a_containerd_that_was_never_restarted_is_left_running() {
+    on_each(|release| {
+        let node = Node::new(release);
+        let before = (node.tree(), node.process());
+        node.fail(&["ignored"]);
+        let (status, report) = node.change(&INSTALL);
+        assert_eq!((status, report.restarts), (4, 0), "{report:?}");
+        assert_eq!((node.tree(), node.process()), before);
+        node.assert_healthy();
+    });
 }
 
 #[test]
@@ -61,6 +76,8 @@ fn a_node_whose_containerd_does_not_come_back_needs_a_person() {
         node.fail(&["refuses", "refuses"]);
         let (status, report) = node.change(&INSTALL);
         assert_eq!((status, report.result), (5, Outcome::Broken), "{report:?}");
+        // It ended once, and was never started again.
+        assert_eq!(report.restarts, 1, "{report:?}");
         assert!(report.remedy.is_some());
         assert_eq!(node.config(), CONFIG);
         // It is the same once a person has seen to it.
