@@ -217,7 +217,8 @@ fn assemble(
     } else {
         site.make_folders(facts)
     };
-    let state = next_state(facts, want, next, config.as_ref(), &make_folders);
+    let is_whole = desired.reports.iter().all(|report| report.reason.is_none());
+    let state = next_state(facts, want, next, config.as_ref(), &make_folders, is_whole);
     let unchanged = match &state {
         Some(state) => *state == facts.state,
         None => facts.state == State::default(),
@@ -338,6 +339,7 @@ fn next_state(
     next: BTreeMap<String, OwnedHandler>,
     config: Option<&ConfigChange>,
     made: &[String],
+    is_whole: bool,
 ) -> Option<State> {
     if next.is_empty() {
         return None;
@@ -355,7 +357,7 @@ fn next_state(
     let owner = owner_word(want.owner).to_owned();
     if want.digest.is_empty() {
         state.requests.remove(&owner);
-    } else {
+    } else if is_whole {
         state.requests.insert(owner, want.digest.clone());
     }
     Some(state)

@@ -7,6 +7,7 @@
 #![allow(clippy::print_stdout, reason = "a failed test shows its seed")]
 
 mod changes;
+mod contract;
 mod crashes;
 mod distributions;
 mod faults;
