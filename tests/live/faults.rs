@@ -343,3 +343,24 @@ fn what_a_person_wrote_meanwhile_stays_when_the_change_is_undone() {
         node.assert_healthy();
     });
 }
+
+/// As a unit does whose start makes the configuration anew.
+#[test]
+fn a_configuration_that_each_start_makes_anew_is_left_as_it_was_made() {
+    on_each(|release| {
+        let node = Node::stopped(release, &[]);
+        node.write("/srv/base", CONFIG.as_bytes(), 0o644);
+        node.write("/sbin/kind", b"render() { cp /srv/base $config; }\n", 0o644);
+        node.start();
+        let before = node.tree();
+        let (status, report) = node.change(&INSTALL);
+        assert_eq!(
+            (status, report.result),
+            (4, Outcome::RolledBack),
+            "{report:?}"
+        );
+        assert_eq!(report.restarts, 2, "{report:?}");
+        assert_eq!(node.tree(), before);
+        node.assert_healthy();
+    });
+}
