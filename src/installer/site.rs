@@ -10,7 +10,7 @@ use super::source::{self, Rendered, Source};
 use super::state::{OwnedHandler, STATE_FOLDER, folder_of};
 use crate::containerd_config::{
     DeclaredHandler, Handler, Loaded, Placement, Value, Version, edit, edit_template, handlers,
-    place, runtimes_of_dump, startable,
+    place, runtimes_of_dump, startable, template_handlers,
 };
 use crate::handoff::OptionValue;
 
@@ -58,6 +58,11 @@ impl<'a> Site<'a> {
         };
         if let Some(text) = text.filter(|_| rendered.is_some() && !go) {
             declared.extend(handlers(text, &placement)?);
+        }
+        if let Some(text) = text.filter(|_| go) {
+            for (name, handler) in template_handlers(text, placement.plugin) {
+                declared.entry(name).or_insert(handler);
+            }
         }
         let (default, dumped) = match &facts.dump {
             Ok(dump) => {
@@ -178,7 +183,7 @@ impl<'a> Site<'a> {
                 .as_ref()
                 .map(|then| (&then.runtime_type, &then.options))
         });
-        // What a template without actions declares, its rendering does, too.
+        // What a template declares in any case, its rendering does, too.
         let unrendered = self
             .declared
             .keys()
