@@ -370,6 +370,7 @@ fn interrupt(host: &Host, before: &str) {
         commits: Some("of a state file that was never written".to_owned()),
         drop_folders: Vec::new(),
         leftovers: farrier::installer::adopt::Leftovers::default(),
+        leaving: std::collections::BTreeMap::new(),
     }
     .save(&root)
     .unwrap();

@@ -21,6 +21,8 @@ pub struct Inheritance {
     pub handlers: BTreeMap<String, Inherited>,
     /// What stands at the paths of these handlers, and of those that were taken over.
     pub binaries: BTreeMap<String, Standing>,
+    /// Links elsewhere to such a path.
+    pub links: BTreeMap<String, Vec<String>>,
     /// Their folders.
     pub homes: BTreeMap<String, Home>,
 }
@@ -34,8 +36,6 @@ pub struct Inherited {
     pub file: String,
     /// What the file says.
     pub declared: containerd_config::Inherited,
-    /// Links elsewhere to its binary.
-    pub links: Vec<String>,
 }
 
 /// A binary at a path of a predecessor.
@@ -87,7 +87,6 @@ pub(super) fn look(
             let inherited = Inherited {
                 owner: home.owner,
                 file: file.path.clone(),
-                links: links(host, &declared.path),
                 declared,
             };
             found.homes.insert(inherited.declared.home.clone(), home);
@@ -95,10 +94,8 @@ pub(super) fn look(
         }
     }
     let taken = || {
-        state
-            .handlers
-            .values()
-            .filter_map(|owned| owned.path.as_ref())
+        let owned = state.handlers.values().chain(state.late.values());
+        owned.filter_map(|owned| owned.path.as_ref())
     };
     // What was taken over may not be declared any more, and still leaves with all that came with it.
     for folder in taken().filter_map(|path| home_of(path)) {
@@ -119,6 +116,7 @@ pub(super) fn look(
         .map(|handler| &handler.declared.path);
     let paths: BTreeSet<String> = taken().chain(declared).cloned().collect();
     for path in paths {
+        found.links.insert(path.clone(), links(host, &path));
         if let Some(standing) = standing(host, &path)? {
             found.binaries.insert(path, standing);
         }

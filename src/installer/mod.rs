@@ -233,8 +233,9 @@ impl Change<'_> {
             }
         };
         let plan = match carried_out {
-            Ok((plan, done)) => {
+            Ok((mut plan, done)) => {
                 if let Some(done) = done {
+                    plan.stays(done.late);
                     report.changed = true;
                     report.restarts += done.restarts;
                     report.cri_away_ms = done
@@ -258,7 +259,7 @@ impl Change<'_> {
         let Some(state) = &plan.state else {
             return;
         };
-        let wanted = state.handlers.values();
+        let wanted = state.handlers.values().chain(state.late.values());
         let wanted = wanted.filter_map(|owned| owned.sha256.clone());
         let verified = wanted
             .filter(|sha256| facts.stored.contains(sha256) || plan.store.contains(sha256))

@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use super::Error;
 use super::artifact;
 use super::candidate;
-use super::clearing::{InUse, finish};
+use super::clearing::{InUse, finish, keep_used};
 use super::daemon::{Daemon, find_daemon};
 use super::facts::{Facts, gather};
 use super::host::{HostRoot, text_digest};
@@ -21,7 +21,7 @@ use super::restart::{self, restart};
 use super::state::{JOURNAL_FILE, STATE_FILE, STATE_FOLDER, State, folder_of, link_target};
 use super::trial;
 use super::unpack;
-use crate::handoff::API_VERSION;
+use crate::handoff::{API_VERSION, HandlerReport};
 
 /// Where the bytes of a binary come from.
 #[derive(Debug)]
@@ -46,6 +46,8 @@ pub struct Done {
     pub restarts: u32,
     /// How long the CRI was away.
     pub away: Option<Duration>,
+    /// What stays because pods took it up meanwhile.
+    pub late: Vec<HandlerReport>,
 }
 
 /// Why a plan was not carried out, and how the host is now.
@@ -99,9 +101,8 @@ pub async fn perform(
         return Err(Failure::Refused(error.into()));
     }
     match act(host, facts, plan, sources, &mut journal).await {
-        Ok(done) => {
+        Ok((done, in_use)) => {
             // The change stands. What is left lying about is cleared by the next run.
-            let in_use = InUse::ask(host, &journal.socket, facts.daemon.is_none()).await;
             if let Err(error) = finish(host, &journal, &in_use) {
                 warn!(%error, "could not clear up");
             }
@@ -166,6 +167,7 @@ fn journal(host: &HostRoot, facts: &Facts, plan: &HostPlan) -> Journal {
         commits,
         drop_folders: plan.drop_folders.clone(),
         leftovers: plan.leftovers.clone(),
+        leaving: plan.leaving.clone(),
     }
 }
 
@@ -175,7 +177,7 @@ async fn act(
     plan: &HostPlan,
     sources: &BTreeMap<String, Source>,
     journal: &mut Journal,
-) -> Result<Done, Error> {
+) -> Result<(Done, InUse), Error> {
     for folder in &plan.make_folders {
         host.create_folder(folder)?;
     }
@@ -221,13 +223,13 @@ async fn act(
         if let Ok(before) = &facts.served {
             prove(before, &served, &plan.declared, &plan.ours).map_err(restart::Error::Unproven)?;
         }
-        done = Done {
-            restarts: 1,
-            away: Some(away),
-        };
+        done.restarts = 1;
+        done.away = Some(away);
     }
+    let in_use = InUse::ask(host, &journal.socket, facts.daemon.is_none()).await;
+    done.late = keep_used(host, journal, &in_use)?;
     commit(host, journal)?;
-    Ok(done)
+    Ok((done, in_use))
 }
 
 /// Where the binaries are that will be linked and that no handler had before, by SHA-256.

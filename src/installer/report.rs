@@ -54,7 +54,13 @@ pub(super) fn conclude(report: &mut ProvisionReport, plan: &HostPlan, offline: b
     report.result = match (complaints.is_empty(), plan.is_empty()) {
         (true, true) if !report.changed => Outcome::Unchanged,
         (true, _) => Outcome::Applied,
-        (false, true) if !well && complaints.iter().all(|handler| !handler.served) => {
+        // What is not served and has a binary is on its way off the host.
+        (false, true)
+            if !well
+                && complaints
+                    .iter()
+                    .all(|handler| !handler.served && handler.path.is_none()) =>
+        {
             Outcome::Refused
         }
         (false, _) => Outcome::Partial,
