@@ -79,13 +79,15 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Hashes every stored file, whatever is remembered of it.
+    /// Hashes every binary, whatever is remembered of it.
     ///
     /// # Errors
     /// When the folders can't be listed.
     pub fn hash_binaries(&mut self, host: &HostRoot) -> Result<(), super::Error> {
-        let found = binaries(host, &self.places, &Stamps::default())?;
-        (self.binaries, self.stored, self.damaged) = found;
+        let stamps = Stamps::default();
+        let (loaded, sources, places) = (&self.loaded, &self.sources, &self.places);
+        self.inheritance = inherited::look(host, loaded, sources, &self.state, places, &stamps)?;
+        (self.binaries, self.stored, self.damaged) = binaries(host, places, &stamps)?;
         Ok(())
     }
 
@@ -145,7 +147,8 @@ pub async fn gather(
         obstacle = obstacle.or_else(|| unwritable(host, &config));
     }
     let places = Places { folder };
-    let (binaries, stored, damaged) = binaries(host, &places, &Stamps::load(host))?;
+    let stamps = Stamps::load(host);
+    let (binaries, stored, damaged) = binaries(host, &places, &stamps)?;
     // Programs that don't wait for each other.
     let (version, dump, release) = futures::join!(
         version(host, program.as_deref()),
@@ -163,7 +166,7 @@ pub async fn gather(
         served: Err("nothing is asked offline".to_owned()),
         in_use: BTreeMap::new(),
         kill_mode: Err("nothing is asked offline".to_owned()),
-        inheritance: inherited::look(host, &loaded, &sources, &state)?,
+        inheritance: inherited::look(host, &loaded, &sources, &state, &places, &stamps)?,
         state,
         missing_folders: missing_folders(host, &places, &loaded, &sources),
         sources,

@@ -264,7 +264,15 @@ impl Change<'_> {
         let verified = wanted
             .filter(|sha256| facts.stored.contains(sha256) || plan.store.contains(sha256))
             .collect();
-        if let Err(error) = Stamps::record(self.host, &facts.places, &verified, artifacts) {
+        let adopted = facts.inheritance.binaries.iter();
+        let adopted = adopted
+            .filter(|(path, _)| {
+                !plan.links.contains_key(*path) && !plan.leftovers.files.contains(path)
+            })
+            .filter_map(|(path, standing)| Some((path.clone(), standing.verified.clone()?)))
+            .collect();
+        let recorded = Stamps::record(self.host, &facts.places, &verified, artifacts, adopted);
+        if let Err(error) = recorded {
             warn!(%error, "what was verified is not remembered");
         }
     }

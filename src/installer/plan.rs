@@ -691,6 +691,7 @@ pub(super) mod tests {
         let standing = Standing {
             sha256: DIGEST.to_owned(),
             is_link: false,
+            verified: None,
         };
         facts.inheritance.binaries.insert(path.clone(), standing);
         facts.loaded.root.text = Some(text.clone());
