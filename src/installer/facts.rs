@@ -17,7 +17,7 @@ use super::stamps::Stamps;
 use super::state::{
     Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, folder_of, target_digest,
 };
-use super::survey::{folder, release, row, sources, unwritable};
+use super::survey::{folder, forgetful, release, row, sources, unwritable};
 use crate::containerd_config::{Loaded, SourceFile, Version};
 
 /// `containerd config dump` takes 18 ms; on a node under load it gets this long before the candidate counts as refused.
@@ -144,7 +144,9 @@ pub async fn gather(
     let state = State::from_json(host.read_text(STATE_FILE, STATE_LIMIT)?.as_deref())?;
     let (folder, mut obstacle) = folder(host, distro, &state, offline);
     if !offline {
-        obstacle = obstacle.or_else(|| unwritable(host, &config));
+        obstacle = obstacle
+            .or_else(|| unwritable(host, &config))
+            .or_else(|| forgetful(host));
     }
     let places = Places { folder };
     let stamps = Stamps::load(host);

@@ -129,6 +129,15 @@ impl HostPlan {
             && self.leftovers.is_empty()
     }
 
+    /// The binaries that are stored, as paths on the host.
+    pub fn stored(&self) -> impl Iterator<Item = String> {
+        let places = self.state.as_ref().map(|state| Places {
+            folder: state.folder.clone(),
+        });
+        let path = move |sha256: &String| Some(places.as_ref()?.store_path(sha256));
+        self.store.iter().filter_map(path)
+    }
+
     /// Takes in what pods took up while the plan was carried out: it stays, and is reported.
     pub fn stays(&mut self, late: Vec<HandlerReport>) {
         let is_kept = |path: &String| {
@@ -158,15 +167,17 @@ pub fn decide(facts: &Facts, want: &Want) -> Result<HostPlan, Error> {
     set.reserve();
     let desired = set.finish();
     site.take_over(facts, &desired);
-    assemble(&site, facts, want, desired)
+    let plan = assemble(&site, facts, want, desired)?;
+    match &facts.obstacle {
+        // What is there already goes on working.
+        Some(obstacle) if !plan.is_empty() => Err(Error::Obstacle(obstacle.clone())),
+        Some(_) | None => Ok(plan),
+    }
 }
 
 fn check_host(facts: &Facts, want: &Want) -> Result<(), Error> {
     if let Some(refusal) = facts.distro.refusal {
         return Err(Error::Distribution(refusal));
-    }
-    if let Some(obstacle) = &facts.obstacle {
-        return Err(Error::Obstacle(obstacle.clone()));
     }
     if want.offline {
         return Ok(());
@@ -515,7 +526,8 @@ pub(super) mod tests {
         facts
     }
 
-    fn carrying(shims: &[&str]) -> Facts {
+    /// The node once it carries these shims.
+    pub(in crate::installer) fn carrying(shims: &[&str]) -> Facts {
         let facts = node();
         let plan = decide(&facts, &want(shims)).unwrap();
         after(facts, plan)
@@ -651,6 +663,7 @@ pub(super) mod tests {
     #[case::not_ready(|facts: &mut Facts| facts.served = Ok(Served::default()), "not ready")]
     #[case::refused_before(|facts: &mut Facts| facts.dump = Err("toml".to_owned()), "present configuration")]
     #[case::no_version(|facts: &mut Facts| facts.version = None, "release")]
+    #[case::obstacle(|facts: &mut Facts| facts.obstacle = Some("it is read-only".to_owned()), "read-only")]
     fn a_host_that_was_not_well_before_is_left_alone(
         #[case] spoil: impl Fn(&mut Facts),
         #[case] reason: &str,
@@ -659,6 +672,14 @@ pub(super) mod tests {
         spoil(&mut facts);
         let error = decide(&facts, &want(&["a"])).unwrap_err().to_string();
         assert!(error.contains(reason), "{error}");
+    }
+
+    #[test]
+    fn an_obstacle_is_in_the_way_of_changes_only() {
+        let mut facts = carrying(&["a"]);
+        facts.obstacle = Some("it is read-only".to_owned());
+        assert!(decide(&facts, &want(&["a"])).unwrap().is_empty());
+        assert!(decide(&facts, &want(&["b"])).is_err());
     }
 
     #[test]
