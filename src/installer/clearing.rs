@@ -49,7 +49,7 @@ pub(super) fn keep_used(
         let Some(pods) = used(name) else {
             continue;
         };
-        warn!(handler = name, "{pods}: its binary stays");
+        warn!(handler = name, "its binary stays until a later run: {pods}");
         let reserved = state.handlers.get_mut(name);
         reports.push(HandlerReport {
             shim: owned.shim.clone(),

@@ -11,5 +11,7 @@ mod crashes;
 mod distributions;
 mod faults;
 mod node;
+mod removal;
+mod sandbox;
 #[path = "../host/trace.rs"]
 mod trace;
