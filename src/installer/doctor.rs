@@ -8,7 +8,7 @@ use super::adopt;
 use super::facts::{Facts, standing};
 use super::plan::spares_pods;
 use super::report::split;
-use super::site::declarations;
+use super::site::{declarations, hands_options_over};
 use super::state::{OwnedHandler, STATE_FILE, owner_word};
 use super::text::printable;
 use crate::containerd_config::{DeclaredHandler, Handler, runtimes_of_dump};
@@ -228,7 +228,11 @@ fn config_drift(facts: &Facts) -> Vec<String> {
             None => (!text.contains(&handler.runtime_type)).then(lost),
             Some((_, dumped)) => match dumped.get(name) {
                 Some(now) if now.runtime_type == handler.runtime_type => {
-                    let keys = other_options(&handler, now);
+                    let keys = if hands_options_over(facts) {
+                        other_options(&handler, now)
+                    } else {
+                        Vec::new()
+                    };
                     (!keys.is_empty()).then(|| {
                         let keys = keys.join(", ");
                         format!("{path} declares handler {name} with other options than it was installed with: {keys}")
