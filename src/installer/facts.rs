@@ -18,7 +18,7 @@ use super::state::{
     Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, folder_of, target_digest,
 };
 use super::surroundings::lacking;
-use super::survey::{folder, release, row, sources, unwritable};
+use super::survey::{folder, forgetful, release, row, sources, unwritable};
 use crate::containerd_config::{Loaded, SourceFile, Version};
 
 /// `containerd config dump` takes 18 ms; on a node under load it gets this long before the candidate counts as refused.
@@ -82,13 +82,15 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Hashes every stored file, whatever is remembered of it.
+    /// Hashes every binary, whatever is remembered of it.
     ///
     /// # Errors
     /// When the folders can't be listed.
     pub fn hash_binaries(&mut self, host: &HostRoot) -> Result<(), super::Error> {
-        let found = binaries(host, &self.places, &Stamps::default())?;
-        (self.binaries, self.stored, self.damaged) = found;
+        let stamps = Stamps::default();
+        let (loaded, sources, places) = (&self.loaded, &self.sources, &self.places);
+        self.inheritance = inherited::look(host, loaded, sources, &self.state, places, &stamps)?;
+        (self.binaries, self.stored, self.damaged) = binaries(host, places, &stamps)?;
         Ok(())
     }
 
@@ -145,10 +147,13 @@ pub async fn gather(
     let state = State::from_json(host.read_text(STATE_FILE, STATE_LIMIT)?.as_deref())?;
     let (folder, mut obstacle) = folder(host, distro, &state, offline);
     if !offline {
-        obstacle = obstacle.or_else(|| unwritable(host, &config));
+        obstacle = obstacle
+            .or_else(|| unwritable(host, &config))
+            .or_else(|| forgetful(host));
     }
     let places = Places { folder };
-    let (binaries, stored, damaged) = binaries(host, &places, &Stamps::load(host))?;
+    let stamps = Stamps::load(host);
+    let (binaries, stored, damaged) = binaries(host, &places, &stamps)?;
     // Programs that don't wait for each other.
     let (version, dump, release) = futures::join!(
         version(host, program.as_deref()),
@@ -167,7 +172,7 @@ pub async fn gather(
         served: Err("nothing is asked offline".to_owned()),
         in_use: BTreeMap::new(),
         kill_mode: Err("nothing is asked offline".to_owned()),
-        inheritance: inherited::look(host, &loaded, &sources, &state)?,
+        inheritance: inherited::look(host, &loaded, &sources, &state, &places, &stamps)?,
         state,
         missing_folders: missing_folders(host, &places, &loaded, &sources),
         sources,

@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use super::Error;
 use super::artifact;
 use super::candidate;
-use super::clearing::{InUse, finish};
+use super::clearing::{InUse, finish, keep_used};
 use super::cri::{self, Served};
 use super::daemon::{Daemon, find_daemon};
 use super::facts::{Facts, gather};
@@ -22,7 +22,7 @@ use super::restart::{self, restart};
 use super::state::{JOURNAL_FILE, STATE_FILE, STATE_FOLDER, State, folder_of, link_target};
 use super::trial;
 use super::unpack;
-use crate::handoff::API_VERSION;
+use crate::handoff::{API_VERSION, HandlerReport};
 
 /// Where the bytes of a binary come from.
 #[derive(Debug)]
@@ -47,6 +47,8 @@ pub struct Done {
     pub restarts: u32,
     /// How long the CRI was away.
     pub away: Option<Duration>,
+    /// What stays because pods took it up meanwhile.
+    pub late: Vec<HandlerReport>,
 }
 
 /// Why a plan was not carried out, and how the host is now.
@@ -101,13 +103,12 @@ pub async fn perform(
     }
     let mut restarts = 0;
     match act(host, facts, plan, sources, &mut journal, &mut restarts).await {
-        Ok(away) => {
+        Ok((done, in_use)) => {
             // The change stands. What is left lying about is cleared by the next run.
-            let in_use = InUse::ask(host, &journal.socket, facts.daemon.is_none()).await;
             if let Err(error) = finish(host, &journal, &in_use) {
                 warn!(%error, "could not clear up");
             }
-            Ok(Done { restarts, away })
+            Ok(done)
         }
         Err(cause) => Err(roll_back(host, facts, plan, &mut journal, cause, restarts).await),
     }
@@ -168,10 +169,11 @@ fn journal(host: &HostRoot, facts: &Facts, plan: &HostPlan) -> Journal {
         commits,
         drop_folders: plan.drop_folders.clone(),
         leftovers: plan.leftovers.clone(),
+        leaving: plan.leaving.clone(),
     }
 }
 
-/// Returns how long the CRI was away.
+/// Counts each restart in `restarts` as it comes about; returns what came of the plan, and what pods use by then.
 async fn act(
     host: &HostRoot,
     facts: &Facts,
@@ -179,7 +181,7 @@ async fn act(
     sources: &BTreeMap<String, Source>,
     journal: &mut Journal,
     restarts: &mut u32,
-) -> Result<Option<Duration>, Error> {
+) -> Result<(Done, InUse), Error> {
     for folder in &plan.make_folders {
         host.create_folder(folder)?;
     }
@@ -213,7 +215,7 @@ async fn act(
             before.as_deref(),
         )?;
     }
-    let mut cri_away = None;
+    let mut done = Done::default();
     if plan.restart {
         let daemon = facts.daemon.as_ref();
         journal.restarting = true;
@@ -226,10 +228,13 @@ async fn act(
         if let Ok(before) = &facts.served {
             prove(before, &served, &plan.declared, &plan.ours).map_err(restart::Error::Unproven)?;
         }
-        cri_away = Some(away);
+        done.away = Some(away);
     }
+    let in_use = InUse::ask(host, &journal.socket, facts.daemon.is_none()).await;
+    done.late = keep_used(host, journal, &in_use)?;
     commit(host, journal)?;
-    Ok(cri_away)
+    done.restarts = *restarts;
+    Ok((done, in_use))
 }
 
 /// Where the binaries are that will be linked and that no handler had before, by SHA-256.

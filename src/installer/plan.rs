@@ -41,6 +41,8 @@ pub struct HostPlan {
     pub drop_folders: Vec<String>,
     /// What goes of predecessors.
     pub leftovers: Leftovers,
+    /// Handlers that lose their binary, as they are, unless a pod takes one up meanwhile.
+    pub leaving: BTreeMap<String, OwnedHandler>,
     /// What is to be reported on each handler; `served` is what will be so if all goes well.
     pub handlers: Vec<HandlerReport>,
     /// What is to be said that leaves nothing undone: sentences.
@@ -136,6 +138,29 @@ impl HostPlan {
             && self.clear.is_empty()
             && self.leftovers.is_empty()
     }
+
+    /// The binaries that are stored, as paths on the host.
+    pub fn stored(&self) -> impl Iterator<Item = String> {
+        let places = self.state.as_ref().map(|state| Places {
+            folder: state.folder.clone(),
+        });
+        let path = move |sha256: &String| Some(places.as_ref()?.store_path(sha256));
+        self.store.iter().filter_map(path)
+    }
+
+    /// Takes in what pods took up while the plan was carried out: it stays, and is reported.
+    pub fn stays(&mut self, late: Vec<HandlerReport>) {
+        let is_kept = |path: &String| {
+            late.iter().any(|handler| {
+                let sha256 = handler.sha256.as_deref();
+                handler.path.as_ref() == Some(path)
+                    || sha256.is_some_and(|sha256| path.ends_with(sha256))
+            })
+        };
+        self.clear.retain(|path| !is_kept(path));
+        self.leftovers.files.retain(|path| !is_kept(path));
+        self.handlers.extend(late);
+    }
 }
 
 /// What has to be done on the host that `facts` describe so that it carries `want`.
@@ -148,18 +173,21 @@ pub fn decide(facts: &Facts, want: &Want) -> Result<HostPlan, Error> {
     let mut set = Set::new(facts, want, &site);
     set.add_wanted();
     set.remove_unwanted();
+    set.keep_late();
     set.reserve();
     let desired = set.finish();
     site.take_over(facts, &desired);
-    assemble(&site, facts, want, desired)
+    let plan = assemble(&site, facts, want, desired)?;
+    match &facts.obstacle {
+        // What is there already goes on working.
+        Some(obstacle) if !plan.is_empty() => Err(Error::Obstacle(obstacle.clone())),
+        Some(_) | None => Ok(plan),
+    }
 }
 
 fn check_host(facts: &Facts, want: &Want) -> Result<(), Error> {
     if let Some(refusal) = facts.distro.refusal {
         return Err(Error::Distribution(refusal));
-    }
-    if let Some(obstacle) = &facts.obstacle {
-        return Err(Error::Obstacle(obstacle.clone()));
     }
     if want.offline {
         return Ok(());
@@ -180,7 +208,7 @@ fn assemble(
     want: &Want,
     desired: Desired,
 ) -> Result<HostPlan, Error> {
-    let mut next = desired.next;
+    let mut next = desired.next.clone();
     let mut after = site.edited(&declarations(facts, &next))?;
     if after.as_deref() != site.text {
         // containerd is restarted anyway: what is reserved for nobody any more leaves with it.
@@ -211,14 +239,22 @@ fn assemble(
         .filter(|owned| is_stored(facts, owned))
         .filter_map(|owned| owned.sha256.clone())
         .collect();
-    let leftovers = leftovers(facts, &desired.before, &next, &site.untouched());
+    let leftovers = leftovers(facts, &desired, &next, &site.untouched());
+    let leaving = desired.leaving_as_they_were(want.owner);
     let make_folders = if next.is_empty() {
         Vec::new()
     } else {
         site.make_folders(facts)
     };
     let is_whole = desired.reports.iter().all(|report| report.reason.is_none());
-    let state = next_state(facts, want, next, config.as_ref(), &make_folders, is_whole);
+    let state = next_state(
+        facts,
+        want,
+        (next, desired.late),
+        config.as_ref(),
+        &make_folders,
+        is_whole,
+    );
     let unchanged = match &state {
         Some(state) => *state == facts.state,
         None => facts.state == State::default(),
@@ -240,6 +276,7 @@ fn assemble(
         },
         state,
         leftovers,
+        leaving,
         handlers: desired.reports,
         notes,
         ours,
@@ -336,16 +373,20 @@ fn clear(facts: &Facts, state: Option<&State>, wanted: &BTreeSet<String>) -> Vec
 fn next_state(
     facts: &Facts,
     want: &Want,
-    next: BTreeMap<String, OwnedHandler>,
+    (next, late): (
+        BTreeMap<String, OwnedHandler>,
+        BTreeMap<String, OwnedHandler>,
+    ),
     config: Option<&ConfigChange>,
     made: &[String],
     is_whole: bool,
 ) -> Option<State> {
-    if next.is_empty() {
-        return None;
-    }
     let mut state = facts.state.clone();
     state.handlers = next;
+    state.late = late;
+    if state.is_empty() {
+        return None;
+    }
     state.folder.clone_from(&facts.places.folder);
     state.folders.extend(made.iter().cloned());
     if let Some(change) = config {
@@ -503,7 +544,8 @@ pub(super) mod tests {
         facts
     }
 
-    fn carrying(shims: &[&str]) -> Facts {
+    /// The node once it carries these shims.
+    pub(in crate::installer) fn carrying(shims: &[&str]) -> Facts {
         let facts = node();
         let plan = decide(&facts, &want(shims)).unwrap();
         after(facts, plan)
@@ -602,6 +644,60 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn what_a_pod_took_up_while_it_left_is_reported_until_the_pod_has_gone() {
+        let mut facts = carrying(&["a"]);
+        let late = std::mem::take(&mut facts.state.handlers);
+        facts.state.late = late;
+        facts.loaded.root.text = Some(CONFIG.to_owned());
+        facts.dump = Ok(CONFIG.to_owned());
+        facts.served = Ok(served(&[]));
+        facts.in_use.insert("a".to_owned(), 1);
+        let mut all = want(&[]);
+        all.scope = Scope::Everything;
+        all.digest = "request".to_owned();
+        let plan = decide(&facts, &all).unwrap();
+        assert!(plan.is_empty(), "{plan:?}");
+        let [report] = plan.handlers.as_slice() else {
+            panic!("{:?}", plan.handlers);
+        };
+        assert!(!report.served && report.reason.is_some());
+        let back = decide(&facts, &want(&["a"])).unwrap();
+        let state = back.state.unwrap();
+        assert!(back.restart && state.late.is_empty() && state.handlers.contains_key("a"));
+        facts.in_use.clear();
+        let plan = decide(&facts, &all).unwrap();
+        assert!(plan.state.is_none() && plan.write_state && !plan.restart);
+        let link = places().binary_path("a");
+        assert_eq!(plan.clear, [link, places().store_path(DIGEST)]);
+    }
+
+    #[test]
+    fn a_predecessor_s_binary_that_a_pod_took_up_late_leaves_with_all_that_came_with_it() {
+        let mut facts = inherited();
+        let mut all = want(&[]);
+        all.scope = Scope::Everything;
+        let path = facts.inheritance.handlers["k"].declared.path.clone();
+        let links = vec!["/usr/local/bin/containerd-shim-k-v1".to_owned()];
+        facts.inheritance.links.insert(path.clone(), links.clone());
+        let first = decide(&facts, &all).unwrap();
+        // Now it is declared no more, and the state file alone knows it.
+        facts.state.late = first.leaving.clone();
+        assert_eq!(facts.state.late["k"].owner, all.owner);
+        facts.inheritance.handlers.clear();
+        facts.loaded.root.text = Some(CONFIG.to_owned());
+        facts.dump = Ok(CONFIG.to_owned());
+        facts.served = Ok(served(&[]));
+        facts.in_use.insert("k".to_owned(), 1);
+        let used = decide(&facts, &all).unwrap();
+        assert!(used.leftovers.is_empty() && used.state.is_some());
+        facts.in_use.clear();
+        let plan = decide(&facts, &all).unwrap();
+        assert!(plan.state.is_none());
+        assert_eq!(plan.leftovers.files, [vec![path], links].concat());
+        assert_eq!(plan.leftovers, first.leftovers);
+    }
+
+    #[test]
     fn options_wait_for_a_containerd_that_hands_them_over() {
         let mut facts = node();
         facts.version = "1.6.36".parse().ok();
@@ -627,6 +723,7 @@ pub(super) mod tests {
     #[case::not_ready(|facts: &mut Facts| facts.served = Ok(Served::default()), "not ready")]
     #[case::refused_before(|facts: &mut Facts| facts.dump = Err("toml".to_owned()), "present configuration")]
     #[case::no_version(|facts: &mut Facts| facts.version = None, "release")]
+    #[case::obstacle(|facts: &mut Facts| facts.obstacle = Some("it is read-only".to_owned()), "read-only")]
     fn a_host_that_was_not_well_before_is_left_alone(
         #[case] spoil: impl Fn(&mut Facts),
         #[case] reason: &str,
@@ -635,6 +732,14 @@ pub(super) mod tests {
         spoil(&mut facts);
         let error = decide(&facts, &want(&["a"])).unwrap_err().to_string();
         assert!(error.contains(reason), "{error}");
+    }
+
+    #[test]
+    fn an_obstacle_is_in_the_way_of_changes_only() {
+        let mut facts = carrying(&["a"]);
+        facts.obstacle = Some("it is read-only".to_owned());
+        assert!(decide(&facts, &want(&["a"])).unwrap().is_empty());
+        assert!(decide(&facts, &want(&["b"])).is_err());
     }
 
     #[test]
@@ -662,12 +767,12 @@ pub(super) mod tests {
             owner: Owner::Kwasm,
             file: facts.loaded.root.path.clone(),
             declared: declared["k"].clone(),
-            links: Vec::new(),
         };
         facts.inheritance.handlers.insert("k".to_owned(), handler);
         let standing = Standing {
             sha256: DIGEST.to_owned(),
             is_link: false,
+            verified: None,
         };
         facts.inheritance.binaries.insert(path.clone(), standing);
         facts.loaded.root.text = Some(text.clone());

@@ -3,7 +3,7 @@
 use tracing::info;
 
 use super::Error;
-use super::clearing::{InUse, finish};
+use super::clearing::{InUse, finish, keep_used};
 use super::cri::{self, Served};
 use super::daemon::{Daemon, find_daemon};
 use super::host::HostRoot;
@@ -45,7 +45,8 @@ pub async fn recover(host: &HostRoot, offline: bool) -> Result<Option<u32>, Fail
     if has_restarted && !journal.undone && journal.can_be_finished() && journal.stands(host) {
         info!("a change that ended with its own restart is live");
         let in_use = InUse::ask(host, &journal.socket, offline).await;
-        commit(host, &journal)
+        keep_used(host, &mut journal, &in_use)
+            .and_then(|_| commit(host, &journal))
             .and_then(|()| finish(host, &journal, &in_use))
             .map_err(Failure::Refused)?;
         return Ok(Some(0));
