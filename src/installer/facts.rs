@@ -17,7 +17,8 @@ use super::stamps::Stamps;
 use super::state::{
     Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, folder_of, target_digest,
 };
-use super::survey::{folder, named_by_unit, release, row, sources, unwritable};
+use super::surroundings::lacking;
+use super::survey::{folder, forgetful, named_by_unit, release, row, sources, unwritable};
 use crate::containerd_config::{Loaded, SourceFile, Version};
 
 /// `containerd config dump` takes 18 ms; on a node under load it gets this long before the candidate counts as refused.
@@ -52,6 +53,8 @@ pub struct Facts {
     pub obstacle: Option<String>,
     /// That configuration as containerd itself prints it, or why it doesn't.
     pub dump: Result<String, String>,
+    /// What that configuration needs beside itself and the host lacks; words for an operator.
+    pub lacking: Option<String>,
     /// What it serves, or why that is unknown.
     pub served: Result<Served, String>,
     /// How many sandboxes there are of each handler.
@@ -81,13 +84,15 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Hashes every stored file, whatever is remembered of it.
+    /// Hashes every binary, whatever is remembered of it.
     ///
     /// # Errors
     /// When the folders can't be listed.
     pub fn hash_binaries(&mut self, host: &HostRoot) -> Result<(), super::Error> {
-        let found = binaries(host, &self.places, &Stamps::default())?;
-        (self.binaries, self.stored, self.damaged) = found;
+        let stamps = Stamps::default();
+        let (loaded, sources, places) = (&self.loaded, &self.sources, &self.places);
+        self.inheritance = inherited::look(host, loaded, sources, &self.state, places, &stamps)?;
+        (self.binaries, self.stored, self.damaged) = binaries(host, places, &stamps)?;
         Ok(())
     }
 
@@ -146,8 +151,12 @@ pub async fn gather(
     let state = State::from_json(host.read_text(STATE_FILE, STATE_LIMIT)?.as_deref())?;
     let (folder, mut obstacle) = folder(host, distro, &state, offline);
     obstacle = obstacle.or_else(|| unwritable(host, &config, offline));
+    if !offline {
+        obstacle = obstacle.or_else(|| forgetful(host));
+    }
     let places = Places { folder };
-    let (binaries, stored, damaged) = binaries(host, &places, &Stamps::load(host))?;
+    let stamps = Stamps::load(host);
+    let (binaries, stored, damaged) = binaries(host, &places, &stamps)?;
     // Programs that don't wait for each other.
     let (version, dump, release) = futures::join!(
         version(host, program.as_deref()),
@@ -159,6 +168,7 @@ pub async fn gather(
         release,
         obstacle,
         version,
+        lacking: dump.as_ref().ok().and_then(|dump| lacking(host, dump)),
         dump,
         daemon: daemon.map(|daemon| daemon.with_unit_of(host, distro)),
         program,
@@ -166,7 +176,7 @@ pub async fn gather(
         in_use: BTreeMap::new(),
         kill_mode: Err("nothing is asked offline".to_owned()),
         unreachable: None,
-        inheritance: inherited::look(host, &loaded, &sources, &state)?,
+        inheritance: inherited::look(host, &loaded, &sources, &state, &places, &stamps)?,
         state,
         missing_folders: missing_folders(host, &places, &loaded, &sources),
         sources,

@@ -8,7 +8,7 @@ use super::facts::{PROGRAM_LIMIT, PROGRAMS, SMALL};
 use super::host::HostRoot;
 use super::kubelet;
 use super::source::candidates;
-use super::state::{State, folder_of};
+use super::state::{STATE_FOLDER, State, folder_of};
 use crate::containerd_config::{SourceFile, TEXT_LIMIT, Version};
 
 /// The row of the table that fits the host.
@@ -62,31 +62,48 @@ pub(super) fn folder(
     offline: bool,
 ) -> (String, Option<String>) {
     let first = distro.folders.first().copied().unwrap_or_default();
+    let places = if state.is_empty() {
+        distro.folders
+    } else {
+        &[state.folder.as_str()]
+    };
     // The file systems that an image is unpacked on are not those that it will run on.
-    if !state.is_empty() || offline {
-        let folder = if state.is_empty() {
-            first
-        } else {
-            &state.folder
-        };
-        return (folder.to_owned(), None);
+    if offline {
+        return (places.first().map_or(first, |place| place).to_owned(), None);
     }
     let mut obstacle = None;
-    for folder in distro.folders {
-        match host.mount_of(folder) {
-            Ok(mount) if mount.read_only => {
-                obstacle.get_or_insert(format!("{folder} is on a read-only file system, so no shim can be put there; make it writable, or use other nodes"));
-            }
-            Ok(mount) if mount.no_exec => {
-                obstacle.get_or_insert(format!("{folder} is on a file system mounted noexec, so no shim can be run from there; mount it with exec"));
-            }
-            Ok(_) => return ((*folder).to_owned(), None),
-            Err(error) => {
-                obstacle.get_or_insert(error.to_string());
-            }
-        }
+    for folder in places {
+        match unfit(host, folder) {
+            None => return ((*folder).to_owned(), None),
+            Some(reason) => obstacle.get_or_insert(reason),
+        };
     }
-    (first.to_owned(), obstacle)
+    (
+        places.first().map_or(first, |place| place).to_owned(),
+        obstacle,
+    )
+}
+
+/// Why no shim can be kept in `folder`.
+fn unfit(host: &HostRoot, folder: &str) -> Option<String> {
+    match host.mount_of(folder) {
+        Ok(mount) if mount.read_only => Some(format!(
+            "{folder} is on a read-only file system, so no shim can be put there; make it writable, or use other nodes"
+        )),
+        Ok(mount) if mount.no_exec => Some(format!(
+            "{folder} is on a file system mounted noexec, so no shim can be run from there; mount it with exec"
+        )),
+        Ok(_) => None,
+        Err(error) => Some(error.to_string()),
+    }
+}
+
+/// Why nothing can be remembered on this host, which every change begins with.
+pub(super) fn forgetful(host: &HostRoot) -> Option<String> {
+    let mount = host.mount_of(STATE_FOLDER).ok()?;
+    mount.read_only.then(|| {
+        format!("{STATE_FOLDER} is on a read-only file system, so no change could be undone; make it writable")
+    })
 }
 
 /// The configuration that the drop-ins of the unit of containerd name (systemd.unit(5)), for a host on which it doesn't run.

@@ -159,6 +159,11 @@ impl Node {
         node
     }
 
+    /// The number of process 1 on this machine.
+    pub fn init(&self) -> &str {
+        &self.init
+    }
+
     /// A path on the node as this machine sees it.
     pub fn path(&self, path: &str) -> PathBuf {
         self.folder.join(path.trim_start_matches('/'))
