@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use super::adopt;
+use super::distro::Restart;
 use super::facts::{Facts, standing};
 use super::plan::spares_pods;
 use super::report::split;
@@ -154,6 +155,8 @@ impl Findings {
         }
         if let (Some(_), Ok(mode)) = (&facts.daemon, &facts.kill_mode)
             && !spares_pods(mode)
+            // A node that is a container can't do otherwise.
+            && facts.distro.restart == Restart::Service
         {
             self.add(
                 &format!("a restart of {unit} would end every pod on this node, because its KillMode is {mode:?}"),

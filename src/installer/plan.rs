@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::adopt::{Leftovers, is_predecessor, leftovers};
 use super::desired::{Desired, Set};
+use super::distro::Restart;
 use super::facts::{Facts, standing};
 use super::proof::is_served;
 use super::site::{Site, declarations, hands_options_over};
@@ -111,7 +112,7 @@ pub enum Error {
     },
     /// A restart would end pods.
     #[error(
-        "restarting {unit} would end every pod on this node, because its KillMode is {mode:?}; set KillMode=process there, or accept that with --allow-pod-restarts"
+        "restarting {unit} would end every pod on this node, because its KillMode is {mode:?}; set KillMode=process there (under OpenRC rc_cgroup_cleanup=NO), or accept that with --allow-pod-restarts"
     )]
     KillMode {
         /// The unit.
@@ -119,6 +120,11 @@ pub enum Error {
         /// Its `KillMode`.
         mode: String,
     },
+    /// A restart would end the node itself.
+    #[error(
+        "this node is a container that a restart ends, and with it every pod; accept that with --allow-pod-restarts, or job.allowPodRestarts among the chart's values"
+    )]
+    Container,
     /// Whether a restart would end pods is unknown.
     #[error(
         "whether a restart would end pods can't be told: {0}; see that systemd answers, or accept that with --allow-pod-restarts"
@@ -229,11 +235,14 @@ fn assemble(
     if restart || config.is_some() {
         site.check_restart(facts)?;
     }
-    if restart && !want.allow_pod_restarts {
-        check_kill_mode(facts)?;
+    if restart {
+        check_restart(facts, want)?;
     }
     let links = links(facts, &next);
-    let notes = notes(facts, &next);
+    let mut notes = notes(facts, &next);
+    if let Some(change) = config.as_ref().filter(|_| !next.is_empty()) {
+        notes.extend(facts.distro.note(&change.path));
+    }
     let wanted: BTreeSet<String> = next
         .values()
         .filter(|owned| is_stored(facts, owned))
@@ -302,9 +311,14 @@ pub fn spares_pods(kill_mode: &str) -> bool {
     matches!(kill_mode, "process" | "none")
 }
 
-fn check_kill_mode(facts: &Facts) -> Result<(), Error> {
+fn check_restart(facts: &Facts, want: &Want) -> Result<(), Error> {
+    if let Some(words) = &facts.unreachable {
+        return Err(Error::Obstacle(words.clone()));
+    }
     match &facts.kill_mode {
+        _ if want.allow_pod_restarts => Ok(()),
         Ok(mode) if spares_pods(mode) => Ok(()),
+        _ if facts.distro.restart == Restart::ContainerInit => Err(Error::Container),
         Ok(mode) => Err(Error::KillMode {
             unit: facts.unit(),
             mode: mode.clone(),
@@ -475,6 +489,7 @@ pub(super) mod tests {
             served: Ok(served(&[])),
             in_use: BTreeMap::new(),
             kill_mode: Ok("process".to_owned()),
+            unreachable: None,
             state: State::default(),
             places: places(),
             binaries: BTreeMap::new(),
@@ -842,6 +857,38 @@ pub(super) mod tests {
         assert!(error.contains("--allow-pod-restarts"), "{error}");
         want.allow_pod_restarts = true;
         assert!(decide(&facts, &want).unwrap().restart);
+    }
+
+    #[test]
+    fn a_containerd_that_nobody_here_can_restart_is_left_alone_whatever_is_accepted() {
+        let mut facts = node();
+        facts.unreachable = Some("set job.hostPID".to_owned());
+        let mut want = want(&["a"]);
+        want.allow_pod_restarts = true;
+        let error = decide(&facts, &want).unwrap_err().to_string();
+        assert_eq!(error, "set job.hostPID");
+        // What needs no restart needs nobody who could.
+        facts.unreachable = None;
+        let mut facts = after(facts, decide(&node(), &want).unwrap());
+        facts.unreachable = Some("set job.hostPID".to_owned());
+        assert!(decide(&facts, &want).unwrap().is_empty());
+    }
+
+    #[rstest]
+    #[case::stock("", 0)]
+    #[case::cos("ID=cos\n", 1)]
+    fn a_change_that_the_next_boot_takes_back_says_so(
+        #[case] os_release: &str,
+        #[case] expected: usize,
+    ) {
+        let evidence = Evidence {
+            os_release,
+            ..Evidence::default()
+        };
+        let mut facts = node();
+        facts.distro = detect(&evidence, |_| false);
+        let plan = decide(&facts, &want(&["a"])).unwrap();
+        assert_eq!(plan.notes.len(), expected, "{:?}", plan.notes);
     }
 
     #[rstest]

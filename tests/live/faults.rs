@@ -6,6 +6,8 @@ use std::path::Path;
 use std::process::Stdio;
 
 use farrier::handoff::Outcome;
+use nix::mount::MsFlags;
+use rstest::rstest;
 
 use crate::node::{CONFIG, CONFIG_PATH, Node, Run, on_each, releases, shim};
 
@@ -256,6 +258,43 @@ fn folders_that_can_not_be_written_refuse_the_change() {
             assert_eq!(node.change(&INSTALL).0, 0, "{path}");
         });
     }
+}
+
+#[rstest]
+#[case::a_folder_without_programs("/opt", MsFlags::MS_NOEXEC, "noexec")]
+#[case::a_mount_that_is_read_only("/opt", MsFlags::MS_RDONLY, "read-only")]
+#[case::a_configuration_that_is_read_only("/etc/containerd", MsFlags::MS_RDONLY, "read-only")]
+fn a_mount_that_takes_no_shim_is_told_before_any_write(
+    #[case] path: &str,
+    #[case] flags: MsFlags,
+    #[case] words: &str,
+) {
+    let node = Node::new(&releases()[1]);
+    node.restrict(path, flags);
+    let before = node.tree();
+    let (status, report) = node.change(&INSTALL);
+    assert_eq!((status, report.result), (3, Outcome::Refused), "{report:?}");
+    assert!(report.reason.clone().unwrap().contains(words), "{report:?}");
+    assert_eq!(node.tree(), before);
+}
+
+#[rstest]
+#[case::the_best("/opt", "/var/lib/google/farrier")]
+#[case::the_second("/var/lib/google", "/var/lib/toolbox/farrier")]
+fn binaries_are_kept_at_the_first_place_that_takes_programs(
+    #[case] restricted: &str,
+    #[case] expected: &str,
+) {
+    let node = Node::new(&releases()[1]);
+    node.write("/etc/os-release", b"ID=cos\n", 0o644);
+    node.restrict(restricted, MsFlags::MS_NOEXEC);
+    let before = node.tree();
+    let (status, report) = node.change(&INSTALL);
+    assert_eq!((status, report.result), (0, Outcome::Applied), "{report:?}");
+    let path = report.handlers[0].path.clone().unwrap();
+    assert!(path.starts_with(expected), "{path}");
+    assert_eq!(node.change(&["uninstall", "--all"]).0, 0);
+    assert_eq!(node.tree(), before);
 }
 
 #[test]
