@@ -8,9 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::adopt::{Leftovers, is_predecessor, leftovers};
 use super::desired::{Desired, Set};
-use super::distro::Restart;
 use super::facts::{Facts, standing};
 use super::proof::is_served;
+use super::readiness::{check_host, check_restart};
 use super::site::{Site, declarations, hands_options_over};
 use super::source;
 use super::state::{OwnedConfig, OwnedHandler, Places, State, owner_word};
@@ -191,23 +191,6 @@ pub fn decide(facts: &Facts, want: &Want) -> Result<HostPlan, Error> {
     }
 }
 
-fn check_host(facts: &Facts, want: &Want) -> Result<(), Error> {
-    if let Some(refusal) = facts.distro.refusal {
-        return Err(Error::Distribution(refusal));
-    }
-    if want.offline {
-        return Ok(());
-    }
-    if facts.daemon.is_none() {
-        return Err(Error::NoDaemon);
-    }
-    match &facts.served {
-        Ok(served) if served.ready => Ok(()),
-        Ok(_) => Err(Error::NotServing("its runtime is not ready".to_owned())),
-        Err(words) => Err(Error::NotServing(words.clone())),
-    }
-}
-
 fn assemble(
     site: &Site<'_>,
     facts: &Facts,
@@ -303,28 +286,6 @@ fn notes(facts: &Facts, next: &BTreeMap<String, OwnedHandler>) -> Vec<String> {
             )
         })
         .collect()
-}
-
-/// Whether a unit with this `KillMode` leaves the shims, and with them the pods, alone when it is restarted (systemd.kill(5)).
-#[must_use]
-pub fn spares_pods(kill_mode: &str) -> bool {
-    matches!(kill_mode, "process" | "none")
-}
-
-fn check_restart(facts: &Facts, want: &Want) -> Result<(), Error> {
-    if let Some(words) = &facts.unreachable {
-        return Err(Error::Obstacle(words.clone()));
-    }
-    match &facts.kill_mode {
-        _ if want.allow_pod_restarts => Ok(()),
-        Ok(mode) if spares_pods(mode) => Ok(()),
-        _ if facts.distro.restart == Restart::ContainerInit => Err(Error::Container),
-        Ok(mode) => Err(Error::KillMode {
-            unit: facts.unit(),
-            mode: mode.clone(),
-        }),
-        Err(words) => Err(Error::KillModeUnknown(words.clone())),
-    }
 }
 
 fn links(facts: &Facts, next: &BTreeMap<String, OwnedHandler>) -> BTreeMap<String, String> {

@@ -1,0 +1,53 @@
+//! Whether a host may be changed at all, and its containerd restarted. Pure.
+
+use super::distro::Restart;
+use super::facts::Facts;
+use super::plan::Error;
+use super::want::Want;
+
+/// Whether there is anything on this host that a change could be made and proven on.
+///
+/// # Errors
+/// Says why there is not.
+pub(super) fn check_host(facts: &Facts, want: &Want) -> Result<(), Error> {
+    if let Some(refusal) = facts.distro.refusal {
+        return Err(Error::Distribution(refusal));
+    }
+    if want.offline {
+        return Ok(());
+    }
+    if facts.daemon.is_none() {
+        return Err(Error::NoDaemon);
+    }
+    match &facts.served {
+        Ok(served) if served.ready => Ok(()),
+        Ok(_) => Err(Error::NotServing("its runtime is not ready".to_owned())),
+        Err(words) => Err(Error::NotServing(words.clone())),
+    }
+}
+
+/// Whether a unit with this `KillMode` leaves the shims, and with them the pods, alone when it is restarted (systemd.kill(5)).
+#[must_use]
+pub fn spares_pods(kill_mode: &str) -> bool {
+    matches!(kill_mode, "process" | "none")
+}
+
+/// Whether whoever asks may restart containerd, and the pods survive that.
+///
+/// # Errors
+/// Says which of both is not so.
+pub(super) fn check_restart(facts: &Facts, want: &Want) -> Result<(), Error> {
+    if let Some(words) = &facts.unreachable {
+        return Err(Error::Obstacle(words.clone()));
+    }
+    match &facts.kill_mode {
+        _ if want.allow_pod_restarts => Ok(()),
+        Ok(mode) if spares_pods(mode) => Ok(()),
+        _ if facts.distro.restart == Restart::ContainerInit => Err(Error::Container),
+        Ok(mode) => Err(Error::KillMode {
+            unit: facts.unit(),
+            mode: mode.clone(),
+        }),
+        Err(words) => Err(Error::KillModeUnknown(words.clone())),
+    }
+}
