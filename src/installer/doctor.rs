@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::adopt;
 use super::distro::Restart;
 use super::facts::{Facts, standing};
-use super::plan::spares_pods;
+use super::readiness::spares_pods;
 use super::report::split;
 use super::site::{declarations, hands_options_over};
 use super::state::{OwnedHandler, STATE_FILE, owner_word};
