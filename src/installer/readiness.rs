@@ -26,12 +26,6 @@ pub(super) fn check_host(facts: &Facts, want: &Want) -> Result<(), Error> {
     }
 }
 
-/// Whether a unit with this `KillMode` leaves the shims, and with them the pods, alone when it is restarted (systemd.kill(5)).
-#[must_use]
-pub fn spares_pods(kill_mode: &str) -> bool {
-    matches!(kill_mode, "process" | "none")
-}
-
 /// Whether whoever asks may restart containerd, and the pods survive that.
 ///
 /// # Errors
@@ -40,9 +34,18 @@ pub(super) fn check_restart(facts: &Facts, want: &Want) -> Result<(), Error> {
     if let Some(words) = &facts.unreachable {
         return Err(Error::Obstacle(words.clone()));
     }
+    if want.allow_pod_restarts {
+        return Ok(());
+    }
+    spares_pods(facts)
+}
+
+/// # Errors
+/// Where a restart ends every pod of the node, or might.
+pub(super) fn spares_pods(facts: &Facts) -> Result<(), Error> {
     match &facts.kill_mode {
-        _ if want.allow_pod_restarts => Ok(()),
-        Ok(mode) if spares_pods(mode) => Ok(()),
+        // systemd.kill(5): both leave the shims alone.
+        Ok(mode) if matches!(mode.as_str(), "process" | "none") => Ok(()),
         _ if facts.distro.restart == Restart::ContainerInit => Err(Error::Container),
         Ok(mode) => Err(Error::KillMode {
             unit: facts.unit(),
