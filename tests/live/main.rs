@@ -10,6 +10,7 @@ mod adoption;
 mod changes;
 mod crashes;
 mod distributions;
+mod doctor;
 mod faults;
 mod node;
 mod removal;
