@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use super::adopt;
+use super::distro::Restart;
 use super::facts::{Facts, standing};
 use super::plan::spares_pods;
 use super::report::split;
@@ -130,11 +131,17 @@ impl Findings {
         });
     }
 
+    /// As [`Self::add`], of a sentence that ends with what to do, or else with `otherwise`.
+    fn add_sentence(&mut self, sentence: &str, otherwise: &str) {
+        let (problem, remedy) = split(sentence);
+        self.add(&problem, remedy.as_deref().unwrap_or(otherwise));
+    }
+
     /// What is wrong with the host, whatever is installed.
     fn of_host(&mut self, facts: &Facts) {
         let unit = facts.unit();
         if let Some(refusal) = facts.distro.refusal {
-            return self.add(refusal, "see the documentation of that distribution");
+            return self.add_sentence(refusal, "see the documentation of that distribution");
         }
         if let (Some(_), Err(words)) = (&facts.daemon, &facts.served) {
             let remedy = format!("see `journalctl -u {unit}` on the node");
@@ -143,8 +150,7 @@ impl Findings {
             self.add("no containerd runs on this host", "start containerd");
         }
         if let Some(obstacle) = &facts.obstacle {
-            let (problem, remedy) = split(obstacle);
-            self.add(&problem, remedy.as_deref().unwrap_or("look at that path"));
+            self.add_sentence(obstacle, "look at that path");
         }
         if let (Some(_), Err(words)) = (&facts.program, &facts.dump) {
             self.add(
@@ -152,13 +158,12 @@ impl Findings {
                 "correct the file: containerd would not start with it",
             );
         }
-        if let (Some(_), Ok(mode)) = (&facts.daemon, &facts.kill_mode)
-            && !spares_pods(mode)
+        // A node that is a container can't do otherwise.
+        if facts.daemon.is_some()
+            && facts.distro.restart == Restart::Service
+            && let Err(hazard) = spares_pods(facts)
         {
-            self.add(
-                &format!("a restart of {unit} would end every pod on this node, because its KillMode is {mode:?}"),
-                "set KillMode=process in the unit, or pass --allow-pod-restarts when no pod matters",
-            );
+            self.add_sentence(&hazard.to_string(), "look at that unit");
         }
     }
 

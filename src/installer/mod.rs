@@ -32,6 +32,7 @@ mod site;
 pub mod source;
 mod stamps;
 pub mod state;
+pub mod surroundings;
 mod survey;
 pub mod systemd;
 pub mod text;

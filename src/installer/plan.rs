@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::adopt::{Leftovers, is_predecessor, leftovers};
 use super::desired::{Desired, Set};
+use super::distro::Restart;
 use super::facts::{Facts, standing};
 use super::proof::is_served;
 use super::site::{Site, declarations, hands_options_over};
@@ -99,9 +100,19 @@ pub enum Error {
     /// containerd refuses the configuration as it is.
     #[error("containerd does not load its present configuration: {0}; repair it first")]
     Refuses(String),
+    /// A restart would put live what somebody else wrote.
+    #[error(
+        "{path}, or what it imports, was changed after containerd started ({what} differs from what is served), and a restart would put that live; restart containerd yourself or undo that change, then run farrier again"
+    )]
+    Pending {
+        /// The root configuration.
+        path: String,
+        /// What differs, in a few words.
+        what: String,
+    },
     /// A restart would end pods.
     #[error(
-        "restarting {unit} would end every pod on this node, because its KillMode is {mode:?}; set KillMode=process there, or accept that with --allow-pod-restarts"
+        "restarting {unit} would end every pod on this node, because its KillMode is {mode:?}; set KillMode=process there (under OpenRC rc_cgroup_cleanup=NO), or accept that with --allow-pod-restarts"
     )]
     KillMode {
         /// The unit.
@@ -109,6 +120,11 @@ pub enum Error {
         /// Its `KillMode`.
         mode: String,
     },
+    /// A restart would end the node itself.
+    #[error(
+        "this node is a container that a restart ends, and with it every pod; accept that with --allow-pod-restarts, or job.allowPodRestarts among the chart's values"
+    )]
+    Container,
     /// Whether a restart would end pods is unknown.
     #[error(
         "whether a restart would end pods can't be told: {0}; see that systemd answers, or accept that with --allow-pod-restarts"
@@ -193,11 +209,17 @@ fn assemble(
     let served = facts.served.as_ref().ok();
     let pending = served.is_some_and(|served| !is_served(served, &declared, &site.ours));
     let restart = !want.offline && (config.is_some() || pending);
-    if restart && !want.allow_pod_restarts {
-        check_kill_mode(facts)?;
+    if restart || config.is_some() {
+        site.check_restart(facts)?;
+    }
+    if restart {
+        check_restart(facts, want)?;
     }
     let links = links(facts, &next);
-    let notes = notes(facts, &next);
+    let mut notes = notes(facts, &next);
+    if let Some(change) = config.as_ref().filter(|_| !next.is_empty()) {
+        notes.extend(facts.distro.note(&change.path));
+    }
     let wanted: BTreeSet<String> = next
         .values()
         .filter(|owned| is_stored(facts, owned))
@@ -210,12 +232,14 @@ fn assemble(
     } else {
         site.make_folders(facts)
     };
+    let is_whole = desired.reports.iter().all(|report| report.reason.is_none());
     let state = next_state(
         facts,
         want,
         (next, desired.late),
         config.as_ref(),
         &make_folders,
+        is_whole,
     );
     let unchanged = match &state {
         Some(state) => *state == facts.state,
@@ -258,15 +282,23 @@ fn notes(facts: &Facts, next: &BTreeMap<String, OwnedHandler>) -> Vec<String> {
         .collect()
 }
 
-/// Whether a unit with this `KillMode` leaves the shims, and with them the pods, alone when it is restarted (systemd.kill(5)).
-#[must_use]
-pub fn spares_pods(kill_mode: &str) -> bool {
-    matches!(kill_mode, "process" | "none")
+fn check_restart(facts: &Facts, want: &Want) -> Result<(), Error> {
+    if let Some(words) = &facts.unreachable {
+        return Err(Error::Obstacle(words.clone()));
+    }
+    if want.allow_pod_restarts {
+        return Ok(());
+    }
+    spares_pods(facts)
 }
 
-fn check_kill_mode(facts: &Facts) -> Result<(), Error> {
+/// # Errors
+/// Where a restart ends every pod of the node, or might.
+pub(super) fn spares_pods(facts: &Facts) -> Result<(), Error> {
     match &facts.kill_mode {
-        Ok(mode) if spares_pods(mode) => Ok(()),
+        // systemd.kill(5): both leave the shims alone.
+        Ok(mode) if matches!(mode.as_str(), "process" | "none") => Ok(()),
+        _ if facts.distro.restart == Restart::ContainerInit => Err(Error::Container),
         Ok(mode) => Err(Error::KillMode {
             unit: facts.unit(),
             mode: mode.clone(),
@@ -341,6 +373,7 @@ fn next_state(
     ),
     config: Option<&ConfigChange>,
     made: &[String],
+    is_whole: bool,
 ) -> Option<State> {
     let mut state = facts.state.clone();
     state.handlers = next;
@@ -359,7 +392,7 @@ fn next_state(
     let owner = owner_word(want.owner).to_owned();
     if want.digest.is_empty() {
         state.requests.remove(&owner);
-    } else {
+    } else if is_whole {
         state.requests.insert(owner, want.digest.clone());
     }
     Some(state)
@@ -432,9 +465,11 @@ pub(super) mod tests {
             release: None,
             obstacle: None,
             dump: Ok(CONFIG.to_owned()),
+            lacking: None,
             served: Ok(served(&[])),
             in_use: BTreeMap::new(),
             kill_mode: Ok("process".to_owned()),
+            unreachable: None,
             state: State::default(),
             places: places(),
             binaries: BTreeMap::new(),
@@ -456,6 +491,7 @@ pub(super) mod tests {
             ready: true,
             default: "runc".to_owned(),
             handlers: ours.chain([runc]).collect(),
+            options: BTreeMap::new(),
         }
     }
 
@@ -526,6 +562,48 @@ pub(super) mod tests {
         facts.served = Ok(served(&[]));
         let plan = decide(&facts, &want(&["a"])).unwrap();
         assert!(plan.restart && plan.config.is_none());
+    }
+
+    #[rstest]
+    #[case::added(|facts: &mut Facts| facts.dump = Ok(format!("{CONFIG}[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.kata]\nruntime_type = 'kata'\n")), "handler kata")]
+    #[case::taken_away(|facts: &mut Facts| { facts.served.as_mut().unwrap().handlers.insert("kata".to_owned(), "kata".to_owned()); }, "handler kata")]
+    #[case::another_type(|facts: &mut Facts| facts.dump = Ok(CONFIG.replace("runc.v2", "runc.v1")), "handler runc")]
+    #[case::another_option(|facts: &mut Facts| facts.dump = Ok(format!("{CONFIG}options.SystemdCgroup = true\n")), "handler runc")]
+    #[case::another_default(|facts: &mut Facts| facts.served.as_mut().unwrap().default = "kata".to_owned(), "default runtime")]
+    fn what_somebody_wrote_and_never_loaded_does_not_go_live_with_us(
+        #[case] edit: impl Fn(&mut Facts),
+        #[case] what: &str,
+    ) {
+        let mut facts = node();
+        edit(&mut facts);
+        let error = decide(&facts, &want(&["a"])).unwrap_err().to_string();
+        assert!(error.contains(what), "{error}");
+        // What restarts nothing puts nothing live.
+        let mut facts = carrying(&["a"]);
+        edit(&mut facts);
+        let mut upgrade = want(&["a"]);
+        let candidate = Ok("bb".to_owned());
+        upgrade.candidates.insert("a".to_owned(), candidate);
+        facts.loaded.root.text = carrying(&["a"]).loaded.root.text;
+        assert!(!decide(&facts, &upgrade).unwrap().restart);
+    }
+
+    #[test]
+    fn a_host_that_lacks_what_containerd_needs_is_not_restarted() {
+        let mut facts = node();
+        facts.lacking = Some("no /spec.json".to_owned());
+        let error = decide(&facts, &want(&["a"])).unwrap_err().to_string();
+        assert!(error.contains("no /spec.json"), "{error}");
+        assert!(decide(&facts, &want(&[])).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_handler_of_ours_that_only_the_running_containerd_knows_leaves_with_a_restart() {
+        let mut facts = node();
+        facts.served = Ok(served(&["a"]));
+        let plan = decide(&facts, &want(&["b"])).unwrap();
+        assert!(plan.restart && plan.ours.contains("a"));
+        assert!(plan.declared.iter().all(|handler| handler.name == "b"));
     }
 
     #[test]
@@ -759,6 +837,38 @@ pub(super) mod tests {
         assert!(error.contains("--allow-pod-restarts"), "{error}");
         want.allow_pod_restarts = true;
         assert!(decide(&facts, &want).unwrap().restart);
+    }
+
+    #[test]
+    fn a_containerd_that_nobody_here_can_restart_is_left_alone_whatever_is_accepted() {
+        let mut facts = node();
+        facts.unreachable = Some("set job.hostPID".to_owned());
+        let mut want = want(&["a"]);
+        want.allow_pod_restarts = true;
+        let error = decide(&facts, &want).unwrap_err().to_string();
+        assert_eq!(error, "set job.hostPID");
+        // What needs no restart needs nobody who could.
+        facts.unreachable = None;
+        let mut facts = after(facts, decide(&node(), &want).unwrap());
+        facts.unreachable = Some("set job.hostPID".to_owned());
+        assert!(decide(&facts, &want).unwrap().is_empty());
+    }
+
+    #[rstest]
+    #[case::stock("", 0)]
+    #[case::cos("ID=cos\n", 1)]
+    fn a_change_that_the_next_boot_takes_back_says_so(
+        #[case] os_release: &str,
+        #[case] expected: usize,
+    ) {
+        let evidence = Evidence {
+            os_release,
+            ..Evidence::default()
+        };
+        let mut facts = node();
+        facts.distro = detect(&evidence, |_| false);
+        let plan = decide(&facts, &want(&["a"])).unwrap();
+        assert_eq!(plan.notes.len(), expected, "{:?}", plan.notes);
     }
 
     #[rstest]

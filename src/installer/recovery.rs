@@ -8,8 +8,7 @@ use super::cri::{self, Served};
 use super::daemon::{Daemon, find_daemon};
 use super::host::HostRoot;
 use super::journal::Journal;
-use super::perform::{Failure, commit, forget, note_undone, undo};
-use super::restart::restart;
+use super::perform::{Failure, bring_back, commit, forget, undo};
 use super::state::{JOURNAL_FILE, STATE_FILE, STATE_FOLDER, STATE_LIMIT};
 
 /// Undoes or finishes the change that a former run left half done; returns how often containerd was restarted for that, or `None`
@@ -57,10 +56,7 @@ pub async fn recover(host: &HostRoot, offline: bool) -> Result<Option<u32>, Fail
     let mut restarts = 0;
     let is_back = journal.undone && has_restarted;
     if journal.restarting && !offline && !is_back {
-        restarts = 1;
-        note_undone(host, &mut journal, running.as_ref());
-        let (service, socket) = (journal.service(), &journal.socket);
-        let restored = restart(host, &service, socket, running.as_ref()).await;
+        let restored = bring_back(host, &mut journal, running.as_ref(), &mut restarts).await;
         failures.extend(restored.err().map(|error| error.to_string()));
     }
     if failures.is_empty()

@@ -8,6 +8,7 @@
 
 mod adoption;
 mod changes;
+mod contract;
 mod crashes;
 mod distributions;
 mod doctor;
