@@ -144,29 +144,6 @@ impl HostPlan {
             && self.clear.is_empty()
             && self.leftovers.is_empty()
     }
-
-    /// The binaries that are stored, as paths on the host.
-    pub fn stored(&self) -> impl Iterator<Item = String> {
-        let places = self.state.as_ref().map(|state| Places {
-            folder: state.folder.clone(),
-        });
-        let path = move |sha256: &String| Some(places.as_ref()?.store_path(sha256));
-        self.store.iter().filter_map(path)
-    }
-
-    /// Takes in what pods took up while the plan was carried out: it stays, and is reported.
-    pub fn stays(&mut self, late: Vec<HandlerReport>) {
-        let is_kept = |path: &String| {
-            late.iter().any(|handler| {
-                let sha256 = handler.sha256.as_deref();
-                handler.path.as_ref() == Some(path)
-                    || sha256.is_some_and(|sha256| path.ends_with(sha256))
-            })
-        };
-        self.clear.retain(|path| !is_kept(path));
-        self.leftovers.files.retain(|path| !is_kept(path));
-        self.handlers.extend(late);
-    }
 }
 
 /// What has to be done on the host that `facts` describe so that it carries `want`.
