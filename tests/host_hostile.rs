@@ -128,6 +128,55 @@ async fn a_stored_binary_is_repaired_with_its_mode() {
     assert_eq!(path.metadata().unwrap().mode() & 0o7777, 0o755);
 }
 
+#[tokio::test]
+async fn what_others_put_into_our_folders_stays_theirs() {
+    let host = host();
+    host.write("/opt/farrier/bin/tool", b"theirs");
+    host.write("/opt/farrier/bin/containerd-shim-kata", b"theirs");
+    symlink("/etc", host.path("/opt/farrier/bin/containerd-shim-link")).unwrap();
+    host.write("/opt/farrier/store/notes", b"theirs");
+    let before = host.tree(false);
+    let report = host.install(&[shim("a")], &[]).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    host.install(&[shim("b")], &[]).await;
+    host.uninstall(None).await;
+    assert_eq!(host.tree(false), before);
+}
+
+#[rstest]
+#[case("bin")]
+#[case("store")]
+#[tokio::test]
+async fn a_link_in_the_place_of_a_folder_of_ours_is_refused(#[case] name: &str) {
+    let host = host();
+    host.write("/usr/bin/sh", b"theirs");
+    std::fs::create_dir_all(host.path("/opt/farrier")).unwrap();
+    symlink("/usr/bin", host.path(&format!("/opt/farrier/{name}"))).unwrap();
+    let before = host.tree(true);
+    let report = host.install(&[shim("a")], &[]).await;
+    assert_eq!(report.result, Outcome::Refused, "{report:?}");
+    assert!(report.reason.unwrap().contains("is a link"));
+    assert_eq!(host.tree(true), before);
+}
+
+#[tokio::test]
+async fn a_forged_state_file_removes_nothing() {
+    let host = host();
+    host.install(&[shim("a")], &[]).await;
+    let file = "/var/lib/farrier/state.json";
+    let text = std::fs::read_to_string(host.path(file)).unwrap();
+    host.write(file, text.replace("/opt/farrier", "/").as_bytes());
+    host.write("/bin/sh", b"theirs");
+    let before = host.tree(true);
+    for report in [
+        host.install(&[shim("b")], &[]).await,
+        host.uninstall(None).await,
+    ] {
+        assert_eq!(report.result, Outcome::Refused, "{report:?}");
+    }
+    assert_eq!(host.tree(true), before);
+}
+
 #[rstest]
 #[case::default_runtime("runc", None, "\"runc\"")]
 #[case::option("b", Some("a\u{1b}[31m\nb"), "can't be written")]

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tracing::warn;
 
 use super::Error;
+use super::bounds::is_digest;
 use super::candidate;
 use super::cri;
 use super::facts::Facts;
@@ -74,23 +75,34 @@ fn clear_binaries(
         .collect();
     for name in host.list(&places.bin())? {
         let path = format!("{}/{name}", places.bin());
+        // Whoever put something else there keeps it.
+        let target = host.link_target(&path);
+        if !target.as_deref().is_some_and(is_own_link) {
+            continue;
+        }
         let used = Places::handler_of(&name).filter(|handler| in_use.counts(handler));
         if let Some(handler) = used.filter(|handler| !carried(handler)) {
             warn!(
                 handler,
                 "a pod came that uses the handler: its binary stays until the next run"
             );
-            stored.extend(host.link_target(&path).as_deref().and_then(target_digest));
+            stored.extend(target.as_deref().and_then(target_digest));
         } else if !Places::handler_of(&name).is_some_and(carried) {
             host.remove_file(&path)?;
         }
     }
     for name in host.list(&places.store())? {
-        if !stored.contains(&name) {
+        let digest = name.strip_suffix(NEW_SUFFIX).unwrap_or(&name);
+        if is_digest(digest) && !stored.contains(&name) {
             host.remove_file(&places.store_path(&name))?;
         }
     }
     Ok(())
+}
+
+/// Whether a link in our folder is one of ours.
+fn is_own_link(target: &str) -> bool {
+    target_digest(target).is_some_and(|digest| is_digest(&digest))
 }
 
 /// Files that only a run that was killed leaves: half written, or put there to be judged.
