@@ -303,6 +303,45 @@ async fn a_full_disk_leaves_nothing_half_written(
     assert_eq!(host.config(), CONFIG);
 }
 
+#[test]
+fn a_report_that_nobody_can_read_changes_no_exit_status() {
+    let host = host();
+    let install = |name: &str| {
+        let out = std::fs::File::options().write(true).open("/dev/full");
+        Command::new(env!("CARGO_BIN_EXE_farrier"))
+            .args(["install", "--offline", "-o", "json", "--host-root"])
+            .arg(host.root())
+            .arg(format!("--shim={name}=file:///srv/a"))
+            .stdout(out.unwrap())
+            .output()
+            .unwrap()
+    };
+    let well = install("a");
+    assert_eq!(well.status.code(), Some(0), "{well:?}");
+    assert!(!well.stderr.is_empty());
+    assert!(host.config().contains("containerd-shim-a"));
+    assert_eq!(install("../a").status.code(), Some(3));
+}
+
+#[test]
+fn a_place_that_takes_no_file_is_named_with_what_to_do() {
+    let host = host();
+    host.write("/opt", b"a file");
+    let output = Command::new(env!("CARGO_BIN_EXE_farrier"))
+        .args(["install", "--offline", "-o", "json", "--host-root"])
+        .arg(host.root())
+        .arg("--shim=a=file:///srv/a")
+        .output()
+        .unwrap();
+    let report = String::from_utf8(output.stdout).unwrap();
+    let report = ProvisionReport::from_json(report.trim()).unwrap();
+    assert_eq!(
+        report.remedy.as_deref(),
+        Some("see that its folder is no file")
+    );
+    assert_eq!(host.config(), CONFIG);
+}
+
 /// A small generator of numbers: the same on every run.
 struct Numbers(u64);
 

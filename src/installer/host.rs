@@ -4,6 +4,7 @@
 //! `..` on the host leads out of it. What to write is decided elsewhere.
 
 mod change;
+mod hint;
 mod mount;
 
 use std::fs::File;
@@ -18,6 +19,7 @@ use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
 use nix::sys::stat::fstatat;
 use sha2::{Digest as _, Sha256};
 
+use self::hint::hint;
 use crate::handoff::{hex, sha256_hex};
 
 /// Suffix of a file that is about to replace another: no `*.toml` glob of containerd's `imports` matches it.
@@ -39,7 +41,7 @@ const LOCK_WAIT: Duration = Duration::from_mins(5);
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// An operation failed.
-    #[error("can't {act} {path} on the host: {source}")]
+    #[error("can't {act} {path} on the host: {source}{}", hint(source))]
     Io {
         /// What was tried.
         act: &'static str,
