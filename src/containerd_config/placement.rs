@@ -101,6 +101,9 @@ const IMAGE_SETTINGS: [&str; 3] = [
     "discard_unpacked_layers",
 ];
 
+/// The part of the CRI that keeps images, from 2.0 on.
+const IMAGES: &str = "io.containerd.cri.v1.images";
+
 struct File<'a> {
     path: &'a str,
     document: Document<'a>,
@@ -120,14 +123,14 @@ impl<'a> File<'a> {
         }
         let version = document.version()?;
         let disabled = document.strings("disabled_plugins")?;
-        // 1.x has no such plugin to switch off.
-        let known =
-            |plugin: &&PluginId| !release.replaces_sections() || **plugin != PluginId::CriV1Runtime;
-        if PluginId::ALL
-            .iter()
-            .filter(known)
-            .any(|plugin| disabled.iter().any(|name| name == plugin.key()))
-        {
+        // 1.x has no plugins of these names to switch off.
+        let newer = [PluginId::CriV1Runtime.key(), IMAGES];
+        let cri = |name: &String| {
+            let newer = !release.replaces_sections() && newer.contains(&name.as_str());
+            let older = [PluginId::Cri, PluginId::GrpcV1Cri];
+            newer || older.iter().any(|plugin| name == plugin.key())
+        };
+        if disabled.iter().any(cri) {
             return Err(Error::Disabled {
                 path: path.to_owned(),
             });
@@ -354,6 +357,11 @@ mod tests {
     )]
     #[case::cri_off_v2(
         "version = 2\ndisabled_plugins = ['io.containerd.grpc.v1.cri']",
+        "2.1.9",
+        "disables containerd's CRI plugin"
+    )]
+    #[case::images_off(
+        "version = 2\ndisabled_plugins = ['io.containerd.cri.v1.images']",
         "2.1.9",
         "disables containerd's CRI plugin"
     )]
