@@ -1,7 +1,7 @@
 //! The command line: what the user typed, as types. Pure: nothing here touches a file, a network or the environment beyond what
 //! clap reads. Names are a contract with users; add, never rename.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -262,10 +262,14 @@ fn parse_shim(spec: &str) -> Result<ShimRequest, String> {
         options: BTreeMap::new(),
     };
     let mut handler = name.to_owned();
+    let mut given = BTreeSet::new();
     for part in parts {
         let (key, value) = part
             .split_once('=')
             .ok_or_else(|| format!("{part:?} is not KEY=VALUE"))?;
+        if key != "alias" && !given.insert(key) {
+            return Err(format!("{key:?} is there twice; say it once"));
+        }
         match key {
             "sha256" => shim.sha256 = Some(value.to_owned()),
             "handler" => value.clone_into(&mut handler),
@@ -325,6 +329,8 @@ mod tests {
             "spin=x,colour=red",
             "spin=x,sha256",
             "spin=x,option.=1",
+            "spin=x,option.A=1,option.A=2",
+            "spin=x,handler=a,handler=b",
         ] {
             assert!(parse_shim(spec).is_err(), "{spec}");
         }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tracing::warn;
 
 use super::Error;
+use super::bounds::is_digest;
 use super::candidate;
 use super::cri;
 use super::desired::used_by;
@@ -140,19 +141,30 @@ fn clear_binaries(
         .collect();
     for name in host.list(&places.bin())? {
         let path = format!("{}/{name}", places.bin());
+        // Whoever put something else there keeps it.
+        let target = host.link_target(&path);
+        if !target.as_deref().is_some_and(is_own_link) {
+            continue;
+        }
         let handler = Places::handler_of(&name);
         if handler.is_some_and(|handler| in_use.pods(handler).is_some()) {
-            stored.extend(host.link_target(&path).as_deref().and_then(target_digest));
+            stored.extend(target.as_deref().and_then(target_digest));
         } else if !handler.is_some_and(carried) {
             host.remove_file(&path)?;
         }
     }
     for name in host.list(&places.store())? {
-        if !stored.contains(&name) {
+        let digest = name.strip_suffix(NEW_SUFFIX).unwrap_or(&name);
+        if is_digest(digest) && !stored.contains(&name) {
             host.remove_file(&places.store_path(&name))?;
         }
     }
     Ok(())
+}
+
+/// Whether a link in our folder is one of ours.
+fn is_own_link(target: &str) -> bool {
+    target_digest(target).is_some_and(|digest| is_digest(&digest))
 }
 
 /// Files that only a run that was killed leaves: half written, or put there to be judged.
@@ -222,6 +234,11 @@ mod tests {
     use super::*;
     use crate::handoff::{API_VERSION, Owner};
 
+    /// Digests of binaries.
+    const A: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+    const B: &str = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
+    const K: &str = "cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc";
+
     const THEIRS: &str = "/opt/kwasm/bin/containerd-shim-k-v1";
     const LINK: &str = "/usr/local/bin/containerd-shim-k-v1";
 
@@ -249,7 +266,7 @@ mod tests {
         for folder in [folder_of(THEIRS), folder_of(LINK)] {
             fs::create_dir_all(path(folder)).unwrap();
         }
-        for (handler, sha256) in [("a", "aa"), ("b", "bb")] {
+        for (handler, sha256) in [("a", A), ("b", B)] {
             fs::write(path(&places.store_path(sha256)), b"").unwrap();
             symlink(link_target(sha256), path(&places.binary_path(handler))).unwrap();
         }
@@ -277,9 +294,9 @@ mod tests {
                 folders: vec!["/opt/kwasm".to_owned(), "/opt/kwasm/bin".to_owned()],
             },
             leaving: BTreeMap::from([
-                ("a".to_owned(), owned(None, Some("aa"))),
-                ("b".to_owned(), owned(None, Some("bb"))),
-                ("k".to_owned(), owned(Some(THEIRS), Some("kk"))),
+                ("a".to_owned(), owned(None, Some(A))),
+                ("b".to_owned(), owned(None, Some(B))),
+                ("k".to_owned(), owned(Some(THEIRS), Some(K))),
             ]),
         }
     }
@@ -331,8 +348,8 @@ mod tests {
         let reason = "pods still use it (2 on this node); delete them";
         assert_eq!(report.reason.as_deref(), Some(reason));
         assert!(!report.served && report.handler == "a");
-        assert!(root.path().join("opt/farrier/store/aa").exists());
-        assert!(!root.path().join("opt/farrier/store/bb").exists());
+        let store = root.path().join("opt/farrier/store");
+        assert!(store.join(A).exists() && !store.join(B).exists());
     }
 
     #[test]
@@ -349,7 +366,7 @@ mod tests {
         let (reports, state, there) = end(root.path(), Some(&reserving()), &used(&["a"]));
         assert_eq!(there, [true, false, false, false]);
         assert!(state.late.is_empty() && reports[0].served);
-        assert_eq!(state.handlers["a"].sha256.as_deref(), Some("aa"));
+        assert_eq!(state.handlers["a"].sha256.as_deref(), Some(A));
         assert_eq!(state.handlers["b"].sha256, None);
     }
 

@@ -4,6 +4,7 @@
 //! `..` on the host leads out of it. What to write is decided elsewhere.
 
 mod change;
+mod hint;
 mod lock;
 mod mount;
 
@@ -19,6 +20,7 @@ use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
 use nix::sys::stat::fstatat;
 use sha2::{Digest as _, Sha256};
 
+use self::hint::hint;
 use crate::handoff::{hex, sha256_hex};
 
 /// Suffix of a file that is about to replace another: no `*.toml` glob of containerd's `imports` matches it.
@@ -37,7 +39,7 @@ const MAX_HASHED: u64 = 512 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// An operation failed.
-    #[error("can't {act} {path} on the host: {source}")]
+    #[error("can't {act} {path} on the host: {source}{}", hint(source))]
     Io {
         /// What was tried.
         act: &'static str,

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::adopt::Leftovers;
+use super::bounds::strange_in_journal;
 use super::candidate;
 use super::distro;
 use super::host::{self, HostRoot, text_digest};
@@ -134,14 +135,20 @@ impl Journal {
             path: JOURNAL_FILE,
             source,
         })?;
-        if journal.api_version == API_VERSION {
-            Ok(Some(journal))
-        } else {
-            Err(StateError::Version {
+        if journal.api_version != API_VERSION {
+            return Err(StateError::Version {
                 path: JOURNAL_FILE,
                 found: journal.api_version,
             }
-            .into())
+            .into());
+        }
+        match strange_in_journal(&journal) {
+            Some(found) => Err(StateError::Strange {
+                path: JOURNAL_FILE,
+                found,
+            }
+            .into()),
+            None => Ok(Some(journal)),
         }
     }
 

@@ -4,6 +4,7 @@
 
 pub mod adopt;
 pub mod artifact;
+mod bounds;
 mod candidate;
 mod clearing;
 pub mod cri;

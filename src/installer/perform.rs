@@ -87,6 +87,12 @@ pub async fn perform(
     plan: &HostPlan,
     sources: &BTreeMap<String, Source>,
 ) -> Result<Done, Failure> {
+    for path in [facts.places.bin(), facts.places.store()] {
+        // The links in the one lead to the other by `..`, and what stands behind a link was never ours to clear.
+        if host.link_target(&path).is_some() {
+            return Err(Failure::Refused(Error::LinkedFolder { path }));
+        }
+    }
     let mut journal = journal(host, facts, plan);
     let begun = host
         .missing_folders(STATE_FOLDER)

@@ -162,6 +162,12 @@ fn unpack_archive(
             found.push(shown(&name));
         }
     }
+    // gzip's own checksum stands behind the last byte: without it, damage would go unseen where nobody names a digest. Whatever
+    // else follows is nobody's business.
+    match io::copy(&mut archive.into_inner(), &mut io::sink()) {
+        Err(source) if source.to_string().contains("checksum") => return Err(unreadable(source)),
+        Ok(_) | Err(_) => {}
+    }
     digest.ok_or_else(|| Error::Absent {
         wanted: binary.map_or_else(|| format!("containerd-shim-{shim}"), str::to_owned),
         found: if found.is_empty() {
@@ -528,6 +534,18 @@ mod tests {
         cut.write_all(&program()).unwrap();
         let cut = cut.finish().unwrap();
         let result = unpack(cut.as_slice(), "a", None, &mut Vec::new());
+        assert!(
+            matches!(result, Err(Error::Unreadable { .. })),
+            "{result:?}"
+        );
+    }
+
+    #[test]
+    fn a_damaged_archive_is_refused_without_a_digest_of_it() {
+        let mut whole = archive(&[("containerd-shim-a", EntryType::Regular, &program())]);
+        let sum = whole.len() - 8;
+        whole[sum] ^= 1;
+        let result = unpack(whole.as_slice(), "a", None, &mut Vec::new());
         assert!(
             matches!(result, Err(Error::Unreadable { .. })),
             "{result:?}"

@@ -40,13 +40,6 @@ const TABLE: &[(&str, &[&str], Why)] = &[
         &["1."],
         Justified("its own dump is no TOML: nothing could be proven"),
     ),
-    (
-        "/inline_without_runtimes.v2.toml",
-        &["1."],
-        Justified(
-            "runc has to be added and taken out again, and between braces no comment can mark it",
-        ),
-    ),
     // 1.x takes the key for an unknown one, and the file for version 1.
     ("/case_diff_version.v2.toml", &["1."], DEAD),
     // Ids of a newer version without that version.
@@ -60,6 +53,7 @@ const TABLE: &[(&str, &[&str], Why)] = &[
     ("/talos-20-customization.part", &["1."], DEAD),
     // Version 1, whose CRI section 2.0 to 2.2 don't migrate.
     ("/v1_explicit_short_id.toml", &["2.1"], DEAD),
+    ("/v0_short_id.toml", &["2.1"], DEAD),
     ("/v1_short_id.toml", &["2.1"], DEAD),
     ("/gvisor-quickstart-version1.toml", &["2.1"], DEAD),
     ("/k3s-v1.23-version1.toml", &["2.1"], DEAD),
@@ -69,12 +63,6 @@ const TABLE: &[(&str, &[&str], Why)] = &[
     ("/user-2020-version1-tabs.toml", &["2.1"], DEAD),
     // A file system's program, and Windows.
     ("/aks-azurelinux3-kata-mixed-ids.toml", &["2."], HOST),
-    (
-        "/aks-windows-containerd-1.7-version1.toml",
-        &["1.", "2.4"],
-        HOST,
-    ),
-    ("/aks-windows-containerd-2.toml", &["2."], HOST),
 ];
 
 /// The reason for `case` on `release`.
