@@ -8,9 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::adopt::{Leftovers, is_predecessor, leftovers};
 use super::desired::{Desired, Set};
-use super::distro::Restart;
 use super::facts::{Facts, standing};
 use super::proof::is_served;
+use super::readiness::{check_host, check_restart};
 use super::site::{Site, declarations, hands_options_over};
 use super::source;
 use super::state::{OwnedConfig, OwnedHandler, Places, State, owner_word};
@@ -168,23 +168,6 @@ pub fn decide(facts: &Facts, want: &Want) -> Result<HostPlan, Error> {
     }
 }
 
-fn check_host(facts: &Facts, want: &Want) -> Result<(), Error> {
-    if let Some(refusal) = facts.distro.refusal {
-        return Err(Error::Distribution(refusal));
-    }
-    if want.offline {
-        return Ok(());
-    }
-    if facts.daemon.is_none() {
-        return Err(Error::NoDaemon);
-    }
-    match &facts.served {
-        Ok(served) if served.ready => Ok(()),
-        Ok(_) => Err(Error::NotServing("its runtime is not ready".to_owned())),
-        Err(words) => Err(Error::NotServing(words.clone())),
-    }
-}
-
 fn assemble(
     site: &Site<'_>,
     facts: &Facts,
@@ -280,31 +263,6 @@ fn notes(facts: &Facts, next: &BTreeMap<String, OwnedHandler>) -> Vec<String> {
             )
         })
         .collect()
-}
-
-fn check_restart(facts: &Facts, want: &Want) -> Result<(), Error> {
-    if let Some(words) = &facts.unreachable {
-        return Err(Error::Obstacle(words.clone()));
-    }
-    if want.allow_pod_restarts {
-        return Ok(());
-    }
-    spares_pods(facts)
-}
-
-/// # Errors
-/// Where a restart ends every pod of the node, or might.
-pub(super) fn spares_pods(facts: &Facts) -> Result<(), Error> {
-    match &facts.kill_mode {
-        // systemd.kill(5): both leave the shims alone.
-        Ok(mode) if matches!(mode.as_str(), "process" | "none") => Ok(()),
-        _ if facts.distro.restart == Restart::ContainerInit => Err(Error::Container),
-        Ok(mode) => Err(Error::KillMode {
-            unit: facts.unit(),
-            mode: mode.clone(),
-        }),
-        Err(words) => Err(Error::KillModeUnknown(words.clone())),
-    }
 }
 
 fn links(facts: &Facts, next: &BTreeMap<String, OwnedHandler>) -> BTreeMap<String, String> {
