@@ -126,7 +126,7 @@ fn each_outcome_has_its_exit_status_and_its_fields() {
             "healthy": healthy, "distro": "<text>", "containerd": "2.1.9", "findings": findings,
             "handlers": [{
                 "handler": "a", "shim": "a", "owner": "local", "condition": condition,
-                "sha256": "<sha256>", "sandboxes": 0,
+                "path": link, "sha256": "<sha256>", "sandboxes": 0,
             }],
         })
     };
