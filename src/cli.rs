@@ -101,7 +101,7 @@ pub struct Controller {
     #[arg(long, env = "SHIM_NODE_INSTALLER_JOB_TTL")]
     pub job_ttl: Option<i32>,
     /// Seconds that one Job may take.
-    #[arg(long, env = "FARRIER_JOB_DEADLINE", default_value_t = 900)]
+    #[arg(long, env = "FARRIER_JOB_DEADLINE", default_value_t = 1800)]
     pub job_deadline: i64,
     /// Provision every node, annotated or not, as KWasm's option of this name does.
     #[arg(long, env = "AUTO_PROVISION_NODES", default_value_t = false, action = clap::ArgAction::Set)]
@@ -109,6 +109,9 @@ pub struct Controller {
     /// Restart containerd even on nodes where that ends every pod.
     #[arg(long, env = "FARRIER_ALLOW_POD_RESTARTS", default_value_t = false, action = clap::ArgAction::Set)]
     pub allow_pod_restarts: bool,
+    /// Give the Jobs the process numbers of their nodes: under `OpenRC` and k3d nothing can be restarted without.
+    #[arg(long, env = "FARRIER_JOB_HOST_PID", default_value_t = false, action = clap::ArgAction::Set)]
+    pub job_host_pid: bool,
     /// Address of /livez, /readyz and /metrics.
     #[arg(long, env = "FARRIER_LISTEN", default_value = "0.0.0.0:8080")]
     pub listen: std::net::SocketAddr,

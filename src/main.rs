@@ -81,6 +81,7 @@ async fn run_controller(controller: cli::Controller) -> ExitCode {
         job_deadline,
         auto_provision,
         allow_pod_restarts,
+        job_host_pid,
         listen,
     } = controller;
     let settings = controller::Settings {
@@ -94,6 +95,7 @@ async fn run_controller(controller: cli::Controller) -> ExitCode {
         job_deadline,
         auto_provision,
         allow_pod_restarts,
+        job_host_pid,
         listen,
     };
     // On the heap: forty kilobytes of watches are no place for the stack of `dispatch`.

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 
 use farrier::handoff::{OptionValue, Outcome, ShimRequest};
 use farrier::installer;
+use farrier::installer::doctor::Finding;
 use farrier::names::sha256_hex;
 use rstest::rstest;
 use support::{CONFIG, Host, program, shim};
@@ -162,6 +163,36 @@ async fn the_same_binary_is_taken_over_without_a_byte_of_the_configuration() {
     let again = host.install(&[wanted("spin", 3)], &[]).await;
     assert_eq!(again.result, Outcome::Unchanged, "{again:?}");
     assert_eq!(host.tree(true), tree);
+}
+
+#[tokio::test]
+async fn a_binary_that_was_taken_over_is_hashed_again_only_when_it_was_touched() {
+    let host = host(TERMINATED);
+    add_kwasm(&host);
+    host.install(&[wanted("spin", 3)], &[]).await;
+    let path = kwasm_path("spin", "v2");
+    let record = host.path("/var/lib/farrier/verified.json");
+    let text = std::fs::read_to_string(&record).unwrap();
+    let mut verified: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let sha256 = &mut verified["adopted"][&path]["sha256"];
+    assert_eq!(*sha256, sha256_hex(&program(3)));
+    *sha256 = "0".repeat(64).into();
+    std::fs::write(&record, verified.to_string()).unwrap();
+    // A run takes the record's word for the binary; doctor doesn't.
+    let findings = async || installer::doctor(host.root(), true).await.unwrap().findings;
+    let drifted = |finding: &Finding| finding.problem.contains(&path);
+    assert!(!findings().await.iter().any(drifted));
+    let report = host.install(&[wanted("spin", 3)], &[]).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    assert!(host.path(&path).is_symlink());
+    // Its own bytes again, and then others of the same size.
+    std::fs::remove_file(host.path(&path)).unwrap();
+    for (seed, is_well) in [(3, true), (9, false)] {
+        host.write(&path, &program(seed));
+        assert_eq!(!findings().await.iter().any(drifted), is_well);
+    }
+    host.install(&[wanted("spin", 3)], &[]).await;
+    assert_eq!(digest(&host, &path), sha256_hex(&program(3)));
 }
 
 #[tokio::test]

@@ -344,7 +344,7 @@ fn reason(text: &str, error: &toml_edit::TomlError) -> String {
     format!("line {line}, column {column}: {message}")
 }
 
-fn declared(table: &dyn TableLike) -> DeclaredHandler {
+pub(super) fn declared(table: &dyn TableLike) -> DeclaredHandler {
     let mut handler = DeclaredHandler::default();
     for (key, item) in table.iter() {
         match (key, item.as_str(), item.as_table_like()) {

@@ -98,6 +98,27 @@ pub fn edit_template(
     Ok(Some(edited))
 }
 
+/// The handlers of others that the template `text` declares in `plugin` whatever it is rendered with; none where an action may leave
+/// lines out.
+#[must_use]
+pub fn template_handlers(text: &str, plugin: PluginId) -> BTreeMap<String, DeclaredHandler> {
+    // The words by which an action chooses (Go's text/template, *Actions*).
+    let choose = ["block", "define", "if", "range", "with"];
+    let mut actions = text.split("{{").skip(1);
+    let chooses = actions.any(|action| {
+        let words = action.strip_prefix('-').unwrap_or(action).trim_start();
+        let word = words.split(|letter: char| !letter.is_ascii_alphabetic());
+        word.take(1).any(|word| choose.contains(&word))
+    });
+    let Some(template) = Template::scan("", text).ok().filter(|_| !chooses) else {
+        return BTreeMap::new();
+    };
+    let others = template.stanzas.iter().filter(|stanza| !stanza.marked);
+    others
+        .filter_map(|stanza| Some((stanza.handler.clone(), template.declared(stanza, plugin)?)))
+        .collect()
+}
+
 /// A template as we make it, without handlers.
 fn created() -> String {
     format!("{CREATED_MARK}\n{BASE}\n")
@@ -309,6 +330,24 @@ mod tests {
     fn edited(text: &str, ours: &[&str], want: &[Handler]) -> Result<Option<String>, Error> {
         let plugin = PluginId::CriV1Runtime;
         edit_template(PATH, Some(text), plugin, &names(ours), want)
+    }
+
+    #[rstest]
+    #[case::beside_the_base("{{ template \"base\" . }}\n", &["kata"])]
+    #[case::beside_a_value("root = {{ .Root }}\n{{- /* if so */ -}}\n", &["kata"])]
+    #[case::beside_a_choice("{{- if .X }}\n{{ end }}\n", &[])]
+    #[case::in_a_loop("{{range .X}}\n{{ end }}\n", &[])]
+    #[case::beside_half_an_action("{{ template", &[])]
+    fn a_handler_that_is_rendered_in_any_case_is_known(
+        #[case] text: &str,
+        #[case] expected: &[&str],
+    ) {
+        let header = "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes";
+        let text =
+            format!("{text}{header}.kata]\n{HANDLER_MARK}\n{header}.a]\nruntime_type = 'x'\n");
+        let found = template_handlers(&text, PluginId::CriV1Runtime);
+        assert_eq!(found.into_keys().collect::<BTreeSet<_>>(), names(expected));
+        assert!(template_handlers(&text, PluginId::GrpcV1Cri).is_empty());
     }
 
     #[rstest]

@@ -17,7 +17,8 @@ use super::stamps::Stamps;
 use super::state::{
     Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, folder_of, target_digest,
 };
-use super::survey::{folder, release, row, sources, unwritable};
+use super::surroundings::lacking;
+use super::survey::{folder, forgetful, named_by_unit, release, row, sources, unwritable};
 use crate::containerd_config::{Loaded, SourceFile, Version};
 
 /// `containerd config dump` takes 18 ms; on a node under load it gets this long before the candidate counts as refused.
@@ -52,12 +53,16 @@ pub struct Facts {
     pub obstacle: Option<String>,
     /// That configuration as containerd itself prints it, or why it doesn't.
     pub dump: Result<String, String>,
+    /// What that configuration needs beside itself and the host lacks; words for an operator.
+    pub lacking: Option<String>,
     /// What it serves, or why that is unknown.
     pub served: Result<Served, String>,
     /// How many sandboxes there are of each handler.
     pub in_use: BTreeMap<String, usize>,
     /// How the unit's processes are killed, or why that is unknown.
     pub kill_mode: Result<String, String>,
+    /// Why it can't be restarted from here, whatever an operator accepts.
+    pub unreachable: Option<String>,
     /// What is ours.
     pub state: State,
     /// Where binaries stand.
@@ -79,13 +84,15 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Hashes every stored file, whatever is remembered of it.
+    /// Hashes every binary, whatever is remembered of it.
     ///
     /// # Errors
     /// When the folders can't be listed.
     pub fn hash_binaries(&mut self, host: &HostRoot) -> Result<(), super::Error> {
-        let found = binaries(host, &self.places, &Stamps::default())?;
-        (self.binaries, self.stored, self.damaged) = found;
+        let stamps = Stamps::default();
+        let (loaded, sources, places) = (&self.loaded, &self.sources, &self.places);
+        self.inheritance = inherited::look(host, loaded, sources, &self.state, places, &stamps)?;
+        (self.binaries, self.stored, self.damaged) = binaries(host, places, &stamps)?;
         Ok(())
     }
 
@@ -132,8 +139,10 @@ pub async fn gather(
     let named = daemon.as_ref().and_then(|daemon| daemon.config.as_deref());
     let distro = row(host, daemon.as_ref(), config.or(named), offline)?;
     let program = running.or_else(|| installed.map(str::to_owned));
+    let in_unit = named_by_unit(host, distro)?;
     let config = config
         .or(named)
+        .or(in_unit.as_deref())
         .filter(|config| !candidates(distro.edited, distro.config).contains(&(*config).to_owned()))
         .unwrap_or(distro.config)
         .to_owned();
@@ -141,11 +150,13 @@ pub async fn gather(
     let sources = sources(host, distro, &config)?;
     let state = State::from_json(host.read_text(STATE_FILE, STATE_LIMIT)?.as_deref())?;
     let (folder, mut obstacle) = folder(host, distro, &state, offline);
+    obstacle = obstacle.or_else(|| unwritable(host, &config, offline));
     if !offline {
-        obstacle = obstacle.or_else(|| unwritable(host, &config));
+        obstacle = obstacle.or_else(|| forgetful(host));
     }
     let places = Places { folder };
-    let (binaries, stored, damaged) = binaries(host, &places, &Stamps::load(host))?;
+    let stamps = Stamps::load(host);
+    let (binaries, stored, damaged) = binaries(host, &places, &stamps)?;
     // Programs that don't wait for each other.
     let (version, dump, release) = futures::join!(
         version(host, program.as_deref()),
@@ -157,13 +168,15 @@ pub async fn gather(
         release,
         obstacle,
         version,
+        lacking: dump.as_ref().ok().and_then(|dump| lacking(host, dump)),
         dump,
-        daemon,
+        daemon: daemon.map(|daemon| daemon.with_unit_of(host, distro)),
         program,
         served: Err("nothing is asked offline".to_owned()),
         in_use: BTreeMap::new(),
         kill_mode: Err("nothing is asked offline".to_owned()),
-        inheritance: inherited::look(host, &loaded, &sources, &state)?,
+        unreachable: None,
+        inheritance: inherited::look(host, &loaded, &sources, &state, &places, &stamps)?,
         state,
         missing_folders: missing_folders(host, &places, &loaded, &sources),
         sources,
@@ -193,7 +206,10 @@ async fn ask(host: &HostRoot, facts: &mut Facts) {
         },
         Err(error) => Err(error.to_string()),
     };
-    let kill_mode = facts.service().kill_mode(host).await;
+    let service = facts.service();
+    let unreachable = service.check_reachable(host).err();
+    facts.unreachable = unreachable.map(|error| error.to_string());
+    let kill_mode = service.kill_mode(host).await;
     facts.kill_mode = kill_mode.map_err(|error| error.to_string());
 }
 

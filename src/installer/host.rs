@@ -18,6 +18,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
 use nix::sys::stat::fstatat;
 use sha2::{Digest as _, Sha256};
+use tracing::info;
 
 use self::hint::hint;
 use crate::handoff::{hex, sha256_hex};
@@ -34,8 +35,9 @@ const MAX_LINKS: usize = 40;
 /// A file that is hashed is a configuration, a shim or its artifact; the largest artifact that is fetched has this size too.
 const MAX_HASHED: u64 = 512 << 20;
 
-/// A second installer waits this long for the first: one change ends within its restart's deadlines.
-const LOCK_WAIT: Duration = Duration::from_mins(5);
+/// A second installer waits this long for the first. That takes longest where it fetches for 5 min and then restarts k3s twice, each
+/// time with 200 s for systemd and 300 s for containerd.
+const LOCK_WAIT: Duration = Duration::from_mins(22);
 
 /// Why the host's file system could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -161,16 +163,28 @@ impl HostRoot {
         openat2(self.root.as_fd(), path, how)
     }
 
-    fn entry(&self, path: &str) -> Result<Entry> {
+    fn try_entry(&self, path: &str) -> std::result::Result<Entry, Errno> {
         let (folder, name) = split(path);
-        let folder = self
-            .open_at(&folder, OFlag::O_PATH | OFlag::O_DIRECTORY)
-            .map_err(failed("open the folder of", path))?;
+        let folder = self.open_at(&folder, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
         Ok(Entry {
             folder,
             name,
             path: path.to_owned(),
         })
+    }
+
+    fn entry(&self, path: &str) -> Result<Entry> {
+        self.try_entry(path)
+            .map_err(failed("open the folder of", path))
+    }
+
+    /// As [`Self::entry`]; `None` where its folder is not there.
+    fn entry_in_folder(&self, path: &str) -> Result<Option<Entry>> {
+        match self.try_entry(path) {
+            Ok(entry) => Ok(Some(entry)),
+            Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
+            Err(errno) => Err(failed("open the folder of", path)(errno)),
+        }
     }
 
     /// Opens a regular file for reading; `None` where there is none.
@@ -257,7 +271,7 @@ impl HostRoot {
         }
     }
 
-    /// Whether anything stands at `path`, the last component not followed if it is a link.
+    /// Whether anything stands at `path`, the last component not followed if it is a link. What can't be looked at is not there.
     #[must_use]
     pub fn exists(&self, path: &str) -> bool {
         self.entry(path).is_ok_and(|entry| {
@@ -315,23 +329,6 @@ impl HostRoot {
         Ok((fd, own))
     }
 
-    /// The folder `path` and those of its parents that are not there, outermost first.
-    #[must_use]
-    pub fn missing_folders(&self, path: &str) -> Vec<String> {
-        let mut folder = String::new();
-        let mut missing = Vec::new();
-        for part in path.split('/').filter(|part| !part.is_empty()) {
-            folder = format!("{folder}/{part}");
-            if self
-                .open_at(&folder, OFlag::O_PATH | OFlag::O_DIRECTORY)
-                .is_err()
-            {
-                missing.push(folder.clone());
-            }
-        }
-        missing
-    }
-
     /// Whether the process `pid` of this host's `/proc` has this root: one in a container has its own.
     #[must_use]
     pub fn is_root_of(&self, pid: u32) -> bool {
@@ -347,7 +344,7 @@ impl HostRoot {
     /// The path that `path` stands for when it is a link, or `path` itself.
     ///
     /// # Errors
-    /// When links run in a circle or a folder on the way is missing.
+    /// When links run in a circle.
     pub fn follow(&self, path: &str) -> Result<String> {
         let mut path = path.to_owned();
         for _ in 0..MAX_LINKS {
@@ -371,10 +368,14 @@ impl HostRoot {
         // A clone shares the lock with its origin; a file of its own ends it when dropped.
         let root = File::open(own_path(&root)).map_err(failed_io("lock", "/"))?;
         let since = Instant::now();
+        let mut waits = false;
         loop {
             match root.try_lock() {
                 Ok(()) => return Ok(Lock { _root: root }),
                 Err(std::fs::TryLockError::WouldBlock) if since.elapsed() < LOCK_WAIT => {
+                    if !std::mem::replace(&mut waits, true) {
+                        info!("waiting for another farrier that changes this host");
+                    }
                     // flock has no wait with a deadline.
                     tokio::time::sleep(Duration::from_millis(200)).await;
                 }

@@ -33,6 +33,7 @@ mod site;
 pub mod source;
 mod stamps;
 pub mod state;
+pub mod surroundings;
 mod survey;
 pub mod systemd;
 pub mod text;
@@ -234,8 +235,9 @@ impl Change<'_> {
             }
         };
         let plan = match carried_out {
-            Ok((plan, done)) => {
+            Ok((mut plan, done)) => {
                 if let Some(done) = done {
+                    plan.stays(done.late);
                     report.changed = true;
                     report.restarts += done.restarts;
                     report.cri_away_ms = done
@@ -259,12 +261,20 @@ impl Change<'_> {
         let Some(state) = &plan.state else {
             return;
         };
-        let wanted = state.handlers.values();
+        let wanted = state.handlers.values().chain(state.late.values());
         let wanted = wanted.filter_map(|owned| owned.sha256.clone());
         let verified = wanted
             .filter(|sha256| facts.stored.contains(sha256) || plan.store.contains(sha256))
             .collect();
-        if let Err(error) = Stamps::record(self.host, &facts.places, &verified, artifacts) {
+        let adopted = facts.inheritance.binaries.iter();
+        let adopted = adopted
+            .filter(|(path, _)| {
+                !plan.links.contains_key(*path) && !plan.leftovers.files.contains(path)
+            })
+            .filter_map(|(path, standing)| Some((path.clone(), standing.verified.clone()?)))
+            .collect();
+        let recorded = Stamps::record(self.host, &facts.places, &verified, artifacts, adopted);
+        if let Err(error) = recorded {
             warn!(%error, "what was verified is not remembered");
         }
     }

@@ -54,7 +54,13 @@ pub(super) fn conclude(report: &mut ProvisionReport, plan: &HostPlan, offline: b
     report.result = match (complaints.is_empty(), plan.is_empty()) {
         (true, true) if !report.changed => Outcome::Unchanged,
         (true, _) => Outcome::Applied,
-        (false, true) if !well && complaints.iter().all(|handler| !handler.served) => {
+        // What is not served and has a binary is on its way off the host.
+        (false, true)
+            if !well
+                && complaints
+                    .iter()
+                    .all(|handler| !handler.served && handler.path.is_none()) =>
+        {
             Outcome::Refused
         }
         (false, _) => Outcome::Partial,
@@ -75,8 +81,9 @@ fn files(plan: &HostPlan) -> Vec<FileReport> {
             (Some(_), None) => FileAction::Removed,
         },
     });
-    let links = plan.links.keys().map(|path| FileReport {
-        path: path.clone(),
+    let links = plan.links.keys().cloned();
+    let made = plan.stored().chain(links).map(|path| FileReport {
+        path,
         action: FileAction::Created,
     });
     let removed = plan.clear.iter().chain(&plan.leftovers.files);
@@ -84,11 +91,11 @@ fn files(plan: &HostPlan) -> Vec<FileReport> {
         path: path.clone(),
         action: FileAction::Removed,
     });
-    config.chain(links).chain(removed).collect()
+    config.chain(made).chain(removed).collect()
 }
 
 /// A message of ours is a sentence, and after a semicolon what the operator can do.
-fn split(message: &str) -> (String, Option<String>) {
+pub(super) fn split(message: &str) -> (String, Option<String>) {
     match message.rsplit_once("; ") {
         Some((reason, remedy)) => (reason.to_owned(), Some(remedy.to_owned())),
         None => (message.to_owned(), None),

@@ -29,6 +29,9 @@ pub struct State {
     /// The handlers that are declared to containerd because of us, by name.
     #[serde(default)]
     pub handlers: BTreeMap<String, OwnedHandler>,
+    /// Handlers that are declared no more and whose binary stays: pods took them up while they left, and can't end without it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub late: BTreeMap<String, OwnedHandler>,
     /// The folder of the binaries: it stays what it was when the first one came.
     #[serde(default = "default_folder")]
     pub folder: String,
@@ -84,6 +87,7 @@ impl Default for State {
         Self {
             api_version: API_VERSION.to_owned(),
             handlers: BTreeMap::new(),
+            late: BTreeMap::new(),
             folder: default_folder(),
             config: None,
             folders: Vec::new(),
@@ -166,7 +170,7 @@ impl State {
     /// Whether nothing on the host is ours.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.handlers.is_empty()
+        self.handlers.is_empty() && self.late.is_empty()
     }
 }
 
