@@ -341,6 +341,52 @@ async fn what_administrators_wrote_stays_among_it() {
     );
 }
 
+#[rstest]
+#[case::of_a_base("{{ template \"base\" . }}")]
+#[case::of_a_base_and_more(
+    "{{ template \"base\" . }}\n{{ with .X }}\n[metrics]\naddress = {{ . }}\n{{ end }}\n"
+)]
+#[case::of_a_copy(TERMINATED)]
+#[tokio::test]
+async fn a_template_of_k3s_is_taken_over_and_put_back(#[case] template: &str) {
+    let folder = "/var/lib/rancher/k3s/agent/etc/containerd";
+    let (rendered, source) = (
+        format!("{folder}/config.toml"),
+        format!("{folder}/config.toml.tmpl"),
+    );
+    let host = host("");
+    std::fs::create_dir_all(host.path("/var/lib/rancher/k3s/agent/etc")).unwrap();
+    std::fs::rename(host.path("/etc/containerd"), host.path(folder)).unwrap();
+    host.write(&source, template.as_bytes());
+    let plain = listing(&host);
+    // The installer appends to what it takes for containerd's configuration.
+    host.write("/etc/containerd/config.toml", b"");
+    add_rcm(&host, "/opt/rcm", &[("spin-v2", true), ("wws-v1", false)]);
+    let stanzas = host.config();
+    std::fs::remove_dir_all(host.path("/etc/containerd")).unwrap();
+    let theirs = format!("{template}{stanzas}");
+    host.write(&source, theirs.as_bytes());
+    host.write(&rendered, format!("{TERMINATED}{stanzas}").as_bytes());
+    let text = || std::fs::read_to_string(host.path(&source)).unwrap();
+
+    let mut spin = wanted("spin-v2", 77);
+    let option = ("SystemdCgroup".to_owned(), OptionValue::Boolean(true));
+    spin.options = BTreeMap::from([option]);
+    let report = host.install(&[spin, wanted("wws-v1", 3)], &[]).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    assert_eq!(text(), theirs);
+    assert!(
+        host.path("/opt/rcm/bin/containerd-shim-spin-v2")
+            .is_symlink()
+    );
+    let report = host.uninstall(None).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    assert_eq!(text(), template);
+    // It is rendered at the next start.
+    host.write(&rendered, b"");
+    assert_eq!(listing(&host), plain);
+}
+
 #[tokio::test]
 async fn doctor_names_what_nobody_has_taken_over() {
     let host = host(TERMINATED);

@@ -7,6 +7,7 @@
 mod support;
 
 use farrier::handoff::Outcome;
+use farrier::names::sha256_hex;
 use rstest::rstest;
 use support::{Host, program, shim};
 
@@ -185,7 +186,8 @@ async fn an_image_with_a_packaged_containerd_is_edited_where_that_reads(
     assert_eq!(anew, word == "eks-al2023", "{:?}", report.notes);
     let paths: Vec<&str> = report.files.iter().map(|file| file.path.as_str()).collect();
     let binary = "/opt/farrier/bin/containerd-shim-a";
-    assert_eq!(paths, ["/etc/containerd/config.toml", binary]);
+    let stored = format!("/opt/farrier/store/{}", sha256_hex(&program(1)));
+    assert_eq!(paths, ["/etc/containerd/config.toml", &stored, binary]);
     let text = std::fs::read_to_string(host.path(paths[0])).unwrap();
     assert!(text.contains(binary));
     assert_eq!(host.uninstall(None).await.result, Outcome::Applied);

@@ -7,9 +7,9 @@ use serde::Serialize;
 use super::adopt;
 use super::distro::Restart;
 use super::facts::{Facts, standing};
-use super::plan::spares_pods;
+use super::readiness::spares_pods;
 use super::report::split;
-use super::site::{declarations, hands_options_over};
+use super::site::{Site, declarations, hands_options_over};
 use super::state::{OwnedHandler, STATE_FILE, owner_word};
 use super::text::printable;
 use crate::containerd_config::{DeclaredHandler, Handler, runtimes_of_dump};
@@ -164,6 +164,12 @@ impl Findings {
             && let Err(hazard) = spares_pods(facts)
         {
             self.add_sentence(&hazard.to_string(), "look at that unit");
+        }
+        // Whoever asks for the next change is refused for the same reason.
+        if let Ok(site) = Site::find(facts, false)
+            && let Err(error) = site.check_restart(facts)
+        {
+            self.add_sentence(&error.to_string(), "restart containerd yourself");
         }
     }
 

@@ -5,6 +5,7 @@
 
 mod change;
 mod hint;
+mod lock;
 mod mount;
 
 use std::fs::File;
@@ -12,13 +13,12 @@ use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
 use nix::sys::stat::fstatat;
 use sha2::{Digest as _, Sha256};
-use tracing::info;
 
 use self::hint::hint;
 use crate::handoff::{hex, sha256_hex};
@@ -34,10 +34,6 @@ const MAX_LINKS: usize = 40;
 
 /// A file that is hashed is a configuration, a shim or its artifact; the largest artifact that is fetched has this size too.
 const MAX_HASHED: u64 = 512 << 20;
-
-/// A second installer waits this long for the first. That takes longest where it fetches for 5 min and then restarts k3s twice, each
-/// time with 200 s for systemd and 300 s for containerd.
-const LOCK_WAIT: Duration = Duration::from_mins(22);
 
 /// Why the host's file system could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -92,12 +88,6 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub struct HostRoot {
     root: File,
     path: PathBuf,
-}
-
-/// A lock on the host that ends with this value.
-#[derive(Debug)]
-pub struct Lock {
-    _root: File,
 }
 
 /// A path split for operations that name an entry of a folder.
@@ -357,35 +347,6 @@ impl HostRoot {
         }
         Err(failed("follow the link", &path)(Errno::ELOOP))
     }
-
-    /// Keeps other installers off this host while the value lives. Taken on the root folder itself: no file is left behind, and
-    /// every view of the host meets at the same inode.
-    ///
-    /// # Errors
-    /// [`Error::Locked`] after a bounded wait.
-    pub async fn lock(&self) -> Result<Lock> {
-        let root = self.root.try_clone().map_err(failed_io("lock", "/"))?;
-        // A clone shares the lock with its origin; a file of its own ends it when dropped.
-        let root = File::open(own_path(&root)).map_err(failed_io("lock", "/"))?;
-        let since = Instant::now();
-        let mut waits = false;
-        loop {
-            match root.try_lock() {
-                Ok(()) => return Ok(Lock { _root: root }),
-                Err(std::fs::TryLockError::WouldBlock) if since.elapsed() < LOCK_WAIT => {
-                    if !std::mem::replace(&mut waits, true) {
-                        info!("waiting for another farrier that changes this host");
-                    }
-                    // flock has no wait with a deadline.
-                    tokio::time::sleep(Duration::from_millis(200)).await;
-                }
-                Err(std::fs::TryLockError::WouldBlock) => return Err(Error::Locked(LOCK_WAIT)),
-                Err(std::fs::TryLockError::Error(source)) => {
-                    return Err(failed_io("lock", "/")(source));
-                }
-            }
-        }
-    }
 }
 
 impl Entry {
@@ -505,17 +466,6 @@ mod tests {
         ));
         assert!(host.read("/etc/containerd", 4).is_err());
         assert!(host.read("/etc/absent", 4).unwrap().is_none());
-    }
-
-    #[tokio::test]
-    async fn a_second_installer_is_kept_off_until_the_first_is_done() {
-        let (folder, host) = host();
-        let lock = host.lock().await.unwrap();
-        let other = HostRoot::open(folder.path()).unwrap();
-        let mut waiting = std::pin::pin!(other.lock());
-        assert!(futures::poll!(&mut waiting).is_pending());
-        drop(lock);
-        waiting.await.unwrap();
     }
 
     #[test]

@@ -25,6 +25,7 @@ pub mod perform;
 pub mod plan;
 mod prepare;
 mod proof;
+mod readiness;
 mod recovery;
 mod report;
 pub mod restart;

@@ -8,9 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::adopt::{Leftovers, is_predecessor, leftovers};
 use super::desired::{Desired, Set};
-use super::distro::Restart;
 use super::facts::{Facts, standing};
 use super::proof::is_served;
+use super::readiness::{check_host, check_restart};
 use super::site::{Site, declarations, hands_options_over};
 use super::source;
 use super::state::{OwnedConfig, OwnedHandler, Places, State, owner_word};
@@ -144,29 +144,6 @@ impl HostPlan {
             && self.clear.is_empty()
             && self.leftovers.is_empty()
     }
-
-    /// The binaries that are stored, as paths on the host.
-    pub fn stored(&self) -> impl Iterator<Item = String> {
-        let places = self.state.as_ref().map(|state| Places {
-            folder: state.folder.clone(),
-        });
-        let path = move |sha256: &String| Some(places.as_ref()?.store_path(sha256));
-        self.store.iter().filter_map(path)
-    }
-
-    /// Takes in what pods took up while the plan was carried out: it stays, and is reported.
-    pub fn stays(&mut self, late: Vec<HandlerReport>) {
-        let is_kept = |path: &String| {
-            late.iter().any(|handler| {
-                let sha256 = handler.sha256.as_deref();
-                handler.path.as_ref() == Some(path)
-                    || sha256.is_some_and(|sha256| path.ends_with(sha256))
-            })
-        };
-        self.clear.retain(|path| !is_kept(path));
-        self.leftovers.files.retain(|path| !is_kept(path));
-        self.handlers.extend(late);
-    }
 }
 
 /// What has to be done on the host that `facts` describe so that it carries `want`.
@@ -188,23 +165,6 @@ pub fn decide(facts: &Facts, want: &Want) -> Result<HostPlan, Error> {
         // What is there already goes on working.
         Some(obstacle) if !plan.is_empty() => Err(Error::Obstacle(obstacle.clone())),
         Some(_) | None => Ok(plan),
-    }
-}
-
-fn check_host(facts: &Facts, want: &Want) -> Result<(), Error> {
-    if let Some(refusal) = facts.distro.refusal {
-        return Err(Error::Distribution(refusal));
-    }
-    if want.offline {
-        return Ok(());
-    }
-    if facts.daemon.is_none() {
-        return Err(Error::NoDaemon);
-    }
-    match &facts.served {
-        Ok(served) if served.ready => Ok(()),
-        Ok(_) => Err(Error::NotServing("its runtime is not ready".to_owned())),
-        Err(words) => Err(Error::NotServing(words.clone())),
     }
 }
 
@@ -303,31 +263,6 @@ fn notes(facts: &Facts, next: &BTreeMap<String, OwnedHandler>) -> Vec<String> {
             )
         })
         .collect()
-}
-
-fn check_restart(facts: &Facts, want: &Want) -> Result<(), Error> {
-    if let Some(words) = &facts.unreachable {
-        return Err(Error::Obstacle(words.clone()));
-    }
-    if want.allow_pod_restarts {
-        return Ok(());
-    }
-    spares_pods(facts)
-}
-
-/// # Errors
-/// Where a restart ends every pod of the node, or might.
-pub(super) fn spares_pods(facts: &Facts) -> Result<(), Error> {
-    match &facts.kill_mode {
-        // systemd.kill(5): both leave the shims alone.
-        Ok(mode) if matches!(mode.as_str(), "process" | "none") => Ok(()),
-        _ if facts.distro.restart == Restart::ContainerInit => Err(Error::Container),
-        Ok(mode) => Err(Error::KillMode {
-            unit: facts.unit(),
-            mode: mode.clone(),
-        }),
-        Err(words) => Err(Error::KillModeUnknown(words.clone())),
-    }
 }
 
 fn links(facts: &Facts, next: &BTreeMap<String, OwnedHandler>) -> BTreeMap<String, String> {

@@ -4,6 +4,7 @@ use super::Error;
 use super::facts::{Facts, path_of, verified};
 use super::perform::Failure;
 use super::plan::HostPlan;
+use super::state::Places;
 use super::text::printable;
 use crate::handoff::{
     FileAction, FileReport, HandlerReport, Outcome, ProvisionReport, ShimRequest,
@@ -69,6 +70,31 @@ pub(super) fn conclude(report: &mut ProvisionReport, plan: &HostPlan, offline: b
         let (reason, remedy) = split(first.reason.as_deref().unwrap_or_default());
         report.reason = Some(format!("shim {}: {reason}", first.shim));
         report.remedy = remedy;
+    }
+}
+
+impl HostPlan {
+    /// The binaries that are stored, as paths on the host.
+    pub fn stored(&self) -> impl Iterator<Item = String> {
+        let places = self.state.as_ref().map(|state| Places {
+            folder: state.folder.clone(),
+        });
+        let path = move |sha256: &String| Some(places.as_ref()?.store_path(sha256));
+        self.store.iter().filter_map(path)
+    }
+
+    /// Takes in what pods took up while the plan was carried out: it stays, and is reported.
+    pub fn stays(&mut self, late: Vec<HandlerReport>) {
+        let is_kept = |path: &String| {
+            late.iter().any(|handler| {
+                let sha256 = handler.sha256.as_deref();
+                handler.path.as_ref() == Some(path)
+                    || sha256.is_some_and(|sha256| path.ends_with(sha256))
+            })
+        };
+        self.clear.retain(|path| !is_kept(path));
+        self.leftovers.files.retain(|path| !is_kept(path));
+        self.handlers.extend(late);
     }
 }
 

@@ -170,9 +170,13 @@ pub fn diagnosis_text(diagnosis: &Diagnosis) -> String {
         let (handler, shim, owner) = (&installed.handler, &installed.shim, installed.owner);
         line!(
             text,
-            "  {handler} {condition}, shim {shim:?} of {owner}, {} sandboxes",
-            installed.sandboxes
+            "  {handler} {condition}, shim {shim:?} of {owner}, {} sandboxes, {}",
+            installed.sandboxes,
+            installed.path
         );
+    }
+    if diagnosis.handlers.is_empty() {
+        line!(text, "no shim of Farrier's");
     }
     for finding in &diagnosis.findings {
         line!(text, "problem: {}", finding.problem);

@@ -6,6 +6,7 @@ use std::path::Path;
 use farrier::handoff::Outcome;
 use farrier::names::sha256_hex;
 
+use crate::distributions::{BASE_2, K3S, node};
 use crate::node::{CONFIG, CONFIG_PATH, Node, Run, on_each, releases, shim};
 
 const SCHEMA_2: &str = "io.containerd.grpc.v1.cri";
@@ -116,4 +117,30 @@ fn so_it_is_where_the_configuration_is_of_schema_3() {
         let done = std::thread::scope(|scope| scope.spawn(work).join());
         assert!(done.is_ok(), "on {}", release.display());
     }
+}
+
+#[test]
+fn what_runtime_class_manager_appended_to_a_template_is_taken_over_and_leaves_without_a_trace() {
+    let folder = "/var/lib/rancher/k3s/agent/etc/containerd";
+    let program = "/var/lib/rancher/k3s/data/0/bin/containerd";
+    let node = node(1, K3S, program, BASE_2);
+    let path = format!("{folder}/config.toml.tmpl");
+    let template = "{{ template \"base\" . }}\n";
+    node.write(&path, template.as_bytes(), 0o600);
+    node.start_service("k3s");
+    let before = node.tree();
+    let theirs = format!("{template}{}", add_rcm(&node, SCHEMA_2));
+    node.write(&path, theirs.as_bytes(), 0o600);
+    node.start_service("k3s");
+    let process = node.process();
+    let install = [&["install"], RCM_SHIMS.as_slice()].concat();
+    let (status, report) = node.change(&install);
+    assert_eq!((status, report.restarts), (0, 0), "{report:?}");
+    assert_eq!(node.process(), process);
+    assert!(report.handlers.iter().all(|handler| handler.served));
+    node.assert_healthy();
+    let (status, report) = node.change(&["uninstall", "--all"]);
+    assert_eq!((status, report.restarts), (0, 1), "{report:?}");
+    assert_eq!(node.tree(), before);
+    node.assert_healthy();
 }

@@ -9,7 +9,8 @@ use rstest::rstest;
 
 use crate::node::{Node, on_each, releases};
 
-const K3S: &str = r#"name=k3s folder=/var/lib/rancher/k3s/agent/etc/containerd
+/// A k3s under `OpenRC`, which renders its template at each start.
+pub const K3S: &str = r#"name=k3s folder=/var/lib/rancher/k3s/agent/etc/containerd
 program=/var/lib/rancher/k3s/data/0/bin/containerd config=$folder/config.toml
 options="--address /run/k3s/containerd/containerd.sock"
 render() {
@@ -36,11 +37,11 @@ while sleep 0.05; do
     [ \"$now\" = \"$last\" ] || { sleep 0.3; last=$(seen); /sbin/rc-service k0s restart; }
 done";
 
-const BASE_2: &str = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\n  runtime_type = \"io.containerd.runc.v2\"\n";
-const BASE_3: &str = "version = 3\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]\n  runtime_type = 'io.containerd.runc.v2'\n";
+pub const BASE_2: &str = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\n  runtime_type = \"io.containerd.runc.v2\"\n";
+pub const BASE_3: &str = "version = 3\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]\n  runtime_type = 'io.containerd.runc.v2'\n";
 
 /// A node of that kind, on which nothing runs yet.
-fn node(release: usize, kind: &str, program: &str, base: &str) -> Node {
+pub fn node(release: usize, kind: &str, program: &str, base: &str) -> Node {
     let node = Node::stopped(&releases()[release], &[]);
     node.write("/sbin/kind", kind.as_bytes(), 0o644);
     node.write("/srv/base", base.as_bytes(), 0o644);

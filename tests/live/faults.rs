@@ -152,6 +152,10 @@ fn what_somebody_wrote_and_never_loaded_does_not_go_live_with_us() {
                 "{reason}"
             );
             assert_eq!((node.config(), node.process()), (edited, process));
+            let output = node.farrier(&["doctor"]);
+            assert_eq!(output.status.code(), Some(1));
+            let words = String::from_utf8_lossy(&output.stdout);
+            assert!(words.contains("after containerd started"), "{words}");
             // Once it is live it is no concern of ours.
             node.start();
             let (status, report) = node.change(&INSTALL);

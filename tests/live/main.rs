@@ -11,6 +11,7 @@ mod changes;
 mod contract;
 mod crashes;
 mod distributions;
+mod doctor;
 mod faults;
 mod node;
 mod removal;

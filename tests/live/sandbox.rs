@@ -156,7 +156,7 @@ pub fn wait<T>(work: impl Future<Output = T>) -> T {
 
 impl Node {
     /// A program of the node, to be run there.
-    fn enter(&self, program: &str) -> Command {
+    pub fn enter(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command
             .args(["--mount", "--root", "--target", self.init()])
