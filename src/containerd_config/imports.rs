@@ -31,6 +31,22 @@ pub fn with_imports(path: &str, text: &str, imports: &[&str]) -> Result<String, 
     })
 }
 
+/// The path without `.`, `..` and doubled slashes, as Go's `filepath.Clean` leaves an absolute one.
+#[must_use]
+pub fn clean(path: &str) -> String {
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop();
+            }
+            part => parts.push(part),
+        }
+    }
+    format!("/{}", parts.join("/"))
+}
+
 /// The file `farrier.toml` in the folder of the first pattern that takes every `*.toml` of one folder.
 ///
 /// A relative pattern starts from the folder of the file that holds it.
@@ -39,11 +55,14 @@ pub(super) fn own_file(root: &str, patterns: &[String]) -> Option<String> {
         .iter()
         .filter_map(|pattern| pattern.strip_suffix("/*.toml"))
         .find(|folder| !folder.contains(['*', '?', '[', ']', '\\']))?;
-    if folder.starts_with('/') {
-        return Some(format!("{folder}/farrier.toml"));
-    }
     let (parent, _) = root.rsplit_once('/')?;
-    Some(format!("{parent}/{folder}/farrier.toml"))
+    let folder = if folder.starts_with('/') {
+        folder.to_owned()
+    } else {
+        format!("{parent}/{folder}")
+    };
+    // As the daemon's own list of files names it.
+    Some(clean(&format!("{folder}/farrier.toml")))
 }
 
 #[cfg(test)]
@@ -58,6 +77,13 @@ mod tests {
             own("conf.d/*.toml").as_deref(),
             Some("/etc/containerd/conf.d/farrier.toml")
         );
+        for pattern in ["/x//y/.././*.toml", "./../../x/*.toml"] {
+            assert_eq!(
+                own(pattern).as_deref(),
+                Some("/x/farrier.toml"),
+                "{pattern}"
+            );
+        }
         for pattern in [
             "/x/*.conf",
             "/x/a.toml",

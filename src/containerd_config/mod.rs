@@ -21,7 +21,7 @@ mod tree;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-pub use imports::{imports, with_imports};
+pub use imports::{clean, imports, with_imports};
 pub use judge::{holds, judge, runtimes_of_dump};
 pub use needs::{Need, needs};
 pub use pattern::Pattern;

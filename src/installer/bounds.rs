@@ -15,7 +15,7 @@ const SHIM_PREFIX: &str = "containerd-shim-";
 pub(super) fn strange_in_state(state: &State) -> Option<String> {
     let mut strange = Vec::new();
     strange.extend((!is_own_folder(&state.folder)).then(|| state.folder.clone()));
-    for (name, owned) in &state.handlers {
+    for (name, owned) in state.handlers.iter().chain(&state.late) {
         strange.extend((!is_file_name(name)).then(|| name.clone()));
         let digest = owned.sha256.iter().filter(|digest| !is_digest(digest));
         strange.extend(digest.cloned());

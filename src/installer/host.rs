@@ -319,23 +319,6 @@ impl HostRoot {
         Ok((fd, own))
     }
 
-    /// The folder `path` and those of its parents that are not there, outermost first.
-    #[must_use]
-    pub fn missing_folders(&self, path: &str) -> Vec<String> {
-        let mut folder = String::new();
-        let mut missing = Vec::new();
-        for part in path.split('/').filter(|part| !part.is_empty()) {
-            folder = format!("{folder}/{part}");
-            if self
-                .open_at(&folder, OFlag::O_PATH | OFlag::O_DIRECTORY)
-                .is_err()
-            {
-                missing.push(folder.clone());
-            }
-        }
-        missing
-    }
-
     /// Whether the process `pid` of this host's `/proc` has this root: one in a container has its own.
     #[must_use]
     pub fn is_root_of(&self, pid: u32) -> bool {

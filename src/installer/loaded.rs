@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use super::host::HostRoot;
 use super::state::folder_of;
-use crate::containerd_config::{Loaded, Pattern, SourceFile, TEXT_LIMIT, imports};
+use crate::containerd_config::{Loaded, Pattern, SourceFile, TEXT_LIMIT, clean, imports};
 
 /// Nobody splits a configuration into more files; a glob over a wrong folder ends here.
 const MAX_IMPORTS: usize = 256;
@@ -61,21 +61,6 @@ fn import_paths(host: &HostRoot, file: &SourceFile) -> Vec<String> {
         }
     });
     expanded.flatten().collect()
-}
-
-/// The path without `.`, `..` and doubled slashes, as Go's `filepath.Clean` leaves an absolute one.
-fn clean(path: &str) -> String {
-    let mut parts: Vec<&str> = Vec::new();
-    for part in path.split('/') {
-        match part {
-            "" | "." => {}
-            ".." => {
-                parts.pop();
-            }
-            part => parts.push(part),
-        }
-    }
-    format!("/{}", parts.join("/"))
 }
 
 /// The paths that match a pattern, in byte order, folder by folder as Go's `filepath.Glob` finds them.

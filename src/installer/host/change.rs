@@ -45,6 +45,23 @@ fn keep_attributes(old: &File, new: &File, path: &str) -> Result<()> {
 }
 
 impl HostRoot {
+    /// The folder `path` and those of its parents that are not there, outermost first.
+    #[must_use]
+    pub fn missing_folders(&self, path: &str) -> Vec<String> {
+        let mut folder = String::new();
+        let mut missing = Vec::new();
+        for part in path.split('/').filter(|part| !part.is_empty()) {
+            folder = format!("{folder}/{part}");
+            if self
+                .open_at(&folder, OFlag::O_PATH | OFlag::O_DIRECTORY)
+                .is_err()
+            {
+                missing.push(folder.clone());
+            }
+        }
+        missing
+    }
+
     /// Makes a folder, whose parent is there; one that is there already is fine.
     ///
     /// # Errors
