@@ -17,7 +17,8 @@ use super::stamps::Stamps;
 use super::state::{
     Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, folder_of, target_digest,
 };
-use super::survey::{folder, release, row, sources, unwritable};
+use super::survey::{folder, row, sources, unwritable};
+use super::words::{Heard, dump_arguments};
 use crate::containerd_config::{Loaded, SourceFile, Version};
 
 /// `containerd config dump` takes 18 ms; on a node under load it gets this long before the candidate counts as refused.
@@ -52,6 +53,8 @@ pub struct Facts {
     pub obstacle: Option<String>,
     /// That configuration as containerd itself prints it, or why it doesn't.
     pub dump: Result<String, String>,
+    /// How `version`, `release` and `dump` came to be known.
+    pub heard: Heard,
     /// What it serves, or why that is unknown.
     pub served: Result<Served, String>,
     /// How many sandboxes there are of each handler.
@@ -145,19 +148,15 @@ pub async fn gather(
         obstacle = obstacle.or_else(|| unwritable(host, &config));
     }
     let places = Places { folder };
-    let (binaries, stored, damaged) = binaries(host, &places, &Stamps::load(host))?;
-    // Programs that don't wait for each other.
-    let (version, dump, release) = futures::join!(
-        version(host, program.as_deref()),
-        dump(host, program.as_deref(), &loaded),
-        release(host, distro, daemon.as_ref()),
-    );
+    let known = Stamps::load(host);
+    let (binaries, stored, damaged) = binaries(host, &places, &known)?;
     let mut facts = Facts {
         distro,
-        release,
+        release: None,
         obstacle,
-        version,
-        dump,
+        version: None,
+        dump: Err("nothing was asked".to_owned()),
+        heard: Heard::default(),
         daemon,
         program,
         served: Err("nothing is asked offline".to_owned()),
@@ -175,6 +174,7 @@ pub async fn gather(
         boot_id: identity(host, "/proc/sys/kernel/random/boot_id")?,
         loaded,
     };
+    facts.listen(host, known.words()).await;
     if !offline && facts.distro.refusal.is_none() {
         ask(host, &mut facts).await;
     }
@@ -301,33 +301,12 @@ pub fn standing<'a>(facts: &'a Facts, path: &str) -> Option<&'a str> {
     }
 }
 
-async fn version(host: &HostRoot, program: Option<&str>) -> Option<Version> {
-    let words = exec::run(host, program?, &["--version"], PROGRAM_LIMIT).await;
-    words.ok()?.parse().ok()
-}
-
-/// The configuration as containerd prints it; where there is no file, its defaults, which 1.x refuses to dump.
-async fn dump(host: &HostRoot, program: Option<&str>, loaded: &Loaded) -> Result<String, String> {
-    let program = program.ok_or("no containerd is installed")?;
-    if loaded.root.text.is_some() {
-        return judge_dump(host, program, &loaded.root.path).await;
-    }
-    exec::run(host, program, &["config", "default"], PROGRAM_LIMIT)
-        .await
-        .map_err(|error| error.to_string())
-}
-
 /// What containerd makes of the configuration file at `path`.
 ///
 /// # Errors
 /// containerd's own words, where it refuses the file or does not end in time.
 pub async fn judge_dump(host: &HostRoot, program: &str, path: &str) -> Result<String, String> {
-    exec::run(
-        host,
-        program,
-        &["-c", path, "config", "dump"],
-        PROGRAM_LIMIT,
-    )
-    .await
-    .map_err(|error| error.to_string())
+    exec::run(host, program, &dump_arguments(path), PROGRAM_LIMIT)
+        .await
+        .map_err(|error| error.to_string())
 }

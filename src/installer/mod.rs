@@ -38,6 +38,7 @@ pub mod text;
 mod trial;
 pub mod unpack;
 pub mod want;
+pub mod words;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -172,6 +173,7 @@ pub async fn doctor(host_root: &Path, offline: bool) -> Result<doctor::Diagnosis
     let host = HostRoot::open(host_root)?;
     let mut facts = gather(&host, None, offline).await?;
     facts.hash_binaries(&host)?;
+    facts.listen(&host, &[]).await;
     let leftovers = clearing::leftovers(&host, &facts)?;
     let journal = host.exists(state::JOURNAL_FILE);
     Ok(doctor::examine(&facts, journal, &leftovers))
@@ -202,7 +204,7 @@ impl Change<'_> {
             }
             Err(failure) => return unhappy(report, failure),
         }
-        let facts = match gather(self.host, self.config, self.offline).await {
+        let mut facts = match gather(self.host, self.config, self.offline).await {
             Ok(facts) => facts,
             Err(error) => return failed(report, &error),
         };
@@ -217,7 +219,13 @@ impl Change<'_> {
             Err(error) => return as_before(failed(report, &error), &facts, shims, self.offline),
         };
         let carried_out = loop {
-            let plan = match decide(&facts, &want) {
+            let decided = decide(&facts, &want);
+            // Only that there is nothing to do may rest on what was said in a former run.
+            if facts.heard.recalled && !decided.as_ref().is_ok_and(HostPlan::is_empty) {
+                facts.listen(self.host, &[]).await;
+                continue;
+            }
+            let plan = match decided {
                 Ok(plan) => plan,
                 Err(error) => break Err(Failure::Refused(error.into())),
             };
@@ -235,6 +243,7 @@ impl Change<'_> {
         let plan = match carried_out {
             Ok((plan, done)) => {
                 if let Some(done) = done {
+                    self.listen_again(&mut facts).await;
                     report.changed = true;
                     report.restarts += done.restarts;
                     report.cri_away_ms = done
@@ -253,6 +262,16 @@ impl Change<'_> {
         report
     }
 
+    /// Asks what the host's programs make of the configuration that is live now, so that the next run need not. Best effort, as in
+    /// [`remember`](Self::remember).
+    async fn listen_again(&self, facts: &mut Facts) {
+        if let Ok(loaded) = loaded::load(self.host, &facts.loaded.root.path) {
+            facts.loaded = loaded;
+            let known = std::mem::take(&mut facts.heard.words);
+            facts.listen(self.host, &known).await;
+        }
+    }
+
     /// Records what was hashed in this run, for the next. Best effort: without it the next run hashes again.
     fn remember(&self, facts: &Facts, plan: &HostPlan, artifacts: Artifacts) {
         let Some(state) = &plan.state else {
@@ -263,7 +282,8 @@ impl Change<'_> {
         let verified = wanted
             .filter(|sha256| facts.stored.contains(sha256) || plan.store.contains(sha256))
             .collect();
-        if let Err(error) = Stamps::record(self.host, &facts.places, &verified, artifacts) {
+        let words = &facts.heard.words;
+        if let Err(error) = Stamps::record(self.host, &facts.places, &verified, artifacts, words) {
             warn!(%error, "what was verified is not remembered");
         }
     }

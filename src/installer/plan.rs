@@ -381,6 +381,7 @@ pub(super) mod tests {
     use crate::installer::distro::{Evidence, detect};
     use crate::installer::inherited::{Inheritance, Inherited, Standing};
     use crate::installer::proof::prove;
+    use crate::installer::words::Heard;
 
     const CONFIG: &str = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd]\ndefault_runtime_name = 'runc'\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n";
     const DIGEST: &str = "aa";
@@ -415,6 +416,7 @@ pub(super) mod tests {
             release: None,
             obstacle: None,
             dump: Ok(CONFIG.to_owned()),
+            heard: Heard::default(),
             served: Ok(served(&[])),
             in_use: BTreeMap::new(),
             kill_mode: Ok("process".to_owned()),
