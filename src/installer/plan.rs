@@ -107,9 +107,9 @@ pub enum Error {
         /// Its `KillMode`.
         mode: String,
     },
-    /// Whether a restart would end pods is unknown.
+    /// Whoever can't be asked about a restart can't be asked for one: no leave for restarts that end pods helps here.
     #[error(
-        "whether a restart would end pods can't be told: {0}; see that systemd answers, or accept that with --allow-pod-restarts"
+        "whether containerd can be restarted and would spare pods then can't be told: {0}; see that the service manager answers on the node"
     )]
     KillModeUnknown(String),
 }
@@ -188,8 +188,8 @@ fn assemble(
     let served = facts.served.as_ref().ok();
     let pending = served.is_some_and(|served| !is_served(served, &declared, &site.ours));
     let restart = !want.offline && (config.is_some() || pending);
-    if restart && !want.allow_pod_restarts {
-        check_kill_mode(facts)?;
+    if restart {
+        check_kill_mode(facts, want.allow_pod_restarts)?;
     }
     let links = links(facts, &next);
     let notes = notes(facts, &next);
@@ -251,9 +251,9 @@ pub fn spares_pods(kill_mode: &str) -> bool {
     matches!(kill_mode, "process" | "none")
 }
 
-fn check_kill_mode(facts: &Facts) -> Result<(), Error> {
+fn check_kill_mode(facts: &Facts, allow_pod_restarts: bool) -> Result<(), Error> {
     match &facts.kill_mode {
-        Ok(mode) if spares_pods(mode) => Ok(()),
+        Ok(mode) if allow_pod_restarts || spares_pods(mode) => Ok(()),
         Ok(mode) => Err(Error::KillMode {
             unit: facts.unit(),
             mode: mode.clone(),
@@ -669,17 +669,18 @@ pub(super) mod tests {
         assert_eq!(state.handlers["k"].sha256.as_deref(), Some(DIGEST));
     }
 
-    #[rstest]
-    #[case::known(Ok("control-group".to_owned()))]
-    #[case::unknown(Err("no bus".to_owned()))]
-    fn pods_are_ended_only_by_whoever_accepts_that(#[case] kill_mode: Result<String, String>) {
+    #[test]
+    fn pods_are_ended_only_by_whoever_accepts_that() {
         let mut facts = node();
-        facts.kill_mode = kill_mode;
+        facts.kill_mode = Ok("control-group".to_owned());
         let mut want = want(&["a"]);
         let error = decide(&facts, &want).unwrap_err().to_string();
         assert!(error.contains("--allow-pod-restarts"), "{error}");
         want.allow_pod_restarts = true;
         assert!(decide(&facts, &want).unwrap().restart);
+        // A leave for that starts no service manager.
+        facts.kill_mode = Err("no bus".to_owned());
+        assert!(decide(&facts, &want).is_err());
     }
 
     #[rstest]
