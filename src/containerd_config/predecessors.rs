@@ -134,8 +134,12 @@ pub(super) fn of_handler(
     })
 }
 
-/// A predecessor's comment directly above the line that begins at `start`, and where it begins.
+/// A predecessor's comment directly above the line that begins at `start`, and where it begins. Above our own mark it is one whose
+/// table is gone, and nobody's to take.
 fn comment_above(text: &str, start: usize) -> Option<(usize, &str)> {
+    if text.get(start..)?.trim_start().starts_with(MARK) {
+        return None;
+    }
     let above = text.get(..start)?.strip_suffix('\n')?;
     let begin = above.rfind('\n').map_or(0, |newline| newline + 1);
     let comment = above[begin..].trim();
@@ -263,7 +267,7 @@ mod tests {
 
     use rstest::rstest;
 
-    use super::super::{Loaded, Placement, SourceFile, edit, place};
+    use super::super::{Handler, Loaded, Placement, SourceFile, edit, place};
     use super::*;
 
     const PATH: &str = "/etc/containerd/config.toml";
@@ -365,6 +369,21 @@ mod tests {
     }
 
     #[rstest]
+    #[case::kwasm(KWASM_COMMENT)]
+    #[case::rcm(RCM_COMMENT)]
+    fn a_comment_whose_table_is_gone_stays_when_ours_comes_and_goes(#[case] comment: &str) {
+        let text = format!("version = 2\n[{TABLE}.runc]\n{comment}b\n");
+        let ours = Handler {
+            name: "a".to_owned(),
+            runtime_type: "/opt/farrier/bin/containerd-shim-a".to_owned(),
+            options: BTreeMap::new(),
+        };
+        let none = BTreeSet::new();
+        let added = edit(Some(&text), &placement(), &none, &[ours], None).unwrap();
+        assert_eq!(without(&added.unwrap(), &["a"]), text);
+    }
+
+    #[rstest]
     #[case::kwasm("/opt/kwasm/bin/containerd-shim-a", "", Some(Predecessor::Kwasm))]
     #[case::microk8s(
         "/var/snap/microk8s/common/kwasm/bin/containerd-shim-a",
@@ -381,6 +400,11 @@ mod tests {
         "/srv/x/bin/containerd-shim-a",
         "# KWASM runtime config for a\n",
         Some(Predecessor::Kwasm)
+    )]
+    #[case::ours_below_what_is_left_of_another(
+        "/opt/farrier/bin/containerd-shim-a",
+        "# KWASM runtime config for b\n# farrier: managed\n",
+        None
     )]
     #[case::foreign("/usr/local/bin/containerd-shim-a", "", None)]
     #[case::ours("/opt/farrier/bin/containerd-shim-a", "", None)]

@@ -17,8 +17,8 @@ use super::stamps::Stamps;
 use super::state::{
     Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, folder_of, target_digest,
 };
-use super::surroundings::lacking;
-use super::survey::{folder, forgetful, named_by_unit, release, row, sources, unwritable};
+use super::survey::{folder, forgetful, named_by_unit, row, sources, unwritable};
+use super::words::{Heard, dump_arguments};
 use crate::containerd_config::{Loaded, SourceFile, Version};
 
 /// `containerd config dump` takes 18 ms; on a node under load it gets this long before the candidate counts as refused.
@@ -55,6 +55,8 @@ pub struct Facts {
     pub dump: Result<String, String>,
     /// What that configuration needs beside itself and the host lacks; words for an operator.
     pub lacking: Option<String>,
+    /// How `version`, `release` and `dump` came to be known.
+    pub heard: Heard,
     /// What it serves, or why that is unknown.
     pub served: Result<Served, String>,
     /// How many sandboxes there are of each handler.
@@ -157,19 +159,14 @@ pub async fn gather(
     let places = Places { folder };
     let stamps = Stamps::load(host);
     let (binaries, stored, damaged) = binaries(host, &places, &stamps)?;
-    // Programs that don't wait for each other.
-    let (version, dump, release) = futures::join!(
-        version(host, program.as_deref()),
-        dump(host, program.as_deref(), &loaded),
-        release(host, distro, daemon.as_ref()),
-    );
     let mut facts = Facts {
         distro,
-        release,
+        release: None,
         obstacle,
-        version,
-        lacking: dump.as_ref().ok().and_then(|dump| lacking(host, dump)),
-        dump,
+        version: None,
+        lacking: None,
+        dump: Err("nothing was asked".to_owned()),
+        heard: Heard::default(),
         daemon: daemon.map(|daemon| daemon.with_unit_of(host, distro)),
         program,
         served: Err("nothing is asked offline".to_owned()),
@@ -188,6 +185,7 @@ pub async fn gather(
         boot_id: identity(host, "/proc/sys/kernel/random/boot_id")?,
         loaded,
     };
+    facts.listen(host, stamps.words()).await;
     if !offline && facts.distro.refusal.is_none() {
         ask(host, &mut facts).await;
     }
@@ -317,33 +315,12 @@ pub fn standing<'a>(facts: &'a Facts, path: &str) -> Option<&'a str> {
     }
 }
 
-async fn version(host: &HostRoot, program: Option<&str>) -> Option<Version> {
-    let words = exec::run(host, program?, &["--version"], PROGRAM_LIMIT).await;
-    words.ok()?.parse().ok()
-}
-
-/// The configuration as containerd prints it; where there is no file, its defaults, which 1.x refuses to dump.
-async fn dump(host: &HostRoot, program: Option<&str>, loaded: &Loaded) -> Result<String, String> {
-    let program = program.ok_or("no containerd is installed")?;
-    if loaded.root.text.is_some() {
-        return judge_dump(host, program, &loaded.root.path).await;
-    }
-    exec::run(host, program, &["config", "default"], PROGRAM_LIMIT)
-        .await
-        .map_err(|error| error.to_string())
-}
-
 /// What containerd makes of the configuration file at `path`.
 ///
 /// # Errors
 /// containerd's own words, where it refuses the file or does not end in time.
 pub async fn judge_dump(host: &HostRoot, program: &str, path: &str) -> Result<String, String> {
-    exec::run(
-        host,
-        program,
-        &["-c", path, "config", "dump"],
-        PROGRAM_LIMIT,
-    )
-    .await
-    .map_err(|error| error.to_string())
+    exec::run(host, program, &dump_arguments(path), PROGRAM_LIMIT)
+        .await
+        .map_err(|error| error.to_string())
 }

@@ -41,6 +41,7 @@ pub mod text;
 mod trial;
 pub mod unpack;
 pub mod want;
+pub mod words;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -175,6 +176,7 @@ pub async fn doctor(host_root: &Path, offline: bool) -> Result<doctor::Diagnosis
     let host = HostRoot::open(host_root)?;
     let mut facts = gather(&host, None, offline).await?;
     facts.hash_binaries(&host)?;
+    facts.listen(&host, &[]).await;
     let leftovers = clearing::leftovers(&host, &facts)?;
     let journal = host.exists(state::JOURNAL_FILE);
     Ok(doctor::examine(&facts, journal, &leftovers))
@@ -205,7 +207,7 @@ impl Change<'_> {
             }
             Err(failure) => return unhappy(report, failure),
         }
-        let facts = match gather(self.host, self.config, self.offline).await {
+        let mut facts = match gather(self.host, self.config, self.offline).await {
             Ok(facts) => facts,
             Err(error) => return failed(report, &error),
         };
@@ -220,7 +222,13 @@ impl Change<'_> {
             Err(error) => return as_before(failed(report, &error), &facts, shims, self.offline),
         };
         let carried_out = loop {
-            let plan = match decide(&facts, &want) {
+            let decided = decide(&facts, &want);
+            // Only that there is nothing to do may rest on what was said in a former run.
+            if facts.heard.recalled && !decided.as_ref().is_ok_and(HostPlan::is_empty) {
+                facts.listen(self.host, &[]).await;
+                continue;
+            }
+            let plan = match decided {
                 Ok(plan) => plan,
                 Err(error) => break Err(Failure::Refused(error.into())),
             };
@@ -239,6 +247,7 @@ impl Change<'_> {
             Ok((mut plan, done)) => {
                 if let Some(done) = done {
                     plan.stays(done.late);
+                    self.listen_again(&mut facts).await;
                     report.changed = true;
                     report.restarts += done.restarts;
                     report.cri_away_ms = done
@@ -255,6 +264,16 @@ impl Change<'_> {
         self.remember(&facts, &plan, artifacts);
         conclude(&mut report, &plan, self.offline);
         report
+    }
+
+    /// Asks what the host's programs make of the configuration that is live now, so that the next run need not. Best effort, as in
+    /// [`remember`](Self::remember).
+    async fn listen_again(&self, facts: &mut Facts) {
+        if let Ok(loaded) = loaded::load(self.host, &facts.loaded.root.path) {
+            facts.loaded = loaded;
+            let known = std::mem::take(&mut facts.heard.words);
+            facts.listen(self.host, &known).await;
+        }
     }
 
     /// Records what was hashed in this run, for the next. Best effort: without it the next run hashes again.
@@ -274,7 +293,15 @@ impl Change<'_> {
             })
             .filter_map(|(path, standing)| Some((path.clone(), standing.verified.clone()?)))
             .collect();
-        let recorded = Stamps::record(self.host, &facts.places, &verified, artifacts, adopted);
+        let words = &facts.heard.words;
+        let recorded = Stamps::record(
+            self.host,
+            &facts.places,
+            &verified,
+            artifacts,
+            adopted,
+            words,
+        );
         if let Err(error) = recorded {
             warn!(%error, "what was verified is not remembered");
         }

@@ -125,9 +125,9 @@ pub enum Error {
         "this node is a container that a restart ends, and with it every pod; accept that with --allow-pod-restarts, or job.allowPodRestarts among the chart's values"
     )]
     Container,
-    /// Whether a restart would end pods is unknown.
+    /// Whoever can't be asked about a restart can't be asked for one: no leave for restarts that end pods helps here.
     #[error(
-        "whether a restart would end pods can't be told: {0}; see that systemd answers, or accept that with --allow-pod-restarts"
+        "whether containerd can be restarted and would spare pods then can't be told: {0}; see that the service manager answers on the node"
     )]
     KillModeUnknown(String),
 }
@@ -389,6 +389,7 @@ pub(super) mod tests {
     use crate::installer::distro::{Evidence, detect};
     use crate::installer::inherited::{Inheritance, Inherited, Standing};
     use crate::installer::proof::prove;
+    use crate::installer::words::Heard;
 
     const CONFIG: &str = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd]\ndefault_runtime_name = 'runc'\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n";
     const DIGEST: &str = "aa";
@@ -424,6 +425,7 @@ pub(super) mod tests {
             obstacle: None,
             dump: Ok(CONFIG.to_owned()),
             lacking: None,
+            heard: Heard::default(),
             served: Ok(served(&[])),
             in_use: BTreeMap::new(),
             kill_mode: Ok("process".to_owned()),
@@ -784,17 +786,18 @@ pub(super) mod tests {
         assert_eq!(state.handlers["k"].sha256.as_deref(), Some(DIGEST));
     }
 
-    #[rstest]
-    #[case::known(Ok("control-group".to_owned()))]
-    #[case::unknown(Err("no bus".to_owned()))]
-    fn pods_are_ended_only_by_whoever_accepts_that(#[case] kill_mode: Result<String, String>) {
+    #[test]
+    fn pods_are_ended_only_by_whoever_accepts_that() {
         let mut facts = node();
-        facts.kill_mode = kill_mode;
+        facts.kill_mode = Ok("control-group".to_owned());
         let mut want = want(&["a"]);
         let error = decide(&facts, &want).unwrap_err().to_string();
         assert!(error.contains("--allow-pod-restarts"), "{error}");
         want.allow_pod_restarts = true;
         assert!(decide(&facts, &want).unwrap().restart);
+        // A leave for that starts no service manager.
+        facts.kill_mode = Err("no bus".to_owned());
+        assert!(decide(&facts, &want).is_err());
     }
 
     #[test]

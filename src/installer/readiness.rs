@@ -34,10 +34,10 @@ pub(super) fn check_restart(facts: &Facts, want: &Want) -> Result<(), Error> {
     if let Some(words) = &facts.unreachable {
         return Err(Error::Obstacle(words.clone()));
     }
-    if want.allow_pod_restarts {
-        return Ok(());
+    match spares_pods(facts) {
+        Err(Error::KillMode { .. } | Error::Container) if want.allow_pod_restarts => Ok(()),
+        spares => spares,
     }
-    spares_pods(facts)
 }
 
 /// # Errors
@@ -46,7 +46,7 @@ pub(super) fn spares_pods(facts: &Facts) -> Result<(), Error> {
     match &facts.kill_mode {
         // systemd.kill(5): both leave the shims alone.
         Ok(mode) if matches!(mode.as_str(), "process" | "none") => Ok(()),
-        _ if facts.distro.restart == Restart::ContainerInit => Err(Error::Container),
+        Ok(_) if facts.distro.restart == Restart::ContainerInit => Err(Error::Container),
         Ok(mode) => Err(Error::KillMode {
             unit: facts.unit(),
             mode: mode.clone(),

@@ -1,5 +1,5 @@
-//! Remembers which stored binaries, and which artifacts on the host, were hashed, so that a run that finds nothing to do reads none of
-//! their bytes again. A file whose size, inode or times differ is hashed; whoever can forge those is root on the host and could forge
+//! Remembers which stored binaries, and which artifacts on the host, were hashed, and what programs of the host said, so that a run that
+//! finds nothing to do reads none of their bytes and runs none of them again. A file whose size, inode or times differ is hashed; whoever can forge those is root on the host and could forge
 //! the record, too.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,10 +9,11 @@ use serde::{Deserialize, Serialize};
 
 use super::host::{self, HostRoot, text_digest};
 use super::state::Places;
+use super::words::Words;
 
 /// The record. A lost or damaged one costs a reading of the binaries.
 pub(super) const FILE: &str = "/var/lib/farrier/verified.json";
-/// Some hundred bytes for each binary.
+/// Some hundred bytes for each binary, and three times what is remembered of a program at most.
 const LIMIT: u64 = 1 << 20;
 
 /// How the verified files looked.
@@ -27,6 +28,9 @@ pub(super) struct Stamps {
     /// Binaries that stand where a predecessor put them, by path.
     #[serde(default)]
     adopted: Adopted,
+    /// What programs of the host said.
+    #[serde(default)]
+    words: Vec<Words>,
 }
 
 /// Artifacts on the host, by the shim that was taken from them.
@@ -77,7 +81,7 @@ impl Artifact {
 /// What any write to a file changes (inode(7)).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Stamp {
+pub(super) struct Stamp {
     size: u64,
     device: u64,
     inode: u64,
@@ -121,8 +125,13 @@ impl Stamps {
         self.artifacts.get(shim)
     }
 
-    /// Puts on disk how the files with these SHA-256 look now, and what was found in `artifacts` and `adopted`, where that is something
-    /// new.
+    /// What programs of the host said in former runs.
+    pub(super) fn words(&self) -> &[Words] {
+        &self.words
+    }
+
+    /// Puts on disk how the files with these SHA-256 look now, what was found in `artifacts` and `adopted`, and what programs said,
+    /// where any of that is new.
     ///
     /// # Errors
     /// When it can't be written.
@@ -132,6 +141,7 @@ impl Stamps {
         verified: &BTreeSet<String>,
         artifacts: Artifacts,
         adopted: Adopted,
+        words: &[Words],
     ) -> host::Result<()> {
         let stamp = |sha256: &String| {
             let stamp = Stamp::of(host, &places.store_path(sha256))?;
@@ -141,6 +151,7 @@ impl Stamps {
             stored: verified.iter().filter_map(stamp).collect(),
             artifacts,
             adopted,
+            words: words.to_vec(),
         };
         if now == Self::load(host) {
             return Ok(());
@@ -163,7 +174,8 @@ impl Verified {
 }
 
 impl Stamp {
-    fn of(host: &HostRoot, path: &str) -> Option<Self> {
+    /// How the file at `path` looks; `None` where there is none.
+    pub(super) fn of(host: &HostRoot, path: &str) -> Option<Self> {
         let metadata = host.open_file(path).ok()??.metadata().ok()?;
         Some(Self {
             size: metadata.size(),

@@ -3,13 +3,12 @@
 
 use super::daemon::{Daemon, still_named};
 use super::distro::{self, DistroSpec, Evidence};
-use super::exec;
-use super::facts::{PROGRAM_LIMIT, PROGRAMS, SMALL};
+use super::facts::{PROGRAMS, SMALL};
 use super::host::HostRoot;
 use super::kubelet;
 use super::source::candidates;
 use super::state::{STATE_FOLDER, State, folder_of};
-use crate::containerd_config::{SourceFile, TEXT_LIMIT, Version};
+use crate::containerd_config::{SourceFile, TEXT_LIMIT};
 
 /// The row of the table that fits the host.
 pub(super) fn row(
@@ -159,12 +158,12 @@ pub(super) fn unwritable(host: &HostRoot, path: &str, offline: bool) -> Option<S
     })
 }
 
-/// The distribution's own release: that of the program which runs the node, or of the one that is installed.
-pub(super) async fn release(
+/// The program that says the distribution's own release, and the word for that: the one which runs the node, or that is installed.
+pub(super) fn releaser(
     host: &HostRoot,
     distro: &DistroSpec,
     daemon: Option<&Daemon>,
-) -> Option<Version> {
+) -> Option<(String, &'static str)> {
     let (programs, word) = (distro.programs, distro.release?);
     let name = programs.first()?.rsplit('/').next()?;
     let parent = daemon
@@ -172,8 +171,7 @@ pub(super) async fn release(
         .filter(|program| program.rsplit('/').next() == Some(name));
     let installed = || programs.iter().find(|path| host.exists(path));
     let program = parent.or_else(|| installed().map(|path| (*path).to_owned()))?;
-    let words = exec::run(host, &program, &[word], PROGRAM_LIMIT).await;
-    words.ok()?.trim().parse().ok()
+    Some((program, word))
 }
 
 /// The program that started a containerd, as k3s and others start theirs.

@@ -20,6 +20,11 @@ pub const HANDLER: &str = "direct";
 /// Where an administrator overrides the unit; a tmpfs, so that nothing of it outlives the node.
 const DROP_INS: &str = "/run/systemd/system/containerd.service.d";
 
+/// Puts back what [`Node::hide_systemd`] took away.
+const SHOW_SYSTEMD: &str =
+    "[ ! -e /run/dbus/elsewhere ] || mv /run/dbus/elsewhere /run/dbus/system_bus_socket
+    [ ! -e /usr/bin/systemctl.elsewhere ] || mv /usr/bin/systemctl.elsewhere /usr/bin/systemctl";
+
 /// A node of the cluster.
 pub struct Node<'a> {
     pub cluster: &'a Cluster,
@@ -86,7 +91,7 @@ impl<'a> Node<'a> {
             node.unpack(&archive, release);
         }
         node.sh(&format!(
-            "[ ! -e /run/dbus/elsewhere ] || mv /run/dbus/elsewhere /run/dbus/system_bus_socket
+            "{SHOW_SYSTEMD}
              rm -rf {DROP_INS} /run/farrier-test; systemctl daemon-reload; systemctl unmask dbus.socket
              systemctl start dbus.socket; systemctl is-active -q containerd || systemctl restart containerd"
         ));
@@ -143,6 +148,22 @@ impl<'a> Node<'a> {
     /// Takes the lines away again.
     pub fn plain_unit(&self) {
         self.sh(&format!("rm -r {DROP_INS}; systemctl daemon-reload"));
+    }
+
+    /// Takes the node's system bus away, until [`show_systemd`](Self::show_systemd).
+    pub fn hide_bus(&self) {
+        self.sh("mv /run/dbus/system_bus_socket /run/dbus/elsewhere");
+    }
+
+    /// Takes every way to ask systemd away, until [`show_systemd`](Self::show_systemd).
+    pub fn hide_systemd(&self) {
+        self.hide_bus();
+        self.sh("mv /usr/bin/systemctl /usr/bin/systemctl.elsewhere");
+    }
+
+    /// Makes systemd reachable again.
+    pub fn show_systemd(&self) {
+        self.sh(SHOW_SYSTEMD);
     }
 
     /// The process that containerd's unit runs.

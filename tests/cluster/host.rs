@@ -3,7 +3,7 @@
 use farrier::handoff::Outcome;
 
 use crate::direct::{HANDLER, Node, install, on_every_node};
-use crate::support::Cluster;
+use crate::support::{Cluster, eventually};
 
 /// Refuses to start containerd on a configuration that names the handler `doomed`, which its dump takes.
 pub const DOOMED: &str = "[Unit]\nStartLimitIntervalSec=0\n[Service]\nExecStartPre=/bin/sh -c \"! grep -rq doomed /etc/containerd\"";
@@ -11,11 +11,8 @@ pub const DOOMED: &str = "[Unit]\nStartLimitIntervalSec=0\n[Service]\nExecStartP
 /// A handler of ours whose shim is the node's own one of runc.
 const RUNC: &str = "--shim again=file:///usr/local/bin/containerd-shim-runc-v2";
 
-/// Installs, fails to install, upgrades and removes beside a pod of runc, one of a shim that Farrier installed, and one of Wasm.
-///
-/// The pod of Wasm comes where nothing restarts any more. containerd 1.7 and later ask every shim for its processes when they start,
-/// and end what does not answer (`loadShim` in `runtime/v2/shim_load.go`, "cleaning leaked shim process"); shims made with runwasi's
-/// library, up to containerd-shimkit 0.1, have no answer.
+/// Installs, fails to install, upgrades and removes beside a pod of runc, one of a shim that Farrier installed, and one of Wasm, which
+/// comes where nothing restarts any more: see [`wasm_fares_as_with_a_bare_restart`].
 async fn pods_go_on(series: &'static str) {
     let cluster = Cluster::connect().await;
     let node = Node::with(&cluster, series).await;
@@ -73,6 +70,68 @@ async fn pods_go_on(series: &'static str) {
 #[test]
 fn pods_survive_install_upgrade_failure_and_removal_on_every_containerd() {
     on_every_node(pods_go_on);
+}
+
+/// Changes of a node on which a pod of Wasm runs.
+///
+/// containerd 1.7 and later ask every shim for its processes when they start, and end what does not answer (`loadShim` in
+/// `runtime/v2/shim_load.go`, "cleaning leaked shim process"); shims made with runwasi's library, up to containerd-shimkit 0.1, have
+/// no answer. So such a pod outlives whatever restarts nothing, and an install that restarts containerd does to it what everybody
+/// does who restarts containerd.
+async fn wasm_fares_as_with_a_bare_restart(series: &'static str) {
+    let cluster = Cluster::connect().await;
+    let node = Node::with(&cluster, series).await;
+    let before = node.files();
+    node.farrier(&format!("{} --reserve again", install("v0.1.0")))
+        .is(Outcome::Applied, 1);
+    node.start_pod("wasm", Some(HANDLER)).await;
+    let (pods, processes) = (node.pods().await, node.processes());
+
+    for words in [
+        "install --keep-others --reserve again --shim direct=file:///opt/images/shim-v0.2.0",
+        &format!("install --keep-others --reserve again {RUNC}"),
+        "uninstall --shim again",
+    ] {
+        node.farrier(words).is(Outcome::Applied, 0);
+        assert_eq!(node.processes(), processes, "{words} ends no pod");
+    }
+    let run = node
+        .farrier("install --keep-others --reserve again --shim text=file:///etc/hostname")
+        .tells("unpacked");
+    assert_eq!(run.report.restarts, 0);
+    assert_eq!(
+        node.processes(),
+        processes,
+        "a shim that is refused ends no pod"
+    );
+    assert_eq!(node.pods().await, pods);
+
+    node.sh("systemctl restart containerd");
+    let goes_on = node.processes() == processes;
+    assert_eq!(goes_on, series == "1.6", "a bare restart");
+    eventually("the kubelet has both again", async || {
+        let now = node.processes();
+        let running = now.lines().filter(|line| line.contains(" RUNNING "));
+        if running.count() == 2 {
+            Ok(())
+        } else {
+            Err(now)
+        }
+    })
+    .await;
+    let processes = node.processes();
+    node.farrier("install --keep-others --shim other=file:///opt/images/shim-v0.1.0")
+        .is(Outcome::Applied, 1);
+    assert_eq!(node.processes() == processes, goes_on, "an install");
+
+    node.stop_pods(&["wasm"]).await;
+    node.farrier("uninstall --all").is(Outcome::Applied, 1);
+    assert_eq!(node.files(), before);
+}
+
+#[test]
+fn an_install_does_to_a_wasm_pod_what_a_bare_restart_does_and_nothing_without_a_restart() {
+    on_every_node(wasm_fares_as_with_a_bare_restart);
 }
 
 /// Seven shims added, upgraded and removed one by one, with all of their handlers reserved at the first.

@@ -21,13 +21,32 @@ async fn a_node_without_a_bus_is_changed_by_its_own_systemctl() {
     let cluster = Cluster::connect().await;
     let node = Node::with(&cluster, "2.4").await;
     let before = node.files();
-    node.sh("mv /run/dbus/system_bus_socket /run/dbus/elsewhere");
+    node.hide_bus();
     let installed = node.farrier(&install("v0.1.0"));
     let removed = node.farrier("uninstall --all");
-    node.sh("mv /run/dbus/elsewhere /run/dbus/system_bus_socket");
+    node.show_systemd();
     installed.is(Outcome::Applied, 1);
     removed.is(Outcome::Applied, 1);
     assert_eq!(node.files(), before);
+}
+
+#[tokio::test]
+async fn a_node_without_a_bus_and_without_systemctl_is_refused() {
+    let cluster = Cluster::connect().await;
+    let node = Node::with(&cluster, "1.7").await;
+    let (files, daemon) = (node.files(), node.containerd());
+    node.hide_systemd();
+    let refused = node.farrier(&install("v0.1.0"));
+    // What nobody can be asked for is not done with leave either.
+    let allowed = node.farrier(&format!("{} --allow-pod-restarts", install("v0.1.0")));
+    node.show_systemd();
+    for run in [refused, allowed] {
+        run.is(Outcome::Refused, 0)
+            .tells("can't be told")
+            .tells("systemctl");
+    }
+    assert_eq!(node.files(), files);
+    assert_eq!(node.containerd(), daemon);
 }
 
 #[tokio::test]
