@@ -1,7 +1,7 @@
 //! The command line: what the user typed, as types. Pure: nothing here touches a file, a network or the environment beyond what
 //! clap reads. Names are a contract with users; add, never rename.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -101,7 +101,7 @@ pub struct Controller {
     #[arg(long, env = "SHIM_NODE_INSTALLER_JOB_TTL")]
     pub job_ttl: Option<i32>,
     /// Seconds that one Job may take.
-    #[arg(long, env = "FARRIER_JOB_DEADLINE", default_value_t = 900)]
+    #[arg(long, env = "FARRIER_JOB_DEADLINE", default_value_t = 1800)]
     pub job_deadline: i64,
     /// Provision every node, annotated or not, as KWasm's option of this name does.
     #[arg(long, env = "AUTO_PROVISION_NODES", default_value_t = false, action = clap::ArgAction::Set)]
@@ -109,6 +109,9 @@ pub struct Controller {
     /// Restart containerd even on nodes where that ends every pod.
     #[arg(long, env = "FARRIER_ALLOW_POD_RESTARTS", default_value_t = false, action = clap::ArgAction::Set)]
     pub allow_pod_restarts: bool,
+    /// Give the Jobs the process numbers of their nodes: under `OpenRC` and k3d nothing can be restarted without.
+    #[arg(long, env = "FARRIER_JOB_HOST_PID", default_value_t = false, action = clap::ArgAction::Set)]
+    pub job_host_pid: bool,
     /// Address of /livez, /readyz and /metrics.
     #[arg(long, env = "FARRIER_LISTEN", default_value = "0.0.0.0:8080")]
     pub listen: std::net::SocketAddr,
@@ -259,10 +262,14 @@ fn parse_shim(spec: &str) -> Result<ShimRequest, String> {
         options: BTreeMap::new(),
     };
     let mut handler = name.to_owned();
+    let mut given = BTreeSet::new();
     for part in parts {
         let (key, value) = part
             .split_once('=')
             .ok_or_else(|| format!("{part:?} is not KEY=VALUE"))?;
+        if key != "alias" && !given.insert(key) {
+            return Err(format!("{key:?} is there twice; say it once"));
+        }
         match key {
             "sha256" => shim.sha256 = Some(value.to_owned()),
             "handler" => value.clone_into(&mut handler),
@@ -322,6 +329,8 @@ mod tests {
             "spin=x,colour=red",
             "spin=x,sha256",
             "spin=x,option.=1",
+            "spin=x,option.A=1,option.A=2",
+            "spin=x,handler=a,handler=b",
         ] {
             assert!(parse_shim(spec).is_err(), "{spec}");
         }

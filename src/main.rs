@@ -81,6 +81,7 @@ async fn run_controller(controller: cli::Controller) -> ExitCode {
         job_deadline,
         auto_provision,
         allow_pod_restarts,
+        job_host_pid,
         listen,
     } = controller;
     let settings = controller::Settings {
@@ -94,6 +95,7 @@ async fn run_controller(controller: cli::Controller) -> ExitCode {
         job_deadline,
         auto_provision,
         allow_pod_restarts,
+        job_host_pid,
         listen,
     };
     // On the heap: forty kilobytes of watches are no place for the stack of `dispatch`.
@@ -218,15 +220,12 @@ async fn run_doctor(doctor: cli::Doctor) -> ExitCode {
 }
 
 fn answer(report: &ProvisionReport, output: Output) -> ExitCode {
-    let printed = match output {
+    // What became of the host doesn't depend on who reads about it: a pipe that is closed is told on standard error alone.
+    let _ = match output {
         Output::Text => print(&text::report_text(report)),
         Output::Json => print_line(&report.to_json()),
     };
-    if printed == ExitCode::SUCCESS {
-        ExitCode::from(report.result.exit_status())
-    } else {
-        printed
-    }
+    ExitCode::from(report.result.exit_status())
 }
 
 /// The kubelet makes the file before the container starts; it is overwritten in place because it may be a bind mount.

@@ -41,6 +41,7 @@ const PURE: &[&str] = &[
     "controller/runtime_class.rs",
     "controller/status.rs",
     "handoff/",
+    "installer/distro",
     "installer/doctor.rs",
     "installer/plan.rs",
     "installer/proof.rs",

@@ -170,8 +170,8 @@ fn the_controller_understands_its_environment() {
     assert_eq!(options.image, image);
     assert_eq!(options.image_pull_policy, "IfNotPresent");
     assert_eq!(options.job_service_account, "farrier-installer");
-    assert_eq!(options.job_deadline, 900);
-    assert!(!options.auto_provision && !options.allow_pod_restarts);
+    assert_eq!(options.job_deadline, 1800);
+    assert!(!options.auto_provision && !options.allow_pod_restarts && !options.job_host_pid);
     for unset in [
         "FARRIER_IMAGE_PULL_SECRETS",
         "FARRIER_CA_CONFIG_MAP",
@@ -187,6 +187,7 @@ fn values_reach_the_controller() {
         "--set=image.repository=registry.example/farrier,image.tag=v9,image.pullPolicy=Always",
         "--set=imagePullSecrets[0].name=one,imagePullSecrets[1].name=two",
         "--set=job.deadlineSeconds=120,job.ttlSecondsAfterFinished=0,job.allowPodRestarts=true",
+        "--set=job.hostPID=true",
         "--set=log.filter=debug,log.format=json",
     ]);
     let (cli, _) = controller_options(&objects);
@@ -197,7 +198,7 @@ fn values_reach_the_controller() {
     assert_eq!(options.image_pull_policy, "Always");
     assert_eq!(options.image_pull_secrets, ["one", "two"]);
     assert_eq!(options.job_deadline, 120);
-    assert!(options.allow_pod_restarts);
+    assert!(options.allow_pod_restarts && options.job_host_pid);
     assert_eq!(options.job_ttl, Some(0));
     let pull_secrets = &pod_spec(&objects)["imagePullSecrets"];
     assert_eq!(*pull_secrets, json!([{"name": "one"}, {"name": "two"}]));

@@ -149,6 +149,20 @@ async fn a_dry_run_shows_the_change_and_writes_nothing() {
         "{}",
         preview.text
     );
+    let store = format!("/opt/farrier/store/{}", sha256_hex(&program(1)));
+    let lines = [
+        "make the folder /opt/farrier/store".to_owned(),
+        format!("store the binary {store}"),
+        "write /var/lib/farrier/state.json".to_owned(),
+    ];
+    for line in lines {
+        assert!(
+            preview.text.lines().any(|it| it == line),
+            "{}",
+            preview.text
+        );
+    }
+    assert!(preview.report.files.iter().any(|file| file.path == store));
     assert!(!preview.report.changed);
     assert_eq!(host.tree(true), before);
 }
@@ -370,6 +384,7 @@ fn interrupt(host: &Host, before: &str) {
         commits: Some("of a state file that was never written".to_owned()),
         drop_folders: Vec::new(),
         leftovers: farrier::installer::adopt::Leftovers::default(),
+        leaving: std::collections::BTreeMap::new(),
     }
     .save(&root)
     .unwrap();

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 
 use farrier::handoff::{OptionValue, Outcome, ShimRequest};
 use farrier::installer;
+use farrier::installer::doctor::Finding;
 use farrier::names::sha256_hex;
 use rstest::rstest;
 use support::{CONFIG, Host, program, shim};
@@ -165,6 +166,36 @@ async fn the_same_binary_is_taken_over_without_a_byte_of_the_configuration() {
 }
 
 #[tokio::test]
+async fn a_binary_that_was_taken_over_is_hashed_again_only_when_it_was_touched() {
+    let host = host(TERMINATED);
+    add_kwasm(&host);
+    host.install(&[wanted("spin", 3)], &[]).await;
+    let path = kwasm_path("spin", "v2");
+    let record = host.path("/var/lib/farrier/verified.json");
+    let text = std::fs::read_to_string(&record).unwrap();
+    let mut verified: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let sha256 = &mut verified["adopted"][&path]["sha256"];
+    assert_eq!(*sha256, sha256_hex(&program(3)));
+    *sha256 = "0".repeat(64).into();
+    std::fs::write(&record, verified.to_string()).unwrap();
+    // A run takes the record's word for the binary; doctor doesn't.
+    let findings = async || installer::doctor(host.root(), true).await.unwrap().findings;
+    let drifted = |finding: &Finding| finding.problem.contains(&path);
+    assert!(!findings().await.iter().any(drifted));
+    let report = host.install(&[wanted("spin", 3)], &[]).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    assert!(host.path(&path).is_symlink());
+    // Its own bytes again, and then others of the same size.
+    std::fs::remove_file(host.path(&path)).unwrap();
+    for (seed, is_well) in [(3, true), (9, false)] {
+        host.write(&path, &program(seed));
+        assert_eq!(!findings().await.iter().any(drifted), is_well);
+    }
+    host.install(&[wanted("spin", 3)], &[]).await;
+    assert_eq!(digest(&host, &path), sha256_hex(&program(3)));
+}
+
+#[tokio::test]
 async fn another_binary_goes_behind_the_path_that_was_taken_over() {
     let host = host(UNTERMINATED);
     let plain = listing(&host);
@@ -308,6 +339,52 @@ async fn what_administrators_wrote_stays_among_it() {
         host.config(),
         format!("{TERMINATED}# mine\n[debug]\nlevel = \"info\"\n[metrics]\naddress = \"\"\n")
     );
+}
+
+#[rstest]
+#[case::of_a_base("{{ template \"base\" . }}")]
+#[case::of_a_base_and_more(
+    "{{ template \"base\" . }}\n{{ with .X }}\n[metrics]\naddress = {{ . }}\n{{ end }}\n"
+)]
+#[case::of_a_copy(TERMINATED)]
+#[tokio::test]
+async fn a_template_of_k3s_is_taken_over_and_put_back(#[case] template: &str) {
+    let folder = "/var/lib/rancher/k3s/agent/etc/containerd";
+    let (rendered, source) = (
+        format!("{folder}/config.toml"),
+        format!("{folder}/config.toml.tmpl"),
+    );
+    let host = host("");
+    std::fs::create_dir_all(host.path("/var/lib/rancher/k3s/agent/etc")).unwrap();
+    std::fs::rename(host.path("/etc/containerd"), host.path(folder)).unwrap();
+    host.write(&source, template.as_bytes());
+    let plain = listing(&host);
+    // The installer appends to what it takes for containerd's configuration.
+    host.write("/etc/containerd/config.toml", b"");
+    add_rcm(&host, "/opt/rcm", &[("spin-v2", true), ("wws-v1", false)]);
+    let stanzas = host.config();
+    std::fs::remove_dir_all(host.path("/etc/containerd")).unwrap();
+    let theirs = format!("{template}{stanzas}");
+    host.write(&source, theirs.as_bytes());
+    host.write(&rendered, format!("{TERMINATED}{stanzas}").as_bytes());
+    let text = || std::fs::read_to_string(host.path(&source)).unwrap();
+
+    let mut spin = wanted("spin-v2", 77);
+    let option = ("SystemdCgroup".to_owned(), OptionValue::Boolean(true));
+    spin.options = BTreeMap::from([option]);
+    let report = host.install(&[spin, wanted("wws-v1", 3)], &[]).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    assert_eq!(text(), theirs);
+    assert!(
+        host.path("/opt/rcm/bin/containerd-shim-spin-v2")
+            .is_symlink()
+    );
+    let report = host.uninstall(None).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    assert_eq!(text(), template);
+    // It is rendered at the next start.
+    host.write(&rendered, b"");
+    assert_eq!(listing(&host), plain);
 }
 
 #[tokio::test]

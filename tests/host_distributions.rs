@@ -7,6 +7,7 @@
 mod support;
 
 use farrier::handoff::Outcome;
+use farrier::names::sha256_hex;
 use rstest::rstest;
 use support::{Host, program, shim};
 
@@ -128,6 +129,71 @@ async fn each_distribution_s_own_file_is_edited_and_put_back(
     assert_eq!(host.tree(false), before);
 }
 
+const AMAZON: &str = "ID=\"amzn\"\nPLATFORM_ID=\"platform:al2023\"\n";
+
+/// Images of nodes whose containerd is that of a package; a mark of the image, where there is one, tells whose.
+#[rstest]
+#[case::debian("debian", "ID=debian\n", None, include_str!("corpus/distributions/deb-package.toml"))]
+#[case::doks_without_a_kubelet("debian", "ID=debian\n", None, include_str!("corpus/distributions/doks.toml"))]
+#[case::gke_ubuntu_without_a_kubelet("debian", "ID=ubuntu\n", None, include_str!("corpus/distributions/gke-ubuntu.toml"))]
+#[case::minikube_without_a_kubelet("systemd", "ID=buildroot\n", None, include_str!("corpus/distributions/minikube.toml"))]
+#[case::rpm("rpm", "ID=\"rhel\"\n", None, include_str!("corpus/distributions/kubeadm-guide-v2.toml"))]
+#[case::kind("kind", "ID=debian\n", Some("/kind/version"), include_str!("corpus/distributions/kind.toml"))]
+#[case::aks_ubuntu(
+    "aks",
+    "ID=ubuntu\n",
+    Some("/opt/azure/vhd-install.complete"),
+    include_str!("corpus/distributions/aks-ubuntu-22.04.toml")
+)]
+#[case::aks_azure_linux(
+    "aks",
+    "ID=azurelinux\n",
+    Some("/opt/azure/vhd-install.complete"),
+    include_str!("corpus/distributions/aks-ubuntu-24.04-v2-header-v3-ids.toml")
+)]
+#[case::aks_read_only(
+    "aks",
+    "ID=azurelinux\nVARIANT_ID=osguard\n",
+    Some("/opt/azure/vhd-install.complete"),
+    include_str!("corpus/distributions/aks-osguard.toml")
+)]
+#[case::eks_al2("eks", "ID=\"amzn\"\n", Some("/etc/eks/bootstrap.sh"), include_str!("corpus/distributions/eks-al2.toml"))]
+#[case::eks_al2023("eks-al2023", AMAZON, Some("/usr/bin/nodeadm"), include_str!("corpus/distributions/eks-al2023-1.7.toml"))]
+#[case::eks_al2023_of_today("eks-al2023", AMAZON, Some("/usr/bin/nodeadm"), include_str!("corpus/distributions/eks-al2023-2.toml"))]
+#[case::flatcar("flatcar", "ID=flatcar\n", Some("/etc/systemd/system/containerd.service.d/10-config.conf"), include_str!("corpus/distributions/flatcar.toml"))]
+#[tokio::test]
+async fn an_image_with_a_packaged_containerd_is_edited_where_that_reads(
+    #[case] word: &str,
+    #[case] os_release: &str,
+    #[case] mark: Option<&str>,
+    #[case] config: &str,
+) {
+    let mut files = vec![
+        ("/etc/os-release".to_owned(), os_release),
+        ("/etc/containerd/config.toml".to_owned(), config),
+    ];
+    let drop_in = "[Service]\nEnvironment=\"CONTAINERD_CONFIG=/etc/containerd/config.toml\"\n";
+    files.extend(mark.map(|mark| (mark.to_owned(), drop_in)));
+    let host = host(&files);
+    let before = host.tree(false);
+    let report = host.install(&[shim("a")], &[]).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    assert_eq!(report.distro.as_deref(), Some(word));
+    let anew = report
+        .notes
+        .iter()
+        .any(|note| note.contains("written anew"));
+    assert_eq!(anew, word == "eks-al2023", "{:?}", report.notes);
+    let paths: Vec<&str> = report.files.iter().map(|file| file.path.as_str()).collect();
+    let binary = "/opt/farrier/bin/containerd-shim-a";
+    let stored = format!("/opt/farrier/store/{}", sha256_hex(&program(1)));
+    assert_eq!(paths, ["/etc/containerd/config.toml", &stored, binary]);
+    let text = std::fs::read_to_string(host.path(paths[0])).unwrap();
+    assert!(text.contains(binary));
+    assert_eq!(host.uninstall(None).await.result, Outcome::Applied);
+    assert_eq!(host.tree(false), before);
+}
+
 #[tokio::test]
 async fn a_handler_that_k3s_declares_by_itself_is_refused_for_its_shim_alone() {
     let rendered = include_str!("corpus/distributions/k3s-v1.33.toml");
@@ -149,6 +215,7 @@ async fn a_handler_that_k3s_declares_by_itself_is_refused_for_its_shim_alone() {
 #[case::crio("ID=ubuntu\n", &["/run/crio/crio.sock"], "/etc/crio/crio.conf.d")]
 #[case::k3s_that_never_ran("ID=debian\n", &["/usr/local/bin/k3s"], "start the node once")]
 #[case::microk8s_without_its_template("ID=ubuntu\n", &["/snap/microk8s/current/bin/containerd"], "containerd-template.toml is absent")]
+#[case::flatcar("ID=flatcar\n", &["/usr/share/containerd/config.toml"], "CONTAINERD_CONFIG=/etc/containerd/config.toml")]
 #[case::k0s_of_an_unknown_release("ID=ubuntu\n", &["/usr/local/bin/k0s"], "release of k0s can't be told")]
 #[tokio::test]
 async fn what_can_t_be_changed_is_left_alone_with_the_way_that_works(
@@ -164,5 +231,41 @@ async fn what_can_t_be_changed_is_left_alone_with_the_way_that_works(
     assert_eq!(report.result, Outcome::Refused, "{report:?}");
     let said = format!("{:?}; {:?}", report.reason, report.remedy);
     assert!(said.contains(words), "{said}");
+    assert_eq!(host.tree(false), before);
+}
+
+#[rstest]
+#[case::eks_al2023(&[("/etc/os-release", AMAZON), ("/usr/bin/nodeadm", "")], include_str!("corpus/distributions/eks-al2023-2.toml"))]
+#[case::cos(&[("/etc/os-release", "ID=cos\n")], include_str!("corpus/distributions/gke-cos.toml"))]
+#[tokio::test]
+async fn a_configuration_that_a_boot_wrote_anew_is_changed_again_and_left_as_the_boot_wrote_it(
+    #[case] files: &[(&str, &str)],
+    #[case] config: &str,
+    #[values("", "# by another release\n")] new: &str,
+) {
+    let path = "/etc/containerd/config.toml";
+    let files = [files, &[(path, config)]].concat();
+    let files: Vec<_> = files
+        .iter()
+        .map(|(path, text)| ((*path).to_owned(), *text))
+        .collect();
+    let host = host(&files);
+    let before = host.tree(false);
+    assert_eq!(
+        host.install(&[shim("a")], &[]).await.result,
+        Outcome::Applied
+    );
+    let ours = host.config();
+    let anew = format!("{new}{config}");
+    host.write(path, anew.as_bytes());
+    let report = host.install(&[shim("a")], &[]).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    assert_eq!(host.config(), format!("{new}{ours}"));
+    // And once more, before the last shim leaves.
+    host.write(path, anew.as_bytes());
+    let report = host.uninstall(None).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    assert_eq!(host.config(), anew);
+    host.write(path, config.as_bytes());
     assert_eq!(host.tree(false), before);
 }

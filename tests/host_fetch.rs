@@ -120,6 +120,30 @@ async fn fetch_one(shim: &ShimRequest, out: &Path, ca_file: Option<&Path>) -> Fe
 }
 
 #[tokio::test]
+async fn a_server_that_is_slow_holds_up_no_other_shim() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let routes = Routes::from([("/a", ok(&program(1))), ("/b", ok(&program(2)))]);
+    std::thread::spawn(move || {
+        // The first has no answer before the second has come.
+        let (first, second) = (listener.accept().unwrap(), listener.accept().unwrap());
+        answer(second.0, &routes);
+        answer(first.0, &routes);
+    });
+    let out = tempfile::tempdir().unwrap();
+    let shims = ["a", "b"].map(|name| {
+        let mut shim = shim(format!("http://{address}/{name}"));
+        name.clone_into(&mut shim.name);
+        shim
+    });
+    let results = fetch(&shims, out.path(), None).await.unwrap();
+    assert!(
+        results.iter().all(|result| result.reason.is_none()),
+        "{results:?}"
+    );
+}
+
+#[tokio::test]
 async fn an_artifact_is_verified_unpacked_and_handed_over() {
     let archive = archive("containerd-shim-wasmtime-v1");
     // The tag of a release has a slash, which must reach the server as it was written.

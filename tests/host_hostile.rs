@@ -128,6 +128,55 @@ async fn a_stored_binary_is_repaired_with_its_mode() {
     assert_eq!(path.metadata().unwrap().mode() & 0o7777, 0o755);
 }
 
+#[tokio::test]
+async fn what_others_put_into_our_folders_stays_theirs() {
+    let host = host();
+    host.write("/opt/farrier/bin/tool", b"theirs");
+    host.write("/opt/farrier/bin/containerd-shim-kata", b"theirs");
+    symlink("/etc", host.path("/opt/farrier/bin/containerd-shim-link")).unwrap();
+    host.write("/opt/farrier/store/notes", b"theirs");
+    let before = host.tree(false);
+    let report = host.install(&[shim("a")], &[]).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    host.install(&[shim("b")], &[]).await;
+    host.uninstall(None).await;
+    assert_eq!(host.tree(false), before);
+}
+
+#[rstest]
+#[case("bin")]
+#[case("store")]
+#[tokio::test]
+async fn a_link_in_the_place_of_a_folder_of_ours_is_refused(#[case] name: &str) {
+    let host = host();
+    host.write("/usr/bin/sh", b"theirs");
+    std::fs::create_dir_all(host.path("/opt/farrier")).unwrap();
+    symlink("/usr/bin", host.path(&format!("/opt/farrier/{name}"))).unwrap();
+    let before = host.tree(true);
+    let report = host.install(&[shim("a")], &[]).await;
+    assert_eq!(report.result, Outcome::Refused, "{report:?}");
+    assert!(report.reason.unwrap().contains("is a link"));
+    assert_eq!(host.tree(true), before);
+}
+
+#[tokio::test]
+async fn a_forged_state_file_removes_nothing() {
+    let host = host();
+    host.install(&[shim("a")], &[]).await;
+    let file = "/var/lib/farrier/state.json";
+    let text = std::fs::read_to_string(host.path(file)).unwrap();
+    host.write(file, text.replace("/opt/farrier", "/").as_bytes());
+    host.write("/bin/sh", b"theirs");
+    let before = host.tree(true);
+    for report in [
+        host.install(&[shim("b")], &[]).await,
+        host.uninstall(None).await,
+    ] {
+        assert_eq!(report.result, Outcome::Refused, "{report:?}");
+    }
+    assert_eq!(host.tree(true), before);
+}
+
 #[rstest]
 #[case::default_runtime("runc", None, "\"runc\"")]
 #[case::option("b", Some("a\u{1b}[31m\nb"), "can't be written")]
@@ -251,6 +300,45 @@ async fn a_full_disk_leaves_nothing_half_written(
         .filter(|path| !before.contains_key(path))
         .collect();
     assert!(left.is_empty(), "{left:?}");
+    assert_eq!(host.config(), CONFIG);
+}
+
+#[test]
+fn a_report_that_nobody_can_read_changes_no_exit_status() {
+    let host = host();
+    let install = |name: &str| {
+        let out = std::fs::File::options().write(true).open("/dev/full");
+        Command::new(env!("CARGO_BIN_EXE_farrier"))
+            .args(["install", "--offline", "-o", "json", "--host-root"])
+            .arg(host.root())
+            .arg(format!("--shim={name}=file:///srv/a"))
+            .stdout(out.unwrap())
+            .output()
+            .unwrap()
+    };
+    let well = install("a");
+    assert_eq!(well.status.code(), Some(0), "{well:?}");
+    assert!(!well.stderr.is_empty());
+    assert!(host.config().contains("containerd-shim-a"));
+    assert_eq!(install("../a").status.code(), Some(3));
+}
+
+#[test]
+fn a_place_that_takes_no_file_is_named_with_what_to_do() {
+    let host = host();
+    host.write("/opt", b"a file");
+    let output = Command::new(env!("CARGO_BIN_EXE_farrier"))
+        .args(["install", "--offline", "-o", "json", "--host-root"])
+        .arg(host.root())
+        .arg("--shim=a=file:///srv/a")
+        .output()
+        .unwrap();
+    let report = String::from_utf8(output.stdout).unwrap();
+    let report = ProvisionReport::from_json(report.trim()).unwrap();
+    assert_eq!(
+        report.remedy.as_deref(),
+        Some("see that its folder is no file")
+    );
     assert_eq!(host.config(), CONFIG);
 }
 

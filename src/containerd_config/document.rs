@@ -5,9 +5,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use toml_edit::{InlineTable, Item, Key, Table, TableLike, Value as Toml};
+use toml_edit::{InlineTable, Item, Key, Table, TableLike};
 
-use super::notation::MARK;
+use super::braces::entries_of;
+use super::notation::{BRACES_MARK, MARK};
+use super::runtimes::RUNC;
 use super::tree::{Tree, tree_of_table};
 use super::{DeclaredHandler, Error, PluginId, TEXT_LIMIT, Value};
 
@@ -67,7 +69,8 @@ impl<'a> Document<'a> {
         match (keys.next(), keys.next()) {
             (None, _) => Ok(None),
             (Some((_, item)), None) => match item.as_integer() {
-                Some(version) => Ok(Some(version)),
+                // To Go a 0 is no version at all, which is the first.
+                Some(version) => Ok(Some(if version == 0 { 1 } else { version })),
                 None => Err(self.shape("version", "an integer")),
             },
             (Some(_), Some((key, _))) => Err(self.letter_case(key)),
@@ -144,7 +147,8 @@ impl<'a> Document<'a> {
                 .as_table()
                 .filter(|table| !table.is_dotted())
                 .and_then(Table::span)
-                .is_some_and(|span| self.mark_above(span.start).is_some());
+                .is_some_and(|span| self.mark_above(span.start).is_some())
+                || (name == RUNC && item.is_inline_table() && self.braces_mark().is_some());
             handlers.insert(name.to_owned(), handler);
         }
         Ok(handlers)
@@ -156,7 +160,18 @@ impl<'a> Document<'a> {
         let above = self.text.get(..line)?.strip_suffix('\n')?;
         let start = above.rfind('\n').map_or(0, |newline| newline + 1);
         let comment = above[start..].trim();
-        comment.starts_with(MARK).then_some((start, comment))
+        // That one is about what stands between braces, wherever they are.
+        (comment.starts_with(MARK) && comment != BRACES_MARK).then_some((start, comment))
+    }
+
+    /// The line of the comment that says that `runc` between braces is ours.
+    pub(super) fn braces_mark(&self) -> Option<Range<usize>> {
+        let mut start = 0;
+        self.text.split_inclusive('\n').find_map(|line| {
+            let range = start..start + line.len();
+            start = range.end;
+            (line.trim() == BRACES_MARK).then_some(range)
+        })
     }
 
     /// Where the file's `version` stands, with the comment of ours above it; `None` where the line isn't ours.
@@ -329,7 +344,7 @@ fn reason(text: &str, error: &toml_edit::TomlError) -> String {
     format!("line {line}, column {column}: {message}")
 }
 
-fn declared(table: &dyn TableLike) -> DeclaredHandler {
+pub(super) fn declared(table: &dyn TableLike) -> DeclaredHandler {
     let mut handler = DeclaredHandler::default();
     for (key, item) in table.iter() {
         match (key, item.as_str(), item.as_table_like()) {
@@ -355,59 +370,4 @@ fn value(item: &Item) -> Option<Value> {
         .map(Value::Boolean)
         .or_else(|| item.as_integer().map(Value::Integer))
         .or_else(|| item.as_str().map(|text| Value::String(text.to_owned())))
-}
-
-/// The entries of `braces` that go, each with the comma that binds it to its neighbours.
-fn entries_of(
-    braces: &InlineTable,
-    goes: impl Fn(&[&str]) -> bool,
-    ranges: &mut Vec<Range<usize>>,
-    text: &str,
-) {
-    let mut entries = Vec::new();
-    leaves(braces, &mut Vec::new(), &mut entries);
-    entries.sort_by_key(|(_, span)| span.start);
-    let mut kept: Option<usize> = None;
-    let mut start = braces
-        .iter()
-        .next()
-        .and_then(|(first, _)| braces.get_key_value(first))
-        .and_then(|(key, _)| key.span())
-        .map(|span| span.start);
-    for (index, (keys, span)) in entries.iter().enumerate() {
-        if !goes(keys) {
-            kept = Some(span.end);
-            continue;
-        }
-        if let Some(previous) = kept {
-            ranges.push(previous..span.end);
-            kept = Some(span.end);
-        } else if let Some(from) = start {
-            // Nothing is kept before it, so its comma goes, and the next entry takes its place.
-            let after = &text[span.end..];
-            let next = after.trim_start().strip_prefix(',').map(str::trim_start);
-            let end = match next {
-                Some(next) if index + 1 < entries.len() => text.len() - next.len(),
-                _ => span.end,
-            };
-            ranges.push(from..end);
-            start = Some(end);
-        }
-    }
-}
-
-/// The values between braces, those below dotted keys included, each with the keys that lead to it.
-pub(super) fn leaves<'a>(
-    braces: &'a InlineTable,
-    path: &mut Vec<&'a str>,
-    entries: &mut Vec<(Vec<&'a str>, Range<usize>)>,
-) {
-    for (key, value) in braces {
-        path.push(key);
-        match value {
-            Toml::InlineTable(table) if table.is_dotted() => leaves(table, path, entries),
-            value => entries.extend(value.span().map(|span| (path.clone(), span))),
-        }
-        path.pop();
-    }
 }

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::document::Document;
+use super::document::{Document, declared};
 use super::runtimes::RUNC;
 use super::tree::{Tree, at, difference, leaf};
 use super::{DeclaredHandler, Error, Handler, PluginId};
@@ -29,12 +29,9 @@ pub fn runtimes_of_dump(dump: &str) -> Result<(String, BTreeMap<String, Declared
             ("default_runtime", "default"),
             ("untrusted_workload_runtime", "untrusted"),
         ] {
-            let path = [plugins, key, containerd, table, "runtime_type"];
-            if let Some(runtime_type) = leaf(&tree, &path).filter(|text| !text.is_empty()) {
-                let handler = DeclaredHandler {
-                    runtime_type,
-                    ..DeclaredHandler::default()
-                };
+            let item = document.item(&[plugins, key, containerd, table]);
+            let handler = item.and_then(|item| item.as_table_like()).map(declared);
+            if let Some(handler) = handler.filter(|handler| !handler.runtime_type.is_empty()) {
                 handlers.entry(name.to_owned()).or_insert(handler);
                 if name == "default" {
                     default = Some(name.to_owned());

@@ -4,10 +4,13 @@
 //! 1.6.20 to 2.4.2; releases and even builds differ, so nothing here replaces asking the host's own containerd about a candidate.
 //! The text is parsed to decide and to check, and spliced to change: `toml_edit` printed back whole isn't byte-identical.
 
+mod braces;
 mod document;
 mod imports;
 mod judge;
+mod needs;
 mod notation;
+mod pattern;
 mod placement;
 mod predecessors;
 mod runtimes;
@@ -20,11 +23,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 pub use imports::{imports, with_imports};
 pub use judge::{holds, judge, runtimes_of_dump};
+pub use needs::{Need, needs};
+pub use pattern::Pattern;
 pub use placement::place;
 pub use predecessors::{Inherited, Predecessor, inherited};
 pub use runtimes::{edit, handlers, is_usable_name};
 pub use startable::startable;
-pub use template::{edit_template, is_template};
+pub use template::{edit_template, is_template, template_handlers};
 
 /// The most text that is read as one configuration, in bytes. `containerd config dump` prints 20 KiB; a host's file is hostile input.
 pub const TEXT_LIMIT: usize = 1 << 20;

@@ -18,6 +18,9 @@ pub(super) const JOINED_MARK: &str =
 pub(super) const RUNC_MARK: &str =
     "# farrier: containerd's default runtime, which other handlers would hide";
 
+/// Comment on a line of its own at the begin of a file whose runtimes stand between braces, where the same `runc` can't have one.
+pub(super) const BRACES_MARK: &str = "# farrier: containerd's default runtime, which other handlers would hide, stands between the braces";
+
 /// Comment above a `version` that a file had to be given.
 pub(super) const VERSION_MARK: &str = "# farrier: the schema of the managed handlers";
 

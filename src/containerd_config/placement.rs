@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::document::Document;
 use super::notation::MARK;
+use super::runtimes::RUNC;
 use super::{Error, Loaded, Placement, PluginId, Version, imports, inherited};
 
 /// Where handlers go in the configuration `loaded` of a containerd of release `version`.
@@ -82,8 +83,10 @@ pub fn place(loaded: &Loaded, version: &Version) -> Result<Placement, Error> {
     )?;
     Ok(Placement {
         drop_in,
+        // Between braces ours bear no comment, but a `runc` of ours is known.
         spell_out_runc: version.replaces_sections()
-            && declared.values().all(|handler| handler.marked),
+            && (declared.values().all(|handler| handler.marked)
+                || declared.get(RUNC).is_some_and(|runc| runc.marked)),
         path,
         plugin,
         version: schema,
@@ -97,6 +100,9 @@ const IMAGE_SETTINGS: [&str; 3] = [
     "disable_snapshot_annotations",
     "discard_unpacked_layers",
 ];
+
+/// The part of the CRI that keeps images, from 2.0 on.
+const IMAGES: &str = "io.containerd.cri.v1.images";
 
 struct File<'a> {
     path: &'a str,
@@ -117,10 +123,14 @@ impl<'a> File<'a> {
         }
         let version = document.version()?;
         let disabled = document.strings("disabled_plugins")?;
-        if PluginId::ALL
-            .iter()
-            .any(|plugin| disabled.iter().any(|name| name == plugin.key()))
-        {
+        // 1.x has no plugins of these names to switch off.
+        let newer = [PluginId::CriV1Runtime.key(), IMAGES];
+        let cri = |name: &String| {
+            let newer = !release.replaces_sections() && newer.contains(&name.as_str());
+            let older = [PluginId::Cri, PluginId::GrpcV1Cri];
+            newer || older.iter().any(|plugin| name == plugin.key())
+        };
+        if disabled.iter().any(cri) {
             return Err(Error::Disabled {
                 path: path.to_owned(),
             });
@@ -144,10 +154,11 @@ impl<'a> File<'a> {
         }
     }
 
-    /// Whether others declare handlers there: ours go where theirs are.
+    /// Whether others declare handlers there, or a table for them: ours go where theirs are.
     fn has_runtimes(&self, plugin: PluginId) -> Result<bool, Error> {
         let handlers = self.document.handlers(plugin)?;
-        Ok(handlers.values().any(|handler| !handler.marked))
+        let empty = handlers.is_empty() && self.document.item(&plugin.runtimes()).is_some();
+        Ok(empty || handlers.values().any(|handler| !handler.marked))
     }
 
     /// Whether the file says how images are kept where version 2 has that.
@@ -198,10 +209,12 @@ fn ruling_file<'a, 'b>(
         return Ok(root);
     };
     let last = others().rfind(|file| file.version.is_some());
+    // A root that only imports says nothing that a version could change.
+    let neutral = root.version.is_none() && !root.document.depends_on_version()?;
     let ours = imported.len() != others().count();
     match last {
         // What version 1 makes of the others, or ours of them all, no release has in common with the next.
-        Some(last) if !ours && versions > 1 && last.version != Some(1) => {
+        Some(last) if !ours && (versions > 1 || neutral) && last.version != Some(1) => {
             last.check_schema(release)?;
             let root_rules = last.version == root.version;
             Ok(if root_rules { root } else { last })
@@ -286,7 +299,12 @@ fn first_schema(
             return Ok((PluginId::CriV1Runtime, None));
         }
         if !version.migrates_each_file() {
-            return Err(dead());
+            // A handler beside settings that are dead would hide that they are.
+            return if has(PluginId::Cri) || has(PluginId::GrpcV1Cri) {
+                Err(dead())
+            } else {
+                Ok((PluginId::CriV1Runtime, None))
+            };
         }
         if has(PluginId::GrpcV1Cri) {
             return Ok((PluginId::GrpcV1Cri, None));
@@ -339,6 +357,11 @@ mod tests {
     )]
     #[case::cri_off_v2(
         "version = 2\ndisabled_plugins = ['io.containerd.grpc.v1.cri']",
+        "2.1.9",
+        "disables containerd's CRI plugin"
+    )]
+    #[case::images_off(
+        "version = 2\ndisabled_plugins = ['io.containerd.cri.v1.images']",
         "2.1.9",
         "disables containerd's CRI plugin"
     )]

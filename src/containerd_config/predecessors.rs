@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use super::document::Document;
 use super::notation::MARK;
+use super::template::{is_template, stanzas};
 use super::{DeclaredHandler, Error, PluginId, Value};
 
 /// The comment above each table of runtime-class-manager (its installer, `internal/containerd/configure.go`).
@@ -49,16 +50,30 @@ pub struct Inherited {
     pub marked: bool,
 }
 
-/// The handlers of predecessors that the text of the file `path` declares, by name.
+/// The handlers of predecessors that the text of the file `path` declares, by name. A Go template declares those that no action stands
+/// among: what predecessors append has none.
 ///
 /// # Errors
-/// When the text is no TOML, or something other than a table stands where containerd wants one.
+/// When the text is neither TOML nor a template, or something other than a table stands where containerd wants one.
 pub fn inherited(path: &str, text: &str) -> Result<BTreeMap<String, Inherited>, Error> {
-    let document = Document::parse(path, text)?;
-    let mut found: BTreeMap<String, Inherited> = BTreeMap::new();
+    let mut found = BTreeMap::new();
+    if !is_template(text) {
+        collect(&Document::parse(path, text)?, &mut found)?;
+        return Ok(found);
+    }
+    for stanza in stanzas(path, text)? {
+        // What can't be read alone is not what a predecessor appended.
+        if let Ok(document) = Document::parse(path, stanza) {
+            collect(&document, &mut found)?;
+        }
+    }
+    Ok(found)
+}
+
+fn collect(document: &Document<'_>, found: &mut BTreeMap<String, Inherited>) -> Result<(), Error> {
     for plugin in PluginId::ALL {
         for (name, handler) in document.handlers(plugin)? {
-            let Some(inherited) = of_handler(&document, plugin, &name, &handler) else {
+            let Some(inherited) = of_handler(document, plugin, &name, &handler) else {
                 continue;
             };
             match found.get_mut(&name) {
@@ -75,7 +90,7 @@ pub fn inherited(path: &str, text: &str) -> Result<BTreeMap<String, Inherited>, 
             }
         }
     }
-    Ok(found)
+    Ok(())
 }
 
 /// What a predecessor declared there, if one did.

@@ -6,11 +6,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use toml_edit::InlineTable;
-
-use super::document::{Document, Holder, leaves};
+use super::braces::fill_braces;
+use super::document::{Document, Holder};
 use super::notation::{
-    CREATED_MARK, HANDLER_MARK, JOINED_MARK, RUNC_MARK, VERSION_MARK, block, inline, newline_of,
+    BRACES_MARK, CREATED_MARK, HANDLER_MARK, JOINED_MARK, RUNC_MARK, VERSION_MARK, block,
+    newline_of,
 };
 use super::predecessors;
 use super::tree::{Tree, without};
@@ -188,7 +188,11 @@ fn strip(
         }
     }
     ranges.sort_by_key(|range| range.start);
-    let ranges = predecessors::widen(document.text, ranges);
+    let mut ranges = predecessors::widen(document.text, ranges);
+    if braces && gone.contains(RUNC) {
+        ranges.extend(document.braces_mark());
+        ranges.sort_by_key(|range| range.start);
+    }
     let text = without_ranges(document.text, &ranges);
     let rest = Document::parse(&placement.path, &text)?;
     let Some((version, mark)) = rest.own_version() else {
@@ -289,13 +293,11 @@ fn fill(
     };
     let path = placement.plugin.runtimes();
     let filled = match document.holder(&[path.as_slice(), &[RUNC]].concat()) {
-        Holder::Braces(_, _) if runc.is_some() => {
-            return Err(Error::Unfit {
-                path: placement.path.clone(),
-                reason: "its runtimes stand between braces, where runc can't be marked as added",
-            });
+        Holder::Braces(braces, depth) => {
+            let mark = runc.map(|_| format!("{BRACES_MARK}{newline}"));
+            let all: Vec<&Handler> = missing.into_iter().chain(runc).collect();
+            mark.unwrap_or_default() + &fill_braces(base, braces, &path[depth..], &all)
         }
-        Holder::Braces(braces, depth) => fill_braces(base, braces, &path[depth..], &missing),
         Holder::Headers => {
             let mut text = base.to_owned();
             let mut mark = HANDLER_MARK;
@@ -314,30 +316,6 @@ fn fill(
         }
     };
     Ok(version + &filled)
-}
-
-/// Puts handlers between braces, after the last entry; `path` leads from there to the runtimes.
-fn fill_braces(base: &str, braces: &InlineTable, path: &[&str], missing: &[&Handler]) -> String {
-    let mut entries = Vec::new();
-    leaves(braces, &mut Vec::new(), &mut entries);
-    let last = entries.iter().map(|(_, span)| span.end).max();
-    let inside: Vec<String> = missing
-        .iter()
-        .map(|handler| inline(path, handler))
-        .collect();
-    // A parsed document has spans; without one nothing is changed, and the check of the result says so.
-    let Some((before, after)) = last
-        .or(braces.span().map(|span| span.start + 1))
-        .and_then(|at| base.split_at_checked(at))
-    else {
-        return base.to_owned();
-    };
-    let comma = if last.is_some() && !inside.is_empty() {
-        ", "
-    } else {
-        ""
-    };
-    format!("{before}{comma}{}{after}", inside.join(", "))
 }
 
 /// Reads the result again: what isn't ours has its old values, and ours are exactly what is wanted.

@@ -48,6 +48,29 @@ const KINDS: [&str; 31] = [
     "warning",
 ];
 
+/// Plugins that every release has and whose absence keeps the CRI down: tried one by one on 1.6.36, 1.7.35, 2.1.9 and 2.4.2. Releases
+/// need others beside them; where a list names one that they do not have, nothing comes of it.
+const NEEDED: [&str; 15] = [
+    "content.v1.content",
+    "differ.v1.walking",
+    "event.v1.exchange",
+    "gc.v1.scheduler",
+    "metadata.v1.bolt",
+    "runtime.v2.task",
+    "service.v1.containers-service",
+    "service.v1.content-service",
+    "service.v1.diff-service",
+    "service.v1.images-service",
+    "service.v1.introspection-service",
+    "service.v1.namespaces-service",
+    "service.v1.snapshots-service",
+    "service.v1.tasks-service",
+    "warning.v1.deprecations",
+];
+
+/// Snapshotters that no containerd for Linux has.
+const OF_WINDOWS: [&str; 4] = ["cimfs", "blockcim", "windows", "windows-lcow"];
+
 /// The only runtime that ever took `runtime_engine`, `runtime_root`, `systemd_cgroup` and `no_pivot`.
 const LINUX_V1: &str = "io.containerd.runtime.v1.linux";
 
@@ -70,6 +93,14 @@ pub fn startable(dump: &str) -> Result<(), Error> {
     if !document.strings("required_plugins")?.iter().all(known) {
         return Err(wrong("required_plugins", "a list of plugins of containerd"));
     }
+    let disabled = document.strings("disabled_plugins")?;
+    let is_disabled = |name: &str| {
+        let mut plugins = disabled.iter();
+        plugins.any(|plugin| plugin.strip_prefix("io.containerd.") == Some(name))
+    };
+    if NEEDED.into_iter().any(is_disabled) {
+        return Err(wrong("disabled_plugins", "free of what the CRI needs"));
+    }
     let mut tree = document.tree();
     for (name, value) in at(&mut tree, &["timeouts"]).into_iter().flatten() {
         if leaf(value, &[]).is_some_and(|text| !is_duration(&text)) {
@@ -90,7 +121,17 @@ pub fn startable(dump: &str) -> Result<(), Error> {
     };
     if let Some(plugins) = at(&mut tree, &["plugins"]) {
         for (id, plugin) in plugins.iter_mut().filter(|(id, _)| id.contains("cri")) {
-            cri(plugin, &default.runtime_type)
+            let snapshotter = snapshotter(plugin).map_or(Ok(()), |(key, name)| {
+                let gone = is_disabled(&format!("snapshotter.v1.{name}"));
+                let expected = "a snapshotter of this containerd";
+                if gone || OF_WINDOWS.contains(&name.as_str()) {
+                    Err((key.to_owned(), expected))
+                } else {
+                    Ok(())
+                }
+            });
+            snapshotter
+                .and_then(|()| cri(plugin, &default.runtime_type))
                 .map_err(|(key, expected)| wrong(&format!("plugins.{id}.{key}"), expected))?;
         }
     }
@@ -102,6 +143,13 @@ fn wrong(key: &str, expected: &'static str) -> Error {
         key: key.to_owned(),
         expected,
     }
+}
+
+/// The snapshotter of one of the CRI's sections, and its key: version 3 has it in another plugin than version 2.
+fn snapshotter(plugin: &Tree) -> Option<(&'static str, String)> {
+    let name =
+        leaf(plugin, &["containerd", "snapshotter"]).map(|name| ("containerd.snapshotter", name));
+    name.or_else(|| leaf(plugin, &["snapshotter"]).map(|name| ("snapshotter", name)))
 }
 
 /// A key, and what should stand there.
@@ -188,11 +236,9 @@ mod tests {
     const SOUND: &str = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd]\ndefault_runtime_name = 'runc'\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n";
 
     fn dump(more: &str) -> String {
-        if more.starts_with('[') {
-            format!("{SOUND}{more}")
-        } else {
-            format!("{more}\n{SOUND}")
-        }
+        let tables = format!("\n{more}").find("\n[");
+        let (keys, tables) = more.split_at(tables.unwrap_or(more.len()));
+        format!("{keys}\n{SOUND}{tables}")
     }
 
     #[rstest]
@@ -202,6 +248,18 @@ mod tests {
     #[case::required(
         "required_plugins = ['io.containerd.zork.v1.zork']",
         "required_plugins is not a list of plugins"
+    )]
+    #[case::disabled(
+        "disabled_plugins = ['io.containerd.gc.v1.scheduler']",
+        "disabled_plugins is not free of what the CRI needs"
+    )]
+    #[case::snapshotter_off(
+        "disabled_plugins = ['io.containerd.snapshotter.v1.native']\n[plugins.'io.containerd.cri.v1.images']\nsnapshotter = 'native'",
+        "plugins.io.containerd.cri.v1.images.snapshotter is not a snapshotter"
+    )]
+    #[case::snapshotter_of_windows(
+        "[plugins.'io.containerd.cri.v1.images']\nsnapshotter = 'windows'",
+        "snapshotter is not a snapshotter"
     )]
     #[case::stream(
         "[plugins.'io.containerd.grpc.v1.cri']\nstream_idle_timeout = '4'",

@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use super::document::Document;
 use super::notation::{CREATED_MARK, HANDLER_MARK, JOINED_MARK, MARK, block, newline_of};
+use super::predecessors::widen;
 use super::runtimes::{check_names, without_ranges};
 use super::{DeclaredHandler, Error, Handler, PluginId, TEXT_LIMIT};
 
@@ -69,7 +70,7 @@ pub fn edit_template(
             gone.push(stanza.lines.clone());
         }
     }
-    let base = without_ranges(&source, &gone);
+    let base = without_ranges(&source, &widen(&source, gone));
     if want.is_empty() && base == created() {
         return Ok(None);
     }
@@ -96,6 +97,44 @@ pub fn edit_template(
         });
     }
     Ok(Some(edited))
+}
+
+/// The lines of each handler in a template that no action stands among, and the line above them, where a predecessor's comment may be.
+///
+/// # Errors
+/// When the text is too long or has an action without an end.
+pub(super) fn stanzas<'a>(path: &str, text: &'a str) -> Result<Vec<&'a str>, Error> {
+    let template = Template::scan(path, text)?;
+    let whole = template.stanzas.iter().filter(|stanza| !stanza.split);
+    let lines = whole.filter_map(|stanza| {
+        let above = text.get(..stanza.lines.start)?.trim_end_matches('\n');
+        let line = above.rfind('\n').map_or(0, |newline| newline + 1);
+        let is_comment = above.len() + 1 == stanza.lines.start && above[line..].starts_with('#');
+        let start = if is_comment { line } else { stanza.lines.start };
+        text.get(start..stanza.lines.end)
+    });
+    Ok(lines.collect())
+}
+
+/// The handlers of others that the template `text` declares in `plugin` whatever it is rendered with; none where an action may leave
+/// lines out.
+#[must_use]
+pub fn template_handlers(text: &str, plugin: PluginId) -> BTreeMap<String, DeclaredHandler> {
+    // The words by which an action chooses (Go's text/template, *Actions*).
+    let choose = ["block", "define", "if", "range", "with"];
+    let mut actions = text.split("{{").skip(1);
+    let chooses = actions.any(|action| {
+        let words = action.strip_prefix('-').unwrap_or(action).trim_start();
+        let word = words.split(|letter: char| !letter.is_ascii_alphabetic());
+        word.take(1).any(|word| choose.contains(&word))
+    });
+    let Some(template) = Template::scan("", text).ok().filter(|_| !chooses) else {
+        return BTreeMap::new();
+    };
+    let others = template.stanzas.iter().filter(|stanza| !stanza.marked);
+    others
+        .filter_map(|stanza| Some((stanza.handler.clone(), template.declared(stanza, plugin)?)))
+        .collect()
 }
 
 /// A template as we make it, without handlers.
@@ -286,7 +325,7 @@ fn end_of_action(action: &str) -> Option<usize> {
 mod tests {
     use rstest::rstest;
 
-    use super::super::Value;
+    use super::super::{Value, inherited};
     use super::*;
 
     const PATH: &str = "/var/lib/rancher/k3s/agent/etc/containerd/config-v3.toml.tmpl";
@@ -309,6 +348,24 @@ mod tests {
     fn edited(text: &str, ours: &[&str], want: &[Handler]) -> Result<Option<String>, Error> {
         let plugin = PluginId::CriV1Runtime;
         edit_template(PATH, Some(text), plugin, &names(ours), want)
+    }
+
+    #[rstest]
+    #[case::beside_the_base("{{ template \"base\" . }}\n", &["kata"])]
+    #[case::beside_a_value("root = {{ .Root }}\n{{- /* if so */ -}}\n", &["kata"])]
+    #[case::beside_a_choice("{{- if .X }}\n{{ end }}\n", &[])]
+    #[case::in_a_loop("{{range .X}}\n{{ end }}\n", &[])]
+    #[case::beside_half_an_action("{{ template", &[])]
+    fn a_handler_that_is_rendered_in_any_case_is_known(
+        #[case] text: &str,
+        #[case] expected: &[&str],
+    ) {
+        let header = "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes";
+        let text =
+            format!("{text}{header}.kata]\n{HANDLER_MARK}\n{header}.a]\nruntime_type = 'x'\n");
+        let found = template_handlers(&text, PluginId::CriV1Runtime);
+        assert_eq!(found.into_keys().collect::<BTreeSet<_>>(), names(expected));
+        assert!(template_handlers(&text, PluginId::GrpcV1Cri).is_empty());
     }
 
     #[rstest]
@@ -384,6 +441,60 @@ mod tests {
             format!("{BASE}\n{stanza}\n# theirs\n{{{{ if .X }}}}\n[metrics]\n{{{{ end }}}}\n");
         let left = edited(&text, &["a"], &[]).unwrap().unwrap();
         assert_eq!(left, text.replace(stanza, ""));
+    }
+
+    /// What runtime-class-manager appends for `name`.
+    fn rcm(name: &str, options: &str) -> String {
+        let table = format!("[plugins.\"io.containerd.cri.v1.runtime\".containerd.runtimes.{name}");
+        let options = if options.is_empty() {
+            String::new()
+        } else {
+            format!("{table}.options]{options}")
+        };
+        format!(
+            "\n# RCM runtime config for {name}\n{table}]\nruntime_type = \"/opt/rcm/bin/containerd-shim-{name}\"\n{options}"
+        )
+    }
+
+    #[rstest]
+    #[case::line_end("{{ template \"base\" . }}\n")]
+    #[case::no_line_end("{{ template \"base\" . }}")]
+    #[case::theirs_behind(
+        "{{ template \"base\" . }}\n{{ with .X }}\n[metrics]\nx = {{ . }}\n{{ end }}\n"
+    )]
+    fn what_a_predecessor_appended_leaves_to_the_last_byte(#[case] base: &str) {
+        let text = [
+            base,
+            &rcm("a", "\nx = 1\ny = true"),
+            &rcm("b", ""),
+            &rcm("c", "\nx = \"z\""),
+        ]
+        .concat();
+        let found = inherited(PATH, &text).unwrap();
+        assert_eq!(found.keys().collect::<Vec<_>>(), ["a", "b", "c"]);
+        assert_eq!(found["a"].options.len(), 2);
+        for order in [["a", "b", "c"], ["c", "b", "a"], ["b", "a", "c"]] {
+            let mut left = text.clone();
+            for name in order {
+                left = edited(&left, &[name], &[]).unwrap().unwrap();
+            }
+            assert_eq!(left, base, "{order:?}");
+        }
+        // Beside ours, which come and go.
+        let with = edited(&text, &[], &[handler("ours")]).unwrap().unwrap();
+        let rest = edited(&with, &["a", "b", "c"], &[]).unwrap().unwrap();
+        assert_eq!(inherited(PATH, &rest).unwrap().len(), 0);
+        let all = ["ours", "a", "b", "c"];
+        assert_eq!(edited(&with, &all, &[]).unwrap().unwrap(), base);
+        assert_eq!(edited(&with, &["ours"], &[]).unwrap().unwrap(), text);
+    }
+
+    #[test]
+    fn a_stanza_with_an_action_in_it_is_no_predecessor_s() {
+        let text = format!("{BASE}\n{}", rcm("a", "\nx = {{ .X }}"));
+        assert!(inherited(PATH, &text).unwrap().is_empty());
+        let text = format!("{BASE}\n{{{{ if .X }}}}{}\n{{{{ end }}}}\n", rcm("a", ""));
+        assert_eq!(inherited(PATH, &text).unwrap().len(), 1);
     }
 
     #[test]

@@ -86,6 +86,7 @@ fn pod(settings: &Settings, node_name: &str) -> Value {
         "serviceAccountName": settings.job_service_account,
         "automountServiceAccountToken": false,
         "enableServiceLinks": false,
+        "hostPID": settings.job_host_pid.then_some(true),
         // A node is provisioned whatever its taints say: they keep pods away, and this one is for the node itself.
         "tolerations": [{"operator": "Exists"}],
         "imagePullSecrets": settings.image_pull_secrets.iter().map(|name| json!({"name": name})).collect::<Vec<_>>(),
@@ -175,6 +176,7 @@ mod tests {
             job_deadline: 900,
             auto_provision: false,
             allow_pod_restarts: false,
+            job_host_pid: false,
             listen: ([127, 0, 0, 1], 0).into(),
         }
     }
@@ -227,6 +229,19 @@ mod tests {
             let arguments = pod.containers[0].args.clone().unwrap();
             let flag = "--allow-pod-restarts".to_owned();
             assert_eq!(arguments.contains(&flag), allowed);
+        }
+    }
+
+    #[test]
+    fn a_job_sees_the_processes_of_its_node_only_where_the_operator_says_so() {
+        for (shared, expected) in [(false, None), (true, Some(true))] {
+            let settings = Settings {
+                job_host_pid: shared,
+                ..settings()
+            };
+            let job = build(&settings, "n1", "uid", &request()).unwrap();
+            let pod = job.spec.unwrap().template.spec.unwrap();
+            assert_eq!(pod.host_pid, expected);
         }
     }
 

@@ -78,6 +78,8 @@ pub struct Settings {
     pub auto_provision: bool,
     /// Restart containerd even on nodes where that ends every pod.
     pub allow_pod_restarts: bool,
+    /// Give the Jobs the process numbers of their nodes.
+    pub job_host_pid: bool,
     /// Address of /livez, /readyz and /metrics.
     pub listen: SocketAddr,
 }

@@ -145,12 +145,14 @@ impl ProvisionRequest {
     /// # Errors
     /// Says which part can't be read: not JSON, another version, an unusable name, a digest that is none, a name or handler twice.
     pub fn from_json(text: &str) -> Result<Self, Error> {
-        let request: Self = serde_json::from_str(text).map_err(|source| Error::Json { source })?;
-        if request.api_version != API_VERSION {
+        // Before all else: another version may have other fields.
+        let head: Head = serde_json::from_str(text).map_err(|source| Error::Json { source })?;
+        if head.api_version != API_VERSION {
             return Err(Error::Version {
-                found: request.api_version,
+                found: head.api_version,
             });
         }
+        let request: Self = serde_json::from_str(text).map_err(|source| Error::Json { source })?;
         request.check()?;
         Ok(request)
     }
@@ -197,10 +199,25 @@ pub fn is_sha256(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
+/// What a document of any version says first.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Head {
+    api_version: String,
+}
+
+/// Longest name, in bytes: with `containerd-shim-` before it and the suffix of a file that is about to replace it, it has to stay
+/// below the 255 of a file name.
+const LONGEST_NAME: usize = 200;
+
 /// A name becomes part of a path on the host and a key in TOML: letters, digits, `-`, `_` and `.`, not first a dot.
 fn check_name(name: &str) -> Result<(), Error> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-    if name.is_empty() || name.len() > 253 || name.starts_with('.') || !name.bytes().all(plain) {
+    if name.is_empty()
+        || name.len() > LONGEST_NAME
+        || name.starts_with('.')
+        || !name.bytes().all(plain)
+    {
         return Err(Error::Name {
             found: name.to_owned(),
         });
@@ -244,7 +261,8 @@ mod tests {
 
     #[test]
     fn a_request_that_would_leave_its_folder_is_refused() {
-        for name in ["../spin", "a/b", "", ".hidden", "a\nb", "ä"] {
+        let long = "a".repeat(LONGEST_NAME + 1);
+        for name in ["../spin", "a/b", "", ".hidden", "a\nb", "ä", &long] {
             let request =
                 ProvisionRequest::new(Owner::Cluster, String::new(), vec![shim(name)], vec![]);
             assert!(
@@ -255,6 +273,15 @@ mod tests {
                 "{name:?}"
             );
         }
+    }
+
+    #[test]
+    fn a_request_of_another_version_is_named_whatever_else_it_says() {
+        let text = r#"{"apiVersion":"farrier.dev/v9","owners":[]}"#;
+        assert!(matches!(
+            ProvisionRequest::from_json(text),
+            Err(Error::Version { found }) if found == "farrier.dev/v9"
+        ));
     }
 
     #[test]

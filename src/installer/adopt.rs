@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::desired::Desired;
 use super::facts::Facts;
 use super::inherited::Inherited;
 use super::state::{OwnedHandler, folder_of};
@@ -132,17 +133,19 @@ pub fn is_in_place(inherited: Option<&Inherited>, owned: &OwnedHandler, plugin: 
     })
 }
 
-/// What goes with the handlers that `before` has and `next` has no more, or without a binary; `untouched` names handlers that are
-/// declared and nobody's concern.
+/// What goes with the handlers that `desired` had before and `next` has no more, or without a binary; `untouched` names handlers that
+/// are declared and nobody's concern.
 #[must_use]
-pub fn leftovers(
+pub(super) fn leftovers(
     facts: &Facts,
-    before: &BTreeMap<String, OwnedHandler>,
+    desired: &Desired,
     next: &BTreeMap<String, OwnedHandler>,
     untouched: &BTreeSet<String>,
 ) -> Leftovers {
+    let before = &desired.before;
     let stays = |name: &String| {
         untouched.contains(name)
+            || desired.late.contains_key(name)
             || next
                 .get(name)
                 .is_some_and(|owned| owned.sha256.is_some() || is_predecessor(owned.owner))
@@ -168,15 +171,18 @@ pub fn leftovers(
             .collect(),
         ..Leftovers::default()
     };
-    let links = leaving
+    let links = gone
         .iter()
-        .filter_map(|name| facts.inheritance.handlers.get(*name))
-        .filter(|inherited| gone.contains(&inherited.declared.path))
-        .flat_map(|inherited| inherited.links.iter().cloned());
-    leftovers.files.extend(links);
+        .filter_map(|path| facts.inheritance.links.get(*path))
+        .flatten();
+    leftovers.files.extend(links.cloned());
     let declared: BTreeSet<&str> = before
         .keys()
-        .filter(|name| next.contains_key(*name) || untouched.contains(*name))
+        .filter(|name| {
+            next.contains_key(*name)
+                || desired.late.contains_key(*name)
+                || untouched.contains(*name)
+        })
         .filter_map(path)
         .filter_map(|path| home_of(path))
         .collect();

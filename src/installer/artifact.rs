@@ -7,6 +7,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use nix::fcntl::OFlag;
 use reqwest::redirect::{Attempt, Policy};
 use reqwest::{Certificate, Client, StatusCode, Url};
@@ -26,8 +27,10 @@ const MAX_REDIRECTS: usize = 10;
 const CONNECT_LIMIT: Duration = Duration::from_secs(15);
 /// Between two pieces of a body.
 const IDLE_LIMIT: Duration = Duration::from_secs(30);
-/// One try as a whole: 45 MB at 1.2 Mbit/s.
-const TOTAL_LIMIT: Duration = Duration::from_mins(5);
+/// All artifacts together, with every try: 45 MB at 1.2 Mbit/s. What is there by then is installed.
+const FETCH_LIMIT: Duration = Duration::from_mins(5);
+/// Artifacts that are fetched at a time: one slow server holds up none of the others of most nodes.
+const AT_A_TIME: usize = 8;
 /// Waits before the second and the third try; then the controller's own backoff takes over.
 const RETRY_WAITS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(4)];
 /// A bundle of certificate authorities; Mozilla's has 230 kB.
@@ -61,6 +64,14 @@ pub enum Error {
         url: String,
         /// Its answer.
         status: StatusCode,
+    },
+    /// It was not there in time.
+    #[error(
+        "{location} could not be fetched within {FETCH_LIMIT:?}; see how fast the node reaches that server, or use a mirror"
+    )]
+    TooSlow {
+        /// As [`shown_location`] has it.
+        location: String,
     },
     /// The body is larger than any shim.
     #[error("{url} has more than {MAX_ARTIFACT} bytes; no shim is that large")]
@@ -108,7 +119,7 @@ pub enum Error {
     Reported(String),
 }
 
-/// Fetches what each shim names into `out`, one after the other, and leaves a [`FetchResult`] for each beside its binary.
+/// Fetches what each shim names into `out`, and leaves a [`FetchResult`] for each beside its binary.
 ///
 /// # Errors
 /// Only when `out` or the extra certificate authorities can't be used: a shim that fails has its reason in its result.
@@ -119,9 +130,19 @@ pub async fn fetch(
 ) -> Result<Vec<FetchResult>, Error> {
     std::fs::create_dir_all(out).map_err(folder(out))?;
     let client = client(ca_file)?;
+    let end = tokio::time::Instant::now() + FETCH_LIMIT;
+    let remote = shims.iter().filter(|shim| !is_on_host(&shim.location));
+    let mut fetched = futures::stream::iter(remote)
+        .map(async |shim| {
+            let fetched = tokio::time::timeout_at(end, fetch_one(&client, shim, out)).await;
+            let too_slow = |_| Error::TooSlow {
+                location: shown_location(&shim.location),
+            };
+            (shim, fetched.map_err(too_slow).flatten())
+        })
+        .buffered(AT_A_TIME);
     let mut results = Vec::new();
-    for shim in shims.iter().filter(|shim| !is_on_host(&shim.location)) {
-        let fetched = fetch_one(&client, shim, out).await;
+    while let Some((shim, fetched)) = fetched.next().await {
         let result = FetchResult {
             shim: shim.name.clone(),
             binary_sha256: fetched.as_ref().ok().cloned(),
@@ -189,8 +210,11 @@ fn client(ca_file: Option<&Path>) -> Result<Client, Error> {
     if let Some(path) = ca_file {
         let mut pem = Vec::new();
         File::open(path)
-            .and_then(|file| file.take(MAX_CA_FILE).read_to_end(&mut pem))
+            .and_then(|file| file.take(MAX_CA_FILE + 1).read_to_end(&mut pem))
             .map_err(folder(path))?;
+        if pem.len() as u64 > MAX_CA_FILE {
+            return Err(unusable(format!("it has more than {MAX_CA_FILE} bytes")));
+        }
         let more =
             Certificate::from_pem_bundle(&pem).map_err(|error| unusable(error.to_string()))?;
         if more.is_empty() {
@@ -203,7 +227,6 @@ fn client(ca_file: Option<&Path>) -> Result<Client, Error> {
         .redirect(Policy::custom(redirect))
         .connect_timeout(CONNECT_LIMIT)
         .read_timeout(IDLE_LIMIT)
-        .timeout(TOTAL_LIMIT)
         .user_agent(concat!("farrier/", env!("CARGO_PKG_VERSION")))
         .build()
         .map_err(|error| unusable(innermost(&error)))

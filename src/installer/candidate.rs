@@ -118,3 +118,78 @@ fn root_that_imports(
     let text = loaded.root.text.as_deref().unwrap_or_default();
     containerd_config::with_imports(&loaded.root.path, text, &imports)
 }
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+    use crate::containerd_config::{Handler, Placement, PluginId};
+    use crate::installer::source::Rendered;
+
+    const ROOT: &str = "/var/lib/rancher/k3s/agent/etc/containerd/config.toml";
+    const OURS: &str = "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.a]\nruntime_type = '/opt/farrier/bin/containerd-shim-a'\n";
+    const OTHER: &str = "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.a]\nruntime_type = 'io.containerd.a.v1'\n";
+    const RUNC: &str = "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n";
+
+    /// A change of a template that declares handler `a`, or of the file that containerd loads.
+    fn plan(is_template: bool) -> HostPlan {
+        let placement = Placement {
+            path: ROOT.to_owned(),
+            plugin: PluginId::CriV1Runtime,
+            version: Some(3),
+            drop_in: false,
+            spell_out_runc: false,
+            elsewhere: std::collections::BTreeSet::new(),
+        };
+        let rendered = Rendered {
+            placement,
+            after: None,
+        };
+        HostPlan {
+            config: Some(ConfigChange {
+                path: format!("{ROOT}.tmpl"),
+                before: None,
+                after: None,
+                root: ROOT.to_owned(),
+                rendered: is_template.then_some(rendered),
+            }),
+            declared: vec![Handler {
+                name: "a".to_owned(),
+                runtime_type: "/opt/farrier/bin/containerd-shim-a".to_owned(),
+                options: BTreeMap::new(),
+            }],
+            ..HostPlan::default()
+        }
+    }
+
+    #[rstest]
+    #[case::in_the_root(&[("config.toml", &format!("version = 3\n{RUNC}{OURS}") as &str)], true)]
+    #[case::in_an_import(
+        &[("config.toml", "version = 3\nimports = ['conf.d/*.toml']\n"), ("conf.d/a.toml", OURS)],
+        true
+    )]
+    #[case::as_another(&[("config.toml", &format!("version = 3\n{OTHER}") as &str)], false)]
+    #[case::without_it(&[("config.toml", &format!("version = 3\n{RUNC}") as &str)], false)]
+    #[case::nothing(&[], false)]
+    fn what_a_distribution_rendered_is_searched_for_our_handlers(
+        #[case] files: &[(&str, &str)],
+        #[case] expected: bool,
+    ) {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            let path = format!("{}/{name}", crate::installer::state::folder_of(ROOT));
+            let path = folder.path().join(path.trim_start_matches('/'));
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        let host = HostRoot::open(folder.path()).unwrap();
+        let found = is_rendered(&host, &plan(true));
+        assert_eq!(found.is_ok(), expected, "{found:?}");
+        if let Err(error) = found {
+            assert!(error.to_string().contains("without handler a"), "{error}");
+        }
+        // What containerd loads itself has been judged, and the CRI is asked.
+        assert!(is_rendered(&host, &plan(false)).is_ok());
+    }
+}

@@ -5,21 +5,77 @@ use std::collections::{BTreeMap, BTreeSet};
 use tracing::warn;
 
 use super::Error;
+use super::bounds::is_digest;
 use super::candidate;
 use super::cri;
+use super::desired::used_by;
 use super::facts::Facts;
-use super::host::{HostRoot, NEW_SUFFIX};
+use super::host::{HostRoot, NEW_SUFFIX, text_digest};
 use super::journal::Journal;
 use super::stamps;
 use super::state::{
     JOURNAL_FILE, OwnedHandler, Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, folder_of,
     target_digest,
 };
+use crate::handoff::HandlerReport;
+
+/// A pod may have taken up a handler since the host was looked at: where that is declared still, it stays what it was, and else the state
+/// file that ends the change remembers its binary. Returns what is to be reported on them.
+///
+/// # Errors
+/// When the state file can't be read or the journal can't be written.
+pub(super) fn keep_used(
+    host: &HostRoot,
+    journal: &mut Journal,
+    in_use: &InUse,
+) -> Result<Vec<HandlerReport>, Error> {
+    let used = |name: &str| in_use.pods(name);
+    if !journal.leaving.keys().any(|name| used(name).is_some()) {
+        return Ok(Vec::new());
+    }
+    let mut state = match (&journal.state, &journal.commits) {
+        (None, None) => State {
+            folders: journal.drop_folders.clone(),
+            ..State::default()
+        },
+        (None, Some(_)) => State::from_json(host.read_text(STATE_FILE, STATE_LIMIT)?.as_deref())?,
+        (Some(text), _) => State::from_json(Some(text))?,
+    };
+    state.folder.clone_from(&journal.folder);
+    let places = Places {
+        folder: journal.folder.clone(),
+    };
+    let mut reports = Vec::new();
+    for (name, owned) in &journal.leaving {
+        let Some(pods) = used(name) else {
+            continue;
+        };
+        warn!(handler = name, "its binary stays until a later run: {pods}");
+        let reserved = state.handlers.get_mut(name);
+        reports.push(HandlerReport {
+            shim: owned.shim.clone(),
+            handler: name.clone(),
+            path: Some(places.declared_path(name, owned)),
+            sha256: owned.sha256.clone(),
+            served: reserved.is_some(),
+            reason: Some(pods),
+        });
+        match reserved {
+            Some(reserved) => reserved.clone_from(owned),
+            None => {
+                state.late.insert(name.clone(), owned.clone());
+            }
+        }
+    }
+    journal.state = Some(state.to_json());
+    journal.commits = text_digest(journal.state.as_deref());
+    journal.save(host)?;
+    Ok(reports)
+}
 
 /// Clears up after a change that was carried out: binaries that nothing names, folders of ours, and the journal last.
 ///
-/// A pod may have come since the host was looked at: what `in_use` names keeps its binary, without which its sandbox could never be
-/// ended. The next run takes it.
+/// What `in_use` names keeps its binary, without which its sandbox could never be ended. A later run takes it.
 pub(super) fn finish(host: &HostRoot, journal: &Journal, in_use: &InUse) -> Result<(), Error> {
     journal.discard(host)?;
     let state = State::from_json(host.read_text(STATE_FILE, STATE_LIMIT)?.as_deref())?;
@@ -27,7 +83,15 @@ pub(super) fn finish(host: &HostRoot, journal: &Journal, in_use: &InUse) -> Resu
         folder: journal.folder.clone(),
     };
     clear_binaries(host, &places, &state, in_use)?;
-    journal.clear_leftovers(host)?;
+    let used = journal.leaving.iter();
+    let used = used.filter(|(name, _)| in_use.pods(name).is_some());
+    let carried = state.handlers.values().chain(state.late.values());
+    let carried = carried.filter(|owned| owned.sha256.is_some());
+    let spared = carried.chain(used.map(|(_, owned)| owned));
+    journal.clear_leftovers(
+        host,
+        &spared.filter_map(|owned| owned.path.as_ref()).collect(),
+    )?;
     let folders = || journal.drop_folders.iter().rev();
     if state.is_empty() {
         for folder in [places.bin(), places.store(), places.folder.clone()] {
@@ -58,8 +122,10 @@ fn clear_binaries(
     in_use: &InUse,
 ) -> Result<(), Error> {
     let carried = |handler: &str| {
-        let owned = state.handlers.get(handler);
-        owned.is_some_and(|owned| owned.sha256.is_some() && owned.path.is_none())
+        let mut owned = [&state.handlers, &state.late]
+            .into_iter()
+            .filter_map(|handlers| handlers.get(handler));
+        owned.any(|owned| owned.sha256.is_some() && owned.path.is_none())
     };
     // What was taken over is in our store only where a link at its path says so.
     let is_stored = |owned: &&OwnedHandler| {
@@ -69,28 +135,36 @@ fn clear_binaries(
     let mut stored: BTreeSet<String> = state
         .handlers
         .values()
+        .chain(state.late.values())
         .filter(is_stored)
         .filter_map(|owned| owned.sha256.clone())
         .collect();
     for name in host.list(&places.bin())? {
         let path = format!("{}/{name}", places.bin());
-        let used = Places::handler_of(&name).filter(|handler| in_use.counts(handler));
-        if let Some(handler) = used.filter(|handler| !carried(handler)) {
-            warn!(
-                handler,
-                "a pod came that uses the handler: its binary stays until the next run"
-            );
-            stored.extend(host.link_target(&path).as_deref().and_then(target_digest));
-        } else if !Places::handler_of(&name).is_some_and(carried) {
+        // Whoever put something else there keeps it.
+        let target = host.link_target(&path);
+        if !target.as_deref().is_some_and(is_own_link) {
+            continue;
+        }
+        let handler = Places::handler_of(&name);
+        if handler.is_some_and(|handler| in_use.pods(handler).is_some()) {
+            stored.extend(target.as_deref().and_then(target_digest));
+        } else if !handler.is_some_and(carried) {
             host.remove_file(&path)?;
         }
     }
     for name in host.list(&places.store())? {
-        if !stored.contains(&name) {
+        let digest = name.strip_suffix(NEW_SUFFIX).unwrap_or(&name);
+        if is_digest(digest) && !stored.contains(&name) {
             host.remove_file(&places.store_path(&name))?;
         }
     }
     Ok(())
+}
+
+/// Whether a link in our folder is one of ours.
+fn is_own_link(target: &str) -> bool {
+    target_digest(target).is_some_and(|digest| is_digest(&digest))
 }
 
 /// Files that only a run that was killed leaves: half written, or put there to be judged.
@@ -135,10 +209,180 @@ impl InUse {
         }
     }
 
-    fn counts(&self, handler: &str) -> bool {
+    /// Why the binary of a handler has to stay, as a sentence; `None` where nothing needs it.
+    fn pods(&self, handler: &str) -> Option<String> {
         match self {
-            Self::Known(in_use) => in_use.contains_key(handler),
-            Self::Unknown => true,
+            Self::Known(in_use) => in_use.get(handler).map(|pods| used_by(*pods)),
+            Self::Unknown => Some(
+                "whether pods use it can't be told, because containerd does not answer; run again"
+                    .to_owned(),
+            ),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+    use std::path::Path;
+
+    use rstest::rstest;
+
+    use super::super::perform::commit;
+    use super::super::state::link_target;
+    use super::*;
+    use crate::handoff::{API_VERSION, Owner};
+
+    /// Digests of binaries.
+    const A: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+    const B: &str = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
+    const K: &str = "cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc";
+
+    const THEIRS: &str = "/opt/kwasm/bin/containerd-shim-k-v1";
+    const LINK: &str = "/usr/local/bin/containerd-shim-k-v1";
+
+    fn owned(path: Option<&str>, sha256: Option<&str>) -> OwnedHandler {
+        OwnedHandler {
+            shim: "shim".to_owned(),
+            owner: Owner::Local,
+            path: path.map(str::to_owned),
+            sha256: sha256.map(str::to_owned),
+            location: String::new(),
+            artifact_sha256: None,
+            options: BTreeMap::new(),
+        }
+    }
+
+    /// A host from which `a`, `b` and, at its predecessor's path, `k` leave: their binaries stand, and the change is live.
+    fn leaving(root: &Path, state: Option<&State>) -> Journal {
+        let path = |path: &str| root.join(path.trim_start_matches('/'));
+        let places = Places {
+            folder: "/opt/farrier".to_owned(),
+        };
+        for folder in [&places.bin(), &places.store(), STATE_FOLDER] {
+            fs::create_dir_all(path(folder)).unwrap();
+        }
+        for folder in [folder_of(THEIRS), folder_of(LINK)] {
+            fs::create_dir_all(path(folder)).unwrap();
+        }
+        for (handler, sha256) in [("a", A), ("b", B)] {
+            fs::write(path(&places.store_path(sha256)), b"").unwrap();
+            symlink(link_target(sha256), path(&places.binary_path(handler))).unwrap();
+        }
+        fs::write(path(THEIRS), b"").unwrap();
+        symlink(THEIRS, path(LINK)).unwrap();
+        let state = state.map(State::to_json);
+        Journal {
+            api_version: API_VERSION.to_owned(),
+            undo: Vec::new(),
+            declares: Vec::new(),
+            root: "/etc/containerd/config.toml".to_owned(),
+            unit: String::new(),
+            distro: String::new(),
+            socket: String::new(),
+            folder: places.folder,
+            restarting: false,
+            process: None,
+            undone: false,
+            commits: text_digest(state.as_deref()),
+            state,
+            drop_folders: vec!["/opt".to_owned(), "/opt/farrier".to_owned()],
+            leftovers: super::super::adopt::Leftovers {
+                files: vec![THEIRS.to_owned(), LINK.to_owned()],
+                locks: Vec::new(),
+                folders: vec!["/opt/kwasm".to_owned(), "/opt/kwasm/bin".to_owned()],
+            },
+            leaving: BTreeMap::from([
+                ("a".to_owned(), owned(None, Some(A))),
+                ("b".to_owned(), owned(None, Some(B))),
+                ("k".to_owned(), owned(Some(THEIRS), Some(K))),
+            ]),
+        }
+    }
+
+    fn reserving() -> State {
+        let reserved = ["a", "b"].map(|name| (name.to_owned(), owned(None, None)));
+        State {
+            handlers: reserved.into(),
+            ..State::default()
+        }
+    }
+
+    /// Ends the change; returns the reports, the state on disk and which of the binaries are there.
+    fn end(
+        root: &Path,
+        state: Option<&State>,
+        in_use: &InUse,
+    ) -> (Vec<HandlerReport>, State, [bool; 4]) {
+        let host = HostRoot::open(root).unwrap();
+        let mut journal = leaving(root, state);
+        let reports = keep_used(&host, &mut journal, in_use).unwrap();
+        commit(&host, &journal).unwrap();
+        let text = host.read_text(STATE_FILE, STATE_LIMIT).unwrap();
+        // A run that is killed from here on is finished, not undone.
+        assert!(journal.is_committed(text.as_deref()));
+        finish(&host, &journal, in_use).unwrap();
+        let text = host.read_text(STATE_FILE, STATE_LIMIT).unwrap();
+        let ours = ["a", "b"].map(|name| format!("/opt/farrier/bin/containerd-shim-{name}"));
+        let [a, b] = ours;
+        let there = [a, b, THEIRS.to_owned(), LINK.to_owned()].map(|path| host.exists(&path));
+        (reports, State::from_json(text.as_deref()).unwrap(), there)
+    }
+
+    fn used(handlers: &[&str]) -> InUse {
+        let pods = handlers.iter().map(|name| ((*name).to_owned(), 2));
+        InUse::Known(pods.collect())
+    }
+
+    #[test]
+    fn a_pod_that_took_up_a_handler_while_it_left_keeps_its_binary_on_record() {
+        let root = tempfile::tempdir().unwrap();
+        let (reports, state, there) = end(root.path(), None, &used(&["a"]));
+        assert_eq!(there, [true, false, false, false]);
+        assert_eq!(state.late.keys().collect::<Vec<_>>(), ["a"]);
+        assert_eq!(state.folders, ["/opt", "/opt/farrier"]);
+        let [report] = reports.as_slice() else {
+            panic!("{reports:?}");
+        };
+        let reason = "pods still use it (2 on this node); delete them";
+        assert_eq!(report.reason.as_deref(), Some(reason));
+        assert!(!report.served && report.handler == "a");
+        let store = root.path().join("opt/farrier/store");
+        assert!(store.join(A).exists() && !store.join(B).exists());
+    }
+
+    #[test]
+    fn one_of_a_predecessor_s_keeps_its_binary_and_what_leads_there() {
+        let root = tempfile::tempdir().unwrap();
+        let (_, state, there) = end(root.path(), None, &used(&["k"]));
+        assert_eq!(there, [false, false, true, true]);
+        assert_eq!(state.late["k"].path.as_deref(), Some(THEIRS));
+    }
+
+    #[test]
+    fn one_that_stays_declared_stays_what_it_was() {
+        let root = tempfile::tempdir().unwrap();
+        let (reports, state, there) = end(root.path(), Some(&reserving()), &used(&["a"]));
+        assert_eq!(there, [true, false, false, false]);
+        assert!(state.late.is_empty() && reports[0].served);
+        assert_eq!(state.handlers["a"].sha256.as_deref(), Some(A));
+        assert_eq!(state.handlers["b"].sha256, None);
+    }
+
+    #[rstest]
+    #[case::nobody(used(&[]), false)]
+    #[case::somebody_else(used(&["c"]), false)]
+    #[case::no_answer(InUse::Unknown, true)]
+    fn without_an_answer_everything_stays_and_without_pods_nothing(
+        #[case] in_use: InUse,
+        #[case] stays: bool,
+    ) {
+        let root = tempfile::tempdir().unwrap();
+        let (reports, state, there) = end(root.path(), None, &in_use);
+        assert_eq!(there, [stays; 4]);
+        assert_eq!((reports.is_empty(), state.is_empty()), (!stays, !stays));
+        assert_eq!(root.path().join("opt").exists(), stays);
+        assert_eq!(root.path().join("var/lib/farrier").exists(), stays);
     }
 }

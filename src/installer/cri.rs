@@ -17,6 +17,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 
 use super::host::HostRoot;
 use super::text::printable;
+use crate::containerd_config::Value;
 
 /// One answer of the CRI comes in milliseconds; a node under load gets this long.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
@@ -60,6 +61,10 @@ pub struct Served {
     pub default: String,
     /// Every handler, with its `runtimeType`.
     pub handlers: BTreeMap<String, String>,
+    /// The options of those that have any: what is no zero value, as in [`DeclaredHandler::to_handler`].
+    ///
+    /// [`DeclaredHandler::to_handler`]: crate::containerd_config::DeclaredHandler::to_handler
+    pub options: BTreeMap<String, BTreeMap<String, Value>>,
 }
 
 #[derive(Deserialize)]
@@ -82,6 +87,31 @@ struct Containerd {
 struct Runtime {
     #[serde(default)]
     runtime_type: String,
+    #[serde(default)]
+    options: Option<BTreeMap<String, serde_json::Value>>,
+}
+
+impl Runtime {
+    fn options(&self) -> BTreeMap<String, Value> {
+        let value = |value: &serde_json::Value| match value {
+            serde_json::Value::Bool(value) => value.then_some(Value::Boolean(true)),
+            serde_json::Value::Number(value) => {
+                let value = value.as_i64().filter(|value| *value != 0);
+                value.map(Value::Integer)
+            }
+            serde_json::Value::String(value) => {
+                (!value.is_empty()).then(|| Value::String(value.clone()))
+            }
+            // Neither has an option of ours, and a dump's aren't compared.
+            serde_json::Value::Null
+            | serde_json::Value::Array(_)
+            | serde_json::Value::Object(_) => None,
+        };
+        let options = self.options.iter().flatten();
+        options
+            .filter_map(|(key, option)| Some((key.clone(), value(option)?)))
+            .collect()
+    }
 }
 
 /// What containerd serves now.
@@ -104,16 +134,20 @@ pub async fn served(host: &HostRoot, socket: &str) -> Result<Served, Error> {
             fault(&error)
         ),
     })?;
+    let runtimes = config.containerd.runtimes.unwrap_or_default();
+    let options = runtimes
+        .iter()
+        .map(|(name, runtime)| (name.clone(), runtime.options()))
+        .filter(|(_, options)| !options.is_empty())
+        .collect();
     Ok(Served {
         ready,
         default: config.containerd.default_runtime_name,
-        handlers: config
-            .containerd
-            .runtimes
-            .unwrap_or_default()
+        handlers: runtimes
             .into_iter()
             .map(|(name, runtime)| (name, runtime.runtime_type))
             .collect(),
+        options,
     })
 }
 

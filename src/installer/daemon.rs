@@ -1,9 +1,10 @@
 //! Finds the containerd that runs on a host, by its process. Reads `/proc`, and nothing of containerd's own.
 
-use super::distro;
+use super::distro::{self, DistroSpec};
 use super::facts::SMALL;
 use super::host::HostRoot;
 use super::kubelet;
+use super::service;
 use super::state::folder_of;
 
 /// A running containerd.
@@ -17,8 +18,21 @@ pub struct Daemon {
     pub config: Option<String>,
     /// What `-a` or `--address` says.
     pub address: Option<String>,
-    /// The unit that it runs in.
+    /// The unit that it runs in; a service of `OpenRC` is one with `.service` behind its name.
     pub unit: Option<String>,
+}
+
+impl Daemon {
+    /// The same, with the service that it is part of where its cgroup does not say: `OpenRC` lists what it has started.
+    #[must_use]
+    pub fn with_unit_of(mut self, host: &HostRoot, distro: &DistroSpec) -> Self {
+        if self.unit.is_none() {
+            let started = host.list(service::RC_STARTED).unwrap_or_default();
+            let mut units = started.iter().map(|name| format!("{name}.service"));
+            self.unit = units.find(|unit| distro.has_unit(unit));
+        }
+        self
+    }
 }
 
 /// The containerd that runs on this host; among several, the one that the kubelet uses.
@@ -114,17 +128,27 @@ pub(super) fn option(arguments: &[&str], names: &[&str]) -> Option<String> {
     None
 }
 
-/// The innermost service of a process's cgroups (cgroups(7): `hierarchy:controllers:path`).
+/// The innermost service of a process's cgroups (cgroups(7): `hierarchy:controllers:path`); `OpenRC` calls the cgroup of the service
+/// k3s `openrc.k3s`, and `k3s` in a hierarchy of its own under version 1 (`sh/rc-cgroup.sh`).
 fn unit_of_cgroup(cgroup: &str) -> Option<String> {
-    cgroup
-        .lines()
-        .filter_map(|line| line.splitn(3, ':').nth(2))
-        .find_map(|path| path.rsplit('/').find(|part| part.ends_with(".service")))
-        .map(str::to_owned)
+    let unit = |part: &str| match part.strip_prefix("openrc.") {
+        Some(name) => Some(format!("{name}.service")),
+        None => part.ends_with(".service").then(|| part.to_owned()),
+    };
+    cgroup.lines().find_map(|line| {
+        let (hierarchy, path) = line.split_once(':')?.1.split_once(':')?;
+        let name = path.trim_start_matches('/');
+        if hierarchy == "name=openrc" && !name.is_empty() {
+            return Some(format!("{name}.service"));
+        }
+        path.rsplit('/').find_map(unit)
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use rstest::rstest;
+
     use super::*;
 
     #[test]
@@ -148,6 +172,38 @@ mod tests {
         assert_eq!(option(&["containerd", "-c"], &["-c"]), None);
     }
 
+    #[rstest]
+    #[case::server("k3s", &["k3s", "sshd"], Some("k3s.service"))]
+    #[case::agent("k3s", &["containerd", "k3s-agent"], Some("k3s-agent.service"))]
+    #[case::not_started("k3s", &["sshd"], None)]
+    #[case::another_distribution_s("rke2", &["k3s"], None)]
+    #[case::a_package_s("debian", &["containerd"], None)]
+    fn openrc_lists_the_service_where_no_cgroup_names_it(
+        #[case] word: &str,
+        #[case] started: &[&str],
+        #[case] expected: Option<&str>,
+    ) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run/openrc/started");
+        std::fs::create_dir_all(&path).unwrap();
+        for name in started {
+            std::os::unix::fs::symlink(format!("/etc/init.d/{name}"), path.join(name)).unwrap();
+        }
+        let host = HostRoot::open(folder.path()).unwrap();
+        let daemon = |unit: Option<&str>| Daemon {
+            process: (1, 1),
+            program: String::new(),
+            config: None,
+            address: None,
+            unit: unit.map(str::to_owned),
+        };
+        let row = distro::named(word);
+        let found = daemon(None).with_unit_of(&host, row);
+        assert_eq!(found.unit.as_deref(), expected);
+        let known = daemon(Some("known.service")).with_unit_of(&host, row);
+        assert_eq!(known.unit.as_deref(), Some("known.service"));
+    }
+
     #[test]
     fn the_unit_is_read_from_every_kind_of_hierarchy() {
         for cgroup in [
@@ -159,6 +215,14 @@ mod tests {
                 Some("containerd.service")
             );
         }
-        assert_eq!(unit_of_cgroup("0::/\n"), None);
+        for cgroup in [
+            "0::/openrc.k3s-agent\n",
+            "2:pids:/\n1:name=openrc:/k3s-agent\n0::/\n",
+        ] {
+            assert_eq!(unit_of_cgroup(cgroup).as_deref(), Some("k3s-agent.service"));
+        }
+        for cgroup in ["0::/\n", "1:name=openrc:/\n", "", "0:", "0"] {
+            assert_eq!(unit_of_cgroup(cgroup), None, "{cgroup}");
+        }
     }
 }

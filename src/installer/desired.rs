@@ -8,7 +8,7 @@ use super::plan::{Scope, Want};
 use super::site::Site;
 use super::state::{OwnedHandler, owner_word};
 use crate::containerd_config::is_usable_name;
-use crate::handoff::{HandlerReport, ShimRequest};
+use crate::handoff::{HandlerReport, Owner, ShimRequest};
 
 /// The handlers that will be ours, as they come together.
 pub(super) struct Set<'a> {
@@ -22,6 +22,8 @@ pub(super) struct Set<'a> {
     kept: BTreeSet<String>,
     /// Handlers that lose their binary.
     leaving: BTreeSet<String>,
+    /// Handlers that are declared no more and that pods still use.
+    late: BTreeMap<String, OwnedHandler>,
     reports: Vec<HandlerReport>,
 }
 
@@ -33,21 +35,26 @@ pub(super) struct Desired {
     pub(super) next: BTreeMap<String, OwnedHandler>,
     /// Handlers that lose their binary.
     pub(super) leaving: BTreeSet<String>,
+    /// Handlers that are declared no more and that pods still use.
+    pub(super) late: BTreeMap<String, OwnedHandler>,
     /// The reports on those that were asked for or stay.
     pub(super) reports: Vec<HandlerReport>,
 }
 
 impl<'a> Set<'a> {
     pub(super) fn new(facts: &'a Facts, want: &'a Want, site: &'a Site<'a>) -> Self {
-        let before = recorded(facts, &site.placement.path);
+        let next = recorded(facts, &site.placement.path);
+        let mut before = facts.state.late.clone();
+        before.extend(next.clone());
         Self {
             facts,
             want,
             site,
-            next: before.clone(),
+            next,
             before,
             kept: BTreeSet::new(),
             leaving: BTreeSet::new(),
+            late: BTreeMap::new(),
             reports: Vec::new(),
         }
     }
@@ -132,14 +139,9 @@ impl<'a> Set<'a> {
 
     pub(super) fn remove_unwanted(&mut self) {
         let (facts, want) = (self.facts, self.want);
-        for (name, owned) in self.before.clone() {
-            let in_scope = match &want.scope {
-                Scope::Owner => owned.owner == want.owner,
-                Scope::Nothing => false,
-                Scope::Shims(shims) => shims.contains(&owned.shim),
-                Scope::Everything => true,
-            };
-            let leaves = in_scope && !self.kept.contains(&name) && owned.sha256.is_some();
+        for (name, owned) in self.next.clone() {
+            let leaves =
+                is_in_scope(&owned, want) && !self.kept.contains(&name) && owned.sha256.is_some();
             let others = owned.owner != want.owner && !is_predecessor(owned.owner);
             if leaves && matches!(want.scope, Scope::Shims(_)) && others {
                 let owner = owner_word(owned.owner);
@@ -149,8 +151,8 @@ impl<'a> Set<'a> {
             }
             let pods = facts.in_use.get(&name).copied().unwrap_or_default();
             if leaves && pods > 0 {
-                let reason = format!("pods still use it ({pods} on this node); delete them");
-                self.report(&owned.shim, &name, owned.sha256.clone(), Some(reason));
+                let reason = Some(used_by(pods));
+                self.report(&owned.shim, &name, owned.sha256.clone(), reason);
             } else if leaves && let Some(owned) = self.next.get_mut(&name) {
                 self.leaving.insert(name);
                 // Whoever takes it away answers for what stays declared.
@@ -160,6 +162,30 @@ impl<'a> Set<'a> {
                 owned.sha256 = None;
                 owned.location.clear();
                 owned.artifact_sha256 = None;
+            }
+        }
+    }
+
+    /// What pods took up while it left stays until they have ended.
+    pub(super) fn keep_late(&mut self) {
+        for (name, owned) in &self.facts.state.late {
+            let Some(pods) = self.facts.in_use.get(name) else {
+                continue;
+            };
+            let is_back = |next: &OwnedHandler| next.sha256.is_some();
+            if self.next.get(name).is_some_and(is_back) {
+                continue;
+            }
+            self.late.insert(name.clone(), owned.clone());
+            if is_in_scope(owned, self.want) {
+                self.reports.push(HandlerReport {
+                    shim: owned.shim.clone(),
+                    handler: name.clone(),
+                    path: Some(self.facts.places.declared_path(name, owned)),
+                    sha256: owned.sha256.clone(),
+                    served: false,
+                    reason: Some(used_by(*pods)),
+                });
             }
         }
     }
@@ -193,7 +219,39 @@ impl<'a> Set<'a> {
             before: self.before,
             next: self.next,
             leaving: self.leaving,
+            late: self.late,
             reports: self.reports,
         }
     }
+}
+
+impl Desired {
+    /// The handlers that lose their binary, as they are now; `owner` answers for those of predecessors.
+    pub(super) fn leaving_as_they_were(&self, owner: Owner) -> BTreeMap<String, OwnedHandler> {
+        let leaving = self.before.iter();
+        leaving
+            .filter(|(name, _)| self.leaving.contains(*name))
+            .map(|(name, owned)| {
+                let mut owned = owned.clone();
+                if is_predecessor(owned.owner) {
+                    owned.owner = owner;
+                }
+                (name.clone(), owned)
+            })
+            .collect()
+    }
+}
+
+fn is_in_scope(owned: &OwnedHandler, want: &Want) -> bool {
+    match &want.scope {
+        Scope::Owner => owned.owner == want.owner,
+        Scope::Nothing => false,
+        Scope::Shims(shims) => shims.contains(&owned.shim),
+        Scope::Everything => true,
+    }
+}
+
+/// Why a handler or its binary stays: pods use it, so many.
+pub(super) fn used_by(pods: usize) -> String {
+    format!("pods still use it ({pods} on this node); delete them")
 }

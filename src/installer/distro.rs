@@ -1,10 +1,13 @@
 //! The table of distributions: how each is told, where its containerd stands, what is edited, and whether it is changed. Pure.
 //!
-//! A new distribution is a variant of [`Distro`] and a row of [`TABLE`]; nothing else names one.
+//! A new distribution is a variant of [`Distro`] and a row in `table`; nothing else names one.
+
+mod table;
 
 use std::time::Duration;
 
-use super::state::FOLDER;
+use table::STOCK;
+pub use table::{STOCK_SOCKET, TABLE};
 
 /// A way in which containerd comes to a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +40,20 @@ pub enum Distro {
     Cos,
     /// CRI-O in containerd's place.
     CriO,
+    /// kind: a node is a container.
+    Kind,
+    /// minikube, in a machine or a container.
+    Minikube,
+    /// AKS, on Ubuntu, Azure Linux and those with a read-only `/usr`.
+    Aks,
+    /// EKS where a script sets nodes up: Amazon Linux 2, Ubuntu.
+    Eks,
+    /// EKS on Amazon Linux 2023, where nodeadm does.
+    EksAl2023,
+    /// GKE on Ubuntu.
+    Gke,
+    /// `DigitalOcean`'s managed Kubernetes.
+    Doks,
 }
 
 /// How containerd gets to load another configuration.
@@ -75,12 +92,6 @@ pub enum Edited {
     },
 }
 
-/// containerd answers 0.1 to 0.3 s after its start, with hundreds of pods after seconds; releases that run every shim's `-info` at
-/// the start, one after the other, take longer.
-const SERVE_LIMIT: Duration = Duration::from_mins(1);
-/// Where the kubelet, and on a server the cluster's database and API, restart before containerd does.
-const SERVE_LIMIT_WITH_KUBELET: Duration = Duration::from_mins(5);
-
 /// One row of the table.
 #[derive(Debug)]
 pub struct DistroSpec {
@@ -96,18 +107,30 @@ pub struct DistroSpec {
     init: &'static [&'static str],
     /// Part of the socket that the kubelet uses.
     endpoint: Option<&'static str>,
+    /// Parts of the command line of a kubelet that runs: what its maker starts it with, or names its nodes by.
+    kubelet: &'static [&'static str],
+    /// Files of its machine image, which count where no kubelet runs that could say more.
+    image: &'static [&'static str],
+    /// Value of `PLATFORM_ID` in `os-release`, where that has to fit, too.
+    platform: Option<&'static str>,
     /// Values of `ID` or `ID_LIKE` in `os-release`.
     os_ids: &'static [&'static str],
-    /// Files that count only where no containerd runs or is installed: a former distribution's leftovers must not deceive.
-    files: &'static [&'static str],
+    /// Its programs. They tell it only where no containerd runs or is installed: what a former distribution left must not deceive.
+    pub programs: &'static [&'static str],
+    /// What it makes when it runs; counts where `programs` would, and only where there are none of any distribution.
+    data: &'static [&'static str],
     /// Why it is not changed, and what works there; `None` where it is.
     pub refusal: Option<&'static str>,
-    /// The root configuration file where the daemon's command line names none.
+    /// The root configuration file where neither the daemon's command line nor the unit names one.
     pub config: &'static str,
+    /// The variable in the unit's environment that may name another.
+    pub variable: Option<&'static str>,
     /// What is edited.
     pub edited: Edited,
-    /// Programs that print the distribution's release, and the word that makes them.
-    pub release: (&'static [&'static str], &'static str),
+    /// The word that makes one of `programs` print the distribution's release.
+    pub release: Option<&'static str>,
+    /// Whether the configuration is written anew at each boot.
+    pub rewritten: bool,
     /// The CRI's socket where the daemon's command line names none.
     pub socket: &'static str,
     /// The unit, where the process does not say.
@@ -119,208 +142,6 @@ pub struct DistroSpec {
     /// Where binaries can be kept, the best place first; the first that can be written to and executed from counts.
     pub folders: &'static [&'static str],
 }
-
-/// containerd's own default address.
-pub const STOCK_SOCKET: &str = "/run/containerd/containerd.sock";
-
-/// Where containerd's own packages put things.
-const STOCK: DistroSpec = DistroSpec {
-    distro: Distro::Systemd,
-    word: "systemd",
-    paths: &[],
-    units: &[],
-    init: &[],
-    endpoint: None,
-    os_ids: &[],
-    files: &[],
-    refusal: None,
-    config: "/etc/containerd/config.toml",
-    edited: Edited::Loaded,
-    release: (&[], "--version"),
-    socket: STOCK_SOCKET,
-    unit: "containerd.service",
-    restart: Restart::Service,
-    serve_limit: SERVE_LIMIT,
-    folders: &[FOLDER],
-};
-
-/// k3s; RKE2 has the same agent in it.
-const K3S: DistroSpec = DistroSpec {
-    distro: Distro::K3s,
-    word: "k3s",
-    paths: &["/rancher/k3s/"],
-    units: &["k3s.", "k3s-"],
-    files: &[
-        "/usr/local/bin/k3s",
-        "/var/lib/rancher/k3s/agent/etc/containerd/config.toml",
-    ],
-    config: "/var/lib/rancher/k3s/agent/etc/containerd/config.toml",
-    edited: Edited::GoTemplate {
-        v3: "config-v3.toml.tmpl",
-        v2: "config.toml.tmpl",
-    },
-    release: (
-        &["/usr/local/bin/k3s", "/usr/bin/k3s", "/bin/k3s"],
-        "--version",
-    ),
-    socket: "/run/k3s/containerd/containerd.sock",
-    unit: "k3s.service",
-    serve_limit: SERVE_LIMIT_WITH_KUBELET,
-    ..STOCK
-};
-
-/// What nobody changes from a pod.
-const fn detect_only(distro: Distro, word: &'static str, refusal: &'static str) -> DistroSpec {
-    DistroSpec {
-        distro,
-        word,
-        refusal: Some(refusal),
-        ..STOCK
-    }
-}
-
-/// All of them; the first row that fits counts, and the last one fits always.
-///
-/// kind and minikube, AKS, EKS, GKE on Ubuntu and DOKS run containerd as a package has it and are told by their operating system.
-pub const TABLE: &[DistroSpec] = &[
-    DistroSpec {
-        distro: Distro::K3d,
-        word: "k3d",
-        // The image of k3s has no service manager: process 1 is k3s, or the script that k3d starts it from.
-        init: &["k3s", "k3d"],
-        units: &[],
-        files: &[],
-        restart: Restart::ContainerInit,
-        ..K3S
-    },
-    K3S,
-    DistroSpec {
-        distro: Distro::Rke2,
-        word: "rke2",
-        paths: &["/rancher/rke2/"],
-        units: &["rke2-"],
-        files: &[
-            "/usr/local/bin/rke2",
-            "/opt/rke2/bin/rke2",
-            "/var/lib/rancher/rke2/agent/etc/containerd/config.toml",
-        ],
-        config: "/var/lib/rancher/rke2/agent/etc/containerd/config.toml",
-        release: (
-            &["/usr/local/bin/rke2", "/opt/rke2/bin/rke2", "/usr/bin/rke2"],
-            "--version",
-        ),
-        unit: "rke2-agent.service",
-        ..K3S
-    },
-    DistroSpec {
-        distro: Distro::MicroK8s,
-        word: "microk8s",
-        paths: &["/snap/microk8s/"],
-        units: &["snap.microk8s."],
-        files: &[
-            "/snap/microk8s/current/bin/containerd",
-            "/var/snap/microk8s/current/args/containerd-template.toml",
-        ],
-        config: "/var/snap/microk8s/current/args/containerd.toml",
-        edited: Edited::TomlTemplate("containerd-template.toml"),
-        socket: "/var/snap/microk8s/common/run/containerd.sock",
-        unit: "snap.microk8s.daemon-containerd.service",
-        // A snap under strict confinement executes nothing in /opt.
-        folders: &["/var/snap/microk8s/common/farrier"],
-        ..STOCK
-    },
-    DistroSpec {
-        distro: Distro::K0s,
-        word: "k0s",
-        paths: &["/lib/k0s/", "/etc/k0s/"],
-        units: &["k0sworker.", "k0scontroller."],
-        files: &[
-            "/var/lib/k0s/bin/containerd",
-            "/usr/local/bin/k0s",
-            "/etc/k0s/containerd.toml",
-        ],
-        config: "/etc/k0s/containerd.toml",
-        edited: Edited::Snippets {
-            folder: "containerd.d",
-            marker: "# k0s_managed=true",
-        },
-        release: (&["/usr/local/bin/k0s", "/usr/bin/k0s"], "version"),
-        socket: "/run/k0s/containerd.sock",
-        unit: "k0sworker.service",
-        restart: Restart::Watched,
-        ..STOCK
-    },
-    DistroSpec {
-        os_ids: &["talos"],
-        ..detect_only(
-            Distro::Talos,
-            "talos",
-            "this node runs Talos Linux, which can't be changed from a pod; add the shim as a system extension to its image",
-        )
-    },
-    DistroSpec {
-        os_ids: &["bottlerocket"],
-        ..detect_only(
-            Distro::Bottlerocket,
-            "bottlerocket",
-            "this node runs Bottlerocket, whose file system can't be changed; build a variant that carries the shim, or use other nodes",
-        )
-    },
-    DistroSpec {
-        os_ids: &["rhcos", "scos", "openshift"],
-        ..detect_only(
-            Distro::OpenShift,
-            "openshift",
-            "this node belongs to OpenShift, whose operator writes its files; add the runtime to /etc/crio/crio.conf.d by a MachineConfig",
-        )
-    },
-    DistroSpec {
-        endpoint: Some("crio"),
-        files: &["/run/crio/crio.sock", "/var/run/crio/crio.sock"],
-        ..detect_only(
-            Distro::CriO,
-            "crio",
-            "this node runs CRI-O instead of containerd; declare the runtime in /etc/crio/crio.conf.d and restart crio",
-        )
-    },
-    DistroSpec {
-        distro: Distro::Cos,
-        word: "cos",
-        os_ids: &["cos"],
-        // `/` is read-only and `/var` not executable but for these (COS, *Disks and file system overview*); `/etc` is new at each boot.
-        folders: &["/var/lib/google/farrier", "/var/lib/toolbox/farrier"],
-        ..STOCK
-    },
-    DistroSpec {
-        distro: Distro::Flatcar,
-        word: "flatcar",
-        os_ids: &["flatcar"],
-        config: "/usr/share/containerd/config.toml",
-        ..STOCK
-    },
-    DistroSpec {
-        distro: Distro::Debian,
-        word: "debian",
-        os_ids: &["debian", "ubuntu"],
-        ..STOCK
-    },
-    DistroSpec {
-        distro: Distro::Rpm,
-        word: "rpm",
-        os_ids: &[
-            "fedora",
-            "rhel",
-            "centos",
-            "suse",
-            "opensuse",
-            "amzn",
-            "azurelinux",
-            "mariner",
-        ],
-        ..STOCK
-    },
-    STOCK,
-];
 
 /// What was found on a host.
 #[derive(Debug, Default)]
@@ -335,31 +156,68 @@ pub struct Evidence<'a> {
     pub init: &'a str,
     /// The socket that the kubelet uses, where a kubelet of its own says so.
     pub endpoint: Option<&'a str>,
+    /// Its command line, with a NUL behind each argument; empty where no kubelet of its own runs.
+    pub kubelet: &'a str,
     /// Whether a containerd is installed where packages put it, for a host that runs none now.
     pub installed: bool,
     /// The text of `/etc/os-release`.
     pub os_release: &'a str,
 }
 
-/// The row that fits a host; `present` says whether a marker file is there.
+impl DistroSpec {
+    /// Whether a service of this name, as in `k3s-agent.service`, is one that this distribution's containerd is part of.
+    #[must_use]
+    pub fn has_unit(&self, unit: &str) -> bool {
+        self.units.iter().any(|start| unit.starts_with(start))
+    }
+
+    fn has_path(&self, path: Option<&str>) -> bool {
+        path.is_some_and(|path| self.paths.iter().any(|part| path.contains(part)))
+    }
+
+    /// What an operator should know who has the configuration at `path` changed.
+    #[must_use]
+    pub fn note(&self, path: &str) -> Option<String> {
+        self.rewritten.then(|| {
+            format!("{path} is written anew at each boot of this node: the controller provisions it again then, and without one farrier install has to be run again")
+        })
+    }
+
+    /// Whether what runs says so.
+    fn runs(&self, evidence: &Evidence<'_>) -> bool {
+        let unit = evidence.program.and(evidence.unit);
+        let endpoint = evidence.endpoint.zip(self.endpoint);
+        self.has_path(evidence.program)
+            || self.has_path(evidence.config)
+            || unit.is_some_and(|unit| self.has_unit(unit))
+            || endpoint.is_some_and(|(is, part)| is.contains(part))
+            || any_in(self.kubelet, evidence.kubelet)
+    }
+
+    /// Whether everything fits that has to.
+    fn may_be(&self, evidence: &Evidence<'_>) -> bool {
+        let platform = |platform| os_values(evidence.os_release).any(|value| value == platform);
+        (self.init.is_empty() || any_in(self.init, evidence.init))
+            && self.platform.is_none_or(platform)
+    }
+}
+
+fn any_in(parts: &[&str], text: &str) -> bool {
+    parts.iter().any(|part| text.contains(part))
+}
+
+/// The row that fits a host; `present` says whether a file is there.
 pub fn detect(evidence: &Evidence<'_>, present: impl Fn(&str) -> bool) -> &'static DistroSpec {
-    let ids = os_ids(evidence.os_release);
+    let any = |files: &[&str]| files.iter().any(|file| present(file));
     let idle = evidence.program.is_none() && !evidence.installed && evidence.config.is_none();
+    let has_programs = idle && TABLE.iter().any(|row| any(row.programs));
     let fits = |row: &&DistroSpec| {
-        let named = |path: Option<&str>| {
-            path.is_some_and(|path| row.paths.iter().any(|part| path.contains(part)))
-        };
-        let in_unit = |unit: &str| row.units.iter().any(|start| unit.starts_with(start));
-        let found = named(evidence.program)
-            || named(evidence.config)
-            || evidence.program.is_some() && evidence.unit.is_some_and(in_unit)
-            || evidence
-                .endpoint
-                .zip(row.endpoint)
-                .is_some_and(|(is, part)| is.contains(part))
-            || row.os_ids.iter().any(|id| ids.contains(id))
-            || idle && row.files.iter().any(|file| present(file));
-        found && (row.init.is_empty() || row.init.iter().any(|part| evidence.init.contains(part)))
+        let found = row.runs(evidence)
+            || os_values(evidence.os_release).any(|id| row.os_ids.contains(&id))
+            || evidence.kubelet.is_empty() && any(row.image)
+            || idle && any(row.programs)
+            || idle && !has_programs && any(row.data);
+        found && row.may_be(evidence)
     };
     TABLE.iter().find(fits).unwrap_or(&STOCK)
 }
@@ -367,10 +225,9 @@ pub fn detect(evidence: &Evidence<'_>, present: impl Fn(&str) -> bool) -> &'stat
 /// Whether a running containerd is one that a distribution of Kubernetes brought and started.
 #[must_use]
 pub fn is_own(program: &str, unit: Option<&str>) -> bool {
-    TABLE.iter().any(|row| {
-        row.paths.iter().any(|part| program.contains(part))
-            || unit.is_some_and(|unit| row.units.iter().any(|start| unit.starts_with(start)))
-    })
+    TABLE
+        .iter()
+        .any(|row| row.has_path(Some(program)) || unit.is_some_and(|unit| row.has_unit(unit)))
 }
 
 /// The row of a word in a report or a journal; the one that fits always where there is none.
@@ -380,18 +237,17 @@ pub fn named(word: &str) -> &'static DistroSpec {
     found.unwrap_or(&STOCK)
 }
 
-/// The values of `ID` and `ID_LIKE` (os-release(5)), and `openshift` where a key names its release, as on nodes of RHEL.
-fn os_ids(os_release: &str) -> Vec<&str> {
+/// The values of `ID`, `ID_LIKE` and `PLATFORM_ID` (os-release(5)), and `openshift` where a key names its release, as on nodes of RHEL.
+fn os_values(os_release: &str) -> impl Iterator<Item = &str> {
     os_release
         .lines()
         .filter_map(|line| line.split_once('='))
         .filter_map(|(key, value)| match key {
-            "ID" | "ID_LIKE" => Some(value),
+            "ID" | "ID_LIKE" | "PLATFORM_ID" => Some(value),
             "OPENSHIFT_VERSION" => Some("openshift"),
             _ => None,
         })
         .flat_map(|value| value.trim_matches(['"', '\'']).split_whitespace())
-        .collect()
 }
 
 #[cfg(test)]
@@ -410,19 +266,33 @@ mod tests {
         "",
     );
 
+    /// Programs and data of every distribution that was ever on the host.
+    fn is_left(file: &str) -> bool {
+        let mut left = TABLE
+            .iter()
+            .flat_map(|row| row.programs.iter().chain(row.data));
+        left.any(|left| *left == file)
+    }
+
+    fn is_of_an_image(file: &str) -> bool {
+        TABLE.iter().any(|row| row.image.contains(&file))
+    }
+
     #[rstest]
     #[case::debian(STOCK_RUNS, "ID=debian\n", Distro::Debian)]
-    #[case::kind(STOCK_RUNS, "ID=debian\nVERSION_ID=\"12\"\n", Distro::Debian)]
-    #[case::minikube(STOCK_RUNS, "ID=buildroot\n", Distro::Systemd)]
-    #[case::aks_ubuntu_gke_ubuntu(STOCK_RUNS, "ID=ubuntu\nID_LIKE=debian\n", Distro::Debian)]
-    #[case::aks_azure_linux_osguard(STOCK_RUNS, "ID=azurelinux\nVARIANT_ID=osguard\n", Distro::Rpm)]
-    #[case::aks_mariner(STOCK_RUNS, "ID=mariner\n", Distro::Rpm)]
-    #[case::eks(
+    #[case::minikube_without_a_kubelet(STOCK_RUNS, "ID=buildroot\n", Distro::Systemd)]
+    #[case::azure_linux(STOCK_RUNS, "ID=azurelinux\n", Distro::Rpm)]
+    #[case::mariner(STOCK_RUNS, "ID=mariner\n", Distro::Rpm)]
+    #[case::amazon_linux(
         STOCK_RUNS,
         "ID=\"amzn\"\nID_LIKE=\"centos rhel fedora\"\n",
         Distro::Rpm
     )]
-    #[case::eks_al2023(STOCK_RUNS, "ID=\"amzn\"\nID_LIKE=\"fedora\"\n", Distro::Rpm)]
+    #[case::amazon_linux_2023(
+        STOCK_RUNS,
+        "ID=\"amzn\"\nID_LIKE=\"fedora\"\nPLATFORM_ID=\"platform:al2023\"\n",
+        Distro::Rpm
+    )]
     #[case::mint(
         STOCK_RUNS,
         "ID=linuxmint\nID_LIKE=\"ubuntu debian\"\n",
@@ -476,8 +346,7 @@ mod tests {
         #[case] running: Running,
         #[case] os_release: &str,
         #[case] expected: Distro,
-        #[values(&[], &["/usr/local/bin/k3s", "/var/lib/k0s/bin/containerd", "/run/crio/crio.sock"])]
-        leftovers: &[&str],
+        #[values(false, true)] leftovers: bool,
     ) {
         let said = |text: &'static str| (!text.is_empty()).then_some(text);
         let (program, unit, init, endpoint) = running;
@@ -488,37 +357,183 @@ mod tests {
             endpoint: said(endpoint),
             installed: program.is_empty(),
             os_release,
-            config: None,
+            ..Evidence::default()
         };
-        let row = detect(&evidence, |file| leftovers.contains(&file));
+        let row = detect(&evidence, |file| leftovers && is_left(file));
         assert_eq!(row.distro, expected);
     }
 
+    const AMAZON: &str = "ID=\"amzn\"\nPLATFORM_ID=\"platform:al2023\"\n";
+
     #[rstest]
-    #[case::k3s("/usr/local/bin/k3s", Distro::K3s)]
-    #[case::rendered_k3s("/var/lib/rancher/k3s/agent/etc/containerd/config.toml", Distro::K3s)]
-    #[case::rendered_rke2("/var/lib/rancher/rke2/agent/etc/containerd/config.toml", Distro::Rke2)]
-    #[case::microk8s(
-        "/var/snap/microk8s/current/args/containerd-template.toml",
-        Distro::MicroK8s
+    #[case::kind(
+        "--provider-id=kind://docker/kind/kind-worker",
+        "ID=debian\n",
+        Distro::Kind
     )]
-    #[case::k0s("/etc/k0s/containerd.toml", Distro::K0s)]
-    #[case::crio("/run/crio/crio.sock", Distro::CriO)]
-    #[case::nothing("/etc/containerd/config.toml", Distro::Debian)]
-    fn a_host_that_runs_nothing_is_told_by_its_files(#[case] file: &str, #[case] expected: Distro) {
-        let os_release = "ID=debian\n";
+    #[case::minikube(
+        "/var/lib/minikube/binaries/v1.33.1/kubelet\0--v=2",
+        "ID=buildroot\n",
+        Distro::Minikube
+    )]
+    #[case::minikube_in_a_container(
+        "/var/lib/minikube/binaries/v1.33.1/kubelet",
+        "ID=debian\n",
+        Distro::Minikube
+    )]
+    #[case::aks_ubuntu(
+        "--node-labels=agentpool=a,kubernetes.azure.com/agentpool=a",
+        "ID=ubuntu\nID_LIKE=debian\n",
+        Distro::Aks
+    )]
+    #[case::aks_azure_linux(
+        "--node-labels=kubernetes.azure.com/mode=user",
+        "ID=azurelinux\n",
+        Distro::Aks
+    )]
+    #[case::aks_read_only(
+        "--node-labels=kubernetes.azure.com/mode=user",
+        "ID=azurelinux\nVARIANT_ID=osguard\n",
+        Distro::Aks
+    )]
+    #[case::aks_container_linux(
+        "--node-labels=kubernetes.azure.com/mode=user",
+        "ID=azurelinux\nVARIANT_ID=azurecontainerlinux\n",
+        Distro::Aks
+    )]
+    #[case::eks_al2(
+        "--config\0/etc/kubernetes/kubelet/kubelet-config.json",
+        "ID=\"amzn\"\nID_LIKE=\"centos rhel fedora\"\n",
+        Distro::Eks
+    )]
+    #[case::eks_al2023(
+        "--image-credential-provider-bin-dir=/etc/eks/image-credential-provider",
+        AMAZON,
+        Distro::EksAl2023
+    )]
+    #[case::eks_ubuntu(
+        "--image-credential-provider-bin-dir\0/etc/eks/image-credential-provider",
+        "ID=ubuntu\n",
+        Distro::Eks
+    )]
+    #[case::eks_bottlerocket(
+        "--node-labels=eks.amazonaws.com/nodegroup=a\0/etc/eks/x",
+        "ID=bottlerocket\n",
+        Distro::Bottlerocket
+    )]
+    #[case::gke_ubuntu("/home/kubernetes/bin/kubelet\0--v=2", "ID=ubuntu\n", Distro::Gke)]
+    #[case::gke_cos("/home/kubernetes/bin/kubelet\0--v=2", "ID=cos\n", Distro::Cos)]
+    #[case::doks(
+        "--node-labels=doks.digitalocean.com/node-id=1,doks.digitalocean.com/node-pool=a",
+        "ID=debian\n",
+        Distro::Doks
+    )]
+    #[case::kubeadm(
+        "/usr/bin/kubelet\0--config=/var/lib/kubelet/config.yaml",
+        "ID=debian\n",
+        Distro::Debian
+    )]
+    #[case::kubeadm_on_amazon_linux(
+        "/usr/bin/kubelet\0--config=/var/lib/kubelet/config.yaml",
+        AMAZON,
+        Distro::Rpm
+    )]
+    fn a_managed_node_is_told_by_its_kubelet_and_by_no_file(
+        #[case] kubelet: &str,
+        #[case] os_release: &str,
+        #[case] expected: Distro,
+        #[values(false, true)] leftovers: bool,
+    ) {
+        let (program, unit, init, _) = STOCK_RUNS;
         let evidence = Evidence {
+            program: Some(program),
+            unit: Some(unit),
+            init,
+            kubelet,
             os_release,
             ..Evidence::default()
         };
-        assert_eq!(detect(&evidence, |path| path == file).distro, expected);
-        let installed = Evidence {
+        let present = |file: &str| leftovers && (is_left(file) || is_of_an_image(file));
+        assert_eq!(detect(&evidence, present).distro, expected);
+    }
+
+    #[rstest]
+    #[case::kind("/kind/version", "ID=debian\n", Distro::Kind)]
+    #[case::aks("/opt/azure/vhd-install.complete", "ID=ubuntu\n", Distro::Aks)]
+    #[case::eks("/etc/eks/bootstrap.sh", "ID=amzn\n", Distro::Eks)]
+    #[case::eks_al2023("/usr/bin/nodeadm", AMAZON, Distro::EksAl2023)]
+    #[case::none("/etc/containerd/config.toml", AMAZON, Distro::Rpm)]
+    fn a_machine_image_without_a_kubelet_that_runs_is_told_by_its_files(
+        #[case] file: &str,
+        #[case] os_release: &str,
+        #[case] expected: Distro,
+        #[values(false, true)] leftovers: bool,
+    ) {
+        let evidence = Evidence {
             installed: true,
             os_release,
             ..Evidence::default()
         };
-        let row = detect(&installed, |path| path == file);
-        assert_eq!(row.distro, Distro::Debian);
+        let present = |path: &str| path == file || leftovers && is_left(path);
+        assert_eq!(detect(&evidence, present).distro, expected);
+    }
+
+    /// Rows that files can tell; k3d is told by a process only.
+    fn told_by_files() -> impl Iterator<Item = &'static DistroSpec> {
+        let by_files = |row: &&DistroSpec| !row.data.is_empty() && row.init.is_empty();
+        TABLE.iter().filter(by_files)
+    }
+
+    #[test]
+    fn a_host_that_runs_nothing_is_told_by_its_files() {
+        let idle = Evidence {
+            os_release: "ID=debian\n",
+            ..Evidence::default()
+        };
+        for row in told_by_files() {
+            for file in row.programs.iter().chain(row.data) {
+                let found = detect(&idle, |path| path == *file).distro;
+                assert_eq!(found, row.distro, "{file}");
+            }
+            // What a former one made says less than a program that is there.
+            for program in row.programs {
+                let stale = |path: &str| {
+                    let mut rows = TABLE.iter();
+                    path == *program || rows.any(|row| row.data.contains(&path))
+                };
+                assert_eq!(detect(&idle, stale).distro, row.distro, "{program}");
+            }
+        }
+        let nothing = detect(&idle, |path| path == "/etc/containerd/config.toml");
+        assert_eq!(nothing.distro, Distro::Debian);
+    }
+
+    #[test]
+    fn what_a_former_distribution_left_does_not_deceive() {
+        let os_release = "ID=debian\n";
+        let (program, unit, ..) = STOCK_RUNS;
+        let runs = Evidence {
+            program: Some(program),
+            unit: Some(unit),
+            os_release,
+            ..Evidence::default()
+        };
+        let stopped = Evidence {
+            installed: true,
+            os_release,
+            ..Evidence::default()
+        };
+        for row in told_by_files() {
+            let left = |path: &str| row.programs.contains(&path) || row.data.contains(&path);
+            for evidence in [&runs, &stopped] {
+                assert_eq!(
+                    detect(evidence, left).distro,
+                    Distro::Debian,
+                    "{}",
+                    row.word
+                );
+            }
+        }
     }
 
     #[test]
@@ -539,6 +554,26 @@ mod tests {
             });
             assert!(named, "{}", row.word);
             assert!(!row.folders.is_empty(), "{}", row.word);
+        }
+    }
+
+    #[test]
+    fn every_row_has_a_word_of_its_own_that_leads_back_to_it() {
+        for row in TABLE {
+            assert_eq!(named(row.word).distro, row.distro, "{}", row.word);
+        }
+    }
+
+    #[test]
+    fn a_service_is_told_by_the_beginning_of_its_name() {
+        for (word, unit, expected) in [
+            ("k3s", "k3s.service", true),
+            ("k3s", "k3s-agent.service", true),
+            ("k3s", "k3sup.service", false),
+            ("rke2", "rke2-server.service", true),
+            ("debian", "containerd.service", false),
+        ] {
+            assert_eq!(named(word).has_unit(unit), expected, "{unit}");
         }
     }
 }

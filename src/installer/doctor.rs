@@ -1,13 +1,18 @@
 //! What is installed on a host, by whom, and what is wrong with it, each finding with its remedy. Pure: it judges facts.
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 
 use super::adopt;
-use super::facts::{Facts, path_of, verified};
-use super::plan::spares_pods;
-use super::state::{STATE_FILE, owner_word};
+use super::distro::Restart;
+use super::facts::{Facts, standing};
+use super::readiness::spares_pods;
+use super::report::split;
+use super::site::{Site, declarations, hands_options_over};
+use super::state::{OwnedHandler, STATE_FILE, owner_word};
 use super::text::printable;
-use crate::handoff::sha256_hex;
+use crate::containerd_config::{DeclaredHandler, Handler, runtimes_of_dump};
 
 /// What is known of a host's shims.
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -33,6 +38,8 @@ pub struct Installed {
     pub handler: String,
     /// The Shim that it belongs to.
     pub shim: String,
+    /// What containerd executes for it.
+    pub path: String,
     /// Whose it is: `cluster`, `local`, `kwasm` or `rcm`.
     pub owner: &'static str,
     /// How it is.
@@ -55,6 +62,8 @@ pub enum Condition {
     Unserved,
     /// containerd was not asked.
     Unknown,
+    /// Declared no more; its binary stays for the pods that use it.
+    Leaving,
 }
 
 /// Something that is wrong.
@@ -67,100 +76,137 @@ pub struct Finding {
     pub remedy: String,
 }
 
+/// What makes most of what is wrong right.
+const INSTALL_AGAIN: &str = "run `farrier install` again with the same shims";
+
 /// Judges a host; `journal` says whether the undo log of an interrupted change is there, and `leftovers` which files of a run that was
 /// killed are.
 #[must_use]
 pub fn examine(facts: &Facts, journal: bool, leftovers: &[String]) -> Diagnosis {
-    let mut findings = Vec::new();
-    let mut find = |problem: String, remedy: &str| {
-        findings.push(Finding {
-            problem: printable(&problem),
-            remedy: remedy.to_owned(),
-        });
-    };
+    let state = &facts.state;
+    let late = state.late.iter();
+    let late = late.filter(|(name, _)| !state.handlers.contains_key(*name));
+    let handlers: Vec<Installed> = late
+        .chain(&state.handlers)
+        .map(|(name, owned)| installed(facts, name, owned))
+        .collect();
+    let mut findings = Findings::default();
     if journal {
-        find(
-            "a change of this host was interrupted".to_owned(),
+        findings.add(
+            "a change of this host was interrupted",
             "run `farrier install` or `farrier uninstall` again: it undoes or finishes the change first",
         );
     }
-    if let Some(refusal) = facts.distro.refusal {
-        find(
-            refusal.to_owned(),
-            "see the documentation of that distribution",
-        );
-    } else if let (Some(_), Err(words)) = (&facts.daemon, &facts.served) {
-        find(words.clone(), "see `journalctl -u containerd` on the node");
-    } else if facts.daemon.is_none() {
-        find(
-            "no containerd runs on this host".to_owned(),
-            "start containerd",
-        );
-    }
-    if let (Some(_), Ok(mode)) = (&facts.daemon, &facts.kill_mode)
-        && !spares_pods(mode)
-    {
-        find(
-            format!(
-                "a restart of {} would end every pod on this node, because its KillMode is {mode:?}",
-                facts.unit()
-            ),
-            "set KillMode=process in the unit, or pass --allow-pod-restarts when no pod matters",
-        );
-    }
+    findings.of_host(facts);
     for path in leftovers.iter().cloned().chain(unreferenced(facts)) {
-        find(
-            format!("{path} was left behind by a former run"),
+        findings.add(
+            &format!("{path} was left behind by a former run"),
             "run `farrier install` again with the same shims; where it stays, remove it by hand",
         );
     }
-    for (handler, owned) in &facts.state.handlers {
-        let drifted = owned.sha256.is_some() && verified(facts, handler) != owned.sha256.as_deref();
-        if drifted {
-            find(
-                format!(
-                    "{} is not the binary that was installed",
-                    path_of(facts, handler)
-                ),
-                "run `farrier install` again with the same shims",
-            );
-        }
-    }
-    if let Some(problem) = config_drift(facts) {
-        find(problem, "run `farrier install` again with the same shims");
+    findings.of_handlers(facts, &handlers);
+    for problem in config_drift(facts) {
+        findings.add(&problem, INSTALL_AGAIN);
     }
     for (problem, remedy) in adopt::complaints(facts) {
-        find(problem, remedy);
+        findings.add(&problem, remedy);
     }
-    let handlers = facts
-        .state
-        .handlers
-        .keys()
-        .map(|name| installed(facts, name))
-        .collect();
-    let mut diagnosis = Diagnosis {
-        healthy: false,
+    Diagnosis {
+        healthy: findings.0.is_empty(),
         distro: facts.distro.word.to_owned(),
         containerd: facts.version.map(|version| version.to_string()),
         handlers,
-        findings,
-    };
-    for installed in &diagnosis.handlers {
-        if installed.condition == Condition::Unserved && installed.sha256.is_some() {
-            diagnosis.findings.push(Finding {
-                problem: format!("handler {} is installed and not served", installed.handler),
-                remedy: "run `farrier install` again with the same shims".to_owned(),
-            });
+        findings: findings.0,
+    }
+}
+
+#[derive(Default)]
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    fn add(&mut self, problem: &str, remedy: &str) {
+        self.0.push(Finding {
+            problem: printable(problem),
+            remedy: printable(remedy),
+        });
+    }
+
+    /// As [`Self::add`], of a sentence that ends with what to do, or else with `otherwise`.
+    fn add_sentence(&mut self, sentence: &str, otherwise: &str) {
+        let (problem, remedy) = split(sentence);
+        self.add(&problem, remedy.as_deref().unwrap_or(otherwise));
+    }
+
+    /// What is wrong with the host, whatever is installed.
+    fn of_host(&mut self, facts: &Facts) {
+        let unit = facts.unit();
+        if let Some(refusal) = facts.distro.refusal {
+            return self.add_sentence(refusal, "see the documentation of that distribution");
+        }
+        if let (Some(_), Err(words)) = (&facts.daemon, &facts.served) {
+            let remedy = format!("see `journalctl -u {unit}` on the node");
+            self.add(words, &remedy);
+        } else if facts.daemon.is_none() {
+            self.add("no containerd runs on this host", "start containerd");
+        }
+        if let Some(obstacle) = &facts.obstacle {
+            self.add_sentence(obstacle, "look at that path");
+        }
+        if let (Some(_), Err(words)) = (&facts.program, &facts.dump) {
+            self.add(
+                &format!("containerd does not load its present configuration: {words}"),
+                "correct the file: containerd would not start with it",
+            );
+        }
+        // A node that is a container can't do otherwise.
+        if facts.daemon.is_some()
+            && facts.distro.restart == Restart::Service
+            && let Err(hazard) = spares_pods(facts)
+        {
+            self.add_sentence(&hazard.to_string(), "look at that unit");
+        }
+        // Whoever asks for the next change is refused for the same reason.
+        if let Ok(site) = Site::find(facts, false)
+            && let Err(error) = site.check_restart(facts)
+        {
+            self.add_sentence(&error.to_string(), "restart containerd yourself");
         }
     }
-    diagnosis.healthy = diagnosis.findings.is_empty();
-    diagnosis
+
+    /// What is wrong with handlers of ours, but for how they are declared.
+    fn of_handlers(&mut self, facts: &Facts, handlers: &[Installed]) {
+        for installed in handlers {
+            let handler = &installed.handler;
+            match installed.condition {
+                Condition::Leaving if facts.served.is_ok() && installed.sandboxes == 0 => self.add(
+                    &format!("the binary of handler {handler}, which was taken away, is needed by no pod any more"),
+                    "run `farrier uninstall` or `farrier install` again: it goes with the next run",
+                ),
+                Condition::Served | Condition::Reserved | Condition::Leaving => {}
+                Condition::Unserved | Condition::Unknown => {
+                    let path = &installed.path;
+                    if standing(facts, path) != installed.sha256.as_deref() {
+                        self.add(
+                            &format!("{path} is not the binary that was installed"),
+                            INSTALL_AGAIN,
+                        );
+                    } else if installed.condition == Condition::Unserved {
+                        self.add(
+                            &format!("handler {handler} is installed and not served: containerd does not list it"),
+                            INSTALL_AGAIN,
+                        );
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// Stored binaries that no handler of ours needs.
 fn unreferenced(facts: &Facts) -> impl Iterator<Item = String> {
     let needed = |sha256: &&String| {
-        let mut handlers = facts.state.handlers.values();
+        let (declared, late) = (&facts.state.handlers, &facts.state.late);
+        let mut handlers = declared.values().chain(late.values());
         handlers.any(|owned| owned.sha256.as_ref() == Some(sha256))
     };
     let stored = facts.stored.iter().chain(&facts.damaged);
@@ -170,47 +216,66 @@ fn unreferenced(facts: &Facts) -> impl Iterator<Item = String> {
 }
 
 /// The configuration that we wrote may be edited by others; it must still declare what is ours.
-fn config_drift(facts: &Facts) -> Option<String> {
-    let config = facts.state.config.as_ref()?;
+fn config_drift(facts: &Facts) -> Vec<String> {
+    let owned = facts.state.config.as_ref();
+    let path = owned.map_or(&facts.loaded.root.path, |config| &config.path);
     let loaded = std::iter::once(&facts.loaded.root).chain(&facts.loaded.imported);
     let text = loaded
         .chain(&facts.sources)
-        .find(|file| file.path == config.path)
+        .find(|file| file.path == *path)
         .and_then(|file| file.text.as_deref());
-    let Some(text) = text else {
-        return Some(format!(
-            "{} is gone, which declared our handlers",
-            config.path
-        ));
+    let text = match (text, owned) {
+        (Some(text), _) => text,
+        (None, Some(_)) => return vec![format!("{path} is gone, which declared our handlers")],
+        (None, None) => "",
     };
-    let missing = facts
-        .state
-        .handlers
-        .iter()
-        .filter(|(_, owned)| !adopt::is_predecessor(owned.owner))
-        .map(|(handler, _)| handler)
-        .find(|handler| !text.contains(&path_of(facts, handler)));
-    if sha256_hex(text.as_bytes()) == config.sha256 {
-        return None;
-    }
-    missing.map(|handler| {
-        format!(
-            "{} no longer declares handler {handler}, which {STATE_FILE} names",
-            config.path
-        )
-    })
+    let dumped = facts.dump.as_ref().ok();
+    let dumped = dumped.and_then(|dump| runtimes_of_dump(dump).ok());
+    let drifted = |handler: Handler| {
+        let name = &handler.name;
+        let lost = || format!("{path} no longer declares handler {name}, which {STATE_FILE} names");
+        match &dumped {
+            // What containerd can't be asked is looked for in the text.
+            None => (!text.contains(&handler.runtime_type)).then(lost),
+            Some((_, dumped)) => match dumped.get(name) {
+                Some(now) if now.runtime_type == handler.runtime_type => {
+                    let keys = if hands_options_over(facts) {
+                        other_options(&handler, now)
+                    } else {
+                        Vec::new()
+                    };
+                    (!keys.is_empty()).then(|| {
+                        let keys = keys.join(", ");
+                        format!("{path} declares handler {name} with other options than it was installed with: {keys}")
+                    })
+                }
+                Some(_) | None => Some(lost()),
+            },
+        }
+    };
+    let declared = declarations(facts, &facts.state.handlers);
+    declared.into_iter().filter_map(drifted).collect()
 }
 
-fn installed(facts: &Facts, handler: &str) -> Installed {
-    let owned = facts.state.handlers.get(handler);
-    let sha256 = owned.and_then(|owned| owned.sha256.clone());
-    let path = path_of(facts, handler);
+/// The keys of options whose values differ, or that only one of both has.
+fn other_options(ours: &Handler, now: &DeclaredHandler) -> Vec<String> {
+    let keys: BTreeSet<&String> = ours.options.keys().chain(now.options.keys()).collect();
+    keys.into_iter()
+        .filter(|key| ours.options.get(*key) != now.options.get(*key))
+        .cloned()
+        .collect()
+}
+
+fn installed(facts: &Facts, handler: &str, owned: &OwnedHandler) -> Installed {
+    let sha256 = owned.sha256.clone();
+    let path = facts.places.declared_path(handler, owned);
     let condition = match (&sha256, &facts.served) {
+        _ if !facts.state.handlers.contains_key(handler) => Condition::Leaving,
         (None, _) => Condition::Reserved,
         (Some(_), Err(_)) => Condition::Unknown,
         (Some(sha256), Ok(served)) => {
             let listed = served.handlers.get(handler) == Some(&path);
-            if listed && verified(facts, handler) == Some(sha256) {
+            if listed && standing(facts, &path) == Some(sha256) {
                 Condition::Served
             } else {
                 Condition::Unserved
@@ -219,10 +284,78 @@ fn installed(facts: &Facts, handler: &str) -> Installed {
     };
     Installed {
         handler: handler.to_owned(),
-        shim: owned.map(|owned| owned.shim.clone()).unwrap_or_default(),
-        owner: owned.map_or("", |owned| owner_word(owned.owner)),
+        shim: owned.shim.clone(),
+        path,
+        owner: owner_word(owned.owner),
         condition,
         sha256,
         sandboxes: facts.in_use.get(handler).copied().unwrap_or_default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+    use crate::handoff::OptionValue;
+    use crate::installer::plan::tests::{carrying, node};
+
+    fn problems(facts: &Facts) -> Vec<String> {
+        let findings = examine(facts, false, &[]).findings;
+        assert!(findings.iter().all(|finding| !finding.remedy.is_empty()));
+        findings
+            .into_iter()
+            .map(|finding| finding.problem)
+            .collect()
+    }
+
+    #[test]
+    fn a_node_that_is_well_is_healthy_with_farrier_or_without() {
+        for facts in [node(), carrying(&["a", "b"])] {
+            assert_eq!(problems(&facts), [""; 0]);
+            assert!(examine(&facts, false, &[]).healthy);
+        }
+    }
+
+    #[rstest]
+    #[case::options(|facts: &mut Facts| {
+        let options = &mut facts.state.handlers.get_mut("a").unwrap().options;
+        options.insert("SystemdCgroup".to_owned(), OptionValue::Boolean(true));
+    }, "other options than it was installed with: SystemdCgroup")]
+    #[case::another_path(|facts: &mut Facts| {
+        let dump = facts.dump.clone().unwrap();
+        facts.dump = Ok(dump.replace("shim-a", "shim-z"));
+    }, "no longer declares handler a")]
+    #[case::no_file(|facts: &mut Facts| facts.loaded.root.text = None, "is gone")]
+    #[case::unreadable(|facts: &mut Facts| facts.dump = Err("line 3".to_owned()), "does not load its present configuration: line 3")]
+    #[case::obstacle(|facts: &mut Facts| facts.obstacle = Some("/opt is read-only; make it writable".to_owned()), "/opt is read-only")]
+    #[case::unserved(|facts: &mut Facts| {
+        facts.served.as_mut().unwrap().handlers.remove("a");
+    }, "handler a is installed and not served")]
+    #[case::idle(|facts: &mut Facts| {
+        let late = facts.state.handlers["a"].clone();
+        facts.state.late.insert("c".to_owned(), late);
+    }, "handler c, which was taken away")]
+    fn what_is_wrong_is_named_once(#[case] spoil: impl Fn(&mut Facts), #[case] words: &str) {
+        let mut facts = carrying(&["a"]);
+        spoil(&mut facts);
+        let problems = problems(&facts);
+        let [problem] = problems.as_slice() else {
+            panic!("{problems:?}");
+        };
+        assert!(problem.contains(words), "{problem}");
+    }
+
+    #[test]
+    fn what_pods_took_up_late_is_leaving_and_no_fault() {
+        let mut facts = carrying(&["a", "b"]);
+        let late = facts.state.handlers.remove("a").unwrap();
+        facts.state.late.insert("a".to_owned(), late);
+        facts.in_use.insert("a".to_owned(), 1);
+        let diagnosis = examine(&facts, false, &[]);
+        assert!(diagnosis.healthy, "{diagnosis:?}");
+        let conditions: Vec<Condition> = diagnosis.handlers.iter().map(|it| it.condition).collect();
+        assert_eq!(conditions, [Condition::Leaving, Condition::Served]);
     }
 }

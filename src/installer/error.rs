@@ -61,6 +61,12 @@ pub enum Error {
         /// Absolute path on the host.
         path: String,
     },
+    /// A link stands where a folder of ours should.
+    #[error("{path} on the host is a link; make it a folder, or link the folder that it is in")]
+    LinkedFolder {
+        /// Absolute path on the host.
+        path: String,
+    },
     /// A binary could not be put on disk.
     #[error("the binary can't be put on disk: {source}")]
     Store {

@@ -18,8 +18,10 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 
 use super::host::HostRoot;
 use super::text::printable;
@@ -163,8 +165,10 @@ pub async fn run_in(
         .map_err(start)?
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
+        .process_group(0)
         .spawn()
         .map_err(start)?;
+    let _group = Group::of(&child);
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let all = async {
         let (stdout, stderr) = futures::join!(bounded(stdout), bounded(stderr));
@@ -246,6 +250,24 @@ pub async fn start(
         program: program.to_owned(),
         words: last_words(&String::from_utf8_lossy(&bytes), &status.to_string()),
     })
+}
+
+/// The processes that a program started, which end with this value: one that is cut off must leave nothing at work on the host.
+struct Group(Option<Pid>);
+
+impl Group {
+    /// `child` was started as the leader of a group of its own.
+    fn of(child: &Child) -> Self {
+        let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
+        Self(pid.map(Pid::from_raw))
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // Mostly there is nobody left.
+        let _ = self.0.map(|leader| killpg(leader, Signal::SIGKILL));
+    }
 }
 
 async fn bounded(stream: Option<impl AsyncRead + Unpin>) -> std::io::Result<Vec<u8>> {
@@ -398,6 +420,24 @@ mod tests {
         let script = "printf '\\033[31mred\\007 \\342\\200\\256turned\\n' >&2; exit 1";
         let error = shell(script, Duration::from_secs(10)).await.unwrap_err();
         assert!(error.to_string().ends_with("failed: [31mred turned"));
+    }
+
+    #[tokio::test]
+    async fn nothing_that_a_program_started_outlives_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let script = format!(
+            "sh -c 'exec 3>{}; echo a >&3; sleep infinity'; :",
+            pipe.display()
+        );
+        let reader = std::thread::spawn(move || std::fs::read_to_string(pipe).unwrap());
+        let error = shell(&script, Duration::from_millis(500))
+            .await
+            .unwrap_err();
+        assert!(matches!(error, Error::TooLong { .. }), "{error}");
+        // It ends when nobody has the pipe open any more.
+        assert_eq!(reader.join().unwrap(), "a\n");
     }
 
     #[tokio::test]

@@ -17,7 +17,7 @@ use super::stamps::Stamps;
 use super::state::{
     Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, folder_of, target_digest,
 };
-use super::survey::{folder, row, sources, unwritable};
+use super::survey::{folder, forgetful, named_by_unit, row, sources, unwritable};
 use super::words::{Heard, dump_arguments};
 use crate::containerd_config::{Loaded, SourceFile, Version};
 
@@ -55,12 +55,16 @@ pub struct Facts {
     pub dump: Result<String, String>,
     /// How `version`, `release` and `dump` came to be known.
     pub heard: Heard,
+    /// What that configuration needs beside itself and the host lacks; words for an operator.
+    pub lacking: Option<String>,
     /// What it serves, or why that is unknown.
     pub served: Result<Served, String>,
     /// How many sandboxes there are of each handler.
     pub in_use: BTreeMap<String, usize>,
     /// How the unit's processes are killed, or why that is unknown.
     pub kill_mode: Result<String, String>,
+    /// Why it can't be restarted from here, whatever an operator accepts.
+    pub unreachable: Option<String>,
     /// What is ours.
     pub state: State,
     /// Where binaries stand.
@@ -82,13 +86,15 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Hashes every stored file, whatever is remembered of it.
+    /// Hashes every binary, whatever is remembered of it.
     ///
     /// # Errors
     /// When the folders can't be listed.
     pub fn hash_binaries(&mut self, host: &HostRoot) -> Result<(), super::Error> {
-        let found = binaries(host, &self.places, &Stamps::default())?;
-        (self.binaries, self.stored, self.damaged) = found;
+        let stamps = Stamps::default();
+        let (loaded, sources, places) = (&self.loaded, &self.sources, &self.places);
+        self.inheritance = inherited::look(host, loaded, sources, &self.state, places, &stamps)?;
+        (self.binaries, self.stored, self.damaged) = binaries(host, places, &stamps)?;
         Ok(())
     }
 
@@ -135,8 +141,10 @@ pub async fn gather(
     let named = daemon.as_ref().and_then(|daemon| daemon.config.as_deref());
     let distro = row(host, daemon.as_ref(), config.or(named), offline)?;
     let program = running.or_else(|| installed.map(str::to_owned));
+    let in_unit = named_by_unit(host, distro)?;
     let config = config
         .or(named)
+        .or(in_unit.as_deref())
         .filter(|config| !candidates(distro.edited, distro.config).contains(&(*config).to_owned()))
         .unwrap_or(distro.config)
         .to_owned();
@@ -144,12 +152,13 @@ pub async fn gather(
     let sources = sources(host, distro, &config)?;
     let state = State::from_json(host.read_text(STATE_FILE, STATE_LIMIT)?.as_deref())?;
     let (folder, mut obstacle) = folder(host, distro, &state, offline);
+    obstacle = obstacle.or_else(|| unwritable(host, &config, offline));
     if !offline {
-        obstacle = obstacle.or_else(|| unwritable(host, &config));
+        obstacle = obstacle.or_else(|| forgetful(host));
     }
     let places = Places { folder };
-    let known = Stamps::load(host);
-    let (binaries, stored, damaged) = binaries(host, &places, &known)?;
+    let stamps = Stamps::load(host);
+    let (binaries, stored, damaged) = binaries(host, &places, &stamps)?;
     let mut facts = Facts {
         distro,
         release: None,
@@ -157,12 +166,14 @@ pub async fn gather(
         version: None,
         dump: Err("nothing was asked".to_owned()),
         heard: Heard::default(),
-        daemon,
+        lacking: None,
+        daemon: daemon.map(|daemon| daemon.with_unit_of(host, distro)),
         program,
         served: Err("nothing is asked offline".to_owned()),
         in_use: BTreeMap::new(),
         kill_mode: Err("nothing is asked offline".to_owned()),
-        inheritance: inherited::look(host, &loaded, &sources, &state)?,
+        unreachable: None,
+        inheritance: inherited::look(host, &loaded, &sources, &state, &places, &stamps)?,
         state,
         missing_folders: missing_folders(host, &places, &loaded, &sources),
         sources,
@@ -174,7 +185,7 @@ pub async fn gather(
         boot_id: identity(host, "/proc/sys/kernel/random/boot_id")?,
         loaded,
     };
-    facts.listen(host, known.words()).await;
+    facts.listen(host, stamps.words()).await;
     if !offline && facts.distro.refusal.is_none() {
         ask(host, &mut facts).await;
     }
@@ -193,7 +204,10 @@ async fn ask(host: &HostRoot, facts: &mut Facts) {
         },
         Err(error) => Err(error.to_string()),
     };
-    let kill_mode = facts.service().kill_mode(host).await;
+    let service = facts.service();
+    let unreachable = service.check_reachable(host).err();
+    facts.unreachable = unreachable.map(|error| error.to_string());
+    let kill_mode = service.kill_mode(host).await;
     facts.kill_mode = kill_mode.map_err(|error| error.to_string());
 }
 

@@ -4,6 +4,8 @@
 //! `..` on the host leads out of it. What to write is decided elsewhere.
 
 mod change;
+mod hint;
+mod lock;
 mod mount;
 
 use std::fs::File;
@@ -11,13 +13,14 @@ use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
 use nix::sys::stat::fstatat;
 use sha2::{Digest as _, Sha256};
 
+use self::hint::hint;
 use crate::handoff::{hex, sha256_hex};
 
 /// Suffix of a file that is about to replace another: no `*.toml` glob of containerd's `imports` matches it.
@@ -32,14 +35,11 @@ const MAX_LINKS: usize = 40;
 /// A file that is hashed is a configuration, a shim or its artifact; the largest artifact that is fetched has this size too.
 const MAX_HASHED: u64 = 512 << 20;
 
-/// A second installer waits this long for the first: one change ends within its restart's deadlines.
-const LOCK_WAIT: Duration = Duration::from_mins(5);
-
 /// Why the host's file system could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// An operation failed.
-    #[error("can't {act} {path} on the host: {source}")]
+    #[error("can't {act} {path} on the host: {source}{}", hint(source))]
     Io {
         /// What was tried.
         act: &'static str,
@@ -88,12 +88,6 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub struct HostRoot {
     root: File,
     path: PathBuf,
-}
-
-/// A lock on the host that ends with this value.
-#[derive(Debug)]
-pub struct Lock {
-    _root: File,
 }
 
 /// A path split for operations that name an entry of a folder.
@@ -159,16 +153,28 @@ impl HostRoot {
         openat2(self.root.as_fd(), path, how)
     }
 
-    fn entry(&self, path: &str) -> Result<Entry> {
+    fn try_entry(&self, path: &str) -> std::result::Result<Entry, Errno> {
         let (folder, name) = split(path);
-        let folder = self
-            .open_at(&folder, OFlag::O_PATH | OFlag::O_DIRECTORY)
-            .map_err(failed("open the folder of", path))?;
+        let folder = self.open_at(&folder, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
         Ok(Entry {
             folder,
             name,
             path: path.to_owned(),
         })
+    }
+
+    fn entry(&self, path: &str) -> Result<Entry> {
+        self.try_entry(path)
+            .map_err(failed("open the folder of", path))
+    }
+
+    /// As [`Self::entry`]; `None` where its folder is not there.
+    fn entry_in_folder(&self, path: &str) -> Result<Option<Entry>> {
+        match self.try_entry(path) {
+            Ok(entry) => Ok(Some(entry)),
+            Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
+            Err(errno) => Err(failed("open the folder of", path)(errno)),
+        }
     }
 
     /// Opens a regular file for reading; `None` where there is none.
@@ -255,7 +261,7 @@ impl HostRoot {
         }
     }
 
-    /// Whether anything stands at `path`, the last component not followed if it is a link.
+    /// Whether anything stands at `path`, the last component not followed if it is a link. What can't be looked at is not there.
     #[must_use]
     pub fn exists(&self, path: &str) -> bool {
         self.entry(path).is_ok_and(|entry| {
@@ -345,7 +351,7 @@ impl HostRoot {
     /// The path that `path` stands for when it is a link, or `path` itself.
     ///
     /// # Errors
-    /// When links run in a circle or a folder on the way is missing.
+    /// When links run in a circle.
     pub fn follow(&self, path: &str) -> Result<String> {
         let mut path = path.to_owned();
         for _ in 0..MAX_LINKS {
@@ -357,31 +363,6 @@ impl HostRoot {
             }
         }
         Err(failed("follow the link", &path)(Errno::ELOOP))
-    }
-
-    /// Keeps other installers off this host while the value lives. Taken on the root folder itself: no file is left behind, and
-    /// every view of the host meets at the same inode.
-    ///
-    /// # Errors
-    /// [`Error::Locked`] after a bounded wait.
-    pub async fn lock(&self) -> Result<Lock> {
-        let root = self.root.try_clone().map_err(failed_io("lock", "/"))?;
-        // A clone shares the lock with its origin; a file of its own ends it when dropped.
-        let root = File::open(own_path(&root)).map_err(failed_io("lock", "/"))?;
-        let since = Instant::now();
-        loop {
-            match root.try_lock() {
-                Ok(()) => return Ok(Lock { _root: root }),
-                Err(std::fs::TryLockError::WouldBlock) if since.elapsed() < LOCK_WAIT => {
-                    // flock has no wait with a deadline.
-                    tokio::time::sleep(Duration::from_millis(200)).await;
-                }
-                Err(std::fs::TryLockError::WouldBlock) => return Err(Error::Locked(LOCK_WAIT)),
-                Err(std::fs::TryLockError::Error(source)) => {
-                    return Err(failed_io("lock", "/")(source));
-                }
-            }
-        }
     }
 }
 
@@ -502,17 +483,6 @@ mod tests {
         ));
         assert!(host.read("/etc/containerd", 4).is_err());
         assert!(host.read("/etc/absent", 4).unwrap().is_none());
-    }
-
-    #[tokio::test]
-    async fn a_second_installer_is_kept_off_until_the_first_is_done() {
-        let (folder, host) = host();
-        let lock = host.lock().await.unwrap();
-        let other = HostRoot::open(folder.path()).unwrap();
-        let mut waiting = std::pin::pin!(other.lock());
-        assert!(futures::poll!(&mut waiting).is_pending());
-        drop(lock);
-        waiting.await.unwrap();
     }
 
     #[test]

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::adopt::{home_of, lock_entries};
 use super::host::{Error, HostRoot};
-use super::state::State;
+use super::stamps::{Stamps, Verified};
+use super::state::{Places, State};
 use crate::containerd_config::{self, Loaded, Predecessor, SourceFile, Value};
 use crate::handoff::{OptionValue, Owner};
 
@@ -21,6 +22,8 @@ pub struct Inheritance {
     pub handlers: BTreeMap<String, Inherited>,
     /// What stands at the paths of these handlers, and of those that were taken over.
     pub binaries: BTreeMap<String, Standing>,
+    /// Links elsewhere to such a path.
+    pub links: BTreeMap<String, Vec<String>>,
     /// Their folders.
     pub homes: BTreeMap<String, Home>,
 }
@@ -34,8 +37,6 @@ pub struct Inherited {
     pub file: String,
     /// What the file says.
     pub declared: containerd_config::Inherited,
-    /// Links elsewhere to its binary.
-    pub links: Vec<String>,
 }
 
 /// A binary at a path of a predecessor.
@@ -45,6 +46,8 @@ pub struct Standing {
     pub sha256: String,
     /// Whether a link leads there: an upgrade has put one into our store.
     pub is_link: bool,
+    /// How it was when it was hashed; `None` for a link, whose target is vouched for in our store.
+    pub(super) verified: Option<Verified>,
 }
 
 /// A folder of a predecessor.
@@ -59,7 +62,7 @@ pub struct Home {
 }
 
 /// What predecessors left in the files that are `loaded` or that those are made from (`sources`), and what stands at the paths that
-/// `state` has taken over.
+/// `state` has taken over. What `stamps` vouch for is not hashed.
 ///
 /// # Errors
 /// When a binary can't be read.
@@ -68,6 +71,8 @@ pub(super) fn look(
     loaded: &Loaded,
     sources: &[SourceFile],
     state: &State,
+    places: &Places,
+    stamps: &Stamps,
 ) -> Result<Inheritance, super::Error> {
     let mut found = Inheritance::default();
     let loaded = std::iter::once(&loaded.root).chain(&loaded.imported);
@@ -87,7 +92,6 @@ pub(super) fn look(
             let inherited = Inherited {
                 owner: home.owner,
                 file: file.path.clone(),
-                links: links(host, &declared.path),
                 declared,
             };
             found.homes.insert(inherited.declared.home.clone(), home);
@@ -95,10 +99,8 @@ pub(super) fn look(
         }
     }
     let taken = || {
-        state
-            .handlers
-            .values()
-            .filter_map(|owned| owned.path.as_ref())
+        let owned = state.handlers.values().chain(state.late.values());
+        owned.filter_map(|owned| owned.path.as_ref())
     };
     // What was taken over may not be declared any more, and still leaves with all that came with it.
     for folder in taken().filter_map(|path| home_of(path)) {
@@ -119,7 +121,8 @@ pub(super) fn look(
         .map(|handler| &handler.declared.path);
     let paths: BTreeSet<String> = taken().chain(declared).cloned().collect();
     for path in paths {
-        if let Some(standing) = standing(host, &path)? {
+        found.links.insert(path.clone(), links(host, &path));
+        if let Some(standing) = standing(host, &path, places, stamps)? {
             found.binaries.insert(path, standing);
         }
     }
@@ -168,16 +171,34 @@ fn links(host: &HostRoot, path: &str) -> Vec<String> {
         .collect()
 }
 
-fn standing(host: &HostRoot, path: &str) -> Result<Option<Standing>, super::Error> {
-    let sha256 = match host.digest(path) {
-        Ok(sha256) => sha256,
+fn standing(
+    host: &HostRoot,
+    path: &str,
+    places: &Places,
+    stamps: &Stamps,
+) -> Result<Option<Standing>, super::Error> {
+    let target = host.link_target(path);
+    let stored = target.as_deref().and_then(|target| {
+        let (folder, sha256) = target.rsplit_once('/')?;
+        (folder == places.store() && stamps.vouch(host, places, sha256)).then_some(sha256)
+    });
+    if let Some(sha256) = stored {
+        return Ok(Some(Standing {
+            sha256: sha256.to_owned(),
+            is_link: true,
+            verified: None,
+        }));
+    }
+    let verified = match stamps.verify(host, path) {
+        Ok(verified) => verified,
         // It is no binary, so none stands there.
         Err(Error::NoFile { .. } | Error::TooLarge { .. }) => None,
         Err(error) => return Err(error.into()),
     };
-    Ok(sha256.map(|sha256| Standing {
-        sha256,
-        is_link: host.link_target(path).is_some(),
+    Ok(verified.map(|verified| Standing {
+        sha256: verified.sha256().to_owned(),
+        is_link: target.is_some(),
+        verified: target.is_none().then_some(verified),
     }))
 }
 

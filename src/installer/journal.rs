@@ -2,14 +2,17 @@
 //!
 //! Undoing runs in reverse, and one step that fails does not stop the rest.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde::{Deserialize, Serialize};
 
 use super::adopt::Leftovers;
+use super::bounds::strange_in_journal;
 use super::candidate;
 use super::distro;
 use super::host::{self, HostRoot, text_digest};
 use super::service::Service;
-use super::state::{Error as StateError, JOURNAL_FILE, default_folder};
+use super::state::{Error as StateError, JOURNAL_FILE, OwnedHandler, default_folder};
 use crate::handoff::API_VERSION;
 
 /// It holds one configuration, whose size is bounded, and a line for each handler.
@@ -62,6 +65,9 @@ pub struct Journal {
     /// What goes of predecessors once the change is carried out.
     #[serde(default)]
     pub leftovers: Leftovers,
+    /// Handlers that lose their binary, as they were, unless a pod has taken one up by then.
+    #[serde(default)]
+    pub leaving: BTreeMap<String, OwnedHandler>,
 }
 
 /// One step back.
@@ -129,14 +135,20 @@ impl Journal {
             path: JOURNAL_FILE,
             source,
         })?;
-        if journal.api_version == API_VERSION {
-            Ok(Some(journal))
-        } else {
-            Err(StateError::Version {
+        if journal.api_version != API_VERSION {
+            return Err(StateError::Version {
                 path: JOURNAL_FILE,
                 found: journal.api_version,
             }
-            .into())
+            .into());
+        }
+        match strange_in_journal(&journal) {
+            Some(found) => Err(StateError::Strange {
+                path: JOURNAL_FILE,
+                found,
+            }
+            .into()),
+            None => Ok(Some(journal)),
         }
     }
 
@@ -197,13 +209,19 @@ impl Journal {
         Ok(())
     }
 
-    /// Removes what goes of predecessors. A lock file that somebody has written since is left to them.
+    /// Removes what goes of predecessors, but for the binaries at `spared` and the links to them. A lock file that somebody has written
+    /// since is left to them.
     ///
     /// # Errors
     /// When a file can't be removed or written.
-    pub fn clear_leftovers(&self, host: &HostRoot) -> host::Result<()> {
+    pub fn clear_leftovers(&self, host: &HostRoot, spared: &BTreeSet<&String>) -> host::Result<()> {
         for path in &self.leftovers.files {
-            host.remove_file(path)?;
+            let leads_there = host
+                .link_target(path)
+                .is_some_and(|target| spared.contains(&target));
+            if !leads_there && !spared.contains(path) {
+                host.remove_file(path)?;
+            }
         }
         for lock in &self.leftovers.locks {
             host.discard_new(&lock.path);

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use super::host::HostRoot;
 use super::state::folder_of;
-use crate::containerd_config::{Loaded, SourceFile, TEXT_LIMIT, imports};
+use crate::containerd_config::{Loaded, Pattern, SourceFile, TEXT_LIMIT, imports};
 
 /// Nobody splits a configuration into more files; a glob over a wrong folder ends here.
 const MAX_IMPORTS: usize = 256;
@@ -82,13 +82,13 @@ fn clean(path: &str) -> String {
 fn expand(host: &HostRoot, pattern: &str) -> Vec<String> {
     let mut paths = vec![String::new()];
     for part in pattern.split('/').filter(|part| !part.is_empty()) {
-        let Ok(wanted) = glob::Pattern::new(part) else {
+        let Some(wanted) = Pattern::parse(part) else {
             return Vec::new();
         };
         paths = paths
             .iter()
             .flat_map(|folder| {
-                let listed = if part.contains(['*', '?', '[']) {
+                let listed = if part.contains(['*', '?', '[', '\\']) {
                     host.list(if folder.is_empty() { "/" } else { folder })
                         .unwrap_or_default()
                 } else {

@@ -4,6 +4,7 @@
 
 pub mod adopt;
 pub mod artifact;
+mod bounds;
 mod candidate;
 mod clearing;
 pub mod cri;
@@ -24,6 +25,7 @@ pub mod perform;
 pub mod plan;
 mod prepare;
 mod proof;
+mod readiness;
 mod recovery;
 mod report;
 pub mod restart;
@@ -32,6 +34,7 @@ mod site;
 pub mod source;
 mod stamps;
 pub mod state;
+pub mod surroundings;
 mod survey;
 pub mod systemd;
 pub mod text;
@@ -241,9 +244,10 @@ impl Change<'_> {
             }
         };
         let plan = match carried_out {
-            Ok((plan, done)) => {
+            Ok((mut plan, done)) => {
                 if let Some(done) = done {
                     self.listen_again(&mut facts).await;
+                    plan.stays(done.late);
                     report.changed = true;
                     report.restarts += done.restarts;
                     report.cri_away_ms = done
@@ -277,13 +281,28 @@ impl Change<'_> {
         let Some(state) = &plan.state else {
             return;
         };
-        let wanted = state.handlers.values();
+        let wanted = state.handlers.values().chain(state.late.values());
         let wanted = wanted.filter_map(|owned| owned.sha256.clone());
         let verified = wanted
             .filter(|sha256| facts.stored.contains(sha256) || plan.store.contains(sha256))
             .collect();
-        let words = &facts.heard.words;
-        if let Err(error) = Stamps::record(self.host, &facts.places, &verified, artifacts, words) {
+        let adopted = facts.inheritance.binaries.iter();
+        let adopted = adopted
+            .filter(|(path, _)| {
+                !plan.links.contains_key(*path) && !plan.leftovers.files.contains(path)
+            })
+            .filter_map(|(path, standing)| Some((path.clone(), standing.verified.clone()?)))
+            .collect();
+        let words = facts.heard.words.clone();
+        let recorded = Stamps::record(
+            self.host,
+            &facts.places,
+            &verified,
+            artifacts,
+            adopted,
+            words,
+        );
+        if let Err(error) = recorded {
             warn!(%error, "what was verified is not remembered");
         }
     }

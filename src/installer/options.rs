@@ -1,7 +1,7 @@
 //! What the callers of this room ask for, and how a desired set is read: the door through which its text becomes a type.
 
 use std::collections::BTreeSet;
-use std::io::Read as _;
+use std::io::{ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 
 use super::Error;
@@ -81,9 +81,12 @@ impl Wanted {
                 };
                 let file = std::fs::File::open(path).map_err(unreadable)?;
                 let mut text = String::new();
-                file.take(REQUEST_LIMIT)
+                file.take(REQUEST_LIMIT + 1)
                     .read_to_string(&mut text)
                     .map_err(unreadable)?;
+                if text.len() as u64 > REQUEST_LIMIT {
+                    return Err(unreadable(ErrorKind::FileTooLarge.into()));
+                }
                 Ok(ProvisionRequest::from_json(&text)?)
             }
             Self::Named { shims, reserve } => {

@@ -10,7 +10,8 @@ use tracing::{info, warn};
 use super::Error;
 use super::artifact;
 use super::candidate;
-use super::clearing::{InUse, finish};
+use super::clearing::{InUse, finish, keep_used};
+use super::cri::{self, Served};
 use super::daemon::{Daemon, find_daemon};
 use super::facts::{Facts, gather};
 use super::host::{HostRoot, text_digest};
@@ -21,7 +22,7 @@ use super::restart::{self, restart};
 use super::state::{JOURNAL_FILE, STATE_FILE, STATE_FOLDER, State, folder_of, link_target};
 use super::trial;
 use super::unpack;
-use crate::handoff::API_VERSION;
+use crate::handoff::{API_VERSION, HandlerReport};
 
 /// Where the bytes of a binary come from.
 #[derive(Debug)]
@@ -46,6 +47,8 @@ pub struct Done {
     pub restarts: u32,
     /// How long the CRI was away.
     pub away: Option<Duration>,
+    /// What stays because pods took it up meanwhile.
+    pub late: Vec<HandlerReport>,
 }
 
 /// Why a plan was not carried out, and how the host is now.
@@ -84,6 +87,12 @@ pub async fn perform(
     plan: &HostPlan,
     sources: &BTreeMap<String, Source>,
 ) -> Result<Done, Failure> {
+    for path in [facts.places.bin(), facts.places.store()] {
+        // The links in the one lead to the other by `..`, and what stands behind a link was never ours to clear.
+        if host.link_target(&path).is_some() {
+            return Err(Failure::Refused(Error::LinkedFolder { path }));
+        }
+    }
     let mut journal = journal(host, facts, plan);
     let begun = host
         .missing_folders(STATE_FOLDER)
@@ -98,16 +107,16 @@ pub async fn perform(
         }
         return Err(Failure::Refused(error.into()));
     }
-    match act(host, facts, plan, sources, &mut journal).await {
-        Ok(done) => {
+    let mut restarts = 0;
+    match act(host, facts, plan, sources, &mut journal, &mut restarts).await {
+        Ok((done, in_use)) => {
             // The change stands. What is left lying about is cleared by the next run.
-            let in_use = InUse::ask(host, &journal.socket, facts.daemon.is_none()).await;
             if let Err(error) = finish(host, &journal, &in_use) {
                 warn!(%error, "could not clear up");
             }
             Ok(done)
         }
-        Err(cause) => Err(roll_back(host, facts, plan, &mut journal, cause).await),
+        Err(cause) => Err(roll_back(host, facts, plan, &mut journal, cause, restarts).await),
     }
 }
 
@@ -166,16 +175,19 @@ fn journal(host: &HostRoot, facts: &Facts, plan: &HostPlan) -> Journal {
         commits,
         drop_folders: plan.drop_folders.clone(),
         leftovers: plan.leftovers.clone(),
+        leaving: plan.leaving.clone(),
     }
 }
 
+/// Counts each restart in `restarts` as it comes about; returns what came of the plan, and what pods use by then.
 async fn act(
     host: &HostRoot,
     facts: &Facts,
     plan: &HostPlan,
     sources: &BTreeMap<String, Source>,
     journal: &mut Journal,
-) -> Result<Done, Error> {
+    restarts: &mut u32,
+) -> Result<(Done, InUse), Error> {
     for folder in &plan.make_folders {
         host.create_folder(folder)?;
     }
@@ -216,18 +228,19 @@ async fn act(
         journal.process = daemon.map(|daemon| daemon.process);
         journal.save(host)?;
         info!(unit = journal.unit, "restarting containerd");
-        let (served, away) = restart(host, &journal.service(), &journal.socket, daemon).await?;
+        let (service, socket) = (journal.service(), &journal.socket);
+        let (served, away) = restart(host, &service, socket, daemon, restarts).await?;
         candidate::is_rendered(host, plan)?;
         if let Ok(before) = &facts.served {
             prove(before, &served, &plan.declared, &plan.ours).map_err(restart::Error::Unproven)?;
         }
-        done = Done {
-            restarts: 1,
-            away: Some(away),
-        };
+        done.away = Some(away);
     }
+    let in_use = InUse::ask(host, &journal.socket, facts.daemon.is_none()).await;
+    done.late = keep_used(host, journal, &in_use)?;
     commit(host, journal)?;
-    Ok(done)
+    done.restarts = *restarts;
+    Ok((done, in_use))
 }
 
 /// Where the binaries are that will be linked and that no handler had before, by SHA-256.
@@ -284,24 +297,20 @@ async fn roll_back(
     plan: &HostPlan,
     journal: &mut Journal,
     cause: Error,
+    mut restarts: u32,
 ) -> Failure {
     warn!(%cause, "undoing the change");
     // Where somebody else restarts it, that begins with the undoing.
     let running = find_daemon(host).ok().flatten();
     let mut failures = undo(host, journal).await;
-    let mut restarts = 0;
     if journal.restarting {
-        restarts = 2;
-        note_undone(host, journal, running.as_ref());
-        let (service, socket) = (journal.service(), &journal.socket);
-        let restored = restart(host, &service, socket, running.as_ref()).await;
-        let proven =
-            restored
-                .map_err(|error| error.to_string())
-                .and_then(|(served, _)| match &facts.served {
-                    Ok(before) => prove(before, &served, &declared_before(facts, plan), &plan.ours),
-                    Err(_) => Ok(()),
-                });
+        let restored = bring_back(host, journal, running.as_ref(), &mut restarts).await;
+        let proven = restored
+            .map_err(|error| error.to_string())
+            .and_then(|served| match &facts.served {
+                Ok(before) => prove(before, &served, &declared_before(facts, plan), &plan.ours),
+                Err(_) => Ok(()),
+            });
         failures.extend(proven.err());
     }
     if failures.is_empty()
@@ -363,9 +372,28 @@ pub(super) fn forget(host: &HostRoot, journal: &Journal) -> Result<(), Error> {
     Ok(())
 }
 
-/// Notes which containerd the restart on what was put back will end. Best effort: without that note the next run asks for another.
-pub(super) fn note_undone(host: &HostRoot, journal: &mut Journal, running: Option<&Daemon>) {
+/// Has containerd serve what was put back, and returns what that is. `running` is the one that may have been restarted on the change;
+/// where it is still the one from before that, it serves what was put back, as will any that is started from now on.
+pub(super) async fn bring_back(
+    host: &HostRoot,
+    journal: &mut Journal,
+    running: Option<&Daemon>,
+    restarts: &mut u32,
+) -> Result<Served, restart::Error> {
+    let now = find_daemon(host).ok().flatten().map(|now| now.process);
+    if !journal.undone
+        && now.is_some()
+        && now == journal.process
+        && let Ok(served) = cri::served(host, &journal.socket).await
+        && served.ready
+    {
+        return Ok(served);
+    }
     journal.undone = true;
     journal.process = running.map(|daemon| daemon.process);
+    // Best effort: without that note the next run asks for another restart.
     let _ = journal.save(host);
+    let (service, socket) = (journal.service(), &journal.socket);
+    let (served, _) = restart(host, &service, socket, running, restarts).await?;
+    Ok(served)
 }

@@ -10,6 +10,7 @@ use super::adopt::{Leftovers, is_predecessor, leftovers};
 use super::desired::{Desired, Set};
 use super::facts::{Facts, standing};
 use super::proof::is_served;
+use super::readiness::{check_host, check_restart};
 use super::site::{Site, declarations, hands_options_over};
 use super::source;
 use super::state::{OwnedConfig, OwnedHandler, Places, State, owner_word};
@@ -41,6 +42,8 @@ pub struct HostPlan {
     pub drop_folders: Vec<String>,
     /// What goes of predecessors.
     pub leftovers: Leftovers,
+    /// Handlers that lose their binary, as they are, unless a pod takes one up meanwhile.
+    pub leaving: BTreeMap<String, OwnedHandler>,
     /// What is to be reported on each handler; `served` is what will be so if all goes well.
     pub handlers: Vec<HandlerReport>,
     /// What is to be said that leaves nothing undone: sentences.
@@ -97,9 +100,19 @@ pub enum Error {
     /// containerd refuses the configuration as it is.
     #[error("containerd does not load its present configuration: {0}; repair it first")]
     Refuses(String),
+    /// A restart would put live what somebody else wrote.
+    #[error(
+        "{path}, or what it imports, was changed after containerd started ({what} differs from what is served), and a restart would put that live; restart containerd yourself or undo that change, then run farrier again"
+    )]
+    Pending {
+        /// The root configuration.
+        path: String,
+        /// What differs, in a few words.
+        what: String,
+    },
     /// A restart would end pods.
     #[error(
-        "restarting {unit} would end every pod on this node, because its KillMode is {mode:?}; set KillMode=process there, or accept that with --allow-pod-restarts"
+        "restarting {unit} would end every pod on this node, because its KillMode is {mode:?}; set KillMode=process there (under OpenRC rc_cgroup_cleanup=NO), or accept that with --allow-pod-restarts"
     )]
     KillMode {
         /// The unit.
@@ -107,6 +120,11 @@ pub enum Error {
         /// Its `KillMode`.
         mode: String,
     },
+    /// A restart would end the node itself.
+    #[error(
+        "this node is a container that a restart ends, and with it every pod; accept that with --allow-pod-restarts, or job.allowPodRestarts among the chart's values"
+    )]
+    Container,
     /// Whoever can't be asked about a restart can't be asked for one: no leave for restarts that end pods helps here.
     #[error(
         "whether containerd can be restarted and would spare pods then can't be told: {0}; see that the service manager answers on the node"
@@ -138,29 +156,15 @@ pub fn decide(facts: &Facts, want: &Want) -> Result<HostPlan, Error> {
     let mut set = Set::new(facts, want, &site);
     set.add_wanted();
     set.remove_unwanted();
+    set.keep_late();
     set.reserve();
     let desired = set.finish();
     site.take_over(facts, &desired);
-    assemble(&site, facts, want, desired)
-}
-
-fn check_host(facts: &Facts, want: &Want) -> Result<(), Error> {
-    if let Some(refusal) = facts.distro.refusal {
-        return Err(Error::Distribution(refusal));
-    }
-    if let Some(obstacle) = &facts.obstacle {
-        return Err(Error::Obstacle(obstacle.clone()));
-    }
-    if want.offline {
-        return Ok(());
-    }
-    if facts.daemon.is_none() {
-        return Err(Error::NoDaemon);
-    }
-    match &facts.served {
-        Ok(served) if served.ready => Ok(()),
-        Ok(_) => Err(Error::NotServing("its runtime is not ready".to_owned())),
-        Err(words) => Err(Error::NotServing(words.clone())),
+    let plan = assemble(&site, facts, want, desired)?;
+    match &facts.obstacle {
+        // What is there already goes on working.
+        Some(obstacle) if !plan.is_empty() => Err(Error::Obstacle(obstacle.clone())),
+        Some(_) | None => Ok(plan),
     }
 }
 
@@ -170,7 +174,7 @@ fn assemble(
     want: &Want,
     desired: Desired,
 ) -> Result<HostPlan, Error> {
-    let mut next = desired.next;
+    let mut next = desired.next.clone();
     let mut after = site.edited(&declarations(facts, &next))?;
     if after.as_deref() != site.text {
         // containerd is restarted anyway: what is reserved for nobody any more leaves with it.
@@ -188,23 +192,38 @@ fn assemble(
     let served = facts.served.as_ref().ok();
     let pending = served.is_some_and(|served| !is_served(served, &declared, &site.ours));
     let restart = !want.offline && (config.is_some() || pending);
+    if restart || config.is_some() {
+        site.check_restart(facts)?;
+    }
     if restart {
-        check_kill_mode(facts, want.allow_pod_restarts)?;
+        check_restart(facts, want)?;
     }
     let links = links(facts, &next);
-    let notes = notes(facts, &next);
+    let mut notes = notes(facts, &next);
+    if let Some(change) = config.as_ref().filter(|_| !next.is_empty()) {
+        notes.extend(facts.distro.note(&change.path));
+    }
     let wanted: BTreeSet<String> = next
         .values()
         .filter(|owned| is_stored(facts, owned))
         .filter_map(|owned| owned.sha256.clone())
         .collect();
-    let leftovers = leftovers(facts, &desired.before, &next, &site.untouched());
+    let leftovers = leftovers(facts, &desired, &next, &site.untouched());
+    let leaving = desired.leaving_as_they_were(want.owner);
     let make_folders = if next.is_empty() {
         Vec::new()
     } else {
         site.make_folders(facts)
     };
-    let state = next_state(facts, want, next, config.as_ref(), &make_folders);
+    let is_whole = desired.reports.iter().all(|report| report.reason.is_none());
+    let state = next_state(
+        facts,
+        want,
+        (next, desired.late),
+        config.as_ref(),
+        &make_folders,
+        is_whole,
+    );
     let unchanged = match &state {
         Some(state) => *state == facts.state,
         None => facts.state == State::default(),
@@ -226,6 +245,7 @@ fn assemble(
         },
         state,
         leftovers,
+        leaving,
         handlers: desired.reports,
         notes,
         ours,
@@ -243,23 +263,6 @@ fn notes(facts: &Facts, next: &BTreeMap<String, OwnedHandler>) -> Vec<String> {
             )
         })
         .collect()
-}
-
-/// Whether a unit with this `KillMode` leaves the shims, and with them the pods, alone when it is restarted (systemd.kill(5)).
-#[must_use]
-pub fn spares_pods(kill_mode: &str) -> bool {
-    matches!(kill_mode, "process" | "none")
-}
-
-fn check_kill_mode(facts: &Facts, allow_pod_restarts: bool) -> Result<(), Error> {
-    match &facts.kill_mode {
-        Ok(mode) if allow_pod_restarts || spares_pods(mode) => Ok(()),
-        Ok(mode) => Err(Error::KillMode {
-            unit: facts.unit(),
-            mode: mode.clone(),
-        }),
-        Err(words) => Err(Error::KillModeUnknown(words.clone())),
-    }
 }
 
 fn links(facts: &Facts, next: &BTreeMap<String, OwnedHandler>) -> BTreeMap<String, String> {
@@ -322,15 +325,20 @@ fn clear(facts: &Facts, state: Option<&State>, wanted: &BTreeSet<String>) -> Vec
 fn next_state(
     facts: &Facts,
     want: &Want,
-    next: BTreeMap<String, OwnedHandler>,
+    (next, late): (
+        BTreeMap<String, OwnedHandler>,
+        BTreeMap<String, OwnedHandler>,
+    ),
     config: Option<&ConfigChange>,
     made: &[String],
+    is_whole: bool,
 ) -> Option<State> {
-    if next.is_empty() {
-        return None;
-    }
     let mut state = facts.state.clone();
     state.handlers = next;
+    state.late = late;
+    if state.is_empty() {
+        return None;
+    }
     state.folder.clone_from(&facts.places.folder);
     state.folders.extend(made.iter().cloned());
     if let Some(change) = config {
@@ -342,7 +350,7 @@ fn next_state(
     let owner = owner_word(want.owner).to_owned();
     if want.digest.is_empty() {
         state.requests.remove(&owner);
-    } else {
+    } else if is_whole {
         state.requests.insert(owner, want.digest.clone());
     }
     Some(state)
@@ -417,9 +425,11 @@ pub(super) mod tests {
             obstacle: None,
             dump: Ok(CONFIG.to_owned()),
             heard: Heard::default(),
+            lacking: None,
             served: Ok(served(&[])),
             in_use: BTreeMap::new(),
             kill_mode: Ok("process".to_owned()),
+            unreachable: None,
             state: State::default(),
             places: places(),
             binaries: BTreeMap::new(),
@@ -441,6 +451,7 @@ pub(super) mod tests {
             ready: true,
             default: "runc".to_owned(),
             handlers: ours.chain([runc]).collect(),
+            options: BTreeMap::new(),
         }
     }
 
@@ -488,7 +499,8 @@ pub(super) mod tests {
         facts
     }
 
-    fn carrying(shims: &[&str]) -> Facts {
+    /// The node once it carries these shims.
+    pub(in crate::installer) fn carrying(shims: &[&str]) -> Facts {
         let facts = node();
         let plan = decide(&facts, &want(shims)).unwrap();
         after(facts, plan)
@@ -510,6 +522,48 @@ pub(super) mod tests {
         facts.served = Ok(served(&[]));
         let plan = decide(&facts, &want(&["a"])).unwrap();
         assert!(plan.restart && plan.config.is_none());
+    }
+
+    #[rstest]
+    #[case::added(|facts: &mut Facts| facts.dump = Ok(format!("{CONFIG}[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.kata]\nruntime_type = 'kata'\n")), "handler kata")]
+    #[case::taken_away(|facts: &mut Facts| { facts.served.as_mut().unwrap().handlers.insert("kata".to_owned(), "kata".to_owned()); }, "handler kata")]
+    #[case::another_type(|facts: &mut Facts| facts.dump = Ok(CONFIG.replace("runc.v2", "runc.v1")), "handler runc")]
+    #[case::another_option(|facts: &mut Facts| facts.dump = Ok(format!("{CONFIG}options.SystemdCgroup = true\n")), "handler runc")]
+    #[case::another_default(|facts: &mut Facts| facts.served.as_mut().unwrap().default = "kata".to_owned(), "default runtime")]
+    fn what_somebody_wrote_and_never_loaded_does_not_go_live_with_us(
+        #[case] edit: impl Fn(&mut Facts),
+        #[case] what: &str,
+    ) {
+        let mut facts = node();
+        edit(&mut facts);
+        let error = decide(&facts, &want(&["a"])).unwrap_err().to_string();
+        assert!(error.contains(what), "{error}");
+        // What restarts nothing puts nothing live.
+        let mut facts = carrying(&["a"]);
+        edit(&mut facts);
+        let mut upgrade = want(&["a"]);
+        let candidate = Ok("bb".to_owned());
+        upgrade.candidates.insert("a".to_owned(), candidate);
+        facts.loaded.root.text = carrying(&["a"]).loaded.root.text;
+        assert!(!decide(&facts, &upgrade).unwrap().restart);
+    }
+
+    #[test]
+    fn a_host_that_lacks_what_containerd_needs_is_not_restarted() {
+        let mut facts = node();
+        facts.lacking = Some("no /spec.json".to_owned());
+        let error = decide(&facts, &want(&["a"])).unwrap_err().to_string();
+        assert!(error.contains("no /spec.json"), "{error}");
+        assert!(decide(&facts, &want(&[])).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_handler_of_ours_that_only_the_running_containerd_knows_leaves_with_a_restart() {
+        let mut facts = node();
+        facts.served = Ok(served(&["a"]));
+        let plan = decide(&facts, &want(&["b"])).unwrap();
+        assert!(plan.restart && plan.ours.contains("a"));
+        assert!(plan.declared.iter().all(|handler| handler.name == "b"));
     }
 
     #[test]
@@ -545,6 +599,60 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn what_a_pod_took_up_while_it_left_is_reported_until_the_pod_has_gone() {
+        let mut facts = carrying(&["a"]);
+        let late = std::mem::take(&mut facts.state.handlers);
+        facts.state.late = late;
+        facts.loaded.root.text = Some(CONFIG.to_owned());
+        facts.dump = Ok(CONFIG.to_owned());
+        facts.served = Ok(served(&[]));
+        facts.in_use.insert("a".to_owned(), 1);
+        let mut all = want(&[]);
+        all.scope = Scope::Everything;
+        all.digest = "request".to_owned();
+        let plan = decide(&facts, &all).unwrap();
+        assert!(plan.is_empty(), "{plan:?}");
+        let [report] = plan.handlers.as_slice() else {
+            panic!("{:?}", plan.handlers);
+        };
+        assert!(!report.served && report.reason.is_some());
+        let back = decide(&facts, &want(&["a"])).unwrap();
+        let state = back.state.unwrap();
+        assert!(back.restart && state.late.is_empty() && state.handlers.contains_key("a"));
+        facts.in_use.clear();
+        let plan = decide(&facts, &all).unwrap();
+        assert!(plan.state.is_none() && plan.write_state && !plan.restart);
+        let link = places().binary_path("a");
+        assert_eq!(plan.clear, [link, places().store_path(DIGEST)]);
+    }
+
+    #[test]
+    fn a_predecessor_s_binary_that_a_pod_took_up_late_leaves_with_all_that_came_with_it() {
+        let mut facts = inherited();
+        let mut all = want(&[]);
+        all.scope = Scope::Everything;
+        let path = facts.inheritance.handlers["k"].declared.path.clone();
+        let links = vec!["/usr/local/bin/containerd-shim-k-v1".to_owned()];
+        facts.inheritance.links.insert(path.clone(), links.clone());
+        let first = decide(&facts, &all).unwrap();
+        // Now it is declared no more, and the state file alone knows it.
+        facts.state.late = first.leaving.clone();
+        assert_eq!(facts.state.late["k"].owner, all.owner);
+        facts.inheritance.handlers.clear();
+        facts.loaded.root.text = Some(CONFIG.to_owned());
+        facts.dump = Ok(CONFIG.to_owned());
+        facts.served = Ok(served(&[]));
+        facts.in_use.insert("k".to_owned(), 1);
+        let used = decide(&facts, &all).unwrap();
+        assert!(used.leftovers.is_empty() && used.state.is_some());
+        facts.in_use.clear();
+        let plan = decide(&facts, &all).unwrap();
+        assert!(plan.state.is_none());
+        assert_eq!(plan.leftovers.files, [vec![path], links].concat());
+        assert_eq!(plan.leftovers, first.leftovers);
+    }
+
+    #[test]
     fn options_wait_for_a_containerd_that_hands_them_over() {
         let mut facts = node();
         facts.version = "1.6.36".parse().ok();
@@ -570,6 +678,7 @@ pub(super) mod tests {
     #[case::not_ready(|facts: &mut Facts| facts.served = Ok(Served::default()), "not ready")]
     #[case::refused_before(|facts: &mut Facts| facts.dump = Err("toml".to_owned()), "present configuration")]
     #[case::no_version(|facts: &mut Facts| facts.version = None, "release")]
+    #[case::obstacle(|facts: &mut Facts| facts.obstacle = Some("it is read-only".to_owned()), "read-only")]
     fn a_host_that_was_not_well_before_is_left_alone(
         #[case] spoil: impl Fn(&mut Facts),
         #[case] reason: &str,
@@ -578,6 +687,14 @@ pub(super) mod tests {
         spoil(&mut facts);
         let error = decide(&facts, &want(&["a"])).unwrap_err().to_string();
         assert!(error.contains(reason), "{error}");
+    }
+
+    #[test]
+    fn an_obstacle_is_in_the_way_of_changes_only() {
+        let mut facts = carrying(&["a"]);
+        facts.obstacle = Some("it is read-only".to_owned());
+        assert!(decide(&facts, &want(&["a"])).unwrap().is_empty());
+        assert!(decide(&facts, &want(&["b"])).is_err());
     }
 
     #[test]
@@ -605,12 +722,12 @@ pub(super) mod tests {
             owner: Owner::Kwasm,
             file: facts.loaded.root.path.clone(),
             declared: declared["k"].clone(),
-            links: Vec::new(),
         };
         facts.inheritance.handlers.insert("k".to_owned(), handler);
         let standing = Standing {
             sha256: DIGEST.to_owned(),
             is_link: false,
+            verified: None,
         };
         facts.inheritance.binaries.insert(path.clone(), standing);
         facts.loaded.root.text = Some(text.clone());
@@ -681,6 +798,38 @@ pub(super) mod tests {
         // A leave for that starts no service manager.
         facts.kill_mode = Err("no bus".to_owned());
         assert!(decide(&facts, &want).is_err());
+    }
+
+    #[test]
+    fn a_containerd_that_nobody_here_can_restart_is_left_alone_whatever_is_accepted() {
+        let mut facts = node();
+        facts.unreachable = Some("set job.hostPID".to_owned());
+        let mut want = want(&["a"]);
+        want.allow_pod_restarts = true;
+        let error = decide(&facts, &want).unwrap_err().to_string();
+        assert_eq!(error, "set job.hostPID");
+        // What needs no restart needs nobody who could.
+        facts.unreachable = None;
+        let mut facts = after(facts, decide(&node(), &want).unwrap());
+        facts.unreachable = Some("set job.hostPID".to_owned());
+        assert!(decide(&facts, &want).unwrap().is_empty());
+    }
+
+    #[rstest]
+    #[case::stock("", 0)]
+    #[case::cos("ID=cos\n", 1)]
+    fn a_change_that_the_next_boot_takes_back_says_so(
+        #[case] os_release: &str,
+        #[case] expected: usize,
+    ) {
+        let evidence = Evidence {
+            os_release,
+            ..Evidence::default()
+        };
+        let mut facts = node();
+        facts.distro = detect(&evidence, |_| false);
+        let plan = decide(&facts, &want(&["a"])).unwrap();
+        assert_eq!(plan.notes.len(), expected, "{:?}", plan.notes);
     }
 
     #[rstest]

@@ -50,10 +50,11 @@ pub fn prove(
     declared: &[Handler],
     ours: &BTreeSet<String>,
 ) -> Result<(), String> {
-    let others = |served: &Served| -> BTreeMap<String, String> {
-        let mut handlers = served.handlers.clone();
+    let others = |served: &Served| {
+        let (mut handlers, mut options) = (served.handlers.clone(), served.options.clone());
         handlers.retain(|name, _| !ours.contains(name));
-        handlers
+        options.retain(|name, _| !ours.contains(name));
+        (handlers, options)
     };
     if !after.ready {
         return Err("containerd's runtime is not ready".to_owned());

@@ -3,13 +3,12 @@
 use tracing::info;
 
 use super::Error;
-use super::clearing::{InUse, finish};
+use super::clearing::{InUse, finish, keep_used};
 use super::cri::{self, Served};
 use super::daemon::{Daemon, find_daemon};
 use super::host::HostRoot;
 use super::journal::Journal;
-use super::perform::{Failure, commit, forget, note_undone, undo};
-use super::restart::restart;
+use super::perform::{Failure, bring_back, commit, forget, undo};
 use super::state::{JOURNAL_FILE, STATE_FILE, STATE_FOLDER, STATE_LIMIT};
 
 /// Undoes or finishes the change that a former run left half done; returns how often containerd was restarted for that, or `None`
@@ -46,7 +45,8 @@ pub async fn recover(host: &HostRoot, offline: bool) -> Result<Option<u32>, Fail
     if has_restarted && !journal.undone && journal.can_be_finished() && journal.stands(host) {
         info!("a change that ended with its own restart is live");
         let in_use = InUse::ask(host, &journal.socket, offline).await;
-        commit(host, &journal)
+        keep_used(host, &mut journal, &in_use)
+            .and_then(|_| commit(host, &journal))
             .and_then(|()| finish(host, &journal, &in_use))
             .map_err(Failure::Refused)?;
         return Ok(Some(0));
@@ -56,10 +56,7 @@ pub async fn recover(host: &HostRoot, offline: bool) -> Result<Option<u32>, Fail
     let mut restarts = 0;
     let is_back = journal.undone && has_restarted;
     if journal.restarting && !offline && !is_back {
-        restarts = 1;
-        note_undone(host, &mut journal, running.as_ref());
-        let (service, socket) = (journal.service(), &journal.socket);
-        let restored = restart(host, &service, socket, running.as_ref()).await;
+        let restored = bring_back(host, &mut journal, running.as_ref(), &mut restarts).await;
         failures.extend(restored.err().map(|error| error.to_string()));
     }
     if failures.is_empty()

@@ -4,6 +4,7 @@ use super::Error;
 use super::facts::{Facts, path_of, verified};
 use super::perform::Failure;
 use super::plan::HostPlan;
+use super::state::Places;
 use super::text::printable;
 use crate::handoff::{
     FileAction, FileReport, HandlerReport, Outcome, ProvisionReport, ShimRequest,
@@ -54,7 +55,13 @@ pub(super) fn conclude(report: &mut ProvisionReport, plan: &HostPlan, offline: b
     report.result = match (complaints.is_empty(), plan.is_empty()) {
         (true, true) if !report.changed => Outcome::Unchanged,
         (true, _) => Outcome::Applied,
-        (false, true) if !well && complaints.iter().all(|handler| !handler.served) => {
+        // What is not served and has a binary is on its way off the host.
+        (false, true)
+            if !well
+                && complaints
+                    .iter()
+                    .all(|handler| !handler.served && handler.path.is_none()) =>
+        {
             Outcome::Refused
         }
         (false, _) => Outcome::Partial,
@@ -63,6 +70,31 @@ pub(super) fn conclude(report: &mut ProvisionReport, plan: &HostPlan, offline: b
         let (reason, remedy) = split(first.reason.as_deref().unwrap_or_default());
         report.reason = Some(format!("shim {}: {reason}", first.shim));
         report.remedy = remedy;
+    }
+}
+
+impl HostPlan {
+    /// The binaries that are stored, as paths on the host.
+    pub fn stored(&self) -> impl Iterator<Item = String> {
+        let places = self.state.as_ref().map(|state| Places {
+            folder: state.folder.clone(),
+        });
+        let path = move |sha256: &String| Some(places.as_ref()?.store_path(sha256));
+        self.store.iter().filter_map(path)
+    }
+
+    /// Takes in what pods took up while the plan was carried out: it stays, and is reported.
+    pub fn stays(&mut self, late: Vec<HandlerReport>) {
+        let is_kept = |path: &String| {
+            late.iter().any(|handler| {
+                let sha256 = handler.sha256.as_deref();
+                handler.path.as_ref() == Some(path)
+                    || sha256.is_some_and(|sha256| path.ends_with(sha256))
+            })
+        };
+        self.clear.retain(|path| !is_kept(path));
+        self.leftovers.files.retain(|path| !is_kept(path));
+        self.handlers.extend(late);
     }
 }
 
@@ -75,8 +107,9 @@ fn files(plan: &HostPlan) -> Vec<FileReport> {
             (Some(_), None) => FileAction::Removed,
         },
     });
-    let links = plan.links.keys().map(|path| FileReport {
-        path: path.clone(),
+    let links = plan.links.keys().cloned();
+    let made = plan.stored().chain(links).map(|path| FileReport {
+        path,
         action: FileAction::Created,
     });
     let removed = plan.clear.iter().chain(&plan.leftovers.files);
@@ -84,11 +117,11 @@ fn files(plan: &HostPlan) -> Vec<FileReport> {
         path: path.clone(),
         action: FileAction::Removed,
     });
-    config.chain(links).chain(removed).collect()
+    config.chain(made).chain(removed).collect()
 }
 
 /// A message of ours is a sentence, and after a semicolon what the operator can do.
-fn split(message: &str) -> (String, Option<String>) {
+pub(super) fn split(message: &str) -> (String, Option<String>) {
     match message.rsplit_once("; ") {
         Some((reason, remedy)) => (reason.to_owned(), Some(remedy.to_owned())),
         None => (message.to_owned(), None),

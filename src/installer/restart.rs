@@ -41,11 +41,27 @@ pub enum Error {
 
 /// Restarts the service and returns what the new process serves, and how long the CRI was away.
 ///
-/// `before` is the process that must be gone by then.
+/// `before` is the process that must be gone by then. `count` grows by one if it is, whatever came after it.
 ///
 /// # Errors
 /// When the service does not restart, the CRI plugin is down, or nothing answers in time.
 pub async fn restart(
+    host: &HostRoot,
+    service: &Service,
+    socket: &str,
+    before: Option<&Daemon>,
+    count: &mut u32,
+) -> Result<(Served, Duration), Error> {
+    let served = try_restart(host, service, socket, before).await;
+    let now = find_daemon(host).ok().flatten();
+    let process = |daemon: &Daemon| daemon.process;
+    if served.is_ok() || now.as_ref().map(process) != before.map(process) {
+        *count += 1;
+    }
+    served
+}
+
+async fn try_restart(
     host: &HostRoot,
     service: &Service,
     socket: &str,

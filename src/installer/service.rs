@@ -41,7 +41,7 @@ pub enum Error {
     },
     /// We are in a pod that has process numbers of its own.
     #[error(
-        "containerd can't be restarted from a pod with process numbers of its own on a host without systemd; run farrier on the node, or its pod with hostPID"
+        "containerd can't be restarted from a pod with process numbers of its own on a host without systemd; set job.hostPID among the chart's values, or run farrier on the node"
     )]
     OtherProcesses,
     /// The kernel refused the signal.
@@ -69,6 +69,8 @@ pub struct Service {
 
 /// `OpenRC` installs it there on every distribution that has it.
 const RC_SERVICE: &str = "/sbin/rc-service";
+/// Names what it has started (`RC_SVCDIR`, `librc`).
+pub(super) const RC_STARTED: &str = "/run/openrc/started";
 
 impl Service {
     /// The service of `unit` on a host of that row.
@@ -81,6 +83,19 @@ impl Service {
         }
     }
 
+    /// Whether the way in which it is restarted is open to this process. systemd is asked from anywhere.
+    ///
+    /// # Errors
+    /// When we have process numbers of our own, and would have to start or signal a process of the host.
+    pub fn check_reachable(&self, host: &HostRoot) -> Result<(), Error> {
+        match (self.restart, self.manager(host)) {
+            (Restart::ContainerInit, _) | (Restart::Service, Ok(Manager::OpenRc)) => {
+                same_processes(host)
+            }
+            (Restart::Watched | Restart::Service, _) => Ok(()),
+        }
+    }
+
     /// How the service's processes are ended when it stops, in systemd's words (systemd.kill(5), `KillMode`): `process` and `none`
     /// leave pods alone. `OpenRC` signals the process that it started, and with `rc_cgroup_cleanup` all of its cgroup (openrc-run(8)).
     ///
@@ -90,16 +105,10 @@ impl Service {
         match self.restart {
             // k0s has its supervisor signal containerd's process alone.
             Restart::Watched => Ok("process".to_owned()),
-            Restart::ContainerInit => {
-                same_processes(host)?;
-                Ok("container".to_owned())
-            }
+            Restart::ContainerInit => Ok("container".to_owned()),
             Restart::Service => match self.manager(host)? {
                 Manager::Systemd => Ok(Systemd::connect(host).await.kill_mode(&self.unit).await?),
-                Manager::OpenRc => {
-                    same_processes(host)?;
-                    self.openrc_kill_mode(host)
-                }
+                Manager::OpenRc => self.openrc_kill_mode(host),
             },
         }
     }
@@ -180,5 +189,101 @@ fn same_processes(host: &HostRoot) -> Result<(), Error> {
         Ok(())
     } else {
         Err(Error::OtherProcesses)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+    use crate::installer::distro::named;
+
+    /// A host with these files.
+    fn host(files: &[(&str, &str)]) -> (tempfile::TempDir, HostRoot) {
+        let folder = tempfile::tempdir().unwrap();
+        for (path, text) in files {
+            let path = folder.path().join(path.trim_start_matches('/'));
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        let host = HostRoot::open(folder.path()).unwrap();
+        (folder, host)
+    }
+
+    fn service(word: &str) -> Service {
+        let row = named(word);
+        Service::of(row, row.unit)
+    }
+
+    const SYSTEMD: (&str, &str) = ("/run/systemd/system/x", "");
+    const STARTED: (&str, &str) = ("/run/openrc/started/x", "");
+    const RC: (&str, &str) = (RC_SERVICE, "");
+
+    #[rstest]
+    #[case::systemd(&[SYSTEMD], Some(Manager::Systemd))]
+    #[case::systemd_beside_what_openrc_left(&[SYSTEMD, STARTED, RC], Some(Manager::Systemd))]
+    #[case::openrc(&[STARTED, RC], Some(Manager::OpenRc))]
+    #[case::openrc_that_is_installed_and_does_not_run(&[RC], None)]
+    #[case::openrc_without_its_program(&[STARTED], None)]
+    #[case::none(&[], None)]
+    fn the_service_manager_is_the_one_that_runs(
+        #[case] files: &[(&str, &str)],
+        #[case] expected: Option<Manager>,
+    ) {
+        let (_folder, host) = host(files);
+        let found = service("debian").manager(&host);
+        assert_eq!(found.ok(), expected);
+    }
+
+    #[rstest]
+    #[case::unset(&[], "process")]
+    #[case::off(&[("/etc/rc.conf", "rc_cgroup_cleanup=\"NO\"\n")], "process")]
+    #[case::a_comment(&[("/etc/rc.conf", "#rc_cgroup_cleanup=\"YES\"\n")], "process")]
+    #[case::on_for_all(&[("/etc/rc.conf", "rc_cgroup_cleanup=\"YES\"\n")], "control-group")]
+    #[case::on_for_it(&[("/etc/conf.d/k3s", "  rc_cgroup_cleanup='true'\n")], "control-group")]
+    #[case::off_for_it_alone(
+        &[("/etc/rc.conf", "rc_cgroup_cleanup=yes\n"), ("/etc/conf.d/k3s", "rc_cgroup_cleanup=no\n")],
+        "process"
+    )]
+    #[case::of_another(&[("/etc/conf.d/docker", "rc_cgroup_cleanup=yes\n")], "process")]
+    #[case::the_last_line_counts(&[("/etc/rc.conf", "rc_cgroup_cleanup=yes\nrc_cgroup_cleanup=no\n")], "process")]
+    #[tokio::test]
+    async fn openrc_ends_pods_only_where_it_clears_cgroups(
+        #[case] files: &[(&str, &str)],
+        #[case] expected: &str,
+    ) {
+        let (_folder, host) = host(&[files, &[STARTED, RC]].concat());
+        let mode = service("k3s").kill_mode(&host).await.unwrap();
+        assert_eq!(mode, expected);
+    }
+
+    #[rstest]
+    #[case::systemd("debian", &[SYSTEMD], true)]
+    #[case::openrc("k3s", &[STARTED, RC], false)]
+    #[case::container("k3d", &[], false)]
+    #[case::its_own_supervisor("k0s", &[], true)]
+    // Whoever knows no manager says so, and not that processes are out of reach.
+    #[case::none("debian", &[], true)]
+    fn what_is_started_or_signalled_needs_the_host_s_processes(
+        #[case] word: &str,
+        #[case] files: &[(&str, &str)],
+        #[case] expected: bool,
+    ) {
+        // There is no process 1 below this root.
+        let (_folder, host) = host(files);
+        let reachable = service(word).check_reachable(&host);
+        assert_eq!(reachable.is_ok(), expected);
+        if let Err(error) = reachable {
+            assert!(error.to_string().contains("job.hostPID"), "{error}");
+        }
+    }
+
+    #[rstest]
+    #[case("k3s-agent.service", "k3s-agent")]
+    #[case("containerd.service", "containerd")]
+    #[case("containerd", "containerd")]
+    fn openrc_knows_a_unit_by_the_name_before_the_dot(#[case] unit: &str, #[case] expected: &str) {
+        assert_eq!(Service::of(named("k3s"), unit).name(), expected);
     }
 }

@@ -10,7 +10,7 @@ use super::source::{self, Rendered, Source};
 use super::state::{OwnedHandler, STATE_FOLDER, folder_of};
 use crate::containerd_config::{
     DeclaredHandler, Handler, Loaded, Placement, Value, Version, edit, edit_template, handlers,
-    place, runtimes_of_dump, startable,
+    place, runtimes_of_dump, startable, template_handlers,
 };
 use crate::handoff::OptionValue;
 
@@ -26,6 +26,8 @@ pub(super) struct Site<'a> {
     rendered: Option<(Placement, Option<&'a str>)>,
     declared: BTreeMap<String, DeclaredHandler>,
     dumped: BTreeMap<String, DeclaredHandler>,
+    /// The default runtime of the configuration, where containerd has printed it.
+    default: String,
     pub(super) ours: BTreeSet<String>,
     /// Handlers that a predecessor declares in this file.
     inherited: BTreeSet<String>,
@@ -57,13 +59,18 @@ impl<'a> Site<'a> {
         if let Some(text) = text.filter(|_| rendered.is_some() && !go) {
             declared.extend(handlers(text, &placement)?);
         }
-        let dumped = match &facts.dump {
+        if let Some(text) = text.filter(|_| go) {
+            for (name, handler) in template_handlers(text, placement.plugin) {
+                declared.entry(name).or_insert(handler);
+            }
+        }
+        let (default, dumped) = match &facts.dump {
             Ok(dump) => {
                 startable(dump)?;
-                runtimes_of_dump(dump)?.1
+                runtimes_of_dump(dump)?
             }
             // What can't be run gives no judgement; one that runs and refuses the file does.
-            Err(_) if offline && facts.version.is_none() => BTreeMap::new(),
+            Err(_) if offline && facts.version.is_none() => (String::new(), BTreeMap::new()),
             Err(words) => return Err(Error::Refuses(words.clone())),
         };
         // A stanza that executes our own stable path is ours even where the state file was lost.
@@ -74,7 +81,12 @@ impl<'a> Site<'a> {
             .collect();
         let marked = declared
             .iter()
-            .filter(|(name, handler)| handler.runtime_type == facts.places.binary_path(name));
+            .map(|(name, handler)| (name, &handler.runtime_type));
+        // Also where somebody has put an old configuration back.
+        let served = facts.served.iter().flat_map(|served| &served.handlers);
+        let marked = marked
+            .chain(served)
+            .filter(|(name, path)| **path == facts.places.binary_path(name));
         ours.extend(marked.map(|(name, _)| name.clone()));
         let inherited = facts.inheritance.handlers.iter();
         let inherited = inherited
@@ -88,6 +100,7 @@ impl<'a> Site<'a> {
             rendered,
             declared,
             dumped,
+            default,
             ours,
             inherited,
             in_place: BTreeSet::new(),
@@ -133,6 +146,51 @@ impl<'a> Site<'a> {
             return Ok(edit_template(path, text, plugin, &ours, &declared)?);
         }
         self.edit(placement, text, declared)
+    }
+
+    /// Whether containerd would come back from a restart with what it serves now, but for what is ours.
+    ///
+    /// # Errors
+    /// When its configuration was changed since it started, or the host lacks what that needs.
+    pub(super) fn check_restart(&self, facts: &Facts) -> Result<(), Error> {
+        if let Some(words) = &facts.lacking {
+            return Err(Error::Refuses(words.clone()));
+        }
+        match self.pending(facts) {
+            Some(what) => Err(Error::Pending {
+                path: facts.loaded.root.path.clone(),
+                what,
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// What somebody else changed in the configuration since containerd started, and any restart would put live: a few words, such as
+    /// `handler kata`. Nothing where nobody was asked what is served.
+    pub(super) fn pending(&self, facts: &Facts) -> Option<String> {
+        let served = facts.served.as_ref().ok()?;
+        if served.default != self.default {
+            return Some("the default runtime".to_owned());
+        }
+        let none = BTreeMap::new();
+        let mut differ: BTreeSet<&String> =
+            served.handlers.keys().chain(self.dumped.keys()).collect();
+        differ.retain(|name| {
+            let now = served.handlers.get(*name);
+            let now = now.map(|path| (path, served.options.get(*name).unwrap_or(&none)));
+            let then = self.dumped.get(*name).map(|found| found.to_handler(name));
+            now != then
+                .as_ref()
+                .map(|then| (&then.runtime_type, &then.options))
+        });
+        // What a template declares in any case, its rendering does, too.
+        let unrendered = self
+            .declared
+            .keys()
+            .filter(|name| !self.dumped.contains_key(*name));
+        differ.extend(unrendered.filter(|_| self.rendered.is_some()));
+        let name = differ.into_iter().find(|name| !self.ours.contains(*name))?;
+        Some(format!("handler {name}"))
     }
 
     /// What is ours to write, without the handlers that a predecessor's own lines declare as they should be.

@@ -217,6 +217,7 @@ mod tests {
     use crate::containerd_config::SourceFile;
     use crate::installer::distro::named;
     use crate::installer::plan::tests::node;
+    use crate::installer::site::Site;
     use crate::installer::state::OwnedConfig;
 
     const V2: &str = "version = 2\n";
@@ -257,6 +258,18 @@ mod tests {
     }
 
     const OLD: Option<&str> = Some("{{ template \"base\" . }}\n");
+
+    #[test]
+    fn what_somebody_wrote_into_a_template_and_nobody_rendered_does_not_go_live_with_us() {
+        let template = "{{ template \"base\" . }}\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.new]\nruntime_type = 'x'\n";
+        let rendered = "version = 3\n[plugins.'io.containerd.cri.v1.runtime'.containerd]\ndefault_runtime_name = 'runc'\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n";
+        let mut facts = host("k3s", Some(rendered), "1.31.6", &[Some(template), None]);
+        facts.dump = Ok(rendered.to_owned());
+        facts.version = "2.0.2".parse().ok();
+        let site = Site::find(&facts, false).unwrap();
+        let error = site.check_restart(&facts).unwrap_err().to_string();
+        assert!(error.contains("handler new"), "{error}");
+    }
 
     #[rstest]
     #[case::rendered_for_2(Some(V2), "1.30.4", [None, None], "/x/config.toml.tmpl")]

@@ -28,10 +28,23 @@ pub(super) struct Stamps {
     /// What programs of the host said.
     #[serde(default)]
     words: Vec<Words>,
+    /// Binaries that stand where a predecessor put them, by path.
+    #[serde(default)]
+    adopted: Adopted,
 }
 
 /// Artifacts on the host, by the shim that was taken from them.
 pub(super) type Artifacts = BTreeMap<String, Artifact>;
+
+/// Binaries that stand where a predecessor put them, by path.
+pub(super) type Adopted = BTreeMap<String, Verified>;
+
+/// A file as it was when it was hashed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Verified {
+    stamp: Stamp,
+    sha256: String,
+}
 
 /// An artifact on the host and what was found in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,6 +103,23 @@ impl Stamps {
         known.is_some() && known == Stamp::of(host, &places.store_path(sha256)).as_ref()
     }
 
+    /// The binary at `path`, hashed unless it is as it was when that was done; `None` where there is none.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    pub(super) fn verify(&self, host: &HostRoot, path: &str) -> host::Result<Option<Verified>> {
+        let Some(stamp) = Stamp::of(host, path) else {
+            // What stands there and is no file is told apart by whoever reads it.
+            return host.digest(path).map(|_| None);
+        };
+        let known = self.adopted.get(path);
+        if let Some(known) = known.filter(|known| known.stamp == stamp) {
+            return Ok(Some(known.clone()));
+        }
+        let digest = host.digest(path)?;
+        Ok(digest.map(|sha256| Verified { stamp, sha256 }))
+    }
+
     /// What is known of the artifact of a shim.
     pub(super) fn artifact(&self, shim: &str) -> Option<&Artifact> {
         self.artifacts.get(shim)
@@ -100,7 +130,7 @@ impl Stamps {
         &self.words
     }
 
-    /// Puts on disk how the files with these SHA-256 look now, what was found in `artifacts`, and what programs said, where
+    /// Puts on disk how the files with these SHA-256 look now, what was found in `artifacts` and `adopted`, and what programs said, where
     /// any of that is new.
     ///
     /// # Errors
@@ -110,7 +140,8 @@ impl Stamps {
         places: &Places,
         verified: &BTreeSet<String>,
         artifacts: Artifacts,
-        words: &[Words],
+        adopted: Adopted,
+        words: Vec<Words>,
     ) -> host::Result<()> {
         let stamp = |sha256: &String| {
             let stamp = Stamp::of(host, &places.store_path(sha256))?;
@@ -119,7 +150,8 @@ impl Stamps {
         let now = Self {
             stored: verified.iter().filter_map(stamp).collect(),
             artifacts,
-            words: words.to_vec(),
+            adopted,
+            words,
         };
         if now == Self::load(host) {
             return Ok(());
@@ -132,6 +164,12 @@ impl Stamps {
         }
         let before = text_digest(before.as_deref());
         host.replace(FILE, text.as_bytes(), before.as_deref(), 0o600)
+    }
+}
+
+impl Verified {
+    pub(super) fn sha256(&self) -> &str {
+        &self.sha256
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::bounds::strange_in_state;
 use crate::handoff::{API_VERSION, OptionValue, Owner};
 
 /// The folder of all that Farrier remembers on a host.
@@ -28,6 +29,9 @@ pub struct State {
     /// The handlers that are declared to containerd because of us, by name.
     #[serde(default)]
     pub handlers: BTreeMap<String, OwnedHandler>,
+    /// Handlers that are declared no more and whose binary stays: pods took them up while they left, and can't end without it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub late: BTreeMap<String, OwnedHandler>,
     /// The folder of the binaries: it stays what it was when the first one came.
     #[serde(default = "default_folder")]
     pub folder: String,
@@ -83,6 +87,7 @@ impl Default for State {
         Self {
             api_version: API_VERSION.to_owned(),
             handlers: BTreeMap::new(),
+            late: BTreeMap::new(),
             folder: default_folder(),
             config: None,
             folders: Vec::new(),
@@ -115,13 +120,23 @@ pub enum Error {
         /// What it says.
         found: String,
     },
+    /// It names what was never ours.
+    #[error(
+        "{path} on the host names {found:?}, where nothing of Farrier stands; restore it from a backup, or remove it and what is Farrier's by hand"
+    )]
+    Strange {
+        /// Path on the host.
+        path: &'static str,
+        /// What it names.
+        found: String,
+    },
 }
 
 impl State {
     /// Reads a state file; an absent one owns nothing.
     ///
     /// # Errors
-    /// When the text is no state file of this version: guessing what we own could remove what we don't.
+    /// When the text is no state file of this version, or names what is not ours: guessing what we own could remove what we don't.
     pub fn from_json(text: Option<&str>) -> Result<Self, Error> {
         let Some(text) = text else {
             return Ok(Self::default());
@@ -130,13 +145,18 @@ impl State {
             path: STATE_FILE,
             source,
         })?;
-        if state.api_version == API_VERSION {
-            Ok(state)
-        } else {
-            Err(Error::Version {
+        if state.api_version != API_VERSION {
+            return Err(Error::Version {
                 path: STATE_FILE,
                 found: state.api_version,
-            })
+            });
+        }
+        match strange_in_state(&state) {
+            Some(found) => Err(Error::Strange {
+                path: STATE_FILE,
+                found,
+            }),
+            None => Ok(state),
         }
     }
 
@@ -150,7 +170,7 @@ impl State {
     /// Whether nothing on the host is ours.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.handlers.is_empty()
+        self.handlers.is_empty() && self.late.is_empty()
     }
 }
 

@@ -7,7 +7,7 @@ use super::facts::{PROGRAMS, SMALL};
 use super::host::HostRoot;
 use super::kubelet;
 use super::source::candidates;
-use super::state::{State, folder_of};
+use super::state::{STATE_FOLDER, State, folder_of};
 use crate::containerd_config::{SourceFile, TEXT_LIMIT};
 
 /// The row of the table that fits the host.
@@ -22,17 +22,15 @@ pub(super) fn row(
         .unwrap_or_default();
     let init = (!offline).then(|| host.read("/proc/1/cmdline", SMALL).ok().flatten());
     let init = String::from_utf8_lossy(&init.flatten().unwrap_or_default()).into_owned();
-    let endpoint = if offline {
-        None
-    } else {
-        kubelet::endpoint(host)?
-    };
+    let kubelet = if offline { None } else { kubelet::find(host)? };
+    let kubelet = kubelet.unwrap_or_default();
     let evidence = Evidence {
         program: daemon.map(|daemon| daemon.program.as_str()),
         unit: daemon.and_then(|daemon| daemon.unit.as_deref()),
         config,
         init: &init,
-        endpoint: endpoint.as_deref(),
+        endpoint: kubelet.endpoint.as_deref(),
+        kubelet: &kubelet.arguments,
         installed: PROGRAMS.into_iter().any(|path| host.exists(path)),
         os_release: &os_release,
     };
@@ -63,36 +61,97 @@ pub(super) fn folder(
     offline: bool,
 ) -> (String, Option<String>) {
     let first = distro.folders.first().copied().unwrap_or_default();
+    let places = if state.is_empty() {
+        distro.folders
+    } else {
+        &[state.folder.as_str()]
+    };
     // The file systems that an image is unpacked on are not those that it will run on.
-    if !state.is_empty() || offline {
-        let folder = if state.is_empty() {
-            first
-        } else {
-            &state.folder
-        };
-        return (folder.to_owned(), None);
+    if offline {
+        return (places.first().map_or(first, |place| place).to_owned(), None);
     }
     let mut obstacle = None;
-    for folder in distro.folders {
-        match host.mount_of(folder) {
-            Ok(mount) if mount.read_only => {
-                obstacle.get_or_insert(format!("{folder} is on a read-only file system, so no shim can be put there; make it writable, or use other nodes"));
-            }
-            Ok(mount) if mount.no_exec => {
-                obstacle.get_or_insert(format!("{folder} is on a file system mounted noexec, so no shim can be run from there; mount it with exec"));
-            }
-            Ok(_) => return ((*folder).to_owned(), None),
-            Err(error) => {
-                obstacle.get_or_insert(error.to_string());
-            }
-        }
+    for folder in places {
+        match unfit(host, folder) {
+            None => return ((*folder).to_owned(), None),
+            Some(reason) => obstacle.get_or_insert(reason),
+        };
     }
-    (first.to_owned(), obstacle)
+    (
+        places.first().map_or(first, |place| place).to_owned(),
+        obstacle,
+    )
 }
 
+/// Why no shim can be kept in `folder`.
+fn unfit(host: &HostRoot, folder: &str) -> Option<String> {
+    match host.mount_of(folder) {
+        Ok(mount) if mount.read_only => Some(format!(
+            "{folder} is on a read-only file system, so no shim can be put there; make it writable, or use other nodes"
+        )),
+        Ok(mount) if mount.no_exec => Some(format!(
+            "{folder} is on a file system mounted noexec, so no shim can be run from there; mount it with exec"
+        )),
+        Ok(_) => None,
+        Err(error) => Some(error.to_string()),
+    }
+}
+
+/// Why nothing can be remembered on this host, which every change begins with.
+pub(super) fn forgetful(host: &HostRoot) -> Option<String> {
+    let mount = host.mount_of(STATE_FOLDER).ok()?;
+    mount.read_only.then(|| {
+        format!("{STATE_FOLDER} is on a read-only file system, so no change could be undone; make it writable")
+    })
+}
+
+/// The configuration that the drop-ins of the unit of containerd name (systemd.unit(5)), for a host on which it doesn't run.
+pub(super) fn named_by_unit(
+    host: &HostRoot,
+    distro: &DistroSpec,
+) -> Result<Option<String>, super::Error> {
+    let Some(variable) = distro.variable else {
+        return Ok(None);
+    };
+    let folder = format!("/etc/systemd/system/{}.d", distro.unit);
+    let mut named = None;
+    for name in host.list(&folder)? {
+        if name.rsplit('.').next() != Some("conf") {
+            continue;
+        }
+        let text = host.read_text(&format!("{folder}/{name}"), SMALL)?;
+        let set = |line: &str| {
+            let value = line.trim().strip_prefix("Environment=")?;
+            let value = value.trim_matches(['"', '\'']).strip_prefix(variable)?;
+            let path = value.strip_prefix('=')?;
+            path.starts_with('/').then(|| path.to_owned())
+        };
+        // Of several, systemd takes the last.
+        named = text
+            .unwrap_or_default()
+            .lines()
+            .filter_map(set)
+            .next_back()
+            .or(named);
+    }
+    Ok(named)
+}
+
+/// What a system's image brings, which its next update replaces (FHS 3.0, 4.11).
+const OF_THE_IMAGE: &str = "/usr/share/";
+
 /// Why the configuration at `path` can't be changed, whoever asks.
-pub(super) fn unwritable(host: &HostRoot, path: &str) -> Option<String> {
+pub(super) fn unwritable(host: &HostRoot, path: &str, offline: bool) -> Option<String> {
     let real = host.follow(path).unwrap_or_else(|_| path.to_owned());
+    if real.starts_with(OF_THE_IMAGE) {
+        return Some(format!(
+            "{path} is a part of the system's image, whose next update would replace it; copy it to /etc/containerd/config.toml, have the unit of containerd name that (Flatcar: Environment=CONTAINERD_CONFIG=/etc/containerd/config.toml), in a drop-in of that unit"
+        ));
+    }
+    // The file systems that an image is unpacked on are not those that it will run on.
+    if offline {
+        return None;
+    }
     let mount = host.mount_of(folder_of(&real)).ok()?;
     mount.read_only.then(|| {
         format!("{path} is on a read-only file system; copy it to /etc/containerd/config.toml and have the unit of containerd name that")
@@ -105,7 +164,7 @@ pub(super) fn releaser(
     distro: &DistroSpec,
     daemon: Option<&Daemon>,
 ) -> Option<(String, &'static str)> {
-    let (programs, word) = distro.release;
+    let (programs, word) = (distro.programs, distro.release?);
     let name = programs.first()?.rsplit('/').next()?;
     let parent = daemon
         .and_then(|daemon| parent_program(host, daemon))

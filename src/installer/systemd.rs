@@ -4,12 +4,11 @@
 //! names the bus alone): systemd 252 answers there with a sender that is no unique name, which zbus refuses. Where nobody answers on
 //! the bus, the host's own `systemctl` is asked, which knows that protocol.
 
-use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use tokio::net::UnixStream;
 use zbus::proxy::CacheProperties;
-
 use zbus::{Connection, OwnedObjectPath, Proxy};
 
 use super::exec::{self, Place};
@@ -169,9 +168,14 @@ impl Bus {
     async fn connect(host: &HostRoot) -> Result<Self, Error> {
         let connect = |source: Box<dyn std::error::Error + Send + Sync>| Error::Connect { source };
         let (_handle, path) = host.handle(BUS).map_err(|error| connect(error.into()))?;
-        let stream = UnixStream::connect(path).map_err(|error| connect(error.into()))?;
-        let builder = zbus::connection::Builder::unix_stream(stream).method_timeout(ANSWER_LIMIT);
-        let connection = tokio::time::timeout(ANSWER_LIMIT, builder.build())
+        let connection = async {
+            let stream = UnixStream::connect(path).await?.into_std()?;
+            zbus::connection::Builder::unix_stream(stream)
+                .method_timeout(ANSWER_LIMIT)
+                .build()
+                .await
+        };
+        let connection = tokio::time::timeout(ANSWER_LIMIT, connection)
             .await
             .map_err(|elapsed| connect(elapsed.into()))?
             .map_err(|error| connect(error.into()))?;

@@ -6,6 +6,7 @@ use similar::TextDiff;
 
 use super::doctor::{Condition, Diagnosis};
 use super::plan::{ConfigChange, HostPlan};
+use super::state::STATE_FILE;
 use crate::handoff::{FileAction, Outcome, ProvisionReport};
 
 /// Writing to a `String` can't fail; this says so in one place.
@@ -89,6 +90,12 @@ pub fn plan_text(plan: &HostPlan, unit: &str) -> String {
     if plan.is_empty() {
         line!(text, "nothing to do: the host is as wanted");
     }
+    for path in &plan.make_folders {
+        line!(text, "make the folder {path}");
+    }
+    for path in plan.stored() {
+        line!(text, "store the binary {path}");
+    }
     for (path, sha256) in &plan.links {
         line!(text, "point {path} to the binary {sha256}");
     }
@@ -100,6 +107,22 @@ pub fn plan_text(plan: &HostPlan, unit: &str) -> String {
     }
     for path in plan.clear.iter().chain(&plan.leftovers.files) {
         line!(text, "remove {path}");
+    }
+    for path in plan
+        .drop_folders
+        .iter()
+        .chain(&plan.leftovers.folders)
+        .rev()
+    {
+        line!(text, "remove the folder {path} if it is empty");
+    }
+    for lock in &plan.leftovers.locks {
+        line!(text, "take entries out of {}", lock.path);
+    }
+    match &plan.state {
+        Some(_) if plan.write_state => line!(text, "write {STATE_FILE}"),
+        None if plan.write_state => line!(text, "remove {STATE_FILE}"),
+        Some(_) | None => {}
     }
     for note in &plan.notes {
         line!(text, "note: {note}");
@@ -142,13 +165,18 @@ pub fn diagnosis_text(diagnosis: &Diagnosis) -> String {
             Condition::Reserved => "reserved",
             Condition::Unserved => "not served",
             Condition::Unknown => "not asked",
+            Condition::Leaving => "leaving",
         };
         let (handler, shim, owner) = (&installed.handler, &installed.shim, installed.owner);
         line!(
             text,
-            "  {handler} {condition}, shim {shim:?} of {owner}, {} sandboxes",
-            installed.sandboxes
+            "  {handler} {condition}, shim {shim:?} of {owner}, {} sandboxes, {}",
+            installed.sandboxes,
+            installed.path
         );
+    }
+    if diagnosis.handlers.is_empty() {
+        line!(text, "no shim of Farrier's");
     }
     for finding in &diagnosis.findings {
         line!(text, "problem: {}", finding.problem);

@@ -56,6 +56,14 @@ pub enum Error {
         /// The first files that are there.
         found: String,
     },
+    /// Two of its files may be the one.
+    #[error("the archive holds both {one} and {other}; name one under fetchStrategy.binary")]
+    Ambiguous {
+        /// The first.
+        one: String,
+        /// Another.
+        other: String,
+    },
     /// Unpacked it is larger than any shim.
     #[error(
         "the archive unpacks to more than {MAX_UNPACKED} bytes or {MAX_MEMBERS} members; no shim is that large"
@@ -77,8 +85,8 @@ pub enum Error {
 
 /// Copies the binary out of `artifact` to `out` and returns its SHA-256.
 ///
-/// `binary` is its file name in an archive; without it, `containerd-shim-<shim>` is looked for, with or without a suffix `-vN` on
-/// either side.
+/// `binary` is its file name in an archive; without it, `containerd-shim-<shim>` is looked for, or the one file there whose name
+/// differs from that in its suffix `-vN` alone.
 ///
 /// # Errors
 /// When there is none, it is for another CPU, or anything about the archive is suspect. `out` may then hold a part of it.
@@ -109,7 +117,7 @@ fn unpack_archive(
     let unreadable = |source| Error::Unreadable { source };
     // One byte more than allowed tells a full archive from one that was cut.
     let mut archive = Archive::new(tar.take(MAX_UNPACKED + 1));
-    let mut digest = None;
+    let (mut digest, mut taken) = (None, None);
     let mut found = Vec::new();
     let mut unpacked = 0_u64;
     let mut long_path = None;
@@ -135,11 +143,30 @@ fn unpack_archive(
             continue;
         }
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if digest.is_none() && is_wanted(&name, shim, binary) {
-            digest = Some(copy_program(entry, out)?);
+        if is_wanted(&name, shim, binary) {
+            match &taken {
+                None => {
+                    digest = Some(copy_program(entry, out)?);
+                    taken = Some(name.into_owned());
+                }
+                // A second member of the same name is shadowed by the first, as in a search path; another name is a guess.
+                Some(taken) if *taken != name && !is_named(taken, shim, binary) => {
+                    return Err(Error::Ambiguous {
+                        one: shown(taken),
+                        other: shown(&name),
+                    });
+                }
+                Some(_) => {}
+            }
         } else if found.len() < 5 {
             found.push(shown(&name));
         }
+    }
+    // gzip's own checksum stands behind the last byte: without it, damage would go unseen where nobody names a digest. Whatever
+    // else follows is nobody's business.
+    match io::copy(&mut archive.into_inner(), &mut io::sink()) {
+        Err(source) if source.to_string().contains("checksum") => return Err(unreadable(source)),
+        Ok(_) | Err(_) => {}
     }
     digest.ok_or_else(|| Error::Absent {
         wanted: binary.map_or_else(|| format!("containerd-shim-{shim}"), str::to_owned),
@@ -218,13 +245,18 @@ fn check_member(path: &Path, kind: EntryType) -> Result<(), Error> {
     }
 }
 
-fn is_wanted(name: &str, shim: &str, binary: Option<&str>) -> bool {
+/// Whether a file has exactly the name that is asked for.
+fn is_named(name: &str, shim: &str, binary: Option<&str>) -> bool {
     match binary {
         Some(binary) => name == binary,
-        None => name
-            .strip_prefix("containerd-shim-")
-            .is_some_and(|rest| rest == shim || base(rest) == base(shim)),
+        None => name.strip_prefix("containerd-shim-") == Some(shim),
     }
+}
+
+fn is_wanted(name: &str, shim: &str, binary: Option<&str>) -> bool {
+    let is_alike = |rest| base(rest) == base(shim);
+    is_named(name, shim, binary)
+        || binary.is_none() && name.strip_prefix("containerd-shim-").is_some_and(is_alike)
 }
 
 /// A shim's name without its suffix `-vN`.
@@ -363,6 +395,27 @@ mod tests {
     }
 
     #[rstest]
+    #[case::another_release_first(["spin-v1", "spin-v2"], "spin-v2", None)]
+    #[case::two_releases(["spin-v1", "spin-v2"], "spin", None)]
+    #[case::the_right_one_first(["spin-v2", "spin-v1"], "spin-v2", Some(1))]
+    #[case::without_a_suffix(["spin", "spin-v2"], "spin", Some(1))]
+    fn no_binary_is_taken_for_another_one_beside_it(
+        #[case] members: [&str; 2],
+        #[case] shim: &str,
+        #[case] taken: Option<u8>,
+    ) {
+        let names = members.map(|name| format!("containerd-shim-{name}"));
+        let programs = [1, 2].map(|seed| [program(), vec![seed]].concat());
+        let members = [0, 1].map(|at| (names[at].as_str(), EntryType::Regular, &*programs[at]));
+        let mut out = Vec::new();
+        let result = unpack(archive(&members).as_slice(), shim, None, &mut out);
+        match taken {
+            Some(seed) => assert_eq!(out.last(), Some(&seed)),
+            None => assert!(matches!(result, Err(Error::Ambiguous { .. }))),
+        }
+    }
+
+    #[rstest]
     #[case::rcm("containerd-shim-spin-v2", "spin-v2")]
     #[case::kwasm("containerd-shim-spin-v2", "spin")]
     #[case::runwasi("./containerd-shim-wasmtime-v1", "wasmtime")]
@@ -481,6 +534,18 @@ mod tests {
         cut.write_all(&program()).unwrap();
         let cut = cut.finish().unwrap();
         let result = unpack(cut.as_slice(), "a", None, &mut Vec::new());
+        assert!(
+            matches!(result, Err(Error::Unreadable { .. })),
+            "{result:?}"
+        );
+    }
+
+    #[test]
+    fn a_damaged_archive_is_refused_without_a_digest_of_it() {
+        let mut whole = archive(&[("containerd-shim-a", EntryType::Regular, &program())]);
+        let sum = whole.len() - 8;
+        whole[sum] ^= 1;
+        let result = unpack(whole.as_slice(), "a", None, &mut Vec::new());
         assert!(
             matches!(result, Err(Error::Unreadable { .. })),
             "{result:?}"

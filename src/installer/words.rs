@@ -9,6 +9,7 @@ use super::exec;
 use super::facts::{Facts, PROGRAM_LIMIT};
 use super::host::HostRoot;
 use super::stamps::Stamp;
+use super::surroundings::lacking;
 use super::survey;
 use crate::containerd_config::Loaded;
 use crate::handoff::sha256_hex;
@@ -78,6 +79,8 @@ impl Facts {
             .flatten()
             .collect();
         self.dump = dump.0;
+        let lacking = |dump: &String| lacking(host, dump);
+        self.lacking = self.dump.as_ref().ok().and_then(lacking);
         self.heard = Heard {
             recalled: words.iter().any(|words| known.contains(words)),
             words,

@@ -160,16 +160,24 @@ impl Root {
 
     /// What the daemon prints of the configuration.
     pub async fn dump(&self, release: &Release) -> Result<String, String> {
+        let (dump, _) = self.read(release).await?;
+        Ok(dump)
+    }
+
+    /// What the daemon prints of the configuration, and how many of its keys it says that it ignores.
+    pub async fn read(&self, release: &Release) -> Result<(String, usize), String> {
         let dump = self
             .command(release)
             .args(["-c", CONFIG, "config", "dump"])
             .stderr(Stdio::piped())
             .output();
         let output = timeout(LIMIT, dump).await.unwrap().unwrap();
+        let words = String::from_utf8_lossy(&output.stderr);
         if output.status.success() {
-            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+            let ignored = words.lines().filter(|line| line.contains("unknown key"));
+            let dump = String::from_utf8_lossy(&output.stdout).into_owned();
+            Ok((dump, ignored.count()))
         } else {
-            let words = String::from_utf8_lossy(&output.stderr);
             let last = words.lines().rfind(|line| !line.is_empty());
             Err(last.unwrap_or("no words").to_owned())
         }

@@ -20,6 +20,7 @@ use farrier::containerd_config::{
     runtimes_of_dump, startable,
 };
 use farrier::installer::loaded::load;
+use farrier::installer::surroundings::lacking;
 use reasons::Why;
 
 /// What Farrier makes of a configuration.
@@ -79,12 +80,15 @@ async fn change(root: &Root, release: &Release) -> Said {
         Ok(placement) => placement,
         Err(error) => return refused(&error),
     };
-    let before = match root.dump(release).await {
+    let (before, ignored) = match root.read(release).await {
         Ok(before) => before,
         Err(words) => return refused(&words),
     };
     if let Err(error) = startable(&before) {
         return refused(&error);
+    }
+    if let Some(words) = lacking(&root.host(), &before) {
+        return refused(&words);
     }
     let runc = match runtimes_of_dump(&before) {
         Ok((_, dumped)) => dumped.get("runc").map(|runc| runc.to_handler("runc")),
@@ -107,8 +111,11 @@ async fn change(root: &Root, release: &Release) -> Said {
         };
         fs::create_dir_all(file.parent().unwrap()).unwrap();
         fs::write(&file, &after).unwrap();
-        let judged = match root.dump(release).await {
-            Ok(printed) => {
+        let judged = match root.read(release).await {
+            Ok((_, after)) if after > ignored => {
+                return broken("the daemon ignores what was added");
+            }
+            Ok((printed, _)) => {
                 let verdict = judge(&before, &printed, &ours).and_then(|()| holds(&printed, want));
                 dump = printed;
                 verdict.map_err(|error| error.to_string())
@@ -165,7 +172,12 @@ async fn verdict(root: &Root, release: &Release, case: &Case) -> Result<(), Stri
                     .iter()
                     .map(|(name, handler)| (name, &handler.runtime_type))
                     .collect();
-                if (&served.default, seen) != (&default, meant) {
+                let options: BTreeMap<String, BTreeMap<String, Value>> = declared
+                    .iter()
+                    .map(|(name, handler)| (name.clone(), handler.to_handler(name).options))
+                    .filter(|(_, options)| !options.is_empty())
+                    .collect();
+                if (&served.default, seen, &served.options) != (&default, meant, &options) {
                     return Err(format!("serves {served:?} and prints {declared:?}"));
                 }
                 match why {

@@ -26,7 +26,7 @@ const NO_TOML: Why = Justified("no TOML, and no other release reads it");
 /// 2.0 to 2.2 drop every CRI setting of such a file, the registry and runc's cgroup driver too: a handler would hide that.
 const DEAD: Why = Justified("its CRI settings are dead already, and the operator has to know");
 /// Nothing to mend in the text.
-const HOST: Why = OnlyAtStart("a file, a program or a kernel that the host lacks");
+const HOST: Why = OnlyAtStart("a program or a system that the host lacks");
 
 /// The end of a case's name, how the releases begin, and the reason.
 const TABLE: &[(&str, &[&str], Why)] = &[
@@ -39,13 +39,6 @@ const TABLE: &[(&str, &[&str], Why)] = &[
         "/handler_name_empty.v2.toml",
         &["1."],
         Justified("its own dump is no TOML: nothing could be proven"),
-    ),
-    (
-        "/inline_without_runtimes.v2.toml",
-        &["1."],
-        Justified(
-            "runc has to be added and taken out again, and between braces no comment can mark it",
-        ),
     ),
     // 1.x takes the key for an unknown one, and the file for version 1.
     ("/case_diff_version.v2.toml", &["1."], DEAD),
@@ -60,6 +53,7 @@ const TABLE: &[(&str, &[&str], Why)] = &[
     ("/talos-20-customization.part", &["1."], DEAD),
     // Version 1, whose CRI section 2.0 to 2.2 don't migrate.
     ("/v1_explicit_short_id.toml", &["2.1"], DEAD),
+    ("/v0_short_id.toml", &["2.1"], DEAD),
     ("/v1_short_id.toml", &["2.1"], DEAD),
     ("/gvisor-quickstart-version1.toml", &["2.1"], DEAD),
     ("/k3s-v1.23-version1.toml", &["2.1"], DEAD),
@@ -67,27 +61,12 @@ const TABLE: &[(&str, &[&str], Why)] = &[
     ("/kubespray-v2.14-version1.toml", &["2.1"], DEAD),
     ("/nvidia-ctk-1.17-version1.toml", &["2.1"], DEAD),
     ("/user-2020-version1-tabs.toml", &["2.1"], DEAD),
-    // What the host lacks.
-    ("/base_runtime_spec_missing.v2.toml", &["1.", "2."], HOST),
-    ("/base_runtime_spec_missing.v3.toml", &["2."], HOST),
+    // A file system's program, and Windows.
     ("/aks-azurelinux3-kata-mixed-ids.toml", &["2."], HOST),
-    (
-        "/aks-windows-containerd-1.7-version1.toml",
-        &["1.", "2.4"],
-        HOST,
-    ),
-    ("/aks-windows-containerd-2.toml", &["2."], HOST),
 ];
-
-/// Cases that only hosts with cgroup v1 refuse.
-const CGROUP_1: [&str; 2] = ["/cgroup_writable.v2.toml", "/cgroup_writable.v3.toml"];
 
 /// The reason for `case` on `release`.
 pub fn of(case: &str, release: &str) -> Option<Why> {
-    let cgroup_1 = !std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
-    if cgroup_1 && release.starts_with('2') && CGROUP_1.iter().any(|name| case.ends_with(name)) {
-        return Some(HOST);
-    }
     TABLE
         .iter()
         .find(|(name, releases, _)| {

@@ -1,13 +1,16 @@
 //! Distributions that make containerd's configuration from other files, and restart it in their own way.
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::time::{Duration, Instant};
 
-use farrier::handoff::Outcome;
+use farrier::handoff::{Outcome, ProvisionReport};
 use rstest::rstest;
 
-use crate::node::{Node, releases};
+use crate::node::{Node, on_each, releases};
 
-const K3S: &str = r#"name=k3s folder=/var/lib/rancher/k3s/agent/etc/containerd
+/// A k3s under `OpenRC`, which renders its template at each start.
+pub const K3S: &str = r#"name=k3s folder=/var/lib/rancher/k3s/agent/etc/containerd
 program=/var/lib/rancher/k3s/data/0/bin/containerd config=$folder/config.toml
 options="--address /run/k3s/containerd/containerd.sock"
 render() {
@@ -34,11 +37,11 @@ while sleep 0.05; do
     [ \"$now\" = \"$last\" ] || { sleep 0.3; last=$(seen); /sbin/rc-service k0s restart; }
 done";
 
-const BASE_2: &str = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\n  runtime_type = \"io.containerd.runc.v2\"\n";
-const BASE_3: &str = "version = 3\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]\n  runtime_type = 'io.containerd.runc.v2'\n";
+pub const BASE_2: &str = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\n  runtime_type = \"io.containerd.runc.v2\"\n";
+pub const BASE_3: &str = "version = 3\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]\n  runtime_type = 'io.containerd.runc.v2'\n";
 
 /// A node of that kind, on which nothing runs yet.
-fn node(release: usize, kind: &str, program: &str, base: &str) -> Node {
+pub fn node(release: usize, kind: &str, program: &str, base: &str) -> Node {
     let node = Node::stopped(&releases()[release], &[]);
     node.write("/sbin/kind", kind.as_bytes(), 0o644);
     node.write("/srv/base", base.as_bytes(), 0o644);
@@ -69,29 +72,142 @@ fn comes_and_goes(node: &Node, word: &str, edited: &str) {
     assert_eq!(node.tree(), before);
 }
 
-#[rstest]
-#[case::of_1_7(1, BASE_2, "config.toml.tmpl")]
-#[case::of_2_1(2, BASE_3, "config-v3.toml.tmpl")]
-fn the_template_of_a_k3s_without_systemd_is_edited_and_rendered(
-    #[case] release: usize,
-    #[case] base: &str,
-    #[case] template: &str,
-) {
-    let folder = "/var/lib/rancher/k3s/agent/etc/containerd";
-    let node = node(
-        release,
-        K3S,
-        "/var/lib/rancher/k3s/data/0/bin/containerd",
-        base,
-    );
-    fs::create_dir_all(node.path(folder)).unwrap();
+const K3S_FOLDER: &str = "/var/lib/rancher/k3s/agent/etc/containerd";
+
+/// A node of k3s, on which nothing runs yet; `kind` is [`K3S`] or much like it.
+fn k3s(release: usize, kind: &str, base: &str) -> Node {
+    let program = "/var/lib/rancher/k3s/data/0/bin/containerd";
+    let node = node(release, kind, program, base);
+    fs::create_dir_all(node.path(K3S_FOLDER)).unwrap();
     node.write(
         "/usr/local/bin/k3s",
         b"#!/bin/sh\necho 'k3s version v1.33.4+k3s1 (148243c4)'\n",
         0o755,
     );
-    node.start_service("k3s");
-    comes_and_goes(&node, "k3s", &format!("{folder}/{template}"));
+    node
+}
+
+#[rstest]
+#[case::a_server_of_1_7(1, BASE_2, "k3s", "config.toml.tmpl")]
+#[case::an_agent_of_2_1(2, BASE_3, "k3s-agent", "config-v3.toml.tmpl")]
+fn the_template_of_a_k3s_without_systemd_is_edited_and_rendered(
+    #[case] release: usize,
+    #[case] base: &str,
+    #[case] service: &str,
+    #[case] template: &str,
+) {
+    let kind = K3S.replacen("k3s", service, 1);
+    let node = k3s(release, &kind, base);
+    // OpenRC names what it has started.
+    node.write(&format!("/run/openrc/started/{service}"), b"", 0o644);
+    node.start_service(service);
+    comes_and_goes(&node, "k3s", &format!("{K3S_FOLDER}/{template}"));
+}
+
+/// Stands in for the script that k3d starts k3s from, as process 1.
+const K3D: &str = "/sbin/k3d-entrypoint.sh";
+const K3D_SCRIPT: &str = "#!/bin/bash
+trap 'exit 0' TERM
+rm -f /run/containerd.pid
+/sbin/rc-service k3s restart
+touch /run/booted
+while :; do sleep infinity & wait; done
+";
+
+fn assert_remedy(report: &ProvisionReport, words: &str) {
+    let remedy = report.remedy.as_deref().unwrap_or_default();
+    assert!(remedy.contains(words), "{report:?}");
+}
+
+/// Runs a change that ends the node, its own process included, and starts the node again.
+fn ends_and_comes_back(node: &mut Node, arguments: &[&str]) {
+    let arguments = [arguments, &["--allow-pod-restarts"]].concat();
+    let output = node.farrier(&arguments);
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.signal(), Some(9), "{words}");
+    node.boot_again(K3D);
+    node.await_cri();
+}
+
+#[test]
+fn a_k3d_that_ends_with_the_change_serves_it_when_it_comes_back() {
+    let mut node = k3s(2, K3S, BASE_3);
+    node.write(K3D, K3D_SCRIPT.as_bytes(), 0o755);
+    node.boot_again(K3D);
+    node.await_cri();
+    let before = node.tree();
+    let install = ["install", "--shim=a=file:///srv/a"];
+
+    let (status, report) = node.change(&install);
+    assert_eq!((status, report.result), (3, Outcome::Refused), "{report:?}");
+    assert_eq!(report.distro.as_deref(), Some("k3d"));
+    assert_remedy(&report, "--allow-pod-restarts");
+    assert_eq!(node.tree(), before);
+
+    ends_and_comes_back(&mut node, &install);
+    let (status, report) = node.change(&install);
+    assert_eq!(status, 0, "{report:?}\n{}", node.log());
+    // The start of the node was the restart; this run asked for none, and so none had to be allowed.
+    assert_eq!(report.restarts, 0, "{report:?}");
+    assert!(report.handlers[0].served, "{report:?}");
+    node.assert_healthy();
+    let (_, report) = node.change(&install);
+    assert_eq!(report.result, Outcome::Unchanged, "{report:?}");
+
+    let uninstall = ["uninstall", "--all"];
+    ends_and_comes_back(&mut node, &uninstall);
+    let (status, report) = node.change(&uninstall);
+    assert_eq!((status, report.restarts), (0, 0), "{report:?}");
+    assert_eq!(node.tree(), before);
+}
+
+/// Where a process would have to be started or signalled, a pod that can't is told so before anything is written.
+fn refuses_a_pod(node: &Node) {
+    let before = node.tree();
+    for accepted in [&[][..], &["--allow-pod-restarts"]] {
+        let install = ["install", "--shim=a=file:///srv/a"];
+        let (status, report) = node.change_from_a_pod(&[&install[..], accepted].concat());
+        assert_eq!((status, report.result), (3, Outcome::Refused), "{report:?}");
+        assert_remedy(&report, "job.hostPID");
+        assert_eq!(node.tree(), before);
+    }
+}
+
+#[test]
+fn a_pod_without_the_node_s_process_numbers_is_refused_under_openrc() {
+    on_each(|release| refuses_a_pod(&Node::new(release)));
+}
+
+#[test]
+fn a_pod_without_the_node_s_process_numbers_is_refused_on_k3d() {
+    let mut node = k3s(2, K3S, BASE_3);
+    node.write(K3D, K3D_SCRIPT.as_bytes(), 0o755);
+    node.boot_again(K3D);
+    node.await_cri();
+    refuses_a_pod(&node);
+}
+
+#[rstest]
+#[case::kind("--provider-id=kind://docker/kind/n1", "kind")]
+#[case::doks("--node-labels=doks.digitalocean.com/node-pool=a", "doks")]
+#[case::kubeadm("--config=/var/lib/kubelet/config.yaml", "systemd")]
+fn a_managed_node_is_told_by_the_kubelet_that_runs_there(
+    #[case] argument: &str,
+    #[case] expected: &str,
+) {
+    let node = Node::new(&releases()[1]);
+    fs::copy("/bin/bash", node.path("/run/kubelet")).unwrap();
+    node.leave(&format!(
+        "exec /run/kubelet -c 'touch /run/kubelet.runs; sleep infinity & wait' {argument}"
+    ));
+    let since = Instant::now();
+    while !node.path("/run/kubelet.runs").exists() {
+        assert!(since.elapsed() < Duration::from_secs(10));
+        std::thread::yield_now();
+    }
+    let (status, report) = node.change(&["install", "--shim=a=file:///srv/a"]);
+    assert_eq!((status, report.result), (0, Outcome::Applied), "{report:?}");
+    assert_eq!(report.distro.as_deref(), Some(expected));
 }
 
 #[rstest]
@@ -117,4 +233,27 @@ fn a_snippet_of_k0s_is_taken_up_by_its_own_supervisor(
     node.start_service("k0s");
     node.leave(WATCHER);
     comes_and_goes(&node, "k0s", "/etc/k0s/containerd.d/farrier.toml");
+}
+
+#[test]
+fn what_former_distributions_left_deceives_nobody() {
+    let node = Node::new(&releases()[1]);
+    let template = "/var/snap/microk8s/current/args/containerd-template.toml";
+    let rendered = format!("{K3S_FOLDER}/config.toml");
+    for path in [
+        &rendered,
+        "/etc/rancher/k3s/config.yaml",
+        "/var/lib/rancher/rke2/agent/etc/containerd/config.toml",
+        template,
+        "/etc/k0s/containerd.toml",
+        "/var/lib/k0s/bin/containerd",
+        "/usr/local/bin/k3s",
+        "/usr/local/bin/k0s",
+        "/run/crio/crio.sock",
+        "/run/openrc/started/k3s",
+        "/kind/images/a",
+    ] {
+        node.write(path, BASE_3.as_bytes(), 0o755);
+    }
+    comes_and_goes(&node, "systemd", "/opt/farrier/bin/containerd-shim-a");
 }

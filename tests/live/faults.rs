@@ -6,6 +6,8 @@ use std::path::Path;
 use std::process::Stdio;
 
 use farrier::handoff::Outcome;
+use nix::mount::MsFlags;
+use rstest::rstest;
 
 use crate::node::{CONFIG, CONFIG_PATH, Node, Run, on_each, releases, shim};
 
@@ -26,10 +28,25 @@ fn assert_rolled_back(release: &Path, faults: &[&str], words: &str) {
         report.reason.as_ref().unwrap().contains(words),
         "{report:?}"
     );
+    // The one on the change, and the one on what was put back.
+    assert_eq!(report.restarts, 2, "{report:?}");
     assert_eq!(node.tree(), before);
     node.assert_healthy();
     let (status, report) = node.change(&INSTALL);
     assert_eq!((status, report.result), (0, Outcome::Applied), "{report:?}");
+}
+
+#[test]
+fn a_containerd_that_was_never_restarted_is_left_running() {
+    on_each(|release| {
+        let node = Node::new(release);
+        let before = (node.tree(), node.process());
+        node.fail(&["ignored"]);
+        let (status, report) = node.change(&INSTALL);
+        assert_eq!((status, report.restarts), (4, 0), "{report:?}");
+        assert_eq!((node.tree(), node.process()), before);
+        node.assert_healthy();
+    });
 }
 
 #[test]
@@ -61,6 +78,8 @@ fn a_node_whose_containerd_does_not_come_back_needs_a_person() {
         node.fail(&["refuses", "refuses"]);
         let (status, report) = node.change(&INSTALL);
         assert_eq!((status, report.result), (5, Outcome::Broken), "{report:?}");
+        // It ended once, and was never started again.
+        assert_eq!(report.restarts, 1, "{report:?}");
         assert!(report.remedy.is_some());
         assert_eq!(node.config(), CONFIG);
         // It is the same once a person has seen to it.
@@ -100,6 +119,72 @@ fn a_configuration_that_containerd_refuses_is_left_alone() {
         let (status, report) = node.change(&INSTALL);
         assert_eq!((status, report.result), (3, Outcome::Refused), "{report:?}");
         assert_eq!((node.config(), node.process()), (broken, process));
+    });
+}
+
+#[test]
+fn what_somebody_wrote_and_never_loaded_does_not_go_live_with_us() {
+    on_each(|release| {
+        let node = Node::new(release);
+        let kata = "\"io.containerd.kata.v2\" # theirs";
+        let edits = [
+            (CONFIG.replace(kata, "\"io.containerd.other.v2\""), "kata"),
+            (CONFIG.replace("runtimes.kata]", "runtimes.new]"), "kata"),
+            (
+                format!("{CONFIG}\noptions.ConfigPath = \"/etc/kata.toml\"\n"),
+                "kata",
+            ),
+            (
+                format!(
+                    "{CONFIG}\n[plugins.\"io.containerd.grpc.v1.cri\".containerd]\ndefault_runtime_name = \"kata\"\n"
+                ),
+                "default runtime",
+            ),
+        ];
+        for (edited, what) in edits {
+            let process = node.process();
+            node.write(CONFIG_PATH, edited.as_bytes(), 0o644);
+            let (status, report) = node.change(&INSTALL);
+            assert_eq!((status, report.result), (3, Outcome::Refused), "{report:?}");
+            let reason = report.reason.unwrap();
+            assert!(
+                reason.contains(what) && reason.contains("after containerd started"),
+                "{reason}"
+            );
+            assert_eq!((node.config(), node.process()), (edited, process));
+            let output = node.farrier(&["doctor"]);
+            assert_eq!(output.status.code(), Some(1));
+            let words = String::from_utf8_lossy(&output.stdout);
+            assert!(words.contains("after containerd started"), "{words}");
+            // Once it is live it is no concern of ours.
+            node.start();
+            let (status, report) = node.change(&INSTALL);
+            assert_eq!((status, report.result), (0, Outcome::Applied), "{report:?}");
+            assert_eq!(node.change(&["uninstall", "--all"]).0, 0);
+            node.write(CONFIG_PATH, CONFIG.as_bytes(), 0o644);
+            node.start();
+        }
+    });
+}
+
+#[test]
+fn a_file_that_containerd_needs_at_its_next_start_is_missed_before_that() {
+    on_each(|release| {
+        let node = Node::stopped(release, &[]);
+        let config = CONFIG.replace(" # theirs", "\nbase_runtime_spec = \"/etc/spec.json\"\n");
+        let spec = br#"{"ociVersion": "1.1.0", "process": {"cwd": "/", "user": {}}, "root": {"path": "rootfs"}}"#;
+        node.write(CONFIG_PATH, config.as_bytes(), 0o644);
+        node.write("/etc/spec.json", spec, 0o644);
+        node.start();
+        let process = node.process();
+        fs::remove_file(node.path("/etc/spec.json")).unwrap();
+        let (status, report) = node.change(&INSTALL);
+        assert_eq!((status, report.result), (3, Outcome::Refused), "{report:?}");
+        assert!(report.reason.unwrap().contains("/etc/spec.json"));
+        assert_eq!((node.config(), node.process()), (config, process));
+        node.write("/etc/spec.json", spec, 0o644);
+        assert_eq!(node.change(&INSTALL).0, 0);
+        node.assert_healthy();
     });
 }
 
@@ -159,7 +244,7 @@ fn a_full_disk_undoes_what_was_begun() {
 
 #[test]
 fn folders_that_can_not_be_written_refuse_the_change() {
-    for path in ["/opt", "/etc/containerd"] {
+    for path in ["/opt", "/etc/containerd", "/var/lib/farrier"] {
         on_each(|release| {
             let node = Node::stopped(release, &[(path, "")]);
             node.write(CONFIG_PATH, CONFIG.as_bytes(), 0o644);
@@ -167,7 +252,7 @@ fn folders_that_can_not_be_written_refuse_the_change() {
             let before = node.tree();
             node.remount(path, true);
             let (status, report) = node.change(&INSTALL);
-            assert!(matches!(status, 3 | 4), "{path}: {report:?}");
+            assert_eq!(status, 3, "{path}: {report:?}");
             assert!(
                 report.reason.unwrap().to_lowercase().contains("read-only"),
                 "{path}"
@@ -177,6 +262,43 @@ fn folders_that_can_not_be_written_refuse_the_change() {
             assert_eq!(node.change(&INSTALL).0, 0, "{path}");
         });
     }
+}
+
+#[rstest]
+#[case::a_folder_without_programs("/opt", MsFlags::MS_NOEXEC, "noexec")]
+#[case::a_mount_that_is_read_only("/opt", MsFlags::MS_RDONLY, "read-only")]
+#[case::a_configuration_that_is_read_only("/etc/containerd", MsFlags::MS_RDONLY, "read-only")]
+fn a_mount_that_takes_no_shim_is_told_before_any_write(
+    #[case] path: &str,
+    #[case] flags: MsFlags,
+    #[case] words: &str,
+) {
+    let node = Node::new(&releases()[1]);
+    node.restrict(path, flags);
+    let before = node.tree();
+    let (status, report) = node.change(&INSTALL);
+    assert_eq!((status, report.result), (3, Outcome::Refused), "{report:?}");
+    assert!(report.reason.clone().unwrap().contains(words), "{report:?}");
+    assert_eq!(node.tree(), before);
+}
+
+#[rstest]
+#[case::the_best("/opt", "/var/lib/google/farrier")]
+#[case::the_second("/var/lib/google", "/var/lib/toolbox/farrier")]
+fn binaries_are_kept_at_the_first_place_that_takes_programs(
+    #[case] restricted: &str,
+    #[case] expected: &str,
+) {
+    let node = Node::new(&releases()[1]);
+    node.write("/etc/os-release", b"ID=cos\n", 0o644);
+    node.restrict(restricted, MsFlags::MS_NOEXEC);
+    let before = node.tree();
+    let (status, report) = node.change(&INSTALL);
+    assert_eq!((status, report.result), (0, Outcome::Applied), "{report:?}");
+    let path = report.handlers[0].path.clone().unwrap();
+    assert!(path.starts_with(expected), "{path}");
+    assert_eq!(node.change(&["uninstall", "--all"]).0, 0);
+    assert_eq!(node.tree(), before);
 }
 
 #[test]
@@ -261,6 +383,27 @@ fn what_a_person_wrote_meanwhile_stays_when_the_change_is_undone() {
         );
         assert!(!config.contains("farrier"), "{config}");
         assert!(!node.path("/opt/farrier").exists());
+        node.assert_healthy();
+    });
+}
+
+/// As a unit does whose start makes the configuration anew.
+#[test]
+fn a_configuration_that_each_start_makes_anew_is_left_as_it_was_made() {
+    on_each(|release| {
+        let node = Node::stopped(release, &[]);
+        node.write("/srv/base", CONFIG.as_bytes(), 0o644);
+        node.write("/sbin/kind", b"render() { cp /srv/base $config; }\n", 0o644);
+        node.start();
+        let before = node.tree();
+        let (status, report) = node.change(&INSTALL);
+        assert_eq!(
+            (status, report.result),
+            (4, Outcome::RolledBack),
+            "{report:?}"
+        );
+        assert_eq!(report.restarts, 2, "{report:?}");
+        assert_eq!(node.tree(), before);
         node.assert_healthy();
     });
 }

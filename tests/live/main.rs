@@ -6,10 +6,15 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 #![allow(clippy::print_stdout, reason = "a failed test shows its seed")]
 
+mod adoption;
 mod changes;
+mod contract;
 mod crashes;
 mod distributions;
+mod doctor;
 mod faults;
 mod node;
+mod removal;
+mod sandbox;
 #[path = "../host/trace.rs"]
 mod trace;

@@ -27,9 +27,9 @@ const FAULTS: &str = "/run/faults";
 /// Stands in for the service manager.
 const RC_SERVICE: &str = include_str!("rc-service.sh");
 
-/// What process 1 does at first, in the folder of its root: the processes are seen from beside the node, too.
+/// What process 1 does at first, in the folder of its root, before it becomes `$0`: the processes are seen from beside the node, too.
 const BOOT: &str = "mount -t proc proc proc
-exec unshare --mount sh -ec 'pivot_root . .; umount -l .; exec chroot . /sbin/init'";
+exec unshare --mount sh -ec 'pivot_root . .; umount -l .; exec chroot . $0' $0";
 
 /// Reaps what its children leave behind.
 const INIT: &str = "#!/bin/bash\ntouch /run/booted\nsleep infinity & wait\n";
@@ -139,7 +139,10 @@ impl Node {
             let (kind, none) = (Some("tmpfs"), MsFlags::empty());
             mount(Some("extra"), &target, kind, none, Some(*options)).unwrap();
         }
-        let (boot, init) = boot(&folder);
+        let init = folder.join("sbin/init");
+        fs::write(&init, INIT).unwrap();
+        fs::set_permissions(&init, PermissionsExt::from_mode(0o755)).unwrap();
+        let (boot, init) = boot(&folder, "/sbin/init");
         let node = Self { folder, boot, init };
         node.write("/etc/os-release", b"ID=alpine\n", 0o644);
         node.write(
@@ -154,6 +157,11 @@ impl Node {
             node.write(&format!("/srv/{name}"), &shim(seed, Run::Ends), 0o644);
         }
         node
+    }
+
+    /// The number of process 1 on this machine.
+    pub fn init(&self) -> &str {
+        &self.init
     }
 
     /// A path on the node as this machine sees it.
@@ -184,6 +192,30 @@ impl Node {
         no_data("extra", &self.path(path), "", flags);
     }
 
+    /// Ends whatever runs, if anything still does, and starts the node again with `program` as process 1, which makes `/run/booted`.
+    pub fn boot_again(&mut self, program: &str) {
+        let _ = self.boot.kill();
+        self.boot.wait().unwrap();
+        let _ = fs::remove_file(self.path("/run/booted"));
+        // What ended takes no more processes.
+        let own = fs::File::open("/proc/thread-self/ns/pid").unwrap();
+        setns(own, CloneFlags::CLONE_NEWPID).unwrap();
+        (self.boot, self.init) = boot(&self.folder, program);
+    }
+
+    /// Mounts the folder `path` over itself with these flags, for whoever looks at the node: its own view stays.
+    pub fn restrict(&self, path: &str, flags: MsFlags) {
+        let path = self.path(path);
+        fs::create_dir_all(&path).unwrap();
+        no_data(&path.to_string_lossy(), &path, "", MsFlags::MS_BIND);
+        no_data(
+            "",
+            &path,
+            "",
+            MsFlags::MS_REMOUNT | MsFlags::MS_BIND | flags,
+        );
+    }
+
     /// Starts containerd by hand, and waits until it serves.
     pub fn start(&self) {
         self.start_service("containerd");
@@ -203,7 +235,12 @@ impl Node {
     pub fn await_cri(&self) {
         let since = Instant::now();
         loop {
-            let output = self.farrier(&["install", "--dry-run", "--shim=a=file:///srv/a"]);
+            let output = self.farrier(&[
+                "install",
+                "--dry-run",
+                "--allow-pod-restarts",
+                "--shim=a=file:///srv/a",
+            ]);
             if output.status.success() {
                 return;
             }
@@ -249,7 +286,22 @@ impl Node {
 
     /// Runs a change to its end; returns the exit status and the report.
     pub fn change(&self, arguments: &[&str]) -> (i32, ProvisionReport) {
-        let output = self.farrier(&[arguments, &["-o", "json"]].concat());
+        Self::read(&self.farrier(&[arguments, &["-o", "json"]].concat()))
+    }
+
+    /// As [`Node::change`], with process numbers of its own, as a pod has them.
+    pub fn change_from_a_pod(&self, arguments: &[&str]) -> (i32, ProvisionReport) {
+        let program = self.command(&[arguments, &["-o", "json"]].concat());
+        let output = Command::new("unshare")
+            .args(["--pid", "--fork"])
+            .arg(program.get_program())
+            .args(program.get_args())
+            .stdin(Stdio::null())
+            .output();
+        Self::read(&output.unwrap())
+    }
+
+    fn read(output: &Output) -> (i32, ProvisionReport) {
         let report = serde_json::from_slice(&output.stdout);
         let words = String::from_utf8_lossy(&output.stderr);
         let report = report.unwrap_or_else(|error| panic!("{error}: {words}"));
@@ -302,15 +354,13 @@ impl Node {
     }
 }
 
-/// Starts process 1 in mounts of its own, as a node beside a pod, and with process numbers that this thread's children share.
-fn boot(folder: &Path) -> (Child, String) {
-    let init = folder.join("sbin/init");
-    fs::write(&init, INIT).unwrap();
-    fs::set_permissions(&init, PermissionsExt::from_mode(0o755)).unwrap();
+/// Starts `program` as process 1 in mounts of its own, as a node beside a pod, and with process numbers that this thread's children
+/// share.
+fn boot(folder: &Path, program: &str) -> (Child, String) {
     let boot = Command::new("setpriv")
         // Whatever ends this thread ends the node.
         .args(["--pdeathsig", "KILL", "unshare", "--pid", "--fork"])
-        .args(["--kill-child", "sh", "-ec", BOOT])
+        .args(["--kill-child", "sh", "-ec", BOOT, program])
         .current_dir(folder)
         .stdin(Stdio::null())
         .spawn()

@@ -6,11 +6,14 @@ render() { :; }
 [ -e /sbin/kind ] && . /sbin/kind
 [ "$1 $2" = "$name restart" ] || { echo "rc-service: service \`$1' does not exist" >&2; exit 1; }
 exec 9>/run/openrc/lock; flock 9
+fault=$(head -n 1 /run/faults 2>/dev/null) && sed -i 1d /run/faults
+[ "$fault" = ignored ] && { echo "ERROR: $name is busy" >&2; exit 1; }
+# Something is done on the node just before the restart.
+[ "$fault" = asks ] && { echo >/run/asked; read -r _ </run/answered; }
 if pid=$(cat /run/containerd.pid 2>/dev/null) && kill -TERM "$pid" 2>/dev/null; then
     kill -CONT "$pid"
     while kill -0 "$pid" 2>/dev/null; do sleep 0.005; done
 fi
-fault=$(head -n 1 /run/faults 2>/dev/null) && sed -i 1d /run/faults
 render
 case $fault in
     refuses) echo "ERROR: containerd failed to start" >&2; exit 1;;

@@ -219,17 +219,15 @@ impl HostRoot {
     /// # Errors
     /// When it can't be removed.
     pub fn remove_file(&self, path: &str) -> Result<()> {
-        if !self.exists(path) {
+        let Some(entry) = self.entry_in_folder(path)? else {
             return Ok(());
+        };
+        let flag = UnlinkatFlags::NoRemoveDir;
+        match unlinkat(&entry.folder, entry.name.as_str(), flag) {
+            Ok(()) => entry.sync(),
+            Err(Errno::ENOENT) => Ok(()),
+            Err(errno) => Err(failed("remove", path)(errno)),
         }
-        let entry = self.entry(path)?;
-        unlinkat(
-            &entry.folder,
-            entry.name.as_str(),
-            UnlinkatFlags::NoRemoveDir,
-        )
-        .map_err(failed("remove", path))?;
-        entry.sync()
     }
 
     /// Removes a folder if it is empty; says whether it is gone.
@@ -237,12 +235,12 @@ impl HostRoot {
     /// # Errors
     /// When it can't be removed for another reason than what is in it.
     pub fn remove_folder(&self, path: &str) -> Result<bool> {
-        if !self.exists(path) {
+        let Some(entry) = self.entry_in_folder(path)? else {
             return Ok(true);
-        }
-        let entry = self.entry(path)?;
+        };
         match unlinkat(&entry.folder, entry.name.as_str(), UnlinkatFlags::RemoveDir) {
             Ok(()) => entry.sync().map(|()| true),
+            Err(Errno::ENOENT) => Ok(true),
             Err(Errno::ENOTEMPTY | Errno::EEXIST | Errno::ENOTDIR | Errno::EBUSY) => Ok(false),
             Err(errno) => Err(failed("remove the folder", path)(errno)),
         }

@@ -1,0 +1,57 @@
+//! Whether a host may be changed at all, and its containerd restarted. Pure.
+
+use super::distro::Restart;
+use super::facts::Facts;
+use super::plan::Error;
+use super::want::Want;
+
+/// Whether there is anything on this host that a change could be made and proven on.
+///
+/// # Errors
+/// Says why there is not.
+pub(super) fn check_host(facts: &Facts, want: &Want) -> Result<(), Error> {
+    if let Some(refusal) = facts.distro.refusal {
+        return Err(Error::Distribution(refusal));
+    }
+    if want.offline {
+        return Ok(());
+    }
+    if facts.daemon.is_none() {
+        return Err(Error::NoDaemon);
+    }
+    match &facts.served {
+        Ok(served) if served.ready => Ok(()),
+        Ok(_) => Err(Error::NotServing("its runtime is not ready".to_owned())),
+        Err(words) => Err(Error::NotServing(words.clone())),
+    }
+}
+
+/// Whether whoever asks may restart containerd, and the pods survive that.
+///
+/// # Errors
+/// Says which of both is not so.
+pub(super) fn check_restart(facts: &Facts, want: &Want) -> Result<(), Error> {
+    if let Some(words) = &facts.unreachable {
+        return Err(Error::Obstacle(words.clone()));
+    }
+    match &facts.kill_mode {
+        Ok(_) if want.allow_pod_restarts => Ok(()),
+        // Whoever can't be asked about a restart can't be asked for one.
+        _ => spares_pods(facts),
+    }
+}
+
+/// # Errors
+/// Where a restart ends every pod of the node, or might.
+pub(super) fn spares_pods(facts: &Facts) -> Result<(), Error> {
+    match &facts.kill_mode {
+        // systemd.kill(5): both leave the shims alone.
+        Ok(mode) if matches!(mode.as_str(), "process" | "none") => Ok(()),
+        _ if facts.distro.restart == Restart::ContainerInit => Err(Error::Container),
+        Ok(mode) => Err(Error::KillMode {
+            unit: facts.unit(),
+            mode: mode.clone(),
+        }),
+        Err(words) => Err(Error::KillModeUnknown(words.clone())),
+    }
+}

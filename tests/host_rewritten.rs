@@ -1,0 +1,233 @@
+//! Files of ours that something else has rewritten since: people edit them, distributions make them anew at every boot. What is not
+//! ours stays as it is today, whether we leave in order, or a change is undone that was killed half-way. Offline, on host trees.
+
+#![cfg(target_arch = "x86_64")]
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+#[path = "host/support.rs"]
+#[allow(dead_code, reason = "each test program uses a part of it")]
+mod support;
+#[path = "host/trace.rs"]
+mod trace;
+
+use std::os::unix::fs::MetadataExt as _;
+use std::process::Command;
+
+use farrier::handoff::Outcome;
+use rstest::rstest;
+use support::{CONFIG, Host, program, shim};
+use trace::is_killed_at;
+
+const ROOT: &str = "/etc/containerd/config.toml";
+const LAST: &str = "/etc/containerd/conf.d/90-last.toml";
+const K3S: &str = "/var/lib/rancher/k3s/agent/etc/containerd/config.toml";
+const TEMPLATE: &str = "/var/lib/rancher/k3s/agent/etc/containerd/config-v3.toml.tmpl";
+const DROP_IN: &str = "/var/lib/rancher/k3s/agent/etc/containerd/config-v3.toml.d/farrier.toml";
+const MICROK8S: &str = "/var/snap/microk8s/current/args/containerd-template.toml";
+
+const IMPORTING: &str = "version = 2\nimports = ['conf.d/*.toml']\n";
+const RENDERED: &str = "version = 3\nimports = []\n\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]\n  runtime_type = 'io.containerd.runc.v2'\n";
+const BASE: &str = "{{ template \"base\" . }}\n";
+const K3S_IMPORTING: &str = include_str!("corpus/distributions/k3s-v1.33.toml");
+const SNAP: &str = include_str!("corpus/distributions/microk8s-template.toml");
+
+/// What somebody adds at the end of a file.
+const MINE: &str = "\n# mine\n[cgroup]\npath = \"\"\n";
+
+/// A host with these files, and the one that is edited.
+struct Scene {
+    files: &'static [(&'static str, &'static str)],
+    edited: &'static str,
+}
+
+/// One that the administrator keeps, or the distribution makes.
+const IN_PLACE: Scene = Scene {
+    files: &[(ROOT, CONFIG)],
+    edited: ROOT,
+};
+/// One that the root imports, which is the last to be loaded.
+const IMPORTED: Scene = Scene {
+    files: &[(ROOT, IMPORTING), (LAST, CONFIG)],
+    edited: LAST,
+};
+/// A Go template that was there.
+const OF_K3S: Scene = Scene {
+    files: &[(K3S, RENDERED), (TEMPLATE, BASE)],
+    edited: TEMPLATE,
+};
+/// A Go template that is made by us.
+const NEW_OF_K3S: Scene = Scene {
+    files: &[(K3S, RENDERED)],
+    edited: TEMPLATE,
+};
+/// A file that is made by us in a folder of imports.
+const DROPPED_IN: Scene = Scene {
+    files: &[(K3S, K3S_IMPORTING)],
+    edited: DROP_IN,
+};
+/// A template with the snap's own variables.
+const OF_MICROK8S: Scene = Scene {
+    files: &[(MICROK8S, SNAP)],
+    edited: MICROK8S,
+};
+
+impl Scene {
+    fn host(&self) -> Host {
+        let host = Host::new(None);
+        host.write("/srv/a", &program(1));
+        for (path, text) in self.files {
+            host.write(path, text.as_bytes());
+        }
+        host
+    }
+
+    /// The file that is edited as it was before us.
+    fn before(&self) -> Option<&str> {
+        let file = self.files.iter().find(|(path, _)| *path == self.edited);
+        file.map(|(_, text)| *text)
+    }
+
+    fn text(&self, host: &Host) -> Option<String> {
+        std::fs::read_to_string(host.path(self.edited)).ok()
+    }
+
+    /// Adds [`MINE`] to the file as it is now, where it is there.
+    fn edit(&self, host: &Host) -> bool {
+        let text = self.text(host);
+        if let Some(text) = &text {
+            host.write(self.edited, (text.clone() + MINE).as_bytes());
+        }
+        text.is_some()
+    }
+
+    /// Fails unless nothing of ours is left and [`MINE`] is where it was put.
+    fn assert_only_mine_is_left(&self, host: &Host, when: &str) {
+        let text = self.text(host).unwrap_or_else(|| panic!("{when}: gone"));
+        match self.before() {
+            // Where it had no line end of its own, the one that it got stays with what follows.
+            Some(before) if before.ends_with('\n') => {
+                assert_eq!(text, format!("{before}{MINE}"), "{when}");
+            }
+            Some(before) => assert_eq!(
+                text.replace("\n\n", "\n"),
+                format!("{before}{MINE}").replace("\n\n", "\n"),
+                "{when}"
+            ),
+            // What makes the file one that is loaded stays with what is in it.
+            None => {
+                assert!(text.ends_with(MINE), "{when}: {text}");
+                assert!(!text.contains("managed handler"), "{when}: {text}");
+            }
+        }
+        for path in [
+            "/opt/farrier",
+            "/var/snap/microk8s/common/farrier",
+            "/var/lib/farrier",
+        ] {
+            assert!(!host.path(path).exists(), "{when}: {path}");
+        }
+    }
+}
+
+#[rstest]
+#[case::in_place(IN_PLACE)]
+#[case::imported(IMPORTED)]
+#[case::a_template(OF_K3S)]
+#[case::a_template_of_ours(NEW_OF_K3S)]
+#[case::a_drop_in_of_ours(DROPPED_IN)]
+#[case::a_template_of_a_snap(OF_MICROK8S)]
+#[tokio::test]
+async fn what_somebody_added_since_stays_when_we_leave(#[case] scene: Scene) {
+    let host = scene.host();
+    let report = host.install(&[shim("a")], &["later"]).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    assert!(scene.edit(&host));
+    let report = host.uninstall(None).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    scene.assert_only_mine_is_left(&host, "uninstalled");
+}
+
+#[rstest]
+#[case::in_place(IN_PLACE)]
+#[case::imported(IMPORTED)]
+#[case::a_template(OF_K3S)]
+#[case::a_template_of_a_snap(OF_MICROK8S)]
+#[tokio::test]
+async fn a_file_that_was_made_anew_without_us_is_not_written_when_we_leave(#[case] scene: Scene) {
+    let host = scene.host();
+    host.install(&[shim("a")], &["later"]).await;
+    let before = scene.before().unwrap();
+    host.write(scene.edited, before.as_bytes());
+    let metadata = host.path(scene.edited).metadata().unwrap();
+    let report = host.uninstall(None).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    let now = host.path(scene.edited).metadata().unwrap();
+    assert_eq!(
+        (now.ino(), now.ctime_nsec()),
+        (metadata.ino(), metadata.ctime_nsec())
+    );
+    assert!(!host.path("/var/lib/farrier").exists());
+    assert!(!host.path("/opt/farrier").exists());
+}
+
+#[rstest]
+#[case::in_place(IN_PLACE)]
+#[case::a_template_of_ours(NEW_OF_K3S)]
+#[case::a_drop_in_of_ours(DROPPED_IN)]
+#[tokio::test]
+async fn a_file_that_was_made_anew_without_us_is_repaired_by_the_next_installation(
+    #[case] scene: Scene,
+) {
+    let host = scene.host();
+    host.install(&[shim("a")], &[]).await;
+    let ours = scene.text(&host).unwrap();
+    match scene.before() {
+        Some(before) => host.write(scene.edited, before.as_bytes()),
+        None => std::fs::remove_file(host.path(scene.edited)).unwrap(),
+    }
+    let report = host.install(&[shim("a")], &[]).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    assert_eq!(scene.text(&host), Some(ours));
+}
+
+/// Kills `arguments` at each of its writes on a host that `prepare` made; somebody adds a line, and then we leave.
+async fn edited_after_a_kill(scene: &Scene, arguments: &[&str], prepare: impl AsyncFn(&Host)) {
+    let (mut nth, mut edits) = (1, 0);
+    loop {
+        let host = scene.host();
+        prepare(&host).await;
+        let mut command = Command::new(env!("CARGO_BIN_EXE_farrier"));
+        command
+            .args(arguments)
+            .arg("--offline")
+            .arg("--host-root")
+            .arg(host.root());
+        if !is_killed_at(&command, nth) {
+            break;
+        }
+        if scene.edit(&host) {
+            let when = format!("{} before write {nth}", arguments[0]);
+            let report = host.uninstall(None).await;
+            assert!(report.reason.is_none(), "{when}: {report:?}");
+            scene.assert_only_mine_is_left(&host, &when);
+            edits += 1;
+        }
+        nth += 1;
+    }
+    assert!(edits > 4, "the file was there {edits} times");
+}
+
+#[rstest]
+#[case::in_place(IN_PLACE)]
+#[case::a_template_of_ours(NEW_OF_K3S)]
+#[case::a_drop_in_of_ours(DROPPED_IN)]
+#[tokio::test]
+async fn what_somebody_adds_after_a_kill_stays(#[case] scene: Scene) {
+    let install = ["install", "--shim=a=file:///srv/a"];
+    edited_after_a_kill(&scene, &install, async |_| ()).await;
+    let uninstall = ["uninstall", "--all"];
+    edited_after_a_kill(&scene, &uninstall, async |host: &Host| {
+        host.install(&[shim("a")], &[]).await;
+    })
+    .await;
+}

@@ -1,0 +1,146 @@
+//! Nodes that KWasm or runtime-class-manager provisioned, and whose containerd serves their handlers.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use farrier::handoff::Outcome;
+use farrier::names::sha256_hex;
+
+use crate::distributions::{BASE_2, K3S, node};
+use crate::node::{CONFIG, CONFIG_PATH, Node, Run, on_each, releases, shim};
+
+const SCHEMA_2: &str = "io.containerd.grpc.v1.cri";
+const SCHEMA_3: &str = "io.containerd.cri.v1.runtime";
+const CONFIG_3: &str = "version = 3\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n";
+
+/// What KWasm's installer does to a node: three handlers of its seven.
+fn add_kwasm(node: &Node) -> String {
+    let mut tables = String::new();
+    for (seed, name) in [(1, "spin-v2"), (2, "wws-v1"), (3, "slight-v1")] {
+        let path = format!("/opt/kwasm/bin/containerd-shim-{name}");
+        node.write(&path, &shim(seed, Run::Ends), 0o755);
+        let (handler, _) = name.rsplit_once('-').unwrap();
+        tables += &format!(
+            "[plugins.\"{SCHEMA_2}\".containerd.runtimes.{handler}]\n    runtime_type = \"{path}\"\n"
+        );
+    }
+    node.write("/opt/kwasm/active", b"", 0o644);
+    format!("\n{tables}\n")
+}
+
+/// What runtime-class-manager's installer does to a node: two shims, the first with an option.
+fn add_rcm(node: &Node, plugin: &str) -> String {
+    let (mut stanzas, mut entries) = (String::new(), Vec::new());
+    for (seed, name, options) in [(1, "spin-v2", true), (2, "wws-v1", false)] {
+        let path = format!("/opt/rcm/bin/containerd-shim-{name}");
+        let bytes = shim(seed, Run::Ends);
+        node.write(&path, &bytes, 0o755);
+        let table = format!("[plugins.\"{plugin}\".containerd.runtimes.{name}");
+        stanzas +=
+            &format!("\n# RCM runtime config for {name}\n{table}]\nruntime_type = \"{path}\"\n");
+        if options {
+            stanzas += &format!("{table}.options]\nSystemdCgroup = true");
+        }
+        entries.push(format!(
+            "  \"{name}\": {{\n   \"sha256\": \"{}\",\n   \"path\": \"{path}\"\n  }}",
+            sha256_hex(&bytes)
+        ));
+    }
+    let lock = format!("{{\n \"shims\": {{\n{}\n }}\n}}", entries.join(",\n"));
+    node.write("/opt/rcm/rcm-lock.json", lock.as_bytes(), 0o644);
+    stanzas
+}
+
+/// Takes over what a predecessor put on a node of `config`, finds nothing more to do, and takes all of it away.
+fn is_taken_over(release: &Path, config: &str, add: impl Fn(&Node) -> String, shims: &[&str]) {
+    let node = Node::stopped(release, &[]);
+    node.write(CONFIG_PATH, config.as_bytes(), 0o644);
+    node.start();
+    let before = node.tree();
+    let theirs = format!("{config}{}", add(&node));
+    node.write(CONFIG_PATH, theirs.as_bytes(), 0o644);
+    node.start();
+    // Nobody answers for them yet.
+    assert!(!node.farrier(&["doctor"]).status.success());
+    let process = node.process();
+    let install = [&["install"], shims].concat();
+    let (status, report) = node.change(&install);
+    assert_eq!((status, report.result), (0, Outcome::Applied), "{report:?}");
+    assert_eq!((report.restarts, node.process()), (0, process.clone()));
+    let served: BTreeMap<_, _> = report
+        .handlers
+        .iter()
+        .map(|handler| (&handler.handler, handler.served))
+        .collect();
+    assert!(served.len() == shims.len() && served.values().all(|served| *served));
+    assert_eq!(node.config(), theirs);
+    node.assert_healthy();
+    let (_, report) = node.change(&install);
+    assert_eq!(report.result, Outcome::Unchanged, "{report:?}");
+    assert_eq!(node.process(), process);
+
+    let (status, report) = node.change(&["uninstall", "--all"]);
+    assert_eq!((status, report.result), (0, Outcome::Applied), "{report:?}");
+    assert_eq!(report.restarts, 1);
+    assert_eq!(node.config(), config);
+    assert_eq!(node.tree(), before);
+    node.assert_healthy();
+}
+
+#[test]
+fn what_kwasm_installed_is_taken_over_while_it_is_served_and_leaves_without_a_trace() {
+    // The one is what KWasm installed, the others are newer.
+    let shims = [
+        "--shim=spin=file:///srv/a",
+        "--shim=wws=file:///srv/a",
+        "--shim=slight=file:///srv/b",
+    ];
+    on_each(|release| is_taken_over(release, CONFIG, add_kwasm, &shims));
+}
+
+const RCM_SHIMS: [&str; 2] = [
+    "--shim=spin-v2=file:///srv/b,option.SystemdCgroup=true",
+    "--shim=wws-v1=file:///srv/b",
+];
+
+#[test]
+fn what_runtime_class_manager_installed_is_taken_over_and_leaves_without_a_trace() {
+    let add = |node: &Node| add_rcm(node, SCHEMA_2);
+    on_each(|release| is_taken_over(release, CONFIG, add, &RCM_SHIMS));
+}
+
+#[test]
+fn so_it_is_where_the_configuration_is_of_schema_3() {
+    for release in &releases()[2..] {
+        let add = |node: &Node| add_rcm(node, SCHEMA_3);
+        let work = || is_taken_over(release, CONFIG_3, add, &RCM_SHIMS);
+        let done = std::thread::scope(|scope| scope.spawn(work).join());
+        assert!(done.is_ok(), "on {}", release.display());
+    }
+}
+
+#[test]
+fn what_runtime_class_manager_appended_to_a_template_is_taken_over_and_leaves_without_a_trace() {
+    let folder = "/var/lib/rancher/k3s/agent/etc/containerd";
+    let program = "/var/lib/rancher/k3s/data/0/bin/containerd";
+    let node = node(1, K3S, program, BASE_2);
+    let path = format!("{folder}/config.toml.tmpl");
+    let template = "{{ template \"base\" . }}\n";
+    node.write(&path, template.as_bytes(), 0o600);
+    node.start_service("k3s");
+    let before = node.tree();
+    let theirs = format!("{template}{}", add_rcm(&node, SCHEMA_2));
+    node.write(&path, theirs.as_bytes(), 0o600);
+    node.start_service("k3s");
+    let process = node.process();
+    let install = [&["install"], RCM_SHIMS.as_slice()].concat();
+    let (status, report) = node.change(&install);
+    assert_eq!((status, report.restarts), (0, 0), "{report:?}");
+    assert_eq!(node.process(), process);
+    assert!(report.handlers.iter().all(|handler| handler.served));
+    node.assert_healthy();
+    let (status, report) = node.change(&["uninstall", "--all"]);
+    assert_eq!((status, report.restarts), (0, 1), "{report:?}");
+    assert_eq!(node.tree(), before);
+    node.assert_healthy();
+}

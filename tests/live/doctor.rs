@@ -1,0 +1,109 @@
+//! What `doctor` says of nodes, and that its remedies help.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::node::{CONFIG, CONFIG_PATH, Node, on_each};
+
+const INSTALL: [&str; 2] = [
+    "install",
+    "--shim=a=file:///srv/a,option.SystemdCgroup=true",
+];
+
+/// What `doctor` prints, and what it found; its exit status must agree.
+fn examine(node: &Node) -> (String, Vec<String>) {
+    let text = node.farrier(&["doctor"]);
+    let json = node.farrier(&["doctor", "-o", "json"]);
+    let diagnosis: Value = serde_json::from_slice(&json.stdout).unwrap();
+    let findings = diagnosis["findings"].as_array().unwrap();
+    for output in [&text, &json] {
+        let status = output.status.code().unwrap();
+        assert_eq!((status == 0, status < 2), (findings.is_empty(), true));
+    }
+    assert_eq!(diagnosis["healthy"], findings.is_empty());
+    let text = String::from_utf8(text.stdout).unwrap();
+    let problems = findings.iter().map(|finding| {
+        let problem = finding["problem"].as_str().unwrap().to_owned();
+        let remedy = finding["remedy"].as_str().unwrap();
+        assert!(text.contains(&problem) && text.contains(remedy), "{text}");
+        problem
+    });
+    (text.clone(), problems.collect())
+}
+
+/// Fails unless one thing is wrong, whose problem holds `words`.
+fn assert_found(node: &Node, words: &str) {
+    let (text, problems) = examine(node);
+    assert!(
+        problems.len() == 1 && problems[0].contains(words),
+        "{words}: {text}"
+    );
+}
+
+#[test]
+fn what_drifted_is_named_and_its_remedy_helps() {
+    on_each(|release| {
+        let node = Node::stopped(release, &[("/opt", "")]);
+        node.write(CONFIG_PATH, CONFIG.as_bytes(), 0o644);
+        node.start();
+        let (text, problems) = examine(&node);
+        assert!(
+            problems.is_empty() && text.ends_with("no shim of Farrier's\nhealthy\n"),
+            "{text}"
+        );
+        assert_eq!(node.change(&INSTALL).0, 0);
+        let (text, problems) = examine(&node);
+        assert!(
+            problems.is_empty() && text.contains("\n  a served"),
+            "{text}"
+        );
+
+        // Options are left out on 1.6.
+        let drifted = node
+            .config()
+            .replace("SystemdCgroup = true", "SystemdCgroup = false");
+        if drifted != node.config() {
+            node.write(CONFIG_PATH, drifted.as_bytes(), 0o644);
+            assert_found(
+                &node,
+                "other options than it was installed with: SystemdCgroup",
+            );
+            assert_eq!(node.change(&INSTALL).0, 0);
+            assert_eq!(examine(&node).1, [""; 0]);
+        }
+
+        let binary = fs::read_link(node.path("/opt/farrier/bin/containerd-shim-a")).unwrap();
+        let binary = node.path("/opt/farrier/bin").join(binary);
+        let bytes = fs::read(&binary).unwrap();
+        fs::write(&binary, [bytes.as_slice(), b"!"].concat()).unwrap();
+        let (text, problems) = examine(&node);
+        assert!(
+            problems
+                .iter()
+                .any(|it| it.contains("is not the binary that was installed")),
+            "{text}"
+        );
+        assert_eq!(node.change(&INSTALL).0, 0);
+        assert_eq!(examine(&node).1, [""; 0]);
+
+        node.remount("/opt", true);
+        assert_found(&node, "read-only");
+        // What is there is served, and a run with nothing to do isn't in anybody's way.
+        assert_eq!(node.change(&INSTALL).0, 0);
+        node.remount("/opt", false);
+
+        let well = node.config();
+        node.write(CONFIG_PATH, format!("{well}\n[").as_bytes(), 0o644);
+        let (text, problems) = examine(&node);
+        assert!(
+            problems
+                .iter()
+                .any(|it| it.contains("does not load its present configuration")),
+            "{text}"
+        );
+        node.write(CONFIG_PATH, well.as_bytes(), 0o644);
+        assert_eq!(node.change(&["uninstall", "--all"]).0, 0);
+        assert_eq!(examine(&node).1, [""; 0]);
+    });
+}

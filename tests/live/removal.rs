@@ -1,0 +1,176 @@
+//! Shims that leave while pods use them: what is in use stays, is told of, and goes with a later run.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use farrier::handoff::{Outcome, ProvisionReport};
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::unix::pipe;
+use tokio::time::timeout;
+
+use crate::node::{CONFIG_PATH, Node, on_each, releases};
+use crate::sandbox::{CONFIG, Cri, node, wait};
+
+const INSTALL: [&str; 2] = ["install", "--shim=x=file:///srv/runc"];
+const REMOVE: [&str; 2] = ["uninstall", "--all"];
+const BINARY: &str = "/opt/farrier/bin/containerd-shim-x";
+
+/// A change up to its restart takes a second; one whose first restart fails takes a minute more.
+const LIMIT: Duration = Duration::from_mins(3);
+
+/// Fails unless `report` says that pods use `x`.
+fn assert_in_use(report: &ProvisionReport, served: bool) {
+    assert_eq!(report.result, Outcome::Partial, "{report:?}");
+    let [handler] = report.handlers.as_slice() else {
+        panic!("{report:?}");
+    };
+    assert_eq!(
+        (handler.handler.as_str(), handler.served),
+        ("x", served),
+        "{report:?}"
+    );
+    let reason = handler.reason.as_deref().unwrap();
+    assert!(reason.contains("pods still use it (1 "), "{reason}");
+}
+
+/// Restarts of containerd that wait for the test.
+struct Restarts {
+    asked: PathBuf,
+    answered: PathBuf,
+}
+
+/// Has the next `count` restarts wait.
+fn prepare_restarts(node: &Node, count: usize) -> Restarts {
+    let restarts = Restarts {
+        asked: node.path("/run/asked"),
+        answered: node.path("/run/answered"),
+    };
+    for pipe in [&restarts.asked, &restarts.answered] {
+        mkfifo(pipe, Mode::S_IRWXU).unwrap();
+    }
+    node.fail(&vec!["asks"; count]);
+    restarts
+}
+
+impl Restarts {
+    async fn await_restart(&self) {
+        let mut pipe = pipe::OpenOptions::new();
+        let mut asked = pipe.read_write(true).open_receiver(&self.asked).unwrap();
+        let waited = timeout(LIMIT, asked.read_u8()).await;
+        waited.expect("the restart was never asked for").unwrap();
+    }
+
+    fn go_on(&self) {
+        fs::write(&self.answered, "\n").unwrap();
+    }
+}
+
+fn start(node: &Node, arguments: &[&str]) -> Child {
+    let mut command = node.command(&[arguments, &["-o", "json"]].concat());
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    command.spawn().unwrap()
+}
+
+fn end_pod(node: &Node, pod: &str) {
+    wait(async { Cri::connect(node).await.end_pod(pod).await });
+}
+
+#[test]
+fn a_handler_that_a_pod_uses_stays_served_and_leaves_when_the_pod_has_gone() {
+    on_each(|release| {
+        let node = node(release);
+        let before = node.tree();
+        let (status, report) = node.change(&INSTALL);
+        assert_eq!((status, report.result), (0, Outcome::Applied), "{report:?}");
+        let pod = wait(async { Cri::connect(&node).await.start_pod("x").await });
+        let process = node.process();
+        let (status, report) = node.change(&REMOVE);
+        assert_eq!((status, report.restarts), (1, 0), "{report:?}");
+        assert_in_use(&report, true);
+        assert_eq!(node.process(), process);
+        node.assert_healthy();
+        end_pod(&node, &pod);
+        let (status, report) = node.change(&REMOVE);
+        assert_eq!((status, report.restarts), (0, 1), "{report:?}");
+        assert_eq!(node.tree(), before);
+    });
+}
+
+#[test]
+fn a_binary_that_a_pod_takes_up_while_it_leaves_is_taken_by_a_later_run() {
+    on_each(|release| {
+        let node = node(release);
+        let before = node.tree();
+        assert_eq!(node.change(&INSTALL).0, 0);
+        let asked = prepare_restarts(&node, 1);
+        let removal = start(&node, &REMOVE);
+        let pod = wait(async {
+            asked.await_restart().await;
+            Cri::connect(&node).await.start_pod("x").await
+        });
+        asked.go_on();
+        let output = removal.wait_with_output().unwrap();
+        let report: ProvisionReport = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{report:?}");
+        assert_eq!(report.restarts, 1, "{report:?}");
+        assert_in_use(&report, false);
+        // Declared no more, and still what the pod's end needs.
+        assert_eq!(node.config(), CONFIG);
+        assert!(node.path(BINARY).exists());
+        node.assert_healthy();
+        let (status, report) = node.change(&REMOVE);
+        assert_eq!((status, report.changed), (1, false), "{report:?}");
+        assert_in_use(&report, false);
+        end_pod(&node, &pod);
+        assert!(!node.farrier(&["doctor"]).status.success());
+        let (status, report) = node.change(&REMOVE);
+        assert_eq!((status, report.restarts), (0, 0), "{report:?}");
+        assert_eq!(node.tree(), before);
+        node.assert_healthy();
+    });
+}
+
+/// The administrator's shim, which hangs when containerd clears up after a sandbox that died.
+const HANGING: &str = "#!/bin/bash\nfor word; do [ \"$word\" = delete ] && [ -e /run/hang ] && sleep infinity; done\nexec /srv/runc \"$@\"\n";
+
+#[test]
+fn a_containerd_that_hangs_on_a_dead_sandbox_is_put_back() {
+    // It waits for ever at its start, whatever its release; a minute is enough to see that of one.
+    let node = node(&releases()[3]);
+    node.write("/srv/hanging", HANGING.as_bytes(), 0o755);
+    fs::set_permissions(node.path("/srv/runc"), PermissionsExt::from_mode(0o755)).unwrap();
+    let config = format!(
+        "{CONFIG}[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.hanging]\nruntime_type = \"/srv/hanging\"\n"
+    );
+    node.write(CONFIG_PATH, config.as_bytes(), 0o644);
+    node.start();
+    let before = node.tree();
+    wait(async { Cri::connect(&node).await.start_pod("hanging").await });
+    let restarts = prepare_restarts(&node, 2);
+    let install = start(&node, &["install", "--shim=a=file:///srv/a"]);
+    wait(restarts.await_restart());
+    // The shim dies unseen, and the next containerd finds its sandbox dead.
+    let script = "touch /run/hang; kill -STOP $(cat /run/containerd.pid)
+        for process in /proc/[0-9]*; do
+            [ \"$(cat $process/comm)\" = runc ] && kill -KILL ${process#/proc/}
+        done; true";
+    let killed = node.enter("bash").args(["-c", script]).status();
+    assert!(killed.unwrap().success());
+    restarts.go_on();
+    wait(restarts.await_restart());
+    fs::remove_file(node.path("/run/hang")).unwrap();
+    restarts.go_on();
+    let output = install.wait_with_output().unwrap();
+    let report: ProvisionReport = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(4), "{report:?}");
+    assert_eq!((report.result, report.restarts), (Outcome::RolledBack, 2));
+    let reason = report.reason.as_deref().unwrap();
+    assert!(reason.contains("did not come back within"), "{reason}");
+    assert_eq!(node.tree(), before);
+    node.assert_healthy();
+}

@@ -1,0 +1,166 @@
+//! Pods without a kubelet: sandboxes that the CRI is asked for, of a real shim over a stand-in for runc. No tests.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use hyper_util::rt::TokioIo;
+use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
+use k8s_cri::v1::{
+    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption,
+    PodSandboxConfig, PodSandboxMetadata, RemovePodSandboxRequest, RunPodSandboxRequest,
+    StopPodSandboxRequest,
+};
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use crate::node::{CONFIG_PATH, Node};
+
+/// A configuration whose sandboxes need no registry, no network and no overlay.
+pub const CONFIG: &str = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"localhost/pause:1\"\n[plugins.\"io.containerd.grpc.v1.cri\".containerd]\nsnapshotter = \"native\"\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\"\n";
+
+/// Where the artifact of the real shim is, which any handler may be of.
+pub const SHIM: &str = "/srv/runc";
+
+const RUNC: &str = include_str!("runc.sh");
+
+/// A node on which containerd serves [`CONFIG`] and pods can be run.
+pub fn node(release: &Path) -> Node {
+    let node = Node::stopped(release, &[]);
+    node.write(CONFIG_PATH, CONFIG.as_bytes(), 0o644);
+    for path in ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf"] {
+        node.write(path, b"", 0o644);
+    }
+    node.write("/usr/local/bin/runc", RUNC.as_bytes(), 0o755);
+    fs::copy(
+        release.with_file_name("containerd-shim-runc-v2"),
+        node.path(SHIM),
+    )
+    .unwrap();
+    fs::copy(
+        release.with_file_name("ctr"),
+        node.path("/usr/local/bin/ctr"),
+    )
+    .unwrap();
+    node.write("/srv/pause.tar", &image(), 0o644);
+    node.start();
+    let imported = node
+        .enter("/usr/local/bin/ctr")
+        .args(["--namespace", "k8s.io", "images", "import"])
+        // The CRI unpacks it when it is first needed.
+        .args(["--no-unpack", "/srv/pause.tar"])
+        .output()
+        .unwrap();
+    let words = String::from_utf8_lossy(&imported.stderr);
+    assert!(imported.status.success(), "{words}");
+    // The CRI learns of images at its start at the latest.
+    node.start();
+    node
+}
+
+/// An image of one empty file, as `docker save` writes it.
+fn image() -> Vec<u8> {
+    let archive = |files: &[(&str, &[u8])]| {
+        let mut archive = tar::Builder::new(Vec::new());
+        for (name, bytes) in files {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(bytes.len() as u64);
+            header.set_mode(0o755);
+            archive.append_data(&mut header, name, *bytes).unwrap();
+        }
+        archive.into_inner().unwrap()
+    };
+    let layer = archive(&[("pause", b"")]);
+    let digest = farrier::names::sha256_hex(&layer);
+    let config = format!(
+        r#"{{"architecture":"amd64","os":"linux","config":{{"Entrypoint":["/pause"]}},"rootfs":{{"type":"layers","diff_ids":["sha256:{digest}"]}}}}"#
+    );
+    let manifest =
+        r#"[{"Config":"config.json","RepoTags":["localhost/pause:1"],"Layers":["layer.tar"]}]"#;
+    archive(&[
+        ("config.json", config.as_bytes()),
+        ("layer.tar", &layer),
+        ("manifest.json", manifest.as_bytes()),
+    ])
+}
+
+/// The CRI of a node; from the node's own thread, and for one start of containerd.
+pub struct Cri(RuntimeServiceClient<Channel>);
+
+impl Cri {
+    pub async fn connect(node: &Node) -> Self {
+        let socket = node.path("/run/containerd/containerd.sock");
+        let stream = UnixStream::connect(socket).await.unwrap();
+        let mut stream = Some(TokioIo::new(stream));
+        let connector = tower::service_fn(move |_: Uri| {
+            let stream = stream.take();
+            async move { stream.ok_or_else(|| std::io::Error::other("used up")) }
+        });
+        let endpoint = Endpoint::from_static("http://localhost");
+        let channel = endpoint.connect_with_connector(connector).await.unwrap();
+        Self(RuntimeServiceClient::new(channel))
+    }
+
+    /// Starts a pod of `handler`; returns its number.
+    pub async fn start_pod(&mut self, handler: &str) -> String {
+        let namespaces = NamespaceOption {
+            network: NamespaceMode::Node as i32,
+            ipc: NamespaceMode::Node as i32,
+            ..NamespaceOption::default()
+        };
+        let security_context = LinuxSandboxSecurityContext {
+            namespace_options: Some(namespaces),
+            ..LinuxSandboxSecurityContext::default()
+        };
+        let linux = LinuxPodSandboxConfig {
+            security_context: Some(security_context),
+            ..LinuxPodSandboxConfig::default()
+        };
+        let metadata = PodSandboxMetadata {
+            name: "pod".to_owned(),
+            uid: "uid".to_owned(),
+            namespace: "default".to_owned(),
+            attempt: 0,
+        };
+        let config = PodSandboxConfig {
+            metadata: Some(metadata),
+            linux: Some(linux),
+            ..PodSandboxConfig::default()
+        };
+        let request = RunPodSandboxRequest {
+            config: Some(config),
+            runtime_handler: handler.to_owned(),
+        };
+        let started = self.0.run_pod_sandbox(request).await.unwrap();
+        started.into_inner().pod_sandbox_id
+    }
+
+    /// Ends a pod, for which containerd runs its shim once more.
+    pub async fn end_pod(&mut self, pod: &str) {
+        let pod_sandbox_id = pod.to_owned();
+        let request = StopPodSandboxRequest { pod_sandbox_id };
+        self.0.stop_pod_sandbox(request.clone()).await.unwrap();
+        let StopPodSandboxRequest { pod_sandbox_id } = request;
+        let request = RemovePodSandboxRequest { pod_sandbox_id };
+        self.0.remove_pod_sandbox(request).await.unwrap();
+    }
+}
+
+/// Does what has to be waited for on this thread, which is the one that sees the node.
+pub fn wait<T>(work: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime.unwrap().block_on(work)
+}
+
+impl Node {
+    /// A program of the node, to be run there.
+    pub fn enter(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command
+            .args(["--mount", "--root", "--target", self.init()])
+            .arg(program);
+        command
+    }
+}
