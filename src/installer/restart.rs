@@ -53,9 +53,8 @@ pub async fn restart(
     count: &mut u32,
 ) -> Result<(Served, Duration), Error> {
     let served = try_restart(host, service, socket, before).await;
-    let now = find_daemon(host).ok().flatten();
-    let process = |daemon: &Daemon| daemon.process;
-    if served.is_ok() || now.as_ref().map(process) != before.map(process) {
+    // Unless the process of before goes on, it was ended, or one that did not last was started.
+    if served.is_ok() || !before.is_some_and(|before| before.still_runs(host)) {
         *count += 1;
     }
     served
