@@ -11,6 +11,7 @@ use super::bounds::strange_in_journal;
 use super::candidate;
 use super::distro;
 use super::host::{self, HostRoot, text_digest};
+use super::proof::Expected;
 use super::service::Service;
 use super::state::{Error as StateError, JOURNAL_FILE, OwnedHandler, default_folder};
 use crate::handoff::API_VERSION;
@@ -53,6 +54,10 @@ pub struct Journal {
     /// Everything was put back, and containerd may have been restarted on that.
     #[serde(default)]
     pub undone: bool,
+    /// What containerd serves before the change and after it; absent where it could not be asked, and in a journal of a release that
+    /// did not note it.
+    #[serde(default)]
+    pub expected: Option<Expected>,
     /// The state file that ends the change; absent where it ends with none or leaves it as it is.
     #[serde(default)]
     pub state: Option<String>,
@@ -100,6 +105,11 @@ pub enum Undo {
         /// Absolute path on the host.
         path: String,
     },
+    /// A stored binary that was damaged is made anew. It stays whatever comes: its name says what it must be, and links lead to it.
+    Repaired {
+        /// Absolute path on the host.
+        path: String,
+    },
     /// A folder is made.
     Folder {
         /// Absolute path on the host.
@@ -120,7 +130,20 @@ impl Journal {
     /// What is restarted, and how.
     #[must_use]
     pub fn service(&self) -> Service {
-        Service::of(distro::named(&self.distro), &self.unit)
+        let row = distro::named(&self.distro);
+        let mut configs = self.undo.iter().filter_map(|step| match step {
+            Undo::Config { path, .. } => Some(path),
+            Undo::Link { .. }
+            | Undo::File { .. }
+            | Undo::Repaired { .. }
+            | Undo::Folder { .. }
+            | Undo::Replaced { .. } => None,
+        });
+        let told = configs.any(|path| row.is_watched(&self.root, path));
+        Service {
+            told,
+            ..Service::of(row, &self.unit)
+        }
     }
 
     /// Reads the journal of a change that did not end; `None` where there is none.
@@ -155,17 +178,41 @@ impl Journal {
     /// Puts the journal on disk in the place of the one before.
     ///
     /// # Errors
-    /// When it can't be written: nothing may be changed then.
-    pub fn save(&self, host: &HostRoot) -> host::Result<()> {
+    /// When it can't be written, or no later run would read it: nothing may be changed then.
+    pub fn save(&self, host: &HostRoot) -> Result<(), super::Error> {
         // No type in it can refuse.
         let text = serde_json::to_string(self).unwrap_or_default();
+        if text.len() as u64 > JOURNAL_LIMIT {
+            return Err(super::Error::TooMuchToUndo {
+                limit: JOURNAL_LIMIT,
+            });
+        }
         let before = host.digest(JOURNAL_FILE)?;
-        host.replace(
+        Ok(host.replace(
             JOURNAL_FILE,
             text.as_bytes(),
             before.as_deref(),
             JOURNAL_MODE,
-        )
+        )?)
+    }
+
+    /// Notes that containerd is about to be restarted on the change, where it is `process` now.
+    ///
+    /// # Errors
+    /// As for [`save`](Self::save); the journal in memory is then what it was, and nobody restarts anything for its sake.
+    pub fn begin_restart(
+        &mut self,
+        host: &HostRoot,
+        process: Option<(u32, u64)>,
+    ) -> Result<(), super::Error> {
+        let noted = Self {
+            restarting: true,
+            process,
+            ..self.clone()
+        };
+        noted.save(host)?;
+        *self = noted;
+        Ok(())
     }
 
     /// Whether the change was carried out: its state file is in place, only clearing up is left.
@@ -189,9 +236,11 @@ impl Journal {
             Undo::Config { path, wrote, .. } => {
                 host.digest(path).is_ok_and(|digest| digest == *wrote)
             }
-            Undo::Link { .. } | Undo::File { .. } | Undo::Folder { .. } | Undo::Replaced { .. } => {
-                true
-            }
+            Undo::Link { .. }
+            | Undo::File { .. }
+            | Undo::Repaired { .. }
+            | Undo::Folder { .. }
+            | Undo::Replaced { .. } => true,
         })
     }
 
@@ -255,7 +304,9 @@ impl Undo {
             Self::Config { path, .. } => {
                 host.discard_new(&host.follow(path).unwrap_or_else(|_| path.clone()));
             }
-            Self::Link { path, .. } | Self::File { path } => host.discard_new(path),
+            Self::Link { path, .. } | Self::File { path } | Self::Repaired { path } => {
+                host.discard_new(path);
+            }
             Self::Replaced { path } => {
                 host.discard_new(path);
                 host.discard_replaced(path);
@@ -290,7 +341,7 @@ impl Undo {
                 Some(target) => host.swap_link(path, target),
                 None => host.remove_file(path),
             },
-            Self::Replaced { .. } => Ok(()),
+            Self::Replaced { .. } | Self::Repaired { .. } => Ok(()),
             Self::File { path } => host.remove_file(path),
             Self::Folder { path } => host.remove_folder(path).map(|_| ()),
         }

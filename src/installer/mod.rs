@@ -29,6 +29,7 @@ mod readiness;
 mod recovery;
 mod report;
 pub mod restart;
+mod rollback;
 pub mod service;
 mod site;
 pub mod source;
@@ -55,7 +56,7 @@ use perform::{Failure, perform};
 use plan::{HostPlan, Scope, Want, decide};
 use prepare::{Prepared, prepare};
 use recovery::recover;
-use report::{as_before, conclude, describe, failed, publish, unhappy};
+use report::{as_before, conclude, count, describe, failed, publish, unhappy};
 use stamps::{Artifacts, Stamps};
 use tracing::warn;
 
@@ -95,6 +96,7 @@ pub async fn install(options: InstallOptions) -> ProvisionReport {
         host: &host,
         config,
         offline: options.offline,
+        allow_pod_restarts: options.allow_pod_restarts,
     };
     let report = change
         .run(report, &request.shims, async |facts| {
@@ -115,6 +117,7 @@ pub async fn preview(options: &InstallOptions) -> Result<Preview, Error> {
         host: &host,
         config: config_path(options.config.as_deref())?,
         offline: options.offline,
+        allow_pod_restarts: options.allow_pod_restarts,
     };
     let facts = gather(&host, change.config, change.offline).await?;
     let prepared = prepare(&host, options, &request, &facts).await?;
@@ -140,6 +143,7 @@ pub async fn uninstall(options: UninstallOptions) -> ProvisionReport {
         host: &host,
         config: None,
         offline: options.offline,
+        allow_pod_restarts: options.allow_pod_restarts,
     };
     let scope = match options.shims {
         Some(shims) => Scope::Shims(shims),
@@ -187,6 +191,7 @@ struct Change<'a> {
     host: &'a HostRoot,
     config: Option<&'a str>,
     offline: bool,
+    allow_pod_restarts: bool,
 }
 
 impl Change<'_> {
@@ -200,10 +205,10 @@ impl Change<'_> {
             Ok(lock) => lock,
             Err(error) => return failed(report, &error.into()),
         };
-        match recover(self.host, self.offline).await {
+        match recover(self.host, self.offline, self.allow_pod_restarts).await {
             Ok(recovered) => {
                 report.changed = recovered.is_some();
-                report.restarts = recovered.unwrap_or_default();
+                count(&mut report, recovered.unwrap_or_default());
             }
             Err(failure) => return unhappy(report, failure),
         }
@@ -249,10 +254,7 @@ impl Change<'_> {
                     plan.stays(done.late);
                     self.listen_again(&mut facts).await;
                     report.changed = true;
-                    report.restarts += done.restarts;
-                    report.cri_away_ms = done
-                        .away
-                        .and_then(|away| u64::try_from(away.as_millis()).ok());
+                    count(&mut report, done.tally);
                 }
                 plan
             }

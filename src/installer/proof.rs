@@ -2,11 +2,142 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
+
 use super::cri::Served;
 use super::facts::Facts;
 use super::plan::HostPlan;
 use super::site::declarations;
-use crate::containerd_config::Handler;
+use crate::containerd_config::{Handler, Value};
+use crate::handoff::OptionValue;
+
+type Options = BTreeMap<String, OptionValue>;
+
+/// What containerd serves before a change and should serve after it, as a journal notes it: whoever finds the change half done holds
+/// containerd to this.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Expected {
+    /// The default runtime.
+    default: String,
+    /// Everything that is served before, ours and others', by handler.
+    served: BTreeMap<String, Noted>,
+    /// Handlers that the change concerns.
+    ours: BTreeSet<String>,
+    /// Those of them that are declared before.
+    was: BTreeMap<String, Noted>,
+    /// Those of them that the change declares.
+    becomes: BTreeMap<String, Noted>,
+}
+
+/// One handler.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Noted {
+    runtime_type: String,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    options: Options,
+}
+
+impl Expected {
+    /// What `plan` should come to, where it is known what is served before it.
+    pub(super) fn of(facts: &Facts, plan: &HostPlan) -> Option<Self> {
+        let before = facts.served.as_ref().ok()?;
+        let served = before.handlers.iter().map(|(name, runtime_type)| {
+            let options = before.options.get(name).map(noted).unwrap_or_default();
+            let runtime_type = runtime_type.clone();
+            let noted = Noted {
+                runtime_type,
+                options,
+            };
+            (name.clone(), noted)
+        });
+        Some(Self {
+            default: before.default.clone(),
+            served: served.collect(),
+            ours: plan.ours.clone(),
+            was: note(&declared_before(facts, plan)),
+            becomes: note(&plan.declared),
+        })
+    }
+
+    /// The handlers that the change declares.
+    pub(super) fn declared(&self) -> Vec<Handler> {
+        handlers(&self.becomes)
+    }
+
+    /// Whether containerd serves the change: see [`prove`].
+    ///
+    /// # Errors
+    /// Says in one sentence what differs.
+    pub(super) fn prove_change(&self, served: &Served) -> Result<(), String> {
+        prove(&self.before(), served, &self.declared(), &self.ours)
+    }
+
+    /// Whether containerd serves what it did before the change: see [`prove`].
+    ///
+    /// # Errors
+    /// Says in one sentence what differs.
+    pub(super) fn prove_undone(&self, served: &Served) -> Result<(), String> {
+        prove(&self.before(), served, &handlers(&self.was), &self.ours)
+    }
+
+    fn before(&self) -> Served {
+        let handlers = self.served.iter();
+        let options = self.served.iter();
+        Served {
+            ready: true,
+            default: self.default.clone(),
+            handlers: handlers
+                .map(|(name, noted)| (name.clone(), noted.runtime_type.clone()))
+                .collect(),
+            options: options
+                .filter(|(_, noted)| !noted.options.is_empty())
+                .map(|(name, noted)| (name.clone(), values(&noted.options)))
+                .collect(),
+        }
+    }
+}
+
+fn note(handlers: &[Handler]) -> BTreeMap<String, Noted> {
+    let handlers = handlers.iter().map(|handler| {
+        let noted = Noted {
+            runtime_type: handler.runtime_type.clone(),
+            options: noted(&handler.options),
+        };
+        (handler.name.clone(), noted)
+    });
+    handlers.collect()
+}
+
+fn handlers(noted: &BTreeMap<String, Noted>) -> Vec<Handler> {
+    let noted = noted.iter().map(|(name, noted)| Handler {
+        name: name.clone(),
+        runtime_type: noted.runtime_type.clone(),
+        options: values(&noted.options),
+    });
+    noted.collect()
+}
+
+fn noted(options: &BTreeMap<String, Value>) -> Options {
+    let value = |value: &Value| match value {
+        Value::Boolean(value) => OptionValue::Boolean(*value),
+        Value::Integer(value) => OptionValue::Integer(*value),
+        Value::String(value) => OptionValue::String(value.clone()),
+    };
+    let options = options.iter();
+    options.map(|(key, it)| (key.clone(), value(it))).collect()
+}
+
+fn values(options: &Options) -> BTreeMap<String, Value> {
+    let value = |value: &OptionValue| match value {
+        OptionValue::Boolean(value) => Value::Boolean(*value),
+        OptionValue::Integer(value) => Value::Integer(*value),
+        OptionValue::String(value) => Value::String(value.clone()),
+    };
+    let options = options.iter();
+    options.map(|(key, it)| (key.clone(), value(it))).collect()
+}
 
 /// Whether the running containerd has loaded exactly what is declared as ours.
 pub(super) fn is_served(served: &Served, declared: &[Handler], ours: &BTreeSet<String>) -> bool {
