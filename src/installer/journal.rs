@@ -146,6 +146,20 @@ impl Journal {
         }
     }
 
+    /// What is restarted to undo the change, and how: a supervisor that watches files sees nothing where they are put back already.
+    #[must_use]
+    pub fn service_to_undo(&self, host: &HostRoot) -> Service {
+        let service = self.service();
+        let told = service.told && !self.is_put_back(host);
+        Service { told, ..service }
+    }
+
+    /// Whether the configuration is what it was before the change.
+    #[must_use]
+    pub fn is_put_back(&self, host: &HostRoot) -> bool {
+        self.has_config(host, |before, _| text_digest(before))
+    }
+
     /// Reads the journal of a change that did not end; `None` where there is none.
     ///
     /// # Errors
@@ -232,9 +246,23 @@ impl Journal {
     /// Whether the configuration is still what the change wrote.
     #[must_use]
     pub fn stands(&self, host: &HostRoot) -> bool {
+        self.has_config(host, |_, wrote| wrote.map(str::to_owned))
+    }
+
+    /// Whether each configuration file has the digest that `expected` makes of its text before and the digest of what was written.
+    fn has_config(
+        &self,
+        host: &HostRoot,
+        expected: impl Fn(Option<&str>, Option<&str>) -> Option<String>,
+    ) -> bool {
         self.undo.iter().all(|step| match step {
-            Undo::Config { path, wrote, .. } => {
-                host.digest(path).is_ok_and(|digest| digest == *wrote)
+            Undo::Config {
+                path,
+                before,
+                wrote,
+            } => {
+                let expected = expected(before.as_deref(), wrote.as_deref());
+                host.digest(path).is_ok_and(|digest| digest == expected)
             }
             Undo::Link { .. }
             | Undo::File { .. }

@@ -10,6 +10,9 @@ use super::Error;
 use super::artifact;
 use super::candidate;
 use super::clearing::{InUse, finish, keep_used};
+use super::cri::Served;
+use super::daemon::find_daemon;
+use super::distro::Restart;
 use super::facts::Facts;
 use super::host::{HostRoot, text_digest};
 use super::journal::{Journal, Undo, put_config};
@@ -226,18 +229,43 @@ async fn act(
     }
     if plan.restart {
         info!(unit = journal.unit, "restarting containerd");
-        let served = counted(host, journal, daemon, &mut progress.tally).await?;
-        candidate::is_rendered(host, plan)?;
-        if let Some(expected) = &journal.expected {
-            let proven = expected.prove_change(&served);
-            proven.map_err(restart::Error::Unproven)?;
+        let (service, socket) = (journal.service(), &journal.socket);
+        let tally = &mut progress.tally;
+        let mut served = counted(host, &service, socket, daemon, tally).await?;
+        if service.restart == Restart::Watched
+            && service.told
+            && proven(host, plan, journal, &served).is_err()
+        {
+            // It was about to be restarted for another reason when the file came, and will be once more.
+            let now = find_daemon(host)?;
+            if let Ok(again) = counted(host, &service, socket, now.as_ref(), tally).await {
+                served = again;
+            }
         }
+        proven(host, plan, journal, &served)?;
     }
     let in_use = InUse::ask(host, &journal.socket, facts.daemon.is_none()).await;
     let late = keep_used(host, journal, &in_use)?;
     commit(host, journal)?;
     let tally = progress.tally;
     Ok((Done { tally, late }, in_use))
+}
+
+/// Whether a containerd that serves `served` has loaded the change.
+fn proven(
+    host: &HostRoot,
+    plan: &HostPlan,
+    journal: &Journal,
+    served: &Served,
+) -> Result<(), Error> {
+    candidate::is_rendered(host, plan)?;
+    match &journal.expected {
+        Some(expected) => {
+            let proven = expected.prove_change(served);
+            Ok(proven.map_err(restart::Error::Unproven)?)
+        }
+        None => Ok(()),
+    }
 }
 
 /// Points the stable paths to their binaries: pods that start from now on run these.

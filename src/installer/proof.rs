@@ -82,7 +82,7 @@ impl Expected {
         prove(&self.before(), served, &handlers(&self.was), &self.ours)
     }
 
-    fn before(&self) -> Served {
+    pub(super) fn before(&self) -> Served {
         let handlers = self.served.iter();
         let options = self.served.iter();
         Served {

@@ -4,7 +4,7 @@ use tracing::info;
 
 use super::Error;
 use super::clearing::{InUse, finish, keep_used};
-use super::cri;
+use super::cri::{self, Served};
 use super::daemon::{Daemon, find_daemon};
 use super::facts::judge_dump;
 use super::host::HostRoot;
@@ -13,6 +13,7 @@ use super::perform::{Failure, commit};
 use super::readiness::spares;
 use super::restart;
 use super::rollback::{Tally, bring_back, forget, prove_undone, settled, undo};
+use super::service::Service;
 use super::state::{JOURNAL_FILE, STATE_FILE, STATE_FOLDER, STATE_LIMIT};
 use crate::containerd_config::holds;
 
@@ -103,18 +104,22 @@ async fn go_back(
 ) -> Result<Tally, Failure> {
     let mut tally = Tally::default();
     let asked = journal.restarting && !offline;
+    let service = journal.service_to_undo(host);
     let mut served = None;
     if asked {
-        served = settled(host, journal).await;
+        served = match settled(host, journal).await {
+            None => untouched(host, journal).await,
+            settled => settled,
+        };
         if served.is_none() {
-            let allowed = check_restart(host, journal, allow_pod_restarts).await;
+            let allowed = check_restart(host, &service, allow_pod_restarts).await;
             allowed.map_err(Failure::Refused)?;
         }
     }
     info!("undoing a change that was interrupted");
     let mut failures = undo(host, journal).await;
     if asked && served.is_none() {
-        match bring_back(host, journal, running.as_ref(), &mut tally).await {
+        match bring_back(host, journal, &service, running.as_ref(), &mut tally).await {
             Ok(restored) => served = Some(restored),
             Err(error) => failures.push(error.to_string()),
         }
@@ -137,6 +142,14 @@ async fn go_back(
     })
 }
 
+/// What containerd serves, where that and its configuration are what they were before the change: whoever was killed before the
+/// configuration was written, or once it was put back, asked for a restart that is not needed.
+async fn untouched(host: &HostRoot, journal: &Journal) -> Option<Served> {
+    let before = journal.expected.as_ref()?.before();
+    let served = cri::served(host, &journal.socket).await.ok()?;
+    Some(served).filter(|served| *served == before && journal.is_put_back(host))
+}
+
 /// Whether containerd may and can be restarted to serve what is put back.
 ///
 /// # Errors
@@ -144,10 +157,9 @@ async fn go_back(
 /// files go back in any case.
 async fn check_restart(
     host: &HostRoot,
-    journal: &Journal,
+    service: &Service,
     allow_pod_restarts: bool,
 ) -> Result<(), Error> {
-    let service = journal.service();
     let reachable = service.check_reachable(host);
     reachable.map_err(restart::Error::Service)?;
     match service.kill_mode(host).await {

@@ -14,6 +14,7 @@ use super::journal::{Journal, Undo, put_config};
 use super::perform::Failure;
 use super::plan::cut;
 use super::restart::{self, restart};
+use super::service::Service;
 use super::state::{JOURNAL_FILE, STATE_FILE};
 
 /// What the restarts of one run came to.
@@ -40,13 +41,13 @@ pub(super) struct Progress {
 /// As for [`restart`].
 pub(super) async fn counted(
     host: &HostRoot,
-    journal: &Journal,
+    service: &Service,
+    socket: &str,
     before: Option<&Daemon>,
     tally: &mut Tally,
 ) -> Result<Served, restart::Error> {
-    let (service, socket) = (journal.service(), &journal.socket);
     let (since, mut count) = (Instant::now(), 0);
-    let served = restart(host, &service, socket, before, &mut count).await;
+    let served = restart(host, service, socket, before, &mut count).await;
     if count > 0 {
         let away = match &served {
             Ok((_, away)) => *away,
@@ -69,11 +70,12 @@ pub(super) async fn roll_back(
     let Progress { live, mut tally } = progress;
     // Where somebody else restarts it, that begins with the undoing.
     let running = find_daemon(host).ok().flatten();
+    let service = journal.service_to_undo(host);
     let mut failures = undo(host, journal).await;
     if journal.restarting {
         let restored = match settled(host, journal).await {
             Some(served) => Ok(served),
-            None => bring_back(host, journal, running.as_ref(), &mut tally).await,
+            None => bring_back(host, journal, &service, running.as_ref(), &mut tally).await,
         };
         let proven = restored
             .map_err(|error| error.to_string())
@@ -165,6 +167,7 @@ pub(super) async fn settled(host: &HostRoot, journal: &Journal) -> Option<Served
 pub(super) async fn bring_back(
     host: &HostRoot,
     journal: &mut Journal,
+    service: &Service,
     running: Option<&Daemon>,
     tally: &mut Tally,
 ) -> Result<Served, restart::Error> {
@@ -172,5 +175,5 @@ pub(super) async fn bring_back(
     journal.process = running.map(|daemon| daemon.process);
     // Best effort: without that note the next run asks for another restart.
     let _ = journal.save(host);
-    counted(host, journal, running, tally).await
+    counted(host, service, &journal.socket, running, tally).await
 }
