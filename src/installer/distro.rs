@@ -65,7 +65,7 @@ pub enum Restart {
     Service,
     /// Process 1 of the node is ended and whoever runs the node starts it again; that ends every pod.
     ContainerInit,
-    /// Its supervisor restarts it when its files change; nobody else has to.
+    /// Its supervisor restarts it when files that it watches change, and when it ends.
     Watched,
 }
 

@@ -396,3 +396,92 @@ pub fn put_config(
         }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+    use crate::installer::state::STATE_FOLDER;
+
+    /// A journal of the release before `expected`.
+    const OLD: &str = r#"{"apiVersion":"farrier.dev/v1","undo":[],"declares":["a"],"root":"/etc/k0s/containerd.toml","unit":"k0sworker.service",
+        "distro":"k0s","socket":"/s","commits":null,"folder":"/opt/farrier"}"#;
+
+    fn journal() -> Journal {
+        serde_json::from_str(OLD).unwrap()
+    }
+
+    fn config(path: &str, text: &str) -> Undo {
+        Undo::Config {
+            path: path.to_owned(),
+            before: Some(text.to_owned()),
+            wrote: None,
+        }
+    }
+
+    /// A host with a folder for the journal.
+    fn host() -> (tempfile::TempDir, HostRoot) {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().join(STATE_FOLDER.trim_start_matches('/'));
+        std::fs::create_dir_all(state).unwrap();
+        let host = HostRoot::open(folder.path()).unwrap();
+        (folder, host)
+    }
+
+    #[test]
+    fn a_journal_of_a_former_release_is_read() {
+        let (folder, host) = host();
+        std::fs::write(folder.path().join(&JOURNAL_FILE[1..]), OLD).unwrap();
+        assert_eq!(Journal::load(&host).unwrap(), Some(journal()));
+    }
+
+    #[test]
+    fn a_journal_that_no_run_would_read_is_not_written() {
+        let (_folder, host) = host();
+        let mut journal = journal();
+        // Quoted, each character of it takes two.
+        let text = "\n".repeat(usize::try_from(JOURNAL_LIMIT / 2).unwrap());
+        journal.undo = vec![config("/c", &text)];
+        let error = journal.save(&host).unwrap_err().to_string();
+        assert!(error.contains("shorten"), "{error}");
+        assert!(!host.exists(JOURNAL_FILE));
+        journal.undo = vec![config("/c", &text[..text.len() - 1000])];
+        journal.save(&host).unwrap();
+        assert_eq!(Journal::load(&host).unwrap(), Some(journal));
+    }
+
+    #[test]
+    fn a_restart_that_could_not_be_noted_has_not_begun() {
+        let (folder, host) = host();
+        let mut journal = journal();
+        journal.begin_restart(&host, Some((1, 1))).unwrap();
+        assert_eq!(Journal::load(&host).unwrap().as_ref(), Some(&journal));
+        assert!(journal.restarting);
+
+        std::fs::remove_dir_all(folder.path().join("var")).unwrap();
+        let mut journal = self::journal();
+        assert!(journal.begin_restart(&host, Some((1, 1))).is_err());
+        assert_eq!(journal, self::journal());
+    }
+
+    #[rstest]
+    #[case::a_snippet(&["/etc/k0s/containerd.d/farrier.toml"], true)]
+    #[case::a_root_that_its_owner_keeps(&["/etc/k0s/containerd.toml"], false)]
+    #[case::nothing(&[], false)]
+    fn k0s_learns_of_its_snippets_alone(#[case] written: &[&str], #[case] expected: bool) {
+        let (folder, host) = host();
+        let mut journal = journal();
+        journal.undo = written.iter().map(|path| config(path, "before")).collect();
+        assert_eq!(journal.service().told, expected);
+        assert_eq!(journal.service_to_undo(&host).told, expected);
+        // Who has nothing to put back tells nobody.
+        for path in written {
+            let path = folder.path().join(&path[1..]);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, "before").unwrap();
+        }
+        assert!(!journal.service_to_undo(&host).told);
+        assert!(journal.is_put_back(&host));
+    }
+}

@@ -204,3 +204,77 @@ pub fn prove(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    fn entry(name: &str, path: &str) -> (String, Noted) {
+        let noted = Noted {
+            runtime_type: path.to_owned(),
+            options: BTreeMap::from([("Level".to_owned(), OptionValue::Integer(7))]),
+        };
+        (name.to_owned(), noted)
+    }
+
+    /// What a change expects by which `a` comes and `b` goes, beside a `runc` of somebody else.
+    fn expected() -> Expected {
+        let runc = || entry("runc", "io.containerd.runc.v2");
+        let b = || entry("b", "/bin/b");
+        let expected = Expected {
+            default: "runc".to_owned(),
+            served: [runc(), b()].into(),
+            ours: ["a", "b"].map(str::to_owned).into(),
+            was: [b()].into(),
+            becomes: [entry("a", "/bin/a")].into(),
+        };
+        // As a later run finds it.
+        let text = serde_json::to_string(&expected).unwrap();
+        assert_eq!(serde_json::from_str::<Expected>(&text).unwrap(), expected);
+        expected
+    }
+
+    fn served(handlers: &[(&str, &str)], default: &str) -> Served {
+        let runc = [("runc", "io.containerd.runc.v2")];
+        let options = BTreeMap::from([("Level".to_owned(), Value::Integer(7))]);
+        let handlers = handlers.iter().chain(&runc);
+        Served {
+            ready: true,
+            default: default.to_owned(),
+            handlers: handlers
+                .clone()
+                .map(|(name, path)| ((*name).to_owned(), (*path).to_owned()))
+                .collect(),
+            options: handlers
+                .map(|(name, _)| ((*name).to_owned(), options.clone()))
+                .collect(),
+        }
+    }
+
+    #[rstest]
+    #[case::the_change(&[("a", "/bin/a")], "runc", true, false)]
+    #[case::what_was_before(&[("b", "/bin/b")], "runc", false, true)]
+    #[case::ours_at_another_path(&[("a", "/bin/other")], "runc", false, false)]
+    #[case::what_should_be_gone(&[("a", "/bin/a"), ("b", "/bin/b")], "runc", false, false)]
+    #[case::another_default(&[("a", "/bin/a")], "a", false, false)]
+    #[case::one_of_somebody_else(&[("a", "/bin/a"), ("c", "/bin/c")], "runc", false, false)]
+    #[case::nothing_of_ours(&[], "runc", false, false)]
+    fn a_later_run_holds_containerd_to_what_the_journal_expects(
+        #[case] handlers: &[(&str, &str)],
+        #[case] default: &str,
+        #[case] is_changed: bool,
+        #[case] is_undone: bool,
+    ) {
+        let (expected, served) = (expected(), served(handlers, default));
+        assert_eq!(expected.prove_change(&served).is_ok(), is_changed);
+        assert_eq!(expected.prove_undone(&served).is_ok(), is_undone);
+        assert_eq!(expected.before() == served, is_undone);
+        let starting = Served {
+            ready: false,
+            ..served
+        };
+        assert!(expected.prove_change(&starting).is_err());
+    }
+}

@@ -177,3 +177,42 @@ pub(super) async fn bring_back(
     let _ = journal.save(host);
     counted(host, service, &journal.socket, running, tally).await
 }
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+    use crate::containerd_config;
+
+    fn causes() -> [Error; 3] {
+        // What a rendering is found to be after a restart is the first of them, too.
+        let unseen = containerd_config::Error::Unseen {
+            handler: "a".to_owned(),
+        };
+        let unproven = restart::Error::Unproven("it differs".to_owned());
+        [
+            Error::Config(unseen),
+            Error::Candidate("no".to_owned()),
+            Error::Restart(unproven),
+        ]
+    }
+
+    #[rstest]
+    #[tokio::test]
+    async fn what_went_live_was_not_refused(#[values(false, true)] live: bool) {
+        for cause in causes() {
+            let folder = tempfile::tempdir().unwrap();
+            let host = HostRoot::open(folder.path()).unwrap();
+            let text = r#"{"apiVersion":"farrier.dev/v1","undo":[],"declares":[],"root":"/c","unit":"u","socket":"/s","commits":null}"#;
+            let mut journal = serde_json::from_str(text).unwrap();
+            let progress = Progress {
+                live,
+                ..Progress::default()
+            };
+            let failure = roll_back(&host, &mut journal, cause, progress).await;
+            assert_eq!(matches!(failure, Failure::RolledBack { .. }), live);
+            assert_eq!(matches!(failure, Failure::Refused(_)), !live);
+        }
+    }
+}

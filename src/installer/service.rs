@@ -42,7 +42,7 @@ pub enum Error {
     },
     /// We are in a pod that has process numbers of its own.
     #[error(
-        "containerd can't be restarted from a pod with process numbers of its own on a host without systemd; set job.hostPID among the chart's values, or run farrier on the node"
+        "containerd can't be restarted from a pod with process numbers of its own where systemd does not do it; set job.hostPID among the chart's values, or run farrier on the node"
     )]
     OtherProcesses,
     /// The kernel refused the signal.
@@ -301,6 +301,17 @@ mod tests {
         if let Err(error) = reachable {
             assert!(error.to_string().contains("job.hostPID"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_supervisor_that_nobody_told_needs_the_host_s_processes() {
+        let (_folder, host) = host(&[]);
+        let service = Service {
+            told: false,
+            ..service("k0s")
+        };
+        let error = service.check_reachable(&host).unwrap_err().to_string();
+        assert!(error.contains("job.hostPID"), "{error}");
     }
 
     #[rstest]
