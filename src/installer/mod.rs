@@ -55,7 +55,7 @@ pub use options::{InstallOptions, Preview, UninstallOptions, Wanted};
 use perform::{Failure, perform};
 use plan::{HostPlan, Scope, Want, decide};
 use prepare::{Prepared, prepare};
-use recovery::recover;
+use recovery::{gather_after, recover};
 use report::{as_before, conclude, count, describe, failed, publish, unhappy};
 use stamps::{Artifacts, Stamps};
 use tracing::warn;
@@ -205,14 +205,16 @@ impl Change<'_> {
             Ok(lock) => lock,
             Err(error) => return failed(report, &error.into()),
         };
-        match recover(self.host, self.offline, self.allow_pod_restarts).await {
-            Ok(recovered) => {
-                report.changed = recovered.is_some();
-                count(&mut report, recovered.unwrap_or_default());
+        let gathered = match recover(self.host, self.offline, self.allow_pod_restarts).await {
+            Ok(Some(tally)) => {
+                report.changed = true;
+                count(&mut report, tally);
+                gather_after(self.host, self.config, self.offline).await
             }
+            Ok(None) => gather(self.host, self.config, self.offline).await,
             Err(failure) => return unhappy(report, failure),
-        }
-        let mut facts = match gather(self.host, self.config, self.offline).await {
+        };
+        let mut facts = match gathered {
             Ok(facts) => facts,
             Err(error) => return failed(report, &error),
         };

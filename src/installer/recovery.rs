@@ -1,12 +1,14 @@
 //! Finishes or undoes what a former run left half done. How to undo stands in `rollback`.
 
+use std::time::{Duration, Instant};
+
 use tracing::info;
 
 use super::Error;
 use super::clearing::{InUse, finish, keep_used};
 use super::cri::{self, Served};
 use super::daemon::{Daemon, find_daemon};
-use super::facts::judge_dump;
+use super::facts::{Facts, gather, judge_dump};
 use super::host::HostRoot;
 use super::journal::Journal;
 use super::perform::{Failure, commit};
@@ -16,6 +18,13 @@ use super::rollback::{Tally, bring_back, forget, prove_undone, settled, undo};
 use super::service::Service;
 use super::state::{JOURNAL_FILE, STATE_FILE, STATE_FOLDER, STATE_LIMIT};
 use crate::containerd_config::holds;
+
+/// A restart takes a second at most, and one that a supervisor of k0s is about to make some eight: it gathers changes for three and
+/// starts what ended after five.
+const UNDER_WAY: Duration = Duration::from_secs(15);
+
+/// A look takes some 50 ms.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// Undoes or finishes the change that a former run left half done; returns what restarts that took, or `None` where there was no such
 /// change. `allow_pod_restarts` says whether one may end the node's pods.
@@ -66,6 +75,28 @@ pub async fn recover(
     go_back(host, &mut journal, running, offline, allow_pod_restarts)
         .await
         .map(Some)
+}
+
+/// What is known of a host on which a change was found half done. Whoever was killed may have asked for a restart that is under way
+/// still, so one whose containerd does not serve is looked at again for a while.
+///
+/// # Errors
+/// As for [`gather`].
+pub(super) async fn gather_after(
+    host: &HostRoot,
+    config: Option<&str>,
+    offline: bool,
+) -> Result<Facts, Error> {
+    let since = Instant::now();
+    loop {
+        let facts = gather(host, config, offline).await?;
+        let serves = facts.served.as_ref().is_ok_and(|served| served.ready);
+        let is_asked = !offline && facts.distro.refusal.is_none();
+        if serves || !is_asked || since.elapsed() > UNDER_WAY {
+            return Ok(facts);
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
 }
 
 /// Whether the change is carried out but for the state file. Where a restart ends the pod that asked for it, or the whole node, this
