@@ -228,6 +228,9 @@ pub struct Doctor {
     /// Where the host is.
     #[command(flatten)]
     pub host: Host,
+    /// Look at files alone, as in an unpacked image where nothing runs.
+    #[arg(long)]
+    pub offline: bool,
     /// How the findings are printed.
     #[arg(short, long, value_enum, default_value_t)]
     pub output: Output,
