@@ -8,6 +8,7 @@ mod braces;
 mod document;
 mod imports;
 mod judge;
+mod moved;
 mod needs;
 mod notation;
 mod pattern;
@@ -23,6 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 pub use imports::{clean, imports, with_imports};
 pub use judge::{holds, judge, runtimes_of_dump};
+pub use moved::without_ours;
 pub use needs::{Need, needs};
 pub use pattern::Pattern;
 pub use placement::place;
