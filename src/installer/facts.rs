@@ -17,7 +17,7 @@ use super::stamps::Stamps;
 use super::state::{
     Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, folder_of, target_digest,
 };
-use super::survey::{folder, forgetful, named_by_unit, row, sources, unwritable};
+use super::survey::{folder, forgetful, former, named_by_unit, row, sources, unwritable};
 use super::words::{Heard, dump_arguments};
 use crate::containerd_config::{Loaded, SourceFile, Version};
 
@@ -47,6 +47,8 @@ pub struct Facts {
     pub loaded: Loaded,
     /// Files that it is made from, where containerd loads what the distribution makes of them; the one that counts first.
     pub sources: Vec<SourceFile>,
+    /// The file that declared our handlers last, where it is neither loaded any more nor among `sources`.
+    pub former: Option<SourceFile>,
     /// The distribution's own release, where the table says how it is told.
     pub release: Option<Version>,
     /// Why nothing can be changed although the distribution could be: a place can't be written to, or not executed from.
@@ -151,6 +153,7 @@ pub async fn gather(
     let loaded = load(host, &config)?;
     let sources = sources(host, distro, &config)?;
     let state = State::from_json(host.read_text(STATE_FILE, STATE_LIMIT)?.as_deref())?;
+    let former = former(host, &state, &loaded, &sources)?;
     let (folder, mut obstacle) = folder(host, distro, &state, offline);
     obstacle = obstacle.or_else(|| unwritable(host, &config, offline));
     if !offline {
@@ -177,6 +180,7 @@ pub async fn gather(
         state,
         missing_folders: missing_folders(host, &places, &loaded, &sources),
         sources,
+        former,
         places,
         binaries,
         stored,

@@ -20,6 +20,7 @@ pub mod inherited;
 pub mod journal;
 mod kubelet;
 pub mod loaded;
+mod moved;
 mod options;
 pub mod perform;
 pub mod plan;

@@ -124,10 +124,8 @@ fn journal(host: &HostRoot, facts: &Facts, plan: &HostPlan) -> Journal {
     let folders = plan.make_folders.iter().cloned();
     let mut undo: Vec<Undo> = folders.map(|path| Undo::Folder { path }).collect();
     let root = &facts.loaded.root.path;
-    for suffix in [candidate::SUFFIX, candidate::IMPORT_SUFFIX] {
-        let path = format!("{root}{suffix}");
-        undo.push(Undo::File { path });
-    }
+    let candidates = candidate::paths(root, plan.config.len());
+    undo.extend(candidates.map(|path| Undo::File { path }));
     let stored = plan
         .store
         .iter()
@@ -142,7 +140,7 @@ fn journal(host: &HostRoot, facts: &Facts, plan: &HostPlan) -> Journal {
             Undo::Link { path, target }
         }
     }));
-    if let Some(change) = &plan.config {
+    for change in &plan.config {
         undo.push(Undo::Config {
             path: change.path.clone(),
             before: change.before.clone(),
@@ -210,8 +208,8 @@ async fn act(
         };
         host.swap_link(path, &target)?;
     }
-    if let Some(change) = &plan.config {
-        candidate::judge(host, facts, plan, change).await?;
+    candidate::judge(host, facts, plan).await?;
+    for change in &plan.config {
         info!(path = change.path, "writing containerd's configuration");
         let before = text_digest(change.before.as_deref());
         put_config(
@@ -341,17 +339,13 @@ pub(super) async fn undo(host: &HostRoot, journal: &Journal) -> Vec<String> {
             Ok(facts) => cut(&facts, &journal.declares).map_err(Error::from),
             Err(error) => Err(error),
         };
-        let written = result.and_then(|change| match change {
-            Some(change) => {
+        let written = result.and_then(|changes| {
+            for change in changes {
                 let now = text_digest(change.before.as_deref());
-                Ok(put_config(
-                    host,
-                    &change.path,
-                    change.after.as_deref(),
-                    now.as_deref(),
-                )?)
+                let after = change.after.as_deref();
+                put_config(host, &change.path, after, now.as_deref())?;
             }
-            None => Ok(()),
+            Ok(())
         });
         failures.extend(written.err().map(|error| error.to_string()));
     }

@@ -28,8 +28,8 @@ pub struct HostPlan {
     pub store: BTreeSet<String>,
     /// Stable paths to point to a binary, by its SHA-256.
     pub links: BTreeMap<String, String>,
-    /// The configuration to write.
-    pub config: Option<ConfigChange>,
+    /// The configuration files to write, the one that is to declare our handlers first, if it changes.
+    pub config: Vec<ConfigChange>,
     /// Whether containerd must be restarted.
     pub restart: bool,
     /// The state file afterwards; `None` where nothing is ours any more.
@@ -67,6 +67,8 @@ pub struct ConfigChange {
     pub root: String,
     /// The same change of a file that containerd loads, where it loads not `path` but what the distribution makes of it.
     pub rendered: Option<source::Rendered>,
+    /// Whether containerd loads it, or what the distribution makes of it. What a former containerd loaded lies idle.
+    pub live: bool,
 }
 
 /// Why a host is not changed at all.
@@ -138,7 +140,7 @@ impl HostPlan {
     pub fn is_empty(&self) -> bool {
         self.store.is_empty()
             && self.links.is_empty()
-            && self.config.is_none()
+            && self.config.is_empty()
             && !self.restart
             && !self.write_state
             && self.clear.is_empty()
@@ -175,8 +177,9 @@ fn assemble(
     desired: Desired,
 ) -> Result<HostPlan, Error> {
     let mut next = desired.next.clone();
+    let cut = site.cut_out(facts)?;
     let mut after = site.edited(&declarations(facts, &next))?;
-    if after.as_deref() != site.text {
+    if after.as_deref() != site.text || cut.iter().any(|change| change.live) {
         // containerd is restarted anyway: what is reserved for nobody any more leaves with it.
         next.retain(|name, owned| {
             owned.sha256.is_some() || owned.owner != want.owner || want.reserve.contains(name)
@@ -184,15 +187,11 @@ fn assemble(
         after = site.edited(&declarations(facts, &next))?;
     }
     let declared = declarations(facts, &next);
-    let config = if after.as_deref() == site.text {
-        None
-    } else {
-        Some(site.change(facts, after, &declared)?)
-    };
+    let config = site.changes(facts, after.as_deref(), &declared, cut)?;
     let served = facts.served.as_ref().ok();
     let pending = served.is_some_and(|served| !is_served(served, &declared, &site.ours));
-    let restart = !want.offline && (config.is_some() || pending);
-    if restart || config.is_some() {
+    let restart = !want.offline && (config.iter().any(|change| change.live) || pending);
+    if restart || !config.is_empty() {
         site.check_restart(facts)?;
     }
     if restart {
@@ -200,8 +199,8 @@ fn assemble(
     }
     let links = links(facts, &next);
     let mut notes = notes(facts, &next);
-    if let Some(change) = config.as_ref().filter(|_| !next.is_empty()) {
-        notes.extend(facts.distro.note(&change.path));
+    if !config.is_empty() && !next.is_empty() {
+        notes.extend(facts.distro.note(&site.placement.path));
     }
     let wanted: BTreeSet<String> = next
         .values()
@@ -220,7 +219,7 @@ fn assemble(
         facts,
         want,
         (next, desired.late),
-        config.as_ref(),
+        (!config.is_empty()).then(|| (site.placement.path.as_str(), after.as_deref())),
         &make_folders,
         is_whole,
     );
@@ -329,7 +328,7 @@ fn next_state(
         BTreeMap<String, OwnedHandler>,
         BTreeMap<String, OwnedHandler>,
     ),
-    config: Option<&ConfigChange>,
+    written: Option<(&str, Option<&str>)>,
     made: &[String],
     is_whole: bool,
 ) -> Option<State> {
@@ -341,9 +340,9 @@ fn next_state(
     }
     state.folder.clone_from(&facts.places.folder);
     state.folders.extend(made.iter().cloned());
-    if let Some(change) = config {
-        state.config = change.after.as_ref().map(|after| OwnedConfig {
-            path: change.path.clone(),
+    if let Some((path, after)) = written {
+        state.config = after.map(|after| OwnedConfig {
+            path: path.to_owned(),
             sha256: sha256_hex(after.as_bytes()),
         });
     }
@@ -360,7 +359,7 @@ fn next_state(
 ///
 /// # Errors
 /// When today's configuration can't be edited.
-pub fn cut(facts: &Facts, declares: &[String]) -> Result<Option<ConfigChange>, Error> {
+pub fn cut(facts: &Facts, declares: &[String]) -> Result<Vec<ConfigChange>, Error> {
     let mut site = Site::find(facts, true)?;
     // What the change took over without writing it is not its to cut out.
     let inherited = |name: &&String| {
@@ -371,10 +370,8 @@ pub fn cut(facts: &Facts, declares: &[String]) -> Result<Option<ConfigChange>, E
     site.ours.extend(wrote.cloned());
     let declared = declarations(facts, &facts.state.handlers);
     let after = site.edited(&declared)?;
-    if after.as_deref() == site.text {
-        return Ok(None);
-    }
-    site.change(facts, after, &declared).map(Some)
+    let others = site.cut_out(facts)?;
+    site.changes(facts, after.as_deref(), &declared, others)
 }
 
 #[cfg(test)]
@@ -421,6 +418,7 @@ pub(super) mod tests {
                 imported: Vec::new(),
             },
             sources: Vec::new(),
+            former: None,
             release: None,
             obstacle: None,
             dump: Ok(CONFIG.to_owned()),
@@ -455,7 +453,7 @@ pub(super) mod tests {
         }
     }
 
-    fn want(shims: &[&str]) -> Want {
+    pub(in crate::installer) fn want(shims: &[&str]) -> Want {
         let shim = |name: &&str| ShimRequest {
             name: (*name).to_owned(),
             handlers: vec![(*name).to_owned()],
@@ -479,8 +477,8 @@ pub(super) mod tests {
     }
 
     /// The node after `plan` was carried out.
-    fn after(mut facts: Facts, plan: HostPlan) -> Facts {
-        if let Some(change) = plan.config {
+    pub(in crate::installer) fn after(mut facts: Facts, plan: HostPlan) -> Facts {
+        if let Some(change) = plan.config.into_iter().next() {
             facts.loaded.root.text.clone_from(&change.after);
             facts.dump = Ok(change.after.unwrap_or_default());
         }
@@ -510,7 +508,7 @@ pub(super) mod tests {
     fn the_first_handler_costs_one_restart_and_a_second_run_nothing() {
         let facts = node();
         let plan = decide(&facts, &want(&["a"])).unwrap();
-        assert!(plan.restart && plan.config.is_some() && plan.store.contains(DIGEST));
+        assert!(plan.restart && !plan.config.is_empty() && plan.store.contains(DIGEST));
         let again = decide(&after(facts, plan), &want(&["a"])).unwrap();
         assert!(again.is_empty(), "{again:?}");
         assert!(again.handlers[0].served);
@@ -521,7 +519,7 @@ pub(super) mod tests {
         let mut facts = carrying(&["a"]);
         facts.served = Ok(served(&[]));
         let plan = decide(&facts, &want(&["a"])).unwrap();
-        assert!(plan.restart && plan.config.is_none());
+        assert!(plan.restart && plan.config.is_empty());
     }
 
     #[rstest]
@@ -580,7 +578,7 @@ pub(super) mod tests {
         facts.in_use.clear();
         let plan = decide(&facts, &want(&[])).unwrap();
         assert!(plan.restart && plan.state.is_none());
-        assert_eq!(plan.config.unwrap().after.as_deref(), Some(CONFIG));
+        assert_eq!(plan.config[0].after.as_deref(), Some(CONFIG));
     }
 
     #[test]
@@ -706,7 +704,7 @@ pub(super) mod tests {
             .candidates
             .insert("a".to_owned(), Ok("bb".to_owned()));
         let plan = decide(&facts, &upgrade).unwrap();
-        assert!(!plan.restart && plan.config.is_none());
+        assert!(!plan.restart && plan.config.is_empty());
         assert_eq!(plan.links[&places().binary_path("a")], "bb");
     }
 
@@ -746,7 +744,7 @@ pub(super) mod tests {
         want.candidates
             .insert("k".to_owned(), Ok(sha256.to_owned()));
         let plan = decide(&inherited(), &want).unwrap();
-        assert!(!plan.restart && plan.config.is_none(), "{plan:?}");
+        assert!(!plan.restart && plan.config.is_empty(), "{plan:?}");
         assert_eq!((plan.links.len(), plan.store.len()), (links, links));
         let owned = &plan.state.unwrap().handlers["k"];
         assert_eq!(owned.owner, Owner::Cluster);
@@ -758,7 +756,7 @@ pub(super) mod tests {
         let mut facts = inherited();
         facts.served = Ok(served(&[]));
         let plan = decide(&facts, &want(&["k"])).unwrap();
-        assert!(plan.restart && plan.config.is_none());
+        assert!(plan.restart && plan.config.is_empty());
     }
 
     #[test]
@@ -773,7 +771,7 @@ pub(super) mod tests {
         facts.in_use.clear();
         let plan = decide(&facts, &all).unwrap();
         assert!(plan.restart && !plan.leftovers.is_empty());
-        assert_eq!(plan.config.unwrap().after.as_deref(), Some(CONFIG));
+        assert_eq!(plan.config[0].after.as_deref(), Some(CONFIG));
     }
 
     #[test]
