@@ -163,6 +163,7 @@ async fn run_uninstall(uninstall: cli::Uninstall) -> ExitCode {
         host,
         shim,
         all,
+        config,
         offline,
         allow_pod_restarts,
         output,
@@ -170,6 +171,7 @@ async fn run_uninstall(uninstall: cli::Uninstall) -> ExitCode {
     let report = installer::uninstall(UninstallOptions {
         host_root: host.host_root,
         shims: (!all).then(|| shim.into_iter().collect()),
+        config,
         offline,
         allow_pod_restarts,
     })
@@ -200,8 +202,13 @@ async fn run_fetch(fetch: cli::Fetch) -> ExitCode {
 }
 
 async fn run_doctor(doctor: cli::Doctor) -> ExitCode {
-    let cli::Doctor { host, output } = doctor;
-    let diagnosis = match installer::doctor(&host.host_root, false).await {
+    let cli::Doctor {
+        host,
+        config,
+        output,
+    } = doctor;
+    let diagnosed = installer::doctor(&host.host_root, config.as_deref(), false).await;
+    let diagnosis = match diagnosed {
         Ok(diagnosis) => diagnosis,
         Err(error) => return fail(&error),
     };

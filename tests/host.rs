@@ -109,7 +109,9 @@ async fn doctor_names_what_a_killed_run_left_behind() {
     for path in &left {
         host.write(path, b"");
     }
-    let diagnosis = farrier::installer::doctor(host.root(), true).await.unwrap();
+    let diagnosis = farrier::installer::doctor(host.root(), None, true)
+        .await
+        .unwrap();
     for path in &left {
         let named = |finding: &&Finding| finding.problem.contains(path.as_str());
         assert!(
@@ -465,7 +467,9 @@ async fn a_drifted_binary_is_found_by_doctor_and_repaired_by_install() {
     host.install(&[shim("a")], &[]).await;
     let stored = format!("/opt/farrier/store/{}", sha256_hex(&program(1)));
     host.write(&stored, b"something else");
-    let diagnosis = farrier::installer::doctor(host.root(), true).await.unwrap();
+    let diagnosis = farrier::installer::doctor(host.root(), None, true)
+        .await
+        .unwrap();
     let problems: Vec<&str> = diagnosis
         .findings
         .iter()

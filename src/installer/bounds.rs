@@ -24,6 +24,12 @@ pub(super) fn strange_in_state(state: &State) -> Option<String> {
     }
     let paths = state.folders.iter();
     let paths = paths.chain(state.config.iter().map(|config| &config.path));
+    let paths = paths.chain(
+        state
+            .config
+            .iter()
+            .filter_map(|config| config.root.as_ref()),
+    );
     strange.extend(paths.filter(|path| !path.starts_with('/')).cloned());
     strange.into_iter().next()
 }

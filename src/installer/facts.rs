@@ -141,18 +141,25 @@ pub async fn gather(
     let installed = PROGRAMS.into_iter().find(|path| host.exists(path));
     let running = daemon.as_ref().map(|daemon| daemon.program.clone());
     let named = daemon.as_ref().and_then(|daemon| daemon.config.as_deref());
-    let distro = row(host, daemon.as_ref(), config.or(named), offline)?;
+    let state = State::from_json(host.read_text(STATE_FILE, STATE_LIMIT)?.as_deref())?;
+    let recorded = recorded_root(host, &state).filter(|_| daemon.is_none());
+    let distro = row(
+        host,
+        daemon.as_ref(),
+        config.or(named).or(recorded),
+        offline,
+    )?;
     let program = running.or_else(|| installed.map(str::to_owned));
     let in_unit = named_by_unit(host, distro)?;
     let config = config
         .or(named)
         .or(in_unit.as_deref())
+        .or(recorded)
         .filter(|config| !candidates(distro.edited, distro.config).contains(&(*config).to_owned()))
         .unwrap_or(distro.config)
         .to_owned();
     let loaded = load(host, &config)?;
     let sources = sources(host, distro, &config)?;
-    let state = State::from_json(host.read_text(STATE_FILE, STATE_LIMIT)?.as_deref())?;
     let former = former(host, &state, &loaded, &sources)?;
     let (folder, mut obstacle) = folder(host, distro, &state, offline);
     obstacle = obstacle.or_else(|| unwritable(host, &config, offline));
@@ -194,6 +201,12 @@ pub async fn gather(
         ask(host, &mut facts).await;
     }
     Ok(facts)
+}
+
+/// The root configuration of the last change, if it is still there: for a host on which nothing runs that would say.
+fn recorded_root<'a>(host: &HostRoot, state: &'a State) -> Option<&'a str> {
+    let root = state.config.as_ref()?.root.as_deref()?;
+    host.exists(root).then_some(root)
 }
 
 async fn ask(host: &HostRoot, facts: &mut Facts) {

@@ -137,9 +137,13 @@ pub async fn uninstall(options: UninstallOptions) -> ProvisionReport {
         Ok(host) => host,
         Err(error) => return failed(report, &error.into()),
     };
+    let config = match config_path(options.config.as_deref()) {
+        Ok(config) => config,
+        Err(error) => return failed(report, &error),
+    };
     let change = Change {
         host: &host,
-        config: None,
+        config,
         offline: options.offline,
     };
     let scope = match options.shims {
@@ -173,9 +177,13 @@ pub async fn uninstall(options: UninstallOptions) -> ProvisionReport {
 ///
 /// # Errors
 /// When the host's files can't be read.
-pub async fn doctor(host_root: &Path, offline: bool) -> Result<doctor::Diagnosis, Error> {
+pub async fn doctor(
+    host_root: &Path,
+    config: Option<&Path>,
+    offline: bool,
+) -> Result<doctor::Diagnosis, Error> {
     let host = HostRoot::open(host_root)?;
-    let mut facts = gather(&host, None, offline).await?;
+    let mut facts = gather(&host, config_path(config)?, offline).await?;
     facts.hash_binaries(&host)?;
     facts.listen(&host, &[]).await;
     let leftovers = clearing::leftovers(&host, &facts)?;

@@ -344,6 +344,7 @@ fn next_state(
         state.config = after.map(|after| OwnedConfig {
             path: path.to_owned(),
             sha256: sha256_hex(after.as_bytes()),
+            root: Some(facts.loaded.root.path.clone()),
         });
     }
     let owner = owner_word(want.owner).to_owned();

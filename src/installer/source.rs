@@ -311,6 +311,7 @@ mod tests {
         facts.state.config = Some(OwnedConfig {
             path: "/x/config-v3.toml.tmpl".to_owned(),
             sha256: String::new(),
+            root: None,
         });
         let source = find(&facts, &loaded(DROP_IN)).unwrap().unwrap();
         assert_eq!(source.placement.path, "/x/config-v3.toml.tmpl");

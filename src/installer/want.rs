@@ -50,7 +50,7 @@ pub enum Scope {
     Owner,
     /// None.
     Nothing,
-    /// Those of the owner that belong to the shims named.
+    /// Those of the owner, and of predecessors, that belong to the shims named.
     Shims(BTreeSet<String>),
     /// All of ours, whoever asked for them.
     Everything,
