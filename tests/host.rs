@@ -7,7 +7,7 @@ mod support;
 
 use std::os::unix::fs::symlink;
 
-use farrier::handoff::{OptionValue, Outcome, ProvisionReport};
+use farrier::handoff::{OptionValue, Outcome, ProvisionReport, ShimRequest};
 use farrier::installer::doctor::Finding;
 use farrier::installer::host::HostRoot;
 use farrier::installer::journal::{Journal, Undo};
@@ -484,4 +484,65 @@ async fn a_drifted_binary_is_found_by_doctor_and_repaired_by_install() {
     let report = host.install(&[shim("a")], &[]).await;
     assert_eq!(report.result, Outcome::Applied, "{report:?}");
     assert_eq!(std::fs::read(host.path(&stored)).unwrap(), program(1));
+}
+
+#[tokio::test]
+async fn a_damaged_binary_is_in_the_way_of_no_other_shim() {
+    let host = host();
+    host.install(&[shim("a"), shim("b")], &[]).await;
+    let stored = format!("/opt/farrier/store/{}", sha256_hex(&program(1)));
+    host.write(&stored, b"something else");
+    let report = host.uninstall(Some(&["b"])).await;
+    assert_eq!(report.result, Outcome::Partial, "{report:?}");
+    let reason = report.reason.unwrap();
+    assert_eq!(reason, "shim a: its binary is lost or damaged");
+    assert!(!host.path("/opt/farrier/bin/containerd-shim-b").exists());
+    let mut options = host.named(&[shim("b")], &[]);
+    options.keep_others = true;
+    let report = farrier::installer::install(options).await;
+    assert_eq!(report.result, Outcome::Partial, "{report:?}");
+    let report = host.install(&[shim("a"), shim("b")], &[]).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    assert_eq!(std::fs::read(host.path(&stored)).unwrap(), program(1));
+}
+
+#[tokio::test]
+async fn a_dry_run_names_what_is_cleared_and_nothing_that_is_somebody_else_s() {
+    let host = host();
+    host.install(&[shim("a"), shim("b")], &[]).await;
+    for theirs in ["store/notes", "bin/containerd-shim-a.bak"] {
+        host.write(&format!("/opt/farrier/{theirs}"), b"theirs");
+    }
+    let plan = async |shims: &[ShimRequest]| {
+        let options = host.named(shims, &[]);
+        farrier::installer::preview(&options).await.unwrap().text
+    };
+    assert!(
+        plan(&[shim("a"), shim("b")])
+            .await
+            .contains("nothing to do")
+    );
+    let before = host.tree(false);
+    let text = plan(&[shim("a")]).await;
+    host.install(&[shim("a")], &[]).await;
+    let after = host.tree(false);
+    let mut gone: Vec<String> = before
+        .keys()
+        .filter(|path| !after.contains_key(*path))
+        .map(|path| {
+            format!(
+                "remove /{}",
+                path.strip_prefix(host.root()).unwrap().display()
+            )
+        })
+        .collect();
+    let mut named: Vec<String> = text
+        .lines()
+        .filter(|line| line.starts_with("remove "))
+        .map(str::to_owned)
+        .collect();
+    gone.sort();
+    named.sort();
+    assert_eq!(named, gone);
+    assert_eq!(named.len(), 2);
 }

@@ -226,6 +226,39 @@ impl<'a> Set<'a> {
 }
 
 impl Desired {
+    /// Reports handlers whose binary is lost or damaged; returns a sentence for each that is not `owner`'s concern.
+    pub(super) fn report_lost(&mut self, owner: Owner, lost: &[String]) -> Vec<String> {
+        let mut notes = Vec::new();
+        for name in lost {
+            let Some(owned) = self.next.get(name) else {
+                continue;
+            };
+            let known = self
+                .reports
+                .iter_mut()
+                .find(|report| report.handler == *name);
+            if let Some(known) = known {
+                known.served = false;
+                known.reason.get_or_insert_with(|| DAMAGED.to_owned());
+            } else if owned.owner == owner {
+                self.reports.push(HandlerReport {
+                    shim: owned.shim.clone(),
+                    handler: name.clone(),
+                    path: None,
+                    sha256: None,
+                    served: false,
+                    reason: Some(DAMAGED.to_owned()),
+                });
+            } else {
+                let owner = owner_word(owned.owner);
+                notes.push(format!(
+                    "handler {name}, which belongs to {owner}, is not served: {DAMAGED}"
+                ));
+            }
+        }
+        notes
+    }
+
     /// The handlers that lose their binary, as they are now; `owner` answers for those of predecessors.
     pub(super) fn leaving_as_they_were(&self, owner: Owner) -> BTreeMap<String, OwnedHandler> {
         let leaving = self.before.iter();
@@ -250,6 +283,9 @@ fn is_in_scope(owned: &OwnedHandler, want: &Want) -> bool {
         Scope::Everything => true,
     }
 }
+
+/// Why a handler is not served whose binary is not what was installed.
+const DAMAGED: &str = "its binary is lost or damaged; install its shim again";
 
 /// Why a handler or its binary stays: pods use it, so many.
 pub(super) fn used_by(pods: usize) -> String {

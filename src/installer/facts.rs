@@ -4,11 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::bounds::is_digest;
 use super::cri::{self, Served};
 use super::daemon::{Daemon, find_daemon};
 use super::distro::DistroSpec;
 use super::exec;
-use super::host::HostRoot;
+use super::host::{HostRoot, NEW_SUFFIX};
 use super::inherited::{self, Inheritance};
 use super::loaded::{load, patterns};
 use super::service::Service;
@@ -71,8 +72,8 @@ pub struct Facts {
     pub state: State,
     /// Where binaries stand.
     pub places: Places,
-    /// SHA-256 of the binaries that stand behind stable paths, by file name in [`Places::bin`].
-    pub binaries: BTreeMap<String, Option<String>>,
+    /// SHA-256 of the binaries that our links at stable paths lead to, whether they stand there or not, by file name in [`Places::bin`].
+    pub binaries: BTreeMap<String, String>,
     /// Files in [`Places::store`] whose bytes are what their name says.
     pub stored: BTreeSet<String>,
     /// Files in [`Places::store`] of which that is not so.
@@ -266,16 +267,12 @@ fn missing_folders(
         .collect()
 }
 
-type Binaries = (
-    BTreeMap<String, Option<String>>,
-    BTreeSet<String>,
-    BTreeSet<String>,
-);
+type Binaries = (BTreeMap<String, String>, BTreeSet<String>, BTreeSet<String>);
 
-/// What stands in our two folders. Every stored file that `stamps` don't vouch for is hashed; a link is verified if it points to one.
+/// What of ours stands in our two folders. Every stored file that `stamps` don't vouch for is hashed.
 fn binaries(host: &HostRoot, places: &Places, stamps: &Stamps) -> Result<Binaries, super::Error> {
     let (mut stored, mut damaged) = (BTreeSet::new(), BTreeSet::new());
-    for name in host.list(&places.store())? {
+    for name in own_files(host, places)? {
         if stamps.vouch(host, places, &name) {
             stored.insert(name);
             continue;
@@ -287,17 +284,33 @@ fn binaries(host: &HostRoot, places: &Places, stamps: &Stamps) -> Result<Binarie
             damaged.insert(name);
         }
     }
-    let mut linked = BTreeMap::new();
+    Ok((own_links(host, places)?, stored, damaged))
+}
+
+/// Our links at stable paths, each with the SHA-256 that it leads to. Whoever put something else there keeps it.
+pub(super) fn own_links(
+    host: &HostRoot,
+    places: &Places,
+) -> Result<BTreeMap<String, String>, super::Error> {
     let bin = places.bin();
-    for name in host.list(&bin)? {
-        let target = host.link_target(&format!("{bin}/{name}"));
-        let digest = target
-            .as_deref()
-            .and_then(target_digest)
-            .filter(|digest| stored.contains(digest));
-        linked.insert(name, digest);
-    }
-    Ok((linked, stored, damaged))
+    let digest = |name: &String| {
+        let digest = target_digest(&host.link_target(&format!("{bin}/{name}"))?);
+        digest.filter(|digest| is_digest(digest))
+    };
+    let names = host.list(&bin)?.into_iter();
+    Ok(names
+        .filter_map(|name| digest(&name).map(|digest| (name, digest)))
+        .collect())
+}
+
+/// The names of our files in the store, those that a run left half written included.
+pub(super) fn own_files(
+    host: &HostRoot,
+    places: &Places,
+) -> Result<BTreeSet<String>, super::Error> {
+    let is_ours = |name: &String| is_digest(name.strip_suffix(NEW_SUFFIX).unwrap_or(name));
+    let names = host.list(&places.store())?.into_iter();
+    Ok(names.filter(is_ours).collect())
 }
 
 /// The path that containerd executes for `handler`, or would.
@@ -327,7 +340,10 @@ pub fn standing<'a>(facts: &'a Facts, path: &str) -> Option<&'a str> {
         .strip_prefix(&bin)
         .and_then(|rest| rest.strip_prefix('/'));
     match name {
-        Some(name) => facts.binaries.get(name)?.as_deref(),
+        Some(name) => {
+            let sha256 = facts.binaries.get(name)?;
+            facts.stored.contains(sha256).then_some(sha256)
+        }
         None => Some(&facts.inheritance.binaries.get(path)?.sha256),
     }
 }

@@ -40,6 +40,7 @@ mod survey;
 pub mod systemd;
 pub mod text;
 mod trial;
+mod unneeded;
 pub mod unpack;
 pub mod want;
 pub mod words;

@@ -13,7 +13,8 @@ use super::proof::is_served;
 use super::readiness::{check_host, check_restart};
 use super::site::{Site, declarations, hands_options_over};
 use super::source;
-use super::state::{OwnedConfig, OwnedHandler, Places, State, owner_word};
+use super::state::{OwnedConfig, OwnedHandler, State, owner_word};
+use super::unneeded::unneeded;
 pub use super::want::{Scope, Want};
 use crate::containerd_config::{self, Handler};
 use crate::handoff::HandlerReport;
@@ -174,7 +175,7 @@ fn assemble(
     site: &Site<'_>,
     facts: &Facts,
     want: &Want,
-    desired: Desired,
+    mut desired: Desired,
 ) -> Result<HostPlan, Error> {
     let mut next = desired.next.clone();
     let cut = site.cut_out(facts)?;
@@ -197,16 +198,12 @@ fn assemble(
     if restart {
         check_restart(facts, want)?;
     }
-    let links = links(facts, &next);
+    let store = to_store(facts, want, &next);
+    let links = links(facts, &next, &store);
     let mut notes = notes(facts, &next);
     if !config.is_empty() && !next.is_empty() {
         notes.extend(facts.distro.note(&site.placement.path));
     }
-    let wanted: BTreeSet<String> = next
-        .values()
-        .filter(|owned| is_stored(facts, owned))
-        .filter_map(|owned| owned.sha256.clone())
-        .collect();
     let leftovers = leftovers(facts, &desired, &next, &site.untouched());
     let leaving = desired.leaving_as_they_were(want.owner);
     let make_folders = if next.is_empty() {
@@ -215,6 +212,7 @@ fn assemble(
         site.make_folders(facts)
     };
     let is_whole = desired.reports.iter().all(|report| report.reason.is_none());
+    notes.extend(desired.report_lost(want.owner, &lost(facts, &next, &store)));
     let state = next_state(
         facts,
         want,
@@ -227,16 +225,23 @@ fn assemble(
         Some(state) => *state == facts.state,
         None => facts.state == State::default(),
     };
+    let clear = unneeded(
+        &facts.places,
+        state.as_ref(),
+        &facts.binaries,
+        &facts.stored.union(&facts.damaged).cloned().collect(),
+        |handler| facts.in_use.contains_key(handler),
+    );
     let mut ours = site.ours.clone();
     ours.extend(declared.iter().map(|handler| handler.name.clone()));
     Ok(HostPlan {
         make_folders,
-        store: wanted.difference(&facts.stored).cloned().collect(),
+        store,
         links,
         config,
         restart,
         write_state: !unchanged,
-        clear: clear(facts, state.as_ref(), &wanted),
+        clear,
         drop_folders: if state.is_none() {
             facts.state.folders.clone()
         } else {
@@ -264,7 +269,35 @@ fn notes(facts: &Facts, next: &BTreeMap<String, OwnedHandler>) -> Vec<String> {
         .collect()
 }
 
-fn links(facts: &Facts, next: &BTreeMap<String, OwnedHandler>) -> BTreeMap<String, String> {
+/// SHA-256 of the binaries that the store lacks and that this run brings.
+fn to_store(facts: &Facts, want: &Want, next: &BTreeMap<String, OwnedHandler>) -> BTreeSet<String> {
+    let brought: BTreeSet<&String> = want.candidates.values().flatten().collect();
+    let needed = next.values().filter(|owned| is_stored(facts, owned));
+    needed
+        .filter_map(|owned| owned.sha256.as_ref())
+        .filter(|sha256| brought.contains(sha256) && !facts.stored.contains(*sha256))
+        .cloned()
+        .collect()
+}
+
+/// Handlers whose binary is not what it was and that this run brings none for: nobody asked about their shims.
+fn lost(
+    facts: &Facts,
+    next: &BTreeMap<String, OwnedHandler>,
+    store: &BTreeSet<String>,
+) -> Vec<String> {
+    let is_lost = |sha256: &String| !facts.stored.contains(sha256) && !store.contains(sha256);
+    next.iter()
+        .filter(|(_, owned)| is_stored(facts, owned) && owned.sha256.as_ref().is_some_and(is_lost))
+        .map(|(name, _)| name.clone())
+        .collect()
+}
+
+fn links(
+    facts: &Facts,
+    next: &BTreeMap<String, OwnedHandler>,
+    store: &BTreeSet<String>,
+) -> BTreeMap<String, String> {
     next.iter()
         .filter(|(_, owned)| !is_predecessor(owned.owner))
         .filter_map(|(name, owned)| {
@@ -272,6 +305,7 @@ fn links(facts: &Facts, next: &BTreeMap<String, OwnedHandler>) -> BTreeMap<Strin
             Some((path, owned.sha256.clone()?))
         })
         .filter(|(path, sha256)| standing(facts, path) != Some(sha256))
+        .filter(|(_, sha256)| facts.stored.contains(sha256) || store.contains(sha256))
         .collect()
 }
 
@@ -285,40 +319,6 @@ fn is_stored(facts: &Facts, owned: &OwnedHandler) -> bool {
         !standing.is_link && Some(&standing.sha256) == owned.sha256.as_ref()
     });
     !is_predecessor(owned.owner) && !is_theirs
-}
-
-/// What stands in our two folders and belongs to nothing: all of it is ours, whatever a former run left there.
-fn clear(facts: &Facts, state: Option<&State>, wanted: &BTreeSet<String>) -> Vec<String> {
-    let carried: BTreeSet<String> = state
-        .iter()
-        .flat_map(|state| &state.handlers)
-        .filter(|(_, owned)| owned.sha256.is_some() && owned.path.is_none())
-        .map(|(name, _)| facts.places.binary_path(name))
-        .collect();
-    // A pod that came while its handler left keeps the binary: without it, its sandbox could never be ended.
-    let used = |name: &str| {
-        Places::handler_of(name).is_some_and(|handler| facts.in_use.contains_key(handler))
-    };
-    let late: BTreeSet<&String> = facts
-        .binaries
-        .iter()
-        .filter(|(name, _)| {
-            used(name) && !carried.contains(&format!("{}/{name}", facts.places.bin()))
-        })
-        .filter_map(|(_, sha256)| sha256.as_ref())
-        .collect();
-    let bin = facts.places.bin();
-    let links = facts
-        .binaries
-        .keys()
-        .filter(|name| !used(name))
-        .map(|name| format!("{bin}/{name}"))
-        .filter(|path| !carried.contains(path));
-    let stored = facts.stored.iter().chain(&facts.damaged);
-    let stored = stored
-        .filter(|name| !wanted.contains(*name) && !late.contains(name))
-        .map(|name| facts.places.store_path(name));
-    links.chain(stored).collect()
 }
 
 fn next_state(
@@ -387,6 +387,7 @@ pub(super) mod tests {
     use crate::installer::distro::{Evidence, detect};
     use crate::installer::inherited::{Inheritance, Inherited, Standing};
     use crate::installer::proof::prove;
+    use crate::installer::state::Places;
     use crate::installer::words::Heard;
 
     const CONFIG: &str = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd]\ndefault_runtime_name = 'runc'\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n";
@@ -492,7 +493,7 @@ pub(super) mod tests {
         facts.stored.extend(plan.store);
         for (path, sha256) in plan.links {
             let name = path.rsplit_once('/').unwrap_or_default().1.to_owned();
-            facts.binaries.insert(name, Some(sha256));
+            facts.binaries.insert(name, sha256);
         }
         facts.state = plan.state.unwrap_or_default();
         facts
@@ -582,12 +583,42 @@ pub(super) mod tests {
         assert_eq!(plan.config[0].after.as_deref(), Some(CONFIG));
     }
 
+    #[rstest]
+    #[case::of_the_same_owner(Owner::Cluster, 1)]
+    #[case::of_somebody_else(Owner::Local, 0)]
+    fn a_damaged_binary_that_nobody_brings_is_reported_and_in_nobody_s_way(
+        #[case] owner: Owner,
+        #[case] reports: usize,
+        #[values(false, true)] is_there: bool,
+    ) {
+        let mut facts = carrying(&["a"]);
+        facts.state.handlers.get_mut("a").unwrap().owner = owner;
+        facts.stored.clear();
+        if is_there {
+            facts.damaged.insert(DIGEST.to_owned());
+        }
+        let mut want = want(&["b"]);
+        want.scope = Scope::Nothing;
+        want.candidates.insert("b".to_owned(), Ok("bb".to_owned()));
+        let plan = decide(&facts, &want).unwrap();
+        assert_eq!(plan.store, BTreeSet::from(["bb".to_owned()]));
+        assert_eq!(
+            plan.links.keys().collect::<Vec<_>>(),
+            [&places().binary_path("b")]
+        );
+        assert!(plan.clear.is_empty() && plan.state.unwrap().handlers.contains_key("a"));
+        let reported = plan.handlers.iter().filter(|report| report.handler == "a");
+        let reported: Vec<bool> = reported.map(|report| report.served).collect();
+        assert_eq!(reported, vec![false; reports]);
+        assert_eq!(plan.notes.len(), 1 - reports, "{:?}", plan.notes);
+    }
+
     #[test]
     fn a_binary_whose_handler_left_while_a_pod_came_goes_when_the_pod_has_gone() {
         let mut facts = node();
         let link = places().binary_path("a");
         let name = link.rsplit_once('/').unwrap().1.to_owned();
-        facts.binaries.insert(name, Some(DIGEST.to_owned()));
+        facts.binaries.insert(name, DIGEST.to_owned());
         facts.stored.insert(DIGEST.to_owned());
         facts.in_use.insert("a".to_owned(), 1);
         assert!(decide(&facts, &want(&[])).unwrap().is_empty());
