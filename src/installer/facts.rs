@@ -20,7 +20,7 @@ use super::state::{
 };
 use super::survey::{folder, forgetful, former, named_by_unit, row, sources, unwritable};
 use super::words::{Heard, dump_arguments};
-use crate::containerd_config::{Loaded, SourceFile, Version};
+use crate::containerd_config::{Loaded, SourceFile, Version, address_of_dump};
 
 /// `containerd config dump` takes 18 ms; on a node under load it gets this long before the candidate counts as refused.
 pub const PROGRAM_LIMIT: Duration = Duration::from_secs(10);
@@ -101,14 +101,14 @@ impl Facts {
         Ok(())
     }
 
-    /// The CRI's socket on the host.
+    /// The CRI's socket on the host: what the daemon was started with beats its configuration.
     #[must_use]
     pub fn socket(&self) -> String {
-        let address = self
-            .daemon
-            .as_ref()
-            .and_then(|daemon| daemon.address.as_deref());
-        address.unwrap_or(self.distro.socket).to_owned()
+        let daemon = self.daemon.as_ref();
+        let given = daemon.and_then(|daemon| daemon.address.clone());
+        let configured = || address_of_dump(self.dump.as_deref().ok()?);
+        let address = given.or_else(configured);
+        address.unwrap_or_else(|| self.distro.socket.to_owned())
     }
 
     /// The unit to restart.
@@ -356,4 +356,28 @@ pub async fn judge_dump(host: &HostRoot, program: &str, path: &str) -> Result<St
     exec::run(host, program, &dump_arguments(path), PROGRAM_LIMIT)
         .await
         .map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use crate::installer::plan::tests::node;
+
+    #[rstest]
+    #[case::given(Some("/run/given.sock"), true, "/run/given.sock")]
+    #[case::configured(None, true, "/run/configured.sock")]
+    #[case::neither(None, false, "/run/containerd/containerd.sock")]
+    fn the_socket_is_the_one_that_containerd_listens_on(
+        #[case] given: Option<&str>,
+        #[case] configured: bool,
+        #[case] expected: &str,
+    ) {
+        let mut facts = node();
+        facts.daemon.as_mut().unwrap().address = given.map(str::to_owned);
+        if configured {
+            facts.dump = Ok("[grpc]\naddress = '/run/configured.sock'\n".to_owned());
+        }
+        assert_eq!(facts.socket(), expected);
+    }
 }
