@@ -100,24 +100,39 @@ async fn an_artifact_that_was_replaced_on_the_host_is_read_again() {
 #[tokio::test]
 async fn doctor_names_what_a_killed_run_left_behind() {
     let host = host();
+    host.write(
+        "/srv/config/real.toml",
+        b"version = 2\nimports = ['/srv/parts/*.toml']\n",
+    );
+    let config = host.path("/etc/containerd/config.toml");
+    std::fs::remove_file(&config).unwrap();
+    symlink("/srv/config/real.toml", &config).unwrap();
+    let theirs = "[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.k]\nruntime_type = '/opt/kwasm/bin/containerd-shim-k'\n";
+    host.write(
+        "/srv/parts/k.toml",
+        format!("version = 2\n{theirs}").as_bytes(),
+    );
+    host.write("/opt/kwasm/bin/containerd-shim-k", &program(3));
     host.install(&[shim("a")], &[]).await;
     let left = [
         "/etc/containerd/config.toml.farrier-candidate".to_owned(),
+        "/etc/containerd/config.toml.1.farrier-import".to_owned(),
+        "/srv/config/real.toml.farrier-new".to_owned(),
+        "/srv/parts/farrier.toml.farrier-new".to_owned(),
+        "/opt/kwasm/kwasm-lock.json.farrier-new".to_owned(),
+        "/opt/kwasm/bin/containerd-shim-k.farrier-old".to_owned(),
         "/opt/farrier/bin/containerd-shim-a.farrier-new".to_owned(),
+        "/var/lib/farrier/state.json.farrier-new".to_owned(),
         format!("/opt/farrier/store/{}", "0".repeat(64)),
     ];
     for path in &left {
         host.write(path, b"");
     }
-    let diagnosis = farrier::installer::doctor(host.root(), None, true)
-        .await
-        .unwrap();
+    let diagnosis = farrier::installer::doctor(host.root(), None, true);
+    let findings = diagnosis.await.unwrap().findings;
     for path in &left {
-        let named = |finding: &&Finding| finding.problem.contains(path.as_str());
-        assert!(
-            diagnosis.findings.iter().any(|finding| named(&finding)),
-            "{path}"
-        );
+        let named = |finding: &&Finding| finding.problem.starts_with(&format!("{path} was left"));
+        assert_eq!(findings.iter().filter(named).count(), 1, "{path}");
     }
 }
 

@@ -1,6 +1,6 @@
 //! Clears up after a change that was carried out, and looks at the pods once more before a binary goes. Decides nothing else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tracing::warn;
 
@@ -9,7 +9,7 @@ use super::candidate;
 use super::cri;
 use super::desired::used_by;
 use super::facts::{Facts, own_files, own_links};
-use super::host::{HostRoot, NEW_SUFFIX, text_digest};
+use super::host::{HostRoot, NEW_SUFFIX, OLD_SUFFIX, text_digest};
 use super::journal::Journal;
 use super::stamps;
 use super::state::{JOURNAL_FILE, Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, folder_of};
@@ -126,24 +126,48 @@ fn clear_binaries(
     Ok(())
 }
 
-/// Files that only a run that was killed leaves: half written, or put there to be judged.
+/// What the names of files end with that only a run that was killed leaves.
+const PASSING: [&str; 4] = [
+    NEW_SUFFIX,
+    OLD_SUFFIX,
+    candidate::SUFFIX,
+    candidate::IMPORT_SUFFIX,
+];
+
+/// Files that only a run that was killed leaves: half written, put there to be judged, or kept until a change stands.
 ///
 /// # Errors
 /// When a folder can't be listed.
 pub(super) fn leftovers(host: &HostRoot, facts: &Facts) -> Result<Vec<String>, Error> {
-    let root = folder_of(&facts.loaded.root.path).to_owned();
-    let places = &facts.places;
-    let mut found = Vec::new();
     // What stands in the store and belongs to no handler is told by its path alone.
-    for folder in [root, places.bin(), STATE_FOLDER.to_owned()] {
-        for name in host.list(&folder)? {
-            let suffixes = [NEW_SUFFIX, candidate::SUFFIX, candidate::IMPORT_SUFFIX];
-            if suffixes.iter().any(|suffix| name.ends_with(suffix)) {
+    let store = facts.places.store();
+    let mut found = Vec::new();
+    for folder in folders(host, facts).iter().filter(|it| **it != store) {
+        for name in host.list(folder)? {
+            if PASSING.iter().any(|suffix| name.ends_with(suffix)) {
                 found.push(format!("{folder}/{name}"));
             }
         }
     }
     Ok(found)
+}
+
+/// The folders in which a change makes or replaces files.
+fn folders(host: &HostRoot, facts: &Facts) -> BTreeSet<String> {
+    let loaded = std::iter::once(&facts.loaded.root).chain(&facts.loaded.imported);
+    let files = loaded.chain(&facts.sources).chain(&facts.former);
+    let configured = files.flat_map(|file| {
+        let real = host.follow(&file.path).ok();
+        [Some(file.path.clone()), real].into_iter().flatten()
+    });
+    let homes = facts.inheritance.homes.keys();
+    let homes = homes.flat_map(|home| [home.clone(), format!("{home}/bin")]);
+    let needed = facts.missing_folders.keys().cloned();
+    configured
+        .map(|path| folder_of(&path).to_owned())
+        .chain(homes)
+        .chain(needed)
+        .collect()
 }
 
 /// What pods use at the moment at which binaries go.
