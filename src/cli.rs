@@ -234,6 +234,9 @@ pub struct Doctor {
     /// The root configuration file that containerd reads; without it the running daemon, its unit and the last change say.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// Look at files alone, as in an unpacked image where nothing runs.
+    #[arg(long)]
+    pub offline: bool,
     /// How the findings are printed.
     #[arg(short, long, value_enum, default_value_t)]
     pub output: Output,

@@ -11,7 +11,7 @@ use clap::{CommandFactory as _, Parser as _};
 use farrier::cli::{self, Cli, Command, LogFormat, Output};
 use farrier::controller;
 use farrier::handoff::ProvisionReport;
-use farrier::installer::{self, InstallOptions, UninstallOptions, Wanted, text};
+use farrier::installer::{self, InstallOptions, Preview, UninstallOptions, Wanted, text};
 use farrier::telemetry;
 use tracing::{error, info};
 
@@ -138,16 +138,8 @@ async fn run_install(install: cli::Install) -> ExitCode {
         ca_file: trust.ca_file,
     };
     if dry_run {
-        return match installer::preview(&options).await {
-            Ok(preview) => match output {
-                Output::Text => print(&preview.text),
-                Output::Json => print_line(&preview.report.to_json()),
-            },
-            Err(error) => {
-                error!("{error}");
-                ExitCode::from(farrier::handoff::Outcome::Refused.exit_status())
-            }
-        };
+        let Preview { report, text } = installer::preview(&options).await;
+        return answer(&report, &text, output);
     }
     let report = installer::install(options).await;
     if let Some(path) = termination_message
@@ -155,7 +147,7 @@ async fn run_install(install: cli::Install) -> ExitCode {
     {
         error!("the report can't be written to {}: {error}", path.display());
     }
-    answer(&report, output)
+    answer(&report, &text::report_text(&report), output)
 }
 
 async fn run_uninstall(uninstall: cli::Uninstall) -> ExitCode {
@@ -176,7 +168,7 @@ async fn run_uninstall(uninstall: cli::Uninstall) -> ExitCode {
         allow_pod_restarts,
     })
     .await;
-    answer(&report, output)
+    answer(&report, &text::report_text(&report), output)
 }
 
 async fn run_fetch(fetch: cli::Fetch) -> ExitCode {
@@ -205,9 +197,10 @@ async fn run_doctor(doctor: cli::Doctor) -> ExitCode {
     let cli::Doctor {
         host,
         config,
+        offline,
         output,
     } = doctor;
-    let diagnosed = installer::doctor(&host.host_root, config.as_deref(), false).await;
+    let diagnosed = installer::doctor(&host.host_root, config.as_deref(), offline).await;
     let diagnosis = match diagnosed {
         Ok(diagnosis) => diagnosis,
         Err(error) => return fail(&error),
@@ -226,10 +219,10 @@ async fn run_doctor(doctor: cli::Doctor) -> ExitCode {
     }
 }
 
-fn answer(report: &ProvisionReport, output: Output) -> ExitCode {
+fn answer(report: &ProvisionReport, text: &str, output: Output) -> ExitCode {
     // What became of the host doesn't depend on who reads about it: a pipe that is closed is told on standard error alone.
     let _ = match output {
-        Output::Text => print(&text::report_text(report)),
+        Output::Text => print(text),
         Output::Json => print_line(&report.to_json()),
     };
     ExitCode::from(report.result.exit_status())

@@ -8,7 +8,6 @@ mod support;
 use std::os::unix::fs::symlink;
 
 use farrier::handoff::{OptionValue, Outcome, ProvisionReport, ShimRequest};
-use farrier::installer::doctor::Finding;
 use farrier::installer::host::HostRoot;
 use farrier::installer::journal::{Journal, Undo};
 use farrier::names::sha256_hex;
@@ -97,6 +96,24 @@ async fn an_artifact_that_was_replaced_on_the_host_is_read_again() {
     assert_eq!(report.handlers[0].sha256.as_ref(), Some(&sha256));
 }
 
+/// What `doctor` finds wrong with a host on which nothing runs.
+async fn problems(host: &Host) -> Vec<String> {
+    let diagnosis = farrier::installer::doctor(host.root(), None, true)
+        .await
+        .unwrap();
+    assert_eq!(diagnosis.healthy, diagnosis.findings.is_empty());
+    let findings = diagnosis.findings.into_iter();
+    findings.map(|finding| finding.problem).collect()
+}
+
+#[tokio::test]
+async fn doctor_finds_no_fault_with_an_image_that_is_as_it_was_left() {
+    let host = host();
+    assert_eq!(problems(&host).await, [""; 0]);
+    host.install(&[shim("a")], &[]).await;
+    assert_eq!(problems(&host).await, [""; 0]);
+}
+
 #[tokio::test]
 async fn doctor_names_what_a_killed_run_left_behind() {
     let host = host();
@@ -128,11 +145,10 @@ async fn doctor_names_what_a_killed_run_left_behind() {
     for path in &left {
         host.write(path, b"");
     }
-    let diagnosis = farrier::installer::doctor(host.root(), None, true);
-    let findings = diagnosis.await.unwrap().findings;
+    let problems = problems(&host).await;
     for path in &left {
-        let named = |finding: &&Finding| finding.problem.starts_with(&format!("{path} was left"));
-        assert_eq!(findings.iter().filter(named).count(), 1, "{path}");
+        let named = |problem: &&String| problem.starts_with(&format!("{path} was left"));
+        assert_eq!(problems.iter().filter(named).count(), 1, "{path}");
     }
 }
 
@@ -155,12 +171,34 @@ fn an_exit_status_tells_the_outcome(#[case] arguments: &[&str], #[case] status: 
 }
 
 #[tokio::test]
+async fn a_dry_run_that_would_be_refused_or_done_in_part_says_so() {
+    let host = host();
+    let mut missing = shim("b");
+    missing.location = "file:///srv/none".to_owned();
+    let preview = farrier::installer::preview(&host.named(&[shim("a"), missing], &[])).await;
+    assert_eq!(preview.report.result, Outcome::Partial, "{preview:?}");
+    host.write("/etc/containerd/config.toml", b"no = [toml");
+    let preview = farrier::installer::preview(&host.named(&[shim("a")], &[])).await;
+    assert_eq!(preview.report.result, Outcome::Refused, "{preview:?}");
+    let reason = preview.report.reason.unwrap();
+    assert!(preview.text.contains(&reason), "{}", preview.text);
+}
+
+#[tokio::test]
+async fn a_dry_run_on_a_host_with_an_interrupted_change_says_so() {
+    let host = host();
+    host.write("/var/lib/farrier/journal.json", b"{}");
+    let preview = farrier::installer::preview(&host.named(&[shim("a")], &[])).await;
+    let notes = preview.report.notes.join("\n");
+    assert!(notes.contains("was interrupted"), "{notes}");
+    assert!(preview.text.contains("was interrupted"), "{}", preview.text);
+}
+
+#[tokio::test]
 async fn a_dry_run_shows_the_change_and_writes_nothing() {
     let host = host();
     let before = host.tree(true);
-    let preview = farrier::installer::preview(&host.named(&[shim("a")], &[]))
-        .await
-        .unwrap();
+    let preview = farrier::installer::preview(&host.named(&[shim("a")], &[])).await;
     assert!(
         preview.text.contains("+++ /etc/containerd/config.toml"),
         "{}",
@@ -482,20 +520,9 @@ async fn a_drifted_binary_is_found_by_doctor_and_repaired_by_install() {
     host.install(&[shim("a")], &[]).await;
     let stored = format!("/opt/farrier/store/{}", sha256_hex(&program(1)));
     host.write(&stored, b"something else");
-    let diagnosis = farrier::installer::doctor(host.root(), None, true)
-        .await
-        .unwrap();
-    let problems: Vec<&str> = diagnosis
-        .findings
-        .iter()
-        .map(|finding| finding.problem.as_str())
-        .collect();
-    assert!(
-        problems
-            .iter()
-            .any(|problem| problem.contains("is not the binary")),
-        "{problems:?}"
-    );
+    let path = "/opt/farrier/bin/containerd-shim-a";
+    let expected = [format!("{path} is not the binary that was installed")];
+    assert_eq!(problems(&host).await, expected);
     let report = host.install(&[shim("a")], &[]).await;
     assert_eq!(report.result, Outcome::Applied, "{report:?}");
     assert_eq!(std::fs::read(host.path(&stored)).unwrap(), program(1));
@@ -530,7 +557,7 @@ async fn a_dry_run_names_what_is_cleared_and_nothing_that_is_somebody_else_s() {
     }
     let plan = async |shims: &[ShimRequest]| {
         let options = host.named(shims, &[]);
-        farrier::installer::preview(&options).await.unwrap().text
+        farrier::installer::preview(&options).await.text
     };
     assert!(
         plan(&[shim("a"), shim("b")])

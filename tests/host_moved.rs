@@ -25,7 +25,7 @@ async fn a_configuration_that_was_named_once_is_the_one_that_later_runs_go_by() 
     assert_eq!(host.config(), CONFIG);
     let diagnosis = installer::doctor(host.root(), None, true).await.unwrap();
     let problems: Vec<_> = diagnosis.findings.iter().map(|it| &it.problem).collect();
-    assert_eq!(problems, ["no containerd runs on this host"]);
+    assert!(diagnosis.healthy, "{problems:?}");
     host.install(&[shim("b")], &[]).await;
     assert_eq!(host.config(), CONFIG);
     let text = std::fs::read_to_string(host.path(named)).unwrap();

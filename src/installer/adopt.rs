@@ -133,6 +133,29 @@ pub fn is_in_place(inherited: Option<&Inherited>, owned: &OwnedHandler, plugin: 
     })
 }
 
+impl Leftovers {
+    /// Adds what of a predecessor's `home` goes with the binaries that are `gone`; all of it, unless another handler is `declared` there.
+    fn leave(&mut self, facts: &Facts, home: &str, gone: &BTreeSet<&String>, declared: bool) {
+        let known = facts.inheritance.homes.get(home);
+        if let Some((path, Some(text))) = known.and_then(|home| home.lock.as_ref()) {
+            let after = without_entries(text, gone);
+            if after.as_ref() != Some(text) {
+                self.locks.push(LockChange {
+                    path: path.clone(),
+                    before: sha256_hex(text.as_bytes()),
+                    after,
+                });
+            }
+        }
+        if !declared {
+            let marker = known.and_then(|home| home.marker.clone());
+            self.files.extend(marker);
+            self.folders
+                .extend([home.to_owned(), format!("{home}/bin")]);
+        }
+    }
+}
+
 /// What goes with the handlers that `desired` had before and `next` has no more, or without a binary; `untouched` names handlers that
 /// are declared and nobody's concern.
 #[must_use]
@@ -188,25 +211,7 @@ pub(super) fn leftovers(
         .collect();
     let homes: BTreeSet<&str> = gone.iter().filter_map(|path| home_of(path)).collect();
     for home in homes {
-        let known = facts.inheritance.homes.get(home);
-        if let Some((path, Some(text))) = known.and_then(|home| home.lock.as_ref()) {
-            let after = without_entries(text, &gone);
-            if after.as_ref() != Some(text) {
-                leftovers.locks.push(LockChange {
-                    path: path.clone(),
-                    before: sha256_hex(text.as_bytes()),
-                    after,
-                });
-            }
-        }
-        if !declared.contains(home) {
-            leftovers
-                .files
-                .extend(known.and_then(|home| home.marker.clone()));
-            leftovers
-                .folders
-                .extend([home.to_owned(), format!("{home}/bin")]);
-        }
+        leftovers.leave(facts, home, &gone, declared.contains(home));
     }
     leftovers
 }

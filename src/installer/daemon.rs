@@ -33,6 +33,13 @@ impl Daemon {
         }
         self
     }
+
+    /// Whether this very process is there still.
+    #[must_use]
+    pub fn still_runs(&self, host: &HostRoot) -> bool {
+        let (pid, _) = self.process;
+        daemon(host, pid).is_some_and(|now| now.process == self.process)
+    }
 }
 
 /// The containerd that runs on this host; among several, the one that the kubelet uses.

@@ -79,10 +79,22 @@ pub struct Finding {
 /// What makes most of what is wrong right.
 const INSTALL_AGAIN: &str = "run `farrier install` again with the same shims";
 
-/// Judges a host; `journal` says whether the undo log of an interrupted change is there, and `leftovers` which files of a run that was
-/// killed are.
+/// What shows of other runs on a host.
+#[derive(Debug, Default)]
+pub struct Traces {
+    /// Nothing of the host is expected to run.
+    pub offline: bool,
+    /// Another run is at work.
+    pub locked: bool,
+    /// The undo log of a change is there.
+    pub journal: bool,
+    /// Files that only a run leaves that was killed.
+    pub leftovers: Vec<String>,
+}
+
+/// Judges a host.
 #[must_use]
-pub fn examine(facts: &Facts, journal: bool, leftovers: &[String]) -> Diagnosis {
+pub fn examine(facts: &Facts, traces: &Traces) -> Diagnosis {
     let state = &facts.state;
     let late = state.late.iter();
     let late = late.filter(|(name, _)| !state.handlers.contains_key(*name));
@@ -91,19 +103,15 @@ pub fn examine(facts: &Facts, journal: bool, leftovers: &[String]) -> Diagnosis 
         .map(|(name, owned)| installed(facts, name, owned))
         .collect();
     let mut findings = Findings::default();
-    if journal {
+    if traces.locked {
         findings.add(
-            "a change of this host was interrupted",
-            "run `farrier install` or `farrier uninstall` again: it undoes or finishes the change first",
+            "another farrier is changing this host",
+            "wait until it has ended, then look again: what it is about to change may count as a fault here",
         );
+    } else {
+        findings.of_traces(facts, traces);
     }
-    findings.of_host(facts);
-    for path in leftovers.iter().cloned().chain(unreferenced(facts)) {
-        findings.add(
-            &format!("{path} was left behind by a former run"),
-            "run `farrier install` again with the same shims; where it stays, remove it by hand",
-        );
-    }
+    findings.of_host(facts, traces.offline);
     findings.of_handlers(facts, &handlers);
     for problem in config_drift(facts) {
         findings.add(&problem, INSTALL_AGAIN);
@@ -137,8 +145,24 @@ impl Findings {
         self.add(&problem, remedy.as_deref().unwrap_or(otherwise));
     }
 
+    /// What a run that was killed has left.
+    fn of_traces(&mut self, facts: &Facts, traces: &Traces) {
+        if traces.journal {
+            self.add(
+                "a change of this host was interrupted",
+                "run `farrier install` or `farrier uninstall` again: it undoes or finishes the change first",
+            );
+        }
+        for path in traces.leftovers.iter().cloned().chain(unreferenced(facts)) {
+            self.add(
+                &format!("{path} was left behind by a former run"),
+                "run `farrier install` again with the same shims; where it stays, remove it by hand",
+            );
+        }
+    }
+
     /// What is wrong with the host, whatever is installed.
-    fn of_host(&mut self, facts: &Facts) {
+    fn of_host(&mut self, facts: &Facts, offline: bool) {
         let unit = facts.unit();
         if let Some(refusal) = facts.distro.refusal {
             return self.add_sentence(refusal, "see the documentation of that distribution");
@@ -146,7 +170,7 @@ impl Findings {
         if let (Some(_), Err(words)) = (&facts.daemon, &facts.served) {
             let remedy = format!("see `journalctl -u {unit}` on the node");
             self.add(words, &remedy);
-        } else if facts.daemon.is_none() {
+        } else if facts.daemon.is_none() && !offline {
             self.add("no containerd runs on this host", "start containerd");
         }
         if let Some(obstacle) = &facts.obstacle {
@@ -307,7 +331,7 @@ mod tests {
     use crate::installer::plan::tests::{carrying, node};
 
     fn problems(facts: &Facts) -> Vec<String> {
-        let findings = examine(facts, false, &[]).findings;
+        let findings = examine(facts, &Traces::default()).findings;
         assert!(findings.iter().all(|finding| !finding.remedy.is_empty()));
         findings
             .into_iter()
@@ -319,7 +343,7 @@ mod tests {
     fn a_node_that_is_well_is_healthy_with_farrier_or_without() {
         for facts in [node(), carrying(&["a", "b"])] {
             assert_eq!(problems(&facts), [""; 0]);
-            assert!(examine(&facts, false, &[]).healthy);
+            assert!(examine(&facts, &Traces::default()).healthy);
         }
     }
 
@@ -358,7 +382,7 @@ mod tests {
         let late = facts.state.handlers.remove("a").unwrap();
         facts.state.late.insert("a".to_owned(), late);
         facts.in_use.insert("a".to_owned(), 1);
-        let diagnosis = examine(&facts, false, &[]);
+        let diagnosis = examine(&facts, &Traces::default());
         assert!(diagnosis.healthy, "{diagnosis:?}");
         let conditions: Vec<Condition> = diagnosis.handlers.iter().map(|it| it.condition).collect();
         assert_eq!(conditions, [Condition::Leaving, Condition::Served]);

@@ -48,6 +48,7 @@ pub mod words;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use doctor::Traces;
 pub use error::Error;
 use facts::{Facts, gather};
 use host::HostRoot;
@@ -59,6 +60,7 @@ use prepare::{Prepared, prepare};
 use recovery::recover;
 use report::{as_before, conclude, describe, failed, publish, unhappy};
 use stamps::{Artifacts, Stamps};
+use state::JOURNAL_FILE;
 use tracing::warn;
 
 use crate::handoff::{FetchResult, Outcome, Owner, ProvisionReport, ShimRequest};
@@ -107,28 +109,54 @@ pub async fn install(options: InstallOptions) -> ProvisionReport {
 }
 
 /// Decides what [`install`] would do. Changes not one byte of the host, the lock and the state file included.
-///
-/// # Errors
-/// When nothing may be changed at all.
-pub async fn preview(options: &InstallOptions) -> Result<Preview, Error> {
+pub async fn preview(options: &InstallOptions) -> Preview {
+    let mut report = ProvisionReport::new(Outcome::Refused);
+    match try_preview(options, &mut report).await {
+        Ok(text) => Preview {
+            report: publish(report),
+            text,
+        },
+        Err(error) => {
+            let report = publish(failed(report, &error));
+            let text = text::report_text(&report);
+            Preview { report, text }
+        }
+    }
+}
+
+async fn try_preview(
+    options: &InstallOptions,
+    report: &mut ProvisionReport,
+) -> Result<String, Error> {
     let request = options.wanted.read()?;
-    let host = HostRoot::open(&options.host_root)?;
-    let change = Change {
-        host: &host,
-        config: config_path(options.config.as_deref())?,
-        offline: options.offline,
-    };
-    let facts = gather(&host, change.config, change.offline).await?;
-    let prepared = prepare(&host, options, &request, &facts).await?;
-    let plan = decide(&facts, &prepared.want)?;
-    let mut report = ProvisionReport::new(Outcome::Unchanged);
     report.request_digest = request.digest();
-    report.node_uid = request.node_uid;
-    describe(&mut report, &facts);
-    conclude(&mut report, &plan, options.offline);
-    report.changed = false;
-    let text = text::plan_text(&plan, &facts.unit());
-    Ok(Preview { report, text })
+    report.node_uid.clone_from(&request.node_uid);
+    let host = HostRoot::open(&options.host_root)?;
+    let config = config_path(options.config.as_deref())?;
+    let mut facts = gather(&host, config, options.offline).await?;
+    describe(report, &facts);
+    let prepared = prepare(&host, options, &request, &facts).await?;
+    let mut plan = decide_afresh(&host, &mut facts, &prepared.want).await?;
+    if host.exists(JOURNAL_FILE) {
+        let words = "a change of this host was interrupted: a run undoes or finishes that first, so its plan may be another";
+        plan.notes.push(words.to_owned());
+    }
+    conclude(report, &facts, &plan, options.offline);
+    Ok(text::plan_text(&plan, &facts.unit()))
+}
+
+/// Decides, and only on words that the host's programs say now: that there is nothing to do may rest on those of a former run.
+async fn decide_afresh(
+    host: &HostRoot,
+    facts: &mut Facts,
+    want: &Want,
+) -> Result<HostPlan, plan::Error> {
+    let decided = decide(facts, want);
+    if !facts.heard.recalled || decided.as_ref().is_ok_and(HostPlan::is_empty) {
+        return decided;
+    }
+    facts.listen(host, &[]).await;
+    decide(facts, want)
 }
 
 /// Takes shims off the host. Whatever happens is in the report.
@@ -174,7 +202,7 @@ pub async fn uninstall(options: UninstallOptions) -> ProvisionReport {
     publish(report)
 }
 
-/// What is installed on a host, by whom, and what is wrong with it.
+/// What is installed on a host, by whom, and what is wrong with it. With `offline` nothing of it is expected to run.
 ///
 /// # Errors
 /// When the host's files can't be read.
@@ -187,9 +215,13 @@ pub async fn doctor(
     let mut facts = gather(&host, config_path(config)?, offline).await?;
     facts.hash_binaries(&host)?;
     facts.listen(&host, &[]).await;
-    let leftovers = clearing::leftovers(&host, &facts)?;
-    let journal = host.exists(state::JOURNAL_FILE);
-    Ok(doctor::examine(&facts, journal, &leftovers))
+    let traces = Traces {
+        offline,
+        locked: host.is_locked()?,
+        journal: host.exists(JOURNAL_FILE),
+        leftovers: clearing::leftovers(&host, &facts)?,
+    };
+    Ok(doctor::examine(&facts, &traces))
 }
 
 /// One change of one host.
@@ -232,13 +264,7 @@ impl Change<'_> {
             Err(error) => return as_before(failed(report, &error), &facts, shims, self.offline),
         };
         let carried_out = loop {
-            let decided = decide(&facts, &want);
-            // Only that there is nothing to do may rest on what was said in a former run.
-            if facts.heard.recalled && !decided.as_ref().is_ok_and(HostPlan::is_empty) {
-                facts.listen(self.host, &[]).await;
-                continue;
-            }
-            let plan = match decided {
+            let plan = match decide_afresh(self.host, &mut facts, &want).await {
                 Ok(plan) => plan,
                 Err(error) => break Err(Failure::Refused(error.into())),
             };
@@ -272,7 +298,7 @@ impl Change<'_> {
             }
         };
         self.remember(&facts, &plan, artifacts);
-        conclude(&mut report, &plan, self.offline);
+        conclude(&mut report, &facts, &plan, self.offline);
         report
     }
 

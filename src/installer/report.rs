@@ -1,7 +1,7 @@
 //! Puts into the report what came of a request. Pure.
 
 use super::Error;
-use super::facts::{Facts, path_of, verified};
+use super::facts::{Facts, path_of, standing, verified};
 use super::perform::Failure;
 use super::plan::HostPlan;
 use super::state::Places;
@@ -35,7 +35,12 @@ pub(super) fn describe(report: &mut ProvisionReport, facts: &Facts) {
 }
 
 /// Fills in what came of a plan that was carried out.
-pub(super) fn conclude(report: &mut ProvisionReport, plan: &HostPlan, offline: bool) {
+pub(super) fn conclude(
+    report: &mut ProvisionReport,
+    facts: &Facts,
+    plan: &HostPlan,
+    offline: bool,
+) {
     report.handlers.clone_from(&plan.handlers);
     if offline {
         // Nobody was asked, so nothing is proven.
@@ -45,7 +50,7 @@ pub(super) fn conclude(report: &mut ProvisionReport, plan: &HostPlan, offline: b
             .for_each(|handler| handler.served = false);
     }
     report.notes.clone_from(&plan.notes);
-    report.files = files(plan);
+    report.files = files(facts, plan);
     let complaints: Vec<&HandlerReport> = plan
         .handlers
         .iter()
@@ -98,7 +103,7 @@ impl HostPlan {
     }
 }
 
-fn files(plan: &HostPlan) -> Vec<FileReport> {
+fn files(facts: &Facts, plan: &HostPlan) -> Vec<FileReport> {
     let config = plan.config.iter().map(|change| FileReport {
         path: change.path.clone(),
         action: match (&change.before, &change.after) {
@@ -107,17 +112,23 @@ fn files(plan: &HostPlan) -> Vec<FileReport> {
             (Some(_), None) => FileAction::Removed,
         },
     });
-    let links = plan.links.keys().cloned();
-    let made = plan.stored().chain(links).map(|path| FileReport {
+    let stored = plan.stored().map(|path| FileReport {
         path,
         action: FileAction::Created,
+    });
+    let links = plan.links.keys().map(|path| FileReport {
+        path: path.clone(),
+        action: match standing(facts, path) {
+            Some(_) => FileAction::Edited,
+            None => FileAction::Created,
+        },
     });
     let removed = plan.clear.iter().chain(&plan.leftovers.files);
     let removed = removed.map(|path| FileReport {
         path: path.clone(),
         action: FileAction::Removed,
     });
-    config.chain(made).chain(removed).collect()
+    config.chain(stored).chain(links).chain(removed).collect()
 }
 
 /// A message of ours is a sentence, and after a semicolon what the operator can do.

@@ -72,16 +72,19 @@ async fn try_restart(
     let restarted = Instant::now();
     let mut words = "nothing listens at its socket".to_owned();
     let mut present = Instant::now();
+    let mut now: Option<Daemon> = None;
     while restarted.elapsed() < service.serve_limit {
-        let now = find_daemon(host).ok().flatten();
+        // Every process is looked at only while there is none: this goes on for minutes beside a containerd that starts slowly.
+        if !now.as_ref().is_some_and(|now| now.still_runs(host)) {
+            now = find_daemon(host).ok().flatten();
+        }
         if now.is_some() {
             present = Instant::now();
         } else if present.elapsed() > service.serve_limit / ABSENT_PART {
             return Err(Error::Ended(words));
         }
-        let is_new =
-            now.is_some_and(|now| before.is_none_or(|before| before.process != now.process));
-        if is_new {
+        let process = now.as_ref().map(|now| now.process);
+        if process.is_some() && process != before.map(|before| before.process) {
             match cri::served(host, socket).await {
                 // Its runtime counts as not ready only while it starts.
                 Ok(served) if served.ready => return Ok((served, since.elapsed())),

@@ -1,6 +1,6 @@
 //! Remembers which stored binaries, and which artifacts on the host, were hashed, and what programs of the host said, so that a run that
-//! finds nothing to do reads none of their bytes and runs none of them again. A file whose size, inode or times differ is hashed; whoever can forge those is root on the host and could forge
-//! the record, too.
+//! finds nothing to do reads none of their bytes and runs none of them again. A file whose size, inode or times differ is hashed;
+//! whoever can forge those is root on the host and could forge the record, too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt as _;

@@ -86,8 +86,12 @@ fn a_change_that_is_killed_at_any_write_is_carried_out_by_the_next_run(#[case] r
 #[test]
 fn a_change_that_is_killed_at_any_moment_is_carried_out_by_the_next_run() {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    let seed = u64::from(now.subsec_nanos());
-    println!("seed {seed}");
+    let seed = match std::env::var("FARRIER_SEED") {
+        Ok(seed) => seed.parse().unwrap(),
+        Err(_) => u64::from(now.subsec_nanos()),
+    };
+    // Shown when the test fails: the same moments again with FARRIER_SEED.
+    println!("FARRIER_SEED={seed}");
     on_each(|release| {
         let node = Node::new(release);
         let whole = Whole::of(&node);

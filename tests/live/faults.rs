@@ -1,6 +1,7 @@
 //! What goes wrong on nodes: the change is refused or undone, and says so.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Stdio;
@@ -328,7 +329,31 @@ fn a_configuration_behind_links_and_on_other_file_systems_is_edited_where_it_is(
 }
 
 #[test]
-fn of_two_installers_one_waits_for_the_other() {
+fn an_installer_changes_nothing_while_another_is_at_work() {
+    let node = Node::new(&releases()[1]);
+    let before = node.tree();
+    let other = File::open(node.path("/")).unwrap();
+    other.lock().unwrap();
+    let mut child = node
+        .command(&INSTALL)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut words = BufReader::new(child.stderr.take().unwrap()).lines();
+    let first = words.next().unwrap().unwrap();
+    assert!(first.contains("waiting for another farrier"), "{first}");
+    assert_eq!(node.tree(), before);
+    drop(other);
+    // Read to its end: nobody may write to a pipe that is closed.
+    let rest: Vec<String> = words.map_while(Result::ok).collect();
+    assert!(child.wait().unwrap().success(), "{rest:?}");
+    node.assert_healthy();
+}
+
+#[test]
+fn of_two_installers_at_once_both_succeed() {
     on_each(|release| {
         let node = Node::new(release);
         let start = |name: &str| {

@@ -18,15 +18,31 @@ pub struct Lock {
 }
 
 impl HostRoot {
+    /// Whether an installer is at work on this host.
+    ///
+    /// # Errors
+    /// When the host's root can't be opened.
+    pub fn is_locked(&self) -> Result<bool> {
+        let root = self.own_root()?;
+        match root.try_lock_shared() {
+            Ok(()) => Ok(false),
+            Err(TryLockError::WouldBlock) => Ok(true),
+            Err(TryLockError::Error(source)) => Err(failed_io("lock", "/")(source)),
+        }
+    }
+
+    /// The root folder, opened anew: a clone shares its lock with its origin, a file of its own ends it when dropped.
+    fn own_root(&self) -> Result<File> {
+        File::open(own_path(&self.root)).map_err(failed_io("open", "/"))
+    }
+
     /// Keeps other installers off this host while the value lives. Taken on the root folder itself: no file is left behind, and
     /// every view of the host meets at the same inode.
     ///
     /// # Errors
     /// [`Error::Locked`] after a bounded wait.
     pub async fn lock(&self) -> Result<Lock> {
-        let root = self.root.try_clone().map_err(failed_io("lock", "/"))?;
-        // A clone shares the lock with its origin; a file of its own ends it when dropped.
-        let root = File::open(own_path(&root)).map_err(failed_io("lock", "/"))?;
+        let root = self.own_root()?;
         let since = Instant::now();
         let mut waits = false;
         loop {
@@ -60,7 +76,9 @@ mod tests {
         let other = HostRoot::open(folder.path()).unwrap();
         let mut waiting = std::pin::pin!(other.lock());
         assert!(futures::poll!(&mut waiting).is_pending());
+        assert!(other.is_locked().unwrap());
         drop(lock);
-        waiting.await.unwrap();
+        drop(waiting.await.unwrap());
+        assert!(!other.is_locked().unwrap());
     }
 }
