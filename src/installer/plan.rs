@@ -217,7 +217,7 @@ fn assemble(
         facts,
         want,
         (next, desired.late),
-        (!config.is_empty()).then(|| (site.placement.path.as_str(), after.as_deref())),
+        (!config.is_empty()).then_some((site.placement.path.as_str(), after.as_deref())),
         &make_folders,
         is_whole,
     );
