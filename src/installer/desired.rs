@@ -85,7 +85,7 @@ impl<'a> Set<'a> {
             let foreign = shim.handlers.iter().find(|name| self.site.is_foreign(name));
             let names = || shim.handlers.iter().chain(shim.options.keys());
             let unusable = names().find(|name| !is_usable_name(name));
-            let candidate = match (foreign, want.candidates.get(&shim.name)) {
+            let binary = match (foreign, want.binaries.get(&shim.name)) {
                 _ if unusable.is_some() => Err(format!(
                     "{:?} can't be written to containerd's configuration; use another name",
                     unusable.map_or("", String::as_str)
@@ -93,11 +93,11 @@ impl<'a> Set<'a> {
                 (Some(name), _) => Err(format!(
                     "handler {name} is declared in containerd's configuration by somebody else; remove it there or use another name"
                 )),
-                (None, Some(candidate)) => candidate.clone(),
+                (None, Some(binary)) => binary.clone(),
                 (None, None) => Err("its artifact was not looked for".to_owned()),
             };
             for handler in &shim.handlers {
-                match &candidate {
+                match &binary {
                     Ok(sha256) => self.carry(shim, handler, sha256),
                     Err(reason) => self.keep_served(shim, handler, reason),
                 }

@@ -13,7 +13,7 @@ use super::host::{HostRoot, NEW_SUFFIX};
 use super::inherited::{self, Inheritance};
 use super::loaded::{load, patterns};
 use super::service::Service;
-use super::source::candidates;
+use super::source::editable_files;
 use super::stamps::Stamps;
 use super::state::{
     Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, folder_of, target_digest,
@@ -156,7 +156,9 @@ pub async fn gather(
         .or(named)
         .or(in_unit.as_deref())
         .or(recorded)
-        .filter(|config| !candidates(distro.edited, distro.config).contains(&(*config).to_owned()))
+        .filter(|config| {
+            !editable_files(distro.edited, distro.config).contains(&(*config).to_owned())
+        })
         .unwrap_or(distro.config)
         .to_owned();
     let loaded = load(host, &config)?;

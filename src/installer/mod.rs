@@ -184,7 +184,7 @@ pub async fn uninstall(options: UninstallOptions) -> ProvisionReport {
         shims: Vec::new(),
         reserve: Vec::new(),
         scope,
-        candidates: BTreeMap::new(),
+        binaries: BTreeMap::new(),
         digest: String::new(),
         offline: options.offline,
         allow_pod_restarts: options.allow_pod_restarts,
@@ -275,7 +275,7 @@ impl Change<'_> {
                 Ok(done) => break Ok((plan, Some(done))),
                 // One that doesn't run takes none of the others with it.
                 Err(Failure::Refused(Error::Unusable(unusable)))
-                    if want.drop_candidates(&unusable) => {}
+                    if want.drop_binaries(&unusable) => {}
                 Err(failure) => break Err(failure),
             }
         };

@@ -271,7 +271,7 @@ fn notes(facts: &Facts, next: &BTreeMap<String, OwnedHandler>) -> Vec<String> {
 
 /// SHA-256 of the binaries that the store lacks and that this run brings.
 fn to_store(facts: &Facts, want: &Want, next: &BTreeMap<String, OwnedHandler>) -> BTreeSet<String> {
-    let brought: BTreeSet<&String> = want.candidates.values().flatten().collect();
+    let brought: BTreeSet<&String> = want.binaries.values().flatten().collect();
     let needed = next.values().filter(|owned| is_stored(facts, owned));
     needed
         .filter_map(|owned| owned.sha256.as_ref())
@@ -471,7 +471,7 @@ pub(super) mod tests {
             shims: shims.iter().map(shim).collect(),
             reserve: Vec::new(),
             scope: Scope::Owner,
-            candidates: shims.iter().map(candidate).collect(),
+            binaries: shims.iter().map(candidate).collect(),
             digest: "request".to_owned(),
             offline: false,
             allow_pod_restarts: false,
@@ -543,7 +543,7 @@ pub(super) mod tests {
         edit(&mut facts);
         let mut upgrade = want(&["a"]);
         let candidate = Ok("bb".to_owned());
-        upgrade.candidates.insert("a".to_owned(), candidate);
+        upgrade.binaries.insert("a".to_owned(), candidate);
         facts.loaded.root.text = carrying(&["a"]).loaded.root.text;
         assert!(!decide(&facts, &upgrade).unwrap().restart);
     }
@@ -599,7 +599,7 @@ pub(super) mod tests {
         }
         let mut want = want(&["b"]);
         want.scope = Scope::Nothing;
-        want.candidates.insert("b".to_owned(), Ok("bb".to_owned()));
+        want.binaries.insert("b".to_owned(), Ok("bb".to_owned()));
         let plan = decide(&facts, &want).unwrap();
         assert_eq!(plan.store, BTreeSet::from(["bb".to_owned()]));
         assert_eq!(
@@ -732,9 +732,7 @@ pub(super) mod tests {
         let mut facts = carrying(&["a"]);
         facts.kill_mode = Ok("mixed".to_owned());
         let mut upgrade = want(&["a"]);
-        upgrade
-            .candidates
-            .insert("a".to_owned(), Ok("bb".to_owned()));
+        upgrade.binaries.insert("a".to_owned(), Ok("bb".to_owned()));
         let plan = decide(&facts, &upgrade).unwrap();
         assert!(!plan.restart && plan.config.is_empty());
         assert_eq!(plan.links[&places().binary_path("a")], "bb");
@@ -773,8 +771,7 @@ pub(super) mod tests {
     #[case::another_binary("bb", 1)]
     fn a_take_over_restarts_nothing(#[case] sha256: &str, #[case] links: usize) {
         let mut want = want(&["k"]);
-        want.candidates
-            .insert("k".to_owned(), Ok(sha256.to_owned()));
+        want.binaries.insert("k".to_owned(), Ok(sha256.to_owned()));
         let plan = decide(&inherited(), &want).unwrap();
         assert!(!plan.restart && plan.config.is_empty(), "{plan:?}");
         assert_eq!((plan.links.len(), plan.store.len()), (links, links));

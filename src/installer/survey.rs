@@ -6,7 +6,7 @@ use super::distro::{self, DistroSpec, Evidence};
 use super::facts::{PROGRAMS, SMALL};
 use super::host::HostRoot;
 use super::kubelet;
-use super::source::candidates;
+use super::source::editable_files;
 use super::state::{STATE_FOLDER, State, folder_of};
 use crate::containerd_config::{Loaded, SourceFile, TEXT_LIMIT};
 
@@ -47,7 +47,7 @@ pub(super) fn sources(
         let text = host.read_text(&path, TEXT_LIMIT as u64)?;
         Ok(SourceFile { path, text })
     };
-    candidates(distro.edited, root)
+    editable_files(distro.edited, root)
         .into_iter()
         .map(read)
         .collect()
