@@ -433,6 +433,7 @@ fn interrupt(host: &Host, before: &str) {
         distro: "debian".to_owned(),
         process: None,
         undone: false,
+        expected: None,
         state: None,
         socket: "/run/containerd/containerd.sock".to_owned(),
         restarting: true,
@@ -587,4 +588,18 @@ async fn a_dry_run_names_what_is_cleared_and_nothing_that_is_somebody_else_s() {
     named.sort();
     assert_eq!(named, gone);
     assert_eq!(named.len(), 2);
+}
+
+#[tokio::test]
+async fn a_repaired_binary_stays_where_the_rest_of_the_change_fails() {
+    let host = host();
+    host.install(&[shim("a")], &[]).await;
+    let stored = format!("/opt/farrier/store/{}", sha256_hex(&program(1)));
+    host.write(&stored, b"something else");
+    // No link can take its place.
+    host.write("/opt/farrier/bin/containerd-shim-b/of-others", b"");
+    let report = host.install(&[shim("a"), shim("b")], &[]).await;
+    assert_eq!(report.result, Outcome::RolledBack, "{report:?}");
+    assert_eq!(std::fs::read(host.path(&stored)).unwrap(), program(1));
+    assert!(!host.config().contains("containerd-shim-b"));
 }

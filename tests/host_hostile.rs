@@ -275,7 +275,7 @@ fn install_on_a_full_disk(host: &Host, blocks: u32) -> Output {
 
 #[rstest]
 #[case::nothing_fits(0, 3, "refused")]
-#[case::the_journal_fits(20, 4, "rolledBack")]
+#[case::the_journal_fits(20, 3, "refused")]
 #[tokio::test]
 async fn a_full_disk_leaves_nothing_half_written(
     #[case] blocks: u32,

@@ -50,6 +50,7 @@ pub(super) fn strange_in_journal(journal: &Journal) -> Option<String> {
     };
     let is_ours = |step: &Undo| match step {
         Undo::File { path } => is_stored(path) || candidate::is_candidate(&journal.root, path),
+        Undo::Repaired { path } => is_stored(path),
         Undo::Link { path, .. } | Undo::Replaced { path } => is_shim(path),
         // A configuration is only put back where it is what was written, and a folder goes only when it is empty.
         Undo::Config { path, .. } | Undo::Folder { path } => path.starts_with('/'),
@@ -60,6 +61,7 @@ pub(super) fn strange_in_journal(journal: &Journal) -> Option<String> {
         | Undo::Link { path, .. }
         | Undo::Replaced { path }
         | Undo::File { path }
+        | Undo::Repaired { path }
         | Undo::Folder { path } => path.clone(),
     });
     strange.next().or_else(|| {

@@ -268,6 +268,7 @@ mod tests {
             restarting: false,
             process: None,
             undone: false,
+            expected: None,
             commits: text_digest(state.as_deref()),
             state,
             drop_folders: vec!["/opt".to_owned(), "/opt/farrier".to_owned()],

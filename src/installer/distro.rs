@@ -7,6 +7,8 @@ mod table;
 use std::time::Duration;
 
 use table::STOCK;
+
+use super::state::folder_of;
 pub use table::{STOCK_SOCKET, TABLE};
 
 /// A way in which containerd comes to a node.
@@ -63,7 +65,7 @@ pub enum Restart {
     Service,
     /// Process 1 of the node is ended and whoever runs the node starts it again; that ends every pod.
     ContainerInit,
-    /// Its supervisor restarts it when its files change; nobody else has to.
+    /// Its supervisor restarts it when files that it watches change, and when it ends.
     Watched,
 }
 
@@ -169,6 +171,18 @@ impl DistroSpec {
     #[must_use]
     pub fn has_unit(&self, unit: &str) -> bool {
         self.units.iter().any(|start| unit.starts_with(start))
+    }
+
+    /// Whether its supervisor watches the file at `path`, beside the configuration `root`: k0s sees its snippets alone
+    /// (`pkg/component/worker/containerd`), and nothing of a root file that its owner keeps.
+    #[must_use]
+    pub fn is_watched(&self, root: &str, path: &str) -> bool {
+        match self.edited {
+            Edited::Snippets { folder, .. } => {
+                folder_of(path) == format!("{}/{folder}", folder_of(root))
+            }
+            Edited::Loaded | Edited::GoTemplate { .. } | Edited::TomlTemplate(_) => false,
+        }
     }
 
     fn has_path(&self, path: Option<&str>) -> bool {

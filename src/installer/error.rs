@@ -84,7 +84,20 @@ pub enum Error {
     /// containerd after the restart.
     #[error(transparent)]
     Restart(#[from] restart::Error),
+    /// What undoing takes is more than a later run would read.
+    #[error(
+        "undoing this change would take more than {limit} bytes of notes, so it is not begun; shorten containerd's configuration"
+    )]
+    TooMuchToUndo {
+        /// The bound.
+        limit: u64,
+    },
     /// A former run.
     #[error("a former change was interrupted and could not be undone")]
     Interrupted,
+    /// A former run, which was allowed more than this one.
+    #[error(
+        "a former change was interrupted, and undoing it takes a restart that ends every pod on this node; accept that with --allow-pod-restarts, or job.allowPodRestarts among the chart's values"
+    )]
+    InterruptedWithPods,
 }

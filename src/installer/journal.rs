@@ -11,6 +11,7 @@ use super::bounds::strange_in_journal;
 use super::candidate;
 use super::distro;
 use super::host::{self, HostRoot, text_digest};
+use super::proof::Expected;
 use super::service::Service;
 use super::state::{Error as StateError, JOURNAL_FILE, OwnedHandler, default_folder};
 use crate::handoff::API_VERSION;
@@ -53,6 +54,10 @@ pub struct Journal {
     /// Everything was put back, and containerd may have been restarted on that.
     #[serde(default)]
     pub undone: bool,
+    /// What containerd serves before the change and after it; absent where it could not be asked, and in a journal of a release that
+    /// did not note it.
+    #[serde(default)]
+    pub expected: Option<Expected>,
     /// The state file that ends the change; absent where it ends with none or leaves it as it is.
     #[serde(default)]
     pub state: Option<String>,
@@ -100,6 +105,11 @@ pub enum Undo {
         /// Absolute path on the host.
         path: String,
     },
+    /// A stored binary that was damaged is made anew. It stays whatever comes: its name says what it must be, and links lead to it.
+    Repaired {
+        /// Absolute path on the host.
+        path: String,
+    },
     /// A folder is made.
     Folder {
         /// Absolute path on the host.
@@ -120,7 +130,34 @@ impl Journal {
     /// What is restarted, and how.
     #[must_use]
     pub fn service(&self) -> Service {
-        Service::of(distro::named(&self.distro), &self.unit)
+        let row = distro::named(&self.distro);
+        let mut configs = self.undo.iter().filter_map(|step| match step {
+            Undo::Config { path, .. } => Some(path),
+            Undo::Link { .. }
+            | Undo::File { .. }
+            | Undo::Repaired { .. }
+            | Undo::Folder { .. }
+            | Undo::Replaced { .. } => None,
+        });
+        let told = configs.any(|path| row.is_watched(&self.root, path));
+        Service {
+            told,
+            ..Service::of(row, &self.unit)
+        }
+    }
+
+    /// What is restarted to undo the change, and how: a supervisor that watches files sees nothing where they are put back already.
+    #[must_use]
+    pub fn service_to_undo(&self, host: &HostRoot) -> Service {
+        let service = self.service();
+        let told = service.told && !self.is_put_back(host);
+        Service { told, ..service }
+    }
+
+    /// Whether the configuration is what it was before the change.
+    #[must_use]
+    pub fn is_put_back(&self, host: &HostRoot) -> bool {
+        self.has_config(host, |before, _| text_digest(before))
     }
 
     /// Reads the journal of a change that did not end; `None` where there is none.
@@ -155,17 +192,41 @@ impl Journal {
     /// Puts the journal on disk in the place of the one before.
     ///
     /// # Errors
-    /// When it can't be written: nothing may be changed then.
-    pub fn save(&self, host: &HostRoot) -> host::Result<()> {
+    /// When it can't be written, or no later run would read it: nothing may be changed then.
+    pub fn save(&self, host: &HostRoot) -> Result<(), super::Error> {
         // No type in it can refuse.
         let text = serde_json::to_string(self).unwrap_or_default();
+        if text.len() as u64 > JOURNAL_LIMIT {
+            return Err(super::Error::TooMuchToUndo {
+                limit: JOURNAL_LIMIT,
+            });
+        }
         let before = host.digest(JOURNAL_FILE)?;
-        host.replace(
+        Ok(host.replace(
             JOURNAL_FILE,
             text.as_bytes(),
             before.as_deref(),
             JOURNAL_MODE,
-        )
+        )?)
+    }
+
+    /// Notes that containerd is about to be restarted on the change, where it is `process` now.
+    ///
+    /// # Errors
+    /// As for [`save`](Self::save); the journal in memory is then what it was, and nobody restarts anything for its sake.
+    pub fn begin_restart(
+        &mut self,
+        host: &HostRoot,
+        process: Option<(u32, u64)>,
+    ) -> Result<(), super::Error> {
+        let noted = Self {
+            restarting: true,
+            process,
+            ..self.clone()
+        };
+        noted.save(host)?;
+        *self = noted;
+        Ok(())
     }
 
     /// Whether the change was carried out: its state file is in place, only clearing up is left.
@@ -185,13 +246,29 @@ impl Journal {
     /// Whether the configuration is still what the change wrote.
     #[must_use]
     pub fn stands(&self, host: &HostRoot) -> bool {
+        self.has_config(host, |_, wrote| wrote.map(str::to_owned))
+    }
+
+    /// Whether each configuration file has the digest that `expected` makes of its text before and the digest of what was written.
+    fn has_config(
+        &self,
+        host: &HostRoot,
+        expected: impl Fn(Option<&str>, Option<&str>) -> Option<String>,
+    ) -> bool {
         self.undo.iter().all(|step| match step {
-            Undo::Config { path, wrote, .. } => {
-                host.digest(path).is_ok_and(|digest| digest == *wrote)
+            Undo::Config {
+                path,
+                before,
+                wrote,
+            } => {
+                let expected = expected(before.as_deref(), wrote.as_deref());
+                host.digest(path).is_ok_and(|digest| digest == expected)
             }
-            Undo::Link { .. } | Undo::File { .. } | Undo::Folder { .. } | Undo::Replaced { .. } => {
-                true
-            }
+            Undo::Link { .. }
+            | Undo::File { .. }
+            | Undo::Repaired { .. }
+            | Undo::Folder { .. }
+            | Undo::Replaced { .. } => true,
         })
     }
 
@@ -255,7 +332,9 @@ impl Undo {
             Self::Config { path, .. } => {
                 host.discard_new(&host.follow(path).unwrap_or_else(|_| path.clone()));
             }
-            Self::Link { path, .. } | Self::File { path } => host.discard_new(path),
+            Self::Link { path, .. } | Self::File { path } | Self::Repaired { path } => {
+                host.discard_new(path);
+            }
             Self::Replaced { path } => {
                 host.discard_new(path);
                 host.discard_replaced(path);
@@ -290,7 +369,7 @@ impl Undo {
                 Some(target) => host.swap_link(path, target),
                 None => host.remove_file(path),
             },
-            Self::Replaced { .. } => Ok(()),
+            Self::Replaced { .. } | Self::Repaired { .. } => Ok(()),
             Self::File { path } => host.remove_file(path),
             Self::Folder { path } => host.remove_folder(path).map(|_| ()),
         }
@@ -315,5 +394,94 @@ pub fn put_config(
         None => Err(host::Error::Changed {
             path: path.to_owned(),
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+    use crate::installer::state::STATE_FOLDER;
+
+    /// A journal of the release before `expected`.
+    const OLD: &str = r#"{"apiVersion":"farrier.dev/v1","undo":[],"declares":["a"],"root":"/etc/k0s/containerd.toml","unit":"k0sworker.service",
+        "distro":"k0s","socket":"/s","commits":null,"folder":"/opt/farrier"}"#;
+
+    fn journal() -> Journal {
+        serde_json::from_str(OLD).unwrap()
+    }
+
+    fn config(path: &str, text: &str) -> Undo {
+        Undo::Config {
+            path: path.to_owned(),
+            before: Some(text.to_owned()),
+            wrote: None,
+        }
+    }
+
+    /// A host with a folder for the journal.
+    fn host() -> (tempfile::TempDir, HostRoot) {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().join(STATE_FOLDER.trim_start_matches('/'));
+        std::fs::create_dir_all(state).unwrap();
+        let host = HostRoot::open(folder.path()).unwrap();
+        (folder, host)
+    }
+
+    #[test]
+    fn a_journal_of_a_former_release_is_read() {
+        let (folder, host) = host();
+        std::fs::write(folder.path().join(&JOURNAL_FILE[1..]), OLD).unwrap();
+        assert_eq!(Journal::load(&host).unwrap(), Some(journal()));
+    }
+
+    #[test]
+    fn a_journal_that_no_run_would_read_is_not_written() {
+        let (_folder, host) = host();
+        let mut journal = journal();
+        // Quoted, each character of it takes two.
+        let text = "\n".repeat(usize::try_from(JOURNAL_LIMIT / 2).unwrap());
+        journal.undo = vec![config("/c", &text)];
+        let error = journal.save(&host).unwrap_err().to_string();
+        assert!(error.contains("shorten"), "{error}");
+        assert!(!host.exists(JOURNAL_FILE));
+        journal.undo = vec![config("/c", &text[..text.len() - 1000])];
+        journal.save(&host).unwrap();
+        assert_eq!(Journal::load(&host).unwrap(), Some(journal));
+    }
+
+    #[test]
+    fn a_restart_that_could_not_be_noted_has_not_begun() {
+        let (folder, host) = host();
+        let mut journal = journal();
+        journal.begin_restart(&host, Some((1, 1))).unwrap();
+        assert_eq!(Journal::load(&host).unwrap().as_ref(), Some(&journal));
+        assert!(journal.restarting);
+
+        std::fs::remove_dir_all(folder.path().join("var")).unwrap();
+        let mut journal = self::journal();
+        assert!(journal.begin_restart(&host, Some((1, 1))).is_err());
+        assert_eq!(journal, self::journal());
+    }
+
+    #[rstest]
+    #[case::a_snippet(&["/etc/k0s/containerd.d/farrier.toml"], true)]
+    #[case::a_root_that_its_owner_keeps(&["/etc/k0s/containerd.toml"], false)]
+    #[case::nothing(&[], false)]
+    fn k0s_learns_of_its_snippets_alone(#[case] written: &[&str], #[case] expected: bool) {
+        let (folder, host) = host();
+        let mut journal = journal();
+        journal.undo = written.iter().map(|path| config(path, "before")).collect();
+        assert_eq!(journal.service().told, expected);
+        assert_eq!(journal.service_to_undo(&host).told, expected);
+        // Who has nothing to put back tells nobody.
+        for path in written {
+            let path = folder.path().join(&path[1..]);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, "before").unwrap();
+        }
+        assert!(!journal.service_to_undo(&host).told);
+        assert!(journal.is_put_back(&host));
     }
 }

@@ -30,6 +30,7 @@ mod readiness;
 mod recovery;
 mod report;
 pub mod restart;
+mod rollback;
 pub mod service;
 mod site;
 pub mod source;
@@ -57,8 +58,8 @@ pub use options::{InstallOptions, Preview, UninstallOptions, Wanted};
 use perform::{Failure, perform};
 use plan::{HostPlan, Scope, Want, decide};
 use prepare::{Prepared, prepare};
-use recovery::recover;
-use report::{as_before, conclude, describe, failed, publish, unhappy};
+use recovery::{gather_after, recover};
+use report::{as_before, conclude, count, describe, failed, publish, unhappy};
 use stamps::{Artifacts, Stamps};
 use state::JOURNAL_FILE;
 use tracing::warn;
@@ -99,6 +100,7 @@ pub async fn install(options: InstallOptions) -> ProvisionReport {
         host: &host,
         config,
         offline: options.offline,
+        allow_pod_restarts: options.allow_pod_restarts,
     };
     let report = change
         .run(report, &request.shims, async |facts| {
@@ -174,6 +176,7 @@ pub async fn uninstall(options: UninstallOptions) -> ProvisionReport {
         host: &host,
         config,
         offline: options.offline,
+        allow_pod_restarts: options.allow_pod_restarts,
     };
     let scope = match options.shims {
         Some(shims) => Scope::Shims(shims),
@@ -229,6 +232,7 @@ struct Change<'a> {
     host: &'a HostRoot,
     config: Option<&'a str>,
     offline: bool,
+    allow_pod_restarts: bool,
 }
 
 impl Change<'_> {
@@ -242,14 +246,16 @@ impl Change<'_> {
             Ok(lock) => lock,
             Err(error) => return failed(report, &error.into()),
         };
-        match recover(self.host, self.offline).await {
-            Ok(recovered) => {
-                report.changed = recovered.is_some();
-                report.restarts = recovered.unwrap_or_default();
+        let gathered = match recover(self.host, self.offline, self.allow_pod_restarts).await {
+            Ok(Some(tally)) => {
+                report.changed = true;
+                count(&mut report, tally);
+                gather_after(self.host, self.config, self.offline).await
             }
+            Ok(None) => gather(self.host, self.config, self.offline).await,
             Err(failure) => return unhappy(report, failure),
-        }
-        let mut facts = match gather(self.host, self.config, self.offline).await {
+        };
+        let mut facts = match gathered {
             Ok(facts) => facts,
             Err(error) => return failed(report, &error),
         };
@@ -285,10 +291,7 @@ impl Change<'_> {
                     plan.stays(done.late);
                     self.listen_again(&mut facts).await;
                     report.changed = true;
-                    report.restarts += done.restarts;
-                    report.cri_away_ms = done
-                        .away
-                        .and_then(|away| u64::try_from(away.as_millis()).ok());
+                    count(&mut report, done.tally);
                 }
                 plan
             }

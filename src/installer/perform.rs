@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::time::Duration;
 
 use tracing::{info, warn};
 
@@ -11,15 +10,17 @@ use super::Error;
 use super::artifact;
 use super::candidate;
 use super::clearing::{InUse, finish, keep_used};
-use super::cri::{self, Served};
-use super::daemon::{Daemon, find_daemon};
-use super::facts::{Facts, gather};
+use super::cri::Served;
+use super::daemon::find_daemon;
+use super::distro::Restart;
+use super::facts::Facts;
 use super::host::{HostRoot, text_digest};
 use super::journal::{Journal, Undo, put_config};
-use super::plan::{HostPlan, cut};
-use super::proof::{declared_before, prove};
-use super::restart::{self, restart};
-use super::state::{JOURNAL_FILE, STATE_FILE, STATE_FOLDER, State, folder_of, link_target};
+use super::plan::HostPlan;
+use super::proof::Expected;
+use super::restart;
+use super::rollback::{Progress, Tally, counted, roll_back};
+use super::state::{STATE_FILE, STATE_FOLDER, State, folder_of, link_target};
 use super::trial;
 use super::unpack;
 use crate::handoff::{API_VERSION, HandlerReport};
@@ -43,10 +44,8 @@ pub enum Source {
 /// What came of a plan that was carried out.
 #[derive(Debug, Default)]
 pub struct Done {
-    /// How often containerd was restarted.
-    pub restarts: u32,
-    /// How long the CRI was away.
-    pub away: Option<Duration>,
+    /// The restarts of containerd.
+    pub tally: Tally,
     /// What stays because pods took it up meanwhile.
     pub late: Vec<HandlerReport>,
 }
@@ -60,8 +59,8 @@ pub enum Failure {
     RolledBack {
         /// Why.
         cause: Error,
-        /// How often containerd was restarted.
-        restarts: u32,
+        /// The restarts of containerd.
+        tally: Tally,
     },
     /// It needs a person.
     Broken {
@@ -69,8 +68,8 @@ pub enum Failure {
         cause: Error,
         /// What could not be put back.
         failures: Vec<String>,
-        /// How often containerd was restarted.
-        restarts: u32,
+        /// The restarts of containerd.
+        tally: Tally,
     },
 }
 
@@ -94,10 +93,15 @@ pub async fn perform(
         }
     }
     let mut journal = journal(host, facts, plan);
+    if plan.restart {
+        let reachable = journal.service().check_reachable(host);
+        reachable.map_err(|error| Failure::Refused(restart::Error::Service(error).into()))?;
+    }
     let begun = host
         .missing_folders(STATE_FOLDER)
         .iter()
         .try_for_each(|folder| host.create_folder(folder))
+        .map_err(Error::from)
         .and_then(|()| journal.save(host));
     if let Err(error) = begun {
         let made = facts.missing_folders.get(STATE_FOLDER);
@@ -105,10 +109,10 @@ pub async fn perform(
             // Best effort: an empty folder does no harm, and the next run uses it.
             let _ = host.remove_folder(folder);
         }
-        return Err(Failure::Refused(error.into()));
+        return Err(Failure::Refused(error));
     }
-    let mut restarts = 0;
-    match act(host, facts, plan, sources, &mut journal, &mut restarts).await {
+    let mut progress = Progress::default();
+    match act(host, facts, plan, sources, &mut journal, &mut progress).await {
         Ok((done, in_use)) => {
             // The change stands. What is left lying about is cleared by the next run.
             if let Err(error) = finish(host, &journal, &in_use) {
@@ -116,7 +120,7 @@ pub async fn perform(
             }
             Ok(done)
         }
-        Err(cause) => Err(roll_back(host, facts, plan, &mut journal, cause, restarts).await),
+        Err(cause) => Err(roll_back(host, &mut journal, cause, progress).await),
     }
 }
 
@@ -130,7 +134,13 @@ fn journal(host: &HostRoot, facts: &Facts, plan: &HostPlan) -> Journal {
         .store
         .iter()
         .map(|sha256| facts.places.store_path(sha256));
-    undo.extend(stored.map(|path| Undo::File { path }));
+    undo.extend(stored.map(|path| {
+        if host.exists(&path) {
+            Undo::Repaired { path }
+        } else {
+            Undo::File { path }
+        }
+    }));
     undo.extend(plan.links.keys().map(|path| {
         let target = host.link_target(path);
         let path = path.clone();
@@ -169,6 +179,7 @@ fn journal(host: &HostRoot, facts: &Facts, plan: &HostPlan) -> Journal {
         restarting: false,
         process: None,
         undone: false,
+        expected: Expected::of(facts, plan).filter(|_| plan.restart),
         state: state.filter(|_| plan.write_state),
         commits,
         drop_folders: plan.drop_folders.clone(),
@@ -177,14 +188,14 @@ fn journal(host: &HostRoot, facts: &Facts, plan: &HostPlan) -> Journal {
     }
 }
 
-/// Counts each restart in `restarts` as it comes about; returns what came of the plan, and what pods use by then.
+/// Notes in `progress` how far it came; returns what came of the plan, and what pods use by then.
 async fn act(
     host: &HostRoot,
     facts: &Facts,
     plan: &HostPlan,
     sources: &BTreeMap<String, Source>,
     journal: &mut Journal,
-    restarts: &mut u32,
+    progress: &mut Progress,
 ) -> Result<(Done, InUse), Error> {
     for folder in &plan.make_folders {
         host.create_folder(folder)?;
@@ -198,6 +209,63 @@ async fn act(
     if !refused.is_empty() {
         return Err(Error::Unusable(refused));
     }
+    candidate::judge(host, facts, plan).await?;
+    let daemon = facts.daemon.as_ref();
+    if plan.restart {
+        // Before the configuration: where that is watched, the restart begins with it.
+        journal.begin_restart(host, daemon.map(|daemon| daemon.process))?;
+    }
+    progress.live = plan.restart || !plan.config.is_empty() || !plan.links.is_empty();
+    link(host, facts, plan)?;
+    for change in &plan.config {
+        info!(path = change.path, "writing containerd's configuration");
+        let before = text_digest(change.before.as_deref());
+        let after = change.after.as_deref();
+        put_config(host, &change.path, after, before.as_deref())?;
+    }
+    if plan.restart {
+        info!(unit = journal.unit, "restarting containerd");
+        let (service, socket) = (journal.service(), &journal.socket);
+        let tally = &mut progress.tally;
+        let mut served = counted(host, &service, socket, daemon, tally).await?;
+        if service.restart == Restart::Watched
+            && service.told
+            && proven(host, plan, journal, &served).is_err()
+        {
+            // It was about to be restarted for another reason when the file came, and will be once more.
+            let now = find_daemon(host)?;
+            if let Ok(again) = counted(host, &service, socket, now.as_ref(), tally).await {
+                served = again;
+            }
+        }
+        proven(host, plan, journal, &served)?;
+    }
+    let in_use = InUse::ask(host, &journal.socket, facts.daemon.is_none()).await;
+    let late = keep_used(host, journal, &in_use)?;
+    commit(host, journal)?;
+    let tally = progress.tally;
+    Ok((Done { tally, late }, in_use))
+}
+
+/// Whether a containerd that serves `served` has loaded the change.
+fn proven(
+    host: &HostRoot,
+    plan: &HostPlan,
+    journal: &Journal,
+    served: &Served,
+) -> Result<(), Error> {
+    candidate::is_rendered(host, plan)?;
+    match &journal.expected {
+        Some(expected) => {
+            let proven = expected.prove_change(served);
+            Ok(proven.map_err(restart::Error::Unproven)?)
+        }
+        None => Ok(()),
+    }
+}
+
+/// Points the stable paths to their binaries: pods that start from now on run these.
+fn link(host: &HostRoot, facts: &Facts, plan: &HostPlan) -> Result<(), Error> {
     for (path, sha256) in &plan.links {
         let target = if folder_of(path) == facts.places.bin() {
             link_target(sha256)
@@ -208,37 +276,7 @@ async fn act(
         };
         host.swap_link(path, &target)?;
     }
-    candidate::judge(host, facts, plan).await?;
-    for change in &plan.config {
-        info!(path = change.path, "writing containerd's configuration");
-        let before = text_digest(change.before.as_deref());
-        put_config(
-            host,
-            &change.path,
-            change.after.as_deref(),
-            before.as_deref(),
-        )?;
-    }
-    let mut done = Done::default();
-    if plan.restart {
-        let daemon = facts.daemon.as_ref();
-        journal.restarting = true;
-        journal.process = daemon.map(|daemon| daemon.process);
-        journal.save(host)?;
-        info!(unit = journal.unit, "restarting containerd");
-        let (service, socket) = (journal.service(), &journal.socket);
-        let (served, away) = restart(host, &service, socket, daemon, restarts).await?;
-        candidate::is_rendered(host, plan)?;
-        if let Ok(before) = &facts.served {
-            prove(before, &served, &plan.declared, &plan.ours).map_err(restart::Error::Unproven)?;
-        }
-        done.away = Some(away);
-    }
-    let in_use = InUse::ask(host, &journal.socket, facts.daemon.is_none()).await;
-    done.late = keep_used(host, journal, &in_use)?;
-    commit(host, journal)?;
-    done.restarts = *restarts;
-    Ok((done, in_use))
+    Ok(())
 }
 
 /// Where the binaries are that will be linked and that no handler had before, by SHA-256.
@@ -286,108 +324,4 @@ fn copy(host: &HostRoot, path: &str, sha256: &str, source: Option<&Source>) -> R
     artifact::check_digest("the binary", &digest, Some(sha256))?;
     out.sync_all().map_err(|source| Error::Store { source })?;
     Ok(host.commit_new(path)?)
-}
-
-/// Puts everything back and says how the host is then.
-async fn roll_back(
-    host: &HostRoot,
-    facts: &Facts,
-    plan: &HostPlan,
-    journal: &mut Journal,
-    cause: Error,
-    mut restarts: u32,
-) -> Failure {
-    warn!(%cause, "undoing the change");
-    // Where somebody else restarts it, that begins with the undoing.
-    let running = find_daemon(host).ok().flatten();
-    let mut failures = undo(host, journal).await;
-    if journal.restarting {
-        let restored = bring_back(host, journal, running.as_ref(), &mut restarts).await;
-        let proven = restored
-            .map_err(|error| error.to_string())
-            .and_then(|served| match &facts.served {
-                Ok(before) => prove(before, &served, &declared_before(facts, plan), &plan.ours),
-                Err(_) => Ok(()),
-            });
-        failures.extend(proven.err());
-    }
-    if failures.is_empty()
-        && let Err(error) = forget(host, journal)
-    {
-        failures.push(error.to_string());
-    }
-    if !failures.is_empty() {
-        return Failure::Broken {
-            cause,
-            failures,
-            restarts,
-        };
-    }
-    match cause {
-        // These judgements come before anything goes live.
-        Error::Candidate(_) | Error::Config(_) | Error::Unusable(_) => Failure::Refused(cause),
-        cause => Failure::RolledBack { cause, restarts },
-    }
-}
-
-/// Undoes what the journal names; returns what could not be undone.
-pub(super) async fn undo(host: &HostRoot, journal: &Journal) -> Vec<String> {
-    let undone = journal.undo(host);
-    let mut failures = undone.failures;
-    if undone.config_changed.is_some() {
-        let result = match gather(host, Some(&journal.root), true).await {
-            Ok(facts) => cut(&facts, &journal.declares).map_err(Error::from),
-            Err(error) => Err(error),
-        };
-        let written = result.and_then(|changes| {
-            for change in changes {
-                let now = text_digest(change.before.as_deref());
-                let after = change.after.as_deref();
-                put_config(host, &change.path, after, now.as_deref())?;
-            }
-            Ok(())
-        });
-        failures.extend(written.err().map(|error| error.to_string()));
-    }
-    failures
-}
-
-/// Removes the journal of a change that was undone, and the folders that were made for it.
-pub(super) fn forget(host: &HostRoot, journal: &Journal) -> Result<(), Error> {
-    journal.discard(host)?;
-    host.discard_new(STATE_FILE);
-    host.discard_new(JOURNAL_FILE);
-    host.remove_file(JOURNAL_FILE)?;
-    for step in journal.undo.iter().rev() {
-        if let Undo::Folder { path } = step {
-            host.remove_folder(path)?;
-        }
-    }
-    Ok(())
-}
-
-/// Has containerd serve what was put back, and returns what that is. `running` is the one that may have been restarted on the change;
-/// where it is still the one from before that, it serves what was put back, as will any that is started from now on.
-pub(super) async fn bring_back(
-    host: &HostRoot,
-    journal: &mut Journal,
-    running: Option<&Daemon>,
-    restarts: &mut u32,
-) -> Result<Served, restart::Error> {
-    let now = find_daemon(host).ok().flatten().map(|now| now.process);
-    if !journal.undone
-        && now.is_some()
-        && now == journal.process
-        && let Ok(served) = cri::served(host, &journal.socket).await
-        && served.ready
-    {
-        return Ok(served);
-    }
-    journal.undone = true;
-    journal.process = running.map(|daemon| daemon.process);
-    // Best effort: without that note the next run asks for another restart.
-    let _ = journal.save(host);
-    let (service, socket) = (journal.service(), &journal.socket);
-    let (served, _) = restart(host, &service, socket, running, restarts).await?;
-    Ok(served)
 }

@@ -2,11 +2,142 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
+
 use super::cri::Served;
 use super::facts::Facts;
 use super::plan::HostPlan;
 use super::site::declarations;
-use crate::containerd_config::Handler;
+use crate::containerd_config::{Handler, Value};
+use crate::handoff::OptionValue;
+
+type Options = BTreeMap<String, OptionValue>;
+
+/// What containerd serves before a change and should serve after it, as a journal notes it: whoever finds the change half done holds
+/// containerd to this.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Expected {
+    /// The default runtime.
+    default: String,
+    /// Everything that is served before, ours and others', by handler.
+    served: BTreeMap<String, Noted>,
+    /// Handlers that the change concerns.
+    ours: BTreeSet<String>,
+    /// Those of them that are declared before.
+    was: BTreeMap<String, Noted>,
+    /// Those of them that the change declares.
+    becomes: BTreeMap<String, Noted>,
+}
+
+/// One handler.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Noted {
+    runtime_type: String,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    options: Options,
+}
+
+impl Expected {
+    /// What `plan` should come to, where it is known what is served before it.
+    pub(super) fn of(facts: &Facts, plan: &HostPlan) -> Option<Self> {
+        let before = facts.served.as_ref().ok()?;
+        let served = before.handlers.iter().map(|(name, runtime_type)| {
+            let options = before.options.get(name).map(noted).unwrap_or_default();
+            let runtime_type = runtime_type.clone();
+            let noted = Noted {
+                runtime_type,
+                options,
+            };
+            (name.clone(), noted)
+        });
+        Some(Self {
+            default: before.default.clone(),
+            served: served.collect(),
+            ours: plan.ours.clone(),
+            was: note(&declared_before(facts, plan)),
+            becomes: note(&plan.declared),
+        })
+    }
+
+    /// The handlers that the change declares.
+    pub(super) fn declared(&self) -> Vec<Handler> {
+        handlers(&self.becomes)
+    }
+
+    /// Whether containerd serves the change: see [`prove`].
+    ///
+    /// # Errors
+    /// Says in one sentence what differs.
+    pub(super) fn prove_change(&self, served: &Served) -> Result<(), String> {
+        prove(&self.before(), served, &self.declared(), &self.ours)
+    }
+
+    /// Whether containerd serves what it did before the change: see [`prove`].
+    ///
+    /// # Errors
+    /// Says in one sentence what differs.
+    pub(super) fn prove_undone(&self, served: &Served) -> Result<(), String> {
+        prove(&self.before(), served, &handlers(&self.was), &self.ours)
+    }
+
+    pub(super) fn before(&self) -> Served {
+        let handlers = self.served.iter();
+        let options = self.served.iter();
+        Served {
+            ready: true,
+            default: self.default.clone(),
+            handlers: handlers
+                .map(|(name, noted)| (name.clone(), noted.runtime_type.clone()))
+                .collect(),
+            options: options
+                .filter(|(_, noted)| !noted.options.is_empty())
+                .map(|(name, noted)| (name.clone(), values(&noted.options)))
+                .collect(),
+        }
+    }
+}
+
+fn note(handlers: &[Handler]) -> BTreeMap<String, Noted> {
+    let handlers = handlers.iter().map(|handler| {
+        let noted = Noted {
+            runtime_type: handler.runtime_type.clone(),
+            options: noted(&handler.options),
+        };
+        (handler.name.clone(), noted)
+    });
+    handlers.collect()
+}
+
+fn handlers(noted: &BTreeMap<String, Noted>) -> Vec<Handler> {
+    let noted = noted.iter().map(|(name, noted)| Handler {
+        name: name.clone(),
+        runtime_type: noted.runtime_type.clone(),
+        options: values(&noted.options),
+    });
+    noted.collect()
+}
+
+fn noted(options: &BTreeMap<String, Value>) -> Options {
+    let value = |value: &Value| match value {
+        Value::Boolean(value) => OptionValue::Boolean(*value),
+        Value::Integer(value) => OptionValue::Integer(*value),
+        Value::String(value) => OptionValue::String(value.clone()),
+    };
+    let options = options.iter();
+    options.map(|(key, it)| (key.clone(), value(it))).collect()
+}
+
+fn values(options: &Options) -> BTreeMap<String, Value> {
+    let value = |value: &OptionValue| match value {
+        OptionValue::Boolean(value) => Value::Boolean(*value),
+        OptionValue::Integer(value) => Value::Integer(*value),
+        OptionValue::String(value) => Value::String(value.clone()),
+    };
+    let options = options.iter();
+    options.map(|(key, it)| (key.clone(), value(it))).collect()
+}
 
 /// Whether the running containerd has loaded exactly what is declared as ours.
 pub(super) fn is_served(served: &Served, declared: &[Handler], ours: &BTreeSet<String>) -> bool {
@@ -72,4 +203,78 @@ pub fn prove(
         return Err("containerd does not list the handlers as they are declared".to_owned());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    fn entry(name: &str, path: &str) -> (String, Noted) {
+        let noted = Noted {
+            runtime_type: path.to_owned(),
+            options: BTreeMap::from([("Level".to_owned(), OptionValue::Integer(7))]),
+        };
+        (name.to_owned(), noted)
+    }
+
+    /// What a change expects by which `a` comes and `b` goes, beside a `runc` of somebody else.
+    fn expected() -> Expected {
+        let runc = || entry("runc", "io.containerd.runc.v2");
+        let b = || entry("b", "/bin/b");
+        let expected = Expected {
+            default: "runc".to_owned(),
+            served: [runc(), b()].into(),
+            ours: ["a", "b"].map(str::to_owned).into(),
+            was: [b()].into(),
+            becomes: [entry("a", "/bin/a")].into(),
+        };
+        // As a later run finds it.
+        let text = serde_json::to_string(&expected).unwrap();
+        assert_eq!(serde_json::from_str::<Expected>(&text).unwrap(), expected);
+        expected
+    }
+
+    fn served(handlers: &[(&str, &str)], default: &str) -> Served {
+        let runc = [("runc", "io.containerd.runc.v2")];
+        let options = BTreeMap::from([("Level".to_owned(), Value::Integer(7))]);
+        let handlers = handlers.iter().chain(&runc);
+        Served {
+            ready: true,
+            default: default.to_owned(),
+            handlers: handlers
+                .clone()
+                .map(|(name, path)| ((*name).to_owned(), (*path).to_owned()))
+                .collect(),
+            options: handlers
+                .map(|(name, _)| ((*name).to_owned(), options.clone()))
+                .collect(),
+        }
+    }
+
+    #[rstest]
+    #[case::the_change(&[("a", "/bin/a")], "runc", true, false)]
+    #[case::what_was_before(&[("b", "/bin/b")], "runc", false, true)]
+    #[case::ours_at_another_path(&[("a", "/bin/other")], "runc", false, false)]
+    #[case::what_should_be_gone(&[("a", "/bin/a"), ("b", "/bin/b")], "runc", false, false)]
+    #[case::another_default(&[("a", "/bin/a")], "a", false, false)]
+    #[case::one_of_somebody_else(&[("a", "/bin/a"), ("c", "/bin/c")], "runc", false, false)]
+    #[case::nothing_of_ours(&[], "runc", false, false)]
+    fn a_later_run_holds_containerd_to_what_the_journal_expects(
+        #[case] handlers: &[(&str, &str)],
+        #[case] default: &str,
+        #[case] is_changed: bool,
+        #[case] is_undone: bool,
+    ) {
+        let (expected, served) = (expected(), served(handlers, default));
+        assert_eq!(expected.prove_change(&served).is_ok(), is_changed);
+        assert_eq!(expected.prove_undone(&served).is_ok(), is_undone);
+        assert_eq!(expected.before() == served, is_undone);
+        let starting = Served {
+            ready: false,
+            ..served
+        };
+        assert!(expected.prove_change(&starting).is_err());
+    }
 }

@@ -44,8 +44,7 @@ pub(super) fn check_restart(facts: &Facts, want: &Want) -> Result<(), Error> {
 /// Where a restart ends every pod of the node, or might.
 pub(super) fn spares_pods(facts: &Facts) -> Result<(), Error> {
     match &facts.kill_mode {
-        // systemd.kill(5): both leave the shims alone.
-        Ok(mode) if matches!(mode.as_str(), "process" | "none") => Ok(()),
+        Ok(mode) if spares(mode) => Ok(()),
         Ok(_) if facts.distro.restart == Restart::ContainerInit => Err(Error::Container),
         Ok(mode) => Err(Error::KillMode {
             unit: facts.unit(),
@@ -53,4 +52,9 @@ pub(super) fn spares_pods(facts: &Facts) -> Result<(), Error> {
         }),
         Err(words) => Err(Error::KillModeUnknown(words.clone())),
     }
+}
+
+/// Whether the processes of pods outlive a restart of a unit with this `KillMode` (systemd.kill(5)).
+pub(super) fn spares(mode: &str) -> bool {
+    matches!(mode, "process" | "none")
 }

@@ -4,6 +4,7 @@ use super::Error;
 use super::facts::{Facts, path_of, standing, verified};
 use super::perform::Failure;
 use super::plan::HostPlan;
+use super::rollback::Tally;
 use super::state::Places;
 use super::text::printable;
 use crate::handoff::{
@@ -147,23 +148,32 @@ pub(super) fn failed(mut report: ProvisionReport, error: &Error) -> ProvisionRep
     report
 }
 
+/// Adds restarts to those that the report has.
+pub(super) fn count(report: &mut ProvisionReport, tally: Tally) {
+    report.restarts += tally.restarts;
+    let away = tally.away.map(|away| away.as_millis());
+    if let Some(away) = away.and_then(|away| u64::try_from(away).ok()) {
+        report.cri_away_ms = Some(report.cri_away_ms.unwrap_or_default() + away);
+    }
+}
+
 /// A report of a change that was not carried out.
 pub(super) fn unhappy(report: ProvisionReport, failure: Failure) -> ProvisionReport {
     match failure {
         Failure::Refused(cause) => failed(report, &cause),
-        Failure::RolledBack { cause, restarts } => {
+        Failure::RolledBack { cause, tally } => {
             let mut report = failed(report, &cause);
             report.reason = report
                 .reason
                 .map(|reason| format!("{reason}, so everything was put back as it was"));
             report.result = Outcome::RolledBack;
-            report.restarts += restarts;
+            count(&mut report, tally);
             report
         }
         Failure::Broken {
             cause,
             failures,
-            restarts,
+            tally,
         } => {
             let mut report = failed(report, &cause);
             let words = failures.join(", and ");
@@ -172,7 +182,7 @@ pub(super) fn unhappy(report: ProvisionReport, failure: Failure) -> ProvisionRep
                 Some("log in to the node and repair containerd, then run farrier again".to_owned());
             report.result = Outcome::Broken;
             report.changed = true;
-            report.restarts += restarts;
+            count(&mut report, tally);
             report
         }
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::daemon::find_daemon;
 use super::distro::{DistroSpec, Restart};
 use super::exec;
 use super::facts::SMALL;
@@ -41,12 +42,18 @@ pub enum Error {
     },
     /// We are in a pod that has process numbers of its own.
     #[error(
-        "containerd can't be restarted from a pod with process numbers of its own on a host without systemd; set job.hostPID among the chart's values, or run farrier on the node"
+        "containerd can't be restarted from a pod with process numbers of its own where systemd does not do it; set job.hostPID among the chart's values, or run farrier on the node"
     )]
     OtherProcesses,
     /// The kernel refused the signal.
-    #[error("process 1 of the host can't be ended: {0}")]
-    Signal(nix::Error),
+    #[error("process {process} of the host can't be ended: {source}; see who runs it on the node")]
+    Signal {
+        /// Its number.
+        process: u32,
+        /// What the system says.
+        #[source]
+        source: nix::Error,
+    },
 }
 
 /// Who runs the services of a host.
@@ -65,6 +72,8 @@ pub struct Service {
     pub restart: Restart,
     /// How long containerd may take to serve after that.
     pub serve_limit: Duration,
+    /// Whether a supervisor that watches files has one of them to see; only that of [`Restart::Watched`] does.
+    pub told: bool,
 }
 
 /// `OpenRC` installs it there on every distribution that has it.
@@ -80,6 +89,7 @@ impl Service {
             unit: unit.to_owned(),
             restart: row.restart,
             serve_limit: row.serve_limit,
+            told: true,
         }
     }
 
@@ -92,6 +102,7 @@ impl Service {
             (Restart::ContainerInit, _) | (Restart::Service, Ok(Manager::OpenRc)) => {
                 same_processes(host)
             }
+            (Restart::Watched, _) if !self.told => same_processes(host),
             (Restart::Watched | Restart::Service, _) => Ok(()),
         }
     }
@@ -113,17 +124,20 @@ impl Service {
         }
     }
 
-    /// Restarts it and waits until its manager says that it runs. Where somebody else restarts it, there is nothing to wait for.
+    /// Restarts it and waits until its manager says that it runs. Where somebody else restarts it, there is nothing to wait for; where
+    /// nobody told its supervisor to, its process is ended, which that starts again (k0s: `pkg/supervisor`).
     ///
     /// # Errors
     /// When it does not restart.
     pub async fn restart(&self, host: &HostRoot) -> Result<(), Error> {
         match self.restart {
-            Restart::Watched => Ok(()),
-            Restart::ContainerInit => {
-                same_processes(host)?;
-                kill(Pid::from_raw(1), Signal::SIGTERM).map_err(Error::Signal)
-            }
+            Restart::Watched if self.told => Ok(()),
+            Restart::Watched => match find_daemon(host).ok().flatten() {
+                Some(daemon) => end(host, daemon.process.0),
+                // It is being started already.
+                None => Ok(()),
+            },
+            Restart::ContainerInit => end(host, 1),
             Restart::Service => match self.manager(host)? {
                 Manager::Systemd => Ok(Systemd::connect(host).await.restart(&self.unit).await?),
                 Manager::OpenRc => {
@@ -178,6 +192,16 @@ impl Service {
         }
         Ok(mode.to_owned())
     }
+}
+
+/// Asks a process of the host to end.
+fn end(host: &HostRoot, process: u32) -> Result<(), Error> {
+    same_processes(host)?;
+    // A negative number would mean a group of processes (kill(2)).
+    let number = i32::try_from(process).map_err(|_| nix::Error::ESRCH);
+    number
+        .and_then(|number| kill(Pid::from_raw(number), Signal::SIGTERM))
+        .map_err(|source| Error::Signal { process, source })
 }
 
 /// A process can neither be signalled nor started where its number is not known (`pid_namespaces(7)`): a pod that does not share the
@@ -277,6 +301,17 @@ mod tests {
         if let Err(error) = reachable {
             assert!(error.to_string().contains("job.hostPID"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_supervisor_that_nobody_told_needs_the_host_s_processes() {
+        let (_folder, host) = host(&[]);
+        let service = Service {
+            told: false,
+            ..service("k0s")
+        };
+        let error = service.check_reachable(&host).unwrap_err().to_string();
+        assert!(error.contains("job.hostPID"), "{error}");
     }
 
     #[rstest]

@@ -165,3 +165,26 @@ fn a_change_whose_undoing_ends_its_own_pod_is_undone_without_another_restart() {
         node.assert_healthy();
     });
 }
+
+#[test]
+fn undoing_a_change_ends_no_pods_without_leave() {
+    on_each(|release| {
+        let node = Node::new(release);
+        let whole = Whole::of(&node);
+        // Whatever is in the service's cgroup ends with it.
+        node.write("/etc/rc.conf", b"rc_cgroup_cleanup=\"YES\"\n", 0o644);
+        let leave = [&INSTALL[..], &["--allow-pod-restarts"]].concat();
+        dies(&node, &leave, "dies-without-cri");
+        let before = (node.tree(), node.process());
+        let (status, report) = node.change(&INSTALL);
+        assert_eq!((status, report.result), (3, Outcome::Refused), "{report:?}");
+        assert!(report.remedy.unwrap().contains("--allow-pod-restarts"));
+        assert_eq!((node.tree(), node.process()), before);
+        let (status, report) = node.change(&leave);
+        assert_eq!((status, report.restarts), (0, 2), "{report:?}");
+        // The one that undid the change, and the one of the next.
+        assert!(report.cri_away_ms.is_some(), "{report:?}");
+        std::fs::remove_file(node.path("/etc/rc.conf")).unwrap();
+        assert_eq!(node.tree(), whole.with);
+    });
+}

@@ -8,6 +8,7 @@ use farrier::handoff::{Outcome, ProvisionReport};
 use rstest::rstest;
 
 use crate::node::{Node, on_each, releases};
+use crate::trace::is_killed_at;
 
 /// A k3s under `OpenRC`, which renders its template at each start.
 pub const K3S: &str = r#"name=k3s folder=/var/lib/rancher/k3s/agent/etc/containerd
@@ -210,14 +211,8 @@ fn a_managed_node_is_told_by_the_kubelet_that_runs_there(
     assert_eq!(report.distro.as_deref(), Some(expected));
 }
 
-#[rstest]
-#[case::of_1_7(1, BASE_2, "v1.35.1+k0s.0")]
-#[case::of_2_1(2, BASE_3, "v1.36.0+k0s.0")]
-fn a_snippet_of_k0s_is_taken_up_by_its_own_supervisor(
-    #[case] release: usize,
-    #[case] base: &str,
-    #[case] version: &str,
-) {
+/// A k0s on which nothing runs yet.
+fn k0s(release: usize, base: &str, version: &str) -> Node {
     let node = node(release, K0S, "/var/lib/k0s/bin/containerd", base);
     let version_of_file = &base[..base.find('\n').unwrap()];
     let root = format!(
@@ -231,8 +226,71 @@ fn a_snippet_of_k0s_is_taken_up_by_its_own_supervisor(
         0o755,
     );
     node.start_service("k0s");
+    node
+}
+
+#[rstest]
+#[case::of_1_7(1, BASE_2, "v1.35.1+k0s.0")]
+#[case::of_2_1(2, BASE_3, "v1.36.0+k0s.0")]
+fn a_snippet_of_k0s_is_taken_up_by_its_own_supervisor(
+    #[case] release: usize,
+    #[case] base: &str,
+    #[case] version: &str,
+) {
+    let node = k0s(release, base, version);
     node.leave(WATCHER);
     comes_and_goes(&node, "k0s", "/etc/k0s/containerd.d/farrier.toml");
+}
+
+/// Starts containerd when it has ended, and sees no files.
+const SUPERVISOR: &str = "while sleep 0.05; do
+    kill -0 $(cat /run/containerd.pid) 2>/dev/null || /sbin/rc-service k0s restart
+done";
+
+#[test]
+fn a_containerd_of_k0s_that_nobody_told_of_its_snippet_is_ended_and_started_again() {
+    let node = k0s(2, BASE_3, "v1.36.0+k0s.0");
+    let install = ["install", "--shim=a=file:///srv/a"];
+    // As before the first start, which this containerd did not come from.
+    let (status, report) = node.change(&[&install[..], &["--offline"]].concat());
+    assert_eq!((status, report.result), (0, Outcome::Applied), "{report:?}");
+    let tree = node.tree();
+    let (status, report) = node.change_from_a_pod(&install);
+    assert_eq!((status, report.result), (3, Outcome::Refused), "{report:?}");
+    assert_remedy(&report, "job.hostPID");
+    assert_eq!(node.tree(), tree);
+
+    node.leave(SUPERVISOR);
+    let process = node.process();
+    let (status, report) = node.change(&install);
+    assert_eq!((status, report.restarts), (0, 1), "{report:?}");
+    assert!(report.handlers[0].served, "{report:?}");
+    assert_ne!(node.process(), process);
+    node.assert_healthy();
+}
+
+/// From the write on the restart may come, and with it the end of whoever wrote.
+#[test]
+fn a_restart_that_a_write_brings_about_is_noted_before_it() {
+    let node = k0s(2, BASE_3, "v1.36.0+k0s.0");
+    node.leave(WATCHER);
+    let command = node.command(&["install", "--shim=a=file:///srv/a"]);
+    let snippet = node.path("/etc/k0s/containerd.d/farrier.toml");
+    for nth in 1.. {
+        assert!(is_killed_at(&command, nth), "nothing was written");
+        if snippet.exists() {
+            break;
+        }
+    }
+    let journal = fs::read_to_string(node.path("/var/lib/farrier/journal.json")).unwrap();
+    assert!(journal.contains("\"restarting\":true"), "{journal}");
+    // The supervisor may be at work still, and one that is away is not changed.
+    let since = Instant::now();
+    while let (status @ 1.., report) = node.change(&["install", "--shim=a=file:///srv/a"]) {
+        assert_eq!((status, report.result), (3, Outcome::Refused), "{report:?}");
+        assert!(since.elapsed() < Duration::from_secs(10), "{report:?}");
+    }
+    node.assert_healthy();
 }
 
 #[test]

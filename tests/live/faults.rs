@@ -31,10 +31,36 @@ fn assert_rolled_back(release: &Path, faults: &[&str], words: &str) {
     );
     // The one on the change, and the one on what was put back.
     assert_eq!(report.restarts, 2, "{report:?}");
+    assert!(report.cri_away_ms.is_some(), "{report:?}");
     assert_eq!(node.tree(), before);
     node.assert_healthy();
     let (status, report) = node.change(&INSTALL);
     assert_eq!((status, report.result), (0, Outcome::Applied), "{report:?}");
+}
+
+/// Refuses what it is to judge, and notes which shims stand by then.
+const JUDGE: &str = r#"#!/bin/bash
+case "$*" in
+    *farrier-candidate*) ls /opt/farrier/bin >/run/linked; echo "no such plugin" >&2; exit 1;;
+esac
+exec /usr/local/bin/judge "$@"
+"#;
+
+#[test]
+fn no_binary_is_linked_before_containerd_takes_the_configuration() {
+    on_each(|release| {
+        let node = Node::new(release);
+        let program = node.path("/usr/local/bin/containerd");
+        fs::rename(&program, node.path("/usr/local/bin/judge")).unwrap();
+        node.write("/usr/local/bin/containerd", JUDGE.as_bytes(), 0o755);
+        let before = node.tree();
+        let (status, report) = node.change(&INSTALL);
+        assert_eq!((status, report.result), (3, Outcome::Refused), "{report:?}");
+        assert!(report.reason.unwrap().contains("no such plugin"));
+        let linked = fs::read_to_string(node.path("/run/linked")).unwrap();
+        assert_eq!(linked, "");
+        assert_eq!(node.tree(), before);
+    });
 }
 
 #[test]
@@ -45,6 +71,7 @@ fn a_containerd_that_was_never_restarted_is_left_running() {
         node.fail(&["ignored"]);
         let (status, report) = node.change(&INSTALL);
         assert_eq!((status, report.restarts), (4, 0), "{report:?}");
+        assert_eq!(report.cri_away_ms, None);
         assert_eq!((node.tree(), node.process()), before);
         node.assert_healthy();
     });
