@@ -191,12 +191,15 @@ pub struct Uninstall {
     /// Where the host is.
     #[command(flatten)]
     pub host: Host,
-    /// Name of a shim that the command line installed.
+    /// Name of a shim that the command line or a predecessor installed.
     #[arg(long, value_name = "NAME")]
     pub shim: Vec<String>,
     /// Everything that Farrier put on this host, whoever asked for it.
     #[arg(long)]
     pub all: bool,
+    /// The root configuration file that containerd reads; without it the running daemon, its unit and the last change say.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// Nothing runs under the host root: restart nothing, ask no CRI.
     #[arg(long)]
     pub offline: bool,
@@ -228,6 +231,9 @@ pub struct Doctor {
     /// Where the host is.
     #[command(flatten)]
     pub host: Host,
+    /// The root configuration file that containerd reads; without it the running daemon, its unit and the last change say.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// Look at files alone, as in an unpacked image where nothing runs.
     #[arg(long)]
     pub offline: bool,

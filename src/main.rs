@@ -155,6 +155,7 @@ async fn run_uninstall(uninstall: cli::Uninstall) -> ExitCode {
         host,
         shim,
         all,
+        config,
         offline,
         allow_pod_restarts,
         output,
@@ -162,6 +163,7 @@ async fn run_uninstall(uninstall: cli::Uninstall) -> ExitCode {
     let report = installer::uninstall(UninstallOptions {
         host_root: host.host_root,
         shims: (!all).then(|| shim.into_iter().collect()),
+        config,
         offline,
         allow_pod_restarts,
     })
@@ -194,10 +196,12 @@ async fn run_fetch(fetch: cli::Fetch) -> ExitCode {
 async fn run_doctor(doctor: cli::Doctor) -> ExitCode {
     let cli::Doctor {
         host,
+        config,
         offline,
         output,
     } = doctor;
-    let diagnosis = match installer::doctor(&host.host_root, offline).await {
+    let diagnosed = installer::doctor(&host.host_root, config.as_deref(), offline).await;
+    let diagnosis = match diagnosed {
         Ok(diagnosis) => diagnosis,
         Err(error) => return fail(&error),
     };

@@ -7,7 +7,7 @@ mod support;
 
 use std::os::unix::fs::symlink;
 
-use farrier::handoff::{OptionValue, Outcome, ProvisionReport};
+use farrier::handoff::{OptionValue, Outcome, ProvisionReport, ShimRequest};
 use farrier::installer::host::HostRoot;
 use farrier::installer::journal::{Journal, Undo};
 use farrier::names::sha256_hex;
@@ -98,7 +98,9 @@ async fn an_artifact_that_was_replaced_on_the_host_is_read_again() {
 
 /// What `doctor` finds wrong with a host on which nothing runs.
 async fn problems(host: &Host) -> Vec<String> {
-    let diagnosis = farrier::installer::doctor(host.root(), true).await.unwrap();
+    let diagnosis = farrier::installer::doctor(host.root(), None, true)
+        .await
+        .unwrap();
     assert_eq!(diagnosis.healthy, diagnosis.findings.is_empty());
     let findings = diagnosis.findings.into_iter();
     findings.map(|finding| finding.problem).collect()
@@ -115,18 +117,39 @@ async fn doctor_finds_no_fault_with_an_image_that_is_as_it_was_left() {
 #[tokio::test]
 async fn doctor_names_what_a_killed_run_left_behind() {
     let host = host();
+    host.write(
+        "/srv/config/real.toml",
+        b"version = 2\nimports = ['/srv/parts/*.toml']\n",
+    );
+    let config = host.path("/etc/containerd/config.toml");
+    std::fs::remove_file(&config).unwrap();
+    symlink("/srv/config/real.toml", &config).unwrap();
+    let theirs = "[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.k]\nruntime_type = '/opt/kwasm/bin/containerd-shim-k'\n";
+    host.write(
+        "/srv/parts/k.toml",
+        format!("version = 2\n{theirs}").as_bytes(),
+    );
+    host.write("/opt/kwasm/bin/containerd-shim-k", &program(3));
     host.install(&[shim("a")], &[]).await;
     let left = [
         "/etc/containerd/config.toml.farrier-candidate".to_owned(),
+        "/etc/containerd/config.toml.1.farrier-import".to_owned(),
+        "/srv/config/real.toml.farrier-new".to_owned(),
+        "/srv/parts/farrier.toml.farrier-new".to_owned(),
+        "/opt/kwasm/kwasm-lock.json.farrier-new".to_owned(),
+        "/opt/kwasm/bin/containerd-shim-k.farrier-old".to_owned(),
         "/opt/farrier/bin/containerd-shim-a.farrier-new".to_owned(),
+        "/var/lib/farrier/state.json.farrier-new".to_owned(),
         format!("/opt/farrier/store/{}", "0".repeat(64)),
     ];
     for path in &left {
         host.write(path, b"");
     }
     let problems = problems(&host).await;
-    let expected = left.map(|path| format!("{path} was left behind by a former run"));
-    assert_eq!(problems, expected);
+    for path in &left {
+        let named = |problem: &&String| problem.starts_with(&format!("{path} was left"));
+        assert_eq!(problems.iter().filter(named).count(), 1, "{path}");
+    }
 }
 
 /// What scripts rely on: the exit status of the real program.
@@ -504,6 +527,67 @@ async fn a_drifted_binary_is_found_by_doctor_and_repaired_by_install() {
     let report = host.install(&[shim("a")], &[]).await;
     assert_eq!(report.result, Outcome::Applied, "{report:?}");
     assert_eq!(std::fs::read(host.path(&stored)).unwrap(), program(1));
+}
+
+#[tokio::test]
+async fn a_damaged_binary_is_in_the_way_of_no_other_shim() {
+    let host = host();
+    host.install(&[shim("a"), shim("b")], &[]).await;
+    let stored = format!("/opt/farrier/store/{}", sha256_hex(&program(1)));
+    host.write(&stored, b"something else");
+    let report = host.uninstall(Some(&["b"])).await;
+    assert_eq!(report.result, Outcome::Partial, "{report:?}");
+    let reason = report.reason.unwrap();
+    assert_eq!(reason, "shim a: its binary is lost or damaged");
+    assert!(!host.path("/opt/farrier/bin/containerd-shim-b").exists());
+    let mut options = host.named(&[shim("b")], &[]);
+    options.keep_others = true;
+    let report = farrier::installer::install(options).await;
+    assert_eq!(report.result, Outcome::Partial, "{report:?}");
+    let report = host.install(&[shim("a"), shim("b")], &[]).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    assert_eq!(std::fs::read(host.path(&stored)).unwrap(), program(1));
+}
+
+#[tokio::test]
+async fn a_dry_run_names_what_is_cleared_and_nothing_that_is_somebody_else_s() {
+    let host = host();
+    host.install(&[shim("a"), shim("b")], &[]).await;
+    for theirs in ["store/notes", "bin/containerd-shim-a.bak"] {
+        host.write(&format!("/opt/farrier/{theirs}"), b"theirs");
+    }
+    let plan = async |shims: &[ShimRequest]| {
+        let options = host.named(shims, &[]);
+        farrier::installer::preview(&options).await.text
+    };
+    assert!(
+        plan(&[shim("a"), shim("b")])
+            .await
+            .contains("nothing to do")
+    );
+    let before = host.tree(false);
+    let text = plan(&[shim("a")]).await;
+    host.install(&[shim("a")], &[]).await;
+    let after = host.tree(false);
+    let mut gone: Vec<String> = before
+        .keys()
+        .filter(|path| !after.contains_key(*path))
+        .map(|path| {
+            format!(
+                "remove /{}",
+                path.strip_prefix(host.root()).unwrap().display()
+            )
+        })
+        .collect();
+    let mut named: Vec<String> = text
+        .lines()
+        .filter(|line| line.starts_with("remove "))
+        .map(str::to_owned)
+        .collect();
+    gone.sort();
+    named.sort();
+    assert_eq!(named, gone);
+    assert_eq!(named.len(), 2);
 }
 
 #[tokio::test]

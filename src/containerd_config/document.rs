@@ -8,10 +8,11 @@ use std::ops::Range;
 use toml_edit::{InlineTable, Item, Key, Table, TableLike};
 
 use super::braces::entries_of;
+use super::judge::DUMP;
 use super::notation::{BRACES_MARK, MARK};
 use super::runtimes::RUNC;
 use super::tree::{Tree, tree_of_table};
-use super::{DeclaredHandler, Error, PluginId, TEXT_LIMIT, Value};
+use super::{DUMP_LIMIT, DeclaredHandler, Error, PluginId, TEXT_LIMIT, Value};
 
 /// The text of a file and its parsed form.
 pub(super) struct Document<'a> {
@@ -42,6 +43,21 @@ impl<'a> Document<'a> {
                 path: path.to_owned(),
             });
         }
+        Self::parse_whole(path, source)
+    }
+
+    /// Parses what `containerd config dump` prints: all files that are loaded, and the defaults.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub(super) fn parse_dump(dump: &'a str) -> Result<Self, Error> {
+        if dump.len() > DUMP_LIMIT {
+            return Err(Error::LongDump);
+        }
+        Self::parse_whole(DUMP, dump)
+    }
+
+    fn parse_whole(path: &'a str, source: &'a str) -> Result<Self, Error> {
         let (text, byte_order_mark) = match source.strip_prefix('\u{feff}') {
             Some(text) => (text, true),
             None => (source, false),

@@ -17,7 +17,7 @@ pub(super) const DUMP: &str = "the dump of containerd's configuration";
 /// # Errors
 /// When the dump is no TOML or not shaped as a configuration.
 pub fn runtimes_of_dump(dump: &str) -> Result<(String, BTreeMap<String, DeclaredHandler>), Error> {
-    let document = Document::parse(DUMP, dump)?;
+    let document = Document::parse_dump(dump)?;
     let tree = document.tree();
     // A dump uses the newest id that its release knows, whatever the files use.
     for plugin in PluginId::ALL.into_iter().rev() {
@@ -45,6 +45,20 @@ pub fn runtimes_of_dump(dump: &str) -> Result<(String, BTreeMap<String, Declared
     Ok((String::new(), BTreeMap::new()))
 }
 
+/// The path of the socket that a dump says containerd listens on, absolute.
+///
+/// 1.6 to 2.2 print it in `grpc` (`services/server/config`), 2.3 and later as a plugin's (`plugins/server/grpc`).
+#[must_use]
+pub fn address_of_dump(dump: &str) -> Option<String> {
+    let tree = Document::parse_dump(dump).ok()?.tree();
+    let places: [&[&str]; 2] = [
+        &["plugins", "io.containerd.server.v1.grpc", "address"],
+        &["grpc", "address"],
+    ];
+    let mut found = places.iter().filter_map(|place| leaf(&tree, place));
+    found.find(|address| address.starts_with('/'))
+}
+
 /// Whether the candidate changes only what is ours.
 ///
 /// `before` and `after` are dumps of the same daemon; `ours` names the handlers that may appear, change or go. `runc` may lose
@@ -54,7 +68,7 @@ pub fn runtimes_of_dump(dump: &str) -> Result<(String, BTreeMap<String, Declared
 /// Names the first key that differs, or says that the default runtime would be missing.
 pub fn judge(before: &str, after: &str, ours: &BTreeSet<String>) -> Result<(), Error> {
     let values = |dump: &str| -> Result<Tree, Error> {
-        let mut tree = Document::parse(DUMP, dump)?.tree();
+        let mut tree = Document::parse_dump(dump)?.tree();
         if let Tree::Table(root) = &mut tree {
             root.remove("imports");
         }
@@ -117,7 +131,7 @@ fn settle(tree: &mut Tree) {
 mod tests {
     use rstest::rstest;
 
-    use super::super::Value;
+    use super::super::{DUMP_LIMIT, TEXT_LIMIT, Value};
     use super::*;
 
     /// What containerd 1.7 prints of its defaults, shortened.
@@ -178,6 +192,31 @@ BinaryName = ""
             judge(&broken, &broken, &ours()),
             Err(Error::NoDefault { name })
         );
+    }
+
+    #[rstest]
+    #[case::of_1_and_2("version = 3\n[grpc]\naddress = '/run/c.sock'\n", Some("/run/c.sock"))]
+    #[case::of_2_4(
+        "version = 4\n[plugins.'io.containerd.server.v1.grpc']\naddress = '/run/c.sock'\n",
+        Some("/run/c.sock")
+    )]
+    #[case::none("[grpc]\naddress = ''\n", None)]
+    #[case::relative("[grpc]\naddress = 'c.sock'\n", None)]
+    #[case::no_toml("[", None)]
+    fn the_socket_is_where_the_configuration_has_it(
+        #[case] dump: &str,
+        #[case] expected: Option<&str>,
+    ) {
+        assert_eq!(address_of_dump(dump).as_deref(), expected);
+    }
+
+    #[test]
+    fn a_dump_may_be_longer_than_a_file() {
+        let comment = format!("# {}\n", "x".repeat(TEXT_LIMIT));
+        let dump = format!("{BEFORE}{comment}");
+        assert_eq!(judge(&dump, &dump, &ours()), Ok(()));
+        let dump = format!("{dump}{}", comment.repeat(DUMP_LIMIT / TEXT_LIMIT));
+        assert_eq!(judge(&dump, &dump, &ours()), Err(Error::LongDump));
     }
 
     #[test]

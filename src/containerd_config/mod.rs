@@ -8,6 +8,7 @@ mod braces;
 mod document;
 mod imports;
 mod judge;
+mod moved;
 mod needs;
 mod notation;
 mod pattern;
@@ -22,7 +23,8 @@ mod tree;
 use std::collections::{BTreeMap, BTreeSet};
 
 pub use imports::{clean, imports, with_imports};
-pub use judge::{holds, judge, runtimes_of_dump};
+pub use judge::{address_of_dump, holds, judge, runtimes_of_dump};
+pub use moved::without_ours;
 pub use needs::{Need, needs};
 pub use pattern::Pattern;
 pub use placement::place;
@@ -33,6 +35,9 @@ pub use template::{edit_template, is_template, template_handlers};
 
 /// The most text that is read as one configuration, in bytes. `containerd config dump` prints 20 KiB; a host's file is hostile input.
 pub const TEXT_LIMIT: usize = 1 << 20;
+
+/// The longest dump that is read, in bytes: some files at their limit and the defaults, and thousands of registry entries.
+pub const DUMP_LIMIT: usize = 4 << 20;
 
 /// Release of a containerd.
 ///
@@ -192,6 +197,11 @@ pub enum Error {
         /// The file.
         path: String,
     },
+    /// What containerd prints is longer than [`DUMP_LIMIT`].
+    #[error(
+        "containerd prints more than {DUMP_LIMIT} bytes of its configuration; shorten the files that it loads"
+    )]
+    LongDump,
     /// A byte order mark, which containerd 2 refuses.
     #[error(
         "{path} begins with a byte order mark, which this containerd refuses; save the file without it"

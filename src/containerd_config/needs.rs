@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 
 use super::Error;
 use super::document::Document;
-use super::judge::DUMP;
 use super::tree::{Tree, at, boolean, leaf};
 
 /// Something without which the CRI does not come up.
@@ -39,7 +38,7 @@ pub enum Need {
 /// # Errors
 /// When the dump can't be read.
 pub fn needs(dump: &str) -> Result<Vec<Need>, Error> {
-    let mut tree = Document::parse(DUMP, dump)?.tree();
+    let mut tree = Document::parse_dump(dump)?.tree();
     let mut needs = Vec::new();
     let plugins = at(&mut tree, &["plugins"]).into_iter().flatten();
     for (id, plugin) in plugins.filter(|(id, _)| id.contains("cri")) {

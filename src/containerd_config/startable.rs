@@ -5,7 +5,7 @@
 
 use super::Error;
 use super::document::Document;
-use super::judge::{DUMP, runtimes_of_dump};
+use super::judge::runtimes_of_dump;
 use super::tree::{Tree, at, boolean, leaf};
 
 /// Levels that logrus, containerd's logger, knows.
@@ -82,7 +82,7 @@ const DURATION: &str = "a duration such as 10s";
 /// # Errors
 /// Names the first setting that is in the way; or the dump can't be read.
 pub fn startable(dump: &str) -> Result<(), Error> {
-    let document = Document::parse(DUMP, dump)?;
+    let document = Document::parse_dump(dump)?;
     // Files of version 1 have short names, which say nothing about the kind.
     let known = |plugin: &String| {
         plugin.strip_prefix("io.containerd.").is_none_or(|name| {

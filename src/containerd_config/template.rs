@@ -137,6 +137,25 @@ pub fn template_handlers(text: &str, plugin: PluginId) -> BTreeMap<String, Decla
         .collect()
 }
 
+/// The handlers that the template `text` of the file `path` declares in `plugin` with no action among their lines, ours included.
+///
+/// # Errors
+/// When the text is too long or has an action without an end.
+pub(super) fn all_template_handlers(
+    path: &str,
+    text: &str,
+    plugin: PluginId,
+) -> Result<BTreeMap<String, DeclaredHandler>, Error> {
+    let template = Template::scan(path, text)?;
+    let whole = template.stanzas.iter().filter(|stanza| !stanza.split);
+    let declared = whole.filter_map(|stanza| {
+        let mut declared = template.declared(stanza, plugin)?;
+        declared.marked = stanza.marked;
+        Some((stanza.handler.clone(), declared))
+    });
+    Ok(declared.collect())
+}
+
 /// A template as we make it, without handlers.
 fn created() -> String {
     format!("{CREATED_MARK}\n{BASE}\n")

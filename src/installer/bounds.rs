@@ -24,6 +24,12 @@ pub(super) fn strange_in_state(state: &State) -> Option<String> {
     }
     let paths = state.folders.iter();
     let paths = paths.chain(state.config.iter().map(|config| &config.path));
+    let paths = paths.chain(
+        state
+            .config
+            .iter()
+            .filter_map(|config| config.root.as_ref()),
+    );
     strange.extend(paths.filter(|path| !path.starts_with('/')).cloned());
     strange.into_iter().next()
 }
@@ -36,11 +42,6 @@ pub(super) fn strange_in_journal(journal: &Journal) -> Option<String> {
     if !is_own_folder(&places.folder) {
         return Some(places.folder);
     }
-    let candidates = [candidate::SUFFIX, candidate::IMPORT_SUFFIX];
-    let is_candidate = |path: &str| {
-        let mut suffixes = candidates.iter();
-        suffixes.any(|suffix| path.strip_suffix(suffix) == Some(&journal.root))
-    };
     let is_stored = |path: &str| {
         let store = places.store();
         let name = path.strip_prefix(&store);
@@ -48,7 +49,7 @@ pub(super) fn strange_in_journal(journal: &Journal) -> Option<String> {
             .is_some_and(is_digest)
     };
     let is_ours = |step: &Undo| match step {
-        Undo::File { path } => is_stored(path) || is_candidate(path),
+        Undo::File { path } => is_stored(path) || candidate::is_candidate(&journal.root, path),
         Undo::Repaired { path } => is_stored(path),
         Undo::Link { path, .. } | Undo::Replaced { path } => is_shim(path),
         // A configuration is only put back where it is what was written, and a folder goes only when it is empty.
@@ -138,6 +139,7 @@ mod tests {
     #[case::file("/opt/farrier/store/", "/etc/")]
     #[case::up("/opt/farrier/store/", "/opt/farrier/store/../")]
     #[case::candidate("/c.farrier-candidate", "/etc/passwd")]
+    #[case::import("/c.1.farrier-import", "/c./../d.farrier-import")]
     #[case::link("/opt/farrier/bin/containerd-shim-a", "/etc/passwd")]
     #[case::replaced("/opt/kwasm/bin/containerd-shim-b", "/opt/kwasm/bin/../../../bin/sh")]
     #[case::leftover("/opt/kwasm/active", "/etc/passwd")]
@@ -145,6 +147,7 @@ mod tests {
         let text = format!(
             r#"{{"apiVersion":"farrier.dev/v1","declares":[],"root":"/c","unit":"u","socket":"/s","commits":null,"folder":"/opt/farrier",
             "undo":[{{"kind":"file","path":"/opt/farrier/store/{SHA256}"}},{{"kind":"file","path":"/c.farrier-candidate"}},
+            {{"kind":"file","path":"/c.farrier-import"}},{{"kind":"file","path":"/c.1.farrier-import"}},
             {{"kind":"link","path":"/opt/farrier/bin/containerd-shim-a","target":null}},
             {{"kind":"replaced","path":"/opt/kwasm/bin/containerd-shim-b"}},
             {{"kind":"config","path":"/c","before":null,"wrote":null}},{{"kind":"folder","path":"/etc/conf.d"}}],

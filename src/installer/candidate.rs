@@ -16,42 +16,74 @@ pub(super) const SUFFIX: &str = ".farrier-candidate";
 /// What a candidate imports that is not the root itself.
 pub(super) const IMPORT_SUFFIX: &str = ".farrier-import";
 
+/// Where the candidates of a change of so many files stand beside the root configuration: its own, and those of what it imports.
+pub(super) fn paths(root: &str, files: usize) -> impl Iterator<Item = String> {
+    let imports = (0..files.max(1)).map(move |at| import_path(root, at));
+    std::iter::once(format!("{root}{SUFFIX}")).chain(imports)
+}
+
+/// Whether a change of the root configuration may have had `path` for a candidate.
+pub(super) fn is_candidate(root: &str, path: &str) -> bool {
+    let number = |rest: &str| {
+        let digits = rest.strip_prefix('.').map(str::as_bytes);
+        digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_digit))
+    };
+    path.strip_prefix(root).is_some_and(|rest| {
+        let import = rest.strip_suffix(IMPORT_SUFFIX);
+        rest == SUFFIX || import.is_some_and(|rest| rest.is_empty() || number(rest))
+    })
+}
+
+fn import_path(root: &str, at: usize) -> String {
+    if at == 0 {
+        format!("{root}{IMPORT_SUFFIX}")
+    } else {
+        format!("{root}.{at}{IMPORT_SUFFIX}")
+    }
+}
+
 /// Asks the host's own containerd what it makes of the configuration before it goes live.
 ///
 /// # Errors
 /// [`Error::Candidate`] in containerd's words, or [`Error::Config`] where more would change than should.
-pub(super) async fn judge(
-    host: &HostRoot,
-    facts: &Facts,
-    plan: &HostPlan,
-    change: &ConfigChange,
-) -> Result<(), Error> {
+pub(super) async fn judge(host: &HostRoot, facts: &Facts, plan: &HostPlan) -> Result<(), Error> {
+    let changes: Vec<&ConfigChange> = plan.config.iter().filter(|change| change.live).collect();
+    let Some(root) = changes.first().map(|change| &change.root) else {
+        return Ok(());
+    };
     // Offline a containerd that can't run gives no judgement; without a root file its defaults count, which it has printed.
     let (Ok(before), Some(program)) = (&facts.dump, &facts.program) else {
         return Ok(());
     };
-    let candidate = format!("{}{SUFFIX}", change.root);
-    let import = format!("{}{IMPORT_SUFFIX}", change.root);
-    // Where the file is a template, the same edit of what was rendered from it is judged.
-    let (path, after) = match &change.rendered {
-        Some(rendered) => (&rendered.placement.path, &rendered.after),
-        None => (&change.path, &change.after),
-    };
-    let text = match after {
-        Some(after) if *path == change.root => after.clone(),
-        None if *path == change.root => return Ok(()),
-        after => {
-            if let Some(after) = after {
-                place_candidate(host, &import, after)?;
-            }
-            let import = after.is_some().then_some(import.as_str());
-            root_that_imports(facts, path, import)?
+    let candidate = format!("{root}{SUFFIX}");
+    let (mut text, mut imports) = (facts.loaded.root.text.clone(), BTreeMap::new());
+    for (at, change) in changes.into_iter().enumerate() {
+        // Where the file is a template, the same edit of what was rendered from it is judged.
+        let (path, after) = match &change.rendered {
+            Some(rendered) => (&rendered.placement.path, &rendered.after),
+            None => (&change.path, &change.after),
+        };
+        if path == root {
+            text.clone_from(after);
+            continue;
         }
+        let import = import_path(root, at);
+        if let Some(after) = after {
+            place_candidate(host, &import, after)?;
+        }
+        imports.insert(path.as_str(), after.is_some().then_some(import));
+    }
+    let text = match text {
+        Some(text) if imports.is_empty() => text,
+        // Without a root file nothing is imported, and the defaults count.
+        None if imports.is_empty() => return Ok(()),
+        text => root_that_imports(facts, text.as_deref().unwrap_or_default(), &imports)?,
     };
     place_candidate(host, &candidate, &text)?;
     let dump = judge_dump(host, program, &candidate).await;
-    host.remove_file(&candidate)?;
-    host.remove_file(&import)?;
+    for path in paths(root, plan.config.len()) {
+        host.remove_file(&path)?;
+    }
     let dump = dump.map_err(Error::Candidate)?;
     containerd_config::judge(before, &dump, &plan.ours)?;
     containerd_config::holds(&dump, &plan.declared)?;
@@ -63,9 +95,9 @@ pub(super) async fn judge(
 /// # Errors
 /// When a handler is missing or another, or a file can't be read.
 pub(super) fn is_rendered(host: &HostRoot, plan: &HostPlan) -> Result<(), Error> {
-    let change = plan.config.as_ref();
+    let mut changes = plan.config.iter();
     let Some((change, rendered)) =
-        change.and_then(|change| Some((change, change.rendered.as_ref()?)))
+        changes.find_map(|change| Some((change, change.rendered.as_ref()?)))
     else {
         return Ok(());
     };
@@ -96,26 +128,27 @@ fn place_candidate(host: &HostRoot, path: &str, text: &str) -> Result<(), Error>
     Ok(host.replace(path, text.as_bytes(), None, 0o600)?)
 }
 
-/// The root with the loaded files for its imports, but `import` in place of the one that changes: containerd 1.x goes by the file that
-/// it loads last.
+/// The root `text` with the loaded files for its imports, but the candidates in `changed` in place of those that change, or nothing in
+/// place of those that go: containerd 1.x goes by the file that it loads last.
 fn root_that_imports(
     facts: &Facts,
-    path: &str,
-    import: Option<&str>,
+    text: &str,
+    changed: &BTreeMap<&str, Option<String>>,
 ) -> Result<String, containerd_config::Error> {
     let loaded = &facts.loaded;
     let present = loaded.imported.iter().filter(|file| file.text.is_some());
     let mut imports: Vec<&str> = present
-        .filter_map(|file| {
-            if file.path == path {
-                import
-            } else {
-                Some(&file.path)
-            }
+        .filter_map(|file| match changed.get(file.path.as_str()) {
+            Some(candidate) => candidate.as_deref(),
+            None => Some(&file.path),
         })
         .collect();
-    imports.extend(import.filter(|import| !imports.contains(import)));
-    let text = loaded.root.text.as_deref().unwrap_or_default();
+    let made = changed.values().flatten();
+    let made: Vec<&str> = made
+        .map(String::as_str)
+        .filter(|candidate| !imports.contains(candidate))
+        .collect();
+    imports.extend(made);
     containerd_config::with_imports(&loaded.root.path, text, &imports)
 }
 
@@ -147,13 +180,14 @@ mod tests {
             after: None,
         };
         HostPlan {
-            config: Some(ConfigChange {
+            config: vec![ConfigChange {
                 path: format!("{ROOT}.tmpl"),
                 before: None,
                 after: None,
                 root: ROOT.to_owned(),
                 rendered: is_template.then_some(rendered),
-            }),
+                live: true,
+            }],
             declared: vec![Handler {
                 name: "a".to_owned(),
                 runtime_type: "/opt/farrier/bin/containerd-shim-a".to_owned(),

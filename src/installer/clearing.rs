@@ -5,18 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use tracing::warn;
 
 use super::Error;
-use super::bounds::is_digest;
 use super::candidate;
 use super::cri;
 use super::desired::used_by;
-use super::facts::Facts;
-use super::host::{HostRoot, NEW_SUFFIX, text_digest};
+use super::facts::{Facts, own_files, own_links};
+use super::host::{HostRoot, NEW_SUFFIX, OLD_SUFFIX, text_digest};
 use super::journal::Journal;
 use super::stamps;
-use super::state::{
-    JOURNAL_FILE, OwnedHandler, Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, folder_of,
-    target_digest,
-};
+use super::state::{JOURNAL_FILE, Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, folder_of};
+use super::unneeded::unneeded;
 use crate::handoff::HandlerReport;
 
 /// A pod may have taken up a handler since the host was looked at: where that is declared still, it stays what it was, and else the state
@@ -121,70 +118,56 @@ fn clear_binaries(
     state: &State,
     in_use: &InUse,
 ) -> Result<(), Error> {
-    let carried = |handler: &str| {
-        let mut owned = [&state.handlers, &state.late]
-            .into_iter()
-            .filter_map(|handlers| handlers.get(handler));
-        owned.any(|owned| owned.sha256.is_some() && owned.path.is_none())
-    };
-    // What was taken over is in our store only where a link at its path says so.
-    let is_stored = |owned: &&OwnedHandler| {
-        let path = owned.path.as_deref();
-        path.is_none_or(|path| host.link_target(path).is_some())
-    };
-    let mut stored: BTreeSet<String> = state
-        .handlers
-        .values()
-        .chain(state.late.values())
-        .filter(is_stored)
-        .filter_map(|owned| owned.sha256.clone())
-        .collect();
-    for name in host.list(&places.bin())? {
-        let path = format!("{}/{name}", places.bin());
-        // Whoever put something else there keeps it.
-        let target = host.link_target(&path);
-        if !target.as_deref().is_some_and(is_own_link) {
-            continue;
-        }
-        let handler = Places::handler_of(&name);
-        if handler.is_some_and(|handler| in_use.pods(handler).is_some()) {
-            stored.extend(target.as_deref().and_then(target_digest));
-        } else if !handler.is_some_and(carried) {
-            host.remove_file(&path)?;
-        }
-    }
-    for name in host.list(&places.store())? {
-        let digest = name.strip_suffix(NEW_SUFFIX).unwrap_or(&name);
-        if is_digest(digest) && !stored.contains(&name) {
-            host.remove_file(&places.store_path(&name))?;
-        }
+    let (links, stored) = (own_links(host, places)?, own_files(host, places)?);
+    let is_used = |handler: &str| in_use.pods(handler).is_some();
+    for path in unneeded(places, Some(state), &links, &stored, is_used) {
+        host.remove_file(&path)?;
     }
     Ok(())
 }
 
-/// Whether a link in our folder is one of ours.
-fn is_own_link(target: &str) -> bool {
-    target_digest(target).is_some_and(|digest| is_digest(&digest))
-}
+/// What the names of files end with that only a run that was killed leaves.
+const PASSING: [&str; 4] = [
+    NEW_SUFFIX,
+    OLD_SUFFIX,
+    candidate::SUFFIX,
+    candidate::IMPORT_SUFFIX,
+];
 
-/// Files that only a run that was killed leaves: half written, or put there to be judged.
+/// Files that only a run that was killed leaves: half written, put there to be judged, or kept until a change stands.
 ///
 /// # Errors
 /// When a folder can't be listed.
 pub(super) fn leftovers(host: &HostRoot, facts: &Facts) -> Result<Vec<String>, Error> {
-    let root = folder_of(&facts.loaded.root.path).to_owned();
-    let places = &facts.places;
-    let mut found = Vec::new();
     // What stands in the store and belongs to no handler is told by its path alone.
-    for folder in [root, places.bin(), STATE_FOLDER.to_owned()] {
-        for name in host.list(&folder)? {
-            let suffixes = [NEW_SUFFIX, candidate::SUFFIX, candidate::IMPORT_SUFFIX];
-            if suffixes.iter().any(|suffix| name.ends_with(suffix)) {
+    let store = facts.places.store();
+    let mut found = Vec::new();
+    for folder in folders(host, facts).iter().filter(|it| **it != store) {
+        for name in host.list(folder)? {
+            if PASSING.iter().any(|suffix| name.ends_with(suffix)) {
                 found.push(format!("{folder}/{name}"));
             }
         }
     }
     Ok(found)
+}
+
+/// The folders in which a change makes or replaces files.
+fn folders(host: &HostRoot, facts: &Facts) -> BTreeSet<String> {
+    let loaded = std::iter::once(&facts.loaded.root).chain(&facts.loaded.imported);
+    let files = loaded.chain(&facts.sources).chain(&facts.former);
+    let configured = files.flat_map(|file| {
+        let real = host.follow(&file.path).ok();
+        [Some(file.path.clone()), real].into_iter().flatten()
+    });
+    let homes = facts.inheritance.homes.keys();
+    let homes = homes.flat_map(|home| [home.clone(), format!("{home}/bin")]);
+    let needed = facts.missing_folders.keys().cloned();
+    configured
+        .map(|path| folder_of(&path).to_owned())
+        .chain(homes)
+        .chain(needed)
+        .collect()
 }
 
 /// What pods use at the moment at which binaries go.
@@ -230,7 +213,7 @@ mod tests {
     use rstest::rstest;
 
     use super::super::perform::commit;
-    use super::super::state::link_target;
+    use super::super::state::{OwnedHandler, link_target};
     use super::*;
     use crate::handoff::{API_VERSION, Owner};
 

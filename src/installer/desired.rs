@@ -85,7 +85,7 @@ impl<'a> Set<'a> {
             let foreign = shim.handlers.iter().find(|name| self.site.is_foreign(name));
             let names = || shim.handlers.iter().chain(shim.options.keys());
             let unusable = names().find(|name| !is_usable_name(name));
-            let candidate = match (foreign, want.candidates.get(&shim.name)) {
+            let binary = match (foreign, want.binaries.get(&shim.name)) {
                 _ if unusable.is_some() => Err(format!(
                     "{:?} can't be written to containerd's configuration; use another name",
                     unusable.map_or("", String::as_str)
@@ -93,11 +93,11 @@ impl<'a> Set<'a> {
                 (Some(name), _) => Err(format!(
                     "handler {name} is declared in containerd's configuration by somebody else; remove it there or use another name"
                 )),
-                (None, Some(candidate)) => candidate.clone(),
+                (None, Some(binary)) => binary.clone(),
                 (None, None) => Err("its artifact was not looked for".to_owned()),
             };
             for handler in &shim.handlers {
-                match &candidate {
+                match &binary {
                     Ok(sha256) => self.carry(shim, handler, sha256),
                     Err(reason) => self.keep_served(shim, handler, reason),
                 }
@@ -226,6 +226,39 @@ impl<'a> Set<'a> {
 }
 
 impl Desired {
+    /// Reports handlers whose binary is lost or damaged; returns a sentence for each that is not `owner`'s concern.
+    pub(super) fn report_lost(&mut self, owner: Owner, lost: &[String]) -> Vec<String> {
+        let mut notes = Vec::new();
+        for name in lost {
+            let Some(owned) = self.next.get(name) else {
+                continue;
+            };
+            let known = self
+                .reports
+                .iter_mut()
+                .find(|report| report.handler == *name);
+            if let Some(known) = known {
+                known.served = false;
+                known.reason.get_or_insert_with(|| DAMAGED.to_owned());
+            } else if owned.owner == owner {
+                self.reports.push(HandlerReport {
+                    shim: owned.shim.clone(),
+                    handler: name.clone(),
+                    path: None,
+                    sha256: None,
+                    served: false,
+                    reason: Some(DAMAGED.to_owned()),
+                });
+            } else {
+                let owner = owner_word(owned.owner);
+                notes.push(format!(
+                    "handler {name}, which belongs to {owner}, is not served: {DAMAGED}"
+                ));
+            }
+        }
+        notes
+    }
+
     /// The handlers that lose their binary, as they are now; `owner` answers for those of predecessors.
     pub(super) fn leaving_as_they_were(&self, owner: Owner) -> BTreeMap<String, OwnedHandler> {
         let leaving = self.before.iter();
@@ -250,6 +283,9 @@ fn is_in_scope(owned: &OwnedHandler, want: &Want) -> bool {
         Scope::Everything => true,
     }
 }
+
+/// Why a handler is not served whose binary is not what was installed.
+const DAMAGED: &str = "its binary is lost or damaged; install its shim again";
 
 /// Why a handler or its binary stays: pods use it, so many.
 pub(super) fn used_by(pods: usize) -> String {

@@ -250,6 +250,11 @@ fn config_drift(facts: &Facts) -> Vec<String> {
         .and_then(|file| file.text.as_deref());
     let text = match (text, owned) {
         (Some(text), _) => text,
+        (None, Some(_)) if facts.former.is_some() => {
+            return vec![format!(
+                "{path} declares our handlers, and containerd loads it no more"
+            )];
+        }
         (None, Some(_)) => return vec![format!("{path} is gone, which declared our handlers")],
         (None, None) => "",
     };

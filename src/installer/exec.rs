@@ -25,6 +25,7 @@ use tokio::process::{Child, Command};
 
 use super::host::HostRoot;
 use super::text::printable;
+use crate::containerd_config::DUMP_LIMIT;
 
 /// First argument of a start of this program that only enters a root and becomes another program.
 pub const CHILD_ARGUMENT: &str = "__enter-root";
@@ -34,8 +35,8 @@ const CHILD_FAILED: i32 = 125;
 /// Exit status where a program or its loader is missing or must not be executed, as shells have it.
 const NOT_FOUND: i32 = 127;
 
-/// The longest `containerd config dump` seen is 40 kB; this leaves room for thousands of registry entries.
-const MAX_OUTPUT: u64 = 4 << 20;
+/// Nothing that is run prints more than `containerd config dump`, of which 40 kB is the longest seen.
+const MAX_OUTPUT: u64 = DUMP_LIMIT as u64;
 
 /// Programs of a host look for others here; nothing of our own environment reaches them.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

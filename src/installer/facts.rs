@@ -4,22 +4,23 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::bounds::is_digest;
 use super::cri::{self, Served};
 use super::daemon::{Daemon, find_daemon};
 use super::distro::DistroSpec;
 use super::exec;
-use super::host::HostRoot;
+use super::host::{HostRoot, NEW_SUFFIX};
 use super::inherited::{self, Inheritance};
 use super::loaded::{load, patterns};
 use super::service::Service;
-use super::source::candidates;
+use super::source::editable_files;
 use super::stamps::Stamps;
 use super::state::{
     Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, folder_of, target_digest,
 };
-use super::survey::{folder, forgetful, named_by_unit, row, sources, unwritable};
+use super::survey::{folder, forgetful, former, named_by_unit, row, sources, unwritable};
 use super::words::{Heard, dump_arguments};
-use crate::containerd_config::{Loaded, SourceFile, Version};
+use crate::containerd_config::{Loaded, SourceFile, Version, address_of_dump};
 
 /// `containerd config dump` takes 18 ms; on a node under load it gets this long before the candidate counts as refused.
 pub const PROGRAM_LIMIT: Duration = Duration::from_secs(10);
@@ -47,6 +48,8 @@ pub struct Facts {
     pub loaded: Loaded,
     /// Files that it is made from, where containerd loads what the distribution makes of them; the one that counts first.
     pub sources: Vec<SourceFile>,
+    /// The file that declared our handlers last, where it is neither loaded any more nor among `sources`.
+    pub former: Option<SourceFile>,
     /// The distribution's own release, where the table says how it is told.
     pub release: Option<Version>,
     /// Why nothing can be changed although the distribution could be: a place can't be written to, or not executed from.
@@ -69,8 +72,8 @@ pub struct Facts {
     pub state: State,
     /// Where binaries stand.
     pub places: Places,
-    /// SHA-256 of the binaries that stand behind stable paths, by file name in [`Places::bin`].
-    pub binaries: BTreeMap<String, Option<String>>,
+    /// SHA-256 of the binaries that our links at stable paths lead to, whether they stand there or not, by file name in [`Places::bin`].
+    pub binaries: BTreeMap<String, String>,
     /// Files in [`Places::store`] whose bytes are what their name says.
     pub stored: BTreeSet<String>,
     /// Files in [`Places::store`] of which that is not so.
@@ -98,14 +101,14 @@ impl Facts {
         Ok(())
     }
 
-    /// The CRI's socket on the host.
+    /// The CRI's socket on the host: what the daemon was started with beats its configuration.
     #[must_use]
     pub fn socket(&self) -> String {
-        let address = self
-            .daemon
-            .as_ref()
-            .and_then(|daemon| daemon.address.as_deref());
-        address.unwrap_or(self.distro.socket).to_owned()
+        let daemon = self.daemon.as_ref();
+        let given = daemon.and_then(|daemon| daemon.address.clone());
+        let configured = || address_of_dump(self.dump.as_deref().ok()?);
+        let address = given.or_else(configured);
+        address.unwrap_or_else(|| self.distro.socket.to_owned())
     }
 
     /// The unit to restart.
@@ -139,18 +142,28 @@ pub async fn gather(
     let installed = PROGRAMS.into_iter().find(|path| host.exists(path));
     let running = daemon.as_ref().map(|daemon| daemon.program.clone());
     let named = daemon.as_ref().and_then(|daemon| daemon.config.as_deref());
-    let distro = row(host, daemon.as_ref(), config.or(named), offline)?;
+    let state = State::from_json(host.read_text(STATE_FILE, STATE_LIMIT)?.as_deref())?;
+    let recorded = recorded_root(host, &state).filter(|_| daemon.is_none());
+    let distro = row(
+        host,
+        daemon.as_ref(),
+        config.or(named).or(recorded),
+        offline,
+    )?;
     let program = running.or_else(|| installed.map(str::to_owned));
     let in_unit = named_by_unit(host, distro)?;
     let config = config
         .or(named)
         .or(in_unit.as_deref())
-        .filter(|config| !candidates(distro.edited, distro.config).contains(&(*config).to_owned()))
+        .or(recorded)
+        .filter(|config| {
+            !editable_files(distro.edited, distro.config).contains(&(*config).to_owned())
+        })
         .unwrap_or(distro.config)
         .to_owned();
     let loaded = load(host, &config)?;
     let sources = sources(host, distro, &config)?;
-    let state = State::from_json(host.read_text(STATE_FILE, STATE_LIMIT)?.as_deref())?;
+    let former = former(host, &state, &loaded, &sources)?;
     let (folder, mut obstacle) = folder(host, distro, &state, offline);
     obstacle = obstacle.or_else(|| unwritable(host, &config, offline));
     if !offline {
@@ -177,6 +190,7 @@ pub async fn gather(
         state,
         missing_folders: missing_folders(host, &places, &loaded, &sources),
         sources,
+        former,
         places,
         binaries,
         stored,
@@ -190,6 +204,12 @@ pub async fn gather(
         ask(host, &mut facts).await;
     }
     Ok(facts)
+}
+
+/// The root configuration of the last change, if it is still there: for a host on which nothing runs that would say.
+fn recorded_root<'a>(host: &HostRoot, state: &'a State) -> Option<&'a str> {
+    let root = state.config.as_ref()?.root.as_deref()?;
+    host.exists(root).then_some(root)
 }
 
 async fn ask(host: &HostRoot, facts: &mut Facts) {
@@ -249,16 +269,12 @@ fn missing_folders(
         .collect()
 }
 
-type Binaries = (
-    BTreeMap<String, Option<String>>,
-    BTreeSet<String>,
-    BTreeSet<String>,
-);
+type Binaries = (BTreeMap<String, String>, BTreeSet<String>, BTreeSet<String>);
 
-/// What stands in our two folders. Every stored file that `stamps` don't vouch for is hashed; a link is verified if it points to one.
+/// What of ours stands in our two folders. Every stored file that `stamps` don't vouch for is hashed.
 fn binaries(host: &HostRoot, places: &Places, stamps: &Stamps) -> Result<Binaries, super::Error> {
     let (mut stored, mut damaged) = (BTreeSet::new(), BTreeSet::new());
-    for name in host.list(&places.store())? {
+    for name in own_files(host, places)? {
         if stamps.vouch(host, places, &name) {
             stored.insert(name);
             continue;
@@ -270,17 +286,33 @@ fn binaries(host: &HostRoot, places: &Places, stamps: &Stamps) -> Result<Binarie
             damaged.insert(name);
         }
     }
-    let mut linked = BTreeMap::new();
+    Ok((own_links(host, places)?, stored, damaged))
+}
+
+/// Our links at stable paths, each with the SHA-256 that it leads to. Whoever put something else there keeps it.
+pub(super) fn own_links(
+    host: &HostRoot,
+    places: &Places,
+) -> Result<BTreeMap<String, String>, super::Error> {
     let bin = places.bin();
-    for name in host.list(&bin)? {
-        let target = host.link_target(&format!("{bin}/{name}"));
-        let digest = target
-            .as_deref()
-            .and_then(target_digest)
-            .filter(|digest| stored.contains(digest));
-        linked.insert(name, digest);
-    }
-    Ok((linked, stored, damaged))
+    let digest = |name: &String| {
+        let digest = target_digest(&host.link_target(&format!("{bin}/{name}"))?);
+        digest.filter(|digest| is_digest(digest))
+    };
+    let names = host.list(&bin)?.into_iter();
+    Ok(names
+        .filter_map(|name| digest(&name).map(|digest| (name, digest)))
+        .collect())
+}
+
+/// The names of our files in the store, those that a run left half written included.
+pub(super) fn own_files(
+    host: &HostRoot,
+    places: &Places,
+) -> Result<BTreeSet<String>, super::Error> {
+    let is_ours = |name: &String| is_digest(name.strip_suffix(NEW_SUFFIX).unwrap_or(name));
+    let names = host.list(&places.store())?.into_iter();
+    Ok(names.filter(is_ours).collect())
 }
 
 /// The path that containerd executes for `handler`, or would.
@@ -310,7 +342,10 @@ pub fn standing<'a>(facts: &'a Facts, path: &str) -> Option<&'a str> {
         .strip_prefix(&bin)
         .and_then(|rest| rest.strip_prefix('/'));
     match name {
-        Some(name) => facts.binaries.get(name)?.as_deref(),
+        Some(name) => {
+            let sha256 = facts.binaries.get(name)?;
+            facts.stored.contains(sha256).then_some(sha256)
+        }
         None => Some(&facts.inheritance.binaries.get(path)?.sha256),
     }
 }
@@ -323,4 +358,28 @@ pub async fn judge_dump(host: &HostRoot, program: &str, path: &str) -> Result<St
     exec::run(host, program, &dump_arguments(path), PROGRAM_LIMIT)
         .await
         .map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use crate::installer::plan::tests::node;
+
+    #[rstest]
+    #[case::given(Some("/run/given.sock"), true, "/run/given.sock")]
+    #[case::configured(None, true, "/run/configured.sock")]
+    #[case::neither(None, false, "/run/containerd/containerd.sock")]
+    fn the_socket_is_the_one_that_containerd_listens_on(
+        #[case] given: Option<&str>,
+        #[case] configured: bool,
+        #[case] expected: &str,
+    ) {
+        let mut facts = node();
+        facts.daemon.as_mut().unwrap().address = given.map(str::to_owned);
+        if configured {
+            facts.dump = Ok("[grpc]\naddress = '/run/configured.sock'\n".to_owned());
+        }
+        assert_eq!(facts.socket(), expected);
+    }
 }

@@ -27,7 +27,7 @@ use crate::handoff::{hex, sha256_hex};
 pub(super) const NEW_SUFFIX: &str = ".farrier-new";
 
 /// Suffix of the second name of a file whose place is about to be taken: its bytes stay until the change stands.
-const OLD_SUFFIX: &str = ".farrier-old";
+pub(super) const OLD_SUFFIX: &str = ".farrier-old";
 
 /// Links followed by hand before a path counts as a loop; the kernel's own bound (`path_resolution(7)`) is 40.
 const MAX_LINKS: usize = 40;

@@ -20,6 +20,7 @@ pub mod inherited;
 pub mod journal;
 mod kubelet;
 pub mod loaded;
+mod moved;
 mod options;
 pub mod perform;
 pub mod plan;
@@ -40,6 +41,7 @@ mod survey;
 pub mod systemd;
 pub mod text;
 mod trial;
+mod unneeded;
 pub mod unpack;
 pub mod want;
 pub mod words;
@@ -166,9 +168,13 @@ pub async fn uninstall(options: UninstallOptions) -> ProvisionReport {
         Ok(host) => host,
         Err(error) => return failed(report, &error.into()),
     };
+    let config = match config_path(options.config.as_deref()) {
+        Ok(config) => config,
+        Err(error) => return failed(report, &error),
+    };
     let change = Change {
         host: &host,
-        config: None,
+        config,
         offline: options.offline,
         allow_pod_restarts: options.allow_pod_restarts,
     };
@@ -181,7 +187,7 @@ pub async fn uninstall(options: UninstallOptions) -> ProvisionReport {
         shims: Vec::new(),
         reserve: Vec::new(),
         scope,
-        candidates: BTreeMap::new(),
+        binaries: BTreeMap::new(),
         digest: String::new(),
         offline: options.offline,
         allow_pod_restarts: options.allow_pod_restarts,
@@ -203,9 +209,13 @@ pub async fn uninstall(options: UninstallOptions) -> ProvisionReport {
 ///
 /// # Errors
 /// When the host's files can't be read.
-pub async fn doctor(host_root: &Path, offline: bool) -> Result<doctor::Diagnosis, Error> {
+pub async fn doctor(
+    host_root: &Path,
+    config: Option<&Path>,
+    offline: bool,
+) -> Result<doctor::Diagnosis, Error> {
     let host = HostRoot::open(host_root)?;
-    let mut facts = gather(&host, None, offline).await?;
+    let mut facts = gather(&host, config_path(config)?, offline).await?;
     facts.hash_binaries(&host)?;
     facts.listen(&host, &[]).await;
     let traces = Traces {
@@ -271,7 +281,7 @@ impl Change<'_> {
                 Ok(done) => break Ok((plan, Some(done))),
                 // One that doesn't run takes none of the others with it.
                 Err(Failure::Refused(Error::Unusable(unusable)))
-                    if want.drop_candidates(&unusable) => {}
+                    if want.drop_binaries(&unusable) => {}
                 Err(failure) => break Err(failure),
             }
         };

@@ -50,8 +50,10 @@ pub enum Wanted {
 pub struct UninstallOptions {
     /// Where the host's file system is.
     pub host_root: PathBuf,
-    /// Names of shims that the command line installed; `None` for everything of everybody.
+    /// Names of shims, of the command line and of predecessors; `None` for everything of everybody.
     pub shims: Option<BTreeSet<String>>,
+    /// The root configuration file that containerd reads; without it the running daemon, the table and the last change say.
+    pub config: Option<PathBuf>,
     /// Restart nothing, ask no CRI.
     pub offline: bool,
     /// Restart containerd even where that ends every pod on the node.

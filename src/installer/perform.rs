@@ -128,10 +128,8 @@ fn journal(host: &HostRoot, facts: &Facts, plan: &HostPlan) -> Journal {
     let folders = plan.make_folders.iter().cloned();
     let mut undo: Vec<Undo> = folders.map(|path| Undo::Folder { path }).collect();
     let root = &facts.loaded.root.path;
-    for suffix in [candidate::SUFFIX, candidate::IMPORT_SUFFIX] {
-        let path = format!("{root}{suffix}");
-        undo.push(Undo::File { path });
-    }
+    let candidates = candidate::paths(root, plan.config.len());
+    undo.extend(candidates.map(|path| Undo::File { path }));
     let stored = plan
         .store
         .iter()
@@ -152,7 +150,7 @@ fn journal(host: &HostRoot, facts: &Facts, plan: &HostPlan) -> Journal {
             Undo::Link { path, target }
         }
     }));
-    if let Some(change) = &plan.config {
+    for change in &plan.config {
         undo.push(Undo::Config {
             path: change.path.clone(),
             before: change.before.clone(),
@@ -211,17 +209,15 @@ async fn act(
     if !refused.is_empty() {
         return Err(Error::Unusable(refused));
     }
-    if let Some(change) = &plan.config {
-        candidate::judge(host, facts, plan, change).await?;
-    }
+    candidate::judge(host, facts, plan).await?;
     let daemon = facts.daemon.as_ref();
     if plan.restart {
         // Before the configuration: where that is watched, the restart begins with it.
         journal.begin_restart(host, daemon.map(|daemon| daemon.process))?;
     }
-    progress.live = plan.restart || plan.config.is_some() || !plan.links.is_empty();
+    progress.live = plan.restart || !plan.config.is_empty() || !plan.links.is_empty();
     link(host, facts, plan)?;
-    if let Some(change) = &plan.config {
+    for change in &plan.config {
         info!(path = change.path, "writing containerd's configuration");
         let before = text_digest(change.before.as_deref());
         let after = change.after.as_deref();

@@ -13,7 +13,8 @@ use super::proof::is_served;
 use super::readiness::{check_host, check_restart};
 use super::site::{Site, declarations, hands_options_over};
 use super::source;
-use super::state::{OwnedConfig, OwnedHandler, Places, State, owner_word};
+use super::state::{OwnedConfig, OwnedHandler, State, owner_word};
+use super::unneeded::unneeded;
 pub use super::want::{Scope, Want};
 use crate::containerd_config::{self, Handler};
 use crate::handoff::HandlerReport;
@@ -28,8 +29,8 @@ pub struct HostPlan {
     pub store: BTreeSet<String>,
     /// Stable paths to point to a binary, by its SHA-256.
     pub links: BTreeMap<String, String>,
-    /// The configuration to write.
-    pub config: Option<ConfigChange>,
+    /// The configuration files to write, the one that is to declare our handlers first, if it changes.
+    pub config: Vec<ConfigChange>,
     /// Whether containerd must be restarted.
     pub restart: bool,
     /// The state file afterwards; `None` where nothing is ours any more.
@@ -67,6 +68,8 @@ pub struct ConfigChange {
     pub root: String,
     /// The same change of a file that containerd loads, where it loads not `path` but what the distribution makes of it.
     pub rendered: Option<source::Rendered>,
+    /// Whether containerd loads it, or what the distribution makes of it. What a former containerd loaded lies idle.
+    pub live: bool,
 }
 
 /// Why a host is not changed at all.
@@ -138,7 +141,7 @@ impl HostPlan {
     pub fn is_empty(&self) -> bool {
         self.store.is_empty()
             && self.links.is_empty()
-            && self.config.is_none()
+            && self.config.is_empty()
             && !self.restart
             && !self.write_state
             && self.clear.is_empty()
@@ -172,11 +175,12 @@ fn assemble(
     site: &Site<'_>,
     facts: &Facts,
     want: &Want,
-    desired: Desired,
+    mut desired: Desired,
 ) -> Result<HostPlan, Error> {
     let mut next = desired.next.clone();
+    let cut = site.cut_out(facts)?;
     let mut after = site.edited(&declarations(facts, &next))?;
-    if after.as_deref() != site.text {
+    if after.as_deref() != site.text || cut.iter().any(|change| change.live) {
         // containerd is restarted anyway: what is reserved for nobody any more leaves with it.
         next.retain(|name, owned| {
             owned.sha256.is_some() || owned.owner != want.owner || want.reserve.contains(name)
@@ -184,30 +188,22 @@ fn assemble(
         after = site.edited(&declarations(facts, &next))?;
     }
     let declared = declarations(facts, &next);
-    let config = if after.as_deref() == site.text {
-        None
-    } else {
-        Some(site.change(facts, after, &declared)?)
-    };
+    let config = site.changes(facts, after.as_deref(), &declared, cut)?;
     let served = facts.served.as_ref().ok();
     let pending = served.is_some_and(|served| !is_served(served, &declared, &site.ours));
-    let restart = !want.offline && (config.is_some() || pending);
-    if restart || config.is_some() {
+    let restart = !want.offline && (config.iter().any(|change| change.live) || pending);
+    if restart || !config.is_empty() {
         site.check_restart(facts)?;
     }
     if restart {
         check_restart(facts, want)?;
     }
-    let links = links(facts, &next);
+    let store = to_store(facts, want, &next);
+    let links = links(facts, &next, &store);
     let mut notes = notes(facts, &next);
-    if let Some(change) = config.as_ref().filter(|_| !next.is_empty()) {
-        notes.extend(facts.distro.note(&change.path));
+    if !config.is_empty() && !next.is_empty() {
+        notes.extend(facts.distro.note(&site.placement.path));
     }
-    let wanted: BTreeSet<String> = next
-        .values()
-        .filter(|owned| is_stored(facts, owned))
-        .filter_map(|owned| owned.sha256.clone())
-        .collect();
     let leftovers = leftovers(facts, &desired, &next, &site.untouched());
     let leaving = desired.leaving_as_they_were(want.owner);
     let make_folders = if next.is_empty() {
@@ -216,11 +212,12 @@ fn assemble(
         site.make_folders(facts)
     };
     let is_whole = desired.reports.iter().all(|report| report.reason.is_none());
+    notes.extend(desired.report_lost(want.owner, &lost(facts, &next, &store)));
     let state = next_state(
         facts,
         want,
         (next, desired.late),
-        config.as_ref(),
+        (!config.is_empty()).then_some((site.placement.path.as_str(), after.as_deref())),
         &make_folders,
         is_whole,
     );
@@ -228,16 +225,23 @@ fn assemble(
         Some(state) => *state == facts.state,
         None => facts.state == State::default(),
     };
+    let clear = unneeded(
+        &facts.places,
+        state.as_ref(),
+        &facts.binaries,
+        &facts.stored.union(&facts.damaged).cloned().collect(),
+        |handler| facts.in_use.contains_key(handler),
+    );
     let mut ours = site.ours.clone();
     ours.extend(declared.iter().map(|handler| handler.name.clone()));
     Ok(HostPlan {
         make_folders,
-        store: wanted.difference(&facts.stored).cloned().collect(),
+        store,
         links,
         config,
         restart,
         write_state: !unchanged,
-        clear: clear(facts, state.as_ref(), &wanted),
+        clear,
         drop_folders: if state.is_none() {
             facts.state.folders.clone()
         } else {
@@ -265,7 +269,35 @@ fn notes(facts: &Facts, next: &BTreeMap<String, OwnedHandler>) -> Vec<String> {
         .collect()
 }
 
-fn links(facts: &Facts, next: &BTreeMap<String, OwnedHandler>) -> BTreeMap<String, String> {
+/// SHA-256 of the binaries that the store lacks and that this run brings.
+fn to_store(facts: &Facts, want: &Want, next: &BTreeMap<String, OwnedHandler>) -> BTreeSet<String> {
+    let brought: BTreeSet<&String> = want.binaries.values().flatten().collect();
+    let needed = next.values().filter(|owned| is_stored(facts, owned));
+    needed
+        .filter_map(|owned| owned.sha256.as_ref())
+        .filter(|sha256| brought.contains(sha256) && !facts.stored.contains(*sha256))
+        .cloned()
+        .collect()
+}
+
+/// Handlers whose binary is not what it was and that this run brings none for: nobody asked about their shims.
+fn lost(
+    facts: &Facts,
+    next: &BTreeMap<String, OwnedHandler>,
+    store: &BTreeSet<String>,
+) -> Vec<String> {
+    let is_lost = |sha256: &String| !facts.stored.contains(sha256) && !store.contains(sha256);
+    next.iter()
+        .filter(|(_, owned)| is_stored(facts, owned) && owned.sha256.as_ref().is_some_and(is_lost))
+        .map(|(name, _)| name.clone())
+        .collect()
+}
+
+fn links(
+    facts: &Facts,
+    next: &BTreeMap<String, OwnedHandler>,
+    store: &BTreeSet<String>,
+) -> BTreeMap<String, String> {
     next.iter()
         .filter(|(_, owned)| !is_predecessor(owned.owner))
         .filter_map(|(name, owned)| {
@@ -273,6 +305,7 @@ fn links(facts: &Facts, next: &BTreeMap<String, OwnedHandler>) -> BTreeMap<Strin
             Some((path, owned.sha256.clone()?))
         })
         .filter(|(path, sha256)| standing(facts, path) != Some(sha256))
+        .filter(|(_, sha256)| facts.stored.contains(sha256) || store.contains(sha256))
         .collect()
 }
 
@@ -288,40 +321,6 @@ fn is_stored(facts: &Facts, owned: &OwnedHandler) -> bool {
     !is_predecessor(owned.owner) && !is_theirs
 }
 
-/// What stands in our two folders and belongs to nothing: all of it is ours, whatever a former run left there.
-fn clear(facts: &Facts, state: Option<&State>, wanted: &BTreeSet<String>) -> Vec<String> {
-    let carried: BTreeSet<String> = state
-        .iter()
-        .flat_map(|state| &state.handlers)
-        .filter(|(_, owned)| owned.sha256.is_some() && owned.path.is_none())
-        .map(|(name, _)| facts.places.binary_path(name))
-        .collect();
-    // A pod that came while its handler left keeps the binary: without it, its sandbox could never be ended.
-    let used = |name: &str| {
-        Places::handler_of(name).is_some_and(|handler| facts.in_use.contains_key(handler))
-    };
-    let late: BTreeSet<&String> = facts
-        .binaries
-        .iter()
-        .filter(|(name, _)| {
-            used(name) && !carried.contains(&format!("{}/{name}", facts.places.bin()))
-        })
-        .filter_map(|(_, sha256)| sha256.as_ref())
-        .collect();
-    let bin = facts.places.bin();
-    let links = facts
-        .binaries
-        .keys()
-        .filter(|name| !used(name))
-        .map(|name| format!("{bin}/{name}"))
-        .filter(|path| !carried.contains(path));
-    let stored = facts.stored.iter().chain(&facts.damaged);
-    let stored = stored
-        .filter(|name| !wanted.contains(*name) && !late.contains(name))
-        .map(|name| facts.places.store_path(name));
-    links.chain(stored).collect()
-}
-
 fn next_state(
     facts: &Facts,
     want: &Want,
@@ -329,7 +328,7 @@ fn next_state(
         BTreeMap<String, OwnedHandler>,
         BTreeMap<String, OwnedHandler>,
     ),
-    config: Option<&ConfigChange>,
+    written: Option<(&str, Option<&str>)>,
     made: &[String],
     is_whole: bool,
 ) -> Option<State> {
@@ -341,10 +340,11 @@ fn next_state(
     }
     state.folder.clone_from(&facts.places.folder);
     state.folders.extend(made.iter().cloned());
-    if let Some(change) = config {
-        state.config = change.after.as_ref().map(|after| OwnedConfig {
-            path: change.path.clone(),
+    if let Some((path, after)) = written {
+        state.config = after.map(|after| OwnedConfig {
+            path: path.to_owned(),
             sha256: sha256_hex(after.as_bytes()),
+            root: Some(facts.loaded.root.path.clone()),
         });
     }
     let owner = owner_word(want.owner).to_owned();
@@ -360,7 +360,7 @@ fn next_state(
 ///
 /// # Errors
 /// When today's configuration can't be edited.
-pub fn cut(facts: &Facts, declares: &[String]) -> Result<Option<ConfigChange>, Error> {
+pub fn cut(facts: &Facts, declares: &[String]) -> Result<Vec<ConfigChange>, Error> {
     let mut site = Site::find(facts, true)?;
     // What the change took over without writing it is not its to cut out.
     let inherited = |name: &&String| {
@@ -371,10 +371,8 @@ pub fn cut(facts: &Facts, declares: &[String]) -> Result<Option<ConfigChange>, E
     site.ours.extend(wrote.cloned());
     let declared = declarations(facts, &facts.state.handlers);
     let after = site.edited(&declared)?;
-    if after.as_deref() == site.text {
-        return Ok(None);
-    }
-    site.change(facts, after, &declared).map(Some)
+    let others = site.cut_out(facts)?;
+    site.changes(facts, after.as_deref(), &declared, others)
 }
 
 #[cfg(test)]
@@ -389,6 +387,7 @@ pub(super) mod tests {
     use crate::installer::distro::{Evidence, detect};
     use crate::installer::inherited::{Inheritance, Inherited, Standing};
     use crate::installer::proof::prove;
+    use crate::installer::state::Places;
     use crate::installer::words::Heard;
 
     const CONFIG: &str = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd]\ndefault_runtime_name = 'runc'\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n";
@@ -421,6 +420,7 @@ pub(super) mod tests {
                 imported: Vec::new(),
             },
             sources: Vec::new(),
+            former: None,
             release: None,
             obstacle: None,
             dump: Ok(CONFIG.to_owned()),
@@ -455,7 +455,7 @@ pub(super) mod tests {
         }
     }
 
-    fn want(shims: &[&str]) -> Want {
+    pub(in crate::installer) fn want(shims: &[&str]) -> Want {
         let shim = |name: &&str| ShimRequest {
             name: (*name).to_owned(),
             handlers: vec![(*name).to_owned()],
@@ -471,7 +471,7 @@ pub(super) mod tests {
             shims: shims.iter().map(shim).collect(),
             reserve: Vec::new(),
             scope: Scope::Owner,
-            candidates: shims.iter().map(candidate).collect(),
+            binaries: shims.iter().map(candidate).collect(),
             digest: "request".to_owned(),
             offline: false,
             allow_pod_restarts: false,
@@ -479,8 +479,8 @@ pub(super) mod tests {
     }
 
     /// The node after `plan` was carried out.
-    fn after(mut facts: Facts, plan: HostPlan) -> Facts {
-        if let Some(change) = plan.config {
+    pub(in crate::installer) fn after(mut facts: Facts, plan: HostPlan) -> Facts {
+        if let Some(change) = plan.config.into_iter().next() {
             facts.loaded.root.text.clone_from(&change.after);
             facts.dump = Ok(change.after.unwrap_or_default());
         }
@@ -493,7 +493,7 @@ pub(super) mod tests {
         facts.stored.extend(plan.store);
         for (path, sha256) in plan.links {
             let name = path.rsplit_once('/').unwrap_or_default().1.to_owned();
-            facts.binaries.insert(name, Some(sha256));
+            facts.binaries.insert(name, sha256);
         }
         facts.state = plan.state.unwrap_or_default();
         facts
@@ -510,7 +510,7 @@ pub(super) mod tests {
     fn the_first_handler_costs_one_restart_and_a_second_run_nothing() {
         let facts = node();
         let plan = decide(&facts, &want(&["a"])).unwrap();
-        assert!(plan.restart && plan.config.is_some() && plan.store.contains(DIGEST));
+        assert!(plan.restart && !plan.config.is_empty() && plan.store.contains(DIGEST));
         let again = decide(&after(facts, plan), &want(&["a"])).unwrap();
         assert!(again.is_empty(), "{again:?}");
         assert!(again.handlers[0].served);
@@ -521,7 +521,7 @@ pub(super) mod tests {
         let mut facts = carrying(&["a"]);
         facts.served = Ok(served(&[]));
         let plan = decide(&facts, &want(&["a"])).unwrap();
-        assert!(plan.restart && plan.config.is_none());
+        assert!(plan.restart && plan.config.is_empty());
     }
 
     #[rstest]
@@ -543,7 +543,7 @@ pub(super) mod tests {
         edit(&mut facts);
         let mut upgrade = want(&["a"]);
         let candidate = Ok("bb".to_owned());
-        upgrade.candidates.insert("a".to_owned(), candidate);
+        upgrade.binaries.insert("a".to_owned(), candidate);
         facts.loaded.root.text = carrying(&["a"]).loaded.root.text;
         assert!(!decide(&facts, &upgrade).unwrap().restart);
     }
@@ -580,7 +580,37 @@ pub(super) mod tests {
         facts.in_use.clear();
         let plan = decide(&facts, &want(&[])).unwrap();
         assert!(plan.restart && plan.state.is_none());
-        assert_eq!(plan.config.unwrap().after.as_deref(), Some(CONFIG));
+        assert_eq!(plan.config[0].after.as_deref(), Some(CONFIG));
+    }
+
+    #[rstest]
+    #[case::of_the_same_owner(Owner::Cluster, 1)]
+    #[case::of_somebody_else(Owner::Local, 0)]
+    fn a_damaged_binary_that_nobody_brings_is_reported_and_in_nobody_s_way(
+        #[case] owner: Owner,
+        #[case] reports: usize,
+        #[values(false, true)] is_there: bool,
+    ) {
+        let mut facts = carrying(&["a"]);
+        facts.state.handlers.get_mut("a").unwrap().owner = owner;
+        facts.stored.clear();
+        if is_there {
+            facts.damaged.insert(DIGEST.to_owned());
+        }
+        let mut want = want(&["b"]);
+        want.scope = Scope::Nothing;
+        want.binaries.insert("b".to_owned(), Ok("bb".to_owned()));
+        let plan = decide(&facts, &want).unwrap();
+        assert_eq!(plan.store, BTreeSet::from(["bb".to_owned()]));
+        assert_eq!(
+            plan.links.keys().collect::<Vec<_>>(),
+            [&places().binary_path("b")]
+        );
+        assert!(plan.clear.is_empty() && plan.state.unwrap().handlers.contains_key("a"));
+        let reported = plan.handlers.iter().filter(|report| report.handler == "a");
+        let reported: Vec<bool> = reported.map(|report| report.served).collect();
+        assert_eq!(reported, vec![false; reports]);
+        assert_eq!(plan.notes.len(), 1 - reports, "{:?}", plan.notes);
     }
 
     #[test]
@@ -588,7 +618,7 @@ pub(super) mod tests {
         let mut facts = node();
         let link = places().binary_path("a");
         let name = link.rsplit_once('/').unwrap().1.to_owned();
-        facts.binaries.insert(name, Some(DIGEST.to_owned()));
+        facts.binaries.insert(name, DIGEST.to_owned());
         facts.stored.insert(DIGEST.to_owned());
         facts.in_use.insert("a".to_owned(), 1);
         assert!(decide(&facts, &want(&[])).unwrap().is_empty());
@@ -702,11 +732,9 @@ pub(super) mod tests {
         let mut facts = carrying(&["a"]);
         facts.kill_mode = Ok("mixed".to_owned());
         let mut upgrade = want(&["a"]);
-        upgrade
-            .candidates
-            .insert("a".to_owned(), Ok("bb".to_owned()));
+        upgrade.binaries.insert("a".to_owned(), Ok("bb".to_owned()));
         let plan = decide(&facts, &upgrade).unwrap();
-        assert!(!plan.restart && plan.config.is_none());
+        assert!(!plan.restart && plan.config.is_empty());
         assert_eq!(plan.links[&places().binary_path("a")], "bb");
     }
 
@@ -743,10 +771,9 @@ pub(super) mod tests {
     #[case::another_binary("bb", 1)]
     fn a_take_over_restarts_nothing(#[case] sha256: &str, #[case] links: usize) {
         let mut want = want(&["k"]);
-        want.candidates
-            .insert("k".to_owned(), Ok(sha256.to_owned()));
+        want.binaries.insert("k".to_owned(), Ok(sha256.to_owned()));
         let plan = decide(&inherited(), &want).unwrap();
-        assert!(!plan.restart && plan.config.is_none(), "{plan:?}");
+        assert!(!plan.restart && plan.config.is_empty(), "{plan:?}");
         assert_eq!((plan.links.len(), plan.store.len()), (links, links));
         let owned = &plan.state.unwrap().handlers["k"];
         assert_eq!(owned.owner, Owner::Cluster);
@@ -758,7 +785,7 @@ pub(super) mod tests {
         let mut facts = inherited();
         facts.served = Ok(served(&[]));
         let plan = decide(&facts, &want(&["k"])).unwrap();
-        assert!(plan.restart && plan.config.is_none());
+        assert!(plan.restart && plan.config.is_empty());
     }
 
     #[test]
@@ -773,7 +800,7 @@ pub(super) mod tests {
         facts.in_use.clear();
         let plan = decide(&facts, &all).unwrap();
         assert!(plan.restart && !plan.leftovers.is_empty());
-        assert_eq!(plan.config.unwrap().after.as_deref(), Some(CONFIG));
+        assert_eq!(plan.config[0].after.as_deref(), Some(CONFIG));
     }
 
     #[test]

@@ -36,12 +36,12 @@ pub(super) async fn prepare(
     request: &ProvisionRequest,
     facts: &Facts,
 ) -> Result<Prepared, Error> {
-    let mut candidates = BTreeMap::new();
+    let mut binaries = BTreeMap::new();
     let mut missing = Vec::new();
     for shim in &request.shims {
         match present(facts, shim) {
             Some(sha256) => {
-                candidates.insert(shim.name.clone(), Ok(sha256));
+                binaries.insert(shim.name.clone(), Ok(sha256));
             }
             None => missing.push(shim.clone()),
         }
@@ -72,14 +72,14 @@ pub(super) async fn prepare(
             }),
             None => handed_over(shim, folder.as_deref()),
         };
-        let candidate = match found {
+        let binary = match found {
             Ok((sha256, source)) => {
                 sources.insert(sha256.clone(), source);
                 Ok(sha256)
             }
             Err(error) => Err(error.to_string()),
         };
-        candidates.insert(shim.name.clone(), candidate);
+        binaries.insert(shim.name.clone(), binary);
     }
     let want = Want {
         owner: request.owner,
@@ -90,7 +90,7 @@ pub(super) async fn prepare(
         } else {
             Scope::Owner
         },
-        candidates,
+        binaries,
         digest: request.digest(),
         offline: options.offline,
         allow_pod_restarts: options.allow_pod_restarts,

@@ -120,17 +120,13 @@ pub(super) async fn undo(host: &HostRoot, journal: &Journal) -> Vec<String> {
             Ok(facts) => cut(&facts, &journal.declares).map_err(Error::from),
             Err(error) => Err(error),
         };
-        let written = result.and_then(|change| match change {
-            Some(change) => {
+        let written = result.and_then(|changes| {
+            for change in changes {
                 let now = text_digest(change.before.as_deref());
-                Ok(put_config(
-                    host,
-                    &change.path,
-                    change.after.as_deref(),
-                    now.as_deref(),
-                )?)
+                let after = change.after.as_deref();
+                put_config(host, &change.path, after, now.as_deref())?;
             }
-            None => Ok(()),
+            Ok(())
         });
         failures.extend(written.err().map(|error| error.to_string()));
     }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::adopt::{is_in_place, is_predecessor};
 use super::desired::Desired;
 use super::facts::Facts;
+use super::moved;
 use super::plan::{ConfigChange, Error};
 use super::source::{self, Rendered, Source};
 use super::state::{OwnedHandler, STATE_FOLDER, folder_of};
@@ -79,10 +80,11 @@ impl<'a> Site<'a> {
             .filter(|(_, owned)| !is_predecessor(owned.owner))
             .map(|(name, _)| name.clone())
             .collect();
+        // Whichever file declares it, and also where somebody has put an old configuration back.
         let marked = declared
             .iter()
+            .chain(&dumped)
             .map(|(name, handler)| (name, &handler.runtime_type));
-        // Also where somebody has put an old configuration back.
         let served = facts.served.iter().flat_map(|served| &served.handlers);
         let marked = marked
             .chain(served)
@@ -220,9 +222,34 @@ impl<'a> Site<'a> {
         Ok(edit(text, placement, &ours, &declared, runc.as_ref())?)
     }
 
+    /// All files that change where the text of the one that is edited becomes `after`; `cut` are the others.
+    ///
     /// # Errors
     /// When the file that containerd loads can't be edited in the same way.
-    pub(super) fn change(
+    pub(super) fn changes(
+        &self,
+        facts: &Facts,
+        after: Option<&str>,
+        declared: &[Handler],
+        cut: Vec<ConfigChange>,
+    ) -> Result<Vec<ConfigChange>, Error> {
+        let mut changes = cut;
+        if after != self.text {
+            let after = after.map(str::to_owned);
+            changes.insert(0, self.change(facts, after, declared)?);
+        }
+        Ok(changes)
+    }
+
+    /// What is ours in other files than the one that is edited.
+    ///
+    /// # Errors
+    /// When such a file can't be edited.
+    pub(super) fn cut_out(&self, facts: &Facts) -> Result<Vec<ConfigChange>, Error> {
+        Ok(moved::cut_out(facts, &self.ours, &self.placement.path)?)
+    }
+
+    fn change(
         &self,
         facts: &Facts,
         after: Option<String>,
@@ -242,6 +269,7 @@ impl<'a> Site<'a> {
             after,
             root: facts.loaded.root.path.clone(),
             rendered,
+            live: true,
         })
     }
 

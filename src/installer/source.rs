@@ -61,7 +61,7 @@ pub(super) struct Source<'a> {
 }
 
 /// The files that may be edited instead of `root`, which containerd loads, or what that imports; the one that counts first.
-pub(super) fn candidates(edited: Edited, root: &str) -> Vec<String> {
+pub(super) fn editable_files(edited: Edited, root: &str) -> Vec<String> {
     let folder = folder_of(root);
     match edited {
         Edited::Loaded => Vec::new(),
@@ -233,7 +233,7 @@ mod tests {
             path: "/x/config.toml".to_owned(),
             text: root.map(str::to_owned),
         };
-        let paths = candidates(facts.distro.edited, "/x/config.toml");
+        let paths = editable_files(facts.distro.edited, "/x/config.toml");
         assert_eq!(paths.len(), texts.len());
         facts.sources = paths
             .into_iter()
@@ -311,6 +311,7 @@ mod tests {
         facts.state.config = Some(OwnedConfig {
             path: "/x/config-v3.toml.tmpl".to_owned(),
             sha256: String::new(),
+            root: None,
         });
         let source = find(&facts, &loaded(DROP_IN)).unwrap().unwrap();
         assert_eq!(source.placement.path, "/x/config-v3.toml.tmpl");

@@ -80,6 +80,9 @@ pub struct OwnedConfig {
     pub path: String,
     /// SHA-256 of what we wrote.
     pub sha256: String,
+    /// The root configuration that containerd was given then; a run to which nobody and nothing names one goes by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<String>,
 }
 
 impl Default for State {

@@ -6,9 +6,9 @@ use super::distro::{self, DistroSpec, Evidence};
 use super::facts::{PROGRAMS, SMALL};
 use super::host::HostRoot;
 use super::kubelet;
-use super::source::candidates;
+use super::source::editable_files;
 use super::state::{STATE_FOLDER, State, folder_of};
-use crate::containerd_config::{SourceFile, TEXT_LIMIT};
+use crate::containerd_config::{Loaded, SourceFile, TEXT_LIMIT};
 
 /// The row of the table that fits the host.
 pub(super) fn row(
@@ -47,10 +47,33 @@ pub(super) fn sources(
         let text = host.read_text(&path, TEXT_LIMIT as u64)?;
         Ok(SourceFile { path, text })
     };
-    candidates(distro.edited, root)
+    editable_files(distro.edited, root)
         .into_iter()
         .map(read)
         .collect()
+}
+
+/// The file that declared our handlers last, where it is none of those that are looked at anyway, by whatever name.
+pub(super) fn former(
+    host: &HostRoot,
+    state: &State,
+    loaded: &Loaded,
+    sources: &[SourceFile],
+) -> Result<Option<SourceFile>, super::Error> {
+    let Some(config) = &state.config else {
+        return Ok(None);
+    };
+    let real = |path: &str| host.follow(path).unwrap_or_else(|_| path.to_owned());
+    let known = std::iter::once(&loaded.root).chain(&loaded.imported);
+    let mut known = known.chain(sources);
+    if known.any(|file| real(&file.path) == real(&config.path)) {
+        return Ok(None);
+    }
+    let text = host.read_text(&config.path, TEXT_LIMIT as u64)?;
+    Ok(text.map(|text| SourceFile {
+        path: config.path.clone(),
+        text: Some(text),
+    }))
 }
 
 /// Where binaries are kept, and what is in the way of that. It stays what it was when the first one came.

@@ -99,7 +99,7 @@ pub fn plan_text(plan: &HostPlan, unit: &str) -> String {
     for (path, sha256) in &plan.links {
         line!(text, "point {path} to the binary {sha256}");
     }
-    if let Some(change) = &plan.config {
+    for change in &plan.config {
         text.push_str(&diff(change));
     }
     if plan.restart {

@@ -16,7 +16,7 @@ pub struct Want {
     /// What else of ours on the host is not wanted any more.
     pub scope: Scope,
     /// SHA-256 of each shim's binary, or why there is none, by the shim's name.
-    pub candidates: BTreeMap<String, Result<String, String>>,
+    pub binaries: BTreeMap<String, Result<String, String>>,
     /// SHA-256 of the request; empty where there is none.
     pub digest: String,
     /// Nothing is restarted.
@@ -26,16 +26,13 @@ pub struct Want {
 }
 
 impl Want {
-    /// Gives up the candidates that turned out to be unusable, by SHA-256, each with a sentence; says whether there were any.
-    pub fn drop_candidates(&mut self, unusable: &BTreeMap<String, String>) -> bool {
+    /// Gives up the binaries that turned out to be unusable, by SHA-256, each with a sentence; says whether there were any.
+    pub fn drop_binaries(&mut self, unusable: &BTreeMap<String, String>) -> bool {
         let mut dropped = false;
-        for candidate in self.candidates.values_mut() {
-            let why = candidate
-                .as_ref()
-                .ok()
-                .and_then(|sha256| unusable.get(sha256));
+        for binary in self.binaries.values_mut() {
+            let why = binary.as_ref().ok().and_then(|sha256| unusable.get(sha256));
             if let Some(why) = why {
-                *candidate = Err(why.clone());
+                *binary = Err(why.clone());
                 dropped = true;
             }
         }
@@ -50,7 +47,7 @@ pub enum Scope {
     Owner,
     /// None.
     Nothing,
-    /// Those of the owner that belong to the shims named.
+    /// Those of the owner, and of predecessors, that belong to the shims named.
     Shims(BTreeSet<String>),
     /// All of ours, whoever asked for them.
     Everything,

@@ -170,6 +170,7 @@ impl Host {
         installer::uninstall(UninstallOptions {
             host_root: self.root().to_owned(),
             shims: shims.map(|shims| shims.iter().map(ToString::to_string).collect()),
+            config: None,
             offline: true,
             allow_pod_restarts: false,
         })

@@ -1,8 +1,11 @@
 //! Changes that nothing disturbs.
 
+use std::fs;
+use std::path::Path;
+
 use farrier::handoff::Outcome;
 
-use crate::node::{CONFIG, CONFIG_PATH, Node, on_each};
+use crate::node::{CONFIG, CONFIG_PATH, Node, on_each, releases};
 
 #[test]
 fn shims_come_and_go_with_a_restart_each_and_leave_no_trace() {
@@ -76,5 +79,47 @@ fn a_configuration_that_was_made_anew_is_repaired_with_one_restart() {
         assert_eq!((status, report.restarts), (0, 1), "{report:?}");
         assert_eq!((node.config(), node.tree()), (ours, tree));
         node.assert_healthy();
+    });
+}
+
+/// Which file is edited follows containerd's release: on 1.x the one that is loaded last, and later one of our own.
+#[test]
+fn a_node_that_was_upgraded_meanwhile_is_left_as_it_was() {
+    const LAST: &str = "/etc/containerd/conf.d/90-last.toml";
+    const IMPORTING: &str = "version = 2\nimports = ['/etc/containerd/conf.d/*.toml']\n";
+    on_each(|release| {
+        let node = Node::stopped(release, &[]);
+        node.write(CONFIG_PATH, IMPORTING.as_bytes(), 0o644);
+        node.write(LAST, CONFIG.as_bytes(), 0o644);
+        let start = |release: &Path| {
+            let program = node.path("/usr/local/bin/containerd");
+            fs::remove_file(&program).unwrap();
+            fs::copy(release, &program).unwrap();
+            node.start();
+        };
+        let newer = releases()
+            .into_iter()
+            .skip_while(|other| other != release)
+            .skip(1);
+        for (newer, moves) in newer.flat_map(|newer| [(newer.clone(), false), (newer, true)]) {
+            start(release);
+            let before = node.tree();
+            let install = ["install", "--shim=a=file:///srv/a"];
+            let (_, report) = node.change(&install);
+            assert_eq!(report.result, Outcome::Applied, "{report:?}");
+            start(&newer);
+            if moves {
+                let (status, report) = node.change(&install);
+                assert_eq!(status, 0, "{report:?}");
+                let (_, report) = node.change(&install);
+                assert_eq!(report.result, Outcome::Unchanged, "{report:?}");
+                node.assert_healthy();
+            }
+            let (status, report) = node.change(&["uninstall", "--all"]);
+            assert_eq!((status, report.result), (0, Outcome::Applied), "{report:?}");
+            assert_eq!(report.restarts, 1, "{report:?}");
+            assert_eq!(node.tree(), before);
+            node.assert_healthy();
+        }
     });
 }

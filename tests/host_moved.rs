@@ -1,0 +1,59 @@
+//! Configurations that are named, and those that containerd loads no more: nothing of ours stays behind. Offline, on host trees.
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+#[path = "host/support.rs"]
+#[allow(dead_code, reason = "each test program uses a part of it")]
+mod support;
+
+use farrier::handoff::Outcome;
+use farrier::installer;
+use support::{CONFIG, Host, program, shim};
+
+#[tokio::test]
+async fn a_configuration_that_was_named_once_is_the_one_that_later_runs_go_by() {
+    let host = Host::new(Some(CONFIG));
+    host.write("/srv/a", &program(1));
+    host.write("/srv/b", &program(2));
+    let named = "/etc/containerd/other.toml";
+    host.write(named, CONFIG.as_bytes());
+    let before = host.tree(false);
+    let mut options = host.named(&[shim("a")], &[]);
+    options.config = Some(named.into());
+    let report = installer::install(options).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    assert_eq!(host.config(), CONFIG);
+    let diagnosis = installer::doctor(host.root(), None, true).await.unwrap();
+    let problems: Vec<_> = diagnosis.findings.iter().map(|it| &it.problem).collect();
+    assert!(diagnosis.healthy, "{problems:?}");
+    host.install(&[shim("b")], &[]).await;
+    assert_eq!(host.config(), CONFIG);
+    let text = std::fs::read_to_string(host.path(named)).unwrap();
+    assert!(
+        text.contains("shim-b\"") && !text.contains("shim-a\""),
+        "{text}"
+    );
+    host.uninstall(None).await;
+    assert_eq!(host.tree(false), before);
+}
+
+#[tokio::test]
+async fn a_configuration_that_is_loaded_no_more_keeps_nothing_of_ours() {
+    let host = Host::new(Some(CONFIG));
+    host.write("/srv/a", &program(1));
+    let named = "/etc/containerd/other.toml";
+    host.write(named, CONFIG.as_bytes());
+    let before = host.tree(false);
+    let mut options = host.named(&[shim("a")], &[]);
+    options.config = Some(named.into());
+    installer::install(options).await;
+    let mut options = host.named(&[shim("a")], &[]);
+    options.config = Some("/etc/containerd/config.toml".into());
+    let report = installer::install(options).await;
+    assert_eq!(report.files.len(), 2, "{report:?}");
+    assert!(host.config().contains("shim-a\""));
+    let left = std::fs::read_to_string(host.path(named)).unwrap();
+    assert_eq!(left, CONFIG);
+    host.uninstall(None).await;
+    assert_eq!(host.tree(false), before);
+}
