@@ -46,6 +46,7 @@ const PURE: &[&str] = &[
     "installer/desired.rs",
     "installer/distro",
     "installer/doctor.rs",
+    "installer/moved.rs",
     "installer/plan.rs",
     "installer/proof.rs",
     "installer/readiness.rs",
@@ -54,6 +55,8 @@ const PURE: &[&str] = &[
     "installer/source.rs",
     "installer/state.rs",
     "installer/text.rs",
+    "installer/unneeded.rs",
+    "installer/values.rs",
     "installer/want.rs",
     "names.rs",
 ];

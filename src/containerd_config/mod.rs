@@ -144,6 +144,13 @@ pub struct Loaded {
     pub imported: Vec<SourceFile>,
 }
 
+impl Loaded {
+    /// All of its files, the root first.
+    pub fn files(&self) -> impl Iterator<Item = &SourceFile> {
+        std::iter::once(&self.root).chain(&self.imported)
+    }
+}
+
 /// The table under `plugins` that holds the CRI's runtimes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PluginId {

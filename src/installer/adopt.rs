@@ -241,7 +241,7 @@ pub fn complaints(facts: &Facts) -> Vec<(String, &'static str)> {
             ));
         }
     }
-    let files = std::iter::once(&facts.loaded.root).chain(&facts.loaded.imported);
+    let files = facts.loaded.files();
     for file in files {
         let text = file.text.as_deref().unwrap_or_default();
         // What releases of KWasm before 0.3.0 declared: runc's shim with another program, which is no shim that could be taken over.

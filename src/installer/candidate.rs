@@ -103,7 +103,7 @@ pub(super) fn is_rendered(host: &HostRoot, plan: &HostPlan) -> Result<(), Error>
     };
     let loaded = load(host, &change.root)?;
     let mut found = BTreeMap::new();
-    for file in std::iter::once(&loaded.root).chain(&loaded.imported) {
+    for file in loaded.files() {
         if let Some(text) = &file.text {
             found.extend(containerd_config::handlers(text, &rendered.placement)?);
         }

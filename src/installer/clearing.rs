@@ -154,7 +154,7 @@ pub(super) fn leftovers(host: &HostRoot, facts: &Facts) -> Result<Vec<String>, E
 
 /// The folders in which a change makes or replaces files.
 fn folders(host: &HostRoot, facts: &Facts) -> BTreeSet<String> {
-    let loaded = std::iter::once(&facts.loaded.root).chain(&facts.loaded.imported);
+    let loaded = facts.loaded.files();
     let files = loaded.chain(&facts.sources).chain(&facts.former);
     let configured = files.flat_map(|file| {
         let real = host.follow(&file.path).ok();

@@ -243,7 +243,7 @@ fn unreferenced(facts: &Facts) -> impl Iterator<Item = String> {
 fn config_drift(facts: &Facts) -> Vec<String> {
     let owned = facts.state.config.as_ref();
     let path = owned.map_or(&facts.loaded.root.path, |config| &config.path);
-    let loaded = std::iter::once(&facts.loaded.root).chain(&facts.loaded.imported);
+    let loaded = facts.loaded.files();
     let text = loaded
         .chain(&facts.sources)
         .find(|file| file.path == *path)

@@ -7,7 +7,8 @@ use super::adopt::{home_of, lock_entries};
 use super::host::{Error, HostRoot};
 use super::stamps::{Stamps, Verified};
 use super::state::{Places, State};
-use crate::containerd_config::{self, Loaded, Predecessor, SourceFile, Value};
+use super::values::requested;
+use crate::containerd_config::{self, Loaded, Predecessor, SourceFile};
 use crate::handoff::{OptionValue, Owner};
 
 /// A lock file has a line for each shim, of which a node has a few.
@@ -75,7 +76,7 @@ pub(super) fn look(
     stamps: &Stamps,
 ) -> Result<Inheritance, super::Error> {
     let mut found = Inheritance::default();
-    let loaded = std::iter::once(&loaded.root).chain(&loaded.imported);
+    let loaded = loaded.files();
     // What stands in a template stands in what is made from it, too; it is the template that is edited.
     for file in sources.iter().chain(loaded) {
         // A file that can't be read is refused where it is to be edited.
@@ -206,14 +207,6 @@ impl Inherited {
     /// The options as a request names them.
     #[must_use]
     pub fn options(&self) -> BTreeMap<String, OptionValue> {
-        let value = |value: &Value| match value {
-            Value::Boolean(value) => OptionValue::Boolean(*value),
-            Value::Integer(value) => OptionValue::Integer(*value),
-            Value::String(value) => OptionValue::String(value.clone()),
-        };
-        let options = self.declared.options.iter();
-        options
-            .map(|(key, option)| (key.clone(), value(option)))
-            .collect()
+        requested(&self.declared.options)
     }
 }

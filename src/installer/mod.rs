@@ -43,6 +43,7 @@ pub mod text;
 mod trial;
 mod unneeded;
 pub mod unpack;
+mod values;
 pub mod want;
 pub mod words;
 

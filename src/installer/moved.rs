@@ -57,7 +57,7 @@ fn others<'a>(facts: &'a Facts, edited: &'a str) -> impl Iterator<Item = (&'a So
         Edited::Loaded => false,
         Edited::GoTemplate { .. } | Edited::TomlTemplate(_) | Edited::Snippets { .. } => true,
     };
-    let loaded = std::iter::once(&facts.loaded.root).chain(&facts.loaded.imported);
+    let loaded = facts.loaded.files();
     let loaded = loaded.filter(move |file| !is_made || Some(&file.path) == owned);
     let unloaded = facts.sources.iter().chain(&facts.former);
     loaded

@@ -8,7 +8,8 @@ use super::cri::Served;
 use super::facts::Facts;
 use super::plan::HostPlan;
 use super::site::declarations;
-use crate::containerd_config::{Handler, Value};
+use super::values::{self, requested};
+use crate::containerd_config::Handler;
 use crate::handoff::OptionValue;
 
 type Options = BTreeMap<String, OptionValue>;
@@ -44,7 +45,7 @@ impl Expected {
     pub(super) fn of(facts: &Facts, plan: &HostPlan) -> Option<Self> {
         let before = facts.served.as_ref().ok()?;
         let served = before.handlers.iter().map(|(name, runtime_type)| {
-            let options = before.options.get(name).map(noted).unwrap_or_default();
+            let options = before.options.get(name).map(requested).unwrap_or_default();
             let runtime_type = runtime_type.clone();
             let noted = Noted {
                 runtime_type,
@@ -93,7 +94,7 @@ impl Expected {
                 .collect(),
             options: options
                 .filter(|(_, noted)| !noted.options.is_empty())
-                .map(|(name, noted)| (name.clone(), values(&noted.options)))
+                .map(|(name, noted)| (name.clone(), values::declared(&noted.options)))
                 .collect(),
         }
     }
@@ -103,7 +104,7 @@ fn note(handlers: &[Handler]) -> BTreeMap<String, Noted> {
     let handlers = handlers.iter().map(|handler| {
         let noted = Noted {
             runtime_type: handler.runtime_type.clone(),
-            options: noted(&handler.options),
+            options: requested(&handler.options),
         };
         (handler.name.clone(), noted)
     });
@@ -114,29 +115,9 @@ fn handlers(noted: &BTreeMap<String, Noted>) -> Vec<Handler> {
     let noted = noted.iter().map(|(name, noted)| Handler {
         name: name.clone(),
         runtime_type: noted.runtime_type.clone(),
-        options: values(&noted.options),
+        options: values::declared(&noted.options),
     });
     noted.collect()
-}
-
-fn noted(options: &BTreeMap<String, Value>) -> Options {
-    let value = |value: &Value| match value {
-        Value::Boolean(value) => OptionValue::Boolean(*value),
-        Value::Integer(value) => OptionValue::Integer(*value),
-        Value::String(value) => OptionValue::String(value.clone()),
-    };
-    let options = options.iter();
-    options.map(|(key, it)| (key.clone(), value(it))).collect()
-}
-
-fn values(options: &Options) -> BTreeMap<String, Value> {
-    let value = |value: &OptionValue| match value {
-        OptionValue::Boolean(value) => Value::Boolean(*value),
-        OptionValue::Integer(value) => Value::Integer(*value),
-        OptionValue::String(value) => Value::String(value.clone()),
-    };
-    let options = options.iter();
-    options.map(|(key, it)| (key.clone(), value(it))).collect()
 }
 
 /// Whether the running containerd has loaded exactly what is declared as ours.
@@ -210,6 +191,7 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
+    use crate::containerd_config::Value;
 
     fn entry(name: &str, path: &str) -> (String, Noted) {
         let noted = Noted {

@@ -9,11 +9,11 @@ use super::moved;
 use super::plan::{ConfigChange, Error};
 use super::source::{self, Rendered, Source};
 use super::state::{OwnedHandler, STATE_FOLDER, folder_of};
+use super::values;
 use crate::containerd_config::{
-    DeclaredHandler, Handler, Loaded, Placement, Value, Version, edit, edit_template, handlers,
-    place, runtimes_of_dump, startable, template_handlers,
+    DeclaredHandler, Handler, Loaded, Placement, Version, edit, edit_template, handlers, place,
+    runtimes_of_dump, startable, template_handlers,
 };
-use crate::handoff::OptionValue;
 
 /// Where handlers are declared on this host, and what is declared there.
 pub(super) struct Site<'a> {
@@ -302,22 +302,16 @@ pub(super) fn hands_options_over(facts: &Facts) -> bool {
 /// Handlers of ours as they are declared to containerd; those of predecessors aren't ours.
 pub(super) fn declarations(facts: &Facts, next: &BTreeMap<String, OwnedHandler>) -> Vec<Handler> {
     let handed_over = hands_options_over(facts);
-    let value = |value: &OptionValue| match value {
-        OptionValue::Boolean(value) => Value::Boolean(*value),
-        OptionValue::Integer(value) => Value::Integer(*value),
-        OptionValue::String(value) => Value::String(value.clone()),
-    };
     next.iter()
         .filter(|(_, owned)| !is_predecessor(owned.owner))
         .map(|(name, owned)| Handler {
             name: name.clone(),
             runtime_type: facts.places.declared_path(name, owned),
-            options: owned
-                .options
-                .iter()
-                .filter(|_| handed_over)
-                .map(|(key, option)| (key.clone(), value(option)))
-                .collect(),
+            options: if handed_over {
+                values::declared(&owned.options)
+            } else {
+                BTreeMap::new()
+            },
         })
         .collect()
 }
@@ -335,7 +329,7 @@ fn place_unseen(loaded: &Loaded) -> Result<Placement, Error> {
 }
 
 fn text_at<'a>(facts: &'a Facts, path: &str) -> Option<&'a str> {
-    let files = std::iter::once(&facts.loaded.root).chain(&facts.loaded.imported);
+    let files = facts.loaded.files();
     files
         .filter(|file| file.path == path)
         .find_map(|file| file.text.as_deref())

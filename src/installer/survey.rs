@@ -64,7 +64,7 @@ pub(super) fn former(
         return Ok(None);
     };
     let real = |path: &str| host.follow(path).unwrap_or_else(|_| path.to_owned());
-    let known = std::iter::once(&loaded.root).chain(&loaded.imported);
+    let known = loaded.files();
     let mut known = known.chain(sources);
     if known.any(|file| real(&file.path) == real(&config.path)) {
         return Ok(None);

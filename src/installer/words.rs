@@ -130,7 +130,7 @@ async fn ask(
 /// SHA-256 of a configuration: of the paths and texts of all files that it consists of.
 fn input(loaded: &Loaded) -> String {
     let mut all = String::new();
-    for file in std::iter::once(&loaded.root).chain(&loaded.imported) {
+    for file in loaded.files() {
         // Quoted, so that no text can pass for two. A `String` takes all that is written to it.
         let _ = write!(all, "{:?}{:?}", file.path, file.text);
     }
