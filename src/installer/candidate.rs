@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::Error;
 use super::facts::{Facts, judge_dump};
 use super::host::HostRoot;
-use super::loaded::load;
+use super::loaded::{imports_itself, load};
 use super::plan::{ConfigChange, HostPlan};
 use super::restart;
 use crate::containerd_config::{self, DeclaredHandler};
@@ -74,7 +74,7 @@ pub(super) async fn judge(host: &HostRoot, facts: &Facts, plan: &HostPlan) -> Re
         imports.insert(path.as_str(), after.is_some().then_some(import));
     }
     let text = match text {
-        Some(text) if imports.is_empty() => text,
+        Some(text) if imports.is_empty() && !imports_itself(host, &facts.loaded.root) => text,
         // Without a root file nothing is imported, and the defaults count.
         None if imports.is_empty() => return Ok(()),
         text => root_that_imports(facts, text.as_deref().unwrap_or_default(), &imports)?,

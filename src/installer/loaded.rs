@@ -51,6 +51,11 @@ pub(super) fn patterns(file: &SourceFile) -> Vec<String> {
     patterns.iter().flatten().map(absolute).collect()
 }
 
+/// Whether a file is among those that it imports itself: containerd passes over that, but not over a copy's import of the original.
+pub(super) fn imports_itself(host: &HostRoot, file: &SourceFile) -> bool {
+    import_paths(host, file).contains(&file.path)
+}
+
 /// The paths that a file imports. containerd takes a pattern without `*` for a plain path.
 fn import_paths(host: &HostRoot, file: &SourceFile) -> Vec<String> {
     let expanded = patterns(file).into_iter().map(|pattern| {
