@@ -144,7 +144,7 @@ pub struct Install {
     /// Folder in which `farrier fetch` left the artifacts; without it they are fetched now.
     #[arg(long, value_name = "DIR", requires = "request")]
     pub artifacts: Option<PathBuf>,
-    /// A shim: NAME=LOCATION[,sha256=HEX][,handler=HANDLER][,alias=ALIAS]...[,option.KEY=VALUE]...
+    /// A shim, one of exactly those that the command line should have installed: NAME=LOCATION[,sha256=HEX][,handler=HANDLER][,alias=ALIAS]...[,binary=FILE][,option.KEY=VALUE]...
     #[arg(long, value_name = "SPEC", value_parser = parse_shim)]
     pub shim: Vec<ShimRequest>,
     /// Declare a handler to containerd without a binary behind it yet.
@@ -159,7 +159,7 @@ pub struct Install {
     /// Print the plan and a unified diff of every file; change nothing.
     #[arg(long)]
     pub dry_run: bool,
-    /// Nothing runs under the host root: restart nothing, ask no CRI.
+    /// As in an unpacked image: restart nothing, ask no CRI. Its own containerd and the shims are run to try them, if they can be.
     #[arg(long)]
     pub offline: bool,
     /// Restart containerd even where that ends every pod on this node.
@@ -200,7 +200,7 @@ pub struct Uninstall {
     /// The root configuration file that containerd reads; without it the running daemon, its unit and the last change say.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Nothing runs under the host root: restart nothing, ask no CRI.
+    /// As in an unpacked image: restart nothing, ask no CRI. Its own containerd and the shims are run to try them, if they can be.
     #[arg(long)]
     pub offline: bool,
     /// Restart containerd even where that ends every pod on this node.
@@ -234,7 +234,7 @@ pub struct Doctor {
     /// The root configuration file that containerd reads; without it the running daemon, its unit and the last change say.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Look at files alone, as in an unpacked image where nothing runs.
+    /// As in an unpacked image: ask no CRI, and take nothing amiss that doesn't run.
     #[arg(long)]
     pub offline: bool,
     /// How the findings are printed.
@@ -250,7 +250,7 @@ pub struct Status {
     pub output: Output,
 }
 
-/// Reads `NAME=LOCATION[,sha256=HEX][,handler=HANDLER][,alias=ALIAS]...[,option.KEY=VALUE]...`.
+/// Reads `NAME=LOCATION[,sha256=HEX][,handler=HANDLER][,alias=ALIAS]...[,binary=FILE][,option.KEY=VALUE]...`.
 fn parse_shim(spec: &str) -> Result<ShimRequest, String> {
     let (name, rest) = spec
         .split_once('=')
@@ -281,6 +281,7 @@ fn parse_shim(spec: &str) -> Result<ShimRequest, String> {
         }
         match key {
             "sha256" => shim.sha256 = Some(value.to_owned()),
+            "binary" => shim.binary = Some(value.to_owned()),
             "handler" => value.clone_into(&mut handler),
             "alias" => shim.handlers.push(value.to_owned()),
             _ => match key.strip_prefix("option.") {
@@ -290,7 +291,7 @@ fn parse_shim(spec: &str) -> Result<ShimRequest, String> {
                 }
                 _ => {
                     return Err(format!(
-                        "{key:?} is unknown; use sha256, handler, alias or option.KEY"
+                        "{key:?} is unknown; use sha256, handler, alias, binary or option.KEY"
                     ));
                 }
             },
@@ -327,6 +328,12 @@ mod tests {
         assert_eq!(shim.location, "https://example.org/a.tar.gz?x=1");
         assert_eq!(shim.sha256.as_deref(), Some("ab"));
         assert_eq!(shim.options["SystemdCgroup"], OptionValue::Boolean(true));
+    }
+
+    #[test]
+    fn a_spec_may_name_the_file_in_an_archive() {
+        let shim = parse_shim("spin=file:///a.tar.gz,binary=containerd-shim-spin-v2").unwrap();
+        assert_eq!(shim.binary.as_deref(), Some("containerd-shim-spin-v2"));
     }
 
     #[test]

@@ -185,6 +185,19 @@ async fn a_dry_run_that_would_be_refused_or_done_in_part_says_so() {
 }
 
 #[tokio::test]
+async fn an_uninstall_says_what_stays_declared_and_what_was_never_there() {
+    let host = host();
+    host.install(&[shim("a"), shim("b")], &[]).await;
+    let report = host.uninstall(Some(&["b", "c"])).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    let [reserved, unknown] = report.notes.as_slice() else {
+        panic!("{report:?}");
+    };
+    assert!(reserved.contains("handler b stays declared"), "{reserved}");
+    assert!(unknown.contains("no shim c is installed"), "{unknown}");
+}
+
+#[tokio::test]
 async fn a_dry_run_on_a_host_with_an_interrupted_change_says_so() {
     let host = host();
     host.write("/var/lib/farrier/journal.json", b"{}");

@@ -131,7 +131,9 @@ pub async fn fetch(
     std::fs::create_dir_all(out).map_err(folder(out))?;
     let client = client(ca_file)?;
     let end = tokio::time::Instant::now() + FETCH_LIMIT;
-    let remote = shims.iter().filter(|shim| !is_on_host(&shim.location));
+    let remote = shims
+        .iter()
+        .filter(|shim| path_on_host(&shim.location).is_none());
     let mut fetched = futures::stream::iter(remote)
         .map(async |shim| {
             let fetched = tokio::time::timeout_at(end, fetch_one(&client, shim, out)).await;
@@ -157,10 +159,11 @@ pub async fn fetch(
     Ok(results)
 }
 
-/// Whether a location is a file on the node.
+/// The absolute path on the node that a location is; `None` where it is to be fetched, or is nothing that can be.
 #[must_use]
-pub fn is_on_host(location: &str) -> bool {
-    location.starts_with("file://")
+pub fn path_on_host(location: &str) -> Option<&str> {
+    let path = location.strip_prefix("file://")?;
+    path.starts_with('/').then_some(path)
 }
 
 /// A URL fit for a report that everybody reads: without user, password, query and fragment, which hold keys and signatures.

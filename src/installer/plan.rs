@@ -200,7 +200,7 @@ fn assemble(
     }
     let store = to_store(facts, want, &next);
     let links = links(facts, &next, &store);
-    let mut notes = notes(facts, &next);
+    let mut notes = notes(facts, want, &desired, &next);
     if !config.is_empty() && !next.is_empty() {
         notes.extend(facts.distro.note(&site.placement.path));
     }
@@ -257,16 +257,38 @@ fn assemble(
     })
 }
 
-fn notes(facts: &Facts, next: &BTreeMap<String, OwnedHandler>) -> Vec<String> {
+fn notes(
+    facts: &Facts,
+    want: &Want,
+    desired: &Desired,
+    next: &BTreeMap<String, OwnedHandler>,
+) -> Vec<String> {
     let with_options = next.iter().filter(|(_, owned)| !owned.options.is_empty());
-    with_options
-        .filter(|_| !hands_options_over(facts))
-        .map(|(name, _)| {
-            format!(
-                "the options of handler {name} are left out, because containerd 1.6 hands them to no shim but runc's; they are written at the first run on 1.7 or later"
-            )
-        })
-        .collect()
+    let without = with_options.filter(|_| !hands_options_over(facts));
+    let without = without.map(|(name, _)| {
+        format!(
+            "the options of handler {name} are left out, because containerd 1.6 hands them to no shim but runc's; they are written at the first run on 1.7 or later"
+        )
+    });
+    let reserved = desired
+        .leaving
+        .iter()
+        .filter(|name| next.contains_key(*name));
+    let reserved = reserved.map(|name| {
+        format!(
+            "handler {name} stays declared without a binary, so that containerd is not restarted; it goes with the next change that restarts it"
+        )
+    });
+    let named = match &want.scope {
+        Scope::Shims(shims) => shims.clone(),
+        Scope::Owner | Scope::Nothing | Scope::Everything => BTreeSet::new(),
+    };
+    let is_known = |shim: &String| desired.before.values().any(|owned| owned.shim == *shim);
+    let unknown = named.into_iter().filter(|shim| !is_known(shim));
+    let unknown = unknown.map(|shim| {
+        format!("no shim {shim} is installed here; `farrier doctor` lists those that are")
+    });
+    without.chain(reserved).chain(unknown).collect()
 }
 
 /// SHA-256 of the binaries that the store lacks and that this run brings.

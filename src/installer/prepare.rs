@@ -48,7 +48,7 @@ pub(super) async fn prepare(
     }
     let mut downloads = None;
     let mut folder = options.artifacts.clone();
-    let remote = |shim: &ShimRequest| !artifact::is_on_host(&shim.location);
+    let remote = |shim: &ShimRequest| artifact::path_on_host(&shim.location).is_none();
     // A host that is refused anyway is not worth a download.
     if folder.is_none() && facts.distro.refusal.is_none() && missing.iter().any(remote) {
         let made = tempfile::tempdir().map_err(|source| Error::Temporary { source })?;
@@ -59,7 +59,7 @@ pub(super) async fn prepare(
     let mut sources = BTreeMap::new();
     let (known, mut artifacts) = (Stamps::load(host), Artifacts::new());
     for shim in &missing {
-        let found = match shim.location.strip_prefix("file://") {
+        let found = match artifact::path_on_host(&shim.location) {
             Some(path) => artifact(host, shim, path, &known).map(|artifact| {
                 let sha256 = artifact.sha256.clone();
                 artifacts.insert(shim.name.clone(), artifact);

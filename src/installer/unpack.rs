@@ -48,7 +48,7 @@ pub enum Error {
     },
     /// The binary isn't there.
     #[error(
-        "the archive holds no {wanted} (it holds {found}); name the file under fetchStrategy.binary"
+        "the archive holds no {wanted} (it holds {found}); name the file under fetchStrategy.binary, or as binary=FILE on the command line"
     )]
     Absent {
         /// The file that was looked for.
@@ -57,7 +57,9 @@ pub enum Error {
         found: String,
     },
     /// Two of its files may be the one.
-    #[error("the archive holds both {one} and {other}; name one under fetchStrategy.binary")]
+    #[error(
+        "the archive holds both {one} and {other}; name one under fetchStrategy.binary, or as binary=FILE on the command line"
+    )]
     Ambiguous {
         /// The first.
         one: String,
