@@ -179,6 +179,7 @@ async fn what_is_secret_in_a_location_is_in_no_reason() {
         format!("http://user:hunter2@{address}/away?token=hunter2"),
         "ftp://user:hunter2@example.org/?token=hunter2".to_owned(),
         "no url?token=hunter2".to_owned(),
+        "file://hunter2@srv/shim".to_owned(),
     ] {
         let mut shim = shim(location.clone());
         shim.sha256 = Some("0".repeat(64));
