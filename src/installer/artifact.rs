@@ -181,13 +181,11 @@ fn shown_url(url: &Url) -> String {
 fn shown_location(location: &str) -> String {
     match Url::parse(location) {
         Ok(url) => shown_url(&url),
-        Err(_) => location
-            .split(['?', '#', '@'])
-            .next()
-            .unwrap_or_default()
-            .chars()
-            .take(200)
-            .collect(),
+        Err(_) => {
+            let path = location.split(['?', '#']).next().unwrap_or_default();
+            let plain = path.rsplit('@').next().unwrap_or_default();
+            plain.chars().take(200).collect()
+        }
     }
 }
 
