@@ -179,14 +179,12 @@ fn shown_url(url: &Url) -> String {
 
 /// As [`shown_url`], for what may be no URL at all.
 fn shown_location(location: &str) -> String {
-    match Url::parse(location) {
-        Ok(url) => shown_url(&url),
-        Err(_) => {
-            let path = location.split(['?', '#']).next().unwrap_or_default();
-            let plain = path.rsplit('@').next().unwrap_or_default();
-            plain.chars().take(200).collect()
-        }
+    if let Ok(url) = Url::parse(location) {
+        return shown_url(&url);
     }
+    let path = location.split(['?', '#']).next().unwrap_or_default();
+    let plain = path.rsplit('@').next().unwrap_or_default();
+    plain.chars().take(200).collect()
 }
 
 fn folder(path: &Path) -> impl FnOnce(io::Error) -> Error {
