@@ -1,22 +1,13 @@
 //! Files of ours that something else has rewritten since: people edit them, distributions make them anew at every boot. What is not
 //! ours stays as it is today, whether we leave in order, or a change is undone that was killed half-way. Offline, on host trees.
 
-#![cfg(target_arch = "x86_64")]
-#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
-
-#[path = "host/support.rs"]
-#[allow(dead_code, reason = "each test program uses a part of it")]
-mod support;
-#[path = "host/trace.rs"]
-mod trace;
-
 use std::os::unix::fs::MetadataExt as _;
 use std::process::Command;
 
+use super::support::{CONFIG, Host, program, shim};
+use super::trace::is_killed_at;
 use farrier::handoff::Outcome;
 use rstest::rstest;
-use support::{CONFIG, Host, program, shim};
-use trace::is_killed_at;
 
 const ROOT: &str = "/etc/containerd/config.toml";
 const LAST: &str = "/etc/containerd/conf.d/90-last.toml";
@@ -28,8 +19,8 @@ const MICROK8S: &str = "/var/snap/microk8s/current/args/containerd-template.toml
 const IMPORTING: &str = "version = 2\nimports = ['conf.d/*.toml']\n";
 const RENDERED: &str = "version = 3\nimports = []\n\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]\n  runtime_type = 'io.containerd.runc.v2'\n";
 const BASE: &str = "{{ template \"base\" . }}\n";
-const K3S_IMPORTING: &str = include_str!("corpus/distributions/k3s-v1.33.toml");
-const SNAP: &str = include_str!("corpus/distributions/microk8s-template.toml");
+const K3S_IMPORTING: &str = include_str!("../corpus/distributions/k3s-v1.33.toml");
+const SNAP: &str = include_str!("../corpus/distributions/microk8s-template.toml");
 
 /// What somebody adds at the end of a file.
 const MINE: &str = "\n# mine\n[cgroup]\npath = \"\"\n";

@@ -1,21 +1,15 @@
 //! Hosts, hand-off folders and disks that are not as one would wish: refused in a sentence, and nothing is left behind.
 
-#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
-
-#[path = "host/support.rs"]
-#[allow(dead_code, reason = "each test program uses a part of it")]
-mod support;
-
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 use std::process::{Command, Output};
 
+use super::support::{CONFIG, Host, program, shim};
 use farrier::handoff::{OptionValue, Outcome, ProvisionReport};
 use farrier::names::sha256_hex;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use rstest::rstest;
-use support::{CONFIG, Host, program, shim};
 
 const CONFIG_PATH: &str = "/etc/containerd/config.toml";
 

@@ -2,22 +2,13 @@
 //!
 //! The program is traced (ptrace(2)) and killed before the n-th system call that changes something, for every n.
 
-#![cfg(target_arch = "x86_64")]
-#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
-
-#[path = "host/support.rs"]
-#[allow(dead_code, reason = "each test program uses a part of it")]
-mod support;
-#[path = "host/trace.rs"]
-mod trace;
-
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
 
+use super::support::{CONFIG, Host, program, shim};
+use super::trace::is_killed_at;
 use farrier::handoff::Outcome;
-use support::{CONFIG, Host, program, shim};
-use trace::is_killed_at;
 
 fn host() -> Host {
     let host = Host::new(Some(CONFIG));

@@ -1,18 +1,13 @@
 //! Whole installs and removals on host trees in temporary folders, offline: nothing of them is run.
 
-#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
-
-#[path = "host/support.rs"]
-mod support;
-
 use std::os::unix::fs::symlink;
 
+use super::support::{CONFIG, Host, program, runnable, shim};
 use farrier::handoff::{OptionValue, Outcome, ProvisionReport, ShimRequest};
 use farrier::installer::host::HostRoot;
 use farrier::installer::journal::{Journal, Undo};
 use farrier::names::sha256_hex;
 use rstest::rstest;
-use support::{CONFIG, Host, program, runnable, shim};
 
 fn host() -> Host {
     let host = Host::new(Some(CONFIG));

@@ -1,21 +1,15 @@
 //! Nodes that KWasm or runtime-class-manager provisioned: their handlers are taken over by name, and leave with all that came with them.
 
-#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
-
-#[path = "host/support.rs"]
-#[allow(dead_code, reason = "each test program uses a part of it")]
-mod support;
-
 use std::collections::BTreeMap;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 
+use super::support::{CONFIG, Host, program, shim};
 use farrier::handoff::{OptionValue, Outcome, ShimRequest};
 use farrier::installer;
 use farrier::installer::doctor::Finding;
 use farrier::names::sha256_hex;
 use rstest::rstest;
-use support::{CONFIG, Host, program, shim};
 
 /// KWasm's handlers and the version in their shims' file names.
 const KWASM: [(&str, &str); 7] = [

@@ -1,17 +1,12 @@
 //! Fetching from a real server on the loopback interface: what is verified, what is refused, what is left in the hand-off folder.
 
-#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
-
-#[path = "host/support.rs"]
-#[allow(dead_code, reason = "each test program uses a part of it")]
-mod support;
-
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
 
+use super::support::program;
 use farrier::handoff::{FetchResult, ShimRequest};
 use farrier::installer::artifact::{fetch, handed_over};
 use farrier::names::sha256_hex;
@@ -19,7 +14,6 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use rstest::rstest;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use support::program;
 
 /// Answers to paths; another path is answered with 404.
 type Routes = BTreeMap<&'static str, Vec<u8>>;

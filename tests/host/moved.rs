@@ -1,14 +1,8 @@
 //! Configurations that are named, and those that containerd loads no more: nothing of ours stays behind. Offline, on host trees.
 
-#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
-
-#[path = "host/support.rs"]
-#[allow(dead_code, reason = "each test program uses a part of it")]
-mod support;
-
+use super::support::{CONFIG, Host, program, shim};
 use farrier::handoff::Outcome;
 use farrier::installer;
-use support::{CONFIG, Host, program, shim};
 
 #[tokio::test]
 async fn a_configuration_that_was_named_once_is_the_one_that_later_runs_go_by() {

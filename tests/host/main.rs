@@ -1,0 +1,17 @@
+//! Whole installs and removals on host trees in temporary folders. They are offline: nothing runs on such a host.
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+mod adoption;
+#[cfg(target_arch = "x86_64")]
+mod crashes;
+mod distributions;
+mod fetch;
+mod hostile;
+mod install;
+mod moved;
+#[cfg(target_arch = "x86_64")]
+mod rewritten;
+mod support;
+#[cfg(target_arch = "x86_64")]
+mod trace;
