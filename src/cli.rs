@@ -125,19 +125,35 @@ pub struct Host {
     pub host_root: PathBuf,
 }
 
+/// How a host is changed, for both subcommands that do.
+#[derive(Debug, Args)]
+pub struct Change {
+    /// Where the host is.
+    #[command(flatten)]
+    pub host: Host,
+    /// The root configuration file that containerd reads; without it the running daemon, its unit and the last change say.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print the plan and a unified diff of every file; change nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// As in an unpacked image: restart nothing, ask no CRI. Its own containerd and the shims are run to try them, if they can be.
+    #[arg(long)]
+    pub offline: bool,
+    /// Restart containerd even where that ends every pod on this node.
+    #[arg(long)]
+    pub allow_pod_restarts: bool,
+    /// How the report is printed.
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Output,
+}
+
 /// Options of `farrier install`.
 ///
 /// Naming nothing would take everything off that the command line installed; `uninstall` is for that.
 #[derive(Debug, Args)]
-#[allow(
-    clippy::struct_excessive_bools,
-    reason = "each is a flag that a user types"
-)]
 #[command(group = clap::ArgGroup::new("set").required(true).multiple(true).args(["request", "shim", "reserve"]))]
 pub struct Install {
-    /// Where the host is.
-    #[command(flatten)]
-    pub host: Host,
     /// The desired set as a JSON document.
     #[arg(long, value_name = "FILE", conflicts_with = "shim")]
     pub request: Option<PathBuf>,
@@ -153,27 +169,15 @@ pub struct Install {
     /// Keep what the command line installed before, and add to it.
     #[arg(long)]
     pub keep_others: bool,
-    /// The root configuration file that containerd reads; without it the running daemon and its unit say.
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// Print the plan and a unified diff of every file; change nothing.
-    #[arg(long)]
-    pub dry_run: bool,
-    /// As in an unpacked image: restart nothing, ask no CRI. Its own containerd and the shims are run to try them, if they can be.
-    #[arg(long)]
-    pub offline: bool,
-    /// Restart containerd even where that ends every pod on this node.
-    #[arg(long)]
-    pub allow_pod_restarts: bool,
     /// How artifacts are fetched.
     #[command(flatten)]
     pub trust: Trust,
     /// Also write the report to this file, short enough for a container's termination message.
     #[arg(long, value_name = "FILE", hide = true)]
     pub termination_message: Option<PathBuf>,
-    /// How the report is printed.
-    #[arg(short, long, value_enum, default_value_t)]
-    pub output: Output,
+    /// How the host is changed.
+    #[command(flatten)]
+    pub change: Change,
 }
 
 /// Whom `fetch` trusts.
@@ -188,27 +192,15 @@ pub struct Trust {
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("what").required(true).args(["shim", "all"]))]
 pub struct Uninstall {
-    /// Where the host is.
-    #[command(flatten)]
-    pub host: Host,
     /// Name of a shim that the command line or a predecessor installed.
     #[arg(long, value_name = "NAME")]
     pub shim: Vec<String>,
     /// Everything that Farrier put on this host, whoever asked for it.
     #[arg(long)]
     pub all: bool,
-    /// The root configuration file that containerd reads; without it the running daemon, its unit and the last change say.
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// As in an unpacked image: restart nothing, ask no CRI. Its own containerd and the shims are run to try them, if they can be.
-    #[arg(long)]
-    pub offline: bool,
-    /// Restart containerd even where that ends every pod on this node.
-    #[arg(long)]
-    pub allow_pod_restarts: bool,
-    /// How the report is printed.
-    #[arg(short, long, value_enum, default_value_t)]
-    pub output: Output,
+    /// How the host is changed.
+    #[command(flatten)]
+    pub change: Change,
 }
 
 /// Options of `farrier fetch`.

@@ -107,22 +107,17 @@ async fn run_controller(controller: cli::Controller) -> ExitCode {
 
 async fn run_install(install: cli::Install) -> ExitCode {
     let cli::Install {
-        host,
         request,
         artifacts,
         shim,
         reserve,
         keep_others,
-        config,
-        dry_run,
-        offline,
-        allow_pod_restarts,
         trust,
         termination_message,
-        output,
+        change,
     } = install;
     let options = InstallOptions {
-        host_root: host.host_root,
+        host_root: change.host.host_root,
         wanted: match request {
             Some(path) => Wanted::File(path),
             None => Wanted::Named {
@@ -132,14 +127,14 @@ async fn run_install(install: cli::Install) -> ExitCode {
         },
         artifacts,
         keep_others,
-        config,
-        offline,
-        allow_pod_restarts,
+        config: change.config,
+        offline: change.offline,
+        allow_pod_restarts: change.allow_pod_restarts,
         ca_file: trust.ca_file,
     };
-    if dry_run {
-        let Preview { report, text } = installer::preview(&options).await;
-        return answer(&report, &text, output);
+    if change.dry_run {
+        let Preview { report, text } = installer::preview_install(&options).await;
+        return answer(&report, &text, change.output);
     }
     let report = installer::install(options).await;
     if let Some(path) = termination_message
@@ -147,28 +142,24 @@ async fn run_install(install: cli::Install) -> ExitCode {
     {
         error!("the report can't be written to {}: {error}", path.display());
     }
-    answer(&report, &text::report_text(&report), output)
+    answer(&report, &text::report_text(&report), change.output)
 }
 
 async fn run_uninstall(uninstall: cli::Uninstall) -> ExitCode {
-    let cli::Uninstall {
-        host,
-        shim,
-        all,
-        config,
-        offline,
-        allow_pod_restarts,
-        output,
-    } = uninstall;
-    let report = installer::uninstall(UninstallOptions {
-        host_root: host.host_root,
+    let cli::Uninstall { shim, all, change } = uninstall;
+    let options = UninstallOptions {
+        host_root: change.host.host_root,
         shims: (!all).then(|| shim.into_iter().collect()),
-        config,
-        offline,
-        allow_pod_restarts,
-    })
-    .await;
-    answer(&report, &text::report_text(&report), output)
+        config: change.config,
+        offline: change.offline,
+        allow_pod_restarts: change.allow_pod_restarts,
+    };
+    if change.dry_run {
+        let Preview { report, text } = installer::preview_uninstall(&options).await;
+        return answer(&report, &text, change.output);
+    }
+    let report = installer::uninstall(options).await;
+    answer(&report, &text::report_text(&report), change.output)
 }
 
 async fn run_fetch(fetch: cli::Fetch) -> ExitCode {
@@ -200,11 +191,7 @@ async fn run_doctor(doctor: cli::Doctor) -> ExitCode {
         offline,
         output,
     } = doctor;
-    let diagnosed = installer::doctor(&host.host_root, config.as_deref(), offline).await;
-    let diagnosis = match diagnosed {
-        Ok(diagnosis) => diagnosis,
-        Err(error) => return fail(&error),
-    };
+    let diagnosis = installer::doctor(&host.host_root, config.as_deref(), offline).await;
     let printed = match output {
         Output::Text => print(&text::diagnosis_text(&diagnosis)),
         Output::Json => match serde_json::to_string(&diagnosis) {

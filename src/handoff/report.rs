@@ -115,6 +115,9 @@ pub struct FileReport {
     pub path: String,
     /// What was done to it.
     pub action: FileAction,
+    /// The change as a unified diff, where it is only foreseen: a dry run tells it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub diff: Option<String>,
 }
 
 /// What was done to a file.

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tracing::warn;
 
 use super::Error;
+use super::binaries::unneeded;
 use super::candidate;
 use super::cri;
 use super::desired::used_by;
@@ -13,7 +14,6 @@ use super::host::{HostRoot, NEW_SUFFIX, OLD_SUFFIX, text_digest};
 use super::journal::Journal;
 use super::stamps;
 use super::state::{JOURNAL_FILE, Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, folder_of};
-use super::unneeded::unneeded;
 use crate::handoff::HandlerReport;
 
 /// A pod may have taken up a handler since the host was looked at: where that is declared still, it stays what it was, and else the state

@@ -10,21 +10,14 @@ use super::state::{OwnedHandler, owner_word};
 use crate::containerd_config::is_usable_name;
 use crate::handoff::{HandlerReport, Owner, ShimRequest};
 
-/// The handlers that will be ours, as they come together.
-pub(super) struct Set<'a> {
+/// What a host should have of ours, as it comes together.
+struct Set<'a> {
     facts: &'a Facts,
     want: &'a Want,
     site: &'a Site<'a>,
-    /// What is ours, or a predecessor's that nobody has taken over.
-    before: BTreeMap<String, OwnedHandler>,
-    next: BTreeMap<String, OwnedHandler>,
     /// Handlers that the request names, or that stay although it doesn't.
     kept: BTreeSet<String>,
-    /// Handlers that lose their binary.
-    leaving: BTreeSet<String>,
-    /// Handlers that are declared no more and that pods still use.
-    late: BTreeMap<String, OwnedHandler>,
-    reports: Vec<HandlerReport>,
+    desired: Desired,
 }
 
 /// What a host should have of ours.
@@ -41,24 +34,38 @@ pub(super) struct Desired {
     pub(super) reports: Vec<HandlerReport>,
 }
 
-impl<'a> Set<'a> {
-    pub(super) fn new(facts: &'a Facts, want: &'a Want, site: &'a Site<'a>) -> Self {
-        let next = recorded(facts, &site.placement.path);
-        let mut before = facts.state.late.clone();
-        before.extend(next.clone());
-        Self {
-            facts,
-            want,
-            site,
-            next,
+/// What the host that `facts` describe should have of ours, so that it carries `want`.
+pub(super) fn desired(facts: &Facts, want: &Want, site: &Site<'_>) -> Desired {
+    let next = recorded(facts, &site.placement.path);
+    let mut before = facts.state.late.clone();
+    before.extend(next.clone());
+    let mut set = Set {
+        facts,
+        want,
+        site,
+        kept: BTreeSet::new(),
+        desired: Desired {
             before,
-            kept: BTreeSet::new(),
+            next,
             leaving: BTreeSet::new(),
             late: BTreeMap::new(),
             reports: Vec::new(),
-        }
+        },
+    };
+    set.add_wanted();
+    set.remove_unwanted();
+    set.keep_late();
+    set.reserve();
+    let mut desired = set.desired;
+    // What is only reserved leaves with the last shim; what predecessors left is not ours to remember then.
+    let idle = |owned: &OwnedHandler| owned.sha256.is_none() || is_predecessor(owned.owner);
+    if desired.next.values().all(idle) {
+        desired.next.clear();
     }
+    desired
+}
 
+impl Set<'_> {
     fn report(
         &mut self,
         shim: &str,
@@ -66,20 +73,22 @@ impl<'a> Set<'a> {
         sha256: Option<String>,
         reason: Option<String>,
     ) {
-        self.reports.push(HandlerReport {
+        self.desired.reports.push(HandlerReport {
             shim: shim.to_owned(),
             handler: handler.to_owned(),
-            path: sha256.is_some().then(|| match self.next.get(handler) {
-                Some(owned) => self.facts.places.declared_path(handler, owned),
-                None => self.facts.places.binary_path(handler),
-            }),
+            path: sha256
+                .is_some()
+                .then(|| match self.desired.next.get(handler) {
+                    Some(owned) => self.facts.places.declared_path(handler, owned),
+                    None => self.facts.places.binary_path(handler),
+                }),
             served: sha256.is_some(),
             sha256,
             reason,
         });
     }
 
-    pub(super) fn add_wanted(&mut self) {
+    fn add_wanted(&mut self) {
         let want = self.want;
         for shim in &want.shims {
             let foreign = shim.handlers.iter().find(|name| self.site.is_foreign(name));
@@ -107,7 +116,7 @@ impl<'a> Set<'a> {
 
     fn carry(&mut self, shim: &ShimRequest, handler: &str, sha256: &str) {
         // A path of a predecessor at which nothing stands may have lost its folder, too.
-        let path = self.before.get(handler).and_then(|owned| {
+        let path = self.desired.before.get(handler).and_then(|owned| {
             let is_there = !is_predecessor(owned.owner) || owned.sha256.is_some();
             owned.path.clone().filter(|_| is_there)
         });
@@ -120,14 +129,14 @@ impl<'a> Set<'a> {
             artifact_sha256: shim.sha256.clone(),
             options: shim.options.clone(),
         };
-        self.next.insert(handler.to_owned(), owned);
+        self.desired.next.insert(handler.to_owned(), owned);
         self.kept.insert(handler.to_owned());
         self.report(&shim.name, handler, Some(sha256.to_owned()), None);
     }
 
     /// A shim that can't be had keeps what it has: the version that it was served in before.
     fn keep_served(&mut self, shim: &ShimRequest, handler: &str, reason: &str) {
-        let before = self.before.get(handler);
+        let before = self.desired.before.get(handler);
         let sha256 = before.and_then(|owned| {
             let path = self.facts.places.declared_path(handler, owned);
             let sha256 = owned.sha256.clone();
@@ -137,9 +146,9 @@ impl<'a> Set<'a> {
         self.report(&shim.name, handler, sha256, Some(reason.to_owned()));
     }
 
-    pub(super) fn remove_unwanted(&mut self) {
+    fn remove_unwanted(&mut self) {
         let (facts, want) = (self.facts, self.want);
-        for (name, owned) in self.next.clone() {
+        for (name, owned) in self.desired.next.clone() {
             let leaves =
                 is_in_scope(&owned, want) && !self.kept.contains(&name) && owned.sha256.is_some();
             let others = owned.owner != want.owner && !is_predecessor(owned.owner);
@@ -153,8 +162,8 @@ impl<'a> Set<'a> {
             if leaves && pods > 0 {
                 let reason = Some(used_by(pods));
                 self.report(&owned.shim, &name, owned.sha256.clone(), reason);
-            } else if leaves && let Some(owned) = self.next.get_mut(&name) {
-                self.leaving.insert(name);
+            } else if leaves && let Some(owned) = self.desired.next.get_mut(&name) {
+                self.desired.leaving.insert(name);
                 // Whoever takes it away answers for what stays declared.
                 if is_predecessor(owned.owner) {
                     owned.owner = want.owner;
@@ -167,18 +176,18 @@ impl<'a> Set<'a> {
     }
 
     /// What pods took up while it left stays until they have ended.
-    pub(super) fn keep_late(&mut self) {
+    fn keep_late(&mut self) {
         for (name, owned) in &self.facts.state.late {
             let Some(pods) = self.facts.in_use.get(name) else {
                 continue;
             };
             let is_back = |next: &OwnedHandler| next.sha256.is_some();
-            if self.next.get(name).is_some_and(is_back) {
+            if self.desired.next.get(name).is_some_and(is_back) {
                 continue;
             }
-            self.late.insert(name.clone(), owned.clone());
+            self.desired.late.insert(name.clone(), owned.clone());
             if is_in_scope(owned, self.want) {
-                self.reports.push(HandlerReport {
+                self.desired.reports.push(HandlerReport {
                     shim: owned.shim.clone(),
                     handler: name.clone(),
                     path: Some(self.facts.places.declared_path(name, owned)),
@@ -190,9 +199,9 @@ impl<'a> Set<'a> {
         }
     }
 
-    pub(super) fn reserve(&mut self) {
+    fn reserve(&mut self) {
         for name in &self.want.reserve {
-            let free = !self.next.contains_key(name) && !self.site.is_foreign(name);
+            let free = !self.desired.next.contains_key(name) && !self.site.is_foreign(name);
             if free && is_usable_name(name) {
                 let owned = OwnedHandler {
                     shim: String::new(),
@@ -203,24 +212,8 @@ impl<'a> Set<'a> {
                     artifact_sha256: None,
                     options: BTreeMap::new(),
                 };
-                self.next.insert(name.clone(), owned);
+                self.desired.next.insert(name.clone(), owned);
             }
-        }
-    }
-
-    /// The handlers before and after, and the reports.
-    pub(super) fn finish(mut self) -> Desired {
-        // What is only reserved leaves with the last shim; what predecessors left is not ours to remember then.
-        let idle = |owned: &OwnedHandler| owned.sha256.is_none() || is_predecessor(owned.owner);
-        if self.next.values().all(idle) {
-            self.next.clear();
-        }
-        Desired {
-            before: self.before,
-            next: self.next,
-            leaving: self.leaving,
-            late: self.late,
-            reports: self.reports,
         }
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
+use super::Error;
 use super::adopt;
 use super::distro::Restart;
 use super::facts::{Facts, standing};
@@ -20,8 +21,8 @@ use crate::containerd_config::{DeclaredHandler, Handler, runtimes_of_dump};
 pub struct Diagnosis {
     /// Whether there is no finding.
     pub healthy: bool,
-    /// Word of the distribution table.
-    pub distro: String,
+    /// Word of the distribution table; `None` where the host could not be looked at.
+    pub distro: Option<String>,
     /// Release of containerd.
     pub containerd: Option<String>,
     /// Handlers of ours.
@@ -121,9 +122,26 @@ pub fn examine(facts: &Facts, traces: &Traces) -> Diagnosis {
     }
     Diagnosis {
         healthy: findings.0.is_empty(),
-        distro: facts.distro.word.to_owned(),
+        distro: Some(facts.distro.word.to_owned()),
         containerd: facts.version.map(|version| version.to_string()),
         handlers,
+        findings: findings.0,
+    }
+}
+
+/// The diagnosis of a host that can't be looked at.
+#[must_use]
+pub fn unseen(error: &Error) -> Diagnosis {
+    let mut findings = Findings::default();
+    findings.add_sentence(
+        &error.to_string(),
+        "see that --host-root names the host's root and that you may read it",
+    );
+    Diagnosis {
+        healthy: false,
+        distro: None,
+        containerd: None,
+        handlers: Vec::new(),
         findings: findings.0,
     }
 }

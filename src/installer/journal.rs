@@ -16,7 +16,7 @@ use super::service::Service;
 use super::state::{Error as StateError, JOURNAL_FILE, OwnedHandler, default_folder};
 use crate::handoff::API_VERSION;
 
-/// It holds one configuration, whose size is bounded, and a line for each handler.
+/// It holds the configurations and lock files that change, whose sizes are bounded, the state file and a line for each handler.
 const JOURNAL_LIMIT: u64 = 8 << 20;
 
 /// Configurations may hold registry passwords.
@@ -120,8 +120,8 @@ pub enum Undo {
 /// What undoing could not put back by itself.
 #[derive(Debug, Default)]
 pub struct Undone {
-    /// The configuration file is not what was written: somebody changed it since, and our tables must be cut out of its text.
-    pub config_changed: Option<String>,
+    /// A configuration file is not what was written: somebody changed it since, and our tables must be cut out of its text.
+    pub config_changed: bool,
     /// Steps that failed, each as a sentence.
     pub failures: Vec<String>,
 }
@@ -359,7 +359,7 @@ impl Undo {
                     return Ok(());
                 }
                 if now != *wrote {
-                    undone.config_changed = Some(path.clone());
+                    undone.config_changed = true;
                     return Ok(());
                 }
                 put_config(host, path, before.as_deref(), now.as_deref())

@@ -4,6 +4,7 @@
 
 pub mod adopt;
 pub mod artifact;
+mod binaries;
 mod bounds;
 mod candidate;
 mod clearing;
@@ -25,6 +26,7 @@ mod options;
 pub mod perform;
 pub mod plan;
 mod prepare;
+mod preview;
 mod proof;
 mod readiness;
 mod recovery;
@@ -41,7 +43,6 @@ mod survey;
 pub mod systemd;
 pub mod text;
 mod trial;
-mod unneeded;
 pub mod unpack;
 mod values;
 pub mod want;
@@ -55,17 +56,18 @@ pub use error::Error;
 use facts::{Facts, gather};
 use host::HostRoot;
 use options::config_path;
-pub use options::{InstallOptions, Preview, UninstallOptions, Wanted};
+pub use options::{InstallOptions, UninstallOptions, Wanted};
 use perform::{Failure, perform};
-use plan::{HostPlan, Scope, Want, decide};
+use plan::{HostPlan, Want, decide};
 use prepare::{Prepared, prepare};
+pub use preview::{Preview, preview_install, preview_uninstall};
 use recovery::{gather_after, recover};
 use report::{as_before, conclude, count, describe, failed, publish, unhappy};
 use stamps::{Artifacts, Stamps};
 use state::JOURNAL_FILE;
 use tracing::warn;
 
-use crate::handoff::{FetchResult, Outcome, Owner, ProvisionReport, ShimRequest};
+use crate::handoff::{FetchResult, Outcome, ProvisionReport, ShimRequest};
 
 /// Fetches what the request names into `out`, for a later [`install`]. Touches no host.
 ///
@@ -111,43 +113,6 @@ pub async fn install(options: InstallOptions) -> ProvisionReport {
     publish(report)
 }
 
-/// Decides what [`install`] would do. Changes not one byte of the host, the lock and the state file included.
-pub async fn preview(options: &InstallOptions) -> Preview {
-    let mut report = ProvisionReport::new(Outcome::Refused);
-    match try_preview(options, &mut report).await {
-        Ok(text) => Preview {
-            report: publish(report),
-            text,
-        },
-        Err(error) => {
-            let report = publish(failed(report, &error));
-            let text = text::report_text(&report);
-            Preview { report, text }
-        }
-    }
-}
-
-async fn try_preview(
-    options: &InstallOptions,
-    report: &mut ProvisionReport,
-) -> Result<String, Error> {
-    let request = options.wanted.read()?;
-    report.request_digest = request.digest();
-    report.node_uid.clone_from(&request.node_uid);
-    let host = HostRoot::open(&options.host_root)?;
-    let config = config_path(options.config.as_deref())?;
-    let mut facts = gather(&host, config, options.offline).await?;
-    describe(report, &facts);
-    let prepared = prepare(&host, options, &request, &facts).await?;
-    let mut plan = decide_afresh(&host, &mut facts, &prepared.want).await?;
-    if host.exists(JOURNAL_FILE) {
-        let words = "a change of this host was interrupted: a run undoes or finishes that first, so its plan may be another";
-        plan.notes.push(words.to_owned());
-    }
-    conclude(report, &facts, &plan, options.offline);
-    Ok(text::plan_text(&plan, &facts.unit()))
-}
-
 /// Decides, and only on words that the host's programs say now: that there is nothing to do may rest on those of a former run.
 async fn decide_afresh(
     host: &HostRoot,
@@ -179,20 +144,7 @@ pub async fn uninstall(options: UninstallOptions) -> ProvisionReport {
         offline: options.offline,
         allow_pod_restarts: options.allow_pod_restarts,
     };
-    let scope = match options.shims {
-        Some(shims) => Scope::Shims(shims),
-        None => Scope::Everything,
-    };
-    let want = Want {
-        owner: Owner::Local,
-        shims: Vec::new(),
-        reserve: Vec::new(),
-        scope,
-        binaries: BTreeMap::new(),
-        digest: String::new(),
-        offline: options.offline,
-        allow_pod_restarts: options.allow_pod_restarts,
-    };
+    let want = options.want();
     let report = change
         .run(report, &[], async |_| {
             Ok(Prepared {
@@ -206,11 +158,16 @@ pub async fn uninstall(options: UninstallOptions) -> ProvisionReport {
     publish(report)
 }
 
-/// What is installed on a host, by whom, and what is wrong with it. With `offline` nothing of it is expected to run.
-///
-/// # Errors
-/// When the host's files can't be read.
-pub async fn doctor(
+/// What is installed on a host, by whom, and what is wrong with it; that its files can't be read is one finding. With `offline` nothing
+/// of it is expected to run.
+pub async fn doctor(host_root: &Path, config: Option<&Path>, offline: bool) -> doctor::Diagnosis {
+    match diagnose(host_root, config, offline).await {
+        Ok(diagnosis) => diagnosis,
+        Err(error) => doctor::unseen(&error),
+    }
+}
+
+async fn diagnose(
     host_root: &Path,
     config: Option<&Path>,
     offline: bool,

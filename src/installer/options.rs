@@ -1,11 +1,12 @@
 //! What the callers of this room ask for, and how a desired set is read: the door through which its text becomes a type.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 
 use super::Error;
-use crate::handoff::{Owner, ProvisionReport, ProvisionRequest, ShimRequest};
+use super::plan::{Scope, Want};
+use crate::handoff::{Owner, ProvisionRequest, ShimRequest};
 
 /// A request names some hundred shims at most; the annotation that carries it in a cluster has 256 KiB for all of them.
 const REQUEST_LIMIT: u64 = 1 << 20;
@@ -60,13 +61,23 @@ pub struct UninstallOptions {
     pub allow_pod_restarts: bool,
 }
 
-/// A change that was decided and not carried out.
-#[derive(Debug)]
-pub struct Preview {
-    /// As it would be reported, but that nothing changed.
-    pub report: ProvisionReport,
-    /// What would be done, for people, with a unified diff of the configuration.
-    pub text: String,
+impl UninstallOptions {
+    /// What a host should carry then.
+    pub(super) fn want(&self) -> Want {
+        Want {
+            owner: Owner::Local,
+            shims: Vec::new(),
+            reserve: Vec::new(),
+            scope: match &self.shims {
+                Some(shims) => Scope::Shims(shims.clone()),
+                None => Scope::Everything,
+            },
+            binaries: BTreeMap::new(),
+            digest: String::new(),
+            offline: self.offline,
+            allow_pod_restarts: self.allow_pod_restarts,
+        }
+    }
 }
 
 impl Wanted {

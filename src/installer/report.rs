@@ -5,7 +5,6 @@ use super::facts::{Facts, path_of, standing, verified};
 use super::perform::Failure;
 use super::plan::HostPlan;
 use super::rollback::Tally;
-use super::state::Places;
 use super::text::printable;
 use crate::handoff::{
     FileAction, FileReport, HandlerReport, Outcome, ProvisionReport, ShimRequest,
@@ -79,57 +78,32 @@ pub(super) fn conclude(
     }
 }
 
-impl HostPlan {
-    /// The binaries that are stored, as paths on the host.
-    pub fn stored(&self) -> impl Iterator<Item = String> {
-        let places = self.state.as_ref().map(|state| Places {
-            folder: state.folder.clone(),
-        });
-        let path = move |sha256: &String| Some(places.as_ref()?.store_path(sha256));
-        self.store.iter().filter_map(path)
-    }
-
-    /// Takes in what pods took up while the plan was carried out: it stays, and is reported.
-    pub fn stays(&mut self, late: Vec<HandlerReport>) {
-        let is_kept = |path: &String| {
-            late.iter().any(|handler| {
-                let sha256 = handler.sha256.as_deref();
-                handler.path.as_ref() == Some(path)
-                    || sha256.is_some_and(|sha256| path.ends_with(sha256))
-            })
-        };
-        self.clear.retain(|path| !is_kept(path));
-        self.leftovers.files.retain(|path| !is_kept(path));
-        self.handlers.extend(late);
-    }
-}
-
 fn files(facts: &Facts, plan: &HostPlan) -> Vec<FileReport> {
-    let config = plan.config.iter().map(|change| FileReport {
-        path: change.path.clone(),
-        action: match (&change.before, &change.after) {
+    let config = plan.config.iter().map(|change| {
+        let action = match (&change.before, &change.after) {
             (None, _) => FileAction::Created,
             (Some(_), Some(_)) => FileAction::Edited,
             (Some(_), None) => FileAction::Removed,
-        },
+        };
+        (change.path.clone(), action)
     });
-    let stored = plan.stored().map(|path| FileReport {
-        path,
-        action: FileAction::Created,
-    });
-    let links = plan.links.keys().map(|path| FileReport {
-        path: path.clone(),
-        action: match standing(facts, path) {
+    let stored = plan.stored().map(|path| (path, FileAction::Created));
+    let links = plan.links.keys().map(|path| {
+        let action = match standing(facts, path) {
             Some(_) => FileAction::Edited,
             None => FileAction::Created,
-        },
+        };
+        (path.clone(), action)
     });
     let removed = plan.clear.iter().chain(&plan.leftovers.files);
-    let removed = removed.map(|path| FileReport {
-        path: path.clone(),
-        action: FileAction::Removed,
-    });
-    config.chain(stored).chain(links).chain(removed).collect()
+    let removed = removed.map(|path| (path.clone(), FileAction::Removed));
+    let all = config.chain(stored).chain(links).chain(removed);
+    all.map(|(path, action)| FileReport {
+        path,
+        action,
+        diff: None,
+    })
+    .collect()
 }
 
 /// A message of ours is a sentence, and after a semicolon what the operator can do.

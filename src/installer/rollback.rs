@@ -115,7 +115,7 @@ pub(super) fn prove_undone(journal: &Journal, served: &Served) -> Result<(), Str
 pub(super) async fn undo(host: &HostRoot, journal: &Journal) -> Vec<String> {
     let undone = journal.undo(host);
     let mut failures = undone.failures;
-    if undone.config_changed.is_some() {
+    if undone.config_changed {
         let result = match gather(host, Some(&journal.root), true).await {
             Ok(facts) => cut(&facts, &journal.declares).map_err(Error::from),
             Err(error) => Err(error),

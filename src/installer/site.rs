@@ -45,26 +45,16 @@ impl<'a> Site<'a> {
             None => return Err(Error::NoVersion),
         };
         let text = text_at(facts, &placement.path);
-        let mut declared = match text {
-            Some(text) => handlers(text, &placement)?,
-            None => BTreeMap::new(),
-        };
+        let loaded = text.map(|text| handlers(text, &placement)).transpose()?;
+        let mut declared = loaded.unwrap_or_default();
         let (rendered, placement, text, go) = match source::find(facts, &placement)? {
-            Some(Source {
-                placement: edited,
-                text: edited_text,
-                go,
-            }) => (Some((placement, text)), edited, edited_text, go),
+            Some(source) => {
+                declared = declared_in(&source, declared)?;
+                let rendered = Some((placement, text));
+                (rendered, source.placement, source.text, source.go)
+            }
             None => (None, placement, text, false),
         };
-        if let Some(text) = text.filter(|_| rendered.is_some() && !go) {
-            declared.extend(handlers(text, &placement)?);
-        }
-        if let Some(text) = text.filter(|_| go) {
-            for (name, handler) in template_handlers(text, placement.plugin) {
-                declared.entry(name).or_insert(handler);
-            }
-        }
         let (default, dumped) = match &facts.dump {
             Ok(dump) => {
                 startable(dump)?;
@@ -74,22 +64,7 @@ impl<'a> Site<'a> {
             Err(_) if offline && facts.version.is_none() => (String::new(), BTreeMap::new()),
             Err(words) => return Err(Error::Refuses(words.clone())),
         };
-        // A stanza that executes our own stable path is ours even where the state file was lost.
-        let known = facts.state.handlers.iter();
-        let mut ours: BTreeSet<String> = known
-            .filter(|(_, owned)| !is_predecessor(owned.owner))
-            .map(|(name, _)| name.clone())
-            .collect();
-        // Whichever file declares it, and also where somebody has put an old configuration back.
-        let marked = declared
-            .iter()
-            .chain(&dumped)
-            .map(|(name, handler)| (name, &handler.runtime_type));
-        let served = facts.served.iter().flat_map(|served| &served.handlers);
-        let marked = marked
-            .chain(served)
-            .filter(|(name, path)| **path == facts.places.binary_path(name));
-        ours.extend(marked.map(|(name, _)| name.clone()));
+        let ours = ours(facts, declared.iter().chain(&dumped));
         let inherited = facts.inheritance.handlers.iter();
         let inherited = inherited
             .filter(|(_, inherited)| inherited.file == placement.path)
@@ -289,6 +264,43 @@ impl<'a> Site<'a> {
         }
         folders
     }
+}
+
+/// What a distribution's source of the configuration declares, beside `rendered`, what was made of it last.
+fn declared_in(
+    source: &Source<'_>,
+    rendered: BTreeMap<String, DeclaredHandler>,
+) -> Result<BTreeMap<String, DeclaredHandler>, Error> {
+    let mut declared = rendered;
+    match source.text {
+        Some(text) if source.go => {
+            for (name, handler) in template_handlers(text, source.placement.plugin) {
+                declared.entry(name).or_insert(handler);
+            }
+        }
+        Some(text) => declared.extend(handlers(text, &source.placement)?),
+        None => {}
+    }
+    Ok(declared)
+}
+
+/// The handlers that are ours: those on record, and whichever executes our own stable path, whatever file declares it, as the state
+/// file may be lost and an old configuration put back.
+fn ours<'f>(
+    facts: &Facts,
+    declared: impl Iterator<Item = (&'f String, &'f DeclaredHandler)>,
+) -> BTreeSet<String> {
+    let recorded = facts.state.handlers.iter();
+    let recorded = recorded
+        .filter(|(_, owned)| !is_predecessor(owned.owner))
+        .map(|(name, _)| name);
+    let served = facts.served.iter().flat_map(|served| &served.handlers);
+    let marked = declared
+        .map(|(name, handler)| (name, &handler.runtime_type))
+        .chain(served)
+        .filter(|(name, path)| **path == facts.places.binary_path(name))
+        .map(|(name, _)| name);
+    recorded.chain(marked).cloned().collect()
 }
 
 /// Whether this containerd hands a handler's options to its shim: 1.6 gives any but runc's an empty body. One that can't be asked is

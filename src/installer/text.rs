@@ -46,10 +46,11 @@ pub fn report_text(report: &ProvisionReport) -> String {
         report.restarts
     );
     for handler in &report.handlers {
-        let served = if handler.served {
-            "served"
-        } else {
-            "not served"
+        let served = match (handler.served, &handler.reason) {
+            (true, _) => "served",
+            (false, Some(_)) => "not served",
+            // Offline.
+            (false, None) => "not asked",
         };
         let path = handler.path.as_deref().unwrap_or("-");
         let reason = handler
@@ -135,7 +136,8 @@ pub fn plan_text(plan: &HostPlan, unit: &str) -> String {
     text
 }
 
-fn diff(change: &ConfigChange) -> String {
+/// A change of a configuration file as a unified diff.
+pub(super) fn diff(change: &ConfigChange) -> String {
     let (before, after) = (change.before.as_deref(), change.after.as_deref());
     let name = |text: Option<&str>| {
         if text.is_some() {
@@ -158,7 +160,11 @@ pub fn diagnosis_text(diagnosis: &Diagnosis) -> String {
         .containerd
         .as_deref()
         .unwrap_or("of unknown release");
-    line!(text, "containerd {release} on {}", diagnosis.distro);
+    let distro = diagnosis
+        .distro
+        .as_deref()
+        .unwrap_or("an unknown distribution");
+    line!(text, "containerd {release} on {distro}");
     for installed in &diagnosis.handlers {
         let condition = match installed.condition {
             Condition::Served => "served",

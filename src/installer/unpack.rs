@@ -21,13 +21,21 @@ const MAX_MEMBERS: usize = 10_000;
 /// A path has 4,096 bytes at most (`PATH_MAX`); a pax header holds some times and attributes beside it.
 const MAX_DESCRIPTION: u64 = 64 << 10;
 
+/// What every gzip member begins with (RFC 1952, 2.3).
+const GZIP: [u8; 2] = [0x1f, 0x8b];
+
 /// What every ELF file begins with, up to and with the field that names the CPU (System V ABI, *ELF Header*).
 const ELF_HEADER: usize = 20;
 
 /// Why an artifact holds no usable binary.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It is neither an archive nor a program, or is cut off.
+    /// It is neither an archive nor a program.
+    #[error(
+        "the artifact begins neither as a .tar.gz nor as a program (ELF); name the release's archive or the binary itself"
+    )]
+    Unknown,
+    /// It is an archive that is damaged or cut off.
     #[error(
         "the artifact can't be unpacked: {source}; see that its location names a .tar.gz or the binary itself"
     )]
@@ -106,6 +114,9 @@ pub fn unpack(
     let whole = head.as_slice().chain(artifact);
     if head == b"\x7fELF" {
         return copy_program(whole, out);
+    }
+    if !head.starts_with(&GZIP) {
+        return Err(Error::Unknown);
     }
     unpack_archive(MultiGzDecoder::new(whole), shim, binary, out)
 }
@@ -582,6 +593,15 @@ mod tests {
         );
     }
 
+    #[rstest]
+    #[case::page(b"<html>")]
+    #[case::script(b"#!/bin/sh\n")]
+    #[case::nothing(b"")]
+    fn what_begins_as_no_artifact_is_named_so(#[case] artifact: &[u8]) {
+        let result = unpack(artifact, "a", None, &mut Vec::new());
+        assert!(matches!(result, Err(Error::Unknown)), "{result:?}");
+    }
+
     #[test]
     fn other_bytes_than_an_archive_or_a_program_are_refused() {
         let program = program();
@@ -589,8 +609,6 @@ mod tests {
         let mut other_cpu = program.clone();
         other_cpu[18] = 8;
         for artifact in [
-            b"<html>".as_slice(),
-            b"",
             &whole[..whole.len() / 2],
             &other_cpu,
             &archive(&[("containerd-shim-a", EntryType::Regular, b"#!/bin/sh\n")]),

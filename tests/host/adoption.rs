@@ -149,6 +149,12 @@ async fn the_same_binary_is_taken_over_without_a_byte_of_the_configuration() {
     assert_eq!(report.result, Outcome::Applied, "{report:?}");
     let path = kwasm_path("spin", "v2");
     assert_eq!(report.handlers[0].path.as_deref(), Some(path.as_str()));
+    assert_eq!(
+        report.notes,
+        [
+            "handler spin is taken over from kwasm: it belongs to local from now on, and leaves with it"
+        ]
+    );
     assert_eq!(host.config(), before);
     assert!(host.path(&path).symlink_metadata().unwrap().is_file());
     let store = host.path("/opt/farrier/store");
@@ -173,12 +179,7 @@ async fn a_binary_that_was_taken_over_is_hashed_again_only_when_it_was_touched()
     *sha256 = "0".repeat(64).into();
     std::fs::write(&record, verified.to_string()).unwrap();
     // A run takes the record's word for the binary; doctor doesn't.
-    let findings = async || {
-        installer::doctor(host.root(), None, true)
-            .await
-            .unwrap()
-            .findings
-    };
+    let findings = async || installer::doctor(host.root(), None, true).await.findings;
     let drifted = |finding: &Finding| finding.problem.contains(&path);
     assert!(!findings().await.iter().any(drifted));
     let report = host.install(&[wanted("spin", 3)], &[]).await;
@@ -390,7 +391,7 @@ async fn a_template_of_k3s_is_taken_over_and_put_back(#[case] template: &str) {
 async fn doctor_names_what_nobody_has_taken_over() {
     let host = host(TERMINATED);
     add_kwasm(&host);
-    let diagnosis = installer::doctor(host.root(), None, true).await.unwrap();
+    let diagnosis = installer::doctor(host.root(), None, true).await;
     let finding = diagnosis
         .findings
         .iter()

@@ -6,14 +6,12 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
 
-use super::support::{CONFIG, Host, program, shim};
+use super::support::{Host, program, shim};
 use super::trace::is_killed_at;
 use farrier::handoff::Outcome;
 
 fn host() -> Host {
-    let host = Host::new(Some(CONFIG));
-    host.write("/srv/a", &program(1));
-    host.write("/srv/b", &program(2));
+    let host = Host::stocked();
     for folder in ["/var/lib", "/opt"] {
         std::fs::create_dir_all(host.path(folder)).unwrap();
     }

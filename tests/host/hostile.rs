@@ -13,13 +13,6 @@ use rstest::rstest;
 
 const CONFIG_PATH: &str = "/etc/containerd/config.toml";
 
-fn host() -> Host {
-    let host = Host::new(Some(CONFIG));
-    host.write("/srv/a", &program(1));
-    host.write("/srv/b", &program(2));
-    host
-}
-
 fn fifo(path: &Path) {
     mkfifo(path, Mode::from_bits_truncate(0o600)).unwrap();
 }
@@ -36,7 +29,7 @@ async fn what_is_no_configuration_is_left_alone(
     #[case] make: impl Fn(&Path),
     #[case] sentence: &str,
 ) {
-    let host = host();
+    let host = Host::stocked();
     let path = host.path(CONFIG_PATH);
     std::fs::remove_file(&path).unwrap();
     make(&path);
@@ -77,7 +70,7 @@ async fn a_link_for_a_configuration_stays_one_and_stays_inside(
 
 #[tokio::test]
 async fn a_folder_that_leads_out_of_the_root_is_followed_inside_it() {
-    let host = host();
+    let host = Host::stocked();
     std::fs::rename(host.path("/etc/containerd"), host.path("/real")).unwrap();
     symlink("/real", host.path("/etc/containerd")).unwrap();
     let before = host.tree(false);
@@ -90,7 +83,7 @@ async fn a_folder_that_leads_out_of_the_root_is_followed_inside_it() {
 
 #[tokio::test]
 async fn a_configuration_keeps_its_owner_mode_and_attributes() {
-    let host = host();
+    let host = Host::stocked();
     let path = host.path(CONFIG_PATH);
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
     // Only the superuser may give a file away, and not every file system has attributes: what could be set must stay.
@@ -111,7 +104,7 @@ async fn a_configuration_keeps_its_owner_mode_and_attributes() {
 
 #[tokio::test]
 async fn a_stored_binary_is_repaired_with_its_mode() {
-    let host = host();
+    let host = Host::stocked();
     host.install(&[shim("a")], &[]).await;
     let path = host.path(&format!("/opt/farrier/store/{}", sha256_hex(&program(1))));
     std::fs::write(&path, "damaged").unwrap();
@@ -124,7 +117,7 @@ async fn a_stored_binary_is_repaired_with_its_mode() {
 
 #[tokio::test]
 async fn what_others_put_into_our_folders_stays_theirs() {
-    let host = host();
+    let host = Host::stocked();
     host.write("/opt/farrier/bin/tool", b"theirs");
     host.write("/opt/farrier/bin/containerd-shim-kata", b"theirs");
     symlink("/etc", host.path("/opt/farrier/bin/containerd-shim-link")).unwrap();
@@ -142,7 +135,7 @@ async fn what_others_put_into_our_folders_stays_theirs() {
 #[case("store")]
 #[tokio::test]
 async fn a_link_in_the_place_of_a_folder_of_ours_is_refused(#[case] name: &str) {
-    let host = host();
+    let host = Host::stocked();
     host.write("/usr/bin/sh", b"theirs");
     std::fs::create_dir_all(host.path("/opt/farrier")).unwrap();
     symlink("/usr/bin", host.path(&format!("/opt/farrier/{name}"))).unwrap();
@@ -155,7 +148,7 @@ async fn a_link_in_the_place_of_a_folder_of_ours_is_refused(#[case] name: &str) 
 
 #[tokio::test]
 async fn a_forged_state_file_removes_nothing() {
-    let host = host();
+    let host = Host::stocked();
     host.install(&[shim("a")], &[]).await;
     let file = "/var/lib/farrier/state.json";
     let text = std::fs::read_to_string(host.path(file)).unwrap();
@@ -201,7 +194,7 @@ async fn a_name_that_can_t_be_written_is_refused_for_its_shim_alone(
 #[case::journal("journal.json")]
 #[tokio::test]
 async fn what_a_later_release_wrote_stops_this_one(#[case] file: &str) {
-    let host = host();
+    let host = Host::stocked();
     host.install(&[shim("a")], &[]).await;
     let text = match file {
         "state.json" => std::fs::read_to_string(host.path("/var/lib/farrier/state.json"))
@@ -223,7 +216,7 @@ async fn what_a_later_release_wrote_stops_this_one(#[case] file: &str) {
 
 #[tokio::test]
 async fn what_stands_in_the_hand_off_folder_in_place_of_files_is_refused() {
-    let host = host();
+    let host = Host::stocked();
     let handoff = tempfile::tempdir().unwrap();
     let at = |name: &str| handoff.path().join(name);
     let result = r#"{"shim":"x","binarySha256":null,"reason":null}"#;
@@ -276,7 +269,7 @@ async fn a_full_disk_leaves_nothing_half_written(
     #[case] status: i32,
     #[case] result: &str,
 ) {
-    let host = host();
+    let host = Host::stocked();
     let mut large = program(7);
     large.resize(1 << 20, 7);
     host.write("/srv/large", &large);
@@ -299,7 +292,7 @@ async fn a_full_disk_leaves_nothing_half_written(
 
 #[test]
 fn a_report_that_nobody_can_read_changes_no_exit_status() {
-    let host = host();
+    let host = Host::stocked();
     let install = |name: &str| {
         let out = std::fs::File::options().write(true).open("/dev/full");
         Command::new(env!("CARGO_BIN_EXE_farrier"))
@@ -319,7 +312,7 @@ fn a_report_that_nobody_can_read_changes_no_exit_status() {
 
 #[test]
 fn a_place_that_takes_no_file_is_named_with_what_to_do() {
-    let host = host();
+    let host = Host::stocked();
     host.write("/opt", b"a file");
     let output = Command::new(env!("CARGO_BIN_EXE_farrier"))
         .args(["install", "--offline", "-o", "json", "--host-root"])
@@ -354,7 +347,7 @@ impl Numbers {
 async fn any_walk_of_two_owners_over_any_configuration_ends_where_it_began(
     #[files("tests/config/*/in.toml")] case: std::path::PathBuf,
 ) {
-    let host = host();
+    let host = Host::stocked();
     host.write(CONFIG_PATH, &std::fs::read(case).unwrap());
     let handoff = tempfile::tempdir().unwrap();
     let before = host.tree(false);

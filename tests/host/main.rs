@@ -6,6 +6,8 @@ mod adoption;
 #[cfg(target_arch = "x86_64")]
 mod crashes;
 mod distributions;
+mod doctor;
+mod dry_run;
 mod fetch;
 mod hostile;
 mod install;

@@ -84,6 +84,14 @@ impl Host {
         host
     }
 
+    /// With [`CONFIG`] and the artifacts of two shims, `a` and `b`.
+    pub fn stocked() -> Self {
+        let host = Self::new(Some(CONFIG));
+        host.write("/srv/a", &program(1));
+        host.write("/srv/b", &program(2));
+        host
+    }
+
     pub fn root(&self) -> &Path {
         self.folder.path()
     }
@@ -167,13 +175,16 @@ impl Host {
     }
 
     pub async fn uninstall(&self, shims: Option<&[&str]>) -> ProvisionReport {
-        installer::uninstall(UninstallOptions {
+        installer::uninstall(self.leaving(shims)).await
+    }
+
+    pub fn leaving(&self, shims: Option<&[&str]>) -> UninstallOptions {
+        UninstallOptions {
             host_root: self.root().to_owned(),
             shims: shims.map(|shims| shims.iter().map(ToString::to_string).collect()),
             config: None,
             offline: true,
             allow_pod_restarts: false,
-        })
-        .await
+        }
     }
 }

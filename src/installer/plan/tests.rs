@@ -1,0 +1,495 @@
+//! Tables of the decision: a host as it is, a request, and what has to be done.
+
+use rstest::rstest;
+
+use super::*;
+use crate::containerd_config::{Loaded, SourceFile};
+use crate::handoff::{OptionValue, Owner, ShimRequest};
+use crate::installer::cri::Served;
+use crate::installer::daemon::Daemon;
+use crate::installer::distro::{Evidence, detect};
+use crate::installer::inherited::{Inheritance, Inherited, Standing};
+use crate::installer::proof::prove;
+use crate::installer::state::Places;
+use crate::installer::words::Heard;
+
+const CONFIG: &str = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd]\ndefault_runtime_name = 'runc'\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n";
+const DIGEST: &str = "aa";
+
+fn places() -> Places {
+    Places {
+        folder: "/opt/farrier".to_owned(),
+    }
+}
+
+/// A node whose containerd is well and carries nothing of ours.
+pub(in crate::installer) fn node() -> Facts {
+    Facts {
+        distro: detect(&Evidence::default(), |_| false),
+        daemon: Some(Daemon {
+            process: (1, 1),
+            program: "/usr/bin/containerd".to_owned(),
+            config: None,
+            address: None,
+            unit: None,
+        }),
+        program: Some("/usr/bin/containerd".to_owned()),
+        version: "1.7.35".parse().ok(),
+        loaded: Loaded {
+            root: SourceFile {
+                path: "/etc/containerd/config.toml".to_owned(),
+                text: Some(CONFIG.to_owned()),
+            },
+            imported: Vec::new(),
+        },
+        sources: Vec::new(),
+        former: None,
+        release: None,
+        obstacle: None,
+        dump: Ok(CONFIG.to_owned()),
+        lacking: None,
+        heard: Heard::default(),
+        served: Ok(served(&[])),
+        in_use: BTreeMap::new(),
+        kill_mode: Ok("process".to_owned()),
+        unreachable: None,
+        state: State::default(),
+        places: places(),
+        binaries: BTreeMap::new(),
+        stored: BTreeSet::new(),
+        damaged: BTreeSet::new(),
+        inheritance: Inheritance::default(),
+        missing_folders: BTreeMap::new(),
+        machine_id: String::new(),
+        boot_id: String::new(),
+    }
+}
+
+fn served(ours: &[&str]) -> Served {
+    let runc = ("runc".to_owned(), "io.containerd.runc.v2".to_owned());
+    let ours = ours
+        .iter()
+        .map(|name| ((*name).to_owned(), places().binary_path(name)));
+    Served {
+        ready: true,
+        default: "runc".to_owned(),
+        handlers: ours.chain([runc]).collect(),
+        options: BTreeMap::new(),
+    }
+}
+
+pub(in crate::installer) fn want(shims: &[&str]) -> Want {
+    let shim = |name: &&str| ShimRequest {
+        name: (*name).to_owned(),
+        handlers: vec![(*name).to_owned()],
+        location: "https://example.org/a.tar.gz".to_owned(),
+        sha256: None,
+        binary_sha256: None,
+        binary: None,
+        options: BTreeMap::new(),
+    };
+    let candidate = |name: &&str| ((*name).to_owned(), Ok(DIGEST.to_owned()));
+    Want {
+        owner: Owner::Cluster,
+        shims: shims.iter().map(shim).collect(),
+        reserve: Vec::new(),
+        scope: Scope::Owner,
+        binaries: shims.iter().map(candidate).collect(),
+        digest: "request".to_owned(),
+        offline: false,
+        allow_pod_restarts: false,
+    }
+}
+
+/// The node after `plan` was carried out.
+pub(in crate::installer) fn after(mut facts: Facts, plan: HostPlan) -> Facts {
+    if let Some(change) = plan.config.into_iter().next() {
+        facts.loaded.root.text.clone_from(&change.after);
+        facts.dump = Ok(change.after.unwrap_or_default());
+    }
+    let names: Vec<&str> = plan
+        .declared
+        .iter()
+        .map(|handler| handler.name.as_str())
+        .collect();
+    facts.served = Ok(served(&names));
+    facts.stored.extend(plan.store);
+    for (path, sha256) in plan.links {
+        let name = path.rsplit_once('/').unwrap_or_default().1.to_owned();
+        facts.binaries.insert(name, sha256);
+    }
+    facts.state = plan.state.unwrap_or_default();
+    facts
+}
+
+/// The node once it carries these shims.
+pub(in crate::installer) fn carrying(shims: &[&str]) -> Facts {
+    let facts = node();
+    let plan = decide(&facts, &want(shims)).unwrap();
+    after(facts, plan)
+}
+
+#[test]
+fn the_first_handler_costs_one_restart_and_a_second_run_nothing() {
+    let facts = node();
+    let plan = decide(&facts, &want(&["a"])).unwrap();
+    assert!(plan.restart && !plan.config.is_empty() && plan.store.contains(DIGEST));
+    let again = decide(&after(facts, plan), &want(&["a"])).unwrap();
+    assert!(again.is_empty(), "{again:?}");
+    assert!(again.handlers[0].served);
+}
+
+#[test]
+fn a_daemon_that_did_not_load_what_is_declared_is_restarted() {
+    let mut facts = carrying(&["a"]);
+    facts.served = Ok(served(&[]));
+    let plan = decide(&facts, &want(&["a"])).unwrap();
+    assert!(plan.restart && plan.config.is_empty());
+}
+
+#[rstest]
+#[case::added(|facts: &mut Facts| facts.dump = Ok(format!("{CONFIG}[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.kata]\nruntime_type = 'kata'\n")), "handler kata")]
+#[case::taken_away(|facts: &mut Facts| { facts.served.as_mut().unwrap().handlers.insert("kata".to_owned(), "kata".to_owned()); }, "handler kata")]
+#[case::another_type(|facts: &mut Facts| facts.dump = Ok(CONFIG.replace("runc.v2", "runc.v1")), "handler runc")]
+#[case::another_option(|facts: &mut Facts| facts.dump = Ok(format!("{CONFIG}options.SystemdCgroup = true\n")), "handler runc")]
+#[case::another_default(|facts: &mut Facts| facts.served.as_mut().unwrap().default = "kata".to_owned(), "default runtime")]
+fn what_somebody_wrote_and_never_loaded_does_not_go_live_with_us(
+    #[case] edit: impl Fn(&mut Facts),
+    #[case] what: &str,
+) {
+    let mut facts = node();
+    edit(&mut facts);
+    let error = decide(&facts, &want(&["a"])).unwrap_err().to_string();
+    assert!(error.contains(what), "{error}");
+    // What restarts nothing puts nothing live.
+    let mut facts = carrying(&["a"]);
+    edit(&mut facts);
+    let mut upgrade = want(&["a"]);
+    let candidate = Ok("bb".to_owned());
+    upgrade.binaries.insert("a".to_owned(), candidate);
+    facts.loaded.root.text = carrying(&["a"]).loaded.root.text;
+    assert!(!decide(&facts, &upgrade).unwrap().restart);
+}
+
+#[test]
+fn a_host_that_lacks_what_containerd_needs_is_not_restarted() {
+    let mut facts = node();
+    facts.lacking = Some("no /spec.json".to_owned());
+    let error = decide(&facts, &want(&["a"])).unwrap_err().to_string();
+    assert!(error.contains("no /spec.json"), "{error}");
+    assert!(decide(&facts, &want(&[])).unwrap().is_empty());
+}
+
+#[test]
+fn a_handler_of_ours_that_only_the_running_containerd_knows_leaves_with_a_restart() {
+    let mut facts = node();
+    facts.served = Ok(served(&["a"]));
+    let plan = decide(&facts, &want(&["b"])).unwrap();
+    assert!(plan.restart && plan.ours.contains("a"));
+    assert!(plan.declared.iter().all(|handler| handler.name == "b"));
+}
+
+#[test]
+fn a_handler_that_pods_use_stays_and_is_reported() {
+    let mut facts = carrying(&["a", "b"]);
+    facts.in_use.insert("a".to_owned(), 2);
+    let plan = decide(&facts, &want(&[])).unwrap();
+    assert!(!plan.restart);
+    assert_eq!(plan.clear, [places().binary_path("b")]);
+    let [report] = plan.handlers.as_slice() else {
+        panic!("{:?}", plan.handlers);
+    };
+    assert!(report.served && report.handler == "a" && report.reason.is_some());
+    facts.in_use.clear();
+    let plan = decide(&facts, &want(&[])).unwrap();
+    assert!(plan.restart && plan.state.is_none());
+    assert_eq!(plan.config[0].after.as_deref(), Some(CONFIG));
+}
+
+#[rstest]
+#[case::of_the_same_owner(Owner::Cluster, 1)]
+#[case::of_somebody_else(Owner::Local, 0)]
+fn a_damaged_binary_that_nobody_brings_is_reported_and_in_nobody_s_way(
+    #[case] owner: Owner,
+    #[case] reports: usize,
+    #[values(false, true)] is_there: bool,
+) {
+    let mut facts = carrying(&["a"]);
+    facts.state.handlers.get_mut("a").unwrap().owner = owner;
+    facts.stored.clear();
+    if is_there {
+        facts.damaged.insert(DIGEST.to_owned());
+    }
+    let mut want = want(&["b"]);
+    want.scope = Scope::Nothing;
+    want.binaries.insert("b".to_owned(), Ok("bb".to_owned()));
+    let plan = decide(&facts, &want).unwrap();
+    assert_eq!(plan.store, BTreeSet::from(["bb".to_owned()]));
+    assert_eq!(
+        plan.links.keys().collect::<Vec<_>>(),
+        [&places().binary_path("b")]
+    );
+    assert!(plan.clear.is_empty() && plan.state.unwrap().handlers.contains_key("a"));
+    let reported = plan.handlers.iter().filter(|report| report.handler == "a");
+    let reported: Vec<bool> = reported.map(|report| report.served).collect();
+    assert_eq!(reported, vec![false; reports]);
+    assert_eq!(plan.notes.len(), 1 - reports, "{:?}", plan.notes);
+}
+
+#[test]
+fn a_binary_whose_handler_left_while_a_pod_came_goes_when_the_pod_has_gone() {
+    let mut facts = node();
+    let link = places().binary_path("a");
+    let name = link.rsplit_once('/').unwrap().1.to_owned();
+    facts.binaries.insert(name, DIGEST.to_owned());
+    facts.stored.insert(DIGEST.to_owned());
+    facts.in_use.insert("a".to_owned(), 1);
+    assert!(decide(&facts, &want(&[])).unwrap().is_empty());
+    facts.in_use.clear();
+    let plan = decide(&facts, &want(&[])).unwrap();
+    assert_eq!(plan.clear, [link, places().store_path(DIGEST)]);
+    assert!(!plan.restart);
+}
+
+#[test]
+fn what_a_pod_took_up_while_it_left_is_reported_until_the_pod_has_gone() {
+    let mut facts = carrying(&["a"]);
+    let late = std::mem::take(&mut facts.state.handlers);
+    facts.state.late = late;
+    facts.loaded.root.text = Some(CONFIG.to_owned());
+    facts.dump = Ok(CONFIG.to_owned());
+    facts.served = Ok(served(&[]));
+    facts.in_use.insert("a".to_owned(), 1);
+    let mut all = want(&[]);
+    all.scope = Scope::Everything;
+    all.digest = "request".to_owned();
+    let plan = decide(&facts, &all).unwrap();
+    assert!(plan.is_empty(), "{plan:?}");
+    let [report] = plan.handlers.as_slice() else {
+        panic!("{:?}", plan.handlers);
+    };
+    assert!(!report.served && report.reason.is_some());
+    let back = decide(&facts, &want(&["a"])).unwrap();
+    let state = back.state.unwrap();
+    assert!(back.restart && state.late.is_empty() && state.handlers.contains_key("a"));
+    facts.in_use.clear();
+    let plan = decide(&facts, &all).unwrap();
+    assert!(plan.state.is_none() && plan.write_state && !plan.restart);
+    let link = places().binary_path("a");
+    assert_eq!(plan.clear, [link, places().store_path(DIGEST)]);
+}
+
+#[test]
+fn a_predecessor_s_binary_that_a_pod_took_up_late_leaves_with_all_that_came_with_it() {
+    let mut facts = inherited();
+    let mut all = want(&[]);
+    all.scope = Scope::Everything;
+    let path = facts.inheritance.handlers["k"].declared.path.clone();
+    let links = vec!["/usr/local/bin/containerd-shim-k-v1".to_owned()];
+    facts.inheritance.links.insert(path.clone(), links.clone());
+    let first = decide(&facts, &all).unwrap();
+    // Now it is declared no more, and the state file alone knows it.
+    facts.state.late = first.leaving.clone();
+    assert_eq!(facts.state.late["k"].owner, all.owner);
+    facts.inheritance.handlers.clear();
+    facts.loaded.root.text = Some(CONFIG.to_owned());
+    facts.dump = Ok(CONFIG.to_owned());
+    facts.served = Ok(served(&[]));
+    facts.in_use.insert("k".to_owned(), 1);
+    let used = decide(&facts, &all).unwrap();
+    assert!(used.leftovers.is_empty() && used.state.is_some());
+    facts.in_use.clear();
+    let plan = decide(&facts, &all).unwrap();
+    assert!(plan.state.is_none());
+    assert_eq!(plan.leftovers.files, [vec![path], links].concat());
+    assert_eq!(plan.leftovers, first.leftovers);
+}
+
+#[test]
+fn options_wait_for_a_containerd_that_hands_them_over() {
+    let mut facts = node();
+    facts.version = "1.6.36".parse().ok();
+    let mut want = want(&["a"]);
+    let options = &mut want.shims[0].options;
+    options.insert("SystemdCgroup".to_owned(), OptionValue::Boolean(true));
+    let plan = decide(&facts, &want).unwrap();
+    assert!(plan.declared[0].options.is_empty());
+    assert!(plan.notes[0].contains("handler a"), "{:?}", plan.notes);
+    let mut facts = after(facts, plan);
+    assert!(decide(&facts, &want).unwrap().is_empty());
+    facts.version = "1.7.0".parse().ok();
+    let plan = decide(&facts, &want).unwrap();
+    assert!(plan.restart && plan.notes.is_empty());
+    assert_eq!(plan.declared[0].options.len(), 1);
+}
+
+#[rstest]
+#[case::pods_would_end(|facts: &mut Facts| facts.kill_mode = Ok("control-group".to_owned()), "KillMode")]
+#[case::systemd_is_silent(|facts: &mut Facts| facts.kill_mode = Err("no bus".to_owned()), "can't be told")]
+#[case::no_daemon(|facts: &mut Facts| facts.daemon = None, "no containerd runs")]
+#[case::down_before(|facts: &mut Facts| facts.served = Err("no CRI".to_owned()), "before any change")]
+#[case::not_ready(|facts: &mut Facts| facts.served = Ok(Served::default()), "not ready")]
+#[case::refused_before(|facts: &mut Facts| facts.dump = Err("toml".to_owned()), "present configuration")]
+#[case::no_version(|facts: &mut Facts| facts.version = None, "release")]
+#[case::obstacle(|facts: &mut Facts| facts.obstacle = Some("it is read-only".to_owned()), "read-only")]
+fn a_host_that_was_not_well_before_is_left_alone(
+    #[case] spoil: impl Fn(&mut Facts),
+    #[case] reason: &str,
+) {
+    let mut facts = node();
+    spoil(&mut facts);
+    let error = decide(&facts, &want(&["a"])).unwrap_err().to_string();
+    assert!(error.contains(reason), "{error}");
+}
+
+#[test]
+fn an_obstacle_is_in_the_way_of_changes_only() {
+    let mut facts = carrying(&["a"]);
+    facts.obstacle = Some("it is read-only".to_owned());
+    assert!(decide(&facts, &want(&["a"])).unwrap().is_empty());
+    assert!(decide(&facts, &want(&["b"])).is_err());
+}
+
+#[test]
+fn a_binary_alone_is_swapped_even_where_a_restart_is_forbidden() {
+    let mut facts = carrying(&["a"]);
+    facts.kill_mode = Ok("mixed".to_owned());
+    let mut upgrade = want(&["a"]);
+    upgrade.binaries.insert("a".to_owned(), Ok("bb".to_owned()));
+    let plan = decide(&facts, &upgrade).unwrap();
+    assert!(!plan.restart && plan.config.is_empty());
+    assert_eq!(plan.links[&places().binary_path("a")], "bb");
+}
+
+/// The node as KWasm left it: handler `k`, declared and served, whose binary is [`DIGEST`].
+fn inherited() -> Facts {
+    let mut facts = node();
+    let path = "/opt/kwasm/bin/containerd-shim-k-v1".to_owned();
+    let text = format!(
+        "{CONFIG}\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.k]\n    runtime_type = \"{path}\"\n\n"
+    );
+    let declared = containerd_config::inherited("", &text).unwrap();
+    let handler = Inherited {
+        owner: Owner::Kwasm,
+        file: facts.loaded.root.path.clone(),
+        declared: declared["k"].clone(),
+    };
+    facts.inheritance.handlers.insert("k".to_owned(), handler);
+    let standing = Standing {
+        sha256: DIGEST.to_owned(),
+        is_link: false,
+        verified: None,
+    };
+    facts.inheritance.binaries.insert(path.clone(), standing);
+    facts.loaded.root.text = Some(text.clone());
+    facts.dump = Ok(text);
+    let mut now = served(&[]);
+    now.handlers.insert("k".to_owned(), path);
+    facts.served = Ok(now);
+    facts
+}
+
+#[rstest]
+#[case::the_same_binary(DIGEST, 0)]
+#[case::another_binary("bb", 1)]
+fn a_take_over_restarts_nothing(#[case] sha256: &str, #[case] links: usize) {
+    let mut want = want(&["k"]);
+    want.binaries.insert("k".to_owned(), Ok(sha256.to_owned()));
+    let plan = decide(&inherited(), &want).unwrap();
+    assert!(!plan.restart && plan.config.is_empty(), "{plan:?}");
+    assert_eq!((plan.links.len(), plan.store.len()), (links, links));
+    let owned = &plan.state.unwrap().handlers["k"];
+    assert_eq!(owned.owner, Owner::Cluster);
+    assert!(plan.leftovers.is_empty());
+}
+
+#[test]
+fn a_predecessor_s_handler_that_was_never_loaded_costs_the_restart_that_it_lacks() {
+    let mut facts = inherited();
+    facts.served = Ok(served(&[]));
+    let plan = decide(&facts, &want(&["k"])).unwrap();
+    assert!(plan.restart && plan.config.is_empty());
+}
+
+#[test]
+fn a_predecessor_s_handler_that_pods_use_is_not_removed() {
+    let mut facts = inherited();
+    facts.in_use.insert("k".to_owned(), 1);
+    let mut all = want(&[]);
+    all.scope = Scope::Everything;
+    let plan = decide(&facts, &all).unwrap();
+    assert!(plan.is_empty(), "{plan:?}");
+    assert!(plan.handlers[0].reason.is_some());
+    facts.in_use.clear();
+    let plan = decide(&facts, &all).unwrap();
+    assert!(plan.restart && !plan.leftovers.is_empty());
+    assert_eq!(plan.config[0].after.as_deref(), Some(CONFIG));
+}
+
+#[test]
+fn what_nobody_names_is_recorded_as_its_predecessor_s_and_left_alone() {
+    let plan = decide(&inherited(), &want(&["a"])).unwrap();
+    assert!(plan.restart);
+    assert!(!plan.ours.contains("k"));
+    let state = plan.state.unwrap();
+    assert_eq!(state.handlers["k"].owner, Owner::Kwasm);
+    assert_eq!(state.handlers["k"].sha256.as_deref(), Some(DIGEST));
+}
+
+#[test]
+fn pods_are_ended_only_by_whoever_accepts_that() {
+    let mut facts = node();
+    facts.kill_mode = Ok("control-group".to_owned());
+    let mut want = want(&["a"]);
+    let error = decide(&facts, &want).unwrap_err().to_string();
+    assert!(error.contains("--allow-pod-restarts"), "{error}");
+    want.allow_pod_restarts = true;
+    assert!(decide(&facts, &want).unwrap().restart);
+    // A leave for that starts no service manager.
+    facts.kill_mode = Err("no bus".to_owned());
+    assert!(decide(&facts, &want).is_err());
+}
+
+#[test]
+fn a_containerd_that_nobody_here_can_restart_is_left_alone_whatever_is_accepted() {
+    let mut facts = node();
+    facts.unreachable = Some("set job.hostPID".to_owned());
+    let mut want = want(&["a"]);
+    want.allow_pod_restarts = true;
+    let error = decide(&facts, &want).unwrap_err().to_string();
+    assert_eq!(error, "set job.hostPID");
+    // What needs no restart needs nobody who could.
+    facts.unreachable = None;
+    let mut facts = after(facts, decide(&node(), &want).unwrap());
+    facts.unreachable = Some("set job.hostPID".to_owned());
+    assert!(decide(&facts, &want).unwrap().is_empty());
+}
+
+#[rstest]
+#[case::stock("", 0)]
+#[case::cos("ID=cos\n", 1)]
+fn a_change_that_the_next_boot_takes_back_says_so(
+    #[case] os_release: &str,
+    #[case] expected: usize,
+) {
+    let evidence = Evidence {
+        os_release,
+        ..Evidence::default()
+    };
+    let mut facts = node();
+    facts.distro = detect(&evidence, |_| false);
+    let plan = decide(&facts, &want(&["a"])).unwrap();
+    assert_eq!(plan.notes.len(), expected, "{:?}", plan.notes);
+}
+
+#[rstest]
+#[case::as_declared(served(&["a"]), true)]
+#[case::lost(served(&[]), false)]
+#[case::not_ready(Served { ready: false, ..served(&["a"]) }, false)]
+#[case::other_default(Served { default: "a".to_owned(), ..served(&["a"]) }, false)]
+#[case::other_runtime(served(&["a", "theirs"]), false)]
+fn only_what_was_declared_may_differ_after_a_restart(#[case] now: Served, #[case] proven: bool) {
+    let plan = decide(&node(), &want(&["a"])).unwrap();
+    let result = prove(&served(&[]), &now, &plan.declared, &plan.ours);
+    assert_eq!(result.is_ok(), proven, "{result:?}");
+}

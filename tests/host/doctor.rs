@@ -1,0 +1,91 @@
+//! What `farrier doctor` says of host trees in temporary folders, offline: nothing of them is run.
+
+use std::os::unix::fs::symlink;
+
+use super::support::{Host, program, shim};
+use farrier::handoff::Outcome;
+use farrier::names::sha256_hex;
+
+/// What `doctor` finds wrong with a host on which nothing runs.
+async fn problems(host: &Host) -> Vec<String> {
+    let diagnosis = farrier::installer::doctor(host.root(), None, true).await;
+    assert_eq!(diagnosis.healthy, diagnosis.findings.is_empty());
+    let findings = diagnosis.findings.into_iter();
+    findings.map(|finding| finding.problem).collect()
+}
+
+#[tokio::test]
+async fn doctor_finds_no_fault_with_an_image_that_is_as_it_was_left() {
+    let host = Host::stocked();
+    assert_eq!(problems(&host).await, [""; 0]);
+    host.install(&[shim("a")], &[]).await;
+    assert_eq!(problems(&host).await, [""; 0]);
+}
+
+#[tokio::test]
+async fn doctor_names_what_a_killed_run_left_behind() {
+    let host = Host::stocked();
+    host.write(
+        "/srv/config/real.toml",
+        b"version = 2\nimports = ['/srv/parts/*.toml']\n",
+    );
+    let config = host.path("/etc/containerd/config.toml");
+    std::fs::remove_file(&config).unwrap();
+    symlink("/srv/config/real.toml", &config).unwrap();
+    let theirs = "[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.k]\nruntime_type = '/opt/kwasm/bin/containerd-shim-k'\n";
+    host.write(
+        "/srv/parts/k.toml",
+        format!("version = 2\n{theirs}").as_bytes(),
+    );
+    host.write("/opt/kwasm/bin/containerd-shim-k", &program(3));
+    host.install(&[shim("a")], &[]).await;
+    let left = [
+        "/etc/containerd/config.toml.farrier-candidate".to_owned(),
+        "/etc/containerd/config.toml.1.farrier-import".to_owned(),
+        "/srv/config/real.toml.farrier-new".to_owned(),
+        "/srv/parts/farrier.toml.farrier-new".to_owned(),
+        "/opt/kwasm/kwasm-lock.json.farrier-new".to_owned(),
+        "/opt/kwasm/bin/containerd-shim-k.farrier-old".to_owned(),
+        "/opt/farrier/bin/containerd-shim-a.farrier-new".to_owned(),
+        "/var/lib/farrier/state.json.farrier-new".to_owned(),
+        format!("/opt/farrier/store/{}", "0".repeat(64)),
+    ];
+    for path in &left {
+        host.write(path, b"");
+    }
+    let problems = problems(&host).await;
+    for path in &left {
+        let named = |problem: &&String| problem.starts_with(&format!("{path} was left"));
+        assert_eq!(problems.iter().filter(named).count(), 1, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_drifted_binary_is_found_by_doctor_and_repaired_by_install() {
+    let host = Host::stocked();
+    host.install(&[shim("a")], &[]).await;
+    let stored = format!("/opt/farrier/store/{}", sha256_hex(&program(1)));
+    host.write(&stored, b"something else");
+    let path = "/opt/farrier/bin/containerd-shim-a";
+    let expected = [format!("{path} is not the binary that was installed")];
+    assert_eq!(problems(&host).await, expected);
+    let report = host.install(&[shim("a")], &[]).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    assert_eq!(std::fs::read(host.path(&stored)).unwrap(), program(1));
+}
+
+#[tokio::test]
+async fn a_host_that_can_t_be_looked_at_is_a_finding() {
+    let host = Host::stocked();
+    host.write("/var/lib/farrier/state.json", b"{");
+    let problems = problems(&host).await;
+    let [problem] = problems.as_slice() else {
+        panic!("{problems:?}");
+    };
+    assert!(problem.contains("/var/lib/farrier/state.json"), "{problem}");
+    let nowhere = host.path("/nowhere");
+    let diagnosis = farrier::installer::doctor(&nowhere, None, true).await;
+    assert!(!diagnosis.healthy);
+    let problem = &diagnosis.findings[0].problem;
+    assert!(problem.contains(nowhere.to_str().unwrap()), "{problem}");
+}
