@@ -48,6 +48,7 @@ const PURE: &[&str] = &[
     "installer/distro",
     "installer/doctor.rs",
     "installer/moved.rs",
+    "installer/notes.rs",
     "installer/plan.rs",
     "installer/proof.rs",
     "installer/readiness.rs",

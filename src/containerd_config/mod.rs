@@ -287,7 +287,7 @@ pub enum Error {
     },
     /// A name or key that must not be written.
     #[error(
-        "{found:?} can't be the name of a handler or an option: it is empty, reserved, or not printable"
+        "{found:?} can't be the name of a handler or an option, because it is empty, reserved, or not printable; choose another"
     )]
     Name {
         /// The name.

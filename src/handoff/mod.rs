@@ -35,7 +35,9 @@ pub struct FetchResult {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// It is no JSON, or not of this shape.
-    #[error("the document is not a request or report that this release reads: {source}")]
+    #[error(
+        "the document is not a request or report that this release reads: {source}; use one release of farrier throughout"
+    )]
     Json {
         /// What the parser says.
         #[source]
@@ -51,7 +53,7 @@ pub enum Error {
     },
     /// A name can't be part of a path.
     #[error(
-        "{found:?} can't name a shim, handler or binary: use letters, digits, '-', '_' and '.', and no dot first"
+        "{found:?} can't name a shim, handler or binary; use letters, digits, '-', '_' and '.', and no dot first"
     )]
     Name {
         /// The name.

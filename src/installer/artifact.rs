@@ -48,7 +48,9 @@ pub enum Error {
         location: String,
     },
     /// The server was not reached, or the connection broke.
-    #[error("{url} can't be fetched: {words}")]
+    #[error(
+        "{url} can't be fetched: {words}; see that the location is right and that its server can be reached from here (pods of the node have their own network)"
+    )]
     Transport {
         /// The first URL, as [`shown_url`] has it.
         url: String,
@@ -58,7 +60,7 @@ pub enum Error {
         again: bool,
     },
     /// The server has no such artifact.
-    #[error("{url} can't be fetched: the server answers {status}")]
+    #[error("{url} can't be fetched: the server answers {status}; correct the location")]
     Status {
         /// The first URL, as [`shown_url`] has it.
         url: String,
@@ -95,7 +97,9 @@ pub enum Error {
     #[error(transparent)]
     Unpack(#[from] unpack::Error),
     /// The hand-off folder can't be used.
-    #[error("{path} can't be used: {source}")]
+    #[error(
+        "{path} can't be used: {source}; see that it is there and that farrier may write to it"
+    )]
     Folder {
         /// A file in it.
         path: PathBuf,
@@ -104,7 +108,9 @@ pub enum Error {
         source: io::Error,
     },
     /// The extra certificate authorities can't be read.
-    #[error("{path} holds no certificates in PEM: {words}")]
+    #[error(
+        "{path} holds no certificates in PEM: {words}; name a file with `BEGIN CERTIFICATE` in it"
+    )]
     CaFile {
         /// The file.
         path: PathBuf,

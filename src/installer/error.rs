@@ -21,7 +21,7 @@ pub enum Error {
     #[error(transparent)]
     Request(#[from] handoff::Error),
     /// The request's file.
-    #[error("the request in {path} can't be read: {source}")]
+    #[error("the request in {path} can't be read: {source}; name a file that farrier may read")]
     RequestFile {
         /// The file.
         path: PathBuf,
@@ -68,14 +68,18 @@ pub enum Error {
         path: String,
     },
     /// A binary could not be put on disk.
-    #[error("the binary can't be put on disk: {source}")]
+    #[error(
+        "the binary can't be put on disk: {source}; see that the host has room and its disk is well"
+    )]
     Store {
         /// What the system says.
         #[source]
         source: io::Error,
     },
     /// A folder for downloads could not be made.
-    #[error("no temporary folder can be made: {source}")]
+    #[error(
+        "no temporary folder can be made: {source}; see that $TMPDIR, or else /tmp, can be written to"
+    )]
     Temporary {
         /// What the system says.
         #[source]

@@ -58,7 +58,7 @@ pub enum Error {
         limit: u64,
     },
     /// A file that must be text is none.
-    #[error("{path} on the host is not UTF-8 text")]
+    #[error("{path} on the host is not UTF-8 text; look at what wrote it")]
     NotText {
         /// Path on the host.
         path: String,

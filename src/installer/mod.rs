@@ -22,6 +22,7 @@ pub mod journal;
 mod kubelet;
 pub mod loaded;
 mod moved;
+mod notes;
 mod options;
 pub mod perform;
 pub mod plan;

@@ -6,13 +6,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::adopt::{Leftovers, is_predecessor, leftovers};
+use super::adopt::{Leftovers, leftovers};
 use super::binaries::{links, lost, to_store, unneeded};
 use super::desired::{Desired, desired};
 use super::facts::Facts;
+use super::notes::{notes, unknown};
 use super::proof::is_served;
-use super::readiness::{check_host, check_restart};
-use super::site::{Site, declarations, hands_options_over};
+use super::readiness::{check_host, check_restart, is_bare};
+use super::site::{Site, declarations};
 use super::source;
 use super::state::{OwnedConfig, OwnedHandler, Places, State, owner_word};
 pub use super::want::{Scope, Want};
@@ -177,6 +178,13 @@ impl HostPlan {
 /// # Errors
 /// When nothing may be changed at all. What is wrong with one shim alone is in its handlers' reports.
 pub fn decide(facts: &Facts, want: &Want) -> Result<HostPlan, Error> {
+    if want.shims.is_empty() && is_bare(facts) {
+        // Nothing is to be put here, and there is nothing to take away, however the host is.
+        return Ok(HostPlan {
+            notes: unknown(want, &BTreeMap::new()).collect(),
+            ..HostPlan::default()
+        });
+    }
     check_host(facts, want)?;
     let mut site = Site::find(facts, want.offline)?;
     let desired = desired(facts, want, &site);
@@ -326,52 +334,6 @@ fn answer(state: &mut State, want: &Want, is_whole: bool) {
     } else if is_whole {
         state.requests.insert(owner, want.digest.clone());
     }
-}
-
-fn notes(
-    facts: &Facts,
-    want: &Want,
-    desired: &Desired,
-    next: &BTreeMap<String, OwnedHandler>,
-) -> Vec<String> {
-    let with_options = next.iter().filter(|(_, owned)| !owned.options.is_empty());
-    let without = with_options.filter(|_| !hands_options_over(facts));
-    let without = without.map(|(name, _)| {
-        format!(
-            "the options of handler {name} are left out, because containerd 1.6 hands them to no shim but runc's; they are written at the first run on 1.7 or later"
-        )
-    });
-    let adopted = next.iter().filter_map(|(name, owned)| {
-        let before = desired.before.get(name).map(|owned| owned.owner);
-        let from = before.filter(|from| is_predecessor(*from) && !is_predecessor(owned.owner))?;
-        let (from, to) = (owner_word(from), owner_word(owned.owner));
-        Some(format!(
-            "handler {name} is taken over from {from}: it belongs to {to} from now on, and leaves with it"
-        ))
-    });
-    let reserved = desired
-        .leaving
-        .iter()
-        .filter(|name| next.contains_key(*name));
-    let reserved = reserved.map(|name| {
-        format!(
-            "handler {name} stays declared without a binary, so that containerd is not restarted; it goes with the next change that restarts it"
-        )
-    });
-    let named = match &want.scope {
-        Scope::Shims(shims) => shims.clone(),
-        Scope::Owner | Scope::Nothing | Scope::Everything => BTreeSet::new(),
-    };
-    let is_known = |shim: &String| desired.before.values().any(|owned| owned.shim == *shim);
-    let unknown = named.into_iter().filter(|shim| !is_known(shim));
-    let unknown = unknown.map(|shim| {
-        format!("no shim {shim} is installed here; `farrier doctor` lists those that are")
-    });
-    without
-        .chain(adopted)
-        .chain(reserved)
-        .chain(unknown)
-        .collect()
 }
 
 /// Cuts what a change that is being undone declared out of a configuration that somebody edited since; `declares` names it.

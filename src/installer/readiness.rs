@@ -3,6 +3,7 @@
 use super::distro::Restart;
 use super::facts::Facts;
 use super::plan::Error;
+use super::state::State;
 use super::want::Want;
 
 /// Whether there is anything on this host that a change could be made and proven on.
@@ -24,6 +25,22 @@ pub(super) fn check_host(facts: &Facts, want: &Want) -> Result<(), Error> {
         Ok(_) => Err(Error::NotServing("its runtime is not ready".to_owned())),
         Err(words) => Err(Error::NotServing(words.clone())),
     }
+}
+
+/// Whether nothing of ours or of a predecessor is on this host, as far as its files say.
+pub(super) fn is_bare(facts: &Facts) -> bool {
+    let inheritance = &facts.inheritance;
+    let bin = format!("{}/", facts.places.bin());
+    let files = facts.loaded.files().chain(&facts.sources);
+    let mut texts = files.filter_map(|file| file.text.as_deref());
+    facts.state == State::default()
+        && facts.former.is_none()
+        && facts.binaries.is_empty()
+        && facts.stored.is_empty()
+        && facts.damaged.is_empty()
+        && inheritance.handlers.is_empty()
+        && inheritance.homes.is_empty()
+        && !texts.any(|text| text.contains(&bin))
 }
 
 /// Whether whoever asks may restart containerd, and the pods survive that.

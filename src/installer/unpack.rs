@@ -85,7 +85,7 @@ pub enum Error {
     )]
     WrongCpu(&'static str),
     /// The disk or the folder refuses.
-    #[error("the unpacked binary can't be written: {source}")]
+    #[error("the unpacked binary can't be written: {source}; see that there is room for it")]
     Write {
         /// What the system says.
         #[source]

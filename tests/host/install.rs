@@ -257,6 +257,40 @@ async fn a_distribution_that_can_t_be_changed_is_refused() {
     assert!(report.reason.unwrap().contains("Talos"));
 }
 
+#[rstest]
+#[case::talos("/etc/os-release", "ID=talos\n")]
+#[case::broken_configuration("/etc/containerd/config.toml", "no = [toml")]
+#[tokio::test]
+async fn where_nothing_of_ours_is_there_is_nothing_to_take_away(
+    #[case] path: &str,
+    #[case] text: &str,
+) {
+    let host = Host::stocked();
+    host.write(path, text.as_bytes());
+    let before = host.tree(true);
+    let report = host.uninstall(None).await;
+    assert_eq!(report.result, Outcome::Unchanged, "{report:?}");
+    let report = host.uninstall(Some(&["a"])).await;
+    assert!(
+        report.notes[0].contains("no shim a is installed"),
+        "{report:?}"
+    );
+    assert_eq!(host.tree(true), before);
+}
+
+#[tokio::test]
+async fn what_is_ours_is_not_overlooked_where_it_can_t_be_taken_away() {
+    let host = Host::stocked();
+    host.install(&[shim("a")], &[]).await;
+    let config = format!("{}no = [toml", host.config());
+    for folder in ["/opt/farrier", "/var/lib/farrier"] {
+        std::fs::remove_dir_all(host.path(folder)).unwrap();
+    }
+    host.write("/etc/containerd/config.toml", config.as_bytes());
+    let report = host.uninstall(None).await;
+    assert_eq!(report.result, Outcome::Refused, "{report:?}");
+}
+
 #[tokio::test]
 async fn owners_leave_each_other_s_handlers_alone() {
     let host = Host::stocked();
