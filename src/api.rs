@@ -218,6 +218,20 @@ pub struct RolloutStrategy {
     pub rolling: Option<Rolling>,
 }
 
+impl RolloutStrategy {
+    /// How many of `nodes` may change at a time.
+    #[must_use]
+    pub fn most(&self, nodes: usize) -> usize {
+        match (self.kind, &self.rolling) {
+            (RolloutKind::Recreate, _) => nodes,
+            (RolloutKind::Rolling, None) => 1,
+            (RolloutKind::Rolling, Some(rolling)) => {
+                usize::try_from(rolling.max_update).unwrap_or(1).max(1)
+            }
+        }
+    }
+}
+
 /// The kinds of rollout.
 #[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, Copy, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]

@@ -34,6 +34,7 @@ const PURE: &[&str] = &[
     "controller/events.rs",
     "controller/job.rs",
     "controller/labels.rs",
+    "controller/objects.rs",
     "controller/observed.rs",
     "controller/outcome.rs",
     "controller/plan.rs",
