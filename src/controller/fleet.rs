@@ -26,7 +26,10 @@ pub enum Place {
         halts: bool,
     },
     /// The node is to let it go.
-    Removing,
+    Removing {
+        /// Not before its turn.
+        waits: bool,
+    },
     /// Another Shim has all of its handlers.
     Shadowed,
 }
@@ -104,7 +107,8 @@ impl Standing {
         let labelled = node.labelled().map(|(shim, _)| shim.to_owned());
         for shim in known.cloned().chain(labelled) {
             if !shims.contains_key(&shim) && carried(&shim) {
-                let place = Place::Removing;
+                let waits = desired.staying.contains_key(&shim);
+                let place = Place::Removing { waits };
                 let carried = true;
                 shims.insert(shim, Stand { place, carried });
             }
@@ -187,53 +191,54 @@ impl Tally {
 
     fn count(&mut self, node: &str, standing: &Standing, stand: &Stand) {
         self.carried += usize::from(stand.carried);
-        let worker = usize::from(!standing.control_plane);
+        self.workers += usize::from(is_worker_left(standing, stand));
+        if is_queued(standing, stand) {
+            self.queue.insert((standing.control_plane, node.to_owned()));
+        }
         match &stand.place {
             Place::Ready => self.ready += 1,
-            Place::Pending => {
-                self.pending += 1;
-                self.workers += worker * usize::from(standing.changing);
-            }
-            Place::Waiting => {
-                self.waiting += 1;
-                if standing.fit {
-                    self.workers += worker;
-                    self.queue.insert((standing.control_plane, node.to_owned()));
-                }
-            }
+            Place::Pending => self.pending += 1,
+            Place::Waiting => self.waiting += 1,
             Place::Failed { reason, halts } => {
                 self.failures
                     .insert(node.to_owned(), (reason.clone(), *halts));
             }
-            Place::Removing => self.removing += 1,
+            Place::Removing { .. } => self.removing += 1,
             Place::Shadowed => {}
         }
     }
 
     fn discount(&mut self, node: &str, standing: &Standing, stand: &Stand) {
         self.carried -= usize::from(stand.carried);
-        let worker = usize::from(!standing.control_plane);
+        self.workers -= usize::from(is_worker_left(standing, stand));
+        self.queue
+            .remove(&(standing.control_plane, node.to_owned()));
         match &stand.place {
             Place::Ready => self.ready -= 1,
-            Place::Pending => {
-                self.pending -= 1;
-                self.workers -= worker * usize::from(standing.changing);
-            }
-            Place::Waiting => {
-                self.waiting -= 1;
-                if standing.fit {
-                    self.workers -= worker;
-                    self.queue
-                        .remove(&(standing.control_plane, node.to_owned()));
-                }
-            }
+            Place::Pending => self.pending -= 1,
+            Place::Waiting => self.waiting -= 1,
             Place::Failed { .. } => {
                 self.failures.remove(node);
             }
-            Place::Removing => self.removing -= 1,
+            Place::Removing { .. } => self.removing -= 1,
             Place::Shadowed => {}
         }
     }
+}
+
+/// Whether a node could be changed once it is its turn.
+fn is_queued(standing: &Standing, stand: &Stand) -> bool {
+    let waits = matches!(
+        stand.place,
+        Place::Waiting | Place::Removing { waits: true }
+    );
+    standing.fit && waits
+}
+
+/// Whether a node comes before those of the control plane, and is not done.
+fn is_worker_left(standing: &Standing, stand: &Stand) -> bool {
+    let works = matches!(stand.place, Place::Pending | Place::Removing { .. }) && standing.changing;
+    !standing.control_plane && (works || is_queued(standing, stand))
 }
 
 impl Tally {

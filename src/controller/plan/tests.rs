@@ -6,12 +6,13 @@ use jiff::SignedDuration;
 use rstest::rstest;
 use serde_json::json;
 
+mod rollout;
 mod scene;
 
 use scene::{Scene, scene, shim, start};
 
 use super::*;
-use crate::controller::observed::AppliedShim;
+use crate::controller::observed::{AppliedShim, ShimView};
 use crate::controller::status::Finalizer;
 use crate::handoff::{HandlerReport, Outcome, ProvisionReport};
 

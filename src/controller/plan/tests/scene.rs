@@ -114,8 +114,8 @@ impl Scene {
         self.look(decide)
     }
 
-    pub(super) fn standing(&self) -> Standing {
-        self.look(|seen| standing(seen, &Plan::default()))
+    pub(super) fn standing(&self, plan: &Plan) -> Standing {
+        self.look(|seen| standing(seen, plan))
     }
 
     /// Decides, and carries the plan out as the API server would.
@@ -199,7 +199,11 @@ impl Scene {
 
     pub(super) fn status(&self, shim: usize) -> status::ShimPlan {
         let mut fleet = Fleet::default();
-        fleet.put(&self.node.name, self.standing());
+        fleet.put(&self.node.name, self.standing(&Plan::default()));
+        self.status_of(shim, &fleet)
+    }
+
+    pub(super) fn status_of(&self, shim: usize, fleet: &Fleet) -> status::ShimPlan {
         let shim = &self.shims[shim];
         status::decide(&status::Seen {
             shim,
