@@ -39,6 +39,7 @@ mod runtime_class;
 mod status;
 mod watch;
 
+pub use apply::definition::install as install_definition;
 pub use overview::overview;
 
 use observed::{NodeView, ShimObject, ShimView};
@@ -129,6 +130,9 @@ pub enum Error {
     /// The probes can't be served.
     #[error(transparent)]
     Server(#[from] server::Error),
+    /// The cluster does not serve the Shim's definition.
+    #[error(transparent)]
+    Definition(#[from] apply::definition::Error),
 }
 
 /// What every decision may look at.

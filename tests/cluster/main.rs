@@ -10,6 +10,7 @@
 )]
 
 mod controller;
+mod definition;
 mod direct;
 mod faults;
 mod host;

@@ -9,6 +9,7 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use farrier::api::Shim;
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use kube::api::{Api, DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams};
 use kube::{Client, Config, ResourceExt};
@@ -449,6 +450,35 @@ impl Cluster {
             match self.shims().get_opt(name).await.unwrap() {
                 None => Ok(()),
                 Some(shim) => Err(shim.status),
+            }
+        })
+        .await;
+    }
+
+    /// Sets how many controllers run, and waits until so many are ready and no other is left.
+    pub async fn scale(&self, replicas: u32) {
+        let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), "farrier");
+        let patch = Patch::Merge(json!({"spec": {"replicas": replicas}}));
+        let parameters = PatchParams::default();
+        deployments
+            .patch("farrier", &parameters, &patch)
+            .await
+            .unwrap();
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), "farrier");
+        let controllers = ListParams::default().labels("app.kubernetes.io/component=controller");
+        eventually(&format!("{replicas} controllers run"), async || {
+            let status = deployments
+                .get("farrier")
+                .await
+                .unwrap()
+                .status
+                .unwrap_or_default();
+            let there = pods.list(&controllers).await.unwrap().items.len();
+            let ready = status.ready_replicas.unwrap_or(0);
+            if there == replicas as usize && u32::try_from(ready).unwrap() == replicas {
+                Ok(())
+            } else {
+                Err((there, ready))
             }
         })
         .await;
