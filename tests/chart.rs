@@ -5,7 +5,7 @@
 )]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use clap::{CommandFactory, Parser};
@@ -13,10 +13,17 @@ use farrier::cli::{self, Cli};
 use rstest::rstest;
 use serde_json::{Value, json};
 
+fn chart() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("charts/farrier")
+}
+
 /// Runs helm on the chart, with `arguments` behind.
 fn helm(subcommand: &[&str], arguments: &[&str]) -> Output {
+    helm_on(&chart(), subcommand, arguments)
+}
+
+fn helm_on(chart: &Path, subcommand: &[&str], arguments: &[&str]) -> Output {
     let helm = std::env::var_os("FARRIER_HELM").expect("FARRIER_HELM names the helm to run");
-    let chart = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("charts/farrier");
     Command::new(helm)
         .args(subcommand)
         .arg(chart)
@@ -46,6 +53,27 @@ fn rendered(arguments: &[&str]) -> Vec<Value> {
     assert!(output.status.success(), "{errors}");
     let text = String::from_utf8(output.stdout).unwrap();
     serde_saphyr::from_multiple(&text).unwrap()
+}
+
+/// What is printed after an install with `arguments`. Helm renders it for a cluster only: here, a copy of the chart has it in an object.
+fn notes(arguments: &[&str]) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let mut copy = Command::new("cp");
+    copy.arg("-r").arg(chart()).arg(folder.path());
+    assert!(copy.status().unwrap().success());
+    let chart = folder.path().join("farrier");
+    let text = std::fs::read_to_string(chart.join("templates/NOTES.txt")).unwrap();
+    let object = format!(
+        "{{{{- define \"notes\" }}}}{text}{{{{ end -}}}}\nkind: Notes\ntext: {{{{ include \"notes\" . | toJson }}}}\n"
+    );
+    std::fs::write(chart.join("templates/notes.yaml"), object).unwrap();
+    let one = [arguments, &["--show-only=templates/notes.yaml"]].concat();
+    let output = helm_on(&chart, &["template", "farrier"], &one);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let object: Value = serde_saphyr::from_str(&text).unwrap();
+    object["text"].as_str().unwrap().to_owned()
 }
 
 /// Why helm refuses an install with `arguments`.
@@ -447,8 +475,7 @@ fn the_values_of_a_predecessor_are_taken(#[case] values: &Value, #[case] without
     assert_eq!(pod["tolerations"], Value::Null);
     let resources = &pod["containers"][0]["resources"];
     assert_eq!(resources["limits"]["memory"], "128Mi");
-    let output = helm(&["install", "farrier", "--dry-run=client"], &[&argument]);
-    let text = String::from_utf8(output.stdout).unwrap();
+    let text = notes(&[&argument]);
     let (_, notes) = text
         .split_once("These values have no effect here:")
         .unwrap();
