@@ -17,5 +17,6 @@ mod host;
 mod host_faults;
 mod host_kill;
 mod k3s;
+mod policies;
 mod provision;
 mod support;

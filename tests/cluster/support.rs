@@ -82,6 +82,13 @@ fn read<T: DeserializeOwned>(variable: &str) -> T {
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
+async fn configuration(file: &ClusterFile) -> Config {
+    let kubeconfig = kube::config::Kubeconfig::read_from(&file.kubeconfig).unwrap();
+    Config::from_custom_kubeconfig(kubeconfig, &kube::config::KubeConfigOptions::default())
+        .await
+        .unwrap()
+}
+
 impl Cluster {
     /// Connects, and installs Farrier by its chart where it is not there yet.
     pub async fn with_farrier() -> Self {
@@ -96,16 +103,21 @@ impl Cluster {
         // A second installation in the same process is refused, and is no fault.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let file: ClusterFile = read("FARRIER_CLUSTER");
-        let kubeconfig = kube::config::Kubeconfig::read_from(&file.kubeconfig).unwrap();
-        let config =
-            Config::from_custom_kubeconfig(kubeconfig, &kube::config::KubeConfigOptions::default())
-                .await
-                .unwrap();
+        let config = configuration(&file).await;
         Self {
             file,
             artifacts: read("FARRIER_ARTIFACTS"),
             client: Client::try_from(config).unwrap(),
         }
+    }
+
+    /// A client in the name of the controller's account.
+    pub async fn as_controller(&self) -> Client {
+        let mut config = configuration(&self.file).await;
+        config.auth_info.impersonate = Some("system:serviceaccount:farrier:farrier".to_owned());
+        let groups = ["system:serviceaccounts", "system:authenticated"];
+        config.auth_info.impersonate_groups = Some(groups.map(str::to_owned).to_vec());
+        Client::try_from(config).unwrap()
     }
 
     /// Takes away what a test that failed left behind, so that it fails alone.
