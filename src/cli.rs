@@ -65,8 +65,8 @@ pub enum Command {
     Leave(Leave),
     /// Show nodes and shims as the cluster sees them.
     Status(Status),
-    /// Print the CustomResourceDefinition of the Shim.
-    Crd,
+    /// Print the `CustomResourceDefinition` of the Shim, or make the cluster serve it.
+    Crd(Crd),
     /// Print a completion script for a shell.
     Completions {
         /// The shell to complete for.
@@ -275,6 +275,14 @@ pub struct Doctor {
     /// How the findings are printed.
     #[arg(short, long, value_enum, default_value_t)]
     pub output: Output,
+}
+
+/// Options of `farrier crd`.
+#[derive(Debug, Args)]
+pub struct Crd {
+    /// Write it to the cluster, over an older one if there is one, and wait until it is established.
+    #[arg(long)]
+    pub apply: bool,
 }
 
 /// Options of `farrier status`.

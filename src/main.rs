@@ -62,7 +62,11 @@ async fn dispatch(command: Command) -> ExitCode {
                 Err(error) => fail(&error),
             }
         }
-        Command::Crd => print(&farrier::api::crd_yaml()),
+        Command::Crd(cli::Crd { apply: false }) => print(&farrier::api::crd_yaml()),
+        Command::Crd(cli::Crd { apply: true }) => match controller::install_definition().await {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&error),
+        },
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "farrier", &mut script);

@@ -57,6 +57,18 @@ pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
 /// Value of the label `kwasm.sh/job` that KWasm's users select Jobs by.
 pub const KWASM_JOB_LABEL: &str = "kwasm.sh/job";
 
+/// Key of a label of runtime-class-manager's Jobs; `true` is its value. Source: its release 0.2.0, as of the three keys below.
+pub const RCM_JOB_LABEL: &str = "spinkube.dev/job";
+
+/// Key of an annotation and of a label of runtime-class-manager's Jobs: `install` or `uninstall`.
+pub const RCM_OPERATION: &str = "spinkube.dev/operation";
+
+/// Key of an annotation and of a label of runtime-class-manager's Jobs: the Shim; its Jobs had one each.
+pub const RCM_SHIM_NAME: &str = "spinkube.dev/shimName";
+
+/// Key of an annotation of runtime-class-manager's Jobs: the node.
+pub const RCM_NODE_NAME: &str = "spinkube.dev/nodeName";
+
 /// Init container of a Job: fetches and verifies, unprivileged.
 pub const FETCH_CONTAINER: &str = "fetch";
 

@@ -22,6 +22,8 @@ use crate::handoff::ProvisionRequest;
 use crate::metrics::Metrics;
 use crate::names;
 
+pub mod definition;
+
 /// Why a plan was not carried out.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

@@ -42,7 +42,7 @@ async fn until(
     await_condition(definitions, Shim::crd_name(), condition)
         .await
         .map(|_| ())
-        .map_err(|source| Error::Definition { source })
+        .map_err(|source| Error::WatchDefinition { source })
 }
 
 fn is_ours(definition: &CustomResourceDefinition) -> bool {

@@ -40,6 +40,7 @@ mod runtime_class;
 mod status;
 mod watch;
 
+pub use apply::definition::install as install_definition;
 pub use leave::{LeaveOptions, Left, leave};
 pub use overview::overview;
 
@@ -119,7 +120,7 @@ pub enum Error {
     #[error(
         "the CustomResourceDefinition of the Shim can't be watched: {source}; see that this ServiceAccount may get, list and watch it"
     )]
-    Definition {
+    WatchDefinition {
         /// What kube says.
         #[source]
         source: kube::runtime::wait::Error,
@@ -151,6 +152,9 @@ pub enum Error {
     /// The probes can't be served.
     #[error(transparent)]
     Server(#[from] server::Error),
+    /// The cluster does not serve the Shim's definition.
+    #[error(transparent)]
+    Definition(#[from] apply::definition::Error),
 }
 
 /// A client for the cluster that the kubeconfig or the pod's ServiceAccount names.

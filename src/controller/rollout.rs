@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use super::desired::Cluster;
 use super::fleet::Fleet;
 use super::observed::NodeView;
-use crate::api::{RolloutKind, ShimSpec};
+use crate::api::ShimSpec;
 
 /// The Shims that `node` is not to change yet, each with what it waits for.
 #[must_use]
@@ -25,8 +25,8 @@ pub fn held(fleet: &Fleet, node: &NodeView, cluster: &Cluster) -> BTreeMap<Strin
 #[must_use]
 pub fn all_held(cluster: &Cluster) -> BTreeMap<String, String> {
     let rolling = cluster.shims.iter().filter(|shim| {
-        let strategy = shim.spec.as_ref().map(|spec| &spec.rollout_strategy);
-        strategy.is_ok_and(|strategy| strategy.kind == RolloutKind::Rolling)
+        let spec = shim.spec.as_ref();
+        spec.is_ok_and(|spec| spec.rollout_strategy.max_update().is_some())
     });
     rolling
         .map(|shim| (shim.name.clone(), "its turn has not come".to_owned()))
@@ -34,10 +34,7 @@ pub fn all_held(cluster: &Cluster) -> BTreeMap<String, String> {
 }
 
 fn waits_for(fleet: &Fleet, node: &NodeView, shim: &str, spec: &ShimSpec) -> Option<String> {
-    match spec.rollout_strategy.kind {
-        RolloutKind::Recreate => return None,
-        RolloutKind::Rolling => {}
-    }
+    let most = spec.rollout_strategy.max_update()?;
     let tally = fleet.tally(shim);
     if let Some((other, reason)) = tally.halted_by(&node.name) {
         return Some(format!("the rollout is halted by node {other}: {reason}"));
@@ -45,7 +42,7 @@ fn waits_for(fleet: &Fleet, node: &NodeView, shim: &str, spec: &ShimSpec) -> Opt
     if node.control_plane && tally.has_workers_left() {
         return Some("control-plane nodes come last".to_owned());
     }
-    let most = spec.rollout_strategy.most(tally.nodes());
+    let most = most.of(tally.nodes());
     let others = fleet.changing_beside(&node.name);
     (others >= most && !fleet.is_changing(&node.name)).then(|| {
         format!(
