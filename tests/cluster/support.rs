@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use farrier::api::Shim;
 use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use kube::api::{Api, DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams};
 use kube::{Client, Config, ResourceExt};
@@ -171,6 +172,16 @@ impl Cluster {
             "helm: {}",
             String::from_utf8_lossy(&output.stderr)
         );
+    }
+
+    /// As an operator would; the next installation of the chart sets it back.
+    pub async fn scale_controller(&self, replicas: usize) {
+        let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), "farrier");
+        let patch = Patch::Merge(json!({"spec": {"replicas": replicas}}));
+        deployments
+            .patch_scale("farrier", &PatchParams::default(), &patch)
+            .await
+            .unwrap();
     }
 
     /// The Shim that annotated nodes get, in the words of the chart's values.
