@@ -17,6 +17,7 @@ mod host;
 mod host_faults;
 mod host_kill;
 mod k3s;
+mod migration;
 mod policies;
 mod provision;
 mod support;
