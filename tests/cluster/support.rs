@@ -137,7 +137,8 @@ impl Cluster {
         }
     }
 
-    fn helm_install(&self) {
+    /// Installs Farrier by its chart, or upgrades it.
+    pub fn helm_install(&self) {
         let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/farrier");
         let image = std::env::var("FARRIER_IMAGE").unwrap();
         let (repository, tag) = image.rsplit_once(':').unwrap();
@@ -149,21 +150,27 @@ impl Cluster {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("values.json");
         std::fs::write(&path, values.to_string()).unwrap();
+        let values = path.display().to_string();
+        self.helm(&[
+            "upgrade",
+            "--install",
+            "farrier",
+            chart,
+            "-n",
+            "farrier",
+            "--create-namespace",
+            "--wait",
+            "--timeout",
+            "2m",
+            "--values",
+            &values,
+        ]);
+    }
+
+    /// Runs helm, which must succeed.
+    pub fn helm(&self, arguments: &[&str]) {
         let output = Command::new(&self.file.helm)
-            .args([
-                "upgrade",
-                "--install",
-                "farrier",
-                chart,
-                "-n",
-                "farrier",
-                "--create-namespace",
-                "--wait",
-                "--timeout",
-                "2m",
-            ])
-            .arg("--values")
-            .arg(&path)
+            .args(arguments)
             .env("KUBECONFIG", &self.file.kubeconfig)
             .output()
             .unwrap();
@@ -362,11 +369,23 @@ impl Cluster {
         arguments: &[&str],
         phase: &str,
     ) -> String {
+        self.wasm_pod_of(SHIM, name, node, arguments, phase).await
+    }
+
+    /// As [`wasm_pod`](Self::wasm_pod), of another RuntimeClass.
+    pub async fn wasm_pod_of(
+        &self,
+        class: &str,
+        name: &str,
+        node: &str,
+        arguments: &[&str],
+        phase: &str,
+    ) -> String {
         let image = std::env::var("FARRIER_HELLO_IMAGE").unwrap();
         let pod = serde_json::from_value(json!({
             "metadata": {"name": name},
             "spec": {
-                "runtimeClassName": SHIM,
+                "runtimeClassName": class,
                 "restartPolicy": "Never",
                 "nodeSelector": {"kubernetes.io/hostname": node},
                 "tolerations": [{"operator": "Exists"}],
