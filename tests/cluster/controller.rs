@@ -2,14 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use farrier::handoff::{HandlerReport, Outcome, ProvisionReport, ProvisionRequest};
 use farrier::{api::Shim, names};
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::node::v1::RuntimeClass;
-use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
-use kube::{Resource, ResourceExt};
-use serde::de::DeserializeOwned;
+use kube::ResourceExt;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
 use crate::stage::{Stage, create, done, shim, vanishes};
@@ -17,7 +15,7 @@ use crate::support::eventually;
 
 #[tokio::test]
 async fn a_node_made_anew_under_its_old_name_is_asked_again() {
-    let stage = Stage::set("anew").await;
+    let mut stage = Stage::set("anew").await;
     stage.provision().await;
     let old = stage.cluster.marks("anew").await;
     stage.delete_node().await;
@@ -158,7 +156,7 @@ async fn a_job_of_that_name_that_is_not_ours_is_told_and_left_alone() {
 
 #[tokio::test]
 async fn a_foreign_runtime_class_is_told_and_left_alone() {
-    let mut stage = Stage::new("foreign").await;
+    let stage = Stage::new("foreign").await;
     let theirs: RuntimeClass =
         create(json!({"metadata": {"name": "foreign"}, "handler": "theirs"}));
     let theirs = stage

@@ -1,6 +1,6 @@
 //! What concerns several nodes, several replicas, or a node's whole life, before a real API server. Stand-ins play the kubelets.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use farrier::handoff::{Outcome, ProvisionReport};
@@ -280,7 +280,7 @@ async fn of_two_replicas_one_acts_and_the_other_takes_over_within_twenty_seconds
     stage.does(&pod).await;
     stage
         .cluster
-        .marks_become("twins", "no mark", |marks| marks.is_empty())
+        .marks_become("twins", "no mark", BTreeMap::is_empty)
         .await;
     stage.replicas_become(1).await;
     stage.clear().await;
@@ -325,4 +325,26 @@ async fn a_controller_that_is_killed_at_any_time_loses_nothing_and_asks_nothing_
         stage.delete_node().await;
     }
     stages[0].cluster.delete_shim("kill").await;
+}
+
+#[tokio::test]
+async fn an_api_server_that_is_restarted_costs_nothing_but_time() {
+    let stage = Stage::set("again").await;
+    let pod = stage.asked().await;
+    stage.cluster.restart_api_server().await;
+    stage.does(&pod).await;
+    stage.label_becomes(&stage.handler(), Some("true")).await;
+    stage.cluster.restart_api_server().await;
+    stage
+        .cluster
+        .label("again", "test.farrier.dev/again", None)
+        .await;
+    let second = stage.asked().await;
+    assert_ne!(pod.uid(), second.uid());
+    stage.does(&second).await;
+    stage
+        .cluster
+        .marks_become("again", "no mark", BTreeMap::is_empty)
+        .await;
+    stage.clear().await;
 }
