@@ -115,6 +115,10 @@ impl Context {
 
     /// Passes on what a change concerns.
     pub fn concerns(&self, concern: Concern) {
+        if !self.decides() {
+            // Whoever begins to act counts everything anyway.
+            return;
+        }
         match concern {
             Concern::Nothing => return,
             Concern::Node(node) => self.queues.node(&node),
@@ -259,7 +263,12 @@ impl Context {
             now: Timestamp::now(),
         });
         let underway = tally.pending + tally.waiting;
-        let counts = [tally.ready, underway, tally.failures.len(), tally.removing];
+        let counts = [
+            tally.ready,
+            underway,
+            tally.failures.len(),
+            tally.removing.len(),
+        ];
         self.metrics.nodes(&view.name, counts);
         drop(fleet);
         self.decided().insert(view.name.clone(), now);
@@ -292,10 +301,25 @@ impl Context {
         self.changed.notify_waiters();
     }
 
-    /// Nodes that still carry something, each with the Shims.
+    /// Nodes that still carry something, each with the Shims; where none does, those that say something of it still.
     #[must_use]
     pub fn carriers(&self) -> BTreeMap<String, Vec<String>> {
-        self.fleet().carriers()
+        let carriers = self.fleet().carriers();
+        if !carriers.is_empty() {
+            return carriers;
+        }
+        let nodes = self.nodes.state();
+        let views = nodes.iter().map(|node| NodeView::from(node.as_ref()));
+        let marked = views.filter(|view| {
+            view.annotations.contains_key(names::APPLIED_ANNOTATION)
+                || view.labelled().next().is_some()
+        });
+        marked
+            .map(|view| {
+                let shims = view.labelled().map(|(shim, _)| shim.to_owned());
+                (view.name.clone(), shims.collect())
+            })
+            .collect()
     }
 
     fn seen<'a>(

@@ -155,11 +155,13 @@ pub struct Tally {
     /// Nodes whose turn has not come.
     pub waiting: usize,
     /// Nodes that are to let it go.
-    pub removing: usize,
+    pub removing: BTreeSet<String>,
     /// Nodes that may carry anything of it, wanted or not.
     pub carried: usize,
-    /// Nodes on which the last attempt failed, each with the reason and whether it might go the same way elsewhere.
-    pub failures: BTreeMap<String, (String, bool)>,
+    /// Nodes on which the last attempt failed, each with the reason.
+    pub failures: BTreeMap<String, String>,
+    /// Those of them whose failure might be that of every node.
+    halting: BTreeSet<String>,
     /// What it lost to other Shims, as sentences, each with the number of nodes.
     pub lost: BTreeMap<String, usize>,
     /// Nodes that could be changed once it is their turn, those of the control plane last.
@@ -178,9 +180,8 @@ impl Tally {
     /// The node other than `node`, if any, whose failure might be that of every node, and why it failed.
     #[must_use]
     pub fn halted_by(&self, node: &str) -> Option<(&str, &str)> {
-        let mut failures = self.failures.iter();
-        let halting = failures.find(|(name, (_, halts))| *halts && *name != node)?;
-        Some((halting.0, &halting.1.0))
+        let other = self.halting.iter().find(|name| *name != node)?;
+        Some((other, self.failures.get(other)?))
     }
 
     /// Whether a node without the control plane is on its way, or could be.
@@ -200,10 +201,14 @@ impl Tally {
             Place::Pending => self.pending += 1,
             Place::Waiting => self.waiting += 1,
             Place::Failed { reason, halts } => {
-                self.failures
-                    .insert(node.to_owned(), (reason.clone(), *halts));
+                self.failures.insert(node.to_owned(), reason.clone());
+                if *halts {
+                    self.halting.insert(node.to_owned());
+                }
             }
-            Place::Removing { .. } => self.removing += 1,
+            Place::Removing { .. } => {
+                self.removing.insert(node.to_owned());
+            }
             Place::Shadowed => {}
         }
     }
@@ -219,8 +224,11 @@ impl Tally {
             Place::Waiting => self.waiting -= 1,
             Place::Failed { .. } => {
                 self.failures.remove(node);
+                self.halting.remove(node);
             }
-            Place::Removing { .. } => self.removing -= 1,
+            Place::Removing { .. } => {
+                self.removing.remove(node);
+            }
             Place::Shadowed => {}
         }
     }

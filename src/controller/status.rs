@@ -1,6 +1,6 @@
 //! What to do about one Shim object: its finalizer, its RuntimeClasses and its status. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use k8s_openapi::api::node::v1::RuntimeClass;
@@ -105,13 +105,12 @@ fn news(before: Option<&ShimStatus>, now: &ShimStatus) -> Vec<News> {
         named.next().map(|condition| condition.reason.as_str())
     };
     let told = now.conditions.iter().filter(|condition| {
-        let warns = condition.type_ == reasons::DEGRADED || condition.reason == reasons::HALTED;
-        let is_new = reason(&condition.type_) != Some(condition.reason.as_str());
-        let is_done = condition.type_ == reasons::READY && condition.reason == reasons::PROVISIONED;
-        is_new
-            && (warns && condition.status == "True"
-                || is_done
-                || condition.reason == reasons::HALTED)
+        let is_worth = match condition.type_.as_str() {
+            reasons::DEGRADED => condition.status == "True",
+            reasons::PROGRESSING => condition.reason == reasons::HALTED,
+            _ => condition.reason == reasons::PROVISIONED,
+        };
+        is_worth && reason(&condition.type_) != Some(condition.reason.as_str())
     });
     told.map(|condition| News {
         warning: condition.type_ != reasons::READY,
@@ -151,7 +150,7 @@ fn status(
     };
     let halted = tally.halted_by("").filter(|_| tally.waiting > 0);
     let progressing = match (
-        shim.deleting || tally.removing > 0,
+        shim.deleting || !tally.removing.is_empty(),
         shim.spec.as_ref().is_ok_and(|spec| spec.paused),
         underway,
     ) {
@@ -163,14 +162,7 @@ fn status(
                 tally.waiting
             ),
         ),
-        (true, _, _) => (
-            true,
-            reasons::REMOVING,
-            format!(
-                "{} nodes still carry it and are to let it go",
-                tally.removing
-            ),
-        ),
+        (true, _, _) => (true, reasons::REMOVING, removing(&tally.removing)),
         (false, true, _) => (
             false,
             reasons::PAUSED,
@@ -217,10 +209,22 @@ fn status(
     }
 }
 
-fn failures(failures: &BTreeMap<String, (String, bool)>, conflicts: &[&str]) -> String {
+fn removing(nodes: &BTreeSet<String>) -> String {
+    if nodes.is_empty() {
+        return "no node carries it any more".to_owned();
+    }
+    let named: Vec<&str> = nodes.iter().take(NODES_NAMED).map(String::as_str).collect();
+    let more = match nodes.len() - named.len() {
+        0 => String::new(),
+        more => format!(" and {more} more nodes"),
+    };
+    format!("still to let it go: {}{more}", named.join(", "))
+}
+
+fn failures(failures: &BTreeMap<String, String>, conflicts: &[&str]) -> String {
     let named = failures.iter().take(NODES_NAMED);
     let mut parts: Vec<String> = named
-        .map(|(node, (reason, _))| format!("{node}: {reason}"))
+        .map(|(node, reason)| format!("{node}: {reason}"))
         .collect();
     if failures.len() > NODES_NAMED {
         parts.push(format!("and {} more nodes", failures.len() - NODES_NAMED));
