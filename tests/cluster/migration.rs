@@ -47,8 +47,9 @@ fn classes(cluster: &Cluster) -> Api<RuntimeClass> {
 
 async fn runtime_class(cluster: &Cluster, class: Value) {
     let class = serde_json::from_value(class).unwrap();
-    let made = classes(cluster).create(&PostParams::default(), &class);
-    made.await.unwrap();
+    let classes = classes(cluster);
+    let made = classes.create(&PostParams::default(), &class).await;
+    made.unwrap();
 }
 
 /// Starts the pod that runs throughout, and tells of everything that runs on the node.
