@@ -234,6 +234,9 @@ mod tests {
             auto_provision: false,
             allow_pod_restarts: false,
             job_host_pid: false,
+            reserve_handlers: true,
+            lease_name: "farrier".to_owned(),
+            identity: "a".to_owned(),
             listen: ([127, 0, 0, 1], 0).into(),
         }
     }

@@ -48,8 +48,10 @@ fn classes(cluster: &Cluster) -> Api<RuntimeClass> {
 async fn runtime_class(cluster: &Cluster, class: Value) {
     let class = serde_json::from_value(class).unwrap();
     let classes = classes(cluster);
-    let made = classes.create(&PostParams::default(), &class).await;
-    made.unwrap();
+    classes
+        .create(&PostParams::default(), &class)
+        .await
+        .unwrap();
 }
 
 /// Starts the pod that runs throughout, and tells of everything that runs on the node.

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::certificates::{Authority, Subject};
 use super::kubectl_command;
+use super::kwok;
 use super::names;
 use super::network;
 use super::state::State;
@@ -91,23 +92,30 @@ pub fn start(state: &State, folder: &Path) -> Result<()> {
         command.args(arguments).current_dir(folder);
         process::start(&mut command, &log(state, name))
     };
+    let played = match &binaries.kwok {
+        Some(_) => (kwok::api_server(state, folder)?, kwok::controller_manager()),
+        None => (Vec::new(), Vec::new()),
+    };
     let etcd = launch("etcd", &binaries.etcd, &etcd(folder))?;
     let api_server = launch(
         "kube-apiserver",
         &binaries.kube_apiserver,
-        &api_server(state, folder),
+        &[api_server(state, folder), played.0].concat(),
     )?;
     await_ready(state, &mut [("etcd", etcd), ("kube-apiserver", api_server)])?;
     launch(
         "kube-controller-manager",
         &binaries.kube_controller_manager,
-        &controller_manager(folder),
+        &[controller_manager(folder), played.1].concat(),
     )?;
     launch(
         "kube-scheduler",
         &binaries.kube_scheduler,
         &scheduler(folder),
     )?;
+    if let Some(program) = &binaries.kwok {
+        launch("kwok", program, &kwok::arguments(folder))?;
+    }
     Ok(())
 }
 

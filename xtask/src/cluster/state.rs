@@ -79,6 +79,9 @@ pub struct Binaries {
     pub kube_scheduler: PathBuf,
     /// `kubelet`.
     pub kubelet: PathBuf,
+    /// `kwok`, in a cluster without nodes of its own.
+    #[serde(default)]
+    pub kwok: Option<PathBuf>,
 }
 
 impl State {
