@@ -176,6 +176,7 @@ async fn made(cluster: &Cluster, node: &Node) -> Value {
 }
 
 /// What the controller may not put at a place of a Job's pod, and what is said of it.
+#[allow(clippy::too_many_lines, reason = "a table: a row for each fault")]
 fn forbidden() -> Vec<(&'static str, Value, &'static str)> {
     let hidden = json!({"name": "host", "mountPath": "/node"});
     vec![
