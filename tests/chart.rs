@@ -395,6 +395,10 @@ fn before_an_uninstall_nodes_let_go_as_the_controller_would(
     let mut expected = vec!["leave", "--deployment", "farrier", "--deadline", deadline];
     expected.extend(keeps.then_some("--keep-hosts"));
     assert_eq!(strings(&container["args"]), expected);
+    // The image comes with the environment.
+    let words = ["farrier"].into_iter().chain(expected);
+    let parsed = Cli::try_parse_from(words.chain(["--image=x"])).unwrap();
+    assert!(matches!(parsed.command, cli::Command::Leave(_)));
     let installed = render(arguments);
     let controller = pod_spec(&installed);
     assert_eq!(container["env"], controller["containers"][0]["env"]);

@@ -18,6 +18,7 @@ mod host;
 mod host_faults;
 mod host_kill;
 mod k3s;
+mod leaving;
 mod migration;
 mod policies;
 mod provision;

@@ -21,7 +21,7 @@ const ATTEMPTS: u32 = 5;
 pub enum Error {
     /// The API server refused, or did not answer.
     #[error(
-        "failed to {act} the CustomResourceDefinition {name}: {}",
+        "failed to {act} the CustomResourceDefinition {name}: {}; see that the API server can be reached, and that this account may create and replace it",
         because(source)
     )]
     Write {
