@@ -112,6 +112,7 @@ fn lint(cache: &Cache, progress: &Progress) -> Result<()> {
         "--test=chart",
         "--test=cluster",
         "--bench=host",
+        "--bench=cluster",
         "--locked",
         "--",
         "-D",

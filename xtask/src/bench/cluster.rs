@@ -56,7 +56,9 @@ pub fn run(options: &Options, cache: &Cache, progress: &Progress) -> Result<()> 
     let (binary, _) = image::farrier(progress)?;
     let mut all = Vec::new();
     for &nodes in &options.sizes {
-        all.push((nodes, with_nodes(nodes, options, &binary, cache, progress)?));
+        let figures = with_nodes(nodes, options, &binary, cache, progress)?;
+        show_requests(nodes, &figures, progress);
+        all.push((nodes, figures));
     }
     let mut missed = 0;
     progress.line("\n| what | measured | target | |\n| --- | --- | --- | --- |");
@@ -75,18 +77,20 @@ pub fn run(options: &Options, cache: &Cache, progress: &Progress) -> Result<()> 
         missed += usize::from(!met);
         progress.line(&format!("| {what} | {measured} | {target} | {verdict} |"));
     }
-    for (nodes, figures) in &all {
-        progress.line(&format!(
-            "\nRequests of the controller per node, {nodes} nodes:\n\n| request | per node |\n| --- | --- |"
-        ));
-        for (request, count) in &figures.requests {
-            progress.line(&format!("| {request} | {count:.3} |"));
-        }
-    }
     if missed > 0 {
         bail!("{missed} targets are missed");
     }
     Ok(())
+}
+
+fn show_requests(nodes: u32, figures: &Figures, progress: &Progress) {
+    progress.line(&format!(
+        "\n| requests of the controller with {nodes} nodes | per node |\n| --- | --- |"
+    ));
+    for (request, count) in &figures.requests {
+        progress.line(&format!("| {request} | {count:.3} |"));
+    }
+    progress.line("");
 }
 
 /// What a node costs with few nodes beside it and with many.
