@@ -3,17 +3,19 @@
 //! Claim, act, prove, advertise, one step a decision: the labels and the annotation are written before the Job is made, the
 //! report is written down before the Job goes.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::desired::{Desired, Verdict};
+use super::desired::{Cluster, Desired, Verdict, fingerprint};
+use super::fleet::Standing;
 use super::labels::{self, NodeEdit};
-use super::observed::{Applied, NodeView, ShimView};
+use super::observed::{Applied, NodeView};
 use super::outcome;
 use super::progress::{JobProgress, JobView};
-use crate::handoff::ProvisionRequest;
+use crate::handoff::{ProvisionRequest, ShimRequest};
 use crate::names::{self, Progress, reasons};
 
 /// First wait after a failure; doubled by each further one. Long enough for a mirror's hiccup or a node's reboot to pass.
@@ -45,16 +47,16 @@ pub(super) const LONGEST_NOTE: usize = 1_000;
 pub struct Observed<'a> {
     /// The node.
     pub node: &'a NodeView,
-    /// Every Shim of the cluster.
-    pub shims: &'a [ShimView],
+    /// What is asked of all nodes alike.
+    pub cluster: &'a Cluster,
+    /// Shims that the node is not to change yet, each with what it waits for.
+    pub held: &'a BTreeMap<String, String>,
     /// The node's Job, if there is one.
     pub job: Option<&'a JobView>,
     /// Why the API server did not take the Job that was last to be made.
     pub refused: Option<&'a str>,
     /// What time it is.
     pub now: Timestamp,
-    /// Nodes need no annotation.
-    pub auto_provision: bool,
     /// Finished Jobs are left to the API server to remove.
     pub keep_jobs: bool,
 }
@@ -65,11 +67,11 @@ pub struct Plan {
     /// Labels and annotation to write.
     pub edit: Option<NodeEdit>,
     /// What people should read.
-    pub event: Option<NodeEvent>,
+    pub event: Option<News>,
     /// What to do about the Job.
     pub job: JobStep,
-    /// A Job that ended: outcome, and restarts of containerd.
-    pub ended: Option<(&'static str, u32)>,
+    /// A Job that ended.
+    pub ended: Option<Ended>,
     /// When to decide again though nothing changes.
     pub look_again: Option<Duration>,
 }
@@ -104,13 +106,26 @@ impl fmt::Display for JobStep {
     }
 }
 
-/// What people should read about a node.
+/// A Job that ended, for who counts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ended {
+    /// A word of a bounded set.
+    pub outcome: &'static str,
+    /// Restarts of containerd.
+    pub restarts: u32,
+    /// Whether the host was changed without one.
+    pub spared: bool,
+    /// From the claim to the report.
+    pub took: Duration,
+}
+
+/// What people should read about a node or a Shim.
 #[derive(Debug, PartialEq)]
-pub struct NodeEvent {
+pub struct News {
     /// Something is wrong.
     pub warning: bool,
     /// A word of [`reasons`].
-    pub reason: &'static str,
+    pub reason: String,
     /// One sentence.
     pub note: String,
 }
@@ -122,7 +137,7 @@ pub fn decide(seen: &Observed) -> Plan {
         return Plan::default();
     }
     let applied = seen.node.applied();
-    let desired = Desired::new(seen.node, applied.as_ref(), seen.shims, seen.auto_provision);
+    let desired = Desired::new(seen.node, applied.as_ref(), seen.cluster, seen.held);
     match seen.job {
         Some(JobView {
             deleting: Some(since),
@@ -140,6 +155,18 @@ pub fn decide(seen: &Observed) -> Plan {
     }
 }
 
+/// What the node adds to the whole, once `plan` is decided.
+#[must_use]
+pub fn standing(seen: &Observed, plan: &Plan) -> Standing {
+    if seen.node.deleting {
+        return Standing::default();
+    }
+    let applied = seen.node.applied();
+    let desired = Desired::new(seen.node, applied.as_ref(), seen.cluster, seen.held);
+    let begins = matches!(plan.job, JobStep::Create(_));
+    Standing::of(seen.node, applied.as_ref(), &desired, seen.job, begins)
+}
+
 /// Labels as they should be, and nothing else.
 pub(super) fn settled(
     seen: &Observed,
@@ -147,7 +174,13 @@ pub(super) fn settled(
     applied: Option<Applied>,
     job: JobStep,
 ) -> Plan {
-    let edit = labels::edit(seen.node, seen.shims, desired, applied, seen.job.is_some());
+    let edit = labels::edit(
+        seen.node,
+        &seen.cluster.shims,
+        desired,
+        applied,
+        seen.job.is_some(),
+    );
     let event = edit.as_ref().and_then(|edit| impossible(edit, desired));
     Plan {
         edit,
@@ -158,7 +191,7 @@ pub(super) fn settled(
 }
 
 /// What to tell people where a Shim's label turns to `failed` because of how the Shim is written.
-fn impossible(edit: &NodeEdit, desired: &Desired) -> Option<NodeEvent> {
+fn impossible(edit: &NodeEdit, desired: &Desired) -> Option<News> {
     let failed = Some(Progress::Failed.label().to_owned());
     let notes: Vec<String> = desired
         .verdicts
@@ -168,12 +201,14 @@ fn impossible(edit: &NodeEdit, desired: &Desired) -> Option<NodeEvent> {
             Verdict::Impossible(reason) | Verdict::Kept(_, reason) => {
                 Some(format!("shim {shim}: {reason}"))
             }
-            Verdict::Wanted(_) | Verdict::Shadowed(_) | Verdict::Resting => None,
+            Verdict::Wanted(_) | Verdict::Waiting(..) | Verdict::Shadowed(_) | Verdict::Resting => {
+                None
+            }
         })
         .collect();
-    (!notes.is_empty()).then(|| NodeEvent {
+    (!notes.is_empty()).then(|| News {
         warning: true,
-        reason: reasons::PROVISION_FAILED,
+        reason: reasons::PROVISION_FAILED.to_owned(),
         note: cut(&notes.join("; "), LONGEST_NOTE),
     })
 }
@@ -233,13 +268,31 @@ fn act(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
             look_again: Some(wait),
             ..settled(seen, desired, applied, JobStep::None)
         },
+        Need::Now if !may_begin(seen, desired, applied.as_ref()) => {
+            settled(seen, desired, applied, JobStep::None)
+        }
         Need::Now => claim(seen, desired, applied),
     }
 }
 
+/// Whether a Job could do its work on the node now. Its kubelet has to run it; and a cordoned node is being worked on: nothing is
+/// brought there, but what is to go may go.
+fn may_begin(seen: &Observed, desired: &Desired, applied: Option<&Applied>) -> bool {
+    let known = |shim: &ShimRequest| {
+        let known = applied.and_then(|applied| applied.shims.get(&shim.name));
+        known.is_some_and(|known| known.request.as_ref() == Some(shim))
+    };
+    let brings = desired
+        .request(seen.node)
+        .shims
+        .iter()
+        .any(|shim| !known(shim));
+    seen.node.ready && !(seen.node.cordoned && brings)
+}
+
 /// Writes down that an attempt begins, then makes the Job.
 fn claim(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
-    let request = desired.request(seen.node);
+    let request = desired.request_with_reserved(seen.node, seen.cluster);
     let digest = request.digest();
     let mut applied = applied.unwrap_or_default();
     if !applied.machine_id.is_empty() && applied.machine_id != seen.node.machine_id {
@@ -252,6 +305,10 @@ fn claim(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
     }
     applied.attempts = applied.attempts.saturating_add(1);
     applied.attempted = digest;
+    let tried = request.shims.iter();
+    applied.tried = tried
+        .map(|shim| (shim.name.clone(), fingerprint(shim)))
+        .collect();
     applied.node_uid.clone_from(&seen.node.uid);
     applied.at = seen.now;
     settled(
@@ -287,8 +344,9 @@ fn need(seen: &Observed, desired: &Desired, applied: Option<&Applied>) -> Need {
         };
     };
     let digest = request.digest();
-    let same_host =
-        applied.machine_id == seen.node.machine_id && applied.boot_id == seen.node.boot_id;
+    let same_host = applied.machine_id == seen.node.machine_id
+        && applied.boot_id == seen.node.boot_id
+        && (applied.runtime.is_empty() || applied.runtime == seen.node.runtime);
     let listed = all_listed(seen.node, applied);
     if applied.digest == digest && same_host && listed && applied.reason.is_none() {
         return Need::Nothing;
@@ -353,7 +411,7 @@ fn follow(seen: &Observed, applied: Option<Applied>, job: &JobView) -> Plan {
 
 /// The Job works: labels may change meanwhile, for example where a Shim was deselected.
 fn waiting(seen: &Observed, applied: Option<Applied>) -> Plan {
-    let desired = Desired::new(seen.node, applied.as_ref(), seen.shims, seen.auto_provision);
+    let desired = Desired::new(seen.node, applied.as_ref(), seen.cluster, seen.held);
     settled(seen, &desired, applied, JobStep::None)
 }
 

@@ -10,11 +10,13 @@
 )]
 
 mod controller;
+mod definition;
 mod direct;
 mod faults;
 mod host;
 mod host_faults;
 mod host_kill;
 mod k3s;
+mod policies;
 mod provision;
 mod support;

@@ -9,6 +9,7 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use farrier::api::Shim;
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use kube::api::{Api, DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams};
 use kube::{Client, Config, ResourceExt};
@@ -81,6 +82,13 @@ fn read<T: DeserializeOwned>(variable: &str) -> T {
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
+async fn configuration(file: &ClusterFile) -> Config {
+    let kubeconfig = kube::config::Kubeconfig::read_from(&file.kubeconfig).unwrap();
+    Config::from_custom_kubeconfig(kubeconfig, &kube::config::KubeConfigOptions::default())
+        .await
+        .unwrap()
+}
+
 impl Cluster {
     /// Connects, and installs Farrier by its chart where it is not there yet.
     pub async fn with_farrier() -> Self {
@@ -95,16 +103,21 @@ impl Cluster {
         // A second installation in the same process is refused, and is no fault.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let file: ClusterFile = read("FARRIER_CLUSTER");
-        let kubeconfig = kube::config::Kubeconfig::read_from(&file.kubeconfig).unwrap();
-        let config =
-            Config::from_custom_kubeconfig(kubeconfig, &kube::config::KubeConfigOptions::default())
-                .await
-                .unwrap();
+        let config = configuration(&file).await;
         Self {
             file,
             artifacts: read("FARRIER_ARTIFACTS"),
             client: Client::try_from(config).unwrap(),
         }
+    }
+
+    /// A client in the name of the controller's account.
+    pub async fn as_controller(&self) -> Client {
+        let mut config = configuration(&self.file).await;
+        config.auth_info.impersonate = Some("system:serviceaccount:farrier:farrier".to_owned());
+        let groups = ["system:serviceaccounts", "system:authenticated"];
+        config.auth_info.impersonate_groups = Some(groups.map(str::to_owned).to_vec());
+        Client::try_from(config).unwrap()
     }
 
     /// Takes away what a test that failed left behind, so that it fails alone.
@@ -449,6 +462,35 @@ impl Cluster {
             match self.shims().get_opt(name).await.unwrap() {
                 None => Ok(()),
                 Some(shim) => Err(shim.status),
+            }
+        })
+        .await;
+    }
+
+    /// Sets how many controllers run, and waits until so many are ready and no other is left.
+    pub async fn scale(&self, replicas: u32) {
+        let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), "farrier");
+        let patch = Patch::Merge(json!({"spec": {"replicas": replicas}}));
+        let parameters = PatchParams::default();
+        deployments
+            .patch("farrier", &parameters, &patch)
+            .await
+            .unwrap();
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), "farrier");
+        let controllers = ListParams::default().labels("app.kubernetes.io/component=controller");
+        eventually(&format!("{replicas} controllers run"), async || {
+            let status = deployments
+                .get("farrier")
+                .await
+                .unwrap()
+                .status
+                .unwrap_or_default();
+            let there = pods.list(&controllers).await.unwrap().items.len();
+            let ready = status.ready_replicas.unwrap_or(0);
+            if there == replicas as usize && u32::try_from(ready).unwrap() == replicas {
+                Ok(())
+            } else {
+                Err((there, ready))
             }
         })
         .await;

@@ -1,0 +1,390 @@
+//! The nodes as one: how far each Shim is on all of them, kept up to date node by node, so that no decision has to look at every
+//! node again. Pure: no client, no clock.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::desired::{Desired, Verdict, fingerprint};
+use super::labels;
+use super::observed::{Applied, NodeView};
+use super::progress::JobView;
+use crate::names::{self, Progress};
+
+/// How far one Shim is on one node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// It is served as it should be.
+    Ready,
+    /// It is on its way, or rests.
+    Pending,
+    /// It is to change, and not before its turn.
+    Waiting,
+    /// The last attempt failed.
+    Failed {
+        /// Why: a sentence.
+        reason: String,
+        /// Whether it might go the same way elsewhere.
+        halts: bool,
+    },
+    /// The node is to let it go.
+    Removing {
+        /// Not before its turn.
+        waits: bool,
+    },
+    /// Another Shim has all of its handlers.
+    Shadowed,
+}
+
+/// What one node has of one Shim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stand {
+    /// How far it is.
+    pub place: Place,
+    /// Whether the host may carry anything of it, or a Job is about to bring it.
+    pub carried: bool,
+}
+
+/// What one node adds to the whole.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// It carries the control plane.
+    pub control_plane: bool,
+    /// It could be changed now: its kubelet works, and its operator does not keep pods away.
+    pub fit: bool,
+    /// Its host is being changed, or is about to be.
+    pub changing: bool,
+    /// What it has of each Shim.
+    pub shims: BTreeMap<String, Stand>,
+    /// Handlers that one Shim lost to another: the loser, and a sentence.
+    pub lost: BTreeSet<(String, String)>,
+}
+
+impl Standing {
+    /// Of `node`, which should carry `desired`, given its Job and whether one is about to be made.
+    #[must_use]
+    pub fn of(
+        node: &NodeView,
+        applied: Option<&Applied>,
+        desired: &Desired,
+        job: Option<&JobView>,
+        begins: bool,
+    ) -> Self {
+        let digest = desired.request(node).digest();
+        let works = job.is_some_and(|job| {
+            job.deleting.is_none() && applied.is_none_or(|applied| applied.job != job.uid)
+        });
+        let asked: BTreeSet<&str> = job
+            .and_then(|job| job.request.as_ref())
+            .into_iter()
+            .flat_map(|request| &request.shims)
+            .map(|shim| shim.name.as_str())
+            .collect();
+        let carried = |shim: &str| {
+            let wanted = desired.verdicts.get(shim).and_then(Verdict::request);
+            carries(node, applied, shim) || asked.contains(shim) || begins && wanted.is_some()
+        };
+        let mut changing = works || begins;
+        let mut shims = BTreeMap::new();
+        for (shim, verdict) in &desired.verdicts {
+            let progress = labels::progress(node, applied, shim, verdict, &digest);
+            let place = match (verdict, progress) {
+                (Verdict::Waiting(..), _) => Place::Waiting,
+                (Verdict::Shadowed(_), _) => Place::Shadowed,
+                (_, Some((Progress::Provisioned, _))) => Place::Ready,
+                (verdict, Some((Progress::Failed, reason))) => Place::Failed {
+                    reason: reason.unwrap_or_default(),
+                    halts: matches!(verdict, Verdict::Wanted(_))
+                        && applied.is_none_or(|applied| !applied.unsupported),
+                },
+                (verdict, _) => {
+                    changing |= begun(applied, shim, verdict);
+                    Place::Pending
+                }
+            };
+            let carried = carried(shim);
+            shims.insert(shim.clone(), Stand { place, carried });
+        }
+        let known = applied.into_iter().flat_map(|applied| applied.shims.keys());
+        let labelled = node.labelled().map(|(shim, _)| shim.to_owned());
+        for shim in known.cloned().chain(labelled) {
+            if !shims.contains_key(&shim) && carried(&shim) {
+                let waits = desired.staying.contains_key(&shim);
+                let place = Place::Removing { waits };
+                let carried = true;
+                shims.insert(shim, Stand { place, carried });
+            }
+        }
+        let lost = desired.lost.iter().map(|(loser, handler, winner)| {
+            let sentence = format!("handler {handler} belongs to Shim {winner}; rename it in spec.runtimeClass.handler or spec.handlerAliases");
+            (loser.clone(), sentence)
+        });
+        Self {
+            control_plane: node.control_plane,
+            fit: node.ready && !node.cordoned,
+            changing,
+            shims,
+            lost: lost.collect(),
+        }
+    }
+}
+
+/// Whether the node's last attempt asked for this very request.
+fn begun(applied: Option<&Applied>, shim: &str, verdict: &Verdict) -> bool {
+    let tried = applied.and_then(|applied| applied.tried.get(shim));
+    let wanted = verdict.request().map(fingerprint);
+    wanted.is_some() && tried == wanted.as_ref()
+}
+
+/// Whether anything on the node object tells of the Shim.
+fn carries(node: &NodeView, applied: Option<&Applied>, shim: &str) -> bool {
+    let labelled = node
+        .labelled()
+        .any(|(name, progress)| name == shim && progress != Progress::Failed);
+    // What failed before anything was asked of the host is a label only.
+    labelled
+        || node.labels.contains_key(&names::shim_label(shim)) && applied.is_some()
+        || applied.is_some_and(|applied| applied.shims.contains_key(shim))
+}
+
+/// How far one Shim is on all nodes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Nodes that serve it as it should be.
+    pub ready: usize,
+    /// Nodes on which it is on its way.
+    pub pending: usize,
+    /// Nodes whose turn has not come.
+    pub waiting: usize,
+    /// Nodes that are to let it go.
+    pub removing: usize,
+    /// Nodes that may carry anything of it, wanted or not.
+    pub carried: usize,
+    /// Nodes on which the last attempt failed, each with the reason and whether it might go the same way elsewhere.
+    pub failures: BTreeMap<String, (String, bool)>,
+    /// What it lost to other Shims, as sentences, each with the number of nodes.
+    pub lost: BTreeMap<String, usize>,
+    /// Nodes that could be changed once it is their turn, those of the control plane last.
+    queue: BTreeSet<(bool, String)>,
+    /// Nodes without the control plane that are on their way or could be.
+    workers: usize,
+}
+
+impl Tally {
+    /// Nodes that want it.
+    #[must_use]
+    pub fn nodes(&self) -> usize {
+        self.ready + self.pending + self.waiting + self.failures.len()
+    }
+
+    /// The node other than `node`, if any, whose failure might be that of every node, and why it failed.
+    #[must_use]
+    pub fn halted_by(&self, node: &str) -> Option<(&str, &str)> {
+        let mut failures = self.failures.iter();
+        let halting = failures.find(|(name, (_, halts))| *halts && *name != node)?;
+        Some((halting.0, &halting.1.0))
+    }
+
+    /// Whether a node without the control plane is on its way, or could be.
+    #[must_use]
+    pub fn has_workers_left(&self) -> bool {
+        self.workers > 0
+    }
+
+    fn count(&mut self, node: &str, standing: &Standing, stand: &Stand) {
+        self.carried += usize::from(stand.carried);
+        self.workers += usize::from(is_worker_left(standing, stand));
+        if is_queued(standing, stand) {
+            self.queue.insert((standing.control_plane, node.to_owned()));
+        }
+        match &stand.place {
+            Place::Ready => self.ready += 1,
+            Place::Pending => self.pending += 1,
+            Place::Waiting => self.waiting += 1,
+            Place::Failed { reason, halts } => {
+                self.failures
+                    .insert(node.to_owned(), (reason.clone(), *halts));
+            }
+            Place::Removing { .. } => self.removing += 1,
+            Place::Shadowed => {}
+        }
+    }
+
+    fn discount(&mut self, node: &str, standing: &Standing, stand: &Stand) {
+        self.carried -= usize::from(stand.carried);
+        self.workers -= usize::from(is_worker_left(standing, stand));
+        self.queue
+            .remove(&(standing.control_plane, node.to_owned()));
+        match &stand.place {
+            Place::Ready => self.ready -= 1,
+            Place::Pending => self.pending -= 1,
+            Place::Waiting => self.waiting -= 1,
+            Place::Failed { .. } => {
+                self.failures.remove(node);
+            }
+            Place::Removing { .. } => self.removing -= 1,
+            Place::Shadowed => {}
+        }
+    }
+}
+
+/// Whether a node could be changed once it is its turn.
+fn is_queued(standing: &Standing, stand: &Stand) -> bool {
+    let waits = matches!(
+        stand.place,
+        Place::Waiting | Place::Removing { waits: true }
+    );
+    standing.fit && waits
+}
+
+/// Whether a node comes before those of the control plane, and is not done.
+fn is_worker_left(standing: &Standing, stand: &Stand) -> bool {
+    let works = matches!(stand.place, Place::Pending | Place::Removing { .. }) && standing.changing;
+    !standing.control_plane && (works || is_queued(standing, stand))
+}
+
+impl Tally {
+    /// Counts what the Shim lost on a node; says whether that differs from before.
+    fn lose(
+        &mut self,
+        shim: &str,
+        before: &BTreeSet<(String, String)>,
+        now: &BTreeSet<(String, String)>,
+    ) -> bool {
+        let of = |lost: &BTreeSet<(String, String)>| -> BTreeSet<String> {
+            let own = lost.iter().filter(|(loser, _)| loser == shim);
+            own.map(|(_, sentence)| sentence.clone()).collect()
+        };
+        let (before, now) = (of(before), of(now));
+        for sentence in &now {
+            *self.lost.entry(sentence.clone()).or_default() += 1;
+        }
+        for sentence in &before {
+            if let Some(nodes) = self.lost.get_mut(sentence) {
+                *nodes -= 1;
+            }
+        }
+        self.lost.retain(|_, nodes| *nodes > 0);
+        before != now
+    }
+}
+
+/// Nodes that are asked anew where one makes room; each makes room once, so that all get their turn.
+const ASKED_ANEW: usize = 4;
+
+/// What a change of one node means for others.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Ripple {
+    /// Shims of which something is to be said anew.
+    pub shims: BTreeSet<String>,
+    /// Nodes whose turn may have come.
+    pub nodes: BTreeSet<String>,
+}
+
+/// All nodes.
+#[derive(Debug, Default)]
+pub struct Fleet {
+    standings: HashMap<String, Standing>,
+    tallies: BTreeMap<String, Tally>,
+    changing: BTreeSet<String>,
+    /// Of a Shim that no node speaks of.
+    none: Tally,
+}
+
+impl Fleet {
+    /// How far a Shim is.
+    #[must_use]
+    pub fn tally(&self, shim: &str) -> &Tally {
+        self.tallies.get(shim).unwrap_or(&self.none)
+    }
+
+    /// Other nodes than `node` whose hosts are being changed.
+    #[must_use]
+    pub fn changing_beside(&self, node: &str) -> usize {
+        self.changing.len() - usize::from(self.changing.contains(node))
+    }
+
+    /// Whether the host of `node` is being changed.
+    #[must_use]
+    pub fn is_changing(&self, node: &str) -> bool {
+        self.changing.contains(node)
+    }
+
+    /// Nodes that may carry anything, each with the Shims.
+    #[must_use]
+    pub fn carriers(&self) -> BTreeMap<String, Vec<String>> {
+        let carried = |standing: &Standing| -> Vec<String> {
+            let shims = standing.shims.iter().filter(|(_, stand)| stand.carried);
+            shims.map(|(shim, _)| shim.clone()).collect()
+        };
+        let all = self.standings.iter();
+        all.map(|(node, standing)| (node.clone(), carried(standing)))
+            .filter(|(_, shims)| !shims.is_empty())
+            .collect()
+    }
+
+    /// Takes in how a node is now.
+    pub fn put(&mut self, node: &str, standing: Standing) -> Ripple {
+        if self.standings.get(node) == Some(&standing) {
+            return Ripple::default();
+        }
+        let mut touched: BTreeSet<String> = standing.shims.keys().cloned().collect();
+        touched.extend(standing.lost.iter().map(|(loser, _)| loser.clone()));
+        let before = self.standings.insert(node.to_owned(), standing.clone());
+        self.replace(node, before.unwrap_or_default(), &standing, touched)
+    }
+
+    /// Forgets a node that is gone.
+    pub fn remove(&mut self, node: &str) -> Ripple {
+        match self.standings.remove(node) {
+            Some(before) => self.replace(node, before, &Standing::default(), BTreeSet::new()),
+            None => Ripple::default(),
+        }
+    }
+
+    fn replace(
+        &mut self,
+        node: &str,
+        before: Standing,
+        now: &Standing,
+        mut touched: BTreeSet<String>,
+    ) -> Ripple {
+        touched.extend(before.shims.keys().cloned());
+        touched.extend(before.lost.iter().map(|(loser, _)| loser.clone()));
+        let mut ripple = Ripple::default();
+        let makes_room = before.changing && !now.changing;
+        if now.changing {
+            self.changing.insert(node.to_owned());
+        } else {
+            self.changing.remove(node);
+        }
+        for shim in touched {
+            let tally = self.tallies.entry(shim.clone()).or_default();
+            let (then, stands) = (before.shims.get(&shim), now.shims.get(&shim));
+            let was_halted = tally.failures.len();
+            let had_workers = tally.has_workers_left();
+            if let Some(stand) = then {
+                tally.discount(node, &before, stand);
+            }
+            if let Some(stand) = stands {
+                tally.count(node, now, stand);
+            }
+            let is_told = tally.lose(&shim, &before.lost, &now.lost);
+            if makes_room
+                || was_halted > tally.failures.len()
+                || had_workers && !tally.has_workers_left()
+            {
+                let next = tally.queue.iter().take(ASKED_ANEW);
+                ripple.nodes.extend(next.map(|(_, name)| name.clone()));
+            }
+            if then != stands || is_told {
+                ripple.shims.insert(shim);
+            }
+        }
+        if makes_room {
+            let all = self.tallies.values();
+            let next = all.flat_map(|tally| tally.queue.iter().take(ASKED_ANEW));
+            ripple.nodes.extend(next.map(|(_, name)| name.clone()));
+        }
+        self.tallies.retain(|_, tally| *tally != Tally::default());
+        ripple
+    }
+}
