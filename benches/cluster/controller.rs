@@ -46,6 +46,7 @@ pub struct Spent {
 }
 
 impl Spent {
+    /// Requests that write, those that were refused included.
     pub fn writes(&self) -> usize {
         let verbs = [
             "create ",
@@ -57,8 +58,9 @@ impl Spent {
         self.sum(|request| verbs.iter().any(|verb| request.starts_with(verb)))
     }
 
+    /// Lists of all nodes, a watch that begins with one included.
     pub fn lists_of_nodes(&self) -> usize {
-        self.sum(|request| request.starts_with("list nodes"))
+        self.sum(|request| matches!(request, "list nodes" | "watch nodes"))
     }
 
     fn sum(&self, wanted: impl Fn(&str) -> bool) -> usize {
@@ -113,6 +115,10 @@ impl Place {
             is_serving(listen)
         });
         assert!(ready.await, "the controller does not become ready");
+        let settled = until(self.nodes, LOOK_EVERY, async || {
+            controller.settles(self).await
+        });
+        assert!(settled.await, "the controller comes to no rest");
         controller
     }
 
@@ -180,6 +186,15 @@ impl Controller {
             lines: self.lines() - mark.lines,
             requests: self.requests(&place.audit_log, mark.audited),
         }
+    }
+
+    /// Whether it knows the nodes and, for a second, does next to nothing: leader or not, it has begun.
+    async fn settles(&self, place: &Place) -> bool {
+        let before = self.cpu();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let known = self.requests(&place.audit_log, 0);
+        self.cpu().saturating_sub(before) < Duration::from_millis(50)
+            && (known.contains_key("list nodes") || known.contains_key("watch nodes"))
     }
 
     /// Fields 14 and 15 of `/proc/PID/stat` (`proc_pid_stat(5)`), all threads; the program's name before them may hold spaces.
