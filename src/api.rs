@@ -192,7 +192,7 @@ pub struct RuntimeClassSpec {
     /// What a pod of the RuntimeClass takes beside its containers' resources, as quantities: `memory: 16Mi`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 16, "additionalProperties" = {"type": "string", "maxLength": 32}))]
-    #[x_kube(validation = Rule::new("self.all(key, self[key].matches('^[0-9]+([.][0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$'))")
+    #[x_kube(validation = Rule::new("self.all(key, self[key].matches('^[0-9.]+([eEinumkKMGTP]*[-+]?[0-9]*)$'))")
         .message("an overhead is a quantity, for example memory: 16Mi or cpu: 250m"))]
     pub overhead: BTreeMap<String, String>,
     /// More RuntimeClasses of the same handler, by name.

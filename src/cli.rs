@@ -120,9 +120,9 @@ pub struct Controller {
     /// Lease, in the namespace, whose holder acts where there are several replicas.
     #[arg(long, env = "FARRIER_LEASE_NAME", default_value = "farrier")]
     pub lease_name: String,
-    /// What this replica calls itself in the Lease; unique among them.
-    #[arg(long, env = "FARRIER_IDENTITY", default_value_t = identity())]
-    pub identity: String,
+    /// What this replica calls itself in the Lease, unique among them; without it, by host and process.
+    #[arg(long, env = "FARRIER_IDENTITY")]
+    pub identity: Option<String>,
     /// Address of /livez, /readyz and /metrics.
     #[arg(long, env = "FARRIER_LISTEN", default_value = "0.0.0.0:8080")]
     pub listen: std::net::SocketAddr,
@@ -136,11 +136,6 @@ pub enum ReserveHandlers {
     Shims,
     /// None.
     None,
-}
-
-/// Process and start, where nobody says what a replica is called.
-fn identity() -> String {
-    format!("farrier-{}", std::process::id())
 }
 
 /// Options of `farrier leave`.

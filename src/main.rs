@@ -107,14 +107,19 @@ fn settings(controller: cli::Controller) -> controller::Settings {
         job_host_pid,
         reserve_handlers: reserve_handlers == ReserveHandlers::Shims,
         lease_name,
-        identity,
+        identity: identity.unwrap_or_else(identity_of_process),
         listen,
     }
 }
 
+fn identity_of_process() -> String {
+    // A host without a name is told by the process alone.
+    let host = nix::unistd::gethostname().unwrap_or_default();
+    format!("{}-{}", host.to_string_lossy(), std::process::id())
+}
+
 async fn run_controller(controller: cli::Controller) -> ExitCode {
-    // On the heap: forty kilobytes of watches are no place for the stack of `dispatch`.
-    match Box::pin(controller::run(settings(controller))).await {
+    match controller::run(settings(controller)).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error),
     }
@@ -132,7 +137,7 @@ async fn run_leave(leave: cli::Leave) -> ExitCode {
         deadline: Duration::from_secs(deadline),
         keep_hosts,
     };
-    match Box::pin(controller::leave(settings(controller), options)).await {
+    match controller::leave(settings(controller), options).await {
         Ok(left) => print(&left.to_string()),
         Err(error) => fail(&error),
     }

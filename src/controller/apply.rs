@@ -1,8 +1,6 @@
 //! The only writer to the API server. Every write either names the version it was decided on, or can be made twice without harm.
 
-use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
@@ -11,7 +9,6 @@ use serde_json::json;
 
 use super::Settings;
 use super::events::{self, About};
-use super::lease;
 use super::objects::NodeObject;
 use super::observed::ShimObject;
 use super::plan::{JobStep, News, Plan};
@@ -23,6 +20,7 @@ use crate::metrics::Metrics;
 use crate::names;
 
 pub mod definition;
+pub mod replicas;
 
 /// Why a plan was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -366,72 +364,4 @@ async fn runtime_class(client: &Client, step: Step) -> Result<(), Error> {
             })
         }
     }
-}
-
-/// The Lease of this name, if there is one.
-///
-/// # Errors
-/// When the API server refuses to show it.
-pub async fn lease_there(
-    client: &Client,
-    namespace: &str,
-    name: &str,
-) -> Result<Option<Lease>, Error> {
-    let leases: Api<Lease> = Api::namespaced(client.clone(), namespace);
-    leases.get_opt(name).await.map_err(|source| Error::Write {
-        act: "read",
-        object: format!("Lease {name}"),
-        source,
-    })
-}
-
-/// Writes the Lease, where it is still the one that was decided on; whether it is ours now.
-///
-/// # Errors
-/// When the API server refuses.
-pub async fn lease(client: &Client, namespace: &str, step: lease::Step) -> Result<bool, Error> {
-    let leases: Api<Lease> = Api::namespaced(client.clone(), namespace);
-    let (name, answer) = match step {
-        lease::Step::Wait => return Ok(false),
-        lease::Step::Create(lease) => (
-            lease.name_any(),
-            leases.create(&post_params(), &lease).await,
-        ),
-        lease::Step::Replace(lease) => {
-            let name = lease.name_any();
-            let answer = leases.replace(&name, &post_params(), &lease).await;
-            (name, answer)
-        }
-    };
-    match answer {
-        Ok(_) => Ok(true),
-        // Another was faster.
-        Err(error) if code(&error) == Some(409) => Ok(false),
-        Err(source) => Err(Error::Write {
-            act: "write",
-            object: format!("Lease {name}"),
-            source,
-        }),
-    }
-}
-
-/// Ends the pods of a Deployment.
-///
-/// # Errors
-/// When the API server refuses. One that is gone has none.
-pub async fn scale_to_nothing(
-    client: &Client,
-    namespace: &str,
-    deployment: &str,
-) -> Result<(), Error> {
-    let deployments: Api<Deployment> = Api::namespaced(client.clone(), namespace);
-    let patch = Patch::Merge(json!({"spec": {"replicas": 0}}));
-    let answer = deployments
-        .patch_scale(deployment, &patch_params(), &patch)
-        .await;
-    unless(answer, &[404]).map_err(|source| Error::Write {
-        act: "scale",
-        object: format!("Deployment {deployment}"),
-        source,
-    })
 }

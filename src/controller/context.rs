@@ -1,6 +1,6 @@
 //! What every decision may look at: the stores that watches fill, and what is kept beside them. No decision, no write.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use super::desired::Cluster;
 use super::fleet::Fleet;
 use super::objects::{JobObject, NodeObject};
 use super::observed::{NodeView, ShimObject, ShimView};
-use super::plan::{self, Observed, Plan};
+use super::plan::{self, JobStep, Observed, Plan};
 use super::pods::PodsOfJobs;
 use super::progress::JobView;
 use super::refusals::Refusals;
@@ -52,6 +52,17 @@ pub struct Context {
     fleet: Mutex<Fleet>,
     /// When each Shim was decided on last, by name.
     decided: Mutex<HashMap<String, Instant>>,
+    /// What was written and has not come back by the watches.
+    wrote: Mutex<Wrote>,
+}
+
+/// What was written and has not come back by the watches: deciding on what is known to be old costs a write that is refused.
+#[derive(Debug, Default)]
+struct Wrote {
+    /// Nodes by name, each with the version that a write of ours has replaced.
+    nodes: HashMap<String, Option<String>>,
+    /// UIDs of Jobs that were deleted.
+    jobs: HashSet<String>,
 }
 
 impl Context {
@@ -83,6 +94,7 @@ impl Context {
             cluster: RwLock::default(),
             fleet: Mutex::default(),
             decided: Mutex::default(),
+            wrote: Mutex::default(),
         }
     }
 
@@ -107,6 +119,7 @@ impl Context {
             Concern::Nothing => return,
             Concern::Node(node) => self.queues.node(&node),
             Concern::NodeGone(node) => {
+                self.wrote().nodes.remove(&node);
                 let ripple = self.fleet().remove(&node);
                 self.queues.ripple(&ripple);
             }
@@ -117,7 +130,13 @@ impl Context {
                 self.recount();
                 self.decide_all();
             }
-            Concern::Shims | Concern::Everything => {
+            Concern::Everything => {
+                // Some of what was written may have come and gone while the watch was away.
+                *self.wrote() = Wrote::default();
+                self.recount();
+                self.decide_all();
+            }
+            Concern::Shims => {
                 self.recount();
                 self.decide_all();
             }
@@ -138,6 +157,35 @@ impl Context {
         for shim in self.shims.state() {
             self.queues.shim(&shim.name_any());
         }
+    }
+
+    /// Whether the watch has yet to bring what was written to this node.
+    #[must_use]
+    pub fn is_stale(&self, node: &NodeObject) -> bool {
+        let mut wrote = self.wrote();
+        let name = node.name_any();
+        let replaced = wrote.nodes.get(&name);
+        let is_stale = replaced.is_some_and(|replaced| *replaced == node.resource_version());
+        if !is_stale {
+            wrote.nodes.remove(&name);
+        }
+        is_stale
+    }
+
+    /// Remembers what was written by a plan for this version of the node.
+    pub fn has_written(&self, node: &NodeObject, plan: &Plan) {
+        let mut wrote = self.wrote();
+        if plan.edit.is_some() {
+            wrote.nodes.insert(node.name_any(), node.resource_version());
+        }
+        if let JobStep::Delete(uid) = &plan.job {
+            wrote.jobs.insert(uid.clone());
+        }
+    }
+
+    /// A Job is gone.
+    pub fn job_is_gone(&self, uid: &str) {
+        self.wrote().jobs.remove(uid);
     }
 
     /// Takes in which Shims there are, and counts all nodes anew: those that have not begun a change wait for their turn until they are
@@ -174,7 +222,10 @@ impl Context {
         let mut fleet = self.fleet();
         let held = rollout::held(&fleet, view, &cluster);
         let seen = self.seen(view, &cluster, &held, job.as_ref(), refused);
-        let plan = plan::decide(&seen);
+        let mut plan = plan::decide(&seen);
+        if matches!(&plan.job, JobStep::Delete(uid) if self.wrote().jobs.contains(uid)) {
+            plan.job = JobStep::None;
+        }
         let ripple = fleet.put(&view.name, plan::standing(&seen, &plan));
         drop(fleet);
         self.queues.ripple(&ripple);
@@ -282,6 +333,10 @@ impl Context {
 
     fn fleet(&self) -> MutexGuard<'_, Fleet> {
         self.fleet.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wrote(&self) -> MutexGuard<'_, Wrote> {
+        self.wrote.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn decided(&self) -> MutexGuard<'_, HashMap<String, Instant>> {

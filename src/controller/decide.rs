@@ -99,6 +99,10 @@ fn innermost<T: std::error::Error>(error: &controller::Error<apply::Error, T>) -
 }
 
 async fn node_once(node: Arc<NodeObject>, context: Arc<Context>) -> Result<Action, apply::Error> {
+    if context.is_stale(&node) {
+        // The watch is about to bring the newer one.
+        return Ok(Action::await_change());
+    }
     let view = NodeView::from(node.as_ref());
     let plan = context.decide_node(&view);
     if !plan.is_empty() {
@@ -109,6 +113,9 @@ async fn node_once(node: Arc<NodeObject>, context: Arc<Context>) -> Result<Actio
     let (client, settings) = (&context.client, &context.settings);
     let answer = apply::node(client, settings, &node, &plan, &context.metrics).await;
     context.metrics.reconciled("node", answer.is_ok());
+    if answer.is_ok() {
+        context.has_written(&node, &plan);
+    }
     Ok(match context.refusals.after(&view.uid, None, answer)? {
         Some(wait) => Action::requeue(wait),
         None => plan

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::Client;
 
-use super::apply;
+use super::apply::{self, replicas};
 use super::lease::{Candidate, GIVE_UP, LOOK_EVERY, Step};
 
 /// One replica's part in the election.
@@ -54,11 +54,10 @@ impl Election {
             let rest = GIVE_UP.saturating_sub(renewed.elapsed());
             match tokio::time::timeout(rest, self.attempt()).await {
                 Ok(Ok(true)) => renewed = Instant::now(),
-                Ok(Ok(false)) => return,
+                Ok(Ok(false)) | Err(_) => return,
                 Ok(Err(error)) => {
-                    tracing::warn!(%error, "the Lease can't be renewed; trying again")
+                    tracing::warn!(%error, "the Lease can't be renewed; trying again");
                 }
-                Err(_) => return,
             }
             if renewed.elapsed() >= GIVE_UP {
                 return;
@@ -69,7 +68,7 @@ impl Election {
     /// Gives the Lease back. Best effort: otherwise it runs out.
     pub async fn release(self) {
         let released = async {
-            let there = apply::lease_there(&self.client, &self.namespace, &self.name).await?;
+            let there = replicas::lease_there(&self.client, &self.namespace, &self.name).await?;
             match there.and_then(|held| self.candidate.release(held)) {
                 Some(lease) => self.write(Step::Replace(Box::new(lease))).await,
                 None => Ok(false),
@@ -82,7 +81,7 @@ impl Election {
 
     async fn attempt(&mut self) -> Result<bool, apply::Error> {
         let there: Option<Lease> =
-            apply::lease_there(&self.client, &self.namespace, &self.name).await?;
+            replicas::lease_there(&self.client, &self.namespace, &self.name).await?;
         let step = self
             .candidate
             .decide(there, Instant::now(), Timestamp::now());
@@ -90,6 +89,6 @@ impl Election {
     }
 
     async fn write(&self, step: Step) -> Result<bool, apply::Error> {
-        apply::lease(&self.client, &self.namespace, step).await
+        replicas::lease(&self.client, &self.namespace, step).await
     }
 }

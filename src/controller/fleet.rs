@@ -328,14 +328,16 @@ impl Fleet {
         }
         let mut touched: BTreeSet<String> = standing.shims.keys().cloned().collect();
         touched.extend(standing.lost.iter().map(|(loser, _)| loser.clone()));
-        let before = self.standings.insert(node.to_owned(), standing.clone());
-        self.replace(node, before.unwrap_or_default(), &standing, touched)
+        let before = self.standings.remove(node).unwrap_or_default();
+        let ripple = self.replace(node, &before, &standing, touched);
+        self.standings.insert(node.to_owned(), standing);
+        ripple
     }
 
     /// Forgets a node that is gone.
     pub fn remove(&mut self, node: &str) -> Ripple {
         match self.standings.remove(node) {
-            Some(before) => self.replace(node, before, &Standing::default(), BTreeSet::new()),
+            Some(before) => self.replace(node, &before, &Standing::default(), BTreeSet::new()),
             None => Ripple::default(),
         }
     }
@@ -343,7 +345,7 @@ impl Fleet {
     fn replace(
         &mut self,
         node: &str,
-        before: Standing,
+        before: &Standing,
         now: &Standing,
         mut touched: BTreeSet<String>,
     ) -> Ripple {
@@ -362,7 +364,7 @@ impl Fleet {
             let was_halted = tally.failures.len();
             let had_workers = tally.has_workers_left();
             if let Some(stand) = then {
-                tally.discount(node, &before, stand);
+                tally.discount(node, before, stand);
             }
             if let Some(stand) = stands {
                 tally.count(node, now, stand);

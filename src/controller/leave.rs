@@ -54,16 +54,15 @@ impl fmt::Display for Left {
 pub async fn leave(settings: Settings, options: LeaveOptions) -> Result<Left, Error> {
     let client = super::client().await?;
     if let Some(deployment) = &options.deployment {
-        apply::scale_to_nothing(&client, &settings.namespace, deployment).await?;
+        apply::replicas::scale_to_nothing(&client, &settings.namespace, deployment).await?;
     }
     let left = if options.keep_hosts {
         Left::default()
     } else {
         let deadline = options.deadline;
-        operate(client.clone(), settings, true, async |context| {
-            Ok(cleaned(context, deadline).await)
-        })
-        .await?
+        // On the heap: forty kilobytes of watches.
+        let cleans = async |context: &Context| Ok(cleaned(context, deadline).await);
+        Box::pin(operate(client.clone(), settings, true, cleans)).await?
     };
     // Shims may stay, as their definition does; nobody would let go of them any more.
     let shims: Api<ShimObject> = Api::all(client.clone());

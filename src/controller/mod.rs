@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use kube::Client;
+use kube::{Client, ResourceExt};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch::{Receiver, Sender, channel};
 
@@ -38,6 +38,7 @@ mod rollout;
 mod routes;
 mod runtime_class;
 mod status;
+mod text;
 mod watch;
 
 pub use apply::definition::install as install_definition;
@@ -53,6 +54,10 @@ use watch::Watches;
 const GRACE: Duration = Duration::from_secs(10);
 
 /// How the controller runs.
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is a switch of the operator"
+)]
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Namespace of the controller and of its Jobs.
@@ -181,7 +186,8 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
         }
         Ok(())
     };
-    operate(client, settings, false, async |_| asked.await).await
+    // On the heap: forty kilobytes of watches.
+    Box::pin(operate(client, settings, false, async |_| asked.await)).await
 }
 
 /// Watches, holds the Lease and decides until `until` ends; then finishes what is under way and gives the Lease back. With `leaving`,
@@ -283,10 +289,16 @@ async fn follow(context: &Context, watches: Watches) -> Error {
         context.pods.take_in(&change);
         context.concerns(Routes::of_job(&change));
     };
+    let jobs = |change: watch::Change<'_, objects::JobObject>| {
+        if let watch::Change::Gone(job) = &change {
+            context.job_is_gone(&job.uid().unwrap_or_default());
+        }
+        context.concerns(Routes::of_job(&change));
+    };
     tokio::select! {
         () = watches.nodes.follow(|change| context.concerns(of_nodes.node(&change))) => Error::Ended { part: "watch on Nodes" },
         () = watches.shims.follow(|change| context.concerns(of_shims.shim(&change))) => Error::Ended { part: "watch on Shims" },
-        () = watches.jobs.follow(|change| context.concerns(Routes::of_job(&change))) => Error::Ended { part: "watch on Jobs" },
+        () = watches.jobs.follow(jobs) => Error::Ended { part: "watch on Jobs" },
         () = watches.pods.follow(pods) => Error::Ended { part: "watch on Pods" },
         () = watches.runtime_classes.follow(|_| context.every_shim()) => Error::Ended { part: "watch on RuntimeClasses" },
     }

@@ -13,6 +13,10 @@ use crate::handoff::ShimRequest;
 use crate::names;
 
 /// A node as decisions see it.
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of the object"
+)]
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct NodeView {
     /// Name of the node object.
@@ -181,6 +185,10 @@ pub struct AppliedShim {
 pub type ShimObject = DeserializeGuard<Shim>;
 
 /// A Shim as decisions see it.
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of the object"
+)]
 #[derive(Debug, Clone, PartialEq)]
 pub struct ShimView {
     /// Name of the Shim.

@@ -5,10 +5,9 @@ use std::time::Duration;
 
 use super::desired::Desired;
 use super::observed::{Applied, AppliedShim};
-use super::plan::{
-    Ended, JobStep, LONGEST_NOTE, News, Observed, Plan, all_listed, backoff, cut, settled,
-};
+use super::plan::{Ended, JobStep, News, Observed, Plan, all_listed, backoff, settled};
 use super::progress::JobView;
+use super::text::{LONGEST_NOTE, cut};
 use crate::api::is_label_name;
 use crate::handoff::{
     HandlerReport, Outcome, ProvisionReport, ProvisionRequest, ShimRequest, is_sha256,

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::Error;
 use super::objects::NodeObject;
 use super::observed::{NodeView, ShimObject};
-use super::plan::cut;
+use super::text::cut;
 use crate::names::Progress;
 
 /// Somebody sits before a terminal; an API server that takes longer is down or not reachable.

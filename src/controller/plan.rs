@@ -15,6 +15,7 @@ use super::labels::{self, NodeEdit};
 use super::observed::{Applied, NodeView};
 use super::outcome;
 use super::progress::{JobProgress, JobView};
+use super::text::{LONGEST_NOTE, cut};
 use crate::handoff::{ProvisionRequest, ShimRequest};
 use crate::names::{self, Progress, reasons};
 
@@ -38,9 +39,6 @@ const HELD_JOB: &str = "the node's last Job is held by a finalizer and can't mak
 
 /// A kubelet asks its runtime every 5 s and publishes handlers with its status, every 10 s if something changed: many beats.
 const LISTING_PATIENCE: Duration = Duration::from_mins(2);
-
-/// Kubernetes bounds an Event's note at 1,024 bytes (events.k8s.io/v1).
-pub(super) const LONGEST_NOTE: usize = 1_000;
 
 /// All that a decision about one node looks at.
 #[derive(Debug)]
@@ -413,30 +411,6 @@ fn follow(seen: &Observed, applied: Option<Applied>, job: &JobView) -> Plan {
 fn waiting(seen: &Observed, applied: Option<Applied>) -> Plan {
     let desired = Desired::new(seen.node, applied.as_ref(), seen.cluster, seen.held);
     settled(seen, &desired, applied, JobStep::None)
-}
-
-/// Whether a terminal acts on a letter rather than showing it: control characters, line separators, changes of direction.
-fn steers(letter: char) -> bool {
-    letter.is_control()
-        || matches!(letter, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
-}
-
-/// At most `longest` bytes of `text`, on one line.
-#[must_use]
-pub fn cut(text: &str, longest: usize) -> String {
-    let mut line: String = text
-        .chars()
-        .map(|letter| if steers(letter) { ' ' } else { letter })
-        .collect();
-    if line.len() > longest {
-        let end = (0..=longest.saturating_sub('…'.len_utf8()))
-            .rev()
-            .find(|&end| line.is_char_boundary(end))
-            .unwrap_or(0);
-        line.truncate(end);
-        line.push('…');
-    }
-    line
 }
 
 #[cfg(test)]

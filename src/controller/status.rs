@@ -8,8 +8,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::fleet::Tally;
 use super::observed::ShimView;
-use super::plan::{LONGEST_NOTE, News, cut};
+use super::plan::News;
 use super::runtime_class;
+use super::text::{LONGEST_NOTE, cut};
 use crate::api::ShimStatus;
 use crate::names::reasons;
 

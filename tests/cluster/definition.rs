@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::support::{Cluster, eventually};
 
 /// The definition of runtime-class-manager 0.2.0 where it differs from ours: no status subresource, no field of ours.
-fn older() -> Value {
+pub fn older() -> Value {
     let text = || json!({"type": "string"});
     let map = || json!({"type": "object", "additionalProperties": {"type": "string"}});
     let object = |required: &[&str], properties: Value| json!({"type": "object", "required": required, "properties": properties});

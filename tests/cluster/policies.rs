@@ -277,8 +277,8 @@ async fn the_controller_makes_jobs_of_one_shape() {
             "only the container install sees",
         ),
         (
-            "/initContainers/0/securityContext/privileged",
-            json!(true),
+            "/initContainers/0/securityContext",
+            json!({"privileged": true}),
             "fetch has no privilege",
         ),
         (

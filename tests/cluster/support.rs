@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use farrier::api::Shim;
@@ -13,6 +13,8 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use kube::api::{Api, DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams};
 use kube::{Client, Config, ResourceExt};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -32,6 +34,7 @@ pub const SHIM: &str = "wasmi";
 struct ClusterFile {
     kubeconfig: PathBuf,
     helm: PathBuf,
+    control_plane_netns: String,
     nodes: Vec<NodeFile>,
 }
 
@@ -136,7 +139,8 @@ impl Cluster {
         }
     }
 
-    fn helm_install(&self) {
+    /// Installs Farrier by its chart, or upgrades it.
+    pub fn helm_install(&self) {
         let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/farrier");
         let image = std::env::var("FARRIER_IMAGE").unwrap();
         let (repository, tag) = image.rsplit_once(':').unwrap();
@@ -148,21 +152,27 @@ impl Cluster {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("values.json");
         std::fs::write(&path, values.to_string()).unwrap();
+        let values = path.display().to_string();
+        self.helm(&[
+            "upgrade",
+            "--install",
+            "farrier",
+            chart,
+            "-n",
+            "farrier",
+            "--create-namespace",
+            "--wait",
+            "--timeout",
+            "2m",
+            "--values",
+            &values,
+        ]);
+    }
+
+    /// Runs helm, which must succeed.
+    pub fn helm(&self, arguments: &[&str]) {
         let output = Command::new(&self.file.helm)
-            .args([
-                "upgrade",
-                "--install",
-                "farrier",
-                chart,
-                "-n",
-                "farrier",
-                "--create-namespace",
-                "--wait",
-                "--timeout",
-                "2m",
-            ])
-            .arg("--values")
-            .arg(&path)
+            .args(arguments)
             .env("KUBECONFIG", &self.file.kubeconfig)
             .output()
             .unwrap();
@@ -171,6 +181,59 @@ impl Cluster {
             "helm: {}",
             String::from_utf8_lossy(&output.stderr)
         );
+    }
+
+    /// Kills the API server, and starts it anew as it was; it answers when this ends.
+    pub async fn restart_api_server(&self) {
+        let folder = self.file.kubeconfig.parent().unwrap().to_str().unwrap();
+        let command = |pid: &str| -> Vec<String> {
+            let text = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let arguments = text.split_terminator('\0');
+            arguments.map(str::to_owned).collect()
+        };
+        let is_it = |command: &[String]| {
+            let program = command
+                .first()
+                .is_some_and(|it| it.ends_with("/kube-apiserver"));
+            program && command.iter().any(|argument| argument.contains(folder))
+        };
+        let processes = std::fs::read_dir("/proc").unwrap();
+        let mut names = processes.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let pid = names.find(|pid| is_it(&command(pid))).unwrap();
+        let arguments = command(&pid);
+        nix::sys::signal::kill(Pid::from_raw(pid.parse().unwrap()), Signal::SIGKILL).unwrap();
+        eventually("the API server has ended", async || {
+            if is_it(&command(&pid)) {
+                Err(())
+            } else {
+                Ok(())
+            }
+        })
+        .await;
+        let mut again = Command::new("nsenter");
+        again.arg(format!(
+            "--net=/run/netns/{}",
+            self.file.control_plane_netns
+        ));
+        again
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        again.stderr(Stdio::null()).spawn().unwrap();
+        eventually("the API server answers", async || {
+            self.client.apiserver_version().await.map(drop)
+        })
+        .await;
+    }
+
+    /// As an operator would; the next installation of the chart sets it back.
+    pub async fn scale_controller(&self, replicas: usize) {
+        let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), "farrier");
+        let patch = Patch::Merge(json!({"spec": {"replicas": replicas}}));
+        deployments
+            .patch_scale("farrier", &PatchParams::default(), &patch)
+            .await
+            .unwrap();
     }
 
     /// The Shim that annotated nodes get, in the words of the chart's values.
@@ -351,11 +414,23 @@ impl Cluster {
         arguments: &[&str],
         phase: &str,
     ) -> String {
+        self.wasm_pod_of(SHIM, name, node, arguments, phase).await
+    }
+
+    /// As [`wasm_pod`](Self::wasm_pod), of another RuntimeClass.
+    pub async fn wasm_pod_of(
+        &self,
+        class: &str,
+        name: &str,
+        node: &str,
+        arguments: &[&str],
+        phase: &str,
+    ) -> String {
         let image = std::env::var("FARRIER_HELLO_IMAGE").unwrap();
         let pod = serde_json::from_value(json!({
             "metadata": {"name": name},
             "spec": {
-                "runtimeClassName": SHIM,
+                "runtimeClassName": class,
                 "restartPolicy": "Never",
                 "nodeSelector": {"kubernetes.io/hostname": node},
                 "tolerations": [{"operator": "Exists"}],
