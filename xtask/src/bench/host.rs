@@ -33,6 +33,7 @@ pub fn run(options: Options, cache: &Cache, progress: &Progress) -> Result<()> {
     let spec = Spec {
         name: options.name,
         nodes: options.nodes,
+        controller_manager_qps: None,
     };
     let cluster = cluster::up(cache, &spec, progress)?;
     progress.line("measuring; this takes minutes");

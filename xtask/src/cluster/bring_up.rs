@@ -196,6 +196,7 @@ fn state(spec: &Spec, parts: &Parts, index: u8, folder: &Path) -> Result<State> 
         nodes,
         control_plane_netns: names::control_plane_netns(index),
         control_plane_ip: names::control_plane_ip(index),
+        controller_manager_qps: spec.controller_manager_qps,
         binaries: parts.binaries.clone(),
         logs: folder.join(LOGS),
     })

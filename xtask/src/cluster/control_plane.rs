@@ -106,7 +106,7 @@ pub fn start(state: &State, folder: &Path) -> Result<()> {
     launch(
         "kube-controller-manager",
         &binaries.kube_controller_manager,
-        &[controller_manager(folder), played.1].concat(),
+        &[controller_manager(state, folder), played.1].concat(),
     )?;
     launch(
         "kube-scheduler",
@@ -182,18 +182,23 @@ fn api_server(state: &State, folder: &Path) -> Vec<String> {
     ]
 }
 
-fn controller_manager(folder: &Path) -> Vec<String> {
+fn controller_manager(state: &State, folder: &Path) -> Vec<String> {
     let certificates = folder.join(CERTIFICATES);
     let file =
         |option: &str, name: &str| format!("--{option}={}", certificates.join(name).display());
-    vec![
+    let mut arguments = vec![
         file("kubeconfig", "controller-manager.kubeconfig"),
         file("service-account-private-key-file", "sa.key"),
         file("root-ca-file", "ca.crt"),
         "--use-service-account-credentials=true".to_owned(),
         "--leader-elect=false".to_owned(),
         "--bind-address=127.0.0.1".to_owned(),
-    ]
+    ];
+    if let Some(qps) = state.controller_manager_qps {
+        arguments.push(format!("--kube-api-qps={qps}"));
+        arguments.push(format!("--kube-api-burst={qps}"));
+    }
+    arguments
 }
 
 fn scheduler(folder: &Path) -> Vec<String> {

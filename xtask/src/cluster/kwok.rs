@@ -43,19 +43,10 @@ pub fn api_server(state: &State, folder: &Path) -> Result<Vec<String>> {
     ])
 }
 
-/// What the controller manager is told besides: nodes that send no heartbeats are not to be given up, and Jobs are not to wait.
-///
-/// With its default of 20 requests a second the Job controller ends some four Jobs a second, whoever made them. Nothing else would be
-/// seen beside that.
+/// What the controller manager is told besides: nodes that send no heartbeats are not to be given up.
 #[must_use]
 pub fn controller_manager() -> Vec<String> {
-    [
-        "--controllers=*,-node-lifecycle-controller,-taint-eviction-controller",
-        "--kube-api-qps=2000",
-        "--kube-api-burst=2000",
-    ]
-    .map(str::to_owned)
-    .to_vec()
+    vec!["--controllers=*,-node-lifecycle-controller,-taint-eviction-controller".to_owned()]
 }
 
 /// kwok's command line. It gives nodes no leases: thousands of them would keep this machine busy, and no one here reads them.

@@ -41,6 +41,8 @@ pub struct Spec {
     pub name: String,
     /// Its nodes; where there are none, kwok plays the kubelets of whatever Node objects are made, and of no pods but those of Jobs.
     pub nodes: Vec<NodeSpec>,
+    /// Requests a second that each controller of the controller manager may send, where that is not to be its default, 20.
+    pub controller_manager_qps: Option<u32>,
 }
 
 impl Spec {
