@@ -15,7 +15,7 @@ use super::desired::Cluster;
 use super::fleet::Fleet;
 use super::objects::{JobObject, NodeObject};
 use super::observed::{NodeView, ShimObject, ShimView};
-use super::plan::{self, JobStep, Observed, Plan};
+use super::plan::{self, Hold, JobStep, Observed, Plan};
 use super::pods::PodsOfJobs;
 use super::progress::JobView;
 use super::refusals::Refusals;
@@ -28,6 +28,9 @@ use crate::names;
 
 /// Between two decisions on one Shim: its status counts nodes, and thousands of them change in a minute.
 const BETWEEN_STATUSES: Duration = Duration::from_secs(1);
+
+/// `kubectl apply` of several Shims takes a fraction of a second, and so does our finalizer on each.
+const SETTLING: Duration = Duration::from_millis(500);
 
 /// What every decision may look at.
 pub struct Context {
@@ -52,6 +55,8 @@ pub struct Context {
     fleet: Mutex<Fleet>,
     /// When each Shim was decided on last, by name.
     decided: Mutex<HashMap<String, Instant>>,
+    /// When a Shim came or changed last.
+    shims_changed: Mutex<Option<Instant>>,
     /// What was written and has not come back by the watches.
     wrote: Mutex<Wrote>,
 }
@@ -94,6 +99,7 @@ impl Context {
             cluster: RwLock::default(),
             fleet: Mutex::default(),
             decided: Mutex::default(),
+            shims_changed: Mutex::default(),
             wrote: Mutex::default(),
         }
     }
@@ -141,6 +147,7 @@ impl Context {
                 self.decide_all();
             }
             Concern::Shims => {
+                *self.shims_changed() = Some(Instant::now());
                 self.recount();
                 self.decide_all();
             }
@@ -209,7 +216,7 @@ impl Context {
         for node in self.nodes.state() {
             let view = NodeView::from(node.as_ref());
             let job = self.job(&view);
-            let seen = self.seen(&view, &cluster, &held, job.as_ref(), None);
+            let seen = self.seen(&view, &cluster, &held, job.as_ref(), (None, Hold::None));
             fleet.put(&view.name, plan::standing(&seen, &Plan::default()));
         }
         *self.fleet() = fleet;
@@ -225,7 +232,12 @@ impl Context {
         // Until the node's part is in the whole again, no other takes the same turn.
         let mut fleet = self.fleet();
         let held = rollout::held(&fleet, view, &cluster);
-        let seen = self.seen(view, &cluster, &held, job.as_ref(), refused);
+        let hold = match self.settling() {
+            Some(rest) => Hold::Settling(rest),
+            None if fleet.is_crowded_for(&view.name) => Hold::Crowded,
+            None => Hold::None,
+        };
+        let seen = self.seen(view, &cluster, &held, job.as_ref(), (refused, hold));
         let mut plan = plan::decide(&seen);
         if matches!(&plan.job, JobStep::Delete(uid) if self.wrote().jobs.contains(uid)) {
             plan.job = JobStep::None;
@@ -328,7 +340,7 @@ impl Context {
         cluster: &'a Cluster,
         held: &'a BTreeMap<String, String>,
         job: Option<&'a JobView>,
-        refused: Option<&'a str>,
+        (refused, hold): (Option<&'a str>, Hold),
     ) -> Observed<'a> {
         Observed {
             node,
@@ -336,6 +348,7 @@ impl Context {
             held,
             job,
             refused,
+            hold,
             now: Timestamp::now(),
             keep_jobs: self.settings.job_ttl.is_some_and(|ttl| ttl > 0),
         }
@@ -357,6 +370,18 @@ impl Context {
 
     fn fleet(&self) -> MutexGuard<'_, Fleet> {
         self.fleet.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How long more Shims are waited for: those of one manifest come one after the other, and a Job each would be one too many.
+    fn settling(&self) -> Option<Duration> {
+        let changed = *self.shims_changed();
+        let rest = SETTLING.saturating_sub(changed?.elapsed());
+        (!rest.is_zero()).then_some(rest)
+    }
+
+    fn shims_changed(&self) -> MutexGuard<'_, Option<Instant>> {
+        let changed = self.shims_changed.lock();
+        changed.unwrap_or_else(PoisonError::into_inner)
     }
 
     fn wrote(&self) -> MutexGuard<'_, Wrote> {

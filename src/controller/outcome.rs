@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::desired::Desired;
+use super::need::{all_listed, backoff};
 use super::observed::{Applied, AppliedShim};
-use super::plan::{Ended, JobStep, News, Observed, Plan, all_listed, backoff, settled};
+use super::plan::{Ended, JobStep, News, Observed, Plan, settled};
 use super::progress::JobView;
 use super::text::{LONGEST_NOTE, cut};
 use crate::api::is_label_name;

@@ -7,26 +7,18 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 
 use super::desired::{Cluster, Desired, Verdict, fingerprint};
-use super::fleet::Standing;
 use super::labels::{self, NodeEdit};
+use super::need::{Need, age, is_crowded, may_begin, need};
 use super::observed::{Applied, NodeView};
 use super::outcome;
 use super::progress::{JobProgress, JobView};
+use super::standing::Standing;
 use super::text::{LONGEST_NOTE, cut};
-use crate::handoff::{ProvisionRequest, ShimRequest};
+use crate::handoff::ProvisionRequest;
 use crate::names::{self, Progress, reasons};
-
-/// First wait after a failure; doubled by each further one. Long enough for a mirror's hiccup or a node's reboot to pass.
-const FIRST_RETRY: Duration = Duration::from_secs(30);
-
-/// Longest wait between attempts: an operator who repaired the cause sees the node recover within it.
-const LONGEST_RETRY: Duration = Duration::from_mins(10);
-
-/// How far the clock that wrote a time may be ahead of ours and still be believed.
-const CLOCK_SKEW: SignedDuration = SignedDuration::from_mins(10);
 
 /// The job controller makes a pod within a second; a minute without one is a quota, an admission rule or a missing account.
 const POD_PATIENCE: Duration = Duration::from_mins(1);
@@ -36,9 +28,6 @@ const DELETION_PATIENCE: Duration = Duration::from_mins(1);
 
 /// What to do about such a finalizer.
 const HELD_JOB: &str = "the node's last Job is held by a finalizer and can't make room for the next; remove its finalizers";
-
-/// A kubelet asks its runtime every 5 s and publishes handlers with its status, every 10 s if something changed: many beats.
-const LISTING_PATIENCE: Duration = Duration::from_mins(2);
 
 /// All that a decision about one node looks at.
 #[derive(Debug)]
@@ -53,10 +42,24 @@ pub struct Observed<'a> {
     pub job: Option<&'a JobView>,
     /// Why the API server did not take the Job that was last to be made.
     pub refused: Option<&'a str>,
+    /// Why no Job is to be made now, if one is due.
+    pub hold: Hold,
     /// What time it is.
     pub now: Timestamp,
     /// Finished Jobs are left to the API server to remove.
     pub keep_jobs: bool,
+}
+
+/// Why no Job is to be made now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Hold {
+    /// There is no reason.
+    #[default]
+    None,
+    /// Too many have no pod yet: the node is asked anew when one has.
+    Crowded,
+    /// Shims have just come or changed, and more may be on their way: not before this has passed.
+    Settling(Duration),
 }
 
 /// What to do about one node, in this order.
@@ -162,7 +165,11 @@ pub fn standing(seen: &Observed, plan: &Plan) -> Standing {
     let applied = seen.node.applied();
     let desired = Desired::new(seen.node, applied.as_ref(), seen.cluster, seen.held);
     let begins = matches!(plan.job, JobStep::Create(_));
-    Standing::of(seen.node, applied.as_ref(), &desired, seen.job, begins)
+    let crowded = is_crowded(seen, &desired, applied.as_ref());
+    Standing {
+        crowded,
+        ..Standing::of(seen.node, applied.as_ref(), &desired, seen.job, begins)
+    }
 }
 
 /// Labels as they should be, and nothing else.
@@ -250,11 +257,6 @@ fn while_deleted(
     }
 }
 
-/// How long ago something was; nothing where clocks disagree.
-fn age(now: Timestamp, then: Timestamp) -> Duration {
-    Duration::try_from(now.duration_since(then)).unwrap_or_default()
-}
-
 /// No Job: make one if the host is not known to be as it should.
 fn act(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
     if let (Some(reason), Some(applied)) = (seen.refused, applied.clone()) {
@@ -269,23 +271,34 @@ fn act(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
         Need::Now if !may_begin(seen, desired, applied.as_ref()) => {
             settled(seen, desired, applied, JobStep::None)
         }
-        Need::Now => claim(seen, desired, applied),
+        Need::Now => match seen.hold {
+            Hold::None => claim(seen, desired, applied),
+            Hold::Crowded => held(seen, desired, applied, None),
+            Hold::Settling(rest) => held(seen, desired, applied, Some(rest)),
+        },
     }
 }
 
-/// Whether a Job could do its work on the node now. Its kubelet has to run it; and a cordoned node is being worked on: nothing is
-/// brought there, but what is to go may go.
-fn may_begin(seen: &Observed, desired: &Desired, applied: Option<&Applied>) -> bool {
-    let known = |shim: &ShimRequest| {
-        let known = applied.and_then(|applied| applied.shims.get(&shim.name));
-        known.is_some_and(|known| known.request.as_ref() == Some(shim))
-    };
-    let brings = desired
-        .request(seen.node)
-        .shims
-        .iter()
-        .any(|shim| !known(shim));
-    seen.node.ready && !(seen.node.cordoned && brings)
+/// What is to go is withdrawn at once; that something is to come is written with the claim.
+fn held(
+    seen: &Observed,
+    desired: &Desired,
+    applied: Option<Applied>,
+    look_again: Option<Duration>,
+) -> Plan {
+    let mut plan = settled(seen, desired, applied, JobStep::None);
+    let pending = Progress::Pending.label();
+    if let Some(edit) = &plan.edit
+        && edit.taints.is_none()
+        && edit.annotations.is_empty()
+        && edit
+            .labels
+            .values()
+            .all(|value| value.as_deref() == Some(pending))
+    {
+        plan.edit = None;
+    }
+    Plan { look_again, ..plan }
 }
 
 /// Writes down that an attempt begins, then makes the Job.
@@ -315,72 +328,6 @@ fn claim(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
         Some(applied),
         JobStep::Create(Box::new(request)),
     )
-}
-
-/// Whether the host needs a Job.
-enum Need {
-    /// It is as it should be.
-    Nothing,
-    /// Not before this has passed.
-    Wait(Duration),
-    /// At once.
-    Now,
-}
-
-fn need(seen: &Observed, desired: &Desired, applied: Option<&Applied>) -> Need {
-    let request = desired.request(seen.node);
-    let Some(applied) = applied else {
-        // A label without a summary: a claim whose Job nobody has heard of. The host may carry anything.
-        let claimed = seen
-            .node
-            .labelled()
-            .any(|(shim, _)| !matches!(desired.verdicts.get(shim), Some(Verdict::Impossible(_))));
-        return if request.shims.is_empty() && !claimed {
-            Need::Nothing
-        } else {
-            Need::Now
-        };
-    };
-    let digest = request.digest();
-    let same_host = applied.machine_id == seen.node.machine_id
-        && applied.boot_id == seen.node.boot_id
-        && (applied.runtime.is_empty() || applied.runtime == seen.node.runtime);
-    let listed = all_listed(seen.node, applied);
-    if applied.digest == digest && same_host && listed && applied.reason.is_none() {
-        return Need::Nothing;
-    }
-    if applied.attempted != digest || applied.attempts == 0 {
-        return Need::Now;
-    }
-    if seen.now.duration_since(applied.at) < -CLOCK_SKEW {
-        // Nobody waits for a time that no clock of ours has shown.
-        return Need::Now;
-    }
-    let since = age(seen.now, applied.at);
-    let patience = if applied.reason.is_none() && !listed {
-        LISTING_PATIENCE
-    } else {
-        Duration::ZERO
-    };
-    match backoff(applied.attempts).max(patience).checked_sub(since) {
-        Some(rest) if !rest.is_zero() => Need::Wait(rest),
-        _ => Need::Now,
-    }
-}
-
-/// Whether the kubelet agrees with the report on every handler.
-pub(super) fn all_listed(node: &NodeView, applied: &Applied) -> bool {
-    applied
-        .shims
-        .values()
-        .flat_map(|shim| &shim.handlers)
-        .all(|(handler, served)| !served || labels::listed(node, handler))
-}
-
-/// How long to wait after so many attempts.
-pub(super) fn backoff(attempts: u32) -> Duration {
-    let doublings = attempts.saturating_sub(1).min(10);
-    (FIRST_RETRY * 2_u32.pow(doublings)).min(LONGEST_RETRY)
 }
 
 /// A Job that has not been read yet: wait for it, or write its outcome down.

@@ -195,7 +195,7 @@ async fn an_overhead_that_is_no_quantity_is_told_and_holds_up_no_node() {
     let mut stage = Stage::new("heavy").await;
     stage.register().await;
     let mut shim = shim("heavy");
-    shim.spec.runtime_class.overhead = BTreeMap::from([("memory".to_owned(), "much".to_owned())]);
+    shim.spec.runtime_class.overhead = BTreeMap::from([("memory".to_owned(), "1.1.1".to_owned())]);
     stage.cluster.create_shim(&shim).await;
     stage
         .cluster

@@ -220,13 +220,17 @@ async fn a_node_restarts_containerd_once_whatever_shims_come_and_go() {
     cluster.label_becomes(&node, second, "provisioned").await;
     cluster.annotate(&node, None).await;
     cluster
-        .marks_become(&node, "the first is gone", |marks| !marks.contains_key(first))
+        .marks_become(&node, "the first is gone", |marks| {
+            !marks.contains_key(first)
+        })
         .await;
     cluster.annotate(&node, Some("true")).await;
     cluster.label_becomes(&node, first, "provisioned").await;
     cluster.label(&node, wants_second, None).await;
     cluster
-        .marks_become(&node, "the second is gone", |marks| !marks.contains_key(second))
+        .marks_become(&node, "the second is gone", |marks| {
+            !marks.contains_key(second)
+        })
         .await;
     assert_eq!(cluster.containerd_pid(&node), once);
 

@@ -12,6 +12,7 @@ mod scene;
 use scene::{Scene, scene, shim, start};
 
 use super::*;
+use crate::controller::need::backoff;
 use crate::controller::objects::Taint;
 use crate::controller::observed::{AppliedShim, ShimView};
 use crate::controller::status::Finalizer;
@@ -868,4 +869,31 @@ fn a_job_that_ended_says_what_it_cost() {
     let ended = answered.decide().ended.unwrap();
     assert_eq!(ended.outcome, "applied");
     assert_eq!(ended.took, Duration::from_secs(7));
+}
+
+#[test]
+fn while_jobs_wait_for_their_pods_no_more_are_made_and_nothing_is_written() {
+    let mut crowded = scene().annotated();
+    crowded.hold = Hold::Crowded;
+    let plan = crowded.decide();
+    assert!(plan.is_empty(), "{plan:?}");
+    let standing = crowded.standing(&plan);
+    assert!(standing.crowded && !standing.podless);
+    crowded.hold = Hold::None;
+    let plan = crowded.decide();
+    assert!(crowded.standing(&plan).podless);
+    let mut leaving = Scene::provisioned().no_longer_annotated();
+    leaving.hold = Hold::Crowded;
+    let leaving = leaving.stepped();
+    assert!(leaving.job.is_none());
+    assert_eq!(leaving.label("handler.farrier.dev/spin-v2"), None);
+}
+
+#[test]
+fn shims_that_have_just_come_are_waited_for_together() {
+    let mut scene = scene().annotated();
+    scene.hold = Hold::Settling(Duration::from_millis(300));
+    let plan = scene.decide();
+    assert!(plan.is_empty());
+    assert_eq!(plan.look_again, Some(Duration::from_millis(300)));
 }

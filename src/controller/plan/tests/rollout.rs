@@ -295,3 +295,21 @@ fn recreate_changes_all_at_once() {
     world.settle();
     assert_eq!(world.changing().len(), 4);
 }
+
+#[test]
+fn a_crowd_is_let_in_as_jobs_get_their_pods() {
+    let mut fleet = Fleet::default();
+    let mut node = scene().annotated();
+    let claimed = node.decide();
+    for at in 0..100 {
+        assert!(!fleet.is_crowded_for("late"));
+        fleet.put(&format!("n{at}"), node.standing(&claimed));
+    }
+    assert!(fleet.is_crowded_for("late") && !fleet.is_crowded_for("n1"));
+    node.hold = Hold::Crowded;
+    fleet.put("late", node.standing(&Plan::default()));
+    let running = scene().annotated().stepped();
+    let ripple = fleet.put("n1", running.standing(&Plan::default()));
+    assert_eq!(ripple.nodes, BTreeSet::from(["late".to_owned()]));
+    assert!(!fleet.is_crowded_for("late"));
+}

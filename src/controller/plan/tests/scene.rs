@@ -20,6 +20,7 @@ pub(super) struct Scene {
     pub(super) job: Option<JobView>,
     pub(super) now: Timestamp,
     pub(super) refused: Option<&'static str>,
+    pub(super) hold: Hold,
     pub(super) auto_provision: bool,
     pub(super) keep_jobs: bool,
 }
@@ -74,6 +75,7 @@ pub(super) fn scene() -> Scene {
         job: None,
         now: start(),
         refused: None,
+        hold: Hold::None,
         auto_provision: false,
         keep_jobs: false,
     }
@@ -105,6 +107,7 @@ impl Scene {
             held: &self.held,
             job: self.job.as_ref(),
             refused: self.refused,
+            hold: self.hold,
             now: self.now,
             keep_jobs: self.keep_jobs,
         })
