@@ -9,6 +9,7 @@ use kube::ResourceExt;
 use kube::api::{Api, ListParams};
 
 use super::context::Context;
+use super::election::Election;
 use super::observed::{ShimObject, ShimView};
 use super::status::Finalizer;
 use super::{Error, Settings, apply, operate};
@@ -57,6 +58,15 @@ pub async fn leave(settings: Settings, options: LeaveOptions) -> Result<Left, Er
         apply::replicas::scale_to_nothing(&client, &settings.namespace, deployment).await?;
     }
     let left = if options.keep_hosts {
+        // A controller that still ends would set again what is let go of below: who holds the Lease has it gone.
+        let Settings {
+            namespace,
+            lease_name,
+            identity,
+            ..
+        } = &settings;
+        let mut election = Election::new(client.clone(), namespace, lease_name, identity);
+        let _ = tokio::time::timeout(options.deadline, election.acquire()).await;
         Left::default()
     } else {
         let deadline = options.deadline;
