@@ -221,7 +221,9 @@ impl Cluster {
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null());
-        again.stderr(Stdio::null()).spawn().unwrap();
+        let mut child = again.stderr(Stdio::null()).spawn().unwrap();
+        // It ends with the cluster; whoever waits for it keeps its number from others.
+        std::thread::spawn(move || child.wait());
         eventually("the API server answers", async || {
             self.client.apiserver_version().await.map(drop)
         })
