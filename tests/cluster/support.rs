@@ -202,14 +202,13 @@ impl Cluster {
         let pid = names.find(|pid| is_it(&command(pid))).unwrap();
         let arguments = command(&pid);
         nix::sys::signal::kill(Pid::from_raw(pid.parse().unwrap()), Signal::SIGKILL).unwrap();
-        // Whoever started it may not have taken note; until then its number stays, and only its port is free.
+        // Whoever started it may not have taken note, so that its number stays; its port is free when its last thread has ended.
         eventually("the API server has ended", async || {
             let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            if stat.is_empty() || stat.contains(") Z ") {
-                Ok(())
-            } else {
-                Err(stat)
-            }
+            let threads = std::fs::read_dir(format!("/proc/{pid}/task"));
+            let threads = threads.map_or(0, Iterator::count);
+            let ended = stat.is_empty() || stat.contains(") Z ") && threads <= 1;
+            if ended { Ok(()) } else { Err(stat) }
         })
         .await;
         let mut again = Command::new("nsenter");
