@@ -11,13 +11,17 @@ use kube::{CustomResource, CustomResourceExt, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+mod rollout;
+
+pub use rollout::{MaxUpdate, Rolling, RolloutKind, RolloutStrategy};
+
 /// Longest name of a Shim or handler: it becomes the name part of a node label, which Kubernetes bounds at 63 characters.
 pub const LONGEST_NAME: usize = 63;
 
 /// Longest place that is fetched from, in bytes; the schema asks the same of platforms, and nothing of RCM's anonHttp.
 const LONGEST_LOCATION: usize = 2048;
 
-/// A Shim is one container runtime shim: where to get it, which nodes want it, and how pods ask for it.
+/// One container runtime shim: where it comes from, which nodes get it, how pods ask for it.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Debug, Clone, PartialEq)]
 #[kube(
     group = "runtime.spinkube.dev",
@@ -27,96 +31,102 @@ const LONGEST_LOCATION: usize = 2048;
     category = "farrier",
     status = "ShimStatus",
     derive = "PartialEq",
-    doc = "A Shim is one container runtime shim: where to get it, which nodes want it, and how pods ask for it.",
+    doc = "A Shim is one container runtime shim: where it comes from, which nodes get it, and how pods ask for it. `kubectl wait --for=condition=Ready shim/NAME` waits until every node that wants it serves it.",
     validation = Rule::new("size(self.metadata.name) <= 63").message("a Shim's name becomes a node label: use at most 63 characters"),
     printcolumn(name = "RuntimeClass", type_ = "string", json_path = ".spec.runtimeClass.name"),
-    printcolumn(name = "Ready", type_ = "integer", json_path = ".status.nodesReady"),
-    printcolumn(name = "Nodes", type_ = "integer", json_path = ".status.nodes"),
-    printcolumn(name = "Failed", type_ = "integer", json_path = ".status.nodesFailed"),
+    printcolumn(name = "Ready", type_ = "integer", json_path = ".status.nodesReady", description = "Nodes that serve the shim."),
+    printcolumn(name = "Nodes", type_ = "integer", json_path = ".status.nodes", description = "Nodes that want the shim."),
+    printcolumn(name = "Failed", type_ = "integer", json_path = ".status.nodesFailed", description = "Nodes on which the last attempt failed."),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ShimSpec {
-    /// Labels that a node must carry to get this shim. Without it every node does, unless annotationSelector says otherwise;
-    /// where both are set, both must match.
+    /// Labels that a node must carry to get the shim. Without it every node gets it, control-plane nodes too, unless
+    /// annotationSelector says otherwise; where both are set, both must match.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_selector: Option<BTreeMap<String, String>>,
-    /// Annotations that a node must carry to get this shim, for example `kwasm.sh/kwasm-node: "true"`.
+    /// Annotations that a node must carry to get the shim, for example `kwasm.sh/kwasm-node: "true"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub annotation_selector: Option<BTreeMap<String, String>>,
-    /// Where the shim comes from. One of platforms and anonHttp is needed; platforms wins.
+    /// Where the shim comes from. A node needs an entry of platforms that fits it, or, where platforms is empty, anonHttp.
     pub fetch_strategy: FetchStrategy,
-    /// How pods ask for the shim.
+    /// The name that containerd knows the shim by, and the RuntimeClasses through which pods ask for it.
     pub runtime_class: RuntimeClassSpec,
-    /// How a change reaches the nodes.
+    /// How a change of the Shim reaches the nodes that carry it.
+    #[serde(default)]
     pub rollout_strategy: RolloutStrategy,
-    /// Options that containerd hands to the shim. `"true"` and `"false"` are booleans, digits an integer, anything else a string.
+    /// Options that containerd hands to the shim, for example `SystemdCgroup: "true"`. `"true"` and `"false"` become
+    /// booleans, digits an integer, anything else a string. Which options there are is the shim's affair.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub containerd_runtime_options: Option<BTreeMap<String, String>>,
-    /// More names that containerd should know the same binary by.
+    /// More names by which containerd knows the same binary: RuntimeClasses of your own may name them as their handler.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(
-        length(max = 16),
-        inner(
-            length(min = 1, max = 63),
-            regex(pattern = r"^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$")
-        )
+    #[schemars(length(max = 16), inner(length(max = 63)))]
+    #[x_kube(
+        validation = Rule::new("self.all(name, name.matches('^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$'))")
+            .message("a handler's name becomes a node label: use letters, digits, '-', '_' and '.', with a letter or digit at both ends"),
+        validation = Rule::new("!('runc' in self)")
+            .message("the handler runc is containerd's own: leave it out")
     )]
     pub handler_aliases: Vec<String>,
-    /// Stop acting on this shim; what nodes have of it stays.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    /// Stop acting on this Shim: nodes keep what they have of it, and get nothing new.
+    #[serde(default)]
     pub paused: bool,
 }
 
 /// Where a shim comes from.
-#[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, Default, PartialEq)]
+#[derive(Serialize, Deserialize, KubeSchema, Debug, Clone, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct FetchStrategy {
     /// Deprecated and ignored; older manifests say `anonymousHttp`.
     #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
-    /// One artifact for every node, without a digest. Prefer platforms.
+    /// One archive for every node, whatever its architecture, and without a digest. Prefer platforms.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub anon_http: Option<AnonHttp>,
-    /// One artifact per platform. If any is given, a node that matches none gets nothing.
+    /// One archive per platform; the first that fits a node counts. If any is given, anonHttp is not used, and a node that
+    /// none fits gets nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32))]
     pub platforms: Option<Vec<Platform>>,
-    /// File name of the binary inside the archive, where it differs from `containerd-shim-NAME`.
+    /// File name of the binary inside the archive, where it differs from `containerd-shim-NAME` (NAME is the Shim's).
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(
-        length(min = 1, max = 253),
-        regex(pattern = r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$")
-    )]
+    #[schemars(length(max = 253))]
+    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9_-][A-Za-z0-9_.-]*$')")
+        .message("write the name of a file, without a path: letters, digits, '-', '_' and '.'"))]
     pub binary: Option<String>,
 }
 
-/// One artifact for every node.
+/// One archive for every node.
 #[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct AnonHttp {
-    /// URL of the archive.
+    /// URL of the archive: `https://…`, `http://…`, or `file:///path/on/the/node`.
     pub location: String,
 }
 
-/// An artifact for one platform.
-#[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, PartialEq)]
+/// The archive for one platform.
+#[derive(Serialize, Deserialize, KubeSchema, Debug, Clone, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Platform {
     /// Operating system of the node.
     pub os: Os,
-    /// Architecture of the node, in Go's or in uname's words.
+    /// Architecture of the node; amd64 and `x86_64` mean the same, arm64 and aarch64 too.
     pub arch: Arch,
-    /// Where the artifact is: `https://…`, `http://…`, or `file:///path/on/the/node`.
+    /// Where the archive is: `https://…`, `http://…`, or `file:///path/on/the/node`.
     #[schemars(length(min = 1, max = 2048))]
     pub location: String,
-    /// SHA-256 of the artifact, 64 hexadecimal digits.
+    /// SHA-256 of the archive, 64 hexadecimal digits. An archive with another one is not unpacked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = r"^([0-9a-fA-F]{64})?$"))]
+    #[schemars(length(max = 256))]
+    #[x_kube(validation = Rule::new("self.matches('^([0-9a-fA-F]{64})?$')")
+        .message("a SHA-256 is written as 64 hexadecimal digits, as sha256sum prints them"))]
     pub sha256: Option<String>,
-    /// SHA-256 of the binary inside the artifact, 64 hexadecimal digits.
+    /// SHA-256 of the binary inside the archive, 64 hexadecimal digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = r"^([0-9a-fA-F]{64})?$"))]
+    #[schemars(length(max = 256))]
+    #[x_kube(validation = Rule::new("self.matches('^([0-9a-fA-F]{64})?$')")
+        .message("a SHA-256 is written as 64 hexadecimal digits, as sha256sum prints them"))]
     pub binary_sha256: Option<String>,
 }
 
@@ -157,41 +167,41 @@ impl Arch {
 }
 
 /// How pods ask for the shim.
-#[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, PartialEq)]
+#[derive(Serialize, Deserialize, KubeSchema, Debug, Clone, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct RuntimeClassSpec {
-    /// Name of the RuntimeClass that is made; empty makes none.
+    /// Name of the RuntimeClass that is made, as pods have it in spec.runtimeClassName; empty makes none.
     #[schemars(
         length(max = 253),
         regex(pattern = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")
     )]
     pub name: String,
-    /// The name that containerd knows the shim by.
+    /// The name that containerd knows the shim by, for example `spin-v2`.
     #[schemars(
         length(min = 1, max = 63),
         regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
     )]
     pub handler: String,
-    /// Which nodes the RuntimeClass lets pods onto.
+    /// Which nodes the RuntimeClass lets pods onto. `Provisioned`: those that serve the handler. `Selector`: those that
+    /// nodeSelector matches, served or not, so that a pod can make an autoscaler add a node.
     #[serde(default)]
     pub scheduling: Scheduling,
     /// Tolerations that pods of the RuntimeClass get.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tolerations: Vec<Toleration>,
-    /// Resources that a pod of the RuntimeClass takes beside its containers', as quantities: `memory: 16Mi`.
+    /// What a pod of the RuntimeClass takes beside its containers' resources, as quantities: `memory: 16Mi`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 16, "additionalProperties" = {"type": "string", "maxLength": 32}))]
+    #[x_kube(validation = Rule::new("self.all(key, self[key].matches('^[0-9.]+([eEinumkKMGTP]*[-+]?[0-9]*)$'))")
+        .message("an overhead is a quantity, for example memory: 16Mi or cpu: 250m"))]
     pub overhead: BTreeMap<String, String>,
-    /// More RuntimeClass names for the same handler.
+    /// More RuntimeClasses of the same handler, by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(
-        length(max = 16),
-        inner(
-            length(min = 1, max = 253),
-            regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
-        )
-    )]
+    #[schemars(length(max = 16), inner(length(max = 253)))]
+    #[x_kube(validation = Rule::new("self.all(name, name.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$'))")
+        .message("a RuntimeClass's name is made of lower-case letters, digits, '-' and '.', with a letter or digit at both ends"))]
     pub aliases: Vec<String>,
-    /// Labels for the RuntimeClasses.
+    /// Labels of the RuntimeClasses.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
 }
@@ -206,57 +216,26 @@ pub enum Scheduling {
     Selector,
 }
 
-/// How a change reaches the nodes.
-#[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, PartialEq)]
-#[serde(rename_all = "camelCase")]
-pub struct RolloutStrategy {
-    /// `recreate` changes every node at once. `rolling` is accepted and does the same in this release.
-    #[serde(rename = "type")]
-    pub kind: RolloutKind,
-    /// How `rolling` proceeds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rolling: Option<Rolling>,
-}
-
-/// The kinds of rollout.
-#[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, Copy, PartialEq, Eq)]
-#[serde(rename_all = "camelCase")]
-pub enum RolloutKind {
-    /// A few nodes at a time.
-    Rolling,
-    /// Every node at once.
-    Recreate,
-}
-
-/// How a rolling rollout proceeds.
-#[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, PartialEq)]
-#[serde(rename_all = "camelCase")]
-pub struct Rolling {
-    /// How many nodes change at a time.
-    #[schemars(range(min = 1))]
-    pub max_update: i32,
-}
-
 /// What has become of a Shim in the cluster.
 #[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct ShimStatus {
-    /// Ready, Progressing and Degraded, each with a reason and a sentence.
+    /// Ready (every node that wants the shim serves it), Progressing and Degraded, each with a reason and a sentence.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
     /// Nodes that want this shim.
     #[serde(default)]
     pub nodes: i32,
-    /// Nodes of those on which it is served.
+    /// Nodes of those that serve it.
     #[serde(default)]
     pub nodes_ready: i32,
     /// Nodes of those that are on their way.
     #[serde(default)]
     pub nodes_pending: i32,
-    /// Nodes of those on which the last attempt failed.
+    /// Nodes of those on which the last attempt failed; the condition Degraded says why.
     #[serde(default)]
     pub nodes_failed: i32,
-    /// Generation of the spec that this status tells of.
+    /// Generation of the spec that this status tells of: metadata.generation, once it is up to date.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
 }
@@ -405,6 +384,14 @@ pub enum Error {
     /// A digest is none.
     #[error("{found:?} is no SHA-256; write 64 hexadecimal digits")]
     Digest {
+        /// What is written.
+        found: String,
+    },
+    /// How many nodes may change at a time can't be read.
+    #[error(
+        "{found:?} says not how many nodes may change at a time; write a number, or a percentage from 1% to 100%"
+    )]
+    MaxUpdate {
         /// What is written.
         found: String,
     },

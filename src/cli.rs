@@ -61,10 +61,12 @@ pub enum Command {
     Fetch(Fetch),
     /// Show what is installed on this host, by whom, and what is wrong.
     Doctor(Doctor),
+    /// Empty every node's set and let go of the Shims, before Farrier is uninstalled from a cluster.
+    Leave(Leave),
     /// Show nodes and shims as the cluster sees them.
     Status(Status),
-    /// Print the CustomResourceDefinition of the Shim.
-    Crd,
+    /// Print the `CustomResourceDefinition` of the Shim, or make the cluster serve it.
+    Crd(Crd),
     /// Print a completion script for a shell.
     Completions {
         /// The shell to complete for.
@@ -112,9 +114,45 @@ pub struct Controller {
     /// Give the Jobs the process numbers of their nodes: under `OpenRC` and k3d nothing can be restarted without.
     #[arg(long, env = "FARRIER_JOB_HOST_PID", default_value_t = false, action = clap::ArgAction::Set)]
     pub job_host_pid: bool,
+    /// Which handlers a node declares beside those of its own Shims, with a change that restarts its containerd anyway.
+    #[arg(long, env = "FARRIER_RESERVE_HANDLERS", value_enum, default_value_t)]
+    pub reserve_handlers: ReserveHandlers,
+    /// Lease, in the namespace, whose holder acts where there are several replicas.
+    #[arg(long, env = "FARRIER_LEASE_NAME", default_value = "farrier")]
+    pub lease_name: String,
+    /// What this replica calls itself in the Lease, unique among them; without it, by host and process.
+    #[arg(long, env = "FARRIER_IDENTITY")]
+    pub identity: Option<String>,
     /// Address of /livez, /readyz and /metrics.
     #[arg(long, env = "FARRIER_LISTEN", default_value = "0.0.0.0:8080")]
     pub listen: std::net::SocketAddr,
+}
+
+/// What a node declares beside its own handlers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum ReserveHandlers {
+    /// The handlers of every Shim of the cluster: a node restarts its containerd once, whatever Shims come and go.
+    #[default]
+    Shims,
+    /// None.
+    None,
+}
+
+/// Options of `farrier leave`.
+#[derive(Debug, Args)]
+pub struct Leave {
+    /// The controller's Deployment in the namespace: it is scaled to nothing first.
+    #[arg(long, value_name = "NAME")]
+    pub deployment: Option<String>,
+    /// Seconds that hosts may take; what still carries something then is named.
+    #[arg(long, default_value_t = 300)]
+    pub deadline: u64,
+    /// Leave hosts as they are, and only let go of the Shims.
+    #[arg(long)]
+    pub keep_hosts: bool,
+    /// As the controller is told.
+    #[command(flatten)]
+    pub controller: Controller,
 }
 
 /// Where the host is, for every subcommand that works on one.
@@ -232,6 +270,14 @@ pub struct Doctor {
     /// How the findings are printed.
     #[arg(short, long, value_enum, default_value_t)]
     pub output: Output,
+}
+
+/// Options of `farrier crd`.
+#[derive(Debug, Args)]
+pub struct Crd {
+    /// Write it to the cluster, over an older one if there is one, and wait until it is established.
+    #[arg(long)]
+    pub apply: bool,
 }
 
 /// Options of `farrier status`.

@@ -6,10 +6,11 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{CommandFactory as _, Parser as _};
-use farrier::cli::{self, Cli, Command, LogFormat, Output};
-use farrier::controller;
+use farrier::cli::{self, Cli, Command, LogFormat, Output, ReserveHandlers};
+use farrier::controller::{self, LeaveOptions};
 use farrier::handoff::ProvisionReport;
 use farrier::installer::{self, InstallOptions, Preview, UninstallOptions, Wanted, text};
 use farrier::telemetry;
@@ -54,13 +55,18 @@ async fn dispatch(command: Command) -> ExitCode {
         Command::Fetch(fetch) => run_fetch(fetch).await,
         Command::Doctor(doctor) => run_doctor(doctor).await,
         Command::Controller(controller) => run_controller(controller).await,
+        Command::Leave(leave) => run_leave(leave).await,
         Command::Status(cli::Status { output }) => {
             match controller::overview(output == Output::Json).await {
                 Ok(table) => print(&table),
                 Err(error) => fail(&error),
             }
         }
-        Command::Crd => print(&farrier::api::crd_yaml()),
+        Command::Crd(cli::Crd { apply: false }) => print(&farrier::api::crd_yaml()),
+        Command::Crd(cli::Crd { apply: true }) => match controller::install_definition().await {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&error),
+        },
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "farrier", &mut script);
@@ -69,7 +75,7 @@ async fn dispatch(command: Command) -> ExitCode {
     }
 }
 
-async fn run_controller(controller: cli::Controller) -> ExitCode {
+fn settings(controller: cli::Controller) -> controller::Settings {
     let cli::Controller {
         namespace,
         image,
@@ -82,9 +88,12 @@ async fn run_controller(controller: cli::Controller) -> ExitCode {
         auto_provision,
         allow_pod_restarts,
         job_host_pid,
+        reserve_handlers,
+        lease_name,
+        identity,
         listen,
     } = controller;
-    let settings = controller::Settings {
+    controller::Settings {
         namespace,
         image,
         image_pull_policy,
@@ -96,11 +105,40 @@ async fn run_controller(controller: cli::Controller) -> ExitCode {
         auto_provision,
         allow_pod_restarts,
         job_host_pid,
+        reserve_handlers: reserve_handlers == ReserveHandlers::Shims,
+        lease_name,
+        identity: identity.unwrap_or_else(identity_of_process),
         listen,
-    };
-    // On the heap: forty kilobytes of watches are no place for the stack of `dispatch`.
-    match Box::pin(controller::run(settings)).await {
+    }
+}
+
+fn identity_of_process() -> String {
+    // A host without a name is told by the process alone.
+    let host = nix::unistd::gethostname().unwrap_or_default();
+    format!("{}-{}", host.to_string_lossy(), std::process::id())
+}
+
+async fn run_controller(controller: cli::Controller) -> ExitCode {
+    match controller::run(settings(controller)).await {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+async fn run_leave(leave: cli::Leave) -> ExitCode {
+    let cli::Leave {
+        deployment,
+        deadline,
+        keep_hosts,
+        controller,
+    } = leave;
+    let options = LeaveOptions {
+        deployment,
+        deadline: Duration::from_secs(deadline),
+        keep_hosts,
+    };
+    match controller::leave(settings(controller), options).await {
+        Ok(left) => print(&left.to_string()),
         Err(error) => fail(&error),
     }
 }

@@ -1,20 +1,32 @@
-//! Metric families, with labels of bounded sets only: no node's, Shim's or Job's name ever becomes a label.
+//! Metric families. Labels are of bounded sets, or name a Shim, of which a cluster has a handful; no node's or Job's name is ever one.
 //!
 //! Pure counting; who serves the text is `server`, who counts is the controller.
+
+use std::time::Duration;
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Registry, Unit};
+
+type Labels = Vec<(&'static str, &'static str)>;
+
+/// States of a node with regard to a Shim, in the order of [`Metrics::nodes`].
+pub const NODE_STATES: [&str; 4] = ["ready", "pending", "failed", "removing"];
 
 /// What the controller counts.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    reconciles: Family<Vec<(&'static str, &'static str)>, Counter>,
-    jobs: Family<Vec<(&'static str, &'static str)>, Counter>,
-    restarts: Counter,
+    reconciles: Family<Labels, Counter>,
+    jobs: Family<Labels, Counter>,
+    restarts: Family<Labels, Counter>,
+    provisioning: Histogram,
+    nodes: Family<Vec<(&'static str, String)>, Gauge>,
+    leader: Gauge,
 }
 
 impl Default for Metrics {
@@ -28,9 +40,16 @@ impl Metrics {
     #[must_use]
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix("farrier");
-        let reconciles = Family::default();
-        let jobs = Family::default();
-        let restarts = Counter::default();
+        let metrics = Self {
+            reconciles: Family::default(),
+            jobs: Family::default(),
+            restarts: Family::default(),
+            // From one second, which a Job takes at least, to some 35 minutes: a Job's deadline is 30.
+            provisioning: Histogram::new(exponential_buckets(1.0, 2.0, 12)),
+            nodes: Family::default(),
+            leader: Gauge::default(),
+            registry: Registry::default(),
+        };
         registry.register(
             "build",
             "Release that runs",
@@ -39,19 +58,29 @@ impl Metrics {
         registry.register(
             "reconciles",
             "Decisions that were taken and applied",
-            reconciles.clone(),
+            metrics.reconciles.clone(),
         );
-        registry.register("jobs", "Jobs that ended, by outcome", jobs.clone());
+        registry.register("jobs", "Jobs that ended, by outcome", metrics.jobs.clone());
         registry.register(
             "containerd_restarts",
-            "Restarts of containerd that reports told of",
-            restarts.clone(),
+            "Changes of a host that restarted containerd (done), as often as they did, or did without (avoided)",
+            metrics.restarts.clone(),
+        );
+        registry.register_with_unit(
+            "provisioning_duration",
+            "From the claim of a node to the report of its host",
+            Unit::Seconds,
+            metrics.provisioning.clone(),
+        );
+        registry.register("nodes", "Nodes by Shim and state", metrics.nodes.clone());
+        registry.register(
+            "leader",
+            "1 on the replica that acts, and 0 on others",
+            metrics.leader.clone(),
         );
         Self {
             registry,
-            reconciles,
-            jobs,
-            restarts,
+            ..metrics
         }
     }
 
@@ -63,10 +92,34 @@ impl Metrics {
             .inc();
     }
 
-    /// A Job ended with `outcome`, a word of a bounded set, after `restarts` of containerd.
-    pub fn job_ended(&self, outcome: &'static str, restarts: u32) {
+    /// A Job ended with `outcome`, a word of a bounded set, after `restarts` of containerd; `spared` says that it changed the host
+    /// without one, `took` how long it was from the claim to the report.
+    pub fn job_ended(&self, outcome: &'static str, restarts: u32, spared: bool, took: Duration) {
         self.jobs.get_or_create(&vec![("outcome", outcome)]).inc();
-        self.restarts.inc_by(u64::from(restarts));
+        let restarted = |result| self.restarts.get_or_create_owned(&vec![("result", result)]);
+        restarted("done").inc_by(u64::from(restarts));
+        restarted("avoided").inc_by(u64::from(spared));
+        self.provisioning.observe(took.as_secs_f64());
+    }
+
+    /// How many nodes are in each of [`NODE_STATES`] with regard to `shim`.
+    pub fn nodes(&self, shim: &str, counts: [usize; NODE_STATES.len()]) {
+        for (state, count) in NODE_STATES.into_iter().zip(counts) {
+            let gauge = self.nodes.get_or_create_owned(&of_shim(shim, state));
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// Forgets a Shim that is gone.
+    pub fn forget(&self, shim: &str) {
+        for state in NODE_STATES {
+            self.nodes.remove(&of_shim(shim, state));
+        }
+    }
+
+    /// Whether this replica acts.
+    pub fn leads(&self, leads: bool) {
+        self.leader.set(i64::from(leads));
     }
 
     /// The families in OpenMetrics' text format.
@@ -79,6 +132,10 @@ impl Metrics {
     }
 }
 
+fn of_shim(shim: &str, state: &'static str) -> Vec<(&'static str, String)> {
+    vec![("shim", shim.to_owned()), ("state", state.to_owned())]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,7 +144,10 @@ mod tests {
     fn what_was_counted_is_in_the_text() {
         let metrics = Metrics::new();
         metrics.reconciled("node", true);
-        metrics.job_ended("applied", 1);
+        metrics.job_ended("applied", 1, false, Duration::from_secs(3));
+        metrics.nodes("spin", [3, 0, 0, 0]);
+        metrics.nodes("gone", [1, 0, 0, 0]);
+        metrics.forget("gone");
         let text = metrics.text();
         assert!(
             text.contains(r#"farrier_reconciles_total{kind="node",result="ok"} 1"#),
@@ -98,7 +158,16 @@ mod tests {
             "{text}"
         );
         assert!(
-            text.contains("farrier_containerd_restarts_total 1"),
+            text.contains(r#"farrier_containerd_restarts_total{result="done"} 1"#),
+            "{text}"
+        );
+        assert!(
+            text.contains(r#"farrier_provisioning_duration_seconds_bucket{le="4.0"} 1"#),
+            "{text}"
+        );
+        assert!(
+            text.contains(r#"farrier_nodes{shim="spin",state="ready"} 3"#)
+                && !text.contains("gone"),
             "{text}"
         );
     }

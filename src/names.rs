@@ -15,8 +15,20 @@ pub const KWASM_PROVISIONED_LABEL: &str = "kwasm.sh/kwasm-provisioned";
 /// Node annotation that keeps the summary of the last report: Jobs come and go, this stays.
 pub const APPLIED_ANNOTATION: &str = "farrier.dev/applied";
 
+/// Taint that a node pool starts its nodes with, so that no pod comes before the node serves what it should.
+pub const STARTUP_TAINT: &str = "farrier.dev/not-ready";
+
+/// Labels of nodes that carry the control plane, of today and of before Kubernetes 1.20 (kubeadm).
+pub const CONTROL_PLANE_LABELS: [&str; 2] = [
+    "node-role.kubernetes.io/control-plane",
+    "node-role.kubernetes.io/master",
+];
+
 /// Finalizer of the Shim object.
 pub const SHIM_FINALIZER: &str = "farrier.dev/finalizer";
+
+/// Finalizer that runtime-class-manager sets on Shims; ours takes its place.
+pub const RCM_FINALIZER: &str = "rcm.spinkube.dev/finalizer";
 
 /// Annotation of a Shim that lets it go at once, whatever its nodes still carry; only the value `true` counts.
 pub const FORCE_DELETE_ANNOTATION: &str = "farrier.dev/force-delete";
@@ -44,6 +56,18 @@ pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
 
 /// Value of the label `kwasm.sh/job` that KWasm's users select Jobs by.
 pub const KWASM_JOB_LABEL: &str = "kwasm.sh/job";
+
+/// Key of a label of runtime-class-manager's Jobs; `true` is its value. Source: its release 0.2.0, as of the three keys below.
+pub const RCM_JOB_LABEL: &str = "spinkube.dev/job";
+
+/// Key of an annotation and of a label of runtime-class-manager's Jobs: `install` or `uninstall`.
+pub const RCM_OPERATION: &str = "spinkube.dev/operation";
+
+/// Key of an annotation and of a label of runtime-class-manager's Jobs: the Shim; its Jobs had one each.
+pub const RCM_SHIM_NAME: &str = "spinkube.dev/shimName";
+
+/// Key of an annotation of runtime-class-manager's Jobs: the node.
+pub const RCM_NODE_NAME: &str = "spinkube.dev/nodeName";
 
 /// Init container of a Job: fetches and verifies, unprivileged.
 pub const FETCH_CONTAINER: &str = "fetch";
@@ -174,6 +198,8 @@ pub mod reasons {
     pub const CONFLICT: &str = "Conflict";
     /// Condition reason: the Shim as written can't be used, by this release or by the API server.
     pub const UNUSABLE: &str = "Unusable";
+    /// Event and condition reason: a node failed, so the others wait.
+    pub const HALTED: &str = "Halted";
     /// Condition reason: the Shim is paused.
     pub const PAUSED: &str = "Paused";
     /// Condition reason: nothing failed.

@@ -4,8 +4,8 @@
     reason = "clippy exempts test functions, not what they call"
 )]
 
-use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use clap::{CommandFactory, Parser};
@@ -13,10 +13,17 @@ use farrier::cli::{self, Cli};
 use rstest::rstest;
 use serde_json::{Value, json};
 
+fn chart() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("charts/farrier")
+}
+
 /// Runs helm on the chart, with `arguments` behind.
 fn helm(subcommand: &[&str], arguments: &[&str]) -> Output {
+    helm_on(&chart(), subcommand, arguments)
+}
+
+fn helm_on(chart: &Path, subcommand: &[&str], arguments: &[&str]) -> Output {
     let helm = std::env::var_os("FARRIER_HELM").expect("FARRIER_HELM names the helm to run");
-    let chart = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("charts/farrier");
     Command::new(helm)
         .args(subcommand)
         .arg(chart)
@@ -26,13 +33,47 @@ fn helm(subcommand: &[&str], arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-/// All objects that an install with `arguments` makes, but for the CRD.
+/// All objects that an install with `arguments` makes and keeps, but for the CRD.
 fn render(arguments: &[&str]) -> Vec<Value> {
+    let mut objects = rendered(arguments);
+    objects.retain(|object| object["metadata"]["annotations"]["helm.sh/hook"].is_null());
+    objects
+}
+
+/// What runs at the times that `hook` names, with `arguments`.
+fn hooks(hook: &str, arguments: &[&str]) -> Vec<Value> {
+    let mut objects = rendered(arguments);
+    objects.retain(|object| object["metadata"]["annotations"]["helm.sh/hook"] == hook);
+    objects
+}
+
+fn rendered(arguments: &[&str]) -> Vec<Value> {
     let output = helm(&["template", "farrier"], arguments);
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{errors}");
     let text = String::from_utf8(output.stdout).unwrap();
     serde_saphyr::from_multiple(&text).unwrap()
+}
+
+/// What is printed after an install with `arguments`. Helm renders it for a cluster only: here, a copy of the chart has it in an object.
+fn notes(arguments: &[&str]) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let mut copy = Command::new("cp");
+    copy.arg("-r").arg(chart()).arg(folder.path());
+    assert!(copy.status().unwrap().success());
+    let chart = folder.path().join("farrier");
+    let text = std::fs::read_to_string(chart.join("templates/NOTES.txt")).unwrap();
+    let object = format!(
+        "{{{{- define \"notes\" }}}}{text}{{{{ end -}}}}\nkind: Notes\ntext: {{{{ include \"notes\" . | toJson }}}}\n"
+    );
+    std::fs::write(chart.join("templates/notes.yaml"), object).unwrap();
+    let one = [arguments, &["--show-only=templates/notes.yaml"]].concat();
+    let output = helm_on(&chart, &["template", "farrier"], &one);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let object: Value = serde_saphyr::from_str(&text).unwrap();
+    object["text"].as_str().unwrap().to_owned()
 }
 
 /// Why helm refuses an install with `arguments`.
@@ -95,6 +136,14 @@ fn controller_options(objects: &[Value]) -> (Cli, BTreeSet<String>) {
     (Cli::try_parse_from(words).unwrap(), variables)
 }
 
+/// The variables of a container that are written out.
+fn environment(container: &Value) -> BTreeMap<&str, &Value> {
+    let variables = container["env"].as_array().unwrap().iter();
+    variables
+        .map(|variable| (variable["name"].as_str().unwrap(), &variable["value"]))
+        .collect()
+}
+
 fn controller(cli: Cli) -> cli::Controller {
     match cli.command {
         cli::Command::Controller(options) => options,
@@ -124,12 +173,17 @@ fn no_values_make_one_controller_two_accounts_and_the_maintained_shims() {
         ("Role", "farrier-events"),
         ("RoleBinding", "farrier"),
         ("RoleBinding", "farrier-events"),
+        ("Service", "farrier-metrics"),
         ("ServiceAccount", "farrier"),
         ("ServiceAccount", "farrier-installer"),
         ("Shim", "default-spin"),
         ("Shim", "default-wasmedge"),
         ("Shim", "default-wasmer"),
         ("Shim", "default-wasmtime"),
+        ("ValidatingAdmissionPolicy", "farrier-jobs"),
+        ("ValidatingAdmissionPolicy", "farrier-nodes"),
+        ("ValidatingAdmissionPolicyBinding", "farrier-jobs"),
+        ("ValidatingAdmissionPolicyBinding", "farrier-nodes"),
     ];
     assert_eq!(made, BTreeSet::from(expected));
 }
@@ -153,11 +207,25 @@ fn the_controller_holds_no_privilege_in_its_pod() {
 }
 
 #[test]
-fn a_second_controller_never_runs_beside_the_first() {
-    let objects = render(&[]);
-    let spec = &of_kind(&objects, "Deployment")[0]["spec"];
-    assert_eq!(spec["replicas"], 1);
-    assert_eq!(spec["strategy"], json!({"type": "Recreate"}));
+fn of_several_controllers_one_holds_a_lease_that_it_may_write() {
+    let objects = render(&["--set=replicaCount=3,fullnameOverride=mine"]);
+    let deployment = of_kind(&objects, "Deployment")[0];
+    assert_eq!(deployment["spec"]["replicas"], 3);
+    assert_eq!(
+        deployment["spec"]["strategy"],
+        json!({"type": "RollingUpdate"})
+    );
+    let lease = environment(&pod_spec(&objects)["containers"][0])["FARRIER_LEASE_NAME"].clone();
+    let roles = of_kind(&objects, "Role");
+    let mut rules = roles
+        .iter()
+        .flat_map(|role| role["rules"].as_array().unwrap());
+    let named = json!([lease]);
+    assert!(
+        rules
+            .any(|rule| rule["resourceNames"] == named
+                && strings(&rule["verbs"]).contains(&"update"))
+    );
 }
 
 #[test]
@@ -223,31 +291,41 @@ fn a_certificate_authority_reaches_the_jobs_as_a_config_map() {
     assert_eq!(controller(cli).ca_config_map.as_deref(), Some(name(map)));
 }
 
+/// The rules of one role, each as `GROUP: RESOURCES NAMES: VERBS`.
+fn rights(objects: &[Value], kind: &str, role_name: &str) -> BTreeSet<String> {
+    let mut roles = of_kind(objects, kind);
+    roles.retain(|role| name(role) == role_name);
+    let items = roles[0]["rules"].as_array().unwrap();
+    let line = |rule: &Value| {
+        let words = |key: &str| strings(&rule[key]).join(" ");
+        let what = [words("resources"), words("resourceNames")].join(" ");
+        let line = [&words("apiGroups"), what.trim(), &words("verbs")].join(": ");
+        line.trim_start_matches(": ").to_owned()
+    };
+    items.iter().map(line).collect()
+}
+
+fn set(lines: &[&str]) -> BTreeSet<String> {
+    lines.iter().map(ToString::to_string).collect()
+}
+
 #[test]
 fn the_controllers_rights_are_these_and_no_more() {
     let objects = render(&[]);
-    let rights = |kind: &str, role_name: &str| -> BTreeSet<String> {
-        let mut roles = of_kind(&objects, kind);
-        roles.retain(|role| name(role) == role_name);
-        let items = roles[0]["rules"].as_array().unwrap();
-        let line = |rule: &Value| {
-            let words =
-                ["apiGroups", "resources", "verbs"].map(|key| strings(&rule[key]).join(" "));
-            words.join(": ").trim_start_matches(": ").to_owned()
-        };
-        items.iter().map(line).collect()
-    };
-    let set = |lines: &[&str]| lines.iter().map(ToString::to_string).collect();
-    let in_the_cluster: BTreeSet<String> = set(&[
+    let rights = |kind: &str, role_name: &str| rights(&objects, kind, role_name);
+    let in_the_cluster = set(&[
         "nodes: list watch patch",
         "runtime.spinkube.dev: shims: list watch patch",
         "runtime.spinkube.dev: shims/status: patch",
         "node.k8s.io: runtimeclasses: list watch create patch delete",
+        "apiextensions.k8s.io: customresourcedefinitions shims.runtime.spinkube.dev: get list watch",
     ]);
     assert_eq!(rights("ClusterRole", "farrier"), in_the_cluster);
     let in_its_namespace = set(&[
         "batch: jobs: get list watch create delete",
         "pods: list watch",
+        "coordination.k8s.io: leases: create",
+        "coordination.k8s.io: leases farrier: get update patch",
     ]);
     assert_eq!(rights("Role", "farrier"), in_its_namespace);
     let for_events = set(&["events.k8s.io: events: create"]);
@@ -269,6 +347,186 @@ fn the_account_of_the_jobs_has_no_rights_and_no_token() {
                 assert_eq!(subject["name"], "farrier", "{binding}");
             }
         }
+    }
+}
+
+#[test]
+fn before_an_install_and_an_upgrade_the_definition_is_applied() {
+    let objects = hooks("pre-install,pre-upgrade", &["--set=log.format=json"]);
+    let job = of_kind(&objects, "Job")[0];
+    let pod = &job["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+    let words = strings(&container["args"]);
+    let parsed = Cli::try_parse_from(["farrier"].into_iter().chain(words)).unwrap();
+    assert!(matches!(
+        parsed.command,
+        cli::Command::Crd(cli::Crd { apply: true })
+    ));
+    assert_eq!(*environment(container)["FARRIER_LOG_FORMAT"], "json");
+    assert_eq!(pod["serviceAccountName"], "farrier-crd");
+    assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
+    let expected = set(&[
+        "apiextensions.k8s.io: customresourcedefinitions shims.runtime.spinkube.dev: get list watch update",
+        "apiextensions.k8s.io: customresourcedefinitions: create",
+    ]);
+    assert_eq!(rights(&objects, "ClusterRole", "farrier-crd"), expected);
+    let weight = |object: &Value| -> i32 {
+        let weight = &object["metadata"]["annotations"]["helm.sh/hook-weight"];
+        weight.as_str().unwrap().parse().unwrap()
+    };
+    for object in objects.iter().filter(|object| *object != job) {
+        assert!(weight(object) < weight(job), "{object}");
+    }
+    assert!(hooks("pre-install,pre-upgrade", &["--set=crds.apply=false"]).is_empty());
+}
+
+#[rstest]
+#[case::clean(&[], false, "240")]
+#[case::keep(&["--set=onUninstall=keep,uninstallDeadlineSeconds=60"], true, "60")]
+fn before_an_uninstall_nodes_let_go_as_the_controller_would(
+    #[case] arguments: &[&str],
+    #[case] keeps: bool,
+    #[case] deadline: &str,
+) {
+    let objects = hooks("pre-delete", arguments);
+    let job = of_kind(&objects, "Job")[0];
+    let pod = &job["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+    let mut expected = vec!["leave", "--deployment", "farrier", "--deadline", deadline];
+    expected.extend(keeps.then_some("--keep-hosts"));
+    assert_eq!(strings(&container["args"]), expected);
+    // The image comes with the environment.
+    let words = ["farrier"].into_iter().chain(expected);
+    let parsed = Cli::try_parse_from(words.chain(["--image=x"])).unwrap();
+    assert!(matches!(parsed.command, cli::Command::Leave(_)));
+    let installed = render(arguments);
+    let controller = pod_spec(&installed);
+    assert_eq!(container["env"], controller["containers"][0]["env"]);
+    assert_eq!(container["image"], controller["containers"][0]["image"]);
+    assert_eq!(pod["serviceAccountName"], controller["serviceAccountName"]);
+    let scale = set(&["apps: deployments/scale farrier: get patch"]);
+    assert_eq!(rights(&objects, "Role", "farrier-leave"), scale);
+}
+
+/// All values of kwasm-operator's chart 0.2.3.
+fn kwasms_values() -> Value {
+    json!({
+        "replicaCount": 2,
+        "image": {"repository": "ghcr.io/kwasm/kwasm-operator", "pullPolicy": "Always", "tag": "kwasm-operator-0.2.2"},
+        "imagePullSecrets": [{"name": "pull"}], "nameOverride": "", "fullnameOverride": "kwasm-operator",
+        "kwasmOperator": {"autoProvision": "true", "installerImage": "ghcr.io/kwasm/kwasm-node-installer:main"},
+        "serviceAccount": {"create": true, "annotations": {"a": "b"}, "name": "operator"},
+        "podAnnotations": {"c": "d"}, "podSecurityContext": {}, "securityContext": {},
+        "service": {"type": "ClusterIP", "port": 80}, "resources": {"limits": {"memory": "128Mi"}},
+        "nodeSelector": {"e": "f"}, "tolerations": [], "affinity": {},
+    })
+}
+
+/// All values of runtime-class-manager's chart, of the time of its release 0.2.0.
+fn rcms_values() -> Value {
+    json!({
+        "replicaCount": 2,
+        "image": {"repository": "mirror.example/spinframework/runtime-class-manager", "pullPolicy": "Always", "tag": "v0.2.0"},
+        "rcm": {
+            "shimDownloaderImage": {"repository": "ghcr.io/spinframework/shim-downloader", "tag": "v0.2.0"},
+            "nodeInstallerImage": {"repository": "ghcr.io/spinframework/node-installer", "tag": "v0.2.0"},
+            "nodeInstallerJob": {"ttl": 3600}, "leaderElectEnabled": true,
+            "shimDownloaderConfig": {"configMapName": "c", "content": {"numRetry": 3, "sleepDuration": 2}},
+        },
+        "imagePullSecrets": [{"name": "pull"}], "nameOverride": "", "fullnameOverride": "",
+        "serviceAccount": {"create": true, "automount": true, "annotations": {"a": "b"}, "name": "operator"},
+        "podAnnotations": {"c": "d"}, "podLabels": {}, "podSecurityContext": {"runAsNonRoot": true}, "securityContext": {},
+        "service": {"type": "ClusterIP", "port": 80}, "resources": {"limits": {"memory": "128Mi"}},
+        "livenessProbe": {"httpGet": {"path": "/healthz", "port": 8082}}, "readinessProbe": {},
+        "autoscaling": {"enabled": false, "maxReplicas": 100}, "volumes": [], "volumeMounts": [],
+        "nodeSelector": {"e": "f"}, "tolerations": [], "affinity": {},
+    })
+}
+
+#[rstest]
+#[case::kwasms(&kwasms_values(), &["kwasmOperator.installerImage", "service"])]
+#[case::rcms(&rcms_values(), &[
+    "rcm.shimDownloaderImage", "rcm.nodeInstallerImage", "rcm.shimDownloaderConfig", "rcm.leaderElectEnabled",
+    "serviceAccount.automount", "service", "autoscaling", "livenessProbe", "readinessProbe", "volumes", "volumeMounts",
+])]
+fn the_values_of_a_predecessor_are_taken(#[case] values: &Value, #[case] without_effect: &[&str]) {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), values.to_string()).unwrap();
+    let argument = format!("--values={}", file.path().display());
+    let objects = render(&[&argument]);
+    let (cli, _) = controller_options(&objects);
+    let options = controller(cli);
+    // Their image is not ours: nobody wants their controller run under Farrier's arguments.
+    assert_eq!(
+        options.image,
+        concat!("localhost/farrier:", env!("CARGO_PKG_VERSION"))
+    );
+    assert_eq!(options.image_pull_policy, "Always");
+    assert_eq!(options.image_pull_secrets, ["pull"]);
+    assert_eq!(
+        options.auto_provision,
+        values["kwasmOperator"]["autoProvision"] == "true"
+    );
+    let ttl = &values["rcm"]["nodeInstallerJob"]["ttl"];
+    assert_eq!(options.job_ttl.map(i64::from), ttl.as_i64());
+    let deployment = of_kind(&objects, "Deployment")[0];
+    assert_eq!(deployment["spec"]["replicas"], 2);
+    let template = &deployment["spec"]["template"];
+    assert_eq!(template["metadata"]["annotations"], json!({"c": "d"}));
+    let pod = &template["spec"];
+    assert_eq!(pod["serviceAccountName"], "operator");
+    assert_eq!(pod["nodeSelector"], json!({"e": "f"}));
+    assert_eq!(pod["tolerations"], Value::Null);
+    let resources = &pod["containers"][0]["resources"];
+    assert_eq!(resources["limits"]["memory"], "128Mi");
+    let text = notes(&[&argument]);
+    let (_, notes) = text
+        .split_once("These values have no effect here:")
+        .unwrap();
+    let named: Vec<_> = notes
+        .lines()
+        .skip(1)
+        .map_while(|line| line.strip_prefix("  "))
+        .filter_map(|line| line.split(' ').next())
+        .collect();
+    assert_eq!(named[0], "image.repository");
+    assert_eq!(named[1..], *without_effect);
+}
+
+#[test]
+fn an_image_that_is_named_beside_a_predecessors_values_is_run() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), kwasms_values().to_string()).unwrap();
+    let argument = format!("--values={}", file.path().display());
+    let objects = render(&[
+        &argument,
+        "--set=image.repository=registry.example/farrier,image.tag=v9",
+    ]);
+    let image = &pod_spec(&objects)["containers"][0]["image"];
+    assert_eq!(image, "registry.example/farrier:v9");
+}
+
+#[test]
+fn metrics_are_found_by_the_usual_annotations() {
+    let objects = render(&["--set=metrics.service.annotations.team=a"]);
+    let service = of_kind(&objects, "Service")[0];
+    let annotations = &service["metadata"]["annotations"];
+    assert_eq!(annotations["prometheus.io/scrape"], "true");
+    assert_eq!(annotations["team"], "a");
+    let port = &pod_spec(&objects)["containers"][0]["ports"][0]["containerPort"];
+    assert_eq!(annotations["prometheus.io/port"], port.to_string());
+    let none = render(&["--set=metrics.service.enabled=false"]);
+    assert!(of_kind(&none, "Service").is_empty());
+}
+
+#[test]
+fn policies_can_be_left_out_and_are_where_no_cluster_knows_them() {
+    for argument in [
+        "--set=admissionPolicies.enabled=false",
+        "--kube-version=1.29.9",
+    ] {
+        let objects = render(&[argument]);
+        assert!(of_kind(&objects, "ValidatingAdmissionPolicy").is_empty());
     }
 }
 
@@ -479,7 +737,9 @@ fn a_shim_of_the_users_own_keeps_its_name() {
 #[case::an_unknown_preset("--set=shims.preset=all", "preset")]
 #[case::an_unknown_shim("--set=shims.spinn.enabled=true", "spinn")]
 #[case::a_digest_that_is_none("--set=shims.spin.sha256.amd64=abc", "sha256")]
-#[case::kwasms_installer_image("--set=kwasmOperator.installerImage=x", "installerImage")]
+#[case::a_value_of_kwasms_misspelt("--set=kwasmOperator.instalerImage=x", "instalerImage")]
+#[case::a_value_of_rcms_misspelt("--set=rcm.nodeInstallerJob.tll=1", "tll")]
+#[case::an_end_that_is_none("--set=onUninstall=purge", "onUninstall")]
 #[case::a_shim_without_a_source("--set-json=shims.extra=[{\"name\":\"x\"}]", "fetchStrategy")]
 #[case::a_certificate_that_is_none("--set=extraCA=hello", "extraCA")]
 fn a_mistaken_value_is_refused_by_name(#[case] argument: &str, #[case] culprit: &str) {

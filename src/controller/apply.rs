@@ -1,7 +1,6 @@
 //! The only writer to the API server. Every write either names the version it was decided on, or can be made twice without harm.
 
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
@@ -9,15 +8,19 @@ use kube::{Client, ResourceExt};
 use serde_json::json;
 
 use super::Settings;
-use super::events;
+use super::events::{self, About};
+use super::objects::NodeObject;
 use super::observed::ShimObject;
-use super::plan::{JobStep, NodeEvent, Plan};
+use super::plan::{JobStep, News, Plan};
 use super::runtime_class::Step;
 use super::status::{Finalizer, ShimPlan};
-use crate::api::ShimStatus;
+use crate::api::{Shim, ShimStatus};
 use crate::handoff::ProvisionRequest;
 use crate::metrics::Metrics;
 use crate::names;
+
+pub mod definition;
+pub mod replicas;
 
 /// Why a plan was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -131,19 +134,22 @@ fn post_params() -> PostParams {
 pub async fn node(
     client: &Client,
     settings: &Settings,
-    node: &Node,
+    node: &NodeObject,
     plan: &Plan,
     metrics: &Metrics,
 ) -> Result<(), Error> {
     let (name, uid) = (node.name_any(), node.uid().unwrap_or_default());
     if let Some(edit) = &plan.edit {
-        let patch = json!({"metadata": {
+        let mut patch = json!({"metadata": {
             "resourceVersion": node.resource_version(),
             "uid": uid,
             "labels": edit.labels,
             "annotations": edit.annotations,
         }});
-        let nodes: Api<Node> = Api::all(client.clone());
+        if let Some(taints) = &edit.taints {
+            patch["spec"] = json!({"taints": taints});
+        }
+        let nodes: Api<NodeObject> = Api::all(client.clone());
         nodes
             .patch_metadata(&name, &patch_params(), &Patch::Merge(patch))
             .await
@@ -154,11 +160,12 @@ pub async fn node(
             })?;
     }
     // The patch went through, so nobody else wrote down the end of this Job.
-    if let Some((outcome, restarts)) = plan.ended {
-        metrics.job_ended(outcome, restarts);
+    if let Some(ended) = &plan.ended {
+        metrics.job_ended(ended.outcome, ended.restarts, ended.spared, ended.took);
     }
-    if let Some(event) = &plan.event {
-        tell(client, &name, &uid, event).await;
+    if let Some(news) = &plan.event {
+        let about = About::of::<NodeObject>(name.clone(), uid.clone());
+        tell(client, &about, news).await;
     }
     match &plan.job {
         JobStep::None => Ok(()),
@@ -231,13 +238,13 @@ async fn delete_job(
 }
 
 /// Publishes an Event. One that can't be told is logged: it must not hold up the work that it tells of.
-async fn tell(client: &Client, node: &str, uid: &str, event: &NodeEvent) {
+async fn tell(client: &Client, about: &About, news: &News) {
     let events: Api<Event> = Api::namespaced(client.clone(), events::NAMESPACE);
-    let object = events::build(node, uid, event, jiff::Timestamp::now());
+    let object = events::build(about, news, jiff::Timestamp::now());
     if let Err(error) = unless(events.create(&PostParams::default(), &object).await, &[409]) {
         tracing::warn!(
             error = because(&error),
-            note = event.note,
+            note = news.note,
             "event not published"
         );
     }
@@ -254,6 +261,10 @@ pub async fn shim(client: &Client, shim: &ShimObject, plan: ShimPlan) -> Result<
         made = made.and(runtime_class(client, step).await);
     }
     status(client, shim, plan.status).await?;
+    for news in &plan.events {
+        let about = About::of::<Shim>(shim.name_any(), shim.uid().unwrap_or_default());
+        tell(client, &about, news).await;
+    }
     finalizer(client, shim, &plan.finalizer).await?;
     made
 }
@@ -280,11 +291,18 @@ async fn status(
     Ok(())
 }
 
-async fn finalizer(client: &Client, shim: &ShimObject, step: &Finalizer) -> Result<(), Error> {
+/// Carries out what is to be done about a Shim's finalizer.
+///
+/// # Errors
+/// When the API server refuses the write.
+pub async fn finalizer(client: &Client, shim: &ShimObject, step: &Finalizer) -> Result<(), Error> {
     let name = shim.name_any();
     let shims: Api<ShimObject> = Api::all(client.clone());
     let mut finalizers: Vec<String> = shim.finalizers().to_vec();
-    finalizers.retain(|finalizer| finalizer != names::SHIM_FINALIZER);
+    // Whoever runs beside us as runtime-class-manager would let go too early; once it is gone, nobody else lets go at all.
+    finalizers.retain(|finalizer| {
+        finalizer != names::SHIM_FINALIZER && finalizer != names::RCM_FINALIZER
+    });
     match step {
         Finalizer::Keep => return Ok(()),
         Finalizer::Add => finalizers.push(names::SHIM_FINALIZER.to_owned()),

@@ -26,6 +26,8 @@ pub enum Verdict {
     Kept(ShimRequest, String),
     /// It can't be had, for the reason given, and the node has none of it.
     Impossible(String),
+    /// It is to change, and not yet: what the node goes on carrying meanwhile, if anything, and what it waits for.
+    Waiting(Option<ShimRequest>, String),
     /// All its handlers belong to another Shim that the node wants too: its name.
     Shadowed(String),
     /// Nothing is to be done yet or any more: it is paused, or not held by our finalizer yet.
@@ -37,8 +39,49 @@ impl Verdict {
     #[must_use]
     pub fn request(&self) -> Option<&ShimRequest> {
         match self {
-            Self::Wanted(request) | Self::Kept(request, _) => Some(request),
-            Self::Impossible(_) | Self::Shadowed(_) | Self::Resting => None,
+            Self::Wanted(request) | Self::Kept(request, _) | Self::Waiting(Some(request), _) => {
+                Some(request)
+            }
+            Self::Waiting(None, _) | Self::Impossible(_) | Self::Shadowed(_) | Self::Resting => {
+                None
+            }
+        }
+    }
+}
+
+/// What is asked of all nodes alike: the Shims, and what the operator set.
+#[derive(Debug, Clone, Default)]
+pub struct Cluster {
+    /// Every Shim.
+    pub shims: Vec<ShimView>,
+    /// Nodes need no annotation.
+    pub auto_provision: bool,
+    /// Handlers of all Shims, each with its options: a node that restarts containerd anyway declares them with its own.
+    pub reserved: BTreeMap<String, BTreeMap<String, OptionValue>>,
+}
+
+impl Cluster {
+    /// Of these Shims; `reserve` says whether nodes declare the handlers of those that they don't carry.
+    #[must_use]
+    pub fn new(shims: Vec<ShimView>, auto_provision: bool, reserve: bool) -> Self {
+        let mut reserved = BTreeMap::new();
+        let mut by_precedence: Vec<&ShimView> = shims.iter().filter(|_| reserve).collect();
+        by_precedence.sort_by_key(|shim| precedence(shim));
+        let specs = by_precedence
+            .into_iter()
+            .filter(|shim| !shim.deleting)
+            .filter_map(|shim| shim.spec.as_ref().ok());
+        for spec in specs {
+            for handler in spec.handlers().unwrap_or_default() {
+                if reserved.len() < MOST_RESERVED {
+                    reserved.entry(handler).or_insert_with(|| options(spec));
+                }
+            }
+        }
+        Self {
+            shims,
+            auto_provision,
+            reserved,
         }
     }
 }
@@ -48,6 +91,8 @@ impl Verdict {
 pub struct Desired {
     /// One verdict for each Shim that selects the node.
     pub verdicts: BTreeMap<String, Verdict>,
+    /// What the node is to let go and keeps until it is its turn, by Shim.
+    pub staying: BTreeMap<String, ShimRequest>,
     /// `(loser, handler, winner)` for each handler that two of them want.
     pub lost: Vec<(String, String, String)>,
     /// Shims of those that the node asked for by KWasm's annotation.
@@ -55,53 +100,81 @@ pub struct Desired {
 }
 
 impl Desired {
-    /// What `node` should carry of `shims`, given what it carries.
+    /// What `node` should carry of the cluster's Shims, given what it carries; `held` are Shims that it is not to change yet, each with
+    /// what it waits for.
     #[must_use]
     pub fn new(
         node: &NodeView,
         applied: Option<&Applied>,
-        shims: &[ShimView],
-        auto_provision: bool,
+        cluster: &Cluster,
+        held: &BTreeMap<String, String>,
     ) -> Self {
         let mut desired = Self::default();
-        let mut wanting: Vec<&ShimView> = shims
+        let mut wanting: Vec<&ShimView> = cluster
+            .shims
             .iter()
-            .filter(|shim| selects(shim, node, applied, auto_provision))
+            .filter(|shim| selects(shim, node, applied, cluster.auto_provision))
             .collect();
         wanting.sort_by_key(|shim| precedence(shim));
         let mut owners: BTreeMap<String, String> = BTreeMap::new();
         let mut room = LARGEST_SET;
         for shim in wanting {
-            let kept = kept(applied, shim).cloned();
-            let mut verdict = desired.verdict(shim, node, kept, &owners);
+            let mut verdict = desired.verdict(shim, node, applied, held, &owners);
             if let Some(request) = verdict.request() {
                 match room.checked_sub(size(request) + SUMMARY_OF_ONE) {
                     Some(rest) => room = rest,
                     None => verdict = Verdict::Impossible(TOO_MUCH.to_owned()),
                 }
             }
-            for handler in verdict
-                .request()
-                .into_iter()
-                .flat_map(|request| &request.handlers)
-            {
-                owners.insert(handler.clone(), shim.name.clone());
+            let claimed = match (&verdict, &shim.spec) {
+                (Verdict::Waiting(None, _), Ok(spec)) => spec.handlers().unwrap_or_default(),
+                (verdict, _) => verdict
+                    .request()
+                    .map_or_else(Vec::new, |request| request.handlers.clone()),
+            };
+            for handler in claimed {
+                owners.entry(handler).or_insert_with(|| shim.name.clone());
             }
             if by_annotation(shim) {
                 desired.annotated.insert(shim.name.clone());
             }
             desired.verdicts.insert(shim.name.clone(), verdict);
         }
+        desired.stay(applied, held, &owners);
         desired
+    }
+
+    /// What is to go waits for its turn as what is to come does, unless it has begun to go.
+    fn stay(
+        &mut self,
+        applied: Option<&Applied>,
+        held: &BTreeMap<String, String>,
+        owners: &BTreeMap<String, String>,
+    ) {
+        for (name, known) in applied.iter().flat_map(|applied| &applied.shims) {
+            let begun = applied.is_some_and(|applied| !applied.tried.contains_key(name));
+            let waits = held.contains_key(name) && !self.verdicts.contains_key(name) && !begun;
+            if let Some(request) = known.request.as_ref().filter(|_| waits) {
+                let mut request = request.clone();
+                request
+                    .handlers
+                    .retain(|handler| !owners.contains_key(handler));
+                if !request.handlers.is_empty() {
+                    self.staying.insert(name.clone(), request);
+                }
+            }
+        }
     }
 
     fn verdict(
         &mut self,
         shim: &ShimView,
         node: &NodeView,
-        kept: Option<ShimRequest>,
+        applied: Option<&Applied>,
+        held: &BTreeMap<String, String>,
         owners: &BTreeMap<String, String>,
     ) -> Verdict {
+        let kept = kept(applied, shim).cloned();
         // A node that has not said what it is yet is no reason to change it.
         let unknown = node.os.is_empty() || node.arch.is_empty();
         let resolved = match (&shim.spec, kept.clone()) {
@@ -111,11 +184,22 @@ impl Desired {
             (Err(_), Some(kept)) => Ok(kept),
             (Err(_), None) => return Verdict::Resting,
         };
-        let (mut request, reason) = match (resolved, kept) {
-            (Ok(request), _) => (request, None),
-            (Err(reason), Some(kept)) => (kept, Some(reason)),
-            (Err(reason), None) => return Verdict::Impossible(reason),
-        };
+        let (mut request, verdict, why): (_, fn(ShimRequest, String) -> Verdict, _) =
+            match (resolved, kept) {
+                (Ok(request), kept) => match (waits(shim, &request, applied, held), kept) {
+                    (None, _) => (
+                        request,
+                        |request, _| Verdict::Wanted(request),
+                        String::new(),
+                    ),
+                    (Some(why), Some(kept)) => {
+                        (kept, |kept, why| Verdict::Waiting(Some(kept), why), why)
+                    }
+                    (Some(why), None) => return Verdict::Waiting(None, why),
+                },
+                (Err(reason), Some(kept)) => (kept, Verdict::Kept, reason),
+                (Err(reason), None) => return Verdict::Impossible(reason),
+            };
         let mut winner = None;
         request
             .handlers
@@ -128,25 +212,74 @@ impl Desired {
                     false
                 }
             });
-        match (request.handlers.is_empty(), winner, reason) {
-            (true, Some(winner), _) => Verdict::Shadowed(winner),
-            (_, _, Some(reason)) => Verdict::Kept(request, reason),
-            (_, _, None) => Verdict::Wanted(request),
+        match winner {
+            Some(winner) if request.handlers.is_empty() => Verdict::Shadowed(winner),
+            Some(_) | None => verdict(request, why),
         }
     }
 
     /// The one request that the node gets.
     #[must_use]
     pub fn request(&self, node: &NodeView) -> ProvisionRequest {
-        let shims = self
-            .verdicts
-            .values()
-            .filter_map(Verdict::request)
-            .cloned()
-            .collect();
+        let wanted = self.verdicts.values().filter_map(Verdict::request);
+        let shims = wanted.chain(self.staying.values()).cloned().collect();
         ProvisionRequest::new(Owner::Cluster, node.uid.clone(), shims, Vec::new())
     }
+
+    /// The same, with the handlers of other Shims to declare beside its own, so that these cost no restart when they come.
+    #[must_use]
+    pub fn request_with_reserved(&self, node: &NodeView, cluster: &Cluster) -> ProvisionRequest {
+        let mut request = self.request(node);
+        if request.shims.is_empty() {
+            return request;
+        }
+        let own: BTreeSet<&String> = request
+            .shims
+            .iter()
+            .flat_map(|shim| &shim.handlers)
+            .collect();
+        let others = cluster
+            .reserved
+            .iter()
+            .filter(|(handler, _)| !own.contains(handler));
+        let others: BTreeMap<String, _> = others
+            .map(|(handler, options)| (handler.clone(), options.clone()))
+            .collect();
+        request.reserve = others.keys().cloned().collect();
+        request.reserve_options = others;
+        request
+            .reserve_options
+            .retain(|_, options| !options.is_empty());
+        request
+    }
 }
+
+/// What a change of the Shim on a node waits for; nothing where there is no change, or where it has begun.
+fn waits(
+    shim: &ShimView,
+    request: &ShimRequest,
+    applied: Option<&Applied>,
+    held: &BTreeMap<String, String>,
+) -> Option<String> {
+    let known = kept(applied, shim) == Some(request);
+    let begun = applied
+        .and_then(|applied| applied.tried.get(&shim.name))
+        .is_some_and(|tried| *tried == fingerprint(request));
+    held.get(&shim.name).filter(|_| !known && !begun).cloned()
+}
+
+/// By what a summary tells one request for a Shim from another: 16 hexadecimal digits.
+#[must_use]
+pub fn fingerprint(request: &ShimRequest) -> String {
+    // Maps here have string keys and no type can refuse, so this can't fail.
+    let text = serde_json::to_string(request).unwrap_or_default();
+    let mut digest = names::sha256_hex(text.as_bytes());
+    digest.truncate(16);
+    digest
+}
+
+/// Handlers that a node reserves at most: a request of a hundred more stays small beside the bound on annotations.
+const MOST_RESERVED: usize = 100;
 
 const TOO_MUCH: &str = "the node's Shims together are too much for one Job; let fewer Shims select the node, or shorten their options";
 
@@ -211,7 +344,6 @@ fn resolve(name: &str, spec: &ShimSpec, node: &NodeView) -> Result<ShimRequest, 
         .artifact(&node.os, &node.arch)
         .map_err(|error| error.to_string())?;
     let handlers = spec.handlers().map_err(|error| error.to_string())?;
-    let options = spec.containerd_runtime_options.iter().flatten();
     Ok(ShimRequest {
         name: name.to_owned(),
         handlers,
@@ -219,8 +351,13 @@ fn resolve(name: &str, spec: &ShimSpec, node: &NodeView) -> Result<ShimRequest, 
         sha256: artifact.sha256,
         binary_sha256: artifact.binary_sha256,
         binary: spec.fetch_strategy.binary.clone(),
-        options: options
-            .map(|(key, value)| (key.clone(), OptionValue::from_text(value)))
-            .collect(),
+        options: options(spec),
     })
+}
+
+fn options(spec: &ShimSpec) -> BTreeMap<String, OptionValue> {
+    let options = spec.containerd_runtime_options.iter().flatten();
+    options
+        .map(|(key, value)| (key.clone(), OptionValue::from_text(value)))
+        .collect()
 }

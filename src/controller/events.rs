@@ -1,11 +1,12 @@
-//! Kubernetes Events about nodes: what `kubectl describe node` shows. Pure.
+//! Kubernetes Events about nodes and Shims: what `kubectl describe` shows. Pure.
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use kube::Resource;
 
-use super::plan::NodeEvent;
+use super::plan::News;
 use crate::names;
 
 /// Where Events on objects without a namespace live.
@@ -15,13 +16,39 @@ pub const NAMESPACE: &str = "default";
 /// is told of as often as it is tried then.
 const NEWS: i64 = 600;
 
-/// The Event object for `event` on a node.
+/// What an Event is about.
+#[derive(Debug, Clone)]
+pub struct About {
+    /// `v1` for a node.
+    pub api_version: String,
+    /// `Node` or `Shim`.
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+}
+
+impl About {
+    /// About the object `name`.
+    #[must_use]
+    pub fn of<K: Resource<DynamicType = ()>>(name: String, uid: String) -> Self {
+        Self {
+            api_version: K::api_version(&()).into_owned(),
+            kind: K::kind(&()).into_owned(),
+            name,
+            uid,
+        }
+    }
+}
+
+/// The Event object for `news` about something.
 ///
 /// Its name is a hash of what it says and of its [`NEWS`], so that the same news is one object, however often it is told.
 #[must_use]
-pub fn build(node_name: &str, node_uid: &str, event: &NodeEvent, now: Timestamp) -> Event {
-    let news = now.as_second().div_euclid(NEWS);
-    let said = format!("{node_uid}/{news}/{}/{}", event.reason, event.note);
+pub fn build(about: &About, news: &News, now: Timestamp) -> Event {
+    let since = now.as_second().div_euclid(NEWS);
+    let said = format!("{}/{since}/{}/{}", about.uid, news.reason, news.note);
     Event {
         metadata: ObjectMeta {
             name: Some(format!(
@@ -33,16 +60,16 @@ pub fn build(node_name: &str, node_uid: &str, event: &NodeEvent, now: Timestamp)
             ..ObjectMeta::default()
         },
         regarding: Some(ObjectReference {
-            api_version: Some("v1".to_owned()),
-            kind: Some("Node".to_owned()),
-            name: Some(node_name.to_owned()),
-            uid: Some(node_uid.to_owned()),
+            api_version: Some(about.api_version.clone()),
+            kind: Some(about.kind.clone()),
+            name: Some(about.name.clone()),
+            uid: Some(about.uid.clone()),
             ..ObjectReference::default()
         }),
-        type_: Some(if event.warning { "Warning" } else { "Normal" }.to_owned()),
+        type_: Some(if news.warning { "Warning" } else { "Normal" }.to_owned()),
         action: Some("Provision".to_owned()),
-        reason: Some(event.reason.to_owned()),
-        note: Some(event.note.clone()),
+        reason: Some(news.reason.clone()),
+        note: Some(news.note.clone()),
         event_time: Some(MicroTime(now)),
         reporting_controller: Some("farrier.dev/controller".to_owned()),
         reporting_instance: Some(names::MANAGER.to_owned()),
@@ -53,17 +80,19 @@ pub fn build(node_name: &str, node_uid: &str, event: &NodeEvent, now: Timestamp)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::controller::objects::NodeObject;
 
     #[test]
     fn the_same_news_is_one_object_for_a_while_and_other_news_another() {
         let name = |note: &str, second: i64| {
-            let event = NodeEvent {
+            let news = News {
                 warning: true,
-                reason: "ProvisionFailed",
+                reason: "ProvisionFailed".to_owned(),
                 note: note.to_owned(),
             };
+            let about = About::of::<NodeObject>("n1".to_owned(), "uid".to_owned());
             let now = Timestamp::from_second(second).unwrap();
-            build("n1", "uid", &event, now).metadata.name.unwrap()
+            build(&about, &news, now).metadata.name.unwrap()
         };
         assert_eq!(name("no route", 1_200), name("no route", 1_799));
         assert_ne!(name("no route", 1_200), name("no route", 1_800));

@@ -41,14 +41,19 @@ pub fn build(
     });
     let mut pod_annotations = annotations.clone();
     pod_annotations[names::REQUEST_ANNOTATION] = request.to_json().into();
+    let name = names::job_name(node_uid);
+    let (labels_of_job, annotations_of_job) = (
+        with(&labels, rcm_labels(&name, request)),
+        with(&annotations, rcm_annotations(node_name, request)),
+    );
     serde_json::from_value(json!({
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": {
-            "name": names::job_name(node_uid),
+            "name": name,
             "namespace": settings.namespace,
-            "labels": labels,
-            "annotations": annotations,
+            "labels": labels_of_job,
+            "annotations": annotations_of_job,
             // The Job of a node that is gone goes with it.
             "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": node_name, "uid": node_uid}],
         },
@@ -66,6 +71,56 @@ pub fn build(
             },
         },
     }))
+}
+
+/// What runtime-class-manager calls a Job that leaves a node such a set.
+fn operation(request: &ProvisionRequest) -> &'static str {
+    if request.shims.is_empty() {
+        "uninstall"
+    } else {
+        "install"
+    }
+}
+
+/// The labels by which runtime-class-manager's users select Jobs. A label can't hold a list: several Shims have none of theirs.
+fn rcm_labels(job: &str, request: &ProvisionRequest) -> Vec<(String, String)> {
+    let mut labels = vec![
+        (names::RCM_JOB_LABEL.to_owned(), "true".to_owned()),
+        (
+            names::RCM_OPERATION.to_owned(),
+            operation(request).to_owned(),
+        ),
+        (job.to_owned(), "true".to_owned()),
+    ];
+    if let [shim] = request.shims.as_slice() {
+        labels.push((names::RCM_SHIM_NAME.to_owned(), shim.name.clone()));
+    }
+    labels
+}
+
+/// The annotations of runtime-class-manager's Jobs; the Shims stand in one, with commas between them.
+fn rcm_annotations(node: &str, request: &ProvisionRequest) -> Vec<(String, String)> {
+    let shims: Vec<&str> = request
+        .shims
+        .iter()
+        .map(|shim| shim.name.as_str())
+        .collect();
+    vec![
+        (names::RCM_NODE_NAME.to_owned(), node.to_owned()),
+        (names::RCM_SHIM_NAME.to_owned(), shims.join(",")),
+        (
+            names::RCM_OPERATION.to_owned(),
+            operation(request).to_owned(),
+        ),
+    ]
+}
+
+fn with(map: &Value, more: Vec<(String, String)>) -> Value {
+    let mut map = map.clone();
+    for (key, value) in more {
+        map[key] = value.into();
+    }
+    map
 }
 
 fn pod(settings: &Settings, node_name: &str) -> Value {
@@ -161,8 +216,10 @@ fn install(settings: &Settings) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use rstest::rstest;
+
     use super::*;
-    use crate::handoff::Owner;
+    use crate::handoff::{Owner, ShimRequest};
 
     fn settings() -> Settings {
         Settings {
@@ -177,6 +234,9 @@ mod tests {
             auto_provision: false,
             allow_pod_restarts: false,
             job_host_pid: false,
+            reserve_handlers: true,
+            lease_name: "farrier".to_owned(),
+            identity: "a".to_owned(),
             listen: ([127, 0, 0, 1], 0).into(),
         }
     }
@@ -196,6 +256,39 @@ mod tests {
         );
         assert_eq!(annotations[names::NODE_UID_ANNOTATION], "uid");
         assert_eq!(template.spec.unwrap().node_name.as_deref(), Some("n1"));
+    }
+
+    #[rstest]
+    #[case::none(&[], "uninstall", None)]
+    #[case::one(&["spin-v2"], "install", Some("spin-v2"))]
+    #[case::several(&["spin-v2", "wws"], "install", None)]
+    fn a_job_is_found_as_runtime_class_managers_was(
+        #[case] shims: &[&str],
+        #[case] operation: &str,
+        #[case] label: Option<&str>,
+    ) {
+        let wanted = |name: &&str| -> ShimRequest {
+            serde_json::from_value(json!({
+                "name": name, "handlers": [name], "location": "https://example.org/a.tar.gz",
+            }))
+            .unwrap()
+        };
+        let shim_requests = shims.iter().map(wanted).collect();
+        let request =
+            ProvisionRequest::new(Owner::Cluster, "uid".to_owned(), shim_requests, vec![]);
+        let job = build(&settings(), "n1", "uid", &request).unwrap();
+        let labels = job.metadata.labels.unwrap();
+        let name = job.metadata.name.unwrap();
+        for key in ["spinkube.dev/job", "kwasm.sh/job", &name] {
+            assert_eq!(labels[key], "true", "{key}");
+        }
+        assert_eq!(labels["spinkube.dev/operation"], operation);
+        let found = labels.get("spinkube.dev/shimName").map(String::as_str);
+        assert_eq!(found, label);
+        let annotations = job.metadata.annotations.unwrap();
+        assert_eq!(annotations["spinkube.dev/nodeName"], "n1");
+        assert_eq!(annotations["spinkube.dev/shimName"], shims.join(","));
+        assert_eq!(annotations["spinkube.dev/operation"], operation);
     }
 
     #[test]

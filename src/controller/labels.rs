@@ -4,12 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use super::desired::{Desired, Verdict};
+use super::objects::Taint;
 use super::observed::{Applied, NodeView, ShimView};
 use crate::names::{self, Progress};
 
 /// Changes to a node object, written in one patch.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct NodeEdit {
+    /// All taints that stay, where the startup taint goes.
+    pub taints: Option<Vec<Taint>>,
     /// Labels to set, or to remove where there is no value.
     pub labels: BTreeMap<String, Option<String>>,
     /// Annotations to set, or to remove where there is no value.
@@ -62,8 +65,8 @@ pub fn progress(
         Verdict::Impossible(reason) | Verdict::Kept(_, reason) => {
             return Some((Progress::Failed, Some(reason.clone())));
         }
-        Verdict::Shadowed(_) | Verdict::Resting => return None,
-        Verdict::Wanted(request) => request,
+        Verdict::Waiting(None, _) | Verdict::Shadowed(_) | Verdict::Resting => return None,
+        Verdict::Wanted(request) | Verdict::Waiting(Some(request), _) => request,
     };
     let known = applied.and_then(|applied| applied.shims.get(shim));
     let fulfilled = known.is_some_and(|known| known.request.as_ref() == Some(request));
@@ -108,6 +111,7 @@ pub fn edit(
     let digest = request.digest();
     let mut wanted: BTreeMap<String, Option<String>> = BTreeMap::new();
     let mut complete = !desired.annotated.is_empty();
+    let mut done = !node.os.is_empty();
     let mut tracked: BTreeSet<&str> = node.labelled().map(|(shim, _)| shim).collect();
     tracked.extend(
         applied
@@ -124,6 +128,7 @@ pub fn edit(
             Some((progress, _)) => Some(progress),
             None => leaving(node, applied.as_ref(), shim, &digest).then_some(Progress::Removing),
         };
+        done &= is_done(shims, shim, verdict, now);
         if desired.annotated.contains(shim) {
             complete &=
                 now == Some(Progress::Provisioned) || matches!(verdict, Some(Verdict::Shadowed(_)));
@@ -143,7 +148,8 @@ pub fn edit(
     {
         wanted.insert(key.clone(), None);
     }
-    for shim in &request.shims {
+    // What only stays until its turn to go is no longer advertised.
+    for shim in desired.verdicts.values().filter_map(Verdict::request) {
         for handler in shim
             .handlers
             .iter()
@@ -166,10 +172,39 @@ pub fn edit(
             .map(|applied| summary(&applied)),
     )]);
     let edit = NodeEdit {
+        taints: done.then(|| without_startup_taint(&node.taints)).flatten(),
         labels: changed(wanted, &node.labels),
         annotations: changed(annotations, &node.annotations),
     };
     (edit != NodeEdit::default()).then_some(edit)
+}
+
+/// Whether nothing more is to come of a Shim on this node before pods may: it is served, or will never be.
+fn is_done(
+    shims: &[ShimView],
+    shim: &str,
+    verdict: Option<&Verdict>,
+    now: Option<Progress>,
+) -> bool {
+    match verdict {
+        Some(Verdict::Wanted(_)) => now == Some(Progress::Provisioned),
+        Some(Verdict::Resting) => {
+            let mut named = shims.iter().filter(|other| other.name == shim);
+            named.any(|shim| shim.spec.as_ref().is_ok_and(|spec| spec.paused))
+        }
+        Some(Verdict::Waiting(..)) => false,
+        Some(Verdict::Kept(..) | Verdict::Impossible(_) | Verdict::Shadowed(_)) | None => true,
+    }
+}
+
+/// The taints without the one that a node starts with; nothing where it isn't there.
+fn without_startup_taint(taints: &[Taint]) -> Option<Vec<Taint>> {
+    let rest: Vec<Taint> = taints
+        .iter()
+        .filter(|taint| taint.key != names::STARTUP_TAINT)
+        .cloned()
+        .collect();
+    (rest.len() < taints.len()).then_some(rest)
 }
 
 /// Whether the host may still carry a Shim that the node no longer wants.

@@ -1,61 +1,65 @@
 //! The room that talks to the API server: watches, decisions, writes, wired together. It never names the installer.
 //!
 //! Watches fill stores; a change names the nodes and Shims that it concerns; each of those is decided on from the stores alone
-//! ([`plan`], [`status`]: pure) and only [`apply`] writes.
+//! ([`plan`], [`status`]: pure) and only [`apply`] writes. What one node means for the others is kept in the [`fleet`].
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-use futures::{Stream, StreamExt};
-use jiff::Timestamp;
-use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{Node, Pod};
-use k8s_openapi::api::node::v1::RuntimeClass;
-use kube::runtime::controller::{self, Action, applier};
-use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, ResourceExt};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::watch::{Receiver, Sender, channel};
 
-use crate::metrics::Metrics;
-use crate::{names, server};
+use crate::server;
 
 mod apply;
+mod context;
+mod decide;
+mod definition;
 mod desired;
+mod election;
 mod events;
+mod fleet;
 mod job;
 mod labels;
+mod lease;
+mod leave;
+mod need;
+mod objects;
 mod observed;
 mod outcome;
 mod overview;
 mod plan;
+mod pods;
 mod progress;
 mod refusals;
+mod rollout;
 mod routes;
 mod runtime_class;
+mod standing;
 mod status;
+mod text;
 mod watch;
 
+pub use apply::definition::install as install_definition;
+pub use leave::{LeaveOptions, Left, leave};
 pub use overview::overview;
 
-use observed::{NodeView, ShimObject, ShimView};
-use progress::JobView;
-use refusals::Refusals;
-use routes::Routes;
+use context::Context;
+use election::Election;
+use routes::{Keys, Queues, Routes};
+use watch::Watches;
 
-/// Writes to different objects that may be under way at a time: enough for a thousand nodes, little to an API server.
-const CONCURRENT_WRITES: u16 = 8;
-
-/// A write that lost to another writer is decided anew once the watch has brought what the other wrote.
-const AFTER_CONFLICT: Duration = Duration::from_secs(1);
-
-/// A write that was refused is tried again after this: the API server's own troubles pass in seconds.
-const AFTER_REFUSAL: Duration = Duration::from_secs(10);
+/// What is under way when the controller is asked to end gets this long: a write takes milliseconds.
+const GRACE: Duration = Duration::from_secs(10);
 
 /// How the controller runs.
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is a switch of the operator"
+)]
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Namespace of the controller and of its Jobs.
@@ -80,6 +84,12 @@ pub struct Settings {
     pub allow_pod_restarts: bool,
     /// Give the Jobs the process numbers of their nodes.
     pub job_host_pid: bool,
+    /// Nodes declare the handlers of Shims that they don't carry, with a change that restarts their runtime anyway.
+    pub reserve_handlers: bool,
+    /// Name of the Lease, in the namespace, whose holder acts.
+    pub lease_name: String,
+    /// What this replica calls itself there.
+    pub identity: String,
     /// Address of /livez, /readyz and /metrics.
     pub listen: SocketAddr,
 }
@@ -113,6 +123,26 @@ pub enum Error {
         /// How long was waited.
         seconds: u64,
     },
+    /// The definition of the Shim can't be watched.
+    #[error(
+        "the CustomResourceDefinition of the Shim can't be watched: {source}; see that this ServiceAccount may get, list and watch it"
+    )]
+    WatchDefinition {
+        /// What kube says.
+        #[source]
+        source: kube::runtime::wait::Error,
+    },
+    /// Another replica acts.
+    #[error("the Lease was lost; another replica acts, and this one starts anew to stand by")]
+    LeaseLost,
+    /// The definition was replaced.
+    #[error(
+        "the Shim's definition is another's now, whose fields are not all ours; apply Farrier's (`farrier crd --apply`)"
+    )]
+    DefinitionLost,
+    /// A write that nothing goes on without.
+    #[error(transparent)]
+    Apply(#[from] apply::Error),
     /// A part of the controller that must go on for ever has ended.
     #[error("the {part} ended; the controller is started anew by Kubernetes")]
     Ended {
@@ -129,40 +159,9 @@ pub enum Error {
     /// The probes can't be served.
     #[error(transparent)]
     Server(#[from] server::Error),
-}
-
-/// What every decision may look at.
-struct Context {
-    client: Client,
-    settings: Settings,
-    metrics: Metrics,
-    nodes: Store<Node>,
-    shims: Store<ShimObject>,
-    refusals: Refusals,
-    jobs: Store<Job>,
-    pods: Store<Pod>,
-    runtime_classes: Store<RuntimeClass>,
-}
-
-impl Context {
-    fn shim_views(&self) -> Vec<ShimView> {
-        self.shims
-            .state()
-            .iter()
-            .map(|shim| ShimView::from(shim.as_ref()))
-            .collect()
-    }
-
-    async fn listed(&self) -> Result<(), Error> {
-        let ready = async {
-            self.nodes.wait_until_ready().await?;
-            self.shims.wait_until_ready().await?;
-            self.jobs.wait_until_ready().await?;
-            self.pods.wait_until_ready().await?;
-            self.runtime_classes.wait_until_ready().await
-        };
-        ready.await.map_err(|_| Error::Ended { part: "watch" })
-    }
+    /// The cluster does not serve the Shim's definition.
+    #[error(transparent)]
+    Definition(#[from] apply::definition::Error),
 }
 
 /// A client for the cluster that the kubeconfig or the pod's ServiceAccount names.
@@ -175,196 +174,134 @@ async fn client() -> Result<Client, Error> {
 /// Runs the controller until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// When there is no cluster, the address can't be bound, or a part that must go on for ever ends.
+/// When there is no cluster, the address can't be bound, the Lease is lost, or a part that must go on for ever ends.
 pub async fn run(settings: Settings) -> Result<(), Error> {
     let client = client().await?;
-    let (node_keys, node_queue) = unbounded_channel();
-    let (shim_keys, shim_queue) = unbounded_channel();
-    let watches = watch::Watches::new(&client, &settings.namespace);
-    let context = Arc::new(Context {
-        client,
-        metrics: Metrics::new(),
-        nodes: watches.nodes.store(),
-        shims: watches.shims.store(),
-        refusals: Refusals::default(),
-        jobs: watches.jobs.store(),
-        pods: watches.pods.store(),
-        runtime_classes: watches.runtime_classes.store(),
-        settings,
-    });
-    let ready = Arc::new(AtomicBool::new(false));
-    let (is_ready, counted) = (Arc::clone(&ready), Arc::clone(&context));
-    let serve = server::serve(
-        context.settings.listen,
-        move || is_ready.load(Ordering::Relaxed),
-        move || counted.metrics.text(),
-    );
     let mut terminate =
         signal(SignalKind::terminate()).map_err(|source| Error::Signal { source })?;
     let mut interrupt =
         signal(SignalKind::interrupt()).map_err(|source| Error::Signal { source })?;
-    let mut routes = Routes::new(
-        node_keys,
-        shim_keys,
-        context.nodes.clone(),
-        context.shims.clone(),
+    let asked = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        Ok(())
+    };
+    // On the heap: forty kilobytes of watches.
+    Box::pin(operate(client, settings, false, async |_| asked.await)).await
+}
+
+/// Watches, holds the Lease and decides until `until` ends; then finishes what is under way and gives the Lease back. With `leaving`,
+/// every Shim counts as one that is being deleted.
+///
+/// # Errors
+/// As [`run`], and what `until` ends with.
+async fn operate<T>(
+    client: Client,
+    settings: Settings,
+    leaving: bool,
+    until: impl AsyncFnOnce(&Context) -> Result<T, Error>,
+) -> Result<T, Error> {
+    let mut election = Election::new(
+        client.clone(),
+        &settings.namespace,
+        &settings.lease_name,
+        &settings.identity,
     );
-    let mut other_routes = routes.clone();
-    let mut job_routes = routes.clone();
-    let (mut pod_routes, class_routes) = (routes.clone(), routes.clone());
-    let work = async {
+    let watches = Watches::new(&client, &settings.namespace);
+    let (queues, keys) = Queues::new();
+    let context = Arc::new(Context::new(client, settings, &watches, queues, leaving));
+    let (stop, stopped) = channel(false);
+    let ended = {
+        let work = work(Arc::clone(&context), keys, stopped, &mut election);
+        let (mut work, until) = (std::pin::pin!(work), until(&context));
+        tokio::select! {
+            ended = follow(&context, watches) => Err(ended),
+            ended = serve(&context) => Err(ended),
+            ended = &mut work => Err(ended),
+            ended = until => {
+                finish(&stop, work).await;
+                ended
+            }
+        }
+    };
+    election.release().await;
+    ended
+}
+
+/// Lets what is under way come to its end.
+async fn finish(stop: &Sender<bool>, work: impl Future<Output = Error>) {
+    // Nobody listens where nothing is under way.
+    let _ = stop.send(true);
+    if tokio::time::timeout(GRACE, work).await.is_err() {
+        tracing::warn!("writes were under way still; the next replica decides them anew");
+    }
+}
+
+/// Waits for its turn, then decides for ever; why that ended.
+async fn work(
+    context: Arc<Context>,
+    keys: Keys,
+    stopped: Receiver<bool>,
+    election: &mut Election,
+) -> Error {
+    let begun = async {
+        definition::until_ours(&context.client).await?;
         context.listed().await?;
-        ready.store(true, Ordering::Relaxed);
-        tracing::info!("every watch has listed; deciding");
-        tokio::join!(
-            decide_nodes(Arc::clone(&context), node_queue),
-            decide_shims(Arc::clone(&context), shim_queue)
-        );
+        context.ready.store(true, Ordering::Relaxed);
+        election.acquire().await;
         Ok::<(), Error>(())
     };
+    let mut stops = stopped.clone();
     tokio::select! {
-        () = watches.nodes.follow(move |change| routes.node(&change)) => Err(Error::Ended { part: "watch on Nodes" }),
-        () = watches.shims.follow(move |change| other_routes.shim(&change)) => Err(Error::Ended { part: "watch on Shims" }),
-        () = watches.jobs.follow(move |change| job_routes.of_job(&change)) => Err(Error::Ended { part: "watch on Jobs" }),
-        () = watches.pods.follow(move |change| pod_routes.of_job(&change)) => Err(Error::Ended { part: "watch on Pods" }),
-        () = watches.runtime_classes.follow(move |_| class_routes.every_shim()) => Err(Error::Ended { part: "watch on RuntimeClasses" }),
-        ended = serve => ended.map_err(Error::from).and(Err(Error::Ended { part: "server" })),
-        ended = work => ended.and(Err(Error::Ended { part: "queue" })),
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
+        begun = begun => if let Err(error) = begun {
+            return error;
+        },
+        // The sender lives as long as this.
+        _ = stops.wait_for(|stops| *stops) => return Error::Ended { part: "wait" },
+    }
+    tracing::info!("every watch has listed and the Lease is held; deciding");
+    context.begin();
+    tokio::select! {
+        () = decide::nodes(Arc::clone(&context), keys.nodes, stopped.clone()) => Error::Ended { part: "queue of nodes" },
+        () = decide::shims(Arc::clone(&context), keys.shims, stopped) => Error::Ended { part: "queue of Shims" },
+        () = election.hold() => Error::LeaseLost,
+        ended = definition::until_another(&context.client) => ended.err().unwrap_or(Error::DefinitionLost),
     }
 }
 
-fn queue<K: kube::Resource>(
-    mut keys: UnboundedReceiver<ObjectRef<K>>,
-) -> impl Stream<Item = Result<ObjectRef<K>, Infallible>> {
-    futures::stream::poll_fn(move |context| keys.poll_recv(context)).map(Ok)
-}
-
-async fn decide_nodes(context: Arc<Context>, keys: UnboundedReceiver<ObjectRef<Node>>) {
-    let store = context.nodes.clone();
-    let config = controller::Config::default().concurrency(CONCURRENT_WRITES);
-    let decide = |node, context| Box::pin(decide_node(node, context));
-    applier(decide, after_error, context, store, queue(keys), config)
-        .for_each(log)
-        .await;
-}
-
-async fn decide_shims(context: Arc<Context>, keys: UnboundedReceiver<ObjectRef<ShimObject>>) {
-    let store = context.shims.clone();
-    let config = controller::Config::default().concurrency(CONCURRENT_WRITES);
-    let decide = |shim, context| Box::pin(decide_shim(shim, context));
-    applier(decide, after_error, context, store, queue(keys), config)
-        .for_each(log)
-        .await;
-}
-
-/// When to try again what the API server refused.
-fn after_error<K>(_: Arc<K>, error: &apply::Error, _: Arc<Context>) -> Action {
-    Action::requeue(if error.is_conflict() {
-        AFTER_CONFLICT
-    } else {
-        AFTER_REFUSAL
-    })
-}
-
-#[allow(clippy::unused_async, reason = "for_each wants a future")]
-async fn log<T>(result: Result<T, controller::Error<apply::Error, Infallible>>) {
-    match result {
-        // An object that was deleted while its key was queued needs no decision.
-        Ok(_) | Err(controller::Error::ObjectNotFound(_)) => {}
-        Err(controller::Error::ReconcilerFailed(error, object)) if error.is_conflict() => {
-            tracing::debug!(%error, %object, "written by another meanwhile");
-        }
-        Err(error) => tracing::warn!(error = innermost(&error), "not applied"),
-    }
-}
-
-fn innermost<T: std::error::Error>(error: &controller::Error<apply::Error, T>) -> String {
-    match error {
-        controller::Error::ReconcilerFailed(error, _) => error.to_string(),
-        other => other.to_string(),
-    }
-}
-
-async fn decide_node(node: Arc<Node>, context: Arc<Context>) -> Result<Action, apply::Error> {
-    let view = NodeView::from(node.as_ref());
-    let key = ObjectRef::new(&names::job_name(&view.uid)).within(&context.settings.namespace);
-    let job = context.jobs.get(&key).map(|job| {
-        let uid = job.uid().unwrap_or_default();
-        let pods = context
-            .pods
-            .state_filter(|pod| pod.owner_references().iter().any(|owner| owner.uid == uid));
-        JobView::new(
-            &job,
-            &pods.iter().map(AsRef::as_ref).collect::<Vec<_>>(),
-            &view.uid,
-        )
-    });
-    let refused = context.refusals.of(&view.uid);
-    let plan = plan::decide(&plan::Observed {
-        node: &view,
-        shims: &context.shim_views(),
-        job: job.as_ref(),
-        refused: refused.as_ref().map(|refused| refused.sentence.as_str()),
-        now: Timestamp::now(),
-        auto_provision: context.settings.auto_provision,
-        keep_jobs: context.settings.job_ttl.is_some_and(|ttl| ttl > 0),
-    });
-    if !plan.is_empty() {
-        let labels = plan.edit.as_ref().map(ToString::to_string);
-        let note = plan.event.as_ref().map(|event| event.note.as_str());
-        tracing::info!(node = view.name, job = %plan.job, labels, note, "decided");
-    }
-    let answer = apply::node(
-        &context.client,
-        &context.settings,
-        &node,
-        &plan,
-        &context.metrics,
-    )
-    .await;
-    context.metrics.reconciled("node", answer.is_ok());
-    Ok(match context.refusals.after(&view.uid, None, answer)? {
-        Some(wait) => Action::requeue(wait),
-        None => plan
-            .look_again
-            .map_or_else(Action::await_change, Action::requeue),
-    })
-}
-
-async fn decide_shim(shim: Arc<ShimObject>, context: Arc<Context>) -> Result<Action, apply::Error> {
-    let view = ShimView::from(shim.as_ref());
-    let nodes: Vec<NodeView> = context
-        .nodes
-        .state()
-        .iter()
-        .map(|node| NodeView::from(node.as_ref()))
-        .collect();
-    let classes = context.runtime_classes.state();
-    let classes: Vec<&RuntimeClass> = classes.iter().map(AsRef::as_ref).collect();
-    let refused = context.refusals.of(&view.uid);
-    let mut plan = status::decide(
-        &view,
-        &context.shim_views(),
-        &nodes,
-        &classes,
-        refused.as_ref().map(|refused| refused.sentence.as_str()),
-        context.settings.auto_provision,
-        Timestamp::now(),
+async fn serve(context: &Arc<Context>) -> Error {
+    let (asked, counted) = (Arc::clone(context), Arc::clone(context));
+    let ended = server::serve(
+        context.settings.listen,
+        move || asked.ready.load(Ordering::Relaxed),
+        move || counted.metrics.text(),
     );
-    let rest = refused.and_then(|refused| refused.rest(view.generation, Instant::now()));
-    if rest.is_some() && !view.deleting {
-        plan.runtime_classes.clear();
+    match ended.await {
+        Ok(()) => Error::Ended { part: "server" },
+        Err(error) => error.into(),
     }
-    let answer = apply::shim(&context.client, &shim, plan).await;
-    context.metrics.reconciled("shim", answer.is_ok());
-    let wait = match (rest, answer) {
-        (Some(rest), Ok(())) => Some(rest),
-        (_, answer) => {
-            let generation = view.generation;
-            context.refusals.after(&view.uid, generation, answer)?
-        }
+}
+
+/// Follows every watch for ever, and tells of what changes; which one ended.
+async fn follow(context: &Context, watches: Watches) -> Error {
+    let (mut of_nodes, mut of_shims) = (Routes::default(), Routes::default());
+    let pods = |change: watch::Change<'_, objects::PodObject>| {
+        context.pods.take_in(&change);
+        context.concerns(Routes::of_job(&change));
     };
-    Ok(wait.map_or_else(Action::await_change, Action::requeue))
+    let jobs = |change: watch::Change<'_, objects::JobObject>| {
+        if let watch::Change::Gone(job) = &change {
+            context.job_is_gone(&job.uid().unwrap_or_default());
+        }
+        context.concerns(Routes::of_job(&change));
+    };
+    tokio::select! {
+        () = watches.nodes.follow(|change| context.concerns(of_nodes.node(&change))) => Error::Ended { part: "watch on Nodes" },
+        () = watches.shims.follow(|change| context.concerns(of_shims.shim(&change))) => Error::Ended { part: "watch on Shims" },
+        () = watches.jobs.follow(jobs) => Error::Ended { part: "watch on Jobs" },
+        () = watches.pods.follow(pods) => Error::Ended { part: "watch on Pods" },
+        () = watches.runtime_classes.follow(|_| context.every_shim()) => Error::Ended { part: "watch on RuntimeClasses" },
+    }
 }

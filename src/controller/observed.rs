@@ -3,17 +3,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Node;
 use kube::core::DeserializeGuard;
 use kube::{Resource as _, ResourceExt};
 use serde::{Deserialize, Serialize};
 
+use super::objects::{NodeCondition, NodeObject, Taint};
 use crate::api::{Shim, ShimSpec, is_label_name};
 use crate::handoff::ShimRequest;
 use crate::names;
 
 /// A node as decisions see it.
-#[derive(Debug, Clone, PartialEq)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of the object"
+)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct NodeView {
     /// Name of the node object.
     pub name: String,
@@ -31,38 +35,49 @@ pub struct NodeView {
     pub machine_id: String,
     /// Changes with each boot.
     pub boot_id: String,
+    /// The runtime and its release, `containerd://2.1.9`, as the kubelet says it.
+    pub runtime: String,
     /// Handlers that the runtime told the kubelet of; absent where the two don't speak of handlers (containerd before 2.0).
     pub runtime_handlers: Option<BTreeSet<String>>,
+    /// Its kubelet works.
+    pub ready: bool,
+    /// Its operator keeps new pods away.
+    pub cordoned: bool,
+    /// It carries the control plane.
+    pub control_plane: bool,
+    /// Its taints.
+    pub taints: Vec<Taint>,
     /// The node object is being deleted.
     pub deleting: bool,
 }
 
-impl From<&Node> for NodeView {
-    fn from(node: &Node) -> Self {
-        let status = node.status.as_ref();
-        let info = status
-            .and_then(|status| status.node_info.clone())
-            .unwrap_or_default();
-        let runtime_handlers = status
-            .and_then(|status| status.runtime_handlers.as_deref())
-            .map(|handlers| {
-                handlers
-                    .iter()
-                    .filter_map(|handler| handler.name.clone())
-                    .filter(|name| !name.is_empty())
-                    .collect::<BTreeSet<_>>()
-            })
-            .filter(|handlers| !handlers.is_empty());
+impl From<&NodeObject> for NodeView {
+    fn from(node: &NodeObject) -> Self {
+        let NodeObject { spec, status, .. } = node;
+        let runtime_handlers = status.runtime_handlers.as_deref().map(|handlers| {
+            let names = handlers.iter().filter_map(|handler| handler.name.clone());
+            names
+                .filter(|name| !name.is_empty())
+                .collect::<BTreeSet<_>>()
+        });
+        let is_ready =
+            |condition: &NodeCondition| condition.kind == "Ready" && condition.status == "True";
+        let control_plane = |key: &&str| node.labels().contains_key(*key);
         Self {
             name: node.name_any(),
             uid: node.uid().unwrap_or_default(),
             labels: node.labels().clone(),
             annotations: node.annotations().clone(),
-            os: info.operating_system,
-            arch: info.architecture,
-            machine_id: info.machine_id,
-            boot_id: info.boot_id,
-            runtime_handlers,
+            os: status.node_info.operating_system.clone(),
+            arch: status.node_info.architecture.clone(),
+            machine_id: status.node_info.machine_id.clone(),
+            boot_id: status.node_info.boot_id.clone(),
+            runtime: status.node_info.container_runtime_version.clone(),
+            runtime_handlers: runtime_handlers.filter(|handlers| !handlers.is_empty()),
+            ready: status.conditions.iter().any(is_ready),
+            cordoned: spec.unschedulable,
+            control_plane: names::CONTROL_PLANE_LABELS.iter().any(control_plane),
+            taints: spec.taints.clone(),
             deleting: node.metadata.deletion_timestamp.is_some(),
         }
     }
@@ -101,9 +116,15 @@ pub struct Applied {
     /// Boot id that the kubelet showed then.
     #[serde(default)]
     pub boot_id: String,
+    /// Runtime and release that the kubelet showed then; empty in a summary of an older release.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub runtime: String,
     /// Digest of the desired set that was tried last.
     #[serde(default)]
     pub attempted: String,
+    /// Which request of each Shim was part of it, by its fingerprint.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tried: BTreeMap<String, String>,
     /// Attempts at it without full success; 0 once all is as it should be.
     #[serde(default)]
     pub attempts: u32,
@@ -116,6 +137,9 @@ pub struct Applied {
     /// Why the last attempt was no success: one sentence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// The host is one that this release can't change: nothing is to be expected of trying again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unsupported: bool,
     /// What the host has of each Shim.
     #[serde(default)]
     pub shims: BTreeMap<String, AppliedShim>,
@@ -161,6 +185,10 @@ pub struct AppliedShim {
 pub type ShimObject = DeserializeGuard<Shim>;
 
 /// A Shim as decisions see it.
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of the object"
+)]
 #[derive(Debug, Clone, PartialEq)]
 pub struct ShimView {
     /// Name of the Shim.
@@ -175,6 +203,8 @@ pub struct ShimView {
     pub deleting: bool,
     /// Our finalizer holds it.
     pub held: bool,
+    /// The finalizer of runtime-class-manager holds it.
+    pub held_by_rcm: bool,
     /// Its owner lets it go whatever nodes still carry.
     pub forced: bool,
     /// The spec as written, or why this release can't read it: a release with a newer definition wrote it.
@@ -197,10 +227,8 @@ impl From<&ShimObject> for ShimView {
                 .map_or(Timestamp::UNIX_EPOCH, |time| time.0),
             generation: shim.meta().generation,
             deleting: shim.meta().deletion_timestamp.is_some(),
-            held: shim
-                .finalizers()
-                .iter()
-                .any(|finalizer| finalizer == names::SHIM_FINALIZER),
+            held: is_held_by(shim, names::SHIM_FINALIZER),
+            held_by_rcm: is_held_by(shim, names::RCM_FINALIZER),
             forced: shim
                 .annotations()
                 .get(names::FORCE_DELETE_ANNOTATION)
@@ -211,6 +239,10 @@ impl From<&ShimObject> for ShimView {
     }
 }
 
+fn is_held_by(shim: &ShimObject, finalizer: &str) -> bool {
+    shim.finalizers().iter().any(|held| held == finalizer)
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -219,7 +251,7 @@ mod tests {
 
     #[test]
     fn a_node_says_what_it_is() {
-        let node: Node = serde_json::from_value(json!({
+        let node: NodeObject = serde_json::from_value(json!({
             "metadata": {
                 "name": "n1", "uid": "u", "labels": {"farrier.dev/spin": "failed", "farrier.dev/x": "mine", "spin": "failed"},
                 "annotations": {"a": "b"}, "deletionTimestamp": "2026-01-01T00:00:00Z",
@@ -248,7 +280,7 @@ mod tests {
     #[test]
     fn a_runtime_that_lists_only_its_default_does_not_speak_of_handlers() {
         for handlers in [json!(null), json!([]), json!([{"name": ""}])] {
-            let node: Node = serde_json::from_value(
+            let node: NodeObject = serde_json::from_value(
                 json!({"metadata": {}, "status": {"runtimeHandlers": handlers}}),
             )
             .unwrap();

@@ -1,13 +1,14 @@
 //! How a Job's end becomes what is known of a host, and what people read of it. Pure; the steps around it are `plan`'s.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::desired::Desired;
+use super::need::{all_listed, backoff};
 use super::observed::{Applied, AppliedShim};
-use super::plan::{
-    JobStep, LONGEST_NOTE, NodeEvent, Observed, Plan, all_listed, backoff, cut, settled,
-};
+use super::plan::{Ended, JobStep, News, Observed, Plan, settled};
 use super::progress::JobView;
+use super::text::{LONGEST_NOTE, cut};
 use crate::api::is_label_name;
 use crate::handoff::{
     HandlerReport, Outcome, ProvisionReport, ProvisionRequest, ShimRequest, is_sha256,
@@ -21,7 +22,8 @@ const LONGEST_REASON: usize = 400;
 pub fn fail(seen: &Observed, applied: Option<Applied>, job: &JobView, reason: &str) -> Plan {
     let mut applied = applied.unwrap_or_default();
     applied.reason = Some(shortened(reason));
-    conclude(seen, applied, job, "silent", 0, true)
+    applied.unsupported = false;
+    conclude(seen, applied, job, None, true)
 }
 
 /// The Job could not be made, for the reason given.
@@ -30,9 +32,9 @@ pub fn not_made(seen: &Observed, desired: &Desired, mut applied: Applied, reason
     applied.reason = Some(note.clone());
     applied.node_uid.clone_from(&seen.node.uid);
     Plan {
-        event: Some(NodeEvent {
+        event: Some(News {
             warning: true,
-            reason: reasons::PROVISION_FAILED,
+            reason: reasons::PROVISION_FAILED.to_owned(),
             note,
         }),
         look_again: Some(backoff(applied.attempts)),
@@ -76,20 +78,15 @@ pub fn read(
     applied.digest = request.digest();
     applied.machine_id.clone_from(&seen.node.machine_id);
     applied.boot_id.clone_from(&seen.node.boot_id);
+    applied.runtime.clone_from(&seen.node.runtime);
+    applied.unsupported = report.unsupported;
     let unserved = applied
         .shims
         .iter()
         .any(|(_, shim)| shim.reason.is_some() || shim.handlers.values().any(|served| !served));
     let failed = !done || lingering || unserved;
     applied.reason = failed.then(|| sentence(&applied, report));
-    conclude(
-        seen,
-        applied,
-        job,
-        outcome(report.result),
-        report.restarts,
-        failed,
-    )
+    conclude(seen, applied, job, Some(report), failed)
 }
 
 /// What the host has of a Shim that it was asked for.
@@ -165,10 +162,16 @@ fn conclude(
     seen: &Observed,
     mut applied: Applied,
     job: &JobView,
-    outcome: &'static str,
-    restarts: u32,
+    report: Option<&ProvisionReport>,
     failed: bool,
 ) -> Plan {
+    let took = Duration::try_from(seen.now.duration_since(applied.at)).unwrap_or_default();
+    let ended = Ended {
+        outcome: report.map_or("silent", |report| outcome(report.result)),
+        restarts: report.map_or(0, |report| report.restarts),
+        spared: report.is_some_and(|report| report.changed && report.restarts == 0),
+        took,
+    };
     applied.node_uid.clone_from(&seen.node.uid);
     applied.job.clone_from(&job.uid);
     applied.at = seen.now;
@@ -182,7 +185,7 @@ fn conclude(
     // A handler that the kubelet has yet to list is no failure, but neither is the attempt over.
     let open = failed || !all_listed(seen.node, &applied);
     applied.attempts = if open { applied.attempts.max(1) } else { 0 };
-    let desired = Desired::new(seen.node, Some(&applied), seen.shims, seen.auto_provision);
+    let desired = Desired::new(seen.node, Some(&applied), seen.cluster, seen.held);
     let step = if seen.keep_jobs {
         JobStep::None
     } else {
@@ -191,25 +194,25 @@ fn conclude(
     let note = applied.reason.clone();
     let shims: Vec<String> = applied.shims.keys().cloned().collect();
     let event = match (note, shims.is_empty()) {
-        (Some(note), _) => NodeEvent {
+        (Some(note), _) => News {
             warning: true,
-            reason: reasons::PROVISION_FAILED,
+            reason: reasons::PROVISION_FAILED.to_owned(),
             note,
         },
-        (None, true) => NodeEvent {
+        (None, true) => News {
             warning: false,
-            reason: reasons::REMOVED,
+            reason: reasons::REMOVED.to_owned(),
             note: "no shim is left on the host".to_owned(),
         },
-        (None, false) => NodeEvent {
+        (None, false) => News {
             warning: false,
-            reason: reasons::PROVISIONED,
+            reason: reasons::PROVISIONED.to_owned(),
             note: format!("the host serves {}", shims.join(", ")),
         },
     };
     Plan {
         event: Some(event),
-        ended: Some((outcome, restarts)),
+        ended: Some(ended),
         look_again: open.then(|| backoff(applied.attempts)),
         ..settled(seen, &desired, Some(applied), step)
     }

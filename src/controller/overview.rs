@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
 use serde::Serialize;
 
 use super::Error;
+use super::objects::NodeObject;
 use super::observed::{NodeView, ShimObject};
-use super::plan::cut;
+use super::text::cut;
 use crate::names::Progress;
 
 /// Somebody sits before a terminal; an API server that takes longer is down or not reachable.
@@ -47,7 +47,7 @@ struct Cell {
 pub async fn overview(json: bool) -> Result<String, Error> {
     let read = async {
         let client = super::client().await?;
-        let nodes: Api<Node> = Api::all(client.clone());
+        let nodes: Api<NodeObject> = Api::all(client.clone());
         let shims: Api<ShimObject> = Api::all(client);
         let nodes = nodes
             .list(&ListParams::default())
@@ -81,7 +81,7 @@ pub async fn overview(json: bool) -> Result<String, Error> {
 }
 
 impl Overview {
-    fn new(nodes: &[Node], shims: &[ShimObject]) -> Self {
+    fn new(nodes: &[NodeObject], shims: &[ShimObject]) -> Self {
         let mut names: BTreeSet<String> = shims.iter().map(ResourceExt::name_any).collect();
         let nodes: Vec<NodeLine> = nodes.iter().map(NodeLine::new).collect();
         names.extend(nodes.iter().flat_map(|node| node.shims.keys().cloned()));
@@ -138,14 +138,9 @@ impl Overview {
 }
 
 impl NodeLine {
-    fn new(node: &Node) -> Self {
+    fn new(node: &NodeObject) -> Self {
         let view = NodeView::from(node);
         let applied = view.applied().unwrap_or_default();
-        let conditions = node
-            .status
-            .as_ref()
-            .and_then(|status| status.conditions.as_deref())
-            .unwrap_or_default();
         let shims = view.labelled().map(|(shim, progress)| {
             let own = applied.shims.get(shim).and_then(|shim| shim.reason.clone());
             let reason = match progress {
@@ -161,9 +156,7 @@ impl NodeLine {
         });
         Self {
             name: view.name.clone(),
-            ready: conditions
-                .iter()
-                .any(|condition| condition.type_ == "Ready" && condition.status == "True"),
+            ready: view.ready,
             shims: shims.collect(),
         }
     }
@@ -177,13 +170,13 @@ mod tests {
 
     #[test]
     fn the_table_shows_each_node_and_why_it_failed() {
-        let node: Node = serde_json::from_value(json!({
+        let node: NodeObject = serde_json::from_value(json!({
             "metadata": {"name": "n1", "uid": "u", "labels": {"farrier.dev/spin": "failed"}, "annotations": {
                 "farrier.dev/applied": r#"{"nodeUid":"u","reason":"no route"}"#}},
             "status": {"conditions": [{"type": "Ready", "status": "True"}]},
         }))
         .unwrap();
-        let other: Node =
+        let other: NodeObject =
             serde_json::from_value(json!({"metadata": {"name": "a-longer-name"}})).unwrap();
         let text = Overview::new(&[node, other], &[]).table();
         assert_eq!(

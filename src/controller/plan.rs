@@ -3,27 +3,22 @@
 //! Claim, act, prove, advertise, one step a decision: the labels and the annotation are written before the Job is made, the
 //! report is written down before the Job goes.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 
-use super::desired::{Desired, Verdict};
+use super::desired::{Cluster, Desired, Verdict, fingerprint};
 use super::labels::{self, NodeEdit};
-use super::observed::{Applied, NodeView, ShimView};
+use super::need::{Need, age, is_crowded, may_begin, need};
+use super::observed::{Applied, NodeView};
 use super::outcome;
 use super::progress::{JobProgress, JobView};
+use super::standing::Standing;
+use super::text::{LONGEST_NOTE, cut};
 use crate::handoff::ProvisionRequest;
 use crate::names::{self, Progress, reasons};
-
-/// First wait after a failure; doubled by each further one. Long enough for a mirror's hiccup or a node's reboot to pass.
-const FIRST_RETRY: Duration = Duration::from_secs(30);
-
-/// Longest wait between attempts: an operator who repaired the cause sees the node recover within it.
-const LONGEST_RETRY: Duration = Duration::from_mins(10);
-
-/// How far the clock that wrote a time may be ahead of ours and still be believed.
-const CLOCK_SKEW: SignedDuration = SignedDuration::from_mins(10);
 
 /// The job controller makes a pod within a second; a minute without one is a quota, an admission rule or a missing account.
 const POD_PATIENCE: Duration = Duration::from_mins(1);
@@ -34,29 +29,37 @@ const DELETION_PATIENCE: Duration = Duration::from_mins(1);
 /// What to do about such a finalizer.
 const HELD_JOB: &str = "the node's last Job is held by a finalizer and can't make room for the next; remove its finalizers";
 
-/// A kubelet asks its runtime every 5 s and publishes handlers with its status, every 10 s if something changed: many beats.
-const LISTING_PATIENCE: Duration = Duration::from_mins(2);
-
-/// Kubernetes bounds an Event's note at 1,024 bytes (events.k8s.io/v1).
-pub(super) const LONGEST_NOTE: usize = 1_000;
-
 /// All that a decision about one node looks at.
 #[derive(Debug)]
 pub struct Observed<'a> {
     /// The node.
     pub node: &'a NodeView,
-    /// Every Shim of the cluster.
-    pub shims: &'a [ShimView],
+    /// What is asked of all nodes alike.
+    pub cluster: &'a Cluster,
+    /// Shims that the node is not to change yet, each with what it waits for.
+    pub held: &'a BTreeMap<String, String>,
     /// The node's Job, if there is one.
     pub job: Option<&'a JobView>,
     /// Why the API server did not take the Job that was last to be made.
     pub refused: Option<&'a str>,
+    /// Why no Job is to be made now, if one is due.
+    pub hold: Hold,
     /// What time it is.
     pub now: Timestamp,
-    /// Nodes need no annotation.
-    pub auto_provision: bool,
     /// Finished Jobs are left to the API server to remove.
     pub keep_jobs: bool,
+}
+
+/// Why no Job is to be made now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Hold {
+    /// There is no reason.
+    #[default]
+    None,
+    /// Too many have no pod yet: the node is asked anew when one has.
+    Crowded,
+    /// Shims have just come or changed, and more may be on their way: not before this has passed.
+    Settling(Duration),
 }
 
 /// What to do about one node, in this order.
@@ -65,11 +68,11 @@ pub struct Plan {
     /// Labels and annotation to write.
     pub edit: Option<NodeEdit>,
     /// What people should read.
-    pub event: Option<NodeEvent>,
+    pub event: Option<News>,
     /// What to do about the Job.
     pub job: JobStep,
-    /// A Job that ended: outcome, and restarts of containerd.
-    pub ended: Option<(&'static str, u32)>,
+    /// A Job that ended.
+    pub ended: Option<Ended>,
     /// When to decide again though nothing changes.
     pub look_again: Option<Duration>,
 }
@@ -104,13 +107,26 @@ impl fmt::Display for JobStep {
     }
 }
 
-/// What people should read about a node.
+/// A Job that ended, for who counts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ended {
+    /// A word of a bounded set.
+    pub outcome: &'static str,
+    /// Restarts of containerd.
+    pub restarts: u32,
+    /// Whether the host was changed without one.
+    pub spared: bool,
+    /// From the claim to the report.
+    pub took: Duration,
+}
+
+/// What people should read about a node or a Shim.
 #[derive(Debug, PartialEq)]
-pub struct NodeEvent {
+pub struct News {
     /// Something is wrong.
     pub warning: bool,
     /// A word of [`reasons`].
-    pub reason: &'static str,
+    pub reason: String,
     /// One sentence.
     pub note: String,
 }
@@ -122,7 +138,7 @@ pub fn decide(seen: &Observed) -> Plan {
         return Plan::default();
     }
     let applied = seen.node.applied();
-    let desired = Desired::new(seen.node, applied.as_ref(), seen.shims, seen.auto_provision);
+    let desired = Desired::new(seen.node, applied.as_ref(), seen.cluster, seen.held);
     match seen.job {
         Some(JobView {
             deleting: Some(since),
@@ -140,6 +156,22 @@ pub fn decide(seen: &Observed) -> Plan {
     }
 }
 
+/// What the node adds to the whole, once `plan` is decided.
+#[must_use]
+pub fn standing(seen: &Observed, plan: &Plan) -> Standing {
+    if seen.node.deleting {
+        return Standing::default();
+    }
+    let applied = seen.node.applied();
+    let desired = Desired::new(seen.node, applied.as_ref(), seen.cluster, seen.held);
+    let begins = matches!(plan.job, JobStep::Create(_));
+    let crowded = is_crowded(seen, &desired, applied.as_ref());
+    Standing {
+        crowded,
+        ..Standing::of(seen.node, applied.as_ref(), &desired, seen.job, begins)
+    }
+}
+
 /// Labels as they should be, and nothing else.
 pub(super) fn settled(
     seen: &Observed,
@@ -147,7 +179,13 @@ pub(super) fn settled(
     applied: Option<Applied>,
     job: JobStep,
 ) -> Plan {
-    let edit = labels::edit(seen.node, seen.shims, desired, applied, seen.job.is_some());
+    let edit = labels::edit(
+        seen.node,
+        &seen.cluster.shims,
+        desired,
+        applied,
+        seen.job.is_some(),
+    );
     let event = edit.as_ref().and_then(|edit| impossible(edit, desired));
     Plan {
         edit,
@@ -158,7 +196,7 @@ pub(super) fn settled(
 }
 
 /// What to tell people where a Shim's label turns to `failed` because of how the Shim is written.
-fn impossible(edit: &NodeEdit, desired: &Desired) -> Option<NodeEvent> {
+fn impossible(edit: &NodeEdit, desired: &Desired) -> Option<News> {
     let failed = Some(Progress::Failed.label().to_owned());
     let notes: Vec<String> = desired
         .verdicts
@@ -168,12 +206,14 @@ fn impossible(edit: &NodeEdit, desired: &Desired) -> Option<NodeEvent> {
             Verdict::Impossible(reason) | Verdict::Kept(_, reason) => {
                 Some(format!("shim {shim}: {reason}"))
             }
-            Verdict::Wanted(_) | Verdict::Shadowed(_) | Verdict::Resting => None,
+            Verdict::Wanted(_) | Verdict::Waiting(..) | Verdict::Shadowed(_) | Verdict::Resting => {
+                None
+            }
         })
         .collect();
-    (!notes.is_empty()).then(|| NodeEvent {
+    (!notes.is_empty()).then(|| News {
         warning: true,
-        reason: reasons::PROVISION_FAILED,
+        reason: reasons::PROVISION_FAILED.to_owned(),
         note: cut(&notes.join("; "), LONGEST_NOTE),
     })
 }
@@ -217,11 +257,6 @@ fn while_deleted(
     }
 }
 
-/// How long ago something was; nothing where clocks disagree.
-fn age(now: Timestamp, then: Timestamp) -> Duration {
-    Duration::try_from(now.duration_since(then)).unwrap_or_default()
-}
-
 /// No Job: make one if the host is not known to be as it should.
 fn act(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
     if let (Some(reason), Some(applied)) = (seen.refused, applied.clone()) {
@@ -233,13 +268,42 @@ fn act(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
             look_again: Some(wait),
             ..settled(seen, desired, applied, JobStep::None)
         },
-        Need::Now => claim(seen, desired, applied),
+        Need::Now if !may_begin(seen, desired, applied.as_ref()) => {
+            settled(seen, desired, applied, JobStep::None)
+        }
+        Need::Now => match seen.hold {
+            Hold::None => claim(seen, desired, applied),
+            Hold::Crowded => held(seen, desired, applied, None),
+            Hold::Settling(rest) => held(seen, desired, applied, Some(rest)),
+        },
     }
+}
+
+/// What is to go is withdrawn at once; that something is to come is written with the claim.
+fn held(
+    seen: &Observed,
+    desired: &Desired,
+    applied: Option<Applied>,
+    look_again: Option<Duration>,
+) -> Plan {
+    let mut plan = settled(seen, desired, applied, JobStep::None);
+    let pending = Progress::Pending.label();
+    if let Some(edit) = &plan.edit
+        && edit.taints.is_none()
+        && edit.annotations.is_empty()
+        && edit
+            .labels
+            .values()
+            .all(|value| value.as_deref() == Some(pending))
+    {
+        plan.edit = None;
+    }
+    Plan { look_again, ..plan }
 }
 
 /// Writes down that an attempt begins, then makes the Job.
 fn claim(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
-    let request = desired.request(seen.node);
+    let request = desired.request_with_reserved(seen.node, seen.cluster);
     let digest = request.digest();
     let mut applied = applied.unwrap_or_default();
     if !applied.machine_id.is_empty() && applied.machine_id != seen.node.machine_id {
@@ -252,6 +316,10 @@ fn claim(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
     }
     applied.attempts = applied.attempts.saturating_add(1);
     applied.attempted = digest;
+    let tried = request.shims.iter();
+    applied.tried = tried
+        .map(|shim| (shim.name.clone(), fingerprint(shim)))
+        .collect();
     applied.node_uid.clone_from(&seen.node.uid);
     applied.at = seen.now;
     settled(
@@ -260,71 +328,6 @@ fn claim(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
         Some(applied),
         JobStep::Create(Box::new(request)),
     )
-}
-
-/// Whether the host needs a Job.
-enum Need {
-    /// It is as it should be.
-    Nothing,
-    /// Not before this has passed.
-    Wait(Duration),
-    /// At once.
-    Now,
-}
-
-fn need(seen: &Observed, desired: &Desired, applied: Option<&Applied>) -> Need {
-    let request = desired.request(seen.node);
-    let Some(applied) = applied else {
-        // A label without a summary: a claim whose Job nobody has heard of. The host may carry anything.
-        let claimed = seen
-            .node
-            .labelled()
-            .any(|(shim, _)| !matches!(desired.verdicts.get(shim), Some(Verdict::Impossible(_))));
-        return if request.shims.is_empty() && !claimed {
-            Need::Nothing
-        } else {
-            Need::Now
-        };
-    };
-    let digest = request.digest();
-    let same_host =
-        applied.machine_id == seen.node.machine_id && applied.boot_id == seen.node.boot_id;
-    let listed = all_listed(seen.node, applied);
-    if applied.digest == digest && same_host && listed && applied.reason.is_none() {
-        return Need::Nothing;
-    }
-    if applied.attempted != digest || applied.attempts == 0 {
-        return Need::Now;
-    }
-    if seen.now.duration_since(applied.at) < -CLOCK_SKEW {
-        // Nobody waits for a time that no clock of ours has shown.
-        return Need::Now;
-    }
-    let since = age(seen.now, applied.at);
-    let patience = if applied.reason.is_none() && !listed {
-        LISTING_PATIENCE
-    } else {
-        Duration::ZERO
-    };
-    match backoff(applied.attempts).max(patience).checked_sub(since) {
-        Some(rest) if !rest.is_zero() => Need::Wait(rest),
-        _ => Need::Now,
-    }
-}
-
-/// Whether the kubelet agrees with the report on every handler.
-pub(super) fn all_listed(node: &NodeView, applied: &Applied) -> bool {
-    applied
-        .shims
-        .values()
-        .flat_map(|shim| &shim.handlers)
-        .all(|(handler, served)| !served || labels::listed(node, handler))
-}
-
-/// How long to wait after so many attempts.
-pub(super) fn backoff(attempts: u32) -> Duration {
-    let doublings = attempts.saturating_sub(1).min(10);
-    (FIRST_RETRY * 2_u32.pow(doublings)).min(LONGEST_RETRY)
 }
 
 /// A Job that has not been read yet: wait for it, or write its outcome down.
@@ -353,32 +356,8 @@ fn follow(seen: &Observed, applied: Option<Applied>, job: &JobView) -> Plan {
 
 /// The Job works: labels may change meanwhile, for example where a Shim was deselected.
 fn waiting(seen: &Observed, applied: Option<Applied>) -> Plan {
-    let desired = Desired::new(seen.node, applied.as_ref(), seen.shims, seen.auto_provision);
+    let desired = Desired::new(seen.node, applied.as_ref(), seen.cluster, seen.held);
     settled(seen, &desired, applied, JobStep::None)
-}
-
-/// Whether a terminal acts on a letter rather than showing it: control characters, line separators, changes of direction.
-fn steers(letter: char) -> bool {
-    letter.is_control()
-        || matches!(letter, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
-}
-
-/// At most `longest` bytes of `text`, on one line.
-#[must_use]
-pub fn cut(text: &str, longest: usize) -> String {
-    let mut line: String = text
-        .chars()
-        .map(|letter| if steers(letter) { ' ' } else { letter })
-        .collect();
-    if line.len() > longest {
-        let end = (0..=longest.saturating_sub('…'.len_utf8()))
-            .rev()
-            .find(|&end| line.is_char_boundary(end))
-            .unwrap_or(0);
-        line.truncate(end);
-        line.push('…');
-    }
-    line
 }
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
 //! How far a node's Job is, read from the Job and its pods: wire objects end here. Pure: no client, no clock.
 
 use jiff::Timestamp;
-use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod, PodStatus};
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus};
 use kube::ResourceExt;
 
+use super::objects::{JobObject, PodObject, PodStatus};
 use crate::handoff::{ProvisionReport, ProvisionRequest};
 use crate::names;
 
@@ -44,18 +44,10 @@ pub enum JobProgress {
 impl JobView {
     /// The view of `job`, the one of the node object `node_uid`, with those of `pods` that are its own.
     #[must_use]
-    pub fn new(job: &Job, pods: &[&Pod], node_uid: &str) -> Self {
-        let request = job
-            .spec
-            .as_ref()
-            .and_then(|spec| {
-                spec.template
-                    .metadata
-                    .as_ref()?
-                    .annotations
-                    .as_ref()?
-                    .get(names::REQUEST_ANNOTATION)
-            })
+    pub fn new(job: &JobObject, pods: &[&PodObject], node_uid: &str) -> Self {
+        let annotations = &job.spec.template.metadata.annotations;
+        let request = annotations
+            .get(names::REQUEST_ANNOTATION)
             .and_then(|text| ProvisionRequest::from_json(text).ok())
             .filter(|request| request.node_uid == node_uid);
         let digest = request
@@ -75,9 +67,9 @@ impl JobView {
     }
 }
 
-fn progress(job: &Job, pods: &[&Pod], digest: &str, node_uid: &str) -> JobProgress {
+fn progress(job: &JobObject, pods: &[&PodObject], digest: &str, node_uid: &str) -> JobProgress {
     let uid = job.uid().unwrap_or_default();
-    let mut pods: Vec<&Pod> = pods
+    let mut pods: Vec<&PodObject> = pods
         .iter()
         .copied()
         .filter(|pod| pod.owner_references().iter().any(|owner| owner.uid == uid))
@@ -104,12 +96,13 @@ fn progress(job: &Job, pods: &[&Pod], digest: &str, node_uid: &str) -> JobProgre
 }
 
 /// The report of the pod's installer: nothing while it runs, and the reason where what it left is none.
-fn answer(pod: &Pod, digest: &str, node_uid: &str) -> Option<Result<ProvisionReport, String>> {
-    let status = pod.status.as_ref()?;
-    let Some(ended) = ended(
-        status.container_statuses.as_deref(),
-        names::INSTALL_CONTAINER,
-    ) else {
+fn answer(
+    pod: &PodObject,
+    digest: &str,
+    node_uid: &str,
+) -> Option<Result<ProvisionReport, String>> {
+    let status = &pod.status;
+    let Some(ended) = ended(&status.container_statuses, names::INSTALL_CONTAINER) else {
         return never_ran(status).map(Err);
     };
     let text = ended.message.as_deref().unwrap_or_default();
@@ -131,10 +124,7 @@ fn never_ran(status: &PodStatus) -> Option<String> {
     if status.phase.as_deref() != Some("Failed") {
         return None;
     }
-    let fetch = ended(
-        status.init_container_statuses.as_deref(),
-        names::FETCH_CONTAINER,
-    );
+    let fetch = ended(&status.init_container_statuses, names::FETCH_CONTAINER);
     Some(match fetch.filter(|ended| ended.exit_code != 0) {
         Some(ended) => format!(
             "{} {}",
@@ -149,11 +139,8 @@ fn never_ran(status: &PodStatus) -> Option<String> {
     })
 }
 
-fn ended<'a>(
-    statuses: Option<&'a [ContainerStatus]>,
-    name: &str,
-) -> Option<&'a ContainerStateTerminated> {
-    let status = statuses?.iter().find(|status| status.name == name)?;
+fn ended<'a>(statuses: &'a [ContainerStatus], name: &str) -> Option<&'a ContainerStateTerminated> {
+    let status = statuses.iter().find(|status| status.name == name)?;
     status.state.as_ref()?.terminated.as_ref()
 }
 
@@ -166,9 +153,8 @@ fn exit(container: &str, ended: &ContainerStateTerminated) -> String {
 }
 
 /// Why the Job has ended, if it has.
-fn ending(job: &Job) -> Option<String> {
-    let conditions = job.status.as_ref()?.conditions.as_deref()?;
-    let ended = conditions.iter().find(|condition| {
+fn ending(job: &JobObject) -> Option<String> {
+    let ended = job.status.conditions.iter().find(|condition| {
         condition.status == "True" && matches!(condition.type_.as_str(), "Complete" | "Failed")
     })?;
     Some(match ended.reason.as_deref() {
@@ -182,13 +168,12 @@ fn ending(job: &Job) -> Option<String> {
 }
 
 /// Why the pod can't start, if a container says so in words that waiting alone does not change.
-fn stuck(pod: &Pod) -> Option<String> {
-    let status = pod.status.as_ref()?;
+fn stuck(pod: &PodObject) -> Option<String> {
+    let status = &pod.status;
     let mut containers = status
         .init_container_statuses
         .iter()
-        .chain(&status.container_statuses)
-        .flatten();
+        .chain(&status.container_statuses);
     containers.find_map(waiting)
 }
 
@@ -236,13 +221,13 @@ mod tests {
 
     /// The view of a Job with these conditions and one pod per status, the oldest first.
     fn view(conditions: &Value, statuses: &[Value]) -> JobView {
-        let job: Job = serde_json::from_value(json!({
+        let job: JobObject = serde_json::from_value(json!({
             "metadata": {"uid": "job-uid", "creationTimestamp": "2026-01-01T00:00:00Z"},
             "spec": {"template": {"metadata": {"annotations": {"farrier.dev/request": request().to_json()}}}},
             "status": {"conditions": conditions},
         }))
         .unwrap();
-        let pods: Vec<Pod> = statuses
+        let pods: Vec<PodObject> = statuses
             .iter()
             .enumerate()
             .map(|(at, status)| pod("job-uid", at, status))
@@ -250,7 +235,7 @@ mod tests {
         JobView::new(&job, &pods.iter().collect::<Vec<_>>(), "node-uid")
     }
 
-    fn pod(owner: &str, second: usize, status: &Value) -> Pod {
+    fn pod(owner: &str, second: usize, status: &Value) -> PodObject {
         serde_json::from_value(json!({
             "metadata": {
                 "creationTimestamp": format!("2026-01-01T00:00:{second:02}Z"),
@@ -375,7 +360,8 @@ mod tests {
 
     #[test]
     fn a_pod_of_another_job_says_nothing() {
-        let job: Job = serde_json::from_value(json!({"metadata": {"uid": "job-uid"}})).unwrap();
+        let job: JobObject =
+            serde_json::from_value(json!({"metadata": {"uid": "job-uid"}})).unwrap();
         let other = pod("another", 0, &said(&report().to_json()));
         let seen = JobView::new(&job, &[&other], "node-uid");
         assert_eq!((seen.progress, seen.request), (JobProgress::NoPod, None));
@@ -383,7 +369,7 @@ mod tests {
 
     #[test]
     fn a_request_for_another_node_object_is_none() {
-        let job: Job = serde_json::from_value(json!({"metadata": {}, "spec": {"template": {
+        let job: JobObject = serde_json::from_value(json!({"metadata": {}, "spec": {"template": {
             "metadata": {"annotations": {"farrier.dev/request": request().to_json()}}}}}))
         .unwrap();
         assert_eq!(JobView::new(&job, &[], "another").request, None);

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::apply;
-use super::plan::backoff;
+use super::need::backoff;
 
 /// The next decision only writes down what the API server said, or that it says it no longer.
 const AT_ONCE: Duration = Duration::from_secs(1);

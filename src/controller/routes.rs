@@ -1,116 +1,164 @@
 //! Which nodes and Shims a change in the cluster concerns. No decision, no write.
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
-use kube::runtime::reflector::{ObjectRef, Store};
-use tokio::sync::mpsc::UnboundedSender;
+use kube::runtime::reflector::ObjectRef;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
+use super::fleet::Ripple;
+use super::objects::NodeObject;
 use super::observed::{NodeView, ShimObject, ShimView};
 use super::watch::Change;
 use crate::names;
 
-/// Which nodes and Shims a change concerns.
-#[derive(Clone)]
-pub struct Routes {
-    nodes: UnboundedSender<ObjectRef<Node>>,
+/// Where the names of nodes and Shims go that are to be decided on. A replica that stands by lets nothing through: whoever begins to
+/// act decides on everything anyway.
+#[derive(Debug, Clone)]
+pub struct Queues {
+    nodes: UnboundedSender<ObjectRef<NodeObject>>,
     shims: UnboundedSender<ObjectRef<ShimObject>>,
-    all_nodes: Store<Node>,
-    all_shims: Store<ShimObject>,
-    seen_nodes: HashMap<String, NodeView>,
-    seen_shims: HashMap<String, ShimView>,
+    open: Arc<AtomicBool>,
 }
 
-impl Routes {
-    /// Routes into two queues, with the stores for what concerns everything.
+/// The other ends.
+#[derive(Debug)]
+pub struct Keys {
+    /// Nodes to decide on.
+    pub nodes: UnboundedReceiver<ObjectRef<NodeObject>>,
+    /// Shims to decide on.
+    pub shims: UnboundedReceiver<ObjectRef<ShimObject>>,
+}
+
+impl Queues {
+    /// Queues that are closed still.
     #[must_use]
-    pub fn new(
-        nodes: UnboundedSender<ObjectRef<Node>>,
-        shims: UnboundedSender<ObjectRef<ShimObject>>,
-        all_nodes: Store<Node>,
-        all_shims: Store<ShimObject>,
-    ) -> Self {
-        Self {
+    pub fn new() -> (Self, Keys) {
+        let (nodes, node_keys) = unbounded_channel();
+        let (shims, shim_keys) = unbounded_channel();
+        let queues = Self {
             nodes,
             shims,
-            all_nodes,
-            all_shims,
-            seen_nodes: HashMap::new(),
-            seen_shims: HashMap::new(),
+            open: Arc::default(),
+        };
+        let keys = Keys {
+            nodes: node_keys,
+            shims: shim_keys,
+        };
+        (queues, keys)
+    }
+
+    /// Lets names through from now on.
+    pub fn open(&self) {
+        self.open.store(true, Ordering::Relaxed);
+    }
+
+    // The receivers live as long as the controller; a send that fails means that it ends.
+    /// A node is to be decided on.
+    pub fn node(&self, name: &str) {
+        if self.open.load(Ordering::Relaxed) {
+            let _ = self.nodes.send(ObjectRef::new(name));
         }
     }
 
+    /// A Shim is to be decided on.
+    pub fn shim(&self, name: &str) {
+        if self.open.load(Ordering::Relaxed) {
+            let _ = self.shims.send(ObjectRef::new(name));
+        }
+    }
+
+    /// What one node's change means for others.
+    pub fn ripple(&self, ripple: &Ripple) {
+        ripple.nodes.iter().for_each(|node| self.node(node));
+        ripple.shims.iter().for_each(|shim| self.shim(shim));
+    }
+}
+
+/// What a change concerns.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Concern {
+    /// Nothing that anybody decides on.
+    Nothing,
+    /// This node.
+    Node(String),
+    /// A node that is gone.
+    NodeGone(String),
+    /// This Shim alone: its status was written, or its metadata.
+    Shim(String),
+    /// Which Shims there are, or what they ask for, and with that every node.
+    Shims,
+    /// A Shim that is gone, and every node.
+    ShimGone(String),
+    /// Anything: a list came as a whole.
+    Everything,
+}
+
+/// Tells what counts of a change from what does not.
+#[derive(Debug, Default)]
+pub struct Routes {
+    /// What was seen of each node, in brief.
+    nodes: HashMap<String, u64>,
+    shims: HashMap<String, ShimView>,
+}
+
+impl Routes {
     /// A kubelet writes its node's status every few minutes; only what decisions look at counts.
-    pub fn node(&mut self, change: &Change<'_, Node>) {
+    pub fn node(&mut self, change: &Change<'_, NodeObject>) -> Concern {
         match change {
             Change::Gone(node) => {
-                self.seen_nodes.remove(&node.name_any());
-                self.every_shim();
+                self.nodes.remove(&node.name_any());
+                Concern::NodeGone(node.name_any())
             }
             Change::Here(node) => {
                 let view = NodeView::from(*node);
-                if self.seen_nodes.get(&view.name) != Some(&view) {
-                    self.seen_nodes.insert(view.name.clone(), view);
-                    self.send_node(&node.name_any());
-                    self.every_shim();
+                let mut hasher = DefaultHasher::new();
+                view.hash(&mut hasher);
+                let brief = hasher.finish();
+                if self.nodes.insert(view.name.clone(), brief) == Some(brief) {
+                    Concern::Nothing
+                } else {
+                    Concern::Node(view.name)
                 }
             }
-            Change::Listed => self.every_node(),
+            Change::Listed => Concern::Everything,
         }
     }
 
     /// Our own writes to a Shim's status concern no node.
-    pub fn shim(&mut self, change: &Change<'_, ShimObject>) {
+    pub fn shim(&mut self, change: &Change<'_, ShimObject>) -> Concern {
         match change {
             Change::Gone(shim) => {
-                self.seen_shims.remove(&shim.name_any());
-                self.every_node();
+                self.shims.remove(&shim.name_any());
+                Concern::ShimGone(shim.name_any())
             }
             Change::Here(shim) => {
                 let view = ShimView {
                     status: None,
                     ..ShimView::from(*shim)
                 };
-                if self.seen_shims.get(&view.name) == Some(&view) {
-                    let _ = self.shims.send(ObjectRef::from_obj(*shim));
+                if self.shims.get(&view.name) == Some(&view) {
+                    Concern::Shim(view.name)
                 } else {
-                    self.seen_shims.insert(view.name.clone(), view);
-                    self.every_node();
+                    self.shims.insert(view.name.clone(), view);
+                    Concern::Shims
                 }
             }
-            Change::Listed => self.every_node(),
+            Change::Listed => Concern::Everything,
         }
     }
 
     /// A Job or its pod concerns the node that it was made for.
-    pub fn of_job<K: kube::Resource>(&mut self, change: &Change<'_, K>) {
+    pub fn of_job<K: kube::Resource>(change: &Change<'_, K>) -> Concern {
         match change {
             Change::Here(object) | Change::Gone(object) => {
-                if let Some(node) = object.annotations().get(names::NODE_NAME_ANNOTATION) {
-                    self.send_node(node);
-                }
+                let node = object.annotations().get(names::NODE_NAME_ANNOTATION);
+                node.map_or(Concern::Nothing, |node| Concern::Node(node.clone()))
             }
-            Change::Listed => self.every_node(),
-        }
-    }
-
-    // The receivers live as long as the controller; a send that fails means that it ends.
-    fn send_node(&self, name: &str) {
-        let _ = self.nodes.send(ObjectRef::new(name));
-    }
-
-    fn every_node(&self) {
-        for node in self.all_nodes.state() {
-            self.send_node(&node.name_any());
-        }
-        self.every_shim();
-    }
-
-    /// What concerns every Shim.
-    pub fn every_shim(&self) {
-        for shim in self.all_shims.state() {
-            let _ = self.shims.send(ObjectRef::from_obj(shim.as_ref()));
+            Change::Listed => Concern::Everything,
         }
     }
 }

@@ -1,16 +1,18 @@
 //! What to do about one Shim object: its finalizer, its RuntimeClasses and its status. Pure.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use jiff::Timestamp;
 use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
-use super::desired::{Desired, Verdict};
-use super::labels;
-use super::observed::{NodeView, ShimView};
-use super::plan::cut;
+use super::fleet::Tally;
+use super::observed::ShimView;
+use super::plan::News;
 use super::runtime_class;
+use super::text::{LONGEST_NOTE, cut};
 use crate::api::ShimStatus;
-use crate::names::{self, Progress, reasons};
+use crate::names::reasons;
 
 /// Failing nodes that a condition names one by one; the count of the others follows.
 const NODES_NAMED: usize = 5;
@@ -27,6 +29,8 @@ pub struct ShimPlan {
     pub runtime_classes: Vec<runtime_class::Step>,
     /// The status to write, if it differs from what is there.
     pub status: Option<ShimStatus>,
+    /// What people should read of it.
+    pub events: Vec<News>,
 }
 
 /// What to do about our finalizer.
@@ -41,107 +45,79 @@ pub enum Finalizer {
     Release,
 }
 
-/// What the nodes say of one Shim.
-#[derive(Debug, Default)]
-struct Tally {
-    ready: usize,
-    pending: usize,
-    removing: usize,
-    failures: Vec<String>,
-    lost: std::collections::BTreeSet<String>,
+/// What a decision about one Shim looks at.
+#[derive(Debug)]
+pub struct Seen<'a> {
+    /// The Shim.
+    pub shim: &'a ShimView,
+    /// How far it is on all nodes.
+    pub tally: &'a Tally,
+    /// Every RuntimeClass.
+    pub classes: &'a [&'a RuntimeClass],
+    /// Why the API server did not take what was last to be made for it.
+    pub refused: Option<&'a str>,
+    /// What time it is.
+    pub now: Timestamp,
 }
 
-/// Decides what to do about the Shim `shim` of `shims`.
+/// Decides what to do about one Shim.
 #[must_use]
-pub fn decide(
-    shim: &ShimView,
-    shims: &[ShimView],
-    nodes: &[NodeView],
-    classes: &[&RuntimeClass],
-    refused: Option<&str>,
-    auto_provision: bool,
-    now: Timestamp,
-) -> ShimPlan {
-    let (runtime_classes, foreign) = runtime_class::decide(shim, classes);
+pub fn decide(seen: &Seen<'_>) -> ShimPlan {
+    let Seen { shim, tally, .. } = *seen;
+    let (runtime_classes, foreign) = runtime_class::decide(shim, seen.classes);
     let unusable = match &shim.spec {
-        Ok(_) => refused.map(str::to_owned),
+        Ok(_) => seen.refused.map(str::to_owned),
         Err(error) => Some(format!(
             "this release can't read the Shim: {error}; upgrade Farrier, or write the Shim as its release does"
         )),
     };
-    let finalizer = match (shim.deleting, shim.held) {
-        (false, false) => Finalizer::Add,
-        (true, true) if shim.forced || nodes.iter().all(|node| !carries(node, shim)) => {
-            Finalizer::Release
-        }
+    let finalizer = match (shim.deleting, shim.held || shim.held_by_rcm) {
+        (false, _) if !shim.held => Finalizer::Add,
+        (true, true) if shim.forced || tally.carried == 0 => Finalizer::Release,
         (_, _) => Finalizer::Keep,
     };
-    let tally = tally(shim, shims, nodes, auto_provision);
     // The status of such a Shim can't be read either: a time that stays makes every write of it the same.
-    let now = if shim.spec.is_ok() { now } else { shim.created };
-    let status = status(shim, &tally, unusable.as_deref(), &foreign, now);
+    let now = if shim.spec.is_ok() {
+        seen.now
+    } else {
+        shim.created
+    };
+    let status = status(shim, tally, unusable.as_deref(), &foreign, now);
     // The finalizer is set on the version that was decided on; the status follows in the decision after.
     let said = finalizer != Finalizer::Keep || shim.status.as_ref() == Some(&status);
     ShimPlan {
+        events: if said {
+            Vec::new()
+        } else {
+            news(shim.status.as_ref(), &status)
+        },
         finalizer,
         runtime_classes,
         status: (!said).then_some(status),
     }
 }
 
-/// Whether anything on the node object tells of the Shim.
-fn carries(node: &NodeView, shim: &ShimView) -> bool {
-    let labelled = node
-        .labelled()
-        .any(|(name, progress)| name == shim.name && progress != Progress::Failed);
-    // What failed before anything was asked of the host is a label only.
-    labelled
-        || node.labels.contains_key(&names::shim_label(&shim.name)) && node.applied().is_some()
-        || node
-            .applied()
-            .is_some_and(|applied| applied.shims.contains_key(&shim.name))
-}
-
-fn tally(shim: &ShimView, shims: &[ShimView], nodes: &[NodeView], auto_provision: bool) -> Tally {
-    let mut tally = Tally::default();
-    for node in nodes {
-        let applied = node.applied();
-        let desired = Desired::new(node, applied.as_ref(), shims, auto_provision);
-        for (_, handler, winner) in desired
-            .lost
-            .iter()
-            .filter(|(loser, _, _)| *loser == shim.name)
-        {
-            tally.lost.insert(format!("handler {handler} belongs to Shim {winner}; rename it in spec.runtimeClass.handler or spec.handlerAliases"));
-        }
-        let Some(verdict) = desired.verdicts.get(&shim.name) else {
-            tally.removing += usize::from(carries(node, shim));
-            continue;
+/// What of a status is worth an Event: a condition that has come to hold or to be for another reason.
+fn news(before: Option<&ShimStatus>, now: &ShimStatus) -> Vec<News> {
+    let reason = |kind: &str| {
+        let conditions = before.into_iter().flat_map(|status| &status.conditions);
+        let mut named = conditions.filter(|condition| condition.type_ == kind);
+        named.next().map(|condition| condition.reason.as_str())
+    };
+    let told = now.conditions.iter().filter(|condition| {
+        let is_worth = match condition.type_.as_str() {
+            reasons::DEGRADED => condition.status == "True",
+            reasons::PROGRESSING => condition.reason == reasons::HALTED,
+            _ => condition.reason == reasons::PROVISIONED,
         };
-        let digest = desired.request(node).digest();
-        match (
-            verdict,
-            labels::progress(node, applied.as_ref(), &shim.name, verdict, &digest),
-        ) {
-            (_, Some((Progress::Provisioned, _))) => tally.ready += 1,
-            (_, Some((Progress::Failed, reason))) => {
-                tally
-                    .failures
-                    .push(format!("{}: {}", node.name, reason.unwrap_or_default()));
-            }
-            (_, Some((Progress::Pending | Progress::Removing, _))) | (Verdict::Resting, None) => {
-                tally.pending += 1;
-            }
-            (
-                Verdict::Wanted(_)
-                | Verdict::Kept(..)
-                | Verdict::Impossible(_)
-                | Verdict::Shadowed(_),
-                None,
-            ) => {}
-        }
-    }
-    tally
+        is_worth && reason(&condition.type_) != Some(condition.reason.as_str())
+    });
+    told.map(|condition| News {
+        warning: condition.type_ != reasons::READY,
+        reason: condition.reason.clone(),
+        note: cut(&condition.message, LONGEST_NOTE),
+    })
+    .collect()
 }
 
 fn status(
@@ -152,10 +128,11 @@ fn status(
     now: Timestamp,
 ) -> ShimStatus {
     let failed = tally.failures.len();
-    let nodes = tally.ready + tally.pending + failed;
+    let nodes = tally.nodes();
+    let underway = tally.pending + tally.waiting;
     let conflicts: Vec<&str> = tally
         .lost
-        .iter()
+        .keys()
         .chain(foreign)
         .map(String::as_str)
         .chain(unusable)
@@ -171,29 +148,31 @@ fn status(
             failures(&tally.failures, &conflicts),
         ),
     };
+    let halted = tally.halted_by("").filter(|_| tally.waiting > 0);
     let progressing = match (
-        shim.deleting || tally.removing > 0,
+        shim.deleting || !tally.removing.is_empty(),
         shim.spec.as_ref().is_ok_and(|spec| spec.paused),
-        tally.pending,
+        underway,
     ) {
-        (true, _, _) => (
-            true,
-            reasons::REMOVING,
+        (false, false, _) if let Some((node, reason)) = halted => (
+            false,
+            reasons::HALTED,
             format!(
-                "{} nodes still carry it and are to let it go",
-                tally.removing
+                "the rollout is halted, and {} nodes wait, because node {node} failed: {reason}",
+                tally.waiting
             ),
         ),
+        (true, _, _) => (true, reasons::REMOVING, removing(&tally.removing)),
         (false, true, _) => (
             false,
             reasons::PAUSED,
             "spec.paused is set; nothing is changed".to_owned(),
         ),
         (false, false, 0) => (false, reasons::AS_EXPECTED, counts.clone()),
-        (false, false, pending) => (
+        (false, false, underway) => (
             true,
             reasons::PROVISIONING,
-            format!("{pending} of {nodes} nodes are on their way"),
+            format!("{underway} of {nodes} nodes are on their way"),
         ),
     };
     let ready = match (
@@ -224,14 +203,29 @@ fn status(
             .collect(),
         nodes: count(nodes),
         nodes_ready: count(tally.ready),
-        nodes_pending: count(tally.pending),
+        nodes_pending: count(underway),
         nodes_failed: count(failed),
         observed_generation: shim.generation,
     }
 }
 
-fn failures(failures: &[String], conflicts: &[&str]) -> String {
-    let mut parts: Vec<String> = failures.iter().take(NODES_NAMED).cloned().collect();
+fn removing(nodes: &BTreeSet<String>) -> String {
+    if nodes.is_empty() {
+        return "no node carries it any more".to_owned();
+    }
+    let named: Vec<&str> = nodes.iter().take(NODES_NAMED).map(String::as_str).collect();
+    let more = match nodes.len() - named.len() {
+        0 => String::new(),
+        more => format!(" and {more} more nodes"),
+    };
+    format!("still to let it go: {}{more}", named.join(", "))
+}
+
+fn failures(failures: &BTreeMap<String, String>, conflicts: &[&str]) -> String {
+    let named = failures.iter().take(NODES_NAMED);
+    let mut parts: Vec<String> = named
+        .map(|(node, reason)| format!("{node}: {reason}"))
+        .collect();
     if failures.len() > NODES_NAMED {
         parts.push(format!("and {} more nodes", failures.len() - NODES_NAMED));
     }

@@ -4,8 +4,6 @@ use std::fmt::Debug;
 use std::hash::Hash;
 
 use futures::StreamExt;
-use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::api::Api;
 use kube::runtime::reflector::{self, Store};
@@ -13,6 +11,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, Resource};
 use serde::de::DeserializeOwned;
 
+use super::objects::{JobObject, NodeObject, PodObject};
 use super::observed::ShimObject;
 use crate::names;
 
@@ -38,13 +37,13 @@ pub struct Watch<K: Resource<DynamicType = ()> + Clone + 'static> {
 /// All that the controller watches.
 pub struct Watches {
     /// Every node.
-    pub nodes: Watch<Node>,
+    pub nodes: Watch<NodeObject>,
     /// Every Shim.
     pub shims: Watch<ShimObject>,
     /// Our Jobs.
-    pub jobs: Watch<Job>,
+    pub jobs: Watch<JobObject>,
     /// Their pods.
-    pub pods: Watch<Pod>,
+    pub pods: Watch<PodObject>,
     /// Every RuntimeClass: one with the name of ours may be another's.
     pub runtime_classes: Watch<RuntimeClass>,
 }

@@ -29,6 +29,9 @@ pub struct ProvisionReport {
     pub reason: Option<String>,
     /// What the operator can do about it: one sentence.
     pub remedy: Option<String>,
+    /// The host is one that this release can't change: nothing is to be expected of trying again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unsupported: bool,
     /// What an operator may want to know of a host that carries what was asked for: sentences.
     #[serde(default)]
     pub notes: Vec<String>,
@@ -145,6 +148,7 @@ impl ProvisionReport {
             files: Vec::new(),
             reason: None,
             remedy: None,
+            unsupported: false,
             notes: Vec::new(),
             containerd: None,
             distro: None,

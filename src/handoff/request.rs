@@ -20,9 +20,13 @@ pub struct ProvisionRequest {
     /// What the node should carry, sorted by name, each name once.
     #[serde(default)]
     pub shims: Vec<ShimRequest>,
-    /// Handlers to declare to containerd without a binary behind them (idea 6: one restart in a node's life).
+    /// Handlers to declare to containerd without a binary behind them (idea 6: one restart in a node's life). A cluster's are declared
+    /// with a change that restarts containerd anyway, the command line's at once.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reserve: Vec<String>,
+    /// Options of handlers in `reserve`, as their shims will have them: other ones would cost a restart after all.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub reserve_options: BTreeMap<String, BTreeMap<String, OptionValue>>,
 }
 
 /// Whose set of handlers something on a host belongs to.
@@ -124,13 +128,20 @@ impl ProvisionRequest {
             node_uid,
             shims,
             reserve,
+            reserve_options: BTreeMap::new(),
         }
     }
 
-    /// Digest by which a report names the request that it answers: 64 hexadecimal digits.
+    /// Digest by which a report names the request that it answers: 64 hexadecimal digits. What is reserved doesn't count: a Shim that
+    /// a node doesn't carry is no reason to ask that node again.
     #[must_use]
     pub fn digest(&self) -> String {
-        sha256_hex(self.to_json().as_bytes())
+        let asked = Self {
+            reserve: Vec::new(),
+            reserve_options: BTreeMap::new(),
+            ..self.clone()
+        };
+        sha256_hex(asked.to_json().as_bytes())
     }
 
     /// The document as it crosses to the node.
@@ -256,6 +267,11 @@ mod tests {
             vec![],
         );
         assert_eq!(one.digest(), two.digest());
+        let reserving = ProvisionRequest {
+            reserve: vec!["c".to_owned()],
+            ..one.clone()
+        };
+        assert_eq!(one.digest(), reserving.digest());
         assert_eq!(ProvisionRequest::from_json(&one.to_json()).unwrap(), one);
     }
 

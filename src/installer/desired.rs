@@ -210,7 +210,12 @@ impl Set<'_> {
                     sha256: None,
                     location: String::new(),
                     artifact_sha256: None,
-                    options: BTreeMap::new(),
+                    options: self
+                        .want
+                        .reserve_options
+                        .get(name)
+                        .cloned()
+                        .unwrap_or_default(),
                 };
                 self.desired.next.insert(name.clone(), owned);
             }

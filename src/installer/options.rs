@@ -68,6 +68,7 @@ impl UninstallOptions {
             owner: Owner::Local,
             shims: Vec::new(),
             reserve: Vec::new(),
+            reserve_options: BTreeMap::new(),
             scope: match &self.shims {
                 Some(shims) => Scope::Shims(shims.clone()),
                 None => Scope::Everything,

@@ -18,8 +18,7 @@ use super::source;
 use super::state::{OwnedConfig, OwnedHandler, Places, State, owner_word};
 pub use super::want::{Scope, Want};
 use crate::containerd_config::{self, Handler};
-use crate::handoff::HandlerReport;
-use crate::handoff::sha256_hex;
+use crate::handoff::{HandlerReport, Owner, sha256_hex};
 
 /// What has to be done, in this order.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -298,8 +297,19 @@ fn configure(
 ) -> Result<Configured, Error> {
     let mut next = next.clone();
     let cut = site.cut_out(facts)?;
+    let is_cut = cut.iter().any(|change| change.live);
+    if want.owner == Owner::Cluster && !is_cut {
+        // A favour to Shims that may come: none that costs a restart.
+        let mut without = next.clone();
+        without.retain(|name, owned| {
+            owned.sha256.is_some() || facts.state.handlers.contains_key(name)
+        });
+        if site.edited(&declarations(facts, &without))?.as_deref() == site.text {
+            next = without;
+        }
+    }
     let mut after = site.edited(&declarations(facts, &next))?;
-    if after.as_deref() != site.text || cut.iter().any(|change| change.live) {
+    if after.as_deref() != site.text || is_cut {
         // containerd is restarted anyway: what is reserved for nobody any more leaves with it.
         next.retain(|name, owned| {
             owned.sha256.is_some() || owned.owner != want.owner || want.reserve.contains(name)

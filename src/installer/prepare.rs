@@ -85,6 +85,7 @@ pub(super) async fn prepare(
         owner: request.owner,
         shims: request.shims.clone(),
         reserve: request.reserve.clone(),
+        reserve_options: request.reserve_options.clone(),
         scope: if options.keep_others {
             Scope::Nothing
         } else {

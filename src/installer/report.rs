@@ -3,7 +3,7 @@
 use super::Error;
 use super::facts::{Facts, path_of, standing, verified};
 use super::perform::Failure;
-use super::plan::HostPlan;
+use super::plan::{self, HostPlan};
 use super::rollback::Tally;
 use super::text::printable;
 use crate::handoff::{
@@ -119,6 +119,7 @@ pub(super) fn failed(mut report: ProvisionReport, error: &Error) -> ProvisionRep
     let (reason, remedy) = split(&error.to_string());
     report.reason = Some(reason);
     report.remedy = remedy;
+    report.unsupported = matches!(error, Error::Plan(plan::Error::Distribution(_)));
     report
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::handoff::{Owner, ShimRequest};
+use crate::handoff::{OptionValue, Owner, ShimRequest};
 
 /// What a host should carry.
 #[derive(Debug)]
@@ -13,6 +13,8 @@ pub struct Want {
     pub shims: Vec<ShimRequest>,
     /// Handlers to declare without a binary.
     pub reserve: Vec<String>,
+    /// Options of such handlers.
+    pub reserve_options: BTreeMap<String, BTreeMap<String, OptionValue>>,
     /// What else of ours on the host is not wanted any more.
     pub scope: Scope,
     /// SHA-256 of each shim's binary, or why there is none, by the shim's name.

@@ -2,199 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use farrier::handoff::{HandlerReport, Outcome, ProvisionReport, ProvisionRequest};
 use farrier::{api::Shim, names};
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::node::v1::RuntimeClass;
-use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
-use kube::{Resource, ResourceExt};
-use serde::de::DeserializeOwned;
+use kube::ResourceExt;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
-use crate::support::{Cluster, eventually};
-
-/// A cluster with one more node, which nobody runs, and a Shim of its own for it.
-struct Stage {
-    cluster: Cluster,
-    name: &'static str,
-}
-
-fn create<K>(object: Value) -> K
-where
-    K: DeserializeOwned,
-{
-    serde_json::from_value(object).unwrap()
-}
-
-/// A Shim for the nodes that carry the label `test.farrier.dev/<name>`. Nobody ever fetches it.
-fn shim(name: &str) -> Shim {
-    create(json!({
-        "apiVersion": "runtime.spinkube.dev/v1alpha1", "kind": "Shim", "metadata": {"name": name},
-        "spec": {
-            "nodeSelector": {format!("test.farrier.dev/{name}"): "true"},
-            "fetchStrategy": {"anonHttp": {"location": "https://example.org/shim.tar.gz"}},
-            "runtimeClass": {"name": name, "handler": name},
-            "rolloutStrategy": {"type": "recreate"},
-        },
-    }))
-}
-
-async fn vanishes<K>(api: Api<K>, name: &str)
-where
-    K: Clone + std::fmt::Debug + DeserializeOwned + Resource,
-{
-    eventually(&format!("{name} is gone"), async || {
-        match api.get_opt(name).await.unwrap() {
-            None => Ok(()),
-            Some(object) => Err(object.meta().clone()),
-        }
-    })
-    .await;
-}
-
-impl Stage {
-    /// The node and the Shim `name`; the node asks for the Shim.
-    async fn set(name: &'static str) -> Self {
-        let cluster = Cluster::with_farrier().await;
-        let stage = Self { cluster, name };
-        stage.register().await;
-        let shim = shim(name);
-        stage.cluster.create_shim(&shim).await;
-        stage
-    }
-
-    /// Does what a kubelet does first.
-    async fn register(&self) -> Node {
-        let node = create(json!({
-            "metadata": {"name": self.name, "labels": {format!("test.farrier.dev/{}", self.name): "true"}},
-            "spec": {"unschedulable": true},
-            "status": {"nodeInfo": {
-                "operatingSystem": "linux", "architecture": "amd64", "machineID": self.name, "bootID": "first",
-                "systemUUID": "", "kernelVersion": "", "osImage": "", "containerRuntimeVersion": "containerd://1.7.35",
-                "kubeletVersion": "v1.34.4", "kubeProxyVersion": "",
-            }},
-        }));
-        let nodes = self.cluster.nodes();
-        nodes.create(&PostParams::default(), &node).await.unwrap()
-    }
-
-    fn jobs(&self) -> Api<Job> {
-        Api::namespaced(self.cluster.client.clone(), "farrier")
-    }
-
-    fn pods(&self) -> Api<Pod> {
-        Api::namespaced(self.cluster.client.clone(), "farrier")
-    }
-
-    fn classes(&self) -> Api<RuntimeClass> {
-        Api::all(self.cluster.client.clone())
-    }
-
-    /// The pod of the node's Job, once there is one that nobody has answered.
-    async fn asked(&self) -> Pod {
-        let uid = self.cluster.nodes().get(self.name).await.unwrap().uid();
-        let job = names::job_name(&uid.unwrap());
-        eventually(&format!("a pod of Job {job}"), async || {
-            let pods = self.pods().list(&ListParams::default()).await.unwrap();
-            let waits = |pod: &Pod| {
-                let status = pod.status.as_ref();
-                let phase = status.and_then(|status| status.phase.as_deref());
-                phase == Some("Pending") && pod.meta().deletion_timestamp.is_none()
-            };
-            let of_job = |pod: &Pod| pod.owner_references().iter().any(|owner| owner.name == job);
-            let found = pods.items.into_iter().find(|pod| of_job(pod) && waits(pod));
-            found.ok_or("none")
-        })
-        .await
-    }
-
-    /// Ends the pod with a termination message, as kubelet and installer together would.
-    async fn says(&self, pod: &Pod, message: &str) {
-        let status = json!({"status": {"phase": "Succeeded", "containerStatuses": [{
-            "name": "install", "image": "farrier", "imageID": "", "ready": false, "restartCount": 0,
-            "state": {"terminated": {"exitCode": 0, "message": message}},
-        }]}});
-        self.status(pod, status).await;
-    }
-
-    /// Writes the pod's status as its kubelet would.
-    async fn status(&self, pod: &Pod, status: Value) {
-        let (name, patch) = (pod.name_any(), Patch::Merge(status));
-        let pods = self.pods();
-        pods.patch_status(&name, &PatchParams::default(), &patch)
-            .await
-            .unwrap();
-    }
-
-    /// The report of an installer that did all it was asked for.
-    async fn does(&self, pod: &Pod) {
-        self.says(pod, &done(pod).to_json()).await;
-    }
-
-    async fn label_becomes(&self, key: &str, value: Option<&str>) {
-        let what = format!("{key}={value:?}");
-        let wanted = |marks: &BTreeMap<String, String>| marks.get(key).map(String::as_str) == value;
-        self.cluster.marks_become(self.name, &what, wanted).await;
-    }
-
-    fn progress(&self) -> String {
-        names::shim_label(self.name)
-    }
-
-    fn handler(&self) -> String {
-        names::handler_label(self.name)
-    }
-
-    /// From the claim to the proof.
-    async fn provision(&self) {
-        let pod = self.asked().await;
-        self.label_becomes(&self.progress(), Some("pending")).await;
-        self.does(&pod).await;
-        self.label_becomes(&self.handler(), Some("true")).await;
-    }
-
-    async fn delete_node(&self) {
-        let nodes = self.cluster.nodes();
-        nodes
-            .delete(self.name, &DeleteParams::default())
-            .await
-            .unwrap();
-        vanishes(nodes, self.name).await;
-    }
-
-    /// Takes the node away, then the Shim: no node is left that would hold it.
-    async fn clear(self) {
-        self.delete_node().await;
-        self.cluster.delete_shim(self.name).await;
-    }
-}
-
-fn done(pod: &Pod) -> ProvisionReport {
-    let request =
-        ProvisionRequest::from_json(&pod.annotations()[names::REQUEST_ANNOTATION]).unwrap();
-    let mut report = ProvisionReport::new(Outcome::Applied);
-    report.request_digest = request.digest();
-    report.node_uid.clone_from(&request.node_uid);
-    report.restarts = 1;
-    for shim in request.shims {
-        for handler in shim.handlers {
-            report.handlers.push(HandlerReport {
-                shim: shim.name.clone(),
-                handler,
-                path: None,
-                sha256: Some("a".repeat(64)),
-                served: true,
-                reason: None,
-            });
-        }
-    }
-    report
-}
+use crate::stage::{Stage, create, done, shim, vanishes};
+use crate::support::eventually;
 
 #[tokio::test]
 async fn a_node_made_anew_under_its_old_name_is_asked_again() {
-    let stage = Stage::set("anew").await;
+    let mut stage = Stage::set("anew").await;
     stage.provision().await;
     let old = stage.cluster.marks("anew").await;
     stage.delete_node().await;
@@ -296,11 +117,7 @@ async fn an_image_that_cannot_be_pulled_is_told_on_the_node_and_on_the_shim() {
 
 #[tokio::test]
 async fn a_job_of_that_name_that_is_not_ours_is_told_and_left_alone() {
-    let cluster = Cluster::with_farrier().await;
-    let stage = Stage {
-        cluster,
-        name: "taken",
-    };
+    let mut stage = Stage::new("taken").await;
     let node = stage.register().await;
     let job = names::job_name(&node.uid().unwrap());
     let foreign: Job = create(json!({
@@ -339,11 +156,7 @@ async fn a_job_of_that_name_that_is_not_ours_is_told_and_left_alone() {
 
 #[tokio::test]
 async fn a_foreign_runtime_class_is_told_and_left_alone() {
-    let cluster = Cluster::with_farrier().await;
-    let stage = Stage {
-        cluster,
-        name: "foreign",
-    };
+    let stage = Stage::new("foreign").await;
     let theirs: RuntimeClass =
         create(json!({"metadata": {"name": "foreign"}, "handler": "theirs"}));
     let theirs = stage
@@ -379,14 +192,10 @@ async fn a_foreign_runtime_class_is_told_and_left_alone() {
 
 #[tokio::test]
 async fn an_overhead_that_is_no_quantity_is_told_and_holds_up_no_node() {
-    let cluster = Cluster::with_farrier().await;
-    let stage = Stage {
-        cluster,
-        name: "heavy",
-    };
+    let mut stage = Stage::new("heavy").await;
     stage.register().await;
     let mut shim = shim("heavy");
-    shim.spec.runtime_class.overhead = BTreeMap::from([("memory".to_owned(), "much".to_owned())]);
+    shim.spec.runtime_class.overhead = BTreeMap::from([("memory".to_owned(), "1.1.1".to_owned())]);
     stage.cluster.create_shim(&shim).await;
     stage
         .cluster
@@ -411,11 +220,7 @@ async fn an_overhead_that_is_no_quantity_is_told_and_holds_up_no_node() {
 
 #[tokio::test]
 async fn a_bare_label_that_a_shim_selects_on_is_never_changed() {
-    let cluster = Cluster::with_farrier().await;
-    let stage = Stage {
-        cluster,
-        name: "bare",
-    };
+    let mut stage = Stage::new("bare").await;
     stage.register().await;
     stage.cluster.label("bare", "bare", Some("pending")).await;
     let mut shim = shim("bare");

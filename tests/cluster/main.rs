@@ -10,11 +10,17 @@
 )]
 
 mod controller;
+mod definition;
 mod direct;
 mod faults;
+mod fleet;
 mod host;
 mod host_faults;
 mod host_kill;
 mod k3s;
+mod leaving;
+mod migration;
+mod policies;
 mod provision;
+mod stage;
 mod support;

@@ -199,3 +199,43 @@ async fn a_new_binary_is_swapped_without_a_restart() {
     cluster.delete_shim("swapped").await;
     cluster.label(&node, "test.farrier.dev/swapped", None).await;
 }
+
+#[tokio::test]
+async fn a_node_restarts_containerd_once_whatever_shims_come_and_go() {
+    let cluster = Cluster::with_farrier().await;
+    let node = cluster.node_with("2.1");
+    // A Shim that no node wants yet.
+    cluster
+        .create_shim(&shim_for("second", &cluster.artifacts.shim))
+        .await;
+    let before = cluster.containerd_pid(&node);
+    cluster.annotate(&node, Some("true")).await;
+    let (first, second) = ("farrier.dev/wasmi", "farrier.dev/second");
+    cluster.label_becomes(&node, first, "provisioned").await;
+    let once = cluster.containerd_pid(&node);
+    assert_ne!(once, before);
+
+    let wants_second = "test.farrier.dev/second";
+    cluster.label(&node, wants_second, Some("true")).await;
+    cluster.label_becomes(&node, second, "provisioned").await;
+    cluster.annotate(&node, None).await;
+    cluster
+        .marks_become(&node, "the first is gone", |marks| {
+            !marks.contains_key(first)
+        })
+        .await;
+    cluster.annotate(&node, Some("true")).await;
+    cluster.label_becomes(&node, first, "provisioned").await;
+    cluster.label(&node, wants_second, None).await;
+    cluster
+        .marks_become(&node, "the second is gone", |marks| {
+            !marks.contains_key(second)
+        })
+        .await;
+    assert_eq!(cluster.containerd_pid(&node), once);
+
+    cluster.annotate(&node, None).await;
+    cluster.marks_vanish(&node).await;
+    assert_ne!(cluster.containerd_pid(&node), once);
+    cluster.delete_shim("second").await;
+}

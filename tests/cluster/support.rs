@@ -5,13 +5,16 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use farrier::api::Shim;
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use kube::api::{Api, DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams};
 use kube::{Client, Config, ResourceExt};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -31,6 +34,7 @@ pub const SHIM: &str = "wasmi";
 struct ClusterFile {
     kubeconfig: PathBuf,
     helm: PathBuf,
+    control_plane_netns: String,
     nodes: Vec<NodeFile>,
 }
 
@@ -81,6 +85,13 @@ fn read<T: DeserializeOwned>(variable: &str) -> T {
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
+async fn configuration(file: &ClusterFile) -> Config {
+    let kubeconfig = kube::config::Kubeconfig::read_from(&file.kubeconfig).unwrap();
+    Config::from_custom_kubeconfig(kubeconfig, &kube::config::KubeConfigOptions::default())
+        .await
+        .unwrap()
+}
+
 impl Cluster {
     /// Connects, and installs Farrier by its chart where it is not there yet.
     pub async fn with_farrier() -> Self {
@@ -95,16 +106,21 @@ impl Cluster {
         // A second installation in the same process is refused, and is no fault.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let file: ClusterFile = read("FARRIER_CLUSTER");
-        let kubeconfig = kube::config::Kubeconfig::read_from(&file.kubeconfig).unwrap();
-        let config =
-            Config::from_custom_kubeconfig(kubeconfig, &kube::config::KubeConfigOptions::default())
-                .await
-                .unwrap();
+        let config = configuration(&file).await;
         Self {
             file,
             artifacts: read("FARRIER_ARTIFACTS"),
             client: Client::try_from(config).unwrap(),
         }
+    }
+
+    /// A client in the name of the controller's account.
+    pub async fn as_controller(&self) -> Client {
+        let mut config = configuration(&self.file).await;
+        config.auth_info.impersonate = Some("system:serviceaccount:farrier:farrier".to_owned());
+        let groups = ["system:serviceaccounts", "system:authenticated"];
+        config.auth_info.impersonate_groups = Some(groups.map(str::to_owned).to_vec());
+        Client::try_from(config).unwrap()
     }
 
     /// Takes away what a test that failed left behind, so that it fails alone.
@@ -123,7 +139,8 @@ impl Cluster {
         }
     }
 
-    fn helm_install(&self) {
+    /// Installs Farrier by its chart, or upgrades it.
+    pub fn helm_install(&self) {
         let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/farrier");
         let image = std::env::var("FARRIER_IMAGE").unwrap();
         let (repository, tag) = image.rsplit_once(':').unwrap();
@@ -135,21 +152,27 @@ impl Cluster {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("values.json");
         std::fs::write(&path, values.to_string()).unwrap();
+        let values = path.display().to_string();
+        self.helm(&[
+            "upgrade",
+            "--install",
+            "farrier",
+            chart,
+            "-n",
+            "farrier",
+            "--create-namespace",
+            "--wait",
+            "--timeout",
+            "2m",
+            "--values",
+            &values,
+        ]);
+    }
+
+    /// Runs helm, which must succeed.
+    pub fn helm(&self, arguments: &[&str]) {
         let output = Command::new(&self.file.helm)
-            .args([
-                "upgrade",
-                "--install",
-                "farrier",
-                chart,
-                "-n",
-                "farrier",
-                "--create-namespace",
-                "--wait",
-                "--timeout",
-                "2m",
-            ])
-            .arg("--values")
-            .arg(&path)
+            .args(arguments)
             .env("KUBECONFIG", &self.file.kubeconfig)
             .output()
             .unwrap();
@@ -158,6 +181,62 @@ impl Cluster {
             "helm: {}",
             String::from_utf8_lossy(&output.stderr)
         );
+    }
+
+    /// Kills the API server, and starts it anew as it was; it answers when this ends.
+    pub async fn restart_api_server(&self) {
+        let folder = self.file.kubeconfig.parent().unwrap().to_str().unwrap();
+        let command = |pid: &str| -> Vec<String> {
+            let text = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let arguments = text.split_terminator('\0');
+            arguments.map(str::to_owned).collect()
+        };
+        let is_it = |command: &[String]| {
+            let program = command
+                .first()
+                .is_some_and(|it| it.ends_with("/kube-apiserver"));
+            program && command.iter().any(|argument| argument.contains(folder))
+        };
+        let processes = std::fs::read_dir("/proc").unwrap();
+        let mut names = processes.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let pid = names.find(|pid| is_it(&command(pid))).unwrap();
+        let arguments = command(&pid);
+        nix::sys::signal::kill(Pid::from_raw(pid.parse().unwrap()), Signal::SIGKILL).unwrap();
+        // Whoever started it may not have taken note, so that its number stays; its port is free when its last thread has ended.
+        eventually("the API server has ended", async || {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            let threads = std::fs::read_dir(format!("/proc/{pid}/task"));
+            let threads = threads.map_or(0, Iterator::count);
+            let ended = stat.is_empty() || stat.contains(") Z ") && threads <= 1;
+            if ended { Ok(()) } else { Err(stat) }
+        })
+        .await;
+        let mut again = Command::new("nsenter");
+        again.arg(format!(
+            "--net=/run/netns/{}",
+            self.file.control_plane_netns
+        ));
+        again
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        let mut child = again.stderr(Stdio::null()).spawn().unwrap();
+        // It ends with the cluster; whoever waits for it keeps its number from others.
+        std::thread::spawn(move || child.wait());
+        eventually("the API server answers", async || {
+            self.client.apiserver_version().await.map(drop)
+        })
+        .await;
+    }
+
+    /// As an operator would; the next installation of the chart sets it back.
+    pub async fn scale_controller(&self, replicas: usize) {
+        let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), "farrier");
+        let patch = Patch::Merge(json!({"spec": {"replicas": replicas}}));
+        deployments
+            .patch_scale("farrier", &PatchParams::default(), &patch)
+            .await
+            .unwrap();
     }
 
     /// The Shim that annotated nodes get, in the words of the chart's values.
@@ -338,11 +417,23 @@ impl Cluster {
         arguments: &[&str],
         phase: &str,
     ) -> String {
+        self.wasm_pod_of(SHIM, name, node, arguments, phase).await
+    }
+
+    /// As [`wasm_pod`](Self::wasm_pod), of another RuntimeClass.
+    pub async fn wasm_pod_of(
+        &self,
+        class: &str,
+        name: &str,
+        node: &str,
+        arguments: &[&str],
+        phase: &str,
+    ) -> String {
         let image = std::env::var("FARRIER_HELLO_IMAGE").unwrap();
         let pod = serde_json::from_value(json!({
             "metadata": {"name": name},
             "spec": {
-                "runtimeClassName": SHIM,
+                "runtimeClassName": class,
                 "restartPolicy": "Never",
                 "nodeSelector": {"kubernetes.io/hostname": node},
                 "tolerations": [{"operator": "Exists"}],
@@ -449,6 +540,35 @@ impl Cluster {
             match self.shims().get_opt(name).await.unwrap() {
                 None => Ok(()),
                 Some(shim) => Err(shim.status),
+            }
+        })
+        .await;
+    }
+
+    /// Sets how many controllers run, and waits until so many are ready and no other is left.
+    pub async fn scale(&self, replicas: u32) {
+        let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), "farrier");
+        let patch = Patch::Merge(json!({"spec": {"replicas": replicas}}));
+        let parameters = PatchParams::default();
+        deployments
+            .patch("farrier", &parameters, &patch)
+            .await
+            .unwrap();
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), "farrier");
+        let controllers = ListParams::default().labels("app.kubernetes.io/component=controller");
+        eventually(&format!("{replicas} controllers run"), async || {
+            let status = deployments
+                .get("farrier")
+                .await
+                .unwrap()
+                .status
+                .unwrap_or_default();
+            let there = pods.list(&controllers).await.unwrap().items.len();
+            let ready = status.ready_replicas.unwrap_or(0);
+            if there == replicas as usize && u32::try_from(ready).unwrap() == replicas {
+                Ok(())
+            } else {
+                Err((there, ready))
             }
         })
         .await;

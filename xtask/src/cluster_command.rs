@@ -66,7 +66,15 @@ impl ClusterCommand {
         let progress = Progress::default();
         let Self { name, action } = self;
         match action {
-            Action::Up { nodes } => up(&cache, &Spec { name, nodes }, &progress)?,
+            Action::Up { nodes } => up(
+                &cache,
+                &Spec {
+                    name,
+                    nodes,
+                    controller_manager_qps: None,
+                },
+                &progress,
+            )?,
             Action::Down => {
                 let cluster = Cluster::find(&cache, &name)?;
                 progress.step(format!("taking cluster {name} down"), || cluster.down())?;

@@ -60,6 +60,7 @@ pub fn run(options: &Options, cache: &Cache, progress: &Progress) -> Result<()> 
             node(NODE, ContainerdVersion::V1_7, NodeSetup::Plain),
             node("n2", ContainerdVersion::V2_1, NodeSetup::DropIn),
         ],
+        controller_manager_qps: None,
     };
     let cluster = cluster::up(cache, &spec, progress)?;
     if let Err(error) = show(&cluster, &parts, progress) {

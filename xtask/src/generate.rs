@@ -48,6 +48,8 @@ pub fn generate(check: bool, cache: &Cache, progress: &Progress) -> Result<()> {
                     "charts/farrier",
                     "--namespace",
                     "farrier",
+                    // They have their time in helm's hands only: applied with the rest, the one would undo it.
+                    "--no-hooks",
                 ])
                 .current_dir(cargo::workspace()),
         )?;

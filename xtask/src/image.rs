@@ -70,7 +70,7 @@ pub fn show(progress: &Progress) -> Result<()> {
 ///
 /// # Errors
 /// When cargo fails, or the binary isn't static, or the image is too large.
-fn farrier(progress: &Progress) -> Result<(PathBuf, PathBuf)> {
+pub fn farrier(progress: &Progress) -> Result<(PathBuf, PathBuf)> {
     progress.step("building farrier and its image", || {
         process::run(
             cargo::command(&["build", "--release", "--locked", "--bin", "farrier"])

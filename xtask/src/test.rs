@@ -112,6 +112,7 @@ fn lint(cache: &Cache, progress: &Progress) -> Result<()> {
         "--test=chart",
         "--test=cluster",
         "--bench=host",
+        "--bench=cluster",
         "--locked",
         "--",
         "-D",
@@ -186,6 +187,7 @@ fn end_to_end(name: &str, cache: &Cache, progress: &Progress, filter: Option<&st
             NodeSpec::new("n21", ContainerdVersion::V2_1),
             NodeSpec::new("n24", ContainerdVersion::V2_4),
         ],
+        controller_manager_qps: None,
     };
     let cluster = cluster::up(cache, &spec, progress)?;
     let result = (|| {

@@ -18,6 +18,7 @@ use crate::progress::Progress;
 const KUBERNETES: &str = "1.34.4";
 const ETCD: &str = "3.6.6";
 const HELM: &str = "3.22.0";
+const KWOK: &str = "0.8.0";
 
 /// Parts of containerd that need C libraries or file systems that no node here has.
 const CONTAINERD_TAGS: &str = "urfave_cli_no_docs no_btrfs no_devmapper no_zfs no_aufs";
@@ -114,6 +115,8 @@ pub enum Tool {
     Etcd,
     /// `helm`.
     Helm,
+    /// `kwok`, which plays the kubelets of any number of Node objects.
+    Kwok,
     /// `containerd`, `containerd-shim-runc-v2`, `ctr`.
     Containerd(ContainerdVersion),
 }
@@ -146,6 +149,15 @@ impl Tool {
                 rename: Some(("server", "etcd")),
             },
             Self::Helm => helm(),
+            Self::Kwok => Recipe {
+                name: "kwok",
+                version: KWOK,
+                module: "kwok".to_owned(),
+                packages: vec!["sigs.k8s.io/kwok/cmd/kwok".to_owned()],
+                variables: Vec::new(),
+                tags: "",
+                rename: None,
+            },
             Self::Containerd(version) => containerd(version),
         }
     }
@@ -304,7 +316,7 @@ mod tests {
 
     #[test]
     fn every_tool_has_its_locked_module() {
-        let tools = [Tool::Kubernetes, Tool::Etcd, Tool::Helm]
+        let tools = [Tool::Kubernetes, Tool::Etcd, Tool::Helm, Tool::Kwok]
             .into_iter()
             .chain(ContainerdVersion::ALL.map(Tool::Containerd));
         for tool in tools {

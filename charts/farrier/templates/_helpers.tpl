@@ -46,11 +46,155 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- include "farrier.fullname" . -}}-ca
 {{- end -}}
 
+{{/*
+Whether `image` is of another program. The values of kwasm-operator's and runtime-class-manager's charts name their controllers there:
+whoever upgrades with such a file means Farrier, so that the whole `image.repository` and `image.tag` of theirs count for nothing.
+*/}}
+{{- define "farrier.imageIsAnothers" -}}
+{{- $name := .Values.image.repository | splitList "/" | last -}}
+{{- or (has $name (list "kwasm-operator" "runtime-class-manager")) (hasPrefix "kwasm-operator-" .Values.image.tag) -}}
+{{- end -}}
+
 {{- define "farrier.image" -}}
+{{- if eq (include "farrier.imageIsAnothers" .) "true" -}}
+{{- printf "localhost/farrier:%s" .Chart.AppVersion -}}
+{{- else -}}
 {{- printf "%s:%s" .Values.image.repository (default .Chart.AppVersion .Values.image.tag) -}}
+{{- end -}}
 {{- end -}}
 
 {{/* "true" where either name of the option says so; KWasm's chart takes it as a string. */}}
 {{- define "farrier.autoProvision" -}}
 {{- or (eq (toString .Values.autoProvision) "true") (eq (toString .Values.kwasmOperator.autoProvision) "true") -}}
+{{- end -}}
+
+{{/* Seconds that a finished Job is kept, under our name or under runtime-class-manager's; nothing where neither is given. */}}
+{{- define "farrier.jobTTL" -}}
+{{- $theirs := get (default dict (get (default dict .Values.rcm) "nodeInstallerJob")) "ttl" -}}
+{{- if not (kindIs "invalid" .Values.job.ttlSecondsAfterFinished) -}}
+{{- .Values.job.ttlSecondsAfterFinished | int64 -}}
+{{- else if and $theirs (not (kindIs "invalid" $theirs)) -}}
+{{- $theirs | int64 -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What the values of kwasm-operator and runtime-class-manager say and Farrier has no use for: one name a line. */}}
+{{- define "farrier.withoutEffect" -}}
+{{- $values := .Values -}}
+{{- if eq (include "farrier.imageIsAnothers" .) "true" }}
+image.repository and image.tag (another program's; {{ include "farrier.image" . }} is used)
+{{- end }}
+{{- if hasKey $values.kwasmOperator "installerImage" }}
+kwasmOperator.installerImage (the Jobs run the controller's own image)
+{{- end }}
+{{- range $key := list "shimDownloaderImage" "nodeInstallerImage" }}
+{{- if hasKey (default dict $values.rcm) $key }}
+rcm.{{ $key }} (the Jobs run the controller's own image)
+{{- end }}
+{{- end }}
+{{- if hasKey (default dict $values.rcm) "shimDownloaderConfig" }}
+rcm.shimDownloaderConfig (a download is tried again by itself)
+{{- end }}
+{{- if hasKey (default dict $values.rcm) "leaderElectEnabled" }}
+rcm.leaderElectEnabled (replicas always elect a leader)
+{{- end }}
+{{- if hasKey $values.serviceAccount "automount" }}
+serviceAccount.automount (the controller needs its token)
+{{- end }}
+{{- range $key := list "service" "autoscaling" "livenessProbe" "readinessProbe" "volumes" "volumeMounts" }}
+{{- if hasKey $values $key }}
+{{ $key }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* What every pod of the chart has: how its image is pulled, as whom it runs, and where it may. */}}
+{{- define "farrier.pod" -}}
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+securityContext:
+  {{- toYaml .Values.podSecurityContext | nindent 2 }}
+{{- with .Values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* How the controller runs; the Job that leaves runs as it does. */}}
+{{- define "farrier.controllerEnv" -}}
+- name: CONTROLLER_NAMESPACE
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.namespace
+# The Jobs run the same image.
+- name: FARRIER_IMAGE
+  value: {{ include "farrier.image" . | quote }}
+- name: FARRIER_IMAGE_PULL_POLICY
+  value: {{ .Values.image.pullPolicy | quote }}
+{{- with .Values.imagePullSecrets }}
+{{- $names := list }}
+{{- range . }}{{ $names = append $names .name }}{{ end }}
+- name: FARRIER_IMAGE_PULL_SECRETS
+  value: {{ join "," $names | quote }}
+{{- end }}
+- name: FARRIER_JOB_SERVICE_ACCOUNT
+  value: {{ include "farrier.jobServiceAccountName" . | quote }}
+{{- if .Values.extraCA }}
+- name: FARRIER_CA_CONFIG_MAP
+  value: {{ include "farrier.caConfigMapName" . | quote }}
+{{- end }}
+- name: FARRIER_JOB_DEADLINE
+  value: {{ .Values.job.deadlineSeconds | int64 | quote }}
+{{- with include "farrier.jobTTL" . }}
+- name: SHIM_NODE_INSTALLER_JOB_TTL
+  value: {{ . | quote }}
+{{- end }}
+- name: FARRIER_ALLOW_POD_RESTARTS
+  value: {{ .Values.job.allowPodRestarts | quote }}
+- name: FARRIER_JOB_HOST_PID
+  value: {{ .Values.job.hostPID | quote }}
+- name: AUTO_PROVISION_NODES
+  value: {{ include "farrier.autoProvision" . | quote }}
+- name: FARRIER_RESERVE_HANDLERS
+  value: {{ .Values.reserveHandlers | quote }}
+# Among several replicas, the one that holds the Lease acts.
+- name: FARRIER_LEASE_NAME
+  value: {{ include "farrier.fullname" . | quote }}
+- name: FARRIER_IDENTITY
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.name
+- name: FARRIER_LISTEN
+  value: "0.0.0.0:8080"
+- name: FARRIER_LOG
+  value: {{ .Values.log.filter | quote }}
+- name: FARRIER_LOG_FORMAT
+  value: {{ .Values.log.format | quote }}
+{{- end -}}
+
+{{/* Annotations of what runs before an install and an upgrade; takes the weight. What succeeded is cleared away. */}}
+{{- define "farrier.crdHook" -}}
+helm.sh/hook: pre-install,pre-upgrade
+helm.sh/hook-weight: {{ . | quote }}
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+{{- end -}}
+
+{{/* Annotations of what runs before the chart's objects are deleted; takes the weight. */}}
+{{- define "farrier.leaveHook" -}}
+helm.sh/hook: pre-delete
+helm.sh/hook-weight: {{ . | quote }}
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
 {{- end -}}

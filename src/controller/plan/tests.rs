@@ -6,14 +6,17 @@ use jiff::SignedDuration;
 use rstest::rstest;
 use serde_json::json;
 
+mod rollout;
 mod scene;
 
 use scene::{Scene, scene, shim, start};
 
 use super::*;
-use crate::controller::observed::AppliedShim;
+use crate::controller::need::backoff;
+use crate::controller::objects::Taint;
+use crate::controller::observed::{AppliedShim, ShimView};
 use crate::controller::status::Finalizer;
-use crate::handoff::{HandlerReport, Outcome, ProvisionReport};
+use crate::handoff::{HandlerReport, OptionValue, Outcome, ProvisionReport};
 
 #[test]
 fn a_node_that_nobody_wants_anything_of_is_left_alone() {
@@ -709,4 +712,188 @@ fn what_people_read_holds_nothing_that_a_terminal_acts_on() {
     let text = cut("a\u{1b}[2Jb\nc\u{202e}d\u{85}e\u{2028}f", 100);
     assert_eq!(text, "a [2Jb c d e f");
     assert_eq!(cut(&"ü".repeat(1_000), 99).len(), 99);
+}
+
+#[test]
+fn a_request_reserves_the_handlers_of_all_shims_with_their_options() {
+    let mut scene = scene().annotated();
+    let mut other = shim("wasmtime", "wasmtime");
+    let spec = other.spec.as_mut().unwrap();
+    spec.annotation_selector = Some(BTreeMap::from([("a".to_owned(), "b".to_owned())]));
+    spec.handler_aliases = vec!["wasmtime-v1".to_owned()];
+    let options = BTreeMap::from([("SystemdCgroup".to_owned(), "true".to_owned())]);
+    spec.containerd_runtime_options = Some(options);
+    scene.shims.push(other);
+    let JobStep::Create(request) = scene.decide().job else {
+        panic!("no Job")
+    };
+    assert_eq!(request.reserve, ["wasmtime", "wasmtime-v1"]);
+    assert_eq!(
+        request.reserve_options["wasmtime-v1"]["SystemdCgroup"],
+        OptionValue::Boolean(true)
+    );
+}
+
+#[test]
+fn a_shim_that_a_node_does_not_carry_is_no_reason_to_ask_it_again() {
+    let mut scene = Scene::provisioned();
+    let mut other = shim("wasmtime", "wasmtime");
+    let spec = other.spec.as_mut().unwrap();
+    spec.annotation_selector = Some(BTreeMap::from([("a".to_owned(), "b".to_owned())]));
+    scene.shims.push(other);
+    assert!(scene.decide().is_empty());
+}
+
+#[test]
+fn another_runtime_is_verified_and_what_an_older_release_wrote_down_is_believed() {
+    let mut scene = Scene::provisioned();
+    scene.node.runtime = "containerd://2.2.0".to_owned();
+    let plan = scene.decide();
+    assert!(matches!(plan.job, JobStep::Create(_)));
+    assert!(plan.edit.unwrap().labels.is_empty());
+    let mut applied = scene.node.applied().unwrap();
+    applied.runtime = String::new();
+    let text = serde_json::to_string(&applied).unwrap();
+    let key = names::APPLIED_ANNOTATION.to_owned();
+    scene.node.annotations.insert(key, text);
+    assert!(scene.decide().is_empty());
+}
+
+#[test]
+fn a_node_that_is_not_ready_is_asked_nothing_until_it_is() {
+    let mut scene = scene().annotated();
+    scene.node.ready = false;
+    let mut waiting = scene.stepped();
+    assert!(waiting.job.is_none());
+    waiting.node.ready = true;
+    assert!(matches!(waiting.decide().job, JobStep::Create(_)));
+    let mut leaving = Scene::provisioned().no_longer_annotated();
+    leaving.node.ready = false;
+    let leaving = leaving.stepped();
+    assert!(leaving.job.is_none());
+    assert_eq!(leaving.label("handler.farrier.dev/spin-v2"), None);
+}
+
+#[test]
+fn a_cordoned_node_gets_nothing_new_and_may_let_go() {
+    let mut scene = scene().annotated();
+    scene.node.cordoned = true;
+    assert_eq!(scene.decide().job, JobStep::None);
+    let mut leaving = Scene::provisioned().no_longer_annotated();
+    leaving.node.cordoned = true;
+    assert!(matches!(leaving.decide().job, JobStep::Create(_)));
+}
+
+fn taint(key: &str) -> Taint {
+    Taint {
+        key: key.to_owned(),
+        effect: "NoSchedule".to_owned(),
+        ..Taint::default()
+    }
+}
+
+#[test]
+fn the_startup_taint_goes_once_all_is_served_and_takes_no_other_with_it() {
+    let mut scene = scene().annotated();
+    scene.node.taints = vec![taint("theirs"), taint("farrier.dev/not-ready")];
+    let claimed = scene.stepped();
+    assert_eq!(claimed.node.taints.len(), 2);
+    let failed = claimed.answers(Outcome::Refused, false, Some("no"));
+    let failed = failed.stepped();
+    assert_eq!(failed.node.taints.len(), 2);
+    let served = failed
+        .later(30)
+        .stepped()
+        .answers(Outcome::Applied, true, None)
+        .stepped();
+    assert_eq!(served.node.taints, [taint("theirs")]);
+    assert!(served.decide().is_empty());
+}
+
+#[test]
+fn a_node_that_wants_nothing_loses_the_startup_taint_at_once() {
+    let mut scene = scene();
+    scene.node.taints = vec![taint("farrier.dev/not-ready")];
+    assert_eq!(scene.stepped().node.taints, []);
+    let mut unknown = scene::scene().annotated();
+    unknown.node.taints = vec![taint("farrier.dev/not-ready")];
+    unknown.node.os = String::new();
+    assert_eq!(unknown.stepped().node.taints.len(), 1);
+}
+
+#[test]
+fn the_finalizer_of_runtime_class_manager_holds_no_shim_for_ever() {
+    let mut scene = scene();
+    scene.shims[0].held = false;
+    scene.shims[0].held_by_rcm = true;
+    assert_eq!(scene.status(0).finalizer, Finalizer::Add);
+    scene.shims[0].deleting = true;
+    assert_eq!(scene.status(0).finalizer, Finalizer::Release);
+    // Whoever sets it again beside us is not fought.
+    scene.shims[0].deleting = false;
+    scene.shims[0].held = true;
+    assert_eq!(scene.status(0).finalizer, Finalizer::Keep);
+}
+
+#[test]
+fn what_changes_in_a_status_is_told_once() {
+    let mut scene = Scene::provisioned();
+    let told = scene.status(0);
+    let notes: Vec<&str> = told.events.iter().map(|news| &*news.reason).collect();
+    assert_eq!(notes, ["Provisioned"]);
+    scene.shims[0].status = told.status;
+    assert_eq!(scene.status(0).events, []);
+    let failed = Scene {
+        shims: scene.shims.clone(),
+        ..scene::scene()
+    };
+    let failed = failed
+        .annotated()
+        .stepped()
+        .answers(Outcome::Refused, false, Some("no room"))
+        .stepped();
+    let told = failed.status(0).events;
+    assert!(
+        told[0].warning && told[0].note.contains("no room"),
+        "{told:?}"
+    );
+}
+
+#[test]
+fn a_job_that_ended_says_what_it_cost() {
+    let answered = scene()
+        .annotated()
+        .stepped()
+        .later(7)
+        .answers(Outcome::Applied, true, None);
+    let ended = answered.decide().ended.unwrap();
+    assert_eq!(ended.outcome, "applied");
+    assert_eq!(ended.took, Duration::from_secs(7));
+}
+
+#[test]
+fn while_jobs_wait_for_their_pods_no_more_are_made_and_nothing_is_written() {
+    let mut crowded = scene().annotated();
+    crowded.hold = Hold::Crowded;
+    let plan = crowded.decide();
+    assert!(plan.is_empty(), "{plan:?}");
+    let standing = crowded.standing(&plan);
+    assert!(standing.crowded && !standing.podless);
+    crowded.hold = Hold::None;
+    let plan = crowded.decide();
+    assert!(crowded.standing(&plan).podless);
+    let mut leaving = Scene::provisioned().no_longer_annotated();
+    leaving.hold = Hold::Crowded;
+    let leaving = leaving.stepped();
+    assert!(leaving.job.is_none());
+    assert_eq!(leaving.label("handler.farrier.dev/spin-v2"), None);
+}
+
+#[test]
+fn shims_that_have_just_come_are_waited_for_together() {
+    let mut scene = scene().annotated();
+    scene.hold = Hold::Settling(Duration::from_millis(300));
+    let plan = scene.decide();
+    assert!(plan.is_empty());
+    assert_eq!(plan.look_again, Some(Duration::from_millis(300)));
 }

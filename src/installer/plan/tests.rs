@@ -11,6 +11,7 @@ use crate::installer::distro::{Evidence, detect};
 use crate::installer::inherited::{Inheritance, Inherited, Standing};
 use crate::installer::proof::prove;
 use crate::installer::state::Places;
+use crate::installer::values;
 use crate::installer::words::Heard;
 
 const CONFIG: &str = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd]\ndefault_runtime_name = 'runc'\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n";
@@ -93,6 +94,7 @@ pub(in crate::installer) fn want(shims: &[&str]) -> Want {
         owner: Owner::Cluster,
         shims: shims.iter().map(shim).collect(),
         reserve: Vec::new(),
+        reserve_options: BTreeMap::new(),
         scope: Scope::Owner,
         binaries: shims.iter().map(candidate).collect(),
         digest: "request".to_owned(),
@@ -127,6 +129,52 @@ pub(in crate::installer) fn carrying(shims: &[&str]) -> Facts {
     let facts = node();
     let plan = decide(&facts, &want(shims)).unwrap();
     after(facts, plan)
+}
+
+#[test]
+fn a_node_restarts_containerd_once_whatever_shims_of_a_cluster_come_and_go() {
+    let with = |shims: &[&str], reserve: &[&str]| Want {
+        reserve: reserve.iter().map(ToString::to_string).collect(),
+        ..want(shims)
+    };
+    let mut facts = node();
+    let mut restarts = 0;
+    for want in [
+        with(&["a"], &["a", "b"]),
+        // A Shim that nobody knew is reserved by the next restart, and costs none by itself.
+        with(&["a"], &["a", "b", "c"]),
+        with(&["a", "b"], &["a", "b", "c"]),
+        with(&["b"], &["a", "b", "c"]),
+        with(&["a"], &["a", "b", "c"]),
+    ] {
+        let plan = decide(&facts, &want).unwrap();
+        restarts += usize::from(plan.restart);
+        facts = after(facts, plan);
+    }
+    assert_eq!(restarts, 1);
+    assert!(!facts.state.handlers.contains_key("c"));
+    let plan = decide(&facts, &with(&["a", "c"], &["a", "b", "c", "d"])).unwrap();
+    assert!(plan.restart);
+    let facts = after(facts, plan);
+    let names: Vec<&String> = facts.state.handlers.keys().collect();
+    assert_eq!(names, ["a", "b", "c", "d"]);
+}
+
+#[test]
+fn what_is_reserved_with_its_options_costs_no_restart_later() {
+    let options = BTreeMap::from([("SystemdCgroup".to_owned(), OptionValue::Boolean(true))]);
+    let mut first = want(&["a"]);
+    first.reserve = vec!["b".to_owned()];
+    first.reserve_options = BTreeMap::from([("b".to_owned(), options.clone())]);
+    let facts = node();
+    let plan = decide(&facts, &first).unwrap();
+    let mut facts = after(facts, plan);
+    facts.served.as_mut().unwrap().options =
+        BTreeMap::from([("b".to_owned(), values::declared(&options))]);
+    let mut second = want(&["a", "b"]);
+    second.shims[1].options = options;
+    let plan = decide(&facts, &second).unwrap();
+    assert!(!plan.restart && plan.config.is_empty(), "{plan:?}");
 }
 
 #[test]

@@ -70,6 +70,11 @@ impl Parts {
             .iter()
             .map(|node| cache.tool(Tool::Containerd(node.containerd), progress))
             .collect::<Result<_>>()?;
+        let kwok = if spec.nodes.is_empty() {
+            Some(cache.tool(Tool::Kwok, progress)?.join("kwok"))
+        } else {
+            None
+        };
         Ok(Self {
             kubectl: kubernetes.join("kubectl"),
             helm: cache.tool(Tool::Helm, progress)?.join("helm"),
@@ -80,6 +85,7 @@ impl Parts {
                 kube_controller_manager: kubernetes.join("kube-controller-manager"),
                 kube_scheduler: kubernetes.join("kube-scheduler"),
                 kubelet: kubernetes.join("kubelet"),
+                kwok,
             },
             containerds,
             base: rootfs::base(cache, progress)?,
@@ -190,6 +196,7 @@ fn state(spec: &Spec, parts: &Parts, index: u8, folder: &Path) -> Result<State> 
         nodes,
         control_plane_netns: names::control_plane_netns(index),
         control_plane_ip: names::control_plane_ip(index),
+        controller_manager_qps: spec.controller_manager_qps,
         binaries: parts.binaries.clone(),
         logs: folder.join(LOGS),
     })
@@ -210,6 +217,9 @@ impl Cluster {
                 started.and(prepared)
             })
         })?;
+        if self.state.nodes.is_empty() {
+            return self.await_service_account();
+        }
         let nodes: Vec<String> = self
             .state
             .nodes
@@ -263,7 +273,11 @@ impl Cluster {
             self.keep_journal(node, ready.is_ok())?;
             ready
         })?;
-        // Without it the API server takes no pod.
+        self.await_service_account()
+    }
+
+    /// Without it the API server takes no pod.
+    fn await_service_account(&self) -> Result<()> {
         self.kubectl(&[
             "wait",
             "--for=create",

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::certificates::{Authority, Subject};
 use super::kubectl_command;
+use super::kwok;
 use super::names;
 use super::network;
 use super::state::State;
@@ -91,23 +92,30 @@ pub fn start(state: &State, folder: &Path) -> Result<()> {
         command.args(arguments).current_dir(folder);
         process::start(&mut command, &log(state, name))
     };
+    let played = match &binaries.kwok {
+        Some(_) => (kwok::api_server(state, folder)?, kwok::controller_manager()),
+        None => (Vec::new(), Vec::new()),
+    };
     let etcd = launch("etcd", &binaries.etcd, &etcd(folder))?;
     let api_server = launch(
         "kube-apiserver",
         &binaries.kube_apiserver,
-        &api_server(state, folder),
+        &[api_server(state, folder), played.0].concat(),
     )?;
     await_ready(state, &mut [("etcd", etcd), ("kube-apiserver", api_server)])?;
     launch(
         "kube-controller-manager",
         &binaries.kube_controller_manager,
-        &controller_manager(folder),
+        &[controller_manager(state, folder), played.1].concat(),
     )?;
     launch(
         "kube-scheduler",
         &binaries.kube_scheduler,
         &scheduler(folder),
     )?;
+    if let Some(program) = &binaries.kwok {
+        launch("kwok", program, &kwok::arguments(folder))?;
+    }
     Ok(())
 }
 
@@ -174,18 +182,23 @@ fn api_server(state: &State, folder: &Path) -> Vec<String> {
     ]
 }
 
-fn controller_manager(folder: &Path) -> Vec<String> {
+fn controller_manager(state: &State, folder: &Path) -> Vec<String> {
     let certificates = folder.join(CERTIFICATES);
     let file =
         |option: &str, name: &str| format!("--{option}={}", certificates.join(name).display());
-    vec![
+    let mut arguments = vec![
         file("kubeconfig", "controller-manager.kubeconfig"),
         file("service-account-private-key-file", "sa.key"),
         file("root-ca-file", "ca.crt"),
         "--use-service-account-credentials=true".to_owned(),
         "--leader-elect=false".to_owned(),
         "--bind-address=127.0.0.1".to_owned(),
-    ]
+    ];
+    if let Some(qps) = state.controller_manager_qps {
+        arguments.push(format!("--kube-api-qps={qps}"));
+        arguments.push(format!("--kube-api-burst={qps}"));
+    }
+    arguments
 }
 
 fn scheduler(folder: &Path) -> Vec<String> {

@@ -8,6 +8,7 @@ mod certificates;
 mod cgroups;
 mod control_plane;
 mod host;
+pub mod kwok;
 mod names;
 mod network;
 mod pause;
@@ -38,15 +39,17 @@ const LOGS: &str = "logs";
 pub struct Spec {
     /// Its name on this machine: a DNS label.
     pub name: String,
-    /// Its nodes.
+    /// Its nodes; where there are none, kwok plays the kubelets of whatever Node objects are made, and of no pods but those of Jobs.
     pub nodes: Vec<NodeSpec>,
+    /// Requests a second that each controller of the controller manager may send, where that is not to be its default, 20.
+    pub controller_manager_qps: Option<u32>,
 }
 
 impl Spec {
     fn check(&self) -> Result<()> {
-        if self.nodes.is_empty() || self.nodes.len() > names::MOST_NODES {
+        if self.nodes.len() > names::MOST_NODES {
             bail!(
-                "a cluster has 1 to {} nodes, not {}",
+                "a cluster has at most {} nodes, not {}",
                 names::MOST_NODES,
                 self.nodes.len()
             );

@@ -39,6 +39,9 @@ pub struct State {
     pub control_plane_netns: String,
     /// Address of the control plane, the same from nodes, pods and the host.
     pub control_plane_ip: Ipv4Addr,
+    /// Requests a second that each controller of the controller manager may send; none for its default.
+    #[serde(default)]
+    pub controller_manager_qps: Option<u32>,
     /// The programs that the control plane runs.
     pub binaries: Binaries,
     /// Folder with a log per process.
@@ -79,6 +82,9 @@ pub struct Binaries {
     pub kube_scheduler: PathBuf,
     /// `kubelet`.
     pub kubelet: PathBuf,
+    /// `kwok`, in a cluster without nodes of its own.
+    #[serde(default)]
+    pub kwok: Option<PathBuf>,
 }
 
 impl State {

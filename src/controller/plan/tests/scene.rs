@@ -7,6 +7,8 @@ use serde_json::json;
 
 use super::super::*;
 use crate::api::ShimSpec;
+use crate::controller::fleet::Fleet;
+use crate::controller::observed::ShimView;
 use crate::controller::status;
 use crate::handoff::{HandlerReport, Outcome, ProvisionReport};
 
@@ -14,9 +16,11 @@ use crate::handoff::{HandlerReport, Outcome, ProvisionReport};
 pub(super) struct Scene {
     pub(super) node: NodeView,
     pub(super) shims: Vec<ShimView>,
+    pub(super) held: BTreeMap<String, String>,
     pub(super) job: Option<JobView>,
     pub(super) now: Timestamp,
     pub(super) refused: Option<&'static str>,
+    pub(super) hold: Hold,
     pub(super) auto_provision: bool,
     pub(super) keep_jobs: bool,
 }
@@ -33,6 +37,7 @@ pub(super) fn shim(name: &str, handler: &str) -> ShimView {
         generation: Some(1),
         deleting: false,
         held: true,
+        held_by_rcm: false,
         forced: false,
         spec: Ok(serde_json::from_value(json!({
             "annotationSelector": {"kwasm.sh/kwasm-node": "true"},
@@ -57,13 +62,20 @@ pub(super) fn scene() -> Scene {
             arch: "amd64".to_owned(),
             machine_id: "machine".to_owned(),
             boot_id: "boot".to_owned(),
+            runtime: "containerd://2.1.9".to_owned(),
             runtime_handlers: None,
+            ready: true,
+            cordoned: false,
+            control_plane: false,
+            taints: Vec::new(),
             deleting: false,
         },
+        held: BTreeMap::new(),
         shims: vec![shim("spin", "spin-v2")],
         job: None,
         now: start(),
         refused: None,
+        hold: Hold::None,
         auto_provision: false,
         keep_jobs: false,
     }
@@ -87,22 +99,35 @@ impl Scene {
         self
     }
 
-    pub(super) fn decide(&self) -> Plan {
-        decide(&Observed {
+    fn look<T>(&self, look: impl FnOnce(&Observed<'_>) -> T) -> T {
+        let cluster = Cluster::new(self.shims.clone(), self.auto_provision, true);
+        look(&Observed {
             node: &self.node,
-            shims: &self.shims,
+            cluster: &cluster,
+            held: &self.held,
             job: self.job.as_ref(),
             refused: self.refused,
+            hold: self.hold,
             now: self.now,
-            auto_provision: self.auto_provision,
             keep_jobs: self.keep_jobs,
         })
+    }
+
+    pub(super) fn decide(&self) -> Plan {
+        self.look(decide)
+    }
+
+    pub(super) fn standing(&self, plan: &Plan) -> Standing {
+        self.look(|seen| standing(seen, plan))
     }
 
     /// Decides, and carries the plan out as the API server would.
     pub(super) fn step(mut self) -> (Self, Plan) {
         let plan = self.decide();
         let edit = plan.edit.clone().unwrap_or_default();
+        if let Some(taints) = edit.taints {
+            self.node.taints = taints;
+        }
         for (edits, there) in [
             (edit.labels, &mut self.node.labels),
             (edit.annotations, &mut self.node.annotations),
@@ -176,15 +201,20 @@ impl Scene {
     }
 
     pub(super) fn status(&self, shim: usize) -> status::ShimPlan {
-        status::decide(
-            &self.shims[shim],
-            &self.shims,
-            std::slice::from_ref(&self.node),
-            &[],
-            self.refused,
-            self.auto_provision,
-            self.now,
-        )
+        let mut fleet = Fleet::default();
+        fleet.put(&self.node.name, self.standing(&Plan::default()));
+        self.status_of(shim, &fleet)
+    }
+
+    pub(super) fn status_of(&self, shim: usize, fleet: &Fleet) -> status::ShimPlan {
+        let shim = &self.shims[shim];
+        status::decide(&status::Seen {
+            shim,
+            tally: fleet.tally(&shim.name),
+            classes: &[],
+            refused: self.refused,
+            now: self.now,
+        })
     }
 
     pub(super) fn label(&self, key: &str) -> Option<&str> {

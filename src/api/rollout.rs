@@ -1,0 +1,185 @@
+//! How a change of a Shim reaches its nodes, as users write it. Pure: which node is next is decided in the controller.
+
+use kube::KubeSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+
+use super::Error;
+
+/// How a change of a Shim reaches the nodes that carry it.
+#[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, Copy, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct RolloutStrategy {
+    /// `recreate` changes every node at once. `rolling` changes at most rolling.maxUpdate nodes at a time, counted over all
+    /// Shims together: workers first, control-plane nodes last; nodes that are cordoned or not ready wait until they are not;
+    /// a node that fails halts the rollout, and the Shim's conditions name it.
+    #[serde(rename = "type")]
+    pub kind: RolloutKind,
+    /// How `rolling` proceeds; without it, one node at a time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rolling: Option<Rolling>,
+}
+
+impl RolloutStrategy {
+    /// How many nodes may change at a time; nothing where all may.
+    #[must_use]
+    pub fn max_update(&self) -> Option<MaxUpdate> {
+        match self.kind {
+            RolloutKind::Recreate => None,
+            RolloutKind::Rolling => Some(self.rolling.unwrap_or_default().max_update),
+        }
+    }
+}
+
+/// The kinds of rollout.
+#[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub enum RolloutKind {
+    /// A few nodes at a time.
+    Rolling,
+    /// Every node at once.
+    #[default]
+    Recreate,
+}
+
+/// How a rolling rollout proceeds.
+#[derive(Serialize, Deserialize, KubeSchema, Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Rolling {
+    /// How many nodes change at a time: a number (less than 1 counts as 1), or a percentage of the nodes that want the Shim,
+    /// for example `25%`, rounded up.
+    #[serde(default)]
+    #[schemars(schema_with = "max_update_schema")]
+    #[x_kube(validation = Rule::new("type(self) == int || self.matches('^([1-9][0-9]?|100)%$')")
+        .message("write a number of nodes, or a percentage from 1% to 100%"))]
+    pub max_update: MaxUpdate,
+}
+
+/// How many nodes may change at a time, as a number of them or as a share.
+///
+/// On the wire an integer or a string, as Kubernetes' own `IntOrString`. RCM's schema takes any integer, so any is read here.
+#[derive(Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
+#[serde(try_from = "NumberOrText", into = "NumberOrText")]
+pub enum MaxUpdate {
+    /// So many nodes.
+    Nodes(u32),
+    /// So many of a hundred nodes, from 1 to 100.
+    Percent(u8),
+}
+
+impl Default for MaxUpdate {
+    /// One node at a time.
+    fn default() -> Self {
+        Self::Nodes(1)
+    }
+}
+
+impl MaxUpdate {
+    /// How many of `nodes` that is: a share is rounded up, and at least one node always may.
+    #[must_use]
+    pub fn of(&self, nodes: usize) -> usize {
+        match *self {
+            Self::Nodes(count) => usize::try_from(count).unwrap_or(usize::MAX).max(1),
+            Self::Percent(share) => nodes
+                .saturating_mul(usize::from(share))
+                .div_ceil(100)
+                .max(1),
+        }
+    }
+}
+
+/// [`MaxUpdate`] as it is written.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum NumberOrText {
+    Number(i64),
+    Text(String),
+}
+
+impl TryFrom<NumberOrText> for MaxUpdate {
+    type Error = Error;
+
+    fn try_from(written: NumberOrText) -> Result<Self, Error> {
+        let text = match written {
+            NumberOrText::Number(count) => {
+                return Ok(Self::Nodes(u32::try_from(count.max(1)).unwrap_or(u32::MAX)));
+            }
+            NumberOrText::Text(text) => text,
+        };
+        let share = text
+            .strip_suffix('%')
+            .and_then(|digits| digits.parse().ok());
+        match share {
+            Some(share @ 1..=100) => Ok(Self::Percent(share)),
+            Some(_) | None => Err(Error::MaxUpdate { found: text }),
+        }
+    }
+}
+
+impl From<MaxUpdate> for NumberOrText {
+    fn from(max_update: MaxUpdate) -> Self {
+        match max_update {
+            MaxUpdate::Nodes(count) => Self::Number(count.into()),
+            MaxUpdate::Percent(share) => Self::Text(format!("{share}%")),
+        }
+    }
+}
+
+/// An integer or a string, in the form that Kubernetes' structural schemas have for it. The length bounds what the rule costs.
+fn max_update_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "x-kubernetes-int-or-string": true,
+        "nullable": false,
+        "maxLength": 32,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case::rcm(serde_json::json!(5), MaxUpdate::Nodes(5), 200, 5)]
+    #[case::rcm_takes_any_integer(serde_json::json!(0), MaxUpdate::Nodes(1), 200, 1)]
+    #[case::rcm_takes_any_integer(serde_json::json!(-3), MaxUpdate::Nodes(1), 200, 1)]
+    #[case::a_share(serde_json::json!("25%"), MaxUpdate::Percent(25), 200, 50)]
+    #[case::a_share_is_rounded_up(serde_json::json!("25%"), MaxUpdate::Percent(25), 5, 2)]
+    #[case::at_least_one(serde_json::json!("1%"), MaxUpdate::Percent(1), 0, 1)]
+    #[case::all(serde_json::json!("100%"), MaxUpdate::Percent(100), 7, 7)]
+    fn a_number_or_a_share_of_nodes_may_change_at_a_time(
+        #[case] written: serde_json::Value,
+        #[case] read: MaxUpdate,
+        #[case] nodes: usize,
+        #[case] expected: usize,
+    ) {
+        let rolling: Rolling =
+            serde_json::from_value(serde_json::json!({"maxUpdate": written})).unwrap();
+        assert_eq!(rolling.max_update, read);
+        assert_eq!(rolling.max_update.of(nodes), expected);
+        let again = serde_json::to_value(read).unwrap();
+        assert_eq!(serde_json::from_value::<MaxUpdate>(again).unwrap(), read);
+    }
+
+    #[test]
+    fn what_says_not_how_many_nodes_may_change_is_one_sentence() {
+        for written in ["", "%", "0%", "101%", "5", "half", "-1%", "+5%%"] {
+            let error = serde_json::from_value::<MaxUpdate>(written.into()).unwrap_err();
+            assert!(
+                error.to_string().contains("a percentage from 1% to 100%"),
+                "{written}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_rollout_that_says_no_more_is_one_node_at_a_time_or_all_at_once() {
+        let strategy = |json| serde_json::from_value::<RolloutStrategy>(json).unwrap();
+        let rolling = strategy(serde_json::json!({"type": "rolling"}));
+        assert_eq!(rolling.max_update(), Some(MaxUpdate::Nodes(1)));
+        let recreate = serde_json::json!({"type": "recreate", "rolling": {"maxUpdate": 5}});
+        assert_eq!(strategy(recreate).max_update(), None);
+        assert_eq!(RolloutStrategy::default().max_update(), None);
+    }
+}

@@ -1,0 +1,109 @@
+//! Whether the cluster serves a Shim that has all of our fields. An older definition, runtime-class-manager's for example, prunes what
+//! it doesn't know: a Shim whose annotationSelector was pruned would match every node.
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::Api;
+use kube::runtime::wait::{Condition, await_condition};
+use kube::{Client, CustomResourceExt};
+
+use super::Error;
+use crate::api::Shim;
+
+/// A field that no definition but ours has, and that selects nodes.
+const OWN_FIELD: &str = "annotationSelector";
+
+/// Waits until the definition that is served is ours, or of a release that knows as much.
+///
+/// # Errors
+/// When the API server refuses to show it.
+pub async fn until_ours(client: &Client) -> Result<(), Error> {
+    until(client, |definition: Option<&CustomResourceDefinition>| {
+        definition.is_some_and(is_ours)
+    })
+    .await
+}
+
+/// Waits until the definition that is served is so no more.
+///
+/// # Errors
+/// When the API server refuses to show it.
+pub async fn until_another(client: &Client) -> Result<(), Error> {
+    until(client, |definition: Option<&CustomResourceDefinition>| {
+        !definition.is_some_and(is_ours)
+    })
+    .await
+}
+
+async fn until(
+    client: &Client,
+    condition: impl Condition<CustomResourceDefinition>,
+) -> Result<(), Error> {
+    let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
+    await_condition(definitions, Shim::crd_name(), condition)
+        .await
+        .map(|_| ())
+        .map_err(|source| Error::WatchDefinition { source })
+}
+
+fn is_ours(definition: &CustomResourceDefinition) -> bool {
+    let conditions = definition
+        .status
+        .iter()
+        .flat_map(|status| &status.conditions)
+        .flatten();
+    let mut established = conditions.filter(|condition| condition.type_ == "Established");
+    let is_served = established.any(|condition| condition.status == "True");
+    let mut versions = definition.spec.versions.iter();
+    is_served
+        && versions.any(|version| {
+            let schema = version
+                .schema
+                .as_ref()
+                .and_then(|schema| schema.open_api_v3_schema.as_ref());
+            let properties = schema.and_then(|schema| schema.properties.as_ref());
+            let spec =
+                properties.and_then(|properties| properties.get("spec")?.properties.as_ref());
+            let has_status = version
+                .subresources
+                .as_ref()
+                .is_some_and(|it| it.status.is_some());
+            version.served && has_status && spec.is_some_and(|spec| spec.contains_key(OWN_FIELD))
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn established() -> CustomResourceDefinition {
+        let mut definition = Shim::crd();
+        let status = serde_json::json!({"conditions": [{"type": "Established", "status": "True"}], "acceptedNames": {"kind": "", "plural": ""}, "storedVersions": []});
+        definition.status = serde_json::from_value(status).unwrap();
+        definition
+    }
+
+    #[test]
+    fn ours_is_ours_once_it_is_served() {
+        assert!(is_ours(&established()));
+        assert!(!is_ours(&Shim::crd()));
+    }
+
+    #[test]
+    fn one_without_the_field_or_without_a_status_of_its_own_is_not() {
+        let mut older = established();
+        older.spec.versions[0].subresources = None;
+        assert!(!is_ours(&older));
+        let mut pruning = established();
+        let schema = pruning.spec.versions[0].schema.as_mut().unwrap();
+        let properties = schema
+            .open_api_v3_schema
+            .as_mut()
+            .unwrap()
+            .properties
+            .as_mut()
+            .unwrap();
+        let spec = properties.get_mut("spec").unwrap();
+        spec.properties.as_mut().unwrap().remove(OWN_FIELD);
+        assert!(!is_ours(&pruning));
+    }
+}

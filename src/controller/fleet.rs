@@ -1,0 +1,283 @@
+//! The nodes as one: how far each Shim is on all of them, kept up to date node by node, so that no decision has to look at every
+//! node again. Pure: no client, no clock.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::standing::{Place, Stand, Standing};
+
+/// How far one Shim is on all nodes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Nodes that serve it as it should be.
+    pub ready: usize,
+    /// Nodes on which it is on its way.
+    pub pending: usize,
+    /// Nodes whose turn has not come.
+    pub waiting: usize,
+    /// Nodes that are to let it go.
+    pub removing: BTreeSet<String>,
+    /// Nodes that may carry anything of it, wanted or not.
+    pub carried: usize,
+    /// Nodes on which the last attempt failed, each with the reason.
+    pub failures: BTreeMap<String, String>,
+    /// Those of them whose failure might be that of every node.
+    halting: BTreeSet<String>,
+    /// What it lost to other Shims, as sentences, each with the number of nodes.
+    pub lost: BTreeMap<String, usize>,
+    /// Nodes that could be changed once it is their turn, those of the control plane last.
+    queue: BTreeSet<(bool, String)>,
+    /// Nodes without the control plane that are on their way or could be.
+    workers: usize,
+}
+
+impl Tally {
+    /// Nodes that want it.
+    #[must_use]
+    pub fn nodes(&self) -> usize {
+        self.ready + self.pending + self.waiting + self.failures.len()
+    }
+
+    /// The node other than `node`, if any, whose failure might be that of every node, and why it failed.
+    #[must_use]
+    pub fn halted_by(&self, node: &str) -> Option<(&str, &str)> {
+        let other = self.halting.iter().find(|name| *name != node)?;
+        Some((other, self.failures.get(other)?))
+    }
+
+    /// Whether a node without the control plane is on its way, or could be.
+    #[must_use]
+    pub fn has_workers_left(&self) -> bool {
+        self.workers > 0
+    }
+
+    fn count(&mut self, node: &str, standing: &Standing, stand: &Stand) {
+        self.carried += usize::from(stand.carried);
+        self.workers += usize::from(is_worker_left(standing, stand));
+        if is_queued(standing, stand) {
+            self.queue.insert((standing.control_plane, node.to_owned()));
+        }
+        match &stand.place {
+            Place::Ready => self.ready += 1,
+            Place::Pending => self.pending += 1,
+            Place::Waiting => self.waiting += 1,
+            Place::Failed { reason, halts } => {
+                self.failures.insert(node.to_owned(), reason.clone());
+                if *halts {
+                    self.halting.insert(node.to_owned());
+                }
+            }
+            Place::Removing { .. } => {
+                self.removing.insert(node.to_owned());
+            }
+            Place::Shadowed => {}
+        }
+    }
+
+    fn discount(&mut self, node: &str, standing: &Standing, stand: &Stand) {
+        self.carried -= usize::from(stand.carried);
+        self.workers -= usize::from(is_worker_left(standing, stand));
+        self.queue
+            .remove(&(standing.control_plane, node.to_owned()));
+        match &stand.place {
+            Place::Ready => self.ready -= 1,
+            Place::Pending => self.pending -= 1,
+            Place::Waiting => self.waiting -= 1,
+            Place::Failed { .. } => {
+                self.failures.remove(node);
+                self.halting.remove(node);
+            }
+            Place::Removing { .. } => {
+                self.removing.remove(node);
+            }
+            Place::Shadowed => {}
+        }
+    }
+}
+
+/// Whether a node could be changed once it is its turn.
+fn is_queued(standing: &Standing, stand: &Stand) -> bool {
+    let waits = matches!(
+        stand.place,
+        Place::Waiting | Place::Removing { waits: true }
+    );
+    standing.fit && waits
+}
+
+/// Whether a node comes before those of the control plane, and is not done.
+fn is_worker_left(standing: &Standing, stand: &Stand) -> bool {
+    let works = matches!(stand.place, Place::Pending | Place::Removing { .. }) && standing.changing;
+    !standing.control_plane && (works || is_queued(standing, stand))
+}
+
+impl Tally {
+    /// Counts what the Shim lost on a node; says whether that differs from before.
+    fn lose(
+        &mut self,
+        shim: &str,
+        before: &BTreeSet<(String, String)>,
+        now: &BTreeSet<(String, String)>,
+    ) -> bool {
+        let of = |lost: &BTreeSet<(String, String)>| -> BTreeSet<String> {
+            let own = lost.iter().filter(|(loser, _)| loser == shim);
+            own.map(|(_, sentence)| sentence.clone()).collect()
+        };
+        let (before, now) = (of(before), of(now));
+        for sentence in &now {
+            *self.lost.entry(sentence.clone()).or_default() += 1;
+        }
+        for sentence in &before {
+            if let Some(nodes) = self.lost.get_mut(sentence) {
+                *nodes -= 1;
+            }
+        }
+        self.lost.retain(|_, nodes| *nodes > 0);
+        before != now
+    }
+}
+
+/// Nodes that are asked anew where one makes room; each makes room once, so that all get their turn.
+const ASKED_ANEW: usize = 4;
+
+/// Jobs that may be without a pod at a time. Kubernetes' Job controller makes four or five pods a second unless its limit on requests is
+/// raised (`--kube-api-qps`, 20 by default), and a Job that has none for a minute counts as stuck.
+const MOST_PODLESS: usize = 100;
+
+/// What a change of one node means for others.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Ripple {
+    /// Shims of which something is to be said anew.
+    pub shims: BTreeSet<String>,
+    /// Nodes whose turn may have come.
+    pub nodes: BTreeSet<String>,
+}
+
+/// All nodes.
+#[derive(Debug, Default)]
+pub struct Fleet {
+    standings: HashMap<String, Standing>,
+    tallies: BTreeMap<String, Tally>,
+    changing: BTreeSet<String>,
+    podless: BTreeSet<String>,
+    crowd: BTreeSet<String>,
+    /// Of a Shim that no node speaks of.
+    none: Tally,
+}
+
+impl Fleet {
+    /// How far a Shim is.
+    #[must_use]
+    pub fn tally(&self, shim: &str) -> &Tally {
+        self.tallies.get(shim).unwrap_or(&self.none)
+    }
+
+    /// Other nodes than `node` whose hosts are being changed.
+    #[must_use]
+    pub fn changing_beside(&self, node: &str) -> usize {
+        self.changing.len() - usize::from(self.changing.contains(node))
+    }
+
+    /// Whether the host of `node` is being changed.
+    #[must_use]
+    pub fn is_changing(&self, node: &str) -> bool {
+        self.changing.contains(node)
+    }
+
+    /// Whether so many Jobs have no pod yet that `node` should not add one.
+    #[must_use]
+    pub fn is_crowded_for(&self, node: &str) -> bool {
+        self.podless.len() >= MOST_PODLESS && !self.podless.contains(node)
+    }
+
+    /// Nodes that may carry anything, each with the Shims.
+    #[must_use]
+    pub fn carriers(&self) -> BTreeMap<String, Vec<String>> {
+        let carried = |standing: &Standing| -> Vec<String> {
+            let shims = standing.shims.iter().filter(|(_, stand)| stand.carried);
+            shims.map(|(shim, _)| shim.clone()).collect()
+        };
+        let all = self.standings.iter();
+        all.map(|(node, standing)| (node.clone(), carried(standing)))
+            .filter(|(_, shims)| !shims.is_empty())
+            .collect()
+    }
+
+    /// Takes in how a node is now.
+    pub fn put(&mut self, node: &str, standing: Standing) -> Ripple {
+        if self.standings.get(node) == Some(&standing) {
+            return Ripple::default();
+        }
+        let mut touched: BTreeSet<String> = standing.shims.keys().cloned().collect();
+        touched.extend(standing.lost.iter().map(|(loser, _)| loser.clone()));
+        let before = self.standings.remove(node).unwrap_or_default();
+        let ripple = self.replace(node, &before, &standing, touched);
+        self.standings.insert(node.to_owned(), standing);
+        ripple
+    }
+
+    /// Forgets a node that is gone.
+    pub fn remove(&mut self, node: &str) -> Ripple {
+        match self.standings.remove(node) {
+            Some(before) => self.replace(node, &before, &Standing::default(), BTreeSet::new()),
+            None => Ripple::default(),
+        }
+    }
+
+    fn replace(
+        &mut self,
+        node: &str,
+        before: &Standing,
+        now: &Standing,
+        mut touched: BTreeSet<String>,
+    ) -> Ripple {
+        touched.extend(before.shims.keys().cloned());
+        touched.extend(before.lost.iter().map(|(loser, _)| loser.clone()));
+        let mut ripple = Ripple::default();
+        let makes_room = before.changing && !now.changing;
+        for (nodes, is_one) in [
+            (&mut self.changing, now.changing),
+            (&mut self.podless, now.podless),
+            (&mut self.crowd, now.crowded),
+        ] {
+            if is_one {
+                nodes.insert(node.to_owned());
+            } else {
+                nodes.remove(node);
+            }
+        }
+        if before.podless && !now.podless {
+            ripple
+                .nodes
+                .extend(self.crowd.iter().take(ASKED_ANEW).cloned());
+        }
+        for shim in touched {
+            let tally = self.tallies.entry(shim.clone()).or_default();
+            let (then, stands) = (before.shims.get(&shim), now.shims.get(&shim));
+            let was_halted = tally.failures.len();
+            let had_workers = tally.has_workers_left();
+            if let Some(stand) = then {
+                tally.discount(node, before, stand);
+            }
+            if let Some(stand) = stands {
+                tally.count(node, now, stand);
+            }
+            let is_told = tally.lose(&shim, &before.lost, &now.lost);
+            if makes_room
+                || was_halted > tally.failures.len()
+                || had_workers && !tally.has_workers_left()
+            {
+                let next = tally.queue.iter().take(ASKED_ANEW);
+                ripple.nodes.extend(next.map(|(_, name)| name.clone()));
+            }
+            if then != stands || is_told {
+                ripple.shims.insert(shim);
+            }
+        }
+        if makes_room {
+            let all = self.tallies.values();
+            let next = all.flat_map(|tally| tally.queue.iter().take(ASKED_ANEW));
+            ripple.nodes.extend(next.map(|(_, name)| name.clone()));
+        }
+        self.tallies.retain(|_, tally| *tally != Tally::default());
+        ripple
+    }
+}

@@ -1,0 +1,110 @@
+//! `farrier leave`: what a cluster needs before Farrier is uninstalled. Every node's set is emptied as if each Shim were being deleted,
+//! then the Shims are let go of, whatever could not be cleaned; that is said.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use kube::ResourceExt;
+use kube::api::{Api, ListParams};
+
+use super::context::Context;
+use super::election::Election;
+use super::observed::{ShimObject, ShimView};
+use super::status::Finalizer;
+use super::{Error, Settings, apply, operate};
+
+/// How to leave.
+#[derive(Debug, Clone)]
+pub struct LeaveOptions {
+    /// The controller's Deployment in the namespace, which is scaled to nothing first.
+    pub deployment: Option<String>,
+    /// How long hosts may take.
+    pub deadline: Duration,
+    /// Hosts keep what they have; only the Shims are let go of.
+    pub keep_hosts: bool,
+}
+
+/// What could not be cleaned.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Left {
+    /// Nodes that still carry something, each with the Shims.
+    pub nodes: BTreeMap<String, Vec<String>>,
+}
+
+impl fmt::Display for Left {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.nodes.is_empty() {
+            return writeln!(f, "the Shims are let go of, and nothing is left to clean");
+        }
+        for (node, shims) in &self.nodes {
+            let shims = shims.join(", ");
+            writeln!(
+                f,
+                "node {node} still carries {shims}; end the pods that use it and run `farrier uninstall --all` there"
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// Takes Farrier's work out of the cluster.
+///
+/// # Errors
+/// When the cluster can't be asked or written to.
+pub async fn leave(settings: Settings, options: LeaveOptions) -> Result<Left, Error> {
+    let client = super::client().await?;
+    if let Some(deployment) = &options.deployment {
+        apply::replicas::scale_to_nothing(&client, &settings.namespace, deployment).await?;
+    }
+    let left = if options.keep_hosts {
+        // A controller that still ends would set again what is let go of below: who holds the Lease has it gone.
+        let Settings {
+            namespace,
+            lease_name,
+            identity,
+            ..
+        } = &settings;
+        let mut election = Election::new(client.clone(), namespace, lease_name, identity);
+        let _ = tokio::time::timeout(options.deadline, election.acquire()).await;
+        Left::default()
+    } else {
+        let deadline = options.deadline;
+        // On the heap: forty kilobytes of watches.
+        let cleans = async |context: &Context| Ok(cleaned(context, deadline).await);
+        Box::pin(operate(client.clone(), settings, true, cleans)).await?
+    };
+    // Shims may stay, as their definition does; nobody would let go of them any more.
+    let shims: Api<ShimObject> = Api::all(client.clone());
+    let listed = shims.list(&ListParams::default()).await;
+    let listed = listed.map_err(|source| Error::List {
+        what: "Shims",
+        source,
+    })?;
+    for shim in listed {
+        let view = ShimView::from(&shim);
+        if view.held || view.held_by_rcm {
+            tracing::info!(shim = shim.name_any(), "letting go");
+            apply::finalizer(&client, &shim, &Finalizer::Release).await?;
+        }
+    }
+    Ok(left)
+}
+
+/// Waits until no node carries anything, or for `deadline`; who still does.
+async fn cleaned(context: &Context, deadline: Duration) -> Left {
+    let clean = async {
+        loop {
+            let changed = context.changed.notified();
+            if context.decides() && context.carriers().is_empty() {
+                return;
+            }
+            changed.await;
+        }
+    };
+    // At the deadline, what is left is what is told.
+    let _ = tokio::time::timeout(deadline, clean).await;
+    Left {
+        nodes: context.carriers(),
+    }
+}

@@ -1,0 +1,69 @@
+//! `helm uninstall`: what it takes off the nodes before the chart's objects go, and what it leaves.
+
+use k8s_openapi::api::batch::v1::Job;
+use kube::ResourceExt;
+use kube::api::{Api, ListParams};
+
+use crate::support::{Cluster, SHIM, shim_for};
+
+const UNINSTALL: [&str; 6] = ["uninstall", "farrier", "-n", "farrier", "--timeout", "5m"];
+
+const HANDLER: &str = "handler.farrier.dev/wasmi";
+
+#[tokio::test]
+async fn an_uninstall_leaves_nothing_behind() {
+    let cluster = Cluster::with_farrier().await;
+    let node = cluster.node_with("2.4");
+    let before = cluster.host(&node);
+    cluster.annotate(&node, Some("true")).await;
+    cluster.label_becomes(&node, HANDLER, "true").await;
+    // One that the chart didn't make.
+    let own = shim_for("own", &cluster.artifacts.shim);
+    cluster.create_shim(&own).await;
+    cluster
+        .label(&node, "test.farrier.dev/own", Some("true"))
+        .await;
+    cluster
+        .label_becomes(&node, "handler.farrier.dev/own", "true")
+        .await;
+
+    cluster.helm(&UNINSTALL);
+
+    assert_eq!(cluster.host(&node), before);
+    cluster.marks_vanish(&node).await;
+    assert!(cluster.shims().get_opt(SHIM).await.unwrap().is_none());
+    let own = cluster.shims().get("own").await.unwrap();
+    assert!(own.finalizers().is_empty(), "{:?}", own.finalizers());
+    let jobs: Api<Job> = Api::namespaced(cluster.client.clone(), "farrier");
+    let left = jobs.list(&ListParams::default()).await.unwrap();
+    let names: Vec<_> = left.iter().map(ResourceExt::name_any).collect();
+    assert!(names.is_empty(), "{names:?}");
+    cluster.delete_shim("own").await;
+    cluster.label(&node, "test.farrier.dev/own", None).await;
+    cluster.annotate(&node, None).await;
+}
+
+#[tokio::test]
+async fn an_uninstall_keeps_the_nodes_as_they_are_where_it_is_told_to() {
+    let cluster = Cluster::with_farrier().await;
+    let node = cluster.node_with("2.4");
+    let before = cluster.host(&node);
+    cluster.annotate(&node, Some("true")).await;
+    cluster.label_becomes(&node, HANDLER, "true").await;
+    let (provisioned, process) = (cluster.host(&node), cluster.containerd_pid(&node));
+    let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/farrier");
+    let keep = ["--reuse-values", "--set", "onUninstall=keep"];
+    let upgrade = ["upgrade", "farrier", chart, "-n", "farrier", "--wait"];
+    cluster.helm(&[&upgrade[..], &keep].concat());
+
+    cluster.helm(&UNINSTALL);
+
+    assert_eq!(cluster.host(&node), provisioned);
+    // And the next one takes it up where this one left it.
+    cluster.helm_install();
+    cluster.condition_becomes(SHIM, "Ready", "True", "").await;
+    assert_eq!(cluster.containerd_pid(&node), process);
+    cluster.annotate(&node, None).await;
+    cluster.marks_vanish(&node).await;
+    assert_eq!(cluster.host(&node), before);
+}
