@@ -261,10 +261,7 @@ impl Fleet {
                 tally.count(node, now, stand);
             }
             let is_told = tally.lose(&shim, &before.lost, &now.lost);
-            if makes_room
-                || was_halted > tally.failures.len()
-                || had_workers && !tally.has_workers_left()
-            {
+            if was_halted > tally.failures.len() || had_workers && !tally.has_workers_left() {
                 let next = tally.queue.iter().take(ASKED_ANEW);
                 ripple.nodes.extend(next.map(|(_, name)| name.clone()));
             }

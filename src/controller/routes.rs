@@ -56,10 +56,10 @@ impl Queues {
         self.open.store(true, Ordering::Relaxed);
     }
 
-    // The receivers live as long as the controller; a send that fails means that it ends.
     /// A node is to be decided on.
     pub fn node(&self, name: &str) {
         if self.open.load(Ordering::Relaxed) {
+            // The receivers live as long as the controller; a send that fails means that it ends.
             let _ = self.nodes.send(ObjectRef::new(name));
         }
     }
