@@ -47,7 +47,6 @@ pub struct Context {
     acts: AtomicBool,
     /// Tells whoever waits for the whole to be done that something changed.
     pub changed: Notify,
-    pod_store: Store<super::objects::PodObject>,
     jobs: Store<JobObject>,
     runtime_classes: Store<RuntimeClass>,
     leaving: bool,
@@ -92,7 +91,6 @@ impl Context {
             ready: AtomicBool::new(false),
             acts: AtomicBool::new(false),
             changed: Notify::new(),
-            pod_store: watches.pods.store(),
             jobs: watches.jobs.store(),
             runtime_classes: watches.runtime_classes.store(),
             leaving,
@@ -113,7 +111,7 @@ impl Context {
             self.nodes.wait_until_ready().await?;
             self.shims.wait_until_ready().await?;
             self.jobs.wait_until_ready().await?;
-            self.pod_store.wait_until_ready().await?;
+            self.pods.wait_until_ready().await?;
             self.runtime_classes.wait_until_ready().await
         };
         ready.await.map_err(|_| Error::Ended { part: "watch" })
@@ -217,7 +215,7 @@ impl Context {
             let view = NodeView::from(node.as_ref());
             let job = self.job(&view);
             let seen = self.seen(&view, &cluster, &held, job.as_ref(), (None, Hold::None));
-            fleet.put(&view.name, plan::standing(&seen, &Plan::default()));
+            fleet.put(&view.name, plan::standing(&seen));
         }
         *self.fleet() = fleet;
     }
@@ -238,11 +236,11 @@ impl Context {
             None => Hold::None,
         };
         let seen = self.seen(view, &cluster, &held, job.as_ref(), (refused, hold));
-        let mut plan = plan::decide(&seen);
+        let (mut plan, standing) = plan::decide(&seen);
         if matches!(&plan.job, JobStep::Delete(uid) if self.wrote().jobs.contains(uid)) {
             plan.job = JobStep::None;
         }
-        let ripple = fleet.put(&view.name, plan::standing(&seen, &plan));
+        let ripple = fleet.put(&view.name, standing);
         drop(fleet);
         self.queues.ripple(&ripple);
         self.changed.notify_waiters();

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 
 use super::desired::{Cluster, Desired, Verdict, fingerprint};
 use super::labels::{self, NodeEdit};
-use super::need::{Need, age, is_crowded, may_begin, need};
+use super::need::{Need, age, may_begin, need};
 use super::observed::{Applied, NodeView};
 use super::outcome;
 use super::progress::{JobProgress, JobView};
@@ -131,44 +131,46 @@ pub struct News {
     pub note: String,
 }
 
-/// Decides what to do next about one node.
+/// Decides what to do next about one node, and tells what the node then adds to the whole.
 #[must_use]
-pub fn decide(seen: &Observed) -> Plan {
+pub fn decide(seen: &Observed) -> (Plan, Standing) {
     if seen.node.deleting {
-        return Plan::default();
+        return Default::default();
     }
     let applied = seen.node.applied();
     let desired = Desired::new(seen.node, applied.as_ref(), seen.cluster, seen.held);
-    match seen.job {
-        Some(JobView {
-            deleting: Some(since),
-            ..
-        }) => while_deleted(seen, &desired, applied, *since),
-        Some(job)
-            if applied
-                .as_ref()
-                .is_some_and(|applied| applied.job == job.uid) =>
-        {
-            after_reading(seen, &desired, applied, job)
-        }
-        Some(job) => follow(seen, applied, job),
-        None => act(seen, &desired, applied),
-    }
+    let plan = next(seen, &desired, applied.clone());
+    let begins = matches!(plan.job, JobStep::Create(_));
+    let standing = Standing::of(seen, &desired, applied.as_ref(), begins);
+    (plan, standing)
 }
 
-/// What the node adds to the whole, once `plan` is decided.
+/// What a node adds to the whole before anything is decided on it.
 #[must_use]
-pub fn standing(seen: &Observed, plan: &Plan) -> Standing {
+pub fn standing(seen: &Observed) -> Standing {
     if seen.node.deleting {
         return Standing::default();
     }
     let applied = seen.node.applied();
     let desired = Desired::new(seen.node, applied.as_ref(), seen.cluster, seen.held);
-    let begins = matches!(plan.job, JobStep::Create(_));
-    let crowded = is_crowded(seen, &desired, applied.as_ref());
-    Standing {
-        crowded,
-        ..Standing::of(seen.node, applied.as_ref(), &desired, seen.job, begins)
+    Standing::of(seen, &desired, applied.as_ref(), false)
+}
+
+fn next(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
+    match seen.job {
+        Some(JobView {
+            deleting: Some(since),
+            ..
+        }) => while_deleted(seen, desired, applied, *since),
+        Some(job)
+            if applied
+                .as_ref()
+                .is_some_and(|applied| applied.job == job.uid) =>
+        {
+            after_reading(seen, desired, applied, job)
+        }
+        Some(job) => follow(seen, desired, applied, job),
+        None => act(seen, desired, applied),
     }
 }
 
@@ -331,7 +333,7 @@ fn claim(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
 }
 
 /// A Job that has not been read yet: wait for it, or write its outcome down.
-fn follow(seen: &Observed, applied: Option<Applied>, job: &JobView) -> Plan {
+fn follow(seen: &Observed, desired: &Desired, applied: Option<Applied>, job: &JobView) -> Plan {
     let age = age(seen.now, job.created);
     if job.request.is_none() {
         let reason = "the Job carries no request for this node object that this release reads";
@@ -340,24 +342,20 @@ fn follow(seen: &Observed, applied: Option<Applied>, job: &JobView) -> Plan {
     let failed = match &job.progress {
         JobProgress::Running => None,
         JobProgress::NoPod if age < POD_PATIENCE => {
-            let mut plan = waiting(seen, applied);
-            plan.look_again = Some(POD_PATIENCE.saturating_sub(age));
-            return plan;
+            return Plan {
+                look_again: Some(POD_PATIENCE.saturating_sub(age)),
+                ..settled(seen, desired, applied, JobStep::None)
+            };
         }
         JobProgress::NoPod => Some("the Job has had no pod for a minute; see the Events of the Job, often a quota or an admission policy".to_owned()),
         JobProgress::Stuck(reason) | JobProgress::Silent(reason) => Some(reason.clone()),
         JobProgress::Answered(report) => return outcome::read(seen, applied, job, report),
     };
     match failed {
-        None => waiting(seen, applied),
+        // Labels may change meanwhile, for example where a Shim was deselected.
+        None => settled(seen, desired, applied, JobStep::None),
         Some(reason) => outcome::fail(seen, applied, job, &reason),
     }
-}
-
-/// The Job works: labels may change meanwhile, for example where a Shim was deselected.
-fn waiting(seen: &Observed, applied: Option<Applied>) -> Plan {
-    let desired = Desired::new(seen.node, applied.as_ref(), seen.cluster, seen.held);
-    settled(seen, &desired, applied, JobStep::None)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kube::ResourceExt;
+use kube::runtime::reflector::store::WriterDropped;
 use kube::runtime::reflector::{ObjectRef, Store};
 
 use super::objects::PodObject;
@@ -25,6 +26,14 @@ impl PodsOfJobs {
             store,
             names: Mutex::default(),
         }
+    }
+
+    /// Waits until the watch has listed.
+    ///
+    /// # Errors
+    /// When the watch has ended.
+    pub async fn wait_until_ready(&self) -> Result<(), WriterDropped> {
+        self.store.wait_until_ready().await
     }
 
     /// Takes in what the watch brought.

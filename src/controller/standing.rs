@@ -4,8 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::desired::{Desired, Verdict, fingerprint};
 use super::labels;
+use super::need::is_crowded;
 use super::observed::{Applied, NodeView};
-use super::progress::{JobProgress, JobView};
+use super::plan::Observed;
+use super::progress::JobProgress;
 use crate::names::{self, Progress};
 
 /// How far one Shim is on one node.
@@ -63,15 +65,10 @@ pub struct Standing {
 }
 
 impl Standing {
-    /// Of `node`, which should carry `desired`, given its Job and whether one is about to be made.
+    /// Of the node that is seen, which should carry `desired`, given whether its Job is about to be made.
     #[must_use]
-    pub fn of(
-        node: &NodeView,
-        applied: Option<&Applied>,
-        desired: &Desired,
-        job: Option<&JobView>,
-        begins: bool,
-    ) -> Self {
+    pub fn of(seen: &Observed, desired: &Desired, applied: Option<&Applied>, begins: bool) -> Self {
+        let Observed { node, job, .. } = *seen;
         let digest = desired.request(node).digest();
         let works = job.is_some_and(|job| {
             job.deleting.is_none() && applied.is_none_or(|applied| applied.job != job.uid)
@@ -126,7 +123,7 @@ impl Standing {
             fit: node.ready && !node.cordoned,
             changing,
             podless: begins || works && job.is_some_and(|job| job.progress == JobProgress::NoPod),
-            crowded: false,
+            crowded: is_crowded(seen, desired, applied),
             shims,
             lost: lost.collect(),
         }

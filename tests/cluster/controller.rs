@@ -54,7 +54,7 @@ async fn a_report_to_an_older_request_is_not_taken_for_todays_answer() {
     stage.says(&second, &done(&first).to_json()).await;
     stage
         .cluster
-        .event_tells("older", &["another request"])
+        .event_tells("Node", "older", &["another request"])
         .await;
     assert_ne!(
         stage.cluster.marks("older").await[&stage.progress()],
@@ -71,7 +71,7 @@ async fn an_unreadable_report_is_asked_again_and_never_advertised() {
     stage.label_becomes(&stage.progress(), Some("failed")).await;
     stage
         .cluster
-        .event_tells("garbled", &["left no report"])
+        .event_tells("Node", "garbled", &["left no report"])
         .await;
     stage
         .cluster
@@ -106,7 +106,7 @@ async fn an_image_that_cannot_be_pulled_is_told_on_the_node_and_on_the_shim() {
     stage.label_becomes(&stage.progress(), Some("failed")).await;
     stage
         .cluster
-        .event_tells("pulled", &["ImagePullBackOff", "no such host"])
+        .event_tells("Node", "pulled", &["ImagePullBackOff", "no such host"])
         .await;
     stage
         .cluster
@@ -136,7 +136,7 @@ async fn a_job_of_that_name_that_is_not_ours_is_told_and_left_alone() {
 
     stage
         .cluster
-        .event_tells("taken", &[&job, "not Farrier's"])
+        .event_tells("Node", "taken", &[&job, "not Farrier's"])
         .await;
     stage
         .cluster

@@ -13,7 +13,7 @@ async fn is_told(cluster: &Cluster, node: &str, shim: &str, fault: &Artifact, se
     cluster
         .label_becomes(node, &format!("farrier.dev/{shim}"), "failed")
         .await;
-    cluster.event_tells(node, &[sentence]).await;
+    cluster.event_tells("Node", node, &[sentence]).await;
     cluster
         .condition_becomes(shim, "Degraded", "True", sentence)
         .await;
@@ -162,7 +162,7 @@ async fn a_containerd_that_does_not_come_back_is_told_and_rolled_back() {
         .label_becomes(&node, "farrier.dev/doomed", "failed")
         .await;
     cluster
-        .event_tells(&node, &["containerd.service", "put back"])
+        .event_tells("Node", &node, &["containerd.service", "put back"])
         .await;
     cluster
         .condition_becomes("doomed", "Degraded", "True", "containerd")

@@ -96,6 +96,7 @@ async fn a_rolling_shim_reaches_one_node_after_the_other_and_a_failure_halts_it(
     cluster
         .condition_becomes("roll", "Progressing", "False", &told)
         .await;
+    cluster.event_tells("Shim", "roll", &[&told]).await;
     assert_eq!(asked(&stages).await, BTreeSet::new());
     // It is tried again after half a minute, and then the last one has its turn.
     let pod = named(&stages, &second).asked().await;
@@ -113,6 +114,7 @@ async fn a_rolling_shim_reaches_one_node_after_the_other_and_a_failure_halts_it(
     cluster
         .condition_becomes("roll", "Ready", "True", "3 of 3")
         .await;
+    cluster.event_tells("Shim", "roll", &["3 of 3"]).await;
     for stage in &stages {
         stage.delete_node().await;
     }

@@ -189,6 +189,16 @@ async fn made(cluster: &Cluster, node: &Node) -> Value {
     })
 }
 
+async fn created(controller: &Client, job: &Value) -> Result<(), String> {
+    let jobs: Api<Job> = Api::namespaced(controller.clone(), "farrier");
+    let dry = PostParams {
+        dry_run: true,
+        ..PostParams::default()
+    };
+    let job = serde_json::from_value(job.clone()).unwrap();
+    refusal(jobs.create(&dry, &job).await)
+}
+
 /// What the controller may not put at a place of a Job's pod, and what is said of it.
 #[allow(clippy::too_many_lines, reason = "a table: a row for each fault")]
 fn forbidden() -> Vec<(&'static str, Value, &'static str)> {
@@ -309,16 +319,7 @@ async fn the_controller_makes_jobs_of_one_shape() {
         .create_shim(&shim_for(NAME, &cluster.artifacts.shim))
         .await;
     let job = made(&cluster, &node).await;
-    let create = async |job: &Value| {
-        let jobs: Api<Job> = Api::namespaced(controller.clone(), "farrier");
-        let dry = PostParams {
-            dry_run: true,
-            ..PostParams::default()
-        };
-        let job = serde_json::from_value(job.clone()).unwrap();
-        refusal(jobs.create(&dry, &job).await)
-    };
-    assert_eq!(create(&job).await, Ok(()));
+    assert_eq!(created(&controller, &job).await, Ok(()));
     let pod = "/spec/template/spec";
     for (place, value, said) in forbidden() {
         let mut other = job.clone();
@@ -328,9 +329,38 @@ async fn the_controller_makes_jobs_of_one_shape() {
             Ok(index) => parent[index] = value,
             Err(_) => parent[key] = value,
         }
-        let refusal = create(&other).await.unwrap_err();
+        let refusal = created(&controller, &other).await.unwrap_err();
         assert!(refusal.contains(said), "{place}: {refusal}");
     }
     remove_node(&cluster).await;
     cluster.delete_shim(NAME).await;
+}
+
+#[tokio::test]
+async fn until_an_upgrade_is_up_the_controller_before_it_makes_its_jobs() {
+    let cluster = Cluster::with_farrier().await;
+    let node = node(&cluster).await;
+    cluster
+        .create_shim(&shim_for(NAME, &cluster.artifacts.shim))
+        .await;
+    let job = made(&cluster, &node).await;
+    let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/farrier");
+    let upgrade = ["upgrade", "farrier", chart, "-n", "farrier", "--no-hooks"];
+    // No node has this image, so that the new controller never comes up.
+    let other = ["--reuse-values", "--set", "image.tag=none"];
+    cluster.helm(&[&upgrade[..], &other].concat());
+
+    let controller = cluster.as_controller().await;
+    let old = job["spec"]["template"]["spec"]["containers"][0]["image"].to_string();
+    let new = format!("{}:none\"", old.rsplit_once(':').unwrap().0);
+    let of_the_new = serde_json::from_str(&job.to_string().replace(&old, &new)).unwrap();
+    eventually("the policy is the new one", async || {
+        created(&controller, &of_the_new).await
+    })
+    .await;
+    assert_eq!(created(&controller, &job).await, Ok(()));
+
+    remove_node(&cluster).await;
+    cluster.delete_shim(NAME).await;
+    cluster.helm_install();
 }

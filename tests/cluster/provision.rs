@@ -137,7 +137,7 @@ async fn a_handler_in_use_is_left_served_until_its_pod_is_gone() {
         })
         .await;
     cluster
-        .event_tells(&node, &["wasmi", "pods still use it"])
+        .event_tells("Node", &node, &["wasmi", "pods still use it"])
         .await;
     assert_eq!(cluster.marks(&node).await["farrier.dev/wasmi"], "removing");
     assert_eq!(

@@ -19,6 +19,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+mod node;
+
 /// A Job takes seconds, and what is still in use is looked at again 30, 90 and 210 seconds later. The kubelet lets go of a deleted
 /// pod's sandbox within a minute or two.
 pub const DEADLINE: Duration = Duration::from_mins(5);
@@ -247,18 +249,6 @@ impl Cluster {
         values
     }
 
-    /// The name of the node that runs this containerd release series, as `1.7`.
-    pub fn node_with(&self, series: &str) -> String {
-        let node = self
-            .file
-            .nodes
-            .iter()
-            .find(|node| node.containerd.starts_with(series));
-        node.unwrap_or_else(|| panic!("no node runs containerd {series}"))
-            .name
-            .clone()
-    }
-
     pub fn nodes(&self) -> Api<Node> {
         Api::all(self.client.clone())
     }
@@ -269,144 +259,6 @@ impl Cluster {
 
     pub fn pods(&self) -> Api<Pod> {
         Api::namespaced(self.client.clone(), "default")
-    }
-
-    /// Runs a shell line on the node, in all of its namespaces, and gives its standard output; it must succeed.
-    pub fn sh(&self, node: &str, line: &str) -> String {
-        let output = self.try_sh(node, line);
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(
-            output.status.success(),
-            "{node}: {line}: {text}{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        text
-    }
-
-    fn node(&self, name: &str) -> &NodeFile {
-        let node = self.file.nodes.iter().find(|node| node.name == name);
-        node.unwrap_or_else(|| panic!("there is no node {name}"))
-    }
-
-    /// Where the node's file system is on this machine. Its mounts are not: /run and /tmp are empty here.
-    pub fn root(&self, node: &str) -> &Path {
-        &self.node(node).root
-    }
-
-    /// As [`sh`](Self::sh), whatever came of it.
-    pub fn try_sh(&self, node: &str, line: &str) -> Output {
-        let pid = self.node(node).pid.to_string();
-        Command::new("nsenter")
-            .args([
-                "-t", &pid, "-m", "-u", "-i", "-n", "-p", "-C", "-r", "-w", "/bin/sh", "-euc", line,
-            ])
-            .env_clear()
-            .env(
-                "PATH",
-                "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-            )
-            .output()
-            .unwrap()
-    }
-
-    /// What an administrator would compare: every file under /etc/containerd with its mode and owner, which of our folders are
-    /// there, what the units say of themselves, and who runs.
-    pub fn host(&self, node: &str) -> String {
-        self.sh(
-            node,
-            "cd /etc/containerd; find . -printf '%p %y %m %u:%g %l\\n' | sort; find . -type f -print0 | sort -z | xargs -0r sha256sum
-             ls -d /opt/farrier /var/lib/farrier 2>/dev/null || true
-             for unit in containerd kubelet; do
-               systemctl show $unit -p ActiveState,SubState,UnitFileState,FragmentPath,DropInPaths,KillMode,NRestarts,NeedDaemonReload
-             done",
-        )
-    }
-
-    /// The process that containerd's unit runs: another one after a restart.
-    pub fn containerd_pid(&self, node: &str) -> String {
-        self.sh(node, "systemctl show containerd -p MainPID --value")
-    }
-
-    pub async fn patch_node(&self, node: &str, patch: Value) {
-        self.nodes()
-            .patch(node, &PatchParams::default(), &Patch::Merge(patch))
-            .await
-            .unwrap();
-    }
-
-    pub async fn annotate(&self, node: &str, value: Option<&str>) {
-        self.patch_node(
-            node,
-            json!({"metadata": {"annotations": {"kwasm.sh/kwasm-node": value}}}),
-        )
-        .await;
-    }
-
-    pub async fn label(&self, node: &str, key: &str, value: Option<&str>) {
-        self.patch_node(node, json!({"metadata": {"labels": {key: value}}}))
-            .await;
-    }
-
-    /// The node's labels and annotations that are Farrier's or its predecessors', with values.
-    pub async fn marks(&self, node: &str) -> BTreeMap<String, String> {
-        let node = self.nodes().get(node).await.unwrap();
-        let ours = |key: &str| {
-            key.contains("farrier.dev/") && !key.starts_with("test.") || key.contains("kwasm.sh/")
-        };
-        let labels = node.labels().iter().chain(node.annotations());
-        labels
-            .filter(|(key, _)| ours(key) || !key.contains('/'))
-            .map(|(key, value)| (key.clone(), value.clone()))
-            .collect()
-    }
-
-    /// Waits until the node's marks are as `wanted` says.
-    pub async fn marks_become<F>(
-        &self,
-        node: &str,
-        what: &str,
-        wanted: F,
-    ) -> BTreeMap<String, String>
-    where
-        F: Fn(&BTreeMap<String, String>) -> bool,
-    {
-        eventually(&format!("{node}: {what}"), async || {
-            let marks = self.marks(node).await;
-            if wanted(&marks) {
-                Ok(marks)
-            } else {
-                Err(marks)
-            }
-        })
-        .await
-    }
-
-    pub async fn label_becomes(&self, node: &str, key: &str, value: &str) {
-        self.marks_become(node, &format!("{key}={value}"), |marks| {
-            marks.get(key).is_some_and(|found| found == value)
-        })
-        .await;
-    }
-
-    /// The node carries no mark of ours and no finished work is left.
-    pub async fn marks_vanish(&self, node: &str) {
-        self.marks_become(node, "no label or annotation of Farrier", |marks| {
-            !marks.keys().any(|key| {
-                key.contains("farrier.dev/") || key.contains("kwasm-provisioned") || key == SHIM
-            })
-        })
-        .await;
-    }
-
-    pub async fn node_is_ready(&self, node: &str) -> bool {
-        let node = self.nodes().get(node).await.unwrap();
-        let conditions = node
-            .status
-            .and_then(|status| status.conditions)
-            .unwrap_or_default();
-        conditions
-            .iter()
-            .any(|condition| condition.type_ == "Ready" && condition.status == "True")
     }
 
     /// Starts a pod with the Wasm module and waits for the phase.
@@ -478,11 +330,11 @@ impl Cluster {
         .await;
     }
 
-    /// Waits for an Event on the node whose message holds every part.
-    pub async fn event_tells(&self, node: &str, parts: &[&str]) {
+    /// Waits for an Event on the object, a `Node` or a `Shim`, whose message holds every part.
+    pub async fn event_tells(&self, kind: &str, name: &str, parts: &[&str]) {
         let events: Api<Event> = Api::all(self.client.clone());
-        let fields = format!("involvedObject.kind=Node,involvedObject.name={node}");
-        eventually(&format!("an Event on {node} tells {parts:?}"), async || {
+        let fields = format!("involvedObject.kind={kind},involvedObject.name={name}");
+        eventually(&format!("an Event on {name} tells {parts:?}"), async || {
             let list = events
                 .list(&ListParams::default().fields(&fields))
                 .await

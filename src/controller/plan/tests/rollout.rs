@@ -61,8 +61,7 @@ impl World {
         let held = rollout::all_held(&self.cluster());
         for node in &mut self.nodes {
             node.held.clone_from(&held);
-            self.fleet
-                .put(&node.node.name, node.standing(&Plan::default()));
+            self.fleet.put(&node.node.name, node.standing_before());
         }
     }
 
@@ -71,10 +70,7 @@ impl World {
         let held = rollout::held(&self.fleet, &self.nodes[at].node, &self.cluster());
         let node = &mut self.nodes[at];
         node.held = held;
-        let plan = node.decide();
-        let ripple = self
-            .fleet
-            .put(&node.node.name.clone(), node.standing(&plan));
+        let ripple = self.fleet.put(&node.node.name, node.standing());
         let stepped = std::mem::replace(node, scene()).stepped();
         self.nodes[at] = stepped;
         ripple
@@ -300,16 +296,15 @@ fn recreate_changes_all_at_once() {
 fn a_crowd_is_let_in_as_jobs_get_their_pods() {
     let mut fleet = Fleet::default();
     let mut node = scene().annotated();
-    let claimed = node.decide();
     for at in 0..100 {
         assert!(!fleet.is_crowded_for("late"));
-        fleet.put(&format!("n{at}"), node.standing(&claimed));
+        fleet.put(&format!("n{at}"), node.standing());
     }
     assert!(fleet.is_crowded_for("late") && !fleet.is_crowded_for("n1"));
     node.hold = Hold::Crowded;
-    fleet.put("late", node.standing(&Plan::default()));
+    fleet.put("late", node.standing());
     let running = scene().annotated().stepped();
-    let ripple = fleet.put("n1", running.standing(&Plan::default()));
+    let ripple = fleet.put("n1", running.standing());
     assert_eq!(ripple.nodes, BTreeSet::from(["late".to_owned()]));
     assert!(!fleet.is_crowded_for("late"));
 }

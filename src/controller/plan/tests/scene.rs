@@ -114,11 +114,17 @@ impl Scene {
     }
 
     pub(super) fn decide(&self) -> Plan {
-        self.look(decide)
+        self.look(decide).0
     }
 
-    pub(super) fn standing(&self, plan: &Plan) -> Standing {
-        self.look(|seen| standing(seen, plan))
+    /// What the node adds to the whole, once it is decided on.
+    pub(super) fn standing(&self) -> Standing {
+        self.look(decide).1
+    }
+
+    /// What it adds before that.
+    pub(super) fn standing_before(&self) -> Standing {
+        self.look(standing)
     }
 
     /// Decides, and carries the plan out as the API server would.
@@ -202,7 +208,7 @@ impl Scene {
 
     pub(super) fn status(&self, shim: usize) -> status::ShimPlan {
         let mut fleet = Fleet::default();
-        fleet.put(&self.node.name, self.standing(&Plan::default()));
+        fleet.put(&self.node.name, self.standing_before());
         self.status_of(shim, &fleet)
     }
 

@@ -1,0 +1,286 @@
+//! Attempts that failed, Jobs that say nothing or too much, and what was written down by somebody else.
+
+use super::*;
+
+#[test]
+fn what_is_still_in_use_stays_removing_and_is_tried_again() {
+    let scene = Scene::provisioned().no_longer_annotated().stepped();
+    let mut report = ProvisionReport::new(Outcome::Partial);
+    report.handlers.push(HandlerReport {
+        shim: "spin".to_owned(),
+        handler: "spin-v2".to_owned(),
+        path: None,
+        sha256: None,
+        served: true,
+        reason: Some("a pod runs on it".to_owned()),
+    });
+    let (after, plan) = scene.job(JobProgress::Answered(Box::new(report))).step();
+    assert_eq!(after.label("farrier.dev/spin"), Some("removing"));
+    assert!(plan.event.unwrap().note.contains("a pod runs on it"));
+    assert_eq!(after.decide().job, JobStep::None);
+    assert!(matches!(after.later(31).decide().job, JobStep::Create(_)));
+}
+
+#[rstest]
+#[case::wrong_digest(Outcome::Partial)]
+#[case::refused(Outcome::Refused)]
+#[case::rolled_back(Outcome::RolledBack)]
+#[case::broken(Outcome::Broken)]
+fn a_failure_is_a_label_an_event_and_a_wait(#[case] result: Outcome) {
+    let (after, plan) = scene()
+        .annotated()
+        .stepped()
+        .answers(result, false, Some("wrong digest"))
+        .step();
+    assert_eq!(after.label("farrier.dev/spin"), Some("failed"));
+    assert_eq!(after.label("spin"), Some("failed"));
+    assert_eq!(after.label("handler.farrier.dev/spin-v2"), None);
+    let event = plan.event.unwrap();
+    assert!(event.warning && event.note.contains("wrong digest"));
+    assert_eq!(plan.look_again, Some(Duration::from_secs(30)));
+    let early = after.later(29);
+    assert!(early.decide().is_empty(), "no hot loop");
+    assert!(matches!(early.later(1).decide().job, JobStep::Create(_)));
+}
+
+#[test]
+fn waits_double_up_to_ten_minutes() {
+    let waits: Vec<u64> = (1..=7)
+        .map(|attempts| backoff(attempts).as_secs())
+        .collect();
+    assert_eq!(waits, [30, 60, 120, 240, 480, 600, 600]);
+    assert_eq!(backoff(u32::MAX).as_secs(), 600);
+}
+
+#[test]
+fn the_second_failure_waits_longer_than_the_first() {
+    let first = scene()
+        .annotated()
+        .stepped()
+        .answers(Outcome::Refused, false, Some("no"))
+        .stepped();
+    let second = first
+        .later(30)
+        .stepped()
+        .answers(Outcome::Refused, false, Some("no"));
+    assert_eq!(second.decide().look_again, Some(Duration::from_mins(1)));
+}
+
+#[rstest]
+#[case(JobProgress::Stuck("ImagePullBackOff".to_owned()), 0)]
+#[case(JobProgress::Silent("DeadlineExceeded".to_owned()), 0)]
+#[case(JobProgress::NoPod, 60)]
+fn a_job_that_says_nothing_is_a_failure_with_a_sentence(
+    #[case] progress: JobProgress,
+    #[case] age: i64,
+) {
+    let (after, plan) = scene()
+        .annotated()
+        .stepped()
+        .job(progress)
+        .later(age)
+        .step();
+    assert_eq!(after.label("farrier.dev/spin"), Some("failed"));
+    assert!(plan.event.unwrap().warning);
+    assert!(matches!(plan.job, JobStep::Delete(_)));
+}
+
+#[test]
+fn a_young_job_without_a_pod_is_waited_for() {
+    let plan = scene()
+        .annotated()
+        .stepped()
+        .job(JobProgress::NoPod)
+        .later(10)
+        .decide();
+    assert!(plan.is_empty());
+    assert_eq!(plan.look_again, Some(Duration::from_secs(50)));
+}
+
+#[test]
+fn a_failed_upgrade_keeps_the_old_version_advertised() {
+    let mut scene = Scene::provisioned();
+    scene
+        .spec()
+        .fetch_strategy
+        .anon_http
+        .as_mut()
+        .unwrap()
+        .location = "https://example.org/b".to_owned();
+    let upgrading = scene.stepped();
+    assert_eq!(upgrading.label("handler.farrier.dev/spin-v2"), Some("true"));
+    assert_eq!(upgrading.label("farrier.dev/spin"), Some("pending"));
+    let after = upgrading
+        .answers(Outcome::Partial, true, Some("wrong digest"))
+        .stepped();
+    assert_eq!(after.label("farrier.dev/spin"), Some("failed"));
+    assert_eq!(after.label("handler.farrier.dev/spin-v2"), Some("true"));
+    assert!(after.decide().is_empty());
+}
+
+#[test]
+fn a_report_on_an_older_request_is_no_answer_for_todays() {
+    let mut scene = scene().annotated().stepped();
+    scene
+        .spec()
+        .fetch_strategy
+        .anon_http
+        .as_mut()
+        .unwrap()
+        .location = "https://example.org/b".to_owned();
+    let after = scene.answers(Outcome::Applied, true, None).stepped();
+    assert_eq!(after.label("farrier.dev/spin"), Some("pending"));
+    assert!(matches!(after.decide().job, JobStep::Create(_)));
+}
+
+#[test]
+fn an_annotation_that_cannot_be_read_is_no_knowledge() {
+    let mut scene = Scene::provisioned();
+    scene
+        .node
+        .annotations
+        .insert("farrier.dev/applied".to_owned(), "{".to_owned());
+    assert!(matches!(scene.decide().job, JobStep::Create(_)));
+}
+
+#[test]
+fn what_a_rolled_back_removal_left_is_still_known() {
+    let after = Scene::provisioned()
+        .no_longer_annotated()
+        .stepped()
+        .answers(
+            Outcome::RolledBack,
+            true,
+            Some("containerd did not come back"),
+        )
+        .stepped();
+    assert!(
+        after
+            .node
+            .applied()
+            .unwrap()
+            .shims
+            .get("spin")
+            .is_some_and(|shim: &AppliedShim| shim.request.is_some())
+    );
+    assert_eq!(after.label("farrier.dev/spin"), Some("removing"));
+}
+
+#[test]
+fn a_job_that_the_api_server_does_not_take_is_told_once_and_tried_again() {
+    let claimed = scene().annotated().stepped();
+    let refused = Scene {
+        job: None,
+        refused: Some("exceeded quota"),
+        ..claimed
+    };
+    let (mut after, plan) = refused.step();
+    assert!(plan.event.unwrap().note.contains("exceeded quota"));
+    assert_eq!(plan.job, JobStep::None);
+    assert_eq!(after.label("farrier.dev/spin"), Some("failed"));
+    after.refused = None;
+    let status = after.status(0).status.unwrap();
+    assert!(status.conditions[2].message.contains("n1: exceeded quota"));
+    assert!(after.decide().is_empty());
+    assert!(matches!(after.later(30).decide().job, JobStep::Create(_)));
+}
+
+#[test]
+fn a_job_without_a_request_for_this_node_object_is_no_answer() {
+    let mut scene = scene()
+        .annotated()
+        .stepped()
+        .answers(Outcome::Applied, true, None);
+    scene.job.as_mut().unwrap().request = None;
+    let (after, plan) = scene.step();
+    assert_eq!(after.label("handler.farrier.dev/spin-v2"), None);
+    assert_eq!(after.label("farrier.dev/spin"), Some("failed"));
+    assert!(matches!(plan.job, JobStep::Delete(_)));
+}
+
+#[test]
+fn a_job_that_a_finalizer_holds_is_told_once() {
+    let mut scene = Scene::provisioned().no_longer_annotated().stepped();
+    scene.job.as_mut().unwrap().deleting = Some(start());
+    let plan = scene.decide();
+    assert!(plan.is_empty());
+    assert_eq!(plan.look_again, Some(Duration::from_mins(1)));
+    let (mut after, plan) = scene.later(60).step();
+    assert!(plan.event.unwrap().note.contains("finalizers"));
+    assert!(after.decide().is_empty());
+    after.job = None;
+    assert!(matches!(after.later(60).decide().job, JobStep::Create(_)));
+}
+
+#[test]
+fn a_report_that_names_what_can_be_no_label_writes_none() {
+    let scene = Scene::provisioned().no_longer_annotated().stepped();
+    let mut report = ProvisionReport::new(Outcome::Partial);
+    for (shim, handler) in [("../../etc", "a"), ("a", "b\nc"), (&*"x".repeat(64), "a")] {
+        report.handlers.push(HandlerReport {
+            shim: shim.to_owned(),
+            handler: handler.to_owned(),
+            path: None,
+            sha256: Some("\u{1b}[31m".to_owned()),
+            served: true,
+            reason: None,
+        });
+    }
+    let (after, _) = scene.job(JobProgress::Answered(Box::new(report))).step();
+    assert!(after.node.labels.is_empty(), "{:?}", after.node.labels);
+    assert!(after.node.applied().unwrap().shims.is_empty());
+}
+
+#[rstest]
+#[case("{")]
+#[case(r#"{"nodeUid":"another"}"#)]
+#[case(r#"{"nodeUid":"node-uid","shims":{"a b":{}}}"#)]
+#[case(r#"{"nodeUid":"node-uid","shims":{"spin":{"handlers":{"../x":true}}}}"#)]
+#[case(r#"{"nodeUid":"node-uid","shims":{"spin":{"request":{"name":"../x","handlers":[],"location":""}}}}"#)]
+#[case(r#"{"nodeUid":"node-uid","attempts":-1}"#)]
+fn a_summary_that_nobody_of_ours_wrote_is_no_knowledge(#[case] text: &str) {
+    let mut scene = Scene::provisioned();
+    scene
+        .node
+        .annotations
+        .insert("farrier.dev/applied".to_owned(), text.to_owned());
+    let (after, plan) = scene.step();
+    assert!(matches!(plan.job, JobStep::Create(_)));
+    assert_eq!(after.label("handler.farrier.dev/spin-v2"), None);
+}
+
+#[test]
+fn an_attempt_in_a_far_future_is_not_waited_for() {
+    let mut scene = scene()
+        .annotated()
+        .stepped()
+        .answers(Outcome::Refused, false, Some("no"))
+        .stepped();
+    let mut applied = scene.node.applied().unwrap();
+    applied.at = "9000-01-01T00:00:00Z".parse().unwrap();
+    let text = serde_json::to_string(&applied).unwrap();
+    scene
+        .node
+        .annotations
+        .insert("farrier.dev/applied".to_owned(), text);
+    assert!(matches!(scene.decide().job, JobStep::Create(_)));
+}
+
+#[test]
+fn what_people_read_holds_nothing_that_a_terminal_acts_on() {
+    let text = cut("a\u{1b}[2Jb\nc\u{202e}d\u{85}e\u{2028}f", 100);
+    assert_eq!(text, "a [2Jb c d e f");
+    assert_eq!(cut(&"ü".repeat(1_000), 99).len(), 99);
+}
+
+#[test]
+fn a_job_that_ended_says_what_it_cost() {
+    let answered = scene()
+        .annotated()
+        .stepped()
+        .later(7)
+        .answers(Outcome::Applied, true, None);
+    let ended = answered.decide().ended.unwrap();
+    assert_eq!(ended.outcome, "applied");
+    assert_eq!(ended.took, Duration::from_secs(7));
+}

@@ -1,0 +1,161 @@
+//! The life of a node: another host, a boot, another runtime, cordons, taints, and what its kubelet lists.
+
+use super::*;
+
+#[test]
+fn a_handler_that_the_kubelet_denies_is_not_advertised() {
+    let mut scene = scene()
+        .annotated()
+        .stepped()
+        .answers(Outcome::Applied, true, None);
+    scene.node.runtime_handlers = Some(["runc".to_owned()].into());
+    let mut after = scene.stepped();
+    assert_eq!(after.label("handler.farrier.dev/spin-v2"), None);
+    assert_eq!(after.label("farrier.dev/spin"), Some("pending"));
+    assert!(after.decide().is_empty());
+    after.node.runtime_handlers = Some(["runc".to_owned(), "spin-v2".to_owned()].into());
+    let after = after.stepped();
+    assert_eq!(after.label("handler.farrier.dev/spin-v2"), Some("true"));
+    assert!(after.decide().is_empty());
+}
+
+#[test]
+fn a_handler_that_is_never_listed_is_tried_again_after_a_while() {
+    let mut scene = scene()
+        .annotated()
+        .stepped()
+        .answers(Outcome::Applied, true, None);
+    scene.node.runtime_handlers = Some(["runc".to_owned()].into());
+    let after = scene.stepped().later(119);
+    assert_eq!(after.decide().job, JobStep::None);
+    assert!(matches!(after.later(2).decide().job, JobStep::Create(_)));
+}
+
+#[test]
+fn a_node_made_anew_under_its_old_name_starts_over() {
+    let mut scene = Scene::provisioned();
+    scene.node.uid = "another".to_owned();
+    let (after, plan) = scene.step();
+    assert!(matches!(plan.job, JobStep::Create(_)));
+    assert_eq!(after.label("handler.farrier.dev/spin-v2"), None);
+    assert_eq!(after.label("farrier.dev/spin"), Some("pending"));
+}
+
+#[test]
+fn another_host_under_the_same_node_object_is_provisioned_anew() {
+    let mut scene = Scene::provisioned();
+    scene.node.machine_id = "another".to_owned();
+    let (after, plan) = scene.step();
+    assert!(matches!(plan.job, JobStep::Create(_)));
+    assert_eq!(after.label("handler.farrier.dev/spin-v2"), None);
+}
+
+#[test]
+fn a_reboot_is_verified_without_withdrawing_anything() {
+    let mut scene = Scene::provisioned();
+    scene.node.boot_id = "another".to_owned();
+    let (after, plan) = scene.step();
+    assert!(matches!(plan.job, JobStep::Create(_)));
+    assert!(plan.edit.unwrap().labels.is_empty());
+    let after = after.answers(Outcome::Unchanged, true, None).stepped();
+    assert!(after.decide().is_empty());
+}
+
+#[test]
+fn a_node_name_too_long_for_a_label_value_goes_without_kwasms() {
+    let mut scene = scene().annotated();
+    scene.node.name = "n".repeat(64);
+    let after = scene
+        .stepped()
+        .answers(Outcome::Applied, true, None)
+        .stepped();
+    assert_eq!(after.label("farrier.dev/spin"), Some("provisioned"));
+    assert_eq!(after.label("kwasm.sh/kwasm-provisioned"), None);
+}
+
+#[test]
+fn a_node_that_has_not_said_what_it_is_is_left_as_it_is() {
+    let mut new = scene().annotated();
+    new.node.arch = String::new();
+    assert_eq!(new.decide(), Plan::default());
+    let mut known = Scene::provisioned();
+    known.node.os = String::new();
+    assert!(known.decide().is_empty());
+}
+
+#[test]
+fn another_runtime_is_verified_and_what_an_older_release_wrote_down_is_believed() {
+    let mut scene = Scene::provisioned();
+    scene.node.runtime = "containerd://2.2.0".to_owned();
+    let plan = scene.decide();
+    assert!(matches!(plan.job, JobStep::Create(_)));
+    assert!(plan.edit.unwrap().labels.is_empty());
+    let mut applied = scene.node.applied().unwrap();
+    applied.runtime = String::new();
+    let text = serde_json::to_string(&applied).unwrap();
+    let key = names::APPLIED_ANNOTATION.to_owned();
+    scene.node.annotations.insert(key, text);
+    assert!(scene.decide().is_empty());
+}
+
+#[test]
+fn a_node_that_is_not_ready_is_asked_nothing_until_it_is() {
+    let mut scene = scene().annotated();
+    scene.node.ready = false;
+    let mut waiting = scene.stepped();
+    assert!(waiting.job.is_none());
+    waiting.node.ready = true;
+    assert!(matches!(waiting.decide().job, JobStep::Create(_)));
+    let mut leaving = Scene::provisioned().no_longer_annotated();
+    leaving.node.ready = false;
+    let leaving = leaving.stepped();
+    assert!(leaving.job.is_none());
+    assert_eq!(leaving.label("handler.farrier.dev/spin-v2"), None);
+}
+
+#[test]
+fn a_cordoned_node_gets_nothing_new_and_may_let_go() {
+    let mut scene = scene().annotated();
+    scene.node.cordoned = true;
+    assert_eq!(scene.decide().job, JobStep::None);
+    let mut leaving = Scene::provisioned().no_longer_annotated();
+    leaving.node.cordoned = true;
+    assert!(matches!(leaving.decide().job, JobStep::Create(_)));
+}
+
+fn taint(key: &str) -> Taint {
+    Taint {
+        key: key.to_owned(),
+        effect: "NoSchedule".to_owned(),
+        ..Taint::default()
+    }
+}
+
+#[test]
+fn the_startup_taint_goes_once_all_is_served_and_takes_no_other_with_it() {
+    let mut scene = scene().annotated();
+    scene.node.taints = vec![taint("theirs"), taint("farrier.dev/not-ready")];
+    let claimed = scene.stepped();
+    assert_eq!(claimed.node.taints.len(), 2);
+    let failed = claimed.answers(Outcome::Refused, false, Some("no"));
+    let failed = failed.stepped();
+    assert_eq!(failed.node.taints.len(), 2);
+    let served = failed
+        .later(30)
+        .stepped()
+        .answers(Outcome::Applied, true, None)
+        .stepped();
+    assert_eq!(served.node.taints, [taint("theirs")]);
+    assert!(served.decide().is_empty());
+}
+
+#[test]
+fn a_node_that_wants_nothing_loses_the_startup_taint_at_once() {
+    let mut scene = scene();
+    scene.node.taints = vec![taint("farrier.dev/not-ready")];
+    assert_eq!(scene.stepped().node.taints, []);
+    let mut unknown = scene::scene().annotated();
+    unknown.node.taints = vec![taint("farrier.dev/not-ready")];
+    unknown.node.os = String::new();
+    assert_eq!(unknown.stepped().node.taints.len(), 1);
+}

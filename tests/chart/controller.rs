@@ -1,0 +1,157 @@
+//! The controller's Deployment: how many, with what options, and where its metrics are.
+
+use std::collections::BTreeSet;
+
+use farrier::cli;
+use rstest::rstest;
+use serde_json::{Value, json};
+
+use super::support::{
+    controller, controller_options, environment, name, of_kind, pod_spec, render, strings,
+};
+
+#[test]
+fn no_values_make_one_controller_two_accounts_and_the_maintained_shims() {
+    let objects = render(&[]);
+    let made: BTreeSet<_> = objects
+        .iter()
+        .map(|object| (object["kind"].as_str().unwrap(), name(object)))
+        .collect();
+    let expected = [
+        ("ClusterRole", "farrier"),
+        ("ClusterRoleBinding", "farrier"),
+        ("Deployment", "farrier"),
+        ("Role", "farrier"),
+        ("Role", "farrier-events"),
+        ("RoleBinding", "farrier"),
+        ("RoleBinding", "farrier-events"),
+        ("Service", "farrier-metrics"),
+        ("ServiceAccount", "farrier"),
+        ("ServiceAccount", "farrier-installer"),
+        ("Shim", "default-spin"),
+        ("Shim", "default-wasmedge"),
+        ("Shim", "default-wasmer"),
+        ("Shim", "default-wasmtime"),
+        ("ValidatingAdmissionPolicy", "farrier-jobs"),
+        ("ValidatingAdmissionPolicy", "farrier-nodes"),
+        ("ValidatingAdmissionPolicyBinding", "farrier-jobs"),
+        ("ValidatingAdmissionPolicyBinding", "farrier-nodes"),
+    ];
+    assert_eq!(made, BTreeSet::from(expected));
+}
+
+#[test]
+fn the_controller_holds_no_privilege_in_its_pod() {
+    let objects = render(&[]);
+    let pod = pod_spec(&objects);
+    assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
+    assert_eq!(pod["securityContext"]["runAsUser"], 65532);
+    assert_eq!(
+        pod["securityContext"]["seccompProfile"]["type"],
+        "RuntimeDefault"
+    );
+    assert_eq!(pod["hostNetwork"], Value::Null);
+    assert_eq!(pod["volumes"], Value::Null);
+    let container = &pod["containers"][0]["securityContext"];
+    assert_eq!(container["readOnlyRootFilesystem"], true);
+    assert_eq!(container["allowPrivilegeEscalation"], false);
+    assert_eq!(container["capabilities"], json!({"drop": ["ALL"]}));
+}
+
+#[test]
+fn of_several_controllers_one_holds_a_lease_that_it_may_write() {
+    let objects = render(&["--set=replicaCount=3,fullnameOverride=mine"]);
+    let deployment = of_kind(&objects, "Deployment")[0];
+    assert_eq!(deployment["spec"]["replicas"], 3);
+    assert_eq!(
+        deployment["spec"]["strategy"],
+        json!({"type": "RollingUpdate"})
+    );
+    let lease = environment(&pod_spec(&objects)["containers"][0])["FARRIER_LEASE_NAME"].clone();
+    let roles = of_kind(&objects, "Role");
+    let mut rules = roles
+        .iter()
+        .flat_map(|role| role["rules"].as_array().unwrap());
+    let named = json!([lease]);
+    assert!(
+        rules
+            .any(|rule| rule["resourceNames"] == named
+                && strings(&rule["verbs"]).contains(&"update"))
+    );
+}
+
+#[test]
+fn the_controller_understands_its_environment() {
+    let objects = render(&[]);
+    let (cli, variables) = controller_options(&objects);
+    assert!(variables.contains("CONTROLLER_NAMESPACE"));
+    let options = controller(cli);
+    let image = pod_spec(&objects)["containers"][0]["image"].clone();
+    assert_eq!(options.image, image);
+    assert_eq!(options.image_pull_policy, "IfNotPresent");
+    assert_eq!(options.job_service_account, "farrier-installer");
+    assert_eq!(options.job_deadline, 1800);
+    assert!(!options.auto_provision && !options.allow_pod_restarts && !options.job_host_pid);
+    for unset in [
+        "FARRIER_IMAGE_PULL_SECRETS",
+        "FARRIER_CA_CONFIG_MAP",
+        "SHIM_NODE_INSTALLER_JOB_TTL",
+    ] {
+        assert!(!variables.contains(unset), "{unset}");
+    }
+}
+
+#[test]
+fn values_reach_the_controller() {
+    let objects = render(&[
+        "--set=image.repository=registry.example/farrier,image.tag=v9,image.pullPolicy=Always",
+        "--set=imagePullSecrets[0].name=one,imagePullSecrets[1].name=two",
+        "--set=job.deadlineSeconds=120,job.ttlSecondsAfterFinished=0,job.allowPodRestarts=true",
+        "--set=job.hostPID=true",
+        "--set=log.filter=debug,log.format=json",
+    ]);
+    let (cli, _) = controller_options(&objects);
+    assert_eq!(cli.log, "debug");
+    assert_eq!(cli.log_format, cli::LogFormat::Json);
+    let options = controller(cli);
+    assert_eq!(options.image, "registry.example/farrier:v9");
+    assert_eq!(options.image_pull_policy, "Always");
+    assert_eq!(options.image_pull_secrets, ["one", "two"]);
+    assert_eq!(options.job_deadline, 120);
+    assert!(options.allow_pod_restarts && options.job_host_pid);
+    assert_eq!(options.job_ttl, Some(0));
+    let pull_secrets = &pod_spec(&objects)["imagePullSecrets"];
+    assert_eq!(*pull_secrets, json!([{"name": "one"}, {"name": "two"}]));
+}
+
+#[rstest]
+#[case::ours("--set=autoProvision=true")]
+#[case::kwasms("--set=kwasmOperator.autoProvision=true")]
+#[case::kwasms_as_text("--set-string=kwasmOperator.autoProvision=true")]
+fn every_node_is_provisioned_under_either_name_of_the_option(#[case] argument: &str) {
+    let (cli, _) = controller_options(&render(&[argument]));
+    assert!(controller(cli).auto_provision);
+}
+
+#[test]
+fn a_certificate_authority_reaches_the_jobs_as_a_config_map() {
+    let pem = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----";
+    let objects = render(&[&format!("--set=extraCA={pem}")]);
+    let map = of_kind(&objects, "ConfigMap")[0];
+    assert_eq!(map["data"]["ca.crt"].as_str().unwrap().trim(), pem);
+    let (cli, _) = controller_options(&objects);
+    assert_eq!(controller(cli).ca_config_map.as_deref(), Some(name(map)));
+}
+
+#[test]
+fn metrics_are_found_by_the_usual_annotations() {
+    let objects = render(&["--set=metrics.service.annotations.team=a"]);
+    let service = of_kind(&objects, "Service")[0];
+    let annotations = &service["metadata"]["annotations"];
+    assert_eq!(annotations["prometheus.io/scrape"], "true");
+    assert_eq!(annotations["team"], "a");
+    let port = &pod_spec(&objects)["containers"][0]["ports"][0]["containerPort"];
+    assert_eq!(annotations["prometheus.io/port"], port.to_string());
+    let none = render(&["--set=metrics.service.enabled=false"]);
+    assert!(of_kind(&none, "Service").is_empty());
+}

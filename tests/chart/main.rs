@@ -1,0 +1,97 @@
+//! What the chart makes of its values. Runs the helm named by `FARRIER_HELM`; needs no cluster.
+#![allow(
+    clippy::unwrap_used,
+    reason = "clippy exempts test functions, not what they call"
+)]
+
+mod controller;
+mod predecessors;
+mod rights;
+mod shims;
+mod support;
+
+use farrier::cli;
+use rstest::rstest;
+use serde_json::Value;
+
+use support::{environment, helm, hooks, of_kind, pod_spec, refusal, render, strings};
+
+#[test]
+fn helm_finds_no_fault_with_the_chart() {
+    let output = helm(&["lint", "--strict"], &[]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}");
+}
+
+#[test]
+fn before_an_install_and_an_upgrade_the_definition_is_applied() {
+    let objects = hooks("pre-install,pre-upgrade", &["--set=log.format=json"]);
+    let job = of_kind(&objects, "Job")[0];
+    let pod = &job["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+    let words = strings(&container["args"]);
+    let parsed = Cli::try_parse_from(["farrier"].into_iter().chain(words)).unwrap();
+    assert!(matches!(
+        parsed.command,
+        cli::Command::Crd(cli::Crd { apply: true })
+    ));
+    assert_eq!(*environment(container)["FARRIER_LOG_FORMAT"], "json");
+    assert_eq!(pod["serviceAccountName"], "farrier-crd");
+    assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
+    let expected = set(&[
+        "apiextensions.k8s.io: customresourcedefinitions shims.runtime.spinkube.dev: get list watch update",
+        "apiextensions.k8s.io: customresourcedefinitions: create",
+    ]);
+    assert_eq!(rights(&objects, "ClusterRole", "farrier-crd"), expected);
+    let weight = |object: &Value| -> i32 {
+        let weight = &object["metadata"]["annotations"]["helm.sh/hook-weight"];
+        weight.as_str().unwrap().parse().unwrap()
+    };
+    for object in objects.iter().filter(|object| *object != job) {
+        assert!(weight(object) < weight(job), "{object}");
+    }
+    assert!(hooks("pre-install,pre-upgrade", &["--set=crds.apply=false"]).is_empty());
+}
+
+#[rstest]
+#[case::clean(&[], false, "240")]
+#[case::keep(&["--set=onUninstall=keep,uninstallDeadlineSeconds=60"], true, "60")]
+fn before_an_uninstall_nodes_let_go_as_the_controller_would(
+    #[case] arguments: &[&str],
+    #[case] keeps: bool,
+    #[case] deadline: &str,
+) {
+    let objects = hooks("pre-delete", arguments);
+    let job = of_kind(&objects, "Job")[0];
+    let pod = &job["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+    let mut expected = vec!["leave", "--deployment", "farrier", "--deadline", deadline];
+    expected.extend(keeps.then_some("--keep-hosts"));
+    assert_eq!(strings(&container["args"]), expected);
+    // The image comes with the environment.
+    let words = ["farrier"].into_iter().chain(expected);
+    let parsed = Cli::try_parse_from(words.chain(["--image=x"])).unwrap();
+    assert!(matches!(parsed.command, cli::Command::Leave(_)));
+    let installed = render(arguments);
+    let controller = pod_spec(&installed);
+    assert_eq!(container["env"], controller["containers"][0]["env"]);
+    assert_eq!(container["image"], controller["containers"][0]["image"]);
+    assert_eq!(pod["serviceAccountName"], controller["serviceAccountName"]);
+    let scale = set(&["apps: deployments/scale farrier: get patch"]);
+    assert_eq!(rights(&objects, "Role", "farrier-leave"), scale);
+}
+
+#[rstest]
+#[case::an_unknown_value("--set=imagee.tag=x", "imagee")]
+#[case::an_unknown_preset("--set=shims.preset=all", "preset")]
+#[case::an_unknown_shim("--set=shims.spinn.enabled=true", "spinn")]
+#[case::a_digest_that_is_none("--set=shims.spin.sha256.amd64=abc", "sha256")]
+#[case::a_value_of_kwasms_misspelt("--set=kwasmOperator.instalerImage=x", "instalerImage")]
+#[case::a_value_of_rcms_misspelt("--set=rcm.nodeInstallerJob.tll=1", "tll")]
+#[case::an_end_that_is_none("--set=onUninstall=purge", "onUninstall")]
+#[case::a_shim_without_a_source("--set-json=shims.extra=[{\"name\":\"x\"}]", "fetchStrategy")]
+#[case::a_certificate_that_is_none("--set=extraCA=hello", "extraCA")]
+fn a_mistaken_value_is_refused_by_name(#[case] argument: &str, #[case] culprit: &str) {
+    let refusal = refusal(&[argument]);
+    assert!(refusal.contains(culprit), "{refusal}");
+}

@@ -1,0 +1,77 @@
+//! Who may do what: roles, accounts and the policies on them.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use super::support::{name, of_kind, render, strings};
+
+/// The rules of one role, each as `GROUP: RESOURCES NAMES: VERBS`.
+fn rights(objects: &[Value], kind: &str, role_name: &str) -> BTreeSet<String> {
+    let mut roles = of_kind(objects, kind);
+    roles.retain(|role| name(role) == role_name);
+    let items = roles[0]["rules"].as_array().unwrap();
+    let line = |rule: &Value| {
+        let words = |key: &str| strings(&rule[key]).join(" ");
+        let what = [words("resources"), words("resourceNames")].join(" ");
+        let line = [&words("apiGroups"), what.trim(), &words("verbs")].join(": ");
+        line.trim_start_matches(": ").to_owned()
+    };
+    items.iter().map(line).collect()
+}
+
+fn set(lines: &[&str]) -> BTreeSet<String> {
+    lines.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn the_controllers_rights_are_these_and_no_more() {
+    let objects = render(&[]);
+    let rights = |kind: &str, role_name: &str| rights(&objects, kind, role_name);
+    let in_the_cluster = set(&[
+        "nodes: list watch patch",
+        "runtime.spinkube.dev: shims: list watch patch",
+        "runtime.spinkube.dev: shims/status: patch",
+        "node.k8s.io: runtimeclasses: list watch create patch delete",
+        "apiextensions.k8s.io: customresourcedefinitions shims.runtime.spinkube.dev: get list watch",
+    ]);
+    assert_eq!(rights("ClusterRole", "farrier"), in_the_cluster);
+    let in_its_namespace = set(&[
+        "batch: jobs: get list watch create delete",
+        "pods: list watch",
+        "coordination.k8s.io: leases: create",
+        "coordination.k8s.io: leases farrier: get update patch",
+    ]);
+    assert_eq!(rights("Role", "farrier"), in_its_namespace);
+    let for_events = set(&["events.k8s.io: events: create"]);
+    assert_eq!(rights("Role", "farrier-events"), for_events);
+}
+
+#[test]
+fn the_account_of_the_jobs_has_no_rights_and_no_token() {
+    let objects = render(&[]);
+    let accounts = of_kind(&objects, "ServiceAccount");
+    let account = accounts
+        .iter()
+        .find(|account| name(account) == "farrier-installer")
+        .unwrap();
+    assert_eq!(account["automountServiceAccountToken"], false);
+    for kind in ["ClusterRoleBinding", "RoleBinding"] {
+        for binding in of_kind(&objects, kind) {
+            for subject in binding["subjects"].as_array().unwrap() {
+                assert_eq!(subject["name"], "farrier", "{binding}");
+            }
+        }
+    }
+}
+
+#[test]
+fn policies_can_be_left_out_and_are_where_no_cluster_knows_them() {
+    for argument in [
+        "--set=admissionPolicies.enabled=false",
+        "--kube-version=1.29.9",
+    ] {
+        let objects = render(&[argument]);
+        assert!(of_kind(&objects, "ValidatingAdmissionPolicy").is_empty());
+    }
+}

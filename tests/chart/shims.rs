@@ -1,0 +1,210 @@
+//! The Shims of the presets, and what values make of them.
+
+use std::collections::BTreeSet;
+
+use rstest::rstest;
+use serde_json::{Value, json};
+
+use super::support::{name, of_kind, render, shim, strings};
+
+#[rstest]
+#[case::default("default", &["spin", "wasmedge", "wasmer", "wasmtime"])]
+#[case::kwasm("kwasm", &["lunatic", "slight", "spin", "wasmedge", "wasmer", "wasmtime", "wws"])]
+#[case::aks("aks", &["slight", "spin"])]
+#[case::none("none", &[])]
+fn a_preset_is_its_shims_for_annotated_nodes(#[case] preset: &str, #[case] expected: &[&str]) {
+    let objects = render(&[&format!("--set=shims.preset={preset}")]);
+    let shims = of_kind(&objects, "Shim");
+    let names: Vec<_> = shims.iter().map(|shim| name(shim)).collect();
+    let expected: Vec<_> = expected
+        .iter()
+        .map(|name| format!("default-{name}"))
+        .collect();
+    assert_eq!(names, expected);
+    for shim in shims {
+        let selector = &shim["spec"]["annotationSelector"];
+        assert_eq!(*selector, json!({"kwasm.sh/kwasm-node": "true"}));
+        assert_eq!(shim["spec"]["rolloutStrategy"]["type"], "recreate");
+    }
+}
+
+#[rstest]
+#[case("default")]
+#[case("kwasm")]
+#[case("aks")]
+fn no_handler_and_no_runtime_class_is_claimed_twice(#[case] preset: &str) {
+    let objects = render(&[&format!("--set=shims.preset={preset}")]);
+    let mut handlers = BTreeSet::new();
+    let mut classes = BTreeSet::new();
+    for shim in of_kind(&objects, "Shim") {
+        let class = &shim["spec"]["runtimeClass"];
+        let aliases = strings(&shim["spec"]["handlerAliases"]);
+        for handler in aliases.into_iter().chain(class["handler"].as_str()) {
+            assert!(handlers.insert(handler.to_owned()), "{handler}");
+        }
+        for class in strings(&class["aliases"])
+            .into_iter()
+            .chain(class["name"].as_str())
+        {
+            assert!(classes.insert(class.to_owned()), "{class}");
+        }
+    }
+}
+
+#[rstest]
+#[case::spin("default-spin", &["spin-v2", "spin"], &["wasmtime-spin-v2", "wasmtime-spin"])]
+#[case::wasmtime("default-wasmtime", &["wasmtime", "wasmtime-v1"], &["wasmtime", "wasmtime-v1"])]
+#[case::slight("default-slight", &["slight"], &["wasmtime-slight"])]
+#[case::wws("default-wws", &["wws"], &["wasmtime-wws"])]
+#[case::lunatic("default-lunatic", &["lunatic"], &["wasmtime-lunatic"])]
+fn handlers_and_runtime_classes_are_called_as_their_users_know_them(
+    #[case] wanted: &str,
+    #[case] handlers: &[&str],
+    #[case] classes: &[&str],
+) {
+    let objects = render(&["--set=shims.preset=kwasm"]);
+    let spec = &shim(&objects, wanted)["spec"];
+    let class = &spec["runtimeClass"];
+    let first = class["handler"].as_str().into_iter();
+    let found: Vec<_> = first.chain(strings(&spec["handlerAliases"])).collect();
+    assert_eq!(found, handlers);
+    let first = class["name"].as_str().into_iter();
+    let found: Vec<_> = first.chain(strings(&class["aliases"])).collect();
+    assert_eq!(found, classes);
+}
+
+#[test]
+fn the_aks_preset_adds_the_runtime_classes_of_aks() {
+    let objects = render(&["--set=shims.preset=aks"]);
+    for (wanted, class) in [
+        ("default-spin", "wasmtime-spin-v1"),
+        ("default-slight", "wasmtime-slight-v1"),
+    ] {
+        let aliases = &shim(&objects, wanted)["spec"]["runtimeClass"]["aliases"];
+        assert!(strings(aliases).contains(&class), "{aliases}");
+    }
+}
+
+#[test]
+fn every_platform_has_an_archive_and_no_placeholder_is_left_in_it() {
+    let objects = render(&["--set=shims.preset=kwasm"]);
+    for shim in of_kind(&objects, "Shim") {
+        let platforms = shim["spec"]["fetchStrategy"]["platforms"]
+            .as_array()
+            .unwrap();
+        assert_eq!(platforms.len(), 2);
+        for (platform, (arch, in_the_name)) in platforms
+            .iter()
+            .zip([("amd64", "x86_64"), ("arm64", "aarch64")])
+        {
+            assert_eq!(platform["arch"], arch);
+            let location = platform["location"].as_str().unwrap();
+            assert!(location.starts_with("https://github.com/"), "{location}");
+            assert!(location.contains(in_the_name), "{location}");
+            assert!(
+                !location.contains("VERSION") && !location.contains("ARCH"),
+                "{location}"
+            );
+        }
+    }
+    let runwasi = &shim(&objects, "default-wasmtime")["spec"]["fetchStrategy"]["platforms"][0];
+    let tag = "/containerd-shim-wasmtime%2Fv";
+    assert!(runwasi["location"].as_str().unwrap().contains(tag));
+}
+
+/// Fails where `value` has a field that `schema` does not know: the API server would drop it without a word.
+fn assert_known(value: &Value, schema: &Value, path: &str) {
+    match value {
+        Value::Object(fields) => {
+            for (key, inner) in fields {
+                let known = match &schema["additionalProperties"] {
+                    Value::Null => &schema["properties"][key],
+                    any_key => any_key,
+                };
+                assert!(known.is_object(), "{path}.{key} is no field of the Shim");
+                assert_known(inner, known, &format!("{path}.{key}"));
+            }
+        }
+        Value::Array(items) => {
+            for item in items {
+                assert_known(item, &schema["items"], path);
+            }
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+#[test]
+fn every_field_of_the_shims_is_one_that_the_crd_knows() {
+    let crd: Value =
+        serde_saphyr::from_str(include_str!("../charts/farrier/crds/shims.yaml")).unwrap();
+    let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
+    for shim in of_kind(&render(&["--set=shims.preset=kwasm"]), "Shim") {
+        assert_known(&shim["spec"], schema, "spec");
+    }
+}
+
+#[test]
+fn a_shim_is_switched_by_its_name() {
+    let objects = render(&["--set=shims.wasmer.enabled=false,shims.wws.enabled=true"]);
+    let shims = of_kind(&objects, "Shim");
+    let names: Vec<_> = shims.iter().map(|shim| name(shim)).collect();
+    assert_eq!(
+        names,
+        [
+            "default-spin",
+            "default-wasmedge",
+            "default-wasmtime",
+            "default-wws"
+        ]
+    );
+}
+
+#[test]
+fn another_version_never_keeps_the_digest_of_the_charts_own() {
+    let digest = "ab".repeat(32);
+    let objects = render(&[
+        "--set=shims.spin.version=0.24.0",
+        &format!("--set=shims.spin.sha256.amd64={digest}"),
+    ]);
+    let platforms = &shim(&objects, "default-spin")["spec"]["fetchStrategy"]["platforms"];
+    let location = platforms[0]["location"].as_str().unwrap();
+    assert!(location.contains("/v0.24.0/"), "{location}");
+    assert_eq!(platforms[0]["sha256"], digest);
+    assert_eq!(platforms[1]["sha256"], Value::Null);
+}
+
+#[test]
+fn a_shims_spec_is_merged_over_the_charts() {
+    let objects = render(&[
+        "--set-string=shims.wasmtime.spec.containerdRuntimeOptions.SystemdCgroup=true",
+        "--set=shims.wasmtime.spec.runtimeClass.name=mine",
+    ]);
+    let spec = &shim(&objects, "default-wasmtime")["spec"];
+    assert_eq!(
+        spec["containerdRuntimeOptions"],
+        json!({"SystemdCgroup": "true"})
+    );
+    assert_eq!(spec["runtimeClass"]["name"], "mine");
+    assert_eq!(spec["runtimeClass"]["handler"], "wasmtime");
+}
+
+#[test]
+fn a_shim_of_the_users_own_keeps_its_name() {
+    let extra = json!([{
+        "name": "mine",
+        "annotationSelector": {"kwasm.sh/kwasm-node": "true"},
+        "fetchStrategy": {"platforms": [
+            {"os": "linux", "arch": "amd64", "location": "https://example.org/mine.tar.gz"}
+        ]},
+        "runtimeClass": {"name": "mine", "handler": "mine"},
+    }]);
+    let objects = render(&[
+        "--set=shims.preset=none",
+        &format!("--set-json=shims.extra={extra}"),
+    ]);
+    let mut expected = extra[0].clone();
+    expected.as_object_mut().unwrap().remove("name");
+    expected["rolloutStrategy"] = json!({"type": "recreate"});
+    assert_eq!(shim(&objects, "mine")["spec"], expected);
+}
