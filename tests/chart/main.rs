@@ -10,10 +10,12 @@ mod rights;
 mod shims;
 mod support;
 
-use farrier::cli;
+use clap::Parser;
+use farrier::cli::{self, Cli};
 use rstest::rstest;
 use serde_json::Value;
 
+use rights::{rights, set};
 use support::{environment, helm, hooks, of_kind, pod_spec, refusal, render, strings};
 
 #[test]

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::support::{name, of_kind, render, strings};
 
 /// The rules of one role, each as `GROUP: RESOURCES NAMES: VERBS`.
-fn rights(objects: &[Value], kind: &str, role_name: &str) -> BTreeSet<String> {
+pub fn rights(objects: &[Value], kind: &str, role_name: &str) -> BTreeSet<String> {
     let mut roles = of_kind(objects, kind);
     roles.retain(|role| name(role) == role_name);
     let items = roles[0]["rules"].as_array().unwrap();
@@ -20,7 +20,7 @@ fn rights(objects: &[Value], kind: &str, role_name: &str) -> BTreeSet<String> {
     items.iter().map(line).collect()
 }
 
-fn set(lines: &[&str]) -> BTreeSet<String> {
+pub fn set(lines: &[&str]) -> BTreeSet<String> {
     lines.iter().map(ToString::to_string).collect()
 }
 

@@ -137,7 +137,7 @@ fn assert_known(value: &Value, schema: &Value, path: &str) {
 #[test]
 fn every_field_of_the_shims_is_one_that_the_crd_knows() {
     let crd: Value =
-        serde_saphyr::from_str(include_str!("../charts/farrier/crds/shims.yaml")).unwrap();
+        serde_saphyr::from_str(include_str!("../../charts/farrier/crds/shims.yaml")).unwrap();
     let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
     for shim in of_kind(&render(&["--set=shims.preset=kwasm"]), "Shim") {
         assert_known(&shim["spec"], schema, "spec");
