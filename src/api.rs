@@ -223,7 +223,8 @@ pub struct ShimStatus {
     /// Ready (every node that wants the shim serves it), Progressing and Degraded, each with a reason and a sentence.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
-    /// Nodes that want this shim.
+    /// Nodes that want this shim and could carry it. Others, of another platform or a distribution that is not changed, are named by
+    /// the condition Ready.
     #[serde(default)]
     pub nodes: i32,
     /// Nodes of those that serve it.
@@ -394,6 +395,12 @@ pub enum Error {
     MaxUpdate {
         /// What is written.
         found: String,
+    },
+    /// A Shim's name can't be a label's name.
+    #[error("the name {name:?} can't be a node label; use at most 63 characters")]
+    Name {
+        /// The name.
+        name: String,
     },
     /// A handler can't be a label's name.
     #[error(

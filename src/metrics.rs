@@ -15,7 +15,7 @@ use prometheus_client::registry::{Registry, Unit};
 type Labels = Vec<(&'static str, &'static str)>;
 
 /// States of a node with regard to a Shim, in the order of [`Metrics::nodes`].
-pub const NODE_STATES: [&str; 4] = ["ready", "pending", "failed", "removing"];
+pub const NODE_STATES: [&str; 5] = ["ready", "pending", "failed", "unsupported", "removing"];
 
 /// What the controller counts.
 #[derive(Debug)]

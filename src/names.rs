@@ -184,6 +184,8 @@ pub mod reasons {
     pub const DEGRADED: &str = "Degraded";
     /// Condition reason: no node wants the Shim.
     pub const NO_NODES: &str = "NoNodes";
+    /// Condition reason: every node that wants the Shim is one that can't carry it.
+    pub const UNSUPPORTED: &str = "Unsupported";
     /// Event and condition reason: all that was asked for is served.
     pub const PROVISIONED: &str = "Provisioned";
     /// Condition reason: some node is still on its way.

@@ -10,9 +10,10 @@ use super::Error;
 #[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, Copy, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct RolloutStrategy {
-    /// `recreate` changes every node at once. `rolling` changes at most rolling.maxUpdate nodes at a time, counted over all
-    /// Shims together: workers first, control-plane nodes last; nodes that are cordoned or not ready wait until they are not;
-    /// a node that fails halts the rollout, and the Shim's conditions name it.
+    /// `recreate` changes every node at once, but for those of the control plane. `rolling` changes at most rolling.maxUpdate nodes
+    /// at a time, counted over all Shims together; a node that fails halts the rollout, and the Shim's conditions name it. In both,
+    /// control-plane nodes come last, one at a time and only while no node fails; nodes that are cordoned or not ready wait until
+    /// they are not.
     #[serde(rename = "type")]
     pub kind: RolloutKind,
     /// How `rolling` proceeds; without it, one node at a time.

@@ -1,5 +1,7 @@
 //! The only writer to the API server. Every write either names the version it was decided on, or can be made twice without harm.
 
+use std::time::Duration;
+
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::node::v1::RuntimeClass;
@@ -48,6 +50,12 @@ pub enum Error {
         #[source]
         source: kube::Error,
     },
+    /// The API server did not answer.
+    #[error("failed to write {object}: the API server did not answer within {} s", DEADLINE.as_secs())]
+    Deadline {
+        /// On what.
+        object: String,
+    },
     /// Somebody else's Job has the name of ours.
     #[error("Job {name} exists and is not Farrier's; delete it")]
     Taken {
@@ -71,7 +79,7 @@ impl Error {
     pub fn is_conflict(&self) -> bool {
         match self {
             Self::Write { source, .. } | Self::Make { source, .. } => code(source) == Some(409),
-            Self::Taken { .. } | Self::Definition { .. } => false,
+            Self::Deadline { .. } | Self::Taken { .. } | Self::Definition { .. } => false,
         }
     }
 
@@ -79,12 +87,12 @@ impl Error {
     #[must_use]
     pub fn refusal(&self) -> Option<String> {
         match self {
-            Self::Make { source, .. } => {
+            Self::Make { source, .. } | Self::Write { source, .. } => {
                 let refused = matches!(code(source), Some(400 | 403 | 422));
                 refused.then(|| self.to_string())
             }
             Self::Taken { .. } | Self::Definition { .. } => Some(self.to_string()),
-            Self::Write { .. } => None,
+            Self::Deadline { .. } => None,
         }
     }
 }
@@ -127,6 +135,25 @@ fn post_params() -> PostParams {
     }
 }
 
+/// A write takes milliseconds, and a connection to an API server that died without a word would otherwise hold its turn for minutes.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Gives up writing to `object` after a while.
+///
+/// # Errors
+/// As `write`, and when it takes too long.
+pub async fn in_time(
+    object: impl Into<String>,
+    write: impl Future<Output = Result<(), Error>>,
+) -> Result<(), Error> {
+    let answer = tokio::time::timeout(DEADLINE, write).await;
+    answer.unwrap_or_else(|_| {
+        Err(Error::Deadline {
+            object: object.into(),
+        })
+    })
+}
+
 /// Carries out the plan for `node`: labels and annotation first, then what people read, then the Job.
 ///
 /// # Errors
@@ -150,14 +177,21 @@ pub async fn node(
             patch["spec"] = json!({"taints": taints});
         }
         let nodes: Api<NodeObject> = Api::all(client.clone());
-        nodes
-            .patch_metadata(&name, &patch_params(), &Patch::Merge(patch))
-            .await
-            .map_err(|source| Error::Write {
+        let patch = Patch::Merge(patch);
+        let answer = nodes.patch_metadata(&name, &patch_params(), &patch).await;
+        if let Err(source) = answer {
+            let error = Error::Write {
                 act: "label",
                 object: format!("node {name}"),
                 source,
-            })?;
+            };
+            // Nothing can be written on the node itself.
+            if let Some(note) = error.refusal() {
+                let about = About::of::<NodeObject>(name, uid);
+                tell(client, &about, &News::failure(&note)).await;
+            }
+            return Err(error);
+        }
     }
     // The patch went through, so nobody else wrote down the end of this Job.
     if let Some(ended) = &plan.ended {
@@ -363,5 +397,35 @@ async fn runtime_class(client: &Client, step: Step) -> Result<(), Error> {
                 }
             })
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::core::{Status, response::StatusSummary};
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case::admission(403, true)]
+    #[case::too_large(422, true)]
+    #[case::lost_to_another(409, false)]
+    #[case::overloaded(429, false)]
+    #[case::gone(404, false)]
+    fn a_write_that_was_read_and_not_taken_is_a_refusal(#[case] code: u16, #[case] refused: bool) {
+        let status = Status {
+            status: Some(StatusSummary::Failure),
+            code,
+            message: "so it is".to_owned(),
+            ..Status::default()
+        };
+        let error = Error::Write {
+            act: "label",
+            object: "node n1".to_owned(),
+            source: kube::Error::Api(Box::new(status)),
+        };
+        assert_eq!(error.refusal().is_some(), refused);
+        assert_eq!(error.is_conflict(), code == 409);
     }
 }

@@ -1,6 +1,6 @@
 //! What every decision may look at: the stores that watches fill, and what is kept beside them. No decision, no write.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -15,13 +15,14 @@ use super::desired::Cluster;
 use super::fleet::Fleet;
 use super::objects::{JobObject, NodeObject};
 use super::observed::{NodeView, ShimObject, ShimView};
-use super::plan::{self, Hold, JobStep, Observed, Plan};
+use super::plan::{self, Hold, Observed, Plan};
 use super::pods::PodsOfJobs;
 use super::progress::JobView;
 use super::refusals::Refusals;
 use super::routes::{Concern, Queues};
 use super::status::{self, ShimPlan};
 use super::watch::Watches;
+use super::written::Written;
 use super::{Error, Settings, rollout};
 use crate::metrics::Metrics;
 use crate::names;
@@ -39,6 +40,7 @@ pub struct Context {
     pub metrics: Metrics,
     pub queues: Queues,
     pub refusals: Refusals,
+    pub written: Written,
     pub nodes: Store<NodeObject>,
     pub shims: Store<ShimObject>,
     pub pods: PodsOfJobs,
@@ -56,17 +58,6 @@ pub struct Context {
     decided: Mutex<HashMap<String, Instant>>,
     /// When a Shim came or changed last.
     shims_changed: Mutex<Option<Instant>>,
-    /// What was written and has not come back by the watches.
-    wrote: Mutex<Wrote>,
-}
-
-/// What was written and has not come back by the watches: deciding on what is known to be old costs a write that is refused.
-#[derive(Debug, Default)]
-struct Wrote {
-    /// Nodes by name, each with the version that a write of ours has replaced.
-    nodes: HashMap<String, Option<String>>,
-    /// UIDs of Jobs that were deleted.
-    jobs: HashSet<String>,
 }
 
 impl Context {
@@ -85,6 +76,7 @@ impl Context {
             metrics: Metrics::new(),
             queues,
             refusals: Refusals::default(),
+            written: Written::default(),
             nodes: watches.nodes.store(),
             shims: watches.shims.store(),
             pods: PodsOfJobs::new(watches.pods.store()),
@@ -98,7 +90,6 @@ impl Context {
             fleet: Mutex::default(),
             decided: Mutex::default(),
             shims_changed: Mutex::default(),
-            wrote: Mutex::default(),
         }
     }
 
@@ -127,7 +118,7 @@ impl Context {
             Concern::Nothing => return,
             Concern::Node(node) => self.queues.node(&node),
             Concern::NodeGone(node) => {
-                self.wrote().nodes.remove(&node);
+                self.written.node_is_gone(&node);
                 let ripple = self.fleet().remove(&node);
                 self.queues.ripple(&ripple);
             }
@@ -139,8 +130,8 @@ impl Context {
                 self.decide_all();
             }
             Concern::Everything => {
-                // Some of what was written may have come and gone while the watch was away.
-                *self.wrote() = Wrote::default();
+                self.written.listed();
+                self.forget_absent_shims();
                 self.recount();
                 self.decide_all();
             }
@@ -151,6 +142,17 @@ impl Context {
             }
         }
         self.changed.notify_waiters();
+    }
+
+    /// Shims that went while the watch was away.
+    fn forget_absent_shims(&self) {
+        self.decided().retain(|shim, _| {
+            let is_there = self.shims.get(&ObjectRef::new(shim)).is_some();
+            if !is_there {
+                self.metrics.forget(shim);
+            }
+            is_there
+        });
     }
 
     /// Everything is to be decided on.
@@ -168,35 +170,6 @@ impl Context {
         }
     }
 
-    /// Whether the watch has yet to bring what was written to this node.
-    #[must_use]
-    pub fn is_stale(&self, node: &NodeObject) -> bool {
-        let mut wrote = self.wrote();
-        let name = node.name_any();
-        let replaced = wrote.nodes.get(&name);
-        let is_stale = replaced.is_some_and(|replaced| *replaced == node.resource_version());
-        if !is_stale {
-            wrote.nodes.remove(&name);
-        }
-        is_stale
-    }
-
-    /// Remembers what was written by a plan for this version of the node.
-    pub fn has_written(&self, node: &NodeObject, plan: &Plan) {
-        let mut wrote = self.wrote();
-        if plan.edit.is_some() {
-            wrote.nodes.insert(node.name_any(), node.resource_version());
-        }
-        if let JobStep::Delete(uid) = &plan.job {
-            wrote.jobs.insert(uid.clone());
-        }
-    }
-
-    /// A Job is gone.
-    pub fn job_is_gone(&self, uid: &str) {
-        self.wrote().jobs.remove(uid);
-    }
-
     /// Takes in which Shims there are, and counts all nodes anew: those that have not begun a change wait for their turn until they are
     /// decided on.
     pub fn recount(&self) {
@@ -210,13 +183,14 @@ impl Context {
         ));
         *self.cluster.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&cluster);
         let mut fleet = Fleet::default();
-        let held = rollout::all_held(&cluster);
         for node in self.nodes.state() {
             let view = NodeView::from(node.as_ref());
+            let held = rollout::all_held(&view, &cluster);
             let job = self.job(&view);
             let seen = self.seen(&view, &cluster, &held, job.as_ref(), (None, Hold::None));
             fleet.put(&view.name, plan::standing(&seen));
         }
+        self.written.count(&mut fleet);
         *self.fleet() = fleet;
     }
 
@@ -237,9 +211,7 @@ impl Context {
         };
         let seen = self.seen(view, &cluster, &held, job.as_ref(), (refused, hold));
         let (mut plan, standing) = plan::decide(&seen);
-        if matches!(&plan.job, JobStep::Delete(uid) if self.wrote().jobs.contains(uid)) {
-            plan.job = JobStep::None;
-        }
+        self.written.begin(&view.name, &mut plan, &standing);
         let ripple = fleet.put(&view.name, standing);
         drop(fleet);
         self.queues.ripple(&ripple);
@@ -277,6 +249,7 @@ impl Context {
             tally.ready,
             underway,
             tally.failures.len(),
+            tally.unsupported.len(),
             tally.removing.len(),
         ];
         self.metrics.nodes(&view.name, counts);
@@ -309,6 +282,12 @@ impl Context {
         self.queues.open();
         self.decide_all();
         self.changed.notify_waiters();
+    }
+
+    /// Whether no node carries anything or says so.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        !self.fleet().carries() && self.carriers().is_empty()
     }
 
     /// Nodes that still carry something, each with the Shims; where none does, those that say something of it still.
@@ -380,10 +359,6 @@ impl Context {
     fn shims_changed(&self) -> MutexGuard<'_, Option<Instant>> {
         let changed = self.shims_changed.lock();
         changed.unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wrote(&self) -> MutexGuard<'_, Wrote> {
-        self.wrote.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn decided(&self) -> MutexGuard<'_, HashMap<String, Instant>> {

@@ -99,7 +99,7 @@ fn innermost<T: std::error::Error>(error: &controller::Error<apply::Error, T>) -
 }
 
 async fn node_once(node: Arc<NodeObject>, context: Arc<Context>) -> Result<Action, apply::Error> {
-    if context.is_stale(&node) {
+    if context.written.is_stale(&node) {
         // The watch is about to bring the newer one.
         return Ok(Action::await_change());
     }
@@ -111,10 +111,11 @@ async fn node_once(node: Arc<NodeObject>, context: Arc<Context>) -> Result<Actio
         tracing::info!(node = view.name, job = %plan.job, labels, note, "decided");
     }
     let (client, settings) = (&context.client, &context.settings);
-    let answer = apply::node(client, settings, &node, &plan, &context.metrics).await;
+    let write = apply::node(client, settings, &node, &plan, &context.metrics);
+    let answer = apply::in_time(format!("node {}", view.name), write).await;
     context.metrics.reconciled("node", answer.is_ok());
     if answer.is_ok() {
-        context.has_written(&node, &plan);
+        context.written.done(&node, &plan);
     }
     Ok(match context.refusals.after(&view.uid, None, answer)? {
         Some(wait) => Action::requeue(wait),
@@ -135,7 +136,8 @@ async fn shim_once(shim: Arc<ShimObject>, context: Arc<Context>) -> Result<Actio
     if rest.is_some() && !view.deleting {
         plan.runtime_classes.clear();
     }
-    let answer = apply::shim(&context.client, &shim, plan).await;
+    let write = apply::shim(&context.client, &shim, plan);
+    let answer = apply::in_time(format!("Shim {}", view.name), write).await;
     context.metrics.reconciled("shim", answer.is_ok());
     let wait = match (rest, answer) {
         (Some(rest), Ok(())) => Some(rest),

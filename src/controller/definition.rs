@@ -1,48 +1,41 @@
 //! Whether the cluster serves a Shim that has all of our fields. An older definition, runtime-class-manager's for example, prunes what
 //! it doesn't know: a Shim whose annotationSelector was pruned would match every node.
 
+use futures::StreamExt;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::Api;
-use kube::runtime::wait::{Condition, await_condition};
+use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, CustomResourceExt};
 
-use super::Error;
 use crate::api::Shim;
 
 /// A field that no definition but ours has, and that selects nodes.
 const OWN_FIELD: &str = "annotationSelector";
 
 /// Waits until the definition that is served is ours, or of a release that knows as much.
-///
-/// # Errors
-/// When the API server refuses to show it.
-pub async fn until_ours(client: &Client) -> Result<(), Error> {
-    until(client, |definition: Option<&CustomResourceDefinition>| {
-        definition.is_some_and(is_ours)
-    })
-    .await
+pub async fn until_ours(client: &Client) {
+    until(client, true).await;
 }
 
 /// Waits until the definition that is served is so no more.
-///
-/// # Errors
-/// When the API server refuses to show it.
-pub async fn until_another(client: &Client) -> Result<(), Error> {
-    until(client, |definition: Option<&CustomResourceDefinition>| {
-        !definition.is_some_and(is_ours)
-    })
-    .await
+pub async fn until_another(client: &Client) {
+    until(client, false).await;
 }
 
-async fn until(
-    client: &Client,
-    condition: impl Condition<CustomResourceDefinition>,
-) -> Result<(), Error> {
+/// An API server that does not answer is asked again: what it served before counts until it says otherwise.
+async fn until(client: &Client, ours: bool) {
     let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
-    await_condition(definitions, Shim::crd_name(), condition)
-        .await
-        .map(|_| ())
-        .map_err(|source| Error::WatchDefinition { source })
+    let seen = watcher::watch_object(definitions, Shim::crd_name()).default_backoff();
+    let mut seen = std::pin::pin!(seen);
+    while let Some(seen) = seen.next().await {
+        match seen {
+            Ok(definition) if definition.as_ref().is_some_and(is_ours) == ours => return,
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(%error, "the CustomResourceDefinition of the Shim can't be watched; trying again");
+            }
+        }
+    }
 }
 
 fn is_ours(definition: &CustomResourceDefinition) -> bool {

@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::Serialize;
+
 use super::observed::{Applied, NodeView, ShimView};
-use crate::api::{ShimSpec, is_label_name};
+use crate::api::{self, ShimSpec, is_label_name};
 use crate::handoff::{OptionValue, Owner, ProvisionRequest, ShimRequest};
 use crate::names;
 
@@ -26,6 +28,8 @@ pub enum Verdict {
     Kept(ShimRequest, String),
     /// It can't be had, for the reason given, and the node has none of it.
     Impossible(String),
+    /// The node is one that the Shim has nothing for, as the reason says: no failure of either.
+    Unsupported(String),
     /// It is to change, and not yet: what the node goes on carrying meanwhile, if anything, and what it waits for.
     Waiting(Option<ShimRequest>, String),
     /// All its handlers belong to another Shim that the node wants too: its name.
@@ -42,9 +46,11 @@ impl Verdict {
             Self::Wanted(request) | Self::Kept(request, _) | Self::Waiting(Some(request), _) => {
                 Some(request)
             }
-            Self::Waiting(None, _) | Self::Impossible(_) | Self::Shadowed(_) | Self::Resting => {
-                None
-            }
+            Self::Waiting(None, _)
+            | Self::Impossible(_)
+            | Self::Unsupported(_)
+            | Self::Shadowed(_)
+            | Self::Resting => None,
         }
     }
 }
@@ -71,10 +77,14 @@ impl Cluster {
             .into_iter()
             .filter(|shim| !shim.deleting)
             .filter_map(|shim| shim.spec.as_ref().ok());
+        let mut room = LARGEST_RESERVED;
         for spec in specs {
             for handler in spec.handlers().unwrap_or_default() {
-                if reserved.len() < MOST_RESERVED {
-                    reserved.entry(handler).or_insert_with(|| options(spec));
+                let options = options(spec);
+                let size = handler.len() + json_size(&options);
+                if size <= room && !reserved.contains_key(&handler) {
+                    room -= size;
+                    reserved.insert(handler, options);
                 }
             }
         }
@@ -121,13 +131,18 @@ impl Desired {
         for shim in wanting {
             let mut verdict = desired.verdict(shim, node, applied, held, &owners);
             if let Some(request) = verdict.request() {
-                match room.checked_sub(size(request) + SUMMARY_OF_ONE) {
+                match room.checked_sub(json_size(request) + SUMMARY_OF_ONE) {
                     Some(rest) => room = rest,
                     None => verdict = Verdict::Impossible(TOO_MUCH.to_owned()),
                 }
             }
             let claimed = match (&verdict, &shim.spec) {
-                (Verdict::Waiting(None, _), Ok(spec)) => spec.handlers().unwrap_or_default(),
+                // Whoever serves a handler goes on until the other's turn has come.
+                (Verdict::Waiting(None, _), Ok(spec)) => {
+                    let mut handlers = spec.handlers().unwrap_or_default();
+                    handlers.retain(|handler| !is_carried(applied, handler));
+                    handlers
+                }
                 (verdict, _) => verdict
                     .request()
                     .map_or_else(Vec::new, |request| request.handlers.clone()),
@@ -197,8 +212,11 @@ impl Desired {
                     }
                     (Some(why), None) => return Verdict::Waiting(None, why),
                 },
-                (Err(reason), Some(kept)) => (kept, Verdict::Kept, reason),
-                (Err(reason), None) => return Verdict::Impossible(reason),
+                (Err(error), Some(kept)) => (kept, Verdict::Kept, error.to_string()),
+                (Err(error @ api::Error::NoPlatform { .. }), None) => {
+                    return Verdict::Unsupported(error.to_string());
+                }
+                (Err(error), None) => return Verdict::Impossible(error.to_string()),
             };
         let mut winner = None;
         request
@@ -278,15 +296,25 @@ pub fn fingerprint(request: &ShimRequest) -> String {
     digest
 }
 
-/// Handlers that a node reserves at most: a request of a hundred more stays small beside the bound on annotations.
-const MOST_RESERVED: usize = 100;
+/// Bytes of what a node reserves at most, a quarter of what all annotations may take: one Shim with thousands of options must not
+/// keep the Job of every node from being made.
+const LARGEST_RESERVED: usize = 64 * 1024;
 
 const TOO_MUCH: &str = "the node's Shims together are too much for one Job; let fewer Shims select the node, or shorten their options";
 
-/// How many bytes a request takes on its way.
-fn size(request: &ShimRequest) -> usize {
+/// How many bytes a part of a request takes on its way.
+fn json_size(part: &impl Serialize) -> usize {
     // Maps here have string keys and no type can refuse, so this can't fail.
-    serde_json::to_string(request).map_or(LARGEST_SET, |text| text.len())
+    serde_json::to_string(part).map_or(LARGEST_SET, |text| text.len())
+}
+
+/// Whether the node carries the handler, whosever it is.
+fn is_carried(applied: Option<&Applied>, handler: &String) -> bool {
+    let shims = applied
+        .into_iter()
+        .flat_map(|applied| applied.shims.values());
+    let mut requests = shims.filter_map(|shim| shim.request.as_ref());
+    requests.any(|request| request.handlers.contains(handler))
 }
 
 /// The request of `shim` that was fulfilled last.
@@ -312,7 +340,7 @@ fn by_annotation(shim: &ShimView) -> bool {
     })
 }
 
-/// Whether `node` should carry `shim`. One that can't be read stays where it is.
+/// Whether `node` should carry `shim`. One that can't be read, or that nothing is to be done about, stays where it is.
 fn selects(
     shim: &ShimView,
     node: &NodeView,
@@ -322,9 +350,13 @@ fn selects(
     if shim.deleting || node.deleting {
         return false;
     }
+    let is_kept = kept(applied, shim).is_some();
     let Ok(spec) = &shim.spec else {
-        return kept(applied, shim).is_some();
+        return is_kept;
     };
+    if spec.paused && is_kept {
+        return true;
+    }
     let asked_for = |key: &str| auto_provision && key == names::KWASM_NODE_ANNOTATION;
     let mut labels = spec.node_selector.iter().flatten();
     let mut annotations = spec.annotation_selector.iter().flatten();
@@ -334,16 +366,14 @@ fn selects(
 }
 
 /// The request for the Shim `name` on the platform of `node`, or why there is none.
-fn resolve(name: &str, spec: &ShimSpec, node: &NodeView) -> Result<ShimRequest, String> {
+fn resolve(name: &str, spec: &ShimSpec, node: &NodeView) -> Result<ShimRequest, api::Error> {
     if !is_label_name(name) {
-        return Err(format!(
-            "the name {name:?} can't be a node label; use at most 63 characters"
-        ));
+        return Err(api::Error::Name {
+            name: name.to_owned(),
+        });
     }
-    let artifact = spec
-        .artifact(&node.os, &node.arch)
-        .map_err(|error| error.to_string())?;
-    let handlers = spec.handlers().map_err(|error| error.to_string())?;
+    let handlers = spec.handlers()?;
+    let artifact = spec.artifact(&node.os, &node.arch)?;
     Ok(ShimRequest {
         name: name.to_owned(),
         handlers,

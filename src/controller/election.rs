@@ -29,31 +29,34 @@ impl Election {
         }
     }
 
-    /// Waits until this replica holds the Lease. A cluster that does not answer is asked again.
-    pub async fn acquire(&mut self) {
+    /// Waits until this replica holds the Lease; since when. A cluster that does not answer is asked again.
+    pub async fn acquire(&mut self) -> Instant {
         let mut waits = false;
         loop {
-            match self.attempt().await {
-                Ok(true) => return,
-                Ok(false) if !waits => {
+            // The others count from when it is written, which is after this.
+            let begun = Instant::now();
+            match tokio::time::timeout(GIVE_UP, self.attempt()).await {
+                Ok(Ok(true)) => return begun,
+                Ok(Ok(false)) if !waits => {
                     tracing::info!(lease = self.name, "another replica acts; standing by");
                     waits = true;
                 }
-                Ok(false) => {}
-                Err(error) => tracing::warn!(%error, "the Lease can't be had; trying again"),
+                Ok(Ok(false)) => {}
+                Ok(Err(error)) => tracing::warn!(%error, "the Lease can't be had; trying again"),
+                Err(_) => tracing::warn!("the API server does not answer; trying again"),
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }
 
-    /// Renews until the Lease is lost: to another, or because it could not be renewed for too long.
-    pub async fn hold(&mut self) {
-        let mut renewed = Instant::now();
+    /// Renews the Lease that was had at `renewed` until it is lost: to another, or because it could not be renewed for too long.
+    pub async fn hold(&mut self, mut renewed: Instant) {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
             let rest = GIVE_UP.saturating_sub(renewed.elapsed());
+            let begun = Instant::now();
             match tokio::time::timeout(rest, self.attempt()).await {
-                Ok(Ok(true)) => renewed = Instant::now(),
+                Ok(Ok(true)) => renewed = begun,
                 Ok(Ok(false)) | Err(_) => return,
                 Ok(Err(error)) => {
                     tracing::warn!(%error, "the Lease can't be renewed; trying again");

@@ -14,13 +14,15 @@ pub struct Tally {
     pub pending: usize,
     /// Nodes whose turn has not come.
     pub waiting: usize,
-    /// Nodes that are to let it go.
-    pub removing: BTreeSet<String>,
+    /// Nodes that are to let it go, each with why it is there still, if an attempt was made.
+    pub removing: BTreeMap<String, Option<String>>,
     /// Nodes that may carry anything of it, wanted or not.
     pub carried: usize,
     /// Nodes on which the last attempt failed, each with the reason.
     pub failures: BTreeMap<String, String>,
-    /// Those of them whose failure might be that of every node.
+    /// Nodes that want it and can't carry it, each with the reason: no failure, and none of those that are counted.
+    pub unsupported: BTreeMap<String, String>,
+    /// Failed nodes whose failure might be that of every node.
     halting: BTreeSet<String>,
     /// What it lost to other Shims, as sentences, each with the number of nodes.
     pub lost: BTreeMap<String, usize>,
@@ -58,16 +60,19 @@ impl Tally {
         }
         match &stand.place {
             Place::Ready => self.ready += 1,
-            Place::Pending => self.pending += 1,
+            Place::Pending | Place::Resting => self.pending += 1,
             Place::Waiting => self.waiting += 1,
+            Place::Unsupported(reason) => {
+                self.unsupported.insert(node.to_owned(), reason.clone());
+            }
             Place::Failed { reason, halts } => {
                 self.failures.insert(node.to_owned(), reason.clone());
                 if *halts {
                     self.halting.insert(node.to_owned());
                 }
             }
-            Place::Removing { .. } => {
-                self.removing.insert(node.to_owned());
+            Place::Removing { reason, .. } => {
+                self.removing.insert(node.to_owned(), reason.clone());
             }
             Place::Shadowed => {}
         }
@@ -80,8 +85,11 @@ impl Tally {
             .remove(&(standing.control_plane, node.to_owned()));
         match &stand.place {
             Place::Ready => self.ready -= 1,
-            Place::Pending => self.pending -= 1,
+            Place::Pending | Place::Resting => self.pending -= 1,
             Place::Waiting => self.waiting -= 1,
+            Place::Unsupported(_) => {
+                self.unsupported.remove(node);
+            }
             Place::Failed { .. } => {
                 self.failures.remove(node);
                 self.halting.remove(node);
@@ -98,14 +106,23 @@ impl Tally {
 fn is_queued(standing: &Standing, stand: &Stand) -> bool {
     let waits = matches!(
         stand.place,
-        Place::Waiting | Place::Removing { waits: true }
+        Place::Waiting | Place::Removing { waits: true, .. }
     );
     standing.fit && waits
 }
 
 /// Whether a node comes before those of the control plane, and is not done.
 fn is_worker_left(standing: &Standing, stand: &Stand) -> bool {
-    let works = matches!(stand.place, Place::Pending | Place::Removing { .. }) && standing.changing;
+    let works = match stand.place {
+        Place::Pending => standing.changing || standing.fit,
+        Place::Removing { .. } => standing.changing,
+        Place::Ready
+        | Place::Resting
+        | Place::Waiting
+        | Place::Failed { .. }
+        | Place::Unsupported(_)
+        | Place::Shadowed => false,
+    };
     !standing.control_plane && (works || is_queued(standing, stand))
 }
 
@@ -186,6 +203,12 @@ impl Fleet {
     #[must_use]
     pub fn is_crowded_for(&self, node: &str) -> bool {
         self.podless.len() >= MOST_PODLESS && !self.podless.contains(node)
+    }
+
+    /// Whether any node may carry anything.
+    #[must_use]
+    pub fn carries(&self) -> bool {
+        self.tallies.values().any(|tally| tally.carried > 0)
     }
 
     /// Nodes that may carry anything, each with the Shims.

@@ -62,7 +62,7 @@ pub fn progress(
     digest: &str,
 ) -> Option<(Progress, Option<String>)> {
     let request = match verdict {
-        Verdict::Impossible(reason) | Verdict::Kept(_, reason) => {
+        Verdict::Impossible(reason) | Verdict::Unsupported(reason) | Verdict::Kept(_, reason) => {
             return Some((Progress::Failed, Some(reason.clone())));
         }
         Verdict::Waiting(None, _) | Verdict::Shadowed(_) | Verdict::Resting => return None,
@@ -80,15 +80,11 @@ pub fn progress(
     }
     // A failure is one of this desired set only; another set's says nothing of the attempt to come.
     let reason = applied
-        .filter(|applied| applied.attempted == digest && !fulfilled)
+        .filter(|applied| applied.attempted == digest)
         .and_then(|applied| {
             let whole = applied.reason.as_ref()?;
-            Some(
-                known
-                    .and_then(|known| known.reason.as_ref())
-                    .unwrap_or(whole)
-                    .clone(),
-            )
+            let own = known.and_then(|known| known.reason.as_ref());
+            own.or((!fulfilled).then_some(whole)).cloned()
         });
     match reason {
         Some(reason) => Some((Progress::Failed, Some(reason))),
@@ -110,7 +106,8 @@ pub fn edit(
     let request = desired.request(node);
     let digest = request.digest();
     let mut wanted: BTreeMap<String, Option<String>> = BTreeMap::new();
-    let mut complete = !desired.annotated.is_empty();
+    // KWasm's label: set once all that an annotated node asked for is served, and kept while nothing else is known.
+    let (mut complete, mut stays) = (!desired.annotated.is_empty(), true);
     let mut done = !node.os.is_empty();
     let mut tracked: BTreeSet<&str> = node.labelled().map(|(shim, _)| shim).collect();
     tracked.extend(
@@ -130,8 +127,10 @@ pub fn edit(
         };
         done &= is_done(shims, shim, verdict, now);
         if desired.annotated.contains(shim) {
-            complete &=
+            let done =
                 now == Some(Progress::Provisioned) || matches!(verdict, Some(Verdict::Shadowed(_)));
+            complete &= done;
+            stays &= done || still_served(node, applied.as_ref(), shim, now);
         }
         let label = names::shim_label(shim);
         // A bare label goes with ours: without ours, it was another's all along.
@@ -160,7 +159,8 @@ pub fn edit(
     }
     // A Shim that can't be read may be one that the annotation asks for.
     let legible = shims.iter().all(|shim| shim.spec.is_ok());
-    if legible && (applied.is_some() || complete) {
+    let stays = stays && !desired.annotated.is_empty();
+    if legible && (applied.is_some() && !stays || complete) {
         let value =
             (complete && node.name.len() <= crate::api::LONGEST_NAME).then(|| node.name.clone());
         wanted.insert(names::KWASM_PROVISIONED_LABEL.to_owned(), value);
@@ -179,6 +179,31 @@ pub fn edit(
     (edit != NodeEdit::default()).then_some(edit)
 }
 
+/// Whether a Shim that is on its way is served still as it was, or as somebody else's label says while no report has come: an upgrade
+/// withdraws nothing, and neither does a move from KWasm. A restarting kubelet rejects running pods whose selector no longer matches.
+fn still_served(
+    node: &NodeView,
+    applied: Option<&Applied>,
+    shim: &str,
+    now: Option<Progress>,
+) -> bool {
+    let reported = applied.filter(|applied| !applied.digest.is_empty());
+    let handlers = reported
+        .and_then(|applied| applied.shims.get(shim))
+        .map(|known| &known.handlers);
+    match (reported, handlers) {
+        // What was known of another host is no reason to believe this one's label.
+        (None, _) => {
+            let before = node.applied();
+            now == Some(Progress::Pending) && before.is_none_or(|before| before.digest.is_empty())
+        }
+        (Some(_), None) => false,
+        (Some(_), Some(handlers)) => handlers
+            .keys()
+            .all(|handler| served(node, applied, shim, handler)),
+    }
+}
+
 /// Whether nothing more is to come of a Shim on this node before pods may: it is served, or will never be.
 fn is_done(
     shims: &[ShimView],
@@ -193,7 +218,13 @@ fn is_done(
             named.any(|shim| shim.spec.as_ref().is_ok_and(|spec| spec.paused))
         }
         Some(Verdict::Waiting(..)) => false,
-        Some(Verdict::Kept(..) | Verdict::Impossible(_) | Verdict::Shadowed(_)) | None => true,
+        Some(
+            Verdict::Kept(..)
+            | Verdict::Impossible(_)
+            | Verdict::Unsupported(_)
+            | Verdict::Shadowed(_),
+        )
+        | None => true,
     }
 }
 

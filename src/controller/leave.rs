@@ -96,7 +96,7 @@ async fn cleaned(context: &Context, deadline: Duration) -> Left {
     let clean = async {
         loop {
             let changed = context.changed.notified();
-            if context.decides() && context.carriers().is_empty() {
+            if context.decides() && context.is_clean() {
                 return;
             }
             changed.await;

@@ -42,6 +42,7 @@ mod standing;
 mod status;
 mod text;
 mod watch;
+mod written;
 
 pub use apply::definition::install as install_definition;
 pub use leave::{LeaveOptions, Left, leave};
@@ -122,15 +123,6 @@ pub enum Error {
     Deadline {
         /// How long was waited.
         seconds: u64,
-    },
-    /// The definition of the Shim can't be watched.
-    #[error(
-        "the CustomResourceDefinition of the Shim can't be watched: {source}; see that this ServiceAccount may get, list and watch it"
-    )]
-    WatchDefinition {
-        /// What kube says.
-        #[source]
-        source: kube::runtime::wait::Error,
     },
     /// Another replica acts.
     #[error("the Lease was lost; another replica acts, and this one starts anew to stand by")]
@@ -247,27 +239,29 @@ async fn work(
     election: &mut Election,
 ) -> Error {
     let begun = async {
-        definition::until_ours(&context.client).await?;
+        definition::until_ours(&context.client).await;
         context.listed().await?;
         context.ready.store(true, Ordering::Relaxed);
-        election.acquire().await;
-        Ok::<(), Error>(())
+        Ok::<_, Error>(election.acquire().await)
     };
     let mut stops = stopped.clone();
-    tokio::select! {
-        begun = begun => if let Err(error) = begun {
-            return error;
+    let held = tokio::select! {
+        begun = begun => match begun {
+            Ok(held) => held,
+            Err(error) => return error,
         },
         // The sender lives as long as this.
         _ = stops.wait_for(|stops| *stops) => return Error::Ended { part: "wait" },
-    }
+    };
     tracing::info!("every watch has listed and the Lease is held; deciding");
     context.begin();
+    let nodes = decide::nodes(Arc::clone(&context), keys.nodes, stopped.clone());
+    let shims = decide::shims(Arc::clone(&context), keys.shims, stopped);
     tokio::select! {
-        () = decide::nodes(Arc::clone(&context), keys.nodes, stopped.clone()) => Error::Ended { part: "queue of nodes" },
-        () = decide::shims(Arc::clone(&context), keys.shims, stopped) => Error::Ended { part: "queue of Shims" },
-        () = election.hold() => Error::LeaseLost,
-        ended = definition::until_another(&context.client) => ended.err().unwrap_or(Error::DefinitionLost),
+        // Both end what they write first where they are to stop.
+        ((), ()) = async { tokio::join!(nodes, shims) } => Error::Ended { part: "queue" },
+        () = election.hold(held) => Error::LeaseLost,
+        () = definition::until_another(&context.client) => Error::DefinitionLost,
     }
 }
 
@@ -293,7 +287,7 @@ async fn follow(context: &Context, watches: Watches) -> Error {
     };
     let jobs = |change: watch::Change<'_, objects::JobObject>| {
         if let watch::Change::Gone(job) = &change {
-            context.job_is_gone(&job.uid().unwrap_or_default());
+            context.written.job_is_gone(&job.uid().unwrap_or_default());
         }
         context.concerns(Routes::of_job(&change));
     };

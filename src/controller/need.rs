@@ -1,5 +1,6 @@
 //! Whether a host needs a Job, when, and whether one could do its work now. Pure.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -22,6 +23,11 @@ const CLOCK_SKEW: SignedDuration = SignedDuration::from_mins(10);
 /// A kubelet asks its runtime every 5 s and publishes handlers with its status, every 10 s if something changed: many beats.
 const LISTING_PATIENCE: Duration = Duration::from_mins(2);
 
+/// Between two looks at a host of which nothing is heard: a binary that somebody removed shows nowhere else. Half a day of it is spread
+/// over the nodes, so that they don't all come at once.
+const LOOK_EVERY: Duration = Duration::from_hours(18);
+const SPREAD_SECONDS: u64 = 12 * 60 * 60;
+
 /// Whether the host needs a Job.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Need {
@@ -39,10 +45,12 @@ pub fn need(seen: &Observed, desired: &Desired, applied: Option<&Applied>) -> Ne
     let request = desired.request(seen.node);
     let Some(applied) = applied else {
         // A label without a summary: a claim whose Job nobody has heard of. The host may carry anything.
-        let claimed = seen
-            .node
-            .labelled()
-            .any(|(shim, _)| !matches!(desired.verdicts.get(shim), Some(Verdict::Impossible(_))));
+        let claimed = seen.node.labelled().any(|(shim, _)| {
+            !matches!(
+                desired.verdicts.get(shim),
+                Some(Verdict::Impossible(_) | Verdict::Unsupported(_))
+            )
+        });
         return if request.shims.is_empty() && !claimed {
             Need::Nothing
         } else {
@@ -54,7 +62,8 @@ pub fn need(seen: &Observed, desired: &Desired, applied: Option<&Applied>) -> Ne
         && applied.boot_id == seen.node.boot_id
         && (applied.runtime.is_empty() || applied.runtime == seen.node.runtime);
     let listed = all_listed(seen.node, applied);
-    if applied.digest == digest && same_host && listed && applied.reason.is_none() {
+    let is_known = applied.digest == digest && same_host && listed && applied.reason.is_none();
+    if is_known && next_look(seen, Some(applied)).is_none_or(|rest| !rest.is_zero()) {
         return Need::Nothing;
     }
     if applied.attempted != digest || applied.attempts == 0 {
@@ -74,6 +83,16 @@ pub fn need(seen: &Observed, desired: &Desired, applied: Option<&Applied>) -> Ne
         Some(rest) if !rest.is_zero() => Need::Wait(rest),
         _ => Need::Now,
     }
+}
+
+/// How long until a host that is as it should be is looked at again; nothing where it carries nothing.
+#[must_use]
+pub fn next_look(seen: &Observed, applied: Option<&Applied>) -> Option<Duration> {
+    let applied = applied.filter(|applied| !applied.shims.is_empty())?;
+    let mut hasher = DefaultHasher::new();
+    seen.node.uid.hash(&mut hasher);
+    let after = LOOK_EVERY + Duration::from_secs(hasher.finish() % SPREAD_SECONDS);
+    Some(after.saturating_sub(age(seen.now, applied.at)))
 }
 
 /// Whether the kubelet agrees with the report on every handler.

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::desired::Desired;
+use super::labels::listed;
 use super::need::{all_listed, backoff};
-use super::observed::{Applied, AppliedShim};
+use super::observed::{Applied, AppliedShim, NodeView};
 use super::plan::{Ended, JobStep, News, Observed, Plan, settled};
 use super::progress::JobView;
 use super::text::{LONGEST_NOTE, cut};
@@ -32,11 +33,7 @@ pub fn not_made(seen: &Observed, desired: &Desired, mut applied: Applied, reason
     applied.reason = Some(note.clone());
     applied.node_uid.clone_from(&seen.node.uid);
     Plan {
-        event: Some(News {
-            warning: true,
-            reason: reasons::PROVISION_FAILED.to_owned(),
-            note,
-        }),
+        event: Some(News::failure(&note)),
         look_again: Some(backoff(applied.attempts)),
         ..settled(seen, desired, Some(applied), JobStep::None)
     }
@@ -60,6 +57,9 @@ pub fn read(
         );
     };
     let done = matches!(report.result, Outcome::Applied | Outcome::Unchanged);
+    let is_news = report.result != Outcome::Unchanged
+        || applied.digest != request.digest()
+        || applied.reason.is_some();
     let before = std::mem::take(&mut applied.shims);
     for shim in &request.shims {
         let known = became(shim, before.get(&shim.name), report, done);
@@ -75,9 +75,18 @@ pub fn read(
         }
     }
     let lingering = linger(&mut applied, request, report);
+    // A kubelet has had its time once an attempt was made for its list alone.
+    if applied.attempts > 1 {
+        deny(&mut applied, seen.node);
+    }
     applied.digest = request.digest();
     applied.machine_id.clone_from(&seen.node.machine_id);
-    applied.boot_id.clone_from(&seen.node.boot_id);
+    // What a host said before it rebooted is no proof of what it is now.
+    applied.boot_id.clone_from(if report.boot_id.is_empty() {
+        &seen.node.boot_id
+    } else {
+        &report.boot_id
+    });
     applied.runtime.clone_from(&seen.node.runtime);
     applied.unsupported = report.unsupported;
     let unserved = applied
@@ -86,7 +95,11 @@ pub fn read(
         .any(|(_, shim)| shim.reason.is_some() || shim.handlers.values().any(|served| !served));
     let failed = !done || lingering || unserved;
     applied.reason = failed.then(|| sentence(&applied, report));
-    conclude(seen, applied, job, Some(report), failed)
+    let mut plan = conclude(seen, applied, job, Some(report), failed);
+    if !failed && !is_news {
+        plan.event = None;
+    }
+    plan
 }
 
 /// What the host has of a Shim that it was asked for.
@@ -130,6 +143,23 @@ fn became(
 /// The digest of a handler's binary, if it is one.
 fn digest(told: &HandlerReport) -> Option<String> {
     told.sha256.clone().filter(|digest| is_sha256(digest))
+}
+
+/// Says of each Shim that containerd serves and the kubelet does not list that it is not served.
+fn deny(applied: &mut Applied, node: &NodeView) {
+    for shim in applied.shims.values_mut() {
+        let served = shim.handlers.iter().filter(|(_, served)| **served);
+        let unlisted: Vec<&str> = served
+            .map(|(handler, _)| handler.as_str())
+            .filter(|handler| !listed(node, handler))
+            .collect();
+        if !unlisted.is_empty() && shim.reason.is_none() {
+            shim.reason = Some(format!(
+                "containerd serves {} and the kubelet does not list it; see that both are of one containerd",
+                unlisted.join(", ")
+            ));
+        }
+    }
 }
 
 /// Keeps what the host still serves though it was not asked for: it is in use, or could not be taken away.
@@ -194,11 +224,7 @@ fn conclude(
     let note = applied.reason.clone();
     let shims: Vec<String> = applied.shims.keys().cloned().collect();
     let event = match (note, shims.is_empty()) {
-        (Some(note), _) => News {
-            warning: true,
-            reason: reasons::PROVISION_FAILED.to_owned(),
-            note,
-        },
+        (Some(note), _) => News::failure(&note),
         (None, true) => News {
             warning: false,
             reason: reasons::REMOVED.to_owned(),

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 
 use super::desired::{Cluster, Desired, Verdict, fingerprint};
 use super::labels::{self, NodeEdit};
-use super::need::{Need, age, may_begin, need};
+use super::need::{Need, age, may_begin, need, next_look};
 use super::observed::{Applied, NodeView};
 use super::outcome;
 use super::progress::{JobProgress, JobView};
@@ -20,7 +20,8 @@ use super::text::{LONGEST_NOTE, cut};
 use crate::handoff::ProvisionRequest;
 use crate::names::{self, Progress, reasons};
 
-/// The job controller makes a pod within a second; a minute without one is a quota, an admission rule or a missing account.
+/// The job controller makes a pod within a second; a minute without one is a quota, an admission rule or a missing account. And a pod
+/// ends within the 30 s of its grace period; one that doesn't is on a node that nobody hears of.
 const POD_PATIENCE: Duration = Duration::from_mins(1);
 
 /// Deleting a Job takes a second; a minute is a finalizer that somebody set and nobody removes.
@@ -131,6 +132,18 @@ pub struct News {
     pub note: String,
 }
 
+impl News {
+    /// That something on a node failed, for the reason given.
+    #[must_use]
+    pub fn failure(reason: &str) -> Self {
+        Self {
+            warning: true,
+            reason: reasons::PROVISION_FAILED.to_owned(),
+            note: cut(reason, LONGEST_NOTE),
+        }
+    }
+}
+
 /// Decides what to do next about one node, and tells what the node then adds to the whole.
 #[must_use]
 pub fn decide(seen: &Observed) -> (Plan, Standing) {
@@ -205,19 +218,15 @@ fn impossible(edit: &NodeEdit, desired: &Desired) -> Option<News> {
         .iter()
         .filter(|(shim, _)| edit.labels.get(&names::shim_label(shim)) == Some(&failed))
         .filter_map(|(shim, verdict)| match verdict {
-            Verdict::Impossible(reason) | Verdict::Kept(_, reason) => {
-                Some(format!("shim {shim}: {reason}"))
-            }
+            Verdict::Impossible(reason)
+            | Verdict::Unsupported(reason)
+            | Verdict::Kept(_, reason) => Some(format!("shim {shim}: {reason}")),
             Verdict::Wanted(_) | Verdict::Waiting(..) | Verdict::Shadowed(_) | Verdict::Resting => {
                 None
             }
         })
         .collect();
-    (!notes.is_empty()).then(|| News {
-        warning: true,
-        reason: reasons::PROVISION_FAILED.to_owned(),
-        note: cut(&notes.join("; "), LONGEST_NOTE),
-    })
+    (!notes.is_empty()).then(|| News::failure(&notes.join("; ")))
 }
 
 /// The Job has been read: it goes now if it must make room, or unless finished Jobs are kept.
@@ -228,7 +237,7 @@ fn after_reading(
     job: &JobView,
 ) -> Plan {
     let (step, look_again) = match need(seen, desired, applied.as_ref()) {
-        Need::Nothing if seen.keep_jobs => (JobStep::None, None),
+        Need::Nothing if seen.keep_jobs => (JobStep::None, next_look(seen, applied.as_ref())),
         Need::Wait(wait) if seen.keep_jobs => (JobStep::None, Some(wait)),
         Need::Wait(wait) => (JobStep::Delete(job.uid.clone()), Some(wait)),
         Need::Nothing | Need::Now => (JobStep::Delete(job.uid.clone()), None),
@@ -265,7 +274,10 @@ fn act(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
         return outcome::not_made(seen, desired, applied, reason);
     }
     match need(seen, desired, applied.as_ref()) {
-        Need::Nothing => settled(seen, desired, applied, JobStep::None),
+        Need::Nothing => Plan {
+            look_again: next_look(seen, applied.as_ref()),
+            ..settled(seen, desired, applied, JobStep::None)
+        },
         Need::Wait(wait) => Plan {
             look_again: Some(wait),
             ..settled(seen, desired, applied, JobStep::None)
@@ -346,6 +358,16 @@ fn follow(seen: &Observed, desired: &Desired, applied: Option<Applied>, job: &Jo
                 look_again: Some(POD_PATIENCE.saturating_sub(age)),
                 ..settled(seen, desired, applied, JobStep::None)
             };
+        }
+        JobProgress::Overdue(since) => {
+            let rest = POD_PATIENCE.saturating_sub(self::age(seen.now, *since));
+            if !rest.is_zero() {
+                return Plan {
+                    look_again: Some(rest),
+                    ..settled(seen, desired, applied, JobStep::None)
+                };
+            }
+            Some("the Job's pod has not ended a minute after its time was over; see that the node is up, and the log of the pod".to_owned())
         }
         JobProgress::NoPod => Some("the Job has had no pod for a minute; see the Events of the Job, often a quota or an admission policy".to_owned()),
         JobProgress::Stuck(reason) | JobProgress::Silent(reason) => Some(reason.clone()),

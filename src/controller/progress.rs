@@ -33,6 +33,8 @@ pub enum JobProgress {
     NoPod,
     /// Its pod works.
     Running,
+    /// Its time is over since then, and its pod has not ended.
+    Overdue(Timestamp),
     /// Its pod can't start, for this reason.
     Stuck(String),
     /// Its installer has answered.
@@ -88,6 +90,9 @@ fn progress(job: &JobObject, pods: &[&PodObject], digest: &str, node_uid: &str) 
         return JobProgress::Silent(unreadable.map_or(reason, |text| {
             format!("the installer left no report: {text}")
         }));
+    }
+    if let Some(since) = overdue(job) {
+        return JobProgress::Overdue(since);
     }
     match pods.last() {
         None => JobProgress::NoPod,
@@ -165,6 +170,14 @@ fn ending(job: &JobObject) -> Option<String> {
             ended.message.as_deref().unwrap_or("no message")
         ),
     })
+}
+
+/// Since when the Job waits for its pod to end and will have failed then (Kubernetes 1.31 and later, *Job termination*).
+fn overdue(job: &JobObject) -> Option<Timestamp> {
+    let mut conditions = job.status.conditions.iter();
+    let condition = conditions
+        .find(|condition| condition.status == "True" && condition.type_ == "FailureTarget")?;
+    Some(condition.last_transition_time.as_ref()?.0)
 }
 
 /// Why the pod can't start, if a container says so in words that waiting alone does not change.
@@ -331,6 +344,17 @@ mod tests {
             panic!("not stuck")
         };
         assert!(sentence.contains(reason) && sentence.contains("no such host"));
+    }
+
+    #[test]
+    fn a_job_whose_time_is_over_waits_for_its_pod_to_end() {
+        let since = "2026-01-01T00:15:00Z";
+        let target = json!([{"type": "FailureTarget", "status": "True", "reason": "DeadlineExceeded", "lastTransitionTime": since}]);
+        let running = install(&json!({"running": {}}));
+        let overdue = JobProgress::Overdue(since.parse().unwrap());
+        assert_eq!(view(&target, &[running]).progress, overdue);
+        let answered = view(&target, &[said(&report().to_json())]);
+        assert_eq!(answered.progress, JobProgress::Answered(Box::new(report())));
     }
 
     #[test]

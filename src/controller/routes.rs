@@ -124,7 +124,11 @@ impl Routes {
                     Concern::Node(view.name)
                 }
             }
-            Change::Listed => Concern::Everything,
+            Change::Listed => {
+                // What was seen before the watch was away says nothing of what comes next.
+                self.nodes.clear();
+                Concern::Everything
+            }
         }
     }
 
@@ -147,7 +151,10 @@ impl Routes {
                     Concern::Shims
                 }
             }
-            Change::Listed => Concern::Everything,
+            Change::Listed => {
+                self.shims.clear();
+                Concern::Everything
+            }
         }
     }
 
@@ -160,5 +167,23 @@ impl Routes {
             }
             Change::Listed => Concern::Everything,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_seen_before_a_new_list_is_no_reason_to_pass_a_change_over() {
+        let node: NodeObject =
+            serde_json::from_value(serde_json::json!({"metadata": {"name": "n1"}})).unwrap();
+        let mut routes = Routes::default();
+        let here = Concern::Node("n1".to_owned());
+        assert_eq!(routes.node(&Change::Here(&node)), here);
+        assert_eq!(routes.node(&Change::Here(&node)), Concern::Nothing);
+        // The list had it otherwise, and now it is as it was before the watch was away.
+        assert_eq!(routes.node(&Change::Listed), Concern::Everything);
+        assert_eq!(routes.node(&Change::Here(&node)), here);
     }
 }

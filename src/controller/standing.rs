@@ -15,8 +15,10 @@ use crate::names::{self, Progress};
 pub enum Place {
     /// It is served as it should be.
     Ready,
-    /// It is on its way, or rests.
+    /// It is on its way, or begins as soon as its node lets it.
     Pending,
+    /// Nothing is to be done about it yet, or any more.
+    Resting,
     /// It is to change, and not before its turn.
     Waiting,
     /// The last attempt failed.
@@ -26,10 +28,14 @@ pub enum Place {
         /// Whether it might go the same way elsewhere.
         halts: bool,
     },
+    /// The node is one that can't carry it: a sentence.
+    Unsupported(String),
     /// The node is to let it go.
     Removing {
         /// Not before its turn.
         waits: bool,
+        /// Why it is there still, if an attempt was made.
+        reason: Option<String>,
     },
     /// Another Shim has all of its handlers.
     Shadowed,
@@ -90,11 +96,17 @@ impl Standing {
             let place = match (verdict, progress) {
                 (Verdict::Waiting(..), _) => Place::Waiting,
                 (Verdict::Shadowed(_), _) => Place::Shadowed,
+                (Verdict::Resting, _) => Place::Resting,
+                (Verdict::Unsupported(reason), _) => Place::Unsupported(reason.clone()),
                 (_, Some((Progress::Provisioned, _))) => Place::Ready,
+                (Verdict::Wanted(_), Some((Progress::Failed, reason)))
+                    if applied.is_some_and(|applied| applied.unsupported) =>
+                {
+                    Place::Unsupported(reason.unwrap_or_default())
+                }
                 (verdict, Some((Progress::Failed, reason))) => Place::Failed {
                     reason: reason.unwrap_or_default(),
-                    halts: matches!(verdict, Verdict::Wanted(_))
-                        && applied.is_none_or(|applied| !applied.unsupported),
+                    halts: matches!(verdict, Verdict::Wanted(_)),
                 },
                 (verdict, _) => {
                     changing |= begun(applied, shim, verdict);
@@ -108,8 +120,11 @@ impl Standing {
         let labelled = node.labelled().map(|(shim, _)| shim.to_owned());
         for shim in known.cloned().chain(labelled) {
             if !shims.contains_key(&shim) && carried(&shim) {
-                let waits = desired.staying.contains_key(&shim);
-                let place = Place::Removing { waits };
+                let known = applied.and_then(|applied| applied.shims.get(&shim));
+                let place = Place::Removing {
+                    waits: desired.staying.contains_key(&shim),
+                    reason: known.and_then(|known| known.reason.clone()),
+                };
                 let carried = true;
                 shims.insert(shim, Stand { place, carried });
             }

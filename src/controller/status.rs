@@ -1,6 +1,6 @@
 //! What to do about one Shim object: its finalizer, its RuntimeClasses and its status. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use k8s_openapi::api::node::v1::RuntimeClass;
@@ -138,15 +138,15 @@ fn status(
         .chain(unusable)
         .collect();
     let conflict = unusable.map_or(reasons::CONFLICT, |_| reasons::UNUSABLE);
-    let counts = format!("{} of {nodes} nodes serve it", tally.ready);
+    let mut counts = format!("{} of {nodes} nodes serve it", tally.ready);
+    if !tally.unsupported.is_empty() {
+        let unsupported = named(&tally.unsupported).join("; ");
+        counts = format!("{counts}, and these can't: {unsupported}");
+    }
     let degraded = match (failed, conflicts.is_empty()) {
         (0, true) => (false, reasons::AS_EXPECTED, "nothing failed".to_owned()),
         (0, false) => (true, conflict, conflicts.join("; ")),
-        (_, _) => (
-            true,
-            reasons::PROVISION_FAILED,
-            failures(&tally.failures, &conflicts),
-        ),
+        (_, _) => (true, reasons::PROVISION_FAILED, failures(tally, &conflicts)),
     };
     let halted = tally.halted_by("").filter(|_| tally.waiting > 0);
     let progressing = match (
@@ -185,6 +185,7 @@ fn status(
             reasons::REMOVING,
             "the Shim is being deleted".to_owned(),
         ),
+        (false, 0, true) if !tally.unsupported.is_empty() => (false, reasons::UNSUPPORTED, counts),
         (false, 0, true) => (true, reasons::NO_NODES, "no node wants it".to_owned()),
         (false, _, true) => (true, reasons::PROVISIONED, counts),
         (false, _, false) if failed > 0 => (false, reasons::PROVISION_FAILED, counts),
@@ -209,28 +210,32 @@ fn status(
     }
 }
 
-fn removing(nodes: &BTreeSet<String>) -> String {
+fn removing(nodes: &BTreeMap<String, Option<String>>) -> String {
     if nodes.is_empty() {
         return "no node carries it any more".to_owned();
     }
-    let named: Vec<&str> = nodes.iter().take(NODES_NAMED).map(String::as_str).collect();
-    let more = match nodes.len() - named.len() {
-        0 => String::new(),
-        more => format!(" and {more} more nodes"),
-    };
-    format!("still to let it go: {}{more}", named.join(", "))
+    format!("still to let it go: {}", named(nodes).join("; "))
 }
 
-fn failures(failures: &BTreeMap<String, String>, conflicts: &[&str]) -> String {
-    let named = failures.iter().take(NODES_NAMED);
-    let mut parts: Vec<String> = named
-        .map(|(node, reason)| format!("{node}: {reason}"))
-        .collect();
-    if failures.len() > NODES_NAMED {
-        parts.push(format!("and {} more nodes", failures.len() - NODES_NAMED));
-    }
+fn failures(tally: &Tally, conflicts: &[&str]) -> String {
+    let mut parts = named(&tally.failures);
     parts.extend(conflicts.iter().map(|conflict| (*conflict).to_owned()));
     parts.join("; ")
+}
+
+/// The first nodes, each with its reason where there is one, and how many more there are.
+fn named<R: Clone + Into<Option<String>>>(nodes: &BTreeMap<String, R>) -> Vec<String> {
+    let first = nodes.iter().take(NODES_NAMED);
+    let mut parts: Vec<String> = first
+        .map(|(node, reason)| match reason.clone().into() {
+            Some(reason) => format!("{node}: {reason}"),
+            None => node.clone(),
+        })
+        .collect();
+    if nodes.len() > NODES_NAMED {
+        parts.push(format!("and {} more nodes", nodes.len() - NODES_NAMED));
+    }
+    parts
 }
 
 /// The condition as it should read; it keeps its time while its status stays.

@@ -211,6 +211,15 @@ impl Stage {
         self.pods().list(&ours).await.unwrap().items
     }
 
+    /// How often Kubernetes had to start a controller anew.
+    async fn controller_restarts(&self) -> i32 {
+        let pods = self.controllers().await;
+        let statuses = pods
+            .iter()
+            .filter_map(|pod| pod.status.as_ref()?.container_statuses.as_ref());
+        statuses.flatten().map(|status| status.restart_count).sum()
+    }
+
     async fn holder(&self) -> Option<String> {
         let leases: Api<Lease> = Api::namespaced(self.cluster.client.clone(), "farrier");
         let lease = leases.get_opt("farrier").await.unwrap()?;
@@ -350,6 +359,7 @@ async fn a_controller_that_is_killed_at_any_time_loses_nothing_and_asks_nothing_
 #[tokio::test]
 async fn an_api_server_that_is_restarted_costs_nothing_but_time() {
     let stage = Stage::set("again").await;
+    let restarts = stage.controller_restarts().await;
     let pod = stage.asked().await;
     stage.cluster.restart_api_server().await;
     stage.does(&pod).await;
@@ -366,5 +376,6 @@ async fn an_api_server_that_is_restarted_costs_nothing_but_time() {
         .cluster
         .marks_become("again", "no mark", BTreeMap::is_empty)
         .await;
+    assert_eq!(stage.controller_restarts().await, restarts);
     stage.clear().await;
 }

@@ -284,3 +284,15 @@ fn a_job_that_ended_says_what_it_cost() {
     assert_eq!(ended.outcome, "applied");
     assert_eq!(ended.took, Duration::from_secs(7));
 }
+
+#[test]
+fn a_job_whose_pod_does_not_end_after_its_time_is_a_failure() {
+    let asked = scene().annotated().stepped();
+    let over = asked.job(JobProgress::Overdue(start())).later(59);
+    let plan = over.decide();
+    assert!(plan.is_empty());
+    assert_eq!(plan.look_again, Some(Duration::from_secs(1)));
+    let (after, plan) = over.later(1).step();
+    assert!(plan.event.unwrap().note.contains("the node is up"));
+    assert_eq!(after.label("farrier.dev/spin"), Some("failed"));
+}

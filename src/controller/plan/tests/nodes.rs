@@ -159,3 +159,83 @@ fn a_node_that_wants_nothing_loses_the_startup_taint_at_once() {
     unknown.node.os = String::new();
     assert_eq!(unknown.stepped().node.taints.len(), 1);
 }
+
+#[test]
+fn a_host_of_which_nothing_is_heard_is_looked_at_within_a_day_and_a_quarter() {
+    let settled = Scene::provisioned().later(18 * 3_600 - 1);
+    let plan = settled.decide();
+    assert!(plan.is_empty());
+    let rest = plan.look_again.unwrap();
+    assert!(rest <= Duration::from_hours(12), "{rest:?}");
+    let (asked, plan) = settled.later(12 * 3_600 + 1).step();
+    assert!(matches!(plan.job, JobStep::Create(_)));
+    assert!(plan.edit.unwrap().labels.is_empty());
+    let (after, plan) = asked.answers(Outcome::Unchanged, true, None).step();
+    assert_eq!(plan.event, None, "it is no news");
+    assert!(after.decide().is_empty());
+    let none = scene().later(48 * 3_600).decide();
+    assert_eq!(none, Plan::default(), "it carries nothing");
+}
+
+#[test]
+fn what_a_host_said_before_it_rebooted_is_verified() {
+    let asked = scene().annotated().stepped();
+    let request = asked.job.as_ref().unwrap().request.clone().unwrap();
+    let mut answered = asked.answers(Outcome::Applied, true, None);
+    let Some(JobProgress::Answered(report)) = answered.job.as_mut().map(|job| &mut job.progress)
+    else {
+        panic!("no answer")
+    };
+    report.boot_id = "boot".to_owned();
+    answered.node.boot_id = "another".to_owned();
+    let JobStep::Create(again) = answered.stepped().decide().job else {
+        panic!("no Job")
+    };
+    assert_eq!(again.digest(), request.digest());
+}
+
+#[test]
+fn a_handler_that_is_not_listed_after_a_second_attempt_is_a_failure() {
+    let mut scene = scene()
+        .annotated()
+        .stepped()
+        .answers(Outcome::Applied, true, None);
+    scene.node.runtime_handlers = Some(["runc".to_owned()].into());
+    let again = scene.stepped().later(121).stepped();
+    let (after, plan) = again.answers(Outcome::Unchanged, true, None).step();
+    assert!(plan.event.unwrap().note.contains("does not list it"));
+    assert_eq!(after.label("farrier.dev/spin"), Some("failed"));
+    let mut listed = after;
+    listed.node.runtime_handlers = Some(["spin-v2".to_owned()].into());
+    let listed = listed.stepped();
+    assert_eq!(listed.label("farrier.dev/spin"), Some("provisioned"));
+}
+
+const KWASM: &str = "kwasm.sh/kwasm-provisioned";
+
+#[test]
+fn an_upgrade_withdraws_nothing_from_pods_that_select_on_kwasms_label() {
+    let mut scene = Scene::provisioned();
+    let strategy = &mut scene.spec().fetch_strategy;
+    strategy.anon_http.as_mut().unwrap().location = "https://example.org/b".to_owned();
+    let upgrading = scene.stepped();
+    assert_eq!(upgrading.label("farrier.dev/spin"), Some("pending"));
+    assert_eq!(upgrading.label(KWASM), Some("n1"));
+    let rolled_back = upgrading.answers(Outcome::RolledBack, true, Some("no start"));
+    assert_eq!(rolled_back.stepped().label(KWASM), Some("n1"));
+}
+
+#[test]
+fn the_label_that_kwasm_left_stays_until_a_report_denies_it() {
+    let mut moved = scene().annotated();
+    moved.node.labels.insert(KWASM.to_owned(), "n1".to_owned());
+    let claimed = moved.stepped();
+    assert_eq!(claimed.label(KWASM), Some("n1"));
+    let settled = claimed.stepped();
+    assert_eq!(settled.label(KWASM), Some("n1"));
+    let failed = settled.answers(Outcome::Refused, false, Some("no containerd"));
+    assert_eq!(failed.stepped().label(KWASM), None);
+    let mut other_host = Scene::provisioned();
+    other_host.node.machine_id = "another".to_owned();
+    assert_eq!(other_host.stepped().label(KWASM), None);
+}

@@ -58,9 +58,9 @@ impl World {
 
     fn recount(&mut self) {
         self.fleet = Fleet::default();
-        let held = rollout::all_held(&self.cluster());
+        let cluster = self.cluster();
         for node in &mut self.nodes {
-            node.held.clone_from(&held);
+            node.held = rollout::all_held(&node.node, &cluster);
             self.fleet.put(&node.node.name, node.standing_before());
         }
     }
@@ -281,15 +281,78 @@ fn a_rollout_that_another_replica_takes_over_goes_on_where_it_was() {
 }
 
 #[test]
-fn recreate_changes_all_at_once() {
-    let mut world = World::provisioned(1, 3, 1);
+fn recreate_changes_all_at_once_but_the_control_plane() {
+    let mut world = World::provisioned(2, 3, 1);
     world.edit(|shim| {
         let strategy = &mut shim.spec.as_mut().unwrap().rollout_strategy;
         *strategy = serde_json::from_value(json!({"type": "recreate"})).unwrap();
     });
     world.upgrade("https://example.org/b");
     world.settle();
-    assert_eq!(world.changing().len(), 4);
+    assert_eq!(world.changing(), BTreeSet::from([2, 3, 4]));
+    for at in 2..5 {
+        world.ends(at, Outcome::Applied, None);
+    }
+    // A restart of k3s or RKE2 takes the API server along.
+    assert_eq!(world.changing().len(), 1);
+}
+
+#[test]
+fn control_plane_nodes_come_last_though_shims_settle_still() {
+    let mut world = World::provisioned(1, 2, 1);
+    world.upgrade("https://example.org/b");
+    for node in &mut world.nodes {
+        node.hold = Hold::Settling(Duration::from_millis(500));
+    }
+    world.settle();
+    for node in &mut world.nodes {
+        node.hold = Hold::None;
+    }
+    world.step(0);
+    assert_eq!(world.changing(), BTreeSet::new());
+    world.settle();
+    assert_eq!(world.changing().len(), 1);
+    assert!(!world.changing().contains(&0));
+}
+
+#[test]
+fn a_handler_changes_hands_where_it_is_the_nodes_turn_and_is_served_elsewhere() {
+    let mut world = World::provisioned(0, 3, 1);
+    let mut older = shim("team", "spin-v2");
+    older.created = start() - SignedDuration::from_secs(60);
+    let spec = older.spec.as_mut().unwrap();
+    spec.rollout_strategy = serde_json::from_value(json!({"type": "rolling"})).unwrap();
+    for node in &mut world.nodes {
+        node.shims.push(older.clone());
+    }
+    world.recount();
+    world.settle();
+    let first = world.changing();
+    assert_eq!(first.len(), 1);
+    for node in &world.nodes {
+        let waits = node.job.is_none();
+        let spin = node.label("farrier.dev/spin");
+        assert_eq!(spin == Some("provisioned"), waits);
+        assert_eq!(node.label("handler.farrier.dev/spin-v2").is_some(), waits);
+    }
+    while let Some(at) = world.changing().pop_first() {
+        world.ends(at, Outcome::Applied, None);
+    }
+    let (team, spin) = (world.fleet.tally("team"), world.fleet.tally("spin"));
+    assert_eq!((team.ready, spin.carried), (3, 0));
+}
+
+#[test]
+fn a_share_of_the_nodes_lets_a_shim_go_at_a_time() {
+    let mut world = World::provisioned(0, 4, 1);
+    world.edit(|shim| {
+        let strategy = &mut shim.spec.as_mut().unwrap().rollout_strategy;
+        let share = json!({"type": "rolling", "rolling": {"maxUpdate": "50%"}});
+        *strategy = serde_json::from_value(share).unwrap();
+        shim.deleting = true;
+    });
+    world.settle();
+    assert_eq!(world.changing().len(), 2);
 }
 
 #[test]

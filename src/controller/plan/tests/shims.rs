@@ -1,6 +1,7 @@
 //! Shims as they come, rest, share handlers, can't be read and go; their statuses.
 
 use super::*;
+use crate::controller::fleet::Fleet;
 
 #[test]
 fn a_shim_without_our_finalizer_touches_no_node() {
@@ -21,6 +22,10 @@ fn a_paused_shim_keeps_what_is_there_whatever_its_spec_says() {
         .unwrap()
         .location = "https://example.org/b".to_owned();
     assert!(scene.decide().is_empty());
+    let mut gone = scene.no_longer_annotated();
+    assert!(gone.decide().is_empty(), "its nodes keep it");
+    gone.spec().paused = false;
+    assert!(!gone.decide().is_empty());
 }
 
 #[test]
@@ -34,6 +39,22 @@ fn a_shim_without_artifact_for_the_platform_fails_without_a_job() {
     assert!(plan.event.unwrap().note.contains("linux/amd64"));
     assert_eq!(after.label("farrier.dev/spin"), Some("failed"));
     assert!(after.decide().is_empty());
+    let ready = |fleet: &Fleet| {
+        let conditions = after.status_of(0, fleet).status.unwrap().conditions;
+        let ready = conditions.into_iter().find(|it| it.type_ == "Ready");
+        ready.unwrap()
+    };
+    let mut fleet = Fleet::default();
+    fleet.put("n1", after.standing());
+    let alone = ready(&fleet);
+    assert_eq!((&*alone.status, &*alone.reason), ("False", "Unsupported"));
+    // Beside one that serves it, it is no failure, and not counted.
+    fleet.put("n2", Scene::provisioned().standing());
+    let status = after.status_of(0, &fleet).status.unwrap();
+    assert_eq!((status.nodes, status.nodes_failed), (1, 0));
+    let both = ready(&fleet);
+    assert_eq!(both.status, "True");
+    assert!(both.message.contains("n1: no artifact for linux/amd64"));
 }
 
 #[test]
@@ -282,4 +303,22 @@ fn what_changes_in_a_status_is_told_once() {
         told[0].warning && told[0].note.contains("no room"),
         "{told:?}"
     );
+}
+
+#[test]
+fn a_shim_with_more_options_than_a_job_can_hold_is_not_reserved() {
+    let mut scene = scene().annotated();
+    let mut large = shim("large", "large");
+    let spec = large.spec.as_mut().unwrap();
+    spec.annotation_selector = Some([("nobody".to_owned(), "has it".to_owned())].into());
+    let options = (0..5_000).map(|at| (format!("option-{at}"), "x".repeat(20)));
+    spec.containerd_runtime_options = Some(options.collect());
+    let mut small = shim("small", "small");
+    small.spec.as_mut().unwrap().annotation_selector =
+        Some([(String::new(), String::new())].into());
+    scene.shims.extend([large, small]);
+    let JobStep::Create(request) = scene.decide().job else {
+        panic!("no Job")
+    };
+    assert_eq!(request.reserve, ["small"]);
 }

@@ -1,0 +1,127 @@
+//! What was written and has not come back by the watches: whoever decides on what is known to be old writes what is refused, and counts
+//! nodes that change as ones that don't. No decision, no write.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use kube::ResourceExt;
+
+use super::fleet::Fleet;
+use super::objects::NodeObject;
+use super::plan::{JobStep, Plan};
+use super::standing::Standing;
+
+/// What was written and has not come back.
+#[derive(Debug, Default)]
+pub struct Written(Mutex<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    /// Nodes by name, each with the version that a write of ours has replaced.
+    nodes: HashMap<String, Option<String>>,
+    /// UIDs of Jobs that were deleted.
+    jobs: HashSet<String>,
+    /// Nodes whose Jobs are being made, each with what it adds to the whole: none of the stores may know of it yet.
+    claims: HashMap<String, Standing>,
+}
+
+impl Written {
+    /// Whether the watch has yet to bring what was written to this node.
+    #[must_use]
+    pub fn is_stale(&self, node: &NodeObject) -> bool {
+        let mut known = self.known();
+        let name = node.name_any();
+        let replaced = known.nodes.get(&name);
+        let is_stale = replaced.is_some_and(|replaced| *replaced == node.resource_version());
+        if !is_stale {
+            known.nodes.remove(&name);
+        }
+        is_stale
+    }
+
+    /// Takes in what is about to be written for a node, and takes out of it what is written already.
+    pub fn begin(&self, node: &str, plan: &mut Plan, standing: &Standing) {
+        let mut known = self.known();
+        if matches!(&plan.job, JobStep::Delete(uid) if known.jobs.contains(uid)) {
+            plan.job = JobStep::None;
+        }
+        if matches!(plan.job, JobStep::Create(_)) {
+            known.claims.insert(node.to_owned(), standing.clone());
+        } else {
+            known.claims.remove(node);
+        }
+    }
+
+    /// Takes in what was written by a plan for this version of the node.
+    pub fn done(&self, node: &NodeObject, plan: &Plan) {
+        let mut known = self.known();
+        if plan.edit.is_some() {
+            known.nodes.insert(node.name_any(), node.resource_version());
+        }
+        if let JobStep::Delete(uid) = &plan.job {
+            known.jobs.insert(uid.clone());
+        }
+    }
+
+    /// Counts the nodes whose Jobs are being made as what they are about to be.
+    pub fn count(&self, fleet: &mut Fleet) {
+        for (node, standing) in &self.known().claims {
+            fleet.put(node, standing.clone());
+        }
+    }
+
+    /// A Job is gone.
+    pub fn job_is_gone(&self, uid: &str) {
+        self.known().jobs.remove(uid);
+    }
+
+    /// A node is gone.
+    pub fn node_is_gone(&self, node: &str) {
+        let mut known = self.known();
+        known.nodes.remove(node);
+        known.claims.remove(node);
+    }
+
+    /// A list came as a whole: some of what was written may have come and gone while the watch was away.
+    pub fn listed(&self) {
+        let mut known = self.known();
+        known.nodes.clear();
+        known.jobs.clear();
+    }
+
+    // Whoever panicked while it held the lock left whole entries.
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::handoff::{Owner, ProvisionRequest};
+
+    #[test]
+    fn a_node_whose_job_is_being_made_counts_as_one_that_changes_though_nobody_has_seen_it() {
+        let (written, standing) = (Written::default(), Standing::default());
+        let changing = Standing {
+            changing: true,
+            ..standing.clone()
+        };
+        let request = ProvisionRequest::new(Owner::Cluster, "uid".to_owned(), vec![], vec![]);
+        let mut plan = Plan {
+            job: JobStep::Create(Box::new(request)),
+            ..Plan::default()
+        };
+        written.begin("n1", &mut plan, &changing);
+        written.listed();
+        let mut fleet = Fleet::default();
+        fleet.put("n1", standing.clone());
+        written.count(&mut fleet);
+        assert!(fleet.is_changing("n1"));
+        // The next decision looks at what came of it.
+        written.begin("n1", &mut Plan::default(), &standing);
+        let mut fleet = Fleet::default();
+        written.count(&mut fleet);
+        assert!(!fleet.is_changing("n1"));
+    }
+}
