@@ -7,6 +7,7 @@ use std::path::Path;
 use super::Error;
 use super::artifact;
 use super::facts::{Facts, verified};
+use super::handover;
 use super::host::HostRoot;
 use super::options::InstallOptions;
 use super::perform::Source;
@@ -141,7 +142,7 @@ fn artifact(
 /// Where the binary of a shim is that was fetched, verified.
 fn handed_over(shim: &ShimRequest, folder: Option<&Path>) -> Result<(String, Source), Error> {
     let folder = folder.ok_or(artifact::Error::Missing)?;
-    let (path, sha256) = artifact::handed_over(shim, folder)?;
+    let (path, sha256) = handover::handed_over(shim, folder)?;
     Ok((sha256, Source::HandedOver(path)))
 }
 

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use super::support::program;
 use farrier::handoff::{FetchResult, ShimRequest};
-use farrier::installer::artifact::{fetch, handed_over};
+use farrier::installer::artifact::fetch;
+use farrier::installer::handover::handed_over;
 use farrier::names::sha256_hex;
 use flate2::Compression;
 use flate2::write::GzEncoder;
