@@ -122,7 +122,8 @@ pub enum Error {
     Reported(String),
 }
 
-/// Fetches what each shim names into `out`, and leaves a [`FetchResult`] for each beside its binary.
+/// Fetches what each shim names into `out`, and leaves a [`FetchResult`] for each beside its binary. What the request expects on the
+/// node is not fetched.
 ///
 /// # Errors
 /// Only when `out` or the extra certificate authorities can't be used: a shim that fails has its reason in its result.
@@ -139,19 +140,28 @@ pub async fn fetch(
         .filter(|shim| path_on_host(&shim.location).is_none());
     let mut fetched = futures::stream::iter(remote)
         .map(async |shim| {
+            if shim.expected_on_node().is_some() {
+                return (shim, None);
+            }
             let fetched = tokio::time::timeout_at(end, fetch_one(&client, shim, out)).await;
             let too_slow = |_| Error::TooSlow {
                 location: shown_location(&shim.location),
             };
-            (shim, fetched.map_err(too_slow).flatten())
+            (shim, Some(fetched.map_err(too_slow).flatten()))
         })
         .buffered(AT_A_TIME);
     let mut results = Vec::new();
     while let Some((shim, fetched)) = fetched.next().await {
+        let present = fetched.is_none();
+        let (binary_sha256, error) = match fetched.transpose() {
+            Ok(sha256) => (sha256, None),
+            Err(error) => (None, Some(error)),
+        };
         let result = FetchResult {
             shim: shim.name.clone(),
-            binary_sha256: fetched.as_ref().ok().cloned(),
-            reason: fetched.err().map(|error| printable(&error.to_string())),
+            binary_sha256,
+            reason: error.map(|error| printable(&error.to_string())),
+            present,
         };
         handover::leave(&result, out)?;
         results.push(result);

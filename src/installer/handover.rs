@@ -29,7 +29,7 @@ pub(super) fn leave(result: &FetchResult, out: &Path) -> Result<(), Error> {
 /// What `fetch` left for a shim: the path of the binary and its SHA-256, computed again.
 ///
 /// # Errors
-/// When there is nothing, `fetch` reports a failure, or the file is a link, no program, or has another digest.
+/// When there is nothing, or nothing was fetched, `fetch` reports a failure, or the file is a link, no program, or has another digest.
 pub fn handed_over(shim: &ShimRequest, out: &Path) -> Result<(PathBuf, String), Error> {
     let path = out.join(format!("{}.json", shim.name));
     let mut json = String::new();
@@ -45,6 +45,10 @@ pub fn handed_over(shim: &ShimRequest, out: &Path) -> Result<(PathBuf, String), 
     let result: FetchResult = serde_json::from_str(&json).map_err(|_| Error::Missing)?;
     if let Some(reason) = result.reason {
         return Err(Error::Reported(printable(&reason)));
+    }
+    // Whether it is on the host is for the request to say and for the host to show.
+    if result.present {
+        return Err(Error::Missing);
     }
     let path = out.join(format!("{}.bin", shim.name));
     let digest = copy_handed_over(&path, &mut io::sink())?;
