@@ -439,6 +439,7 @@ fn fetching(binary: &Path) -> Line {
         binary_sha256: None,
         binary: None,
         options: BTreeMap::new(),
+        present: None,
     };
     let request = ProvisionRequest::new(Owner::Cluster, "uid".to_owned(), vec![shim], vec![]);
     let file = folder.path().join("request");

@@ -307,6 +307,7 @@ fn parse_shim(spec: &str) -> Result<ShimRequest, String> {
         binary_sha256: None,
         binary: None,
         options: BTreeMap::new(),
+        present: None,
     };
     let mut handler = name.to_owned();
     let mut given = BTreeSet::new();

@@ -212,6 +212,8 @@ async fn run_fetch(fetch: cli::Fetch) -> ExitCode {
             for result in results {
                 if let Some(reason) = result.reason {
                     error!(shim = result.shim, "{reason}");
+                } else if result.present {
+                    info!(shim = result.shim, "not fetched: it is on the node already");
                 } else {
                     info!(shim = result.shim, "fetched and verified");
                 }

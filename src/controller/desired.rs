@@ -382,6 +382,7 @@ fn resolve(name: &str, spec: &ShimSpec, node: &NodeView) -> Result<ShimRequest, 
         binary_sha256: artifact.binary_sha256,
         binary: spec.fetch_strategy.binary.clone(),
         options: options(spec),
+        present: None,
     })
 }
 

@@ -25,10 +25,13 @@ pub use request::{OptionValue, Owner, ProvisionRequest, ShimRequest, is_sha256};
 pub struct FetchResult {
     /// Name of the Shim.
     pub shim: String,
-    /// SHA-256 of the binary in `<shim>.bin`; absent where fetching failed.
+    /// SHA-256 of the binary in `<shim>.bin`; absent where nothing was fetched.
     pub binary_sha256: Option<String>,
     /// Why it failed: one sentence.
     pub reason: Option<String>,
+    /// Nothing was fetched: the request says that the binary is on the node. Nobody takes that for the binary's being there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub present: bool,
 }
 
 /// Why a document can't be used.

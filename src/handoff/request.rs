@@ -65,6 +65,22 @@ pub struct ShimRequest {
     /// Options that containerd hands to the shim.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub options: BTreeMap<String, OptionValue>,
+    /// SHA-256 of the binary that the node reported as placed for exactly this request: it is not fetched again. A hint, which
+    /// [`ProvisionRequest::without_hints`] takes away; the host counts only what stands on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub present: Option<String>,
+}
+
+impl ShimRequest {
+    /// SHA-256, in lower case, of the binary that is on the node already; `None` where nothing is known of one, or another is asked for.
+    #[must_use]
+    pub fn expected_on_node(&self) -> Option<String> {
+        let present = self.present.as_ref()?;
+        let wanted = self.binary_sha256.as_ref();
+        wanted
+            .is_none_or(|wanted| wanted.eq_ignore_ascii_case(present))
+            .then(|| present.to_ascii_lowercase())
+    }
 }
 
 /// A runtime option with its TOML type; never raw TOML.
@@ -132,14 +148,23 @@ impl ProvisionRequest {
         }
     }
 
-    /// Digest by which a report names the request that it answers: 64 hexadecimal digits. What is reserved doesn't count: a Shim that
-    /// a node doesn't carry is no reason to ask that node again.
+    /// What is asked for, whatever is known of the node: two requests that differ in hints alone are equal then.
+    #[must_use]
+    pub fn without_hints(mut self) -> Self {
+        for shim in &mut self.shims {
+            shim.present = None;
+        }
+        self
+    }
+
+    /// Digest by which a report names the request that it answers: 64 hexadecimal digits. Hints don't count, nor what is reserved: a
+    /// Shim that a node doesn't carry is no reason to ask that node again.
     #[must_use]
     pub fn digest(&self) -> String {
         let asked = Self {
             reserve: Vec::new(),
             reserve_options: BTreeMap::new(),
-            ..self.clone()
+            ..self.clone().without_hints()
         };
         sha256_hex(asked.to_json().as_bytes())
     }
@@ -189,7 +214,8 @@ impl ProvisionRequest {
             if let Some(binary) = &shim.binary {
                 check_name(binary)?;
             }
-            for digest in [&shim.sha256, &shim.binary_sha256].into_iter().flatten() {
+            let digests = [&shim.sha256, &shim.binary_sha256, &shim.present];
+            for digest in digests.into_iter().flatten() {
                 if !is_sha256(digest) {
                     return Err(Error::Digest {
                         shim: shim.name.clone(),
@@ -238,6 +264,8 @@ fn check_name(name: &str) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
+    use rstest::rstest;
+
     use super::*;
 
     fn shim(name: &str) -> ShimRequest {
@@ -249,6 +277,7 @@ mod tests {
             binary_sha256: None,
             binary: None,
             options: BTreeMap::new(),
+            present: None,
         }
     }
 
@@ -273,6 +302,59 @@ mod tests {
         };
         assert_eq!(one.digest(), reserving.digest());
         assert_eq!(ProvisionRequest::from_json(&one.to_json()).unwrap(), one);
+    }
+
+    #[test]
+    fn a_hint_is_no_part_of_what_is_asked_for() {
+        let asked = ProvisionRequest::new(Owner::Cluster, String::new(), vec![shim("a")], vec![]);
+        let mut hinted = asked.clone();
+        hinted.shims[0].present = Some("a".repeat(64));
+        assert_eq!(hinted.digest(), asked.digest());
+        let read = ProvisionRequest::from_json(&hinted.to_json()).unwrap();
+        assert_eq!(read, hinted);
+        assert_eq!(read.without_hints(), asked);
+        // A request without hints is the text that releases before them wrote: its digest stays what they reported.
+        assert!(!asked.to_json().contains("present"));
+    }
+
+    #[rstest]
+    #[case::nothing_said(None, None, None)]
+    #[case::said(Some("A"), None, Some("a"))]
+    #[case::said_and_asked_for(Some("a"), Some("A"), Some("a"))]
+    #[case::another_is_asked_for(Some("a"), Some("b"), None)]
+    fn a_hint_counts_unless_another_binary_is_asked_for(
+        #[case] present: Option<&str>,
+        #[case] wanted: Option<&str>,
+        #[case] expected: Option<&str>,
+    ) {
+        let digest = |digit: Option<&str>| digit.map(|digit| digit.repeat(64));
+        let shim = ShimRequest {
+            present: digest(present),
+            binary_sha256: digest(wanted),
+            ..shim("a")
+        };
+        assert_eq!(shim.expected_on_node(), digest(expected));
+    }
+
+    #[test]
+    fn what_is_no_digest_is_refused_wherever_it_stands() {
+        let fields: [fn(&mut ShimRequest) -> &mut Option<String>; 3] = [
+            |shim| &mut shim.sha256,
+            |shim| &mut shim.binary_sha256,
+            |shim| &mut shim.present,
+        ];
+        for field in fields {
+            for text in ["", "../../etc/shadow", &"a".repeat(63), &"g".repeat(64)] {
+                let mut shim = shim("a");
+                *field(&mut shim) = Some(text.to_owned());
+                let request =
+                    ProvisionRequest::new(Owner::Cluster, String::new(), vec![shim], vec![]);
+                assert!(matches!(
+                    ProvisionRequest::from_json(&request.to_json()),
+                    Err(Error::Digest { found, .. }) if found == text
+                ));
+            }
+        }
     }
 
     #[test]

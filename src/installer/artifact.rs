@@ -1,19 +1,18 @@
-//! Artifacts: fetched over HTTP(S) into the hand-off folder, verified before they are unpacked, and read from it again as if a
-//! stranger had written it. Needs no privilege and touches no host; `file://` locations are read elsewhere, under the host's root.
+//! Artifacts: fetched over HTTP(S) into the hand-off folder, verified before they are unpacked. Needs no privilege and touches no host;
+//! `file://` locations are read elsewhere, under the host's root, and the hand-off folder is read again in `handover`.
 
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, Write};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use nix::fcntl::OFlag;
 use reqwest::redirect::{Attempt, Policy};
 use reqwest::{Certificate, Client, StatusCode, Url};
 use sha2::{Digest as _, Sha256};
 use tracing::warn;
 
+use super::handover;
 use super::text::printable;
 use super::unpack;
 use crate::handoff::hex;
@@ -35,8 +34,6 @@ const AT_A_TIME: usize = 8;
 const RETRY_WAITS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(4)];
 /// A bundle of certificate authorities; Mozilla's has 230 kB.
 const MAX_CA_FILE: u64 = 4 << 20;
-/// A [`FetchResult`] is some hundred bytes.
-const MAX_RESULT: u64 = 64 << 10;
 
 /// Why an artifact could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -125,7 +122,8 @@ pub enum Error {
     Reported(String),
 }
 
-/// Fetches what each shim names into `out`, and leaves a [`FetchResult`] for each beside its binary.
+/// Fetches what each shim names into `out`, and leaves a [`FetchResult`] for each beside its binary. What the request expects on the
+/// node is not fetched.
 ///
 /// # Errors
 /// Only when `out` or the extra certificate authorities can't be used: a shim that fails has its reason in its result.
@@ -142,24 +140,30 @@ pub async fn fetch(
         .filter(|shim| path_on_host(&shim.location).is_none());
     let mut fetched = futures::stream::iter(remote)
         .map(async |shim| {
+            if shim.expected_on_node().is_some() {
+                return (shim, None);
+            }
             let fetched = tokio::time::timeout_at(end, fetch_one(&client, shim, out)).await;
             let too_slow = |_| Error::TooSlow {
                 location: shown_location(&shim.location),
             };
-            (shim, fetched.map_err(too_slow).flatten())
+            (shim, Some(fetched.map_err(too_slow).flatten()))
         })
         .buffered(AT_A_TIME);
     let mut results = Vec::new();
     while let Some((shim, fetched)) = fetched.next().await {
+        let present = fetched.is_none();
+        let (binary_sha256, error) = match fetched.transpose() {
+            Ok(sha256) => (sha256, None),
+            Err(error) => (None, Some(error)),
+        };
         let result = FetchResult {
             shim: shim.name.clone(),
-            binary_sha256: fetched.as_ref().ok().cloned(),
-            reason: fetched.err().map(|error| printable(&error.to_string())),
+            binary_sha256,
+            reason: error.map(|error| printable(&error.to_string())),
+            present,
         };
-        let path = out.join(format!("{}.json", shim.name));
-        // No type in it can refuse.
-        let json = serde_json::to_string(&result).unwrap_or_default();
-        std::fs::write(&path, json).map_err(folder(&path))?;
+        handover::leave(&result, out)?;
         results.push(result);
     }
     Ok(results)
@@ -193,7 +197,7 @@ fn shown_location(location: &str) -> String {
     plain.chars().take(200).collect()
 }
 
-fn folder(path: &Path) -> impl FnOnce(io::Error) -> Error {
+pub(super) fn folder(path: &Path) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Folder {
         path: path.to_owned(),
         source,
@@ -362,58 +366,4 @@ async fn download_once(client: &Client, url: &Url, path: &Path) -> Result<(File,
         file.write_all(&chunk).map_err(folder(path))?;
     }
     Ok((file, hex(&hasher.finalize())))
-}
-
-/// What `fetch` left for a shim: the path of the binary and its SHA-256, computed again.
-///
-/// # Errors
-/// When there is nothing, `fetch` reports a failure, or the file is a link, no program, or has another digest.
-pub fn handed_over(shim: &ShimRequest, out: &Path) -> Result<(PathBuf, String), Error> {
-    let path = out.join(format!("{}.json", shim.name));
-    let mut json = String::new();
-    let file = match open_regular(&path) {
-        Err(Error::Folder { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            return Err(Error::Missing);
-        }
-        other => other?,
-    };
-    file.take(MAX_RESULT)
-        .read_to_string(&mut json)
-        .map_err(folder(&path))?;
-    let result: FetchResult = serde_json::from_str(&json).map_err(|_| Error::Missing)?;
-    if let Some(reason) = result.reason {
-        return Err(Error::Reported(printable(&reason)));
-    }
-    let path = out.join(format!("{}.bin", shim.name));
-    let digest = copy_handed_over(&path, &mut io::sink())?;
-    check_digest(
-        "the fetched binary",
-        &digest,
-        result.binary_sha256.as_deref(),
-    )?;
-    check_digest("the fetched binary", &digest, shim.binary_sha256.as_deref())?;
-    Ok((path, digest))
-}
-
-/// Copies a binary out of the hand-off folder and returns the SHA-256 of what was copied.
-///
-/// # Errors
-/// When it is a link or no program for this CPU, or can't be read or written.
-pub fn copy_handed_over(path: &Path, out: &mut impl Write) -> Result<String, Error> {
-    Ok(unpack::copy_program(open_regular(path)?, out)?)
-}
-
-/// Opens a file that a stranger may have put there: no link, no FIFO, no device.
-fn open_regular(path: &Path) -> Result<File, Error> {
-    let file = File::options()
-        .read(true)
-        .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
-        .open(path)
-        .map_err(folder(path))?;
-    let is_file = file.metadata().map_err(folder(path))?.is_file();
-    if is_file {
-        Ok(file)
-    } else {
-        Err(folder(path)(io::Error::other("it is no regular file")))
-    }
 }

@@ -61,6 +61,14 @@ pub enum Error {
         /// Absolute path on the host.
         path: String,
     },
+    /// A binary that the request expects on the host, and that therefore was not fetched.
+    #[error(
+        "its binary {path} is gone or was changed on the host; it is fetched anew at the next attempt"
+    )]
+    NotPresent {
+        /// Absolute path on the host.
+        path: String,
+    },
     /// A link stands where a folder of ours should.
     #[error("{path} on the host is a link; make it a folder, or link the folder that it is in")]
     LinkedFolder {

@@ -16,6 +16,7 @@ pub mod doctor;
 mod error;
 pub mod exec;
 pub mod facts;
+pub mod handover;
 pub mod host;
 pub mod inherited;
 pub mod journal;

@@ -14,6 +14,7 @@ use super::cri::Served;
 use super::daemon::find_daemon;
 use super::distro::Restart;
 use super::facts::Facts;
+use super::handover;
 use super::host::{HostRoot, text_digest};
 use super::journal::{Journal, Undo, put_config};
 use super::plan::HostPlan;
@@ -311,7 +312,7 @@ fn store(host: &HostRoot, path: &str, sha256: &str, source: Option<&Source>) -> 
 fn copy(host: &HostRoot, path: &str, sha256: &str, source: Option<&Source>) -> Result<(), Error> {
     let mut out = host.create_new(path, 0o755)?;
     let digest = match source {
-        Some(Source::HandedOver(path)) => artifact::copy_handed_over(path, &mut out)?,
+        Some(Source::HandedOver(path)) => handover::copy_handed_over(path, &mut out)?,
         Some(Source::Host { path, shim, binary }) => {
             let file = host
                 .open_file(path)?

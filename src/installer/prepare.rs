@@ -6,7 +6,8 @@ use std::path::Path;
 
 use super::Error;
 use super::artifact;
-use super::facts::{Facts, verified};
+use super::facts::{Facts, path_of, standing, verified};
+use super::handover;
 use super::host::HostRoot;
 use super::options::InstallOptions;
 use super::perform::Source;
@@ -52,6 +53,10 @@ pub(super) async fn prepare(
     // A host that is refused anyway is not worth a download.
     if folder.is_none() && facts.distro.refusal.is_none() && missing.iter().any(remote) {
         let made = tempfile::tempdir().map_err(|source| Error::Temporary { source })?;
+        // What was expected here was looked for by now.
+        for shim in &mut missing {
+            shim.present = None;
+        }
         artifact::fetch(&missing, made.path(), options.ca_file.as_deref()).await?;
         folder = Some(made.path().to_owned());
         downloads = Some(made);
@@ -70,7 +75,9 @@ pub(super) async fn prepare(
                 };
                 (sha256, source)
             }),
-            None => handed_over(shim, folder.as_deref()),
+            None => {
+                handed_over(shim, folder.as_deref()).map_err(|error| explained(error, facts, shim))
+            }
         };
         let binary = match found {
             Ok((sha256, source)) => {
@@ -141,12 +148,51 @@ fn artifact(
 /// Where the binary of a shim is that was fetched, verified.
 fn handed_over(shim: &ShimRequest, folder: Option<&Path>) -> Result<(String, Source), Error> {
     let folder = folder.ok_or(artifact::Error::Missing)?;
-    let (path, sha256) = artifact::handed_over(shim, folder)?;
+    let (path, sha256) = handover::handed_over(shim, folder)?;
     Ok((sha256, Source::HandedOver(path)))
 }
 
-/// The binary that a shim has on this host already, if its digest was pinned and it is what is asked for again.
+/// Why there is no binary, where that is because the request expects it on this host.
+fn explained(error: Error, facts: &Facts, shim: &ShimRequest) -> Error {
+    let (Error::Artifact(artifact::Error::Missing), Some(sha256)) =
+        (&error, shim.expected_on_node())
+    else {
+        return error;
+    };
+    let lost = |handler: &&String| !is_placed(facts, handler, &sha256);
+    match shim.handlers.iter().find(lost) {
+        Some(handler) => Error::NotPresent {
+            path: path_of(facts, handler),
+        },
+        None => error,
+    }
+}
+
+/// The binary that a shim has on this host already, if it is what is asked for again.
 fn present(facts: &Facts, shim: &ShimRequest) -> Option<String> {
+    let expected = shim.expected_on_node().filter(|sha256| {
+        let mut handlers = shim.handlers.iter();
+        handlers.all(|handler| is_placed(facts, handler, sha256))
+    });
+    expected.or_else(|| pinned(facts, shim))
+}
+
+/// Whether this is the binary of `handler` and stands on this host, so that the handler can have it without another copy.
+fn is_placed(facts: &Facts, handler: &str, sha256: &str) -> bool {
+    let path = path_of(facts, handler);
+    let stands = standing(facts, &path) == Some(sha256);
+    if facts.stored.contains(sha256) {
+        // The link to it is made again where it is lost.
+        let owned = facts.state.handlers.get(handler);
+        return stands || owned.is_some_and(|owned| owned.sha256.as_deref() == Some(sha256));
+    }
+    // What was taken over as it is stays where its predecessor put it, unless that is a link to who knows where.
+    let taken_over = facts.inheritance.binaries.get(&path);
+    stands && taken_over.is_some_and(|standing| !standing.is_link)
+}
+
+/// The same, if its digest was pinned.
+fn pinned(facts: &Facts, shim: &ShimRequest) -> Option<String> {
     let mut found = None;
     for handler in &shim.handlers {
         let Some(owned) = facts.state.handlers.get(handler) else {

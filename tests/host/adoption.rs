@@ -195,6 +195,53 @@ async fn a_binary_that_was_taken_over_is_hashed_again_only_when_it_was_touched()
     assert_eq!(digest(&host, &path), sha256_hex(&program(3)));
 }
 
+/// What was taken over, as a later request expects it.
+fn expected(handler: &str, seed: u8) -> ShimRequest {
+    ShimRequest {
+        location: "http://127.0.0.1:9/a.tar.gz".to_owned(),
+        present: Some(sha256_hex(&program(seed))),
+        ..shim(handler)
+    }
+}
+
+#[tokio::test]
+async fn a_binary_that_was_taken_over_and_stands_as_expected_is_not_fetched() {
+    let host = host(TERMINATED);
+    add_kwasm(&host);
+    let folder = tempfile::tempdir().unwrap();
+    let path = kwasm_path("spin", "v2");
+    for outcome in [Outcome::Applied, Outcome::Unchanged] {
+        let report = host.provision(&[expected("spin", 3)], folder.path()).await;
+        assert_eq!(report.result, outcome, "{report:?}");
+        assert_eq!(report.handlers[0].path.as_deref(), Some(path.as_str()));
+        assert_eq!(report.handlers[0].sha256, Some(sha256_hex(&program(3))));
+    }
+}
+
+#[rstest]
+#[case::gone(|_: &Host, _: &str| {})]
+#[case::changed(|host: &Host, path: &str| host.write(path, &program(9)))]
+#[case::a_link(|host: &Host, path: &str| symlink("/srv/3", host.path(path)).unwrap())]
+#[tokio::test]
+async fn a_binary_that_was_taken_over_and_is_not_as_expected_fails_its_shim_alone(
+    #[case] damage: impl Fn(&Host, &str),
+) {
+    let host = host(TERMINATED);
+    add_kwasm(&host);
+    let folder = tempfile::tempdir().unwrap();
+    host.provision(&[expected("spin", 3)], folder.path()).await;
+    let path = kwasm_path("spin", "v2");
+    std::fs::remove_file(host.path(&path)).unwrap();
+    damage(&host, &path);
+    let shims = [expected("spin", 3), wanted("other", 77)];
+    let report = host.provision(&shims, folder.path()).await;
+    assert_eq!(report.result, Outcome::Partial, "{report:?}");
+    let sentence = format!("shim spin: its binary {path} is gone or was changed on the host");
+    assert_eq!(report.reason, Some(sentence));
+    let other = &report.handlers[0];
+    assert_eq!(other.sha256, Some(sha256_hex(&program(77))));
+}
+
 #[tokio::test]
 async fn another_binary_goes_behind_the_path_that_was_taken_over() {
     let host = host(UNTERMINATED);

@@ -6,9 +6,10 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::support::program;
-use farrier::handoff::{FetchResult, ShimRequest};
-use farrier::installer::artifact::{fetch, handed_over};
+use super::support::{Host, program};
+use farrier::handoff::{FetchResult, Outcome, ShimRequest};
+use farrier::installer::artifact::fetch;
+use farrier::installer::handover::handed_over;
 use farrier::names::sha256_hex;
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -102,6 +103,7 @@ fn shim(location: String) -> ShimRequest {
         binary_sha256: None,
         binary: None,
         options: BTreeMap::new(),
+        present: None,
     }
 }
 
@@ -269,6 +271,54 @@ async fn https_needs_an_authority_that_is_trusted_and_is_never_given_up() {
     );
     let result = fetch_one(&secure, folder.path(), None).await;
     assert!(result.reason.unwrap().contains("certificate"));
+}
+
+#[tokio::test]
+async fn what_is_on_the_node_already_is_not_fetched() {
+    // Nobody answers there.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut shim = shim(format!("http://{}/a", listener.local_addr().unwrap()));
+    shim.present = Some(sha256_hex(&program(0)));
+    let out = tempfile::tempdir().unwrap();
+    let result = fetch_one(&shim, out.path(), None).await;
+    let expected = FetchResult {
+        shim: "wasmtime".to_owned(),
+        binary_sha256: None,
+        reason: None,
+        present: true,
+    };
+    assert_eq!(result, expected);
+    let left = std::fs::read_to_string(out.path().join("wasmtime.json")).unwrap();
+    assert_eq!(
+        serde_json::from_str::<FetchResult>(&left).unwrap(),
+        expected
+    );
+    assert_eq!(std::fs::read_dir(out.path()).unwrap().count(), 1);
+    let handed = handed_over(&shim, out.path()).unwrap_err();
+    assert!(handed.to_string().contains("nothing was fetched"));
+}
+
+#[tokio::test]
+async fn another_binary_than_the_one_on_the_node_is_fetched() {
+    let address = serve(Routes::from([("/a", ok(&program(1)))]));
+    let mut shim = shim(format!("http://{address}/a"));
+    shim.present = Some(sha256_hex(&program(0)));
+    shim.binary_sha256 = Some(sha256_hex(&program(1)));
+    let out = tempfile::tempdir().unwrap();
+    let result = fetch_one(&shim, out.path(), None).await;
+    assert_eq!(result.binary_sha256, shim.binary_sha256);
+    assert!(!result.present);
+}
+
+#[tokio::test]
+async fn an_install_that_fetches_for_itself_fetches_what_it_does_not_find() {
+    let address = serve(Routes::from([("/a", ok(&program(1)))]));
+    let mut shim = shim(format!("http://{address}/a"));
+    shim.present = Some(sha256_hex(&program(1)));
+    let host = Host::stocked();
+    let report = host.install(std::slice::from_ref(&shim), &[]).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    assert_eq!(report.handlers[0].sha256, shim.present);
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ mod fetch;
 mod hostile;
 mod install;
 mod moved;
+mod present;
 #[cfg(target_arch = "x86_64")]
 mod rewritten;
 mod support;

@@ -68,6 +68,7 @@ pub fn shim(name: &str) -> ShimRequest {
         binary_sha256: None,
         binary: None,
         options: BTreeMap::new(),
+        present: None,
     }
 }
 

@@ -88,6 +88,7 @@ pub(in crate::installer) fn want(shims: &[&str]) -> Want {
         binary_sha256: None,
         binary: None,
         options: BTreeMap::new(),
+        present: None,
     };
     let candidate = |name: &&str| ((*name).to_owned(), Ok(DIGEST.to_owned()));
     Want {

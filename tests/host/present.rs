@@ -1,0 +1,193 @@
+//! What a request expects on the host is not fetched: it counts where it stands, and fails its own Shim alone where it doesn't.
+
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use super::support::{Host, program, shim};
+use farrier::handoff::{FetchResult, Outcome, ShimRequest};
+use farrier::installer::artifact::fetch;
+use farrier::names::sha256_hex;
+use rstest::rstest;
+use tempfile::TempDir;
+
+const LINK: &str = "/opt/farrier/bin/containerd-shim-a";
+
+fn stored(seed: u8) -> String {
+    format!("/opt/farrier/store/{}", sha256_hex(&program(seed)))
+}
+
+/// A Shim of a server that nobody reaches, of which no digest is known.
+fn remote(name: &str) -> ShimRequest {
+    ShimRequest {
+        location: "http://127.0.0.1:9/a.tar.gz".to_owned(),
+        ..shim(name)
+    }
+}
+
+/// The same, expected on the host.
+fn expected(name: &str, seed: u8) -> ShimRequest {
+    ShimRequest {
+        present: Some(sha256_hex(&program(seed))),
+        ..remote(name)
+    }
+}
+
+/// A hand-off folder with the binary of a Shim.
+fn fetched(name: &str, seed: u8) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = program(seed);
+    std::fs::write(folder.path().join(format!("{name}.bin")), &bytes).unwrap();
+    leave(folder.path(), name, Some(sha256_hex(&bytes)), false);
+    folder
+}
+
+fn leave(folder: &Path, name: &str, binary_sha256: Option<String>, present: bool) {
+    let result = FetchResult {
+        shim: name.to_owned(),
+        binary_sha256,
+        reason: None,
+        present,
+    };
+    let text = serde_json::to_string(&result).unwrap();
+    std::fs::write(folder.join(format!("{name}.json")), text).unwrap();
+}
+
+/// What `fetch` leaves for these.
+async fn skipped(shims: &[ShimRequest]) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let results = fetch(shims, folder.path(), None).await.unwrap();
+    assert!(results.iter().all(|result| result.present), "{results:?}");
+    folder
+}
+
+/// A host that carries the Shim `a` of [`remote`] with the first binary.
+async fn carrying() -> Host {
+    let host = Host::stocked();
+    let report = host.provision(&[remote("a")], fetched("a", 1).path()).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    host
+}
+
+#[tokio::test]
+async fn what_stands_as_expected_is_left_as_it_is_without_a_download() {
+    let host = carrying().await;
+    let before = host.tree(true);
+    let shims = [expected("a", 1)];
+    let report = host.provision(&shims, skipped(&shims).await.path()).await;
+    assert_eq!(report.result, Outcome::Unchanged, "{report:?}");
+    assert_eq!(report.handlers[0].sha256, shims[0].present);
+    assert_eq!(report.handlers[0].path.as_deref(), Some(LINK));
+    assert_eq!(host.tree(true), before);
+}
+
+#[tokio::test]
+async fn the_hand_off_folder_has_no_say_in_what_stands_as_expected() {
+    let host = carrying().await;
+    let before = host.tree(true);
+    let report = host
+        .provision(&[expected("a", 1)], fetched("a", 7).path())
+        .await;
+    assert_eq!(report.result, Outcome::Unchanged, "{report:?}");
+    assert_eq!(host.tree(true), before);
+}
+
+#[rstest]
+#[case::gone(|host: &Host| std::fs::remove_file(host.path(&stored(1))).unwrap())]
+#[case::changed(|host: &Host| host.write(&stored(1), &program(9)))]
+#[case::led_elsewhere(|host: &Host| {
+    std::fs::remove_file(host.path(&stored(1))).unwrap();
+    symlink("/srv/b", host.path(&stored(1))).unwrap();
+})]
+#[case::all_of_it(|host: &Host| std::fs::remove_dir_all(host.path("/opt/farrier")).unwrap())]
+#[tokio::test]
+async fn what_is_not_there_as_expected_fails_alone_and_comes_with_the_next_attempt(
+    #[case] damage: impl Fn(&Host),
+    #[values(true, false)] result_is_there: bool,
+) {
+    let host = carrying().await;
+    damage(&host);
+    let shims = [expected("a", 1), shim("b")];
+    let folder = if result_is_there {
+        skipped(&shims).await
+    } else {
+        tempfile::tempdir().unwrap()
+    };
+    let report = host.provision(&shims, folder.path()).await;
+    assert_eq!(report.result, Outcome::Partial, "{report:?}");
+    assert_eq!(
+        report.reason.as_deref(),
+        Some(
+            "shim a: its binary /opt/farrier/bin/containerd-shim-a is gone or was changed on the host"
+        )
+    );
+    assert_eq!(
+        report.remedy.as_deref(),
+        Some("it is fetched anew at the next attempt")
+    );
+    let [a, b] = report.handlers.as_slice() else {
+        panic!("{report:?}");
+    };
+    assert!(!a.served && a.sha256.is_none() && a.path.is_none() && a.reason.is_some());
+    assert_eq!(b.sha256, Some(sha256_hex(&program(2))));
+    assert!(host.config().contains("containerd-shim-b"));
+    let shims = [remote("a"), shim("b")];
+    let report = host.provision(&shims, fetched("a", 1).path()).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    assert_eq!(std::fs::read(host.path(LINK)).unwrap(), program(1));
+}
+
+#[tokio::test]
+async fn where_nothing_else_is_asked_for_what_is_gone_changes_nothing() {
+    let host = carrying().await;
+    std::fs::remove_file(host.path(&stored(1))).unwrap();
+    let before = host.tree(false);
+    let shims = [expected("a", 1)];
+    let report = host.provision(&shims, skipped(&shims).await.path()).await;
+    assert_eq!(report.result, Outcome::Refused, "{report:?}");
+    assert_eq!(host.tree(false), before);
+}
+
+#[rstest]
+#[case::gone(None)]
+#[case::led_elsewhere(Some("../store/0"))]
+#[tokio::test]
+async fn a_link_that_is_lost_is_made_again_without_a_download(#[case] target: Option<&str>) {
+    let host = carrying().await;
+    std::fs::remove_file(host.path(LINK)).unwrap();
+    if let Some(target) = target {
+        symlink(target, host.path(LINK)).unwrap();
+    }
+    let shims = [expected("a", 1)];
+    let report = host.provision(&shims, skipped(&shims).await.path()).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    assert_eq!(std::fs::read(host.path(LINK)).unwrap(), program(1));
+}
+
+#[tokio::test]
+async fn the_hand_off_folder_can_t_make_up_that_a_binary_is_there() {
+    let host = carrying().await;
+    let before = host.tree(true);
+    let folder = fetched("a", 7);
+    leave(folder.path(), "a", Some(sha256_hex(&program(7))), true);
+    let report = host.provision(&[remote("a")], folder.path()).await;
+    assert_eq!(report.result, Outcome::Partial, "{report:?}");
+    assert!(report.reason.unwrap().contains("nothing was fetched"));
+    // What was there before is what stays.
+    assert_eq!(report.handlers[0].sha256, Some(sha256_hex(&program(1))));
+    assert_eq!(host.tree(true), before);
+}
+
+#[tokio::test]
+async fn the_binary_of_another_shim_is_none_of_this_one() {
+    let host = Host::stocked();
+    let shims = [remote("a"), shim("b")];
+    host.provision(&shims, fetched("a", 1).path()).await;
+    let before = host.tree(true);
+    // That of b, which stands in the store.
+    let shims = [expected("a", 2), shim("b")];
+    let report = host.provision(&shims, skipped(&shims).await.path()).await;
+    assert_eq!(report.result, Outcome::Partial, "{report:?}");
+    assert!(report.handlers[0].reason.is_some());
+    assert_eq!(report.handlers[0].sha256, Some(sha256_hex(&program(1))));
+    assert_eq!(host.tree(true), before);
+}
