@@ -145,8 +145,8 @@ mod tests {
         let metrics = Metrics::new();
         metrics.reconciled("node", true);
         metrics.job_ended("applied", 1, false, Duration::from_secs(3));
-        metrics.nodes("spin", [3, 0, 0, 0]);
-        metrics.nodes("gone", [1, 0, 0, 0]);
+        metrics.nodes("spin", [3, 0, 0, 0, 0]);
+        metrics.nodes("gone", [1, 0, 0, 0, 0]);
         metrics.forget("gone");
         let text = metrics.text();
         assert!(

@@ -43,6 +43,7 @@ const PURE: &[&str] = &[
     "controller/outcome.rs",
     "controller/plan.rs",
     "controller/progress.rs",
+    "controller/request.rs",
     "controller/rollout.rs",
     "controller/runtime_class.rs",
     "controller/standing.rs",

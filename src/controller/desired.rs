@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use super::observed::{Applied, NodeView, ShimView};
+use super::request::fingerprint;
 use crate::api::{self, ShimSpec, is_label_name};
-use crate::handoff::{OptionValue, Owner, ProvisionRequest, ShimRequest};
+use crate::handoff::{OptionValue, ShimRequest};
 use crate::names;
 
 /// Name prefix of the Shims that come with the chart: a user's own beat them to a handler.
@@ -105,6 +106,8 @@ pub struct Desired {
     pub staying: BTreeMap<String, ShimRequest>,
     /// `(loser, handler, winner)` for each handler that two of them want.
     pub lost: Vec<(String, String, String)>,
+    /// Shims that nothing is to be done about, so that their requests are those of the node's annotation.
+    pub kept: BTreeSet<String>,
     /// Shims of those that the node asked for by KWasm's annotation.
     pub annotated: BTreeSet<String>,
 }
@@ -193,10 +196,16 @@ impl Desired {
         // A node that has not said what it is yet is no reason to change it.
         let unknown = node.os.is_empty() || node.arch.is_empty();
         let resolved = match (&shim.spec, kept.clone()) {
-            (Ok(spec), Some(kept)) if spec.paused || unknown => Ok(kept),
+            (Ok(spec), Some(kept)) if spec.paused || unknown => {
+                self.kept.insert(shim.name.clone());
+                Ok(kept)
+            }
             (Ok(spec), None) if spec.paused || unknown || !shim.held => return Verdict::Resting,
             (Ok(spec), _) => resolve(&shim.name, spec, node),
-            (Err(_), Some(kept)) => Ok(kept),
+            (Err(_), Some(kept)) => {
+                self.kept.insert(shim.name.clone());
+                Ok(kept)
+            }
             (Err(_), None) => return Verdict::Resting,
         };
         let (mut request, verdict, why): (_, fn(ShimRequest, String) -> Verdict, _) =
@@ -235,41 +244,6 @@ impl Desired {
             Some(_) | None => verdict(request, why),
         }
     }
-
-    /// The one request that the node gets.
-    #[must_use]
-    pub fn request(&self, node: &NodeView) -> ProvisionRequest {
-        let wanted = self.verdicts.values().filter_map(Verdict::request);
-        let shims = wanted.chain(self.staying.values()).cloned().collect();
-        ProvisionRequest::new(Owner::Cluster, node.uid.clone(), shims, Vec::new())
-    }
-
-    /// The same, with the handlers of other Shims to declare beside its own, so that these cost no restart when they come.
-    #[must_use]
-    pub fn request_with_reserved(&self, node: &NodeView, cluster: &Cluster) -> ProvisionRequest {
-        let mut request = self.request(node);
-        if request.shims.is_empty() {
-            return request;
-        }
-        let own: BTreeSet<&String> = request
-            .shims
-            .iter()
-            .flat_map(|shim| &shim.handlers)
-            .collect();
-        let others = cluster
-            .reserved
-            .iter()
-            .filter(|(handler, _)| !own.contains(handler));
-        let others: BTreeMap<String, _> = others
-            .map(|(handler, options)| (handler.clone(), options.clone()))
-            .collect();
-        request.reserve = others.keys().cloned().collect();
-        request.reserve_options = others;
-        request
-            .reserve_options
-            .retain(|_, options| !options.is_empty());
-        request
-    }
 }
 
 /// What a change of the Shim on a node waits for; nothing where there is no change, or where it has begun.
@@ -284,16 +258,6 @@ fn waits(
         .and_then(|applied| applied.tried.get(&shim.name))
         .is_some_and(|tried| *tried == fingerprint(request));
     held.get(&shim.name).filter(|_| !known && !begun).cloned()
-}
-
-/// By what a summary tells one request for a Shim from another: 16 hexadecimal digits.
-#[must_use]
-pub fn fingerprint(request: &ShimRequest) -> String {
-    // Maps here have string keys and no type can refuse, so this can't fail.
-    let text = serde_json::to_string(request).unwrap_or_default();
-    let mut digest = names::sha256_hex(text.as_bytes());
-    digest.truncate(16);
-    digest
 }
 
 /// Bytes of what a node reserves at most, a quarter of what all annotations may take: one Shim with thousands of options must not

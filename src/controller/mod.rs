@@ -35,6 +35,7 @@ mod plan;
 mod pods;
 mod progress;
 mod refusals;
+mod request;
 mod rollout;
 mod routes;
 mod runtime_class;

@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::desired::{Cluster, Desired, Verdict, fingerprint};
+use super::desired::{Cluster, Desired, Verdict};
 use super::labels::{self, NodeEdit};
 use super::need::{Need, age, may_begin, need, next_look};
 use super::observed::{Applied, NodeView};
 use super::outcome;
 use super::progress::{JobProgress, JobView};
+use super::request::{fingerprint, hint};
 use super::standing::Standing;
 use super::text::{LONGEST_NOTE, cut};
 use crate::handoff::ProvisionRequest;
@@ -317,7 +318,7 @@ fn held(
 
 /// Writes down that an attempt begins, then makes the Job.
 fn claim(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
-    let request = desired.request_with_reserved(seen.node, seen.cluster);
+    let mut request = desired.request_with_reserved(seen.node, seen.cluster);
     let digest = request.digest();
     let mut applied = applied.unwrap_or_default();
     if !applied.machine_id.is_empty() && applied.machine_id != seen.node.machine_id {
@@ -336,6 +337,7 @@ fn claim(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
         .collect();
     applied.node_uid.clone_from(&seen.node.uid);
     applied.at = seen.now;
+    hint(desired, &applied, &mut request);
     settled(
         seen,
         desired,

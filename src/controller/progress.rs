@@ -51,7 +51,8 @@ impl JobView {
         let request = annotations
             .get(names::REQUEST_ANNOTATION)
             .and_then(|text| ProvisionRequest::from_json(text).ok())
-            .filter(|request| request.node_uid == node_uid);
+            .filter(|request| request.node_uid == node_uid)
+            .map(ProvisionRequest::without_hints);
         let digest = request
             .as_ref()
             .map(ProvisionRequest::digest)

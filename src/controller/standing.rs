@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::desired::{Desired, Verdict, fingerprint};
+use super::desired::{Desired, Verdict};
 use super::labels;
 use super::need::is_crowded;
 use super::observed::{Applied, NodeView};
 use super::plan::Observed;
 use super::progress::JobProgress;
+use super::request::fingerprint;
 use crate::names::{self, Progress};
 
 /// How far one Shim is on one node.

@@ -140,7 +140,7 @@ pub async fn fetch(
         .filter(|shim| path_on_host(&shim.location).is_none());
     let mut fetched = futures::stream::iter(remote)
         .map(async |shim| {
-            if shim.expected_on_node().is_some() {
+            if shim.present.is_some() {
                 return (shim, None);
             }
             let fetched = tokio::time::timeout_at(end, fetch_one(&client, shim, out)).await;

@@ -65,6 +65,8 @@ pub(super) async fn prepare(
     let (known, mut artifacts) = (Stamps::load(host), Artifacts::new());
     for shim in &missing {
         let found = match artifact::path_on_host(&shim.location) {
+            // What is expected here is looked for nowhere else: whoever expects it may not know where it came from.
+            _ if shim.present.is_some() => Err(not_present(facts, shim)),
             Some(path) => artifact(host, shim, path, &known).map(|artifact| {
                 let sha256 = artifact.sha256.clone();
                 artifacts.insert(shim.name.clone(), artifact);
@@ -75,9 +77,7 @@ pub(super) async fn prepare(
                 };
                 (sha256, source)
             }),
-            None => {
-                handed_over(shim, folder.as_deref()).map_err(|error| explained(error, facts, shim))
-            }
+            None => handed_over(shim, folder.as_deref()),
         };
         let binary = match found {
             Ok((sha256, source)) => {
@@ -152,19 +152,17 @@ fn handed_over(shim: &ShimRequest, folder: Option<&Path>) -> Result<(String, Sou
     Ok((sha256, Source::HandedOver(path)))
 }
 
-/// Why there is no binary, where that is because the request expects it on this host.
-fn explained(error: Error, facts: &Facts, shim: &ShimRequest) -> Error {
-    let (Error::Artifact(artifact::Error::Missing), Some(sha256)) =
-        (&error, shim.expected_on_node())
-    else {
-        return error;
-    };
-    let lost = |handler: &&String| !is_placed(facts, handler, &sha256);
-    match shim.handlers.iter().find(lost) {
-        Some(handler) => Error::NotPresent {
-            path: path_of(facts, handler),
-        },
-        None => error,
+/// That a binary which is expected on this host does not stand there.
+fn not_present(facts: &Facts, shim: &ShimRequest) -> Error {
+    let expected = shim.expected_on_node().unwrap_or_default();
+    let mut handlers = shim.handlers.iter();
+    let lost = handlers.find(|handler| !is_placed(facts, handler, &expected));
+    // A shim without handlers is refused before.
+    let path = lost
+        .or(shim.handlers.first())
+        .map(|handler| path_of(facts, handler));
+    Error::NotPresent {
+        path: path.unwrap_or_default(),
     }
 }
 

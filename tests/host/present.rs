@@ -191,3 +191,24 @@ async fn the_binary_of_another_shim_is_none_of_this_one() {
     assert_eq!(report.handlers[0].sha256, Some(sha256_hex(&program(1))));
     assert_eq!(host.tree(true), before);
 }
+
+#[tokio::test]
+async fn what_is_expected_on_the_host_is_taken_from_nowhere_else() {
+    let host = Host::stocked();
+    let before = host.tree(false);
+    // A file of the host's, and a binary that would be taken were it not for the expectation.
+    for location in [shim("a").location, remote("a").location] {
+        let shims = [ShimRequest {
+            location,
+            present: Some("0".repeat(64)),
+            binary_sha256: Some(sha256_hex(&program(1))),
+            ..shim("a")
+        }];
+        let results = fetch(&shims, tempfile::tempdir().unwrap().path(), None).await;
+        assert!(results.unwrap().iter().all(|result| result.present));
+        let report = host.provision(&shims, fetched("a", 1).path()).await;
+        assert_eq!(report.result, Outcome::Refused, "{report:?}");
+        assert!(report.reason.unwrap().contains("gone or was changed"));
+        assert_eq!(host.tree(false), before);
+    }
+}

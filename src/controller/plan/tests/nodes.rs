@@ -239,3 +239,46 @@ fn the_label_that_kwasm_left_stays_until_a_report_denies_it() {
     other_host.node.machine_id = "another".to_owned();
     assert_eq!(other_host.stepped().label(KWASM), None);
 }
+
+#[test]
+fn what_a_node_has_is_not_fetched_again_unless_it_was_lost() {
+    let asks = |scene: &Scene| {
+        let JobStep::Create(request) = scene.decide().job else {
+            panic!("no Job")
+        };
+        request.shims[0].present.clone()
+    };
+    assert_eq!(asks(&scene().annotated()), None);
+    let mut rebooted = Scene::provisioned();
+    rebooted.node.boot_id = "another".to_owned();
+    assert_eq!(asks(&rebooted), Some("a".repeat(64)));
+    let lost =
+        rebooted
+            .later(1)
+            .stepped()
+            .answers(Outcome::Refused, false, Some("its binary is gone"));
+    assert_eq!(asks(&lost.stepped().later(30)), None);
+    let mut another = Scene::provisioned();
+    let strategy = &mut another.spec().fetch_strategy;
+    strategy.anon_http.as_mut().unwrap().location = "https://example.org/b".to_owned();
+    assert_eq!(asks(&another), None);
+}
+
+#[test]
+fn what_an_annotation_alone_asks_for_is_never_fetched() {
+    let mut forged = Scene::provisioned();
+    forged.spec().paused = true;
+    let mut applied = forged.node.applied().unwrap();
+    let known = applied.shims.get_mut("spin").unwrap();
+    known.request.as_mut().unwrap().location = "https://example.org/evil".to_owned();
+    for sha256 in [None, Some("no digest".to_owned())] {
+        applied.shims.get_mut("spin").unwrap().sha256 = sha256;
+        let text = serde_json::to_string(&applied).unwrap();
+        let key = "farrier.dev/applied".to_owned();
+        forged.node.annotations.insert(key, text);
+        let JobStep::Create(request) = forged.decide().job else {
+            panic!("no Job")
+        };
+        assert_eq!(request.shims[0].present, Some("0".repeat(64)));
+    }
+}

@@ -151,7 +151,7 @@ impl Scene {
                 assert!(self.job.is_none(), "the node has a Job already");
                 self.job = Some(JobView {
                     uid: format!("job-{}-{}", self.now, request.digest()),
-                    request: Some((**request).clone()),
+                    request: Some((**request).clone().without_hints()),
                     created: self.now,
                     deleting: None,
                     progress: JobProgress::Running,
