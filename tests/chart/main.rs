@@ -79,8 +79,11 @@ fn before_an_uninstall_nodes_let_go_as_the_controller_would(
     assert_eq!(container["env"], controller["containers"][0]["env"]);
     assert_eq!(container["image"], controller["containers"][0]["image"]);
     assert_eq!(pod["serviceAccountName"], controller["serviceAccountName"]);
-    let scale = set(&["apps: deployments/scale farrier: get patch"]);
-    assert_eq!(rights(&objects, "Role", "farrier-leave"), scale);
+    let expected = set(&[
+        "apps: deployments/scale farrier: get patch",
+        "coordination.k8s.io: leases farrier: delete",
+    ]);
+    assert_eq!(rights(&objects, "Role", "farrier-leave"), expected);
 }
 
 #[rstest]
