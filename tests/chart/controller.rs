@@ -95,6 +95,7 @@ fn the_controller_understands_its_environment() {
     for unset in [
         "FARRIER_IMAGE_PULL_SECRETS",
         "FARRIER_CA_CONFIG_MAP",
+        "FARRIER_JOB_PRIORITY_CLASS",
         "SHIM_NODE_INSTALLER_JOB_TTL",
     ] {
         assert!(!variables.contains(unset), "{unset}");
@@ -107,7 +108,7 @@ fn values_reach_the_controller() {
         "--set=image.repository=registry.example/farrier,image.tag=v9,image.pullPolicy=Always",
         "--set=imagePullSecrets[0].name=one,imagePullSecrets[1].name=two",
         "--set=job.deadlineSeconds=120,job.ttlSecondsAfterFinished=0,job.allowPodRestarts=true",
-        "--set=job.hostPID=true",
+        "--set=job.hostPID=true,job.priorityClassName=system-node-critical",
         "--set=log.filter=debug,log.format=json",
     ]);
     let (cli, _) = controller_options(&objects);
@@ -120,6 +121,8 @@ fn values_reach_the_controller() {
     assert_eq!(options.job_deadline, 120);
     assert!(options.allow_pod_restarts && options.job_host_pid);
     assert_eq!(options.job_ttl, Some(0));
+    let priority = options.job_priority_class.as_deref();
+    assert_eq!(priority, Some("system-node-critical"));
     let pull_secrets = &pod_spec(&objects)["imagePullSecrets"];
     assert_eq!(*pull_secrets, json!([{"name": "one"}, {"name": "two"}]));
 }

@@ -166,6 +166,10 @@ tolerations:
   value: {{ .Values.job.allowPodRestarts | quote }}
 - name: FARRIER_JOB_HOST_PID
   value: {{ .Values.job.hostPID | quote }}
+{{- with .Values.job.priorityClassName }}
+- name: FARRIER_JOB_PRIORITY_CLASS
+  value: {{ . | quote }}
+{{- end }}
 - name: AUTO_PROVISION_NODES
   value: {{ include "farrier.autoProvision" . | quote }}
 - name: FARRIER_RESERVE_HANDLERS
