@@ -120,7 +120,7 @@ fn values_reach_the_controller() {
     assert_eq!(options.image_pull_secrets, ["one", "two"]);
     assert_eq!(options.job_deadline, 120);
     assert!(options.allow_pod_restarts && options.job_host_pid);
-    assert_eq!(options.job_ttl, Some(0));
+    assert_eq!(options.job_ttl, Some(cli::JobTtl::Seconds(0)));
     let priority = options.job_priority_class.as_deref();
     assert_eq!(priority, Some("system-node-critical"));
     let pull_secrets = &pod_spec(&objects)["imagePullSecrets"];
@@ -131,6 +131,7 @@ fn values_reach_the_controller() {
 #[case::ours("--set=autoProvision=true")]
 #[case::kwasms("--set=kwasmOperator.autoProvision=true")]
 #[case::kwasms_as_text("--set-string=kwasmOperator.autoProvision=true")]
+#[case::in_other_letters("--set-string=kwasmOperator.autoProvision=True")]
 fn every_node_is_provisioned_under_either_name_of_the_option(#[case] argument: &str) {
     let (cli, _) = controller_options(&render(&[argument]));
     assert!(controller(cli).auto_provision);

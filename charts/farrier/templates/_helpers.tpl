@@ -63,9 +63,9 @@ whoever upgrades with such a file means Farrier, so that the whole `image.reposi
 {{- end -}}
 {{- end -}}
 
-{{/* "true" where either name of the option says so; KWasm's chart takes it as a string. */}}
+{{/* "true" where either name of the option says so; KWasm's chart takes it as a string, in letters of any case. */}}
 {{- define "farrier.autoProvision" -}}
-{{- or (eq (toString .Values.autoProvision) "true") (eq (toString .Values.kwasmOperator.autoProvision) "true") -}}
+{{- or (eq (toString .Values.autoProvision | lower) "true") (eq (toString .Values.kwasmOperator.autoProvision | lower) "true") -}}
 {{- end -}}
 
 {{/* Seconds that a finished Job is kept, under our name or under runtime-class-manager's; nothing where neither is given. */}}
