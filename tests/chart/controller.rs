@@ -7,7 +7,7 @@ use rstest::rstest;
 use serde_json::{Value, json};
 
 use super::support::{
-    controller, controller_options, environment, name, of_kind, pod_spec, render, strings,
+    controller, controller_options, environment, name, notes, of_kind, pod_spec, render, strings,
 };
 
 #[test]
@@ -135,6 +135,22 @@ fn values_reach_the_controller() {
 fn every_node_is_provisioned_under_either_name_of_the_option(#[case] argument: &str) {
     let (cli, _) = controller_options(&render(&[argument]));
     assert!(controller(cli).auto_provision);
+}
+
+#[rstest]
+#[case::a_preset(&[], "kubectl annotate node")]
+#[case::one_shim(&["--set=shims.preset=none,shims.spin.enabled=true"], "kubectl annotate node")]
+#[case::none(&["--set=shims.preset=none"], "The chart made no Shim")]
+#[case::ones_own(&["--set=shims.preset=none", "--set-json=shims.extra=[{\"name\":\"x\",\"fetchStrategy\":{},\"runtimeClass\":{\"name\":\"x\",\"handler\":\"x\"}}]"], "as the nodeSelector")]
+fn the_notes_say_how_a_node_is_fitted_with_these_values(
+    #[case] arguments: &[&str],
+    #[case] expected: &str,
+) {
+    let text = notes(arguments);
+    let (said, _) = text.split_once("Watch it happen").unwrap();
+    assert!(said.contains(expected), "{said}");
+    let annotates = said.contains("kubectl annotate node");
+    assert_eq!(annotates, expected.contains("annotate"), "{said}");
 }
 
 #[test]
