@@ -116,7 +116,7 @@ pub struct Controller {
     /// Give the Jobs the process numbers of their nodes: under `OpenRC` and k3d nothing can be restarted without.
     #[arg(long, env = "FARRIER_JOB_HOST_PID", default_value_t = false, action = clap::ArgAction::Set)]
     pub job_host_pid: bool,
-    /// PriorityClass of the Jobs' pods; with `system-node-critical`, a full node makes room for them.
+    /// Priority class of the Jobs' pods; with `system-node-critical`, a full node makes room for them.
     #[arg(long, env = "FARRIER_JOB_PRIORITY_CLASS", value_name = "NAME")]
     pub job_priority_class: Option<String>,
     /// Which handlers a node declares beside those of its own Shims, with a change that restarts its containerd anyway.
