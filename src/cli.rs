@@ -2,7 +2,9 @@
 //! clap reads. Names are a contract with users; add, never rename.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -78,7 +80,7 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct Controller {
     /// Namespace of the controller and of its Jobs.
-    #[arg(long, env = "CONTROLLER_NAMESPACE", default_value = "farrier")]
+    #[arg(long, env = "CONTROLLER_NAMESPACE", default_value = "farrier", value_parser = parse_namespace)]
     pub namespace: String,
     /// Image of the Jobs: the one that the controller itself runs.
     #[arg(long, env = "FARRIER_IMAGE")]
@@ -100,13 +102,13 @@ pub struct Controller {
     #[arg(long, env = "FARRIER_CA_CONFIG_MAP")]
     pub ca_config_map: Option<String>,
     /// Seconds that a finished Job is kept, as runtime-class-manager calls it; without it a Job goes once its report is read.
-    #[arg(long, env = "SHIM_NODE_INSTALLER_JOB_TTL")]
-    pub job_ttl: Option<i32>,
+    #[arg(long, env = "SHIM_NODE_INSTALLER_JOB_TTL", value_name = "SECONDS")]
+    pub job_ttl: Option<JobTtl>,
     /// Seconds that one Job may take.
     #[arg(long, env = "FARRIER_JOB_DEADLINE", default_value_t = 1800)]
     pub job_deadline: i64,
-    /// Provision every node, annotated or not, as KWasm's option of this name does.
-    #[arg(long, env = "AUTO_PROVISION_NODES", default_value_t = false, action = clap::ArgAction::Set)]
+    /// Provision every node, annotated or not, where this is `true` in letters of any case, as KWasm's option of this name does.
+    #[arg(long, env = "AUTO_PROVISION_NODES", default_value_t = false, action = clap::ArgAction::Set, value_parser = parse_switch_of_kwasm)]
     pub auto_provision: bool,
     /// Restart containerd even on nodes where that ends every pod.
     #[arg(long, env = "FARRIER_ALLOW_POD_RESTARTS", default_value_t = false, action = clap::ArgAction::Set)]
@@ -114,6 +116,9 @@ pub struct Controller {
     /// Give the Jobs the process numbers of their nodes: under `OpenRC` and k3d nothing can be restarted without.
     #[arg(long, env = "FARRIER_JOB_HOST_PID", default_value_t = false, action = clap::ArgAction::Set)]
     pub job_host_pid: bool,
+    /// Priority class of the Jobs' pods; with `system-node-critical`, a full node makes room for them.
+    #[arg(long, env = "FARRIER_JOB_PRIORITY_CLASS", value_name = "NAME")]
+    pub job_priority_class: Option<String>,
     /// Which handlers a node declares beside those of its own Shims, with a change that restarts its containerd anyway.
     #[arg(long, env = "FARRIER_RESERVE_HANDLERS", value_enum, default_value_t)]
     pub reserve_handlers: ReserveHandlers,
@@ -126,6 +131,24 @@ pub struct Controller {
     /// Address of /livez, /readyz and /metrics.
     #[arg(long, env = "FARRIER_LISTEN", default_value = "0.0.0.0:8080")]
     pub listen: std::net::SocketAddr,
+}
+
+/// How long a finished Job is kept. runtime-class-manager 0.2.0 takes what it can't read for no limit, and so do we.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum JobTtl {
+    /// Seconds; none is kept where they are no more than zero.
+    Seconds(i32),
+    /// What is given is no number of seconds.
+    Unreadable(String),
+}
+
+impl FromStr for JobTtl {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        let seconds = text.parse().map(Self::Seconds);
+        Ok(seconds.unwrap_or_else(|_| Self::Unreadable(text.to_owned())))
+    }
 }
 
 /// What a node declares beside its own handlers.
@@ -288,6 +311,24 @@ pub struct Status {
     pub output: Output,
 }
 
+fn parse_namespace(name: &str) -> Result<String, &'static str> {
+    if name.trim().is_empty() {
+        return Err(
+            "it is empty; name the namespace of the controller and its Jobs, or leave CONTROLLER_NAMESPACE unset",
+        );
+    }
+    Ok(name.to_owned())
+}
+
+/// The KWasm operator (chart 0.2.3) hears `true` in letters of any case; whatever else is there means no.
+#[allow(
+    clippy::unnecessary_wraps,
+    reason = "clap takes a parser that may fail"
+)]
+fn parse_switch_of_kwasm(text: &str) -> Result<bool, Infallible> {
+    Ok(text.eq_ignore_ascii_case("true"))
+}
+
 /// Reads `NAME=LOCATION[,sha256=HEX][,handler=HANDLER][,alias=ALIAS]...[,binary=FILE][,option.KEY=VALUE]...`.
 fn parse_shim(spec: &str) -> Result<ShimRequest, String> {
     let (name, rest) = spec
@@ -343,6 +384,7 @@ fn parse_shim(spec: &str) -> Result<ShimRequest, String> {
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
+    use rstest::rstest;
 
     use super::*;
 
@@ -358,6 +400,46 @@ mod tests {
             Cli::try_parse_from(["farrier", "install", "--reserve=spin", "--shim=a=file:///a"])
                 .is_ok()
         );
+    }
+
+    fn controller(argument: &str) -> Result<Controller, clap::Error> {
+        let words = ["farrier", "controller", "--image=farrier", argument];
+        match Cli::try_parse_from(words)?.command {
+            Command::Controller(controller) => Ok(controller),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[rstest]
+    #[case("--namespace=")]
+    #[case("--namespace= ")]
+    fn a_namespace_that_is_empty_is_refused_with_a_remedy(#[case] argument: &str) {
+        let refusal = controller(argument).unwrap_err().to_string();
+        assert!(refusal.contains("it is empty; name the"), "{refusal}");
+    }
+
+    #[rstest]
+    #[case("60", JobTtl::Seconds(60))]
+    #[case("-1", JobTtl::Seconds(-1))]
+    #[case("", JobTtl::Unreadable(String::new()))]
+    #[case("1h", JobTtl::Unreadable("1h".to_owned()))]
+    #[case("2147483648", JobTtl::Unreadable("2147483648".to_owned()))]
+    fn a_lifetime_that_is_no_number_is_none(#[case] text: &str, #[case] expected: JobTtl) {
+        let options = controller(&format!("--job-ttl={text}")).unwrap();
+        assert_eq!(options.job_ttl, Some(expected));
+    }
+
+    #[rstest]
+    #[case("true", true)]
+    #[case("True", true)]
+    #[case("TRUE", true)]
+    #[case("false", false)]
+    #[case("", false)]
+    #[case("1", false)]
+    #[case("yes", false)]
+    fn every_node_is_provisioned_where_kwasm_would(#[case] text: &str, #[case] expected: bool) {
+        let options = controller(&format!("--auto-provision={text}")).unwrap();
+        assert_eq!(options.auto_provision, expected);
     }
 
     #[test]

@@ -9,12 +9,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{CommandFactory as _, Parser as _};
-use farrier::cli::{self, Cli, Command, LogFormat, Output, ReserveHandlers};
+use farrier::cli::{self, Cli, Command, JobTtl, LogFormat, Output, ReserveHandlers};
 use farrier::controller::{self, LeaveOptions};
 use farrier::handoff::ProvisionReport;
 use farrier::installer::{self, InstallOptions, Preview, UninstallOptions, Wanted, text};
 use farrier::telemetry;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 /// Exit status of a wrong use of the command line, as clap's own.
 const USAGE: u8 = 2;
@@ -88,6 +88,7 @@ fn settings(controller: cli::Controller) -> controller::Settings {
         auto_provision,
         allow_pod_restarts,
         job_host_pid,
+        job_priority_class,
         reserve_handlers,
         lease_name,
         identity,
@@ -100,15 +101,28 @@ fn settings(controller: cli::Controller) -> controller::Settings {
         image_pull_secrets,
         job_service_account,
         ca_config_map,
-        job_ttl,
+        job_ttl: job_ttl.and_then(seconds),
         job_deadline,
         auto_provision,
         allow_pod_restarts,
         job_host_pid,
+        job_priority_class,
         reserve_handlers: reserve_handlers == ReserveHandlers::Shims,
         lease_name,
         identity: identity.unwrap_or_else(identity_of_process),
         listen,
+    }
+}
+
+fn seconds(ttl: JobTtl) -> Option<i32> {
+    match ttl {
+        JobTtl::Seconds(seconds) => Some(seconds),
+        JobTtl::Unreadable(text) => {
+            warn!(
+                "{text:?} is no number of seconds that a finished Job is kept: it goes once its report is read; mend or unset SHIM_NODE_INSTALLER_JOB_TTL"
+            );
+            None
+        }
     }
 }
 

@@ -376,10 +376,9 @@ async fn runtime_class(client: &Client, step: Step) -> Result<(), Error> {
                 .map(|_| ())
                 .map_err(|source| not_made(&class, source))
         }
-        Step::Apply(class) => {
-            let parameters = PatchParams::apply(names::MANAGER).force();
-            let patch = Patch::Apply(&class);
-            let answer = classes.patch(&class.name_any(), &parameters, &patch).await;
+        Step::Replace(class) => {
+            let name = class.name_any();
+            let answer = classes.replace(&name, &post_params(), &class).await;
             answer
                 .map(|_| ())
                 .map_err(|source| not_made(&class, source))

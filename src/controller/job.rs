@@ -142,6 +142,7 @@ fn pod(settings: &Settings, node_name: &str) -> Value {
         "automountServiceAccountToken": false,
         "enableServiceLinks": false,
         "hostPID": settings.job_host_pid.then_some(true),
+        "priorityClassName": settings.job_priority_class,
         // A node is provisioned whatever its taints say: they keep pods away, and this one is for the node itself.
         "tolerations": [{"operator": "Exists"}],
         "imagePullSecrets": settings.image_pull_secrets.iter().map(|name| json!({"name": name})).collect::<Vec<_>>(),
@@ -234,6 +235,7 @@ mod tests {
             auto_provision: false,
             allow_pod_restarts: false,
             job_host_pid: false,
+            job_priority_class: None,
             reserve_handlers: true,
             lease_name: "farrier".to_owned(),
             identity: "a".to_owned(),
@@ -335,6 +337,19 @@ mod tests {
             let job = build(&settings, "n1", "uid", &request()).unwrap();
             let pod = job.spec.unwrap().template.spec.unwrap();
             assert_eq!(pod.host_pid, expected);
+        }
+    }
+
+    #[test]
+    fn a_job_has_the_priority_that_the_operator_gives_it() {
+        for class in [None, Some("system-node-critical".to_owned())] {
+            let settings = Settings {
+                job_priority_class: class.clone(),
+                ..settings()
+            };
+            let job = build(&settings, "n1", "uid", &request()).unwrap();
+            let pod = job.spec.unwrap().template.spec.unwrap();
+            assert_eq!(pod.priority_class_name, class);
         }
     }
 

@@ -30,6 +30,14 @@ pub enum Step {
     Replace(Box<Lease>),
 }
 
+/// Whether somebody other than `identity` holds `lease`.
+#[must_use]
+pub fn is_anothers(lease: &Lease, identity: &str) -> bool {
+    let spec = lease.spec.as_ref();
+    let holder = spec.and_then(|spec| spec.holder_identity.as_deref());
+    holder.is_some_and(|holder| !holder.is_empty() && holder != identity)
+}
+
 /// One replica's view of the Lease.
 #[derive(Debug)]
 pub struct Candidate {
@@ -62,8 +70,7 @@ impl Candidate {
             }));
         };
         let spec = lease.spec.clone().unwrap_or_default();
-        let holder = spec.holder_identity.as_deref().unwrap_or_default();
-        if holder != self.identity && !holder.is_empty() {
+        if is_anothers(&lease, &self.identity) {
             let since = match &self.seen {
                 Some((seen, since)) if *seen == spec => *since,
                 Some(_) | None => now,
@@ -174,7 +181,9 @@ mod tests {
         let (start, time) = (Instant::now(), Timestamp::UNIX_EPOCH);
         let lease = held(a.decide(None, start, time));
         assert_eq!(b.release(lease.clone()), None);
+        assert!(is_anothers(&lease, "b") && !is_anothers(&lease, "a"));
         let lease = a.release(lease).unwrap();
+        assert!(!is_anothers(&lease, "b"));
         assert_eq!(holder(&held(b.decide(Some(lease), start, time))), Some("b"));
     }
 }

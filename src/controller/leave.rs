@@ -5,14 +5,17 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use kube::ResourceExt;
 use kube::api::{Api, ListParams};
+use kube::{Client, ResourceExt};
 
+use super::apply::replicas;
 use super::context::Context;
 use super::election::Election;
+use super::lease;
 use super::observed::{ShimObject, ShimView};
 use super::status::Finalizer;
 use super::{Error, Settings, apply, operate};
+use crate::names;
 
 /// How to leave.
 #[derive(Debug, Clone)]
@@ -38,6 +41,14 @@ impl fmt::Display for Left {
             return writeln!(f, "the Shims are let go of, and nothing is left to clean");
         }
         for (node, shims) in &self.nodes {
+            if shims.is_empty() {
+                let annotation = names::APPLIED_ANNOTATION;
+                writeln!(
+                    f,
+                    "node {node} still has marks of Farrier; run `farrier uninstall --all` there, then `kubectl annotate node {node} {annotation}-`"
+                )?;
+                continue;
+            }
             let shims = shims.join(", ");
             writeln!(
                 f,
@@ -54,18 +65,18 @@ impl fmt::Display for Left {
 /// When the cluster can't be asked or written to.
 pub async fn leave(settings: Settings, options: LeaveOptions) -> Result<Left, Error> {
     let client = super::client().await?;
+    let Settings {
+        namespace,
+        lease_name,
+        identity,
+        ..
+    } = settings.clone();
     if let Some(deployment) = &options.deployment {
-        apply::replicas::scale_to_nothing(&client, &settings.namespace, deployment).await?;
+        replicas::scale_to_nothing(&client, &namespace, deployment).await?;
     }
     let left = if options.keep_hosts {
         // A controller that still ends would set again what is let go of below: who holds the Lease has it gone.
-        let Settings {
-            namespace,
-            lease_name,
-            identity,
-            ..
-        } = &settings;
-        let mut election = Election::new(client.clone(), namespace, lease_name, identity);
+        let mut election = Election::new(client.clone(), &namespace, &lease_name, &identity);
         let _ = tokio::time::timeout(options.deadline, election.acquire()).await;
         Left::default()
     } else {
@@ -88,7 +99,28 @@ pub async fn leave(settings: Settings, options: LeaveOptions) -> Result<Left, Er
             apply::finalizer(&client, &shim, &Finalizer::Release).await?;
         }
     }
+    if let Err(error) = end_lease(&client, &namespace, &lease_name, &identity).await {
+        // Nothing acts on it any more; what was asked for is done.
+        tracing::warn!(%error, "the Lease stays; delete it");
+    }
     Ok(left)
+}
+
+/// Deletes the Lease, unless another replica holds it: that one acts still.
+async fn end_lease(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    identity: &str,
+) -> Result<(), apply::Error> {
+    match replicas::lease_there(client, namespace, name).await? {
+        Some(there) if lease::is_anothers(&there, identity) => {
+            tracing::warn!(lease = name, "another replica acts; its Lease stays");
+            Ok(())
+        }
+        Some(there) => replicas::delete_lease(client, namespace, &there).await,
+        None => Ok(()),
+    }
 }
 
 /// Waits until no node carries anything, or for `deadline`; who still does.
@@ -106,5 +138,27 @@ async fn cleaned(context: &Context, deadline: Duration) -> Left {
     let _ = tokio::time::timeout(deadline, clean).await;
     Left {
         nodes: context.carriers(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_is_told_with_what_to_do_about_it() {
+        let nodes = [("n1", vec!["spin", "wws"]), ("n2", vec![])].map(|(node, shims)| {
+            let shims = shims.into_iter().map(str::to_owned).collect();
+            (node.to_owned(), shims)
+        });
+        let left = Left {
+            nodes: nodes.into(),
+        };
+        let text = left.to_string();
+        let lines: Vec<_> = text.lines().collect();
+        assert!(lines[0].starts_with("node n1 still carries spin, wws; end the pods"));
+        assert!(lines[1].starts_with("node n2 still has marks of Farrier; run"));
+        assert!(lines[1].contains("kubectl annotate node n2 farrier.dev/applied-"));
+        assert!(Left::default().to_string().contains("nothing is left"));
     }
 }

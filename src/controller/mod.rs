@@ -86,6 +86,8 @@ pub struct Settings {
     pub allow_pod_restarts: bool,
     /// Give the Jobs the process numbers of their nodes.
     pub job_host_pid: bool,
+    /// Priority class of the Jobs' pods.
+    pub job_priority_class: Option<String>,
     /// Nodes declare the handlers of Shims that they don't carry, with a change that restarts their runtime anyway.
     pub reserve_handlers: bool,
     /// Name of the Lease, in the namespace, whose holder acts.

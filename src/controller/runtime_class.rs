@@ -17,8 +17,9 @@ use crate::names;
 pub enum Step {
     /// Make it: nothing of this name is there.
     Create(Box<RuntimeClass>),
-    /// Make it say what it should; it names the UID of the one that is there.
-    Apply(Box<RuntimeClass>),
+    /// Put it in the place of the one that is there, which it names by UID and version: spec and labels are ours alone, so that what
+    /// the Shim no longer says goes; annotations, finalizers and owners are as they were.
+    Replace(Box<RuntimeClass>),
     /// Delete the one with this name and UID: it is ours and not wanted, or its handler, which can't be changed, is another.
     Delete {
         /// Its name.
@@ -50,7 +51,7 @@ pub fn decide(shim: &ShimView, there: &[&RuntimeClass]) -> (Vec<Step>, Vec<Strin
             });
         }
     }
-    for mut class in wanted {
+    for class in wanted {
         match there.iter().find(|other| other.name_any() == class.name_any()) {
             Some(other) if !is_ours(other, shim) => foreign.push(format!(
                 "RuntimeClass {} exists and is not this Shim's; delete it, or choose another name in spec.runtimeClass",
@@ -59,14 +60,29 @@ pub fn decide(shim: &ShimView, there: &[&RuntimeClass]) -> (Vec<Step>, Vec<Strin
             // Deleted above; its successor follows once it is gone.
             Some(other) if other.handler != class.handler => {}
             Some(other) if says(other, &class) => {}
-            Some(other) => {
-                class.metadata.uid = other.uid();
-                steps.push(Step::Apply(Box::new(class)));
-            }
+            Some(other) => steps.push(Step::Replace(Box::new(in_place_of(other, class)))),
             None => steps.push(Step::Create(Box::new(class))),
         }
     }
+    let paused = matches!(&shim.spec, Ok(spec) if spec.paused);
+    if paused && !shim.deleting {
+        // What is in its way is told all the same.
+        steps.clear();
+    }
     (steps, foreign)
+}
+
+/// `class` as it takes the place of the one that is there.
+fn in_place_of(there: &RuntimeClass, class: RuntimeClass) -> RuntimeClass {
+    RuntimeClass {
+        metadata: ObjectMeta {
+            labels: class.metadata.labels,
+            // Who wrote which field is the API server's to say.
+            managed_fields: None,
+            ..there.metadata.clone()
+        },
+        ..class
+    }
 }
 
 /// Whether `class` belongs to this very Shim object.
@@ -77,14 +93,20 @@ fn is_ours(class: &RuntimeClass, shim: &ShimView) -> bool {
         .any(|owner| owner.uid == shim.uid)
 }
 
-/// Whether `there` says all that `wanted` does.
+/// Whether `there` says what `wanted` does, and nothing beside it.
 fn says(there: &RuntimeClass, wanted: &RuntimeClass) -> bool {
-    there.scheduling == wanted.scheduling
+    placement(there) == placement(wanted)
         && amounts(there) == amounts(wanted)
-        && wanted
-            .labels()
-            .iter()
-            .all(|(key, value)| there.labels().get(key) == Some(value))
+        && there.labels() == wanted.labels()
+}
+
+/// Where its pods may run. What is empty and what is absent mean the same.
+fn placement(class: &RuntimeClass) -> (BTreeMap<String, String>, Vec<Toleration>) {
+    let scheduling = class.scheduling.clone().unwrap_or_default();
+    (
+        scheduling.node_selector.unwrap_or_default(),
+        scheduling.tolerations.unwrap_or_default(),
+    )
 }
 
 /// The overhead as numbers: the API server writes `1024Mi` as `1Gi`. What is no number stays text.
@@ -223,7 +245,7 @@ mod tests {
                     class.metadata.uid = Some(format!("uid-of-{}", class.name_any()));
                     *class
                 }
-                Step::Apply(_) | Step::Delete { .. } => panic!("nothing is there"),
+                Step::Replace(_) | Step::Delete { .. } => panic!("nothing is there"),
             })
             .collect()
     }
@@ -261,12 +283,6 @@ mod tests {
         for class in &mut there {
             let overhead = json!({"podFixed": {"memory": "1Gi", "cpu": "500m"}});
             class.overhead = serde_json::from_value(overhead).unwrap();
-            class
-                .metadata
-                .labels
-                .as_mut()
-                .unwrap()
-                .insert("theirs".to_owned(), "too".to_owned());
         }
         assert_eq!(decided(&shim, &there), (vec![], vec![]));
     }
@@ -276,11 +292,56 @@ mod tests {
     #[case(json!({"scheduling": "Selector"}))]
     #[case(json!({"labels": {"a": "b"}}))]
     #[case(json!({"tolerations": [{"operator": "Exists"}]}))]
-    fn what_differs_is_applied_to_the_very_one(#[case] more: Value) {
-        let (steps, _) = decided(&shim(&more), &made(&shim(&json!({}))));
-        assert!(
-            matches!(&steps[..], [Step::Apply(class)] if class.metadata.uid.as_deref() == Some("uid-of-spin"))
-        );
+    fn what_comes_to_a_shim_and_what_leaves_it_replaces_the_very_one(#[case] more: Value) {
+        let (bare, full) = (shim(&json!({})), shim(&more));
+        for (before, after) in [(&bare, &full), (&full, &bare)] {
+            let mut there = made(before);
+            let kept = json!({"resourceVersion": "7", "annotations": {"theirs": "too"}, "finalizers": ["theirs"]});
+            let mut metadata = serde_json::to_value(&there[0].metadata).unwrap();
+            for (key, value) in kept.as_object().unwrap() {
+                metadata[key] = value.clone();
+            }
+            there[0].metadata = serde_json::from_value(metadata).unwrap();
+            let mut expected = made(after).remove(0);
+            expected.metadata = ObjectMeta {
+                labels: expected.metadata.labels,
+                ..there[0].metadata.clone()
+            };
+            let steps = vec![Step::Replace(Box::new(expected))];
+            assert_eq!(decided(after, &there), (steps, vec![]));
+        }
+    }
+
+    #[test]
+    fn a_label_that_somebody_else_put_there_goes() {
+        let shim = shim(&json!({}));
+        let mut there = made(&shim);
+        let labels = there[0].metadata.labels.as_mut().unwrap();
+        labels.insert("theirs".to_owned(), "too".to_owned());
+        let (steps, _) = decided(&shim, &there);
+        assert_eq!(steps, [Step::Replace(Box::new(made(&shim).remove(0)))]);
+    }
+
+    #[test]
+    fn what_is_absent_is_as_good_as_empty() {
+        let mut shim = shim(&json!({"scheduling": "Selector"}));
+        shim.spec.as_mut().unwrap().node_selector = None;
+        let mut there = made(&shim);
+        there[0].scheduling = None;
+        assert_eq!(decided(&shim, &there), (vec![], vec![]));
+    }
+
+    #[test]
+    fn a_paused_shim_keeps_its_classes_as_they_are_until_it_is_deleted() {
+        let there = made(&shim(&json!({"overhead": {"memory": "1Gi"}})));
+        let mut paused = shim(&json!({"aliases": ["missing"]}));
+        paused.spec.as_mut().unwrap().paused = true;
+        assert_eq!(decided(&paused, &there), (vec![], vec![]));
+        let mut foreign = there.clone();
+        foreign[0].metadata.owner_references = None;
+        assert_eq!(decided(&paused, &foreign).1.len(), 1);
+        paused.deleting = true;
+        assert_eq!(decided(&paused, &there).0.len(), 1);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use rstest::rstest;
 use serde_json::{Value, json};
 
 use super::support::{
-    controller, controller_options, environment, name, of_kind, pod_spec, render, strings,
+    controller, controller_options, environment, name, notes, of_kind, pod_spec, render, strings,
 };
 
 #[test]
@@ -95,6 +95,7 @@ fn the_controller_understands_its_environment() {
     for unset in [
         "FARRIER_IMAGE_PULL_SECRETS",
         "FARRIER_CA_CONFIG_MAP",
+        "FARRIER_JOB_PRIORITY_CLASS",
         "SHIM_NODE_INSTALLER_JOB_TTL",
     ] {
         assert!(!variables.contains(unset), "{unset}");
@@ -107,7 +108,7 @@ fn values_reach_the_controller() {
         "--set=image.repository=registry.example/farrier,image.tag=v9,image.pullPolicy=Always",
         "--set=imagePullSecrets[0].name=one,imagePullSecrets[1].name=two",
         "--set=job.deadlineSeconds=120,job.ttlSecondsAfterFinished=0,job.allowPodRestarts=true",
-        "--set=job.hostPID=true",
+        "--set=job.hostPID=true,job.priorityClassName=system-node-critical",
         "--set=log.filter=debug,log.format=json",
     ]);
     let (cli, _) = controller_options(&objects);
@@ -119,7 +120,9 @@ fn values_reach_the_controller() {
     assert_eq!(options.image_pull_secrets, ["one", "two"]);
     assert_eq!(options.job_deadline, 120);
     assert!(options.allow_pod_restarts && options.job_host_pid);
-    assert_eq!(options.job_ttl, Some(0));
+    assert_eq!(options.job_ttl, Some(cli::JobTtl::Seconds(0)));
+    let priority = options.job_priority_class.as_deref();
+    assert_eq!(priority, Some("system-node-critical"));
     let pull_secrets = &pod_spec(&objects)["imagePullSecrets"];
     assert_eq!(*pull_secrets, json!([{"name": "one"}, {"name": "two"}]));
 }
@@ -128,9 +131,26 @@ fn values_reach_the_controller() {
 #[case::ours("--set=autoProvision=true")]
 #[case::kwasms("--set=kwasmOperator.autoProvision=true")]
 #[case::kwasms_as_text("--set-string=kwasmOperator.autoProvision=true")]
+#[case::in_other_letters("--set-string=kwasmOperator.autoProvision=True")]
 fn every_node_is_provisioned_under_either_name_of_the_option(#[case] argument: &str) {
     let (cli, _) = controller_options(&render(&[argument]));
     assert!(controller(cli).auto_provision);
+}
+
+#[rstest]
+#[case::a_preset(&[], "kubectl annotate node")]
+#[case::one_shim(&["--set=shims.preset=none,shims.spin.enabled=true"], "kubectl annotate node")]
+#[case::none(&["--set=shims.preset=none"], "The chart made no Shim")]
+#[case::ones_own(&["--set=shims.preset=none", "--set-json=shims.extra=[{\"name\":\"x\",\"fetchStrategy\":{},\"runtimeClass\":{\"name\":\"x\",\"handler\":\"x\"}}]"], "as the nodeSelector")]
+fn the_notes_say_how_a_node_is_fitted_with_these_values(
+    #[case] arguments: &[&str],
+    #[case] expected: &str,
+) {
+    let text = notes(arguments);
+    let (said, _) = text.split_once("Watch it happen").unwrap();
+    assert!(said.contains(expected), "{said}");
+    let annotates = said.contains("kubectl annotate node");
+    assert_eq!(annotates, expected.contains("annotate"), "{said}");
 }
 
 #[test]

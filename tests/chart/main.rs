@@ -79,8 +79,11 @@ fn before_an_uninstall_nodes_let_go_as_the_controller_would(
     assert_eq!(container["env"], controller["containers"][0]["env"]);
     assert_eq!(container["image"], controller["containers"][0]["image"]);
     assert_eq!(pod["serviceAccountName"], controller["serviceAccountName"]);
-    let scale = set(&["apps: deployments/scale farrier: get patch"]);
-    assert_eq!(rights(&objects, "Role", "farrier-leave"), scale);
+    let expected = set(&[
+        "apps: deployments/scale farrier: get patch",
+        "coordination.k8s.io: leases farrier: delete",
+    ]);
+    assert_eq!(rights(&objects, "Role", "farrier-leave"), expected);
 }
 
 #[rstest]
@@ -91,6 +94,7 @@ fn before_an_uninstall_nodes_let_go_as_the_controller_would(
 #[case::a_value_of_kwasms_misspelt("--set=kwasmOperator.instalerImage=x", "instalerImage")]
 #[case::a_value_of_rcms_misspelt("--set=rcm.nodeInstallerJob.tll=1", "tll")]
 #[case::an_end_that_is_none("--set=onUninstall=purge", "onUninstall")]
+#[case::a_switch_that_is_none("--set=autoProvision=yes", "autoProvision")]
 #[case::a_shim_without_a_source("--set-json=shims.extra=[{\"name\":\"x\"}]", "fetchStrategy")]
 #[case::a_certificate_that_is_none("--set=extraCA=hello", "extraCA")]
 fn a_mistaken_value_is_refused_by_name(#[case] argument: &str, #[case] culprit: &str) {

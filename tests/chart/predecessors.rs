@@ -1,5 +1,8 @@
 //! The values that people have from KWasm's and runtime-class-manager's charts.
 
+use std::str::FromStr;
+
+use farrier::cli::JobTtl;
 use rstest::rstest;
 use serde_json::{Value, json};
 
@@ -65,7 +68,8 @@ fn the_values_of_a_predecessor_are_taken(#[case] values: &Value, #[case] without
         values["kwasmOperator"]["autoProvision"] == "true"
     );
     let ttl = &values["rcm"]["nodeInstallerJob"]["ttl"];
-    assert_eq!(options.job_ttl.map(i64::from), ttl.as_i64());
+    let ttl = ttl.as_i64().map(|ttl| JobTtl::from_str(&ttl.to_string()));
+    assert_eq!(options.job_ttl, ttl.transpose().unwrap());
     let deployment = of_kind(&objects, "Deployment")[0];
     assert_eq!(deployment["spec"]["replicas"], 2);
     let template = &deployment["spec"]["template"];

@@ -32,7 +32,7 @@ fn the_controllers_rights_are_these_and_no_more() {
         "nodes: list watch patch",
         "runtime.spinkube.dev: shims: list watch patch",
         "runtime.spinkube.dev: shims/status: patch",
-        "node.k8s.io: runtimeclasses: list watch create patch delete",
+        "node.k8s.io: runtimeclasses: list watch create update delete",
         "apiextensions.k8s.io: customresourcedefinitions shims.runtime.spinkube.dev: get list watch",
     ]);
     assert_eq!(rights("ClusterRole", "farrier"), in_the_cluster);

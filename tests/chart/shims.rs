@@ -51,26 +51,71 @@ fn no_handler_and_no_runtime_class_is_claimed_twice(#[case] preset: &str) {
     }
 }
 
+/// The handlers of a Shim, the one of its RuntimeClasses first.
+fn handlers(shim: &Value) -> Vec<&str> {
+    let spec = &shim["spec"];
+    let first = spec["runtimeClass"]["handler"].as_str().into_iter();
+    first.chain(strings(&spec["handlerAliases"])).collect()
+}
+
 #[rstest]
-#[case::spin("default-spin", &["spin-v2", "spin"], &["wasmtime-spin-v2", "wasmtime-spin"])]
-#[case::wasmtime("default-wasmtime", &["wasmtime", "wasmtime-v1"], &["wasmtime", "wasmtime-v1"])]
-#[case::slight("default-slight", &["slight"], &["wasmtime-slight"])]
-#[case::wws("default-wws", &["wws"], &["wasmtime-wws"])]
-#[case::lunatic("default-lunatic", &["lunatic"], &["wasmtime-lunatic"])]
+#[case::spin("spin", &["spin-v2", "spin"], &["spin"], &["wasmtime-spin-v2", "wasmtime-spin"])]
+#[case::wasmtime("wasmtime", &["wasmtime", "wasmtime-v1"], &["wasmtime"], &["wasmtime", "wasmtime-v1"])]
+#[case::slight("slight", &["slight"], &["slight"], &["wasmtime-slight"])]
+#[case::wws("wws", &["wws"], &["wws"], &["wasmtime-wws"])]
+#[case::lunatic("lunatic", &["lunatic"], &["lunatic"], &["wasmtime-lunatic"])]
 fn handlers_and_runtime_classes_are_called_as_their_users_know_them(
     #[case] wanted: &str,
-    #[case] handlers: &[&str],
+    #[case] by_default: &[&str],
+    #[case] with_kwasm: &[&str],
     #[case] classes: &[&str],
+    #[values("default", "kwasm")] preset: &str,
 ) {
-    let objects = render(&["--set=shims.preset=kwasm"]);
-    let spec = &shim(&objects, wanted)["spec"];
-    let class = &spec["runtimeClass"];
-    let first = class["handler"].as_str().into_iter();
-    let found: Vec<_> = first.chain(strings(&spec["handlerAliases"])).collect();
-    assert_eq!(found, handlers);
+    let objects = render(&[
+        &format!("--set=shims.preset={preset}"),
+        &format!("--set=shims.{wanted}.enabled=true"),
+    ]);
+    let shim = shim(&objects, &format!("default-{wanted}"));
+    let expected = if preset == "kwasm" {
+        with_kwasm
+    } else {
+        by_default
+    };
+    assert_eq!(handlers(shim), expected);
+    let class = &shim["spec"]["runtimeClass"];
     let first = class["name"].as_str().into_iter();
     let found: Vec<_> = first.chain(strings(&class["aliases"])).collect();
     assert_eq!(found, classes);
+}
+
+#[test]
+fn the_kwasm_preset_declares_nothing_that_kwasm_did_not() {
+    let objects = render(&["--set=shims.preset=kwasm"]);
+    let shims = of_kind(&objects, "Shim");
+    let found: BTreeSet<_> = shims.iter().flat_map(|shim| handlers(shim)).collect();
+    let of_its_installer = [
+        "lunatic", "slight", "spin", "wasmedge", "wasmer", "wasmtime", "wws",
+    ];
+    assert_eq!(found, BTreeSet::from(of_its_installer));
+}
+
+#[rstest]
+#[case::more("[\"spin-v2\"]", &["mine", "spin-v2"])]
+#[case::none("[]", &["mine"])]
+fn handlers_that_the_values_name_are_declared_whatever_the_preset(
+    #[case] aliases: &str,
+    #[case] expected: &[&str],
+    #[values("default", "kwasm")] preset: &str,
+) {
+    let objects = render(&[
+        &format!("--set=shims.preset={preset}"),
+        "--set=shims.spin.spec.runtimeClass.handler=mine",
+        &format!("--set-json=shims.spin.spec.handlerAliases={aliases}"),
+        "--set-json=shims.spin.spec.runtimeClass.aliases=[]",
+    ]);
+    let shim = shim(&objects, "default-spin");
+    assert_eq!(handlers(shim), expected);
+    assert_eq!(shim["spec"]["runtimeClass"]["aliases"], json!([]));
 }
 
 #[test]

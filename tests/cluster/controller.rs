@@ -191,6 +191,49 @@ async fn a_foreign_runtime_class_is_told_and_left_alone() {
 }
 
 #[tokio::test]
+async fn a_runtime_class_says_what_its_shim_says_and_no_more() {
+    let stage = Stage::new("spoken").await;
+    let mut shim = shim("spoken");
+    let class = &mut shim.spec.runtime_class;
+    class.overhead = BTreeMap::from([("memory".to_owned(), "32Mi".to_owned())]);
+    class.labels = BTreeMap::from([("team".to_owned(), "a".to_owned())]);
+    class.tolerations = create(json!([{"key": "wasm", "operator": "Exists"}]));
+    stage.cluster.create_shim(&shim).await;
+    let made = stage
+        .class_becomes("made", |class| class.overhead.is_some())
+        .await;
+    assert_eq!(made.labels()["team"], "a");
+    // Somebody else's note on it is theirs.
+    let noted = json!({"metadata": {"annotations": {"theirs": "too"}}});
+    let parameters = PatchParams::default();
+    stage
+        .classes()
+        .patch("spoken", &parameters, &Patch::Merge(noted))
+        .await
+        .unwrap();
+
+    let less =
+        json!({"spec": {"runtimeClass": {"overhead": null, "labels": null, "tolerations": null}}});
+    stage
+        .cluster
+        .shims()
+        .patch("spoken", &parameters, &Patch::Merge(less))
+        .await
+        .unwrap();
+    let bare = stage
+        .class_becomes("bare", |class| class.overhead.is_none())
+        .await;
+    assert_eq!(bare.uid(), made.uid());
+    assert!(!bare.labels().contains_key("team"), "{:?}", bare.labels());
+    assert_eq!(bare.annotations()["theirs"], "too");
+    let scheduling = bare.scheduling.clone().unwrap();
+    assert_eq!(scheduling.tolerations, None);
+    assert_eq!(scheduling.node_selector.unwrap()[&stage.handler()], "true");
+    stage.cluster.delete_shim("spoken").await;
+    vanishes(stage.classes(), "spoken").await;
+}
+
+#[tokio::test]
 async fn an_overhead_that_is_no_quantity_is_told_and_holds_up_no_node() {
     let mut stage = Stage::new("heavy").await;
     stage.register().await;
@@ -329,6 +372,18 @@ async fn nothing_is_written_where_all_is_as_it_should_be() {
 }
 
 impl Stage {
+    /// Waits until the stage's RuntimeClass is as `is` says, which `what` names.
+    async fn class_becomes(&self, what: &str, is: impl Fn(&RuntimeClass) -> bool) -> RuntimeClass {
+        let what = format!("RuntimeClass {} is {what}", self.name);
+        eventually(&what, async || {
+            match self.classes().get_opt(self.name).await.unwrap() {
+                Some(class) if is(&class) => Ok(class),
+                other => Err(other),
+            }
+        })
+        .await
+    }
+
     /// Ends the controller's pod and waits for the next one.
     async fn restart_controller(&self) {
         let ours = ListParams::default().labels("app.kubernetes.io/component=controller");

@@ -1,6 +1,7 @@
 //! `helm uninstall`: what it takes off the nodes before the chart's objects go, and what it leaves.
 
 use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::coordination::v1::Lease;
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
 
@@ -9,6 +10,13 @@ use crate::support::{Cluster, SHIM, shim_for};
 const UNINSTALL: [&str; 6] = ["uninstall", "farrier", "-n", "farrier", "--timeout", "5m"];
 
 const HANDLER: &str = "handler.farrier.dev/wasmi";
+
+async fn no_lease_is_left(cluster: &Cluster) {
+    let leases: Api<Lease> = Api::namespaced(cluster.client.clone(), "farrier");
+    let left = leases.list(&ListParams::default()).await.unwrap();
+    let names: Vec<_> = left.iter().map(ResourceExt::name_any).collect();
+    assert!(names.is_empty(), "{names:?}");
+}
 
 #[tokio::test]
 async fn an_uninstall_leaves_nothing_behind() {
@@ -38,6 +46,7 @@ async fn an_uninstall_leaves_nothing_behind() {
     let left = jobs.list(&ListParams::default()).await.unwrap();
     let names: Vec<_> = left.iter().map(ResourceExt::name_any).collect();
     assert!(names.is_empty(), "{names:?}");
+    no_lease_is_left(&cluster).await;
     cluster.delete_shim("own").await;
     cluster.label(&node, "test.farrier.dev/own", None).await;
     cluster.annotate(&node, None).await;
@@ -59,6 +68,7 @@ async fn an_uninstall_keeps_the_nodes_as_they_are_where_it_is_told_to() {
     cluster.helm(&UNINSTALL);
 
     assert_eq!(cluster.host(&node), provisioned);
+    no_lease_is_left(&cluster).await;
     // And the next one takes it up where this one left it.
     cluster.helm_install();
     cluster.condition_becomes(SHIM, "Ready", "True", "").await;

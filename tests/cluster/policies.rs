@@ -305,6 +305,11 @@ fn forbidden() -> Vec<(&'static str, Value, &'static str)> {
         ("/hostNetwork", json!(true), "shares neither network"),
         ("/hostIPC", json!(true), "shares neither network"),
         ("/hostPID", json!(true), "only with job.hostPID"),
+        (
+            "/priorityClassName",
+            json!("system-node-critical"),
+            "the priority class",
+        ),
         ("/initContainers", json!([]), "the init container fetch"),
     ]
 }

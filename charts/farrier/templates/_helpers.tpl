@@ -63,9 +63,9 @@ whoever upgrades with such a file means Farrier, so that the whole `image.reposi
 {{- end -}}
 {{- end -}}
 
-{{/* "true" where either name of the option says so; KWasm's chart takes it as a string. */}}
+{{/* "true" where either name of the option says so; KWasm's chart takes it as a string, in letters of any case. */}}
 {{- define "farrier.autoProvision" -}}
-{{- or (eq (toString .Values.autoProvision) "true") (eq (toString .Values.kwasmOperator.autoProvision) "true") -}}
+{{- or (eq (toString .Values.autoProvision | lower) "true") (eq (toString .Values.kwasmOperator.autoProvision | lower) "true") -}}
 {{- end -}}
 
 {{/* Seconds that a finished Job is kept, under our name or under runtime-class-manager's; nothing where neither is given. */}}
@@ -166,6 +166,10 @@ tolerations:
   value: {{ .Values.job.allowPodRestarts | quote }}
 - name: FARRIER_JOB_HOST_PID
   value: {{ .Values.job.hostPID | quote }}
+{{- with .Values.job.priorityClassName }}
+- name: FARRIER_JOB_PRIORITY_CLASS
+  value: {{ . | quote }}
+{{- end }}
 - name: AUTO_PROVISION_NODES
   value: {{ include "farrier.autoProvision" . | quote }}
 - name: FARRIER_RESERVE_HANDLERS

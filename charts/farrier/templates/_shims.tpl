@@ -1,10 +1,26 @@
 {{/* From the catalogue in files/shims.yaml and the values to Shim objects. */}}
 
+{{/* Names of the catalogue's entries that are wanted, with spaces between them. */}}
+{{- define "farrier.wantedShims" -}}
+{{- $catalogue := .Files.Get "files/shims.yaml" | fromYaml -}}
+{{- $names := list -}}
+{{- range $name, $entry := $catalogue.shims -}}
+{{- $enabled := has $name (get $catalogue.presets $.Values.shims.preset) -}}
+{{- $switch := get (default dict (get $.Values.shims $name)) "enabled" -}}
+{{- if ternary $switch $enabled (kindIs "bool" $switch) -}}
+{{- $names = append $names $name -}}
+{{- end -}}
+{{- end -}}
+{{- join " " $names -}}
+{{- end -}}
+
 {{/* The spec of one catalogue entry. Takes a dict of `name`, `entry`, `values`, `preset` and `architectures`. */}}
 {{- define "farrier.catalogueSpec" -}}
 {{- $entry := .entry -}}
 {{- $version := default $entry.version .values.version -}}
 {{- $digests := dig "digests" $version dict $entry -}}
+{{- /* The first is the RuntimeClasses', the others are its aliases. */ -}}
+{{- $handlers := dig "presetHandlers" .preset (prepend (default list $entry.handlerAliases) $entry.handler) $entry -}}
 annotationSelector:
   kwasm.sh/kwasm-node: "true"
 fetchStrategy:
@@ -18,10 +34,10 @@ fetchStrategy:
       sha256: {{ . | quote }}
       {{- end }}
     {{- end }}
-handlerAliases: {{ default list $entry.handlerAliases | toJson }}
+handlerAliases: {{ rest $handlers | toJson }}
 runtimeClass:
   name: {{ $entry.runtimeClass }}
-  handler: {{ $entry.handler }}
+  handler: {{ first $handlers }}
   aliases: {{ concat (default list $entry.aliases) (dig "presetAliases" .preset list $entry) | toJson }}
 rolloutStrategy:
   type: recreate

@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::coordination::v1::Lease;
-use kube::api::{Api, Patch};
+use kube::api::{Api, DeleteParams, Patch, Preconditions};
 use kube::{Client, ResourceExt};
 use serde_json::json;
 
@@ -54,6 +54,24 @@ pub async fn lease(client: &Client, namespace: &str, step: lease::Step) -> Resul
             source,
         }),
     }
+}
+
+/// Deletes the Lease, where it is still as it was seen.
+///
+/// # Errors
+/// When the API server refuses, also because somebody has taken it since. One that is gone is deleted.
+pub async fn delete_lease(client: &Client, namespace: &str, seen: &Lease) -> Result<(), Error> {
+    let leases: Api<Lease> = Api::namespaced(client.clone(), namespace);
+    let name = seen.name_any();
+    let parameters = DeleteParams::default().preconditions(Preconditions {
+        uid: seen.uid(),
+        resource_version: seen.resource_version(),
+    });
+    unless(leases.delete(&name, &parameters).await, &[404]).map_err(|source| Error::Write {
+        act: "delete",
+        object: format!("Lease {name}"),
+        source,
+    })
 }
 
 /// Ends the pods of a Deployment.
