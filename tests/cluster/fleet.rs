@@ -248,6 +248,13 @@ impl Stage {
         .await;
     }
 
+    /// What a controller's pod answers over HTTP.
+    async fn answer(&self, pod: &str, path: &str) -> String {
+        let path = format!("/api/v1/namespaces/farrier/pods/{pod}:8080/proxy{path}");
+        let request = hyper::Request::get(path).body(Vec::new()).unwrap();
+        self.cluster.client.request_text(request).await.unwrap()
+    }
+
     /// Ends a pod as a node that loses its power would: nothing is given back.
     async fn kill(&self, pod: &str) {
         let pods = self.pods();
@@ -312,6 +319,43 @@ async fn of_two_replicas_one_acts_and_the_other_takes_over_within_twenty_seconds
         .marks_become("twins", "no mark", BTreeMap::is_empty)
         .await;
     stage.replicas_become(1).await;
+    stage.clear().await;
+}
+
+#[tokio::test]
+async fn a_controller_that_is_told_to_end_gives_the_lease_back() {
+    let stage = Stage::new("back").await;
+    stage.replicas_become(1).await;
+    eventually("somebody holds the Lease", async || {
+        stage.holder().await.ok_or("nobody")
+    })
+    .await;
+    // One that runs out keeps its holder's name.
+    stage.replicas_become(0).await;
+    assert_eq!(stage.holder().await, None);
+    stage.replicas_become(1).await;
+}
+
+#[tokio::test]
+async fn the_controller_counts_what_it_does() {
+    let stage = Stage::set("counted").await;
+    stage.replicas_become(1).await;
+    let controller = stage.controllers().await[0].name_any();
+    stage.provision().await;
+    eventually("the node is counted", async || {
+        let text = stage.answer(&controller, "/metrics").await;
+        let says = |line: &str| text.lines().any(|there| there == line);
+        let node = "farrier_nodes{shim=\"counted\",state=\"ready\"} 1";
+        if says(node) && says("farrier_leader 1") {
+            Ok(())
+        } else {
+            Err(text)
+        }
+    })
+    .await;
+    for path in ["/livez", "/readyz"] {
+        assert_eq!(stage.answer(&controller, path).await, "ok");
+    }
     stage.clear().await;
 }
 
