@@ -1,6 +1,6 @@
 //! The main job: from the annotation to a Wasm pod's output and back.
 
-use kube::api::{Patch, PatchParams};
+use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::json;
 
 use crate::support::{Cluster, SHIM, eventually, shim_for};
@@ -156,6 +156,76 @@ async fn a_handler_in_use_is_left_served_until_its_pod_is_gone() {
     cluster.delete_pod("lasting").await;
     cluster.marks_vanish(&node).await;
     assert_eq!(cluster.host(&node), before);
+}
+
+#[tokio::test]
+async fn a_deleted_shim_names_the_node_whose_pods_it_waits_for() {
+    let cluster = Cluster::with_farrier().await;
+    let node = cluster.node_with("2.4");
+    let before = cluster.host(&node);
+    cluster
+        .create_shim(&shim_for("used", &cluster.artifacts.shim))
+        .await;
+    cluster
+        .label(&node, "test.farrier.dev/used", Some("true"))
+        .await;
+    let handler = "handler.farrier.dev/used";
+    cluster.label_becomes(&node, handler, "true").await;
+    let sleeps = ["sleep", "600"];
+    cluster
+        .wasm_pod_of("used", "lasting", &node, &sleeps, "Running")
+        .await;
+
+    let shims = cluster.shims();
+    let delete = DeleteParams::default();
+    shims.delete("used", &delete).await.unwrap();
+    let told = format!("{node}: pods still use it");
+    cluster
+        .condition_becomes("used", "Progressing", "True", &told)
+        .await;
+    assert!(!cluster.marks(&node).await.contains_key(handler));
+    let status = cluster.pods().get("lasting").await.unwrap().status.unwrap();
+    assert_eq!(status.phase.as_deref(), Some("Running"));
+
+    cluster.delete_pod("lasting").await;
+    eventually("the Shim is gone", async || {
+        let there = shims.get_opt("used").await.unwrap();
+        there.map_or(Ok(()), |shim| Err(shim.status))
+    })
+    .await;
+    cluster.marks_vanish(&node).await;
+    assert_eq!(cluster.host(&node), before);
+    cluster.label(&node, "test.farrier.dev/used", None).await;
+}
+
+#[tokio::test]
+async fn a_binary_that_somebody_removed_is_fetched_anew() {
+    let cluster = Cluster::with_farrier().await;
+    let node = cluster.node_with("2.1");
+    cluster.annotate(&node, Some("true")).await;
+    let progress = "farrier.dev/wasmi";
+    cluster.label_becomes(&node, progress, "provisioned").await;
+    let restored = cluster.sh(&node, "find /opt/farrier -type f");
+    cluster.sh(&node, "find /opt/farrier -type f -delete");
+
+    // Whatever asks the node next finds out; a look without a reason comes once a day.
+    cluster
+        .create_shim(&shim_for("asks", &cluster.artifacts.upgrade))
+        .await;
+    cluster
+        .label(&node, "test.farrier.dev/asks", Some("true"))
+        .await;
+    cluster
+        .event_tells("Node", &node, &["wasmi", "is gone or was changed"])
+        .await;
+    cluster.label_becomes(&node, progress, "provisioned").await;
+    let files = cluster.sh(&node, "find /opt/farrier -type f");
+    assert!(restored.lines().all(|file| files.contains(file)), "{files}");
+
+    cluster.delete_shim("asks").await;
+    cluster.label(&node, "test.farrier.dev/asks", None).await;
+    cluster.annotate(&node, None).await;
+    cluster.marks_vanish(&node).await;
 }
 
 #[tokio::test]
