@@ -12,7 +12,7 @@ use super::progress::JobView;
 use super::text::{LONGEST_NOTE, cut};
 use crate::api::is_label_name;
 use crate::handoff::{
-    HandlerReport, Outcome, ProvisionReport, ProvisionRequest, ShimRequest, is_sha256,
+    HandlerReport, Outcome, ProvisionReport, ProvisionRequest, ShimRequest, elide, is_sha256,
 };
 use crate::names::reasons;
 
@@ -95,7 +95,16 @@ pub fn read(
         .any(|(_, shim)| shim.reason.is_some() || shim.handlers.values().any(|served| !served));
     let failed = !done || lingering || unserved;
     applied.reason = failed.then(|| sentence(&applied, report));
+    let mut well = request
+        .shims
+        .iter()
+        .filter_map(|shim| applied.shims.get(&shim.name));
+    let only_lingers = lingering && well.all(|shim| shim.reason.is_none());
     let mut plan = conclude(seen, applied, job, Some(report), failed);
+    if only_lingers && let Some(news) = &mut plan.event {
+        // Pods use it: it goes once they have ended.
+        (news.warning, news.reason) = (false, reasons::REMOVING.to_owned());
+    }
     if !failed && !is_news {
         plan.event = None;
     }
@@ -267,7 +276,7 @@ fn sentence(applied: &Applied, report: &ProvisionReport) -> String {
     } else {
         // Each has its share: the first of many must not talk the others down.
         let share = (LONGEST_NOTE / parts.len()).saturating_sub(2);
-        let parts: Vec<String> = parts.iter().map(|part| cut(part, share)).collect();
+        let parts: Vec<String> = parts.iter().map(|part| elide(part, share)).collect();
         cut(&parts.join("; "), LONGEST_NOTE)
     }
 }
@@ -285,7 +294,7 @@ fn outcome(result: Outcome) -> &'static str {
 }
 
 fn shortened(text: &str) -> String {
-    cut(text, LONGEST_REASON)
+    cut(&elide(text, LONGEST_REASON), LONGEST_REASON)
 }
 
 #[cfg(test)]

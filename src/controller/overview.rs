@@ -9,8 +9,9 @@ use kube::api::{Api, ListParams};
 use serde::Serialize;
 
 use super::Error;
+use super::desired::{Cluster, Desired, Verdict};
 use super::objects::NodeObject;
-use super::observed::{NodeView, ShimObject};
+use super::observed::{NodeView, ShimObject, ShimView};
 use super::text::cut;
 use crate::names::Progress;
 
@@ -83,7 +84,10 @@ pub async fn overview(json: bool) -> Result<String, Error> {
 impl Overview {
     fn new(nodes: &[NodeObject], shims: &[ShimObject]) -> Self {
         let mut names: BTreeSet<String> = shims.iter().map(ResourceExt::name_any).collect();
-        let nodes: Vec<NodeLine> = nodes.iter().map(NodeLine::new).collect();
+        // Who else is provisioned than annotated nodes is the controller's to know; here it matters for reasons alone.
+        let cluster = Cluster::new(shims.iter().map(ShimView::from).collect(), true, false);
+        let nodes = nodes.iter().map(|node| NodeLine::new(node, &cluster));
+        let nodes: Vec<NodeLine> = nodes.collect();
         names.extend(nodes.iter().flat_map(|node| node.shims.keys().cloned()));
         Self {
             nodes,
@@ -138,13 +142,27 @@ impl Overview {
 }
 
 impl NodeLine {
-    fn new(node: &NodeObject) -> Self {
+    fn new(node: &NodeObject, cluster: &Cluster) -> Self {
         let view = NodeView::from(node);
         let applied = view.applied().unwrap_or_default();
+        let desired = Desired::new(&view, Some(&applied), cluster, &BTreeMap::new());
         let shims = view.labelled().map(|(shim, progress)| {
             let own = applied.shims.get(shim).and_then(|shim| shim.reason.clone());
             let reason = match progress {
-                Progress::Failed => own.or_else(|| applied.reason.clone()),
+                Progress::Failed => match desired.verdicts.get(shim) {
+                    Some(
+                        Verdict::Impossible(reason)
+                        | Verdict::Unsupported(reason)
+                        | Verdict::Kept(_, reason),
+                    ) => Some(reason.clone()),
+                    Some(
+                        Verdict::Wanted(_)
+                        | Verdict::Waiting(..)
+                        | Verdict::Shadowed(_)
+                        | Verdict::Resting,
+                    )
+                    | None => own.or_else(|| applied.reason.clone()),
+                },
                 Progress::Removing => own,
                 Progress::Pending | Progress::Provisioned => None,
             };
@@ -167,6 +185,26 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_shim_that_can_not_be_had_has_its_own_reason_and_not_the_nodes() {
+        let node: NodeObject = serde_json::from_value(json!({
+            "metadata": {"name": "n1", "uid": "u", "labels": {"farrier.dev/spin": "failed"}, "annotations": {
+                "farrier.dev/applied": r#"{"nodeUid":"u","reason":"shim other: no route"}"#}},
+            "status": {"nodeInfo": {"operatingSystem": "linux", "architecture": "amd64"}},
+        }))
+        .unwrap();
+        let shim: ShimObject = serde_json::from_value(json!({
+            "metadata": {"name": "spin", "finalizers": ["farrier.dev/finalizer"]},
+            "spec": {
+                "fetchStrategy": {}, "rolloutStrategy": {"type": "recreate"},
+                "runtimeClass": {"name": "spin", "handler": "spin"},
+            },
+        }))
+        .unwrap();
+        let text = Overview::new(&[node], &[shim]).table();
+        assert!(text.contains("n1 spin: no artifact is named"), "{text}");
+    }
 
     #[test]
     fn the_table_shows_each_node_and_why_it_failed() {

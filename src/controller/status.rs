@@ -138,7 +138,7 @@ fn status(
         .chain(unusable)
         .collect();
     let conflict = unusable.map_or(reasons::CONFLICT, |_| reasons::UNUSABLE);
-    let mut counts = format!("{} of {nodes} nodes serve it", tally.ready);
+    let mut counts = format!("{} of {nodes} nodes serve it as it is written", tally.ready);
     if !tally.unsupported.is_empty() {
         let unsupported = named(&tally.unsupported).join("; ");
         counts = format!("{counts}, and these can't: {unsupported}");
@@ -158,7 +158,7 @@ fn status(
             false,
             reasons::HALTED,
             format!(
-                "the rollout is halted, and {} nodes wait, because node {node} failed: {reason}",
+                "the rollout is halted, with {} still to come, because node {node} failed: {reason}",
                 tally.waiting
             ),
         ),
@@ -172,7 +172,13 @@ fn status(
         (false, false, underway) => (
             true,
             reasons::PROVISIONING,
-            format!("{underway} of {nodes} nodes are on their way"),
+            match tally.waiting {
+                0 => format!("{underway} of {nodes} nodes are on their way"),
+                waiting => format!(
+                    "{} of {nodes} nodes are on their way, and {waiting} wait for their turn",
+                    tally.pending
+                ),
+            },
         ),
     };
     let ready = match (

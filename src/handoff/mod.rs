@@ -16,6 +16,7 @@ pub const API_VERSION: &str = "farrier.dev/v1";
 
 pub use report::{
     FileAction, FileReport, HandlerReport, Outcome, ProvisionReport, TERMINATION_MESSAGE_LIMIT,
+    elide,
 };
 pub use request::{OptionValue, Owner, ProvisionRequest, ShimRequest, is_sha256};
 

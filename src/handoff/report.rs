@@ -1,5 +1,7 @@
 //! What came of a request on one host, whole for people and cut to size for a termination message.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use super::{API_VERSION, Error};
@@ -198,7 +200,17 @@ impl ProvisionReport {
                 handler.path = None;
             }
         }
-        for longest in [400, 120, 40, 16] {
+        if !fits(&report) {
+            // Handlers of one Shim fail for one reason.
+            let mut told = BTreeSet::new();
+            for handler in report.handlers.iter_mut().filter(|handler| !handler.served) {
+                let reason = handler.reason.clone().unwrap_or_default();
+                if !told.insert((handler.shim.clone(), reason)) {
+                    handler.reason = None;
+                }
+            }
+        }
+        for longest in [400, 250, 180, 120, 80, 40, 16] {
             if !fits(&report) {
                 let texts = report
                     .handlers
@@ -208,7 +220,7 @@ impl ProvisionReport {
                     .chain([&mut report.reason, &mut report.remedy])
                     .flatten()
                 {
-                    shorten(text, longest);
+                    *text = elide(text, longest);
                 }
             }
         }
@@ -246,16 +258,23 @@ fn drop_nulls(value: &mut serde_json::Value) {
     }
 }
 
-/// Cuts `text` to at most `longest` bytes at a character's border and says so.
-fn shorten(text: &mut String, longest: usize) {
-    if text.len() > longest {
-        let end = (0..=longest.saturating_sub(3))
-            .rev()
-            .find(|&end| text.is_char_boundary(end))
-            .unwrap_or(0);
-        text.truncate(end);
-        text.push('…');
+/// A sentence in at most `longest` bytes, of which three at least. The remedy behind its last semicolon goes first, and then what stands in
+/// the middle: a sentence begins with a place, often a long URL, and ends with the cause.
+#[must_use]
+pub fn elide(sentence: &str, longest: usize) -> String {
+    if sentence.len() <= longest {
+        return sentence.to_owned();
     }
+    let cause = sentence
+        .rsplit_once("; ")
+        .map_or(sentence, |(cause, _)| cause);
+    if cause.len() <= longest {
+        return cause.to_owned();
+    }
+    let rest = longest.saturating_sub('…'.len_utf8());
+    let head = cause.floor_char_boundary(rest / 4);
+    let tail = cause.ceil_char_boundary(cause.len() - (rest - head));
+    format!("{}…{}", &cause[..head], &cause[tail..])
 }
 
 #[cfg(test)]
@@ -283,6 +302,54 @@ mod tests {
         let read = ProvisionReport::from_json(&message).unwrap();
         assert_eq!(read.handlers.len(), 30);
         assert_eq!(read.result, Outcome::Partial);
+    }
+
+    #[test]
+    fn of_many_failures_each_keeps_its_cause() {
+        let mut report = ProvisionReport::new(Outcome::Refused);
+        report.handlers = (0..24)
+            .map(|n| HandlerReport {
+                shim: format!("shim-{}", n / 2),
+                handler: format!("handler-{n}"),
+                path: None,
+                sha256: None,
+                served: false,
+                reason: Some(format!(
+                    "https://example.org/{}/containerd-shim-{}.tar.gz can't be fetched: no such host; {}",
+                    "releases/download/".repeat(5),
+                    n / 2,
+                    "see that the location is right and that its server can be reached from here".repeat(2)
+                )),
+            })
+            .collect();
+        report.reason = report.handlers[0].reason.clone();
+        let read = ProvisionReport::from_json(&report.to_termination_message()).unwrap();
+        let reasons = read.handlers.iter().filter_map(|it| it.reason.as_deref());
+        let reasons: Vec<&str> = reasons.collect();
+        assert_eq!(reasons.len(), 12, "one of each Shim");
+        for reason in reasons {
+            assert!(
+                reason.ends_with("can't be fetched: no such host"),
+                "{reason}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_sentence_is_never_longer_than_it_may_be() {
+        for longest in 3..90 {
+            for sentence in [
+                "ü".repeat(80),
+                "a; ü".repeat(20),
+                "; ".repeat(40),
+                String::new(),
+            ] {
+                assert!(
+                    elide(&sentence, longest).len() <= longest,
+                    "{sentence} {longest}"
+                );
+            }
+        }
     }
 
     #[test]

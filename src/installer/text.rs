@@ -89,7 +89,16 @@ pub fn report_text(report: &ProvisionReport) -> String {
 pub fn plan_text(plan: &HostPlan, unit: &str) -> String {
     let mut text = String::new();
     if plan.is_empty() {
-        line!(text, "nothing to do: the host is as wanted");
+        let is_well = plan.handlers.iter().all(|it| it.reason.is_none());
+        line!(
+            text,
+            "{}",
+            if is_well {
+                "nothing to do: the host is as wanted"
+            } else {
+                "nothing would be changed"
+            }
+        );
     }
     for path in &plan.make_folders {
         line!(text, "make the folder {path}");
