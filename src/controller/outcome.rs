@@ -81,11 +81,12 @@ pub fn read(
     }
     applied.digest = request.digest();
     applied.machine_id.clone_from(&seen.node.machine_id);
-    // What a host said before it rebooted is no proof of what it is now.
-    applied.boot_id.clone_from(if report.boot_id.is_empty() {
-        &seen.node.boot_id
-    } else {
+    // What a host said before it rebooted is no proof of what it is now; one that says so twice and its kubelet see it differently.
+    let is_older = !report.boot_id.is_empty() && applied.attempts <= 1;
+    applied.boot_id.clone_from(if is_older {
         &report.boot_id
+    } else {
+        &seen.node.boot_id
     });
     applied.runtime.clone_from(&seen.node.runtime);
     applied.unsupported = report.unsupported;
@@ -221,8 +222,9 @@ fn conclude(
             applied.attempts = 1;
         }
     }
-    // A handler that the kubelet has yet to list is no failure, but neither is the attempt over.
-    let open = failed || !all_listed(seen.node, &applied);
+    // A handler that the kubelet has yet to list is no failure, and neither is a boot since the report, but the attempt is not over.
+    let rebooted = report.is_some() && applied.boot_id != seen.node.boot_id;
+    let open = failed || rebooted || !all_listed(seen.node, &applied);
     applied.attempts = if open { applied.attempts.max(1) } else { 0 };
     let desired = Desired::new(seen.node, Some(&applied), seen.cluster, seen.held);
     let step = if seen.keep_jobs {

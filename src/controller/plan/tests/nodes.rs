@@ -188,10 +188,20 @@ fn what_a_host_said_before_it_rebooted_is_verified() {
     };
     report.boot_id = "boot".to_owned();
     answered.node.boot_id = "another".to_owned();
-    let JobStep::Create(again) = answered.stepped().decide().job else {
+    let read = answered.stepped().later(30);
+    let (mut again, plan) = read.step();
+    let JobStep::Create(asked) = plan.job else {
         panic!("no Job")
     };
-    assert_eq!(again.digest(), request.digest());
+    assert_eq!(asked.digest(), request.digest());
+    // A host and a kubelet that see different boots for good are no reason to ask for ever.
+    again = again.answers(Outcome::Unchanged, true, None);
+    let Some(JobProgress::Answered(report)) = again.job.as_mut().map(|job| &mut job.progress)
+    else {
+        panic!("no answer")
+    };
+    report.boot_id = "boot".to_owned();
+    assert_eq!(again.stepped().later(3_600).decide().job, JobStep::None);
 }
 
 #[test]
