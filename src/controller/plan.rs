@@ -361,7 +361,7 @@ fn follow(seen: &Observed, desired: &Desired, applied: Option<Applied>, job: &Jo
                 ..settled(seen, desired, applied, JobStep::None)
             };
         }
-        JobProgress::Overdue(since) => {
+        JobProgress::Overdue { since, reason } => {
             let rest = POD_PATIENCE.saturating_sub(self::age(seen.now, *since));
             if !rest.is_zero() {
                 return Plan {
@@ -369,7 +369,7 @@ fn follow(seen: &Observed, desired: &Desired, applied: Option<Applied>, job: &Jo
                     ..settled(seen, desired, applied, JobStep::None)
                 };
             }
-            Some("the Job's pod has not ended a minute after its time was over; see that the node is up, and the log of the pod".to_owned())
+            Some(reason.clone())
         }
         JobProgress::NoPod => Some("the Job has had no pod for a minute; see the Events of the Job, often a quota or an admission policy".to_owned()),
         JobProgress::Stuck(reason) | JobProgress::Silent(reason) => Some(reason.clone()),

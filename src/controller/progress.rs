@@ -33,8 +33,13 @@ pub enum JobProgress {
     NoPod,
     /// Its pod works.
     Running,
-    /// Its time is over since then, and its pod has not ended.
-    Overdue(Timestamp),
+    /// It has ended, or its time is over, and no pod of it is seen to have ended.
+    Overdue {
+        /// Since when.
+        since: Timestamp,
+        /// Why it failed, if that stays so.
+        reason: String,
+    },
     /// Its pod can't start, for this reason.
     Stuck(String),
     /// Its installer has answered.
@@ -87,13 +92,24 @@ fn progress(job: &JobObject, pods: &[&PodObject], digest: &str, node_uid: &str) 
             None => {}
         }
     }
-    if let Some(reason) = ending(job) {
-        return JobProgress::Silent(unreadable.map_or(reason, |text| {
-            format!("the installer left no report: {text}")
-        }));
+    if let Some((reason, since)) = ending(job) {
+        // The watch on pods may lag behind the one on Jobs, for example when the API server has been away.
+        let has_ended =
+            |pod: &&PodObject| matches!(pod.status.phase.as_deref(), Some("Succeeded" | "Failed"));
+        let seen = unreadable.is_some() || pods.iter().any(has_ended);
+        return match since.filter(|_| !seen) {
+            Some(since) => JobProgress::Overdue { since, reason },
+            None => JobProgress::Silent(unreadable.map_or(reason, |text| {
+                format!("the installer left no report: {text}")
+            })),
+        };
     }
     if let Some(since) = overdue(job) {
-        return JobProgress::Overdue(since);
+        let reason = "the Job's pod has not ended a minute after its time was over; see that the node is up, and the log of the pod";
+        return JobProgress::Overdue {
+            since,
+            reason: reason.to_owned(),
+        };
     }
     match pods.last() {
         None => JobProgress::NoPod,
@@ -158,19 +174,21 @@ fn exit(container: &str, ended: &ContainerStateTerminated) -> String {
     )
 }
 
-/// Why the Job has ended, if it has.
-fn ending(job: &JobObject) -> Option<String> {
+/// Why the Job has ended and since when, if it has.
+fn ending(job: &JobObject) -> Option<(String, Option<Timestamp>)> {
     let ended = job.status.conditions.iter().find(|condition| {
         condition.status == "True" && matches!(condition.type_.as_str(), "Complete" | "Failed")
     })?;
-    Some(match ended.reason.as_deref() {
+    let reason = match ended.reason.as_deref() {
         Some("DeadlineExceeded") => "the Job did not end before its deadline; see the log of its pod, or raise --job-deadline".to_owned(),
         reason => format!(
             "the Job ended without a report: {}: {}",
             reason.unwrap_or(&ended.type_),
             ended.message.as_deref().unwrap_or("no message")
         ),
-    })
+    };
+    let since = ended.last_transition_time.as_ref();
+    Some((reason, since.map(|time| time.0)))
 }
 
 /// Since when the Job waits for its pod to end and will have failed then (Kubernetes 1.31 and later, *Job termination*).
@@ -352,10 +370,39 @@ mod tests {
         let since = "2026-01-01T00:15:00Z";
         let target = json!([{"type": "FailureTarget", "status": "True", "reason": "DeadlineExceeded", "lastTransitionTime": since}]);
         let running = install(&json!({"running": {}}));
-        let overdue = JobProgress::Overdue(since.parse().unwrap());
-        assert_eq!(view(&target, &[running]).progress, overdue);
+        let seen = view(&target, &[running]).progress;
+        assert!(
+            matches!(&seen, JobProgress::Overdue { since: seen, reason }
+                if *seen == since.parse().unwrap() && reason.contains("see that the node is up")),
+            "{seen:?}"
+        );
         let answered = view(&target, &[said(&report().to_json())]);
         assert_eq!(answered.progress, JobProgress::Answered(Box::new(report())));
+    }
+
+    #[test]
+    fn a_job_that_is_seen_to_end_before_its_pod_is_waits_for_what_the_pod_says() {
+        let since = "2026-01-01T00:00:02Z";
+        for (kind, reason) in [
+            ("Complete", "CompletionsReached"),
+            ("Failed", "PodFailurePolicy"),
+        ] {
+            let ended = json!([{"type": kind, "status": "True", "reason": reason, "lastTransitionTime": since}]);
+            for statuses in [vec![], vec![install(&json!({"running": {}}))]] {
+                let seen = view(&ended, &statuses).progress;
+                assert!(
+                    matches!(&seen, JobProgress::Overdue { since: seen, reason }
+                        if *seen == since.parse().unwrap() && reason.contains("without a report")),
+                    "{seen:?}"
+                );
+            }
+            let mut gone = install(&json!({"terminated": {"exitCode": 0, "message": ""}}));
+            gone["phase"] = json!("Succeeded");
+            assert!(matches!(
+                view(&ended, &[gone]).progress,
+                JobProgress::Silent(_)
+            ));
+        }
     }
 
     #[test]

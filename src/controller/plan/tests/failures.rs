@@ -288,7 +288,11 @@ fn a_job_that_ended_says_what_it_cost() {
 #[test]
 fn a_job_whose_pod_does_not_end_after_its_time_is_a_failure() {
     let asked = scene().annotated().stepped();
-    let over = asked.job(JobProgress::Overdue(start())).later(59);
+    let overdue = JobProgress::Overdue {
+        since: start(),
+        reason: "see that the node is up".to_owned(),
+    };
+    let over = asked.job(overdue).later(59);
     let plan = over.decide();
     assert!(plan.is_empty());
     assert_eq!(plan.look_again, Some(Duration::from_secs(1)));
