@@ -130,6 +130,19 @@ impl Cluster {
         for pod in self.pods().list(&ListParams::default()).await.unwrap() {
             self.delete_pod(&pod.name_any()).await;
         }
+        for node in self.nodes().list(&ListParams::default()).await.unwrap() {
+            // A stand-in's kubelet ended with its test: what it was asked for would never be done.
+            if self
+                .file
+                .nodes
+                .iter()
+                .all(|own| own.name != node.name_any())
+            {
+                let nodes = self.nodes();
+                let name = node.name_any();
+                nodes.delete(&name, &DeleteParams::default()).await.unwrap();
+            }
+        }
         for shim in self.shims().list(&ListParams::default()).await.unwrap() {
             if shim.name_any() != SHIM {
                 self.delete_shim(&shim.name_any()).await;
