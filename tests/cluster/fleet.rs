@@ -12,7 +12,7 @@ use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
 
 use crate::stage::{Stage, done, shim};
-use crate::support::eventually;
+use crate::support::{Cluster, eventually};
 
 const CONTROLLER: &str = "app.kubernetes.io/component=controller";
 
@@ -23,8 +23,9 @@ async fn stages<const N: usize>(
     strategy: Value,
 ) -> [Stage; N] {
     let mut stages = Vec::new();
+    Cluster::with_farrier().await;
     for name in names {
-        let mut stage = Stage::new(name).await;
+        let mut stage = Stage::beside(name).await;
         stage.register().await;
         stages.push(stage);
     }

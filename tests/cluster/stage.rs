@@ -72,9 +72,14 @@ impl Stage {
 
     /// Neither yet.
     pub async fn new(name: &'static str) -> Self {
-        let cluster = Cluster::with_farrier().await;
+        Cluster::with_farrier().await;
+        Self::beside(name).await
+    }
+
+    /// Neither yet, beside what the test has set already.
+    pub async fn beside(name: &'static str) -> Self {
         Self {
-            cluster,
+            cluster: Cluster::connect().await,
             name,
             heart: None,
         }
