@@ -93,7 +93,7 @@ rcm.{{ $key }} (the Jobs run the controller's own image)
 {{- end }}
 {{- end }}
 {{- if hasKey (default dict $values.rcm) "shimDownloaderConfig" }}
-rcm.shimDownloaderConfig (a download is tried again by itself)
+rcm.shimDownloaderConfig (a download is tried again by itself; a proxy is named by job.proxy)
 {{- end }}
 {{- if hasKey (default dict $values.rcm) "leaderElectEnabled" }}
 rcm.leaderElectEnabled (replicas always elect a leader)
@@ -170,6 +170,10 @@ tolerations:
 - name: FARRIER_JOB_PRIORITY_CLASS
   value: {{ . | quote }}
 {{- end }}
+{{- range $name, $value := include "farrier.proxies" . | fromJson }}
+- name: FARRIER_JOB_{{ $name }}
+  value: {{ $value | quote }}
+{{- end }}
 - name: AUTO_PROVISION_NODES
   value: {{ include "farrier.autoProvision" . | quote }}
 - name: FARRIER_RESERVE_HANDLERS
@@ -187,6 +191,15 @@ tolerations:
   value: {{ .Values.log.filter | quote }}
 - name: FARRIER_LOG_FORMAT
   value: {{ .Values.log.format | quote }}
+{{- end -}}
+
+{{/* The proxies of what fetches, by the name of the variable that has them there, as JSON. */}}
+{{- define "farrier.proxies" -}}
+{{- $proxies := dict -}}
+{{- range $key, $name := dict "http" "HTTP_PROXY" "https" "HTTPS_PROXY" "noProxy" "NO_PROXY" -}}
+{{- with get (default dict $.Values.job.proxy) $key -}}{{- $_ := set $proxies $name . -}}{{- end -}}
+{{- end -}}
+{{- toJson $proxies -}}
 {{- end -}}
 
 {{/* Annotations of what runs before an install and an upgrade; takes the weight. What succeeded is cleared away. */}}
