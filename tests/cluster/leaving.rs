@@ -19,6 +19,18 @@ async fn no_lease_is_left(cluster: &Cluster) {
 }
 
 #[tokio::test]
+async fn a_second_farrier_is_refused() {
+    let cluster = Cluster::with_farrier().await;
+    let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/farrier");
+    for (release, namespace) in [("other", "farrier"), ("farrier", "default")] {
+        let name = format!("--set=nameOverride={release}-2");
+        let refusal = cluster.helm_refusal(&["install", release, chart, "-n", namespace, &name]);
+        let said = "already, as farrier in the namespace farrier";
+        assert!(refusal.contains(said), "{release} {namespace}: {refusal}");
+    }
+}
+
+#[tokio::test]
 async fn an_uninstall_leaves_nothing_behind() {
     let cluster = Cluster::with_farrier().await;
     let node = cluster.node_with("2.4");

@@ -202,6 +202,25 @@ tolerations:
 {{- toJson $proxies -}}
 {{- end -}}
 
+{{/*
+Refuses a second Farrier in the cluster: nodes, Shims and RuntimeClasses are in no namespace, so that two controllers undo each other's
+work. Of each that is installed, by whatever means, its ClusterRoleBinding says where.
+*/}}
+{{- define "farrier.onlyOne" -}}
+{{- range (lookup "rbac.authorization.k8s.io/v1" "ClusterRoleBinding" "" "").items -}}
+{{- $labels := default dict .metadata.labels -}}
+{{- $isOurs := regexMatch (printf "^%s-[0-9]" $.Chart.Name) (default "" (get $labels "helm.sh/chart")) -}}
+{{- $isHook := hasKey (default dict .metadata.annotations) "helm.sh/hook" -}}
+{{- if and $isOurs (not $isHook) .subjects -}}
+{{- $release := get $labels "app.kubernetes.io/instance" -}}
+{{- $namespace := (first .subjects).namespace -}}
+{{- if or (ne $release $.Release.Name) (ne $namespace $.Release.Namespace) -}}
+{{- fail (printf "Farrier is in this cluster already, as %s in the namespace %s (ClusterRoleBinding %s), and two would undo each other's work: change that one (helm upgrade %s -n %s), or uninstall it first" $release $namespace .metadata.name $release $namespace) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{/* Annotations of what runs before an install and an upgrade; takes the weight. What succeeded is cleared away. */}}
 {{- define "farrier.crdHook" -}}
 helm.sh/hook: pre-install,pre-upgrade
