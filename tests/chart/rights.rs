@@ -43,6 +43,13 @@ fn a_job_is_given_the_proxies_of_the_values_and_no_others() {
 }
 
 #[test]
+fn an_upgrade_that_takes_the_authorities_away_refuses_no_job_of_the_controller_before_it() {
+    let validations = validations_of_jobs(&[]);
+    let expected = r#"has(volume.configMap) && volume.configMap.name == \"farrier-ca\""#;
+    assert!(validations.contains(expected), "{validations}");
+}
+
+#[test]
 fn the_controllers_rights_are_these_and_no_more() {
     let objects = render(&[]);
     let rights = |kind: &str, role_name: &str| rights(&objects, kind, role_name);
