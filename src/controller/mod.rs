@@ -133,9 +133,9 @@ pub enum Error {
     /// Another replica acts.
     #[error("the Lease was lost; another replica acts, and this one starts anew to stand by")]
     LeaseLost,
-    /// The definition was replaced.
+    /// The definition was deleted or replaced.
     #[error(
-        "the Shim's definition is another's now, whose fields are not all ours; apply Farrier's (`farrier crd --apply`)"
+        "the cluster doesn't serve Farrier's definition of the Shim any more; run `farrier crd --apply`"
     )]
     DefinitionLost,
     /// A write that nothing goes on without.
