@@ -47,20 +47,24 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
 {{/*
-Whether `image` is of another program. The values of kwasm-operator's and runtime-class-manager's charts name their controllers there:
-whoever upgrades with such a file means Farrier, so that the whole `image.repository` and `image.tag` of theirs count for nothing.
+Which values of `image` are of another program. The values of kwasm-operator's and runtime-class-manager's charts name their controllers
+there: whoever upgrades with such a file means Farrier, so that their repository and their tag count for nothing. A repository that is
+named beside such a file is heard, without the tag that the file still has.
 */}}
-{{- define "farrier.imageIsAnothers" -}}
+{{- define "farrier.anothersImage" -}}
 {{- $name := .Values.image.repository | splitList "/" | last -}}
-{{- or (has $name (list "kwasm-operator" "runtime-class-manager")) (hasPrefix "kwasm-operator-" .Values.image.tag) -}}
+{{- if has $name (list "kwasm-operator" "runtime-class-manager") -}}
+image.repository and image.tag
+{{- else if hasPrefix "kwasm-operator-" .Values.image.tag -}}
+image.tag
+{{- end -}}
 {{- end -}}
 
 {{- define "farrier.image" -}}
-{{- if eq (include "farrier.imageIsAnothers" .) "true" -}}
-{{- printf "localhost/farrier:%s" .Chart.AppVersion -}}
-{{- else -}}
-{{- printf "%s:%s" .Values.image.repository (default .Chart.AppVersion .Values.image.tag) -}}
-{{- end -}}
+{{- $anothers := include "farrier.anothersImage" . -}}
+{{- $repository := ternary "localhost/farrier" .Values.image.repository (contains "repository" $anothers) -}}
+{{- $tag := ternary "" .Values.image.tag (contains "tag" $anothers) -}}
+{{- printf "%s:%s" $repository (default .Chart.AppVersion $tag) -}}
 {{- end -}}
 
 {{/* "true" where either name of the option says so; KWasm's chart takes it as a string, in letters of any case. */}}
@@ -81,8 +85,8 @@ whoever upgrades with such a file means Farrier, so that the whole `image.reposi
 {{/* What the values of kwasm-operator and runtime-class-manager say and Farrier has no use for: one name a line. */}}
 {{- define "farrier.withoutEffect" -}}
 {{- $values := .Values -}}
-{{- if eq (include "farrier.imageIsAnothers" .) "true" }}
-image.repository and image.tag (another program's; {{ include "farrier.image" . }} is used)
+{{- with include "farrier.anothersImage" . }}
+{{ . }} (another program's; {{ include "farrier.image" $ }} is used)
 {{- end }}
 {{- if hasKey $values.kwasmOperator "installerImage" }}
 kwasmOperator.installerImage (the Jobs run the controller's own image)
