@@ -32,12 +32,20 @@ pub struct LeaveOptions {
 /// What could not be cleaned.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Left {
+    /// Hosts were to keep what they have.
+    pub kept: bool,
     /// Nodes that still carry something, each with the Shims.
     pub nodes: BTreeMap<String, Vec<String>>,
 }
 
 impl fmt::Display for Left {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.kept {
+            return writeln!(
+                f,
+                "the Shims are let go of; nodes keep what they have, until somebody runs `farrier uninstall --all` there"
+            );
+        }
         if self.nodes.is_empty() {
             return writeln!(f, "the Shims are let go of, and nothing is left to clean");
         }
@@ -80,7 +88,10 @@ pub async fn leave(settings: Settings, options: LeaveOptions) -> Result<Left, Er
         // A controller that still ends would set again what is let go of below: who holds the Lease has it gone.
         let mut election = Election::new(client.clone(), &namespace, &lease_name, &identity);
         let _ = tokio::time::timeout(options.deadline, election.acquire()).await;
-        Left::default()
+        Left {
+            kept: true,
+            ..Left::default()
+        }
     } else {
         clean(&client, &settings, options.deadline).await?
     };
@@ -154,6 +165,7 @@ async fn cleaned(context: &Context, end: Instant) -> Left {
     let _ = tokio::time::timeout_at(end, clean).await;
     Left {
         nodes: context.carriers(),
+        ..Left::default()
     }
 }
 
@@ -169,6 +181,7 @@ mod tests {
         });
         let left = Left {
             nodes: nodes.into(),
+            ..Left::default()
         };
         let text = left.to_string();
         let lines: Vec<_> = text.lines().collect();
@@ -176,5 +189,12 @@ mod tests {
         assert!(lines[1].starts_with("node n2 still has marks of Farrier; run"));
         assert!(lines[1].contains("kubectl annotate node n2 farrier.dev/applied-"));
         assert!(Left::default().to_string().contains("nothing is left"));
+        let kept = Left {
+            kept: true,
+            ..Left::default()
+        };
+        let text = kept.to_string();
+        assert!(text.contains("nodes keep what they have"), "{text}");
+        assert!(!text.contains("nothing is left"), "{text}");
     }
 }
