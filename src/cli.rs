@@ -119,6 +119,15 @@ pub struct Controller {
     /// Priority class of the Jobs' pods; with `system-node-critical`, a full node makes room for them.
     #[arg(long, env = "FARRIER_JOB_PRIORITY_CLASS", value_name = "NAME")]
     pub job_priority_class: Option<String>,
+    /// Proxy through which the Jobs fetch from http:// locations.
+    #[arg(long, env = "FARRIER_JOB_HTTP_PROXY", value_name = "URL")]
+    pub job_http_proxy: Option<String>,
+    /// Proxy through which the Jobs fetch from https:// locations.
+    #[arg(long, env = "FARRIER_JOB_HTTPS_PROXY", value_name = "URL")]
+    pub job_https_proxy: Option<String>,
+    /// Hosts, domains and networks that the Jobs fetch from without a proxy.
+    #[arg(long, env = "FARRIER_JOB_NO_PROXY", value_name = "LIST")]
+    pub job_no_proxy: Option<String>,
     /// Which handlers a node declares beside those of its own Shims, with a change that restarts its containerd anyway.
     #[arg(long, env = "FARRIER_RESERVE_HANDLERS", value_enum, default_value_t)]
     pub reserve_handlers: ReserveHandlers,

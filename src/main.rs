@@ -89,6 +89,9 @@ fn settings(controller: cli::Controller) -> controller::Settings {
         allow_pod_restarts,
         job_host_pid,
         job_priority_class,
+        job_http_proxy,
+        job_https_proxy,
+        job_no_proxy,
         reserve_handlers,
         lease_name,
         identity,
@@ -107,6 +110,14 @@ fn settings(controller: cli::Controller) -> controller::Settings {
         allow_pod_restarts,
         job_host_pid,
         job_priority_class,
+        job_proxies: [
+            ("HTTP_PROXY", job_http_proxy),
+            ("HTTPS_PROXY", job_https_proxy),
+            ("NO_PROXY", job_no_proxy),
+        ]
+        .into_iter()
+        .filter_map(|(variable, value)| Some((variable, value?)))
+        .collect(),
         reserve_handlers: reserve_handlers == ReserveHandlers::Shims,
         lease_name,
         identity: identity.unwrap_or_else(identity_of_process),

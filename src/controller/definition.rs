@@ -27,9 +27,16 @@ async fn until(client: &Client, ours: bool) {
     let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
     let seen = watcher::watch_object(definitions, Shim::crd_name()).default_backoff();
     let mut seen = std::pin::pin!(seen);
+    let mut told = false;
     while let Some(seen) = seen.next().await {
         match seen {
             Ok(definition) if definition.as_ref().is_some_and(is_ours) == ours => return,
+            Ok(_) if ours && !told => {
+                told = true;
+                tracing::warn!(
+                    "the cluster doesn't serve Farrier's definition of the Shim: nothing is done until it does; run `farrier crd --apply`"
+                );
+            }
             Ok(_) => {}
             Err(error) => {
                 tracing::warn!(%error, "the CustomResourceDefinition of the Shim can't be watched; trying again");

@@ -162,6 +162,9 @@ fn fetch(settings: &Settings) -> Value {
         mounts.push(json!({"name": "ca", "mountPath": "/ca", "readOnly": true}));
         environment.push(json!({"name": "FARRIER_CA_FILE", "value": "/ca/ca.crt"}));
     }
+    for (name, value) in &settings.job_proxies {
+        environment.push(json!({"name": name, "value": value}));
+    }
     json!({
         "name": names::FETCH_CONTAINER,
         "image": settings.image,
@@ -236,6 +239,7 @@ mod tests {
             allow_pod_restarts: false,
             job_host_pid: false,
             job_priority_class: None,
+            job_proxies: std::collections::BTreeMap::new(),
             reserve_handlers: true,
             lease_name: "farrier".to_owned(),
             identity: "a".to_owned(),
@@ -338,6 +342,19 @@ mod tests {
             let pod = job.spec.unwrap().template.spec.unwrap();
             assert_eq!(pod.host_pid, expected);
         }
+    }
+
+    #[test]
+    fn only_what_fetches_knows_of_a_proxy() {
+        let settings = Settings {
+            ca_config_map: None,
+            job_proxies: [("HTTPS_PROXY", "http://proxy:3128".to_owned())].into(),
+            ..settings()
+        };
+        let pod = pod(&settings, "n1");
+        let known = json!([{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}]);
+        assert_eq!(pod["initContainers"][0]["env"], known);
+        assert_eq!(pod["containers"][0]["env"], Value::Null);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use kube::api::{Api, ListParams};
 use kube::{Client, ResourceExt};
+use tokio::time::Instant;
 
 use super::apply::replicas;
 use super::context::Context;
@@ -31,12 +32,20 @@ pub struct LeaveOptions {
 /// What could not be cleaned.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Left {
+    /// Hosts were to keep what they have.
+    pub kept: bool,
     /// Nodes that still carry something, each with the Shims.
     pub nodes: BTreeMap<String, Vec<String>>,
 }
 
 impl fmt::Display for Left {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.kept {
+            return writeln!(
+                f,
+                "the Shims are let go of; nodes keep what they have, until somebody runs `farrier uninstall --all` there"
+            );
+        }
         if self.nodes.is_empty() {
             return writeln!(f, "the Shims are let go of, and nothing is left to clean");
         }
@@ -74,16 +83,17 @@ pub async fn leave(settings: Settings, options: LeaveOptions) -> Result<Left, Er
     if let Some(deployment) = &options.deployment {
         replicas::scale_to_nothing(&client, &namespace, deployment).await?;
     }
+    apply::definition::restore(&client).await?;
     let left = if options.keep_hosts {
         // A controller that still ends would set again what is let go of below: who holds the Lease has it gone.
         let mut election = Election::new(client.clone(), &namespace, &lease_name, &identity);
         let _ = tokio::time::timeout(options.deadline, election.acquire()).await;
-        Left::default()
+        Left {
+            kept: true,
+            ..Left::default()
+        }
     } else {
-        let deadline = options.deadline;
-        // On the heap: forty kilobytes of watches.
-        let cleans = async |context: &Context| Ok(cleaned(context, deadline).await);
-        Box::pin(operate(client.clone(), settings, true, cleans)).await?
+        clean(&client, &settings, options.deadline).await?
     };
     // Shims may stay, as their definition does; nobody would let go of them any more.
     let shims: Api<ShimObject> = Api::all(client.clone());
@@ -106,6 +116,23 @@ pub async fn leave(settings: Settings, options: LeaveOptions) -> Result<Left, Er
     Ok(left)
 }
 
+/// Has every node let go of what it carries; who still carries something after `deadline`.
+async fn clean(client: &Client, settings: &Settings, deadline: Duration) -> Result<Left, Error> {
+    let end = Instant::now() + deadline;
+    loop {
+        let cleans = async |context: &Context| Ok(cleaned(context, end).await);
+        // On the heap: forty kilobytes of watches.
+        let operating = Box::pin(operate(client.clone(), settings.clone(), true, cleans));
+        match operating.await {
+            // One that somebody deleted goes with the last Shim that is let go of; nodes may carry something still.
+            Err(Error::DefinitionLost) if Instant::now() < end => {
+                apply::definition::restore(client).await?;
+            }
+            ended => return ended,
+        }
+    }
+}
+
 /// Deletes the Lease, unless another replica holds it: that one acts still.
 async fn end_lease(
     client: &Client,
@@ -123,8 +150,8 @@ async fn end_lease(
     }
 }
 
-/// Waits until no node carries anything, or for `deadline`; who still does.
-async fn cleaned(context: &Context, deadline: Duration) -> Left {
+/// Waits until no node carries anything, or until `end`; who still does.
+async fn cleaned(context: &Context, end: Instant) -> Left {
     let clean = async {
         loop {
             let changed = context.changed.notified();
@@ -135,9 +162,10 @@ async fn cleaned(context: &Context, deadline: Duration) -> Left {
         }
     };
     // At the deadline, what is left is what is told.
-    let _ = tokio::time::timeout(deadline, clean).await;
+    let _ = tokio::time::timeout_at(end, clean).await;
     Left {
         nodes: context.carriers(),
+        ..Left::default()
     }
 }
 
@@ -153,6 +181,7 @@ mod tests {
         });
         let left = Left {
             nodes: nodes.into(),
+            ..Left::default()
         };
         let text = left.to_string();
         let lines: Vec<_> = text.lines().collect();
@@ -160,5 +189,12 @@ mod tests {
         assert!(lines[1].starts_with("node n2 still has marks of Farrier; run"));
         assert!(lines[1].contains("kubectl annotate node n2 farrier.dev/applied-"));
         assert!(Left::default().to_string().contains("nothing is left"));
+        let kept = Left {
+            kept: true,
+            ..Left::default()
+        };
+        let text = kept.to_string();
+        assert!(text.contains("nodes keep what they have"), "{text}");
+        assert!(!text.contains("nothing is left"), "{text}");
     }
 }

@@ -3,6 +3,7 @@
 //! Watches fill stores; a change names the nodes and Shims that it concerns; each of those is decided on from the stores alone
 //! ([`plan`], [`status`]: pure) and only [`apply`] writes. What one node means for the others is kept in the [`fleet`].
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -88,6 +89,8 @@ pub struct Settings {
     pub job_host_pid: bool,
     /// Priority class of the Jobs' pods.
     pub job_priority_class: Option<String>,
+    /// Variables by which a Job's `fetch` finds its proxies, as curl and most others read them.
+    pub job_proxies: BTreeMap<&'static str, String>,
     /// Nodes declare the handlers of Shims that they don't carry, with a change that restarts their runtime anyway.
     pub reserve_handlers: bool,
     /// Name of the Lease, in the namespace, whose holder acts.
@@ -130,9 +133,9 @@ pub enum Error {
     /// Another replica acts.
     #[error("the Lease was lost; another replica acts, and this one starts anew to stand by")]
     LeaseLost,
-    /// The definition was replaced.
+    /// The definition was deleted or replaced.
     #[error(
-        "the Shim's definition is another's now, whose fields are not all ours; apply Farrier's (`farrier crd --apply`)"
+        "the cluster doesn't serve Farrier's definition of the Shim any more; run `farrier crd --apply`"
     )]
     DefinitionLost,
     /// A write that nothing goes on without.

@@ -96,6 +96,9 @@ fn the_controller_understands_its_environment() {
         "FARRIER_IMAGE_PULL_SECRETS",
         "FARRIER_CA_CONFIG_MAP",
         "FARRIER_JOB_PRIORITY_CLASS",
+        "FARRIER_JOB_HTTP_PROXY",
+        "FARRIER_JOB_HTTPS_PROXY",
+        "FARRIER_JOB_NO_PROXY",
         "SHIM_NODE_INSTALLER_JOB_TTL",
     ] {
         assert!(!variables.contains(unset), "{unset}");
@@ -109,6 +112,8 @@ fn values_reach_the_controller() {
         "--set=imagePullSecrets[0].name=one,imagePullSecrets[1].name=two",
         "--set=job.deadlineSeconds=120,job.ttlSecondsAfterFinished=0,job.allowPodRestarts=true",
         "--set=job.hostPID=true,job.priorityClassName=system-node-critical",
+        "--set=job.proxy.http=http://proxy:3128,job.proxy.https=http://proxy:3129",
+        "--set=job.proxy.noProxy=10.0.0.0/8\\,.internal",
         "--set=log.filter=debug,log.format=json",
     ]);
     let (cli, _) = controller_options(&objects);
@@ -123,6 +128,11 @@ fn values_reach_the_controller() {
     assert_eq!(options.job_ttl, Some(cli::JobTtl::Seconds(0)));
     let priority = options.job_priority_class.as_deref();
     assert_eq!(priority, Some("system-node-critical"));
+    assert_eq!(options.job_http_proxy.as_deref(), Some("http://proxy:3128"));
+    let secure = options.job_https_proxy.as_deref();
+    assert_eq!(secure, Some("http://proxy:3129"));
+    let direct = options.job_no_proxy.as_deref();
+    assert_eq!(direct, Some("10.0.0.0/8,.internal"));
     let pull_secrets = &pod_spec(&objects)["imagePullSecrets"];
     assert_eq!(*pull_secrets, json!([{"name": "one"}, {"name": "two"}]));
 }

@@ -84,6 +84,8 @@ fn before_an_uninstall_nodes_let_go_as_the_controller_would(
         "coordination.k8s.io: leases farrier: delete",
     ]);
     assert_eq!(rights(&objects, "Role", "farrier-leave"), expected);
+    let expected = set(&["apiextensions.k8s.io: customresourcedefinitions: create"]);
+    assert_eq!(rights(&objects, "ClusterRole", "farrier-leave"), expected);
 }
 
 #[rstest]

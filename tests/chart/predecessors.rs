@@ -95,6 +95,21 @@ fn the_values_of_a_predecessor_are_taken(#[case] values: &Value, #[case] without
 }
 
 #[test]
+fn a_repository_that_is_named_beside_a_predecessors_values_is_not_run_with_their_tag() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), kwasms_values().to_string()).unwrap();
+    let values = format!("--values={}", file.path().display());
+    let ours = "--set=image.repository=registry.example/farrier";
+    let objects = render(&[&values, ours]);
+    let image = &pod_spec(&objects)["containers"][0]["image"];
+    let expected = concat!("registry.example/farrier:", env!("CARGO_PKG_VERSION"));
+    assert_eq!(*image, expected);
+    let told = format!("image.tag (another program's; {expected} is used)");
+    let notes = notes(&[&values, ours]);
+    assert!(notes.contains(&told), "{notes}");
+}
+
+#[test]
 fn an_image_that_is_named_beside_a_predecessors_values_is_run() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), kwasms_values().to_string()).unwrap();

@@ -24,6 +24,31 @@ pub fn set(lines: &[&str]) -> BTreeSet<String> {
     lines.iter().map(ToString::to_string).collect()
 }
 
+/// The validations of the policy on Jobs.
+fn validations_of_jobs(arguments: &[&str]) -> String {
+    let objects = render(arguments);
+    let mut policies = of_kind(&objects, "ValidatingAdmissionPolicy");
+    policies.retain(|policy| name(policy) == "farrier-jobs");
+    policies[0]["spec"]["validations"].to_string()
+}
+
+#[test]
+fn a_job_is_given_the_proxies_of_the_values_and_no_others() {
+    let said = "variable.name == 'HTTPS_PROXY'";
+    assert!(!validations_of_jobs(&[]).contains(said));
+    let validations = validations_of_jobs(&["--set=job.proxy.https=http://proxy:3128"]);
+    let expected = format!(r#"{said} && variable.?value.orValue('') in [\"http://proxy:3128\"]"#);
+    assert!(validations.contains(&expected), "{validations}");
+    assert!(!validations.contains("'HTTP_PROXY'") && !validations.contains("'NO_PROXY'"));
+}
+
+#[test]
+fn an_upgrade_that_takes_the_authorities_away_refuses_no_job_of_the_controller_before_it() {
+    let validations = validations_of_jobs(&[]);
+    let expected = r#"has(volume.configMap) && volume.configMap.name == \"farrier-ca\""#;
+    assert!(validations.contains(expected), "{validations}");
+}
+
 #[test]
 fn the_controllers_rights_are_these_and_no_more() {
     let objects = render(&[]);

@@ -1,11 +1,14 @@
 //! `helm uninstall`: what it takes off the nodes before the chart's objects go, and what it leaves.
 
+use farrier::api::Shim;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::coordination::v1::Lease;
-use kube::ResourceExt;
-use kube::api::{Api, ListParams};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
+use kube::{CustomResourceExt, ResourceExt};
+use serde_json::json;
 
-use crate::support::{Cluster, SHIM, shim_for};
+use crate::support::{Cluster, SHIM, eventually, shim_for};
 
 const UNINSTALL: [&str; 6] = ["uninstall", "farrier", "-n", "farrier", "--timeout", "5m"];
 
@@ -16,6 +19,18 @@ async fn no_lease_is_left(cluster: &Cluster) {
     let left = leases.list(&ListParams::default()).await.unwrap();
     let names: Vec<_> = left.iter().map(ResourceExt::name_any).collect();
     assert!(names.is_empty(), "{names:?}");
+}
+
+#[tokio::test]
+async fn a_second_farrier_is_refused() {
+    let cluster = Cluster::with_farrier().await;
+    let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/farrier");
+    for (release, namespace) in [("other", "farrier"), ("farrier", "default")] {
+        let name = format!("--set=nameOverride={release}-2");
+        let refusal = cluster.helm_refusal(&["install", release, chart, "-n", namespace, &name]);
+        let said = "already, as farrier in the namespace farrier";
+        assert!(refusal.contains(said), "{release} {namespace}: {refusal}");
+    }
 }
 
 #[tokio::test]
@@ -76,4 +91,35 @@ async fn an_uninstall_keeps_the_nodes_as_they_are_where_it_is_told_to() {
     cluster.annotate(&node, None).await;
     cluster.marks_vanish(&node).await;
     assert_eq!(cluster.host(&node), before);
+}
+
+#[tokio::test]
+async fn an_uninstall_ends_where_the_definition_was_deleted_before() {
+    let cluster = Cluster::with_farrier().await;
+    let node = cluster.node_with("2.4");
+    let before = cluster.host(&node);
+    cluster.annotate(&node, Some("true")).await;
+    cluster.label_becomes(&node, HANDLER, "true").await;
+    cluster.scale(0).await;
+    let release = Patch::Merge(json!({"metadata": {"finalizers": null}}));
+    let shims = cluster.shims();
+    let patched = shims.patch(SHIM, &PatchParams::default(), &release).await;
+    patched.unwrap();
+    let definitions: Api<CustomResourceDefinition> = Api::all(cluster.client.clone());
+    let name = Shim::crd_name();
+    let deleted = definitions.delete(name, &DeleteParams::default()).await;
+    deleted.unwrap();
+    eventually("the definition is gone", async || {
+        match definitions.get_opt(name).await.unwrap() {
+            None => Ok(()),
+            Some(definition) => Err(definition.status),
+        }
+    })
+    .await;
+
+    cluster.helm(&UNINSTALL);
+
+    assert_eq!(cluster.host(&node), before);
+    cluster.marks_vanish(&node).await;
+    cluster.annotate(&node, None).await;
 }

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use farrier::api::Shim;
@@ -184,18 +184,29 @@ impl Cluster {
         ]);
     }
 
+    /// Runs helm, which must fail; what it says.
+    pub fn helm_refusal(&self, arguments: &[&str]) -> String {
+        let output = self.helm_output(arguments);
+        assert!(!output.status.success(), "helm does {arguments:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
     /// Runs helm, which must succeed.
     pub fn helm(&self, arguments: &[&str]) {
-        let output = Command::new(&self.file.helm)
-            .args(arguments)
-            .env("KUBECONFIG", &self.file.kubeconfig)
-            .output()
-            .unwrap();
+        let output = self.helm_output(arguments);
         assert!(
             output.status.success(),
             "helm: {}",
             String::from_utf8_lossy(&output.stderr)
         );
+    }
+
+    fn helm_output(&self, arguments: &[&str]) -> Output {
+        Command::new(&self.file.helm)
+            .args(arguments)
+            .env("KUBECONFIG", &self.file.kubeconfig)
+            .output()
+            .unwrap()
     }
 
     /// Kills the API server, and starts it anew as it was; it answers when this ends.

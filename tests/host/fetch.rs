@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::support::{Host, program};
-use farrier::handoff::{FetchResult, Outcome, ShimRequest};
+use farrier::handoff::{FetchResult, Outcome, Owner, ProvisionRequest, ShimRequest};
 use farrier::installer::artifact::fetch;
 use farrier::installer::handover::handed_over;
 use farrier::names::sha256_hex;
@@ -157,6 +157,28 @@ async fn an_artifact_is_verified_unpacked_and_handed_over() {
     assert_eq!(digest, sha256_hex(&program(0)));
     assert_eq!(std::fs::read(path).unwrap(), program(0));
     assert!(!out.path().join("wasmtime.artifact").exists());
+}
+
+#[test]
+fn a_proxy_of_the_environment_is_asked() {
+    // Nobody answers under such a name but the proxy, which is asked for a whole URL.
+    let location = "http://release.invalid/a";
+    let proxy = serve(Routes::from([(location, ok(&program(1)))]));
+    let folder = tempfile::tempdir().unwrap();
+    let (request, out) = (folder.path().join("request"), folder.path().join("out"));
+    let mut shim = shim(location.to_owned());
+    shim.binary_sha256 = Some(sha256_hex(&program(1)));
+    let wanted = ProvisionRequest::new(Owner::Cluster, String::new(), vec![shim.clone()], vec![]);
+    std::fs::write(&request, wanted.to_json()).unwrap();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_farrier"));
+    command.arg("fetch").arg("--request").arg(&request);
+    command.arg("--out").arg(&out);
+    command.env_remove("NO_PROXY").env_remove("no_proxy");
+    command.env("HTTP_PROXY", format!("http://{proxy}"));
+    let fetched = command.output().unwrap();
+    assert!(fetched.status.success(), "{fetched:?}");
+    let (_, digest) = handed_over(&shim, &out).unwrap();
+    assert_eq!(digest, sha256_hex(&program(1)));
 }
 
 #[tokio::test]

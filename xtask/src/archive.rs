@@ -16,6 +16,8 @@ pub struct ImageConfig {
     pub entrypoint: Vec<String>,
     /// The user, as `UID` or `UID:GID`; root where there is none.
     pub user: Option<String>,
+    /// Variables, as `NAME=VALUE`.
+    pub environment: Vec<String>,
 }
 
 /// A file of an image.
@@ -49,6 +51,7 @@ fn bytes(name: &str, config: &ImageConfig, files: &[ImageFile]) -> Result<Vec<u8
         "config": {
             "Entrypoint": config.entrypoint,
             "User": config.user.as_deref().unwrap_or_default(),
+            "Env": config.environment,
         },
         "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{layer_digest}")]},
     }))?;
@@ -93,6 +96,7 @@ mod tests {
         let config = ImageConfig {
             entrypoint: vec!["/pause".to_owned()],
             user: Some("65532:65532".to_owned()),
+            environment: vec!["PATH=/".to_owned()],
         };
         let file = ImageFile {
             path: "pause".to_owned(),
@@ -133,5 +137,6 @@ mod tests {
             format!("sha256:{}", sha256(layer))
         );
         assert_eq!(config["config"]["User"], "65532:65532");
+        assert_eq!(config["config"]["Env"][0], "PATH=/");
     }
 }

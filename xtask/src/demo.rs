@@ -63,30 +63,42 @@ pub fn run(options: &Options, cache: &Cache, progress: &Progress) -> Result<()> 
         controller_manager_qps: None,
     };
     let cluster = cluster::up(cache, &spec, progress)?;
-    if let Err(error) = show(&cluster, &parts, progress) {
-        diagnose(&cluster, progress);
-        // What failed first is what the user has to know.
-        if let Err(left) = cluster.down() {
-            progress.line(&format!("{left:#}"));
+    let artifacts = match show(&cluster, &parts, progress) {
+        Ok(artifacts) => artifacts,
+        Err(error) => {
+            diagnose(&cluster, progress);
+            // What failed first is what the user has to know.
+            if let Err(left) = cluster.down() {
+                progress.line(&format!("{left:#}"));
+            }
+            return Err(error);
         }
-        return Err(error);
-    }
+    };
     progress.line(&format!("all of it in {}", Took(start.elapsed())));
     if *once {
         return progress.step("taking the cluster down", || cluster.down());
     }
-    let kubeconfig = cluster.state().kubeconfig.display();
-    let kubectl = cluster.state().kubectl.display();
-    progress.line(
-        "\nThe cluster stays up until Ctrl-C. To look around, paste this into another terminal:\n",
-    );
-    progress.line(&format!(
-        "    export KUBECONFIG={kubeconfig}; alias kubectl={kubectl}\n"
-    ));
+    progress.line(&farewell(&cluster, &artifacts));
     interrupt::wait_for_signal()
 }
 
-fn show(cluster: &Cluster, parts: &Parts, progress: &Progress) -> Result<()> {
+/// How to look around while the cluster is up.
+fn farewell(cluster: &Cluster, artifacts: &Artifacts) -> String {
+    let state = cluster.state();
+    let (kubeconfig, name) = (state.kubeconfig.display(), &state.name);
+    let (kubectl, helm) = (state.kubectl.display(), state.helm.display());
+    let (url, sha256) = (&artifacts.shim.url, &artifacts.shim.sha256);
+    format!(
+        "\nThe cluster stays up until Ctrl-C. To look around, paste this into another terminal:\n
+    export KUBECONFIG={kubeconfig}; alias kubectl={kubectl} helm={helm}\n
+On a node, from this checkout:\n
+    cargo xtask cluster --name {name} exec {NODE} -- journalctl -u containerd -n 50\n
+The shim, for a Shim of your own, is served at {url}
+with the SHA-256 {sha256}\n"
+    )
+}
+
+fn show(cluster: &Cluster, parts: &Parts, progress: &Progress) -> Result<Artifacts> {
     let (_, artifacts) = artifacts::start(cluster, &parts.shim, progress)?;
     progress.step("loading images on the nodes", || {
         cluster.load(&parts.farrier_image)?;
@@ -105,7 +117,7 @@ fn show(cluster: &Cluster, parts: &Parts, progress: &Progress) -> Result<()> {
     let output = progress.step("running a Wasm pod", || run_pod(cluster))?;
     progress.line(&format!("\n{}\n", output.trim_end()));
     progress.line(&status(cluster, &parts.binary)?);
-    Ok(())
+    Ok(artifacts)
 }
 
 /// Installs the chart as a user does, with the demo's own Shim in place of the default ones.

@@ -23,6 +23,9 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// What Farrier promises of its image: nodes pull it before they can run anything.
 const SIZE_LIMIT: u64 = 20 * 1000 * 1000;
 
+/// Where programs are looked for in an image: containerd's own default and the root, so that `kubectl exec … -- farrier status` works.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/";
+
 /// The user of Farrier's image, which distroless images made customary; Jobs that change a host say otherwise.
 const USER: &str = "65532:65532";
 
@@ -102,6 +105,7 @@ fn image(name: &str, user: Option<&str>, path: &str, file: &Path) -> Result<Path
     let config = ImageConfig {
         entrypoint: vec![format!("/{path}")],
         user: user.map(str::to_owned),
+        environment: vec![format!("PATH={PATH}")],
     };
     let content = ImageFile {
         path: path.to_owned(),
@@ -152,6 +156,13 @@ mod tests {
                 .unwrap()
                 .contains(&format!("image: \"{FARRIER}\""))
         );
+    }
+
+    #[test]
+    fn either_way_to_build_the_image_has_farrier_in_its_path() {
+        let dockerfile = fs::read_to_string(cargo::workspace().join("images/farrier/Dockerfile"));
+        assert!(dockerfile.unwrap().contains(&format!("ENV PATH={PATH}\n")));
+        assert!(PATH.split(':').any(|folder| folder == "/"));
     }
 
     #[test]

@@ -47,20 +47,24 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
 {{/*
-Whether `image` is of another program. The values of kwasm-operator's and runtime-class-manager's charts name their controllers there:
-whoever upgrades with such a file means Farrier, so that the whole `image.repository` and `image.tag` of theirs count for nothing.
+Which values of `image` are of another program. The values of kwasm-operator's and runtime-class-manager's charts name their controllers
+there: whoever upgrades with such a file means Farrier, so that their repository and their tag count for nothing. A repository that is
+named beside such a file is heard, without the tag that the file still has.
 */}}
-{{- define "farrier.imageIsAnothers" -}}
+{{- define "farrier.anothersImage" -}}
 {{- $name := .Values.image.repository | splitList "/" | last -}}
-{{- or (has $name (list "kwasm-operator" "runtime-class-manager")) (hasPrefix "kwasm-operator-" .Values.image.tag) -}}
+{{- if has $name (list "kwasm-operator" "runtime-class-manager") -}}
+image.repository and image.tag
+{{- else if hasPrefix "kwasm-operator-" .Values.image.tag -}}
+image.tag
+{{- end -}}
 {{- end -}}
 
 {{- define "farrier.image" -}}
-{{- if eq (include "farrier.imageIsAnothers" .) "true" -}}
-{{- printf "localhost/farrier:%s" .Chart.AppVersion -}}
-{{- else -}}
-{{- printf "%s:%s" .Values.image.repository (default .Chart.AppVersion .Values.image.tag) -}}
-{{- end -}}
+{{- $anothers := include "farrier.anothersImage" . -}}
+{{- $repository := ternary "localhost/farrier" .Values.image.repository (contains "repository" $anothers) -}}
+{{- $tag := ternary "" .Values.image.tag (contains "tag" $anothers) -}}
+{{- printf "%s:%s" $repository (default .Chart.AppVersion $tag) -}}
 {{- end -}}
 
 {{/* "true" where either name of the option says so; KWasm's chart takes it as a string, in letters of any case. */}}
@@ -81,8 +85,8 @@ whoever upgrades with such a file means Farrier, so that the whole `image.reposi
 {{/* What the values of kwasm-operator and runtime-class-manager say and Farrier has no use for: one name a line. */}}
 {{- define "farrier.withoutEffect" -}}
 {{- $values := .Values -}}
-{{- if eq (include "farrier.imageIsAnothers" .) "true" }}
-image.repository and image.tag (another program's; {{ include "farrier.image" . }} is used)
+{{- with include "farrier.anothersImage" . }}
+{{ . }} (another program's; {{ include "farrier.image" $ }} is used)
 {{- end }}
 {{- if hasKey $values.kwasmOperator "installerImage" }}
 kwasmOperator.installerImage (the Jobs run the controller's own image)
@@ -93,7 +97,7 @@ rcm.{{ $key }} (the Jobs run the controller's own image)
 {{- end }}
 {{- end }}
 {{- if hasKey (default dict $values.rcm) "shimDownloaderConfig" }}
-rcm.shimDownloaderConfig (a download is tried again by itself)
+rcm.shimDownloaderConfig (a download is tried again by itself; a proxy is named by job.proxy)
 {{- end }}
 {{- if hasKey (default dict $values.rcm) "leaderElectEnabled" }}
 rcm.leaderElectEnabled (replicas always elect a leader)
@@ -170,6 +174,10 @@ tolerations:
 - name: FARRIER_JOB_PRIORITY_CLASS
   value: {{ . | quote }}
 {{- end }}
+{{- range $name, $value := include "farrier.proxies" . | fromJson }}
+- name: FARRIER_JOB_{{ $name }}
+  value: {{ $value | quote }}
+{{- end }}
 - name: AUTO_PROVISION_NODES
   value: {{ include "farrier.autoProvision" . | quote }}
 - name: FARRIER_RESERVE_HANDLERS
@@ -187,6 +195,34 @@ tolerations:
   value: {{ .Values.log.filter | quote }}
 - name: FARRIER_LOG_FORMAT
   value: {{ .Values.log.format | quote }}
+{{- end -}}
+
+{{/* The proxies of what fetches, by the name of the variable that has them there, as JSON. */}}
+{{- define "farrier.proxies" -}}
+{{- $proxies := dict -}}
+{{- range $key, $name := dict "http" "HTTP_PROXY" "https" "HTTPS_PROXY" "noProxy" "NO_PROXY" -}}
+{{- with get (default dict $.Values.job.proxy) $key -}}{{- $_ := set $proxies $name . -}}{{- end -}}
+{{- end -}}
+{{- toJson $proxies -}}
+{{- end -}}
+
+{{/*
+Refuses a second Farrier in the cluster: nodes, Shims and RuntimeClasses are in no namespace, so that two controllers undo each other's
+work. Of each that is installed, by whatever means, its ClusterRoleBinding says where.
+*/}}
+{{- define "farrier.onlyOne" -}}
+{{- range (lookup "rbac.authorization.k8s.io/v1" "ClusterRoleBinding" "" "").items -}}
+{{- $labels := default dict .metadata.labels -}}
+{{- $isOurs := regexMatch (printf "^%s-[0-9]" $.Chart.Name) (default "" (get $labels "helm.sh/chart")) -}}
+{{- $isHook := hasKey (default dict .metadata.annotations) "helm.sh/hook" -}}
+{{- if and $isOurs (not $isHook) .subjects -}}
+{{- $release := get $labels "app.kubernetes.io/instance" -}}
+{{- $namespace := (first .subjects).namespace -}}
+{{- if or (ne $release $.Release.Name) (ne $namespace $.Release.Namespace) -}}
+{{- fail (printf "Farrier is in this cluster already, as %s in the namespace %s (ClusterRoleBinding %s), and two would undo each other's work: change that one (helm upgrade %s -n %s), or uninstall it first" $release $namespace .metadata.name $release $namespace) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 
 {{/* Annotations of what runs before an install and an upgrade; takes the weight. What succeeded is cleared away. */}}

@@ -5,7 +5,7 @@ use std::time::Duration;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::Api;
 use kube::runtime::wait::{await_condition, conditions};
-use kube::{CustomResourceExt, ResourceExt};
+use kube::{Client, CustomResourceExt, ResourceExt};
 
 use super::{because, code, post_params};
 use crate::api::Shim;
@@ -67,9 +67,37 @@ pub enum Error {
 /// When there is no cluster, the API server refuses, or a minute has passed.
 pub async fn install() -> Result<(), crate::controller::Error> {
     let client = crate::controller::client().await?;
+    Ok(establish(&client).await?)
+}
+
+/// Writes the definition where there is none at all. Without it nobody can be told of a Shim, and helm can't take a release away that
+/// holds one: "resource mapping not found" (Helm 3.22, `Uninstall.deleteRelease`).
+///
+/// # Errors
+/// When the API server refuses, or a minute has passed.
+pub async fn restore(client: &Client) -> Result<(), Error> {
+    let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
+    let name = Shim::crd_name();
+    let there = definitions.get_opt(name).await;
+    let there = there.map_err(|source| Error::Write {
+        act: "read",
+        name: name.to_owned(),
+        source,
+    })?;
+    if there.is_some() {
+        return Ok(());
+    }
+    tracing::warn!(
+        name,
+        "the cluster doesn't serve Shims any more; their definition is put back, so that the nodes and the release can be ended"
+    );
+    establish(client).await
+}
+
+async fn establish(client: &Client) -> Result<(), Error> {
     let definition = Shim::crd();
     let name = definition.name_any();
-    let definitions: Api<CustomResourceDefinition> = Api::all(client);
+    let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
     let work = async {
         write(&definitions, &name, &definition).await?;
         await_condition(definitions, &name, conditions::is_crd_established())

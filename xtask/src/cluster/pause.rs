@@ -32,6 +32,7 @@ pub fn image(cache: &Cache) -> Result<PathBuf> {
         let config = ImageConfig {
             entrypoint: vec!["/pause".to_owned()],
             user: Some("65535:65535".to_owned()),
+            environment: Vec::new(),
         };
         let file = ImageFile {
             path: "pause".to_owned(),
