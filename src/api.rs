@@ -76,6 +76,8 @@ pub struct ShimSpec {
 
 /// Where a shim comes from.
 #[derive(Serialize, Deserialize, KubeSchema, Debug, Clone, Default, PartialEq)]
+#[x_kube(validation = Rule::new("!has(self.platforms) || size(self.platforms) > 0 || has(self.anonHttp)")
+    .message("an empty list of platforms is fetched from nowhere: name the archive of each platform"))]
 #[serde(rename_all = "camelCase")]
 pub struct FetchStrategy {
     /// Deprecated and ignored; older manifests say `anonymousHttp`.
@@ -115,6 +117,8 @@ pub struct Platform {
     pub arch: Arch,
     /// Where the archive is: `https://…`, `http://…`, or `file:///path/on/the/node`.
     #[schemars(length(min = 1, max = 2048))]
+    #[x_kube(validation = Rule::new("self.matches('^(https?://|file:///).')")
+        .message("an archive is fetched from https://…, http://… or file:///path/on/the/node"))]
     pub location: String,
     /// SHA-256 of the archive, 64 hexadecimal digits. An archive with another one is not unpacked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -181,6 +185,8 @@ pub struct RuntimeClassSpec {
         length(min = 1, max = 63),
         regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
     )]
+    #[x_kube(validation = Rule::new("self != 'runc'")
+        .message("the handler runc is containerd's own: choose another name"))]
     pub handler: String,
     /// Which nodes the RuntimeClass lets pods onto. `Provisioned`: those that serve the handler. `Selector`: those that
     /// nodeSelector matches, served or not, so that a pod can make an autoscaler add a node.

@@ -97,6 +97,18 @@ async fn what_is_mistaken_in_a_shim_is_refused_in_words_for_people() {
             digest,
         ),
         ("/fetchStrategy/binary", json!("bin/shim"), "without a path"),
+        ("/fetchStrategy/platforms", json!([]), "from nowhere"),
+        (
+            "/fetchStrategy/platforms/0/location",
+            json!("oci://example.org/a:1"),
+            "fetched from https://",
+        ),
+        (
+            "/fetchStrategy/platforms/0/location",
+            json!("file://host/a"),
+            "fetched from https://",
+        ),
+        ("/runtimeClass/handler", json!("runc"), "containerd's own"),
         ("/handlerAliases", json!(["runc"]), "containerd's own"),
         ("/handlerAliases", json!(["a/b"]), "becomes a node label"),
         (
@@ -144,6 +156,14 @@ async fn what_runtime_class_manager_takes_is_taken() {
         (
             "/fetchStrategy",
             json!({"type": "anonymousHttp", "anonHttp": {"location": "example.org/a"}}),
+        ),
+        (
+            "/fetchStrategy",
+            json!({"platforms": [], "anonHttp": {"location": "https://example.org/a"}}),
+        ),
+        (
+            "/fetchStrategy/platforms/0/location",
+            json!("file:///srv/a.tar.gz"),
         ),
         (
             "/fetchStrategy/platforms/0/sha256",
