@@ -321,18 +321,6 @@ async fn what_is_on_the_node_already_is_not_fetched() {
 }
 
 #[tokio::test]
-async fn another_binary_than_the_one_on_the_node_is_fetched() {
-    let address = serve(Routes::from([("/a", ok(&program(1)))]));
-    let mut shim = shim(format!("http://{address}/a"));
-    shim.present = Some(sha256_hex(&program(0)));
-    shim.binary_sha256 = Some(sha256_hex(&program(1)));
-    let out = tempfile::tempdir().unwrap();
-    let result = fetch_one(&shim, out.path(), None).await;
-    assert_eq!(result.binary_sha256, shim.binary_sha256);
-    assert!(!result.present);
-}
-
-#[tokio::test]
 async fn an_install_that_fetches_for_itself_fetches_what_it_does_not_find() {
     let address = serve(Routes::from([("/a", ok(&program(1)))]));
     let mut shim = shim(format!("http://{address}/a"));
