@@ -98,6 +98,15 @@ fn before_an_uninstall_nodes_let_go_as_the_controller_would(
 #[case::an_end_that_is_none("--set=onUninstall=purge", "onUninstall")]
 #[case::a_switch_that_is_none("--set=autoProvision=yes", "autoProvision")]
 #[case::a_shim_without_a_source("--set-json=shims.extra=[{\"name\":\"x\"}]", "fetchStrategy")]
+#[case::a_field_of_a_spec_misspelt(
+    "--set-string=shims.spin.spec.nodeSelecter.pool=a",
+    "nodeSelecter"
+)]
+#[case::a_field_of_its_class_misspelt("--set=shims.spin.spec.runtimeClass.alias=a", "alias")]
+#[case::a_field_of_ones_own_misspelt(
+    "--set-json=shims.extra=[{\"name\":\"x\",\"fetchStrategy\":{},\"runtimeClass\":{},\"annotationSelecter\":{}}]",
+    "annotationSelecter"
+)]
 #[case::a_certificate_that_is_none("--set=extraCA=hello", "extraCA")]
 fn a_mistaken_value_is_refused_by_name(#[case] argument: &str, #[case] culprit: &str) {
     let refusal = refusal(&[argument]);

@@ -190,6 +190,32 @@ fn every_field_of_the_shims_is_one_that_the_crd_knows() {
 }
 
 #[test]
+fn the_values_take_the_fields_that_the_crd_has() {
+    let crd: Value =
+        serde_saphyr::from_str(include_str!("../../charts/farrier/crds/shims.yaml")).unwrap();
+    let spec = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
+    let values: Value =
+        serde_json::from_str(include_str!("../../charts/farrier/values.schema.json")).unwrap();
+    let fields = |schema: &Value| -> BTreeSet<String> {
+        assert!(schema["properties"].is_object(), "{schema}");
+        let fields = schema["properties"].as_object().unwrap();
+        fields.keys().cloned().collect()
+    };
+    let mut expected = fields(spec);
+    let definitions = &values["definitions"];
+    assert_eq!(fields(&definitions["shim"]["properties"]["spec"]), expected);
+    for part in ["fetchStrategy", "runtimeClass", "rolloutStrategy"] {
+        assert_eq!(
+            fields(&definitions[part]),
+            fields(&spec["properties"][part])
+        );
+    }
+    expected.insert("name".to_owned());
+    let extra = &values["properties"]["shims"]["properties"]["extra"];
+    assert_eq!(fields(&extra["items"]), expected);
+}
+
+#[test]
 fn a_shim_is_switched_by_its_name() {
     let objects = render(&["--set=shims.wasmer.enabled=false,shims.wws.enabled=true"]);
     let shims = of_kind(&objects, "Shim");
