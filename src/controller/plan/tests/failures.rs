@@ -100,13 +100,7 @@ fn a_young_job_without_a_pod_is_waited_for() {
 #[test]
 fn a_failed_upgrade_keeps_the_old_version_advertised() {
     let mut scene = Scene::provisioned();
-    scene
-        .spec()
-        .fetch_strategy
-        .anon_http
-        .as_mut()
-        .unwrap()
-        .location = "https://example.org/b".to_owned();
+    scene.upgrade();
     let upgrading = scene.stepped();
     assert_eq!(upgrading.label("handler.farrier.dev/spin-v2"), Some("true"));
     assert_eq!(upgrading.label("farrier.dev/spin"), Some("pending"));
@@ -121,13 +115,7 @@ fn a_failed_upgrade_keeps_the_old_version_advertised() {
 #[test]
 fn a_report_on_an_older_request_is_no_answer_for_todays() {
     let mut scene = scene().annotated().stepped();
-    scene
-        .spec()
-        .fetch_strategy
-        .anon_http
-        .as_mut()
-        .unwrap()
-        .location = "https://example.org/b".to_owned();
+    scene.upgrade();
     let after = scene.answers(Outcome::Applied, true, None).stepped();
     assert_eq!(after.label("farrier.dev/spin"), Some("pending"));
     assert!(matches!(after.decide().job, JobStep::Create(_)));

@@ -226,8 +226,7 @@ const KWASM: &str = "kwasm.sh/kwasm-provisioned";
 #[test]
 fn an_upgrade_withdraws_nothing_from_pods_that_select_on_kwasms_label() {
     let mut scene = Scene::provisioned();
-    let strategy = &mut scene.spec().fetch_strategy;
-    strategy.anon_http.as_mut().unwrap().location = "https://example.org/b".to_owned();
+    scene.upgrade();
     let upgrading = scene.stepped();
     assert_eq!(upgrading.label("farrier.dev/spin"), Some("pending"));
     assert_eq!(upgrading.label(KWASM), Some("n1"));
@@ -269,8 +268,7 @@ fn what_a_node_has_is_not_fetched_again_unless_it_was_lost() {
             .answers(Outcome::Refused, false, Some("its binary is gone"));
     assert_eq!(asks(&lost.stepped().later(30)), None);
     let mut another = Scene::provisioned();
-    let strategy = &mut another.spec().fetch_strategy;
-    strategy.anon_http.as_mut().unwrap().location = "https://example.org/b".to_owned();
+    another.upgrade();
     assert_eq!(asks(&another), None);
 }
 

@@ -206,6 +206,12 @@ impl Scene {
         self.shims[0].spec.as_mut().unwrap()
     }
 
+    /// The Shim is to be fetched from another place from now on.
+    pub(super) fn upgrade(&mut self) {
+        let strategy = &mut self.spec().fetch_strategy;
+        strategy.anon_http.as_mut().unwrap().location = "https://example.org/b".to_owned();
+    }
+
     pub(super) fn status(&self, shim: usize) -> status::ShimPlan {
         let mut fleet = Fleet::default();
         fleet.put(&self.node.name, self.standing_before());

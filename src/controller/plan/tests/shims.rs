@@ -14,13 +14,7 @@ fn a_shim_without_our_finalizer_touches_no_node() {
 fn a_paused_shim_keeps_what_is_there_whatever_its_spec_says() {
     let mut scene = Scene::provisioned();
     scene.spec().paused = true;
-    scene
-        .spec()
-        .fetch_strategy
-        .anon_http
-        .as_mut()
-        .unwrap()
-        .location = "https://example.org/b".to_owned();
+    scene.upgrade();
     assert!(scene.decide().is_empty());
     let mut gone = scene.no_longer_annotated();
     assert!(gone.decide().is_empty(), "its nodes keep it");
