@@ -40,6 +40,17 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// Why it can't be had on this node as it is written, if so.
+    #[must_use]
+    pub fn fault(&self) -> Option<&str> {
+        match self {
+            Self::Kept(_, reason) | Self::Impossible(reason) | Self::Unsupported(reason) => {
+                Some(reason)
+            }
+            Self::Wanted(_) | Self::Waiting(..) | Self::Shadowed(_) | Self::Resting => None,
+        }
+    }
+
     /// What the request to the node holds of it.
     #[must_use]
     pub fn request(&self) -> Option<&ShimRequest> {

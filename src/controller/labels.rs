@@ -61,13 +61,10 @@ pub fn progress(
     verdict: &Verdict,
     digest: &str,
 ) -> Option<(Progress, Option<String>)> {
-    let request = match verdict {
-        Verdict::Impossible(reason) | Verdict::Unsupported(reason) | Verdict::Kept(_, reason) => {
-            return Some((Progress::Failed, Some(reason.clone())));
-        }
-        Verdict::Waiting(None, _) | Verdict::Shadowed(_) | Verdict::Resting => return None,
-        Verdict::Wanted(request) | Verdict::Waiting(Some(request), _) => request,
-    };
+    if let Some(reason) = verdict.fault() {
+        return Some((Progress::Failed, Some(reason.to_owned())));
+    }
+    let request = verdict.request()?;
     let known = applied.and_then(|applied| applied.shims.get(shim));
     let fulfilled = known.is_some_and(|known| known.request.as_ref() == Some(request));
     if fulfilled

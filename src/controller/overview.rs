@@ -149,20 +149,11 @@ impl NodeLine {
         let shims = view.labelled().map(|(shim, progress)| {
             let own = applied.shims.get(shim).and_then(|shim| shim.reason.clone());
             let reason = match progress {
-                Progress::Failed => match desired.verdicts.get(shim) {
-                    Some(
-                        Verdict::Impossible(reason)
-                        | Verdict::Unsupported(reason)
-                        | Verdict::Kept(_, reason),
-                    ) => Some(reason.clone()),
-                    Some(
-                        Verdict::Wanted(_)
-                        | Verdict::Waiting(..)
-                        | Verdict::Shadowed(_)
-                        | Verdict::Resting,
-                    )
-                    | None => own.or_else(|| applied.reason.clone()),
-                },
+                Progress::Failed => {
+                    let verdict = desired.verdicts.get(shim);
+                    let fault = verdict.and_then(Verdict::fault).map(str::to_owned);
+                    fault.or(own).or_else(|| applied.reason.clone())
+                }
                 Progress::Removing => own,
                 Progress::Pending | Progress::Provisioned => None,
             };

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::desired::{Cluster, Desired, Verdict};
+use super::desired::{Cluster, Desired};
 use super::labels::{self, NodeEdit};
 use super::need::{Need, age, may_begin, need, next_look};
 use super::observed::{Applied, NodeView};
@@ -24,6 +24,9 @@ use crate::names::{self, Progress, reasons};
 /// The job controller makes a pod within a second; a minute without one is a quota, an admission rule or a missing account. And a pod
 /// ends within the 30 s of its grace period; one that doesn't is on a node that nobody hears of.
 const POD_PATIENCE: Duration = Duration::from_mins(1);
+
+/// What to do about a Job that never got one.
+const NO_POD: &str = "the Job has had no pod for a minute; see the Events of the Job, often a quota or an admission policy";
 
 /// Deleting a Job takes a second; a minute is a finalizer that somebody set and nobody removes.
 const DELETION_PATIENCE: Duration = Duration::from_mins(1);
@@ -218,14 +221,7 @@ fn impossible(edit: &NodeEdit, desired: &Desired) -> Option<News> {
         .verdicts
         .iter()
         .filter(|(shim, _)| edit.labels.get(&names::shim_label(shim)) == Some(&failed))
-        .filter_map(|(shim, verdict)| match verdict {
-            Verdict::Impossible(reason)
-            | Verdict::Unsupported(reason)
-            | Verdict::Kept(_, reason) => Some(format!("shim {shim}: {reason}")),
-            Verdict::Wanted(_) | Verdict::Waiting(..) | Verdict::Shadowed(_) | Verdict::Resting => {
-                None
-            }
-        })
+        .filter_map(|(shim, verdict)| Some(format!("shim {shim}: {}", verdict.fault()?)))
         .collect();
     (!notes.is_empty()).then(|| News::failure(&notes.join("; ")))
 }
@@ -348,37 +344,27 @@ fn claim(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
 
 /// A Job that has not been read yet: wait for it, or write its outcome down.
 fn follow(seen: &Observed, desired: &Desired, applied: Option<Applied>, job: &JobView) -> Plan {
-    let age = age(seen.now, job.created);
     if job.request.is_none() {
         let reason = "the Job carries no request for this node object that this release reads";
         return outcome::fail(seen, applied, job, reason);
     }
-    let failed = match &job.progress {
-        JobProgress::Running => None,
-        JobProgress::NoPod if age < POD_PATIENCE => {
-            return Plan {
-                look_again: Some(POD_PATIENCE.saturating_sub(age)),
-                ..settled(seen, desired, applied, JobStep::None)
-            };
-        }
-        JobProgress::Overdue { since, reason } => {
-            let rest = POD_PATIENCE.saturating_sub(self::age(seen.now, *since));
-            if !rest.is_zero() {
-                return Plan {
-                    look_again: Some(rest),
-                    ..settled(seen, desired, applied, JobStep::None)
-                };
-            }
-            Some(reason.clone())
-        }
-        JobProgress::NoPod => Some("the Job has had no pod for a minute; see the Events of the Job, often a quota or an admission policy".to_owned()),
-        JobProgress::Stuck(reason) | JobProgress::Silent(reason) => Some(reason.clone()),
-        JobProgress::Answered(report) => return outcome::read(seen, applied, job, report),
-    };
-    match failed {
+    let (since, reason) = match &job.progress {
         // Labels may change meanwhile, for example where a Shim was deselected.
-        None => settled(seen, desired, applied, JobStep::None),
-        Some(reason) => outcome::fail(seen, applied, job, &reason),
+        JobProgress::Running => return settled(seen, desired, applied, JobStep::None),
+        JobProgress::Answered(report) => return outcome::read(seen, applied, job, report),
+        JobProgress::Stuck(reason) | JobProgress::Silent(reason) => {
+            return outcome::fail(seen, applied, job, reason);
+        }
+        JobProgress::NoPod => (job.created, NO_POD),
+        JobProgress::Overdue { since, reason } => (*since, reason.as_str()),
+    };
+    let rest = POD_PATIENCE.saturating_sub(age(seen.now, since));
+    if rest.is_zero() {
+        return outcome::fail(seen, applied, job, reason);
+    }
+    Plan {
+        look_again: Some(rest),
+        ..settled(seen, desired, applied, JobStep::None)
     }
 }
 

@@ -181,26 +181,18 @@ fn a_host_of_which_nothing_is_heard_is_looked_at_within_a_day_and_a_quarter() {
 fn what_a_host_said_before_it_rebooted_is_verified() {
     let asked = scene().annotated().stepped();
     let request = asked.job.as_ref().unwrap().request.clone().unwrap();
-    let mut answered = asked.answers(Outcome::Applied, true, None);
-    let Some(JobProgress::Answered(report)) = answered.job.as_mut().map(|job| &mut job.progress)
-    else {
-        panic!("no answer")
-    };
-    report.boot_id = "boot".to_owned();
+    let mut answered = asked.answers(Outcome::Applied, true, None).in_boot("boot");
     answered.node.boot_id = "another".to_owned();
     let read = answered.stepped().later(30);
-    let (mut again, plan) = read.step();
+    let (again, plan) = read.step();
     let JobStep::Create(asked) = plan.job else {
         panic!("no Job")
     };
     assert_eq!(asked.digest(), request.digest());
     // A host and a kubelet that see different boots for good are no reason to ask for ever.
-    again = again.answers(Outcome::Unchanged, true, None);
-    let Some(JobProgress::Answered(report)) = again.job.as_mut().map(|job| &mut job.progress)
-    else {
-        panic!("no answer")
-    };
-    report.boot_id = "boot".to_owned();
+    let again = again
+        .answers(Outcome::Unchanged, true, None)
+        .in_boot("boot");
     assert_eq!(again.stepped().later(3_600).decide().job, JobStep::None);
 }
 

@@ -194,6 +194,16 @@ impl Scene {
         self.job(JobProgress::Answered(Box::new(report)))
     }
 
+    /// The answer is one from this boot of the host.
+    pub(super) fn in_boot(mut self, boot_id: &str) -> Self {
+        let job = self.job.as_mut().unwrap();
+        let JobProgress::Answered(report) = &mut job.progress else {
+            panic!("no answer")
+        };
+        report.boot_id = boot_id.to_owned();
+        self
+    }
+
     pub(super) fn provisioned() -> Self {
         scene()
             .annotated()
