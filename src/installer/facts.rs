@@ -18,8 +18,8 @@ use super::stamps::Stamps;
 use super::state::{
     Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, folder_of, target_digest,
 };
-use super::survey::{folder, forgetful, former, named_by_unit, row, sources, unwritable};
-use super::words::{Heard, dump_arguments};
+use super::surroundings::lacking;
+use super::survey::{folder, forgetful, former, named_by_unit, releaser, row, sources, unwritable};
 use crate::containerd_config::{Loaded, SourceFile, Version, address_of_dump};
 
 /// `containerd config dump` takes 18 ms; on a node under load it gets this long before the candidate counts as refused.
@@ -58,8 +58,6 @@ pub struct Facts {
     pub dump: Result<String, String>,
     /// What that configuration needs beside itself and the host lacks; words for an operator.
     pub lacking: Option<String>,
-    /// How `version`, `release` and `dump` came to be known.
-    pub heard: Heard,
     /// What it serves, or why that is unknown.
     pub served: Result<Served, String>,
     /// How many sandboxes there are of each handler.
@@ -179,7 +177,6 @@ pub async fn gather(
         version: None,
         lacking: None,
         dump: Err("nothing was asked".to_owned()),
-        heard: Heard::default(),
         daemon: daemon.map(|daemon| daemon.with_unit_of(host, distro)),
         program,
         served: Err("nothing is asked offline".to_owned()),
@@ -199,7 +196,7 @@ pub async fn gather(
         boot_id: identity(host, "/proc/sys/kernel/random/boot_id")?,
         loaded,
     };
-    facts.listen(host, stamps.words()).await;
+    ask_programs(host, &mut facts).await;
     if !offline && facts.distro.refusal.is_none() {
         ask(host, &mut facts).await;
     }
@@ -210,6 +207,44 @@ pub async fn gather(
 fn recorded_root<'a>(host: &HostRoot, state: &'a State) -> Option<&'a str> {
     let root = state.config.as_ref()?.root.as_deref()?;
     host.exists(root).then_some(root)
+}
+
+/// Asks the programs of the host for their releases, and containerd for what it makes of the configuration. The answers are kept in
+/// memory alone: the configuration that containerd 1.x prints holds registry passwords.
+async fn ask_programs(host: &HostRoot, facts: &mut Facts) {
+    let (program, root) = (facts.program.as_deref(), &facts.loaded.root);
+    let release = releaser(host, facts.distro, facts.daemon.as_ref());
+    let dump_arguments = dump_arguments(&root.path);
+    // Where there is no file, the defaults count, which 1.x refuses to dump.
+    let dump_arguments = match root.text {
+        Some(_) => &dump_arguments[..],
+        None => &["config", "default"],
+    };
+    let output = async |program: Option<&str>, arguments: &[&str]| match program {
+        Some(program) => exec::run(host, program, arguments, PROGRAM_LIMIT)
+            .await
+            .map_err(|error| error.to_string()),
+        None => Err("no containerd is installed".to_owned()),
+    };
+    // None of the programs waits for another.
+    let (version, dump, release) = futures::join!(
+        output(program, &["--version"]),
+        output(program, dump_arguments),
+        async {
+            let (program, word) = release?;
+            output(Some(&program), &[word]).await.ok()
+        },
+    );
+    let version_in = |output: String| output.trim().parse().ok();
+    facts.version = version.ok().and_then(version_in);
+    facts.release = release.and_then(version_in);
+    facts.lacking = dump.as_ref().ok().and_then(|dump| lacking(host, dump));
+    facts.dump = dump;
+}
+
+/// What has containerd print what it makes of the configuration file at `path`.
+fn dump_arguments(path: &str) -> [&str; 4] {
+    ["-c", path, "config", "dump"]
 }
 
 async fn ask(host: &HostRoot, facts: &mut Facts) {

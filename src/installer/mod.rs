@@ -48,7 +48,6 @@ mod trial;
 pub mod unpack;
 mod values;
 pub mod want;
-pub mod words;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -60,7 +59,7 @@ use host::HostRoot;
 use options::config_path;
 pub use options::{InstallOptions, UninstallOptions, Wanted};
 use perform::{Failure, perform};
-use plan::{HostPlan, Want, decide};
+use plan::{HostPlan, decide};
 use prepare::{Prepared, prepare};
 pub use preview::{Preview, preview_install, preview_uninstall};
 use recovery::{gather_after, recover};
@@ -115,20 +114,6 @@ pub async fn install(options: InstallOptions) -> ProvisionReport {
     publish(report)
 }
 
-/// Decides, and only on words that the host's programs say now: that there is nothing to do may rest on those of a former run.
-async fn decide_afresh(
-    host: &HostRoot,
-    facts: &mut Facts,
-    want: &Want,
-) -> Result<HostPlan, plan::Error> {
-    let decided = decide(facts, want);
-    if !facts.heard.recalled || decided.as_ref().is_ok_and(HostPlan::is_empty) {
-        return decided;
-    }
-    facts.listen(host, &[]).await;
-    decide(facts, want)
-}
-
 /// Takes shims off the host. Whatever happens is in the report.
 pub async fn uninstall(options: UninstallOptions) -> ProvisionReport {
     let report = ProvisionReport::new(Outcome::Refused);
@@ -177,7 +162,6 @@ async fn diagnose(
     let host = HostRoot::open(host_root)?;
     let mut facts = gather(&host, config_path(config)?, offline).await?;
     facts.hash_binaries(&host)?;
-    facts.listen(&host, &[]).await;
     let traces = Traces {
         offline,
         locked: host.is_locked()?,
@@ -206,6 +190,7 @@ impl Change<'_> {
             Ok(lock) => lock,
             Err(error) => return failed(report, &error.into()),
         };
+        Stamps::clean(self.host);
         let gathered = match recover(self.host, self.offline, self.allow_pod_restarts).await {
             Ok(Some(tally)) => {
                 report.changed = true;
@@ -215,7 +200,7 @@ impl Change<'_> {
             Ok(None) => gather(self.host, self.config, self.offline).await,
             Err(failure) => return unhappy(report, failure),
         };
-        let mut facts = match gathered {
+        let facts = match gathered {
             Ok(facts) => facts,
             Err(error) => return failed(report, &error),
         };
@@ -230,7 +215,7 @@ impl Change<'_> {
             Err(error) => return as_before(failed(report, &error), &facts, shims, self.offline),
         };
         let carried_out = loop {
-            let plan = match decide_afresh(self.host, &mut facts, &want).await {
+            let plan = match decide(&facts, &want) {
                 Ok(plan) => plan,
                 Err(error) => break Err(Failure::Refused(error.into())),
             };
@@ -249,7 +234,6 @@ impl Change<'_> {
             Ok((mut plan, done)) => {
                 if let Some(done) = done {
                     plan.stays(done.late);
-                    self.listen_again(&mut facts).await;
                     report.changed = true;
                     count(&mut report, done.tally);
                 }
@@ -263,16 +247,6 @@ impl Change<'_> {
         self.remember(&facts, &plan, artifacts);
         conclude(&mut report, &facts, &plan, self.offline);
         report
-    }
-
-    /// Asks what the host's programs make of the configuration that is live now, so that the next run need not. Best effort, as in
-    /// [`remember`](Self::remember).
-    async fn listen_again(&self, facts: &mut Facts) {
-        if let Ok(loaded) = loaded::load(self.host, &facts.loaded.root.path) {
-            facts.loaded = loaded;
-            let known = std::mem::take(&mut facts.heard.words);
-            facts.listen(self.host, &known).await;
-        }
     }
 
     /// Records what was hashed in this run, for the next. Best effort: without it the next run hashes again.
@@ -292,15 +266,8 @@ impl Change<'_> {
             })
             .filter_map(|(path, standing)| Some((path.clone(), standing.verified.clone()?)))
             .collect();
-        let words = &facts.heard.words;
-        let recorded = Stamps::record(
-            self.host,
-            &facts.places,
-            &verified,
-            artifacts,
-            adopted,
-            words,
-        );
+        let recorded =
+            Stamps::record(self.host, &facts.places, &verified, artifacts, adopted);
         if let Err(error) = recorded {
             warn!(%error, "what was verified is not remembered");
         }

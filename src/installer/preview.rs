@@ -4,11 +4,11 @@
 use super::facts::{Facts, gather};
 use super::host::HostRoot;
 use super::options::{InstallOptions, UninstallOptions, config_path};
-use super::plan::Want;
+use super::plan::{Want, decide};
 use super::prepare::prepare;
 use super::report::{conclude, describe, failed, publish};
 use super::state::JOURNAL_FILE;
-use super::{Error, decide_afresh, text};
+use super::{Error, text};
 use crate::handoff::{Outcome, ProvisionReport};
 
 /// A change that was decided and not carried out.
@@ -54,10 +54,10 @@ async fn try_install(
     report.node_uid.clone_from(&request.node_uid);
     let host = HostRoot::open(&options.host_root)?;
     let config = config_path(options.config.as_deref())?;
-    let mut facts = gather(&host, config, options.offline).await?;
+    let facts = gather(&host, config, options.offline).await?;
     describe(report, &facts);
     let prepared = prepare(&host, options, &request, &facts).await?;
-    foresee(&host, &mut facts, &prepared.want, report).await
+    foresee(&host, &facts, &prepared.want, report)
 }
 
 async fn try_uninstall(
@@ -66,18 +66,18 @@ async fn try_uninstall(
 ) -> Result<String, Error> {
     let host = HostRoot::open(&options.host_root)?;
     let config = config_path(options.config.as_deref())?;
-    let mut facts = gather(&host, config, options.offline).await?;
+    let facts = gather(&host, config, options.offline).await?;
     describe(report, &facts);
-    foresee(&host, &mut facts, &options.want(), report).await
+    foresee(&host, &facts, &options.want(), report)
 }
 
-async fn foresee(
+fn foresee(
     host: &HostRoot,
-    facts: &mut Facts,
+    facts: &Facts,
     want: &Want,
     report: &mut ProvisionReport,
 ) -> Result<String, Error> {
-    let mut plan = decide_afresh(host, facts, want).await?;
+    let mut plan = decide(facts, want)?;
     if host.exists(JOURNAL_FILE) {
         let words = "a change of this host was interrupted: a run undoes or finishes that first, so its plan may be another";
         plan.notes.push(words.to_owned());

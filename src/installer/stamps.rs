@@ -1,19 +1,19 @@
-//! Remembers which stored binaries, and which artifacts on the host, were hashed, and what programs of the host said, so that a run that
-//! finds nothing to do reads none of their bytes and runs none of them again. A file whose size, inode or times differ is hashed;
-//! whoever can forge those is root on the host and could forge the record, too.
+//! Remembers which stored binaries, and which artifacts on the host, were hashed, so that a run that finds nothing to do reads none of
+//! their bytes again. A file whose size, inode or times differ is hashed; whoever can forge those is root on the host and could forge
+//! the record, too. No output of a program and no text of a configuration belongs here: both may hold passwords.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt as _;
 
 use serde::{Deserialize, Serialize};
+use tracing::warn;
 
 use super::host::{self, HostRoot, text_digest};
 use super::state::Places;
-use super::words::Words;
 
 /// The record. A lost or damaged one costs a reading of the binaries.
 pub(super) const FILE: &str = "/var/lib/farrier/verified.json";
-/// Some hundred bytes for each binary, and three times what is remembered of a program at most.
+/// Some hundred bytes for each binary.
 const LIMIT: u64 = 1 << 20;
 
 /// How the verified files looked.
@@ -28,9 +28,6 @@ pub(super) struct Stamps {
     /// Binaries that stand where a predecessor put them, by path.
     #[serde(default)]
     adopted: Adopted,
-    /// What programs of the host said.
-    #[serde(default)]
-    words: Vec<Words>,
 }
 
 /// Artifacts on the host, by the shim that was taken from them.
@@ -125,13 +122,25 @@ impl Stamps {
         self.artifacts.get(shim)
     }
 
-    /// What programs of the host said in former runs.
-    pub(super) fn words(&self) -> &[Words] {
-        &self.words
+    /// Rewrites a record that holds more than this release records, and removes one that can't be read: former releases kept the output
+    /// of `containerd config dump` in it, with registry passwords. The caller holds the lock. Best effort: a failure is logged.
+    pub(super) fn clean(host: &HostRoot) {
+        // A run of a former release that was killed may have left the same there.
+        host.discard_new(FILE);
+        let cleaned = match host.read_text(FILE, LIMIT) {
+            Ok(None) => Ok(()),
+            Ok(Some(text)) => match serde_json::from_str::<Self>(&text) {
+                Ok(stamps) => stamps.write(host, Some(&text)),
+                Err(_) => host.remove_file(FILE),
+            },
+            Err(_) => host.remove_file(FILE),
+        };
+        if let Err(error) = cleaned {
+            warn!(%error, "failed to remove what a former release recorded, which may hold registry passwords");
+        }
     }
 
-    /// Puts on disk how the files with these SHA-256 look now, what was found in `artifacts` and `adopted`, and what programs said,
-    /// where any of that is new.
+    /// Puts on disk how the files with these SHA-256 look now, and what was found in `artifacts` and `adopted`, where any of that is new.
     ///
     /// # Errors
     /// When it can't be written.
@@ -141,7 +150,6 @@ impl Stamps {
         verified: &BTreeSet<String>,
         artifacts: Artifacts,
         adopted: Adopted,
-        words: &[Words],
     ) -> host::Result<()> {
         let stamp = |sha256: &String| {
             let stamp = Stamp::of(host, &places.store_path(sha256))?;
@@ -151,18 +159,22 @@ impl Stamps {
             stored: verified.iter().filter_map(stamp).collect(),
             artifacts,
             adopted,
-            words: words.to_vec(),
         };
-        if now == Self::load(host) {
-            return Ok(());
-        }
-        // No type in it can refuse.
-        let text = serde_json::to_string(&now).unwrap_or_default();
         let before = host.read_text(FILE, LIMIT).ok().flatten();
         if before.is_none() {
+            // What can't be read as a record gives way to one.
             host.remove_file(FILE)?;
         }
-        let before = text_digest(before.as_deref());
+        now.write(host, before.as_deref())
+    }
+
+    /// Puts the record on disk in the place of `before`, unless they are the same.
+    fn write(&self, host: &HostRoot, before: Option<&str>) -> host::Result<()> {
+        let text = serde_json::to_string(self).expect("keys are strings and every value has JSON");
+        if before == Some(text.as_str()) {
+            return Ok(());
+        }
+        let before = text_digest(before);
         host.replace(FILE, text.as_bytes(), before.as_deref(), 0o600)
     }
 }

@@ -1,9 +1,11 @@
 //! Whole installs and removals on host trees in temporary folders, offline: nothing of them is run.
 
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::PathBuf;
 
-use super::support::{CONFIG, Host, program, runnable, shim};
+use super::support::{CONFIG, Host, printing, program, runnable, shim};
 use farrier::handoff::{OptionValue, Outcome, ProvisionReport};
+use farrier::installer;
 use farrier::installer::host::HostRoot;
 use farrier::installer::journal::{Journal, Undo};
 use farrier::names::sha256_hex;
@@ -63,13 +65,103 @@ async fn what_was_verified_is_hashed_again_only_when_it_was_touched() {
     assert_eq!(report.result, Outcome::Applied, "{report:?}");
     assert_eq!(std::fs::read(&stored).unwrap(), program(1));
     // A lost record is written anew, and then nothing is.
-    let record = host.path("/var/lib/farrier/verified.json");
+    let record = host.path(RECORD);
     std::fs::remove_file(&record).unwrap();
     assert_eq!(
         host.install(&[shim("a")], &[]).await.result,
         Outcome::Unchanged
     );
     assert!(record.exists());
+}
+
+/// Where the digests of verified files are remembered.
+const RECORD: &str = "/var/lib/farrier/verified.json";
+
+/// Adds to the record what former releases kept there of `containerd config dump`.
+fn add_output_of_containerd(host: &Host) {
+    let text = std::fs::read_to_string(host.path(RECORD)).unwrap();
+    let mut record: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let stamp = record["artifacts"]["a"]["stamp"].clone();
+    record["words"] = serde_json::json!([{
+        "program": "/usr/bin/containerd",
+        "stamp": stamp,
+        "arguments": ["-c", "/etc/containerd/config.toml", "config", "dump"],
+        "input": "0".repeat(64),
+        "said": "password = \"hunter2\"",
+    }]);
+    std::fs::write(host.path(RECORD), record.to_string()).unwrap();
+}
+
+#[tokio::test]
+async fn output_of_containerd_that_a_former_release_kept_goes_with_the_next_run() {
+    let host = Host::stocked();
+    host.install(&[shim("a")], &[]).await;
+    let record = std::fs::read_to_string(host.path(RECORD)).unwrap();
+    add_output_of_containerd(&host);
+    host.write(&format!("{RECORD}.farrier-new"), b"hunter2");
+    let before = host.tree(true);
+    installer::preview_install(&host.named(&[shim("a")], &[])).await;
+    installer::doctor(host.root(), None, true).await;
+    assert_eq!(host.tree(true), before);
+    let report = host.install(&[shim("a")], &[]).await;
+    assert_eq!(report.result, Outcome::Unchanged, "{report:?}");
+    assert_eq!(host.files_with("hunter2"), [""; 0].map(PathBuf::from));
+    // The digests stay, so that nothing is hashed again.
+    assert_eq!(std::fs::read_to_string(host.path(RECORD)).unwrap(), record);
+}
+
+#[tokio::test]
+async fn output_of_containerd_that_a_former_release_kept_goes_with_a_run_that_is_refused() {
+    let host = Host::stocked();
+    host.install(&[shim("a")], &[]).await;
+    add_output_of_containerd(&host);
+    host.write("/var/lib/farrier/state.json", b"{");
+    let report = host.uninstall(None).await;
+    assert_eq!(report.result, Outcome::Refused, "{report:?}");
+    assert_eq!(host.files_with("hunter2"), [""; 0].map(PathBuf::from));
+}
+
+#[rstest]
+#[case::cut_off(b"{\"words\":[{\"said\":\"hunter2")]
+#[case::not_text(b"hunter2\xff")]
+#[tokio::test]
+async fn a_record_that_can_t_be_read_is_removed(#[case] text: &[u8]) {
+    let host = Host::stocked();
+    host.write(RECORD, text);
+    let report = host.uninstall(None).await;
+    assert_eq!(report.result, Outcome::Unchanged, "{report:?}");
+    assert!(!host.path(RECORD).exists());
+}
+
+/// The root is entered to ask containerd, which takes a right that only root has.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn what_containerd_prints_of_its_configuration_is_never_written_to_the_host() {
+    let host = Host::stocked();
+    let install = || {
+        std::process::Command::new(env!("CARGO_BIN_EXE_farrier"))
+            .args(["install", "--offline", "-o", "json", "--host-root"])
+            .arg(host.root())
+            .arg("--shim=a=file:///srv/a")
+            .output()
+            .unwrap()
+    };
+    host.write("/srv/a", &runnable(0));
+    let output = install();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let cri = "plugins.'io.containerd.grpc.v1.cri'";
+    let handlers = [("runc", "io.containerd.runc.v2"), ("kata", "io.containerd.kata.v2"), ("a", "/opt/farrier/bin/containerd-shim-a")];
+    let mut dump = format!("version = 2\n[{cri}.registry.configs.'r.example'.auth]\npassword = 'hunter2'\n");
+    for (handler, runtime_type) in handlers {
+        dump += &format!("[{cri}.containerd.runtimes.{handler}]\nruntime_type = '{runtime_type}'\n");
+    }
+    let containerd = "/usr/bin/containerd";
+    host.write(containerd, &printing(&dump));
+    std::fs::set_permissions(host.path(containerd), PermissionsExt::from_mode(0o755)).unwrap();
+    let output = install();
+    let report = ProvisionReport::from_json(&String::from_utf8_lossy(&output.stdout)).unwrap();
+    assert_eq!(report.result, Outcome::Unchanged, "{report:?}");
+    assert_eq!(host.files_with("hunter2"), [host.path(containerd)]);
 }
 
 #[tokio::test]
@@ -420,7 +512,7 @@ async fn a_configuration_path_that_is_not_absolute_is_refused() {
     let host = Host::stocked();
     let mut options = host.named(&[shim("a")], &[]);
     options.config = Some("config.toml".into());
-    let report = farrier::installer::install(options).await;
+    let report = installer::install(options).await;
     assert_eq!(report.result, Outcome::Refused);
     assert!(report.remedy.unwrap().contains("absolute"));
 }
@@ -455,7 +547,7 @@ async fn a_damaged_binary_is_in_the_way_of_no_other_shim() {
     assert!(!host.path("/opt/farrier/bin/containerd-shim-b").exists());
     let mut options = host.named(&[shim("b")], &[]);
     options.keep_others = true;
-    let report = farrier::installer::install(options).await;
+    let report = installer::install(options).await;
     assert_eq!(report.result, Outcome::Partial, "{report:?}");
     let report = host.install(&[shim("a"), shim("b")], &[]).await;
     assert_eq!(report.result, Outcome::Applied, "{report:?}");

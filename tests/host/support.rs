@@ -58,6 +58,27 @@ pub fn runnable(status: u8) -> Vec<u8> {
     bytes
 }
 
+/// A program for this CPU that needs nothing of the host, prints `text` and ends well.
+#[cfg(target_arch = "x86_64")]
+pub fn printing(text: &str) -> Vec<u8> {
+    let length = u32::try_from(text.len()).unwrap().to_le_bytes();
+    let mut bytes = runnable(0);
+    bytes.truncate(120);
+    // mov eax, 1 (write); mov edi, 1; lea rsi, [rip + 16]; mov edx, LENGTH; syscall
+    bytes.extend([0xb8, 1, 0, 0, 0, 0xbf, 1, 0, 0, 0]);
+    bytes.extend([0x48, 0x8d, 0x35, 16, 0, 0, 0, 0xba]);
+    bytes.extend(length);
+    bytes.extend([0x0f, 0x05]);
+    // mov eax, 60 (exit); xor edi, edi; syscall
+    bytes.extend([0xb8, 60, 0, 0, 0, 0x31, 0xff, 0x0f, 0x05]);
+    bytes.extend(text.bytes());
+    let size = u64::try_from(bytes.len()).unwrap().to_le_bytes();
+    for at in [96, 104] {
+        bytes[at..at + 8].copy_from_slice(&size);
+    }
+    bytes
+}
+
 /// A shim whose artifact is a file on the host.
 pub fn shim(name: &str) -> ShimRequest {
     ShimRequest {
@@ -109,6 +130,18 @@ impl Host {
 
     pub fn config(&self) -> String {
         std::fs::read_to_string(self.path("/etc/containerd/config.toml")).unwrap()
+    }
+
+    /// The files below the root that hold `text`.
+    pub fn files_with(&self, text: &str) -> Vec<PathBuf> {
+        let mut files: Vec<PathBuf> = self.tree(false).into_keys().collect();
+        files.retain(|path| {
+            let bytes = std::fs::read(path).unwrap_or_default();
+            bytes
+                .windows(text.len())
+                .any(|window| window == text.as_bytes())
+        });
+        files
     }
 
     /// Every path with what it is: mode, bytes or link, and with `times` also what any write would change.

@@ -12,7 +12,6 @@ use crate::installer::inherited::{Inheritance, Inherited, Standing};
 use crate::installer::proof::prove;
 use crate::installer::state::Places;
 use crate::installer::values;
-use crate::installer::words::Heard;
 
 const CONFIG: &str = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd]\ndefault_runtime_name = 'runc'\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n";
 const DIGEST: &str = "aa";
@@ -49,7 +48,6 @@ pub(in crate::installer) fn node() -> Facts {
         obstacle: None,
         dump: Ok(CONFIG.to_owned()),
         lacking: None,
-        heard: Heard::default(),
         served: Ok(served(&[])),
         in_use: BTreeMap::new(),
         kill_mode: Ok("process".to_owned()),
