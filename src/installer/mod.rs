@@ -186,7 +186,7 @@ impl Change<'_> {
         shims: &[ShimRequest],
         want: impl AsyncFnOnce(&Facts) -> Result<Prepared, Error>,
     ) -> ProvisionReport {
-        let _lock = match self.host.lock().await {
+        let _lock = match self.host.lock(self.offline).await {
             Ok(lock) => lock,
             Err(error) => return failed(report, &error.into()),
         };

@@ -12,7 +12,7 @@ use farrier::handoff::Outcome;
 
 fn host() -> Host {
     let host = Host::stocked();
-    for folder in ["/var/lib", "/opt"] {
+    for folder in ["/var/lib", "/opt", "/run"] {
         std::fs::create_dir_all(host.path(folder)).unwrap();
     }
     host

@@ -1,84 +1,463 @@
 //! Keeps two installers from changing one host at a time. What the lock protects is the caller's business.
+//!
+//! The lock is a `flock(2)` on a file that only root can open. Such a lock belongs to the inode, so every view of a host, the host's own
+//! and the `/host` of a Job, meets at the same one: `/run` is one file system in all of them.
 
 use std::fs::{File, TryLockError};
-use std::time::{Duration, Instant};
+use std::os::unix::fs::MetadataExt as _;
+use std::time::Duration;
 
-use tracing::info;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, openat2};
+use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::geteuid;
+use tokio::time::Instant;
+use tracing::{info, warn};
 
-use super::{Error, HostRoot, Result, failed_io, own_path};
+use super::{Error, HostRoot, Result, failed, failed_io, own_path};
+
+/// The parent of [`DIRECTORY`], a file system of its own that a reboot empties (FHS 3.0, 3.15). Only root can write to it.
+const RUN: &str = "/run";
+/// The directory of the lock file: its mode keeps everybody but root from the file.
+const DIRECTORY: &str = "/run/farrier";
+const DIRECTORY_NAME: &str = "farrier";
+/// The file that is locked. Nothing is in it.
+const FILE: &str = "/run/farrier/lock";
+const FILE_NAME: &str = "lock";
 
 /// A second installer waits this long for the first. That takes longest where it fetches for 5 min and then restarts k3s twice, each
 /// time with 200 s for systemd and 300 s for containerd.
 const LOCK_WAIT: Duration = Duration::from_mins(22);
 
+/// Former releases lock the root directory, which any local user can lock too: nobody is waited for any longer there. The release after
+/// the next one no longer locks it.
+const ROOT_WAIT: Duration = Duration::from_secs(10);
+
+/// `flock` has no wait with a deadline, so a lock is tried this often.
+const TRY_EVERY: Duration = Duration::from_millis(200);
+
+/// The bits of an inode's mode that say who may do what (inode(7)).
+const PERMISSIONS: u32 = 0o777;
+
 /// A lock on the host that ends with this value.
 #[derive(Debug)]
 pub struct Lock {
-    _root: File,
+    _own: OwnLock,
+    /// The lock of former releases.
+    _root: Option<File>,
+}
+
+/// The lock file, which is locked.
+#[derive(Debug)]
+struct OwnLock {
+    /// The host from which the lock file goes with the lock; `None` where it stays for the next run.
+    removes_from: Option<HostRoot>,
+    made_run: bool,
+    _file: File,
 }
 
 impl HostRoot {
-    /// Whether an installer is at work on this host.
+    /// Whether an installer is at work on this host. Makes no file.
     ///
     /// # Errors
-    /// When the host's root can't be opened.
+    /// When something else stands in the place of the lock file or its directory, or the file can't be opened.
     pub fn is_locked(&self) -> Result<bool> {
-        let root = self.own_root()?;
-        match root.try_lock_shared() {
+        let Some(file) = self.open_lock_file(false)? else {
+            return Ok(false);
+        };
+        match file.try_lock_shared() {
             Ok(()) => Ok(false),
             Err(TryLockError::WouldBlock) => Ok(true),
-            Err(TryLockError::Error(source)) => Err(failed_io("lock", "/")(source)),
+            Err(TryLockError::Error(source)) => Err(failed_io("lock", FILE)(source)),
         }
     }
 
-    /// The root folder, opened anew: a clone shares its lock with its origin, a file of its own ends it when dropped.
-    fn own_root(&self) -> Result<File> {
-        File::open(own_path(&self.root)).map_err(failed_io("open", "/"))
-    }
-
-    /// Keeps other installers off this host while the value lives. Taken on the root folder itself: no file is left behind, and
-    /// every view of the host meets at the same inode.
+    /// Keeps other installers off this host while the value lives. With `offline` the lock file goes with the lock, as it would stay in
+    /// the image, and so do the directories that were made for it.
     ///
     /// # Errors
-    /// [`Error::Locked`] after a bounded wait.
-    pub async fn lock(&self) -> Result<Lock> {
-        let root = self.own_root()?;
-        let since = Instant::now();
-        let mut waits = false;
-        loop {
-            match root.try_lock() {
-                Ok(()) => return Ok(Lock { _root: root }),
-                Err(TryLockError::WouldBlock) if since.elapsed() < LOCK_WAIT => {
-                    if !std::mem::replace(&mut waits, true) {
-                        info!("waiting for another farrier that changes this host");
-                    }
-                    // flock has no wait with a deadline.
-                    tokio::time::sleep(Duration::from_millis(200)).await;
-                }
-                Err(TryLockError::WouldBlock) => return Err(Error::Locked(LOCK_WAIT)),
-                Err(TryLockError::Error(source)) => {
-                    return Err(failed_io("lock", "/")(source));
-                }
+    /// [`Error::Locked`] after a bounded wait; [`Error::UnsafeLock`] where what stands in the place of the lock file or its directory may
+    /// be somebody else's; otherwise what the system says.
+    pub async fn lock(&self, offline: bool) -> Result<Lock> {
+        self.lock_within(offline, LOCK_WAIT, ROOT_WAIT).await
+    }
+
+    async fn lock_within(
+        &self,
+        offline: bool,
+        wait: Duration,
+        root_wait: Duration,
+    ) -> Result<Lock> {
+        let until = Instant::now() + wait;
+        let mut made_run = false;
+        let file = loop {
+            made_run |= self.make_lock_directory()?;
+            // Whoever held the lock offline may remove the directory, or the file once it is open here.
+            let Some(file) = self.open_lock_file(true)? else {
+                continue;
+            };
+            if !acquire(&file, FILE, until).await? {
+                return Err(Error::Locked(wait));
             }
+            if self.names_lock_file(&file)? {
+                break file;
+            }
+        };
+        let removes_from = if offline { Some(self.reopen()?) } else { None };
+        let own = OwnLock {
+            removes_from,
+            made_run,
+            _file: file,
+        };
+        let root = File::open(own_path(&self.root)).map_err(failed_io("open", "/"))?;
+        let is_root_locked = acquire(&root, "/", Instant::now() + root_wait).await?;
+        if !is_root_locked {
+            warn!(
+                "another process has held a lock on the root directory for {root_wait:?}; the change begins without that lock, which only former releases of farrier heed"
+            );
         }
+        Ok(Lock {
+            _own: own,
+            _root: is_root_locked.then_some(root),
+        })
+    }
+
+    /// Makes the directory of the lock file; says whether `/run` was made for it.
+    fn make_lock_directory(&self) -> Result<bool> {
+        let made_run = self.make_directory(RUN, Mode::from_bits_truncate(0o755))?;
+        self.make_directory(DIRECTORY, Mode::from_bits_truncate(0o700))?;
+        Ok(made_run)
+    }
+
+    /// Makes a directory; says whether it was not there before. No crash has to be outlived, so nothing is put on disk.
+    fn make_directory(&self, path: &str, mode: Mode) -> Result<bool> {
+        let entry = self.entry(path)?;
+        match mkdirat(&entry.folder, entry.name.as_str(), mode) {
+            Ok(()) => Ok(true),
+            Err(Errno::EEXIST) => Ok(false),
+            Err(errno) => Err(failed("make the directory", path)(errno)),
+        }
+    }
+
+    /// Opens the lock file, and with `create` makes it; `None` where it or its directory is not there.
+    fn open_lock_file(&self, create: bool) -> Result<Option<File>> {
+        let run = match self.open_at(RUN, OFlag::O_PATH | OFlag::O_DIRECTORY) {
+            Ok(run) => run,
+            Err(Errno::ENOENT) => return Ok(None),
+            Err(errno) => return Err(failed("open", RUN)(errno)),
+        };
+        let no_symlink = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let how = OpenHow::new().flags(no_symlink | OFlag::O_DIRECTORY);
+        let directory = match openat2(&run, DIRECTORY_NAME, how) {
+            Ok(directory) => File::from(directory),
+            Err(Errno::ENOENT) => return Ok(None),
+            Err(Errno::ELOOP | Errno::ENOTDIR) => return Err(unsafe_directory()),
+            Err(errno) => return Err(failed("open", DIRECTORY)(errno)),
+        };
+        let metadata = directory
+            .metadata()
+            .map_err(failed_io("look at", DIRECTORY))?;
+        if metadata.uid() != geteuid().as_raw() || metadata.mode() & PERMISSIONS != 0o700 {
+            return Err(unsafe_directory());
+        }
+        // O_NONBLOCK: a FIFO in the file's place must not hold us up.
+        let how = OpenHow::new().flags(no_symlink | OFlag::O_NONBLOCK);
+        let how = if create {
+            how.flags(no_symlink | OFlag::O_NONBLOCK | OFlag::O_CREAT)
+                .mode(Mode::from_bits_truncate(0o600))
+        } else {
+            how
+        };
+        let file = match openat2(&directory, FILE_NAME, how) {
+            Ok(file) => File::from(file),
+            Err(Errno::ENOENT) => return Ok(None),
+            Err(Errno::ELOOP | Errno::EISDIR | Errno::ENXIO) => return Err(unsafe_file()),
+            Err(errno) => return Err(failed("open", FILE)(errno)),
+        };
+        let metadata = file.metadata().map_err(failed_io("look at", FILE))?;
+        let is_own = metadata.uid() == geteuid().as_raw();
+        if metadata.is_file() && is_own && metadata.mode() & PERMISSIONS == 0o600 {
+            Ok(Some(file))
+        } else {
+            Err(unsafe_file())
+        }
+    }
+
+    /// Whether `file` is still what the path of the lock file names.
+    fn names_lock_file(&self, file: &File) -> Result<bool> {
+        let Some(named) = self.open_lock_file(false)? else {
+            return Ok(false);
+        };
+        let identity = |file: &File| {
+            let metadata = file.metadata().map_err(failed_io("look at", FILE))?;
+            Ok((metadata.dev(), metadata.ino()))
+        };
+        Ok(identity(&named)? == identity(file)?)
+    }
+
+    /// The same host once more.
+    fn reopen(&self) -> Result<Self> {
+        let root = self.root.try_clone().map_err(failed_io("open", "/"))?;
+        let path = self.path.clone();
+        Ok(Self { root, path })
+    }
+}
+
+impl Drop for OwnLock {
+    fn drop(&mut self) {
+        let Some(host) = &self.removes_from else {
+            return;
+        };
+        // The lock is held until after this, so no other run can have taken the file for its own; one that waits for it finds that the
+        // path no longer names it, and begins anew.
+        let removed = host.remove_file(FILE).and_then(|()| {
+            let is_empty = host.remove_folder(DIRECTORY)?;
+            if is_empty && self.made_run {
+                host.remove_folder(RUN)?;
+            }
+            Ok(())
+        });
+        if let Err(error) = removed {
+            warn!(%error, "the lock file stays in the image");
+        }
+    }
+}
+
+/// Locks `file`, which stands at `path`, as soon as nobody else does; says whether that came about in time.
+async fn acquire(file: &File, path: &str, until: Instant) -> Result<bool> {
+    let mut waits = false;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(true),
+            Err(TryLockError::WouldBlock) if Instant::now() < until => {
+                if !std::mem::replace(&mut waits, true) {
+                    info!(
+                        path,
+                        "waiting for another farrier that is changing this host"
+                    );
+                }
+                tokio::time::sleep(TRY_EVERY).await;
+            }
+            Err(TryLockError::WouldBlock) => return Ok(false),
+            Err(TryLockError::Error(source)) => return Err(failed_io("lock", path)(source)),
+        }
+    }
+}
+
+fn unsafe_directory() -> Error {
+    Error::UnsafeLock {
+        path: DIRECTORY,
+        expected: "a directory that root owns with mode 0700",
+    }
+}
+
+fn unsafe_file() -> Error {
+    Error::UnsafeLock {
+        path: FILE,
+        expected: "a regular file that root owns with mode 0600",
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+    use std::io::Read as _;
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+    use std::path::Path;
+    use std::process::{Child, Command, Stdio};
+
+    use futures::poll;
+    use rstest::rstest;
+
     use super::*;
+
+    fn host() -> (tempfile::TempDir, HostRoot) {
+        let directory = tempfile::tempdir().unwrap();
+        let host = HostRoot::open(directory.path()).unwrap();
+        (directory, host)
+    }
+
+    /// A process of its own that holds a lock on `path` from the moment at which this returns, until its standard input is closed.
+    fn lock_elsewhere(path: &Path) -> Child {
+        let mut child = Command::new("flock")
+            .arg(path)
+            .args(["sh", "-c", "echo; read line"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdout = child.stdout.as_mut().unwrap();
+        stdout.read_exact(&mut [0]).unwrap();
+        child
+    }
+
+    fn let_go(mut child: Child) {
+        drop(child.stdin.take());
+        child.wait().unwrap();
+    }
 
     #[tokio::test]
     async fn a_second_installer_is_kept_off_until_the_first_is_done() {
-        let folder = tempfile::tempdir().unwrap();
-        let host = HostRoot::open(folder.path()).unwrap();
-        let lock = host.lock().await.unwrap();
-        let other = HostRoot::open(folder.path()).unwrap();
-        let mut waiting = std::pin::pin!(other.lock());
-        assert!(futures::poll!(&mut waiting).is_pending());
+        let (directory, host) = host();
+        let lock = host.lock(false).await.unwrap();
+        let other = HostRoot::open(directory.path()).unwrap();
+        let mut waiting = std::pin::pin!(other.lock(false));
+        assert!(poll!(&mut waiting).is_pending());
         assert!(other.is_locked().unwrap());
         drop(lock);
         drop(waiting.await.unwrap());
         assert!(!other.is_locked().unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_job_and_the_host_itself_meet_at_one_lock() {
+        let (directory, host) = host();
+        drop(host.lock(false).await.unwrap());
+        // A Job's view of the host: the same file system by another path.
+        let view = tempfile::tempdir().unwrap();
+        symlink(directory.path(), view.path().join("host")).unwrap();
+        let view = HostRoot::open(&view.path().join("host")).unwrap();
+        let holder = lock_elsewhere(&directory.path().join("run/farrier/lock"));
+        assert!(host.is_locked().unwrap() && view.is_locked().unwrap());
+        let mut waiting = std::pin::pin!(view.lock(false));
+        assert!(poll!(&mut waiting).is_pending());
+        let_go(holder);
+        drop(waiting.await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn only_root_can_open_the_lock_file() {
+        let (directory, host) = host();
+        let _lock = host.lock(false).await.unwrap();
+        for (path, mode) in [("run/farrier", 0o700), ("run/farrier/lock", 0o600)] {
+            let metadata = directory.path().join(path).symlink_metadata().unwrap();
+            assert_eq!(metadata.mode() & 0o7777, mode, "{path}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lock_on_the_root_directory_that_is_never_released_stops_nobody() {
+        let (directory, host) = host();
+        let holder = lock_elsewhere(directory.path());
+        assert!(!host.is_locked().unwrap());
+        let lock = host.lock_within(false, LOCK_WAIT, Duration::ZERO).await;
+        assert!(lock.is_ok(), "{lock:?}");
+        let_go(holder);
+    }
+
+    #[tokio::test]
+    async fn an_installer_of_a_former_release_is_waited_for_and_kept_off() {
+        let (directory, host) = host();
+        let holder = lock_elsewhere(directory.path());
+        let mut waiting = std::pin::pin!(host.lock(false));
+        assert!(poll!(&mut waiting).is_pending());
+        let_go(holder);
+        let lock = waiting.await.unwrap();
+        let former = File::open(directory.path()).unwrap();
+        assert!(matches!(former.try_lock(), Err(TryLockError::WouldBlock)));
+        drop(lock);
+        former.try_lock().unwrap();
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_for_a_lock_file_that_is_removed_takes_the_next_one() {
+        let (directory, host) = host();
+        let file = directory.path().join("run/farrier/lock");
+        let lock = host.lock(true).await.unwrap();
+        let removed = File::open(&file).unwrap();
+        let mut waiting = std::pin::pin!(host.lock(true));
+        assert!(poll!(&mut waiting).is_pending());
+        drop(lock);
+        assert!(!file.exists());
+        let lock = waiting.await.unwrap();
+        assert!(host.is_locked().unwrap());
+        // The file that was waited for is free: the lock is on another.
+        removed.try_lock().unwrap();
+        drop(lock);
+        assert!(!file.exists());
+    }
+
+    #[rstest]
+    #[case::with_run(true)]
+    #[case::without_run(false)]
+    #[tokio::test]
+    async fn an_image_is_left_without_a_trace_of_the_lock(#[case] has_run: bool) {
+        let (directory, host) = host();
+        let run = directory.path().join("run");
+        if has_run {
+            std::fs::create_dir(&run).unwrap();
+        }
+        drop(host.lock(true).await.unwrap());
+        assert_eq!(run.exists(), has_run);
+        assert!(!run.join("farrier").exists());
+        // A run that was killed leaves both.
+        std::mem::forget(host.lock(true).await.unwrap());
+        assert!(run.join("farrier/lock").exists());
+    }
+
+    #[tokio::test]
+    async fn threads_that_lock_an_image_at_once_do_so_one_after_another() {
+        let (directory, _) = host();
+        std::fs::create_dir(directory.path().join("run")).unwrap();
+        let inside = std::sync::atomic::AtomicUsize::new(0);
+        let start = std::sync::Barrier::new(8);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    let host = HostRoot::open(directory.path()).unwrap();
+                    let runtime = tokio::runtime::Builder::new_current_thread();
+                    let runtime = { runtime }.enable_time().build().unwrap();
+                    start.wait();
+                    let lock = runtime.block_on(host.lock(true)).unwrap();
+                    assert_eq!(inside.fetch_add(1, std::sync::atomic::Ordering::SeqCst), 0);
+                    std::thread::yield_now();
+                    inside.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+                    drop(lock);
+                });
+            }
+        });
+        assert_eq!(std::fs::read_dir(directory.path().join("run")).unwrap().count(), 0);
+    }
+
+    fn directory(path: &Path, mode: u32) {
+        std::fs::create_dir(path).unwrap();
+        std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    }
+
+    fn file(path: &Path, mode: u32) {
+        std::fs::write(path, "").unwrap();
+        std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[rstest]
+    #[case::symlink(|at: &Path| { directory(&at.join("real"), 0o700); symlink("real", at.join("farrier")).unwrap(); }, DIRECTORY)]
+    #[case::file(|at: &Path| file(&at.join("farrier"), 0o700), DIRECTORY)]
+    #[case::open_to_others(|at: &Path| directory(&at.join("farrier"), 0o755), DIRECTORY)]
+    #[case::somebody_else_s(|at: &Path| { directory(&at.join("farrier"), 0o700); give_away(&at.join("farrier")); }, DIRECTORY)]
+    #[case::lock_as_symlink(|at: &Path| { directory(&at.join("farrier"), 0o700); symlink("../real", at.join("farrier/lock")).unwrap(); }, FILE)]
+    #[case::lock_as_directory(|at: &Path| { directory(&at.join("farrier"), 0o700); directory(&at.join("farrier/lock"), 0o600); }, FILE)]
+    #[case::lock_open_to_others(|at: &Path| { directory(&at.join("farrier"), 0o700); file(&at.join("farrier/lock"), 0o644); }, FILE)]
+    #[tokio::test]
+    async fn what_others_may_be_able_to_lock_is_refused_with_its_path_and_the_mend(
+        #[case] make: impl Fn(&Path),
+        #[case] path: &str,
+    ) {
+        let (directory, host) = host();
+        let run = directory.path().join("run");
+        std::fs::create_dir(&run).unwrap();
+        make(&run);
+        for error in [host.lock(true).await.err(), host.is_locked().err()] {
+            let error = error.unwrap().to_string();
+            assert!(error.contains(&format!("{path} is not a")), "{error}");
+            assert!(error.contains(&format!("remove {path}")), "{error}");
+        }
+        assert!(!run.join("real/lock").exists());
+    }
+
+    /// Only root can; whoever else runs the tests makes the directory one of another mode.
+    fn give_away(path: &Path) {
+        if std::os::unix::fs::chown(path, Some(12), Some(34)).is_err() {
+            std::fs::set_permissions(path, Permissions::from_mode(0o750)).unwrap();
+        }
     }
 }
