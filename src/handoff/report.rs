@@ -34,6 +34,11 @@ pub struct ProvisionReport {
     /// The host is one that this release can't change: nothing is to be expected of trying again.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unsupported: bool,
+    /// SIGTERM or SIGINT ended the run before the change took effect. `result` is then `rolledBack`, also where the run had changed nothing
+    /// yet: the host is as it was. This is no failure of the request or of the host, so the same request may be made again at once. The
+    /// field is absent where a signal came too late and the change was carried out, and where undoing the change failed (`broken`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub interrupted: bool,
     /// What an operator may want to know of a host that carries what was asked for: sentences.
     #[serde(default)]
     pub notes: Vec<String>,
@@ -151,6 +156,7 @@ impl ProvisionReport {
             reason: None,
             remedy: None,
             unsupported: false,
+            interrupted: false,
             notes: Vec::new(),
             containerd: None,
             distro: None,
@@ -390,6 +396,19 @@ mod tests {
         for (outcome, word, status) in outcomes {
             assert_eq!(serde_json::to_value(outcome).unwrap(), word);
             assert_eq!(outcome.exit_status(), status);
+        }
+    }
+
+    #[test]
+    fn an_interrupted_run_says_so_in_a_field_that_other_reports_and_former_releases_lack() {
+        let mut report = ProvisionReport::new(Outcome::RolledBack);
+        assert!(!report.to_json().contains("interrupted"));
+        let read = ProvisionReport::from_json(&report.to_json()).unwrap();
+        assert!(!read.interrupted);
+        report.interrupted = true;
+        for text in [report.to_json(), report.to_termination_message()] {
+            assert!(text.contains(r#""interrupted":true"#), "{text}");
+            assert!(ProvisionReport::from_json(&text).unwrap().interrupted);
         }
     }
 
