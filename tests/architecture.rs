@@ -94,13 +94,13 @@ const EFFECTS: &[&str] = &[
 ];
 
 /// Lines of a file that are not tests: about what a reader holds in mind.
-const LONGEST_FILE: usize = 420;
+const LONGEST_FILE: usize = 800;
 
 /// Files that may be longer: documents whose types and their descriptions belong side by side.
 const DOCUMENTS: &[&str] = &["api.rs"];
 
 /// Lines of such a file that are not tests.
-const LONGEST_DOCUMENT: usize = 500;
+const LONGEST_DOCUMENT: usize = 800;
 
 fn sources() -> Vec<(String, String)> {
     fn collect(folder: &Path, files: &mut Vec<PathBuf>) {

@@ -11,8 +11,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use farrier::containerd_config::{
-    Error, Handler, Loaded, Placement, SourceFile, Value, edit, handlers, imports, judge, place,
-    runtimes_of_dump,
+    ConfigFiles, ConfigTarget, Error, Handler, SourceFile, Value, compare_dumps, edit, handlers,
+    imports, place, runtimes_of_dump,
 };
 use rstest::rstest;
 use toml_edit::{DocumentMut, Item, TableLike};
@@ -23,7 +23,7 @@ const ROOT: &str = "/etc/containerd/config.toml";
 /// One folder of `tests/config`.
 struct Case {
     containerd: String,
-    loaded: Loaded,
+    loaded: ConfigFiles,
     path: String,
     plugin: String,
     want: Vec<Handler>,
@@ -68,7 +68,7 @@ fn read(case: &Path) -> Case {
         .collect();
     Case {
         containerd: text(document.as_table(), "containerd").unwrap(),
-        loaded: Loaded {
+        loaded: ConfigFiles {
             root: SourceFile {
                 path: ROOT.to_owned(),
                 text: root,
@@ -118,8 +118,8 @@ fn names(handlers: &[Handler]) -> BTreeSet<String> {
         .collect()
 }
 
-fn loaded(text: &str) -> Loaded {
-    Loaded {
+fn loaded(text: &str) -> ConfigFiles {
+    ConfigFiles {
         root: SourceFile {
             path: ROOT.to_owned(),
             text: Some(text.to_owned()),
@@ -131,7 +131,7 @@ fn loaded(text: &str) -> Loaded {
 /// Edits as on a node whose daemon showed the usual `runc` before.
 fn apply(
     before: Option<&str>,
-    placement: &Placement,
+    placement: &ConfigTarget,
     ours: &BTreeSet<String>,
     want: &[Handler],
 ) -> Result<Option<String>, Error> {
@@ -255,7 +255,7 @@ fn broken_text_never_panics_and_what_can_be_edited_comes_back(
         let text: String = text.into_iter().collect();
         let _ = imports(&text);
         let _ = runtimes_of_dump(&text);
-        let _ = judge(whole, &text, &ours);
+        let _ = compare_dumps(whole, &text, &ours);
         for release in ["1.6.36", "2.1.9", "2.4.2"] {
             let Ok(placement) = place(&loaded(&text), &release.parse().unwrap()) else {
                 continue;

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use farrier::containerd_config::{
-    Handler, Loaded, Placement, PluginId, SourceFile, Value, edit, edit_template, handlers,
-    imports, judge, place, runtimes_of_dump, startable,
+    ConfigFiles, ConfigTarget, Handler, PluginId, SourceFile, Value, compare_dumps, edit,
+    edit_template, handlers, imports, place, runtimes_of_dump, startup_checks,
 };
 use proptest::prelude::*;
 use toml_edit::{Document, Item, TableLike};
@@ -238,8 +238,8 @@ fn names(handlers: &[Handler]) -> BTreeSet<String> {
         .collect()
 }
 
-fn loaded(text: &str) -> Loaded {
-    Loaded {
+fn loaded(text: &str) -> ConfigFiles {
+    ConfigFiles {
         root: SourceFile {
             path: ROOT.to_owned(),
             text: Some(text.to_owned()),
@@ -282,7 +282,7 @@ fn values(text: &str) -> BTreeMap<Vec<String>, String> {
 /// All that may be expected of edits of `text` at `placement`; nothing where the first is refused.
 fn edits_hold(
     text: Option<&str>,
-    placement: &Placement,
+    placement: &ConfigTarget,
     want: &[Handler],
 ) -> Result<(), TestCaseError> {
     let apply = |text: Option<&str>, ours: &BTreeSet<String>, want: &[Handler]| {
@@ -381,8 +381,8 @@ proptest! {
         let ours = names(&want);
         let _ = imports(&text);
         let _ = runtimes_of_dump(&text);
-        let _ = startable(&text);
-        let _ = judge(&text, &other, &ours);
+        let _ = startup_checks(&text);
+        let _ = compare_dumps(&text, &other, &ours);
         let _ = edit_template(ROOT, Some(&text), PluginId::GrpcV1Cri, &ours, &want);
         for release in RELEASES {
             if let Ok(placement) = place(&loaded(&text), &release.parse().unwrap()) {

@@ -5,8 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use farrier::containerd_config::{
-    Handler, Loaded, PluginId, SourceFile, Value, edit, edit_template, imports, judge, place,
-    runtimes_of_dump, startable, with_imports,
+    ConfigFiles, Handler, PluginId, SourceFile, Value, compare_dumps, edit, edit_template, imports,
+    place, runtimes_of_dump, startup_checks, with_imports,
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -35,8 +35,8 @@ fuzz_target!(|text: &str| {
     let _ = imports(text);
     let _ = with_imports("f", text, &["/a"]);
     let _ = runtimes_of_dump(text);
-    let _ = startable(text);
-    let _ = judge(text, text, &ours);
+    let _ = startup_checks(text);
+    let _ = compare_dumps(text, text, &ours);
     let template = |text: Option<&str>, ours: &BTreeSet<String>, want: &[Handler]| {
         edit_template("t", text, PluginId::CriV1Runtime, ours, want)
     };
@@ -48,7 +48,7 @@ fuzz_target!(|text: &str| {
         let Ok(version) = release.parse() else {
             continue;
         };
-        let loaded = Loaded {
+        let loaded = ConfigFiles {
             root: SourceFile {
                 path: "/c".to_owned(),
                 text: Some(text.to_owned()),

@@ -5,14 +5,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
+use toml::Value;
 use toml_edit::{InlineTable, Item, Key, Table, TableLike};
 
-use super::braces::entries_of;
-use super::judge::DUMP;
-use super::notation::{BRACES_MARK, MARK};
-use super::runtimes::RUNC;
-use super::tree::{Tree, tree_of_table};
-use super::{DUMP_LIMIT, DeclaredHandler, Error, PluginId, TEXT_LIMIT, Value};
+use super::error::Error;
+use super::inline_table::entries_of;
+use super::render::{BRACES_MARK, MARK};
+use super::schema::PluginId;
+use super::types::{DUMP_LIMIT, DeclaredHandler, RUNC, TEXT_LIMIT};
+
+/// Stands for the file's path in an error about a dump.
+const DUMP: &str = "the dump of containerd's configuration";
 
 /// The text of a file and its parsed form.
 pub(super) struct Document<'a> {
@@ -246,9 +249,9 @@ impl<'a> Document<'a> {
         holder
     }
 
-    /// All values of the file.
-    pub(super) fn tree(&self) -> Tree {
-        tree_of_table(self.parsed.as_table())
+    /// All values of the file, whatever their notation.
+    pub(super) fn values(&self) -> Value {
+        table_value(self.parsed.as_table())
     }
 
     fn table(&self, path: &[&str]) -> Option<&dyn TableLike> {
@@ -360,30 +363,177 @@ fn reason(text: &str, error: &toml_edit::TomlError) -> String {
     format!("line {line}, column {column}: {message}")
 }
 
+/// The handler that a table below `runtimes` declares.
 pub(super) fn declared(table: &dyn TableLike) -> DeclaredHandler {
     let mut handler = DeclaredHandler::default();
     for (key, item) in table.iter() {
         match (key, item.as_str(), item.as_table_like()) {
             ("runtime_type", Some(text), _) => text.clone_into(&mut handler.runtime_type),
             ("options", _, Some(options)) => {
-                for (key, item) in options.iter() {
-                    match value(item) {
-                        Some(value) => {
-                            handler.options.insert(key.to_owned(), value);
-                        }
-                        None => handler.more = true,
-                    }
-                }
+                let options = options.iter();
+                handler.options = options
+                    .filter_map(|(key, item)| Some((key.to_owned(), item_value(item)?)))
+                    .collect();
             }
-            _ => handler.more = true,
+            _ => handler.has_other_settings = true,
         }
     }
     handler
 }
 
-fn value(item: &Item) -> Option<Value> {
-    item.as_bool()
-        .map(Value::Boolean)
-        .or_else(|| item.as_integer().map(Value::Integer))
-        .or_else(|| item.as_str().map(|text| Value::String(text.to_owned())))
+fn table_value(table: &dyn TableLike) -> Value {
+    let entries = table.iter();
+    Value::Table(
+        entries
+            .filter_map(|(key, item)| Some((key.to_owned(), item_value(item)?)))
+            .collect(),
+    )
+}
+
+fn item_value(item: &Item) -> Option<Value> {
+    match item {
+        Item::None => None,
+        Item::Value(value) => Some(plain_value(value)),
+        Item::Table(table) => Some(table_value(table)),
+        Item::ArrayOfTables(tables) => Some(Value::Array(
+            tables.iter().map(|table| table_value(table)).collect(),
+        )),
+    }
+}
+
+fn plain_value(value: &toml_edit::Value) -> Value {
+    match value {
+        toml_edit::Value::String(text) => Value::String(text.value().clone()),
+        toml_edit::Value::Integer(number) => Value::Integer(*number.value()),
+        toml_edit::Value::Float(number) => Value::Float(*number.value()),
+        toml_edit::Value::Boolean(value) => Value::Boolean(*value.value()),
+        toml_edit::Value::Datetime(time) => Value::Datetime(*time.value()),
+        toml_edit::Value::Array(values) => Value::Array(values.iter().map(plain_value).collect()),
+        toml_edit::Value::InlineTable(table) => table_value(table),
+    }
+}
+
+/// The value that the keys `path` lead to.
+pub(super) fn at<'a>(value: &'a Value, path: &[&str]) -> Option<&'a Value> {
+    path.iter().try_fold(value, |value, key| value.get(*key))
+}
+
+/// The string that the keys `path` lead to.
+pub(super) fn string_at<'a>(value: &'a Value, path: &[&str]) -> Option<&'a str> {
+    at(value, path)?.as_str()
+}
+
+/// Whether the keys `path` lead to `true`.
+pub(super) fn is_true_at(value: &Value, path: &[&str]) -> bool {
+    at(value, path).and_then(Value::as_bool) == Some(true)
+}
+
+/// The entries of the table that the keys `path` lead to; none where that is no table.
+pub(super) fn entries_at<'a>(
+    value: &'a Value,
+    path: &[&str],
+) -> impl Iterator<Item = (&'a String, &'a Value)> {
+    at(value, path)
+        .and_then(Value::as_table)
+        .into_iter()
+        .flatten()
+}
+
+/// Removes `names` from the table at `path`, and then every table on the way there that is empty.
+pub(super) fn remove_from(value: &mut Value, path: &[&str], names: &BTreeSet<String>) {
+    let Value::Table(table) = value else { return };
+    let Some((first, rest)) = path.split_first() else {
+        table.retain(|name, _| !names.contains(name));
+        return;
+    };
+    if let Some(next) = table.get_mut(*first) {
+        remove_from(next, rest, names);
+        if matches!(next, Value::Table(next) if next.is_empty()) {
+            table.remove(*first);
+        }
+    }
+}
+
+/// The first key, with dots, whose values differ.
+pub(super) fn difference(before: &Value, after: &Value) -> Option<String> {
+    let (Value::Table(one), Value::Table(other)) = (before, after) else {
+        return (!is_same(before, after)).then(String::new);
+    };
+    let keys: BTreeSet<&String> = one.keys().chain(other.keys()).collect();
+    keys.into_iter().find_map(|key| {
+        let below = match (one.get(key), other.get(key)) {
+            (Some(one), Some(other)) => difference(one, other)?,
+            _ => String::new(),
+        };
+        Some(if below.is_empty() {
+            key.clone()
+        } else {
+            format!("{key}.{below}")
+        })
+    })
+}
+
+/// Whether two values are equal. A `nan` that nobody touched is the same, though it isn't equal to itself.
+fn is_same(one: &Value, other: &Value) -> bool {
+    match (one, other) {
+        (Value::Float(one), Value::Float(other)) => one.total_cmp(other).is_eq(),
+        (Value::Array(ones), Value::Array(others)) => {
+            ones.len() == others.len()
+                && ones
+                    .iter()
+                    .zip(others)
+                    .all(|(one, other)| is_same(one, other))
+        }
+        (Value::Table(_), Value::Table(_)) => difference(one, other).is_none(),
+        (one, other) => one == other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    fn values(text: &str) -> Value {
+        Document::parse("f", text).unwrap().values()
+    }
+
+    #[rstest]
+    #[case::notation_of_tables("[a.b]\nc = 1", "a = { b.c = 1 }")]
+    #[case::notation_of_numbers("a = 0x10\nb = 1_000\nc = 1e3", "a = 16\nb = 1000\nc = 1000.0")]
+    #[case::notation_of_strings("a = '\\x'", "a = \"\\\\x\"")]
+    #[case::notation_of_arrays("[[a]]\nb = 1\n[[a]]", "a = [{ b = 1 }, {}]")]
+    #[case::not_a_number("a = nan\nb = [nan, { c = nan }]", "a = nan\nb = [nan, { c = nan }]")]
+    #[case::order("a = 1\nb = 2", "b = 2\na = 1")]
+    fn texts_that_mean_the_same_have_the_same_values(#[case] one: &str, #[case] other: &str) {
+        assert_eq!(difference(&values(one), &values(other)), None);
+    }
+
+    #[rstest]
+    #[case::types("a = 1", "a = '1'", "a")]
+    #[case::integer_and_float("a = 1", "a = 1.0", "a")]
+    #[case::boolean_and_string("a = true", "a = 'true'", "a")]
+    #[case::time_and_string("a = 1979-05-27", "a = '1979-05-27'", "a")]
+    #[case::times("a = 1979-05-27T07:32:00Z", "a = 1979-05-27T07:32:00", "a")]
+    #[case::absent("[a]\nb = 1", "[a]", "a.b")]
+    #[case::empty_table("[a.b]", "[a]", "a.b")]
+    #[case::number_and_not_a_number("a = [nan]", "a = [1.0]", "a")]
+    #[case::longer_array("a = [1]", "a = [1, 2]", "a")]
+    #[case::in_an_array_of_tables("[[a]]\nb = 1", "[[a]]\nb = 2", "a")]
+    #[case::table_and_array("[a]", "[[a]]", "a")]
+    fn the_first_key_that_differs_is_named(
+        #[case] one: &str,
+        #[case] other: &str,
+        #[case] key: &str,
+    ) {
+        assert_eq!(
+            difference(&values(one), &values(other)).as_deref(),
+            Some(key)
+        );
+        assert_eq!(
+            difference(&values(other), &values(one)).as_deref(),
+            Some(key)
+        );
+    }
 }

@@ -1,8 +1,8 @@
 //! Which other files a file imports, and which of them could be Farrier's own.
 
-use super::Error;
 use super::document::Document;
-use super::notation::quoted;
+use super::error::Error;
+use super::render::quoted;
 
 /// The patterns under `imports` of the file `text`, as they are written.
 ///
@@ -33,7 +33,7 @@ pub fn with_imports(path: &str, text: &str, imports: &[&str]) -> Result<String, 
 
 /// The path without `.`, `..` and doubled slashes, as Go's `filepath.Clean` leaves an absolute one.
 #[must_use]
-pub fn clean(path: &str) -> String {
+pub fn clean_path(path: &str) -> String {
     let mut parts: Vec<&str> = Vec::new();
     for part in path.split('/') {
         match part {
@@ -62,7 +62,7 @@ pub(super) fn own_file(root: &str, patterns: &[String]) -> Option<String> {
         format!("{parent}/{folder}")
     };
     // As the daemon's own list of files names it.
-    Some(clean(&format!("{folder}/farrier.toml")))
+    Some(clean_path(&format!("{folder}/farrier.toml")))
 }
 
 #[cfg(test)]

@@ -6,30 +6,33 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::document::Document;
-use super::notation::MARK;
-use super::runtimes::RUNC;
-use super::{Error, Loaded, Placement, PluginId, Version, imports, inherited};
+use super::error::Error;
+use super::imports;
+use super::legacy::legacy_handlers;
+use super::render::MARK;
+use super::schema::{PluginId, Version};
+use super::types::{ConfigFiles, ConfigTarget, RUNC};
 
-/// Where handlers go in the configuration `loaded` of a containerd of release `version`.
+/// Where handlers go in the configuration `files` of a containerd of release `version`.
 ///
 /// # Errors
 /// When a file can't be parsed, the CRI is disabled, an import is absent, versions are mixed, or the daemon would not see a
 /// handler in this file whatever its table.
-pub fn place(loaded: &Loaded, version: &Version) -> Result<Placement, Error> {
+pub fn place(files: &ConfigFiles, version: &Version) -> Result<ConfigTarget, Error> {
     let version = *version;
-    let root = loaded.root.text.as_deref().unwrap_or_default();
-    let root = File::read(&loaded.root.path, root, version)?;
+    let root = files.root.text.as_deref().unwrap_or_default();
+    let root = File::read(&files.root.path, root, version)?;
     let own = own_file(&root, version)?;
     // Where a predecessor's handlers stand in the root they are taken over there: one change is of one file.
-    let inherits = loaded.root.text.as_deref().is_some_and(|text| {
-        inherited(root.path, text).is_ok_and(|inherited| !inherited.is_empty())
+    let has_legacy = files.root.text.as_deref().is_some_and(|text| {
+        legacy_handlers(root.path, text).is_ok_and(|legacy| !legacy.is_empty())
     });
     let present = |own: &String| {
-        let mut files = loaded.imported.iter();
-        files.any(|file| file.path == *own && file.text.is_some())
+        let mut imported = files.imported.iter();
+        imported.any(|file| file.path == *own && file.text.is_some())
     };
-    let own = own.filter(|own| !inherits || present(own));
-    let imported = loaded
+    let own = own.filter(|own| !has_legacy || present(own));
+    let imported = files
         .imported
         .iter()
         .filter(|file| file.text.is_some() || own.as_deref() != Some(&file.path))
@@ -40,12 +43,12 @@ pub fn place(loaded: &Loaded, version: &Version) -> Result<Placement, Error> {
             }),
         })
         .collect::<Result<Vec<_>, Error>>()?;
-    let ruling = ruling_file(&root, &imported, own.as_deref(), version)?;
+    let version_file = version_file(&root, &imported, own.as_deref(), version)?;
     // Beside files of several versions, one more could change which of them rules.
-    let own = own.filter(|_| ruling.path == root.path);
+    let own = own.filter(|_| version_file.path == root.path);
 
-    let (plugin, schema) = if loaded.root.text.is_some() {
-        plugin(&root, &imported, ruling.version, version)?
+    let (plugin, schema) = if files.root.text.is_some() {
+        plugin(&root, &imported, version_file.version, version)?
     } else if version.replaces_sections() {
         (PluginId::GrpcV1Cri, Some(2))
     } else {
@@ -63,16 +66,21 @@ pub fn place(loaded: &Loaded, version: &Version) -> Result<Placement, Error> {
             (own, file, root.version, true)
         }
         (None, None) => {
-            let schema = ruling.version.or(schema);
-            (ruling.path.to_owned(), Some(ruling), schema, false)
+            let schema = version_file.version.or(schema);
+            (
+                version_file.path.to_owned(),
+                Some(version_file),
+                schema,
+                false,
+            )
         }
     };
-    let mut elsewhere = BTreeSet::new();
+    let mut declared_in_other_files = BTreeSet::new();
     if !version.replaces_sections() {
         for file in std::iter::once(&root).chain(&imported) {
             for id in PluginId::ALL {
                 if file.path != path {
-                    elsewhere.extend(file.document.handlers(id)?.into_keys());
+                    declared_in_other_files.extend(file.document.handlers(id)?.into_keys());
                 }
             }
         }
@@ -81,16 +89,16 @@ pub fn place(loaded: &Loaded, version: &Version) -> Result<Placement, Error> {
         || Ok(BTreeMap::new()),
         |file| file.document.handlers(plugin),
     )?;
-    Ok(Placement {
+    Ok(ConfigTarget {
         drop_in,
         // Between braces ours bear no comment, but a `runc` of ours is known.
-        spell_out_runc: version.replaces_sections()
+        must_declare_runc: version.replaces_sections()
             && (declared.values().all(|handler| handler.marked)
                 || declared.get(RUNC).is_some_and(|runc| runc.marked)),
         path,
         plugin,
         version: schema,
-        elsewhere,
+        declared_in_other_files,
     })
 }
 
@@ -189,7 +197,7 @@ fn own_file(root: &File<'_>, version: Version) -> Result<Option<String>, Error> 
 /// The file whose version says how all of them are read: from 2.3 on the root, and before that the last one that has a version.
 ///
 /// Our own file follows the root, so it may differ now.
-fn ruling_file<'a, 'b>(
+fn version_file<'a, 'b>(
     root: &'a File<'b>,
     imported: &'a [File<'b>],
     own: Option<&str>,
@@ -219,7 +227,7 @@ fn ruling_file<'a, 'b>(
             let root_rules = last.version == root.version;
             Ok(if root_rules { root } else { last })
         }
-        Some(_) | None => Err(Error::Mixed {
+        Some(_) | None => Err(Error::MixedVersions {
             path: other.path.to_owned(),
             found: other.version.unwrap_or(1),
             root: versions,
@@ -285,13 +293,13 @@ fn first_schema(
             .chain(imported)
             .any(|file| file.document.has(plugin))
     };
-    let dead = || Error::Dead {
+    let ignored = || Error::SchemaIgnored {
         path: root.path.to_owned(),
         containerd: version,
     };
     if version.replaces_sections() {
         if !has(PluginId::Cri) && (has(PluginId::GrpcV1Cri) || has(PluginId::CriV1Runtime)) {
-            return Err(dead());
+            return Err(ignored());
         }
     } else {
         // 2.0 to 2.2 take the file for version 3 without bringing its ids there; 2.3 brings all ids there.
@@ -301,7 +309,7 @@ fn first_schema(
         if !version.migrates_each_file() {
             // A handler beside settings that are dead would hide that they are.
             return if has(PluginId::Cri) || has(PluginId::GrpcV1Cri) {
-                Err(dead())
+                Err(ignored())
             } else {
                 Ok((PluginId::CriV1Runtime, None))
             };
@@ -324,19 +332,19 @@ mod tests {
         root: &str,
         imported: &[(&str, Option<&str>)],
         release: &str,
-    ) -> Result<Placement, Error> {
+    ) -> Result<ConfigTarget, Error> {
         let file = |path: &str, text: Option<&str>| SourceFile {
             path: path.to_owned(),
             text: text.map(str::to_owned),
         };
-        let loaded = Loaded {
+        let files = ConfigFiles {
             root: file("/etc/containerd/config.toml", Some(root)),
             imported: imported
                 .iter()
                 .map(|(path, text)| file(path, *text))
                 .collect(),
         };
-        place(&loaded, &release.parse().unwrap())
+        place(&files, &release.parse().unwrap())
     }
 
     #[rstest]
@@ -462,9 +470,9 @@ mod tests {
         #[case] plugin: PluginId,
     ) {
         let root = format!("imports = ['/x/*.toml']\n{root}");
-        let placement = placed(&root, &[("/x/a.toml", Some(last))], release).unwrap();
-        assert_eq!(placement.path, "/x/a.toml");
-        assert_eq!((placement.plugin, placement.drop_in), (plugin, false));
+        let target = placed(&root, &[("/x/a.toml", Some(last))], release).unwrap();
+        assert_eq!(target.path, "/x/a.toml");
+        assert_eq!((target.plugin, target.drop_in), (plugin, false));
     }
 
     #[rstest]
@@ -482,8 +490,8 @@ mod tests {
         #[case] plugin: PluginId,
     ) {
         let root = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd]\nsnapshotter = 'native'\n";
-        let placement = placed(&format!("{root}{runtimes}"), &[], release).unwrap();
-        assert_eq!(placement.plugin, plugin);
+        let target = placed(&format!("{root}{runtimes}"), &[], release).unwrap();
+        assert_eq!(target.plugin, plugin);
     }
 
     #[rstest]
@@ -494,8 +502,8 @@ mod tests {
         #[case] release: &str,
         #[case] counts: bool,
     ) {
-        let placement = placed("Version = 2\n", &[], release);
-        let version = placement.map(|placement| placement.version);
+        let target = placed("Version = 2\n", &[], release);
+        let version = target.map(|target| target.version);
         assert_eq!(version.ok(), counts.then_some(Some(2)));
         assert!(placed("Version = 2\nversion = 2\n", &[], release).is_err());
     }
@@ -510,8 +518,8 @@ mod tests {
     fn our_own_file_may_lag_behind_the_version_of_the_root() {
         let root = "version = 3\nimports = ['/x/*.toml']\n";
         let own = [("/x/farrier.toml", Some("version = 2"))];
-        let placement = placed(root, &own, "2.1.9").unwrap();
-        assert_eq!((placement.drop_in, placement.version), (true, Some(3)));
+        let target = placed(root, &own, "2.1.9").unwrap();
+        assert_eq!((target.drop_in, target.version), (true, Some(3)));
     }
 
     #[test]

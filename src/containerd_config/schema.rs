@@ -1,18 +1,64 @@
-//! What containerd's releases and schemas are called: versions, plugin ids, and which release loads what.
+//! containerd's releases, the schemas of their configuration files, and the ids of the CRI plugin in each.
 
 use std::fmt;
 use std::str::FromStr;
 
-use super::{Error, PluginId, Version};
+/// A release of containerd.
+///
+/// Parses `v1.7.24`, `1.6.20~ds1`, `2.1.9+unknown` and the line that `containerd --version` prints. Displays `1.7.24`.
+///
+/// ```
+/// use farrier::containerd_config::Version;
+///
+/// let line = "containerd github.com/containerd/containerd/v2 v2.1.9 abcdef";
+/// let version: Version = line.parse()?;
+/// assert_eq!((version.major, version.minor, version.patch), (2, 1, 9));
+/// assert_eq!(version.to_string(), "2.1.9");
+/// # Ok::<(), farrier::containerd_config::InvalidVersion>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version {
+    /// 1 or 2. Their schemas differ.
+    pub major: u64,
+    /// 3 in 2.3.4.
+    pub minor: u64,
+    /// 4 in 2.3.4.
+    pub patch: u64,
+}
+
+/// The text has no release of containerd.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("invalid containerd release {found:?}: expected a version such as 1.7.24")]
+pub struct InvalidVersion {
+    /// The text, at most 80 characters of it.
+    pub found: String,
+}
+
+/// A plugin of containerd whose table under `plugins` has the runtimes of the CRI.
+///
+/// ```
+/// use farrier::containerd_config::PluginId;
+///
+/// assert_eq!(PluginId::CriV1Runtime.key(), "io.containerd.cri.v1.runtime");
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PluginId {
+    /// `cri`, in files of version 1.
+    Cri,
+    /// `io.containerd.grpc.v1.cri`, in files of version 2 and later.
+    GrpcV1Cri,
+    /// `io.containerd.cri.v1.runtime`, in files of version 3 and later.
+    CriV1Runtime,
+}
 
 impl FromStr for Version {
-    type Err = Error;
+    type Err = InvalidVersion;
 
-    fn from_str(text: &str) -> Result<Self, Error> {
-        let error = || Error::Release {
+    fn from_str(text: &str) -> Result<Self, InvalidVersion> {
+        let error = || InvalidVersion {
             found: text.chars().take(80).collect(),
         };
-        // `containerd --version` puts the release third; Debian and forks append to it with `~`, `+` or `-`.
+        // `containerd --version` prints the release as its third word. Debian and forks append to it with `~`, `+` or `-`.
         let word = match text.split_whitespace().collect::<Vec<_>>().as_slice() {
             [word] | [_, _, word, ..] => *word,
             _ => return Err(error()),
@@ -48,7 +94,7 @@ impl fmt::Display for Version {
 }
 
 impl Version {
-    /// The highest `version` of a file that the release loads (containerd's `version/version.go`: 2 in 1.x, 3 from 2.0, 4 from 2.3).
+    /// The highest `version` of a file that the release loads: 2 in 1.x, 3 from 2.0, 4 from 2.3 (containerd, `version/version.go`).
     pub(super) fn schema(self) -> i64 {
         match (self.major, self.minor) {
             (0 | 1, _) => 2,
@@ -57,19 +103,19 @@ impl Version {
         }
     }
 
-    /// Whether a file's plugin table replaces that of the files before it as a whole, and a named runtime the default ones.
+    /// Whether a plugin's table in one file replaces the whole table of the files before, and named runtimes replace the default ones.
     pub(super) fn replaces_sections(self) -> bool {
         self.major < 2
     }
 
-    /// Whether each file is brought to the newest schema by itself before they are merged (2.3 and later).
+    /// Whether each file is migrated to the newest schema before the files are merged (2.3 and later).
     pub(super) fn migrates_each_file(self) -> bool {
         self.schema() > 3
     }
 }
 
 impl PluginId {
-    /// All of them, the oldest first.
+    /// All plugins, the oldest first.
     pub(super) const ALL: [Self; 3] = [Self::Cri, Self::GrpcV1Cri, Self::CriV1Runtime];
 
     /// The key under `plugins`.
@@ -111,10 +157,7 @@ mod tests {
     #[case("1.7.x")]
     #[case("two words")]
     #[case("99999999999999999999.1.1")]
-    fn what_is_no_release_is_refused(#[case] text: &str) {
-        assert!(matches!(
-            text.parse::<Version>(),
-            Err(Error::Release { .. })
-        ));
+    fn text_without_a_release_is_refused(#[case] text: &str) {
+        assert!(text.parse::<Version>().is_err());
     }
 }

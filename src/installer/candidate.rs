@@ -85,8 +85,8 @@ pub(super) async fn judge(host: &HostRoot, facts: &Facts, plan: &HostPlan) -> Re
         host.remove_file(&path)?;
     }
     let dump = dump.map_err(Error::Candidate)?;
-    containerd_config::judge(before, &dump, &plan.ours)?;
-    containerd_config::holds(&dump, &plan.declared)?;
+    containerd_config::compare_dumps(before, &dump, &plan.ours)?;
+    containerd_config::contains_handlers(&dump, &plan.declared)?;
     Ok(())
 }
 
@@ -157,7 +157,7 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use crate::containerd_config::{Handler, Placement, PluginId};
+    use crate::containerd_config::{ConfigTarget, Handler, PluginId};
     use crate::installer::source::Rendered;
 
     const ROOT: &str = "/var/lib/rancher/k3s/agent/etc/containerd/config.toml";
@@ -167,13 +167,13 @@ mod tests {
 
     /// A change of a template that declares handler `a`, or of the file that containerd loads.
     fn plan(is_template: bool) -> HostPlan {
-        let placement = Placement {
+        let placement = ConfigTarget {
             path: ROOT.to_owned(),
             plugin: PluginId::CriV1Runtime,
             version: Some(3),
             drop_in: false,
-            spell_out_runc: false,
-            elsewhere: std::collections::BTreeSet::new(),
+            must_declare_runc: false,
+            declared_in_other_files: std::collections::BTreeSet::new(),
         };
         let rendered = Rendered {
             placement,

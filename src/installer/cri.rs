@@ -53,7 +53,7 @@ pub enum Error {
 }
 
 /// What the running containerd has loaded.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Served {
     /// `RuntimeReady`.
     pub ready: bool,

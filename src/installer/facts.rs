@@ -20,7 +20,7 @@ use super::state::{
 };
 use super::surroundings::lacking;
 use super::survey::{folder, forgetful, former, named_by_unit, releaser, row, sources, unwritable};
-use crate::containerd_config::{Loaded, SourceFile, Version, address_of_dump};
+use crate::containerd_config::{ConfigFiles, SourceFile, Version, address_of_dump};
 
 /// `containerd config dump` takes 18 ms; on a node under load it gets this long before the candidate counts as refused.
 pub const PROGRAM_LIMIT: Duration = Duration::from_secs(10);
@@ -45,7 +45,7 @@ pub struct Facts {
     /// Its release.
     pub version: Option<Version>,
     /// The configuration that it loads.
-    pub loaded: Loaded,
+    pub loaded: ConfigFiles,
     /// Files that it is made from, where containerd loads what the distribution makes of them; the one that counts first.
     pub sources: Vec<SourceFile>,
     /// The file that declared our handlers last, where it is neither loaded any more nor among `sources`.
@@ -282,7 +282,7 @@ fn identity(host: &HostRoot, path: &str) -> Result<String, super::Error> {
 fn missing_folders(
     host: &HostRoot,
     places: &Places,
-    loaded: &Loaded,
+    loaded: &ConfigFiles,
     sources: &[SourceFile],
 ) -> BTreeMap<String, Vec<String>> {
     let own = [STATE_FOLDER.to_owned(), places.store(), places.bin()];

@@ -8,7 +8,7 @@ use super::host::{Error, HostRoot};
 use super::stamps::{Stamps, Verified};
 use super::state::{Places, State};
 use super::values::requested;
-use crate::containerd_config::{self, Loaded, Predecessor, SourceFile};
+use crate::containerd_config::{self, ConfigFiles, LegacyInstaller, SourceFile};
 use crate::handoff::{OptionValue, Owner};
 
 /// A lock file has a line for each shim, of which a node has a few.
@@ -37,7 +37,7 @@ pub struct Inherited {
     /// The configuration file that declares it.
     pub file: String,
     /// What the file says.
-    pub declared: containerd_config::Inherited,
+    pub declared: containerd_config::LegacyHandler,
 }
 
 /// A binary at a path of a predecessor.
@@ -69,7 +69,7 @@ pub struct Home {
 /// When a binary can't be read.
 pub(super) fn look(
     host: &HostRoot,
-    loaded: &Loaded,
+    loaded: &ConfigFiles,
     sources: &[SourceFile],
     state: &State,
     places: &Places,
@@ -83,10 +83,11 @@ pub(super) fn look(
         let declared = file
             .text
             .as_deref()
-            .and_then(|text| containerd_config::inherited(&file.path, text).ok());
+            .and_then(|text| containerd_config::legacy_handlers(&file.path, text).ok());
         for (name, declared) in declared.into_iter().flatten() {
-            let home = home(host, &declared.home, declared.predecessor);
-            let Some(home) = home.filter(|home| declared.usual || names(home, &declared.path))
+            let home = home(host, &declared.dir, declared.installer);
+            let Some(home) =
+                home.filter(|home| declared.is_default_dir || names(home, &declared.path))
             else {
                 continue;
             };
@@ -95,7 +96,7 @@ pub(super) fn look(
                 file: file.path.clone(),
                 declared,
             };
-            found.homes.insert(inherited.declared.home.clone(), home);
+            found.homes.insert(inherited.declared.dir.clone(), home);
             found.handlers.entry(name).or_insert(inherited);
         }
     }
@@ -106,9 +107,9 @@ pub(super) fn look(
     // What was taken over may not be declared any more, and still leaves with all that came with it.
     for folder in taken().filter_map(|path| home_of(path)) {
         let predecessor = if folder.ends_with("/kwasm") {
-            Predecessor::Kwasm
+            LegacyInstaller::Kwasm
         } else {
-            Predecessor::Rcm
+            LegacyInstaller::Rcm
         };
         if !found.homes.contains_key(folder)
             && let Some(home) = home(host, folder, predecessor)
@@ -131,13 +132,13 @@ pub(super) fn look(
 }
 
 /// Where a folder is a link, what stands in it may be anybody's.
-fn home(host: &HostRoot, home: &str, predecessor: Predecessor) -> Option<Home> {
+fn home(host: &HostRoot, home: &str, predecessor: LegacyInstaller) -> Option<Home> {
     if host.link_target(home).is_some() || host.link_target(&format!("{home}/bin")).is_some() {
         return None;
     }
     let (owner, lock) = match predecessor {
-        Predecessor::Kwasm => (Owner::Kwasm, format!("{home}/kwasm-lock.json")),
-        Predecessor::Rcm => (Owner::Rcm, format!("{home}/rcm-lock.json")),
+        LegacyInstaller::Kwasm => (Owner::Kwasm, format!("{home}/kwasm-lock.json")),
+        LegacyInstaller::Rcm => (Owner::Rcm, format!("{home}/rcm-lock.json")),
     };
     let lock = host.exists(&lock).then(|| {
         let text = host.read_text(&lock, LOCK_LIMIT).ok().flatten();
@@ -148,7 +149,7 @@ fn home(host: &HostRoot, home: &str, predecessor: Predecessor) -> Option<Home> {
         )
     });
     let marker = format!("{home}/active");
-    let is_kwasm = predecessor == Predecessor::Kwasm;
+    let is_kwasm = predecessor == LegacyInstaller::Kwasm;
     Some(Home {
         owner,
         lock,

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use super::host::HostRoot;
 use super::state::folder_of;
-use crate::containerd_config::{Loaded, Pattern, SourceFile, TEXT_LIMIT, clean, imports};
+use crate::containerd_config::{ConfigFiles, Glob, SourceFile, TEXT_LIMIT, clean_path, imports};
 
 /// Nobody splits a configuration into more files; a glob over a wrong folder ends here.
 const MAX_IMPORTS: usize = 256;
@@ -13,7 +13,7 @@ const MAX_IMPORTS: usize = 256;
 ///
 /// # Errors
 /// When a file can't be read or there are too many.
-pub fn load(host: &HostRoot, root: &str) -> Result<Loaded, super::Error> {
+pub fn load(host: &HostRoot, root: &str) -> Result<ConfigFiles, super::Error> {
     let read = |path: &str| -> Result<SourceFile, super::Error> {
         Ok(SourceFile {
             path: path.to_owned(),
@@ -34,7 +34,7 @@ pub fn load(host: &HostRoot, root: &str) -> Result<Loaded, super::Error> {
             imported.push(file);
         }
     }
-    Ok(Loaded { root, imported })
+    Ok(ConfigFiles { root, imported })
 }
 
 /// The patterns that a file imports, absolute. One that doesn't parse imports nothing here: the plan says what is wrong with it.
@@ -43,9 +43,9 @@ pub(super) fn patterns(file: &SourceFile) -> Vec<String> {
     let patterns = file.text.as_deref().map(imports).and_then(Result::ok);
     let absolute = |pattern: &String| {
         if pattern.starts_with('/') {
-            clean(pattern)
+            clean_path(pattern)
         } else {
-            clean(&format!("{folder}/{pattern}"))
+            clean_path(&format!("{folder}/{pattern}"))
         }
     };
     patterns.iter().flatten().map(absolute).collect()
@@ -72,7 +72,7 @@ fn import_paths(host: &HostRoot, file: &SourceFile) -> Vec<String> {
 fn expand(host: &HostRoot, pattern: &str) -> Vec<String> {
     let mut paths = vec![String::new()];
     for part in pattern.split('/').filter(|part| !part.is_empty()) {
-        let Some(wanted) = Pattern::parse(part) else {
+        let Some(wanted) = Glob::parse(part) else {
             return Vec::new();
         };
         paths = paths

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use super::distro::Edited;
 use super::facts::Facts;
 use super::plan::ConfigChange;
-use crate::containerd_config::{DeclaredHandler, Error, SourceFile, without_ours};
+use crate::containerd_config::{DeclaredHandler, Error, SourceFile, remove_managed_handlers};
 
 /// The changes that take the handlers `ours` out of all files but `edited`.
 ///
@@ -32,7 +32,7 @@ pub(super) fn cut_out(
         let Some(before) = &file.text else {
             continue;
         };
-        let after = without_ours(&file.path, before, is_ours)?;
+        let after = remove_managed_handlers(&file.path, before, is_ours)?;
         if after.as_ref() != Some(before) {
             changes.push(ConfigChange {
                 path: file.path.clone(),
@@ -73,7 +73,7 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use crate::containerd_config::{Handler, Loaded, Version};
+    use crate::containerd_config::{ConfigFiles, Handler, Version};
     use crate::installer::plan::tests::{after, node, want};
     use crate::installer::plan::{HostPlan, Scope, Want, decide};
     use crate::installer::state::State;
@@ -99,7 +99,7 @@ mod tests {
         };
         let is_loaded = |path: &String| !unloaded.contains(&path.as_str());
         let others = || files.iter().filter(|(path, _)| *path != ROOT);
-        facts.loaded = Loaded {
+        facts.loaded = ConfigFiles {
             root: SourceFile {
                 path: ROOT.to_owned(),
                 text: files.get(ROOT).cloned(),

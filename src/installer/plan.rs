@@ -21,7 +21,7 @@ use crate::containerd_config::{self, Handler};
 use crate::handoff::{HandlerReport, Owner, sha256_hex};
 
 /// What has to be done, in this order.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq)]
 pub struct HostPlan {
     /// Folders to make, outermost first.
     pub make_folders: Vec<String>,

@@ -17,7 +17,7 @@ use super::restart;
 use super::rollback::{Tally, bring_back, forget, prove_undone, settled, undo};
 use super::service::Service;
 use super::state::{JOURNAL_FILE, STATE_FILE, STATE_FOLDER, STATE_LIMIT};
-use crate::containerd_config::holds;
+use crate::containerd_config::contains_handlers;
 
 /// A restart takes a second at most, and one that a supervisor of k0s is about to make some eight: it gathers changes for three and
 /// starts what ended after five.
@@ -122,7 +122,7 @@ async fn is_live(host: &HostRoot, journal: &Journal, running: &Daemon) -> bool {
     }
     // Where a distribution renders that file, what containerd would load next holds the handlers, too.
     let dump = judge_dump(host, &running.program, &journal.root).await;
-    dump.is_ok_and(|dump| holds(&dump, &declared).is_ok())
+    dump.is_ok_and(|dump| contains_handlers(&dump, &declared).is_ok())
 }
 
 /// Undoes the change.

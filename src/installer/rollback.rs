@@ -183,7 +183,7 @@ mod tests {
 
     fn causes() -> [Error; 3] {
         // What a rendering is found to be after a restart is the first of them, too.
-        let unseen = containerd_config::Error::Unseen {
+        let unseen = containerd_config::Error::HandlerNotVisible {
             handler: "a".to_owned(),
         };
         let unproven = restart::Error::Unproven("it differs".to_owned());

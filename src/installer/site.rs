@@ -11,20 +11,20 @@ use super::source::{self, Rendered, Source};
 use super::state::{OwnedHandler, STATE_FOLDER, folder_of};
 use super::values;
 use crate::containerd_config::{
-    DeclaredHandler, Handler, Loaded, Placement, Version, edit, edit_template, handlers, place,
-    runtimes_of_dump, startable, template_handlers,
+    ConfigFiles, ConfigTarget, DeclaredHandler, Handler, Version, edit, edit_template, handlers,
+    place, runtimes_of_dump, startup_checks, template_handlers,
 };
 
 /// Where handlers are declared on this host, and what is declared there.
 pub(super) struct Site<'a> {
     /// In the file that is edited.
-    pub(super) placement: Placement,
+    pub(super) placement: ConfigTarget,
     /// The text of that file.
     pub(super) text: Option<&'a str>,
     /// Whether that is a Go template.
     go: bool,
     /// In the file that containerd loads, and its text, where that is made from the one that is edited.
-    rendered: Option<(Placement, Option<&'a str>)>,
+    rendered: Option<(ConfigTarget, Option<&'a str>)>,
     declared: BTreeMap<String, DeclaredHandler>,
     dumped: BTreeMap<String, DeclaredHandler>,
     /// The default runtime of the configuration, where containerd has printed it.
@@ -57,7 +57,7 @@ impl<'a> Site<'a> {
         };
         let (default, dumped) = match &facts.dump {
             Ok(dump) => {
-                startable(dump)?;
+                startup_checks(dump)?;
                 runtimes_of_dump(dump)?
             }
             // What can't be run gives no judgement; one that runs and refuses the file does.
@@ -87,7 +87,7 @@ impl<'a> Site<'a> {
     pub(super) fn is_foreign(&self, handler: &str) -> bool {
         let known = self.declared.contains_key(handler)
             || self.dumped.contains_key(handler)
-            || self.placement.elsewhere.contains(handler);
+            || self.placement.declared_in_other_files.contains(handler);
         known && !self.ours.contains(handler) && !self.inherited.contains(handler)
     }
 
@@ -184,7 +184,7 @@ impl<'a> Site<'a> {
 
     fn edit(
         &self,
-        placement: &Placement,
+        placement: &ConfigTarget,
         text: Option<&str>,
         declared: &[Handler],
     ) -> Result<Option<String>, Error> {
@@ -329,7 +329,7 @@ pub(super) fn declarations(facts: &Facts, next: &BTreeMap<String, OwnedHandler>)
 }
 
 /// An unpacked image whose containerd can't be run: the oldest release that takes the file. What 1.7 takes, 2.x takes too.
-fn place_unseen(loaded: &Loaded) -> Result<Placement, Error> {
+fn place_unseen(loaded: &ConfigFiles) -> Result<ConfigTarget, Error> {
     let release = |major, minor| Version {
         major,
         minor,

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use super::distro::Edited;
 use super::facts::Facts;
 use super::state::folder_of;
-use crate::containerd_config::{Loaded, Placement, PluginId, Version, is_template};
+use crate::containerd_config::{ConfigFiles, ConfigTarget, PluginId, Version, is_template};
 
 /// Our snippet in a folder of snippets.
 const SNIPPET: &str = "farrier.toml";
@@ -16,7 +16,7 @@ const SNIPPET: &str = "farrier.toml";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rendered {
     /// Where handlers are declared in it.
-    pub placement: Placement,
+    pub placement: ConfigTarget,
     /// Its text afterwards.
     pub after: Option<String>,
 }
@@ -53,7 +53,7 @@ pub enum Error {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Source<'a> {
     /// Where handlers are declared in it.
-    pub(super) placement: Placement,
+    pub(super) placement: ConfigTarget,
     /// Its text, if it is there.
     pub(super) text: Option<&'a str>,
     /// Whether it is a Go template.
@@ -72,10 +72,10 @@ pub(super) fn editable_files(edited: Edited, root: &str) -> Vec<String> {
 }
 
 /// What containerd loads, or would load if a template were put out as it stands on a host that never was started.
-pub(super) fn seen(facts: &Facts) -> Cow<'_, Loaded> {
+pub(super) fn seen(facts: &Facts) -> Cow<'_, ConfigFiles> {
     match (facts.distro.edited, facts.sources.first()) {
         (Edited::TomlTemplate(_), Some(root)) if facts.loaded.root.text.is_none() => {
-            Cow::Owned(Loaded {
+            Cow::Owned(ConfigFiles {
                 root: root.clone(),
                 imported: Vec::new(),
             })
@@ -88,10 +88,13 @@ pub(super) fn seen(facts: &Facts) -> Cow<'_, Loaded> {
 ///
 /// # Errors
 /// When there is nothing to edit yet and what a new file has to look like can't be told.
-pub(super) fn find<'a>(facts: &'a Facts, loaded: &Placement) -> Result<Option<Source<'a>>, Error> {
-    let source = |at: usize, go: bool, placement: &Placement| {
+pub(super) fn find<'a>(
+    facts: &'a Facts,
+    loaded: &ConfigTarget,
+) -> Result<Option<Source<'a>>, Error> {
+    let source = |at: usize, go: bool, placement: &ConfigTarget| {
         let file = facts.sources.get(at)?;
-        let placement = Placement {
+        let placement = ConfigTarget {
             path: file.path.clone(),
             ..placement.clone()
         };
@@ -155,18 +158,18 @@ pub(super) fn find<'a>(facts: &'a Facts, loaded: &Placement) -> Result<Option<So
 }
 
 /// Where handlers go in a file that is made now.
-fn unseen(loaded: &Placement, schema_3: bool) -> Placement {
+fn unseen(loaded: &ConfigTarget, schema_3: bool) -> ConfigTarget {
     let (plugin, version) = if schema_3 {
         (PluginId::CriV1Runtime, 3)
     } else {
         (PluginId::GrpcV1Cri, 2)
     };
-    Placement {
+    ConfigTarget {
         plugin,
         version: Some(version),
         drop_in: true,
         // The distribution declares it.
-        spell_out_runc: false,
+        must_declare_runc: false,
         ..loaded.clone()
     }
 }
@@ -175,7 +178,7 @@ fn unseen(loaded: &Placement, schema_3: bool) -> Placement {
 ///
 /// # Errors
 /// Where a new template can't take over the distribution's own: that would have to be copied, and would never be mended again.
-fn new_template(facts: &Facts, loaded: &Placement) -> Result<bool, Error> {
+fn new_template(facts: &Facts, loaded: &ConfigTarget) -> Result<bool, Error> {
     // What is rendered now says more than a release can, and what renders this has a base template.
     let schema_3 = loaded.version.is_some_and(|version| version >= 3);
     let rendered = facts.loaded.root.text.is_some().then_some(schema_3);
@@ -246,14 +249,14 @@ mod tests {
         facts
     }
 
-    fn loaded(path: &str) -> Placement {
-        Placement {
+    fn loaded(path: &str) -> ConfigTarget {
+        ConfigTarget {
             path: path.to_owned(),
             plugin: PluginId::GrpcV1Cri,
             version: Some(2),
             drop_in: false,
-            spell_out_runc: false,
-            elsewhere: BTreeSet::new(),
+            must_declare_runc: false,
+            declared_in_other_files: BTreeSet::new(),
         }
     }
 
@@ -339,7 +342,7 @@ mod tests {
         let placement = source.unwrap().unwrap().placement;
         assert_eq!(placement.path, "/x/containerd.d/farrier.toml");
         assert_eq!(placement.version, Some(version));
-        assert!(!placement.spell_out_runc);
+        assert!(!placement.must_declare_runc);
     }
 
     #[test]

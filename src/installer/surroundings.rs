@@ -1,7 +1,7 @@
 //! Looks on the host for what containerd's configuration needs beside itself: a restart without it would take the CRI away.
 
 use super::host::HostRoot;
-use crate::containerd_config::{Need, needs};
+use crate::containerd_config::{HostPrerequisite, host_prerequisites};
 
 /// A specification of a runtime has some 10 kB.
 const SPECIFICATION_LIMIT: u64 = 1 << 20;
@@ -14,9 +14,9 @@ const CONTROLLERS: &str = "cgroup.controllers";
 /// running containerd is the better judge.
 #[must_use]
 pub fn lacking(host: &HostRoot, dump: &str) -> Option<String> {
-    let needs = needs(dump).ok()?;
+    let needs = host_prerequisites(dump).ok()?;
     needs.iter().find_map(|need| match need {
-        Need::Specification { key, path } => {
+        HostPrerequisite::Specification { key, path } => {
             let path = absolute(path);
             match host.read(&path, SPECIFICATION_LIMIT) {
                 Ok(None) => Some(absent(key, &path)),
@@ -26,11 +26,11 @@ pub fn lacking(host: &HostRoot, dump: &str) -> Option<String> {
                 Ok(Some(_)) | Err(_) => None,
             }
         }
-        Need::File { key, path } => {
+        HostPrerequisite::File { key, path } => {
             let path = absolute(path);
             matches!(host.open_file(&path), Ok(None)).then(|| absent(key, &path))
         }
-        Need::Cgroup2 { key } => {
+        HostPrerequisite::Cgroup2 { key } => {
             let listed = host.list(CGROUPS).unwrap_or_default();
             // An image that is not running has an empty folder there.
             let is_1 = !listed.is_empty() && listed.iter().all(|name| name != CONTROLLERS);

@@ -8,7 +8,7 @@ use super::host::HostRoot;
 use super::kubelet;
 use super::source::editable_files;
 use super::state::{STATE_FOLDER, State, folder_of};
-use crate::containerd_config::{Loaded, SourceFile, TEXT_LIMIT};
+use crate::containerd_config::{ConfigFiles, SourceFile, TEXT_LIMIT};
 
 /// The row of the table that fits the host.
 pub(super) fn row(
@@ -57,7 +57,7 @@ pub(super) fn sources(
 pub(super) fn former(
     host: &HostRoot,
     state: &State,
-    loaded: &Loaded,
+    loaded: &ConfigFiles,
     sources: &[SourceFile],
 ) -> Result<Option<SourceFile>, super::Error> {
     let Some(config) = &state.config else {

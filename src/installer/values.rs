@@ -19,10 +19,14 @@ pub(super) fn declared(options: &BTreeMap<String, OptionValue>) -> BTreeMap<Stri
 /// As a request has them.
 pub(super) fn requested(options: &BTreeMap<String, Value>) -> BTreeMap<String, OptionValue> {
     let value = |value: &Value| match value {
-        Value::Boolean(value) => OptionValue::Boolean(*value),
-        Value::Integer(value) => OptionValue::Integer(*value),
-        Value::String(value) => OptionValue::String(value.clone()),
+        Value::Boolean(value) => Some(OptionValue::Boolean(*value)),
+        Value::Integer(value) => Some(OptionValue::Integer(*value)),
+        Value::String(value) => Some(OptionValue::String(value.clone())),
+        // No shim has these.
+        Value::Float(_) | Value::Datetime(_) | Value::Array(_) | Value::Table(_) => None,
     };
     let options = options.iter();
-    options.map(|(key, it)| (key.clone(), value(it))).collect()
+    options
+        .filter_map(|(key, it)| Some((key.clone(), value(it)?)))
+        .collect()
 }

@@ -16,8 +16,8 @@ use std::sync::Mutex;
 use cases::Case;
 use daemon::{CONFIG, Release, Root, Start};
 use farrier::containerd_config::{
-    Error, Handler, PluginId, Value, Version, edit, edit_template, holds, judge, place,
-    runtimes_of_dump, startable,
+    Error, Handler, PluginId, Value, Version, compare_dumps, contains_handlers, edit,
+    edit_template, place, runtimes_of_dump, startup_checks,
 };
 use farrier::installer::loaded::load;
 use farrier::installer::surroundings::lacking;
@@ -84,7 +84,7 @@ async fn change(root: &Root, release: &Release) -> Said {
         Ok(before) => before,
         Err(words) => return refused(&words),
     };
-    if let Err(error) = startable(&before) {
+    if let Err(error) = startup_checks(&before) {
         return refused(&error);
     }
     if let Some(words) = lacking(&root.host(), &before) {
@@ -116,7 +116,8 @@ async fn change(root: &Root, release: &Release) -> Said {
                 return broken("the daemon ignores what was added");
             }
             Ok((printed, _)) => {
-                let verdict = judge(&before, &printed, &ours).and_then(|()| holds(&printed, want));
+                let verdict = compare_dumps(&before, &printed, &ours)
+                    .and_then(|()| contains_handlers(&printed, want));
                 dump = printed;
                 verdict.map_err(|error| error.to_string())
             }
@@ -313,8 +314,8 @@ async fn template(root: &Root, release: &Release, text: &str) -> Result<(), Stri
         fs::write(root.path(CONFIG), render(text)).unwrap();
         dumps.push(root.dump(release).await?);
     }
-    judge(&dumps[0], &dumps[1], &ours)
-        .and_then(|()| holds(&dumps[1], &all))
+    compare_dumps(&dumps[0], &dumps[1], &ours)
+        .and_then(|()| contains_handlers(&dumps[1], &all))
         .map_err(words)
 }
 

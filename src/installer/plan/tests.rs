@@ -3,7 +3,7 @@
 use rstest::rstest;
 
 use super::*;
-use crate::containerd_config::{Loaded, SourceFile};
+use crate::containerd_config::{ConfigFiles, SourceFile};
 use crate::handoff::{OptionValue, Owner, ShimRequest};
 use crate::installer::cri::Served;
 use crate::installer::daemon::Daemon;
@@ -35,7 +35,7 @@ pub(in crate::installer) fn node() -> Facts {
         }),
         program: Some("/usr/bin/containerd".to_owned()),
         version: "1.7.35".parse().ok(),
-        loaded: Loaded {
+        loaded: ConfigFiles {
             root: SourceFile {
                 path: "/etc/containerd/config.toml".to_owned(),
                 text: Some(CONFIG.to_owned()),
@@ -415,7 +415,7 @@ fn inherited() -> Facts {
     let text = format!(
         "{CONFIG}\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.k]\n    runtime_type = \"{path}\"\n\n"
     );
-    let declared = containerd_config::inherited("", &text).unwrap();
+    let declared = containerd_config::legacy_handlers("", &text).unwrap();
     let handler = Inherited {
         owner: Owner::Kwasm,
         file: facts.loaded.root.path.clone(),

@@ -2,7 +2,7 @@
 
 /// A pattern for one component of a path.
 #[derive(Debug)]
-pub struct Pattern(Vec<Part>);
+pub struct Glob(Vec<Part>);
 
 #[derive(Debug)]
 enum Part {
@@ -19,7 +19,7 @@ enum Part {
     },
 }
 
-impl Pattern {
+impl Glob {
     /// Reads a pattern without a `/`; `None` where Go takes it for malformed, on which containerd ends.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
@@ -129,7 +129,7 @@ mod tests {
         #[case] taken: &[&str],
         #[case] left: &[&str],
     ) {
-        let pattern = Pattern::parse(pattern).unwrap();
+        let pattern = Glob::parse(pattern).unwrap();
         assert!(taken.iter().all(|name| pattern.matches(name)));
         assert!(!left.iter().any(|name| pattern.matches(name)));
     }
@@ -143,12 +143,12 @@ mod tests {
     #[case("[]a]")]
     #[case("a\\")]
     fn a_malformed_pattern_is_none(#[case] pattern: &str) {
-        assert!(Pattern::parse(pattern).is_none());
+        assert!(Glob::parse(pattern).is_none());
     }
 
     #[test]
     fn a_pattern_of_stars_takes_no_time() {
-        let pattern = Pattern::parse(&"*a".repeat(2_000)).unwrap();
+        let pattern = Glob::parse(&"*a".repeat(2_000)).unwrap();
         assert!(!pattern.matches(&"a".repeat(1_999)));
     }
 }

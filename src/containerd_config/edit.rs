@@ -4,36 +4,37 @@
 //! the order of requests; taking all of them out gives the first bytes back.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
 
-use super::braces::fill_braces;
-use super::document::{Document, Holder};
-use super::notation::{
+use toml::Value;
+
+use super::document::{Document, Holder, difference, remove_from};
+use super::edit_template::edit_template;
+use super::error::Error;
+use super::inline_table::fill_braces;
+use super::legacy::{legacy_handler, widen};
+use super::render::{
     BRACES_MARK, CREATED_MARK, HANDLER_MARK, JOINED_MARK, RUNC_MARK, VERSION_MARK, block,
-    newline_of,
+    check_names, cut, newline_of, without_ranges,
 };
-use super::predecessors;
-use super::tree::{Tree, without};
-use super::{DeclaredHandler, Error, Handler, Placement, PluginId};
+use super::schema::PluginId;
+use super::template::{all_template_handlers, is_template};
+use super::types::{ConfigTarget, DeclaredHandler, Handler, RUNC};
 
-/// containerd's own default runtime, which is never ours to give away.
-pub(super) const RUNC: &str = "runc";
-
-/// The handlers that the text declares where `placement` says.
+/// The handlers that the text declares where `target` says.
 ///
 /// # Errors
 /// When the text is no TOML, or something other than a table stands where containerd wants one.
 pub fn handlers(
     text: &str,
-    placement: &Placement,
+    target: &ConfigTarget,
 ) -> Result<BTreeMap<String, DeclaredHandler>, Error> {
-    Document::parse(&placement.path, text)?.handlers(placement.plugin)
+    Document::parse(&target.path, text)?.handlers(target.plugin)
 }
 
 /// The text with exactly `want` among the handlers that are ours.
 ///
 /// `text` is the file's present text, or `None` where it is absent. `ours` names what the state file says that we wrote. `runc`
-/// is the default runtime as the daemon showed it before; it is written beside ours where `placement` asks for it, and leaves with
+/// is the default runtime as the daemon showed it before; it is written beside ours where `target` asks for it, and leaves with
 /// the last of them. The answer is `None` where the file should not exist: it is absent and stays so, or we made it and nothing
 /// is left in it. A text that already is as wanted comes back unchanged.
 ///
@@ -42,28 +43,28 @@ pub fn handlers(
 /// the file's notation leaves no safe place. Nothing is ever half done: the result was parsed again and means what was meant.
 pub fn edit(
     text: Option<&str>,
-    placement: &Placement,
+    target: &ConfigTarget,
     ours: &BTreeSet<String>,
     want: &[Handler],
     runc: Option<&Handler>,
 ) -> Result<Option<String>, Error> {
     let source = text.unwrap_or_default();
-    let document = Document::parse(&placement.path, source)?;
-    let declared = document.handlers(placement.plugin)?;
-    let wanted = check(placement, &declared, ours, want)?;
+    let document = Document::parse(&target.path, source)?;
+    let declared = document.handlers(target.plugin)?;
+    let wanted = check(target, &declared, ours, want)?;
 
     let stale = |name: &String| ours.contains(name) && !wanted.contains_key(name.as_str());
     let settled = wanted.iter().all(|(name, handler)| {
         declared
             .get(*name)
-            .is_some_and(|declared| declared.is(handler))
+            .is_some_and(|declared| declared.declares(handler))
     });
     // Where we wrote the version and the root has another one by now, ours has to follow.
-    let follows = document.own_version().is_none() || document.version()? == placement.version;
+    let follows = document.own_version().is_none() || document.version()? == target.version;
     let mut dead = false;
     for plugin in PluginId::ALL {
         let handlers = document.handlers(plugin)?;
-        dead |= plugin != placement.plugin
+        dead |= plugin != target.plugin
             && handlers.iter().any(|(name, handler)| {
                 ours.contains(name) && is_ours(&document, plugin, name, handler)
             });
@@ -71,7 +72,7 @@ pub fn edit(
     if settled && follows && !dead && !want.is_empty() && !declared.keys().any(stale) {
         return Ok(text.map(str::to_owned));
     }
-    let base = strip(&document, placement, &declared, ours, &wanted)?;
+    let base = strip(&document, target, &declared, ours, &wanted)?;
     let created = text.is_none() || base.created;
     if want.is_empty() && created && base.text.trim().is_empty() {
         return Ok(None);
@@ -79,9 +80,9 @@ pub fn edit(
     let edited = if want.is_empty() {
         base.text
     } else {
-        fill(&base.text, created, placement, &wanted, runc)?
+        fill(&base.text, created, target, &wanted, runc)?
     };
-    verify(&document, &edited, placement, ours, &wanted)?;
+    verify(&document, &edited, target, ours, &wanted)?;
     let mark = if document.byte_order_mark {
         "\u{feff}"
     } else {
@@ -90,19 +91,9 @@ pub fn edit(
     Ok(Some(format!("{mark}{edited}")))
 }
 
-/// Whether a handler or an option of it can have this name: it can be written as a TOML key that every release reads alike, and is
-/// not the default runtime's.
-#[must_use]
-pub fn is_usable_name(name: &str) -> bool {
-    // go-toml 1.9, which containerd 1.x reads with, doesn't decode escapes in keys: such names would be other names there.
-    let unsafe_key = |char: char| char.is_control() || matches!(char, '"' | '\\');
-    // Where the file is a template, `{{` begins an action.
-    !name.is_empty() && name != RUNC && !name.contains(unsafe_key) && !name.contains("{{")
-}
-
 /// What is wanted, by name, once every name is usable and free.
 fn check<'a>(
-    placement: &Placement,
+    target: &ConfigTarget,
     declared: &BTreeMap<String, DeclaredHandler>,
     ours: &BTreeSet<String>,
     want: &'a [Handler],
@@ -110,37 +101,15 @@ fn check<'a>(
     let wanted = check_names(want)?;
     let foreign = want.iter().map(|handler| &handler.name).find(|name| {
         !ours.contains(*name)
-            && (declared.contains_key(*name) || placement.elsewhere.contains(*name))
+            && (declared.contains_key(*name) || target.declared_in_other_files.contains(*name))
     });
     match foreign {
         Some(name) => Err(Error::Foreign {
             handler: name.clone(),
-            path: placement.path.clone(),
+            path: target.path.clone(),
         }),
         None => Ok(wanted),
     }
-}
-
-/// What is wanted, by name, once every name is usable and there once.
-pub(super) fn check_names(want: &[Handler]) -> Result<BTreeMap<&str, &Handler>, Error> {
-    let mut wanted = BTreeMap::new();
-    for handler in want {
-        let name = &handler.name;
-        if let Some(found) = std::iter::once(name)
-            .chain(handler.options.keys())
-            .find(|name| !is_usable_name(name))
-        {
-            return Err(Error::Name {
-                found: found.clone(),
-            });
-        }
-        if wanted.insert(name.as_str(), handler).is_some() {
-            return Err(Error::Twice {
-                handler: name.clone(),
-            });
-        }
-    }
-    Ok(wanted)
 }
 
 /// A file without what we wrote.
@@ -152,12 +121,12 @@ struct Base {
 /// Takes out all that bears our comment, and of the rest of ours what isn't wanted as it stands.
 fn strip(
     document: &Document<'_>,
-    placement: &Placement,
+    target: &ConfigTarget,
     declared: &BTreeMap<String, DeclaredHandler>,
     ours: &BTreeSet<String>,
     wanted: &BTreeMap<&str, &Handler>,
 ) -> Result<Base, Error> {
-    let path = placement.plugin.runtimes();
+    let path = target.plugin.runtimes();
     // Between braces no comment tells what we wrote: all that is ours goes, so that the same set always stands in the same order.
     let braces = matches!(
         document.holder(&[path.as_slice(), &[RUNC]].concat()),
@@ -166,16 +135,18 @@ fn strip(
     let (mut gone, kept): (BTreeSet<&str>, BTreeSet<&str>) =
         declared.keys().map(String::as_str).partition(|name| {
             let handler = &declared[*name];
-            let settled = wanted.get(name).is_some_and(|wanted| handler.is(wanted));
+            let settled = wanted
+                .get(name)
+                .is_some_and(|wanted| handler.declares(wanted));
             ours.contains(*name) && (handler.marked || braces || !settled)
         });
     // Whoever stays beside it would hide the default runtime, too.
     if kept.iter().eq([&RUNC]) && declared[RUNC].marked {
         gone.insert(RUNC);
     }
-    let mut ranges = document.extents(placement.plugin, &gone);
+    let mut ranges = document.extents(target.plugin, &gone);
     for plugin in PluginId::ALL {
-        if plugin != placement.plugin {
+        if plugin != target.plugin {
             let handlers = document.handlers(plugin)?;
             let gone = handlers
                 .iter()
@@ -188,13 +159,13 @@ fn strip(
         }
     }
     ranges.sort_by_key(|range| range.start);
-    let mut ranges = predecessors::widen(document.text, ranges);
+    let mut ranges = widen(document.text, ranges);
     if braces && gone.contains(RUNC) {
         ranges.extend(document.braces_mark());
         ranges.sort_by_key(|range| range.start);
     }
     let text = without_ranges(document.text, &ranges);
-    let rest = Document::parse(&placement.path, &text)?;
+    let rest = Document::parse(&target.path, &text)?;
     let Some((version, mark)) = rest.own_version() else {
         return Ok(Base {
             text,
@@ -212,86 +183,49 @@ fn strip(
     Ok(Base { text, created })
 }
 
-/// Whether a handler under an id that `placement` doesn't name was written by us, or by a predecessor whose handlers we took over.
+/// Whether a handler under an id that `target` doesn't name was written by us, or by a predecessor whose handlers we took over.
 fn is_ours(
     document: &Document<'_>,
     plugin: PluginId,
     name: &str,
     handler: &DeclaredHandler,
 ) -> bool {
-    handler.marked || predecessors::of_handler(document, plugin, name, handler).is_some()
-}
-
-/// The text without the ranges, which are sorted and don't overlap, and without the line end that we added before one of them.
-pub(super) fn without_ranges(text: &str, ranges: &[Range<usize>]) -> String {
-    let mut left = cut(text, ranges);
-    let joined = ranges.iter().find(|range| {
-        text.get((*range).clone())
-            .and_then(|lines| lines.lines().next())
-            .is_some_and(|line| line.trim() == JOINED_MARK)
-    });
-    // Where what stood before it goes, too, the line end has gone with that.
-    let joined = joined.filter(|joined| ranges.iter().all(|range| range.end != joined.start));
-    if let Some(joined) = joined {
-        let before: usize = ranges
-            .iter()
-            .take_while(|range| range.start < joined.start)
-            .map(Range::len)
-            .sum();
-        // Where something follows, the line end that we added is needed.
-        if joined.start - before == left.len() {
-            let line = left.strip_suffix('\n').unwrap_or(&left);
-            left.truncate(line.strip_suffix('\r').unwrap_or(line).len());
-        }
-    }
-    left
-}
-
-/// The text without the ranges, which are sorted and don't overlap.
-fn cut(text: &str, ranges: &[Range<usize>]) -> String {
-    let mut kept = String::with_capacity(text.len());
-    let mut position = 0;
-    for range in ranges {
-        kept.push_str(text.get(position..range.start).unwrap_or_default());
-        position = position.max(range.end);
-    }
-    kept.push_str(text.get(position..).unwrap_or_default());
-    kept
+    handler.marked || legacy_handler(document, plugin, name, handler).is_some()
 }
 
 /// Puts in what is wanted and not there.
 fn fill(
     base: &str,
     created: bool,
-    placement: &Placement,
+    target: &ConfigTarget,
     wanted: &BTreeMap<&str, &Handler>,
     runc: Option<&Handler>,
 ) -> Result<String, Error> {
-    let document = Document::parse(&placement.path, base)?;
-    let declared = document.handlers(placement.plugin)?;
+    let document = Document::parse(&target.path, base)?;
+    let declared = document.handlers(target.plugin)?;
     let missing: Vec<&Handler> = wanted
         .values()
         .filter(|handler| !declared.contains_key(&handler.name))
         .copied()
         .collect();
     let runc = match runc {
-        _ if !placement.spell_out_runc || !declared.is_empty() => None,
+        _ if !target.must_declare_runc || !declared.is_empty() => None,
         Some(runc) => Some(runc),
         None => {
             return Err(Error::NoRunc {
-                path: placement.path.clone(),
+                path: target.path.clone(),
             });
         }
     };
     let newline = newline_of(base);
-    let version = match (placement.version, document.version()?) {
+    let version = match (target.version, document.version()?) {
         (Some(version), None) => {
             let mark = if created { CREATED_MARK } else { VERSION_MARK };
             format!("{mark}{newline}version = {version}{newline}")
         }
         _ => String::new(),
     };
-    let path = placement.plugin.runtimes();
+    let path = target.plugin.runtimes();
     let filled = match document.holder(&[path.as_slice(), &[RUNC]].concat()) {
         Holder::Braces(braces, depth) => {
             let mark = runc.map(|_| format!("{BRACES_MARK}{newline}"));
@@ -322,24 +256,27 @@ fn fill(
 fn verify(
     document: &Document<'_>,
     edited: &str,
-    placement: &Placement,
+    target: &ConfigTarget,
     ours: &BTreeSet<String>,
     wanted: &BTreeMap<&str, &Handler>,
 ) -> Result<(), Error> {
-    let unfit = |reason| Error::Unfit {
-        path: placement.path.clone(),
+    let not_editable = |reason| Error::NotEditable {
+        path: target.path.clone(),
         reason,
     };
-    let result = Document::parse(&placement.path, edited)
-        .map_err(|_| unfit("a table for a handler would not be valid beside what stands there"))?;
-    let declared = result.handlers(placement.plugin)?;
+    let result = Document::parse(&target.path, edited).map_err(|_| {
+        not_editable("a table for a handler would not be valid beside what stands there")
+    })?;
+    let declared = result.handlers(target.plugin)?;
     let stale = |name: &String| ours.contains(name) && !wanted.contains_key(name.as_str());
     if declared.keys().any(stale)
-        || !wanted
-            .iter()
-            .all(|(name, handler)| declared.get(*name).is_some_and(|found| found.is(handler)))
+        || !wanted.iter().all(|(name, handler)| {
+            declared
+                .get(*name)
+                .is_some_and(|found| found.declares(handler))
+        })
     {
-        return Err(unfit("its runtimes would not be the wanted ones"));
+        return Err(not_editable("its runtimes would not be the wanted ones"));
     }
     let managed = |plugin: PluginId, document: &Document<'_>| -> Result<BTreeSet<String>, Error> {
         Ok(document
@@ -353,43 +290,94 @@ fn verify(
             .map(|(name, _)| name)
             .collect())
     };
-    let others = |document: &Document<'_>| -> Result<Tree, Error> {
-        let mut tree = document.tree();
+    let others = |document: &Document<'_>| -> Result<Value, Error> {
+        let mut values = document.values();
         for plugin in PluginId::ALL {
             let managed = managed(plugin, document)?;
-            without(&mut tree, &plugin.runtimes(), &managed);
+            remove_from(&mut values, &plugin.runtimes(), &managed);
         }
         if document.own_version().is_some()
-            && let Tree::Table(root) = &mut tree
+            && let Value::Table(root) = &mut values
         {
             root.remove("version");
         }
-        Ok(tree)
+        Ok(values)
     };
-    if others(document)? != others(&result)? {
-        return Err(unfit("settings of others would change"));
+    if difference(&others(document)?, &others(&result)?).is_some() {
+        return Err(not_editable("settings of others would change"));
     }
     Ok(())
+}
+
+/// The text of the file `path`, TOML or a Go template, without the handlers of which `is_ours` holds, by name and declaration, whichever
+/// table declares them. The answer is `None` where nothing else is left in a file that we made.
+///
+/// # Errors
+/// As [`edit`] and [`edit_template`].
+pub fn remove_managed_handlers(
+    path: &str,
+    text: &str,
+    is_ours: impl Fn(&str, &DeclaredHandler) -> bool,
+) -> Result<Option<String>, Error> {
+    let mut left = Some(text.to_owned());
+    for plugin in PluginId::ALL {
+        let Some(text) = left.as_deref() else {
+            break;
+        };
+        let declared = if is_template(text) {
+            all_template_handlers(path, text, plugin)?
+        } else {
+            Document::parse(path, text)?.handlers(plugin)?
+        };
+        let gone = managed_names(&declared, &is_ours);
+        if gone.is_empty() {
+            continue;
+        }
+        left = if is_template(text) {
+            edit_template(path, Some(text), plugin, &gone, &[])?
+        } else {
+            let target = ConfigTarget {
+                path: path.to_owned(),
+                plugin,
+                version: None,
+                drop_in: false,
+                must_declare_runc: false,
+                declared_in_other_files: BTreeSet::new(),
+            };
+            edit(Some(text), &target, &gone, &[], None)?
+        };
+    }
+    Ok(left)
+}
+
+fn managed_names(
+    declared: &BTreeMap<String, DeclaredHandler>,
+    is_ours: impl Fn(&str, &DeclaredHandler) -> bool,
+) -> BTreeSet<String> {
+    declared
+        .iter()
+        .filter(|(name, handler)| is_ours(name, handler))
+        .map(|(name, _)| name.clone())
+        .collect()
 }
 
 #[cfg(test)]
 mod tests {
     use rstest::rstest;
 
-    use super::super::Value;
     use super::*;
 
     /// A file in which `runc` alone is declared.
     const PLAIN: &str = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]\nruntime_type = 'r'\n";
 
-    fn placement() -> Placement {
-        Placement {
+    fn target() -> ConfigTarget {
+        ConfigTarget {
             path: "/etc/containerd/config.toml".to_owned(),
             plugin: PluginId::GrpcV1Cri,
             version: Some(2),
             drop_in: false,
-            spell_out_runc: false,
-            elsewhere: BTreeSet::from(["other".to_owned()]),
+            must_declare_runc: false,
+            declared_in_other_files: BTreeSet::from(["other".to_owned()]),
         }
     }
 
@@ -406,7 +394,7 @@ mod tests {
     }
 
     fn edited(text: &str, mine: &[&str], want: &[Handler]) -> Result<String, Error> {
-        edit(Some(text), &placement(), &ours(mine), want, None).map(Option::unwrap_or_default)
+        edit(Some(text), &target(), &ours(mine), want, None).map(Option::unwrap_or_default)
     }
 
     #[rstest]
@@ -450,7 +438,7 @@ mod tests {
     fn a_handler_wanted_twice_is_refused() {
         assert!(matches!(
             edited(PLAIN, &[], &[handler("a"), handler("a")]),
-            Err(Error::Twice { .. })
+            Err(Error::Duplicate { .. })
         ));
     }
 
@@ -461,7 +449,7 @@ mod tests {
         let value = Value::String("\r\n# \"\"\"".to_owned());
         want.options.insert("k".to_owned(), value);
         let text = edited(PLAIN, &[], std::slice::from_ref(&want)).unwrap();
-        assert!(handlers(&text, &placement()).unwrap()["a"].is(&want));
+        assert!(handlers(&text, &target()).unwrap()["a"].declares(&want));
         assert!(!text.contains("\n[plugins.evil"));
     }
 
@@ -477,7 +465,7 @@ mod tests {
 
     #[test]
     fn a_file_made_by_us_that_others_filled_stays_with_its_version() {
-        let made = edit(None, &placement(), &ours(&[]), &[handler("a")], None);
+        let made = edit(None, &target(), &ours(&[]), &[handler("a")], None);
         let filled =
             made.unwrap().unwrap() + "[plugins.'io.containerd.grpc.v1.cri']\nsandbox_image = 'p'\n";
         let left = edited(&filled, &["a"], &[]).unwrap();
@@ -486,11 +474,55 @@ mod tests {
     }
 
     #[test]
+    fn a_number_that_is_none_in_the_text_of_others_is_in_nobody_s_way() {
+        let text = format!("{PLAIN}[metrics]\nx = nan\ny = [nan]\n");
+        let with = edited(&text, &[], &[handler("a")]).unwrap();
+        assert_eq!(edited(&with, &["a"], &[]).unwrap(), text);
+    }
+
+    #[rstest]
+    #[case::under_a_header(PLAIN)]
+    #[case::between_braces("version = 2\nplugins = { 'io.containerd.grpc.v1.cri' = {} }\n")]
+    fn an_option_of_any_type_is_read_as_it_was_written(#[case] text: &str) {
+        let options: toml_edit::DocumentMut =
+            "a = 1.0\nb = -inf\nc = 1979-05-27T07:32:00Z\nd = ['x\\y', 2, []]\ne = { f.'g h' = { i = true }, j = [{ k = 1e300 }] }\n"
+                .parse()
+                .unwrap();
+        let options = super::super::document::declared(&toml_edit::Table::from_iter([(
+            "options",
+            toml_edit::Item::Table(options.as_table().clone()),
+        )]))
+        .options;
+        assert_eq!(options.len(), 5);
+        let want = Handler {
+            options,
+            ..handler("a")
+        };
+        let with = edited(text, &[], std::slice::from_ref(&want)).unwrap();
+        assert!(handlers(&with, &target()).unwrap()["a"].declares(&want));
+        assert!(!with.contains("{{"), "{with}");
+        assert_eq!(edited(&with, &["a"], &[]).unwrap(), text);
+    }
+
+    #[test]
+    fn a_key_anywhere_in_an_option_has_to_be_safe_to_write() {
+        let below = toml::Table::from_iter([("a\"b".to_owned(), Value::Boolean(true))]);
+        for option in [
+            Value::Table(below.clone()),
+            Value::Array(vec![Value::Array(vec![Value::Table(below)])]),
+        ] {
+            let mut want = handler("a");
+            want.options.insert("x".to_owned(), option);
+            assert!(matches!(
+                edited(PLAIN, &[], &[want]),
+                Err(Error::Name { .. })
+            ));
+        }
+    }
+
+    #[test]
     fn nothing_wanted_makes_no_file() {
-        assert_eq!(
-            edit(None, &placement(), &ours(&[]), &[], None).unwrap(),
-            None
-        );
+        assert_eq!(edit(None, &target(), &ours(&[]), &[], None).unwrap(), None);
     }
 
     #[rstest]
@@ -532,30 +564,30 @@ mod tests {
 
     #[test]
     fn the_default_runtime_is_needed_where_it_would_vanish() {
-        let placement = Placement {
-            spell_out_runc: true,
-            ..placement()
+        let target = ConfigTarget {
+            must_declare_runc: true,
+            ..target()
         };
         let bare = Some("version = 2\n");
         assert!(matches!(
-            edit(bare, &placement, &ours(&[]), &[handler("a")], None),
+            edit(bare, &target, &ours(&[]), &[handler("a")], None),
             Err(Error::NoRunc { .. })
         ));
     }
 
     #[test]
     fn the_default_runtime_stays_while_a_handler_of_others_stands_beside_it() {
-        let placement = Placement {
-            spell_out_runc: true,
-            ..placement()
+        let target = ConfigTarget {
+            must_declare_runc: true,
+            ..target()
         };
         let bare = Some("version = 2\n");
         let runc = handler("runc");
-        let with = edit(bare, &placement, &ours(&[]), &[handler("a")], Some(&runc));
+        let with = edit(bare, &target, &ours(&[]), &[handler("a")], Some(&runc));
         let with = with.unwrap().unwrap()
             + "[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.kata]\nruntime_type = 'k'\n";
         let left = edited(&with, &["a"], &[]).unwrap();
-        let names: Vec<String> = handlers(&left, &placement).unwrap().into_keys().collect();
+        let names: Vec<String> = handlers(&left, &target).unwrap().into_keys().collect();
         assert_eq!(names, ["kata", "runc"]);
     }
 
@@ -570,17 +602,57 @@ mod tests {
     #[test]
     fn our_file_follows_the_version_and_the_table_of_the_root() {
         let want = [handler("a")];
-        let old = edit(None, &placement(), &ours(&[]), &want, None).unwrap();
-        let placement = Placement {
+        let old = edit(None, &target(), &ours(&[]), &want, None).unwrap();
+        let target = ConfigTarget {
             plugin: PluginId::CriV1Runtime,
             version: Some(3),
             drop_in: true,
-            ..placement()
+            ..target()
         };
-        let new = edit(old.as_deref(), &placement, &ours(&["a"]), &want, None).unwrap();
-        assert_eq!(
-            new,
-            edit(None, &placement, &ours(&[]), &want, None).unwrap()
-        );
+        let new = edit(old.as_deref(), &target, &ours(&["a"]), &want, None).unwrap();
+        assert_eq!(new, edit(None, &target, &ours(&[]), &want, None).unwrap());
+    }
+
+    const OTHERS: &str = "version = 2\n# theirs\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.b]\nruntime_type = '/opt/b'\n";
+    const TEMPLATE: &str = "{{ template \"base\" . }}\n# theirs\n";
+
+    #[rstest]
+    #[case::in_a_file_of_others(Some(OTHERS), true)]
+    #[case::in_a_file_of_ours(None, true)]
+    #[case::at_the_end_of_one_without_line_end(Some(OTHERS.trim_end()), true)]
+    #[case::in_a_template(Some(TEMPLATE), false)]
+    #[case::in_a_template_of_ours(None, false)]
+    fn what_moved_away_leaves_the_bytes_from_before(
+        #[case] before: Option<&str>,
+        #[case] toml: bool,
+        #[values(PluginId::GrpcV1Cri, PluginId::CriV1Runtime)] plugin: PluginId,
+        #[values(false, true)] must_declare_runc: bool,
+    ) {
+        let target = ConfigTarget {
+            path: "f".to_owned(),
+            plugin,
+            version: Some(2),
+            drop_in: false,
+            must_declare_runc,
+            declared_in_other_files: BTreeSet::new(),
+        };
+        let none = BTreeSet::new();
+        let with = if toml {
+            edit(
+                before,
+                &target,
+                &none,
+                &[handler("a")],
+                Some(&Handler::runc()),
+            )
+        } else {
+            edit_template("f", before, plugin, &none, &[handler("a")])
+        };
+        let with = with.unwrap().unwrap();
+        let ours = |name: &str, handler: &DeclaredHandler| name == "a" && handler.marked;
+        let left = remove_managed_handlers("f", &with, ours).unwrap();
+        assert_eq!(left.as_deref(), before);
+        let left = remove_managed_handlers("f", &with, |_, _| false).unwrap();
+        assert_eq!(left, Some(with));
     }
 }

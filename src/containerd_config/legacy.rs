@@ -6,10 +6,14 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use toml::Value;
+
 use super::document::Document;
-use super::notation::MARK;
+use super::error::Error;
+use super::render::MARK;
+use super::schema::PluginId;
 use super::template::{is_template, stanzas};
-use super::{DeclaredHandler, Error, PluginId, Value};
+use super::types::DeclaredHandler;
 
 /// The comment above each table of runtime-class-manager (its installer, `internal/containerd/configure.go`).
 const RCM_COMMENT: &str = "# RCM runtime config for ";
@@ -24,7 +28,7 @@ const KWASM_HOMES: [&str; 2] = ["/opt/kwasm", "/var/snap/microk8s/common/kwasm"]
 
 /// Who provisioned nodes before Farrier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Predecessor {
+pub enum LegacyInstaller {
     /// KWasm's node installer.
     Kwasm,
     /// runtime-class-manager's node installer.
@@ -32,16 +36,16 @@ pub enum Predecessor {
 }
 
 /// A handler that a predecessor declared.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Inherited {
+#[derive(Debug, Clone, PartialEq)]
+pub struct LegacyHandler {
     /// Whose it is.
-    pub predecessor: Predecessor,
+    pub installer: LegacyInstaller,
     /// The tables that declare it; which of them containerd reads depends on its release.
     pub plugins: Vec<PluginId>,
     /// The folder of all that the predecessor keeps on the host.
-    pub home: String,
+    pub dir: String,
     /// Whether the home is one of the usual ones; another one needs more evidence than a comment.
-    pub usual: bool,
+    pub is_default_dir: bool,
     /// The shim, `home/bin/FILE`.
     pub path: String,
     /// The options whose type is one of [`Value`]'s.
@@ -55,7 +59,7 @@ pub struct Inherited {
 ///
 /// # Errors
 /// When the text is neither TOML nor a template, or something other than a table stands where containerd wants one.
-pub fn inherited(path: &str, text: &str) -> Result<BTreeMap<String, Inherited>, Error> {
+pub fn legacy_handlers(path: &str, text: &str) -> Result<BTreeMap<String, LegacyHandler>, Error> {
     let mut found = BTreeMap::new();
     if !is_template(text) {
         collect(&Document::parse(path, text)?, &mut found)?;
@@ -70,22 +74,25 @@ pub fn inherited(path: &str, text: &str) -> Result<BTreeMap<String, Inherited>, 
     Ok(found)
 }
 
-fn collect(document: &Document<'_>, found: &mut BTreeMap<String, Inherited>) -> Result<(), Error> {
+fn collect(
+    document: &Document<'_>,
+    found: &mut BTreeMap<String, LegacyHandler>,
+) -> Result<(), Error> {
     for plugin in PluginId::ALL {
         for (name, handler) in document.handlers(plugin)? {
-            let Some(inherited) = of_handler(document, plugin, &name, &handler) else {
+            let Some(legacy) = legacy_handler(document, plugin, &name, &handler) else {
                 continue;
             };
             match found.get_mut(&name) {
                 // A newer id's table is the one that newer releases read.
-                Some(known) if known.path == inherited.path => {
+                Some(known) if known.path == legacy.path => {
                     known.plugins.push(plugin);
-                    known.options = inherited.options;
-                    known.marked |= inherited.marked;
+                    known.options = legacy.options;
+                    known.marked |= legacy.marked;
                 }
                 Some(_) => {}
                 None => {
-                    found.insert(name, inherited);
+                    found.insert(name, legacy);
                 }
             }
         }
@@ -94,12 +101,12 @@ fn collect(document: &Document<'_>, found: &mut BTreeMap<String, Inherited>) -> 
 }
 
 /// What a predecessor declared there, if one did.
-pub(super) fn of_handler(
+pub(super) fn legacy_handler(
     document: &Document<'_>,
     plugin: PluginId,
     name: &str,
     handler: &DeclaredHandler,
-) -> Option<Inherited> {
+) -> Option<LegacyHandler> {
     let path = &handler.runtime_type;
     let (home, file) = path.rsplit_once("/bin/")?;
     let plain = |part: &str| !matches!(part, "" | "." | "..");
@@ -110,24 +117,26 @@ pub(super) fn of_handler(
         return None;
     }
     let by_home = if home == RCM_HOME {
-        Some(Predecessor::Rcm)
+        Some(LegacyInstaller::Rcm)
     } else {
-        KWASM_HOMES.contains(&home).then_some(Predecessor::Kwasm)
+        KWASM_HOMES
+            .contains(&home)
+            .then_some(LegacyInstaller::Kwasm)
     };
     let by_comment = || {
         let lines = document.extents(plugin, &std::iter::once(name).collect());
         let (_, comment) = comment_above(document.text, lines.first()?.start)?;
         Some(if comment.starts_with(RCM_COMMENT) {
-            Predecessor::Rcm
+            LegacyInstaller::Rcm
         } else {
-            Predecessor::Kwasm
+            LegacyInstaller::Kwasm
         })
     };
-    Some(Inherited {
-        predecessor: by_home.or_else(by_comment)?,
+    Some(LegacyHandler {
+        installer: by_home.or_else(by_comment)?,
         plugins: vec![plugin],
-        home: home.to_owned(),
-        usual: by_home.is_some(),
+        dir: home.to_owned(),
+        is_default_dir: by_home.is_some(),
         path: path.clone(),
         options: handler.options.clone(),
         marked: handler.marked,
@@ -267,20 +276,20 @@ mod tests {
 
     use rstest::rstest;
 
-    use super::super::{Handler, Loaded, Placement, SourceFile, edit, place};
+    use super::super::{ConfigFiles, ConfigTarget, Handler, SourceFile, edit, place};
     use super::*;
 
     const PATH: &str = "/etc/containerd/config.toml";
     const TABLE: &str = "plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes";
 
-    fn placement() -> Placement {
-        Placement {
+    fn placement() -> ConfigTarget {
+        ConfigTarget {
             path: PATH.to_owned(),
             plugin: PluginId::GrpcV1Cri,
             version: Some(2),
             drop_in: false,
-            spell_out_runc: false,
-            elsewhere: BTreeSet::new(),
+            must_declare_runc: false,
+            declared_in_other_files: BTreeSet::new(),
         }
     }
 
@@ -384,22 +393,22 @@ mod tests {
     }
 
     #[rstest]
-    #[case::kwasm("/opt/kwasm/bin/containerd-shim-a", "", Some(Predecessor::Kwasm))]
+    #[case::kwasm("/opt/kwasm/bin/containerd-shim-a", "", Some(LegacyInstaller::Kwasm))]
     #[case::microk8s(
         "/var/snap/microk8s/common/kwasm/bin/containerd-shim-a",
         "",
-        Some(Predecessor::Kwasm)
+        Some(LegacyInstaller::Kwasm)
     )]
-    #[case::rcm("/opt/rcm/bin/containerd-shim-a", "", Some(Predecessor::Rcm))]
+    #[case::rcm("/opt/rcm/bin/containerd-shim-a", "", Some(LegacyInstaller::Rcm))]
     #[case::rcm_elsewhere(
         "/srv/x/bin/containerd-shim-a",
         "# RCM runtime config for a\n",
-        Some(Predecessor::Rcm)
+        Some(LegacyInstaller::Rcm)
     )]
     #[case::go_rewrite(
         "/srv/x/bin/containerd-shim-a",
         "# KWASM runtime config for a\n",
-        Some(Predecessor::Kwasm)
+        Some(LegacyInstaller::Kwasm)
     )]
     #[case::ours_below_what_is_left_of_another(
         "/opt/farrier/bin/containerd-shim-a",
@@ -419,11 +428,11 @@ mod tests {
     fn a_handler_is_known_by_its_path_or_its_comment(
         #[case] path: &str,
         #[case] comment: &str,
-        #[case] whose: Option<Predecessor>,
+        #[case] whose: Option<LegacyInstaller>,
     ) {
         let text = format!("{comment}[{TABLE}.a]\nruntime_type = \"{path}\"\n");
-        let found = inherited(PATH, &text).unwrap();
-        assert_eq!(found.get("a").map(|found| found.predecessor), whose);
+        let found = legacy_handlers(PATH, &text).unwrap();
+        assert_eq!(found.get("a").map(|found| found.installer), whose);
     }
 
     #[test]
@@ -433,7 +442,7 @@ mod tests {
                 path: PATH.to_owned(),
                 text: Some(text),
             };
-            let loaded = Loaded {
+            let loaded = ConfigFiles {
                 root,
                 imported: Vec::new(),
             };

@@ -1,11 +1,11 @@
-//! Handlers between the braces of an inline table: where they are put, and which commas go with them. The rest of a file is not known here.
+//! Handlers between the braces of an inline table: where they are put, and which commas are removed with them.
 
 use std::ops::Range;
 
 use toml_edit::{InlineTable, Value as Toml};
 
-use super::Handler;
-use super::notation::inline;
+use super::render::inline;
+use super::types::Handler;
 
 /// Puts handlers between braces, after the last entry; `path` leads from there to the runtimes.
 pub(super) fn fill_braces(
@@ -76,7 +76,7 @@ pub(super) fn entries_of(
 }
 
 /// The values between braces, those below dotted keys included, each with the keys that lead to it.
-pub(super) fn leaves<'a>(
+fn leaves<'a>(
     braces: &'a InlineTable,
     path: &mut Vec<&'a str>,
     entries: &mut Vec<(Vec<&'a str>, Range<usize>)>,

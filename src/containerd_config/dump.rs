@@ -4,13 +4,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::document::{Document, declared};
-use super::runtimes::RUNC;
-use super::tree::{Tree, at, difference, leaf};
-use super::{DeclaredHandler, Error, Handler, PluginId};
+use toml::{Table, Value};
 
-/// What stands for the file's path in an error about a dump.
-pub(super) const DUMP: &str = "the dump of containerd's configuration";
+use super::document::{Document, declared, difference, string_at};
+use super::error::Error;
+use super::schema::PluginId;
+use super::types::{DeclaredHandler, Handler, RUNC, is_zero};
 
 /// The default runtime's name and all handlers that a dump shows.
 ///
@@ -18,12 +17,13 @@ pub(super) const DUMP: &str = "the dump of containerd's configuration";
 /// When the dump is no TOML or not shaped as a configuration.
 pub fn runtimes_of_dump(dump: &str) -> Result<(String, BTreeMap<String, DeclaredHandler>), Error> {
     let document = Document::parse_dump(dump)?;
-    let tree = document.tree();
+    let values = document.values();
     // A dump uses the newest id that its release knows, whatever the files use.
     for plugin in PluginId::ALL.into_iter().rev() {
         let mut handlers = document.handlers(plugin)?;
         let [plugins, key, containerd, _] = plugin.runtimes();
-        let mut default = leaf(&tree, &[plugins, key, containerd, "default_runtime_name"]);
+        let mut default = string_at(&values, &[plugins, key, containerd, "default_runtime_name"])
+            .map(str::to_owned);
         // Tables of 1.x from before `runtimes`: the daemon makes them handlers of these names, which its dump doesn't show.
         for (table, name) in [
             ("default_runtime", "default"),
@@ -50,13 +50,15 @@ pub fn runtimes_of_dump(dump: &str) -> Result<(String, BTreeMap<String, Declared
 /// 1.6 to 2.2 print it in `grpc` (`services/server/config`), 2.3 and later as a plugin's (`plugins/server/grpc`).
 #[must_use]
 pub fn address_of_dump(dump: &str) -> Option<String> {
-    let tree = Document::parse_dump(dump).ok()?.tree();
+    let values = Document::parse_dump(dump).ok()?.values();
     let places: [&[&str]; 2] = [
         &["plugins", "io.containerd.server.v1.grpc", "address"],
         &["grpc", "address"],
     ];
-    let mut found = places.iter().filter_map(|place| leaf(&tree, place));
-    found.find(|address| address.starts_with('/'))
+    let mut found = places.iter().filter_map(|place| string_at(&values, place));
+    found
+        .find(|address| address.starts_with('/'))
+        .map(str::to_owned)
 }
 
 /// Whether the candidate changes only what is ours.
@@ -66,21 +68,21 @@ pub fn address_of_dump(dump: &str) -> Option<String> {
 ///
 /// # Errors
 /// Names the first key that differs, or says that the default runtime would be missing.
-pub fn judge(before: &str, after: &str, ours: &BTreeSet<String>) -> Result<(), Error> {
-    let values = |dump: &str| -> Result<Tree, Error> {
-        let mut tree = Document::parse_dump(dump)?.tree();
-        if let Tree::Table(root) = &mut tree {
+pub fn compare_dumps(before: &str, after: &str, ours: &BTreeSet<String>) -> Result<(), Error> {
+    let values = |dump: &str| -> Result<Value, Error> {
+        let mut values = Document::parse_dump(dump)?.values();
+        if let Value::Table(root) = &mut values {
             root.remove("imports");
         }
         for plugin in PluginId::ALL {
-            if let Some(runtimes) = at(&mut tree, &plugin.runtimes()) {
+            if let Some(runtimes) = runtimes_of(&mut values, plugin) {
                 runtimes.retain(|name, _| !ours.contains(name));
                 if let Some(runc) = runtimes.get_mut(RUNC) {
-                    settle(runc);
+                    remove_defaults(runc);
                 }
             }
         }
-        Ok(tree)
+        Ok(values)
     };
     if let Some(key) = difference(&values(before)?, &values(after)?) {
         return Err(Error::Changed { key });
@@ -96,7 +98,7 @@ pub fn judge(before: &str, after: &str, ours: &BTreeSet<String>) -> Result<(), E
 ///
 /// # Errors
 /// Names the first handler that the dump lacks or shows differently; or the dump can't be read.
-pub fn holds(dump: &str, want: &[Handler]) -> Result<(), Error> {
+pub fn contains_handlers(dump: &str, want: &[Handler]) -> Result<(), Error> {
     let (_, handlers) = runtimes_of_dump(dump)?;
     let seen = |handler: &&Handler| {
         handlers.get(&handler.name).is_some_and(|found| {
@@ -104,25 +106,29 @@ pub fn holds(dump: &str, want: &[Handler]) -> Result<(), Error> {
         })
     };
     match want.iter().find(|handler| !seen(handler)) {
-        Some(handler) => Err(Error::Unseen {
+        Some(handler) => Err(Error::HandlerNotVisible {
             handler: handler.name.clone(),
         }),
         None => Ok(()),
     }
 }
 
-/// Drops what containerd's default `runc` says and a spelled out one doesn't need to: zero values, and the one mode of sandboxes
-/// that 1.7 has unless told otherwise.
-fn settle(tree: &mut Tree) {
-    if let Tree::Table(table) = tree {
-        table.values_mut().for_each(settle);
-        table.retain(|key, value| match value {
-            Tree::Table(table) => !table.is_empty(),
-            Tree::Array(array) => !array.is_empty(),
-            Tree::Leaf(text) => {
-                !matches!(text.as_str(), "string " | "integer 0" | "boolean false")
-                    && (key != "sandbox_mode" || text != "string podsandbox")
-            }
+/// The table of the plugin's runtimes.
+fn runtimes_of(values: &mut Value, plugin: PluginId) -> Option<&mut Table> {
+    let mut path = plugin.runtimes().into_iter();
+    path.try_fold(values, |value, key| value.get_mut(key))?
+        .as_table_mut()
+}
+
+/// Removes the settings that a declared `runc` may omit: zero values, and the one sandbox mode that 1.7 has by default.
+fn remove_defaults(value: &mut Value) {
+    if let Value::Table(table) = value {
+        table
+            .iter_mut()
+            .for_each(|(_, value)| remove_defaults(value));
+        table.retain(|key, value| {
+            let is_default = key == "sandbox_mode" && value.as_str() == Some("podsandbox");
+            !is_zero(value) && !is_default
         });
     }
 }
@@ -131,7 +137,7 @@ fn settle(tree: &mut Tree) {
 mod tests {
     use rstest::rstest;
 
-    use super::super::{DUMP_LIMIT, TEXT_LIMIT, Value};
+    use super::super::{DUMP_LIMIT, TEXT_LIMIT};
     use super::*;
 
     /// What containerd 1.7 prints of its defaults, shortened.
@@ -168,8 +174,8 @@ BinaryName = ""
             .replace("podsandbox", "")
             .replace("config.toml", "other.toml")
             + A;
-        assert_eq!(judge(BEFORE, &after, &ours()), Ok(()));
-        assert_eq!(judge(&after, BEFORE, &ours()), Ok(()));
+        assert_eq!(compare_dumps(BEFORE, &after, &ours()), Ok(()));
+        assert_eq!(compare_dumps(&after, BEFORE, &ours()), Ok(()));
     }
 
     #[rstest]
@@ -179,7 +185,7 @@ BinaryName = ""
     fn what_is_not_ours_may_not_differ(#[case] from: &str, #[case] to: &str, #[case] key: &str) {
         let key = format!("plugins.io.containerd.grpc.v1.cri.{key}");
         assert_eq!(
-            judge(BEFORE, &BEFORE.replace(from, to), &ours()),
+            compare_dumps(BEFORE, &BEFORE.replace(from, to), &ours()),
             Err(Error::Changed { key })
         );
     }
@@ -189,7 +195,7 @@ BinaryName = ""
         let broken = BEFORE.replace("= \"runc\"", "= \"gone\"");
         let name = "gone".to_owned();
         assert_eq!(
-            judge(&broken, &broken, &ours()),
+            compare_dumps(&broken, &broken, &ours()),
             Err(Error::NoDefault { name })
         );
     }
@@ -214,9 +220,9 @@ BinaryName = ""
     fn a_dump_may_be_longer_than_a_file() {
         let comment = format!("# {}\n", "x".repeat(TEXT_LIMIT));
         let dump = format!("{BEFORE}{comment}");
-        assert_eq!(judge(&dump, &dump, &ours()), Ok(()));
+        assert_eq!(compare_dumps(&dump, &dump, &ours()), Ok(()));
         let dump = format!("{dump}{}", comment.repeat(DUMP_LIMIT / TEXT_LIMIT));
-        assert_eq!(judge(&dump, &dump, &ours()), Err(Error::LongDump));
+        assert_eq!(compare_dumps(&dump, &dump, &ours()), Err(Error::LongDump));
     }
 
     #[test]
@@ -234,9 +240,12 @@ BinaryName = ""
             runtime_type: "/a".to_owned(),
             options: BTreeMap::new(),
         }];
-        assert_eq!(holds(&format!("{BEFORE}{A}"), &want), Ok(()));
+        assert_eq!(contains_handlers(&format!("{BEFORE}{A}"), &want), Ok(()));
         let handler = "a".to_owned();
-        assert_eq!(holds(BEFORE, &want), Err(Error::Unseen { handler }));
+        assert_eq!(
+            contains_handlers(BEFORE, &want),
+            Err(Error::HandlerNotVisible { handler })
+        );
     }
 
     #[test]

@@ -3,10 +3,11 @@
 //! The rules are those of containerd 1.6 to 2.4 (`cmd/containerd`, `pkg/timeout`, `ValidatePluginConfig` and `ValidateRuntimeConfig` of
 //! the CRI). What depends on the host, such as a file that must exist, can't be told here.
 
-use super::Error;
-use super::document::Document;
-use super::judge::runtimes_of_dump;
-use super::tree::{Tree, at, boolean, leaf};
+use toml::Value;
+
+use super::document::{Document, entries_at, is_true_at, string_at};
+use super::dump::runtimes_of_dump;
+use super::error::Error;
 
 /// Levels that logrus, containerd's logger, knows.
 const LEVELS: [&str; 8] = [
@@ -81,7 +82,7 @@ const DURATION: &str = "a duration such as 10s";
 ///
 /// # Errors
 /// Names the first setting that is in the way; or the dump can't be read.
-pub fn startable(dump: &str) -> Result<(), Error> {
+pub fn startup_checks(dump: &str) -> Result<(), Error> {
     let document = Document::parse_dump(dump)?;
     // Files of version 1 have short names, which say nothing about the kind.
     let known = |plugin: &String| {
@@ -101,39 +102,37 @@ pub fn startable(dump: &str) -> Result<(), Error> {
     if NEEDED.into_iter().any(is_disabled) {
         return Err(wrong("disabled_plugins", "free of what the CRI needs"));
     }
-    let mut tree = document.tree();
-    for (name, value) in at(&mut tree, &["timeouts"]).into_iter().flatten() {
-        if leaf(value, &[]).is_some_and(|text| !is_duration(&text)) {
+    let values = document.values();
+    for (name, value) in entries_at(&values, &["timeouts"]) {
+        if value.as_str().is_some_and(|text| !is_duration(text)) {
             return Err(wrong(&format!("timeouts.{name}"), DURATION));
         }
     }
-    let level = leaf(&tree, &["debug", "level"]).unwrap_or_default();
+    let level = string_at(&values, &["debug", "level"]).unwrap_or_default();
     if !level.is_empty() && !LEVELS.contains(&level.to_lowercase().as_str()) {
         return Err(wrong("debug.level", "a level such as info"));
     }
-    let format = leaf(&tree, &["debug", "format"]).unwrap_or_default();
-    if !["", "text", "json"].contains(&format.as_str()) {
+    let format = string_at(&values, &["debug", "format"]).unwrap_or_default();
+    if !["", "text", "json"].contains(&format) {
         return Err(wrong("debug.format", "text or json"));
     }
     let (name, handlers) = runtimes_of_dump(dump)?;
     let Some(default) = handlers.get(&name) else {
         return Err(Error::NoDefault { name });
     };
-    if let Some(plugins) = at(&mut tree, &["plugins"]) {
-        for (id, plugin) in plugins.iter_mut().filter(|(id, _)| id.contains("cri")) {
-            let snapshotter = snapshotter(plugin).map_or(Ok(()), |(key, name)| {
-                let gone = is_disabled(&format!("snapshotter.v1.{name}"));
-                let expected = "a snapshotter of this containerd";
-                if gone || OF_WINDOWS.contains(&name.as_str()) {
-                    Err((key.to_owned(), expected))
-                } else {
-                    Ok(())
-                }
-            });
-            snapshotter
-                .and_then(|()| cri(plugin, &default.runtime_type))
-                .map_err(|(key, expected)| wrong(&format!("plugins.{id}.{key}"), expected))?;
-        }
+    for (id, plugin) in cri_plugins(&values) {
+        let snapshotter = snapshotter(plugin).map_or(Ok(()), |(key, name)| {
+            let gone = is_disabled(&format!("snapshotter.v1.{name}"));
+            let expected = "a snapshotter of this containerd";
+            if gone || OF_WINDOWS.contains(&name) {
+                Err((key.to_owned(), expected))
+            } else {
+                Ok(())
+            }
+        });
+        snapshotter
+            .and_then(|()| cri(plugin, &default.runtime_type))
+            .map_err(|(key, expected)| wrong(&format!("plugins.{id}.{key}"), expected))?;
     }
     Ok(())
 }
@@ -145,18 +144,23 @@ fn wrong(key: &str, expected: &'static str) -> Error {
     }
 }
 
-/// The snapshotter of one of the CRI's sections, and its key: version 3 has it in another plugin than version 2.
-fn snapshotter(plugin: &Tree) -> Option<(&'static str, String)> {
-    let name =
-        leaf(plugin, &["containerd", "snapshotter"]).map(|name| ("containerd.snapshotter", name));
-    name.or_else(|| leaf(plugin, &["snapshotter"]).map(|name| ("snapshotter", name)))
+/// The CRI's sections of a configuration. Each release has its settings in other plugins.
+fn cri_plugins(values: &Value) -> impl Iterator<Item = (&String, &Value)> {
+    entries_at(values, &["plugins"]).filter(|(id, _)| id.contains("cri"))
+}
+
+/// The snapshotter of one of the CRI's sections, and its key. Version 2 and version 3 have it in different plugins.
+fn snapshotter(plugin: &Value) -> Option<(&'static str, &str)> {
+    let named = |key, path: &[&str]| string_at(plugin, path).map(|name| (key, name));
+    named("containerd.snapshotter", &["containerd", "snapshotter"])
+        .or_else(|| named("snapshotter", &["snapshotter"]))
 }
 
 /// A key, and what should stand there.
 type Wrong = (String, &'static str);
 
 /// The rules for one of the CRI's sections: each release has the keys that it knows, wherever its schema has them.
-fn cri(plugin: &mut Tree, default_type: &str) -> Result<(), Wrong> {
+fn cri(plugin: &Value, default_type: &str) -> Result<(), Wrong> {
     for key in [
         "stream_idle_timeout",
         "image_pull_progress_timeout",
@@ -164,38 +168,37 @@ fn cri(plugin: &mut Tree, default_type: &str) -> Result<(), Wrong> {
         "stats_collect_period",
         "stats_retention_period",
     ] {
-        let text = leaf(plugin, &[key]).filter(|text| !text.is_empty());
-        if text.is_some_and(|text| !is_duration(&text)) {
+        let text = string_at(plugin, &[key]).filter(|text| !text.is_empty());
+        if text.is_some_and(|text| !is_duration(text)) {
             return Err((key.to_owned(), DURATION));
         }
     }
-    let is_set = |tree: &Tree, path: &[&str]| boolean(tree, path) == Some(true);
     for path in [&["systemd_cgroup"][..], &["containerd", "no_pivot"]] {
-        if is_set(plugin, path) && default_type != LINUX_V1 {
+        if is_true_at(plugin, path) && default_type != LINUX_V1 {
             return Err((path.join("."), "false: its runtime is gone"));
         }
     }
-    let config_path = leaf(plugin, &["registry", "config_path"]).unwrap_or_default();
-    let mirrors = at(plugin, &["registry", "mirrors"]).is_some_and(|mirrors| !mirrors.is_empty());
+    let config_path = string_at(plugin, &["registry", "config_path"]).unwrap_or_default();
+    let mirrors = entries_at(plugin, &["registry", "mirrors"])
+        .next()
+        .is_some();
     if !config_path.is_empty() && mirrors {
         return Err(("registry.mirrors".to_owned(), "empty beside a config_path"));
     }
-    for (name, runtime) in at(plugin, &["containerd", "runtimes"])
-        .into_iter()
-        .flatten()
-    {
+    for (name, runtime) in entries_at(plugin, &["containerd", "runtimes"]) {
         let key = |key: &str| format!("containerd.runtimes.{name}.{key}");
-        let text = |key: &str| leaf(runtime, &[key]).unwrap_or_default();
+        let text = |key: &str| string_at(runtime, &[key]).unwrap_or_default();
         for old in ["runtime_engine", "runtime_root"] {
             if !text(old).is_empty() && text("runtime_type") != LINUX_V1 {
                 return Err((key(old), "empty: its runtime is gone"));
             }
         }
-        if !["", "fifo", "streaming"].contains(&text("io_type").as_str()) {
+        if !["", "fifo", "streaming"].contains(&text("io_type")) {
             return Err((key("io_type"), "fifo or streaming"));
         }
         let all = "privileged_without_host_devices_all_devices_allowed";
-        if is_set(runtime, &[all]) && !is_set(runtime, &["privileged_without_host_devices"]) {
+        if is_true_at(runtime, &[all]) && !is_true_at(runtime, &["privileged_without_host_devices"])
+        {
             return Err((key(all), "false without privileged_without_host_devices"));
         }
     }
@@ -224,6 +227,67 @@ fn is_duration(text: &str) -> bool {
         any = true;
     }
     any
+}
+
+/// Something without which the CRI does not come up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HostPrerequisite {
+    /// A file that holds a runtime's specification, as JSON.
+    Specification {
+        /// The key in the dump that names it, with dots.
+        key: String,
+        /// Its path on the host.
+        path: String,
+    },
+    /// A file.
+    File {
+        /// The key in the dump that names it, with dots.
+        key: String,
+        /// Its path on the host.
+        path: String,
+    },
+    /// cgroups of version 2.
+    Cgroup2 {
+        /// The key in the dump that wants them, with dots.
+        key: String,
+    },
+}
+
+/// What the configuration that containerd printed as `dump` needs of the host. Keys that a release doesn't know, its dump doesn't show.
+///
+/// # Errors
+/// When the dump can't be read.
+pub fn host_prerequisites(dump: &str) -> Result<Vec<HostPrerequisite>, Error> {
+    let values = Document::parse_dump(dump)?.values();
+    let mut all = Vec::new();
+    let path_at = |value, path: &[&str]| {
+        string_at(value, path)
+            .filter(|path| !path.is_empty())
+            .map(str::to_owned)
+    };
+    for (id, plugin) in cri_plugins(&values) {
+        for (name, runtime) in entries_at(plugin, &["containerd", "runtimes"]) {
+            let key = |key: &str| format!("plugins.{id}.containerd.runtimes.{name}.{key}");
+            if let Some(path) = path_at(runtime, &["base_runtime_spec"]) {
+                let key = key("base_runtime_spec");
+                all.push(HostPrerequisite::Specification { key, path });
+            }
+            if is_true_at(runtime, &["cgroup_writable"]) {
+                let key = key("cgroup_writable");
+                all.push(HostPrerequisite::Cgroup2 { key });
+            }
+        }
+        if !is_true_at(plugin, &["enable_tls_streaming"]) {
+            continue;
+        }
+        for name in ["tls_cert_file", "tls_key_file"] {
+            if let Some(path) = path_at(plugin, &["x509_key_pair_streaming", name]) {
+                let key = format!("plugins.{id}.x509_key_pair_streaming.{name}");
+                all.push(HostPrerequisite::File { key, path });
+            }
+        }
+    }
+    Ok(all)
 }
 
 #[cfg(test)]
@@ -289,7 +353,7 @@ mod tests {
         #[case] more: &str,
         #[case] message: &str,
     ) {
-        let error = startable(&dump(more)).unwrap_err().to_string();
+        let error = startup_checks(&dump(more)).unwrap_err().to_string();
         assert!(error.contains(message), "{error}");
     }
 
@@ -301,7 +365,7 @@ mod tests {
         "[plugins.'io.containerd.grpc.v1.cri']\nstream_idle_timeout = '4h0m0.5s'\nsystemd_cgroup = false"
     )]
     fn what_containerd_starts_with_is_taken(#[case] more: &str) {
-        assert_eq!(startable(&dump(more)), Ok(()));
+        assert_eq!(startup_checks(&dump(more)), Ok(()));
     }
 
     #[rstest]
@@ -319,5 +383,35 @@ mod tests {
     #[case("1d", false)]
     fn durations_are_those_of_go(#[case] text: &str, #[case] is: bool) {
         assert_eq!(is_duration(text), is);
+    }
+
+    #[test]
+    fn what_a_dump_names_is_needed() {
+        let dump = "[plugins.'io.containerd.grpc.v1.cri']\nenable_tls_streaming = true\nx509_key_pair_streaming.tls_key_file = '/key'\n\
+            [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.a]\nbase_runtime_spec = '/spec'\ncgroup_writable = true\n\
+            [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.b]\nbase_runtime_spec = ''\ncgroup_writable = false\n";
+        let key =
+            |key: &str| format!("plugins.io.containerd.cri.v1.runtime.containerd.runtimes.a.{key}");
+        let expected = [
+            HostPrerequisite::Specification {
+                key: key("base_runtime_spec"),
+                path: "/spec".to_owned(),
+            },
+            HostPrerequisite::Cgroup2 {
+                key: key("cgroup_writable"),
+            },
+            HostPrerequisite::File {
+                key: "plugins.io.containerd.grpc.v1.cri.x509_key_pair_streaming.tls_key_file"
+                    .to_owned(),
+                path: "/key".to_owned(),
+            },
+        ];
+        assert_eq!(host_prerequisites(dump), Ok(expected.to_vec()));
+        assert_eq!(
+            host_prerequisites(&dump.replace("streaming = true", "streaming = false"))
+                .unwrap()
+                .len(),
+            2
+        );
     }
 }

@@ -1,0 +1,226 @@
+//! How Farrier spells a handler in TOML, and the comments that say whose the lines below them are.
+//!
+//! TOML 1.0 alone, as every release reads it; and nothing that a cluster says can leave its string.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use toml::Value;
+
+use super::error::Error;
+use super::types::{Handler, RUNC};
+
+/// Every comment of ours begins with this; it says whose the line below is.
+pub(super) const MARK: &str = "# farrier:";
+
+/// Comment above each handler.
+pub(super) const HANDLER_MARK: &str = "# farrier: managed handler; change its Shim instead";
+
+/// Comment above the first handler where the text before it had no line end of its own.
+pub(super) const JOINED_MARK: &str =
+    "# farrier: managed handler; change its Shim instead (the line above had no line end)";
+
+/// Comment above the `runc` that containerd 1.x needs beside other handlers.
+pub(super) const RUNC_MARK: &str =
+    "# farrier: containerd's default runtime, which other handlers would hide";
+
+/// Comment on a line of its own at the begin of a file whose runtimes stand between braces, where the same `runc` can't have one.
+pub(super) const BRACES_MARK: &str = "# farrier: containerd's default runtime, which other handlers would hide, stands between the braces";
+
+/// Comment above a `version` that a file had to be given.
+pub(super) const VERSION_MARK: &str = "# farrier: the schema of the managed handlers";
+
+/// Comment above the `version` of a file that was not there before.
+pub(super) const CREATED_MARK: &str =
+    "# farrier: this file is managed and leaves with its last handler";
+
+/// The line end of a text, by its first line.
+pub(super) fn newline_of(text: &str) -> &'static str {
+    match text.split_once('\n') {
+        Some((line, _)) if line.ends_with('\r') => "\r\n",
+        _ => "\n",
+    }
+}
+
+/// A handler under a header of its own.
+pub(super) fn block(mark: &str, newline: &str, path: &[&str], handler: &Handler) -> String {
+    let mut keys: Vec<String> = path.iter().map(|part| key(part)).collect();
+    keys.push(key(&handler.name));
+    let header = keys.join(".");
+    let mut lines = vec![
+        mark.to_owned(),
+        format!("[{header}]"),
+        format!("runtime_type = {}", quoted(&handler.runtime_type)),
+    ];
+    if !handler.options.is_empty() {
+        lines.push(format!("[{header}.options]"));
+        lines.extend(options(handler));
+    }
+    lines
+        .iter()
+        .flat_map(|line| [line.as_str(), newline])
+        .collect()
+}
+
+/// The options as `key = value`.
+fn options(handler: &Handler) -> Vec<String> {
+    let options = handler.options.iter();
+    options.map(|(name, value)| entry(name, value)).collect()
+}
+
+fn entry(name: &str, value: &Value) -> String {
+    format!("{} = {}", key(name), literal(value))
+}
+
+/// A value on one line.
+fn literal(value: &Value) -> String {
+    match value {
+        Value::Boolean(value) => value.to_string(),
+        Value::Integer(number) => number.to_string(),
+        // With a point or an exponent, which makes it a float in TOML, too.
+        Value::Float(number) if number.is_nan() => "nan".to_owned(),
+        Value::Float(number) => format!("{number:?}"),
+        Value::String(text) => quoted(text),
+        Value::Datetime(time) => time.to_string(),
+        Value::Array(values) => {
+            let values: Vec<String> = values.iter().map(literal).collect();
+            format!("[{}]", values.join(", "))
+        }
+        Value::Table(table) => {
+            let entries: Vec<String> = table.iter().map(|(name, it)| entry(name, it)).collect();
+            // Apart from the braces around it: `{{` would begin an action in a template.
+            format!("{{ {} }}", entries.join(", "))
+        }
+    }
+}
+
+/// A handler between braces, where a comment can't stand.
+pub(super) fn inline(path: &[&str], handler: &Handler) -> String {
+    let mut keys: Vec<String> = path.iter().map(|part| key(part)).collect();
+    keys.push(key(&handler.name));
+    let mut entries = vec![format!("runtime_type = {}", quoted(&handler.runtime_type))];
+    if !handler.options.is_empty() {
+        entries.push(format!("options = {{ {} }}", options(handler).join(", ")));
+    }
+    format!("{} = {{ {} }}", keys.join("."), entries.join(", "))
+}
+
+/// A key as TOML 1.0 wants it: bare where it can be.
+fn key(name: &str) -> String {
+    let bare = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    if !name.is_empty() && name.bytes().all(bare) {
+        name.to_owned()
+    } else {
+        quoted(name)
+    }
+}
+
+/// A basic string on one line, whatever it holds: a value can't end the line and begin a table of its own, nor begin an action
+/// where the file is a template.
+pub(super) fn quoted(text: &str) -> String {
+    let mut quoted = String::with_capacity(text.len() + 2);
+    quoted.push('"');
+    let mut previous = None;
+    for char in text.chars() {
+        match char {
+            '"' | '\\' => quoted.extend(['\\', char]),
+            char if char.is_control() || (char == '{' && previous == Some('{')) => {
+                quoted.extend(format!("\\u{:04X}", u32::from(char)).chars());
+            }
+            char => quoted.push(char),
+        }
+        previous = Some(char);
+    }
+    quoted.push('"');
+    quoted
+}
+
+/// Whether a handler or an option of it can have this name: it can be written as a TOML key that every release reads alike, and is
+/// not the default runtime's.
+#[must_use]
+pub fn is_usable_name(name: &str) -> bool {
+    // go-toml 1.9, which containerd 1.x reads with, doesn't decode escapes in keys: such names would be other names there.
+    let unsafe_key = |char: char| char.is_control() || matches!(char, '"' | '\\');
+    // Where the file is a template, `{{` begins an action.
+    !name.is_empty() && name != RUNC && !name.contains(unsafe_key) && !name.contains("{{")
+}
+
+/// What is wanted, by name, once every name is usable and there once.
+pub(super) fn check_names(want: &[Handler]) -> Result<BTreeMap<&str, &Handler>, Error> {
+    let mut wanted = BTreeMap::new();
+    for handler in want {
+        let name = &handler.name;
+        let unusable = (!is_usable_name(name))
+            .then_some(name)
+            .or_else(|| handler.options.iter().find_map(unusable_key));
+        if let Some(found) = unusable {
+            return Err(Error::Name {
+                found: found.clone(),
+            });
+        }
+        if wanted.insert(name.as_str(), handler).is_some() {
+            return Err(Error::Duplicate {
+                handler: name.clone(),
+            });
+        }
+    }
+    Ok(wanted)
+}
+
+/// The first key of an option, or of a table in it, that must not be written.
+fn unusable_key<'a>((key, value): (&'a String, &'a Value)) -> Option<&'a String> {
+    if is_usable_name(key) {
+        unusable_key_in(value)
+    } else {
+        Some(key)
+    }
+}
+
+fn unusable_key_in(value: &Value) -> Option<&String> {
+    match value {
+        Value::Table(table) => table.iter().find_map(unusable_key),
+        Value::Array(values) => values.iter().find_map(unusable_key_in),
+        Value::Boolean(_)
+        | Value::Integer(_)
+        | Value::Float(_)
+        | Value::String(_)
+        | Value::Datetime(_) => None,
+    }
+}
+
+/// The text without the ranges, which are sorted and don't overlap, and without the line end that we added before one of them.
+pub(super) fn without_ranges(text: &str, ranges: &[Range<usize>]) -> String {
+    let mut left = cut(text, ranges);
+    let joined = ranges.iter().find(|range| {
+        text.get((*range).clone())
+            .and_then(|lines| lines.lines().next())
+            .is_some_and(|line| line.trim() == JOINED_MARK)
+    });
+    // Where what stood before it goes, too, the line end has gone with that.
+    let joined = joined.filter(|joined| ranges.iter().all(|range| range.end != joined.start));
+    if let Some(joined) = joined {
+        let before: usize = ranges
+            .iter()
+            .take_while(|range| range.start < joined.start)
+            .map(Range::len)
+            .sum();
+        // Where something follows, the line end that we added is needed.
+        if joined.start - before == left.len() {
+            let line = left.strip_suffix('\n').unwrap_or(&left);
+            left.truncate(line.strip_suffix('\r').unwrap_or(line).len());
+        }
+    }
+    left
+}
+
+/// The text without the ranges, which are sorted and don't overlap.
+pub(super) fn cut(text: &str, ranges: &[Range<usize>]) -> String {
+    let mut kept = String::with_capacity(text.len());
+    let mut position = 0;
+    for range in ranges {
+        kept.push_str(text.get(position..range.start).unwrap_or_default());
+        position = position.max(range.end);
+    }
+    kept.push_str(text.get(position..).unwrap_or_default());
+    kept
+}
