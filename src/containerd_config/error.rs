@@ -1,88 +1,91 @@
 //! Why a configuration can't be read, must not be edited, or would not be loaded as intended.
 
+use std::borrow::Cow;
+
 use super::schema::{InvalidVersion, Version};
 use super::types::{DUMP_LIMIT, TEXT_LIMIT};
 
-/// Why a configuration can't be read, must not be edited, or changed more than it should.
+/// Why a configuration can't be read, must not be edited, or would not be loaded as intended.
+///
+/// The message names the file and the cause, and never a value of the file, which may be a password. [`Error::help`] says how to correct
+/// the cause.
+///
+/// ```
+/// use farrier::containerd_config::imports;
+///
+/// let error = imports("imports = 1").unwrap_err();
+/// assert_eq!(error.to_string(), "imports in the file is not an array of strings");
+/// assert_eq!(error.help().as_deref(), Some("correct the key"));
+/// ```
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// A text has no release of containerd.
     #[error(transparent)]
     Version(#[from] InvalidVersion),
-    /// The file isn't TOML that both containerd and Farrier can read.
-    #[error("{path} can't be parsed: {reason}; correct the file")]
+    /// The file is not TOML, or no TOML that containerd and Farrier read alike.
+    #[error("failed to parse {path}: {reason}")]
     Syntax {
         /// The file.
         path: String,
-        /// Line, column and what the parser says; no text of the file, which may hold passwords.
+        /// Line, column and the parser's message, without text of the file.
         reason: String,
     },
     /// The file is longer than [`TEXT_LIMIT`].
-    #[error(
-        "{path} is longer than {TEXT_LIMIT} bytes, which no containerd configuration is; shorten the file"
-    )]
+    #[error("failed to read {path}: the file is longer than {TEXT_LIMIT} bytes")]
     Long {
         /// The file.
         path: String,
     },
-    /// What containerd prints is longer than [`DUMP_LIMIT`].
+    /// The output of `containerd config dump` is longer than [`DUMP_LIMIT`].
     #[error(
-        "containerd prints more than {DUMP_LIMIT} bytes of its configuration; shorten the files that it loads"
+        "failed to read the configuration that containerd prints: it is longer than {DUMP_LIMIT} bytes"
     )]
     LongDump,
-    /// A byte order mark, which containerd 2 refuses.
-    #[error(
-        "{path} begins with a byte order mark, which this containerd refuses; save the file without it"
-    )]
+    /// The file begins with a byte order mark, which containerd 2 refuses.
+    #[error("failed to read {path}: containerd 2 refuses the byte order mark at its start")]
     ByteOrderMark {
         /// The file.
         path: String,
     },
-    /// Something other than a table, a string or a number stands where containerd wants that.
-    #[error("{key} in {path} is not {expected}; correct the file")]
+    /// A key has a value of a type that containerd refuses there.
+    #[error("{key} in {path} is not {expected}")]
     Shape {
         /// The file.
         path: String,
         /// The key, with dots.
         key: String,
-        /// What it should be, with an article.
+        /// The type that containerd expects, with an article.
         expected: &'static str,
     },
-    /// A key whose letters differ in case from the one that containerd documents; releases differ in whether they see it.
-    #[error(
-        "{key} in {path} is spelled in other letter case than containerd documents; write it in lower case"
-    )]
+    /// A key differs in letter case from the key that containerd documents. Some releases read such a key, others ignore it.
+    #[error("{key} in {path} differs in letter case from the key that containerd documents")]
     LetterCase {
         /// The file.
         path: String,
-        /// The key as it stands.
+        /// The key in the file.
         key: String,
     },
-    /// The daemon does not load this `version`.
-    #[error(
-        "containerd {containerd} does not load version = {found} of {path}; correct the file or upgrade containerd"
-    )]
+    /// The release of containerd does not load the file's `version`.
+    #[error("containerd {containerd} does not load version = {found} of {path}")]
     Schema {
         /// The file.
         path: String,
         /// Its `version`.
         found: i64,
-        /// The daemon's release.
+        /// The release.
         containerd: Version,
     },
-    /// The daemon ignores the runtimes of a file without `version = 2`.
-    #[error(
-        "containerd {containerd} ignores the CRI settings of {path}, whose schema is version 1; migrate the file to version 2 or 3"
-    )]
+    /// The release of containerd ignores the CRI settings of a file without `version = 2`.
+    #[error("containerd {containerd} ignores the CRI settings of {path}: its schema is version 1")]
     SchemaIgnored {
         /// The file.
         path: String,
-        /// The daemon's release.
+        /// The release.
         containerd: Version,
     },
-    /// An imported file of another version than the root: part of the configuration is silently lost.
+    /// An imported file has another `version` than the root. containerd drops a part of the configuration without a word.
     #[error(
-        "{path} is of version {found} but imported by a file of version {root}, which loses settings on containerd {containerd}; give both one version"
+        "containerd {containerd} loses settings: {path} has version {found} and is imported by a file of version {root}"
     )]
     MixedVersions {
         /// The imported file.
@@ -91,95 +94,118 @@ pub enum Error {
         found: i64,
         /// The root's `version`.
         root: i64,
-        /// The daemon's release.
+        /// The release.
         containerd: Version,
     },
-    /// An imported file is absent.
-    #[error("{path} is imported but absent; create it or remove it from imports")]
+    /// An imported file does not exist.
+    #[error("{path} is imported and does not exist")]
     ImportAbsent {
         /// The imported file.
         path: String,
     },
-    /// The CRI plugin is switched off.
-    #[error("{path} disables containerd's CRI plugin; remove it from disabled_plugins")]
+    /// The CRI plugin is disabled.
+    #[error("{path} disables containerd's CRI plugin")]
     Disabled {
         /// The file.
         path: String,
     },
-    /// A name or key that must not be written.
+    /// The name of a handler or the key of an option must not be written.
     #[error(
-        "{found:?} can't be the name of a handler or an option, because it is empty, reserved, or not printable; choose another"
+        "invalid name {found:?} of a handler or an option: it is empty, reserved or not printable"
     )]
     Name {
         /// The name.
         found: String,
     },
-    /// A wanted handler appears twice in one request.
-    #[error("handler {handler} is wanted twice; name each handler once")]
+    /// A handler is requested twice.
+    #[error("handler {handler} is requested twice")]
     Duplicate {
         /// The handler.
         handler: String,
     },
-    /// Somebody else declares a handler of the name.
-    #[error(
-        "handler {handler} is declared in {path} and is not Farrier's; remove it there or use another name"
-    )]
+    /// A handler of the name is declared and is not managed by Farrier.
+    #[error("handler {handler} is declared in {path} and not managed by Farrier")]
     Foreign {
         /// The handler.
         handler: String,
-        /// The file to be edited.
+        /// The file to edit.
         path: String,
     },
-    /// The default runtime would vanish and nobody says what it was.
+    /// The first handler would hide the default runtime, whose declaration is unknown.
     #[error(
-        "the first handler in {path} would hide containerd's default runtime, and no former runc is known; declare runc in the file"
+        "failed to add a handler to {path}: it would hide containerd's default runtime, and no earlier declaration of runc is known"
     )]
     NoRunc {
         /// The file.
         path: String,
     },
-    /// The file is written in a way that can't be edited safely.
-    #[error(
-        "{path} can't be edited safely: {reason}; declare the runtimes as [tables] of their own"
-    )]
+    /// The file has a notation that can't be edited safely.
+    #[error("failed to edit {path}: {reason}")]
     NotEditable {
         /// The file.
         path: String,
-        /// What is in the way.
+        /// The obstacle.
         reason: &'static str,
     },
-    /// The candidate changes more than it should.
-    #[error(
-        "the candidate changes {key}, which is not Farrier's; keep the CRI's settings in one file and one version"
-    )]
+    /// The new configuration changes a setting that Farrier does not manage.
+    #[error("the new configuration changes {key}, which Farrier does not manage")]
     Changed {
         /// The key in the dump, with dots.
         key: String,
     },
-    /// The daemon would not see a handler.
-    #[error(
-        "containerd would not see handler {handler} as it is declared; look for a second CRI section in the loaded files"
-    )]
+    /// containerd would not load a handler as it is declared.
+    #[error("containerd would not load handler {handler} as it is declared")]
     HandlerNotVisible {
         /// The handler.
         handler: String,
     },
-    /// A setting on which containerd, or its CRI, does not come up.
-    #[error(
-        "containerd would not start its CRI: {key} is not {expected}; correct the configuration"
-    )]
+    /// With this setting containerd, or its CRI plugin, does not start.
+    #[error("containerd would not start its CRI plugin: {key} is not {expected}")]
     Unstartable {
         /// The key in the dump, with dots.
         key: String,
-        /// What it should be.
+        /// A value with which containerd starts.
         expected: &'static str,
     },
-    /// The default runtime is not among the runtimes: the CRI would not start.
+    /// The default runtime is not declared. The CRI plugin would not start.
     #[error(
-        "default_runtime_name {name:?} is no runtime of the configuration; declare it or change the default"
+        "containerd would not start its CRI plugin: default_runtime_name {name:?} is not a declared runtime"
     )]
     NoDefault {
-        /// The default's name.
+        /// The default runtime's name.
         name: String,
     },
+}
+
+impl Error {
+    /// How an operator corrects the cause.
+    #[must_use]
+    pub fn help(&self) -> Option<Cow<'_, str>> {
+        let help = match self {
+            Self::Version(_) => return None,
+            Self::Syntax { .. } => "correct the file",
+            Self::Long { .. } => "shorten the file",
+            Self::LongDump => "shorten the files that containerd loads",
+            Self::ByteOrderMark { .. } => "save the file without a byte order mark",
+            Self::Shape { .. } => "correct the key",
+            Self::LetterCase { .. } => "write the key in lower case",
+            Self::Schema { .. } => "correct the file or upgrade containerd",
+            Self::SchemaIgnored { .. } => "migrate the file to version 2 or 3",
+            Self::MixedVersions { .. } => "give both files one version",
+            Self::ImportAbsent { .. } => "create the file or remove it from imports",
+            Self::Disabled { .. } => "remove the plugin from disabled_plugins",
+            Self::Name { .. } => "choose another name",
+            Self::Duplicate { .. } => "name each handler once",
+            Self::Foreign { .. } => "remove the handler from the file or choose another name",
+            Self::NoRunc { .. } => "declare runc in the file",
+            Self::NotEditable { .. } => "declare each runtime under a [table] of its own",
+            Self::Changed { .. } => "keep the CRI's settings in one file and one version",
+            Self::HandlerNotVisible { .. } => {
+                "look for a second CRI section in the files that containerd loads"
+            }
+            Self::Unstartable { .. } => "correct the setting",
+            Self::NoDefault { .. } => "declare the runtime or change default_runtime_name",
+        };
+        Some(Cow::Borrowed(help))
+    }
 }

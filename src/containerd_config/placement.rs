@@ -348,7 +348,11 @@ mod tests {
     }
 
     #[rstest]
-    #[case::not_toml("version = ", "1.7.35", "can't be parsed: line 1, column ")]
+    #[case::not_toml(
+        "version = ",
+        "1.7.35",
+        "failed to parse /etc/containerd/config.toml: line 1, column "
+    )]
     #[case::version_text(
         "version = '2'",
         "1.7.35",
@@ -432,10 +436,10 @@ mod tests {
     #[case::lower(
         "1.7.35",
         Some("version = 1"),
-        "is of version 1 but imported by a file of version 2"
+        "version 1 and is imported by a file of version 2"
     )]
-    #[case::absent("1.7.35", None, "is imported but absent")]
-    #[case::broken("1.7.35", Some("="), "/x/a.toml can't be parsed")]
+    #[case::absent("1.7.35", None, "is imported and does not exist")]
+    #[case::broken("1.7.35", Some("="), "failed to parse /x/a.toml")]
     fn an_import_that_loses_settings_is_refused(
         #[case] release: &str,
         #[case] text: Option<&str>,

@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus};
 use kube::ResourceExt;
 
 use super::objects::{JobObject, PodObject, PodStatus};
-use crate::handoff::{ProvisionReport, ProvisionRequest};
+use crate::handoff::{ProvisionReport, ProvisionRequest, with_help};
 use crate::names;
 
 /// The kubelet keeps this much of a termination message (Kubernetes API reference, `terminationMessagePath`).
@@ -137,7 +137,7 @@ fn answer(
     Some(match ProvisionReport::from_json(text) {
         Ok(report) if report.request_digest == digest && report.node_uid == node_uid => Ok(report),
         Ok(_) => Err("its report answers another request".to_owned()),
-        Err(error) => Err(error.to_string()),
+        Err(error) => Err(with_help(&error, error.help())),
     })
 }
 
@@ -327,7 +327,7 @@ mod tests {
     #[rstest]
     #[case::deadline(failed("DeadlineExceeded"), &[], "deadline")]
     #[case::killed(failed("BackoffLimitExceeded"), &[killed()], "exit status 137")]
-    #[case::no_json(failed("PodFailurePolicy"), &[said("{")], "not a request or report")]
+    #[case::no_json(failed("PodFailurePolicy"), &[said("{")], "failed to read the document")]
     #[case::too_long(failed("PodFailurePolicy"), &[said(&" ".repeat(4_097))], "longer than a report")]
     #[case::complete(json!([{"type": "Complete", "status": "True"}]), &[], "without a report: Complete")]
     #[case::fetch(

@@ -6,6 +6,8 @@
 mod report;
 mod request;
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 
 /// How digests are written in the documents here.
@@ -16,7 +18,7 @@ pub const API_VERSION: &str = "farrier.dev/v1";
 
 pub use report::{
     FileAction, FileReport, HandlerReport, Outcome, ProvisionReport, TERMINATION_MESSAGE_LIMIT,
-    elide,
+    elide, with_help,
 };
 pub use request::{OptionValue, Owner, ProvisionRequest, ShimRequest, is_sha256};
 
@@ -36,45 +38,58 @@ pub struct FetchResult {
 }
 
 /// Why a document can't be used.
+///
+/// [`Error::help`] says how to correct the cause.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It is no JSON, or not of this shape.
-    #[error(
-        "the document is not a request or report that this release reads: {source}; use one release of farrier throughout"
-    )]
+    /// The document is not JSON, or has fields of other types.
+    #[error("failed to read the document: {source}")]
     Json {
-        /// What the parser says.
+        /// The parser's error.
         #[source]
         source: serde_json::Error,
     },
-    /// It is of another version.
-    #[error(
-        "the document has apiVersion {found:?}, this release reads only {API_VERSION:?}; use one release throughout"
-    )]
+    /// The document has another version than [`API_VERSION`].
+    #[error("failed to read the document: its apiVersion is {found:?} and not {API_VERSION:?}")]
     Version {
-        /// What it says.
+        /// The document's version.
         found: String,
     },
     /// A name can't be part of a path.
-    #[error(
-        "{found:?} can't name a shim, handler or binary; use letters, digits, '-', '_' and '.', and no dot first"
-    )]
+    #[error("invalid name {found:?} of a shim, handler or binary")]
     Name {
         /// The name.
         found: String,
     },
-    /// A digest is none.
-    #[error("shim {shim} names {found:?} as SHA-256; write 64 hexadecimal digits")]
+    /// A digest is not a SHA-256.
+    #[error("invalid SHA-256 {found:?} of shim {shim}")]
     Digest {
         /// The Shim.
         shim: String,
-        /// What it says.
+        /// The text.
         found: String,
     },
-    /// A name stands twice.
-    #[error("{name:?} is asked for twice; name each shim and each handler once")]
-    Twice {
+    /// A name is requested twice.
+    #[error("{name:?} is requested twice")]
+    Duplicate {
         /// The name.
         name: String,
     },
+}
+
+impl Error {
+    /// How an operator corrects the cause.
+    #[must_use]
+    pub fn help(&self) -> Option<Cow<'_, str>> {
+        Some(Cow::Borrowed(match self {
+            Self::Json { .. } | Self::Version { .. } => {
+                "run the same release of farrier in the cluster and on the node"
+            }
+            Self::Name { .. } => {
+                "use letters, digits, '-', '_' and '.', and begin with another character than '.'"
+            }
+            Self::Digest { .. } => "write 64 hexadecimal digits",
+            Self::Duplicate { .. } => "name each shim and each handler once",
+        }))
+    }
 }

@@ -1,6 +1,8 @@
 //! What came of a request on one host, whole for people and cut to size for a termination message.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -264,6 +266,15 @@ fn drop_nulls(value: &mut serde_json::Value) {
     }
 }
 
+/// A message and its help as one sentence, from which [`elide`] drops the help first.
+#[must_use]
+pub fn with_help(message: impl fmt::Display, help: Option<Cow<'_, str>>) -> String {
+    match help {
+        Some(help) => format!("{message}; {help}"),
+        None => message.to_string(),
+    }
+}
+
 /// A sentence in at most `longest` bytes, of which three at least. The remedy behind its last semicolon goes first, and then what stands in
 /// the middle: a sentence begins with a place, often a long URL, and ends with the cause.
 #[must_use]
@@ -308,6 +319,17 @@ mod tests {
         let read = ProvisionReport::from_json(&message).unwrap();
         assert_eq!(read.handlers.len(), 30);
         assert_eq!(read.result, Outcome::Partial);
+    }
+
+    #[test]
+    fn the_help_of_an_error_is_what_a_short_text_drops() {
+        let error = Error::Name {
+            found: "../a".to_owned(),
+        };
+        let sentence = with_help(&error, error.help());
+        assert!(sentence.len() > error.to_string().len());
+        assert_eq!(elide(&sentence, sentence.len() - 1), error.to_string());
+        assert_eq!(with_help("a", None), "a");
     }
 
     #[test]

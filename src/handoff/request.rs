@@ -199,14 +199,14 @@ impl ProvisionRequest {
         for shim in &self.shims {
             check_name(&shim.name)?;
             if !names.insert(&shim.name) {
-                return Err(Error::Twice {
+                return Err(Error::Duplicate {
                     name: shim.name.clone(),
                 });
             }
             for handler in &shim.handlers {
                 check_name(handler)?;
                 if !handlers.insert(handler) {
-                    return Err(Error::Twice {
+                    return Err(Error::Duplicate {
                         name: handler.clone(),
                     });
                 }
@@ -394,7 +394,7 @@ mod tests {
         );
         assert!(matches!(
             ProvisionRequest::from_json(&request.to_json()),
-            Err(Error::Twice { .. })
+            Err(Error::Duplicate { .. })
         ));
     }
 

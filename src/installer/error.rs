@@ -18,7 +18,7 @@ pub enum Error {
     #[error(transparent)]
     State(#[from] state::Error),
     /// The request.
-    #[error(transparent)]
+    #[error("{}", handoff::with_help(.0, .0.help()))]
     Request(#[from] handoff::Error),
     /// The request's file.
     #[error("the request in {path} can't be read: {source}; name a file that farrier may read")]
@@ -33,7 +33,7 @@ pub enum Error {
     #[error(transparent)]
     Plan(#[from] plan::Error),
     /// The configuration, or what the candidate would change in it.
-    #[error(transparent)]
+    #[error("{}", handoff::with_help(.0, .0.help()))]
     Config(#[from] containerd_config::Error),
     /// The configuration has too many parts.
     #[error("{path} imports hundreds of files; shorten its imports")]

@@ -79,7 +79,9 @@ pub enum Error {
     #[error("another farrier has been changing this host for {0:?}; wait for it, or end it")]
     Locked(Duration),
     /// Something stands in the place of the lock file or its directory that another user may be able to lock.
-    #[error("failed to lock this host: {path} is not {expected}; remove {path}, and run farrier again")]
+    #[error(
+        "failed to lock this host: {path} is not {expected}; remove {path}, and run farrier again"
+    )]
     UnsafeLock {
         /// Path on the host.
         path: &'static str,

@@ -266,8 +266,7 @@ impl Change<'_> {
             })
             .filter_map(|(path, standing)| Some((path.clone(), standing.verified.clone()?)))
             .collect();
-        let recorded =
-            Stamps::record(self.host, &facts.places, &verified, artifacts, adopted);
+        let recorded = Stamps::record(self.host, &facts.places, &verified, artifacts, adopted);
         if let Err(error) = recorded {
             warn!(%error, "what was verified is not remembered");
         }

@@ -18,7 +18,7 @@ use super::source;
 use super::state::{OwnedConfig, OwnedHandler, Places, State, owner_word};
 pub use super::want::{Scope, Want};
 use crate::containerd_config::{self, Handler};
-use crate::handoff::{HandlerReport, Owner, sha256_hex};
+use crate::handoff::{HandlerReport, Owner, sha256_hex, with_help};
 
 /// What has to be done, in this order.
 #[derive(Debug, Default, PartialEq)]
@@ -98,7 +98,7 @@ pub enum Error {
     #[error(transparent)]
     Source(#[from] source::Error),
     /// The configuration can't be edited.
-    #[error(transparent)]
+    #[error("{}", with_help(.0, .0.help()))]
     Config(#[from] containerd_config::Error),
     /// containerd refuses the configuration as it is.
     #[error("containerd does not load its present configuration: {0}; repair it first")]

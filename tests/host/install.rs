@@ -150,10 +150,16 @@ fn what_containerd_prints_of_its_configuration_is_never_written_to_the_host() {
     let output = install();
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let cri = "plugins.'io.containerd.grpc.v1.cri'";
-    let handlers = [("runc", "io.containerd.runc.v2"), ("kata", "io.containerd.kata.v2"), ("a", "/opt/farrier/bin/containerd-shim-a")];
-    let mut dump = format!("version = 2\n[{cri}.registry.configs.'r.example'.auth]\npassword = 'hunter2'\n");
+    let handlers = [
+        ("runc", "io.containerd.runc.v2"),
+        ("kata", "io.containerd.kata.v2"),
+        ("a", "/opt/farrier/bin/containerd-shim-a"),
+    ];
+    let mut dump =
+        format!("version = 2\n[{cri}.registry.configs.'r.example'.auth]\npassword = 'hunter2'\n");
     for (handler, runtime_type) in handlers {
-        dump += &format!("[{cri}.containerd.runtimes.{handler}]\nruntime_type = '{runtime_type}'\n");
+        dump +=
+            &format!("[{cri}.containerd.runtimes.{handler}]\nruntime_type = '{runtime_type}'\n");
     }
     let containerd = "/usr/bin/containerd";
     host.write(containerd, &printing(&dump));
@@ -320,7 +326,7 @@ async fn a_shim_that_can_t_be_had_changes_nothing(#[case] name: &str, #[case] re
 }
 
 #[rstest]
-#[case::no_toml("[[[", "can't be parsed")]
+#[case::no_toml("[[[", "failed to parse")]
 #[case::no_cri(
     "version = 2\ndisabled_plugins = ['io.containerd.grpc.v1.cri']\n",
     "disables"

@@ -416,7 +416,12 @@ mod tests {
                 });
             }
         });
-        assert_eq!(std::fs::read_dir(directory.path().join("run")).unwrap().count(), 0);
+        assert_eq!(
+            std::fs::read_dir(directory.path().join("run"))
+                .unwrap()
+                .count(),
+            0
+        );
     }
 
     fn directory(path: &Path, mode: u32) {
