@@ -155,12 +155,12 @@ fn what_containerd_prints_of_its_configuration_is_never_written_to_the_host() {
         ("kata", "io.containerd.kata.v2"),
         ("a", "/opt/farrier/bin/containerd-shim-a"),
     ];
-    let mut dump =
-        format!("version = 2\n[{cri}.registry.configs.'r.example'.auth]\npassword = 'hunter2'\n");
-    for (handler, runtime_type) in handlers {
-        dump +=
-            &format!("[{cri}.containerd.runtimes.{handler}]\nruntime_type = '{runtime_type}'\n");
-    }
+    let mut dump = format!(
+        "version = 2\n[{cri}.registry.configs.'r.example'.auth]\npassword = 'hunter2'\n[{cri}.containerd]\ndefault_runtime_name = 'runc'\n"
+    );
+    dump.extend(handlers.map(|(handler, runtime_type)| {
+        format!("[{cri}.containerd.runtimes.{handler}]\nruntime_type = '{runtime_type}'\n")
+    }));
     let containerd = "/usr/bin/containerd";
     host.write(containerd, &printing(&dump));
     std::fs::set_permissions(host.path(containerd), PermissionsExt::from_mode(0o755)).unwrap();
@@ -464,7 +464,7 @@ fn interrupt(host: &Host, before: &str) {
         restarting: true,
         commits: Some("of a state file that was never written".to_owned()),
         drop_folders: Vec::new(),
-        leftovers: farrier::installer::adopt::Leftovers::default(),
+        leftovers: installer::adopt::Leftovers::default(),
         leaving: std::collections::BTreeMap::new(),
     }
     .save(&root)

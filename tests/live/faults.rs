@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Stdio;
 
@@ -359,7 +359,11 @@ fn a_configuration_behind_links_and_on_other_file_systems_is_edited_where_it_is(
 fn an_installer_changes_nothing_while_another_is_at_work() {
     let node = Node::new(&releases()[1]);
     let before = node.tree();
-    let other = File::open(node.path("/")).unwrap();
+    let directory = node.path("/run/farrier");
+    fs::create_dir(&directory).unwrap();
+    fs::set_permissions(&directory, PermissionsExt::from_mode(0o700)).unwrap();
+    node.write("/run/farrier/lock", b"", 0o600);
+    let other = File::open(node.path("/run/farrier/lock")).unwrap();
     other.lock().unwrap();
     let mut child = node
         .command(&INSTALL)
