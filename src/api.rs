@@ -359,10 +359,13 @@ pub fn is_label_name(name: &str) -> bool {
 }
 
 /// The CustomResourceDefinition of the Shim as YAML.
+///
+/// # Panics
+/// Where a type of the definition has no form in YAML.
 #[must_use]
 pub fn crd_yaml() -> String {
-    // The definition is made of our own types, none of which can refuse.
-    serde_saphyr::to_string(&Shim::crd()).unwrap_or_default()
+    serde_saphyr::to_string(&Shim::crd())
+        .expect("the definition is made of types that have a form in YAML")
 }
 
 /// Why a Shim can't be had on a node.

@@ -6,6 +6,7 @@ use std::fmt;
 use super::desired::{Desired, Verdict};
 use super::objects::Taint;
 use super::observed::{Applied, NodeView, ShimView};
+use crate::handoff;
 use crate::names::{self, Progress};
 
 /// Changes to a node object, written in one patch.
@@ -244,13 +245,12 @@ fn leaving(node: &NodeView, applied: Option<&Applied>, shim: &str, digest: &str)
 }
 
 /// Nothing is wanted, nothing is left, nothing is under way: the node carries no trace.
-fn idle(applied: &Applied, wanted: &[crate::handoff::ShimRequest]) -> bool {
+fn idle(applied: &Applied, wanted: &[handoff::ShimRequest]) -> bool {
     wanted.is_empty() && applied.shims.is_empty() && applied.attempts == 0
 }
 
 fn summary(applied: &Applied) -> String {
-    // Maps here have string keys and no type can refuse, so this can't fail.
-    serde_json::to_string(applied).unwrap_or_default()
+    handoff::to_json(applied)
 }
 
 /// The label `<shim>` is written only between the words of runtime-class-manager, and never where a Shim selects on it, as one

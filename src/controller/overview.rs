@@ -13,6 +13,7 @@ use super::desired::{Cluster, Desired, Verdict};
 use super::objects::NodeObject;
 use super::observed::{NodeView, ShimObject, ShimView};
 use super::text::cut;
+use crate::handoff;
 use crate::names::Progress;
 
 /// Somebody sits before a terminal; an API server that takes longer is down or not reachable.
@@ -74,8 +75,7 @@ pub async fn overview(json: bool) -> Result<String, Error> {
             })??;
     let overview = Overview::new(&nodes, &shims);
     Ok(if json {
-        // Maps here have string keys and no type can refuse, so this can't fail.
-        serde_json::to_string_pretty(&overview).unwrap_or_default() + "\n"
+        handoff::to_indented_json(&overview)
     } else {
         overview.table()
     })

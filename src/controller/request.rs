@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::desired::{Cluster, Desired, Verdict};
 use super::observed::{Applied, NodeView};
-use crate::handoff::{Owner, ProvisionRequest, ShimRequest, is_sha256};
+use crate::handoff::{self, Owner, ProvisionRequest, ShimRequest, is_sha256};
 use crate::names;
 
 impl Desired {
@@ -69,8 +69,7 @@ pub fn hint(desired: &Desired, applied: &Applied, request: &mut ProvisionRequest
 /// By what a summary tells one request for a Shim from another: 16 hexadecimal digits.
 #[must_use]
 pub fn fingerprint(request: &ShimRequest) -> String {
-    // Maps here have string keys and no type can refuse, so this can't fail.
-    let text = serde_json::to_string(request).unwrap_or_default();
+    let text = handoff::to_json(request);
     let mut digest = names::sha256_hex(text.as_bytes());
     digest.truncate(16);
     digest

@@ -22,6 +22,28 @@ pub use report::{
 };
 pub use request::{OptionValue, Owner, ProvisionRequest, ShimRequest, is_sha256};
 
+/// A document of Farrier as JSON on one line.
+///
+/// # Panics
+/// Where a type has no form in JSON, such as a map whose keys are not strings: a document that was empty instead could pass for an undo
+/// log that undoes nothing.
+#[must_use]
+pub fn to_json(document: &impl Serialize) -> String {
+    serde_json::to_string(document)
+        .expect("every key is a string and every value has a form in JSON")
+}
+
+/// The same for people: indented, and with a line feed at its end.
+///
+/// # Panics
+/// As [`to_json`].
+#[must_use]
+pub fn to_indented_json(document: &impl Serialize) -> String {
+    serde_json::to_string_pretty(document)
+        .expect("every key is a string and every value has a form in JSON")
+        + "\n"
+}
+
 /// What `farrier fetch` leaves for one Shim in the hand-off folder, as `<shim>.json`; the binary is `<shim>.bin` beside it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -173,8 +173,7 @@ impl ProvisionReport {
     /// The whole document, for `-o json`.
     #[must_use]
     pub fn to_json(&self) -> String {
-        // As for the request: nothing here can refuse.
-        serde_json::to_string(self).unwrap_or_default()
+        super::to_json(self)
     }
 
     /// Reads a report, for example out of a container's termination message.

@@ -172,8 +172,7 @@ impl ProvisionRequest {
     /// The document as it crosses to the node.
     #[must_use]
     pub fn to_json(&self) -> String {
-        // Maps here have string keys and no type can refuse, so this can't fail.
-        serde_json::to_string(self).unwrap_or_default()
+        super::to_json(self)
     }
 
     /// Reads a document and refuses what a host must never act on.

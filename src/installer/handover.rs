@@ -10,7 +10,7 @@ use nix::fcntl::OFlag;
 use super::artifact::{Error, check_digest, folder};
 use super::text::printable;
 use super::unpack;
-use crate::handoff::{FetchResult, ShimRequest};
+use crate::handoff::{self, FetchResult, ShimRequest};
 
 /// A [`FetchResult`] is some hundred bytes.
 const MAX_RESULT: u64 = 64 << 10;
@@ -21,8 +21,7 @@ const MAX_RESULT: u64 = 64 << 10;
 /// When it can't be written.
 pub(super) fn leave(result: &FetchResult, out: &Path) -> Result<(), Error> {
     let path = out.join(format!("{}.json", result.shim));
-    // No type in it can refuse.
-    let json = serde_json::to_string(result).unwrap_or_default();
+    let json = handoff::to_json(result);
     std::fs::write(&path, json).map_err(folder(&path))
 }
 

@@ -194,8 +194,9 @@ impl Journal {
     /// # Errors
     /// When it can't be written, or no later run would read it: nothing may be changed then.
     pub fn save(&self, host: &HostRoot) -> Result<(), super::Error> {
-        // No type in it can refuse.
-        let text = serde_json::to_string(self).unwrap_or_default();
+        // An empty undo log would undo nothing: better no run than one with that.
+        let text = serde_json::to_string(self)
+            .expect("every key is a string and every value has a form in JSON");
         if text.len() as u64 > JOURNAL_LIMIT {
             return Err(super::Error::TooMuchToUndo {
                 limit: JOURNAL_LIMIT,

@@ -10,6 +10,7 @@ use tracing::warn;
 
 use super::host::{self, HostRoot, text_digest};
 use super::state::Places;
+use crate::handoff;
 
 /// The record. A lost or damaged one costs a reading of the binaries.
 pub(super) const FILE: &str = "/var/lib/farrier/verified.json";
@@ -170,7 +171,7 @@ impl Stamps {
 
     /// Puts the record on disk in the place of `before`, unless they are the same.
     fn write(&self, host: &HostRoot, before: Option<&str>) -> host::Result<()> {
-        let text = serde_json::to_string(self).expect("keys are strings and every value has JSON");
+        let text = handoff::to_json(self);
         if before == Some(text.as_str()) {
             return Ok(());
         }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::bounds::strange_in_state;
-use crate::handoff::{API_VERSION, OptionValue, Owner};
+use crate::handoff::{self, API_VERSION, OptionValue, Owner};
 
 /// The folder of all that Farrier remembers on a host.
 pub const STATE_FOLDER: &str = "/var/lib/farrier";
@@ -166,8 +166,7 @@ impl State {
     /// The file's text.
     #[must_use]
     pub fn to_json(&self) -> String {
-        // Maps here have string keys and no type can refuse, so this can't fail.
-        serde_json::to_string_pretty(self).unwrap_or_default() + "\n"
+        handoff::to_indented_json(self)
     }
 
     /// Whether nothing on the host is ours.

@@ -35,7 +35,10 @@ fn keep_attributes(old: &File, new: &File, path: &str) -> Result<()> {
         let value = old
             .get_xattr(&name)
             .map_err(failed("read the attributes of"))?;
-        let value = value.unwrap_or_default();
+        // Removed since it was listed.
+        let Some(value) = value else {
+            continue;
+        };
         if new.get_xattr(&name).ok().flatten().as_ref() != Some(&value) {
             new.set_xattr(&name, &value)
                 .map_err(failed("keep the attributes of"))?;
