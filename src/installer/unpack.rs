@@ -2,11 +2,11 @@
 //! and an archive that names a path outside of its folder is refused whole. Nothing is ever written where the archive says.
 
 use std::ffi::OsString;
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Chain, Cursor, Read, Write};
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Component, Path, PathBuf};
 
-use flate2::read::MultiGzDecoder;
+use flate2::bufread::GzDecoder;
 use sha2::{Digest as _, Sha256};
 use tar::{Archive, EntryType, PaxExtensions};
 
@@ -118,7 +118,7 @@ pub fn unpack(
     if !head.starts_with(&GZIP) {
         return Err(Error::Unknown);
     }
-    unpack_archive(MultiGzDecoder::new(whole), shim, binary, out)
+    unpack_archive(GzipMembers::new(BufReader::new(whole)), shim, binary, out)
 }
 
 fn unpack_archive(
@@ -175,11 +175,11 @@ fn unpack_archive(
             found.push(shown(&name));
         }
     }
-    // gzip's own checksum stands behind the last byte: without it, damage would go unseen where nobody names a digest. Whatever
-    // else follows is nobody's business.
-    match io::copy(&mut archive.into_inner(), &mut io::sink()) {
-        Err(source) if source.to_string().contains("checksum") => return Err(unreadable(source)),
-        Ok(_) | Err(_) => {}
+    // gzip's own checksum stands behind the last byte: without it, damage would go unseen where nobody names a digest.
+    let mut rest = archive.into_inner();
+    io::copy(&mut rest, &mut io::sink()).map_err(unreadable)?;
+    if rest.limit() == 0 {
+        return Err(Error::TooLarge);
     }
     digest.ok_or_else(|| Error::Absent {
         wanted: binary.map_or_else(|| format!("containerd-shim-{shim}"), str::to_owned),
@@ -290,6 +290,42 @@ fn shown(name: &str) -> String {
         .filter(|character| !character.is_control())
         .take(80)
         .collect()
+}
+
+/// The bytes of all members of a gzip file, each verified by the checksum and the length at its end (RFC 1952, 2.3.1). What follows the last
+/// member and does not begin as one is not read.
+struct GzipMembers<R> {
+    /// The member that is read, behind the bytes by which it was recognised; `None` after the last.
+    member: Option<GzDecoder<Chain<Cursor<Vec<u8>>, R>>>,
+}
+
+impl<R: BufRead> GzipMembers<R> {
+    fn new(file: R) -> Self {
+        Self {
+            member: Some(GzDecoder::new(Cursor::new(Vec::new()).chain(file))),
+        }
+    }
+}
+
+impl<R: BufRead> Read for GzipMembers<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while let Some(member) = &mut self.member {
+            let read = member.read(buffer)?;
+            if read > 0 || buffer.is_empty() {
+                return Ok(read);
+            }
+            let Some(ended) = self.member.take() else {
+                break;
+            };
+            let (_, mut file) = ended.into_inner().into_inner();
+            let mut head = Vec::new();
+            (&mut file).take(GZIP.len() as u64).read_to_end(&mut head)?;
+            if head == GZIP {
+                self.member = Some(GzDecoder::new(Cursor::new(head).chain(file)));
+            }
+        }
+        Ok(0)
+    }
 }
 
 /// Passes a file on and hashes all of it.
@@ -553,11 +589,16 @@ mod tests {
         );
     }
 
-    #[test]
-    fn a_damaged_archive_is_refused_without_a_digest_of_it() {
+    #[rstest]
+    #[case::checksum(|archive: &mut Vec<u8>| { let at = archive.len() - 8; archive[at] ^= 1; })]
+    #[case::length(|archive: &mut Vec<u8>| { let at = archive.len() - 4; archive[at] ^= 1; })]
+    #[case::no_checksum(|archive: &mut Vec<u8>| archive.truncate(archive.len() - 8))]
+    #[case::half_a_checksum(|archive: &mut Vec<u8>| archive.truncate(archive.len() - 1))]
+    #[case::a_further_member(|archive: &mut Vec<u8>| archive.extend([0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 0xff]))]
+    #[case::a_further_header(|archive: &mut Vec<u8>| archive.extend(GZIP))]
+    fn a_damaged_archive_is_refused_without_a_digest_of_it(#[case] damage: impl Fn(&mut Vec<u8>)) {
         let mut whole = archive(&[("containerd-shim-a", EntryType::Regular, &program())]);
-        let sum = whole.len() - 8;
-        whole[sum] ^= 1;
+        damage(&mut whole);
         let result = unpack(whole.as_slice(), "a", None, &mut Vec::new());
         assert!(
             matches!(result, Err(Error::Unreadable { .. })),
@@ -565,11 +606,20 @@ mod tests {
         );
     }
 
+    /// Bytes of which each read gets one.
+    struct OneByOne<'a>(&'a [u8]);
+
+    impl Read for OneByOne<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            (&mut self.0).take(1).read(buffer)
+        }
+    }
+
     #[test]
     fn an_archive_of_several_gzip_members_is_one_and_what_follows_its_end_is_not_read() {
         let whole = archive(&[("containerd-shim-a", EntryType::Regular, &program())]);
         let mut tar = Vec::new();
-        MultiGzDecoder::new(whole.as_slice())
+        GzipMembers::new(whole.as_slice())
             .read_to_end(&mut tar)
             .unwrap();
         let gzip = |bytes: &[u8]| {
@@ -578,8 +628,11 @@ mod tests {
             encoder.finish().unwrap()
         };
         let (head, tail) = tar.split_at(700);
-        let two = [gzip(head), gzip(tail), b"garbage".to_vec()].concat();
-        unpack(two.as_slice(), "a", None, &mut Vec::new()).unwrap();
+        for garbage in [b"garbage".as_slice(), b"\x1f", b"\0\0\0\0", b""] {
+            let two = [&gzip(head), &gzip(tail), garbage].concat();
+            unpack(two.as_slice(), "a", None, &mut Vec::new()).unwrap();
+            unpack(OneByOne(&two), "a", None, &mut Vec::new()).unwrap();
+        }
     }
 
     #[test]
