@@ -310,7 +310,8 @@ mod tests {
         let text = host.read_text(STATE_FILE, STATE_LIMIT).unwrap();
         let ours = ["a", "b"].map(|name| format!("/opt/farrier/bin/containerd-shim-{name}"));
         let [a, b] = ours;
-        let there = [a, b, THEIRS.to_owned(), LINK.to_owned()].map(|path| host.exists(&path));
+        let there =
+            [a, b, THEIRS.to_owned(), LINK.to_owned()].map(|path| host.exists(&path).unwrap());
         (reports, State::from_json(text.as_deref()).unwrap(), there)
     }
 

@@ -91,7 +91,7 @@ fn daemon(host: &HostRoot, pid: u32) -> Option<Daemon> {
     if read("comm")? != b"containerd\n" || !host.is_root_of(pid) {
         return None;
     }
-    let program = host.link_target(&format!("/proc/{pid}/exe"))?;
+    let program = host.link_target(&format!("/proc/{pid}/exe")).ok()??;
     let program = own_name(host, still_named(&program));
     let arguments = String::from_utf8(read("cmdline")?).ok()?;
     let arguments: Vec<&str> = arguments.split('\0').collect();
@@ -112,7 +112,7 @@ fn daemon(host: &HostRoot, pid: u32) -> Option<Daemon> {
 fn own_name(host: &HostRoot, program: &str) -> String {
     let link = format!("{}/containerd", folder_of(program));
     let is_other = program.rsplit('/').next() != Some("containerd");
-    if is_other && host.exists(&link) {
+    if is_other && host.is_seen(&link) {
         return link;
     }
     program.to_owned()

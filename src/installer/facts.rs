@@ -9,7 +9,7 @@ use super::cri::{self, Served};
 use super::daemon::{Daemon, find_daemon};
 use super::distro::DistroSpec;
 use super::exec;
-use super::host::{HostRoot, NEW_SUFFIX};
+use super::host::{self, HostRoot, NEW_SUFFIX};
 use super::inherited::{self, Inheritance};
 use super::loaded::{load, patterns};
 use super::service::Service;
@@ -137,7 +137,7 @@ pub async fn gather(
     offline: bool,
 ) -> Result<Facts, super::Error> {
     let daemon = if offline { None } else { find_daemon(host)? };
-    let installed = PROGRAMS.into_iter().find(|path| host.exists(path));
+    let installed = PROGRAMS.into_iter().find(|path| host.is_seen(path));
     let running = daemon.as_ref().map(|daemon| daemon.program.clone());
     let named = daemon.as_ref().and_then(|daemon| daemon.config.as_deref());
     let state = State::from_json(host.read_text(STATE_FILE, STATE_LIMIT)?.as_deref())?;
@@ -206,7 +206,7 @@ pub async fn gather(
 /// The root configuration of the last change, if it is still there: for a host on which nothing runs that would say.
 fn recorded_root<'a>(host: &HostRoot, state: &'a State) -> Option<&'a str> {
     let root = state.config.as_ref()?.root.as_deref()?;
-    host.exists(root).then_some(root)
+    host.is_seen(root).then_some(root)
 }
 
 /// Asks the programs of the host for their releases, and containerd for what it makes of the configuration. The answers are kept in
@@ -297,9 +297,10 @@ fn missing_folders(
         .chain([root])
         .chain(imported)
         .chain(sources)
-        .map(|folder| {
-            let missing = host.missing_folders(&folder);
-            (folder, missing)
+        .filter_map(|folder| {
+            // One that can't be looked at is neither made nor removed.
+            let missing = host.missing_folders(&folder).ok()?;
+            Some((folder, missing))
         })
         .collect()
 }
@@ -314,7 +315,12 @@ fn binaries(host: &HostRoot, places: &Places, stamps: &Stamps) -> Result<Binarie
             stored.insert(name);
             continue;
         }
-        let digest = host.digest(&places.store_path(&name)).unwrap_or_default();
+        let digest = match host.digest(&places.store_path(&name)) {
+            Ok(digest) => digest,
+            // It is no binary of ours.
+            Err(host::Error::NoFile { .. } | host::Error::TooLarge { .. }) => None,
+            Err(error) => return Err(error.into()),
+        };
         if digest.as_deref() == Some(&name) {
             stored.insert(name);
         } else {
@@ -330,14 +336,19 @@ pub(super) fn own_links(
     places: &Places,
 ) -> Result<BTreeMap<String, String>, super::Error> {
     let bin = places.bin();
-    let digest = |name: &String| {
-        let digest = target_digest(&host.link_target(&format!("{bin}/{name}"))?);
-        digest.filter(|digest| is_digest(digest))
-    };
-    let names = host.list(&bin)?.into_iter();
-    Ok(names
-        .filter_map(|name| digest(&name).map(|digest| (name, digest)))
-        .collect())
+    let mut links = BTreeMap::new();
+    for name in host.list(&bin)? {
+        let target = match host.link_target(&format!("{bin}/{name}")) {
+            Ok(target) => target,
+            Err(host::Error::NotText { .. }) => None,
+            Err(error) => return Err(error.into()),
+        };
+        let digest = target.as_deref().and_then(target_digest);
+        if let Some(digest) = digest.filter(|digest| is_digest(digest)) {
+            links.insert(name, digest);
+        }
+    }
+    Ok(links)
 }
 
 /// The names of our files in the store, those that a run left half written included.
@@ -397,9 +408,37 @@ pub async fn judge_dump(host: &HostRoot, program: &str, path: &str) -> Result<St
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
     use rstest::rstest;
 
+    use super::*;
+    use crate::handoff::sha256_hex;
     use crate::installer::plan::tests::node;
+
+    #[test]
+    fn a_stored_binary_that_can_t_be_read_is_not_taken_for_a_damaged_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let host = HostRoot::open(folder.path()).unwrap();
+        let places = Places {
+            folder: "/opt/farrier".to_owned(),
+        };
+        let store = folder.path().join("opt/farrier/store");
+        std::fs::create_dir_all(&store).unwrap();
+        let [sound, other, directory] =
+            ["sound", "other", "directory"].map(|name| sha256_hex(name.as_bytes()));
+        std::fs::write(store.join(&sound), "sound").unwrap();
+        std::fs::write(store.join(&other), "damaged").unwrap();
+        std::fs::create_dir(store.join(&directory)).unwrap();
+        let stamps = Stamps::default();
+        let (_, stored, damaged) = binaries(&host, &places, &stamps).unwrap();
+        assert_eq!(stored, BTreeSet::from([sound]));
+        assert_eq!(damaged, BTreeSet::from([other, directory]));
+        let unreadable = sha256_hex(b"unreadable");
+        symlink(&unreadable, store.join(&unreadable)).unwrap();
+        let error = binaries(&host, &places, &stamps).unwrap_err();
+        assert!(error.to_string().contains(&unreadable), "{error}");
+    }
 
     #[rstest]
     #[case::given(Some("/run/given.sock"), true, "/run/given.sock")]

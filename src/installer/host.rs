@@ -271,27 +271,47 @@ impl HostRoot {
         }
     }
 
-    /// Whether anything stands at `path`, the last component not followed if it is a link. What can't be looked at is not there.
+    /// Whether anything stands at `path`, the last component not followed if it is a link.
+    ///
+    /// # Errors
+    /// When that can't be looked at, so that nobody takes it for absent.
+    pub fn exists(&self, path: &str) -> Result<bool> {
+        let Some(entry) = self.entry_in_folder(path)? else {
+            return Ok(false);
+        };
+        let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
+        match fstatat(&entry.folder, entry.name.as_str(), flags) {
+            Ok(_) => Ok(true),
+            Err(Errno::ENOENT) => Ok(false),
+            Err(errno) => Err(failed("look at", path)(errno)),
+        }
+    }
+
+    /// Whether something is seen at `path`: what can't be looked at is not. A hint for what a host is; nothing is undone or removed by it.
     #[must_use]
-    pub fn exists(&self, path: &str) -> bool {
-        self.entry(path).is_ok_and(|entry| {
-            fstatat(
-                &entry.folder,
-                entry.name.as_str(),
-                AtFlags::AT_SYMLINK_NOFOLLOW,
-            )
-            .is_ok()
-        })
+    pub fn is_seen(&self, path: &str) -> bool {
+        self.exists(path).unwrap_or(false)
     }
 
     /// Where the link at `path` points; `None` where there is no link.
-    #[must_use]
-    pub fn link_target(&self, path: &str) -> Option<String> {
-        let entry = self.entry(path).ok()?;
-        readlinkat(&entry.folder, entry.name.as_str())
-            .ok()?
-            .into_string()
-            .ok()
+    ///
+    /// # Errors
+    /// When that can't be looked at, and [`Error::NotText`] where it points to a path that is not UTF-8.
+    pub fn link_target(&self, path: &str) -> Result<Option<String>> {
+        let Some(entry) = self.entry_in_folder(path)? else {
+            return Ok(None);
+        };
+        match readlinkat(&entry.folder, entry.name.as_str()) {
+            Ok(target) => match target.into_string() {
+                Ok(target) => Ok(Some(target)),
+                Err(_) => Err(Error::NotText {
+                    path: path.to_owned(),
+                }),
+            },
+            // EINVAL: no link stands there (readlink(2)).
+            Err(Errno::ENOENT | Errno::EINVAL) => Ok(None),
+            Err(errno) => Err(failed("look at", path)(errno)),
+        }
     }
 
     /// Names in a folder, in byte order as containerd's globs list them; empty where there is no folder.
@@ -344,11 +364,11 @@ impl HostRoot {
     /// The path that `path` stands for when it is a link, or `path` itself.
     ///
     /// # Errors
-    /// When links run in a circle.
+    /// When links run in a circle, or one can't be looked at.
     pub fn follow(&self, path: &str) -> Result<String> {
         let mut path = path.to_owned();
         for _ in 0..MAX_LINKS {
-            match self.link_target(&path) {
+            match self.link_target(&path)? {
                 None => return Ok(path),
                 Some(target) if target.starts_with('/') => path = target,
                 // The kernel resolves the folder first and `..` after it, as it does for the link itself.
@@ -390,6 +410,7 @@ pub fn text_digest(text: Option<&str>) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStrExt as _;
     use std::os::unix::fs::{PermissionsExt as _, symlink};
 
     use super::*;
@@ -438,7 +459,9 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&real).unwrap(), "new");
         assert_eq!(std::fs::metadata(&real).unwrap().mode() & 0o777, 0o640);
         assert_eq!(
-            host.link_target("/etc/containerd/config.toml").as_deref(),
+            host.link_target("/etc/containerd/config.toml")
+                .unwrap()
+                .as_deref(),
             Some("../real.toml")
         );
         assert_eq!(host.list("/etc").unwrap(), ["containerd", "real.toml"]);
@@ -463,7 +486,7 @@ mod tests {
             std::fs::read_to_string(folder.path().join("etc/a")).unwrap(),
             "theirs"
         );
-        assert!(!host.exists("/etc/a.farrier-new"));
+        assert!(!host.exists("/etc/a.farrier-new").unwrap());
     }
 
     #[test]
@@ -479,9 +502,37 @@ mod tests {
     }
 
     #[test]
+    fn what_can_t_be_looked_at_is_not_taken_for_absent() {
+        let (folder, host) = host();
+        symlink("circle", folder.path().join("etc/circle")).unwrap();
+        let long = format!("/etc/{}", "a".repeat(300));
+        for path in ["/etc/circle/a", &long] {
+            assert!(host.exists(path).is_err(), "{path}");
+            assert!(host.link_target(path).is_err(), "{path}");
+            assert!(host.follow(path).is_err(), "{path}");
+            assert!(host.list(path).is_err(), "{path}");
+            assert!(host.missing_folders(path).is_err(), "{path}");
+            assert!(host.keep_replaced(path).is_err(), "{path}");
+            assert!(host.restore_replaced(path).is_err(), "{path}");
+            assert!(host.mount_of(path).is_err(), "{path}");
+        }
+        let no_text = std::ffi::OsStr::from_bytes(b"\xff");
+        symlink(no_text, folder.path().join("etc/no-text")).unwrap();
+        let target = host.link_target("/etc/no-text");
+        assert!(matches!(target, Err(Error::NotText { .. })), "{target:?}");
+        std::fs::write(folder.path().join("etc/file"), "").unwrap();
+        for path in ["/etc/none", "/etc/none/a", "/etc/file/a"] {
+            assert!(!host.exists(path).unwrap(), "{path}");
+            assert_eq!(host.link_target(path).unwrap(), None, "{path}");
+        }
+        assert_eq!(host.link_target("/etc/file").unwrap(), None);
+        assert!(host.exists("/etc/circle").unwrap());
+    }
+
+    #[test]
     fn folders_are_removed_only_when_empty_and_made_ones_are_told() {
         let (folder, host) = host();
-        let missing = host.missing_folders("/etc/one/two");
+        let missing = host.missing_folders("/etc/one/two").unwrap();
         assert_eq!(missing, ["/etc/one", "/etc/one/two"]);
         for path in &missing {
             host.create_folder(path).unwrap();

@@ -85,7 +85,7 @@ pub(super) fn look(
             .as_deref()
             .and_then(|text| containerd_config::legacy_handlers(&file.path, text).ok());
         for (name, declared) in declared.into_iter().flatten() {
-            let home = home(host, &declared.dir, declared.installer);
+            let home = home(host, &declared.dir, declared.installer)?;
             let Some(home) =
                 home.filter(|home| declared.is_default_dir || names(home, &declared.path))
             else {
@@ -112,7 +112,7 @@ pub(super) fn look(
             LegacyInstaller::Rcm
         };
         if !found.homes.contains_key(folder)
-            && let Some(home) = home(host, folder, predecessor)
+            && let Some(home) = home(host, folder, predecessor)?
         {
             found.homes.insert(folder.to_owned(), home);
         }
@@ -123,7 +123,7 @@ pub(super) fn look(
         .map(|handler| &handler.declared.path);
     let paths: BTreeSet<String> = taken().chain(declared).cloned().collect();
     for path in paths {
-        found.links.insert(path.clone(), links(host, &path));
+        found.links.insert(path.clone(), links(host, &path)?);
         if let Some(standing) = standing(host, &path, places, stamps)? {
             found.binaries.insert(path, standing);
         }
@@ -132,29 +132,36 @@ pub(super) fn look(
 }
 
 /// Where a folder is a link, what stands in it may be anybody's.
-fn home(host: &HostRoot, home: &str, predecessor: LegacyInstaller) -> Option<Home> {
-    if host.link_target(home).is_some() || host.link_target(&format!("{home}/bin")).is_some() {
-        return None;
+fn home(
+    host: &HostRoot,
+    home: &str,
+    predecessor: LegacyInstaller,
+) -> Result<Option<Home>, super::Error> {
+    for folder in [home, &format!("{home}/bin")] {
+        if is_link(host, folder)? {
+            return Ok(None);
+        }
     }
     let (owner, lock) = match predecessor {
         LegacyInstaller::Kwasm => (Owner::Kwasm, format!("{home}/kwasm-lock.json")),
         LegacyInstaller::Rcm => (Owner::Rcm, format!("{home}/rcm-lock.json")),
     };
-    let lock = host.exists(&lock).then(|| {
+    let lock = if host.exists(&lock)? {
         let text = host.read_text(&lock, LOCK_LIMIT).ok().flatten();
-        let is_link = host.link_target(&lock).is_some();
-        (
-            lock,
-            text.filter(|text| !is_link && lock_entries(text).is_some()),
-        )
-    });
+        let is_link = is_link(host, &lock)?;
+        let text = text.filter(|text| !is_link && lock_entries(text).is_some());
+        Some((lock, text))
+    } else {
+        None
+    };
     let marker = format!("{home}/active");
     let is_kwasm = predecessor == LegacyInstaller::Kwasm;
-    Some(Home {
+    let is_marked = is_kwasm && host.exists(&marker)?;
+    Ok(Some(Home {
         owner,
         lock,
-        marker: (is_kwasm && host.exists(&marker)).then_some(marker),
-    })
+        marker: is_marked.then_some(marker),
+    }))
 }
 
 /// Whether the lock file names the shim.
@@ -164,13 +171,28 @@ fn names(home: &Home, path: &str) -> bool {
         .is_some_and(|entries| entries.values().any(|entry| entry.path == path))
 }
 
-fn links(host: &HostRoot, path: &str) -> Vec<String> {
+/// Whether a link stands at `path`, wherever it leads.
+fn is_link(host: &HostRoot, path: &str) -> Result<bool, Error> {
+    match host.link_target(path) {
+        Ok(target) => Ok(target.is_some()),
+        Err(Error::NotText { .. }) => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+fn links(host: &HostRoot, path: &str) -> Result<Vec<String>, Error> {
     let name = path.rsplit('/').next().unwrap_or_default();
-    LINK_FOLDERS
-        .iter()
-        .map(|folder| format!("{folder}/{name}"))
-        .filter(|link| host.link_target(link).as_deref() == Some(path))
-        .collect()
+    let mut links = Vec::new();
+    for folder in LINK_FOLDERS {
+        let link = format!("{folder}/{name}");
+        match host.link_target(&link) {
+            Ok(Some(target)) if target == path => links.push(link),
+            // A link to a path that is not UTF-8 leads elsewhere.
+            Ok(_) | Err(Error::NotText { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(links)
 }
 
 fn standing(
@@ -179,7 +201,7 @@ fn standing(
     places: &Places,
     stamps: &Stamps,
 ) -> Result<Option<Standing>, super::Error> {
-    let target = host.link_target(path);
+    let target = host.link_target(path)?;
     let stored = target.as_deref().and_then(|target| {
         let (folder, sha256) = target.rsplit_once('/')?;
         (folder == places.store() && stamps.vouch(host, places, sha256)).then_some(sha256)

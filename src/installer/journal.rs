@@ -14,7 +14,7 @@ use super::host::{self, HostRoot, text_digest};
 use super::proof::Expected;
 use super::service::Service;
 use super::state::{Error as StateError, JOURNAL_FILE, OwnedHandler, default_folder};
-use crate::handoff::API_VERSION;
+use crate::handoff::{self, API_VERSION};
 
 /// It holds the configurations and lock files that change, whose sizes are bounded, the state file and a line for each handler.
 const JOURNAL_LIMIT: u64 = 8 << 20;
@@ -195,8 +195,7 @@ impl Journal {
     /// When it can't be written, or no later run would read it: nothing may be changed then.
     pub fn save(&self, host: &HostRoot) -> Result<(), super::Error> {
         // An empty undo log would undo nothing: better no run than one with that.
-        let text = serde_json::to_string(self)
-            .expect("every key is a string and every value has a form in JSON");
+        let text = handoff::to_json(self);
         if text.len() as u64 > JOURNAL_LIMIT {
             return Err(super::Error::TooMuchToUndo {
                 limit: JOURNAL_LIMIT,
@@ -295,7 +294,7 @@ impl Journal {
     pub fn clear_leftovers(&self, host: &HostRoot, spared: &BTreeSet<&String>) -> host::Result<()> {
         for path in &self.leftovers.files {
             let leads_there = host
-                .link_target(path)
+                .link_target(path)?
                 .is_some_and(|target| spared.contains(&target));
             if !leads_there && !spared.contains(path) {
                 host.remove_file(path)?;
@@ -366,8 +365,10 @@ impl Undo {
                 put_config(host, path, before.as_deref(), now.as_deref())
             }
             Self::Link { path, target } => match target {
-                Some(target) if host.link_target(path).as_ref() == Some(target) => Ok(()),
+                Some(target) if host.link_target(path)?.as_ref() == Some(target) => Ok(()),
                 Some(target) => host.swap_link(path, target),
+                // Only a link was made there: what else stands there is somebody else's.
+                None if host.link_target(path)?.is_none() => Ok(()),
                 None => host.remove_file(path),
             },
             Self::Replaced { .. } | Self::Repaired { .. } => Ok(()),
@@ -446,7 +447,7 @@ mod tests {
         journal.undo = vec![config("/c", &text)];
         let error = journal.save(&host).unwrap_err().to_string();
         assert!(error.contains("shorten"), "{error}");
-        assert!(!host.exists(JOURNAL_FILE));
+        assert!(!host.exists(JOURNAL_FILE).unwrap());
         journal.undo = vec![config("/c", &text[..text.len() - 1000])];
         journal.save(&host).unwrap();
         assert_eq!(Journal::load(&host).unwrap(), Some(journal));
@@ -464,6 +465,24 @@ mod tests {
         let mut journal = self::journal();
         assert!(journal.begin_restart(&host, Some((1, 1))).is_err());
         assert_eq!(journal, self::journal());
+    }
+
+    #[test]
+    fn undoing_a_link_removes_nothing_but_a_link() {
+        let (folder, host) = host();
+        let at = |name: &str| folder.path().join(name);
+        std::fs::write(at("theirs"), "").unwrap();
+        std::os::unix::fs::symlink("/store/a", at("ours")).unwrap();
+        let mut journal = journal();
+        journal.undo = ["/theirs", "/ours", "/none"]
+            .map(|path| Undo::Link {
+                path: path.to_owned(),
+                target: None,
+            })
+            .to_vec();
+        assert_eq!(journal.undo(&host).failures, [""; 0]);
+        assert!(at("theirs").exists());
+        assert!(at("ours").symlink_metadata().is_err());
     }
 
     #[rstest]

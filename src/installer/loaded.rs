@@ -68,7 +68,8 @@ fn import_paths(host: &HostRoot, file: &SourceFile) -> Vec<String> {
     expanded.flatten().collect()
 }
 
-/// The paths that match a pattern, in byte order, folder by folder as Go's `filepath.Glob` finds them.
+/// The paths that match a pattern, in byte order, folder by folder as Go's `filepath.Glob` finds them: it passes over what can't be looked
+/// at, and so does containerd.
 fn expand(host: &HostRoot, pattern: &str) -> Vec<String> {
     let mut paths = vec![String::new()];
     for part in pattern.split('/').filter(|part| !part.is_empty()) {
@@ -89,7 +90,7 @@ fn expand(host: &HostRoot, pattern: &str) -> Vec<String> {
             })
             .collect();
     }
-    paths.retain(|path| host.exists(path));
+    paths.retain(|path| host.is_seen(path));
     paths
 }
 

@@ -165,7 +165,7 @@ async fn diagnose(
     let traces = Traces {
         offline,
         locked: host.is_locked()?,
-        journal: host.exists(JOURNAL_FILE),
+        journal: host.exists(JOURNAL_FILE)?,
         leftovers: clearing::leftovers(&host, &facts)?,
     };
     Ok(doctor::examine(&facts, &traces))

@@ -89,19 +89,26 @@ pub async fn perform(
 ) -> Result<Done, Failure> {
     for path in [facts.places.bin(), facts.places.store()] {
         // The links in the one lead to the other by `..`, and what stands behind a link was never ours to clear.
-        if host.link_target(&path).is_some() {
+        let target = host.link_target(&path);
+        if target
+            .map_err(|error| Failure::Refused(error.into()))?
+            .is_some()
+        {
             return Err(Failure::Refused(Error::LinkedFolder { path }));
         }
     }
-    let mut journal = journal(host, facts, plan);
+    let mut journal = journal(host, facts, plan).map_err(Failure::Refused)?;
     if plan.restart {
         let reachable = journal.service().check_reachable(host);
         reachable.map_err(|error| Failure::Refused(restart::Error::Service(error).into()))?;
     }
     let begun = host
         .missing_folders(STATE_FOLDER)
-        .iter()
-        .try_for_each(|folder| host.create_folder(folder))
+        .and_then(|folders| {
+            folders
+                .iter()
+                .try_for_each(|folder| host.create_folder(folder))
+        })
         .map_err(Error::from)
         .and_then(|()| journal.save(host));
     if let Err(error) = begun {
@@ -125,32 +132,30 @@ pub async fn perform(
     }
 }
 
-fn journal(host: &HostRoot, facts: &Facts, plan: &HostPlan) -> Journal {
+/// # Errors
+/// When what stands at a path of the plan can't be looked at: taken for absent, it would go with the undoing.
+fn journal(host: &HostRoot, facts: &Facts, plan: &HostPlan) -> Result<Journal, Error> {
     let folders = plan.make_folders.iter().cloned();
     let mut undo: Vec<Undo> = folders.map(|path| Undo::Folder { path }).collect();
     let root = &facts.loaded.root.path;
     let candidates = candidate::paths(root, plan.config.len());
     undo.extend(candidates.map(|path| Undo::File { path }));
-    let stored = plan
-        .store
-        .iter()
-        .map(|sha256| facts.places.store_path(sha256));
-    undo.extend(stored.map(|path| {
-        if host.exists(&path) {
+    for sha256 in &plan.store {
+        let path = facts.places.store_path(sha256);
+        undo.push(if host.exists(&path)? {
             Undo::Repaired { path }
         } else {
             Undo::File { path }
-        }
-    }));
-    undo.extend(plan.links.keys().map(|path| {
-        let target = host.link_target(path);
-        let path = path.clone();
-        if target.is_none() && host.exists(&path) {
+        });
+    }
+    for path in plan.links.keys().cloned() {
+        let target = host.link_target(&path)?;
+        undo.push(if target.is_none() && host.exists(&path)? {
             Undo::Replaced { path }
         } else {
             Undo::Link { path, target }
-        }
-    }));
+        });
+    }
     for change in &plan.config {
         undo.push(Undo::Config {
             path: change.path.clone(),
@@ -164,7 +169,7 @@ fn journal(host: &HostRoot, facts: &Facts, plan: &HostPlan) -> Journal {
     } else {
         Some(String::new())
     };
-    Journal {
+    Ok(Journal {
         api_version: API_VERSION.to_owned(),
         undo,
         declares: plan
@@ -186,7 +191,7 @@ fn journal(host: &HostRoot, facts: &Facts, plan: &HostPlan) -> Journal {
         drop_folders: plan.drop_folders.clone(),
         leftovers: plan.leftovers.clone(),
         leaving: plan.leaving.clone(),
-    }
+    })
 }
 
 /// Notes in `progress` how far it came; returns what came of the plan, and what pods use by then.
@@ -325,4 +330,45 @@ fn copy(host: &HostRoot, path: &str, sha256: &str, source: Option<&Source>) -> R
     artifact::check_digest("the binary", &digest, Some(sha256))?;
     out.sync_all().map_err(|source| Error::Store { source })?;
     Ok(host.commit_new(path)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+    use crate::installer::plan::tests::node;
+
+    #[test]
+    fn a_path_that_can_t_be_looked_at_is_never_undone_by_its_removal() {
+        let directory = tempfile::tempdir().unwrap();
+        let host = HostRoot::open(directory.path()).unwrap();
+        let bin = directory.path().join("opt/kwasm/bin");
+        std::fs::create_dir_all(&bin).unwrap();
+        std::fs::write(bin.join("theirs"), "").unwrap();
+        symlink("theirs", bin.join("link")).unwrap();
+        symlink("circle", bin.join("circle")).unwrap();
+        let undo = |name: &str| {
+            let path = format!("/opt/kwasm/bin/{name}");
+            let plan = HostPlan {
+                links: BTreeMap::from([(path, "0".repeat(64))]),
+                ..HostPlan::default()
+            };
+            let journal = journal(&host, &node(), &plan);
+            journal.map(|journal| journal.undo.last().cloned())
+        };
+        let path = |name: &str| format!("/opt/kwasm/bin/{name}");
+        let link = |name: &str, target: Option<&str>| Undo::Link {
+            path: path(name),
+            target: target.map(str::to_owned),
+        };
+        assert_eq!(undo("none").unwrap(), Some(link("none", None)));
+        let target = Some("theirs");
+        assert_eq!(undo("link").unwrap(), Some(link("link", target)));
+        let replaced = Undo::Replaced {
+            path: path("theirs"),
+        };
+        assert_eq!(undo("theirs").unwrap(), Some(replaced));
+        assert!(undo("circle/shim").is_err());
+    }
 }

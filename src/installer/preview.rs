@@ -78,7 +78,7 @@ fn foresee(
     report: &mut ProvisionReport,
 ) -> Result<String, Error> {
     let mut plan = decide(facts, want)?;
-    if host.exists(JOURNAL_FILE) {
+    if host.exists(JOURNAL_FILE)? {
         let words = "a change of this host was interrupted: a run undoes or finishes that first, so its plan may be another";
         plan.notes.push(words.to_owned());
     }

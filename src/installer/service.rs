@@ -160,9 +160,9 @@ impl Service {
 
     /// Both make their folder below `/run` when they start (`sd_booted(3)`; `OpenRC`'s `RC_SVCDIR`).
     fn manager(&self, host: &HostRoot) -> Result<Manager, Error> {
-        if host.exists("/run/systemd/system") {
+        if host.is_seen("/run/systemd/system") {
             Ok(Manager::Systemd)
-        } else if host.exists("/run/openrc") && host.exists(RC_SERVICE) {
+        } else if host.is_seen("/run/openrc") && host.is_seen(RC_SERVICE) {
             Ok(Manager::OpenRc)
         } else {
             let unit = self.unit.clone();

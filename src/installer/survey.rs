@@ -31,10 +31,10 @@ pub(super) fn row(
         init: &init,
         endpoint: kubelet.endpoint.as_deref(),
         kubelet: &kubelet.arguments,
-        installed: PROGRAMS.into_iter().any(|path| host.exists(path)),
+        installed: PROGRAMS.into_iter().any(|path| host.is_seen(path)),
         os_release: &os_release,
     };
-    Ok(distro::detect(&evidence, |path| host.exists(path)))
+    Ok(distro::detect(&evidence, |path| host.is_seen(path)))
 }
 
 /// The files that a distribution makes the configuration at `root` from.
@@ -192,7 +192,7 @@ pub(super) fn releaser(
     let parent = daemon
         .and_then(|daemon| parent_program(host, daemon))
         .filter(|program| program.rsplit('/').next() == Some(name));
-    let installed = || programs.iter().find(|path| host.exists(path));
+    let installed = || programs.iter().find(|path| host.is_seen(path));
     let program = parent.or_else(|| installed().map(|path| (*path).to_owned()))?;
     Some((program, word))
 }
@@ -202,6 +202,6 @@ fn parent_program(host: &HostRoot, daemon: &Daemon) -> Option<String> {
     let (pid, _) = daemon.process;
     let stat = host.read_text(&format!("/proc/{pid}/stat"), SMALL).ok()??;
     let parent: u32 = stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()?;
-    let program = host.link_target(&format!("/proc/{parent}/exe"))?;
+    let program = host.link_target(&format!("/proc/{parent}/exe")).ok()??;
     Some(still_named(&program).to_owned())
 }

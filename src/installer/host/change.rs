@@ -49,20 +49,21 @@ fn keep_attributes(old: &File, new: &File, path: &str) -> Result<()> {
 
 impl HostRoot {
     /// The folder `path` and those of its parents that are not there, outermost first.
-    #[must_use]
-    pub fn missing_folders(&self, path: &str) -> Vec<String> {
+    ///
+    /// # Errors
+    /// When one can't be looked at: what was there is never counted as made by a change, which would remove it with the change.
+    pub fn missing_folders(&self, path: &str) -> Result<Vec<String>> {
         let mut folder = String::new();
         let mut missing = Vec::new();
         for part in path.split('/').filter(|part| !part.is_empty()) {
             folder = format!("{folder}/{part}");
-            if self
-                .open_at(&folder, OFlag::O_PATH | OFlag::O_DIRECTORY)
-                .is_err()
-            {
-                missing.push(folder.clone());
+            match self.open_at(&folder, OFlag::O_PATH | OFlag::O_DIRECTORY) {
+                Ok(_) => {}
+                Err(Errno::ENOENT | Errno::ENOTDIR) => missing.push(folder.clone()),
+                Err(errno) => return Err(failed("look at", &folder)(errno)),
             }
         }
-        missing
+        Ok(missing)
     }
 
     /// Makes a folder, whose parent is there; one that is there already is fine.
@@ -188,7 +189,7 @@ impl HostRoot {
     /// # Errors
     /// When the name can't be made.
     pub fn keep_replaced(&self, path: &str) -> Result<()> {
-        if !self.exists(path) || self.link_target(path).is_some() {
+        if !self.exists(path)? || self.link_target(path)?.is_some() {
             return Ok(());
         }
         let old = format!("{path}{OLD_SUFFIX}");
@@ -212,7 +213,7 @@ impl HostRoot {
     /// When it can't be renamed.
     pub fn restore_replaced(&self, path: &str) -> Result<()> {
         let old = format!("{path}{OLD_SUFFIX}");
-        if !self.exists(&old) {
+        if !self.exists(&old)? {
             return Ok(());
         }
         let entry = self.entry(path)?;

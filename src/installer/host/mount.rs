@@ -1,5 +1,6 @@
 //! How the file systems of a host are mounted. What stands on them is not looked at here.
 
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 
@@ -24,7 +25,7 @@ impl HostRoot {
         let fd = loop {
             match self.open_at(folder, OFlag::O_PATH) {
                 Ok(fd) => break fd,
-                Err(_) if folder.len() > 1 => {
+                Err(Errno::ENOENT | Errno::ENOTDIR) if folder.len() > 1 => {
                     folder = folder.rsplit_once('/').map_or("/", |(parent, _)| parent);
                     folder = if folder.is_empty() { "/" } else { folder };
                 }
