@@ -84,7 +84,7 @@ pub(super) async fn judge(host: &HostRoot, facts: &Facts, plan: &HostPlan) -> Re
     for path in paths(root, plan.config.len()) {
         host.remove_file(&path)?;
     }
-    let dump = dump.map_err(Error::Candidate)?;
+    let dump = dump.map_err(|error| Error::Candidate(facts.without_secrets(&error)))?;
     containerd_config::compare_dumps(before, &dump, &plan.ours)?;
     containerd_config::contains_handlers(&dump, &plan.declared)?;
     Ok(())

@@ -20,7 +20,9 @@ use super::state::{
 };
 use super::surroundings::lacking;
 use super::survey::{folder, forgetful, former, named_by_unit, releaser, row, sources, unwritable};
-use crate::containerd_config::{ConfigFiles, SourceFile, Version, address_of_dump};
+use crate::containerd_config::{
+    ConfigFiles, SourceFile, Version, address_of_dump, without_secrets,
+};
 
 /// `containerd config dump` takes 18 ms; on a node under load it gets this long before the candidate counts as refused.
 pub const PROGRAM_LIMIT: Duration = Duration::from_secs(10);
@@ -97,6 +99,13 @@ impl Facts {
         self.inheritance = inherited::look(host, loaded, sources, &self.state, places, &stamps)?;
         (self.binaries, self.stored, self.damaged) = binaries(host, places, &stamps)?;
         Ok(())
+    }
+
+    /// What containerd says of the configuration, without the credentials in it: reports and the cluster keep what they are told.
+    #[must_use]
+    pub(super) fn without_secrets(&self, message: &str) -> String {
+        let files = self.loaded.files().chain(&self.sources);
+        without_secrets(message, files.filter_map(|file| file.text.as_deref()))
     }
 
     /// The CRI's socket on the host: what the daemon was started with beats its configuration.
@@ -239,7 +248,7 @@ async fn ask_programs(host: &HostRoot, facts: &mut Facts) {
     facts.version = version.ok().and_then(version_in);
     facts.release = release.and_then(version_in);
     facts.lacking = dump.as_ref().ok().and_then(|dump| lacking(host, dump));
-    facts.dump = dump;
+    facts.dump = dump.map_err(|error| facts.without_secrets(&error));
 }
 
 /// What has containerd print what it makes of the configuration file at `path`.

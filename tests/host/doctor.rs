@@ -1,8 +1,8 @@
 //! What `farrier doctor` says of host trees in temporary folders, offline: nothing of them is run.
 
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 
-use super::support::{Host, program, shim};
+use super::support::{CONFIG, Host, failing, program, shim};
 use farrier::handoff::Outcome;
 use farrier::names::sha256_hex;
 
@@ -88,4 +88,35 @@ async fn a_host_that_can_t_be_looked_at_is_a_finding() {
     assert!(!diagnosis.healthy);
     let problem = &diagnosis.findings[0].problem;
     assert!(problem.contains(nowhere.to_str().unwrap()), "{problem}");
+}
+
+/// The root is entered to ask containerd, which takes a right that only root has.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn a_password_that_containerd_quotes_from_its_configuration_is_told_to_nobody() {
+    let host = Host::stocked();
+    let auth = "[plugins.'io.containerd.grpc.v1.cri'.registry.configs.'r.example'.auth]\npassword = 123456\n";
+    host.write(
+        "/etc/containerd/config.toml",
+        format!("{CONFIG}\n{auth}").as_bytes(),
+    );
+    // As the parser of containerd 1.x says it.
+    let containerd = failing("containerd: (9, 1): Can't convert 123456(int64) to string");
+    host.write("/usr/bin/containerd", &containerd);
+    std::fs::set_permissions(
+        host.path("/usr/bin/containerd"),
+        PermissionsExt::from_mode(0o755),
+    )
+    .unwrap();
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_farrier"))
+        .args(["doctor", "--offline", "-o", "json", "--host-root"])
+        .arg(host.root())
+        .output()
+        .unwrap();
+    let diagnosis = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        diagnosis.contains("Can't convert …(int64) to string"),
+        "{output:?}"
+    );
+    assert!(!diagnosis.contains("123456"), "{diagnosis}");
 }

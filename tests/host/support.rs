@@ -61,16 +61,27 @@ pub fn runnable(status: u8) -> Vec<u8> {
 /// A program for this CPU that needs nothing of the host, prints `text` and ends well.
 #[cfg(target_arch = "x86_64")]
 pub fn printing(text: &str) -> Vec<u8> {
+    writing(1, text, 0)
+}
+
+/// The same, but it prints `text` as an error and fails.
+#[cfg(target_arch = "x86_64")]
+pub fn failing(text: &str) -> Vec<u8> {
+    writing(2, text, 1)
+}
+
+#[cfg(target_arch = "x86_64")]
+fn writing(file: u8, text: &str, status: u8) -> Vec<u8> {
     let length = u32::try_from(text.len()).unwrap().to_le_bytes();
     let mut bytes = runnable(0);
     bytes.truncate(120);
-    // mov eax, 1 (write); mov edi, 1; lea rsi, [rip + 16]; mov edx, LENGTH; syscall
-    bytes.extend([0xb8, 1, 0, 0, 0, 0xbf, 1, 0, 0, 0]);
-    bytes.extend([0x48, 0x8d, 0x35, 16, 0, 0, 0, 0xba]);
+    // mov eax, 1 (write); mov edi, FILE; lea rsi, [rip + 19]; mov edx, LENGTH; syscall
+    bytes.extend([0xb8, 1, 0, 0, 0, 0xbf, file, 0, 0, 0]);
+    bytes.extend([0x48, 0x8d, 0x35, 19, 0, 0, 0, 0xba]);
     bytes.extend(length);
     bytes.extend([0x0f, 0x05]);
-    // mov eax, 60 (exit); xor edi, edi; syscall
-    bytes.extend([0xb8, 60, 0, 0, 0, 0x31, 0xff, 0x0f, 0x05]);
+    // mov eax, 60 (exit); mov edi, STATUS; syscall
+    bytes.extend([0xb8, 60, 0, 0, 0, 0xbf, status, 0, 0, 0, 0x0f, 0x05]);
     bytes.extend(text.bytes());
     let size = u64::try_from(bytes.len()).unwrap().to_le_bytes();
     for at in [96, 104] {
