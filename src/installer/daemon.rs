@@ -102,8 +102,8 @@ fn daemon(host: &HostRoot, pid: u32) -> Option<Daemon> {
     Some(Daemon {
         process: (pid, started),
         program,
-        config: option(&arguments, &["-c", "--config", "-config"]),
-        address: option(&arguments, &["-a", "--address", "-address"]),
+        config: option(&arguments, &CONFIG_OPTIONS),
+        address: option(&arguments, &ADDRESS_OPTIONS),
         unit: unit_of_cgroup(&cgroup),
     })
 }
@@ -118,21 +118,26 @@ fn own_name(host: &HostRoot, program: &str) -> String {
     program.to_owned()
 }
 
-/// The value of an option, as `-c FILE` or `--config=FILE`; only absolute paths are of use.
+/// The names of containerd's option for its configuration file, with one dash or two as Go's `flag` takes them.
+pub(super) const CONFIG_OPTIONS: [&str; 4] = ["-c", "--c", "-config", "--config"];
+const ADDRESS_OPTIONS: [&str; 4] = ["-a", "--a", "-address", "--address"];
+
+/// The value of an option of containerd, as `-c FILE` or `--config=FILE`; only absolute paths are of use. Go's `flag`, which containerd
+/// reads its command line with, takes the last of several, and `--` for the end of the options.
 pub(super) fn option(arguments: &[&str], names: &[&str]) -> Option<String> {
-    let mut arguments = arguments.iter();
+    let mut arguments = arguments.iter().take_while(|argument| **argument != "--");
+    let mut last = None;
     while let Some(argument) = arguments.next() {
         let (name, value) = match argument.split_once('=') {
             Some((name, value)) => (name, Some(value)),
             None => (*argument, None),
         };
         if names.contains(&name) {
-            let value = value.or_else(|| arguments.next().copied())?;
-            let path = value.strip_prefix("unix://").unwrap_or(value);
-            return path.starts_with('/').then(|| path.to_owned());
+            last = Some(value.or_else(|| arguments.next().copied())?);
         }
     }
-    None
+    let path = last?.strip_prefix("unix://").or(last)?;
+    path.starts_with('/').then(|| path.to_owned())
 }
 
 /// The innermost service of a process's cgroups (cgroups(7): `hierarchy:controllers:path`); `OpenRC` calls the cgroup of the service
@@ -175,8 +180,20 @@ mod tests {
             option(&arguments, &["-a", "--address"]).as_deref(),
             Some("/run/x.sock")
         );
-        assert_eq!(option(&["containerd", "-c", "relative"], &["-c"]), None);
-        assert_eq!(option(&["containerd", "-c"], &["-c"]), None);
+    }
+
+    #[rstest]
+    #[case::the_last_of_two(&["-c", "/b", "--config=/a"], Some("/a"))]
+    #[case::the_last_of_two_that_is_of_no_use(&["-c", "/b", "--config=a"], None)]
+    #[case::with_one_dash_or_two(&["-config", "/b", "--c", "/a"], Some("/a"))]
+    #[case::behind_the_end_of_the_options(&["--", "-c", "/a"], None)]
+    #[case::relative(&["-c", "relative"], None)]
+    #[case::without_a_value(&["-c"], None)]
+    fn an_option_is_read_as_containerd_reads_it(
+        #[case] arguments: &[&str],
+        #[case] expected: Option<&str>,
+    ) {
+        assert_eq!(option(arguments, &CONFIG_OPTIONS).as_deref(), expected);
     }
 
     #[rstest]

@@ -158,7 +158,10 @@ pub async fn gather(
         offline,
     )?;
     let program = running.or_else(|| installed.map(str::to_owned));
-    let in_unit = named_by_unit(host, distro)?;
+    let in_unit = match daemon {
+        Some(_) => None,
+        None => named_by_unit(host, distro),
+    };
     let config = config
         .or(named)
         .or(in_unit.as_deref())

@@ -43,6 +43,7 @@ pub mod state;
 pub mod surroundings;
 mod survey;
 pub mod systemd;
+mod systemd_unit;
 pub mod text;
 mod trial;
 pub mod unpack;

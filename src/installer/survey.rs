@@ -1,13 +1,16 @@
 //! Looks at a host for what the table of distributions depends on: which row fits, where its files are, what stands in the way. Reads
 //! only; the running containerd is found in `daemon`.
 
-use super::daemon::{Daemon, still_named};
+use tracing::warn;
+
+use super::daemon::{CONFIG_OPTIONS, Daemon, option, still_named};
 use super::distro::{self, DistroSpec, Evidence};
 use super::facts::{PROGRAMS, SMALL};
 use super::host::HostRoot;
 use super::kubelet;
 use super::source::editable_files;
 use super::state::{STATE_FOLDER, State, folder_of};
+use super::systemd_unit;
 use crate::containerd_config::{ConfigFiles, SourceFile, TEXT_LIMIT};
 
 /// The row of the table that fits the host.
@@ -128,36 +131,34 @@ pub(super) fn forgetful(host: &HostRoot) -> Option<String> {
     })
 }
 
-/// The configuration that the drop-ins of the unit of containerd name (systemd.unit(5)), for a host on which it doesn't run.
-pub(super) fn named_by_unit(
-    host: &HostRoot,
-    distro: &DistroSpec,
-) -> Result<Option<String>, super::Error> {
-    let Some(variable) = distro.variable else {
-        return Ok(None);
-    };
-    let folder = format!("/etc/systemd/system/{}.d", distro.unit);
-    let mut named = None;
-    for name in host.list(&folder)? {
-        if name.rsplit('.').next() != Some("conf") {
-            continue;
+/// The configuration that the unit of containerd starts it with, for a host on which none runs.
+pub(super) fn named_by_unit(host: &HostRoot, distro: &DistroSpec) -> Option<String> {
+    let unit = distro.unit;
+    let service = match systemd_unit::service(host, unit) {
+        Ok(service) => service,
+        Err(reason) => {
+            warn!(unit, %reason, "failed to read how the unit starts containerd");
+            return None;
         }
-        let text = host.read_text(&format!("{folder}/{name}"), SMALL)?;
-        let set = |line: &str| {
-            let value = line.trim().strip_prefix("Environment=")?;
-            let value = value.trim_matches(['"', '\'']).strip_prefix(variable)?;
-            let path = value.strip_prefix('=')?;
-            path.starts_with('/').then(|| path.to_owned())
-        };
-        // Of several, systemd takes the last.
-        named = text
-            .unwrap_or_default()
-            .lines()
-            .filter_map(set)
-            .next_back()
-            .or(named);
-    }
-    Ok(named)
+    };
+    let (files, variable) = (&service.files, distro.variable);
+    let in_environment = || service.environment.get(variable?).cloned();
+    let path = match &service.command {
+        Ok(command) if command.program.rsplit('/').next() == Some("containerd") => {
+            let arguments: Vec<&str> = command.arguments.iter().map(String::as_str).collect();
+            return option(&arguments, &CONFIG_OPTIONS);
+        }
+        // Another program starts it, with arguments of its own.
+        Ok(_) => in_environment(),
+        Err(reason) => {
+            if !files.is_empty() {
+                let files = files.join(", ");
+                warn!(unit, files, %reason, "failed to tell the arguments of containerd");
+            }
+            in_environment()
+        }
+    };
+    path.filter(|path| path.starts_with('/'))
 }
 
 /// What a system's image brings, which its next update replaces (FHS 3.0, 4.11).

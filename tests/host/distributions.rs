@@ -188,6 +188,41 @@ async fn an_image_with_a_packaged_containerd_is_edited_where_that_reads(
     assert_eq!(host.tree(false), before);
 }
 
+#[rstest]
+#[case::an_option_over_several_lines(
+    "[Service]\nExecStart=/usr/bin/containerd \\\n  # ours\n  --config \\\n  /srv/containerd.toml\n",
+    ""
+)]
+#[case::a_variable_beside_others(
+    "[Service]\nExecStart=/usr/bin/containerd -c ${CONFIG}\n",
+    "[Service]\nEnvironment=\"A=1\" CONFIG=/srv/containerd.toml B=2\n"
+)]
+#[case::a_command_that_a_drop_in_replaces(
+    "[Service]\nExecStart=/usr/bin/containerd -c /etc/other.toml\n",
+    "[Service]\nExecStart=\nExecStart=/usr/bin/containerd --config=/srv/containerd.toml\n"
+)]
+#[tokio::test]
+async fn an_image_is_edited_in_the_file_that_the_unit_of_containerd_names(
+    #[case] unit: &str,
+    #[case] drop_in: &str,
+) {
+    let host = host(&[
+        ("/etc/os-release".to_owned(), "ID=debian\n"),
+        ("/srv/containerd.toml".to_owned(), "version = 2\n"),
+        (
+            "/usr/lib/systemd/system/containerd.service".to_owned(),
+            unit,
+        ),
+        (
+            "/etc/systemd/system/containerd.service.d/10-config.conf".to_owned(),
+            drop_in,
+        ),
+    ]);
+    let report = host.install(&[shim("a")], &[]).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    assert_eq!(report.files[0].path, "/srv/containerd.toml");
+}
+
 #[tokio::test]
 async fn a_handler_that_k3s_declares_by_itself_is_refused_for_its_shim_alone() {
     let rendered = include_str!("../corpus/distributions/k3s-v1.33.toml");
