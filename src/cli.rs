@@ -105,7 +105,7 @@ pub struct Controller {
     #[arg(long, env = "SHIM_NODE_INSTALLER_JOB_TTL", value_name = "SECONDS")]
     pub job_ttl: Option<JobTtl>,
     /// Seconds that one Job may take.
-    #[arg(long, env = "FARRIER_JOB_DEADLINE", default_value_t = 1800)]
+    #[arg(long, env = "FARRIER_JOB_DEADLINE", default_value_t = 1800, value_name = "SECONDS", value_parser = parse_deadline::<i64>, allow_negative_numbers = true)]
     pub job_deadline: i64,
     /// Provision every node, annotated or not, where this is `true` in letters of any case, as KWasm's option of this name does.
     #[arg(long, env = "AUTO_PROVISION_NODES", default_value_t = false, action = clap::ArgAction::Set, value_parser = parse_switch_of_kwasm)]
@@ -177,7 +177,7 @@ pub struct Leave {
     #[arg(long, value_name = "NAME")]
     pub deployment: Option<String>,
     /// Seconds that hosts may take; what still carries something then is named.
-    #[arg(long, default_value_t = 300)]
+    #[arg(long, default_value_t = 300, value_name = "SECONDS", value_parser = parse_deadline::<u64>, allow_negative_numbers = true)]
     pub deadline: u64,
     /// Leave hosts as they are, and only let go of the Shims.
     #[arg(long)]
@@ -320,6 +320,19 @@ pub struct Status {
     pub output: Output,
 }
 
+/// The longest deadline: Kubernetes bounds `activeDeadlineSeconds` of a pod by the same number, and the controller of Jobs counts in
+/// nanoseconds, which a longer one of a Job overflows.
+const MAX_DEADLINE: i32 = i32::MAX;
+
+/// A Job with a deadline of 0 s fails before its pod starts, so that no node would ever be provisioned.
+fn parse_deadline<T: From<u32>>(text: &str) -> Result<T, String> {
+    let seconds = text.parse::<u32>().ok();
+    let seconds = seconds.filter(|seconds| (1..=MAX_DEADLINE.unsigned_abs()).contains(seconds));
+    seconds
+        .map(T::from)
+        .ok_or_else(|| format!("write a whole number of seconds from 1 to {MAX_DEADLINE}"))
+}
+
 fn parse_namespace(name: &str) -> Result<String, &'static str> {
     if name.trim().is_empty() {
         return Err(
@@ -425,6 +438,33 @@ mod tests {
     fn a_namespace_that_is_empty_is_refused_with_a_remedy(#[case] argument: &str) {
         let refusal = controller(argument).unwrap_err().to_string();
         assert!(refusal.contains("it is empty; name the"), "{refusal}");
+    }
+
+    #[rstest]
+    fn a_deadline_that_is_no_positive_number_of_seconds_is_a_usage_error(
+        #[values("0", "-1", "", "1.5", "30s", "2147483648", "9223372036854775807")] text: &str,
+        #[values(
+            &["controller", "--image=farrier", "--job-deadline"],
+            &["leave", "--image=farrier", "--job-deadline"],
+            &["leave", "--image=farrier", "--deadline"]
+        )]
+        words: &[&str],
+    ) {
+        let words = [&["farrier"], words, &[text]].concat();
+        let refusal = Cli::try_parse_from(words).unwrap_err();
+        assert_eq!(refusal.exit_code(), 2);
+        let message = refusal.to_string();
+        let expected = "write a whole number of seconds from 1 to 2147483647";
+        assert!(message.contains(expected), "{message}");
+    }
+
+    #[rstest]
+    #[case("1", 1)]
+    #[case("1800", 1800)]
+    #[case("2147483647", 2_147_483_647)]
+    fn a_positive_number_of_seconds_is_a_deadline(#[case] text: &str, #[case] expected: i64) {
+        let options = controller(&format!("--job-deadline={text}")).unwrap();
+        assert_eq!(options.job_deadline, expected);
     }
 
     #[rstest]

@@ -89,6 +89,15 @@ fn before_an_uninstall_nodes_let_go_as_the_controller_would(
 }
 
 #[rstest]
+#[case::a_large_number("replicaCount=1000000", "1000000")]
+#[case::none("replicaCount=0", "0")]
+fn the_number_of_replicas_is_written_as_digits(#[case] value: &str, #[case] expected: &str) {
+    let objects = render(&[&format!("--set-json={value}")]);
+    let deployment = of_kind(&objects, "Deployment")[0];
+    assert_eq!(deployment["spec"]["replicas"].to_string(), expected);
+}
+
+#[rstest]
 #[case::an_unknown_value("--set=imagee.tag=x", "imagee")]
 #[case::an_unknown_preset("--set=shims.preset=all", "preset")]
 #[case::an_unknown_shim("--set=shims.spinn.enabled=true", "spinn")]
@@ -108,6 +117,41 @@ fn before_an_uninstall_nodes_let_go_as_the_controller_would(
     "annotationSelecter"
 )]
 #[case::a_certificate_that_is_none("--set=extraCA=hello", "extraCA")]
+#[case::no_replicas_at_all("--set=replicaCount=-1", "replicaCount")]
+#[case::half_a_replica("--set-json=replicaCount=1.5", "replicaCount")]
+#[case::more_replicas_than_kubernetes_counts("--set=replicaCount=2147483648", "replicaCount")]
+#[case::no_time_for_a_job("--set=job.deadlineSeconds=0", "deadlineSeconds")]
+#[case::less_than_no_time_for_a_job("--set=job.deadlineSeconds=-1", "deadlineSeconds")]
+#[case::more_time_for_a_job_than_kubernetes_counts(
+    "--set=job.deadlineSeconds=2147483648",
+    "deadlineSeconds"
+)]
+#[case::a_time_for_a_job_that_is_no_number("--set=job.deadlineSeconds=30m", "deadlineSeconds")]
+#[case::a_finished_job_kept_for_less_than_no_time(
+    "--set=job.ttlSecondsAfterFinished=-1",
+    "ttlSecondsAfterFinished"
+)]
+#[case::a_finished_job_kept_for_longer_than_kubernetes_counts(
+    "--set=job.ttlSecondsAfterFinished=2147483648",
+    "ttlSecondsAfterFinished"
+)]
+#[case::no_time_for_an_uninstall("--set=uninstallDeadlineSeconds=0", "uninstallDeadlineSeconds")]
+#[case::more_than_a_day_for_an_uninstall(
+    "--set=uninstallDeadlineSeconds=86401",
+    "uninstallDeadlineSeconds"
+)]
+#[case::a_share_of_nodes_that_is_none(
+    "--set-string=shims.spin.spec.rolloutStrategy.rolling.maxUpdate=0%",
+    "maxUpdate"
+)]
+#[case::half_a_node(
+    "--set-json=shims.spin.spec.rolloutStrategy.rolling={\"maxUpdate\":0.5}",
+    "maxUpdate"
+)]
+#[case::a_field_of_a_rollout_misspelt(
+    "--set=shims.spin.spec.rolloutStrategy.rolling.maxUpdates=1",
+    "maxUpdates"
+)]
 fn a_mistaken_value_is_refused_by_name(#[case] argument: &str, #[case] culprit: &str) {
     let refusal = refusal(&[argument]);
     assert!(refusal.contains(culprit), "{refusal}");

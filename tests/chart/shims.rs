@@ -279,3 +279,18 @@ fn a_shim_of_the_users_own_keeps_its_name() {
     expected["rolloutStrategy"] = json!({"type": "recreate"});
     assert_eq!(shim(&objects, "mine")["spec"], expected);
 }
+
+#[rstest]
+#[case::nodes("--set=shims.spin.spec.rolloutStrategy.rolling.maxUpdate=3", "3")]
+#[case::a_share(
+    "--set-string=shims.spin.spec.rolloutStrategy.rolling.maxUpdate=25%",
+    "\"25%\""
+)]
+fn how_many_nodes_change_at_a_time_reaches_the_shim(
+    #[case] argument: &str,
+    #[case] expected: &str,
+) {
+    let objects = render(&[argument]);
+    let strategy = &shim(&objects, "default-spin")["spec"]["rolloutStrategy"];
+    assert_eq!(strategy["rolling"]["maxUpdate"].to_string(), expected);
+}
