@@ -85,7 +85,8 @@ async fn an_unreadable_report_is_asked_again_and_never_advertised() {
             .contains_key(&stage.handler())
     );
 
-    // The next attempt comes by itself, after the first wait of half a minute.
+    // The next attempt comes by itself, once the first wait of half a minute is over.
+    stage.an_hour_passes().await;
     let second = stage.asked().await;
     assert_ne!(first.uid(), second.uid());
     stage.does(&second).await;

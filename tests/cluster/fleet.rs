@@ -99,7 +99,8 @@ async fn a_rolling_shim_reaches_one_node_after_the_other_and_a_failure_halts_it(
         .await;
     cluster.event_tells("Shim", "roll", &[&told]).await;
     assert_eq!(asked(&stages).await, BTreeSet::new());
-    // It is tried again after half a minute, and then the last one has its turn.
+    // It is tried again once its wait of half a minute is over, and then the last one has its turn.
+    named(&stages, &second).an_hour_passes().await;
     let pod = named(&stages, &second).asked().await;
     named(&stages, &second).does(&pod).await;
     let last = eventually("the last node is asked", async || {

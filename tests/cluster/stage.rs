@@ -183,6 +183,26 @@ impl Stage {
         self.cluster.marks_become(self.name, &what, wanted).await;
     }
 
+    /// Dates the node's last attempt back by an hour, so that the controller's wait before the next one is over.
+    pub async fn an_hour_passes(&self) {
+        let nodes = self.cluster.nodes();
+        eventually("the last attempt is dated back", async || {
+            let node = nodes.get(self.name).await.unwrap();
+            let text = &node.annotations()[names::APPLIED_ANNOTATION];
+            let mut applied: Value = serde_json::from_str(text).unwrap();
+            let at: jiff::Timestamp = create(applied["at"].clone());
+            applied["at"] = json!(at - jiff::SignedDuration::from_hours(1));
+            // With its version, so that nothing is lost which the controller writes at the same time.
+            let patch = json!({"metadata": {
+                "resourceVersion": node.resource_version(),
+                "annotations": {names::APPLIED_ANNOTATION: applied.to_string()},
+            }});
+            let (params, patch) = (PatchParams::default(), Patch::Merge(patch));
+            nodes.patch(self.name, &params, &patch).await.map(drop)
+        })
+        .await;
+    }
+
     pub fn progress(&self) -> String {
         names::shim_label(self.name)
     }
