@@ -6,19 +6,23 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on stops")]
 
+#[path = "support/config_files.rs"]
+mod config_files;
+#[path = "support/handlers.rs"]
+mod handler_names;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use config_files::{ROOT, one_file};
 use farrier::containerd_config::{
     ConfigFiles, ConfigTarget, Error, Handler, SourceFile, Value, compare_dumps, edit, handlers,
     imports, place, runtimes_of_dump,
 };
+use handler_names::names;
 use rstest::rstest;
 use toml_edit::{DocumentMut, Item, TableLike};
-
-/// The path that containerd reads unless told otherwise.
-const ROOT: &str = "/etc/containerd/config.toml";
 
 /// One folder of `tests/config`.
 struct Case {
@@ -108,23 +112,6 @@ fn handler(name: &str) -> Handler {
         name: name.to_owned(),
         runtime_type: format!("/opt/farrier/bin/containerd-shim-{name}"),
         options: BTreeMap::from([("SystemdCgroup".to_owned(), Value::Boolean(true))]),
-    }
-}
-
-fn names(handlers: &[Handler]) -> BTreeSet<String> {
-    handlers
-        .iter()
-        .map(|handler| handler.name.clone())
-        .collect()
-}
-
-fn loaded(text: &str) -> ConfigFiles {
-    ConfigFiles {
-        root: SourceFile {
-            path: ROOT.to_owned(),
-            text: Some(text.to_owned()),
-        },
-        imported: Vec::new(),
     }
 }
 
@@ -257,7 +244,7 @@ fn broken_text_never_panics_and_what_can_be_edited_comes_back(
         let _ = runtimes_of_dump(&text);
         let _ = compare_dumps(whole, &text, &ours);
         for release in ["1.6.36", "2.1.9", "2.4.2"] {
-            let Ok(placement) = place(&loaded(&text), &release.parse().unwrap()) else {
+            let Ok(placement) = place(&one_file(&text), &release.parse().unwrap()) else {
                 continue;
             };
             let before = (!placement.drop_in).then_some(text.as_str());
@@ -280,9 +267,9 @@ fn text_of_any_depth_is_read_or_refused() {
         format!("{keys} = {{ {inside} }}")
     });
     let text = format!("[{keys}]\n{inside}\n");
-    let _ = place(&loaded(&text), &"2.1.9".parse().unwrap());
+    let _ = place(&one_file(&text), &"2.1.9".parse().unwrap());
     for bracket in ["[", "{a=", "a."] {
         let text = format!("a = {}", bracket.repeat(100_000));
-        assert!(place(&loaded(&text), &"2.1.9".parse().unwrap()).is_err());
+        assert!(place(&one_file(&text), &"2.1.9".parse().unwrap()).is_err());
     }
 }

@@ -3,19 +3,24 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on stops")]
 
+#[path = "support/config_files.rs"]
+mod config_files;
+#[path = "support/handlers.rs"]
+mod handler_names;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
+use config_files::{ROOT, one_file};
 use farrier::containerd_config::{
-    ConfigFiles, ConfigTarget, Handler, PluginId, SourceFile, Value, compare_dumps, edit,
-    edit_template, handlers, imports, place, runtimes_of_dump, startup_checks,
+    ConfigTarget, Handler, PluginId, Value, compare_dumps, edit, edit_template, handlers, imports,
+    place, runtimes_of_dump, startup_checks,
 };
+use handler_names::names;
 use proptest::prelude::*;
 use toml_edit::{Document, Item, TableLike};
-
-const ROOT: &str = "/etc/containerd/config.toml";
 
 const RELEASES: [&str; 7] = [
     "1.6.36", "1.7.35", "2.0.7", "2.1.9", "2.2.7", "2.3.4", "2.4.2",
@@ -231,23 +236,6 @@ fn wanted() -> impl Strategy<Value = Vec<Handler>> {
     })
 }
 
-fn names(handlers: &[Handler]) -> BTreeSet<String> {
-    handlers
-        .iter()
-        .map(|handler| handler.name.clone())
-        .collect()
-}
-
-fn loaded(text: &str) -> ConfigFiles {
-    ConfigFiles {
-        root: SourceFile {
-            path: ROOT.to_owned(),
-            text: Some(text.to_owned()),
-        },
-        imported: Vec::new(),
-    }
-}
-
 /// Every value of a file by the keys that lead to it.
 fn values(text: &str) -> BTreeMap<Vec<String>, String> {
     fn walk(
@@ -335,7 +323,7 @@ proptest! {
     #[test]
     fn a_generated_file_is_edited_and_comes_back(shape in shape(), release in prop::sample::select(&RELEASES[..]), want in wanted()) {
         let text = shape.text();
-        if let Ok(placement) = place(&loaded(&text), &release.parse().unwrap())
+        if let Ok(placement) = place(&one_file(&text), &release.parse().unwrap())
             && !want.is_empty()
         {
             let file = (!placement.drop_in).then_some(text.as_str());
@@ -351,7 +339,7 @@ proptest! {
         let braces = matches!(shape.notation, Notation::InlineRuntimes);
         if fits && !(braces && shape.names.is_empty()) {
             let text = shape.text();
-            let placement = place(&loaded(&text), &release.parse().unwrap()).unwrap();
+            let placement = place(&one_file(&text), &release.parse().unwrap()).unwrap();
             let file = (!placement.drop_in).then_some(text.as_str());
             let mine = Handler { name: "f".to_owned(), ..Handler::runc() };
             prop_assert!(edit(file, &placement, &BTreeSet::new(), &[mine], Some(&Handler::runc())).is_ok(), "{}", text);
@@ -385,7 +373,7 @@ proptest! {
         let _ = compare_dumps(&text, &other, &ours);
         let _ = edit_template(ROOT, Some(&text), PluginId::GrpcV1Cri, &ours, &want);
         for release in RELEASES {
-            if let Ok(placement) = place(&loaded(&text), &release.parse().unwrap()) {
+            if let Ok(placement) = place(&one_file(&text), &release.parse().unwrap()) {
                 let _ = edit(Some(&text), &placement, &ours, &want, None);
             }
         }
@@ -408,7 +396,7 @@ proptest! {
         // Only text gets so far; and a comment of ours would be taken for ours.
         if let Ok(text) = String::from_utf8(bytes)
             && !want.is_empty()
-            && let Ok(placement) = place(&loaded(&text), &release.parse().unwrap())
+            && let Ok(placement) = place(&one_file(&text), &release.parse().unwrap())
         {
             let file = (!placement.drop_in).then_some(text.as_str());
             edits_hold(file, &placement, &want)?;

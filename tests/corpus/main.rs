@@ -7,6 +7,8 @@
 
 mod cases;
 mod daemon;
+#[path = "../support/handlers.rs"]
+mod handler_names;
 mod reasons;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,6 +23,7 @@ use farrier::containerd_config::{
 };
 use farrier::installer::loaded::load;
 use farrier::installer::surroundings::lacking;
+use handler_names::names;
 use reasons::Why;
 
 /// What Farrier makes of a configuration.
@@ -58,13 +61,6 @@ fn handlers() -> Vec<Handler> {
         ),
         handler("farrier-d_1", options(&[])),
     ]
-}
-
-fn names(handlers: &[Handler]) -> BTreeSet<String> {
-    handlers
-        .iter()
-        .map(|handler| handler.name.clone())
-        .collect()
 }
 
 /// Adds one handler and then all, as the installer does, and takes them out again; all of them stand there in the end.

@@ -45,6 +45,18 @@ async fn is_carried_out(prepare: impl AsyncFn() -> Host) {
     .await;
 }
 
+/// A removal of all from a host that `prepare` made leaves, whenever it was killed, the host as it was before any installation.
+async fn is_removed(prepare: impl AsyncFn() -> Host) {
+    let arguments = ["uninstall", "--all"].map(str::to_owned);
+    at_every_change(prepare, &arguments, async |host, nth| {
+        let report = host.uninstall(None).await;
+        assert!(report.reason.is_none(), "{nth}: {report:?}");
+        assert_eq!(listing(host), listing(&self::host()), "{nth}");
+        assert_eq!(host.uninstall(None).await.result, Outcome::Unchanged);
+    })
+    .await;
+}
+
 /// Kills `arguments` at each of its changes of a host that `prepare` made, and then has `next` go on.
 async fn at_every_change(
     prepare: impl AsyncFn() -> Host,
@@ -100,14 +112,7 @@ async fn a_killed_removal_is_carried_out_by_the_next_run() {
         host.install(&[shim("a"), shim("b")], &[]).await;
         host
     };
-    let arguments = ["uninstall", "--all"].map(str::to_owned);
-    at_every_change(prepare, &arguments, async |host, nth| {
-        let report = host.uninstall(None).await;
-        assert!(report.reason.is_none(), "{nth}: {report:?}");
-        assert_eq!(listing(host), listing(&self::host()), "{nth}");
-        assert_eq!(host.uninstall(None).await.result, Outcome::Unchanged);
-    })
-    .await;
+    is_removed(prepare).await;
 }
 
 /// A node of KWasm whose handler `a` another binary replaces, whose `b` stays as it is and whose `c` nobody wants.
@@ -139,11 +144,5 @@ async fn a_killed_removal_of_what_was_taken_over_leaves_nothing_after_the_next_r
         host.install(&[shim("a"), shim("b")], &[]).await;
         host
     };
-    let arguments = ["uninstall", "--all"].map(str::to_owned);
-    at_every_change(prepare, &arguments, async |host, nth| {
-        let report = host.uninstall(None).await;
-        assert!(report.reason.is_none(), "{nth}: {report:?}");
-        assert_eq!(listing(host), listing(&self::host()), "{nth}");
-    })
-    .await;
+    is_removed(prepare).await;
 }

@@ -22,7 +22,7 @@ type Routes = BTreeMap<&'static str, Vec<u8>>;
 fn archive(name: &str) -> Vec<u8> {
     let mut builder = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
     let mut header = tar::Header::new_gnu();
-    header.set_size(64);
+    header.set_size(program(0).len() as u64);
     header.set_mode(0o755);
     builder
         .append_data(&mut header, name, program(0).as_slice())

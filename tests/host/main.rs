@@ -8,6 +8,8 @@ mod crashes;
 mod distributions;
 mod doctor;
 mod dry_run;
+#[path = "../support/elf.rs"]
+mod elf;
 mod fetch;
 mod hostile;
 mod install;
@@ -17,4 +19,5 @@ mod present;
 mod rewritten;
 mod support;
 #[cfg(target_arch = "x86_64")]
+#[path = "../support/trace.rs"]
 mod trace;

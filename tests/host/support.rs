@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use crate::elf::executable;
 use farrier::handoff::{Owner, ProvisionReport, ProvisionRequest, ShimRequest};
 use farrier::installer::{self, InstallOptions, UninstallOptions, Wanted};
 use farrier::names::sha256_hex;
@@ -16,46 +17,18 @@ pub struct Host {
     folder: tempfile::TempDir,
 }
 
-/// A program for this CPU that differs by `seed`; it is never run.
+/// A program for this CPU that differs by `seed`. The kernel refuses to run it, as it has no type (`ET_NONE`).
 pub fn program(seed: u8) -> Vec<u8> {
-    let machine: u16 = if cfg!(target_arch = "x86_64") {
-        62
-    } else {
-        183
-    };
-    let mut bytes = vec![0; 64];
-    bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");
-    bytes[18..20].copy_from_slice(&machine.to_le_bytes());
-    bytes[63] = seed;
+    let mut bytes = executable(&[], seed);
+    bytes[16] = 0;
     bytes
 }
 
 /// A program for this CPU that needs nothing of the host and ends with `status`.
 #[cfg(target_arch = "x86_64")]
 pub fn runnable(status: u8) -> Vec<u8> {
-    let mut bytes = program(0);
-    bytes.resize(128, 0);
-    // ET_EXEC of version 1, entered behind its headers, with one segment that is the whole file (System V ABI, ELF-64).
-    bytes[6] = 1;
-    bytes[16] = 2;
-    bytes[20] = 1;
-    bytes[24..32].copy_from_slice(&0x40_0078_u64.to_le_bytes());
-    bytes[32] = 64;
-    bytes[52..58].copy_from_slice(&[64, 0, 56, 0, 1, 0]);
-    bytes[63] = 0;
-    bytes[64..72].copy_from_slice(&[1, 0, 0, 0, 5, 0, 0, 0]);
-    for (at, value) in [
-        (80, 0x40_0000),
-        (88, 0x40_0000),
-        (96, 128),
-        (104, 128),
-        (112, 4096),
-    ] {
-        bytes[at..at + 8].copy_from_slice(&u64::to_le_bytes(value));
-    }
     // mov al, 60 (exit); mov dil, status; syscall
-    bytes[120..127].copy_from_slice(&[0xb0, 60, 0x40, 0xb7, status, 0x0f, 0x05]);
-    bytes
+    executable(&[0xb0, 60, 0x40, 0xb7, status, 0x0f, 0x05], 0)
 }
 
 /// A program for this CPU that needs nothing of the host, prints `text` and ends well.
@@ -73,21 +46,15 @@ pub fn failing(text: &str) -> Vec<u8> {
 #[cfg(target_arch = "x86_64")]
 fn writing(file: u8, text: &str, status: u8) -> Vec<u8> {
     let length = u32::try_from(text.len()).unwrap().to_le_bytes();
-    let mut bytes = runnable(0);
-    bytes.truncate(120);
     // mov eax, 1 (write); mov edi, FILE; lea rsi, [rip + 19]; mov edx, LENGTH; syscall
-    bytes.extend([0xb8, 1, 0, 0, 0, 0xbf, file, 0, 0, 0]);
-    bytes.extend([0x48, 0x8d, 0x35, 19, 0, 0, 0, 0xba]);
-    bytes.extend(length);
-    bytes.extend([0x0f, 0x05]);
+    let mut code = vec![0xb8, 1, 0, 0, 0, 0xbf, file, 0, 0, 0];
+    code.extend([0x48, 0x8d, 0x35, 19, 0, 0, 0, 0xba]);
+    code.extend(length);
+    code.extend([0x0f, 0x05]);
     // mov eax, 60 (exit); mov edi, STATUS; syscall
-    bytes.extend([0xb8, 60, 0, 0, 0, 0xbf, status, 0, 0, 0, 0x0f, 0x05]);
-    bytes.extend(text.bytes());
-    let size = u64::try_from(bytes.len()).unwrap().to_le_bytes();
-    for at in [96, 104] {
-        bytes[at..at + 8].copy_from_slice(&size);
-    }
-    bytes
+    code.extend([0xb8, 60, 0, 0, 0, 0xbf, status, 0, 0, 0, 0x0f, 0x05]);
+    code.extend(text.bytes());
+    executable(&code, 0)
 }
 
 /// A shim whose artifact is a file on the host.

@@ -12,9 +12,11 @@ mod contract;
 mod crashes;
 mod distributions;
 mod doctor;
+#[path = "../support/elf.rs"]
+mod elf;
 mod faults;
 mod node;
 mod removal;
 mod sandbox;
-#[path = "../host/trace.rs"]
+#[path = "../support/trace.rs"]
 mod trace;

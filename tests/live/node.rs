@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::elf::executable;
 use farrier::handoff::ProvisionReport;
 use farrier::names::sha256_hex;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -386,10 +387,6 @@ pub enum Run {
     Hangs,
 }
 
-/// Where the program is loaded, and what stands in the file before its code.
-const BASE: u64 = 0x40_0000;
-const HEADERS: u64 = 64 + 56;
-
 /// A program of 200 bytes for `x86_64`; programs differ by `seed`.
 pub fn shim(seed: u8, run: Run) -> Vec<u8> {
     let code: &[u8] = match run {
@@ -398,24 +395,5 @@ pub fn shim(seed: u8, run: Run) -> Vec<u8> {
         // mov eax, 34 (pause); syscall; jmp to the first
         Run::Hangs => &[0xb8, 34, 0, 0, 0, 0x0f, 0x05, 0xeb, 0xf7],
     };
-    let mut bytes = b"\x7fELF\x02\x01\x01".to_vec();
-    bytes.resize(16, 0);
-    // An executable for EM_X86_64 (elf(5)).
-    bytes.extend([2, 0, 62, 0, 1, 0, 0, 0]);
-    bytes.extend((BASE + HEADERS).to_le_bytes());
-    // Where the program headers are, and no section headers.
-    bytes.extend(64u64.to_le_bytes());
-    bytes.extend([0; 12]);
-    for size in [64u16, 56, 1, 0, 0, 0] {
-        bytes.extend(size.to_le_bytes());
-    }
-    // One loadable segment, readable and executable: the whole file.
-    bytes.extend([1, 0, 0, 0, 5, 0, 0, 0]);
-    for word in [0, BASE, BASE, 200, 200, 0x1000] {
-        bytes.extend(word.to_le_bytes());
-    }
-    bytes.extend(code);
-    bytes.resize(199, 0);
-    bytes.push(seed);
-    bytes
+    executable(code, seed)
 }
