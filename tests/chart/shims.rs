@@ -180,7 +180,7 @@ fn assert_known(value: &Value, schema: &Value, path: &str) {
 }
 
 #[test]
-fn every_field_of_the_shims_is_one_that_the_crd_knows() {
+fn every_field_of_the_charts_shims_is_in_the_crd() {
     let crd: Value =
         serde_saphyr::from_str(include_str!("../../charts/farrier/crds/shims.yaml")).unwrap();
     let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];

@@ -375,7 +375,7 @@ async fn a_folder_that_leads_elsewhere_is_nobody_s() {
 }
 
 #[tokio::test]
-async fn what_administrators_wrote_stays_among_it() {
+async fn lines_of_administrators_among_those_of_predecessors_stay() {
     let host = host(TERMINATED);
     add_rcm(&host, "/opt/rcm", &[("spin-v2", false)]);
     append(&host, "# mine\n[debug]\nlevel = \"info\"\n");

@@ -182,7 +182,7 @@ fn a_proxy_of_the_environment_is_asked() {
 }
 
 #[tokio::test]
-async fn what_is_secret_in_a_location_is_in_no_reason() {
+async fn a_secret_in_a_location_stands_in_no_reason() {
     let address = serve(Routes::from([
         ("/there?token=hunter2", ok(&archive("README"))),
         (
@@ -296,7 +296,7 @@ async fn https_needs_an_authority_that_is_trusted_and_is_never_given_up() {
 }
 
 #[tokio::test]
-async fn what_is_on_the_node_already_is_not_fetched() {
+async fn a_binary_that_is_on_the_node_is_not_fetched() {
     // Nobody answers there.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut shim = shim(format!("http://{}/a", listener.local_addr().unwrap()));

@@ -25,7 +25,7 @@ fn fifo(path: &Path) {
 #[case::endless(|path: &Path| std::fs::File::create(path).unwrap().set_len(1 << 40).unwrap(), "larger than")]
 #[case::no_text(|path: &Path| std::fs::write(path, b"\xff\xfe").unwrap(), "UTF-8")]
 #[tokio::test]
-async fn what_is_no_configuration_is_left_alone(
+async fn a_configuration_path_that_holds_no_text_file_is_refused_and_left_alone(
     #[case] make: impl Fn(&Path),
     #[case] sentence: &str,
 ) {
@@ -116,7 +116,7 @@ async fn a_stored_binary_is_repaired_with_its_mode() {
 }
 
 #[tokio::test]
-async fn what_others_put_into_our_folders_stays_theirs() {
+async fn files_that_others_put_into_farriers_directories_stay() {
     let host = Host::stocked();
     host.write("/opt/farrier/bin/tool", b"theirs");
     host.write("/opt/farrier/bin/containerd-shim-kata", b"theirs");
@@ -193,7 +193,7 @@ async fn a_name_that_can_t_be_written_is_refused_for_its_shim_alone(
 #[case::state("state.json")]
 #[case::journal("journal.json")]
 #[tokio::test]
-async fn what_a_later_release_wrote_stops_this_one(#[case] file: &str) {
+async fn a_state_file_or_journal_of_a_later_release_is_refused(#[case] file: &str) {
     let host = Host::stocked();
     host.install(&[shim("a")], &[]).await;
     let text = match file {

@@ -55,7 +55,7 @@ async fn a_second_run_writes_nothing() {
 }
 
 #[tokio::test]
-async fn what_was_verified_is_hashed_again_only_when_it_was_touched() {
+async fn a_verified_binary_is_hashed_again_only_after_its_file_changed() {
     let host = Host::stocked();
     host.install(&[shim("a")], &[]).await;
     let stored = host.path(&format!("/opt/farrier/store/{}", sha256_hex(&program(1))));
@@ -136,7 +136,7 @@ async fn a_record_that_can_t_be_read_is_removed(#[case] text: &[u8]) {
 /// The root is entered to ask containerd, which takes a right that only root has.
 #[cfg(target_arch = "x86_64")]
 #[test]
-fn what_containerd_prints_of_its_configuration_is_never_written_to_the_host() {
+fn the_output_of_containerd_config_dump_is_never_written_to_the_host() {
     let host = Host::stocked();
     let install = || {
         std::process::Command::new(env!("CARGO_BIN_EXE_farrier"))
@@ -359,7 +359,7 @@ async fn a_distribution_that_can_t_be_changed_is_refused() {
 #[case::talos("/etc/os-release", "ID=talos\n")]
 #[case::broken_configuration("/etc/containerd/config.toml", "no = [toml")]
 #[tokio::test]
-async fn where_nothing_of_ours_is_there_is_nothing_to_take_away(
+async fn an_uninstall_on_a_host_without_farrier_changes_nothing(
     #[case] path: &str,
     #[case] text: &str,
 ) {
@@ -377,7 +377,7 @@ async fn where_nothing_of_ours_is_there_is_nothing_to_take_away(
 }
 
 #[tokio::test]
-async fn what_is_ours_is_not_overlooked_where_it_can_t_be_taken_away() {
+async fn an_uninstall_is_refused_while_the_configuration_with_farriers_handlers_cannot_be_parsed() {
     let host = Host::stocked();
     host.install(&[shim("a")], &[]).await;
     let config = format!("{}no = [toml", host.config());

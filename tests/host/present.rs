@@ -69,7 +69,7 @@ async fn carrying() -> Host {
 }
 
 #[tokio::test]
-async fn what_stands_as_expected_is_left_as_it_is_without_a_download() {
+async fn an_expected_binary_that_is_on_the_host_is_kept_without_a_download() {
     let host = carrying().await;
     let before = host.tree(true);
     let shims = [expected("a", 1)];
@@ -100,7 +100,7 @@ async fn the_hand_off_folder_has_no_say_in_what_stands_as_expected() {
 })]
 #[case::all_of_it(|host: &Host| std::fs::remove_dir_all(host.path("/opt/farrier")).unwrap())]
 #[tokio::test]
-async fn what_is_not_there_as_expected_fails_alone_and_comes_with_the_next_attempt(
+async fn an_expected_binary_that_is_missing_or_changed_fails_its_shim_alone_and_comes_with_the_next_attempt(
     #[case] damage: impl Fn(&Host),
     #[values(true, false)] result_is_there: bool,
 ) {
@@ -137,7 +137,7 @@ async fn what_is_not_there_as_expected_fails_alone_and_comes_with_the_next_attem
 }
 
 #[tokio::test]
-async fn where_nothing_else_is_asked_for_what_is_gone_changes_nothing() {
+async fn an_expected_binary_that_is_gone_and_the_only_one_asked_for_changes_nothing() {
     let host = carrying().await;
     std::fs::remove_file(host.path(&stored(1))).unwrap();
     let before = host.tree(false);
@@ -178,7 +178,7 @@ async fn the_hand_off_folder_can_t_make_up_that_a_binary_is_there() {
 }
 
 #[tokio::test]
-async fn the_binary_of_another_shim_is_none_of_this_one() {
+async fn a_shim_is_not_served_by_the_binary_of_another_shim() {
     let host = Host::stocked();
     let shims = [remote("a"), shim("b")];
     host.provision(&shims, fetched("a", 1).path()).await;
@@ -193,7 +193,7 @@ async fn the_binary_of_another_shim_is_none_of_this_one() {
 }
 
 #[tokio::test]
-async fn what_is_expected_on_the_host_is_taken_from_nowhere_else() {
+async fn an_expected_binary_is_taken_from_the_host_alone() {
     let host = Host::stocked();
     let before = host.tree(false);
     // A file of the host's, and a binary that would be taken were it not for the expectation.

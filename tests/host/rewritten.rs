@@ -213,7 +213,7 @@ async fn edited_after_a_kill(scene: &Scene, arguments: &[&str], prepare: impl As
 #[case::a_template_of_ours(NEW_OF_K3S)]
 #[case::a_drop_in_of_ours(DROPPED_IN)]
 #[tokio::test]
-async fn what_somebody_adds_after_a_kill_stays(#[case] scene: Scene) {
+async fn lines_that_an_administrator_adds_after_farrier_was_killed_stay(#[case] scene: Scene) {
     let install = ["install", "--shim=a=file:///srv/a"];
     edited_after_a_kill(&scene, &install, async |_| ()).await;
     let uninstall = ["uninstall", "--all"];

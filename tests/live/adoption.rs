@@ -88,7 +88,7 @@ fn is_taken_over(release: &Path, config: &str, add: impl Fn(&Node) -> String, sh
 }
 
 #[test]
-fn what_kwasm_installed_is_taken_over_while_it_is_served_and_leaves_without_a_trace() {
+fn runtimes_of_kwasm_are_taken_over_while_pods_use_them_and_leave_without_a_trace() {
     // The one is what KWasm installed, the others are newer.
     let shims = [
         "--shim=spin=file:///srv/a",
@@ -104,13 +104,14 @@ const RCM_SHIMS: [&str; 2] = [
 ];
 
 #[test]
-fn what_runtime_class_manager_installed_is_taken_over_and_leaves_without_a_trace() {
+fn runtimes_of_runtime_class_manager_are_taken_over_and_leave_without_a_trace() {
     let add = |node: &Node| add_rcm(node, SCHEMA_2);
     on_each(|release| is_taken_over(release, CONFIG, add, &RCM_SHIMS));
 }
 
 #[test]
-fn so_it_is_where_the_configuration_is_of_schema_3() {
+fn runtimes_of_runtime_class_manager_in_a_schema_3_configuration_are_taken_over_and_leave_without_a_trace()
+ {
     for release in &releases()[2..] {
         let add = |node: &Node| add_rcm(node, SCHEMA_3);
         let work = || is_taken_over(release, CONFIG_3, add, &RCM_SHIMS);
@@ -120,7 +121,8 @@ fn so_it_is_where_the_configuration_is_of_schema_3() {
 }
 
 #[test]
-fn what_runtime_class_manager_appended_to_a_template_is_taken_over_and_leaves_without_a_trace() {
+fn lines_that_runtime_class_manager_appended_to_a_template_are_taken_over_and_leave_without_a_trace()
+ {
     let folder = "/var/lib/rancher/k3s/agent/etc/containerd";
     let program = "/var/lib/rancher/k3s/data/0/bin/containerd";
     let node = node(1, K3S, program, BASE_2);

@@ -294,7 +294,7 @@ fn a_restart_that_a_write_brings_about_is_noted_before_it() {
 }
 
 #[test]
-fn what_former_distributions_left_deceives_nobody() {
+fn files_that_another_distribution_left_do_not_change_the_detected_distribution() {
     let node = Node::new(&releases()[1]);
     let template = "/var/snap/microk8s/current/args/containerd-template.toml";
     let rendered = format!("{K3S_FOLDER}/config.toml");
