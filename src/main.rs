@@ -41,11 +41,30 @@ fn main() -> ExitCode {
     }
     // The one provider of cryptography in the process: neither client brings its own. A second installation would be no fault.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let runtime = match tokio::runtime::Runtime::new() {
+    let runtime = match runtime(&cli.command) {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error),
     };
     runtime.block_on(dispatch(cli.command))
+}
+
+/// The runtime that a command runs on.
+fn runtime(command: &Command) -> io::Result<tokio::runtime::Runtime> {
+    let mut builder = match command {
+        // It counts over thousands of nodes, which must delay neither the renewal of its Lease nor an answer to a probe.
+        Command::Controller(_) => tokio::runtime::Builder::new_multi_thread(),
+        // These wait for one host or for the API server. A node may have hundreds of CPUs, and a thread for each of them costs the
+        // start-up time and the memory of a Job whose limits are small.
+        Command::Install(_)
+        | Command::Uninstall(_)
+        | Command::Fetch(_)
+        | Command::Doctor(_)
+        | Command::Leave(_)
+        | Command::Status(_)
+        | Command::Crd(_)
+        | Command::Completions { .. } => tokio::runtime::Builder::new_current_thread(),
+    };
+    builder.enable_all().build()
 }
 
 async fn dispatch(command: Command) -> ExitCode {

@@ -2,16 +2,19 @@
 //! `file://` locations are read elsewhere, under the host's root, and the hand-off folder is read again in `handover`.
 
 use std::fs::File;
-use std::io::{self, Read as _, Seek as _, Write};
+use std::io::{self, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use reqwest::redirect::{Attempt, Policy};
-use reqwest::{Certificate, Client, StatusCode, Url};
+use reqwest::{Client, StatusCode, Url};
 use sha2::{Digest as _, Sha256};
+use tokio::time::Instant;
 use tracing::warn;
 
+use super::client::{client, innermost};
 use super::handover;
 use super::text::printable;
 use super::unpack;
@@ -20,20 +23,12 @@ use crate::handoff::{FetchResult, ShimRequest};
 
 /// The largest release archive known (wasmedge) has 45 MB; more than ten times that.
 const MAX_ARTIFACT: u64 = 512 << 20;
-/// GitHub redirects once, mirrors seldom more than twice.
-const MAX_REDIRECTS: usize = 10;
-/// A connection that isn't there after two lost SYNs and their repetitions is not coming.
-const CONNECT_LIMIT: Duration = Duration::from_secs(15);
-/// Between two pieces of a body.
-const IDLE_LIMIT: Duration = Duration::from_secs(30);
 /// All artifacts together, with every try: 45 MB at 1.2 Mbit/s. What is there by then is installed.
 const FETCH_LIMIT: Duration = Duration::from_mins(5);
 /// Artifacts that are fetched at a time: one slow server holds up none of the others of most nodes.
 const AT_A_TIME: usize = 8;
 /// Waits before the second and the third try; then the controller's own backoff takes over.
 const RETRY_WAITS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(4)];
-/// A bundle of certificate authorities; Mozilla's has 230 kB.
-const MAX_CA_FILE: u64 = 4 << 20;
 
 /// Why an artifact could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -64,7 +59,7 @@ pub enum Error {
         /// Its answer.
         status: StatusCode,
     },
-    /// It was not there in time.
+    /// It was not downloaded in time.
     #[error(
         "{location} could not be fetched within {FETCH_LIMIT:?}; see how fast the node reaches that server, or use a mirror"
     )]
@@ -134,7 +129,7 @@ pub async fn fetch(
 ) -> Result<Vec<FetchResult>, Error> {
     std::fs::create_dir_all(out).map_err(folder(out))?;
     let client = client(ca_file)?;
-    let end = tokio::time::Instant::now() + FETCH_LIMIT;
+    let end = Instant::now() + FETCH_LIMIT;
     let remote = shims
         .iter()
         .filter(|shim| path_on_host(&shim.location).is_none());
@@ -143,11 +138,7 @@ pub async fn fetch(
             if shim.present.is_some() {
                 return (shim, None);
             }
-            let fetched = tokio::time::timeout_at(end, fetch_one(&client, shim, out)).await;
-            let too_slow = |_| Error::TooSlow {
-                location: shown_location(&shim.location),
-            };
-            (shim, Some(fetched.map_err(too_slow).flatten()))
+            (shim, Some(fetch_one(&client, shim, out, end).await))
         })
         .buffered(AT_A_TIME);
     let mut results = Vec::new();
@@ -204,64 +195,13 @@ pub(super) fn folder(path: &Path) -> impl FnOnce(io::Error) -> Error {
     }
 }
 
-fn client(ca_file: Option<&Path>) -> Result<Client, Error> {
-    // Another part of the process may have chosen the same one before.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let unusable = |words: String| Error::CaFile {
-        path: ca_file.unwrap_or(Path::new("the built-in list")).to_owned(),
-        words,
-    };
-    let mut roots = webpki_root_certs::TLS_SERVER_ROOT_CERTS
-        .iter()
-        .map(|root| Certificate::from_der(root))
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| unusable(error.to_string()))?;
-    if let Some(path) = ca_file {
-        let mut pem = Vec::new();
-        File::open(path)
-            .and_then(|file| file.take(MAX_CA_FILE + 1).read_to_end(&mut pem))
-            .map_err(folder(path))?;
-        if pem.len() as u64 > MAX_CA_FILE {
-            return Err(unusable(format!("it has more than {MAX_CA_FILE} bytes")));
-        }
-        let more =
-            Certificate::from_pem_bundle(&pem).map_err(|error| unusable(error.to_string()))?;
-        if more.is_empty() {
-            return Err(unusable("it has none".to_owned()));
-        }
-        roots.extend(more);
-    }
-    Client::builder()
-        .tls_certs_only(roots)
-        .redirect(Policy::custom(redirect))
-        .connect_timeout(CONNECT_LIMIT)
-        .read_timeout(IDLE_LIMIT)
-        .user_agent(concat!("farrier/", env!("CARGO_PKG_VERSION")))
-        .build()
-        .map_err(|error| unusable(innermost(&error)))
-}
-
-fn redirect(attempt: Attempt<'_>) -> reqwest::redirect::Action {
-    let was_https = attempt.previous().iter().any(|url| url.scheme() == "https");
-    if was_https && attempt.url().scheme() != "https" {
-        attempt.error("the server redirects from https to http")
-    } else if attempt.previous().len() > MAX_REDIRECTS {
-        attempt.error("the server redirects in a circle")
-    } else {
-        attempt.follow()
-    }
-}
-
-/// The error that an operator can act on is the last of a chain of "error sending request" and the like.
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
-}
-
-async fn fetch_one(client: &Client, shim: &ShimRequest, out: &Path) -> Result<String, Error> {
+/// Downloads until `end` at most. Verifying and unpacking come after that and are bounded by the size of the artifact.
+async fn fetch_one(
+    client: &Client,
+    shim: &ShimRequest,
+    out: &Path,
+    end: Instant,
+) -> Result<String, Error> {
     // A URL is parsed but never decoded: `%2F` in a release's tag goes to the server as it stands.
     let url = Url::parse(&shim.location)
         .ok()
@@ -276,22 +216,84 @@ async fn fetch_one(client: &Client, shim: &ShimRequest, out: &Path) -> Result<St
         );
     }
     let path = out.join(format!("{}.artifact", shim.name));
-    let artifact = download(client, &url, &path).await;
     let binary = out.join(format!("{}.bin", shim.name));
-    let result = artifact.and_then(|(mut file, digest)| {
-        check_digest(&shown_url(&url), &digest, shim.sha256.as_deref())?;
-        file.rewind().map_err(folder(&path))?;
-        let mut target = File::create(&binary).map_err(folder(&binary))?;
-        let digest = unpack::unpack(file, &shim.name, shim.binary.as_deref(), &mut target)?;
-        check_digest("the binary", &digest, shim.binary_sha256.as_deref())?;
-        Ok(digest)
-    });
+    let downloaded = tokio::time::timeout_at(end, download(client, &shim.name, &url, &path)).await;
+    let too_slow = |_| Error::TooSlow {
+        location: shown_location(&shim.location),
+    };
+    let result = match downloaded.map_err(too_slow).flatten() {
+        Ok((file, digest)) => {
+            check_and_unpack(shim.clone(), shown_url(&url), file, digest, binary.clone()).await
+        }
+        Err(error) => Err(error),
+    };
     // What can't be removed is overwritten by the next try.
     let _ = std::fs::remove_file(&path);
     if result.is_err() {
         let _ = std::fs::remove_file(&binary);
     }
     result
+}
+
+/// Checks the digest of the artifact in `file`, writes its binary to `path`, and returns the SHA-256 of the binary.
+async fn check_and_unpack(
+    shim: ShimRequest,
+    url: String,
+    mut file: File,
+    digest: String,
+    path: PathBuf,
+) -> Result<String, Error> {
+    check_digest(&url, &digest, shim.sha256.as_deref())?;
+    let abandoned = Abandoned::default();
+    let flag = abandoned.0.clone();
+    blocking(path.clone(), move || {
+        file.rewind().map_err(folder(&path))?;
+        let mut target = File::create(&path).map_err(folder(&path))?;
+        let artifact = UnlessAbandoned { file, flag };
+        let digest = unpack::unpack(artifact, &shim.name, shim.binary.as_deref(), &mut target)?;
+        check_digest("the binary", &digest, shim.binary_sha256.as_deref())?;
+        Ok(digest)
+    })
+    .await
+}
+
+/// Does `work`, which hashes, unpacks or writes to the disk, on a thread for that: the downloads share one thread, and `work` would stop
+/// all of them. `path` is the file that `work` is about.
+async fn blocking<T: Send + 'static>(
+    path: PathBuf,
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        // The work panicked.
+        Err(error) => Err(folder(&path)(io::Error::other(error))),
+    }
+}
+
+/// Sets its flag when it is dropped: when nobody waits for the unpacking any more. A thread can't be cancelled, and the process would not end
+/// before it.
+#[derive(Default)]
+struct Abandoned(Arc<AtomicBool>);
+
+impl Drop for Abandoned {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A file that can't be read any more once the flag is set.
+struct UnlessAbandoned {
+    file: File,
+    flag: Arc<AtomicBool>,
+}
+
+impl io::Read for UnlessAbandoned {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.flag.load(Ordering::Relaxed) {
+            return Err(io::Error::other("unpacking was abandoned"));
+        }
+        self.file.read(buffer)
+    }
 }
 
 /// Whether bytes are those that were asked for; anything is, where nothing was.
@@ -311,7 +313,12 @@ pub fn check_digest(what: &str, found: &str, wanted: Option<&str>) -> Result<(),
 
 /// Tries to download until it works, fails for good, or the tries are used up. Each try starts at the first URL: what a redirect
 /// leads to may have expired.
-async fn download(client: &Client, url: &Url, path: &Path) -> Result<(File, String), Error> {
+async fn download(
+    client: &Client,
+    shim: &str,
+    url: &Url,
+    path: &Path,
+) -> Result<(File, String), Error> {
     let mut waits = RETRY_WAITS.iter();
     loop {
         let error = match download_once(client, url, path).await {
@@ -328,7 +335,7 @@ async fn download(client: &Client, url: &Url, path: &Path) -> Result<(File, Stri
         let Some(wait) = waits.next().filter(|_| again) else {
             return Err(error);
         };
-        warn!(%error, "trying again in {wait:?}");
+        warn!(shim, %error, "trying again in {wait:?}");
         tokio::time::sleep(*wait).await;
     }
 }
@@ -346,14 +353,14 @@ async fn download_once(client: &Client, url: &Url, path: &Path) -> Result<(File,
             status: response.status(),
         });
     }
-    let mut file = File::options()
+    let file = File::options()
         .read(true)
         .write(true)
         .create(true)
         .truncate(true)
         .open(path)
         .map_err(folder(path))?;
-    let mut hasher = Sha256::new();
+    let mut written = (file, Sha256::new());
     let mut received = 0;
     while let Some(chunk) = response.chunk().await.map_err(transport)? {
         received += chunk.len() as u64;
@@ -362,8 +369,15 @@ async fn download_once(client: &Client, url: &Url, path: &Path) -> Result<(File,
                 url: shown_url(url),
             });
         }
-        hasher.update(&chunk);
-        file.write_all(&chunk).map_err(folder(path))?;
+        let (mut file, mut hasher) = written;
+        let path = path.to_owned();
+        written = blocking(path.clone(), move || {
+            hasher.update(&chunk);
+            file.write_all(&chunk).map_err(folder(&path))?;
+            Ok((file, hasher))
+        })
+        .await?;
     }
+    let (file, hasher) = written;
     Ok((file, hex(&hasher.finalize())))
 }

@@ -8,6 +8,7 @@ mod binaries;
 mod bounds;
 mod candidate;
 mod clearing;
+mod client;
 pub mod cri;
 pub mod daemon;
 mod desired;

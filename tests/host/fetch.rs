@@ -140,6 +140,53 @@ async fn a_server_that_is_slow_holds_up_no_other_shim() {
 }
 
 #[tokio::test]
+async fn an_archive_that_takes_long_to_unpack_holds_up_no_other_download() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let out = tempfile::tempdir().unwrap();
+    // Unpacking writes to a FIFO, which holds 64 KiB (pipe(7)) until somebody reads.
+    let fifo = out.path().join("large.bin");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let mut large = program(1);
+    large.resize(1 << 20, 0);
+    let routes = Routes::from([
+        ("/large", ok(&large)),
+        ("/small", redirect("/moved")),
+        ("/moved", ok(&program(2))),
+    ]);
+    let (asked_again, heard) = std::sync::mpsc::channel();
+    let server = std::thread::spawn(move || {
+        let (first, second) = (listener.accept().unwrap(), listener.accept().unwrap());
+        answer(first.0, &routes);
+        // Opened once unpacking has begun (fifo(7)).
+        let mut unpacked = std::fs::File::open(fifo).unwrap();
+        answer(second.0, &routes);
+        let third = std::thread::spawn(move || {
+            let third = listener.accept().unwrap();
+            asked_again.send(()).unwrap();
+            answer(third.0, &routes);
+        });
+        // Where the download waits for the unpacking, nothing comes until somebody reads: that fails the test rather than hanging it.
+        let in_time = heard.recv_timeout(std::time::Duration::from_secs(10));
+        std::io::copy(&mut unpacked, &mut std::io::sink()).unwrap();
+        third.join().unwrap();
+        in_time
+    });
+    let shims = ["large", "small"].map(|name| {
+        let mut shim = shim(format!("http://{address}/{name}"));
+        name.clone_into(&mut shim.name);
+        shim
+    });
+    let results = fetch(&shims, out.path(), None).await.unwrap();
+    assert!(
+        results.iter().all(|result| result.reason.is_none()),
+        "{results:?}"
+    );
+    let in_time = server.join().unwrap();
+    assert_eq!(in_time, Ok(()), "the small one waited for the large one");
+}
+
+#[tokio::test]
 async fn an_artifact_is_verified_unpacked_and_handed_over() {
     let archive = archive("containerd-shim-wasmtime-v1");
     // The tag of a release has a slash, which must reach the server as it was written.
@@ -157,6 +204,29 @@ async fn an_artifact_is_verified_unpacked_and_handed_over() {
     assert_eq!(digest, sha256_hex(&program(0)));
     assert_eq!(std::fs::read(path).unwrap(), program(0));
     assert!(!out.path().join("wasmtime.artifact").exists());
+}
+
+#[test]
+fn a_fetch_runs_on_one_thread_until_there_is_something_to_unpack() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let location = format!("http://{}/a", listener.local_addr().unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let (request, out) = (folder.path().join("request"), folder.path().join("out"));
+    let shims = vec![shim(location)];
+    let wanted = ProvisionRequest::new(Owner::Cluster, String::new(), shims, vec![]);
+    std::fs::write(&request, wanted.to_json()).unwrap();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_farrier"));
+    command.arg("fetch").arg("--request").arg(&request);
+    command.arg("--out").arg(&out);
+    for proxy in ["HTTP_PROXY", "http_proxy"] {
+        command.env_remove(proxy);
+    }
+    let mut fetching = command.spawn().unwrap();
+    let asking = listener.accept().unwrap();
+    let threads = std::fs::read_dir(format!("/proc/{}/task", fetching.id())).unwrap();
+    assert_eq!(threads.count(), 1);
+    answer(asking.0, &Routes::from([("/a", ok(&program(1)))]));
+    assert!(fetching.wait().unwrap().success());
 }
 
 #[test]
