@@ -9,6 +9,7 @@ pub mod api;
 pub mod cli;
 pub mod containerd_config;
 pub mod controller;
+pub mod dns;
 pub mod handoff;
 pub mod installer;
 pub mod metrics;

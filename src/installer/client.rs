@@ -9,6 +9,7 @@ use reqwest::redirect::{Attempt, Policy};
 use reqwest::{Certificate, Client};
 
 use super::artifact::{Error, folder};
+use crate::dns::Resolver;
 
 /// GitHub redirects once, mirrors seldom more than twice.
 const MAX_REDIRECTS: usize = 10;
@@ -51,6 +52,7 @@ pub(super) fn client(ca_file: Option<&Path>) -> Result<Client, Error> {
         roots.extend(more);
     }
     Client::builder()
+        .dns_resolver(Resolver::default())
         .tls_certs_only(roots)
         .redirect(Policy::custom(redirect))
         .connect_timeout(CONNECT_LIMIT)

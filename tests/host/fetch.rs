@@ -17,7 +17,7 @@ use rstest::rstest;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
 /// Answers to paths; another path is answered with 404.
-type Routes = BTreeMap<&'static str, Vec<u8>>;
+pub type Routes = BTreeMap<&'static str, Vec<u8>>;
 
 fn archive(name: &str) -> Vec<u8> {
     let mut builder = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
@@ -30,7 +30,7 @@ fn archive(name: &str) -> Vec<u8> {
     builder.into_inner().unwrap().finish().unwrap()
 }
 
-fn ok(body: &[u8]) -> Vec<u8> {
+pub fn ok(body: &[u8]) -> Vec<u8> {
     let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
     [head.as_bytes(), body].concat()
 }
@@ -40,7 +40,7 @@ fn redirect(to: &str) -> Vec<u8> {
 }
 
 /// Answers one request on a connection and closes it.
-fn answer(mut stream: impl Read + Write, routes: &Routes) {
+pub fn answer(mut stream: impl Read + Write, routes: &Routes) {
     let mut request = String::new();
     let mut reader = BufReader::new(&mut stream);
     if reader.read_line(&mut request).is_err() {
@@ -94,7 +94,7 @@ fn serve_tls(routes: Routes, ca_file: &Path) -> SocketAddr {
     address
 }
 
-fn shim(location: String) -> ShimRequest {
+pub fn shim(location: String) -> ShimRequest {
     ShimRequest {
         name: "wasmtime".to_owned(),
         handlers: vec!["wasmtime".to_owned()],

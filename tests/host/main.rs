@@ -14,6 +14,8 @@ mod fetch;
 mod hostile;
 mod install;
 mod moved;
+#[cfg(target_arch = "x86_64")]
+mod names;
 mod present;
 #[cfg(target_arch = "x86_64")]
 mod rewritten;

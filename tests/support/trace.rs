@@ -1,5 +1,8 @@
-//! Ends the program before the n-th system call by which it changes a host (ptrace(2)). A helper of the crash tests, no tests.
+//! Follows the program from system call to system call (ptrace(2)), and ends it before the n-th by which it changes a host.
+//! A helper of tests, no tests.
 
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 use std::process::{Command, Stdio};
 
 use nix::libc;
@@ -20,50 +23,96 @@ const CHANGES: [i64; 7] = [
 ];
 
 /// Runs the program with the arguments of `command` and kills it before its change number `nth`; says whether it came that far.
+pub fn is_killed_at(command: &Command, nth: usize) -> bool {
+    let mut changes = 0;
+    let status = follow(command, Stdio::null(), |_, call| {
+        changes += usize::from(is_change(call));
+        if changes == nth {
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    });
+    status.is_none()
+}
+
+fn is_change(call: &libc::user_regs_struct) -> bool {
+    CHANGES.contains(&call.orig_rax.cast_signed())
+}
+
+/// Runs the program with the arguments and the environment of `command` and shows `seen` each system call that one of its threads is
+/// about to make. Returns how it ended, or `None` where `seen` broke off: it is killed before that call then.
 #[allow(
     clippy::zombie_processes,
     reason = "waitpid reaps the child: what ptrace sees comes through it"
 )]
-pub fn is_killed_at(command: &Command, nth: usize) -> bool {
+pub fn follow(
+    command: &Command,
+    stdout: Stdio,
+    mut seen: impl FnMut(Pid, &libc::user_regs_struct) -> ControlFlow<()>,
+) -> Option<i32> {
     // Stopped at first, so that no system call is missed.
-    let child = Command::new("/bin/sh")
+    let mut stopped = Command::new("/bin/sh");
+    stopped
         .args(["-c", "kill -STOP $$; exec \"$0\" \"$@\""])
         .arg(command.get_program())
-        .args(command.get_args())
+        .args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => stopped.env(name, value),
+            None => stopped.env_remove(name),
+        };
+    }
+    let child = stopped
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
+        .stdout(stdout)
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
-    waitpid(pid, Some(WaitPidFlag::WUNTRACED)).unwrap();
-    ptrace::attach(pid).unwrap();
-    waitpid(pid, None).unwrap();
-    let options = ptrace::Options::PTRACE_O_TRACESYSGOOD | ptrace::Options::PTRACE_O_EXITKILL;
-    ptrace::setoptions(pid, options).unwrap();
-    kill(pid, Signal::SIGCONT).unwrap();
-    let (mut changes, mut entering) = (0, false);
-    let mut signal = None;
+    let program = Pid::from_raw(i32::try_from(child.id()).unwrap());
+    waitpid(program, Some(WaitPidFlag::WUNTRACED)).unwrap();
+    ptrace::attach(program).unwrap();
+    waitpid(program, None).unwrap();
+    let options = ptrace::Options::PTRACE_O_TRACESYSGOOD
+        | ptrace::Options::PTRACE_O_EXITKILL
+        | ptrace::Options::PTRACE_O_TRACECLONE;
+    ptrace::setoptions(program, options).unwrap();
+    kill(program, Signal::SIGCONT).unwrap();
+    ptrace::syscall(program, None).unwrap();
+    // The threads that are inside a system call, and come out of it when they are heard of next.
+    let mut inside = BTreeSet::new();
     loop {
-        ptrace::syscall(pid, signal).unwrap();
-        signal = None;
-        match waitpid(pid, None).unwrap() {
-            WaitStatus::PtraceSyscall(_) => {
-                entering = !entering;
-                let call = ptrace::getregs(pid).unwrap().orig_rax;
-                if entering && CHANGES.contains(&call.cast_signed()) {
-                    changes += 1;
-                    if changes == nth {
-                        kill(pid, Signal::SIGKILL).unwrap();
-                        waitpid(pid, None).unwrap();
-                        return true;
+        // Threads of the program, and children of this thread alone (wait(2)).
+        let any = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
+        let (thread, signal) = match waitpid(None, Some(any)).unwrap() {
+            WaitStatus::PtraceSyscall(thread) => {
+                if !inside.remove(&thread) {
+                    inside.insert(thread);
+                    let Ok(call) = ptrace::getregs(thread) else {
+                        // It was killed meanwhile, which is heard of next.
+                        continue;
+                    };
+                    if seen(program, &call).is_break() {
+                        kill(program, Signal::SIGKILL).unwrap();
+                        while waitpid(program, Some(any)).unwrap()
+                            != WaitStatus::Signaled(program, Signal::SIGKILL, false)
+                        {
+                        }
+                        return None;
                     }
                 }
+                (thread, None)
             }
-            WaitStatus::Stopped(_, Signal::SIGSTOP | Signal::SIGTRAP) => {}
-            WaitStatus::Stopped(_, other) => signal = Some(other),
-            WaitStatus::Exited(..) => return false,
+            WaitStatus::Stopped(thread, Signal::SIGSTOP | Signal::SIGTRAP)
+            | WaitStatus::PtraceEvent(thread, ..) => (thread, None),
+            WaitStatus::Stopped(thread, other) => (thread, Some(other)),
+            WaitStatus::Exited(thread, status) if thread == program => return Some(status),
+            WaitStatus::Signaled(thread, signal, _) if thread == program => {
+                return Some(128 + signal as i32);
+            }
+            WaitStatus::Exited(..) | WaitStatus::Signaled(..) => continue,
             other => panic!("{other:?}"),
-        }
+        };
+        // A thread that ended meanwhile is heard of next.
+        let _ = ptrace::syscall(thread, signal);
     }
 }
