@@ -229,6 +229,8 @@ pub async fn start(
         .map_err(failed)?
         .stdout(Stdio::null())
         .stderr(stderr)
+        // Ctrl-C on a terminal signals our group: whoever restarts containerd must not be cut off half-way.
+        .process_group(0)
         .spawn()
         .map_err(failed)?;
     let ended = tokio::time::timeout(limit, child.wait()).await;
@@ -403,6 +405,15 @@ mod tests {
     async fn a_program_s_output_and_nothing_of_our_environment_comes_through() {
         let limit = Duration::from_secs(10);
         assert_eq!(shell("echo $HOME$CARGO", limit).await.unwrap(), "\n");
+    }
+
+    #[tokio::test]
+    async fn a_program_that_leaves_others_running_has_a_process_group_of_its_own() {
+        let host = HostRoot::open(Path::new("/")).unwrap();
+        // proc(5): the fifth field of `stat` is the group.
+        let leads = "test $(cut -d ' ' -f 5 /proc/self/stat) = $$";
+        let started = start(&host, "/bin/sh", &["-c", leads], Duration::from_secs(10)).await;
+        assert!(started.is_ok(), "{started:?}");
     }
 
     #[tokio::test]
