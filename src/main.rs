@@ -12,6 +12,7 @@ use clap::{CommandFactory as _, Parser as _};
 use farrier::cli::{self, Cli, Command, JobTtl, LogFormat, Output, ReserveHandlers};
 use farrier::controller::{self, LeaveOptions};
 use farrier::handoff::ProvisionReport;
+use farrier::installer::interrupts::Interrupts;
 use farrier::installer::{self, InstallOptions, Preview, UninstallOptions, Wanted, text};
 use farrier::telemetry;
 use tracing::{error, info, warn};
@@ -198,7 +199,7 @@ async fn run_install(install: cli::Install) -> ExitCode {
         termination_message,
         change,
     } = install;
-    let options = InstallOptions {
+    let mut options = InstallOptions {
         host_root: change.host.host_root,
         wanted: match request {
             Some(path) => Wanted::File(path),
@@ -213,11 +214,16 @@ async fn run_install(install: cli::Install) -> ExitCode {
         offline: change.offline,
         allow_pod_restarts: change.allow_pod_restarts,
         ca_file: trust.ca_file,
+        interrupts: Interrupts::default(),
     };
     if change.dry_run {
         let Preview { report, text } = installer::preview_install(&options).await;
         return answer(&report, &text, change.output);
     }
+    options.interrupts = match listen() {
+        Ok(interrupts) => interrupts,
+        Err(status) => return status,
+    };
     let report = installer::install(options).await;
     if let Some(path) = termination_message
         && let Err(error) = write_message(&path, &report.to_termination_message())
@@ -229,17 +235,22 @@ async fn run_install(install: cli::Install) -> ExitCode {
 
 async fn run_uninstall(uninstall: cli::Uninstall) -> ExitCode {
     let cli::Uninstall { shim, all, change } = uninstall;
-    let options = UninstallOptions {
+    let mut options = UninstallOptions {
         host_root: change.host.host_root,
         shims: (!all).then(|| shim.into_iter().collect()),
         config: change.config,
         offline: change.offline,
         allow_pod_restarts: change.allow_pod_restarts,
+        interrupts: Interrupts::default(),
     };
     if change.dry_run {
         let Preview { report, text } = installer::preview_uninstall(&options).await;
         return answer(&report, &text, change.output);
     }
+    options.interrupts = match listen() {
+        Ok(interrupts) => interrupts,
+        Err(status) => return status,
+    };
     let report = installer::uninstall(options).await;
     answer(&report, &text::report_text(&report), change.output)
 }
@@ -251,7 +262,18 @@ async fn run_fetch(fetch: cli::Fetch) -> ExitCode {
         trust,
     } = fetch;
     let wanted = Wanted::File(request);
-    match installer::fetch(&wanted, &out, trust.ca_file.as_deref()).await {
+    let interrupts = match listen() {
+        Ok(interrupts) => interrupts,
+        Err(status) => return status,
+    };
+    let fetched = tokio::select! {
+        biased;
+        name = interrupts.came() => {
+            return fail(&format!("interrupted by {name}; run the same command again"));
+        }
+        fetched = installer::fetch(&wanted, &out, trust.ca_file.as_deref()) => fetched,
+    };
+    match fetched {
         Ok(results) => {
             for result in results {
                 if let Some(reason) = result.reason {
@@ -266,6 +288,11 @@ async fn run_fetch(fetch: cli::Fetch) -> ExitCode {
         }
         Err(error) => fail(&error),
     }
+}
+
+/// Listens for the signals that end a command.
+fn listen() -> Result<Interrupts, ExitCode> {
+    Interrupts::listen().map_err(|error| fail(&format!("failed to listen for signals: {error}")))
 }
 
 async fn run_doctor(doctor: cli::Doctor) -> ExitCode {

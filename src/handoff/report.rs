@@ -79,7 +79,7 @@ pub enum Outcome {
     Unchanged,
     /// Nothing was changed, for the reason given. Exit status 3.
     Refused,
-    /// It was tried, it failed, and the host is as it was. Exit status 4.
+    /// It was tried, it failed or a signal ended it, and the host is as it was. Exit status 4.
     RolledBack,
     /// The host needs a person. Exit status 5.
     Broken,

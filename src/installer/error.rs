@@ -104,6 +104,12 @@ pub enum Error {
         /// The bound.
         limit: u64,
     },
+    /// SIGTERM or SIGINT came before the change took effect.
+    #[error("interrupted by {name}; run the same command again")]
+    Signal {
+        /// The signal.
+        name: &'static str,
+    },
     /// A former run.
     #[error("a former change was interrupted and could not be undone")]
     Interrupted,

@@ -20,6 +20,7 @@ pub mod facts;
 pub mod handover;
 pub mod host;
 pub mod inherited;
+pub mod interrupts;
 pub mod journal;
 mod kubelet;
 pub mod loaded;
@@ -58,6 +59,7 @@ use doctor::Traces;
 pub use error::Error;
 use facts::{Facts, gather};
 use host::HostRoot;
+use interrupts::Interrupts;
 use options::config_path;
 pub use options::{InstallOptions, UninstallOptions, Wanted};
 use perform::{Failure, perform};
@@ -107,6 +109,7 @@ pub async fn install(options: InstallOptions) -> ProvisionReport {
         config,
         offline: options.offline,
         allow_pod_restarts: options.allow_pod_restarts,
+        interrupts: &options.interrupts,
     };
     let report = change
         .run(report, &request.shims, async |facts| {
@@ -132,6 +135,7 @@ pub async fn uninstall(options: UninstallOptions) -> ProvisionReport {
         config,
         offline: options.offline,
         allow_pod_restarts: options.allow_pod_restarts,
+        interrupts: &options.interrupts,
     };
     let want = options.want();
     let report = change
@@ -179,6 +183,7 @@ struct Change<'a> {
     config: Option<&'a str>,
     offline: bool,
     allow_pod_restarts: bool,
+    interrupts: &'a Interrupts,
 }
 
 impl Change<'_> {
@@ -188,18 +193,24 @@ impl Change<'_> {
         shims: &[ShimRequest],
         want: impl AsyncFnOnce(&Facts) -> Result<Prepared, Error>,
     ) -> ProvisionReport {
-        let _lock = match self.host.lock(self.offline).await {
+        let lock = async { Ok(self.host.lock(self.offline).await?) };
+        let lock = match self.interrupts.cut_off(lock).await.flatten() {
             Ok(lock) => lock,
-            Err(error) => return failed(report, &error.into()),
+            Err(error) => return failed(report, &error),
         };
         Stamps::clean(self.host);
+        // What a former run left half done is undone or finished to its end.
         let gathered = match recover(self.host, self.offline, self.allow_pod_restarts).await {
             Ok(Some(tally)) => {
                 report.changed = true;
                 count(&mut report, tally);
-                gather_after(self.host, self.config, self.offline).await
+                let gathered = gather_after(self.host, self.config, self.offline);
+                self.interrupts.cut_off(gathered).await.flatten()
             }
-            Ok(None) => gather(self.host, self.config, self.offline).await,
+            Ok(None) => {
+                let gathered = gather(self.host, self.config, self.offline);
+                self.interrupts.cut_off(gathered).await.flatten()
+            }
             Err(failure) => return unhappy(report, failure),
         };
         let facts = match gathered {
@@ -212,7 +223,7 @@ impl Change<'_> {
             sources,
             artifacts,
             _downloads,
-        } = match want(&facts).await {
+        } = match self.interrupts.cut_off(want(&facts)).await.flatten() {
             Ok(prepared) => prepared,
             Err(error) => return as_before(failed(report, &error), &facts, shims, self.offline),
         };
@@ -224,7 +235,7 @@ impl Change<'_> {
             if plan.is_empty() {
                 break Ok((plan, None));
             }
-            match perform(self.host, &facts, &plan, &sources).await {
+            match perform(self.host, &facts, &plan, &sources, self.interrupts).await {
                 Ok(done) => break Ok((plan, Some(done))),
                 // One that doesn't run takes none of the others with it.
                 Err(Failure::Refused(Error::Unusable(unusable)))
@@ -248,6 +259,14 @@ impl Change<'_> {
         };
         self.remember(&facts, &plan, artifacts);
         conclude(&mut report, &facts, &plan, self.offline);
+        drop(lock);
+        if report.changed
+            && let Some(name) = self.interrupts.come().await
+        {
+            report.notes.push(format!(
+                "{name} came after the change had taken effect, so the change was carried out"
+            ));
+        }
         report
     }
 

@@ -5,6 +5,7 @@ use std::io::{ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 
 use super::Error;
+use super::interrupts::Interrupts;
 use super::plan::{Scope, Want};
 use crate::handoff::{Owner, ProvisionRequest, ShimRequest};
 
@@ -30,6 +31,8 @@ pub struct InstallOptions {
     pub allow_pod_restarts: bool,
     /// More certificate authorities than Mozilla's, as PEM.
     pub ca_file: Option<PathBuf>,
+    /// What ends the run before its change takes effect.
+    pub interrupts: Interrupts,
 }
 
 /// Where a desired set comes from.
@@ -59,6 +62,8 @@ pub struct UninstallOptions {
     pub offline: bool,
     /// Restart containerd even where that ends every pod on the node.
     pub allow_pod_restarts: bool,
+    /// What ends the run before its change takes effect.
+    pub interrupts: Interrupts,
 }
 
 impl UninstallOptions {

@@ -16,6 +16,7 @@ use super::distro::Restart;
 use super::facts::Facts;
 use super::handover;
 use super::host::{HostRoot, text_digest};
+use super::interrupts::Interrupts;
 use super::journal::{Journal, Undo, put_config};
 use super::plan::HostPlan;
 use super::proof::Expected;
@@ -77,7 +78,8 @@ pub enum Failure {
 /// Locations may hold credentials; whoever may change a host is root.
 const STATE_MODE: u32 = 0o600;
 
-/// Carries out `plan`; `sources` says where the binaries are, by SHA-256.
+/// Carries out `plan`; `sources` says where the binaries are, by SHA-256. A signal that comes before the restart has the change undone, and
+/// a later one has no effect: undoing would take a second restart.
 ///
 /// # Errors
 /// Says how the host is: everything that could be undone was.
@@ -86,7 +88,9 @@ pub async fn perform(
     facts: &Facts,
     plan: &HostPlan,
     sources: &BTreeMap<String, Source>,
+    interrupts: &Interrupts,
 ) -> Result<Done, Failure> {
+    interrupts.check().await.map_err(Failure::Refused)?;
     for path in [facts.places.bin(), facts.places.store()] {
         // The links in the one lead to the other by `..`, and what stands behind a link was never ours to clear.
         let target = host.link_target(&path);
@@ -120,7 +124,16 @@ pub async fn perform(
         return Err(Failure::Refused(error));
     }
     let mut progress = Progress::default();
-    match act(host, facts, plan, sources, &mut journal, &mut progress).await {
+    let acted = act(
+        host,
+        facts,
+        plan,
+        sources,
+        interrupts,
+        &mut journal,
+        &mut progress,
+    );
+    match acted.await {
         Ok((done, in_use)) => {
             // The change stands. What is left lying about is cleared by the next run.
             if let Err(error) = finish(host, &journal, &in_use) {
@@ -200,6 +213,7 @@ async fn act(
     facts: &Facts,
     plan: &HostPlan,
     sources: &BTreeMap<String, Source>,
+    interrupts: &Interrupts,
     journal: &mut Journal,
     progress: &mut Progress,
 ) -> Result<(Done, InUse), Error> {
@@ -207,20 +221,26 @@ async fn act(
         host.create_folder(folder)?;
     }
     for sha256 in &plan.store {
+        interrupts.check().await?;
         let path = facts.places.store_path(sha256);
         store(host, &path, sha256, sources.get(sha256))?;
     }
     // Before anything refers to them: what does not run is never linked or declared.
-    let refused = trial::refused(host, &untried(facts, plan), facts.daemon.is_none()).await;
+    let untried = untried(facts, plan);
+    let refused = trial::refused(host, &untried, facts.daemon.is_none());
+    let refused = interrupts.cut_off(refused).await?;
     if !refused.is_empty() {
         return Err(Error::Unusable(refused));
     }
-    candidate::judge(host, facts, plan).await?;
+    let judged = candidate::judge(host, facts, plan);
+    interrupts.cut_off(judged).await.flatten()?;
     let daemon = facts.daemon.as_ref();
     if plan.restart {
         // Before the configuration: where that is watched, the restart begins with it.
         journal.begin_restart(host, daemon.map(|daemon| daemon.process))?;
     }
+    // Where a supervisor watches the configuration, writing it is the restart.
+    interrupts.check().await?;
     progress.live = plan.restart || !plan.config.is_empty() || !plan.links.is_empty();
     link(host, facts, plan)?;
     for change in &plan.config {
@@ -229,9 +249,13 @@ async fn act(
         let after = change.after.as_deref();
         put_config(host, &change.path, after, before.as_deref())?;
     }
+    let service = journal.service();
+    if !(plan.restart && service.restart == Restart::Watched && service.told) {
+        interrupts.check().await?;
+    }
     if plan.restart {
         info!(unit = journal.unit, "restarting containerd");
-        let (service, socket) = (journal.service(), &journal.socket);
+        let socket = &journal.socket;
         let tally = &mut progress.tally;
         let mut served = counted(host, &service, socket, daemon, tally).await?;
         if service.restart == Restart::Watched

@@ -119,6 +119,11 @@ pub(super) fn failed(mut report: ProvisionReport, error: &Error) -> ProvisionRep
     let (reason, remedy) = split(&error.to_string());
     report.reason = Some(reason);
     report.remedy = remedy;
+    if matches!(error, Error::Signal { .. }) {
+        // Nobody refused anything: whoever reads the exit status alone tries again.
+        report.result = Outcome::RolledBack;
+        report.interrupted = true;
+    }
     report.unsupported = matches!(error, Error::Plan(plan::Error::Distribution(_)));
     report
 }
@@ -156,6 +161,7 @@ pub(super) fn unhappy(report: ProvisionReport, failure: Failure) -> ProvisionRep
             report.remedy =
                 Some("log in to the node and repair containerd, then run farrier again".to_owned());
             report.result = Outcome::Broken;
+            report.interrupted = false;
             report.changed = true;
             count(&mut report, tally);
             report
@@ -190,4 +196,46 @@ pub(super) fn as_before(
         }
     }
     report
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn signal() -> Error {
+        Error::Signal { name: "SIGTERM" }
+    }
+
+    #[test]
+    fn an_interrupted_change_is_told_from_a_refused_and_a_broken_one() {
+        let tally = Tally::default();
+        let report = |failure| unhappy(ProvisionReport::new(Outcome::Refused), failure);
+        for failure in [
+            Failure::Refused(signal()),
+            Failure::RolledBack {
+                cause: signal(),
+                tally,
+            },
+        ] {
+            let report = report(failure);
+            assert_eq!(report.result, Outcome::RolledBack);
+            assert!(report.interrupted);
+            assert!(report.reason.unwrap().contains("interrupted by SIGTERM"));
+            assert_eq!(report.remedy.as_deref(), Some("run the same command again"));
+        }
+        let broken = report(Failure::Broken {
+            cause: signal(),
+            failures: vec!["no room".to_owned()],
+            tally,
+        });
+        assert_eq!(
+            (broken.result, broken.interrupted),
+            (Outcome::Broken, false)
+        );
+        let refused = report(Failure::Refused(Error::Interrupted));
+        assert_eq!(
+            (refused.result, refused.interrupted),
+            (Outcome::Refused, false)
+        );
+    }
 }

@@ -10,7 +10,7 @@ use super::support::{Host, program, shim};
 use super::trace::is_killed_at;
 use farrier::handoff::Outcome;
 
-fn host() -> Host {
+pub fn host() -> Host {
     let host = Host::stocked();
     for folder in ["/var/lib", "/opt", "/run"] {
         std::fs::create_dir_all(host.path(folder)).unwrap();
@@ -19,13 +19,13 @@ fn host() -> Host {
 }
 
 /// The host's tree, for comparison with another's.
-fn listing(host: &Host) -> BTreeMap<PathBuf, String> {
+pub fn listing(host: &Host) -> BTreeMap<PathBuf, String> {
     let below = |path: PathBuf| path.strip_prefix(host.root()).unwrap().to_owned();
     let tree = host.tree(false).into_iter();
     tree.map(|(path, what)| (below(path), what)).collect()
 }
 
-fn arguments(shims: &[&str]) -> Vec<String> {
+pub fn arguments(shims: &[&str]) -> Vec<String> {
     let shims = shims
         .iter()
         .map(|name| format!("--shim={name}=file:///srv/{name}"));

@@ -19,6 +19,8 @@ mod names;
 mod present;
 #[cfg(target_arch = "x86_64")]
 mod rewritten;
+#[cfg(target_arch = "x86_64")]
+mod signals;
 mod support;
 #[cfg(target_arch = "x86_64")]
 #[path = "../support/trace.rs"]

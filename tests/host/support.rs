@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::elf::executable;
 use farrier::handoff::{Owner, ProvisionReport, ProvisionRequest, ShimRequest};
+use farrier::installer::interrupts::Interrupts;
 use farrier::installer::{self, InstallOptions, UninstallOptions, Wanted};
 use farrier::names::sha256_hex;
 
@@ -160,6 +161,7 @@ impl Host {
             offline: true,
             allow_pod_restarts: false,
             ca_file: None,
+            interrupts: Interrupts::default(),
         }
     }
 
@@ -197,6 +199,7 @@ impl Host {
             config: None,
             offline: true,
             allow_pod_restarts: false,
+            interrupts: Interrupts::default(),
         }
     }
 }

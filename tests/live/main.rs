@@ -18,5 +18,6 @@ mod faults;
 mod node;
 mod removal;
 mod sandbox;
+mod signals;
 #[path = "../support/trace.rs"]
 mod trace;

@@ -1,4 +1,4 @@
-//! Follows the program from system call to system call (ptrace(2)), and ends it before the n-th by which it changes a host.
+//! Follows the program from system call to system call (ptrace(2)), and ends or interrupts it before the n-th by which it changes a host.
 //! A helper of tests, no tests.
 
 use std::collections::BTreeSet;
@@ -33,6 +33,27 @@ pub fn is_killed_at(command: &Command, nth: usize) -> bool {
         ControlFlow::Continue(())
     });
     status.is_none()
+}
+
+/// As [`is_killed_at`], with a signal that the program may handle, and to its end: returns its exit status, or `None` where it did not
+/// come that far. What it says goes to `stdout`.
+pub fn is_interrupted_at(
+    command: &Command,
+    signal: Signal,
+    nth: usize,
+    stdout: Stdio,
+) -> Option<i32> {
+    let mut changes = 0;
+    let status = follow(command, stdout, |program, call| {
+        let is_change = is_change(call);
+        changes += usize::from(is_change);
+        if changes == nth && is_change {
+            kill(program, signal).unwrap();
+        }
+        ControlFlow::Continue(())
+    });
+    // 128 and the number of the signal where that ended it, as shells have it.
+    (changes >= nth).then_some(status.unwrap())
 }
 
 fn is_change(call: &libc::user_regs_struct) -> bool {
