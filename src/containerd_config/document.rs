@@ -1,6 +1,4 @@
-//! One configuration file as text and as values at once: what it says, and where in the text it says it.
-//!
-//! Nothing here knows what should stand in a file; it reads, and it tells which bytes a handler takes up.
+//! Parses one configuration file and finds the bytes of each setting in its text. Changes nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -20,18 +18,18 @@ const DUMP: &str = "the dump of containerd's configuration";
 /// The text of a file and its parsed form.
 pub(super) struct Document<'a> {
     path: &'a str,
-    /// The text without a byte order mark; spans count from its start.
+    /// The text without a byte order mark. Spans are offsets in it.
     pub(super) text: &'a str,
     /// Whether a byte order mark stood before it.
     pub(super) byte_order_mark: bool,
     parsed: toml_edit::Document<&'a str>,
 }
 
-/// Where a handler, or what would hold it, stands.
+/// The kind of table that a handler is written in.
 pub(super) enum Holder<'a> {
-    /// Under headers, where one more header may follow.
+    /// A table with a `[header]`. Another header may follow it.
     Headers,
-    /// Between braces, where only the brace's owner can take more; and how many keys lead to it.
+    /// An inline table, and the number of keys that lead to it. A handler has to be written between its braces.
     Braces(&'a InlineTable, usize),
 }
 
@@ -39,7 +37,7 @@ impl<'a> Document<'a> {
     /// Parses the text of the file `path`.
     ///
     /// # Errors
-    /// When it is too long, no TOML, or spells a key in a way that releases read differently.
+    /// When the text is too long or not TOML, or has a key in a letter case that some releases read and others ignore.
     pub(super) fn parse(path: &'a str, source: &'a str) -> Result<Self, Error> {
         if source.len() > TEXT_LIMIT {
             return Err(Error::Long {
@@ -49,7 +47,7 @@ impl<'a> Document<'a> {
         Self::parse_whole(path, source)
     }
 
-    /// Parses what `containerd config dump` prints: all files that are loaded, and the defaults.
+    /// Parses the output of `containerd config dump`, which has the settings of all loaded files and the defaults.
     ///
     /// # Errors
     /// As [`Self::parse`].
@@ -79,7 +77,7 @@ impl<'a> Document<'a> {
         Ok(document)
     }
 
-    /// The `version` of the file, in the spelling of containerd's releases from 2.0 on, which take any letter case.
+    /// The `version` of the file. As in containerd 2.0 and later, the key may have any letter case.
     pub(super) fn version(&self) -> Result<Option<i64>, Error> {
         let mut keys = self
             .parsed
@@ -88,7 +86,7 @@ impl<'a> Document<'a> {
         match (keys.next(), keys.next()) {
             (None, _) => Ok(None),
             (Some((_, item)), None) => match item.as_integer() {
-                // To Go a 0 is no version at all, which is the first.
+                // containerd takes 0 for an absent version, and an absent version for 1.
                 Some(version) => Ok(Some(if version == 0 { 1 } else { version })),
                 None => Err(self.shape("version", "an integer")),
             },
@@ -96,12 +94,12 @@ impl<'a> Document<'a> {
         }
     }
 
-    /// Refuses a `version` that containerd 1.x doesn't see.
+    /// Refuses a `version` key in another letter case, which containerd 1.x ignores.
     pub(super) fn check_version_letter_case(&self) -> Result<(), Error> {
         self.check_keys(self.parsed.as_table(), &["version"])
     }
 
-    /// The strings of the array `key` at the root; none where it is absent.
+    /// The strings of the top-level array `key`; none where the key is absent.
     pub(super) fn strings(&self, key: &str) -> Result<Vec<String>, Error> {
         let Some(item) = self.parsed.get(key) else {
             return Ok(Vec::new());
@@ -116,12 +114,12 @@ impl<'a> Document<'a> {
             .ok_or_else(|| self.shape(key, "an array of strings"))
     }
 
-    /// Where the value of `key` at the root stands.
+    /// The bytes of the value of the top-level `key`.
     pub(super) fn value_span(&self, key: &str) -> Option<Range<usize>> {
         self.parsed.get(key)?.span()
     }
 
-    /// Whether the file says anything about the plugin.
+    /// Whether the file has settings of the plugin.
     pub(super) fn has(&self, plugin: PluginId) -> bool {
         let [plugins, key, ..] = plugin.runtimes();
         self.item(&[plugins, key]).is_some()
@@ -139,7 +137,7 @@ impl<'a> Document<'a> {
             || !self.strings("required_plugins")?.is_empty())
     }
 
-    /// The handlers that the file declares for the plugin.
+    /// The handlers that the file declares in the plugin's table.
     pub(super) fn handlers(
         &self,
         plugin: PluginId,
@@ -173,17 +171,17 @@ impl<'a> Document<'a> {
         Ok(handlers)
     }
 
-    /// The comment of ours directly above the line of `offset`, and where that line begins.
+    /// Farrier's comment on the line above `offset`, and the start of the comment's line.
     pub(super) fn mark_above(&self, offset: usize) -> Option<(usize, &'a str)> {
         let line = self.line(offset..offset).start;
         let above = self.text.get(..line)?.strip_suffix('\n')?;
         let start = above.rfind('\n').map_or(0, |newline| newline + 1);
         let comment = above[start..].trim();
-        // That one is about what stands between braces, wherever they are.
+        // `BRACES_MARK` is at the start of the file and says nothing about the line below it.
         (comment.starts_with(MARK) && comment != BRACES_MARK).then_some((start, comment))
     }
 
-    /// The line of the comment that says that `runc` between braces is ours.
+    /// The line of the comment by which a `runc` in an inline table is Farrier's.
     pub(super) fn braces_mark(&self) -> Option<Range<usize>> {
         let mut start = 0;
         self.text.split_inclusive('\n').find_map(|line| {
@@ -193,16 +191,16 @@ impl<'a> Document<'a> {
         })
     }
 
-    /// Where the file's `version` stands, with the comment of ours above it; `None` where the line isn't ours.
+    /// The lines of the `version` that Farrier wrote, and the comment above it; `None` where somebody else wrote it.
     pub(super) fn own_version(&self) -> Option<(Range<usize>, &'a str)> {
         let (key, item) = self.parsed.as_table().get_key_value("version")?;
         let (start, mark) = self.mark_above(key.span()?.start)?;
         Some((start..self.line(item.span()?).end, mark))
     }
 
-    /// The bytes that the handlers take up, our comments above them included, in order.
+    /// The bytes of the handlers `names`, with Farrier's comments above them, sorted.
     ///
-    /// All of them at once: which comma goes with an entry between braces depends on what else goes.
+    /// One call finds all of them, because the commas to remove from an inline table depend on all entries that are removed.
     pub(super) fn extents(&self, plugin: PluginId, names: &BTreeSet<&str>) -> Vec<Range<usize>> {
         let path = plugin.runtimes();
         let mut ranges = Vec::new();
@@ -229,11 +227,11 @@ impl<'a> Document<'a> {
         ranges
     }
 
-    /// What holds, or would have to hold, the item at `path`.
+    /// The kind of table that has the item at `path`, or would have it.
     pub(super) fn holder(&self, path: &[&str]) -> Holder<'_> {
         let mut holder = Holder::Headers;
         let mut table: &dyn TableLike = self.parsed.as_table();
-        // The last key is the item itself: braces of its own don't hold it.
+        // The last key is the item itself, and braces of its own do not count.
         for (index, key) in path.iter().enumerate().take(path.len().saturating_sub(1)) {
             let Some(item) = table.get(key) else { break };
             if let Some(braces) = item.as_inline_table()
@@ -268,7 +266,7 @@ impl<'a> Document<'a> {
         table.get(last)
     }
 
-    /// The whole lines that `span` touches, their line end included.
+    /// The whole lines that `span` touches, with their line ends.
     fn line(&self, span: Range<usize>) -> Range<usize> {
         let start = self.text[..span.start]
             .rfind('\n')
@@ -347,7 +345,7 @@ impl<'a> Document<'a> {
     }
 }
 
-/// Where the parser stopped and why, without the text that stood there: it may hold a password.
+/// The parser's message with line and column, and without text of the file, which may be a password.
 fn reason(text: &str, error: &toml_edit::TomlError) -> String {
     let message = error.message().replace('\n', " ");
     let Some(before) = error.span().and_then(|span| text.get(..span.start)) else {
@@ -428,7 +426,7 @@ pub(super) fn is_true_at(value: &Value, path: &[&str]) -> bool {
     at(value, path).and_then(Value::as_bool) == Some(true)
 }
 
-/// The entries of the table that the keys `path` lead to; none where that is no table.
+/// The entries of the table that the keys `path` lead to; none where there is no table.
 pub(super) fn entries_at<'a>(
     value: &'a Value,
     path: &[&str],
@@ -439,7 +437,7 @@ pub(super) fn entries_at<'a>(
         .flatten()
 }
 
-/// Removes `names` from the table at `path`, and then every table on the way there that is empty.
+/// Removes `names` from the table at `path`, and then each table of `path` that is empty.
 pub(super) fn remove_from(value: &mut Value, path: &[&str], names: &BTreeSet<String>) {
     let Value::Table(table) = value else { return };
     let Some((first, rest)) = path.split_first() else {
@@ -473,7 +471,7 @@ pub(super) fn difference(before: &Value, after: &Value) -> Option<String> {
     })
 }
 
-/// Whether two values are equal. A `nan` that nobody touched is the same, though it isn't equal to itself.
+/// Whether two values are the same. Unlike equality of floats, this takes `nan` for the same as `nan`.
 fn is_same(one: &Value, other: &Value) -> bool {
     match (one, other) {
         (Value::Float(one), Value::Float(other)) => one.total_cmp(other).is_eq(),

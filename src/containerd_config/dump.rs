@@ -1,6 +1,6 @@
-//! Reads what `containerd config dump` prints, and judges a candidate by the dumps before and after: values, never text.
+//! Reads the output of `containerd config dump`, and compares the dumps before and after an edit by value.
 //!
-//! A dump holds registry passwords: errors name keys and never values.
+//! A dump of containerd 1.x has registry passwords. Errors name keys and no values.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,20 +11,38 @@ use super::error::Error;
 use super::schema::PluginId;
 use super::types::{DeclaredHandler, Handler, RUNC, is_zero};
 
-/// The default runtime's name and all handlers that a dump shows.
+/// The name of the default runtime, and all handlers of a dump. The name is empty where the dump has none.
+///
+/// ```
+/// use farrier::containerd_config::runtimes_of_dump;
+///
+/// let dump = r#"
+/// version = 3
+/// [plugins."io.containerd.cri.v1.runtime".containerd]
+/// default_runtime_name = "runc"
+/// [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
+/// runtime_type = "io.containerd.runc.v2"
+/// "#;
+/// let (default, handlers) = runtimes_of_dump(dump)?;
+/// assert_eq!(default, "runc");
+/// assert_eq!(handlers["runc"].runtime_type, "io.containerd.runc.v2");
+/// # Ok::<(), farrier::containerd_config::Error>(())
+/// ```
 ///
 /// # Errors
-/// When the dump is no TOML or not shaped as a configuration.
+/// When the dump is longer than [`DUMP_LIMIT`](super::DUMP_LIMIT), is not TOML, or has a value that is not a table where a handler should
+/// be.
 pub fn runtimes_of_dump(dump: &str) -> Result<(String, BTreeMap<String, DeclaredHandler>), Error> {
     let document = Document::parse_dump(dump)?;
     let values = document.values();
-    // A dump uses the newest id that its release knows, whatever the files use.
+    // containerd prints the newest plugin id that its release has, whichever id the files use.
     for plugin in PluginId::ALL.into_iter().rev() {
         let mut handlers = document.handlers(plugin)?;
         let [plugins, key, containerd, _] = plugin.runtimes();
         let mut default = string_at(&values, &[plugins, key, containerd, "default_runtime_name"])
             .map(str::to_owned);
-        // Tables of 1.x from before `runtimes`: the daemon makes them handlers of these names, which its dump doesn't show.
+        // containerd 1.x still reads two tables that are older than `runtimes`. It makes handlers of these names from them, and does not
+        // print the handlers.
         for (table, name) in [
             ("default_runtime", "default"),
             ("untrusted_workload_runtime", "untrusted"),
@@ -45,9 +63,16 @@ pub fn runtimes_of_dump(dump: &str) -> Result<(String, BTreeMap<String, Declared
     Ok((String::new(), BTreeMap::new()))
 }
 
-/// The path of the socket that a dump says containerd listens on, absolute.
+/// The absolute path of the socket that containerd listens on, according to its dump.
 ///
-/// 1.6 to 2.2 print it in `grpc` (`services/server/config`), 2.3 and later as a plugin's (`plugins/server/grpc`).
+/// containerd 1.6 to 2.2 print it in `grpc` (`services/server/config`), 2.3 and later in a plugin's table (`plugins/server/grpc`).
+///
+/// ```
+/// use farrier::containerd_config::address_of_dump;
+///
+/// let dump = "version = 2\n[grpc]\naddress = '/run/containerd/containerd.sock'\n";
+/// assert_eq!(address_of_dump(dump).as_deref(), Some("/run/containerd/containerd.sock"));
+/// ```
 #[must_use]
 pub fn address_of_dump(dump: &str) -> Option<String> {
     let values = Document::parse_dump(dump).ok()?.values();
@@ -61,13 +86,36 @@ pub fn address_of_dump(dump: &str) -> Option<String> {
         .map(str::to_owned)
 }
 
-/// Whether the candidate changes only what is ours.
+/// Checks that an edit changes only the handlers `ours`.
 ///
-/// `before` and `after` are dumps of the same daemon; `ours` names the handlers that may appear, change or go. `runc` may lose
-/// or gain zero values, which is what spelling it out does on 1.x. `imports` isn't compared: it names the files.
+/// `before` and `after` are dumps of the same containerd, before and after the edit. `ours` names the handlers that may appear, change or
+/// disappear. `runc` may lose or gain zero values, because containerd 1.x prints other defaults for a `runc` that is declared. `imports` is
+/// not compared.
+///
+/// ```
+/// use std::collections::BTreeSet;
+///
+/// use farrier::containerd_config::compare_dumps;
+///
+/// let before = r#"
+/// version = 2
+/// [debug]
+/// level = "info"
+/// [plugins."io.containerd.grpc.v1.cri".containerd]
+/// default_runtime_name = "runc"
+/// [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+/// runtime_type = "io.containerd.runc.v2"
+/// "#;
+/// let ours = BTreeSet::from(["spin".to_owned()]);
+/// let spin = "[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.spin]\nruntime_type = '/spin'\n";
+/// assert!(compare_dumps(before, &format!("{before}{spin}"), &ours).is_ok());
+///
+/// let error = compare_dumps(before, &before.replace("info", "debug"), &ours).unwrap_err();
+/// assert!(error.to_string().contains("debug.level"));
+/// ```
 ///
 /// # Errors
-/// Names the first key that differs, or says that the default runtime would be missing.
+/// When a dump can't be read, a value of others differs, or the default runtime is not declared.
 pub fn compare_dumps(before: &str, after: &str, ours: &BTreeSet<String>) -> Result<(), Error> {
     let values = |dump: &str| -> Result<Value, Error> {
         let mut values = Document::parse_dump(dump)?.values();
@@ -94,10 +142,22 @@ pub fn compare_dumps(before: &str, after: &str, ours: &BTreeSet<String>) -> Resu
     Ok(())
 }
 
-/// Whether the daemon sees every handler of `want` as it is declared.
+/// Checks that a dump has every handler of `want` as it is declared.
+///
+/// ```
+/// use farrier::containerd_config::{Handler, contains_handlers};
+///
+/// let dump = r#"
+/// version = 2
+/// [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+/// runtime_type = "io.containerd.runc.v2"
+/// "#;
+/// assert!(contains_handlers(dump, &[Handler::runc()]).is_ok());
+/// assert!(contains_handlers("version = 2", &[Handler::runc()]).is_err());
+/// ```
 ///
 /// # Errors
-/// Names the first handler that the dump lacks or shows differently; or the dump can't be read.
+/// When the dump can't be read, or lacks a handler or has it with other settings.
 pub fn contains_handlers(dump: &str, want: &[Handler]) -> Result<(), Error> {
     let (_, handlers) = runtimes_of_dump(dump)?;
     let seen = |handler: &&Handler| {
@@ -159,7 +219,7 @@ SystemdCgroup = false
 BinaryName = ""
 "#;
 
-    /// A handler of ours.
+    /// A handler that Farrier manages.
     const A: &str =
         "[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.a]\nruntime_type = '/a'\n";
 
@@ -168,7 +228,7 @@ BinaryName = ""
     }
 
     #[test]
-    fn our_handler_and_a_spelled_out_default_runtime_may_differ() {
+    fn managed_handlers_and_a_declared_default_runtime_may_differ() {
         let after = BEFORE
             .replace("SystemdCgroup = false\nBinaryName = \"\"\n", "")
             .replace("podsandbox", "")
@@ -182,7 +242,7 @@ BinaryName = ""
     #[case("\"pause\"", "\"secret\"", "sandbox_image")]
     #[case("Cgroup = false", "Cgroup = true", "containerd.runtimes.runc.options")]
     #[case("runtimes.runc", "runtimes.a", "containerd.runtimes.runc")]
-    fn what_is_not_ours_may_not_differ(#[case] from: &str, #[case] to: &str, #[case] key: &str) {
+    fn settings_of_others_may_not_differ(#[case] from: &str, #[case] to: &str, #[case] key: &str) {
         let key = format!("plugins.io.containerd.grpc.v1.cri.{key}");
         assert_eq!(
             compare_dumps(BEFORE, &BEFORE.replace(from, to), &ours()),
@@ -226,7 +286,7 @@ BinaryName = ""
     }
 
     #[test]
-    fn a_table_from_before_runtimes_is_the_handler_that_the_daemon_makes_of_it() {
+    fn a_table_older_than_runtimes_is_read_as_the_handler_that_containerd_makes_of_it() {
         let dump = BEFORE.replace("runtime_type = \"\"", "runtime_type = \"old\"");
         let (default, handlers) = runtimes_of_dump(&dump).unwrap();
         assert_eq!(default, "default");
@@ -234,7 +294,7 @@ BinaryName = ""
     }
 
     #[test]
-    fn a_handler_that_the_daemon_does_not_see_is_named() {
+    fn a_handler_that_the_dump_lacks_is_named() {
         let want = [Handler {
             name: "a".to_owned(),
             runtime_type: "/a".to_owned(),
@@ -249,7 +309,7 @@ BinaryName = ""
     }
 
     #[test]
-    fn the_default_runtime_is_spelled_out_without_its_zero_values() {
+    fn the_default_runtime_is_declared_without_its_zero_values() {
         let dump = BEFORE.replace("BinaryName = \"\"", "BinaryName = \"/usr/bin/crun\"");
         let (_, handlers) = runtimes_of_dump(&dump).unwrap();
         let runc = handlers[RUNC].to_handler(RUNC);

@@ -1,7 +1,7 @@
-//! Reads and changes the handlers of one file by splicing its text; every byte that isn't ours stays.
+//! Reads and edits the handlers of one file. An edit splices the text and keeps every byte that Farrier did not write.
 //!
-//! Our handlers are taken out and the wanted ones are put in at the end, so that the result depends on what is wanted and not on
-//! the order of requests; taking all of them out gives the first bytes back.
+//! An edit removes all managed handlers and appends the wanted ones. The result therefore depends on the wanted set alone, and removing all
+//! of them restores the first bytes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,10 +20,10 @@ use super::schema::PluginId;
 use super::template::{all_template_handlers, is_template};
 use super::types::{ConfigTarget, DeclaredHandler, Handler, RUNC};
 
-/// The handlers that the text declares where `target` says.
+/// The handlers that the text declares in the table of `target`.
 ///
 /// # Errors
-/// When the text is no TOML, or something other than a table stands where containerd wants one.
+/// When the text is not TOML, or has a value that is not a table where a handler should be.
 pub fn handlers(
     text: &str,
     target: &ConfigTarget,
@@ -31,16 +31,48 @@ pub fn handlers(
     Document::parse(&target.path, text)?.handlers(target.plugin)
 }
 
-/// The text with exactly `want` among the handlers that are ours.
+/// The new text of the file of `target`, which declares exactly the handlers `want` among the managed ones.
 ///
-/// `text` is the file's present text, or `None` where it is absent. `ours` names what the state file says that we wrote. `runc`
-/// is the default runtime as the daemon showed it before; it is written beside ours where `target` asks for it, and leaves with
-/// the last of them. The answer is `None` where the file should not exist: it is absent and stays so, or we made it and nothing
-/// is left in it. A text that already is as wanted comes back unchanged.
+/// * `text` is the present text; `None` where the file is absent.
+/// * `ours` names the handlers that an earlier edit wrote and this one may replace or remove.
+/// * `runc` is the default runtime as containerd printed it before. It is declared beside the first handler where
+///   [`must_declare_runc`](ConfigTarget::must_declare_runc) is set, and removed with the last one.
+///
+/// The result is `None` where the file should not exist: it is absent and nothing is wanted, or an earlier edit created it and nothing is
+/// left in it. A text that already declares `want` is returned unchanged.
+///
+/// ```
+/// use std::collections::{BTreeMap, BTreeSet};
+///
+/// use farrier::containerd_config::{ConfigFiles, Handler, SourceFile, edit, place};
+///
+/// let text = "version = 3\n\n[plugins.'io.containerd.cri.v1.runtime']\nenable_selinux = true # by hand\n";
+/// let files = ConfigFiles {
+///     root: SourceFile {
+///         path: "/etc/containerd/config.toml".to_owned(),
+///         text: Some(text.to_owned()),
+///     },
+///     imported: Vec::new(),
+/// };
+/// let target = place(&files, &"2.1.9".parse()?)?;
+/// let spin = Handler {
+///     name: "spin".to_owned(),
+///     runtime_type: "/opt/farrier/bin/containerd-shim-spin-v2".to_owned(),
+///     options: BTreeMap::new(),
+/// };
+/// let edited = edit(Some(text), &target, &BTreeSet::new(), &[spin], None)?.unwrap();
+/// assert!(edited.starts_with(text));
+///
+/// let ours = BTreeSet::from(["spin".to_owned()]);
+/// let restored = edit(Some(&edited), &target, &ours, &[], None)?;
+/// assert_eq!(restored.as_deref(), Some(text));
+/// # Ok::<(), farrier::containerd_config::Error>(())
+/// ```
 ///
 /// # Errors
-/// When the text can't be parsed, a wanted handler is somebody else's or has an unusable name, `runc` is needed and missing, or
-/// the file's notation leaves no safe place. Nothing is ever half done: the result was parsed again and means what was meant.
+/// When the text can't be parsed, a wanted handler has an unusable name or is declared by somebody else, `runc` is needed and `None`, or the
+/// file's notation leaves no safe place. The result is parsed again before it is returned: it has the wanted handlers, and all other values
+/// are unchanged.
 pub fn edit(
     text: Option<&str>,
     target: &ConfigTarget,
@@ -59,7 +91,7 @@ pub fn edit(
             .get(*name)
             .is_some_and(|declared| declared.declares(handler))
     });
-    // Where we wrote the version and the root has another one by now, ours has to follow.
+    // Farrier's own file must have the root's version, which may have changed since.
     let follows = document.own_version().is_none() || document.version()? == target.version;
     let mut dead = false;
     for plugin in PluginId::ALL {
@@ -91,7 +123,7 @@ pub fn edit(
     Ok(Some(format!("{mark}{edited}")))
 }
 
-/// What is wanted, by name, once every name is usable and free.
+/// The wanted handlers by name. Every name is usable and not declared by somebody else.
 fn check<'a>(
     target: &ConfigTarget,
     declared: &BTreeMap<String, DeclaredHandler>,
@@ -112,13 +144,13 @@ fn check<'a>(
     }
 }
 
-/// A file without what we wrote.
+/// A file without the lines that Farrier wrote.
 struct Base {
     text: String,
     created: bool,
 }
 
-/// Takes out all that bears our comment, and of the rest of ours what isn't wanted as it stands.
+/// Removes the managed handlers under Farrier's comment, and the other managed handlers that are not wanted as they are.
 fn strip(
     document: &Document<'_>,
     target: &ConfigTarget,
@@ -127,7 +159,7 @@ fn strip(
     wanted: &BTreeMap<&str, &Handler>,
 ) -> Result<Base, Error> {
     let path = target.plugin.runtimes();
-    // Between braces no comment tells what we wrote: all that is ours goes, so that the same set always stands in the same order.
+    // A handler in an inline table has no comment. All managed ones are removed, so that the same set always has the same order.
     let braces = matches!(
         document.holder(&[path.as_slice(), &[RUNC]].concat()),
         Holder::Braces(_, _)
@@ -140,7 +172,7 @@ fn strip(
                 .is_some_and(|wanted| handler.declares(wanted));
             ours.contains(*name) && (handler.marked || braces || !settled)
         });
-    // Whoever stays beside it would hide the default runtime, too.
+    // Beside another handler the declared `runc` stays, because that handler would hide the default runtime, too.
     if kept.iter().eq([&RUNC]) && declared[RUNC].marked {
         gone.insert(RUNC);
     }
@@ -173,7 +205,7 @@ fn strip(
         });
     };
     let created = mark == CREATED_MARK;
-    // Since we wrote it, others may have come to rely on it.
+    // Settings that others added since may depend on the version.
     let version = if rest.depends_on_version()? {
         0..0
     } else {
@@ -183,7 +215,8 @@ fn strip(
     Ok(Base { text, created })
 }
 
-/// Whether a handler under an id that `target` doesn't name was written by us, or by a predecessor whose handlers we took over.
+/// Whether a handler in another plugin's table than the target's was written by Farrier, or by a legacy installer whose handlers Farrier
+/// took over.
 fn is_ours(
     document: &Document<'_>,
     plugin: PluginId,
@@ -193,7 +226,7 @@ fn is_ours(
     handler.marked || legacy_handler(document, plugin, name, handler).is_some()
 }
 
-/// Puts in what is wanted and not there.
+/// Adds the wanted handlers that are missing.
 fn fill(
     base: &str,
     created: bool,
@@ -252,7 +285,7 @@ fn fill(
     Ok(version + &filled)
 }
 
-/// Reads the result again: what isn't ours has its old values, and ours are exactly what is wanted.
+/// Parses the result and checks that it has the wanted handlers and that all other values are unchanged.
 fn verify(
     document: &Document<'_>,
     edited: &str,
@@ -265,7 +298,7 @@ fn verify(
         reason,
     };
     let result = Document::parse(&target.path, edited).map_err(|_| {
-        not_editable("a table for a handler would not be valid beside what stands there")
+        not_editable("a table of a handler is not valid beside the tables in the file")
     })?;
     let declared = result.handlers(target.plugin)?;
     let stale = |name: &String| ours.contains(name) && !wanted.contains_key(name.as_str());
@@ -276,7 +309,9 @@ fn verify(
                 .is_some_and(|found| found.declares(handler))
         })
     {
-        return Err(not_editable("its runtimes would not be the wanted ones"));
+        return Err(not_editable(
+            "the result does not declare the requested handlers",
+        ));
     }
     let managed = |plugin: PluginId, document: &Document<'_>| -> Result<BTreeSet<String>, Error> {
         Ok(document
@@ -304,13 +339,30 @@ fn verify(
         Ok(values)
     };
     if difference(&others(document)?, &others(&result)?).is_some() {
-        return Err(not_editable("settings of others would change"));
+        return Err(not_editable("the result changes other settings"));
     }
     Ok(())
 }
 
-/// The text of the file `path`, TOML or a Go template, without the handlers of which `is_ours` holds, by name and declaration, whichever
-/// table declares them. The answer is `None` where nothing else is left in a file that we made.
+/// The text of the file `path` without the handlers for which `is_ours` is true, in all plugins' tables. The text is TOML or a Go template.
+///
+/// The file is one that [`place`](super::place) no longer chooses, for example since an upgrade of containerd. The result is `None` where
+/// nothing else is left in a file that Farrier created.
+///
+/// ```
+/// use farrier::containerd_config::remove_managed_handlers;
+///
+/// let text = "version = 2
+/// ## farrier: managed handler; change its Shim instead
+/// [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.spin]
+/// runtime_type = \"/opt/farrier/bin/containerd-shim-spin\"
+/// ";
+/// let left = remove_managed_handlers("/etc/containerd/config.toml", text, |name, declared| {
+///     name == "spin" && declared.marked
+/// })?;
+/// assert_eq!(left.as_deref(), Some("version = 2\n"));
+/// # Ok::<(), farrier::containerd_config::Error>(())
+/// ```
 ///
 /// # Errors
 /// As [`edit`] and [`edit_template`].
@@ -422,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn half_a_line_end_is_no_end() {
+    fn a_carriage_return_alone_at_the_end_is_refused() {
         for text in [
             "version = 2\r",
             "version = 2 # x\r",
@@ -435,7 +487,7 @@ mod tests {
     }
 
     #[test]
-    fn a_handler_wanted_twice_is_refused() {
+    fn a_handler_that_is_requested_twice_is_refused() {
         assert!(matches!(
             edited(PLAIN, &[], &[handler("a"), handler("a")]),
             Err(Error::Duplicate { .. })
@@ -454,7 +506,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_append_behind_ours_stays_when_ours_leave() {
+    fn text_appended_below_a_managed_handler_stays_when_the_handler_is_removed() {
         let text = PLAIN.trim_end();
         let with = edited(text, &[], &[handler("a")]).unwrap() + "[metrics]\naddress = ''\n";
         assert_eq!(
@@ -464,7 +516,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_made_by_us_that_others_filled_stays_with_its_version() {
+    fn a_created_file_to_which_others_added_settings_keeps_its_version() {
         let made = edit(None, &target(), &ours(&[]), &[handler("a")], None);
         let filled =
             made.unwrap().unwrap() + "[plugins.'io.containerd.grpc.v1.cri']\nsandbox_image = 'p'\n";
@@ -474,7 +526,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_that_is_none_in_the_text_of_others_is_in_nobody_s_way() {
+    fn a_file_with_nan_values_can_be_edited() {
         let text = format!("{PLAIN}[metrics]\nx = nan\ny = [nan]\n");
         let with = edited(&text, &[], &[handler("a")]).unwrap();
         assert_eq!(edited(&with, &["a"], &[]).unwrap(), text);
@@ -521,7 +573,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_wanted_makes_no_file() {
+    fn an_absent_file_is_not_created_without_handlers() {
         assert_eq!(edit(None, &target(), &ours(&[]), &[], None).unwrap(), None);
     }
 
@@ -538,12 +590,15 @@ mod tests {
         "[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.a.options]\nX = 1\n[metrics]\n# theirs\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.a]\nruntime_type = '/old'\n\n# tail\n",
         "[metrics]\n# theirs\n\n# tail\n"
     )]
-    fn ours_is_cut_out_of_a_text_that_others_rewrote(#[case] text: &str, #[case] left: &str) {
+    fn a_managed_handler_is_removed_from_a_text_in_another_notation(
+        #[case] text: &str,
+        #[case] left: &str,
+    ) {
         assert_eq!(edited(text, &["a"], &[]).unwrap(), left);
     }
 
     #[test]
-    fn an_adopted_handler_stays_where_it_is_until_it_changes() {
+    fn a_handler_that_was_taken_over_stays_where_it_is_until_it_changes() {
         let theirs = "[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.a]\nruntime_type = '/opt/a'\n# tail\n";
         let adopted = format!("{PLAIN}{theirs}");
         let both = edited(&adopted, &["a"], &[handler("a"), handler("b")]).unwrap();
@@ -556,14 +611,14 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_somebody_added_to_ours_is_taken_out_again() {
+    fn a_key_that_somebody_added_to_a_managed_handler_is_removed() {
         let with = edited(PLAIN, &[], &[handler("a")]).unwrap();
         let drifted = with.clone() + "runtime_path = '/evil'\n";
         assert_eq!(edited(&drifted, &["a"], &[handler("a")]).unwrap(), with);
     }
 
     #[test]
-    fn the_default_runtime_is_needed_where_it_would_vanish() {
+    fn the_declaration_of_runc_is_needed_where_a_handler_would_hide_it() {
         let target = ConfigTarget {
             must_declare_runc: true,
             ..target()
@@ -600,7 +655,7 @@ mod tests {
     }
 
     #[test]
-    fn our_file_follows_the_version_and_the_table_of_the_root() {
+    fn the_created_file_follows_the_version_and_the_table_of_the_root() {
         let want = [handler("a")];
         let old = edit(None, &target(), &ours(&[]), &want, None).unwrap();
         let target = ConfigTarget {
@@ -622,7 +677,7 @@ mod tests {
     #[case::at_the_end_of_one_without_line_end(Some(OTHERS.trim_end()), true)]
     #[case::in_a_template(Some(TEMPLATE), false)]
     #[case::in_a_template_of_ours(None, false)]
-    fn what_moved_away_leaves_the_bytes_from_before(
+    fn removing_all_managed_handlers_restores_the_first_bytes(
         #[case] before: Option<&str>,
         #[case] toml: bool,
         #[values(PluginId::GrpcV1Cri, PluginId::CriV1Runtime)] plugin: PluginId,

@@ -1,7 +1,7 @@
-//! Changes the handlers of a Go template that k3s or RKE2 render their configuration from: a text that is no TOML until then.
+//! Edits the handlers of a Go template, from which k3s and RKE2 render containerd's configuration.
 //!
-//! What stands between the actions is read line by line, tables by their headers; ours go to the end, where every action is closed. What
-//! a template renders to isn't known here: the same edit of the rendered file says whether it may be done.
+//! Handlers are appended at the end, where every action is closed. The rendered text isn't known here, so a caller should make the same edit
+//! to the rendered file and check that.
 
 use std::collections::BTreeSet;
 
@@ -14,18 +14,37 @@ use super::schema::PluginId;
 use super::template::Template;
 use super::types::Handler;
 
-/// What a template of ours begins with: all that the distribution would write without one.
+/// The action by which a created template includes the text that the distribution writes without a template.
 const BASE: &str = "{{ template \"base\" . }}";
 
-/// The template `text` of the file `path` with exactly `want` among the handlers that are ours.
+/// The new text of the template `path`, which declares exactly the handlers `want` among the managed ones.
 ///
-/// `plugin` is the table that the rendered file declares runtimes in. `text` is `None` where there is no template: one is made that
-/// takes over the distribution's own. The answer is `None` where there should be none: it is absent and stays so, or we made it and
-/// nothing else is left in it. As with [`edit`](super::edit), taking all handlers out gives the first bytes back.
+/// `plugin` is the plugin in whose table the rendered file declares runtimes. `text` is `None` where there is no template; the new template
+/// then includes the distribution's own. The result is `None` where the template should not exist: it is absent and nothing is wanted, or an
+/// earlier edit created it and nothing else is left in it. As with [`edit`](super::edit()), removing all handlers restores the first bytes.
+///
+/// ```
+/// use std::collections::{BTreeMap, BTreeSet};
+///
+/// use farrier::containerd_config::{Handler, PluginId, edit_template};
+///
+/// let path = "/var/lib/rancher/k3s/agent/etc/containerd/config-v3.toml.tmpl";
+/// let spin = Handler {
+///     name: "spin".to_owned(),
+///     runtime_type: "/opt/farrier/bin/containerd-shim-spin-v2".to_owned(),
+///     options: BTreeMap::new(),
+/// };
+/// let text = edit_template(path, None, PluginId::CriV1Runtime, &BTreeSet::new(), &[spin])?.unwrap();
+/// assert!(text.contains("{{ template \"base\" . }}"));
+///
+/// let ours = BTreeSet::from(["spin".to_owned()]);
+/// assert_eq!(edit_template(path, Some(&text), PluginId::CriV1Runtime, &ours, &[])?, None);
+/// # Ok::<(), farrier::containerd_config::Error>(())
+/// ```
 ///
 /// # Errors
-/// When the text is too long or has an action without an end, a wanted handler is somebody else's or has an unusable name, or an
-/// action stands among the lines of a handler that is ours.
+/// When the text is too long or has an action without an end, a wanted handler has an unusable name or is declared by somebody else, or an
+/// action is among the lines of a managed handler.
 pub fn edit_template(
     path: &str,
     text: Option<&str>,
@@ -60,7 +79,7 @@ pub fn edit_template(
             if stanza.split {
                 return Err(Error::NotEditable {
                     path: path.to_owned(),
-                    reason: "a template action stands among the lines of a handler",
+                    reason: "a template action is among the lines of a handler",
                 });
             }
             gone.push(stanza.lines.clone());
@@ -89,13 +108,13 @@ pub fn edit_template(
     if !result.says(plugin, ours, &wanted) {
         return Err(Error::NotEditable {
             path: path.to_owned(),
-            reason: "its handlers would not be the wanted ones",
+            reason: "the result does not declare the requested handlers",
         });
     }
     Ok(Some(edited))
 }
 
-/// A template as we make it, without handlers.
+/// A created template without handlers.
 fn created() -> String {
     format!("{CREATED_MARK}\n{BASE}\n")
 }
@@ -170,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_template_that_was_not_there_takes_over_the_base_and_goes_again() {
+    fn a_created_template_includes_the_base_and_is_removed_with_its_last_handler() {
         let plugin = PluginId::GrpcV1Cri;
         let with = edit_template(PATH, None, plugin, &names(&[]), &[handler("a")])
             .unwrap()
@@ -198,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn an_adopted_stanza_leaves_with_its_keys_and_nothing_else() {
+    fn a_stanza_that_was_taken_over_is_removed_with_its_keys_and_nothing_else() {
         let stanza = "  [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.a]\n\n    runtime_type = '/old' # x\n";
         let text =
             format!("{BASE}\n{stanza}\n# theirs\n{{{{ if .X }}}}\n[metrics]\n{{{{ end }}}}\n");
@@ -225,7 +244,7 @@ mod tests {
     #[case::theirs_behind(
         "{{ template \"base\" . }}\n{{ with .X }}\n[metrics]\nx = {{ . }}\n{{ end }}\n"
     )]
-    fn what_a_predecessor_appended_leaves_to_the_last_byte(#[case] base: &str) {
+    fn handlers_of_a_legacy_installer_are_removed_to_the_last_byte(#[case] base: &str) {
         let text = [
             base,
             &rcm("a", "\nx = 1\ny = true"),
@@ -243,7 +262,7 @@ mod tests {
             }
             assert_eq!(left, base, "{order:?}");
         }
-        // Beside ours, which come and go.
+        // Beside a managed handler that is added and removed.
         let with = edited(&text, &[], &[handler("ours")]).unwrap().unwrap();
         let rest = edited(&with, &["a", "b", "c"], &[]).unwrap().unwrap();
         assert_eq!(legacy_handlers(PATH, &rest).unwrap().len(), 0);
@@ -253,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stanza_with_an_action_in_it_is_no_predecessor_s() {
+    fn a_stanza_with_an_action_in_it_belongs_to_no_legacy_installer() {
         let text = format!("{BASE}\n{}", rcm("a", "\nx = {{ .X }}"));
         assert!(legacy_handlers(PATH, &text).unwrap().is_empty());
         let text = format!("{BASE}\n{{{{ if .X }}}}{}\n{{{{ end }}}}\n", rcm("a", ""));
@@ -261,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn an_adopted_stanza_that_is_as_wanted_stays_where_it_is() {
+    fn a_stanza_that_was_taken_over_and_is_as_wanted_stays_where_it_is() {
         let mut want = handler("a");
         want.options.clear();
         let stanza = "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.a]\nruntime_type = '/opt/a'\n";
@@ -284,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn half_a_line_end_is_no_end() {
+    fn a_carriage_return_alone_at_the_end_is_refused() {
         assert!(matches!(
             edited("{{ template \"base\" . }}\r", &[], &[handler("a")]),
             Err(Error::Syntax { .. })

@@ -1,6 +1,15 @@
-//! Names that a pattern under `imports` takes, by the rules of Go's `path/filepath.Match`, which containerd asks. No folder is read here.
+//! Matches file names against a pattern under `imports`, by the rules of Go's `path/filepath.Match`, which containerd uses.
 
 /// A pattern for one component of a path.
+///
+/// ```
+/// use farrier::containerd_config::Glob;
+///
+/// let glob = Glob::parse("[a-c]*.toml").unwrap();
+/// assert!(glob.matches("base.toml"));
+/// assert!(!glob.matches("base.conf"));
+/// assert!(Glob::parse("[a").is_none());
+/// ```
 #[derive(Debug)]
 pub struct Glob(Vec<Part>);
 
@@ -12,7 +21,7 @@ enum Part {
     One,
     /// A character that stands for itself.
     Same(char),
-    /// `[…]`, or with `^` everything else.
+    /// `[…]`, or `[^…]`, which matches every other character.
     Class {
         negated: bool,
         ranges: Vec<(char, char)>,
@@ -20,7 +29,7 @@ enum Part {
 }
 
 impl Glob {
-    /// Reads a pattern without a `/`; `None` where Go takes it for malformed, on which containerd ends.
+    /// Parses a pattern without a `/`; `None` where Go takes it for malformed. containerd does not start with a malformed pattern.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let mut chars = text.chars().peekable();
@@ -57,7 +66,8 @@ impl Glob {
     pub fn matches(&self, name: &str) -> bool {
         let name: Vec<char> = name.chars().collect();
         let (mut part, mut at) = (0, 0);
-        // Where to go on if what follows the last `*` doesn't fit: with one character more for it. No `*` before it needs another try.
+        // The part after the last `*`, and the position from which it was tried. When it doesn't match, it is tried one character later.
+        // An earlier `*` needs no other try.
         let mut again = None;
         loop {
             match (self.0.get(part), name.get(at)) {
@@ -124,7 +134,7 @@ mod tests {
     #[case("a*b*c", &["abc", "axbxbxc"], &["ab", "axc"])]
     #[case("{a,b}*", &["{a,b}"], &["a"])]
     #[case("\u{e4}?", &["\u{e4}\u{f6}"], &["\u{e4}"])]
-    fn a_pattern_takes_the_names_that_go_takes(
+    fn a_pattern_matches_the_names_that_go_matches(
         #[case] pattern: &str,
         #[case] taken: &[&str],
         #[case] left: &[&str],
@@ -142,12 +152,12 @@ mod tests {
     #[case("[-a]")]
     #[case("[]a]")]
     #[case("a\\")]
-    fn a_malformed_pattern_is_none(#[case] pattern: &str) {
+    fn a_malformed_pattern_is_refused(#[case] pattern: &str) {
         assert!(Glob::parse(pattern).is_none());
     }
 
     #[test]
-    fn a_pattern_of_stars_takes_no_time() {
+    fn a_pattern_of_many_stars_is_matched_in_linear_time() {
         let pattern = Glob::parse(&"*a".repeat(2_000)).unwrap();
         assert!(!pattern.matches(&"a".repeat(1_999)));
     }

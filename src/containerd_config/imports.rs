@@ -1,21 +1,37 @@
-//! Which other files a file imports, and which of them could be Farrier's own.
+//! The files that a file imports, and the path of Farrier's own file among them.
 
 use super::document::Document;
 use super::error::Error;
 use super::render::quoted;
 
-/// The patterns under `imports` of the file `text`, as they are written.
+/// The patterns under `imports` of the text, as they are written.
+///
+/// ```
+/// use farrier::containerd_config::imports;
+///
+/// assert_eq!(imports("imports = ['conf.d/*.toml']")?, ["conf.d/*.toml"]);
+/// assert!(imports("version = 3")?.is_empty());
+/// # Ok::<(), farrier::containerd_config::Error>(())
+/// ```
 ///
 /// # Errors
-/// When the text is no TOML, or `imports` no array of strings.
+/// When the text is not TOML, or `imports` is not an array of strings.
 pub fn imports(text: &str) -> Result<Vec<String>, Error> {
     Document::parse("the file", text)?.strings("imports")
 }
 
-/// The text of the file `path` with exactly these files, absolute paths, for its imports.
+/// The text of the file `path` with exactly the absolute paths `imports` for its imports. Every other byte stays.
+///
+/// ```
+/// use farrier::containerd_config::with_imports;
+///
+/// let text = with_imports("/tmp/new.toml", "imports = ['/a.toml'] # all", &["/b.toml"])?;
+/// assert_eq!(text, "imports = [\"/b.toml\"] # all");
+/// # Ok::<(), farrier::containerd_config::Error>(())
+/// ```
 ///
 /// # Errors
-/// When the text is no TOML, or `imports` no array of strings.
+/// When the text is not TOML, or `imports` is not an array of strings.
 pub fn with_imports(path: &str, text: &str, imports: &[&str]) -> Result<String, Error> {
     let document = Document::parse(path, text)?;
     document.strings("imports")?;
@@ -31,7 +47,13 @@ pub fn with_imports(path: &str, text: &str, imports: &[&str]) -> Result<String, 
     })
 }
 
-/// The path without `.`, `..` and doubled slashes, as Go's `filepath.Clean` leaves an absolute one.
+/// The absolute path without `.`, `..` and doubled slashes, as Go's `filepath.Clean` returns it.
+///
+/// ```
+/// use farrier::containerd_config::clean_path;
+///
+/// assert_eq!(clean_path("/etc//containerd/./conf.d/../x.toml"), "/etc/containerd/x.toml");
+/// ```
 #[must_use]
 pub fn clean_path(path: &str) -> String {
     let mut parts: Vec<&str> = Vec::new();
@@ -47,22 +69,22 @@ pub fn clean_path(path: &str) -> String {
     format!("/{}", parts.join("/"))
 }
 
-/// The file `farrier.toml` in the folder of the first pattern that takes every `*.toml` of one folder.
+/// The path of `farrier.toml` in the directory of the first pattern that imports every `*.toml` of one directory.
 ///
-/// A relative pattern starts from the folder of the file that holds it.
+/// A relative pattern starts from the directory of the importing file.
 pub(super) fn own_file(root: &str, patterns: &[String]) -> Option<String> {
-    let folder = patterns
+    let directory = patterns
         .iter()
         .filter_map(|pattern| pattern.strip_suffix("/*.toml"))
-        .find(|folder| !folder.contains(['*', '?', '[', ']', '\\']))?;
+        .find(|directory| !directory.contains(['*', '?', '[', ']', '\\']))?;
     let (parent, _) = root.rsplit_once('/')?;
-    let folder = if folder.starts_with('/') {
-        folder.to_owned()
+    let directory = if directory.starts_with('/') {
+        directory.to_owned()
     } else {
-        format!("{parent}/{folder}")
+        format!("{parent}/{directory}")
     };
-    // As the daemon's own list of files names it.
-    Some(clean_path(&format!("{folder}/farrier.toml")))
+    // containerd names its files by their cleaned paths.
+    Some(clean_path(&format!("{directory}/farrier.toml")))
 }
 
 #[cfg(test)]
@@ -70,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn our_file_stands_where_a_glob_takes_a_whole_folder() {
+    fn farrier_s_own_file_is_in_a_directory_that_is_imported_as_a_whole() {
         let own = |pattern: &str| own_file("/etc/containerd/config.toml", &[pattern.to_owned()]);
         assert_eq!(own("/x/*.toml").as_deref(), Some("/x/farrier.toml"));
         assert_eq!(
@@ -96,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_given_other_imports_and_nothing_else() {
+    fn other_imports_change_nothing_else_in_the_file() {
         let changed = |text| with_imports("/c", text, &["/a", "/b \"c"]).unwrap();
         let array = r#"["/a", "/b \"c"]"#;
         assert_eq!(
@@ -111,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn imports_that_are_no_strings_are_refused() {
+    fn imports_that_are_not_strings_are_refused() {
         assert_eq!(imports("imports = ['a']\n").unwrap(), ["a"]);
         assert!(imports("").unwrap().is_empty());
         assert!(imports("imports = 'a'").is_err());

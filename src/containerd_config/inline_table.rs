@@ -7,7 +7,7 @@ use toml_edit::{InlineTable, Value as Toml};
 use super::render::inline;
 use super::types::Handler;
 
-/// Puts handlers between braces, after the last entry; `path` leads from there to the runtimes.
+/// The text with the handlers added between the braces, after the last entry. `path` leads from the braces to the runtimes.
 pub(super) fn fill_braces(
     base: &str,
     braces: &InlineTable,
@@ -21,7 +21,7 @@ pub(super) fn fill_braces(
         .iter()
         .map(|handler| inline(path, handler))
         .collect();
-    // A parsed document has spans; without one nothing is changed, and the check of the result says so.
+    // A parsed document has spans. Without one the text is returned unchanged, and the check of the result fails.
     let Some((before, after)) = last
         .or(braces.span().map(|span| span.start + 1))
         .and_then(|at| base.split_at_checked(at))
@@ -36,7 +36,7 @@ pub(super) fn fill_braces(
     format!("{before}{comma}{}{after}", inside.join(", "))
 }
 
-/// The entries of `braces` that go, each with the comma that binds it to its neighbours.
+/// The bytes of the entries for which `goes` is true, each with the comma that separates it from its neighbours.
 pub(super) fn entries_of(
     braces: &InlineTable,
     goes: impl Fn(&[&str]) -> bool,
@@ -62,7 +62,7 @@ pub(super) fn entries_of(
             ranges.push(previous..span.end);
             kept = Some(span.end);
         } else if let Some(from) = start {
-            // Nothing is kept before it, so its comma goes, and the next entry takes its place.
+            // No entry before this one is kept, so the comma after it is removed with it.
             let after = &text[span.end..];
             let next = after.trim_start().strip_prefix(',').map(str::trim_start);
             let end = match next {
@@ -75,7 +75,7 @@ pub(super) fn entries_of(
     }
 }
 
-/// The values between braces, those below dotted keys included, each with the keys that lead to it.
+/// The values between the braces, also those of dotted keys, each with the keys that lead to it.
 fn leaves<'a>(
     braces: &'a InlineTable,
     path: &mut Vec<&'a str>,

@@ -1,7 +1,7 @@
-//! The handlers that KWasm's and runtime-class-manager's installers appended to a file: which they are, and which bytes came with them.
+//! Finds the handlers that the installers of KWasm and runtime-class-manager appended to a file, and the bytes that came with each.
 //!
-//! Both append text. runtime-class-manager writes a line end, its comment, the table, and behind the last option no line end; KWasm
-//! writes a line end, one table after another without a comment, and an empty line. What is taken out is what they wrote.
+//! runtime-class-manager appends a line end, a comment and the table, and no line end after the last option. KWasm appends a line end, its
+//! tables without comments, and an empty line. Removing a handler removes exactly these bytes.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -19,14 +19,14 @@ use super::types::DeclaredHandler;
 const RCM_COMMENT: &str = "# RCM runtime config for ";
 /// The comment above each table of KWasm's installer of the branch `go-rewrite`.
 const KWASM_COMMENT: &str = "# KWASM runtime config for ";
-/// What the file names of all their shims begin with.
+/// The prefix of the file names of all their shims.
 const SHIM_PREFIX: &str = "containerd-shim-";
-/// Where runtime-class-manager keeps its files unless told otherwise.
-const RCM_HOME: &str = "/opt/rcm";
-/// Where KWasm keeps its files: on `MicroK8s` a snap can't read `/opt`.
-const KWASM_HOMES: [&str; 2] = ["/opt/kwasm", "/var/snap/microk8s/common/kwasm"];
+/// The default directory of runtime-class-manager.
+const RCM_DIR: &str = "/opt/rcm";
+/// The default directories of KWasm. The second is for `MicroK8s`, a snap, which can't read `/opt`.
+const KWASM_DIRS: [&str; 2] = ["/opt/kwasm", "/var/snap/microk8s/common/kwasm"];
 
-/// Who provisioned nodes before Farrier.
+/// An installer that provisioned nodes before Farrier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LegacyInstaller {
     /// KWasm's node installer.
@@ -35,30 +35,45 @@ pub enum LegacyInstaller {
     Rcm,
 }
 
-/// A handler that a predecessor declared.
+/// A handler that a legacy installer declared.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LegacyHandler {
-    /// Whose it is.
+    /// The installer that declared the handler.
     pub installer: LegacyInstaller,
-    /// The tables that declare it; which of them containerd reads depends on its release.
+    /// The plugins whose tables declare the handler. Which of them containerd reads depends on its release.
     pub plugins: Vec<PluginId>,
-    /// The folder of all that the predecessor keeps on the host.
+    /// The directory of the installer's files on the host.
     pub dir: String,
-    /// Whether the home is one of the usual ones; another one needs more evidence than a comment.
+    /// Whether `dir` is a default directory of the installer. Another directory needs more evidence than a comment.
     pub is_default_dir: bool,
-    /// The shim, `home/bin/FILE`.
+    /// The path of the shim, `dir/bin/FILE`.
     pub path: String,
-    /// The options whose type is one of [`Value`]'s.
+    /// The keys and values of the table `options`.
     pub options: BTreeMap<String, Value>,
-    /// Whether Farrier has rewritten the declaration.
+    /// Whether Farrier has rewritten the declaration under its own comment.
     pub marked: bool,
 }
 
-/// The handlers of predecessors that the text of the file `path` declares, by name. A Go template declares those that no action stands
-/// among: what predecessors append has none.
+/// The handlers of legacy installers in the text of the file `path`, by name. The text is TOML or a Go template.
+///
+/// In a template only stanzas without actions count, because legacy installers append none.
+///
+/// ```
+/// use farrier::containerd_config::{LegacyInstaller, legacy_handlers};
+///
+/// let text = r#"
+/// ## RCM runtime config for spin
+/// [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.spin]
+/// runtime_type = "/opt/rcm/bin/containerd-shim-spin-v2"
+/// "#;
+/// let found = legacy_handlers("/etc/containerd/config.toml", text)?;
+/// assert_eq!(found["spin"].installer, LegacyInstaller::Rcm);
+/// assert_eq!(found["spin"].dir, "/opt/rcm");
+/// # Ok::<(), farrier::containerd_config::Error>(())
+/// ```
 ///
 /// # Errors
-/// When the text is neither TOML nor a template, or something other than a table stands where containerd wants one.
+/// When the text is neither TOML nor a template, or has a value that is not a table where a handler should be.
 pub fn legacy_handlers(path: &str, text: &str) -> Result<BTreeMap<String, LegacyHandler>, Error> {
     let mut found = BTreeMap::new();
     if !is_template(text) {
@@ -66,7 +81,7 @@ pub fn legacy_handlers(path: &str, text: &str) -> Result<BTreeMap<String, Legacy
         return Ok(found);
     }
     for stanza in stanzas(path, text)? {
-        // What can't be read alone is not what a predecessor appended.
+        // A legacy installer appends whole tables, which can be parsed alone.
         if let Ok(document) = Document::parse(path, stanza) {
             collect(&document, &mut found)?;
         }
@@ -84,7 +99,7 @@ fn collect(
                 continue;
             };
             match found.get_mut(&name) {
-                // A newer id's table is the one that newer releases read.
+                // Newer releases read the table of the newer plugin id.
                 Some(known) if known.path == legacy.path => {
                     known.plugins.push(plugin);
                     known.options = legacy.options;
@@ -100,7 +115,7 @@ fn collect(
     Ok(())
 }
 
-/// What a predecessor declared there, if one did.
+/// The handler as a legacy installer declared it; `None` where somebody else did.
 pub(super) fn legacy_handler(
     document: &Document<'_>,
     plugin: PluginId,
@@ -116,12 +131,10 @@ pub(super) fn legacy_handler(
     {
         return None;
     }
-    let by_home = if home == RCM_HOME {
+    let by_home = if home == RCM_DIR {
         Some(LegacyInstaller::Rcm)
     } else {
-        KWASM_HOMES
-            .contains(&home)
-            .then_some(LegacyInstaller::Kwasm)
+        KWASM_DIRS.contains(&home).then_some(LegacyInstaller::Kwasm)
     };
     let by_comment = || {
         let lines = document.extents(plugin, &std::iter::once(name).collect());
@@ -143,8 +156,8 @@ pub(super) fn legacy_handler(
     })
 }
 
-/// A predecessor's comment directly above the line that begins at `start`, and where it begins. Above our own mark it is one whose
-/// table is gone, and nobody's to take.
+/// A legacy installer's comment on the line above `start`, and the comment's start. A comment above Farrier's own comment belongs to a table
+/// that is gone, and doesn't count.
 fn comment_above(text: &str, start: usize) -> Option<(usize, &str)> {
     if text.get(start..)?.trim_start().starts_with(MARK) {
         return None;
@@ -158,7 +171,7 @@ fn comment_above(text: &str, start: usize) -> Option<(usize, &str)> {
         .then_some((begin, comment))
 }
 
-/// Widens the lines of handlers that go, sorted, to all that a predecessor wrote with them.
+/// Widens the sorted lines of handlers that are removed to all bytes that a legacy installer wrote with them.
 pub(super) fn widen(text: &str, lines: Vec<Range<usize>>) -> Vec<Range<usize>> {
     let mut ranges: Vec<Range<usize>> = Vec::new();
     for range in lines {
@@ -183,7 +196,7 @@ pub(super) fn widen(text: &str, lines: Vec<Range<usize>>) -> Vec<Range<usize>> {
     ranges
 }
 
-/// Whether lines belong to what stands before them: a key, a table below it, or KWasm's next one.
+/// Whether the lines belong to the lines before them: they are a key, a table below it, or KWasm's next table.
 fn is_next(text: &str, before: &Range<usize>, lines: &Range<usize>) -> bool {
     let first = text[lines.clone()]
         .lines()
@@ -212,12 +225,13 @@ fn is_next(text: &str, before: &Range<usize>, lines: &Range<usize>) -> bool {
 
 /// Whether a line names a shim of KWasm's.
 fn names_kwasm(line: &str) -> bool {
-    KWASM_HOMES
+    KWASM_DIRS
         .iter()
         .any(|home| line.contains(&format!("\"{home}/bin/")))
 }
 
-/// Takes in the comment, the line end before it and what else came with the lines; says whether that line end is among them.
+/// Widens the range to the comment, the line end before the comment, and the other bytes that came with the lines. Returns whether that line
+/// end is among them.
 fn widen_one(text: &str, range: &mut Range<usize>) -> bool {
     let comment = comment_above(text, range.start).map(|(begin, _)| begin);
     let after = &text[range.end..];
@@ -227,7 +241,7 @@ fn widen_one(text: &str, range: &mut Range<usize>) -> bool {
             .lines()
             .rfind(|line| line.trim_start().starts_with('['));
         if options.is_some_and(|header| header.trim_end().ends_with(".options]")) {
-            // Behind the last option there is no line end of theirs, unless an editor has ended the file with one.
+            // The installer writes no line end after the last option. An editor may have ended the file with one.
             let line = text[range.clone()].trim_end_matches(['\r', '\n']).len();
             if !(after.is_empty() && text[..begin].ends_with("\n\n")) {
                 range.end = range.start + line;
@@ -244,7 +258,7 @@ fn widen_one(text: &str, range: &mut Range<usize>) -> bool {
         if !whole {
             return false;
         }
-        // The empty line at the end, unless it is the first byte of what runtime-class-manager appended.
+        // The empty line after the tables is KWasm's, unless runtime-class-manager appended it with its comment.
         if let Some(rest) = after.strip_prefix('\n')
             && !rest.starts_with(RCM_COMMENT)
         {
@@ -256,7 +270,7 @@ fn widen_one(text: &str, range: &mut Range<usize>) -> bool {
     lead
 }
 
-/// Whether the line end at the beginning of a range has to stay, to part what stands before from what stands after.
+/// Whether the line end at the start of a range has to stay, to separate the lines before the range from the lines after it.
 fn is_needed(text: &str, ranges: &[Range<usize>], index: usize) -> bool {
     let mut end = ranges[index].end;
     for next in &ranges[index + 1..] {
@@ -327,7 +341,7 @@ mod tests {
     #[case::line_end("version = 2\n")]
     #[case::empty_line("version = 2\n\n")]
     #[case::other_line_ends("version = 2\r\n")]
-    fn in_whatever_order_they_go_the_first_bytes_come_back(#[case] base: &str) {
+    fn removing_all_handlers_in_any_order_restores_the_first_bytes(#[case] base: &str) {
         let text = [
             base,
             &rcm("a", ""),
@@ -352,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn one_of_several_goes_as_if_it_had_never_come() {
+    fn removing_one_of_several_handlers_leaves_the_text_as_without_it() {
         let base = "version = 2\n";
         let text = [
             base,
@@ -368,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn an_edited_table_goes_and_the_words_around_it_stay() {
+    fn an_edited_table_is_removed_and_the_comments_around_it_stay() {
         let edited = rcm("a", "\nx = 1").replace("x = 1", "x = 2\nmore = [\"y\"]");
         let text = format!("version = 2\n# mine\n{edited}\n# mine, too\n[debug]\n");
         assert_eq!(
@@ -380,7 +394,9 @@ mod tests {
     #[rstest]
     #[case::kwasm(KWASM_COMMENT)]
     #[case::rcm(RCM_COMMENT)]
-    fn a_comment_whose_table_is_gone_stays_when_ours_comes_and_goes(#[case] comment: &str) {
+    fn a_comment_whose_table_is_gone_stays_when_a_managed_handler_is_added_and_removed(
+        #[case] comment: &str,
+    ) {
         let text = format!("version = 2\n[{TABLE}.runc]\n{comment}b\n");
         let ours = Handler {
             name: "a".to_owned(),
@@ -425,7 +441,7 @@ mod tests {
     #[case::no_shim("/opt/kwasm/bin/crun", "", None)]
     #[case::deeper("/opt/kwasm/bin/x/containerd-shim-a", "", None)]
     #[case::by_name("io.containerd.spin.v2", "", None)]
-    fn a_handler_is_known_by_its_path_or_its_comment(
+    fn a_legacy_handler_is_recognised_by_its_path_or_its_comment(
         #[case] path: &str,
         #[case] comment: &str,
         #[case] whose: Option<LegacyInstaller>,
@@ -436,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn beside_a_predecessor_s_handlers_ours_go_to_the_same_file() {
+    fn handlers_are_declared_in_the_file_of_the_legacy_handlers() {
         let placed = |text: String| {
             let root = SourceFile {
                 path: PATH.to_owned(),

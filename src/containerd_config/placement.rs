@@ -1,7 +1,7 @@
-//! Chooses the file and the table that handlers go to, or says why none is safe.
+//! Chooses the file and the table for handlers, or says why none is safe.
 //!
-//! The choice follows the file's version, the tables that already stand in the loaded files, and the daemon's release; the release
-//! alone would lose handlers. `version` is never changed, and never are two plugin ids written.
+//! The choice depends on the version of the files, the tables in them, and containerd's release. `version` is never changed, and handlers are
+//! never written under two plugin ids.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,17 +13,39 @@ use super::render::MARK;
 use super::schema::{PluginId, Version};
 use super::types::{ConfigFiles, ConfigTarget, RUNC};
 
-/// Where handlers go in the configuration `files` of a containerd of release `version`.
+/// The file and the table for handlers in the configuration `files` of a containerd of release `version`.
+///
+/// ```
+/// use farrier::containerd_config::{ConfigFiles, PluginId, SourceFile, place};
+///
+/// let root = |text: &str| ConfigFiles {
+///     root: SourceFile {
+///         path: "/etc/containerd/config.toml".to_owned(),
+///         text: Some(text.to_owned()),
+///     },
+///     imported: Vec::new(),
+/// };
+/// let target = place(&root("version = 2"), &"1.7.35".parse()?)?;
+/// assert_eq!(target.path, "/etc/containerd/config.toml");
+/// assert_eq!(target.plugin, PluginId::GrpcV1Cri);
+///
+/// // containerd 2 merges imported files, so handlers get a file of their own.
+/// let text = "version = 3\nimports = ['/etc/containerd/conf.d/*.toml']";
+/// let target = place(&root(text), &"2.1.9".parse()?)?;
+/// assert_eq!(target.path, "/etc/containerd/conf.d/farrier.toml");
+/// assert!(target.drop_in);
+/// # Ok::<(), farrier::containerd_config::Error>(())
+/// ```
 ///
 /// # Errors
-/// When a file can't be parsed, the CRI is disabled, an import is absent, versions are mixed, or the daemon would not see a
-/// handler in this file whatever its table.
+/// When a file can't be parsed, the CRI is disabled, an import is absent, versions are mixed, or containerd ignores the runtimes of the file
+/// in every table.
 pub fn place(files: &ConfigFiles, version: &Version) -> Result<ConfigTarget, Error> {
     let version = *version;
     let root = files.root.text.as_deref().unwrap_or_default();
     let root = File::read(&files.root.path, root, version)?;
     let own = own_file(&root, version)?;
-    // Where a predecessor's handlers stand in the root they are taken over there: one change is of one file.
+    // Legacy handlers in the root are taken over in the root, because one edit changes one file.
     let has_legacy = files.root.text.as_deref().is_some_and(|text| {
         legacy_handlers(root.path, text).is_ok_and(|legacy| !legacy.is_empty())
     });
@@ -44,7 +66,7 @@ pub fn place(files: &ConfigFiles, version: &Version) -> Result<ConfigTarget, Err
         })
         .collect::<Result<Vec<_>, Error>>()?;
     let version_file = version_file(&root, &imported, own.as_deref(), version)?;
-    // Beside files of several versions, one more could change which of them rules.
+    // Beside files of several versions, another file could change whose version counts.
     let own = own.filter(|_| version_file.path == root.path);
 
     let (plugin, schema) = if files.root.text.is_some() {
@@ -54,7 +76,7 @@ pub fn place(files: &ConfigFiles, version: &Version) -> Result<ConfigTarget, Err
     } else {
         (PluginId::CriV1Runtime, Some(3))
     };
-    // On 1.x the last file that names the plugin replaces what all files before it say about it.
+    // On 1.x the plugin's table in the last file that has it replaces the tables of all files before.
     let decisive = imported
         .iter()
         .rev()
@@ -91,7 +113,7 @@ pub fn place(files: &ConfigFiles, version: &Version) -> Result<ConfigTarget, Err
     )?;
     Ok(ConfigTarget {
         drop_in,
-        // Between braces ours bear no comment, but a `runc` of ours is known.
+        // Managed handlers in an inline table have no comment, but a `runc` that Farrier declared has one.
         must_declare_runc: version.replaces_sections()
             && (declared.values().all(|handler| handler.marked)
                 || declared.get(RUNC).is_some_and(|runc| runc.marked)),
@@ -102,14 +124,14 @@ pub fn place(files: &ConfigFiles, version: &Version) -> Result<ConfigTarget, Err
     })
 }
 
-/// What version 2 has beside `runtimes`, and version 3 in a plugin for images.
+/// Settings that version 2 has beside `runtimes`, and version 3 in the plugin for images.
 const IMAGE_SETTINGS: [&str; 3] = [
     "snapshotter",
     "disable_snapshot_annotations",
     "discard_unpacked_layers",
 ];
 
-/// The part of the CRI that keeps images, from 2.0 on.
+/// The CRI's plugin for images, from 2.0 on.
 const IMAGES: &str = "io.containerd.cri.v1.images";
 
 struct File<'a> {
@@ -131,7 +153,7 @@ impl<'a> File<'a> {
         }
         let version = document.version()?;
         let disabled = document.strings("disabled_plugins")?;
-        // 1.x has no plugins of these names to switch off.
+        // 1.x has no plugins of these names.
         let newer = [PluginId::CriV1Runtime.key(), IMAGES];
         let cri = |name: &String| {
             let newer = !release.replaces_sections() && newer.contains(&name.as_str());
@@ -150,7 +172,7 @@ impl<'a> File<'a> {
         })
     }
 
-    /// Refuses a version that the release doesn't load.
+    /// Refuses a version that the release does not load.
     fn check_schema(&self, release: Version) -> Result<(), Error> {
         match self.version {
             Some(found) if !(1..=release.schema()).contains(&found) => Err(Error::Schema {
@@ -162,14 +184,14 @@ impl<'a> File<'a> {
         }
     }
 
-    /// Whether others declare handlers there, or a table for them: ours go where theirs are.
+    /// Whether others declare handlers in the plugin's table, or an empty table for them.
     fn has_runtimes(&self, plugin: PluginId) -> Result<bool, Error> {
         let handlers = self.document.handlers(plugin)?;
         let empty = handlers.is_empty() && self.document.item(&plugin.runtimes()).is_some();
         Ok(empty || handlers.values().any(|handler| !handler.marked))
     }
 
-    /// Whether the file says how images are kept where version 2 has that.
+    /// Whether the file has settings for images where version 2 has them.
     fn has_image_settings(&self) -> bool {
         let [plugins, key, containerd, _] = PluginId::GrpcV1Cri.runtimes();
         IMAGE_SETTINGS.iter().any(|setting| {
@@ -180,7 +202,7 @@ impl<'a> File<'a> {
     }
 }
 
-/// Farrier's own drop-in: where the daemon merges tables, the root imports a folder, and nothing of ours stands in the root yet.
+/// The path of Farrier's own file, where containerd merges tables, the root imports a directory, and the root has no managed handlers.
 fn own_file(root: &File<'_>, version: Version) -> Result<Option<String>, Error> {
     let ours = root
         .document
@@ -194,9 +216,9 @@ fn own_file(root: &File<'_>, version: Version) -> Result<Option<String>, Error> 
     Ok(imports::own_file(root.path, &patterns))
 }
 
-/// The file whose version says how all of them are read: from 2.3 on the root, and before that the last one that has a version.
+/// The file whose version counts for all files: from 2.3 on the root, before 2.3 the last file that has a version.
 ///
-/// Our own file follows the root, so it may differ now.
+/// Farrier's own file is not compared, because it gets the root's version with the next edit.
 fn version_file<'a, 'b>(
     root: &'a File<'b>,
     imported: &'a [File<'b>],
@@ -217,11 +239,11 @@ fn version_file<'a, 'b>(
         return Ok(root);
     };
     let last = others().rfind(|file| file.version.is_some());
-    // A root that only imports says nothing that a version could change.
+    // A root that only imports files means the same in every version.
     let neutral = root.version.is_none() && !root.document.depends_on_version()?;
     let ours = imported.len() != others().count();
     match last {
-        // What version 1 makes of the others, or ours of them all, no release has in common with the next.
+        // With a file of version 1 among the others, or with Farrier's own file, releases read the files differently.
         Some(last) if !ours && (versions > 1 || neutral) && last.version != Some(1) => {
             last.check_schema(release)?;
             let root_rules = last.version == root.version;
@@ -236,7 +258,7 @@ fn version_file<'a, 'b>(
     }
 }
 
-/// The plugin id by the version that rules and by release, and the version that a root without one may be given.
+/// The plugin for the version that counts and the release, and the version that a root without one may get.
 fn plugin(
     root: &File<'_>,
     imported: &[File<'_>],
@@ -254,10 +276,10 @@ fn plugin(
     let grpc = any(PluginId::GrpcV1Cri)?;
     let runtime = any(PluginId::CriV1Runtime)?;
     Ok(match rules {
-        // As soon as the newer id holds any runtimes, containerd 2 drops those of the older id as a whole.
+        // containerd 2 drops all runtimes of the older id as soon as the newer id has one.
         Some(2) if runtime && !version.replaces_sections() => (PluginId::CriV1Runtime, None),
-        // containerd 2 takes image settings from the older id only where that has runtimes, too (`plugins/cri/images`, `migrateConfig`
-        // of 2.0 to 2.4): the first of them would change the snapshotter.
+        // containerd 2 reads the image settings of the older id only where that id has runtimes, too (`plugins/cri/images`,
+        // `migrateConfig` of 2.0 to 2.4). The first runtime there would change the snapshotter.
         Some(2)
             if !grpc
                 && !version.replaces_sections()
@@ -268,14 +290,15 @@ fn plugin(
             (PluginId::CriV1Runtime, None)
         }
         Some(2) => (PluginId::GrpcV1Cri, None),
-        // From 2.3 on a version 3 file is migrated once more, and the rule above holds for it, too.
+        // 2.3 and later migrate a file of version 3 again, and read the older id of it, too.
         Some(3) if grpc && !runtime && version.migrates_each_file() => (PluginId::GrpcV1Cri, None),
         Some(3 | 4) => (PluginId::CriV1Runtime, None),
         _ => first_schema(root, imported, version)?,
     })
 }
 
-/// A root without `version`, or with 1: it gets one where that changes nothing else, and is left at 1 where the daemon reads that.
+/// The plugin and the version for a root without `version`, or with version 1. The root gets a version where that changes no other setting,
+/// and stays at version 1 where containerd reads that.
 fn first_schema(
     root: &File<'_>,
     imported: &[File<'_>],
@@ -302,12 +325,12 @@ fn first_schema(
             return Err(ignored());
         }
     } else {
-        // 2.0 to 2.2 take the file for version 3 without bringing its ids there; 2.3 brings all ids there.
+        // 2.0 to 2.2 take the file for version 3 without migrating its plugin ids. 2.3 and later migrate all ids.
         if has(PluginId::CriV1Runtime) {
             return Ok((PluginId::CriV1Runtime, None));
         }
         if !version.migrates_each_file() {
-            // A handler beside settings that are dead would hide that they are.
+            // A handler beside ignored settings would hide that containerd ignores them.
             return if has(PluginId::Cri) || has(PluginId::GrpcV1Cri) {
                 Err(ignored())
             } else {
@@ -377,12 +400,12 @@ mod tests {
         "2.1.9",
         "disables containerd's CRI plugin"
     )]
-    #[case::dead_on_2_1(
+    #[case::ignored_on_2_1(
         "[plugins.cri.containerd.runtimes.runc]",
         "2.1.9",
         "schema is version 1"
     )]
-    #[case::dead_on_1(
+    #[case::ignored_on_1(
         "[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]",
         "1.7.35",
         "schema is version 1"
@@ -467,7 +490,7 @@ mod tests {
         PluginId::CriV1Runtime
     )]
     #[case::lower_on_1("version = 4", "version = 2", "1.7.35", PluginId::GrpcV1Cri)]
-    fn up_to_2_2_the_last_file_rules_and_takes_the_handlers(
+    fn up_to_2_2_the_version_of_the_last_file_counts_and_it_gets_the_handlers(
         #[case] root: &str,
         #[case] last: &str,
         #[case] release: &str,
@@ -488,7 +511,7 @@ mod tests {
     )]
     #[case::older("", "1.7.35", PluginId::GrpcV1Cri)]
     #[case::newer("", "2.4.2", PluginId::CriV1Runtime)]
-    fn the_first_handler_brings_no_image_settings_to_life(
+    fn the_first_handler_does_not_change_image_settings(
         #[case] runtimes: &str,
         #[case] release: &str,
         #[case] plugin: PluginId,
@@ -513,13 +536,13 @@ mod tests {
     }
 
     #[test]
-    fn a_root_that_holds_ours_is_edited_in_place_though_it_imports_a_folder() {
+    fn a_root_with_managed_handlers_is_edited_in_place_though_it_imports_a_directory() {
         let root = "version = 3\nimports = ['/x/*.toml']\n# farrier: managed\n[plugins]\n";
         assert!(!placed(root, &[], "2.1.9").unwrap().drop_in);
     }
 
     #[test]
-    fn our_own_file_may_lag_behind_the_version_of_the_root() {
+    fn farrier_s_own_file_may_have_an_older_version_than_the_root() {
         let root = "version = 3\nimports = ['/x/*.toml']\n";
         let own = [("/x/farrier.toml", Some("version = 2"))];
         let target = placed(root, &own, "2.1.9").unwrap();
@@ -527,7 +550,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_never_shows_what_stands_in_the_file() {
+    fn an_error_never_shows_text_of_the_file() {
         let message = placed("password = \"hunter2", &[], "2.1.9")
             .unwrap_err()
             .to_string();

@@ -1,6 +1,6 @@
-//! How Farrier spells a handler in TOML, and the comments that say whose the lines below them are.
+//! Writes handlers as TOML, with the comments by which Farrier recognises its own lines, and cuts lines out again.
 //!
-//! TOML 1.0 alone, as every release reads it; and nothing that a cluster says can leave its string.
+//! The output is TOML 1.0, which every release reads. No name or value can end its string and add other settings.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -10,31 +10,31 @@ use toml::Value;
 use super::error::Error;
 use super::types::{Handler, RUNC};
 
-/// Every comment of ours begins with this; it says whose the line below is.
+/// The prefix of every comment of Farrier. The comment marks the table or the key on the next line.
 pub(super) const MARK: &str = "# farrier:";
 
 /// Comment above each handler.
 pub(super) const HANDLER_MARK: &str = "# farrier: managed handler; change its Shim instead";
 
-/// Comment above the first handler where the text before it had no line end of its own.
+/// Comment above the first handler where the text before had no line end. Removing the handler removes the added line end, too.
 pub(super) const JOINED_MARK: &str =
     "# farrier: managed handler; change its Shim instead (the line above had no line end)";
 
-/// Comment above the `runc` that containerd 1.x needs beside other handlers.
+/// Comment above the `runc` that has to be declared beside other handlers on containerd 1.x.
 pub(super) const RUNC_MARK: &str =
     "# farrier: containerd's default runtime, which other handlers would hide";
 
-/// Comment on a line of its own at the begin of a file whose runtimes stand between braces, where the same `runc` can't have one.
+/// Comment at the start of a file with that `runc` in an inline table, where no comment can be above it.
 pub(super) const BRACES_MARK: &str = "# farrier: containerd's default runtime, which other handlers would hide, stands between the braces";
 
-/// Comment above a `version` that a file had to be given.
+/// Comment above a `version` that Farrier added to a file.
 pub(super) const VERSION_MARK: &str = "# farrier: the schema of the managed handlers";
 
-/// Comment above the `version` of a file that was not there before.
+/// Comment above the `version` of a file that Farrier created.
 pub(super) const CREATED_MARK: &str =
     "# farrier: this file is managed and leaves with its last handler";
 
-/// The line end of a text, by its first line.
+/// The line end of a text's first line.
 pub(super) fn newline_of(text: &str) -> &'static str {
     match text.split_once('\n') {
         Some((line, _)) if line.ends_with('\r') => "\r\n",
@@ -77,7 +77,7 @@ fn literal(value: &Value) -> String {
     match value {
         Value::Boolean(value) => value.to_string(),
         Value::Integer(number) => number.to_string(),
-        // With a point or an exponent, which makes it a float in TOML, too.
+        // `{:?}` writes a point or an exponent, by which TOML tells a float from an integer.
         Value::Float(number) if number.is_nan() => "nan".to_owned(),
         Value::Float(number) => format!("{number:?}"),
         Value::String(text) => quoted(text),
@@ -88,13 +88,13 @@ fn literal(value: &Value) -> String {
         }
         Value::Table(table) => {
             let entries: Vec<String> = table.iter().map(|(name, it)| entry(name, it)).collect();
-            // Apart from the braces around it: `{{` would begin an action in a template.
+            // The spaces keep two braces apart: `{{` would begin an action in a template.
             format!("{{ {} }}", entries.join(", "))
         }
     }
 }
 
-/// A handler between braces, where a comment can't stand.
+/// A handler as an entry of an inline table, without a comment.
 pub(super) fn inline(path: &[&str], handler: &Handler) -> String {
     let mut keys: Vec<String> = path.iter().map(|part| key(part)).collect();
     keys.push(key(&handler.name));
@@ -105,7 +105,7 @@ pub(super) fn inline(path: &[&str], handler: &Handler) -> String {
     format!("{} = {{ {} }}", keys.join("."), entries.join(", "))
 }
 
-/// A key as TOML 1.0 wants it: bare where it can be.
+/// A key, with quotes where TOML 1.0 needs them.
 fn key(name: &str) -> String {
     let bare = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
     if !name.is_empty() && name.bytes().all(bare) {
@@ -115,8 +115,7 @@ fn key(name: &str) -> String {
     }
 }
 
-/// A basic string on one line, whatever it holds: a value can't end the line and begin a table of its own, nor begin an action
-/// where the file is a template.
+/// A basic string on one line. No text in it can end the string or begin an action of a template.
 pub(super) fn quoted(text: &str) -> String {
     let mut quoted = String::with_capacity(text.len() + 2);
     quoted.push('"');
@@ -135,17 +134,24 @@ pub(super) fn quoted(text: &str) -> String {
     quoted
 }
 
-/// Whether a handler or an option of it can have this name: it can be written as a TOML key that every release reads alike, and is
-/// not the default runtime's.
+/// Whether a handler or an option can have this name: every release reads the name alike as a TOML key, and it is not `runc`.
+///
+/// ```
+/// use farrier::containerd_config::is_usable_name;
+///
+/// assert!(is_usable_name("spin-v2"));
+/// assert!(!is_usable_name("runc"));
+/// assert!(!is_usable_name("two\nlines"));
+/// ```
 #[must_use]
 pub fn is_usable_name(name: &str) -> bool {
-    // go-toml 1.9, which containerd 1.x reads with, doesn't decode escapes in keys: such names would be other names there.
+    // go-toml 1.9, which containerd 1.x uses, does not decode escapes in keys. An escaped name would be another name there.
     let unsafe_key = |char: char| char.is_control() || matches!(char, '"' | '\\');
-    // Where the file is a template, `{{` begins an action.
+    // `{{` begins an action of a template.
     !name.is_empty() && name != RUNC && !name.contains(unsafe_key) && !name.contains("{{")
 }
 
-/// What is wanted, by name, once every name is usable and there once.
+/// The wanted handlers by name. Every name is usable and unique.
 pub(super) fn check_names(want: &[Handler]) -> Result<BTreeMap<&str, &Handler>, Error> {
     let mut wanted = BTreeMap::new();
     for handler in want {
@@ -188,7 +194,7 @@ fn unusable_key_in(value: &Value) -> Option<&String> {
     }
 }
 
-/// The text without the ranges, which are sorted and don't overlap, and without the line end that we added before one of them.
+/// The text without the sorted ranges, which don't overlap, and without the line end that [`JOINED_MARK`] tells of.
 pub(super) fn without_ranges(text: &str, ranges: &[Range<usize>]) -> String {
     let mut left = cut(text, ranges);
     let joined = ranges.iter().find(|range| {
@@ -196,7 +202,7 @@ pub(super) fn without_ranges(text: &str, ranges: &[Range<usize>]) -> String {
             .and_then(|lines| lines.lines().next())
             .is_some_and(|line| line.trim() == JOINED_MARK)
     });
-    // Where what stood before it goes, too, the line end has gone with that.
+    // Where the lines before it are removed, too, the line end was removed with them.
     let joined = joined.filter(|joined| ranges.iter().all(|range| range.end != joined.start));
     if let Some(joined) = joined {
         let before: usize = ranges
@@ -204,7 +210,7 @@ pub(super) fn without_ranges(text: &str, ranges: &[Range<usize>]) -> String {
             .take_while(|range| range.start < joined.start)
             .map(Range::len)
             .sum();
-        // Where something follows, the line end that we added is needed.
+        // Where other lines follow, the added line end is needed.
         if joined.start - before == left.len() {
             let line = left.strip_suffix('\n').unwrap_or(&left);
             left.truncate(line.strip_suffix('\r').unwrap_or(line).len());
@@ -213,7 +219,7 @@ pub(super) fn without_ranges(text: &str, ranges: &[Range<usize>]) -> String {
     left
 }
 
-/// The text without the ranges, which are sorted and don't overlap.
+/// The text without the sorted ranges, which don't overlap.
 pub(super) fn cut(text: &str, ranges: &[Range<usize>]) -> String {
     let mut kept = String::with_capacity(text.len());
     let mut position = 0;

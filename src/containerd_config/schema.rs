@@ -147,7 +147,10 @@ mod tests {
     #[case("v2.2.2-bd1.34", "2.2.2")]
     #[case("containerd github.com/containerd/containerd v1.7.35 rev", "1.7.35")]
     #[case("containerd github.com/containerd/containerd/v2 v2.1.9 \n", "2.1.9")]
-    fn a_release_is_read_in_every_form_that_daemons_print(#[case] text: &str, #[case] shown: &str) {
+    fn a_release_is_parsed_in_every_form_that_containerd_prints(
+        #[case] text: &str,
+        #[case] shown: &str,
+    ) {
         assert_eq!(text.parse::<Version>().unwrap().to_string(), shown);
     }
 

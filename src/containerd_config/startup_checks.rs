@@ -1,7 +1,7 @@
-//! What a dump shows and containerd takes note of only when it starts: settings on which the daemon, or its CRI, does not come up.
+//! Finds settings in a dump with which containerd, or its CRI plugin, does not start.
 //!
-//! The rules are those of containerd 1.6 to 2.4 (`cmd/containerd`, `pkg/timeout`, `ValidatePluginConfig` and `ValidateRuntimeConfig` of
-//! the CRI). What depends on the host, such as a file that must exist, can't be told here.
+//! `containerd config dump` accepts these settings. The rules are those of containerd 1.6 to 2.4 (`cmd/containerd`, `pkg/timeout`, and
+//! `ValidatePluginConfig`, `ValidateRuntimeConfig`, `loadBaseOCISpecs` and `getStreamListenerMode` of the CRI), tried on real daemons.
 
 use toml::Value;
 
@@ -9,12 +9,12 @@ use super::document::{Document, entries_at, is_true_at, string_at};
 use super::dump::runtimes_of_dump;
 use super::error::Error;
 
-/// Levels that logrus, containerd's logger, knows.
+/// The log levels of logrus, containerd's logger.
 const LEVELS: [&str; 8] = [
     "panic", "fatal", "error", "warn", "warning", "info", "debug", "trace",
 ];
 
-/// Kinds of plugins that containerd has had from 1.6 to 2.4 (`plugin.Type`); which plugins of a kind there are depends on the build.
+/// The kinds of plugins of containerd 1.6 to 2.4 (`plugin.Type`). The plugins of a kind depend on the build.
 const KINDS: [&str; 31] = [
     "content",
     "cri",
@@ -49,8 +49,8 @@ const KINDS: [&str; 31] = [
     "warning",
 ];
 
-/// Plugins that every release has and whose absence keeps the CRI down: tried one by one on 1.6.36, 1.7.35, 2.1.9 and 2.4.2. Releases
-/// need others beside them; where a list names one that they do not have, nothing comes of it.
+/// Plugins of every release without which the CRI does not start, tried one by one on 1.6.36, 1.7.35, 2.1.9 and 2.4.2. Some releases need
+/// other plugins, too.
 const NEEDED: [&str; 15] = [
     "content.v1.content",
     "differ.v1.walking",
@@ -69,22 +69,41 @@ const NEEDED: [&str; 15] = [
     "warning.v1.deprecations",
 ];
 
-/// Snapshotters that no containerd for Linux has.
+/// Snapshotters of containerd for Windows.
 const OF_WINDOWS: [&str; 4] = ["cimfs", "blockcim", "windows", "windows-lcow"];
 
-/// The only runtime that ever took `runtime_engine`, `runtime_root`, `systemd_cgroup` and `no_pivot`.
+/// The only runtime with `runtime_engine`, `runtime_root`, `systemd_cgroup` and `no_pivot`.
 const LINUX_V1: &str = "io.containerd.runtime.v1.linux";
 
-/// What a duration is to be.
+/// The value that is expected for a duration.
 const DURATION: &str = "a duration such as 10s";
 
-/// Whether containerd would come up, its CRI included, with the configuration that it printed as `dump`.
+/// Checks that containerd and its CRI plugin start with the configuration that containerd printed as `dump`.
+///
+/// Files and kernel features that the configuration needs are not looked for; see [`host_prerequisites`].
+///
+/// ```
+/// use farrier::containerd_config::startup_checks;
+///
+/// let dump = r#"
+/// version = 2
+/// [plugins."io.containerd.grpc.v1.cri"]
+/// stream_idle_timeout = "4h0m0s"
+/// [plugins."io.containerd.grpc.v1.cri".containerd]
+/// default_runtime_name = "runc"
+/// [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+/// runtime_type = "io.containerd.runc.v2"
+/// "#;
+/// assert!(startup_checks(dump).is_ok());
+/// let error = startup_checks(&dump.replace("4h0m0s", "4")).unwrap_err();
+/// assert!(error.to_string().contains("stream_idle_timeout is not a duration"));
+/// ```
 ///
 /// # Errors
-/// Names the first setting that is in the way; or the dump can't be read.
+/// Names the first setting with which containerd does not start. Also when the dump can't be read.
 pub fn startup_checks(dump: &str) -> Result<(), Error> {
     let document = Document::parse_dump(dump)?;
-    // Files of version 1 have short names, which say nothing about the kind.
+    // The short names of version 1 have no kind.
     let known = |plugin: &String| {
         plugin.strip_prefix("io.containerd.").is_none_or(|name| {
             let kind = name.rsplit_once(".v");
@@ -100,7 +119,10 @@ pub fn startup_checks(dump: &str) -> Result<(), Error> {
         plugins.any(|plugin| plugin.strip_prefix("io.containerd.") == Some(name))
     };
     if NEEDED.into_iter().any(is_disabled) {
-        return Err(wrong("disabled_plugins", "free of what the CRI needs"));
+        return Err(wrong(
+            "disabled_plugins",
+            "free of plugins that the CRI needs",
+        ));
     }
     let values = document.values();
     for (name, value) in entries_at(&values, &["timeouts"]) {
@@ -156,10 +178,10 @@ fn snapshotter(plugin: &Value) -> Option<(&'static str, &str)> {
         .or_else(|| named("snapshotter", &["snapshotter"]))
 }
 
-/// A key, and what should stand there.
+/// A key, and the value that is expected.
 type Wrong = (String, &'static str);
 
-/// The rules for one of the CRI's sections: each release has the keys that it knows, wherever its schema has them.
+/// Checks one of the CRI's sections. A dump has only the keys of its release, in the section in which its schema has them.
 fn cri(plugin: &Value, default_type: &str) -> Result<(), Wrong> {
     for key in [
         "stream_idle_timeout",
@@ -175,7 +197,10 @@ fn cri(plugin: &Value, default_type: &str) -> Result<(), Wrong> {
     }
     for path in [&["systemd_cgroup"][..], &["containerd", "no_pivot"]] {
         if is_true_at(plugin, path) && default_type != LINUX_V1 {
-            return Err((path.join("."), "false: its runtime is gone"));
+            return Err((
+                path.join("."),
+                "false, because its runtime no longer exists",
+            ));
         }
     }
     let config_path = string_at(plugin, &["registry", "config_path"]).unwrap_or_default();
@@ -190,7 +215,7 @@ fn cri(plugin: &Value, default_type: &str) -> Result<(), Wrong> {
         let text = |key: &str| string_at(runtime, &[key]).unwrap_or_default();
         for old in ["runtime_engine", "runtime_root"] {
             if !text(old).is_empty() && text("runtime_type") != LINUX_V1 {
-                return Err((key(old), "empty: its runtime is gone"));
+                return Err((key(old), "empty, because its runtime no longer exists"));
             }
         }
         if !["", "fifo", "streaming"].contains(&text("io_type")) {
@@ -205,7 +230,7 @@ fn cri(plugin: &Value, default_type: &str) -> Result<(), Wrong> {
     Ok(())
 }
 
-/// Whether Go's `time.ParseDuration` takes the text.
+/// Whether Go's `time.ParseDuration` accepts the text.
 fn is_duration(text: &str) -> bool {
     let mut rest = text.strip_prefix(['-', '+']).unwrap_or(text);
     if rest == "0" {
@@ -229,31 +254,47 @@ fn is_duration(text: &str) -> bool {
     any
 }
 
-/// Something without which the CRI does not come up.
+/// A condition on the host without which the CRI plugin does not start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HostPrerequisite {
-    /// A file that holds a runtime's specification, as JSON.
+    /// A file with a runtime's OCI specification as JSON must exist.
     Specification {
-        /// The key in the dump that names it, with dots.
+        /// The key in the dump that names the file, with dots.
         key: String,
-        /// Its path on the host.
+        /// The file's path on the host.
         path: String,
     },
-    /// A file.
+    /// A file must exist.
     File {
-        /// The key in the dump that names it, with dots.
+        /// The key in the dump that names the file, with dots.
         key: String,
-        /// Its path on the host.
+        /// The file's path on the host.
         path: String,
     },
-    /// cgroups of version 2.
+    /// The host must use cgroup v2.
     Cgroup2 {
-        /// The key in the dump that wants them, with dots.
+        /// The key in the dump that needs it, with dots.
         key: String,
     },
 }
 
-/// What the configuration that containerd printed as `dump` needs of the host. Keys that a release doesn't know, its dump doesn't show.
+/// The conditions on the host that the configuration which containerd printed as `dump` depends on.
+///
+/// ```
+/// use farrier::containerd_config::{HostPrerequisite, host_prerequisites};
+///
+/// let dump = r#"
+/// version = 2
+/// [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.kata]
+/// base_runtime_spec = "/etc/containerd/kata.json"
+/// "#;
+/// let needed = host_prerequisites(dump)?;
+/// assert!(matches!(
+///     &needed[..],
+///     [HostPrerequisite::Specification { path, .. }] if path == "/etc/containerd/kata.json"
+/// ));
+/// # Ok::<(), farrier::containerd_config::Error>(())
+/// ```
 ///
 /// # Errors
 /// When the dump can't be read.
@@ -296,7 +337,7 @@ mod tests {
 
     use super::*;
 
-    /// The head of a dump that is as it should be.
+    /// The head of a dump with which containerd starts.
     const SOUND: &str = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd]\ndefault_runtime_name = 'runc'\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n";
 
     fn dump(more: &str) -> String {
@@ -315,7 +356,7 @@ mod tests {
     )]
     #[case::disabled(
         "disabled_plugins = ['io.containerd.gc.v1.scheduler']",
-        "disabled_plugins is not free of what the CRI needs"
+        "disabled_plugins is not free of plugins that the CRI needs"
     )]
     #[case::snapshotter_off(
         "disabled_plugins = ['io.containerd.snapshotter.v1.native']\n[plugins.'io.containerd.cri.v1.images']\nsnapshotter = 'native'",
@@ -364,7 +405,7 @@ mod tests {
     #[case(
         "[plugins.'io.containerd.grpc.v1.cri']\nstream_idle_timeout = '4h0m0.5s'\nsystemd_cgroup = false"
     )]
-    fn what_containerd_starts_with_is_taken(#[case] more: &str) {
+    fn settings_with_which_containerd_starts_pass(#[case] more: &str) {
         assert_eq!(startup_checks(&dump(more)), Ok(()));
     }
 
@@ -386,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_dump_names_is_needed() {
+    fn files_and_cgroups_that_a_dump_names_are_prerequisites() {
         let dump = "[plugins.'io.containerd.grpc.v1.cri']\nenable_tls_streaming = true\nx509_key_pair_streaming.tls_key_file = '/key'\n\
             [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.a]\nbase_runtime_spec = '/spec'\ncgroup_writable = true\n\
             [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.b]\nbase_runtime_spec = ''\ncgroup_writable = false\n";

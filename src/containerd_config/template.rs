@@ -1,6 +1,6 @@
 //! Reads a Go template, from which k3s and RKE2 render containerd's configuration. A template is no TOML until it is rendered.
 //!
-//! The lines between the template's actions are read one by one, and tables are recognised by their headers. The rendered text isn't known
+//! The lines between the template's actions are read one by one, and tables are recognised by their headers. The rendered text is not known
 //! here.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,13 +12,20 @@ use super::render::MARK;
 use super::schema::PluginId;
 use super::types::{DeclaredHandler, Handler, TEXT_LIMIT};
 
-/// Whether the text has template actions. One that has none is edited as the TOML that it is.
+/// Whether the text has actions of a Go template. A text without actions is TOML.
+///
+/// ```
+/// use farrier::containerd_config::is_template;
+///
+/// assert!(is_template("{{ template \"base\" . }}\n"));
+/// assert!(!is_template("version = 3\n"));
+/// ```
 #[must_use]
 pub fn is_template(text: &str) -> bool {
     text.contains("{{")
 }
 
-/// The lines of each handler in a template that no action stands among, and the line above them, where a predecessor's comment may be.
+/// The lines of each handler in a template without actions among its lines, with the comment line above them.
 ///
 /// # Errors
 /// When the text is too long or has an action without an end.
@@ -35,11 +42,22 @@ pub(super) fn stanzas<'a>(path: &str, text: &'a str) -> Result<Vec<&'a str>, Err
     Ok(lines.collect())
 }
 
-/// The handlers of others that the template `text` declares in `plugin` whatever it is rendered with; none where an action may leave
-/// lines out.
+/// The handlers that others declare in the template `text` in the plugin's table; none where an action of the template may leave lines out.
+///
+/// ```
+/// use farrier::containerd_config::{PluginId, template_handlers};
+///
+/// let kata = "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.kata]\nruntime_type = '/kata'\n";
+/// let text = format!("{{{{ template \"base\" . }}}}\n{kata}");
+/// let found = template_handlers(&text, PluginId::CriV1Runtime);
+/// assert_eq!(found["kata"].runtime_type, "/kata");
+///
+/// let text = format!("{{{{ if .X }}}}\n{kata}{{{{ end }}}}\n");
+/// assert!(template_handlers(&text, PluginId::CriV1Runtime).is_empty());
+/// ```
 #[must_use]
 pub fn template_handlers(text: &str, plugin: PluginId) -> BTreeMap<String, DeclaredHandler> {
-    // The words by which an action chooses (Go's text/template, *Actions*).
+    // The actions that may leave lines out (Go's text/template, *Actions*).
     let choose = ["block", "define", "if", "range", "with"];
     let mut actions = text.split("{{").skip(1);
     let chooses = actions.any(|action| {
@@ -56,7 +74,7 @@ pub fn template_handlers(text: &str, plugin: PluginId) -> BTreeMap<String, Decla
         .collect()
 }
 
-/// The handlers that the template `text` of the file `path` declares in `plugin` with no action among their lines, ours included.
+/// The handlers of everybody in the plugin's table of the template `path`, without actions among their lines.
 ///
 /// # Errors
 /// When the text is too long or has an action without an end.
@@ -75,15 +93,15 @@ pub(super) fn all_template_handlers(
     Ok(declared.collect())
 }
 
-/// The lines of one handler, from its first header or our comment above that to its last key.
+/// The lines of one handler, from its first header, or Farrier's comment above it, to its last key.
 pub(super) struct Stanza {
     pub(super) handler: String,
     pub(super) lines: Range<usize>,
-    /// Where the first header stands.
+    /// The offset of the first header.
     header: usize,
-    /// Whether our comment stands above it.
+    /// Whether Farrier's comment is above it.
     pub(super) marked: bool,
-    /// Whether its lines hold an action.
+    /// Whether an action is among its lines.
     pub(super) split: bool,
 }
 
@@ -100,11 +118,11 @@ impl<'a> Template<'a> {
                 path: path.to_owned(),
             });
         }
-        // Completed to a line end by ours, it could not be told from one that was whole.
+        // An added line end would complete the half one, and removing the handler could not restore it.
         if text.ends_with('\r') {
             return Err(Error::Syntax {
                 path: path.to_owned(),
-                reason: "its last line end is half of one".to_owned(),
+                reason: "it ends with a carriage return alone".to_owned(),
             });
         }
         let plain = without_actions(text).ok_or_else(|| Error::Syntax {
@@ -112,7 +130,7 @@ impl<'a> Template<'a> {
             reason: "a template action has no end".to_owned(),
         })?;
         let mut stanzas: Vec<Stanza> = Vec::new();
-        // Whether the lines that follow belong to the last stanza, and whether an action was seen since its last line.
+        // Whether the next lines belong to the last stanza, and whether an action was seen since its last line.
         let (mut open, mut action) = (false, false);
         let mut above = None;
         let mut start = 0;
@@ -156,7 +174,7 @@ impl<'a> Template<'a> {
         Ok(Self { text, stanzas })
     }
 
-    /// Whether exactly `wanted` are ours, each as it should be.
+    /// Whether the template declares exactly `wanted` among the managed handlers.
     pub(super) fn says(
         &self,
         plugin: PluginId,
@@ -199,7 +217,7 @@ impl<'a> Template<'a> {
     }
 }
 
-/// The handler whose table, or a table below whose, the header opens.
+/// The handler of the table that the header opens.
 fn handler_of(header: &str) -> Option<String> {
     let document = Document::parse("", header).ok()?;
     PluginId::ALL
@@ -210,7 +228,7 @@ fn handler_of(header: &str) -> Option<String> {
 
 /// The text with a blank for each byte of an action; `None` where an action has no end.
 ///
-/// Go's rules (`text/template`, *Actions*): a comment ends at `*/`, and quoted strings may hold what else would end the action.
+/// By Go's rules (`text/template`, *Actions*) a comment ends at `*/`, and a quoted string may have the characters that end an action.
 fn without_actions(text: &str) -> Option<String> {
     let mut plain = String::with_capacity(text.len());
     let mut rest = text;
@@ -226,7 +244,7 @@ fn without_actions(text: &str) -> Option<String> {
     Some(plain)
 }
 
-/// The length of the action that the text begins with.
+/// The length of the action at the start of the text.
 fn end_of_action(action: &str) -> Option<usize> {
     let inner = action.strip_prefix("{{")?;
     let trimmed = inner.strip_prefix("- ").unwrap_or(inner).trim_start();
@@ -267,10 +285,7 @@ mod tests {
     #[case::beside_a_choice("{{- if .X }}\n{{ end }}\n", &[])]
     #[case::in_a_loop("{{range .X}}\n{{ end }}\n", &[])]
     #[case::beside_half_an_action("{{ template", &[])]
-    fn a_handler_that_is_rendered_in_any_case_is_known(
-        #[case] text: &str,
-        #[case] expected: &[&str],
-    ) {
+    fn a_handler_that_is_always_rendered_is_found(#[case] text: &str, #[case] expected: &[&str]) {
         let header = "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes";
         let text =
             format!("{text}{header}.kata]\n{HANDLER_MARK}\n{header}.a]\nruntime_type = 'x'\n");

@@ -60,7 +60,7 @@ pub struct DeclaredHandler {
     pub options: BTreeMap<String, Value>,
     /// Whether the table has keys other than `runtime_type` and `options`.
     pub has_other_settings: bool,
-    /// Whether Farrier's comment stands above its table.
+    /// Whether Farrier's comment is above its table.
     pub marked: bool,
 }
 
