@@ -11,12 +11,15 @@ use kube::{CustomResource, CustomResourceExt, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::handoff::{InvalidDigest, LONGEST_LABEL_NAME, Sha256Digest};
+
 mod rollout;
 
+pub use crate::handoff::is_label_name;
 pub use rollout::{MaxUpdate, Rolling, RolloutKind, RolloutStrategy};
 
 /// Longest name of a Shim or handler: it becomes the name part of a node label, which Kubernetes bounds at 63 characters.
-pub const LONGEST_NAME: usize = 63;
+pub const LONGEST_NAME: usize = LONGEST_LABEL_NAME;
 
 /// Longest place that is fetched from, in bytes; the schema asks the same of platforms, and nothing of RCM's anonHttp.
 const LONGEST_LOCATION: usize = 2048;
@@ -252,10 +255,10 @@ pub struct ShimStatus {
 pub struct Artifact {
     /// Where it is.
     pub location: String,
-    /// SHA-256 of the artifact, in lower case.
-    pub sha256: Option<String>,
-    /// SHA-256 of the binary inside, in lower case.
-    pub binary_sha256: Option<String>,
+    /// SHA-256 of the artifact.
+    pub sha256: Option<Sha256Digest>,
+    /// SHA-256 of the binary inside.
+    pub binary_sha256: Option<Sha256Digest>,
 }
 
 impl ShimSpec {
@@ -330,32 +333,11 @@ impl ShimSpec {
     }
 }
 
-/// An absent or empty digest is none; any other must be one.
-fn digest(text: Option<&str>) -> Result<Option<String>, Error> {
-    match text {
-        None | Some("") => Ok(None),
-        Some(text) if text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
-            Ok(Some(text.to_ascii_lowercase()))
-        }
-        Some(text) => Err(Error::Digest {
-            found: text.to_owned(),
-        }),
-    }
-}
-
-/// Whether `name` can be the name part of a label: letters, digits, `-`, `_`, `.`, at most 63, a letter or digit at both ends.
-#[must_use]
-pub fn is_label_name(name: &str) -> bool {
-    let bytes = name.as_bytes();
-    let (Some(first), Some(last)) = (bytes.first(), bytes.last()) else {
-        return false;
-    };
-    bytes.len() <= LONGEST_NAME
-        && first.is_ascii_alphanumeric()
-        && last.is_ascii_alphanumeric()
-        && bytes
-            .iter()
-            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
+/// The digest in a field of the Shim. A field may be empty, as in runtime-class-manager.
+fn digest(text: Option<&str>) -> Result<Option<Sha256Digest>, Error> {
+    let text = text.filter(|text| !text.is_empty());
+    let digest = text.map(str::parse).transpose();
+    digest.map_err(|InvalidDigest { found }| Error::Digest { found })
 }
 
 /// The CustomResourceDefinition of the Shim as YAML.
@@ -523,7 +505,7 @@ mod tests {
         };
         assert_eq!(
             with(&"AB".repeat(32)).unwrap().sha256,
-            Some("ab".repeat(32))
+            Some("ab".repeat(32).parse().unwrap())
         );
         assert_eq!(with("").unwrap().sha256, None);
         assert!(matches!(with("abc"), Err(Error::Digest { .. })));

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 /// Each room, and what of ours it may name.
 const IMPORTS: &[(&str, &[&str])] = &[
-    ("api", &["names"]),
+    ("api", &["handoff", "names"]),
     ("cli", &["handoff"]),
     ("containerd_config", &[]),
     (
@@ -67,7 +67,6 @@ const PURE: &[&str] = &[
     "installer/source.rs",
     "installer/state.rs",
     "installer/text.rs",
-    "installer/values.rs",
     "installer/want.rs",
     "names.rs",
 ];

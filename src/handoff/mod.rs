@@ -1,117 +1,23 @@
-//! All that crosses from the cluster to a node and back: what a node should carry, and what came of it. Versioned JSON.
+//! The documents between the cluster and a node: what a node should carry, and what came of it. Versioned JSON.
 //!
-//! Pure. The controller writes a [`ProvisionRequest`] into its Job and reads a [`ProvisionReport`] from the Job's pod; the
-//! installer does the reverse; `fetch` leaves a [`FetchResult`] per Shim between them. None of them sees the other's types.
+//! Pure. The controller writes a [`ProvisionRequest`] into its Job and reads a [`ProvisionReport`] from the Job's pod. The installer does the
+//! reverse. `farrier fetch` writes a [`FetchResult`] per Shim for the installer. The types that all of them check their input with are here,
+//! too.
 
+mod digest;
+mod document;
+mod name;
+mod printable;
 mod report;
 mod request;
 
-use std::borrow::Cow;
-
-use serde::{Deserialize, Serialize};
-
-/// How digests are written in the documents here.
 pub use crate::names::{hex, sha256_hex};
-
-/// The one version of the documents here. Fields are added over time, never renamed or removed.
-pub const API_VERSION: &str = "farrier.dev/v1";
-
+pub use digest::{InvalidDigest, Sha256Digest};
+pub use document::{API_VERSION, Error, to_indented_json, to_json};
+pub use name::{LONGEST_LABEL_NAME, is_label_name};
+pub use printable::{printable, printable_up_to};
 pub use report::{
-    FileAction, FileReport, HandlerReport, Outcome, ProvisionReport, TERMINATION_MESSAGE_LIMIT,
-    elide, with_help,
+    FetchResult, FileAction, FileReport, HandlerReport, Outcome, ProvisionReport,
+    TERMINATION_MESSAGE_LIMIT, elide, with_help,
 };
 pub use request::{OptionValue, Owner, ProvisionRequest, ShimRequest, is_sha256};
-
-/// A document of Farrier as JSON on one line.
-///
-/// # Panics
-/// Where a type has no form in JSON, such as a map whose keys are not strings: a document that was empty instead could pass for an undo
-/// log that undoes nothing.
-#[must_use]
-pub fn to_json(document: &impl Serialize) -> String {
-    serde_json::to_string(document)
-        .expect("every key is a string and every value has a form in JSON")
-}
-
-/// The same for people: indented, and with a line feed at its end.
-///
-/// # Panics
-/// As [`to_json`].
-#[must_use]
-pub fn to_indented_json(document: &impl Serialize) -> String {
-    serde_json::to_string_pretty(document)
-        .expect("every key is a string and every value has a form in JSON")
-        + "\n"
-}
-
-/// What `farrier fetch` leaves for one Shim in the hand-off folder, as `<shim>.json`; the binary is `<shim>.bin` beside it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct FetchResult {
-    /// Name of the Shim.
-    pub shim: String,
-    /// SHA-256 of the binary in `<shim>.bin`; absent where nothing was fetched.
-    pub binary_sha256: Option<String>,
-    /// Why it failed: one sentence.
-    pub reason: Option<String>,
-    /// Nothing was fetched: the request says that the binary is on the node. Nobody takes that for the binary's being there.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub present: bool,
-}
-
-/// Why a document can't be used.
-///
-/// [`Error::help`] says how to correct the cause.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The document is not JSON, or has fields of other types.
-    #[error("failed to read the document: {source}")]
-    Json {
-        /// The parser's error.
-        #[source]
-        source: serde_json::Error,
-    },
-    /// The document has another version than [`API_VERSION`].
-    #[error("failed to read the document: its apiVersion is {found:?} and not {API_VERSION:?}")]
-    Version {
-        /// The document's version.
-        found: String,
-    },
-    /// A name can't be part of a path.
-    #[error("invalid name {found:?} of a shim, handler or binary")]
-    Name {
-        /// The name.
-        found: String,
-    },
-    /// A digest is not a SHA-256.
-    #[error("invalid SHA-256 {found:?} of shim {shim}")]
-    Digest {
-        /// The Shim.
-        shim: String,
-        /// The text.
-        found: String,
-    },
-    /// A name is requested twice.
-    #[error("{name:?} is requested twice")]
-    Duplicate {
-        /// The name.
-        name: String,
-    },
-}
-
-impl Error {
-    /// How an operator corrects the cause.
-    #[must_use]
-    pub fn help(&self) -> Option<Cow<'_, str>> {
-        Some(Cow::Borrowed(match self {
-            Self::Json { .. } | Self::Version { .. } => {
-                "run the same release of farrier in the cluster and on the node"
-            }
-            Self::Name { .. } => {
-                "use letters, digits, '-', '_' and '.', and begin with another character than '.'"
-            }
-            Self::Digest { .. } => "write 64 hexadecimal digits",
-            Self::Duplicate { .. } => "name each shim and each handler once",
-        }))
-    }
-}

@@ -1,4 +1,4 @@
-//! What came of a request on one host, whole for people and cut to size for a termination message.
+//! The result of a request on one host: whole, and shortened for a termination message.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -6,34 +6,49 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{API_VERSION, Error};
+use super::document::{API_VERSION, Error};
 
-/// The report of a Job stays under this many bytes: the kubelet keeps only the *last* 4,096 bytes of a termination message
-/// (Kubernetes API reference, `terminationMessagePath`), which would cut the head off a JSON object.
+/// A Job's report is shorter than this, in bytes. The kubelet keeps only the *last* 4,096 bytes of a termination message (Kubernetes API
+/// reference, `terminationMessagePath`), so the start of a longer JSON object would be lost.
 pub const TERMINATION_MESSAGE_LIMIT: usize = 4_000;
 
-/// What came of a request on one host.
+/// The result of `farrier fetch` for one Shim: `<shim>.json` in the hand-off directory, beside the binary `<shim>.bin`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FetchResult {
+    /// Name of the Shim.
+    pub shim: String,
+    /// SHA-256 of the binary in `<shim>.bin`; `None` where nothing was fetched.
+    pub binary_sha256: Option<String>,
+    /// Why the fetch failed, in one sentence.
+    pub reason: Option<String>,
+    /// Nothing was fetched, because the request says that the binary is on the node. The installer checks the node itself.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub present: bool,
+}
+
+/// The result of a request on one host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ProvisionReport {
     /// Always [`API_VERSION`].
     pub api_version: String,
-    /// The outcome as a whole.
+    /// The outcome of the whole request.
     pub result: Outcome,
-    /// Whether any byte on the host is different from before.
+    /// Whether the run changed a file of the host.
     pub changed: bool,
     /// How many times containerd was restarted.
     pub restarts: u32,
-    /// One entry per handler that was asked for, or that is on its way off.
+    /// One entry per requested handler, and per handler that is still to be removed.
     pub handlers: Vec<HandlerReport>,
-    /// Files of the host that were written or removed.
+    /// The files of the host that were written or removed.
     #[serde(default)]
     pub files: Vec<FileReport>,
-    /// Why the outcome is not `applied` or `unchanged`: one sentence.
+    /// Why the outcome is not `applied` or `unchanged`, in one sentence.
     pub reason: Option<String>,
-    /// What the operator can do about it: one sentence.
+    /// How an operator corrects the cause, in one sentence.
     pub remedy: Option<String>,
-    /// The host is one that this release can't change: nothing is to be expected of trying again.
+    /// This release can't change a host of this kind. Another try gives the same result.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unsupported: bool,
     /// SIGTERM or SIGINT ended the run before the change took effect. `result` is then `rolledBack`, also where the run had changed nothing
@@ -41,19 +56,19 @@ pub struct ProvisionReport {
     /// field is absent where a signal came too late and the change was carried out, and where undoing the change failed (`broken`).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub interrupted: bool,
-    /// What an operator may want to know of a host that carries what was asked for: sentences.
+    /// Sentences about the host that an operator should know, whatever the outcome is.
     #[serde(default)]
     pub notes: Vec<String>,
-    /// Release of the containerd that serves, as `1.7.35`.
+    /// Release of the running containerd, such as `1.7.35`.
     #[serde(default)]
     pub containerd: Option<String>,
-    /// Word of the distribution table.
+    /// The distribution's name in the table of distributions.
     #[serde(default)]
     pub distro: Option<String>,
-    /// How long the CRI did not answer because of us, in milliseconds.
+    /// How long the CRI did not answer because of the restarts, in milliseconds.
     #[serde(default)]
     pub cri_away_ms: Option<u64>,
-    /// Digest of the request that this answers.
+    /// Digest of the request ([`ProvisionRequest::digest`](super::ProvisionRequest::digest)).
     #[serde(default)]
     pub request_digest: String,
     /// UID of the node object named in the request.
@@ -71,22 +86,22 @@ pub struct ProvisionReport {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Outcome {
-    /// Done, and something changed. Exit status 0.
+    /// The host has the requested handlers, and was changed. Exit status 0.
     Applied,
-    /// Some Shims are served, others failed. Exit status 1.
+    /// Some Shims are served and others failed. Exit status 1.
     Partial,
-    /// The host already matched. Exit status 0.
+    /// The host already had the requested handlers. Exit status 0.
     Unchanged,
     /// Nothing was changed, for the reason given. Exit status 3.
     Refused,
-    /// It was tried, it failed or a signal ended it, and the host is as it was. Exit status 4.
+    /// The change failed or a signal ended it, and the host was restored. Exit status 4.
     RolledBack,
-    /// The host needs a person. Exit status 5.
+    /// The change failed, and the host could not be restored. An operator has to repair it. Exit status 5.
     Broken,
 }
 
 impl Outcome {
-    /// The exit status of `farrier install` and `farrier uninstall`; 2 is clap's for wrong usage.
+    /// The exit status of `farrier install` and `farrier uninstall`. Status 2 is clap's, for wrong usage.
     #[must_use]
     pub fn exit_status(self) -> u8 {
         match self {
@@ -99,53 +114,53 @@ impl Outcome {
     }
 }
 
-/// What became of one handler.
+/// The result for one handler.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HandlerReport {
     /// The Shim that the handler belongs to.
     pub shim: String,
-    /// The name containerd knows it by.
+    /// The handler's name in containerd's configuration.
     pub handler: String,
-    /// The stable path that containerd executes.
+    /// The path that containerd executes. It stays the same when the shim is upgraded.
     #[serde(default)]
     pub path: Option<String>,
-    /// SHA-256 of the binary behind the path.
+    /// SHA-256 of the binary at the path.
     #[serde(default)]
     pub sha256: Option<String>,
-    /// The running containerd lists the handler, and its binary stands verified at its path.
+    /// The running containerd lists the handler, and the binary at its path was verified.
     pub served: bool,
-    /// Why it is not served, or why it still is though it should be gone: one sentence.
+    /// Why the handler is not served, or still served though it should be removed, in one sentence.
     pub reason: Option<String>,
 }
 
-/// What became of one file of the host.
+/// A change of one file of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FileReport {
     /// Absolute path on the host.
     pub path: String,
-    /// What was done to it.
+    /// The kind of change.
     pub action: FileAction,
-    /// The change as a unified diff, where it is only foreseen: a dry run tells it.
+    /// The change as a unified diff, in the report of a dry run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub diff: Option<String>,
 }
 
-/// What was done to a file.
+/// The kind of change of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum FileAction {
-    /// It was there and has other bytes now.
+    /// The file existed and was changed.
     Edited,
-    /// It was not there.
+    /// The file did not exist.
     Created,
-    /// It is gone.
+    /// The file was removed.
     Removed,
 }
 
 impl ProvisionReport {
-    /// A report on which everything but the outcome and its reason is still open.
+    /// A report with an outcome. All other fields are empty.
     #[must_use]
     pub fn new(result: Outcome) -> Self {
         Self {
@@ -173,13 +188,13 @@ impl ProvisionReport {
     /// The whole document, for `-o json`.
     #[must_use]
     pub fn to_json(&self) -> String {
-        super::to_json(self)
+        super::document::to_json(self)
     }
 
-    /// Reads a report, for example out of a container's termination message.
+    /// Parses a report, for example a container's termination message.
     ///
     /// # Errors
-    /// When the text is no report of this version: an unknown outcome must never pass for success.
+    /// When the text is not a report of this version, or has an unknown outcome, which must not pass for success.
     pub fn from_json(text: &str) -> Result<Self, Error> {
         let report: Self = serde_json::from_str(text).map_err(|source| Error::Json { source })?;
         if report.api_version == API_VERSION {
@@ -191,7 +206,7 @@ impl ProvisionReport {
         }
     }
 
-    /// The document in less than [`TERMINATION_MESSAGE_LIMIT`] bytes: what is least missed goes first, never a verdict.
+    /// The document in less than [`TERMINATION_MESSAGE_LIMIT`] bytes. The least important fields are left out first, and `served` is always kept.
     #[must_use]
     pub fn to_termination_message(&self) -> String {
         let mut report = self.clone();
@@ -208,7 +223,7 @@ impl ProvisionReport {
             }
         }
         if !fits(&report) {
-            // Handlers of one Shim fail for one reason.
+            // Handlers of one Shim fail for the same reason, so the first one keeps it.
             let mut told = BTreeSet::new();
             for handler in report.handlers.iter_mut().filter(|handler| !handler.served) {
                 let reason = handler.reason.clone().unwrap_or_default();
@@ -236,12 +251,12 @@ impl ProvisionReport {
                 handler.sha256 = None;
             }
         }
-        // Only names of the greatest length in great number come this far; a handler without a verdict counts as not served.
+        // Only very many handlers with very long names come this far. A handler that is left out counts as not served.
         while !fits(&report) && report.handlers.pop().is_some() {}
         report.to_compact_json()
     }
 
-    /// The document without what is null, which reads back the same.
+    /// The document without fields that are null. It parses to the same report.
     fn to_compact_json(&self) -> String {
         let Ok(mut document) = serde_json::to_value(self) else {
             return self.to_json();
@@ -274,8 +289,10 @@ pub fn with_help(message: impl fmt::Display, help: Option<Cow<'_, str>>) -> Stri
     }
 }
 
-/// A sentence in at most `longest` bytes, of which three at least. The remedy behind its last semicolon goes first, and then what stands in
-/// the middle: a sentence begins with a place, often a long URL, and ends with the cause.
+/// A sentence in at most `longest` bytes, at least three.
+///
+/// The help behind the last semicolon is dropped first, and then the middle, because a sentence begins with a place, often a long URL, and ends
+/// with the cause.
 #[must_use]
 pub fn elide(sentence: &str, longest: usize) -> String {
     if sentence.len() <= longest {

@@ -1,35 +1,38 @@
-//! The desired set of one node, as the controller or the command line asks for it. What a host must never act on ends here.
+//! The desired set of one node, as the controller or the command line requests it. Parsing refuses what a host must never act on.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{API_VERSION, Error, sha256_hex};
+use super::digest::Sha256Digest;
+use super::document::{API_VERSION, Error};
+use super::name::check_name;
+use crate::names::sha256_hex;
 
-/// The desired set of one node: all Shims that it should carry, and whose set it is.
+/// The desired set of one node: all Shims that it should have, and the owner of the set.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ProvisionRequest {
     /// Always [`API_VERSION`].
     pub api_version: String,
-    /// Whose set this is. A request replaces its own owner's set, and nobody else's.
+    /// The owner of the set. A request replaces the set of its owner and no other.
     pub owner: Owner,
     /// UID of the node object; empty where no cluster is involved.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub node_uid: String,
-    /// What the node should carry, sorted by name, each name once.
+    /// The Shims that the node should have, sorted by name, each name once.
     #[serde(default)]
     pub shims: Vec<ShimRequest>,
-    /// Handlers to declare to containerd without a binary behind them (idea 6: one restart in a node's life). A cluster's are declared
-    /// with a change that restarts containerd anyway, the command line's at once.
+    /// Handlers to declare in containerd's configuration without a binary, so that a Shim that comes later needs no restart. A cluster's are
+    /// declared with a change that restarts containerd anyway, the command line's at once.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reserve: Vec<String>,
-    /// Options of handlers in `reserve`, as their shims will have them: other ones would cost a restart after all.
+    /// Options of handlers in `reserve`. With other options than those of the later Shim, a restart would be needed after all.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub reserve_options: BTreeMap<String, BTreeMap<String, OptionValue>>,
 }
 
-/// Whose set of handlers something on a host belongs to.
+/// The owner of a set of handlers on a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Owner {
@@ -37,19 +40,19 @@ pub enum Owner {
     Cluster,
     /// The command line on the node.
     Local,
-    /// What KWasm's installer left.
+    /// KWasm's installer.
     Kwasm,
-    /// What runtime-class-manager's installer left.
+    /// runtime-class-manager's installer.
     Rcm,
 }
 
-/// One Shim as a node needs it: already resolved for the node's platform.
+/// One Shim for a node, with the artifact for the node's platform.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ShimRequest {
-    /// Name of the Shim object, or what the command line called it.
+    /// Name of the Shim object, or the name on the command line.
     pub name: String,
-    /// Names that containerd knows the runtime by: the Shim's own first, then its aliases.
+    /// The handlers to declare: the Shim's own first, then its aliases.
     pub handlers: Vec<String>,
     /// `https://…`, `http://…` or `file:///path/on/the/node`.
     pub location: String,
@@ -59,20 +62,21 @@ pub struct ShimRequest {
     /// SHA-256 of the binary inside the artifact.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub binary_sha256: Option<String>,
-    /// File name of the binary inside the archive; without it `containerd-shim-<name>` is looked for.
+    /// File name of the binary inside the archive; `containerd-shim-<name>` by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub binary: Option<String>,
     /// Options that containerd hands to the shim.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub options: BTreeMap<String, OptionValue>,
-    /// SHA-256 of the binary that the node reported as placed for exactly this request: it is not fetched again. A hint, which
-    /// [`ProvisionRequest::without_hints`] takes away; the host counts only what stands on it.
+    /// SHA-256 of the binary that the node reported for exactly this request. The binary is not fetched again.
+    ///
+    /// A hint, which [`ProvisionRequest::without_hints`] removes. The installer checks the binary on the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub present: Option<String>,
 }
 
 impl ShimRequest {
-    /// SHA-256, in lower case, of the binary that is on the node already; `None` where nothing is known of one, or another is asked for.
+    /// SHA-256 of the binary that is on the node already; `None` where no binary is known, or another one is requested.
     #[must_use]
     pub fn expected_on_node(&self) -> Option<String> {
         let present = self.present.as_ref()?;
@@ -83,7 +87,7 @@ impl ShimRequest {
     }
 }
 
-/// A runtime option with its TOML type; never raw TOML.
+/// The value of a runtime option, with one of three TOML types.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum OptionValue {
@@ -96,8 +100,16 @@ pub enum OptionValue {
 }
 
 impl OptionValue {
-    /// Reads a value of `spec.containerdRuntimeOptions`, which runtime-class-manager writes into the file as raw TOML:
-    /// `true` and `false` are booleans, digits an integer, a value in TOML quotes that string, and anything else a string.
+    /// Parses a value of `spec.containerdRuntimeOptions`, which runtime-class-manager writes into the file as raw TOML.
+    ///
+    /// `true` and `false` are booleans, digits are an integer, a text in TOML quotes is the string between them, and any other text is a string.
+    ///
+    /// ```
+    /// use farrier::handoff::OptionValue;
+    ///
+    /// assert_eq!(OptionValue::from_text("12"), OptionValue::Integer(12));
+    /// assert_eq!(OptionValue::from_text("'12'"), OptionValue::String("12".to_owned()));
+    /// ```
     #[must_use]
     pub fn from_text(text: &str) -> Self {
         match text {
@@ -126,6 +138,45 @@ impl OptionValue {
     }
 }
 
+impl From<&OptionValue> for toml::Value {
+    fn from(value: &OptionValue) -> Self {
+        match value {
+            OptionValue::Boolean(value) => Self::Boolean(*value),
+            OptionValue::Integer(value) => Self::Integer(*value),
+            OptionValue::String(value) => Self::String(value.clone()),
+        }
+    }
+}
+
+impl OptionValue {
+    /// The options of a configuration. Floats, times, arrays and tables are left out, because no shim has such an option.
+    #[must_use]
+    pub fn from_toml(options: &BTreeMap<String, toml::Value>) -> BTreeMap<String, Self> {
+        let value = |value: &toml::Value| match value {
+            toml::Value::Boolean(value) => Some(Self::Boolean(*value)),
+            toml::Value::Integer(value) => Some(Self::Integer(*value)),
+            toml::Value::String(value) => Some(Self::String(value.clone())),
+            toml::Value::Float(_)
+            | toml::Value::Datetime(_)
+            | toml::Value::Array(_)
+            | toml::Value::Table(_) => None,
+        };
+        let options = options.iter();
+        options
+            .filter_map(|(key, it)| Some((key.clone(), value(it)?)))
+            .collect()
+    }
+
+    /// The options as a configuration has them.
+    #[must_use]
+    pub fn to_toml(options: &BTreeMap<String, Self>) -> BTreeMap<String, toml::Value> {
+        let options = options.iter();
+        options
+            .map(|(key, value)| (key.clone(), value.into()))
+            .collect()
+    }
+}
+
 impl ProvisionRequest {
     /// The desired set `shims` of `owner`, in canonical order.
     #[must_use]
@@ -148,7 +199,7 @@ impl ProvisionRequest {
         }
     }
 
-    /// What is asked for, whatever is known of the node: two requests that differ in hints alone are equal then.
+    /// The request without its hints, to compare two requests by what they ask for.
     #[must_use]
     pub fn without_hints(mut self) -> Self {
         for shim in &mut self.shims {
@@ -157,8 +208,9 @@ impl ProvisionRequest {
         self
     }
 
-    /// Digest by which a report names the request that it answers: 64 hexadecimal digits. Hints don't count, nor what is reserved: a
-    /// Shim that a node doesn't carry is no reason to ask that node again.
+    /// The digest by which a report names its request: 64 hexadecimal digits.
+    ///
+    /// Hints don't count. Reserved handlers don't count either, so that a Shim for other nodes is no reason for a new Job on this one.
     #[must_use]
     pub fn digest(&self) -> String {
         let asked = Self {
@@ -169,18 +221,18 @@ impl ProvisionRequest {
         sha256_hex(asked.to_json().as_bytes())
     }
 
-    /// The document as it crosses to the node.
+    /// The document as JSON.
     #[must_use]
     pub fn to_json(&self) -> String {
-        super::to_json(self)
+        super::document::to_json(self)
     }
 
-    /// Reads a document and refuses what a host must never act on.
+    /// Parses a document, and refuses what a host must never act on.
     ///
     /// # Errors
-    /// Says which part can't be read: not JSON, another version, an unusable name, a digest that is none, a name or handler twice.
+    /// When the text is not JSON or of another version, a name or digest is invalid, or a name or handler is requested twice.
     pub fn from_json(text: &str) -> Result<Self, Error> {
-        // Before all else: another version may have other fields.
+        // First, because another version may have other fields.
         let head: Head = serde_json::from_str(text).map_err(|source| Error::Json { source })?;
         if head.api_version != API_VERSION {
             return Err(Error::Version {
@@ -232,33 +284,14 @@ impl ProvisionRequest {
 /// Whether `text` is a SHA-256 digest: 64 hexadecimal digits of either case.
 #[must_use]
 pub fn is_sha256(text: &str) -> bool {
-    text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+    text.parse::<Sha256Digest>().is_ok()
 }
 
-/// What a document of any version says first.
+/// The part that documents of all versions have.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Head {
     api_version: String,
-}
-
-/// Longest name, in bytes: with `containerd-shim-` before it and the suffix of a file that is about to replace it, it has to stay
-/// below the 255 of a file name.
-const LONGEST_NAME: usize = 200;
-
-/// A name becomes part of a path on the host and a key in TOML: letters, digits, `-`, `_` and `.`, not first a dot.
-fn check_name(name: &str) -> Result<(), Error> {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-    if name.is_empty()
-        || name.len() > LONGEST_NAME
-        || name.starts_with('.')
-        || !name.bytes().all(plain)
-    {
-        return Err(Error::Name {
-            found: name.to_owned(),
-        });
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -304,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hint_is_no_part_of_what_is_asked_for() {
+    fn a_hint_does_not_change_the_digest_of_a_request() {
         let asked = ProvisionRequest::new(Owner::Cluster, String::new(), vec![shim("a")], vec![]);
         let mut hinted = asked.clone();
         hinted.shims[0].present = Some("a".repeat(64));
@@ -312,7 +345,7 @@ mod tests {
         let read = ProvisionRequest::from_json(&hinted.to_json()).unwrap();
         assert_eq!(read, hinted);
         assert_eq!(read.without_hints(), asked);
-        // A request without hints is the text that releases before them wrote: its digest stays what they reported.
+        // Releases without hints wrote the same text, so the digests that nodes reported to them stay valid.
         assert!(!asked.to_json().contains("present"));
     }
 
@@ -321,7 +354,7 @@ mod tests {
     #[case::said(Some("A"), None, Some("a"))]
     #[case::said_and_asked_for(Some("a"), Some("A"), Some("a"))]
     #[case::another_is_asked_for(Some("a"), Some("b"), None)]
-    fn a_hint_counts_unless_another_binary_is_asked_for(
+    fn a_hint_counts_unless_another_binary_is_requested(
         #[case] present: Option<&str>,
         #[case] wanted: Option<&str>,
         #[case] expected: Option<&str>,
@@ -336,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_digest_is_refused_wherever_it_stands() {
+    fn an_invalid_digest_is_refused_in_every_field() {
         let fields: [fn(&mut ShimRequest) -> &mut Option<String>; 3] = [
             |shim| &mut shim.sha256,
             |shim| &mut shim.binary_sha256,
@@ -357,8 +390,8 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_would_leave_its_folder_is_refused() {
-        let long = "a".repeat(LONGEST_NAME + 1);
+    fn a_name_that_would_leave_its_directory_is_refused() {
+        let long = "a".repeat(super::super::name::LONGEST_NAME + 1);
         for name in ["../spin", "a/b", "", ".hidden", "a\nb", "ä", &long] {
             let request =
                 ProvisionRequest::new(Owner::Cluster, String::new(), vec![shim(name)], vec![]);
@@ -373,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_of_another_version_is_named_whatever_else_it_says() {
+    fn a_request_of_another_version_is_refused_by_its_version_whatever_its_fields_are() {
         let text = r#"{"apiVersion":"farrier.dev/v9","owners":[]}"#;
         assert!(matches!(
             ProvisionRequest::from_json(text),
@@ -395,6 +428,19 @@ mod tests {
             ProvisionRequest::from_json(&request.to_json()),
             Err(Error::Duplicate { .. })
         ));
+    }
+
+    #[test]
+    fn an_option_keeps_its_type_in_toml() {
+        let options = BTreeMap::from([
+            ("a".to_owned(), OptionValue::Boolean(false)),
+            ("b".to_owned(), OptionValue::Integer(-1)),
+            ("c".to_owned(), OptionValue::String("1".to_owned())),
+        ]);
+        let mut toml = OptionValue::to_toml(&options);
+        assert_eq!(toml["c"], toml::Value::String("1".to_owned()));
+        toml.insert("d".to_owned(), toml::Value::Float(1.0));
+        assert_eq!(OptionValue::from_toml(&toml), options);
     }
 
     #[test]

@@ -16,10 +16,9 @@ use tracing::warn;
 
 use super::client::{client, innermost};
 use super::handover;
-use super::text::printable;
 use super::unpack;
 use crate::handoff::hex;
-use crate::handoff::{FetchResult, ShimRequest};
+use crate::handoff::{FetchResult, ShimRequest, printable};
 
 /// The largest release archive known (wasmedge) has 45 MB; more than ten times that.
 const MAX_ARTIFACT: u64 = 512 << 20;

@@ -4,6 +4,7 @@
 use super::candidate;
 use super::journal::{Journal, Undo};
 use super::state::{Places, State, folder_of};
+use crate::handoff::is_sha256;
 
 /// The name of every folder of ours (the places of the distributions' table all end in it).
 const OWN_NAME: &str = "farrier";
@@ -100,7 +101,7 @@ fn is_file_name(name: &str) -> bool {
 
 /// Whether this is the name of a file in the store.
 pub(super) fn is_digest(text: &str) -> bool {
-    text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+    is_sha256(text)
 }
 
 #[cfg(test)]

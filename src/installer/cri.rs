@@ -16,8 +16,8 @@ use tonic::Code;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use super::host::HostRoot;
-use super::text::printable;
 use crate::containerd_config::Value;
+use crate::handoff::printable;
 
 /// One answer of the CRI comes in milliseconds; a node under load gets this long.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);

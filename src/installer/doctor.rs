@@ -12,8 +12,8 @@ use super::readiness::spares_pods;
 use super::report::split;
 use super::site::{Site, declarations, hands_options_over};
 use super::state::{OwnedHandler, STATE_FILE, owner_word};
-use super::text::printable;
 use crate::containerd_config::{DeclaredHandler, Handler, runtimes_of_dump};
+use crate::handoff::printable;
 
 /// What is known of a host's shims.
 #[derive(Debug, PartialEq, Eq, Serialize)]

@@ -24,8 +24,8 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::process::{Child, Command};
 
 use super::host::HostRoot;
-use super::text::printable;
 use crate::containerd_config::DUMP_LIMIT;
+use crate::handoff::printable;
 
 /// First argument of a start of this program that only enters a root and becomes another program.
 pub const CHILD_ARGUMENT: &str = "__enter-root";

@@ -8,9 +8,8 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::OFlag;
 
 use super::artifact::{Error, check_digest, folder};
-use super::text::printable;
 use super::unpack;
-use crate::handoff::{self, FetchResult, ShimRequest};
+use crate::handoff::{self, FetchResult, ShimRequest, printable};
 
 /// A [`FetchResult`] is some hundred bytes.
 const MAX_RESULT: u64 = 64 << 10;

@@ -7,7 +7,6 @@ use super::adopt::{home_of, lock_entries};
 use super::host::{Error, HostRoot};
 use super::stamps::{Stamps, Verified};
 use super::state::{Places, State};
-use super::values::requested;
 use crate::containerd_config::{self, ConfigFiles, LegacyInstaller, SourceFile};
 use crate::handoff::{OptionValue, Owner};
 
@@ -230,6 +229,6 @@ impl Inherited {
     /// The options as a request names them.
     #[must_use]
     pub fn options(&self) -> BTreeMap<String, OptionValue> {
-        requested(&self.declared.options)
+        OptionValue::from_toml(&self.declared.options)
     }
 }

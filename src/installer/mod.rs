@@ -49,7 +49,6 @@ mod systemd_unit;
 pub mod text;
 mod trial;
 pub mod unpack;
-mod values;
 pub mod want;
 
 use std::collections::BTreeMap;

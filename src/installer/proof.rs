@@ -8,7 +8,6 @@ use super::cri::Served;
 use super::facts::Facts;
 use super::plan::HostPlan;
 use super::site::declarations;
-use super::values::{self, requested};
 use crate::containerd_config::Handler;
 use crate::handoff::OptionValue;
 
@@ -45,7 +44,11 @@ impl Expected {
     pub(super) fn of(facts: &Facts, plan: &HostPlan) -> Option<Self> {
         let before = facts.served.as_ref().ok()?;
         let served = before.handlers.iter().map(|(name, runtime_type)| {
-            let options = before.options.get(name).map(requested).unwrap_or_default();
+            let options = before
+                .options
+                .get(name)
+                .map(OptionValue::from_toml)
+                .unwrap_or_default();
             let runtime_type = runtime_type.clone();
             let noted = Noted {
                 runtime_type,
@@ -94,7 +97,7 @@ impl Expected {
                 .collect(),
             options: options
                 .filter(|(_, noted)| !noted.options.is_empty())
-                .map(|(name, noted)| (name.clone(), values::declared(&noted.options)))
+                .map(|(name, noted)| (name.clone(), OptionValue::to_toml(&noted.options)))
                 .collect(),
         }
     }
@@ -104,7 +107,7 @@ fn note(handlers: &[Handler]) -> BTreeMap<String, Noted> {
     let handlers = handlers.iter().map(|handler| {
         let noted = Noted {
             runtime_type: handler.runtime_type.clone(),
-            options: requested(&handler.options),
+            options: OptionValue::from_toml(&handler.options),
         };
         (handler.name.clone(), noted)
     });
@@ -115,7 +118,7 @@ fn handlers(noted: &BTreeMap<String, Noted>) -> Vec<Handler> {
     let noted = noted.iter().map(|(name, noted)| Handler {
         name: name.clone(),
         runtime_type: noted.runtime_type.clone(),
-        options: values::declared(&noted.options),
+        options: OptionValue::to_toml(&noted.options),
     });
     noted.collect()
 }

@@ -5,9 +5,8 @@ use super::facts::{Facts, path_of, standing, verified};
 use super::perform::Failure;
 use super::plan::{self, HostPlan};
 use super::rollback::Tally;
-use super::text::printable;
 use crate::handoff::{
-    FileAction, FileReport, HandlerReport, Outcome, ProvisionReport, ShimRequest,
+    FileAction, FileReport, HandlerReport, Outcome, ProvisionReport, ShimRequest, printable,
 };
 
 /// A report as it goes out, whoever wrote the words in it.

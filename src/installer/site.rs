@@ -9,11 +9,11 @@ use super::moved;
 use super::plan::{ConfigChange, Error};
 use super::source::{self, Rendered, Source};
 use super::state::{OwnedHandler, STATE_FOLDER, folder_of};
-use super::values;
 use crate::containerd_config::{
     ConfigFiles, ConfigTarget, DeclaredHandler, Handler, Version, edit, edit_template, handlers,
     place, runtimes_of_dump, startup_checks, template_handlers,
 };
+use crate::handoff::OptionValue;
 
 /// Where handlers are declared on this host, and what is declared there.
 pub(super) struct Site<'a> {
@@ -320,7 +320,7 @@ pub(super) fn declarations(facts: &Facts, next: &BTreeMap<String, OwnedHandler>)
             name: name.clone(),
             runtime_type: facts.places.declared_path(name, owned),
             options: if handed_over {
-                values::declared(&owned.options)
+                OptionValue::to_toml(&owned.options)
             } else {
                 BTreeMap::new()
             },

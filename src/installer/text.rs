@@ -7,25 +7,13 @@ use similar::TextDiff;
 use super::doctor::{Condition, Diagnosis};
 use super::plan::{ConfigChange, HostPlan};
 use super::state::STATE_FILE;
-use crate::handoff::{FileAction, Outcome, ProvisionReport};
+use crate::handoff::{FileAction, Outcome, ProvisionReport, printable};
 
 /// Writing to a `String` can't fail; this says so in one place.
 macro_rules! line {
     ($text:expr, $($argument:tt)*) => {{
         let _ = writeln!($text, $($argument)*);
     }};
-}
-
-/// The longest reason: containerd's own words have 300 characters at most, and a sentence of ours around them.
-const LONGEST_REASON: usize = 1_000;
-
-/// Text that others had a hand in (servers, archives, containerd, files of the host), fit for a terminal, a log and an Event.
-pub(super) fn printable(text: &str) -> String {
-    // Beside control characters those that turn the direction of what follows (Unicode 15, 23.2 *Layout Controls*).
-    let turns = |character| matches!(character, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    let shown = |character: &char| !character.is_control() && !turns(*character);
-    let spaced = text.replace(['\n', '\t'], " ");
-    spaced.chars().filter(shown).take(LONGEST_REASON).collect()
 }
 
 /// A report for people: the outcome, a line per handler and file, the reason and what to do.

@@ -11,7 +11,6 @@ use crate::installer::distro::{Evidence, detect};
 use crate::installer::inherited::{Inheritance, Inherited, Standing};
 use crate::installer::proof::prove;
 use crate::installer::state::Places;
-use crate::installer::values;
 
 const CONFIG: &str = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd]\ndefault_runtime_name = 'runc'\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n";
 const DIGEST: &str = "aa";
@@ -169,7 +168,7 @@ fn what_is_reserved_with_its_options_costs_no_restart_later() {
     let plan = decide(&facts, &first).unwrap();
     let mut facts = after(facts, plan);
     facts.served.as_mut().unwrap().options =
-        BTreeMap::from([("b".to_owned(), values::declared(&options))]);
+        BTreeMap::from([("b".to_owned(), OptionValue::to_toml(&options))]);
     let mut second = want(&["a", "b"]);
     second.shims[1].options = options;
     let plan = decide(&facts, &second).unwrap();

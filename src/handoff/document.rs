@@ -1,0 +1,87 @@
+//! What all documents have in common: their version, and why a document can't be used.
+
+use std::borrow::Cow;
+
+use serde::Serialize;
+
+/// The version of all documents. Fields are added over time, and never renamed or removed.
+pub const API_VERSION: &str = "farrier.dev/v1";
+
+/// A document of Farrier as JSON on one line.
+///
+/// # Panics
+/// Where a type has no form in JSON, such as a map whose keys are not strings: a document that was empty instead could pass for an undo
+/// log that undoes nothing.
+#[must_use]
+pub fn to_json(document: &impl Serialize) -> String {
+    serde_json::to_string(document)
+        .expect("every key is a string and every value has a form in JSON")
+}
+
+/// The same for people: indented, and with a line feed at its end.
+///
+/// # Panics
+/// As [`to_json`].
+#[must_use]
+pub fn to_indented_json(document: &impl Serialize) -> String {
+    serde_json::to_string_pretty(document)
+        .expect("every key is a string and every value has a form in JSON")
+        + "\n"
+}
+
+/// Why a document can't be used.
+///
+/// [`Error::help`] says how to correct the cause.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The document is not JSON, or has fields of other types.
+    #[error("failed to read the document: {source}")]
+    Json {
+        /// The parser's error.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The document has another version than [`API_VERSION`].
+    #[error("failed to read the document: its apiVersion is {found:?} and not {API_VERSION:?}")]
+    Version {
+        /// The document's version.
+        found: String,
+    },
+    /// A name can't be part of a path.
+    #[error("invalid name {found:?} of a shim, handler or binary")]
+    Name {
+        /// The name.
+        found: String,
+    },
+    /// A digest is not a SHA-256.
+    #[error("invalid SHA-256 {found:?} of shim {shim}")]
+    Digest {
+        /// The Shim.
+        shim: String,
+        /// The text.
+        found: String,
+    },
+    /// A name is requested twice.
+    #[error("{name:?} is requested twice")]
+    Duplicate {
+        /// The name.
+        name: String,
+    },
+}
+
+impl Error {
+    /// How an operator corrects the cause.
+    #[must_use]
+    pub fn help(&self) -> Option<Cow<'_, str>> {
+        Some(Cow::Borrowed(match self {
+            Self::Json { .. } | Self::Version { .. } => {
+                "run the same release of farrier in the cluster and on the node"
+            }
+            Self::Name { .. } => {
+                "use letters, digits, '-', '_' and '.', and begin with another character than '.'"
+            }
+            Self::Digest { .. } => "write 64 hexadecimal digits",
+            Self::Duplicate { .. } => "name each shim and each handler once",
+        }))
+    }
+}

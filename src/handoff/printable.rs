@@ -1,0 +1,73 @@
+//! Makes text of others (servers, archives, containerd, files of a host) fit for a terminal, a log line, an Event and a condition.
+
+/// The longest text in a report, in bytes. Kubernetes bounds an Event's note at 1,024 bytes (`events.k8s.io/v1`).
+const LONGEST_TEXT: usize = 1_000;
+
+/// The text on one line without characters that a terminal acts on, in at most 1,000 bytes. A space takes the place of such characters.
+///
+/// ```
+/// use farrier::handoff::printable;
+///
+/// assert_eq!(printable("one\r\ntwo\u{1b}[2J"), "one two [2J");
+/// ```
+#[must_use]
+pub fn printable(text: &str) -> String {
+    printable_up_to(text, LONGEST_TEXT)
+}
+
+/// As [`printable`], in at most `longest` bytes. A text that was cut ends with `…`.
+#[must_use]
+pub fn printable_up_to(text: &str, longest: usize) -> String {
+    let mut line = String::with_capacity(text.len());
+    // Whether the last character is a space in the place of others.
+    let mut replaced = true;
+    for letter in text.chars() {
+        if !is_control(letter) && !(replaced && letter == ' ') {
+            line.push(letter);
+            replaced = false;
+        } else if !replaced && !line.ends_with(' ') {
+            line.push(' ');
+            replaced = true;
+        }
+    }
+    if line.len() > longest {
+        line.truncate(line.floor_char_boundary(longest.saturating_sub('…'.len_utf8())));
+        line.push('…');
+    }
+    line
+}
+
+/// Whether a terminal acts on the character instead of showing it: control characters, line separators, invisible characters, and those that
+/// change the direction of the text (Unicode 15, 23.2 *Layout Controls*).
+fn is_control(letter: char) -> bool {
+    letter.is_control()
+        || matches!(
+            letter,
+            '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
+        )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_acts_on_no_character_of_a_printable_text() {
+        let text = "a\u{1b}[2Jb\nc\u{202e}d\u{85}e\u{2028}f\tg\u{2066}h\u{200e}i\u{feff}j\u{61c}k";
+        assert_eq!(printable(text), "a [2Jb c d e f g h i j k");
+        assert_eq!(
+            printable("\u{1b}[31mred\u{7} \u{202e}turned"),
+            "[31mred turned"
+        );
+        assert_eq!(printable("two  spaces"), "two  spaces");
+    }
+
+    #[test]
+    fn a_long_text_is_cut_between_characters() {
+        assert_eq!(printable_up_to(&"ü".repeat(1_000), 99).len(), 99);
+        assert_eq!(printable_up_to(&"ü".repeat(1_000), 100).len(), 99);
+        assert_eq!(printable_up_to("abcd", 4), "abcd");
+        assert_eq!(printable_up_to("abcde", 4), "a…");
+        assert_eq!(printable(&"a".repeat(2_000)).len(), LONGEST_TEXT);
+    }
+}
