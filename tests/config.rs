@@ -1,8 +1,8 @@
-//! The configuration editor against whole files: each folder of `tests/config` is a node's file before and after.
+//! The configuration editor against whole files: each directory of `tests/config` is a node's file before and after.
 //!
-//! `case.toml` says which containerd reads it and what is wanted; `in.toml` is the file before (no file: it is absent), `out.toml`
-//! the file after. Taking everything out again must give `in.toml` byte for byte.
-//! With `FARRIER_BLESS=1` in the environment the `out.toml` are written anew; read the diff.
+//! `case.toml` names the release of containerd and the wanted handlers. `in.toml` is the file before, and missing where the file is absent.
+//! `out.toml` is the file after. Removing all handlers must restore `in.toml` byte for byte.
+//! `FARRIER_BLESS=1` in the environment writes the `out.toml` anew; read the diff.
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on stops")]
 
@@ -24,10 +24,10 @@ use handler_names::names;
 use rstest::rstest;
 use toml_edit::{DocumentMut, Item, TableLike};
 
-/// One folder of `tests/config`.
+/// One directory of `tests/config`.
 struct Case {
     containerd: String,
-    loaded: ConfigFiles,
+    files: ConfigFiles,
     path: String,
     plugin: String,
     want: Vec<Handler>,
@@ -40,9 +40,9 @@ fn text(table: &dyn TableLike, key: &str) -> Option<String> {
 }
 
 fn read(case: &Path) -> Case {
-    let folder = case.parent().unwrap();
+    let directory = case.parent().unwrap();
     let document: DocumentMut = fs::read_to_string(case).unwrap().parse().unwrap();
-    let before = fs::read_to_string(folder.join("in.toml")).ok();
+    let before = fs::read_to_string(directory.join("in.toml")).ok();
     let path = text(document.as_table(), "path").unwrap_or_else(|| ROOT.to_owned());
     let root = match text(document.as_table(), "root") {
         Some(text) => Some(text),
@@ -72,7 +72,7 @@ fn read(case: &Path) -> Case {
         .collect();
     Case {
         containerd: text(document.as_table(), "containerd").unwrap(),
-        loaded: ConfigFiles {
+        files: ConfigFiles {
             root: SourceFile {
                 path: ROOT.to_owned(),
                 text: root,
@@ -83,7 +83,7 @@ fn read(case: &Path) -> Case {
         plugin: text(document.as_table(), "plugin").unwrap(),
         want,
         before,
-        after: folder.join("out.toml"),
+        after: directory.join("out.toml"),
     }
 }
 
@@ -115,64 +115,66 @@ fn handler(name: &str) -> Handler {
     }
 }
 
-/// Edits as on a node whose daemon showed the usual `runc` before.
+/// Edits as on a node whose containerd had the usual `runc` before.
 fn apply(
     before: Option<&str>,
-    placement: &ConfigTarget,
-    ours: &BTreeSet<String>,
+    target: &ConfigTarget,
+    managed: &BTreeSet<String>,
     want: &[Handler],
 ) -> Result<Option<String>, Error> {
-    edit(before, placement, ours, want, Some(&Handler::runc()))
+    edit(before, target, managed, want, Some(&Handler::runc()))
 }
 
 #[rstest]
-fn a_file_gets_what_is_wanted_and_comes_back_to_its_first_bytes(
+fn a_file_gets_the_wanted_handlers_and_removing_them_restores_its_first_bytes(
     #[files("tests/config/*/case.toml")] case: PathBuf,
 ) {
     let case = read(&case);
-    let placement = place(&case.loaded, &case.containerd.parse().unwrap()).unwrap();
-    assert_eq!(placement.path, case.path);
-    assert_eq!(placement.plugin.key(), case.plugin);
+    let target = place(&case.files, &case.containerd.parse().unwrap()).unwrap();
+    assert_eq!(target.path, case.path);
+    assert_eq!(target.plugin.key(), case.plugin);
 
     let before = case.before.as_deref();
-    let ours = names(&case.want);
-    let after = apply(before, &placement, &BTreeSet::new(), &case.want).unwrap();
+    let managed = names(&case.want);
+    let after = apply(before, &target, &BTreeSet::new(), &case.want).unwrap();
     if std::env::var_os("FARRIER_BLESS").is_some() {
         fs::write(&case.after, after.as_deref().unwrap()).unwrap();
     }
     assert_eq!(after, Some(fs::read_to_string(&case.after).unwrap()));
     assert_eq!(
-        apply(after.as_deref(), &placement, &ours, &case.want).unwrap(),
+        apply(after.as_deref(), &target, &managed, &case.want).unwrap(),
         after
     );
     assert_eq!(
-        apply(after.as_deref(), &placement, &ours, &[]).unwrap(),
+        apply(after.as_deref(), &target, &managed, &[]).unwrap(),
         case.before
     );
 }
 
 #[rstest]
-fn any_set_in_any_order_leaves_nothing_behind(#[files("tests/config/*/case.toml")] case: PathBuf) {
+fn adding_and_removing_any_sets_in_any_order_restores_the_first_bytes(
+    #[files("tests/config/*/case.toml")] case: PathBuf,
+) {
     let case = read(&case);
-    let placement = place(&case.loaded, &case.containerd.parse().unwrap()).unwrap();
+    let target = place(&case.files, &case.containerd.parse().unwrap()).unwrap();
     let all = ["a", "b.c", "d"].map(handler);
     let mut numbers = Numbers(2);
     for _ in 0..32 {
         let walk = numbers.below(512);
         let mut now = case.before.clone();
-        let mut ours = BTreeSet::new();
+        let mut managed = BTreeSet::new();
         for step in [walk & 7, walk >> 3 & 7, walk >> 6 & 7, 0] {
             let want: Vec<Handler> = (0..3)
                 .filter(|bit| step >> bit & 1 == 1)
                 .map(|bit| all[bit].clone())
                 .collect();
-            now = apply(now.as_deref(), &placement, &ours, &want).unwrap();
-            ours = names(&want);
-            let declared = handlers(now.as_deref().unwrap_or_default(), &placement).unwrap();
+            now = apply(now.as_deref(), &target, &managed, &want).unwrap();
+            managed = names(&want);
+            let declared = handlers(now.as_deref().unwrap_or_default(), &target).unwrap();
             for handler in &all {
                 assert_eq!(
                     declared.contains_key(&handler.name),
-                    ours.contains(&handler.name)
+                    managed.contains(&handler.name)
                 );
             }
         }
@@ -194,7 +196,7 @@ impl Numbers {
 }
 
 #[rstest]
-fn broken_text_never_panics_and_what_can_be_edited_comes_back(
+fn broken_text_never_panics_and_every_edit_can_be_undone(
     #[files("tests/config/*/case.toml")] case: PathBuf,
 ) {
     const PIECES: [&str; 16] = [
@@ -219,7 +221,7 @@ fn broken_text_never_panics_and_what_can_be_edited_comes_back(
     let after = fs::read_to_string(&case.after).unwrap();
     let mut numbers = Numbers(1);
     let want = [handler("a"), handler("b.c")];
-    let ours = names(&want);
+    let managed = names(&want);
     for round in 0..60 {
         let whole = case
             .before
@@ -242,15 +244,15 @@ fn broken_text_never_panics_and_what_can_be_edited_comes_back(
         let text: String = text.into_iter().collect();
         let _ = imports(&text);
         let _ = runtimes_of_dump(&text);
-        let _ = compare_dumps(whole, &text, &ours);
+        let _ = compare_dumps(whole, &text, &managed);
         for release in ["1.6.36", "2.1.9", "2.4.2"] {
-            let Ok(placement) = place(&one_file(&text), &release.parse().unwrap()) else {
+            let Ok(target) = place(&one_file(&text), &release.parse().unwrap()) else {
                 continue;
             };
-            let before = (!placement.drop_in).then_some(text.as_str());
-            if let Ok(after) = apply(before, &placement, &BTreeSet::new(), &want) {
-                let back = apply(after.as_deref(), &placement, &ours, &[]).unwrap();
-                // A comment of ours in the first text is taken for ours.
+            let before = (!target.drop_in).then_some(text.as_str());
+            if let Ok(after) = apply(before, &target, &BTreeSet::new(), &want) {
+                let back = apply(after.as_deref(), &target, &managed, &[]).unwrap();
+                // Handlers below a comment of Farrier in the first text count as managed.
                 assert!(
                     text.contains("# farrier:") || back.as_deref() == before,
                     "{text:?}"
@@ -261,7 +263,7 @@ fn broken_text_never_panics_and_what_can_be_edited_comes_back(
 }
 
 #[test]
-fn text_of_any_depth_is_read_or_refused() {
+fn tables_of_any_depth_are_read_or_refused() {
     let keys = vec!["a"; 79].join(".");
     let inside = (0..79).fold(format!("{keys} = 1"), |inside, _| {
         format!("{keys} = {{ {inside} }}")

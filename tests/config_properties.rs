@@ -1,5 +1,5 @@
-//! What holds for every configuration, not for those alone that somebody thought of: generated files in every notation, mutated files
-//! of the corpus, and text that is no configuration at all. `PROPTEST_CASES` sets how many of each (256).
+//! Properties of the configuration editor for any text: generated files in every notation, mutated files of the corpus, and random text.
+//! `PROPTEST_CASES` sets the number of cases for each property (256).
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on stops")]
 
@@ -220,7 +220,7 @@ fn value() -> impl Strategy<Value = Value> {
     ]
 }
 
-/// Handlers of ours: at most four, each of another name.
+/// Handlers to declare: at most four, each with another name.
 fn wanted() -> impl Strategy<Value = Vec<Handler>> {
     let options = prop::collection::btree_map("[A-Za-z][A-Za-z0-9_. -]{0,9}", value(), 0..3);
     let handler = (any::<String>(), options);
@@ -236,7 +236,7 @@ fn wanted() -> impl Strategy<Value = Vec<Handler>> {
     })
 }
 
-/// Every value of a file by the keys that lead to it.
+/// Every value of a file, by the keys that lead to it.
 fn values(text: &str) -> BTreeMap<Vec<String>, String> {
     fn walk(
         table: &dyn TableLike,
@@ -267,34 +267,34 @@ fn values(text: &str) -> BTreeMap<Vec<String>, String> {
     all
 }
 
-/// All that may be expected of edits of `text` at `placement`; nothing where the first is refused.
+/// Checks all properties of edits of `text` for `target`. Checks nothing where the first edit is refused.
 fn edits_hold(
     text: Option<&str>,
-    placement: &ConfigTarget,
+    target: &ConfigTarget,
     want: &[Handler],
 ) -> Result<(), TestCaseError> {
-    let apply = |text: Option<&str>, ours: &BTreeSet<String>, want: &[Handler]| {
-        edit(text, placement, ours, want, Some(&Handler::runc()))
+    let apply = |text: Option<&str>, managed: &BTreeSet<String>, want: &[Handler]| {
+        edit(text, target, managed, want, Some(&Handler::runc()))
     };
     let none = BTreeSet::new();
-    let ours = names(want);
+    let managed = names(want);
     let Ok(after) = apply(text, &none, want) else {
         return Ok(());
     };
     let after = after.as_deref();
-    let again = apply(after, &ours, want).unwrap();
+    let again = apply(after, &managed, want).unwrap();
     prop_assert_eq!(again.as_deref(), after, "not idempotent");
-    let undone = apply(after, &ours, &[]).unwrap();
-    prop_assert_eq!(undone.as_deref(), text, "not undone");
+    let undone = apply(after, &managed, &[]).unwrap();
+    prop_assert_eq!(undone.as_deref(), text, "not restored");
     let reversed: Vec<Handler> = want.iter().rev().cloned().collect();
     let other = apply(text, &none, &reversed).unwrap();
-    prop_assert_eq!(other.as_deref(), after, "the order counts");
+    prop_assert_eq!(other.as_deref(), after, "depends on the order of handlers");
     let last = &want[want.len() - 1..];
     let first = apply(text, &none, last).unwrap();
     let then = apply(first.as_deref(), &names(last), want).unwrap();
-    prop_assert_eq!(then.as_deref(), after, "the way there counts");
+    prop_assert_eq!(then.as_deref(), after, "depends on earlier edits");
 
-    let declared = handlers(after.unwrap_or_default(), placement).unwrap();
+    let declared = handlers(after.unwrap_or_default(), target).unwrap();
     for handler in want {
         prop_assert_eq!(&declared[&handler.name].runtime_type, &handler.runtime_type);
         prop_assert_eq!(&declared[&handler.name].options, &handler.options);
@@ -310,7 +310,7 @@ fn edits_hold(
             [plugins, _, _, runtimes, name, ..] => {
                 plugins == "plugins"
                     && runtimes == "runtimes"
-                    && (ours.contains(name) || name == "runc")
+                    && (managed.contains(name) || name == "runc")
             }
             _ => false,
         };
@@ -321,66 +321,66 @@ fn edits_hold(
 
 proptest! {
     #[test]
-    fn a_generated_file_is_edited_and_comes_back(shape in shape(), release in prop::sample::select(&RELEASES[..]), want in wanted()) {
+    fn an_edit_of_a_generated_file_can_be_undone(shape in shape(), release in prop::sample::select(&RELEASES[..]), want in wanted()) {
         let text = shape.text();
-        if let Ok(placement) = place(&one_file(&text), &release.parse().unwrap())
+        if let Ok(target) = place(&one_file(&text), &release.parse().unwrap())
             && !want.is_empty()
         {
-            let file = (!placement.drop_in).then_some(text.as_str());
-            edits_hold(file, &placement, &want)?;
+            let file = (!target.drop_in).then_some(text.as_str());
+            edits_hold(file, &target, &want)?;
         }
     }
 
     #[test]
     fn most_generated_files_are_edited(shape in shape()) {
-        // What has its runtimes under the id of its version is for every release of that version; only braces can't take runc.
+        // Runtimes under the plugin id of the version are read by every release of that version. Only an inline table can't get a runc.
         let fits = matches!((shape.version, shape.id), (Some(2), 1) | (Some(3 | 4), 2));
         let release = if shape.version == Some(2) { "1.7.35" } else { "2.4.2" };
         let braces = matches!(shape.notation, Notation::InlineRuntimes);
         if fits && !(braces && shape.names.is_empty()) {
             let text = shape.text();
-            let placement = place(&one_file(&text), &release.parse().unwrap()).unwrap();
-            let file = (!placement.drop_in).then_some(text.as_str());
+            let target = place(&one_file(&text), &release.parse().unwrap()).unwrap();
+            let file = (!target.drop_in).then_some(text.as_str());
             let mine = Handler { name: "f".to_owned(), ..Handler::runc() };
-            prop_assert!(edit(file, &placement, &BTreeSet::new(), &[mine], Some(&Handler::runc())).is_ok(), "{}", text);
+            prop_assert!(edit(file, &target, &BTreeSet::new(), &[mine], Some(&Handler::runc())).is_ok(), "{}", text);
         }
     }
 
     #[test]
-    fn a_template_is_edited_and_comes_back(shape in shape(), at in any::<prop::sample::Index>(), want in wanted()) {
+    fn an_edit_of_a_template_can_be_undone(shape in shape(), at in any::<prop::sample::Index>(), want in wanted()) {
         let plain = shape.text();
         let newline = if shape.carriage_returns { "\r\n" } else { "\n" };
         let mut lines: Vec<&str> = plain.split_inclusive('\n').collect();
         let action = format!("{{{{ template \"base}}}}\" . }}}}{newline}");
         lines.insert(at.index(lines.len() + 1), &action);
         let text = lines.concat();
-        let apply = |text: &str, ours: &BTreeSet<String>, want: &[Handler]| {
-            edit_template(ROOT, Some(text), PluginId::CriV1Runtime, ours, want)
+        let apply = |text: &str, managed: &BTreeSet<String>, want: &[Handler]| {
+            edit_template(ROOT, Some(text), PluginId::CriV1Runtime, managed, want)
         };
-        let ours = names(&want);
+        let managed = names(&want);
         let after = apply(&text, &BTreeSet::new(), &want).unwrap().unwrap();
         prop_assert!(after.starts_with(&text));
-        prop_assert_eq!(apply(&after, &ours, &want).unwrap().unwrap(), after.clone());
-        prop_assert_eq!(apply(&after, &ours, &[]).unwrap().unwrap(), text);
+        prop_assert_eq!(apply(&after, &managed, &want).unwrap().unwrap(), after.clone());
+        prop_assert_eq!(apply(&after, &managed, &[]).unwrap().unwrap(), text);
     }
 
     #[test]
     fn no_text_makes_anything_panic(text in text(), other in text(), want in wanted()) {
-        let ours = names(&want);
+        let managed = names(&want);
         let _ = imports(&text);
         let _ = runtimes_of_dump(&text);
         let _ = startup_checks(&text);
-        let _ = compare_dumps(&text, &other, &ours);
-        let _ = edit_template(ROOT, Some(&text), PluginId::GrpcV1Cri, &ours, &want);
+        let _ = compare_dumps(&text, &other, &managed);
+        let _ = edit_template(ROOT, Some(&text), PluginId::GrpcV1Cri, &managed, &want);
         for release in RELEASES {
-            if let Ok(placement) = place(&one_file(&text), &release.parse().unwrap()) {
-                let _ = edit(Some(&text), &placement, &ours, &want, None);
+            if let Ok(target) = place(&one_file(&text), &release.parse().unwrap()) {
+                let _ = edit(Some(&text), &target, &managed, &want, None);
             }
         }
     }
 
     #[test]
-    fn a_mutated_file_of_the_corpus_comes_back(
+    fn an_edit_of_a_mutated_file_of_the_corpus_can_be_undone(
         file in any::<prop::sample::Index>(),
         changes in prop::collection::vec((any::<prop::sample::Index>(), 0_usize..20, text()), 0..4),
         release in prop::sample::select(&RELEASES[..]),
@@ -393,18 +393,18 @@ proptest! {
             let put: Vec<u8> = put.bytes().take(20).collect();
             bytes.splice(at..end, put);
         }
-        // Only text gets so far; and a comment of ours would be taken for ours.
+        // The editor gets text alone. Handlers below a comment of Farrier would count as managed.
         if let Ok(text) = String::from_utf8(bytes)
             && !want.is_empty()
-            && let Ok(placement) = place(&one_file(&text), &release.parse().unwrap())
+            && let Ok(target) = place(&one_file(&text), &release.parse().unwrap())
         {
-            let file = (!placement.drop_in).then_some(text.as_str());
-            edits_hold(file, &placement, &want)?;
+            let file = (!target.drop_in).then_some(text.as_str());
+            edits_hold(file, &target, &want)?;
         }
     }
 }
 
-/// Text of all kinds: letters of any script, and pieces of TOML and of templates in any order.
+/// Random text: characters of any script, and pieces of TOML and of templates in any order.
 fn text() -> impl Strategy<Value = String> {
     let pieces = prop::sample::select(vec![
         "[",
@@ -458,13 +458,13 @@ fn text() -> impl Strategy<Value = String> {
 
 static CORPUS: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
     let mut files = Vec::new();
-    let mut folders: Vec<PathBuf> =
+    let mut directories: Vec<PathBuf> =
         vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus")];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).unwrap() {
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
-                folders.push(path);
+                directories.push(path);
             } else if path.extension().is_some_and(|end| end == "toml") {
                 files.push(fs::read(path).unwrap());
             }

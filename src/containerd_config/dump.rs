@@ -86,9 +86,9 @@ pub fn address_of_dump(dump: &str) -> Option<String> {
         .map(str::to_owned)
 }
 
-/// Checks that an edit changes only the handlers `ours`.
+/// Checks that an edit changes only the handlers `managed`.
 ///
-/// `before` and `after` are dumps of the same containerd, before and after the edit. `ours` names the handlers that may appear, change or
+/// `before` and `after` are dumps of the same containerd, before and after the edit. `managed` names the handlers that may appear, change or
 /// disappear. `runc` may lose or gain zero values, because containerd 1.x prints other defaults for a `runc` that is declared. `imports` is
 /// not compared.
 ///
@@ -106,17 +106,17 @@ pub fn address_of_dump(dump: &str) -> Option<String> {
 /// [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
 /// runtime_type = "io.containerd.runc.v2"
 /// "#;
-/// let ours = BTreeSet::from(["spin".to_owned()]);
+/// let managed = BTreeSet::from(["spin".to_owned()]);
 /// let spin = "[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.spin]\nruntime_type = '/spin'\n";
-/// assert!(compare_dumps(before, &format!("{before}{spin}"), &ours).is_ok());
+/// assert!(compare_dumps(before, &format!("{before}{spin}"), &managed).is_ok());
 ///
-/// let error = compare_dumps(before, &before.replace("info", "debug"), &ours).unwrap_err();
+/// let error = compare_dumps(before, &before.replace("info", "debug"), &managed).unwrap_err();
 /// assert!(error.to_string().contains("debug.level"));
 /// ```
 ///
 /// # Errors
 /// When a dump can't be read, a value of others differs, or the default runtime is not declared.
-pub fn compare_dumps(before: &str, after: &str, ours: &BTreeSet<String>) -> Result<(), Error> {
+pub fn compare_dumps(before: &str, after: &str, managed: &BTreeSet<String>) -> Result<(), Error> {
     let values = |dump: &str| -> Result<Value, Error> {
         let mut values = Document::parse_dump(dump)?.values();
         if let Value::Table(root) = &mut values {
@@ -124,7 +124,7 @@ pub fn compare_dumps(before: &str, after: &str, ours: &BTreeSet<String>) -> Resu
         }
         for plugin in PluginId::ALL {
             if let Some(runtimes) = runtimes_of(&mut values, plugin) {
-                runtimes.retain(|name, _| !ours.contains(name));
+                runtimes.retain(|name, _| !managed.contains(name));
                 if let Some(runc) = runtimes.get_mut(RUNC) {
                     remove_defaults(runc);
                 }
@@ -223,7 +223,7 @@ BinaryName = ""
     const A: &str =
         "[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.a]\nruntime_type = '/a'\n";
 
-    fn ours() -> BTreeSet<String> {
+    fn managed() -> BTreeSet<String> {
         BTreeSet::from(["a".to_owned()])
     }
 
@@ -234,8 +234,8 @@ BinaryName = ""
             .replace("podsandbox", "")
             .replace("config.toml", "other.toml")
             + A;
-        assert_eq!(compare_dumps(BEFORE, &after, &ours()), Ok(()));
-        assert_eq!(compare_dumps(&after, BEFORE, &ours()), Ok(()));
+        assert_eq!(compare_dumps(BEFORE, &after, &managed()), Ok(()));
+        assert_eq!(compare_dumps(&after, BEFORE, &managed()), Ok(()));
     }
 
     #[rstest]
@@ -245,7 +245,7 @@ BinaryName = ""
     fn settings_of_others_may_not_differ(#[case] from: &str, #[case] to: &str, #[case] key: &str) {
         let key = format!("plugins.io.containerd.grpc.v1.cri.{key}");
         assert_eq!(
-            compare_dumps(BEFORE, &BEFORE.replace(from, to), &ours()),
+            compare_dumps(BEFORE, &BEFORE.replace(from, to), &managed()),
             Err(Error::Changed { key })
         );
     }
@@ -255,7 +255,7 @@ BinaryName = ""
         let broken = BEFORE.replace("= \"runc\"", "= \"gone\"");
         let name = "gone".to_owned();
         assert_eq!(
-            compare_dumps(&broken, &broken, &ours()),
+            compare_dumps(&broken, &broken, &managed()),
             Err(Error::NoDefault { name })
         );
     }
@@ -280,9 +280,12 @@ BinaryName = ""
     fn a_dump_may_be_longer_than_a_file() {
         let comment = format!("# {}\n", "x".repeat(TEXT_LIMIT));
         let dump = format!("{BEFORE}{comment}");
-        assert_eq!(compare_dumps(&dump, &dump, &ours()), Ok(()));
+        assert_eq!(compare_dumps(&dump, &dump, &managed()), Ok(()));
         let dump = format!("{dump}{}", comment.repeat(DUMP_LIMIT / TEXT_LIMIT));
-        assert_eq!(compare_dumps(&dump, &dump, &ours()), Err(Error::LongDump));
+        assert_eq!(
+            compare_dumps(&dump, &dump, &managed()),
+            Err(Error::LongDump)
+        );
     }
 
     #[test]

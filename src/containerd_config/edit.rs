@@ -34,7 +34,7 @@ pub fn handlers(
 /// The new text of the file of `target`, which declares exactly the handlers `want` among the managed ones.
 ///
 /// * `text` is the present text; `None` where the file is absent.
-/// * `ours` names the handlers that an earlier edit wrote and this one may replace or remove.
+/// * `managed` names the handlers that an earlier edit wrote and this one may replace or remove.
 /// * `runc` is the default runtime as containerd printed it before. It is declared beside the first handler where
 ///   [`must_declare_runc`](ConfigTarget::must_declare_runc) is set, and removed with the last one.
 ///
@@ -63,8 +63,8 @@ pub fn handlers(
 /// let edited = edit(Some(text), &target, &BTreeSet::new(), &[spin], None)?.unwrap();
 /// assert!(edited.starts_with(text));
 ///
-/// let ours = BTreeSet::from(["spin".to_owned()]);
-/// let restored = edit(Some(&edited), &target, &ours, &[], None)?;
+/// let managed = BTreeSet::from(["spin".to_owned()]);
+/// let restored = edit(Some(&edited), &target, &managed, &[], None)?;
 /// assert_eq!(restored.as_deref(), Some(text));
 /// # Ok::<(), farrier::containerd_config::Error>(())
 /// ```
@@ -76,16 +76,16 @@ pub fn handlers(
 pub fn edit(
     text: Option<&str>,
     target: &ConfigTarget,
-    ours: &BTreeSet<String>,
+    managed: &BTreeSet<String>,
     want: &[Handler],
     runc: Option<&Handler>,
 ) -> Result<Option<String>, Error> {
     let source = text.unwrap_or_default();
     let document = Document::parse(&target.path, source)?;
     let declared = document.handlers(target.plugin)?;
-    let wanted = check(target, &declared, ours, want)?;
+    let wanted = check(target, &declared, managed, want)?;
 
-    let stale = |name: &String| ours.contains(name) && !wanted.contains_key(name.as_str());
+    let stale = |name: &String| managed.contains(name) && !wanted.contains_key(name.as_str());
     let settled = wanted.iter().all(|(name, handler)| {
         declared
             .get(*name)
@@ -98,13 +98,13 @@ pub fn edit(
         let handlers = document.handlers(plugin)?;
         dead |= plugin != target.plugin
             && handlers.iter().any(|(name, handler)| {
-                ours.contains(name) && is_ours(&document, plugin, name, handler)
+                managed.contains(name) && is_managed(&document, plugin, name, handler)
             });
     }
     if settled && follows && !dead && !want.is_empty() && !declared.keys().any(stale) {
         return Ok(text.map(str::to_owned));
     }
-    let base = strip(&document, target, &declared, ours, &wanted)?;
+    let base = strip(&document, target, &declared, managed, &wanted)?;
     let created = text.is_none() || base.created;
     if want.is_empty() && created && base.text.trim().is_empty() {
         return Ok(None);
@@ -114,7 +114,7 @@ pub fn edit(
     } else {
         fill(&base.text, created, target, &wanted, runc)?
     };
-    verify(&document, &edited, target, ours, &wanted)?;
+    verify(&document, &edited, target, managed, &wanted)?;
     let mark = if document.byte_order_mark {
         "\u{feff}"
     } else {
@@ -127,12 +127,12 @@ pub fn edit(
 fn check<'a>(
     target: &ConfigTarget,
     declared: &BTreeMap<String, DeclaredHandler>,
-    ours: &BTreeSet<String>,
+    managed: &BTreeSet<String>,
     want: &'a [Handler],
 ) -> Result<BTreeMap<&'a str, &'a Handler>, Error> {
     let wanted = check_names(want)?;
     let foreign = want.iter().map(|handler| &handler.name).find(|name| {
-        !ours.contains(*name)
+        !managed.contains(*name)
             && (declared.contains_key(*name) || target.declared_in_other_files.contains(*name))
     });
     match foreign {
@@ -155,7 +155,7 @@ fn strip(
     document: &Document<'_>,
     target: &ConfigTarget,
     declared: &BTreeMap<String, DeclaredHandler>,
-    ours: &BTreeSet<String>,
+    managed: &BTreeSet<String>,
     wanted: &BTreeMap<&str, &Handler>,
 ) -> Result<Base, Error> {
     let path = target.plugin.runtimes();
@@ -170,7 +170,7 @@ fn strip(
             let settled = wanted
                 .get(name)
                 .is_some_and(|wanted| handler.declares(wanted));
-            ours.contains(*name) && (handler.marked || braces || !settled)
+            managed.contains(*name) && (handler.marked || braces || !settled)
         });
     // Beside another handler the declared `runc` stays, because that handler would hide the default runtime, too.
     if kept.iter().eq([&RUNC]) && declared[RUNC].marked {
@@ -183,7 +183,7 @@ fn strip(
             let gone = handlers
                 .iter()
                 .filter(|(name, handler)| {
-                    ours.contains(*name) && is_ours(document, plugin, name, handler)
+                    managed.contains(*name) && is_managed(document, plugin, name, handler)
                 })
                 .map(|(name, _)| name.as_str())
                 .collect();
@@ -217,7 +217,7 @@ fn strip(
 
 /// Whether a handler in another plugin's table than the target's was written by Farrier, or by a legacy installer whose handlers Farrier
 /// took over.
-fn is_ours(
+fn is_managed(
     document: &Document<'_>,
     plugin: PluginId,
     name: &str,
@@ -290,7 +290,7 @@ fn verify(
     document: &Document<'_>,
     edited: &str,
     target: &ConfigTarget,
-    ours: &BTreeSet<String>,
+    managed: &BTreeSet<String>,
     wanted: &BTreeMap<&str, &Handler>,
 ) -> Result<(), Error> {
     let not_editable = |reason| Error::NotEditable {
@@ -301,7 +301,7 @@ fn verify(
         not_editable("a table of a handler is not valid beside the tables in the file")
     })?;
     let declared = result.handlers(target.plugin)?;
-    let stale = |name: &String| ours.contains(name) && !wanted.contains_key(name.as_str());
+    let stale = |name: &String| managed.contains(name) && !wanted.contains_key(name.as_str());
     if declared.keys().any(stale)
         || !wanted.iter().all(|(name, handler)| {
             declared
@@ -313,23 +313,24 @@ fn verify(
             "the result does not declare the requested handlers",
         ));
     }
-    let managed = |plugin: PluginId, document: &Document<'_>| -> Result<BTreeSet<String>, Error> {
-        Ok(document
-            .handlers(plugin)?
-            .into_iter()
-            .filter(|(name, handler)| {
-                ours.contains(name)
-                    || wanted.contains_key(name.as_str())
-                    || (name == RUNC && handler.marked)
-            })
-            .map(|(name, _)| name)
-            .collect())
-    };
+    let managed_in =
+        |plugin: PluginId, document: &Document<'_>| -> Result<BTreeSet<String>, Error> {
+            Ok(document
+                .handlers(plugin)?
+                .into_iter()
+                .filter(|(name, handler)| {
+                    managed.contains(name)
+                        || wanted.contains_key(name.as_str())
+                        || (name == RUNC && handler.marked)
+                })
+                .map(|(name, _)| name)
+                .collect())
+        };
     let others = |document: &Document<'_>| -> Result<Value, Error> {
         let mut values = document.values();
         for plugin in PluginId::ALL {
-            let managed = managed(plugin, document)?;
-            remove_from(&mut values, &plugin.runtimes(), &managed);
+            let names = managed_in(plugin, document)?;
+            remove_from(&mut values, &plugin.runtimes(), &names);
         }
         if document.own_version().is_some()
             && let Value::Table(root) = &mut values
@@ -344,7 +345,7 @@ fn verify(
     Ok(())
 }
 
-/// The text of the file `path` without the handlers for which `is_ours` is true, in all plugins' tables. The text is TOML or a Go template.
+/// The text of the file `path` without the handlers for which `is_managed` is true, in all plugins' tables. The text is TOML or a Go template.
 ///
 /// The file is one that [`place`](super::place) no longer chooses, for example since an upgrade of containerd. The result is `None` where
 /// nothing else is left in a file that Farrier created.
@@ -369,7 +370,7 @@ fn verify(
 pub fn remove_managed_handlers(
     path: &str,
     text: &str,
-    is_ours: impl Fn(&str, &DeclaredHandler) -> bool,
+    is_managed: impl Fn(&str, &DeclaredHandler) -> bool,
 ) -> Result<Option<String>, Error> {
     let mut left = Some(text.to_owned());
     for plugin in PluginId::ALL {
@@ -381,7 +382,7 @@ pub fn remove_managed_handlers(
         } else {
             Document::parse(path, text)?.handlers(plugin)?
         };
-        let gone = managed_names(&declared, &is_ours);
+        let gone = managed_names(&declared, &is_managed);
         if gone.is_empty() {
             continue;
         }
@@ -404,11 +405,11 @@ pub fn remove_managed_handlers(
 
 fn managed_names(
     declared: &BTreeMap<String, DeclaredHandler>,
-    is_ours: impl Fn(&str, &DeclaredHandler) -> bool,
+    is_managed: impl Fn(&str, &DeclaredHandler) -> bool,
 ) -> BTreeSet<String> {
     declared
         .iter()
-        .filter(|(name, handler)| is_ours(name, handler))
+        .filter(|(name, handler)| is_managed(name, handler))
         .map(|(name, _)| name.clone())
         .collect()
 }
@@ -441,12 +442,12 @@ mod tests {
         }
     }
 
-    fn ours(names: &[&str]) -> BTreeSet<String> {
+    fn managed(names: &[&str]) -> BTreeSet<String> {
         names.iter().map(|name| (*name).to_owned()).collect()
     }
 
     fn edited(text: &str, mine: &[&str], want: &[Handler]) -> Result<String, Error> {
-        edit(Some(text), &target(), &ours(mine), want, None).map(Option::unwrap_or_default)
+        edit(Some(text), &target(), &managed(mine), want, None).map(Option::unwrap_or_default)
     }
 
     #[rstest]
@@ -517,7 +518,7 @@ mod tests {
 
     #[test]
     fn a_created_file_to_which_others_added_settings_keeps_its_version() {
-        let made = edit(None, &target(), &ours(&[]), &[handler("a")], None);
+        let made = edit(None, &target(), &managed(&[]), &[handler("a")], None);
         let filled =
             made.unwrap().unwrap() + "[plugins.'io.containerd.grpc.v1.cri']\nsandbox_image = 'p'\n";
         let left = edited(&filled, &["a"], &[]).unwrap();
@@ -574,7 +575,10 @@ mod tests {
 
     #[test]
     fn an_absent_file_is_not_created_without_handlers() {
-        assert_eq!(edit(None, &target(), &ours(&[]), &[], None).unwrap(), None);
+        assert_eq!(
+            edit(None, &target(), &managed(&[]), &[], None).unwrap(),
+            None
+        );
     }
 
     #[rstest]
@@ -625,7 +629,7 @@ mod tests {
         };
         let bare = Some("version = 2\n");
         assert!(matches!(
-            edit(bare, &target, &ours(&[]), &[handler("a")], None),
+            edit(bare, &target, &managed(&[]), &[handler("a")], None),
             Err(Error::NoRunc { .. })
         ));
     }
@@ -638,7 +642,7 @@ mod tests {
         };
         let bare = Some("version = 2\n");
         let runc = handler("runc");
-        let with = edit(bare, &target, &ours(&[]), &[handler("a")], Some(&runc));
+        let with = edit(bare, &target, &managed(&[]), &[handler("a")], Some(&runc));
         let with = with.unwrap().unwrap()
             + "[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.kata]\nruntime_type = 'k'\n";
         let left = edited(&with, &["a"], &[]).unwrap();
@@ -657,15 +661,18 @@ mod tests {
     #[test]
     fn the_created_file_follows_the_version_and_the_table_of_the_root() {
         let want = [handler("a")];
-        let old = edit(None, &target(), &ours(&[]), &want, None).unwrap();
+        let old = edit(None, &target(), &managed(&[]), &want, None).unwrap();
         let target = ConfigTarget {
             plugin: PluginId::CriV1Runtime,
             version: Some(3),
             drop_in: true,
             ..target()
         };
-        let new = edit(old.as_deref(), &target, &ours(&["a"]), &want, None).unwrap();
-        assert_eq!(new, edit(None, &target, &ours(&[]), &want, None).unwrap());
+        let new = edit(old.as_deref(), &target, &managed(&["a"]), &want, None).unwrap();
+        assert_eq!(
+            new,
+            edit(None, &target, &managed(&[]), &want, None).unwrap()
+        );
     }
 
     const OTHERS: &str = "version = 2\n# theirs\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.b]\nruntime_type = '/opt/b'\n";
@@ -704,8 +711,8 @@ mod tests {
             edit_template("f", before, plugin, &none, &[handler("a")])
         };
         let with = with.unwrap().unwrap();
-        let ours = |name: &str, handler: &DeclaredHandler| name == "a" && handler.marked;
-        let left = remove_managed_handlers("f", &with, ours).unwrap();
+        let managed = |name: &str, handler: &DeclaredHandler| name == "a" && handler.marked;
+        let left = remove_managed_handlers("f", &with, managed).unwrap();
         assert_eq!(left.as_deref(), before);
         let left = remove_managed_handlers("f", &with, |_, _| false).unwrap();
         assert_eq!(left, Some(with));

@@ -37,8 +37,8 @@ const BASE: &str = "{{ template \"base\" . }}";
 /// let text = edit_template(path, None, PluginId::CriV1Runtime, &BTreeSet::new(), &[spin])?.unwrap();
 /// assert!(text.contains("{{ template \"base\" . }}"));
 ///
-/// let ours = BTreeSet::from(["spin".to_owned()]);
-/// assert_eq!(edit_template(path, Some(&text), PluginId::CriV1Runtime, &ours, &[])?, None);
+/// let managed = BTreeSet::from(["spin".to_owned()]);
+/// assert_eq!(edit_template(path, Some(&text), PluginId::CriV1Runtime, &managed, &[])?, None);
 /// # Ok::<(), farrier::containerd_config::Error>(())
 /// ```
 ///
@@ -49,7 +49,7 @@ pub fn edit_template(
     path: &str,
     text: Option<&str>,
     plugin: PluginId,
-    ours: &BTreeSet<String>,
+    managed: &BTreeSet<String>,
     want: &[Handler],
 ) -> Result<Option<String>, Error> {
     if text.is_none() && want.is_empty() {
@@ -62,20 +62,20 @@ pub fn edit_template(
         .stanzas
         .iter()
         .map(|stanza| &stanza.handler)
-        .find(|name| wanted.contains_key(name.as_str()) && !ours.contains(*name))
+        .find(|name| wanted.contains_key(name.as_str()) && !managed.contains(*name))
     {
         return Err(Error::Foreign {
             handler: foreign.clone(),
             path: path.to_owned(),
         });
     }
-    if text.is_some() && !want.is_empty() && template.says(plugin, ours, &wanted) {
+    if text.is_some() && !want.is_empty() && template.says(plugin, managed, &wanted) {
         return Ok(Some(source));
     }
     let mut gone = Vec::new();
     for stanza in &template.stanzas {
         let stays = !stanza.marked && template.settles(stanza, plugin, &wanted);
-        if ours.contains(&stanza.handler) && !stays {
+        if managed.contains(&stanza.handler) && !stays {
             if stanza.split {
                 return Err(Error::NotEditable {
                     path: path.to_owned(),
@@ -105,7 +105,7 @@ pub fn edit_template(
         mark = HANDLER_MARK;
     }
     let result = Template::scan(path, &edited)?;
-    if !result.says(plugin, ours, &wanted) {
+    if !result.says(plugin, managed, &wanted) {
         return Err(Error::NotEditable {
             path: path.to_owned(),
             reason: "the result does not declare the requested handlers",
@@ -145,9 +145,9 @@ mod tests {
         names.iter().map(|name| (*name).to_owned()).collect()
     }
 
-    fn edited(text: &str, ours: &[&str], want: &[Handler]) -> Result<Option<String>, Error> {
+    fn edited(text: &str, managed: &[&str], want: &[Handler]) -> Result<Option<String>, Error> {
         let plugin = PluginId::CriV1Runtime;
-        edit_template(PATH, Some(text), plugin, &names(ours), want)
+        edit_template(PATH, Some(text), plugin, &names(managed), want)
     }
 
     #[rstest]
@@ -263,12 +263,12 @@ mod tests {
             assert_eq!(left, base, "{order:?}");
         }
         // Beside a managed handler that is added and removed.
-        let with = edited(&text, &[], &[handler("ours")]).unwrap().unwrap();
+        let with = edited(&text, &[], &[handler("mine")]).unwrap().unwrap();
         let rest = edited(&with, &["a", "b", "c"], &[]).unwrap().unwrap();
         assert_eq!(legacy_handlers(PATH, &rest).unwrap().len(), 0);
-        let all = ["ours", "a", "b", "c"];
+        let all = ["mine", "a", "b", "c"];
         assert_eq!(edited(&with, &all, &[]).unwrap().unwrap(), base);
-        assert_eq!(edited(&with, &["ours"], &[]).unwrap().unwrap(), text);
+        assert_eq!(edited(&with, &["mine"], &[]).unwrap().unwrap(), text);
     }
 
     #[test]

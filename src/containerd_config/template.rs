@@ -178,7 +178,7 @@ impl<'a> Template<'a> {
     pub(super) fn says(
         &self,
         plugin: PluginId,
-        ours: &BTreeSet<String>,
+        managed: &BTreeSet<String>,
         wanted: &BTreeMap<&str, &Handler>,
     ) -> bool {
         let named = |name: &str| {
@@ -192,7 +192,7 @@ impl<'a> Template<'a> {
                 if wanted.contains_key(stanza.handler.as_str()) {
                     self.settles(stanza, plugin, wanted)
                 } else {
-                    !ours.contains(&stanza.handler)
+                    !managed.contains(&stanza.handler)
                 }
             })
     }
