@@ -22,6 +22,24 @@ use super::types::{ConfigTarget, DeclaredHandler, Handler, RUNC};
 
 /// The handlers that the text declares in the table of `target`.
 ///
+/// ```
+/// use std::collections::BTreeSet;
+///
+/// use farrier::containerd_config::{ConfigTarget, PluginId, handlers};
+///
+/// let target = ConfigTarget {
+///     path: "/etc/containerd/config.toml".to_owned(),
+///     plugin: PluginId::GrpcV1Cri,
+///     version: Some(2),
+///     drop_in: false,
+///     must_declare_runc: false,
+///     declared_in_other_files: BTreeSet::new(),
+/// };
+/// let text = "[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes]\nkata = { runtime_type = '/kata' }\n";
+/// assert_eq!(handlers(text, &target)?["kata"].runtime_type, "/kata");
+/// # Ok::<(), farrier::containerd_config::Error>(())
+/// ```
+///
 /// # Errors
 /// When the text is not TOML, or has a value that is not a table where a handler should be.
 pub fn handlers(
@@ -86,22 +104,28 @@ pub fn edit(
     let wanted = check(target, &declared, managed, want)?;
 
     let stale = |name: &String| managed.contains(name) && !wanted.contains_key(name.as_str());
-    let settled = wanted.iter().all(|(name, handler)| {
+    let is_as_wanted = wanted.iter().all(|(name, handler)| {
         declared
             .get(*name)
             .is_some_and(|declared| declared.declares(handler))
     });
     // Farrier's own file must have the root's version, which may have changed since.
-    let follows = document.own_version().is_none() || document.version()? == target.version;
-    let mut dead = false;
+    let has_target_version =
+        document.own_version().is_none() || document.version()? == target.version;
+    let mut is_in_other_tables = false;
     for plugin in PluginId::ALL {
         let handlers = document.handlers(plugin)?;
-        dead |= plugin != target.plugin
+        is_in_other_tables |= plugin != target.plugin
             && handlers.iter().any(|(name, handler)| {
                 managed.contains(name) && is_managed(&document, plugin, name, handler)
             });
     }
-    if settled && follows && !dead && !want.is_empty() && !declared.keys().any(stale) {
+    if is_as_wanted
+        && has_target_version
+        && !is_in_other_tables
+        && !want.is_empty()
+        && !declared.keys().any(stale)
+    {
         return Ok(text.map(str::to_owned));
     }
     let base = strip(&document, target, &declared, managed, &wanted)?;
@@ -164,35 +188,35 @@ fn strip(
         document.holder(&[path.as_slice(), &[RUNC]].concat()),
         Holder::Braces(_, _)
     );
-    let (mut gone, kept): (BTreeSet<&str>, BTreeSet<&str>) =
+    let (mut removed, kept): (BTreeSet<&str>, BTreeSet<&str>) =
         declared.keys().map(String::as_str).partition(|name| {
             let handler = &declared[*name];
-            let settled = wanted
+            let is_as_wanted = wanted
                 .get(name)
                 .is_some_and(|wanted| handler.declares(wanted));
-            managed.contains(*name) && (handler.marked || braces || !settled)
+            managed.contains(*name) && (handler.marked || braces || !is_as_wanted)
         });
     // Beside another handler the declared `runc` stays, because that handler would hide the default runtime, too.
     if kept.iter().eq([&RUNC]) && declared[RUNC].marked {
-        gone.insert(RUNC);
+        removed.insert(RUNC);
     }
-    let mut ranges = document.extents(target.plugin, &gone);
+    let mut ranges = document.extents(target.plugin, &removed);
     for plugin in PluginId::ALL {
         if plugin != target.plugin {
             let handlers = document.handlers(plugin)?;
-            let gone = handlers
+            let removed = handlers
                 .iter()
                 .filter(|(name, handler)| {
                     managed.contains(*name) && is_managed(document, plugin, name, handler)
                 })
                 .map(|(name, _)| name.as_str())
                 .collect();
-            ranges.extend(document.extents(plugin, &gone));
+            ranges.extend(document.extents(plugin, &removed));
         }
     }
     ranges.sort_by_key(|range| range.start);
     let mut ranges = widen(document.text, ranges);
-    if braces && gone.contains(RUNC) {
+    if braces && removed.contains(RUNC) {
         ranges.extend(document.braces_mark());
         ranges.sort_by_key(|range| range.start);
     }
@@ -382,12 +406,12 @@ pub fn remove_managed_handlers(
         } else {
             Document::parse(path, text)?.handlers(plugin)?
         };
-        let gone = managed_names(&declared, &is_managed);
-        if gone.is_empty() {
+        let removed = managed_names(&declared, &is_managed);
+        if removed.is_empty() {
             continue;
         }
         left = if is_template(text) {
-            edit_template(path, Some(text), plugin, &gone, &[])?
+            edit_template(path, Some(text), plugin, &removed, &[])?
         } else {
             let target = ConfigTarget {
                 path: path.to_owned(),
@@ -397,7 +421,7 @@ pub fn remove_managed_handlers(
                 must_declare_runc: false,
                 declared_in_other_files: BTreeSet::new(),
             };
-            edit(Some(text), &target, &gone, &[], None)?
+            edit(Some(text), &target, &removed, &[], None)?
         };
     }
     Ok(left)

@@ -69,12 +69,12 @@ pub fn edit_template(
             path: path.to_owned(),
         });
     }
-    if text.is_some() && !want.is_empty() && template.says(plugin, managed, &wanted) {
+    if text.is_some() && !want.is_empty() && template.declares_exactly(plugin, managed, &wanted) {
         return Ok(Some(source));
     }
-    let mut gone = Vec::new();
+    let mut removed = Vec::new();
     for stanza in &template.stanzas {
-        let stays = !stanza.marked && template.settles(stanza, plugin, &wanted);
+        let stays = !stanza.marked && template.is_as_wanted(stanza, plugin, &wanted);
         if managed.contains(&stanza.handler) && !stays {
             if stanza.split {
                 return Err(Error::NotEditable {
@@ -82,10 +82,10 @@ pub fn edit_template(
                     reason: "a template action is among the lines of a handler",
                 });
             }
-            gone.push(stanza.lines.clone());
+            removed.push(stanza.lines.clone());
         }
     }
-    let base = without_ranges(&source, &widen(&source, gone));
+    let base = without_ranges(&source, &widen(&source, removed));
     if want.is_empty() && base == created() {
         return Ok(None);
     }
@@ -105,7 +105,7 @@ pub fn edit_template(
         mark = HANDLER_MARK;
     }
     let result = Template::scan(path, &edited)?;
-    if !result.says(plugin, managed, &wanted) {
+    if !result.declares_exactly(plugin, managed, &wanted) {
         return Err(Error::NotEditable {
             path: path.to_owned(),
             reason: "the result does not declare the requested handlers",

@@ -111,7 +111,10 @@ pub fn startup_checks(dump: &str) -> Result<(), Error> {
         })
     };
     if !document.strings("required_plugins")?.iter().all(known) {
-        return Err(wrong("required_plugins", "a list of plugins of containerd"));
+        return Err(unstartable(
+            "required_plugins",
+            "a list of plugins of containerd",
+        ));
     }
     let disabled = document.strings("disabled_plugins")?;
     let is_disabled = |name: &str| {
@@ -119,7 +122,7 @@ pub fn startup_checks(dump: &str) -> Result<(), Error> {
         plugins.any(|plugin| plugin.strip_prefix("io.containerd.") == Some(name))
     };
     if NEEDED.into_iter().any(is_disabled) {
-        return Err(wrong(
+        return Err(unstartable(
             "disabled_plugins",
             "free of plugins that the CRI needs",
         ));
@@ -127,16 +130,16 @@ pub fn startup_checks(dump: &str) -> Result<(), Error> {
     let values = document.values();
     for (name, value) in entries_at(&values, &["timeouts"]) {
         if value.as_str().is_some_and(|text| !is_duration(text)) {
-            return Err(wrong(&format!("timeouts.{name}"), DURATION));
+            return Err(unstartable(&format!("timeouts.{name}"), DURATION));
         }
     }
     let level = string_at(&values, &["debug", "level"]).unwrap_or_default();
     if !level.is_empty() && !LEVELS.contains(&level.to_lowercase().as_str()) {
-        return Err(wrong("debug.level", "a level such as info"));
+        return Err(unstartable("debug.level", "a level such as info"));
     }
     let format = string_at(&values, &["debug", "format"]).unwrap_or_default();
     if !["", "text", "json"].contains(&format) {
-        return Err(wrong("debug.format", "text or json"));
+        return Err(unstartable("debug.format", "text or json"));
     }
     let (name, handlers) = runtimes_of_dump(dump)?;
     let Some(default) = handlers.get(&name) else {
@@ -144,22 +147,22 @@ pub fn startup_checks(dump: &str) -> Result<(), Error> {
     };
     for (id, plugin) in cri_plugins(&values) {
         let snapshotter = snapshotter(plugin).map_or(Ok(()), |(key, name)| {
-            let gone = is_disabled(&format!("snapshotter.v1.{name}"));
+            let is_off = is_disabled(&format!("snapshotter.v1.{name}"));
             let expected = "a snapshotter of this containerd";
-            if gone || OF_WINDOWS.contains(&name) {
+            if is_off || OF_WINDOWS.contains(&name) {
                 Err((key.to_owned(), expected))
             } else {
                 Ok(())
             }
         });
         snapshotter
-            .and_then(|()| cri(plugin, &default.runtime_type))
-            .map_err(|(key, expected)| wrong(&format!("plugins.{id}.{key}"), expected))?;
+            .and_then(|()| check_cri(plugin, &default.runtime_type))
+            .map_err(|(key, expected)| unstartable(&format!("plugins.{id}.{key}"), expected))?;
     }
     Ok(())
 }
 
-fn wrong(key: &str, expected: &'static str) -> Error {
+fn unstartable(key: &str, expected: &'static str) -> Error {
     Error::Unstartable {
         key: key.to_owned(),
         expected,
@@ -179,10 +182,10 @@ fn snapshotter(plugin: &Value) -> Option<(&'static str, &str)> {
 }
 
 /// A key, and the value that is expected.
-type Wrong = (String, &'static str);
+type Unstartable = (String, &'static str);
 
 /// Checks one of the CRI's sections. A dump has only the keys of its release, in the section in which its schema has them.
-fn cri(plugin: &Value, default_type: &str) -> Result<(), Wrong> {
+fn check_cri(plugin: &Value, default_type: &str) -> Result<(), Unstartable> {
     for key in [
         "stream_idle_timeout",
         "image_pull_progress_timeout",
@@ -199,7 +202,7 @@ fn cri(plugin: &Value, default_type: &str) -> Result<(), Wrong> {
         if is_true_at(plugin, path) && default_type != LINUX_V1 {
             return Err((
                 path.join("."),
-                "false, because its runtime no longer exists",
+                "false (its runtime was removed from containerd)",
             ));
         }
     }
@@ -215,7 +218,7 @@ fn cri(plugin: &Value, default_type: &str) -> Result<(), Wrong> {
         let text = |key: &str| string_at(runtime, &[key]).unwrap_or_default();
         for old in ["runtime_engine", "runtime_root"] {
             if !text(old).is_empty() && text("runtime_type") != LINUX_V1 {
-                return Err((key(old), "empty, because its runtime no longer exists"));
+                return Err((key(old), "empty (its runtime was removed from containerd)"));
             }
         }
         if !["", "fifo", "streaming"].contains(&text("io_type")) {

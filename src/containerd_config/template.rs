@@ -136,12 +136,12 @@ impl<'a> Template<'a> {
         let mut start = 0;
         for line in plain.split_inclusive('\n') {
             let lines = start..start + line.len();
-            let acts = text[lines.clone()] != *line;
+            let has_action = text[lines.clone()] != *line;
             let words = line.trim();
             start = lines.end;
             if words.is_empty() || words.starts_with('#') {
-                action |= acts;
-                above = (!acts && words.starts_with(MARK)).then_some(lines.start);
+                action |= has_action;
+                above = (!has_action && words.starts_with(MARK)).then_some(lines.start);
                 continue;
             }
             let mark = above.take();
@@ -155,19 +155,19 @@ impl<'a> Template<'a> {
                     (None, _) => {}
                     (Some(_), Some(last)) => {
                         last.lines.end = lines.end;
-                        last.split |= action || acts;
+                        last.split |= action || has_action;
                     }
                     (Some(handler), None) => stanzas.push(Stanza {
                         handler,
                         lines: mark.unwrap_or(lines.start)..lines.end,
                         header: lines.start,
                         marked: mark.is_some(),
-                        split: acts,
+                        split: has_action,
                     }),
                 }
             } else if open && let Some(last) = stanzas.last_mut() {
                 last.lines.end = lines.end;
-                last.split |= action || acts;
+                last.split |= action || has_action;
             }
             action = false;
         }
@@ -175,7 +175,7 @@ impl<'a> Template<'a> {
     }
 
     /// Whether the template declares exactly `wanted` among the managed handlers.
-    pub(super) fn says(
+    pub(super) fn declares_exactly(
         &self,
         plugin: PluginId,
         managed: &BTreeSet<String>,
@@ -190,14 +190,14 @@ impl<'a> Template<'a> {
         wanted.keys().all(|name| named(name) == 1)
             && self.stanzas.iter().all(|stanza| {
                 if wanted.contains_key(stanza.handler.as_str()) {
-                    self.settles(stanza, plugin, wanted)
+                    self.is_as_wanted(stanza, plugin, wanted)
                 } else {
                     !managed.contains(&stanza.handler)
                 }
             })
     }
 
-    pub(super) fn settles(
+    pub(super) fn is_as_wanted(
         &self,
         stanza: &Stanza,
         plugin: PluginId,
