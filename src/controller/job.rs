@@ -13,6 +13,9 @@ use crate::names;
 /// An installer that was killed, for example with the restart that it asked for, is run again this often by the Job itself.
 const KILLED_RETRIES: i32 = 3;
 
+/// An installer that gets SIGTERM undoes its change, or finishes it where containerd has restarted; both wait for containerd.
+const GRACE_SECONDS: i64 = 120;
+
 /// Unpacked shims are tens of megabytes each; a node's set stays far below this.
 const ARTIFACTS_LIMIT: &str = "4Gi";
 
@@ -138,6 +141,7 @@ fn pod(settings: &Settings, node_name: &str) -> Value {
     json!({
         "nodeName": node_name,
         "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
         "serviceAccountName": settings.job_service_account,
         "automountServiceAccountToken": false,
         "enableServiceLinks": false,
@@ -223,29 +227,8 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
+    use crate::controller::tests::settings;
     use crate::handoff::{Owner, ShimRequest};
-
-    fn settings() -> Settings {
-        Settings {
-            namespace: "farrier".to_owned(),
-            image: "farrier:1".to_owned(),
-            image_pull_policy: "Never".to_owned(),
-            image_pull_secrets: vec!["pull".to_owned()],
-            job_service_account: "farrier-installer".to_owned(),
-            ca_config_map: Some("ca".to_owned()),
-            job_ttl: None,
-            job_deadline: 900,
-            auto_provision: false,
-            allow_pod_restarts: false,
-            job_host_pid: false,
-            job_priority_class: None,
-            job_proxies: std::collections::BTreeMap::new(),
-            reserve_handlers: true,
-            lease_name: "farrier".to_owned(),
-            identity: "a".to_owned(),
-            listen: ([127, 0, 0, 1], 0).into(),
-        }
-    }
 
     fn request() -> ProvisionRequest {
         ProvisionRequest::new(Owner::Cluster, "uid".to_owned(), vec![], vec![])
@@ -262,6 +245,19 @@ mod tests {
         );
         assert_eq!(annotations[names::NODE_UID_ANNOTATION], "uid");
         assert_eq!(template.spec.unwrap().node_name.as_deref(), Some("n1"));
+    }
+
+    #[test]
+    fn the_whole_job_is_the_one_that_was_reviewed() {
+        let settings = Settings {
+            job_ttl: Some(60),
+            job_host_pid: true,
+            job_priority_class: Some("system-node-critical".to_owned()),
+            job_proxies: [("HTTPS_PROXY", "http://proxy:3128".to_owned())].into(),
+            ..settings()
+        };
+        let job = build(&settings, "n1", "uid", &request()).unwrap();
+        insta::assert_yaml_snapshot!(serde_json::to_value(job).unwrap());
     }
 
     #[rstest]
@@ -314,6 +310,13 @@ mod tests {
         );
         assert_eq!(pod.automount_service_account_token, Some(false));
         assert_eq!((pod.host_pid, pod.host_network), (None, None));
+    }
+
+    #[test]
+    fn an_installer_has_two_minutes_to_undo_its_change() {
+        let job = build(&settings(), "n1", "uid", &request()).unwrap();
+        let pod = job.spec.unwrap().template.spec.unwrap();
+        assert_eq!(pod.termination_grace_period_seconds, Some(120));
     }
 
     #[test]

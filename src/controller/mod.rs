@@ -305,3 +305,31 @@ async fn follow(context: &Context, watches: Watches) -> Error {
         () = watches.runtime_classes.follow(|_| context.every_shim()) => Error::Ended { part: "watch on RuntimeClasses" },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Settings of a controller that several suites start from.
+    pub fn settings() -> Settings {
+        Settings {
+            namespace: "farrier".to_owned(),
+            image: "farrier:1".to_owned(),
+            image_pull_policy: "Never".to_owned(),
+            image_pull_secrets: vec!["pull".to_owned()],
+            job_service_account: "farrier-installer".to_owned(),
+            ca_config_map: Some("ca".to_owned()),
+            job_ttl: None,
+            job_deadline: 900,
+            auto_provision: false,
+            allow_pod_restarts: false,
+            job_host_pid: false,
+            job_priority_class: None,
+            job_proxies: BTreeMap::new(),
+            reserve_handlers: true,
+            lease_name: "farrier".to_owned(),
+            identity: "a".to_owned(),
+            listen: ([127, 0, 0, 1], 0).into(),
+        }
+    }
+}

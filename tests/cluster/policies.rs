@@ -310,6 +310,11 @@ fn forbidden() -> Vec<(&'static str, Value, &'static str)> {
             json!("system-node-critical"),
             "the priority class",
         ),
+        (
+            "/terminationGracePeriodSeconds",
+            json!(3600),
+            "at most 120 seconds",
+        ),
         ("/initContainers", json!([]), "the init container fetch"),
     ]
 }
