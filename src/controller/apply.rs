@@ -6,11 +6,13 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::core::PartialObjectMeta;
 use kube::{Client, ResourceExt};
 use serde_json::json;
 
 use super::Settings;
 use super::events::{self, About};
+use super::labels::NodeEdit;
 use super::objects::NodeObject;
 use super::observed::ShimObject;
 use super::plan::{JobStep, News, Plan};
@@ -62,6 +64,14 @@ pub enum Error {
         /// Its name.
         name: String,
     },
+    /// The API server accepted a patch and changed nothing.
+    #[error(
+        "failed to record the state of node {node}: the API server accepted the patch and changed nothing; look for a mutating admission webhook that reverts annotations of nodes"
+    )]
+    Reverted {
+        /// The node.
+        node: String,
+    },
     /// The Job's definition is none.
     #[error("the definition of the Job for node {node} does not read as a Job: {source}")]
     Definition {
@@ -79,7 +89,10 @@ impl Error {
     pub fn is_conflict(&self) -> bool {
         match self {
             Self::Write { source, .. } | Self::Make { source, .. } => code(source) == Some(409),
-            Self::Deadline { .. } | Self::Taken { .. } | Self::Definition { .. } => false,
+            Self::Deadline { .. }
+            | Self::Taken { .. }
+            | Self::Reverted { .. }
+            | Self::Definition { .. } => false,
         }
     }
 
@@ -91,7 +104,9 @@ impl Error {
                 let refused = matches!(code(source), Some(400 | 403 | 422));
                 refused.then(|| self.to_string())
             }
-            Self::Taken { .. } | Self::Definition { .. } => Some(self.to_string()),
+            Self::Taken { .. } | Self::Reverted { .. } | Self::Definition { .. } => {
+                Some(self.to_string())
+            }
             Self::Deadline { .. } => None,
         }
     }
@@ -142,10 +157,10 @@ const DEADLINE: Duration = Duration::from_secs(30);
 ///
 /// # Errors
 /// As `write`, and when it takes too long.
-pub async fn in_time(
+pub async fn in_time<T>(
     object: impl Into<String>,
-    write: impl Future<Output = Result<(), Error>>,
-) -> Result<(), Error> {
+    write: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
     let answer = tokio::time::timeout(DEADLINE, write).await;
     answer.unwrap_or_else(|_| {
         Err(Error::Deadline {
@@ -154,18 +169,21 @@ pub async fn in_time(
     })
 }
 
-/// Carries out the plan for `node`: labels and annotation first, then what people read, then the Job.
+/// Carries out the plan for `node`: labels and annotation first, then what people read, then the Job. Gives the version of the node
+/// that its patch returned, where there was one.
 ///
 /// # Errors
-/// When the API server refuses a write. What was written before stays; the next decision goes on from there.
+/// When the API server refuses a write, or takes back the annotation: a Job that is not recorded must not be made. What was written
+/// before stays; the next decision goes on from there.
 pub async fn node(
     client: &Client,
     settings: &Settings,
     node: &NodeObject,
     plan: &Plan,
     metrics: &Metrics,
-) -> Result<(), Error> {
+) -> Result<Option<String>, Error> {
     let (name, uid) = (node.name_any(), node.uid().unwrap_or_default());
+    let mut version = None;
     if let Some(edit) = &plan.edit {
         let mut patch = json!({"metadata": {
             "resourceVersion": node.resource_version(),
@@ -179,18 +197,21 @@ pub async fn node(
         let nodes: Api<NodeObject> = Api::all(client.clone());
         let patch = Patch::Merge(patch);
         let answer = nodes.patch_metadata(&name, &patch_params(), &patch).await;
-        if let Err(source) = answer {
-            let error = Error::Write {
-                act: "label",
-                object: format!("node {name}"),
-                source,
-            };
-            // Nothing can be written on the node itself.
-            if let Some(note) = error.refusal() {
-                let about = About::of::<NodeObject>(name, uid);
-                tell(client, &about, &News::failure(&note)).await;
+        let answer = answer.map_err(|source| Error::Write {
+            act: "label",
+            object: format!("node {name}"),
+            source,
+        });
+        match answer.and_then(|patched| accepted(node, edit, &patched)) {
+            Ok(patched) => version = Some(patched),
+            Err(error) => {
+                // Nothing can be written on the node itself.
+                if let Some(note) = error.refusal() {
+                    let about = About::of::<NodeObject>(name, uid);
+                    tell(client, &about, &News::failure(&note)).await;
+                }
+                return Err(error);
             }
-            return Err(error);
         }
     }
     // The patch went through, so nobody else wrote down the end of this Job.
@@ -202,10 +223,33 @@ pub async fn node(
         tell(client, &about, news).await;
     }
     match &plan.job {
-        JobStep::None => Ok(()),
-        JobStep::Create(request) => create_job(client, settings, &name, &uid, request).await,
-        JobStep::Delete(job_uid) => delete_job(client, settings, &uid, job_uid).await,
+        JobStep::None => {}
+        JobStep::Create(request) => create_job(client, settings, &name, &uid, request).await?,
+        JobStep::Delete(job_uid) => delete_job(client, settings, &uid, job_uid).await?,
     }
+    Ok(version)
+}
+
+/// The version that a patch of `node` returned. Every edit differs from the version that it was decided on, so an unchanged version
+/// means that a mutating admission webhook reverted the edit.
+fn accepted(
+    node: &NodeObject,
+    edit: &NodeEdit,
+    patched: &PartialObjectMeta<NodeObject>,
+) -> Result<String, Error> {
+    let version = patched.resource_version();
+    if version == node.resource_version() {
+        let name = node.name_any();
+        tracing::warn!(
+            node = name,
+            labels = %edit,
+            "the API server accepted the patch and changed nothing; look for a mutating admission webhook that reverts it"
+        );
+        if !edit.annotations.is_empty() {
+            return Err(Error::Reverted { node: name });
+        }
+    }
+    Ok(version.unwrap_or_default())
 }
 
 async fn create_job(
@@ -401,10 +445,40 @@ async fn runtime_class(client: &Client, step: Step) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use kube::core::{Status, response::StatusSummary};
     use rstest::rstest;
 
     use super::*;
+
+    #[rstest]
+    #[case::labels(false)]
+    #[case::the_annotation(true)]
+    fn a_patch_that_changed_nothing_is_an_error_where_it_was_to_record_something(
+        #[case] records: bool,
+    ) {
+        let metadata = json!({"name": "n1", "resourceVersion": "7"});
+        let node: NodeObject =
+            serde_json::from_value(json!({"metadata": metadata.clone()})).unwrap();
+        let patched = |version: &str| {
+            let mut metadata = metadata.clone();
+            metadata["resourceVersion"] = version.into();
+            serde_json::from_value(json!({"metadata": metadata})).unwrap()
+        };
+        let change = BTreeMap::from([("key".to_owned(), None)]);
+        let mut edit = NodeEdit::default();
+        if records {
+            edit.annotations = change;
+        } else {
+            edit.labels = change;
+        }
+        assert_eq!(accepted(&node, &edit, &patched("8")).unwrap(), "8");
+        match accepted(&node, &edit, &patched("7")) {
+            Ok(version) => assert!(!records && version == "7"),
+            Err(error) => assert!(records && error.refusal().is_some() && !error.is_conflict()),
+        }
+    }
 
     #[rstest]
     #[case::admission(403, true)]

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt};
-use kube::Resource;
 use kube::runtime::controller::{self, Action, applier};
 use kube::runtime::reflector::ObjectRef;
+use kube::{Resource, ResourceExt};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch::Receiver;
 
@@ -27,6 +27,10 @@ const AFTER_CONFLICT: Duration = Duration::from_secs(1);
 
 /// A write that was refused is tried again after this: the API server's own troubles pass in seconds.
 const AFTER_REFUSAL: Duration = Duration::from_secs(10);
+
+/// Labels that a webhook reverted are written again after this: an operator who corrected the webhook sees the labels within it, and
+/// thousands of nodes cost a few patches a second.
+const AFTER_REVERT: Duration = Duration::from_mins(10);
 
 fn queue<K: Resource<DynamicType = ()>>(
     mut keys: UnboundedReceiver<ObjectRef<K>>,
@@ -114,14 +118,17 @@ async fn node_once(node: Arc<NodeObject>, context: Arc<Context>) -> Result<Actio
     let write = apply::node(client, settings, &node, &plan, &context.metrics);
     let answer = apply::in_time(format!("node {}", view.name), write).await;
     context.metrics.reconciled("node", answer.is_ok());
-    if answer.is_ok() {
-        context.written.done(&node, &plan);
+    let mut look_again = plan.look_again;
+    if let Ok(patched) = &answer {
+        context.written.done(&node, &plan, patched.as_deref());
+        if patched.is_some() && *patched == node.resource_version() {
+            look_again = Some(look_again.map_or(AFTER_REVERT, |wait| wait.min(AFTER_REVERT)));
+        }
     }
+    let answer = answer.map(|_| ());
     Ok(match context.refusals.after(&view.uid, None, answer)? {
         Some(wait) => Action::requeue(wait),
-        None => plan
-            .look_again
-            .map_or_else(Action::await_change, Action::requeue),
+        None => look_again.map_or_else(Action::await_change, Action::requeue),
     })
 }
 
@@ -147,4 +154,53 @@ async fn shim_once(shim: Arc<ShimObject>, context: Arc<Context>) -> Result<Actio
         }
     };
     Ok(wait.map_or_else(Action::await_change, Action::requeue))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use kube::Client;
+    use kube::client::Body;
+    use serde_json::json;
+
+    use super::*;
+    use crate::controller::routes::Queues;
+    use crate::controller::tests::settings;
+    use crate::controller::watch::Watches;
+
+    /// An API server that accepts every patch of a node and changes nothing, and the number of patches that it got.
+    fn reverting() -> (Client, Arc<AtomicUsize>) {
+        let patches = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&patches);
+        let service = tower::service_fn(move |request: hyper::Request<Body>| {
+            counted.fetch_add(usize::from(request.method() == "PATCH"), Ordering::Relaxed);
+            let node = json!({
+                "apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata",
+                "metadata": {"name": "n1", "uid": "u", "resourceVersion": "7"},
+            });
+            let answer = hyper::Response::new(Body::from(node.to_string().into_bytes()));
+            std::future::ready(Ok::<_, Infallible>(answer))
+        });
+        (Client::new(service, "default"), patches)
+    }
+
+    #[tokio::test]
+    async fn a_node_whose_labels_a_webhook_reverts_is_decided_on_again() {
+        let (client, patches) = reverting();
+        let watches = Watches::new(&client, "farrier");
+        let (queues, _keys) = Queues::new();
+        let context = Arc::new(Context::new(client, settings(), &watches, queues, false));
+        let node: NodeObject = serde_json::from_value(json!({"metadata": {
+            "name": "n1", "uid": "u", "resourceVersion": "7",
+            "labels": {"handler.farrier.dev/gone": "true"},
+        }}))
+        .unwrap();
+        let node = Arc::new(node);
+        for attempt in 1..=2 {
+            let next = node_once(Arc::clone(&node), Arc::clone(&context)).await;
+            assert_eq!(patches.load(Ordering::Relaxed), attempt);
+            assert_eq!(next.unwrap(), Action::requeue(AFTER_REVERT));
+        }
+    }
 }

@@ -52,11 +52,13 @@ impl Written {
         }
     }
 
-    /// Takes in what was written by a plan for this version of the node.
-    pub fn done(&self, node: &NodeObject, plan: &Plan) {
+    /// Takes in what was written by a plan for this version of the node, given the version that the patch returned, if there was one.
+    /// A patch that changed nothing brings no event of the watch: nothing is waited for then.
+    pub fn done(&self, node: &NodeObject, plan: &Plan, patched: Option<&str>) {
         let mut known = self.known();
-        if plan.edit.is_some() {
-            known.nodes.insert(node.name_any(), node.resource_version());
+        let replaced = node.resource_version();
+        if patched.is_some_and(|patched| replaced.as_deref() != Some(patched)) {
+            known.nodes.insert(node.name_any(), replaced);
         }
         if let JobStep::Delete(uid) = &plan.job {
             known.jobs.insert(uid.clone());
