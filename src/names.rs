@@ -194,6 +194,8 @@ pub mod reasons {
     pub const REMOVING: &str = "Removing";
     /// Event reason: all that was to go is gone.
     pub const REMOVED: &str = "Removed";
+    /// Event reason: a signal ended an attempt before it changed the host.
+    pub const INTERRUPTED: &str = "Interrupted";
     /// Event and condition reason: the last attempt on a node failed.
     pub const PROVISION_FAILED: &str = "ProvisionFailed";
     /// Condition reason: another Shim, or another RuntimeClass, has the name.

@@ -28,6 +28,11 @@ const LISTING_PATIENCE: Duration = Duration::from_mins(2);
 const LOOK_EVERY: Duration = Duration::from_hours(18);
 const SPREAD_SECONDS: u64 = 12 * 60 * 60;
 
+/// Interrupted attempts in a row that are followed by the next at once. A node that shuts down or a drain interrupts one or two; what
+/// ends every pod within seconds, for example an eviction for want of memory, must not make Job after Job, and gets the back-off of a
+/// failure from here on.
+pub const INTERRUPTIONS_AT_ONCE: u32 = 3;
+
 /// Whether the host needs a Job.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Need {
@@ -62,11 +67,14 @@ pub fn need(seen: &Observed, desired: &Desired, applied: Option<&Applied>) -> Ne
         && applied.boot_id == seen.node.boot_id
         && (applied.runtime.is_empty() || applied.runtime == seen.node.runtime);
     let listed = all_listed(seen.node, applied);
+    let interrupted = applied.attempted == digest && applied.interruptions > 0;
     let is_known = applied.digest == digest && same_host && listed && applied.reason.is_none();
-    if is_known && next_look(seen, Some(applied)).is_none_or(|rest| !rest.is_zero()) {
+    if is_known && !interrupted && next_look(seen, Some(applied)).is_none_or(|rest| !rest.is_zero())
+    {
         return Need::Nothing;
     }
-    if applied.attempted != digest || applied.attempts == 0 {
+    let at_once = interrupted && applied.interruptions <= INTERRUPTIONS_AT_ONCE;
+    if applied.attempted != digest || applied.attempts == 0 || at_once {
         return Need::Now;
     }
     if seen.now.duration_since(applied.at) < -CLOCK_SKEW {

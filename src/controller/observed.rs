@@ -128,6 +128,9 @@ pub struct Applied {
     /// Attempts at it without full success; 0 once all is as it should be.
     #[serde(default)]
     pub attempts: u32,
+    /// Attempts in a row that a signal ended before they changed the host.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub interruptions: u32,
     /// When the last attempt began or ended.
     #[serde(default)]
     pub at: Timestamp,
@@ -143,6 +146,14 @@ pub struct Applied {
     /// What the host has of each Shim.
     #[serde(default)]
     pub shims: BTreeMap<String, AppliedShim>,
+}
+
+#[allow(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 impl Applied {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::desired::Desired;
 use super::labels::listed;
-use super::need::{all_listed, backoff};
+use super::need::{INTERRUPTIONS_AT_ONCE, all_listed, backoff};
 use super::observed::{Applied, AppliedShim, NodeView};
 use super::plan::{Ended, JobStep, News, Observed, Plan, settled};
 use super::progress::JobView;
@@ -24,6 +24,7 @@ pub fn fail(seen: &Observed, applied: Option<Applied>, job: &JobView, reason: &s
     let mut applied = applied.unwrap_or_default();
     applied.reason = Some(shortened(reason));
     applied.unsupported = false;
+    applied.interruptions = 0;
     conclude(seen, applied, job, None, true)
 }
 
@@ -56,6 +57,10 @@ pub fn read(
             "the Job's request can't be read any more",
         );
     };
+    if report.interrupted && report.result == Outcome::RolledBack {
+        return interrupted(seen, applied, job, report);
+    }
+    applied.interruptions = 0;
     let done = matches!(report.result, Outcome::Applied | Outcome::Unchanged);
     let is_news = report.result != Outcome::Unchanged
         || applied.digest != request.digest()
@@ -110,6 +115,58 @@ pub fn read(
         plan.event = None;
     }
     plan
+}
+
+/// A signal ended the Job before it changed the host: what was known of the host stays, and the attempt is no failure.
+fn interrupted(
+    seen: &Observed,
+    mut applied: Applied,
+    job: &JobView,
+    report: &ProvisionReport,
+) -> Plan {
+    applied.interruptions = applied.interruptions.saturating_add(1);
+    let at_once = applied.interruptions <= INTERRUPTIONS_AT_ONCE;
+    if at_once {
+        applied.attempts = applied.attempts.saturating_sub(1);
+    }
+    let ended = Ended {
+        outcome: "interrupted",
+        ..ended(seen, &applied, Some(report))
+    };
+    applied.node_uid.clone_from(&seen.node.uid);
+    applied.job.clone_from(&job.uid);
+    applied.at = seen.now;
+    let desired = Desired::new(seen.node, Some(&applied), seen.cluster, seen.held);
+    let event = News {
+        warning: false,
+        reason: reasons::INTERRUPTED.to_owned(),
+        note: "a signal ended the installer before it changed the host, for example because the node shuts down; the change is tried again".to_owned(),
+    };
+    Plan {
+        event: Some(event),
+        ended: Some(ended),
+        look_again: (!at_once).then(|| backoff(applied.attempts)),
+        ..settled(seen, &desired, Some(applied), after_end(seen, job))
+    }
+}
+
+/// What became of a Job, as a count; `applied` has the time of the claim still.
+fn ended(seen: &Observed, applied: &Applied, report: Option<&ProvisionReport>) -> Ended {
+    Ended {
+        outcome: report.map_or("silent", |report| outcome(report.result)),
+        restarts: report.map_or(0, |report| report.restarts),
+        spared: report.is_some_and(|report| report.changed && report.restarts == 0),
+        took: Duration::try_from(seen.now.duration_since(applied.at)).unwrap_or_default(),
+    }
+}
+
+/// What to do about a Job whose end was read.
+fn after_end(seen: &Observed, job: &JobView) -> JobStep {
+    if seen.keep_jobs {
+        JobStep::None
+    } else {
+        JobStep::Delete(job.uid.clone())
+    }
 }
 
 /// What the host has of a Shim that it was asked for.
@@ -205,13 +262,7 @@ fn conclude(
     report: Option<&ProvisionReport>,
     failed: bool,
 ) -> Plan {
-    let took = Duration::try_from(seen.now.duration_since(applied.at)).unwrap_or_default();
-    let ended = Ended {
-        outcome: report.map_or("silent", |report| outcome(report.result)),
-        restarts: report.map_or(0, |report| report.restarts),
-        spared: report.is_some_and(|report| report.changed && report.restarts == 0),
-        took,
-    };
+    let ended = ended(seen, &applied, report);
     applied.node_uid.clone_from(&seen.node.uid);
     applied.job.clone_from(&job.uid);
     applied.at = seen.now;
@@ -227,11 +278,6 @@ fn conclude(
     let open = failed || rebooted || !all_listed(seen.node, &applied);
     applied.attempts = if open { applied.attempts.max(1) } else { 0 };
     let desired = Desired::new(seen.node, Some(&applied), seen.cluster, seen.held);
-    let step = if seen.keep_jobs {
-        JobStep::None
-    } else {
-        JobStep::Delete(job.uid.clone())
-    };
     let note = applied.reason.clone();
     let shims: Vec<String> = applied.shims.keys().cloned().collect();
     let event = match (note, shims.is_empty()) {
@@ -251,7 +297,7 @@ fn conclude(
         event: Some(event),
         ended: Some(ended),
         look_again: open.then(|| backoff(applied.attempts)),
-        ..settled(seen, &desired, Some(applied), step)
+        ..settled(seen, &desired, Some(applied), after_end(seen, job))
     }
 }
 

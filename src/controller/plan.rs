@@ -323,6 +323,7 @@ fn claim(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
     }
     if applied.attempted != digest {
         applied.attempts = 0;
+        applied.interruptions = 0;
         applied.reason = None;
     }
     applied.attempts = applied.attempts.saturating_add(1);

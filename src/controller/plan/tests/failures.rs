@@ -44,6 +44,53 @@ fn a_failure_is_a_label_an_event_and_a_wait(#[case] result: Outcome) {
 }
 
 #[test]
+fn an_interrupted_attempt_is_no_failure_and_is_made_again_at_once() {
+    let interrupted = |scene: Scene| scene.interrupted().step();
+    let (mut after, plan) = interrupted(scene().annotated().stepped());
+    for _ in 0..3 {
+        assert_eq!(after.label("farrier.dev/spin"), Some("pending"));
+        let event = after.status(0).status.unwrap();
+        assert_eq!(event.nodes_failed, 0);
+        assert!(matches!(after.decide().job, JobStep::Create(_)));
+        after = interrupted(after.stepped()).0;
+    }
+    let event = plan.event.unwrap();
+    assert_eq!((event.warning, &*event.reason), (false, "Interrupted"));
+    assert_eq!(plan.ended.unwrap().outcome, "interrupted");
+    // The fourth in a row waits as after a failure, and is still none.
+    assert_eq!(after.label("farrier.dev/spin"), Some("pending"));
+    assert!(after.decide().is_empty());
+    assert_eq!(after.decide().look_again, Some(Duration::from_secs(30)));
+    let after = after.later(30).stepped();
+    let after = after.answers(Outcome::Applied, true, None).stepped();
+    assert_eq!(after.label("farrier.dev/spin"), Some("provisioned"));
+    assert_eq!(after.node.applied().unwrap().interruptions, 0);
+}
+
+#[test]
+fn an_interrupted_attempt_leaves_the_back_off_of_the_failures_before_it() {
+    let failed = scene()
+        .annotated()
+        .stepped()
+        .answers(Outcome::Refused, false, Some("no"))
+        .stepped();
+    let interrupted = failed.later(30).stepped().interrupted().stepped();
+    let failed = interrupted
+        .stepped()
+        .answers(Outcome::Refused, false, Some("no"));
+    assert_eq!(failed.decide().look_again, Some(Duration::from_mins(1)));
+}
+
+#[test]
+fn an_interrupted_look_at_a_rebooted_node_is_made_again_at_once() {
+    let mut rebooted = Scene::provisioned();
+    rebooted.node.boot_id = "second".to_owned();
+    let after = rebooted.later(1).stepped().interrupted().stepped();
+    assert_eq!(after.label("handler.farrier.dev/spin-v2"), Some("true"));
+    assert!(matches!(after.decide().job, JobStep::Create(_)));
+}
+
+#[test]
 fn waits_double_up_to_ten_minutes() {
     let waits: Vec<u64> = (1..=7)
         .map(|attempts| backoff(attempts).as_secs())

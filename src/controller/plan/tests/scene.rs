@@ -194,6 +194,13 @@ impl Scene {
         self.job(JobProgress::Answered(Box::new(report)))
     }
 
+    /// A second later, a signal ends the Job's installer before it changes the host.
+    pub(super) fn interrupted(self) -> Self {
+        let mut report = ProvisionReport::new(Outcome::RolledBack);
+        report.interrupted = true;
+        self.later(1).job(JobProgress::Answered(Box::new(report)))
+    }
+
     /// The answer is one from this boot of the host.
     pub(super) fn in_boot(mut self, boot_id: &str) -> Self {
         let job = self.job.as_mut().unwrap();
