@@ -1,19 +1,20 @@
 //! The only writer to the API server. Every write either names the version it was decided on, or can be made twice without harm.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
-use kube::core::PartialObjectMeta;
+use kube::core::{ObjectMeta, PartialObjectMeta, PartialObjectMetaExt as _};
 use kube::{Client, ResourceExt};
-use serde_json::json;
+use serde::Serialize;
 
 use super::Settings;
 use super::events::{self, About};
 use super::labels::NodeEdit;
-use super::objects::NodeObject;
+use super::objects::{NodeObject, Taint};
 use super::observed::ShimObject;
 use super::plan::{JobStep, News, Plan};
 use super::runtime_class::Step;
@@ -72,15 +73,6 @@ pub enum Error {
         /// The node.
         node: String,
     },
-    /// The Job's definition is none.
-    #[error("the definition of the Job for node {node} does not read as a Job: {source}")]
-    Definition {
-        /// The node.
-        node: String,
-        /// What the parser says.
-        #[source]
-        source: serde_json::Error,
-    },
 }
 
 impl Error {
@@ -89,10 +81,7 @@ impl Error {
     pub fn is_conflict(&self) -> bool {
         match self {
             Self::Write { source, .. } | Self::Make { source, .. } => code(source) == Some(409),
-            Self::Deadline { .. }
-            | Self::Taken { .. }
-            | Self::Reverted { .. }
-            | Self::Definition { .. } => false,
+            Self::Deadline { .. } | Self::Taken { .. } | Self::Reverted { .. } => false,
         }
     }
 
@@ -104,9 +93,7 @@ impl Error {
                 let refused = matches!(code(source), Some(400 | 403 | 422));
                 refused.then(|| self.to_string())
             }
-            Self::Taken { .. } | Self::Reverted { .. } | Self::Definition { .. } => {
-                Some(self.to_string())
-            }
+            Self::Taken { .. } | Self::Reverted { .. } => Some(self.to_string()),
             Self::Deadline { .. } => None,
         }
     }
@@ -185,17 +172,19 @@ pub async fn node(
     let (name, uid) = (node.name_any(), node.uid().unwrap_or_default());
     let mut version = None;
     if let Some(edit) = &plan.edit {
-        let mut patch = json!({"metadata": {
-            "resourceVersion": node.resource_version(),
-            "uid": uid,
-            "labels": edit.labels,
-            "annotations": edit.annotations,
-        }});
-        if let Some(taints) = &edit.taints {
-            patch["spec"] = json!({"taints": taints});
-        }
+        let patch = Patch::Merge(NodePatch {
+            metadata: NodePatchMetadata {
+                resource_version: node.resource_version(),
+                uid: &uid,
+                labels: &edit.labels,
+                annotations: &edit.annotations,
+            },
+            spec: edit
+                .taints
+                .as_deref()
+                .map(|taints| NodePatchSpec { taints }),
+        });
         let nodes: Api<NodeObject> = Api::all(client.clone());
-        let patch = Patch::Merge(patch);
         let answer = nodes.patch_metadata(&name, &patch_params(), &patch).await;
         let answer = answer.map_err(|source| Error::Write {
             act: "label",
@@ -230,6 +219,28 @@ pub async fn node(
     Ok(version)
 }
 
+/// A merge patch of a node: a label or annotation without a value is removed, which k8s-openapi's metadata can't say.
+#[derive(Debug, Serialize)]
+struct NodePatch<'a> {
+    metadata: NodePatchMetadata<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    spec: Option<NodePatchSpec<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct NodePatchMetadata<'a> {
+    resource_version: Option<String>,
+    uid: &'a str,
+    labels: &'a BTreeMap<String, Option<String>>,
+    annotations: &'a BTreeMap<String, Option<String>>,
+}
+
+#[derive(Debug, Serialize)]
+struct NodePatchSpec<'a> {
+    taints: &'a [Taint],
+}
+
 /// The version that a patch of `node` returned. Every edit differs from the version that it was decided on, so an unchanged version
 /// means that a mutating admission webhook reverted the edit.
 fn accepted(
@@ -259,11 +270,7 @@ async fn create_job(
     uid: &str,
     request: &ProvisionRequest,
 ) -> Result<(), Error> {
-    let job =
-        super::job::build(settings, node, uid, request).map_err(|source| Error::Definition {
-            node: node.to_owned(),
-            source,
-        })?;
+    let job = super::job::build(settings, node, uid, request);
     let jobs: Api<Job> = Api::namespaced(client.clone(), &settings.namespace);
     let answer = jobs.create(&post_params(), &job).await;
     let name = job.name_any();
@@ -347,6 +354,13 @@ pub async fn shim(client: &Client, shim: &ShimObject, plan: ShimPlan) -> Result<
     made
 }
 
+/// A merge patch of a Shim's status.
+#[derive(Debug, Serialize)]
+struct StatusPatch {
+    metadata: ObjectMeta,
+    status: ShimStatus,
+}
+
 async fn status(
     client: &Client,
     shim: &ShimObject,
@@ -355,7 +369,11 @@ async fn status(
     let name = shim.name_any();
     let shims: Api<ShimObject> = Api::all(client.clone());
     if let Some(status) = status {
-        let patch = Patch::Merge(json!({"metadata": {"uid": shim.uid()}, "status": status}));
+        let metadata = ObjectMeta {
+            uid: shim.uid(),
+            ..ObjectMeta::default()
+        };
+        let patch = Patch::Merge(StatusPatch { metadata, status });
         unless(
             shims.patch_status(&name, &patch_params(), &patch).await,
             &[404],
@@ -386,18 +404,15 @@ pub async fn finalizer(client: &Client, shim: &ShimObject, step: &Finalizer) -> 
         Finalizer::Add => finalizers.push(names::SHIM_FINALIZER.to_owned()),
         Finalizer::Release => {}
     }
-    let metadata = json!({"finalizers": finalizers, "uid": shim.uid(), "resourceVersion": shim.resource_version()});
-    unless(
-        shims
-            .patch_metadata(
-                &name,
-                &patch_params(),
-                &Patch::Merge(json!({"metadata": metadata})),
-            )
-            .await,
-        &[404],
-    )
-    .map_err(|source| Error::Write {
+    let metadata = ObjectMeta {
+        finalizers: Some(finalizers),
+        uid: shim.uid(),
+        resource_version: shim.resource_version(),
+        ..ObjectMeta::default()
+    };
+    let patch = Patch::Merge(metadata.into_request_partial::<Shim>());
+    let answer = shims.patch_metadata(&name, &patch_params(), &patch).await;
+    unless(answer, &[404]).map_err(|source| Error::Write {
         act: "set the finalizer of",
         object: format!("Shim {name}"),
         source,
@@ -445,10 +460,9 @@ async fn runtime_class(client: &Client, step: Step) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use kube::core::{Status, response::StatusSummary};
     use rstest::rstest;
+    use serde_json::json;
 
     use super::*;
 

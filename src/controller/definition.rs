@@ -73,12 +73,23 @@ fn is_ours(definition: &CustomResourceDefinition) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+        CustomResourceDefinitionCondition, CustomResourceDefinitionStatus,
+    };
+
     use super::*;
 
     fn established() -> CustomResourceDefinition {
         let mut definition = Shim::crd();
-        let status = serde_json::json!({"conditions": [{"type": "Established", "status": "True"}], "acceptedNames": {"kind": "", "plural": ""}, "storedVersions": []});
-        definition.status = serde_json::from_value(status).unwrap();
+        let condition = CustomResourceDefinitionCondition {
+            type_: "Established".to_owned(),
+            status: "True".to_owned(),
+            ..CustomResourceDefinitionCondition::default()
+        };
+        definition.status = Some(CustomResourceDefinitionStatus {
+            conditions: Some(vec![condition]),
+            ..CustomResourceDefinitionStatus::default()
+        });
         definition
     }
 

@@ -3,14 +3,26 @@
 //! What parses bytes from the network (`fetch`) is unprivileged and sees no host; what changes the host (`install`) needs no
 //! network and gets no API token.
 
-use k8s_openapi::api::batch::v1::Job;
-use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::batch::v1::{
+    Job, JobSpec, PodFailurePolicy, PodFailurePolicyOnExitCodesRequirement, PodFailurePolicyRule,
+};
+use k8s_openapi::api::core::v1::{
+    Capabilities, ConfigMapVolumeSource, Container, DownwardAPIVolumeFile, DownwardAPIVolumeSource,
+    EmptyDirVolumeSource, EnvVar, HostPathVolumeSource, KeyToPath, LocalObjectReference, Node,
+    ObjectFieldSelector, PodSpec, PodTemplateSpec, ResourceRequirements, SeccompProfile,
+    SecurityContext, Toleration, Volume, VolumeMount,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kube::Resource;
 
 use super::Settings;
 use crate::handoff::ProvisionRequest;
 use crate::names;
 
-/// An installer that was killed, for example with the restart that it asked for, is run again this often by the Job itself.
+/// Times that the Job itself runs an installer again that was killed, for example with the restart that it asked for.
 const KILLED_RETRIES: i32 = 3;
 
 /// An installer that gets SIGTERM undoes its change, or finishes it where containerd has restarted; both wait for containerd.
@@ -22,61 +34,88 @@ const ARTIFACTS_LIMIT: &str = "4Gi";
 /// The user that owns nothing: the one that distroless images call nonroot.
 const NOBODY: i64 = 65_532;
 
+/// Exit statuses of an installer that has reported (`handoff::Outcome`): the Job doesn't run it again.
+const REPORTED: [i32; 5] = [1, 2, 3, 4, 5];
+
+type Pairs = BTreeMap<String, String>;
+
 /// The Job that brings `request` to the node.
-///
-/// # Errors
-/// When the definition does not read as a Job, which the tests of this file rule out.
+#[must_use]
 pub fn build(
     settings: &Settings,
     node_name: &str,
     node_uid: &str,
     request: &ProvisionRequest,
-) -> Result<Job, serde_json::Error> {
-    let labels = json!({
-        names::COMPONENT_LABEL: names::COMPONENT_INSTALLER,
-        names::MANAGED_BY_LABEL: names::MANAGER,
-        names::KWASM_JOB_LABEL: "true",
-    });
-    let annotations = json!({
-        names::NODE_NAME_ANNOTATION: node_name,
-        names::NODE_UID_ANNOTATION: node_uid,
-        names::REQUEST_DIGEST_ANNOTATION: request.digest(),
-    });
+) -> Job {
+    let labels = pairs([
+        (names::COMPONENT_LABEL, names::COMPONENT_INSTALLER),
+        (names::MANAGED_BY_LABEL, names::MANAGER),
+        (names::KWASM_JOB_LABEL, "true"),
+    ]);
+    let annotations = pairs([
+        (names::NODE_NAME_ANNOTATION, node_name),
+        (names::NODE_UID_ANNOTATION, node_uid),
+        (names::REQUEST_DIGEST_ANNOTATION, &request.digest()),
+    ]);
     let mut pod_annotations = annotations.clone();
-    pod_annotations[names::REQUEST_ANNOTATION] = request.to_json().into();
+    pod_annotations.insert(names::REQUEST_ANNOTATION.to_owned(), request.to_json());
     let name = names::job_name(node_uid);
-    let (labels_of_job, annotations_of_job) = (
-        with(&labels, rcm_labels(&name, request)),
-        with(&annotations, rcm_annotations(node_name, request)),
-    );
-    serde_json::from_value(json!({
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": {
-            "name": name,
-            "namespace": settings.namespace,
-            "labels": labels_of_job,
-            "annotations": annotations_of_job,
+    let mut job_labels = labels.clone();
+    job_labels.extend(rcm_labels(&name, request));
+    let mut job_annotations = annotations;
+    job_annotations.extend(rcm_annotations(node_name, request));
+    let rule = PodFailurePolicyRule {
+        action: "FailJob".to_owned(),
+        on_exit_codes: Some(PodFailurePolicyOnExitCodesRequirement {
+            container_name: Some(names::INSTALL_CONTAINER.to_owned()),
+            operator: "In".to_owned(),
+            values: REPORTED.to_vec(),
+        }),
+        ..PodFailurePolicyRule::default()
+    };
+    Job {
+        metadata: ObjectMeta {
+            name: Some(name),
+            namespace: Some(settings.namespace.clone()),
+            labels: Some(job_labels),
+            annotations: Some(job_annotations),
             // The Job of a node that is gone goes with it.
-            "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": node_name, "uid": node_uid}],
+            owner_references: Some(vec![OwnerReference {
+                api_version: Node::api_version(&()).into_owned(),
+                kind: Node::kind(&()).into_owned(),
+                name: node_name.to_owned(),
+                uid: node_uid.to_owned(),
+                ..OwnerReference::default()
+            }]),
+            ..ObjectMeta::default()
         },
-        "spec": {
-            "backoffLimit": KILLED_RETRIES,
-            "activeDeadlineSeconds": settings.job_deadline,
-            "ttlSecondsAfterFinished": settings.job_ttl.filter(|ttl| *ttl > 0),
-            "podFailurePolicy": {"rules": [{
-                "action": "FailJob",
-                "onExitCodes": {"containerName": names::INSTALL_CONTAINER, "operator": "In", "values": [1, 2, 3, 4, 5]},
-            }]},
-            "template": {
-                "metadata": {"labels": labels, "annotations": pod_annotations},
-                "spec": pod(settings, node_name),
+        spec: Some(JobSpec {
+            backoff_limit: Some(KILLED_RETRIES),
+            active_deadline_seconds: Some(settings.job_deadline),
+            ttl_seconds_after_finished: settings.job_ttl.filter(|ttl| *ttl > 0),
+            pod_failure_policy: Some(PodFailurePolicy { rules: vec![rule] }),
+            template: PodTemplateSpec {
+                metadata: Some(ObjectMeta {
+                    labels: Some(labels),
+                    annotations: Some(pod_annotations),
+                    ..ObjectMeta::default()
+                }),
+                spec: Some(pod(settings, node_name)),
             },
-        },
-    }))
+            ..JobSpec::default()
+        }),
+        ..Job::default()
+    }
 }
 
-/// What runtime-class-manager calls a Job that leaves a node such a set.
+fn pairs<const N: usize>(pairs: [(&str, &str); N]) -> Pairs {
+    let pairs = pairs.into_iter();
+    pairs
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect()
+}
+
+/// The word of runtime-class-manager for a Job that leaves a node such a set.
 fn operation(request: &ProvisionRequest) -> &'static str {
     if request.shims.is_empty() {
         "uninstall"
@@ -85,112 +124,198 @@ fn operation(request: &ProvisionRequest) -> &'static str {
     }
 }
 
-/// The labels by which runtime-class-manager's users select Jobs. A label can't hold a list: several Shims have none of theirs.
-fn rcm_labels(job: &str, request: &ProvisionRequest) -> Vec<(String, String)> {
-    let mut labels = vec![
-        (names::RCM_JOB_LABEL.to_owned(), "true".to_owned()),
-        (
-            names::RCM_OPERATION.to_owned(),
-            operation(request).to_owned(),
-        ),
-        (job.to_owned(), "true".to_owned()),
-    ];
+/// The labels by which runtime-class-manager's users select Jobs. A label can't hold a list: the Job of several Shims names none.
+fn rcm_labels(job: &str, request: &ProvisionRequest) -> Pairs {
+    let mut labels = pairs([
+        (names::RCM_JOB_LABEL, "true"),
+        (names::RCM_OPERATION, operation(request)),
+        (job, "true"),
+    ]);
     if let [shim] = request.shims.as_slice() {
-        labels.push((names::RCM_SHIM_NAME.to_owned(), shim.name.clone()));
+        labels.insert(names::RCM_SHIM_NAME.to_owned(), shim.name.clone());
     }
     labels
 }
 
-/// The annotations of runtime-class-manager's Jobs; the Shims stand in one, with commas between them.
-fn rcm_annotations(node: &str, request: &ProvisionRequest) -> Vec<(String, String)> {
+/// The annotations of runtime-class-manager's Jobs; one of them lists the Shims, separated by commas.
+fn rcm_annotations(node: &str, request: &ProvisionRequest) -> Pairs {
     let shims: Vec<&str> = request
         .shims
         .iter()
         .map(|shim| shim.name.as_str())
         .collect();
-    vec![
-        (names::RCM_NODE_NAME.to_owned(), node.to_owned()),
-        (names::RCM_SHIM_NAME.to_owned(), shims.join(",")),
-        (
-            names::RCM_OPERATION.to_owned(),
-            operation(request).to_owned(),
-        ),
-    ]
+    pairs([
+        (names::RCM_NODE_NAME, node),
+        (names::RCM_SHIM_NAME, &shims.join(",")),
+        (names::RCM_OPERATION, operation(request)),
+    ])
 }
 
-fn with(map: &Value, more: Vec<(String, String)>) -> Value {
-    let mut map = map.clone();
-    for (key, value) in more {
-        map[key] = value.into();
+fn pod(settings: &Settings, node_name: &str) -> PodSpec {
+    let secrets = settings.image_pull_secrets.iter();
+    let secrets = secrets.map(|name| LocalObjectReference { name: name.clone() });
+    PodSpec {
+        node_name: Some(node_name.to_owned()),
+        restart_policy: Some("Never".to_owned()),
+        termination_grace_period_seconds: Some(GRACE_SECONDS),
+        service_account_name: Some(settings.job_service_account.clone()),
+        automount_service_account_token: Some(false),
+        enable_service_links: Some(false),
+        host_pid: settings.job_host_pid.then_some(true),
+        priority_class_name: settings.job_priority_class.clone(),
+        // A node is provisioned whatever its taints say: they keep pods away, and this one is for the node itself.
+        tolerations: Some(vec![Toleration {
+            operator: Some("Exists".to_owned()),
+            ..Toleration::default()
+        }]),
+        image_pull_secrets: Some(secrets.collect()),
+        volumes: Some(volumes(settings)),
+        init_containers: Some(vec![fetch(settings)]),
+        containers: vec![install(settings)],
+        ..PodSpec::default()
     }
-    map
 }
 
-fn pod(settings: &Settings, node_name: &str) -> Value {
+fn volumes(settings: &Settings) -> Vec<Volume> {
+    let request = DownwardAPIVolumeFile {
+        path: "request".to_owned(),
+        field_ref: Some(ObjectFieldSelector {
+            field_path: format!("metadata.annotations['{}']", names::REQUEST_ANNOTATION),
+            ..ObjectFieldSelector::default()
+        }),
+        ..DownwardAPIVolumeFile::default()
+    };
     let mut volumes = vec![
-        json!({"name": "request", "downwardAPI": {"items": [{
-            "path": "request",
-            "fieldRef": {"fieldPath": format!("metadata.annotations['{}']", names::REQUEST_ANNOTATION)},
-        }]}}),
-        json!({"name": "artifacts", "emptyDir": {"sizeLimit": ARTIFACTS_LIMIT}}),
-        json!({"name": "host", "hostPath": {"path": "/", "type": "Directory"}}),
+        Volume {
+            name: "request".to_owned(),
+            downward_api: Some(DownwardAPIVolumeSource {
+                items: Some(vec![request]),
+                ..DownwardAPIVolumeSource::default()
+            }),
+            ..Volume::default()
+        },
+        Volume {
+            name: "artifacts".to_owned(),
+            empty_dir: Some(EmptyDirVolumeSource {
+                size_limit: Some(Quantity(ARTIFACTS_LIMIT.to_owned())),
+                ..EmptyDirVolumeSource::default()
+            }),
+            ..Volume::default()
+        },
+        Volume {
+            name: "host".to_owned(),
+            host_path: Some(HostPathVolumeSource {
+                path: "/".to_owned(),
+                type_: Some("Directory".to_owned()),
+            }),
+            ..Volume::default()
+        },
     ];
     if let Some(config_map) = &settings.ca_config_map {
-        volumes.push(json!({"name": "ca", "configMap": {"name": config_map, "items": [{"key": "ca.crt", "path": "ca.crt"}]}}));
+        volumes.push(Volume {
+            name: "ca".to_owned(),
+            config_map: Some(ConfigMapVolumeSource {
+                name: config_map.clone(),
+                items: Some(vec![KeyToPath {
+                    key: "ca.crt".to_owned(),
+                    path: "ca.crt".to_owned(),
+                    ..KeyToPath::default()
+                }]),
+                ..ConfigMapVolumeSource::default()
+            }),
+            ..Volume::default()
+        });
     }
-    json!({
-        "nodeName": node_name,
-        "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": GRACE_SECONDS,
-        "serviceAccountName": settings.job_service_account,
-        "automountServiceAccountToken": false,
-        "enableServiceLinks": false,
-        "hostPID": settings.job_host_pid.then_some(true),
-        "priorityClassName": settings.job_priority_class,
-        // A node is provisioned whatever its taints say: they keep pods away, and this one is for the node itself.
-        "tolerations": [{"operator": "Exists"}],
-        "imagePullSecrets": settings.image_pull_secrets.iter().map(|name| json!({"name": name})).collect::<Vec<_>>(),
-        "volumes": volumes,
-        "initContainers": [fetch(settings)],
-        "containers": [install(settings)],
-    })
+    volumes
 }
 
-fn fetch(settings: &Settings) -> Value {
+fn mount(name: &str, path: &str) -> VolumeMount {
+    VolumeMount {
+        name: name.to_owned(),
+        mount_path: path.to_owned(),
+        ..VolumeMount::default()
+    }
+}
+
+fn read_only(name: &str, path: &str) -> VolumeMount {
+    VolumeMount {
+        read_only: Some(true),
+        ..mount(name, path)
+    }
+}
+
+/// What both containers have in common.
+fn container(settings: &Settings, name: &str, arguments: &[&str]) -> Container {
+    let amounts = |amounts: &[(&str, &str)]| {
+        let amounts = amounts.iter();
+        let amounts =
+            amounts.map(|(name, amount)| ((*name).to_owned(), Quantity((*amount).to_owned())));
+        Some(amounts.collect())
+    };
+    Container {
+        name: name.to_owned(),
+        image: Some(settings.image.clone()),
+        image_pull_policy: Some(settings.image_pull_policy.clone()),
+        args: Some(arguments.iter().map(|&word| word.to_owned()).collect()),
+        resources: Some(ResourceRequirements {
+            requests: amounts(&[("cpu", "10m"), ("memory", "32Mi")]),
+            limits: amounts(&[("memory", "256Mi")]),
+            ..ResourceRequirements::default()
+        }),
+        ..Container::default()
+    }
+}
+
+fn fetch(settings: &Settings) -> Container {
     let mut mounts = vec![
-        json!({"name": "request", "mountPath": "/request", "readOnly": true}),
-        json!({"name": "artifacts", "mountPath": "/artifacts"}),
+        read_only("request", "/request"),
+        mount("artifacts", "/artifacts"),
     ];
     let mut environment = Vec::new();
+    let variable = |name: &str, value: &str| EnvVar {
+        name: name.to_owned(),
+        value: Some(value.to_owned()),
+        ..EnvVar::default()
+    };
     if settings.ca_config_map.is_some() {
-        mounts.push(json!({"name": "ca", "mountPath": "/ca", "readOnly": true}));
-        environment.push(json!({"name": "FARRIER_CA_FILE", "value": "/ca/ca.crt"}));
+        mounts.push(read_only("ca", "/ca"));
+        environment.push(variable("FARRIER_CA_FILE", "/ca/ca.crt"));
     }
     for (name, value) in &settings.job_proxies {
-        environment.push(json!({"name": name, "value": value}));
+        environment.push(variable(name, value));
     }
-    json!({
-        "name": names::FETCH_CONTAINER,
-        "image": settings.image,
-        "imagePullPolicy": settings.image_pull_policy,
-        "args": ["fetch", "--request", "/request/request", "--out", "/artifacts"],
-        "env": environment,
-        "volumeMounts": mounts,
-        "terminationMessagePolicy": "FallbackToLogsOnError",
-        "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "256Mi"}},
-        "securityContext": {
-            "runAsNonRoot": true,
-            "runAsUser": NOBODY,
-            "runAsGroup": NOBODY,
-            "readOnlyRootFilesystem": true,
-            "allowPrivilegeEscalation": false,
-            "capabilities": {"drop": ["ALL"]},
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-    })
+    let arguments = [
+        "fetch",
+        "--request",
+        "/request/request",
+        "--out",
+        "/artifacts",
+    ];
+    Container {
+        env: Some(environment),
+        volume_mounts: Some(mounts),
+        termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
+        security_context: Some(SecurityContext {
+            run_as_non_root: Some(true),
+            run_as_user: Some(NOBODY),
+            run_as_group: Some(NOBODY),
+            read_only_root_filesystem: Some(true),
+            allow_privilege_escalation: Some(false),
+            capabilities: Some(Capabilities {
+                drop: Some(vec!["ALL".to_owned()]),
+                ..Capabilities::default()
+            }),
+            seccomp_profile: Some(SeccompProfile {
+                type_: "RuntimeDefault".to_owned(),
+                ..SeccompProfile::default()
+            }),
+            ..SecurityContext::default()
+        }),
+        ..container(settings, names::FETCH_CONTAINER, &arguments)
+    }
 }
 
-fn install(settings: &Settings) -> Value {
+fn install(settings: &Settings) -> Container {
     let mut arguments = vec![
         "install",
         "--host-root",
@@ -207,24 +332,31 @@ fn install(settings: &Settings) -> Value {
     if settings.allow_pod_restarts {
         arguments.push("--allow-pod-restarts");
     }
-    json!({
-        "name": names::INSTALL_CONTAINER,
-        "image": settings.image,
-        "imagePullPolicy": settings.image_pull_policy,
-        "args": arguments,
-        "volumeMounts": [
-            {"name": "request", "mountPath": "/request", "readOnly": true},
-            {"name": "artifacts", "mountPath": "/artifacts", "readOnly": true},
-            {"name": "host", "mountPath": "/host", "mountPropagation": "HostToContainer"},
-        ],
-        "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "256Mi"}},
-        "securityContext": {"privileged": true, "runAsUser": 0, "runAsGroup": 0, "readOnlyRootFilesystem": true},
-    })
+    let host = VolumeMount {
+        mount_propagation: Some("HostToContainer".to_owned()),
+        ..mount("host", "/host")
+    };
+    Container {
+        volume_mounts: Some(vec![
+            read_only("request", "/request"),
+            read_only("artifacts", "/artifacts"),
+            host,
+        ]),
+        security_context: Some(SecurityContext {
+            privileged: Some(true),
+            run_as_user: Some(0),
+            run_as_group: Some(0),
+            read_only_root_filesystem: Some(true),
+            ..SecurityContext::default()
+        }),
+        ..container(settings, names::INSTALL_CONTAINER, &arguments)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use rstest::rstest;
+    use serde_json::json;
 
     use super::*;
     use crate::controller::tests::settings;
@@ -235,8 +367,8 @@ mod tests {
     }
 
     #[test]
-    fn the_definition_reads_as_a_job_and_carries_the_request() {
-        let job = build(&settings(), "n1", "uid", &request()).unwrap();
+    fn a_job_carries_the_request_to_its_node() {
+        let job = build(&settings(), "n1", "uid", &request());
         let template = job.spec.unwrap().template;
         let annotations = template.metadata.unwrap().annotations.unwrap();
         assert_eq!(
@@ -256,7 +388,7 @@ mod tests {
             job_proxies: [("HTTPS_PROXY", "http://proxy:3128".to_owned())].into(),
             ..settings()
         };
-        let job = build(&settings, "n1", "uid", &request()).unwrap();
+        let job = build(&settings, "n1", "uid", &request());
         insta::assert_yaml_snapshot!(serde_json::to_value(job).unwrap());
     }
 
@@ -278,7 +410,7 @@ mod tests {
         let shim_requests = shims.iter().map(wanted).collect();
         let request =
             ProvisionRequest::new(Owner::Cluster, "uid".to_owned(), shim_requests, vec![]);
-        let job = build(&settings(), "n1", "uid", &request).unwrap();
+        let job = build(&settings(), "n1", "uid", &request);
         let labels = job.metadata.labels.unwrap();
         let name = job.metadata.name.unwrap();
         for key in ["spinkube.dev/job", "kwasm.sh/job", &name] {
@@ -295,7 +427,7 @@ mod tests {
 
     #[test]
     fn only_the_container_without_network_input_is_privileged() {
-        let job = build(&settings(), "n1", "uid", &request()).unwrap();
+        let job = build(&settings(), "n1", "uid", &request());
         let pod = job.spec.unwrap().template.spec.unwrap();
         let fetch = &pod.init_containers.unwrap()[0];
         let security = fetch.security_context.clone().unwrap();
@@ -314,7 +446,7 @@ mod tests {
 
     #[test]
     fn an_installer_has_two_minutes_to_undo_its_change() {
-        let job = build(&settings(), "n1", "uid", &request()).unwrap();
+        let job = build(&settings(), "n1", "uid", &request());
         let pod = job.spec.unwrap().template.spec.unwrap();
         assert_eq!(pod.termination_grace_period_seconds, Some(120));
     }
@@ -326,7 +458,7 @@ mod tests {
                 allow_pod_restarts: allowed,
                 ..settings()
             };
-            let job = build(&settings, "n1", "uid", &request()).unwrap();
+            let job = build(&settings, "n1", "uid", &request());
             let pod = job.spec.unwrap().template.spec.unwrap();
             let arguments = pod.containers[0].args.clone().unwrap();
             let flag = "--allow-pod-restarts".to_owned();
@@ -341,7 +473,7 @@ mod tests {
                 job_host_pid: shared,
                 ..settings()
             };
-            let job = build(&settings, "n1", "uid", &request()).unwrap();
+            let job = build(&settings, "n1", "uid", &request());
             let pod = job.spec.unwrap().template.spec.unwrap();
             assert_eq!(pod.host_pid, expected);
         }
@@ -355,9 +487,10 @@ mod tests {
             ..settings()
         };
         let pod = pod(&settings, "n1");
+        let variables = pod.init_containers.unwrap()[0].env.clone();
         let known = json!([{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}]);
-        assert_eq!(pod["initContainers"][0]["env"], known);
-        assert_eq!(pod["containers"][0]["env"], Value::Null);
+        assert_eq!(serde_json::to_value(variables).unwrap(), known);
+        assert_eq!(pod.containers[0].env, None);
     }
 
     #[test]
@@ -367,7 +500,7 @@ mod tests {
                 job_priority_class: class.clone(),
                 ..settings()
             };
-            let job = build(&settings, "n1", "uid", &request()).unwrap();
+            let job = build(&settings, "n1", "uid", &request());
             let pod = job.spec.unwrap().template.spec.unwrap();
             assert_eq!(pod.priority_class_name, class);
         }
@@ -385,7 +518,7 @@ mod tests {
                 job_ttl: ttl,
                 ..settings()
             };
-            let job = build(&settings, "n1", "uid", &request()).unwrap();
+            let job = build(&settings, "n1", "uid", &request());
             assert_eq!(job.spec.unwrap().ttl_seconds_after_finished, expected);
         }
     }

@@ -1,10 +1,10 @@
 //! Writes that concern the controller's own replicas: the Lease that one of them holds, and how many there are.
 
 use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::autoscaling::v1::{Scale, ScaleSpec};
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{Api, DeleteParams, Patch, Preconditions};
 use kube::{Client, ResourceExt};
-use serde_json::json;
 
 use super::{Error, code, patch_params, post_params, unless};
 use crate::controller::lease;
@@ -84,7 +84,11 @@ pub async fn scale_to_nothing(
     deployment: &str,
 ) -> Result<(), Error> {
     let deployments: Api<Deployment> = Api::namespaced(client.clone(), namespace);
-    let patch = Patch::Merge(json!({"spec": {"replicas": 0}}));
+    let scale = Scale {
+        spec: Some(ScaleSpec { replicas: Some(0) }),
+        ..Scale::default()
+    };
+    let patch = Patch::Merge(scale);
     let answer = deployments
         .patch_scale(deployment, &patch_params(), &patch)
         .await;
