@@ -20,7 +20,6 @@ use super::plan::{JobStep, News, Plan};
 use super::runtime_class::Step;
 use super::status::{Finalizer, ShimPlan};
 use crate::api::{Shim, ShimStatus};
-use crate::handoff::ProvisionRequest;
 use crate::metrics::Metrics;
 use crate::names;
 
@@ -213,7 +212,10 @@ pub async fn node(
     }
     match &plan.job {
         JobStep::None => {}
-        JobStep::Create(request) => create_job(client, settings, &name, &uid, request).await?,
+        JobStep::Create { request, digest } => {
+            let job = super::job::build(settings, &name, &uid, request, digest);
+            create_job(client, settings, &job).await?;
+        }
         JobStep::Delete(job_uid) => delete_job(client, settings, &uid, job_uid).await?,
     }
     Ok(version)
@@ -263,16 +265,9 @@ fn accepted(
     Ok(version.unwrap_or_default())
 }
 
-async fn create_job(
-    client: &Client,
-    settings: &Settings,
-    node: &str,
-    uid: &str,
-    request: &ProvisionRequest,
-) -> Result<(), Error> {
-    let job = super::job::build(settings, node, uid, request);
+async fn create_job(client: &Client, settings: &Settings, job: &Job) -> Result<(), Error> {
     let jobs: Api<Job> = Api::namespaced(client.clone(), &settings.namespace);
-    let answer = jobs.create(&post_params(), &job).await;
+    let answer = jobs.create(&post_params(), job).await;
     let name = job.name_any();
     match answer {
         Ok(_) => Ok(()),

@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, ResourceExt};
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::Notify;
 
 use super::desired::Cluster;
@@ -20,6 +21,7 @@ use super::pods::PodsOfJobs;
 use super::progress::JobView;
 use super::refusals::Refusals;
 use super::routes::{Concern, Queues};
+use super::standing::Standing;
 use super::status::{self, ShimPlan};
 use super::watch::Watches;
 use super::written::Written;
@@ -39,8 +41,6 @@ pub struct Context {
     pub settings: Settings,
     pub metrics: Metrics,
     pub queues: Queues,
-    pub refusals: Refusals,
-    pub written: Written,
     pub nodes: Store<NodeObject>,
     pub shims: Store<ShimObject>,
     pub pods: PodsOfJobs,
@@ -52,12 +52,76 @@ pub struct Context {
     jobs: Store<JobObject>,
     runtime_classes: Store<RuntimeClass>,
     leaving: bool,
-    cluster: RwLock<Arc<Cluster>>,
-    fleet: Mutex<Fleet>,
+    /// Tells [`Context::recounts`] that nodes are to be counted anew.
+    outdated: Notify,
+    memory: Mutex<Memory>,
+}
+
+/// What the controller remembers beside the stores.
+#[derive(Debug, Default)]
+struct Memory {
+    /// What was asked of all nodes alike when they were counted last.
+    cluster: Arc<Cluster>,
+    fleet: Fleet,
+    written: Written,
+    refusals: Refusals,
     /// When each Shim was decided on last, by name.
-    decided: Mutex<HashMap<String, Instant>>,
+    decided: HashMap<String, Instant>,
     /// When a Shim came or changed last.
-    shims_changed: Mutex<Option<Instant>>,
+    shims_changed: Option<Instant>,
+    recount: Recount,
+}
+
+/// When all nodes are to be counted anew: at once where they were not counted lately, and else a little later, so that the Shims of one
+/// manifest and our finalizers on them cost a recount or two and not one each.
+#[derive(Debug, Default)]
+struct Recount {
+    /// When they were counted last.
+    last: Option<Instant>,
+    /// Something changed since.
+    is_pending: bool,
+}
+
+impl Recount {
+    /// Something changed that concerns every node; whether they are to be counted at once.
+    fn is_due(&mut self, now: Instant) -> bool {
+        self.is_pending = true;
+        self.rest(now).is_zero()
+    }
+
+    /// How long until they are counted, where they are to be.
+    fn rest(&self, now: Instant) -> Duration {
+        let last = self.last.filter(|_| self.is_pending);
+        last.map_or(Duration::ZERO, |last| {
+            SETTLING.saturating_sub(now.saturating_duration_since(last))
+        })
+    }
+
+    /// They were counted.
+    fn done(&mut self, now: Instant) {
+        self.last = Some(now);
+        self.is_pending = false;
+    }
+}
+
+impl Memory {
+    /// How long more Shims are waited for: those of one manifest come one after the other, and a Job each would be one too many.
+    fn settling(&self, now: Instant) -> Option<Duration> {
+        let rest = self.shims_changed.map_or(Duration::ZERO, |changed| {
+            SETTLING.saturating_sub(now.saturating_duration_since(changed))
+        });
+        let rest = rest.max(self.uncounted(now));
+        (!rest.is_zero()).then_some(rest)
+    }
+
+    /// How long until all nodes have been counted anew, where they are to be.
+    fn uncounted(&self, now: Instant) -> Duration {
+        if self.recount.is_pending {
+            self.recount.rest(now).max(Duration::from_millis(1))
+        } else {
+            Duration::ZERO
+        }
+    }
 }
 
 impl Context {
@@ -75,8 +139,6 @@ impl Context {
             settings,
             metrics: Metrics::new(),
             queues,
-            refusals: Refusals::default(),
-            written: Written::default(),
             nodes: watches.nodes.store(),
             shims: watches.shims.store(),
             pods: PodsOfJobs::new(watches.pods.store()),
@@ -86,10 +148,8 @@ impl Context {
             jobs: watches.jobs.store(),
             runtime_classes: watches.runtime_classes.store(),
             leaving,
-            cluster: RwLock::default(),
-            fleet: Mutex::default(),
-            decided: Mutex::default(),
-            shims_changed: Mutex::default(),
+            outdated: Notify::new(),
+            memory: Mutex::default(),
         }
     }
 
@@ -118,35 +178,39 @@ impl Context {
             Concern::Nothing => return,
             Concern::Node(node) => self.queues.node(&node),
             Concern::NodeGone(node) => {
-                self.written.node_is_gone(&node);
-                let ripple = self.fleet().remove(&node);
+                let mut memory = self.memory();
+                memory.written.node_is_gone(&node);
+                let ripple = memory.fleet.remove(&node);
+                drop(memory);
                 self.queues.ripple(&ripple);
             }
             Concern::Shim(shim) => self.queues.shim(&shim),
             Concern::ShimGone(shim) => {
                 self.metrics.forget(&shim);
-                self.decided().remove(&shim);
-                self.recount();
-                self.decide_all();
+                self.memory().decided.remove(&shim);
+                self.count_anew();
             }
             Concern::Everything => {
-                self.written.listed();
+                self.memory().written.listed();
                 self.forget_absent_shims();
-                self.recount();
-                self.decide_all();
+                self.count_anew();
             }
             Concern::Shims => {
-                *self.shims_changed() = Some(Instant::now());
-                self.recount();
-                self.decide_all();
+                self.memory().shims_changed = Some(Instant::now());
+                self.count_anew();
             }
         }
         self.changed.notify_waiters();
     }
 
+    /// A Job is gone.
+    pub fn job_is_gone(&self, uid: &str) {
+        self.memory().written.job_is_gone(uid);
+    }
+
     /// Shims that went while the watch was away.
     fn forget_absent_shims(&self) {
-        self.decided().retain(|shim, _| {
+        self.memory().decided.retain(|shim, _| {
             let is_there = self.shims.get(&ObjectRef::new(shim)).is_some();
             if !is_there {
                 self.metrics.forget(shim);
@@ -155,12 +219,27 @@ impl Context {
         });
     }
 
-    /// Everything is to be decided on.
-    pub fn decide_all(&self) {
-        for node in self.nodes.state() {
-            self.queues.node(&node.name_any());
+    /// Has all nodes counted anew and everything decided on, now or soon.
+    fn count_anew(&self) {
+        let is_due = self.memory().recount.is_due(Instant::now());
+        if is_due {
+            self.recount();
+        } else {
+            self.outdated.notify_one();
         }
-        self.every_shim();
+    }
+
+    /// Counts all nodes anew when that is due, for ever.
+    pub async fn recounts(&self) {
+        loop {
+            self.outdated.notified().await;
+            let rest = self.memory().recount.rest(Instant::now());
+            tokio::time::sleep(rest).await;
+            if self.memory().recount.is_pending {
+                self.recount();
+                self.changed.notify_waiters();
+            }
+        }
     }
 
     /// What concerns every Shim.
@@ -170,73 +249,95 @@ impl Context {
         }
     }
 
-    /// Takes in which Shims there are, and counts all nodes anew: those that have not begun a change wait for their turn until they are
-    /// decided on.
-    pub fn recount(&self) {
-        let shims = self.shims.state();
-        let shims = shims.iter().map(|shim| self.view(shim)).collect();
-        let settings = &self.settings;
-        let cluster = Arc::new(Cluster::new(
-            shims,
-            settings.auto_provision,
-            settings.reserve_handlers,
-        ));
-        *self.cluster.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&cluster);
-        let mut fleet = Fleet::default();
+    /// Takes in which Shims there are, counts all nodes anew and has everything decided on. Nodes that have not begun a change wait
+    /// for their turn until they are decided on.
+    fn recount(&self) {
+        // Thousands of nodes and tens of Shims take a second or more: the Lease and the probes go on meanwhile.
+        beside_other_tasks(|| {
+            let shims = self.shims.state();
+            let shims = shims.iter().map(|shim| self.view(shim)).collect();
+            let settings = &self.settings;
+            let cluster = Arc::new(Cluster::new(
+                shims,
+                settings.auto_provision,
+                settings.reserve_handlers,
+            ));
+            let mut memory = self.memory();
+            let mut fleet = Fleet::default();
+            for node in self.nodes.state() {
+                let view = NodeView::from(node.as_ref());
+                let held = rollout::all_held(&view, &cluster);
+                let job = self.job(&view);
+                let seen = self.seen(&view, &cluster, &held, job.as_ref(), (None, Hold::None));
+                let standing = Standing::of(&seen, plan::undecided(&seen).as_ref());
+                fleet.put(&view.name, standing);
+            }
+            memory.written.count(&mut fleet);
+            memory.fleet = fleet;
+            memory.cluster = cluster;
+            memory.recount.done(Instant::now());
+        });
         for node in self.nodes.state() {
-            let view = NodeView::from(node.as_ref());
-            let held = rollout::all_held(&view, &cluster);
-            let job = self.job(&view);
-            let seen = self.seen(&view, &cluster, &held, job.as_ref(), (None, Hold::None));
-            fleet.put(&view.name, plan::standing(&seen));
+            self.queues.node(&node.name_any());
         }
-        self.written.count(&mut fleet);
-        *self.fleet() = fleet;
+        self.every_shim();
     }
 
-    /// Decides on one node, and keeps what that means for the others.
+    /// Decides on one node, and keeps what that means for the others; nothing where the watch has yet to bring what was written to it.
     #[must_use]
-    pub fn decide_node(&self, view: &NodeView) -> Plan {
-        let cluster = self.cluster();
+    pub fn decide_node(&self, node: &NodeObject, view: &NodeView) -> Option<Plan> {
         let job = self.job(view);
-        let refused = self.refusals.of(&view.uid);
-        let refused = refused.as_ref().map(|refused| refused.sentence.as_str());
         // Until the node's part is in the whole again, no other takes the same turn.
-        let mut fleet = self.fleet();
-        let held = rollout::held(&fleet, view, &cluster);
-        let hold = match self.settling() {
+        let mut memory = self.memory();
+        if memory.written.is_stale(node) {
+            return None;
+        }
+        let cluster = Arc::clone(&memory.cluster);
+        let refused = memory.refusals.of(&view.uid);
+        let refused = refused.as_ref().map(|refused| refused.sentence.as_str());
+        let held = rollout::held(&memory.fleet, view, &cluster);
+        let hold = match memory.settling(Instant::now()) {
             Some(rest) => Hold::Settling(rest),
-            None if fleet.is_crowded_for(&view.name) => Hold::Crowded,
+            None if memory.fleet.is_crowded_for(&view.name) => Hold::Crowded,
             None => Hold::None,
         };
         let seen = self.seen(view, &cluster, &held, job.as_ref(), (refused, hold));
-        let (mut plan, standing) = plan::decide(&seen);
-        self.written.begin(&view.name, &mut plan, &standing);
-        let ripple = fleet.put(&view.name, standing);
-        drop(fleet);
+        let decision = plan::decide(&seen);
+        let standing = Standing::of(&seen, decision.as_ref());
+        let mut plan = decision.map(|decision| decision.plan).unwrap_or_default();
+        memory.written.begin(&view.name, &mut plan, &standing);
+        let ripple = memory.fleet.put(&view.name, standing);
+        drop(memory);
         self.queues.ripple(&ripple);
         self.changed.notify_waiters();
-        plan
+        Some(plan)
     }
 
-    /// Decides on one Shim, or says how long its status is to rest.
+    /// Takes in what was written by a plan for this version of the node, given the version that the patch returned, if there was one.
+    pub fn node_is_written(&self, node: &NodeObject, plan: &Plan, patched: Option<&str>) {
+        self.memory().written.done(node, plan, patched);
+    }
+
+    /// Decides on one Shim, or says how long its status is to rest. Also gives how long what it needs would still be refused.
     ///
     /// # Errors
     /// Gives that time.
-    pub fn decide_shim(&self, view: &ShimView) -> Result<ShimPlan, Duration> {
+    pub fn decide_shim(&self, view: &ShimView) -> Result<(ShimPlan, Option<Duration>), Duration> {
         let now = Instant::now();
-        let before = self.decided().get(&view.name).copied();
+        let classes = self.runtime_classes.state();
+        let classes: Vec<&RuntimeClass> = classes.iter().map(AsRef::as_ref).collect();
+        let mut memory = self.memory();
+        let before = memory.decided.get(&view.name);
         let rest = before.map_or(Duration::ZERO, |before| {
-            BETWEEN_STATUSES.saturating_sub(now.saturating_duration_since(before))
+            BETWEEN_STATUSES.saturating_sub(now.saturating_duration_since(*before))
         });
+        // A Shim that no node was counted for yet would be told of as one that no node wants.
+        let rest = rest.max(memory.uncounted(now));
         if !rest.is_zero() {
             return Err(rest);
         }
-        let classes = self.runtime_classes.state();
-        let classes: Vec<&RuntimeClass> = classes.iter().map(AsRef::as_ref).collect();
-        let refused = self.refusals.of(&view.uid);
-        let fleet = self.fleet();
-        let tally = fleet.tally(&view.name);
+        let refused = memory.refusals.of(&view.uid);
+        let tally = memory.fleet.tally(&view.name);
         let plan = status::decide(&status::Seen {
             shim: view,
             tally,
@@ -253,9 +354,21 @@ impl Context {
             tally.removing.len(),
         ];
         self.metrics.nodes(&view.name, counts);
-        drop(fleet);
-        self.decided().insert(view.name.clone(), now);
-        Ok(plan)
+        memory.decided.insert(view.name.clone(), now);
+        let refused = refused.and_then(|refused| refused.rest(view.generation, now));
+        Ok((plan, refused))
+    }
+
+    /// Remembers what the API server refused to make for an object, or that it refuses nothing any more; when to decide again, where
+    /// that changed something.
+    #[must_use]
+    pub fn refused(
+        &self,
+        uid: &str,
+        generation: Option<i64>,
+        refusal: Option<String>,
+    ) -> Option<Duration> {
+        self.memory().refusals.after(uid, generation, refusal)
     }
 
     /// A Shim as decisions see it.
@@ -277,23 +390,22 @@ impl Context {
     /// Begins to act: everything is counted and decided on.
     pub fn begin(&self) {
         self.metrics.leads(true);
+        self.queues.open();
         self.recount();
         self.acts.store(true, Ordering::Relaxed);
-        self.queues.open();
-        self.decide_all();
         self.changed.notify_waiters();
     }
 
     /// Whether no node carries anything or says so.
     #[must_use]
     pub fn is_clean(&self) -> bool {
-        !self.fleet().carries() && self.carriers().is_empty()
+        !self.memory().fleet.carries() && self.carriers().is_empty()
     }
 
     /// Nodes that still carry something, each with the Shims; where none does, those that say something of it still.
     #[must_use]
     pub fn carriers(&self) -> BTreeMap<String, Vec<String>> {
-        let carriers = self.fleet().carriers();
+        let carriers = self.memory().fleet.carriers();
         if !carriers.is_empty() {
             return carriers;
         }
@@ -339,29 +451,66 @@ impl Context {
         Some(JobView::new(&job, &pods, &node.uid))
     }
 
-    // Whoever panicked while it held one of these locks left whole entries.
-    fn cluster(&self) -> Arc<Cluster> {
-        let cluster = self.cluster.read();
-        Arc::clone(&cluster.unwrap_or_else(PoisonError::into_inner))
+    // Whoever panicked while it held the lock left whole entries.
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Does work that takes its time while the runtime's other tasks go on, also where it has one thread.
+fn beside_other_tasks<T>(work: impl FnOnce() -> T) -> T {
+    let flavor = Handle::try_current().map(|runtime| runtime.runtime_flavor());
+    match flavor {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        _ => work(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    #[test]
+    fn forty_changes_of_shims_within_a_second_cost_three_recounts() {
+        let (mut recount, start) = (Recount::default(), Instant::now());
+        let mut counts = 0;
+        for change in 0..40 {
+            let now = start + change * Duration::from_millis(25);
+            let timer_is_over = recount.is_pending && recount.rest(now).is_zero();
+            if timer_is_over || recount.is_due(now) {
+                counts += 1;
+                recount.done(now);
+                recount.is_pending = timer_is_over;
+            }
+        }
+        let end = start + Duration::from_secs(2);
+        assert!(recount.is_pending && recount.rest(end).is_zero());
+        assert_eq!(counts + 1, 3);
     }
 
-    fn fleet(&self) -> MutexGuard<'_, Fleet> {
-        self.fleet.lock().unwrap_or_else(PoisonError::into_inner)
+    #[test]
+    fn a_single_change_of_a_shim_is_counted_at_once() {
+        let (mut recount, start) = (Recount::default(), Instant::now());
+        assert!(recount.is_due(start));
+        recount.done(start);
+        assert!(recount.rest(start).is_zero() && !recount.is_pending);
+        assert!(recount.is_due(start + SETTLING));
     }
 
-    /// How long more Shims are waited for: those of one manifest come one after the other, and a Job each would be one too many.
-    fn settling(&self) -> Option<Duration> {
-        let changed = *self.shims_changed();
-        let rest = SETTLING.saturating_sub(changed?.elapsed());
-        (!rest.is_zero()).then_some(rest)
-    }
-
-    fn shims_changed(&self) -> MutexGuard<'_, Option<Instant>> {
-        let changed = self.shims_changed.lock();
-        changed.unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn decided(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
-        self.decided.lock().unwrap_or_else(PoisonError::into_inner)
+    #[test]
+    fn a_recount_keeps_no_other_task_waiting() {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .build()
+            .unwrap();
+        let (renews, renewed) = channel();
+        let counts = runtime.spawn(async move {
+            tokio::spawn(async move { renews.send(()) });
+            // As a recount of many nodes does: it holds its thread until the Lease is renewed.
+            beside_other_tasks(|| renewed.recv_timeout(Duration::from_secs(10)))
+        });
+        runtime.block_on(counts).unwrap().unwrap();
     }
 }

@@ -3,7 +3,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use kube::runtime::controller::{self, Action, applier};
@@ -102,13 +102,32 @@ fn innermost<T: std::error::Error>(error: &controller::Error<apply::Error, T>) -
     }
 }
 
+/// When to decide again, given what a write came to: what the API server refused is remembered, so that the next decision tells of it.
+fn settle(
+    context: &Context,
+    uid: &str,
+    generation: Option<i64>,
+    answer: Result<(), apply::Error>,
+) -> Result<Option<Duration>, apply::Error> {
+    let refusal = match answer {
+        Ok(()) => None,
+        Err(error) => match error.refusal() {
+            Some(sentence) => {
+                tracing::warn!(%error, "refused");
+                Some(sentence)
+            }
+            None => return Err(error),
+        },
+    };
+    Ok(context.refused(uid, generation, refusal))
+}
+
 async fn node_once(node: Arc<NodeObject>, context: Arc<Context>) -> Result<Action, apply::Error> {
-    if context.written.is_stale(&node) {
+    let view = NodeView::from(node.as_ref());
+    let Some(plan) = context.decide_node(&node, &view) else {
         // The watch is about to bring the newer one.
         return Ok(Action::await_change());
-    }
-    let view = NodeView::from(node.as_ref());
-    let plan = context.decide_node(&view);
+    };
     if !plan.is_empty() {
         let labels = plan.edit.as_ref().map(ToString::to_string);
         let note = plan.event.as_ref().map(|event| event.note.as_str());
@@ -120,26 +139,23 @@ async fn node_once(node: Arc<NodeObject>, context: Arc<Context>) -> Result<Actio
     context.metrics.reconciled("node", answer.is_ok());
     let mut look_again = plan.look_again;
     if let Ok(patched) = &answer {
-        context.written.done(&node, &plan, patched.as_deref());
+        context.node_is_written(&node, &plan, patched.as_deref());
         if patched.is_some() && *patched == node.resource_version() {
             look_again = Some(look_again.map_or(AFTER_REVERT, |wait| wait.min(AFTER_REVERT)));
         }
     }
-    let answer = answer.map(|_| ());
-    Ok(match context.refusals.after(&view.uid, None, answer)? {
-        Some(wait) => Action::requeue(wait),
-        None => look_again.map_or_else(Action::await_change, Action::requeue),
-    })
+    let wait = settle(&context, &view.uid, None, answer.map(|_| ()))?;
+    Ok(wait
+        .or(look_again)
+        .map_or_else(Action::await_change, Action::requeue))
 }
 
 async fn shim_once(shim: Arc<ShimObject>, context: Arc<Context>) -> Result<Action, apply::Error> {
     let view = context.view(&shim);
-    let mut plan = match context.decide_shim(&view) {
-        Ok(plan) => plan,
+    let (mut plan, rest) = match context.decide_shim(&view) {
+        Ok(decided) => decided,
         Err(rest) => return Ok(Action::requeue(rest)),
     };
-    let refused = context.refusals.of(&view.uid);
-    let rest = refused.and_then(|refused| refused.rest(view.generation, Instant::now()));
     if rest.is_some() && !view.deleting {
         plan.runtime_classes.clear();
     }
@@ -148,10 +164,7 @@ async fn shim_once(shim: Arc<ShimObject>, context: Arc<Context>) -> Result<Actio
     context.metrics.reconciled("shim", answer.is_ok());
     let wait = match (rest, answer) {
         (Some(rest), Ok(())) => Some(rest),
-        (_, answer) => {
-            let generation = view.generation;
-            context.refusals.after(&view.uid, generation, answer)?
-        }
+        (_, answer) => settle(&context, &view.uid, view.generation, answer)?,
     };
     Ok(wait.map_or_else(Action::await_change, Action::requeue))
 }

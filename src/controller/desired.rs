@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::observed::{Applied, NodeView, ShimView};
 use super::request::fingerprint;
 use crate::api::{self, ShimSpec, is_label_name};
-use crate::handoff::{OptionValue, ShimRequest};
+use crate::handoff::{OptionValue, Owner, ProvisionRequest, ShimRequest};
 use crate::names;
 
 /// Name prefix of the Shims that come with the chart: a user's own beat them to a handler.
@@ -108,9 +108,13 @@ impl Cluster {
     }
 }
 
-/// The Shims that a node wants, by name, and the handlers that one lost to another.
-#[derive(Debug, Clone, Default, PartialEq)]
+/// The Shims that a node wants, by name, and the handlers that one lost to another. Made once per decision and handed on.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Desired {
+    /// The one request that the node gets.
+    pub request: ProvisionRequest,
+    /// Its digest.
+    pub digest: String,
     /// One verdict for each Shim that selects the node.
     pub verdicts: BTreeMap<String, Verdict>,
     /// What the node is to let go and keeps until it is its turn, by Shim.
@@ -133,7 +137,16 @@ impl Desired {
         cluster: &Cluster,
         held: &BTreeMap<String, String>,
     ) -> Self {
-        let mut desired = Self::default();
+        let nothing = ProvisionRequest::new(Owner::Cluster, node.uid.clone(), vec![], vec![]);
+        let mut desired = Self {
+            request: nothing,
+            digest: String::new(),
+            verdicts: BTreeMap::new(),
+            staying: BTreeMap::new(),
+            lost: Vec::new(),
+            kept: BTreeSet::new(),
+            annotated: BTreeSet::new(),
+        };
         let mut wanting: Vec<&ShimView> = cluster
             .shims
             .iter()
@@ -170,6 +183,11 @@ impl Desired {
             desired.verdicts.insert(shim.name.clone(), verdict);
         }
         desired.stay(applied, held, &owners);
+        let wanted = desired.verdicts.values().filter_map(Verdict::request);
+        let shims = wanted.chain(desired.staying.values()).cloned().collect();
+        desired.request =
+            ProvisionRequest::new(Owner::Cluster, node.uid.clone(), shims, Vec::new());
+        desired.digest = desired.request.digest();
         desired
     }
 

@@ -39,13 +39,14 @@ const REPORTED: [i32; 5] = [1, 2, 3, 4, 5];
 
 type Pairs = BTreeMap<String, String>;
 
-/// The Job that brings `request` to the node.
+/// The Job that brings `request`, which has this digest, to the node.
 #[must_use]
 pub fn build(
     settings: &Settings,
     node_name: &str,
     node_uid: &str,
     request: &ProvisionRequest,
+    digest: &str,
 ) -> Job {
     let labels = pairs([
         (names::COMPONENT_LABEL, names::COMPONENT_INSTALLER),
@@ -55,7 +56,7 @@ pub fn build(
     let annotations = pairs([
         (names::NODE_NAME_ANNOTATION, node_name),
         (names::NODE_UID_ANNOTATION, node_uid),
-        (names::REQUEST_DIGEST_ANNOTATION, &request.digest()),
+        (names::REQUEST_DIGEST_ANNOTATION, digest),
     ]);
     let mut pod_annotations = annotations.clone();
     pod_annotations.insert(names::REQUEST_ANNOTATION.to_owned(), request.to_json());
@@ -366,9 +367,13 @@ mod tests {
         ProvisionRequest::new(Owner::Cluster, "uid".to_owned(), vec![], vec![])
     }
 
+    fn job(settings: &Settings, request: &ProvisionRequest) -> Job {
+        build(settings, "n1", "uid", request, &request.digest())
+    }
+
     #[test]
     fn a_job_carries_the_request_to_its_node() {
-        let job = build(&settings(), "n1", "uid", &request());
+        let job = job(&settings(), &request());
         let template = job.spec.unwrap().template;
         let annotations = template.metadata.unwrap().annotations.unwrap();
         assert_eq!(
@@ -388,7 +393,7 @@ mod tests {
             job_proxies: [("HTTPS_PROXY", "http://proxy:3128".to_owned())].into(),
             ..settings()
         };
-        let job = build(&settings, "n1", "uid", &request());
+        let job = job(&settings, &request());
         insta::assert_yaml_snapshot!(serde_json::to_value(job).unwrap());
     }
 
@@ -410,7 +415,7 @@ mod tests {
         let shim_requests = shims.iter().map(wanted).collect();
         let request =
             ProvisionRequest::new(Owner::Cluster, "uid".to_owned(), shim_requests, vec![]);
-        let job = build(&settings(), "n1", "uid", &request);
+        let job = job(&settings(), &request);
         let labels = job.metadata.labels.unwrap();
         let name = job.metadata.name.unwrap();
         for key in ["spinkube.dev/job", "kwasm.sh/job", &name] {
@@ -427,7 +432,7 @@ mod tests {
 
     #[test]
     fn only_the_container_without_network_input_is_privileged() {
-        let job = build(&settings(), "n1", "uid", &request());
+        let job = job(&settings(), &request());
         let pod = job.spec.unwrap().template.spec.unwrap();
         let fetch = &pod.init_containers.unwrap()[0];
         let security = fetch.security_context.clone().unwrap();
@@ -446,7 +451,7 @@ mod tests {
 
     #[test]
     fn an_installer_has_two_minutes_to_undo_its_change() {
-        let job = build(&settings(), "n1", "uid", &request());
+        let job = job(&settings(), &request());
         let pod = job.spec.unwrap().template.spec.unwrap();
         assert_eq!(pod.termination_grace_period_seconds, Some(120));
     }
@@ -458,7 +463,7 @@ mod tests {
                 allow_pod_restarts: allowed,
                 ..settings()
             };
-            let job = build(&settings, "n1", "uid", &request());
+            let job = job(&settings, &request());
             let pod = job.spec.unwrap().template.spec.unwrap();
             let arguments = pod.containers[0].args.clone().unwrap();
             let flag = "--allow-pod-restarts".to_owned();
@@ -473,7 +478,7 @@ mod tests {
                 job_host_pid: shared,
                 ..settings()
             };
-            let job = build(&settings, "n1", "uid", &request());
+            let job = job(&settings, &request());
             let pod = job.spec.unwrap().template.spec.unwrap();
             assert_eq!(pod.host_pid, expected);
         }
@@ -500,7 +505,7 @@ mod tests {
                 job_priority_class: class.clone(),
                 ..settings()
             };
-            let job = build(&settings, "n1", "uid", &request());
+            let job = job(&settings, &request());
             let pod = job.spec.unwrap().template.spec.unwrap();
             assert_eq!(pod.priority_class_name, class);
         }
@@ -518,7 +523,7 @@ mod tests {
                 job_ttl: ttl,
                 ..settings()
             };
-            let job = build(&settings, "n1", "uid", &request());
+            let job = job(&settings, &request());
             assert_eq!(job.spec.unwrap().ttl_seconds_after_finished, expected);
         }
     }

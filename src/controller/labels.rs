@@ -101,8 +101,7 @@ pub fn edit(
     applied: Option<Applied>,
     job_is_there: bool,
 ) -> Option<NodeEdit> {
-    let request = desired.request(node);
-    let digest = request.digest();
+    let digest = &desired.digest;
     let mut wanted: BTreeMap<String, Option<String>> = BTreeMap::new();
     // KWasm's label: set once all that an annotated node asked for is served, and kept while nothing else is known.
     let (mut complete, mut stays) = (!desired.annotated.is_empty(), true);
@@ -118,10 +117,10 @@ pub fn edit(
     for shim in tracked {
         let verdict = desired.verdicts.get(shim);
         let now = match verdict
-            .and_then(|verdict| progress(node, applied.as_ref(), shim, verdict, &digest))
+            .and_then(|verdict| progress(node, applied.as_ref(), shim, verdict, digest))
         {
             Some((progress, _)) => Some(progress),
-            None => leaving(node, applied.as_ref(), shim, &digest).then_some(Progress::Removing),
+            None => leaving(node, applied.as_ref(), shim, digest).then_some(Progress::Removing),
         };
         done &= is_done(shims, shim, verdict, now);
         if desired.annotated.contains(shim) {
@@ -166,7 +165,7 @@ pub fn edit(
     let annotations = BTreeMap::from([(
         names::APPLIED_ANNOTATION.to_owned(),
         applied
-            .filter(|applied| job_is_there || !idle(applied, &request.shims))
+            .filter(|applied| job_is_there || !idle(applied, &desired.request.shims))
             .map(|applied| summary(&applied)),
     )]);
     let edit = NodeEdit {

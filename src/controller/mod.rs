@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use kube::{Client, ResourceExt};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 use tokio::sync::watch::{Receiver, Sender, channel};
+use tokio::task::JoinHandle;
 
 use crate::server;
 
@@ -193,6 +195,8 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
 /// Watches, holds the Lease and decides until `until` ends; then finishes what is under way and gives the Lease back. With `leaving`,
 /// every Shim counts as one that is being deleted.
 ///
+/// The server and the Lease are tasks of their own, so that neither waits for a decision or a recount.
+///
 /// # Errors
 /// As [`run`], and what `until` ends with.
 async fn operate<T>(
@@ -201,7 +205,7 @@ async fn operate<T>(
     leaving: bool,
     until: impl AsyncFnOnce(&Context) -> Result<T, Error>,
 ) -> Result<T, Error> {
-    let mut election = Election::new(
+    let election = Election::new(
         client.clone(),
         &settings.namespace,
         &settings.lease_name,
@@ -211,30 +215,79 @@ async fn operate<T>(
     let (queues, keys) = Queues::new();
     let context = Arc::new(Context::new(client, settings, &watches, queues, leaving));
     let (stop, stopped) = channel(false);
+    let (held, acquired) = oneshot::channel();
+    let (release, released) = oneshot::channel();
+    let mut server = tokio::spawn(serve(Arc::clone(&context)));
+    let mut leader = tokio::spawn(lead(Arc::clone(&context), election, held, released));
     let ended = {
-        let work = work(Arc::clone(&context), keys, stopped, &mut election);
+        let work = work(Arc::clone(&context), keys, stopped, acquired);
         let (mut work, until) = (std::pin::pin!(work), until(&context));
         tokio::select! {
             ended = follow(&context, watches) => Err(ended),
-            ended = serve(&context) => Err(ended),
+            ended = &mut server => Err(ended.unwrap_or(Error::Ended { part: "server" })),
+            ended = &mut leader => Err(ended.unwrap_or(Error::Ended { part: "Lease" })),
             ended = &mut work => Err(ended),
             ended = until => {
-                finish(&stop, work).await;
+                finish(&stop, work, &mut leader).await;
                 ended
             }
         }
     };
-    election.release().await;
+    // Whoever does not listen any more has ended.
+    let _ = release.send(());
+    server.abort();
+    for task in [leader, server] {
+        if !task.is_finished() {
+            let _ = task.await;
+        }
+    }
     ended
 }
 
-/// Lets what is under way come to its end.
-async fn finish(stop: &Sender<bool>, work: impl Future<Output = Error>) {
+/// Lets what is under way come to its end, while the Lease is held.
+async fn finish(
+    stop: &Sender<bool>,
+    work: impl Future<Output = Error>,
+    leader: &mut JoinHandle<Error>,
+) {
     // Nobody listens where nothing is under way.
     let _ = stop.send(true);
-    if tokio::time::timeout(GRACE, work).await.is_err() {
+    let finished = async {
+        tokio::select! {
+            _ = work => {}
+            _ = leader => {}
+        }
+    };
+    if tokio::time::timeout(GRACE, finished).await.is_err() {
         tracing::warn!("writes were under way still; the next replica decides them anew");
     }
+}
+
+/// Gets the Lease once this replica could decide, says so by `held`, and keeps it until it is lost or to be `released`; why that ended.
+async fn lead(
+    context: Arc<Context>,
+    mut election: Election,
+    held: oneshot::Sender<()>,
+    released: oneshot::Receiver<()>,
+) -> Error {
+    let leads = async {
+        definition::until_ours(&context.client).await;
+        if let Err(error) = context.listed().await {
+            return error;
+        }
+        context.ready.store(true, Ordering::Relaxed);
+        let since = election.acquire().await;
+        // Whoever does not listen any more is about to release the Lease.
+        let _ = held.send(());
+        election.hold(since).await;
+        Error::LeaseLost
+    };
+    let ended = tokio::select! {
+        ended = leads => ended,
+        _ = released => Error::Ended { part: "Lease" },
+    };
+    election.release().await;
+    ended
 }
 
 /// Waits for its turn, then decides for ever; why that ended.
@@ -242,23 +295,18 @@ async fn work(
     context: Arc<Context>,
     keys: Keys,
     stopped: Receiver<bool>,
-    election: &mut Election,
+    acquired: oneshot::Receiver<()>,
 ) -> Error {
-    let begun = async {
-        definition::until_ours(&context.client).await;
-        context.listed().await?;
-        context.ready.store(true, Ordering::Relaxed);
-        Ok::<_, Error>(election.acquire().await)
-    };
     let mut stops = stopped.clone();
-    let held = tokio::select! {
-        begun = begun => match begun {
-            Ok(held) => held,
-            Err(error) => return error,
-        },
+    let acquired = tokio::select! {
+        acquired = acquired => acquired,
         // The sender lives as long as this.
         _ = stops.wait_for(|stops| *stops) => return Error::Ended { part: "wait" },
     };
+    if acquired.is_err() {
+        // The task that leads says why it ended.
+        return std::future::pending().await;
+    }
     tracing::info!("every watch has listed and the Lease is held; deciding");
     context.begin();
     let nodes = decide::nodes(Arc::clone(&context), keys.nodes, stopped.clone());
@@ -266,13 +314,12 @@ async fn work(
     tokio::select! {
         // Both end what they write first where they are to stop.
         ((), ()) = async { tokio::join!(nodes, shims) } => Error::Ended { part: "queue" },
-        () = election.hold(held) => Error::LeaseLost,
         () = definition::until_another(&context.client) => Error::DefinitionLost,
     }
 }
 
-async fn serve(context: &Arc<Context>) -> Error {
-    let (asked, counted) = (Arc::clone(context), Arc::clone(context));
+async fn serve(context: Arc<Context>) -> Error {
+    let (asked, counted) = (Arc::clone(&context), Arc::clone(&context));
     let ended = server::serve(
         context.settings.listen,
         move || asked.ready.load(Ordering::Relaxed),
@@ -293,11 +340,12 @@ async fn follow(context: &Context, watches: Watches) -> Error {
     };
     let jobs = |change: watch::Change<'_, objects::JobObject>| {
         if let watch::Change::Gone(job) = &change {
-            context.written.job_is_gone(&job.uid().unwrap_or_default());
+            context.job_is_gone(&job.uid().unwrap_or_default());
         }
         context.concerns(Routes::of_job(&change));
     };
     tokio::select! {
+        () = context.recounts() => Error::Ended { part: "recount" },
         () = watches.nodes.follow(|change| context.concerns(of_nodes.node(&change))) => Error::Ended { part: "watch on Nodes" },
         () = watches.shims.follow(|change| context.concerns(of_shims.shim(&change))) => Error::Ended { part: "watch on Shims" },
         () = watches.jobs.follow(jobs) => Error::Ended { part: "watch on Jobs" },

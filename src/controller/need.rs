@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::desired::{Desired, Verdict};
 use super::labels;
 use super::observed::{Applied, NodeView};
-use super::plan::{Hold, Observed};
+use super::plan::Observed;
 use crate::handoff::ShimRequest;
 
 /// First wait after a failure; doubled by each further one. Long enough for a mirror's hiccup or a node's reboot to pass.
@@ -47,7 +47,6 @@ pub enum Need {
 /// What the host needs.
 #[must_use]
 pub fn need(seen: &Observed, desired: &Desired, applied: Option<&Applied>) -> Need {
-    let request = desired.request(seen.node);
     let Some(applied) = applied else {
         // A label without a summary: a claim whose Job nobody has heard of. The host may carry anything.
         let claimed = seen.node.labelled().any(|(shim, _)| {
@@ -56,25 +55,25 @@ pub fn need(seen: &Observed, desired: &Desired, applied: Option<&Applied>) -> Ne
                 Some(Verdict::Impossible(_) | Verdict::Unsupported(_))
             )
         });
-        return if request.shims.is_empty() && !claimed {
+        return if desired.request.shims.is_empty() && !claimed {
             Need::Nothing
         } else {
             Need::Now
         };
     };
-    let digest = request.digest();
+    let digest = &desired.digest;
     let same_host = applied.machine_id == seen.node.machine_id
         && applied.boot_id == seen.node.boot_id
         && (applied.runtime.is_empty() || applied.runtime == seen.node.runtime);
     let listed = all_listed(seen.node, applied);
-    let interrupted = applied.attempted == digest && applied.interruptions > 0;
-    let is_known = applied.digest == digest && same_host && listed && applied.reason.is_none();
+    let interrupted = applied.attempted == *digest && applied.interruptions > 0;
+    let is_known = applied.digest == *digest && same_host && listed && applied.reason.is_none();
     if is_known && !interrupted && next_look(seen, Some(applied)).is_none_or(|rest| !rest.is_zero())
     {
         return Need::Nothing;
     }
     let at_once = interrupted && applied.interruptions <= INTERRUPTIONS_AT_ONCE;
-    if applied.attempted != digest || applied.attempts == 0 || at_once {
+    if applied.attempted != *digest || applied.attempts == 0 || at_once {
         return Need::Now;
     }
     if seen.now.duration_since(applied.at) < -CLOCK_SKEW {
@@ -128,21 +127,8 @@ pub fn may_begin(seen: &Observed, desired: &Desired, applied: Option<&Applied>) 
         let known = applied.and_then(|applied| applied.shims.get(&shim.name));
         known.is_some_and(|known| known.request.as_ref() == Some(shim))
     };
-    let brings = desired
-        .request(seen.node)
-        .shims
-        .iter()
-        .any(|shim| !known(shim));
+    let brings = desired.request.shims.iter().any(|shim| !known(shim));
     seen.node.ready && !(seen.node.cordoned && brings)
-}
-
-/// Whether the node waits for others to have their pods.
-#[must_use]
-pub fn is_crowded(seen: &Observed, desired: &Desired, applied: Option<&Applied>) -> bool {
-    seen.hold == Hold::Crowded
-        && seen.job.is_none()
-        && matches!(need(seen, desired, applied), Need::Now)
-        && may_begin(seen, desired, applied)
 }
 
 /// How long ago something was; nothing where clocks disagree.

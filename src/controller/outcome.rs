@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::desired::Desired;
 use super::labels::listed;
-use super::need::{INTERRUPTIONS_AT_ONCE, all_listed, backoff};
+use super::need::{INTERRUPTIONS_AT_ONCE, age, all_listed, backoff};
 use super::observed::{Applied, AppliedShim, NodeView};
-use super::plan::{Ended, JobStep, News, Observed, Plan, settled};
-use super::progress::JobView;
+use super::plan::{Ended, News, Observed};
+use super::progress::{JobProgress, JobView};
 use super::text::{LONGEST_NOTE, cut};
 use crate::api::is_label_name;
 use crate::handoff::{
@@ -19,51 +18,84 @@ use crate::names::reasons;
 /// Longest sentence that is kept per Shim: thirty of them stay far below the 256 KiB that a node's annotations may take.
 const LONGEST_REASON: usize = 400;
 
+/// The job controller makes a pod within a second; a minute without one is a quota, an admission rule or a missing account. And a pod
+/// ends within the 30 s of its grace period; one that doesn't is on a node that nobody hears of.
+const POD_PATIENCE: Duration = Duration::from_mins(1);
+
+/// What to do about a Job that never got one.
+const NO_POD: &str = "the Job has had no pod for a minute; see the Events of the Job, often a quota or an admission policy";
+
+/// What the end of a Job comes to.
+#[derive(Debug)]
+pub struct JobEnd {
+    /// What is known of the host now.
+    pub applied: Applied,
+    /// What is counted of it.
+    pub ended: Ended,
+    /// What people should read of it.
+    pub event: Option<News>,
+    /// When to decide again though nothing changes.
+    pub look_again: Option<Duration>,
+}
+
+/// What the end of a Job comes to that has not been read yet; nothing while it works, or may still.
+#[must_use]
+pub fn of(seen: &Observed, applied: Option<&Applied>, job: &JobView) -> Option<JobEnd> {
+    let applied = applied.cloned().unwrap_or_default();
+    let Some(request) = &job.request else {
+        let reason = "the Job carries no request for this node object that this release reads";
+        return Some(fail(seen, applied, job, reason));
+    };
+    let over = || patience(seen, job).is_none();
+    match &job.progress {
+        JobProgress::Running => None,
+        JobProgress::Answered(report) => Some(read(seen, applied, job, request, report)),
+        JobProgress::Stuck(reason) | JobProgress::Silent(reason) => {
+            Some(fail(seen, applied, job, reason))
+        }
+        JobProgress::NoPod => over().then(|| fail(seen, applied, job, NO_POD)),
+        JobProgress::Overdue { reason, .. } => over().then(|| fail(seen, applied, job, reason)),
+    }
+}
+
+/// How long the Job is still waited for, where there is a bound.
+#[must_use]
+pub fn patience(seen: &Observed, job: &JobView) -> Option<Duration> {
+    let since = match &job.progress {
+        JobProgress::NoPod => job.created,
+        JobProgress::Overdue { since, .. } => *since,
+        JobProgress::Running
+        | JobProgress::Answered(_)
+        | JobProgress::Stuck(_)
+        | JobProgress::Silent(_) => return None,
+    };
+    let rest = POD_PATIENCE.saturating_sub(age(seen.now, since));
+    (!rest.is_zero()).then_some(rest)
+}
+
 /// The Job said nothing of the host: what was known stays, the reason is written down.
-pub fn fail(seen: &Observed, applied: Option<Applied>, job: &JobView, reason: &str) -> Plan {
-    let mut applied = applied.unwrap_or_default();
+fn fail(seen: &Observed, mut applied: Applied, job: &JobView, reason: &str) -> JobEnd {
     applied.reason = Some(shortened(reason));
     applied.unsupported = false;
     applied.interruptions = 0;
     conclude(seen, applied, job, None, true)
 }
 
-/// The Job could not be made, for the reason given.
-pub fn not_made(seen: &Observed, desired: &Desired, mut applied: Applied, reason: &str) -> Plan {
-    let note = shortened(reason);
-    applied.reason = Some(note.clone());
-    applied.node_uid.clone_from(&seen.node.uid);
-    Plan {
-        event: Some(News::failure(&note)),
-        look_again: Some(backoff(applied.attempts)),
-        ..settled(seen, desired, Some(applied), JobStep::None)
-    }
-}
-
 /// The Job's report becomes what is known of the host.
-pub fn read(
+fn read(
     seen: &Observed,
-    applied: Option<Applied>,
+    mut applied: Applied,
     job: &JobView,
+    request: &ProvisionRequest,
     report: &ProvisionReport,
-) -> Plan {
-    let mut applied = applied.unwrap_or_default();
-    // A report is only taken for an answer when the Job's request could be read.
-    let Some(request) = &job.request else {
-        return fail(
-            seen,
-            Some(applied),
-            job,
-            "the Job's request can't be read any more",
-        );
-    };
+) -> JobEnd {
     if report.interrupted && report.result == Outcome::RolledBack {
         return interrupted(seen, applied, job, report);
     }
     applied.interruptions = 0;
     let done = matches!(report.result, Outcome::Applied | Outcome::Unchanged);
     let is_news = report.result != Outcome::Unchanged
-        || applied.digest != request.digest()
+        || applied.digest != job.digest
         || applied.reason.is_some();
     let before = std::mem::take(&mut applied.shims);
     for shim in &request.shims {
@@ -84,7 +116,7 @@ pub fn read(
     if applied.attempts > 1 {
         deny(&mut applied, seen.node);
     }
-    applied.digest = request.digest();
+    applied.digest.clone_from(&job.digest);
     applied.machine_id.clone_from(&seen.node.machine_id);
     // What a host said before it rebooted is no proof of what it is now; one that says so twice and its kubelet see it differently.
     let is_older = !report.boot_id.is_empty() && applied.attempts <= 1;
@@ -106,15 +138,15 @@ pub fn read(
         .iter()
         .filter_map(|shim| applied.shims.get(&shim.name));
     let only_lingers = lingering && well.all(|shim| shim.reason.is_none());
-    let mut plan = conclude(seen, applied, job, Some(report), failed);
-    if only_lingers && let Some(news) = &mut plan.event {
+    let mut end = conclude(seen, applied, job, Some(report), failed);
+    if only_lingers && let Some(news) = &mut end.event {
         // Pods use it: it goes once they have ended.
         (news.warning, news.reason) = (false, reasons::REMOVING.to_owned());
     }
     if !failed && !is_news {
-        plan.event = None;
+        end.event = None;
     }
-    plan
+    end
 }
 
 /// A signal ended the Job before it changed the host: what was known of the host stays, and the attempt is no failure.
@@ -123,7 +155,7 @@ fn interrupted(
     mut applied: Applied,
     job: &JobView,
     report: &ProvisionReport,
-) -> Plan {
+) -> JobEnd {
     applied.interruptions = applied.interruptions.saturating_add(1);
     let at_once = applied.interruptions <= INTERRUPTIONS_AT_ONCE;
     if at_once {
@@ -136,17 +168,16 @@ fn interrupted(
     applied.node_uid.clone_from(&seen.node.uid);
     applied.job.clone_from(&job.uid);
     applied.at = seen.now;
-    let desired = Desired::new(seen.node, Some(&applied), seen.cluster, seen.held);
     let event = News {
         warning: false,
         reason: reasons::INTERRUPTED.to_owned(),
         note: "a signal ended the installer before it changed the host, for example because the node shuts down; the change is tried again".to_owned(),
     };
-    Plan {
+    JobEnd {
         event: Some(event),
-        ended: Some(ended),
+        ended,
         look_again: (!at_once).then(|| backoff(applied.attempts)),
-        ..settled(seen, &desired, Some(applied), after_end(seen, job))
+        applied,
     }
 }
 
@@ -157,15 +188,6 @@ fn ended(seen: &Observed, applied: &Applied, report: Option<&ProvisionReport>) -
         restarts: report.map_or(0, |report| report.restarts),
         spared: report.is_some_and(|report| report.changed && report.restarts == 0),
         took: Duration::try_from(seen.now.duration_since(applied.at)).unwrap_or_default(),
-    }
-}
-
-/// What to do about a Job whose end was read.
-fn after_end(seen: &Observed, job: &JobView) -> JobStep {
-    if seen.keep_jobs {
-        JobStep::None
-    } else {
-        JobStep::Delete(job.uid.clone())
     }
 }
 
@@ -254,30 +276,26 @@ fn linger(applied: &mut Applied, request: &ProvisionRequest, report: &ProvisionR
     any
 }
 
-/// Writes the outcome down, tells people, and lets the Job go in the step after.
+/// What every end of a Job has in common: the count of attempts, and what people read.
 fn conclude(
     seen: &Observed,
     mut applied: Applied,
     job: &JobView,
     report: Option<&ProvisionReport>,
     failed: bool,
-) -> Plan {
+) -> JobEnd {
     let ended = ended(seen, &applied, report);
     applied.node_uid.clone_from(&seen.node.uid);
     applied.job.clone_from(&job.uid);
     applied.at = seen.now;
-    if let Some(request) = &job.request {
-        let digest = request.digest();
-        if applied.attempted != digest {
-            applied.attempted = digest;
-            applied.attempts = 1;
-        }
+    if job.request.is_some() && applied.attempted != job.digest {
+        applied.attempted.clone_from(&job.digest);
+        applied.attempts = 1;
     }
     // A handler that the kubelet has yet to list is no failure, and neither is a boot since the report, but the attempt is not over.
     let rebooted = report.is_some() && applied.boot_id != seen.node.boot_id;
     let open = failed || rebooted || !all_listed(seen.node, &applied);
     applied.attempts = if open { applied.attempts.max(1) } else { 0 };
-    let desired = Desired::new(seen.node, Some(&applied), seen.cluster, seen.held);
     let note = applied.reason.clone();
     let shims: Vec<String> = applied.shims.keys().cloned().collect();
     let event = match (note, shims.is_empty()) {
@@ -293,11 +311,11 @@ fn conclude(
             note: format!("the host serves {}", shims.join(", ")),
         },
     };
-    Plan {
+    JobEnd {
         event: Some(event),
-        ended: Some(ended),
+        ended,
         look_again: open.then(|| backoff(applied.attempts)),
-        ..settled(seen, &desired, Some(applied), after_end(seen, job))
+        applied,
     }
 }
 
@@ -341,7 +359,9 @@ fn outcome(result: Outcome) -> &'static str {
     }
 }
 
-fn shortened(text: &str) -> String {
+/// At most [`LONGEST_REASON`] bytes of a sentence, on one line.
+#[must_use]
+pub fn shortened(text: &str) -> String {
     cut(&elide(text, LONGEST_REASON), LONGEST_REASON)
 }
 

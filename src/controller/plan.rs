@@ -11,22 +11,14 @@ use jiff::Timestamp;
 
 use super::desired::{Cluster, Desired};
 use super::labels::{self, NodeEdit};
-use super::need::{Need, age, may_begin, need, next_look};
+use super::need::{Need, age, backoff, may_begin, need, next_look};
 use super::observed::{Applied, NodeView};
-use super::outcome;
-use super::progress::{JobProgress, JobView};
+use super::outcome::{self, JobEnd};
+use super::progress::JobView;
 use super::request::{fingerprint, hint};
-use super::standing::Standing;
 use super::text::{LONGEST_NOTE, cut};
 use crate::handoff::ProvisionRequest;
 use crate::names::{self, Progress, reasons};
-
-/// The job controller makes a pod within a second; a minute without one is a quota, an admission rule or a missing account. And a pod
-/// ends within the 30 s of its grace period; one that doesn't is on a node that nobody hears of.
-const POD_PATIENCE: Duration = Duration::from_mins(1);
-
-/// What to do about a Job that never got one.
-const NO_POD: &str = "the Job has had no pod for a minute; see the Events of the Job, often a quota or an admission policy";
 
 /// Deleting a Job takes a second; a minute is a finalizer that somebody set and nobody removes.
 const DELETION_PATIENCE: Duration = Duration::from_mins(1);
@@ -80,6 +72,8 @@ pub struct Plan {
     pub ended: Option<Ended>,
     /// When to decide again though nothing changes.
     pub look_again: Option<Duration>,
+    /// A Job is due and is not made until fewer Jobs have no pod.
+    pub crowded: bool,
 }
 
 impl Plan {
@@ -97,7 +91,12 @@ pub enum JobStep {
     #[default]
     None,
     /// Make it.
-    Create(Box<ProvisionRequest>),
+    Create {
+        /// What it carries.
+        request: Box<ProvisionRequest>,
+        /// Digest of that.
+        digest: String,
+    },
     /// Delete the one with this UID.
     Delete(String),
 }
@@ -106,7 +105,7 @@ impl fmt::Display for JobStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::None => "none",
-            Self::Create(_) => "create",
+            Self::Create { .. } => "create",
             Self::Delete(_) => "delete",
         })
     }
@@ -148,29 +147,66 @@ impl News {
     }
 }
 
-/// Decides what to do next about one node, and tells what the node then adds to the whole.
-#[must_use]
-pub fn decide(seen: &Observed) -> (Plan, Standing) {
-    if seen.node.deleting {
-        return Default::default();
-    }
-    let applied = seen.node.applied();
-    let desired = Desired::new(seen.node, applied.as_ref(), seen.cluster, seen.held);
-    let plan = next(seen, &desired, applied.clone());
-    let begins = matches!(plan.job, JobStep::Create(_));
-    let standing = Standing::of(seen, &desired, applied.as_ref(), begins);
-    (plan, standing)
+/// What was decided on one node, with all that it rests on.
+#[derive(Debug)]
+pub struct Decision {
+    /// What to do.
+    pub plan: Plan,
+    /// What the node should carry.
+    pub desired: Desired,
+    /// What is known of its host, with what the end of its Job says.
+    pub applied: Option<Applied>,
+    /// Its Job is at work, or its end is not written down yet.
+    pub works: bool,
 }
 
-/// What a node adds to the whole before anything is decided on it.
+/// Whether the node's Job is at work, or its end is not written down yet.
+fn works(seen: &Observed, applied: Option<&Applied>) -> bool {
+    seen.job.is_some_and(|job| {
+        job.deleting.is_none() && applied.is_none_or(|applied| applied.job != job.uid)
+    })
+}
+
+/// Decides what to do next about one node; nothing about one that is being deleted.
 #[must_use]
-pub fn standing(seen: &Observed) -> Standing {
+pub fn decide(seen: &Observed) -> Option<Decision> {
     if seen.node.deleting {
-        return Standing::default();
+        return None;
     }
     let applied = seen.node.applied();
+    let works = works(seen, applied.as_ref());
+    let unread = seen.job.filter(|_| works);
+    let ended = unread.and_then(|job| outcome::of(seen, applied.as_ref(), job));
+    if let (Some(job), Some(ended)) = (unread, ended) {
+        let desired = Desired::new(seen.node, Some(&ended.applied), seen.cluster, seen.held);
+        let applied = Some(ended.applied.clone());
+        let plan = write_down(seen, &desired, job, ended);
+        return Some(Decision {
+            plan,
+            desired,
+            applied,
+            works,
+        });
+    }
     let desired = Desired::new(seen.node, applied.as_ref(), seen.cluster, seen.held);
-    Standing::of(seen, &desired, applied.as_ref(), false)
+    Some(Decision {
+        plan: next(seen, &desired, applied.clone()),
+        desired,
+        applied,
+        works,
+    })
+}
+
+/// What a node is like before anything is decided on it; nothing of one that is being deleted.
+#[must_use]
+pub fn undecided(seen: &Observed) -> Option<Decision> {
+    let applied = seen.node.applied();
+    (!seen.node.deleting).then(|| Decision {
+        plan: Plan::default(),
+        desired: Desired::new(seen.node, applied.as_ref(), seen.cluster, seen.held),
+        works: works(seen, applied.as_ref()),
+        applied,
+    })
 }
 
 fn next(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
@@ -186,18 +222,32 @@ fn next(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
         {
             after_reading(seen, desired, applied, job)
         }
-        Some(job) => follow(seen, desired, applied, job),
+        // Labels may change meanwhile, for example where a Shim was deselected.
+        Some(job) => Plan {
+            look_again: outcome::patience(seen, job),
+            ..settled(seen, desired, applied, JobStep::None)
+        },
         None => act(seen, desired, applied),
     }
 }
 
+/// The end of the Job is written down and told; the Job goes in the same step, unless finished Jobs are kept.
+fn write_down(seen: &Observed, desired: &Desired, job: &JobView, ended: JobEnd) -> Plan {
+    let step = if seen.keep_jobs {
+        JobStep::None
+    } else {
+        JobStep::Delete(job.uid.clone())
+    };
+    Plan {
+        event: ended.event,
+        ended: Some(ended.ended),
+        look_again: ended.look_again,
+        ..settled(seen, desired, Some(ended.applied), step)
+    }
+}
+
 /// Labels as they should be, and nothing else.
-pub(super) fn settled(
-    seen: &Observed,
-    desired: &Desired,
-    applied: Option<Applied>,
-    job: JobStep,
-) -> Plan {
+fn settled(seen: &Observed, desired: &Desired, applied: Option<Applied>, job: JobStep) -> Plan {
     let edit = labels::edit(
         seen.node,
         &seen.cluster.shims,
@@ -261,14 +311,14 @@ fn while_deleted(
             ..step
         },
         (_, Some(applied)) if applied.reason.as_deref() == Some(HELD_JOB) => step,
-        (_, applied) => outcome::not_made(seen, desired, applied.unwrap_or_default(), HELD_JOB),
+        (_, applied) => not_made(seen, desired, applied.unwrap_or_default(), HELD_JOB),
     }
 }
 
 /// No Job: make one if the host is not known to be as it should.
 fn act(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
     if let (Some(reason), Some(applied)) = (seen.refused, applied.clone()) {
-        return outcome::not_made(seen, desired, applied, reason);
+        return not_made(seen, desired, applied, reason);
     }
     match need(seen, desired, applied.as_ref()) {
         Need::Nothing => Plan {
@@ -284,7 +334,10 @@ fn act(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
         }
         Need::Now => match seen.hold {
             Hold::None => claim(seen, desired, applied),
-            Hold::Crowded => held(seen, desired, applied, None),
+            Hold::Crowded => Plan {
+                crowded: true,
+                ..held(seen, desired, applied, None)
+            },
             Hold::Settling(rest) => held(seen, desired, applied, Some(rest)),
         },
     }
@@ -314,8 +367,8 @@ fn held(
 
 /// Writes down that an attempt begins, then makes the Job.
 fn claim(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
-    let mut request = desired.request_with_reserved(seen.node, seen.cluster);
-    let digest = request.digest();
+    let mut request = desired.request_with_reserved(seen.cluster);
+    let digest = desired.digest.clone();
     let mut applied = applied.unwrap_or_default();
     if !applied.machine_id.is_empty() && applied.machine_id != seen.node.machine_id {
         // Another host answers under this node object: nothing that was known holds.
@@ -327,7 +380,7 @@ fn claim(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
         applied.reason = None;
     }
     applied.attempts = applied.attempts.saturating_add(1);
-    applied.attempted = digest;
+    applied.attempted.clone_from(&digest);
     let tried = request.shims.iter();
     applied.tried = tried
         .map(|shim| (shim.name.clone(), fingerprint(shim)))
@@ -339,33 +392,22 @@ fn claim(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
         seen,
         desired,
         Some(applied),
-        JobStep::Create(Box::new(request)),
+        JobStep::Create {
+            request: Box::new(request),
+            digest,
+        },
     )
 }
 
-/// A Job that has not been read yet: wait for it, or write its outcome down.
-fn follow(seen: &Observed, desired: &Desired, applied: Option<Applied>, job: &JobView) -> Plan {
-    if job.request.is_none() {
-        let reason = "the Job carries no request for this node object that this release reads";
-        return outcome::fail(seen, applied, job, reason);
-    }
-    let (since, reason) = match &job.progress {
-        // Labels may change meanwhile, for example where a Shim was deselected.
-        JobProgress::Running => return settled(seen, desired, applied, JobStep::None),
-        JobProgress::Answered(report) => return outcome::read(seen, applied, job, report),
-        JobProgress::Stuck(reason) | JobProgress::Silent(reason) => {
-            return outcome::fail(seen, applied, job, reason);
-        }
-        JobProgress::NoPod => (job.created, NO_POD),
-        JobProgress::Overdue { since, reason } => (*since, reason.as_str()),
-    };
-    let rest = POD_PATIENCE.saturating_sub(age(seen.now, since));
-    if rest.is_zero() {
-        return outcome::fail(seen, applied, job, reason);
-    }
+/// The Job could not be made, for the reason given.
+fn not_made(seen: &Observed, desired: &Desired, mut applied: Applied, reason: &str) -> Plan {
+    let note = outcome::shortened(reason);
+    applied.reason = Some(note.clone());
+    applied.node_uid.clone_from(&seen.node.uid);
     Plan {
-        look_again: Some(rest),
-        ..settled(seen, desired, applied, JobStep::None)
+        event: Some(News::failure(&note)),
+        look_again: Some(backoff(applied.attempts)),
+        ..settled(seen, desired, Some(applied), JobStep::None)
     }
 }
 

@@ -18,6 +18,8 @@ pub struct JobView {
     pub uid: String,
     /// What it asks of the host; absent where it can't be read, or is for another node object.
     pub request: Option<ProvisionRequest>,
+    /// Digest of that request; empty where there is none.
+    pub digest: String,
     /// When it was made.
     pub created: Timestamp,
     /// Since when it is on its way out.
@@ -66,6 +68,7 @@ impl JobView {
         Self {
             uid: job.uid().unwrap_or_default(),
             request,
+            digest,
             created: job
                 .creation_timestamp()
                 .map_or(Timestamp::UNIX_EPOCH, |time| time.0),

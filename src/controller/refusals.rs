@@ -1,10 +1,8 @@
 //! What the API server refused to make, remembered until it takes it: the next decision tells people why. No decision, no write.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::apply;
 use super::need::backoff;
 
 /// The next decision only writes down what the API server said, or that it says it no longer.
@@ -15,7 +13,7 @@ const MOST: usize = 1_000;
 
 /// What was refused, by the UID of the node or Shim that it was for.
 #[derive(Debug, Default)]
-pub struct Refusals(Mutex<HashMap<String, Refusal>>);
+pub struct Refusals(HashMap<String, Refusal>);
 
 /// What was refused for one object.
 #[derive(Debug, Clone)]
@@ -41,32 +39,23 @@ impl Refusal {
 impl Refusals {
     /// What was refused last for the object `uid`.
     pub fn of(&self, uid: &str) -> Option<Refusal> {
-        self.all().get(uid).cloned()
+        self.0.get(uid).cloned()
     }
 
     /// Remembers a refusal, or that there is none any more; when to decide again, where that changed something.
-    ///
-    /// # Errors
-    /// Hands on every error that is no refusal: to try again is all that it takes.
     pub fn after(
-        &self,
+        &mut self,
         uid: &str,
         generation: Option<i64>,
-        answer: Result<(), apply::Error>,
-    ) -> Result<Option<Duration>, apply::Error> {
-        let error = match answer {
-            Ok(()) => return Ok(self.all().remove(uid).map(|_| AT_ONCE)),
-            Err(error) => error,
+        refusal: Option<String>,
+    ) -> Option<Duration> {
+        let Some(sentence) = refusal else {
+            return self.0.remove(uid).map(|_| AT_ONCE);
         };
-        let Some(sentence) = error.refusal() else {
-            return Err(error);
-        };
-        tracing::warn!(%error, "refused");
-        let mut all = self.all();
-        if all.len() >= MOST {
-            all.clear();
+        if self.0.len() >= MOST {
+            self.0.clear();
         }
-        let before = all.get(uid);
+        let before = self.0.get(uid);
         let times = before.map_or(0, |before| before.times).saturating_add(1);
         let told = before.is_some_and(|before| before.sentence == sentence);
         let wait = backoff(times);
@@ -77,12 +66,7 @@ impl Refusals {
             generation,
             again,
         };
-        all.insert(uid.to_owned(), refusal);
-        Ok(Some(if told { wait } else { AT_ONCE }))
-    }
-
-    // Whoever panicked while it held the lock left whole entries.
-    fn all(&self) -> MutexGuard<'_, HashMap<String, Refusal>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.insert(uid.to_owned(), refusal);
+        Some(if told { wait } else { AT_ONCE })
     }
 }

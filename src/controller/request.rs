@@ -3,23 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::desired::{Cluster, Desired, Verdict};
-use super::observed::{Applied, NodeView};
-use crate::handoff::{self, Owner, ProvisionRequest, ShimRequest, is_sha256};
+use super::observed::Applied;
+use crate::handoff::{self, ProvisionRequest, ShimRequest, is_sha256};
 use crate::names;
 
 impl Desired {
-    /// The one request that the node gets.
+    /// The request with the handlers of other Shims to declare beside its own, so that these cost no restart when they come. Its
+    /// digest is that of the request alone.
     #[must_use]
-    pub fn request(&self, node: &NodeView) -> ProvisionRequest {
-        let wanted = self.verdicts.values().filter_map(Verdict::request);
-        let shims = wanted.chain(self.staying.values()).cloned().collect();
-        ProvisionRequest::new(Owner::Cluster, node.uid.clone(), shims, Vec::new())
-    }
-
-    /// The same, with the handlers of other Shims to declare beside its own, so that these cost no restart when they come.
-    #[must_use]
-    pub fn request_with_reserved(&self, node: &NodeView, cluster: &Cluster) -> ProvisionRequest {
-        let mut request = self.request(node);
+    pub fn request_with_reserved(&self, cluster: &Cluster) -> ProvisionRequest {
+        let mut request = self.request.clone();
         if request.shims.is_empty() {
             return request;
         }

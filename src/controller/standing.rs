@@ -2,11 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::desired::{Desired, Verdict};
+use super::desired::Verdict;
 use super::labels;
-use super::need::is_crowded;
 use super::observed::{Applied, NodeView};
-use super::plan::Observed;
+use super::plan::{Decision, JobStep, Observed};
 use super::progress::JobProgress;
 use super::request::fingerprint;
 use crate::names::{self, Progress};
@@ -72,14 +71,22 @@ pub struct Standing {
 }
 
 impl Standing {
-    /// Of the node that is seen, which should carry `desired`, given whether its Job is about to be made.
+    /// Of the node that is seen, as it is once the decision is carried out; nothing of one that is being deleted.
     #[must_use]
-    pub fn of(seen: &Observed, desired: &Desired, applied: Option<&Applied>, begins: bool) -> Self {
+    pub fn of(seen: &Observed, decision: Option<&Decision>) -> Self {
         let Observed { node, job, .. } = *seen;
-        let digest = desired.request(node).digest();
-        let works = job.is_some_and(|job| {
-            job.deleting.is_none() && applied.is_none_or(|applied| applied.job != job.uid)
-        });
+        let Some(decision) = decision else {
+            return Self::default();
+        };
+        let Decision {
+            plan,
+            desired,
+            works,
+            ..
+        } = decision;
+        let (works, digest) = (*works, &desired.digest);
+        let applied = decision.applied.as_ref();
+        let begins = matches!(plan.job, JobStep::Create { .. });
         let asked: BTreeSet<&str> = job
             .and_then(|job| job.request.as_ref())
             .into_iter()
@@ -93,7 +100,7 @@ impl Standing {
         let mut changing = works || begins;
         let mut shims = BTreeMap::new();
         for (shim, verdict) in &desired.verdicts {
-            let progress = labels::progress(node, applied, shim, verdict, &digest);
+            let progress = labels::progress(node, applied, shim, verdict, digest);
             let place = match (verdict, progress) {
                 (Verdict::Waiting(..), _) => Place::Waiting,
                 (Verdict::Shadowed(_), _) => Place::Shadowed,
@@ -139,7 +146,7 @@ impl Standing {
             fit: node.ready && !node.cordoned,
             changing,
             podless: begins || works && job.is_some_and(|job| job.progress == JobProgress::NoPod),
-            crowded: is_crowded(seen, desired, applied),
+            crowded: plan.crowded,
             shims,
             lost: lost.collect(),
         }

@@ -2,7 +2,6 @@
 //! nodes that change as ones that don't. No decision, no write.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kube::ResourceExt;
 
@@ -13,10 +12,7 @@ use super::standing::Standing;
 
 /// What was written and has not come back.
 #[derive(Debug, Default)]
-pub struct Written(Mutex<Known>);
-
-#[derive(Debug, Default)]
-struct Known {
+pub struct Written {
     /// Nodes by name, each with the version that a write of ours has replaced.
     nodes: HashMap<String, Option<String>>,
     /// UIDs of Jobs that were deleted.
@@ -27,73 +23,62 @@ struct Known {
 
 impl Written {
     /// Whether the watch has yet to bring what was written to this node.
-    #[must_use]
-    pub fn is_stale(&self, node: &NodeObject) -> bool {
-        let mut known = self.known();
+    pub fn is_stale(&mut self, node: &NodeObject) -> bool {
         let name = node.name_any();
-        let replaced = known.nodes.get(&name);
+        let replaced = self.nodes.get(&name);
         let is_stale = replaced.is_some_and(|replaced| *replaced == node.resource_version());
         if !is_stale {
-            known.nodes.remove(&name);
+            self.nodes.remove(&name);
         }
         is_stale
     }
 
     /// Takes in what is about to be written for a node, and takes out of it what is written already.
-    pub fn begin(&self, node: &str, plan: &mut Plan, standing: &Standing) {
-        let mut known = self.known();
-        if matches!(&plan.job, JobStep::Delete(uid) if known.jobs.contains(uid)) {
+    pub fn begin(&mut self, node: &str, plan: &mut Plan, standing: &Standing) {
+        if matches!(&plan.job, JobStep::Delete(uid) if self.jobs.contains(uid)) {
             plan.job = JobStep::None;
         }
-        if matches!(plan.job, JobStep::Create(_)) {
-            known.claims.insert(node.to_owned(), standing.clone());
+        if matches!(plan.job, JobStep::Create { .. }) {
+            self.claims.insert(node.to_owned(), standing.clone());
         } else {
-            known.claims.remove(node);
+            self.claims.remove(node);
         }
     }
 
     /// Takes in what was written by a plan for this version of the node, given the version that the patch returned, if there was one.
     /// A patch that changed nothing brings no event of the watch: nothing is waited for then.
-    pub fn done(&self, node: &NodeObject, plan: &Plan, patched: Option<&str>) {
-        let mut known = self.known();
+    pub fn done(&mut self, node: &NodeObject, plan: &Plan, patched: Option<&str>) {
         let replaced = node.resource_version();
         if patched.is_some_and(|patched| replaced.as_deref() != Some(patched)) {
-            known.nodes.insert(node.name_any(), replaced);
+            self.nodes.insert(node.name_any(), replaced);
         }
         if let JobStep::Delete(uid) = &plan.job {
-            known.jobs.insert(uid.clone());
+            self.jobs.insert(uid.clone());
         }
     }
 
     /// Counts the nodes whose Jobs are being made as what they are about to be.
     pub fn count(&self, fleet: &mut Fleet) {
-        for (node, standing) in &self.known().claims {
+        for (node, standing) in &self.claims {
             fleet.put(node, standing.clone());
         }
     }
 
     /// A Job is gone.
-    pub fn job_is_gone(&self, uid: &str) {
-        self.known().jobs.remove(uid);
+    pub fn job_is_gone(&mut self, uid: &str) {
+        self.jobs.remove(uid);
     }
 
     /// A node is gone.
-    pub fn node_is_gone(&self, node: &str) {
-        let mut known = self.known();
-        known.nodes.remove(node);
-        known.claims.remove(node);
+    pub fn node_is_gone(&mut self, node: &str) {
+        self.nodes.remove(node);
+        self.claims.remove(node);
     }
 
     /// A list came as a whole: some of what was written may have come and gone while the watch was away.
-    pub fn listed(&self) {
-        let mut known = self.known();
-        known.nodes.clear();
-        known.jobs.clear();
-    }
-
-    // Whoever panicked while it held the lock left whole entries.
-    fn known(&self) -> MutexGuard<'_, Known> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn listed(&mut self) {
+        self.nodes.clear();
+        self.jobs.clear();
     }
 }
 
@@ -104,14 +89,17 @@ mod tests {
 
     #[test]
     fn a_node_whose_job_is_being_made_counts_as_one_that_changes_though_nobody_has_seen_it() {
-        let (written, standing) = (Written::default(), Standing::default());
+        let (mut written, standing) = (Written::default(), Standing::default());
         let changing = Standing {
             changing: true,
             ..standing.clone()
         };
         let request = ProvisionRequest::new(Owner::Cluster, "uid".to_owned(), vec![], vec![]);
         let mut plan = Plan {
-            job: JobStep::Create(Box::new(request)),
+            job: JobStep::Create {
+                digest: request.digest(),
+                request: Box::new(request),
+            },
             ..Plan::default()
         };
         written.begin("n1", &mut plan, &changing);

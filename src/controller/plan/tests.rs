@@ -18,6 +18,7 @@ use super::*;
 use crate::controller::need::backoff;
 use crate::controller::objects::Taint;
 use crate::controller::observed::{AppliedShim, ShimView};
+use crate::controller::progress::JobProgress;
 use crate::controller::status::Finalizer;
 use crate::handoff::{HandlerReport, OptionValue, Outcome, ProvisionReport};
 
@@ -47,7 +48,7 @@ fn an_annotated_node_is_claimed_before_its_job_is_made() {
         edit.annotations.keys().collect::<Vec<_>>(),
         ["farrier.dev/applied"]
     );
-    let JobStep::Create(request) = plan.job else {
+    let JobStep::Create { request, .. } = plan.job else {
         panic!("no Job")
     };
     assert_eq!(request.shims[0].handlers, ["spin-v2"]);
@@ -62,7 +63,7 @@ fn auto_provision_needs_no_annotation() {
         ..scene()
     }
     .decide();
-    assert!(matches!(plan.job, JobStep::Create(_)));
+    assert!(matches!(plan.job, JobStep::Create { .. }));
 }
 
 #[test]
@@ -114,7 +115,7 @@ fn a_kept_job_is_read_once() {
         matches!(plan.job, JobStep::Delete(_)),
         "it makes room for the next"
     );
-    assert!(matches!(gone.decide().job, JobStep::Create(_)));
+    assert!(matches!(gone.decide().job, JobStep::Create { .. }));
 }
 
 #[test]
@@ -124,7 +125,7 @@ fn removal_withdraws_the_label_before_the_job_and_leaves_no_trace() {
     assert_eq!(after.label("kwasm.sh/kwasm-provisioned"), None);
     assert_eq!(after.label("farrier.dev/spin"), Some("removing"));
     assert_eq!(after.label("spin"), Some("uninstall"));
-    let JobStep::Create(request) = plan.job else {
+    let JobStep::Create { request, .. } = plan.job else {
         panic!("no Job")
     };
     assert!(request.shims.is_empty());

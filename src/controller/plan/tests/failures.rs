@@ -18,7 +18,10 @@ fn what_is_still_in_use_stays_removing_and_is_tried_again() {
     assert_eq!(after.label("farrier.dev/spin"), Some("removing"));
     assert!(plan.event.unwrap().note.contains("a pod runs on it"));
     assert_eq!(after.decide().job, JobStep::None);
-    assert!(matches!(after.later(31).decide().job, JobStep::Create(_)));
+    assert!(matches!(
+        after.later(31).decide().job,
+        JobStep::Create { .. }
+    ));
 }
 
 #[rstest]
@@ -40,7 +43,10 @@ fn a_failure_is_a_label_an_event_and_a_wait(#[case] result: Outcome) {
     assert_eq!(plan.look_again, Some(Duration::from_secs(30)));
     let early = after.later(29);
     assert!(early.decide().is_empty(), "no hot loop");
-    assert!(matches!(early.later(1).decide().job, JobStep::Create(_)));
+    assert!(matches!(
+        early.later(1).decide().job,
+        JobStep::Create { .. }
+    ));
 }
 
 #[test]
@@ -51,7 +57,7 @@ fn an_interrupted_attempt_is_no_failure_and_is_made_again_at_once() {
         assert_eq!(after.label("farrier.dev/spin"), Some("pending"));
         let event = after.status(0).status.unwrap();
         assert_eq!(event.nodes_failed, 0);
-        assert!(matches!(after.decide().job, JobStep::Create(_)));
+        assert!(matches!(after.decide().job, JobStep::Create { .. }));
         after = interrupted(after.stepped()).0;
     }
     let event = plan.event.unwrap();
@@ -87,7 +93,7 @@ fn an_interrupted_look_at_a_rebooted_node_is_made_again_at_once() {
     rebooted.node.boot_id = "second".to_owned();
     let after = rebooted.later(1).stepped().interrupted().stepped();
     assert_eq!(after.label("handler.farrier.dev/spin-v2"), Some("true"));
-    assert!(matches!(after.decide().job, JobStep::Create(_)));
+    assert!(matches!(after.decide().job, JobStep::Create { .. }));
 }
 
 #[test]
@@ -165,7 +171,7 @@ fn a_report_on_an_older_request_is_no_answer_for_todays() {
     scene.upgrade();
     let after = scene.answers(Outcome::Applied, true, None).stepped();
     assert_eq!(after.label("farrier.dev/spin"), Some("pending"));
-    assert!(matches!(after.decide().job, JobStep::Create(_)));
+    assert!(matches!(after.decide().job, JobStep::Create { .. }));
 }
 
 #[test]
@@ -175,7 +181,7 @@ fn an_annotation_that_cannot_be_read_is_no_knowledge() {
         .node
         .annotations
         .insert("farrier.dev/applied".to_owned(), "{".to_owned());
-    assert!(matches!(scene.decide().job, JobStep::Create(_)));
+    assert!(matches!(scene.decide().job, JobStep::Create { .. }));
 }
 
 #[test]
@@ -217,7 +223,10 @@ fn a_job_that_the_api_server_does_not_take_is_told_once_and_tried_again() {
     let status = after.status(0).status.unwrap();
     assert!(status.conditions[2].message.contains("n1: exceeded quota"));
     assert!(after.decide().is_empty());
-    assert!(matches!(after.later(30).decide().job, JobStep::Create(_)));
+    assert!(matches!(
+        after.later(30).decide().job,
+        JobStep::Create { .. }
+    ));
 }
 
 #[test]
@@ -244,7 +253,10 @@ fn a_job_that_a_finalizer_holds_is_told_once() {
     assert!(plan.event.unwrap().note.contains("finalizers"));
     assert!(after.decide().is_empty());
     after.job = None;
-    assert!(matches!(after.later(60).decide().job, JobStep::Create(_)));
+    assert!(matches!(
+        after.later(60).decide().job,
+        JobStep::Create { .. }
+    ));
 }
 
 #[test]
@@ -280,7 +292,7 @@ fn a_summary_that_nobody_of_ours_wrote_is_no_knowledge(#[case] text: &str) {
         .annotations
         .insert("farrier.dev/applied".to_owned(), text.to_owned());
     let (after, plan) = scene.step();
-    assert!(matches!(plan.job, JobStep::Create(_)));
+    assert!(matches!(plan.job, JobStep::Create { .. }));
     assert_eq!(after.label("handler.farrier.dev/spin-v2"), None);
 }
 
@@ -298,7 +310,7 @@ fn an_attempt_in_a_far_future_is_not_waited_for() {
         .node
         .annotations
         .insert("farrier.dev/applied".to_owned(), text);
-    assert!(matches!(scene.decide().job, JobStep::Create(_)));
+    assert!(matches!(scene.decide().job, JobStep::Create { .. }));
 }
 
 #[test]

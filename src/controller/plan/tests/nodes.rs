@@ -28,7 +28,10 @@ fn a_handler_that_is_never_listed_is_tried_again_after_a_while() {
     scene.node.runtime_handlers = Some(["runc".to_owned()].into());
     let after = scene.stepped().later(119);
     assert_eq!(after.decide().job, JobStep::None);
-    assert!(matches!(after.later(2).decide().job, JobStep::Create(_)));
+    assert!(matches!(
+        after.later(2).decide().job,
+        JobStep::Create { .. }
+    ));
 }
 
 #[test]
@@ -36,7 +39,7 @@ fn a_node_made_anew_under_its_old_name_starts_over() {
     let mut scene = Scene::provisioned();
     scene.node.uid = "another".to_owned();
     let (after, plan) = scene.step();
-    assert!(matches!(plan.job, JobStep::Create(_)));
+    assert!(matches!(plan.job, JobStep::Create { .. }));
     assert_eq!(after.label("handler.farrier.dev/spin-v2"), None);
     assert_eq!(after.label("farrier.dev/spin"), Some("pending"));
 }
@@ -46,7 +49,7 @@ fn another_host_under_the_same_node_object_is_provisioned_anew() {
     let mut scene = Scene::provisioned();
     scene.node.machine_id = "another".to_owned();
     let (after, plan) = scene.step();
-    assert!(matches!(plan.job, JobStep::Create(_)));
+    assert!(matches!(plan.job, JobStep::Create { .. }));
     assert_eq!(after.label("handler.farrier.dev/spin-v2"), None);
 }
 
@@ -55,7 +58,7 @@ fn a_reboot_is_verified_without_withdrawing_anything() {
     let mut scene = Scene::provisioned();
     scene.node.boot_id = "another".to_owned();
     let (after, plan) = scene.step();
-    assert!(matches!(plan.job, JobStep::Create(_)));
+    assert!(matches!(plan.job, JobStep::Create { .. }));
     assert!(plan.edit.unwrap().labels.is_empty());
     let after = after.answers(Outcome::Unchanged, true, None).stepped();
     assert!(after.decide().is_empty());
@@ -88,7 +91,7 @@ fn another_runtime_is_verified_and_what_an_older_release_wrote_down_is_believed(
     let mut scene = Scene::provisioned();
     scene.node.runtime = "containerd://2.2.0".to_owned();
     let plan = scene.decide();
-    assert!(matches!(plan.job, JobStep::Create(_)));
+    assert!(matches!(plan.job, JobStep::Create { .. }));
     assert!(plan.edit.unwrap().labels.is_empty());
     let mut applied = scene.node.applied().unwrap();
     applied.runtime = String::new();
@@ -105,7 +108,7 @@ fn a_node_that_is_not_ready_is_asked_nothing_until_it_is() {
     let mut waiting = scene.stepped();
     assert!(waiting.job.is_none());
     waiting.node.ready = true;
-    assert!(matches!(waiting.decide().job, JobStep::Create(_)));
+    assert!(matches!(waiting.decide().job, JobStep::Create { .. }));
     let mut leaving = Scene::provisioned().no_longer_annotated();
     leaving.node.ready = false;
     let leaving = leaving.stepped();
@@ -120,7 +123,7 @@ fn a_cordoned_node_gets_nothing_new_and_may_let_go() {
     assert_eq!(scene.decide().job, JobStep::None);
     let mut leaving = Scene::provisioned().no_longer_annotated();
     leaving.node.cordoned = true;
-    assert!(matches!(leaving.decide().job, JobStep::Create(_)));
+    assert!(matches!(leaving.decide().job, JobStep::Create { .. }));
 }
 
 fn taint(key: &str) -> Taint {
@@ -168,7 +171,7 @@ fn a_host_of_which_nothing_is_heard_is_looked_at_within_a_day_and_a_quarter() {
     let rest = plan.look_again.unwrap();
     assert!(rest <= Duration::from_hours(12), "{rest:?}");
     let (asked, plan) = settled.later(12 * 3_600 + 1).step();
-    assert!(matches!(plan.job, JobStep::Create(_)));
+    assert!(matches!(plan.job, JobStep::Create { .. }));
     assert!(plan.edit.unwrap().labels.is_empty());
     let (after, plan) = asked.answers(Outcome::Unchanged, true, None).step();
     assert_eq!(plan.event, None, "it is no news");
@@ -185,7 +188,7 @@ fn what_a_host_said_before_it_rebooted_is_verified() {
     answered.node.boot_id = "another".to_owned();
     let read = answered.stepped().later(30);
     let (again, plan) = read.step();
-    let JobStep::Create(asked) = plan.job else {
+    let JobStep::Create { request: asked, .. } = plan.job else {
         panic!("no Job")
     };
     assert_eq!(asked.digest(), request.digest());
@@ -244,7 +247,7 @@ fn the_label_that_kwasm_left_stays_until_a_report_denies_it() {
 #[test]
 fn what_a_node_has_is_not_fetched_again_unless_it_was_lost() {
     let asks = |scene: &Scene| {
-        let JobStep::Create(request) = scene.decide().job else {
+        let JobStep::Create { request, .. } = scene.decide().job else {
             panic!("no Job")
         };
         request.shims[0].present.clone()
@@ -276,7 +279,7 @@ fn what_an_annotation_alone_asks_for_is_never_fetched() {
         let text = serde_json::to_string(&applied).unwrap();
         let key = "farrier.dev/applied".to_owned();
         forged.node.annotations.insert(key, text);
-        let JobStep::Create(request) = forged.decide().job else {
+        let JobStep::Create { request, .. } = forged.decide().job else {
             panic!("no Job")
         };
         assert_eq!(request.shims[0].present, Some("0".repeat(64)));

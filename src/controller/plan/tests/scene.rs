@@ -9,6 +9,8 @@ use super::super::*;
 use crate::api::ShimSpec;
 use crate::controller::fleet::Fleet;
 use crate::controller::observed::ShimView;
+use crate::controller::progress::JobProgress;
+use crate::controller::standing::Standing;
 use crate::controller::status;
 use crate::handoff::{HandlerReport, Outcome, ProvisionReport};
 
@@ -114,17 +116,19 @@ impl Scene {
     }
 
     pub(super) fn decide(&self) -> Plan {
-        self.look(decide).0
+        self.look(decide)
+            .map(|decision| decision.plan)
+            .unwrap_or_default()
     }
 
     /// What the node adds to the whole, once it is decided on.
     pub(super) fn standing(&self) -> Standing {
-        self.look(decide).1
+        self.look(|seen| Standing::of(seen, decide(seen).as_ref()))
     }
 
     /// What it adds before that.
     pub(super) fn standing_before(&self) -> Standing {
-        self.look(standing)
+        self.look(|seen| Standing::of(seen, undecided(seen).as_ref()))
     }
 
     /// Decides, and carries the plan out as the API server would.
@@ -147,11 +151,12 @@ impl Scene {
         }
         match &plan.job {
             JobStep::None => {}
-            JobStep::Create(request) => {
+            JobStep::Create { request, digest } => {
                 assert!(self.job.is_none(), "the node has a Job already");
                 self.job = Some(JobView {
-                    uid: format!("job-{}-{}", self.now, request.digest()),
+                    uid: format!("job-{}-{digest}", self.now),
                     request: Some((**request).clone().without_hints()),
+                    digest: digest.clone(),
                     created: self.now,
                     deleting: None,
                     progress: JobProgress::Running,

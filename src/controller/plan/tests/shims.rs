@@ -57,7 +57,7 @@ fn a_users_shim_beats_a_default_one_to_a_handler() {
     scene.shims.push(shim("default-spin", "spin-v2"));
     scene.shims[0].created = start() + SignedDuration::from_secs(60);
     let (after, plan) = scene.step();
-    let JobStep::Create(request) = plan.job else {
+    let JobStep::Create { request, .. } = plan.job else {
         panic!("no Job")
     };
     assert_eq!(
@@ -141,7 +141,7 @@ fn a_renamed_handler_is_withdrawn_before_the_new_one_is_served() {
     let (after, plan) = scene.step();
     assert_eq!(after.label("handler.farrier.dev/spin-v2"), None);
     assert_eq!(after.label("handler.farrier.dev/spin-v3"), None);
-    assert!(matches!(plan.job, JobStep::Create(_)));
+    assert!(matches!(plan.job, JobStep::Create { .. }));
     let after = after.answers(Outcome::Applied, true, None).stepped();
     assert_eq!(after.label("handler.farrier.dev/spin-v3"), Some("true"));
     assert!(after.stepped().decide().is_empty());
@@ -217,7 +217,7 @@ fn shims_that_are_too_much_for_one_node_fail_one_by_one() {
         })
         .collect();
     let (after, plan) = scene.step();
-    let JobStep::Create(request) = plan.job else {
+    let JobStep::Create { request, .. } = plan.job else {
         panic!("no Job")
     };
     assert!((30..100).contains(&request.shims.len()));
@@ -241,7 +241,7 @@ fn a_request_reserves_the_handlers_of_all_shims_with_their_options() {
     let options = BTreeMap::from([("SystemdCgroup".to_owned(), "true".to_owned())]);
     spec.containerd_runtime_options = Some(options);
     scene.shims.push(other);
-    let JobStep::Create(request) = scene.decide().job else {
+    let JobStep::Create { request, .. } = scene.decide().job else {
         panic!("no Job")
     };
     assert_eq!(request.reserve, ["wasmtime", "wasmtime-v1"]);
@@ -311,7 +311,7 @@ fn a_shim_with_more_options_than_a_job_can_hold_is_not_reserved() {
     small.spec.as_mut().unwrap().annotation_selector =
         Some([(String::new(), String::new())].into());
     scene.shims.extend([large, small]);
-    let JobStep::Create(request) = scene.decide().job else {
+    let JobStep::Create { request, .. } = scene.decide().job else {
         panic!("no Job")
     };
     assert_eq!(request.reserve, ["small"]);
