@@ -1,0 +1,79 @@
+//! Writes of the Lease that one of the controller's replicas holds.
+
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::api::{Api, DeleteParams, Preconditions};
+use kube::{Client, ResourceExt};
+
+use super::{Error, code, post_params, unless};
+
+/// What to do about the Lease.
+#[derive(Debug, PartialEq)]
+pub enum Step {
+    /// It is another's.
+    Wait,
+    /// Make it: there is none.
+    Create(Box<Lease>),
+    /// Write it, if it is still the one that was seen.
+    Replace(Box<Lease>),
+}
+
+/// The Lease of this name, if there is one.
+///
+/// # Errors
+/// When the API server refuses to show it.
+pub async fn get(client: &Client, namespace: &str, name: &str) -> Result<Option<Lease>, Error> {
+    let leases: Api<Lease> = Api::namespaced(client.clone(), namespace);
+    leases.get_opt(name).await.map_err(|source| Error::Write {
+        act: "read",
+        object: format!("Lease {name}"),
+        source,
+    })
+}
+
+/// Writes the Lease, where it is still the one that was decided on; whether it is ours now.
+///
+/// # Errors
+/// When the API server refuses.
+pub async fn write(client: &Client, namespace: &str, step: Step) -> Result<bool, Error> {
+    let leases: Api<Lease> = Api::namespaced(client.clone(), namespace);
+    let (name, answer) = match step {
+        Step::Wait => return Ok(false),
+        Step::Create(lease) => (
+            lease.name_any(),
+            leases.create(&post_params(), &lease).await,
+        ),
+        Step::Replace(lease) => {
+            let name = lease.name_any();
+            let answer = leases.replace(&name, &post_params(), &lease).await;
+            (name, answer)
+        }
+    };
+    match answer {
+        Ok(_) => Ok(true),
+        // Another was faster.
+        Err(error) if code(&error) == Some(409) => Ok(false),
+        Err(source) => Err(Error::Write {
+            act: "write",
+            object: format!("Lease {name}"),
+            source,
+        }),
+    }
+}
+
+/// Deletes the Lease, where it is still as it was seen.
+///
+/// # Errors
+/// When the API server refuses, also because somebody has taken it since. One that is gone is deleted.
+pub async fn delete(client: &Client, namespace: &str, seen: &Lease) -> Result<(), Error> {
+    let leases: Api<Lease> = Api::namespaced(client.clone(), namespace);
+    let name = seen.name_any();
+    let parameters = DeleteParams::default().preconditions(Preconditions {
+        uid: seen.uid(),
+        resource_version: seen.resource_version(),
+    });
+    unless(leases.delete(&name, &parameters).await, &[404]).map_err(|source| Error::Write {
+        act: "delete",
+        object: format!("Lease {name}"),
+        source,
+    })
+}

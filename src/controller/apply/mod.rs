@@ -1,0 +1,514 @@
+//! The only writer to the API server. Every write either names the version it was decided on, or can be made twice without harm.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::api::node::v1::RuntimeClass;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::core::{ObjectMeta, PartialObjectMeta, PartialObjectMetaExt as _};
+use kube::{Client, ResourceExt};
+use serde::Serialize;
+
+use super::cluster::shim_view::ShimObject;
+use super::cluster::slim::{NodeObject, Taint};
+use super::decide::event::{self, About, News};
+use super::decide::job_spec;
+use super::decide::runtime_classes::Step;
+use super::decide::shim_status::{Finalizer, ShimPlan};
+use super::decide::types::{JobStep, NodeEdit, Plan};
+use super::settings::Settings;
+use crate::api::{Shim, ShimStatus};
+use crate::metrics::Metrics;
+use crate::names;
+
+pub mod crd;
+pub mod deployment;
+pub mod lease;
+
+/// Why a plan was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The API server refused, or did not answer.
+    #[error("failed to {act} {object}: {}", because(source))]
+    Write {
+        /// What was tried.
+        act: &'static str,
+        /// On what.
+        object: String,
+        /// What the API server says.
+        #[source]
+        source: kube::Error,
+    },
+    /// The API server does not take an object: a quota, an admission rule, a value that is none.
+    #[error(
+        "failed to make {object}: {}; see its quotas and admission rules",
+        because(source)
+    )]
+    Make {
+        /// What was to be made.
+        object: String,
+        /// What the API server says.
+        #[source]
+        source: kube::Error,
+    },
+    /// The API server did not answer.
+    #[error("failed to write {object}: the API server did not answer within {} s", DEADLINE.as_secs())]
+    Deadline {
+        /// On what.
+        object: String,
+    },
+    /// Somebody else's Job has the name of ours.
+    #[error("Job {name} exists and is not Farrier's; delete it")]
+    Taken {
+        /// Its name.
+        name: String,
+    },
+    /// The API server accepted a patch and changed nothing.
+    #[error(
+        "failed to record the state of node {node}: the API server accepted the patch and changed nothing; look for a mutating admission webhook that reverts annotations of nodes"
+    )]
+    Reverted {
+        /// The node.
+        node: String,
+    },
+}
+
+impl Error {
+    /// Somebody else wrote in between: deciding anew on what is there now is all that it takes.
+    #[must_use]
+    pub fn is_conflict(&self) -> bool {
+        match self {
+            Self::Write { source, .. } | Self::Make { source, .. } => code(source) == Some(409),
+            Self::Deadline { .. } | Self::Taken { .. } | Self::Reverted { .. } => false,
+        }
+    }
+
+    /// What people should know, where trying again at once is no use: the API server read the object and did not take it.
+    #[must_use]
+    pub fn refusal(&self) -> Option<String> {
+        match self {
+            Self::Make { source, .. } | Self::Write { source, .. } => {
+                let refused = matches!(code(source), Some(400 | 403 | 422));
+                refused.then(|| self.to_string())
+            }
+            Self::Taken { .. } | Self::Reverted { .. } => Some(self.to_string()),
+            Self::Deadline { .. } => None,
+        }
+    }
+}
+
+/// The sentence of the API server, without kube's framing.
+fn because(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    }
+}
+
+fn code(error: &kube::Error) -> Option<u16> {
+    match error {
+        kube::Error::Api(status) => Some(status.code),
+        _ => None,
+    }
+}
+
+/// Turns an answer that says that all is so already into success.
+fn unless<T>(answer: Result<T, kube::Error>, codes: &[u16]) -> Result<(), kube::Error> {
+    match answer {
+        Ok(_) => Ok(()),
+        Err(error) if code(&error).is_some_and(|code| codes.contains(&code)) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn patch_params() -> PatchParams {
+    PatchParams {
+        field_manager: Some(names::MANAGER.to_owned()),
+        ..PatchParams::default()
+    }
+}
+
+fn post_params() -> PostParams {
+    PostParams {
+        field_manager: Some(names::MANAGER.to_owned()),
+        ..PostParams::default()
+    }
+}
+
+/// A write takes milliseconds, and a connection to an API server that died without a word would otherwise hold its turn for minutes.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Gives up writing to `object` after a while.
+///
+/// # Errors
+/// As `write`, and when it takes too long.
+pub async fn in_time<T>(
+    object: impl Into<String>,
+    write: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let answer = tokio::time::timeout(DEADLINE, write).await;
+    answer.unwrap_or_else(|_| {
+        Err(Error::Deadline {
+            object: object.into(),
+        })
+    })
+}
+
+/// Carries out the plan for `node`: labels and annotation first, then what people read, then the Job. Gives the version of the node
+/// that its patch returned, where there was one.
+///
+/// # Errors
+/// When the API server refuses a write, or takes back the annotation: a Job that is not recorded must not be made. What was written
+/// before stays; the next decision goes on from there.
+pub async fn node(
+    client: &Client,
+    settings: &Settings,
+    node: &NodeObject,
+    plan: &Plan,
+    metrics: &Metrics,
+) -> Result<Option<String>, Error> {
+    let (name, uid) = (node.name_any(), node.uid().unwrap_or_default());
+    let mut version = None;
+    if let Some(edit) = &plan.edit {
+        let patch = Patch::Merge(NodePatch {
+            metadata: NodePatchMetadata {
+                resource_version: node.resource_version(),
+                uid: &uid,
+                labels: &edit.labels,
+                annotations: &edit.annotations,
+            },
+            spec: edit
+                .taints
+                .as_deref()
+                .map(|taints| NodePatchSpec { taints }),
+        });
+        let nodes: Api<NodeObject> = Api::all(client.clone());
+        let answer = nodes.patch_metadata(&name, &patch_params(), &patch).await;
+        let answer = answer.map_err(|source| Error::Write {
+            act: "label",
+            object: format!("node {name}"),
+            source,
+        });
+        match answer.and_then(|patched| accepted(node, edit, &patched)) {
+            Ok(patched) => version = Some(patched),
+            Err(error) => {
+                // Nothing can be written on the node itself.
+                if let Some(note) = error.refusal() {
+                    let about = About::of::<NodeObject>(name, uid);
+                    tell(client, &about, &News::failure(&note)).await;
+                }
+                return Err(error);
+            }
+        }
+    }
+    // The patch went through, so nobody else wrote down the end of this Job.
+    if let Some(ended) = &plan.ended {
+        metrics.job_ended(ended.outcome, ended.restarts, ended.spared, ended.took);
+    }
+    if let Some(news) = &plan.event {
+        let about = About::of::<NodeObject>(name.clone(), uid.clone());
+        tell(client, &about, news).await;
+    }
+    match &plan.job {
+        JobStep::None => {}
+        JobStep::Create { request, digest } => {
+            let job = job_spec::build(settings, &name, &uid, request, digest);
+            create_job(client, settings, &job).await?;
+        }
+        JobStep::Delete(job_uid) => delete_job(client, settings, &uid, job_uid).await?,
+    }
+    Ok(version)
+}
+
+/// A merge patch of a node: a label or annotation without a value is removed, which k8s-openapi's metadata can't say.
+#[derive(Debug, Serialize)]
+struct NodePatch<'a> {
+    metadata: NodePatchMetadata<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    spec: Option<NodePatchSpec<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct NodePatchMetadata<'a> {
+    resource_version: Option<String>,
+    uid: &'a str,
+    labels: &'a BTreeMap<String, Option<String>>,
+    annotations: &'a BTreeMap<String, Option<String>>,
+}
+
+#[derive(Debug, Serialize)]
+struct NodePatchSpec<'a> {
+    taints: &'a [Taint],
+}
+
+/// The version that a patch of `node` returned. Every edit differs from the version that it was decided on, so an unchanged version
+/// means that a mutating admission webhook reverted the edit.
+fn accepted(
+    node: &NodeObject,
+    edit: &NodeEdit,
+    patched: &PartialObjectMeta<NodeObject>,
+) -> Result<String, Error> {
+    let version = patched.resource_version();
+    if version == node.resource_version() {
+        let name = node.name_any();
+        tracing::warn!(
+            node = name,
+            labels = %edit,
+            "the API server accepted the patch and changed nothing; look for a mutating admission webhook that reverts it"
+        );
+        if !edit.annotations.is_empty() {
+            return Err(Error::Reverted { node: name });
+        }
+    }
+    Ok(version.unwrap_or_default())
+}
+
+async fn create_job(client: &Client, settings: &Settings, job: &Job) -> Result<(), Error> {
+    let jobs: Api<Job> = Api::namespaced(client.clone(), &settings.namespace);
+    let answer = jobs.create(&post_params(), job).await;
+    let name = job.name_any();
+    match answer {
+        Ok(_) => Ok(()),
+        Err(error) if code(&error) == Some(409) => {
+            let there = jobs.get_opt(&name).await.map_err(|source| Error::Write {
+                act: "read",
+                object: format!("Job {name}"),
+                source,
+            })?;
+            // Ours is the one of an attempt before: the watch brings it.
+            match there {
+                Some(there) if !is_ours(&there) => Err(Error::Taken { name }),
+                Some(_) | None => Ok(()),
+            }
+        }
+        Err(source) => Err(Error::Make {
+            object: format!("Job {name}"),
+            source,
+        }),
+    }
+}
+
+/// Whether the watch on our Jobs sees it.
+fn is_ours(job: &Job) -> bool {
+    let label = |key: &str| job.labels().get(key).map(String::as_str);
+    label(names::COMPONENT_LABEL) == Some(names::COMPONENT_INSTALLER)
+        && label(names::MANAGED_BY_LABEL) == Some(names::MANAGER)
+}
+
+async fn delete_job(
+    client: &Client,
+    settings: &Settings,
+    node_uid: &str,
+    job_uid: &str,
+) -> Result<(), Error> {
+    let name = names::job_name(node_uid);
+    let jobs: Api<Job> = Api::namespaced(client.clone(), &settings.namespace);
+    let parameters = DeleteParams::background().preconditions(Preconditions {
+        uid: Some(job_uid.to_owned()),
+        resource_version: None,
+    });
+    // Gone, or another one by now.
+    unless(jobs.delete(&name, &parameters).await, &[404, 409]).map_err(|source| Error::Write {
+        act: "delete",
+        object: format!("Job {name}"),
+        source,
+    })
+}
+
+/// Publishes an Event. One that can't be told is logged: it must not hold up the work that it tells of.
+async fn tell(client: &Client, about: &About, news: &News) {
+    let events: Api<Event> = Api::namespaced(client.clone(), event::NAMESPACE);
+    let object = event::build(about, news, jiff::Timestamp::now());
+    if let Err(error) = unless(events.create(&PostParams::default(), &object).await, &[409]) {
+        tracing::warn!(
+            error = because(&error),
+            note = news.note,
+            "event not published"
+        );
+    }
+}
+
+/// Carries out the plan for `shim`.
+///
+/// # Errors
+/// When the API server refuses a write. What was written before stays; the next decision goes on from there.
+pub async fn shim(client: &Client, shim: &ShimObject, plan: ShimPlan) -> Result<(), Error> {
+    let mut made = Ok(());
+    for step in plan.runtime_classes {
+        // One that is refused holds up neither the others nor the status that tells of it.
+        made = made.and(runtime_class(client, step).await);
+    }
+    status(client, shim, plan.status).await?;
+    for news in &plan.events {
+        let about = About::of::<Shim>(shim.name_any(), shim.uid().unwrap_or_default());
+        tell(client, &about, news).await;
+    }
+    finalizer(client, shim, &plan.finalizer).await?;
+    made
+}
+
+/// A merge patch of a Shim's status.
+#[derive(Debug, Serialize)]
+struct StatusPatch {
+    metadata: ObjectMeta,
+    status: ShimStatus,
+}
+
+async fn status(
+    client: &Client,
+    shim: &ShimObject,
+    status: Option<ShimStatus>,
+) -> Result<(), Error> {
+    let name = shim.name_any();
+    let shims: Api<ShimObject> = Api::all(client.clone());
+    if let Some(status) = status {
+        let metadata = ObjectMeta {
+            uid: shim.uid(),
+            ..ObjectMeta::default()
+        };
+        let patch = Patch::Merge(StatusPatch { metadata, status });
+        unless(
+            shims.patch_status(&name, &patch_params(), &patch).await,
+            &[404],
+        )
+        .map_err(|source| Error::Write {
+            act: "write the status of",
+            object: format!("Shim {name}"),
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+/// Carries out what is to be done about a Shim's finalizer.
+///
+/// # Errors
+/// When the API server refuses the write.
+pub async fn finalizer(client: &Client, shim: &ShimObject, step: &Finalizer) -> Result<(), Error> {
+    let name = shim.name_any();
+    let shims: Api<ShimObject> = Api::all(client.clone());
+    let mut finalizers: Vec<String> = shim.finalizers().to_vec();
+    // Whoever runs beside us as runtime-class-manager would let go too early; once it is gone, nobody else lets go at all.
+    finalizers.retain(|finalizer| {
+        finalizer != names::SHIM_FINALIZER && finalizer != names::RCM_FINALIZER
+    });
+    match step {
+        Finalizer::Keep => return Ok(()),
+        Finalizer::Add => finalizers.push(names::SHIM_FINALIZER.to_owned()),
+        Finalizer::Release => {}
+    }
+    let metadata = ObjectMeta {
+        finalizers: Some(finalizers),
+        uid: shim.uid(),
+        resource_version: shim.resource_version(),
+        ..ObjectMeta::default()
+    };
+    let patch = Patch::Merge(metadata.into_request_partial::<Shim>());
+    let answer = shims.patch_metadata(&name, &patch_params(), &patch).await;
+    unless(answer, &[404]).map_err(|source| Error::Write {
+        act: "set the finalizer of",
+        object: format!("Shim {name}"),
+        source,
+    })
+}
+
+fn not_made(class: &RuntimeClass, source: kube::Error) -> Error {
+    Error::Make {
+        object: format!("RuntimeClass {}", class.name_any()),
+        source,
+    }
+}
+
+async fn runtime_class(client: &Client, step: Step) -> Result<(), Error> {
+    let classes: Api<RuntimeClass> = Api::all(client.clone());
+    match step {
+        Step::Create(class) => {
+            let answer = classes.create(&post_params(), &class).await;
+            answer
+                .map(|_| ())
+                .map_err(|source| not_made(&class, source))
+        }
+        Step::Replace(class) => {
+            let name = class.name_any();
+            let answer = classes.replace(&name, &post_params(), &class).await;
+            answer
+                .map(|_| ())
+                .map_err(|source| not_made(&class, source))
+        }
+        Step::Delete { name, uid } => {
+            let parameters = DeleteParams::default().preconditions(Preconditions {
+                uid: Some(uid),
+                resource_version: None,
+            });
+            unless(classes.delete(&name, &parameters).await, &[404, 409]).map_err(|source| {
+                Error::Write {
+                    act: "delete",
+                    object: format!("RuntimeClass {name}"),
+                    source,
+                }
+            })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::core::{Status, response::StatusSummary};
+    use rstest::rstest;
+    use serde_json::json;
+
+    use super::*;
+
+    #[rstest]
+    #[case::labels(false)]
+    #[case::the_annotation(true)]
+    fn a_patch_that_changed_nothing_is_an_error_where_it_was_to_record_something(
+        #[case] records: bool,
+    ) {
+        let metadata = json!({"name": "n1", "resourceVersion": "7"});
+        let node: NodeObject =
+            serde_json::from_value(json!({"metadata": metadata.clone()})).unwrap();
+        let patched = |version: &str| {
+            let mut metadata = metadata.clone();
+            metadata["resourceVersion"] = version.into();
+            serde_json::from_value(json!({"metadata": metadata})).unwrap()
+        };
+        let change = BTreeMap::from([("key".to_owned(), None)]);
+        let mut edit = NodeEdit::default();
+        if records {
+            edit.annotations = change;
+        } else {
+            edit.labels = change;
+        }
+        assert_eq!(accepted(&node, &edit, &patched("8")).unwrap(), "8");
+        match accepted(&node, &edit, &patched("7")) {
+            Ok(version) => assert!(!records && version == "7"),
+            Err(error) => assert!(records && error.refusal().is_some() && !error.is_conflict()),
+        }
+    }
+
+    #[rstest]
+    #[case::admission(403, true)]
+    #[case::too_large(422, true)]
+    #[case::lost_to_another(409, false)]
+    #[case::overloaded(429, false)]
+    #[case::gone(404, false)]
+    fn a_write_that_was_read_and_not_taken_is_a_refusal(#[case] code: u16, #[case] refused: bool) {
+        let status = Status {
+            status: Some(StatusSummary::Failure),
+            code,
+            message: "so it is".to_owned(),
+            ..Status::default()
+        };
+        let error = Error::Write {
+            act: "label",
+            object: "node n1".to_owned(),
+            source: kube::Error::Api(Box::new(status)),
+        };
+        assert_eq!(error.refusal().is_some(), refused);
+        assert_eq!(error.is_conflict(), code == 409);
+    }
+}

@@ -1,0 +1,65 @@
+//! What the controller reads of the cluster: watches, and objects of the API server cut to what decisions need. Reads only.
+
+use std::fmt::Debug;
+
+use kube::api::{Api, ListParams};
+use kube::{Client, Resource};
+use serde::de::DeserializeOwned;
+
+pub mod job_view;
+pub mod node_view;
+pub mod pods;
+pub mod shim_view;
+pub mod slim;
+pub mod triggers;
+pub mod watch;
+
+/// Why the cluster can't be read.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no cluster to talk to.
+    #[error(
+        "no cluster to talk to: {source}; set KUBECONFIG, or run in a pod with a ServiceAccount"
+    )]
+    NoCluster {
+        /// What kube says.
+        #[source]
+        source: kube::Error,
+    },
+    /// The API server does not answer a question.
+    #[error("failed to list {what}: {source}")]
+    List {
+        /// What was asked for.
+        what: String,
+        /// What kube says.
+        #[source]
+        source: kube::Error,
+    },
+}
+
+/// A client for the cluster that the kubeconfig or the pod's ServiceAccount names.
+///
+/// # Errors
+/// When neither names one.
+pub async fn client() -> Result<Client, Error> {
+    Client::try_default()
+        .await
+        .map_err(|source| Error::NoCluster { source })
+}
+
+/// All objects of a kind.
+///
+/// # Errors
+/// When the API server refuses, or does not answer.
+pub async fn list<K>(client: &Client) -> Result<Vec<K>, Error>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+{
+    let objects: Api<K> = Api::all(client.clone());
+    let listed = objects.list(&ListParams::default()).await;
+    let listed = listed.map_err(|source| Error::List {
+        what: K::plural(&()).into_owned(),
+        source,
+    })?;
+    Ok(listed.items)
+}

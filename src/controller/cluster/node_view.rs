@@ -1,0 +1,246 @@
+//! A node as decisions see it, and what is known of its host: wire objects end here. Pure: no client, no clock.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use kube::ResourceExt;
+use serde::{Deserialize, Serialize};
+
+use super::slim::{NodeCondition, NodeObject, Taint};
+use crate::api::is_label_name;
+use crate::handoff::ShimRequest;
+use crate::names;
+
+/// A node as decisions see it.
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of the object"
+)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct NodeView {
+    /// Name of the node object.
+    pub name: String,
+    /// UID of the node object.
+    pub uid: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Its annotations.
+    pub annotations: BTreeMap<String, String>,
+    /// `linux`, as the kubelet says it.
+    pub os: String,
+    /// `amd64`, as the kubelet says it.
+    pub arch: String,
+    /// `/etc/machine-id`, as the kubelet says it.
+    pub machine_id: String,
+    /// Changes with each boot.
+    pub boot_id: String,
+    /// The runtime and its release, `containerd://2.1.9`, as the kubelet says it.
+    pub runtime: String,
+    /// Handlers that the runtime told the kubelet of; absent where the two don't speak of handlers (containerd before 2.0).
+    pub runtime_handlers: Option<BTreeSet<String>>,
+    /// Its kubelet works.
+    pub ready: bool,
+    /// Its operator keeps new pods away.
+    pub cordoned: bool,
+    /// It carries the control plane.
+    pub control_plane: bool,
+    /// Its taints.
+    pub taints: Vec<Taint>,
+    /// The node object is being deleted.
+    pub deleting: bool,
+}
+
+impl From<&NodeObject> for NodeView {
+    fn from(node: &NodeObject) -> Self {
+        let NodeObject { spec, status, .. } = node;
+        let runtime_handlers = status.runtime_handlers.as_deref().map(|handlers| {
+            let names = handlers.iter().filter_map(|handler| handler.name.clone());
+            names
+                .filter(|name| !name.is_empty())
+                .collect::<BTreeSet<_>>()
+        });
+        let is_ready =
+            |condition: &NodeCondition| condition.kind == "Ready" && condition.status == "True";
+        let control_plane = |key: &&str| node.labels().contains_key(*key);
+        Self {
+            name: node.name_any(),
+            uid: node.uid().unwrap_or_default(),
+            labels: node.labels().clone(),
+            annotations: node.annotations().clone(),
+            os: status.node_info.operating_system.clone(),
+            arch: status.node_info.architecture.clone(),
+            machine_id: status.node_info.machine_id.clone(),
+            boot_id: status.node_info.boot_id.clone(),
+            runtime: status.node_info.container_runtime_version.clone(),
+            runtime_handlers: runtime_handlers.filter(|handlers| !handlers.is_empty()),
+            ready: status.conditions.iter().any(is_ready),
+            cordoned: spec.unschedulable,
+            control_plane: names::CONTROL_PLANE_LABELS.iter().any(control_plane),
+            taints: spec.taints.clone(),
+            deleting: node.metadata.deletion_timestamp.is_some(),
+        }
+    }
+}
+
+impl NodeView {
+    /// What is known of the host under this very node object.
+    #[must_use]
+    pub fn applied(&self) -> Option<Applied> {
+        let text = self.annotations.get(names::APPLIED_ANNOTATION)?;
+        let applied: Applied = serde_json::from_str(text).ok()?;
+        (applied.node_uid == self.uid && applied.is_sound()).then_some(applied)
+    }
+
+    /// Whether the kubelet lists `handler`, or does not speak of handlers at all: then the report alone counts.
+    #[must_use]
+    pub fn lists(&self, handler: &str) -> bool {
+        self.runtime_handlers
+            .as_ref()
+            .is_none_or(|handlers| handlers.contains(handler))
+    }
+
+    /// Shims whose progress stands on the node as a label.
+    pub fn labelled(&self) -> impl Iterator<Item = (&str, names::Progress)> {
+        self.labels.iter().filter_map(|(key, value)| {
+            let shim = key.strip_prefix(names::SHIM_LABEL_PREFIX)?;
+            Some((shim, names::Progress::from_label(value)?))
+        })
+    }
+}
+
+/// The annotation `farrier.dev/applied`: what the last report said, and how attempts have gone since.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Applied {
+    /// UID of the node object that this tells of.
+    pub node_uid: String,
+    /// Digest of the desired set that the last readable report answered; empty where none has.
+    #[serde(default)]
+    pub digest: String,
+    /// Machine id that the kubelet showed then.
+    #[serde(default)]
+    pub machine_id: String,
+    /// Boot id that the kubelet showed then.
+    #[serde(default)]
+    pub boot_id: String,
+    /// Runtime and release that the kubelet showed then; empty in a summary of an older release.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub runtime: String,
+    /// Digest of the desired set that was tried last.
+    #[serde(default)]
+    pub attempted: String,
+    /// Which request of each Shim was part of it, by its fingerprint.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tried: BTreeMap<String, String>,
+    /// Attempts at it without full success; 0 once all is as it should be.
+    #[serde(default)]
+    pub attempts: u32,
+    /// Attempts in a row that a signal ended before they changed the host.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub interruptions: u32,
+    /// When the last attempt began or ended.
+    #[serde(default)]
+    pub at: Timestamp,
+    /// UID of the Job whose outcome was read last.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub job: String,
+    /// Why the last attempt was no success: one sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The host is one that this release can't change: nothing is to be expected of trying again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unsupported: bool,
+    /// What the host has of each Shim.
+    #[serde(default)]
+    pub shims: BTreeMap<String, AppliedShim>,
+}
+
+#[allow(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
+fn is_zero(count: &u32) -> bool {
+    *count == 0
+}
+
+impl Applied {
+    /// Whether every name in it can be a label and belongs where it stands: whoever may edit the node may have written it.
+    fn is_sound(&self) -> bool {
+        self.shims.iter().all(|(name, shim)| {
+            let request = shim.request.as_ref();
+            is_label_name(name)
+                && shim.handlers.keys().all(|handler| is_label_name(handler))
+                && request.is_none_or(|request| {
+                    request.name == *name
+                        && request
+                            .handlers
+                            .iter()
+                            .all(|handler| is_label_name(handler))
+                })
+        })
+    }
+}
+
+/// What a host has of one Shim.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AppliedShim {
+    /// The request that was fulfilled last; absent while none has been.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<ShimRequest>,
+    /// Whether each of its handlers is served.
+    #[serde(default)]
+    pub handlers: BTreeMap<String, bool>,
+    /// SHA-256 of its binary.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+    /// Why it is not as asked: one sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_node_says_what_it_is() {
+        let node: NodeObject = serde_json::from_value(json!({
+            "metadata": {
+                "name": "n1", "uid": "u", "labels": {"farrier.dev/spin": "failed", "farrier.dev/x": "mine", "spin": "failed"},
+                "annotations": {"a": "b"}, "deletionTimestamp": "2026-01-01T00:00:00Z",
+            },
+            "status": {
+                "nodeInfo": {
+                    "operatingSystem": "linux", "architecture": "amd64", "machineID": "m", "bootID": "b", "systemUUID": "",
+                    "kernelVersion": "", "osImage": "", "containerRuntimeVersion": "", "kubeletVersion": "", "kubeProxyVersion": "",
+                },
+                "runtimeHandlers": [{"name": ""}, {"name": "runc"}, {"features": {}}],
+            },
+        }))
+        .unwrap();
+        let view = NodeView::from(&node);
+        assert_eq!((view.os.as_str(), view.arch.as_str()), ("linux", "amd64"));
+        assert_eq!(
+            (view.machine_id.as_str(), view.boot_id.as_str()),
+            ("m", "b")
+        );
+        assert_eq!(view.runtime_handlers, Some(["runc".to_owned()].into()));
+        assert!(view.deleting);
+        let labelled: Vec<_> = view.labelled().collect();
+        assert_eq!(labelled, [("spin", names::Progress::Failed)]);
+    }
+
+    #[test]
+    fn a_runtime_that_lists_only_its_default_does_not_speak_of_handlers() {
+        for handlers in [json!(null), json!([]), json!([{"name": ""}])] {
+            let node: NodeObject = serde_json::from_value(
+                json!({"metadata": {}, "status": {"runtimeHandlers": handlers}}),
+            )
+            .unwrap();
+            assert_eq!(NodeView::from(&node).runtime_handlers, None);
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! Which pods a Job has: every decision asks, and a cluster may have thousands of them. No decision, no write.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kube::ResourceExt;
+use kube::runtime::reflector::store::WriterDropped;
+use kube::runtime::reflector::{ObjectRef, Store};
+
+use super::slim::PodObject;
+use super::watch::Change;
+
+/// Pods by the UID of their Job.
+#[derive(Debug)]
+pub struct PodsOfJobs {
+    store: Store<PodObject>,
+    names: Mutex<HashMap<String, HashSet<ObjectRef<PodObject>>>>,
+}
+
+impl PodsOfJobs {
+    /// Of the pods in `store`.
+    #[must_use]
+    pub fn new(store: Store<PodObject>) -> Self {
+        Self {
+            store,
+            names: Mutex::default(),
+        }
+    }
+
+    /// Waits until the watch has listed.
+    ///
+    /// # Errors
+    /// When the watch has ended.
+    pub async fn wait_until_ready(&self) -> Result<(), WriterDropped> {
+        self.store.wait_until_ready().await
+    }
+
+    /// Takes in what the watch brought.
+    pub fn take_in(&self, change: &Change<'_, PodObject>) {
+        let mut names = self.names();
+        match change {
+            Change::Here(pod) => add(&mut names, pod),
+            Change::Gone(pod) => {
+                for owner in pod.owner_references() {
+                    if let Entry::Occupied(mut pods) = names.entry(owner.uid.clone()) {
+                        pods.get_mut().remove(&ObjectRef::from_obj(*pod));
+                        if pods.get().is_empty() {
+                            pods.remove();
+                        }
+                    }
+                }
+            }
+            Change::Listed => {
+                names.clear();
+                for pod in self.store.state() {
+                    add(&mut names, &pod);
+                }
+            }
+        }
+    }
+
+    /// The pods of a Job.
+    #[must_use]
+    pub fn of(&self, job_uid: &str) -> Vec<Arc<PodObject>> {
+        let names = self.names();
+        let pods = names.get(job_uid).into_iter().flatten();
+        pods.filter_map(|pod| self.store.get(pod)).collect()
+    }
+
+    // Whoever panicked while it held the lock left whole entries.
+    fn names(&self) -> MutexGuard<'_, HashMap<String, HashSet<ObjectRef<PodObject>>>> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn add(names: &mut HashMap<String, HashSet<ObjectRef<PodObject>>>, pod: &PodObject) {
+    for owner in pod.owner_references() {
+        let pods = names.entry(owner.uid.clone()).or_default();
+        pods.insert(ObjectRef::from_obj(pod));
+    }
+}

@@ -1,0 +1,102 @@
+//! A Shim as decisions see it: wire objects end here. Pure: no client, no clock.
+
+use jiff::Timestamp;
+use kube::core::DeserializeGuard;
+use kube::{Resource as _, ResourceExt};
+
+use crate::api::{Shim, ShimSpec, ShimStatus};
+use crate::names;
+
+/// A Shim as it comes from the API server. One that can't be read must not keep the others from being listed.
+pub type ShimObject = DeserializeGuard<Shim>;
+
+/// A Shim as decisions see it.
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of the object"
+)]
+#[derive(Debug, Clone, PartialEq)]
+pub struct ShimView {
+    /// Name of the Shim.
+    pub name: String,
+    /// UID of the object.
+    pub uid: String,
+    /// When it was made.
+    pub created: Timestamp,
+    /// Generation of the spec.
+    pub generation: Option<i64>,
+    /// It is on its way out.
+    pub deleting: bool,
+    /// Our finalizer holds it.
+    pub held: bool,
+    /// The finalizer of runtime-class-manager holds it.
+    pub held_by_rcm: bool,
+    /// Its owner lets it go whatever nodes still carry.
+    pub forced: bool,
+    /// The spec as written, or why this release can't read it: a release with a newer definition wrote it.
+    pub spec: Result<ShimSpec, String>,
+    /// The status as written.
+    pub status: Option<ShimStatus>,
+}
+
+impl From<&ShimObject> for ShimView {
+    fn from(shim: &ShimObject) -> Self {
+        let (spec, status) = match &shim.0 {
+            Ok(shim) => (Ok(shim.spec.clone()), shim.status.clone()),
+            Err(error) => (Err(error.to_string()), None),
+        };
+        Self {
+            name: shim.name_any(),
+            uid: shim.uid().unwrap_or_default(),
+            created: shim
+                .creation_timestamp()
+                .map_or(Timestamp::UNIX_EPOCH, |time| time.0),
+            generation: shim.meta().generation,
+            deleting: shim.meta().deletion_timestamp.is_some(),
+            held: is_held_by(shim, names::SHIM_FINALIZER),
+            held_by_rcm: is_held_by(shim, names::RCM_FINALIZER),
+            forced: shim
+                .annotations()
+                .get(names::FORCE_DELETE_ANNOTATION)
+                .is_some_and(|value| value == "true"),
+            spec,
+            status,
+        }
+    }
+}
+
+fn is_held_by(shim: &ShimObject, finalizer: &str) -> bool {
+    shim.finalizers().iter().any(|held| held == finalizer)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn shim(scheduling: &str) -> ShimObject {
+        serde_json::from_value(json!({
+            "metadata": {
+                "name": "spin", "uid": "u", "generation": 3, "creationTimestamp": "2026-01-01T00:00:00Z",
+                "finalizers": ["farrier.dev/finalizer"], "annotations": {"farrier.dev/force-delete": "true"},
+            },
+            "spec": {
+                "fetchStrategy": {}, "rolloutStrategy": {"type": "recreate"},
+                "runtimeClass": {"name": "spin", "handler": "spin", "scheduling": scheduling},
+            },
+            "status": {"nodes": 2},
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_shim_of_a_newer_definition_is_seen_and_not_read() {
+        let known = ShimView::from(&shim("Selector"));
+        assert!(known.spec.is_ok() && known.status.is_some());
+        let newer = ShimView::from(&shim("Everywhere"));
+        assert!(newer.spec.unwrap_err().contains("Everywhere"));
+        assert_eq!((newer.name.as_str(), newer.generation), ("spin", Some(3)));
+        assert!(newer.held && newer.forced && !newer.deleting);
+    }
+}

@@ -1,0 +1,446 @@
+//! Which Shims a node should carry, and what that means for it: Shim objects become the one request that its Job carries. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+
+use crate::api::{self, ShimSpec, is_label_name};
+use crate::controller::cluster::node_view::{Applied, NodeView};
+use crate::controller::cluster::shim_view::ShimView;
+use crate::handoff::{self, OptionValue, Owner, ProvisionRequest, ShimRequest, is_sha256};
+use crate::names;
+
+/// Name prefix of the Shims that come with the chart: a user's own beat them to a handler.
+const DEFAULT_PREFIX: &str = "default-";
+
+/// All annotations of an object together may take 256 KiB (Kubernetes, `ValidateAnnotationsSize`); a node's set of Shims stays
+/// below half of it, in the Job that carries it and in the summary that is kept of it.
+const LARGEST_SET: usize = 128 * 1024;
+
+/// What the summary keeps of a Shim beside its request: a reason, a digest, the handlers once more.
+const SUMMARY_OF_ONE: usize = 1024;
+
+/// What one Shim means for one node that wants it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Verdict {
+    /// The node should carry this.
+    Wanted(ShimRequest),
+    /// The node should go on carrying this though the Shim as written can't be had, for the reason given.
+    Kept(ShimRequest, String),
+    /// It can't be had, for the reason given, and the node has none of it.
+    Impossible(String),
+    /// The node is one that the Shim has nothing for, as the reason says: no failure of either.
+    Unsupported(String),
+    /// It is to change, and not yet: what the node goes on carrying meanwhile, if anything, and what it waits for.
+    Waiting(Option<ShimRequest>, String),
+    /// All its handlers belong to another Shim that the node wants too: its name.
+    Shadowed(String),
+    /// Nothing is to be done yet or any more: it is paused, or not held by our finalizer yet.
+    Resting,
+}
+
+impl Verdict {
+    /// Why it can't be had on this node as it is written, if so.
+    #[must_use]
+    pub fn fault(&self) -> Option<&str> {
+        match self {
+            Self::Kept(_, reason) | Self::Impossible(reason) | Self::Unsupported(reason) => {
+                Some(reason)
+            }
+            Self::Wanted(_) | Self::Waiting(..) | Self::Shadowed(_) | Self::Resting => None,
+        }
+    }
+
+    /// What the request to the node holds of it.
+    #[must_use]
+    pub fn request(&self) -> Option<&ShimRequest> {
+        match self {
+            Self::Wanted(request) | Self::Kept(request, _) | Self::Waiting(Some(request), _) => {
+                Some(request)
+            }
+            Self::Waiting(None, _)
+            | Self::Impossible(_)
+            | Self::Unsupported(_)
+            | Self::Shadowed(_)
+            | Self::Resting => None,
+        }
+    }
+}
+
+/// What is asked of all nodes alike: the Shims, and what the operator set.
+#[derive(Debug, Clone, Default)]
+pub struct Cluster {
+    /// Every Shim.
+    pub shims: Vec<ShimView>,
+    /// Nodes need no annotation.
+    pub auto_provision: bool,
+    /// Handlers of all Shims, each with its options: a node that restarts containerd anyway declares them with its own.
+    pub reserved: BTreeMap<String, BTreeMap<String, OptionValue>>,
+}
+
+impl Cluster {
+    /// Of these Shims; `reserve` says whether nodes declare the handlers of those that they don't carry.
+    #[must_use]
+    pub fn new(shims: Vec<ShimView>, auto_provision: bool, reserve: bool) -> Self {
+        let mut reserved = BTreeMap::new();
+        let mut by_precedence: Vec<&ShimView> = shims.iter().filter(|_| reserve).collect();
+        by_precedence.sort_by_key(|shim| precedence(shim));
+        let specs = by_precedence
+            .into_iter()
+            .filter(|shim| !shim.deleting)
+            .filter_map(|shim| shim.spec.as_ref().ok());
+        let mut room = LARGEST_RESERVED;
+        for spec in specs {
+            for handler in spec.handlers().unwrap_or_default() {
+                let options = options(spec);
+                let size = handler.len() + json_size(&options);
+                if size <= room && !reserved.contains_key(&handler) {
+                    room -= size;
+                    reserved.insert(handler, options);
+                }
+            }
+        }
+        Self {
+            shims,
+            auto_provision,
+            reserved,
+        }
+    }
+}
+
+/// The Shims that a node wants, by name, and the handlers that one lost to another. Made once per decision and handed on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Desired {
+    /// The one request that the node gets.
+    pub request: ProvisionRequest,
+    /// Its digest.
+    pub digest: String,
+    /// One verdict for each Shim that selects the node.
+    pub verdicts: BTreeMap<String, Verdict>,
+    /// What the node is to let go and keeps until it is its turn, by Shim.
+    pub staying: BTreeMap<String, ShimRequest>,
+    /// `(loser, handler, winner)` for each handler that two of them want.
+    pub lost: Vec<(String, String, String)>,
+    /// Shims that nothing is to be done about, so that their requests are those of the node's annotation.
+    pub kept: BTreeSet<String>,
+    /// Shims of those that the node asked for by KWasm's annotation.
+    pub annotated: BTreeSet<String>,
+}
+
+impl Desired {
+    /// What `node` should carry of the cluster's Shims, given what it carries; `held` are Shims that it is not to change yet, each with
+    /// what it waits for.
+    #[must_use]
+    pub fn new(
+        node: &NodeView,
+        applied: Option<&Applied>,
+        cluster: &Cluster,
+        held: &BTreeMap<String, String>,
+    ) -> Self {
+        let nothing = ProvisionRequest::new(Owner::Cluster, node.uid.clone(), vec![], vec![]);
+        let mut desired = Self {
+            request: nothing,
+            digest: String::new(),
+            verdicts: BTreeMap::new(),
+            staying: BTreeMap::new(),
+            lost: Vec::new(),
+            kept: BTreeSet::new(),
+            annotated: BTreeSet::new(),
+        };
+        let mut wanting: Vec<&ShimView> = cluster
+            .shims
+            .iter()
+            .filter(|shim| selects(shim, node, applied, cluster.auto_provision))
+            .collect();
+        wanting.sort_by_key(|shim| precedence(shim));
+        let mut owners: BTreeMap<String, String> = BTreeMap::new();
+        let mut room = LARGEST_SET;
+        for shim in wanting {
+            let mut verdict = desired.verdict(shim, node, applied, held, &owners);
+            if let Some(request) = verdict.request() {
+                match room.checked_sub(json_size(request) + SUMMARY_OF_ONE) {
+                    Some(rest) => room = rest,
+                    None => verdict = Verdict::Impossible(TOO_MUCH.to_owned()),
+                }
+            }
+            let claimed = match (&verdict, &shim.spec) {
+                // Whoever serves a handler goes on until the other's turn has come.
+                (Verdict::Waiting(None, _), Ok(spec)) => {
+                    let mut handlers = spec.handlers().unwrap_or_default();
+                    handlers.retain(|handler| !is_carried(applied, handler));
+                    handlers
+                }
+                (verdict, _) => verdict
+                    .request()
+                    .map_or_else(Vec::new, |request| request.handlers.clone()),
+            };
+            for handler in claimed {
+                owners.entry(handler).or_insert_with(|| shim.name.clone());
+            }
+            if by_annotation(shim) {
+                desired.annotated.insert(shim.name.clone());
+            }
+            desired.verdicts.insert(shim.name.clone(), verdict);
+        }
+        desired.stay(applied, held, &owners);
+        let wanted = desired.verdicts.values().filter_map(Verdict::request);
+        let shims = wanted.chain(desired.staying.values()).cloned().collect();
+        desired.request =
+            ProvisionRequest::new(Owner::Cluster, node.uid.clone(), shims, Vec::new());
+        desired.digest = desired.request.digest();
+        desired
+    }
+
+    /// The request with the handlers of other Shims to declare beside its own, so that these cost no restart when they come. Its
+    /// digest is that of the request alone.
+    #[must_use]
+    pub fn request_with_reserved(&self, cluster: &Cluster) -> ProvisionRequest {
+        let mut request = self.request.clone();
+        if request.shims.is_empty() {
+            return request;
+        }
+        let own: BTreeSet<&String> = request
+            .shims
+            .iter()
+            .flat_map(|shim| &shim.handlers)
+            .collect();
+        let others = cluster
+            .reserved
+            .iter()
+            .filter(|(handler, _)| !own.contains(handler));
+        let others: BTreeMap<String, _> = others
+            .map(|(handler, options)| (handler.clone(), options.clone()))
+            .collect();
+        request.reserve = others.keys().cloned().collect();
+        request.reserve_options = others;
+        request
+            .reserve_options
+            .retain(|_, options| !options.is_empty());
+        request
+    }
+
+    /// What is to go waits for its turn as what is to come does, unless it has begun to go.
+    fn stay(
+        &mut self,
+        applied: Option<&Applied>,
+        held: &BTreeMap<String, String>,
+        owners: &BTreeMap<String, String>,
+    ) {
+        for (name, known) in applied.iter().flat_map(|applied| &applied.shims) {
+            let begun = applied.is_some_and(|applied| !applied.tried.contains_key(name));
+            let waits = held.contains_key(name) && !self.verdicts.contains_key(name) && !begun;
+            if let Some(request) = known.request.as_ref().filter(|_| waits) {
+                let mut request = request.clone();
+                request
+                    .handlers
+                    .retain(|handler| !owners.contains_key(handler));
+                if !request.handlers.is_empty() {
+                    self.staying.insert(name.clone(), request);
+                }
+            }
+        }
+    }
+
+    fn verdict(
+        &mut self,
+        shim: &ShimView,
+        node: &NodeView,
+        applied: Option<&Applied>,
+        held: &BTreeMap<String, String>,
+        owners: &BTreeMap<String, String>,
+    ) -> Verdict {
+        let kept = kept(applied, shim).cloned();
+        // A node that has not said what it is yet is no reason to change it.
+        let unknown = node.os.is_empty() || node.arch.is_empty();
+        let resolved = match (&shim.spec, kept.clone()) {
+            (Ok(spec), Some(kept)) if spec.paused || unknown => {
+                self.kept.insert(shim.name.clone());
+                Ok(kept)
+            }
+            (Ok(spec), None) if spec.paused || unknown || !shim.held => return Verdict::Resting,
+            (Ok(spec), _) => resolve(&shim.name, spec, node),
+            (Err(_), Some(kept)) => {
+                self.kept.insert(shim.name.clone());
+                Ok(kept)
+            }
+            (Err(_), None) => return Verdict::Resting,
+        };
+        let (mut request, verdict, why): (_, fn(ShimRequest, String) -> Verdict, _) =
+            match (resolved, kept) {
+                (Ok(request), kept) => match (waits(shim, &request, applied, held), kept) {
+                    (None, _) => (
+                        request,
+                        |request, _| Verdict::Wanted(request),
+                        String::new(),
+                    ),
+                    (Some(why), Some(kept)) => {
+                        (kept, |kept, why| Verdict::Waiting(Some(kept), why), why)
+                    }
+                    (Some(why), None) => return Verdict::Waiting(None, why),
+                },
+                (Err(error), Some(kept)) => (kept, Verdict::Kept, error.to_string()),
+                (Err(error @ api::Error::NoPlatform { .. }), None) => {
+                    return Verdict::Unsupported(error.to_string());
+                }
+                (Err(error), None) => return Verdict::Impossible(error.to_string()),
+            };
+        let mut winner = None;
+        request
+            .handlers
+            .retain(|handler| match owners.get(handler) {
+                None => true,
+                Some(owner) => {
+                    self.lost
+                        .push((shim.name.clone(), handler.clone(), owner.clone()));
+                    winner = Some(owner.clone());
+                    false
+                }
+            });
+        match winner {
+            Some(winner) if request.handlers.is_empty() => Verdict::Shadowed(winner),
+            Some(_) | None => verdict(request, why),
+        }
+    }
+}
+
+/// What a change of the Shim on a node waits for; nothing where there is no change, or where it has begun.
+fn waits(
+    shim: &ShimView,
+    request: &ShimRequest,
+    applied: Option<&Applied>,
+    held: &BTreeMap<String, String>,
+) -> Option<String> {
+    let known = kept(applied, shim) == Some(request);
+    let begun = applied
+        .and_then(|applied| applied.tried.get(&shim.name))
+        .is_some_and(|tried| *tried == fingerprint(request));
+    held.get(&shim.name).filter(|_| !known && !begun).cloned()
+}
+
+/// Bytes of what a node reserves at most, a quarter of what all annotations may take: one Shim with thousands of options must not
+/// keep the Job of every node from being made.
+const LARGEST_RESERVED: usize = 64 * 1024;
+
+const TOO_MUCH: &str = "the node's Shims together are too much for one Job; let fewer Shims select the node, or shorten their options";
+
+/// How many bytes a part of a request takes on its way.
+fn json_size(part: &impl Serialize) -> usize {
+    // Maps here have string keys and no type can refuse, so this can't fail.
+    serde_json::to_string(part).map_or(LARGEST_SET, |text| text.len())
+}
+
+/// Whether the node carries the handler, whosever it is.
+fn is_carried(applied: Option<&Applied>, handler: &String) -> bool {
+    let shims = applied
+        .into_iter()
+        .flat_map(|applied| applied.shims.values());
+    let mut requests = shims.filter_map(|shim| shim.request.as_ref());
+    requests.any(|request| request.handlers.contains(handler))
+}
+
+/// The request of `shim` that was fulfilled last.
+fn kept<'a>(applied: Option<&'a Applied>, shim: &ShimView) -> Option<&'a ShimRequest> {
+    applied?.shims.get(&shim.name)?.request.as_ref()
+}
+
+/// A user's Shim beats a default one, then the older one wins; the name decides between twins.
+#[must_use]
+pub fn precedence(shim: &ShimView) -> (bool, jiff::Timestamp, String) {
+    (
+        shim.name.starts_with(DEFAULT_PREFIX),
+        shim.created,
+        shim.name.clone(),
+    )
+}
+
+/// Whether the Shim asks for KWasm's annotation.
+fn by_annotation(shim: &ShimView) -> bool {
+    shim.spec.as_ref().is_ok_and(|spec| {
+        let selector = spec.annotation_selector.as_ref();
+        selector.is_some_and(|selector| selector.contains_key(names::KWASM_NODE_ANNOTATION))
+    })
+}
+
+/// Whether `node` should carry `shim`. One that can't be read, or that nothing is to be done about, stays where it is.
+fn selects(
+    shim: &ShimView,
+    node: &NodeView,
+    applied: Option<&Applied>,
+    auto_provision: bool,
+) -> bool {
+    if shim.deleting || node.deleting {
+        return false;
+    }
+    let is_kept = kept(applied, shim).is_some();
+    let Ok(spec) = &shim.spec else {
+        return is_kept;
+    };
+    if spec.paused && is_kept {
+        return true;
+    }
+    let asked_for = |key: &str| auto_provision && key == names::KWASM_NODE_ANNOTATION;
+    let mut labels = spec.node_selector.iter().flatten();
+    let mut annotations = spec.annotation_selector.iter().flatten();
+    labels.all(|(key, value)| node.labels.get(key) == Some(value))
+        && annotations
+            .all(|(key, value)| node.annotations.get(key) == Some(value) || asked_for(key))
+}
+
+/// The request for the Shim `name` on the platform of `node`, or why there is none.
+fn resolve(name: &str, spec: &ShimSpec, node: &NodeView) -> Result<ShimRequest, api::Error> {
+    if !is_label_name(name) {
+        return Err(api::Error::Name {
+            name: name.to_owned(),
+        });
+    }
+    let handlers = spec.handlers()?;
+    let artifact = spec.artifact(&node.os, &node.arch)?;
+    Ok(ShimRequest {
+        name: name.to_owned(),
+        handlers,
+        location: artifact.location,
+        sha256: artifact.sha256.map(String::from),
+        binary_sha256: artifact.binary_sha256.map(String::from),
+        binary: spec.fetch_strategy.binary.clone(),
+        options: options(spec),
+        present: None,
+    })
+}
+
+fn options(spec: &ShimSpec) -> BTreeMap<String, OptionValue> {
+    let options = spec.containerd_runtime_options.iter().flatten();
+    options
+        .map(|(key, value)| (key.clone(), OptionValue::from_text(value)))
+        .collect()
+}
+
+/// Says in the request of a Job what need not be fetched, as the node said that it has it. What stands in no Shim any more, but in the
+/// node's annotation alone, is never fetched: whoever may write that annotation must not choose what a host runs.
+pub fn hint(desired: &Desired, applied: &Applied, request: &mut ProvisionRequest) {
+    for shim in &mut request.shims {
+        let known = applied.shims.get(&shim.name);
+        let placed = known
+            .and_then(|known| known.sha256.clone())
+            .filter(|sha256| is_sha256(sha256));
+        let is_wanted = matches!(desired.verdicts.get(&shim.name), Some(Verdict::Wanted(_)));
+        shim.present = if is_wanted && !desired.kept.contains(&shim.name) {
+            let is_well = known.is_some_and(|known| {
+                known.request.as_ref() == Some(&*shim)
+                    && known.reason.is_none()
+                    && known.handlers.values().all(|served| *served)
+            });
+            placed.filter(|_| is_well)
+        } else {
+            placed.or_else(|| Some("0".repeat(64)))
+        };
+    }
+}
+
+/// By what a summary tells one request for a Shim from another: 16 hexadecimal digits.
+#[must_use]
+pub fn fingerprint(request: &ShimRequest) -> String {
+    let text = handoff::to_json(request);
+    let mut digest = names::sha256_hex(text.as_bytes());
+    digest.truncate(16);
+    digest
+}

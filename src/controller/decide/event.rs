@@ -1,0 +1,150 @@
+//! Kubernetes Events about nodes and Shims: what `kubectl describe` shows. Pure.
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use kube::Resource;
+
+use crate::names::{self, reasons};
+
+/// Where Events on objects without a namespace live.
+pub const NAMESPACE: &str = "default";
+
+/// Seconds for which the same sentence is one piece of news: the longest wait between attempts, so that one that fails for hours
+/// is told of as often as it is tried then.
+const NEWS: i64 = 600;
+
+/// Kubernetes bounds an Event's note at 1,024 bytes (events.k8s.io/v1).
+pub const LONGEST_NOTE: usize = 1_000;
+
+/// Whether a terminal acts on a letter rather than showing it: control characters, line separators, changes of direction.
+fn steers(letter: char) -> bool {
+    letter.is_control()
+        || matches!(letter, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
+/// At most `longest` bytes of `text`, on one line.
+#[must_use]
+pub fn cut(text: &str, longest: usize) -> String {
+    let mut line: String = text
+        .chars()
+        .map(|letter| if steers(letter) { ' ' } else { letter })
+        .collect();
+    if line.len() > longest {
+        let end = (0..=longest.saturating_sub('…'.len_utf8()))
+            .rev()
+            .find(|&end| line.is_char_boundary(end))
+            .unwrap_or(0);
+        line.truncate(end);
+        line.push('…');
+    }
+    line
+}
+
+/// What people should read about a node or a Shim.
+#[derive(Debug, PartialEq)]
+pub struct News {
+    /// Something is wrong.
+    pub warning: bool,
+    /// A word of [`reasons`].
+    pub reason: String,
+    /// One sentence.
+    pub note: String,
+}
+
+impl News {
+    /// That something on a node failed, for the reason given.
+    #[must_use]
+    pub fn failure(reason: &str) -> Self {
+        Self {
+            warning: true,
+            reason: reasons::PROVISION_FAILED.to_owned(),
+            note: cut(reason, LONGEST_NOTE),
+        }
+    }
+}
+
+/// What an Event is about.
+#[derive(Debug, Clone)]
+pub struct About {
+    /// `v1` for a node.
+    pub api_version: String,
+    /// `Node` or `Shim`.
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+}
+
+impl About {
+    /// About the object `name`.
+    #[must_use]
+    pub fn of<K: Resource<DynamicType = ()>>(name: String, uid: String) -> Self {
+        Self {
+            api_version: K::api_version(&()).into_owned(),
+            kind: K::kind(&()).into_owned(),
+            name,
+            uid,
+        }
+    }
+}
+
+/// The Event object for `news` about something.
+///
+/// Its name is a hash of what it says and of its [`NEWS`], so that the same news is one object, however often it is told.
+#[must_use]
+pub fn build(about: &About, news: &News, now: Timestamp) -> Event {
+    let since = now.as_second().div_euclid(NEWS);
+    let said = format!("{}/{since}/{}/{}", about.uid, news.reason, news.note);
+    Event {
+        metadata: ObjectMeta {
+            name: Some(format!(
+                "{}.{}",
+                names::MANAGER,
+                &names::sha256_hex(said.as_bytes())[..20]
+            )),
+            namespace: Some(NAMESPACE.to_owned()),
+            ..ObjectMeta::default()
+        },
+        regarding: Some(ObjectReference {
+            api_version: Some(about.api_version.clone()),
+            kind: Some(about.kind.clone()),
+            name: Some(about.name.clone()),
+            uid: Some(about.uid.clone()),
+            ..ObjectReference::default()
+        }),
+        type_: Some(if news.warning { "Warning" } else { "Normal" }.to_owned()),
+        action: Some("Provision".to_owned()),
+        reason: Some(news.reason.clone()),
+        note: Some(news.note.clone()),
+        event_time: Some(MicroTime(now)),
+        reporting_controller: Some("farrier.dev/controller".to_owned()),
+        reporting_instance: Some(names::MANAGER.to_owned()),
+        ..Event::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::controller::cluster::slim::NodeObject;
+
+    #[test]
+    fn the_same_news_is_one_object_for_a_while_and_other_news_another() {
+        let name = |note: &str, second: i64| {
+            let news = News {
+                warning: true,
+                reason: "ProvisionFailed".to_owned(),
+                note: note.to_owned(),
+            };
+            let about = About::of::<NodeObject>("n1".to_owned(), "uid".to_owned());
+            let now = Timestamp::from_second(second).unwrap();
+            build(&about, &news, now).metadata.name.unwrap()
+        };
+        assert_eq!(name("no route", 1_200), name("no route", 1_799));
+        assert_ne!(name("no route", 1_200), name("no route", 1_800));
+        assert_ne!(name("no route", 1_200), name("wrong digest", 1_200));
+    }
+}

@@ -1,0 +1,530 @@
+//! The Job that changes one host: its whole definition. Pure.
+//!
+//! What parses bytes from the network (`fetch`) is unprivileged and sees no host; what changes the host (`install`) needs no
+//! network and gets no API token.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::batch::v1::{
+    Job, JobSpec, PodFailurePolicy, PodFailurePolicyOnExitCodesRequirement, PodFailurePolicyRule,
+};
+use k8s_openapi::api::core::v1::{
+    Capabilities, ConfigMapVolumeSource, Container, DownwardAPIVolumeFile, DownwardAPIVolumeSource,
+    EmptyDirVolumeSource, EnvVar, HostPathVolumeSource, KeyToPath, LocalObjectReference, Node,
+    ObjectFieldSelector, PodSpec, PodTemplateSpec, ResourceRequirements, SeccompProfile,
+    SecurityContext, Toleration, Volume, VolumeMount,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kube::Resource;
+
+use crate::controller::settings::Settings;
+use crate::handoff::ProvisionRequest;
+use crate::names;
+
+/// Times that the Job itself runs an installer again that was killed, for example with the restart that it asked for.
+const KILLED_RETRIES: i32 = 3;
+
+/// An installer that gets SIGTERM undoes its change, or finishes it where containerd has restarted; both wait for containerd.
+const GRACE_SECONDS: i64 = 120;
+
+/// Unpacked shims are tens of megabytes each; a node's set stays far below this.
+const ARTIFACTS_LIMIT: &str = "4Gi";
+
+/// The user that owns nothing: the one that distroless images call nonroot.
+const NOBODY: i64 = 65_532;
+
+/// Exit statuses of an installer that has reported (`handoff::Outcome`): the Job doesn't run it again.
+const REPORTED: [i32; 5] = [1, 2, 3, 4, 5];
+
+type Pairs = BTreeMap<String, String>;
+
+/// The Job that brings `request`, which has this digest, to the node.
+#[must_use]
+pub fn build(
+    settings: &Settings,
+    node_name: &str,
+    node_uid: &str,
+    request: &ProvisionRequest,
+    digest: &str,
+) -> Job {
+    let labels = pairs([
+        (names::COMPONENT_LABEL, names::COMPONENT_INSTALLER),
+        (names::MANAGED_BY_LABEL, names::MANAGER),
+        (names::KWASM_JOB_LABEL, "true"),
+    ]);
+    let annotations = pairs([
+        (names::NODE_NAME_ANNOTATION, node_name),
+        (names::NODE_UID_ANNOTATION, node_uid),
+        (names::REQUEST_DIGEST_ANNOTATION, digest),
+    ]);
+    let mut pod_annotations = annotations.clone();
+    pod_annotations.insert(names::REQUEST_ANNOTATION.to_owned(), request.to_json());
+    let name = names::job_name(node_uid);
+    let mut job_labels = labels.clone();
+    job_labels.extend(rcm_labels(&name, request));
+    let mut job_annotations = annotations;
+    job_annotations.extend(rcm_annotations(node_name, request));
+    let rule = PodFailurePolicyRule {
+        action: "FailJob".to_owned(),
+        on_exit_codes: Some(PodFailurePolicyOnExitCodesRequirement {
+            container_name: Some(names::INSTALL_CONTAINER.to_owned()),
+            operator: "In".to_owned(),
+            values: REPORTED.to_vec(),
+        }),
+        ..PodFailurePolicyRule::default()
+    };
+    Job {
+        metadata: ObjectMeta {
+            name: Some(name),
+            namespace: Some(settings.namespace.clone()),
+            labels: Some(job_labels),
+            annotations: Some(job_annotations),
+            // The Job of a node that is gone goes with it.
+            owner_references: Some(vec![OwnerReference {
+                api_version: Node::api_version(&()).into_owned(),
+                kind: Node::kind(&()).into_owned(),
+                name: node_name.to_owned(),
+                uid: node_uid.to_owned(),
+                ..OwnerReference::default()
+            }]),
+            ..ObjectMeta::default()
+        },
+        spec: Some(JobSpec {
+            backoff_limit: Some(KILLED_RETRIES),
+            active_deadline_seconds: Some(settings.job_deadline),
+            ttl_seconds_after_finished: settings.job_ttl.filter(|ttl| *ttl > 0),
+            pod_failure_policy: Some(PodFailurePolicy { rules: vec![rule] }),
+            template: PodTemplateSpec {
+                metadata: Some(ObjectMeta {
+                    labels: Some(labels),
+                    annotations: Some(pod_annotations),
+                    ..ObjectMeta::default()
+                }),
+                spec: Some(pod(settings, node_name)),
+            },
+            ..JobSpec::default()
+        }),
+        ..Job::default()
+    }
+}
+
+fn pairs<const N: usize>(pairs: [(&str, &str); N]) -> Pairs {
+    let pairs = pairs.into_iter();
+    pairs
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect()
+}
+
+/// The word of runtime-class-manager for a Job that leaves a node such a set.
+fn operation(request: &ProvisionRequest) -> &'static str {
+    if request.shims.is_empty() {
+        "uninstall"
+    } else {
+        "install"
+    }
+}
+
+/// The labels by which runtime-class-manager's users select Jobs. A label can't hold a list: the Job of several Shims names none.
+fn rcm_labels(job: &str, request: &ProvisionRequest) -> Pairs {
+    let mut labels = pairs([
+        (names::RCM_JOB_LABEL, "true"),
+        (names::RCM_OPERATION, operation(request)),
+        (job, "true"),
+    ]);
+    if let [shim] = request.shims.as_slice() {
+        labels.insert(names::RCM_SHIM_NAME.to_owned(), shim.name.clone());
+    }
+    labels
+}
+
+/// The annotations of runtime-class-manager's Jobs; one of them lists the Shims, separated by commas.
+fn rcm_annotations(node: &str, request: &ProvisionRequest) -> Pairs {
+    let shims: Vec<&str> = request
+        .shims
+        .iter()
+        .map(|shim| shim.name.as_str())
+        .collect();
+    pairs([
+        (names::RCM_NODE_NAME, node),
+        (names::RCM_SHIM_NAME, &shims.join(",")),
+        (names::RCM_OPERATION, operation(request)),
+    ])
+}
+
+fn pod(settings: &Settings, node_name: &str) -> PodSpec {
+    let secrets = settings.image_pull_secrets.iter();
+    let secrets = secrets.map(|name| LocalObjectReference { name: name.clone() });
+    PodSpec {
+        node_name: Some(node_name.to_owned()),
+        restart_policy: Some("Never".to_owned()),
+        termination_grace_period_seconds: Some(GRACE_SECONDS),
+        service_account_name: Some(settings.job_service_account.clone()),
+        automount_service_account_token: Some(false),
+        enable_service_links: Some(false),
+        host_pid: settings.job_host_pid.then_some(true),
+        priority_class_name: settings.job_priority_class.clone(),
+        // A node is provisioned whatever its taints say: they keep pods away, and this one is for the node itself.
+        tolerations: Some(vec![Toleration {
+            operator: Some("Exists".to_owned()),
+            ..Toleration::default()
+        }]),
+        image_pull_secrets: Some(secrets.collect()),
+        volumes: Some(volumes(settings)),
+        init_containers: Some(vec![fetch(settings)]),
+        containers: vec![install(settings)],
+        ..PodSpec::default()
+    }
+}
+
+fn volumes(settings: &Settings) -> Vec<Volume> {
+    let request = DownwardAPIVolumeFile {
+        path: "request".to_owned(),
+        field_ref: Some(ObjectFieldSelector {
+            field_path: format!("metadata.annotations['{}']", names::REQUEST_ANNOTATION),
+            ..ObjectFieldSelector::default()
+        }),
+        ..DownwardAPIVolumeFile::default()
+    };
+    let mut volumes = vec![
+        Volume {
+            name: "request".to_owned(),
+            downward_api: Some(DownwardAPIVolumeSource {
+                items: Some(vec![request]),
+                ..DownwardAPIVolumeSource::default()
+            }),
+            ..Volume::default()
+        },
+        Volume {
+            name: "artifacts".to_owned(),
+            empty_dir: Some(EmptyDirVolumeSource {
+                size_limit: Some(Quantity(ARTIFACTS_LIMIT.to_owned())),
+                ..EmptyDirVolumeSource::default()
+            }),
+            ..Volume::default()
+        },
+        Volume {
+            name: "host".to_owned(),
+            host_path: Some(HostPathVolumeSource {
+                path: "/".to_owned(),
+                type_: Some("Directory".to_owned()),
+            }),
+            ..Volume::default()
+        },
+    ];
+    if let Some(config_map) = &settings.ca_config_map {
+        volumes.push(Volume {
+            name: "ca".to_owned(),
+            config_map: Some(ConfigMapVolumeSource {
+                name: config_map.clone(),
+                items: Some(vec![KeyToPath {
+                    key: "ca.crt".to_owned(),
+                    path: "ca.crt".to_owned(),
+                    ..KeyToPath::default()
+                }]),
+                ..ConfigMapVolumeSource::default()
+            }),
+            ..Volume::default()
+        });
+    }
+    volumes
+}
+
+fn mount(name: &str, path: &str) -> VolumeMount {
+    VolumeMount {
+        name: name.to_owned(),
+        mount_path: path.to_owned(),
+        ..VolumeMount::default()
+    }
+}
+
+fn read_only(name: &str, path: &str) -> VolumeMount {
+    VolumeMount {
+        read_only: Some(true),
+        ..mount(name, path)
+    }
+}
+
+/// What both containers have in common.
+fn container(settings: &Settings, name: &str, arguments: &[&str]) -> Container {
+    let amounts = |amounts: &[(&str, &str)]| {
+        let amounts = amounts.iter();
+        let amounts =
+            amounts.map(|(name, amount)| ((*name).to_owned(), Quantity((*amount).to_owned())));
+        Some(amounts.collect())
+    };
+    Container {
+        name: name.to_owned(),
+        image: Some(settings.image.clone()),
+        image_pull_policy: Some(settings.image_pull_policy.clone()),
+        args: Some(arguments.iter().map(|&word| word.to_owned()).collect()),
+        resources: Some(ResourceRequirements {
+            requests: amounts(&[("cpu", "10m"), ("memory", "32Mi")]),
+            limits: amounts(&[("memory", "256Mi")]),
+            ..ResourceRequirements::default()
+        }),
+        ..Container::default()
+    }
+}
+
+fn fetch(settings: &Settings) -> Container {
+    let mut mounts = vec![
+        read_only("request", "/request"),
+        mount("artifacts", "/artifacts"),
+    ];
+    let mut environment = Vec::new();
+    let variable = |name: &str, value: &str| EnvVar {
+        name: name.to_owned(),
+        value: Some(value.to_owned()),
+        ..EnvVar::default()
+    };
+    if settings.ca_config_map.is_some() {
+        mounts.push(read_only("ca", "/ca"));
+        environment.push(variable("FARRIER_CA_FILE", "/ca/ca.crt"));
+    }
+    for (name, value) in &settings.job_proxies {
+        environment.push(variable(name, value));
+    }
+    let arguments = [
+        "fetch",
+        "--request",
+        "/request/request",
+        "--out",
+        "/artifacts",
+    ];
+    Container {
+        env: Some(environment),
+        volume_mounts: Some(mounts),
+        termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
+        security_context: Some(SecurityContext {
+            run_as_non_root: Some(true),
+            run_as_user: Some(NOBODY),
+            run_as_group: Some(NOBODY),
+            read_only_root_filesystem: Some(true),
+            allow_privilege_escalation: Some(false),
+            capabilities: Some(Capabilities {
+                drop: Some(vec!["ALL".to_owned()]),
+                ..Capabilities::default()
+            }),
+            seccomp_profile: Some(SeccompProfile {
+                type_: "RuntimeDefault".to_owned(),
+                ..SeccompProfile::default()
+            }),
+            ..SecurityContext::default()
+        }),
+        ..container(settings, names::FETCH_CONTAINER, &arguments)
+    }
+}
+
+fn install(settings: &Settings) -> Container {
+    let mut arguments = vec![
+        "install",
+        "--host-root",
+        "/host",
+        "--request",
+        "/request/request",
+        "--artifacts",
+        "/artifacts",
+        "--termination-message",
+        "/dev/termination-log",
+        "--output",
+        "json",
+    ];
+    if settings.allow_pod_restarts {
+        arguments.push("--allow-pod-restarts");
+    }
+    let host = VolumeMount {
+        mount_propagation: Some("HostToContainer".to_owned()),
+        ..mount("host", "/host")
+    };
+    Container {
+        volume_mounts: Some(vec![
+            read_only("request", "/request"),
+            read_only("artifacts", "/artifacts"),
+            host,
+        ]),
+        security_context: Some(SecurityContext {
+            privileged: Some(true),
+            run_as_user: Some(0),
+            run_as_group: Some(0),
+            read_only_root_filesystem: Some(true),
+            ..SecurityContext::default()
+        }),
+        ..container(settings, names::INSTALL_CONTAINER, &arguments)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use serde_json::json;
+
+    use super::*;
+    use crate::controller::tests::settings;
+    use crate::handoff::{Owner, ShimRequest};
+
+    fn request() -> ProvisionRequest {
+        ProvisionRequest::new(Owner::Cluster, "uid".to_owned(), vec![], vec![])
+    }
+
+    fn job(settings: &Settings, request: &ProvisionRequest) -> Job {
+        build(settings, "n1", "uid", request, &request.digest())
+    }
+
+    #[test]
+    fn a_job_carries_the_request_to_its_node() {
+        let job = job(&settings(), &request());
+        let template = job.spec.unwrap().template;
+        let annotations = template.metadata.unwrap().annotations.unwrap();
+        assert_eq!(
+            ProvisionRequest::from_json(&annotations[names::REQUEST_ANNOTATION]).unwrap(),
+            request()
+        );
+        assert_eq!(annotations[names::NODE_UID_ANNOTATION], "uid");
+        assert_eq!(template.spec.unwrap().node_name.as_deref(), Some("n1"));
+    }
+
+    #[test]
+    fn the_whole_job_is_the_one_that_was_reviewed() {
+        let settings = Settings {
+            job_ttl: Some(60),
+            job_host_pid: true,
+            job_priority_class: Some("system-node-critical".to_owned()),
+            job_proxies: [("HTTPS_PROXY", "http://proxy:3128".to_owned())].into(),
+            ..settings()
+        };
+        let job = job(&settings, &request());
+        insta::assert_yaml_snapshot!(serde_json::to_value(job).unwrap());
+    }
+
+    #[rstest]
+    #[case::none(&[], "uninstall", None)]
+    #[case::one(&["spin-v2"], "install", Some("spin-v2"))]
+    #[case::several(&["spin-v2", "wws"], "install", None)]
+    fn a_job_is_found_as_runtime_class_managers_was(
+        #[case] shims: &[&str],
+        #[case] operation: &str,
+        #[case] label: Option<&str>,
+    ) {
+        let wanted = |name: &&str| -> ShimRequest {
+            serde_json::from_value(json!({
+                "name": name, "handlers": [name], "location": "https://example.org/a.tar.gz",
+            }))
+            .unwrap()
+        };
+        let shim_requests = shims.iter().map(wanted).collect();
+        let request =
+            ProvisionRequest::new(Owner::Cluster, "uid".to_owned(), shim_requests, vec![]);
+        let job = job(&settings(), &request);
+        let labels = job.metadata.labels.unwrap();
+        let name = job.metadata.name.unwrap();
+        for key in ["spinkube.dev/job", "kwasm.sh/job", &name] {
+            assert_eq!(labels[key], "true", "{key}");
+        }
+        assert_eq!(labels["spinkube.dev/operation"], operation);
+        let found = labels.get("spinkube.dev/shimName").map(String::as_str);
+        assert_eq!(found, label);
+        let annotations = job.metadata.annotations.unwrap();
+        assert_eq!(annotations["spinkube.dev/nodeName"], "n1");
+        assert_eq!(annotations["spinkube.dev/shimName"], shims.join(","));
+        assert_eq!(annotations["spinkube.dev/operation"], operation);
+    }
+
+    #[test]
+    fn only_the_container_without_network_input_is_privileged() {
+        let job = job(&settings(), &request());
+        let pod = job.spec.unwrap().template.spec.unwrap();
+        let fetch = &pod.init_containers.unwrap()[0];
+        let security = fetch.security_context.clone().unwrap();
+        assert_eq!(security.privileged, None);
+        assert_eq!(security.run_as_non_root, Some(true));
+        assert!(
+            fetch
+                .volume_mounts
+                .iter()
+                .flatten()
+                .all(|mount| mount.name != "host")
+        );
+        assert_eq!(pod.automount_service_account_token, Some(false));
+        assert_eq!((pod.host_pid, pod.host_network), (None, None));
+    }
+
+    #[test]
+    fn an_installer_has_two_minutes_to_undo_its_change() {
+        let job = job(&settings(), &request());
+        let pod = job.spec.unwrap().template.spec.unwrap();
+        assert_eq!(pod.termination_grace_period_seconds, Some(120));
+    }
+
+    #[test]
+    fn a_job_may_end_pods_only_where_the_operator_says_so() {
+        for allowed in [false, true] {
+            let settings = Settings {
+                allow_pod_restarts: allowed,
+                ..settings()
+            };
+            let job = job(&settings, &request());
+            let pod = job.spec.unwrap().template.spec.unwrap();
+            let arguments = pod.containers[0].args.clone().unwrap();
+            let flag = "--allow-pod-restarts".to_owned();
+            assert_eq!(arguments.contains(&flag), allowed);
+        }
+    }
+
+    #[test]
+    fn a_job_sees_the_processes_of_its_node_only_where_the_operator_says_so() {
+        for (shared, expected) in [(false, None), (true, Some(true))] {
+            let settings = Settings {
+                job_host_pid: shared,
+                ..settings()
+            };
+            let job = job(&settings, &request());
+            let pod = job.spec.unwrap().template.spec.unwrap();
+            assert_eq!(pod.host_pid, expected);
+        }
+    }
+
+    #[test]
+    fn only_what_fetches_knows_of_a_proxy() {
+        let settings = Settings {
+            ca_config_map: None,
+            job_proxies: [("HTTPS_PROXY", "http://proxy:3128".to_owned())].into(),
+            ..settings()
+        };
+        let pod = pod(&settings, "n1");
+        let variables = pod.init_containers.unwrap()[0].env.clone();
+        let known = json!([{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}]);
+        assert_eq!(serde_json::to_value(variables).unwrap(), known);
+        assert_eq!(pod.containers[0].env, None);
+    }
+
+    #[test]
+    fn a_job_has_the_priority_that_the_operator_gives_it() {
+        for class in [None, Some("system-node-critical".to_owned())] {
+            let settings = Settings {
+                job_priority_class: class.clone(),
+                ..settings()
+            };
+            let job = job(&settings, &request());
+            let pod = job.spec.unwrap().template.spec.unwrap();
+            assert_eq!(pod.priority_class_name, class);
+        }
+    }
+
+    #[test]
+    fn a_lifetime_of_zero_or_less_is_none() {
+        for (ttl, expected) in [
+            (None, None),
+            (Some(0), None),
+            (Some(-1), None),
+            (Some(60), Some(60)),
+        ] {
+            let settings = Settings {
+                job_ttl: ttl,
+                ..settings()
+            };
+            let job = job(&settings, &request());
+            assert_eq!(job.spec.unwrap().ttl_seconds_after_finished, expected);
+        }
+    }
+}

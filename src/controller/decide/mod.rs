@@ -1,0 +1,257 @@
+//! The heart: what to do next about one node. Pure: no client, no clock, no logging; an empty plan means that all is as it should be.
+//!
+//! Claim, act, prove, advertise, one step a decision: the labels and the annotation are written before the Job is made, the
+//! report is written down before the Job goes.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::controller::cluster::job_view::JobView;
+use crate::controller::cluster::node_view::Applied;
+use crate::names::Progress;
+
+pub mod desired;
+pub mod event;
+pub mod job_due;
+pub mod job_result;
+pub mod job_spec;
+pub mod node_labels;
+pub mod rollout;
+pub mod runtime_classes;
+pub mod shim_status;
+pub mod types;
+
+use desired::{Desired, fingerprint, hint};
+use event::News;
+use job_due::{Need, age, backoff, may_begin, need, next_look};
+use job_result::JobEnd;
+use node_labels::settled;
+use types::{Decision, Hold, JobStep, Observed, Plan};
+
+/// Deleting a Job takes a second; a minute is a finalizer that somebody set and nobody removes.
+const DELETION_PATIENCE: Duration = Duration::from_mins(1);
+
+/// What to do about such a finalizer.
+const HELD_JOB: &str = "the node's last Job is held by a finalizer and can't make room for the next; remove its finalizers";
+
+/// Whether the node's Job is at work, or its end is not written down yet.
+fn works(seen: &Observed, applied: Option<&Applied>) -> bool {
+    seen.job.is_some_and(|job| {
+        job.deleting.is_none() && applied.is_none_or(|applied| applied.job != job.uid)
+    })
+}
+
+/// Decides what to do next about one node; nothing about one that is being deleted.
+#[must_use]
+pub fn decide(seen: &Observed) -> Option<Decision> {
+    if seen.node.deleting {
+        return None;
+    }
+    let applied = seen.node.applied();
+    let works = works(seen, applied.as_ref());
+    let unread = seen.job.filter(|_| works);
+    let ended = unread.and_then(|job| job_result::of(seen, applied.as_ref(), job));
+    if let (Some(job), Some(ended)) = (unread, ended) {
+        let desired = Desired::new(seen.node, Some(&ended.applied), seen.cluster, seen.held);
+        let applied = Some(ended.applied.clone());
+        let plan = write_down(seen, &desired, job, ended);
+        return Some(Decision {
+            plan,
+            desired,
+            applied,
+            works,
+        });
+    }
+    let desired = Desired::new(seen.node, applied.as_ref(), seen.cluster, seen.held);
+    Some(Decision {
+        plan: next(seen, &desired, applied.clone()),
+        desired,
+        applied,
+        works,
+    })
+}
+
+/// What a node is like before anything is decided on it; nothing of one that is being deleted.
+#[must_use]
+pub fn undecided(seen: &Observed) -> Option<Decision> {
+    let applied = seen.node.applied();
+    (!seen.node.deleting).then(|| Decision {
+        plan: Plan::default(),
+        desired: Desired::new(seen.node, applied.as_ref(), seen.cluster, seen.held),
+        works: works(seen, applied.as_ref()),
+        applied,
+    })
+}
+
+fn next(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
+    match seen.job {
+        Some(JobView {
+            deleting: Some(since),
+            ..
+        }) => while_deleted(seen, desired, applied, *since),
+        Some(job)
+            if applied
+                .as_ref()
+                .is_some_and(|applied| applied.job == job.uid) =>
+        {
+            after_reading(seen, desired, applied, job)
+        }
+        // Labels may change meanwhile, for example where a Shim was deselected.
+        Some(job) => Plan {
+            look_again: job_result::patience(seen, job),
+            ..settled(seen, desired, applied, JobStep::None)
+        },
+        None => act(seen, desired, applied),
+    }
+}
+
+/// The end of the Job is written down and told; the Job goes in the same step, unless finished Jobs are kept.
+fn write_down(seen: &Observed, desired: &Desired, job: &JobView, ended: JobEnd) -> Plan {
+    let step = if seen.keep_jobs {
+        JobStep::None
+    } else {
+        JobStep::Delete(job.uid.clone())
+    };
+    Plan {
+        event: ended.event,
+        ended: Some(ended.ended),
+        look_again: ended.look_again,
+        ..settled(seen, desired, Some(ended.applied), step)
+    }
+}
+
+/// The Job has been read: it goes now if it must make room, or unless finished Jobs are kept.
+fn after_reading(
+    seen: &Observed,
+    desired: &Desired,
+    applied: Option<Applied>,
+    job: &JobView,
+) -> Plan {
+    let (step, look_again) = match need(seen, desired, applied.as_ref()) {
+        Need::Nothing if seen.keep_jobs => (JobStep::None, next_look(seen, applied.as_ref())),
+        Need::Wait(wait) if seen.keep_jobs => (JobStep::None, Some(wait)),
+        Need::Wait(wait) => (JobStep::Delete(job.uid.clone()), Some(wait)),
+        Need::Nothing | Need::Now => (JobStep::Delete(job.uid.clone()), None),
+    };
+    Plan {
+        look_again,
+        ..settled(seen, desired, applied, step)
+    }
+}
+
+/// The Job is on its way out; one that doesn't go holds up the node, which people should know.
+fn while_deleted(
+    seen: &Observed,
+    desired: &Desired,
+    applied: Option<Applied>,
+    since: Timestamp,
+) -> Plan {
+    let step = settled(seen, desired, applied.clone(), JobStep::None);
+    let rest = DELETION_PATIENCE.saturating_sub(age(seen.now, since));
+    match (need(seen, desired, applied.as_ref()), applied) {
+        (Need::Nothing, _) => step,
+        (Need::Wait(_) | Need::Now, _) if !rest.is_zero() => Plan {
+            look_again: Some(rest),
+            ..step
+        },
+        (_, Some(applied)) if applied.reason.as_deref() == Some(HELD_JOB) => step,
+        (_, applied) => not_made(seen, desired, applied.unwrap_or_default(), HELD_JOB),
+    }
+}
+
+/// No Job: make one if the host is not known to be as it should.
+fn act(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
+    if let (Some(reason), Some(applied)) = (seen.refused, applied.clone()) {
+        return not_made(seen, desired, applied, reason);
+    }
+    match need(seen, desired, applied.as_ref()) {
+        Need::Nothing => Plan {
+            look_again: next_look(seen, applied.as_ref()),
+            ..settled(seen, desired, applied, JobStep::None)
+        },
+        Need::Wait(wait) => Plan {
+            look_again: Some(wait),
+            ..settled(seen, desired, applied, JobStep::None)
+        },
+        Need::Now if !may_begin(seen, desired, applied.as_ref()) => {
+            settled(seen, desired, applied, JobStep::None)
+        }
+        Need::Now => match seen.hold {
+            Hold::None => claim(seen, desired, applied),
+            Hold::Crowded => Plan {
+                crowded: true,
+                ..held(seen, desired, applied, None)
+            },
+            Hold::Settling(rest) => held(seen, desired, applied, Some(rest)),
+        },
+    }
+}
+
+/// What is to go is withdrawn at once; that something is to come is written with the claim.
+fn held(
+    seen: &Observed,
+    desired: &Desired,
+    applied: Option<Applied>,
+    look_again: Option<Duration>,
+) -> Plan {
+    let mut plan = settled(seen, desired, applied, JobStep::None);
+    let pending = Progress::Pending.label();
+    if let Some(edit) = &plan.edit
+        && edit.taints.is_none()
+        && edit.annotations.is_empty()
+        && edit
+            .labels
+            .values()
+            .all(|value| value.as_deref() == Some(pending))
+    {
+        plan.edit = None;
+    }
+    Plan { look_again, ..plan }
+}
+
+/// Writes down that an attempt begins, then makes the Job.
+fn claim(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
+    let mut request = desired.request_with_reserved(seen.cluster);
+    let digest = desired.digest.clone();
+    let mut applied = applied.unwrap_or_default();
+    if !applied.machine_id.is_empty() && applied.machine_id != seen.node.machine_id {
+        // Another host answers under this node object: nothing that was known holds.
+        applied = Applied::default();
+    }
+    if applied.attempted != digest {
+        applied.attempts = 0;
+        applied.interruptions = 0;
+        applied.reason = None;
+    }
+    applied.attempts = applied.attempts.saturating_add(1);
+    applied.attempted.clone_from(&digest);
+    let tried = request.shims.iter();
+    applied.tried = tried
+        .map(|shim| (shim.name.clone(), fingerprint(shim)))
+        .collect();
+    applied.node_uid.clone_from(&seen.node.uid);
+    applied.at = seen.now;
+    hint(desired, &applied, &mut request);
+    settled(
+        seen,
+        desired,
+        Some(applied),
+        JobStep::Create {
+            request: Box::new(request),
+            digest,
+        },
+    )
+}
+
+/// The Job could not be made, for the reason given.
+fn not_made(seen: &Observed, desired: &Desired, mut applied: Applied, reason: &str) -> Plan {
+    let note = job_result::shortened(reason);
+    applied.reason = Some(note.clone());
+    applied.node_uid.clone_from(&seen.node.uid);
+    Plan {
+        event: Some(News::failure(&note)),
+        look_again: Some(backoff(applied.attempts)),
+        ..settled(seen, desired, Some(applied), JobStep::None)
+    }
+}

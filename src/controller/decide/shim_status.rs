@@ -1,0 +1,275 @@
+//! What to do about one Shim object: its finalizer, its RuntimeClasses and its status. Pure.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_openapi::api::node::v1::RuntimeClass;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+use super::event::{LONGEST_NOTE, News, cut};
+use super::runtime_classes;
+use super::types::Tally;
+use crate::api::ShimStatus;
+use crate::controller::cluster::shim_view::ShimView;
+use crate::names::reasons;
+
+/// Failing nodes that a condition names one by one; the count of the others follows.
+const NODES_NAMED: usize = 5;
+
+/// A condition's message may take 32,768 bytes; people read less.
+const LONGEST_MESSAGE: usize = 2_000;
+
+/// What to do about one Shim, in this order.
+#[derive(Debug, Default, PartialEq)]
+pub struct ShimPlan {
+    /// What to do about our finalizer.
+    pub finalizer: Finalizer,
+    /// What to do about its RuntimeClasses.
+    pub runtime_classes: Vec<runtime_classes::Step>,
+    /// The status to write, if it differs from what is there.
+    pub status: Option<ShimStatus>,
+    /// What people should read of it.
+    pub events: Vec<News>,
+}
+
+/// What to do about our finalizer.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub enum Finalizer {
+    /// It is as it should be.
+    #[default]
+    Keep,
+    /// Set it, before any node is touched.
+    Add,
+    /// Let the Shim go: no node carries it any more.
+    Release,
+}
+
+/// What a decision about one Shim looks at.
+#[derive(Debug)]
+pub struct Seen<'a> {
+    /// The Shim.
+    pub shim: &'a ShimView,
+    /// How far it is on all nodes.
+    pub tally: &'a Tally,
+    /// Every RuntimeClass.
+    pub classes: &'a [&'a RuntimeClass],
+    /// Why the API server did not take what was last to be made for it.
+    pub refused: Option<&'a str>,
+    /// What time it is.
+    pub now: Timestamp,
+}
+
+/// Decides what to do about one Shim.
+#[must_use]
+pub fn decide(seen: &Seen<'_>) -> ShimPlan {
+    let Seen { shim, tally, .. } = *seen;
+    let (runtime_classes, foreign) = runtime_classes::decide(shim, seen.classes);
+    let unusable = match &shim.spec {
+        Ok(_) => seen.refused.map(str::to_owned),
+        Err(error) => Some(format!(
+            "this release can't read the Shim: {error}; upgrade Farrier, or write the Shim as its release does"
+        )),
+    };
+    let finalizer = match (shim.deleting, shim.held || shim.held_by_rcm) {
+        (false, _) if !shim.held => Finalizer::Add,
+        (true, true) if shim.forced || tally.carried == 0 => Finalizer::Release,
+        (_, _) => Finalizer::Keep,
+    };
+    // The status of such a Shim can't be read either: a time that stays makes every write of it the same.
+    let now = if shim.spec.is_ok() {
+        seen.now
+    } else {
+        shim.created
+    };
+    let status = status(shim, tally, unusable.as_deref(), &foreign, now);
+    // The finalizer is set on the version that was decided on; the status follows in the decision after.
+    let said = finalizer != Finalizer::Keep || shim.status.as_ref() == Some(&status);
+    ShimPlan {
+        events: if said {
+            Vec::new()
+        } else {
+            news(shim.status.as_ref(), &status)
+        },
+        finalizer,
+        runtime_classes,
+        status: (!said).then_some(status),
+    }
+}
+
+/// What of a status is worth an Event: a condition that has come to hold or to be for another reason.
+fn news(before: Option<&ShimStatus>, now: &ShimStatus) -> Vec<News> {
+    let reason = |kind: &str| {
+        let conditions = before.into_iter().flat_map(|status| &status.conditions);
+        let mut named = conditions.filter(|condition| condition.type_ == kind);
+        named.next().map(|condition| condition.reason.as_str())
+    };
+    let told = now.conditions.iter().filter(|condition| {
+        let is_worth = match condition.type_.as_str() {
+            reasons::DEGRADED => condition.status == "True",
+            reasons::PROGRESSING => condition.reason == reasons::HALTED,
+            _ => condition.reason == reasons::PROVISIONED,
+        };
+        is_worth && reason(&condition.type_) != Some(condition.reason.as_str())
+    });
+    told.map(|condition| News {
+        warning: condition.type_ != reasons::READY,
+        reason: condition.reason.clone(),
+        note: cut(&condition.message, LONGEST_NOTE),
+    })
+    .collect()
+}
+
+fn status(
+    shim: &ShimView,
+    tally: &Tally,
+    unusable: Option<&str>,
+    foreign: &[String],
+    now: Timestamp,
+) -> ShimStatus {
+    let failed = tally.failures.len();
+    let nodes = tally.nodes();
+    let underway = tally.pending + tally.waiting;
+    let conflicts: Vec<&str> = tally
+        .lost
+        .keys()
+        .chain(foreign)
+        .map(String::as_str)
+        .chain(unusable)
+        .collect();
+    let conflict = unusable.map_or(reasons::CONFLICT, |_| reasons::UNUSABLE);
+    let mut counts = format!("{} of {nodes} nodes serve it as it is written", tally.ready);
+    if !tally.unsupported.is_empty() {
+        let unsupported = named(&tally.unsupported).join("; ");
+        counts = format!("{counts}, and these can't: {unsupported}");
+    }
+    let degraded = match (failed, conflicts.is_empty()) {
+        (0, true) => (false, reasons::AS_EXPECTED, "nothing failed".to_owned()),
+        (0, false) => (true, conflict, conflicts.join("; ")),
+        (_, _) => (true, reasons::PROVISION_FAILED, failures(tally, &conflicts)),
+    };
+    let halted = tally.halted_by("").filter(|_| tally.waiting > 0);
+    let progressing = match (
+        shim.deleting || !tally.removing.is_empty(),
+        shim.spec.as_ref().is_ok_and(|spec| spec.paused),
+        underway,
+    ) {
+        (false, false, _) if let Some((node, reason)) = halted => (
+            false,
+            reasons::HALTED,
+            format!(
+                "the rollout is halted, with {} still to come, because node {node} failed: {reason}",
+                tally.waiting
+            ),
+        ),
+        (true, _, _) => (true, reasons::REMOVING, removing(&tally.removing)),
+        (false, true, _) => (
+            false,
+            reasons::PAUSED,
+            "spec.paused is set; nothing is changed".to_owned(),
+        ),
+        (false, false, 0) => (false, reasons::AS_EXPECTED, counts.clone()),
+        (false, false, underway) => (
+            true,
+            reasons::PROVISIONING,
+            match tally.waiting {
+                0 => format!("{underway} of {nodes} nodes are on their way"),
+                waiting => format!(
+                    "{} of {nodes} nodes are on their way, and {waiting} wait for their turn",
+                    tally.pending
+                ),
+            },
+        ),
+    };
+    let ready = match (
+        shim.deleting,
+        nodes,
+        tally.ready == nodes && conflicts.is_empty(),
+    ) {
+        (true, _, _) => (
+            false,
+            reasons::REMOVING,
+            "the Shim is being deleted".to_owned(),
+        ),
+        (false, 0, true) if !tally.unsupported.is_empty() => (false, reasons::UNSUPPORTED, counts),
+        (false, 0, true) => (true, reasons::NO_NODES, "no node wants it".to_owned()),
+        (false, _, true) => (true, reasons::PROVISIONED, counts),
+        (false, _, false) if failed > 0 => (false, reasons::PROVISION_FAILED, counts),
+        (false, _, false) if !conflicts.is_empty() => (false, conflict, counts),
+        (false, _, false) => (false, reasons::PROVISIONING, counts),
+    };
+    let conditions = [
+        (reasons::READY, ready),
+        (reasons::PROGRESSING, progressing),
+        (reasons::DEGRADED, degraded),
+    ];
+    ShimStatus {
+        conditions: conditions
+            .into_iter()
+            .map(|(kind, said)| condition(shim, kind, said, now))
+            .collect(),
+        nodes: count(nodes),
+        nodes_ready: count(tally.ready),
+        nodes_pending: count(underway),
+        nodes_failed: count(failed),
+        observed_generation: shim.generation,
+    }
+}
+
+fn removing(nodes: &BTreeMap<String, Option<String>>) -> String {
+    if nodes.is_empty() {
+        return "no node carries it any more".to_owned();
+    }
+    format!("still to let it go: {}", named(nodes).join("; "))
+}
+
+fn failures(tally: &Tally, conflicts: &[&str]) -> String {
+    let mut parts = named(&tally.failures);
+    parts.extend(conflicts.iter().map(|conflict| (*conflict).to_owned()));
+    parts.join("; ")
+}
+
+/// The first nodes, each with its reason where there is one, and how many more there are.
+fn named<R: Clone + Into<Option<String>>>(nodes: &BTreeMap<String, R>) -> Vec<String> {
+    let first = nodes.iter().take(NODES_NAMED);
+    let mut parts: Vec<String> = first
+        .map(|(node, reason)| match reason.clone().into() {
+            Some(reason) => format!("{node}: {reason}"),
+            None => node.clone(),
+        })
+        .collect();
+    if nodes.len() > NODES_NAMED {
+        parts.push(format!("and {} more nodes", nodes.len() - NODES_NAMED));
+    }
+    parts
+}
+
+/// The condition as it should read; it keeps its time while its status stays.
+fn condition(
+    shim: &ShimView,
+    kind: &str,
+    (holds, reason, message): (bool, &str, String),
+    now: Timestamp,
+) -> Condition {
+    let status = if holds { "True" } else { "False" };
+    let before = shim
+        .status
+        .iter()
+        .flat_map(|status| &status.conditions)
+        .find(|condition| condition.type_ == kind && condition.status == status);
+    // The API server keeps whole seconds; a time with a fraction would never compare equal.
+    let now = Timestamp::from_second(now.as_second()).unwrap_or(now);
+    Condition {
+        type_: kind.to_owned(),
+        status: status.to_owned(),
+        reason: reason.to_owned(),
+        message: cut(&message, LONGEST_MESSAGE),
+        observed_generation: shim.generation,
+        last_transition_time: before.map_or(Time(now), |condition| {
+            condition.last_transition_time.clone()
+        }),
+    }
+}
+
+fn count(nodes: usize) -> i32 {
+    i32::try_from(nodes).unwrap_or(i32::MAX)
+}

@@ -1,0 +1,522 @@
+//! What every decision may look at: the stores that watches fill, and what is kept beside them. No decision, no write.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use k8s_openapi::api::node::v1::RuntimeClass;
+use kube::runtime::reflector::store::WriterDropped;
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::{Client, ResourceExt};
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::sync::Notify;
+
+use super::cluster::job_view::JobView;
+use super::cluster::node_view::NodeView;
+use super::cluster::pods::PodsOfJobs;
+use super::cluster::shim_view::{ShimObject, ShimView};
+use super::cluster::slim::{JobObject, NodeObject};
+use super::cluster::triggers::{Concern, Queues};
+use super::cluster::watch::Watches;
+use super::decide::desired::Cluster;
+use super::decide::shim_status::{self, ShimPlan};
+use super::decide::types::{Hold, Observed, Plan};
+use super::decide::{self, rollout};
+use super::settings::Settings;
+use crate::metrics::Metrics;
+use crate::names;
+
+pub mod aggregate;
+pub mod expectations;
+pub mod node_summary;
+pub mod rejected_writes;
+
+use aggregate::Fleet;
+use expectations::Written;
+use node_summary::Standing;
+use rejected_writes::Refusals;
+
+/// Between two decisions on one Shim: its status counts nodes, and thousands of them change in a minute.
+const BETWEEN_STATUSES: Duration = Duration::from_secs(1);
+
+/// `kubectl apply` of several Shims takes a fraction of a second, and so does our finalizer on each.
+const SETTLING: Duration = Duration::from_millis(500);
+
+/// What every decision may look at.
+pub struct Context {
+    pub client: Client,
+    pub settings: Settings,
+    pub metrics: Metrics,
+    pub queues: Queues,
+    pub nodes: Store<NodeObject>,
+    pub shims: Store<ShimObject>,
+    pub pods: PodsOfJobs,
+    /// Every watch has listed.
+    pub ready: AtomicBool,
+    acts: AtomicBool,
+    /// Tells whoever waits for the whole to be done that something changed.
+    pub changed: Notify,
+    jobs: Store<JobObject>,
+    runtime_classes: Store<RuntimeClass>,
+    leaving: bool,
+    /// Tells [`Context::recounts`] that nodes are to be counted anew.
+    outdated: Notify,
+    memory: Mutex<Memory>,
+}
+
+/// What the controller remembers beside the stores.
+#[derive(Debug, Default)]
+struct Memory {
+    /// What was asked of all nodes alike when they were counted last.
+    cluster: Arc<Cluster>,
+    fleet: Fleet,
+    written: Written,
+    refusals: Refusals,
+    /// When each Shim was decided on last, by name.
+    decided: HashMap<String, Instant>,
+    /// When a Shim came or changed last.
+    shims_changed: Option<Instant>,
+    recount: Recount,
+}
+
+/// When all nodes are to be counted anew: at once where they were not counted lately, and else a little later, so that the Shims of one
+/// manifest and our finalizers on them cost a recount or two and not one each.
+#[derive(Debug, Default)]
+struct Recount {
+    /// When they were counted last.
+    last: Option<Instant>,
+    /// Something changed since.
+    is_pending: bool,
+}
+
+impl Recount {
+    /// Something changed that concerns every node; whether they are to be counted at once.
+    fn is_due(&mut self, now: Instant) -> bool {
+        self.is_pending = true;
+        self.rest(now).is_zero()
+    }
+
+    /// How long until they are counted, where they are to be.
+    fn rest(&self, now: Instant) -> Duration {
+        let last = self.last.filter(|_| self.is_pending);
+        last.map_or(Duration::ZERO, |last| {
+            SETTLING.saturating_sub(now.saturating_duration_since(last))
+        })
+    }
+
+    /// They were counted.
+    fn done(&mut self, now: Instant) {
+        self.last = Some(now);
+        self.is_pending = false;
+    }
+}
+
+impl Memory {
+    /// How long more Shims are waited for: those of one manifest come one after the other, and a Job each would be one too many.
+    fn settling(&self, now: Instant) -> Option<Duration> {
+        let rest = self.shims_changed.map_or(Duration::ZERO, |changed| {
+            SETTLING.saturating_sub(now.saturating_duration_since(changed))
+        });
+        let rest = rest.max(self.uncounted(now));
+        (!rest.is_zero()).then_some(rest)
+    }
+
+    /// How long until all nodes have been counted anew, where they are to be.
+    fn uncounted(&self, now: Instant) -> Duration {
+        if self.recount.is_pending {
+            self.recount.rest(now).max(Duration::from_millis(1))
+        } else {
+            Duration::ZERO
+        }
+    }
+}
+
+impl Context {
+    /// Over the stores of `watches`. With `leaving`, every Shim counts as one that is being deleted.
+    #[must_use]
+    pub fn new(
+        client: Client,
+        settings: Settings,
+        watches: &Watches,
+        queues: Queues,
+        leaving: bool,
+    ) -> Self {
+        Self {
+            client,
+            settings,
+            metrics: Metrics::new(),
+            queues,
+            nodes: watches.nodes.store(),
+            shims: watches.shims.store(),
+            pods: PodsOfJobs::new(watches.pods.store()),
+            ready: AtomicBool::new(false),
+            acts: AtomicBool::new(false),
+            changed: Notify::new(),
+            jobs: watches.jobs.store(),
+            runtime_classes: watches.runtime_classes.store(),
+            leaving,
+            outdated: Notify::new(),
+            memory: Mutex::default(),
+        }
+    }
+
+    /// Waits until every watch has listed.
+    ///
+    /// # Errors
+    /// When one has ended.
+    pub async fn listed(&self) -> Result<(), WriterDropped> {
+        self.nodes.wait_until_ready().await?;
+        self.shims.wait_until_ready().await?;
+        self.jobs.wait_until_ready().await?;
+        self.pods.wait_until_ready().await?;
+        self.runtime_classes.wait_until_ready().await
+    }
+
+    /// Passes on what a change concerns.
+    pub fn concerns(&self, concern: Concern) {
+        if !self.decides() {
+            // Whoever begins to act counts everything anyway.
+            return;
+        }
+        match concern {
+            Concern::Nothing => return,
+            Concern::Node(node) => self.queues.node(&node),
+            Concern::NodeGone(node) => {
+                let mut memory = self.memory();
+                memory.written.node_is_gone(&node);
+                let ripple = memory.fleet.remove(&node);
+                drop(memory);
+                self.queues.ripple(&ripple);
+            }
+            Concern::Shim(shim) => self.queues.shim(&shim),
+            Concern::ShimGone(shim) => {
+                self.metrics.forget(&shim);
+                self.memory().decided.remove(&shim);
+                self.count_anew();
+            }
+            Concern::Everything => {
+                self.memory().written.listed();
+                self.forget_absent_shims();
+                self.count_anew();
+            }
+            Concern::Shims => {
+                self.memory().shims_changed = Some(Instant::now());
+                self.count_anew();
+            }
+        }
+        self.changed.notify_waiters();
+    }
+
+    /// A Job is gone.
+    pub fn job_is_gone(&self, uid: &str) {
+        self.memory().written.job_is_gone(uid);
+    }
+
+    /// Shims that went while the watch was away.
+    fn forget_absent_shims(&self) {
+        self.memory().decided.retain(|shim, _| {
+            let is_there = self.shims.get(&ObjectRef::new(shim)).is_some();
+            if !is_there {
+                self.metrics.forget(shim);
+            }
+            is_there
+        });
+    }
+
+    /// Has all nodes counted anew and everything decided on, now or soon.
+    fn count_anew(&self) {
+        let is_due = self.memory().recount.is_due(Instant::now());
+        if is_due {
+            self.recount();
+        } else {
+            self.outdated.notify_one();
+        }
+    }
+
+    /// Counts all nodes anew when that is due, for ever.
+    pub async fn recounts(&self) {
+        loop {
+            self.outdated.notified().await;
+            let rest = self.memory().recount.rest(Instant::now());
+            tokio::time::sleep(rest).await;
+            if self.memory().recount.is_pending {
+                self.recount();
+                self.changed.notify_waiters();
+            }
+        }
+    }
+
+    /// What concerns every Shim.
+    pub fn every_shim(&self) {
+        for shim in self.shims.state() {
+            self.queues.shim(&shim.name_any());
+        }
+    }
+
+    /// Takes in which Shims there are, counts all nodes anew and has everything decided on. Nodes that have not begun a change wait
+    /// for their turn until they are decided on.
+    fn recount(&self) {
+        // Thousands of nodes and tens of Shims take a second or more: the Lease and the probes go on meanwhile.
+        beside_other_tasks(|| {
+            let shims = self.shims.state();
+            let shims = shims.iter().map(|shim| self.view(shim)).collect();
+            let settings = &self.settings;
+            let cluster = Arc::new(Cluster::new(
+                shims,
+                settings.auto_provision,
+                settings.reserve_handlers,
+            ));
+            let mut memory = self.memory();
+            let mut fleet = Fleet::default();
+            for node in self.nodes.state() {
+                let view = NodeView::from(node.as_ref());
+                let held = rollout::all_held(&view, &cluster);
+                let job = self.job(&view);
+                let seen = self.seen(&view, &cluster, &held, job.as_ref(), (None, Hold::None));
+                let standing = Standing::of(&seen, decide::undecided(&seen).as_ref());
+                fleet.put(&view.name, standing);
+            }
+            memory.written.count(&mut fleet);
+            memory.fleet = fleet;
+            memory.cluster = cluster;
+            memory.recount.done(Instant::now());
+        });
+        for node in self.nodes.state() {
+            self.queues.node(&node.name_any());
+        }
+        self.every_shim();
+    }
+
+    /// Decides on one node, and keeps what that means for the others; nothing where the watch has yet to bring what was written to it.
+    #[must_use]
+    pub fn decide_node(&self, node: &NodeObject, view: &NodeView) -> Option<Plan> {
+        let job = self.job(view);
+        // Until the node's part is in the whole again, no other takes the same turn.
+        let mut memory = self.memory();
+        if memory.written.is_stale(node) {
+            return None;
+        }
+        let cluster = Arc::clone(&memory.cluster);
+        let refused = memory.refusals.of(&view.uid);
+        let refused = refused.as_ref().map(|refused| refused.sentence.as_str());
+        let held = rollout::held(&memory.fleet.others(&view.name), view, &cluster);
+        let hold = match memory.settling(Instant::now()) {
+            Some(rest) => Hold::Settling(rest),
+            None if memory.fleet.is_crowded_for(&view.name) => Hold::Crowded,
+            None => Hold::None,
+        };
+        let seen = self.seen(view, &cluster, &held, job.as_ref(), (refused, hold));
+        let decision = decide::decide(&seen);
+        let standing = Standing::of(&seen, decision.as_ref());
+        let mut plan = decision.map(|decision| decision.plan).unwrap_or_default();
+        memory.written.begin(&view.name, &mut plan, &standing);
+        let ripple = memory.fleet.put(&view.name, standing);
+        drop(memory);
+        self.queues.ripple(&ripple);
+        self.changed.notify_waiters();
+        Some(plan)
+    }
+
+    /// Takes in what was written by a plan for this version of the node, given the version that the patch returned, if there was one.
+    pub fn node_is_written(&self, node: &NodeObject, plan: &Plan, patched: Option<&str>) {
+        self.memory().written.done(node, plan, patched);
+    }
+
+    /// Decides on one Shim, or says how long its status is to rest. Also gives how long what it needs would still be refused.
+    ///
+    /// # Errors
+    /// Gives that time.
+    pub fn decide_shim(&self, view: &ShimView) -> Result<(ShimPlan, Option<Duration>), Duration> {
+        let now = Instant::now();
+        let classes = self.runtime_classes.state();
+        let classes: Vec<&RuntimeClass> = classes.iter().map(AsRef::as_ref).collect();
+        let mut memory = self.memory();
+        let before = memory.decided.get(&view.name);
+        let rest = before.map_or(Duration::ZERO, |before| {
+            BETWEEN_STATUSES.saturating_sub(now.saturating_duration_since(*before))
+        });
+        // A Shim that no node was counted for yet would be told of as one that no node wants.
+        let rest = rest.max(memory.uncounted(now));
+        if !rest.is_zero() {
+            return Err(rest);
+        }
+        let refused = memory.refusals.of(&view.uid);
+        let tally = memory.fleet.tally(&view.name);
+        let plan = shim_status::decide(&shim_status::Seen {
+            shim: view,
+            tally,
+            classes: &classes,
+            refused: refused.as_ref().map(|refused| refused.sentence.as_str()),
+            now: Timestamp::now(),
+        });
+        let underway = tally.pending + tally.waiting;
+        let counts = [
+            tally.ready,
+            underway,
+            tally.failures.len(),
+            tally.unsupported.len(),
+            tally.removing.len(),
+        ];
+        self.metrics.nodes(&view.name, counts);
+        memory.decided.insert(view.name.clone(), now);
+        let refused = refused.and_then(|refused| refused.rest(view.generation, now));
+        Ok((plan, refused))
+    }
+
+    /// Remembers what the API server refused to make for an object, or that it refuses nothing any more; when to decide again, where
+    /// that changed something.
+    #[must_use]
+    pub fn refused(
+        &self,
+        uid: &str,
+        generation: Option<i64>,
+        refusal: Option<String>,
+    ) -> Option<Duration> {
+        self.memory().refusals.after(uid, generation, refusal)
+    }
+
+    /// A Shim as decisions see it.
+    #[must_use]
+    pub fn view(&self, shim: &ShimObject) -> ShimView {
+        let view = ShimView::from(shim);
+        ShimView {
+            deleting: view.deleting || self.leaving,
+            ..view
+        }
+    }
+
+    /// Whether this replica acts, so that the fleet is counted.
+    #[must_use]
+    pub fn decides(&self) -> bool {
+        self.acts.load(Ordering::Relaxed)
+    }
+
+    /// Begins to act: everything is counted and decided on.
+    pub fn begin(&self) {
+        self.metrics.leads(true);
+        self.queues.open();
+        self.recount();
+        self.acts.store(true, Ordering::Relaxed);
+        self.changed.notify_waiters();
+    }
+
+    /// Whether no node carries anything or says so.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        !self.memory().fleet.carries() && self.carriers().is_empty()
+    }
+
+    /// Nodes that still carry something, each with the Shims; where none does, those that say something of it still.
+    #[must_use]
+    pub fn carriers(&self) -> BTreeMap<String, Vec<String>> {
+        let carriers = self.memory().fleet.carriers();
+        if !carriers.is_empty() {
+            return carriers;
+        }
+        let nodes = self.nodes.state();
+        let views = nodes.iter().map(|node| NodeView::from(node.as_ref()));
+        let marked = views.filter(|view| {
+            view.annotations.contains_key(names::APPLIED_ANNOTATION)
+                || view.labelled().next().is_some()
+        });
+        marked
+            .map(|view| {
+                let shims = view.labelled().map(|(shim, _)| shim.to_owned());
+                (view.name.clone(), shims.collect())
+            })
+            .collect()
+    }
+
+    fn seen<'a>(
+        &self,
+        node: &'a NodeView,
+        cluster: &'a Cluster,
+        held: &'a BTreeMap<String, String>,
+        job: Option<&'a JobView>,
+        (refused, hold): (Option<&'a str>, Hold),
+    ) -> Observed<'a> {
+        Observed {
+            node,
+            cluster,
+            held,
+            job,
+            refused,
+            hold,
+            now: Timestamp::now(),
+            keep_jobs: self.settings.job_ttl.is_some_and(|ttl| ttl > 0),
+        }
+    }
+
+    fn job(&self, node: &NodeView) -> Option<JobView> {
+        let key = ObjectRef::new(&names::job_name(&node.uid)).within(&self.settings.namespace);
+        let job = self.jobs.get(&key)?;
+        let pods = self.pods.of(&job.uid().unwrap_or_default());
+        let pods: Vec<_> = pods.iter().map(AsRef::as_ref).collect();
+        Some(JobView::new(&job, &pods, &node.uid))
+    }
+
+    // Whoever panicked while it held the lock left whole entries.
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Does work that takes its time while the runtime's other tasks go on, also where it has one thread.
+fn beside_other_tasks<T>(work: impl FnOnce() -> T) -> T {
+    let flavor = Handle::try_current().map(|runtime| runtime.runtime_flavor());
+    match flavor {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        _ => work(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    #[test]
+    fn forty_changes_of_shims_within_a_second_cost_three_recounts() {
+        let (mut recount, start) = (Recount::default(), Instant::now());
+        let mut counts = 0;
+        for change in 0..40 {
+            let now = start + change * Duration::from_millis(25);
+            let timer_is_over = recount.is_pending && recount.rest(now).is_zero();
+            if timer_is_over || recount.is_due(now) {
+                counts += 1;
+                recount.done(now);
+                recount.is_pending = timer_is_over;
+            }
+        }
+        let end = start + Duration::from_secs(2);
+        assert!(recount.is_pending && recount.rest(end).is_zero());
+        assert_eq!(counts + 1, 3);
+    }
+
+    #[test]
+    fn a_single_change_of_a_shim_is_counted_at_once() {
+        let (mut recount, start) = (Recount::default(), Instant::now());
+        assert!(recount.is_due(start));
+        recount.done(start);
+        assert!(recount.rest(start).is_zero() && !recount.is_pending);
+        assert!(recount.is_due(start + SETTLING));
+    }
+
+    #[test]
+    fn a_recount_keeps_no_other_task_waiting() {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .build()
+            .unwrap();
+        let (renews, renewed) = channel();
+        let counts = runtime.spawn(async move {
+            tokio::spawn(async move { renews.send(()) });
+            // As a recount of many nodes does: it holds its thread until the Lease is renewed.
+            beside_other_tasks(|| renewed.recv_timeout(Duration::from_secs(10)))
+        });
+        runtime.block_on(counts).unwrap().unwrap();
+    }
+}

@@ -1,0 +1,171 @@
+//! What one node adds to the whole: how far each Shim is on it. Pure; the whole is the `aggregate`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::controller::cluster::job_view::JobProgress;
+use crate::controller::cluster::node_view::{Applied, NodeView};
+use crate::controller::decide::desired::{Verdict, fingerprint};
+use crate::controller::decide::node_labels;
+use crate::controller::decide::types::{Decision, JobStep, Observed};
+use crate::names::{self, Progress};
+
+/// How far one Shim is on one node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// It is served as it should be.
+    Ready,
+    /// It is on its way, or begins as soon as its node lets it.
+    Pending,
+    /// Nothing is to be done about it yet, or any more.
+    Resting,
+    /// It is to change, and not before its turn.
+    Waiting,
+    /// The last attempt failed.
+    Failed {
+        /// Why: a sentence.
+        reason: String,
+        /// Whether it might go the same way elsewhere.
+        halts: bool,
+    },
+    /// The node is one that can't carry it: a sentence.
+    Unsupported(String),
+    /// The node is to let it go.
+    Removing {
+        /// Not before its turn.
+        waits: bool,
+        /// Why it is there still, if an attempt was made.
+        reason: Option<String>,
+    },
+    /// Another Shim has all of its handlers.
+    Shadowed,
+}
+
+/// What one node has of one Shim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stand {
+    /// How far it is.
+    pub place: Place,
+    /// Whether the host may carry anything of it, or a Job is about to bring it.
+    pub carried: bool,
+}
+
+/// What one node adds to the whole.
+#[allow(clippy::struct_excessive_bools, reason = "each is counted by itself")]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// It carries the control plane.
+    pub control_plane: bool,
+    /// It could be changed now: its kubelet works, and its operator does not keep pods away.
+    pub fit: bool,
+    /// Its host is being changed, or is about to be.
+    pub changing: bool,
+    /// Its Job has no pod yet.
+    pub podless: bool,
+    /// It would be changed if fewer Jobs had no pod yet.
+    pub crowded: bool,
+    /// What it has of each Shim.
+    pub shims: BTreeMap<String, Stand>,
+    /// Handlers that one Shim lost to another: the loser, and a sentence.
+    pub lost: BTreeSet<(String, String)>,
+}
+
+impl Standing {
+    /// Of the node that is seen, as it is once the decision is carried out; nothing of one that is being deleted.
+    #[must_use]
+    pub fn of(seen: &Observed, decision: Option<&Decision>) -> Self {
+        let Observed { node, job, .. } = *seen;
+        let Some(decision) = decision else {
+            return Self::default();
+        };
+        let Decision {
+            plan,
+            desired,
+            works,
+            ..
+        } = decision;
+        let (works, digest) = (*works, &desired.digest);
+        let applied = decision.applied.as_ref();
+        let begins = matches!(plan.job, JobStep::Create { .. });
+        let asked: BTreeSet<&str> = job
+            .and_then(|job| job.request.as_ref())
+            .into_iter()
+            .flat_map(|request| &request.shims)
+            .map(|shim| shim.name.as_str())
+            .collect();
+        let carried = |shim: &str| {
+            let wanted = desired.verdicts.get(shim).and_then(Verdict::request);
+            carries(node, applied, shim) || asked.contains(shim) || begins && wanted.is_some()
+        };
+        let mut changing = works || begins;
+        let mut shims = BTreeMap::new();
+        for (shim, verdict) in &desired.verdicts {
+            let progress = node_labels::progress(node, applied, shim, verdict, digest);
+            let place = match (verdict, progress) {
+                (Verdict::Waiting(..), _) => Place::Waiting,
+                (Verdict::Shadowed(_), _) => Place::Shadowed,
+                (Verdict::Resting, _) => Place::Resting,
+                (Verdict::Unsupported(reason), _) => Place::Unsupported(reason.clone()),
+                (_, Some((Progress::Provisioned, _))) => Place::Ready,
+                (Verdict::Wanted(_), Some((Progress::Failed, reason)))
+                    if applied.is_some_and(|applied| applied.unsupported) =>
+                {
+                    Place::Unsupported(reason.unwrap_or_default())
+                }
+                (verdict, Some((Progress::Failed, reason))) => Place::Failed {
+                    reason: reason.unwrap_or_default(),
+                    halts: matches!(verdict, Verdict::Wanted(_)),
+                },
+                (verdict, _) => {
+                    changing |= begun(applied, shim, verdict);
+                    Place::Pending
+                }
+            };
+            let carried = carried(shim);
+            shims.insert(shim.clone(), Stand { place, carried });
+        }
+        let known = applied.into_iter().flat_map(|applied| applied.shims.keys());
+        let labelled = node.labelled().map(|(shim, _)| shim.to_owned());
+        for shim in known.cloned().chain(labelled) {
+            if !shims.contains_key(&shim) && carried(&shim) {
+                let known = applied.and_then(|applied| applied.shims.get(&shim));
+                let place = Place::Removing {
+                    waits: desired.staying.contains_key(&shim),
+                    reason: known.and_then(|known| known.reason.clone()),
+                };
+                let carried = true;
+                shims.insert(shim, Stand { place, carried });
+            }
+        }
+        let lost = desired.lost.iter().map(|(loser, handler, winner)| {
+            let sentence = format!("handler {handler} belongs to Shim {winner}; rename it in spec.runtimeClass.handler or spec.handlerAliases");
+            (loser.clone(), sentence)
+        });
+        Self {
+            control_plane: node.control_plane,
+            fit: node.ready && !node.cordoned,
+            changing,
+            podless: begins || works && job.is_some_and(|job| job.progress == JobProgress::NoPod),
+            crowded: plan.crowded,
+            shims,
+            lost: lost.collect(),
+        }
+    }
+}
+
+/// Whether the node's last attempt asked for this very request.
+fn begun(applied: Option<&Applied>, shim: &str, verdict: &Verdict) -> bool {
+    let tried = applied.and_then(|applied| applied.tried.get(shim));
+    let wanted = verdict.request().map(fingerprint);
+    wanted.is_some() && tried == wanted.as_ref()
+}
+
+/// Whether anything on the node object tells of the Shim.
+fn carries(node: &NodeView, applied: Option<&Applied>, shim: &str) -> bool {
+    let labelled = node
+        .labelled()
+        .any(|(name, progress)| name == shim && progress != Progress::Failed);
+    // What failed before anything was asked of the host is a label only.
+    labelled
+        || node.labels.contains_key(&names::shim_label(shim)) && applied.is_some()
+        || applied.is_some_and(|applied| applied.shims.contains_key(shim))
+}

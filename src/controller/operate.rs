@@ -1,0 +1,185 @@
+//! The controller at work: watches, Lease, server and queues, wired together.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use kube::{Client, ResourceExt};
+use tokio::sync::oneshot;
+use tokio::sync::watch::{Receiver, Sender, channel};
+use tokio::task::JoinHandle;
+
+use super::cluster::slim::{JobObject, PodObject};
+use super::cluster::triggers::{Keys, Queues, Routes};
+use super::cluster::watch::{Change, Watches};
+use super::error::Error;
+use super::leader::Election;
+use super::memory::Context;
+use super::settings::Settings;
+use super::{crd_watch, reconcile};
+use crate::server;
+
+/// What is under way when the controller is asked to end gets this long: a write takes milliseconds.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Watches, holds the Lease and decides until `until` ends; then finishes what is under way and gives the Lease back. With `leaving`,
+/// every Shim counts as one that is being deleted.
+///
+/// The server and the Lease are tasks of their own, so that neither waits for a decision or a recount.
+///
+/// # Errors
+/// When a part that must go on for ever ends, the Lease is lost, and what `until` ends with.
+pub async fn operate<T>(
+    client: Client,
+    settings: Settings,
+    leaving: bool,
+    until: impl AsyncFnOnce(&Context) -> Result<T, Error>,
+) -> Result<T, Error> {
+    let election = Election::new(
+        client.clone(),
+        &settings.namespace,
+        &settings.lease_name,
+        &settings.identity,
+    );
+    let watches = Watches::new(&client, &settings.namespace);
+    let (queues, keys) = Queues::new();
+    let context = Arc::new(Context::new(client, settings, &watches, queues, leaving));
+    let (stop, stopped) = channel(false);
+    let (held, acquired) = oneshot::channel();
+    let (release, released) = oneshot::channel();
+    let mut server = tokio::spawn(serve(Arc::clone(&context)));
+    let mut leader = tokio::spawn(lead(Arc::clone(&context), election, held, released));
+    let ended = {
+        let work = work(Arc::clone(&context), keys, stopped, acquired);
+        let (mut work, until) = (std::pin::pin!(work), until(&context));
+        tokio::select! {
+            ended = follow(&context, watches) => Err(ended),
+            ended = &mut server => Err(ended.unwrap_or(Error::Ended { part: "server" })),
+            ended = &mut leader => Err(ended.unwrap_or(Error::Ended { part: "Lease" })),
+            ended = &mut work => Err(ended),
+            ended = until => {
+                finish(&stop, work, &mut leader).await;
+                ended
+            }
+        }
+    };
+    // Whoever does not listen any more has ended.
+    let _ = release.send(());
+    server.abort();
+    for task in [leader, server] {
+        if !task.is_finished() {
+            let _ = task.await;
+        }
+    }
+    ended
+}
+
+/// Lets what is under way come to its end, while the Lease is held.
+async fn finish(
+    stop: &Sender<bool>,
+    work: impl Future<Output = Error>,
+    leader: &mut JoinHandle<Error>,
+) {
+    // Nobody listens where nothing is under way.
+    let _ = stop.send(true);
+    let finished = async {
+        tokio::select! {
+            _ = work => {}
+            _ = leader => {}
+        }
+    };
+    if tokio::time::timeout(GRACE, finished).await.is_err() {
+        tracing::warn!("writes were under way still; the next replica decides them anew");
+    }
+}
+
+/// Gets the Lease once this replica could decide, says so by `held`, and keeps it until it is lost or to be `released`; why that ended.
+async fn lead(
+    context: Arc<Context>,
+    mut election: Election,
+    held: oneshot::Sender<()>,
+    released: oneshot::Receiver<()>,
+) -> Error {
+    let leads = async {
+        crd_watch::until_ours(&context.client).await;
+        if context.listed().await.is_err() {
+            return Error::Ended { part: "watch" };
+        }
+        context.ready.store(true, Ordering::Relaxed);
+        let since = election.acquire().await;
+        // Whoever does not listen any more is about to release the Lease.
+        let _ = held.send(());
+        election.hold(since).await;
+        Error::LeaseLost
+    };
+    let ended = tokio::select! {
+        ended = leads => ended,
+        _ = released => Error::Ended { part: "Lease" },
+    };
+    election.release().await;
+    ended
+}
+
+/// Waits for its turn, then decides for ever; why that ended.
+async fn work(
+    context: Arc<Context>,
+    keys: Keys,
+    stopped: Receiver<bool>,
+    acquired: oneshot::Receiver<()>,
+) -> Error {
+    let mut stops = stopped.clone();
+    let acquired = tokio::select! {
+        acquired = acquired => acquired,
+        // The sender lives as long as this.
+        _ = stops.wait_for(|stops| *stops) => return Error::Ended { part: "wait" },
+    };
+    if acquired.is_err() {
+        // The task that leads says why it ended.
+        return std::future::pending().await;
+    }
+    tracing::info!("every watch has listed and the Lease is held; deciding");
+    context.begin();
+    let nodes = reconcile::nodes(Arc::clone(&context), keys.nodes, stopped.clone());
+    let shims = reconcile::shims(Arc::clone(&context), keys.shims, stopped);
+    tokio::select! {
+        // Both end what they write first where they are to stop.
+        ((), ()) = async { tokio::join!(nodes, shims) } => Error::Ended { part: "queue" },
+        () = crd_watch::until_another(&context.client) => Error::DefinitionLost,
+    }
+}
+
+async fn serve(context: Arc<Context>) -> Error {
+    let (asked, counted) = (Arc::clone(&context), Arc::clone(&context));
+    let ended = server::serve(
+        context.settings.listen,
+        move || asked.ready.load(Ordering::Relaxed),
+        move || counted.metrics.text(),
+    );
+    match ended.await {
+        Ok(()) => Error::Ended { part: "server" },
+        Err(error) => error.into(),
+    }
+}
+
+/// Follows every watch for ever, and tells of what changes; which one ended.
+async fn follow(context: &Context, watches: Watches) -> Error {
+    let (mut of_nodes, mut of_shims) = (Routes::default(), Routes::default());
+    let pods = |change: Change<'_, PodObject>| {
+        context.pods.take_in(&change);
+        context.concerns(Routes::of_job(&change));
+    };
+    let jobs = |change: Change<'_, JobObject>| {
+        if let Change::Gone(job) = &change {
+            context.job_is_gone(&job.uid().unwrap_or_default());
+        }
+        context.concerns(Routes::of_job(&change));
+    };
+    tokio::select! {
+        () = context.recounts() => Error::Ended { part: "recount" },
+        () = watches.nodes.follow(|change| context.concerns(of_nodes.node(&change))) => Error::Ended { part: "watch on Nodes" },
+        () = watches.shims.follow(|change| context.concerns(of_shims.shim(&change))) => Error::Ended { part: "watch on Shims" },
+        () = watches.jobs.follow(jobs) => Error::Ended { part: "watch on Jobs" },
+        () = watches.pods.follow(pods) => Error::Ended { part: "watch on Pods" },
+        () = watches.runtime_classes.follow(|_| context.every_shim()) => Error::Ended { part: "watch on RuntimeClasses" },
+    }
+}

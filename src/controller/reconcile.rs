@@ -1,0 +1,220 @@
+//! The two queues: each node and each Shim that something changed about is decided on and its plan carried out, many at a time and each
+//! one at a time.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{Stream, StreamExt};
+use kube::runtime::controller::{self, Action, applier};
+use kube::runtime::reflector::ObjectRef;
+use kube::{Resource, ResourceExt};
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::watch::Receiver;
+
+use super::apply;
+use super::cluster::node_view::NodeView;
+use super::cluster::shim_view::ShimObject;
+use super::cluster::slim::NodeObject;
+use super::memory::Context;
+
+/// Writes to different objects that may be under way at a time. kube's client sets no limit of its own on requests per second, unlike
+/// client-go's (5, bursts of 10); this is ours: a request takes some 5 ms, so that an API server sees some thousand a second at most,
+/// and its own priority and fairness holds back what is too much (Kubernetes, *API Priority and Fairness*).
+const CONCURRENT_WRITES: u16 = 8;
+
+/// A write that lost to another writer is decided anew once the watch has brought what the other wrote.
+const AFTER_CONFLICT: Duration = Duration::from_secs(1);
+
+/// A write that was refused is tried again after this: the API server's own troubles pass in seconds.
+const AFTER_REFUSAL: Duration = Duration::from_secs(10);
+
+/// Labels that a webhook reverted are written again after this: an operator who corrected the webhook sees the labels within it, and
+/// thousands of nodes cost a few patches a second.
+const AFTER_REVERT: Duration = Duration::from_mins(10);
+
+fn queue<K: Resource<DynamicType = ()>>(
+    mut keys: UnboundedReceiver<ObjectRef<K>>,
+    mut stopped: Receiver<bool>,
+) -> impl Stream<Item = Result<ObjectRef<K>, Infallible>> {
+    let keys = futures::stream::poll_fn(move |context| keys.poll_recv(context)).map(Ok);
+    let stops = async move {
+        // The sender lives as long as the controller; without it, all ends.
+        let _ = stopped.wait_for(|stops| *stops).await;
+    };
+    keys.take_until(Box::pin(stops))
+}
+
+/// Decides on nodes until `stopped`.
+pub async fn nodes(
+    context: Arc<Context>,
+    keys: UnboundedReceiver<ObjectRef<NodeObject>>,
+    stopped: Receiver<bool>,
+) {
+    let store = context.nodes.clone();
+    let config = controller::Config::default().concurrency(CONCURRENT_WRITES);
+    let decide = |node, context| Box::pin(node_once(node, context));
+    let keys = queue(keys, stopped);
+    applier(decide, after_error, context, store, keys, config)
+        .for_each(log)
+        .await;
+}
+
+/// Decides on Shims until `stopped`.
+pub async fn shims(
+    context: Arc<Context>,
+    keys: UnboundedReceiver<ObjectRef<ShimObject>>,
+    stopped: Receiver<bool>,
+) {
+    let store = context.shims.clone();
+    let config = controller::Config::default().concurrency(CONCURRENT_WRITES);
+    let decide = |shim, context| Box::pin(shim_once(shim, context));
+    let keys = queue(keys, stopped);
+    applier(decide, after_error, context, store, keys, config)
+        .for_each(log)
+        .await;
+}
+
+/// When to try again what the API server refused.
+fn after_error<K>(_: Arc<K>, error: &apply::Error, _: Arc<Context>) -> Action {
+    Action::requeue(if error.is_conflict() {
+        AFTER_CONFLICT
+    } else {
+        AFTER_REFUSAL
+    })
+}
+
+#[allow(clippy::unused_async, reason = "for_each wants a future")]
+async fn log<T>(result: Result<T, controller::Error<apply::Error, Infallible>>) {
+    match result {
+        // An object that was deleted while its key was queued needs no decision.
+        Ok(_) | Err(controller::Error::ObjectNotFound(_)) => {}
+        Err(controller::Error::ReconcilerFailed(error, object)) if error.is_conflict() => {
+            tracing::debug!(%error, %object, "written by another meanwhile");
+        }
+        Err(error) => tracing::warn!(error = innermost(&error), "not applied"),
+    }
+}
+
+fn innermost<T: std::error::Error>(error: &controller::Error<apply::Error, T>) -> String {
+    match error {
+        controller::Error::ReconcilerFailed(error, _) => error.to_string(),
+        other => other.to_string(),
+    }
+}
+
+/// When to decide again, given what a write came to: what the API server refused is remembered, so that the next decision tells of it.
+fn settle(
+    context: &Context,
+    uid: &str,
+    generation: Option<i64>,
+    answer: Result<(), apply::Error>,
+) -> Result<Option<Duration>, apply::Error> {
+    let refusal = match answer {
+        Ok(()) => None,
+        Err(error) => match error.refusal() {
+            Some(sentence) => {
+                tracing::warn!(%error, "refused");
+                Some(sentence)
+            }
+            None => return Err(error),
+        },
+    };
+    Ok(context.refused(uid, generation, refusal))
+}
+
+async fn node_once(node: Arc<NodeObject>, context: Arc<Context>) -> Result<Action, apply::Error> {
+    let view = NodeView::from(node.as_ref());
+    let Some(plan) = context.decide_node(&node, &view) else {
+        // The watch is about to bring the newer one.
+        return Ok(Action::await_change());
+    };
+    if !plan.is_empty() {
+        let labels = plan.edit.as_ref().map(ToString::to_string);
+        let note = plan.event.as_ref().map(|event| event.note.as_str());
+        tracing::info!(node = view.name, job = %plan.job, labels, note, "decided");
+    }
+    let (client, settings) = (&context.client, &context.settings);
+    let write = apply::node(client, settings, &node, &plan, &context.metrics);
+    let answer = apply::in_time(format!("node {}", view.name), write).await;
+    context.metrics.reconciled("node", answer.is_ok());
+    let mut look_again = plan.look_again;
+    if let Ok(patched) = &answer {
+        context.node_is_written(&node, &plan, patched.as_deref());
+        if patched.is_some() && *patched == node.resource_version() {
+            look_again = Some(look_again.map_or(AFTER_REVERT, |wait| wait.min(AFTER_REVERT)));
+        }
+    }
+    let wait = settle(&context, &view.uid, None, answer.map(|_| ()))?;
+    Ok(wait
+        .or(look_again)
+        .map_or_else(Action::await_change, Action::requeue))
+}
+
+async fn shim_once(shim: Arc<ShimObject>, context: Arc<Context>) -> Result<Action, apply::Error> {
+    let view = context.view(&shim);
+    let (mut plan, rest) = match context.decide_shim(&view) {
+        Ok(decided) => decided,
+        Err(rest) => return Ok(Action::requeue(rest)),
+    };
+    if rest.is_some() && !view.deleting {
+        plan.runtime_classes.clear();
+    }
+    let write = apply::shim(&context.client, &shim, plan);
+    let answer = apply::in_time(format!("Shim {}", view.name), write).await;
+    context.metrics.reconciled("shim", answer.is_ok());
+    let wait = match (rest, answer) {
+        (Some(rest), Ok(())) => Some(rest),
+        (_, answer) => settle(&context, &view.uid, view.generation, answer)?,
+    };
+    Ok(wait.map_or_else(Action::await_change, Action::requeue))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use kube::Client;
+    use kube::client::Body;
+    use serde_json::json;
+
+    use super::*;
+    use crate::controller::cluster::triggers::Queues;
+    use crate::controller::cluster::watch::Watches;
+    use crate::controller::tests::settings;
+
+    /// An API server that accepts every patch of a node and changes nothing, and the number of patches that it got.
+    fn reverting() -> (Client, Arc<AtomicUsize>) {
+        let patches = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&patches);
+        let service = tower::service_fn(move |request: hyper::Request<Body>| {
+            counted.fetch_add(usize::from(request.method() == "PATCH"), Ordering::Relaxed);
+            let node = json!({
+                "apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata",
+                "metadata": {"name": "n1", "uid": "u", "resourceVersion": "7"},
+            });
+            let answer = hyper::Response::new(Body::from(node.to_string().into_bytes()));
+            std::future::ready(Ok::<_, Infallible>(answer))
+        });
+        (Client::new(service, "default"), patches)
+    }
+
+    #[tokio::test]
+    async fn a_node_whose_labels_a_webhook_reverts_is_decided_on_again() {
+        let (client, patches) = reverting();
+        let watches = Watches::new(&client, "farrier");
+        let (queues, _keys) = Queues::new();
+        let context = Arc::new(Context::new(client, settings(), &watches, queues, false));
+        let node: NodeObject = serde_json::from_value(json!({"metadata": {
+            "name": "n1", "uid": "u", "resourceVersion": "7",
+            "labels": {"handler.farrier.dev/gone": "true"},
+        }}))
+        .unwrap();
+        let node = Arc::new(node);
+        for attempt in 1..=2 {
+            let next = node_once(Arc::clone(&node), Arc::clone(&context)).await;
+            assert_eq!(patches.load(Ordering::Relaxed), attempt);
+            assert_eq!(next.unwrap(), Action::requeue(AFTER_REVERT));
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! The table of decisions, each row a sentence: what is seen, exactly what follows, and that nothing else does.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::SignedDuration;
+use rstest::rstest;
+use serde_json::json;
+
+mod failures;
+mod nodes;
+mod rollout;
+mod scene;
+mod shims;
+
+use scene::{Scene, scene, shim, start};
+
+use super::cluster::job_view::JobProgress;
+use super::cluster::node_view::AppliedShim;
+use super::cluster::shim_view::ShimView;
+use super::cluster::slim::Taint;
+use super::decide::event::cut;
+use super::decide::job_due::backoff;
+use super::decide::shim_status::Finalizer;
+use super::decide::types::{Hold, JobStep, Plan};
+use super::settings::Settings;
+use crate::handoff::{HandlerReport, OptionValue, Outcome, ProvisionReport};
+
+/// Settings of a controller that several suites start from.
+pub fn settings() -> Settings {
+    Settings {
+        namespace: "farrier".to_owned(),
+        image: "farrier:1".to_owned(),
+        image_pull_policy: "Never".to_owned(),
+        image_pull_secrets: vec!["pull".to_owned()],
+        job_service_account: "farrier-installer".to_owned(),
+        ca_config_map: Some("ca".to_owned()),
+        job_ttl: None,
+        job_deadline: 900,
+        auto_provision: false,
+        allow_pod_restarts: false,
+        job_host_pid: false,
+        job_priority_class: None,
+        job_proxies: BTreeMap::new(),
+        reserve_handlers: true,
+        lease_name: "farrier".to_owned(),
+        identity: "a".to_owned(),
+        listen: ([127, 0, 0, 1], 0).into(),
+    }
+}
+
+#[test]
+fn a_node_that_nobody_wants_anything_of_is_left_alone() {
+    assert_eq!(scene().decide(), Plan::default());
+    let mut other = scene();
+    other
+        .node
+        .annotations
+        .insert("kwasm.sh/kwasm-node".to_owned(), "TRUE".to_owned());
+    assert_eq!(other.decide(), Plan::default());
+}
+
+#[test]
+fn an_annotated_node_is_claimed_before_its_job_is_made() {
+    let (after, plan) = scene().annotated().step();
+    let edit = plan.edit.unwrap();
+    assert_eq!(
+        edit.labels,
+        BTreeMap::from([
+            ("farrier.dev/spin".to_owned(), Some("pending".to_owned())),
+            ("spin".to_owned(), Some("pending".to_owned())),
+        ])
+    );
+    assert_eq!(
+        edit.annotations.keys().collect::<Vec<_>>(),
+        ["farrier.dev/applied"]
+    );
+    let JobStep::Create { request, .. } = plan.job else {
+        panic!("no Job")
+    };
+    assert_eq!(request.shims[0].handlers, ["spin-v2"]);
+    assert_eq!(plan.event, None);
+    assert!(after.decide().is_empty());
+}
+
+#[test]
+fn auto_provision_needs_no_annotation() {
+    let plan = Scene {
+        auto_provision: true,
+        ..scene()
+    }
+    .decide();
+    assert!(matches!(plan.job, JobStep::Create { .. }));
+}
+
+#[test]
+fn what_is_served_is_advertised_in_the_patch_that_keeps_the_report() {
+    let (after, plan) = scene()
+        .annotated()
+        .stepped()
+        .answers(Outcome::Applied, true, None)
+        .step();
+    let edit = plan.edit.unwrap();
+    assert_eq!(
+        edit.labels,
+        BTreeMap::from([
+            (
+                "farrier.dev/spin".to_owned(),
+                Some("provisioned".to_owned())
+            ),
+            ("spin".to_owned(), Some("provisioned".to_owned())),
+            (
+                "handler.farrier.dev/spin-v2".to_owned(),
+                Some("true".to_owned())
+            ),
+            (
+                "kwasm.sh/kwasm-provisioned".to_owned(),
+                Some("n1".to_owned())
+            ),
+        ])
+    );
+    assert_eq!(edit.annotations.len(), 1);
+    assert!(matches!(plan.job, JobStep::Delete(_)));
+    assert!(!plan.event.unwrap().warning);
+    assert!(after.decide().is_empty());
+}
+
+#[test]
+fn a_kept_job_is_read_once() {
+    let before = Scene {
+        keep_jobs: true,
+        ..scene().annotated()
+    };
+    let (after, plan) = before
+        .stepped()
+        .answers(Outcome::Applied, true, None)
+        .step();
+    assert_eq!(plan.job, JobStep::None);
+    assert!(after.decide().is_empty());
+    let (gone, plan) = after.no_longer_annotated().step();
+    assert!(
+        matches!(plan.job, JobStep::Delete(_)),
+        "it makes room for the next"
+    );
+    assert!(matches!(gone.decide().job, JobStep::Create { .. }));
+}
+
+#[test]
+fn removal_withdraws_the_label_before_the_job_and_leaves_no_trace() {
+    let (after, plan) = Scene::provisioned().no_longer_annotated().step();
+    assert_eq!(after.label("handler.farrier.dev/spin-v2"), None);
+    assert_eq!(after.label("kwasm.sh/kwasm-provisioned"), None);
+    assert_eq!(after.label("farrier.dev/spin"), Some("removing"));
+    assert_eq!(after.label("spin"), Some("uninstall"));
+    let JobStep::Create { request, .. } = plan.job else {
+        panic!("no Job")
+    };
+    assert!(request.shims.is_empty());
+    let after = after.answers(Outcome::Applied, true, None).stepped();
+    assert!(after.job.is_none() && after.node.labels.is_empty());
+    let after = after.stepped();
+    assert!(after.node.annotations.is_empty() && after.decide() == Plan::default());
+}
+
+#[test]
+fn a_job_that_goes_slowly_is_read_and_counted_once() {
+    let answered = Scene::provisioned()
+        .no_longer_annotated()
+        .stepped()
+        .answers(Outcome::Applied, true, None);
+    let job = answered.job.clone();
+    let (mut after, plan) = answered.step();
+    assert!(plan.ended.is_some());
+    // The watch has yet to bring that the Job is gone.
+    after.job = job;
+    let (mut after, plan) = after.step();
+    assert_eq!((plan.ended, plan.event, plan.edit), (None, None, None));
+    after.job = None;
+    assert!(after.stepped().decide() == Plan::default());
+}
+
+#[test]
+fn while_jobs_wait_for_their_pods_no_more_are_made_and_nothing_is_written() {
+    let mut crowded = scene().annotated();
+    crowded.hold = Hold::Crowded;
+    let plan = crowded.decide();
+    assert!(plan.is_empty(), "{plan:?}");
+    let standing = crowded.standing();
+    assert!(standing.crowded && !standing.podless);
+    crowded.hold = Hold::None;
+    assert!(crowded.standing().podless);
+    let mut leaving = Scene::provisioned().no_longer_annotated();
+    leaving.hold = Hold::Crowded;
+    let leaving = leaving.stepped();
+    assert!(leaving.job.is_none());
+    assert_eq!(leaving.label("handler.farrier.dev/spin-v2"), None);
+}
+
+#[test]
+fn shims_that_have_just_come_are_waited_for_together() {
+    let mut scene = scene().annotated();
+    scene.hold = Hold::Settling(Duration::from_millis(300));
+    let plan = scene.decide();
+    assert!(plan.is_empty());
+    assert_eq!(plan.look_again, Some(Duration::from_millis(300)));
+}

@@ -1,0 +1,288 @@
+//! The life of a node: another host, a boot, another runtime, cordons, taints, and what its kubelet lists.
+
+use super::*;
+use crate::names;
+
+#[test]
+fn a_handler_that_the_kubelet_denies_is_not_advertised() {
+    let mut scene = scene()
+        .annotated()
+        .stepped()
+        .answers(Outcome::Applied, true, None);
+    scene.node.runtime_handlers = Some(["runc".to_owned()].into());
+    let mut after = scene.stepped();
+    assert_eq!(after.label("handler.farrier.dev/spin-v2"), None);
+    assert_eq!(after.label("farrier.dev/spin"), Some("pending"));
+    assert!(after.decide().is_empty());
+    after.node.runtime_handlers = Some(["runc".to_owned(), "spin-v2".to_owned()].into());
+    let after = after.stepped();
+    assert_eq!(after.label("handler.farrier.dev/spin-v2"), Some("true"));
+    assert!(after.decide().is_empty());
+}
+
+#[test]
+fn a_handler_that_is_never_listed_is_tried_again_after_a_while() {
+    let mut scene = scene()
+        .annotated()
+        .stepped()
+        .answers(Outcome::Applied, true, None);
+    scene.node.runtime_handlers = Some(["runc".to_owned()].into());
+    let after = scene.stepped().later(119);
+    assert_eq!(after.decide().job, JobStep::None);
+    assert!(matches!(
+        after.later(2).decide().job,
+        JobStep::Create { .. }
+    ));
+}
+
+#[test]
+fn a_node_made_anew_under_its_old_name_starts_over() {
+    let mut scene = Scene::provisioned();
+    scene.node.uid = "another".to_owned();
+    let (after, plan) = scene.step();
+    assert!(matches!(plan.job, JobStep::Create { .. }));
+    assert_eq!(after.label("handler.farrier.dev/spin-v2"), None);
+    assert_eq!(after.label("farrier.dev/spin"), Some("pending"));
+}
+
+#[test]
+fn another_host_under_the_same_node_object_is_provisioned_anew() {
+    let mut scene = Scene::provisioned();
+    scene.node.machine_id = "another".to_owned();
+    let (after, plan) = scene.step();
+    assert!(matches!(plan.job, JobStep::Create { .. }));
+    assert_eq!(after.label("handler.farrier.dev/spin-v2"), None);
+}
+
+#[test]
+fn a_reboot_is_verified_without_withdrawing_anything() {
+    let mut scene = Scene::provisioned();
+    scene.node.boot_id = "another".to_owned();
+    let (after, plan) = scene.step();
+    assert!(matches!(plan.job, JobStep::Create { .. }));
+    assert!(plan.edit.unwrap().labels.is_empty());
+    let after = after.answers(Outcome::Unchanged, true, None).stepped();
+    assert!(after.decide().is_empty());
+}
+
+#[test]
+fn a_node_name_too_long_for_a_label_value_goes_without_kwasms() {
+    let mut scene = scene().annotated();
+    scene.node.name = "n".repeat(64);
+    let after = scene
+        .stepped()
+        .answers(Outcome::Applied, true, None)
+        .stepped();
+    assert_eq!(after.label("farrier.dev/spin"), Some("provisioned"));
+    assert_eq!(after.label("kwasm.sh/kwasm-provisioned"), None);
+}
+
+#[test]
+fn a_node_that_has_not_said_what_it_is_is_left_as_it_is() {
+    let mut new = scene().annotated();
+    new.node.arch = String::new();
+    assert_eq!(new.decide(), Plan::default());
+    let mut known = Scene::provisioned();
+    known.node.os = String::new();
+    assert!(known.decide().is_empty());
+}
+
+#[test]
+fn another_runtime_is_verified_and_what_an_older_release_wrote_down_is_believed() {
+    let mut scene = Scene::provisioned();
+    scene.node.runtime = "containerd://2.2.0".to_owned();
+    let plan = scene.decide();
+    assert!(matches!(plan.job, JobStep::Create { .. }));
+    assert!(plan.edit.unwrap().labels.is_empty());
+    let mut applied = scene.node.applied().unwrap();
+    applied.runtime = String::new();
+    let text = serde_json::to_string(&applied).unwrap();
+    let key = names::APPLIED_ANNOTATION.to_owned();
+    scene.node.annotations.insert(key, text);
+    assert!(scene.decide().is_empty());
+}
+
+#[test]
+fn a_node_that_is_not_ready_is_asked_nothing_until_it_is() {
+    let mut scene = scene().annotated();
+    scene.node.ready = false;
+    let mut waiting = scene.stepped();
+    assert!(waiting.job.is_none());
+    waiting.node.ready = true;
+    assert!(matches!(waiting.decide().job, JobStep::Create { .. }));
+    let mut leaving = Scene::provisioned().no_longer_annotated();
+    leaving.node.ready = false;
+    let leaving = leaving.stepped();
+    assert!(leaving.job.is_none());
+    assert_eq!(leaving.label("handler.farrier.dev/spin-v2"), None);
+}
+
+#[test]
+fn a_cordoned_node_gets_nothing_new_and_may_let_go() {
+    let mut scene = scene().annotated();
+    scene.node.cordoned = true;
+    assert_eq!(scene.decide().job, JobStep::None);
+    let mut leaving = Scene::provisioned().no_longer_annotated();
+    leaving.node.cordoned = true;
+    assert!(matches!(leaving.decide().job, JobStep::Create { .. }));
+}
+
+fn taint(key: &str) -> Taint {
+    Taint {
+        key: key.to_owned(),
+        effect: "NoSchedule".to_owned(),
+        ..Taint::default()
+    }
+}
+
+#[test]
+fn the_startup_taint_goes_once_all_is_served_and_takes_no_other_with_it() {
+    let mut scene = scene().annotated();
+    scene.node.taints = vec![taint("theirs"), taint("farrier.dev/not-ready")];
+    let claimed = scene.stepped();
+    assert_eq!(claimed.node.taints.len(), 2);
+    let failed = claimed.answers(Outcome::Refused, false, Some("no"));
+    let failed = failed.stepped();
+    assert_eq!(failed.node.taints.len(), 2);
+    let served = failed
+        .later(30)
+        .stepped()
+        .answers(Outcome::Applied, true, None)
+        .stepped();
+    assert_eq!(served.node.taints, [taint("theirs")]);
+    assert!(served.decide().is_empty());
+}
+
+#[test]
+fn a_node_that_wants_nothing_loses_the_startup_taint_at_once() {
+    let mut scene = scene();
+    scene.node.taints = vec![taint("farrier.dev/not-ready")];
+    assert_eq!(scene.stepped().node.taints, []);
+    let mut unknown = scene::scene().annotated();
+    unknown.node.taints = vec![taint("farrier.dev/not-ready")];
+    unknown.node.os = String::new();
+    assert_eq!(unknown.stepped().node.taints.len(), 1);
+}
+
+#[test]
+fn a_host_of_which_nothing_is_heard_is_looked_at_within_a_day_and_a_quarter() {
+    let settled = Scene::provisioned().later(18 * 3_600 - 1);
+    let plan = settled.decide();
+    assert!(plan.is_empty());
+    let rest = plan.look_again.unwrap();
+    assert!(rest <= Duration::from_hours(12), "{rest:?}");
+    let (asked, plan) = settled.later(12 * 3_600 + 1).step();
+    assert!(matches!(plan.job, JobStep::Create { .. }));
+    assert!(plan.edit.unwrap().labels.is_empty());
+    let (after, plan) = asked.answers(Outcome::Unchanged, true, None).step();
+    assert_eq!(plan.event, None, "it is no news");
+    assert!(after.decide().is_empty());
+    let none = scene().later(48 * 3_600).decide();
+    assert_eq!(none, Plan::default(), "it carries nothing");
+}
+
+#[test]
+fn what_a_host_said_before_it_rebooted_is_verified() {
+    let asked = scene().annotated().stepped();
+    let request = asked.job.as_ref().unwrap().request.clone().unwrap();
+    let mut answered = asked.answers(Outcome::Applied, true, None).in_boot("boot");
+    answered.node.boot_id = "another".to_owned();
+    let read = answered.stepped().later(30);
+    let (again, plan) = read.step();
+    let JobStep::Create { request: asked, .. } = plan.job else {
+        panic!("no Job")
+    };
+    assert_eq!(asked.digest(), request.digest());
+    // A host and a kubelet that see different boots for good are no reason to ask for ever.
+    let again = again
+        .answers(Outcome::Unchanged, true, None)
+        .in_boot("boot");
+    assert_eq!(again.stepped().later(3_600).decide().job, JobStep::None);
+}
+
+#[test]
+fn a_handler_that_is_not_listed_after_a_second_attempt_is_a_failure() {
+    let mut scene = scene()
+        .annotated()
+        .stepped()
+        .answers(Outcome::Applied, true, None);
+    scene.node.runtime_handlers = Some(["runc".to_owned()].into());
+    let again = scene.stepped().later(121).stepped();
+    let (after, plan) = again.answers(Outcome::Unchanged, true, None).step();
+    assert!(plan.event.unwrap().note.contains("does not list it"));
+    assert_eq!(after.label("farrier.dev/spin"), Some("failed"));
+    let mut listed = after;
+    listed.node.runtime_handlers = Some(["spin-v2".to_owned()].into());
+    let listed = listed.stepped();
+    assert_eq!(listed.label("farrier.dev/spin"), Some("provisioned"));
+}
+
+const KWASM: &str = "kwasm.sh/kwasm-provisioned";
+
+#[test]
+fn an_upgrade_withdraws_nothing_from_pods_that_select_on_kwasms_label() {
+    let mut scene = Scene::provisioned();
+    scene.upgrade();
+    let upgrading = scene.stepped();
+    assert_eq!(upgrading.label("farrier.dev/spin"), Some("pending"));
+    assert_eq!(upgrading.label(KWASM), Some("n1"));
+    let rolled_back = upgrading.answers(Outcome::RolledBack, true, Some("no start"));
+    assert_eq!(rolled_back.stepped().label(KWASM), Some("n1"));
+}
+
+#[test]
+fn the_label_that_kwasm_left_stays_until_a_report_denies_it() {
+    let mut moved = scene().annotated();
+    moved.node.labels.insert(KWASM.to_owned(), "n1".to_owned());
+    let claimed = moved.stepped();
+    assert_eq!(claimed.label(KWASM), Some("n1"));
+    let settled = claimed.stepped();
+    assert_eq!(settled.label(KWASM), Some("n1"));
+    let failed = settled.answers(Outcome::Refused, false, Some("no containerd"));
+    assert_eq!(failed.stepped().label(KWASM), None);
+    let mut other_host = Scene::provisioned();
+    other_host.node.machine_id = "another".to_owned();
+    assert_eq!(other_host.stepped().label(KWASM), None);
+}
+
+#[test]
+fn what_a_node_has_is_not_fetched_again_unless_it_was_lost() {
+    let asks = |scene: &Scene| {
+        let JobStep::Create { request, .. } = scene.decide().job else {
+            panic!("no Job")
+        };
+        request.shims[0].present.clone()
+    };
+    assert_eq!(asks(&scene().annotated()), None);
+    let mut rebooted = Scene::provisioned();
+    rebooted.node.boot_id = "another".to_owned();
+    assert_eq!(asks(&rebooted), Some("a".repeat(64)));
+    let lost =
+        rebooted
+            .later(1)
+            .stepped()
+            .answers(Outcome::Refused, false, Some("its binary is gone"));
+    assert_eq!(asks(&lost.stepped().later(30)), None);
+    let mut another = Scene::provisioned();
+    another.upgrade();
+    assert_eq!(asks(&another), None);
+}
+
+#[test]
+fn what_an_annotation_alone_asks_for_is_never_fetched() {
+    let mut forged = Scene::provisioned();
+    forged.spec().paused = true;
+    let mut applied = forged.node.applied().unwrap();
+    let known = applied.shims.get_mut("spin").unwrap();
+    known.request.as_mut().unwrap().location = "https://example.org/evil".to_owned();
+    for sha256 in [None, Some("no digest".to_owned())] {
+        applied.shims.get_mut("spin").unwrap().sha256 = sha256;
+        let text = serde_json::to_string(&applied).unwrap();
+        let key = "farrier.dev/applied".to_owned();
+        forged.node.annotations.insert(key, text);
+        let JobStep::Create { request, .. } = forged.decide().job else {
+            panic!("no Job")
+        };
+        assert_eq!(request.shims[0].present, Some("0".repeat(64)));
+    }
+}

@@ -1,0 +1,379 @@
+//! Rollouts over several nodes: whose turn it is, what a failure does to the others, and who comes last.
+
+use std::collections::BTreeSet;
+
+use super::scene::{Scene, scene};
+use super::*;
+use crate::controller::cluster::triggers::Ripple;
+use crate::controller::decide::desired::Cluster;
+use crate::controller::decide::rollout;
+use crate::controller::memory::aggregate::Fleet;
+
+/// A cluster of several nodes that share their Shims.
+struct World {
+    nodes: Vec<Scene>,
+    fleet: Fleet,
+}
+
+impl World {
+    /// Nodes that serve the Shim `spin`, which is to be rolled out from now on, `most` at a time; the first ones carry the control plane.
+    fn provisioned(control_plane: usize, workers: usize, most: i32) -> Self {
+        let nodes = (0..control_plane + workers).map(|at| {
+            let mut node = scene().annotated();
+            node.node.name = format!("n{at}");
+            node.node.uid = format!("uid-{at}");
+            node.node.control_plane = at < control_plane;
+            let mut node = node
+                .stepped()
+                .answers(Outcome::Applied, true, None)
+                .stepped();
+            node.spec().rollout_strategy =
+                serde_json::from_value(json!({"type": "rolling", "rolling": {"maxUpdate": most}}))
+                    .unwrap();
+            node
+        });
+        let mut world = Self {
+            nodes: nodes.collect(),
+            fleet: Fleet::default(),
+        };
+        world.recount();
+        world
+    }
+
+    fn edit(&mut self, edit: impl Fn(&mut ShimView)) {
+        for node in &mut self.nodes {
+            edit(&mut node.shims[0]);
+        }
+        self.recount();
+    }
+
+    fn upgrade(&mut self, location: &str) {
+        self.edit(|shim| {
+            let strategy = &mut shim.spec.as_mut().unwrap().fetch_strategy;
+            strategy.anon_http.as_mut().unwrap().location = location.to_owned();
+        });
+    }
+
+    fn cluster(&self) -> Cluster {
+        Cluster::new(self.nodes[0].shims.clone(), false, true)
+    }
+
+    fn recount(&mut self) {
+        self.fleet = Fleet::default();
+        let cluster = self.cluster();
+        for node in &mut self.nodes {
+            node.held = rollout::all_held(&node.node, &cluster);
+            self.fleet.put(&node.node.name, node.standing_before());
+        }
+    }
+
+    /// Decides on one node and carries the plan out.
+    fn step(&mut self, at: usize) -> Ripple {
+        let held = {
+            let node = &self.nodes[at].node;
+            rollout::held(&self.fleet.others(&node.name), node, &self.cluster())
+        };
+        let node = &mut self.nodes[at];
+        node.held = held;
+        let ripple = self.fleet.put(&node.node.name, node.standing());
+        let stepped = std::mem::replace(node, scene()).stepped();
+        self.nodes[at] = stepped;
+        ripple
+    }
+
+    /// Decides on every node, and on those whose turn comes by it, until nothing more follows.
+    fn settle(&mut self) {
+        let mut queue: Vec<usize> = (0..self.nodes.len()).collect();
+        let mut steps = 0;
+        while let Some(at) = queue.pop() {
+            steps += 1;
+            assert!(steps < 1_000, "it never settles");
+            let before = self.nodes[at].node.clone();
+            let woken = self.step(at).nodes;
+            // The watch brings what was written.
+            if self.nodes[at].node != before {
+                queue.insert(0, at);
+            }
+            for name in woken {
+                let next = self.nodes.iter().position(|node| node.node.name == name);
+                queue.insert(0, next.unwrap());
+            }
+        }
+    }
+
+    /// Nodes with a Job.
+    fn changing(&self) -> BTreeSet<usize> {
+        let nodes = self.nodes.iter().enumerate();
+        nodes
+            .filter(|(_, node)| node.job.is_some())
+            .map(|(at, _)| at)
+            .collect()
+    }
+
+    /// The Job of a node ends.
+    fn ends(&mut self, at: usize, result: Outcome, reason: Option<&str>) {
+        let node = std::mem::replace(&mut self.nodes[at], scene());
+        let served = reason.is_none();
+        self.nodes[at] = node.answers(result, served, reason);
+        self.settle();
+    }
+
+    fn condition(&self, kind: &str) -> (String, String) {
+        let status = self.nodes[0].status_of(0, &self.fleet).status.unwrap();
+        let mut conditions = status.conditions.into_iter();
+        let found = conditions
+            .find(|condition| condition.type_ == kind)
+            .unwrap();
+        (found.reason, found.message)
+    }
+}
+
+#[test]
+fn no_more_nodes_change_at_a_time_than_the_shim_allows_and_all_get_their_turn() {
+    let mut world = World::provisioned(0, 7, 2);
+    world.settle();
+    assert_eq!(world.changing(), BTreeSet::new());
+    world.upgrade("https://example.org/b");
+    world.settle();
+    let mut changed = BTreeSet::new();
+    while let Some(at) = world.changing().pop_last() {
+        assert_eq!(world.changing().len().min(2), world.changing().len());
+        changed.insert(at);
+        world.ends(at, Outcome::Applied, None);
+    }
+    assert_eq!(changed.len(), 7);
+    let tally = world.fleet.tally("spin");
+    assert_eq!((tally.ready, tally.waiting, tally.pending), (7, 0, 0));
+}
+
+#[test]
+fn a_node_that_waits_goes_on_serving_and_says_nothing_else() {
+    let mut world = World::provisioned(0, 2, 1);
+    world.upgrade("https://example.org/b");
+    world.settle();
+    let changing = world.changing();
+    let waiting = usize::from(changing.contains(&0));
+    let node = &world.nodes[waiting];
+    assert_eq!(node.label("farrier.dev/spin"), Some("provisioned"));
+    assert_eq!(node.label("handler.farrier.dev/spin-v2"), Some("true"));
+    let (reason, message) = world.condition("Progressing");
+    assert_eq!(reason, "Provisioning");
+    let told = "1 of 2 nodes are on their way, and 1 wait for their turn";
+    assert_eq!(message, told);
+}
+
+#[test]
+fn control_plane_nodes_come_last() {
+    let mut world = World::provisioned(2, 2, 1);
+    world.upgrade("https://example.org/b");
+    let mut order = Vec::new();
+    world.settle();
+    while let Some(at) = world.changing().pop_first() {
+        order.push(at);
+        world.ends(at, Outcome::Applied, None);
+    }
+    let (workers, control_plane) = order.split_at(2);
+    assert!(workers.iter().all(|at| *at >= 2), "{order:?}");
+    assert!(control_plane.iter().all(|at| *at < 2), "{order:?}");
+}
+
+#[test]
+fn a_failure_halts_the_rollout_and_says_which_node_and_why_until_it_is_mended() {
+    let mut world = World::provisioned(0, 4, 1);
+    world.upgrade("https://example.org/b");
+    world.settle();
+    let failed = world.changing().pop_first().unwrap();
+    world.ends(
+        failed,
+        Outcome::RolledBack,
+        Some("containerd did not come back"),
+    );
+    assert_eq!(world.changing(), BTreeSet::new());
+    let (reason, message) = world.condition("Progressing");
+    assert_eq!(reason, "Halted");
+    let name = &world.nodes[failed].node.name;
+    assert!(
+        message.contains(name) && message.contains("did not come back"),
+        "{message}"
+    );
+    // It is tried again, and once it works the others follow.
+    for node in &mut world.nodes {
+        node.now += SignedDuration::from_secs(30);
+    }
+    world.settle();
+    assert_eq!(world.changing(), BTreeSet::from([failed]));
+    world.ends(failed, Outcome::Applied, None);
+    assert_eq!(world.changing().len(), 1);
+}
+
+#[test]
+fn a_new_version_ends_the_halt_of_an_older_one() {
+    let mut world = World::provisioned(0, 3, 1);
+    world.upgrade("https://example.org/b");
+    world.settle();
+    let failed = world.changing().pop_first().unwrap();
+    world.ends(failed, Outcome::Partial, Some("wrong digest"));
+    world.upgrade("https://example.org/c");
+    world.settle();
+    assert_eq!(world.changing().len(), 1);
+    while let Some(at) = world.changing().pop_first() {
+        world.ends(at, Outcome::Applied, None);
+    }
+    assert_eq!(world.fleet.tally("spin").ready, 3);
+}
+
+#[test]
+fn a_host_that_can_never_be_changed_halts_nobody() {
+    let mut world = World::provisioned(0, 3, 1);
+    world.upgrade("https://example.org/b");
+    world.settle();
+    let node = world.changing().pop_first().unwrap();
+    let mut report = ProvisionReport::new(Outcome::Refused);
+    report.reason = Some("Talos is not changed on the node".to_owned());
+    report.unsupported = true;
+    let scene = std::mem::replace(&mut world.nodes[node], scene());
+    world.nodes[node] = scene.job(JobProgress::Answered(Box::new(report)));
+    world.settle();
+    assert_eq!(world.changing().len(), 1);
+    assert!(!world.changing().contains(&node));
+}
+
+#[test]
+fn nodes_that_can_not_be_changed_now_hold_nobody_up() {
+    let mut world = World::provisioned(1, 3, 1);
+    world.nodes[2].node.ready = false;
+    world.nodes[3].node.cordoned = true;
+    world.upgrade("https://example.org/b");
+    world.settle();
+    let mut order = Vec::new();
+    while let Some(at) = world.changing().pop_first() {
+        order.push(at);
+        world.ends(at, Outcome::Applied, None);
+    }
+    assert_eq!(order, [1, 0]);
+    world.nodes[2].node.ready = true;
+    world.settle();
+    assert_eq!(world.changing(), BTreeSet::from([2]));
+}
+
+#[test]
+fn a_rolling_removal_goes_by_turns_and_is_withdrawn_everywhere_at_once() {
+    let mut world = World::provisioned(0, 3, 1);
+    world.edit(|shim| shim.deleting = true);
+    world.settle();
+    assert_eq!(world.changing().len(), 1);
+    for node in &world.nodes {
+        assert_eq!(node.label("handler.farrier.dev/spin-v2"), None);
+        assert_eq!(node.label("farrier.dev/spin"), Some("removing"));
+    }
+    let mut gone = 0;
+    while let Some(at) = world.changing().pop_first() {
+        gone += 1;
+        world.ends(at, Outcome::Applied, None);
+    }
+    assert_eq!(gone, 3);
+    assert_eq!(world.fleet.tally("spin").carried, 0);
+}
+
+#[test]
+fn a_rollout_that_another_replica_takes_over_goes_on_where_it_was() {
+    let mut world = World::provisioned(0, 5, 2);
+    world.upgrade("https://example.org/b");
+    world.settle();
+    let before = world.changing();
+    world.recount();
+    world.settle();
+    assert_eq!(world.changing(), before);
+}
+
+#[test]
+fn recreate_changes_all_at_once_but_the_control_plane() {
+    let mut world = World::provisioned(2, 3, 1);
+    world.edit(|shim| {
+        let strategy = &mut shim.spec.as_mut().unwrap().rollout_strategy;
+        *strategy = serde_json::from_value(json!({"type": "recreate"})).unwrap();
+    });
+    world.upgrade("https://example.org/b");
+    world.settle();
+    assert_eq!(world.changing(), BTreeSet::from([2, 3, 4]));
+    for at in 2..5 {
+        world.ends(at, Outcome::Applied, None);
+    }
+    // A restart of k3s or RKE2 takes the API server along.
+    assert_eq!(world.changing().len(), 1);
+}
+
+#[test]
+fn control_plane_nodes_come_last_though_shims_settle_still() {
+    let mut world = World::provisioned(1, 2, 1);
+    world.upgrade("https://example.org/b");
+    for node in &mut world.nodes {
+        node.hold = Hold::Settling(Duration::from_millis(500));
+    }
+    world.settle();
+    for node in &mut world.nodes {
+        node.hold = Hold::None;
+    }
+    world.step(0);
+    assert_eq!(world.changing(), BTreeSet::new());
+    world.settle();
+    assert_eq!(world.changing().len(), 1);
+    assert!(!world.changing().contains(&0));
+}
+
+#[test]
+fn a_handler_changes_hands_where_it_is_the_nodes_turn_and_is_served_elsewhere() {
+    let mut world = World::provisioned(0, 3, 1);
+    let mut older = shim("team", "spin-v2");
+    older.created = start() - SignedDuration::from_secs(60);
+    let spec = older.spec.as_mut().unwrap();
+    spec.rollout_strategy = serde_json::from_value(json!({"type": "rolling"})).unwrap();
+    for node in &mut world.nodes {
+        node.shims.push(older.clone());
+    }
+    world.recount();
+    world.settle();
+    let first = world.changing();
+    assert_eq!(first.len(), 1);
+    for node in &world.nodes {
+        let waits = node.job.is_none();
+        let spin = node.label("farrier.dev/spin");
+        assert_eq!(spin == Some("provisioned"), waits);
+        assert_eq!(node.label("handler.farrier.dev/spin-v2").is_some(), waits);
+    }
+    while let Some(at) = world.changing().pop_first() {
+        world.ends(at, Outcome::Applied, None);
+    }
+    let (team, spin) = (world.fleet.tally("team"), world.fleet.tally("spin"));
+    assert_eq!((team.ready, spin.carried), (3, 0));
+}
+
+#[test]
+fn a_share_of_the_nodes_lets_a_shim_go_at_a_time() {
+    let mut world = World::provisioned(0, 4, 1);
+    world.edit(|shim| {
+        let strategy = &mut shim.spec.as_mut().unwrap().rollout_strategy;
+        let share = json!({"type": "rolling", "rolling": {"maxUpdate": "50%"}});
+        *strategy = serde_json::from_value(share).unwrap();
+        shim.deleting = true;
+    });
+    world.settle();
+    assert_eq!(world.changing().len(), 2);
+}
+
+#[test]
+fn a_crowd_is_let_in_as_jobs_get_their_pods() {
+    let mut fleet = Fleet::default();
+    let mut node = scene().annotated();
+    for at in 0..100 {
+        assert!(!fleet.is_crowded_for("late"));
+        fleet.put(&format!("n{at}"), node.standing());
+    }
+    assert!(fleet.is_crowded_for("late") && !fleet.is_crowded_for("n1"));
+    node.hold = Hold::Crowded;
+    fleet.put("late", node.standing());
+    let running = scene().annotated().stepped();
+    let ripple = fleet.put("n1", running.standing());
+    assert_eq!(ripple.nodes, BTreeSet::from(["late".to_owned()]));
+    assert!(!fleet.is_crowded_for("late"));
+}

@@ -1,0 +1,259 @@
+//! A cluster of one node that the sentences of the table build, and the steps that they take it through. No claims.
+
+use std::collections::BTreeMap;
+
+use jiff::{SignedDuration, Timestamp};
+use serde_json::json;
+
+use crate::api::ShimSpec;
+use crate::controller::cluster::job_view::{JobProgress, JobView};
+use crate::controller::cluster::node_view::NodeView;
+use crate::controller::cluster::shim_view::ShimView;
+use crate::controller::decide::desired::Cluster;
+use crate::controller::decide::types::{Hold, JobStep, Observed, Plan};
+use crate::controller::decide::{decide, shim_status, undecided};
+use crate::controller::memory::aggregate::Fleet;
+use crate::controller::memory::node_summary::Standing;
+use crate::handoff::{HandlerReport, Outcome, ProvisionReport};
+
+/// A cluster of one node, as sentences build it.
+pub(super) struct Scene {
+    pub(super) node: NodeView,
+    pub(super) shims: Vec<ShimView>,
+    pub(super) held: BTreeMap<String, String>,
+    pub(super) job: Option<JobView>,
+    pub(super) now: Timestamp,
+    pub(super) refused: Option<&'static str>,
+    pub(super) hold: Hold,
+    pub(super) auto_provision: bool,
+    pub(super) keep_jobs: bool,
+}
+
+pub(super) fn start() -> Timestamp {
+    "2026-01-01T00:00:00Z".parse().unwrap()
+}
+
+pub(super) fn shim(name: &str, handler: &str) -> ShimView {
+    ShimView {
+        name: name.to_owned(),
+        uid: format!("uid-of-{name}"),
+        created: start(),
+        generation: Some(1),
+        deleting: false,
+        held: true,
+        held_by_rcm: false,
+        forced: false,
+        spec: Ok(serde_json::from_value(json!({
+            "annotationSelector": {"kwasm.sh/kwasm-node": "true"},
+            "fetchStrategy": {"anonHttp": {"location": "https://example.org/a.tar.gz"}},
+            "runtimeClass": {"name": name, "handler": handler},
+            "rolloutStrategy": {"type": "recreate"},
+        }))
+        .unwrap()),
+        status: None,
+    }
+}
+
+/// A node without annotation, and the Shim `spin` that annotated nodes get.
+pub(super) fn scene() -> Scene {
+    Scene {
+        node: NodeView {
+            name: "n1".to_owned(),
+            uid: "node-uid".to_owned(),
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            os: "linux".to_owned(),
+            arch: "amd64".to_owned(),
+            machine_id: "machine".to_owned(),
+            boot_id: "boot".to_owned(),
+            runtime: "containerd://2.1.9".to_owned(),
+            runtime_handlers: None,
+            ready: true,
+            cordoned: false,
+            control_plane: false,
+            taints: Vec::new(),
+            deleting: false,
+        },
+        held: BTreeMap::new(),
+        shims: vec![shim("spin", "spin-v2")],
+        job: None,
+        now: start(),
+        refused: None,
+        hold: Hold::None,
+        auto_provision: false,
+        keep_jobs: false,
+    }
+}
+
+impl Scene {
+    pub(super) fn annotated(mut self) -> Self {
+        self.node
+            .annotations
+            .insert("kwasm.sh/kwasm-node".to_owned(), "true".to_owned());
+        self
+    }
+
+    pub(super) fn no_longer_annotated(mut self) -> Self {
+        self.node.annotations.remove("kwasm.sh/kwasm-node");
+        self
+    }
+
+    pub(super) fn later(mut self, seconds: i64) -> Self {
+        self.now += SignedDuration::from_secs(seconds);
+        self
+    }
+
+    fn look<T>(&self, look: impl FnOnce(&Observed<'_>) -> T) -> T {
+        let cluster = Cluster::new(self.shims.clone(), self.auto_provision, true);
+        look(&Observed {
+            node: &self.node,
+            cluster: &cluster,
+            held: &self.held,
+            job: self.job.as_ref(),
+            refused: self.refused,
+            hold: self.hold,
+            now: self.now,
+            keep_jobs: self.keep_jobs,
+        })
+    }
+
+    pub(super) fn decide(&self) -> Plan {
+        self.look(decide)
+            .map(|decision| decision.plan)
+            .unwrap_or_default()
+    }
+
+    /// What the node adds to the whole, once it is decided on.
+    pub(super) fn standing(&self) -> Standing {
+        self.look(|seen| Standing::of(seen, decide(seen).as_ref()))
+    }
+
+    /// What it adds before that.
+    pub(super) fn standing_before(&self) -> Standing {
+        self.look(|seen| Standing::of(seen, undecided(seen).as_ref()))
+    }
+
+    /// Decides, and carries the plan out as the API server would.
+    pub(super) fn step(mut self) -> (Self, Plan) {
+        let plan = self.decide();
+        let edit = plan.edit.clone().unwrap_or_default();
+        if let Some(taints) = edit.taints {
+            self.node.taints = taints;
+        }
+        for (edits, there) in [
+            (edit.labels, &mut self.node.labels),
+            (edit.annotations, &mut self.node.annotations),
+        ] {
+            for (key, value) in edits {
+                match value {
+                    Some(value) => there.insert(key, value),
+                    None => there.remove(&key),
+                };
+            }
+        }
+        match &plan.job {
+            JobStep::None => {}
+            JobStep::Create { request, digest } => {
+                assert!(self.job.is_none(), "the node has a Job already");
+                self.job = Some(JobView {
+                    uid: format!("job-{}-{digest}", self.now),
+                    request: Some((**request).clone().without_hints()),
+                    digest: digest.clone(),
+                    created: self.now,
+                    deleting: None,
+                    progress: JobProgress::Running,
+                });
+            }
+            JobStep::Delete(uid) => {
+                assert_eq!(self.job.as_ref().map(|job| &job.uid), Some(uid));
+                self.job = None;
+            }
+        }
+        (self, plan)
+    }
+
+    pub(super) fn stepped(self) -> Self {
+        self.step().0
+    }
+
+    pub(super) fn job(mut self, progress: JobProgress) -> Self {
+        self.job.as_mut().unwrap().progress = progress;
+        self
+    }
+
+    /// The Job's installer answers: every handler that was asked for is `served`.
+    pub(super) fn answers(self, result: Outcome, served: bool, reason: Option<&str>) -> Self {
+        let request = self.job.as_ref().unwrap().request.clone().unwrap();
+        let mut report = ProvisionReport::new(result);
+        report.reason = reason.map(str::to_owned);
+        for shim in &request.shims {
+            for handler in &shim.handlers {
+                report.handlers.push(HandlerReport {
+                    shim: shim.name.clone(),
+                    handler: handler.clone(),
+                    path: None,
+                    sha256: Some("a".repeat(64)),
+                    served,
+                    reason: reason.map(str::to_owned),
+                });
+            }
+        }
+        self.job(JobProgress::Answered(Box::new(report)))
+    }
+
+    /// A second later, a signal ends the Job's installer before it changes the host.
+    pub(super) fn interrupted(self) -> Self {
+        let mut report = ProvisionReport::new(Outcome::RolledBack);
+        report.interrupted = true;
+        self.later(1).job(JobProgress::Answered(Box::new(report)))
+    }
+
+    /// The answer is one from this boot of the host.
+    pub(super) fn in_boot(mut self, boot_id: &str) -> Self {
+        let job = self.job.as_mut().unwrap();
+        let JobProgress::Answered(report) = &mut job.progress else {
+            panic!("no answer")
+        };
+        report.boot_id = boot_id.to_owned();
+        self
+    }
+
+    pub(super) fn provisioned() -> Self {
+        scene()
+            .annotated()
+            .stepped()
+            .answers(Outcome::Applied, true, None)
+            .stepped()
+    }
+
+    pub(super) fn spec(&mut self) -> &mut ShimSpec {
+        self.shims[0].spec.as_mut().unwrap()
+    }
+
+    /// The Shim is to be fetched from another place from now on.
+    pub(super) fn upgrade(&mut self) {
+        let strategy = &mut self.spec().fetch_strategy;
+        strategy.anon_http.as_mut().unwrap().location = "https://example.org/b".to_owned();
+    }
+
+    pub(super) fn status(&self, shim: usize) -> shim_status::ShimPlan {
+        let mut fleet = Fleet::default();
+        fleet.put(&self.node.name, self.standing_before());
+        self.status_of(shim, &fleet)
+    }
+
+    pub(super) fn status_of(&self, shim: usize, fleet: &Fleet) -> shim_status::ShimPlan {
+        let shim = &self.shims[shim];
+        shim_status::decide(&shim_status::Seen {
+            shim,
+            tally: fleet.tally(&shim.name),
+            classes: &[],
+            refused: self.refused,
+            now: self.now,
+        })
+    }
+
+    pub(super) fn label(&self, key: &str) -> Option<&str> {
+        self.node.labels.get(key).map(String::as_str)
+    }
+}

@@ -1,0 +1,318 @@
+//! Shims as they come, rest, share handlers, can't be read and go; their statuses.
+
+use super::*;
+use crate::controller::memory::aggregate::Fleet;
+
+#[test]
+fn a_shim_without_our_finalizer_touches_no_node() {
+    let mut scene = scene().annotated();
+    scene.shims[0].held = false;
+    assert_eq!(scene.decide(), Plan::default());
+}
+
+#[test]
+fn a_paused_shim_keeps_what_is_there_whatever_its_spec_says() {
+    let mut scene = Scene::provisioned();
+    scene.spec().paused = true;
+    scene.upgrade();
+    assert!(scene.decide().is_empty());
+    let mut gone = scene.no_longer_annotated();
+    assert!(gone.decide().is_empty(), "its nodes keep it");
+    gone.spec().paused = false;
+    assert!(!gone.decide().is_empty());
+}
+
+#[test]
+fn a_shim_without_artifact_for_the_platform_fails_without_a_job() {
+    let mut scene = scene().annotated();
+    scene.spec().fetch_strategy = serde_json::from_value(json!({"platforms": [
+        {"os": "linux", "arch": "arm64", "location": "https://example.org/a"}]}))
+    .unwrap();
+    let (after, plan) = scene.step();
+    assert_eq!(plan.job, JobStep::None);
+    assert!(plan.event.unwrap().note.contains("linux/amd64"));
+    assert_eq!(after.label("farrier.dev/spin"), Some("failed"));
+    assert!(after.decide().is_empty());
+    let ready = |fleet: &Fleet| {
+        let conditions = after.status_of(0, fleet).status.unwrap().conditions;
+        let ready = conditions.into_iter().find(|it| it.type_ == "Ready");
+        ready.unwrap()
+    };
+    let mut fleet = Fleet::default();
+    fleet.put("n1", after.standing());
+    let alone = ready(&fleet);
+    assert_eq!((&*alone.status, &*alone.reason), ("False", "Unsupported"));
+    // Beside one that serves it, it is no failure, and not counted.
+    fleet.put("n2", Scene::provisioned().standing());
+    let status = after.status_of(0, &fleet).status.unwrap();
+    assert_eq!((status.nodes, status.nodes_failed), (1, 0));
+    let both = ready(&fleet);
+    assert_eq!(both.status, "True");
+    assert!(both.message.contains("n1: no artifact for linux/amd64"));
+}
+
+#[test]
+fn a_users_shim_beats_a_default_one_to_a_handler() {
+    let mut scene = scene().annotated();
+    scene.shims.push(shim("default-spin", "spin-v2"));
+    scene.shims[0].created = start() + SignedDuration::from_secs(60);
+    let (after, plan) = scene.step();
+    let JobStep::Create { request, .. } = plan.job else {
+        panic!("no Job")
+    };
+    assert_eq!(
+        request
+            .shims
+            .iter()
+            .map(|shim| shim.name.as_str())
+            .collect::<Vec<_>>(),
+        ["spin"]
+    );
+    assert_eq!(after.label("farrier.dev/default-spin"), None);
+    let loser = after.status(1);
+    let degraded = loser
+        .status
+        .unwrap()
+        .conditions
+        .into_iter()
+        .find(|condition| condition.type_ == "Degraded")
+        .unwrap();
+    assert_eq!(
+        (degraded.status.as_str(), degraded.reason.as_str()),
+        ("True", "Conflict")
+    );
+    assert!(degraded.message.contains("belongs to Shim spin"));
+}
+
+#[test]
+fn a_bare_label_that_a_shim_selects_on_or_that_is_anothers_is_never_changed() {
+    let mut scene = scene();
+    scene.spec().annotation_selector = None;
+    scene.spec().node_selector = Some(BTreeMap::from([("spin".to_owned(), "true".to_owned())]));
+    scene
+        .node
+        .labels
+        .insert("spin".to_owned(), "true".to_owned());
+    assert_eq!(scene.stepped().label("spin"), Some("true"));
+    let mut foreign = Scene::provisioned();
+    foreign
+        .node
+        .labels
+        .insert("spin".to_owned(), "mine".to_owned());
+    assert_eq!(
+        foreign.no_longer_annotated().stepped().label("spin"),
+        Some("mine")
+    );
+}
+
+#[test]
+fn a_deleted_shim_is_let_go_once_no_node_carries_it() {
+    let mut scene = Scene::provisioned();
+    scene.shims[0].deleting = true;
+    let finalizer = |scene: &Scene| scene.status(0).finalizer;
+    assert_eq!(finalizer(&scene), Finalizer::Keep);
+    let mut scene = scene.stepped();
+    assert_eq!(finalizer(&scene), Finalizer::Keep);
+    let mut forced = scene.shims.clone();
+    forced[0].forced = true;
+    let shims = std::mem::replace(&mut scene.shims, forced);
+    assert_eq!(finalizer(&scene), Finalizer::Release);
+    scene.shims = shims;
+    let scene = scene.answers(Outcome::Applied, true, None).stepped();
+    assert_eq!(finalizer(&scene), Finalizer::Release);
+}
+
+#[test]
+fn a_status_is_written_once() {
+    let mut scene = Scene::provisioned();
+    let status = scene.status(0).status.unwrap();
+    assert_eq!(
+        (status.nodes, status.nodes_ready, status.nodes_failed),
+        (1, 1, 0)
+    );
+    scene.shims[0].status = Some(status);
+    assert_eq!(scene.later(60).status(0).status, None);
+}
+
+#[test]
+fn a_renamed_handler_is_withdrawn_before_the_new_one_is_served() {
+    let mut scene = Scene::provisioned();
+    scene.spec().runtime_class.handler = "spin-v3".to_owned();
+    let (after, plan) = scene.step();
+    assert_eq!(after.label("handler.farrier.dev/spin-v2"), None);
+    assert_eq!(after.label("handler.farrier.dev/spin-v3"), None);
+    assert!(matches!(plan.job, JobStep::Create { .. }));
+    let after = after.answers(Outcome::Applied, true, None).stepped();
+    assert_eq!(after.label("handler.farrier.dev/spin-v3"), Some("true"));
+    assert!(after.stepped().decide().is_empty());
+}
+
+#[test]
+fn a_shim_that_lost_our_finalizer_stays_where_it_is() {
+    let mut scene = Scene::provisioned();
+    scene.shims[0].held = false;
+    assert!(scene.decide().is_empty());
+    assert_eq!(scene.status(0).finalizer, Finalizer::Add);
+}
+
+#[test]
+fn a_shim_that_cannot_be_read_stays_where_it_is_and_nowhere_else() {
+    let unreadable = Err("unknown variant `riscv64`".to_owned());
+    let mut there = Scene::provisioned();
+    there.shims[0].spec = unreadable.clone();
+    assert!(there.decide().is_empty());
+    let status = there.status(0).status.unwrap();
+    assert_eq!((status.nodes, status.nodes_ready), (1, 1));
+    let degraded = &status.conditions[2];
+    assert_eq!(
+        (degraded.status.as_str(), degraded.reason.as_str()),
+        ("True", "Unusable")
+    );
+    assert!(degraded.message.contains("riscv64"));
+    assert_eq!(
+        there.later(60).status(0).status.unwrap(),
+        status,
+        "no hot loop"
+    );
+
+    let mut elsewhere = scene().annotated();
+    elsewhere.shims[0].spec = unreadable;
+    assert_eq!(elsewhere.decide(), Plan::default());
+    elsewhere.shims[0].deleting = true;
+    assert_eq!(elsewhere.status(0).finalizer, Finalizer::Release);
+}
+
+#[test]
+fn no_bare_label_is_touched_while_a_shim_that_may_select_on_it_cannot_be_read() {
+    let mut scene = scene().annotated();
+    let mut other = shim("other", "other");
+    other.spec = Err("newer".to_owned());
+    scene.shims.push(other);
+    let after = scene.stepped();
+    assert_eq!(after.label("farrier.dev/spin"), Some("pending"));
+    assert_eq!(after.label("spin"), None);
+}
+
+#[test]
+fn a_bare_label_without_ours_beside_it_is_anothers() {
+    let mut scene = scene();
+    scene.spec().paused = true;
+    let mut scene = scene.annotated();
+    scene
+        .node
+        .labels
+        .insert("spin".to_owned(), "pending".to_owned());
+    assert_eq!(scene.decide(), Plan::default());
+}
+
+#[test]
+fn shims_that_are_too_much_for_one_node_fail_one_by_one() {
+    let mut scene = scene().annotated();
+    scene.shims = (0..200)
+        .map(|n| {
+            let mut shim = shim(&format!("spin-{n}"), &format!("spin-{n}"));
+            let options = BTreeMap::from([("option".to_owned(), "x".repeat(1_000))]);
+            shim.spec.as_mut().unwrap().containerd_runtime_options = Some(options);
+            shim
+        })
+        .collect();
+    let (after, plan) = scene.step();
+    let JobStep::Create { request, .. } = plan.job else {
+        panic!("no Job")
+    };
+    assert!((30..100).contains(&request.shims.len()));
+    assert!(request.to_json().len() < 128 * 1024);
+    let failed = after
+        .node
+        .labels
+        .iter()
+        .filter(|(key, value)| key.starts_with("farrier.dev/") && value.as_str() == "failed");
+    assert_eq!(failed.count(), 200 - request.shims.len());
+    assert!(plan.event.unwrap().note.len() <= 1_000);
+}
+
+#[test]
+fn a_request_reserves_the_handlers_of_all_shims_with_their_options() {
+    let mut scene = scene().annotated();
+    let mut other = shim("wasmtime", "wasmtime");
+    let spec = other.spec.as_mut().unwrap();
+    spec.annotation_selector = Some(BTreeMap::from([("a".to_owned(), "b".to_owned())]));
+    spec.handler_aliases = vec!["wasmtime-v1".to_owned()];
+    let options = BTreeMap::from([("SystemdCgroup".to_owned(), "true".to_owned())]);
+    spec.containerd_runtime_options = Some(options);
+    scene.shims.push(other);
+    let JobStep::Create { request, .. } = scene.decide().job else {
+        panic!("no Job")
+    };
+    assert_eq!(request.reserve, ["wasmtime", "wasmtime-v1"]);
+    assert_eq!(
+        request.reserve_options["wasmtime-v1"]["SystemdCgroup"],
+        OptionValue::Boolean(true)
+    );
+}
+
+#[test]
+fn a_shim_that_a_node_does_not_carry_is_no_reason_to_ask_it_again() {
+    let mut scene = Scene::provisioned();
+    let mut other = shim("wasmtime", "wasmtime");
+    let spec = other.spec.as_mut().unwrap();
+    spec.annotation_selector = Some(BTreeMap::from([("a".to_owned(), "b".to_owned())]));
+    scene.shims.push(other);
+    assert!(scene.decide().is_empty());
+}
+
+#[test]
+fn the_finalizer_of_runtime_class_manager_holds_no_shim_for_ever() {
+    let mut scene = scene();
+    scene.shims[0].held = false;
+    scene.shims[0].held_by_rcm = true;
+    assert_eq!(scene.status(0).finalizer, Finalizer::Add);
+    scene.shims[0].deleting = true;
+    assert_eq!(scene.status(0).finalizer, Finalizer::Release);
+    // Whoever sets it again beside us is not fought.
+    scene.shims[0].deleting = false;
+    scene.shims[0].held = true;
+    assert_eq!(scene.status(0).finalizer, Finalizer::Keep);
+}
+
+#[test]
+fn what_changes_in_a_status_is_told_once() {
+    let mut scene = Scene::provisioned();
+    let told = scene.status(0);
+    let notes: Vec<&str> = told.events.iter().map(|news| &*news.reason).collect();
+    assert_eq!(notes, ["Provisioned"]);
+    scene.shims[0].status = told.status;
+    assert_eq!(scene.status(0).events, []);
+    let failed = Scene {
+        shims: scene.shims.clone(),
+        ..scene::scene()
+    };
+    let failed = failed
+        .annotated()
+        .stepped()
+        .answers(Outcome::Refused, false, Some("no room"))
+        .stepped();
+    let told = failed.status(0).events;
+    assert!(
+        told[0].warning && told[0].note.contains("no room"),
+        "{told:?}"
+    );
+}
+
+#[test]
+fn a_shim_with_more_options_than_a_job_can_hold_is_not_reserved() {
+    let mut scene = scene().annotated();
+    let mut large = shim("large", "large");
+    let spec = large.spec.as_mut().unwrap();
+    spec.annotation_selector = Some([("nobody".to_owned(), "has it".to_owned())].into());
+    let options = (0..5_000).map(|at| (format!("option-{at}"), "x".repeat(20)));
+    spec.containerd_runtime_options = Some(options.collect());
+    let mut small = shim("small", "small");
+    small.spec.as_mut().unwrap().annotation_selector =
+        Some([(String::new(), String::new())].into());
+    scene.shims.extend([large, small]);
+    let JobStep::Create { request, .. } = scene.decide().job else {
+        panic!("no Job")
+    };
+    assert_eq!(request.reserve, ["small"]);
+}
