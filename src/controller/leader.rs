@@ -145,7 +145,7 @@ impl Election {
             match tokio::time::timeout(GIVE_UP, self.attempt()).await {
                 Ok(Ok(true)) => return begun,
                 Ok(Ok(false)) if !waits => {
-                    tracing::info!(lease = self.name, "another replica acts; standing by");
+                    tracing::info!(lease = self.name, "another replica acts; summary by");
                     waits = true;
                 }
                 Ok(Ok(false)) => {}

@@ -10,7 +10,7 @@ use tokio::sync::watch::{Receiver, Sender, channel};
 use tokio::task::JoinHandle;
 
 use super::cluster::slim::{JobObject, PodObject};
-use super::cluster::triggers::{Keys, Queues, Routes};
+use super::cluster::triggers::{QueueReceivers, Queues, Triggers};
 use super::cluster::watch::{Change, Watches};
 use super::error::Error;
 use super::leader::Election;
@@ -42,7 +42,7 @@ pub async fn operate<T>(
         &settings.identity,
     );
     let watches = Watches::new(&client, &settings.namespace);
-    let (queues, keys) = Queues::new();
+    let (queues, receivers) = Queues::new();
     let context = Arc::new(Context::new(client, settings, &watches, queues, leaving));
     let (stop, stopped) = channel(false);
     let (held, acquired) = oneshot::channel();
@@ -50,7 +50,7 @@ pub async fn operate<T>(
     let mut server = tokio::spawn(serve(Arc::clone(&context)));
     let mut leader = tokio::spawn(lead(Arc::clone(&context), election, held, released));
     let ended = {
-        let work = work(Arc::clone(&context), keys, stopped, acquired);
+        let work = work(Arc::clone(&context), receivers, stopped, acquired);
         let (mut work, until) = (std::pin::pin!(work), until(&context));
         tokio::select! {
             ended = follow(&context, watches) => Err(ended),
@@ -123,7 +123,7 @@ async fn lead(
 /// Waits for its turn, then decides for ever; why that ended.
 async fn work(
     context: Arc<Context>,
-    keys: Keys,
+    receivers: QueueReceivers,
     stopped: Receiver<bool>,
     acquired: oneshot::Receiver<()>,
 ) -> Error {
@@ -139,8 +139,8 @@ async fn work(
     }
     tracing::info!("every watch has listed and the Lease is held; deciding");
     context.begin();
-    let nodes = reconcile::nodes(Arc::clone(&context), keys.nodes, stopped.clone());
-    let shims = reconcile::shims(Arc::clone(&context), keys.shims, stopped);
+    let nodes = reconcile::nodes(Arc::clone(&context), receivers.nodes, stopped.clone());
+    let shims = reconcile::shims(Arc::clone(&context), receivers.shims, stopped);
     tokio::select! {
         // Both end what they write first where they are to stop.
         ((), ()) = async { tokio::join!(nodes, shims) } => Error::Ended { part: "queue" },
@@ -163,21 +163,21 @@ async fn serve(context: Arc<Context>) -> Error {
 
 /// Follows every watch for ever, and tells of what changes; which one ended.
 async fn follow(context: &Context, watches: Watches) -> Error {
-    let (mut of_nodes, mut of_shims) = (Routes::default(), Routes::default());
+    let (mut node_triggers, mut shim_triggers) = (Triggers::default(), Triggers::default());
     let pods = |change: Change<'_, PodObject>| {
         context.pods.take_in(&change);
-        context.concerns(Routes::of_job(&change));
+        context.concerns(Triggers::of_job(&change));
     };
     let jobs = |change: Change<'_, JobObject>| {
         if let Change::Gone(job) = &change {
             context.job_is_gone(&job.uid().unwrap_or_default());
         }
-        context.concerns(Routes::of_job(&change));
+        context.concerns(Triggers::of_job(&change));
     };
     tokio::select! {
         () = context.recounts() => Error::Ended { part: "recount" },
-        () = watches.nodes.follow(|change| context.concerns(of_nodes.node(&change))) => Error::Ended { part: "watch on Nodes" },
-        () = watches.shims.follow(|change| context.concerns(of_shims.shim(&change))) => Error::Ended { part: "watch on Shims" },
+        () = watches.nodes.follow(|change| context.concerns(node_triggers.node(&change))) => Error::Ended { part: "watch on Nodes" },
+        () = watches.shims.follow(|change| context.concerns(shim_triggers.shim(&change))) => Error::Ended { part: "watch on Shims" },
         () = watches.jobs.follow(jobs) => Error::Ended { part: "watch on Jobs" },
         () = watches.pods.follow(pods) => Error::Ended { part: "watch on Pods" },
         () = watches.runtime_classes.follow(|_| context.every_shim()) => Error::Ended { part: "watch on RuntimeClasses" },

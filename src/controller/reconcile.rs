@@ -26,7 +26,7 @@ const CONCURRENT_WRITES: u16 = 8;
 /// A write that lost to another writer is decided anew once the watch has brought what the other wrote.
 const AFTER_CONFLICT: Duration = Duration::from_secs(1);
 
-/// A write that was refused is tried again after this: the API server's own troubles pass in seconds.
+/// A write that was rejected is tried again after this: the API server's own troubles pass in seconds.
 const AFTER_REFUSAL: Duration = Duration::from_secs(10);
 
 /// Labels that a webhook reverted are written again after this: an operator who corrected the webhook sees the labels within it, and
@@ -75,7 +75,7 @@ pub async fn shims(
         .await;
 }
 
-/// When to try again what the API server refused.
+/// When to try again what the API server rejected.
 fn after_error<K>(_: Arc<K>, error: &apply::Error, _: Arc<Context>) -> Action {
     Action::requeue(if error.is_conflict() {
         AFTER_CONFLICT
@@ -103,24 +103,24 @@ fn innermost<T: std::error::Error>(error: &controller::Error<apply::Error, T>) -
     }
 }
 
-/// When to decide again, given what a write came to: what the API server refused is remembered, so that the next decision tells of it.
+/// When to decide again, given what a write came to: what the API server rejected is remembered, so that the next decision tells of it.
 fn settle(
     context: &Context,
     uid: &str,
     generation: Option<i64>,
     answer: Result<(), apply::Error>,
 ) -> Result<Option<Duration>, apply::Error> {
-    let refusal = match answer {
+    let rejection = match answer {
         Ok(()) => None,
-        Err(error) => match error.refusal() {
+        Err(error) => match error.rejection() {
             Some(sentence) => {
-                tracing::warn!(%error, "refused");
+                tracing::warn!(%error, "rejected");
                 Some(sentence)
             }
             None => return Err(error),
         },
     };
-    Ok(context.refused(uid, generation, refusal))
+    Ok(context.rejected(uid, generation, rejection))
 }
 
 async fn node_once(node: Arc<NodeObject>, context: Arc<Context>) -> Result<Action, apply::Error> {

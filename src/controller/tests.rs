@@ -181,16 +181,16 @@ fn a_job_that_goes_slowly_is_read_and_counted_once() {
 
 #[test]
 fn while_jobs_wait_for_their_pods_no_more_are_made_and_nothing_is_written() {
-    let mut crowded = scene().annotated();
-    crowded.hold = Hold::Crowded;
-    let plan = crowded.decide();
+    let mut waiting_for_pod_slot = scene().annotated();
+    waiting_for_pod_slot.hold = Hold::NoPodSlot;
+    let plan = waiting_for_pod_slot.decide();
     assert!(plan.is_empty(), "{plan:?}");
-    let standing = crowded.standing();
-    assert!(standing.crowded && !standing.podless);
-    crowded.hold = Hold::None;
-    assert!(crowded.standing().podless);
+    let summary = waiting_for_pod_slot.summary();
+    assert!(summary.waiting_for_pod_slot && !summary.without_pod);
+    waiting_for_pod_slot.hold = Hold::None;
+    assert!(waiting_for_pod_slot.summary().without_pod);
     let mut leaving = Scene::provisioned().no_longer_annotated();
-    leaving.hold = Hold::Crowded;
+    leaving.hold = Hold::NoPodSlot;
     let leaving = leaving.stepped();
     assert!(leaving.job.is_none());
     assert_eq!(leaving.label("handler.farrier.dev/spin-v2"), None);

@@ -23,7 +23,7 @@ pub enum Error {
     /// There is no cluster to talk to.
     #[error(transparent)]
     Cluster(#[from] cluster::Error),
-    /// The API server refused, or did not answer.
+    /// The API server rejected, or did not answer.
     #[error(
         "failed to {act} the CustomResourceDefinition {name}: {}; see that the API server can be reached, and that this account may create and replace it",
         because(source)

@@ -30,7 +30,7 @@ pub mod lease;
 /// Why a plan was not carried out.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The API server refused, or did not answer.
+    /// The API server rejected, or did not answer.
     #[error("failed to {act} {object}: {}", because(source))]
     Write {
         /// What was tried.
@@ -87,11 +87,11 @@ impl Error {
 
     /// What people should know, where trying again at once is no use: the API server read the object and did not take it.
     #[must_use]
-    pub fn refusal(&self) -> Option<String> {
+    pub fn rejection(&self) -> Option<String> {
         match self {
             Self::Make { source, .. } | Self::Write { source, .. } => {
-                let refused = matches!(code(source), Some(400 | 403 | 422));
-                refused.then(|| self.to_string())
+                let rejected = matches!(code(source), Some(400 | 403 | 422));
+                rejected.then(|| self.to_string())
             }
             Self::Taken { .. } | Self::Reverted { .. } => Some(self.to_string()),
             Self::Deadline { .. } => None,
@@ -195,7 +195,7 @@ pub async fn node(
             Ok(patched) => version = Some(patched),
             Err(error) => {
                 // Nothing can be written on the node itself.
-                if let Some(note) = error.refusal() {
+                if let Some(note) = error.rejection() {
                     let about = About::of::<NodeObject>(name, uid);
                     tell(client, &about, &News::failure(&note)).await;
                 }
@@ -338,7 +338,7 @@ async fn tell(client: &Client, about: &About, news: &News) {
 pub async fn shim(client: &Client, shim: &ShimObject, plan: ShimPlan) -> Result<(), Error> {
     let mut made = Ok(());
     for step in plan.runtime_classes {
-        // One that is refused holds up neither the others nor the status that tells of it.
+        // One that is rejected holds up neither the others nor the status that tells of it.
         made = made.and(runtime_class(client, step).await);
     }
     status(client, shim, plan.status).await?;
@@ -486,7 +486,7 @@ mod tests {
         assert_eq!(accepted(&node, &edit, &patched("8")).unwrap(), "8");
         match accepted(&node, &edit, &patched("7")) {
             Ok(version) => assert!(!records && version == "7"),
-            Err(error) => assert!(records && error.refusal().is_some() && !error.is_conflict()),
+            Err(error) => assert!(records && error.rejection().is_some() && !error.is_conflict()),
         }
     }
 
@@ -496,7 +496,7 @@ mod tests {
     #[case::lost_to_another(409, false)]
     #[case::overloaded(429, false)]
     #[case::gone(404, false)]
-    fn a_write_that_was_read_and_not_taken_is_a_refusal(#[case] code: u16, #[case] refused: bool) {
+    fn a_write_that_was_read_and_not_taken_is_a_refusal(#[case] code: u16, #[case] rejected: bool) {
         let status = Status {
             status: Some(StatusSummary::Failure),
             code,
@@ -508,7 +508,7 @@ mod tests {
             object: "node n1".to_owned(),
             source: kube::Error::Api(Box::new(status)),
         };
-        assert_eq!(error.refusal().is_some(), refused);
+        assert_eq!(error.rejection().is_some(), rejected);
         assert_eq!(error.is_conflict(), code == 409);
     }
 }

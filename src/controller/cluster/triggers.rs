@@ -17,7 +17,7 @@ use crate::names;
 
 /// What a change of one node means for others.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Ripple {
+pub struct Requeue {
     /// Shims of which something is to be said anew.
     pub shims: BTreeSet<String>,
     /// Nodes whose turn may have come.
@@ -35,7 +35,7 @@ pub struct Queues {
 
 /// The other ends.
 #[derive(Debug)]
-pub struct Keys {
+pub struct QueueReceivers {
     /// Nodes to decide on.
     pub nodes: UnboundedReceiver<ObjectRef<NodeObject>>,
     /// Shims to decide on.
@@ -45,19 +45,19 @@ pub struct Keys {
 impl Queues {
     /// Queues that are closed still.
     #[must_use]
-    pub fn new() -> (Self, Keys) {
-        let (nodes, node_keys) = unbounded_channel();
-        let (shims, shim_keys) = unbounded_channel();
+    pub fn new() -> (Self, QueueReceivers) {
+        let (nodes, node_receiver) = unbounded_channel();
+        let (shims, shim_receiver) = unbounded_channel();
         let queues = Self {
             nodes,
             shims,
             open: Arc::default(),
         };
-        let keys = Keys {
-            nodes: node_keys,
-            shims: shim_keys,
+        let receivers = QueueReceivers {
+            nodes: node_receiver,
+            shims: shim_receiver,
         };
-        (queues, keys)
+        (queues, receivers)
     }
 
     /// Lets names through from now on.
@@ -81,15 +81,15 @@ impl Queues {
     }
 
     /// What one node's change means for others.
-    pub fn ripple(&self, ripple: &Ripple) {
-        ripple.nodes.iter().for_each(|node| self.node(node));
-        ripple.shims.iter().for_each(|shim| self.shim(shim));
+    pub fn requeue(&self, requeue: &Requeue) {
+        requeue.nodes.iter().for_each(|node| self.node(node));
+        requeue.shims.iter().for_each(|shim| self.shim(shim));
     }
 }
 
 /// What a change concerns.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Concern {
+pub enum Trigger {
     /// Nothing that anybody decides on.
     Nothing,
     /// This node.
@@ -108,19 +108,19 @@ pub enum Concern {
 
 /// Tells what counts of a change from what does not.
 #[derive(Debug, Default)]
-pub struct Routes {
+pub struct Triggers {
     /// What was seen of each node, in brief.
     nodes: HashMap<String, u64>,
     shims: HashMap<String, ShimView>,
 }
 
-impl Routes {
+impl Triggers {
     /// A kubelet writes its node's status every few minutes; only what decisions look at counts.
-    pub fn node(&mut self, change: &Change<'_, NodeObject>) -> Concern {
+    pub fn node(&mut self, change: &Change<'_, NodeObject>) -> Trigger {
         match change {
             Change::Gone(node) => {
                 self.nodes.remove(&node.name_any());
-                Concern::NodeGone(node.name_any())
+                Trigger::NodeGone(node.name_any())
             }
             Change::Here(node) => {
                 let view = NodeView::from(*node);
@@ -128,25 +128,25 @@ impl Routes {
                 view.hash(&mut hasher);
                 let brief = hasher.finish();
                 if self.nodes.insert(view.name.clone(), brief) == Some(brief) {
-                    Concern::Nothing
+                    Trigger::Nothing
                 } else {
-                    Concern::Node(view.name)
+                    Trigger::Node(view.name)
                 }
             }
             Change::Listed => {
                 // What was seen before the watch was away says nothing of what comes next.
                 self.nodes.clear();
-                Concern::Everything
+                Trigger::Everything
             }
         }
     }
 
-    /// Our own writes to a Shim's status concern no node.
-    pub fn shim(&mut self, change: &Change<'_, ShimObject>) -> Concern {
+    /// Our own writes to a Shim's status trigger no node.
+    pub fn shim(&mut self, change: &Change<'_, ShimObject>) -> Trigger {
         match change {
             Change::Gone(shim) => {
                 self.shims.remove(&shim.name_any());
-                Concern::ShimGone(shim.name_any())
+                Trigger::ShimGone(shim.name_any())
             }
             Change::Here(shim) => {
                 let view = ShimView {
@@ -154,27 +154,27 @@ impl Routes {
                     ..ShimView::from(*shim)
                 };
                 if self.shims.get(&view.name) == Some(&view) {
-                    Concern::Shim(view.name)
+                    Trigger::Shim(view.name)
                 } else {
                     self.shims.insert(view.name.clone(), view);
-                    Concern::Shims
+                    Trigger::Shims
                 }
             }
             Change::Listed => {
                 self.shims.clear();
-                Concern::Everything
+                Trigger::Everything
             }
         }
     }
 
     /// A Job or its pod concerns the node that it was made for.
-    pub fn of_job<K: kube::Resource>(change: &Change<'_, K>) -> Concern {
+    pub fn of_job<K: kube::Resource>(change: &Change<'_, K>) -> Trigger {
         match change {
             Change::Here(object) | Change::Gone(object) => {
                 let node = object.annotations().get(names::NODE_NAME_ANNOTATION);
-                node.map_or(Concern::Nothing, |node| Concern::Node(node.clone()))
+                node.map_or(Trigger::Nothing, |node| Trigger::Node(node.clone()))
             }
-            Change::Listed => Concern::Everything,
+            Change::Listed => Trigger::Everything,
         }
     }
 }
@@ -187,12 +187,12 @@ mod tests {
     fn what_was_seen_before_a_new_list_is_no_reason_to_pass_a_change_over() {
         let node: NodeObject =
             serde_json::from_value(serde_json::json!({"metadata": {"name": "n1"}})).unwrap();
-        let mut routes = Routes::default();
-        let here = Concern::Node("n1".to_owned());
+        let mut routes = Triggers::default();
+        let here = Trigger::Node("n1".to_owned());
         assert_eq!(routes.node(&Change::Here(&node)), here);
-        assert_eq!(routes.node(&Change::Here(&node)), Concern::Nothing);
+        assert_eq!(routes.node(&Change::Here(&node)), Trigger::Nothing);
         // The list had it otherwise, and now it is as it was before the watch was away.
-        assert_eq!(routes.node(&Change::Listed), Concern::Everything);
+        assert_eq!(routes.node(&Change::Listed), Trigger::Everything);
         assert_eq!(routes.node(&Change::Here(&node)), here);
     }
 }

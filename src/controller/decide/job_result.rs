@@ -352,7 +352,7 @@ fn outcome(result: Outcome) -> &'static str {
         Outcome::Applied => "applied",
         Outcome::Partial => "partial",
         Outcome::Unchanged => "unchanged",
-        Outcome::Refused => "refused",
+        Outcome::Refused => "rejected",
         Outcome::RolledBack => "rolledBack",
         Outcome::Broken => "broken",
     }

@@ -162,7 +162,7 @@ fn while_deleted(
 
 /// No Job: make one if the host is not known to be as it should.
 fn act(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
-    if let (Some(reason), Some(applied)) = (seen.refused, applied.clone()) {
+    if let (Some(reason), Some(applied)) = (seen.rejected, applied.clone()) {
         return not_made(seen, desired, applied, reason);
     }
     match need(seen, desired, applied.as_ref()) {
@@ -179,8 +179,8 @@ fn act(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
         }
         Need::Now => match seen.hold {
             Hold::None => claim(seen, desired, applied),
-            Hold::Crowded => Plan {
-                crowded: true,
+            Hold::NoPodSlot => Plan {
+                waiting_for_pod_slot: true,
                 ..held(seen, desired, applied, None)
             },
             Hold::Settling(rest) => held(seen, desired, applied, Some(rest)),

@@ -54,7 +54,7 @@ pub struct Seen<'a> {
     /// Every RuntimeClass.
     pub classes: &'a [&'a RuntimeClass],
     /// Why the API server did not take what was last to be made for it.
-    pub refused: Option<&'a str>,
+    pub rejected: Option<&'a str>,
     /// What time it is.
     pub now: Timestamp,
 }
@@ -65,7 +65,7 @@ pub fn decide(seen: &Seen<'_>) -> ShimPlan {
     let Seen { shim, tally, .. } = *seen;
     let (runtime_classes, foreign) = runtime_classes::decide(shim, seen.classes);
     let unusable = match &shim.spec {
-        Ok(_) => seen.refused.map(str::to_owned),
+        Ok(_) => seen.rejected.map(str::to_owned),
         Err(error) => Some(format!(
             "this release can't read the Shim: {error}; upgrade Farrier, or write the Shim as its release does"
         )),

@@ -25,7 +25,7 @@ pub struct Observed<'a> {
     /// The node's Job, if there is one.
     pub job: Option<&'a JobView>,
     /// Why the API server did not take the Job that was last to be made.
-    pub refused: Option<&'a str>,
+    pub rejected: Option<&'a str>,
     /// Why no Job is to be made now, if one is due.
     pub hold: Hold,
     /// What time it is.
@@ -41,7 +41,7 @@ pub enum Hold {
     #[default]
     None,
     /// Too many have no pod yet: the node is asked anew when one has.
-    Crowded,
+    NoPodSlot,
     /// Shims have just come or changed, and more may be on their way: not before this has passed.
     Settling(Duration),
 }
@@ -60,7 +60,7 @@ pub struct Plan {
     /// When to decide again though nothing changes.
     pub look_again: Option<Duration>,
     /// A Job is due and is not made until fewer Jobs have no pod.
-    pub crowded: bool,
+    pub waiting_for_pod_slot: bool,
 }
 
 impl Plan {

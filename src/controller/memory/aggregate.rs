@@ -3,84 +3,83 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::node_summary::{Place, Stand, Standing};
-use crate::controller::cluster::triggers::Ripple;
+use super::node_summary::{NodeSummary, Phase, ShimOnNode};
+use crate::controller::cluster::triggers::Requeue;
 use crate::controller::decide::rollout::Others;
 use crate::controller::decide::types::Tally;
 
 impl Tally {
-    fn count(&mut self, node: &str, standing: &Standing, stand: &Stand) {
-        self.carried += usize::from(stand.carried);
-        self.workers += usize::from(is_worker_left(standing, stand));
-        if is_queued(standing, stand) {
-            self.queue.insert((standing.control_plane, node.to_owned()));
+    fn count(&mut self, node: &str, summary: &NodeSummary, on_node: &ShimOnNode) {
+        self.carried += usize::from(on_node.carried);
+        self.workers += usize::from(is_worker_left(summary, on_node));
+        if is_queued(summary, on_node) {
+            self.queue.insert((summary.control_plane, node.to_owned()));
         }
-        match &stand.place {
-            Place::Ready => self.ready += 1,
-            Place::Pending | Place::Resting => self.pending += 1,
-            Place::Waiting => self.waiting += 1,
-            Place::Unsupported(reason) => {
+        match &on_node.phase {
+            Phase::Ready => self.ready += 1,
+            Phase::Pending | Phase::Resting => self.pending += 1,
+            Phase::Waiting => self.waiting += 1,
+            Phase::Unsupported(reason) => {
                 self.unsupported.insert(node.to_owned(), reason.clone());
             }
-            Place::Failed { reason, halts } => {
+            Phase::Failed { reason, halts } => {
                 self.failures.insert(node.to_owned(), reason.clone());
                 if *halts {
                     self.halting.insert(node.to_owned());
                 }
             }
-            Place::Removing { reason, .. } => {
+            Phase::Removing { reason, .. } => {
                 self.removing.insert(node.to_owned(), reason.clone());
             }
-            Place::Shadowed => {}
+            Phase::Shadowed => {}
         }
     }
 
-    fn discount(&mut self, node: &str, standing: &Standing, stand: &Stand) {
-        self.carried -= usize::from(stand.carried);
-        self.workers -= usize::from(is_worker_left(standing, stand));
-        self.queue
-            .remove(&(standing.control_plane, node.to_owned()));
-        match &stand.place {
-            Place::Ready => self.ready -= 1,
-            Place::Pending | Place::Resting => self.pending -= 1,
-            Place::Waiting => self.waiting -= 1,
-            Place::Unsupported(_) => {
+    fn discount(&mut self, node: &str, summary: &NodeSummary, on_node: &ShimOnNode) {
+        self.carried -= usize::from(on_node.carried);
+        self.workers -= usize::from(is_worker_left(summary, on_node));
+        self.queue.remove(&(summary.control_plane, node.to_owned()));
+        match &on_node.phase {
+            Phase::Ready => self.ready -= 1,
+            Phase::Pending | Phase::Resting => self.pending -= 1,
+            Phase::Waiting => self.waiting -= 1,
+            Phase::Unsupported(_) => {
                 self.unsupported.remove(node);
             }
-            Place::Failed { .. } => {
+            Phase::Failed { .. } => {
                 self.failures.remove(node);
                 self.halting.remove(node);
             }
-            Place::Removing { .. } => {
+            Phase::Removing { .. } => {
                 self.removing.remove(node);
             }
-            Place::Shadowed => {}
+            Phase::Shadowed => {}
         }
     }
 }
 
 /// Whether a node could be changed once it is its turn.
-fn is_queued(standing: &Standing, stand: &Stand) -> bool {
+fn is_queued(summary: &NodeSummary, on_node: &ShimOnNode) -> bool {
     let waits = matches!(
-        stand.place,
-        Place::Waiting | Place::Removing { waits: true, .. }
+        on_node.phase,
+        Phase::Waiting | Phase::Removing { waits: true, .. }
     );
-    standing.fit && waits
+    summary.fit && waits
 }
 
 /// Whether a node comes before those of the control plane, and is not done.
-fn is_worker_left(standing: &Standing, stand: &Stand) -> bool {
-    let works = match stand.place {
-        Place::Pending => standing.changing || standing.fit,
-        Place::Removing { .. } => standing.changing,
-        Place::Ready
-        | Place::Resting
-        | Place::Waiting
-        | Place::Failed { .. }
-        | Place::Unsupported(_)
-        | Place::Shadowed => false,
+fn is_worker_left(summary: &NodeSummary, on_node: &ShimOnNode) -> bool {
+    let works = match on_node.phase {
+        Phase::Pending => summary.changing || summary.fit,
+        Phase::Removing { .. } => summary.changing,
+        Phase::Ready
+        | Phase::Resting
+        | Phase::Waiting
+        | Phase::Failed { .. }
+        | Phase::Unsupported(_)
+        | Phase::Shadowed => false,
     };
-    !standing.control_plane && (works || is_queued(standing, stand))
+    !summary.control_plane && (works || is_queued(summary, on_node))
 }
 
 impl Tally {
@@ -110,20 +109,20 @@ impl Tally {
 }
 
 /// Nodes that are asked anew where one makes room; each makes room once, so that all get their turn.
-const ASKED_ANEW: usize = 4;
+const REQUEUE_BATCH: usize = 4;
 
 /// Jobs that may be without a pod at a time. Kubernetes' Job controller makes four or five pods a second unless its limit on requests is
 /// raised (`--kube-api-qps`, 20 by default), and a Job that has none for a minute counts as stuck.
-const MOST_PODLESS: usize = 100;
+const MOST_WITHOUT_POD: usize = 100;
 
 /// All nodes.
 #[derive(Debug, Default)]
 pub struct Fleet {
-    standings: HashMap<String, Standing>,
+    summaries: HashMap<String, NodeSummary>,
     tallies: BTreeMap<String, Tally>,
     changing: BTreeSet<String>,
-    podless: BTreeSet<String>,
-    crowd: BTreeSet<String>,
+    without_pod: BTreeSet<String>,
+    waiting_for_pod_slot: BTreeSet<String>,
     /// Of a Shim that no node speaks of.
     none: Tally,
 }
@@ -154,8 +153,8 @@ impl Fleet {
 
     /// Whether so many Jobs have no pod yet that `node` should not add one.
     #[must_use]
-    pub fn is_crowded_for(&self, node: &str) -> bool {
-        self.podless.len() >= MOST_PODLESS && !self.podless.contains(node)
+    pub fn has_no_pod_slot_for(&self, node: &str) -> bool {
+        self.without_pod.len() >= MOST_WITHOUT_POD && !self.without_pod.contains(node)
     }
 
     /// Whether any node may carry anything.
@@ -167,52 +166,52 @@ impl Fleet {
     /// Nodes that may carry anything, each with the Shims.
     #[must_use]
     pub fn carriers(&self) -> BTreeMap<String, Vec<String>> {
-        let carried = |standing: &Standing| -> Vec<String> {
-            let shims = standing.shims.iter().filter(|(_, stand)| stand.carried);
+        let carried = |summary: &NodeSummary| -> Vec<String> {
+            let shims = summary.shims.iter().filter(|(_, on_node)| on_node.carried);
             shims.map(|(shim, _)| shim.clone()).collect()
         };
-        let all = self.standings.iter();
-        all.map(|(node, standing)| (node.clone(), carried(standing)))
+        let all = self.summaries.iter();
+        all.map(|(node, summary)| (node.clone(), carried(summary)))
             .filter(|(_, shims)| !shims.is_empty())
             .collect()
     }
 
     /// Takes in how a node is now.
-    pub fn put(&mut self, node: &str, standing: Standing) -> Ripple {
-        if self.standings.get(node) == Some(&standing) {
-            return Ripple::default();
+    pub fn put(&mut self, node: &str, summary: NodeSummary) -> Requeue {
+        if self.summaries.get(node) == Some(&summary) {
+            return Requeue::default();
         }
-        let mut touched: BTreeSet<String> = standing.shims.keys().cloned().collect();
-        touched.extend(standing.lost.iter().map(|(loser, _)| loser.clone()));
-        let before = self.standings.remove(node).unwrap_or_default();
-        let ripple = self.replace(node, &before, &standing, touched);
-        self.standings.insert(node.to_owned(), standing);
-        ripple
+        let mut touched: BTreeSet<String> = summary.shims.keys().cloned().collect();
+        touched.extend(summary.lost.iter().map(|(loser, _)| loser.clone()));
+        let before = self.summaries.remove(node).unwrap_or_default();
+        let requeue = self.replace(node, &before, &summary, touched);
+        self.summaries.insert(node.to_owned(), summary);
+        requeue
     }
 
     /// Forgets a node that is gone.
-    pub fn remove(&mut self, node: &str) -> Ripple {
-        match self.standings.remove(node) {
-            Some(before) => self.replace(node, &before, &Standing::default(), BTreeSet::new()),
-            None => Ripple::default(),
+    pub fn remove(&mut self, node: &str) -> Requeue {
+        match self.summaries.remove(node) {
+            Some(before) => self.replace(node, &before, &NodeSummary::default(), BTreeSet::new()),
+            None => Requeue::default(),
         }
     }
 
     fn replace(
         &mut self,
         node: &str,
-        before: &Standing,
-        now: &Standing,
+        before: &NodeSummary,
+        now: &NodeSummary,
         mut touched: BTreeSet<String>,
-    ) -> Ripple {
+    ) -> Requeue {
         touched.extend(before.shims.keys().cloned());
         touched.extend(before.lost.iter().map(|(loser, _)| loser.clone()));
-        let mut ripple = Ripple::default();
+        let mut requeue = Requeue::default();
         let makes_room = before.changing && !now.changing;
         for (nodes, is_one) in [
             (&mut self.changing, now.changing),
-            (&mut self.podless, now.podless),
-            (&mut self.crowd, now.crowded),
+            (&mut self.without_pod, now.without_pod),
+            (&mut self.waiting_for_pod_slot, now.waiting_for_pod_slot),
         ] {
             if is_one {
                 nodes.insert(node.to_owned());
@@ -220,37 +219,40 @@ impl Fleet {
                 nodes.remove(node);
             }
         }
-        if before.podless && !now.podless {
-            ripple
-                .nodes
-                .extend(self.crowd.iter().take(ASKED_ANEW).cloned());
+        if before.without_pod && !now.without_pod {
+            requeue.nodes.extend(
+                self.waiting_for_pod_slot
+                    .iter()
+                    .take(REQUEUE_BATCH)
+                    .cloned(),
+            );
         }
         for shim in touched {
             let tally = self.tallies.entry(shim.clone()).or_default();
-            let (then, stands) = (before.shims.get(&shim), now.shims.get(&shim));
+            let (then, on_node_now) = (before.shims.get(&shim), now.shims.get(&shim));
             let was_halted = tally.failures.len();
             let had_workers = tally.has_workers_left();
-            if let Some(stand) = then {
-                tally.discount(node, before, stand);
+            if let Some(on_node) = then {
+                tally.discount(node, before, on_node);
             }
-            if let Some(stand) = stands {
-                tally.count(node, now, stand);
+            if let Some(on_node) = on_node_now {
+                tally.count(node, now, on_node);
             }
             let is_told = tally.lose(&shim, &before.lost, &now.lost);
             if was_halted > tally.failures.len() || had_workers && !tally.has_workers_left() {
-                let next = tally.queue.iter().take(ASKED_ANEW);
-                ripple.nodes.extend(next.map(|(_, name)| name.clone()));
+                let next = tally.queue.iter().take(REQUEUE_BATCH);
+                requeue.nodes.extend(next.map(|(_, name)| name.clone()));
             }
-            if then != stands || is_told {
-                ripple.shims.insert(shim);
+            if then != on_node_now || is_told {
+                requeue.shims.insert(shim);
             }
         }
         if makes_room {
             let all = self.tallies.values();
-            let next = all.flat_map(|tally| tally.queue.iter().take(ASKED_ANEW));
-            ripple.nodes.extend(next.map(|(_, name)| name.clone()));
+            let next = all.flat_map(|tally| tally.queue.iter().take(REQUEUE_BATCH));
+            requeue.nodes.extend(next.map(|(_, name)| name.clone()));
         }
         self.tallies.retain(|_, tally| *tally != Tally::default());
-        ripple
+        requeue
     }
 }

@@ -18,7 +18,7 @@ use super::cluster::node_view::NodeView;
 use super::cluster::pods::PodsOfJobs;
 use super::cluster::shim_view::{ShimObject, ShimView};
 use super::cluster::slim::{JobObject, NodeObject};
-use super::cluster::triggers::{Concern, Queues};
+use super::cluster::triggers::{Queues, Trigger};
 use super::cluster::watch::Watches;
 use super::decide::desired::Cluster;
 use super::decide::shim_status::{self, ShimPlan};
@@ -34,9 +34,9 @@ pub mod node_summary;
 pub mod rejected_writes;
 
 use aggregate::Fleet;
-use expectations::Written;
-use node_summary::Standing;
-use rejected_writes::Refusals;
+use expectations::Expectations;
+use node_summary::NodeSummary;
+use rejected_writes::RejectedWrites;
 
 /// Between two decisions on one Shim: its status counts nodes, and thousands of them change in a minute.
 const BETWEEN_STATUSES: Duration = Duration::from_secs(1);
@@ -72,8 +72,8 @@ struct Memory {
     /// What was asked of all nodes alike when they were counted last.
     cluster: Arc<Cluster>,
     fleet: Fleet,
-    written: Written,
-    refusals: Refusals,
+    expectations: Expectations,
+    rejected_writes: RejectedWrites,
     /// When each Shim was decided on last, by name.
     decided: HashMap<String, Instant>,
     /// When a Shim came or changed last.
@@ -175,33 +175,33 @@ impl Context {
     }
 
     /// Passes on what a change concerns.
-    pub fn concerns(&self, concern: Concern) {
+    pub fn concerns(&self, trigger: Trigger) {
         if !self.decides() {
             // Whoever begins to act counts everything anyway.
             return;
         }
-        match concern {
-            Concern::Nothing => return,
-            Concern::Node(node) => self.queues.node(&node),
-            Concern::NodeGone(node) => {
+        match trigger {
+            Trigger::Nothing => return,
+            Trigger::Node(node) => self.queues.node(&node),
+            Trigger::NodeGone(node) => {
                 let mut memory = self.memory();
-                memory.written.node_is_gone(&node);
-                let ripple = memory.fleet.remove(&node);
+                memory.expectations.node_is_gone(&node);
+                let requeue = memory.fleet.remove(&node);
                 drop(memory);
-                self.queues.ripple(&ripple);
+                self.queues.requeue(&requeue);
             }
-            Concern::Shim(shim) => self.queues.shim(&shim),
-            Concern::ShimGone(shim) => {
+            Trigger::Shim(shim) => self.queues.shim(&shim),
+            Trigger::ShimGone(shim) => {
                 self.metrics.forget(&shim);
                 self.memory().decided.remove(&shim);
                 self.count_anew();
             }
-            Concern::Everything => {
-                self.memory().written.listed();
+            Trigger::Everything => {
+                self.memory().expectations.listed();
                 self.forget_absent_shims();
                 self.count_anew();
             }
-            Concern::Shims => {
+            Trigger::Shims => {
                 self.memory().shims_changed = Some(Instant::now());
                 self.count_anew();
             }
@@ -211,7 +211,7 @@ impl Context {
 
     /// A Job is gone.
     pub fn job_is_gone(&self, uid: &str) {
-        self.memory().written.job_is_gone(uid);
+        self.memory().expectations.job_is_gone(uid);
     }
 
     /// Shims that went while the watch was away.
@@ -275,10 +275,10 @@ impl Context {
                 let held = rollout::all_held(&view, &cluster);
                 let job = self.job(&view);
                 let seen = self.seen(&view, &cluster, &held, job.as_ref(), (None, Hold::None));
-                let standing = Standing::of(&seen, decide::undecided(&seen).as_ref());
-                fleet.put(&view.name, standing);
+                let summary = NodeSummary::of(&seen, decide::undecided(&seen).as_ref());
+                fleet.put(&view.name, summary);
             }
-            memory.written.count(&mut fleet);
+            memory.expectations.count(&mut fleet);
             memory.fleet = fleet;
             memory.cluster = cluster;
             memory.recount.done(Instant::now());
@@ -295,36 +295,36 @@ impl Context {
         let job = self.job(view);
         // Until the node's part is in the whole again, no other takes the same turn.
         let mut memory = self.memory();
-        if memory.written.is_stale(node) {
+        if memory.expectations.is_stale(node) {
             return None;
         }
         let cluster = Arc::clone(&memory.cluster);
-        let refused = memory.refusals.of(&view.uid);
-        let refused = refused.as_ref().map(|refused| refused.sentence.as_str());
+        let rejected = memory.rejected_writes.of(&view.uid);
+        let rejected = rejected.as_ref().map(|rejected| rejected.sentence.as_str());
         let held = rollout::held(&memory.fleet.others(&view.name), view, &cluster);
         let hold = match memory.settling(Instant::now()) {
             Some(rest) => Hold::Settling(rest),
-            None if memory.fleet.is_crowded_for(&view.name) => Hold::Crowded,
+            None if memory.fleet.has_no_pod_slot_for(&view.name) => Hold::NoPodSlot,
             None => Hold::None,
         };
-        let seen = self.seen(view, &cluster, &held, job.as_ref(), (refused, hold));
+        let seen = self.seen(view, &cluster, &held, job.as_ref(), (rejected, hold));
         let decision = decide::decide(&seen);
-        let standing = Standing::of(&seen, decision.as_ref());
+        let summary = NodeSummary::of(&seen, decision.as_ref());
         let mut plan = decision.map(|decision| decision.plan).unwrap_or_default();
-        memory.written.begin(&view.name, &mut plan, &standing);
-        let ripple = memory.fleet.put(&view.name, standing);
+        memory.expectations.begin(&view.name, &mut plan, &summary);
+        let requeue = memory.fleet.put(&view.name, summary);
         drop(memory);
-        self.queues.ripple(&ripple);
+        self.queues.requeue(&requeue);
         self.changed.notify_waiters();
         Some(plan)
     }
 
     /// Takes in what was written by a plan for this version of the node, given the version that the patch returned, if there was one.
     pub fn node_is_written(&self, node: &NodeObject, plan: &Plan, patched: Option<&str>) {
-        self.memory().written.done(node, plan, patched);
+        self.memory().expectations.done(node, plan, patched);
     }
 
-    /// Decides on one Shim, or says how long its status is to rest. Also gives how long what it needs would still be refused.
+    /// Decides on one Shim, or says how long its status is to rest. Also gives how long what it needs would still be rejected.
     ///
     /// # Errors
     /// Gives that time.
@@ -342,13 +342,13 @@ impl Context {
         if !rest.is_zero() {
             return Err(rest);
         }
-        let refused = memory.refusals.of(&view.uid);
+        let rejected = memory.rejected_writes.of(&view.uid);
         let tally = memory.fleet.tally(&view.name);
         let plan = shim_status::decide(&shim_status::Seen {
             shim: view,
             tally,
             classes: &classes,
-            refused: refused.as_ref().map(|refused| refused.sentence.as_str()),
+            rejected: rejected.as_ref().map(|rejected| rejected.sentence.as_str()),
             now: Timestamp::now(),
         });
         let underway = tally.pending + tally.waiting;
@@ -361,20 +361,22 @@ impl Context {
         ];
         self.metrics.nodes(&view.name, counts);
         memory.decided.insert(view.name.clone(), now);
-        let refused = refused.and_then(|refused| refused.rest(view.generation, now));
-        Ok((plan, refused))
+        let rejected = rejected.and_then(|rejected| rejected.rest(view.generation, now));
+        Ok((plan, rejected))
     }
 
-    /// Remembers what the API server refused to make for an object, or that it refuses nothing any more; when to decide again, where
+    /// Remembers what the API server rejected to make for an object, or that it refuses nothing any more; when to decide again, where
     /// that changed something.
     #[must_use]
-    pub fn refused(
+    pub fn rejected(
         &self,
         uid: &str,
         generation: Option<i64>,
-        refusal: Option<String>,
+        rejection: Option<String>,
     ) -> Option<Duration> {
-        self.memory().refusals.after(uid, generation, refusal)
+        self.memory()
+            .rejected_writes
+            .after(uid, generation, rejection)
     }
 
     /// A Shim as decisions see it.
@@ -435,14 +437,14 @@ impl Context {
         cluster: &'a Cluster,
         held: &'a BTreeMap<String, String>,
         job: Option<&'a JobView>,
-        (refused, hold): (Option<&'a str>, Hold),
+        (rejected, hold): (Option<&'a str>, Hold),
     ) -> Observed<'a> {
         Observed {
             node,
             cluster,
             held,
             job,
-            refused,
+            rejected,
             hold,
             now: Timestamp::now(),
             keep_jobs: self.settings.job_ttl.is_some_and(|ttl| ttl > 0),

@@ -11,7 +11,7 @@ use crate::names::{self, Progress};
 
 /// How far one Shim is on one node.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
+pub enum Phase {
     /// It is served as it should be.
     Ready,
     /// It is on its way, or begins as soon as its node lets it.
@@ -42,9 +42,9 @@ pub enum Place {
 
 /// What one node has of one Shim.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stand {
+pub struct ShimOnNode {
     /// How far it is.
-    pub place: Place,
+    pub phase: Phase,
     /// Whether the host may carry anything of it, or a Job is about to bring it.
     pub carried: bool,
 }
@@ -52,7 +52,7 @@ pub struct Stand {
 /// What one node adds to the whole.
 #[allow(clippy::struct_excessive_bools, reason = "each is counted by itself")]
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Standing {
+pub struct NodeSummary {
     /// It carries the control plane.
     pub control_plane: bool,
     /// It could be changed now: its kubelet works, and its operator does not keep pods away.
@@ -60,16 +60,16 @@ pub struct Standing {
     /// Its host is being changed, or is about to be.
     pub changing: bool,
     /// Its Job has no pod yet.
-    pub podless: bool,
+    pub without_pod: bool,
     /// It would be changed if fewer Jobs had no pod yet.
-    pub crowded: bool,
+    pub waiting_for_pod_slot: bool,
     /// What it has of each Shim.
-    pub shims: BTreeMap<String, Stand>,
+    pub shims: BTreeMap<String, ShimOnNode>,
     /// Handlers that one Shim lost to another: the loser, and a sentence.
     pub lost: BTreeSet<(String, String)>,
 }
 
-impl Standing {
+impl NodeSummary {
     /// Of the node that is seen, as it is once the decision is carried out; nothing of one that is being deleted.
     #[must_use]
     pub fn of(seen: &Observed, decision: Option<&Decision>) -> Self {
@@ -100,40 +100,40 @@ impl Standing {
         let mut shims = BTreeMap::new();
         for (shim, verdict) in &desired.verdicts {
             let progress = node_labels::progress(node, applied, shim, verdict, digest);
-            let place = match (verdict, progress) {
-                (Verdict::Waiting(..), _) => Place::Waiting,
-                (Verdict::Shadowed(_), _) => Place::Shadowed,
-                (Verdict::Resting, _) => Place::Resting,
-                (Verdict::Unsupported(reason), _) => Place::Unsupported(reason.clone()),
-                (_, Some((Progress::Provisioned, _))) => Place::Ready,
+            let phase = match (verdict, progress) {
+                (Verdict::Waiting(..), _) => Phase::Waiting,
+                (Verdict::Shadowed(_), _) => Phase::Shadowed,
+                (Verdict::Resting, _) => Phase::Resting,
+                (Verdict::Unsupported(reason), _) => Phase::Unsupported(reason.clone()),
+                (_, Some((Progress::Provisioned, _))) => Phase::Ready,
                 (Verdict::Wanted(_), Some((Progress::Failed, reason)))
                     if applied.is_some_and(|applied| applied.unsupported) =>
                 {
-                    Place::Unsupported(reason.unwrap_or_default())
+                    Phase::Unsupported(reason.unwrap_or_default())
                 }
-                (verdict, Some((Progress::Failed, reason))) => Place::Failed {
+                (verdict, Some((Progress::Failed, reason))) => Phase::Failed {
                     reason: reason.unwrap_or_default(),
                     halts: matches!(verdict, Verdict::Wanted(_)),
                 },
                 (verdict, _) => {
                     changing |= begun(applied, shim, verdict);
-                    Place::Pending
+                    Phase::Pending
                 }
             };
             let carried = carried(shim);
-            shims.insert(shim.clone(), Stand { place, carried });
+            shims.insert(shim.clone(), ShimOnNode { phase, carried });
         }
         let known = applied.into_iter().flat_map(|applied| applied.shims.keys());
         let labelled = node.labelled().map(|(shim, _)| shim.to_owned());
         for shim in known.cloned().chain(labelled) {
             if !shims.contains_key(&shim) && carried(&shim) {
                 let known = applied.and_then(|applied| applied.shims.get(&shim));
-                let place = Place::Removing {
+                let phase = Phase::Removing {
                     waits: desired.staying.contains_key(&shim),
                     reason: known.and_then(|known| known.reason.clone()),
                 };
                 let carried = true;
-                shims.insert(shim, Stand { place, carried });
+                shims.insert(shim, ShimOnNode { phase, carried });
             }
         }
         let lost = desired.lost.iter().map(|(loser, handler, winner)| {
@@ -144,8 +144,9 @@ impl Standing {
             control_plane: node.control_plane,
             fit: node.ready && !node.cordoned,
             changing,
-            podless: begins || works && job.is_some_and(|job| job.progress == JobProgress::NoPod),
-            crowded: plan.crowded,
+            without_pod: begins
+                || works && job.is_some_and(|job| job.progress == JobProgress::NoPod),
+            waiting_for_pod_slot: plan.waiting_for_pod_slot,
             shims,
             lost: lost.collect(),
         }

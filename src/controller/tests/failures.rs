@@ -26,7 +26,7 @@ fn what_is_still_in_use_stays_removing_and_is_tried_again() {
 
 #[rstest]
 #[case::wrong_digest(Outcome::Partial)]
-#[case::refused(Outcome::Refused)]
+#[case::rejected(Outcome::Refused)]
 #[case::rolled_back(Outcome::RolledBack)]
 #[case::broken(Outcome::Broken)]
 fn a_failure_is_a_label_an_event_and_a_wait(#[case] result: Outcome) {
@@ -210,16 +210,16 @@ fn what_a_rolled_back_removal_left_is_still_known() {
 #[test]
 fn a_job_that_the_api_server_does_not_take_is_told_once_and_tried_again() {
     let claimed = scene().annotated().stepped();
-    let refused = Scene {
+    let rejected = Scene {
         job: None,
-        refused: Some("exceeded quota"),
+        rejected: Some("exceeded quota"),
         ..claimed
     };
-    let (mut after, plan) = refused.step();
+    let (mut after, plan) = rejected.step();
     assert!(plan.event.unwrap().note.contains("exceeded quota"));
     assert_eq!(plan.job, JobStep::None);
     assert_eq!(after.label("farrier.dev/spin"), Some("failed"));
-    after.refused = None;
+    after.rejected = None;
     let status = after.status(0).status.unwrap();
     assert!(status.conditions[2].message.contains("n1: exceeded quota"));
     assert!(after.decide().is_empty());

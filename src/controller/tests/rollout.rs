@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::scene::{Scene, scene};
 use super::*;
-use crate::controller::cluster::triggers::Ripple;
+use crate::controller::cluster::triggers::Requeue;
 use crate::controller::decide::desired::Cluster;
 use crate::controller::decide::rollout;
 use crate::controller::memory::aggregate::Fleet;
@@ -63,22 +63,22 @@ impl World {
         let cluster = self.cluster();
         for node in &mut self.nodes {
             node.held = rollout::all_held(&node.node, &cluster);
-            self.fleet.put(&node.node.name, node.standing_before());
+            self.fleet.put(&node.node.name, node.summary_before());
         }
     }
 
     /// Decides on one node and carries the plan out.
-    fn step(&mut self, at: usize) -> Ripple {
+    fn step(&mut self, at: usize) -> Requeue {
         let held = {
             let node = &self.nodes[at].node;
             rollout::held(&self.fleet.others(&node.name), node, &self.cluster())
         };
         let node = &mut self.nodes[at];
         node.held = held;
-        let ripple = self.fleet.put(&node.node.name, node.standing());
+        let requeue = self.fleet.put(&node.node.name, node.summary());
         let stepped = std::mem::replace(node, scene()).stepped();
         self.nodes[at] = stepped;
-        ripple
+        requeue
     }
 
     /// Decides on every node, and on those whose turn comes by it, until nothing more follows.
@@ -366,14 +366,14 @@ fn a_crowd_is_let_in_as_jobs_get_their_pods() {
     let mut fleet = Fleet::default();
     let mut node = scene().annotated();
     for at in 0..100 {
-        assert!(!fleet.is_crowded_for("late"));
-        fleet.put(&format!("n{at}"), node.standing());
+        assert!(!fleet.has_no_pod_slot_for("late"));
+        fleet.put(&format!("n{at}"), node.summary());
     }
-    assert!(fleet.is_crowded_for("late") && !fleet.is_crowded_for("n1"));
-    node.hold = Hold::Crowded;
-    fleet.put("late", node.standing());
+    assert!(fleet.has_no_pod_slot_for("late") && !fleet.has_no_pod_slot_for("n1"));
+    node.hold = Hold::NoPodSlot;
+    fleet.put("late", node.summary());
     let running = scene().annotated().stepped();
-    let ripple = fleet.put("n1", running.standing());
-    assert_eq!(ripple.nodes, BTreeSet::from(["late".to_owned()]));
-    assert!(!fleet.is_crowded_for("late"));
+    let requeue = fleet.put("n1", running.summary());
+    assert_eq!(requeue.nodes, BTreeSet::from(["late".to_owned()]));
+    assert!(!fleet.has_no_pod_slot_for("late"));
 }

@@ -13,7 +13,7 @@ use crate::controller::decide::desired::Cluster;
 use crate::controller::decide::types::{Hold, JobStep, Observed, Plan};
 use crate::controller::decide::{decide, shim_status, undecided};
 use crate::controller::memory::aggregate::Fleet;
-use crate::controller::memory::node_summary::Standing;
+use crate::controller::memory::node_summary::NodeSummary;
 use crate::handoff::{HandlerReport, Outcome, ProvisionReport};
 
 /// A cluster of one node, as sentences build it.
@@ -23,7 +23,7 @@ pub(super) struct Scene {
     pub(super) held: BTreeMap<String, String>,
     pub(super) job: Option<JobView>,
     pub(super) now: Timestamp,
-    pub(super) refused: Option<&'static str>,
+    pub(super) rejected: Option<&'static str>,
     pub(super) hold: Hold,
     pub(super) auto_provision: bool,
     pub(super) keep_jobs: bool,
@@ -78,7 +78,7 @@ pub(super) fn scene() -> Scene {
         shims: vec![shim("spin", "spin-v2")],
         job: None,
         now: start(),
-        refused: None,
+        rejected: None,
         hold: Hold::None,
         auto_provision: false,
         keep_jobs: false,
@@ -110,7 +110,7 @@ impl Scene {
             cluster: &cluster,
             held: &self.held,
             job: self.job.as_ref(),
-            refused: self.refused,
+            rejected: self.rejected,
             hold: self.hold,
             now: self.now,
             keep_jobs: self.keep_jobs,
@@ -124,13 +124,13 @@ impl Scene {
     }
 
     /// What the node adds to the whole, once it is decided on.
-    pub(super) fn standing(&self) -> Standing {
-        self.look(|seen| Standing::of(seen, decide(seen).as_ref()))
+    pub(super) fn summary(&self) -> NodeSummary {
+        self.look(|seen| NodeSummary::of(seen, decide(seen).as_ref()))
     }
 
     /// What it adds before that.
-    pub(super) fn standing_before(&self) -> Standing {
-        self.look(|seen| Standing::of(seen, undecided(seen).as_ref()))
+    pub(super) fn summary_before(&self) -> NodeSummary {
+        self.look(|seen| NodeSummary::of(seen, undecided(seen).as_ref()))
     }
 
     /// Decides, and carries the plan out as the API server would.
@@ -238,7 +238,7 @@ impl Scene {
 
     pub(super) fn status(&self, shim: usize) -> shim_status::ShimPlan {
         let mut fleet = Fleet::default();
-        fleet.put(&self.node.name, self.standing_before());
+        fleet.put(&self.node.name, self.summary_before());
         self.status_of(shim, &fleet)
     }
 
@@ -248,7 +248,7 @@ impl Scene {
             shim,
             tally: fleet.tally(&shim.name),
             classes: &[],
-            refused: self.refused,
+            rejected: self.rejected,
             now: self.now,
         })
     }

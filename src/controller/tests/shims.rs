@@ -39,11 +39,11 @@ fn a_shim_without_artifact_for_the_platform_fails_without_a_job() {
         ready.unwrap()
     };
     let mut fleet = Fleet::default();
-    fleet.put("n1", after.standing());
+    fleet.put("n1", after.summary());
     let alone = ready(&fleet);
     assert_eq!((&*alone.status, &*alone.reason), ("False", "Unsupported"));
     // Beside one that serves it, it is no failure, and not counted.
-    fleet.put("n2", Scene::provisioned().standing());
+    fleet.put("n2", Scene::provisioned().summary());
     let status = after.status_of(0, &fleet).status.unwrap();
     assert_eq!((status.nodes, status.nodes_failed), (1, 0));
     let both = ready(&fleet);
