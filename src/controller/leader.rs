@@ -12,7 +12,7 @@ use kube::Client;
 use kube::core::ObjectMeta;
 
 use super::apply;
-use super::apply::lease::{self, Step};
+use super::apply::lease::{self, LeaseStep};
 
 /// A holder that has not renewed for so long has given up. With [`LOOK_EVERY`] on top, another acts within 20 s.
 const DURATION: Duration = Duration::from_secs(15);
@@ -52,9 +52,9 @@ impl Candidate {
     }
 
     /// Decides what to do, given the Lease that is there.
-    pub fn decide(&mut self, there: Option<Lease>, now: Instant, time: Timestamp) -> Step {
+    pub fn decide(&mut self, there: Option<Lease>, now: Instant, time: Timestamp) -> LeaseStep {
         let Some(mut lease) = there else {
-            return Step::Create(Box::new(Lease {
+            return LeaseStep::Create(Box::new(Lease {
                 metadata: ObjectMeta {
                     name: Some(self.name.clone()),
                     ..ObjectMeta::default()
@@ -78,11 +78,11 @@ impl Candidate {
                 duration.min(4 * DURATION)
             };
             if now.saturating_duration_since(since) < duration {
-                return Step::Wait;
+                return LeaseStep::Wait;
             }
         }
         lease.spec = Some(self.spec(&spec, time));
-        Step::Replace(Box::new(lease))
+        LeaseStep::Replace(Box::new(lease))
     }
 
     /// The Lease `held` given back, so that another need not wait.
@@ -180,7 +180,7 @@ impl Election {
         let released = async {
             let there = lease::get(&self.client, &self.namespace, &self.name).await?;
             match there.and_then(|held| self.candidate.release(held)) {
-                Some(lease) => self.write(Step::Replace(Box::new(lease))).await,
+                Some(lease) => self.write(LeaseStep::Replace(Box::new(lease))).await,
                 None => Ok(false),
             }
         };
@@ -197,7 +197,7 @@ impl Election {
         self.write(step).await
     }
 
-    async fn write(&self, step: Step) -> Result<bool, apply::Error> {
+    async fn write(&self, step: LeaseStep) -> Result<bool, apply::Error> {
         lease::write(&self.client, &self.namespace, step).await
     }
 }
@@ -210,10 +210,10 @@ mod tests {
         Candidate::new("farrier".to_owned(), identity.to_owned())
     }
 
-    fn held(step: Step) -> Lease {
+    fn held(step: LeaseStep) -> Lease {
         match step {
-            Step::Create(lease) | Step::Replace(lease) => *lease,
-            Step::Wait => panic!("it waits"),
+            LeaseStep::Create(lease) | LeaseStep::Replace(lease) => *lease,
+            LeaseStep::Wait => panic!("it waits"),
         }
     }
 
@@ -227,7 +227,7 @@ mod tests {
         let (start, time) = (Instant::now(), Timestamp::UNIX_EPOCH);
         let lease = held(a.decide(None, start, time));
         assert_eq!(holder(&lease), Some("a"));
-        assert_eq!(b.decide(Some(lease.clone()), start, time), Step::Wait);
+        assert_eq!(b.decide(Some(lease.clone()), start, time), LeaseStep::Wait);
         let later = Timestamp::from_second(3).unwrap();
         let renewed = held(a.decide(Some(lease.clone()), start, later));
         let (before, now) = (lease.spec.unwrap(), renewed.spec.clone().unwrap());
@@ -235,7 +235,7 @@ mod tests {
         assert_ne!(before.renew_time, now.renew_time);
         assert_eq!(before.lease_transitions, now.lease_transitions);
         let just_before = start + DURATION;
-        assert_eq!(b.decide(Some(renewed), just_before, time), Step::Wait);
+        assert_eq!(b.decide(Some(renewed), just_before, time), LeaseStep::Wait);
     }
 
     #[test]
@@ -246,7 +246,7 @@ mod tests {
         let lease = held(a.decide(None, start, far));
         assert_eq!(
             b.decide(Some(lease.clone()), start, Timestamp::UNIX_EPOCH),
-            Step::Wait
+            LeaseStep::Wait
         );
         let step = b.decide(Some(lease), start + DURATION, Timestamp::UNIX_EPOCH);
         let taken = held(step);

@@ -100,7 +100,7 @@ pub async fn leave(settings: Settings, options: LeaveOptions) -> Result<Left, Er
     // Shims may stay, as their definition does; nobody would let go of them any more.
     for shim in cluster::list::<ShimObject>(&client).await? {
         let view = ShimView::from(&shim);
-        if view.held || view.held_by_rcm {
+        if view.has_finalizer || view.has_rcm_finalizer {
             tracing::info!(shim = shim.name_any(), "letting go");
             apply::finalizer(&client, &shim, &Finalizer::Release).await?;
         }

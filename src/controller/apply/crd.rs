@@ -140,7 +140,7 @@ async fn write(
                 definitions.create(&post_params(), definition).await,
             ),
             Some(mut there) => {
-                // Its name, labels and annotations stay: they may tell another tool that it is its own.
+                // Its name, labels and annotations stay: they may publish_event another tool that it is its own.
                 there.spec = definition.spec.clone();
                 (
                     "replace",

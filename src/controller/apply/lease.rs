@@ -8,7 +8,7 @@ use super::{Error, code, post_params, unless};
 
 /// What to do about the Lease.
 #[derive(Debug, PartialEq)]
-pub enum Step {
+pub enum LeaseStep {
     /// It is another's.
     Wait,
     /// Make it: there is none.
@@ -34,15 +34,15 @@ pub async fn get(client: &Client, namespace: &str, name: &str) -> Result<Option<
 ///
 /// # Errors
 /// When the API server refuses.
-pub async fn write(client: &Client, namespace: &str, step: Step) -> Result<bool, Error> {
+pub async fn write(client: &Client, namespace: &str, step: LeaseStep) -> Result<bool, Error> {
     let leases: Api<Lease> = Api::namespaced(client.clone(), namespace);
     let (name, answer) = match step {
-        Step::Wait => return Ok(false),
-        Step::Create(lease) => (
+        LeaseStep::Wait => return Ok(false),
+        LeaseStep::Create(lease) => (
             lease.name_any(),
             leases.create(&post_params(), &lease).await,
         ),
-        Step::Replace(lease) => {
+        LeaseStep::Replace(lease) => {
             let name = lease.name_any();
             let answer = leases.replace(&name, &post_params(), &lease).await;
             (name, answer)

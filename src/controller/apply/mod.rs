@@ -13,9 +13,9 @@ use serde::Serialize;
 
 use super::cluster::shim_view::ShimObject;
 use super::cluster::slim::{NodeObject, Taint};
-use super::decide::event::{self, About, News};
+use super::decide::event::{self, EventSpec, Subject};
 use super::decide::job_spec;
-use super::decide::runtime_classes::Step;
+use super::decide::runtime_classes::RuntimeClassStep;
 use super::decide::shim_status::{Finalizer, ShimPlan};
 use super::decide::types::{JobStep, NodeEdit, Plan};
 use super::settings::Settings;
@@ -196,8 +196,8 @@ pub async fn node(
             Err(error) => {
                 // Nothing can be written on the node itself.
                 if let Some(note) = error.rejection() {
-                    let about = About::of::<NodeObject>(name, uid);
-                    tell(client, &about, &News::failure(&note)).await;
+                    let subject = Subject::of::<NodeObject>(name, uid);
+                    publish_event(client, &subject, &EventSpec::failure(&note)).await;
                 }
                 return Err(error);
             }
@@ -207,9 +207,9 @@ pub async fn node(
     if let Some(ended) = &plan.ended {
         metrics.job_ended(ended.outcome, ended.restarts, ended.spared, ended.took);
     }
-    if let Some(news) = &plan.event {
-        let about = About::of::<NodeObject>(name.clone(), uid.clone());
-        tell(client, &about, news).await;
+    if let Some(event) = &plan.event {
+        let subject = Subject::of::<NodeObject>(name.clone(), uid.clone());
+        publish_event(client, &subject, event).await;
     }
     match &plan.job {
         JobStep::None => {}
@@ -319,13 +319,13 @@ async fn delete_job(
 }
 
 /// Publishes an Event. One that can't be told is logged: it must not hold up the work that it tells of.
-async fn tell(client: &Client, about: &About, news: &News) {
+async fn publish_event(client: &Client, subject: &Subject, event: &EventSpec) {
     let events: Api<Event> = Api::namespaced(client.clone(), event::NAMESPACE);
-    let object = event::build(about, news, jiff::Timestamp::now());
+    let object = event::build(subject, event, jiff::Timestamp::now());
     if let Err(error) = unless(events.create(&PostParams::default(), &object).await, &[409]) {
         tracing::warn!(
             error = because(&error),
-            note = news.note,
+            note = event.note,
             "event not published"
         );
     }
@@ -342,9 +342,9 @@ pub async fn shim(client: &Client, shim: &ShimObject, plan: ShimPlan) -> Result<
         made = made.and(runtime_class(client, step).await);
     }
     status(client, shim, plan.status).await?;
-    for news in &plan.events {
-        let about = About::of::<Shim>(shim.name_any(), shim.uid().unwrap_or_default());
-        tell(client, &about, news).await;
+    for event in &plan.events {
+        let subject = Subject::of::<Shim>(shim.name_any(), shim.uid().unwrap_or_default());
+        publish_event(client, &subject, event).await;
     }
     finalizer(client, shim, &plan.finalizer).await?;
     made
@@ -422,23 +422,23 @@ fn not_made(class: &RuntimeClass, source: kube::Error) -> Error {
     }
 }
 
-async fn runtime_class(client: &Client, step: Step) -> Result<(), Error> {
+async fn runtime_class(client: &Client, step: RuntimeClassStep) -> Result<(), Error> {
     let classes: Api<RuntimeClass> = Api::all(client.clone());
     match step {
-        Step::Create(class) => {
+        RuntimeClassStep::Create(class) => {
             let answer = classes.create(&post_params(), &class).await;
             answer
                 .map(|_| ())
                 .map_err(|source| not_made(&class, source))
         }
-        Step::Replace(class) => {
+        RuntimeClassStep::Replace(class) => {
             let name = class.name_any();
             let answer = classes.replace(&name, &post_params(), &class).await;
             answer
                 .map(|_| ())
                 .map_err(|source| not_made(&class, source))
         }
-        Step::Delete { name, uid } => {
+        RuntimeClassStep::Delete { name, uid } => {
             let parameters = DeleteParams::default().preconditions(Preconditions {
                 uid: Some(uid),
                 resource_version: None,

@@ -28,9 +28,9 @@ pub struct ShimView {
     /// It is on its way out.
     pub deleting: bool,
     /// Our finalizer holds it.
-    pub held: bool,
+    pub has_finalizer: bool,
     /// The finalizer of runtime-class-manager holds it.
-    pub held_by_rcm: bool,
+    pub has_rcm_finalizer: bool,
     /// Its owner lets it go whatever nodes still carry.
     pub forced: bool,
     /// The spec as written, or why this release can't read it: a release with a newer definition wrote it.
@@ -53,8 +53,8 @@ impl From<&ShimObject> for ShimView {
                 .map_or(Timestamp::UNIX_EPOCH, |time| time.0),
             generation: shim.meta().generation,
             deleting: shim.meta().deletion_timestamp.is_some(),
-            held: is_held_by(shim, names::SHIM_FINALIZER),
-            held_by_rcm: is_held_by(shim, names::RCM_FINALIZER),
+            has_finalizer: has(shim, names::SHIM_FINALIZER),
+            has_rcm_finalizer: has(shim, names::RCM_FINALIZER),
             forced: shim
                 .annotations()
                 .get(names::FORCE_DELETE_ANNOTATION)
@@ -65,8 +65,8 @@ impl From<&ShimObject> for ShimView {
     }
 }
 
-fn is_held_by(shim: &ShimObject, finalizer: &str) -> bool {
-    shim.finalizers().iter().any(|held| held == finalizer)
+fn has(shim: &ShimObject, finalizer: &str) -> bool {
+    shim.finalizers().iter().any(|name| name == finalizer)
 }
 
 #[cfg(test)]
@@ -97,6 +97,6 @@ mod tests {
         let newer = ShimView::from(&shim("Everywhere"));
         assert!(newer.spec.unwrap_err().contains("Everywhere"));
         assert_eq!((newer.name.as_str(), newer.generation), ("spin", Some(3)));
-        assert!(newer.held && newer.forced && !newer.deleting);
+        assert!(newer.has_finalizer && newer.forced && !newer.deleting);
     }
 }

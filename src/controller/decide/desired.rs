@@ -26,7 +26,7 @@ pub enum Verdict {
     /// The node should carry this.
     Wanted(ShimRequest),
     /// The node should go on carrying this though the Shim as written can't be had, for the reason given.
-    Kept(ShimRequest, String),
+    PinnedToLastApplied(ShimRequest, String),
     /// It can't be had, for the reason given, and the node has none of it.
     Impossible(String),
     /// The node is one that the Shim has nothing for, as the reason says: no failure of either.
@@ -34,9 +34,9 @@ pub enum Verdict {
     /// It is to change, and not yet: what the node goes on carrying meanwhile, if anything, and what it waits for.
     Waiting(Option<ShimRequest>, String),
     /// All its handlers belong to another Shim that the node wants too: its name.
-    Shadowed(String),
-    /// Nothing is to be done yet or any more: it is paused, or not held by our finalizer yet.
-    Resting,
+    HandlersTaken(String),
+    /// Nothing is to be done yet or any more: it is paused, or without our finalizer yet.
+    Idle,
 }
 
 impl Verdict {
@@ -44,10 +44,10 @@ impl Verdict {
     #[must_use]
     pub fn fault(&self) -> Option<&str> {
         match self {
-            Self::Kept(_, reason) | Self::Impossible(reason) | Self::Unsupported(reason) => {
-                Some(reason)
-            }
-            Self::Wanted(_) | Self::Waiting(..) | Self::Shadowed(_) | Self::Resting => None,
+            Self::PinnedToLastApplied(_, reason)
+            | Self::Impossible(reason)
+            | Self::Unsupported(reason) => Some(reason),
+            Self::Wanted(_) | Self::Waiting(..) | Self::HandlersTaken(_) | Self::Idle => None,
         }
     }
 
@@ -55,14 +55,14 @@ impl Verdict {
     #[must_use]
     pub fn request(&self) -> Option<&ShimRequest> {
         match self {
-            Self::Wanted(request) | Self::Kept(request, _) | Self::Waiting(Some(request), _) => {
-                Some(request)
-            }
+            Self::Wanted(request)
+            | Self::PinnedToLastApplied(request, _)
+            | Self::Waiting(Some(request), _) => Some(request),
             Self::Waiting(None, _)
             | Self::Impossible(_)
             | Self::Unsupported(_)
-            | Self::Shadowed(_)
-            | Self::Resting => None,
+            | Self::HandlersTaken(_)
+            | Self::Idle => None,
         }
     }
 }
@@ -122,20 +122,20 @@ pub struct Desired {
     /// `(loser, handler, winner)` for each handler that two of them want.
     pub lost: Vec<(String, String, String)>,
     /// Shims that nothing is to be done about, so that their requests are those of the node's annotation.
-    pub kept: BTreeSet<String>,
+    pub pinned: BTreeSet<String>,
     /// Shims of those that the node asked for by KWasm's annotation.
     pub annotated: BTreeSet<String>,
 }
 
 impl Desired {
-    /// What `node` should carry of the cluster's Shims, given what it carries; `held` are Shims that it is not to change yet, each with
+    /// What `node` should carry of the cluster's Shims, given what it carries; `blocked` are Shims that it is not to change yet, each with
     /// what it waits for.
     #[must_use]
     pub fn new(
         node: &NodeView,
         applied: Option<&Applied>,
         cluster: &Cluster,
-        held: &BTreeMap<String, String>,
+        blocked: &BTreeMap<String, String>,
     ) -> Self {
         let nothing = ProvisionRequest::new(Owner::Cluster, node.uid.clone(), vec![], vec![]);
         let mut desired = Self {
@@ -144,7 +144,7 @@ impl Desired {
             verdicts: BTreeMap::new(),
             staying: BTreeMap::new(),
             lost: Vec::new(),
-            kept: BTreeSet::new(),
+            pinned: BTreeSet::new(),
             annotated: BTreeSet::new(),
         };
         let mut wanting: Vec<&ShimView> = cluster
@@ -156,7 +156,7 @@ impl Desired {
         let mut owners: BTreeMap<String, String> = BTreeMap::new();
         let mut room = LARGEST_SET;
         for shim in wanting {
-            let mut verdict = desired.verdict(shim, node, applied, held, &owners);
+            let mut verdict = desired.verdict(shim, node, applied, blocked, &owners);
             if let Some(request) = verdict.request() {
                 match room.checked_sub(json_size(request) + SUMMARY_OF_ONE) {
                     Some(rest) => room = rest,
@@ -182,7 +182,7 @@ impl Desired {
             }
             desired.verdicts.insert(shim.name.clone(), verdict);
         }
-        desired.stay(applied, held, &owners);
+        desired.stay(applied, blocked, &owners);
         let wanted = desired.verdicts.values().filter_map(Verdict::request);
         let shims = wanted.chain(desired.staying.values()).cloned().collect();
         desired.request =
@@ -223,12 +223,12 @@ impl Desired {
     fn stay(
         &mut self,
         applied: Option<&Applied>,
-        held: &BTreeMap<String, String>,
+        blocked: &BTreeMap<String, String>,
         owners: &BTreeMap<String, String>,
     ) {
         for (name, known) in applied.iter().flat_map(|applied| &applied.shims) {
             let begun = applied.is_some_and(|applied| !applied.tried.contains_key(name));
-            let waits = held.contains_key(name) && !self.verdicts.contains_key(name) && !begun;
+            let waits = blocked.contains_key(name) && !self.verdicts.contains_key(name) && !begun;
             if let Some(request) = known.request.as_ref().filter(|_| waits) {
                 let mut request = request.clone();
                 request
@@ -246,39 +246,41 @@ impl Desired {
         shim: &ShimView,
         node: &NodeView,
         applied: Option<&Applied>,
-        held: &BTreeMap<String, String>,
+        blocked: &BTreeMap<String, String>,
         owners: &BTreeMap<String, String>,
     ) -> Verdict {
-        let kept = kept(applied, shim).cloned();
+        let last = last_applied(applied, shim).cloned();
         // A node that has not said what it is yet is no reason to change it.
         let unknown = node.os.is_empty() || node.arch.is_empty();
-        let resolved = match (&shim.spec, kept.clone()) {
-            (Ok(spec), Some(kept)) if spec.paused || unknown => {
-                self.kept.insert(shim.name.clone());
-                Ok(kept)
+        let resolved = match (&shim.spec, last.clone()) {
+            (Ok(spec), Some(last)) if spec.paused || unknown => {
+                self.pinned.insert(shim.name.clone());
+                Ok(last)
             }
-            (Ok(spec), None) if spec.paused || unknown || !shim.held => return Verdict::Resting,
+            (Ok(spec), None) if spec.paused || unknown || !shim.has_finalizer => {
+                return Verdict::Idle;
+            }
             (Ok(spec), _) => resolve(&shim.name, spec, node),
-            (Err(_), Some(kept)) => {
-                self.kept.insert(shim.name.clone());
-                Ok(kept)
+            (Err(_), Some(last)) => {
+                self.pinned.insert(shim.name.clone());
+                Ok(last)
             }
-            (Err(_), None) => return Verdict::Resting,
+            (Err(_), None) => return Verdict::Idle,
         };
         let (mut request, verdict, why): (_, fn(ShimRequest, String) -> Verdict, _) =
-            match (resolved, kept) {
-                (Ok(request), kept) => match (waits(shim, &request, applied, held), kept) {
+            match (resolved, last) {
+                (Ok(request), last) => match (waits(shim, &request, applied, blocked), last) {
                     (None, _) => (
                         request,
                         |request, _| Verdict::Wanted(request),
                         String::new(),
                     ),
-                    (Some(why), Some(kept)) => {
-                        (kept, |kept, why| Verdict::Waiting(Some(kept), why), why)
+                    (Some(why), Some(last)) => {
+                        (last, |last, why| Verdict::Waiting(Some(last), why), why)
                     }
                     (Some(why), None) => return Verdict::Waiting(None, why),
                 },
-                (Err(error), Some(kept)) => (kept, Verdict::Kept, error.to_string()),
+                (Err(error), Some(last)) => (last, Verdict::PinnedToLastApplied, error.to_string()),
                 (Err(error @ api::Error::NoPlatform { .. }), None) => {
                     return Verdict::Unsupported(error.to_string());
                 }
@@ -297,7 +299,7 @@ impl Desired {
                 }
             });
         match winner {
-            Some(winner) if request.handlers.is_empty() => Verdict::Shadowed(winner),
+            Some(winner) if request.handlers.is_empty() => Verdict::HandlersTaken(winner),
             Some(_) | None => verdict(request, why),
         }
     }
@@ -308,13 +310,16 @@ fn waits(
     shim: &ShimView,
     request: &ShimRequest,
     applied: Option<&Applied>,
-    held: &BTreeMap<String, String>,
+    blocked: &BTreeMap<String, String>,
 ) -> Option<String> {
-    let known = kept(applied, shim) == Some(request);
+    let known = last_applied(applied, shim) == Some(request);
     let begun = applied
         .and_then(|applied| applied.tried.get(&shim.name))
         .is_some_and(|tried| *tried == fingerprint(request));
-    held.get(&shim.name).filter(|_| !known && !begun).cloned()
+    blocked
+        .get(&shim.name)
+        .filter(|_| !known && !begun)
+        .cloned()
 }
 
 /// Bytes of what a node reserves at most, a quarter of what all annotations may take: one Shim with thousands of options must not
@@ -339,7 +344,7 @@ fn is_carried(applied: Option<&Applied>, handler: &String) -> bool {
 }
 
 /// The request of `shim` that was fulfilled last.
-fn kept<'a>(applied: Option<&'a Applied>, shim: &ShimView) -> Option<&'a ShimRequest> {
+fn last_applied<'a>(applied: Option<&'a Applied>, shim: &ShimView) -> Option<&'a ShimRequest> {
     applied?.shims.get(&shim.name)?.request.as_ref()
 }
 
@@ -371,7 +376,7 @@ fn selects(
     if shim.deleting || node.deleting {
         return false;
     }
-    let is_kept = kept(applied, shim).is_some();
+    let is_kept = last_applied(applied, shim).is_some();
     let Ok(spec) = &shim.spec else {
         return is_kept;
     };
@@ -423,7 +428,7 @@ pub fn hint(desired: &Desired, applied: &Applied, request: &mut ProvisionRequest
             .and_then(|known| known.sha256.clone())
             .filter(|sha256| is_sha256(sha256));
         let is_wanted = matches!(desired.verdicts.get(&shim.name), Some(Verdict::Wanted(_)));
-        shim.present = if is_wanted && !desired.kept.contains(&shim.name) {
+        shim.present = if is_wanted && !desired.pinned.contains(&shim.name) {
             let is_well = known.is_some_and(|known| {
                 known.request.as_ref() == Some(&*shim)
                     && known.reason.is_none()

@@ -1,4 +1,4 @@
-//! Kubernetes Events about nodes and Shims: what `kubectl describe` shows. Pure.
+//! Kubernetes Events subject nodes and Shims: what `kubectl describe` shows. Pure.
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -42,9 +42,9 @@ pub fn cut(text: &str, longest: usize) -> String {
     line
 }
 
-/// What people should read about a node or a Shim.
+/// What people should read subject a node or a Shim.
 #[derive(Debug, PartialEq)]
-pub struct News {
+pub struct EventSpec {
     /// Something is wrong.
     pub warning: bool,
     /// A word of [`reasons`].
@@ -53,7 +53,7 @@ pub struct News {
     pub note: String,
 }
 
-impl News {
+impl EventSpec {
     /// That something on a node failed, for the reason given.
     #[must_use]
     pub fn failure(reason: &str) -> Self {
@@ -65,9 +65,9 @@ impl News {
     }
 }
 
-/// What an Event is about.
+/// What an Event is subject.
 #[derive(Debug, Clone)]
-pub struct About {
+pub struct Subject {
     /// `v1` for a node.
     pub api_version: String,
     /// `Node` or `Shim`.
@@ -78,8 +78,8 @@ pub struct About {
     pub uid: String,
 }
 
-impl About {
-    /// About the object `name`.
+impl Subject {
+    /// Subject the object `name`.
     #[must_use]
     pub fn of<K: Resource<DynamicType = ()>>(name: String, uid: String) -> Self {
         Self {
@@ -91,13 +91,13 @@ impl About {
     }
 }
 
-/// The Event object for `news` about something.
+/// The Event object for `news` subject something.
 ///
 /// Its name is a hash of what it says and of its [`NEWS`], so that the same news is one object, however often it is told.
 #[must_use]
-pub fn build(about: &About, news: &News, now: Timestamp) -> Event {
+pub fn build(subject: &Subject, event: &EventSpec, now: Timestamp) -> Event {
     let since = now.as_second().div_euclid(NEWS);
-    let said = format!("{}/{since}/{}/{}", about.uid, news.reason, news.note);
+    let said = format!("{}/{since}/{}/{}", subject.uid, event.reason, event.note);
     Event {
         metadata: ObjectMeta {
             name: Some(format!(
@@ -109,16 +109,16 @@ pub fn build(about: &About, news: &News, now: Timestamp) -> Event {
             ..ObjectMeta::default()
         },
         regarding: Some(ObjectReference {
-            api_version: Some(about.api_version.clone()),
-            kind: Some(about.kind.clone()),
-            name: Some(about.name.clone()),
-            uid: Some(about.uid.clone()),
+            api_version: Some(subject.api_version.clone()),
+            kind: Some(subject.kind.clone()),
+            name: Some(subject.name.clone()),
+            uid: Some(subject.uid.clone()),
             ..ObjectReference::default()
         }),
-        type_: Some(if news.warning { "Warning" } else { "Normal" }.to_owned()),
+        type_: Some(if event.warning { "Warning" } else { "Normal" }.to_owned()),
         action: Some("Provision".to_owned()),
-        reason: Some(news.reason.clone()),
-        note: Some(news.note.clone()),
+        reason: Some(event.reason.clone()),
+        note: Some(event.note.clone()),
         event_time: Some(MicroTime(now)),
         reporting_controller: Some("farrier.dev/controller".to_owned()),
         reporting_instance: Some(names::MANAGER.to_owned()),
@@ -134,14 +134,14 @@ mod tests {
     #[test]
     fn the_same_news_is_one_object_for_a_while_and_other_news_another() {
         let name = |note: &str, second: i64| {
-            let news = News {
+            let event = EventSpec {
                 warning: true,
                 reason: "ProvisionFailed".to_owned(),
                 note: note.to_owned(),
             };
-            let about = About::of::<NodeObject>("n1".to_owned(), "uid".to_owned());
+            let subject = Subject::of::<NodeObject>("n1".to_owned(), "uid".to_owned());
             let now = Timestamp::from_second(second).unwrap();
-            build(&about, &news, now).metadata.name.unwrap()
+            build(&subject, &event, now).metadata.name.unwrap()
         };
         assert_eq!(name("no route", 1_200), name("no route", 1_799));
         assert_ne!(name("no route", 1_200), name("no route", 1_800));

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::event::{LONGEST_NOTE, News, cut};
+use super::event::{EventSpec, LONGEST_NOTE, cut};
 use super::job_due::{INTERRUPTIONS_AT_ONCE, age, all_listed, backoff};
 use super::types::{Ended, Observed};
 use crate::api::is_label_name;
@@ -32,7 +32,7 @@ pub struct JobEnd {
     /// What is counted of it.
     pub ended: Ended,
     /// What people should read of it.
-    pub event: Option<News>,
+    pub event: Option<EventSpec>,
     /// When to decide again though nothing changes.
     pub look_again: Option<Duration>,
 }
@@ -138,9 +138,9 @@ fn read(
         .filter_map(|shim| applied.shims.get(&shim.name));
     let only_lingers = lingering && well.all(|shim| shim.reason.is_none());
     let mut end = conclude(seen, applied, job, Some(report), failed);
-    if only_lingers && let Some(news) = &mut end.event {
+    if only_lingers && let Some(event) = &mut end.event {
         // Pods use it: it goes once they have ended.
-        (news.warning, news.reason) = (false, reasons::REMOVING.to_owned());
+        (event.warning, event.reason) = (false, reasons::REMOVING.to_owned());
     }
     if !failed && !is_news {
         end.event = None;
@@ -167,7 +167,7 @@ fn interrupted(
     applied.node_uid.clone_from(&seen.node.uid);
     applied.job.clone_from(&job.uid);
     applied.at = seen.now;
-    let event = News {
+    let event = EventSpec {
         warning: false,
         reason: reasons::INTERRUPTED.to_owned(),
         note: "a signal ended the installer before it changed the host, for example because the node shuts down; the change is tried again".to_owned(),
@@ -298,13 +298,13 @@ fn conclude(
     let note = applied.reason.clone();
     let shims: Vec<String> = applied.shims.keys().cloned().collect();
     let event = match (note, shims.is_empty()) {
-        (Some(note), _) => News::failure(&note),
-        (None, true) => News {
+        (Some(note), _) => EventSpec::failure(&note),
+        (None, true) => EventSpec {
             warning: false,
             reason: reasons::REMOVED.to_owned(),
             note: "no shim is left on the host".to_owned(),
         },
-        (None, false) => News {
+        (None, false) => EventSpec {
             warning: false,
             reason: reasons::PROVISIONED.to_owned(),
             note: format!("the host serves {}", shims.join(", ")),

@@ -23,7 +23,7 @@ pub mod shim_status;
 pub mod types;
 
 use desired::{Desired, fingerprint, hint};
-use event::News;
+use event::EventSpec;
 use job_due::{Need, age, backoff, may_begin, need, next_look};
 use job_result::JobEnd;
 use node_labels::settled;
@@ -33,7 +33,7 @@ use types::{Decision, Hold, JobStep, Observed, Plan};
 const DELETION_PATIENCE: Duration = Duration::from_mins(1);
 
 /// What to do about such a finalizer.
-const HELD_JOB: &str = "the node's last Job is held by a finalizer and can't make room for the next; remove its finalizers";
+const JOB_WITH_FINALIZER: &str = "the node's last Job is held by a finalizer and can't make room for the next; remove its finalizers";
 
 /// Whether the node's Job is at work, or its end is not written down yet.
 fn works(seen: &Observed, applied: Option<&Applied>) -> bool {
@@ -53,7 +53,12 @@ pub fn decide(seen: &Observed) -> Option<Decision> {
     let unread = seen.job.filter(|_| works);
     let ended = unread.and_then(|job| job_result::of(seen, applied.as_ref(), job));
     if let (Some(job), Some(ended)) = (unread, ended) {
-        let desired = Desired::new(seen.node, Some(&ended.applied), seen.cluster, seen.held);
+        let desired = Desired::new(
+            seen.node,
+            Some(&ended.applied),
+            seen.cluster,
+            seen.blocked_by_rollout,
+        );
         let applied = Some(ended.applied.clone());
         let plan = write_down(seen, &desired, job, ended);
         return Some(Decision {
@@ -63,7 +68,12 @@ pub fn decide(seen: &Observed) -> Option<Decision> {
             works,
         });
     }
-    let desired = Desired::new(seen.node, applied.as_ref(), seen.cluster, seen.held);
+    let desired = Desired::new(
+        seen.node,
+        applied.as_ref(),
+        seen.cluster,
+        seen.blocked_by_rollout,
+    );
     Some(Decision {
         plan: next(seen, &desired, applied.clone()),
         desired,
@@ -78,7 +88,12 @@ pub fn undecided(seen: &Observed) -> Option<Decision> {
     let applied = seen.node.applied();
     (!seen.node.deleting).then(|| Decision {
         plan: Plan::default(),
-        desired: Desired::new(seen.node, applied.as_ref(), seen.cluster, seen.held),
+        desired: Desired::new(
+            seen.node,
+            applied.as_ref(),
+            seen.cluster,
+            seen.blocked_by_rollout,
+        ),
         works: works(seen, applied.as_ref()),
         applied,
     })
@@ -155,8 +170,13 @@ fn while_deleted(
             look_again: Some(rest),
             ..step
         },
-        (_, Some(applied)) if applied.reason.as_deref() == Some(HELD_JOB) => step,
-        (_, applied) => not_made(seen, desired, applied.unwrap_or_default(), HELD_JOB),
+        (_, Some(applied)) if applied.reason.as_deref() == Some(JOB_WITH_FINALIZER) => step,
+        (_, applied) => not_made(
+            seen,
+            desired,
+            applied.unwrap_or_default(),
+            JOB_WITH_FINALIZER,
+        ),
     }
 }
 
@@ -181,15 +201,15 @@ fn act(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
             Hold::None => claim(seen, desired, applied),
             Hold::NoPodSlot => Plan {
                 waiting_for_pod_slot: true,
-                ..held(seen, desired, applied, None)
+                ..suppress_pending_label(seen, desired, applied, None)
             },
-            Hold::Settling(rest) => held(seen, desired, applied, Some(rest)),
+            Hold::Settling(rest) => suppress_pending_label(seen, desired, applied, Some(rest)),
         },
     }
 }
 
 /// What is to go is withdrawn at once; that something is to come is written with the claim.
-fn held(
+fn suppress_pending_label(
     seen: &Observed,
     desired: &Desired,
     applied: Option<Applied>,
@@ -250,7 +270,7 @@ fn not_made(seen: &Observed, desired: &Desired, mut applied: Applied, reason: &s
     applied.reason = Some(note.clone());
     applied.node_uid.clone_from(&seen.node.uid);
     Plan {
-        event: Some(News::failure(&note)),
+        event: Some(EventSpec::failure(&note)),
         look_again: Some(backoff(applied.attempts)),
         ..settled(seen, desired, Some(applied), JobStep::None)
     }

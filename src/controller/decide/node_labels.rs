@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::desired::{Desired, Verdict};
-use super::event::News;
+use super::event::EventSpec;
 use super::types::{JobStep, NodeEdit, Observed, Plan};
 use crate::controller::cluster::node_view::{Applied, NodeView};
 use crate::controller::cluster::shim_view::ShimView;
@@ -78,8 +78,8 @@ pub fn settled(seen: &Observed, desired: &Desired, applied: Option<Applied>, job
     }
 }
 
-/// What to tell people where a Shim's label turns to `failed` because of how the Shim is written.
-fn impossible(edit: &NodeEdit, desired: &Desired) -> Option<News> {
+/// What to publish_event people where a Shim's label turns to `failed` because of how the Shim is written.
+fn impossible(edit: &NodeEdit, desired: &Desired) -> Option<EventSpec> {
     let failed = Some(Progress::Failed.label().to_owned());
     let notes: Vec<String> = desired
         .verdicts
@@ -87,7 +87,7 @@ fn impossible(edit: &NodeEdit, desired: &Desired) -> Option<News> {
         .filter(|(shim, _)| edit.labels.get(&names::shim_label(shim)) == Some(&failed))
         .filter_map(|(shim, verdict)| Some(format!("shim {shim}: {}", verdict.fault()?)))
         .collect();
-    (!notes.is_empty()).then(|| News::failure(&notes.join("; ")))
+    (!notes.is_empty()).then(|| EventSpec::failure(&notes.join("; ")))
 }
 
 /// The edit that makes the node say what is known, if it does not already.
@@ -123,8 +123,8 @@ fn edit(
         };
         done &= is_done(shims, shim, verdict, now);
         if desired.annotated.contains(shim) {
-            let done =
-                now == Some(Progress::Provisioned) || matches!(verdict, Some(Verdict::Shadowed(_)));
+            let done = now == Some(Progress::Provisioned)
+                || matches!(verdict, Some(Verdict::HandlersTaken(_)));
             complete &= done;
             stays &= done || still_served(node, applied.as_ref(), shim, now);
         }
@@ -209,16 +209,16 @@ fn is_done(
 ) -> bool {
     match verdict {
         Some(Verdict::Wanted(_)) => now == Some(Progress::Provisioned),
-        Some(Verdict::Resting) => {
+        Some(Verdict::Idle) => {
             let mut named = shims.iter().filter(|other| other.name == shim);
             named.any(|shim| shim.spec.as_ref().is_ok_and(|spec| spec.paused))
         }
         Some(Verdict::Waiting(..)) => false,
         Some(
-            Verdict::Kept(..)
+            Verdict::PinnedToLastApplied(..)
             | Verdict::Impossible(_)
             | Verdict::Unsupported(_)
-            | Verdict::Shadowed(_),
+            | Verdict::HandlersTaken(_),
         )
         | None => true,
     }

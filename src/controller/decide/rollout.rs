@@ -22,7 +22,11 @@ pub struct Others<'a> {
 
 /// The Shims that `node` is not to change yet, each with what it waits for.
 #[must_use]
-pub fn held(others: &Others<'_>, node: &NodeView, cluster: &Cluster) -> BTreeMap<String, String> {
+pub fn blocked_by_rollout(
+    others: &Others<'_>,
+    node: &NodeView,
+    cluster: &Cluster,
+) -> BTreeMap<String, String> {
     let readable = cluster
         .shims
         .iter()
@@ -34,7 +38,7 @@ pub fn held(others: &Others<'_>, node: &NodeView, cluster: &Cluster) -> BTreeMap
 
 /// Every Shim that `node` has to wait its turn for, as one for which it has not come.
 #[must_use]
-pub fn all_held(node: &NodeView, cluster: &Cluster) -> BTreeMap<String, String> {
+pub fn all_blocked_by_rollout(node: &NodeView, cluster: &Cluster) -> BTreeMap<String, String> {
     let rolling = cluster.shims.iter().filter(|shim| {
         let spec = shim.spec.as_ref();
         spec.is_ok_and(|spec| most_at_a_time(node, spec).is_some())

@@ -14,7 +14,7 @@ use crate::names;
 
 /// What to do about one RuntimeClass.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Step {
+pub enum RuntimeClassStep {
     /// Make it: nothing of this name is there.
     Create(Box<RuntimeClass>),
     /// Put it in the place of the one that is there, which it names by UID and version: spec and labels are ours alone, so that what
@@ -29,9 +29,9 @@ pub enum Step {
     },
 }
 
-/// What to do about a Shim's RuntimeClasses, and the sentences to tell about names that others have.
+/// What to do about a Shim's RuntimeClasses, and the sentences to publish_event about names that others have.
 #[must_use]
-pub fn decide(shim: &ShimView, there: &[&RuntimeClass]) -> (Vec<Step>, Vec<String>) {
+pub fn decide(shim: &ShimView, there: &[&RuntimeClass]) -> (Vec<RuntimeClassStep>, Vec<String>) {
     let wanted = match (&shim.spec, shim.deleting) {
         (_, true) => Vec::new(),
         (Ok(spec), false) => wanted(shim, spec),
@@ -45,7 +45,7 @@ pub fn decide(shim: &ShimView, there: &[&RuntimeClass]) -> (Vec<Step>, Vec<Strin
             .iter()
             .any(|wanted| wanted.name_any() == class.name_any() && wanted.handler == class.handler);
         if !kept && class.metadata.deletion_timestamp.is_none() {
-            steps.push(Step::Delete {
+            steps.push(RuntimeClassStep::Delete {
                 name: class.name_any(),
                 uid: class.uid().unwrap_or_default(),
             });
@@ -60,8 +60,8 @@ pub fn decide(shim: &ShimView, there: &[&RuntimeClass]) -> (Vec<Step>, Vec<Strin
             // Deleted above; its successor follows once it is gone.
             Some(other) if other.handler != class.handler => {}
             Some(other) if says(other, &class) => {}
-            Some(other) => steps.push(Step::Replace(Box::new(in_place_of(other, class)))),
-            None => steps.push(Step::Create(Box::new(class))),
+            Some(other) => steps.push(RuntimeClassStep::Replace(Box::new(in_place_of(other, class)))),
+            None => steps.push(RuntimeClassStep::Create(Box::new(class))),
         }
     }
     let paused = matches!(&shim.spec, Ok(spec) if spec.paused);
@@ -241,16 +241,18 @@ mod tests {
         steps
             .into_iter()
             .map(|step| match step {
-                Step::Create(mut class) => {
+                RuntimeClassStep::Create(mut class) => {
                     class.metadata.uid = Some(format!("uid-of-{}", class.name_any()));
                     *class
                 }
-                Step::Replace(_) | Step::Delete { .. } => panic!("nothing is there"),
+                RuntimeClassStep::Replace(_) | RuntimeClassStep::Delete { .. } => {
+                    panic!("nothing is there")
+                }
             })
             .collect()
     }
 
-    fn decided(shim: &ShimView, there: &[RuntimeClass]) -> (Vec<Step>, Vec<String>) {
+    fn decided(shim: &ShimView, there: &[RuntimeClass]) -> (Vec<RuntimeClassStep>, Vec<String>) {
         decide(shim, &there.iter().collect::<Vec<_>>())
     }
 
@@ -307,7 +309,7 @@ mod tests {
                 labels: expected.metadata.labels,
                 ..there[0].metadata.clone()
             };
-            let steps = vec![Step::Replace(Box::new(expected))];
+            let steps = vec![RuntimeClassStep::Replace(Box::new(expected))];
             assert_eq!(decided(after, &there), (steps, vec![]));
         }
     }
@@ -319,7 +321,10 @@ mod tests {
         let labels = there[0].metadata.labels.as_mut().unwrap();
         labels.insert("theirs".to_owned(), "too".to_owned());
         let (steps, _) = decided(&shim, &there);
-        assert_eq!(steps, [Step::Replace(Box::new(made(&shim).remove(0)))]);
+        assert_eq!(
+            steps,
+            [RuntimeClassStep::Replace(Box::new(made(&shim).remove(0)))]
+        );
     }
 
     #[test]
@@ -348,7 +353,7 @@ mod tests {
     fn a_class_of_another_handler_makes_room_first() {
         let there = made(&shim(&json!({})));
         let renamed = shim(&json!({"handler": "spin-v3"}));
-        let gone = Step::Delete {
+        let gone = RuntimeClassStep::Delete {
             name: "spin".to_owned(),
             uid: "uid-of-spin".to_owned(),
         };
@@ -372,7 +377,7 @@ mod tests {
         assert_eq!(decided(&shim, &there), (vec![], vec![]));
         shim.deleting = true;
         let (steps, _) = decided(&shim, &there);
-        assert!(matches!(&steps[..], [Step::Delete { name, .. }] if name == "spin"));
+        assert!(matches!(&steps[..], [RuntimeClassStep::Delete { name, .. }] if name == "spin"));
     }
 
     #[test]

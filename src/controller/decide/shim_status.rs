@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
-use super::event::{LONGEST_NOTE, News, cut};
+use super::event::{EventSpec, LONGEST_NOTE, cut};
 use super::runtime_classes;
 use super::types::Tally;
 use crate::api::ShimStatus;
@@ -25,11 +25,11 @@ pub struct ShimPlan {
     /// What to do about our finalizer.
     pub finalizer: Finalizer,
     /// What to do about its RuntimeClasses.
-    pub runtime_classes: Vec<runtime_classes::Step>,
+    pub runtime_classes: Vec<runtime_classes::RuntimeClassStep>,
     /// The status to write, if it differs from what is there.
     pub status: Option<ShimStatus>,
     /// What people should read of it.
-    pub events: Vec<News>,
+    pub events: Vec<EventSpec>,
 }
 
 /// What to do about our finalizer.
@@ -46,7 +46,7 @@ pub enum Finalizer {
 
 /// What a decision about one Shim looks at.
 #[derive(Debug)]
-pub struct Seen<'a> {
+pub struct ObservedShim<'a> {
     /// The Shim.
     pub shim: &'a ShimView,
     /// How far it is on all nodes.
@@ -61,8 +61,8 @@ pub struct Seen<'a> {
 
 /// Decides what to do about one Shim.
 #[must_use]
-pub fn decide(seen: &Seen<'_>) -> ShimPlan {
-    let Seen { shim, tally, .. } = *seen;
+pub fn decide(seen: &ObservedShim<'_>) -> ShimPlan {
+    let ObservedShim { shim, tally, .. } = *seen;
     let (runtime_classes, foreign) = runtime_classes::decide(shim, seen.classes);
     let unusable = match &shim.spec {
         Ok(_) => seen.rejected.map(str::to_owned),
@@ -70,8 +70,8 @@ pub fn decide(seen: &Seen<'_>) -> ShimPlan {
             "this release can't read the Shim: {error}; upgrade Farrier, or write the Shim as its release does"
         )),
     };
-    let finalizer = match (shim.deleting, shim.held || shim.held_by_rcm) {
-        (false, _) if !shim.held => Finalizer::Add,
+    let finalizer = match (shim.deleting, shim.has_finalizer || shim.has_rcm_finalizer) {
+        (false, _) if !shim.has_finalizer => Finalizer::Add,
         (true, true) if shim.forced || tally.carried == 0 => Finalizer::Release,
         (_, _) => Finalizer::Keep,
     };
@@ -88,7 +88,7 @@ pub fn decide(seen: &Seen<'_>) -> ShimPlan {
         events: if said {
             Vec::new()
         } else {
-            news(shim.status.as_ref(), &status)
+            events(shim.status.as_ref(), &status)
         },
         finalizer,
         runtime_classes,
@@ -97,7 +97,7 @@ pub fn decide(seen: &Seen<'_>) -> ShimPlan {
 }
 
 /// What of a status is worth an Event: a condition that has come to hold or to be for another reason.
-fn news(before: Option<&ShimStatus>, now: &ShimStatus) -> Vec<News> {
+fn events(before: Option<&ShimStatus>, now: &ShimStatus) -> Vec<EventSpec> {
     let reason = |kind: &str| {
         let conditions = before.into_iter().flat_map(|status| &status.conditions);
         let mut named = conditions.filter(|condition| condition.type_ == kind);
@@ -111,7 +111,7 @@ fn news(before: Option<&ShimStatus>, now: &ShimStatus) -> Vec<News> {
         };
         is_worth && reason(&condition.type_) != Some(condition.reason.as_str())
     });
-    told.map(|condition| News {
+    told.map(|condition| EventSpec {
         warning: condition.type_ != reasons::READY,
         reason: condition.reason.clone(),
         note: cut(&condition.message, LONGEST_NOTE),

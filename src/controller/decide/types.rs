@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::desired::{Cluster, Desired};
-use super::event::News;
+use super::event::EventSpec;
 use crate::controller::cluster::job_view::JobView;
 use crate::controller::cluster::node_view::{Applied, NodeView};
 use crate::controller::cluster::slim::Taint;
@@ -21,7 +21,7 @@ pub struct Observed<'a> {
     /// What is asked of all nodes alike.
     pub cluster: &'a Cluster,
     /// Shims that the node is not to change yet, each with what it waits for.
-    pub held: &'a BTreeMap<String, String>,
+    pub blocked_by_rollout: &'a BTreeMap<String, String>,
     /// The node's Job, if there is one.
     pub job: Option<&'a JobView>,
     /// Why the API server did not take the Job that was last to be made.
@@ -52,7 +52,7 @@ pub struct Plan {
     /// Labels and annotation to write.
     pub edit: Option<NodeEdit>,
     /// What people should read.
-    pub event: Option<News>,
+    pub event: Option<EventSpec>,
     /// What to do about the Job.
     pub job: JobStep,
     /// A Job that ended.

@@ -17,7 +17,7 @@ impl Tally {
         }
         match &on_node.phase {
             Phase::Ready => self.ready += 1,
-            Phase::Pending | Phase::Resting => self.pending += 1,
+            Phase::Pending | Phase::Idle => self.pending += 1,
             Phase::Waiting => self.waiting += 1,
             Phase::Unsupported(reason) => {
                 self.unsupported.insert(node.to_owned(), reason.clone());
@@ -31,7 +31,7 @@ impl Tally {
             Phase::Removing { reason, .. } => {
                 self.removing.insert(node.to_owned(), reason.clone());
             }
-            Phase::Shadowed => {}
+            Phase::HandlersTaken => {}
         }
     }
 
@@ -41,7 +41,7 @@ impl Tally {
         self.queue.remove(&(summary.control_plane, node.to_owned()));
         match &on_node.phase {
             Phase::Ready => self.ready -= 1,
-            Phase::Pending | Phase::Resting => self.pending -= 1,
+            Phase::Pending | Phase::Idle => self.pending -= 1,
             Phase::Waiting => self.waiting -= 1,
             Phase::Unsupported(_) => {
                 self.unsupported.remove(node);
@@ -53,7 +53,7 @@ impl Tally {
             Phase::Removing { .. } => {
                 self.removing.remove(node);
             }
-            Phase::Shadowed => {}
+            Phase::HandlersTaken => {}
         }
     }
 }
@@ -73,11 +73,11 @@ fn is_worker_left(summary: &NodeSummary, on_node: &ShimOnNode) -> bool {
         Phase::Pending => summary.changing || summary.fit,
         Phase::Removing { .. } => summary.changing,
         Phase::Ready
-        | Phase::Resting
+        | Phase::Idle
         | Phase::Waiting
         | Phase::Failed { .. }
         | Phase::Unsupported(_)
-        | Phase::Shadowed => false,
+        | Phase::HandlersTaken => false,
     };
     !summary.control_plane && (works || is_queued(summary, on_node))
 }

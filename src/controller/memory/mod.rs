@@ -272,9 +272,9 @@ impl Context {
             let mut fleet = Fleet::default();
             for node in self.nodes.state() {
                 let view = NodeView::from(node.as_ref());
-                let held = rollout::all_held(&view, &cluster);
+                let blocked = rollout::all_blocked_by_rollout(&view, &cluster);
                 let job = self.job(&view);
-                let seen = self.seen(&view, &cluster, &held, job.as_ref(), (None, Hold::None));
+                let seen = self.seen(&view, &cluster, &blocked, job.as_ref(), (None, Hold::None));
                 let summary = NodeSummary::of(&seen, decide::undecided(&seen).as_ref());
                 fleet.put(&view.name, summary);
             }
@@ -301,13 +301,13 @@ impl Context {
         let cluster = Arc::clone(&memory.cluster);
         let rejected = memory.rejected_writes.of(&view.uid);
         let rejected = rejected.as_ref().map(|rejected| rejected.sentence.as_str());
-        let held = rollout::held(&memory.fleet.others(&view.name), view, &cluster);
+        let blocked = rollout::blocked_by_rollout(&memory.fleet.others(&view.name), view, &cluster);
         let hold = match memory.settling(Instant::now()) {
             Some(rest) => Hold::Settling(rest),
             None if memory.fleet.has_no_pod_slot_for(&view.name) => Hold::NoPodSlot,
             None => Hold::None,
         };
-        let seen = self.seen(view, &cluster, &held, job.as_ref(), (rejected, hold));
+        let seen = self.seen(view, &cluster, &blocked, job.as_ref(), (rejected, hold));
         let decision = decide::decide(&seen);
         let summary = NodeSummary::of(&seen, decision.as_ref());
         let mut plan = decision.map(|decision| decision.plan).unwrap_or_default();
@@ -344,7 +344,7 @@ impl Context {
         }
         let rejected = memory.rejected_writes.of(&view.uid);
         let tally = memory.fleet.tally(&view.name);
-        let plan = shim_status::decide(&shim_status::Seen {
+        let plan = shim_status::decide(&shim_status::ObservedShim {
             shim: view,
             tally,
             classes: &classes,
@@ -435,14 +435,14 @@ impl Context {
         &self,
         node: &'a NodeView,
         cluster: &'a Cluster,
-        held: &'a BTreeMap<String, String>,
+        blocked_by_rollout: &'a BTreeMap<String, String>,
         job: Option<&'a JobView>,
         (rejected, hold): (Option<&'a str>, Hold),
     ) -> Observed<'a> {
         Observed {
             node,
             cluster,
-            held,
+            blocked_by_rollout,
             job,
             rejected,
             hold,

@@ -17,7 +17,7 @@ pub enum Phase {
     /// It is on its way, or begins as soon as its node lets it.
     Pending,
     /// Nothing is to be done about it yet, or any more.
-    Resting,
+    Idle,
     /// It is to change, and not before its turn.
     Waiting,
     /// The last attempt failed.
@@ -37,7 +37,7 @@ pub enum Phase {
         reason: Option<String>,
     },
     /// Another Shim has all of its handlers.
-    Shadowed,
+    HandlersTaken,
 }
 
 /// What one node has of one Shim.
@@ -102,8 +102,8 @@ impl NodeSummary {
             let progress = node_labels::progress(node, applied, shim, verdict, digest);
             let phase = match (verdict, progress) {
                 (Verdict::Waiting(..), _) => Phase::Waiting,
-                (Verdict::Shadowed(_), _) => Phase::Shadowed,
-                (Verdict::Resting, _) => Phase::Resting,
+                (Verdict::HandlersTaken(_), _) => Phase::HandlersTaken,
+                (Verdict::Idle, _) => Phase::Idle,
                 (Verdict::Unsupported(reason), _) => Phase::Unsupported(reason.clone()),
                 (_, Some((Progress::Provisioned, _))) => Phase::Ready,
                 (Verdict::Wanted(_), Some((Progress::Failed, reason)))

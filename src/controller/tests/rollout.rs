@@ -62,19 +62,19 @@ impl World {
         self.fleet = Fleet::default();
         let cluster = self.cluster();
         for node in &mut self.nodes {
-            node.held = rollout::all_held(&node.node, &cluster);
+            node.blocked = rollout::all_blocked_by_rollout(&node.node, &cluster);
             self.fleet.put(&node.node.name, node.summary_before());
         }
     }
 
     /// Decides on one node and carries the plan out.
     fn step(&mut self, at: usize) -> Requeue {
-        let held = {
+        let blocked = {
             let node = &self.nodes[at].node;
-            rollout::held(&self.fleet.others(&node.name), node, &self.cluster())
+            rollout::blocked_by_rollout(&self.fleet.others(&node.name), node, &self.cluster())
         };
         let node = &mut self.nodes[at];
-        node.held = held;
+        node.blocked = blocked;
         let requeue = self.fleet.put(&node.node.name, node.summary());
         let stepped = std::mem::replace(node, scene()).stepped();
         self.nodes[at] = stepped;

@@ -20,7 +20,7 @@ use crate::handoff::{HandlerReport, Outcome, ProvisionReport};
 pub(super) struct Scene {
     pub(super) node: NodeView,
     pub(super) shims: Vec<ShimView>,
-    pub(super) held: BTreeMap<String, String>,
+    pub(super) blocked: BTreeMap<String, String>,
     pub(super) job: Option<JobView>,
     pub(super) now: Timestamp,
     pub(super) rejected: Option<&'static str>,
@@ -40,8 +40,8 @@ pub(super) fn shim(name: &str, handler: &str) -> ShimView {
         created: start(),
         generation: Some(1),
         deleting: false,
-        held: true,
-        held_by_rcm: false,
+        has_finalizer: true,
+        has_rcm_finalizer: false,
         forced: false,
         spec: Ok(serde_json::from_value(json!({
             "annotationSelector": {"kwasm.sh/kwasm-node": "true"},
@@ -74,7 +74,7 @@ pub(super) fn scene() -> Scene {
             taints: Vec::new(),
             deleting: false,
         },
-        held: BTreeMap::new(),
+        blocked: BTreeMap::new(),
         shims: vec![shim("spin", "spin-v2")],
         job: None,
         now: start(),
@@ -108,7 +108,7 @@ impl Scene {
         look(&Observed {
             node: &self.node,
             cluster: &cluster,
-            held: &self.held,
+            blocked_by_rollout: &self.blocked,
             job: self.job.as_ref(),
             rejected: self.rejected,
             hold: self.hold,
@@ -244,7 +244,7 @@ impl Scene {
 
     pub(super) fn status_of(&self, shim: usize, fleet: &Fleet) -> shim_status::ShimPlan {
         let shim = &self.shims[shim];
-        shim_status::decide(&shim_status::Seen {
+        shim_status::decide(&shim_status::ObservedShim {
             shim,
             tally: fleet.tally(&shim.name),
             classes: &[],

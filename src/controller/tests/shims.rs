@@ -6,7 +6,7 @@ use crate::controller::memory::aggregate::Fleet;
 #[test]
 fn a_shim_without_our_finalizer_touches_no_node() {
     let mut scene = scene().annotated();
-    scene.shims[0].held = false;
+    scene.shims[0].has_finalizer = false;
     assert_eq!(scene.decide(), Plan::default());
 }
 
@@ -150,7 +150,7 @@ fn a_renamed_handler_is_withdrawn_before_the_new_one_is_served() {
 #[test]
 fn a_shim_that_lost_our_finalizer_stays_where_it_is() {
     let mut scene = Scene::provisioned();
-    scene.shims[0].held = false;
+    scene.shims[0].has_finalizer = false;
     assert!(scene.decide().is_empty());
     assert_eq!(scene.status(0).finalizer, Finalizer::Add);
 }
@@ -264,14 +264,14 @@ fn a_shim_that_a_node_does_not_carry_is_no_reason_to_ask_it_again() {
 #[test]
 fn the_finalizer_of_runtime_class_manager_holds_no_shim_for_ever() {
     let mut scene = scene();
-    scene.shims[0].held = false;
-    scene.shims[0].held_by_rcm = true;
+    scene.shims[0].has_finalizer = false;
+    scene.shims[0].has_rcm_finalizer = true;
     assert_eq!(scene.status(0).finalizer, Finalizer::Add);
     scene.shims[0].deleting = true;
     assert_eq!(scene.status(0).finalizer, Finalizer::Release);
     // Whoever sets it again beside us is not fought.
     scene.shims[0].deleting = false;
-    scene.shims[0].held = true;
+    scene.shims[0].has_finalizer = true;
     assert_eq!(scene.status(0).finalizer, Finalizer::Keep);
 }
 
