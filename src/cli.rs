@@ -63,8 +63,9 @@ pub enum Command {
     Fetch(Fetch),
     /// Show what is installed on this host, by whom, and what is wrong.
     Doctor(Doctor),
-    /// Empty every node's set and let go of the Shims, before Farrier is uninstalled from a cluster.
-    Leave(Leave),
+    /// Remove all shims from all nodes and the finalizers from the Shims. Run this before uninstalling Farrier.
+    #[command(alias = "leave")]
+    UninstallCluster(UninstallCluster),
     /// Show nodes and shims as the cluster sees them.
     Status(Status),
     /// Print the `CustomResourceDefinition` of the Shim, or make the cluster serve it.
@@ -170,19 +171,19 @@ pub enum ReserveHandlers {
     None,
 }
 
-/// Options of `farrier leave`.
+/// Options of `farrier uninstall-cluster`.
 #[derive(Debug, Args)]
-pub struct Leave {
-    /// The controller's Deployment in the namespace: it is scaled to nothing first.
+pub struct UninstallCluster {
+    /// The controller's Deployment in the namespace, which is scaled to zero replicas first.
     #[arg(long, value_name = "NAME")]
     pub deployment: Option<String>,
-    /// Seconds that hosts may take; what still carries something then is named.
+    /// Seconds to wait for the nodes; after that, the nodes that still carry shims are listed.
     #[arg(long, default_value_t = 300, value_name = "SECONDS", value_parser = parse_deadline::<u64>, allow_negative_numbers = true)]
     pub deadline: u64,
-    /// Leave hosts as they are, and only let go of the Shims.
+    /// Leave the nodes as they are and remove the finalizers only.
     #[arg(long)]
     pub keep_hosts: bool,
-    /// As the controller is told.
+    /// The controller's options.
     #[command(flatten)]
     pub controller: Controller,
 }
@@ -413,6 +414,22 @@ mod tests {
     #[test]
     fn clap_finds_no_fault_with_the_definition() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_former_name_of_uninstall_cluster_is_still_read_and_not_shown() {
+        for name in ["uninstall-cluster", "leave"] {
+            let words = ["farrier", name, "--image=farrier", "--keep-hosts"];
+            match Cli::try_parse_from(words).unwrap().command {
+                Command::UninstallCluster(options) => assert!(options.keep_hosts),
+                other => panic!("{other:?}"),
+            }
+        }
+        let help = Cli::command().render_help().to_string();
+        assert!(
+            help.contains("uninstall-cluster") && !help.contains("leave"),
+            "{help}"
+        );
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use clap::{CommandFactory as _, Parser as _};
 use farrier::cli::{self, Cli, Command, JobTtl, LogFormat, Output, ReserveHandlers};
-use farrier::controller::{self, LeaveOptions};
+use farrier::controller;
 use farrier::handoff::ProvisionReport;
 use farrier::installer::interrupts::Interrupts;
 use farrier::installer::{self, InstallOptions, Preview, UninstallOptions, Wanted, text};
@@ -60,7 +60,7 @@ fn runtime(command: &Command) -> io::Result<tokio::runtime::Runtime> {
         | Command::Uninstall(_)
         | Command::Fetch(_)
         | Command::Doctor(_)
-        | Command::Leave(_)
+        | Command::UninstallCluster(_)
         | Command::Status(_)
         | Command::Crd(_)
         | Command::Completions { .. } => tokio::runtime::Builder::new_current_thread(),
@@ -75,15 +75,15 @@ async fn dispatch(command: Command) -> ExitCode {
         Command::Fetch(fetch) => run_fetch(fetch).await,
         Command::Doctor(doctor) => run_doctor(doctor).await,
         Command::Controller(controller) => run_controller(controller).await,
-        Command::Leave(leave) => run_leave(leave).await,
+        Command::UninstallCluster(uninstall) => run_uninstall_cluster(uninstall).await,
         Command::Status(cli::Status { output }) => {
-            match controller::overview(output == Output::Json).await {
+            match controller::status_table(output == Output::Json).await {
                 Ok(table) => print(&table),
                 Err(error) => fail(&error),
             }
         }
         Command::Crd(cli::Crd { apply: false }) => print(&farrier::api::crd_yaml()),
-        Command::Crd(cli::Crd { apply: true }) => match controller::install_definition().await {
+        Command::Crd(cli::Crd { apply: true }) => match controller::install_crd().await {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(&error),
         },
@@ -170,20 +170,20 @@ async fn run_controller(controller: cli::Controller) -> ExitCode {
     }
 }
 
-async fn run_leave(leave: cli::Leave) -> ExitCode {
-    let cli::Leave {
+async fn run_uninstall_cluster(uninstall: cli::UninstallCluster) -> ExitCode {
+    let cli::UninstallCluster {
         deployment,
         deadline,
         keep_hosts,
         controller,
-    } = leave;
-    let options = LeaveOptions {
+    } = uninstall;
+    let options = controller::UninstallOptions {
         deployment,
         deadline: Duration::from_secs(deadline),
         keep_hosts,
     };
-    match controller::leave(settings(controller), options).await {
-        Ok(left) => print(&left.to_string()),
+    match controller::uninstall(settings(controller), options).await {
+        Ok(summary) => print(&summary.to_string()),
         Err(error) => fail(&error),
     }
 }

@@ -13,26 +13,26 @@ use crate::api::Shim;
 const OWN_FIELD: &str = "annotationSelector";
 
 /// Waits until the definition that is served is ours, or of a release that knows as much.
-pub async fn until_ours(client: &Client) {
-    until(client, true).await;
+pub async fn wait_until_crd_current(client: &Client) {
+    wait(client, true).await;
 }
 
 /// Waits until the definition that is served is so no more.
-pub async fn until_another(client: &Client) {
-    until(client, false).await;
+pub async fn wait_until_crd_replaced(client: &Client) {
+    wait(client, false).await;
 }
 
 /// An API server that does not answer is asked again: what it served before counts until it says otherwise.
-async fn until(client: &Client, ours: bool) {
+async fn wait(client: &Client, for_current: bool) {
     let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
     let seen = watcher::watch_object(definitions, Shim::crd_name()).default_backoff();
     let mut seen = std::pin::pin!(seen);
-    let mut told = false;
+    let mut warned = false;
     while let Some(seen) = seen.next().await {
         match seen {
-            Ok(definition) if definition.as_ref().is_some_and(is_ours) == ours => return,
-            Ok(_) if ours && !told => {
-                told = true;
+            Ok(definition) if definition.as_ref().is_some_and(is_current) == for_current => return,
+            Ok(_) if for_current && !warned => {
+                warned = true;
                 tracing::warn!(
                     "the cluster doesn't serve Farrier's definition of the Shim: nothing is done until it does; run `farrier crd --apply`"
                 );
@@ -45,7 +45,7 @@ async fn until(client: &Client, ours: bool) {
     }
 }
 
-fn is_ours(definition: &CustomResourceDefinition) -> bool {
+fn is_current(definition: &CustomResourceDefinition) -> bool {
     let conditions = definition
         .status
         .iter()
@@ -94,16 +94,16 @@ mod tests {
     }
 
     #[test]
-    fn ours_is_ours_once_it_is_served() {
-        assert!(is_ours(&established()));
-        assert!(!is_ours(&Shim::crd()));
+    fn ours_is_current_once_it_is_served() {
+        assert!(is_current(&established()));
+        assert!(!is_current(&Shim::crd()));
     }
 
     #[test]
     fn one_without_the_field_or_without_a_status_of_its_own_is_not() {
         let mut older = established();
         older.spec.versions[0].subresources = None;
-        assert!(!is_ours(&older));
+        assert!(!is_current(&older));
         let mut pruning = established();
         let schema = pruning.spec.versions[0].schema.as_mut().unwrap();
         let properties = schema
@@ -115,6 +115,6 @@ mod tests {
             .unwrap();
         let spec = properties.get_mut("spec").unwrap();
         spec.properties.as_mut().unwrap().remove(OWN_FIELD);
-        assert!(!is_ours(&pruning));
+        assert!(!is_current(&pruning));
     }
 }

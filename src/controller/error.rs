@@ -24,7 +24,7 @@ pub enum Error {
     #[error(
         "the cluster doesn't serve Farrier's definition of the Shim any more; run `farrier crd --apply`"
     )]
-    DefinitionLost,
+    CrdReplaced,
     /// A write that nothing goes on without.
     #[error(transparent)]
     Apply(#[from] apply::Error),
@@ -46,5 +46,5 @@ pub enum Error {
     Server(#[from] server::Error),
     /// The cluster does not serve the Shim's definition.
     #[error(transparent)]
-    Definition(#[from] apply::crd::Error),
+    Crd(#[from] apply::crd::Error),
 }

@@ -18,11 +18,11 @@ mod settings;
 mod status_table;
 mod uninstall;
 
-pub use apply::crd::install as install_definition;
+pub use apply::crd::install as install_crd;
 pub use error::Error;
 pub use settings::Settings;
-pub use status_table::overview;
-pub use uninstall::{LeaveOptions, Left, leave};
+pub use status_table::status_table;
+pub use uninstall::{UninstallOptions, UninstallSummary, uninstall};
 
 /// Runs the controller until SIGTERM or SIGINT.
 ///

@@ -22,7 +22,7 @@ use crate::server;
 /// What is under way when the controller is asked to end gets this long: a write takes milliseconds.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// Watches, holds the Lease and decides until `until` ends; then finishes what is under way and gives the Lease back. With `leaving`,
+/// Watches, holds the Lease and decides until `until` ends; then finishes what is under way and gives the Lease back. With `uninstalling`,
 /// every Shim counts as one that is being deleted.
 ///
 /// The server and the Lease are tasks of their own, so that neither waits for a decision or a recount.
@@ -32,7 +32,7 @@ const GRACE: Duration = Duration::from_secs(10);
 pub async fn operate<T>(
     client: Client,
     settings: Settings,
-    leaving: bool,
+    uninstalling: bool,
     until: impl AsyncFnOnce(&Context) -> Result<T, Error>,
 ) -> Result<T, Error> {
     let election = Election::new(
@@ -43,7 +43,13 @@ pub async fn operate<T>(
     );
     let watches = Watches::new(&client, &settings.namespace);
     let (queues, receivers) = Queues::new();
-    let context = Arc::new(Context::new(client, settings, &watches, queues, leaving));
+    let context = Arc::new(Context::new(
+        client,
+        settings,
+        &watches,
+        queues,
+        uninstalling,
+    ));
     let (stop, stopped) = channel(false);
     let (held, acquired) = oneshot::channel();
     let (release, released) = oneshot::channel();
@@ -101,7 +107,7 @@ async fn lead(
     released: oneshot::Receiver<()>,
 ) -> Error {
     let leads = async {
-        crd_watch::until_ours(&context.client).await;
+        crd_watch::wait_until_crd_current(&context.client).await;
         if context.listed().await.is_err() {
             return Error::Ended { part: "watch" };
         }
@@ -144,7 +150,7 @@ async fn work(
     tokio::select! {
         // Both end what they write first where they are to stop.
         ((), ()) = async { tokio::join!(nodes, shims) } => Error::Ended { part: "queue" },
-        () = crd_watch::until_another(&context.client) => Error::DefinitionLost,
+        () = crd_watch::wait_until_crd_replaced(&context.client) => Error::CrdReplaced,
     }
 }
 

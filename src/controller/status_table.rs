@@ -24,7 +24,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 const LONGEST_REASON: usize = 600;
 
 #[derive(Debug, Serialize)]
-struct Overview {
+struct StatusTable {
     nodes: Vec<NodeLine>,
     #[serde(skip)]
     shims: BTreeSet<String>,
@@ -47,7 +47,7 @@ struct Cell {
 ///
 /// # Errors
 /// When there is no cluster, or it does not answer in time.
-pub async fn overview(json: bool) -> Result<String, Error> {
+pub async fn status_table(json: bool) -> Result<String, Error> {
     let read = async {
         let client = cluster::client().await?;
         let nodes = cluster::list::<NodeObject>(&client).await?;
@@ -60,15 +60,15 @@ pub async fn overview(json: bool) -> Result<String, Error> {
             .map_err(|_| Error::Deadline {
                 seconds: DEADLINE.as_secs(),
             })??;
-    let overview = Overview::new(&nodes, &shims);
+    let table = StatusTable::new(&nodes, &shims);
     Ok(if json {
-        handoff::to_indented_json(&overview)
+        handoff::to_indented_json(&table)
     } else {
-        overview.table()
+        table.text()
     })
 }
 
-impl Overview {
+impl StatusTable {
     fn new(nodes: &[NodeObject], shims: &[ShimObject]) -> Self {
         let mut names: BTreeSet<String> = shims.iter().map(ResourceExt::name_any).collect();
         // Who else is provisioned than annotated nodes is the controller's to know; here it matters for reasons alone.
@@ -83,7 +83,7 @@ impl Overview {
     }
 
     /// Columns of equal width, and below them a line per failure.
-    fn table(&self) -> String {
+    fn text(&self) -> String {
         let head = ["NODE", "STATUS"]
             .map(str::to_owned)
             .into_iter()
@@ -180,7 +180,7 @@ mod tests {
             },
         }))
         .unwrap();
-        let text = Overview::new(&[node], &[shim]).table();
+        let text = StatusTable::new(&[node], &[shim]).text();
         assert!(text.contains("n1 spin: no artifact is named"), "{text}");
     }
 
@@ -194,7 +194,7 @@ mod tests {
         .unwrap();
         let other: NodeObject =
             serde_json::from_value(json!({"metadata": {"name": "a-longer-name"}})).unwrap();
-        let text = Overview::new(&[node, other], &[]).table();
+        let text = StatusTable::new(&[node, other], &[]).text();
         assert_eq!(
             text,
             "NODE           STATUS    SPIN\n\

@@ -22,7 +22,7 @@ use crate::names;
 
 /// How to leave.
 #[derive(Debug, Clone)]
-pub struct LeaveOptions {
+pub struct UninstallOptions {
     /// The controller's Deployment in the namespace, which is scaled to nothing first.
     pub deployment: Option<String>,
     /// How long hosts may take.
@@ -33,14 +33,14 @@ pub struct LeaveOptions {
 
 /// What could not be cleaned.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Left {
+pub struct UninstallSummary {
     /// Hosts were to keep what they have.
     pub kept: bool,
     /// Nodes that still carry something, each with the Shims.
     pub nodes: BTreeMap<String, Vec<String>>,
 }
 
-impl fmt::Display for Left {
+impl fmt::Display for UninstallSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.kept {
             return writeln!(
@@ -74,7 +74,10 @@ impl fmt::Display for Left {
 ///
 /// # Errors
 /// When the cluster can't be asked or written to.
-pub async fn leave(settings: Settings, options: LeaveOptions) -> Result<Left, Error> {
+pub async fn uninstall(
+    settings: Settings,
+    options: UninstallOptions,
+) -> Result<UninstallSummary, Error> {
     let client = cluster::client().await?;
     let Settings {
         namespace,
@@ -86,13 +89,13 @@ pub async fn leave(settings: Settings, options: LeaveOptions) -> Result<Left, Er
         deployment::scale_to_nothing(&client, &namespace, deployment).await?;
     }
     apply::crd::restore(&client).await?;
-    let left = if options.keep_hosts {
+    let summary = if options.keep_hosts {
         // A controller that still ends would set again what is let go of below: who holds the Lease has it gone.
         let mut election = Election::new(client.clone(), &namespace, &lease_name, &identity);
         let _ = tokio::time::timeout(options.deadline, election.acquire()).await;
-        Left {
+        UninstallSummary {
             kept: true,
-            ..Left::default()
+            ..UninstallSummary::default()
         }
     } else {
         clean(&client, &settings, options.deadline).await?
@@ -109,11 +112,15 @@ pub async fn leave(settings: Settings, options: LeaveOptions) -> Result<Left, Er
         // Nothing acts on it any more; what was asked for is done.
         tracing::warn!(%error, "the Lease stays; delete it");
     }
-    Ok(left)
+    Ok(summary)
 }
 
 /// Has every node let go of what it carries; who still carries something after `deadline`.
-async fn clean(client: &Client, settings: &Settings, deadline: Duration) -> Result<Left, Error> {
+async fn clean(
+    client: &Client,
+    settings: &Settings,
+    deadline: Duration,
+) -> Result<UninstallSummary, Error> {
     let end = Instant::now() + deadline;
     loop {
         let cleans = async |context: &Context| Ok(cleaned(context, end).await);
@@ -121,7 +128,7 @@ async fn clean(client: &Client, settings: &Settings, deadline: Duration) -> Resu
         let operating = Box::pin(operate(client.clone(), settings.clone(), true, cleans));
         match operating.await {
             // One that somebody deleted goes with the last Shim that is let go of; nodes may carry something still.
-            Err(Error::DefinitionLost) if Instant::now() < end => {
+            Err(Error::CrdReplaced) if Instant::now() < end => {
                 apply::crd::restore(client).await?;
             }
             ended => return ended,
@@ -147,7 +154,7 @@ async fn end_lease(
 }
 
 /// Waits until no node carries anything, or until `end`; who still does.
-async fn cleaned(context: &Context, end: Instant) -> Left {
+async fn cleaned(context: &Context, end: Instant) -> UninstallSummary {
     let clean = async {
         loop {
             let changed = context.changed.notified();
@@ -159,9 +166,9 @@ async fn cleaned(context: &Context, end: Instant) -> Left {
     };
     // At the deadline, what is left is what is told.
     let _ = tokio::time::timeout_at(end, clean).await;
-    Left {
+    UninstallSummary {
         nodes: context.carriers(),
-        ..Left::default()
+        ..UninstallSummary::default()
     }
 }
 
@@ -175,19 +182,23 @@ mod tests {
             let shims = shims.into_iter().map(str::to_owned).collect();
             (node.to_owned(), shims)
         });
-        let left = Left {
+        let summary = UninstallSummary {
             nodes: nodes.into(),
-            ..Left::default()
+            ..UninstallSummary::default()
         };
-        let text = left.to_string();
+        let text = summary.to_string();
         let lines: Vec<_> = text.lines().collect();
         assert!(lines[0].starts_with("node n1 still carries spin, wws; end the pods"));
         assert!(lines[1].starts_with("node n2 still has marks of Farrier; run"));
         assert!(lines[1].contains("kubectl annotate node n2 farrier.dev/applied-"));
-        assert!(Left::default().to_string().contains("nothing is left"));
-        let kept = Left {
+        assert!(
+            UninstallSummary::default()
+                .to_string()
+                .contains("nothing is left")
+        );
+        let kept = UninstallSummary {
             kept: true,
-            ..Left::default()
+            ..UninstallSummary::default()
         };
         let text = kept.to_string();
         assert!(text.contains("nodes keep what they have"), "{text}");

@@ -67,7 +67,13 @@ fn before_an_uninstall_nodes_let_go_as_the_controller_would(
     let job = of_kind(&objects, "Job")[0];
     let pod = &job["spec"]["template"]["spec"];
     let container = &pod["containers"][0];
-    let mut expected = vec!["leave", "--deployment", "farrier", "--deadline", deadline];
+    let mut expected = vec![
+        "uninstall-cluster",
+        "--deployment",
+        "farrier",
+        "--deadline",
+        deadline,
+    ];
     expected.extend(keeps.then_some("--keep-hosts"));
     assert_eq!(strings(&container["args"]), expected);
     // The image comes with the environment.

@@ -60,7 +60,7 @@ pub struct Context {
     pub changed: Notify,
     jobs: Store<JobObject>,
     runtime_classes: Store<RuntimeClass>,
-    leaving: bool,
+    uninstalling: bool,
     /// Tells [`Context::recounts`] that nodes are to be counted anew.
     outdated: Notify,
     memory: Mutex<Memory>,
@@ -134,14 +134,14 @@ impl Memory {
 }
 
 impl Context {
-    /// Over the stores of `watches`. With `leaving`, every Shim counts as one that is being deleted.
+    /// Over the stores of `watches`. With `uninstalling`, every Shim counts as one that is being deleted.
     #[must_use]
     pub fn new(
         client: Client,
         settings: Settings,
         watches: &Watches,
         queues: Queues,
-        leaving: bool,
+        uninstalling: bool,
     ) -> Self {
         Self {
             client,
@@ -156,7 +156,7 @@ impl Context {
             changed: Notify::new(),
             jobs: watches.jobs.store(),
             runtime_classes: watches.runtime_classes.store(),
-            leaving,
+            uninstalling,
             outdated: Notify::new(),
             memory: Mutex::default(),
         }
@@ -384,7 +384,7 @@ impl Context {
     pub fn view(&self, shim: &ShimObject) -> ShimView {
         let view = ShimView::from(shim);
         ShimView {
-            deleting: view.deleting || self.leaving,
+            deleting: view.deleting || self.uninstalling,
             ..view
         }
     }
