@@ -15,6 +15,10 @@ use super::types::{DUMP_LIMIT, DeclaredHandler, RUNC, TEXT_LIMIT};
 /// Stands for the file's path in an error about a dump.
 const DUMP: &str = "the dump of containerd's configuration";
 
+/// The deepest nesting of tables and arrays that is read. A configuration of containerd has some ten levels. Dotted keys in nested inline tables
+/// reach thousands of levels in a small file, and walking them would overflow the stack.
+const NESTING_LIMIT: usize = 64;
+
 /// The text of a file and its parsed form.
 pub(super) struct Document<'a> {
     path: &'a str,
@@ -67,6 +71,12 @@ impl<'a> Document<'a> {
             path: path.to_owned(),
             reason: reason(text, &error),
         })?;
+        if is_deeper(parsed.as_table(), NESTING_LIMIT) {
+            return Err(Error::Syntax {
+                path: path.to_owned(),
+                reason: format!("its tables are nested deeper than {NESTING_LIMIT} levels"),
+            });
+        }
         let document = Self {
             path,
             text,
@@ -361,6 +371,37 @@ fn reason(text: &str, error: &toml_edit::TomlError) -> String {
     format!("line {line}, column {column}: {message}")
 }
 
+/// Whether the table has more than `levels` levels, itself included. Looks no deeper than that.
+fn is_deeper(table: &dyn TableLike, levels: usize) -> bool {
+    let Some(below) = levels.checked_sub(1) else {
+        return true;
+    };
+    table.iter().any(|(_, item)| match item {
+        Item::None => false,
+        Item::Value(value) => is_value_deeper(value, below),
+        Item::Table(table) => is_deeper(table, below),
+        Item::ArrayOfTables(tables) => tables.iter().any(|table| is_deeper(table, below)),
+    })
+}
+
+fn is_value_deeper(value: &toml_edit::Value, levels: usize) -> bool {
+    match (value, levels.checked_sub(1)) {
+        (toml_edit::Value::InlineTable(table), _) => is_deeper(table, levels),
+        (toml_edit::Value::Array(values), Some(below)) => {
+            values.iter().any(|value| is_value_deeper(value, below))
+        }
+        (toml_edit::Value::Array(_), None) => true,
+        (
+            toml_edit::Value::String(_)
+            | toml_edit::Value::Integer(_)
+            | toml_edit::Value::Float(_)
+            | toml_edit::Value::Boolean(_)
+            | toml_edit::Value::Datetime(_),
+            _,
+        ) => false,
+    }
+}
+
 /// The handler that a table below `runtimes` declares.
 pub(super) fn declared(table: &dyn TableLike) -> DeclaredHandler {
     let mut handler = DeclaredHandler::default();
@@ -532,6 +573,25 @@ mod tests {
         assert_eq!(
             difference(&values(other), &values(one)).as_deref(),
             Some(key)
+        );
+    }
+
+    #[rstest]
+    #[case::headers(63, "[{keys}]\n")]
+    #[case::dotted_keys(63, "{keys}.a = 1\n")]
+    #[case::inline_tables_of_dotted_keys(30, "[{keys}]\n{keys} = { a.b = 1 }\n")]
+    #[case::arrays_of_tables(62, "[[{keys}]]\na = []\n")]
+    fn tables_are_read_up_to_the_limit_of_nesting_and_refused_beyond(
+        #[case] depth: usize,
+        #[case] text: &str,
+    ) {
+        let text = |depth| text.replace("{keys}", &vec!["a"; depth].join("."));
+        assert!(Document::parse("f", &text(depth)).is_ok());
+        let deeper = text(depth + 5);
+        let error = Document::parse("f", &deeper).map(|_| ()).unwrap_err();
+        assert!(
+            error.to_string().contains("nested deeper than 64 levels"),
+            "{error}"
         );
     }
 }
