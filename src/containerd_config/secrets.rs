@@ -1,14 +1,22 @@
-//! Takes credentials out of what containerd says about a configuration: a parser quotes what it stumbles over. What a configuration means is
-//! not asked here, as the one that containerd refuses may not even be TOML.
+//! Removes credentials from containerd's messages about a configuration, because parsers quote the text that they refuse.
+//!
+//! The configuration is read line by line. A text that containerd refuses may not be TOML.
 
-/// What the keys of credentials have in their names (containerd's `docs/cri/registry.md`: `password`, `auth`, `identitytoken`,
+/// Parts of the names of keys with credentials (containerd's `docs/cri/registry.md`: `password`, `auth`, `identitytoken`,
 /// `Authorization`).
 const NAMES: [&str; 4] = ["password", "auth", "token", "secret"];
 
-/// The shortest text that counts as a credential: shorter ones would blot out half of the message.
+/// The shortest text that counts as a credential, in bytes. Removing shorter ones would make the message unreadable.
 const SHORTEST: usize = 3;
 
-/// `message` with an ellipsis in the place of each value that a line with the name of a credential holds in `texts`.
+/// The message with an ellipsis in place of each value on a line of `texts` whose key names a credential.
+///
+/// ```
+/// use farrier::containerd_config::without_secrets;
+///
+/// let message = "(1, 12): unexpected hunter2";
+/// assert_eq!(without_secrets(message, ["password = hunter2"]), "(1, 12): unexpected …");
+/// ```
 #[must_use]
 pub fn without_secrets<'a>(message: &str, texts: impl IntoIterator<Item = &'a str>) -> String {
     let mut secrets: Vec<&str> = texts
@@ -18,7 +26,7 @@ pub fn without_secrets<'a>(message: &str, texts: impl IntoIterator<Item = &'a st
         .flat_map(|values| values.split(is_punctuation))
         .filter(|value| value.len() >= SHORTEST)
         .collect();
-    // One may be a part of another.
+    // The longest first, because a credential may be a part of another.
     secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
     secrets
         .into_iter()
@@ -27,7 +35,7 @@ pub fn without_secrets<'a>(message: &str, texts: impl IntoIterator<Item = &'a st
         })
 }
 
-/// What stands in a line behind the first name of a credential and the rest of its key.
+/// The rest of a line after the first key that names a credential.
 fn behind_name(line: &str) -> Option<&str> {
     if line.trim_start().starts_with('#') {
         return None;
@@ -40,7 +48,7 @@ fn behind_name(line: &str) -> Option<&str> {
     Some(behind.trim_start_matches(|character: char| character.is_ascii_alphanumeric()))
 }
 
-/// What stands around values in TOML, and never within a token.
+/// Whether the character separates values in TOML. Credentials do not have these characters.
 fn is_punctuation(character: char) -> bool {
     character.is_whitespace()
         || matches!(
