@@ -1,4 +1,4 @@
-//! What all documents have in common: their version, and why a document can't be used.
+//! What all documents have in common: their version, how they are written, and why a document can't be used.
 
 use std::borrow::Cow;
 
@@ -10,15 +10,15 @@ pub const API_VERSION: &str = "farrier.dev/v1";
 /// A document of Farrier as JSON on one line.
 ///
 /// # Panics
-/// Where a type has no form in JSON, such as a map whose keys are not strings: a document that was empty instead could pass for an undo
-/// log that undoes nothing.
+/// When a type has no form in JSON, such as a map whose keys are not strings. An empty text instead could pass for an undo log that undoes
+/// nothing.
 #[must_use]
 pub fn to_json(document: &impl Serialize) -> String {
     serde_json::to_string(document)
         .expect("every key is a string and every value has a form in JSON")
 }
 
-/// The same for people: indented, and with a line feed at its end.
+/// A document of Farrier as indented JSON, with a line feed at its end.
 ///
 /// # Panics
 /// As [`to_json`].

@@ -22,7 +22,8 @@ pub fn printable_up_to(text: &str, longest: usize) -> String {
     // Whether the last character is a space in the place of others.
     let mut replaced = true;
     for letter in text.chars() {
-        if !is_control(letter) && !(replaced && letter == ' ') {
+        let is_left_out = is_control(letter) || (replaced && letter == ' ');
+        if !is_left_out {
             line.push(letter);
             replaced = false;
         } else if !replaced && !line.ends_with(' ') {

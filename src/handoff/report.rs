@@ -6,7 +6,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::document::{API_VERSION, Error};
+use super::document::{self, API_VERSION, Error};
 
 /// A Job's report is shorter than this, in bytes. The kubelet keeps only the *last* 4,096 bytes of a termination message (Kubernetes API
 /// reference, `terminationMessagePath`), so the start of a longer JSON object would be lost.
@@ -188,7 +188,7 @@ impl ProvisionReport {
     /// The whole document, for `-o json`.
     #[must_use]
     pub fn to_json(&self) -> String {
-        super::document::to_json(self)
+        document::to_json(self)
     }
 
     /// Parses a report, for example a container's termination message.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::digest::Sha256Digest;
-use super::document::{API_VERSION, Error};
+use super::document::{self, API_VERSION, Error};
 use super::name::check_name;
 use crate::names::sha256_hex;
 
@@ -224,7 +224,7 @@ impl ProvisionRequest {
     /// The document as JSON.
     #[must_use]
     pub fn to_json(&self) -> String {
-        super::document::to_json(self)
+        document::to_json(self)
     }
 
     /// Parses a document, and refuses what a host must never act on.
