@@ -1,11 +1,13 @@
-//! Finds the containerd that runs on a host, by its process. Reads `/proc`, and nothing of containerd's own.
+//! Finds the containerd that runs on a host, and the kubelet that uses it, among the processes that count. Reads nothing of
+//! containerd's own.
+
+use tracing::debug;
 
 use super::distro::{self, DistroSpec};
-use super::facts::SMALL;
 use super::host::HostRoot;
-use super::kubelet;
+use super::kubelet::{self, Kubelet};
+use super::process::{self, Process, Refusal, option};
 use super::service;
-use super::state::folder_of;
 
 /// A running containerd.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,124 +39,100 @@ impl Daemon {
     /// Whether this very process is there still.
     #[must_use]
     pub fn still_runs(&self, host: &HostRoot) -> bool {
-        let (pid, _) = self.process;
-        daemon(host, pid).is_some_and(|now| now.process == self.process)
+        let (pid, started) = self.process;
+        process::started(host, pid) == Some(started)
+    }
+
+    fn of(process: Process) -> Self {
+        let arguments: Vec<&str> = process.arguments.split('\0').collect();
+        Self {
+            process: process.id,
+            config: option(&arguments, &CONFIG_OPTIONS),
+            address: option(&arguments, &ADDRESS_OPTIONS),
+            program: process.program,
+            unit: process.unit,
+        }
     }
 }
 
-/// The containerd that runs on this host; among several, the one that the kubelet uses.
-///
-/// A kubelet of its own says which; one in the same program as k3s's or RKE2's uses the containerd that this program started. Without
-/// either, the one in the packages' unit counts.
-///
-/// # Errors
-/// When `/proc` can't be listed.
-pub fn find_daemon(host: &HostRoot) -> Result<Option<Daemon>, super::Error> {
-    let mut found: Vec<Daemon> = host
-        .list("/proc")?
-        .iter()
-        .filter_map(|name| name.parse().ok())
-        .filter_map(|pid| daemon(host, pid))
-        .collect();
-    // Only a choice is worth another look at every process.
-    let endpoint = if found.len() > 1 {
-        kubelet::endpoint(host)?
-    } else {
-        None
-    };
-    found.sort_by_key(|daemon| {
-        let address = daemon.address.as_deref().unwrap_or(distro::STOCK_SOCKET);
-        let is_used = |endpoint: &String| kubelet::same(endpoint, address);
-        let unit = daemon.unit.as_deref();
-        (
-            !endpoint.as_ref().is_some_and(is_used),
-            !distro::is_own(&daemon.program, unit),
-            unit != Some("containerd.service"),
-            daemon.process,
-        )
-    });
-    Ok(found.into_iter().next())
-}
-
-/// The path of a program whose file may have been replaced since it was started: the restart starts the new one.
-pub(super) fn still_named(program: &str) -> &str {
-    program.strip_suffix(" (deleted)").unwrap_or(program)
-}
-
-/// The process `pid`, if it is a containerd of this host. A process that is gone by now is none.
-fn daemon(host: &HostRoot, pid: u32) -> Option<Daemon> {
-    let read = |name: &str| {
-        host.read(&format!("/proc/{pid}/{name}"), SMALL)
-            .ok()
-            .flatten()
-    };
-    if read("comm")? != b"containerd\n" || !host.is_root_of(pid) {
-        return None;
-    }
-    let program = host.link_target(&format!("/proc/{pid}/exe")).ok()??;
-    let program = own_name(host, still_named(&program));
-    let arguments = String::from_utf8(read("cmdline")?).ok()?;
-    let arguments: Vec<&str> = arguments.split('\0').collect();
-    let stat = String::from_utf8(read("stat")?).ok()?;
-    // The name in parentheses may hold anything; field 3 comes behind the last of them.
-    let started = stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()?;
-    let cgroup = String::from_utf8(read("cgroup")?).ok()?;
-    Some(Daemon {
-        process: (pid, started),
-        program,
-        config: option(&arguments, &CONFIG_OPTIONS),
-        address: option(&arguments, &ADDRESS_OPTIONS),
-        unit: unit_of_cgroup(&cgroup),
-    })
-}
-
-/// The path by which a program is containerd: k3s is one program under many names, which links beside it carry.
-fn own_name(host: &HostRoot, program: &str) -> String {
-    let link = format!("{}/containerd", folder_of(program));
-    let is_other = program.rsplit('/').next() != Some("containerd");
-    if is_other && host.is_seen(&link) {
-        return link;
-    }
-    program.to_owned()
+/// What runs on a host and counts, found in one pass over its processes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Running {
+    /// The containerd; among several, the one that the kubelet uses.
+    pub daemon: Option<Daemon>,
+    /// The kubelet; among several, one that says which runtime it uses.
+    pub kubelet: Option<Kubelet>,
+    /// Processes called containerd that do not count, by PID.
+    pub refused: Vec<Refusal>,
 }
 
 /// The names of containerd's option for its configuration file, with one dash or two as Go's `flag` takes them.
 pub(super) const CONFIG_OPTIONS: [&str; 4] = ["-c", "--c", "-config", "--config"];
 const ADDRESS_OPTIONS: [&str; 4] = ["-a", "--a", "-address", "--address"];
 
-/// The value of an option of containerd, as `-c FILE` or `--config=FILE`; only absolute paths are of use. Go's `flag`, which containerd
-/// reads its command line with, takes the last of several, and `--` for the end of the options.
-pub(super) fn option(arguments: &[&str], names: &[&str]) -> Option<String> {
-    let mut arguments = arguments.iter().take_while(|argument| **argument != "--");
-    let mut last = None;
-    while let Some(argument) = arguments.next() {
-        let (name, value) = match argument.split_once('=') {
-            Some((name, value)) => (name, Some(value)),
-            None => (*argument, None),
-        };
-        if names.contains(&name) {
-            last = Some(value.or_else(|| arguments.next().copied())?);
+const CONTAINERD: &str = "containerd";
+const KUBELET: &str = "kubelet";
+
+/// The containerd and the kubelet that run on this host.
+///
+/// A kubelet of its own says which containerd it uses; one in the same program as k3s's or RKE2's uses the containerd that this program
+/// started. Without either, the one in the packages' unit counts.
+///
+/// # Errors
+/// When `/proc` can't be listed.
+pub fn find(host: &HostRoot) -> Result<Running, super::Error> {
+    let (mut daemons, mut kubelets, mut refused) = (Vec::new(), Vec::new(), Vec::new());
+    for (_, (name, process)) in process::named(host, &[CONTAINERD, KUBELET])? {
+        match process {
+            Ok(process) if name == CONTAINERD => daemons.push(Daemon::of(process)),
+            Ok(process) => kubelets.push(Kubelet::of(host, process)),
+            Err(refusal) => {
+                debug!(%refusal, "passing over a process");
+                if name == CONTAINERD {
+                    refused.push(refusal);
+                }
+            }
         }
     }
-    let path = last?.strip_prefix("unix://").or(last)?;
-    path.starts_with('/').then(|| path.to_owned())
+    let kubelet = choose_kubelet(kubelets);
+    let endpoint = kubelet
+        .as_ref()
+        .and_then(|kubelet| kubelet.endpoint.clone());
+    Ok(Running {
+        daemon: choose_daemon(daemons, endpoint.as_deref()),
+        kubelet,
+        refused,
+    })
 }
 
-/// The innermost service of a process's cgroups (cgroups(7): `hierarchy:controllers:path`); `OpenRC` calls the cgroup of the service
-/// k3s `openrc.k3s`, and `k3s` in a hierarchy of its own under version 1 (`sh/rc-cgroup.sh`).
-fn unit_of_cgroup(cgroup: &str) -> Option<String> {
-    let unit = |part: &str| match part.strip_prefix("openrc.") {
-        Some(name) => Some(format!("{name}.service")),
-        None => part.ends_with(".service").then(|| part.to_owned()),
-    };
-    cgroup.lines().find_map(|line| {
-        let (hierarchy, path) = line.split_once(':')?.1.split_once(':')?;
-        let name = path.trim_start_matches('/');
-        if hierarchy == "name=openrc" && !name.is_empty() {
-            return Some(format!("{name}.service"));
-        }
-        path.rsplit('/').find_map(unit)
-    })
+/// The containerd that runs on this host.
+///
+/// # Errors
+/// As for [`find`].
+pub fn find_daemon(host: &HostRoot) -> Result<Option<Daemon>, super::Error> {
+    Ok(find(host)?.daemon)
+}
+
+fn choose_kubelet(kubelets: Vec<Kubelet>) -> Option<Kubelet> {
+    let mut kubelets = kubelets;
+    let says = kubelets
+        .iter()
+        .position(|kubelet| kubelet.endpoint.is_some());
+    (!kubelets.is_empty()).then(|| kubelets.swap_remove(says.unwrap_or_default()))
+}
+
+fn choose_daemon(mut daemons: Vec<Daemon>, endpoint: Option<&str>) -> Option<Daemon> {
+    daemons.sort_by_key(|daemon| {
+        let address = daemon.address.as_deref().unwrap_or(distro::STOCK_SOCKET);
+        let unit = daemon.unit.as_deref();
+        (
+            !endpoint.is_some_and(|endpoint| kubelet::same(endpoint, address)),
+            !distro::is_own(&daemon.program, unit),
+            unit != Some("containerd.service"),
+            daemon.process,
+        )
+    });
+    daemons.into_iter().next()
 }
 
 #[cfg(test)]
@@ -162,38 +140,95 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
+    use crate::installer::process::tests::{CONTAINERD, Given, Tree};
 
-    #[test]
-    fn a_command_line_says_which_files_a_daemon_uses() {
-        let arguments = [
-            "containerd",
-            "--config=/a/b.toml",
-            "-a",
-            "unix:///run/x.sock",
-            "",
-        ];
-        assert_eq!(
-            option(&arguments, &["-c", "--config"]).as_deref(),
-            Some("/a/b.toml")
-        );
-        assert_eq!(
-            option(&arguments, &["-a", "--address"]).as_deref(),
-            Some("/run/x.sock")
-        );
+    const SAYS: &str = "/usr/bin/kubelet\0--container-runtime-endpoint=unix:///run/a.sock\0";
+    const SILENT: &str = "/usr/bin/kubelet\0--v=2\0";
+
+    fn kubelet(arguments: &str) -> Given<'_> {
+        Given {
+            comm: "kubelet",
+            cgroup: "0::/system.slice/kubelet.service\n",
+            program: "/usr/bin/kubelet",
+            arguments,
+            ..CONTAINERD
+        }
+    }
+
+    fn tree(processes: &[(u32, Given<'_>)]) -> Tree {
+        let tree = Tree::new("0::/init.scope\n", &["/run/systemd/system"]);
+        for (pid, given) in processes {
+            tree.process(*pid, given);
+        }
+        tree
     }
 
     #[rstest]
-    #[case::the_last_of_two(&["-c", "/b", "--config=/a"], Some("/a"))]
-    #[case::the_last_of_two_that_is_of_no_use(&["-c", "/b", "--config=a"], None)]
-    #[case::with_one_dash_or_two(&["-config", "/b", "--c", "/a"], Some("/a"))]
-    #[case::behind_the_end_of_the_options(&["--", "-c", "/a"], None)]
-    #[case::relative(&["-c", "relative"], None)]
-    #[case::without_a_value(&["-c"], None)]
-    fn an_option_is_read_as_containerd_reads_it(
-        #[case] arguments: &[&str],
-        #[case] expected: Option<&str>,
+    #[case::that_says(&[(9, kubelet(SAYS))], Some((SAYS, Some("/run/a.sock"))))]
+    #[case::that_does_not_say(&[(9, kubelet(SILENT))], Some((SILENT, None)))]
+    #[case::of_two_the_one_that_says(
+        &[(8, kubelet(SILENT)), (9, kubelet(SAYS))],
+        Some((SAYS, Some("/run/a.sock")))
+    )]
+    #[case::of_that_name_alone(&[(9, Given { comm: "kubelite", ..kubelet(SAYS) })], None)]
+    #[case::of_a_user(&[(9, Given { uids: "1000\t1000\t1000\t1000", ..kubelet(SAYS) })], None)]
+    #[case::none(&[], None)]
+    fn the_kubelet_is_one_that_root_started(
+        #[case] processes: &[(u32, Given<'_>)],
+        #[case] expected: Option<(&str, Option<&str>)>,
     ) {
-        assert_eq!(option(arguments, &CONFIG_OPTIONS).as_deref(), expected);
+        let found = find(&tree(processes).host()).unwrap().kubelet;
+        let expected = expected.map(|(arguments, endpoint)| Kubelet {
+            arguments: arguments.to_owned(),
+            endpoint: endpoint.map(str::to_owned),
+        });
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_user_s_processes_beside_the_real_ones_change_nothing() {
+        let user = |given: Given<'static>, program| Given {
+            uids: "1000\t1000\t1000\t1000",
+            cgroup: "0::/user.slice/user-1000.slice/session-1.scope\n",
+            program,
+            ..given
+        };
+        let real = [(812, CONTAINERD), (900, kubelet(SILENT))];
+        let own = user(CONTAINERD, "/home/u/rancher/k3s/containerd");
+        let own = Given {
+            arguments: "containerd\0-a\0/run/a.sock\0",
+            ..own
+        };
+        let fake = user(kubelet(SAYS), "/home/u/kubelet");
+        let alone = find(&tree(&real).host()).unwrap();
+        let [first, second] = real;
+        let beside = tree(&[first, second, (100, fake), (1041, own)]);
+        let beside = find(&beside.host()).unwrap();
+        assert_eq!(beside.daemon, alone.daemon);
+        assert_eq!(beside.daemon.unwrap().program, "/usr/bin/containerd");
+        assert_eq!(beside.kubelet, alone.kubelet);
+        assert_eq!(beside.refused[0].pid, 1041);
+    }
+
+    #[test]
+    fn of_two_processes_that_are_alike_the_one_with_the_lower_pid_counts() {
+        let found = find(&tree(&[(1041, CONTAINERD), (812, CONTAINERD)]).host()).unwrap();
+        assert_eq!(found.daemon.unwrap().process, (812, 812));
+        let kubelets = [(1041, kubelet("a\0")), (812, kubelet("b\0"))];
+        let found = find(&tree(&kubelets).host()).unwrap();
+        assert_eq!(found.kubelet.unwrap().arguments, "b\0");
+    }
+
+    #[test]
+    fn a_process_still_runs_until_another_has_its_pid() {
+        let tree = tree(&[(812, CONTAINERD)]);
+        let daemon = find_daemon(&tree.host()).unwrap().unwrap();
+        assert!(daemon.still_runs(&tree.host()));
+        tree.write(
+            "/proc/812/stat",
+            &format!("812 (a) S 1 1{} 5 0", " 0".repeat(16)),
+        );
+        assert!(!daemon.still_runs(&tree.host()));
     }
 
     #[rstest]
@@ -226,27 +261,5 @@ mod tests {
         assert_eq!(found.unit.as_deref(), expected);
         let known = daemon(Some("known.service")).with_unit_of(&host, row);
         assert_eq!(known.unit.as_deref(), Some("known.service"));
-    }
-
-    #[test]
-    fn the_unit_is_read_from_every_kind_of_hierarchy() {
-        for cgroup in [
-            "0::/system.slice/containerd.service\n",
-            "12:pids:/\n1:name=systemd:/farrier/n1/system.slice/containerd.service\n0::/\n",
-        ] {
-            assert_eq!(
-                unit_of_cgroup(cgroup).as_deref(),
-                Some("containerd.service")
-            );
-        }
-        for cgroup in [
-            "0::/openrc.k3s-agent\n",
-            "2:pids:/\n1:name=openrc:/k3s-agent\n0::/\n",
-        ] {
-            assert_eq!(unit_of_cgroup(cgroup).as_deref(), Some("k3s-agent.service"));
-        }
-        for cgroup in ["0::/\n", "1:name=openrc:/\n", "", "0:", "0"] {
-            assert_eq!(unit_of_cgroup(cgroup), None, "{cgroup}");
-        }
     }
 }

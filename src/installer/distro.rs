@@ -101,15 +101,15 @@ pub struct DistroSpec {
     pub distro: Distro,
     /// Its word in reports.
     pub word: &'static str,
-    /// Parts of the path of the running containerd, or of its configuration, that only this distribution has.
+    /// Directories below which only this distribution has its running containerd, or its configuration.
     paths: &'static [&'static str],
     /// What the unit of the running containerd begins with.
     units: &'static [&'static str],
-    /// Parts of the command line of process 1, where that has to fit, too.
+    /// Names of programs in the command line of process 1, or the beginning of such a name up to a hyphen, where that has to fit, too.
     init: &'static [&'static str],
-    /// Part of the socket that the kubelet uses.
+    /// The directory of the socket that the kubelet uses.
     endpoint: Option<&'static str>,
-    /// Parts of the command line of a kubelet that runs: what its maker starts it with, or names its nodes by.
+    /// How a value in the command line of a kubelet that runs begins, up to a slash: what its maker starts it with, or names its nodes by.
     kubelet: &'static [&'static str],
     /// Files of its machine image, which count where no kubelet runs that could say more.
     image: &'static [&'static str],
@@ -186,7 +186,28 @@ impl DistroSpec {
     }
 
     fn has_path(&self, path: Option<&str>) -> bool {
-        path.is_some_and(|path| self.paths.iter().any(|part| path.contains(part)))
+        path.is_some_and(|path| self.paths.iter().any(|start| is_below(path, start)))
+    }
+
+    /// Whether the command line of a kubelet, with a NUL behind each argument, has a value that begins as the row says. `--option=value`
+    /// and a list of labels or paths are values, too.
+    fn is_kubelet(&self, command_line: &str) -> bool {
+        let mut values = command_line.split(['\0', '=', ',']);
+        values.any(|value| self.kubelet.iter().any(|start| is_below(value, start)))
+    }
+
+    /// Whether the command line of process 1 names a program of the row. k3s writes its own as one argument.
+    fn is_init(&self, command_line: &str) -> bool {
+        let names = command_line
+            .split(['\0', ' '])
+            .filter_map(|argument| argument.rsplit('/').next());
+        let is = |name: &str, part: &str| {
+            let rest = name.strip_prefix(part);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+        };
+        names
+            .into_iter()
+            .any(|name| self.init.iter().any(|part| is(name, part)))
     }
 
     /// What an operator should know who has the configuration at `path` changed.
@@ -204,20 +225,23 @@ impl DistroSpec {
         self.has_path(evidence.program)
             || self.has_path(evidence.config)
             || unit.is_some_and(|unit| self.has_unit(unit))
-            || endpoint.is_some_and(|(is, part)| is.contains(part))
-            || any_in(self.kubelet, evidence.kubelet)
+            || endpoint
+                .is_some_and(|(is, start)| is_below(is.strip_prefix("/var").unwrap_or(is), start))
+            || self.is_kubelet(evidence.kubelet)
     }
 
     /// Whether everything fits that has to.
     fn may_be(&self, evidence: &Evidence<'_>) -> bool {
         let platform = |platform| os_values(evidence.os_release).any(|value| value == platform);
-        (self.init.is_empty() || any_in(self.init, evidence.init))
-            && self.platform.is_none_or(platform)
+        (self.init.is_empty() || self.is_init(evidence.init)) && self.platform.is_none_or(platform)
     }
 }
 
-fn any_in(parts: &[&str], text: &str) -> bool {
-    parts.iter().any(|part| text.contains(part))
+/// Whether `path` is `start` or below it, by whole components. A label's key is told by its domain in the same way.
+fn is_below(path: &str, start: &str) -> bool {
+    let start = start.strip_suffix('/').unwrap_or(start);
+    path.strip_prefix(start)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// The row that fits a host; `present` says whether a file is there.
@@ -548,6 +572,38 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[rstest]
+    #[case::a_user_s_directory("/home/u/rancher/k3s/containerd", "", "", "")]
+    #[case::a_longer_name("/var/lib/rancher/k3s-tools/containerd", "", "", "")]
+    #[case::a_copy_elsewhere("/tmp/var/lib/k0s/bin/containerd", "", "", "")]
+    #[case::a_socket_that_only_contains_the_name("", "", "/run/not-crio/crio.sock", "")]
+    #[case::a_value_that_only_contains_a_label(
+        "",
+        "",
+        "",
+        "--node-labels=a=x.kubernetes.azure.com/y"
+    )]
+    #[case::a_path_that_only_contains_another("", "", "", "--config=/data/etc/eks/a")]
+    #[case::a_process_1_that_only_contains_a_name("", "/sbin/ink3s", "", "")]
+    fn a_distribution_is_told_by_whole_components(
+        #[case] program: &str,
+        #[case] init: &str,
+        #[case] endpoint: &str,
+        #[case] kubelet: &str,
+    ) {
+        let evidence = Evidence {
+            program: (!program.is_empty()).then_some(program),
+            init,
+            endpoint: (!endpoint.is_empty()).then_some(endpoint),
+            kubelet,
+            installed: true,
+            os_release: "ID=debian\n",
+            ..Evidence::default()
+        };
+        assert_eq!(detect(&evidence, |_| false).distro, Distro::Debian);
+        assert!(!is_own(program, None));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use super::Error;
 use super::adopt;
 use super::distro::Restart;
 use super::facts::{Facts, standing};
+use super::plan::not_counted;
 use super::readiness::spares_pods;
 use super::report::split;
 use super::site::{Site, declarations, hands_options_over};
@@ -189,7 +190,11 @@ impl Findings {
             let remedy = format!("see `journalctl -u {unit}` on the node");
             self.add(words, &remedy);
         } else if facts.daemon.is_none() && !offline {
-            self.add("no containerd runs on this host", "start containerd");
+            let sentence = format!(
+                "no containerd runs on this host{}",
+                not_counted(&facts.refused)
+            );
+            self.add_sentence(&sentence, "start containerd");
         }
         if let Some(obstacle) = &facts.obstacle {
             self.add_sentence(obstacle, "look at that path");

@@ -4,26 +4,23 @@
 //! it is the latter. `main` hands such a start to [`child_main`] before it looks at its own arguments. There is no thread yet at that
 //! point, which a change of the mount namespace needs (setns(2)).
 
-use std::convert::Infallible;
-use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io::{Read as _, Seek as _};
-use std::os::unix::ffi::OsStringExt as _;
-use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
-use nix::sched::{CloneFlags, setns};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::process::{Child, Command};
 
-use super::host::HostRoot;
+mod enter;
+
+pub use self::enter::child_main;
+use super::host::{HostRoot, Program, ProgramError};
 use crate::containerd_config::DUMP_LIMIT;
 use crate::handoff::printable;
 
@@ -52,6 +49,15 @@ pub fn main_hands_over() {
 /// Why a program of the host gave no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// Others than root can replace it.
+    #[error("failed to run {program} of the host: {source}")]
+    NotTrusted {
+        /// The program.
+        program: String,
+        /// The first component of its path that is not root's alone.
+        #[source]
+        source: ProgramError,
+    },
     /// It could not be started.
     #[error("can't run {program} of the host: {source}")]
     Start {
@@ -104,40 +110,90 @@ impl Place {
     }
 }
 
+/// How a start of this program that enters a root finds what it becomes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    /// By its path in that root.
+    Path,
+    /// By the descriptor that is its standard input.
+    Descriptor,
+    /// By that descriptor, which the script's interpreter opens once more and therefore has to find there.
+    Script,
+}
+
+impl Source {
+    const ALL: [Self; 3] = [Self::Path, Self::Descriptor, Self::Script];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Path => "path",
+            Self::Descriptor => "descriptor",
+            Self::Script => "script",
+        }
+    }
+}
+
+/// The descriptor that is the standard input of a program which is run by that.
+const DESCRIPTOR: &str = "/proc/self/fd/0";
+
+/// `opened` is the program to run; without one it is found by its path. The first argument that it gets is its path in any case.
 fn command(
     host: &HostRoot,
     place: Place,
     program: &str,
+    opened: Option<Program>,
     arguments: &[&str],
 ) -> std::io::Result<Command> {
     if !host.is_own_root() && !HANDS_OVER.load(Ordering::Relaxed) {
         return Err(std::io::Error::other("nobody would enter its root"));
     }
-    let mut command = if host.is_own_root() {
-        Command::new(program)
-    } else {
+    let source = match &opened {
+        None => Source::Path,
+        Some(opened) if opened.is_script() => Source::Script,
+        Some(_) => Source::Descriptor,
+    };
+    let mut command = if !host.is_own_root() {
         let mut command = Command::new("/proc/self/exe");
         command
-            .args([CHILD_ARGUMENT, place.word()])
+            .args([CHILD_ARGUMENT, place.word(), source.word()])
             .arg(host.path())
             .arg(program);
         command
+    } else if opened.is_some() {
+        let mut command = Command::new(DESCRIPTOR);
+        command.arg0(program);
+        command
+    } else {
+        Command::new(program)
     };
     let (name, value) = PATH.split_once('=').unwrap_or_default();
+    // As standard input it gets to this one child, and to no other that is started at the same time.
+    let stdin = opened.map_or_else(Stdio::null, |opened| Stdio::from(opened.into_file()));
     command
         .args(arguments)
         .env_clear()
         .env(name, value)
         .current_dir("/")
-        .stdin(Stdio::null())
+        .stdin(stdin)
         .kill_on_drop(true);
     Ok(command)
 }
 
-/// Runs `program`, an absolute path on the host, in the host's root and returns what it wrote to standard output.
+/// Opens a program that only root could have put there.
+fn open(host: &HostRoot, program: &str) -> Result<Program, Error> {
+    host.open_program(program)
+        .map_err(|source| Error::NotTrusted {
+            program: program.to_owned(),
+            source,
+        })
+}
+
+/// Runs `program`, an absolute path on the host, in the host's root and returns what it wrote to standard output. It is run by the
+/// descriptor that was looked at, once its path has turned out to be root's alone.
 ///
 /// # Errors
-/// When it can't be started, ends with a failure, takes longer than `limit` or writes more than 4 MiB.
+/// When others than root can replace it, when it can't be started, ends with a failure, takes longer than `limit` or writes more
+/// than 4 MiB.
 pub async fn run(
     host: &HostRoot,
     program: &str,
@@ -145,6 +201,26 @@ pub async fn run(
     limit: Duration,
 ) -> Result<String, Error> {
     run_in(host, Place::Root, program, arguments, limit).await
+}
+
+/// Runs a program as [`run`] does, by its path and whoever owns that: a binary that Farrier itself has put there.
+///
+/// # Errors
+/// As [`run`]'s.
+pub async fn run_own(
+    host: &HostRoot,
+    program: &str,
+    arguments: &[&str],
+    limit: Duration,
+) -> Result<String, Error> {
+    let own = Place::Root;
+    output_of(
+        host,
+        command(host, own, program, None, arguments),
+        program,
+        limit,
+    )
+    .await
 }
 
 /// Runs a program as [`run`] does, in a place of the caller's choice.
@@ -158,11 +234,22 @@ pub async fn run_in(
     arguments: &[&str],
     limit: Duration,
 ) -> Result<String, Error> {
+    let opened = Some(open(host, program)?);
+    let command = command(host, place, program, opened, arguments);
+    output_of(host, command, program, limit).await
+}
+
+async fn output_of(
+    host: &HostRoot,
+    command: std::io::Result<Command>,
+    program: &str,
+    limit: Duration,
+) -> Result<String, Error> {
     let start = |source| Error::Start {
         program: program.to_owned(),
         source,
     };
-    let mut child = command(host, place, program, arguments)
+    let mut child = command
         .map_err(start)?
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -225,7 +312,8 @@ pub async fn start(
     let words = memfd_create(c"words", flags).map_err(|errno| failed(errno.into()))?;
     let mut words = File::from(words);
     let stderr = words.try_clone().map_err(failed)?;
-    let mut child = command(host, Place::Host, program, arguments)
+    let opened = Some(open(host, program)?);
+    let mut child = command(host, Place::Host, program, opened, arguments)
         .map_err(failed)?
         .stdout(Stdio::null())
         .stderr(stderr)
@@ -291,105 +379,6 @@ fn last_words(stderr: &str, otherwise: &str) -> String {
     printable(line).chars().take(300).collect()
 }
 
-/// Goes to the place in the first argument, of the root in the second, and becomes the program in the third, with the rest as its
-/// arguments. Returns the exit status of a start that failed, and else not at all.
-#[must_use]
-pub fn child_main(arguments: Vec<OsString>) -> i32 {
-    match become_program(arguments) {
-        Ok(never) => match never {},
-        Err((status, words)) => {
-            // The parent reads standard error; there is nothing to do about a parent that is gone.
-            let _ = std::io::Write::write_all(&mut std::io::stderr(), words.as_bytes());
-            status
-        }
-    }
-}
-
-fn become_program(arguments: Vec<OsString>) -> Result<Infallible, (i32, String)> {
-    let mut arguments = arguments.into_iter();
-    let failed = |words: String| (CHILD_FAILED, words);
-    let absent = |what: &str| failed(format!("no {what} was named"));
-    let place = arguments.next().ok_or_else(|| absent("place"))?;
-    let root = arguments.next().ok_or_else(|| absent("root"))?;
-    let root = Path::new(&root);
-    let program: Vec<CString> = arguments
-        .map(|argument| CString::new(argument.into_vec()))
-        .collect::<Result<_, _>>()
-        .map_err(|error| failed(error.to_string()))?;
-    let path = program.first().ok_or_else(|| absent("program"))?;
-    if place == Place::Host.word() {
-        enter_host(root).map_err(failed)?;
-    } else {
-        nix::unistd::chroot(root)
-            .and_then(|()| nix::unistd::chdir("/"))
-            .map_err(|errno| failed(format!("can't enter {}: {errno}", root.display())))?;
-    }
-    let environment = CString::new(PATH).map_err(|error| failed(error.to_string()))?;
-    nix::unistd::execve(path, &program, &[environment]).map_err(|errno| match errno {
-        // execve(2): also where the file is there and its loader is not.
-        Errno::ENOENT => (
-            NOT_FOUND,
-            "the program or its loader is not there".to_owned(),
-        ),
-        Errno::EACCES => (NOT_FOUND, errno.to_string()),
-        errno => failed(errno.to_string()),
-    })
-}
-
-/// Goes where process 1 of the host is. Where `root` is not that process' root, the host is but a folder, and that is entered.
-fn enter_host(root: &Path) -> Result<(), String> {
-    let can_t = |what: &str, words: &dyn std::fmt::Display| format!("can't enter {what}: {words}");
-    let open = |name: &str| {
-        let path = root.join("proc/1").join(name);
-        File::open(&path).map_err(|error| can_t(&path.display().to_string(), &error))
-    };
-    let init_root = open("root")?;
-    let is_root_of_init = same_file(&init_root, &File::open(root)).unwrap_or_default();
-    if !is_root_of_init {
-        return nix::unistd::chroot(root)
-            .and_then(|()| nix::unistd::chdir("/"))
-            .map_err(|errno| can_t(&root.display().to_string(), &errno));
-    }
-    // Both are opened before the first is entered: `root` means nothing afterwards.
-    let (mounts, cgroups) = (open("ns/mnt")?, open("ns/cgroup"));
-    // A process that stayed in the pod's cgroup would end with the pod. Its namespace is missing from kernels without cgroups.
-    if let Ok(cgroups) = cgroups {
-        setns(cgroups, CloneFlags::CLONE_NEWCGROUP)
-            .map_err(|errno| can_t("the host's cgroup namespace", &errno))?;
-    }
-    setns(mounts, CloneFlags::CLONE_NEWNS)
-        .and_then(|()| nix::unistd::fchdir(&init_root))
-        .and_then(|()| nix::unistd::chroot("."))
-        .map_err(|errno| can_t("the host's mount namespace", &errno))?;
-    join_cgroups();
-    Ok(())
-}
-
-fn same_file(one: &File, other: &std::io::Result<File>) -> Option<bool> {
-    use std::os::unix::fs::MetadataExt as _;
-
-    let (one, other) = (one.metadata().ok()?, other.as_ref().ok()?.metadata().ok()?);
-    Some((one.dev(), one.ino()) == (other.dev(), other.ino()))
-}
-
-/// Moves this process into the cgroups of process 1 (cgroups(7): `hierarchy:controllers:path`). Best effort: a hierarchy that is not
-/// mounted has no process to lose.
-fn join_cgroups() {
-    let cgroups = std::fs::read_to_string("/proc/1/cgroup").unwrap_or_default();
-    for line in cgroups.lines() {
-        let mut fields = line.splitn(3, ':').skip(1);
-        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else {
-            continue;
-        };
-        let hierarchy = controllers.trim_start_matches("name=");
-        // "0" is whoever writes it.
-        let _ = std::fs::write(
-            format!("/sys/fs/cgroup/{hierarchy}{path}/cgroup.procs"),
-            "0",
-        );
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -432,6 +421,49 @@ mod tests {
         let script = "printf '\\033[31mred\\007 \\342\\200\\256turned\\n' >&2; exit 1";
         let error = shell(script, Duration::from_secs(10)).await.unwrap_err();
         assert!(error.to_string().ends_with("failed: [31mred turned"));
+    }
+
+    /// A directory that only root, or whoever runs the tests, can write, up to the root.
+    fn home() -> tempfile::TempDir {
+        tempfile::tempdir_in(std::env::home_dir().unwrap()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_program_that_is_replaced_after_the_look_is_not_run() {
+        let folder = home();
+        let path = folder.path().join("program");
+        let write = |script: &str| {
+            let new = folder.path().join("new");
+            std::fs::write(&new, script).unwrap();
+            let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+            std::fs::set_permissions(&new, executable).unwrap();
+            std::fs::rename(new, &path).unwrap();
+        };
+        let host = HostRoot::open(Path::new("/")).unwrap();
+        let program = path.to_str().unwrap();
+        write("#!/bin/sh\necho looked at, $1\n");
+        let opened = open(&host, program).unwrap();
+        write("#!/bin/sh\necho replaced\n");
+        let command = command(&host, Place::Root, program, Some(opened), &["asked"]);
+        let limit = Duration::from_secs(10);
+        let said = output_of(&host, command, program, limit).await.unwrap();
+        assert_eq!(said, "looked at, asked\n");
+    }
+
+    #[tokio::test]
+    async fn a_program_that_others_can_replace_is_not_run() {
+        let folder = home();
+        let path = folder.path().join("program");
+        std::fs::write(&path, "#!/bin/sh\n").unwrap();
+        for mode in [0o757, 0o777] {
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+            std::fs::set_permissions(&path, mode).unwrap();
+            let host = HostRoot::open(Path::new("/")).unwrap();
+            let program = path.to_str().unwrap();
+            let error = run(&host, program, &[], Duration::from_secs(10)).await;
+            let words = error.unwrap_err().to_string();
+            assert!(words.contains("can be written by every user"), "{words}");
+        }
     }
 
     #[tokio::test]

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use super::bounds::is_digest;
 use super::cri::{self, Served};
-use super::daemon::{Daemon, find_daemon};
+use super::daemon::{self, Daemon, Running};
 use super::distro::DistroSpec;
 use super::exec;
 use super::host::{self, HostRoot, NEW_SUFFIX};
 use super::inherited::{self, Inheritance};
 use super::loaded::{load, patterns};
+use super::process::Refusal;
 use super::service::Service;
 use super::source::editable_files;
 use super::stamps::Stamps;
@@ -42,6 +43,8 @@ pub struct Facts {
     pub distro: &'static DistroSpec,
     /// The running containerd; `None` offline, and where none runs.
     pub daemon: Option<Daemon>,
+    /// Processes called containerd that do not count as this host's.
+    pub refused: Vec<Refusal>,
     /// The containerd program, running or not.
     pub program: Option<String>,
     /// Its release.
@@ -145,19 +148,19 @@ pub async fn gather(
     config: Option<&str>,
     offline: bool,
 ) -> Result<Facts, super::Error> {
-    let daemon = if offline { None } else { find_daemon(host)? };
+    let running = if offline {
+        Running::default()
+    } else {
+        daemon::find(host)?
+    };
+    let daemon = running.daemon.as_ref();
     let installed = PROGRAMS.into_iter().find(|path| host.is_seen(path));
-    let running = daemon.as_ref().map(|daemon| daemon.program.clone());
-    let named = daemon.as_ref().and_then(|daemon| daemon.config.as_deref());
+    let program = daemon.map(|daemon| daemon.program.clone());
+    let named = daemon.and_then(|daemon| daemon.config.as_deref());
     let state = State::from_json(host.read_text(STATE_FILE, STATE_LIMIT)?.as_deref())?;
     let recorded = recorded_root(host, &state).filter(|_| daemon.is_none());
-    let distro = row(
-        host,
-        daemon.as_ref(),
-        config.or(named).or(recorded),
-        offline,
-    )?;
-    let program = running.or_else(|| installed.map(str::to_owned));
+    let distro = row(host, &running, config.or(named).or(recorded), offline)?;
+    let program = program.or_else(|| installed.map(str::to_owned));
     let in_unit = match daemon {
         Some(_) => None,
         None => named_by_unit(host, distro),
@@ -189,7 +192,10 @@ pub async fn gather(
         version: None,
         lacking: None,
         dump: Err("nothing was asked".to_owned()),
-        daemon: daemon.map(|daemon| daemon.with_unit_of(host, distro)),
+        daemon: running
+            .daemon
+            .map(|daemon| daemon.with_unit_of(host, distro)),
+        refused: running.refused,
         program,
         served: Err("nothing is asked offline".to_owned()),
         in_use: BTreeMap::new(),

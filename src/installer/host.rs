@@ -7,6 +7,8 @@ mod change;
 mod hint;
 mod lock;
 mod mount;
+mod owner;
+mod program;
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -21,6 +23,8 @@ use nix::sys::stat::fstatat;
 use sha2::{Digest as _, Sha256};
 
 use self::hint::hint;
+pub use self::owner::{ProgramError, Writers};
+pub use self::program::Program;
 use crate::handoff::{hex, sha256_hex};
 
 /// Suffix of a file that is about to replace another: no `*.toml` glob of containerd's `imports` matches it.

@@ -1,4 +1,4 @@
-//! Finds the container runtime that a host's kubelet uses, by its process. Reads `/proc` and the kubelet's configuration, and nothing of
+//! Tells the container runtime that a host's kubelet uses, by its command line. Reads the kubelet's configuration, and nothing of
 //! containerd.
 
 use serde::{Deserialize, Deserializer};
@@ -6,8 +6,9 @@ use serde_json::Value;
 use serde_saphyr::options::DuplicateKeyPolicy;
 
 use super::host::{self, HostRoot};
+use super::process::Process;
 
-/// A kubelet's command line and configuration have some kilobytes.
+/// A kubelet's configuration has some kilobytes.
 const SMALL: u64 = 1 << 18;
 /// A configuration has some hundred values. Aliases multiply them: without a bound, a file of a kilobyte becomes gigabytes.
 const MAX_EVENTS: usize = 100_000;
@@ -23,29 +24,20 @@ pub struct Kubelet {
     pub endpoint: Option<String>,
 }
 
-/// The kubelet of this host; among several, one that says which runtime it uses.
-///
-/// # Errors
-/// When `/proc` can't be listed.
-pub fn find(host: &HostRoot) -> Result<Option<Kubelet>, super::Error> {
-    let pids = host.list("/proc")?;
-    let pids = pids.iter().filter_map(|name| name.parse::<u32>().ok());
-    let mut found = None;
-    for kubelet in pids.filter_map(|pid| of_process(host, pid)) {
-        if kubelet.endpoint.is_some() {
-            return Ok(Some(kubelet));
+impl Kubelet {
+    /// What that process says of its runtime.
+    pub(super) fn of(host: &HostRoot, process: Process) -> Self {
+        let list: Vec<&str> = process.arguments.split('\0').collect();
+        // The kubelet applies its flags again over what its files say (`cmd/kubelet/app/server.go`, `kubeletConfigFlagPrecedence`).
+        let endpoint = match flag(&list, "container-runtime-endpoint") {
+            Some(value) => socket(value),
+            None => of_files(host, process.id.0, &list),
+        };
+        Self {
+            arguments: process.arguments,
+            endpoint,
         }
-        found.get_or_insert(kubelet);
     }
-    Ok(found)
-}
-
-/// The socket of the runtime that the kubelet of this host uses; `None` where no process of that name says so.
-///
-/// # Errors
-/// When `/proc` can't be listed.
-pub fn endpoint(host: &HostRoot) -> Result<Option<String>, super::Error> {
-    Ok(find(host)?.and_then(|kubelet| kubelet.endpoint))
 }
 
 /// Whether two paths are those of one socket: `/var/run` is a link to `/run`.
@@ -54,24 +46,6 @@ pub fn same(one: &str, other: &str) -> bool {
     let run =
         |path: &str| plain(path).map_or_else(|| path.to_owned(), |rest| format!("/run/{rest}"));
     run(one) == run(other)
-}
-
-fn of_process(host: &HostRoot, pid: u32) -> Option<Kubelet> {
-    let read = |path: &str| host.read_text(path, SMALL).ok().flatten();
-    if read(&format!("/proc/{pid}/comm"))? != "kubelet\n" || !host.is_root_of(pid) {
-        return None;
-    }
-    let arguments = read(&format!("/proc/{pid}/cmdline"))?;
-    let list: Vec<&str> = arguments.split('\0').collect();
-    // The kubelet applies its flags again over what its files say (`cmd/kubelet/app/server.go`, `kubeletConfigFlagPrecedence`).
-    let endpoint = match flag(&list, "container-runtime-endpoint") {
-        Some(value) => socket(value),
-        None => of_files(host, pid, &list),
-    };
-    Some(Kubelet {
-        arguments,
-        endpoint,
-    })
 }
 
 /// The value of a flag of the kubelet, by the rules of pflag: `--name value` or `--name=value`, the last one counts, and nothing behind
@@ -211,11 +185,20 @@ fn endpoint_of(text: &str) -> Result<Option<Value>, ConfigurationError> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use rstest::rstest;
 
     use super::*;
+
+    /// The endpoint of a kubelet with PID 1 and this command line on the host at `root`.
+    fn endpoint(root: &std::path::Path, arguments: &str) -> Option<String> {
+        let process = Process {
+            id: (1, 1),
+            program: "/usr/bin/kubelet".to_owned(),
+            arguments: arguments.to_owned(),
+            unit: None,
+        };
+        Kubelet::of(&HostRoot::open(root).unwrap(), process).endpoint
+    }
 
     #[rstest]
     #[case::plain("containerRuntimeEndpoint: /run/a.sock\n", "/run/a.sock")]
@@ -396,75 +379,39 @@ mod tests {
         #[case] expected: Option<&str>,
     ) {
         let cmdline = [&["/usr/bin/kubelet"], arguments].concat().join("\0") + "\0";
-        let (folder, host) = host(&[("kubelet", cmdline.as_str(), true)]);
-        let root = std::fs::canonicalize(folder.path()).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        std::fs::create_dir_all(root.join("proc/1")).unwrap();
         std::os::unix::fs::symlink("/var/lib", root.join("proc/1/cwd")).unwrap();
         for (path, text) in files {
             let path = root.join(path);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, text).unwrap();
         }
-        assert_eq!(endpoint(&host).unwrap().as_deref(), expected);
+        assert_eq!(endpoint(root, &cmdline).as_deref(), expected);
     }
 
     #[test]
     fn a_file_larger_than_any_configuration_is_not_read() {
-        let (folder, host) = host(&[("kubelet", "kubelet\0--config=/k\0", true)]);
+        let directory = tempfile::tempdir().unwrap();
         let text = "containerRuntimeEndpoint: /run/a.sock\n#";
         std::fs::write(
-            folder.path().join("k"),
+            directory.path().join("k"),
             format!("{text}{}", "x".repeat(1 << 18)),
         )
         .unwrap();
-        assert_eq!(endpoint(&host).unwrap(), None);
+        assert_eq!(endpoint(directory.path(), "kubelet\0--config=/k\0"), None);
     }
 
     #[test]
     fn a_drop_in_directory_that_is_a_symlink_to_itself_has_an_end() {
-        let (folder, host) = host(&[("kubelet", "kubelet\0--config-dir=/k.d\0", true)]);
-        std::fs::create_dir(folder.path().join("k.d")).unwrap();
-        std::os::unix::fs::symlink(".", folder.path().join("k.d/a")).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("k.d")).unwrap();
+        std::os::unix::fs::symlink(".", directory.path().join("k.d/a")).unwrap();
         let drop_in = "containerRuntimeEndpoint: /run/a.sock\n";
-        std::fs::write(folder.path().join("k.d/b.conf"), drop_in).unwrap();
-        assert_eq!(endpoint(&host).unwrap().as_deref(), Some("/run/a.sock"));
-    }
-
-    /// A host with these processes: comm, command line and whether the root is the host's.
-    fn host(processes: &[(&str, &str, bool)]) -> (tempfile::TempDir, HostRoot) {
-        let folder = tempfile::tempdir().unwrap();
-        let root = std::fs::canonicalize(folder.path()).unwrap();
-        for (pid, (comm, cmdline, own)) in (1..).zip(processes) {
-            let path = root.join(format!("proc/{pid}"));
-            std::fs::create_dir_all(&path).unwrap();
-            std::fs::write(path.join("comm"), format!("{comm}\n")).unwrap();
-            std::fs::write(path.join("cmdline"), cmdline).unwrap();
-            let theirs = if *own { &root } else { Path::new("/") };
-            std::os::unix::fs::symlink(theirs, path.join("root")).unwrap();
-        }
-        let host = HostRoot::open(&root).unwrap();
-        (folder, host)
-    }
-
-    const SAYS: &str = "/usr/bin/kubelet\0--container-runtime-endpoint=unix:///run/a.sock\0";
-    const SILENT: &str = "/usr/bin/kubelet\0--v=2\0";
-
-    #[rstest]
-    #[case::of_this_host(&[("init", "/sbin/init", true), ("kubelet", SAYS, true)], Some((SAYS, Some("/run/a.sock"))))]
-    #[case::in_a_container(&[("kubelet", SAYS, false)], None)]
-    #[case::of_that_name_alone(&[("kubelite", SAYS, true)], None)]
-    #[case::that_does_not_say(&[("kubelet", SILENT, true)], Some((SILENT, None)))]
-    #[case::the_one_that_says(&[("kubelet", SILENT, true), ("kubelet", SAYS, true)], Some((SAYS, Some("/run/a.sock"))))]
-    #[case::none(&[], None)]
-    fn the_kubelet_is_a_process_of_this_host(
-        #[case] processes: &[(&str, &str, bool)],
-        #[case] expected: Option<(&str, Option<&str>)>,
-    ) {
-        let (_folder, host) = host(processes);
-        let expected = expected.map(|(arguments, endpoint)| Kubelet {
-            arguments: arguments.to_owned(),
-            endpoint: endpoint.map(str::to_owned),
-        });
-        assert_eq!(find(&host).unwrap(), expected);
+        std::fs::write(directory.path().join("k.d/b.conf"), drop_in).unwrap();
+        let found = endpoint(directory.path(), "kubelet\0--config-dir=/k.d\0");
+        assert_eq!(found.as_deref(), Some("/run/a.sock"));
     }
 
     #[test]

@@ -31,6 +31,7 @@ pub mod perform;
 pub mod plan;
 mod prepare;
 mod preview;
+pub mod process;
 mod proof;
 mod readiness;
 mod recovery;

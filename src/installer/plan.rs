@@ -11,6 +11,7 @@ use super::binaries::{links, lost, to_store, unneeded};
 use super::desired::{Desired, desired};
 use super::facts::Facts;
 use super::notes::{notes, unknown};
+use super::process::Refusal;
 use super::proof::is_served;
 use super::readiness::{check_host, check_restart, is_bare};
 use super::site::{Site, declarations};
@@ -79,10 +80,11 @@ pub enum Error {
     #[error("{0}")]
     Distribution(&'static str),
     /// There is nothing to prove a change on.
-    #[error(
-        "no containerd runs on this host; start it, or use --offline to prepare the host for its next start"
-    )]
-    NoDaemon,
+    #[error("no containerd runs on this host{}", not_counted(refused))]
+    NoDaemon {
+        /// Processes of that name that do not count.
+        refused: Vec<Refusal>,
+    },
     /// Its release is unknown.
     #[error(
         "the release of this host's containerd can't be told; see that `containerd --version` works on the node"
@@ -133,6 +135,25 @@ pub enum Error {
         "whether containerd can be restarted and would spare pods then can't be told: {0}; see that the service manager answers on the node"
     )]
     KillModeUnknown(String),
+}
+
+/// Refusals that are told one by one. Any user can start processes of that name.
+const TOLD_REFUSALS: usize = 3;
+
+/// Why no process called containerd counts, or how to go on where there is none.
+pub(super) fn not_counted(refused: &[Refusal]) -> String {
+    if refused.is_empty() {
+        return "; start it, or use --offline to prepare the host for its next start".to_owned();
+    }
+    let told = refused.iter().take(TOLD_REFUSALS);
+    let mut words = told
+        .map(|refusal| format!(": {refusal}"))
+        .collect::<String>();
+    let more = refused.len().saturating_sub(TOLD_REFUSALS);
+    if more > 0 {
+        words = format!(" ({more} more are not told){words}");
+    }
+    words
 }
 
 impl HostPlan {

@@ -18,7 +18,8 @@ pub(super) fn check_host(facts: &Facts, want: &Want) -> Result<(), Error> {
         return Ok(());
     }
     if facts.daemon.is_none() {
-        return Err(Error::NoDaemon);
+        let refused = facts.refused.clone();
+        return Err(Error::NoDaemon { refused });
     }
     match &facts.served {
         Ok(served) if served.ready => Ok(()),

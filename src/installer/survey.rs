@@ -3,11 +3,11 @@
 
 use tracing::warn;
 
-use super::daemon::{CONFIG_OPTIONS, Daemon, option, still_named};
+use super::daemon::{CONFIG_OPTIONS, Daemon, Running};
 use super::distro::{self, DistroSpec, Evidence};
 use super::facts::{PROGRAMS, SMALL};
 use super::host::HostRoot;
-use super::kubelet;
+use super::process::{option, still_named};
 use super::source::editable_files;
 use super::state::{STATE_FOLDER, State, folder_of};
 use super::systemd_unit;
@@ -16,7 +16,7 @@ use crate::containerd_config::{ConfigFiles, SourceFile, TEXT_LIMIT};
 /// The row of the table that fits the host.
 pub(super) fn row(
     host: &HostRoot,
-    daemon: Option<&Daemon>,
+    running: &Running,
     config: Option<&str>,
     offline: bool,
 ) -> Result<&'static DistroSpec, super::Error> {
@@ -25,15 +25,14 @@ pub(super) fn row(
         .unwrap_or_default();
     let init = (!offline).then(|| host.read("/proc/1/cmdline", SMALL).ok().flatten());
     let init = String::from_utf8_lossy(&init.flatten().unwrap_or_default()).into_owned();
-    let kubelet = if offline { None } else { kubelet::find(host)? };
-    let kubelet = kubelet.unwrap_or_default();
+    let (daemon, kubelet) = (running.daemon.as_ref(), running.kubelet.as_ref());
     let evidence = Evidence {
         program: daemon.map(|daemon| daemon.program.as_str()),
         unit: daemon.and_then(|daemon| daemon.unit.as_deref()),
         config,
         init: &init,
-        endpoint: kubelet.endpoint.as_deref(),
-        kubelet: &kubelet.arguments,
+        endpoint: kubelet.and_then(|kubelet| kubelet.endpoint.as_deref()),
+        kubelet: kubelet.map_or("", |kubelet| &kubelet.arguments),
         installed: PROGRAMS.into_iter().any(|path| host.is_seen(path)),
         os_release: &os_release,
     };

@@ -34,7 +34,7 @@ pub(super) async fn refused(
             Err(Error::Failed { words, .. }) => {
                 format!("its binary does not run on this host: {words}; {REMEDY}")
             }
-            Err(error @ Error::TooMuch { .. }) => format!("{error}; {REMEDY}"),
+            Err(error @ (Error::TooMuch { .. } | Error::NotTrusted { .. })) => format!("{error}; {REMEDY}"),
         };
         Some((sha256.clone(), words))
     });
@@ -46,13 +46,13 @@ const REMEDY: &str =
 
 /// Whether the shim at `path` answers one of the two questions that shims know, and does not hang on the one that containerd asks.
 async fn runs(host: &HostRoot, path: &str, limit: Duration) -> Result<(), Error> {
-    match exec::run(host, path, &["-info"], limit).await {
+    match exec::run_own(host, path, &["-info"], limit).await {
         Ok(_) => return Ok(()),
         Err(error @ (Error::TooLong { .. } | Error::Start { .. })) => return Err(error),
         // Shims from before containerd 2.0 know no `-info`.
-        Err(Error::Failed { .. } | Error::TooMuch { .. }) => {}
+        Err(Error::Failed { .. } | Error::TooMuch { .. } | Error::NotTrusted { .. }) => {}
     }
-    exec::run(host, path, &["-v"], limit).await.map(drop)
+    exec::run_own(host, path, &["-v"], limit).await.map(drop)
 }
 
 #[cfg(test)]

@@ -74,6 +74,20 @@ pub fn on_each(work: impl Fn(&Path) + Sync) {
     }
 }
 
+/// As on a machine, root alone may write the directories above a program: without this a tmpfs is everybody's (tmpfs(5)).
+const ROOT_S: Option<&str> = Some("mode=755");
+
+fn tmpfs(source: &str, target: &Path) {
+    mount(
+        Some(source),
+        target,
+        Some("tmpfs"),
+        MsFlags::empty(),
+        ROOT_S,
+    )
+    .unwrap();
+}
+
 fn no_data(source: &str, target: &Path, kind: &str, flags: MsFlags) {
     mount(Some(source), target, Some(kind), flags, None::<&str>).unwrap();
 }
@@ -99,7 +113,7 @@ impl Node {
             "",
             MsFlags::MS_PRIVATE | MsFlags::MS_REC,
         );
-        no_data("node", &folder, "tmpfs", MsFlags::empty());
+        tmpfs("node", &folder);
         for name in [
             "etc/containerd",
             "run/openrc",
@@ -123,12 +137,7 @@ impl Node {
             let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
             no_data(&format!("/{name}"), &folder.join(name), "", flags);
         }
-        no_data(
-            "local",
-            &folder.join("usr/local"),
-            "tmpfs",
-            MsFlags::empty(),
-        );
+        tmpfs("local", &folder.join("usr/local"));
         // A daemon that streams from its own address looks for one on the default route.
         let network =
             "ip link set lo up && ip address add 10.0.0.1/32 dev lo && ip route add default dev lo";

@@ -45,7 +45,7 @@ pub(super) const STOCK: DistroSpec = DistroSpec {
 const K3S: DistroSpec = DistroSpec {
     distro: Distro::K3s,
     word: "k3s",
-    paths: &["/rancher/k3s/"],
+    paths: &["/var/lib/rancher/k3s"],
     units: &["k3s.", "k3s-"],
     programs: &["/usr/local/bin/k3s", "/usr/bin/k3s", "/bin/k3s"],
     data: &["/var/lib/rancher/k3s/agent/etc/containerd/config.toml"],
@@ -101,7 +101,7 @@ pub const TABLE: &[DistroSpec] = &[
     DistroSpec {
         distro: Distro::Rke2,
         word: "rke2",
-        paths: &["/rancher/rke2/"],
+        paths: &["/var/lib/rancher/rke2"],
         units: &["rke2-"],
         programs: &["/usr/local/bin/rke2", "/opt/rke2/bin/rke2", "/usr/bin/rke2"],
         data: &["/var/lib/rancher/rke2/agent/etc/containerd/config.toml"],
@@ -112,7 +112,12 @@ pub const TABLE: &[DistroSpec] = &[
     DistroSpec {
         distro: Distro::MicroK8s,
         word: "microk8s",
-        paths: &["/snap/microk8s/"],
+        // The last is where distributions without `/snap` mount it.
+        paths: &[
+            "/snap/microk8s",
+            "/var/snap/microk8s",
+            "/var/lib/snapd/snap/microk8s",
+        ],
         units: &["snap.microk8s."],
         programs: &["/snap/microk8s/current/bin/containerd"],
         data: &["/var/snap/microk8s/current/args/containerd-template.toml"],
@@ -127,7 +132,7 @@ pub const TABLE: &[DistroSpec] = &[
     DistroSpec {
         distro: Distro::K0s,
         word: "k0s",
-        paths: &["/lib/k0s/", "/etc/k0s/"],
+        paths: &["/var/lib/k0s", "/etc/k0s"],
         units: &["k0sworker.", "k0scontroller."],
         programs: &["/usr/local/bin/k0s", "/usr/bin/k0s"],
         data: &["/var/lib/k0s/bin/containerd", "/etc/k0s/containerd.toml"],
@@ -167,7 +172,7 @@ pub const TABLE: &[DistroSpec] = &[
         )
     },
     DistroSpec {
-        endpoint: Some("crio"),
+        endpoint: Some("/run/crio"),
         programs: &["/usr/bin/crio"],
         data: &["/run/crio/crio.sock", "/var/run/crio/crio.sock"],
         ..detect_only(
@@ -197,7 +202,7 @@ pub const TABLE: &[DistroSpec] = &[
     DistroSpec {
         // Its nodes are containers of its own image, which has its release in a file (kind, `pkg/build/nodeimage`).
         image: &["/kind/version"],
-        ..managed(Distro::Kind, "kind", &["--provider-id=kind://"])
+        ..managed(Distro::Kind, "kind", &["kind://"])
     },
     // Where it keeps the kubelet itself.
     managed(Distro::Minikube, "minikube", &["/var/lib/minikube/"]),

@@ -32,6 +32,7 @@ pub(in crate::installer) fn node() -> Facts {
             address: None,
             unit: None,
         }),
+        refused: Vec::new(),
         program: Some("/usr/bin/containerd".to_owned()),
         version: "1.7.35".parse().ok(),
         loaded: ConfigFiles {

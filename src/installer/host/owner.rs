@@ -1,0 +1,260 @@
+//! Whether a component of a path is root's alone: its owner, its mode, and who is in its group.
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+
+use nix::errno::Errno;
+use nix::sys::stat::{FileStat, SFlag};
+
+use super::{HostRoot, own_path};
+
+/// `/etc/group` and `/etc/passwd` of a host with thousands of users.
+const DATABASE_LIMIT: u64 = 1 << 22;
+
+/// POSIX access control lists are kept there (acl(5)); they are only asked for where the mode has room for one.
+const ACCESS_LIST: &str = "system.posix_acl_access";
+
+/// Why root does not run a program.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProgramError {
+    /// A component of its path belongs to somebody else.
+    #[error("{path} belongs to uid {owner}, not to root; run `chown root:root {path}` on the host")]
+    Owner {
+        /// The component, by its path on the host.
+        path: String,
+        /// Its owner.
+        owner: u32,
+    },
+    /// A component of its path can be written by others.
+    #[error(
+        "{path} can be written by {whom}; move the program elsewhere, or run `chmod {mend} {path}` on the host"
+    )]
+    Writable {
+        /// The component, by its path on the host.
+        path: String,
+        /// By whom.
+        whom: Writers,
+        /// What `chmod` is given.
+        mend: &'static str,
+    },
+    /// A component of its path has an access control list, which may name anybody.
+    #[error(
+        "{path} has an access control list that lets others write; run `setfacl -b {path}` and `chmod g-w {path}` on the host"
+    )]
+    AccessList {
+        /// The component, by its path on the host.
+        path: String,
+    },
+    /// It is no file that could be run.
+    #[error("{path} is no regular file")]
+    NoFile {
+        /// Its path on the host.
+        path: String,
+    },
+    /// A script whose interpreter is a script.
+    #[error("{path} is a script whose interpreter {interpreter} is a script, too")]
+    Interpreter {
+        /// Its path on the host.
+        path: String,
+        /// What its first line names.
+        interpreter: String,
+    },
+    /// It can't be looked at.
+    #[error("failed to open {path}: {errno}")]
+    Open {
+        /// The component, by its path on the host.
+        path: String,
+        /// What the system says.
+        errno: Errno,
+    },
+}
+
+/// Who can write a component of a path, other than root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Writers {
+    /// Everybody.
+    Everybody,
+    /// A group that has members, or whose members are unknown.
+    Group(u32),
+}
+
+impl fmt::Display for Writers {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Everybody => formatter.write_str("every user"),
+            Self::Group(group) => write!(formatter, "the members of group {group}"),
+        }
+    }
+}
+
+/// What counts of one component of a path.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Component {
+    owner: u32,
+    pub(super) group: u32,
+    mode: u32,
+}
+
+impl Component {
+    pub(super) fn of(stat: &FileStat) -> Self {
+        Self {
+            owner: stat.st_uid,
+            group: stat.st_gid,
+            mode: stat.st_mode,
+        }
+    }
+
+    pub(super) fn is(self, kind: SFlag) -> bool {
+        self.mode & SFlag::S_IFMT.bits() == kind.bits()
+    }
+}
+
+/// Whether `component` is root's alone. A symlink has no mode of its own.
+pub(super) fn judge(
+    component: Component,
+    own: u32,
+    without_members: impl Fn() -> bool,
+    has_access_list: impl Fn() -> bool,
+    path: &str,
+) -> Result<(), ProgramError> {
+    if component.owner != 0 && component.owner != own {
+        return Err(ProgramError::Owner {
+            path: path.to_owned(),
+            owner: component.owner,
+        });
+    }
+    if component.is(SFlag::S_IFLNK) {
+        return Ok(());
+    }
+    let writable = |whom, mend| ProgramError::Writable {
+        path: path.to_owned(),
+        whom,
+        mend,
+    };
+    let by_group = component.mode & 0o020 != 0;
+    if component.mode & 0o002 != 0 {
+        return Err(writable(
+            Writers::Everybody,
+            if by_group { "go-w" } else { "o-w" },
+        ));
+    }
+    if !by_group {
+        return Ok(());
+    }
+    // The bits of the group are then the most that the list may give to anybody in it.
+    if has_access_list() {
+        return Err(ProgramError::AccessList {
+            path: path.to_owned(),
+        });
+    }
+    // What is in it must be root's, which the walk looks at next.
+    let is_sticky = component.is(SFlag::S_IFDIR) && component.mode & 0o1000 != 0;
+    if is_sticky || component.group == 0 || without_members() {
+        return Ok(());
+    }
+    Err(writable(Writers::Group(component.group), "g-w"))
+}
+
+/// Whether nobody but root is in that group of the host. A group that the host's files don't name may have members elsewhere.
+pub(super) fn is_without_members(host: &HostRoot, group: u32) -> bool {
+    let read = |path| host.read_text(path, DATABASE_LIMIT).ok().flatten();
+    match (read("/etc/group"), read("/etc/passwd")) {
+        (Some(groups), Some(users)) => without_members(group, &groups, &users),
+        _ => false,
+    }
+}
+
+fn without_members(group: u32, groups: &str, users: &str) -> bool {
+    let id = |field: Option<&str>| field.and_then(|id| id.parse::<u32>().ok());
+    let mut named = groups
+        .lines()
+        .map(|line| line.split(':').collect::<Vec<_>>())
+        .filter(|fields| id(fields.get(2).copied()) == Some(group))
+        .peekable();
+    let is_root = |name: &str| name.is_empty() || name == "root";
+    named.peek().is_some()
+        && named.all(|fields| {
+            let members = fields.get(3).copied().unwrap_or_default();
+            members.split(',').all(|name| is_root(name.trim()))
+        })
+        && users.lines().all(|line| {
+            let mut fields = line.split(':').skip(2);
+            let (user, primary) = (id(fields.next()), id(fields.next()));
+            primary != Some(group) || user == Some(0)
+        })
+}
+
+/// Whether an access control list stands behind the mode. Where that can't be told, the answer is yes, unless the file system has none.
+pub(super) fn has_access_list(file: &OwnedFd) -> bool {
+    match xattr::get(own_path(file), ACCESS_LIST) {
+        Ok(list) => list.is_some(),
+        Err(error) => error.raw_os_error() != Some(Errno::EOPNOTSUPP as i32),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    const DIRECTORY: u32 = 0o040_000;
+    const FILE: u32 = 0o100_000;
+    const LINK: u32 = 0o120_000;
+
+    #[rstest]
+    #[case::root_s((0, 0, DIRECTORY | 0o755), None)]
+    #[case::of_a_user((1000, 0, DIRECTORY | 0o755), Some("`chown root:root /a`"))]
+    #[case::a_link_of_a_user((1000, 0, LINK | 0o777), Some("`chown root:root /a`"))]
+    #[case::a_link((0, 0, LINK | 0o777), None)]
+    #[case::for_all((0, 0, DIRECTORY | 0o777), Some("`chmod go-w /a`"))]
+    #[case::for_others((0, 0, FILE | 0o757), Some("`chmod o-w /a`"))]
+    #[case::sticky_for_all((0, 0, DIRECTORY | 0o1777), Some("`chmod go-w /a`"))]
+    #[case::of_the_group_of_root((0, 0, DIRECTORY | 0o775), None)]
+    #[case::of_a_group_without_members((0, 50, DIRECTORY | 0o2775), None)]
+    #[case::of_a_group_with_members((0, 60, DIRECTORY | 0o775), Some("`chmod g-w /a`"))]
+    #[case::sticky_of_a_group_with_members((0, 60, DIRECTORY | 0o1775), None)]
+    #[case::a_file_of_a_group_with_members((0, 60, FILE | 0o1775), Some("`chmod g-w /a`"))]
+    #[case::readable_by_a_group_with_members((0, 60, FILE | 0o755), None)]
+    fn each_component_is_root_s_alone(
+        #[case] (owner, group, mode): (u32, u32, u32),
+        #[case] mend: Option<&str>,
+    ) {
+        let component = Component { owner, group, mode };
+        let judged = judge(component, 0, || group == 50, || false, "/a");
+        assert_eq!(judged.is_err(), mend.is_some(), "{judged:?}");
+        if let (Err(error), Some(mend)) = (judged, mend) {
+            assert!(error.to_string().contains(mend), "{error}");
+        }
+    }
+
+    #[test]
+    fn whoever_runs_this_is_trusted_and_an_access_list_is_not() {
+        let component = |owner, mode| Component {
+            owner,
+            group: 0,
+            mode: FILE | mode,
+        };
+        let judged = |component, has_list| judge(component, 1000, || true, || has_list, "/a");
+        assert_eq!(judged(component(1000, 0o755), true), Ok(()));
+        let path = "/a".to_owned();
+        let refused = judged(component(0, 0o775), true);
+        assert_eq!(refused, Err(ProgramError::AccessList { path }));
+    }
+
+    #[rstest]
+    #[case::of_nobody("a:x:50:\n", "", true)]
+    #[case::of_root("a:x:50:root\n", "root:x:0:50::/:\n", true)]
+    #[case::of_a_user("a:x:50:u\n", "", false)]
+    #[case::of_several("a:x:50:root,u\n", "", false)]
+    #[case::that_is_a_user_s_own("a:x:50:\n", "u:x:1000:50::/:\n", false)]
+    #[case::by_a_second_name("a:x:50:\nb:x:50:u\n", "", false)]
+    #[case::that_the_files_do_not_name("a:x:5:\n", "", false)]
+    fn a_group_has_no_members_but_root(
+        #[case] groups: &str,
+        #[case] users: &str,
+        #[case] expected: bool,
+    ) {
+        assert_eq!(without_members(50, groups, users), expected);
+    }
+}

@@ -1,0 +1,313 @@
+//! Opens a program of the host that root is about to run: by its path, component by component, each of which must be root's alone.
+//!
+//! A program is trusted as far as its path is: whoever may write a directory above it may put another program in its place. The
+//! descriptor that was looked at is the one that is run.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::Read as _;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
+use nix::sys::stat::{SFlag, fstatat};
+use nix::unistd::geteuid;
+
+use super::owner::{Component, ProgramError, has_access_list, is_without_members, judge};
+use super::{HostRoot, MAX_LINKS, own_path};
+
+/// `execve(2)` reads 256 bytes of a file to find the interpreter of a script.
+const INTERPRETER_LINE: u64 = 256;
+
+/// A program that only root could have put in its place.
+#[derive(Debug)]
+pub struct Program {
+    /// Opened with `O_PATH`.
+    file: OwnedFd,
+    /// Whether it is a script, which its interpreter has to open once more.
+    is_script: bool,
+}
+
+impl Program {
+    /// The descriptor that was looked at.
+    #[must_use]
+    pub fn into_file(self) -> OwnedFd {
+        self.file
+    }
+
+    /// Whether it is a script, which its interpreter has to open once more.
+    #[must_use]
+    pub fn is_script(&self) -> bool {
+        self.is_script
+    }
+
+    /// Device and inode.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub fn identity(&self) -> std::io::Result<(u64, u64)> {
+        let stat = nix::sys::stat::fstat(&self.file)?;
+        Ok((stat.st_dev, stat.st_ino))
+    }
+}
+
+/// Where the walk along a path is: the directories from the root on.
+struct Walk<'a> {
+    host: &'a HostRoot,
+    above: Vec<(OwnedFd, Component)>,
+    names: Vec<String>,
+}
+
+impl HostRoot {
+    /// Opens the program at `path`, an absolute path on the host, for root to run.
+    ///
+    /// Every directory from the root on, every symlink and the program itself must belong to root, or to whoever runs this, and must be
+    /// writable by nobody else. A directory may be writable by its group where that is group 0 or has no members, or where the directory
+    /// is sticky, so that its members can't replace what root put there. Of a script the interpreter is looked at in the same way.
+    ///
+    /// # Errors
+    /// Names the first component that is not so, with the command that mends it.
+    pub fn open_program(&self, path: &str) -> Result<Program, ProgramError> {
+        let (file, interpreter) = self.open_checked(path)?;
+        if let Some(interpreter) = &interpreter
+            && let (_, Some(_)) = self.open_checked(interpreter)?
+        {
+            return Err(ProgramError::Interpreter {
+                path: path.to_owned(),
+                interpreter: interpreter.clone(),
+            });
+        }
+        Ok(Program {
+            file,
+            is_script: interpreter.is_some(),
+        })
+    }
+
+    /// As [`Self::open_program`], of any regular file that root reads: a unit of systemd.
+    ///
+    /// # Errors
+    /// As for [`Self::open_program`].
+    pub fn check_owner(&self, path: &str) -> Result<(), ProgramError> {
+        self.open_checked(path).map(drop)
+    }
+
+    /// Device and inode of the program that the process `pid` of this host's `/proc` runs; `None` where there is no such process.
+    #[must_use]
+    pub fn identity_of_program(&self, pid: u32) -> Option<(u64, u64)> {
+        // As for its root: the kernel keeps this link out of every bounded resolution.
+        let program = std::fs::metadata(self.path.join(format!("proc/{pid}/exe"))).ok()?;
+        Some((program.dev(), program.ino()))
+    }
+
+    /// The file at `path`, and the interpreter in its first line.
+    fn open_checked(&self, path: &str) -> Result<(OwnedFd, Option<String>), ProgramError> {
+        let file = Walk::start(self)?.to(path)?;
+        let start = read_start(&file).map_err(|errno| ProgramError::Open {
+            path: path.to_owned(),
+            errno,
+        })?;
+        Ok((file, interpreter(&start)))
+    }
+}
+
+impl<'a> Walk<'a> {
+    fn start(host: &'a HostRoot) -> Result<Self, ProgramError> {
+        let mut walk = Self {
+            host,
+            above: Vec::new(),
+            names: Vec::new(),
+        };
+        let root = host.root.try_clone().map_err(|error| ProgramError::Open {
+            path: "/".to_owned(),
+            errno: Errno::from_raw(error.raw_os_error().unwrap_or_default()),
+        })?;
+        walk.enter(OwnedFd::from(root), None)?;
+        Ok(walk)
+    }
+
+    /// The path of `name` in the directory where the walk is.
+    fn path_of(&self, name: &str) -> String {
+        let mut names = self.names.clone();
+        names.push(name.to_owned());
+        format!("/{}", names.join("/"))
+    }
+
+    fn enter(&mut self, directory: OwnedFd, name: Option<&str>) -> Result<(), ProgramError> {
+        let path = name.map_or_else(|| "/".to_owned(), |name| self.path_of(name));
+        let stat = nix::sys::stat::fstat(&directory).map_err(|errno| ProgramError::Open {
+            path: path.clone(),
+            errno,
+        })?;
+        let component = Component::of(&stat);
+        self.check(&directory, component, &path)?;
+        self.above.push((directory, component));
+        self.names.extend(name.map(str::to_owned));
+        Ok(())
+    }
+
+    /// Goes to `path` and returns the regular file there.
+    fn to(mut self, path: &str) -> Result<OwnedFd, ProgramError> {
+        let mut left: VecDeque<String> = components(path);
+        let mut links = 0;
+        while let Some(name) = left.pop_front() {
+            if name == ".." {
+                // The root is its own parent.
+                if self.above.len() > 1 {
+                    self.above.pop();
+                    self.names.pop();
+                }
+                continue;
+            }
+            let here = self.path_of(&name);
+            let failed = |errno| ProgramError::Open {
+                path: here.clone(),
+                errno,
+            };
+            let Some((directory, _)) = self.above.last() else {
+                return Err(failed(Errno::ENOENT));
+            };
+            // No link is followed but by this walk; that of a process (`/proc/PID/root`) leads out of the host.
+            let how = OpenHow::new()
+                .flags(OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
+                .resolve(ResolveFlag::RESOLVE_NO_MAGICLINKS | ResolveFlag::RESOLVE_BENEATH);
+            let file = openat2(directory.as_fd(), name.as_str(), how).map_err(failed)?;
+            let flags = AtFlags::AT_EMPTY_PATH;
+            let stat = fstatat(file.as_fd(), "", flags).map_err(failed)?;
+            let component = Component::of(&stat);
+            if component.is(SFlag::S_IFLNK) {
+                self.check(&file, component, &here)?;
+                links += 1;
+                if links > MAX_LINKS {
+                    return Err(failed(Errno::ELOOP));
+                }
+                let target = readlinkat(file.as_fd(), "").map_err(failed)?;
+                let target = target.into_string().map_err(|_| failed(Errno::EILSEQ))?;
+                if target.starts_with('/') {
+                    self.above.truncate(1);
+                    self.names.clear();
+                }
+                for name in components(&target).into_iter().rev() {
+                    left.push_front(name);
+                }
+            } else if component.is(SFlag::S_IFDIR) {
+                self.enter(file, Some(&name))?;
+            } else if component.is(SFlag::S_IFREG) && left.is_empty() {
+                self.check(&file, component, &here)?;
+                return Ok(file);
+            } else {
+                return Err(ProgramError::NoFile { path: here });
+            }
+        }
+        Err(ProgramError::NoFile {
+            path: path.to_owned(),
+        })
+    }
+
+    fn check(&self, file: &OwnedFd, component: Component, path: &str) -> Result<(), ProgramError> {
+        judge(
+            component,
+            geteuid().as_raw(),
+            || is_without_members(self.host, component.group),
+            || has_access_list(file),
+            path,
+        )
+    }
+}
+
+/// The first bytes of a regular file; none where only its execution is allowed.
+fn read_start(file: &OwnedFd) -> Result<Vec<u8>, Errno> {
+    let mut start = Vec::new();
+    let read = File::open(own_path(file))
+        .and_then(|opened| opened.take(INTERPRETER_LINE).read_to_end(&mut start));
+    match read.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or_default())) {
+        // Whoever may not read a script can't run it, and any other program needs no reading.
+        Ok(_) | Err(Errno::EACCES) => Ok(start),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// The interpreter that the first line of a script names (execve(2)).
+fn interpreter(start: &[u8]) -> Option<String> {
+    let line = start.strip_prefix(b"#!")?.split(|byte| *byte == b'\n');
+    let line = String::from_utf8_lossy(line.into_iter().next()?).into_owned();
+    let path = line.trim_matches([' ', '\t']);
+    path.split([' ', '\t', '\0']).next().map(str::to_owned)
+}
+
+fn components(path: &str) -> VecDeque<String> {
+    let names = path.split('/').filter(|name| !matches!(*name, "" | "."));
+    names.map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use rstest::rstest;
+
+    use super::*;
+
+    /// A host with directories and links: a link that goes through one that all can write, and others.
+    fn host() -> (tempfile::TempDir, HostRoot) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |path: &str| folder.path().join(path);
+        for directory in ["a", "a/b", "open", "open/below"] {
+            fs::create_dir(path(directory)).unwrap();
+            fs::set_permissions(path(directory), PermissionsExt::from_mode(0o755)).unwrap();
+        }
+        fs::set_permissions(path("open"), PermissionsExt::from_mode(0o777)).unwrap();
+        for (file, text) in [
+            ("a/b/program", "\x7fELF"),
+            ("open/below/program", "\x7fELF"),
+            ("a/script", "#! /a/b/program -x\n"),
+            ("a/nested", "#!/a/script\n"),
+            ("a/loose", "#!/open/below/program\n"),
+        ] {
+            fs::write(path(file), text).unwrap();
+            fs::set_permissions(path(file), PermissionsExt::from_mode(0o755)).unwrap();
+        }
+        for (link, target) in [
+            ("a/absolute", "/a/b"),
+            ("a/relative", "../a/./b"),
+            ("a/out", "../../../a/b"),
+            ("a/through", "/open/../a/b"),
+            ("a/into", "/open/below/program"),
+            ("a/loop", "loop"),
+            ("a/gone", "/nowhere"),
+        ] {
+            symlink(target, path(link)).unwrap();
+        }
+        let host = HostRoot::open(folder.path()).unwrap();
+        (folder, host)
+    }
+
+    #[rstest]
+    #[case("/a/b/program", Ok(false))]
+    #[case("/a/absolute/program", Ok(false))]
+    #[case("/a/relative/program", Ok(false))]
+    #[case("/a/out/program", Ok(false))]
+    #[case("/a/through/program", Err("`chmod go-w /open`"))]
+    #[case("/a/into", Err("`chmod go-w /open`"))]
+    #[case("/open/below/program", Err("`chmod go-w /open`"))]
+    #[case("/a/loop", Err("/a/loop"))]
+    #[case("/a/gone", Err("/nowhere"))]
+    #[case("/a/b", Err("no regular file"))]
+    #[case("/a/b/program/", Ok(false))]
+    #[case("/a/b/program/x", Err("no regular file"))]
+    #[case("/a/script", Ok(true))]
+    #[case("/a/nested", Err("is a script, too"))]
+    #[case("/a/loose", Err("`chmod go-w /open`"))]
+    fn every_component_on_the_way_to_a_program_is_looked_at(
+        #[case] path: &str,
+        #[case] expected: Result<bool, &str>,
+    ) {
+        let (_folder, host) = host();
+        match (host.open_program(path), expected) {
+            (Ok(program), Ok(is_script)) => assert_eq!(program.is_script(), is_script),
+            (Err(error), Err(words)) => assert!(error.to_string().contains(words), "{error}"),
+            (found, expected) => panic!("{found:?} instead of {expected:?}"),
+        }
+    }
+}

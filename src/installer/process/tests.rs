@@ -1,0 +1,707 @@
+//! Which processes count, over trees of hosts: each way in which Kubernetes is installed, and each position of an attacker.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::PathBuf;
+
+use rstest::rstest;
+
+use super::*;
+
+/// The PID of the process that is asked about.
+const PID: u32 = 812;
+
+const SYSTEMD: &[&str] = &["/run/systemd/system"];
+const OPENRC: &[&str] = &["/run/openrc"];
+const NEITHER: &[&str] = &[];
+
+/// A host in a temporary directory.
+pub(in crate::installer) struct Tree {
+    folder: tempfile::TempDir,
+}
+
+/// A process of a host.
+#[derive(Clone)]
+pub(in crate::installer) struct Given<'a> {
+    pub comm: &'a str,
+    pub uids: &'a str,
+    pub parent: u32,
+    pub cgroup: &'a str,
+    pub mounts: &'a str,
+    pub program: &'a str,
+    pub arguments: &'a str,
+    pub environment: &'a str,
+}
+
+/// containerd as the unit of a package starts it.
+pub(in crate::installer) const CONTAINERD: Given<'_> = Given {
+    comm: "containerd",
+    uids: "0\t0\t0\t0",
+    parent: 1,
+    cgroup: "0::/system.slice/containerd.service\n",
+    mounts: "mnt:[1]",
+    program: "/usr/bin/containerd",
+    arguments: "/usr/bin/containerd\0",
+    environment: "",
+};
+
+impl Tree {
+    /// A host whose process 1 is in these cgroups; `directories` say who manages its services.
+    pub(in crate::installer) fn new(init: &str, directories: &[&str]) -> Self {
+        let tree = Self {
+            folder: tempfile::tempdir().unwrap(),
+        };
+        tree.write("/etc/group", "root:x:0:\nempty:x:50:\nadmins:x:60:u\n");
+        tree.write(
+            "/etc/passwd",
+            "root:x:0:0::/root:/bin/sh\nu:x:1000:1000::/home/u:/bin/sh\n",
+        );
+        for directory in directories {
+            tree.directory(directory);
+        }
+        tree.process(
+            1,
+            &Given {
+                comm: "init",
+                parent: 0,
+                cgroup: init,
+                program: "/sbin/init",
+                arguments: "/sbin/init\0",
+                ..CONTAINERD
+            },
+        );
+        tree
+    }
+
+    pub(in crate::installer) fn host(&self) -> HostRoot {
+        HostRoot::open(self.folder.path()).unwrap()
+    }
+
+    pub(in crate::installer) fn path(&self, path: &str) -> PathBuf {
+        self.folder.path().join(path.trim_start_matches('/'))
+    }
+
+    /// Makes a directory and those above it, with the mode of a package whatever the mask is.
+    fn directory(&self, path: &str) {
+        let mut made = self.folder.path().to_owned();
+        for name in path.split('/').filter(|name| !name.is_empty()) {
+            made.push(name);
+            if !made.exists() {
+                fs::create_dir(&made).unwrap();
+                fs::set_permissions(&made, PermissionsExt::from_mode(0o755)).unwrap();
+            }
+        }
+    }
+
+    pub(in crate::installer) fn write(&self, path: &str, text: &str) {
+        self.directory(folder_of(path));
+        fs::write(self.path(path), text).unwrap();
+        self.mode(path, 0o755);
+    }
+
+    fn mode(&self, path: &str, mode: u32) {
+        fs::set_permissions(self.path(path), PermissionsExt::from_mode(mode)).unwrap();
+    }
+
+    /// The path of a file of the host that both the host and this machine know it by.
+    fn on_both(&self, path: &str) -> String {
+        let folder = self.folder.path().to_str().unwrap().to_owned();
+        self.directory(folder_of(&folder));
+        if !self.path(&folder).exists() {
+            symlink("/", self.path(&folder)).unwrap();
+        }
+        format!("{folder}{path}")
+    }
+
+    pub(in crate::installer) fn process(&self, pid: u32, given: &Given<'_>) {
+        let at = |name: &str| format!("/proc/{pid}/{name}");
+        if !self.path(given.program).exists() && !given.program.ends_with("(deleted)") {
+            self.write(given.program, "");
+        }
+        let status = format!(
+            "Name:\t{}\nPid:\t{pid}\nPPid:\t{}\nUid:\t{}\nGid:\t0\t0\t0\t0\n",
+            given.comm, given.parent, given.uids
+        );
+        let fields = " 0".repeat(16);
+        self.write(&at("comm"), &format!("{}\n", given.comm));
+        self.write(&at("status"), &status);
+        self.write(
+            &at("stat"),
+            &format!("{pid} (a) S {} 1{fields} {pid} 0\n", given.parent),
+        );
+        self.write(&at("cmdline"), given.arguments);
+        self.write(&at("environ"), given.environment);
+        if !given.cgroup.is_empty() {
+            self.write(&at("cgroup"), given.cgroup);
+        }
+        self.directory(&at("ns"));
+        symlink(given.program, self.path(&at("exe"))).unwrap();
+        symlink(given.mounts, self.path(&at("ns/mnt"))).unwrap();
+        symlink("pid:[1]", self.path(&at("ns/pid"))).unwrap();
+        symlink(self.folder.path(), self.path(&at("root"))).unwrap();
+    }
+
+    /// What becomes of the process 812.
+    fn asked(&self) -> Result<Option<String>, String> {
+        let mut found = named(&self.host(), &["containerd", "kubelet"]).unwrap();
+        let (_, process) = found.remove(&PID).unwrap();
+        process
+            .map(|process| process.unit)
+            .map_err(|refusal| refusal.to_string())
+    }
+}
+
+/// Lines of version 1 in which systemd keeps this path and other trees keep another.
+fn version_1(systemd: &str, other: &str) -> String {
+    format!("12:memory:{other}\n4:pids:{other}\n1:name=systemd:{systemd}\n")
+}
+
+fn openrc_1(service: &str, other: &str) -> String {
+    format!("3:memory:{other}\n1:name=openrc:{service}\n0::/\n")
+}
+
+const SCOPE: &str = "/kubepods.slice/kubepods-pod1.slice/cri-containerd-1.scope";
+
+#[rstest]
+#[case::a_deb_package(
+    SYSTEMD,
+    "0::/init.scope\n",
+    "0::/system.slice/containerd.service\n",
+    Some("containerd.service")
+)]
+#[case::an_rpm_package_under_version_1(
+    SYSTEMD,
+    &version_1("/init.scope", "/"),
+    &version_1("/system.slice/containerd.service", "/system.slice/containerd.service"),
+    Some("containerd.service")
+)]
+#[case::a_package_under_both_versions(
+    SYSTEMD,
+    "5:pids:/init.scope\n1:name=systemd:/init.scope\n0::/init.scope\n",
+    "5:pids:/system.slice/containerd.service\n1:name=systemd:/system.slice/containerd.service\n0::/system.slice/containerd.service\n",
+    Some("containerd.service")
+)]
+#[case::k3s(
+    SYSTEMD,
+    "0::/init.scope\n",
+    "0::/system.slice/k3s.service\n",
+    Some("k3s.service")
+)]
+#[case::rke2(
+    SYSTEMD,
+    "0::/init.scope\n",
+    "0::/system.slice/rke2-agent.service\n",
+    Some("rke2-agent.service")
+)]
+#[case::k0s(
+    SYSTEMD,
+    "0::/init.scope\n",
+    "0::/system.slice/k0sworker.service\n",
+    Some("k0sworker.service")
+)]
+#[case::microk8s(
+    SYSTEMD,
+    "0::/init.scope\n",
+    "0::/system.slice/snap.microk8s.daemon-containerd.service\n",
+    Some("snap.microk8s.daemon-containerd.service")
+)]
+#[case::eks(
+    SYSTEMD,
+    "0::/init.scope\n",
+    "0::/runtime.slice/containerd.service\n",
+    Some("containerd.service")
+)]
+#[case::a_slice_in_a_slice(
+    SYSTEMD,
+    "0::/init.scope\n",
+    "0::/kube.slice/kube-runtime.slice/containerd.service\n",
+    Some("containerd.service")
+)]
+#[case::an_instance_of_a_template(
+    SYSTEMD,
+    "0::/init.scope\n",
+    "0::/system.slice/system-containerd.slice/containerd@a.service\n",
+    Some("containerd@a.service")
+)]
+#[case::kind_with_a_namespace_of_cgroups(
+    SYSTEMD,
+    "0::/init.scope\n",
+    "0::/system.slice/containerd.service\n",
+    Some("containerd.service")
+)]
+#[case::kind_under_version_1(
+    SYSTEMD,
+    &version_1("/docker/1/init.scope", "/docker/1"),
+    &version_1("/docker/1/system.slice/containerd.service", "/docker/1/system.slice/containerd.service"),
+    Some("containerd.service")
+)]
+#[case::kind_in_a_pod(
+    SYSTEMD,
+    &format!("0::{SCOPE}/init.scope\n"),
+    &format!("0::{SCOPE}/system.slice/containerd.service\n"),
+    Some("containerd.service")
+)]
+#[case::kind_in_podman(
+    SYSTEMD,
+    "0::/machine.slice/libpod-1.scope/container/init.scope\n",
+    "0::/machine.slice/libpod-1.scope/container/system.slice/containerd.service\n",
+    Some("containerd.service")
+)]
+#[case::minikube_in_docker(
+    SYSTEMD,
+    "0::/system.slice/docker-1.scope/init.scope\n",
+    "0::/system.slice/docker-1.scope/system.slice/containerd.service\n",
+    Some("containerd.service")
+)]
+#[case::sysbox(
+    SYSTEMD,
+    "0::/system.slice/docker-1.scope/syscont-cgroup-root/init.scope\n",
+    "0::/system.slice/docker-1.scope/syscont-cgroup-root/system.slice/containerd.service\n",
+    Some("containerd.service")
+)]
+#[case::seen_from_a_pod(
+    SYSTEMD,
+    "0::/../../../init.scope\n",
+    "0::/../../../system.slice/containerd.service\n",
+    Some("containerd.service")
+)]
+#[case::k3d(NEITHER, "0::/init\n", "0::/init\n", None)]
+#[case::k3d_in_the_scope_of_its_container(
+    NEITHER,
+    "0::/system.slice/docker-1.scope\n",
+    "0::/system.slice/docker-1.scope\n",
+    None
+)]
+#[case::k3d_that_moved_itself(NEITHER, "0::/init\n", "0::/k3s\n", None)]
+#[case::k3d_under_version_1(
+    NEITHER,
+    &version_1("/docker/1", "/docker/1"),
+    &version_1("/docker/1/k3s", "/docker/1/k3s"),
+    None
+)]
+#[case::docker_in_docker(NEITHER, "0::/docker/1/init\n", "0::/docker/1/init\n", None)]
+#[case::openrc_under_version_2(OPENRC, "0::/\n", "0::/openrc.k3s\n", Some("k3s.service"))]
+#[case::openrc_under_version_1(OPENRC, &openrc_1("/", "/"), &openrc_1("/k3s", "/"), Some("k3s.service"))]
+#[case::openrc_with_limits(OPENRC, &openrc_1("/", "/"), &openrc_1("/containerd", "/openrc_containerd"), Some("containerd.service"))]
+#[case::openrc_without_cgroups(OPENRC, "", "", None)]
+fn a_containerd_that_root_started_counts(
+    #[case] managers: &[&str],
+    #[case] init: &str,
+    #[case] cgroup: &str,
+    #[case] unit: Option<&str>,
+) {
+    let tree = Tree::new(init, managers);
+    tree.process(
+        PID,
+        &Given {
+            cgroup,
+            ..CONTAINERD
+        },
+    );
+    assert_eq!(tree.asked(), Ok(unit.map(str::to_owned)));
+}
+
+#[rstest]
+#[case::a_session_of_root(
+    SYSTEMD,
+    "0::/init.scope\n",
+    "0::/user.slice/user-0.slice/session-1.scope\n",
+    "below user.slice"
+)]
+#[case::a_user_s_service(
+    SYSTEMD,
+    "0::/init.scope\n",
+    "0::/user.slice/user-1000.slice/user@1000.service/app.slice/containerd.service\n",
+    "below user.slice"
+)]
+#[case::a_virtual_machine(
+    SYSTEMD,
+    "0::/init.scope\n",
+    "0::/machine.slice/systemd-nspawn@a.service\n",
+    "below machine.slice"
+)]
+#[case::a_pod(SYSTEMD, "0::/init.scope\n", &format!("0::{SCOPE}\n"), "below kubepods.slice")]
+#[case::a_pod_without_systemd(
+    SYSTEMD,
+    "0::/init.scope\n",
+    "0::/kubepods/besteffort/pod1/2\n",
+    "below kubepods"
+)]
+#[case::a_pod_of_kind(
+    SYSTEMD,
+    "0::/init.scope\n",
+    "0::/kubelet.slice/kubelet-kubepods.slice/a.service\n",
+    "below kubelet-kubepods.slice"
+)]
+#[case::a_pod_that_is_one_in_a_tree_of_version_1_only(
+    SYSTEMD,
+    &version_1("/init.scope", "/"),
+    &version_1("/system.slice/containerd.service", "/kubepods/pod1/2"),
+    "below kubepods"
+)]
+#[case::a_container_of_docker(
+    SYSTEMD,
+    "0::/init.scope\n",
+    "0::/system.slice/docker-1.scope\n",
+    "below docker-1.scope"
+)]
+#[case::a_unit_in_a_container_of_docker(
+    SYSTEMD,
+    "0::/init.scope\n",
+    "0::/system.slice/docker-1.scope/system.slice/containerd.service\n",
+    "below docker-1.scope"
+)]
+#[case::a_transient_scope(
+    SYSTEMD,
+    "0::/init.scope\n",
+    "0::/system.slice/run-1.scope\n",
+    "below run-1.scope"
+)]
+#[case::a_container_beside_the_units(
+    SYSTEMD,
+    "0::/init.scope\n",
+    "0::/docker/1\n",
+    "which belongs to no system service"
+)]
+#[case::a_unit_in_a_container_beside_the_units(
+    SYSTEMD,
+    "0::/init.scope\n",
+    "0::/docker/1/system.slice/containerd.service\n",
+    "which belongs to no system service"
+)]
+#[case::a_unit_in_lxc(
+    SYSTEMD,
+    "0::/init.scope\n",
+    "0::/lxc.payload.a/system.slice/containerd.service\n",
+    "which belongs to no system service"
+)]
+#[case::a_cgroup_that_a_service_was_delegated(
+    SYSTEMD,
+    "0::/init.scope\n",
+    "0::/system.slice/a.service/containerd.service\n",
+    "which belongs to no system service"
+)]
+#[case::a_slice_alone(
+    SYSTEMD,
+    "0::/init.scope\n",
+    "0::/system.slice\n",
+    "which belongs to no system service"
+)]
+#[case::k3s_s_own_cgroup_under_systemd(
+    SYSTEMD,
+    "0::/init.scope\n",
+    "0::/k3s\n",
+    "which belongs to no system service"
+)]
+#[case::trees_that_disagree(
+    SYSTEMD,
+    "1:name=systemd:/init.scope\n0::/init.scope\n",
+    "1:name=systemd:/docker/1\n0::/system.slice/containerd.service\n",
+    "which belongs to no system service"
+)]
+#[case::a_tree_that_is_not_told(
+    SYSTEMD,
+    "1:name=systemd:/init.scope\n0::/\n",
+    "0::/\n",
+    "can't be read"
+)]
+#[case::a_unit_where_no_systemd_runs(
+    NEITHER,
+    "0::/\n",
+    "0::/system.slice/containerd.service\n",
+    "which belongs to no system service"
+)]
+#[case::a_unit_outside_of_the_container_of_process_1(
+    SYSTEMD,
+    "0::/docker/1/init.scope\n",
+    "0::/system.slice/containerd.service\n",
+    "which belongs to no system service"
+)]
+#[case::a_path_that_goes_above_process_1(
+    SYSTEMD,
+    "0::/../init.scope\n",
+    "0::/../../a.service\n",
+    "which belongs to no system service"
+)]
+#[case::a_container_in_docker_in_docker(
+    NEITHER,
+    "0::/init\n",
+    "0::/docker/1\n",
+    "which belongs to no system service"
+)]
+#[case::a_container_under_openrc(OPENRC, &openrc_1("/", "/"), &openrc_1("/docker", "/docker/1"), "which belongs to no system service")]
+#[case::a_pod_under_openrc(OPENRC, &openrc_1("/", "/"), &openrc_1("/k3s", "/kubepods/pod1/2"), "below kubepods")]
+fn a_process_in_a_cgroup_of_somebody_else_does_not_count(
+    #[case] managers: &[&str],
+    #[case] init: &str,
+    #[case] cgroup: &str,
+    #[case] reason: &str,
+) {
+    let tree = Tree::new(init, managers);
+    tree.process(
+        PID,
+        &Given {
+            cgroup,
+            ..CONTAINERD
+        },
+    );
+    let refused = tree.asked().unwrap_err();
+    let start = "process 812 runs /usr/bin/containerd ";
+    assert!(
+        refused.starts_with(start) && refused.contains(reason),
+        "{refused}"
+    );
+}
+
+#[rstest]
+#[case::of_a_user("1000\t1000\t1000\t1000", "1000")]
+#[case::that_is_set_uid_root("1000\t0\t0\t0", "1000")]
+#[case::that_may_become_a_user("0\t0\t1000\t0", "1000")]
+#[case::that_has_the_files_of_a_user("0\t0\t0\t1000", "1000")]
+#[case::of_root_in_a_user_namespace("231072\t231072\t231072\t231072", "231072")]
+fn a_rootless_containerd_is_refused_by_name(#[case] uids: &str, #[case] uid: &str) {
+    let tree = Tree::new("0::/init.scope\n", SYSTEMD);
+    let program = "/home/u/rancher/k3s/containerd";
+    tree.process(
+        PID,
+        &Given {
+            uids,
+            program,
+            ..CONTAINERD
+        },
+    );
+    let expected = format!(
+        "process 812 runs {program} as uid {uid}: a rootless containerd is not supported; run it as a system service"
+    );
+    assert_eq!(tree.asked(), Err(expected));
+}
+
+#[test]
+fn in_the_cgroup_of_process_1_only_its_descendants_count() {
+    let tree = Tree::new("0::/\n", NEITHER);
+    let here = Given {
+        cgroup: "0::/\n",
+        ..CONTAINERD
+    };
+    tree.process(700, &here);
+    tree.process(
+        PID,
+        &Given {
+            parent: 700,
+            ..here.clone()
+        },
+    );
+    assert_eq!(tree.asked(), Ok(None));
+
+    let tree = Tree::new("0::/\n", NEITHER);
+    tree.process(
+        700,
+        &Given {
+            parent: 0,
+            ..here.clone()
+        },
+    );
+    tree.process(
+        PID,
+        &Given {
+            parent: 700,
+            ..here
+        },
+    );
+    assert!(
+        tree.asked()
+            .unwrap_err()
+            .contains("without being a descendant of process 1")
+    );
+}
+
+const STRICT: &str = "snap.microk8s.daemon-containerd.service";
+const STRICT_CGROUP: &str = "0::/system.slice/snap.microk8s.daemon-containerd.service\n";
+const STRICT_UNIT: &str = "/etc/systemd/system/snap.microk8s.daemon-containerd.service";
+const INVOCATION: &str = "/run/systemd/units/invocation:snap.microk8s.daemon-containerd.service";
+
+/// A strictly confined MicroK8s, whose process 812 has mounts of its own.
+fn strict(parent: u32, environment: &str) -> Tree {
+    let tree = Tree::new("0::/init.scope\n", SYSTEMD);
+    tree.write(STRICT_UNIT, "[Service]\n");
+    tree.directory(folder_of(INVOCATION));
+    symlink("0a0b", tree.path(INVOCATION)).unwrap();
+    let program = "/snap/microk8s/1/bin/containerd";
+    tree.write(program, "");
+    let program = &tree.on_both(program);
+    let given = Given {
+        cgroup: STRICT_CGROUP,
+        mounts: "mnt:[2]",
+        parent,
+        program,
+        environment,
+        ..CONTAINERD
+    };
+    tree.process(PID, &given);
+    tree.process(
+        700,
+        &Given {
+            comm: "run",
+            parent: 1,
+            ..given
+        },
+    );
+    tree
+}
+
+#[rstest]
+#[case::the_main_process(1, "A=b\0INVOCATION_ID=0a0b\0")]
+#[case::the_main_process_with_an_environment_of_its_own(1, "A=b\0")]
+#[case::a_child_of_the_main_process(700, "INVOCATION_ID=0a0b\0")]
+fn a_main_process_of_a_unit_may_have_mounts_of_its_own(
+    #[case] parent: u32,
+    #[case] environment: &str,
+) {
+    assert_eq!(
+        strict(parent, environment).asked(),
+        Ok(Some(STRICT.to_owned()))
+    );
+}
+
+#[rstest]
+#[case::of_an_earlier_start(strict(1, "INVOCATION_ID=0000\0"), "neither the main process")]
+#[case::of_a_shim({
+    let tree = strict(701, "");
+    tree.process(701, &Given { comm: "containerd-shim", cgroup: STRICT_CGROUP, ..CONTAINERD });
+    tree
+}, "neither the main process")]
+#[case::of_a_grandchild({
+    let tree = strict(701, "");
+    tree.process(701, &Given { comm: "a", parent: 700, cgroup: STRICT_CGROUP, mounts: "mnt:[2]", ..CONTAINERD });
+    tree
+}, "neither the main process")]
+#[case::with_process_numbers_of_its_own({
+    let tree = strict(1, "");
+    fs::remove_file(tree.path("/proc/812/ns/pid")).unwrap();
+    symlink("pid:[2]", tree.path("/proc/812/ns/pid")).unwrap();
+    tree
+}, "neither the main process")]
+#[case::of_a_unit_that_is_not_there({
+    let tree = strict(1, "");
+    fs::remove_file(tree.path(STRICT_UNIT)).unwrap();
+    tree
+}, "no unit file of")]
+#[case::of_a_unit_that_others_can_write({
+    let tree = strict(1, "");
+    tree.mode(STRICT_UNIT, 0o666);
+    tree
+}, "`chmod go-w /etc/systemd/system/snap.microk8s.daemon-containerd.service`")]
+#[case::with_another_program_at_its_path({
+    let tree = strict(1, "");
+    fs::remove_file(tree.path("/proc/812/exe")).unwrap();
+    symlink("/snap/microk8s/1/bin/containerd", tree.path("/proc/812/exe")).unwrap();
+    tree
+}, "another file")]
+#[case::under_openrc({
+    let tree = Tree::new("0::/\n", OPENRC);
+    tree.process(PID, &Given { cgroup: "0::/openrc.a\n", mounts: "mnt:[2]", ..CONTAINERD });
+    tree
+}, "no systemd service")]
+#[case::that_no_service_manager_started({
+    // A container that sees the host's files and has changed its root to theirs.
+    let tree = Tree::new("0::/\n", NEITHER);
+    tree.process(PID, &Given { cgroup: "0::/\n", mounts: "mnt:[2]", ..CONTAINERD });
+    tree
+}, "no systemd service")]
+fn another_process_with_mounts_of_its_own_does_not_count(#[case] tree: Tree, #[case] reason: &str) {
+    let refused = tree.asked().unwrap_err();
+    assert!(refused.contains(reason), "{refused}");
+}
+
+#[rstest]
+#[case::a_program_that_all_can_write(
+    "/usr/bin/containerd",
+    0o757,
+    "`chmod o-w /usr/bin/containerd`"
+)]
+#[case::a_directory_that_all_can_write("/usr/bin", 0o777, "`chmod go-w /usr/bin`")]
+#[case::a_sticky_directory_that_all_can_write("/usr", 0o1757, "`chmod o-w /usr`")]
+fn a_program_that_others_can_replace_does_not_count(
+    #[case] path: &str,
+    #[case] mode: u32,
+    #[case] mend: &str,
+) {
+    let tree = Tree::new("0::/init.scope\n", SYSTEMD);
+    tree.process(PID, &CONTAINERD);
+    tree.mode(path, mode);
+    let refused = tree.asked().unwrap_err();
+    assert!(refused.contains(mend), "{refused}");
+}
+
+#[test]
+fn a_program_that_was_replaced_by_an_upgrade_counts() {
+    let tree = Tree::new("0::/init.scope\n", SYSTEMD);
+    tree.write("/usr/bin/containerd", "");
+    let program = "/usr/bin/containerd (deleted)";
+    tree.process(
+        PID,
+        &Given {
+            program,
+            ..CONTAINERD
+        },
+    );
+    let found = named(&tree.host(), &["containerd"]).unwrap();
+    let (_, process) = &found[&PID];
+    assert_eq!(process.as_ref().unwrap().program, "/usr/bin/containerd");
+}
+
+#[test]
+fn a_process_in_a_root_of_its_own_or_that_has_ended_is_left_out() {
+    for (name, target) in [("root", "/"), ("stat", "812 (a) Z 1")] {
+        let tree = Tree::new("0::/init.scope\n", SYSTEMD);
+        tree.process(PID, &CONTAINERD);
+        let path = tree.path(&format!("/proc/812/{name}"));
+        fs::remove_file(&path).unwrap();
+        if name == "root" {
+            symlink(target, path).unwrap();
+        } else {
+            tree.write("/proc/812/stat", target);
+        }
+        assert!(named(&tree.host(), &["containerd"]).unwrap().is_empty());
+    }
+}
+
+#[test]
+fn k3s_goes_by_the_name_of_a_link_beside_it() {
+    let tree = Tree::new("0::/init.scope\n", SYSTEMD);
+    let program = "/var/lib/rancher/k3s/data/0/bin/k3s";
+    tree.process(
+        PID,
+        &Given {
+            program,
+            ..CONTAINERD
+        },
+    );
+    symlink(
+        "k3s",
+        tree.path("/var/lib/rancher/k3s/data/0/bin/containerd"),
+    )
+    .unwrap();
+    let found = named(&tree.host(), &["containerd"]).unwrap();
+    let (_, process) = &found[&PID];
+    assert_eq!(
+        process.as_ref().unwrap().program,
+        "/var/lib/rancher/k3s/data/0/bin/containerd"
+    );
+}
+
+#[rstest]
+#[case::the_last_of_two(&["-c", "/b", "--config=/a"], Some("/a"))]
+#[case::a_last_one_of_no_use(&["-c", "/b", "--config=a"], None)]
+#[case::with_one_dash_or_two(&["-config", "/b", "--c", "/a"], Some("/a"))]
+#[case::with_a_scheme(&["-c", "unix:///a"], Some("/a"))]
+#[case::behind_the_end_of_the_options(&["--", "-c", "/a"], None)]
+#[case::relative(&["-c", "relative"], None)]
+#[case::without_a_value(&["-c"], None)]
+fn an_option_is_read_as_containerd_reads_it(
+    #[case] arguments: &[&str],
+    #[case] expected: Option<&str>,
+) {
+    let names = ["-c", "--c", "-config", "--config"];
+    assert_eq!(option(arguments, &names).as_deref(), expected);
+}
