@@ -12,14 +12,14 @@ use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 
 mod enter;
+mod group;
 
 pub use self::enter::child_main;
+use self::group::Group;
 use super::host::{HostRoot, Program, ProgramError};
 use crate::containerd_config::DUMP_LIMIT;
 use crate::handoff::printable;
@@ -34,6 +34,9 @@ const NOT_FOUND: i32 = 127;
 
 /// Nothing that is run prints more than `containerd config dump`, of which 40 kB is the longest seen.
 const MAX_OUTPUT: u64 = DUMP_LIMIT as u64;
+
+/// Characters of a failure that are told: five lines of a terminal.
+const MAX_WORDS: usize = 400;
 
 /// Programs of a host look for others here; nothing of our own environment reaches them.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -82,6 +85,8 @@ pub enum Error {
         program: String,
         /// The last line that it wrote to standard error.
         words: String,
+        /// All that it wrote there, in one line.
+        all: String,
     },
     /// It wrote more than anything sensible.
     #[error("{program} of the host wrote more than {MAX_OUTPUT} bytes")]
@@ -249,19 +254,14 @@ async fn output_of(
         program: program.to_owned(),
         source,
     };
-    let mut child = command
-        .map_err(start)?
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0)
-        .spawn()
-        .map_err(start)?;
-    let _group = Group::of(&child);
-    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let mut command = command.map_err(start)?;
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut group = Group::spawn(&mut command).map_err(start)?;
+    let (stdout, stderr) = (group.child.stdout.take(), group.child.stderr.take());
     let all = async {
         let (stdout, stderr) = futures::join!(bounded(stdout), bounded(stderr));
         let (stdout, stderr) = (stdout?, stderr?);
-        Ok::<_, std::io::Error>((child.wait().await?, stdout, stderr))
+        Ok::<_, std::io::Error>((group.wait().await?, stdout, stderr))
     };
     let (status, stdout, stderr) = tokio::time::timeout(limit, all)
         .await
@@ -283,10 +283,7 @@ async fn output_of(
         return Err(start(std::io::Error::other(words)));
     }
     if !status.success() {
-        return Err(Error::Failed {
-            program: program.to_owned(),
-            words: last_words(&String::from_utf8_lossy(&stderr), &status.to_string()),
-        });
+        return Err(failure(program, &stderr, status));
     }
     Ok(String::from_utf8_lossy(&stdout).into_owned())
 }
@@ -337,28 +334,7 @@ pub async fn start(
     words.rewind().map_err(failed)?;
     let read = words.take(MAX_OUTPUT).read_to_end(&mut bytes);
     read.map_err(failed)?;
-    Err(Error::Failed {
-        program: program.to_owned(),
-        words: last_words(&String::from_utf8_lossy(&bytes), &status.to_string()),
-    })
-}
-
-/// The processes that a program started, which end with this value: one that is cut off must leave nothing at work on the host.
-struct Group(Option<Pid>);
-
-impl Group {
-    /// `child` was started as the leader of a group of its own.
-    fn of(child: &Child) -> Self {
-        let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
-        Self(pid.map(Pid::from_raw))
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        // Mostly there is nobody left.
-        let _ = self.0.map(|leader| killpg(leader, Signal::SIGKILL));
-    }
+    Err(failure(program, &bytes, status))
 }
 
 async fn bounded(stream: Option<impl AsyncRead + Unpin>) -> std::io::Result<Vec<u8>> {
@@ -367,6 +343,19 @@ async fn bounded(stream: Option<impl AsyncRead + Unpin>) -> std::io::Result<Vec<
         stream.take(MAX_OUTPUT + 1).read_to_end(&mut bytes).await?;
     }
     Ok(bytes)
+}
+
+fn failure(program: &str, stderr: &[u8], status: ExitStatus) -> Error {
+    let stderr = String::from_utf8_lossy(stderr);
+    let status = status.to_string();
+    let lines = stderr.lines().map(str::trim);
+    let all: Vec<&str> = lines.filter(|line| !line.is_empty()).collect();
+    let all: String = printable(&all.join(" ")).chars().take(MAX_WORDS).collect();
+    Error::Failed {
+        program: program.to_owned(),
+        words: last_words(&stderr, &status),
+        all: if all.is_empty() { status } else { all },
+    }
 }
 
 /// The last line that says something, at most 300 characters of it: containerd puts the cause there.
@@ -382,6 +371,8 @@ fn last_words(stderr: &str, otherwise: &str) -> String {
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+
+    use nix::sys::signal::killpg;
 
     use super::*;
 
@@ -414,6 +405,33 @@ mod tests {
         .await
         .unwrap_err();
         assert_eq!(error.to_string(), "/bin/sh of the host failed: two");
+    }
+
+    #[tokio::test]
+    async fn a_program_is_not_reaped_before_the_last_of_its_processes_is_killed() {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "sleep infinity & exit 3"]);
+        let mut group = Group::spawn(&mut command).unwrap();
+        let leader = group.leader.unwrap();
+        group.ended().await.unwrap();
+        // A zombie: its PID can be given to nobody.
+        let stat = std::fs::read_to_string(format!("/proc/{leader}/stat")).unwrap();
+        assert!(stat.contains(") Z "), "{stat}");
+        assert!(killpg(leader, None).is_ok());
+        assert_eq!(group.wait().await.unwrap().code(), Some(3));
+        assert_eq!(group.leader, None, "the group is signalled once more");
+    }
+
+    #[tokio::test]
+    async fn a_failing_program_can_be_quoted_in_full() {
+        let script = "echo Job for a.service failed. >&2; echo See status. >&2; exit 1";
+        let error = shell(script, Duration::from_secs(10)).await.unwrap_err();
+        let Error::Failed { all, .. } = error else {
+            panic!("{error}");
+        };
+        assert_eq!(all, "Job for a.service failed. See status.");
+        let error = shell("exit 4", Duration::from_secs(10)).await.unwrap_err();
+        assert!(matches!(error, Error::Failed { all, .. } if all == "exit status: 4"));
     }
 
     #[tokio::test]

@@ -146,9 +146,8 @@ pub(super) fn not_counted(refused: &[Refusal]) -> String {
         return "; start it, or use --offline to prepare the host for its next start".to_owned();
     }
     let told = refused.iter().take(TOLD_REFUSALS);
-    let mut words = told
-        .map(|refusal| format!(": {refusal}"))
-        .collect::<String>();
+    let told: Vec<String> = told.map(ToString::to_string).collect();
+    let mut words = format!(": {}", told.join(": "));
     let more = refused.len().saturating_sub(TOLD_REFUSALS);
     if more > 0 {
         words = format!(" ({more} more are not told){words}");

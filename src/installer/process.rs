@@ -310,12 +310,11 @@ fn decide(
     };
     match &place {
         Place::Unit(unit) if has_own_mounts => is_main_process(host, init, seen, unit)?,
-        Place::Unit(_) => {}
         Place::OpenRc(_) | Place::Init if has_own_mounts => {
             let why = "it is part of no systemd service".to_owned();
             return Err(Reason::Mounts { why });
         }
-        Place::OpenRc(_) => {}
+        Place::Unit(_) | Place::OpenRc(_) => {}
         Place::Init => descends(host, seen)?,
     }
     let opened = host.open_program(program).map_err(Reason::Program)?;

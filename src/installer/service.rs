@@ -1,17 +1,19 @@
 //! How containerd is restarted on one host, by whoever runs its services there, and whether that would end pods. What it should
 //! serve then is the caller's business.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::daemon::find_daemon;
 use super::distro::{DistroSpec, Restart};
 use super::exec;
 use super::facts::SMALL;
 use super::host::HostRoot;
+use super::process::started;
 use super::systemd::{self, RESTART_LIMIT, Systemd};
 
 /// Why a service could not be restarted, or asked about.
@@ -52,7 +54,7 @@ pub enum Error {
         process: u32,
         /// What the system says.
         #[source]
-        source: nix::Error,
+        source: Errno,
     },
 }
 
@@ -133,11 +135,15 @@ impl Service {
         match self.restart {
             Restart::Watched if self.told => Ok(()),
             Restart::Watched => match find_daemon(host).ok().flatten() {
-                Some(daemon) => end(host, daemon.process.0),
+                Some(daemon) => end(host, daemon.process),
                 // It is being started already.
                 None => Ok(()),
             },
-            Restart::ContainerInit => end(host, 1),
+            Restart::ContainerInit => match started(host, 1) {
+                Some(since) => end(host, (1, since)),
+                // Not even process 1 is there: this is no /proc of the host.
+                None => Err(Error::OtherProcesses),
+            },
             Restart::Service => match self.manager(host)? {
                 Manager::Systemd => Ok(Systemd::connect(host).await.restart(&self.unit).await?),
                 Manager::OpenRc => {
@@ -194,14 +200,53 @@ impl Service {
     }
 }
 
-/// Asks a process of the host to end.
-fn end(host: &HostRoot, process: u32) -> Result<(), Error> {
-    same_processes(host)?;
-    // A negative number would mean a group of processes (kill(2)).
-    let number = i32::try_from(process).map_err(|_| nix::Error::ESRCH);
-    number
-        .and_then(|number| kill(Pid::from_raw(number), Signal::SIGTERM))
-        .map_err(|source| Error::Signal { process, source })
+/// A process of the host that is about to be signalled. While it is held, its PID may come to mean another and the signal does not.
+#[derive(Debug)]
+struct Held {
+    process: u32,
+    handle: OwnedFd,
+}
+
+impl Held {
+    /// Takes hold of the process with this PID and start; `None` where it has ended since it was found.
+    ///
+    /// # Errors
+    /// When PIDs of the host mean others here, or the kernel gives no handle.
+    fn of(host: &HostRoot, (process, since): (u32, u64)) -> Result<Option<Self>, Error> {
+        same_processes(host)?;
+        // A negative number would mean a group of processes (kill(2)).
+        let number = i32::try_from(process).ok().and_then(Pid::from_raw);
+        let Some(number) = number else {
+            return Ok(None);
+        };
+        let handle = match pidfd_open(number, PidfdFlags::empty()) {
+            Ok(handle) => handle,
+            Err(Errno::SRCH) => return Ok(None),
+            Err(source) => return Err(Error::Signal { process, source }),
+        };
+        // The handle is of whoever had the PID just now.
+        let is_same = started(host, process) == Some(since);
+        Ok(is_same.then_some(Self { process, handle }))
+    }
+
+    /// Asks it to end. One that has ended already needs no asking.
+    fn end(&self) -> Result<(), Error> {
+        match pidfd_send_signal(&self.handle, Signal::TERM) {
+            Ok(()) | Err(Errno::SRCH) => Ok(()),
+            Err(source) => Err(Error::Signal {
+                process: self.process,
+                source,
+            }),
+        }
+    }
+}
+
+/// Asks a process of the host to end, unless it has since it was found.
+fn end(host: &HostRoot, process: (u32, u64)) -> Result<(), Error> {
+    match Held::of(host, process)? {
+        Some(held) => held.end(),
+        None => Ok(()),
+    }
 }
 
 /// A process can neither be signalled nor started where its number is not known (`pid_namespaces(7)`): a pod that does not share the
@@ -301,6 +346,43 @@ mod tests {
         if let Err(error) = reachable {
             assert!(error.to_string().contains("job.hostPID"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_process_is_signalled_only_if_it_is_the_one_that_was_found() {
+        let mut child = std::process::Command::new("/bin/cat")
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let pid = child.id();
+        let stat = format!("{pid} (cat) S 1 1{} 77 0", " 0".repeat(16));
+        let (folder, host) = host(&[(&format!("/proc/{pid}/stat"), &stat)]);
+        let namespaces = folder.path().join("proc/1/ns");
+        std::fs::create_dir_all(&namespaces).unwrap();
+        let own = std::fs::read_link("/proc/self/ns/pid").unwrap();
+        std::os::unix::fs::symlink(own, namespaces.join("pid")).unwrap();
+        let since = 77;
+        // Another had its PID when it was found.
+        end(&host, (pid, since - 1)).unwrap();
+        assert!(Held::of(&host, (pid, since - 1)).unwrap().is_none());
+        assert_eq!(child.try_wait().unwrap(), None);
+        let held = Held::of(&host, (pid, since)).unwrap().unwrap();
+        held.end().unwrap();
+        let status = child.wait().unwrap();
+        assert_eq!(
+            std::os::unix::process::ExitStatusExt::signal(&status),
+            Some(15)
+        );
+        // What is held stays that process after its PID is free.
+        held.end().unwrap();
+    }
+
+    #[test]
+    fn a_process_is_not_signalled_where_pids_mean_others() {
+        let (_folder, host) = host(&[]);
+        let own = std::process::id();
+        let error = end(&host, (own, 1)).unwrap_err().to_string();
+        assert!(error.contains("job.hostPID"), "{error}");
     }
 
     #[test]

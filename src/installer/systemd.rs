@@ -13,6 +13,7 @@ use zbus::{Connection, OwnedObjectPath, Proxy};
 
 use super::exec::{self, Place};
 use super::host::HostRoot;
+use crate::handoff::printable;
 
 /// Where every systemd distribution has its system bus (D-Bus Specification, *System message bus*).
 const BUS: &str = "/run/dbus/system_bus_socket";
@@ -45,6 +46,17 @@ pub enum Error {
         /// What became of `systemctl`.
         #[source]
         source: exec::Error,
+    },
+    /// `systemctl` could not restart the unit.
+    #[error("failed to restart {unit}: {source}{state}; see `journalctl -u {unit}` on the node")]
+    Restart {
+        /// The unit.
+        unit: String,
+        /// What became of `systemctl`.
+        #[source]
+        source: Box<exec::Error>,
+        /// What systemd says of the unit after that, in parentheses.
+        state: String,
     },
     /// systemd refused, or the connection broke.
     #[error("systemd does not {act} {unit}: {source}")]
@@ -135,12 +147,46 @@ impl<'a> Systemd<'a> {
             Self::Systemctl { host, bus } => {
                 // As over the bus: what systemd has not loaded has nothing to forget.
                 let _ = systemctl(host, bus, &["reset-failed", "--", unit], ANSWER_LIMIT).await;
-                systemctl(host, bus, &["restart", "--", unit], RESTART_LIMIT).await?;
-                systemctl(host, bus, &["is-active", "--", unit], ANSWER_LIMIT).await?;
-                Ok(())
+                let restart = ["restart", "--", unit];
+                let mut restarted = systemctl(host, bus, &restart, RESTART_LIMIT).await;
+                if restarted.is_ok() {
+                    let is_active = ["is-active", "--", unit];
+                    restarted = systemctl(host, bus, &is_active, ANSWER_LIMIT).await;
+                }
+                match restarted {
+                    Err(Error::Systemctl {
+                        source: source @ exec::Error::Failed { .. },
+                        ..
+                    }) => {
+                        let asked = [&["show"], &STATE[..], &["--", unit]].concat();
+                        let said = systemctl(host, bus, &asked, ANSWER_LIMIT).await;
+                        Err(Error::Restart {
+                            unit: unit.to_owned(),
+                            source: Box::new(source),
+                            state: state_in(&said.unwrap_or_default()),
+                        })
+                    }
+                    restarted => restarted.map(drop),
+                }
             }
         }
     }
+}
+
+/// Properties that say why a unit does not run (`org.freedesktop.systemd1(5)`); `systemctl show` prints them for programs to read.
+const STATE: [&str; 3] = [
+    "--property=LoadState",
+    "--property=ActiveState",
+    "--property=Result",
+];
+
+/// What `systemctl show` prints, as an addition to a sentence.
+fn state_in(said: &str) -> String {
+    let properties: Vec<&str> = said.lines().filter(|line| line.contains('=')).collect();
+    if properties.is_empty() {
+        return String::new();
+    }
+    printable(&format!(" ({})", properties.join(", ")))
 }
 
 /// It ignores what it is asked where it finds itself in another root than process 1, so it runs where that does.
@@ -154,8 +200,20 @@ async fn systemctl(
         .await
         .map_err(|source| Error::Systemctl {
             bus: bus.to_owned(),
-            source,
+            source: in_full(source),
         })
+}
+
+/// `systemctl` says first what failed, and last where more is to be read.
+fn in_full(error: exec::Error) -> exec::Error {
+    match error {
+        exec::Error::Failed { program, all, .. } => exec::Error::Failed {
+            program,
+            words: all.clone(),
+            all,
+        },
+        error => error,
+    }
 }
 
 /// A connection to the host's system bus.
@@ -273,5 +331,31 @@ fn call(act: &'static str, unit: &str) -> impl FnOnce(zbus::Error) -> Error {
         act,
         unit: unit.to_owned(),
         source: Box::new(source),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_restart_that_failed_is_told_with_its_cause_and_the_state_of_the_unit() {
+        let cause = "Job for a.service failed because the control process exited with error code.";
+        let last = "See \"systemctl status a.service\" for details.";
+        let source = in_full(exec::Error::Failed {
+            program: SYSTEMCTL.to_owned(),
+            words: last.to_owned(),
+            all: format!("{cause} {last}"),
+        });
+        let said = "LoadState=loaded\nActiveState=failed\nResult=exit-code\n";
+        let error = Error::Restart {
+            unit: "a.service".to_owned(),
+            source: Box::new(source),
+            state: state_in(said),
+        };
+        let words = error.to_string();
+        assert!(words.contains(cause), "{words}");
+        assert!(words.contains("Result=exit-code"), "{words}");
+        assert_eq!(state_in("\n"), "");
     }
 }

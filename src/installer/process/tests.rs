@@ -520,7 +520,7 @@ const STRICT_CGROUP: &str = "0::/system.slice/snap.microk8s.daemon-containerd.se
 const STRICT_UNIT: &str = "/etc/systemd/system/snap.microk8s.daemon-containerd.service";
 const INVOCATION: &str = "/run/systemd/units/invocation:snap.microk8s.daemon-containerd.service";
 
-/// A strictly confined MicroK8s, whose process 812 has mounts of its own.
+/// A strictly confined `MicroK8s`, whose process 812 has mounts of its own.
 fn strict(parent: u32, environment: &str) -> Tree {
     let tree = Tree::new("0::/init.scope\n", SYSTEMD);
     tree.write(STRICT_UNIT, "[Service]\n");
