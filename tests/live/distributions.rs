@@ -211,6 +211,37 @@ fn a_managed_node_is_told_by_the_kubelet_that_runs_there(
     assert_eq!(report.distro.as_deref(), Some(expected));
 }
 
+/// Each of these would win over the node's own containerd, by its path or by what the kubelet says, if a name were enough.
+#[test]
+fn programs_that_a_user_of_the_node_calls_containerd_and_kubelet_change_nothing() {
+    let node = Node::new(&releases()[1]);
+    let home = node.path("/home/u");
+    for name in ["rancher/k3s/containerd", "kubelet"] {
+        let program = home.join(name);
+        fs::create_dir_all(program.parent().unwrap()).unwrap();
+        fs::copy("/bin/bash", &program).unwrap();
+    }
+    std::os::unix::fs::chown(&home, Some(1000), Some(1000)).unwrap();
+    for (name, option) in [
+        ("rancher/k3s/containerd", "--address=/home/u/socket"),
+        (
+            "kubelet",
+            "--container-runtime-endpoint=unix:///home/u/socket",
+        ),
+    ] {
+        let runs = format!("/home/u/{}.runs", name.rsplit('/').next().unwrap());
+        node.leave(&format!(
+            "exec setpriv --reuid 1000 --regid 1000 --clear-groups /home/u/{name} -c 'touch {runs}; sleep infinity & wait' {option}"
+        ));
+        let since = Instant::now();
+        while !node.path(&runs).exists() {
+            assert!(since.elapsed() < Duration::from_secs(10));
+            std::thread::yield_now();
+        }
+    }
+    comes_and_goes(&node, "systemd", "/opt/farrier/bin/containerd-shim-a");
+}
+
 /// A k0s on which nothing runs yet.
 fn k0s(release: usize, base: &str, version: &str) -> Node {
     let node = node(release, K0S, "/var/lib/k0s/bin/containerd", base);
