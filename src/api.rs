@@ -1,8 +1,9 @@
 //! The Shim object as users write it: `runtime.spinkube.dev/v1alpha1`, a superset of runtime-class-manager's (RCM's) Shim.
 //!
-//! Pure: types, their schema, and what one Shim means for one platform. What a node then does with it is decided in the
-//! controller; no client lives here. RCM's fields are spelt and required as in its release 0.2.0, so its manifests apply unchanged.
+//! Pure: types, their schema, and the artifact of a Shim for a platform. The controller decides what a node does; no client lives here.
+//! RCM's fields are spelt and required as in its release 0.2.0, so that its manifests apply unchanged.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::Toleration;
@@ -18,13 +19,13 @@ mod rollout;
 pub use crate::handoff::is_label_name;
 pub use rollout::{MaxUpdate, Rolling, RolloutKind, RolloutStrategy};
 
-/// Longest name of a Shim or handler: it becomes the name part of a node label, which Kubernetes bounds at 63 characters.
+/// Longest name of a Shim or handler, in characters: it becomes the name part of a node label (Kubernetes, *Labels and Selectors*).
 pub const LONGEST_NAME: usize = LONGEST_LABEL_NAME;
 
-/// Longest place that is fetched from, in bytes; the schema asks the same of platforms, and nothing of RCM's anonHttp.
+/// Longest location, in bytes. The schema has the same bound for platforms, and none for RCM's anonHttp.
 const LONGEST_LOCATION: usize = 2048;
 
-/// One container runtime shim: where it comes from, which nodes get it, how pods ask for it.
+/// One container runtime shim: where it is fetched from, which nodes get it, how pods select it.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Debug, Clone, PartialEq)]
 #[kube(
     group = "runtime.spinkube.dev",
@@ -34,71 +35,71 @@ const LONGEST_LOCATION: usize = 2048;
     category = "farrier",
     status = "ShimStatus",
     derive = "PartialEq",
-    doc = "A Shim is one container runtime shim: where it comes from, which nodes get it, and how pods ask for it. `kubectl wait --for=condition=Ready shim/NAME` waits until every node that wants it serves it.",
-    validation = Rule::new("size(self.metadata.name) <= 63").message("a Shim's name becomes a node label: use at most 63 characters"),
+    doc = "A Shim is one container runtime shim: where it is fetched from, which nodes get it, and how pods select it. `kubectl wait --for=condition=Ready shim/NAME` waits until every selected node serves the shim.",
+    validation = Rule::new("size(self.metadata.name) <= 63").message("the name of a Shim must have at most 63 characters, because it becomes a node label"),
     printcolumn(name = "RuntimeClass", type_ = "string", json_path = ".spec.runtimeClass.name"),
     printcolumn(name = "Ready", type_ = "integer", json_path = ".status.nodesReady", description = "Nodes that serve the shim."),
-    printcolumn(name = "Nodes", type_ = "integer", json_path = ".status.nodes", description = "Nodes that want the shim."),
-    printcolumn(name = "Failed", type_ = "integer", json_path = ".status.nodesFailed", description = "Nodes on which the last attempt failed."),
+    printcolumn(name = "Nodes", type_ = "integer", json_path = ".status.nodes", description = "Selected nodes that the shim supports."),
+    printcolumn(name = "Failed", type_ = "integer", json_path = ".status.nodesFailed", description = "Nodes whose last attempt failed."),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ShimSpec {
-    /// Labels that a node must carry to get the shim. Without it every node gets it, control-plane nodes too, unless
-    /// annotationSelector says otherwise; where both are set, both must match.
+    /// Labels that a node must have to get the shim. Without nodeSelector, every node gets the shim, control-plane nodes too, unless
+    /// annotationSelector restricts that. If both selectors are set, both must match.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_selector: Option<BTreeMap<String, String>>,
-    /// Annotations that a node must carry to get the shim, for example `kwasm.sh/kwasm-node: "true"`.
+    /// Annotations that a node must have to get the shim, for example `kwasm.sh/kwasm-node: "true"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub annotation_selector: Option<BTreeMap<String, String>>,
-    /// Where the shim comes from. A node needs an entry of platforms that fits it, or, where platforms is empty, anonHttp.
+    /// Where the shim is fetched from. A node needs an entry of platforms for its own platform or, if there are no platforms, anonHttp.
     pub fetch_strategy: FetchStrategy,
-    /// The name that containerd knows the shim by, and the RuntimeClasses through which pods ask for it.
+    /// The name of the shim in containerd, and the RuntimeClasses by which pods select the shim.
     pub runtime_class: RuntimeClassSpec,
-    /// How a change of the Shim reaches the nodes that carry it.
+    /// How a change of the Shim is rolled out to its nodes.
     #[serde(default)]
     pub rollout_strategy: RolloutStrategy,
-    /// Options that containerd hands to the shim, for example `SystemdCgroup: "true"`. `"true"` and `"false"` become
-    /// booleans, digits an integer, anything else a string. Which options there are is the shim's affair.
+    /// Options that containerd passes to the shim, for example `SystemdCgroup: "true"`. `"true"` and `"false"` become booleans, digits
+    /// become an integer, and any other text a string. See the documentation of the shim for its options.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub containerd_runtime_options: Option<BTreeMap<String, String>>,
-    /// More names by which containerd knows the same binary: RuntimeClasses of your own may name them as their handler.
+    /// More handler names for the same binary, for RuntimeClasses of your own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(length(max = 63)))]
     #[x_kube(
         validation = Rule::new("self.all(name, name.matches('^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$'))")
-            .message("a handler's name becomes a node label: use letters, digits, '-', '_' and '.', with a letter or digit at both ends"),
+            .message("the name of a handler must consist of letters, digits, '-', '_' and '.', with a letter or digit at both ends, because it becomes a node label"),
         validation = Rule::new("!('runc' in self)")
-            .message("the handler runc is containerd's own: leave it out")
+            .message("the handler runc is reserved for containerd: remove it")
     )]
     pub handler_aliases: Vec<String>,
-    /// Stop acting on this Shim: nodes keep what they have of it, and get nothing new.
+    /// Stop acting on this Shim: nodes that carry the shim keep it as it is, and no other node gets the shim.
     #[serde(default)]
     pub paused: bool,
 }
 
-/// Where a shim comes from.
+/// Where a shim is fetched from.
 #[derive(Serialize, Deserialize, KubeSchema, Debug, Clone, Default, PartialEq)]
 #[x_kube(validation = Rule::new("!has(self.platforms) || size(self.platforms) > 0 || has(self.anonHttp)")
-    .message("an empty list of platforms is fetched from nowhere: name the archive of each platform"))]
+    .message("platforms must not be empty: add the archive of each platform"))]
 #[serde(rename_all = "camelCase")]
 pub struct FetchStrategy {
-    /// Deprecated and ignored; older manifests say `anonymousHttp`.
+    /// Deprecated and ignored. Older manifests set `anonymousHttp`.
     #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
-    /// One archive for every node, whatever its architecture, and without a digest. Prefer platforms.
+    /// One archive for every node, of any architecture and without a digest. Prefer platforms.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub anon_http: Option<AnonHttp>,
-    /// One archive per platform; the first that fits a node counts. If any is given, anonHttp is not used, and a node that
-    /// none fits gets nothing.
+    /// One archive per platform. A node uses the first entry for its platform. If there is any entry, anonHttp is not used, and a node
+    /// without an entry for its platform does not get the shim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32))]
     pub platforms: Option<Vec<Platform>>,
-    /// File name of the binary inside the archive, where it differs from `containerd-shim-NAME` (NAME is the Shim's).
+    /// File name of the binary inside the archive. The default is `containerd-shim-NAME` with the name of the Shim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9_-][A-Za-z0-9_.-]*$')")
-        .message("write the name of a file, without a path: letters, digits, '-', '_' and '.'"))]
+        .message("binary must be a file name without a directory: letters, digits, '-', '_' and '.'"))]
     pub binary: Option<String>,
 }
 
@@ -116,24 +117,24 @@ pub struct AnonHttp {
 pub struct Platform {
     /// Operating system of the node.
     pub os: Os,
-    /// Architecture of the node; amd64 and `x86_64` mean the same, arm64 and aarch64 too.
+    /// Architecture of the node. amd64 and `x86_64` are the same, and so are arm64 and aarch64.
     pub arch: Arch,
-    /// Where the archive is: `https://…`, `http://…`, or `file:///path/on/the/node`.
+    /// URL of the archive: `https://…`, `http://…`, or `file:///path/on/the/node`.
     #[schemars(length(min = 1, max = 2048))]
     #[x_kube(validation = Rule::new("self.matches('^(https?://|file:///).')")
-        .message("an archive is fetched from https://…, http://… or file:///path/on/the/node"))]
+        .message("location must be https://…, http://… or file:///path/on/the/node"))]
     pub location: String,
-    /// SHA-256 of the archive, 64 hexadecimal digits. An archive with another one is not unpacked.
+    /// SHA-256 of the archive, 64 hexadecimal digits. An archive with another digest is not unpacked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     #[x_kube(validation = Rule::new("self.matches('^([0-9a-fA-F]{64})?$')")
-        .message("a SHA-256 is written as 64 hexadecimal digits, as sha256sum prints them"))]
+        .message("a SHA-256 must have 64 hexadecimal digits, as sha256sum prints them"))]
     pub sha256: Option<String>,
     /// SHA-256 of the binary inside the archive, 64 hexadecimal digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     #[x_kube(validation = Rule::new("self.matches('^([0-9a-fA-F]{64})?$')")
-        .message("a SHA-256 is written as 64 hexadecimal digits, as sha256sum prints them"))]
+        .message("a SHA-256 must have 64 hexadecimal digits, as sha256sum prints them"))]
     pub binary_sha256: Option<String>,
 }
 
@@ -145,25 +146,25 @@ pub enum Os {
     Linux,
 }
 
-/// Architecture of a node, in Go's or in uname's words.
+/// Architecture of a node, as Go or uname names it.
 #[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Arch {
-    /// 64-bit x86, in Go's word.
+    /// 64-bit x86, Go's name.
     #[serde(rename = "amd64")]
     Amd64,
-    /// 64-bit ARM, in Go's word.
+    /// 64-bit ARM, Go's name.
     #[serde(rename = "arm64")]
     Arm64,
-    /// 64-bit x86, in uname's word.
+    /// 64-bit x86, uname's name.
     #[serde(rename = "x86_64")]
     X86_64,
-    /// 64-bit ARM, in uname's word.
+    /// 64-bit ARM, uname's name.
     #[serde(rename = "aarch64")]
     Aarch64,
 }
 
 impl Arch {
-    /// Whether a node that calls its architecture `name` is of this one; the case doesn't matter.
+    /// Whether `name`, as a node reports its architecture, means this architecture; the case is ignored.
     fn matches(self, name: &str) -> bool {
         let names: [&str; 2] = match self {
             Self::Amd64 | Self::X86_64 => ["amd64", "x86_64"],
@@ -173,79 +174,79 @@ impl Arch {
     }
 }
 
-/// How pods ask for the shim.
+/// How pods select the shim.
 #[derive(Serialize, Deserialize, KubeSchema, Debug, Clone, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct RuntimeClassSpec {
-    /// Name of the RuntimeClass that is made, as pods have it in spec.runtimeClassName; empty makes none.
+    /// Name of the RuntimeClass that Farrier creates, for spec.runtimeClassName of pods. If empty, none is created.
     #[schemars(
         length(max = 253),
         regex(pattern = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")
     )]
     pub name: String,
-    /// The name that containerd knows the shim by, for example `spin-v2`.
+    /// Name of the shim's handler in containerd, for example `spin-v2`.
     #[schemars(
         length(min = 1, max = 63),
         regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
     )]
     #[x_kube(validation = Rule::new("self != 'runc'")
-        .message("the handler runc is containerd's own: choose another name"))]
+        .message("the handler runc is reserved for containerd: choose another name"))]
     pub handler: String,
-    /// Which nodes the RuntimeClass lets pods onto. `Provisioned`: those that serve the handler. `Selector`: those that
-    /// nodeSelector matches, served or not, so that a pod can make an autoscaler add a node.
+    /// The nodes to which the RuntimeClass lets pods be scheduled. `Provisioned`: nodes that serve the handler. `Selector`: all nodes that
+    /// nodeSelector matches, whether or not they serve the handler, so that a pod can make an autoscaler add a node.
     #[serde(default)]
     pub scheduling: Scheduling,
-    /// Tolerations that pods of the RuntimeClass get.
+    /// Tolerations that the RuntimeClass adds to pods.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tolerations: Vec<Toleration>,
-    /// What a pod of the RuntimeClass takes beside its containers' resources, as quantities: `memory: 16Mi`.
+    /// Resources that a pod of the RuntimeClass needs in addition to its containers, as quantities: `memory: 16Mi`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 16, "additionalProperties" = {"type": "string", "maxLength": 32}))]
     #[x_kube(validation = Rule::new("self.all(key, self[key].matches('^[0-9.]+([eEinumkKMGTP]*[-+]?[0-9]*)$'))")
-        .message("an overhead is a quantity, for example memory: 16Mi or cpu: 250m"))]
+        .message("overhead must be quantities, for example memory: 16Mi or cpu: 250m"))]
     pub overhead: BTreeMap<String, String>,
-    /// More RuntimeClasses of the same handler, by name.
+    /// Names of more RuntimeClasses with the same handler.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(length(max = 253)))]
     #[x_kube(validation = Rule::new("self.all(name, name.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$'))")
-        .message("a RuntimeClass's name is made of lower-case letters, digits, '-' and '.', with a letter or digit at both ends"))]
+        .message("the name of a RuntimeClass must consist of lower-case letters, digits, '-' and '.', with a letter or digit at both ends"))]
     pub aliases: Vec<String>,
     /// Labels of the RuntimeClasses.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
 }
 
-/// Which nodes a RuntimeClass lets pods onto.
+/// The nodes to which a RuntimeClass lets pods be scheduled.
 #[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Scheduling {
-    /// Those on which the handler is served.
+    /// Nodes that serve the handler.
     #[default]
     Provisioned,
-    /// Those that nodeSelector matches, served or not, as runtime-class-manager does.
+    /// All nodes that nodeSelector matches, as in runtime-class-manager.
     Selector,
 }
 
-/// What has become of a Shim in the cluster.
+/// Status of a Shim in the cluster.
 #[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct ShimStatus {
-    /// Ready (every node that wants the shim serves it), Progressing and Degraded, each with a reason and a sentence.
+    /// Ready (every selected node serves the shim), Progressing and Degraded, each with a reason and a message.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
-    /// Nodes that want this shim and could carry it. Others, of another platform or a distribution that is not changed, are named by
-    /// the condition Ready.
+    /// Number of selected nodes that the shim supports. Nodes of other platforms and of unsupported distributions are not counted; the
+    /// condition Ready lists them.
     #[serde(default)]
     pub nodes: i32,
-    /// Nodes of those that serve it.
+    /// Number of nodes that serve the shim.
     #[serde(default)]
     pub nodes_ready: i32,
-    /// Nodes of those that are on their way.
+    /// Number of nodes that do not serve the shim yet, and have not failed.
     #[serde(default)]
     pub nodes_pending: i32,
-    /// Nodes of those on which the last attempt failed; the condition Degraded says why.
+    /// Number of nodes whose last attempt failed. The condition Degraded lists the reasons.
     #[serde(default)]
     pub nodes_failed: i32,
-    /// Generation of the spec that this status tells of: metadata.generation, once it is up to date.
+    /// metadata.generation of the spec that this status describes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
 }
@@ -253,7 +254,7 @@ pub struct ShimStatus {
 /// The artifact of a Shim for one platform.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Artifact {
-    /// Where it is.
+    /// URL of the archive.
     pub location: String,
     /// SHA-256 of the artifact.
     pub sha256: Option<Sha256Digest>,
@@ -262,12 +263,12 @@ pub struct Artifact {
 }
 
 impl ShimSpec {
-    /// The artifact for a node that calls itself `os` and `arch` (`node.status.nodeInfo`).
+    /// The artifact for a node with `os` and `arch` (`node.status.nodeInfo`).
     ///
-    /// As in RCM 0.2.0: the first platform that matches; where platforms are given, anonHttp is no fallback.
+    /// As in RCM 0.2.0, the first matching platform wins, and anonHttp is no fallback for platforms.
     ///
     /// # Errors
-    /// When no platform matches, none is given at all, or the location or a digest can't be used.
+    /// When no platform matches, the Shim names no artifact, or the location or a digest is invalid.
     pub fn artifact(&self, os: &str, arch: &str) -> Result<Artifact, Error> {
         let platforms = self.fetch_strategy.platforms.as_deref().unwrap_or_default();
         let artifact = match (platforms, &self.fetch_strategy.anon_http) {
@@ -311,10 +312,10 @@ impl ShimSpec {
         }
     }
 
-    /// The names that containerd should know the shim by: its own first, then its aliases, each once.
+    /// The names of the shim's handlers in containerd: its own first, then its aliases, without duplicates.
     ///
     /// # Errors
-    /// When one of them can't be a node label's name.
+    /// When one of them is not a valid label name.
     pub fn handlers(&self) -> Result<Vec<String>, Error> {
         let mut seen = BTreeSet::new();
         std::iter::once(&self.runtime_class.handler)
@@ -350,57 +351,73 @@ pub fn crd_yaml() -> String {
         .expect("the definition is made of types that have a form in YAML")
 }
 
-/// Why a Shim can't be had on a node.
+/// Why a Shim can't be installed on a node. [`Error::help`] says how to correct the cause.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// No place is named.
-    #[error("no artifact is named; set spec.fetchStrategy.platforms")]
+    /// The Shim names no artifact.
+    #[error("no artifact is specified")]
     NoArtifact,
-    /// No platform matches.
-    #[error("no artifact for {os}/{arch}; add it to spec.fetchStrategy.platforms")]
+    /// The Shim has no artifact for the platform of the node.
+    #[error("no artifact for {os}/{arch}")]
     NoPlatform {
         /// Operating system of the node.
         os: String,
         /// Architecture of the node.
         arch: String,
     },
-    /// The place can't be fetched from.
-    #[error("{location:?} is no place to fetch from; use https://, http:// or file:///")]
+    /// The location has another scheme, or none.
+    #[error("invalid location {location:?}")]
     Location {
-        /// What is written.
+        /// The value in the Shim.
         location: String,
     },
-    /// The place is longer than any that is meant.
-    #[error("the place to fetch from is longer than {LONGEST_LOCATION} bytes; shorten it")]
+    /// The location is longer than [`LONGEST_LOCATION`].
+    #[error("the location is longer than {LONGEST_LOCATION} bytes")]
     LongLocation,
-    /// A digest is none.
-    #[error("{found:?} is no SHA-256; write 64 hexadecimal digits")]
+    /// A digest is not a SHA-256.
+    #[error("invalid SHA-256 {found:?}")]
     Digest {
-        /// What is written.
+        /// The value in the Shim.
         found: String,
     },
-    /// How many nodes may change at a time can't be read.
-    #[error(
-        "{found:?} says not how many nodes may change at a time; write a number, or a percentage from 1% to 100%"
-    )]
+    /// maxUpdate is neither a number nor a percentage.
+    #[error("invalid maxUpdate {found:?}: use a number of nodes or a percentage from 1% to 100%")]
     MaxUpdate {
-        /// What is written.
+        /// The value in the Shim.
         found: String,
     },
-    /// A Shim's name can't be a label's name.
-    #[error("the name {name:?} can't be a node label; use at most 63 characters")]
+    /// The name of the Shim is not a valid label name.
+    #[error("the name {name:?} is not a valid node label")]
     Name {
         /// The name.
         name: String,
     },
-    /// A handler can't be a label's name.
-    #[error(
-        "{handler:?} can't name a handler; use at most 63 letters, digits, '-', '_' and '.', with a letter or digit at both ends"
-    )]
+    /// The name of a handler is not a valid label name.
+    #[error("invalid handler name {handler:?}")]
     Handler {
-        /// What is written.
+        /// The value in the Shim.
         handler: String,
     },
+}
+
+impl Error {
+    /// How the author of the Shim corrects the cause.
+    #[must_use]
+    pub fn help(&self) -> Option<Cow<'static, str>> {
+        let help = match self {
+            Self::NoArtifact => "set spec.fetchStrategy.platforms",
+            Self::NoPlatform { .. } => "add one to spec.fetchStrategy.platforms",
+            Self::Location { .. } => "use https://, http:// or file:///",
+            Self::LongLocation => "shorten it",
+            Self::Digest { .. } => "write 64 hexadecimal digits",
+            Self::MaxUpdate { .. } => return None,
+            Self::Name { .. } => "use at most 63 characters",
+            Self::Handler { .. } => {
+                "use at most 63 letters, digits, '-', '_' and '.', with a letter or digit at both ends"
+            }
+        };
+        Some(help.into())
+    }
 }
 
 #[cfg(test)]
@@ -431,7 +448,7 @@ mod tests {
     #[case("linux", "aarch64", "arm64")]
     #[case("Linux", "amd64", "amd64")]
     #[case("linux", "AMD64", "amd64")]
-    fn a_platform_matches_in_either_spelling(
+    fn a_platform_matches_with_gos_and_unames_architecture_names(
         #[case] os: &str,
         #[case] node: &str,
         #[case] go: &str,
@@ -447,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn platforms_without_a_match_do_not_fall_back() {
+    fn anon_http_is_no_fallback_for_platforms_without_a_match() {
         let spec = shim(&serde_json::json!({
             "platforms": [platform("arm64")], "anonHttp": {"location": "https://example.org/any"},
         }));
@@ -468,14 +485,14 @@ mod tests {
     #[rstest]
     #[case(serde_json::json!({"anonHttp": {"location": "https://example.org/any"}}))]
     #[case(serde_json::json!({"type": "anonymousHttp", "platforms": [], "anonHttp": {"location": "https://example.org/any"}}))]
-    fn one_location_serves_every_platform_without_digest(#[case] fetch: serde_json::Value) {
+    fn anon_http_serves_every_platform_without_a_digest(#[case] fetch: serde_json::Value) {
         let artifact = shim(&fetch).artifact("linux", "riscv64").unwrap();
         assert_eq!(artifact.location, "https://example.org/any");
         assert_eq!(artifact.sha256, None);
     }
 
     #[test]
-    fn nothing_named_or_an_unusable_place_is_one_sentence() {
+    fn a_missing_or_invalid_location_is_an_error() {
         assert_eq!(
             shim(&serde_json::json!({})).artifact("linux", "amd64"),
             Err(Error::NoArtifact)
@@ -490,14 +507,14 @@ mod tests {
     }
 
     #[test]
-    fn a_place_without_end_is_refused() {
+    fn a_location_beyond_the_length_limit_is_refused() {
         let location = format!("https://{}", "a".repeat(2_048));
         let spec = shim(&serde_json::json!({"anonHttp": {"location": location}}));
         assert_eq!(spec.artifact("linux", "amd64"), Err(Error::LongLocation));
     }
 
     #[test]
-    fn a_digest_is_lower_case_or_refused() {
+    fn a_digest_is_turned_to_lower_case_or_refused() {
         let with = |sha256: &str| {
             let mut entry = platform("amd64");
             entry["sha256"] = sha256.into();
@@ -512,7 +529,7 @@ mod tests {
     }
 
     #[test]
-    fn handlers_come_once_and_their_own_first() {
+    fn handlers_are_listed_once_and_the_main_one_first() {
         let mut spec = shim(&serde_json::json!({}));
         spec.handler_aliases = vec!["spin".to_owned(), "spin-v2".to_owned()];
         assert_eq!(spec.handlers().unwrap(), ["spin-v2", "spin"]);

@@ -37,7 +37,7 @@ fn main() -> ExitCode {
     };
     if let Err(error) = telemetry::init(&cli.log, format) {
         // Nothing can be logged yet, and nobody is left to tell if this fails.
-        let _ = writeln!(io::stderr(), "farrier: {error}");
+        let _ = writeln!(io::stderr(), "farrier: {error}\nhelp: {}", error.help());
         return ExitCode::from(USAGE);
     }
     // The one provider of cryptography in the process: neither client brings its own. A second installation would be no fault.
@@ -79,13 +79,13 @@ async fn dispatch(command: Command) -> ExitCode {
         Command::Status(cli::Status { output }) => {
             match controller::status_table(output == Output::Json).await {
                 Ok(table) => print(&table),
-                Err(error) => fail(&error),
+                Err(error) => fail_with_help(&error, error.help()),
             }
         }
         Command::Crd(cli::Crd { apply: false }) => print(&farrier::api::crd_yaml()),
         Command::Crd(cli::Crd { apply: true }) => match controller::install_crd().await {
             Ok(()) => ExitCode::SUCCESS,
-            Err(error) => fail(&error),
+            Err(error) => fail_with_help(&error, error.help()),
         },
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -166,7 +166,7 @@ fn identity_of_process() -> String {
 async fn run_controller(controller: cli::Controller) -> ExitCode {
     match controller::run(settings(controller)).await {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(&error),
+        Err(error) => fail_with_help(&error, error.help()),
     }
 }
 
@@ -184,7 +184,7 @@ async fn run_uninstall_cluster(uninstall: cli::UninstallCluster) -> ExitCode {
     };
     match controller::uninstall(settings(controller), options).await {
         Ok(summary) => print(&summary.to_string()),
-        Err(error) => fail(&error),
+        Err(error) => fail_with_help(&error, error.help()),
     }
 }
 
@@ -349,5 +349,16 @@ fn print(text: &str) -> ExitCode {
 
 fn fail(error: &dyn std::fmt::Display) -> ExitCode {
     error!("{error}");
+    ExitCode::FAILURE
+}
+
+fn fail_with_help(
+    error: &dyn std::fmt::Display,
+    help: Option<std::borrow::Cow<'_, str>>,
+) -> ExitCode {
+    match help {
+        Some(help) => error!(help = %help, "{error}"),
+        None => error!("{error}"),
+    }
     ExitCode::FAILURE
 }

@@ -1,6 +1,7 @@
-//! Metric families. Labels are of bounded sets, or name a Shim, of which a cluster has a handful; no node's or Job's name is ever one.
+//! Metric families. Labels have bounded sets of values or are names of Shims, of which a cluster has few; names of nodes and Jobs are never
+//! labels.
 //!
-//! Pure counting; who serves the text is `server`, who counts is the controller.
+//! Counts only: the controller calls it, and `server` serves the text.
 
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ type Labels = Vec<(&'static str, &'static str)>;
 /// States of a node with regard to a Shim, in the order of [`Metrics::nodes`].
 pub const NODE_STATES: [&str; 5] = ["ready", "pending", "failed", "unsupported", "removing"];
 
-/// What the controller counts.
+/// The metrics of the controller.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
@@ -44,7 +45,7 @@ impl Metrics {
             reconciles: Family::default(),
             jobs: Family::default(),
             restarts: Family::default(),
-            // From one second, which a Job takes at least, to some 35 minutes: a Job's deadline is 30.
+            // From one second, the shortest Job, to some 35 minutes, above the default deadline of a Job of 30 minutes.
             provisioning: Histogram::new(exponential_buckets(1.0, 2.0, 12)),
             nodes: Family::default(),
             leader: Gauge::default(),
@@ -84,7 +85,7 @@ impl Metrics {
         }
     }
 
-    /// One decision about an object of `kind` (`node` or `shim`) was applied, or failed to be.
+    /// Counts one reconciliation of an object of `kind` (`node` or `shim`).
     pub fn reconciled(&self, kind: &'static str, ok: bool) {
         let result = if ok { "ok" } else { "error" };
         self.reconciles
@@ -92,8 +93,8 @@ impl Metrics {
             .inc();
     }
 
-    /// A Job ended with `outcome`, a word of a bounded set, after `restarts` of containerd; `spared` says that it changed the host
-    /// without one, `took` how long it was from the claim to the report.
+    /// Counts a Job that ended with `outcome`, one of a bounded set, after `restarts` of containerd. `spared` means that it changed the
+    /// host without a restart; `took` is the time from the claim to the report.
     pub fn job_ended(&self, outcome: &'static str, restarts: u32, spared: bool, took: Duration) {
         self.jobs.get_or_create(&vec![("outcome", outcome)]).inc();
         let restarted = |result| self.restarts.get_or_create_owned(&vec![("result", result)]);
@@ -102,7 +103,7 @@ impl Metrics {
         self.provisioning.observe(took.as_secs_f64());
     }
 
-    /// How many nodes are in each of [`NODE_STATES`] with regard to `shim`.
+    /// Sets the number of nodes in each of [`NODE_STATES`] for `shim`.
     pub fn nodes(&self, shim: &str, counts: [usize; NODE_STATES.len()]) {
         for (state, count) in NODE_STATES.into_iter().zip(counts) {
             let gauge = self.nodes.get_or_create_owned(&of_shim(shim, state));
@@ -110,14 +111,14 @@ impl Metrics {
         }
     }
 
-    /// Forgets a Shim that is gone.
+    /// Removes the metrics of a deleted Shim.
     pub fn forget(&self, shim: &str) {
         for state in NODE_STATES {
             self.nodes.remove(&of_shim(shim, state));
         }
     }
 
-    /// Whether this replica acts.
+    /// Sets whether this replica acts.
     pub fn leads(&self, leads: bool) {
         self.leader.set(i64::from(leads));
     }
@@ -141,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_counted_is_in_the_text() {
+    fn counted_values_are_in_the_metrics_text() {
         let metrics = Metrics::new();
         metrics.reconciled("node", true);
         metrics.job_ended("applied", 1, false, Duration::from_secs(3));

@@ -1,24 +1,23 @@
-//! Every label, annotation, finalizer, condition and reason that Farrier writes, and the names it derives.
-//! Pure, and the lowest floor of the house: it imports nothing of ours.
+//! Every label, annotation, finalizer, condition and reason that Farrier writes, and derived names. Pure; imports nothing of ours.
 
 use sha2::{Digest, Sha256};
 
-/// The name under which Farrier writes with server-side apply and in Events.
+/// Field manager of Farrier's writes, and reporter of its Events.
 pub const MANAGER: &str = "farrier";
 
-/// Node annotation with which a KWasm user asks for the default Shims; only the value `true` counts.
+/// Node annotation with which KWasm's users request the default Shims; only the value `true` counts.
 pub const KWASM_NODE_ANNOTATION: &str = "kwasm.sh/kwasm-node";
 
-/// Node label that says that all that an annotated node asked for is served; its value is the node's name.
+/// Node label of KWasm on nodes that serve everything that their annotation requests; its value is the name of the node.
 pub const KWASM_PROVISIONED_LABEL: &str = "kwasm.sh/kwasm-provisioned";
 
-/// Node annotation that keeps the summary of the last report: Jobs come and go, this stays.
+/// Node annotation with a summary of the last report, which outlives the Job.
 pub const APPLIED_ANNOTATION: &str = "farrier.dev/applied";
 
-/// Taint that a node pool starts its nodes with, so that no pod comes before the node serves what it should.
+/// Startup taint of node pools: Farrier removes it once the node serves its shims.
 pub const STARTUP_TAINT: &str = "farrier.dev/not-ready";
 
-/// Labels of nodes that carry the control plane, of today and of before Kubernetes 1.20 (kubeadm).
+/// Labels of control-plane nodes, at present and before Kubernetes 1.20 (kubeadm).
 pub const CONTROL_PLANE_LABELS: [&str; 2] = [
     "node-role.kubernetes.io/control-plane",
     "node-role.kubernetes.io/master",
@@ -27,49 +26,49 @@ pub const CONTROL_PLANE_LABELS: [&str; 2] = [
 /// Finalizer of the Shim object.
 pub const SHIM_FINALIZER: &str = "farrier.dev/finalizer";
 
-/// Finalizer that runtime-class-manager sets on Shims; ours takes its place.
+/// Finalizer of runtime-class-manager, which Farrier replaces by its own.
 pub const RCM_FINALIZER: &str = "rcm.spinkube.dev/finalizer";
 
-/// Annotation of a Shim that lets it go at once, whatever its nodes still carry; only the value `true` counts.
+/// Annotation of a Shim that removes its finalizer at once, whatever its nodes still carry; only the value `true` counts.
 pub const FORCE_DELETE_ANNOTATION: &str = "farrier.dev/force-delete";
 
-/// Pod annotation that carries the `ProvisionRequest` into a Job's containers.
+/// Pod annotation with the `ProvisionRequest` for the Job's containers.
 pub const REQUEST_ANNOTATION: &str = "farrier.dev/request";
 
-/// Annotation of a Job and its pod: digest of the request that it carries.
+/// Annotation of a Job and its pod: digest of its request.
 pub const REQUEST_DIGEST_ANNOTATION: &str = "farrier.dev/request-digest";
 
-/// Annotation of a Job and its pod: the node that it changes.
+/// Annotation of a Job and its pod: name of the node.
 pub const NODE_NAME_ANNOTATION: &str = "farrier.dev/node-name";
 
-/// Annotation of a Job and its pod: UID of the node object that it was made for.
+/// Annotation of a Job and its pod: UID of the node object.
 pub const NODE_UID_ANNOTATION: &str = "farrier.dev/node-uid";
 
-/// Label of the Jobs that Farrier makes and of their pods; [`COMPONENT_INSTALLER`] is its value.
+/// Label of Farrier's Jobs and of their pods, with the value [`COMPONENT_INSTALLER`].
 pub const COMPONENT_LABEL: &str = "app.kubernetes.io/component";
 
 /// Value of [`COMPONENT_LABEL`] on a Job that changes a host.
 pub const COMPONENT_INSTALLER: &str = "installer";
 
-/// Label that tells whose object this is.
+/// Label with the name of the tool that manages the object.
 pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
 
-/// Value of the label `kwasm.sh/job` that KWasm's users select Jobs by.
+/// Label by which KWasm's users select Jobs.
 pub const KWASM_JOB_LABEL: &str = "kwasm.sh/job";
 
-/// Key of a label of runtime-class-manager's Jobs; `true` is its value. Source: its release 0.2.0, as of the three keys below.
+/// Label of runtime-class-manager's Jobs, with the value `true` (release 0.2.0, as the three keys below).
 pub const RCM_JOB_LABEL: &str = "spinkube.dev/job";
 
-/// Key of an annotation and of a label of runtime-class-manager's Jobs: `install` or `uninstall`.
+/// Annotation and label of runtime-class-manager's Jobs: `install` or `uninstall`.
 pub const RCM_OPERATION: &str = "spinkube.dev/operation";
 
-/// Key of an annotation and of a label of runtime-class-manager's Jobs: the Shim; its Jobs had one each.
+/// Annotation and label of runtime-class-manager's Jobs: the Shim, of which its Jobs had one each.
 pub const RCM_SHIM_NAME: &str = "spinkube.dev/shimName";
 
-/// Key of an annotation of runtime-class-manager's Jobs: the node.
+/// Annotation of runtime-class-manager's Jobs: the node.
 pub const RCM_NODE_NAME: &str = "spinkube.dev/nodeName";
 
-/// Init container of a Job: fetches and verifies, unprivileged.
+/// Init container of a Job: fetches and verifies artifacts, unprivileged.
 pub const FETCH_CONTAINER: &str = "fetch";
 
 /// Container of a Job that changes the host.
@@ -77,16 +76,16 @@ pub const INSTALL_CONTAINER: &str = "install";
 
 /// Progress of one Shim on a node, as the value of `farrier.dev/<shim>`.
 ///
-/// The same words stand in runtime-class-manager's bare label, but for [`Progress::Removing`], which it calls `uninstall`.
+/// The label of runtime-class-manager has the same values, except that [`Progress::Removing`] is `uninstall`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Progress {
-    /// Claimed; nothing is served yet.
+    /// The node is claimed, and does not serve the Shim yet.
     Pending,
     /// Every handler of the Shim is served.
     Provisioned,
     /// The last attempt failed; the node's Events say why.
     Failed,
-    /// On its way off the node.
+    /// The Shim is being removed from the node.
     Removing,
 }
 
@@ -102,7 +101,7 @@ impl Progress {
         }
     }
 
-    /// The value of the label `<shim>`, in the words of runtime-class-manager 0.2.0.
+    /// The value of runtime-class-manager's label `<shim>` (release 0.2.0).
     #[must_use]
     pub fn bare_label(self) -> &'static str {
         match self {
@@ -131,7 +130,7 @@ pub const SHIM_LABEL_PREFIX: &str = "farrier.dev/";
 /// Prefix of the node labels that RuntimeClasses schedule on.
 pub const HANDLER_LABEL_PREFIX: &str = "handler.farrier.dev/";
 
-/// The node label that shows how far a Shim has come.
+/// The node label with the progress of a Shim.
 #[must_use]
 pub fn shim_label(shim: &str) -> String {
     format!("{SHIM_LABEL_PREFIX}{shim}")
@@ -143,10 +142,10 @@ pub fn handler_label(handler: &str) -> String {
     format!("{HANDLER_LABEL_PREFIX}{handler}")
 }
 
-/// The name of a node's one Job.
+/// The name of a node's Job.
 ///
-/// A hash of the node's UID: the API server itself then forbids a second Job for the node, a node that was made anew under its
-/// old name gets a Job of its own, and no node's name is too long.
+/// A hash of the node's UID: the API server itself prevents a second Job for the node, a node that was created again under its old name
+/// gets another Job, and the name is never too long.
 #[must_use]
 pub fn job_name(node_uid: &str) -> String {
     format!(
@@ -174,39 +173,39 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-/// Types and reasons of conditions and Events: a bounded set, in CamelCase, as Kubernetes' API conventions ask.
+/// Types and reasons of conditions and Events: a bounded set in CamelCase (Kubernetes API conventions).
 pub mod reasons {
-    /// Condition type: the Shim is served wherever it is wanted.
+    /// Condition type: every selected node serves the Shim.
     pub const READY: &str = "Ready";
-    /// Condition type: some node is still on its way.
+    /// Condition type: a node is in progress.
     pub const PROGRESSING: &str = "Progressing";
-    /// Condition type: some node failed.
+    /// Condition type: a node has failed.
     pub const DEGRADED: &str = "Degraded";
-    /// Condition reason: no node wants the Shim.
+    /// Condition reason: the Shim selects no node.
     pub const NO_NODES: &str = "NoNodes";
-    /// Condition reason: every node that wants the Shim is one that can't carry it.
+    /// Condition reason: the Shim supports none of the selected nodes.
     pub const UNSUPPORTED: &str = "Unsupported";
-    /// Event and condition reason: all that was asked for is served.
+    /// Event and condition reason: everything requested is served.
     pub const PROVISIONED: &str = "Provisioned";
-    /// Condition reason: some node is still on its way.
+    /// Condition reason: a node is in progress.
     pub const PROVISIONING: &str = "Provisioning";
-    /// Condition reason: the Shim is on its way off.
+    /// Condition reason: the Shim is being removed.
     pub const REMOVING: &str = "Removing";
-    /// Event reason: all that was to go is gone.
+    /// Event reason: everything to remove is removed.
     pub const REMOVED: &str = "Removed";
-    /// Event reason: a signal ended an attempt before it changed the host.
+    /// Event reason: a signal ended an attempt before the host was changed.
     pub const INTERRUPTED: &str = "Interrupted";
     /// Event and condition reason: the last attempt on a node failed.
     pub const PROVISION_FAILED: &str = "ProvisionFailed";
-    /// Condition reason: another Shim, or another RuntimeClass, has the name.
+    /// Condition reason: another Shim or RuntimeClass has the same name.
     pub const CONFLICT: &str = "Conflict";
-    /// Condition reason: the Shim as written can't be used, by this release or by the API server.
+    /// Condition reason: this release or the API server can't use the Shim as specified.
     pub const UNUSABLE: &str = "Unusable";
-    /// Event and condition reason: a node failed, so the others wait.
+    /// Event and condition reason: a node has failed, and the others wait.
     pub const HALTED: &str = "Halted";
     /// Condition reason: the Shim is paused.
     pub const PAUSED: &str = "Paused";
-    /// Condition reason: nothing failed.
+    /// Condition reason: no node has failed.
     pub const AS_EXPECTED: &str = "AsExpected";
 }
 

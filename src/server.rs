@@ -1,5 +1,6 @@
-//! Serves /livez, /readyz and /metrics over plain HTTP. What is ready, and what is counted, others know: they pass closures.
+//! Serves /livez, /readyz and /metrics over plain HTTP. Closures provide the readiness and the metrics.
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,21 +14,21 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
-/// A probe and a scraper or two ask at a time; more connections than this wait in the kernel's queue.
+/// Most connections at a time: a probe and a scraper or two. Further connections wait in the kernel's queue.
 const CONNECTIONS: usize = 64;
 
-/// A kubelet's probe gives up after seconds; a client that takes longer for its request is none.
+/// A kubelet's probe times out after seconds; slower clients are cut off.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
 
-/// A connection serves one request; one that lives longer than this is closed, so that slow ones can't use up [`CONNECTIONS`].
+/// A connection serves one request and is closed after this time, so that slow clients can't use up [`CONNECTIONS`].
 const CONNECTION_DEADLINE: Duration = Duration::from_secs(30);
 
-/// Listens on `address` until it is dropped.
+/// Serves on `address` until the future is dropped.
 ///
 /// `ready` answers /readyz, `metrics` gives the text of /metrics.
 ///
 /// # Errors
-/// When the address can't be bound, or accepting connections fails.
+/// When the address can't be bound.
 pub async fn serve<R, M>(address: SocketAddr, ready: R, metrics: M) -> Result<(), Error>
 where
     R: Fn() -> bool + Send + Sync + 'static,
@@ -44,8 +45,8 @@ where
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                // Out of descriptors, or a peer that has gone: neither ends the controller.
-                tracing::debug!(%error, "connection not accepted");
+                // A lack of descriptors, or a client that has disconnected, does not end the controller.
+                tracing::debug!(%error, "failed to accept a connection");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
@@ -63,7 +64,7 @@ where
                 .header_read_timeout(REQUEST_DEADLINE)
                 .serve_connection(TokioIo::new(stream), service);
             if let Ok(Err(error)) = tokio::time::timeout(CONNECTION_DEADLINE, connection).await {
-                tracing::debug!(%error, "connection ended");
+                tracing::debug!(%error, "connection failed");
             }
         });
     }
@@ -80,7 +81,7 @@ fn answer(
         "/readyz" => (
             StatusCode::SERVICE_UNAVAILABLE,
             "text/plain",
-            "not every watch has listed yet".to_owned(),
+            "waiting for the first list of every watch".to_owned(),
         ),
         "/metrics" => (
             StatusCode::OK,
@@ -98,16 +99,26 @@ fn answer(
     response
 }
 
-/// Why nothing is served.
+/// Why the server can't start. [`Error::help`] says how to correct the cause.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The address is taken or not ours.
-    #[error("failed to listen on {address}: {source}; choose another with --listen")]
+    /// The address is in use or does not belong to this host.
+    #[error("failed to listen on {address}: {source}")]
     Bind {
         /// The address.
         address: SocketAddr,
-        /// What the kernel says.
+        /// The error of the kernel.
         #[source]
         source: std::io::Error,
     },
+}
+
+impl Error {
+    /// How an operator corrects the cause.
+    #[must_use]
+    pub fn help(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Bind { .. } => Some("choose another address with --listen".into()),
+        }
+    }
 }

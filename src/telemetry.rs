@@ -1,4 +1,4 @@
-//! Logging: which lines are written to standard error, and how. Standard output belongs to results.
+//! Logging to standard error. Standard output is for results.
 
 use std::io::{self, IsTerminal as _};
 
@@ -14,23 +14,29 @@ pub enum Format {
     Json,
 }
 
-/// Why logging can't be set up.
+/// Why logging can't be set up. [`Error::help`] says how to correct the cause.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "the log filter {filter:?} can't be read: {source}; write a level such as info, or farrier=debug,kube=info"
-)]
+#[error("invalid log filter {filter:?}: {source}")]
 pub struct Error {
-    /// As it was given.
+    /// The filter.
     filter: String,
-    /// What the parser says.
+    /// The error of the parser.
     #[source]
     source: ParseError,
 }
 
-/// Sends what `filter` lets through to standard error, for the rest of the process.
+impl Error {
+    /// How an operator corrects the cause.
+    #[must_use]
+    pub fn help(&self) -> &'static str {
+        "use a level such as info, or a filter such as farrier=debug,kube=info"
+    }
+}
+
+/// Writes log lines that pass `filter` to standard error, for the rest of the process.
 ///
 /// # Errors
-/// When `filter` can't be read.
+/// When `filter` is invalid.
 pub fn init(filter: &str, format: Format) -> Result<(), Error> {
     let filter = EnvFilter::try_new(filter).map_err(|source| Error {
         filter: filter.to_owned(),

@@ -6,23 +6,23 @@ use serde::{Deserialize, Serialize};
 
 use super::Error;
 
-/// How a change of a Shim reaches the nodes that carry it.
+/// How a change of a Shim is rolled out to its nodes.
 #[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, Copy, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct RolloutStrategy {
-    /// `recreate` changes every node at once, but for those of the control plane. `rolling` changes at most rolling.maxUpdate nodes
-    /// at a time, counted over all Shims together; a node that fails halts the rollout, and the Shim's conditions name it. In both,
-    /// control-plane nodes come last, one at a time and only while no node fails; nodes that are cordoned or not ready wait until
-    /// they are not.
+    /// `recreate` changes all nodes at once except control-plane nodes. `rolling` changes at most rolling.maxUpdate nodes at a time,
+    /// counted over all Shims; a failed node halts the rollout and is named in the conditions of the Shim. With both types,
+    /// control-plane nodes come last, one at a time and only while no node has failed, and nodes wait while they are cordoned or not
+    /// ready.
     #[serde(rename = "type")]
     pub kind: RolloutKind,
-    /// How `rolling` proceeds; without it, one node at a time.
+    /// Parameters of `rolling`. The default is one node at a time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rolling: Option<Rolling>,
 }
 
 impl RolloutStrategy {
-    /// How many nodes may change at a time; nothing where all may.
+    /// How many nodes may change at a time; `None` without a limit.
     #[must_use]
     pub fn max_update(&self) -> Option<MaxUpdate> {
         match self.kind {
@@ -43,28 +43,28 @@ pub enum RolloutKind {
     Recreate,
 }
 
-/// How a rolling rollout proceeds.
+/// Parameters of a rolling rollout.
 #[derive(Serialize, Deserialize, KubeSchema, Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Rolling {
-    /// How many nodes change at a time: a number (less than 1 counts as 1), or a percentage of the nodes that want the Shim,
-    /// for example `25%`, rounded up.
+    /// How many nodes change at a time: a number (less than 1 counts as 1), or a percentage of the selected nodes, for example `25%`,
+    /// rounded up.
     #[serde(default)]
     #[schemars(schema_with = "max_update_schema")]
     #[x_kube(validation = Rule::new("type(self) == int || self.matches('^([1-9][0-9]?|100)%$')")
-        .message("write a number of nodes, or a percentage from 1% to 100%"))]
+        .message("use a number of nodes or a percentage from 1% to 100%"))]
     pub max_update: MaxUpdate,
 }
 
-/// How many nodes may change at a time, as a number of them or as a share.
+/// How many nodes may change at a time, as a number or a percentage.
 ///
-/// On the wire an integer or a string, as Kubernetes' own `IntOrString`. RCM's schema takes any integer, so any is read here.
+/// In JSON an integer or a string, as Kubernetes' `IntOrString`. Every integer is read, because RCM's schema allows every integer.
 #[derive(Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
 #[serde(try_from = "NumberOrText", into = "NumberOrText")]
 pub enum MaxUpdate {
-    /// So many nodes.
+    /// A number of nodes.
     Nodes(u32),
-    /// So many of a hundred nodes, from 1 to 100.
+    /// A percentage of the nodes, from 1 to 100.
     Percent(u8),
 }
 
@@ -76,7 +76,7 @@ impl Default for MaxUpdate {
 }
 
 impl MaxUpdate {
-    /// How many of `nodes` that is: a share is rounded up, and at least one node always may.
+    /// The number of nodes, out of `nodes`. A percentage is rounded up, and the result is at least 1.
     #[must_use]
     pub fn of(&self, nodes: usize) -> usize {
         match *self {
@@ -89,7 +89,7 @@ impl MaxUpdate {
     }
 }
 
-/// [`MaxUpdate`] as it is written.
+/// [`MaxUpdate`] in JSON.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum NumberOrText {
@@ -126,7 +126,7 @@ impl From<MaxUpdate> for NumberOrText {
     }
 }
 
-/// An integer or a string, in the form that Kubernetes' structural schemas have for it. The length bounds what the rule costs.
+/// An integer or a string in a structural schema of Kubernetes. The length bounds the cost of the validation rule.
 fn max_update_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "x-kubernetes-int-or-string": true,
@@ -149,7 +149,7 @@ mod tests {
     #[case::a_share_is_rounded_up(serde_json::json!("25%"), MaxUpdate::Percent(25), 5, 2)]
     #[case::at_least_one(serde_json::json!("1%"), MaxUpdate::Percent(1), 0, 1)]
     #[case::all(serde_json::json!("100%"), MaxUpdate::Percent(100), 7, 7)]
-    fn a_number_or_a_share_of_nodes_may_change_at_a_time(
+    fn max_update_is_a_number_of_nodes_or_a_percentage(
         #[case] written: serde_json::Value,
         #[case] read: MaxUpdate,
         #[case] nodes: usize,
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn what_says_not_how_many_nodes_may_change_is_one_sentence() {
+    fn an_invalid_max_update_is_refused_with_the_valid_forms() {
         for written in ["", "%", "0%", "101%", "5", "half", "-1%", "+5%%"] {
             let error = serde_json::from_value::<MaxUpdate>(written.into()).unwrap_err();
             assert!(
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rollout_that_says_no_more_is_one_node_at_a_time_or_all_at_once() {
+    fn a_rollout_strategy_without_parameters_changes_one_node_at_a_time_or_all_at_once() {
         let strategy = |json| serde_json::from_value::<RolloutStrategy>(json).unwrap();
         let rolling = strategy(serde_json::json!({"type": "rolling"}));
         assert_eq!(rolling.max_update(), Some(MaxUpdate::Nodes(1)));

@@ -1,5 +1,5 @@
-//! Whether the cluster serves a Shim that has all of our fields. An older definition, runtime-class-manager's for example, prunes what
-//! it doesn't know: a Shim whose annotationSelector was pruned would match every node.
+//! Whether the cluster serves Farrier's CustomResourceDefinition of the Shim. An older one, for example that of runtime-class-manager,
+//! prunes fields that it lacks: a Shim without its annotationSelector would select every node.
 
 use futures::StreamExt;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -9,20 +9,20 @@ use kube::{Client, CustomResourceExt};
 
 use crate::api::Shim;
 
-/// A field that no definition but ours has, and that selects nodes.
+/// A field that selects nodes and that only Farrier's definition has.
 const OWN_FIELD: &str = "annotationSelector";
 
-/// Waits until the definition that is served is ours, or of a release that knows as much.
+/// Waits until the cluster serves this definition, or that of a release with the same fields.
 pub async fn wait_until_crd_current(client: &Client) {
     wait(client, true).await;
 }
 
-/// Waits until the definition that is served is so no more.
+/// Waits until the cluster no longer serves such a definition.
 pub async fn wait_until_crd_replaced(client: &Client) {
     wait(client, false).await;
 }
 
-/// An API server that does not answer is asked again: what it served before counts until it says otherwise.
+/// Errors of the API server are retried: the last known definition counts until then.
 async fn wait(client: &Client, for_current: bool) {
     let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
     let seen = watcher::watch_object(definitions, Shim::crd_name()).default_backoff();
@@ -34,12 +34,12 @@ async fn wait(client: &Client, for_current: bool) {
             Ok(_) if for_current && !warned => {
                 warned = true;
                 tracing::warn!(
-                    "the cluster doesn't serve Farrier's definition of the Shim: nothing is done until it does; run `farrier crd --apply`"
+                    "waiting for Farrier's CustomResourceDefinition of the Shim; run `farrier crd --apply`"
                 );
             }
             Ok(_) => {}
             Err(error) => {
-                tracing::warn!(%error, "the CustomResourceDefinition of the Shim can't be watched; trying again");
+                tracing::warn!(%error, "failed to watch the CustomResourceDefinition of the Shim, retrying");
             }
         }
     }
@@ -94,13 +94,13 @@ mod tests {
     }
 
     #[test]
-    fn ours_is_current_once_it_is_served() {
+    fn our_definition_is_current_once_it_is_established() {
         assert!(is_current(&established()));
         assert!(!is_current(&Shim::crd()));
     }
 
     #[test]
-    fn one_without_the_field_or_without_a_status_of_its_own_is_not() {
+    fn a_definition_without_our_field_or_without_status_is_not_current() {
         let mut older = established();
         older.spec.versions[0].subresources = None;
         assert!(!is_current(&older));

@@ -1,50 +1,64 @@
-//! Why the controller, an uninstall or a status table ends.
+//! The errors that end the controller, an uninstall or a status table.
+
+use std::borrow::Cow;
 
 use super::{apply, cluster};
 use crate::server;
 
-/// Why the controller ends.
+/// The reason why the controller, an uninstall or a status table ended.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The cluster can't be read.
     #[error(transparent)]
     Cluster(#[from] cluster::Error),
-    /// The API server took too long.
-    #[error(
-        "the API server did not answer within {seconds} s; check the address in the kubeconfig"
-    )]
+    /// The API server did not answer in time.
+    #[error("the API server did not answer within {seconds} s")]
     Deadline {
-        /// How long was waited.
+        /// The time limit in seconds.
         seconds: u64,
     },
-    /// Another replica acts.
-    #[error("the Lease was lost; another replica acts, and this one starts anew to stand by")]
+    /// Another replica holds the Lease, or the Lease was not renewed in time.
+    #[error("lost the Lease to another replica, or failed to renew it in time")]
     LeaseLost,
-    /// The definition was deleted or replaced.
-    #[error(
-        "the cluster doesn't serve Farrier's definition of the Shim any more; run `farrier crd --apply`"
-    )]
+    /// The CustomResourceDefinition was deleted or replaced.
+    #[error("the cluster no longer serves Farrier's CustomResourceDefinition of the Shim")]
     CrdReplaced,
-    /// A write that nothing goes on without.
+    /// A write failed that everything else depends on.
     #[error(transparent)]
     Apply(#[from] apply::Error),
-    /// A part of the controller that must go on for ever has ended.
-    #[error("the {part} ended; the controller is started anew by Kubernetes")]
+    /// A part of the controller ended that must not end.
+    #[error("the {part} ended unexpectedly")]
     Ended {
-        /// Which one.
+        /// The part.
         part: &'static str,
     },
-    /// Signals can't be received.
-    #[error("failed to listen for SIGTERM: {source}")]
+    /// The process can't receive signals.
+    #[error("failed to listen for signals: {source}")]
     Signal {
-        /// What the kernel says.
+        /// The error of the kernel.
         #[source]
         source: std::io::Error,
     },
     /// The probes can't be served.
     #[error(transparent)]
     Server(#[from] server::Error),
-    /// The cluster does not serve the Shim's definition.
+    /// The CustomResourceDefinition of the Shim can't be written.
     #[error(transparent)]
     Crd(#[from] apply::crd::Error),
+}
+
+impl Error {
+    /// How an operator corrects the cause.
+    #[must_use]
+    pub fn help(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Cluster(error) => error.help(),
+            Self::Apply(error) => error.help(),
+            Self::Crd(error) => error.help(),
+            Self::Server(error) => error.help(),
+            Self::Deadline { .. } => Some("check the address in the kubeconfig".into()),
+            Self::CrdReplaced => Some("run `farrier crd --apply`".into()),
+            Self::LeaseLost | Self::Ended { .. } | Self::Signal { .. } => None,
+        }
+    }
 }

@@ -1,7 +1,7 @@
-//! Which of several replicas acts: the one that holds the Lease, as client-go's leader election understands it. What to do about the
-//! Lease is decided by [`Candidate`], which is pure; the writes are `apply`'s.
+//! Leader election: the replica that holds the Lease acts, as in client-go. [`Candidate`] decides about the Lease and is pure; `apply`
+//! writes it.
 //!
-//! No clock but our own is believed: a Lease counts as given up when this replica has seen it unchanged for its whole duration.
+//! Only the local clock counts: a Lease has expired when this replica has seen it unchanged for its whole duration.
 
 use std::time::{Duration, Instant};
 
@@ -14,16 +14,16 @@ use kube::core::ObjectMeta;
 use super::apply;
 use super::apply::lease::{self, LeaseStep};
 
-/// A holder that has not renewed for so long has given up. With [`LOOK_EVERY`] on top, another acts within 20 s.
+/// Duration of the Lease. Together with [`LOOK_EVERY`], another replica acts within 20 s.
 const DURATION: Duration = Duration::from_secs(15);
 
-/// Between two looks of whoever waits, and two renewals of whoever holds.
+/// Interval between two attempts to acquire the Lease, and between two renewals.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
 
-/// A holder that could not renew for so long stops acting, before another may begin.
+/// A holder stops acting after this time without a renewal, before another replica may begin.
 const GIVE_UP: Duration = Duration::from_secs(10);
 
-/// Whether somebody other than `identity` holds `lease`.
+/// Whether another replica than `identity` holds `lease`.
 #[must_use]
 pub fn is_anothers(lease: &Lease, identity: &str) -> bool {
     let spec = lease.spec.as_ref();
@@ -36,12 +36,12 @@ pub fn is_anothers(lease: &Lease, identity: &str) -> bool {
 pub struct Candidate {
     name: String,
     identity: String,
-    /// The Lease of another as it was seen last, and since when.
+    /// The Lease of another replica as last seen, and since when it is unchanged.
     seen: Option<(LeaseSpec, Instant)>,
 }
 
 impl Candidate {
-    /// A replica that wants the Lease `name` and calls itself `identity`.
+    /// A replica with the name `identity` that wants the Lease `name`.
     #[must_use]
     pub fn new(name: String, identity: String) -> Self {
         Self {
@@ -51,7 +51,7 @@ impl Candidate {
         }
     }
 
-    /// Decides what to do, given the Lease that is there.
+    /// Decides what to do about the Lease `there`.
     pub fn decide(&mut self, there: Option<Lease>, now: Instant, time: Timestamp) -> LeaseStep {
         let Some(mut lease) = there else {
             return LeaseStep::Create(Box::new(Lease {
@@ -71,7 +71,7 @@ impl Candidate {
             self.seen = Some((spec.clone(), since));
             let seconds = spec.lease_duration_seconds.unwrap_or_default();
             let duration = Duration::from_secs(u64::try_from(seconds).unwrap_or_default());
-            // Whoever wrote no duration, or one of hours, gets ours.
+            // A Lease without a duration, or with one of hours, gets ours.
             let duration = if duration.is_zero() {
                 DURATION
             } else {
@@ -85,7 +85,7 @@ impl Candidate {
         LeaseStep::Replace(Box::new(lease))
     }
 
-    /// The Lease `held` given back, so that another need not wait.
+    /// The Lease `held` without a holder, so that another replica need not wait.
     #[must_use]
     pub fn release(&self, mut held: Lease) -> Option<Lease> {
         let spec = held.spec.as_mut()?;
@@ -116,7 +116,7 @@ impl Candidate {
     }
 }
 
-/// One replica's part in the election.
+/// Acquires, renews and releases the Lease for one replica.
 pub struct Election {
     client: Client,
     namespace: String,
@@ -136,27 +136,32 @@ impl Election {
         }
     }
 
-    /// Waits until this replica holds the Lease; since when. A cluster that does not answer is asked again.
+    /// Waits until this replica holds the Lease. Returns the time of the attempt that succeeded. Errors of the API server are retried.
     pub async fn acquire(&mut self) -> Instant {
         let mut waits = false;
         loop {
-            // The others count from when it is written, which is after this.
+            // Other replicas count from the write, which comes after this moment.
             let begun = Instant::now();
             match tokio::time::timeout(GIVE_UP, self.attempt()).await {
                 Ok(Ok(true)) => return begun,
                 Ok(Ok(false)) if !waits => {
-                    tracing::info!(lease = self.name, "another replica acts; summary by");
+                    tracing::info!(
+                        lease = self.name,
+                        "another replica holds the Lease; standing by"
+                    );
                     waits = true;
                 }
                 Ok(Ok(false)) => {}
-                Ok(Err(error)) => tracing::warn!(%error, "the Lease can't be had; trying again"),
-                Err(_) => tracing::warn!("the API server does not answer; trying again"),
+                Ok(Err(error)) => tracing::warn!(%error, "failed to acquire the Lease, retrying"),
+                Err(_) => tracing::warn!(
+                    "failed to acquire the Lease, retrying: the API server does not answer"
+                ),
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }
 
-    /// Renews the Lease that was had at `renewed` until it is lost: to another, or because it could not be renewed for too long.
+    /// Renews the Lease, which was last written at `renewed`, until another replica takes it or it can't be renewed for [`GIVE_UP`].
     pub async fn hold(&mut self, mut renewed: Instant) {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
@@ -166,7 +171,7 @@ impl Election {
                 Ok(Ok(true)) => renewed = begun,
                 Ok(Ok(false)) | Err(_) => return,
                 Ok(Err(error)) => {
-                    tracing::warn!(%error, "the Lease can't be renewed; trying again");
+                    tracing::warn!(%error, "failed to renew the Lease, retrying");
                 }
             }
             if renewed.elapsed() >= GIVE_UP {
@@ -175,7 +180,7 @@ impl Election {
         }
     }
 
-    /// Gives the Lease back. Best effort: otherwise it runs out.
+    /// Releases the Lease. If that fails, the Lease expires.
     pub async fn release(self) {
         let released = async {
             let there = lease::get(&self.client, &self.namespace, &self.name).await?;
@@ -185,7 +190,7 @@ impl Election {
             }
         };
         if let Ok(Err(error)) = tokio::time::timeout(LOOK_EVERY, released).await {
-            tracing::warn!(%error, "the Lease was not given back; it runs out");
+            tracing::warn!(%error, "failed to release the Lease; it expires by itself");
         }
     }
 
@@ -222,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn one_of_two_holds_it_and_renews() {
+    fn one_of_two_replicas_holds_the_lease_and_renews_it() {
         let (mut a, mut b) = (candidate("a"), candidate("b"));
         let (start, time) = (Instant::now(), Timestamp::UNIX_EPOCH);
         let lease = held(a.decide(None, start, time));
@@ -239,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_not_renewed_is_taken_whatever_its_clock_says() {
+    fn an_expired_lease_is_taken_whatever_the_clock_of_its_holder() {
         let (mut a, mut b) = (candidate("a"), candidate("b"));
         let far = "9000-01-01T00:00:00Z".parse().unwrap();
         let start = Instant::now();
@@ -255,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_was_given_back_is_taken_at_once() {
+    fn a_released_lease_is_taken_at_once() {
         let (mut a, mut b) = (candidate("a"), candidate("b"));
         let (start, time) = (Instant::now(), Timestamp::UNIX_EPOCH);
         let lease = held(a.decide(None, start, time));

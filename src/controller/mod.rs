@@ -1,7 +1,7 @@
-//! The room that talks to the API server: watches, decisions, writes, wired together. It never names the installer.
+//! The controller: watches, decisions and writes, wired together. It never imports the installer.
 //!
-//! Watches fill stores; a change names the nodes and Shims that it concerns; each of those is decided on from the stores alone
-//! ([`decide`]: pure) and only [`apply`] writes. What one node means for the others is kept in the [`memory`].
+//! Watches fill stores. A change triggers the nodes and Shims that it concerns, each of which is reconciled from the stores alone
+//! ([`decide`], which is pure). Only [`apply`] writes. [`memory`] holds the state of all nodes together.
 
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -27,7 +27,7 @@ pub use uninstall::{UninstallOptions, UninstallSummary, uninstall};
 /// Runs the controller until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// When there is no cluster, the address can't be bound, the Lease is lost, or a part that must go on for ever ends.
+/// When there is no cluster, the address can't be bound, the Lease is lost, or a part ends that must not end.
 pub async fn run(settings: Settings) -> Result<(), Error> {
     let client = cluster::client().await?;
     let mut terminate =
@@ -41,7 +41,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
         }
         Ok(())
     };
-    // On the heap: forty kilobytes of watches.
+    // On the heap: the watches take 40 KB.
     Box::pin(operate::operate(client, settings, false, async |_| {
         asked.await
     }))

@@ -19,16 +19,16 @@ use super::settings::Settings;
 use super::{crd_watch, reconcile};
 use crate::server;
 
-/// What is under way when the controller is asked to end gets this long: a write takes milliseconds.
+/// Time for writes in progress when the controller is asked to end; a write takes milliseconds.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// Watches, holds the Lease and decides until `until` ends; then finishes what is under way and gives the Lease back. With `uninstalling`,
-/// every Shim counts as one that is being deleted.
+/// Watches, holds the Lease and reconciles until `until` ends; then finishes the writes in progress and releases the Lease. With
+/// `uninstalling`, every Shim counts as being deleted.
 ///
 /// The server and the Lease are tasks of their own, so that neither waits for a decision or a recount.
 ///
 /// # Errors
-/// When a part that must go on for ever ends, the Lease is lost, and what `until` ends with.
+/// When a part ends that must not end, when the Lease is lost, and the errors of `until`.
 pub async fn operate<T>(
     client: Client,
     settings: Settings,
@@ -69,7 +69,7 @@ pub async fn operate<T>(
             }
         }
     };
-    // Whoever does not listen any more has ended.
+    // The send fails only if the task has ended.
     let _ = release.send(());
     server.abort();
     for task in [leader, server] {
@@ -80,13 +80,13 @@ pub async fn operate<T>(
     ended
 }
 
-/// Lets what is under way come to its end, while the Lease is held.
+/// Waits for the writes in progress, while the Lease is held.
 async fn finish(
     stop: &Sender<bool>,
     work: impl Future<Output = Error>,
     leader: &mut JoinHandle<Error>,
 ) {
-    // Nobody listens where nothing is under way.
+    // The send fails only if no queue is running.
     let _ = stop.send(true);
     let finished = async {
         tokio::select! {
@@ -95,11 +95,12 @@ async fn finish(
         }
     };
     if tokio::time::timeout(GRACE, finished).await.is_err() {
-        tracing::warn!("writes were under way still; the next replica decides them anew");
+        tracing::warn!("stopped while writes were in progress; the next replica repeats them");
     }
 }
 
-/// Gets the Lease once this replica could decide, says so by `held`, and keeps it until it is lost or to be `released`; why that ended.
+/// Acquires the Lease once every watch has listed, sends on `held`, and renews the Lease until it is lost or `released`. Returns why that
+/// ended.
 async fn lead(
     context: Arc<Context>,
     mut election: Election,
@@ -113,7 +114,7 @@ async fn lead(
         }
         context.ready.store(true, Ordering::Relaxed);
         let since = election.acquire().await;
-        // Whoever does not listen any more is about to release the Lease.
+        // The send fails only if the Lease is about to be released.
         let _ = held.send(());
         election.hold(since).await;
         Error::LeaseLost
@@ -126,7 +127,7 @@ async fn lead(
     ended
 }
 
-/// Waits for its turn, then decides for ever; why that ended.
+/// Waits until the Lease is held, then reconciles. Returns why that ended.
 async fn work(
     context: Arc<Context>,
     receivers: QueueReceivers,
@@ -136,19 +137,19 @@ async fn work(
     let mut stops = stopped.clone();
     let acquired = tokio::select! {
         acquired = acquired => acquired,
-        // The sender lives as long as this.
+        // The sender lives as long as this future.
         _ = stops.wait_for(|stops| *stops) => return Error::Ended { part: "wait" },
     };
     if acquired.is_err() {
-        // The task that leads says why it ended.
+        // The task that holds the Lease returns the reason.
         return std::future::pending().await;
     }
-    tracing::info!("every watch has listed and the Lease is held; deciding");
+    tracing::info!("every watch has listed and this replica holds the Lease; reconciling");
     context.begin();
     let nodes = reconcile::nodes(Arc::clone(&context), receivers.nodes, stopped.clone());
     let shims = reconcile::shims(Arc::clone(&context), receivers.shims, stopped);
     tokio::select! {
-        // Both end what they write first where they are to stop.
+        // Both finish their writes before they stop.
         ((), ()) = async { tokio::join!(nodes, shims) } => Error::Ended { part: "queue" },
         () = crd_watch::wait_until_crd_replaced(&context.client) => Error::CrdReplaced,
     }
@@ -167,7 +168,7 @@ async fn serve(context: Arc<Context>) -> Error {
     }
 }
 
-/// Follows every watch for ever, and tells of what changes; which one ended.
+/// Follows every watch and triggers what each change concerns. Returns which watch ended.
 async fn follow(context: &Context, watches: Watches) -> Error {
     let (mut node_triggers, mut shim_triggers) = (Triggers::default(), Triggers::default());
     let pods = |change: Change<'_, PodObject>| {

@@ -1,6 +1,7 @@
-//! The two queues: each node and each Shim that something changed about is decided on and its plan carried out, many at a time and each
-//! one at a time.
+//! Reconciles nodes and Shims: takes each queued name, decides on the object and carries out the plan. Several objects at a time, and each
+//! object once at a time.
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Resource, ResourceExt};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch::Receiver;
+use tracing::Instrument as _;
 
 use super::apply;
 use super::cluster::node_view::NodeView;
@@ -18,19 +20,19 @@ use super::cluster::shim_view::ShimObject;
 use super::cluster::slim::NodeObject;
 use super::memory::Context;
 
-/// Writes to different objects that may be under way at a time. kube's client sets no limit of its own on requests per second, unlike
-/// client-go's (5, bursts of 10); this is ours: a request takes some 5 ms, so that an API server sees some thousand a second at most,
-/// and its own priority and fairness holds back what is too much (Kubernetes, *API Priority and Fairness*).
+/// Objects that are written at a time. kube's client has no limit on requests per second, unlike client-go (5, bursts of 10). With some 5
+/// ms per request, this limit allows about a thousand requests a second; the API server's own priority and fairness holds back more
+/// (Kubernetes, *API Priority and Fairness*).
 const CONCURRENT_WRITES: u16 = 8;
 
-/// A write that lost to another writer is decided anew once the watch has brought what the other wrote.
+/// Wait after a conflict: the watch delivers what the other writer wrote.
 const AFTER_CONFLICT: Duration = Duration::from_secs(1);
 
-/// A write that was rejected is tried again after this: the API server's own troubles pass in seconds.
+/// Wait after another error: troubles of the API server itself pass in seconds.
 const AFTER_REFUSAL: Duration = Duration::from_secs(10);
 
-/// Labels that a webhook reverted are written again after this: an operator who corrected the webhook sees the labels within it, and
-/// thousands of nodes cost a few patches a second.
+/// Wait before labels that a webhook reverted are written again. An operator who corrected the webhook sees the labels within this time,
+/// and thousands of nodes cost a few patches a second.
 const AFTER_REVERT: Duration = Duration::from_mins(10);
 
 fn queue<K: Resource<DynamicType = ()>>(
@@ -39,13 +41,13 @@ fn queue<K: Resource<DynamicType = ()>>(
 ) -> impl Stream<Item = Result<ObjectRef<K>, Infallible>> {
     let keys = futures::stream::poll_fn(move |context| keys.poll_recv(context)).map(Ok);
     let stops = async move {
-        // The sender lives as long as the controller; without it, all ends.
+        // The sender lives as long as the controller. Without a sender, everything ends.
         let _ = stopped.wait_for(|stops| *stops).await;
     };
     keys.take_until(Box::pin(stops))
 }
 
-/// Decides on nodes until `stopped`.
+/// Reconciles nodes until `stopped`.
 pub async fn nodes(
     context: Arc<Context>,
     keys: UnboundedReceiver<ObjectRef<NodeObject>>,
@@ -53,14 +55,17 @@ pub async fn nodes(
 ) {
     let store = context.nodes.clone();
     let config = controller::Config::default().concurrency(CONCURRENT_WRITES);
-    let decide = |node, context| Box::pin(node_once(node, context));
+    let decide = |node: Arc<NodeObject>, context| {
+        let span = tracing::info_span!("reconcile", node = node.name_any());
+        Box::pin(node_once(node, context).instrument(span))
+    };
     let keys = queue(keys, stopped);
     applier(decide, after_error, context, store, keys, config)
         .for_each(log)
         .await;
 }
 
-/// Decides on Shims until `stopped`.
+/// Reconciles Shims until `stopped`.
 pub async fn shims(
     context: Arc<Context>,
     keys: UnboundedReceiver<ObjectRef<ShimObject>>,
@@ -68,14 +73,17 @@ pub async fn shims(
 ) {
     let store = context.shims.clone();
     let config = controller::Config::default().concurrency(CONCURRENT_WRITES);
-    let decide = |shim, context| Box::pin(shim_once(shim, context));
+    let decide = |shim: Arc<ShimObject>, context| {
+        let span = tracing::info_span!("reconcile", shim = shim.name_any());
+        Box::pin(shim_once(shim, context).instrument(span))
+    };
     let keys = queue(keys, stopped);
     applier(decide, after_error, context, store, keys, config)
         .for_each(log)
         .await;
 }
 
-/// When to try again what the API server rejected.
+/// How long to wait after an error.
 fn after_error<K>(_: Arc<K>, error: &apply::Error, _: Arc<Context>) -> Action {
     Action::requeue(if error.is_conflict() {
         AFTER_CONFLICT
@@ -87,23 +95,36 @@ fn after_error<K>(_: Arc<K>, error: &apply::Error, _: Arc<Context>) -> Action {
 #[allow(clippy::unused_async, reason = "for_each wants a future")]
 async fn log<T>(result: Result<T, controller::Error<apply::Error, Infallible>>) {
     match result {
-        // An object that was deleted while its key was queued needs no decision.
+        // The object was deleted while its name was queued.
         Ok(_) | Err(controller::Error::ObjectNotFound(_)) => {}
         Err(controller::Error::ReconcilerFailed(error, object)) if error.is_conflict() => {
-            tracing::debug!(%error, %object, "written by another meanwhile");
+            tracing::debug!(%error, %object, "object changed meanwhile, retrying");
         }
-        Err(error) => tracing::warn!(error = innermost(&error), "not applied"),
+        Err(error) => {
+            let (object, error, help) = failure(&error);
+            tracing::warn!(
+                object,
+                error,
+                help = help.as_deref(),
+                "reconcile failed, retrying"
+            );
+        }
     }
 }
 
-fn innermost<T: std::error::Error>(error: &controller::Error<apply::Error, T>) -> String {
+/// The object, the error and its help, without the framing of kube's runtime.
+fn failure<T: std::error::Error>(
+    error: &controller::Error<apply::Error, T>,
+) -> (Option<String>, String, Option<Cow<'static, str>>) {
     match error {
-        controller::Error::ReconcilerFailed(error, _) => error.to_string(),
-        other => other.to_string(),
+        controller::Error::ReconcilerFailed(error, object) => {
+            (Some(object.name.clone()), error.to_string(), error.help())
+        }
+        other => (None, other.to_string(), None),
     }
 }
 
-/// When to decide again, given what a write came to: what the API server rejected is remembered, so that the next decision tells of it.
+/// When to reconcile again after a write. A rejection is remembered, so that the next decision can report it.
 fn settle(
     context: &Context,
     uid: &str,
@@ -114,7 +135,7 @@ fn settle(
         Ok(()) => None,
         Err(error) => match error.rejection() {
             Some(sentence) => {
-                tracing::warn!(%error, "rejected");
+                tracing::warn!(%error, help = error.help().as_deref(), "the API server rejected a write");
                 Some(sentence)
             }
             None => return Err(error),
@@ -126,13 +147,13 @@ fn settle(
 async fn node_once(node: Arc<NodeObject>, context: Arc<Context>) -> Result<Action, apply::Error> {
     let view = NodeView::from(node.as_ref());
     let Some(plan) = context.decide_node(&node, &view) else {
-        // The watch is about to bring the newer one.
+        // The watch is about to deliver the newer version.
         return Ok(Action::await_change());
     };
     if !plan.is_empty() {
         let labels = plan.edit.as_ref().map(ToString::to_string);
         let note = plan.event.as_ref().map(|event| event.note.as_str());
-        tracing::info!(node = view.name, job = %plan.job, labels, note, "decided");
+        tracing::info!(job = %plan.job, labels, note, "reconciled node");
     }
     let (client, settings) = (&context.client, &context.settings);
     let write = apply::node(client, settings, &node, &plan, &context.metrics);
@@ -200,7 +221,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_node_whose_labels_a_webhook_reverts_is_decided_on_again() {
+    async fn a_node_whose_labels_a_webhook_reverts_is_reconciled_again() {
         let (client, patches) = reverting();
         let watches = Watches::new(&client, "farrier");
         let (queues, _keys) = Queues::new();

@@ -1,9 +1,9 @@
-//! How the controller runs: what the operator set. Types alone.
+//! The settings of the controller. Types alone.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-/// How the controller runs.
+/// The settings of the controller.
 #[allow(
     clippy::struct_excessive_bools,
     reason = "each is a switch of the operator"
@@ -16,13 +16,13 @@ pub struct Settings {
     pub image: String,
     /// Pull policy of that image: `Always`, `IfNotPresent` or `Never`.
     pub image_pull_policy: String,
-    /// Names of the Secrets with which that image is pulled.
+    /// Names of the Secrets for pulling that image.
     pub image_pull_secrets: Vec<String>,
     /// ServiceAccount of the Jobs' pods.
     pub job_service_account: String,
-    /// ConfigMap whose key `ca.crt` holds more certificate authorities.
+    /// ConfigMap with additional certificate authorities under the key `ca.crt`.
     pub ca_config_map: Option<String>,
-    /// Seconds that a finished Job is kept; without it, or at zero, a Job goes once its report is read.
+    /// Seconds for which a finished Job is kept. Without a number, or with zero, a Job is deleted once its report is read.
     pub job_ttl: Option<i32>,
     /// Seconds that one Job may take.
     pub job_deadline: i64,
@@ -30,17 +30,17 @@ pub struct Settings {
     pub auto_provision: bool,
     /// Restart containerd even on nodes where that ends every pod.
     pub allow_pod_restarts: bool,
-    /// Give the Jobs the process numbers of their nodes.
+    /// Run the Jobs with hostPID: true.
     pub job_host_pid: bool,
     /// Priority class of the Jobs' pods.
     pub job_priority_class: Option<String>,
-    /// Variables by which a Job's `fetch` finds its proxies, as curl and most others read them.
+    /// Proxy variables for the Jobs' `fetch` container.
     pub job_proxies: BTreeMap<&'static str, String>,
-    /// Nodes declare the handlers of Shims that they don't carry, with a change that restarts their runtime anyway.
+    /// Nodes also declare the handlers of Shims that they do not carry, with a change that restarts containerd anyway.
     pub reserve_handlers: bool,
-    /// Name of the Lease, in the namespace, whose holder acts.
+    /// Name of the Lease in the namespace.
     pub lease_name: String,
-    /// What this replica calls itself there.
+    /// Identity of this replica in the Lease.
     pub identity: String,
     /// Address of /livez, /readyz and /metrics.
     pub listen: SocketAddr,

@@ -1,4 +1,4 @@
-//! `farrier status`: nodes and Shims as the cluster sees them. Reads only; the table is made by pure functions.
+//! `farrier status`: the progress of every Shim on every node. Reads only; pure functions make the table.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -17,10 +17,10 @@ use super::error::Error;
 use crate::handoff;
 use crate::names::Progress;
 
-/// Somebody sits before a terminal; an API server that takes longer is down or not reachable.
+/// A person waits for the table; an API server that takes longer is down or unreachable.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Longest sentence in the table.
+/// Longest reason in the table, in bytes.
 const LONGEST_REASON: usize = 600;
 
 #[derive(Debug, Serialize)]
@@ -43,7 +43,7 @@ struct Cell {
     reason: Option<String>,
 }
 
-/// The nodes and what they carry, as a table or as JSON.
+/// The nodes and the progress of their Shims, as a table or as JSON.
 ///
 /// # Errors
 /// When there is no cluster, or it does not answer in time.
@@ -71,7 +71,7 @@ pub async fn status_table(json: bool) -> Result<String, Error> {
 impl StatusTable {
     fn new(nodes: &[NodeObject], shims: &[ShimObject]) -> Self {
         let mut names: BTreeSet<String> = shims.iter().map(ResourceExt::name_any).collect();
-        // Who else is provisioned than annotated nodes is the controller's to know; here it matters for reasons alone.
+        // Only the controller knows whether nodes need the annotation. Here it matters for the reasons alone.
         let cluster = Cluster::new(shims.iter().map(ShimView::from).collect(), true, false);
         let nodes = nodes.iter().map(|node| NodeLine::new(node, &cluster));
         let nodes: Vec<NodeLine> = nodes.collect();
@@ -82,7 +82,7 @@ impl StatusTable {
         }
     }
 
-    /// Columns of equal width, and below them a line per failure.
+    /// Columns of equal width, followed by a line per failure.
     fn text(&self) -> String {
         let head = ["NODE", "STATUS"]
             .map(str::to_owned)
@@ -165,7 +165,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_shim_that_can_not_be_had_has_its_own_reason_and_not_the_nodes() {
+    fn an_impossible_shim_shows_its_own_reason_and_not_that_of_the_node() {
         let node: NodeObject = serde_json::from_value(json!({
             "metadata": {"name": "n1", "uid": "u", "labels": {"farrier.dev/spin": "failed"}, "annotations": {
                 "farrier.dev/applied": r#"{"nodeUid":"u","reason":"shim other: no route"}"#}},
@@ -181,7 +181,7 @@ mod tests {
         }))
         .unwrap();
         let text = StatusTable::new(&[node], &[shim]).text();
-        assert!(text.contains("n1 spin: no artifact is named"), "{text}");
+        assert!(text.contains("n1 spin: no artifact is specified"), "{text}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The table of decisions, each row a sentence: what is seen, exactly what follows, and that nothing else does.
+//! The table of decisions: for each situation, the exact plan that follows.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -50,7 +50,7 @@ pub fn settings() -> Settings {
 }
 
 #[test]
-fn a_node_that_nobody_wants_anything_of_is_left_alone() {
+fn a_node_that_no_shim_selects_is_not_changed() {
     assert_eq!(scene().decide(), Plan::default());
     let mut other = scene();
     other
@@ -61,7 +61,7 @@ fn a_node_that_nobody_wants_anything_of_is_left_alone() {
 }
 
 #[test]
-fn an_annotated_node_is_claimed_before_its_job_is_made() {
+fn an_annotated_node_is_claimed_before_its_job_is_created() {
     let (after, plan) = scene().annotated().step();
     let edit = plan.edit.unwrap();
     assert_eq!(
@@ -94,7 +94,7 @@ fn auto_provision_needs_no_annotation() {
 }
 
 #[test]
-fn what_is_served_is_advertised_in_the_patch_that_keeps_the_report() {
+fn handler_labels_are_written_in_the_patch_that_records_the_report() {
     let (after, plan) = scene()
         .annotated()
         .stepped()
@@ -126,7 +126,7 @@ fn what_is_served_is_advertised_in_the_patch_that_keeps_the_report() {
 }
 
 #[test]
-fn a_kept_job_is_read_once() {
+fn the_report_of_a_job_with_a_lifetime_is_read_once() {
     let before = Scene {
         keep_jobs: true,
         ..scene().annotated()
@@ -146,7 +146,7 @@ fn a_kept_job_is_read_once() {
 }
 
 #[test]
-fn removal_withdraws_the_label_before_the_job_and_leaves_no_trace() {
+fn a_removal_removes_the_label_before_the_job_and_leaves_no_annotation() {
     let (after, plan) = Scene::provisioned().no_longer_annotated().step();
     assert_eq!(after.label("handler.farrier.dev/spin-v2"), None);
     assert_eq!(after.label("kwasm.sh/kwasm-provisioned"), None);
@@ -163,7 +163,7 @@ fn removal_withdraws_the_label_before_the_job_and_leaves_no_trace() {
 }
 
 #[test]
-fn a_job_that_goes_slowly_is_read_and_counted_once() {
+fn a_deleted_job_is_reported_once_even_if_the_watch_lags() {
     let answered = Scene::provisioned()
         .no_longer_annotated()
         .stepped()
@@ -180,7 +180,7 @@ fn a_job_that_goes_slowly_is_read_and_counted_once() {
 }
 
 #[test]
-fn while_jobs_wait_for_their_pods_no_more_are_made_and_nothing_is_written() {
+fn no_further_job_is_created_while_too_many_have_no_pod() {
     let mut waiting_for_pod_slot = scene().annotated();
     waiting_for_pod_slot.hold = Hold::NoPodSlot;
     let plan = waiting_for_pod_slot.decide();
@@ -197,7 +197,7 @@ fn while_jobs_wait_for_their_pods_no_more_are_made_and_nothing_is_written() {
 }
 
 #[test]
-fn shims_that_have_just_come_are_waited_for_together() {
+fn no_job_is_created_while_more_shims_are_expected() {
     let mut scene = scene().annotated();
     scene.hold = Hold::Settling(Duration::from_millis(300));
     let plan = scene.decide();

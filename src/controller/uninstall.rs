@@ -1,5 +1,5 @@
-//! `farrier leave`: what a cluster needs before Farrier is uninstalled. Every node's set is emptied as if each Shim were being deleted,
-//! then the Shims are let go of, whatever could not be cleaned; that is said.
+//! `farrier uninstall-cluster`: prepares a cluster for the removal of Farrier. Removes all shims from all nodes as if every Shim were being
+//! deleted, then removes the finalizers from the Shims, and reports the nodes that could not be cleaned.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,23 +20,23 @@ use super::operate::operate;
 use super::settings::Settings;
 use crate::names;
 
-/// How to leave.
+/// Options of an uninstall.
 #[derive(Debug, Clone)]
 pub struct UninstallOptions {
-    /// The controller's Deployment in the namespace, which is scaled to nothing first.
+    /// The controller's Deployment in the namespace, which is scaled to zero replicas first.
     pub deployment: Option<String>,
-    /// How long hosts may take.
+    /// How long to wait for the nodes.
     pub deadline: Duration,
-    /// Hosts keep what they have; only the Shims are let go of.
+    /// Leave the nodes as they are and remove the finalizers only.
     pub keep_hosts: bool,
 }
 
-/// What could not be cleaned.
+/// The result of an uninstall.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct UninstallSummary {
-    /// Hosts were to keep what they have.
+    /// The nodes were left as they are.
     pub kept: bool,
-    /// Nodes that still carry something, each with the Shims.
+    /// Nodes that still carry something, each with its Shims.
     pub nodes: BTreeMap<String, Vec<String>>,
 }
 
@@ -45,35 +45,38 @@ impl fmt::Display for UninstallSummary {
         if self.kept {
             return writeln!(
                 f,
-                "the Shims are let go of; nodes keep what they have, until somebody runs `farrier uninstall --all` there"
+                "removed the finalizers from the Shims; the nodes keep their shims until `farrier uninstall --all` is run on them"
             );
         }
         if self.nodes.is_empty() {
-            return writeln!(f, "the Shims are let go of, and nothing is left to clean");
+            return writeln!(
+                f,
+                "removed the finalizers from the Shims; no node carries a shim any more"
+            );
         }
         for (node, shims) in &self.nodes {
             if shims.is_empty() {
                 let annotation = names::APPLIED_ANNOTATION;
                 writeln!(
                     f,
-                    "node {node} still has marks of Farrier; run `farrier uninstall --all` there, then `kubectl annotate node {node} {annotation}-`"
+                    "node {node} still has labels or the annotation of Farrier; run `farrier uninstall --all` on the node, then `kubectl annotate node {node} {annotation}-`"
                 )?;
                 continue;
             }
             let shims = shims.join(", ");
             writeln!(
                 f,
-                "node {node} still carries {shims}; end the pods that use it and run `farrier uninstall --all` there"
+                "node {node} still carries {shims}; end the pods that use them and run `farrier uninstall --all` on the node"
             )?;
         }
         Ok(())
     }
 }
 
-/// Takes Farrier's work out of the cluster.
+/// Removes all shims from all nodes and the finalizers from the Shims.
 ///
 /// # Errors
-/// When the cluster can't be asked or written to.
+/// When the cluster can't be read or written.
 pub async fn uninstall(
     settings: Settings,
     options: UninstallOptions,
@@ -90,7 +93,7 @@ pub async fn uninstall(
     }
     apply::crd::restore(&client).await?;
     let summary = if options.keep_hosts {
-        // A controller that still ends would set again what is let go of below: who holds the Lease has it gone.
+        // A controller that is still shutting down would set the finalizers again. It is gone once this process holds the Lease.
         let mut election = Election::new(client.clone(), &namespace, &lease_name, &identity);
         let _ = tokio::time::timeout(options.deadline, election.acquire()).await;
         UninstallSummary {
@@ -100,22 +103,22 @@ pub async fn uninstall(
     } else {
         clean(&client, &settings, options.deadline).await?
     };
-    // Shims may stay, as their definition does; nobody would let go of them any more.
+    // The Shims may stay in the cluster, and no controller would remove their finalizers any more.
     for shim in cluster::list::<ShimObject>(&client).await? {
         let view = ShimView::from(&shim);
         if view.has_finalizer || view.has_rcm_finalizer {
-            tracing::info!(shim = shim.name_any(), "letting go");
+            tracing::info!(shim = shim.name_any(), "removing the finalizers");
             apply::finalizer(&client, &shim, &Finalizer::Release).await?;
         }
     }
     if let Err(error) = end_lease(&client, &namespace, &lease_name, &identity).await {
-        // Nothing acts on it any more; what was asked for is done.
-        tracing::warn!(%error, "the Lease stays; delete it");
+        // The uninstall itself is done, and nothing acts on the Lease any more.
+        tracing::warn!(%error, "failed to delete the Lease; delete it by hand");
     }
     Ok(summary)
 }
 
-/// Has every node let go of what it carries; who still carries something after `deadline`.
+/// Removes all shims from all nodes until `deadline`. Returns the nodes that still carry something.
 async fn clean(
     client: &Client,
     settings: &Settings,
@@ -124,10 +127,10 @@ async fn clean(
     let end = Instant::now() + deadline;
     loop {
         let cleans = async |context: &Context| Ok(cleaned(context, end).await);
-        // On the heap: forty kilobytes of watches.
+        // On the heap: the watches take 40 KB.
         let operating = Box::pin(operate(client.clone(), settings.clone(), true, cleans));
         match operating.await {
-            // One that somebody deleted goes with the last Shim that is let go of; nodes may carry something still.
+            // A deleted CustomResourceDefinition goes with its last Shim. Nodes may still carry something.
             Err(Error::CrdReplaced) if Instant::now() < end => {
                 apply::crd::restore(client).await?;
             }
@@ -136,7 +139,7 @@ async fn clean(
     }
 }
 
-/// Deletes the Lease, unless another replica holds it: that one acts still.
+/// Deletes the Lease, unless another replica holds it: that replica still acts.
 async fn end_lease(
     client: &Client,
     namespace: &str,
@@ -145,7 +148,10 @@ async fn end_lease(
 ) -> Result<(), apply::Error> {
     match lease::get(client, namespace, name).await? {
         Some(there) if leader::is_anothers(&there, identity) => {
-            tracing::warn!(lease = name, "another replica acts; its Lease stays");
+            tracing::warn!(
+                lease = name,
+                "another replica holds the Lease; the Lease is kept"
+            );
             Ok(())
         }
         Some(there) => lease::delete(client, namespace, &there).await,
@@ -153,7 +159,7 @@ async fn end_lease(
     }
 }
 
-/// Waits until no node carries anything, or until `end`; who still does.
+/// Waits until no node carries anything, or until `end`. Returns the nodes that still carry something.
 async fn cleaned(context: &Context, end: Instant) -> UninstallSummary {
     let clean = async {
         loop {
@@ -164,7 +170,7 @@ async fn cleaned(context: &Context, end: Instant) -> UninstallSummary {
             changed.await;
         }
     };
-    // At the deadline, what is left is what is told.
+    // After the deadline, the remaining nodes are reported.
     let _ = tokio::time::timeout_at(end, clean).await;
     UninstallSummary {
         nodes: context.carriers(),
@@ -177,7 +183,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_left_is_told_with_what_to_do_about_it() {
+    fn remaining_nodes_are_listed_with_instructions() {
         let nodes = [("n1", vec!["spin", "wws"]), ("n2", vec![])].map(|(node, shims)| {
             let shims = shims.into_iter().map(str::to_owned).collect();
             (node.to_owned(), shims)
@@ -189,19 +195,19 @@ mod tests {
         let text = summary.to_string();
         let lines: Vec<_> = text.lines().collect();
         assert!(lines[0].starts_with("node n1 still carries spin, wws; end the pods"));
-        assert!(lines[1].starts_with("node n2 still has marks of Farrier; run"));
+        assert!(lines[1].starts_with("node n2 still has labels or the annotation of Farrier; run"));
         assert!(lines[1].contains("kubectl annotate node n2 farrier.dev/applied-"));
         assert!(
             UninstallSummary::default()
                 .to_string()
-                .contains("nothing is left")
+                .contains("no node carries a shim")
         );
         let kept = UninstallSummary {
             kept: true,
             ..UninstallSummary::default()
         };
         let text = kept.to_string();
-        assert!(text.contains("nodes keep what they have"), "{text}");
-        assert!(!text.contains("nothing is left"), "{text}");
+        assert!(text.contains("nodes keep their shims"), "{text}");
+        assert!(!text.contains("no node carries a shim"), "{text}");
     }
 }

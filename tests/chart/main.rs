@@ -79,7 +79,7 @@ fn before_an_uninstall_nodes_let_go_as_the_controller_would(
     // The image comes with the environment.
     let words = ["farrier"].into_iter().chain(expected);
     let parsed = Cli::try_parse_from(words.chain(["--image=x"])).unwrap();
-    assert!(matches!(parsed.command, cli::Command::Leave(_)));
+    assert!(matches!(parsed.command, cli::Command::UninstallCluster(_)));
     let installed = render(arguments);
     let controller = pod_spec(&installed);
     assert_eq!(container["env"], controller["containers"][0]["env"]);

@@ -71,7 +71,7 @@ async fn an_unreadable_report_is_asked_again_and_never_advertised() {
     stage.label_becomes(&stage.progress(), Some("failed")).await;
     stage
         .cluster
-        .event_tells("Node", "garbled", &["left no report"])
+        .event_tells("Node", "garbled", &["wrote no readable report"])
         .await;
     stage
         .cluster
@@ -137,11 +137,11 @@ async fn a_job_of_that_name_that_is_not_ours_is_told_and_left_alone() {
 
     stage
         .cluster
-        .event_tells("Node", "taken", &[&job, "not Farrier's"])
+        .event_tells("Node", "taken", &[&job, "does not belong to Farrier"])
         .await;
     stage
         .cluster
-        .condition_becomes("taken", "Degraded", "True", "not Farrier's")
+        .condition_becomes("taken", "Degraded", "True", "does not belong to Farrier")
         .await;
     assert_eq!(
         stage.jobs().get(&job).await.unwrap().spec.unwrap().suspend,

@@ -101,15 +101,23 @@ async fn what_is_mistaken_in_a_shim_is_refused_in_words_for_people() {
         (
             "/fetchStrategy/platforms/0/location",
             json!("oci://example.org/a:1"),
-            "fetched from https://",
+            "location must be https://",
         ),
         (
             "/fetchStrategy/platforms/0/location",
             json!("file://host/a"),
-            "fetched from https://",
+            "location must be https://",
         ),
-        ("/runtimeClass/handler", json!("runc"), "containerd's own"),
-        ("/handlerAliases", json!(["runc"]), "containerd's own"),
+        (
+            "/runtimeClass/handler",
+            json!("runc"),
+            "reserved for containerd",
+        ),
+        (
+            "/handlerAliases",
+            json!(["runc"]),
+            "reserved for containerd",
+        ),
         ("/handlerAliases", json!(["a/b"]), "becomes a node label"),
         (
             "/runtimeClass/aliases",

@@ -93,7 +93,7 @@ async fn a_rolling_shim_reaches_one_node_after_the_other_and_a_failure_halts_it(
     report.request_digest = answered.request_digest;
     report.node_uid = answered.node_uid;
     named(&stages, &second).says(&pod, &report.to_json()).await;
-    let told = format!("because node {second} failed: containerd did not come back");
+    let told = format!("because node {second} failed");
     cluster
         .condition_becomes("roll", "Progressing", "False", &told)
         .await;

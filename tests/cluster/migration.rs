@@ -112,7 +112,7 @@ async fn a_cluster_moves_from_kwasm_and_its_pods_run_on() {
     cluster.label_becomes(&node, label, &node).await;
     assert_eq!(cluster.containerd_pid(&node), process, "nothing changed");
     // The user's RuntimeClass stays the user's, until it is given away.
-    let told = "RuntimeClass wasmi exists and is not this Shim's";
+    let told = "RuntimeClass wasmi exists and belongs to something else";
     cluster
         .condition_becomes(SHIM, "Degraded", "True", told)
         .await;

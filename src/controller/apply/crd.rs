@@ -1,5 +1,6 @@
-//! Makes the cluster serve this release's definition of the Shim, over an older one if there is one. No Shim is read or written.
+//! Writes this release's CustomResourceDefinition of the Shim to the cluster, replacing an older one. No Shim is read or written.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -11,74 +12,87 @@ use super::{because, code, post_params};
 use crate::api::Shim;
 use crate::controller::cluster;
 
-/// The API server takes a second or two to serve a new definition; one that has just started takes tens of them.
+/// The API server takes a second or two to serve a new definition, and tens of seconds after it has started.
 const DEADLINE: Duration = Duration::from_mins(1);
 
-/// Somebody else who writes the definition, as the API server itself does to its status, is done after a write or two.
+/// Another writer of the definition, for example the API server itself writing the status, is done after a write or two.
 const ATTEMPTS: u32 = 5;
 
-/// Why the cluster does not serve the definition.
+/// Why the cluster does not serve the definition. [`Error::help`] says how to correct the cause.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no cluster to talk to.
+    /// No cluster can be reached.
     #[error(transparent)]
     Cluster(#[from] cluster::Error),
-    /// The API server rejected, or did not answer.
-    #[error(
-        "failed to {act} the CustomResourceDefinition {name}: {}; see that the API server can be reached, and that this account may create and replace it",
-        because(source)
-    )]
+    /// The API server rejected a request, or did not answer.
+    #[error("failed to {act} CustomResourceDefinition {name}: {}", because(source))]
     Write {
-        /// What was tried.
+        /// The verb.
         act: &'static str,
-        /// Its name.
+        /// The name.
         name: String,
-        /// What the API server says.
+        /// The error of the API server.
         #[source]
         source: kube::Error,
     },
-    /// Somebody else writes it all the time.
+    /// Another client keeps writing the definition.
     #[error(
-        "the CustomResourceDefinition {name} was changed by somebody else {ATTEMPTS} times while it was written; see its managedFields for who it is"
+        "failed to write CustomResourceDefinition {name}: another client changed it {ATTEMPTS} times meanwhile"
     )]
     Contested {
-        /// Its name.
+        /// The name.
         name: String,
     },
-    /// The definition is written; whether it is served can't be seen.
-    #[error("failed to watch the CustomResourceDefinition {name}: {source}")]
+    /// The definition is written, and can't be watched.
+    #[error("failed to watch CustomResourceDefinition {name}: {source}")]
     Watch {
-        /// Its name.
+        /// The name.
         name: String,
-        /// What kube says.
+        /// The error of kube.
         #[source]
         source: kube::runtime::wait::Error,
     },
-    /// The definition is written and not served.
+    /// The definition is written, and not served in time.
     #[error(
-        "the CustomResourceDefinition {name} was not established within {} s; its conditions say why",
+        "CustomResourceDefinition {name} was not established within {} s",
         DEADLINE.as_secs()
     )]
     Deadline {
-        /// Its name.
+        /// The name.
         name: String,
     },
 }
 
-/// Writes the definition where it isn't there or is another, and ends once it is established.
+impl Error {
+    /// How an operator corrects the cause.
+    #[must_use]
+    pub fn help(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Cluster(error) => error.help(),
+            Self::Write { .. } => Some(
+                "check that the API server is reachable and that this account may create and replace CustomResourceDefinitions".into(),
+            ),
+            Self::Contested { .. } => Some("see its metadata.managedFields for the client".into()),
+            Self::Watch { .. } => None,
+            Self::Deadline { .. } => Some("see its status.conditions".into()),
+        }
+    }
+}
+
+/// Writes the definition if it is absent or differs, and waits until it is established.
 ///
 /// # Errors
-/// When there is no cluster, the API server refuses, or a minute has passed.
+/// When no cluster can be reached, the API server rejects the write, or a minute has passed.
 pub async fn install() -> Result<(), Error> {
     let client = cluster::client().await?;
     establish(&client).await
 }
 
-/// Writes the definition where there is none at all. Without it nobody can be told of a Shim, and helm can't take a release away that
-/// holds one: "resource mapping not found" (Helm 3.22, `Uninstall.deleteRelease`).
+/// Writes the definition if there is none. Without it, no Shim can be read, and helm can't uninstall a release that holds one: "resource
+/// mapping not found" (Helm 3.22, `Uninstall.deleteRelease`).
 ///
 /// # Errors
-/// When the API server refuses, or a minute has passed.
+/// When the API server rejects the write, or a minute has passed.
 pub async fn restore(client: &Client) -> Result<(), Error> {
     let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
     let name = Shim::crd_name();
@@ -93,7 +107,7 @@ pub async fn restore(client: &Client) -> Result<(), Error> {
     }
     tracing::warn!(
         name,
-        "the cluster doesn't serve Shims any more; their definition is put back, so that the nodes and the release can be ended"
+        "the cluster does not serve Shims; creating their CustomResourceDefinition again, so that nodes and release can be cleaned up"
     );
     establish(client).await
 }
@@ -114,12 +128,11 @@ async fn establish(client: &Client) -> Result<(), Error> {
     };
     let done = tokio::time::timeout(DEADLINE, work).await;
     done.map_err(|_| Error::Deadline { name: name.clone() })??;
-    tracing::info!(name, "established");
+    tracing::info!(name, "CustomResourceDefinition established");
     Ok(())
 }
 
-/// Replaces the whole spec. A server-side apply would merge it into the other's: what only that one names stays, so that a field
-/// which was an integer could never be more.
+/// Replaces the whole spec. A server-side apply would merge it with the other spec, whose additional fields would stay.
 async fn write(
     definitions: &Api<CustomResourceDefinition>,
     name: &str,
@@ -140,7 +153,7 @@ async fn write(
                 definitions.create(&post_params(), definition).await,
             ),
             Some(mut there) => {
-                // Its name, labels and annotations stay: they may publish_event another tool that it is its own.
+                // Name, labels and annotations stay: another tool may recognise its definition by them.
                 there.spec = definition.spec.clone();
                 (
                     "replace",

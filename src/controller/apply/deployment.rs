@@ -1,4 +1,4 @@
-//! How many replicas of the controller there are.
+//! Writes the number of the controller's replicas.
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::autoscaling::v1::{Scale, ScaleSpec};
@@ -7,10 +7,10 @@ use kube::api::{Api, Patch};
 
 use super::{Error, patch_params, unless};
 
-/// Ends the pods of a Deployment.
+/// Scales a Deployment to zero replicas.
 ///
 /// # Errors
-/// When the API server refuses. One that is gone has none.
+/// When the API server rejects the request. A Deployment that is gone counts as scaled.
 pub async fn scale_to_nothing(
     client: &Client,
     namespace: &str,

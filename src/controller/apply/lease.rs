@@ -9,18 +9,18 @@ use super::{Error, code, post_params, unless};
 /// What to do about the Lease.
 #[derive(Debug, PartialEq)]
 pub enum LeaseStep {
-    /// It is another's.
+    /// Another replica holds it.
     Wait,
-    /// Make it: there is none.
+    /// Create it: there is none.
     Create(Box<Lease>),
-    /// Write it, if it is still the one that was seen.
+    /// Replace it if it is unchanged.
     Replace(Box<Lease>),
 }
 
 /// The Lease of this name, if there is one.
 ///
 /// # Errors
-/// When the API server refuses to show it.
+/// When the API server rejects the request.
 pub async fn get(client: &Client, namespace: &str, name: &str) -> Result<Option<Lease>, Error> {
     let leases: Api<Lease> = Api::namespaced(client.clone(), namespace);
     leases.get_opt(name).await.map_err(|source| Error::Write {
@@ -30,10 +30,10 @@ pub async fn get(client: &Client, namespace: &str, name: &str) -> Result<Option<
     })
 }
 
-/// Writes the Lease, where it is still the one that was decided on; whether it is ours now.
+/// Writes the Lease if it is unchanged. Returns whether this replica holds it.
 ///
 /// # Errors
-/// When the API server refuses.
+/// When the API server rejects the request.
 pub async fn write(client: &Client, namespace: &str, step: LeaseStep) -> Result<bool, Error> {
     let leases: Api<Lease> = Api::namespaced(client.clone(), namespace);
     let (name, answer) = match step {
@@ -50,7 +50,7 @@ pub async fn write(client: &Client, namespace: &str, step: LeaseStep) -> Result<
     };
     match answer {
         Ok(_) => Ok(true),
-        // Another was faster.
+        // Another replica was faster.
         Err(error) if code(&error) == Some(409) => Ok(false),
         Err(source) => Err(Error::Write {
             act: "write",
@@ -60,10 +60,10 @@ pub async fn write(client: &Client, namespace: &str, step: LeaseStep) -> Result<
     }
 }
 
-/// Deletes the Lease, where it is still as it was seen.
+/// Deletes the Lease if it is unchanged.
 ///
 /// # Errors
-/// When the API server refuses, also because somebody has taken it since. One that is gone is deleted.
+/// When the API server rejects the request, also because the Lease has changed. A Lease that is gone counts as deleted.
 pub async fn delete(client: &Client, namespace: &str, seen: &Lease) -> Result<(), Error> {
     let leases: Api<Lease> = Api::namespaced(client.clone(), namespace);
     let name = seen.name_any();

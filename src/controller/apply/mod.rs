@@ -1,5 +1,6 @@
-//! The only writer to the API server. Every write either names the version it was decided on, or can be made twice without harm.
+//! The only writer to the API server. Every write either names the version that it is based on, or may be repeated without harm.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use super::decide::shim_status::{Finalizer, ShimPlan};
 use super::decide::types::{JobStep, NodeEdit, Plan};
 use super::settings::Settings;
 use crate::api::{Shim, ShimStatus};
+use crate::handoff::with_help;
 use crate::metrics::Metrics;
 use crate::names;
 
@@ -27,47 +29,46 @@ pub mod crd;
 pub mod deployment;
 pub mod lease;
 
-/// Why a plan was not carried out.
+/// Why a plan was not carried out. [`Error::help`] says how to correct the cause.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The API server rejected, or did not answer.
+    /// The API server rejected a request, or did not answer.
     #[error("failed to {act} {object}: {}", because(source))]
     Write {
-        /// What was tried.
+        /// The verb.
         act: &'static str,
-        /// On what.
+        /// The object.
         object: String,
-        /// What the API server says.
+        /// The error of the API server.
         #[source]
         source: kube::Error,
     },
-    /// The API server does not take an object: a quota, an admission rule, a value that is none.
-    #[error(
-        "failed to make {object}: {}; see its quotas and admission rules",
-        because(source)
-    )]
-    Make {
-        /// What was to be made.
+    /// The API server did not create an object: a quota, an admission policy or an invalid value.
+    #[error("failed to create {object}: {}", because(source))]
+    Create {
+        /// The object.
         object: String,
-        /// What the API server says.
+        /// The error of the API server.
         #[source]
         source: kube::Error,
     },
-    /// The API server did not answer.
+    /// The API server did not answer within [`DEADLINE`].
     #[error("failed to write {object}: the API server did not answer within {} s", DEADLINE.as_secs())]
     Deadline {
-        /// On what.
+        /// The object.
         object: String,
     },
-    /// Somebody else's Job has the name of ours.
-    #[error("Job {name} exists and is not Farrier's; delete it")]
+    /// A Job that does not belong to Farrier has the name of the node's Job.
+    #[error(
+        "failed to create Job {name}: a Job of this name exists and does not belong to Farrier"
+    )]
     Taken {
-        /// Its name.
+        /// The name.
         name: String,
     },
     /// The API server accepted a patch and changed nothing.
     #[error(
-        "failed to record the state of node {node}: the API server accepted the patch and changed nothing; look for a mutating admission webhook that reverts annotations of nodes"
+        "failed to record the state of node {node}: the API server accepted the patch and changed nothing"
     )]
     Reverted {
         /// The node.
@@ -76,30 +77,43 @@ pub enum Error {
 }
 
 impl Error {
-    /// Somebody else wrote in between: deciding anew on what is there now is all that it takes.
+    /// Another client wrote the object meanwhile: a new decision is all that is needed.
     #[must_use]
     pub fn is_conflict(&self) -> bool {
         match self {
-            Self::Write { source, .. } | Self::Make { source, .. } => code(source) == Some(409),
+            Self::Write { source, .. } | Self::Create { source, .. } => code(source) == Some(409),
             Self::Deadline { .. } | Self::Taken { .. } | Self::Reverted { .. } => false,
         }
     }
 
-    /// What people should know, where trying again at once is no use: the API server read the object and did not take it.
+    /// The sentence for operators if the API server read and rejected the object, so that an immediate retry is of no use.
     #[must_use]
     pub fn rejection(&self) -> Option<String> {
-        match self {
-            Self::Make { source, .. } | Self::Write { source, .. } => {
-                let rejected = matches!(code(source), Some(400 | 403 | 422));
-                rejected.then(|| self.to_string())
+        let rejected = match self {
+            Self::Create { source, .. } | Self::Write { source, .. } => {
+                matches!(code(source), Some(400 | 403 | 422))
             }
-            Self::Taken { .. } | Self::Reverted { .. } => Some(self.to_string()),
-            Self::Deadline { .. } => None,
+            Self::Taken { .. } | Self::Reverted { .. } => true,
+            Self::Deadline { .. } => false,
+        };
+        rejected.then(|| with_help(self, self.help()))
+    }
+
+    /// How an operator corrects the cause.
+    #[must_use]
+    pub fn help(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Create { .. } => Some("check its quotas and admission policies".into()),
+            Self::Taken { .. } => Some("delete that Job".into()),
+            Self::Reverted { .. } => Some(
+                "look for a mutating admission webhook that reverts annotations of nodes".into(),
+            ),
+            Self::Write { .. } | Self::Deadline { .. } => None,
         }
     }
 }
 
-/// The sentence of the API server, without kube's framing.
+/// The message of the API server, without kube's framing.
 fn because(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) => status.message.clone(),
@@ -114,7 +128,7 @@ fn code(error: &kube::Error) -> Option<u16> {
     }
 }
 
-/// Turns an answer that says that all is so already into success.
+/// Treats errors with one of `codes` as success: they mean that nothing is left to do.
 fn unless<T>(answer: Result<T, kube::Error>, codes: &[u16]) -> Result<(), kube::Error> {
     match answer {
         Ok(_) => Ok(()),
@@ -137,13 +151,13 @@ fn post_params() -> PostParams {
     }
 }
 
-/// A write takes milliseconds, and a connection to an API server that died without a word would otherwise hold its turn for minutes.
+/// A write takes milliseconds. Without this limit, a connection to an API server that died silently would block for minutes.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Gives up writing to `object` after a while.
+/// Limits the time of a write to `object`.
 ///
 /// # Errors
-/// As `write`, and when it takes too long.
+/// The errors of `write`, and [`Error::Deadline`].
 pub async fn in_time<T>(
     object: impl Into<String>,
     write: impl Future<Output = Result<T, Error>>,
@@ -156,12 +170,12 @@ pub async fn in_time<T>(
     })
 }
 
-/// Carries out the plan for `node`: labels and annotation first, then what people read, then the Job. Gives the version of the node
-/// that its patch returned, where there was one.
+/// Carries out the plan for `node`: labels and annotation first, then Events, then the Job. Returns the version of the node after the
+/// patch, if there was one.
 ///
 /// # Errors
-/// When the API server refuses a write, or takes back the annotation: a Job that is not recorded must not be made. What was written
-/// before stays; the next decision goes on from there.
+/// When the API server rejects a write, or reverts the annotation: a Job that is not recorded must not be created. Earlier writes stay, and
+/// the next decision continues from there.
 pub async fn node(
     client: &Client,
     settings: &Settings,
@@ -194,7 +208,7 @@ pub async fn node(
         match answer.and_then(|patched| accepted(node, edit, &patched)) {
             Ok(patched) => version = Some(patched),
             Err(error) => {
-                // Nothing can be written on the node itself.
+                // The node itself can't be written.
                 if let Some(note) = error.rejection() {
                     let subject = Subject::of::<NodeObject>(name, uid);
                     publish_event(client, &subject, &EventSpec::failure(&note)).await;
@@ -203,7 +217,7 @@ pub async fn node(
             }
         }
     }
-    // The patch went through, so nobody else wrote down the end of this Job.
+    // The patch succeeded, so no other decision recorded the end of this Job.
     if let Some(ended) = &plan.ended {
         metrics.job_ended(ended.outcome, ended.restarts, ended.spared, ended.took);
     }
@@ -222,7 +236,7 @@ pub async fn node(
     Ok(version)
 }
 
-/// A merge patch of a node: a label or annotation without a value is removed, which k8s-openapi's metadata can't say.
+/// A merge patch of a node. A label or annotation without a value is removed; k8s-openapi's metadata can't express that.
 #[derive(Debug, Serialize)]
 struct NodePatch<'a> {
     metadata: NodePatchMetadata<'a>,
@@ -278,20 +292,20 @@ async fn create_job(client: &Client, settings: &Settings, job: &Job) -> Result<(
                 object: format!("Job {name}"),
                 source,
             })?;
-            // Ours is the one of an attempt before: the watch brings it.
+            // The Job belongs to an earlier attempt; the watch delivers it.
             match there {
                 Some(there) if !is_ours(&there) => Err(Error::Taken { name }),
                 Some(_) | None => Ok(()),
             }
         }
-        Err(source) => Err(Error::Make {
+        Err(source) => Err(Error::Create {
             object: format!("Job {name}"),
             source,
         }),
     }
 }
 
-/// Whether the watch on our Jobs sees it.
+/// Whether the watch on Farrier's Jobs delivers it.
 fn is_ours(job: &Job) -> bool {
     let label = |key: &str| job.labels().get(key).map(String::as_str);
     label(names::COMPONENT_LABEL) == Some(names::COMPONENT_INSTALLER)
@@ -310,7 +324,7 @@ async fn delete_job(
         uid: Some(job_uid.to_owned()),
         resource_version: None,
     });
-    // Gone, or another one by now.
+    // The Job is gone, or there is another one by now.
     unless(jobs.delete(&name, &parameters).await, &[404, 409]).map_err(|source| Error::Write {
         act: "delete",
         object: format!("Job {name}"),
@@ -318,7 +332,7 @@ async fn delete_job(
     })
 }
 
-/// Publishes an Event. One that can't be told is logged: it must not hold up the work that it tells of.
+/// Publishes an Event. A failure is logged only: it must not delay the work.
 async fn publish_event(client: &Client, subject: &Subject, event: &EventSpec) {
     let events: Api<Event> = Api::namespaced(client.clone(), event::NAMESPACE);
     let object = event::build(subject, event, jiff::Timestamp::now());
@@ -326,7 +340,7 @@ async fn publish_event(client: &Client, subject: &Subject, event: &EventSpec) {
         tracing::warn!(
             error = because(&error),
             note = event.note,
-            "event not published"
+            "failed to publish an Event"
         );
     }
 }
@@ -334,11 +348,11 @@ async fn publish_event(client: &Client, subject: &Subject, event: &EventSpec) {
 /// Carries out the plan for `shim`.
 ///
 /// # Errors
-/// When the API server refuses a write. What was written before stays; the next decision goes on from there.
+/// When the API server rejects a write. Earlier writes stay, and the next decision continues from there.
 pub async fn shim(client: &Client, shim: &ShimObject, plan: ShimPlan) -> Result<(), Error> {
     let mut made = Ok(());
     for step in plan.runtime_classes {
-        // One that is rejected holds up neither the others nor the status that tells of it.
+        // A rejected RuntimeClass delays neither the others nor the status that reports it.
         made = made.and(runtime_class(client, step).await);
     }
     status(client, shim, plan.status).await?;
@@ -383,15 +397,15 @@ async fn status(
     Ok(())
 }
 
-/// Carries out what is to be done about a Shim's finalizer.
+/// Sets or removes the finalizer of a Shim.
 ///
 /// # Errors
-/// When the API server refuses the write.
+/// When the API server rejects the write.
 pub async fn finalizer(client: &Client, shim: &ShimObject, step: &Finalizer) -> Result<(), Error> {
     let name = shim.name_any();
     let shims: Api<ShimObject> = Api::all(client.clone());
     let mut finalizers: Vec<String> = shim.finalizers().to_vec();
-    // Whoever runs beside us as runtime-class-manager would let go too early; once it is gone, nobody else lets go at all.
+    // A runtime-class-manager beside Farrier would remove its finalizer too early; without it, nothing else removes that finalizer.
     finalizers.retain(|finalizer| {
         finalizer != names::SHIM_FINALIZER && finalizer != names::RCM_FINALIZER
     });
@@ -416,7 +430,7 @@ pub async fn finalizer(client: &Client, shim: &ShimObject, step: &Finalizer) -> 
 }
 
 fn not_made(class: &RuntimeClass, source: kube::Error) -> Error {
-    Error::Make {
+    Error::Create {
         object: format!("RuntimeClass {}", class.name_any()),
         source,
     }
@@ -465,7 +479,7 @@ mod tests {
     #[rstest]
     #[case::labels(false)]
     #[case::the_annotation(true)]
-    fn a_patch_that_changed_nothing_is_an_error_where_it_was_to_record_something(
+    fn a_patch_that_changed_nothing_is_an_error_only_if_it_had_to_record_something(
         #[case] records: bool,
     ) {
         let metadata = json!({"name": "n1", "resourceVersion": "7"});
@@ -496,7 +510,10 @@ mod tests {
     #[case::lost_to_another(409, false)]
     #[case::overloaded(429, false)]
     #[case::gone(404, false)]
-    fn a_write_that_was_read_and_not_taken_is_a_refusal(#[case] code: u16, #[case] rejected: bool) {
+    fn only_errors_that_a_retry_cannot_cure_are_rejections(
+        #[case] code: u16,
+        #[case] rejected: bool,
+    ) {
         let status = Status {
             status: Some(StatusSummary::Failure),
             code,

@@ -1,4 +1,4 @@
-//! How far a node's Job is, read from the Job and its pods: wire objects end here. Pure: no client, no clock.
+//! The state of a node's Job, read from the Job and its pods. Decisions read no wire object. Pure: no client, no clock.
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus};
@@ -8,50 +8,50 @@ use super::slim::{JobObject, PodObject, PodStatus};
 use crate::handoff::{ProvisionReport, ProvisionRequest, with_help};
 use crate::names;
 
-/// The kubelet keeps this much of a termination message (Kubernetes API reference, `terminationMessagePath`).
+/// Most bytes that the kubelet keeps of a termination message (Kubernetes API reference, `terminationMessagePath`).
 const LONGEST_MESSAGE: usize = 4096;
 
-/// A Job of ours as decisions see it, its pod included.
+/// A Job of Farrier as decisions see it, with its pods.
 #[derive(Debug, Clone, PartialEq)]
 pub struct JobView {
     /// UID of the Job.
     pub uid: String,
-    /// What it asks of the host; absent where it can't be read, or is for another node object.
+    /// The request; absent if it can't be read or is for another node object.
     pub request: Option<ProvisionRequest>,
     /// Digest of that request; empty where there is none.
     pub digest: String,
-    /// When it was made.
+    /// Creation time.
     pub created: Timestamp,
-    /// Since when it is on its way out.
+    /// Time at which the Job was deleted.
     pub deleting: Option<Timestamp>,
-    /// How far it is.
+    /// The state of the Job.
     pub progress: JobProgress,
 }
 
-/// How far a Job is.
+/// The state of a Job.
 #[derive(Debug, Clone, PartialEq)]
 pub enum JobProgress {
-    /// It has no pod yet.
+    /// The Job has no pod yet.
     NoPod,
-    /// Its pod works.
+    /// The pod is running.
     Running,
-    /// It has ended, or its time is over, and no pod of it is seen to have ended.
+    /// The Job has failed or ended, but none of its pods is seen to have ended.
     Overdue {
         /// Since when.
         since: Timestamp,
-        /// Why it failed, if that stays so.
+        /// Why the Job failed, if no pod reports.
         reason: String,
     },
-    /// Its pod can't start, for this reason.
+    /// The pod can't start, for this reason.
     Stuck(String),
-    /// Its installer has answered.
+    /// The installer has reported.
     Answered(Box<ProvisionReport>),
-    /// It ended without an answer that can be read, for this reason.
+    /// The Job ended without a readable report, for this reason.
     Silent(String),
 }
 
 impl JobView {
-    /// The view of `job`, the one of the node object `node_uid`, with those of `pods` that are its own.
+    /// The view of `job`, which belongs to the node object `node_uid`. Only those of `pods` that the Job owns count.
     #[must_use]
     pub fn new(job: &JobObject, pods: &[&PodObject], node_uid: &str) -> Self {
         let annotations = &job.spec.template.metadata.annotations;
@@ -87,7 +87,7 @@ fn progress(job: &JobObject, pods: &[&PodObject], digest: &str, node_uid: &str) 
         .collect();
     pods.sort_by_key(|pod| pod.creation_timestamp().map(|time| time.0));
     let mut unreadable = None;
-    // The newest pod speaks last; an older one counts only if it answered before it was replaced.
+    // The newest pod counts. An older pod counts only if it reported before it was replaced.
     for pod in pods.iter().rev() {
         match answer(pod, digest, node_uid) {
             Some(Ok(report)) => return JobProgress::Answered(Box::new(report)),
@@ -96,19 +96,19 @@ fn progress(job: &JobObject, pods: &[&PodObject], digest: &str, node_uid: &str) 
         }
     }
     if let Some((reason, since)) = ending(job) {
-        // The watch on pods may lag behind the one on Jobs, for example when the API server has been away.
+        // The watch on pods may lag behind the watch on Jobs, for example after an outage of the API server.
         let has_ended =
             |pod: &&PodObject| matches!(pod.status.phase.as_deref(), Some("Succeeded" | "Failed"));
         let seen = unreadable.is_some() || pods.iter().any(has_ended);
         return match since.filter(|_| !seen) {
             Some(since) => JobProgress::Overdue { since, reason },
             None => JobProgress::Silent(unreadable.map_or(reason, |text| {
-                format!("the installer left no report: {text}")
+                format!("the installer wrote no readable report: {text}")
             })),
         };
     }
     if let Some(since) = overdue(job) {
-        let reason = "the Job's pod has not ended a minute after its time was over; see that the node is up, and the log of the pod";
+        let reason = "the Job's pod still runs one minute after the Job failed; check that the node is up, and see the log of the pod";
         return JobProgress::Overdue {
             since,
             reason: reason.to_owned(),
@@ -120,7 +120,7 @@ fn progress(job: &JobObject, pods: &[&PodObject], digest: &str, node_uid: &str) 
     }
 }
 
-/// The report of the pod's installer: nothing while it runs, and the reason where what it left is none.
+/// The report of the pod's installer: `None` while the installer runs, and an error if the report can't be read.
 fn answer(
     pod: &PodObject,
     digest: &str,
@@ -135,16 +135,18 @@ fn answer(
         return Some(Err(exit(names::INSTALL_CONTAINER, ended)));
     }
     if text.len() > LONGEST_MESSAGE {
-        return Some(Err("it is longer than a report can be".to_owned()));
+        return Some(Err(
+            "the termination message is longer than 4096 bytes".to_owned()
+        ));
     }
     Some(match ProvisionReport::from_json(text) {
         Ok(report) if report.request_digest == digest && report.node_uid == node_uid => Ok(report),
-        Ok(_) => Err("its report answers another request".to_owned()),
+        Ok(_) => Err("the report answers another request".to_owned()),
         Err(error) => Err(with_help(&error, error.help())),
     })
 }
 
-/// Why a pod that has failed never came to run its installer.
+/// Why the installer of a failed pod never ran.
 fn never_ran(status: &PodStatus) -> Option<String> {
     if status.phase.as_deref() != Some("Failed") {
         return None;
@@ -157,7 +159,7 @@ fn never_ran(status: &PodStatus) -> Option<String> {
             ended.message.as_deref().unwrap_or_default()
         ),
         None => format!(
-            "its pod failed: {}: {}",
+            "the pod failed: {}: {}",
             status.reason.as_deref().unwrap_or("no reason"),
             status.message.as_deref().unwrap_or("no message")
         ),
@@ -177,13 +179,16 @@ fn exit(container: &str, ended: &ContainerStateTerminated) -> String {
     )
 }
 
-/// Why the Job has ended and since when, if it has.
+/// Why and since when the Job has ended.
 fn ending(job: &JobObject) -> Option<(String, Option<Timestamp>)> {
     let ended = job.status.conditions.iter().find(|condition| {
         condition.status == "True" && matches!(condition.type_.as_str(), "Complete" | "Failed")
     })?;
     let reason = match ended.reason.as_deref() {
-        Some("DeadlineExceeded") => "the Job did not end before its deadline; see the log of its pod, or raise --job-deadline".to_owned(),
+        Some("DeadlineExceeded") => {
+            "the Job exceeded its deadline; see the log of the Job's pod, or raise --job-deadline"
+                .to_owned()
+        }
         reason => format!(
             "the Job ended without a report: {}: {}",
             reason.unwrap_or(&ended.type_),
@@ -194,7 +199,7 @@ fn ending(job: &JobObject) -> Option<(String, Option<Timestamp>)> {
     Some((reason, since.map(|time| time.0)))
 }
 
-/// Since when the Job waits for its pod to end and will have failed then (Kubernetes 1.31 and later, *Job termination*).
+/// Since when the Job waits for its pod to end before it counts as failed (Kubernetes 1.31 and later, *Job termination*).
 fn overdue(job: &JobObject) -> Option<Timestamp> {
     let mut conditions = job.status.conditions.iter();
     let condition = conditions
@@ -202,7 +207,7 @@ fn overdue(job: &JobObject) -> Option<Timestamp> {
     Some(condition.last_transition_time.as_ref()?.0)
 }
 
-/// Why the pod can't start, if a container says so in words that waiting alone does not change.
+/// Why the pod can't start, if a container reports a reason that does not pass by itself.
 fn stuck(pod: &PodObject) -> Option<String> {
     let status = &pod.status;
     let mut containers = status
@@ -215,7 +220,7 @@ fn stuck(pod: &PodObject) -> Option<String> {
 fn waiting(container: &ContainerStatus) -> Option<String> {
     let waiting = container.state.as_ref()?.waiting.as_ref()?;
     let reason = waiting.reason.as_deref()?;
-    // The kubelet's words for what won't pass by itself soon (kubelet/images and kubelet/kuberuntime, Kubernetes 1.34).
+    // Reasons of the kubelet that do not pass soon by themselves (kubelet/images and kubelet/kuberuntime, Kubernetes 1.34).
     matches!(
         reason,
         "ImagePullBackOff"
@@ -227,7 +232,7 @@ fn waiting(container: &ContainerStatus) -> Option<String> {
     )
     .then(|| {
         format!(
-            "container {} of the Job's pod can't start: {reason}: {}",
+            "container {} of the Job's pod failed to start: {reason}: {}",
             container.name,
             waiting.message.as_deref().unwrap_or("no message")
         )
@@ -306,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_report_on_this_request_is_an_answer() {
+    fn a_report_on_the_jobs_own_request_is_read() {
         let seen = view(&json!([]), &[said(&report().to_json())]);
         assert_eq!(seen.request, Some(request()));
         assert_eq!(seen.progress, JobProgress::Answered(Box::new(report())));
@@ -319,7 +324,7 @@ mod tests {
     #[case::first_pull(json!([]), &[fetch("Pending", &json!({"waiting": {"reason": "ErrImagePull"}}))], &JobProgress::Running)]
     #[case::killed_and_run_again(json!([]), &[killed(), install(&json!({"running": {}}))], &JobProgress::Running)]
     #[case::failed_target(json!([{"type": "FailureTarget", "status": "True"}]), &[killed()], &JobProgress::Running)]
-    fn a_job_under_way_says_nothing(
+    fn a_running_job_has_no_result(
         #[case] conditions: Value,
         #[case] statuses: &[Value],
         #[case] expected: &JobProgress,
@@ -331,7 +336,7 @@ mod tests {
     #[case::deadline(failed("DeadlineExceeded"), &[], "deadline")]
     #[case::killed(failed("BackoffLimitExceeded"), &[killed()], "exit status 137")]
     #[case::no_json(failed("PodFailurePolicy"), &[said("{")], "failed to read the document")]
-    #[case::too_long(failed("PodFailurePolicy"), &[said(&" ".repeat(4_097))], "longer than a report")]
+    #[case::too_long(failed("PodFailurePolicy"), &[said(&" ".repeat(4_097))], "longer than 4096 bytes")]
     #[case::complete(json!([{"type": "Complete", "status": "True"}]), &[], "without a report: Complete")]
     #[case::fetch(
         failed("BackoffLimitExceeded"),
@@ -359,7 +364,7 @@ mod tests {
     #[case("ErrImageNeverPull")]
     #[case("InvalidImageName")]
     #[case("CreateContainerConfigError")]
-    fn a_container_that_cannot_start_says_why(#[case] reason: &str) {
+    fn a_container_that_cannot_start_is_a_stuck_job_with_the_kubelets_reason(#[case] reason: &str) {
         let state = json!({"waiting": {"reason": reason, "message": "no such host"}});
         let JobProgress::Stuck(sentence) = view(&json!([]), &[fetch("Pending", &state)]).progress
         else {
@@ -369,14 +374,14 @@ mod tests {
     }
 
     #[test]
-    fn a_job_whose_time_is_over_waits_for_its_pod_to_end() {
+    fn a_job_past_its_deadline_waits_for_its_pod_to_end() {
         let since = "2026-01-01T00:15:00Z";
         let target = json!([{"type": "FailureTarget", "status": "True", "reason": "DeadlineExceeded", "lastTransitionTime": since}]);
         let running = install(&json!({"running": {}}));
         let seen = view(&target, &[running]).progress;
         assert!(
             matches!(&seen, JobProgress::Overdue { since: seen, reason }
-                if *seen == since.parse().unwrap() && reason.contains("see that the node is up")),
+                if *seen == since.parse().unwrap() && reason.contains("check that the node is up")),
             "{seen:?}"
         );
         let answered = view(&target, &[said(&report().to_json())]);
@@ -384,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_that_is_seen_to_end_before_its_pod_is_waits_for_what_the_pod_says() {
+    fn a_finished_job_waits_for_the_report_of_its_pod_if_the_pod_watch_lags() {
         let since = "2026-01-01T00:00:02Z";
         for (kind, reason) in [
             ("Complete", "CompletionsReached"),
@@ -409,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn a_report_on_another_request_or_node_is_none() {
+    fn a_report_on_another_request_or_node_is_ignored() {
         let mut older = report();
         older.request_digest = "0".repeat(64);
         let mut elsewhere = report();
@@ -423,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_pod_that_answered_speaks() {
+    fn the_newest_pod_with_a_report_counts() {
         let mut first = report();
         first.result = Outcome::RolledBack;
         let seen = view(
@@ -434,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_of_another_job_says_nothing() {
+    fn a_pod_of_another_job_is_ignored() {
         let job: JobObject =
             serde_json::from_value(json!({"metadata": {"uid": "job-uid"}})).unwrap();
         let other = pod("another", 0, &said(&report().to_json()));
@@ -443,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_for_another_node_object_is_none() {
+    fn a_request_for_another_node_object_is_ignored() {
         let job: JobObject = serde_json::from_value(json!({"metadata": {}, "spec": {"template": {
             "metadata": {"annotations": {"farrier.dev/request": request().to_json()}}}}}))
         .unwrap();

@@ -1,5 +1,6 @@
-//! What the controller reads of the cluster: watches, and objects of the API server cut to what decisions need. Reads only.
+//! The controller's view of the cluster: watches, and objects of the API server reduced to what decisions need. Reads only.
 
+use std::borrow::Cow;
 use std::fmt::Debug;
 
 use kube::api::{Api, ListParams};
@@ -17,24 +18,35 @@ pub mod watch;
 /// Why the cluster can't be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no cluster to talk to.
-    #[error(
-        "no cluster to talk to: {source}; set KUBECONFIG, or run in a pod with a ServiceAccount"
-    )]
+    /// Neither a kubeconfig nor a ServiceAccount names a cluster.
+    #[error("failed to connect to a cluster: {source}")]
     NoCluster {
-        /// What kube says.
+        /// The error of kube.
         #[source]
         source: kube::Error,
     },
-    /// The API server does not answer a question.
+    /// The API server rejected a request, or did not answer.
     #[error("failed to list {what}: {source}")]
     List {
-        /// What was asked for.
+        /// The kind of objects.
         what: String,
-        /// What kube says.
+        /// The error of kube.
         #[source]
         source: kube::Error,
     },
+}
+
+impl Error {
+    /// How an operator corrects the cause.
+    #[must_use]
+    pub fn help(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::NoCluster { .. } => {
+                Some("set KUBECONFIG, or run in a pod with a ServiceAccount".into())
+            }
+            Self::List { .. } => None,
+        }
+    }
 }
 
 /// A client for the cluster that the kubeconfig or the pod's ServiceAccount names.
@@ -50,7 +62,7 @@ pub async fn client() -> Result<Client, Error> {
 /// All objects of a kind.
 ///
 /// # Errors
-/// When the API server refuses, or does not answer.
+/// When the API server rejects the request, or does not answer.
 pub async fn list<K>(client: &Client) -> Result<Vec<K>, Error>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,

@@ -1,4 +1,4 @@
-//! A node as decisions see it, and what is known of its host: wire objects end here. Pure: no client, no clock.
+//! A node as decisions see it, and what is known about its host. Decisions read no wire object. Pure: no client, no clock.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,23 +26,23 @@ pub struct NodeView {
     pub labels: BTreeMap<String, String>,
     /// Its annotations.
     pub annotations: BTreeMap<String, String>,
-    /// `linux`, as the kubelet says it.
+    /// Operating system as the kubelet reports it: `linux`.
     pub os: String,
-    /// `amd64`, as the kubelet says it.
+    /// Architecture as the kubelet reports it: `amd64`.
     pub arch: String,
-    /// `/etc/machine-id`, as the kubelet says it.
+    /// The host's `/etc/machine-id`, as the kubelet reports it.
     pub machine_id: String,
-    /// Changes with each boot.
+    /// The boot ID, which changes with each boot.
     pub boot_id: String,
-    /// The runtime and its release, `containerd://2.1.9`, as the kubelet says it.
+    /// Runtime and release as the kubelet reports them: `containerd://2.1.9`.
     pub runtime: String,
-    /// Handlers that the runtime told the kubelet of; absent where the two don't speak of handlers (containerd before 2.0).
+    /// Handlers that the runtime reported to the kubelet; absent if the runtime reports none (containerd before 2.0).
     pub runtime_handlers: Option<BTreeSet<String>>,
-    /// Its kubelet works.
+    /// The condition Ready is true.
     pub ready: bool,
-    /// Its operator keeps new pods away.
+    /// The node is cordoned.
     pub cordoned: bool,
-    /// It carries the control plane.
+    /// It is a control-plane node.
     pub control_plane: bool,
     /// Its taints.
     pub taints: Vec<Taint>,
@@ -83,7 +83,7 @@ impl From<&NodeObject> for NodeView {
 }
 
 impl NodeView {
-    /// What is known of the host under this very node object.
+    /// What is known about the host, if it was recorded for this node object.
     #[must_use]
     pub fn applied(&self) -> Option<Applied> {
         let text = self.annotations.get(names::APPLIED_ANNOTATION)?;
@@ -91,7 +91,7 @@ impl NodeView {
         (applied.node_uid == self.uid && applied.is_sound()).then_some(applied)
     }
 
-    /// Whether the kubelet lists `handler`, or does not speak of handlers at all: then the report alone counts.
+    /// Whether the kubelet lists `handler`. If the kubelet lists no handlers at all, the report alone counts and this is true.
     #[must_use]
     pub fn lists(&self, handler: &str) -> bool {
         self.runtime_handlers
@@ -99,7 +99,7 @@ impl NodeView {
             .is_none_or(|handlers| handlers.contains(handler))
     }
 
-    /// Shims whose progress stands on the node as a label.
+    /// Shims with a progress label on the node.
     pub fn labelled(&self) -> impl Iterator<Item = (&str, names::Progress)> {
         self.labels.iter().filter_map(|(key, value)| {
             let shim = key.strip_prefix(names::SHIM_LABEL_PREFIX)?;
@@ -108,49 +108,49 @@ impl NodeView {
     }
 }
 
-/// The annotation `farrier.dev/applied`: what the last report said, and how attempts have gone since.
+/// The annotation `farrier.dev/applied`: the content of the last report, and the attempts since.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Applied {
-    /// UID of the node object that this tells of.
+    /// UID of the node object that this describes.
     pub node_uid: String,
-    /// Digest of the desired set that the last readable report answered; empty where none has.
+    /// Digest of the desired set that the last readable report answered; empty without a report.
     #[serde(default)]
     pub digest: String,
-    /// Machine id that the kubelet showed then.
+    /// Machine ID that the kubelet reported then.
     #[serde(default)]
     pub machine_id: String,
-    /// Boot id that the kubelet showed then.
+    /// Boot ID that the kubelet reported then.
     #[serde(default)]
     pub boot_id: String,
-    /// Runtime and release that the kubelet showed then; empty in a summary of an older release.
+    /// Runtime and release that the kubelet reported then; empty in an annotation of an older release.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub runtime: String,
-    /// Digest of the desired set that was tried last.
+    /// Digest of the desired set of the last attempt.
     #[serde(default)]
     pub attempted: String,
-    /// Which request of each Shim was part of it, by its fingerprint.
+    /// Fingerprints of the requests in that attempt, by Shim.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tried: BTreeMap<String, String>,
-    /// Attempts at it without full success; 0 once all is as it should be.
+    /// Attempts without full success; 0 after success.
     #[serde(default)]
     pub attempts: u32,
-    /// Attempts in a row that a signal ended before they changed the host.
+    /// Attempts in a row that a signal ended before the host was changed.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub interruptions: u32,
     /// When the last attempt began or ended.
     #[serde(default)]
     pub at: Timestamp,
-    /// UID of the Job whose outcome was read last.
+    /// UID of the Job whose result was read last.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub job: String,
-    /// Why the last attempt was no success: one sentence.
+    /// Why the last attempt failed: one sentence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// The host is one that this release can't change: nothing is to be expected of trying again.
+    /// This release can't change the host; another attempt is of no use.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unsupported: bool,
-    /// What the host has of each Shim.
+    /// State of each Shim on the host.
     #[serde(default)]
     pub shims: BTreeMap<String, AppliedShim>,
 }
@@ -164,7 +164,8 @@ fn is_zero(count: &u32) -> bool {
 }
 
 impl Applied {
-    /// Whether every name in it can be a label and belongs where it stands: whoever may edit the node may have written it.
+    /// Whether every name is a valid label and is used consistently: anybody with access to the node object may have written the
+    /// annotation.
     fn is_sound(&self) -> bool {
         self.shims.iter().all(|(name, shim)| {
             let request = shim.request.as_ref();
@@ -181,11 +182,11 @@ impl Applied {
     }
 }
 
-/// What a host has of one Shim.
+/// State of one Shim on a host.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AppliedShim {
-    /// The request that was fulfilled last; absent while none has been.
+    /// The last fulfilled request; absent if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<ShimRequest>,
     /// Whether each of its handlers is served.
@@ -194,7 +195,7 @@ pub struct AppliedShim {
     /// SHA-256 of its binary.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
-    /// Why it is not as asked: one sentence.
+    /// Why the request is not fulfilled: one sentence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
@@ -206,7 +207,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_node_says_what_it_is() {
+    fn a_node_view_has_platform_host_handlers_and_progress_labels() {
         let node: NodeObject = serde_json::from_value(json!({
             "metadata": {
                 "name": "n1", "uid": "u", "labels": {"farrier.dev/spin": "failed", "farrier.dev/x": "mine", "spin": "failed"},
@@ -234,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_runtime_that_lists_only_its_default_does_not_speak_of_handlers() {
+    fn a_runtime_that_lists_only_its_default_handler_counts_as_reporting_none() {
         for handlers in [json!(null), json!([]), json!([{"name": ""}])] {
             let node: NodeObject = serde_json::from_value(
                 json!({"metadata": {}, "status": {"runtimeHandlers": handlers}}),

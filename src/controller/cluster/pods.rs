@@ -1,4 +1,4 @@
-//! Which pods a Job has: every decision asks, and a cluster may have thousands of them. No decision, no write.
+//! An index of pods by Job: every decision needs it, and a cluster may have thousands of pods. No decision, no write.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -19,7 +19,7 @@ pub struct PodsOfJobs {
 }
 
 impl PodsOfJobs {
-    /// Of the pods in `store`.
+    /// An index over `store`.
     #[must_use]
     pub fn new(store: Store<PodObject>) -> Self {
         Self {
@@ -36,7 +36,7 @@ impl PodsOfJobs {
         self.store.wait_until_ready().await
     }
 
-    /// Takes in what the watch brought.
+    /// Updates the index by a change.
     pub fn take_in(&self, change: &Change<'_, PodObject>) {
         let mut names = self.names();
         match change {
@@ -68,7 +68,7 @@ impl PodsOfJobs {
         pods.filter_map(|pod| self.store.get(pod)).collect()
     }
 
-    // Whoever panicked while it held the lock left whole entries.
+    // A panic under the lock leaves whole entries behind.
     fn names(&self) -> MutexGuard<'_, HashMap<String, HashSet<ObjectRef<PodObject>>>> {
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }

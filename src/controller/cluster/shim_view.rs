@@ -1,4 +1,4 @@
-//! A Shim as decisions see it: wire objects end here. Pure: no client, no clock.
+//! A Shim as decisions see it. Decisions read no wire object. Pure: no client, no clock.
 
 use jiff::Timestamp;
 use kube::core::DeserializeGuard;
@@ -7,7 +7,7 @@ use kube::{Resource as _, ResourceExt};
 use crate::api::{Shim, ShimSpec, ShimStatus};
 use crate::names;
 
-/// A Shim as it comes from the API server. One that can't be read must not keep the others from being listed.
+/// A Shim from the API server. A Shim that can't be read must not prevent the others from being listed.
 pub type ShimObject = DeserializeGuard<Shim>;
 
 /// A Shim as decisions see it.
@@ -21,21 +21,21 @@ pub struct ShimView {
     pub name: String,
     /// UID of the object.
     pub uid: String,
-    /// When it was made.
+    /// Creation time.
     pub created: Timestamp,
     /// Generation of the spec.
     pub generation: Option<i64>,
-    /// It is on its way out.
+    /// The Shim is being deleted.
     pub deleting: bool,
-    /// Our finalizer holds it.
+    /// The Shim has Farrier's finalizer.
     pub has_finalizer: bool,
-    /// The finalizer of runtime-class-manager holds it.
+    /// The Shim has the finalizer of runtime-class-manager.
     pub has_rcm_finalizer: bool,
-    /// Its owner lets it go whatever nodes still carry.
+    /// The annotation farrier.dev/force-delete is set: the Shim is deleted whatever the nodes still carry.
     pub forced: bool,
-    /// The spec as written, or why this release can't read it: a release with a newer definition wrote it.
+    /// The spec, or why this release can't read it: a newer release wrote it.
     pub spec: Result<ShimSpec, String>,
-    /// The status as written.
+    /// The status.
     pub status: Option<ShimStatus>,
 }
 
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shim_of_a_newer_definition_is_seen_and_not_read() {
+    fn a_shim_with_an_unknown_value_is_listed_without_its_spec() {
         let known = ShimView::from(&shim("Selector"));
         assert!(known.spec.is_ok() && known.status.is_some());
         let newer = ShimView::from(&shim("Everywhere"));

@@ -1,5 +1,5 @@
-//! Objects of the API server, cut to what decisions look at: a cluster has thousands of nodes, and a node's object lists all of its
-//! images, a Job's all of its pod. Pure: types alone.
+//! Objects of the API server with only the fields that decisions read. A cluster has thousands of nodes, a Node lists all of its images,
+//! and a Job its whole pod. Pure: types alone.
 
 use std::collections::BTreeMap;
 
@@ -13,54 +13,54 @@ use serde::{Deserialize, Serialize};
 #[derive(Resource, Debug, Clone, Default, Deserialize)]
 #[resource(inherit = "Node")]
 pub struct NodeObject {
-    /// As everywhere.
+    /// The metadata.
     pub metadata: ObjectMeta,
-    /// What is asked of it.
+    /// The spec.
     #[serde(default)]
     pub spec: NodeSpec,
-    /// What its kubelet says.
+    /// The status.
     #[serde(default)]
     pub status: NodeStatus,
 }
 
-/// What is asked of a node.
+/// The spec of a node.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub struct NodeSpec {
-    /// It is cordoned.
+    /// The node is cordoned.
     #[serde(default)]
     pub unschedulable: bool,
-    /// Its taints; they are written back whole where ours goes.
+    /// The taints; they are written back as a whole when the startup taint is removed.
     #[serde(default)]
     pub taints: Vec<Taint>,
 }
 
-/// A taint, with all that it has: it is written back as it is.
+/// A taint with all of its fields, because it is written back.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Taint {
-    /// What it is called.
+    /// The key.
     pub key: String,
-    /// What it is set to.
+    /// The value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<String>,
-    /// What it does to pods.
+    /// The effect.
     pub effect: String,
-    /// Since when.
+    /// The time at which it was added.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time_added: Option<String>,
 }
 
-/// What a kubelet says of its node.
+/// The status of a node.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeStatus {
-    /// `Ready` among others.
+    /// Conditions such as `Ready`.
     #[serde(default)]
     pub conditions: Vec<NodeCondition>,
-    /// What host it is.
+    /// The host.
     #[serde(default)]
     pub node_info: NodeInfo,
-    /// Handlers that the runtime told it of.
+    /// Handlers that the runtime reported to the kubelet.
     #[serde(default)]
     pub runtime_handlers: Option<Vec<RuntimeHandler>>,
 }
@@ -68,14 +68,14 @@ pub struct NodeStatus {
 /// One condition of a node.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub struct NodeCondition {
-    /// `Ready` among others.
+    /// Conditions such as `Ready`.
     #[serde(rename = "type")]
     pub kind: String,
     /// `True`, `False` or `Unknown`.
     pub status: String,
 }
 
-/// What host a node is.
+/// The host of a node.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct NodeInfo {
@@ -93,10 +93,10 @@ pub struct NodeInfo {
     pub container_runtime_version: String,
 }
 
-/// A handler that the runtime told a kubelet of.
+/// A handler that the runtime reported to the kubelet.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub struct RuntimeHandler {
-    /// Empty for the default one.
+    /// The name; empty for the default handler.
     #[serde(default)]
     pub name: Option<String>,
 }
@@ -105,41 +105,41 @@ pub struct RuntimeHandler {
 #[derive(Resource, Debug, Clone, Default, Deserialize)]
 #[resource(inherit = "Job")]
 pub struct JobObject {
-    /// As everywhere.
+    /// The metadata.
     pub metadata: ObjectMeta,
-    /// What it is to do.
+    /// The spec.
     #[serde(default)]
     pub spec: JobSpec,
-    /// How far it is.
+    /// The status.
     #[serde(default)]
     pub status: JobStatus,
 }
 
-/// What a Job is to do.
+/// The spec of a Job.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub struct JobSpec {
-    /// Its pods.
+    /// The pod template.
     #[serde(default)]
     pub template: PodTemplate,
 }
 
-/// What a Job's pods are like.
+/// The pod template of a Job.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub struct PodTemplate {
-    /// Labels and annotations.
+    /// The metadata.
     #[serde(default)]
     pub metadata: PodTemplateMetadata,
 }
 
-/// Labels and annotations of a Job's pods.
+/// The metadata of a Job's pods.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub struct PodTemplateMetadata {
-    /// The request is one.
+    /// The annotations, of which one is the request.
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
 }
 
-/// How far a Job is.
+/// The status of a Job.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub struct JobStatus {
     /// `Complete` or `Failed` once it has ended.
@@ -151,25 +151,25 @@ pub struct JobStatus {
 #[derive(Resource, Debug, Clone, Default, Deserialize)]
 #[resource(inherit = "Pod")]
 pub struct PodObject {
-    /// As everywhere.
+    /// The metadata.
     pub metadata: ObjectMeta,
-    /// How far it is.
+    /// The status.
     #[serde(default)]
     pub status: PodStatus,
 }
 
-/// How far a pod is.
+/// The status of a pod.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PodStatus {
-    /// `Failed` among others.
+    /// The phase, such as `Failed`.
     pub phase: Option<String>,
-    /// Why, in a word.
+    /// The reason for the phase.
     pub reason: Option<String>,
-    /// Why, in a sentence.
+    /// The message for the phase.
     pub message: Option<String>,
-    /// Of its init containers.
+    /// Statuses of the init containers.
     pub init_container_statuses: Vec<ContainerStatus>,
-    /// Of its containers.
+    /// Statuses of the containers.
     pub container_statuses: Vec<ContainerStatus>,
 }

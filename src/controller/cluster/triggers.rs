@@ -1,4 +1,4 @@
-//! Which nodes and Shims a change in the cluster concerns. No decision, no write.
+//! Which nodes and Shims a change in the cluster triggers, and the queues for them. No decision, no write.
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -15,17 +15,17 @@ use super::slim::NodeObject;
 use super::watch::Change;
 use crate::names;
 
-/// What a change of one node means for others.
+/// The objects to reconcile because another node has changed.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Requeue {
-    /// Shims of which something is to be said anew.
+    /// Shims whose status may differ.
     pub shims: BTreeSet<String>,
     /// Nodes whose turn may have come.
     pub nodes: BTreeSet<String>,
 }
 
-/// Where the names of nodes and Shims go that are to be decided on. A replica that stands by lets nothing through: whoever begins to
-/// act decides on everything anyway.
+/// The queues of nodes and Shims to reconcile. They are closed while this replica stands by, because a replica that begins to act
+/// reconciles everything.
 #[derive(Debug, Clone)]
 pub struct Queues {
     nodes: UnboundedSender<ObjectRef<NodeObject>>,
@@ -33,17 +33,17 @@ pub struct Queues {
     open: Arc<AtomicBool>,
 }
 
-/// The other ends.
+/// The receiving ends of the queues.
 #[derive(Debug)]
 pub struct QueueReceivers {
-    /// Nodes to decide on.
+    /// Nodes to reconcile.
     pub nodes: UnboundedReceiver<ObjectRef<NodeObject>>,
-    /// Shims to decide on.
+    /// Shims to reconcile.
     pub shims: UnboundedReceiver<ObjectRef<ShimObject>>,
 }
 
 impl Queues {
-    /// Queues that are closed still.
+    /// Closed queues.
     #[must_use]
     pub fn new() -> (Self, QueueReceivers) {
         let (nodes, node_receiver) = unbounded_channel();
@@ -60,62 +60,62 @@ impl Queues {
         (queues, receivers)
     }
 
-    /// Lets names through from now on.
+    /// Opens the queues.
     pub fn open(&self) {
         self.open.store(true, Ordering::Relaxed);
     }
 
-    /// A node is to be decided on.
+    /// Queues a node.
     pub fn node(&self, name: &str) {
         if self.open.load(Ordering::Relaxed) {
-            // The receivers live as long as the controller; a send that fails means that it ends.
+            // The send fails only while the controller ends.
             let _ = self.nodes.send(ObjectRef::new(name));
         }
     }
 
-    /// A Shim is to be decided on.
+    /// Queues a Shim.
     pub fn shim(&self, name: &str) {
         if self.open.load(Ordering::Relaxed) {
             let _ = self.shims.send(ObjectRef::new(name));
         }
     }
 
-    /// What one node's change means for others.
+    /// Queues the objects of `requeue`.
     pub fn requeue(&self, requeue: &Requeue) {
         requeue.nodes.iter().for_each(|node| self.node(node));
         requeue.shims.iter().for_each(|shim| self.shim(shim));
     }
 }
 
-/// What a change concerns.
+/// The objects that a change triggers.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Trigger {
-    /// Nothing that anybody decides on.
+    /// No object.
     Nothing,
     /// This node.
     Node(String),
     /// A node that is gone.
     NodeGone(String),
-    /// This Shim alone: its status was written, or its metadata.
+    /// This Shim alone: its status or its metadata has changed.
     Shim(String),
-    /// Which Shims there are, or what they ask for, and with that every node.
+    /// Every node: a Shim is new or its spec has changed.
     Shims,
     /// A Shim that is gone, and every node.
     ShimGone(String),
-    /// Anything: a list came as a whole.
+    /// Every object: a watch has listed again.
     Everything,
 }
 
-/// Tells what counts of a change from what does not.
+/// Finds out which changes matter.
 #[derive(Debug, Default)]
 pub struct Triggers {
-    /// What was seen of each node, in brief.
+    /// A hash of what was last seen of each node.
     nodes: HashMap<String, u64>,
     shims: HashMap<String, ShimView>,
 }
 
 impl Triggers {
-    /// A kubelet writes its node's status every few minutes; only what decisions look at counts.
+    /// A change of a node triggers it only if a decision can depend on the change: a kubelet writes the status every few minutes.
     pub fn node(&mut self, change: &Change<'_, NodeObject>) -> Trigger {
         match change {
             Change::Gone(node) => {
@@ -134,14 +134,14 @@ impl Triggers {
                 }
             }
             Change::Listed => {
-                // What was seen before the watch was away says nothing of what comes next.
+                // What was seen before the list says nothing about the changes after it.
                 self.nodes.clear();
                 Trigger::Everything
             }
         }
     }
 
-    /// Our own writes to a Shim's status trigger no node.
+    /// A change of a Shim's status triggers no node.
     pub fn shim(&mut self, change: &Change<'_, ShimObject>) -> Trigger {
         match change {
             Change::Gone(shim) => {
@@ -167,7 +167,7 @@ impl Triggers {
         }
     }
 
-    /// A Job or its pod concerns the node that it was made for.
+    /// A Job or its pod triggers the node of the Job.
     pub fn of_job<K: kube::Resource>(change: &Change<'_, K>) -> Trigger {
         match change {
             Change::Here(object) | Change::Gone(object) => {
@@ -184,7 +184,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_seen_before_a_new_list_is_no_reason_to_pass_a_change_over() {
+    fn a_change_after_a_new_list_triggers_even_if_it_equals_an_older_state() {
         let node: NodeObject =
             serde_json::from_value(serde_json::json!({"metadata": {"name": "n1"}})).unwrap();
         let mut routes = Triggers::default();

@@ -15,18 +15,18 @@ use super::shim_view::ShimObject;
 use super::slim::{JobObject, NodeObject, PodObject};
 use crate::names;
 
-/// A change that a watch brought; the store knows of it already.
+/// A change that a watch delivered. The store has it already.
 #[derive(Debug)]
 pub enum Change<'a, K> {
-    /// The object is there, new or with other content.
+    /// The object is new or has changed.
     Here(&'a K),
     /// The object is gone.
     Gone(&'a K),
-    /// The store holds a new list as a whole: anything may have changed.
+    /// The store holds a new list: any object may have changed.
     Listed,
 }
 
-/// One watch, and the store that it fills.
+/// One watch and the store that it fills.
 pub struct Watch<K: Resource<DynamicType = ()> + Clone + 'static> {
     api: Api<K>,
     config: watcher::Config,
@@ -34,22 +34,22 @@ pub struct Watch<K: Resource<DynamicType = ()> + Clone + 'static> {
     writer: reflector::store::Writer<K>,
 }
 
-/// All that the controller watches.
+/// All watches of the controller.
 pub struct Watches {
     /// Every node.
     pub nodes: Watch<NodeObject>,
     /// Every Shim.
     pub shims: Watch<ShimObject>,
-    /// Our Jobs.
+    /// Farrier's Jobs.
     pub jobs: Watch<JobObject>,
-    /// Their pods.
+    /// The pods of Farrier's Jobs.
     pub pods: Watch<PodObject>,
-    /// Every RuntimeClass: one with the name of ours may be another's.
+    /// Every RuntimeClass, because the name of one of ours may be taken.
     pub runtime_classes: Watch<RuntimeClass>,
 }
 
 impl Watches {
-    /// Watches that have not begun yet.
+    /// The watches, before they are followed.
     #[must_use]
     pub fn new(client: &Client, namespace: &str) -> Self {
         let ours = watcher::Config::default().labels(&format!(
@@ -84,13 +84,13 @@ where
         }
     }
 
-    /// What the watch has seen.
+    /// The store of the watch.
     #[must_use]
     pub fn store(&self) -> Store<K> {
         self.store.clone()
     }
 
-    /// Follows the watch for ever, and tells of each change after the store knows of it.
+    /// Follows the watch and passes each change to `tell`, after the store has it.
     pub async fn follow(self, mut tell: impl FnMut(Change<'_, K>)) {
         let kind = K::kind(&()).into_owned();
         let events = watcher(self.api, self.config)
@@ -104,10 +104,10 @@ where
                 Ok(watcher::Event::Apply(object)) => tell(Change::Here(&object)),
                 Ok(watcher::Event::Delete(object)) => tell(Change::Gone(&object)),
                 Ok(watcher::Event::InitDone) => tell(Change::Listed),
-                // The store shows a new list only when it is complete.
+                // The store shows a new list only when the list is complete.
                 Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => {}
                 Err(error) => {
-                    tracing::warn!(kind, %error, "watch interrupted; it is taken up again");
+                    tracing::warn!(kind, %error, "watch interrupted, retrying");
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! Which Shims a node should carry, and what that means for it: Shim objects become the one request that its Job carries. Pure.
+//! Which Shims a node should carry: turns Shim objects into the one request of the node's Job. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,40 +7,42 @@ use serde::Serialize;
 use crate::api::{self, ShimSpec, is_label_name};
 use crate::controller::cluster::node_view::{Applied, NodeView};
 use crate::controller::cluster::shim_view::ShimView;
-use crate::handoff::{self, OptionValue, Owner, ProvisionRequest, ShimRequest, is_sha256};
+use crate::handoff::{
+    self, OptionValue, Owner, ProvisionRequest, ShimRequest, is_sha256, with_help,
+};
 use crate::names;
 
-/// Name prefix of the Shims that come with the chart: a user's own beat them to a handler.
+/// Name prefix of the chart's Shims. A user's own Shim takes precedence over them.
 const DEFAULT_PREFIX: &str = "default-";
 
-/// All annotations of an object together may take 256 KiB (Kubernetes, `ValidateAnnotationsSize`); a node's set of Shims stays
-/// below half of it, in the Job that carries it and in the summary that is kept of it.
+/// Most bytes of a node's Shims, in the Job and in the annotation of the node. All annotations of an object together may take 256 KiB
+/// (Kubernetes, `ValidateAnnotationsSize`).
 const LARGEST_SET: usize = 128 * 1024;
 
-/// What the summary keeps of a Shim beside its request: a reason, a digest, the handlers once more.
+/// Bytes that the annotation needs for a Shim beside its request: a reason, a digest, the handlers.
 const SUMMARY_OF_ONE: usize = 1024;
 
-/// What one Shim means for one node that wants it.
+/// The decision about one Shim on one node that it selects.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Verdict {
     /// The node should carry this.
     Wanted(ShimRequest),
-    /// The node should go on carrying this though the Shim as written can't be had, for the reason given.
+    /// The Shim as specified is not possible for this reason, so the node keeps the last fulfilled request.
     PinnedToLastApplied(ShimRequest, String),
-    /// It can't be had, for the reason given, and the node has none of it.
+    /// The Shim as specified is not possible for this reason, and the node has none of it.
     Impossible(String),
-    /// The node is one that the Shim has nothing for, as the reason says: no failure of either.
+    /// The Shim does not support the platform of the node, as the reason says. This is no failure.
     Unsupported(String),
-    /// It is to change, and not yet: what the node goes on carrying meanwhile, if anything, and what it waits for.
+    /// The Shim is to change and waits for the reason given; meanwhile the node keeps this request, if any.
     Waiting(Option<ShimRequest>, String),
-    /// All its handlers belong to another Shim that the node wants too: its name.
+    /// All of its handlers belong to this other Shim, which also selects the node.
     HandlersTaken(String),
-    /// Nothing is to be done yet or any more: it is paused, or without our finalizer yet.
+    /// Nothing is to be done: the Shim is paused, or has no finalizer yet.
     Idle,
 }
 
 impl Verdict {
-    /// Why it can't be had on this node as it is written, if so.
+    /// Why the Shim as specified is not possible on this node, if so.
     #[must_use]
     pub fn fault(&self) -> Option<&str> {
         match self {
@@ -51,7 +53,7 @@ impl Verdict {
         }
     }
 
-    /// What the request to the node holds of it.
+    /// The request for it, if it is part of the node's request.
     #[must_use]
     pub fn request(&self) -> Option<&ShimRequest> {
         match self {
@@ -67,19 +69,19 @@ impl Verdict {
     }
 }
 
-/// What is asked of all nodes alike: the Shims, and what the operator set.
+/// The Shims and the settings that apply to all nodes.
 #[derive(Debug, Clone, Default)]
 pub struct Cluster {
     /// Every Shim.
     pub shims: Vec<ShimView>,
     /// Nodes need no annotation.
     pub auto_provision: bool,
-    /// Handlers of all Shims, each with its options: a node that restarts containerd anyway declares them with its own.
+    /// Handlers of all Shims with their options: a node declares them when it restarts containerd anyway.
     pub reserved: BTreeMap<String, BTreeMap<String, OptionValue>>,
 }
 
 impl Cluster {
-    /// Of these Shims; `reserve` says whether nodes declare the handlers of those that they don't carry.
+    /// For these Shims. With `reserve`, nodes declare the handlers of all Shims.
     #[must_use]
     pub fn new(shims: Vec<ShimView>, auto_provision: bool, reserve: bool) -> Self {
         let mut reserved = BTreeMap::new();
@@ -108,28 +110,27 @@ impl Cluster {
     }
 }
 
-/// The Shims that a node wants, by name, and the handlers that one lost to another. Made once per decision and handed on.
+/// The Shims that a node should carry. Computed once per decision and passed on.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Desired {
-    /// The one request that the node gets.
+    /// The request for the node's Job.
     pub request: ProvisionRequest,
     /// Its digest.
     pub digest: String,
     /// One verdict for each Shim that selects the node.
     pub verdicts: BTreeMap<String, Verdict>,
-    /// What the node is to let go and keeps until it is its turn, by Shim.
+    /// Requests that the node is to drop and keeps until its turn, by Shim.
     pub staying: BTreeMap<String, ShimRequest>,
-    /// `(loser, handler, winner)` for each handler that two of them want.
+    /// `(loser, handler, winner)` for each handler that two Shims use.
     pub lost: Vec<(String, String, String)>,
-    /// Shims that nothing is to be done about, so that their requests are those of the node's annotation.
+    /// Shims that nothing is to be done about: their requests come from the node's annotation.
     pub pinned: BTreeSet<String>,
-    /// Shims of those that the node asked for by KWasm's annotation.
+    /// Shims that select the node by KWasm's annotation.
     pub annotated: BTreeSet<String>,
 }
 
 impl Desired {
-    /// What `node` should carry of the cluster's Shims, given what it carries; `blocked` are Shims that it is not to change yet, each with
-    /// what it waits for.
+    /// The Shims that `node` should carry, given what it carries. `blocked` are Shims that wait for their turn, each with the reason.
     #[must_use]
     pub fn new(
         node: &NodeView,
@@ -164,7 +165,7 @@ impl Desired {
                 }
             }
             let claimed = match (&verdict, &shim.spec) {
-                // Whoever serves a handler goes on until the other's turn has come.
+                // A Shim keeps its handlers until the turn of the other Shim has come.
                 (Verdict::Waiting(None, _), Ok(spec)) => {
                     let mut handlers = spec.handlers().unwrap_or_default();
                     handlers.retain(|handler| !is_carried(applied, handler));
@@ -191,8 +192,8 @@ impl Desired {
         desired
     }
 
-    /// The request with the handlers of other Shims to declare beside its own, so that these cost no restart when they come. Its
-    /// digest is that of the request alone.
+    /// The request and the handlers of other Shims to declare, so that these Shims later need no restart. The digest does not depend on
+    /// them.
     #[must_use]
     pub fn request_with_reserved(&self, cluster: &Cluster) -> ProvisionRequest {
         let mut request = self.request.clone();
@@ -219,7 +220,7 @@ impl Desired {
         request
     }
 
-    /// What is to go waits for its turn as what is to come does, unless it has begun to go.
+    /// A removal waits for its turn as an installation does, unless it has begun.
     fn stay(
         &mut self,
         applied: Option<&Applied>,
@@ -250,7 +251,7 @@ impl Desired {
         owners: &BTreeMap<String, String>,
     ) -> Verdict {
         let last = last_applied(applied, shim).cloned();
-        // A node that has not said what it is yet is no reason to change it.
+        // A node that has not reported its platform yet is not changed.
         let unknown = node.os.is_empty() || node.arch.is_empty();
         let resolved = match (&shim.spec, last.clone()) {
             (Ok(spec), Some(last)) if spec.paused || unknown => {
@@ -280,11 +281,15 @@ impl Desired {
                     }
                     (Some(why), None) => return Verdict::Waiting(None, why),
                 },
-                (Err(error), Some(last)) => (last, Verdict::PinnedToLastApplied, error.to_string()),
+                (Err(error), Some(last)) => (
+                    last,
+                    Verdict::PinnedToLastApplied,
+                    with_help(&error, error.help()),
+                ),
                 (Err(error @ api::Error::NoPlatform { .. }), None) => {
-                    return Verdict::Unsupported(error.to_string());
+                    return Verdict::Unsupported(with_help(&error, error.help()));
                 }
-                (Err(error), None) => return Verdict::Impossible(error.to_string()),
+                (Err(error), None) => return Verdict::Impossible(with_help(&error, error.help())),
             };
         let mut winner = None;
         request
@@ -305,7 +310,7 @@ impl Desired {
     }
 }
 
-/// What a change of the Shim on a node waits for; nothing where there is no change, or where it has begun.
+/// What a change of the Shim on the node waits for; `None` if there is no change or it has begun.
 fn waits(
     shim: &ShimView,
     request: &ShimRequest,
@@ -322,19 +327,19 @@ fn waits(
         .cloned()
 }
 
-/// Bytes of what a node reserves at most, a quarter of what all annotations may take: one Shim with thousands of options must not
-/// keep the Job of every node from being made.
+/// Most bytes of reserved handlers, a quarter of the limit for annotations: one Shim with thousands of options must not prevent the Job of
+/// every node.
 const LARGEST_RESERVED: usize = 64 * 1024;
 
-const TOO_MUCH: &str = "the node's Shims together are too much for one Job; let fewer Shims select the node, or shorten their options";
+const TOO_MUCH: &str = "the Shims of the node are together too large for one Job; select the node with fewer Shims, or shorten their options";
 
-/// How many bytes a part of a request takes on its way.
+/// The size of a part of the request in JSON, in bytes.
 fn json_size(part: &impl Serialize) -> usize {
-    // Maps here have string keys and no type can refuse, so this can't fail.
+    // Serialisation of these types can't fail.
     serde_json::to_string(part).map_or(LARGEST_SET, |text| text.len())
 }
 
-/// Whether the node carries the handler, whosever it is.
+/// Whether the node carries the handler of any Shim.
 fn is_carried(applied: Option<&Applied>, handler: &String) -> bool {
     let shims = applied
         .into_iter()
@@ -343,12 +348,12 @@ fn is_carried(applied: Option<&Applied>, handler: &String) -> bool {
     requests.any(|request| request.handlers.contains(handler))
 }
 
-/// The request of `shim` that was fulfilled last.
+/// The last fulfilled request of `shim`.
 fn last_applied<'a>(applied: Option<&'a Applied>, shim: &ShimView) -> Option<&'a ShimRequest> {
     applied?.shims.get(&shim.name)?.request.as_ref()
 }
 
-/// A user's Shim beats a default one, then the older one wins; the name decides between twins.
+/// Order of precedence: a user's Shim before a default Shim, then the older one, then by name.
 #[must_use]
 pub fn precedence(shim: &ShimView) -> (bool, jiff::Timestamp, String) {
     (
@@ -358,7 +363,7 @@ pub fn precedence(shim: &ShimView) -> (bool, jiff::Timestamp, String) {
     )
 }
 
-/// Whether the Shim asks for KWasm's annotation.
+/// Whether the Shim selects nodes by KWasm's annotation.
 fn by_annotation(shim: &ShimView) -> bool {
     shim.spec.as_ref().is_ok_and(|spec| {
         let selector = spec.annotation_selector.as_ref();
@@ -366,7 +371,7 @@ fn by_annotation(shim: &ShimView) -> bool {
     })
 }
 
-/// Whether `node` should carry `shim`. One that can't be read, or that nothing is to be done about, stays where it is.
+/// Whether `shim` selects `node`. A Shim that can't be read or is paused stays on its nodes.
 fn selects(
     shim: &ShimView,
     node: &NodeView,
@@ -391,7 +396,7 @@ fn selects(
             .all(|(key, value)| node.annotations.get(key) == Some(value) || asked_for(key))
 }
 
-/// The request for the Shim `name` on the platform of `node`, or why there is none.
+/// The request for the Shim `name` on the platform of `node`, or why it is not possible.
 fn resolve(name: &str, spec: &ShimSpec, node: &NodeView) -> Result<ShimRequest, api::Error> {
     if !is_label_name(name) {
         return Err(api::Error::Name {
@@ -419,8 +424,8 @@ fn options(spec: &ShimSpec) -> BTreeMap<String, OptionValue> {
         .collect()
 }
 
-/// Says in the request of a Job what need not be fetched, as the node said that it has it. What stands in no Shim any more, but in the
-/// node's annotation alone, is never fetched: whoever may write that annotation must not choose what a host runs.
+/// Marks in the request what need not be fetched, because the node reported it. A Shim that only the node's annotation names is never
+/// fetched: anybody with access to the annotation must not choose what a host runs.
 pub fn hint(desired: &Desired, applied: &Applied, request: &mut ProvisionRequest) {
     for shim in &mut request.shims {
         let known = applied.shims.get(&shim.name);
@@ -441,7 +446,7 @@ pub fn hint(desired: &Desired, applied: &Applied, request: &mut ProvisionRequest
     }
 }
 
-/// By what a summary tells one request for a Shim from another: 16 hexadecimal digits.
+/// A short digest of a request for the annotation: 16 hexadecimal digits.
 #[must_use]
 pub fn fingerprint(request: &ShimRequest) -> String {
     let text = handoff::to_json(request);

@@ -1,4 +1,4 @@
-//! Kubernetes Events subject nodes and Shims: what `kubectl describe` shows. Pure.
+//! Kubernetes Events about nodes and Shims, as `kubectl describe` shows them. Pure.
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -8,23 +8,23 @@ use kube::Resource;
 
 use crate::names::{self, reasons};
 
-/// Where Events on objects without a namespace live.
+/// Namespace of Events about objects without a namespace.
 pub const NAMESPACE: &str = "default";
 
-/// Seconds for which the same sentence is one piece of news: the longest wait between attempts, so that one that fails for hours
-/// is told of as often as it is tried then.
-const NEWS: i64 = 600;
+/// Seconds for which an equal Event is published once. This is the longest wait between attempts, so that a persistent failure is reported
+/// once per attempt.
+const PERIOD: i64 = 600;
 
-/// Kubernetes bounds an Event's note at 1,024 bytes (events.k8s.io/v1).
+/// Longest note of an Event, in bytes; Kubernetes allows 1,024 (events.k8s.io/v1).
 pub const LONGEST_NOTE: usize = 1_000;
 
-/// Whether a terminal acts on a letter rather than showing it: control characters, line separators, changes of direction.
+/// Whether a terminal interprets a character instead of showing it: control characters, line separators, changes of direction.
 fn steers(letter: char) -> bool {
     letter.is_control()
         || matches!(letter, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
-/// At most `longest` bytes of `text`, on one line.
+/// Shortens `text` to `longest` bytes on one line.
 #[must_use]
 pub fn cut(text: &str, longest: usize) -> String {
     let mut line: String = text
@@ -42,19 +42,19 @@ pub fn cut(text: &str, longest: usize) -> String {
     line
 }
 
-/// What people should read subject a node or a Shim.
+/// The content of an Event.
 #[derive(Debug, PartialEq)]
 pub struct EventSpec {
-    /// Something is wrong.
+    /// Whether the type is `Warning`.
     pub warning: bool,
-    /// A word of [`reasons`].
+    /// The reason, one of [`reasons`].
     pub reason: String,
-    /// One sentence.
+    /// The note: one sentence.
     pub note: String,
 }
 
 impl EventSpec {
-    /// That something on a node failed, for the reason given.
+    /// The Event for a failure on a node.
     #[must_use]
     pub fn failure(reason: &str) -> Self {
         Self {
@@ -65,21 +65,21 @@ impl EventSpec {
     }
 }
 
-/// What an Event is subject.
+/// The object of an Event.
 #[derive(Debug, Clone)]
 pub struct Subject {
-    /// `v1` for a node.
+    /// API version, `v1` for a node.
     pub api_version: String,
-    /// `Node` or `Shim`.
+    /// Kind, `Node` or `Shim`.
     pub kind: String,
-    /// Its name.
+    /// The name.
     pub name: String,
-    /// Its UID.
+    /// The UID.
     pub uid: String,
 }
 
 impl Subject {
-    /// Subject the object `name`.
+    /// The object `name`.
     #[must_use]
     pub fn of<K: Resource<DynamicType = ()>>(name: String, uid: String) -> Self {
         Self {
@@ -91,12 +91,12 @@ impl Subject {
     }
 }
 
-/// The Event object for `news` subject something.
+/// The Event object about `subject`.
 ///
-/// Its name is a hash of what it says and of its [`NEWS`], so that the same news is one object, however often it is told.
+/// Its name is a hash of its content and of its period of [`PERIOD`] seconds, so that equal Events within a period are one object.
 #[must_use]
 pub fn build(subject: &Subject, event: &EventSpec, now: Timestamp) -> Event {
-    let since = now.as_second().div_euclid(NEWS);
+    let since = now.as_second().div_euclid(PERIOD);
     let said = format!("{}/{since}/{}/{}", subject.uid, event.reason, event.note);
     Event {
         metadata: ObjectMeta {
@@ -132,7 +132,7 @@ mod tests {
     use crate::controller::cluster::slim::NodeObject;
 
     #[test]
-    fn the_same_news_is_one_object_for_a_while_and_other_news_another() {
+    fn equal_events_within_ten_minutes_are_one_object() {
         let name = |note: &str, second: i64| {
             let event = EventSpec {
                 warning: true,

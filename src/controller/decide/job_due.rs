@@ -1,4 +1,4 @@
-//! Whether a host needs a Job, when, and whether one could do its work now. Pure.
+//! Whether and when a node needs a Job, and whether the Job could run now. Pure.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
@@ -10,44 +10,44 @@ use super::types::Observed;
 use crate::controller::cluster::node_view::{Applied, NodeView};
 use crate::handoff::ShimRequest;
 
-/// First wait after a failure; doubled by each further one. Long enough for a mirror's hiccup or a node's reboot to pass.
+/// Wait after the first failure; each further failure doubles it. Long enough for a short outage of a mirror, or a reboot of the node.
 const FIRST_RETRY: Duration = Duration::from_secs(30);
 
-/// Longest wait between attempts: an operator who repaired the cause sees the node recover within it.
+/// Longest wait between attempts: after an operator removed the cause, the node recovers within this time.
 const LONGEST_RETRY: Duration = Duration::from_mins(10);
 
-/// How far the clock that wrote a time may be ahead of ours and still be believed.
+/// How far a recorded time may lie in the future and still be believed.
 const CLOCK_SKEW: SignedDuration = SignedDuration::from_mins(10);
 
-/// A kubelet asks its runtime every 5 s and publishes handlers with its status, every 10 s if something changed: many beats.
+/// A kubelet asks its runtime every 5 s and publishes changed handlers within 10 s.
 const LISTING_PATIENCE: Duration = Duration::from_mins(2);
 
-/// Between two looks at a host of which nothing is heard: a binary that somebody removed shows nowhere else. Half a day of it is spread
-/// over the nodes, so that they don't all come at once.
+/// Interval between two checks of a host without any event, because nothing else shows that a binary was removed. Spread over half a day,
+/// so that the nodes are not checked at the same time.
 const LOOK_EVERY: Duration = Duration::from_hours(18);
 const SPREAD_SECONDS: u64 = 12 * 60 * 60;
 
-/// Interrupted attempts in a row that are followed by the next at once. A node that shuts down or a drain interrupts one or two; what
-/// ends every pod within seconds, for example an eviction for want of memory, must not make Job after Job, and gets the back-off of a
-/// failure from here on.
+/// Interrupted attempts in a row that are repeated at once. A node shutdown or a drain interrupts one or two attempts. What ends every pod
+/// within seconds, for example an eviction because of memory pressure, must not cause one Job after the other: further attempts wait as
+/// after failures.
 pub const INTERRUPTIONS_AT_ONCE: u32 = 3;
 
-/// Whether the host needs a Job.
+/// Whether the node needs a Job.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Need {
-    /// It is as it should be.
+    /// The host is as it should be.
     Nothing,
-    /// Not before this has passed.
+    /// A Job is due after this time.
     Wait(Duration),
-    /// At once.
+    /// A Job is due now.
     Now,
 }
 
-/// What the host needs.
+/// Whether the node needs a Job.
 #[must_use]
 pub fn need(seen: &Observed, desired: &Desired, applied: Option<&Applied>) -> Need {
     let Some(applied) = applied else {
-        // A label without a summary: a claim whose Job nobody has heard of. The host may carry anything.
+        // A label without an annotation: a claim without a known Job. The host may carry anything.
         let claimed = seen.node.labelled().any(|(shim, _)| {
             !matches!(
                 desired.verdicts.get(shim),
@@ -76,7 +76,7 @@ pub fn need(seen: &Observed, desired: &Desired, applied: Option<&Applied>) -> Ne
         return Need::Now;
     }
     if seen.now.duration_since(applied.at) < -CLOCK_SKEW {
-        // Nobody waits for a time that no clock of ours has shown.
+        // A time this far in the future is not believed.
         return Need::Now;
     }
     let since = age(seen.now, applied.at);
@@ -91,7 +91,7 @@ pub fn need(seen: &Observed, desired: &Desired, applied: Option<&Applied>) -> Ne
     }
 }
 
-/// How long until a host that is as it should be is looked at again; nothing where it carries nothing.
+/// Time until the next regular check of a host; `None` if it carries nothing.
 #[must_use]
 pub fn next_look(seen: &Observed, applied: Option<&Applied>) -> Option<Duration> {
     let applied = applied.filter(|applied| !applied.shims.is_empty())?;
@@ -101,7 +101,7 @@ pub fn next_look(seen: &Observed, applied: Option<&Applied>) -> Option<Duration>
     Some(after.saturating_sub(age(seen.now, applied.at)))
 }
 
-/// Whether the kubelet agrees with the report on every handler.
+/// Whether the kubelet lists every served handler.
 #[must_use]
 pub fn all_listed(node: &NodeView, applied: &Applied) -> bool {
     applied
@@ -111,15 +111,14 @@ pub fn all_listed(node: &NodeView, applied: &Applied) -> bool {
         .all(|(handler, served)| !served || node.lists(handler))
 }
 
-/// How long to wait after so many attempts.
+/// The wait after so many failed attempts: [`FIRST_RETRY`], doubled for each attempt after the first one.
 #[must_use]
 pub fn backoff(attempts: u32) -> Duration {
     let doublings = attempts.saturating_sub(1).min(10);
     (FIRST_RETRY * 2_u32.pow(doublings)).min(LONGEST_RETRY)
 }
 
-/// Whether a Job could do its work on the node now. Its kubelet has to run it; and a cordoned node is being worked on: nothing is
-/// brought there, but what is to go may go.
+/// Whether a Job could run on the node now. The node must be ready. On a cordoned node, shims are removed but not installed.
 #[must_use]
 pub fn may_begin(seen: &Observed, desired: &Desired, applied: Option<&Applied>) -> bool {
     let known = |shim: &ShimRequest| {
@@ -130,7 +129,7 @@ pub fn may_begin(seen: &Observed, desired: &Desired, applied: Option<&Applied>) 
     seen.node.ready && !(seen.node.cordoned && brings)
 }
 
-/// How long ago something was; nothing where clocks disagree.
+/// Time since `then`; zero if `then` lies in the future.
 #[must_use]
 pub fn age(now: Timestamp, then: Timestamp) -> Duration {
     Duration::try_from(now.duration_since(then)).unwrap_or_default()

@@ -1,4 +1,4 @@
-//! How a Job's end becomes what is known of a host, and what people read of it. Pure; the steps around it are those of `decide`.
+//! The end of a Job: what it says about the host, and the Event for it. Pure.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,35 +14,35 @@ use crate::handoff::{
 };
 use crate::names::reasons;
 
-/// Longest sentence that is kept per Shim: thirty of them stay far below the 256 KiB that a node's annotations may take.
+/// Longest reason per Shim, in bytes: thirty reasons stay far below the 256 KiB for annotations.
 const LONGEST_REASON: usize = 400;
 
-/// The job controller makes a pod within a second; a minute without one is a quota, an admission rule or a missing account. And a pod
-/// ends within the 30 s of its grace period; one that doesn't is on a node that nobody hears of.
+/// The Job controller creates a pod within a second: after a minute, a quota, an admission policy or a missing account prevents it. A pod
+/// ends within its grace period; after a minute, its node is probably down.
 const POD_PATIENCE: Duration = Duration::from_mins(1);
 
-/// What to do about a Job that never got one.
-const NO_POD: &str = "the Job has had no pod for a minute; see the Events of the Job, often a quota or an admission policy";
+/// The message for a Job without a pod.
+const NO_POD: &str = "the Job has had no pod for one minute; check the Job's Events for a quota or an admission policy";
 
-/// What the end of a Job comes to.
+/// The end of a Job.
 #[derive(Debug)]
 pub struct JobEnd {
-    /// What is known of the host now.
+    /// What is known about the host now.
     pub applied: Applied,
-    /// What is counted of it.
+    /// The values for the metrics.
     pub ended: Ended,
-    /// What people should read of it.
+    /// The Event to publish.
     pub event: Option<EventSpec>,
-    /// When to decide again though nothing changes.
+    /// When to reconcile again even if nothing changes.
     pub look_again: Option<Duration>,
 }
 
-/// What the end of a Job comes to that has not been read yet; nothing while it works, or may still.
+/// The end of a Job that is not recorded yet; `None` while it is running.
 #[must_use]
 pub fn of(seen: &Observed, applied: Option<&Applied>, job: &JobView) -> Option<JobEnd> {
     let applied = applied.cloned().unwrap_or_default();
     let Some(request) = &job.request else {
-        let reason = "the Job carries no request for this node object that this release reads";
+        let reason = "failed to read the request of the Job for this node object";
         return Some(fail(seen, applied, job, reason));
     };
     let over = || patience(seen, job).is_none();
@@ -57,7 +57,7 @@ pub fn of(seen: &Observed, applied: Option<&Applied>, job: &JobView) -> Option<J
     }
 }
 
-/// How long the Job is still waited for, where there is a bound.
+/// How long to wait for the Job, if the wait is limited.
 #[must_use]
 pub fn patience(seen: &Observed, job: &JobView) -> Option<Duration> {
     let since = match &job.progress {
@@ -72,7 +72,7 @@ pub fn patience(seen: &Observed, job: &JobView) -> Option<Duration> {
     (!rest.is_zero()).then_some(rest)
 }
 
-/// The Job said nothing of the host: what was known stays, the reason is written down.
+/// The Job did not report: keep what was known, and record the reason.
 fn fail(seen: &Observed, mut applied: Applied, job: &JobView, reason: &str) -> JobEnd {
     applied.reason = Some(shortened(reason));
     applied.unsupported = false;
@@ -80,7 +80,7 @@ fn fail(seen: &Observed, mut applied: Applied, job: &JobView, reason: &str) -> J
     conclude(seen, applied, job, None, true)
 }
 
-/// The Job's report becomes what is known of the host.
+/// Records the report.
 fn read(
     seen: &Observed,
     mut applied: Applied,
@@ -105,19 +105,20 @@ fn read(
         report.result,
         Outcome::Refused | Outcome::RolledBack | Outcome::Broken
     ) {
-        // Nothing went off the host: what was to go is still there.
+        // Nothing was removed from the host.
         for (name, known) in before {
             applied.shims.entry(name).or_insert(known);
         }
     }
     let lingering = linger(&mut applied, request, report);
-    // A kubelet has had its time once an attempt was made for its list alone.
+    // The kubelet had time to list the handlers once a second attempt was made.
     if applied.attempts > 1 {
         deny(&mut applied, seen.node);
     }
     applied.digest.clone_from(&job.digest);
     applied.machine_id.clone_from(&seen.node.machine_id);
-    // What a host said before it rebooted is no proof of what it is now; one that says so twice and its kubelet see it differently.
+    // A report from before the last reboot proves nothing about the node now, so the next decision tries again. If the second attempt
+    // reports the same old boot ID, take that of the kubelet: the two read it differently.
     let is_older = !report.boot_id.is_empty() && applied.attempts <= 1;
     applied.boot_id.clone_from(if is_older {
         &report.boot_id
@@ -139,7 +140,7 @@ fn read(
     let only_lingers = lingering && well.all(|shim| shim.reason.is_none());
     let mut end = conclude(seen, applied, job, Some(report), failed);
     if only_lingers && let Some(event) = &mut end.event {
-        // Pods use it: it goes once they have ended.
+        // Pods still use the shim; it is removed after they have ended.
         (event.warning, event.reason) = (false, reasons::REMOVING.to_owned());
     }
     if !failed && !is_news {
@@ -148,7 +149,7 @@ fn read(
     end
 }
 
-/// A signal ended the Job before it changed the host: what was known of the host stays, and the attempt is no failure.
+/// A signal ended the installer before the host was changed: keep what was known; the attempt is no failure.
 fn interrupted(
     seen: &Observed,
     mut applied: Applied,
@@ -170,7 +171,7 @@ fn interrupted(
     let event = EventSpec {
         warning: false,
         reason: reasons::INTERRUPTED.to_owned(),
-        note: "a signal ended the installer before it changed the host, for example because the node shuts down; the change is tried again".to_owned(),
+        note: "a signal ended the installer before the host was changed, for example at a node shutdown; the installer is run again".to_owned(),
     };
     JobEnd {
         event: Some(event),
@@ -180,7 +181,7 @@ fn interrupted(
     }
 }
 
-/// What became of a Job, as a count; `applied` has the time of the claim still.
+/// The values for the metrics; `applied` still has the time of the claim.
 fn ended(seen: &Observed, applied: &Applied, report: Option<&ProvisionReport>) -> Ended {
     Ended {
         outcome: report.map_or("silent", |report| outcome(report.result)),
@@ -190,7 +191,7 @@ fn ended(seen: &Observed, applied: &Applied, report: Option<&ProvisionReport>) -
     }
 }
 
-/// What the host has of a Shim that it was asked for.
+/// The state of a requested Shim on the host.
 fn became(
     shim: &ShimRequest,
     before: Option<&AppliedShim>,
@@ -198,7 +199,7 @@ fn became(
     done: bool,
 ) -> AppliedShim {
     let told = || report.handlers.iter().filter(|told| told.shim == shim.name);
-    // A report that had to be cut short says nothing of some handlers; its verdict as a whole stands.
+    // A shortened report lacks some handlers; its outcome as a whole counts for them.
     let served = |handler: &String| {
         told()
             .find(|told| told.handler == *handler)
@@ -233,7 +234,7 @@ fn digest(told: &HandlerReport) -> Option<String> {
     told.sha256.clone().filter(|digest| is_sha256(digest))
 }
 
-/// Says of each Shim that containerd serves and the kubelet does not list that it is not served.
+/// Marks Shims as failed that containerd serves and the kubelet does not list.
 fn deny(applied: &mut Applied, node: &NodeView) {
     for shim in applied.shims.values_mut() {
         let served = shim.handlers.iter().filter(|(_, served)| **served);
@@ -243,16 +244,16 @@ fn deny(applied: &mut Applied, node: &NodeView) {
             .collect();
         if !unlisted.is_empty() && shim.reason.is_none() {
             shim.reason = Some(format!(
-                "containerd serves {} and the kubelet does not list it; see that both are of one containerd",
+                "containerd serves {} but the kubelet does not list it; check that the kubelet uses this containerd",
                 unlisted.join(", ")
             ));
         }
     }
 }
 
-/// Keeps what the host still serves though it was not asked for: it is in use, or could not be taken away.
+/// Records what the host still serves although it was not requested: it is in use, or its removal failed.
 ///
-/// Names become labels: what can't be one never came from a request of ours.
+/// Names become labels: a name that is not a valid label never came from a request.
 fn linger(applied: &mut Applied, request: &ProvisionRequest, report: &ProvisionReport) -> bool {
     let mut any = false;
     for told in &report.handlers {
@@ -268,14 +269,14 @@ fn linger(applied: &mut Applied, request: &ProvisionRequest, report: &ProvisionR
             shim.reason = Some(
                 told.reason
                     .as_deref()
-                    .map_or_else(|| "it is still served".to_owned(), shortened),
+                    .map_or_else(|| "the handler is still served".to_owned(), shortened),
             );
         }
     }
     any
 }
 
-/// What every end of a Job has in common: the count of attempts, and what people read.
+/// Completes every end of a Job: counts the attempt and makes the Event.
 fn conclude(
     seen: &Observed,
     mut applied: Applied,
@@ -291,7 +292,7 @@ fn conclude(
         applied.attempted.clone_from(&job.digest);
         applied.attempts = 1;
     }
-    // A handler that the kubelet has yet to list is no failure, and neither is a boot since the report, but the attempt is not over.
+    // Handlers that the kubelet has yet to list, or a reboot since the report, are no failure, but the attempt is not complete.
     let rebooted = report.is_some() && applied.boot_id != seen.node.boot_id;
     let open = failed || rebooted || !all_listed(seen.node, &applied);
     applied.attempts = if open { applied.attempts.max(1) } else { 0 };
@@ -302,7 +303,7 @@ fn conclude(
         (None, true) => EventSpec {
             warning: false,
             reason: reasons::REMOVED.to_owned(),
-            note: "no shim is left on the host".to_owned(),
+            note: "the host carries no shim any more".to_owned(),
         },
         (None, false) => EventSpec {
             warning: false,
@@ -318,13 +319,13 @@ fn conclude(
     }
 }
 
-/// One sentence that names each Shim that is not as asked, and what the operator can do.
+/// One sentence with the reason and the help for each Shim that failed.
 fn sentence(applied: &Applied, report: &ProvisionReport) -> String {
     let each = applied.shims.iter().filter_map(|(name, shim)| {
         let reason = shim.reason.as_ref()?;
         (report.reason.as_ref() != Some(reason)).then(|| format!("shim {name}: {reason}"))
     });
-    // A reason that is one Shim's stands among the Shims' already, and with it its remedy.
+    // A reason of a single Shim is among the reasons of the Shims already, with its help.
     let whole = report
         .reason
         .as_ref()
@@ -337,16 +338,16 @@ fn sentence(applied: &Applied, report: &ProvisionReport) -> String {
         .chain(each)
         .collect();
     if parts.is_empty() {
-        "the installer gave no reason; see the log of its pod".to_owned()
+        "the installer gave no reason; see the log of the installer's pod".to_owned()
     } else {
-        // Each has its share: the first of many must not talk the others down.
+        // Each part gets its share, so that the first one can't displace the others.
         let share = (LONGEST_NOTE / parts.len()).saturating_sub(2);
         let parts: Vec<String> = parts.iter().map(|part| elide(part, share)).collect();
         cut(&parts.join("; "), LONGEST_NOTE)
     }
 }
 
-/// The report's outcome as a metric's label.
+/// The outcome as a label of a metric.
 fn outcome(result: Outcome) -> &'static str {
     match result {
         Outcome::Applied => "applied",
@@ -358,7 +359,7 @@ fn outcome(result: Outcome) -> &'static str {
     }
 }
 
-/// At most [`LONGEST_REASON`] bytes of a sentence, on one line.
+/// Shortens a sentence to [`LONGEST_REASON`] bytes on one line.
 #[must_use]
 pub fn shortened(text: &str) -> String {
     cut(&elide(text, LONGEST_REASON), LONGEST_REASON)
@@ -380,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_shim_says_of_itself_is_told_once() {
+    fn the_reason_of_a_shim_is_in_the_sentence_once() {
         let mut report = ProvisionReport::new(Outcome::Partial);
         report.reason = Some("shim spin: pods still use it".to_owned());
         report.remedy = Some("delete them".to_owned());
@@ -389,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_shims_each_has_its_say() {
+    fn every_failed_shim_is_in_the_shortened_sentence() {
         let mut all = Applied::default();
         for shim in ["spin", "wasmedge", "wasmer", "wasmtime"] {
             all.shims
@@ -404,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn what_holds_for_the_whole_host_is_told_once_and_with_its_remedy() {
+    fn a_reason_of_the_whole_host_is_in_the_sentence_once_with_its_help() {
         let mut report = ProvisionReport::new(Outcome::Refused);
         report.reason = Some("the file can't be parsed".to_owned());
         report.remedy = Some("correct it".to_owned());

@@ -1,7 +1,7 @@
-//! The Job that changes one host: its whole definition. Pure.
+//! The Job that changes one host. Pure.
 //!
-//! What parses bytes from the network (`fetch`) is unprivileged and sees no host; what changes the host (`install`) needs no
-//! network and gets no API token.
+//! The container `fetch` parses bytes from the network; it is unprivileged and sees nothing of the host. The container `install` changes
+//! the host; it needs no network and has no API token.
 
 use std::collections::BTreeMap;
 
@@ -22,7 +22,7 @@ use crate::controller::settings::Settings;
 use crate::handoff::ProvisionRequest;
 use crate::names;
 
-/// Times that the Job itself runs an installer again that was killed, for example with the restart that it asked for.
+/// How often the Job itself restarts an installer that was killed, for example by the restart that it requested.
 const KILLED_RETRIES: i32 = 3;
 
 /// An installer that gets SIGTERM undoes its change, or finishes it where containerd has restarted; both wait for containerd.
@@ -31,15 +31,15 @@ const GRACE_SECONDS: i64 = 120;
 /// Unpacked shims are tens of megabytes each; a node's set stays far below this.
 const ARTIFACTS_LIMIT: &str = "4Gi";
 
-/// The user that owns nothing: the one that distroless images call nonroot.
+/// An unprivileged user: `nonroot` of the distroless images.
 const NOBODY: i64 = 65_532;
 
-/// Exit statuses of an installer that has reported (`handoff::Outcome`): the Job doesn't run it again.
+/// Exit statuses after which the installer has reported (`handoff::Outcome`): the Job does not run it again.
 const REPORTED: [i32; 5] = [1, 2, 3, 4, 5];
 
 type Pairs = BTreeMap<String, String>;
 
-/// The Job that brings `request`, which has this digest, to the node.
+/// The Job that carries `request`, with this digest, to the node.
 #[must_use]
 pub fn build(
     settings: &Settings,
@@ -80,7 +80,7 @@ pub fn build(
             namespace: Some(settings.namespace.clone()),
             labels: Some(job_labels),
             annotations: Some(job_annotations),
-            // The Job of a node that is gone goes with it.
+            // The garbage collector deletes the Job together with the node.
             owner_references: Some(vec![OwnerReference {
                 api_version: Node::api_version(&()).into_owned(),
                 kind: Node::kind(&()).into_owned(),
@@ -116,7 +116,7 @@ fn pairs<const N: usize>(pairs: [(&str, &str); N]) -> Pairs {
         .collect()
 }
 
-/// The word of runtime-class-manager for a Job that leaves a node such a set.
+/// The operation in runtime-class-manager's terms.
 fn operation(request: &ProvisionRequest) -> &'static str {
     if request.shims.is_empty() {
         "uninstall"
@@ -125,7 +125,7 @@ fn operation(request: &ProvisionRequest) -> &'static str {
     }
 }
 
-/// The labels by which runtime-class-manager's users select Jobs. A label can't hold a list: the Job of several Shims names none.
+/// The labels by which users of runtime-class-manager select Jobs. A label can't hold a list, so the Job of several Shims names none.
 fn rcm_labels(job: &str, request: &ProvisionRequest) -> Pairs {
     let mut labels = pairs([
         (names::RCM_JOB_LABEL, "true"),
@@ -138,7 +138,7 @@ fn rcm_labels(job: &str, request: &ProvisionRequest) -> Pairs {
     labels
 }
 
-/// The annotations of runtime-class-manager's Jobs; one of them lists the Shims, separated by commas.
+/// The annotations of runtime-class-manager's Jobs. One of them lists the Shims, separated by commas.
 fn rcm_annotations(node: &str, request: &ProvisionRequest) -> Pairs {
     let shims: Vec<&str> = request
         .shims
@@ -164,7 +164,7 @@ fn pod(settings: &Settings, node_name: &str) -> PodSpec {
         enable_service_links: Some(false),
         host_pid: settings.job_host_pid.then_some(true),
         priority_class_name: settings.job_priority_class.clone(),
-        // A node is provisioned whatever its taints say: they keep pods away, and this one is for the node itself.
+        // Taints are for pods that run on the node; this pod is for the node itself.
         tolerations: Some(vec![Toleration {
             operator: Some("Exists".to_owned()),
             ..Toleration::default()
@@ -245,7 +245,7 @@ fn read_only(name: &str, path: &str) -> VolumeMount {
     }
 }
 
-/// What both containers have in common.
+/// The common part of both containers.
 fn container(settings: &Settings, name: &str, arguments: &[&str]) -> Container {
     let amounts = |amounts: &[(&str, &str)]| {
         let amounts = amounts.iter();
@@ -401,7 +401,7 @@ mod tests {
     #[case::none(&[], "uninstall", None)]
     #[case::one(&["spin-v2"], "install", Some("spin-v2"))]
     #[case::several(&["spin-v2", "wws"], "install", None)]
-    fn a_job_is_found_as_runtime_class_managers_was(
+    fn a_job_has_the_labels_and_annotations_of_runtime_class_manager(
         #[case] shims: &[&str],
         #[case] operation: &str,
         #[case] label: Option<&str>,
@@ -457,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_may_end_pods_only_where_the_operator_says_so() {
+    fn a_job_may_end_pods_only_if_the_settings_allow_it() {
         for allowed in [false, true] {
             let settings = Settings {
                 allow_pod_restarts: allowed,
@@ -472,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_sees_the_processes_of_its_node_only_where_the_operator_says_so() {
+    fn a_job_shares_the_pid_namespace_of_its_node_only_if_the_settings_allow_it() {
         for (shared, expected) in [(false, None), (true, Some(true))] {
             let settings = Settings {
                 job_host_pid: shared,
@@ -485,7 +485,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_fetches_knows_of_a_proxy() {
+    fn only_the_fetch_container_gets_the_proxy_variables() {
         let settings = Settings {
             ca_config_map: None,
             job_proxies: [("HTTPS_PROXY", "http://proxy:3128".to_owned())].into(),
@@ -499,7 +499,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_has_the_priority_that_the_operator_gives_it() {
+    fn a_job_has_the_priority_class_of_the_settings() {
         for class in [None, Some("system-node-critical".to_owned())] {
             let settings = Settings {
                 job_priority_class: class.clone(),
@@ -512,7 +512,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lifetime_of_zero_or_less_is_none() {
+    fn a_job_lifetime_of_zero_or_less_is_left_out() {
         for (ttl, expected) in [
             (None, None),
             (Some(0), None),

@@ -1,7 +1,8 @@
-//! The heart: what to do next about one node. Pure: no client, no clock, no logging; an empty plan means that all is as it should be.
+//! The decision about one node: what to do next. Pure: no client, no clock, no logging. An empty plan means that the node is as it should
+//! be.
 //!
-//! Claim, act, prove, advertise, one step a decision: the labels and the annotation are written before the Job is made, the
-//! report is written down before the Job goes.
+//! The steps are claim, act, prove and advertise, one per decision: labels and annotation are written before the Job is created, and the
+//! report is recorded before the Job is deleted.
 
 use std::time::Duration;
 
@@ -29,20 +30,21 @@ use job_result::JobEnd;
 use node_labels::settled;
 use types::{Decision, Hold, JobStep, Observed, Plan};
 
-/// Deleting a Job takes a second; a minute is a finalizer that somebody set and nobody removes.
+/// Deleting a Job takes a second; after a minute, a finalizer prevents it.
 const DELETION_PATIENCE: Duration = Duration::from_mins(1);
 
-/// What to do about such a finalizer.
-const JOB_WITH_FINALIZER: &str = "the node's last Job is held by a finalizer and can't make room for the next; remove its finalizers";
+/// The message for such a Job.
+const JOB_WITH_FINALIZER: &str =
+    "the node's previous Job is not deleted because it has finalizers; remove the Job's finalizers";
 
-/// Whether the node's Job is at work, or its end is not written down yet.
+/// Whether the node's Job is running, or its end is not recorded yet.
 fn works(seen: &Observed, applied: Option<&Applied>) -> bool {
     seen.job.is_some_and(|job| {
         job.deleting.is_none() && applied.is_none_or(|applied| applied.job != job.uid)
     })
 }
 
-/// Decides what to do next about one node; nothing about one that is being deleted.
+/// Decides what to do next about one node; `None` for a node that is being deleted.
 #[must_use]
 pub fn decide(seen: &Observed) -> Option<Decision> {
     if seen.node.deleting {
@@ -82,7 +84,7 @@ pub fn decide(seen: &Observed) -> Option<Decision> {
     })
 }
 
-/// What a node is like before anything is decided on it; nothing of one that is being deleted.
+/// The state of a node before a decision; `None` for a node that is being deleted.
 #[must_use]
 pub fn undecided(seen: &Observed) -> Option<Decision> {
     let applied = seen.node.applied();
@@ -112,7 +114,7 @@ fn next(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
         {
             after_reading(seen, desired, applied, job)
         }
-        // Labels may change meanwhile, for example where a Shim was deselected.
+        // Labels may change meanwhile, for example when a Shim no longer selects the node.
         Some(job) => Plan {
             look_again: job_result::patience(seen, job),
             ..settled(seen, desired, applied, JobStep::None)
@@ -121,7 +123,7 @@ fn next(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
     }
 }
 
-/// The end of the Job is written down and told; the Job goes in the same step, unless finished Jobs are kept.
+/// Records and reports the end of the Job, and deletes the Job unless finished Jobs are kept.
 fn write_down(seen: &Observed, desired: &Desired, job: &JobView, ended: JobEnd) -> Plan {
     let step = if seen.keep_jobs {
         JobStep::None
@@ -136,7 +138,7 @@ fn write_down(seen: &Observed, desired: &Desired, job: &JobView, ended: JobEnd) 
     }
 }
 
-/// The Job has been read: it goes now if it must make room, or unless finished Jobs are kept.
+/// The end of the Job is recorded: it is deleted if it must make room, or unless finished Jobs are kept.
 fn after_reading(
     seen: &Observed,
     desired: &Desired,
@@ -155,7 +157,7 @@ fn after_reading(
     }
 }
 
-/// The Job is on its way out; one that doesn't go holds up the node, which people should know.
+/// The Job is being deleted. If that takes too long, the node is blocked, which is reported.
 fn while_deleted(
     seen: &Observed,
     desired: &Desired,
@@ -180,7 +182,7 @@ fn while_deleted(
     }
 }
 
-/// No Job: make one if the host is not known to be as it should.
+/// There is no Job: create one unless the host is known to be as it should.
 fn act(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
     if let (Some(reason), Some(applied)) = (seen.rejected, applied.clone()) {
         return not_made(seen, desired, applied, reason);
@@ -208,7 +210,7 @@ fn act(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
     }
 }
 
-/// What is to go is withdrawn at once; that something is to come is written with the claim.
+/// Labels are withdrawn at once, but `pending` is written with the claim only.
 fn suppress_pending_label(
     seen: &Observed,
     desired: &Desired,
@@ -230,13 +232,13 @@ fn suppress_pending_label(
     Plan { look_again, ..plan }
 }
 
-/// Writes down that an attempt begins, then makes the Job.
+/// Records that an attempt begins, then creates the Job.
 fn claim(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
     let mut request = desired.request_with_reserved(seen.cluster);
     let digest = desired.digest.clone();
     let mut applied = applied.unwrap_or_default();
     if !applied.machine_id.is_empty() && applied.machine_id != seen.node.machine_id {
-        // Another host answers under this node object: nothing that was known holds.
+        // The node object has another host: nothing that was known holds.
         applied = Applied::default();
     }
     if applied.attempted != digest {
@@ -264,7 +266,7 @@ fn claim(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
     )
 }
 
-/// The Job could not be made, for the reason given.
+/// The Job could not be created, for the reason given.
 fn not_made(seen: &Observed, desired: &Desired, mut applied: Applied, reason: &str) -> Plan {
     let note = job_result::shortened(reason);
     applied.reason = Some(note.clone());

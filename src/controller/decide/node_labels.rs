@@ -1,4 +1,4 @@
-//! What a node's labels and its annotation should say, as an edit of what they say. Pure.
+//! The labels and the annotation of a node, as an edit of the present ones. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +11,7 @@ use crate::controller::cluster::slim::Taint;
 use crate::handoff;
 use crate::names::{self, Progress};
 
-/// Whether a handler is served: the report said so, of this very host, and the kubelet doesn't deny it.
+/// Whether a handler is served: the report of this host says so, and the kubelet does not contradict.
 fn served(node: &NodeView, applied: Option<&Applied>, shim: &str, handler: &str) -> bool {
     applied.is_some_and(|applied| {
         applied.machine_id == node.machine_id
@@ -22,7 +22,7 @@ fn served(node: &NodeView, applied: Option<&Applied>, shim: &str, handler: &str)
     }) && node.lists(handler)
 }
 
-/// How far one Shim that the node wants has come, and why it is no further.
+/// The progress of one Shim on the node, and the reason for a failure.
 #[must_use]
 pub fn progress(
     node: &NodeView,
@@ -45,7 +45,7 @@ pub fn progress(
     {
         return Some((Progress::Provisioned, None));
     }
-    // A failure is one of this desired set only; another set's says nothing of the attempt to come.
+    // A failure belongs to the desired set of that attempt; after a change it says nothing.
     let reason = applied
         .filter(|applied| applied.attempted == digest)
         .and_then(|applied| {
@@ -59,7 +59,7 @@ pub fn progress(
     }
 }
 
-/// Labels as they should be, and nothing else.
+/// A plan that corrects the labels, and carries out `job`.
 #[must_use]
 pub fn settled(seen: &Observed, desired: &Desired, applied: Option<Applied>, job: JobStep) -> Plan {
     let edit = edit(
@@ -78,7 +78,7 @@ pub fn settled(seen: &Observed, desired: &Desired, applied: Option<Applied>, job
     }
 }
 
-/// What to publish_event people where a Shim's label turns to `failed` because of how the Shim is written.
+/// The Event for Shims whose label turns to `failed` because of their spec.
 fn impossible(edit: &NodeEdit, desired: &Desired) -> Option<EventSpec> {
     let failed = Some(Progress::Failed.label().to_owned());
     let notes: Vec<String> = desired
@@ -90,9 +90,9 @@ fn impossible(edit: &NodeEdit, desired: &Desired) -> Option<EventSpec> {
     (!notes.is_empty()).then(|| EventSpec::failure(&notes.join("; ")))
 }
 
-/// The edit that makes the node say what is known, if it does not already.
+/// The edit that makes the node show what is known; `None` if it does.
 ///
-/// While the node's Job is there, so is the annotation: it tells that the Job's report has been read.
+/// The annotation stays while the Job exists, because it says whether the Job's report was recorded.
 fn edit(
     node: &NodeView,
     shims: &[ShimView],
@@ -102,7 +102,7 @@ fn edit(
 ) -> Option<NodeEdit> {
     let digest = &desired.digest;
     let mut wanted: BTreeMap<String, Option<String>> = BTreeMap::new();
-    // KWasm's label: set once all that an annotated node asked for is served, and kept while nothing else is known.
+    // KWasm's label: set when the node serves everything that its annotation selects, and kept until a report says otherwise.
     let (mut complete, mut stays) = (!desired.annotated.is_empty(), true);
     let mut done = !node.os.is_empty();
     let mut tracked: BTreeSet<&str> = node.labelled().map(|(shim, _)| shim).collect();
@@ -129,7 +129,7 @@ fn edit(
             stays &= done || still_served(node, applied.as_ref(), shim, now);
         }
         let label = names::shim_label(shim);
-        // A bare label goes with ours: without ours, it was another's all along.
+        // A bare label is removed together with ours. Without ours, it belongs to something else.
         let told = now.is_some() || node.labels.contains_key(&label);
         wanted.insert(label, now.map(|now| now.label().to_owned()));
         if told && bare_label_is_ours(node, shims, shim) {
@@ -143,7 +143,7 @@ fn edit(
     {
         wanted.insert(key.clone(), None);
     }
-    // What only stays until its turn to go is no longer advertised.
+    // A Shim that only waits for its removal is no longer advertised.
     for shim in desired.verdicts.values().filter_map(Verdict::request) {
         for handler in shim
             .handlers
@@ -153,7 +153,7 @@ fn edit(
             wanted.insert(names::handler_label(handler), Some("true".to_owned()));
         }
     }
-    // A Shim that can't be read may be one that the annotation asks for.
+    // The annotation may select a Shim that can't be read.
     let legible = shims.iter().all(|shim| shim.spec.is_ok());
     let stays = stays && !desired.annotated.is_empty();
     if legible && (applied.is_some() && !stays || complete) {
@@ -175,8 +175,8 @@ fn edit(
     (edit != NodeEdit::default()).then_some(edit)
 }
 
-/// Whether a Shim that is on its way is served still as it was, or as somebody else's label says while no report has come: an upgrade
-/// withdraws nothing, and neither does a move from KWasm. A restarting kubelet rejects running pods whose selector no longer matches.
+/// Whether a Shim in progress is still served in its former version, or, before the first report, according to the label of KWasm: neither
+/// an upgrade nor a takeover withdraws the label. A restarting kubelet rejects running pods whose node selector no longer matches.
 fn still_served(
     node: &NodeView,
     applied: Option<&Applied>,
@@ -188,7 +188,7 @@ fn still_served(
         .and_then(|applied| applied.shims.get(shim))
         .map(|known| &known.handlers);
     match (reported, handlers) {
-        // What was known of another host is no reason to believe this one's label.
+        // Knowledge about another host says nothing about this label.
         (None, _) => {
             let before = node.applied();
             now == Some(Progress::Pending) && before.is_none_or(|before| before.digest.is_empty())
@@ -200,7 +200,7 @@ fn still_served(
     }
 }
 
-/// Whether nothing more is to come of a Shim on this node before pods may: it is served, or will never be.
+/// Whether pods need not wait for a Shim on this node: it is served, or will never be.
 fn is_done(
     shims: &[ShimView],
     shim: &str,
@@ -224,7 +224,7 @@ fn is_done(
     }
 }
 
-/// The taints without the one that a node starts with; nothing where it isn't there.
+/// The taints without the startup taint; `None` if the node does not have it.
 fn without_startup_taint(taints: &[Taint]) -> Option<Vec<Taint>> {
     let rest: Vec<Taint> = taints
         .iter()
@@ -234,15 +234,15 @@ fn without_startup_taint(taints: &[Taint]) -> Option<Vec<Taint>> {
     (rest.len() < taints.len()).then_some(rest)
 }
 
-/// Whether the host may still carry a Shim that the node no longer wants.
+/// Whether the host may still carry a Shim that no longer selects the node.
 fn leaving(node: &NodeView, applied: Option<&Applied>, shim: &str, digest: &str) -> bool {
-    // A label without an entry in the summary speaks of a claim that no report has answered yet.
+    // A label without an entry in the annotation belongs to a claim without a report.
     let claimed = node.labels.contains_key(&names::shim_label(shim))
         && applied.is_none_or(|applied| applied.digest != digest);
     claimed || applied.is_some_and(|applied| applied.shims.contains_key(shim))
 }
 
-/// Nothing is wanted, nothing is left, nothing is under way: the node carries no trace.
+/// Nothing is selected, installed or in progress: the annotation is removed.
 fn idle(applied: &Applied, wanted: &[handoff::ShimRequest]) -> bool {
     wanted.is_empty() && applied.shims.is_empty() && applied.attempts == 0
 }
@@ -251,8 +251,8 @@ fn summary(applied: &Applied) -> String {
     handoff::to_json(applied)
 }
 
-/// The label `<shim>` is written only between the words of runtime-class-manager, and never where a Shim selects on it, as one
-/// that can't be read may.
+/// Whether Farrier may write the label `<shim>`: only between the values of runtime-class-manager, and never if a Shim selects nodes by it,
+/// as a Shim that can't be read may.
 fn bare_label_is_ours(node: &NodeView, shims: &[ShimView], shim: &str) -> bool {
     let selected = shims.iter().any(|other| {
         other.spec.as_ref().map_or(true, |spec| {
@@ -268,7 +268,7 @@ fn bare_label_is_ours(node: &NodeView, shims: &[ShimView], shim: &str) -> bool {
             .is_none_or(|value| words.contains(&value.as_str()))
 }
 
-/// Only what differs from what is there.
+/// The differences only.
 fn changed(
     wanted: BTreeMap<String, Option<String>>,
     there: &BTreeMap<String, String>,

@@ -1,6 +1,6 @@
-//! Whose turn it is: which nodes may change a Shim that is rolled out a few nodes at a time. Pure.
+//! Which nodes may change a Shim that is rolled out a few nodes at a time. Pure.
 //!
-//! Nodes are counted over all Shims together: two rollouts at a time are no reason to have twice as many nodes restart their runtime.
+//! Nodes are counted over all Shims together: two rollouts at the same time must not restart containerd on twice as many nodes.
 
 use std::collections::BTreeMap;
 
@@ -9,18 +9,18 @@ use super::types::Tally;
 use crate::api::{MaxUpdate, ShimSpec};
 use crate::controller::cluster::node_view::NodeView;
 
-/// How far the other nodes are, as far as the turn of one depends on them.
+/// The state of the other nodes, as far as a turn depends on it.
 #[derive(Debug)]
 pub struct Others<'a> {
-    /// Nodes beside this one whose hosts are being changed.
+    /// Number of other nodes that are changing.
     pub changing: usize,
-    /// This node's own host is being changed.
+    /// This node is changing.
     pub is_changing: bool,
-    /// How far each Shim is on all nodes.
+    /// The progress of each Shim on all nodes.
     pub tallies: &'a BTreeMap<String, Tally>,
 }
 
-/// The Shims that `node` is not to change yet, each with what it waits for.
+/// The Shims that have to wait on `node`, each with the reason.
 #[must_use]
 pub fn blocked_by_rollout(
     others: &Others<'_>,
@@ -36,7 +36,7 @@ pub fn blocked_by_rollout(
         .collect()
 }
 
-/// Every Shim that `node` has to wait its turn for, as one for which it has not come.
+/// All Shims that are rolled out by turns on `node`, as if its turn had not come.
 #[must_use]
 pub fn all_blocked_by_rollout(node: &NodeView, cluster: &Cluster) -> BTreeMap<String, String> {
     let rolling = cluster.shims.iter().filter(|shim| {
@@ -44,12 +44,12 @@ pub fn all_blocked_by_rollout(node: &NodeView, cluster: &Cluster) -> BTreeMap<St
         spec.is_ok_and(|spec| most_at_a_time(node, spec).is_some())
     });
     rolling
-        .map(|shim| (shim.name.clone(), "its turn has not come".to_owned()))
+        .map(|shim| (shim.name.clone(), "waiting for its turn".to_owned()))
         .collect()
 }
 
-/// How many nodes may change together with `node`; nothing where all may. A restart of k3s or RKE2 takes the API server and etcd along,
-/// so that nodes of the control plane change one at a time, whatever the strategy.
+/// How many nodes may change together with `node`; `None` without a limit. A restart of k3s or RKE2 also restarts the API server and etcd,
+/// so control-plane nodes change one at a time with every strategy.
 fn most_at_a_time(node: &NodeView, spec: &ShimSpec) -> Option<MaxUpdate> {
     if node.control_plane {
         Some(MaxUpdate::Nodes(1))
@@ -63,18 +63,24 @@ fn waits_for(others: &Others<'_>, node: &NodeView, shim: &str, spec: &ShimSpec) 
     let none = Tally::default();
     let tally = others.tallies.get(shim).unwrap_or(&none);
     if let Some((other, reason)) = tally.halted_by(&node.name) {
-        return Some(format!("the rollout is halted by node {other}: {reason}"));
+        return Some(format!(
+            "the rollout is halted because node {other} failed: {reason}"
+        ));
     }
     if node.control_plane && tally.has_workers_left() {
-        return Some("control-plane nodes come last".to_owned());
+        return Some("control-plane nodes wait for all other nodes".to_owned());
     }
     let most = most.of(tally.nodes() + tally.removing.len());
     let changing = others.changing;
     (changing >= most && !others.is_changing).then(|| {
         if node.control_plane {
-            format!("control-plane nodes change one at a time, and {changing} other nodes are being changed")
+            format!(
+                "control-plane nodes change one at a time, and {changing} other nodes are changing"
+            )
         } else {
-            format!("{changing} other nodes are being changed, and rolloutStrategy allows {most} at a time")
+            format!(
+                "{changing} other nodes are changing, and rolloutStrategy allows {most} at a time"
+            )
         }
     })
 }

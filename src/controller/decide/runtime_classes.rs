@@ -1,4 +1,4 @@
-//! The RuntimeClasses of one Shim: which should be there, and what is to be done to get there. Pure.
+//! The RuntimeClasses of one Shim: the differences between the desired and the present ones. Pure.
 
 use std::collections::BTreeMap;
 
@@ -15,12 +15,11 @@ use crate::names;
 /// What to do about one RuntimeClass.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RuntimeClassStep {
-    /// Make it: nothing of this name is there.
+    /// Create it: there is none of this name.
     Create(Box<RuntimeClass>),
-    /// Put it in the place of the one that is there, which it names by UID and version: spec and labels are ours alone, so that what
-    /// the Shim no longer says goes; annotations, finalizers and owners are as they were.
+    /// Replace the present one, named by UID and version. Spec and labels belong to Farrier; annotations, finalizers and owners are kept.
     Replace(Box<RuntimeClass>),
-    /// Delete the one with this name and UID: it is ours and not wanted, or its handler, which can't be changed, is another.
+    /// Delete the one with this name and UID: it is no longer desired, or its handler, which is immutable, has changed.
     Delete {
         /// Its name.
         name: String,
@@ -29,13 +28,13 @@ pub enum RuntimeClassStep {
     },
 }
 
-/// What to do about a Shim's RuntimeClasses, and the sentences to publish_event about names that others have.
+/// What to do about a Shim's RuntimeClasses, and a sentence for each name that is taken.
 #[must_use]
 pub fn decide(shim: &ShimView, there: &[&RuntimeClass]) -> (Vec<RuntimeClassStep>, Vec<String>) {
     let wanted = match (&shim.spec, shim.deleting) {
         (_, true) => Vec::new(),
         (Ok(spec), false) => wanted(shim, spec),
-        // What can't be read keeps what it has.
+        // A Shim that can't be read keeps its RuntimeClasses.
         (Err(_), false) => return (Vec::new(), Vec::new()),
     };
     let mut steps = Vec::new();
@@ -54,10 +53,10 @@ pub fn decide(shim: &ShimView, there: &[&RuntimeClass]) -> (Vec<RuntimeClassStep
     for class in wanted {
         match there.iter().find(|other| other.name_any() == class.name_any()) {
             Some(other) if !is_ours(other, shim) => foreign.push(format!(
-                "RuntimeClass {} exists and is not this Shim's; delete it, or choose another name in spec.runtimeClass",
+                "RuntimeClass {} exists and belongs to something else; delete it, or choose another name in spec.runtimeClass",
                 class.name_any()
             )),
-            // Deleted above; its successor follows once it is gone.
+            // Deleted above; the new one is created after the old one is gone.
             Some(other) if other.handler != class.handler => {}
             Some(other) if says(other, &class) => {}
             Some(other) => steps.push(RuntimeClassStep::Replace(Box::new(in_place_of(other, class)))),
@@ -66,18 +65,18 @@ pub fn decide(shim: &ShimView, there: &[&RuntimeClass]) -> (Vec<RuntimeClassStep
     }
     let paused = matches!(&shim.spec, Ok(spec) if spec.paused);
     if paused && !shim.deleting {
-        // What is in its way is told all the same.
+        // Names that are taken are still reported.
         steps.clear();
     }
     (steps, foreign)
 }
 
-/// `class` as it takes the place of the one that is there.
+/// `class` with the metadata of the present one.
 fn in_place_of(there: &RuntimeClass, class: RuntimeClass) -> RuntimeClass {
     RuntimeClass {
         metadata: ObjectMeta {
             labels: class.metadata.labels,
-            // Who wrote which field is the API server's to say.
+            // The API server maintains this.
             managed_fields: None,
             ..there.metadata.clone()
         },
@@ -85,7 +84,7 @@ fn in_place_of(there: &RuntimeClass, class: RuntimeClass) -> RuntimeClass {
     }
 }
 
-/// Whether `class` belongs to this very Shim object.
+/// Whether this Shim object owns `class`.
 fn is_ours(class: &RuntimeClass, shim: &ShimView) -> bool {
     class
         .owner_references()
@@ -93,14 +92,14 @@ fn is_ours(class: &RuntimeClass, shim: &ShimView) -> bool {
         .any(|owner| owner.uid == shim.uid)
 }
 
-/// Whether `there` says what `wanted` does, and nothing beside it.
+/// Whether `there` equals `wanted` in all fields that Farrier sets.
 fn says(there: &RuntimeClass, wanted: &RuntimeClass) -> bool {
     placement(there) == placement(wanted)
         && amounts(there) == amounts(wanted)
         && there.labels() == wanted.labels()
 }
 
-/// Where its pods may run. What is empty and what is absent mean the same.
+/// Node selector and tolerations; empty and absent are the same.
 fn placement(class: &RuntimeClass) -> (BTreeMap<String, String>, Vec<Toleration>) {
     let scheduling = class.scheduling.clone().unwrap_or_default();
     (
@@ -109,7 +108,7 @@ fn placement(class: &RuntimeClass) -> (BTreeMap<String, String>, Vec<Toleration>
     )
 }
 
-/// The overhead as numbers: the API server writes `1024Mi` as `1Gi`. What is no number stays text.
+/// The overhead as numbers, because the API server writes `1024Mi` as `1Gi`. Invalid quantities stay text.
 fn amounts(class: &RuntimeClass) -> BTreeMap<String, Result<f64, String>> {
     let overhead = class
         .overhead
@@ -141,7 +140,7 @@ fn amount(quantity: &str) -> Option<f64> {
         ("T", 1e12),
         ("P", 1e15),
     ];
-    // Division rounds as the parser does: `700m` is then the very number that `0.7` is.
+    // Division rounds as the parser does: `700m` equals `0.7`.
     const FRACTIONS: [(&str, f64); 3] = [("n", 1e9), ("u", 1e6), ("m", 1e3)];
     let cut = |table: &[(&str, f64)]| {
         let mut parts = table
@@ -257,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_class_schedules_on_the_proof_and_goes_with_its_shim() {
+    fn a_runtime_class_selects_nodes_that_serve_the_handler_and_is_owned_by_its_shim() {
         let class = &made(&shim(&json!({})))[0];
         assert_eq!(
             serde_json::to_value(class).unwrap(),
@@ -275,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_as_it_should_be_is_not_written() {
+    fn an_unchanged_runtime_class_is_not_written() {
         let shim = shim(
             &json!({"aliases": ["other", "spin"], "overhead": {"memory": "1024Mi", "cpu": "0.5"}}),
         );
@@ -294,7 +293,7 @@ mod tests {
     #[case(json!({"scheduling": "Selector"}))]
     #[case(json!({"labels": {"a": "b"}}))]
     #[case(json!({"tolerations": [{"operator": "Exists"}]}))]
-    fn what_comes_to_a_shim_and_what_leaves_it_replaces_the_very_one(#[case] more: Value) {
+    fn a_changed_shim_replaces_its_runtime_class_in_place(#[case] more: Value) {
         let (bare, full) = (shim(&json!({})), shim(&more));
         for (before, after) in [(&bare, &full), (&full, &bare)] {
             let mut there = made(before);
@@ -315,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn a_label_that_somebody_else_put_there_goes() {
+    fn a_foreign_label_on_a_runtime_class_is_removed() {
         let shim = shim(&json!({}));
         let mut there = made(&shim);
         let labels = there[0].metadata.labels.as_mut().unwrap();
@@ -328,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_absent_is_as_good_as_empty() {
+    fn absent_and_empty_scheduling_are_equal() {
         let mut shim = shim(&json!({"scheduling": "Selector"}));
         shim.spec.as_mut().unwrap().node_selector = None;
         let mut there = made(&shim);
@@ -337,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn a_paused_shim_keeps_its_classes_as_they_are_until_it_is_deleted() {
+    fn a_paused_shim_keeps_its_runtime_classes_until_it_is_deleted() {
         let there = made(&shim(&json!({"overhead": {"memory": "1Gi"}})));
         let mut paused = shim(&json!({"aliases": ["missing"]}));
         paused.spec.as_mut().unwrap().paused = true;
@@ -350,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn a_class_of_another_handler_makes_room_first() {
+    fn a_runtime_class_with_another_handler_is_deleted_before_it_is_created_again() {
         let there = made(&shim(&json!({})));
         let renamed = shim(&json!({"handler": "spin-v3"}));
         let gone = RuntimeClassStep::Delete {
@@ -361,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn a_foreign_class_is_told_of_and_left_alone() {
+    fn a_runtime_class_of_another_owner_is_reported_and_not_changed() {
         let mut there = made(&shim(&json!({})));
         there[0].metadata.owner_references = None;
         let (steps, foreign) = decided(&shim(&json!({})), &there);
@@ -370,7 +369,8 @@ mod tests {
     }
 
     #[test]
-    fn a_deleted_shim_takes_its_classes_and_an_unreadable_one_keeps_them() {
+    fn the_runtime_classes_of_a_deleted_shim_are_deleted_and_those_of_an_unreadable_shim_are_kept()
+    {
         let mut shim = shim(&json!({}));
         let there = made(&shim);
         shim.spec = Err("newer".to_owned());
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_name_makes_no_class() {
+    fn an_empty_name_creates_no_runtime_class() {
         assert!(made(&shim(&json!({"name": ""}))).is_empty());
     }
 
@@ -390,13 +390,16 @@ mod tests {
     #[case("0.5", "500m")]
     #[case("1e3", "1k")]
     #[case("700m", "0.7")]
-    fn a_quantity_is_the_same_however_it_is_written(#[case] one: &str, #[case] other: &str) {
+    fn equal_quantities_in_different_notations_compare_equal(
+        #[case] one: &str,
+        #[case] other: &str,
+    ) {
         let (one, other) = (amount(one).unwrap(), amount(other).unwrap());
         assert!((one - other).abs() < f64::EPSILON, "{one} {other}");
     }
 
     #[test]
-    fn what_is_no_quantity_has_no_amount() {
+    fn an_invalid_quantity_has_no_amount() {
         for text in ["", "much", "Mi", "inf", "1 Gi"] {
             assert_eq!(amount(text), None, "{text:?}");
         }

@@ -1,4 +1,4 @@
-//! What to do about one Shim object: its finalizer, its RuntimeClasses and its status. Pure.
+//! The decision about one Shim: its finalizer, its RuntimeClasses, its status and Events. Pure.
 
 use std::collections::BTreeMap;
 
@@ -13,10 +13,10 @@ use crate::api::ShimStatus;
 use crate::controller::cluster::shim_view::ShimView;
 use crate::names::reasons;
 
-/// Failing nodes that a condition names one by one; the count of the others follows.
+/// Number of nodes that a condition names; the number of further nodes follows.
 const NODES_NAMED: usize = 5;
 
-/// A condition's message may take 32,768 bytes; people read less.
+/// Longest message of a condition, in bytes. Kubernetes allows 32,768, which nobody reads.
 const LONGEST_MESSAGE: usize = 2_000;
 
 /// What to do about one Shim, in this order.
@@ -28,34 +28,34 @@ pub struct ShimPlan {
     pub runtime_classes: Vec<runtime_classes::RuntimeClassStep>,
     /// The status to write, if it differs from what is there.
     pub status: Option<ShimStatus>,
-    /// What people should read of it.
+    /// The Events to publish.
     pub events: Vec<EventSpec>,
 }
 
 /// What to do about our finalizer.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub enum Finalizer {
-    /// It is as it should be.
+    /// Nothing.
     #[default]
     Keep,
-    /// Set it, before any node is touched.
+    /// Add it, before any node is changed.
     Add,
-    /// Let the Shim go: no node carries it any more.
+    /// Remove it: no node carries the Shim any more.
     Release,
 }
 
-/// What a decision about one Shim looks at.
+/// Everything that a decision about one Shim depends on.
 #[derive(Debug)]
 pub struct ObservedShim<'a> {
     /// The Shim.
     pub shim: &'a ShimView,
-    /// How far it is on all nodes.
+    /// Its progress on all nodes.
     pub tally: &'a Tally,
     /// Every RuntimeClass.
     pub classes: &'a [&'a RuntimeClass],
-    /// Why the API server did not take what was last to be made for it.
+    /// Why the API server rejected the last write for it.
     pub rejected: Option<&'a str>,
-    /// What time it is.
+    /// The current time.
     pub now: Timestamp,
 }
 
@@ -67,7 +67,7 @@ pub fn decide(seen: &ObservedShim<'_>) -> ShimPlan {
     let unusable = match &shim.spec {
         Ok(_) => seen.rejected.map(str::to_owned),
         Err(error) => Some(format!(
-            "this release can't read the Shim: {error}; upgrade Farrier, or write the Shim as its release does"
+            "failed to read the Shim: {error}; upgrade Farrier, or write the Shim for this release"
         )),
     };
     let finalizer = match (shim.deleting, shim.has_finalizer || shim.has_rcm_finalizer) {
@@ -75,14 +75,14 @@ pub fn decide(seen: &ObservedShim<'_>) -> ShimPlan {
         (true, true) if shim.forced || tally.carried == 0 => Finalizer::Release,
         (_, _) => Finalizer::Keep,
     };
-    // The status of such a Shim can't be read either: a time that stays makes every write of it the same.
+    // The status of such a Shim can't be read either; a fixed time makes every write of it equal.
     let now = if shim.spec.is_ok() {
         seen.now
     } else {
         shim.created
     };
     let status = status(shim, tally, unusable.as_deref(), &foreign, now);
-    // The finalizer is set on the version that was decided on; the status follows in the decision after.
+    // The finalizer is set on the version that was read. The status follows with the next decision.
     let said = finalizer != Finalizer::Keep || shim.status.as_ref() == Some(&status);
     ShimPlan {
         events: if said {
@@ -96,7 +96,7 @@ pub fn decide(seen: &ObservedShim<'_>) -> ShimPlan {
     }
 }
 
-/// What of a status is worth an Event: a condition that has come to hold or to be for another reason.
+/// The Events for a status: for conditions that now hold or have another reason.
 fn events(before: Option<&ShimStatus>, now: &ShimStatus) -> Vec<EventSpec> {
     let reason = |kind: &str| {
         let conditions = before.into_iter().flat_map(|status| &status.conditions);
@@ -137,13 +137,16 @@ fn status(
         .chain(unusable)
         .collect();
     let conflict = unusable.map_or(reasons::CONFLICT, |_| reasons::UNUSABLE);
-    let mut counts = format!("{} of {nodes} nodes serve it as it is written", tally.ready);
+    let mut counts = format!(
+        "{} of {nodes} nodes serve the Shim as specified",
+        tally.ready
+    );
     if !tally.unsupported.is_empty() {
         let unsupported = named(&tally.unsupported).join("; ");
-        counts = format!("{counts}, and these can't: {unsupported}");
+        counts = format!("{counts}; unsupported nodes: {unsupported}");
     }
     let degraded = match (failed, conflicts.is_empty()) {
-        (0, true) => (false, reasons::AS_EXPECTED, "nothing failed".to_owned()),
+        (0, true) => (false, reasons::AS_EXPECTED, "no node failed".to_owned()),
         (0, false) => (true, conflict, conflicts.join("; ")),
         (_, _) => (true, reasons::PROVISION_FAILED, failures(tally, &conflicts)),
     };
@@ -157,7 +160,7 @@ fn status(
             false,
             reasons::HALTED,
             format!(
-                "the rollout is halted, with {} still to come, because node {node} failed: {reason}",
+                "the rollout is halted because node {node} failed, {} nodes wait: {reason}",
                 tally.waiting
             ),
         ),
@@ -165,16 +168,16 @@ fn status(
         (false, true, _) => (
             false,
             reasons::PAUSED,
-            "spec.paused is set; nothing is changed".to_owned(),
+            "spec.paused is true: no node is changed".to_owned(),
         ),
         (false, false, 0) => (false, reasons::AS_EXPECTED, counts.clone()),
         (false, false, underway) => (
             true,
             reasons::PROVISIONING,
             match tally.waiting {
-                0 => format!("{underway} of {nodes} nodes are on their way"),
+                0 => format!("{underway} of {nodes} nodes are in progress"),
                 waiting => format!(
-                    "{} of {nodes} nodes are on their way, and {waiting} wait for their turn",
+                    "{} of {nodes} nodes are in progress, {waiting} wait for their turn",
                     tally.pending
                 ),
             },
@@ -191,7 +194,11 @@ fn status(
             "the Shim is being deleted".to_owned(),
         ),
         (false, 0, true) if !tally.unsupported.is_empty() => (false, reasons::UNSUPPORTED, counts),
-        (false, 0, true) => (true, reasons::NO_NODES, "no node wants it".to_owned()),
+        (false, 0, true) => (
+            true,
+            reasons::NO_NODES,
+            "the Shim selects no node".to_owned(),
+        ),
         (false, _, true) => (true, reasons::PROVISIONED, counts),
         (false, _, false) if failed > 0 => (false, reasons::PROVISION_FAILED, counts),
         (false, _, false) if !conflicts.is_empty() => (false, conflict, counts),
@@ -217,9 +224,12 @@ fn status(
 
 fn removing(nodes: &BTreeMap<String, Option<String>>) -> String {
     if nodes.is_empty() {
-        return "no node carries it any more".to_owned();
+        return "no node carries the Shim any more".to_owned();
     }
-    format!("still to let it go: {}", named(nodes).join("; "))
+    format!(
+        "the Shim is still on these nodes: {}",
+        named(nodes).join("; ")
+    )
 }
 
 fn failures(tally: &Tally, conflicts: &[&str]) -> String {
@@ -228,7 +238,7 @@ fn failures(tally: &Tally, conflicts: &[&str]) -> String {
     parts.join("; ")
 }
 
-/// The first nodes, each with its reason where there is one, and how many more there are.
+/// The first nodes with their reasons, and the number of further nodes.
 fn named<R: Clone + Into<Option<String>>>(nodes: &BTreeMap<String, R>) -> Vec<String> {
     let first = nodes.iter().take(NODES_NAMED);
     let mut parts: Vec<String> = first
@@ -243,7 +253,7 @@ fn named<R: Clone + Into<Option<String>>>(nodes: &BTreeMap<String, R>) -> Vec<St
     parts
 }
 
-/// The condition as it should read; it keeps its time while its status stays.
+/// The condition. It keeps its time while its status stays.
 fn condition(
     shim: &ShimView,
     kind: &str,
@@ -256,7 +266,7 @@ fn condition(
         .iter()
         .flat_map(|status| &status.conditions)
         .find(|condition| condition.type_ == kind && condition.status == status);
-    // The API server keeps whole seconds; a time with a fraction would never compare equal.
+    // The API server stores whole seconds; a time with a fraction would never compare equal.
     let now = Timestamp::from_second(now.as_second()).unwrap_or(now);
     Condition {
         type_: kind.to_owned(),

@@ -1,4 +1,4 @@
-//! What decisions look at and what they come to: types that several of them share. Pure.
+//! Input and output types of the decisions. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -13,36 +13,36 @@ use crate::controller::cluster::node_view::{Applied, NodeView};
 use crate::controller::cluster::slim::Taint;
 use crate::handoff::ProvisionRequest;
 
-/// All that a decision about one node looks at.
+/// Everything that a decision about one node depends on.
 #[derive(Debug)]
 pub struct Observed<'a> {
     /// The node.
     pub node: &'a NodeView,
-    /// What is asked of all nodes alike.
+    /// The Shims and settings.
     pub cluster: &'a Cluster,
-    /// Shims that the node is not to change yet, each with what it waits for.
+    /// Shims that wait for their turn on this node, each with the reason.
     pub blocked_by_rollout: &'a BTreeMap<String, String>,
     /// The node's Job, if there is one.
     pub job: Option<&'a JobView>,
-    /// Why the API server did not take the Job that was last to be made.
+    /// Why the API server rejected the last Job.
     pub rejected: Option<&'a str>,
-    /// Why no Job is to be made now, if one is due.
+    /// Why no Job may be created now.
     pub hold: Hold,
-    /// What time it is.
+    /// The current time.
     pub now: Timestamp,
-    /// Finished Jobs are left to the API server to remove.
+    /// Finished Jobs are left to the API server to delete.
     pub keep_jobs: bool,
 }
 
-/// Why no Job is to be made now.
+/// Why no Job may be created now.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Hold {
-    /// There is no reason.
+    /// A Job may be created.
     #[default]
     None,
-    /// Too many have no pod yet: the node is asked anew when one has.
+    /// Too many Jobs have no pod. The node is queued again when one of them has.
     NoPodSlot,
-    /// Shims have just come or changed, and more may be on their way: not before this has passed.
+    /// Shims have just changed, and more may follow within this time.
     Settling(Duration),
 }
 
@@ -51,15 +51,15 @@ pub enum Hold {
 pub struct Plan {
     /// Labels and annotation to write.
     pub edit: Option<NodeEdit>,
-    /// What people should read.
+    /// The Event to publish.
     pub event: Option<EventSpec>,
     /// What to do about the Job.
     pub job: JobStep,
-    /// A Job that ended.
+    /// The Job that ended.
     pub ended: Option<Ended>,
-    /// When to decide again though nothing changes.
+    /// When to reconcile again even if nothing changes.
     pub look_again: Option<Duration>,
-    /// A Job is due and is not made until fewer Jobs have no pod.
+    /// A Job is due and waits until fewer Jobs have no pod.
     pub waiting_for_pod_slot: bool,
 }
 
@@ -77,14 +77,14 @@ pub enum JobStep {
     /// Nothing.
     #[default]
     None,
-    /// Make it.
+    /// Create it.
     Create {
-        /// What it carries.
+        /// The request.
         request: Box<ProvisionRequest>,
-        /// Digest of that.
+        /// Its digest.
         digest: String,
     },
-    /// Delete the one with this UID.
+    /// Delete the Job with this UID.
     Delete(String),
 }
 
@@ -98,23 +98,23 @@ impl fmt::Display for JobStep {
     }
 }
 
-/// A Job that ended, for who counts.
+/// A Job that ended, for the metrics.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ended {
-    /// A word of a bounded set.
+    /// The outcome, one of a bounded set.
     pub outcome: &'static str,
-    /// Restarts of containerd.
+    /// Number of restarts of containerd.
     pub restarts: u32,
-    /// Whether the host was changed without one.
+    /// Whether the host was changed without a restart.
     pub spared: bool,
-    /// From the claim to the report.
+    /// Time from the claim to the report.
     pub took: Duration,
 }
 
 /// Changes to a node object, written in one patch.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct NodeEdit {
-    /// All taints that stay, where the startup taint goes.
+    /// The remaining taints, if the startup taint is removed.
     pub taints: Option<Vec<Taint>>,
     /// Labels to set, or to remove where there is no value.
     pub labels: BTreeMap<String, Option<String>>,
@@ -122,7 +122,7 @@ pub struct NodeEdit {
     pub annotations: BTreeMap<String, Option<String>>,
 }
 
-/// The labels as kubectl would be told them: `key=value` to set, `key-` to remove.
+/// The labels in kubectl's notation: `key=value` to set, `key-` to remove.
 impl fmt::Display for NodeEdit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, (key, value)) in self.labels.iter().enumerate() {
@@ -136,61 +136,61 @@ impl fmt::Display for NodeEdit {
     }
 }
 
-/// What was decided on one node, with all that it rests on.
+/// A decision on one node, and what it is based on.
 #[derive(Debug)]
 pub struct Decision {
-    /// What to do.
+    /// The plan.
     pub plan: Plan,
     /// What the node should carry.
     pub desired: Desired,
-    /// What is known of its host, with what the end of its Job says.
+    /// What is known about the host, including the end of its Job.
     pub applied: Option<Applied>,
-    /// Its Job is at work, or its end is not written down yet.
+    /// Its Job is running, or its end is not recorded yet.
     pub works: bool,
 }
 
-/// How far one Shim is on all nodes.
+/// The progress of one Shim on all nodes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// Nodes that serve it as it should be.
+    /// Nodes that serve it as specified.
     pub ready: usize,
-    /// Nodes on which it is on its way.
+    /// Nodes in progress.
     pub pending: usize,
-    /// Nodes whose turn has not come.
+    /// Nodes that wait for their turn.
     pub waiting: usize,
-    /// Nodes that are to let it go, each with why it is there still, if an attempt was made.
+    /// Nodes from which it is to be removed, each with the reason why it still is there, if an attempt was made.
     pub removing: BTreeMap<String, Option<String>>,
-    /// Nodes that may carry anything of it, wanted or not.
+    /// Nodes that may carry any of it, selected or not.
     pub carried: usize,
-    /// Nodes on which the last attempt failed, each with the reason.
+    /// Nodes whose last attempt failed, each with the reason.
     pub failures: BTreeMap<String, String>,
-    /// Nodes that want it and can't carry it, each with the reason: no failure, and none of those that are counted.
+    /// Selected nodes that can't carry it, each with the reason. They count neither as failed nor as selected.
     pub unsupported: BTreeMap<String, String>,
-    /// Failed nodes whose failure might be that of every node.
+    /// Failed nodes that halt the rollout, because other nodes might fail in the same way.
     pub halting: BTreeSet<String>,
-    /// What it lost to other Shims, as sentences, each with the number of nodes.
+    /// Handlers that it lost to other Shims, as sentences, each with the number of nodes.
     pub lost: BTreeMap<String, usize>,
-    /// Nodes that could be changed once it is their turn, those of the control plane last.
+    /// Nodes that could be changed when their turn comes, control-plane nodes last.
     pub queue: BTreeSet<(bool, String)>,
-    /// Nodes without the control plane that are on their way or could be.
+    /// Worker nodes in progress or in the queue.
     pub workers: usize,
 }
 
 impl Tally {
-    /// Nodes that want it.
+    /// Number of selected nodes that can carry it.
     #[must_use]
     pub fn nodes(&self) -> usize {
         self.ready + self.pending + self.waiting + self.failures.len()
     }
 
-    /// The node other than `node`, if any, whose failure might be that of every node, and why it failed.
+    /// A failed node other than `node` that halts the rollout, and why it failed.
     #[must_use]
     pub fn halted_by(&self, node: &str) -> Option<(&str, &str)> {
         let other = self.halting.iter().find(|name| *name != node)?;
         Some((other, self.failures.get(other)?))
     }
 
-    /// Whether a node without the control plane is on its way, or could be.
+    /// Whether a worker node is in progress or in the queue.
     #[must_use]
     pub fn has_workers_left(&self) -> bool {
         self.workers > 0

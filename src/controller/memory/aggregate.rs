@@ -1,5 +1,5 @@
-//! The nodes as one: how far each Shim is on all of them, kept up to date node by node, so that no decision has to look at every
-//! node again. Pure: no client, no clock.
+//! All nodes together: the progress of each Shim, updated node by node, so that no decision has to read every node. Pure: no client, no
+//! clock.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -58,7 +58,7 @@ impl Tally {
     }
 }
 
-/// Whether a node could be changed once it is its turn.
+/// Whether a node could be changed when its turn comes.
 fn is_queued(summary: &NodeSummary, on_node: &ShimOnNode) -> bool {
     let waits = matches!(
         on_node.phase,
@@ -67,7 +67,7 @@ fn is_queued(summary: &NodeSummary, on_node: &ShimOnNode) -> bool {
     summary.fit && waits
 }
 
-/// Whether a node comes before those of the control plane, and is not done.
+/// Whether a worker node is in progress or queued, so that control-plane nodes have to wait.
 fn is_worker_left(summary: &NodeSummary, on_node: &ShimOnNode) -> bool {
     let works = match on_node.phase {
         Phase::Pending => summary.changing || summary.fit,
@@ -83,7 +83,7 @@ fn is_worker_left(summary: &NodeSummary, on_node: &ShimOnNode) -> bool {
 }
 
 impl Tally {
-    /// Counts what the Shim lost on a node; says whether that differs from before.
+    /// Updates the handlers that the Shim lost on a node. Returns whether they differ from before.
     fn lose(
         &mut self,
         shim: &str,
@@ -108,11 +108,11 @@ impl Tally {
     }
 }
 
-/// Nodes that are asked anew where one makes room; each makes room once, so that all get their turn.
+/// Nodes that are queued when one node makes room. Each of them makes room in turn, so that all nodes get theirs.
 const REQUEUE_BATCH: usize = 4;
 
-/// Jobs that may be without a pod at a time. Kubernetes' Job controller makes four or five pods a second unless its limit on requests is
-/// raised (`--kube-api-qps`, 20 by default), and a Job that has none for a minute counts as stuck.
+/// Most Jobs without a pod at a time. Kubernetes' Job controller creates four or five pods a second by default (`--kube-api-qps`, 20), and
+/// a Job without a pod for a minute counts as failed.
 const MOST_WITHOUT_POD: usize = 100;
 
 /// All nodes.
@@ -123,18 +123,18 @@ pub struct Fleet {
     changing: BTreeSet<String>,
     without_pod: BTreeSet<String>,
     waiting_for_pod_slot: BTreeSet<String>,
-    /// Of a Shim that no node speaks of.
+    /// The tally of a Shim that no node has.
     none: Tally,
 }
 
 impl Fleet {
-    /// How far a Shim is.
+    /// The progress of a Shim on all nodes.
     #[must_use]
     pub fn tally(&self, shim: &str) -> &Tally {
         self.tallies.get(shim).unwrap_or(&self.none)
     }
 
-    /// How far the nodes beside `node` are.
+    /// The state of the nodes other than `node`.
     #[must_use]
     pub fn others(&self, node: &str) -> Others<'_> {
         let is_changing = self.is_changing(node);
@@ -151,7 +151,7 @@ impl Fleet {
         self.changing.contains(node)
     }
 
-    /// Whether so many Jobs have no pod yet that `node` should not add one.
+    /// Whether `node` has to wait because too many Jobs have no pod yet.
     #[must_use]
     pub fn has_no_pod_slot_for(&self, node: &str) -> bool {
         self.without_pod.len() >= MOST_WITHOUT_POD && !self.without_pod.contains(node)
@@ -176,7 +176,7 @@ impl Fleet {
             .collect()
     }
 
-    /// Takes in how a node is now.
+    /// Updates one node.
     pub fn put(&mut self, node: &str, summary: NodeSummary) -> Requeue {
         if self.summaries.get(node) == Some(&summary) {
             return Requeue::default();

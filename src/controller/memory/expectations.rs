@@ -1,5 +1,5 @@
-//! What was written and has not come back by the watches: whoever decides on what is known to be old writes what is rejected, and counts
-//! nodes that change as ones that don't. No decision, no write.
+//! Remembers our own writes until the watches deliver them, as the expectations of Kubernetes' controllers do. A decision on a stale store
+//! would send patches that conflict, and would count a node as idle whose Job is being created. No write.
 
 use std::collections::{HashMap, HashSet};
 
@@ -10,19 +10,19 @@ use super::node_summary::NodeSummary;
 use crate::controller::cluster::slim::NodeObject;
 use crate::controller::decide::types::{JobStep, Plan};
 
-/// What was written and has not come back.
+/// Our own writes that the watches have not delivered yet.
 #[derive(Debug, Default)]
 pub struct Expectations {
-    /// Nodes by name, each with the version that a write of ours has replaced.
+    /// The version of each node that our last write replaced, by name.
     replaced: HashMap<String, Option<String>>,
-    /// UIDs of Jobs that were deleted.
+    /// UIDs of deleted Jobs.
     deleted_jobs: HashSet<String>,
-    /// Nodes whose Jobs are being made, each with what it adds to the whole: none of the stores may know of it yet.
+    /// The summaries of nodes whose Jobs are being created: no store may have those Jobs yet.
     claimed: HashMap<String, NodeSummary>,
 }
 
 impl Expectations {
-    /// Whether the watch has yet to bring what was written to this node.
+    /// Whether the watch has not yet delivered our last write to this node.
     pub fn is_stale(&mut self, node: &NodeObject) -> bool {
         let name = node.name_any();
         let replaced = self.replaced.get(&name);
@@ -33,7 +33,7 @@ impl Expectations {
         is_stale
     }
 
-    /// Takes in what is about to be written for a node, and takes out of it what is written already.
+    /// Remembers what is about to be written for a node, and drops from the plan what was written already.
     pub fn begin(&mut self, node: &str, plan: &mut Plan, summary: &NodeSummary) {
         if matches!(&plan.job, JobStep::Delete(uid) if self.deleted_jobs.contains(uid)) {
             plan.job = JobStep::None;
@@ -45,8 +45,8 @@ impl Expectations {
         }
     }
 
-    /// Takes in what was written by a plan for this version of the node, given the version that the patch returned, if there was one.
-    /// A patch that changed nothing brings no event of the watch: nothing is waited for then.
+    /// Remembers what a plan wrote to this version of the node, and the version that the patch returned. A patch that changed nothing
+    /// causes no event of the watch, so nothing is expected then.
     pub fn done(&mut self, node: &NodeObject, plan: &Plan, patched: Option<&str>) {
         let replaced = node.resource_version();
         if patched.is_some_and(|patched| replaced.as_deref() != Some(patched)) {
@@ -57,7 +57,7 @@ impl Expectations {
         }
     }
 
-    /// Counts the nodes whose Jobs are being made as what they are about to be.
+    /// Adds the summaries of nodes whose Jobs are being created.
     pub fn count(&self, fleet: &mut Fleet) {
         for (node, summary) in &self.claimed {
             fleet.put(node, summary.clone());
@@ -75,7 +75,7 @@ impl Expectations {
         self.claimed.remove(node);
     }
 
-    /// A list came as a whole: some of what was written may have come and gone while the watch was away.
+    /// A watch has listed again: some of our writes may have been delivered and replaced meanwhile.
     pub fn listed(&mut self) {
         self.replaced.clear();
         self.deleted_jobs.clear();
@@ -88,7 +88,7 @@ mod tests {
     use crate::handoff::{Owner, ProvisionRequest};
 
     #[test]
-    fn a_node_whose_job_is_being_made_counts_as_one_that_changes_though_nobody_has_seen_it() {
+    fn a_node_counts_as_changing_while_its_job_is_created_and_no_watch_has_delivered_it() {
         let (mut expectations, summary) = (Expectations::default(), NodeSummary::default());
         let changing = NodeSummary {
             changing: true,

@@ -1,4 +1,4 @@
-//! What every decision may look at: the stores that watches fill, and what is kept beside them. No decision, no write.
+//! The controller's state: the stores that the watches fill, and what is remembered beside them. No write.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,13 +38,13 @@ use expectations::Expectations;
 use node_summary::NodeSummary;
 use rejected_writes::RejectedWrites;
 
-/// Between two decisions on one Shim: its status counts nodes, and thousands of them change in a minute.
+/// Time between two status updates of one Shim: thousands of nodes may change within a minute.
 const BETWEEN_STATUSES: Duration = Duration::from_secs(1);
 
-/// `kubectl apply` of several Shims takes a fraction of a second, and so does our finalizer on each.
+/// Time in which further Shims are expected: `kubectl apply` of several Shims, and our finalizer on each, take a fraction of a second.
 const SETTLING: Duration = Duration::from_millis(500);
 
-/// What every decision may look at.
+/// The controller's state, shared by all of its parts.
 pub struct Context {
     pub client: Client,
     pub settings: Settings,
@@ -56,12 +56,12 @@ pub struct Context {
     /// Every watch has listed.
     pub ready: AtomicBool,
     acts: AtomicBool,
-    /// Tells whoever waits for the whole to be done that something changed.
+    /// Notifies an uninstall of any change.
     pub changed: Notify,
     jobs: Store<JobObject>,
     runtime_classes: Store<RuntimeClass>,
     uninstalling: bool,
-    /// Tells [`Context::recounts`] that nodes are to be counted anew.
+    /// Notifies [`Context::recounts`].
     outdated: Notify,
     memory: Mutex<Memory>,
 }
@@ -69,36 +69,36 @@ pub struct Context {
 /// What the controller remembers beside the stores.
 #[derive(Debug, Default)]
 struct Memory {
-    /// What was asked of all nodes alike when they were counted last.
+    /// The Shims and settings of the last recount.
     cluster: Arc<Cluster>,
     fleet: Fleet,
     expectations: Expectations,
     rejected_writes: RejectedWrites,
-    /// When each Shim was decided on last, by name.
+    /// Time of the last status update of each Shim, by name.
     decided: HashMap<String, Instant>,
-    /// When a Shim came or changed last.
+    /// Time of the last change of a Shim.
     shims_changed: Option<Instant>,
     recount: Recount,
 }
 
-/// When all nodes are to be counted anew: at once where they were not counted lately, and else a little later, so that the Shims of one
-/// manifest and our finalizers on them cost a recount or two and not one each.
+/// When to summarise all nodes again: at once if the last recount is older than [`SETTLING`], and else after that time. The Shims of one
+/// manifest and our finalizers on them then cost two or three recounts instead of one each.
 #[derive(Debug, Default)]
 struct Recount {
-    /// When they were counted last.
+    /// Time of the last recount.
     last: Option<Instant>,
-    /// Something changed since.
+    /// A recount is due.
     is_pending: bool,
 }
 
 impl Recount {
-    /// Something changed that concerns every node; whether they are to be counted at once.
+    /// Requests a recount. Returns whether it is due at once.
     fn is_due(&mut self, now: Instant) -> bool {
         self.is_pending = true;
         self.rest(now).is_zero()
     }
 
-    /// How long until they are counted, where they are to be.
+    /// Time until the requested recount.
     fn rest(&self, now: Instant) -> Duration {
         let last = self.last.filter(|_| self.is_pending);
         last.map_or(Duration::ZERO, |last| {
@@ -106,7 +106,7 @@ impl Recount {
         })
     }
 
-    /// They were counted.
+    /// A recount is done.
     fn done(&mut self, now: Instant) {
         self.last = Some(now);
         self.is_pending = false;
@@ -114,7 +114,8 @@ impl Recount {
 }
 
 impl Memory {
-    /// How long more Shims are waited for: those of one manifest come one after the other, and a Job each would be one too many.
+    /// How long to wait for more Shims before a Job is created: the Shims of one manifest arrive one after the other, and each would cost a
+    /// Job.
     fn settling(&self, now: Instant) -> Option<Duration> {
         let rest = self.shims_changed.map_or(Duration::ZERO, |changed| {
             SETTLING.saturating_sub(now.saturating_duration_since(changed))
@@ -123,7 +124,7 @@ impl Memory {
         (!rest.is_zero()).then_some(rest)
     }
 
-    /// How long until all nodes have been counted anew, where they are to be.
+    /// Time until the requested recount; zero without a request.
     fn uncounted(&self, now: Instant) -> Duration {
         if self.recount.is_pending {
             self.recount.rest(now).max(Duration::from_millis(1))
@@ -134,7 +135,7 @@ impl Memory {
 }
 
 impl Context {
-    /// Over the stores of `watches`. With `uninstalling`, every Shim counts as one that is being deleted.
+    /// State over the stores of `watches`. With `uninstalling`, every Shim counts as being deleted.
     #[must_use]
     pub fn new(
         client: Client,
@@ -165,7 +166,7 @@ impl Context {
     /// Waits until every watch has listed.
     ///
     /// # Errors
-    /// When one has ended.
+    /// When a watch has ended.
     pub async fn listed(&self) -> Result<(), WriterDropped> {
         self.nodes.wait_until_ready().await?;
         self.shims.wait_until_ready().await?;
@@ -174,10 +175,10 @@ impl Context {
         self.runtime_classes.wait_until_ready().await
     }
 
-    /// Passes on what a change concerns.
+    /// Queues what a change triggers.
     pub fn concerns(&self, trigger: Trigger) {
         if !self.decides() {
-            // Whoever begins to act counts everything anyway.
+            // A replica that begins to act reconciles everything.
             return;
         }
         match trigger {
@@ -214,7 +215,7 @@ impl Context {
         self.memory().expectations.job_is_gone(uid);
     }
 
-    /// Shims that went while the watch was away.
+    /// Forgets Shims that were deleted while the watch was interrupted.
     fn forget_absent_shims(&self) {
         self.memory().decided.retain(|shim, _| {
             let is_there = self.shims.get(&ObjectRef::new(shim)).is_some();
@@ -225,7 +226,7 @@ impl Context {
         });
     }
 
-    /// Has all nodes counted anew and everything decided on, now or soon.
+    /// Requests a recount of all nodes and queues everything after it.
     fn count_anew(&self) {
         let is_due = self.memory().recount.is_due(Instant::now());
         if is_due {
@@ -235,7 +236,7 @@ impl Context {
         }
     }
 
-    /// Counts all nodes anew when that is due, for ever.
+    /// Carries out the requested recounts when they are due.
     pub async fn recounts(&self) {
         loop {
             self.outdated.notified().await;
@@ -248,17 +249,17 @@ impl Context {
         }
     }
 
-    /// What concerns every Shim.
+    /// Queues every Shim.
     pub fn every_shim(&self) {
         for shim in self.shims.state() {
             self.queues.shim(&shim.name_any());
         }
     }
 
-    /// Takes in which Shims there are, counts all nodes anew and has everything decided on. Nodes that have not begun a change wait
-    /// for their turn until they are decided on.
+    /// Reads the Shims, summarises all nodes again and queues everything. Nodes that have not begun a change wait for their turn until they
+    /// are reconciled.
     fn recount(&self) {
-        // Thousands of nodes and tens of Shims take a second or more: the Lease and the probes go on meanwhile.
+        // With thousands of nodes and tens of Shims this takes a second or more.
         beside_other_tasks(|| {
             let shims = self.shims.state();
             let shims = shims.iter().map(|shim| self.view(shim)).collect();
@@ -289,11 +290,11 @@ impl Context {
         self.every_shim();
     }
 
-    /// Decides on one node, and keeps what that means for the others; nothing where the watch has yet to bring what was written to it.
+    /// Decides on one node and updates the summary of all nodes; `None` if the watch has not yet delivered our last write to the node.
     #[must_use]
     pub fn decide_node(&self, node: &NodeObject, view: &NodeView) -> Option<Plan> {
         let job = self.job(view);
-        // Until the node's part is in the whole again, no other takes the same turn.
+        // The lock keeps other nodes from taking the same turn.
         let mut memory = self.memory();
         if memory.expectations.is_stale(node) {
             return None;
@@ -319,15 +320,15 @@ impl Context {
         Some(plan)
     }
 
-    /// Takes in what was written by a plan for this version of the node, given the version that the patch returned, if there was one.
+    /// Remembers what a plan wrote to this version of the node, and the version that the patch returned.
     pub fn node_is_written(&self, node: &NodeObject, plan: &Plan, patched: Option<&str>) {
         self.memory().expectations.done(node, plan, patched);
     }
 
-    /// Decides on one Shim, or says how long its status is to rest. Also gives how long what it needs would still be rejected.
+    /// Decides on one Shim. Also returns how long a rejected write of the Shim would still be rejected.
     ///
     /// # Errors
-    /// Gives that time.
+    /// Returns how long the status must rest, if it was updated recently.
     pub fn decide_shim(&self, view: &ShimView) -> Result<(ShimPlan, Option<Duration>), Duration> {
         let now = Instant::now();
         let classes = self.runtime_classes.state();
@@ -337,7 +338,7 @@ impl Context {
         let rest = before.map_or(Duration::ZERO, |before| {
             BETWEEN_STATUSES.saturating_sub(now.saturating_duration_since(*before))
         });
-        // A Shim that no node was counted for yet would be told of as one that no node wants.
+        // Before the recount, a new Shim would be reported as one that selects no node.
         let rest = rest.max(memory.uncounted(now));
         if !rest.is_zero() {
             return Err(rest);
@@ -365,8 +366,7 @@ impl Context {
         Ok((plan, rejected))
     }
 
-    /// Remembers what the API server rejected to make for an object, or that it refuses nothing any more; when to decide again, where
-    /// that changed something.
+    /// Remembers a rejected write of an object, or that there is none. Returns when to reconcile again, if that changed something.
     #[must_use]
     pub fn rejected(
         &self,
@@ -389,13 +389,13 @@ impl Context {
         }
     }
 
-    /// Whether this replica acts, so that the fleet is counted.
+    /// Whether this replica acts, and the nodes are summarised.
     #[must_use]
     pub fn decides(&self) -> bool {
         self.acts.load(Ordering::Relaxed)
     }
 
-    /// Begins to act: everything is counted and decided on.
+    /// Begins to act: summarises all nodes and queues everything.
     pub fn begin(&self) {
         self.metrics.leads(true);
         self.queues.open();
@@ -404,13 +404,13 @@ impl Context {
         self.changed.notify_waiters();
     }
 
-    /// Whether no node carries anything or says so.
+    /// Whether no node carries anything or is marked.
     #[must_use]
     pub fn is_clean(&self) -> bool {
         !self.memory().fleet.carries() && self.carriers().is_empty()
     }
 
-    /// Nodes that still carry something, each with the Shims; where none does, those that say something of it still.
+    /// Nodes that still carry something, each with its Shims; if there is none, nodes that still have a label or the annotation.
     #[must_use]
     pub fn carriers(&self) -> BTreeMap<String, Vec<String>> {
         let carriers = self.memory().fleet.carriers();
@@ -459,13 +459,13 @@ impl Context {
         Some(JobView::new(&job, &pods, &node.uid))
     }
 
-    // Whoever panicked while it held the lock left whole entries.
+    // A panic under the lock leaves whole entries behind.
     fn memory(&self) -> MutexGuard<'_, Memory> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Does work that takes its time while the runtime's other tasks go on, also where it has one thread.
+/// Runs `work`, which takes a while, and lets the other tasks of the runtime go on, even on a runtime with one thread.
 fn beside_other_tasks<T>(work: impl FnOnce() -> T) -> T {
     let flavor = Handle::try_current().map(|runtime| runtime.runtime_flavor());
     match flavor {
@@ -499,7 +499,7 @@ mod tests {
     }
 
     #[test]
-    fn a_single_change_of_a_shim_is_counted_at_once() {
+    fn a_single_change_of_a_shim_causes_a_recount_at_once() {
         let (mut recount, start) = (Recount::default(), Instant::now());
         assert!(recount.is_due(start));
         recount.done(start);
@@ -508,7 +508,7 @@ mod tests {
     }
 
     #[test]
-    fn a_recount_keeps_no_other_task_waiting() {
+    fn a_recount_does_not_block_other_tasks() {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .build()

@@ -1,4 +1,4 @@
-//! What one node adds to the whole: how far each Shim is on it. Pure; the whole is the `aggregate`.
+//! The summary of one node: the progress of each Shim on it. Pure; the `aggregate` adds the summaries up.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,68 +9,68 @@ use crate::controller::decide::node_labels;
 use crate::controller::decide::types::{Decision, JobStep, Observed};
 use crate::names::{self, Progress};
 
-/// How far one Shim is on one node.
+/// The progress of one Shim on one node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Phase {
-    /// It is served as it should be.
+    /// The Shim is served as specified.
     Ready,
-    /// It is on its way, or begins as soon as its node lets it.
+    /// The Shim is in progress, or begins as soon as its node is ready.
     Pending,
-    /// Nothing is to be done about it yet, or any more.
+    /// Nothing is to be done: the Shim is paused or has no finalizer yet.
     Idle,
-    /// It is to change, and not before its turn.
+    /// The Shim is to change and waits for its turn.
     Waiting,
     /// The last attempt failed.
     Failed {
-        /// Why: a sentence.
+        /// The reason: one sentence.
         reason: String,
-        /// Whether it might go the same way elsewhere.
+        /// Whether other nodes might fail in the same way, so that the rollout halts.
         halts: bool,
     },
-    /// The node is one that can't carry it: a sentence.
+    /// The node can't carry the Shim, for this reason.
     Unsupported(String),
-    /// The node is to let it go.
+    /// The Shim is to be removed from the node.
     Removing {
-        /// Not before its turn.
+        /// The removal waits for its turn.
         waits: bool,
-        /// Why it is there still, if an attempt was made.
+        /// Why the last attempt did not remove it.
         reason: Option<String>,
     },
     /// Another Shim has all of its handlers.
     HandlersTaken,
 }
 
-/// What one node has of one Shim.
+/// One Shim on one node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShimOnNode {
-    /// How far it is.
+    /// The progress.
     pub phase: Phase,
-    /// Whether the host may carry anything of it, or a Job is about to bring it.
+    /// Whether the host may carry anything of the Shim, or a Job is about to install it.
     pub carried: bool,
 }
 
-/// What one node adds to the whole.
+/// The summary of one node.
 #[allow(clippy::struct_excessive_bools, reason = "each is counted by itself")]
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NodeSummary {
-    /// It carries the control plane.
+    /// It is a control-plane node.
     pub control_plane: bool,
-    /// It could be changed now: its kubelet works, and its operator does not keep pods away.
+    /// It could be changed now: it is ready and not cordoned.
     pub fit: bool,
     /// Its host is being changed, or is about to be.
     pub changing: bool,
     /// Its Job has no pod yet.
     pub without_pod: bool,
-    /// It would be changed if fewer Jobs had no pod yet.
+    /// It waits until fewer Jobs have no pod.
     pub waiting_for_pod_slot: bool,
-    /// What it has of each Shim.
+    /// Its Shims, by name.
     pub shims: BTreeMap<String, ShimOnNode>,
-    /// Handlers that one Shim lost to another: the loser, and a sentence.
+    /// Handlers that one Shim lost to another: the losing Shim, and a sentence.
     pub lost: BTreeSet<(String, String)>,
 }
 
 impl NodeSummary {
-    /// Of the node that is seen, as it is once the decision is carried out; nothing of one that is being deleted.
+    /// The summary of the node once the decision is carried out; empty for a node that is being deleted.
     #[must_use]
     pub fn of(seen: &Observed, decision: Option<&Decision>) -> Self {
         let Observed { node, job, .. } = *seen;
@@ -137,7 +137,7 @@ impl NodeSummary {
             }
         }
         let lost = desired.lost.iter().map(|(loser, handler, winner)| {
-            let sentence = format!("handler {handler} belongs to Shim {winner}; rename it in spec.runtimeClass.handler or spec.handlerAliases");
+            let sentence = format!("handler {handler} belongs to Shim {winner}; choose another name in spec.runtimeClass.handler or spec.handlerAliases");
             (loser.clone(), sentence)
         });
         Self {
@@ -153,19 +153,19 @@ impl NodeSummary {
     }
 }
 
-/// Whether the node's last attempt asked for this very request.
+/// Whether the last attempt requested exactly this.
 fn begun(applied: Option<&Applied>, shim: &str, verdict: &Verdict) -> bool {
     let tried = applied.and_then(|applied| applied.tried.get(shim));
     let wanted = verdict.request().map(fingerprint);
     wanted.is_some() && tried == wanted.as_ref()
 }
 
-/// Whether anything on the node object tells of the Shim.
+/// Whether the node object has a label or an annotation of the Shim.
 fn carries(node: &NodeView, applied: Option<&Applied>, shim: &str) -> bool {
     let labelled = node
         .labelled()
         .any(|(name, progress)| name == shim && progress != Progress::Failed);
-    // What failed before anything was asked of the host is a label only.
+    // A failure before any request to the host leaves a label only.
     labelled
         || node.labels.contains_key(&names::shim_label(shim)) && applied.is_some()
         || applied.is_some_and(|applied| applied.shims.contains_key(shim))

@@ -1,35 +1,35 @@
-//! What the API server rejected to make, remembered until it takes it: the next decision tells people why. No decision, no write.
+//! Remembers writes that the API server rejected, so that the next decision can report them. No write.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use crate::controller::decide::job_due::backoff;
 
-/// The next decision only writes down what the API server said, or that it says it no longer.
+/// The next decision only reports the rejection, or its end.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
-/// More objects than this are not rejected at a time; what is left of those that are gone is forgotten with the others.
+/// Most objects with rejected writes at a time; beyond that, all are forgotten, those of deleted objects among them.
 const MOST: usize = 1_000;
 
-/// What was rejected, by the UID of the node or Shim that it was for.
+/// The last rejected write of each node and Shim, by UID.
 #[derive(Debug, Default)]
 pub struct RejectedWrites(HashMap<String, RejectedWrite>);
 
-/// What was rejected for one object.
+/// A rejected write.
 #[derive(Debug, Clone)]
 pub struct RejectedWrite {
-    /// What people should know.
+    /// The sentence for operators.
     pub sentence: String,
-    /// Times in a row.
+    /// Rejections in a row.
     times: u32,
-    /// Version of the spec that it was rejected for.
+    /// Generation of the spec that was rejected.
     generation: Option<i64>,
-    /// When to try again, if the spec stays.
+    /// When to try again if the spec does not change.
     again: Instant,
 }
 
 impl RejectedWrite {
-    /// How long it would still be rejected: the spec is the same, and not enough time has passed to hope.
+    /// How long the same spec would still be rejected.
     pub fn rest(&self, generation: Option<i64>, now: Instant) -> Option<Duration> {
         let rest = self.again.saturating_duration_since(now);
         (self.generation == generation && !rest.is_zero()).then_some(rest)
@@ -37,12 +37,12 @@ impl RejectedWrite {
 }
 
 impl RejectedWrites {
-    /// What was rejected last for the object `uid`.
+    /// The last rejected write of the object `uid`.
     pub fn of(&self, uid: &str) -> Option<RejectedWrite> {
         self.0.get(uid).cloned()
     }
 
-    /// Remembers a rejection, or that there is none any more; when to decide again, where that changed something.
+    /// Remembers a rejection, or that there is none any more. Returns when to reconcile again, if that changed something.
     pub fn after(
         &mut self,
         uid: &str,

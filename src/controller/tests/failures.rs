@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn what_is_still_in_use_stays_removing_and_is_tried_again() {
+fn the_removal_of_a_shim_in_use_is_tried_again() {
     let scene = Scene::provisioned().no_longer_annotated().stepped();
     let mut report = ProvisionReport::new(Outcome::Partial);
     report.handlers.push(HandlerReport {
@@ -29,7 +29,7 @@ fn what_is_still_in_use_stays_removing_and_is_tried_again() {
 #[case::rejected(Outcome::Refused)]
 #[case::rolled_back(Outcome::RolledBack)]
 #[case::broken(Outcome::Broken)]
-fn a_failure_is_a_label_an_event_and_a_wait(#[case] result: Outcome) {
+fn a_failed_attempt_sets_the_label_publishes_an_event_and_waits(#[case] result: Outcome) {
     let (after, plan) = scene()
         .annotated()
         .stepped()
@@ -50,7 +50,7 @@ fn a_failure_is_a_label_an_event_and_a_wait(#[case] result: Outcome) {
 }
 
 #[test]
-fn an_interrupted_attempt_is_no_failure_and_is_made_again_at_once() {
+fn an_interrupted_attempt_is_no_failure_and_is_repeated_at_once() {
     let interrupted = |scene: Scene| scene.interrupted().step();
     let (mut after, plan) = interrupted(scene().annotated().stepped());
     for _ in 0..3 {
@@ -74,7 +74,7 @@ fn an_interrupted_attempt_is_no_failure_and_is_made_again_at_once() {
 }
 
 #[test]
-fn an_interrupted_attempt_leaves_the_back_off_of_the_failures_before_it() {
+fn an_interrupted_attempt_does_not_change_the_back_off_of_earlier_failures() {
     let failed = scene()
         .annotated()
         .stepped()
@@ -88,7 +88,7 @@ fn an_interrupted_attempt_leaves_the_back_off_of_the_failures_before_it() {
 }
 
 #[test]
-fn an_interrupted_look_at_a_rebooted_node_is_made_again_at_once() {
+fn an_interrupted_verification_of_a_rebooted_node_is_repeated_at_once() {
     let mut rebooted = Scene::provisioned();
     rebooted.node.boot_id = "second".to_owned();
     let after = rebooted.later(1).stepped().interrupted().stepped();
@@ -106,7 +106,7 @@ fn waits_double_up_to_ten_minutes() {
 }
 
 #[test]
-fn the_second_failure_waits_longer_than_the_first() {
+fn the_wait_after_the_second_failure_is_longer() {
     let first = scene()
         .annotated()
         .stepped()
@@ -123,7 +123,7 @@ fn the_second_failure_waits_longer_than_the_first() {
 #[case(JobProgress::Stuck("ImagePullBackOff".to_owned()), 0)]
 #[case(JobProgress::Silent("DeadlineExceeded".to_owned()), 0)]
 #[case(JobProgress::NoPod, 60)]
-fn a_job_that_says_nothing_is_a_failure_with_a_sentence(
+fn a_job_without_a_report_is_a_failure_with_a_reason(
     #[case] progress: JobProgress,
     #[case] age: i64,
 ) {
@@ -139,7 +139,7 @@ fn a_job_that_says_nothing_is_a_failure_with_a_sentence(
 }
 
 #[test]
-fn a_young_job_without_a_pod_is_waited_for() {
+fn a_job_without_a_pod_is_given_a_minute() {
     let plan = scene()
         .annotated()
         .stepped()
@@ -151,7 +151,7 @@ fn a_young_job_without_a_pod_is_waited_for() {
 }
 
 #[test]
-fn a_failed_upgrade_keeps_the_old_version_advertised() {
+fn a_failed_upgrade_keeps_the_handler_label_of_the_old_version() {
     let mut scene = Scene::provisioned();
     scene.upgrade();
     let upgrading = scene.stepped();
@@ -166,7 +166,7 @@ fn a_failed_upgrade_keeps_the_old_version_advertised() {
 }
 
 #[test]
-fn a_report_on_an_older_request_is_no_answer_for_todays() {
+fn a_report_on_an_older_request_does_not_answer_the_current_one() {
     let mut scene = scene().annotated().stepped();
     scene.upgrade();
     let after = scene.answers(Outcome::Applied, true, None).stepped();
@@ -175,7 +175,7 @@ fn a_report_on_an_older_request_is_no_answer_for_todays() {
 }
 
 #[test]
-fn an_annotation_that_cannot_be_read_is_no_knowledge() {
+fn a_node_with_an_unreadable_annotation_gets_a_job() {
     let mut scene = Scene::provisioned();
     scene
         .node
@@ -185,7 +185,7 @@ fn an_annotation_that_cannot_be_read_is_no_knowledge() {
 }
 
 #[test]
-fn what_a_rolled_back_removal_left_is_still_known() {
+fn a_rolled_back_removal_keeps_what_is_known_of_the_shim() {
     let after = Scene::provisioned()
         .no_longer_annotated()
         .stepped()
@@ -208,7 +208,7 @@ fn what_a_rolled_back_removal_left_is_still_known() {
 }
 
 #[test]
-fn a_job_that_the_api_server_does_not_take_is_told_once_and_tried_again() {
+fn a_job_that_the_api_server_rejects_is_reported_once_and_tried_again() {
     let claimed = scene().annotated().stepped();
     let rejected = Scene {
         job: None,
@@ -230,7 +230,7 @@ fn a_job_that_the_api_server_does_not_take_is_told_once_and_tried_again() {
 }
 
 #[test]
-fn a_job_without_a_request_for_this_node_object_is_no_answer() {
+fn the_report_of_a_job_without_a_request_for_this_node_object_is_ignored() {
     let mut scene = scene()
         .annotated()
         .stepped()
@@ -243,7 +243,7 @@ fn a_job_without_a_request_for_this_node_object_is_no_answer() {
 }
 
 #[test]
-fn a_job_that_a_finalizer_holds_is_told_once() {
+fn a_job_that_a_finalizer_keeps_is_reported_once() {
     let mut scene = Scene::provisioned().no_longer_annotated().stepped();
     scene.job.as_mut().unwrap().deleting = Some(start());
     let plan = scene.decide();
@@ -260,7 +260,7 @@ fn a_job_that_a_finalizer_holds_is_told_once() {
 }
 
 #[test]
-fn a_report_that_names_what_can_be_no_label_writes_none() {
+fn invalid_label_names_in_a_report_write_no_label() {
     let scene = Scene::provisioned().no_longer_annotated().stepped();
     let mut report = ProvisionReport::new(Outcome::Partial);
     for (shim, handler) in [("../../etc", "a"), ("a", "b\nc"), (&*"x".repeat(64), "a")] {
@@ -285,7 +285,7 @@ fn a_report_that_names_what_can_be_no_label_writes_none() {
 #[case(r#"{"nodeUid":"node-uid","shims":{"spin":{"handlers":{"../x":true}}}}"#)]
 #[case(r#"{"nodeUid":"node-uid","shims":{"spin":{"request":{"name":"../x","handlers":[],"location":""}}}}"#)]
 #[case(r#"{"nodeUid":"node-uid","attempts":-1}"#)]
-fn a_summary_that_nobody_of_ours_wrote_is_no_knowledge(#[case] text: &str) {
+fn an_invalid_annotation_of_the_node_is_ignored(#[case] text: &str) {
     let mut scene = Scene::provisioned();
     scene
         .node
@@ -297,7 +297,7 @@ fn a_summary_that_nobody_of_ours_wrote_is_no_knowledge(#[case] text: &str) {
 }
 
 #[test]
-fn an_attempt_in_a_far_future_is_not_waited_for() {
+fn the_time_of_an_attempt_in_the_far_future_is_ignored() {
     let mut scene = scene()
         .annotated()
         .stepped()
@@ -314,14 +314,14 @@ fn an_attempt_in_a_far_future_is_not_waited_for() {
 }
 
 #[test]
-fn what_people_read_holds_nothing_that_a_terminal_acts_on() {
+fn shown_text_has_no_control_characters() {
     let text = cut("a\u{1b}[2Jb\nc\u{202e}d\u{85}e\u{2028}f", 100);
     assert_eq!(text, "a [2Jb c d e f");
     assert_eq!(cut(&"ü".repeat(1_000), 99).len(), 99);
 }
 
 #[test]
-fn a_job_that_ended_says_what_it_cost() {
+fn the_end_of_a_job_counts_restarts_and_duration() {
     let answered = scene()
         .annotated()
         .stepped()
@@ -333,7 +333,7 @@ fn a_job_that_ended_says_what_it_cost() {
 }
 
 #[test]
-fn a_job_whose_pod_does_not_end_after_its_time_is_a_failure() {
+fn a_job_whose_pod_still_runs_a_minute_after_its_deadline_is_a_failure() {
     let asked = scene().annotated().stepped();
     let overdue = JobProgress::Overdue {
         since: start(),

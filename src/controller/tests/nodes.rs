@@ -4,7 +4,7 @@ use super::*;
 use crate::names;
 
 #[test]
-fn a_handler_that_the_kubelet_denies_is_not_advertised() {
+fn a_handler_that_the_kubelet_does_not_list_gets_no_label() {
     let mut scene = scene()
         .annotated()
         .stepped()
@@ -21,7 +21,7 @@ fn a_handler_that_the_kubelet_denies_is_not_advertised() {
 }
 
 #[test]
-fn a_handler_that_is_never_listed_is_tried_again_after_a_while() {
+fn a_handler_that_the_kubelet_does_not_list_is_tried_again_after_a_wait() {
     let mut scene = scene()
         .annotated()
         .stepped()
@@ -36,7 +36,7 @@ fn a_handler_that_is_never_listed_is_tried_again_after_a_while() {
 }
 
 #[test]
-fn a_node_made_anew_under_its_old_name_starts_over() {
+fn a_recreated_node_of_the_same_name_is_provisioned_again() {
     let mut scene = Scene::provisioned();
     scene.node.uid = "another".to_owned();
     let (after, plan) = scene.step();
@@ -46,7 +46,7 @@ fn a_node_made_anew_under_its_old_name_starts_over() {
 }
 
 #[test]
-fn another_host_under_the_same_node_object_is_provisioned_anew() {
+fn another_host_with_the_same_node_object_is_provisioned_again() {
     let mut scene = Scene::provisioned();
     scene.node.machine_id = "another".to_owned();
     let (after, plan) = scene.step();
@@ -55,7 +55,7 @@ fn another_host_under_the_same_node_object_is_provisioned_anew() {
 }
 
 #[test]
-fn a_reboot_is_verified_without_withdrawing_anything() {
+fn a_rebooted_node_is_verified_and_keeps_its_labels() {
     let mut scene = Scene::provisioned();
     scene.node.boot_id = "another".to_owned();
     let (after, plan) = scene.step();
@@ -66,7 +66,7 @@ fn a_reboot_is_verified_without_withdrawing_anything() {
 }
 
 #[test]
-fn a_node_name_too_long_for_a_label_value_goes_without_kwasms() {
+fn a_node_with_a_name_too_long_for_a_label_gets_no_kwasm_label() {
     let mut scene = scene().annotated();
     scene.node.name = "n".repeat(64);
     let after = scene
@@ -78,7 +78,7 @@ fn a_node_name_too_long_for_a_label_value_goes_without_kwasms() {
 }
 
 #[test]
-fn a_node_that_has_not_said_what_it_is_is_left_as_it_is() {
+fn a_node_without_a_reported_platform_is_not_changed() {
     let mut new = scene().annotated();
     new.node.arch = String::new();
     assert_eq!(new.decide(), Plan::default());
@@ -88,7 +88,7 @@ fn a_node_that_has_not_said_what_it_is_is_left_as_it_is() {
 }
 
 #[test]
-fn another_runtime_is_verified_and_what_an_older_release_wrote_down_is_believed() {
+fn a_changed_runtime_is_verified_unless_an_older_release_recorded_none() {
     let mut scene = Scene::provisioned();
     scene.node.runtime = "containerd://2.2.0".to_owned();
     let plan = scene.decide();
@@ -103,7 +103,7 @@ fn another_runtime_is_verified_and_what_an_older_release_wrote_down_is_believed(
 }
 
 #[test]
-fn a_node_that_is_not_ready_is_asked_nothing_until_it_is() {
+fn a_node_gets_no_job_while_it_is_not_ready() {
     let mut scene = scene().annotated();
     scene.node.ready = false;
     let mut waiting = scene.stepped();
@@ -118,7 +118,7 @@ fn a_node_that_is_not_ready_is_asked_nothing_until_it_is() {
 }
 
 #[test]
-fn a_cordoned_node_gets_nothing_new_and_may_let_go() {
+fn a_cordoned_node_gets_no_new_shim_but_shims_are_removed_from_it() {
     let mut scene = scene().annotated();
     scene.node.cordoned = true;
     assert_eq!(scene.decide().job, JobStep::None);
@@ -136,7 +136,7 @@ fn taint(key: &str) -> Taint {
 }
 
 #[test]
-fn the_startup_taint_goes_once_all_is_served_and_takes_no_other_with_it() {
+fn only_the_startup_taint_is_removed_and_only_once_everything_is_served() {
     let mut scene = scene().annotated();
     scene.node.taints = vec![taint("theirs"), taint("farrier.dev/not-ready")];
     let claimed = scene.stepped();
@@ -154,7 +154,7 @@ fn the_startup_taint_goes_once_all_is_served_and_takes_no_other_with_it() {
 }
 
 #[test]
-fn a_node_that_wants_nothing_loses_the_startup_taint_at_once() {
+fn a_node_that_no_shim_selects_loses_the_startup_taint_at_once() {
     let mut scene = scene();
     scene.node.taints = vec![taint("farrier.dev/not-ready")];
     assert_eq!(scene.stepped().node.taints, []);
@@ -165,7 +165,7 @@ fn a_node_that_wants_nothing_loses_the_startup_taint_at_once() {
 }
 
 #[test]
-fn a_host_of_which_nothing_is_heard_is_looked_at_within_a_day_and_a_quarter() {
+fn a_host_without_events_is_checked_again_within_thirty_hours() {
     let settled = Scene::provisioned().later(18 * 3_600 - 1);
     let plan = settled.decide();
     assert!(plan.is_empty());
@@ -182,7 +182,7 @@ fn a_host_of_which_nothing_is_heard_is_looked_at_within_a_day_and_a_quarter() {
 }
 
 #[test]
-fn what_a_host_said_before_it_rebooted_is_verified() {
+fn a_report_from_before_a_reboot_is_verified() {
     let asked = scene().annotated().stepped();
     let request = asked.job.as_ref().unwrap().request.clone().unwrap();
     let mut answered = asked.answers(Outcome::Applied, true, None).in_boot("boot");
@@ -201,7 +201,7 @@ fn what_a_host_said_before_it_rebooted_is_verified() {
 }
 
 #[test]
-fn a_handler_that_is_not_listed_after_a_second_attempt_is_a_failure() {
+fn a_handler_that_the_kubelet_does_not_list_after_a_second_attempt_is_a_failure() {
     let mut scene = scene()
         .annotated()
         .stepped()
@@ -220,7 +220,7 @@ fn a_handler_that_is_not_listed_after_a_second_attempt_is_a_failure() {
 const KWASM: &str = "kwasm.sh/kwasm-provisioned";
 
 #[test]
-fn an_upgrade_withdraws_nothing_from_pods_that_select_on_kwasms_label() {
+fn an_upgrade_keeps_kwasms_label() {
     let mut scene = Scene::provisioned();
     scene.upgrade();
     let upgrading = scene.stepped();
@@ -231,7 +231,7 @@ fn an_upgrade_withdraws_nothing_from_pods_that_select_on_kwasms_label() {
 }
 
 #[test]
-fn the_label_that_kwasm_left_stays_until_a_report_denies_it() {
+fn kwasms_label_stays_until_a_report_contradicts_it() {
     let mut moved = scene().annotated();
     moved.node.labels.insert(KWASM.to_owned(), "n1".to_owned());
     let claimed = moved.stepped();
@@ -246,7 +246,7 @@ fn the_label_that_kwasm_left_stays_until_a_report_denies_it() {
 }
 
 #[test]
-fn what_a_node_has_is_not_fetched_again_unless_it_was_lost() {
+fn a_binary_on_the_node_is_not_fetched_again_unless_it_is_lost() {
     let asks = |scene: &Scene| {
         let JobStep::Create { request, .. } = scene.decide().job else {
             panic!("no Job")
@@ -269,7 +269,7 @@ fn what_a_node_has_is_not_fetched_again_unless_it_was_lost() {
 }
 
 #[test]
-fn what_an_annotation_alone_asks_for_is_never_fetched() {
+fn a_shim_that_only_the_nodes_annotation_names_is_never_fetched() {
     let mut forged = Scene::provisioned();
     forged.spec().paused = true;
     let mut applied = forged.node.applied().unwrap();

@@ -129,7 +129,7 @@ impl World {
 }
 
 #[test]
-fn no_more_nodes_change_at_a_time_than_the_shim_allows_and_all_get_their_turn() {
+fn at_most_max_update_nodes_change_at_a_time_and_all_get_their_turn() {
     let mut world = World::provisioned(0, 7, 2);
     world.settle();
     assert_eq!(world.changing(), BTreeSet::new());
@@ -147,7 +147,7 @@ fn no_more_nodes_change_at_a_time_than_the_shim_allows_and_all_get_their_turn() 
 }
 
 #[test]
-fn a_node_that_waits_goes_on_serving_and_says_nothing_else() {
+fn a_node_that_waits_for_its_turn_keeps_serving_without_new_labels() {
     let mut world = World::provisioned(0, 2, 1);
     world.upgrade("https://example.org/b");
     world.settle();
@@ -158,7 +158,7 @@ fn a_node_that_waits_goes_on_serving_and_says_nothing_else() {
     assert_eq!(node.label("handler.farrier.dev/spin-v2"), Some("true"));
     let (reason, message) = world.condition("Progressing");
     assert_eq!(reason, "Provisioning");
-    let told = "1 of 2 nodes are on their way, and 1 wait for their turn";
+    let told = "1 of 2 nodes are in progress, 1 wait for their turn";
     assert_eq!(message, told);
 }
 
@@ -178,7 +178,7 @@ fn control_plane_nodes_come_last() {
 }
 
 #[test]
-fn a_failure_halts_the_rollout_and_says_which_node_and_why_until_it_is_mended() {
+fn a_failure_halts_the_rollout_with_node_and_reason_until_the_node_succeeds() {
     let mut world = World::provisioned(0, 4, 1);
     world.upgrade("https://example.org/b");
     world.settle();
@@ -207,7 +207,7 @@ fn a_failure_halts_the_rollout_and_says_which_node_and_why_until_it_is_mended() 
 }
 
 #[test]
-fn a_new_version_ends_the_halt_of_an_older_one() {
+fn a_new_version_ends_the_halt_of_the_old_versions_rollout() {
     let mut world = World::provisioned(0, 3, 1);
     world.upgrade("https://example.org/b");
     world.settle();
@@ -223,7 +223,7 @@ fn a_new_version_ends_the_halt_of_an_older_one() {
 }
 
 #[test]
-fn a_host_that_can_never_be_changed_halts_nobody() {
+fn an_unsupported_host_does_not_halt_the_rollout() {
     let mut world = World::provisioned(0, 3, 1);
     world.upgrade("https://example.org/b");
     world.settle();
@@ -239,7 +239,7 @@ fn a_host_that_can_never_be_changed_halts_nobody() {
 }
 
 #[test]
-fn nodes_that_can_not_be_changed_now_hold_nobody_up() {
+fn nodes_that_cannot_be_changed_do_not_delay_others() {
     let mut world = World::provisioned(1, 3, 1);
     world.nodes[2].node.ready = false;
     world.nodes[3].node.cordoned = true;
@@ -257,7 +257,7 @@ fn nodes_that_can_not_be_changed_now_hold_nobody_up() {
 }
 
 #[test]
-fn a_rolling_removal_goes_by_turns_and_is_withdrawn_everywhere_at_once() {
+fn a_rolling_removal_goes_node_by_node_and_removes_all_handler_labels_at_once() {
     let mut world = World::provisioned(0, 3, 1);
     world.edit(|shim| shim.deleting = true);
     world.settle();
@@ -276,7 +276,7 @@ fn a_rolling_removal_goes_by_turns_and_is_withdrawn_everywhere_at_once() {
 }
 
 #[test]
-fn a_rollout_that_another_replica_takes_over_goes_on_where_it_was() {
+fn another_replica_continues_a_rollout_where_it_was() {
     let mut world = World::provisioned(0, 5, 2);
     world.upgrade("https://example.org/b");
     world.settle();
@@ -287,7 +287,7 @@ fn a_rollout_that_another_replica_takes_over_goes_on_where_it_was() {
 }
 
 #[test]
-fn recreate_changes_all_at_once_but_the_control_plane() {
+fn recreate_changes_all_nodes_at_once_except_the_control_plane() {
     let mut world = World::provisioned(2, 3, 1);
     world.edit(|shim| {
         let strategy = &mut shim.spec.as_mut().unwrap().rollout_strategy;
@@ -304,7 +304,7 @@ fn recreate_changes_all_at_once_but_the_control_plane() {
 }
 
 #[test]
-fn control_plane_nodes_come_last_though_shims_settle_still() {
+fn control_plane_nodes_come_last_while_more_shims_are_expected() {
     let mut world = World::provisioned(1, 2, 1);
     world.upgrade("https://example.org/b");
     for node in &mut world.nodes {
@@ -322,7 +322,7 @@ fn control_plane_nodes_come_last_though_shims_settle_still() {
 }
 
 #[test]
-fn a_handler_changes_hands_where_it_is_the_nodes_turn_and_is_served_elsewhere() {
+fn a_handler_moves_to_another_shim_on_nodes_whose_turn_it_is_and_stays_served_on_others() {
     let mut world = World::provisioned(0, 3, 1);
     let mut older = shim("team", "spin-v2");
     older.created = start() - SignedDuration::from_secs(60);
@@ -349,7 +349,7 @@ fn a_handler_changes_hands_where_it_is_the_nodes_turn_and_is_served_elsewhere() 
 }
 
 #[test]
-fn a_share_of_the_nodes_lets_a_shim_go_at_a_time() {
+fn a_removal_respects_the_percentage_of_max_update() {
     let mut world = World::provisioned(0, 4, 1);
     world.edit(|shim| {
         let strategy = &mut shim.spec.as_mut().unwrap().rollout_strategy;
@@ -362,7 +362,7 @@ fn a_share_of_the_nodes_lets_a_shim_go_at_a_time() {
 }
 
 #[test]
-fn a_crowd_is_let_in_as_jobs_get_their_pods() {
+fn waiting_nodes_are_queued_when_other_jobs_get_their_pods() {
     let mut fleet = Fleet::default();
     let mut node = scene().annotated();
     for at in 0..100 {

@@ -4,14 +4,14 @@ use super::*;
 use crate::controller::memory::aggregate::Fleet;
 
 #[test]
-fn a_shim_without_our_finalizer_touches_no_node() {
+fn a_shim_without_its_finalizer_gets_no_new_nodes() {
     let mut scene = scene().annotated();
     scene.shims[0].has_finalizer = false;
     assert_eq!(scene.decide(), Plan::default());
 }
 
 #[test]
-fn a_paused_shim_keeps_what_is_there_whatever_its_spec_says() {
+fn a_paused_shim_stays_on_its_nodes_whatever_its_spec() {
     let mut scene = Scene::provisioned();
     scene.spec().paused = true;
     scene.upgrade();
@@ -85,7 +85,7 @@ fn a_users_shim_beats_a_default_one_to_a_handler() {
 }
 
 #[test]
-fn a_bare_label_that_a_shim_selects_on_or_that_is_anothers_is_never_changed() {
+fn a_label_without_a_domain_is_not_changed_if_a_shim_selects_by_it_or_it_has_a_foreign_value() {
     let mut scene = scene();
     scene.spec().annotation_selector = None;
     scene.spec().node_selector = Some(BTreeMap::from([("spin".to_owned(), "true".to_owned())]));
@@ -106,7 +106,7 @@ fn a_bare_label_that_a_shim_selects_on_or_that_is_anothers_is_never_changed() {
 }
 
 #[test]
-fn a_deleted_shim_is_let_go_once_no_node_carries_it() {
+fn a_deleted_shim_loses_its_finalizer_once_no_node_carries_it() {
     let mut scene = Scene::provisioned();
     scene.shims[0].deleting = true;
     let finalizer = |scene: &Scene| scene.status(0).finalizer;
@@ -123,7 +123,7 @@ fn a_deleted_shim_is_let_go_once_no_node_carries_it() {
 }
 
 #[test]
-fn a_status_is_written_once() {
+fn an_unchanged_status_is_not_written_again() {
     let mut scene = Scene::provisioned();
     let status = scene.status(0).status.unwrap();
     assert_eq!(
@@ -135,7 +135,7 @@ fn a_status_is_written_once() {
 }
 
 #[test]
-fn a_renamed_handler_is_withdrawn_before_the_new_one_is_served() {
+fn the_label_of_a_renamed_handler_is_removed_before_the_new_handler_is_served() {
     let mut scene = Scene::provisioned();
     scene.spec().runtime_class.handler = "spin-v3".to_owned();
     let (after, plan) = scene.step();
@@ -148,7 +148,7 @@ fn a_renamed_handler_is_withdrawn_before_the_new_one_is_served() {
 }
 
 #[test]
-fn a_shim_that_lost_our_finalizer_stays_where_it_is() {
+fn a_shim_without_its_finalizer_stays_on_its_nodes() {
     let mut scene = Scene::provisioned();
     scene.shims[0].has_finalizer = false;
     assert!(scene.decide().is_empty());
@@ -156,7 +156,7 @@ fn a_shim_that_lost_our_finalizer_stays_where_it_is() {
 }
 
 #[test]
-fn a_shim_that_cannot_be_read_stays_where_it_is_and_nowhere_else() {
+fn an_unreadable_shim_stays_on_its_nodes_and_gets_no_new_ones() {
     let unreadable = Err("unknown variant `riscv64`".to_owned());
     let mut there = Scene::provisioned();
     there.shims[0].spec = unreadable.clone();
@@ -183,7 +183,7 @@ fn a_shim_that_cannot_be_read_stays_where_it_is_and_nowhere_else() {
 }
 
 #[test]
-fn no_bare_label_is_touched_while_a_shim_that_may_select_on_it_cannot_be_read() {
+fn no_label_without_a_domain_is_changed_while_an_unreadable_shim_may_select_by_it() {
     let mut scene = scene().annotated();
     let mut other = shim("other", "other");
     other.spec = Err("newer".to_owned());
@@ -194,7 +194,7 @@ fn no_bare_label_is_touched_while_a_shim_that_may_select_on_it_cannot_be_read() 
 }
 
 #[test]
-fn a_bare_label_without_ours_beside_it_is_anothers() {
+fn a_label_without_a_domain_is_foreign_without_farriers_own_label_beside_it() {
     let mut scene = scene();
     scene.spec().paused = true;
     let mut scene = scene.annotated();
@@ -206,7 +206,7 @@ fn a_bare_label_without_ours_beside_it_is_anothers() {
 }
 
 #[test]
-fn shims_that_are_too_much_for_one_node_fail_one_by_one() {
+fn shims_beyond_the_size_limit_of_a_node_fail_each_by_itself() {
     let mut scene = scene().annotated();
     scene.shims = (0..200)
         .map(|n| {
@@ -252,7 +252,7 @@ fn a_request_reserves_the_handlers_of_all_shims_with_their_options() {
 }
 
 #[test]
-fn a_shim_that_a_node_does_not_carry_is_no_reason_to_ask_it_again() {
+fn reserved_handlers_of_other_shims_cause_no_new_job() {
     let mut scene = Scene::provisioned();
     let mut other = shim("wasmtime", "wasmtime");
     let spec = other.spec.as_mut().unwrap();
@@ -262,7 +262,7 @@ fn a_shim_that_a_node_does_not_carry_is_no_reason_to_ask_it_again() {
 }
 
 #[test]
-fn the_finalizer_of_runtime_class_manager_holds_no_shim_for_ever() {
+fn the_finalizer_of_runtime_class_manager_is_removed_from_a_deleted_shim() {
     let mut scene = scene();
     scene.shims[0].has_finalizer = false;
     scene.shims[0].has_rcm_finalizer = true;
@@ -276,7 +276,7 @@ fn the_finalizer_of_runtime_class_manager_holds_no_shim_for_ever() {
 }
 
 #[test]
-fn what_changes_in_a_status_is_told_once() {
+fn a_changed_condition_publishes_one_event() {
     let mut scene = Scene::provisioned();
     let told = scene.status(0);
     let notes: Vec<&str> = told.events.iter().map(|news| &*news.reason).collect();
