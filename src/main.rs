@@ -52,15 +52,16 @@ fn main() -> ExitCode {
 /// The runtime that a command runs on.
 fn runtime(command: &Command) -> io::Result<tokio::runtime::Runtime> {
     let mut builder = match command {
-        // It counts over thousands of nodes, which must delay neither the renewal of its Lease nor an answer to a probe.
-        Command::Controller(_) => tokio::runtime::Builder::new_multi_thread(),
+        // Both summarise thousands of nodes, which must delay neither the renewal of the Lease nor an answer to a probe.
+        Command::Controller(_) | Command::UninstallCluster(_) => {
+            tokio::runtime::Builder::new_multi_thread()
+        }
         // These wait for one host or for the API server. A node may have hundreds of CPUs, and a thread for each of them costs the
         // start-up time and the memory of a Job whose limits are small.
         Command::Install(_)
         | Command::Uninstall(_)
         | Command::Fetch(_)
         | Command::Doctor(_)
-        | Command::UninstallCluster(_)
         | Command::Status(_)
         | Command::Crd(_)
         | Command::Completions { .. } => tokio::runtime::Builder::new_current_thread(),
@@ -79,13 +80,13 @@ async fn dispatch(command: Command) -> ExitCode {
         Command::Status(cli::Status { output }) => {
             match controller::status_table(output == Output::Json).await {
                 Ok(table) => print(&table),
-                Err(error) => fail_with_help(&error, error.help()),
+                Err(error) => fail_with_help(&error, error.help().as_deref()),
             }
         }
         Command::Crd(cli::Crd { apply: false }) => print(&farrier::api::crd_yaml()),
         Command::Crd(cli::Crd { apply: true }) => match controller::install_crd().await {
             Ok(()) => ExitCode::SUCCESS,
-            Err(error) => fail_with_help(&error, error.help()),
+            Err(error) => fail_with_help(&error, error.help().as_deref()),
         },
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -166,7 +167,7 @@ fn identity_of_process() -> String {
 async fn run_controller(controller: cli::Controller) -> ExitCode {
     match controller::run(settings(controller)).await {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail_with_help(&error, error.help()),
+        Err(error) => fail_with_help(&error, error.help().as_deref()),
     }
 }
 
@@ -184,7 +185,7 @@ async fn run_uninstall_cluster(uninstall: cli::UninstallCluster) -> ExitCode {
     };
     match controller::uninstall(settings(controller), options).await {
         Ok(summary) => print(&summary.to_string()),
-        Err(error) => fail_with_help(&error, error.help()),
+        Err(error) => fail_with_help(&error, error.help().as_deref()),
     }
 }
 
@@ -352,13 +353,7 @@ fn fail(error: &dyn std::fmt::Display) -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn fail_with_help(
-    error: &dyn std::fmt::Display,
-    help: Option<std::borrow::Cow<'_, str>>,
-) -> ExitCode {
-    match help {
-        Some(help) => error!(help = %help, "{error}"),
-        None => error!("{error}"),
-    }
+fn fail_with_help(error: &dyn std::fmt::Display, help: Option<&str>) -> ExitCode {
+    error!(help, "{error}");
     ExitCode::FAILURE
 }
