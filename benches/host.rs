@@ -19,7 +19,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use farrier::handoff::{Owner, ProvisionReport, ProvisionRequest, ShimRequest};
-use farrier::installer::cri;
+use farrier::installer::containerd::cri;
 use farrier::installer::host::HostRoot;
 use serde::Deserialize;
 

@@ -12,8 +12,9 @@ use clap::{CommandFactory as _, Parser as _};
 use farrier::cli::{self, Cli, Command, JobTtl, LogFormat, Output, ReserveHandlers};
 use farrier::controller;
 use farrier::handoff::ProvisionReport;
-use farrier::installer::interrupts::Interrupts;
-use farrier::installer::{self, InstallOptions, Preview, UninstallOptions, Wanted, text};
+use farrier::installer::report::text;
+use farrier::installer::transaction::interrupts::Interrupts;
+use farrier::installer::{self, InstallOptions, Preview, UninstallOptions, Wanted};
 use farrier::telemetry;
 use tracing::{error, info, warn};
 
@@ -24,12 +25,12 @@ fn main() -> ExitCode {
     let mut arguments: Vec<OsString> = std::env::args_os().collect();
     if arguments
         .get(1)
-        .is_some_and(|argument| argument == installer::exec::CHILD_ARGUMENT)
+        .is_some_and(|argument| argument == installer::host::exec::CHILD_ARGUMENT)
     {
-        let status = installer::exec::child_main(arguments.split_off(2));
+        let status = installer::host::exec::child_main(arguments.split_off(2));
         return ExitCode::from(u8::try_from(status).unwrap_or(1));
     }
-    installer::exec::main_hands_over();
+    installer::host::exec::main_hands_over();
     let cli = Cli::parse_from(arguments);
     let format = match cli.log_format {
         LogFormat::Text => telemetry::Format::Text,

@@ -4,7 +4,7 @@
 
 use std::io::Write as _;
 
-use farrier::installer::unpack::unpack;
+use farrier::installer::artifact::fetch::unpack::unpack;
 use farrier::names::sha256_hex;
 use flate2::Compression;
 use flate2::write::GzEncoder;

@@ -1,10 +1,10 @@
 //! What a state file and a journal may name. Both are ours, but who acts on them is root: one that was damaged or forged must not lead
 //! to anybody else's files. Pure.
 
-use super::candidate;
-use super::journal::{Journal, Undo};
-use super::state::{Places, State, folder_of};
 use crate::handoff::is_sha256;
+use crate::installer::state::{Places, State, folder_of};
+use crate::installer::transaction::journal::{Journal, Undo};
+use crate::installer::transaction::validate_config;
 
 /// The name of every folder of ours (the places of the distributions' table all end in it).
 const OWN_NAME: &str = "farrier";
@@ -13,7 +13,7 @@ const OWN_NAME: &str = "farrier";
 const SHIM_PREFIX: &str = "containerd-shim-";
 
 /// The first thing that a state file of ours would not name.
-pub(super) fn strange_in_state(state: &State) -> Option<String> {
+pub(crate) fn strange_in_state(state: &State) -> Option<String> {
     let mut strange = Vec::new();
     strange.extend((!is_own_folder(&state.folder)).then(|| state.folder.clone()));
     for (name, owned) in state.handlers.iter().chain(&state.late) {
@@ -36,7 +36,7 @@ pub(super) fn strange_in_state(state: &State) -> Option<String> {
 }
 
 /// The first thing that a journal of ours would not name.
-pub(super) fn strange_in_journal(journal: &Journal) -> Option<String> {
+pub(crate) fn strange_in_journal(journal: &Journal) -> Option<String> {
     let places = Places {
         folder: journal.folder.clone(),
     };
@@ -50,7 +50,9 @@ pub(super) fn strange_in_journal(journal: &Journal) -> Option<String> {
             .is_some_and(is_digest)
     };
     let is_ours = |step: &Undo| match step {
-        Undo::File { path } => is_stored(path) || candidate::is_candidate(&journal.root, path),
+        Undo::File { path } => {
+            is_stored(path) || validate_config::is_candidate(&journal.root, path)
+        }
         Undo::Repaired { path } => is_stored(path),
         Undo::Link { path, .. } | Undo::Replaced { path } => is_shim(path),
         // A configuration is only put back where it is what was written, and a folder goes only when it is empty.
@@ -100,7 +102,7 @@ fn is_file_name(name: &str) -> bool {
 }
 
 /// Whether this is the name of a file in the store.
-pub(super) fn is_digest(text: &str) -> bool {
+pub(crate) fn is_digest(text: &str) -> bool {
     is_sha256(text)
 }
 

@@ -4,9 +4,17 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 
-use super::{artifact, host, plan, restart, state};
+use crate::installer::artifact::fetch;
+
+use crate::installer::host;
+
+use crate::installer::plan;
+
+use crate::installer::containerd::restart;
+
 use crate::containerd_config;
 use crate::handoff;
+use crate::installer::state;
 
 /// Why a host was not changed, or a question about it has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +62,7 @@ pub enum Error {
     Unusable(BTreeMap<String, String>),
     /// An artifact.
     #[error(transparent)]
-    Artifact(#[from] artifact::Error),
+    Artifact(#[from] fetch::Error),
     /// An artifact that should be on the host.
     #[error("there is no {path} on this host; put the artifact there, or correct the location")]
     NoArtifact {

@@ -2,75 +2,39 @@
 //!
 //! [`install`] and [`uninstall`] always answer with a report; [`fetch`] and [`doctor`] change no host.
 
-pub mod adopt;
 pub mod artifact;
-mod binaries;
 mod bounds;
-mod candidate;
-mod clearing;
-mod client;
-pub mod cri;
-pub mod daemon;
-mod desired;
+pub mod containerd;
 pub mod distro;
-pub mod doctor;
+mod dry_run;
 mod error;
-pub mod exec;
-pub mod facts;
-pub mod handover;
 pub mod host;
-pub mod inherited;
-pub mod interrupts;
-pub mod journal;
-mod kubelet;
-pub mod loaded;
-mod moved;
-mod notes;
+pub mod inspect;
 mod options;
-pub mod perform;
 pub mod plan;
-mod prepare;
-mod preview;
-pub mod process;
-mod proof;
-mod readiness;
-mod recovery;
-mod report;
-pub mod restart;
-mod rollback;
-pub mod service;
-mod site;
-pub mod source;
-mod stamps;
+pub mod report;
 pub mod state;
-pub mod surroundings;
-mod survey;
-pub mod systemd;
-mod systemd_unit;
-pub mod text;
-mod trial;
-pub mod unpack;
-pub mod want;
+pub mod transaction;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use doctor::Traces;
+pub use dry_run::{Preview, preview_install, preview_uninstall};
 pub use error::Error;
-use facts::{Facts, gather};
 use host::HostRoot;
-use interrupts::Interrupts;
+use inspect::verify_cache::{Artifacts, Stamps};
+use inspect::{Facts, gather};
 use options::config_path;
 pub use options::{InstallOptions, UninstallOptions, Wanted};
-use perform::{Failure, perform};
 use plan::{HostPlan, decide};
-use prepare::{Prepared, prepare};
-pub use preview::{Preview, preview_install, preview_uninstall};
-use recovery::{gather_after, recover};
+use report::doctor::Traces;
 use report::{as_before, conclude, count, describe, failed, publish, unhappy};
-use stamps::{Artifacts, Stamps};
 use state::JOURNAL_FILE;
 use tracing::warn;
+use transaction::interrupts::Interrupts;
+use transaction::recovery::{gather_after, recover};
+use transaction::resolve::{Prepared, prepare};
+use transaction::{Failure, perform};
 
 use crate::handoff::{FetchResult, Outcome, ProvisionReport, ShimRequest};
 
@@ -84,7 +48,7 @@ pub async fn fetch(
     ca_file: Option<&Path>,
 ) -> Result<Vec<FetchResult>, Error> {
     let request = wanted.read()?;
-    Ok(artifact::fetch(&request.shims, out, ca_file).await?)
+    Ok(artifact::fetch::fetch(&request.shims, out, ca_file).await?)
 }
 
 /// Makes the host carry what is wanted. Whatever happens is in the report.
@@ -153,10 +117,14 @@ pub async fn uninstall(options: UninstallOptions) -> ProvisionReport {
 
 /// What is installed on a host, by whom, and what is wrong with it; that its files can't be read is one finding. With `offline` nothing
 /// of it is expected to run.
-pub async fn doctor(host_root: &Path, config: Option<&Path>, offline: bool) -> doctor::Diagnosis {
+pub async fn doctor(
+    host_root: &Path,
+    config: Option<&Path>,
+    offline: bool,
+) -> report::doctor::Diagnosis {
     match diagnose(host_root, config, offline).await {
         Ok(diagnosis) => diagnosis,
-        Err(error) => doctor::unseen(&error),
+        Err(error) => report::doctor::unseen(&error),
     }
 }
 
@@ -164,7 +132,7 @@ async fn diagnose(
     host_root: &Path,
     config: Option<&Path>,
     offline: bool,
-) -> Result<doctor::Diagnosis, Error> {
+) -> Result<report::doctor::Diagnosis, Error> {
     let host = HostRoot::open(host_root)?;
     let mut facts = gather(&host, config_path(config)?, offline).await?;
     facts.hash_binaries(&host)?;
@@ -172,9 +140,9 @@ async fn diagnose(
         offline,
         locked: host.is_locked()?,
         journal: host.exists(JOURNAL_FILE)?,
-        leftovers: clearing::leftovers(&host, &facts)?,
+        leftovers: transaction::cleanup::leftovers(&host, &facts)?,
     };
-    Ok(doctor::examine(&facts, &traces))
+    Ok(report::doctor::examine(&facts, &traces))
 }
 
 /// One change of one host.

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 
-use super::Error;
-use super::interrupts::Interrupts;
-use super::plan::{Scope, Want};
 use crate::handoff::{Owner, ProvisionRequest, ShimRequest};
+use crate::installer::error::Error;
+use crate::installer::plan::{Scope, Want};
+use crate::installer::transaction::interrupts::Interrupts;
 
 /// A request names some hundred shims at most; the annotation that carries it in a cluster has 256 KiB for all of them.
 const REQUEST_LIMIT: u64 = 1 << 20;
@@ -68,7 +68,7 @@ pub struct UninstallOptions {
 
 impl UninstallOptions {
     /// What a host should carry then.
-    pub(super) fn want(&self) -> Want {
+    pub(crate) fn want(&self) -> Want {
         Want {
             owner: Owner::Local,
             shims: Vec::new(),
@@ -126,7 +126,7 @@ impl Wanted {
 ///
 /// # Errors
 /// When it is not absolute.
-pub(super) fn config_path(config: Option<&Path>) -> Result<Option<&str>, Error> {
+pub(crate) fn config_path(config: Option<&Path>) -> Result<Option<&str>, Error> {
     let Some(path) = config else {
         return Ok(None);
     };

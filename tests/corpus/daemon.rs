@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use farrier::installer::cri::{self, Served};
+use farrier::installer::containerd::cri::{self, Served};
 use farrier::installer::host::HostRoot;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};

@@ -21,8 +21,8 @@ use farrier::containerd_config::{
     Error, Handler, PluginId, Value, Version, compare_dumps, contains_handlers, edit,
     edit_template, place, runtimes_of_dump, startup_checks,
 };
-use farrier::installer::loaded::load;
-use farrier::installer::surroundings::lacking;
+use farrier::installer::containerd::config_files::load;
+use farrier::installer::inspect::prerequisites::lacking;
 use handler_names::names;
 use reasons::Why;
 

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use super::support::{CONFIG, Host, program, shim};
 use farrier::handoff::{OptionValue, Outcome, ShimRequest};
 use farrier::installer;
-use farrier::installer::doctor::Finding;
+use farrier::installer::report::doctor::Finding;
 use farrier::names::sha256_hex;
 use rstest::rstest;
 

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use super::support::{Host, program};
 use farrier::handoff::{FetchResult, Outcome, Owner, ProvisionRequest, ShimRequest};
-use farrier::installer::artifact::fetch;
-use farrier::installer::handover::handed_over;
+use farrier::installer::artifact::fetch::fetch;
+use farrier::installer::artifact::handoff_dir::handed_over;
 use farrier::names::sha256_hex;
 use flate2::Compression;
 use flate2::write::GzEncoder;

@@ -7,7 +7,7 @@ use super::support::{CONFIG, Host, printing, program, runnable, shim};
 use farrier::handoff::{OptionValue, Outcome, ProvisionReport};
 use farrier::installer;
 use farrier::installer::host::HostRoot;
-use farrier::installer::journal::{Journal, Undo};
+use farrier::installer::transaction::journal::{Journal, Undo};
 use farrier::names::sha256_hex;
 use rstest::rstest;
 
@@ -464,7 +464,7 @@ fn interrupt(host: &Host, before: &str) {
         restarting: true,
         commits: Some("of a state file that was never written".to_owned()),
         drop_folders: Vec::new(),
-        leftovers: installer::adopt::Leftovers::default(),
+        leftovers: installer::plan::takeover::Leftovers::default(),
         leaving: std::collections::BTreeMap::new(),
     }
     .save(&root)

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::support::{Host, program, shim};
 use farrier::handoff::{FetchResult, Outcome, ShimRequest};
-use farrier::installer::artifact::fetch;
+use farrier::installer::artifact::fetch::fetch;
 use farrier::names::sha256_hex;
 use rstest::rstest;
 use tempfile::TempDir;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::elf::executable;
 use farrier::handoff::{Owner, ProvisionReport, ProvisionRequest, ShimRequest};
-use farrier::installer::interrupts::Interrupts;
+use farrier::installer::transaction::interrupts::Interrupts;
 use farrier::installer::{self, InstallOptions, UninstallOptions, Wanted};
 use farrier::names::sha256_hex;
 

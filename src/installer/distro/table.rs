@@ -15,7 +15,7 @@ const SERVE_LIMIT_WITH_KUBELET: Duration = Duration::from_mins(5);
 pub const STOCK_SOCKET: &str = "/run/containerd/containerd.sock";
 
 /// Where containerd's own packages put things.
-pub(super) const STOCK: DistroSpec = DistroSpec {
+pub(crate) const STOCK: DistroSpec = DistroSpec {
     distro: Distro::Systemd,
     word: "systemd",
     paths: &[],

@@ -5,7 +5,7 @@ use std::io;
 use nix::errno::Errno;
 
 /// What to do about `error`, to be put behind it; empty where only the error itself helps.
-pub(super) fn hint(error: &io::Error) -> &'static str {
+pub(crate) fn hint(error: &io::Error) -> &'static str {
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EROFS) => "; see that its file system is mounted writable",
         Some(Errno::EPERM) => "; see that neither it nor its folder is immutable (lsattr)",

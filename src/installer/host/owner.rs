@@ -89,14 +89,14 @@ impl fmt::Display for Writers {
 
 /// What counts of one component of a path.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Component {
+pub(crate) struct Component {
     owner: u32,
-    pub(super) group: u32,
+    pub(crate) group: u32,
     mode: u32,
 }
 
 impl Component {
-    pub(super) fn of(stat: &FileStat) -> Self {
+    pub(crate) fn of(stat: &FileStat) -> Self {
         Self {
             owner: stat.st_uid,
             group: stat.st_gid,
@@ -104,13 +104,13 @@ impl Component {
         }
     }
 
-    pub(super) fn is(self, kind: SFlag) -> bool {
+    pub(crate) fn is(self, kind: SFlag) -> bool {
         self.mode & SFlag::S_IFMT.bits() == kind.bits()
     }
 }
 
 /// Whether `component` is root's alone. A symlink has no mode of its own.
-pub(super) fn judge(
+pub(crate) fn judge(
     component: Component,
     own: u32,
     without_members: impl Fn() -> bool,
@@ -156,7 +156,7 @@ pub(super) fn judge(
 }
 
 /// Whether nobody but root is in that group of the host. A group that the host's files don't name may have members elsewhere.
-pub(super) fn is_without_members(host: &HostRoot, group: u32) -> bool {
+pub(crate) fn is_without_members(host: &HostRoot, group: u32) -> bool {
     let read = |path| host.read_text(path, DATABASE_LIMIT).ok().flatten();
     match (read("/etc/group"), read("/etc/passwd")) {
         (Some(groups), Some(users)) => without_members(group, &groups, &users),
@@ -185,7 +185,7 @@ fn without_members(group: u32, groups: &str, users: &str) -> bool {
 }
 
 /// Whether an access control list stands behind the mode. Where that can't be told, the answer is yes, unless the file system has none.
-pub(super) fn has_access_list(file: &OwnedFd) -> bool {
+pub(crate) fn has_access_list(file: &OwnedFd) -> bool {
     match xattr::get(own_path(file), ACCESS_LIST) {
         Ok(list) => list.is_some(),
         Err(error) => error.raw_os_error() != Some(Errno::EOPNOTSUPP as i32),

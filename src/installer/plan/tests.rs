@@ -2,14 +2,14 @@
 
 use rstest::rstest;
 
+use super::expected::prove;
 use super::*;
 use crate::containerd_config::{ConfigFiles, SourceFile};
 use crate::handoff::{OptionValue, Owner, ShimRequest};
-use crate::installer::cri::Served;
-use crate::installer::daemon::Daemon;
+use crate::installer::containerd::cri::Served;
+use crate::installer::containerd::daemon::Daemon;
 use crate::installer::distro::{Evidence, detect};
-use crate::installer::inherited::{Inheritance, Inherited, Standing};
-use crate::installer::proof::prove;
+use crate::installer::inspect::legacy::{Inheritance, Inherited, Standing};
 use crate::installer::state::Places;
 
 const CONFIG: &str = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd]\ndefault_runtime_name = 'runc'\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n";

@@ -1,0 +1,382 @@
+//! Artifacts: fetched over HTTP(S) into the hand-off folder, verified before they are unpacked. Needs no privilege and touches no host;
+//! `file://` locations are read elsewhere, under the host's root, and the hand-off folder is read again in `handover`.
+
+use std::fs::File;
+use std::io::{self, Seek as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use reqwest::{Client, StatusCode, Url};
+use sha2::{Digest as _, Sha256};
+use tokio::time::Instant;
+use tracing::warn;
+
+use super::client::{client, innermost};
+use super::handoff_dir;
+use super::unpack;
+use crate::handoff::hex;
+use crate::handoff::{FetchResult, ShimRequest, printable};
+
+/// The largest release archive known (wasmedge) has 45 MB; more than ten times that.
+const MAX_ARTIFACT: u64 = 512 << 20;
+/// All artifacts together, with every try: 45 MB at 1.2 Mbit/s. What is there by then is installed.
+const FETCH_LIMIT: Duration = Duration::from_mins(5);
+/// Artifacts that are fetched at a time: one slow server holds up none of the others of most nodes.
+const AT_A_TIME: usize = 8;
+/// Waits before the second and the third try; then the controller's own backoff takes over.
+const RETRY_WAITS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(4)];
+
+/// Why an artifact could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The location is no URL that can be fetched.
+    #[error("location {location:?} can't be fetched; write an https://, http:// or file:/// URL")]
+    Location {
+        /// As it was asked for, but for what may be secret.
+        location: String,
+    },
+    /// The server was not reached, or the connection broke.
+    #[error(
+        "{url} can't be fetched: {words}; see that the location is right and that its server can be reached from here (pods of the node have their own network)"
+    )]
+    Transport {
+        /// The first URL, as [`shown_url`] has it.
+        url: String,
+        /// The innermost cause.
+        words: String,
+        /// Whether asking again makes sense.
+        again: bool,
+    },
+    /// The server has no such artifact.
+    #[error("{url} can't be fetched: the server answers {status}; correct the location")]
+    Status {
+        /// The first URL, as [`shown_url`] has it.
+        url: String,
+        /// Its answer.
+        status: StatusCode,
+    },
+    /// It was not downloaded in time.
+    #[error(
+        "{location} could not be fetched within {FETCH_LIMIT:?}; see how fast the node reaches that server, or use a mirror"
+    )]
+    TooSlow {
+        /// As [`shown_location`] has it.
+        location: String,
+    },
+    /// The body is larger than any shim.
+    #[error("{url} has more than {MAX_ARTIFACT} bytes; no shim is that large")]
+    TooLarge {
+        /// The first URL, as [`shown_url`] has it.
+        url: String,
+    },
+    /// Other bytes than were asked for.
+    #[error(
+        "{what} has SHA-256 {found} and not {wanted}; correct the digest, or find out who changed the file"
+    )]
+    Digest {
+        /// The artifact or binary.
+        what: String,
+        /// What was computed.
+        found: String,
+        /// What was asked for.
+        wanted: String,
+    },
+    /// It holds no usable binary.
+    #[error(transparent)]
+    Unpack(#[from] unpack::Error),
+    /// The hand-off folder can't be used.
+    #[error(
+        "{path} can't be used: {source}; see that it is there and that farrier may write to it"
+    )]
+    Folder {
+        /// A file in it.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// The extra certificate authorities can't be read.
+    #[error(
+        "{path} holds no certificates in PEM: {words}; name a file with `BEGIN CERTIFICATE` in it"
+    )]
+    CaFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        words: String,
+    },
+    /// `fetch` left nothing for a Shim.
+    #[error("nothing was fetched for this shim; see the log of the fetch container")]
+    Missing,
+    /// `fetch` says why it failed.
+    #[error("{0}")]
+    Reported(String),
+}
+
+/// Fetches what each shim names into `out`, and leaves a [`FetchResult`] for each beside its binary. What the request expects on the
+/// node is not fetched.
+///
+/// # Errors
+/// Only when `out` or the extra certificate authorities can't be used: a shim that fails has its reason in its result.
+pub async fn fetch(
+    shims: &[ShimRequest],
+    out: &Path,
+    ca_file: Option<&Path>,
+) -> Result<Vec<FetchResult>, Error> {
+    std::fs::create_dir_all(out).map_err(folder(out))?;
+    let client = client(ca_file)?;
+    let end = Instant::now() + FETCH_LIMIT;
+    let remote = shims
+        .iter()
+        .filter(|shim| path_on_host(&shim.location).is_none());
+    let mut fetched = futures::stream::iter(remote)
+        .map(async |shim| {
+            if shim.present.is_some() {
+                return (shim, None);
+            }
+            (shim, Some(fetch_one(&client, shim, out, end).await))
+        })
+        .buffered(AT_A_TIME);
+    let mut results = Vec::new();
+    while let Some((shim, fetched)) = fetched.next().await {
+        let present = fetched.is_none();
+        let (binary_sha256, error) = match fetched.transpose() {
+            Ok(sha256) => (sha256, None),
+            Err(error) => (None, Some(error)),
+        };
+        let result = FetchResult {
+            shim: shim.name.clone(),
+            binary_sha256,
+            reason: error.map(|error| printable(&error.to_string())),
+            present,
+        };
+        handoff_dir::leave(&result, out)?;
+        results.push(result);
+    }
+    Ok(results)
+}
+
+/// The absolute path on the node that a location is; `None` where it is to be fetched, or is nothing that can be.
+#[must_use]
+pub fn path_on_host(location: &str) -> Option<&str> {
+    let path = location.strip_prefix("file://")?;
+    path.starts_with('/').then_some(path)
+}
+
+/// A URL fit for a report that everybody reads: without user, password, query and fragment, which hold keys and signatures.
+fn shown_url(url: &Url) -> String {
+    let mut url = url.clone();
+    // Only URLs without a host refuse these, and those have neither.
+    let _ = url.set_username("");
+    let _ = url.set_password(None);
+    url.set_query(None);
+    url.set_fragment(None);
+    url.into()
+}
+
+/// As [`shown_url`], for what may be no URL at all.
+fn shown_location(location: &str) -> String {
+    if let Ok(url) = Url::parse(location) {
+        return shown_url(&url);
+    }
+    let path = location.split(['?', '#']).next().unwrap_or_default();
+    let plain = path.rsplit('@').next().unwrap_or_default();
+    plain.chars().take(200).collect()
+}
+
+pub(crate) fn folder(path: &Path) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Folder {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// Downloads until `end` at most. Verifying and unpacking come after that and are bounded by the size of the artifact.
+async fn fetch_one(
+    client: &Client,
+    shim: &ShimRequest,
+    out: &Path,
+    end: Instant,
+) -> Result<String, Error> {
+    // A URL is parsed but never decoded: `%2F` in a release's tag goes to the server as it stands.
+    let url = Url::parse(&shim.location)
+        .ok()
+        .filter(|url| matches!(url.scheme(), "https" | "http"))
+        .ok_or_else(|| Error::Location {
+            location: shown_location(&shim.location),
+        })?;
+    if url.scheme() == "http" && shim.sha256.is_none() && shim.binary_sha256.is_none() {
+        warn!(
+            shim = shim.name,
+            "fetching over http without a sha256: anyone on the way can replace the binary"
+        );
+    }
+    let path = out.join(format!("{}.artifact", shim.name));
+    let binary = out.join(format!("{}.bin", shim.name));
+    let downloaded = tokio::time::timeout_at(end, download(client, &shim.name, &url, &path)).await;
+    let too_slow = |_| Error::TooSlow {
+        location: shown_location(&shim.location),
+    };
+    let result = match downloaded.map_err(too_slow).flatten() {
+        Ok((file, digest)) => {
+            check_and_unpack(shim.clone(), shown_url(&url), file, digest, binary.clone()).await
+        }
+        Err(error) => Err(error),
+    };
+    // What can't be removed is overwritten by the next try.
+    let _ = std::fs::remove_file(&path);
+    if result.is_err() {
+        let _ = std::fs::remove_file(&binary);
+    }
+    result
+}
+
+/// Checks the digest of the artifact in `file`, writes its binary to `path`, and returns the SHA-256 of the binary.
+async fn check_and_unpack(
+    shim: ShimRequest,
+    url: String,
+    mut file: File,
+    digest: String,
+    path: PathBuf,
+) -> Result<String, Error> {
+    check_digest(&url, &digest, shim.sha256.as_deref())?;
+    let abandoned = Abandoned::default();
+    let flag = abandoned.0.clone();
+    blocking(path.clone(), move || {
+        file.rewind().map_err(folder(&path))?;
+        let mut target = File::create(&path).map_err(folder(&path))?;
+        let artifact = UnlessAbandoned { file, flag };
+        let digest = unpack::unpack(artifact, &shim.name, shim.binary.as_deref(), &mut target)?;
+        check_digest("the binary", &digest, shim.binary_sha256.as_deref())?;
+        Ok(digest)
+    })
+    .await
+}
+
+/// Does `work`, which hashes, unpacks or writes to the disk, on a thread for that: the downloads share one thread, and `work` would stop
+/// all of them. `path` is the file that `work` is about.
+async fn blocking<T: Send + 'static>(
+    path: PathBuf,
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        // The work panicked.
+        Err(error) => Err(folder(&path)(io::Error::other(error))),
+    }
+}
+
+/// Sets its flag when it is dropped: when nobody waits for the unpacking any more. A thread can't be cancelled, and the process would not end
+/// before it.
+#[derive(Default)]
+struct Abandoned(Arc<AtomicBool>);
+
+impl Drop for Abandoned {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A file that can't be read any more once the flag is set.
+struct UnlessAbandoned {
+    file: File,
+    flag: Arc<AtomicBool>,
+}
+
+impl io::Read for UnlessAbandoned {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.flag.load(Ordering::Relaxed) {
+            return Err(io::Error::other("unpacking was abandoned"));
+        }
+        self.file.read(buffer)
+    }
+}
+
+/// Whether bytes are those that were asked for; anything is, where nothing was.
+///
+/// # Errors
+/// [`Error::Digest`] with both.
+pub fn check_digest(what: &str, found: &str, wanted: Option<&str>) -> Result<(), Error> {
+    match wanted {
+        Some(wanted) if !wanted.eq_ignore_ascii_case(found) => Err(Error::Digest {
+            what: what.to_owned(),
+            found: found.to_owned(),
+            wanted: wanted.to_lowercase(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Tries to download until it works, fails for good, or the tries are used up. Each try starts at the first URL: what a redirect
+/// leads to may have expired.
+async fn download(
+    client: &Client,
+    shim: &str,
+    url: &Url,
+    path: &Path,
+) -> Result<(File, String), Error> {
+    let mut waits = RETRY_WAITS.iter();
+    loop {
+        let error = match download_once(client, url, path).await {
+            Ok(done) => return Ok(done),
+            Err(error) => error,
+        };
+        let again = match &error {
+            Error::Transport { again, .. } => *again,
+            Error::Status { status, .. } => {
+                status.is_server_error() || *status == StatusCode::TOO_MANY_REQUESTS
+            }
+            _ => false,
+        };
+        let Some(wait) = waits.next().filter(|_| again) else {
+            return Err(error);
+        };
+        warn!(shim, %error, "trying again in {wait:?}");
+        tokio::time::sleep(*wait).await;
+    }
+}
+
+async fn download_once(client: &Client, url: &Url, path: &Path) -> Result<(File, String), Error> {
+    let transport = |error: reqwest::Error| Error::Transport {
+        url: shown_url(url),
+        again: !error.is_redirect() && !error.is_builder(),
+        words: innermost(&error.without_url()),
+    };
+    let mut response = client.get(url.clone()).send().await.map_err(transport)?;
+    if !response.status().is_success() {
+        return Err(Error::Status {
+            url: shown_url(url),
+            status: response.status(),
+        });
+    }
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(path)
+        .map_err(folder(path))?;
+    let mut written = (file, Sha256::new());
+    let mut received = 0;
+    while let Some(chunk) = response.chunk().await.map_err(transport)? {
+        received += chunk.len() as u64;
+        if received > MAX_ARTIFACT {
+            return Err(Error::TooLarge {
+                url: shown_url(url),
+            });
+        }
+        let (mut file, mut hasher) = written;
+        let path = path.to_owned();
+        written = blocking(path.clone(), move || {
+            hasher.update(&chunk);
+            file.write_all(&chunk).map_err(folder(&path))?;
+            Ok((file, hasher))
+        })
+        .await?;
+    }
+    let (file, hasher) = written;
+    Ok((file, hex(&hasher.finalize())))
+}

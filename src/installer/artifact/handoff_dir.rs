@@ -1,0 +1,83 @@
+//! The hand-off folder: what `fetch` leaves there for each shim, read again by `install` as if a stranger had written it.
+
+use std::fs::File;
+use std::io::{self, Read as _, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::OFlag;
+
+use super::fetch::{Error, check_digest, folder};
+use super::unpack;
+use crate::handoff::{self, FetchResult, ShimRequest, printable};
+
+/// A [`FetchResult`] is some hundred bytes.
+const MAX_RESULT: u64 = 64 << 10;
+
+/// Leaves what came of fetching a shim, as `<shim>.json`.
+///
+/// # Errors
+/// When it can't be written.
+pub(crate) fn leave(result: &FetchResult, out: &Path) -> Result<(), Error> {
+    let path = out.join(format!("{}.json", result.shim));
+    let json = handoff::to_json(result);
+    std::fs::write(&path, json).map_err(folder(&path))
+}
+
+/// What `fetch` left for a shim: the path of the binary and its SHA-256, computed again.
+///
+/// # Errors
+/// When there is nothing, or nothing was fetched, `fetch` reports a failure, or the file is a link, no program, or has another digest.
+pub fn handed_over(shim: &ShimRequest, out: &Path) -> Result<(PathBuf, String), Error> {
+    let path = out.join(format!("{}.json", shim.name));
+    let mut json = String::new();
+    let file = match open_regular(&path) {
+        Err(Error::Folder { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            return Err(Error::Missing);
+        }
+        other => other?,
+    };
+    file.take(MAX_RESULT)
+        .read_to_string(&mut json)
+        .map_err(folder(&path))?;
+    let result: FetchResult = serde_json::from_str(&json).map_err(|_| Error::Missing)?;
+    if let Some(reason) = result.reason {
+        return Err(Error::Reported(printable(&reason)));
+    }
+    // Whether it is on the host is for the request to say and for the host to show.
+    if result.present {
+        return Err(Error::Missing);
+    }
+    let path = out.join(format!("{}.bin", shim.name));
+    let digest = copy_handed_over(&path, &mut io::sink())?;
+    check_digest(
+        "the fetched binary",
+        &digest,
+        result.binary_sha256.as_deref(),
+    )?;
+    check_digest("the fetched binary", &digest, shim.binary_sha256.as_deref())?;
+    Ok((path, digest))
+}
+
+/// Copies a binary out of the hand-off folder and returns the SHA-256 of what was copied.
+///
+/// # Errors
+/// When it is a link or no program for this CPU, or can't be read or written.
+pub fn copy_handed_over(path: &Path, out: &mut impl Write) -> Result<String, Error> {
+    Ok(unpack::copy_program(open_regular(path)?, out)?)
+}
+
+/// Opens a file that a stranger may have put there: no link, no FIFO, no device.
+fn open_regular(path: &Path) -> Result<File, Error> {
+    let file = File::options()
+        .read(true)
+        .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
+        .open(path)
+        .map_err(folder(path))?;
+    let is_file = file.metadata().map_err(folder(path))?.is_file();
+    if is_file {
+        Ok(file)
+    } else {
+        Err(folder(path)(io::Error::other("it is no regular file")))
+    }
+}

@@ -1,0 +1,6 @@
+//! Bytes from outside: fetching, the hand-off directory, unpacking.
+
+pub mod client;
+pub mod fetch;
+pub mod handoff_dir;
+pub mod unpack;

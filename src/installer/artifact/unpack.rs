@@ -1,0 +1,672 @@
+//! Finds the shim's binary in an artifact: a `.tar.gz`, or the ELF file itself. Bytes come from the network: every size is bounded,
+//! and an archive that names a path outside of its folder is refused whole. Nothing is ever written where the archive says.
+
+use std::ffi::OsString;
+use std::io::{self, BufRead, BufReader, Chain, Cursor, Read, Write};
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::{Component, Path, PathBuf};
+
+use flate2::bufread::GzDecoder;
+use sha2::{Digest as _, Sha256};
+use tar::{Archive, EntryType, PaxExtensions};
+
+use crate::handoff::hex;
+
+/// The largest shim known (wasmedge with its plugins) unpacks to 130 MB; four times that.
+const MAX_UNPACKED: u64 = 512 << 20;
+
+/// Archives of releases have fewer than ten members.
+const MAX_MEMBERS: usize = 10_000;
+
+/// A path has 4,096 bytes at most (`PATH_MAX`); a pax header holds some times and attributes beside it.
+const MAX_DESCRIPTION: u64 = 64 << 10;
+
+/// What every gzip member begins with (RFC 1952, 2.3).
+const GZIP: [u8; 2] = [0x1f, 0x8b];
+
+/// What every ELF file begins with, up to and with the field that names the CPU (System V ABI, *ELF Header*).
+const ELF_HEADER: usize = 20;
+
+/// Why an artifact holds no usable binary.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It is neither an archive nor a program.
+    #[error(
+        "the artifact begins neither as a .tar.gz nor as a program (ELF); name the release's archive or the binary itself"
+    )]
+    Unknown,
+    /// It is an archive that is damaged or cut off.
+    #[error(
+        "the artifact can't be unpacked: {source}; see that its location names a .tar.gz or the binary itself"
+    )]
+    Unreadable {
+        /// What the reader says.
+        #[source]
+        source: io::Error,
+    },
+    /// A member's path leads out, or it is a link or a device.
+    #[error(
+        "the archive is refused because its member {member:?} {fault}; take the archive from the shim's own release"
+    )]
+    Climbs {
+        /// The member's path.
+        member: String,
+        /// What is wrong with it.
+        fault: &'static str,
+    },
+    /// The binary isn't there.
+    #[error(
+        "the archive holds no {wanted} (it holds {found}); name the file under fetchStrategy.binary, or as binary=FILE on the command line"
+    )]
+    Absent {
+        /// The file that was looked for.
+        wanted: String,
+        /// The first files that are there.
+        found: String,
+    },
+    /// Two of its files may be the one.
+    #[error(
+        "the archive holds both {one} and {other}; name one under fetchStrategy.binary, or as binary=FILE on the command line"
+    )]
+    Ambiguous {
+        /// The first.
+        one: String,
+        /// Another.
+        other: String,
+    },
+    /// Unpacked it is larger than any shim.
+    #[error(
+        "the archive unpacks to more than {MAX_UNPACKED} bytes or {MAX_MEMBERS} members; no shim is that large"
+    )]
+    TooLarge,
+    /// It is a program for something else.
+    #[error(
+        "the binary is no Linux program for this CPU ({0}); name the artifact of the node's architecture"
+    )]
+    WrongCpu(&'static str),
+    /// The disk or the folder refuses.
+    #[error("the unpacked binary can't be written: {source}; see that there is room for it")]
+    Write {
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Copies the binary out of `artifact` to `out` and returns its SHA-256.
+///
+/// `binary` is its file name in an archive; without it, `containerd-shim-<shim>` is looked for, or the one file there whose name
+/// differs from that in its suffix `-vN` alone.
+///
+/// # Errors
+/// When there is none, it is for another CPU, or anything about the archive is suspect. `out` may then hold a part of it.
+pub fn unpack(
+    mut artifact: impl Read,
+    shim: &str,
+    binary: Option<&str>,
+    out: &mut impl Write,
+) -> Result<String, Error> {
+    let mut head = Vec::new();
+    (&mut artifact)
+        .take(4)
+        .read_to_end(&mut head)
+        .map_err(|source| Error::Unreadable { source })?;
+    let whole = head.as_slice().chain(artifact);
+    if head == b"\x7fELF" {
+        return copy_program(whole, out);
+    }
+    if !head.starts_with(&GZIP) {
+        return Err(Error::Unknown);
+    }
+    unpack_archive(GzipMembers::new(BufReader::new(whole)), shim, binary, out)
+}
+
+fn unpack_archive(
+    tar: impl Read,
+    shim: &str,
+    binary: Option<&str>,
+    out: &mut impl Write,
+) -> Result<String, Error> {
+    let unreadable = |source| Error::Unreadable { source };
+    // One byte more than allowed tells a full archive from one that was cut.
+    let mut archive = Archive::new(tar.take(MAX_UNPACKED + 1));
+    let (mut digest, mut taken) = (None, None);
+    let mut found = Vec::new();
+    let mut unpacked = 0_u64;
+    let mut long_path = None;
+    // Raw: the crate would read names of any length into memory.
+    let entries = archive.entries().map_err(unreadable)?.raw(true);
+    for (count, entry) in entries.enumerate() {
+        let mut entry = entry.map_err(unreadable)?;
+        unpacked = unpacked.saturating_add(entry.size());
+        if count >= MAX_MEMBERS || unpacked > MAX_UNPACKED {
+            return Err(Error::TooLarge);
+        }
+        let kind = entry.header().entry_type();
+        if describes_next(kind) {
+            long_path = read_path(&mut entry, kind)?.or(long_path);
+            continue;
+        }
+        let path = match long_path.take() {
+            Some(path) => path,
+            None => entry.path().map_err(unreadable)?.into_owned(),
+        };
+        check_member(&path, kind)?;
+        if !matches!(kind, EntryType::Regular | EntryType::Continuous) {
+            continue;
+        }
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if is_wanted(&name, shim, binary) {
+            match &taken {
+                None => {
+                    digest = Some(copy_program(entry, out)?);
+                    taken = Some(name.into_owned());
+                }
+                // A second member of the same name is shadowed by the first, as in a search path; another name is a guess.
+                Some(taken) if *taken != name && !is_named(taken, shim, binary) => {
+                    return Err(Error::Ambiguous {
+                        one: shown(taken),
+                        other: shown(&name),
+                    });
+                }
+                Some(_) => {}
+            }
+        } else if found.len() < 5 {
+            found.push(shown(&name));
+        }
+    }
+    // gzip's own checksum stands behind the last byte: without it, damage would go unseen where nobody names a digest.
+    let mut rest = archive.into_inner();
+    io::copy(&mut rest, &mut io::sink()).map_err(unreadable)?;
+    if rest.limit() == 0 {
+        return Err(Error::TooLarge);
+    }
+    digest.ok_or_else(|| Error::Absent {
+        wanted: binary.map_or_else(|| format!("containerd-shim-{shim}"), str::to_owned),
+        found: if found.is_empty() {
+            "nothing".to_owned()
+        } else {
+            found.join(", ")
+        },
+    })
+}
+
+/// Whether a member only says something about the one after it.
+fn describes_next(kind: EntryType) -> bool {
+    matches!(
+        kind,
+        EntryType::XHeader | EntryType::GNULongName | EntryType::GNULongLink
+    )
+}
+
+/// The path that a member gives the next one: GNU tar's `@LongLink`, or `path` of a pax header (POSIX.1-2001, *pax*).
+fn read_path(entry: &mut impl Read, kind: EntryType) -> Result<Option<PathBuf>, Error> {
+    let mut bytes = Vec::new();
+    entry
+        .take(MAX_DESCRIPTION + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|source| Error::Unreadable { source })?;
+    if bytes.len() as u64 > MAX_DESCRIPTION {
+        return Err(Error::TooLarge);
+    }
+    if kind == EntryType::GNULongName {
+        let end = bytes.iter().position(|byte| *byte == 0);
+        bytes.truncate(end.unwrap_or(bytes.len()));
+        return Ok(Some(OsString::from_vec(bytes).into()));
+    }
+    let mut path = None;
+    // Values may be attributes in any bytes, which the crate can't split; nothing that counts here is one.
+    for extension in PaxExtensions::new(&bytes).flatten() {
+        match extension.key_bytes() {
+            b"path" => path = Some(OsString::from_vec(extension.value_bytes().to_vec()).into()),
+            // It would move every member that follows, in the eyes of one reader and not of another.
+            b"size" => {
+                return Err(Error::Climbs {
+                    member: "(pax header)".to_owned(),
+                    fault: "has a size of its own",
+                });
+            }
+            _ => {}
+        }
+    }
+    Ok(path)
+}
+
+/// The whole archive is read and judged, also what comes after the binary.
+fn check_member(path: &Path, kind: EntryType) -> Result<(), Error> {
+    let climbs = |fault| {
+        Err(Error::Climbs {
+            member: shown(&path.to_string_lossy()),
+            fault,
+        })
+    };
+    for component in path.components() {
+        match component {
+            Component::Normal(_) | Component::CurDir => {}
+            Component::ParentDir => return climbs("leads out of its folder"),
+            Component::RootDir | Component::Prefix(_) => return climbs("is an absolute path"),
+        }
+    }
+    match kind {
+        // The global header is what `git archive` writes its commit into.
+        EntryType::Regular
+        | EntryType::Continuous
+        | EntryType::Directory
+        | EntryType::XGlobalHeader => Ok(()),
+        EntryType::Link | EntryType::Symlink => climbs("is a link"),
+        _ => climbs("is no regular file"),
+    }
+}
+
+/// Whether a file has exactly the name that is asked for.
+fn is_named(name: &str, shim: &str, binary: Option<&str>) -> bool {
+    match binary {
+        Some(binary) => name == binary,
+        None => name.strip_prefix("containerd-shim-") == Some(shim),
+    }
+}
+
+fn is_wanted(name: &str, shim: &str, binary: Option<&str>) -> bool {
+    let is_alike = |rest| base(rest) == base(shim);
+    is_named(name, shim, binary)
+        || binary.is_none() && name.strip_prefix("containerd-shim-").is_some_and(is_alike)
+}
+
+/// A shim's name without its suffix `-vN`.
+fn base(name: &str) -> &str {
+    match name.rsplit_once("-v") {
+        Some((base, digits))
+            if !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit()) =>
+        {
+            base
+        }
+        _ => name,
+    }
+}
+
+/// A name out of an archive, fit for a sentence.
+fn shown(name: &str) -> String {
+    name.chars()
+        .filter(|character| !character.is_control())
+        .take(80)
+        .collect()
+}
+
+/// The bytes of all members of a gzip file, each verified by the checksum and the length at its end (RFC 1952, 2.3.1). What follows the last
+/// member and does not begin as one is not read.
+struct GzipMembers<R> {
+    /// The member that is read, behind the bytes by which it was recognised; `None` after the last.
+    member: Option<GzDecoder<Chain<Cursor<Vec<u8>>, R>>>,
+}
+
+impl<R: BufRead> GzipMembers<R> {
+    fn new(file: R) -> Self {
+        Self {
+            member: Some(GzDecoder::new(Cursor::new(Vec::new()).chain(file))),
+        }
+    }
+}
+
+impl<R: BufRead> Read for GzipMembers<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while let Some(member) = &mut self.member {
+            let read = member.read(buffer)?;
+            if read > 0 || buffer.is_empty() {
+                return Ok(read);
+            }
+            let Some(ended) = self.member.take() else {
+                break;
+            };
+            let (_, mut file) = ended.into_inner().into_inner();
+            let mut head = Vec::new();
+            (&mut file).take(GZIP.len() as u64).read_to_end(&mut head)?;
+            if head == GZIP {
+                self.member = Some(GzDecoder::new(Cursor::new(head).chain(file)));
+            }
+        }
+        Ok(0)
+    }
+}
+
+/// Passes a file on and hashes all of it.
+pub(crate) struct Hashing<R> {
+    inner: R,
+    hasher: Sha256,
+}
+
+impl<R: Read> Hashing<R> {
+    pub(crate) fn new(inner: R) -> Self {
+        let hasher = Sha256::new();
+        Self { inner, hasher }
+    }
+
+    /// SHA-256 of the whole, what was not asked for included.
+    pub(crate) fn finish(mut self) -> Result<String, Error> {
+        io::copy(&mut (&mut self).take(MAX_UNPACKED), &mut io::sink())
+            .map_err(|source| Error::Unreadable { source })?;
+        Ok(hex(&self.hasher.finalize()))
+    }
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        self.hasher.update(&buffer[..read]);
+        Ok(read)
+    }
+}
+
+/// Copies a program to `out`, hashing it, after a look at its first bytes.
+///
+/// # Errors
+/// When it is no ELF file for this CPU, too large, or can't be read or written.
+pub fn copy_program(program: impl Read, out: &mut impl Write) -> Result<String, Error> {
+    let unreadable = |source| Error::Unreadable { source };
+    let write = |source| Error::Write { source };
+    let mut program = program.take(MAX_UNPACKED + 1);
+    let mut buffer = vec![0; 1 << 16];
+    let mut filled = 0;
+    while filled < ELF_HEADER {
+        match program.read(&mut buffer[filled..]).map_err(unreadable)? {
+            0 => break,
+            read => filled += read,
+        }
+    }
+    check_elf(&buffer[..filled])?;
+    let mut hasher = Sha256::new();
+    let mut written = 0;
+    while filled > 0 {
+        written += filled as u64;
+        if written > MAX_UNPACKED {
+            return Err(Error::TooLarge);
+        }
+        hasher.update(&buffer[..filled]);
+        out.write_all(&buffer[..filled]).map_err(write)?;
+        filled = program.read(&mut buffer).map_err(unreadable)?;
+    }
+    out.flush().map_err(write)?;
+    Ok(hex(&hasher.finalize()))
+}
+
+/// The CPU that this program itself runs on is the node's.
+fn check_elf(head: &[u8]) -> Result<(), Error> {
+    // e_machine of the System V ABI's supplements: EM_X86_64 is 62, EM_AARCH64 is 183.
+    let machine: u16 = match std::env::consts::ARCH {
+        "x86_64" => 62,
+        "aarch64" => 183,
+        "riscv64" => 243,
+        _ => return Err(Error::WrongCpu(std::env::consts::ARCH)),
+    };
+    let [low, high] = machine.to_le_bytes();
+    // 64 bits, little-endian; both fields stand right behind the magic number.
+    let fits = head.starts_with(b"\x7fELF\x02\x01") && head.get(18..20) == Some(&[low, high]);
+    if fits {
+        Ok(())
+    } else {
+        Err(Error::WrongCpu(std::env::consts::ARCH))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+    use rstest::rstest;
+    use tar::{Builder, Header};
+
+    use super::*;
+    use crate::handoff::sha256_hex;
+
+    /// The first bytes of this very test are a program for this CPU.
+    fn program() -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let file = std::fs::File::open("/proc/self/exe").unwrap();
+        file.take(5_000).read_to_end(&mut bytes).unwrap();
+        bytes
+    }
+
+    fn archive(members: &[(&str, EntryType, &[u8])]) -> Vec<u8> {
+        let mut builder = Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
+        for (name, kind, bytes) in members {
+            let mut header = Header::new_gnu();
+            // Past the builder, which refuses what a hostile archive holds.
+            header.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
+            header.set_entry_type(*kind);
+            header.set_size(bytes.len() as u64);
+            header.set_mode(0o755);
+            if kind.is_symlink() || kind.is_hard_link() {
+                header.set_link_name("target").unwrap();
+            }
+            header.set_cksum();
+            builder.append(&header, *bytes).unwrap();
+        }
+        builder.into_inner().unwrap().finish().unwrap()
+    }
+
+    #[rstest]
+    #[case::another_release_first(["spin-v1", "spin-v2"], "spin-v2", None)]
+    #[case::two_releases(["spin-v1", "spin-v2"], "spin", None)]
+    #[case::the_right_one_first(["spin-v2", "spin-v1"], "spin-v2", Some(1))]
+    #[case::without_a_suffix(["spin", "spin-v2"], "spin", Some(1))]
+    fn no_binary_is_taken_for_another_one_beside_it(
+        #[case] members: [&str; 2],
+        #[case] shim: &str,
+        #[case] taken: Option<u8>,
+    ) {
+        let names = members.map(|name| format!("containerd-shim-{name}"));
+        let programs = [1, 2].map(|seed| [program(), vec![seed]].concat());
+        let members = [0, 1].map(|at| (names[at].as_str(), EntryType::Regular, &*programs[at]));
+        let mut out = Vec::new();
+        let result = unpack(archive(&members).as_slice(), shim, None, &mut out);
+        match taken {
+            Some(seed) => assert_eq!(out.last(), Some(&seed)),
+            None => assert!(matches!(result, Err(Error::Ambiguous { .. }))),
+        }
+    }
+
+    #[rstest]
+    #[case::rcm("containerd-shim-spin-v2", "spin-v2")]
+    #[case::kwasm("containerd-shim-spin-v2", "spin")]
+    #[case::runwasi("./containerd-shim-wasmtime-v1", "wasmtime")]
+    #[case::deeper("bin/containerd-shim-lunatic-v1", "lunatic-v2")]
+    #[case::bare("containerd-shim-echo", "echo")]
+    fn the_binary_is_found_by_its_base_name(#[case] member: &str, #[case] shim: &str) {
+        let program = program();
+        let archive = archive(&[
+            ("./", EntryType::Directory, b""),
+            (
+                "./containerd-shim-wasmtime-v1.sig",
+                EntryType::Regular,
+                b"sig",
+            ),
+            (member, EntryType::Regular, &program),
+        ]);
+        let mut out = Vec::new();
+        let digest = unpack(archive.as_slice(), shim, None, &mut out).unwrap();
+        assert_eq!(digest, sha256_hex(&program));
+        assert_eq!(out, program);
+    }
+
+    #[test]
+    fn a_bare_program_is_its_own_artifact() {
+        let mut out = Vec::new();
+        unpack(program().as_slice(), "x", None, &mut out).unwrap();
+        assert_eq!(out, program());
+    }
+
+    #[rstest]
+    #[case::parent("../containerd-shim-a", EntryType::Regular)]
+    #[case::inner("a/../../containerd-shim-a", EntryType::Regular)]
+    #[case::absolute("/usr/bin/containerd", EntryType::Regular)]
+    #[case::symlink("containerd-shim-a", EntryType::Symlink)]
+    #[case::hard_link("other", EntryType::Link)]
+    #[case::device("other", EntryType::Block)]
+    #[case::fifo("other", EntryType::Fifo)]
+    fn an_archive_that_climbs_is_refused_whole(#[case] member: &str, #[case] kind: EntryType) {
+        let program = program();
+        let archive = archive(&[
+            ("containerd-shim-a", EntryType::Regular, &program),
+            (member, kind, b""),
+        ]);
+        let result = unpack(archive.as_slice(), "a", None, &mut Vec::new());
+        assert!(matches!(result, Err(Error::Climbs { .. })), "{result:?}");
+    }
+
+    fn pax(key: &str, value: &str) -> Vec<u8> {
+        let rest = format!(" {key}={value}\n");
+        // The length in front counts its own digits.
+        let length = (1..10)
+            .map(|digits| rest.len() + digits)
+            .find(|length| length.to_string().len() + rest.len() == *length);
+        format!("{}{rest}", length.unwrap()).into_bytes()
+    }
+
+    fn described(kind: EntryType, description: &[u8]) -> Result<String, Error> {
+        let program = program();
+        let archive = archive(&[
+            ("././@LongLink", kind, description),
+            ("short", EntryType::Regular, &program),
+        ]);
+        unpack(archive.as_slice(), "a", None, &mut Vec::new())
+    }
+
+    #[rstest]
+    #[case::gnu(EntryType::GNULongName, |path: &str| [path.as_bytes(), b"\0"].concat())]
+    #[case::pax(EntryType::XHeader, |path: &str| pax("path", path))]
+    fn a_long_path_counts_and_is_judged_as_any_other(
+        #[case] kind: EntryType,
+        #[case] describe: impl Fn(&str) -> Vec<u8>,
+    ) {
+        let folder = "folder/".repeat(40);
+        described(kind, &describe(&format!("{folder}containerd-shim-a"))).unwrap();
+        for path in ["../containerd-shim-a", "/usr/bin/containerd-shim-a"] {
+            let result = described(kind, &describe(path));
+            assert!(matches!(result, Err(Error::Climbs { .. })), "{result:?}");
+        }
+        let result = described(kind, &describe(&"a".repeat(1 << 20)));
+        assert!(matches!(result, Err(Error::TooLarge)), "{result:?}");
+    }
+
+    #[test]
+    fn a_member_that_two_readers_would_see_differently_is_refused() {
+        let result = described(EntryType::XHeader, &pax("size", "7"));
+        assert!(matches!(result, Err(Error::Climbs { .. })), "{result:?}");
+        let result = described(EntryType::GNUSparse, b"");
+        assert!(matches!(result, Err(Error::Climbs { .. })), "{result:?}");
+    }
+
+    #[test]
+    fn an_archive_that_grows_beyond_all_bounds_is_refused() {
+        let crowd = vec![("a", EntryType::Directory, b"".as_slice()); MAX_MEMBERS + 1];
+        let result = unpack(archive(&crowd).as_slice(), "a", None, &mut Vec::new());
+        assert!(matches!(result, Err(Error::TooLarge)), "{result:?}");
+
+        let mut header = Header::new_gnu();
+        header.set_path("zeros").unwrap();
+        header.set_size(MAX_UNPACKED + 1);
+        header.set_cksum();
+        let mut claim = GzEncoder::new(Vec::new(), Compression::fast());
+        claim.write_all(header.as_bytes()).unwrap();
+        let claim = claim.finish().unwrap();
+        let result = unpack(claim.as_slice(), "a", None, &mut Vec::new());
+        assert!(matches!(result, Err(Error::TooLarge)), "{result:?}");
+    }
+
+    #[test]
+    fn a_member_that_is_cut_off_is_no_binary() {
+        let mut header = Header::new_gnu();
+        header.set_path("containerd-shim-a").unwrap();
+        header.set_size(100_000);
+        header.set_cksum();
+        let mut cut = GzEncoder::new(Vec::new(), Compression::fast());
+        cut.write_all(header.as_bytes()).unwrap();
+        cut.write_all(&program()).unwrap();
+        let cut = cut.finish().unwrap();
+        let result = unpack(cut.as_slice(), "a", None, &mut Vec::new());
+        assert!(
+            matches!(result, Err(Error::Unreadable { .. })),
+            "{result:?}"
+        );
+    }
+
+    #[rstest]
+    #[case::checksum(|archive: &mut Vec<u8>| { let at = archive.len() - 8; archive[at] ^= 1; })]
+    #[case::length(|archive: &mut Vec<u8>| { let at = archive.len() - 4; archive[at] ^= 1; })]
+    #[case::no_checksum(|archive: &mut Vec<u8>| archive.truncate(archive.len() - 8))]
+    #[case::half_a_checksum(|archive: &mut Vec<u8>| archive.truncate(archive.len() - 1))]
+    #[case::a_further_member(|archive: &mut Vec<u8>| archive.extend([0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 0xff]))]
+    #[case::a_further_header(|archive: &mut Vec<u8>| archive.extend(GZIP))]
+    fn a_damaged_archive_is_refused_without_a_digest_of_it(#[case] damage: impl Fn(&mut Vec<u8>)) {
+        let mut whole = archive(&[("containerd-shim-a", EntryType::Regular, &program())]);
+        damage(&mut whole);
+        let result = unpack(whole.as_slice(), "a", None, &mut Vec::new());
+        assert!(
+            matches!(result, Err(Error::Unreadable { .. })),
+            "{result:?}"
+        );
+    }
+
+    /// Bytes of which each read gets one.
+    struct OneByOne<'a>(&'a [u8]);
+
+    impl Read for OneByOne<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            (&mut self.0).take(1).read(buffer)
+        }
+    }
+
+    #[test]
+    fn an_archive_of_several_gzip_members_is_one_and_what_follows_its_end_is_not_read() {
+        let whole = archive(&[("containerd-shim-a", EntryType::Regular, &program())]);
+        let mut tar = Vec::new();
+        GzipMembers::new(whole.as_slice())
+            .read_to_end(&mut tar)
+            .unwrap();
+        let gzip = |bytes: &[u8]| {
+            let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+            encoder.write_all(bytes).unwrap();
+            encoder.finish().unwrap()
+        };
+        let (head, tail) = tar.split_at(700);
+        for garbage in [b"garbage".as_slice(), b"\x1f", b"\0\0\0\0", b""] {
+            let two = [&gzip(head), &gzip(tail), garbage].concat();
+            unpack(two.as_slice(), "a", None, &mut Vec::new()).unwrap();
+            unpack(OneByOne(&two), "a", None, &mut Vec::new()).unwrap();
+        }
+    }
+
+    #[test]
+    fn an_archive_without_the_binary_says_what_it_holds() {
+        let archive = archive(&[("README", EntryType::Regular, b"hello")]);
+        let error = unpack(archive.as_slice(), "spin", None, &mut Vec::new()).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .starts_with("the archive holds no containerd-shim-spin (it holds README)")
+        );
+    }
+
+    #[rstest]
+    #[case::page(b"<html>")]
+    #[case::script(b"#!/bin/sh\n")]
+    #[case::nothing(b"")]
+    fn what_begins_as_no_artifact_is_named_so(#[case] artifact: &[u8]) {
+        let result = unpack(artifact, "a", None, &mut Vec::new());
+        assert!(matches!(result, Err(Error::Unknown)), "{result:?}");
+    }
+
+    #[test]
+    fn other_bytes_than_an_archive_or_a_program_are_refused() {
+        let program = program();
+        let whole = archive(&[("containerd-shim-a", EntryType::Regular, &program)]);
+        let mut other_cpu = program.clone();
+        other_cpu[18] = 8;
+        for artifact in [
+            &whole[..whole.len() / 2],
+            &other_cpu,
+            &archive(&[("containerd-shim-a", EntryType::Regular, b"#!/bin/sh\n")]),
+        ] {
+            assert!(unpack(artifact, "a", None, &mut Vec::new()).is_err());
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! Reads the configuration that a host's containerd loads: the root file and what it imports, as containerd expands it.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use crate::containerd_config::{ConfigFiles, Glob, SourceFile, TEXT_LIMIT, clean_path, imports};
+use crate::installer::host::HostRoot;
+use crate::installer::state::folder_of;
+
+/// Nobody splits a configuration into more files; a glob over a wrong folder ends here.
+const MAX_IMPORTS: usize = 256;
+
+/// Reads the root configuration and what it imports, in containerd's order: breadth first, each file once.
+///
+/// # Errors
+/// When a file can't be read or there are too many.
+pub fn load(host: &HostRoot, root: &str) -> Result<ConfigFiles, crate::installer::error::Error> {
+    let read = |path: &str| -> Result<SourceFile, crate::installer::error::Error> {
+        Ok(SourceFile {
+            path: path.to_owned(),
+            text: host.read_text(path, TEXT_LIMIT as u64)?,
+        })
+    };
+    let root = read(root)?;
+    let mut seen = BTreeSet::from([root.path.clone()]);
+    let mut imported: Vec<SourceFile> = Vec::new();
+    let mut pending = VecDeque::from(import_paths(host, &root));
+    while let Some(path) = pending.pop_front() {
+        if imported.len() >= MAX_IMPORTS {
+            return Err(crate::installer::error::Error::TooManyImports { path: root.path });
+        }
+        if seen.insert(path.clone()) {
+            let file = read(&path)?;
+            pending.extend(import_paths(host, &file));
+            imported.push(file);
+        }
+    }
+    Ok(ConfigFiles { root, imported })
+}
+
+/// The patterns that a file imports, absolute. One that doesn't parse imports nothing here: the plan says what is wrong with it.
+pub(crate) fn patterns(file: &SourceFile) -> Vec<String> {
+    let folder = folder_of(&file.path);
+    let patterns = file.text.as_deref().map(imports).and_then(Result::ok);
+    let absolute = |pattern: &String| {
+        if pattern.starts_with('/') {
+            clean_path(pattern)
+        } else {
+            clean_path(&format!("{folder}/{pattern}"))
+        }
+    };
+    patterns.iter().flatten().map(absolute).collect()
+}
+
+/// Whether a file is among those that it imports itself: containerd passes over that, but not over a copy's import of the original.
+pub(crate) fn imports_itself(host: &HostRoot, file: &SourceFile) -> bool {
+    import_paths(host, file).contains(&file.path)
+}
+
+/// The paths that a file imports. containerd takes a pattern without `*` for a plain path.
+fn import_paths(host: &HostRoot, file: &SourceFile) -> Vec<String> {
+    let expanded = patterns(file).into_iter().map(|pattern| {
+        if pattern.contains('*') {
+            expand(host, &pattern)
+        } else {
+            vec![pattern]
+        }
+    });
+    expanded.flatten().collect()
+}
+
+/// The paths that match a pattern, in byte order, folder by folder as Go's `filepath.Glob` finds them: it passes over what can't be looked
+/// at, and so does containerd.
+fn expand(host: &HostRoot, pattern: &str) -> Vec<String> {
+    let mut paths = vec![String::new()];
+    for part in pattern.split('/').filter(|part| !part.is_empty()) {
+        let Some(wanted) = Glob::parse(part) else {
+            return Vec::new();
+        };
+        paths = paths
+            .iter()
+            .flat_map(|folder| {
+                let listed = if part.contains(['*', '?', '[', '\\']) {
+                    host.list(if folder.is_empty() { "/" } else { folder })
+                        .unwrap_or_default()
+                } else {
+                    vec![part.to_owned()]
+                };
+                let matching = listed.into_iter().filter(|name| wanted.matches(name));
+                matching.map(move |name| format!("{folder}/{name}"))
+            })
+            .collect();
+    }
+    paths.retain(|path| host.is_seen(path));
+    paths
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn imports_are_followed_in_containerd_s_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let conf = folder.path().join("etc/containerd/conf.d");
+        std::fs::create_dir_all(&conf).unwrap();
+        let root =
+            "imports = [\"conf.d/*.toml\", \"/etc/containerd/conf.d/../last\", \"/gone.toml\"]\n";
+        std::fs::write(folder.path().join("etc/containerd/config.toml"), root).unwrap();
+        std::fs::write(folder.path().join("etc/containerd/last"), "").unwrap();
+        std::fs::write(conf.join("9.toml"), "imports = ['../config.toml', 'n']\n").unwrap();
+        for name in ["10.toml", "a.toml", "a.toml.bak", "n"] {
+            std::fs::write(conf.join(name), "").unwrap();
+        }
+        let host = HostRoot::open(folder.path()).unwrap();
+        let loaded = load(&host, "/etc/containerd/config.toml").unwrap();
+        let paths: Vec<&str> = loaded
+            .imported
+            .iter()
+            .map(|file| file.path.as_str())
+            .collect();
+        assert_eq!(
+            paths,
+            [
+                "/etc/containerd/conf.d/10.toml",
+                "/etc/containerd/conf.d/9.toml",
+                "/etc/containerd/conf.d/a.toml",
+                "/etc/containerd/last",
+                "/gone.toml",
+                "/etc/containerd/conf.d/n",
+            ]
+        );
+        assert_eq!(loaded.imported[4].text, None);
+    }
+}

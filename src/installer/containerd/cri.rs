@@ -1,0 +1,276 @@
+//! Asks the container runtime over the CRI (`runtime.v1`, unix socket): what is served, and what is in use. Decides nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
+use k8s_cri::v1::{
+    Container, ContainerState, ListContainersRequest, ListPodSandboxRequest, PodSandbox,
+    PodSandboxState, StatusRequest,
+};
+use serde::Deserialize;
+use serde_json::error::Category;
+use tokio::net::UnixStream;
+use tonic::Code;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use crate::containerd_config::Value;
+use crate::handoff::printable;
+use crate::installer::host::HostRoot;
+
+/// One answer of the CRI comes in milliseconds; a node under load gets this long.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+
+/// A verbose status holds the whole configuration, and a list some 2 kB for each sandbox.
+const MAX_ANSWER: usize = 16 << 20;
+
+/// Why the CRI gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It isn't there (yet): worth asking again.
+    #[error("containerd does not answer at {socket}: {words}")]
+    Unavailable {
+        /// Path on the host.
+        socket: String,
+        /// What the connection or containerd says.
+        words: String,
+    },
+    /// containerd runs without its CRI plugin; that does not heal.
+    #[error(
+        "containerd runs, but its CRI plugin does not: {words}; see `ctr plugins ls` on the node"
+    )]
+    Unimplemented {
+        /// What containerd says.
+        words: String,
+    },
+    /// An answer that can't be read.
+    #[error("containerd's CRI answers with {words}")]
+    Unreadable {
+        /// What is wrong with it.
+        words: String,
+    },
+}
+
+/// What the running containerd has loaded.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Served {
+    /// `RuntimeReady`.
+    pub ready: bool,
+    /// The handler of pods that name none.
+    pub default: String,
+    /// Every handler, with its `runtimeType`.
+    pub handlers: BTreeMap<String, String>,
+    /// The options of those that have any: what is no zero value, as in [`DeclaredHandler::to_handler`].
+    ///
+    /// [`DeclaredHandler::to_handler`]: crate::containerd_config::DeclaredHandler::to_handler
+    pub options: BTreeMap<String, BTreeMap<String, Value>>,
+}
+
+#[derive(Deserialize)]
+struct Config {
+    containerd: Containerd,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Containerd {
+    #[serde(default)]
+    default_runtime_name: String,
+    // Go writes a nil map as null.
+    #[serde(default)]
+    runtimes: Option<BTreeMap<String, Runtime>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Runtime {
+    #[serde(default)]
+    runtime_type: String,
+    #[serde(default)]
+    options: Option<BTreeMap<String, serde_json::Value>>,
+}
+
+impl Runtime {
+    fn options(&self) -> BTreeMap<String, Value> {
+        let value = |value: &serde_json::Value| match value {
+            serde_json::Value::Bool(value) => value.then_some(Value::Boolean(true)),
+            serde_json::Value::Number(value) => {
+                let value = value.as_i64().filter(|value| *value != 0);
+                value.map(Value::Integer)
+            }
+            serde_json::Value::String(value) => {
+                (!value.is_empty()).then(|| Value::String(value.clone()))
+            }
+            // Neither has an option of ours, and a dump's aren't compared.
+            serde_json::Value::Null
+            | serde_json::Value::Array(_)
+            | serde_json::Value::Object(_) => None,
+        };
+        let options = self.options.iter().flatten();
+        options
+            .filter_map(|(key, option)| Some((key.clone(), value(option)?)))
+            .collect()
+    }
+}
+
+/// What containerd serves now.
+///
+/// # Errors
+/// When it does not answer, answers without a CRI, or unreadably.
+pub async fn served(host: &HostRoot, socket: &str) -> Result<Served, Error> {
+    let mut client = connect(host, socket).await?;
+    let status = answer(socket, client.status(StatusRequest { verbose: true })).await?;
+    let ready = status
+        .status
+        .iter()
+        .flat_map(|status| &status.conditions)
+        .any(|condition| condition.r#type == "RuntimeReady" && condition.status);
+    // On 1.x this text holds registry passwords: it is never logged.
+    let config = status.info.get("config").map_or("", String::as_str);
+    let config: Config = serde_json::from_str(config).map_err(|error| Error::Unreadable {
+        words: format!(
+            "a status without a readable configuration ({})",
+            fault(&error)
+        ),
+    })?;
+    let runtimes = config.containerd.runtimes.unwrap_or_default();
+    let options = runtimes
+        .iter()
+        .map(|(name, runtime)| (name.clone(), runtime.options()))
+        .filter(|(_, options)| !options.is_empty())
+        .collect();
+    Ok(Served {
+        ready,
+        default: config.containerd.default_runtime_name,
+        handlers: runtimes
+            .into_iter()
+            .map(|(name, runtime)| (name, runtime.runtime_type))
+            .collect(),
+        options,
+    })
+}
+
+/// How many sandboxes use each handler; `""` is the default one. One that is not ready and whose containers have all ended uses
+/// nothing: the kubelet keeps those of completed pods for their logs and status.
+///
+/// # Errors
+/// As for [`served`].
+pub async fn in_use(host: &HostRoot, socket: &str) -> Result<BTreeMap<String, usize>, Error> {
+    let mut client = connect(host, socket).await?;
+    let request = ListPodSandboxRequest { filter: None };
+    let list = answer(socket, client.list_pod_sandbox(request)).await?;
+    let request = ListContainersRequest { filter: None };
+    let containers = answer(socket, client.list_containers(request)).await?;
+    Ok(count_used(&list.items, &containers.containers))
+}
+
+fn count_used(sandboxes: &[PodSandbox], containers: &[Container]) -> BTreeMap<String, usize> {
+    let alive: BTreeSet<&str> = containers
+        .iter()
+        // A state that this release doesn't know is no end either.
+        .filter(|container| container.state != ContainerState::ContainerExited as i32)
+        .map(|container| container.pod_sandbox_id.as_str())
+        .collect();
+    let mut count = BTreeMap::new();
+    for sandbox in sandboxes {
+        let ended = sandbox.state == PodSandboxState::SandboxNotready as i32;
+        if ended && !alive.contains(sandbox.id.as_str()) {
+            continue;
+        }
+        *count.entry(sandbox.runtime_handler.clone()).or_default() += 1;
+    }
+    count
+}
+
+async fn connect(host: &HostRoot, socket: &str) -> Result<RuntimeServiceClient<Channel>, Error> {
+    let unavailable = |words: String| Error::Unavailable {
+        socket: socket.to_owned(),
+        words,
+    };
+    // Resolved each time: a restart makes the socket anew.
+    let (handle, path) = host
+        .handle(socket)
+        .map_err(|error| unavailable(error.to_string()))?;
+    let stream = UnixStream::connect(path)
+        .await
+        .map_err(|error| unavailable(error.to_string()))?;
+    drop(handle);
+    let mut stream = Some(TokioIo::new(stream));
+    // The URI only fills the `:authority` header; the connection is there already, and one is all there is.
+    let channel = Endpoint::from_static("http://localhost")
+        .connect_with_connector(tower::service_fn(move |_: Uri| {
+            let stream = stream.take();
+            async move { stream.ok_or_else(|| std::io::Error::other("the connection ended")) }
+        }))
+        .await
+        .map_err(|error| unavailable(error.to_string()))?;
+    Ok(RuntimeServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER))
+}
+
+async fn answer<T>(
+    socket: &str,
+    call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+) -> Result<T, Error> {
+    let unavailable = |words: String| Error::Unavailable {
+        socket: socket.to_owned(),
+        words,
+    };
+    let status = match tokio::time::timeout(ANSWER_LIMIT, call).await {
+        Ok(Ok(answer)) => return Ok(answer.into_inner()),
+        Ok(Err(status)) => status,
+        Err(_) => return Err(unavailable(format!("no answer within {ANSWER_LIMIT:?}"))),
+    };
+    match status.code() {
+        Code::Unimplemented => Err(Error::Unimplemented {
+            words: printable(status.message()),
+        }),
+        // containerd says UNKNOWN "server is not initialized yet" while it starts, and UNAVAILABLE before that.
+        _ => Err(unavailable(printable(status.message()))),
+    }
+}
+
+/// What is wrong with a JSON text, without quoting it.
+fn fault(error: &serde_json::Error) -> &'static str {
+    match error.classify() {
+        Category::Io => "reading failed",
+        Category::Syntax => "no JSON",
+        Category::Data => "other fields than expected",
+        Category::Eof => "cut off",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sandbox_of_a_completed_pod_uses_nothing_unless_a_container_of_it_lives() {
+        let sandbox = |id: &str, state: PodSandboxState| PodSandbox {
+            id: id.to_owned(),
+            state: state as i32,
+            runtime_handler: "spin".to_owned(),
+            ..PodSandbox::default()
+        };
+        let container = |sandbox: &str, state: i32| Container {
+            pod_sandbox_id: sandbox.to_owned(),
+            state,
+            ..Container::default()
+        };
+        let sandboxes = [
+            sandbox("ready", PodSandboxState::SandboxReady),
+            sandbox("empty", PodSandboxState::SandboxNotready),
+            sandbox("ended", PodSandboxState::SandboxNotready),
+            sandbox("running", PodSandboxState::SandboxNotready),
+            sandbox("unknown", PodSandboxState::SandboxNotready),
+        ];
+        let containers = [
+            container("ended", ContainerState::ContainerExited as i32),
+            container("running", ContainerState::ContainerExited as i32),
+            container("running", ContainerState::ContainerRunning as i32),
+            container("unknown", 42),
+        ];
+        let used = count_used(&sandboxes, &containers);
+        assert_eq!(used, BTreeMap::from([("spin".to_owned(), 3)]));
+    }
+}

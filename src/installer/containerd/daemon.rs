@@ -1,0 +1,265 @@
+//! Finds the containerd that runs on a host, and the kubelet that uses it, among the processes that count. Reads nothing of
+//! containerd's own.
+
+use tracing::debug;
+
+use super::kubelet::{self, Kubelet};
+use super::process::{self, Process, Refusal, option};
+use super::service;
+use crate::installer::distro::{self, DistroSpec};
+use crate::installer::host::HostRoot;
+
+/// A running containerd.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Daemon {
+    /// Its process, and when that started (field 22 of `proc_pid_stat(5)`): together they never come again before a reboot.
+    pub process: (u32, u64),
+    /// Path of its program on the host.
+    pub program: String,
+    /// What `-c` or `--config` says.
+    pub config: Option<String>,
+    /// What `-a` or `--address` says.
+    pub address: Option<String>,
+    /// The unit that it runs in; a service of `OpenRC` is one with `.service` behind its name.
+    pub unit: Option<String>,
+}
+
+impl Daemon {
+    /// The same, with the service that it is part of where its cgroup does not say: `OpenRC` lists what it has started.
+    #[must_use]
+    pub fn with_unit_of(mut self, host: &HostRoot, distro: &DistroSpec) -> Self {
+        if self.unit.is_none() {
+            let started = host.list(service::RC_STARTED).unwrap_or_default();
+            let mut units = started.iter().map(|name| format!("{name}.service"));
+            self.unit = units.find(|unit| distro.has_unit(unit));
+        }
+        self
+    }
+
+    /// Whether this very process is there still.
+    #[must_use]
+    pub fn still_runs(&self, host: &HostRoot) -> bool {
+        let (pid, started) = self.process;
+        process::started(host, pid) == Some(started)
+    }
+
+    fn of(process: Process) -> Self {
+        let arguments: Vec<&str> = process.arguments.split('\0').collect();
+        Self {
+            process: process.id,
+            config: option(&arguments, &CONFIG_OPTIONS),
+            address: option(&arguments, &ADDRESS_OPTIONS),
+            program: process.program,
+            unit: process.unit,
+        }
+    }
+}
+
+/// What runs on a host and counts, found in one pass over its processes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Running {
+    /// The containerd; among several, the one that the kubelet uses.
+    pub daemon: Option<Daemon>,
+    /// The kubelet; among several, one that says which runtime it uses.
+    pub kubelet: Option<Kubelet>,
+    /// Processes called containerd that do not count, by PID.
+    pub refused: Vec<Refusal>,
+}
+
+/// The names of containerd's option for its configuration file, with one dash or two as Go's `flag` takes them.
+pub(crate) const CONFIG_OPTIONS: [&str; 4] = ["-c", "--c", "-config", "--config"];
+const ADDRESS_OPTIONS: [&str; 4] = ["-a", "--a", "-address", "--address"];
+
+const CONTAINERD: &str = "containerd";
+const KUBELET: &str = "kubelet";
+
+/// The containerd and the kubelet that run on this host.
+///
+/// A kubelet of its own says which containerd it uses; one in the same program as k3s's or RKE2's uses the containerd that this program
+/// started. Without either, the one in the packages' unit counts.
+///
+/// # Errors
+/// When `/proc` can't be listed.
+pub fn find(host: &HostRoot) -> Result<Running, crate::installer::error::Error> {
+    let (mut daemons, mut kubelets, mut refused) = (Vec::new(), Vec::new(), Vec::new());
+    for (_, (name, process)) in process::named(host, &[CONTAINERD, KUBELET])? {
+        match process {
+            Ok(process) if name == CONTAINERD => daemons.push(Daemon::of(process)),
+            Ok(process) => kubelets.push(Kubelet::of(host, process)),
+            Err(refusal) => {
+                debug!(%refusal, "passing over a process");
+                if name == CONTAINERD {
+                    refused.push(refusal);
+                }
+            }
+        }
+    }
+    let kubelet = choose_kubelet(kubelets);
+    let endpoint = kubelet
+        .as_ref()
+        .and_then(|kubelet| kubelet.endpoint.clone());
+    Ok(Running {
+        daemon: choose_daemon(daemons, endpoint.as_deref()),
+        kubelet,
+        refused,
+    })
+}
+
+/// The containerd that runs on this host.
+///
+/// # Errors
+/// As for [`find`].
+pub fn find_daemon(host: &HostRoot) -> Result<Option<Daemon>, crate::installer::error::Error> {
+    Ok(find(host)?.daemon)
+}
+
+fn choose_kubelet(kubelets: Vec<Kubelet>) -> Option<Kubelet> {
+    let mut kubelets = kubelets;
+    let says = kubelets
+        .iter()
+        .position(|kubelet| kubelet.endpoint.is_some());
+    (!kubelets.is_empty()).then(|| kubelets.swap_remove(says.unwrap_or_default()))
+}
+
+fn choose_daemon(mut daemons: Vec<Daemon>, endpoint: Option<&str>) -> Option<Daemon> {
+    daemons.sort_by_key(|daemon| {
+        let address = daemon.address.as_deref().unwrap_or(distro::STOCK_SOCKET);
+        let unit = daemon.unit.as_deref();
+        (
+            !endpoint.is_some_and(|endpoint| kubelet::same(endpoint, address)),
+            !distro::is_own(&daemon.program, unit),
+            unit != Some("containerd.service"),
+            daemon.process,
+        )
+    });
+    daemons.into_iter().next()
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+    use crate::installer::containerd::process::tests::{CONTAINERD, Given, Tree};
+
+    const SAYS: &str = "/usr/bin/kubelet\0--container-runtime-endpoint=unix:///run/a.sock\0";
+    const SILENT: &str = "/usr/bin/kubelet\0--v=2\0";
+
+    fn kubelet(arguments: &str) -> Given<'_> {
+        Given {
+            comm: "kubelet",
+            cgroup: "0::/system.slice/kubelet.service\n",
+            program: "/usr/bin/kubelet",
+            arguments,
+            ..CONTAINERD
+        }
+    }
+
+    fn tree(processes: &[(u32, Given<'_>)]) -> Tree {
+        let tree = Tree::new("0::/init.scope\n", &["/run/systemd/system"]);
+        for (pid, given) in processes {
+            tree.process(*pid, given);
+        }
+        tree
+    }
+
+    #[rstest]
+    #[case::that_says(&[(9, kubelet(SAYS))], Some((SAYS, Some("/run/a.sock"))))]
+    #[case::that_does_not_say(&[(9, kubelet(SILENT))], Some((SILENT, None)))]
+    #[case::of_two_the_one_that_says(
+        &[(8, kubelet(SILENT)), (9, kubelet(SAYS))],
+        Some((SAYS, Some("/run/a.sock")))
+    )]
+    #[case::of_that_name_alone(&[(9, Given { comm: "kubelite", ..kubelet(SAYS) })], None)]
+    #[case::of_a_user(&[(9, Given { uids: "1000\t1000\t1000\t1000", ..kubelet(SAYS) })], None)]
+    #[case::none(&[], None)]
+    fn the_kubelet_is_one_that_root_started(
+        #[case] processes: &[(u32, Given<'_>)],
+        #[case] expected: Option<(&str, Option<&str>)>,
+    ) {
+        let found = find(&tree(processes).host()).unwrap().kubelet;
+        let expected = expected.map(|(arguments, endpoint)| Kubelet {
+            arguments: arguments.to_owned(),
+            endpoint: endpoint.map(str::to_owned),
+        });
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_user_s_processes_beside_the_real_ones_change_nothing() {
+        let user = |given: Given<'static>, program| Given {
+            uids: "1000\t1000\t1000\t1000",
+            cgroup: "0::/user.slice/user-1000.slice/session-1.scope\n",
+            program,
+            ..given
+        };
+        let real = [(812, CONTAINERD), (900, kubelet(SILENT))];
+        let own = user(CONTAINERD, "/home/u/rancher/k3s/containerd");
+        let own = Given {
+            arguments: "containerd\0-a\0/run/a.sock\0",
+            ..own
+        };
+        let fake = user(kubelet(SAYS), "/home/u/kubelet");
+        let alone = find(&tree(&real).host()).unwrap();
+        let [first, second] = real;
+        let beside = tree(&[first, second, (100, fake), (1041, own)]);
+        let beside = find(&beside.host()).unwrap();
+        assert_eq!(beside.daemon, alone.daemon);
+        assert_eq!(beside.daemon.unwrap().program, "/usr/bin/containerd");
+        assert_eq!(beside.kubelet, alone.kubelet);
+        assert_eq!(beside.refused[0].pid, 1041);
+    }
+
+    #[test]
+    fn of_two_processes_that_are_alike_the_one_with_the_lower_pid_counts() {
+        let found = find(&tree(&[(1041, CONTAINERD), (812, CONTAINERD)]).host()).unwrap();
+        assert_eq!(found.daemon.unwrap().process, (812, 812));
+        let kubelets = [(1041, kubelet("a\0")), (812, kubelet("b\0"))];
+        let found = find(&tree(&kubelets).host()).unwrap();
+        assert_eq!(found.kubelet.unwrap().arguments, "b\0");
+    }
+
+    #[test]
+    fn a_process_still_runs_until_another_has_its_pid() {
+        let tree = tree(&[(812, CONTAINERD)]);
+        let daemon = find_daemon(&tree.host()).unwrap().unwrap();
+        assert!(daemon.still_runs(&tree.host()));
+        tree.write(
+            "/proc/812/stat",
+            &format!("812 (a) S 1 1{} 5 0", " 0".repeat(16)),
+        );
+        assert!(!daemon.still_runs(&tree.host()));
+    }
+
+    #[rstest]
+    #[case::server("k3s", &["k3s", "sshd"], Some("k3s.service"))]
+    #[case::agent("k3s", &["containerd", "k3s-agent"], Some("k3s-agent.service"))]
+    #[case::not_started("k3s", &["sshd"], None)]
+    #[case::another_distribution_s("rke2", &["k3s"], None)]
+    #[case::a_package_s("debian", &["containerd"], None)]
+    fn openrc_lists_the_service_where_no_cgroup_names_it(
+        #[case] word: &str,
+        #[case] started: &[&str],
+        #[case] expected: Option<&str>,
+    ) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run/openrc/started");
+        std::fs::create_dir_all(&path).unwrap();
+        for name in started {
+            std::os::unix::fs::symlink(format!("/etc/init.d/{name}"), path.join(name)).unwrap();
+        }
+        let host = HostRoot::open(folder.path()).unwrap();
+        let daemon = |unit: Option<&str>| Daemon {
+            process: (1, 1),
+            program: String::new(),
+            config: None,
+            address: None,
+            unit: unit.map(str::to_owned),
+        };
+        let row = distro::named(word);
+        let found = daemon(None).with_unit_of(&host, row);
+        assert_eq!(found.unit.as_deref(), expected);
+        let known = daemon(Some("known.service")).with_unit_of(&host, row);
+        assert_eq!(known.unit.as_deref(), Some("known.service"));
+    }
+}

@@ -1,0 +1,422 @@
+//! Tells the container runtime that a host's kubelet uses, by its command line. Reads the kubelet's configuration, and nothing of
+//! containerd.
+
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+use serde_saphyr::options::DuplicateKeyPolicy;
+
+use super::process::Process;
+use crate::installer::host::{self, HostRoot};
+
+/// A kubelet's configuration has some kilobytes.
+const SMALL: u64 = 1 << 18;
+/// A configuration has some hundred values. Aliases multiply them: without a bound, a file of a kilobyte becomes gigabytes.
+const MAX_EVENTS: usize = 100_000;
+/// The fields of a `KubeletConfiguration` lie five levels deep at most.
+const MAX_NESTING: usize = 64;
+
+/// A kubelet that runs as a program of its own; k3s, RKE2 and `MicroK8s` have theirs in another.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Kubelet {
+    /// Its command line, with a NUL behind each argument.
+    pub arguments: String,
+    /// The socket of the runtime that it uses, where it says so.
+    pub endpoint: Option<String>,
+}
+
+impl Kubelet {
+    /// What that process says of its runtime.
+    pub(crate) fn of(host: &HostRoot, process: Process) -> Self {
+        let list: Vec<&str> = process.arguments.split('\0').collect();
+        // The kubelet applies its flags again over what its files say (`cmd/kubelet/app/server.go`, `kubeletConfigFlagPrecedence`).
+        let endpoint = match flag(&list, "container-runtime-endpoint") {
+            Some(value) => socket(value),
+            None => of_files(host, process.id.0, &list),
+        };
+        Self {
+            arguments: process.arguments,
+            endpoint,
+        }
+    }
+}
+
+/// Whether two paths are those of one socket: `/var/run` is a link to `/run`.
+pub fn same(one: &str, other: &str) -> bool {
+    let plain = |path: &str| path.strip_prefix("/var/run/").map(str::to_owned);
+    let run =
+        |path: &str| plain(path).map_or_else(|| path.to_owned(), |rest| format!("/run/{rest}"));
+    run(one) == run(other)
+}
+
+/// The value of a flag of the kubelet, by the rules of pflag: `--name value` or `--name=value`, the last one counts, and nothing behind
+/// `--` is a flag.
+fn flag<'a>(arguments: &[&'a str], name: &str) -> Option<&'a str> {
+    let mut arguments = arguments.iter().take_while(|argument| **argument != "--");
+    let mut last = None;
+    while let Some(argument) = arguments.next() {
+        let Some(rest) = argument
+            .strip_prefix("--")
+            .and_then(|rest| rest.strip_prefix(name))
+        else {
+            continue;
+        };
+        if let Some(value) = rest.strip_prefix('=') {
+            last = Some(value);
+        } else if rest.is_empty() {
+            last = arguments.next().copied();
+        }
+    }
+    last
+}
+
+/// The path of a Unix socket; the kubelet takes one with and without its scheme.
+fn socket(value: &str) -> Option<String> {
+    let path = value.strip_prefix("unix://").unwrap_or(value);
+    path.starts_with('/').then(|| path.to_owned())
+}
+
+/// The endpoint by the file of `--config`, over which the files of `--config-dir` are merged (Kubernetes 1.28 and later).
+///
+/// A file that can't be read or parsed makes the answer unknown: it may be the one that counts.
+fn of_files(host: &HostRoot, pid: u32, arguments: &[&str]) -> Option<String> {
+    let given = |name: &str| flag(arguments, name).filter(|path| !path.is_empty());
+    let mut files = Vec::new();
+    if let Some(path) = given("config") {
+        files.push(absolute(host, pid, path)?);
+    }
+    if let Some(path) = given("config-dir") {
+        drop_ins(host, &absolute(host, pid, path)?, 0, &mut files)?;
+    }
+    let mut endpoint = Value::Null;
+    for path in files {
+        let text = host.read_text(&path, SMALL).ok()??;
+        if let Some(value) = endpoint_of(&text).ok()? {
+            endpoint = value;
+        }
+    }
+    socket(endpoint.as_str()?)
+}
+
+/// A path as the process `pid` understands it.
+fn absolute(host: &HostRoot, pid: u32, path: &str) -> Option<String> {
+    if path.starts_with('/') {
+        return Some(path.to_owned());
+    }
+    let directory = host.link_target(&format!("/proc/{pid}/cwd")).ok()??;
+    Some(format!("{}/{path}", directory.trim_end_matches('/')))
+}
+
+/// A directory of drop-ins has a handful of files and no subdirectory.
+const MAX_DROP_INS: usize = 256;
+/// As deep as anybody would nest drop-ins, so that a directory inside itself (a bind mount) has an end.
+const MAX_DEPTH: usize = 8;
+
+/// Adds the drop-ins of a directory in the order in which the kubelet merges them: it walks the tree in lexical order, follows no
+/// symlink to a directory, and takes each file whose name ends in `.conf` (`mergeKubeletConfigurations`). `None` where there are more
+/// than anybody has, or some can't be listed.
+fn drop_ins(host: &HostRoot, directory: &str, depth: usize, files: &mut Vec<String>) -> Option<()> {
+    let names = host.list(directory).ok()?;
+    if depth > MAX_DEPTH || names.len() > MAX_DROP_INS {
+        return None;
+    }
+    for name in names {
+        let path = format!("{}/{name}", directory.trim_end_matches('/'));
+        let is_file = host.link_target(&path).ok()?.is_some()
+            || !matches!(host.open_file(&path), Err(host::Error::NoFile { .. }));
+        if !is_file {
+            drop_ins(host, &path, depth + 1, files)?;
+        } else if matches!(name.rsplit_once('.'), Some((_, "conf"))) {
+            files.push(path);
+        }
+        if files.len() > MAX_DROP_INS {
+            return None;
+        }
+    }
+    Some(())
+}
+
+/// The part of a `KubeletConfiguration` (kubelet.config.k8s.io/v1beta1) that is of use here. A field that is there with `null` removes
+/// what a former file says; one that isn't there leaves it (JSON merge patch, RFC 7386).
+#[derive(Deserialize)]
+struct KubeletConfiguration {
+    #[serde(
+        rename = "containerRuntimeEndpoint",
+        default,
+        deserialize_with = "present"
+    )]
+    endpoint: Option<Value>,
+}
+
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
+    Value::deserialize(deserializer).map(Some)
+}
+
+/// Why a kubelet's configuration can't be understood.
+#[derive(Debug, thiserror::Error)]
+enum ConfigurationError {
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    #[error(transparent)]
+    Yaml(#[from] serde_saphyr::Error),
+}
+
+/// `containerRuntimeEndpoint` of a kubelet's configuration, `None` where it isn't there. As in Kubernetes' own decoder, text that opens
+/// with a brace is JSON, everything else and what is no JSON is YAML, of several keys of one name the last one counts, and so does the
+/// first document alone.
+fn endpoint_of(text: &str) -> Result<Option<Value>, ConfigurationError> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    if text.trim_start().starts_with('{')
+        && let Ok(mut fields) = serde_json::from_str::<serde_json::Map<String, Value>>(text)
+    {
+        return Ok(fields.remove("containerRuntimeEndpoint"));
+    }
+    let options = serde_saphyr::options! {
+        duplicate_keys: DuplicateKeyPolicy::LastWins,
+        budget: serde_saphyr::budget! { max_events: MAX_EVENTS, max_depth: MAX_NESTING },
+        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: MAX_EVENTS },
+        with_snippet: false,
+    };
+    let mut bytes = text.as_bytes();
+    let mut documents =
+        serde_saphyr::read_with_options::<_, KubeletConfiguration>(&mut bytes, options);
+    let first = documents.next().transpose()?;
+    Ok(first.and_then(|configuration| configuration.endpoint))
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    /// The endpoint of a kubelet with PID 1 and this command line on the host at `root`.
+    fn endpoint(root: &std::path::Path, arguments: &str) -> Option<String> {
+        let process = Process {
+            id: (1, 1),
+            program: "/usr/bin/kubelet".to_owned(),
+            arguments: arguments.to_owned(),
+            unit: None,
+        };
+        Kubelet::of(&HostRoot::open(root).unwrap(), process).endpoint
+    }
+
+    #[rstest]
+    #[case::plain("containerRuntimeEndpoint: /run/a.sock\n", "/run/a.sock")]
+    #[case::with_a_comment(
+        "kind: KubeletConfiguration\ncontainerRuntimeEndpoint: \"unix:///run/k0s/containerd.sock\" # ours\n",
+        "/run/k0s/containerd.sock"
+    )]
+    #[case::in_single_quotes("containerRuntimeEndpoint: 'unix:///run/a.sock'\n", "/run/a.sock")]
+    #[case::windows_line_ends(
+        "a: 1\r\ncontainerRuntimeEndpoint: unix:///run/a.sock\r\n",
+        "/run/a.sock"
+    )]
+    #[case::a_key_in_quotes("\"containerRuntimeEndpoint\" : /run/a.sock\n", "/run/a.sock")]
+    #[case::on_the_next_line("containerRuntimeEndpoint:\n  unix:///run/a.sock\n", "/run/a.sock")]
+    #[case::a_folded_block("containerRuntimeEndpoint: >-\n  unix:///run/a.sock\n", "/run/a.sock")]
+    #[case::an_escape(
+        "containerRuntimeEndpoint: \"unix:\\x2f//run/a.sock\"\n",
+        "/run/a.sock"
+    )]
+    #[case::a_byte_order_mark("\u{feff}containerRuntimeEndpoint: /run/a.sock\n", "/run/a.sock")]
+    #[case::a_directive_and_a_marker(
+        "%YAML 1.2\n---\ncontainerRuntimeEndpoint: /run/a.sock\n...\n",
+        "/run/a.sock"
+    )]
+    #[case::an_anchor(
+        "x: &s unix:///run/a.sock\ncontainerRuntimeEndpoint: *s\n",
+        "/run/a.sock"
+    )]
+    #[case::a_tag("containerRuntimeEndpoint: !!str /run/a.sock\n", "/run/a.sock")]
+    #[case::a_key_twice(
+        "containerRuntimeEndpoint: /run/b.sock\ncontainerRuntimeEndpoint: /run/a.sock\n",
+        "/run/a.sock"
+    )]
+    #[case::the_first_document(
+        "containerRuntimeEndpoint: /run/a.sock\n---\ncontainerRuntimeEndpoint: /run/b.sock\n",
+        "/run/a.sock"
+    )]
+    #[case::before_a_document_that_is_broken(
+        "containerRuntimeEndpoint: /run/a.sock\n---\n[\n",
+        "/run/a.sock"
+    )]
+    #[case::in_braces(
+        "{kind: KubeletConfiguration, containerRuntimeEndpoint: /run/a.sock}\n",
+        "/run/a.sock"
+    )]
+    #[case::json("{\"containerRuntimeEndpoint\":\"unix:///run/a.sock\"}", "/run/a.sock")]
+    #[case::json_with_tabs(
+        "{\n\t\"kind\": \"KubeletConfiguration\",\n\t\"containerRuntimeEndpoint\": \"unix:///run/a.sock\"\n}\n",
+        "/run/a.sock"
+    )]
+    #[case::json_with_a_byte_order_mark(
+        "\u{feff}{\"containerRuntimeEndpoint\": \"/run/a.sock\"}",
+        "/run/a.sock"
+    )]
+    #[case::json_with_a_key_twice(
+        "{\"containerRuntimeEndpoint\": \"/run/b.sock\", \"containerRuntimeEndpoint\": \"/run/a.sock\"}",
+        "/run/a.sock"
+    )]
+    fn the_endpoint_is_read_from_yaml_and_json_as_kubernetes_reads_it(
+        #[case] text: &str,
+        #[case] expected: &str,
+    ) {
+        let value = endpoint_of(text).unwrap().unwrap();
+        assert_eq!(socket(value.as_str().unwrap()).as_deref(), Some(expected));
+    }
+
+    #[rstest]
+    #[case::absent("kind: KubeletConfiguration\n")]
+    #[case::nothing("")]
+    #[case::a_comment_alone("# containerRuntimeEndpoint: /run/a.sock\n")]
+    #[case::of_another_mapping("a:\n  containerRuntimeEndpoint: /x\n")]
+    #[case::inside_a_block_of_text("a: |\n  x\n\n  containerRuntimeEndpoint: /x\n")]
+    #[case::of_other_letters("containerruntimeendpoint: /x\n")]
+    fn a_configuration_without_the_endpoint_says_nothing(#[case] text: &str) {
+        assert_eq!(endpoint_of(text).unwrap(), None);
+    }
+
+    #[rstest]
+    #[case::an_empty_string("containerRuntimeEndpoint: ''\n")]
+    #[case::null("containerRuntimeEndpoint: null\n")]
+    #[case::a_number("containerRuntimeEndpoint: 1\n")]
+    #[case::a_list("containerRuntimeEndpoint: [/run/a.sock]\n")]
+    #[case::a_mapping("{\"containerRuntimeEndpoint\": {\"a\": \"/run/a.sock\"}}")]
+    #[case::a_pipe("containerRuntimeEndpoint: npipe:////./pipe/a\n")]
+    fn a_value_that_is_no_path_is_no_endpoint(#[case] text: &str) {
+        let value = endpoint_of(text).unwrap().unwrap();
+        assert_eq!(value.as_str().and_then(socket), None);
+    }
+
+    /// Each of ten anchors holds the one before it ten times.
+    fn alias_bomb() -> String {
+        let levels = (1..10).map(|level| {
+            let aliases = vec![format!("*a{}", level - 1); 10].join(",");
+            format!("a{level}: &a{level} [{aliases}]\n")
+        });
+        let levels: String = levels.collect();
+        format!("a0: &a0 [x]\n{levels}containerRuntimeEndpoint: /run/a.sock\n")
+    }
+
+    #[rstest]
+    #[case::a_list("- containerRuntimeEndpoint: /run/a.sock\n".to_owned())]
+    #[case::an_unknown_alias("containerRuntimeEndpoint: *a\n".to_owned())]
+    #[case::an_open_quote("containerRuntimeEndpoint: \"/run/a.sock\n".to_owned())]
+    #[case::a_tab_as_indentation("a:\n\tb: 1\ncontainerRuntimeEndpoint: /run/a.sock\n".to_owned())]
+    #[case::an_alias_bomb(alias_bomb())]
+    #[case::a_deep_nest(format!("a: {}{}\n", "[".repeat(100_000), "]".repeat(100_000)))]
+    #[case::a_deep_nest_of_json(format!("{{\"a\": {}{}}}", "[".repeat(100_000), "]".repeat(100_000)))]
+    fn a_configuration_that_cannot_be_understood_is_an_error(#[case] text: String) {
+        assert!(endpoint_of(&text).is_err());
+    }
+
+    #[rstest]
+    #[case::by_an_equals_sign(&["--config=/a"], Some("/a"))]
+    #[case::as_the_next_argument(&["--v=2", "--config", "/a"], Some("/a"))]
+    #[case::the_last_one(&["--config=/b", "--config", "/a"], Some("/a"))]
+    #[case::of_a_longer_name(&["--config-dir=/a"], None)]
+    #[case::behind_the_end_of_flags(&["--", "--config=/a"], None)]
+    #[case::without_a_value(&["--config"], None)]
+    fn a_flag_of_the_kubelet_is_read_as_pflag_reads_it(
+        #[case] arguments: &[&str],
+        #[case] expected: Option<&str>,
+    ) {
+        assert_eq!(flag(arguments, "config"), expected);
+    }
+
+    #[rstest]
+    #[case::the_file(&["--config=/etc/k.json"], &[("etc/k.json", "{\"containerRuntimeEndpoint\": \"/run/a.sock\"}")], Some("/run/a.sock"))]
+    #[case::a_relative_file(&["--config=k.yaml"], &[("var/lib/k.yaml", "containerRuntimeEndpoint: /run/a.sock")], Some("/run/a.sock"))]
+    #[case::a_flag_over_a_file(
+        &["--container-runtime-endpoint=/run/a.sock", "--config=/k"],
+        &[("k", "containerRuntimeEndpoint: /run/b.sock")],
+        Some("/run/a.sock")
+    )]
+    #[case::an_empty_flag_over_a_file(
+        &["--container-runtime-endpoint=", "--config=/k"],
+        &[("k", "containerRuntimeEndpoint: /run/b.sock")],
+        None
+    )]
+    #[case::a_drop_in_over_the_file(
+        &["--config=/k", "--config-dir=/k.d"],
+        &[("k", "containerRuntimeEndpoint: /run/b.sock"), ("k.d/10.conf", "containerRuntimeEndpoint: /run/a.sock")],
+        Some("/run/a.sock")
+    )]
+    #[case::the_last_drop_in(
+        &["--config-dir=/k.d/"],
+        &[("k.d/20.conf", "containerRuntimeEndpoint: /run/a.sock"), ("k.d/10.conf", "containerRuntimeEndpoint: /run/b.sock")],
+        Some("/run/a.sock")
+    )]
+    #[case::a_drop_in_in_a_directory_within(
+        &["--config-dir=/k.d"],
+        &[("k.d/20/1.conf", "containerRuntimeEndpoint: /run/a.sock"), ("k.d/10.conf", "containerRuntimeEndpoint: /run/b.sock")],
+        Some("/run/a.sock")
+    )]
+    #[case::a_drop_in_of_another_suffix(
+        &["--config=/k", "--config-dir=/k.d"],
+        &[("k", "containerRuntimeEndpoint: /run/a.sock"), ("k.d/10.yaml", "containerRuntimeEndpoint: /run/b.sock")],
+        Some("/run/a.sock")
+    )]
+    #[case::a_drop_in_that_says_nothing_of_it(
+        &["--config=/k", "--config-dir=/k.d"],
+        &[("k", "containerRuntimeEndpoint: /run/a.sock"), ("k.d/10.conf", "maxPods: 5")],
+        Some("/run/a.sock")
+    )]
+    #[case::a_drop_in_that_takes_it_away(
+        &["--config=/k", "--config-dir=/k.d"],
+        &[("k", "containerRuntimeEndpoint: /run/b.sock"), ("k.d/10.conf", "containerRuntimeEndpoint: null")],
+        None
+    )]
+    #[case::a_drop_in_that_is_broken(
+        &["--config=/k", "--config-dir=/k.d"],
+        &[("k", "containerRuntimeEndpoint: /run/b.sock"), ("k.d/10.conf", "[")],
+        None
+    )]
+    #[case::a_file_that_is_gone(&["--config=/k"], &[], None)]
+    fn the_endpoint_is_what_flags_and_files_say_together(
+        #[case] arguments: &[&str],
+        #[case] files: &[(&str, &str)],
+        #[case] expected: Option<&str>,
+    ) {
+        let cmdline = [&["/usr/bin/kubelet"], arguments].concat().join("\0") + "\0";
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        std::fs::create_dir_all(root.join("proc/1")).unwrap();
+        std::os::unix::fs::symlink("/var/lib", root.join("proc/1/cwd")).unwrap();
+        for (path, text) in files {
+            let path = root.join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        assert_eq!(endpoint(root, &cmdline).as_deref(), expected);
+    }
+
+    #[test]
+    fn a_file_larger_than_any_configuration_is_not_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let text = "containerRuntimeEndpoint: /run/a.sock\n#";
+        std::fs::write(
+            directory.path().join("k"),
+            format!("{text}{}", "x".repeat(1 << 18)),
+        )
+        .unwrap();
+        assert_eq!(endpoint(directory.path(), "kubelet\0--config=/k\0"), None);
+    }
+
+    #[test]
+    fn a_drop_in_directory_that_is_a_symlink_to_itself_has_an_end() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("k.d")).unwrap();
+        std::os::unix::fs::symlink(".", directory.path().join("k.d/a")).unwrap();
+        let drop_in = "containerRuntimeEndpoint: /run/a.sock\n";
+        std::fs::write(directory.path().join("k.d/b.conf"), drop_in).unwrap();
+        let found = endpoint(directory.path(), "kubelet\0--config-dir=/k.d\0");
+        assert_eq!(found.as_deref(), Some("/run/a.sock"));
+    }
+
+    #[test]
+    fn a_socket_under_var_run_is_the_one_under_run() {
+        assert!(same("/var/run/crio/crio.sock", "/run/crio/crio.sock"));
+        assert!(!same("/run/a.sock", "/run/b.sock"));
+    }
+}

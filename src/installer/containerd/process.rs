@@ -1,0 +1,363 @@
+//! Which processes of a host count as its containerd and its kubelet: by evidence that only root can make. Reads `/proc`.
+//!
+//! Root runs the program of whatever counts, asks its socket and restarts its unit, so that a name is no evidence: any user can
+//! give it to a process, and so can a container that sees the host's files. What counts is who started the process, which
+//! the kernel (credentials, cgroup, namespaces) and the owners of files tell.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use crate::handoff::printable;
+use crate::installer::host::{HostRoot, ProgramError};
+use crate::installer::state::folder_of;
+
+mod cgroup;
+mod unit;
+
+use cgroup::Place;
+use unit::is_main_process;
+
+/// Files of `/proc` about one process; the command line of a kubelet has some kilobytes.
+const SMALL: u64 = 1 << 18;
+
+/// Processes between a service and process 1; a chain of parents is longer only while it changes.
+const MAX_PARENTS: usize = 64;
+
+/// A process that root started as part of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    /// Its PID, and when it started (field 22 of `proc_pid_stat(5)`): together they never come again before a reboot.
+    pub id: (u32, u64),
+    /// Path of its program on the host.
+    pub program: String,
+    /// Its command line, with a NUL behind each argument.
+    pub arguments: String,
+    /// The unit that it runs in; a service of `OpenRC` is one with `.service` behind its name.
+    pub unit: Option<String>,
+}
+
+/// A process that has the right name and does not count.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// Its PID.
+    pub pid: u32,
+    /// Path of its program, as the process sees it.
+    pub program: String,
+    /// Why it does not count.
+    pub reason: Reason,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let program = printable(&self.program);
+        let reason = printable(&self.reason.to_string());
+        write!(formatter, "process {} runs {program} {reason}", self.pid)
+    }
+}
+
+/// Why a process is not taken for the host's containerd or kubelet.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Reason {
+    /// One of its user ids is not 0.
+    #[error("as uid {uid}: a rootless {name} is not supported; run it as a system service")]
+    Rootless {
+        /// `containerd` or `kubelet`.
+        name: &'static str,
+        /// The id.
+        uid: u32,
+    },
+    /// It is part of a session, a container or a virtual machine.
+    #[error(
+        "in cgroup {cgroup}, below {part}, where no system service runs; run it as a system service"
+    )]
+    Below {
+        /// Its cgroup.
+        cgroup: String,
+        /// The component.
+        part: String,
+    },
+    /// Its cgroup says nothing of who started it.
+    #[error(
+        "in cgroup {cgroup}, which belongs to no system service and is not that of process 1; run it as a system service"
+    )]
+    NoService {
+        /// Its cgroup.
+        cgroup: String,
+    },
+    /// It came into the host from outside.
+    #[error("without being a descendant of process 1; run it as a system service")]
+    NoDescendant,
+    /// It sees other mounts than process 1, so that its paths may be those of other files.
+    #[error(
+        "in a mount namespace of its own, and {why}; run it as the main process of a systemd service"
+    )]
+    Mounts {
+        /// What is missing.
+        why: String,
+    },
+    /// Others can replace its program.
+    #[error("and others than root can replace that: {0}")]
+    Program(#[source] ProgramError),
+    /// The program is not the file at its path.
+    #[error("and another file than that is there; restart it")]
+    OtherFile,
+    /// `/proc` does not say.
+    #[error("and {what} can't be read; run farrier as root, with a /proc of the host")]
+    Unknown {
+        /// What is needed.
+        what: &'static str,
+    },
+}
+
+/// Processes by PID, each with the name by which it was found.
+pub type Named = BTreeMap<u32, (&'static str, Result<Process, Refusal>)>;
+
+/// What is compared with process 1 of the host.
+#[derive(Debug, Default)]
+struct Init {
+    cgroup: Option<String>,
+    mounts: Option<String>,
+    processes: Option<String>,
+    managers: cgroup::Managers,
+}
+
+/// What `/proc` says about a process that has the right name.
+#[derive(Debug)]
+struct Seen {
+    pid: u32,
+    uids: Vec<u32>,
+    parent: u32,
+    cgroup: Option<String>,
+    mounts: Option<String>,
+}
+
+/// All processes of these names on the host, by PID: those that count, and why the others do not. Processes with a root of
+/// their own, as in containers, are left out.
+///
+/// # Errors
+/// When `/proc` can't be listed.
+pub fn named(
+    host: &HostRoot,
+    names: &[&'static str],
+) -> Result<Named, crate::installer::host::Error> {
+    let init = Init::of(host);
+    let pids = host.list("/proc")?;
+    let pids = pids.iter().filter_map(|name| name.parse::<u32>().ok());
+    let named = pids.filter_map(|pid| {
+        let comm = read(host, pid, "comm")?;
+        let name = names
+            .iter()
+            .find(|name| comm.strip_suffix('\n') == Some(name))?;
+        Some((pid, (*name, look(host, &init, pid, name)?)))
+    });
+    Ok(named.collect())
+}
+
+/// When the process `pid` started; `None` where there is none, or one that has ended and waits for its parent.
+#[must_use]
+pub fn started(host: &HostRoot, pid: u32) -> Option<u64> {
+    let stat = read(host, pid, "stat")?;
+    // The name in parentheses may hold anything; field 3, the state, comes behind the last of them.
+    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+    let state = fields.next()?;
+    if matches!(state, "Z" | "X") {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
+}
+
+/// The path of a program whose file may have been replaced since it was started: the restart starts the new one.
+pub(crate) fn still_named(program: &str) -> &str {
+    program.strip_suffix(" (deleted)").unwrap_or(program)
+}
+
+/// The value of an option of containerd, as `-c FILE` or `--config=FILE`; only absolute paths are of use. Go's `flag`, which containerd
+/// reads its command line with, takes the last of several, and `--` for the end of the options.
+pub(crate) fn option(arguments: &[&str], names: &[&str]) -> Option<String> {
+    let mut arguments = arguments.iter().take_while(|argument| **argument != "--");
+    let mut last = None;
+    while let Some(argument) = arguments.next() {
+        let (name, value) = match argument.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (*argument, None),
+        };
+        if names.contains(&name) {
+            last = Some(value.or_else(|| arguments.next().copied())?);
+        }
+    }
+    let path = last?.strip_prefix("unix://").or(last)?;
+    path.starts_with('/').then(|| path.to_owned())
+}
+
+fn read(host: &HostRoot, pid: u32, name: &str) -> Option<String> {
+    let path = format!("/proc/{pid}/{name}");
+    host.read_text(&path, SMALL).ok().flatten()
+}
+
+fn namespace(host: &HostRoot, pid: u32, name: &str) -> Option<String> {
+    host.link_target(&format!("/proc/{pid}/ns/{name}"))
+        .ok()
+        .flatten()
+}
+
+impl Init {
+    fn of(host: &HostRoot) -> Self {
+        Self {
+            cgroup: read(host, 1, "cgroup"),
+            mounts: namespace(host, 1, "mnt"),
+            processes: namespace(host, 1, "pid"),
+            // Both make their directory below `/run` when they start (`sd_booted(3)`; `OpenRC`'s `RC_SVCDIR`).
+            managers: cgroup::Managers {
+                systemd: host.is_seen("/run/systemd/system"),
+                openrc: host.is_seen("/run/openrc"),
+            },
+        }
+    }
+}
+
+impl Seen {
+    fn of(host: &HostRoot, pid: u32) -> Option<Self> {
+        let status = read(host, pid, "status")?;
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
+        let uids = field("Uid:")?.split_ascii_whitespace();
+        Some(Self {
+            pid,
+            uids: uids.map(str::parse).collect::<Result<_, _>>().ok()?,
+            parent: field("PPid:")?.trim().parse().ok()?,
+            cgroup: read(host, pid, "cgroup"),
+            mounts: namespace(host, pid, "mnt"),
+        })
+    }
+}
+
+/// The process `pid`, or why it does not count; `None` where it is gone by now or is in a root of its own.
+fn look(
+    host: &HostRoot,
+    init: &Init,
+    pid: u32,
+    name: &'static str,
+) -> Option<Result<Process, Refusal>> {
+    if !host.is_root_of(pid) {
+        return None;
+    }
+    let id = (pid, started(host, pid)?);
+    let link = host.link_target(&format!("/proc/{pid}/exe"));
+    let link = link.ok().flatten();
+    let arguments = read(host, pid, "cmdline");
+    let decided = match (Seen::of(host, pid), &link, arguments) {
+        (None, ..) => Err(Reason::Unknown { what: "its status" }),
+        (Some(seen), None, _) => root_s(&seen, name).and(Err(Reason::Unknown {
+            what: "the path of its program",
+        })),
+        (Some(seen), _, None) => root_s(&seen, name).and(Err(Reason::Unknown {
+            what: "its command line",
+        })),
+        (Some(seen), Some(link), Some(arguments)) => {
+            let program = own_name(host, still_named(link), name);
+            decide(host, init, &seen, name, &program, link).map(|unit| Process {
+                id,
+                program,
+                arguments,
+                unit,
+            })
+        }
+    };
+    // What was read in between may be of a process that came after this one.
+    if started(host, pid) != Some(id.1) {
+        return None;
+    }
+    Some(decided.map_err(|reason| Refusal {
+        pid,
+        program: link.map_or_else(|| name.to_owned(), |link| still_named(&link).to_owned()),
+        reason,
+    }))
+}
+
+/// The path by which a program goes by that name: k3s is one program under many names, which links beside it carry.
+fn own_name(host: &HostRoot, program: &str, name: &str) -> String {
+    let link = format!("{}/{name}", folder_of(program));
+    let is_other = program.rsplit('/').next() != Some(name);
+    if is_other && host.is_seen(&link) {
+        return link;
+    }
+    program.to_owned()
+}
+
+/// Whether the process counts, and as part of which service. This is the one place that says so.
+fn decide(
+    host: &HostRoot,
+    init: &Init,
+    seen: &Seen,
+    name: &'static str,
+    program: &str,
+    link: &str,
+) -> Result<Option<String>, Reason> {
+    root_s(seen, name)?;
+    let place = match (&init.cgroup, &seen.cgroup) {
+        (Some(init_cgroup), Some(own)) => cgroup::place(init_cgroup, own, init.managers)?,
+        // A kernel without cgroups has this file of no process.
+        (None, None) => Place::Init,
+        _ => {
+            return Err(Reason::Unknown {
+                what: "its cgroup, or that of process 1,",
+            });
+        }
+    };
+    let has_own_mounts = match (&init.mounts, &seen.mounts) {
+        (Some(init), Some(own)) => init != own,
+        _ => {
+            return Err(Reason::Unknown {
+                what: "its mount namespace, or that of process 1,",
+            });
+        }
+    };
+    match &place {
+        Place::Unit(unit) if has_own_mounts => is_main_process(host, init, seen, unit)?,
+        Place::OpenRc(_) | Place::Init if has_own_mounts => {
+            let why = "it is part of no systemd service".to_owned();
+            return Err(Reason::Mounts { why });
+        }
+        Place::Unit(_) | Place::OpenRc(_) => {}
+        Place::Init => descends(host, seen)?,
+    }
+    let opened = host.open_program(program).map_err(Reason::Program)?;
+    // Among other mounts, the same path may be another file. A program that was replaced is told by its link.
+    if has_own_mounts && !link.ends_with(" (deleted)") {
+        let running = host.identity_of_program(seen.pid);
+        if running.is_none() || running != opened.identity().ok() {
+            return Err(Reason::OtherFile);
+        }
+    }
+    Ok(match place {
+        Place::Unit(unit) => Some(unit),
+        Place::OpenRc(service) => Some(format!("{service}.service")),
+        Place::Init => None,
+    })
+}
+
+/// All four, the real one included: a program that is set-uid root keeps the user's.
+fn root_s(seen: &Seen, name: &'static str) -> Result<(), Reason> {
+    match seen.uids.iter().find(|uid| **uid != 0) {
+        Some(&uid) => Err(Reason::Rootless { name, uid }),
+        None if seen.uids.len() == 4 => Ok(()),
+        None => Err(Reason::Unknown { what: "its status" }),
+    }
+}
+
+fn descends(host: &HostRoot, seen: &Seen) -> Result<(), Reason> {
+    let mut parent = if seen.pid == 1 { 1 } else { seen.parent };
+    for _ in 0..MAX_PARENTS {
+        match parent {
+            0 => break,
+            1 => return Ok(()),
+            above => match Seen::of(host, above) {
+                Some(above) => parent = above.parent,
+                None => break,
+            },
+        }
+    }
+    Err(Reason::NoDescendant)
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,186 @@
+//! What the cgroup of a process says of who started it, beside that of process 1 (cgroups(7): `hierarchy:controllers:path`). Pure.
+
+use super::Reason;
+
+/// The cgroups of systemd's tree under version 1, and the one tree of version 2.
+const OF_SYSTEMD: [&str; 2] = ["name=systemd", ""];
+
+/// `OpenRC`'s own tree under version 1 (`sh/rc-cgroup.sh`).
+const OF_OPENRC: &str = "name=openrc";
+
+/// k3s that finds itself in a container has its kubelet move it there (`pkg/cgroups`, `--kubelet-cgroups=/k3s`).
+const OF_K3S: &str = "k3s";
+
+/// Who runs the services of a host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Managers {
+    pub(crate) systemd: bool,
+    pub(crate) openrc: bool,
+}
+
+/// Where a process is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// In the cgroup of this unit of the system manager, as in `containerd.service`.
+    Unit(String),
+    /// In the cgroup of this service of `OpenRC`, as in `k3s-agent`.
+    OpenRc(String),
+    /// In that of process 1.
+    Init,
+}
+
+/// A path relative to the cgroup that process 1 has been given: the root of the host's tree, or of its container's.
+#[derive(Debug, PartialEq, Eq)]
+enum Relative<'a> {
+    /// That of process 1 itself.
+    Own,
+    /// Below it.
+    Below(Vec<&'a str>),
+    /// Elsewhere.
+    Outside(Vec<&'a str>),
+}
+
+/// Where the process with the cgroups `own` is, beside process 1 with `init`. Both were read through the same `/proc`: what it
+/// prints depends on the reader's cgroup namespace (`cgroup_namespaces(7)`).
+pub(crate) fn place(init: &str, own: &str, managers: Managers) -> Result<Place, Reason> {
+    let init = hierarchies(init);
+    let is_complete = |own: &[(&str, &str)]| {
+        init.iter()
+            .all(|(name, _)| own.iter().any(|(other, _)| name == other))
+    };
+    let base = |name: &str| init.iter().find(|(other, _)| *other == name);
+    let own = hierarchies(own);
+    if !is_complete(&own) {
+        return Err(Reason::Unknown { what: "its cgroup" });
+    }
+    let own: Vec<(&str, &str, Relative<'_>)> = own
+        .into_iter()
+        .map(|(name, path)| {
+            let relative = base(name).map_or_else(
+                || Relative::Outside(components(path)),
+                |(_, init)| relative(init, path),
+            );
+            (name, path, relative)
+        })
+        .collect();
+    // In every tree: a runtime moves its containers in those that it limits, and leaves them in that of its service in others.
+    for (_, path, relative) in &own {
+        let names = match relative {
+            Relative::Own => continue,
+            Relative::Below(names) | Relative::Outside(names) => names,
+        };
+        if let Some(part) = names.iter().find(|name| is_no_service_s(name)) {
+            return Err(Reason::Below {
+                cgroup: (*path).to_owned(),
+                part: (*part).to_owned(),
+            });
+        }
+    }
+    let all_of = |known: &dyn Fn(&[&str]) -> bool| {
+        own.iter().all(|(_, _, relative)| match relative {
+            Relative::Own => true,
+            Relative::Below(names) => known(names),
+            Relative::Outside(_) => false,
+        })
+    };
+    if managers.systemd
+        && let Some(unit) = unit(&own)
+    {
+        return Ok(Place::Unit(unit.to_owned()));
+    }
+    if managers.openrc
+        && let Some(service) = own.iter().find_map(openrc_service)
+        && all_of(&|names| is_openrc_s(names, service))
+    {
+        return Ok(Place::OpenRc(service.to_owned()));
+    }
+    if all_of(&|names| !managers.systemd && names == [OF_K3S]) {
+        return Ok(Place::Init);
+    }
+    let mut paths = own.iter().filter(|(_, _, other)| *other != Relative::Own);
+    Err(Reason::NoService {
+        cgroup: paths
+            .next()
+            .map_or_else(String::new, |(_, path, _)| (*path).to_owned()),
+    })
+}
+
+/// Sessions, virtual machines and containers, by the names that systemd and the kubelet give their cgroups
+/// (systemd.special(7); kubelet, `pkg/kubelet/cm`: below a root of its own as in `kubelet-kubepods.slice`).
+fn is_no_service_s(name: &str) -> bool {
+    let is_scope = name.strip_suffix(".scope").is_some();
+    is_scope
+        || matches!(name, "user.slice" | "machine.slice")
+        || name.starts_with("kubepods")
+        || name.contains("-kubepods")
+}
+
+/// The controllers and the path of each line.
+fn hierarchies(text: &str) -> Vec<(&str, &str)> {
+    let parse = |line| {
+        let (_, rest) = str::split_once(line, ':')?;
+        rest.split_once(':')
+    };
+    text.lines().filter_map(parse).collect()
+}
+
+fn components(path: &str) -> Vec<&str> {
+    path.split('/').filter(|name| !name.is_empty()).collect()
+}
+
+/// systemd keeps to `init.scope`; what moves all processes of a container out of its root makes `init` (k3d, Docker-in-Docker).
+fn relative<'a>(init: &'a str, path: &'a str) -> Relative<'a> {
+    let (mut base, names) = (components(init), components(path));
+    if base == names {
+        return Relative::Own;
+    }
+    if matches!(base.last(), Some(&("init.scope" | "init"))) {
+        base.pop();
+    }
+    // A path that goes up once more than process 1's begins where nobody can tell.
+    match names.strip_prefix(base.as_slice()) {
+        Some(below) if below.first() != Some(&"..") => Relative::Below(below.to_vec()),
+        _ => Relative::Outside(names),
+    }
+}
+
+/// The unit whose own cgroup it is: some slices, and the unit. What is deeper belongs to whoever the unit's cgroup was delegated to.
+fn unit<'a>(own: &[(&str, &'a str, Relative<'a>)]) -> Option<&'a str> {
+    let mut places = own
+        .iter()
+        .filter(|(name, _, place)| OF_SYSTEMD.contains(name) && *place != Relative::Own)
+        .map(|(_, _, place)| place);
+    let first = places.next()?;
+    let Relative::Below(names) = first else {
+        return None;
+    };
+    let (unit, slices) = names.split_last()?;
+    let name = unit.strip_suffix(".service")?;
+    let is_slice = |name: &&str| name.strip_suffix(".slice").is_some();
+    let is_one =
+        !name.is_empty() && slices.iter().all(is_slice) && places.all(|place| place == first);
+    is_one.then_some(unit)
+}
+
+/// `OpenRC` calls the cgroup of the service k3s `openrc.k3s` under version 2, and `k3s` in a tree of its own under version 1.
+fn openrc_service<'a>((name, _, place): &(&str, &'a str, Relative<'a>)) -> Option<&'a str> {
+    let Relative::Below(names) = place else {
+        return None;
+    };
+    match (*name, names.as_slice()) {
+        (OF_OPENRC, [service]) => Some(service),
+        ("", [service]) => service.strip_prefix("openrc."),
+        _ => None,
+    }
+}
+
+/// Whether that is the cgroup of the service in any tree, whatever it limits there.
+fn is_openrc_s(names: &[&str], service: &str) -> bool {
+    let [name] = names else {
+        return false;
+    };
+    let rest = name
+        .strip_prefix("openrc")
+        .and_then(|rest| rest.strip_prefix(['.', '_']));
+    *name == service || rest == Some(service) || *name == OF_K3S
+}

@@ -1,0 +1,406 @@
+//! How containerd is restarted on one host, by whoever runs its services there, and whether that would end pods. What it should
+//! serve then is the caller's business.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use super::daemon::find_daemon;
+use super::process::started;
+use super::systemd::{self, RESTART_LIMIT, Systemd};
+use crate::installer::distro::{DistroSpec, Restart};
+use crate::installer::host::HostRoot;
+use crate::installer::host::exec;
+use crate::installer::inspect::SMALL;
+
+/// Why a service could not be restarted, or asked about.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// systemd could not.
+    #[error(transparent)]
+    Systemd(#[from] systemd::Error),
+    /// The host's files.
+    #[error(transparent)]
+    Host(#[from] crate::installer::host::Error),
+    /// `OpenRC` could not.
+    #[error("OpenRC does not restart {name}: {source}; see `rc-service {name} status` on the node")]
+    OpenRc {
+        /// The service.
+        name: String,
+        /// What it says.
+        #[source]
+        source: exec::Error,
+    },
+    /// Neither manager runs.
+    #[error(
+        "neither systemd nor OpenRC runs on this host, so {unit} can't be restarted; use --offline and restart containerd yourself"
+    )]
+    NoManager {
+        /// The unit.
+        unit: String,
+    },
+    /// We are in a pod that has process numbers of its own.
+    #[error(
+        "containerd can't be restarted from a pod with process numbers of its own where systemd does not do it; set job.hostPID among the chart's values, or run farrier on the node"
+    )]
+    OtherProcesses,
+    /// The kernel refused the signal.
+    #[error("process {process} of the host can't be ended: {source}; see who runs it on the node")]
+    Signal {
+        /// Its number.
+        process: u32,
+        /// What the system says.
+        #[source]
+        source: Errno,
+    },
+}
+
+/// Who runs the services of a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Manager {
+    Systemd,
+    OpenRc,
+}
+
+/// The service that containerd is, or is a part of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// Its unit, as in `containerd.service`; `OpenRC` knows it by the name before the dot.
+    pub unit: String,
+    /// How it is restarted.
+    pub restart: Restart,
+    /// How long containerd may take to serve after that.
+    pub serve_limit: Duration,
+    /// Whether a supervisor that watches files has one of them to see; only that of [`Restart::Watched`] does.
+    pub told: bool,
+}
+
+/// `OpenRC` installs it there on every distribution that has it.
+const RC_SERVICE: &str = "/sbin/rc-service";
+/// Names what it has started (`RC_SVCDIR`, `librc`).
+pub(crate) const RC_STARTED: &str = "/run/openrc/started";
+
+impl Service {
+    /// The service of `unit` on a host of that row.
+    #[must_use]
+    pub fn of(row: &DistroSpec, unit: &str) -> Self {
+        Self {
+            unit: unit.to_owned(),
+            restart: row.restart,
+            serve_limit: row.serve_limit,
+            told: true,
+        }
+    }
+
+    /// Whether the way in which it is restarted is open to this process. systemd is asked from anywhere.
+    ///
+    /// # Errors
+    /// When we have process numbers of our own, and would have to start or signal a process of the host.
+    pub fn check_reachable(&self, host: &HostRoot) -> Result<(), Error> {
+        match (self.restart, self.manager(host)) {
+            (Restart::ContainerInit, _) | (Restart::Service, Ok(Manager::OpenRc)) => {
+                same_processes(host)
+            }
+            (Restart::Watched, _) if !self.told => same_processes(host),
+            (Restart::Watched | Restart::Service, _) => Ok(()),
+        }
+    }
+
+    /// How the service's processes are ended when it stops, in systemd's words (systemd.kill(5), `KillMode`): `process` and `none`
+    /// leave pods alone. `OpenRC` signals the process that it started, and with `rc_cgroup_cleanup` all of its cgroup (openrc-run(8)).
+    ///
+    /// # Errors
+    /// When nobody can tell, or nobody who is reachable could restart it.
+    pub async fn kill_mode(&self, host: &HostRoot) -> Result<String, Error> {
+        match self.restart {
+            // k0s has its supervisor signal containerd's process alone.
+            Restart::Watched => Ok("process".to_owned()),
+            Restart::ContainerInit => Ok("container".to_owned()),
+            Restart::Service => match self.manager(host)? {
+                Manager::Systemd => Ok(Systemd::connect(host).await.kill_mode(&self.unit).await?),
+                Manager::OpenRc => self.openrc_kill_mode(host),
+            },
+        }
+    }
+
+    /// Restarts it and waits until its manager says that it runs. Where somebody else restarts it, there is nothing to wait for; where
+    /// nobody told its supervisor to, its process is ended, which that starts again (k0s: `pkg/supervisor`).
+    ///
+    /// # Errors
+    /// When it does not restart.
+    pub async fn restart(&self, host: &HostRoot) -> Result<(), Error> {
+        match self.restart {
+            Restart::Watched if self.told => Ok(()),
+            Restart::Watched => match find_daemon(host).ok().flatten() {
+                Some(daemon) => end(host, daemon.process),
+                // It is being started already.
+                None => Ok(()),
+            },
+            Restart::ContainerInit => match started(host, 1) {
+                Some(since) => end(host, (1, since)),
+                // Not even process 1 is there: this is no /proc of the host.
+                None => Err(Error::OtherProcesses),
+            },
+            Restart::Service => match self.manager(host)? {
+                Manager::Systemd => Ok(Systemd::connect(host).await.restart(&self.unit).await?),
+                Manager::OpenRc => {
+                    same_processes(host)?;
+                    let name = self.name();
+                    exec::start(host, RC_SERVICE, &[name, "restart"], RESTART_LIMIT)
+                        .await
+                        .map_err(|source| Error::OpenRc {
+                            name: name.to_owned(),
+                            source,
+                        })
+                }
+            },
+        }
+    }
+
+    fn name(&self) -> &str {
+        self.unit.strip_suffix(".service").unwrap_or(&self.unit)
+    }
+
+    /// Both make their folder below `/run` when they start (`sd_booted(3)`; `OpenRC`'s `RC_SVCDIR`).
+    fn manager(&self, host: &HostRoot) -> Result<Manager, Error> {
+        if host.is_seen("/run/systemd/system") {
+            Ok(Manager::Systemd)
+        } else if host.is_seen("/run/openrc") && host.is_seen(RC_SERVICE) {
+            Ok(Manager::OpenRc)
+        } else {
+            let unit = self.unit.clone();
+            Err(Error::NoManager { unit })
+        }
+    }
+
+    fn openrc_kill_mode(&self, host: &HostRoot) -> Result<String, Error> {
+        let mut mode = "process";
+        // The service's own file has the last word.
+        for path in [
+            "/etc/rc.conf".to_owned(),
+            format!("/etc/conf.d/{}", self.name()),
+        ] {
+            let text = host.read_text(&path, SMALL)?.unwrap_or_default();
+            let set = text
+                .lines()
+                .filter_map(|line| line.trim().strip_prefix("rc_cgroup_cleanup="))
+                .next_back();
+            if let Some(value) = set {
+                let value = value.trim().trim_matches(['"', '\'']);
+                let is_on = ["yes", "true", "on", "1"]
+                    .iter()
+                    .any(|word| value.eq_ignore_ascii_case(word));
+                mode = if is_on { "control-group" } else { "process" };
+            }
+        }
+        Ok(mode.to_owned())
+    }
+}
+
+/// A process of the host that is about to be signalled. While it is held, its PID may come to mean another and the signal does not.
+#[derive(Debug)]
+struct Held {
+    process: u32,
+    handle: OwnedFd,
+}
+
+impl Held {
+    /// Takes hold of the process with this PID and start; `None` where it has ended since it was found.
+    ///
+    /// # Errors
+    /// When PIDs of the host mean others here, or the kernel gives no handle.
+    fn of(host: &HostRoot, (process, since): (u32, u64)) -> Result<Option<Self>, Error> {
+        same_processes(host)?;
+        // A negative number would mean a group of processes (kill(2)).
+        let number = i32::try_from(process).ok().and_then(Pid::from_raw);
+        let Some(number) = number else {
+            return Ok(None);
+        };
+        let handle = match pidfd_open(number, PidfdFlags::empty()) {
+            Ok(handle) => handle,
+            Err(Errno::SRCH) => return Ok(None),
+            Err(source) => return Err(Error::Signal { process, source }),
+        };
+        // The handle is of whoever had the PID just now.
+        let is_same = started(host, process) == Some(since);
+        Ok(is_same.then_some(Self { process, handle }))
+    }
+
+    /// Asks it to end. One that has ended already needs no asking.
+    fn end(&self) -> Result<(), Error> {
+        match pidfd_send_signal(&self.handle, Signal::TERM) {
+            Ok(()) | Err(Errno::SRCH) => Ok(()),
+            Err(source) => Err(Error::Signal {
+                process: self.process,
+                source,
+            }),
+        }
+    }
+}
+
+/// Asks a process of the host to end, unless it has since it was found.
+fn end(host: &HostRoot, process: (u32, u64)) -> Result<(), Error> {
+    match Held::of(host, process)? {
+        Some(held) => held.end(),
+        None => Ok(()),
+    }
+}
+
+/// A process can neither be signalled nor started where its number is not known (`pid_namespaces(7)`): a pod that does not share the
+/// host's process numbers would end somebody else, or take containerd with it when it ends.
+fn same_processes(host: &HostRoot) -> Result<(), Error> {
+    let namespace = |path: &Path| std::fs::read_link(path.join("ns/pid")).ok();
+    let theirs = namespace(&host.path().join("proc/1"));
+    if theirs.is_some() && theirs == namespace(Path::new("/proc/self")) {
+        Ok(())
+    } else {
+        Err(Error::OtherProcesses)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+    use crate::installer::distro::named;
+
+    /// A host with these files.
+    fn host(files: &[(&str, &str)]) -> (tempfile::TempDir, HostRoot) {
+        let folder = tempfile::tempdir().unwrap();
+        for (path, text) in files {
+            let path = folder.path().join(path.trim_start_matches('/'));
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        let host = HostRoot::open(folder.path()).unwrap();
+        (folder, host)
+    }
+
+    fn service(word: &str) -> Service {
+        let row = named(word);
+        Service::of(row, row.unit)
+    }
+
+    const SYSTEMD: (&str, &str) = ("/run/systemd/system/x", "");
+    const STARTED: (&str, &str) = ("/run/openrc/started/x", "");
+    const RC: (&str, &str) = (RC_SERVICE, "");
+
+    #[rstest]
+    #[case::systemd(&[SYSTEMD], Some(Manager::Systemd))]
+    #[case::systemd_beside_what_openrc_left(&[SYSTEMD, STARTED, RC], Some(Manager::Systemd))]
+    #[case::openrc(&[STARTED, RC], Some(Manager::OpenRc))]
+    #[case::openrc_that_is_installed_and_does_not_run(&[RC], None)]
+    #[case::openrc_without_its_program(&[STARTED], None)]
+    #[case::none(&[], None)]
+    fn the_service_manager_is_the_one_that_runs(
+        #[case] files: &[(&str, &str)],
+        #[case] expected: Option<Manager>,
+    ) {
+        let (_folder, host) = host(files);
+        let found = service("debian").manager(&host);
+        assert_eq!(found.ok(), expected);
+    }
+
+    #[rstest]
+    #[case::unset(&[], "process")]
+    #[case::off(&[("/etc/rc.conf", "rc_cgroup_cleanup=\"NO\"\n")], "process")]
+    #[case::a_comment(&[("/etc/rc.conf", "#rc_cgroup_cleanup=\"YES\"\n")], "process")]
+    #[case::on_for_all(&[("/etc/rc.conf", "rc_cgroup_cleanup=\"YES\"\n")], "control-group")]
+    #[case::on_for_it(&[("/etc/conf.d/k3s", "  rc_cgroup_cleanup='true'\n")], "control-group")]
+    #[case::off_for_it_alone(
+        &[("/etc/rc.conf", "rc_cgroup_cleanup=yes\n"), ("/etc/conf.d/k3s", "rc_cgroup_cleanup=no\n")],
+        "process"
+    )]
+    #[case::of_another(&[("/etc/conf.d/docker", "rc_cgroup_cleanup=yes\n")], "process")]
+    #[case::the_last_line_counts(&[("/etc/rc.conf", "rc_cgroup_cleanup=yes\nrc_cgroup_cleanup=no\n")], "process")]
+    #[tokio::test]
+    async fn openrc_ends_pods_only_where_it_clears_cgroups(
+        #[case] files: &[(&str, &str)],
+        #[case] expected: &str,
+    ) {
+        let (_folder, host) = host(&[files, &[STARTED, RC]].concat());
+        let mode = service("k3s").kill_mode(&host).await.unwrap();
+        assert_eq!(mode, expected);
+    }
+
+    #[rstest]
+    #[case::systemd("debian", &[SYSTEMD], true)]
+    #[case::openrc("k3s", &[STARTED, RC], false)]
+    #[case::container("k3d", &[], false)]
+    #[case::its_own_supervisor("k0s", &[], true)]
+    // Whoever knows no manager says so, and not that processes are out of reach.
+    #[case::none("debian", &[], true)]
+    fn what_is_started_or_signalled_needs_the_host_s_processes(
+        #[case] word: &str,
+        #[case] files: &[(&str, &str)],
+        #[case] expected: bool,
+    ) {
+        // There is no process 1 below this root.
+        let (_folder, host) = host(files);
+        let reachable = service(word).check_reachable(&host);
+        assert_eq!(reachable.is_ok(), expected);
+        if let Err(error) = reachable {
+            assert!(error.to_string().contains("job.hostPID"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_process_is_signalled_only_if_it_is_the_one_that_was_found() {
+        let mut child = std::process::Command::new("/bin/cat")
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let pid = child.id();
+        let stat = format!("{pid} (cat) S 1 1{} 77 0", " 0".repeat(16));
+        let (folder, host) = host(&[(&format!("/proc/{pid}/stat"), &stat)]);
+        let namespaces = folder.path().join("proc/1/ns");
+        std::fs::create_dir_all(&namespaces).unwrap();
+        let own = std::fs::read_link("/proc/self/ns/pid").unwrap();
+        std::os::unix::fs::symlink(own, namespaces.join("pid")).unwrap();
+        let since = 77;
+        // Another had its PID when it was found.
+        end(&host, (pid, since - 1)).unwrap();
+        assert!(Held::of(&host, (pid, since - 1)).unwrap().is_none());
+        assert_eq!(child.try_wait().unwrap(), None);
+        let held = Held::of(&host, (pid, since)).unwrap().unwrap();
+        held.end().unwrap();
+        let status = child.wait().unwrap();
+        assert_eq!(
+            std::os::unix::process::ExitStatusExt::signal(&status),
+            Some(15)
+        );
+        // What is held stays that process after its PID is free.
+        held.end().unwrap();
+    }
+
+    #[test]
+    fn a_process_is_not_signalled_where_pids_mean_others() {
+        let (_folder, host) = host(&[]);
+        let own = std::process::id();
+        let error = end(&host, (own, 1)).unwrap_err().to_string();
+        assert!(error.contains("job.hostPID"), "{error}");
+    }
+
+    #[test]
+    fn a_supervisor_that_nobody_told_needs_the_host_s_processes() {
+        let (_folder, host) = host(&[]);
+        let service = Service {
+            told: false,
+            ..service("k0s")
+        };
+        let error = service.check_reachable(&host).unwrap_err().to_string();
+        assert!(error.contains("job.hostPID"), "{error}");
+    }
+
+    #[rstest]
+    #[case("k3s-agent.service", "k3s-agent")]
+    #[case("containerd.service", "containerd")]
+    #[case("containerd", "containerd")]
+    fn openrc_knows_a_unit_by_the_name_before_the_dot(#[case] unit: &str, #[case] expected: &str) {
+        assert_eq!(Service::of(named("k3s"), unit).name(), expected);
+    }
+}

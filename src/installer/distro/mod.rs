@@ -1,0 +1,649 @@
+//! The table of distributions: how each is told, where its containerd stands, what is edited, and whether it is changed. Pure.
+//!
+//! A new distribution is a variant of [`Distro`] and a row in `table`; nothing else names one.
+
+mod table;
+
+use std::time::Duration;
+
+use table::STOCK;
+
+use crate::installer::state::folder_of;
+pub use table::{STOCK_SOCKET, TABLE};
+
+/// A way in which containerd comes to a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Distro {
+    /// containerd from a deb package.
+    Debian,
+    /// containerd from an rpm package.
+    Rpm,
+    /// containerd under systemd on any other distribution.
+    Systemd,
+    /// Flatcar, whose `/usr` is read-only.
+    Flatcar,
+    /// k3s in a container, where it is process 1.
+    K3d,
+    /// k3s, with a containerd of its own.
+    K3s,
+    /// RKE2, with a containerd of its own.
+    Rke2,
+    /// `MicroK8s`, a snap.
+    MicroK8s,
+    /// k0s, with a containerd of its own.
+    K0s,
+    /// Talos Linux: no shell, no writable root.
+    Talos,
+    /// Bottlerocket: no writable root.
+    Bottlerocket,
+    /// `OpenShift`: CRI-O on a host that its operator writes.
+    OpenShift,
+    /// Container-Optimized OS.
+    Cos,
+    /// CRI-O in containerd's place.
+    CriO,
+    /// kind: a node is a container.
+    Kind,
+    /// minikube, in a machine or a container.
+    Minikube,
+    /// AKS, on Ubuntu, Azure Linux and those with a read-only `/usr`.
+    Aks,
+    /// EKS where a script sets nodes up: Amazon Linux 2, Ubuntu.
+    Eks,
+    /// EKS on Amazon Linux 2023, where nodeadm does.
+    EksAl2023,
+    /// GKE on Ubuntu.
+    Gke,
+    /// `DigitalOcean`'s managed Kubernetes.
+    Doks,
+}
+
+/// How containerd gets to load another configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Restart {
+    /// Its unit is restarted by systemd or `OpenRC`, whichever runs the host.
+    Service,
+    /// Process 1 of the node is ended and whoever runs the node starts it again; that ends every pod.
+    ContainerInit,
+    /// Its supervisor restarts it when files that it watches change, and when it ends.
+    Watched,
+}
+
+/// Which file an administrator edits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Edited {
+    /// One of those that containerd loads.
+    Loaded,
+    /// A Go template beside the file that containerd loads, which is rendered from it at every start. Where both are there, the first
+    /// counts (k3s, `pkg/agent/templates`).
+    GoTemplate {
+        /// For schema 3, from k3s 1.31.6 and 1.32.2 on.
+        v3: &'static str,
+        /// For schema 2.
+        v2: &'static str,
+    },
+    /// TOML with shell variables, beside the file that containerd loads, which is rendered from it at every start.
+    TomlTemplate(&'static str),
+    /// A folder, beside the file that containerd loads, whose files are merged into a generated one, as long as that root file has
+    /// this line.
+    Snippets {
+        /// Name of the folder.
+        folder: &'static str,
+        /// The line.
+        marker: &'static str,
+    },
+}
+
+/// One row of the table.
+#[derive(Debug)]
+pub struct DistroSpec {
+    /// Which one.
+    pub distro: Distro,
+    /// Its word in reports.
+    pub word: &'static str,
+    /// Directories below which only this distribution has its running containerd, or its configuration.
+    paths: &'static [&'static str],
+    /// What the unit of the running containerd begins with.
+    units: &'static [&'static str],
+    /// Names of programs in the command line of process 1, or the beginning of such a name up to a hyphen, where that has to fit, too.
+    init: &'static [&'static str],
+    /// The directory of the socket that the kubelet uses.
+    endpoint: Option<&'static str>,
+    /// How a value in the command line of a kubelet that runs begins, up to a slash: what its maker starts it with, or names its nodes by.
+    kubelet: &'static [&'static str],
+    /// Files of its machine image, which count where no kubelet runs that could say more.
+    image: &'static [&'static str],
+    /// Value of `PLATFORM_ID` in `os-release`, where that has to fit, too.
+    platform: Option<&'static str>,
+    /// Values of `ID` or `ID_LIKE` in `os-release`.
+    os_ids: &'static [&'static str],
+    /// Its programs. They tell it only where no containerd runs or is installed: what a former distribution left must not deceive.
+    pub programs: &'static [&'static str],
+    /// What it makes when it runs; counts where `programs` would, and only where there are none of any distribution.
+    data: &'static [&'static str],
+    /// Why it is not changed, and what works there; `None` where it is.
+    pub refusal: Option<&'static str>,
+    /// The root configuration file where neither the daemon's command line nor the unit names one.
+    pub config: &'static str,
+    /// The variable in the unit's environment that may name another.
+    pub variable: Option<&'static str>,
+    /// What is edited.
+    pub edited: Edited,
+    /// The word that makes one of `programs` print the distribution's release.
+    pub release: Option<&'static str>,
+    /// Whether the configuration is written anew at each boot.
+    pub rewritten: bool,
+    /// The CRI's socket where the daemon's command line names none.
+    pub socket: &'static str,
+    /// The unit, where the process does not say.
+    pub unit: &'static str,
+    /// How it gets to load another configuration.
+    pub restart: Restart,
+    /// How long it may take to serve after that.
+    pub serve_limit: Duration,
+    /// Where binaries can be kept, the best place first; the first that can be written to and executed from counts.
+    pub folders: &'static [&'static str],
+}
+
+/// What was found on a host.
+#[derive(Debug, Default)]
+pub struct Evidence<'a> {
+    /// Path of the running containerd's program.
+    pub program: Option<&'a str>,
+    /// The unit that it runs in.
+    pub unit: Option<&'a str>,
+    /// Its configuration, from its command line or from the user.
+    pub config: Option<&'a str>,
+    /// Command line of process 1.
+    pub init: &'a str,
+    /// The socket that the kubelet uses, where a kubelet of its own says so.
+    pub endpoint: Option<&'a str>,
+    /// Its command line, with a NUL behind each argument; empty where no kubelet of its own runs.
+    pub kubelet: &'a str,
+    /// Whether a containerd is installed where packages put it, for a host that runs none now.
+    pub installed: bool,
+    /// The text of `/etc/os-release`.
+    pub os_release: &'a str,
+}
+
+impl DistroSpec {
+    /// Whether a service of this name, as in `k3s-agent.service`, is one that this distribution's containerd is part of.
+    #[must_use]
+    pub fn has_unit(&self, unit: &str) -> bool {
+        self.units.iter().any(|start| unit.starts_with(start))
+    }
+
+    /// Whether its supervisor watches the file at `path`, beside the configuration `root`: k0s sees its snippets alone
+    /// (`pkg/component/worker/containerd`), and nothing of a root file that its owner keeps.
+    #[must_use]
+    pub fn is_watched(&self, root: &str, path: &str) -> bool {
+        match self.edited {
+            Edited::Snippets { folder, .. } => {
+                folder_of(path) == format!("{}/{folder}", folder_of(root))
+            }
+            Edited::Loaded | Edited::GoTemplate { .. } | Edited::TomlTemplate(_) => false,
+        }
+    }
+
+    fn has_path(&self, path: Option<&str>) -> bool {
+        path.is_some_and(|path| self.paths.iter().any(|start| is_below(path, start)))
+    }
+
+    /// Whether the command line of a kubelet, with a NUL behind each argument, has a value that begins as the row says. `--option=value`
+    /// and a list of labels or paths are values, too.
+    fn is_kubelet(&self, command_line: &str) -> bool {
+        let mut values = command_line.split(['\0', '=', ',']);
+        values.any(|value| self.kubelet.iter().any(|start| is_below(value, start)))
+    }
+
+    /// Whether the command line of process 1 names a program of the row. k3s writes its own as one argument.
+    fn is_init(&self, command_line: &str) -> bool {
+        let names = command_line
+            .split(['\0', ' '])
+            .filter_map(|argument| argument.rsplit('/').next());
+        let is = |name: &str, part: &str| {
+            let rest = name.strip_prefix(part);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+        };
+        names
+            .into_iter()
+            .any(|name| self.init.iter().any(|part| is(name, part)))
+    }
+
+    /// What an operator should know who has the configuration at `path` changed.
+    #[must_use]
+    pub fn note(&self, path: &str) -> Option<String> {
+        self.rewritten.then(|| {
+            format!("{path} is written anew at each boot of this node: the controller provisions it again then, and without one farrier install has to be run again")
+        })
+    }
+
+    /// Whether what runs says so.
+    fn runs(&self, evidence: &Evidence<'_>) -> bool {
+        let unit = evidence.program.and(evidence.unit);
+        let endpoint = evidence.endpoint.zip(self.endpoint);
+        self.has_path(evidence.program)
+            || self.has_path(evidence.config)
+            || unit.is_some_and(|unit| self.has_unit(unit))
+            || endpoint
+                .is_some_and(|(is, start)| is_below(is.strip_prefix("/var").unwrap_or(is), start))
+            || self.is_kubelet(evidence.kubelet)
+    }
+
+    /// Whether everything fits that has to.
+    fn may_be(&self, evidence: &Evidence<'_>) -> bool {
+        let platform = |platform| os_values(evidence.os_release).any(|value| value == platform);
+        (self.init.is_empty() || self.is_init(evidence.init)) && self.platform.is_none_or(platform)
+    }
+}
+
+/// Whether `path` is `start` or below it, by whole components. A label's key is told by its domain in the same way.
+fn is_below(path: &str, start: &str) -> bool {
+    let start = start.strip_suffix('/').unwrap_or(start);
+    path.strip_prefix(start)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// The row that fits a host; `present` says whether a file is there.
+pub fn detect(evidence: &Evidence<'_>, present: impl Fn(&str) -> bool) -> &'static DistroSpec {
+    let any = |files: &[&str]| files.iter().any(|file| present(file));
+    let idle = evidence.program.is_none() && !evidence.installed && evidence.config.is_none();
+    let has_programs = idle && TABLE.iter().any(|row| any(row.programs));
+    let fits = |row: &&DistroSpec| {
+        let found = row.runs(evidence)
+            || os_values(evidence.os_release).any(|id| row.os_ids.contains(&id))
+            || evidence.kubelet.is_empty() && any(row.image)
+            || idle && any(row.programs)
+            || idle && !has_programs && any(row.data);
+        found && row.may_be(evidence)
+    };
+    TABLE.iter().find(fits).unwrap_or(&STOCK)
+}
+
+/// Whether a running containerd is one that a distribution of Kubernetes brought and started.
+#[must_use]
+pub fn is_own(program: &str, unit: Option<&str>) -> bool {
+    TABLE
+        .iter()
+        .any(|row| row.has_path(Some(program)) || unit.is_some_and(|unit| row.has_unit(unit)))
+}
+
+/// The row of a word in a report or a journal; the one that fits always where there is none.
+#[must_use]
+pub fn named(word: &str) -> &'static DistroSpec {
+    let found = TABLE.iter().find(|row| row.word == word);
+    found.unwrap_or(&STOCK)
+}
+
+/// The values of `ID`, `ID_LIKE` and `PLATFORM_ID` (os-release(5)), and `openshift` where a key names its release, as on nodes of RHEL.
+fn os_values(os_release: &str) -> impl Iterator<Item = &str> {
+    os_release
+        .lines()
+        .filter_map(|line| line.split_once('='))
+        .filter_map(|(key, value)| match key {
+            "ID" | "ID_LIKE" | "PLATFORM_ID" => Some(value),
+            "OPENSHIFT_VERSION" => Some("openshift"),
+            _ => None,
+        })
+        .flat_map(|value| value.trim_matches(['"', '\'']).split_whitespace())
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    /// Program, unit, process 1, the kubelet's socket.
+    type Running = (&'static str, &'static str, &'static str, &'static str);
+
+    const STOCK_RUNS: Running = (
+        "/usr/bin/containerd",
+        "containerd.service",
+        "/sbin/init",
+        "",
+    );
+
+    /// Programs and data of every distribution that was ever on the host.
+    fn is_left(file: &str) -> bool {
+        let mut left = TABLE
+            .iter()
+            .flat_map(|row| row.programs.iter().chain(row.data));
+        left.any(|left| *left == file)
+    }
+
+    fn is_of_an_image(file: &str) -> bool {
+        TABLE.iter().any(|row| row.image.contains(&file))
+    }
+
+    #[rstest]
+    #[case::debian(STOCK_RUNS, "ID=debian\n", Distro::Debian)]
+    #[case::minikube_without_a_kubelet(STOCK_RUNS, "ID=buildroot\n", Distro::Systemd)]
+    #[case::azure_linux(STOCK_RUNS, "ID=azurelinux\n", Distro::Rpm)]
+    #[case::mariner(STOCK_RUNS, "ID=mariner\n", Distro::Rpm)]
+    #[case::amazon_linux(
+        STOCK_RUNS,
+        "ID=\"amzn\"\nID_LIKE=\"centos rhel fedora\"\n",
+        Distro::Rpm
+    )]
+    #[case::amazon_linux_2023(
+        STOCK_RUNS,
+        "ID=\"amzn\"\nID_LIKE=\"fedora\"\nPLATFORM_ID=\"platform:al2023\"\n",
+        Distro::Rpm
+    )]
+    #[case::mint(
+        STOCK_RUNS,
+        "ID=linuxmint\nID_LIKE=\"ubuntu debian\"\n",
+        Distro::Debian
+    )]
+    #[case::rocky(
+        STOCK_RUNS,
+        "ID=\"rocky\"\nID_LIKE=\"rhel centos fedora\"\n",
+        Distro::Rpm
+    )]
+    #[case::flatcar(STOCK_RUNS, "ID=flatcar\nID_LIKE=coreos\n", Distro::Flatcar)]
+    #[case::cos(STOCK_RUNS, "ID=cos\n", Distro::Cos)]
+    #[case::unknown(("/opt/bin/containerd", "", "", ""), "ID=nixos\n", Distro::Systemd)]
+    #[case::k3s(
+        ("/var/lib/rancher/k3s/data/abc/bin/containerd", "k3s.service", "/sbin/init", ""),
+        "ID=debian\n",
+        Distro::K3s
+    )]
+    #[case::k3s_elsewhere(("/data/k/data/abc/bin/containerd", "k3s-agent.service", "/sbin/init", ""), "ID=debian\n", Distro::K3s)]
+    #[case::k3s_under_openrc(
+        ("/var/lib/rancher/k3s/data/abc/bin/containerd", "", "/sbin/init", ""),
+        "ID=alpine\n",
+        Distro::K3s
+    )]
+    #[case::k3d(
+        ("/var/lib/rancher/k3s/data/abc/bin/containerd", "", "/sbin/docker-init\0--\0/bin/k3d-entrypoint.sh\0", ""),
+        "",
+        Distro::K3d
+    )]
+    #[case::rke2(
+        ("/var/lib/rancher/rke2/data/v1.33-x/bin/containerd", "rke2-server.service", "/sbin/init", ""),
+        "ID=ubuntu\n",
+        Distro::Rke2
+    )]
+    #[case::microk8s(
+        ("/snap/microk8s/7394/bin/containerd", "snap.microk8s.daemon-containerd.service", "/sbin/init", ""),
+        "ID=ubuntu\n",
+        Distro::MicroK8s
+    )]
+    #[case::k0s(("/var/lib/k0s/bin/containerd", "k0sworker.service", "/sbin/init", ""), "ID=ubuntu\n", Distro::K0s)]
+    #[case::talos(("/bin/containerd", "", "/sbin/init", ""), "ID=talos\n", Distro::Talos)]
+    #[case::bottlerocket(STOCK_RUNS, "ID=bottlerocket\n", Distro::Bottlerocket)]
+    #[case::openshift(("", "", "", "/var/run/crio/crio.sock"), "ID=\"rhcos\"\n", Distro::OpenShift)]
+    #[case::openshift_on_rhel(("", "", "", ""), "ID=\"rhel\"\nOPENSHIFT_VERSION=\"4.18\"\n", Distro::OpenShift)]
+    #[case::crio_beside_docker(
+        ("/usr/bin/containerd", "containerd.service", "/sbin/init", "/var/run/crio/crio.sock"),
+        "ID=ubuntu\n",
+        Distro::CriO
+    )]
+    fn a_host_is_told_by_what_runs_on_it(
+        #[case] running: Running,
+        #[case] os_release: &str,
+        #[case] expected: Distro,
+        #[values(false, true)] leftovers: bool,
+    ) {
+        let said = |text: &'static str| (!text.is_empty()).then_some(text);
+        let (program, unit, init, endpoint) = running;
+        let evidence = Evidence {
+            program: said(program),
+            unit: said(unit),
+            init,
+            endpoint: said(endpoint),
+            installed: program.is_empty(),
+            os_release,
+            ..Evidence::default()
+        };
+        let row = detect(&evidence, |file| leftovers && is_left(file));
+        assert_eq!(row.distro, expected);
+    }
+
+    const AMAZON: &str = "ID=\"amzn\"\nPLATFORM_ID=\"platform:al2023\"\n";
+
+    #[rstest]
+    #[case::kind(
+        "--provider-id=kind://docker/kind/kind-worker",
+        "ID=debian\n",
+        Distro::Kind
+    )]
+    #[case::minikube(
+        "/var/lib/minikube/binaries/v1.33.1/kubelet\0--v=2",
+        "ID=buildroot\n",
+        Distro::Minikube
+    )]
+    #[case::minikube_in_a_container(
+        "/var/lib/minikube/binaries/v1.33.1/kubelet",
+        "ID=debian\n",
+        Distro::Minikube
+    )]
+    #[case::aks_ubuntu(
+        "--node-labels=agentpool=a,kubernetes.azure.com/agentpool=a",
+        "ID=ubuntu\nID_LIKE=debian\n",
+        Distro::Aks
+    )]
+    #[case::aks_azure_linux(
+        "--node-labels=kubernetes.azure.com/mode=user",
+        "ID=azurelinux\n",
+        Distro::Aks
+    )]
+    #[case::aks_read_only(
+        "--node-labels=kubernetes.azure.com/mode=user",
+        "ID=azurelinux\nVARIANT_ID=osguard\n",
+        Distro::Aks
+    )]
+    #[case::aks_container_linux(
+        "--node-labels=kubernetes.azure.com/mode=user",
+        "ID=azurelinux\nVARIANT_ID=azurecontainerlinux\n",
+        Distro::Aks
+    )]
+    #[case::eks_al2(
+        "--config\0/etc/kubernetes/kubelet/kubelet-config.json",
+        "ID=\"amzn\"\nID_LIKE=\"centos rhel fedora\"\n",
+        Distro::Eks
+    )]
+    #[case::eks_al2023(
+        "--image-credential-provider-bin-dir=/etc/eks/image-credential-provider",
+        AMAZON,
+        Distro::EksAl2023
+    )]
+    #[case::eks_ubuntu(
+        "--image-credential-provider-bin-dir\0/etc/eks/image-credential-provider",
+        "ID=ubuntu\n",
+        Distro::Eks
+    )]
+    #[case::eks_bottlerocket(
+        "--node-labels=eks.amazonaws.com/nodegroup=a\0/etc/eks/x",
+        "ID=bottlerocket\n",
+        Distro::Bottlerocket
+    )]
+    #[case::gke_ubuntu("/home/kubernetes/bin/kubelet\0--v=2", "ID=ubuntu\n", Distro::Gke)]
+    #[case::gke_cos("/home/kubernetes/bin/kubelet\0--v=2", "ID=cos\n", Distro::Cos)]
+    #[case::doks(
+        "--node-labels=doks.digitalocean.com/node-id=1,doks.digitalocean.com/node-pool=a",
+        "ID=debian\n",
+        Distro::Doks
+    )]
+    #[case::kubeadm(
+        "/usr/bin/kubelet\0--config=/var/lib/kubelet/config.yaml",
+        "ID=debian\n",
+        Distro::Debian
+    )]
+    #[case::kubeadm_on_amazon_linux(
+        "/usr/bin/kubelet\0--config=/var/lib/kubelet/config.yaml",
+        AMAZON,
+        Distro::Rpm
+    )]
+    fn a_managed_node_is_told_by_its_kubelet_and_by_no_file(
+        #[case] kubelet: &str,
+        #[case] os_release: &str,
+        #[case] expected: Distro,
+        #[values(false, true)] leftovers: bool,
+    ) {
+        let (program, unit, init, _) = STOCK_RUNS;
+        let evidence = Evidence {
+            program: Some(program),
+            unit: Some(unit),
+            init,
+            kubelet,
+            os_release,
+            ..Evidence::default()
+        };
+        let present = |file: &str| leftovers && (is_left(file) || is_of_an_image(file));
+        assert_eq!(detect(&evidence, present).distro, expected);
+    }
+
+    #[rstest]
+    #[case::kind("/kind/version", "ID=debian\n", Distro::Kind)]
+    #[case::aks("/opt/azure/vhd-install.complete", "ID=ubuntu\n", Distro::Aks)]
+    #[case::eks("/etc/eks/bootstrap.sh", "ID=amzn\n", Distro::Eks)]
+    #[case::eks_al2023("/usr/bin/nodeadm", AMAZON, Distro::EksAl2023)]
+    #[case::none("/etc/containerd/config.toml", AMAZON, Distro::Rpm)]
+    fn a_machine_image_without_a_kubelet_that_runs_is_told_by_its_files(
+        #[case] file: &str,
+        #[case] os_release: &str,
+        #[case] expected: Distro,
+        #[values(false, true)] leftovers: bool,
+    ) {
+        let evidence = Evidence {
+            installed: true,
+            os_release,
+            ..Evidence::default()
+        };
+        let present = |path: &str| path == file || leftovers && is_left(path);
+        assert_eq!(detect(&evidence, present).distro, expected);
+    }
+
+    /// Rows that files can tell; k3d is told by a process only.
+    fn told_by_files() -> impl Iterator<Item = &'static DistroSpec> {
+        let by_files = |row: &&DistroSpec| !row.data.is_empty() && row.init.is_empty();
+        TABLE.iter().filter(by_files)
+    }
+
+    #[test]
+    fn a_host_that_runs_nothing_is_told_by_its_files() {
+        let idle = Evidence {
+            os_release: "ID=debian\n",
+            ..Evidence::default()
+        };
+        for row in told_by_files() {
+            for file in row.programs.iter().chain(row.data) {
+                let found = detect(&idle, |path| path == *file).distro;
+                assert_eq!(found, row.distro, "{file}");
+            }
+            // What a former one made says less than a program that is there.
+            for program in row.programs {
+                let stale = |path: &str| {
+                    let mut rows = TABLE.iter();
+                    path == *program || rows.any(|row| row.data.contains(&path))
+                };
+                assert_eq!(detect(&idle, stale).distro, row.distro, "{program}");
+            }
+        }
+        let nothing = detect(&idle, |path| path == "/etc/containerd/config.toml");
+        assert_eq!(nothing.distro, Distro::Debian);
+    }
+
+    #[test]
+    fn what_a_former_distribution_left_does_not_deceive() {
+        let os_release = "ID=debian\n";
+        let (program, unit, ..) = STOCK_RUNS;
+        let runs = Evidence {
+            program: Some(program),
+            unit: Some(unit),
+            os_release,
+            ..Evidence::default()
+        };
+        let stopped = Evidence {
+            installed: true,
+            os_release,
+            ..Evidence::default()
+        };
+        for row in told_by_files() {
+            let left = |path: &str| row.programs.contains(&path) || row.data.contains(&path);
+            for evidence in [&runs, &stopped] {
+                assert_eq!(
+                    detect(evidence, left).distro,
+                    Distro::Debian,
+                    "{}",
+                    row.word
+                );
+            }
+        }
+    }
+
+    #[rstest]
+    #[case::a_user_s_directory("/home/u/rancher/k3s/containerd", "", "", "")]
+    #[case::a_longer_name("/var/lib/rancher/k3s-tools/containerd", "", "", "")]
+    #[case::a_copy_elsewhere("/tmp/var/lib/k0s/bin/containerd", "", "", "")]
+    #[case::a_socket_that_only_contains_the_name("", "", "/run/not-crio/crio.sock", "")]
+    #[case::a_value_that_only_contains_a_label(
+        "",
+        "",
+        "",
+        "--node-labels=a=x.kubernetes.azure.com/y"
+    )]
+    #[case::a_path_that_only_contains_another("", "", "", "--config=/data/etc/eks/a")]
+    #[case::a_process_1_that_only_contains_a_name("", "/sbin/ink3s", "", "")]
+    fn a_distribution_is_told_by_whole_components(
+        #[case] program: &str,
+        #[case] init: &str,
+        #[case] endpoint: &str,
+        #[case] kubelet: &str,
+    ) {
+        let evidence = Evidence {
+            program: (!program.is_empty()).then_some(program),
+            init,
+            endpoint: (!endpoint.is_empty()).then_some(endpoint),
+            kubelet,
+            installed: true,
+            os_release: "ID=debian\n",
+            ..Evidence::default()
+        };
+        assert_eq!(detect(&evidence, |_| false).distro, Distro::Debian);
+        assert!(!is_own(program, None));
+    }
+
+    #[test]
+    fn a_configuration_that_the_user_names_tells_its_distribution() {
+        let evidence = Evidence {
+            config: Some("/var/snap/microk8s/current/args/containerd-template.toml"),
+            installed: true,
+            ..Evidence::default()
+        };
+        assert_eq!(detect(&evidence, |_| false).distro, Distro::MicroK8s);
+    }
+
+    #[test]
+    fn a_refusal_names_what_works_there() {
+        for row in TABLE {
+            let named = row.refusal.is_none_or(|words| {
+                words.starts_with("this node ") && words.contains("; ") && !words.ends_with('.')
+            });
+            assert!(named, "{}", row.word);
+            assert!(!row.folders.is_empty(), "{}", row.word);
+        }
+    }
+
+    #[test]
+    fn every_row_has_a_word_of_its_own_that_leads_back_to_it() {
+        for row in TABLE {
+            assert_eq!(named(row.word).distro, row.distro, "{}", row.word);
+        }
+    }
+
+    #[test]
+    fn a_service_is_told_by_the_beginning_of_its_name() {
+        for (word, unit, expected) in [
+            ("k3s", "k3s.service", true),
+            ("k3s", "k3s-agent.service", true),
+            ("k3s", "k3sup.service", false),
+            ("rke2", "rke2-server.service", true),
+            ("debian", "containerd.service", false),
+        ] {
+            assert_eq!(named(word).has_unit(unit), expected, "{unit}");
+        }
+    }
+}

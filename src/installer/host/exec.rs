@@ -1,0 +1,519 @@
+//! Runs a program of the host inside the host's root, bounded in time and output.
+//!
+//! Entering another root in a child process needs either `unsafe` between fork and exec or a second start of this very program;
+//! it is the latter. `main` hands such a start to [`child_main`] before it looks at its own arguments. There is no thread yet at that
+//! point, which a change of the mount namespace needs (setns(2)).
+
+use std::fs::File;
+use std::io::{Read as _, Seek as _};
+use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::process::Command;
+
+mod enter;
+mod group;
+
+pub use self::enter::child_main;
+use self::group::Group;
+use super::{HostRoot, Program, ProgramError};
+use crate::containerd_config::DUMP_LIMIT;
+use crate::handoff::printable;
+
+/// First argument of a start of this program that only enters a root and becomes another program.
+pub const CHILD_ARGUMENT: &str = "__enter-root";
+
+/// Exit status of a start that could not enter the root, or could not execute the file at all, as `chroot(1)` has it.
+const CHILD_FAILED: i32 = 125;
+/// Exit status where a program or its loader is missing or must not be executed, as shells have it.
+const NOT_FOUND: i32 = 127;
+
+/// Nothing that is run prints more than `containerd config dump`, of which 40 kB is the longest seen.
+const MAX_OUTPUT: u64 = DUMP_LIMIT as u64;
+
+/// Characters of a failure that are told: five lines of a terminal.
+const MAX_WORDS: usize = 400;
+
+/// Programs of a host look for others here; nothing of our own environment reaches them.
+const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Whether a second start of this process's program ends in [`child_main`].
+static HANDS_OVER: AtomicBool = AtomicBool::new(false);
+
+/// Says that `main` hands a start with [`CHILD_ARGUMENT`] to [`child_main`]: without that, as in a test, nothing of another root is run.
+pub fn main_hands_over() {
+    HANDS_OVER.store(true, Ordering::Relaxed);
+}
+
+/// Why a program of the host gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Others than root can replace it.
+    #[error("failed to run {program} of the host: {source}")]
+    NotTrusted {
+        /// The program.
+        program: String,
+        /// The first component of its path that is not root's alone.
+        #[source]
+        source: ProgramError,
+    },
+    /// It could not be started.
+    #[error("can't run {program} of the host: {source}")]
+    Start {
+        /// The program.
+        program: String,
+        /// What the system says.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It did not end in time.
+    #[error("{program} of the host did not end within {limit:?}")]
+    TooLong {
+        /// The program.
+        program: String,
+        /// The bound.
+        limit: Duration,
+    },
+    /// It ended with a failure.
+    #[error("{program} of the host failed: {words}")]
+    Failed {
+        /// The program.
+        program: String,
+        /// The last line that it wrote to standard error.
+        words: String,
+        /// All that it wrote there, in one line.
+        all: String,
+    },
+    /// It wrote more than anything sensible.
+    #[error("{program} of the host wrote more than {MAX_OUTPUT} bytes")]
+    TooMuch {
+        /// The program.
+        program: String,
+    },
+}
+
+/// Where a program runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// In the host's root. Enough for whatever only reads its arguments and files.
+    Root,
+    /// In the host's root and also in the mount namespace and the cgroup of its process 1, as if started on the host itself: what
+    /// starts a service or looks for one needs this, where we run in a pod.
+    Host,
+}
+
+impl Place {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Root => "root",
+            Self::Host => "host",
+        }
+    }
+}
+
+/// How a start of this program that enters a root finds what it becomes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    /// By its path in that root.
+    Path,
+    /// By the descriptor that is its standard input.
+    Descriptor,
+    /// By that descriptor, which the script's interpreter opens once more and therefore has to find there.
+    Script,
+}
+
+impl Source {
+    const ALL: [Self; 3] = [Self::Path, Self::Descriptor, Self::Script];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Path => "path",
+            Self::Descriptor => "descriptor",
+            Self::Script => "script",
+        }
+    }
+}
+
+/// The descriptor that is the standard input of a program which is run by that.
+const DESCRIPTOR: &str = "/proc/self/fd/0";
+
+/// `opened` is the program to run; without one it is found by its path. The first argument that it gets is its path in any case.
+fn command(
+    host: &HostRoot,
+    place: Place,
+    program: &str,
+    opened: Option<Program>,
+    arguments: &[&str],
+) -> std::io::Result<Command> {
+    if !host.is_own_root() && !HANDS_OVER.load(Ordering::Relaxed) {
+        return Err(std::io::Error::other("nobody would enter its root"));
+    }
+    let source = match &opened {
+        None => Source::Path,
+        Some(opened) if opened.is_script() => Source::Script,
+        Some(_) => Source::Descriptor,
+    };
+    let mut command = if !host.is_own_root() {
+        let mut command = Command::new("/proc/self/exe");
+        command
+            .args([CHILD_ARGUMENT, place.word(), source.word()])
+            .arg(host.path())
+            .arg(program);
+        command
+    } else if opened.is_some() {
+        let mut command = Command::new(DESCRIPTOR);
+        command.arg0(program);
+        command
+    } else {
+        Command::new(program)
+    };
+    let (name, value) = PATH.split_once('=').unwrap_or_default();
+    // As standard input it gets to this one child, and to no other that is started at the same time.
+    let stdin = opened.map_or_else(Stdio::null, |opened| Stdio::from(opened.into_file()));
+    command
+        .args(arguments)
+        .env_clear()
+        .env(name, value)
+        .current_dir("/")
+        .stdin(stdin)
+        .kill_on_drop(true);
+    Ok(command)
+}
+
+/// Opens a program that only root could have put there.
+fn open(host: &HostRoot, program: &str) -> Result<Program, Error> {
+    host.open_program(program)
+        .map_err(|source| Error::NotTrusted {
+            program: program.to_owned(),
+            source,
+        })
+}
+
+/// Runs `program`, an absolute path on the host, in the host's root and returns what it wrote to standard output. It is run by the
+/// descriptor that was looked at, once its path has turned out to be root's alone.
+///
+/// # Errors
+/// When others than root can replace it, when it can't be started, ends with a failure, takes longer than `limit` or writes more
+/// than 4 MiB.
+pub async fn run(
+    host: &HostRoot,
+    program: &str,
+    arguments: &[&str],
+    limit: Duration,
+) -> Result<String, Error> {
+    run_in(host, Place::Root, program, arguments, limit).await
+}
+
+/// Runs a program as [`run`] does, by its path and whoever owns that: a binary that Farrier itself has put there.
+///
+/// # Errors
+/// As [`run`]'s.
+pub async fn run_own(
+    host: &HostRoot,
+    program: &str,
+    arguments: &[&str],
+    limit: Duration,
+) -> Result<String, Error> {
+    let own = Place::Root;
+    output_of(
+        host,
+        command(host, own, program, None, arguments),
+        program,
+        limit,
+    )
+    .await
+}
+
+/// Runs a program as [`run`] does, in a place of the caller's choice.
+///
+/// # Errors
+/// As [`run`]'s.
+pub async fn run_in(
+    host: &HostRoot,
+    place: Place,
+    program: &str,
+    arguments: &[&str],
+    limit: Duration,
+) -> Result<String, Error> {
+    let opened = Some(open(host, program)?);
+    let command = command(host, place, program, opened, arguments);
+    output_of(host, command, program, limit).await
+}
+
+async fn output_of(
+    host: &HostRoot,
+    command: std::io::Result<Command>,
+    program: &str,
+    limit: Duration,
+) -> Result<String, Error> {
+    let start = |source| Error::Start {
+        program: program.to_owned(),
+        source,
+    };
+    let mut command = command.map_err(start)?;
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut group = Group::spawn(&mut command).map_err(start)?;
+    let (stdout, stderr) = (group.child.stdout.take(), group.child.stderr.take());
+    let all = async {
+        let (stdout, stderr) = futures::join!(bounded(stdout), bounded(stderr));
+        let (stdout, stderr) = (stdout?, stderr?);
+        Ok::<_, std::io::Error>((group.wait().await?, stdout, stderr))
+    };
+    let (status, stdout, stderr) = tokio::time::timeout(limit, all)
+        .await
+        .map_err(|_| Error::TooLong {
+            program: program.to_owned(),
+            limit,
+        })?
+        .map_err(start)?;
+    if stdout.len() as u64 > MAX_OUTPUT {
+        return Err(Error::TooMuch {
+            program: program.to_owned(),
+        });
+    }
+    if status.code() == Some(CHILD_FAILED) && !host.is_own_root() {
+        let words = last_words(
+            &String::from_utf8_lossy(&stderr),
+            "it could not be executed",
+        );
+        return Err(start(std::io::Error::other(words)));
+    }
+    if !status.success() {
+        return Err(failure(program, &stderr, status));
+    }
+    Ok(String::from_utf8_lossy(&stdout).into_owned())
+}
+
+/// Runs a program of the host that leaves others running, as service managers do, and waits for the program alone.
+///
+/// What it leaves holds its standard error: a pipe would end it with its first word after us, so that is a file in memory, which
+/// takes nothing more once the program has ended.
+///
+/// # Errors
+/// When it can't be started, ends with a failure or takes longer than `limit`.
+pub async fn start(
+    host: &HostRoot,
+    program: &str,
+    arguments: &[&str],
+    limit: Duration,
+) -> Result<(), Error> {
+    let failed = |source| Error::Start {
+        program: program.to_owned(),
+        source,
+    };
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let words = memfd_create(c"words", flags).map_err(|errno| failed(errno.into()))?;
+    let mut words = File::from(words);
+    let stderr = words.try_clone().map_err(failed)?;
+    let opened = Some(open(host, program)?);
+    let mut child = command(host, Place::Host, program, opened, arguments)
+        .map_err(failed)?
+        .stdout(Stdio::null())
+        .stderr(stderr)
+        // Ctrl-C on a terminal signals our group: whoever restarts containerd must not be cut off half-way.
+        .process_group(0)
+        .spawn()
+        .map_err(failed)?;
+    let ended = tokio::time::timeout(limit, child.wait()).await;
+    let sealed = fcntl(&words, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_GROW));
+    sealed.map_err(|errno| failed(errno.into()))?;
+    let status: ExitStatus = ended
+        .map_err(|_| Error::TooLong {
+            program: program.to_owned(),
+            limit,
+        })?
+        .map_err(failed)?;
+    if status.success() {
+        return Ok(());
+    }
+    let mut bytes = Vec::new();
+    words.rewind().map_err(failed)?;
+    let read = words.take(MAX_OUTPUT).read_to_end(&mut bytes);
+    read.map_err(failed)?;
+    Err(failure(program, &bytes, status))
+}
+
+async fn bounded(stream: Option<impl AsyncRead + Unpin>) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if let Some(stream) = stream {
+        stream.take(MAX_OUTPUT + 1).read_to_end(&mut bytes).await?;
+    }
+    Ok(bytes)
+}
+
+fn failure(program: &str, stderr: &[u8], status: ExitStatus) -> Error {
+    let stderr = String::from_utf8_lossy(stderr);
+    let status = status.to_string();
+    let lines = stderr.lines().map(str::trim);
+    let all: Vec<&str> = lines.filter(|line| !line.is_empty()).collect();
+    let all: String = printable(&all.join(" ")).chars().take(MAX_WORDS).collect();
+    Error::Failed {
+        program: program.to_owned(),
+        words: last_words(&stderr, &status),
+        all: if all.is_empty() { status } else { all },
+    }
+}
+
+/// The last line that says something, at most 300 characters of it: containerd puts the cause there.
+fn last_words(stderr: &str, otherwise: &str) -> String {
+    let line = stderr
+        .lines()
+        .map(str::trim)
+        .rfind(|line| !line.is_empty())
+        .unwrap_or(otherwise);
+    printable(line).chars().take(300).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use nix::sys::signal::killpg;
+
+    use super::*;
+
+    async fn shell(script: &str, limit: Duration) -> Result<String, Error> {
+        let host = HostRoot::open(Path::new("/")).unwrap();
+        run(&host, "/bin/sh", &["-c", script], limit).await
+    }
+
+    #[tokio::test]
+    async fn a_program_s_output_and_nothing_of_our_environment_comes_through() {
+        let limit = Duration::from_secs(10);
+        assert_eq!(shell("echo $HOME$CARGO", limit).await.unwrap(), "\n");
+    }
+
+    #[tokio::test]
+    async fn a_program_that_leaves_others_running_has_a_process_group_of_its_own() {
+        let host = HostRoot::open(Path::new("/")).unwrap();
+        // proc(5): the fifth field of `stat` is the group.
+        let leads = "test $(cut -d ' ' -f 5 /proc/self/stat) = $$";
+        let started = start(&host, "/bin/sh", &["-c", leads], Duration::from_secs(10)).await;
+        assert!(started.is_ok(), "{started:?}");
+    }
+
+    #[tokio::test]
+    async fn a_failing_program_is_quoted_by_its_last_words() {
+        let error = shell(
+            "echo one >&2; echo two >&2; exit 3",
+            Duration::from_secs(10),
+        )
+        .await
+        .unwrap_err();
+        assert_eq!(error.to_string(), "/bin/sh of the host failed: two");
+    }
+
+    #[tokio::test]
+    async fn a_program_is_not_reaped_before_the_last_of_its_processes_is_killed() {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "sleep infinity & exit 3"]);
+        let mut group = Group::spawn(&mut command).unwrap();
+        let leader = group.leader.unwrap();
+        group.ended().await.unwrap();
+        // A zombie: its PID can be given to nobody.
+        let stat = std::fs::read_to_string(format!("/proc/{leader}/stat")).unwrap();
+        assert!(stat.contains(") Z "), "{stat}");
+        assert!(killpg(leader, None).is_ok());
+        assert_eq!(group.wait().await.unwrap().code(), Some(3));
+        assert_eq!(group.leader, None, "the group is signalled once more");
+    }
+
+    #[tokio::test]
+    async fn a_failing_program_can_be_quoted_in_full() {
+        let script = "echo Job for a.service failed. >&2; echo See status. >&2; exit 1";
+        let error = shell(script, Duration::from_secs(10)).await.unwrap_err();
+        let Error::Failed { all, .. } = error else {
+            panic!("{error}");
+        };
+        assert_eq!(all, "Job for a.service failed. See status.");
+        let error = shell("exit 4", Duration::from_secs(10)).await.unwrap_err();
+        assert!(matches!(error, Error::Failed { all, .. } if all == "exit status: 4"));
+    }
+
+    #[tokio::test]
+    async fn words_of_a_program_reach_no_terminal_as_commands() {
+        let script = "printf '\\033[31mred\\007 \\342\\200\\256turned\\n' >&2; exit 1";
+        let error = shell(script, Duration::from_secs(10)).await.unwrap_err();
+        assert!(error.to_string().ends_with("failed: [31mred turned"));
+    }
+
+    /// A directory that only root, or whoever runs the tests, can write, up to the root.
+    fn home() -> tempfile::TempDir {
+        tempfile::tempdir_in(std::env::home_dir().unwrap()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_program_that_is_replaced_after_the_look_is_not_run() {
+        let folder = home();
+        let path = folder.path().join("program");
+        let write = |script: &str| {
+            let new = folder.path().join("new");
+            std::fs::write(&new, script).unwrap();
+            let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+            std::fs::set_permissions(&new, executable).unwrap();
+            std::fs::rename(new, &path).unwrap();
+        };
+        let host = HostRoot::open(Path::new("/")).unwrap();
+        let program = path.to_str().unwrap();
+        write("#!/bin/sh\necho looked at, $1\n");
+        let opened = open(&host, program).unwrap();
+        write("#!/bin/sh\necho replaced\n");
+        let command = command(&host, Place::Root, program, Some(opened), &["asked"]);
+        let limit = Duration::from_secs(10);
+        let said = output_of(&host, command, program, limit).await.unwrap();
+        assert_eq!(said, "looked at, asked\n");
+    }
+
+    #[tokio::test]
+    async fn a_program_that_others_can_replace_is_not_run() {
+        let folder = home();
+        let path = folder.path().join("program");
+        std::fs::write(&path, "#!/bin/sh\n").unwrap();
+        for mode in [0o757, 0o777] {
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+            std::fs::set_permissions(&path, mode).unwrap();
+            let host = HostRoot::open(Path::new("/")).unwrap();
+            let program = path.to_str().unwrap();
+            let error = run(&host, program, &[], Duration::from_secs(10)).await;
+            let words = error.unwrap_err().to_string();
+            assert!(words.contains("can be written by every user"), "{words}");
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_that_a_program_started_outlives_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let script = format!(
+            "sh -c 'exec 3>{}; echo a >&3; sleep infinity'; :",
+            pipe.display()
+        );
+        let reader = std::thread::spawn(move || std::fs::read_to_string(pipe).unwrap());
+        let error = shell(&script, Duration::from_millis(500))
+            .await
+            .unwrap_err();
+        assert!(matches!(error, Error::TooLong { .. }), "{error}");
+        // It ends when nobody has the pipe open any more.
+        assert_eq!(reader.join().unwrap(), "a\n");
+    }
+
+    #[tokio::test]
+    async fn a_program_that_hangs_or_floods_is_ended() {
+        let error = shell("exec sleep 60", Duration::from_millis(50))
+            .await
+            .unwrap_err();
+        assert!(matches!(error, Error::TooLong { .. }));
+        let error = shell("exec head -c 9000000 /dev/zero", Duration::from_secs(20))
+            .await
+            .unwrap_err();
+        assert!(matches!(
+            error,
+            Error::TooMuch { .. } | Error::Start { .. } | Error::Failed { .. }
+        ));
+    }
+}

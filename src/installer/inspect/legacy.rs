@@ -1,0 +1,234 @@
+//! Looks for what KWasm and runtime-class-manager left on a host: handlers, their binaries, lock and marker files. Reads only; what
+//! becomes of it is decided in `adopt`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::verify_cache::{Stamps, Verified};
+use crate::containerd_config::{self, ConfigFiles, LegacyInstaller, SourceFile};
+use crate::handoff::{OptionValue, Owner};
+use crate::installer::host::{Error, HostRoot};
+use crate::installer::plan::takeover::{home_of, lock_entries};
+use crate::installer::state::{Places, State};
+
+/// A lock file has a line for each shim, of which a node has a few.
+const LOCK_LIMIT: u64 = 1 << 20;
+/// The folders where installers of KWasm put links to their shims, for a containerd that looks for them by name.
+const LINK_FOLDERS: [&str; 3] = ["/usr/local/bin", "/usr/bin", "/bin"];
+
+/// What predecessors left.
+#[derive(Debug, Default)]
+pub struct Inheritance {
+    /// Their handlers that the configuration declares, by name.
+    pub handlers: BTreeMap<String, Inherited>,
+    /// What stands at the paths of these handlers, and of those that were taken over.
+    pub binaries: BTreeMap<String, Standing>,
+    /// Links elsewhere to such a path.
+    pub links: BTreeMap<String, Vec<String>>,
+    /// Their folders.
+    pub homes: BTreeMap<String, Home>,
+}
+
+/// A handler of a predecessor.
+#[derive(Debug, Clone)]
+pub struct Inherited {
+    /// Whose it is, unless a request takes it over.
+    pub owner: Owner,
+    /// The configuration file that declares it.
+    pub file: String,
+    /// What the file says.
+    pub declared: containerd_config::LegacyHandler,
+}
+
+/// A binary at a path of a predecessor.
+#[derive(Debug, Clone)]
+pub struct Standing {
+    /// SHA-256 of its bytes.
+    pub sha256: String,
+    /// Whether a link leads there: an upgrade has put one into our store.
+    pub is_link: bool,
+    /// How it was when it was hashed; `None` for a link, whose target is vouched for in our store.
+    pub(crate) verified: Option<Verified>,
+}
+
+/// A folder of a predecessor.
+#[derive(Debug, Clone)]
+pub struct Home {
+    /// Whose it is.
+    pub owner: Owner,
+    /// Its lock file, if it has one, and what that says, if it can be read.
+    pub lock: Option<(String, Option<String>)>,
+    /// The marker of KWasm, if it is there.
+    pub marker: Option<String>,
+}
+
+/// What predecessors left in the files that are `loaded` or that those are made from (`sources`), and what stands at the paths that
+/// `state` has taken over. What `stamps` vouch for is not hashed.
+///
+/// # Errors
+/// When a binary can't be read.
+pub(crate) fn look(
+    host: &HostRoot,
+    loaded: &ConfigFiles,
+    sources: &[SourceFile],
+    state: &State,
+    places: &Places,
+    stamps: &Stamps,
+) -> Result<Inheritance, crate::installer::error::Error> {
+    let mut found = Inheritance::default();
+    let loaded = loaded.files();
+    // What stands in a template stands in what is made from it, too; it is the template that is edited.
+    for file in sources.iter().chain(loaded) {
+        // A file that can't be read is refused where it is to be edited.
+        let declared = file
+            .text
+            .as_deref()
+            .and_then(|text| containerd_config::legacy_handlers(&file.path, text).ok());
+        for (name, declared) in declared.into_iter().flatten() {
+            let home = home(host, &declared.dir, declared.installer)?;
+            let Some(home) =
+                home.filter(|home| declared.is_default_dir || names(home, &declared.path))
+            else {
+                continue;
+            };
+            let inherited = Inherited {
+                owner: home.owner,
+                file: file.path.clone(),
+                declared,
+            };
+            found.homes.insert(inherited.declared.dir.clone(), home);
+            found.handlers.entry(name).or_insert(inherited);
+        }
+    }
+    let taken = || {
+        let owned = state.handlers.values().chain(state.late.values());
+        owned.filter_map(|owned| owned.path.as_ref())
+    };
+    // What was taken over may not be declared any more, and still leaves with all that came with it.
+    for folder in taken().filter_map(|path| home_of(path)) {
+        let predecessor = if folder.ends_with("/kwasm") {
+            LegacyInstaller::Kwasm
+        } else {
+            LegacyInstaller::Rcm
+        };
+        if !found.homes.contains_key(folder)
+            && let Some(home) = home(host, folder, predecessor)?
+        {
+            found.homes.insert(folder.to_owned(), home);
+        }
+    }
+    let declared = found
+        .handlers
+        .values()
+        .map(|handler| &handler.declared.path);
+    let paths: BTreeSet<String> = taken().chain(declared).cloned().collect();
+    for path in paths {
+        found.links.insert(path.clone(), links(host, &path)?);
+        if let Some(standing) = standing(host, &path, places, stamps)? {
+            found.binaries.insert(path, standing);
+        }
+    }
+    Ok(found)
+}
+
+/// Where a folder is a link, what stands in it may be anybody's.
+fn home(
+    host: &HostRoot,
+    home: &str,
+    predecessor: LegacyInstaller,
+) -> Result<Option<Home>, crate::installer::error::Error> {
+    for folder in [home, &format!("{home}/bin")] {
+        if is_link(host, folder)? {
+            return Ok(None);
+        }
+    }
+    let (owner, lock) = match predecessor {
+        LegacyInstaller::Kwasm => (Owner::Kwasm, format!("{home}/kwasm-lock.json")),
+        LegacyInstaller::Rcm => (Owner::Rcm, format!("{home}/rcm-lock.json")),
+    };
+    let lock = if host.exists(&lock)? {
+        let text = host.read_text(&lock, LOCK_LIMIT).ok().flatten();
+        let is_link = is_link(host, &lock)?;
+        let text = text.filter(|text| !is_link && lock_entries(text).is_some());
+        Some((lock, text))
+    } else {
+        None
+    };
+    let marker = format!("{home}/active");
+    let is_kwasm = predecessor == LegacyInstaller::Kwasm;
+    let is_marked = is_kwasm && host.exists(&marker)?;
+    Ok(Some(Home {
+        owner,
+        lock,
+        marker: is_marked.then_some(marker),
+    }))
+}
+
+/// Whether the lock file names the shim.
+fn names(home: &Home, path: &str) -> bool {
+    let text = home.lock.as_ref().and_then(|(_, text)| text.as_deref());
+    text.and_then(lock_entries)
+        .is_some_and(|entries| entries.values().any(|entry| entry.path == path))
+}
+
+/// Whether a link stands at `path`, wherever it leads.
+fn is_link(host: &HostRoot, path: &str) -> Result<bool, Error> {
+    match host.link_target(path) {
+        Ok(target) => Ok(target.is_some()),
+        Err(Error::NotText { .. }) => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+fn links(host: &HostRoot, path: &str) -> Result<Vec<String>, Error> {
+    let name = path.rsplit('/').next().unwrap_or_default();
+    let mut links = Vec::new();
+    for folder in LINK_FOLDERS {
+        let link = format!("{folder}/{name}");
+        match host.link_target(&link) {
+            Ok(Some(target)) if target == path => links.push(link),
+            // A link to a path that is not UTF-8 leads elsewhere.
+            Ok(_) | Err(Error::NotText { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(links)
+}
+
+fn standing(
+    host: &HostRoot,
+    path: &str,
+    places: &Places,
+    stamps: &Stamps,
+) -> Result<Option<Standing>, crate::installer::error::Error> {
+    let target = host.link_target(path)?;
+    let stored = target.as_deref().and_then(|target| {
+        let (folder, sha256) = target.rsplit_once('/')?;
+        (folder == places.store() && stamps.vouch(host, places, sha256)).then_some(sha256)
+    });
+    if let Some(sha256) = stored {
+        return Ok(Some(Standing {
+            sha256: sha256.to_owned(),
+            is_link: true,
+            verified: None,
+        }));
+    }
+    let verified = match stamps.verify(host, path) {
+        Ok(verified) => verified,
+        // It is no binary, so none stands there.
+        Err(Error::NoFile { .. } | Error::TooLarge { .. }) => None,
+        Err(error) => return Err(error.into()),
+    };
+    Ok(verified.map(|verified| Standing {
+        sha256: verified.sha256().to_owned(),
+        is_link: target.is_some(),
+        verified: target.is_none().then_some(verified),
+    }))
+}
+
+impl Inherited {
+    /// The options as a request names them.
+    #[must_use]
+    pub fn options(&self) -> BTreeMap<String, OptionValue> {
+        OptionValue::from_toml(&self.declared.options)
+    }
+}

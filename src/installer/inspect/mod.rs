@@ -1,0 +1,486 @@
+//! Looks at a host: its distribution, the running containerd, the configuration that it loads, what it serves, what is ours.
+//! Reads only; what follows from it is decided in `plan`.
+
+pub mod legacy;
+pub mod os;
+pub mod prerequisites;
+pub mod verify_cache;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use self::legacy::Inheritance;
+use crate::containerd_config::{
+    ConfigFiles, SourceFile, Version, address_of_dump, without_secrets,
+};
+use crate::installer::bounds::is_digest;
+use crate::installer::containerd::config_files::{load, patterns};
+use crate::installer::containerd::cri::{self, Served};
+use crate::installer::containerd::daemon::{self, Daemon, Running};
+use crate::installer::containerd::process::Refusal;
+use crate::installer::containerd::service::Service;
+use crate::installer::distro::DistroSpec;
+use crate::installer::host::exec;
+use crate::installer::host::{self, HostRoot, NEW_SUFFIX};
+use crate::installer::plan::config_source::editable_files;
+use crate::installer::state::{
+    Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, folder_of, target_digest,
+};
+use os::{folder, forgetful, former, named_by_unit, releaser, row, sources, unwritable};
+use prerequisites::lacking;
+use verify_cache::Stamps;
+
+/// `containerd config dump` takes 18 ms; on a node under load it gets this long before the candidate counts as refused.
+pub const PROGRAM_LIMIT: Duration = Duration::from_secs(10);
+/// Files of `/proc`, `/etc/os-release` and `/etc/rc.conf` are far smaller.
+pub(crate) const SMALL: u64 = 1 << 16;
+/// Where packages put containerd, for a host on which none runs now.
+pub(crate) const PROGRAMS: [&str; 3] = [
+    "/usr/bin/containerd",
+    "/usr/local/bin/containerd",
+    "/opt/containerd/bin/containerd",
+];
+
+/// What is known of a host.
+#[derive(Debug)]
+pub struct Facts {
+    /// Its row of the table.
+    pub distro: &'static DistroSpec,
+    /// The running containerd; `None` offline, and where none runs.
+    pub daemon: Option<Daemon>,
+    /// Processes called containerd that do not count as this host's.
+    pub refused: Vec<Refusal>,
+    /// The containerd program, running or not.
+    pub program: Option<String>,
+    /// Its release.
+    pub version: Option<Version>,
+    /// The configuration that it loads.
+    pub loaded: ConfigFiles,
+    /// Files that it is made from, where containerd loads what the distribution makes of them; the one that counts first.
+    pub sources: Vec<SourceFile>,
+    /// The file that declared our handlers last, where it is neither loaded any more nor among `sources`.
+    pub former: Option<SourceFile>,
+    /// The distribution's own release, where the table says how it is told.
+    pub release: Option<Version>,
+    /// Why nothing can be changed although the distribution could be: a place can't be written to, or not executed from.
+    pub obstacle: Option<String>,
+    /// That configuration as containerd itself prints it, or why it doesn't.
+    pub dump: Result<String, String>,
+    /// What that configuration needs beside itself and the host lacks; words for an operator.
+    pub lacking: Option<String>,
+    /// What it serves, or why that is unknown.
+    pub served: Result<Served, String>,
+    /// How many sandboxes there are of each handler.
+    pub in_use: BTreeMap<String, usize>,
+    /// How the unit's processes are killed, or why that is unknown.
+    pub kill_mode: Result<String, String>,
+    /// Why it can't be restarted from here, whatever an operator accepts.
+    pub unreachable: Option<String>,
+    /// What is ours.
+    pub state: State,
+    /// Where binaries stand.
+    pub places: Places,
+    /// SHA-256 of the binaries that our links at stable paths lead to, whether they stand there or not, by file name in [`Places::bin`].
+    pub binaries: BTreeMap<String, String>,
+    /// Files in [`Places::store`] whose bytes are what their name says.
+    pub stored: BTreeSet<String>,
+    /// Files in [`Places::store`] of which that is not so.
+    pub damaged: BTreeSet<String>,
+    /// What KWasm and runtime-class-manager left.
+    pub inheritance: Inheritance,
+    /// Folders that a change may need, each with those that would have to be made for it, outermost first.
+    pub missing_folders: BTreeMap<String, Vec<String>>,
+    /// `/etc/machine-id`.
+    pub machine_id: String,
+    /// `/proc/sys/kernel/random/boot_id`.
+    pub boot_id: String,
+}
+
+impl Facts {
+    /// Hashes every binary, whatever is remembered of it.
+    ///
+    /// # Errors
+    /// When the folders can't be listed.
+    pub fn hash_binaries(&mut self, host: &HostRoot) -> Result<(), crate::installer::error::Error> {
+        let stamps = Stamps::default();
+        let (loaded, sources, places) = (&self.loaded, &self.sources, &self.places);
+        self.inheritance = legacy::look(host, loaded, sources, &self.state, places, &stamps)?;
+        (self.binaries, self.stored, self.damaged) = binaries(host, places, &stamps)?;
+        Ok(())
+    }
+
+    /// What containerd says of the configuration, without the credentials in it: reports and the cluster keep what they are told.
+    #[must_use]
+    pub(crate) fn without_secrets(&self, message: &str) -> String {
+        let files = self.loaded.files().chain(&self.sources);
+        without_secrets(message, files.filter_map(|file| file.text.as_deref()))
+    }
+
+    /// The CRI's socket on the host: what the daemon was started with beats its configuration.
+    #[must_use]
+    pub fn socket(&self) -> String {
+        let daemon = self.daemon.as_ref();
+        let given = daemon.and_then(|daemon| daemon.address.clone());
+        let configured = || address_of_dump(self.dump.as_deref().ok()?);
+        let address = given.or_else(configured);
+        address.unwrap_or_else(|| self.distro.socket.to_owned())
+    }
+
+    /// The unit to restart.
+    #[must_use]
+    pub fn unit(&self) -> String {
+        let unit = self
+            .daemon
+            .as_ref()
+            .and_then(|daemon| daemon.unit.as_deref());
+        unit.unwrap_or(self.distro.unit).to_owned()
+    }
+
+    /// What is restarted, and how.
+    #[must_use]
+    pub fn service(&self) -> Service {
+        Service::of(self.distro, &self.unit())
+    }
+}
+
+/// Looks at everything. With `offline` nothing of the host is asked or counted as running; its containerd may still be run as a
+/// program.
+///
+/// # Errors
+/// When a file of the host can't be read, or the state file is not ours to understand.
+pub async fn gather(
+    host: &HostRoot,
+    config: Option<&str>,
+    offline: bool,
+) -> Result<Facts, crate::installer::error::Error> {
+    let running = if offline {
+        Running::default()
+    } else {
+        daemon::find(host)?
+    };
+    let daemon = running.daemon.as_ref();
+    let installed = PROGRAMS.into_iter().find(|path| host.is_seen(path));
+    let program = daemon.map(|daemon| daemon.program.clone());
+    let named = daemon.and_then(|daemon| daemon.config.as_deref());
+    let state = State::from_json(host.read_text(STATE_FILE, STATE_LIMIT)?.as_deref())?;
+    let recorded = recorded_root(host, &state).filter(|_| daemon.is_none());
+    let distro = row(host, &running, config.or(named).or(recorded), offline)?;
+    let program = program.or_else(|| installed.map(str::to_owned));
+    let in_unit = match daemon {
+        Some(_) => None,
+        None => named_by_unit(host, distro),
+    };
+    let config = config
+        .or(named)
+        .or(in_unit.as_deref())
+        .or(recorded)
+        .filter(|config| {
+            !editable_files(distro.edited, distro.config).contains(&(*config).to_owned())
+        })
+        .unwrap_or(distro.config)
+        .to_owned();
+    let loaded = load(host, &config)?;
+    let sources = sources(host, distro, &config)?;
+    let former = former(host, &state, &loaded, &sources)?;
+    let (folder, mut obstacle) = folder(host, distro, &state, offline);
+    obstacle = obstacle.or_else(|| unwritable(host, &config, offline));
+    if !offline {
+        obstacle = obstacle.or_else(|| forgetful(host));
+    }
+    let places = Places { folder };
+    let stamps = Stamps::load(host);
+    let (binaries, stored, damaged) = binaries(host, &places, &stamps)?;
+    let mut facts = Facts {
+        distro,
+        release: None,
+        obstacle,
+        version: None,
+        lacking: None,
+        dump: Err("nothing was asked".to_owned()),
+        daemon: running
+            .daemon
+            .map(|daemon| daemon.with_unit_of(host, distro)),
+        refused: running.refused,
+        program,
+        served: Err("nothing is asked offline".to_owned()),
+        in_use: BTreeMap::new(),
+        kill_mode: Err("nothing is asked offline".to_owned()),
+        unreachable: None,
+        inheritance: legacy::look(host, &loaded, &sources, &state, &places, &stamps)?,
+        state,
+        missing_folders: missing_folders(host, &places, &loaded, &sources),
+        sources,
+        former,
+        places,
+        binaries,
+        stored,
+        damaged,
+        machine_id: identity(host, "/etc/machine-id")?,
+        boot_id: identity(host, "/proc/sys/kernel/random/boot_id")?,
+        loaded,
+    };
+    ask_programs(host, &mut facts).await;
+    if !offline && facts.distro.refusal.is_none() {
+        ask(host, &mut facts).await;
+    }
+    Ok(facts)
+}
+
+/// The root configuration of the last change, if it is still there: for a host on which nothing runs that would say.
+fn recorded_root<'a>(host: &HostRoot, state: &'a State) -> Option<&'a str> {
+    let root = state.config.as_ref()?.root.as_deref()?;
+    host.is_seen(root).then_some(root)
+}
+
+/// Asks the programs of the host for their releases, and containerd for what it makes of the configuration. The answers are kept in
+/// memory alone: the configuration that containerd 1.x prints holds registry passwords.
+async fn ask_programs(host: &HostRoot, facts: &mut Facts) {
+    let (program, root) = (facts.program.as_deref(), &facts.loaded.root);
+    let release = releaser(host, facts.distro, facts.daemon.as_ref());
+    let dump_arguments = dump_arguments(&root.path);
+    // Where there is no file, the defaults count, which 1.x refuses to dump.
+    let dump_arguments = match root.text {
+        Some(_) => &dump_arguments[..],
+        None => &["config", "default"],
+    };
+    let output = async |program: Option<&str>, arguments: &[&str]| match program {
+        Some(program) => exec::run(host, program, arguments, PROGRAM_LIMIT)
+            .await
+            .map_err(|error| error.to_string()),
+        None => Err("no containerd is installed".to_owned()),
+    };
+    // None of the programs waits for another.
+    let (version, dump, release) = futures::join!(
+        output(program, &["--version"]),
+        output(program, dump_arguments),
+        async {
+            let (program, word) = release?;
+            output(Some(&program), &[word]).await.ok()
+        },
+    );
+    let version_in = |output: String| output.trim().parse().ok();
+    facts.version = version.ok().and_then(version_in);
+    facts.release = release.and_then(version_in);
+    facts.lacking = dump.as_ref().ok().and_then(|dump| lacking(host, dump));
+    facts.dump = dump.map_err(|error| facts.without_secrets(&error));
+}
+
+/// What has containerd print what it makes of the configuration file at `path`.
+fn dump_arguments(path: &str) -> [&str; 4] {
+    ["-c", path, "config", "dump"]
+}
+
+async fn ask(host: &HostRoot, facts: &mut Facts) {
+    let socket = facts.socket();
+    facts.served = match cri::served(host, &socket).await {
+        Ok(served) => match cri::in_use(host, &socket).await {
+            Ok(in_use) => {
+                facts.in_use = in_use;
+                Ok(served)
+            }
+            Err(error) => Err(error.to_string()),
+        },
+        Err(error) => Err(error.to_string()),
+    };
+    let service = facts.service();
+    let unreachable = service.check_reachable(host).err();
+    facts.unreachable = unreachable.map(|error| error.to_string());
+    let kill_mode = service.kill_mode(host).await;
+    facts.kill_mode = kill_mode.map_err(|error| error.to_string());
+}
+
+/// The identity in a file: a UUID, with or without hyphens (machine-id(5)). Anything else is none: it goes into every report.
+fn identity(host: &HostRoot, path: &str) -> Result<String, crate::installer::error::Error> {
+    let text = host.read_text(path, SMALL)?.unwrap_or_default();
+    let identity = text.trim();
+    let plain = |byte: u8| byte.is_ascii_hexdigit() || byte == b'-';
+    let is_one = identity.len() <= 36 && identity.bytes().all(plain);
+    Ok(if is_one {
+        identity.to_owned()
+    } else {
+        String::new()
+    })
+}
+
+fn missing_folders(
+    host: &HostRoot,
+    places: &Places,
+    loaded: &ConfigFiles,
+    sources: &[SourceFile],
+) -> BTreeMap<String, Vec<String>> {
+    let own = [STATE_FOLDER.to_owned(), places.store(), places.bin()];
+    let root = folder_of(&loaded.root.path).to_owned();
+    // A drop-in may go into a folder that the root imports and that is not there yet.
+    let imported = patterns(&loaded.root)
+        .iter()
+        .map(|pattern| folder_of(pattern).to_owned())
+        .collect::<Vec<_>>();
+    let sources = sources.iter().map(|file| folder_of(&file.path).to_owned());
+    own.into_iter()
+        .chain([root])
+        .chain(imported)
+        .chain(sources)
+        .filter_map(|folder| {
+            // One that can't be looked at is neither made nor removed.
+            let missing = host.missing_folders(&folder).ok()?;
+            Some((folder, missing))
+        })
+        .collect()
+}
+
+type Binaries = (BTreeMap<String, String>, BTreeSet<String>, BTreeSet<String>);
+
+/// What of ours stands in our two folders. Every stored file that `stamps` don't vouch for is hashed.
+fn binaries(
+    host: &HostRoot,
+    places: &Places,
+    stamps: &Stamps,
+) -> Result<Binaries, crate::installer::error::Error> {
+    let (mut stored, mut damaged) = (BTreeSet::new(), BTreeSet::new());
+    for name in own_files(host, places)? {
+        if stamps.vouch(host, places, &name) {
+            stored.insert(name);
+            continue;
+        }
+        let digest = match host.digest(&places.store_path(&name)) {
+            Ok(digest) => digest,
+            // It is no binary of ours.
+            Err(host::Error::NoFile { .. } | host::Error::TooLarge { .. }) => None,
+            Err(error) => return Err(error.into()),
+        };
+        if digest.as_deref() == Some(&name) {
+            stored.insert(name);
+        } else {
+            damaged.insert(name);
+        }
+    }
+    Ok((own_links(host, places)?, stored, damaged))
+}
+
+/// Our links at stable paths, each with the SHA-256 that it leads to. Whoever put something else there keeps it.
+pub(crate) fn own_links(
+    host: &HostRoot,
+    places: &Places,
+) -> Result<BTreeMap<String, String>, crate::installer::error::Error> {
+    let bin = places.bin();
+    let mut links = BTreeMap::new();
+    for name in host.list(&bin)? {
+        let target = match host.link_target(&format!("{bin}/{name}")) {
+            Ok(target) => target,
+            Err(host::Error::NotText { .. }) => None,
+            Err(error) => return Err(error.into()),
+        };
+        let digest = target.as_deref().and_then(target_digest);
+        if let Some(digest) = digest.filter(|digest| is_digest(digest)) {
+            links.insert(name, digest);
+        }
+    }
+    Ok(links)
+}
+
+/// The names of our files in the store, those that a run left half written included.
+pub(crate) fn own_files(
+    host: &HostRoot,
+    places: &Places,
+) -> Result<BTreeSet<String>, crate::installer::error::Error> {
+    let is_ours = |name: &String| is_digest(name.strip_suffix(NEW_SUFFIX).unwrap_or(name));
+    let names = host.list(&places.store())?.into_iter();
+    Ok(names.filter(is_ours).collect())
+}
+
+/// The path that containerd executes for `handler`, or would.
+#[must_use]
+pub fn path_of(facts: &Facts, handler: &str) -> String {
+    let places = &facts.places;
+    match facts.state.handlers.get(handler) {
+        Some(owned) => places.declared_path(handler, owned),
+        None => match facts.inheritance.handlers.get(handler) {
+            Some(inherited) => inherited.declared.path.clone(),
+            None => places.binary_path(handler),
+        },
+    }
+}
+
+/// SHA-256 of what stands verified behind the path of `handler`.
+#[must_use]
+pub fn verified<'a>(facts: &'a Facts, handler: &str) -> Option<&'a str> {
+    standing(facts, &path_of(facts, handler))
+}
+
+/// SHA-256 of the binary that stands at `path`: a stable path of ours, or one of a predecessor.
+#[must_use]
+pub fn standing<'a>(facts: &'a Facts, path: &str) -> Option<&'a str> {
+    let bin = facts.places.bin();
+    let name = path
+        .strip_prefix(&bin)
+        .and_then(|rest| rest.strip_prefix('/'));
+    match name {
+        Some(name) => {
+            let sha256 = facts.binaries.get(name)?;
+            facts.stored.contains(sha256).then_some(sha256)
+        }
+        None => Some(&facts.inheritance.binaries.get(path)?.sha256),
+    }
+}
+
+/// What containerd makes of the configuration file at `path`.
+///
+/// # Errors
+/// containerd's own words, where it refuses the file or does not end in time.
+pub async fn judge_dump(host: &HostRoot, program: &str, path: &str) -> Result<String, String> {
+    exec::run(host, program, &dump_arguments(path), PROGRAM_LIMIT)
+        .await
+        .map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use rstest::rstest;
+
+    use super::*;
+    use crate::handoff::sha256_hex;
+    use crate::installer::plan::tests::node;
+
+    #[test]
+    fn a_stored_binary_that_can_t_be_read_is_not_taken_for_a_damaged_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let host = HostRoot::open(folder.path()).unwrap();
+        let places = Places {
+            folder: "/opt/farrier".to_owned(),
+        };
+        let store = folder.path().join("opt/farrier/store");
+        std::fs::create_dir_all(&store).unwrap();
+        let [sound, other, directory] =
+            ["sound", "other", "directory"].map(|name| sha256_hex(name.as_bytes()));
+        std::fs::write(store.join(&sound), "sound").unwrap();
+        std::fs::write(store.join(&other), "damaged").unwrap();
+        std::fs::create_dir(store.join(&directory)).unwrap();
+        let stamps = Stamps::default();
+        let (_, stored, damaged) = binaries(&host, &places, &stamps).unwrap();
+        assert_eq!(stored, BTreeSet::from([sound]));
+        assert_eq!(damaged, BTreeSet::from([other, directory]));
+        let unreadable = sha256_hex(b"unreadable");
+        symlink(&unreadable, store.join(&unreadable)).unwrap();
+        let error = binaries(&host, &places, &stamps).unwrap_err();
+        assert!(error.to_string().contains(&unreadable), "{error}");
+    }
+
+    #[rstest]
+    #[case::given(Some("/run/given.sock"), true, "/run/given.sock")]
+    #[case::configured(None, true, "/run/configured.sock")]
+    #[case::neither(None, false, "/run/containerd/containerd.sock")]
+    fn the_socket_is_the_one_that_containerd_listens_on(
+        #[case] given: Option<&str>,
+        #[case] configured: bool,
+        #[case] expected: &str,
+    ) {
+        let mut facts = node();
+        facts.daemon.as_mut().unwrap().address = given.map(str::to_owned);
+        if configured {
+            facts.dump = Ok("[grpc]\naddress = '/run/configured.sock'\n".to_owned());
+        }
+        assert_eq!(facts.socket(), expected);
+    }
+}

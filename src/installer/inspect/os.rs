@@ -1,0 +1,207 @@
+//! Looks at a host for what the table of distributions depends on: which row fits, where its files are, what stands in the way. Reads
+//! only; the running containerd is found in `daemon`.
+
+use tracing::warn;
+
+use super::{PROGRAMS, SMALL};
+use crate::containerd_config::{ConfigFiles, SourceFile, TEXT_LIMIT};
+use crate::installer::containerd::daemon::{CONFIG_OPTIONS, Daemon, Running};
+use crate::installer::containerd::process::{option, still_named};
+use crate::installer::containerd::systemd_unit;
+use crate::installer::distro::{self, DistroSpec, Evidence};
+use crate::installer::host::HostRoot;
+use crate::installer::plan::config_source::editable_files;
+use crate::installer::state::{STATE_FOLDER, State, folder_of};
+
+/// The row of the table that fits the host.
+pub(crate) fn row(
+    host: &HostRoot,
+    running: &Running,
+    config: Option<&str>,
+    offline: bool,
+) -> Result<&'static DistroSpec, crate::installer::error::Error> {
+    let os_release = host
+        .read_text("/etc/os-release", SMALL)?
+        .unwrap_or_default();
+    let init = (!offline).then(|| host.read("/proc/1/cmdline", SMALL).ok().flatten());
+    let init = String::from_utf8_lossy(&init.flatten().unwrap_or_default()).into_owned();
+    let (daemon, kubelet) = (running.daemon.as_ref(), running.kubelet.as_ref());
+    let evidence = Evidence {
+        program: daemon.map(|daemon| daemon.program.as_str()),
+        unit: daemon.and_then(|daemon| daemon.unit.as_deref()),
+        config,
+        init: &init,
+        endpoint: kubelet.and_then(|kubelet| kubelet.endpoint.as_deref()),
+        kubelet: kubelet.map_or("", |kubelet| &kubelet.arguments),
+        installed: PROGRAMS.into_iter().any(|path| host.is_seen(path)),
+        os_release: &os_release,
+    };
+    Ok(distro::detect(&evidence, |path| host.is_seen(path)))
+}
+
+/// The files that a distribution makes the configuration at `root` from.
+pub(crate) fn sources(
+    host: &HostRoot,
+    distro: &DistroSpec,
+    root: &str,
+) -> Result<Vec<SourceFile>, crate::installer::error::Error> {
+    let read = |path: String| {
+        let text = host.read_text(&path, TEXT_LIMIT as u64)?;
+        Ok(SourceFile { path, text })
+    };
+    editable_files(distro.edited, root)
+        .into_iter()
+        .map(read)
+        .collect()
+}
+
+/// The file that declared our handlers last, where it is none of those that are looked at anyway, by whatever name.
+pub(crate) fn former(
+    host: &HostRoot,
+    state: &State,
+    loaded: &ConfigFiles,
+    sources: &[SourceFile],
+) -> Result<Option<SourceFile>, crate::installer::error::Error> {
+    let Some(config) = &state.config else {
+        return Ok(None);
+    };
+    let real = |path: &str| host.follow(path).unwrap_or_else(|_| path.to_owned());
+    let known = loaded.files();
+    let mut known = known.chain(sources);
+    if known.any(|file| real(&file.path) == real(&config.path)) {
+        return Ok(None);
+    }
+    let text = host.read_text(&config.path, TEXT_LIMIT as u64)?;
+    Ok(text.map(|text| SourceFile {
+        path: config.path.clone(),
+        text: Some(text),
+    }))
+}
+
+/// Where binaries are kept, and what is in the way of that. It stays what it was when the first one came.
+pub(crate) fn folder(
+    host: &HostRoot,
+    distro: &DistroSpec,
+    state: &State,
+    offline: bool,
+) -> (String, Option<String>) {
+    let first = distro.folders.first().copied().unwrap_or_default();
+    let places = if state.is_empty() {
+        distro.folders
+    } else {
+        &[state.folder.as_str()]
+    };
+    // The file systems that an image is unpacked on are not those that it will run on.
+    if offline {
+        return (places.first().map_or(first, |place| place).to_owned(), None);
+    }
+    let mut obstacle = None;
+    for folder in places {
+        match unfit(host, folder) {
+            None => return ((*folder).to_owned(), None),
+            Some(reason) => obstacle.get_or_insert(reason),
+        };
+    }
+    (
+        places.first().map_or(first, |place| place).to_owned(),
+        obstacle,
+    )
+}
+
+/// Why no shim can be kept in `folder`.
+fn unfit(host: &HostRoot, folder: &str) -> Option<String> {
+    match host.mount_of(folder) {
+        Ok(mount) if mount.read_only => Some(format!(
+            "{folder} is on a read-only file system, so no shim can be put there; make it writable, or use other nodes"
+        )),
+        Ok(mount) if mount.no_exec => Some(format!(
+            "{folder} is on a file system mounted noexec, so no shim can be run from there; mount it with exec"
+        )),
+        Ok(_) => None,
+        Err(error) => Some(error.to_string()),
+    }
+}
+
+/// Why nothing can be remembered on this host, which every change begins with.
+pub(crate) fn forgetful(host: &HostRoot) -> Option<String> {
+    let mount = host.mount_of(STATE_FOLDER).ok()?;
+    mount.read_only.then(|| {
+        format!("{STATE_FOLDER} is on a read-only file system, so no change could be undone; make it writable")
+    })
+}
+
+/// The configuration that the unit of containerd starts it with, for a host on which none runs.
+pub(crate) fn named_by_unit(host: &HostRoot, distro: &DistroSpec) -> Option<String> {
+    let unit = distro.unit;
+    let service = match systemd_unit::service(host, unit) {
+        Ok(service) => service,
+        Err(reason) => {
+            warn!(unit, %reason, "failed to read how the unit starts containerd");
+            return None;
+        }
+    };
+    let (files, variable) = (&service.files, distro.variable);
+    let in_environment = || service.environment.get(variable?).cloned();
+    let path = match &service.command {
+        Ok(command) if command.program.rsplit('/').next() == Some("containerd") => {
+            let arguments: Vec<&str> = command.arguments.iter().map(String::as_str).collect();
+            return option(&arguments, &CONFIG_OPTIONS);
+        }
+        // Another program starts it, with arguments of its own.
+        Ok(_) => in_environment(),
+        Err(reason) => {
+            if !files.is_empty() {
+                let files = files.join(", ");
+                warn!(unit, files, %reason, "failed to tell the arguments of containerd");
+            }
+            in_environment()
+        }
+    };
+    path.filter(|path| path.starts_with('/'))
+}
+
+/// What a system's image brings, which its next update replaces (FHS 3.0, 4.11).
+const OF_THE_IMAGE: &str = "/usr/share/";
+
+/// Why the configuration at `path` can't be changed, whoever asks.
+pub(crate) fn unwritable(host: &HostRoot, path: &str, offline: bool) -> Option<String> {
+    let real = host.follow(path).unwrap_or_else(|_| path.to_owned());
+    if real.starts_with(OF_THE_IMAGE) {
+        return Some(format!(
+            "{path} is a part of the system's image, whose next update would replace it; copy it to /etc/containerd/config.toml, have the unit of containerd name that (Flatcar: Environment=CONTAINERD_CONFIG=/etc/containerd/config.toml), in a drop-in of that unit"
+        ));
+    }
+    // The file systems that an image is unpacked on are not those that it will run on.
+    if offline {
+        return None;
+    }
+    let mount = host.mount_of(folder_of(&real)).ok()?;
+    mount.read_only.then(|| {
+        format!("{path} is on a read-only file system; copy it to /etc/containerd/config.toml and have the unit of containerd name that")
+    })
+}
+
+/// The program that says the distribution's own release, and the word for that: the one which runs the node, or that is installed.
+pub(crate) fn releaser(
+    host: &HostRoot,
+    distro: &DistroSpec,
+    daemon: Option<&Daemon>,
+) -> Option<(String, &'static str)> {
+    let (programs, word) = (distro.programs, distro.release?);
+    let name = programs.first()?.rsplit('/').next()?;
+    let parent = daemon
+        .and_then(|daemon| parent_program(host, daemon))
+        .filter(|program| program.rsplit('/').next() == Some(name));
+    let installed = || programs.iter().find(|path| host.is_seen(path));
+    let program = parent.or_else(|| installed().map(|path| (*path).to_owned()))?;
+    Some((program, word))
+}
+
+/// The program that started a containerd, as k3s and others start theirs.
+fn parent_program(host: &HostRoot, daemon: &Daemon) -> Option<String> {
+    let (pid, _) = daemon.process;
+    let stat = host.read_text(&format!("/proc/{pid}/stat"), SMALL).ok()??;
+    let parent: u32 = stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()?;
+    let program = host.link_target(&format!("/proc/{parent}/exe")).ok()??;
+    Some(still_named(&program).to_owned())
+}

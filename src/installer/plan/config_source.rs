@@ -1,0 +1,353 @@
+//! Which file is edited where containerd loads what a distribution made of it: a template, or a snippet of ours. Pure.
+//!
+//! What containerd loads is found in `loaded`; how a text changes is decided in `containerd_config`.
+
+use std::borrow::Cow;
+
+use crate::containerd_config::{ConfigFiles, ConfigTarget, PluginId, Version, is_template};
+use crate::installer::distro::Edited;
+use crate::installer::inspect::Facts;
+use crate::installer::state::folder_of;
+
+/// Our snippet in a folder of snippets.
+const SNIPPET: &str = "farrier.toml";
+
+/// A file that a distribution renders, as it should look after a change of what it is rendered from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rendered {
+    /// Where handlers are declared in it.
+    pub placement: ConfigTarget,
+    /// Its text afterwards.
+    pub after: Option<String>,
+}
+
+/// Why that can't be edited.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The template is absent.
+    #[error(
+        "{path} is absent, which containerd's configuration is rendered from; restore it, or start the node once"
+    )]
+    NoTemplate {
+        /// The template.
+        path: String,
+    },
+    /// What a new file must look like depends on the release.
+    #[error(
+        "the release of {0} can't be told, which says what its containerd reads; see that its program runs on the node, or start the node once"
+    )]
+    NoRelease(&'static str),
+    /// A new template could not take over the distribution's own.
+    #[error(
+        "{word} {release} has no base template to extend; upgrade it to 1.26.8, 1.27.5, 1.28.1 or later"
+    )]
+    NoBase {
+        /// The distribution.
+        word: &'static str,
+        /// Its release.
+        release: Version,
+    },
+}
+
+/// A file that containerd's configuration is made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Source<'a> {
+    /// Where handlers are declared in it.
+    pub(crate) placement: ConfigTarget,
+    /// Its text, if it is there.
+    pub(crate) text: Option<&'a str>,
+    /// Whether it is a Go template.
+    pub(crate) go: bool,
+}
+
+/// The files that may be edited instead of `root`, which containerd loads, or what that imports; the one that counts first.
+pub(crate) fn editable_files(edited: Edited, root: &str) -> Vec<String> {
+    let folder = folder_of(root);
+    match edited {
+        Edited::Loaded => Vec::new(),
+        Edited::GoTemplate { v3, v2 } => vec![format!("{folder}/{v3}"), format!("{folder}/{v2}")],
+        Edited::TomlTemplate(name) => vec![format!("{folder}/{name}")],
+        Edited::Snippets { folder: name, .. } => vec![format!("{folder}/{name}/{SNIPPET}")],
+    }
+}
+
+/// What containerd loads, or would load if a template were put out as it stands on a host that never was started.
+pub(crate) fn seen(facts: &Facts) -> Cow<'_, ConfigFiles> {
+    match (facts.distro.edited, facts.sources.first()) {
+        (Edited::TomlTemplate(_), Some(root)) if facts.loaded.root.text.is_none() => {
+            Cow::Owned(ConfigFiles {
+                root: root.clone(),
+                imported: Vec::new(),
+            })
+        }
+        _ => Cow::Borrowed(&facts.loaded),
+    }
+}
+
+/// What is edited instead of the file that `loaded` says; `None` where that is the one.
+///
+/// # Errors
+/// When there is nothing to edit yet and what a new file has to look like can't be told.
+pub(crate) fn find<'a>(
+    facts: &'a Facts,
+    loaded: &ConfigTarget,
+) -> Result<Option<Source<'a>>, Error> {
+    let source = |at: usize, go: bool, placement: &ConfigTarget| {
+        let file = facts.sources.get(at)?;
+        let placement = ConfigTarget {
+            path: file.path.clone(),
+            ..placement.clone()
+        };
+        let text = file.text.as_deref();
+        Some(Source {
+            go: go && text.is_none_or(is_template),
+            placement,
+            text,
+        })
+    };
+    match facts.distro.edited {
+        Edited::Loaded => Ok(None),
+        Edited::GoTemplate { .. } => {
+            let owned = facts.state.config.as_ref().map(|config| &config.path);
+            let holds = |at: &usize| {
+                facts
+                    .sources
+                    .get(*at)
+                    .is_some_and(|file| file.text.is_some())
+            };
+            let is_owned = |at: &usize| facts.sources.get(*at).map(|file| &file.path) == owned;
+            let ours = [0, 1].into_iter().filter(holds).find(is_owned);
+            let imported = loaded.path != facts.loaded.root.path;
+            let at = match ours.or_else(|| [0, 1].into_iter().find(holds)) {
+                // What a release that imports a folder renders needs no template; ours of an earlier one stays what is edited.
+                _ if imported && ours.is_none() => return Ok(None),
+                Some(at) => at,
+                None => usize::from(!new_template(facts, loaded)?),
+            };
+            let placement = if facts.loaded.root.text.is_some() {
+                loaded.clone()
+            } else {
+                unseen(loaded, facts.release.is_some_and(renders_schema_3))
+            };
+            Ok(source(at, true, &placement))
+        }
+        Edited::TomlTemplate(_) => {
+            let absent = facts.sources.iter().all(|file| file.text.is_none());
+            if absent {
+                let path = facts.sources.first().map(|file| file.path.clone());
+                return Err(Error::NoTemplate {
+                    path: path.unwrap_or_default(),
+                });
+            }
+            Ok(source(0, false, loaded))
+        }
+        Edited::Snippets { marker, .. } => {
+            let root = facts.loaded.root.text.as_deref();
+            if root.is_some_and(|text| text.lines().all(|line| line != marker)) {
+                return Ok(None);
+            }
+            let schema_3 = match (facts.version, facts.release) {
+                (Some(containerd), _) => containerd.major >= 2,
+                // k0s 1.36 has containerd 2 and refuses snippets of another version than 3.
+                (None, Some(release)) => (release.major, release.minor) >= (1, 36),
+                (None, None) => return Err(Error::NoRelease(facts.distro.word)),
+            };
+            Ok(source(0, false, &unseen(loaded, schema_3)))
+        }
+    }
+}
+
+/// Where handlers go in a file that is made now.
+fn unseen(loaded: &ConfigTarget, schema_3: bool) -> ConfigTarget {
+    let (plugin, version) = if schema_3 {
+        (PluginId::CriV1Runtime, 3)
+    } else {
+        (PluginId::GrpcV1Cri, 2)
+    };
+    ConfigTarget {
+        plugin,
+        version: Some(version),
+        drop_in: true,
+        // The distribution declares it.
+        must_declare_runc: false,
+        ..loaded.clone()
+    }
+}
+
+/// Whether a new template is one for schema 3.
+///
+/// # Errors
+/// Where a new template can't take over the distribution's own: that would have to be copied, and would never be mended again.
+fn new_template(facts: &Facts, loaded: &ConfigTarget) -> Result<bool, Error> {
+    // What is rendered now says more than a release can, and what renders this has a base template.
+    let schema_3 = loaded.version.is_some_and(|version| version >= 3);
+    let rendered = facts.loaded.root.text.is_some().then_some(schema_3);
+    if rendered == Some(true) {
+        return Ok(true);
+    }
+    let word = facts.distro.word;
+    let release = facts.release.ok_or(Error::NoRelease(word))?;
+    // Patch releases of September 2023 brought the base template.
+    let has_base = match (release.major, release.minor) {
+        (1, 26) => release.patch >= 8,
+        (1, 27) => release.patch >= 5,
+        (1, 28) => release.patch >= 1,
+        newer => newer > (1, 28),
+    };
+    if has_base {
+        Ok(rendered.unwrap_or_else(|| renders_schema_3(release)))
+    } else {
+        Err(Error::NoBase { word, release })
+    }
+}
+
+/// containerd 2 came with 1.31.6 and 1.32.2, and the template for it.
+fn renders_schema_3(release: Version) -> bool {
+    match (release.major, release.minor) {
+        (1, 31) => release.patch >= 6,
+        (1, 32) => release.patch >= 2,
+        newer => newer > (1, 32),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use rstest::rstest;
+
+    use super::*;
+    use crate::containerd_config::SourceFile;
+    use crate::installer::distro::named;
+    use crate::installer::plan::config_edit::Site;
+    use crate::installer::plan::tests::node;
+    use crate::installer::state::OwnedConfig;
+
+    const V2: &str = "version = 2\n";
+    const V3: &str = "version = 3\n";
+    const DROP_IN: &str = "/x/config-v3.toml.d/farrier.toml";
+
+    /// A host of a distribution that was looked at; `texts` are those of the files that may be edited.
+    fn host(word: &str, root: Option<&str>, release: &str, texts: &[Option<&str>]) -> Facts {
+        let mut facts = node();
+        facts.distro = named(word);
+        facts.release = release.parse().ok();
+        facts.loaded.root = SourceFile {
+            path: "/x/config.toml".to_owned(),
+            text: root.map(str::to_owned),
+        };
+        let paths = editable_files(facts.distro.edited, "/x/config.toml");
+        assert_eq!(paths.len(), texts.len());
+        facts.sources = paths
+            .into_iter()
+            .zip(texts)
+            .map(|(path, text)| SourceFile {
+                path,
+                text: text.map(str::to_owned),
+            })
+            .collect();
+        facts
+    }
+
+    fn loaded(path: &str) -> ConfigTarget {
+        ConfigTarget {
+            path: path.to_owned(),
+            plugin: PluginId::GrpcV1Cri,
+            version: Some(2),
+            drop_in: false,
+            must_declare_runc: false,
+            declared_in_other_files: BTreeSet::new(),
+        }
+    }
+
+    const OLD: Option<&str> = Some("{{ template \"base\" . }}\n");
+
+    #[test]
+    fn what_somebody_wrote_into_a_template_and_nobody_rendered_does_not_go_live_with_us() {
+        let template = "{{ template \"base\" . }}\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.new]\nruntime_type = 'x'\n";
+        let rendered = "version = 3\n[plugins.'io.containerd.cri.v1.runtime'.containerd]\ndefault_runtime_name = 'runc'\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n";
+        let mut facts = host("k3s", Some(rendered), "1.31.6", &[Some(template), None]);
+        facts.dump = Ok(rendered.to_owned());
+        facts.version = "2.0.2".parse().ok();
+        let site = Site::find(&facts, false).unwrap();
+        let error = site.check_restart(&facts).unwrap_err().to_string();
+        assert!(error.contains("handler new"), "{error}");
+    }
+
+    #[rstest]
+    #[case::rendered_for_2(Some(V2), "1.30.4", [None, None], "/x/config.toml.tmpl")]
+    #[case::rendered_for_3(Some(V3), "", [None, None], "/x/config-v3.toml.tmpl")]
+    #[case::an_image_of_today(None, "k3s version v1.33.1+k3s1 (abc)", [None, None], "/x/config-v3.toml.tmpl")]
+    #[case::an_image_of_yesterday(None, "1.31.5", [None, None], "/x/config.toml.tmpl")]
+    #[case::an_old_template_alone(Some(V3), "", [None, OLD], "/x/config.toml.tmpl")]
+    #[case::both_templates(Some(V3), "", [OLD, OLD], "/x/config-v3.toml.tmpl")]
+    fn the_template_that_counts_is_edited(
+        #[case] root: Option<&str>,
+        #[case] release: &str,
+        #[case] texts: [Option<&str>; 2],
+        #[case] expected: &str,
+        #[values("k3s", "k3d", "rke2")] word: &str,
+    ) {
+        let facts = host(word, root, release, &texts);
+        let mut loaded = loaded("/x/config.toml");
+        loaded.version = Some(if root == Some(V3) { 3 } else { 2 });
+        let source = find(&facts, &loaded).unwrap().unwrap();
+        assert_eq!(source.placement.path, expected);
+        assert!(source.go);
+    }
+
+    #[rstest]
+    #[case::unknown("")]
+    #[case::before_base_templates("1.28.0")]
+    #[case::long_before("1.25.16")]
+    fn a_template_is_made_only_where_it_can_take_over_the_distribution_s_own(
+        #[case] release: &str,
+    ) {
+        let facts = host("k3s", Some(V2), release, &[None, None]);
+        assert!(find(&facts, &loaded("/x/config.toml")).is_err());
+    }
+
+    #[test]
+    fn a_template_of_ours_stays_what_is_edited_when_a_release_begins_to_import_a_folder() {
+        let mut facts = host("k3s", Some(V3), "1.35.2", &[OLD, None]);
+        assert_eq!(find(&facts, &loaded(DROP_IN)).unwrap(), None);
+        facts.state.config = Some(OwnedConfig {
+            path: "/x/config-v3.toml.tmpl".to_owned(),
+            sha256: String::new(),
+            root: None,
+        });
+        let source = find(&facts, &loaded(DROP_IN)).unwrap().unwrap();
+        assert_eq!(source.placement.path, "/x/config-v3.toml.tmpl");
+    }
+
+    #[rstest]
+    #[case::containerd_1("1.7.35", "v1.36.0+k0s.0", Some(2))]
+    #[case::containerd_2("2.1.9", "", Some(3))]
+    #[case::an_image_of_today("", "v1.36.0+k0s.0", Some(3))]
+    #[case::an_image_of_yesterday("", "v1.35.1+k0s.1", Some(2))]
+    #[case::an_unknown_image("", "", None)]
+    fn a_snippet_has_the_version_that_k0s_takes(
+        #[case] containerd: &str,
+        #[case] release: &str,
+        #[case] expected: Option<i64>,
+        #[values(None, Some("\n# k0s_managed=true\nversion = 2\n"))] root: Option<&str>,
+    ) {
+        let mut facts = host("k0s", root, release, &[None]);
+        facts.version = containerd.parse().ok();
+        let source = find(&facts, &loaded("/run/k0s/containerd-cri.toml"));
+        let Some(version) = expected else {
+            assert!(source.is_err());
+            return;
+        };
+        let placement = source.unwrap().unwrap().placement;
+        assert_eq!(placement.path, "/x/containerd.d/farrier.toml");
+        assert_eq!(placement.version, Some(version));
+        assert!(!placement.must_declare_runc);
+    }
+
+    #[test]
+    fn a_configuration_of_k0s_that_its_owner_keeps_is_edited_itself() {
+        let facts = host("k0s", Some(V2), "", &[None]);
+        assert_eq!(find(&facts, &loaded("/x/config.toml")).unwrap(), None);
+    }
+}

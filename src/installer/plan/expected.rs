@@ -1,0 +1,265 @@
+//! What a containerd must serve to count as proven. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::HostPlan;
+use super::config_edit::declarations;
+use crate::containerd_config::Handler;
+use crate::handoff::OptionValue;
+use crate::installer::containerd::cri::Served;
+use crate::installer::inspect::Facts;
+
+type Options = BTreeMap<String, OptionValue>;
+
+/// What containerd serves before a change and should serve after it, as a journal notes it: whoever finds the change half done holds
+/// containerd to this.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Expected {
+    /// The default runtime.
+    default: String,
+    /// Everything that is served before, ours and others', by handler.
+    served: BTreeMap<String, Noted>,
+    /// Handlers that the change concerns.
+    ours: BTreeSet<String>,
+    /// Those of them that are declared before.
+    was: BTreeMap<String, Noted>,
+    /// Those of them that the change declares.
+    becomes: BTreeMap<String, Noted>,
+}
+
+/// One handler.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Noted {
+    runtime_type: String,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    options: Options,
+}
+
+impl Expected {
+    /// What `plan` should come to, where it is known what is served before it.
+    pub(crate) fn of(facts: &Facts, plan: &HostPlan) -> Option<Self> {
+        let before = facts.served.as_ref().ok()?;
+        let served = before.handlers.iter().map(|(name, runtime_type)| {
+            let options = before
+                .options
+                .get(name)
+                .map(OptionValue::from_toml)
+                .unwrap_or_default();
+            let runtime_type = runtime_type.clone();
+            let noted = Noted {
+                runtime_type,
+                options,
+            };
+            (name.clone(), noted)
+        });
+        Some(Self {
+            default: before.default.clone(),
+            served: served.collect(),
+            ours: plan.ours.clone(),
+            was: note(&declared_before(facts, plan)),
+            becomes: note(&plan.declared),
+        })
+    }
+
+    /// The handlers that the change declares.
+    pub(crate) fn declared(&self) -> Vec<Handler> {
+        handlers(&self.becomes)
+    }
+
+    /// Whether containerd serves the change: see [`prove`].
+    ///
+    /// # Errors
+    /// Says in one sentence what differs.
+    pub(crate) fn prove_change(&self, served: &Served) -> Result<(), String> {
+        prove(&self.before(), served, &self.declared(), &self.ours)
+    }
+
+    /// Whether containerd serves what it did before the change: see [`prove`].
+    ///
+    /// # Errors
+    /// Says in one sentence what differs.
+    pub(crate) fn prove_undone(&self, served: &Served) -> Result<(), String> {
+        prove(&self.before(), served, &handlers(&self.was), &self.ours)
+    }
+
+    pub(crate) fn before(&self) -> Served {
+        let handlers = self.served.iter();
+        let options = self.served.iter();
+        Served {
+            ready: true,
+            default: self.default.clone(),
+            handlers: handlers
+                .map(|(name, noted)| (name.clone(), noted.runtime_type.clone()))
+                .collect(),
+            options: options
+                .filter(|(_, noted)| !noted.options.is_empty())
+                .map(|(name, noted)| (name.clone(), OptionValue::to_toml(&noted.options)))
+                .collect(),
+        }
+    }
+}
+
+fn note(handlers: &[Handler]) -> BTreeMap<String, Noted> {
+    let handlers = handlers.iter().map(|handler| {
+        let noted = Noted {
+            runtime_type: handler.runtime_type.clone(),
+            options: OptionValue::from_toml(&handler.options),
+        };
+        (handler.name.clone(), noted)
+    });
+    handlers.collect()
+}
+
+fn handlers(noted: &BTreeMap<String, Noted>) -> Vec<Handler> {
+    let noted = noted.iter().map(|(name, noted)| Handler {
+        name: name.clone(),
+        runtime_type: noted.runtime_type.clone(),
+        options: OptionValue::to_toml(&noted.options),
+    });
+    noted.collect()
+}
+
+/// Whether the running containerd has loaded exactly what is declared as ours.
+pub(crate) fn is_served(served: &Served, declared: &[Handler], ours: &BTreeSet<String>) -> bool {
+    let listed =
+        |handler: &Handler| served.handlers.get(&handler.name) == Some(&handler.runtime_type);
+    let gone = |name: &&String| declared.iter().all(|handler| handler.name != **name);
+    declared.iter().all(listed)
+        && ours
+            .iter()
+            .filter(gone)
+            .all(|name| !served.handlers.contains_key(name))
+}
+
+/// The handlers that `plan` concerns as they were declared before it: ours, and those of predecessors that it takes over or away.
+#[must_use]
+pub fn declared_before(facts: &Facts, plan: &HostPlan) -> Vec<Handler> {
+    let mut declared = declarations(facts, &facts.state.handlers);
+    let served = facts.served.iter().flat_map(|served| &served.handlers);
+    let theirs = served.filter(|(name, _)| {
+        plan.ours.contains(*name) && facts.inheritance.handlers.contains_key(*name)
+    });
+    for (name, runtime_type) in theirs {
+        if declared.iter().all(|handler| handler.name != *name) {
+            declared.push(Handler {
+                name: name.clone(),
+                runtime_type: runtime_type.clone(),
+                options: BTreeMap::new(),
+            });
+        }
+    }
+    declared
+}
+
+/// Whether containerd serves after a restart what it should: ours with our paths, the others and the default as before.
+///
+/// # Errors
+/// Says in one sentence what differs.
+pub fn prove(
+    before: &Served,
+    after: &Served,
+    declared: &[Handler],
+    ours: &BTreeSet<String>,
+) -> Result<(), String> {
+    let others = |served: &Served| {
+        let (mut handlers, mut options) = (served.handlers.clone(), served.options.clone());
+        handlers.retain(|name, _| !ours.contains(name));
+        options.retain(|name, _| !ours.contains(name));
+        (handlers, options)
+    };
+    if !after.ready {
+        return Err("containerd's runtime is not ready".to_owned());
+    }
+    if before.default != after.default {
+        return Err(format!(
+            "the default runtime was {:?} and is {:?}",
+            before.default, after.default
+        ));
+    }
+    if others(before) != others(after) {
+        return Err("runtimes that are not Farrier's changed".to_owned());
+    }
+    if !is_served(after, declared, ours) {
+        return Err("containerd does not list the handlers as they are declared".to_owned());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+    use crate::containerd_config::Value;
+
+    fn entry(name: &str, path: &str) -> (String, Noted) {
+        let noted = Noted {
+            runtime_type: path.to_owned(),
+            options: BTreeMap::from([("Level".to_owned(), OptionValue::Integer(7))]),
+        };
+        (name.to_owned(), noted)
+    }
+
+    /// What a change expects by which `a` comes and `b` goes, beside a `runc` of somebody else.
+    fn expected() -> Expected {
+        let runc = || entry("runc", "io.containerd.runc.v2");
+        let b = || entry("b", "/bin/b");
+        let expected = Expected {
+            default: "runc".to_owned(),
+            served: [runc(), b()].into(),
+            ours: ["a", "b"].map(str::to_owned).into(),
+            was: [b()].into(),
+            becomes: [entry("a", "/bin/a")].into(),
+        };
+        // As a later run finds it.
+        let text = serde_json::to_string(&expected).unwrap();
+        assert_eq!(serde_json::from_str::<Expected>(&text).unwrap(), expected);
+        expected
+    }
+
+    fn served(handlers: &[(&str, &str)], default: &str) -> Served {
+        let runc = [("runc", "io.containerd.runc.v2")];
+        let options = BTreeMap::from([("Level".to_owned(), Value::Integer(7))]);
+        let handlers = handlers.iter().chain(&runc);
+        Served {
+            ready: true,
+            default: default.to_owned(),
+            handlers: handlers
+                .clone()
+                .map(|(name, path)| ((*name).to_owned(), (*path).to_owned()))
+                .collect(),
+            options: handlers
+                .map(|(name, _)| ((*name).to_owned(), options.clone()))
+                .collect(),
+        }
+    }
+
+    #[rstest]
+    #[case::the_change(&[("a", "/bin/a")], "runc", true, false)]
+    #[case::what_was_before(&[("b", "/bin/b")], "runc", false, true)]
+    #[case::ours_at_another_path(&[("a", "/bin/other")], "runc", false, false)]
+    #[case::what_should_be_gone(&[("a", "/bin/a"), ("b", "/bin/b")], "runc", false, false)]
+    #[case::another_default(&[("a", "/bin/a")], "a", false, false)]
+    #[case::one_of_somebody_else(&[("a", "/bin/a"), ("c", "/bin/c")], "runc", false, false)]
+    #[case::nothing_of_ours(&[], "runc", false, false)]
+    fn a_later_run_holds_containerd_to_what_the_journal_expects(
+        #[case] handlers: &[(&str, &str)],
+        #[case] default: &str,
+        #[case] is_changed: bool,
+        #[case] is_undone: bool,
+    ) {
+        let (expected, served) = (expected(), served(handlers, default));
+        assert_eq!(expected.prove_change(&served).is_ok(), is_changed);
+        assert_eq!(expected.prove_undone(&served).is_ok(), is_undone);
+        assert_eq!(expected.before() == served, is_undone);
+        let starting = Served {
+            ready: false,
+            ..served
+        };
+        assert!(expected.prove_change(&starting).is_err());
+    }
+}

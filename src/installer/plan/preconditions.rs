@@ -1,0 +1,78 @@
+//! Whether a host may be changed at all, and its containerd restarted. Pure.
+
+use super::Error;
+use super::goal::Want;
+use crate::installer::distro::Restart;
+use crate::installer::inspect::Facts;
+use crate::installer::state::State;
+
+/// Whether there is anything on this host that a change could be made and proven on.
+///
+/// # Errors
+/// Says why there is not.
+pub(crate) fn check_host(facts: &Facts, want: &Want) -> Result<(), Error> {
+    if let Some(refusal) = facts.distro.refusal {
+        return Err(Error::Distribution(refusal));
+    }
+    if want.offline {
+        return Ok(());
+    }
+    if facts.daemon.is_none() {
+        let refused = facts.refused.clone();
+        return Err(Error::NoDaemon { refused });
+    }
+    match &facts.served {
+        Ok(served) if served.ready => Ok(()),
+        Ok(_) => Err(Error::NotServing("its runtime is not ready".to_owned())),
+        Err(words) => Err(Error::NotServing(words.clone())),
+    }
+}
+
+/// Whether nothing of ours or of a predecessor is on this host, as far as its files say.
+pub(crate) fn is_bare(facts: &Facts) -> bool {
+    let inheritance = &facts.inheritance;
+    let bin = format!("{}/", facts.places.bin());
+    let files = facts.loaded.files().chain(&facts.sources);
+    let mut texts = files.filter_map(|file| file.text.as_deref());
+    facts.state == State::default()
+        && facts.former.is_none()
+        && facts.binaries.is_empty()
+        && facts.stored.is_empty()
+        && facts.damaged.is_empty()
+        && inheritance.handlers.is_empty()
+        && inheritance.homes.is_empty()
+        && !texts.any(|text| text.contains(&bin))
+}
+
+/// Whether whoever asks may restart containerd, and the pods survive that.
+///
+/// # Errors
+/// Says which of both is not so.
+pub(crate) fn check_restart(facts: &Facts, want: &Want) -> Result<(), Error> {
+    if let Some(words) = &facts.unreachable {
+        return Err(Error::Obstacle(words.clone()));
+    }
+    match spares_pods(facts) {
+        Err(Error::KillMode { .. } | Error::Container) if want.allow_pod_restarts => Ok(()),
+        spares => spares,
+    }
+}
+
+/// # Errors
+/// Where a restart ends every pod of the node, or might.
+pub(crate) fn spares_pods(facts: &Facts) -> Result<(), Error> {
+    match &facts.kill_mode {
+        Ok(mode) if spares(mode) => Ok(()),
+        Ok(_) if facts.distro.restart == Restart::ContainerInit => Err(Error::Container),
+        Ok(mode) => Err(Error::KillMode {
+            unit: facts.unit(),
+            mode: mode.clone(),
+        }),
+        Err(words) => Err(Error::KillModeUnknown(words.clone())),
+    }
+}
+
+/// Whether the processes of pods outlive a restart of a unit with this `KillMode` (systemd.kill(5)).
+pub(crate) fn spares(mode: &str) -> bool {
+    matches!(mode, "process" | "none")
+}

@@ -1,0 +1,198 @@
+//! Finds what is ours in files that are edited no longer, and takes it out: which one is edited follows containerd's release and the
+//! files that it loads, so it moves when a node is upgraded. Pure; which one it is today is decided in `site`.
+
+use std::collections::BTreeSet;
+
+use super::ConfigChange;
+use crate::containerd_config::{DeclaredHandler, Error, SourceFile, remove_managed_handlers};
+use crate::installer::distro::Edited;
+use crate::installer::inspect::Facts;
+
+/// The changes that take the handlers `ours` out of all files but `edited`.
+///
+/// # Errors
+/// When one of them can't be edited.
+pub(crate) fn cut_out(
+    facts: &Facts,
+    ours: &BTreeSet<String>,
+    edited: &str,
+) -> Result<Vec<ConfigChange>, Error> {
+    let places = &facts.places;
+    let executes_ours = |name: &str, handler: &DeclaredHandler| {
+        let owned = facts.state.handlers.get(name);
+        let declared = owned.map(|owned| places.declared_path(name, owned));
+        let path = &handler.runtime_type;
+        *path == places.binary_path(name) || Some(path) == declared.as_ref()
+    };
+    let is_ours = |name: &str, handler: &DeclaredHandler| {
+        ours.contains(name) && (handler.marked || executes_ours(name, handler))
+    };
+    let mut changes = Vec::new();
+    for (file, live) in others(facts, edited) {
+        let Some(before) = &file.text else {
+            continue;
+        };
+        let after = remove_managed_handlers(&file.path, before, is_ours)?;
+        if after.as_ref() != Some(before) {
+            changes.push(ConfigChange {
+                path: file.path.clone(),
+                before: Some(before.clone()),
+                after,
+                root: facts.loaded.root.path.clone(),
+                rendered: None,
+                live,
+            });
+        }
+    }
+    Ok(changes)
+}
+
+/// The files that may hold something of ours beside the one that is `edited`, each with whether containerd loads it.
+///
+/// Where containerd loads what a distribution makes of other files, those are edited and it is left to the distribution, but for a file
+/// that is known to be ours.
+fn others<'a>(facts: &'a Facts, edited: &'a str) -> impl Iterator<Item = (&'a SourceFile, bool)> {
+    let owned = facts.state.config.as_ref().map(|config| &config.path);
+    let is_made = match facts.distro.edited {
+        Edited::Loaded => false,
+        Edited::GoTemplate { .. } | Edited::TomlTemplate(_) | Edited::Snippets { .. } => true,
+    };
+    let loaded = facts.loaded.files();
+    let loaded = loaded.filter(move |file| !is_made || Some(&file.path) == owned);
+    let unloaded = facts.sources.iter().chain(&facts.former);
+    loaded
+        .map(|file| (file, true))
+        .chain(unloaded.map(|file| (file, false)))
+        .filter(move |(file, _)| file.path != edited)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use rstest::rstest;
+
+    use super::*;
+    use crate::containerd_config::{ConfigFiles, Handler, Version};
+    use crate::installer::plan::tests::{after, node, want};
+    use crate::installer::plan::{HostPlan, Scope, Want, decide};
+    use crate::installer::state::State;
+
+    const ROOT: &str = "/etc/containerd/config.toml";
+    const LAST: &str = "/etc/containerd/conf.d/90-last.toml";
+    const RUNC: &str = "[plugins.'io.containerd.grpc.v1.cri'.containerd]\ndefault_runtime_name = 'runc'\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n";
+
+    /// Files by their paths; the root is [`ROOT`].
+    type Files = BTreeMap<String, String>;
+
+    fn files(files: &[(&str, &str)]) -> Files {
+        let owned = |(path, text): &(&str, &str)| ((*path).to_owned(), (*text).to_owned());
+        files.iter().map(owned).collect()
+    }
+
+    /// The node with these files, of which it loads all that are not `unloaded`, under a containerd of this release.
+    fn on(mut facts: Facts, files: &Files, release: &str, unloaded: &[&str]) -> Facts {
+        facts.version = release.parse::<Version>().ok();
+        let file = |(path, text): (&String, &String)| SourceFile {
+            path: path.clone(),
+            text: Some(text.clone()),
+        };
+        let is_loaded = |path: &String| !unloaded.contains(&path.as_str());
+        let others = || files.iter().filter(|(path, _)| *path != ROOT);
+        facts.loaded = ConfigFiles {
+            root: SourceFile {
+                path: ROOT.to_owned(),
+                text: files.get(ROOT).cloned(),
+            },
+            imported: others()
+                .filter(|(path, _)| is_loaded(path))
+                .map(file)
+                .collect(),
+        };
+        facts.former = others().find(|(path, _)| !is_loaded(path)).map(file);
+        facts
+    }
+
+    /// Carries out `plan`: in the files, and on the node, whose containerd prints what is declared then.
+    fn carry_out(facts: Facts, files: &mut Files, plan: HostPlan) -> Facts {
+        for change in &plan.config {
+            assert_eq!(files.get(&change.path), change.before.as_ref());
+            match &change.after {
+                Some(text) => files.insert(change.path.clone(), text.clone()),
+                None => files.remove(&change.path),
+            };
+        }
+        let table = |handler: &Handler| {
+            let (name, path) = (&handler.name, &handler.runtime_type);
+            format!(
+                "[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.{name}]\nruntime_type = '{path}'\n"
+            )
+        };
+        let ours: String = plan.declared.iter().map(table).collect();
+        let mut facts = after(facts, plan);
+        facts.dump = Ok(format!("{RUNC}{ours}"));
+        facts
+    }
+
+    /// Nothing wanted any more, by nobody.
+    fn nothing() -> Want {
+        let mut all = want(&[]);
+        all.scope = Scope::Everything;
+        all
+    }
+
+    const GLOB: &str = "version = 2\nimports = ['conf.d/*.toml']\n";
+    const PLAIN: &str = "version = 2\nimports = ['/etc/containerd/conf.d/90-last.toml']\n";
+
+    #[rstest]
+    #[case::to_a_drop_in(GLOB, "1.7.35", "2.1.9", &[])]
+    #[case::to_the_root(PLAIN, "1.6.36", "2.4.2", &[])]
+    #[case::to_another_configuration(GLOB, "1.7.35", "1.7.35", &[LAST])]
+    fn what_stays_behind_when_the_place_moves_leaves_as_it_came(
+        #[case] root: &str,
+        #[case] before: &str,
+        #[case] release: &str,
+        #[case] unloaded: &[&str],
+        #[values(false, true)] moves: bool,
+        #[values(false, true)] state_is_lost: bool,
+    ) {
+        let first = files(&[(ROOT, root), (LAST, RUNC)]);
+        let mut now = first.clone();
+        let facts = on(node(), &now, before, &[]);
+        let plan = decide(&facts, &want(&["a"])).unwrap();
+        assert_eq!(plan.config[0].path, LAST);
+        let mut facts = carry_out(facts, &mut now, plan);
+        if state_is_lost && unloaded.is_empty() {
+            facts.state = State::default();
+        }
+        let mut facts = on(facts, &now, release, unloaded);
+        if moves {
+            let plan = decide(&facts, &want(&["a"])).unwrap();
+            assert!(plan.restart && plan.config.len() == 2, "{plan:?}");
+            facts = carry_out(facts, &mut now, plan);
+            facts = on(facts, &now, release, unloaded);
+            assert_eq!(now[LAST], first[LAST]);
+            assert!(decide(&facts, &want(&["a"])).unwrap().is_empty());
+        }
+        let plan = decide(&facts, &nothing()).unwrap();
+        assert!(plan.restart && plan.state.is_none());
+        carry_out(facts, &mut now, plan);
+        assert_eq!(now, first);
+    }
+
+    #[test]
+    fn what_others_declare_under_a_name_of_ours_in_another_file_is_theirs() {
+        let mut now = files(&[(ROOT, GLOB), (LAST, RUNC)]);
+        let facts = on(node(), &now, "2.1.9", &[]);
+        let plan = decide(&facts, &want(&["a"])).unwrap();
+        let facts = carry_out(facts, &mut now, plan);
+        let theirs = format!(
+            "{RUNC}{}",
+            "[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.a]\nruntime_type = '/opt/theirs'\n"
+        );
+        now.insert(LAST.to_owned(), theirs);
+        let facts = on(facts, &now, "2.1.9", &[]);
+        let plan = decide(&facts, &nothing()).unwrap();
+        assert!(plan.config.iter().all(|change| change.path != LAST));
+    }
+}

@@ -1,0 +1,413 @@
+//! What is installed on a host, by whom, and what is wrong with it, each finding with its remedy. Pure: it judges facts.
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+
+use super::split;
+use crate::containerd_config::{DeclaredHandler, Handler, runtimes_of_dump};
+use crate::handoff::printable;
+use crate::installer::distro::Restart;
+use crate::installer::error::Error;
+use crate::installer::inspect::{Facts, standing};
+use crate::installer::plan::config_edit::{Site, declarations, hands_options_over};
+use crate::installer::plan::not_counted;
+use crate::installer::plan::preconditions::spares_pods;
+use crate::installer::plan::takeover;
+use crate::installer::state::{OwnedHandler, STATE_FILE, owner_word};
+
+/// What is known of a host's shims.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Diagnosis {
+    /// Whether there is no finding.
+    pub healthy: bool,
+    /// Word of the distribution table; `None` where the host could not be looked at.
+    pub distro: Option<String>,
+    /// Release of containerd.
+    pub containerd: Option<String>,
+    /// Handlers of ours.
+    pub handlers: Vec<Installed>,
+    /// What is wrong.
+    pub findings: Vec<Finding>,
+}
+
+/// A handler of ours.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Installed {
+    /// The name containerd knows it by.
+    pub handler: String,
+    /// The Shim that it belongs to.
+    pub shim: String,
+    /// What containerd executes for it.
+    pub path: String,
+    /// Whose it is: `cluster`, `local`, `kwasm` or `rcm`.
+    pub owner: &'static str,
+    /// How it is.
+    pub condition: Condition,
+    /// SHA-256 of its binary.
+    pub sha256: Option<String>,
+    /// Pod sandboxes that use it.
+    pub sandboxes: usize,
+}
+
+/// How a handler of ours is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Condition {
+    /// containerd lists it, and its binary stands verified at its path.
+    Served,
+    /// Declared for a Shim that this node doesn't carry; no binary.
+    Reserved,
+    /// containerd doesn't list it, or its binary is not what was installed.
+    Unserved,
+    /// containerd was not asked.
+    Unknown,
+    /// Declared no more; its binary stays for the pods that use it.
+    Leaving,
+}
+
+/// Something that is wrong.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Finding {
+    /// A sentence.
+    pub problem: String,
+    /// What to do about it.
+    pub remedy: String,
+}
+
+/// What makes most of what is wrong right.
+const INSTALL_AGAIN: &str = "run `farrier install` again with the same shims";
+
+/// What shows of other runs on a host.
+#[derive(Debug, Default)]
+pub struct Traces {
+    /// Nothing of the host is expected to run.
+    pub offline: bool,
+    /// Another run is at work.
+    pub locked: bool,
+    /// The undo log of a change is there.
+    pub journal: bool,
+    /// Files that only a run leaves that was killed.
+    pub leftovers: Vec<String>,
+}
+
+/// Judges a host.
+#[must_use]
+pub fn examine(facts: &Facts, traces: &Traces) -> Diagnosis {
+    let state = &facts.state;
+    let late = state.late.iter();
+    let late = late.filter(|(name, _)| !state.handlers.contains_key(*name));
+    let handlers: Vec<Installed> = late
+        .chain(&state.handlers)
+        .map(|(name, owned)| installed(facts, name, owned))
+        .collect();
+    let mut findings = Findings::default();
+    if traces.locked {
+        findings.add(
+            "another farrier is changing this host",
+            "wait until it has ended, then look again: what it is about to change may count as a fault here",
+        );
+    } else {
+        findings.of_traces(facts, traces);
+    }
+    findings.of_host(facts, traces.offline);
+    findings.of_handlers(facts, &handlers);
+    for problem in config_drift(facts) {
+        findings.add(&problem, INSTALL_AGAIN);
+    }
+    for (problem, remedy) in takeover::complaints(facts) {
+        findings.add(&problem, remedy);
+    }
+    Diagnosis {
+        healthy: findings.0.is_empty(),
+        distro: Some(facts.distro.word.to_owned()),
+        containerd: facts.version.map(|version| version.to_string()),
+        handlers,
+        findings: findings.0,
+    }
+}
+
+/// The diagnosis of a host that can't be looked at.
+#[must_use]
+pub fn unseen(error: &Error) -> Diagnosis {
+    let mut findings = Findings::default();
+    findings.add_sentence(
+        &error.to_string(),
+        "see that --host-root names the host's root and that you may read it",
+    );
+    Diagnosis {
+        healthy: false,
+        distro: None,
+        containerd: None,
+        handlers: Vec::new(),
+        findings: findings.0,
+    }
+}
+
+#[derive(Default)]
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    fn add(&mut self, problem: &str, remedy: &str) {
+        self.0.push(Finding {
+            problem: printable(problem),
+            remedy: printable(remedy),
+        });
+    }
+
+    /// As [`Self::add`], of a sentence that ends with what to do, or else with `otherwise`.
+    fn add_sentence(&mut self, sentence: &str, otherwise: &str) {
+        let (problem, remedy) = split(sentence);
+        self.add(&problem, remedy.as_deref().unwrap_or(otherwise));
+    }
+
+    /// What a run that was killed has left.
+    fn of_traces(&mut self, facts: &Facts, traces: &Traces) {
+        if traces.journal {
+            self.add(
+                "a change of this host was interrupted",
+                "run `farrier install` or `farrier uninstall` again: it undoes or finishes the change first",
+            );
+        }
+        for path in traces.leftovers.iter().cloned().chain(unreferenced(facts)) {
+            self.add(
+                &format!("{path} was left behind by a former run"),
+                "run `farrier install` again with the same shims; where it stays, remove it by hand",
+            );
+        }
+    }
+
+    /// What is wrong with the host, whatever is installed.
+    fn of_host(&mut self, facts: &Facts, offline: bool) {
+        let unit = facts.unit();
+        if let Some(refusal) = facts.distro.refusal {
+            return self.add_sentence(refusal, "see the documentation of that distribution");
+        }
+        if let (Some(_), Err(words)) = (&facts.daemon, &facts.served) {
+            let remedy = format!("see `journalctl -u {unit}` on the node");
+            self.add(words, &remedy);
+        } else if facts.daemon.is_none() && !offline {
+            let sentence = format!(
+                "no containerd runs on this host{}",
+                not_counted(&facts.refused)
+            );
+            self.add_sentence(&sentence, "start containerd");
+        }
+        if let Some(obstacle) = &facts.obstacle {
+            self.add_sentence(obstacle, "look at that path");
+        }
+        if let (Some(_), Err(words)) = (&facts.program, &facts.dump) {
+            self.add(
+                &format!("containerd does not load its present configuration: {words}"),
+                "correct the file: containerd would not start with it",
+            );
+        }
+        // A node that is a container can't do otherwise.
+        if facts.daemon.is_some()
+            && facts.distro.restart == Restart::Service
+            && let Err(hazard) = spares_pods(facts)
+        {
+            self.add_sentence(&hazard.to_string(), "look at that unit");
+        }
+        // Whoever asks for the next change is refused for the same reason.
+        if let Ok(site) = Site::find(facts, false)
+            && let Err(error) = site.check_restart(facts)
+        {
+            self.add_sentence(&error.to_string(), "restart containerd yourself");
+        }
+    }
+
+    /// What is wrong with handlers of ours, but for how they are declared.
+    fn of_handlers(&mut self, facts: &Facts, handlers: &[Installed]) {
+        for installed in handlers {
+            let handler = &installed.handler;
+            match installed.condition {
+                Condition::Leaving if facts.served.is_ok() && installed.sandboxes == 0 => self.add(
+                    &format!("the binary of handler {handler}, which was taken away, is needed by no pod any more"),
+                    "run `farrier uninstall` or `farrier install` again: it goes with the next run",
+                ),
+                Condition::Served | Condition::Reserved | Condition::Leaving => {}
+                Condition::Unserved | Condition::Unknown => {
+                    let path = &installed.path;
+                    if standing(facts, path) != installed.sha256.as_deref() {
+                        self.add(
+                            &format!("{path} is not the binary that was installed"),
+                            INSTALL_AGAIN,
+                        );
+                    } else if installed.condition == Condition::Unserved {
+                        self.add(
+                            &format!("handler {handler} is installed and not served: containerd does not list it"),
+                            INSTALL_AGAIN,
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Stored binaries that no handler of ours needs.
+fn unreferenced(facts: &Facts) -> impl Iterator<Item = String> {
+    let needed = |sha256: &&String| {
+        let (declared, late) = (&facts.state.handlers, &facts.state.late);
+        let mut handlers = declared.values().chain(late.values());
+        handlers.any(|owned| owned.sha256.as_ref() == Some(sha256))
+    };
+    let stored = facts.stored.iter().chain(&facts.damaged);
+    stored
+        .filter(move |sha256| !needed(sha256))
+        .map(|sha256| facts.places.store_path(sha256))
+}
+
+/// The configuration that we wrote may be edited by others; it must still declare what is ours.
+fn config_drift(facts: &Facts) -> Vec<String> {
+    let owned = facts.state.config.as_ref();
+    let path = owned.map_or(&facts.loaded.root.path, |config| &config.path);
+    let loaded = facts.loaded.files();
+    let text = loaded
+        .chain(&facts.sources)
+        .find(|file| file.path == *path)
+        .and_then(|file| file.text.as_deref());
+    let text = match (text, owned) {
+        (Some(text), _) => text,
+        (None, Some(_)) if facts.former.is_some() => {
+            return vec![format!(
+                "{path} declares our handlers, and containerd loads it no more"
+            )];
+        }
+        (None, Some(_)) => return vec![format!("{path} is gone, which declared our handlers")],
+        (None, None) => "",
+    };
+    let dumped = facts.dump.as_ref().ok();
+    let dumped = dumped.and_then(|dump| runtimes_of_dump(dump).ok());
+    let drifted = |handler: Handler| {
+        let name = &handler.name;
+        let lost = || format!("{path} no longer declares handler {name}, which {STATE_FILE} names");
+        match &dumped {
+            // What containerd can't be asked is looked for in the text.
+            None => (!text.contains(&handler.runtime_type)).then(lost),
+            Some((_, dumped)) => match dumped.get(name) {
+                Some(now) if now.runtime_type == handler.runtime_type => {
+                    let keys = if hands_options_over(facts) {
+                        other_options(&handler, now)
+                    } else {
+                        Vec::new()
+                    };
+                    (!keys.is_empty()).then(|| {
+                        let keys = keys.join(", ");
+                        format!("{path} declares handler {name} with other options than it was installed with: {keys}")
+                    })
+                }
+                Some(_) | None => Some(lost()),
+            },
+        }
+    };
+    let declared = declarations(facts, &facts.state.handlers);
+    declared.into_iter().filter_map(drifted).collect()
+}
+
+/// The keys of options whose values differ, or that only one of both has.
+fn other_options(ours: &Handler, now: &DeclaredHandler) -> Vec<String> {
+    let keys: BTreeSet<&String> = ours.options.keys().chain(now.options.keys()).collect();
+    keys.into_iter()
+        .filter(|key| ours.options.get(*key) != now.options.get(*key))
+        .cloned()
+        .collect()
+}
+
+fn installed(facts: &Facts, handler: &str, owned: &OwnedHandler) -> Installed {
+    let sha256 = owned.sha256.clone();
+    let path = facts.places.declared_path(handler, owned);
+    let condition = match (&sha256, &facts.served) {
+        _ if !facts.state.handlers.contains_key(handler) => Condition::Leaving,
+        (None, _) => Condition::Reserved,
+        (Some(_), Err(_)) => Condition::Unknown,
+        (Some(sha256), Ok(served)) => {
+            let listed = served.handlers.get(handler) == Some(&path);
+            if listed && standing(facts, &path) == Some(sha256) {
+                Condition::Served
+            } else {
+                Condition::Unserved
+            }
+        }
+    };
+    Installed {
+        handler: handler.to_owned(),
+        shim: owned.shim.clone(),
+        path,
+        owner: owner_word(owned.owner),
+        condition,
+        sha256,
+        sandboxes: facts.in_use.get(handler).copied().unwrap_or_default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+    use crate::handoff::OptionValue;
+    use crate::installer::plan::tests::{carrying, node};
+
+    fn problems(facts: &Facts) -> Vec<String> {
+        let findings = examine(facts, &Traces::default()).findings;
+        assert!(findings.iter().all(|finding| !finding.remedy.is_empty()));
+        findings
+            .into_iter()
+            .map(|finding| finding.problem)
+            .collect()
+    }
+
+    #[test]
+    fn a_node_that_is_well_is_healthy_with_farrier_or_without() {
+        for facts in [node(), carrying(&["a", "b"])] {
+            assert_eq!(problems(&facts), [""; 0]);
+            assert!(examine(&facts, &Traces::default()).healthy);
+        }
+    }
+
+    #[rstest]
+    #[case::options(|facts: &mut Facts| {
+        let options = &mut facts.state.handlers.get_mut("a").unwrap().options;
+        options.insert("SystemdCgroup".to_owned(), OptionValue::Boolean(true));
+    }, "other options than it was installed with: SystemdCgroup")]
+    #[case::another_path(|facts: &mut Facts| {
+        let dump = facts.dump.clone().unwrap();
+        facts.dump = Ok(dump.replace("shim-a", "shim-z"));
+    }, "no longer declares handler a")]
+    #[case::no_file(|facts: &mut Facts| facts.loaded.root.text = None, "is gone")]
+    #[case::unreadable(|facts: &mut Facts| facts.dump = Err("line 3".to_owned()), "does not load its present configuration: line 3")]
+    #[case::obstacle(|facts: &mut Facts| facts.obstacle = Some("/opt is read-only; make it writable".to_owned()), "/opt is read-only")]
+    #[case::unserved(|facts: &mut Facts| {
+        facts.served.as_mut().unwrap().handlers.remove("a");
+    }, "handler a is installed and not served")]
+    #[case::idle(|facts: &mut Facts| {
+        let late = facts.state.handlers["a"].clone();
+        facts.state.late.insert("c".to_owned(), late);
+    }, "handler c, which was taken away")]
+    fn what_is_wrong_is_named_once(#[case] spoil: impl Fn(&mut Facts), #[case] words: &str) {
+        let mut facts = carrying(&["a"]);
+        spoil(&mut facts);
+        let problems = problems(&facts);
+        let [problem] = problems.as_slice() else {
+            panic!("{problems:?}");
+        };
+        assert!(problem.contains(words), "{problem}");
+    }
+
+    #[test]
+    fn what_pods_took_up_late_is_leaving_and_no_fault() {
+        let mut facts = carrying(&["a", "b"]);
+        let late = facts.state.handlers.remove("a").unwrap();
+        facts.state.late.insert("a".to_owned(), late);
+        facts.in_use.insert("a".to_owned(), 1);
+        let diagnosis = examine(&facts, &Traces::default());
+        assert!(diagnosis.healthy, "{diagnosis:?}");
+        let conditions: Vec<Condition> = diagnosis.handlers.iter().map(|it| it.condition).collect();
+        assert_eq!(conditions, [Condition::Leaving, Condition::Served]);
+    }
+}

@@ -1,0 +1,243 @@
+//! Puts into the report what came of a request. Pure.
+
+pub mod doctor;
+pub mod text;
+
+use crate::handoff::{
+    FileAction, FileReport, HandlerReport, Outcome, ProvisionReport, ShimRequest, printable,
+};
+use crate::installer::error::Error;
+use crate::installer::inspect::{Facts, path_of, standing, verified};
+use crate::installer::plan::{self, HostPlan};
+use crate::installer::transaction::Failure;
+use crate::installer::transaction::rollback::Tally;
+
+/// A report as it goes out, whoever wrote the words in it.
+pub(crate) fn publish(mut report: ProvisionReport) -> ProvisionReport {
+    let reasons = report
+        .handlers
+        .iter_mut()
+        .map(|handler| &mut handler.reason);
+    for text in reasons
+        .chain([&mut report.reason, &mut report.remedy])
+        .flatten()
+        .chain(&mut report.notes)
+    {
+        *text = printable(text);
+    }
+    report
+}
+
+/// Fills in what is known of the host.
+pub(crate) fn describe(report: &mut ProvisionReport, facts: &Facts) {
+    report.containerd = facts.version.map(|version| version.to_string());
+    report.distro = Some(facts.distro.word.to_owned());
+    report.machine_id.clone_from(&facts.machine_id);
+    report.boot_id.clone_from(&facts.boot_id);
+}
+
+/// Fills in what came of a plan that was carried out.
+pub(crate) fn conclude(
+    report: &mut ProvisionReport,
+    facts: &Facts,
+    plan: &HostPlan,
+    offline: bool,
+) {
+    report.handlers.clone_from(&plan.handlers);
+    if offline {
+        // Nobody was asked, so nothing is proven.
+        report
+            .handlers
+            .iter_mut()
+            .for_each(|handler| handler.served = false);
+    }
+    report.notes.clone_from(&plan.notes);
+    report.files = files(facts, plan);
+    let complaints: Vec<&HandlerReport> = plan
+        .handlers
+        .iter()
+        .filter(|handler| handler.reason.is_some())
+        .collect();
+    let well = plan.handlers.len() > complaints.len();
+    report.result = match (complaints.is_empty(), plan.is_empty()) {
+        (true, true) if !report.changed => Outcome::Unchanged,
+        (true, _) => Outcome::Applied,
+        // What is not served and has a binary is on its way off the host.
+        (false, true)
+            if !well
+                && complaints
+                    .iter()
+                    .all(|handler| !handler.served && handler.path.is_none()) =>
+        {
+            Outcome::Refused
+        }
+        (false, _) => Outcome::Partial,
+    };
+    if let Some(first) = complaints.first() {
+        let (reason, remedy) = split(first.reason.as_deref().unwrap_or_default());
+        report.reason = Some(format!("shim {}: {reason}", first.shim));
+        report.remedy = remedy;
+    }
+}
+
+fn files(facts: &Facts, plan: &HostPlan) -> Vec<FileReport> {
+    let config = plan.config.iter().map(|change| {
+        let action = match (&change.before, &change.after) {
+            (None, _) => FileAction::Created,
+            (Some(_), Some(_)) => FileAction::Edited,
+            (Some(_), None) => FileAction::Removed,
+        };
+        (change.path.clone(), action)
+    });
+    let stored = plan.stored().map(|path| (path, FileAction::Created));
+    let links = plan.links.keys().map(|path| {
+        let action = match standing(facts, path) {
+            Some(_) => FileAction::Edited,
+            None => FileAction::Created,
+        };
+        (path.clone(), action)
+    });
+    let removed = plan.clear.iter().chain(&plan.leftovers.files);
+    let removed = removed.map(|path| (path.clone(), FileAction::Removed));
+    let all = config.chain(stored).chain(links).chain(removed);
+    all.map(|(path, action)| FileReport {
+        path,
+        action,
+        diff: None,
+    })
+    .collect()
+}
+
+/// A message of ours is a sentence, and after a semicolon what the operator can do.
+pub(crate) fn split(message: &str) -> (String, Option<String>) {
+    match message.rsplit_once("; ") {
+        Some((reason, remedy)) => (reason.to_owned(), Some(remedy.to_owned())),
+        None => (message.to_owned(), None),
+    }
+}
+
+/// A report whose reason is `error`.
+pub(crate) fn failed(mut report: ProvisionReport, error: &Error) -> ProvisionReport {
+    let (reason, remedy) = split(&error.to_string());
+    report.reason = Some(reason);
+    report.remedy = remedy;
+    if matches!(error, Error::Signal { .. }) {
+        // Nobody refused anything: whoever reads the exit status alone tries again.
+        report.result = Outcome::RolledBack;
+        report.interrupted = true;
+    }
+    report.unsupported = matches!(error, Error::Plan(plan::Error::Distribution(_)));
+    report
+}
+
+/// Adds restarts to those that the report has.
+pub(crate) fn count(report: &mut ProvisionReport, tally: Tally) {
+    report.restarts += tally.restarts;
+    let away = tally.away.map(|away| away.as_millis());
+    if let Some(away) = away.and_then(|away| u64::try_from(away).ok()) {
+        report.cri_away_ms = Some(report.cri_away_ms.unwrap_or_default() + away);
+    }
+}
+
+/// A report of a change that was not carried out.
+pub(crate) fn unhappy(report: ProvisionReport, failure: Failure) -> ProvisionReport {
+    match failure {
+        Failure::Refused(cause) => failed(report, &cause),
+        Failure::RolledBack { cause, tally } => {
+            let mut report = failed(report, &cause);
+            report.reason = report
+                .reason
+                .map(|reason| format!("{reason}, so everything was put back as it was"));
+            report.result = Outcome::RolledBack;
+            count(&mut report, tally);
+            report
+        }
+        Failure::Broken {
+            cause,
+            failures,
+            tally,
+        } => {
+            let mut report = failed(report, &cause);
+            let words = failures.join(", and ");
+            report.reason = Some(format!("{cause}, and undoing it failed: {words}"));
+            report.remedy =
+                Some("log in to the node and repair containerd, then run farrier again".to_owned());
+            report.result = Outcome::Broken;
+            report.interrupted = false;
+            report.changed = true;
+            count(&mut report, tally);
+            report
+        }
+    }
+}
+
+/// What is still served of what was asked for, on a host that was left as it was.
+pub(crate) fn as_before(
+    mut report: ProvisionReport,
+    facts: &Facts,
+    shims: &[ShimRequest],
+    offline: bool,
+) -> ProvisionReport {
+    let well = !offline && report.result != Outcome::Broken;
+    for shim in shims {
+        for handler in &shim.handlers {
+            let sha256 = verified(facts, handler).map(str::to_owned);
+            let path = path_of(facts, handler);
+            let listed = facts
+                .served
+                .as_ref()
+                .is_ok_and(|served| served.handlers.get(handler) == Some(&path));
+            report.handlers.push(HandlerReport {
+                shim: shim.name.clone(),
+                handler: handler.clone(),
+                path: sha256.is_some().then_some(path),
+                served: well && listed && sha256.is_some(),
+                sha256,
+                reason: report.reason.clone(),
+            });
+        }
+    }
+    report
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn signal() -> Error {
+        Error::Signal { name: "SIGTERM" }
+    }
+
+    #[test]
+    fn an_interrupted_change_is_told_from_a_refused_and_a_broken_one() {
+        let tally = Tally::default();
+        let report = |failure| unhappy(ProvisionReport::new(Outcome::Refused), failure);
+        for failure in [
+            Failure::Refused(signal()),
+            Failure::RolledBack {
+                cause: signal(),
+                tally,
+            },
+        ] {
+            let report = report(failure);
+            assert_eq!(report.result, Outcome::RolledBack);
+            assert!(report.interrupted);
+            assert!(report.reason.unwrap().contains("interrupted by SIGTERM"));
+            assert_eq!(report.remedy.as_deref(), Some("run the same command again"));
+        }
+        let broken = report(Failure::Broken {
+            cause: signal(),
+            failures: vec!["no room".to_owned()],
+            tally,
+        });
+        assert_eq!(
+            (broken.result, broken.interrupted),
+            (Outcome::Broken, false)
+        );
+        let refused = report(Failure::Refused(Error::Interrupted));
+        assert_eq!(
+            (refused.result, refused.interrupted),
+            (Outcome::Refused, false)
+        );
+    }
+}

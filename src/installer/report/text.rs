@@ -1,0 +1,192 @@
+//! Reports, plans and diagnoses as people read them on a terminal. Pure.
+
+use std::fmt::Write as _;
+
+use similar::TextDiff;
+
+use super::doctor::{Condition, Diagnosis};
+use crate::handoff::{FileAction, Outcome, ProvisionReport, printable};
+use crate::installer::plan::{ConfigChange, HostPlan};
+use crate::installer::state::STATE_FILE;
+
+/// Writing to a `String` can't fail; this says so in one place.
+macro_rules! line {
+    ($text:expr, $($argument:tt)*) => {{
+        let _ = writeln!($text, $($argument)*);
+    }};
+}
+
+/// A report for people: the outcome, a line per handler and file, the reason and what to do.
+#[must_use]
+pub fn report_text(report: &ProvisionReport) -> String {
+    let mut text = String::new();
+    let outcome = match report.result {
+        Outcome::Applied => "applied",
+        Outcome::Partial => "done in part",
+        Outcome::Unchanged => "nothing to do: the host is as wanted",
+        Outcome::Refused => "refused: nothing was changed",
+        Outcome::RolledBack => "failed and rolled back: the host is as it was",
+        Outcome::Broken => "failed: the host needs a person",
+    };
+    line!(
+        text,
+        "{outcome} (restarts of containerd: {})",
+        report.restarts
+    );
+    for handler in &report.handlers {
+        let served = match (handler.served, &handler.reason) {
+            (true, _) => "served",
+            (false, Some(_)) => "not served",
+            // Offline.
+            (false, None) => "not asked",
+        };
+        let path = handler.path.as_deref().unwrap_or("-");
+        let reason = handler
+            .reason
+            .as_deref()
+            .map(|reason| format!(": {reason}"));
+        line!(
+            text,
+            "  {} {served} {path}{}",
+            handler.handler,
+            reason.unwrap_or_default()
+        );
+    }
+    for file in &report.files {
+        let action = match file.action {
+            FileAction::Edited => "edited",
+            FileAction::Created => "created",
+            FileAction::Removed => "removed",
+        };
+        line!(text, "  {action} {}", file.path);
+    }
+    for note in &report.notes {
+        line!(text, "note: {note}");
+    }
+    if let Some(reason) = &report.reason {
+        line!(text, "reason: {reason}");
+    }
+    if let Some(remedy) = &report.remedy {
+        line!(text, "remedy: {remedy}");
+    }
+    text
+}
+
+/// A plan for people, with a unified diff of the configuration.
+#[must_use]
+pub fn plan_text(plan: &HostPlan, unit: &str) -> String {
+    let mut text = String::new();
+    if plan.is_empty() {
+        let is_well = plan.handlers.iter().all(|it| it.reason.is_none());
+        line!(
+            text,
+            "{}",
+            if is_well {
+                "nothing to do: the host is as wanted"
+            } else {
+                "nothing would be changed"
+            }
+        );
+    }
+    for path in &plan.make_folders {
+        line!(text, "make the folder {path}");
+    }
+    for path in plan.stored() {
+        line!(text, "store the binary {path}");
+    }
+    for (path, sha256) in &plan.links {
+        line!(text, "point {path} to the binary {sha256}");
+    }
+    for change in &plan.config {
+        text.push_str(&diff(change));
+    }
+    if plan.restart {
+        line!(text, "restart {unit} once");
+    }
+    for path in plan.clear.iter().chain(&plan.leftovers.files) {
+        line!(text, "remove {path}");
+    }
+    for path in plan
+        .drop_folders
+        .iter()
+        .chain(&plan.leftovers.folders)
+        .rev()
+    {
+        line!(text, "remove the folder {path} if it is empty");
+    }
+    for lock in &plan.leftovers.locks {
+        line!(text, "take entries out of {}", lock.path);
+    }
+    match &plan.state {
+        Some(_) if plan.write_state => line!(text, "write {STATE_FILE}"),
+        None if plan.write_state => line!(text, "remove {STATE_FILE}"),
+        Some(_) | None => {}
+    }
+    for note in &plan.notes {
+        line!(text, "note: {note}");
+    }
+    for handler in &plan.handlers {
+        if let Some(reason) = &handler.reason {
+            line!(text, "{}: {}", handler.handler, printable(reason));
+        }
+    }
+    text
+}
+
+/// A change of a configuration file as a unified diff.
+pub(crate) fn diff(change: &ConfigChange) -> String {
+    let (before, after) = (change.before.as_deref(), change.after.as_deref());
+    let name = |text: Option<&str>| {
+        if text.is_some() {
+            change.path.as_str()
+        } else {
+            "/dev/null"
+        }
+    };
+    TextDiff::from_lines(before.unwrap_or_default(), after.unwrap_or_default())
+        .unified_diff()
+        .header(name(before), name(after))
+        .to_string()
+}
+
+/// A diagnosis for people.
+#[must_use]
+pub fn diagnosis_text(diagnosis: &Diagnosis) -> String {
+    let mut text = String::new();
+    let release = diagnosis
+        .containerd
+        .as_deref()
+        .unwrap_or("of unknown release");
+    let distro = diagnosis
+        .distro
+        .as_deref()
+        .unwrap_or("an unknown distribution");
+    line!(text, "containerd {release} on {distro}");
+    for installed in &diagnosis.handlers {
+        let condition = match installed.condition {
+            Condition::Served => "served",
+            Condition::Reserved => "reserved",
+            Condition::Unserved => "not served",
+            Condition::Unknown => "not asked",
+            Condition::Leaving => "leaving",
+        };
+        let (handler, shim, owner) = (&installed.handler, &installed.shim, installed.owner);
+        line!(
+            text,
+            "  {handler} {condition}, shim {shim:?} of {owner}, {} sandboxes, {}",
+            installed.sandboxes,
+            installed.path
+        );
+    }
+    if diagnosis.handlers.is_empty() {
+        line!(text, "no shim of Farrier's");
+    }
+    for finding in &diagnosis.findings {
+        line!(text, "problem: {}", finding.problem);
+        line!(text, "remedy: {}", finding.remedy);
+    }
+    if diagnosis.healthy {
+        line!(text, "healthy");
+    }
+    text
+}

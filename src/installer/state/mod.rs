@@ -1,0 +1,280 @@
+//! What Farrier owns on a host, as the state file says: handlers, their binaries and owners, the configuration file, folders.
+//! Pure: text in, text out. Where things stand on every host is said here too.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::handoff::{self, API_VERSION, OptionValue, Owner};
+use crate::installer::bounds::strange_in_state;
+
+/// The folder of all that Farrier remembers on a host.
+pub const STATE_FOLDER: &str = "/var/lib/farrier";
+/// What Farrier owns on this host.
+pub const STATE_FILE: &str = "/var/lib/farrier/state.json";
+/// The undo log of a change under way.
+pub const JOURNAL_FILE: &str = "/var/lib/farrier/journal.json";
+/// Where binaries stand, unless the distribution's row of the table has another place.
+pub const FOLDER: &str = "/opt/farrier";
+
+/// A state file names at most some hundred handlers; one that is larger was not written by us.
+pub const STATE_LIMIT: u64 = 4 << 20;
+
+/// The state file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct State {
+    /// Always [`API_VERSION`].
+    pub api_version: String,
+    /// The handlers that are declared to containerd because of us, by name.
+    #[serde(default)]
+    pub handlers: BTreeMap<String, OwnedHandler>,
+    /// Handlers that are declared no more and whose binary stays: pods took them up while they left, and can't end without it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub late: BTreeMap<String, OwnedHandler>,
+    /// The folder of the binaries: it stays what it was when the first one came.
+    #[serde(default = "default_folder")]
+    pub folder: String,
+    /// The configuration file that declares them.
+    #[serde(default)]
+    pub config: Option<OwnedConfig>,
+    /// Folders that we made, outermost first.
+    #[serde(default)]
+    pub folders: Vec<String>,
+    /// SHA-256 of the last request of each owner that was carried out.
+    #[serde(default)]
+    pub requests: BTreeMap<String, String>,
+}
+
+/// A handler of ours.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OwnedHandler {
+    /// The Shim that it belongs to, or belonged to when it is reserved.
+    pub shim: String,
+    /// Whose set it is in.
+    pub owner: Owner,
+    /// The path that containerd executes, where that is not the stable one: a handler that was taken over keeps its path until it
+    /// changes.
+    #[serde(default)]
+    pub path: Option<String>,
+    /// SHA-256 of its binary in the store; absent where the handler is only reserved.
+    #[serde(default)]
+    pub sha256: Option<String>,
+    /// Where the artifact came from.
+    #[serde(default)]
+    pub location: String,
+    /// SHA-256 that the artifact was asked for with.
+    #[serde(default)]
+    pub artifact_sha256: Option<String>,
+    /// Options as they are declared.
+    #[serde(default)]
+    pub options: BTreeMap<String, OptionValue>,
+}
+
+/// The configuration file that holds our handlers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OwnedConfig {
+    /// Absolute path on the host.
+    pub path: String,
+    /// SHA-256 of what we wrote.
+    pub sha256: String,
+    /// The root configuration that containerd was given then; a run to which nobody and nothing names one goes by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<String>,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            api_version: API_VERSION.to_owned(),
+            handlers: BTreeMap::new(),
+            late: BTreeMap::new(),
+            folder: default_folder(),
+            config: None,
+            folders: Vec::new(),
+            requests: BTreeMap::new(),
+        }
+    }
+}
+
+/// Why a state file or journal can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It is not of this shape.
+    #[error(
+        "{path} on the host can't be read: {source}; restore it from a backup, or remove it and what it names by hand"
+    )]
+    Json {
+        /// Path on the host.
+        path: &'static str,
+        /// What the parser says.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A newer Farrier wrote it.
+    #[error(
+        "{path} on the host has apiVersion {found:?}, this release reads only {API_VERSION:?}; use the release that wrote it"
+    )]
+    Version {
+        /// Path on the host.
+        path: &'static str,
+        /// What it says.
+        found: String,
+    },
+    /// It names what was never ours.
+    #[error(
+        "{path} on the host names {found:?}, where nothing of Farrier stands; restore it from a backup, or remove it and what is Farrier's by hand"
+    )]
+    Strange {
+        /// Path on the host.
+        path: &'static str,
+        /// What it names.
+        found: String,
+    },
+}
+
+impl State {
+    /// Reads a state file; an absent one owns nothing.
+    ///
+    /// # Errors
+    /// When the text is no state file of this version, or names what is not ours: guessing what we own could remove what we don't.
+    pub fn from_json(text: Option<&str>) -> Result<Self, Error> {
+        let Some(text) = text else {
+            return Ok(Self::default());
+        };
+        let state: Self = serde_json::from_str(text).map_err(|source| Error::Json {
+            path: STATE_FILE,
+            source,
+        })?;
+        if state.api_version != API_VERSION {
+            return Err(Error::Version {
+                path: STATE_FILE,
+                found: state.api_version,
+            });
+        }
+        match strange_in_state(&state) {
+            Some(found) => Err(Error::Strange {
+                path: STATE_FILE,
+                found,
+            }),
+            None => Ok(state),
+        }
+    }
+
+    /// The file's text.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        handoff::to_indented_json(self)
+    }
+
+    /// Whether nothing on the host is ours.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.handlers.is_empty() && self.late.is_empty()
+    }
+}
+
+/// Where binaries stood before the table had more than one place.
+pub(crate) fn default_folder() -> String {
+    FOLDER.to_owned()
+}
+
+/// Where binaries stand on a host: under the SHA-256 of their bytes in the store, and behind stable paths that link there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Places {
+    /// The folder of both, absolute on the host.
+    pub folder: String,
+}
+
+impl Places {
+    /// Binaries under the SHA-256 of their bytes.
+    #[must_use]
+    pub fn store(&self) -> String {
+        format!("{}/store", self.folder)
+    }
+
+    /// The paths that containerd executes: links into the store, which a change of the binary alone swaps.
+    #[must_use]
+    pub fn bin(&self) -> String {
+        format!("{}/bin", self.folder)
+    }
+
+    /// The stable path of `handler`.
+    #[must_use]
+    pub fn binary_path(&self, handler: &str) -> String {
+        format!("{}/bin/containerd-shim-{handler}", self.folder)
+    }
+
+    /// The handler that the file name of a stable path is for.
+    #[must_use]
+    pub fn handler_of(name: &str) -> Option<&str> {
+        name.strip_prefix("containerd-shim-")
+    }
+
+    /// The path that containerd executes for a handler of ours.
+    #[must_use]
+    pub fn declared_path(&self, handler: &str, owned: &OwnedHandler) -> String {
+        let path = owned.path.clone();
+        path.unwrap_or_else(|| self.binary_path(handler))
+    }
+
+    /// The file that holds the binary with this SHA-256.
+    #[must_use]
+    pub fn store_path(&self, sha256: &str) -> String {
+        format!("{}/store/{sha256}", self.folder)
+    }
+}
+
+/// What the link at [`Places::binary_path`] holds: relative, so that it is right under any host root.
+#[must_use]
+pub fn link_target(sha256: &str) -> String {
+    format!("../store/{sha256}")
+}
+
+/// The SHA-256 that a link made by [`link_target`] names.
+#[must_use]
+pub fn target_digest(target: &str) -> Option<String> {
+    target.strip_prefix("../store/").map(str::to_owned)
+}
+
+/// The folder that a path on the host is in.
+#[must_use]
+pub fn folder_of(path: &str) -> &str {
+    match path.rsplit_once('/') {
+        Some(("", _)) | None => "/",
+        Some((folder, _)) => folder,
+    }
+}
+
+/// The word of an owner in [`State::requests`] and in what people read.
+#[must_use]
+pub fn owner_word(owner: Owner) -> &'static str {
+    match owner {
+        Owner::Cluster => "cluster",
+        Owner::Local => "local",
+        Owner::Kwasm => "kwasm",
+        Owner::Rcm => "rcm",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_absent_state_file_owns_nothing_and_an_unreadable_one_is_no_absent_one() {
+        assert!(State::from_json(None).unwrap().is_empty());
+        assert!(State::from_json(Some("")).is_err());
+        let newer = State::default().to_json().replace("/v1", "/v2");
+        assert!(matches!(
+            State::from_json(Some(&newer)),
+            Err(Error::Version { .. })
+        ));
+        assert_eq!(
+            State::from_json(Some(&State::default().to_json())).unwrap(),
+            State::default()
+        );
+    }
+}

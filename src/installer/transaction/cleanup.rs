@@ -1,0 +1,375 @@
+//! Clears up after a change that was carried out, and looks at the pods once more before a binary goes. Decides nothing else.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tracing::warn;
+
+use super::journal::Journal;
+use super::validate_config;
+use crate::handoff::HandlerReport;
+use crate::installer::containerd::cri;
+use crate::installer::error::Error;
+use crate::installer::host::{HostRoot, NEW_SUFFIX, OLD_SUFFIX, text_digest};
+use crate::installer::inspect::verify_cache;
+use crate::installer::inspect::{Facts, own_files, own_links};
+use crate::installer::plan::binaries::unneeded;
+use crate::installer::plan::handlers::used_by;
+use crate::installer::state::{
+    JOURNAL_FILE, Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, folder_of,
+};
+
+/// A pod may have taken up a handler since the host was looked at: where that is declared still, it stays what it was, and else the state
+/// file that ends the change remembers its binary. Returns what is to be reported on them.
+///
+/// # Errors
+/// When the state file can't be read or the journal can't be written.
+pub(crate) fn keep_used(
+    host: &HostRoot,
+    journal: &mut Journal,
+    in_use: &InUse,
+) -> Result<Vec<HandlerReport>, Error> {
+    let used = |name: &str| in_use.pods(name);
+    if !journal.leaving.keys().any(|name| used(name).is_some()) {
+        return Ok(Vec::new());
+    }
+    let mut state = match (&journal.state, &journal.commits) {
+        (None, None) => State {
+            folders: journal.drop_folders.clone(),
+            ..State::default()
+        },
+        (None, Some(_)) => State::from_json(host.read_text(STATE_FILE, STATE_LIMIT)?.as_deref())?,
+        (Some(text), _) => State::from_json(Some(text))?,
+    };
+    state.folder.clone_from(&journal.folder);
+    let places = Places {
+        folder: journal.folder.clone(),
+    };
+    let mut reports = Vec::new();
+    for (name, owned) in &journal.leaving {
+        let Some(pods) = used(name) else {
+            continue;
+        };
+        warn!(handler = name, "its binary stays until a later run: {pods}");
+        let reserved = state.handlers.get_mut(name);
+        reports.push(HandlerReport {
+            shim: owned.shim.clone(),
+            handler: name.clone(),
+            path: Some(places.declared_path(name, owned)),
+            sha256: owned.sha256.clone(),
+            served: reserved.is_some(),
+            reason: Some(pods),
+        });
+        match reserved {
+            Some(reserved) => reserved.clone_from(owned),
+            None => {
+                state.late.insert(name.clone(), owned.clone());
+            }
+        }
+    }
+    journal.state = Some(state.to_json());
+    journal.commits = text_digest(journal.state.as_deref());
+    journal.save(host)?;
+    Ok(reports)
+}
+
+/// Clears up after a change that was carried out: binaries that nothing names, folders of ours, and the journal last.
+///
+/// What `in_use` names keeps its binary, without which its sandbox could never be ended. A later run takes it.
+pub(crate) fn finish(host: &HostRoot, journal: &Journal, in_use: &InUse) -> Result<(), Error> {
+    journal.discard(host)?;
+    let state = State::from_json(host.read_text(STATE_FILE, STATE_LIMIT)?.as_deref())?;
+    let places = Places {
+        folder: journal.folder.clone(),
+    };
+    clear_binaries(host, &places, &state, in_use)?;
+    let used = journal.leaving.iter();
+    let used = used.filter(|(name, _)| in_use.pods(name).is_some());
+    let carried = state.handlers.values().chain(state.late.values());
+    let carried = carried.filter(|owned| owned.sha256.is_some());
+    let spared = carried.chain(used.map(|(_, owned)| owned));
+    journal.clear_leftovers(
+        host,
+        &spared.filter_map(|owned| owned.path.as_ref()).collect(),
+    )?;
+    let folders = || journal.drop_folders.iter().rev();
+    if state.is_empty() {
+        for folder in [places.bin(), places.store(), places.folder.clone()] {
+            host.remove_folder(&folder)?;
+        }
+        for folder in folders() {
+            host.remove_folder(folder)?;
+        }
+    }
+    if state.is_empty() {
+        host.discard_new(verify_cache::FILE);
+        host.remove_file(verify_cache::FILE)?;
+    }
+    host.remove_file(JOURNAL_FILE)?;
+    if state.is_empty() {
+        host.remove_folder(STATE_FOLDER)?;
+        for folder in folders() {
+            host.remove_folder(folder)?;
+        }
+    }
+    Ok(())
+}
+
+fn clear_binaries(
+    host: &HostRoot,
+    places: &Places,
+    state: &State,
+    in_use: &InUse,
+) -> Result<(), Error> {
+    let (links, stored) = (own_links(host, places)?, own_files(host, places)?);
+    let is_used = |handler: &str| in_use.pods(handler).is_some();
+    for path in unneeded(places, Some(state), &links, &stored, is_used) {
+        host.remove_file(&path)?;
+    }
+    Ok(())
+}
+
+/// What the names of files end with that only a run that was killed leaves.
+const PASSING: [&str; 4] = [
+    NEW_SUFFIX,
+    OLD_SUFFIX,
+    validate_config::SUFFIX,
+    validate_config::IMPORT_SUFFIX,
+];
+
+/// Files that only a run that was killed leaves: half written, put there to be judged, or kept until a change stands.
+///
+/// # Errors
+/// When a folder can't be listed.
+pub(crate) fn leftovers(host: &HostRoot, facts: &Facts) -> Result<Vec<String>, Error> {
+    // What stands in the store and belongs to no handler is told by its path alone.
+    let store = facts.places.store();
+    let mut found = Vec::new();
+    for folder in folders(host, facts).iter().filter(|it| **it != store) {
+        for name in host.list(folder)? {
+            if PASSING.iter().any(|suffix| name.ends_with(suffix)) {
+                found.push(format!("{folder}/{name}"));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The folders in which a change makes or replaces files.
+fn folders(host: &HostRoot, facts: &Facts) -> BTreeSet<String> {
+    let loaded = facts.loaded.files();
+    let files = loaded.chain(&facts.sources).chain(&facts.former);
+    let configured = files.flat_map(|file| {
+        let real = host.follow(&file.path).ok();
+        [Some(file.path.clone()), real].into_iter().flatten()
+    });
+    let homes = facts.inheritance.homes.keys();
+    let homes = homes.flat_map(|home| [home.clone(), format!("{home}/bin")]);
+    let needed = facts.missing_folders.keys().cloned();
+    configured
+        .map(|path| folder_of(&path).to_owned())
+        .chain(homes)
+        .chain(needed)
+        .collect()
+}
+
+/// What pods use at the moment at which binaries go.
+pub(crate) enum InUse {
+    /// Handlers with the number of their sandboxes.
+    Known(BTreeMap<String, usize>),
+    /// The CRI gave no answer: anything may be.
+    Unknown,
+}
+
+impl InUse {
+    pub(crate) async fn ask(host: &HostRoot, socket: &str, offline: bool) -> Self {
+        if offline {
+            return Self::Known(BTreeMap::new());
+        }
+        match cri::in_use(host, socket).await {
+            Ok(in_use) => Self::Known(in_use),
+            Err(error) => {
+                warn!(%error, "binaries that leave stay until the next run");
+                Self::Unknown
+            }
+        }
+    }
+
+    /// Why the binary of a handler has to stay, as a sentence; `None` where nothing needs it.
+    fn pods(&self, handler: &str) -> Option<String> {
+        match self {
+            Self::Known(in_use) => in_use.get(handler).map(|pods| used_by(*pods)),
+            Self::Unknown => Some(
+                "whether pods use it can't be told, because containerd does not answer; run again"
+                    .to_owned(),
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+    use std::path::Path;
+
+    use rstest::rstest;
+
+    use super::super::commit;
+    use super::*;
+    use crate::handoff::{API_VERSION, Owner};
+    use crate::installer::state::{OwnedHandler, link_target};
+
+    /// Digests of binaries.
+    const A: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+    const B: &str = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
+    const K: &str = "cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc";
+
+    const THEIRS: &str = "/opt/kwasm/bin/containerd-shim-k-v1";
+    const LINK: &str = "/usr/local/bin/containerd-shim-k-v1";
+
+    fn owned(path: Option<&str>, sha256: Option<&str>) -> OwnedHandler {
+        OwnedHandler {
+            shim: "shim".to_owned(),
+            owner: Owner::Local,
+            path: path.map(str::to_owned),
+            sha256: sha256.map(str::to_owned),
+            location: String::new(),
+            artifact_sha256: None,
+            options: BTreeMap::new(),
+        }
+    }
+
+    /// A host from which `a`, `b` and, at its predecessor's path, `k` leave: their binaries stand, and the change is live.
+    fn leaving(root: &Path, state: Option<&State>) -> Journal {
+        let path = |path: &str| root.join(path.trim_start_matches('/'));
+        let places = Places {
+            folder: "/opt/farrier".to_owned(),
+        };
+        for folder in [&places.bin(), &places.store(), STATE_FOLDER] {
+            fs::create_dir_all(path(folder)).unwrap();
+        }
+        for folder in [folder_of(THEIRS), folder_of(LINK)] {
+            fs::create_dir_all(path(folder)).unwrap();
+        }
+        for (handler, sha256) in [("a", A), ("b", B)] {
+            fs::write(path(&places.store_path(sha256)), b"").unwrap();
+            symlink(link_target(sha256), path(&places.binary_path(handler))).unwrap();
+        }
+        fs::write(path(THEIRS), b"").unwrap();
+        symlink(THEIRS, path(LINK)).unwrap();
+        let state = state.map(State::to_json);
+        Journal {
+            api_version: API_VERSION.to_owned(),
+            undo: Vec::new(),
+            declares: Vec::new(),
+            root: "/etc/containerd/config.toml".to_owned(),
+            unit: String::new(),
+            distro: String::new(),
+            socket: String::new(),
+            folder: places.folder,
+            restarting: false,
+            process: None,
+            undone: false,
+            expected: None,
+            commits: text_digest(state.as_deref()),
+            state,
+            drop_folders: vec!["/opt".to_owned(), "/opt/farrier".to_owned()],
+            leftovers: crate::installer::plan::takeover::Leftovers {
+                files: vec![THEIRS.to_owned(), LINK.to_owned()],
+                locks: Vec::new(),
+                folders: vec!["/opt/kwasm".to_owned(), "/opt/kwasm/bin".to_owned()],
+            },
+            leaving: BTreeMap::from([
+                ("a".to_owned(), owned(None, Some(A))),
+                ("b".to_owned(), owned(None, Some(B))),
+                ("k".to_owned(), owned(Some(THEIRS), Some(K))),
+            ]),
+        }
+    }
+
+    fn reserving() -> State {
+        let reserved = ["a", "b"].map(|name| (name.to_owned(), owned(None, None)));
+        State {
+            handlers: reserved.into(),
+            ..State::default()
+        }
+    }
+
+    /// Ends the change; returns the reports, the state on disk and which of the binaries are there.
+    fn end(
+        root: &Path,
+        state: Option<&State>,
+        in_use: &InUse,
+    ) -> (Vec<HandlerReport>, State, [bool; 4]) {
+        let host = HostRoot::open(root).unwrap();
+        let mut journal = leaving(root, state);
+        let reports = keep_used(&host, &mut journal, in_use).unwrap();
+        commit(&host, &journal).unwrap();
+        let text = host.read_text(STATE_FILE, STATE_LIMIT).unwrap();
+        // A run that is killed from here on is finished, not undone.
+        assert!(journal.is_committed(text.as_deref()));
+        finish(&host, &journal, in_use).unwrap();
+        let text = host.read_text(STATE_FILE, STATE_LIMIT).unwrap();
+        let ours = ["a", "b"].map(|name| format!("/opt/farrier/bin/containerd-shim-{name}"));
+        let [a, b] = ours;
+        let there =
+            [a, b, THEIRS.to_owned(), LINK.to_owned()].map(|path| host.exists(&path).unwrap());
+        (reports, State::from_json(text.as_deref()).unwrap(), there)
+    }
+
+    fn used(handlers: &[&str]) -> InUse {
+        let pods = handlers.iter().map(|name| ((*name).to_owned(), 2));
+        InUse::Known(pods.collect())
+    }
+
+    #[test]
+    fn a_pod_that_took_up_a_handler_while_it_left_keeps_its_binary_on_record() {
+        let root = tempfile::tempdir().unwrap();
+        let (reports, state, there) = end(root.path(), None, &used(&["a"]));
+        assert_eq!(there, [true, false, false, false]);
+        assert_eq!(state.late.keys().collect::<Vec<_>>(), ["a"]);
+        assert_eq!(state.folders, ["/opt", "/opt/farrier"]);
+        let [report] = reports.as_slice() else {
+            panic!("{reports:?}");
+        };
+        let reason = "pods still use it (2 on this node); delete them";
+        assert_eq!(report.reason.as_deref(), Some(reason));
+        assert!(!report.served && report.handler == "a");
+        let store = root.path().join("opt/farrier/store");
+        assert!(store.join(A).exists() && !store.join(B).exists());
+    }
+
+    #[test]
+    fn one_of_a_predecessor_s_keeps_its_binary_and_what_leads_there() {
+        let root = tempfile::tempdir().unwrap();
+        let (_, state, there) = end(root.path(), None, &used(&["k"]));
+        assert_eq!(there, [false, false, true, true]);
+        assert_eq!(state.late["k"].path.as_deref(), Some(THEIRS));
+    }
+
+    #[test]
+    fn one_that_stays_declared_stays_what_it_was() {
+        let root = tempfile::tempdir().unwrap();
+        let (reports, state, there) = end(root.path(), Some(&reserving()), &used(&["a"]));
+        assert_eq!(there, [true, false, false, false]);
+        assert!(state.late.is_empty() && reports[0].served);
+        assert_eq!(state.handlers["a"].sha256.as_deref(), Some(A));
+        assert_eq!(state.handlers["b"].sha256, None);
+    }
+
+    #[rstest]
+    #[case::nobody(used(&[]), false)]
+    #[case::somebody_else(used(&["c"]), false)]
+    #[case::no_answer(InUse::Unknown, true)]
+    fn without_an_answer_everything_stays_and_without_pods_nothing(
+        #[case] in_use: InUse,
+        #[case] stays: bool,
+    ) {
+        let root = tempfile::tempdir().unwrap();
+        let (reports, state, there) = end(root.path(), None, &in_use);
+        assert_eq!(there, [stays; 4]);
+        assert_eq!((reports.is_empty(), state.is_empty()), (!stays, !stays));
+        assert_eq!(root.path().join("opt").exists(), stays);
+        assert_eq!(root.path().join("var/lib/farrier").exists(), stays);
+    }
+}

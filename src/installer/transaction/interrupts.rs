@@ -1,0 +1,89 @@
+//! SIGTERM and SIGINT: whether one has come, for a change that looks between its steps and while it waits.
+
+use std::future::poll_fn;
+use std::io;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::task::{Context, Poll};
+
+use futures::FutureExt as _;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::installer::error::Error;
+
+/// The signals that ask a run to end. The first one counts. A later one changes nothing: whatever the run does by then ends it as soon as
+/// the host allows, and a host that is left half changed needs another run. SIGKILL remains, and the journal for the run after that.
+#[derive(Debug, Default)]
+pub struct Interrupts {
+    signals: Mutex<Vec<(&'static str, Signal)>>,
+    came: OnceLock<&'static str>,
+}
+
+impl Interrupts {
+    /// Listens for SIGTERM and SIGINT from now on: they don't end this process any more, and the kernel delivers them also where it is
+    /// process 1 of a container (`pid_namespaces(7)`). A value of [`Default`] leaves the signals to their usual effect.
+    ///
+    /// # Errors
+    /// When the kernel takes no handler.
+    pub fn listen() -> io::Result<Self> {
+        let signals = vec![
+            ("SIGTERM", signal(SignalKind::terminate())?),
+            ("SIGINT", signal(SignalKind::interrupt())?),
+        ];
+        Ok(Self {
+            signals: Mutex::new(signals),
+            came: OnceLock::new(),
+        })
+    }
+
+    fn poll(&self, context: &mut Context<'_>) -> Poll<&'static str> {
+        if let Some(name) = self.came.get() {
+            return Poll::Ready(name);
+        }
+        let mut signals = self.signals.lock().unwrap_or_else(PoisonError::into_inner);
+        for (name, signal) in signals.iter_mut() {
+            if signal.poll_recv(context).is_ready() {
+                return Poll::Ready(self.came.get_or_init(|| name));
+            }
+        }
+        Poll::Pending
+    }
+
+    /// The name of the signal that came, as soon as one has.
+    pub async fn came(&self) -> &'static str {
+        poll_fn(|context| self.poll(context)).await
+    }
+
+    /// The name of the signal that has come by now.
+    pub(crate) async fn come(&self) -> Option<&'static str> {
+        // The runtime looks for signals when its task waits, and the steps of a change don't.
+        tokio::task::yield_now().await;
+        self.came().now_or_never()
+    }
+
+    /// # Errors
+    /// [`Error::Signal`] where one has come.
+    pub(crate) async fn check(&self) -> Result<(), Error> {
+        self.come()
+            .await
+            .map_or(Ok(()), |name| Err(Error::Signal { name }))
+    }
+
+    /// Does `work`, which changes nothing that isn't undone when it is cut off.
+    ///
+    /// # Errors
+    /// [`Error::Signal`] where a signal comes first.
+    pub(crate) fn cut_off<T>(
+        &self,
+        work: impl Future<Output = T>,
+    ) -> impl Future<Output = Result<T, Error>> {
+        // On the heap: whatever waits for the work would hold it twice.
+        let work = Box::pin(work);
+        async move {
+            tokio::select! {
+                biased;
+                name = self.came() => Err(Error::Signal { name }),
+                done = work => Ok(done),
+            }
+        }
+    }
+}

@@ -1,0 +1,404 @@
+//! Carries out a plan as a transaction: undo on disk first, then the binaries, the configuration, the restart, the proof, the state
+//! file. Whatever fails is undone; whatever kills the process is undone, or finished, by the next run.
+
+pub mod cleanup;
+pub mod interrupts;
+pub mod journal;
+pub mod recovery;
+pub mod resolve;
+pub mod rollback;
+pub mod smoke_test;
+pub mod validate_config;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use tracing::{info, warn};
+
+use crate::handoff::{API_VERSION, HandlerReport};
+use crate::installer::artifact::fetch;
+use crate::installer::artifact::handoff_dir;
+use crate::installer::artifact::unpack;
+use crate::installer::containerd::cri::Served;
+use crate::installer::containerd::daemon::find_daemon;
+use crate::installer::containerd::restart;
+use crate::installer::distro::Restart;
+use crate::installer::error::Error;
+use crate::installer::host::{HostRoot, text_digest};
+use crate::installer::inspect::Facts;
+use crate::installer::plan::HostPlan;
+use crate::installer::plan::expected::Expected;
+use crate::installer::state::{STATE_FILE, STATE_FOLDER, State, folder_of, link_target};
+use cleanup::{InUse, finish, keep_used};
+use interrupts::Interrupts;
+use journal::{Journal, Undo, put_config};
+use rollback::{Progress, Tally, counted, roll_back};
+
+/// Where the bytes of a binary come from.
+#[derive(Debug)]
+pub enum Source {
+    /// A binary in the hand-off folder.
+    HandedOver(PathBuf),
+    /// An artifact on the host.
+    Host {
+        /// Absolute path on the host.
+        path: String,
+        /// The shim whose binary it holds.
+        shim: String,
+        /// The binary's file name in it.
+        binary: Option<String>,
+    },
+}
+
+/// What came of a plan that was carried out.
+#[derive(Debug, Default)]
+pub struct Done {
+    /// The restarts of containerd.
+    pub tally: Tally,
+    /// What stays because pods took it up meanwhile.
+    pub late: Vec<HandlerReport>,
+}
+
+/// Why a plan was not carried out, and how the host is now.
+#[derive(Debug)]
+pub enum Failure {
+    /// As it was; nothing went live.
+    Refused(Error),
+    /// As it was, after something had been tried.
+    RolledBack {
+        /// Why.
+        cause: Error,
+        /// The restarts of containerd.
+        tally: Tally,
+    },
+    /// It needs a person.
+    Broken {
+        /// Why it was not carried out.
+        cause: Error,
+        /// What could not be put back.
+        failures: Vec<String>,
+        /// The restarts of containerd.
+        tally: Tally,
+    },
+}
+
+/// Locations may hold credentials; whoever may change a host is root.
+const STATE_MODE: u32 = 0o600;
+
+/// Carries out `plan`; `sources` says where the binaries are, by SHA-256. A signal that comes before the restart has the change undone, and
+/// a later one has no effect: undoing would take a second restart.
+///
+/// # Errors
+/// Says how the host is: everything that could be undone was.
+pub async fn perform(
+    host: &HostRoot,
+    facts: &Facts,
+    plan: &HostPlan,
+    sources: &BTreeMap<String, Source>,
+    interrupts: &Interrupts,
+) -> Result<Done, Failure> {
+    interrupts.check().await.map_err(Failure::Refused)?;
+    for path in [facts.places.bin(), facts.places.store()] {
+        // The links in the one lead to the other by `..`, and what stands behind a link was never ours to clear.
+        let target = host.link_target(&path);
+        if target
+            .map_err(|error| Failure::Refused(error.into()))?
+            .is_some()
+        {
+            return Err(Failure::Refused(Error::LinkedFolder { path }));
+        }
+    }
+    let mut journal = journal(host, facts, plan).map_err(Failure::Refused)?;
+    if plan.restart {
+        let reachable = journal.service().check_reachable(host);
+        reachable.map_err(|error| Failure::Refused(restart::Error::Service(error).into()))?;
+    }
+    let begun = host
+        .missing_folders(STATE_FOLDER)
+        .and_then(|folders| {
+            folders
+                .iter()
+                .try_for_each(|folder| host.create_folder(folder))
+        })
+        .map_err(Error::from)
+        .and_then(|()| journal.save(host));
+    if let Err(error) = begun {
+        let made = facts.missing_folders.get(STATE_FOLDER);
+        for folder in made.into_iter().flatten().rev() {
+            // Best effort: an empty folder does no harm, and the next run uses it.
+            let _ = host.remove_folder(folder);
+        }
+        return Err(Failure::Refused(error));
+    }
+    let mut progress = Progress::default();
+    let acted = act(
+        host,
+        facts,
+        plan,
+        sources,
+        interrupts,
+        &mut journal,
+        &mut progress,
+    );
+    match acted.await {
+        Ok((done, in_use)) => {
+            // The change stands. What is left lying about is cleared by the next run.
+            if let Err(error) = finish(host, &journal, &in_use) {
+                warn!(%error, "could not clear up");
+            }
+            Ok(done)
+        }
+        Err(cause) => Err(roll_back(host, &mut journal, cause, progress).await),
+    }
+}
+
+/// # Errors
+/// When what stands at a path of the plan can't be looked at: taken for absent, it would go with the undoing.
+fn journal(host: &HostRoot, facts: &Facts, plan: &HostPlan) -> Result<Journal, Error> {
+    let folders = plan.make_folders.iter().cloned();
+    let mut undo: Vec<Undo> = folders.map(|path| Undo::Folder { path }).collect();
+    let root = &facts.loaded.root.path;
+    let candidates = validate_config::paths(root, plan.config.len());
+    undo.extend(candidates.map(|path| Undo::File { path }));
+    for sha256 in &plan.store {
+        let path = facts.places.store_path(sha256);
+        undo.push(if host.exists(&path)? {
+            Undo::Repaired { path }
+        } else {
+            Undo::File { path }
+        });
+    }
+    for path in plan.links.keys().cloned() {
+        let target = host.link_target(&path)?;
+        undo.push(if target.is_none() && host.exists(&path)? {
+            Undo::Replaced { path }
+        } else {
+            Undo::Link { path, target }
+        });
+    }
+    for change in &plan.config {
+        undo.push(Undo::Config {
+            path: change.path.clone(),
+            before: change.before.clone(),
+            wrote: text_digest(change.after.as_deref()),
+        });
+    }
+    let state = plan.state.as_ref().map(State::to_json);
+    let commits = if plan.write_state {
+        text_digest(state.as_deref())
+    } else {
+        Some(String::new())
+    };
+    Ok(Journal {
+        api_version: API_VERSION.to_owned(),
+        undo,
+        declares: plan
+            .declared
+            .iter()
+            .map(|handler| handler.name.clone())
+            .collect(),
+        root: root.clone(),
+        unit: facts.unit(),
+        distro: facts.distro.word.to_owned(),
+        socket: facts.socket(),
+        folder: facts.places.folder.clone(),
+        restarting: false,
+        process: None,
+        undone: false,
+        expected: Expected::of(facts, plan).filter(|_| plan.restart),
+        state: state.filter(|_| plan.write_state),
+        commits,
+        drop_folders: plan.drop_folders.clone(),
+        leftovers: plan.leftovers.clone(),
+        leaving: plan.leaving.clone(),
+    })
+}
+
+/// Notes in `progress` how far it came; returns what came of the plan, and what pods use by then.
+async fn act(
+    host: &HostRoot,
+    facts: &Facts,
+    plan: &HostPlan,
+    sources: &BTreeMap<String, Source>,
+    interrupts: &Interrupts,
+    journal: &mut Journal,
+    progress: &mut Progress,
+) -> Result<(Done, InUse), Error> {
+    for folder in &plan.make_folders {
+        host.create_folder(folder)?;
+    }
+    for sha256 in &plan.store {
+        interrupts.check().await?;
+        let path = facts.places.store_path(sha256);
+        store(host, &path, sha256, sources.get(sha256))?;
+    }
+    // Before anything refers to them: what does not run is never linked or declared.
+    let untried = untried(facts, plan);
+    let refused = smoke_test::refused(host, &untried, facts.daemon.is_none());
+    let refused = interrupts.cut_off(refused).await?;
+    if !refused.is_empty() {
+        return Err(Error::Unusable(refused));
+    }
+    let judged = validate_config::judge(host, facts, plan);
+    interrupts.cut_off(judged).await.flatten()?;
+    let daemon = facts.daemon.as_ref();
+    if plan.restart {
+        // Before the configuration: where that is watched, the restart begins with it.
+        journal.begin_restart(host, daemon.map(|daemon| daemon.process))?;
+    }
+    // Where a supervisor watches the configuration, writing it is the restart.
+    interrupts.check().await?;
+    progress.live = plan.restart || !plan.config.is_empty() || !plan.links.is_empty();
+    link(host, facts, plan)?;
+    for change in &plan.config {
+        info!(path = change.path, "writing containerd's configuration");
+        let before = text_digest(change.before.as_deref());
+        let after = change.after.as_deref();
+        put_config(host, &change.path, after, before.as_deref())?;
+    }
+    let service = journal.service();
+    if !(plan.restart && service.restart == Restart::Watched && service.told) {
+        interrupts.check().await?;
+    }
+    if plan.restart {
+        info!(unit = journal.unit, "restarting containerd");
+        let socket = &journal.socket;
+        let tally = &mut progress.tally;
+        let mut served = counted(host, &service, socket, daemon, tally).await?;
+        if service.restart == Restart::Watched
+            && service.told
+            && proven(host, plan, journal, &served).is_err()
+        {
+            // It was about to be restarted for another reason when the file came, and will be once more.
+            let now = find_daemon(host)?;
+            if let Ok(again) = counted(host, &service, socket, now.as_ref(), tally).await {
+                served = again;
+            }
+        }
+        proven(host, plan, journal, &served)?;
+    }
+    let in_use = InUse::ask(host, &journal.socket, facts.daemon.is_none()).await;
+    let late = keep_used(host, journal, &in_use)?;
+    commit(host, journal)?;
+    let tally = progress.tally;
+    Ok((Done { tally, late }, in_use))
+}
+
+/// Whether a containerd that serves `served` has loaded the change.
+fn proven(
+    host: &HostRoot,
+    plan: &HostPlan,
+    journal: &Journal,
+    served: &Served,
+) -> Result<(), Error> {
+    validate_config::is_rendered(host, plan)?;
+    match &journal.expected {
+        Some(expected) => {
+            let proven = expected.prove_change(served);
+            Ok(proven.map_err(restart::Error::Unproven)?)
+        }
+        None => Ok(()),
+    }
+}
+
+/// Points the stable paths to their binaries: pods that start from now on run these.
+fn link(host: &HostRoot, facts: &Facts, plan: &HostPlan) -> Result<(), Error> {
+    for (path, sha256) in &plan.links {
+        let target = if folder_of(path) == facts.places.bin() {
+            link_target(sha256)
+        } else {
+            // A predecessor's path: its bytes stay within reach until the change stands.
+            host.keep_replaced(path)?;
+            facts.places.store_path(sha256)
+        };
+        host.swap_link(path, &target)?;
+    }
+    Ok(())
+}
+
+/// Where the binaries are that will be linked and that no handler had before, by SHA-256.
+fn untried(facts: &Facts, plan: &HostPlan) -> BTreeMap<String, String> {
+    let handlers = facts.state.handlers.values();
+    let had: BTreeSet<&String> = handlers.filter_map(|owned| owned.sha256.as_ref()).collect();
+    plan.links
+        .values()
+        .filter(|sha256| !had.contains(sha256))
+        .map(|sha256| (sha256.clone(), facts.places.store_path(sha256)))
+        .collect()
+}
+
+/// Puts the state file in place, which ends the change.
+pub(crate) fn commit(host: &HostRoot, journal: &Journal) -> Result<(), Error> {
+    let before = host.digest(STATE_FILE)?;
+    match (&journal.state, &journal.commits) {
+        (Some(text), _) => {
+            host.replace(STATE_FILE, text.as_bytes(), before.as_deref(), STATE_MODE)?;
+        }
+        (None, None) => host.remove_file(STATE_FILE)?,
+        (None, Some(_)) => {}
+    }
+    Ok(())
+}
+
+/// Copies a binary into the store. Its bytes are hashed again on the way: what is linked is what was verified.
+fn store(host: &HostRoot, path: &str, sha256: &str, source: Option<&Source>) -> Result<(), Error> {
+    copy(host, path, sha256, source).inspect_err(|_| host.discard_new(path))
+}
+
+fn copy(host: &HostRoot, path: &str, sha256: &str, source: Option<&Source>) -> Result<(), Error> {
+    let mut out = host.create_new(path, 0o755)?;
+    let digest = match source {
+        Some(Source::HandedOver(path)) => handoff_dir::copy_handed_over(path, &mut out)?,
+        Some(Source::Host { path, shim, binary }) => {
+            let file = host
+                .open_file(path)?
+                .ok_or_else(|| Error::NoArtifact { path: path.clone() })?;
+            unpack::unpack(file, shim, binary.as_deref(), &mut out).map_err(fetch::Error::from)?
+        }
+        None => return Err(fetch::Error::Missing.into()),
+    };
+    fetch::check_digest("the binary", &digest, Some(sha256))?;
+    out.sync_all().map_err(|source| Error::Store { source })?;
+    Ok(host.commit_new(path)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+    use crate::installer::plan::tests::node;
+
+    #[test]
+    fn a_path_that_can_t_be_looked_at_is_never_undone_by_its_removal() {
+        let directory = tempfile::tempdir().unwrap();
+        let host = HostRoot::open(directory.path()).unwrap();
+        let bin = directory.path().join("opt/kwasm/bin");
+        std::fs::create_dir_all(&bin).unwrap();
+        std::fs::write(bin.join("theirs"), "").unwrap();
+        symlink("theirs", bin.join("link")).unwrap();
+        symlink("circle", bin.join("circle")).unwrap();
+        let undo = |name: &str| {
+            let path = format!("/opt/kwasm/bin/{name}");
+            let plan = HostPlan {
+                links: BTreeMap::from([(path, "0".repeat(64))]),
+                ..HostPlan::default()
+            };
+            let journal = journal(&host, &node(), &plan);
+            journal.map(|journal| journal.undo.last().cloned())
+        };
+        let path = |name: &str| format!("/opt/kwasm/bin/{name}");
+        let link = |name: &str, target: Option<&str>| Undo::Link {
+            path: path(name),
+            target: target.map(str::to_owned),
+        };
+        assert_eq!(undo("none").unwrap(), Some(link("none", None)));
+        let target = Some("theirs");
+        assert_eq!(undo("link").unwrap(), Some(link("link", target)));
+        let replaced = Undo::Replaced {
+            path: path("theirs"),
+        };
+        assert_eq!(undo("theirs").unwrap(), Some(replaced));
+        assert!(undo("circle/shim").is_err());
+    }
+}

@@ -1,0 +1,206 @@
+//! Finishes or undoes what a former run left half done. How to undo stands in `rollback`.
+
+use std::time::{Duration, Instant};
+
+use tracing::info;
+
+use super::cleanup::{InUse, finish, keep_used};
+use super::journal::Journal;
+use super::rollback::{Tally, bring_back, forget, prove_undone, settled, undo};
+use super::{Failure, commit};
+use crate::containerd_config::contains_handlers;
+use crate::installer::containerd::cri::{self, Served};
+use crate::installer::containerd::daemon::{Daemon, find_daemon};
+use crate::installer::containerd::restart;
+use crate::installer::containerd::service::Service;
+use crate::installer::error::Error;
+use crate::installer::host::HostRoot;
+use crate::installer::inspect::{Facts, gather, judge_dump};
+use crate::installer::plan::preconditions::spares;
+use crate::installer::state::{JOURNAL_FILE, STATE_FILE, STATE_FOLDER, STATE_LIMIT};
+
+/// A restart takes a second at most, and one that a supervisor of k0s is about to make some eight: it gathers changes for three and
+/// starts what ended after five.
+const UNDER_WAY: Duration = Duration::from_secs(15);
+
+/// A look takes some 50 ms.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// Undoes or finishes the change that a former run left half done; returns what restarts that took, or `None` where there was no such
+/// change. `allow_pod_restarts` says whether one may end the node's pods.
+///
+/// # Errors
+/// [`Failure::Broken`] when the host could not be put back, [`Failure::Refused`] when the journal can't be read or the restart that it
+/// takes is not allowed.
+pub async fn recover(
+    host: &HostRoot,
+    offline: bool,
+    allow_pod_restarts: bool,
+) -> Result<Option<Tally>, Failure> {
+    let state = host.read_text(STATE_FILE, STATE_LIMIT);
+    let loaded = state
+        .map_err(Error::from)
+        .and_then(|state| Ok((state, Journal::load(host)?)));
+    let (state, mut journal) = match loaded.map_err(Failure::Refused)? {
+        (state, None) => {
+            if state.is_none() {
+                forget_beginning(host);
+            }
+            return Ok(None);
+        }
+        (state, Some(journal)) => (state, journal),
+    };
+    if journal.is_committed(state.as_deref()) {
+        info!("finishing a change that was interrupted");
+        let in_use = InUse::ask(host, &journal.socket, offline).await;
+        finish(host, &journal, &in_use).map_err(Failure::Refused)?;
+        return Ok(Some(Tally::default()));
+    }
+    let running = if offline {
+        None
+    } else {
+        find_daemon(host).ok().flatten()
+    };
+    if let Some(running) = &running
+        && is_live(host, &journal, running).await
+    {
+        info!("a change that ended with its own restart is live");
+        let in_use = InUse::ask(host, &journal.socket, offline).await;
+        keep_used(host, &mut journal, &in_use)
+            .and_then(|_| commit(host, &journal))
+            .and_then(|()| finish(host, &journal, &in_use))
+            .map_err(Failure::Refused)?;
+        return Ok(Some(Tally::default()));
+    }
+    go_back(host, &mut journal, running, offline, allow_pod_restarts)
+        .await
+        .map(Some)
+}
+
+/// What is known of a host on which a change was found half done. Whoever was killed may have asked for a restart that is under way
+/// still, so one whose containerd does not serve is looked at again for a while.
+///
+/// # Errors
+/// As for [`gather`].
+pub(crate) async fn gather_after(
+    host: &HostRoot,
+    config: Option<&str>,
+    offline: bool,
+) -> Result<Facts, Error> {
+    let since = Instant::now();
+    loop {
+        let facts = gather(host, config, offline).await?;
+        let serves = facts.served.as_ref().is_ok_and(|served| served.ready);
+        let is_asked = !offline && facts.distro.refusal.is_none();
+        if serves || !is_asked || since.elapsed() > UNDER_WAY {
+            return Ok(facts);
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Whether the change is carried out but for the state file. Where a restart ends the pod that asked for it, or the whole node, this
+/// is how the next run learns that it came about: another containerd than the one that the journal names serves what it should.
+async fn is_live(host: &HostRoot, journal: &Journal, running: &Daemon) -> bool {
+    let is_another = journal.process != Some(running.process);
+    let Some(expected) = &journal.expected else {
+        return false;
+    };
+    if !journal.restarting || journal.undone || !is_another {
+        return false;
+    }
+    if !journal.can_be_finished() || !journal.stands(host) {
+        return false;
+    }
+    match cri::served(host, &journal.socket).await {
+        Ok(served) if expected.prove_change(&served).is_ok() => {}
+        Ok(_) | Err(_) => return false,
+    }
+    let declared = expected.declared();
+    if declared.is_empty() {
+        return true;
+    }
+    // Where a distribution renders that file, what containerd would load next holds the handlers, too.
+    let dump = judge_dump(host, &running.program, &journal.root).await;
+    dump.is_ok_and(|dump| contains_handlers(&dump, &declared).is_ok())
+}
+
+/// Undoes the change.
+async fn go_back(
+    host: &HostRoot,
+    journal: &mut Journal,
+    running: Option<Daemon>,
+    offline: bool,
+    allow_pod_restarts: bool,
+) -> Result<Tally, Failure> {
+    let mut tally = Tally::default();
+    let asked = journal.restarting && !offline;
+    let service = journal.service_to_undo(host);
+    let mut served = None;
+    if asked {
+        served = match settled(host, journal).await {
+            None => untouched(host, journal).await,
+            settled => settled,
+        };
+        if served.is_none() {
+            let allowed = check_restart(host, &service, allow_pod_restarts).await;
+            allowed.map_err(Failure::Refused)?;
+        }
+    }
+    info!("undoing a change that was interrupted");
+    let mut failures = undo(host, journal).await;
+    if asked && served.is_none() {
+        match bring_back(host, journal, &service, running.as_ref(), &mut tally).await {
+            Ok(restored) => served = Some(restored),
+            Err(error) => failures.push(error.to_string()),
+        }
+    }
+    if failures.is_empty()
+        && let Err(error) = forget(host, journal)
+    {
+        failures.push(error.to_string());
+    }
+    // Said once: everything is in its place, and what a person has changed since is no reason to refuse for ever.
+    let differs = served.and_then(|served| prove_undone(journal, &served).err());
+    failures.extend(differs);
+    if failures.is_empty() {
+        return Ok(tally);
+    }
+    Err(Failure::Broken {
+        cause: Error::Interrupted,
+        failures,
+        tally,
+    })
+}
+
+/// What containerd serves, where that and its configuration are what they were before the change: whoever was killed before the
+/// configuration was written, or once it was put back, asked for a restart that is not needed.
+async fn untouched(host: &HostRoot, journal: &Journal) -> Option<Served> {
+    let before = journal.expected.as_ref()?.before();
+    let served = cri::served(host, &journal.socket).await.ok()?;
+    Some(served).filter(|served| *served == before && journal.is_put_back(host))
+}
+
+/// Whether containerd may and can be restarted to serve what is put back.
+///
+/// # Errors
+/// Says what stands against it; nothing was changed by then. Whose restart can't be asked for at all is left to the restart: its
+/// files go back in any case.
+async fn check_restart(
+    host: &HostRoot,
+    service: &Service,
+    allow_pod_restarts: bool,
+) -> Result<(), Error> {
+    let reachable = service.check_reachable(host);
+    reachable.map_err(restart::Error::Service)?;
+    match service.kill_mode(host).await {
+        Ok(mode) if !allow_pod_restarts && !spares(&mode) => Err(Error::InterruptedWithPods),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+/// A run that was killed, or found no room, before its journal was on disk leaves a folder at most. Best effort, as nothing is in it.
+fn forget_beginning(host: &HostRoot) {
+    host.discard_new(JOURNAL_FILE);
+    let _ = host.remove_folder(STATE_FOLDER);
+}

@@ -1,0 +1,223 @@
+//! Turns a request into what a plan is decided on: which artifacts there are, where, and which had to be fetched.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+
+use super::Source;
+use crate::handoff::{ProvisionRequest, ShimRequest};
+use crate::installer::artifact::fetch;
+use crate::installer::artifact::handoff_dir;
+use crate::installer::artifact::unpack::{self, Hashing};
+use crate::installer::error::Error;
+use crate::installer::host::HostRoot;
+use crate::installer::inspect::verify_cache::{Artifact, Artifacts, Stamps};
+use crate::installer::inspect::{Facts, path_of, standing, verified};
+use crate::installer::options::InstallOptions;
+use crate::installer::plan::{Scope, Want};
+
+/// What is wanted, and what that takes.
+pub(crate) struct Prepared {
+    pub(crate) want: Want,
+    /// Where binaries are, by SHA-256.
+    pub(crate) sources: BTreeMap<String, Source>,
+    /// The artifacts on the host that were looked into.
+    pub(crate) artifacts: Artifacts,
+    /// Holds what was fetched now.
+    pub(crate) _downloads: Option<tempfile::TempDir>,
+}
+
+/// What `request` wants of the host that `facts` describe: artifacts are looked for, fetched and verified.
+///
+/// # Errors
+/// When nothing can be fetched at all. What is wrong with one artifact is its shim's reason.
+pub(crate) async fn prepare(
+    host: &HostRoot,
+    options: &InstallOptions,
+    request: &ProvisionRequest,
+    facts: &Facts,
+) -> Result<Prepared, Error> {
+    let mut binaries = BTreeMap::new();
+    let mut missing = Vec::new();
+    for shim in &request.shims {
+        match present(facts, shim) {
+            Some(sha256) => {
+                binaries.insert(shim.name.clone(), Ok(sha256));
+            }
+            None => missing.push(shim.clone()),
+        }
+    }
+    let mut downloads = None;
+    let mut folder = options.artifacts.clone();
+    let remote = |shim: &ShimRequest| fetch::path_on_host(&shim.location).is_none();
+    // A host that is refused anyway is not worth a download.
+    if folder.is_none() && facts.distro.refusal.is_none() && missing.iter().any(remote) {
+        let made = tempfile::tempdir().map_err(|source| Error::Temporary { source })?;
+        // What was expected here was looked for by now.
+        for shim in &mut missing {
+            shim.present = None;
+        }
+        fetch::fetch(&missing, made.path(), options.ca_file.as_deref()).await?;
+        folder = Some(made.path().to_owned());
+        downloads = Some(made);
+    }
+    let mut sources = BTreeMap::new();
+    let (known, mut artifacts) = (Stamps::load(host), Artifacts::new());
+    for shim in &missing {
+        let found = match fetch::path_on_host(&shim.location) {
+            // What is expected here is looked for nowhere else: whoever expects it may not know where it came from.
+            _ if shim.present.is_some() => Err(not_present(facts, shim)),
+            Some(path) => artifact(host, shim, path, &known).map(|artifact| {
+                let sha256 = artifact.sha256.clone();
+                artifacts.insert(shim.name.clone(), artifact);
+                let source = Source::Host {
+                    path: path.to_owned(),
+                    shim: shim.name.clone(),
+                    binary: shim.binary.clone(),
+                };
+                (sha256, source)
+            }),
+            None => handed_over(shim, folder.as_deref()),
+        };
+        let binary = match found {
+            Ok((sha256, source)) => {
+                sources.insert(sha256.clone(), source);
+                Ok(sha256)
+            }
+            Err(error) => Err(error.to_string()),
+        };
+        binaries.insert(shim.name.clone(), binary);
+    }
+    let want = Want {
+        owner: request.owner,
+        shims: request.shims.clone(),
+        reserve: request.reserve.clone(),
+        reserve_options: request.reserve_options.clone(),
+        scope: if options.keep_others {
+            Scope::Nothing
+        } else {
+            Scope::Owner
+        },
+        binaries,
+        digest: request.digest(),
+        offline: options.offline,
+        allow_pod_restarts: options.allow_pod_restarts,
+    };
+    Ok(Prepared {
+        want,
+        sources,
+        artifacts,
+        _downloads: downloads,
+    })
+}
+
+/// A shim's artifact on this host, verified.
+fn artifact(
+    host: &HostRoot,
+    shim: &ShimRequest,
+    path: &str,
+    known: &Stamps,
+) -> Result<Artifact, Error> {
+    let absent = || Error::NoArtifact {
+        path: path.to_owned(),
+    };
+    let binary = shim.binary.as_deref();
+    let mut artifact = Artifact::begin(host, path, binary).ok_or_else(absent)?;
+    if let Some(known) = known
+        .artifact(&shim.name)
+        .filter(|known| known.is(&artifact))
+    {
+        fetch::check_digest(path, &known.digest, shim.sha256.as_deref())?;
+        artifact.clone_from(known);
+    } else {
+        let digest = host.digest(path)?.ok_or_else(absent)?;
+        let mut file = Hashing::new(host.open_file(path)?.ok_or_else(absent)?);
+        fetch::check_digest(path, &digest, shim.sha256.as_deref())?;
+        let sha256 = unpack::unpack(&mut file, &shim.name, binary, &mut io::sink())
+            .map_err(fetch::Error::from)?;
+        // What was unpacked are the bytes that were verified, whoever can write to the file.
+        let again = file.finish().map_err(fetch::Error::from)?;
+        fetch::check_digest(path, &again, Some(&digest))?;
+        (artifact.digest, artifact.sha256) = (digest, sha256);
+    }
+    let wanted = shim.binary_sha256.as_deref();
+    fetch::check_digest("the binary", &artifact.sha256, wanted)?;
+    Ok(artifact)
+}
+
+/// Where the binary of a shim is that was fetched, verified.
+fn handed_over(shim: &ShimRequest, folder: Option<&Path>) -> Result<(String, Source), Error> {
+    let folder = folder.ok_or(fetch::Error::Missing)?;
+    let (path, sha256) = handoff_dir::handed_over(shim, folder)?;
+    Ok((sha256, Source::HandedOver(path)))
+}
+
+/// That a binary which is expected on this host does not stand there.
+fn not_present(facts: &Facts, shim: &ShimRequest) -> Error {
+    let expected = shim.expected_on_node().unwrap_or_default();
+    let mut handlers = shim.handlers.iter();
+    let lost = handlers.find(|handler| !is_placed(facts, handler, &expected));
+    // A shim without handlers is refused before.
+    let path = lost
+        .or(shim.handlers.first())
+        .map(|handler| path_of(facts, handler));
+    Error::NotPresent {
+        path: path.unwrap_or_default(),
+    }
+}
+
+/// The binary that a shim has on this host already, if it is what is asked for again.
+fn present(facts: &Facts, shim: &ShimRequest) -> Option<String> {
+    let expected = shim.expected_on_node().filter(|sha256| {
+        let mut handlers = shim.handlers.iter();
+        handlers.all(|handler| is_placed(facts, handler, sha256))
+    });
+    expected.or_else(|| pinned(facts, shim))
+}
+
+/// Whether this is the binary of `handler` and stands on this host, so that the handler can have it without another copy.
+fn is_placed(facts: &Facts, handler: &str, sha256: &str) -> bool {
+    let path = path_of(facts, handler);
+    let stands = standing(facts, &path) == Some(sha256);
+    if facts.stored.contains(sha256) {
+        // The link to it is made again where it is lost.
+        let owned = facts.state.handlers.get(handler);
+        return stands || owned.is_some_and(|owned| owned.sha256.as_deref() == Some(sha256));
+    }
+    // What was taken over as it is stays where its predecessor put it, unless that is a link to who knows where.
+    let taken_over = facts.inheritance.binaries.get(&path);
+    stands && taken_over.is_some_and(|standing| !standing.is_link)
+}
+
+/// The same, if its digest was pinned.
+fn pinned(facts: &Facts, shim: &ShimRequest) -> Option<String> {
+    let mut found = None;
+    for handler in &shim.handlers {
+        let Some(owned) = facts.state.handlers.get(handler) else {
+            // What a predecessor left is known by the bytes alone.
+            let standing = verified(facts, handler)?;
+            if !shim
+                .binary_sha256
+                .as_deref()?
+                .eq_ignore_ascii_case(standing)
+            {
+                return None;
+            }
+            found = Some(standing.to_owned());
+            continue;
+        };
+        let sha256 = owned.sha256.as_deref()?;
+        let pinned = match (&shim.binary_sha256, &shim.sha256) {
+            (Some(wanted), _) => wanted.eq_ignore_ascii_case(sha256),
+            (None, Some(_)) => {
+                owned.location == shim.location && owned.artifact_sha256 == shim.sha256
+            }
+            (None, None) => false,
+        };
+        if !pinned || verified(facts, handler) != Some(sha256) {
+            return None;
+        }
+        found = Some(sha256.to_owned());
+    }
+    found
+}

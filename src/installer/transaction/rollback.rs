@@ -1,0 +1,214 @@
+//! Puts a host back as it was before a change, and containerd with it. Used by the run that began the change and by a later one that
+//! finds it half done; whether to, is decided by them.
+
+use std::time::{Duration, Instant};
+
+use tracing::warn;
+
+use super::Failure;
+use super::journal::{Journal, Undo, put_config};
+use crate::installer::containerd::cri::{self, Served};
+use crate::installer::containerd::daemon::{Daemon, find_daemon};
+use crate::installer::containerd::restart::{self, restart};
+use crate::installer::containerd::service::Service;
+use crate::installer::error::Error;
+use crate::installer::host::{HostRoot, text_digest};
+use crate::installer::inspect::gather;
+use crate::installer::plan::cut;
+use crate::installer::state::{JOURNAL_FILE, STATE_FILE};
+
+/// What the restarts of one run came to.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Tally {
+    /// How often containerd was restarted.
+    pub restarts: u32,
+    /// How long the CRI was away for that, or wrong; `None` where nothing was restarted.
+    pub away: Option<Duration>,
+}
+
+/// How far a change came.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    /// Pods or containerd may have met with something of it.
+    pub(crate) live: bool,
+    /// The restarts of containerd.
+    pub(crate) tally: Tally,
+}
+
+/// Restarts containerd and counts it; `before` is the process that must be gone by then.
+///
+/// # Errors
+/// As for [`restart`].
+pub(crate) async fn counted(
+    host: &HostRoot,
+    service: &Service,
+    socket: &str,
+    before: Option<&Daemon>,
+    tally: &mut Tally,
+) -> Result<Served, restart::Error> {
+    let (since, mut count) = (Instant::now(), 0);
+    let served = restart(host, service, socket, before, &mut count).await;
+    if count > 0 {
+        let away = match &served {
+            Ok((_, away)) => *away,
+            Err(_) => since.elapsed(),
+        };
+        tally.restarts += count;
+        tally.away = Some(tally.away.unwrap_or_default() + away);
+    }
+    served.map(|(served, _)| served)
+}
+
+/// Puts everything back and says how the host is then.
+pub(crate) async fn roll_back(
+    host: &HostRoot,
+    journal: &mut Journal,
+    cause: Error,
+    progress: Progress,
+) -> Failure {
+    warn!(%cause, "undoing the change");
+    let Progress { live, mut tally } = progress;
+    // Where somebody else restarts it, that begins with the undoing.
+    let running = find_daemon(host).ok().flatten();
+    let service = journal.service_to_undo(host);
+    let mut failures = undo(host, journal).await;
+    if journal.restarting {
+        let restored = match settled(host, journal).await {
+            Some(served) => Ok(served),
+            None => bring_back(host, journal, &service, running.as_ref(), &mut tally).await,
+        };
+        let proven = restored
+            .map_err(|error| error.to_string())
+            .and_then(|served| prove_undone(journal, &served));
+        failures.extend(proven.err());
+    }
+    if failures.is_empty()
+        && let Err(error) = forget(host, journal)
+    {
+        failures.push(error.to_string());
+    }
+    if !failures.is_empty() {
+        Failure::Broken {
+            cause,
+            failures,
+            tally,
+        }
+    } else if live {
+        Failure::RolledBack { cause, tally }
+    } else {
+        Failure::Refused(cause)
+    }
+}
+
+/// Whether containerd serves what it did before the change, as far as that was noted.
+///
+/// # Errors
+/// Says in one sentence what differs.
+pub(crate) fn prove_undone(journal: &Journal, served: &Served) -> Result<(), String> {
+    match &journal.expected {
+        Some(expected) => expected.prove_undone(served),
+        None => Ok(()),
+    }
+}
+
+/// Undoes what the journal names; returns what could not be undone.
+pub(crate) async fn undo(host: &HostRoot, journal: &Journal) -> Vec<String> {
+    let undone = journal.undo(host);
+    let mut failures = undone.failures;
+    if undone.config_changed {
+        let result = match gather(host, Some(&journal.root), true).await {
+            Ok(facts) => cut(&facts, &journal.declares).map_err(Error::from),
+            Err(error) => Err(error),
+        };
+        let written = result.and_then(|changes| {
+            for change in changes {
+                let now = text_digest(change.before.as_deref());
+                let after = change.after.as_deref();
+                put_config(host, &change.path, after, now.as_deref())?;
+            }
+            Ok(())
+        });
+        failures.extend(written.err().map(|error| error.to_string()));
+    }
+    failures
+}
+
+/// Removes the journal of a change that was undone, and the folders that were made for it.
+pub(crate) fn forget(host: &HostRoot, journal: &Journal) -> Result<(), Error> {
+    journal.discard(host)?;
+    host.discard_new(STATE_FILE);
+    host.discard_new(JOURNAL_FILE);
+    host.remove_file(JOURNAL_FILE)?;
+    for step in journal.undo.iter().rev() {
+        if let Undo::Folder { path } = step {
+            host.remove_folder(path)?;
+        }
+    }
+    Ok(())
+}
+
+/// What containerd serves, where that needs no restart to be what it was before the change: it is the one from before the change, or
+/// another than the one that ran when everything was put back.
+pub(crate) async fn settled(host: &HostRoot, journal: &Journal) -> Option<Served> {
+    let now = find_daemon(host).ok().flatten()?.process;
+    let is_same = journal.process == Some(now);
+    if is_same == journal.undone {
+        return None;
+    }
+    let served = cri::served(host, &journal.socket).await.ok()?;
+    Some(served).filter(|served| served.ready)
+}
+
+/// Restarts containerd on what was put back, and returns what it serves then. `running` is the one that must be gone by then.
+pub(crate) async fn bring_back(
+    host: &HostRoot,
+    journal: &mut Journal,
+    service: &Service,
+    running: Option<&Daemon>,
+    tally: &mut Tally,
+) -> Result<Served, restart::Error> {
+    journal.undone = true;
+    journal.process = running.map(|daemon| daemon.process);
+    // Best effort: without that note the next run asks for another restart.
+    let _ = journal.save(host);
+    counted(host, service, &journal.socket, running, tally).await
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+    use crate::containerd_config;
+
+    fn causes() -> [Error; 3] {
+        // What a rendering is found to be after a restart is the first of them, too.
+        let unseen = containerd_config::Error::HandlerNotVisible {
+            handler: "a".to_owned(),
+        };
+        let unproven = restart::Error::Unproven("it differs".to_owned());
+        [
+            Error::Config(unseen),
+            Error::Candidate("no".to_owned()),
+            Error::Restart(unproven),
+        ]
+    }
+
+    #[rstest]
+    #[tokio::test]
+    async fn what_went_live_was_not_refused(#[values(false, true)] live: bool) {
+        for cause in causes() {
+            let folder = tempfile::tempdir().unwrap();
+            let host = HostRoot::open(folder.path()).unwrap();
+            let text = r#"{"apiVersion":"farrier.dev/v1","undo":[],"declares":[],"root":"/c","unit":"u","socket":"/s","commits":null}"#;
+            let mut journal = serde_json::from_str(text).unwrap();
+            let progress = Progress {
+                live,
+                ..Progress::default()
+            };
+            let failure = roll_back(&host, &mut journal, cause, progress).await;
+            assert_eq!(matches!(failure, Failure::RolledBack { .. }), live);
+            assert_eq!(matches!(failure, Failure::Refused(_)), !live);
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Tries shims in the host's root before anything refers to them: whether they run there, and whether one would hang containerd.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures::future::join_all;
+
+use crate::installer::host::HostRoot;
+use crate::installer::host::exec::{self, Error};
+
+/// A shim answers within milliseconds. containerd 2.2.7, 2.3.4 and 2.4 run `-info` of every handler at their start, one after the
+/// other and without a limit of their own.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// Tries the binaries at `paths`, by SHA-256; says of those that must not be used why.
+///
+/// With `offline` one that can't be started from here at all (another kernel's, or without the right to enter the root) is given the
+/// benefit of the doubt.
+pub(crate) async fn refused(
+    host: &HostRoot,
+    paths: &BTreeMap<String, String>,
+    offline: bool,
+) -> BTreeMap<String, String> {
+    let trials = paths.iter().map(async |(sha256, path)| {
+        let words = match runs(host, path, LIMIT).await {
+            Ok(()) => return None,
+            Err(Error::Start { .. }) if offline => return None,
+            Err(Error::TooLong { .. }) => format!(
+                "its binary does not answer `-info` within {LIMIT:?}, and containerd would wait for it at every start; name a release that does"
+            ),
+            Err(Error::Start { source, .. }) => {
+                format!("its binary can't be started on this host: {source}; {REMEDY}")
+            }
+            Err(Error::Failed { words, .. }) => {
+                format!("its binary does not run on this host: {words}; {REMEDY}")
+            }
+            Err(error @ (Error::TooMuch { .. } | Error::NotTrusted { .. })) => format!("{error}; {REMEDY}"),
+        };
+        Some((sha256.clone(), words))
+    });
+    join_all(trials).await.into_iter().flatten().collect()
+}
+
+const REMEDY: &str =
+    "name a build for the libraries of this host, and see that its folder is not mounted noexec";
+
+/// Whether the shim at `path` answers one of the two questions that shims know, and does not hang on the one that containerd asks.
+async fn runs(host: &HostRoot, path: &str, limit: Duration) -> Result<(), Error> {
+    match exec::run_own(host, path, &["-info"], limit).await {
+        Ok(_) => return Ok(()),
+        Err(error @ (Error::TooLong { .. } | Error::Start { .. })) => return Err(error),
+        // Shims from before containerd 2.0 know no `-info`.
+        Err(Error::Failed { .. } | Error::TooMuch { .. } | Error::NotTrusted { .. }) => {}
+    }
+    exec::run_own(host, path, &["-v"], limit).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::path::Path;
+
+    use rstest::rstest;
+
+    use super::*;
+
+    /// Tries a shim that is this script.
+    async fn tried(script: &str, limit: Duration) -> Result<(), Error> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("shim");
+        std::fs::write(&path, script).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let host = HostRoot::open(Path::new("/")).unwrap();
+        loop {
+            let result = runs(&host, path.to_str().unwrap(), limit).await;
+            // A test beside this one may have been between fork and exec while the script was open for writing.
+            match result {
+                Err(Error::Start { source, .. })
+                    if source.kind() == std::io::ErrorKind::ExecutableFileBusy => {}
+                result => return result,
+            }
+        }
+    }
+
+    #[rstest]
+    #[case::knows_both("#!/bin/sh\nexit 0\n", true)]
+    #[case::knows_only_the_older("#!/bin/sh\n[ \"$1\" = -v ]\n", true)]
+    #[case::knows_only_the_newer("#!/bin/sh\n[ \"$1\" = -info ]\n", true)]
+    #[case::reads_what_it_is_asked("#!/bin/sh\n! read -r line\n", true)]
+    #[case::knows_neither("#!/bin/sh\nexit 1\n", false)]
+    #[case::has_no_interpreter("#!/no/such/loader\n", false)]
+    #[tokio::test]
+    async fn a_shim_is_used_that_answers_one_of_two_questions(
+        #[case] script: &str,
+        #[case] usable: bool,
+    ) {
+        let result = tried(script, Duration::from_secs(20)).await;
+        assert_eq!(result.is_ok(), usable, "{result:?}");
+    }
+
+    #[tokio::test]
+    async fn a_shim_that_hangs_on_what_containerd_asks_is_not_used_whatever_else_it_answers() {
+        let script = "#!/bin/sh\n[ \"$1\" = -v ] || exec sleep 60\n";
+        let result = tried(script, Duration::from_millis(200)).await;
+        assert!(matches!(result, Err(Error::TooLong { .. })), "{result:?}");
+    }
+
+    #[tokio::test]
+    async fn a_missing_library_is_told_in_the_loader_s_words() {
+        let script =
+            "#!/bin/sh\necho 'libwasmedge.so.0: cannot open shared object file' >&2\nexit 127\n";
+        let error = tried(script, Duration::from_secs(20)).await.unwrap_err();
+        assert!(error.to_string().contains("libwasmedge.so.0"), "{error}");
+    }
+}

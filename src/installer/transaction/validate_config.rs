@@ -1,0 +1,229 @@
+//! Has the host's own containerd judge a changed configuration before it goes live. Writes beside the root configuration, and clears
+//! that up again.
+
+use std::collections::BTreeMap;
+
+use crate::containerd_config::{self, DeclaredHandler};
+use crate::installer::containerd::config_files::{imports_itself, load};
+use crate::installer::containerd::restart;
+use crate::installer::error::Error;
+use crate::installer::host::HostRoot;
+use crate::installer::inspect::{Facts, judge_dump};
+use crate::installer::plan::{ConfigChange, HostPlan};
+
+/// A candidate stands beside the root configuration, so that relative imports mean the same; no `*.toml` glob matches it.
+pub(crate) const SUFFIX: &str = ".farrier-candidate";
+/// What a candidate imports that is not the root itself.
+pub(crate) const IMPORT_SUFFIX: &str = ".farrier-import";
+
+/// Where the candidates of a change of so many files stand beside the root configuration: its own, and those of what it imports.
+pub(crate) fn paths(root: &str, files: usize) -> impl Iterator<Item = String> {
+    let imports = (0..files.max(1)).map(move |at| import_path(root, at));
+    std::iter::once(format!("{root}{SUFFIX}")).chain(imports)
+}
+
+/// Whether a change of the root configuration may have had `path` for a candidate.
+pub(crate) fn is_candidate(root: &str, path: &str) -> bool {
+    let number = |rest: &str| {
+        let digits = rest.strip_prefix('.').map(str::as_bytes);
+        digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_digit))
+    };
+    path.strip_prefix(root).is_some_and(|rest| {
+        let import = rest.strip_suffix(IMPORT_SUFFIX);
+        rest == SUFFIX || import.is_some_and(|rest| rest.is_empty() || number(rest))
+    })
+}
+
+fn import_path(root: &str, at: usize) -> String {
+    if at == 0 {
+        format!("{root}{IMPORT_SUFFIX}")
+    } else {
+        format!("{root}.{at}{IMPORT_SUFFIX}")
+    }
+}
+
+/// Asks the host's own containerd what it makes of the configuration before it goes live.
+///
+/// # Errors
+/// [`Error::Candidate`] in containerd's words, or [`Error::Config`] where more would change than should.
+pub(crate) async fn judge(host: &HostRoot, facts: &Facts, plan: &HostPlan) -> Result<(), Error> {
+    let changes: Vec<&ConfigChange> = plan.config.iter().filter(|change| change.live).collect();
+    let Some(root) = changes.first().map(|change| &change.root) else {
+        return Ok(());
+    };
+    // Offline a containerd that can't run gives no judgement; without a root file its defaults count, which it has printed.
+    let (Ok(before), Some(program)) = (&facts.dump, &facts.program) else {
+        return Ok(());
+    };
+    let candidate = format!("{root}{SUFFIX}");
+    let (mut text, mut imports) = (facts.loaded.root.text.clone(), BTreeMap::new());
+    for (at, change) in changes.into_iter().enumerate() {
+        // Where the file is a template, the same edit of what was rendered from it is judged.
+        let (path, after) = match &change.rendered {
+            Some(rendered) => (&rendered.placement.path, &rendered.after),
+            None => (&change.path, &change.after),
+        };
+        if path == root {
+            text.clone_from(after);
+            continue;
+        }
+        let import = import_path(root, at);
+        if let Some(after) = after {
+            place_candidate(host, &import, after)?;
+        }
+        imports.insert(path.as_str(), after.is_some().then_some(import));
+    }
+    let text = match text {
+        Some(text) if imports.is_empty() && !imports_itself(host, &facts.loaded.root) => text,
+        // Without a root file nothing is imported, and the defaults count.
+        None if imports.is_empty() => return Ok(()),
+        text => root_that_imports(facts, text.as_deref().unwrap_or_default(), &imports)?,
+    };
+    place_candidate(host, &candidate, &text)?;
+    let dump = judge_dump(host, program, &candidate).await;
+    for path in paths(root, plan.config.len()) {
+        host.remove_file(&path)?;
+    }
+    let dump = dump.map_err(|error| Error::Candidate(facts.without_secrets(&error)))?;
+    containerd_config::compare_dumps(before, &dump, &plan.ours)?;
+    containerd_config::contains_handlers(&dump, &plan.declared)?;
+    Ok(())
+}
+
+/// Checks that a distribution has rendered our handlers into what containerd loads since its start, where it renders that.
+///
+/// # Errors
+/// When a handler is missing or another, or a file can't be read.
+pub(crate) fn is_rendered(host: &HostRoot, plan: &HostPlan) -> Result<(), Error> {
+    let mut changes = plan.config.iter();
+    let Some((change, rendered)) =
+        changes.find_map(|change| Some((change, change.rendered.as_ref()?)))
+    else {
+        return Ok(());
+    };
+    let loaded = load(host, &change.root)?;
+    let mut found = BTreeMap::new();
+    for file in loaded.files() {
+        if let Some(text) = &file.text {
+            found.extend(containerd_config::handlers(text, &rendered.placement)?);
+        }
+    }
+    let missing = plan.declared.iter().find(|handler| {
+        let found: Option<&DeclaredHandler> = found.get(&handler.name);
+        found.is_none_or(|found| found.runtime_type != handler.runtime_type)
+    });
+    match missing {
+        Some(handler) => Err(restart::Error::Unproven(format!(
+            "{} was rendered without handler {}",
+            rendered.placement.path, handler.name
+        ))
+        .into()),
+        None => Ok(()),
+    }
+}
+
+fn place_candidate(host: &HostRoot, path: &str, text: &str) -> Result<(), Error> {
+    host.remove_file(path)?;
+    // As secret as the configuration may be.
+    Ok(host.replace(path, text.as_bytes(), None, 0o600)?)
+}
+
+/// The root `text` with the loaded files for its imports, but the candidates in `changed` in place of those that change, or nothing in
+/// place of those that go: containerd 1.x goes by the file that it loads last.
+fn root_that_imports(
+    facts: &Facts,
+    text: &str,
+    changed: &BTreeMap<&str, Option<String>>,
+) -> Result<String, containerd_config::Error> {
+    let loaded = &facts.loaded;
+    let present = loaded.imported.iter().filter(|file| file.text.is_some());
+    let mut imports: Vec<&str> = present
+        .filter_map(|file| match changed.get(file.path.as_str()) {
+            Some(candidate) => candidate.as_deref(),
+            None => Some(&file.path),
+        })
+        .collect();
+    let made = changed.values().flatten();
+    let made: Vec<&str> = made
+        .map(String::as_str)
+        .filter(|candidate| !imports.contains(candidate))
+        .collect();
+    imports.extend(made);
+    containerd_config::with_imports(&loaded.root.path, text, &imports)
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+    use crate::containerd_config::{ConfigTarget, Handler, PluginId};
+    use crate::installer::plan::config_source::Rendered;
+
+    const ROOT: &str = "/var/lib/rancher/k3s/agent/etc/containerd/config.toml";
+    const OURS: &str = "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.a]\nruntime_type = '/opt/farrier/bin/containerd-shim-a'\n";
+    const OTHER: &str = "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.a]\nruntime_type = 'io.containerd.a.v1'\n";
+    const RUNC: &str = "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n";
+
+    /// A change of a template that declares handler `a`, or of the file that containerd loads.
+    fn plan(is_template: bool) -> HostPlan {
+        let placement = ConfigTarget {
+            path: ROOT.to_owned(),
+            plugin: PluginId::CriV1Runtime,
+            version: Some(3),
+            drop_in: false,
+            must_declare_runc: false,
+            declared_in_other_files: std::collections::BTreeSet::new(),
+        };
+        let rendered = Rendered {
+            placement,
+            after: None,
+        };
+        HostPlan {
+            config: vec![ConfigChange {
+                path: format!("{ROOT}.tmpl"),
+                before: None,
+                after: None,
+                root: ROOT.to_owned(),
+                rendered: is_template.then_some(rendered),
+                live: true,
+            }],
+            declared: vec![Handler {
+                name: "a".to_owned(),
+                runtime_type: "/opt/farrier/bin/containerd-shim-a".to_owned(),
+                options: BTreeMap::new(),
+            }],
+            ..HostPlan::default()
+        }
+    }
+
+    #[rstest]
+    #[case::in_the_root(&[("config.toml", &format!("version = 3\n{RUNC}{OURS}") as &str)], true)]
+    #[case::in_an_import(
+        &[("config.toml", "version = 3\nimports = ['conf.d/*.toml']\n"), ("conf.d/a.toml", OURS)],
+        true
+    )]
+    #[case::as_another(&[("config.toml", &format!("version = 3\n{OTHER}") as &str)], false)]
+    #[case::without_it(&[("config.toml", &format!("version = 3\n{RUNC}") as &str)], false)]
+    #[case::nothing(&[], false)]
+    fn what_a_distribution_rendered_is_searched_for_our_handlers(
+        #[case] files: &[(&str, &str)],
+        #[case] expected: bool,
+    ) {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            let path = format!("{}/{name}", crate::installer::state::folder_of(ROOT));
+            let path = folder.path().join(path.trim_start_matches('/'));
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        let host = HostRoot::open(folder.path()).unwrap();
+        let found = is_rendered(&host, &plan(true));
+        assert_eq!(found.is_ok(), expected, "{found:?}");
+        if let Err(error) = found {
+            assert!(error.to_string().contains("without handler a"), "{error}");
+        }
+        // What containerd loads itself has been judged, and the CRI is asked.
+        assert!(is_rendered(&host, &plan(false)).is_ok());
+    }
+}
