@@ -3,7 +3,6 @@
 //! [`install`] and [`uninstall`] always answer with a report; [`fetch`] and [`doctor`] change no host.
 
 pub mod artifact;
-mod bounds;
 pub mod containerd;
 pub mod distro;
 mod dry_run;

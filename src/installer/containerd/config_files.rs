@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use crate::containerd_config::{ConfigFiles, Glob, SourceFile, TEXT_LIMIT, clean_path, imports};
 use crate::installer::host::HostRoot;
-use crate::installer::state::folder_of;
+use crate::installer::host::path::parent_directory;
 
 /// Nobody splits a configuration into more files; a glob over a wrong folder ends here.
 const MAX_IMPORTS: usize = 256;
@@ -39,7 +39,7 @@ pub fn load(host: &HostRoot, root: &str) -> Result<ConfigFiles, crate::installer
 
 /// The patterns that a file imports, absolute. One that doesn't parse imports nothing here: the plan says what is wrong with it.
 pub(crate) fn patterns(file: &SourceFile) -> Vec<String> {
-    let folder = folder_of(&file.path);
+    let folder = parent_directory(&file.path);
     let patterns = file.text.as_deref().map(imports).and_then(Result::ok);
     let absolute = |pattern: &String| {
         if pattern.starts_with('/') {

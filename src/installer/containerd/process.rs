@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::handoff::printable;
+use crate::installer::host::path::parent_directory;
 use crate::installer::host::{HostRoot, ProgramError};
-use crate::installer::state::folder_of;
 
 mod cgroup;
 mod unit;
@@ -275,7 +275,7 @@ fn look(
 
 /// The path by which a program goes by that name: k3s is one program under many names, which links beside it carry.
 fn own_name(host: &HostRoot, program: &str, name: &str) -> String {
-    let link = format!("{}/{name}", folder_of(program));
+    let link = format!("{}/{name}", parent_directory(program));
     let is_other = program.rsplit('/').next() != Some(name);
     if is_other && host.is_seen(&link) {
         return link;

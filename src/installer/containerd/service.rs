@@ -12,9 +12,8 @@ use super::daemon::find_daemon;
 use super::process::started;
 use super::systemd::{self, RESTART_LIMIT, Systemd};
 use crate::installer::distro::{DistroSpec, Restart};
-use crate::installer::host::HostRoot;
 use crate::installer::host::exec;
-use crate::installer::inspect::SMALL;
+use crate::installer::host::{HostRoot, SMALL_FILE_LIMIT};
 
 /// Why a service could not be restarted, or asked about.
 #[derive(Debug, thiserror::Error)]
@@ -183,7 +182,7 @@ impl Service {
             "/etc/rc.conf".to_owned(),
             format!("/etc/conf.d/{}", self.name()),
         ] {
-            let text = host.read_text(&path, SMALL)?.unwrap_or_default();
+            let text = host.read_text(&path, SMALL_FILE_LIMIT)?.unwrap_or_default();
             let set = text
                 .lines()
                 .filter_map(|line| line.trim().strip_prefix("rc_cgroup_cleanup="))

@@ -1,9 +1,142 @@
-//! The rows of the table of distributions. How a row is found is decided in the file above; nothing else stands here.
+//! The table of distributions: what a row holds, and the rows. Detection lives in the module above.
 
 use std::time::Duration;
 
-use super::{Distro, DistroSpec, Edited, Restart};
 use crate::installer::state::FOLDER;
+
+/// A way in which containerd comes to a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Distro {
+    /// containerd from a deb package.
+    Debian,
+    /// containerd from an rpm package.
+    Rpm,
+    /// containerd under systemd on any other distribution.
+    Systemd,
+    /// Flatcar, whose `/usr` is read-only.
+    Flatcar,
+    /// k3s in a container, where it is process 1.
+    K3d,
+    /// k3s, with a containerd of its own.
+    K3s,
+    /// RKE2, with a containerd of its own.
+    Rke2,
+    /// `MicroK8s`, a snap.
+    MicroK8s,
+    /// k0s, with a containerd of its own.
+    K0s,
+    /// Talos Linux: no shell, no writable root.
+    Talos,
+    /// Bottlerocket: no writable root.
+    Bottlerocket,
+    /// `OpenShift`: CRI-O on a host that its operator writes.
+    OpenShift,
+    /// Container-Optimized OS.
+    Cos,
+    /// CRI-O in containerd's place.
+    CriO,
+    /// kind: a node is a container.
+    Kind,
+    /// minikube, in a machine or a container.
+    Minikube,
+    /// AKS, on Ubuntu, Azure Linux and those with a read-only `/usr`.
+    Aks,
+    /// EKS where a script sets nodes up: Amazon Linux 2, Ubuntu.
+    Eks,
+    /// EKS on Amazon Linux 2023, where nodeadm does.
+    EksAl2023,
+    /// GKE on Ubuntu.
+    Gke,
+    /// `DigitalOcean`'s managed Kubernetes.
+    Doks,
+}
+
+/// How containerd gets to load another configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Restart {
+    /// Its unit is restarted by systemd or `OpenRC`, whichever runs the host.
+    Service,
+    /// Process 1 of the node is ended and whoever runs the node starts it again; that ends every pod.
+    ContainerInit,
+    /// Its supervisor restarts it when files that it watches change, and when it ends.
+    Watched,
+}
+
+/// Which file an administrator edits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Edited {
+    /// One of those that containerd loads.
+    Loaded,
+    /// A Go template beside the file that containerd loads, which is rendered from it at every start. Where both are there, the first
+    /// counts (k3s, `pkg/agent/templates`).
+    GoTemplate {
+        /// For schema 3, from k3s 1.31.6 and 1.32.2 on.
+        v3: &'static str,
+        /// For schema 2.
+        v2: &'static str,
+    },
+    /// TOML with shell variables, beside the file that containerd loads, which is rendered from it at every start.
+    TomlTemplate(&'static str),
+    /// A folder, beside the file that containerd loads, whose files are merged into a generated one, as long as that root file has
+    /// this line.
+    Snippets {
+        /// Name of the folder.
+        folder: &'static str,
+        /// The line.
+        marker: &'static str,
+    },
+}
+
+/// One row of the table.
+#[derive(Debug)]
+pub struct DistroSpec {
+    /// Which one.
+    pub distro: Distro,
+    /// Its word in reports.
+    pub word: &'static str,
+    /// Directories below which only this distribution has its running containerd, or its configuration.
+    pub(crate) paths: &'static [&'static str],
+    /// What the unit of the running containerd begins with.
+    pub(crate) units: &'static [&'static str],
+    /// Names of programs in the command line of process 1, or the beginning of such a name up to a hyphen, where that has to fit, too.
+    pub(crate) init: &'static [&'static str],
+    /// The directory of the socket that the kubelet uses.
+    pub(crate) endpoint: Option<&'static str>,
+    /// How a value in the command line of a kubelet that runs begins, up to a slash: what its maker starts it with, or names its nodes by.
+    pub(crate) kubelet: &'static [&'static str],
+    /// Files of its machine image, which count where no kubelet runs that could say more.
+    pub(crate) image: &'static [&'static str],
+    /// Value of `PLATFORM_ID` in `os-release`, where that has to fit, too.
+    pub(crate) platform: Option<&'static str>,
+    /// Values of `ID` or `ID_LIKE` in `os-release`.
+    pub(crate) os_ids: &'static [&'static str],
+    /// Its programs. They tell it only where no containerd runs or is installed: what a former distribution left must not deceive.
+    pub programs: &'static [&'static str],
+    /// What it makes when it runs; counts where `programs` would, and only where there are none of any distribution.
+    pub(crate) data: &'static [&'static str],
+    /// Why it is not changed, and what works there; `None` where it is.
+    pub refusal: Option<&'static str>,
+    /// The root configuration file where neither the daemon's command line nor the unit names one.
+    pub config: &'static str,
+    /// The variable in the unit's environment that may name another.
+    pub variable: Option<&'static str>,
+    /// What is edited.
+    pub edited: Edited,
+    /// The word that makes one of `programs` print the distribution's release.
+    pub release: Option<&'static str>,
+    /// Whether the configuration is written anew at each boot.
+    pub rewritten: bool,
+    /// The CRI's socket where the daemon's command line names none.
+    pub socket: &'static str,
+    /// The unit, where the process does not say.
+    pub unit: &'static str,
+    /// How it gets to load another configuration.
+    pub restart: Restart,
+    /// How long it may take to serve after that.
+    pub serve_limit: Duration,
+    /// Where binaries can be kept, the best place first; the first that can be written to and executed from counts.
+    pub folders: &'static [&'static str],
+}
 
 /// containerd answers 0.1 to 0.3 s after its start, with hundreds of pods after seconds; releases that run every shim's `-info` at
 /// the start, one after the other, take longer.

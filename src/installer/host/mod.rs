@@ -8,6 +8,7 @@ mod hint;
 mod lock;
 mod mount;
 mod owner;
+pub mod path;
 mod program;
 mod write;
 
@@ -25,8 +26,12 @@ use sha2::{Digest as _, Sha256};
 
 use self::hint::hint;
 pub use self::owner::{ProgramError, Writers};
+use self::path::{file_name, parent_directory};
 pub use self::program::Program;
 use crate::handoff::{hex, sha256_hex};
+
+/// Bytes of a file of `/proc`, `/etc/os-release` or `/etc/rc.conf`, at most: all of them are far smaller.
+pub(crate) const SMALL_FILE_LIMIT: u64 = 1 << 16;
 
 /// Suffix of a file that is about to replace another: no `*.toml` glob of containerd's `imports` matches it.
 pub(crate) const NEW_SUFFIX: &str = ".farrier-new";
@@ -169,11 +174,11 @@ impl HostRoot {
     }
 
     fn try_entry(&self, path: &str) -> std::result::Result<Entry, Errno> {
-        let (folder, name) = split(path);
-        let folder = self.open_at(&folder, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+        let parent = parent_directory(path);
+        let folder = self.open_at(parent, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
         Ok(Entry {
             folder,
-            name,
+            name: file_name(path).to_owned(),
             path: path.to_owned(),
         })
     }
@@ -377,7 +382,7 @@ impl HostRoot {
                 None => return Ok(path),
                 Some(target) if target.starts_with('/') => path = target,
                 // The kernel resolves the folder first and `..` after it, as it does for the link itself.
-                Some(target) => path = format!("{}/{target}", split(&path).0),
+                Some(target) => path = format!("{}/{target}", parent_directory(&path)),
             }
         }
         Err(failed("follow the link", &path)(Errno::ELOOP))
@@ -396,15 +401,6 @@ impl Entry {
 /// A name for an open file that system calls take as a path.
 fn own_path(fd: &impl std::os::fd::AsRawFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
-}
-
-/// Folder and name of a path; the folder is `/` at least.
-fn split(path: &str) -> (String, String) {
-    match path.rsplit_once('/') {
-        Some(("", name)) => ("/".to_owned(), name.to_owned()),
-        Some((folder, name)) => (folder.to_owned(), name.to_owned()),
-        None => ("/".to_owned(), path.to_owned()),
-    }
 }
 
 /// SHA-256 of `text`, where there is one, as [`HostRoot::replace`] expects it.

@@ -1,13 +1,14 @@
 //! Looks for what KWasm and runtime-class-manager left on a host: handlers, their binaries, lock and marker files. Reads only; what
 //! becomes of it is decided in `adopt`.
 
+use crate::installer::host::path::parent_directory;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::verify_cache::{Stamps, Verified};
 use crate::containerd_config::{self, ConfigFiles, LegacyInstaller, SourceFile};
 use crate::handoff::{OptionValue, Owner};
 use crate::installer::host::{Error, HostRoot};
-use crate::installer::plan::takeover::{home_of, lock_entries};
 use crate::installer::state::{Places, State};
 
 /// A lock file has a line for each shim, of which a node has a few.
@@ -231,4 +232,37 @@ impl Inherited {
     pub fn options(&self) -> BTreeMap<String, OptionValue> {
         OptionValue::from_toml(&self.declared.options)
     }
+}
+
+/// An entry of a lock file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LockEntry {
+    /// SHA-256 of the binary.
+    pub sha256: String,
+    /// Absolute path of the binary on the host.
+    pub path: String,
+}
+
+/// A lock file of runtime-class-manager.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct LockFile {
+    pub(crate) shims: BTreeMap<String, LockEntry>,
+}
+
+/// The entries of a lock file, by the name of their handler; `None` where the text is not of this shape.
+#[must_use]
+pub fn lock_entries(text: &str) -> Option<BTreeMap<String, LockEntry>> {
+    let file: LockFile = serde_json::from_str(text).ok()?;
+    let is_digest = |entry: &LockEntry| {
+        entry.sha256.len().is_multiple_of(2)
+            && entry.sha256.bytes().all(|byte| byte.is_ascii_hexdigit())
+    };
+    file.shims.values().all(is_digest).then_some(file.shims)
+}
+
+/// The folder of a predecessor that a binary at `path` belongs to.
+pub(crate) fn home_of(path: &str) -> Option<&str> {
+    parent_directory(path).strip_suffix("/bin")
 }

@@ -13,18 +13,19 @@ use self::legacy::Inheritance;
 use crate::containerd_config::{
     ConfigFiles, SourceFile, Version, address_of_dump, without_secrets,
 };
-use crate::installer::bounds::is_digest;
+use crate::handoff::is_sha256;
 use crate::installer::containerd::config_files::{load, patterns};
 use crate::installer::containerd::cri::{self, Served};
 use crate::installer::containerd::daemon::{self, Daemon, Running};
 use crate::installer::containerd::process::Refusal;
 use crate::installer::containerd::service::Service;
 use crate::installer::distro::DistroSpec;
+use crate::installer::distro::editable_files;
 use crate::installer::host::exec;
-use crate::installer::host::{self, HostRoot, NEW_SUFFIX};
-use crate::installer::plan::config_source::editable_files;
+use crate::installer::host::path::parent_directory;
+use crate::installer::host::{self, HostRoot, NEW_SUFFIX, SMALL_FILE_LIMIT};
 use crate::installer::state::{
-    Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, folder_of, target_digest,
+    Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, target_digest,
 };
 use os::{folder, forgetful, former, named_by_unit, releaser, row, sources, unwritable};
 use prerequisites::lacking;
@@ -32,8 +33,6 @@ use verify_cache::Stamps;
 
 /// `containerd config dump` takes 18 ms; on a node under load it gets this long before the candidate counts as refused.
 pub const PROGRAM_LIMIT: Duration = Duration::from_secs(10);
-/// Files of `/proc`, `/etc/os-release` and `/etc/rc.conf` are far smaller.
-pub(crate) const SMALL: u64 = 1 << 16;
 /// Where packages put containerd, for a host on which none runs now.
 pub(crate) const PROGRAMS: [&str; 3] = [
     "/usr/bin/containerd",
@@ -291,7 +290,7 @@ async fn ask(host: &HostRoot, facts: &mut Facts) {
 
 /// The identity in a file: a UUID, with or without hyphens (machine-id(5)). Anything else is none: it goes into every report.
 fn identity(host: &HostRoot, path: &str) -> Result<String, crate::installer::error::Error> {
-    let text = host.read_text(path, SMALL)?.unwrap_or_default();
+    let text = host.read_text(path, SMALL_FILE_LIMIT)?.unwrap_or_default();
     let identity = text.trim();
     let plain = |byte: u8| byte.is_ascii_hexdigit() || byte == b'-';
     let is_one = identity.len() <= 36 && identity.bytes().all(plain);
@@ -309,13 +308,15 @@ fn missing_folders(
     sources: &[SourceFile],
 ) -> BTreeMap<String, Vec<String>> {
     let own = [STATE_FOLDER.to_owned(), places.store(), places.bin()];
-    let root = folder_of(&loaded.root.path).to_owned();
+    let root = parent_directory(&loaded.root.path).to_owned();
     // A drop-in may go into a folder that the root imports and that is not there yet.
     let imported = patterns(&loaded.root)
         .iter()
-        .map(|pattern| folder_of(pattern).to_owned())
+        .map(|pattern| parent_directory(pattern).to_owned())
         .collect::<Vec<_>>();
-    let sources = sources.iter().map(|file| folder_of(&file.path).to_owned());
+    let sources = sources
+        .iter()
+        .map(|file| parent_directory(&file.path).to_owned());
     own.into_iter()
         .chain([root])
         .chain(imported)
@@ -371,7 +372,7 @@ pub(crate) fn own_links(
             Err(error) => return Err(error.into()),
         };
         let digest = target.as_deref().and_then(target_digest);
-        if let Some(digest) = digest.filter(|digest| is_digest(digest)) {
+        if let Some(digest) = digest.filter(|digest| is_sha256(digest)) {
             links.insert(name, digest);
         }
     }
@@ -383,7 +384,7 @@ pub(crate) fn own_files(
     host: &HostRoot,
     places: &Places,
 ) -> Result<BTreeSet<String>, crate::installer::error::Error> {
-    let is_ours = |name: &String| is_digest(name.strip_suffix(NEW_SUFFIX).unwrap_or(name));
+    let is_ours = |name: &String| is_sha256(name.strip_suffix(NEW_SUFFIX).unwrap_or(name));
     let names = host.list(&places.store())?.into_iter();
     Ok(names.filter(is_ours).collect())
 }

@@ -3,15 +3,16 @@
 
 use tracing::warn;
 
-use super::{PROGRAMS, SMALL};
+use super::PROGRAMS;
 use crate::containerd_config::{ConfigFiles, SourceFile, TEXT_LIMIT};
 use crate::installer::containerd::daemon::{CONFIG_OPTIONS, Daemon, Running};
 use crate::installer::containerd::process::{option, still_named};
 use crate::installer::containerd::systemd_unit;
+use crate::installer::distro::editable_files;
 use crate::installer::distro::{self, DistroSpec, Evidence};
-use crate::installer::host::HostRoot;
-use crate::installer::plan::config_source::editable_files;
-use crate::installer::state::{STATE_FOLDER, State, folder_of};
+use crate::installer::host::path::parent_directory;
+use crate::installer::host::{HostRoot, SMALL_FILE_LIMIT};
+use crate::installer::state::{STATE_FOLDER, State};
 
 /// The row of the table that fits the host.
 pub(crate) fn row(
@@ -21,9 +22,13 @@ pub(crate) fn row(
     offline: bool,
 ) -> Result<&'static DistroSpec, crate::installer::error::Error> {
     let os_release = host
-        .read_text("/etc/os-release", SMALL)?
+        .read_text("/etc/os-release", SMALL_FILE_LIMIT)?
         .unwrap_or_default();
-    let init = (!offline).then(|| host.read("/proc/1/cmdline", SMALL).ok().flatten());
+    let init = (!offline).then(|| {
+        host.read("/proc/1/cmdline", SMALL_FILE_LIMIT)
+            .ok()
+            .flatten()
+    });
     let init = String::from_utf8_lossy(&init.flatten().unwrap_or_default()).into_owned();
     let (daemon, kubelet) = (running.daemon.as_ref(), running.kubelet.as_ref());
     let evidence = Evidence {
@@ -175,7 +180,7 @@ pub(crate) fn unwritable(host: &HostRoot, path: &str, offline: bool) -> Option<S
     if offline {
         return None;
     }
-    let mount = host.mount_of(folder_of(&real)).ok()?;
+    let mount = host.mount_of(parent_directory(&real)).ok()?;
     mount.read_only.then(|| {
         format!("{path} is on a read-only file system; copy it to /etc/containerd/config.toml and have the unit of containerd name that")
     })
@@ -200,7 +205,9 @@ pub(crate) fn releaser(
 /// The program that started a containerd, as k3s and others start theirs.
 fn parent_program(host: &HostRoot, daemon: &Daemon) -> Option<String> {
     let (pid, _) = daemon.process;
-    let stat = host.read_text(&format!("/proc/{pid}/stat"), SMALL).ok()??;
+    let stat = host
+        .read_text(&format!("/proc/{pid}/stat"), SMALL_FILE_LIMIT)
+        .ok()??;
     let parent: u32 = stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()?;
     let program = host.link_target(&format!("/proc/{parent}/exe")).ok()??;
     Some(still_named(&program).to_owned())

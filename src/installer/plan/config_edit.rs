@@ -12,8 +12,9 @@ use crate::containerd_config::{
     place, runtimes_of_dump, startup_checks, template_handlers,
 };
 use crate::handoff::OptionValue;
+use crate::installer::host::path::parent_directory;
 use crate::installer::inspect::Facts;
-use crate::installer::state::{OwnedHandler, STATE_FOLDER, folder_of};
+use crate::installer::state::{OwnedHandler, STATE_FOLDER};
 
 /// Where handlers are declared on this host, and what is declared there.
 pub(crate) struct Site<'a> {
@@ -254,8 +255,8 @@ impl<'a> Site<'a> {
 
     /// Folders that have to be made before anything can be written.
     pub(crate) fn make_folders(&self, facts: &Facts) -> Vec<String> {
-        let config = folder_of(&self.placement.path);
-        let root = folder_of(&facts.loaded.root.path);
+        let config = parent_directory(&self.placement.path);
+        let root = parent_directory(&facts.loaded.root.path);
         let mut folders: Vec<String> = Vec::new();
         let (store, bin) = (facts.places.store(), facts.places.bin());
         for folder in [STATE_FOLDER, &store, &bin, root, config] {

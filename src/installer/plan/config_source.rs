@@ -7,10 +7,6 @@ use std::borrow::Cow;
 use crate::containerd_config::{ConfigFiles, ConfigTarget, PluginId, Version, is_template};
 use crate::installer::distro::Edited;
 use crate::installer::inspect::Facts;
-use crate::installer::state::folder_of;
-
-/// Our snippet in a folder of snippets.
-const SNIPPET: &str = "farrier.toml";
 
 /// A file that a distribution renders, as it should look after a change of what it is rendered from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,17 +54,6 @@ pub(crate) struct Source<'a> {
     pub(crate) text: Option<&'a str>,
     /// Whether it is a Go template.
     pub(crate) go: bool,
-}
-
-/// The files that may be edited instead of `root`, which containerd loads, or what that imports; the one that counts first.
-pub(crate) fn editable_files(edited: Edited, root: &str) -> Vec<String> {
-    let folder = folder_of(root);
-    match edited {
-        Edited::Loaded => Vec::new(),
-        Edited::GoTemplate { v3, v2 } => vec![format!("{folder}/{v3}"), format!("{folder}/{v2}")],
-        Edited::TomlTemplate(name) => vec![format!("{folder}/{name}")],
-        Edited::Snippets { folder: name, .. } => vec![format!("{folder}/{name}/{SNIPPET}")],
-    }
 }
 
 /// What containerd loads, or would load if a template were put out as it stands on a host that never was started.
@@ -236,7 +221,7 @@ mod tests {
             path: "/x/config.toml".to_owned(),
             text: root.map(str::to_owned),
         };
-        let paths = editable_files(facts.distro.edited, "/x/config.toml");
+        let paths = crate::installer::distro::editable_files(facts.distro.edited, "/x/config.toml");
         assert_eq!(paths.len(), texts.len());
         facts.sources = paths
             .into_iter()

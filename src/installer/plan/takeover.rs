@@ -13,7 +13,8 @@ use crate::containerd_config::PluginId;
 use crate::handoff::{Owner, sha256_hex};
 use crate::installer::inspect::Facts;
 use crate::installer::inspect::legacy::Inherited;
-use crate::installer::state::{OwnedHandler, folder_of};
+use crate::installer::inspect::legacy::{LockFile, home_of, lock_entries};
+use crate::installer::state::OwnedHandler;
 
 /// What goes of a predecessor once a change stands. Doing it twice does no harm.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,33 +46,6 @@ pub struct LockChange {
     pub before: String,
     /// Its text afterwards; `None` where no entry is left.
     pub after: Option<String>,
-}
-
-/// An entry of a lock file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LockEntry {
-    /// SHA-256 of the binary.
-    pub sha256: String,
-    /// Absolute path of the binary on the host.
-    pub path: String,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct LockFile {
-    shims: BTreeMap<String, LockEntry>,
-}
-
-/// The entries of a lock file, by the name of their handler; `None` where the text is not of this shape.
-#[must_use]
-pub fn lock_entries(text: &str) -> Option<BTreeMap<String, LockEntry>> {
-    let file: LockFile = serde_json::from_str(text).ok()?;
-    let is_digest = |entry: &LockEntry| {
-        entry.sha256.len().is_multiple_of(2)
-            && entry.sha256.bytes().all(|byte| byte.is_ascii_hexdigit())
-    };
-    file.shims.values().all(is_digest).then_some(file.shims)
 }
 
 /// The lock file without the entries of these binaries, as its writer spells it: indented by one space.
@@ -264,9 +238,4 @@ pub fn complaints(facts: &Facts) -> Vec<(String, &'static str)> {
         }
     }
     complaints
-}
-
-/// The folder of a predecessor that a binary at `path` belongs to.
-pub(crate) fn home_of(path: &str) -> Option<&str> {
-    folder_of(path).strip_suffix("/bin")
 }

@@ -1,12 +1,13 @@
 //! What Farrier owns on a host, as the state file says: handlers, their binaries and owners, the configuration file, folders.
 //! Pure: text in, text out. Where things stand on every host is said here too.
 
+pub mod validate;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use crate::handoff::{self, API_VERSION, OptionValue, Owner};
-use crate::installer::bounds::strange_in_state;
 
 /// The folder of all that Farrier remembers on a host.
 pub const STATE_FOLDER: &str = "/var/lib/farrier";
@@ -136,33 +137,6 @@ pub enum Error {
 }
 
 impl State {
-    /// Reads a state file; an absent one owns nothing.
-    ///
-    /// # Errors
-    /// When the text is no state file of this version, or names what is not ours: guessing what we own could remove what we don't.
-    pub fn from_json(text: Option<&str>) -> Result<Self, Error> {
-        let Some(text) = text else {
-            return Ok(Self::default());
-        };
-        let state: Self = serde_json::from_str(text).map_err(|source| Error::Json {
-            path: STATE_FILE,
-            source,
-        })?;
-        if state.api_version != API_VERSION {
-            return Err(Error::Version {
-                path: STATE_FILE,
-                found: state.api_version,
-            });
-        }
-        match strange_in_state(&state) {
-            Some(found) => Err(Error::Strange {
-                path: STATE_FILE,
-                found,
-            }),
-            None => Ok(state),
-        }
-    }
-
     /// The file's text.
     #[must_use]
     pub fn to_json(&self) -> String {
@@ -237,15 +211,6 @@ pub fn link_target(sha256: &str) -> String {
 #[must_use]
 pub fn target_digest(target: &str) -> Option<String> {
     target.strip_prefix("../store/").map(str::to_owned)
-}
-
-/// The folder that a path on the host is in.
-#[must_use]
-pub fn folder_of(path: &str) -> &str {
-    match path.rsplit_once('/') {
-        Some(("", _)) | None => "/",
-        Some((folder, _)) => folder,
-    }
 }
 
 /// The word of an owner in [`State::requests`] and in what people read.

@@ -9,14 +9,13 @@ use super::validate_config;
 use crate::handoff::HandlerReport;
 use crate::installer::containerd::cri;
 use crate::installer::error::Error;
+use crate::installer::host::path::parent_directory;
 use crate::installer::host::{HostRoot, NEW_SUFFIX, OLD_SUFFIX, text_digest};
 use crate::installer::inspect::verify_cache;
 use crate::installer::inspect::{Facts, own_files, own_links};
 use crate::installer::plan::binaries::unneeded;
 use crate::installer::plan::handlers::used_by;
-use crate::installer::state::{
-    JOURNAL_FILE, Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, folder_of,
-};
+use crate::installer::state::{JOURNAL_FILE, Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State};
 
 /// A pod may have taken up a handler since the host was looked at: where that is declared still, it stays what it was, and else the state
 /// file that ends the change remembers its binary. Returns what is to be reported on them.
@@ -166,7 +165,7 @@ fn folders(host: &HostRoot, facts: &Facts) -> BTreeSet<String> {
     let homes = homes.flat_map(|home| [home.clone(), format!("{home}/bin")]);
     let needed = facts.missing_folders.keys().cloned();
     configured
-        .map(|path| folder_of(&path).to_owned())
+        .map(|path| parent_directory(&path).to_owned())
         .chain(homes)
         .chain(needed)
         .collect()
@@ -248,7 +247,7 @@ mod tests {
         for folder in [&places.bin(), &places.store(), STATE_FOLDER] {
             fs::create_dir_all(path(folder)).unwrap();
         }
-        for folder in [folder_of(THEIRS), folder_of(LINK)] {
+        for folder in [parent_directory(THEIRS), parent_directory(LINK)] {
             fs::create_dir_all(path(folder)).unwrap();
         }
         for (handler, sha256) in [("a", A), ("b", B)] {

@@ -7,17 +7,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::validate_config;
-use crate::handoff::{self, API_VERSION};
-use crate::installer::bounds::strange_in_journal;
+use crate::handoff;
 use crate::installer::containerd::service::Service;
 use crate::installer::distro;
 use crate::installer::host::{self, HostRoot, text_digest};
 use crate::installer::plan::expected::Expected;
 use crate::installer::plan::takeover::Leftovers;
-use crate::installer::state::{Error as StateError, JOURNAL_FILE, OwnedHandler, default_folder};
+use crate::installer::state::{JOURNAL_FILE, OwnedHandler, default_folder};
 
 /// It holds the configurations and lock files that change, whose sizes are bounded, the state file and a line for each handler.
-const JOURNAL_LIMIT: u64 = 8 << 20;
+pub(crate) const JOURNAL_LIMIT: u64 = 8 << 20;
 
 /// Configurations may hold registry passwords.
 const JOURNAL_MODE: u32 = 0o600;
@@ -158,35 +157,6 @@ impl Journal {
     #[must_use]
     pub fn is_put_back(&self, host: &HostRoot) -> bool {
         self.has_config(host, |before, _| text_digest(before))
-    }
-
-    /// Reads the journal of a change that did not end; `None` where there is none.
-    ///
-    /// # Errors
-    /// When it can't be read: it is written in one step, so it was damaged later.
-    pub fn load(host: &HostRoot) -> Result<Option<Self>, crate::installer::error::Error> {
-        let Some(text) = host.read_text(JOURNAL_FILE, JOURNAL_LIMIT)? else {
-            return Ok(None);
-        };
-        let journal: Self = serde_json::from_str(&text).map_err(|source| StateError::Json {
-            path: JOURNAL_FILE,
-            source,
-        })?;
-        if journal.api_version != API_VERSION {
-            return Err(StateError::Version {
-                path: JOURNAL_FILE,
-                found: journal.api_version,
-            }
-            .into());
-        }
-        match strange_in_journal(&journal) {
-            Some(found) => Err(StateError::Strange {
-                path: JOURNAL_FILE,
-                found,
-            }
-            .into()),
-            None => Ok(Some(journal)),
-        }
     }
 
     /// Puts the journal on disk in the place of the one before.

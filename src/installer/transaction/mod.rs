@@ -9,6 +9,7 @@ pub mod resolve;
 pub mod rollback;
 pub mod smoke_test;
 pub mod validate_config;
+pub mod validate_journal;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -24,11 +25,12 @@ use crate::installer::containerd::daemon::find_daemon;
 use crate::installer::containerd::restart;
 use crate::installer::distro::Restart;
 use crate::installer::error::Error;
+use crate::installer::host::path::parent_directory;
 use crate::installer::host::{HostRoot, text_digest};
 use crate::installer::inspect::Facts;
 use crate::installer::plan::HostPlan;
 use crate::installer::plan::expected::Expected;
-use crate::installer::state::{STATE_FILE, STATE_FOLDER, State, folder_of, link_target};
+use crate::installer::state::{STATE_FILE, STATE_FOLDER, State, link_target};
 use cleanup::{InUse, finish, keep_used};
 use interrupts::Interrupts;
 use journal::{Journal, Undo, put_config};
@@ -304,7 +306,7 @@ fn proven(
 /// Points the stable paths to their binaries: pods that start from now on run these.
 fn link(host: &HostRoot, facts: &Facts, plan: &HostPlan) -> Result<(), Error> {
     for (path, sha256) in &plan.links {
-        let target = if folder_of(path) == facts.places.bin() {
+        let target = if parent_directory(path) == facts.places.bin() {
             link_target(sha256)
         } else {
             // A predecessor's path: its bytes stay within reach until the change stands.

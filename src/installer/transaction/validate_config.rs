@@ -212,7 +212,10 @@ mod tests {
     ) {
         let folder = tempfile::tempdir().unwrap();
         for (name, text) in files {
-            let path = format!("{}/{name}", crate::installer::state::folder_of(ROOT));
+            let path = format!(
+                "{}/{name}",
+                crate::installer::host::path::parent_directory(ROOT)
+            );
             let path = folder.path().join(path.trim_start_matches('/'));
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, text).unwrap();

@@ -94,7 +94,7 @@ impl Tree {
     }
 
     pub(in crate::installer) fn write(&self, path: &str, text: &str) {
-        self.directory(folder_of(path));
+        self.directory(parent_directory(path));
         fs::write(self.path(path), text).unwrap();
         self.mode(path, 0o755);
     }
@@ -106,7 +106,7 @@ impl Tree {
     /// The path of a file of the host that both the host and this machine know it by.
     fn on_both(&self, path: &str) -> String {
         let folder = self.folder.path().to_str().unwrap().to_owned();
-        self.directory(folder_of(&folder));
+        self.directory(parent_directory(&folder));
         if !self.path(&folder).exists() {
             symlink("/", self.path(&folder)).unwrap();
         }
@@ -524,7 +524,7 @@ const INVOCATION: &str = "/run/systemd/units/invocation:snap.microk8s.daemon-con
 fn strict(parent: u32, environment: &str) -> Tree {
     let tree = Tree::new("0::/init.scope\n", SYSTEMD);
     tree.write(STRICT_UNIT, "[Service]\n");
-    tree.directory(folder_of(INVOCATION));
+    tree.directory(parent_directory(INVOCATION));
     symlink("0a0b", tree.path(INVOCATION)).unwrap();
     let program = "/snap/microk8s/1/bin/containerd";
     tree.write(program, "");

@@ -1,0 +1,124 @@
+//! Reads a state file and checks every path in it. The file is ours, but the reader is root: a damaged or forged file must not lead to files
+//! of others. The checks of single paths serve the journal, too. Pure.
+
+use super::{Error, STATE_FILE, State};
+use crate::handoff::{API_VERSION, is_sha256};
+use crate::installer::host::path::parent_directory;
+
+/// The name of every folder of ours (the places of the distributions' table all end in it).
+const OWN_NAME: &str = "farrier";
+
+/// What every binary's file name begins with, ours and a predecessor's.
+const SHIM_PREFIX: &str = "containerd-shim-";
+
+impl State {
+    /// Reads a state file; an absent one owns nothing.
+    ///
+    /// # Errors
+    /// When the text is no state file of this version, or names what is not ours: guessing what we own could remove what we don't.
+    pub fn from_json(text: Option<&str>) -> Result<Self, Error> {
+        let Some(text) = text else {
+            return Ok(Self::default());
+        };
+        let state: Self = serde_json::from_str(text).map_err(|source| Error::Json {
+            path: STATE_FILE,
+            source,
+        })?;
+        if state.api_version != API_VERSION {
+            return Err(Error::Version {
+                path: STATE_FILE,
+                found: state.api_version,
+            });
+        }
+        match unexpected_path(&state) {
+            Some(found) => Err(Error::Strange {
+                path: STATE_FILE,
+                found,
+            }),
+            None => Ok(state),
+        }
+    }
+}
+
+/// The first thing that a state file of ours would not name.
+fn unexpected_path(state: &State) -> Option<String> {
+    let mut unexpected = Vec::new();
+    unexpected.extend((!is_own_folder(&state.folder)).then(|| state.folder.clone()));
+    for (name, owned) in state.handlers.iter().chain(&state.late) {
+        unexpected.extend((!is_file_name(name)).then(|| name.clone()));
+        let digest = owned.sha256.iter().filter(|digest| !is_sha256(digest));
+        unexpected.extend(digest.cloned());
+        let path = owned.path.iter().filter(|path| !is_shim(path));
+        unexpected.extend(path.cloned());
+    }
+    let paths = state.folders.iter();
+    let paths = paths.chain(state.config.iter().map(|config| &config.path));
+    let paths = paths.chain(
+        state
+            .config
+            .iter()
+            .filter_map(|config| config.root.as_ref()),
+    );
+    unexpected.extend(paths.filter(|path| !path.starts_with('/')).cloned());
+    unexpected.into_iter().next()
+}
+
+/// A folder of ours, as the table of distributions has them.
+pub(crate) fn is_own_folder(path: &str) -> bool {
+    let name = path.rsplit_once('/').map(|(_, name)| name);
+    is_plain(path) && name == Some(OWN_NAME)
+}
+
+/// The path of a shim, whosever it is.
+pub(crate) fn is_shim(path: &str) -> bool {
+    let name = path.strip_prefix(parent_directory(path));
+    let name = name.map(|name| name.trim_start_matches('/'));
+    is_plain(path) && name.is_some_and(|name| name.starts_with(SHIM_PREFIX))
+}
+
+/// The file by which KWasm knows a node.
+pub(crate) fn is_marker(path: &str) -> bool {
+    is_plain(path) && path.ends_with("/active")
+}
+
+/// An absolute path that means what it says.
+fn is_plain(path: &str) -> bool {
+    path.strip_prefix('/')
+        .is_some_and(|rest| rest.split('/').all(is_file_name))
+}
+
+fn is_file_name(name: &str) -> bool {
+    !matches!(name, "" | "." | "..") && !name.contains(['/', '\0'])
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    const SHA256: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+
+    #[rstest]
+    #[case::folder("folder", "/opt/farrier", "/")]
+    #[case::folder_above("folder", "/opt/farrier", "/opt/../farrier")]
+    #[case::handler("a", "\"a\":{", "\"../../etc/passwd\":{")]
+    #[case::digest("a", SHA256, "../../../etc/passwd")]
+    #[case::path("a", "/opt/kwasm/bin/containerd-shim-a", "/etc/passwd")]
+    #[case::folders("folders", "/etc/conf.d", "etc")]
+    fn a_state_file_that_names_files_of_others_is_none(
+        #[case] what: &str,
+        #[case] ours: &str,
+        #[case] theirs: &str,
+    ) {
+        let text = format!(
+            r#"{{"apiVersion":"farrier.dev/v1","folder":"/opt/farrier","folders":["/etc/conf.d"],"handlers":{{"a":{{
+            "shim":"a","owner":"local","sha256":"{SHA256}","path":"/opt/kwasm/bin/containerd-shim-a"}}}}}}"#
+        );
+        assert!(State::from_json(Some(&text)).is_ok());
+        assert!(text.contains(ours));
+        let forged = text.replace(ours, theirs);
+        let error = State::from_json(Some(&forged)).unwrap_err().to_string();
+        assert!(error.contains("nothing of Farrier"), "{what}: {error}");
+    }
+}

@@ -1,0 +1,112 @@
+//! Reads a journal and checks every path in it: root acts on the file, so a damaged or forged one must not lead to files of others. Pure but
+//! for the reading.
+
+use super::journal::{JOURNAL_LIMIT, Journal, Undo};
+use super::validate_config;
+use crate::handoff::{API_VERSION, is_sha256};
+use crate::installer::host::HostRoot;
+use crate::installer::state::validate::{is_marker, is_own_folder, is_shim};
+use crate::installer::state::{Error as StateError, JOURNAL_FILE, Places};
+
+impl Journal {
+    /// Reads the journal of a change that did not end; `None` where there is none.
+    ///
+    /// # Errors
+    /// When it can't be read: it is written in one step, so it was damaged later.
+    pub fn load(host: &HostRoot) -> Result<Option<Self>, crate::installer::error::Error> {
+        let Some(text) = host.read_text(JOURNAL_FILE, JOURNAL_LIMIT)? else {
+            return Ok(None);
+        };
+        let journal: Self = serde_json::from_str(&text).map_err(|source| StateError::Json {
+            path: JOURNAL_FILE,
+            source,
+        })?;
+        if journal.api_version != API_VERSION {
+            return Err(StateError::Version {
+                path: JOURNAL_FILE,
+                found: journal.api_version,
+            }
+            .into());
+        }
+        match unexpected_path(&journal) {
+            Some(found) => Err(StateError::Strange {
+                path: JOURNAL_FILE,
+                found,
+            }
+            .into()),
+            None => Ok(Some(journal)),
+        }
+    }
+}
+
+/// The first thing that a journal of ours would not name.
+fn unexpected_path(journal: &Journal) -> Option<String> {
+    let places = Places {
+        folder: journal.folder.clone(),
+    };
+    if !is_own_folder(&places.folder) {
+        return Some(places.folder);
+    }
+    let is_stored = |path: &str| {
+        let store = places.store();
+        let name = path.strip_prefix(&store);
+        name.and_then(|name| name.strip_prefix('/'))
+            .is_some_and(is_sha256)
+    };
+    let is_ours = |step: &Undo| match step {
+        Undo::File { path } => {
+            is_stored(path) || validate_config::is_candidate(&journal.root, path)
+        }
+        Undo::Repaired { path } => is_stored(path),
+        Undo::Link { path, .. } | Undo::Replaced { path } => is_shim(path),
+        // A configuration is only put back where it is what was written, and a folder goes only when it is empty.
+        Undo::Config { path, .. } | Undo::Folder { path } => path.starts_with('/'),
+    };
+    let steps = journal.undo.iter().filter(|step| !is_ours(step));
+    let mut unexpected = steps.map(|step| match step {
+        Undo::Config { path, .. }
+        | Undo::Link { path, .. }
+        | Undo::Replaced { path }
+        | Undo::File { path }
+        | Undo::Repaired { path }
+        | Undo::Folder { path } => path.clone(),
+    });
+    unexpected.next().or_else(|| {
+        let markers = |path: &&String| !is_shim(path) && !is_marker(path);
+        journal.leftovers.files.iter().find(markers).cloned()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    const SHA256: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+
+    #[rstest]
+    #[case::folder("/opt/farrier\"", "/\"")]
+    #[case::file("/opt/farrier/store/", "/etc/")]
+    #[case::up("/opt/farrier/store/", "/opt/farrier/store/../")]
+    #[case::candidate("/c.farrier-candidate", "/etc/passwd")]
+    #[case::import("/c.1.farrier-import", "/c./../d.farrier-import")]
+    #[case::link("/opt/farrier/bin/containerd-shim-a", "/etc/passwd")]
+    #[case::replaced("/opt/kwasm/bin/containerd-shim-b", "/opt/kwasm/bin/../../../bin/sh")]
+    #[case::leftover("/opt/kwasm/active", "/etc/passwd")]
+    fn a_journal_that_names_files_of_others_is_none(#[case] ours: &str, #[case] theirs: &str) {
+        let text = format!(
+            r#"{{"apiVersion":"farrier.dev/v1","declares":[],"root":"/c","unit":"u","socket":"/s","commits":null,"folder":"/opt/farrier",
+            "undo":[{{"kind":"file","path":"/opt/farrier/store/{SHA256}"}},{{"kind":"file","path":"/c.farrier-candidate"}},
+            {{"kind":"file","path":"/c.farrier-import"}},{{"kind":"file","path":"/c.1.farrier-import"}},
+            {{"kind":"link","path":"/opt/farrier/bin/containerd-shim-a","target":null}},
+            {{"kind":"replaced","path":"/opt/kwasm/bin/containerd-shim-b"}},
+            {{"kind":"config","path":"/c","before":null,"wrote":null}},{{"kind":"folder","path":"/etc/conf.d"}}],
+            "leftovers":{{"files":["/opt/kwasm/active"],"locks":[],"folders":[]}}}}"#
+        );
+        let unexpected = |text: &str| unexpected_path(&serde_json::from_str(text).unwrap());
+        assert_eq!(unexpected(&text), None);
+        assert!(text.contains(ours));
+        assert!(unexpected(&text.replace(ours, theirs)).is_some());
+    }
+}
