@@ -4,9 +4,9 @@
 use crate::handoff::{Outcome, ProvisionReport};
 use crate::installer::error::Error;
 use crate::installer::host::HostRoot;
-use crate::installer::inspect::{Facts, gather};
+use crate::installer::inspect::{HostFacts, gather};
 use crate::installer::options::{InstallOptions, UninstallOptions, config_path};
-use crate::installer::plan::{Want, decide};
+use crate::installer::plan::{Goal, decide};
 use crate::installer::report::text;
 use crate::installer::report::{conclude, describe, failed, publish};
 use crate::installer::state::JOURNAL_FILE;
@@ -74,8 +74,8 @@ async fn try_uninstall(
 
 fn foresee(
     host: &HostRoot,
-    facts: &Facts,
-    want: &Want,
+    facts: &HostFacts,
+    want: &Goal,
     report: &mut ProvisionReport,
 ) -> Result<String, Error> {
     let mut plan = decide(facts, want)?;
@@ -88,5 +88,5 @@ fn foresee(
     for (file, change) in report.files.iter_mut().zip(&plan.config) {
         file.diff = Some(text::diff(change));
     }
-    Ok(text::plan_text(&plan, &facts.unit()))
+    Ok(text::plan_text(&plan, &facts.places, &facts.unit()))
 }

@@ -22,13 +22,13 @@ pub use dry_run::{Preview, preview_install, preview_uninstall};
 pub use error::Error;
 use host::HostRoot;
 use inspect::verify_cache::{Artifacts, Stamps};
-use inspect::{Facts, gather};
+use inspect::{HostFacts, gather};
 use options::config_path;
 pub use options::{InstallOptions, UninstallOptions, Wanted};
 use plan::{HostPlan, decide};
 use report::doctor::Traces;
 use report::{as_before, conclude, count, describe, failed, publish, unhappy};
-use state::JOURNAL_FILE;
+use state::{JOURNAL_FILE, StateAfter};
 use tracing::warn;
 use transaction::interrupts::Interrupts;
 use transaction::recovery::{gather_after, recover};
@@ -158,7 +158,7 @@ impl Change<'_> {
         &self,
         mut report: ProvisionReport,
         shims: &[ShimRequest],
-        want: impl AsyncFnOnce(&Facts) -> Result<Prepared, Error>,
+        want: impl AsyncFnOnce(&HostFacts) -> Result<Prepared, Error>,
     ) -> ProvisionReport {
         let lock = async { Ok(self.host.lock(self.offline).await?) };
         let lock = match self.interrupts.cut_off(lock).await.flatten() {
@@ -238,12 +238,14 @@ impl Change<'_> {
     }
 
     /// Records what was hashed in this run, for the next. Best effort: without it the next run hashes again.
-    fn remember(&self, facts: &Facts, plan: &HostPlan, artifacts: Artifacts) {
-        let Some(state) = &plan.state else {
-            return;
+    fn remember(&self, facts: &HostFacts, plan: &HostPlan, artifacts: Artifacts) {
+        let state = match &plan.state {
+            StateAfter::Write(state) => state,
+            StateAfter::Keep if !facts.state.is_empty() => &facts.state,
+            StateAfter::Keep | StateAfter::Remove => return,
         };
-        let wanted = state.handlers.values().chain(state.late.values());
-        let wanted = wanted.filter_map(|owned| owned.sha256.clone());
+        let wanted = state.handlers.values().chain(state.draining.values());
+        let wanted = wanted.filter_map(|owned| owned.sha256().cloned());
         let verified = wanted
             .filter(|sha256| facts.stored.contains(sha256) || plan.store.contains(sha256))
             .collect();

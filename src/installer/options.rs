@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::handoff::{Owner, ProvisionRequest, ShimRequest};
 use crate::installer::error::Error;
-use crate::installer::plan::{Scope, Want};
+use crate::installer::plan::{Goal, Scope};
 use crate::installer::transaction::interrupts::Interrupts;
 
 /// A request names some hundred shims at most; the annotation that carries it in a cluster has 256 KiB for all of them.
@@ -68,8 +68,8 @@ pub struct UninstallOptions {
 
 impl UninstallOptions {
     /// What a host should carry then.
-    pub(crate) fn want(&self) -> Want {
-        Want {
+    pub(crate) fn want(&self) -> Goal {
+        Goal {
             owner: Owner::Local,
             shims: Vec::new(),
             reserve: Vec::new(),
@@ -79,7 +79,7 @@ impl UninstallOptions {
                 None => Scope::Everything,
             },
             binaries: BTreeMap::new(),
-            digest: String::new(),
+            digest: None,
             offline: self.offline,
             allow_pod_restarts: self.allow_pod_restarts,
         }

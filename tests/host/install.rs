@@ -7,7 +7,7 @@ use super::support::{CONFIG, Host, printing, program, runnable, shim};
 use farrier::handoff::{OptionValue, Outcome, ProvisionReport};
 use farrier::installer;
 use farrier::installer::host::HostRoot;
-use farrier::installer::transaction::journal::{Journal, Undo};
+use farrier::installer::transaction::journal::{FinalState, Journal, Undo};
 use farrier::names::sha256_hex;
 use rstest::rstest;
 
@@ -459,12 +459,11 @@ fn interrupt(host: &Host, before: &str) {
         process: None,
         undone: false,
         expected: None,
-        state: None,
         socket: "/run/containerd/containerd.sock".to_owned(),
         restarting: true,
-        commits: Some("of a state file that was never written".to_owned()),
+        state: FinalState::Digest("of a state file that was never written".to_owned()),
         drop_folders: Vec::new(),
-        leftovers: installer::plan::takeover::Leftovers::default(),
+        leftovers: installer::plan::Leftovers::default(),
         leaving: std::collections::BTreeMap::new(),
     }
     .save(&root)

@@ -101,7 +101,7 @@ pub(crate) fn look(
         }
     }
     let taken = || {
-        let owned = state.handlers.values().chain(state.late.values());
+        let owned = state.handlers.values().chain(state.draining.values());
         owned.filter_map(|owned| owned.path.as_ref())
     };
     // What was taken over may not be declared any more, and still leaves with all that came with it.

@@ -42,7 +42,7 @@ pub(crate) const PROGRAMS: [&str; 3] = [
 
 /// What is known of a host.
 #[derive(Debug)]
-pub struct Facts {
+pub struct HostFacts {
     /// Its row of the table.
     pub distro: &'static DistroSpec,
     /// The running containerd; `None` offline, and where none runs.
@@ -95,7 +95,7 @@ pub struct Facts {
     pub boot_id: String,
 }
 
-impl Facts {
+impl HostFacts {
     /// Hashes every binary, whatever is remembered of it.
     ///
     /// # Errors
@@ -151,7 +151,7 @@ pub async fn gather(
     host: &HostRoot,
     config: Option<&str>,
     offline: bool,
-) -> Result<Facts, crate::installer::error::Error> {
+) -> Result<HostFacts, crate::installer::error::Error> {
     let running = if offline {
         Running::default()
     } else {
@@ -189,7 +189,7 @@ pub async fn gather(
     let places = Places { folder };
     let stamps = Stamps::load(host);
     let (binaries, stored, damaged) = binaries(host, &places, &stamps)?;
-    let mut facts = Facts {
+    let mut facts = HostFacts {
         distro,
         release: None,
         obstacle,
@@ -233,7 +233,7 @@ fn recorded_root<'a>(host: &HostRoot, state: &'a State) -> Option<&'a str> {
 
 /// Asks the programs of the host for their releases, and containerd for what it makes of the configuration. The answers are kept in
 /// memory alone: the configuration that containerd 1.x prints holds registry passwords.
-async fn ask_programs(host: &HostRoot, facts: &mut Facts) {
+async fn ask_programs(host: &HostRoot, facts: &mut HostFacts) {
     let (program, root) = (facts.program.as_deref(), &facts.loaded.root);
     let release = releaser(host, facts.distro, facts.daemon.as_ref());
     let dump_arguments = dump_arguments(&root.path);
@@ -269,7 +269,7 @@ fn dump_arguments(path: &str) -> [&str; 4] {
     ["-c", path, "config", "dump"]
 }
 
-async fn ask(host: &HostRoot, facts: &mut Facts) {
+async fn ask(host: &HostRoot, facts: &mut HostFacts) {
     let socket = facts.socket();
     facts.served = match cri::served(host, &socket).await {
         Ok(served) => match cri::in_use(host, &socket).await {
@@ -391,7 +391,7 @@ pub(crate) fn own_files(
 
 /// The path that containerd executes for `handler`, or would.
 #[must_use]
-pub fn path_of(facts: &Facts, handler: &str) -> String {
+pub fn path_of(facts: &HostFacts, handler: &str) -> String {
     let places = &facts.places;
     match facts.state.handlers.get(handler) {
         Some(owned) => places.declared_path(handler, owned),
@@ -404,13 +404,13 @@ pub fn path_of(facts: &Facts, handler: &str) -> String {
 
 /// SHA-256 of what stands verified behind the path of `handler`.
 #[must_use]
-pub fn verified<'a>(facts: &'a Facts, handler: &str) -> Option<&'a str> {
-    standing(facts, &path_of(facts, handler))
+pub fn verified<'a>(facts: &'a HostFacts, handler: &str) -> Option<&'a str> {
+    verified_digest(facts, &path_of(facts, handler))
 }
 
 /// SHA-256 of the binary that stands at `path`: a stable path of ours, or one of a predecessor.
 #[must_use]
-pub fn standing<'a>(facts: &'a Facts, path: &str) -> Option<&'a str> {
+pub fn verified_digest<'a>(facts: &'a HostFacts, path: &str) -> Option<&'a str> {
     let bin = facts.places.bin();
     let name = path
         .strip_prefix(&bin)

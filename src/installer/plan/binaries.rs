@@ -3,21 +3,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::goal::Want;
-use super::takeover::is_predecessor;
-use crate::installer::inspect::{Facts, standing};
+use super::goal::Goal;
+use crate::installer::inspect::{HostFacts, verified_digest};
 use crate::installer::state::{OwnedHandler, Places, State};
 
 /// SHA-256 of the binaries that the store lacks and that this run brings.
 pub(crate) fn to_store(
-    facts: &Facts,
-    want: &Want,
+    facts: &HostFacts,
+    want: &Goal,
     next: &BTreeMap<String, OwnedHandler>,
 ) -> BTreeSet<String> {
     let brought: BTreeSet<&String> = want.binaries.values().flatten().collect();
     let needed = next.values().filter(|owned| is_stored(facts, owned));
     needed
-        .filter_map(|owned| owned.sha256.as_ref())
+        .filter_map(|owned| owned.sha256())
         .filter(|sha256| brought.contains(sha256) && !facts.stored.contains(*sha256))
         .cloned()
         .collect()
@@ -25,44 +24,42 @@ pub(crate) fn to_store(
 
 /// Handlers whose binary is not what it was and that this run brings none for: nobody asked about their shims.
 pub(crate) fn lost(
-    facts: &Facts,
+    facts: &HostFacts,
     next: &BTreeMap<String, OwnedHandler>,
     store: &BTreeSet<String>,
 ) -> Vec<String> {
     let is_lost = |sha256: &String| !facts.stored.contains(sha256) && !store.contains(sha256);
     next.iter()
-        .filter(|(_, owned)| is_stored(facts, owned) && owned.sha256.as_ref().is_some_and(is_lost))
+        .filter(|(_, owned)| is_stored(facts, owned) && owned.sha256().is_some_and(is_lost))
         .map(|(name, _)| name.clone())
         .collect()
 }
 
 /// The stable paths that do not lead to their binary yet, where that is stored or will be.
 pub(crate) fn links(
-    facts: &Facts,
+    facts: &HostFacts,
     next: &BTreeMap<String, OwnedHandler>,
     store: &BTreeSet<String>,
 ) -> BTreeMap<String, String> {
     next.iter()
-        .filter(|(_, owned)| !is_predecessor(owned.owner))
         .filter_map(|(name, owned)| {
             let path = facts.places.declared_path(name, owned);
-            Some((path, owned.sha256.clone()?))
+            Some((path, owned.sha256()?.clone()))
         })
-        .filter(|(path, sha256)| standing(facts, path) != Some(sha256))
+        .filter(|(path, sha256)| verified_digest(facts, path) != Some(sha256))
         .filter(|(_, sha256)| facts.stored.contains(sha256) || store.contains(sha256))
         .collect()
 }
 
 /// Whether the binary of a handler is in our store: one that was taken over as it is stays where its predecessor put it.
-fn is_stored(facts: &Facts, owned: &OwnedHandler) -> bool {
+fn is_stored(facts: &HostFacts, owned: &OwnedHandler) -> bool {
     let standing = owned
         .path
         .as_ref()
         .and_then(|path| facts.inheritance.binaries.get(path));
-    let is_theirs = standing.is_some_and(|standing| {
-        !standing.is_link && Some(&standing.sha256) == owned.sha256.as_ref()
-    });
-    !is_predecessor(owned.owner) && !is_theirs
+    let is_theirs = standing
+        .is_some_and(|standing| !standing.is_link && Some(&standing.sha256) == owned.sha256());
+    !is_theirs
 }
 
 /// Paths of links and stored files that nothing of `state` needs, the links first. `links` are ours among the stable paths with the
@@ -77,15 +74,13 @@ pub(crate) fn unneeded(
     let carried = || {
         state
             .iter()
-            .flat_map(|state| state.handlers.iter().chain(&state.late))
+            .flat_map(|state| state.handlers.iter().chain(&state.draining))
     };
     let linked: BTreeSet<&str> = carried()
-        .filter(|(_, owned)| owned.sha256.is_some() && owned.path.is_none())
+        .filter(|(_, owned)| !owned.is_reserved() && owned.path.is_none())
         .map(|(name, _)| name.as_str())
         .collect();
-    let mut needed: BTreeSet<&String> = carried()
-        .filter_map(|(_, owned)| owned.sha256.as_ref())
-        .collect();
+    let mut needed: BTreeSet<&String> = carried().filter_map(|(_, owned)| owned.sha256()).collect();
     let mut paths = Vec::new();
     for (name, sha256) in links {
         match Places::handler_of(name) {

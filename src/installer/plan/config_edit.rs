@@ -3,23 +3,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::config_source::{self, Rendered, Source};
-use super::handlers::Desired;
 use super::stale_config;
-use super::takeover::{is_in_place, is_predecessor};
-use super::{ConfigChange, Error};
+use super::takeover::is_in_place;
+use super::types::{ConfigChange, Error, HandlerSet};
 use crate::containerd_config::{
     ConfigFiles, ConfigTarget, DeclaredHandler, Handler, Version, edit, edit_template, handlers,
     place, runtimes_of_dump, startup_checks, template_handlers,
 };
 use crate::handoff::OptionValue;
 use crate::installer::host::path::parent_directory;
-use crate::installer::inspect::Facts;
+use crate::installer::inspect::HostFacts;
 use crate::installer::state::{OwnedHandler, STATE_FOLDER};
 
-/// Where handlers are declared on this host, and what is declared there.
-pub(crate) struct Site<'a> {
+/// The configuration as it is: the file where handlers are declared on this host, and what is declared there.
+pub(crate) struct CurrentConfig<'a> {
     /// In the file that is edited.
-    pub(crate) placement: ConfigTarget,
+    pub(crate) target: ConfigTarget,
     /// The text of that file.
     pub(crate) text: Option<&'a str>,
     /// Whether that is a Go template.
@@ -30,15 +29,23 @@ pub(crate) struct Site<'a> {
     dumped: BTreeMap<String, DeclaredHandler>,
     /// The default runtime of the configuration, where containerd has printed it.
     default: String,
+    /// Handlers that are ours.
     pub(crate) ours: BTreeSet<String>,
-    /// Handlers that a predecessor declares in this file.
-    inherited: BTreeSet<String>,
-    /// Those of ours that a predecessor's own lines declare as they should be.
+    /// Legacy handlers that this file declares.
+    legacy: BTreeSet<String>,
+}
+
+/// The configuration as a change makes it.
+pub(crate) struct ConfigEdit<'a> {
+    current: &'a CurrentConfig<'a>,
+    /// Handlers that are ours, those that the change takes over included.
+    pub(crate) ours: BTreeSet<String>,
+    /// Those of ours that the lines of their former owner declare as they should be.
     in_place: BTreeSet<String>,
 }
 
-impl<'a> Site<'a> {
-    pub(crate) fn find(facts: &'a Facts, offline: bool) -> Result<Self, Error> {
+impl<'a> CurrentConfig<'a> {
+    pub(crate) fn find(facts: &'a HostFacts, offline: bool) -> Result<Self, Error> {
         let loaded = config_source::seen(facts);
         let placement = match facts.version {
             Some(version) => place(&loaded, &version)?,
@@ -66,13 +73,13 @@ impl<'a> Site<'a> {
             Err(words) => return Err(Error::Refuses(words.clone())),
         };
         let ours = ours(facts, declared.iter().chain(&dumped));
-        let inherited = facts.inheritance.handlers.iter();
-        let inherited = inherited
+        let legacy = facts.inheritance.handlers.iter();
+        let legacy = legacy
             .filter(|(_, inherited)| inherited.file == placement.path)
             .map(|(name, _)| name.clone())
             .collect();
         Ok(Self {
-            placement,
+            target: placement,
             text,
             go,
             rendered,
@@ -80,61 +87,31 @@ impl<'a> Site<'a> {
             dumped,
             default,
             ours,
-            inherited,
-            in_place: BTreeSet::new(),
+            legacy,
         })
     }
 
+    /// Whether somebody else declares `handler`.
     pub(crate) fn is_foreign(&self, handler: &str) -> bool {
         let known = self.declared.contains_key(handler)
             || self.dumped.contains_key(handler)
-            || self.placement.declared_in_other_files.contains(handler);
-        known && !self.ours.contains(handler) && !self.inherited.contains(handler)
-    }
-
-    /// Makes the handlers ours that are taken over from a predecessor or taken away.
-    pub(crate) fn take_over(&mut self, facts: &Facts, desired: &Desired) {
-        let of_others = |owned: &OwnedHandler| is_predecessor(owned.owner);
-        let taken = desired.before.iter().filter(|(name, owned)| {
-            let next = desired.next.get(*name);
-            of_others(owned)
-                && (desired.leaving.contains(*name) || next.is_some_and(|next| !of_others(next)))
-        });
-        self.ours.extend(taken.map(|(name, _)| name.clone()));
-        let in_place = desired.next.iter().filter(|(name, owned)| {
-            let inherited = facts.inheritance.handlers.get(*name);
-            !of_others(owned)
-                && self.inherited.contains(*name)
-                && is_in_place(inherited, owned, self.placement.plugin)
-        });
-        self.in_place = in_place.map(|(name, _)| name.clone()).collect();
-    }
-
-    /// Handlers that a predecessor declares and that are nobody's concern.
-    pub(crate) fn untouched(&self) -> BTreeSet<String> {
-        self.inherited.difference(&self.ours).cloned().collect()
-    }
-
-    /// The text of the file that is edited, with `declared` for what is ours.
-    pub(crate) fn edited(&self, declared: &[Handler]) -> Result<Option<String>, Error> {
-        let (placement, text) = (&self.placement, self.text);
-        if self.go {
-            let (path, plugin) = (&placement.path, placement.plugin);
-            let (ours, declared) = self.to_write(declared);
-            return Ok(edit_template(path, text, plugin, &ours, &declared)?);
-        }
-        self.edit(placement, text, declared)
+            || self.target.declared_in_other_files.contains(handler);
+        known && !self.ours.contains(handler) && !self.legacy.contains(handler)
     }
 
     /// Whether containerd would come back from a restart with what it serves now, but for what is ours.
     ///
     /// # Errors
     /// When its configuration was changed since it started, or the host lacks what that needs.
-    pub(crate) fn check_restart(&self, facts: &Facts) -> Result<(), Error> {
+    pub(crate) fn check_restart(
+        &self,
+        facts: &HostFacts,
+        ours: &BTreeSet<String>,
+    ) -> Result<(), Error> {
         if let Some(words) = &facts.lacking {
             return Err(Error::Refuses(words.clone()));
         }
-        match self.pending(facts) {
+        match self.pending(facts, ours) {
             Some(what) => Err(Error::Pending {
                 path: facts.loaded.root.path.clone(),
                 what,
@@ -145,7 +122,7 @@ impl<'a> Site<'a> {
 
     /// What somebody else changed in the configuration since containerd started, and any restart would put live: a few words, such as
     /// `handler kata`. Nothing where nobody was asked what is served.
-    pub(crate) fn pending(&self, facts: &Facts) -> Option<String> {
+    fn pending(&self, facts: &HostFacts, ours: &BTreeSet<String>) -> Option<String> {
         let served = facts.served.as_ref().ok()?;
         if served.default != self.default {
             return Some("the default runtime".to_owned());
@@ -167,8 +144,58 @@ impl<'a> Site<'a> {
             .keys()
             .filter(|name| !self.dumped.contains_key(*name));
         differ.extend(unrendered.filter(|_| self.rendered.is_some()));
-        let name = differ.into_iter().find(|name| !self.ours.contains(*name))?;
+        let name = differ.into_iter().find(|name| !ours.contains(*name))?;
         Some(format!("handler {name}"))
+    }
+}
+
+impl<'a> ConfigEdit<'a> {
+    /// The edit that makes the handlers of `set` ours.
+    pub(crate) fn new(facts: &HostFacts, current: &'a CurrentConfig<'a>, set: &HandlerSet) -> Self {
+        let taken_over = set.taken_over.keys();
+        let in_place = set.next.iter().filter(|(name, owned)| {
+            let legacy = facts.inheritance.handlers.get(*name);
+            current.legacy.contains(*name) && is_in_place(legacy, owned, current.target.plugin)
+        });
+        Self {
+            current,
+            ours: current.ours.iter().chain(taken_over).cloned().collect(),
+            in_place: in_place.map(|(name, _)| name.clone()).collect(),
+        }
+    }
+
+    /// The edit that removes what an interrupted change declared under the names `wrote`.
+    pub(crate) fn undoing<'n>(
+        current: &'a CurrentConfig<'a>,
+        wrote: impl Iterator<Item = &'n String>,
+    ) -> Self {
+        let mut ours = current.ours.clone();
+        ours.extend(wrote.cloned());
+        Self {
+            current,
+            ours,
+            in_place: BTreeSet::new(),
+        }
+    }
+
+    /// Legacy handlers that stay as their former owner declared them.
+    pub(crate) fn unmanaged(&self) -> BTreeSet<String> {
+        self.current
+            .legacy
+            .difference(&self.ours)
+            .cloned()
+            .collect()
+    }
+
+    /// The text of the file that is edited, with `declared` for what is ours.
+    pub(crate) fn render(&self, declared: &[Handler]) -> Result<Option<String>, Error> {
+        let (target, text) = (&self.current.target, self.current.text);
+        if self.current.go {
+            let (path, plugin) = (&target.path, target.plugin);
+            let (ours, declared) = self.to_write(declared);
+            return Ok(edit_template(path, text, plugin, &ours, &declared)?);
+        }
+        self.edit(target, text, declared)
     }
 
     /// What is ours to write, without the handlers that a predecessor's own lines declare as they should be.
@@ -185,17 +212,17 @@ impl<'a> Site<'a> {
 
     fn edit(
         &self,
-        placement: &ConfigTarget,
+        target: &ConfigTarget,
         text: Option<&str>,
         declared: &[Handler],
     ) -> Result<Option<String>, Error> {
-        let runc = match self.dumped.get("runc") {
+        let runc = match self.current.dumped.get("runc") {
             Some(runc) => Some(runc.to_handler("runc")),
             // An image's containerd can't be asked.
-            None => self.dumped.is_empty().then(Handler::runc),
+            None => self.current.dumped.is_empty().then(Handler::runc),
         };
         let (ours, declared) = self.to_write(declared);
-        Ok(edit(text, placement, &ours, &declared, runc.as_ref())?)
+        Ok(edit(text, target, &ours, &declared, runc.as_ref())?)
     }
 
     /// All files that change where the text of the one that is edited becomes `after`; `cut` are the others.
@@ -204,13 +231,13 @@ impl<'a> Site<'a> {
     /// When the file that containerd loads can't be edited in the same way.
     pub(crate) fn changes(
         &self,
-        facts: &Facts,
+        facts: &HostFacts,
         after: Option<&str>,
         declared: &[Handler],
         cut: Vec<ConfigChange>,
     ) -> Result<Vec<ConfigChange>, Error> {
         let mut changes = cut;
-        if after != self.text {
+        if after != self.current.text {
             let after = after.map(str::to_owned);
             changes.insert(0, self.change(facts, after, declared)?);
         }
@@ -221,31 +248,34 @@ impl<'a> Site<'a> {
     ///
     /// # Errors
     /// When such a file can't be edited.
-    pub(crate) fn cut_out(&self, facts: &Facts) -> Result<Vec<ConfigChange>, Error> {
+    pub(crate) fn remove_from_other_files(
+        &self,
+        facts: &HostFacts,
+    ) -> Result<Vec<ConfigChange>, Error> {
         Ok(stale_config::cut_out(
             facts,
             &self.ours,
-            &self.placement.path,
+            &self.current.target.path,
         )?)
     }
 
     fn change(
         &self,
-        facts: &Facts,
+        facts: &HostFacts,
         after: Option<String>,
         declared: &[Handler],
     ) -> Result<ConfigChange, Error> {
-        let rendered = match &self.rendered {
-            Some((placement, Some(text))) => Some(Rendered {
-                placement: placement.clone(),
-                after: self.edit(placement, Some(text), declared)?,
+        let rendered = match &self.current.rendered {
+            Some((target, Some(text))) => Some(Rendered {
+                placement: target.clone(),
+                after: self.edit(target, Some(text), declared)?,
             }),
             // An image that was never started: there is nothing that could be judged.
             Some((_, None)) | None => None,
         };
         Ok(ConfigChange {
-            path: self.placement.path.clone(),
-            before: self.text.map(str::to_owned),
+            path: self.current.target.path.clone(),
+            before: self.current.text.map(str::to_owned),
             after,
             root: facts.loaded.root.path.clone(),
             rendered,
@@ -254,8 +284,8 @@ impl<'a> Site<'a> {
     }
 
     /// Folders that have to be made before anything can be written.
-    pub(crate) fn make_folders(&self, facts: &Facts) -> Vec<String> {
-        let config = parent_directory(&self.placement.path);
+    pub(crate) fn make_folders(&self, facts: &HostFacts) -> Vec<String> {
+        let config = parent_directory(&self.current.target.path);
         let root = parent_directory(&facts.loaded.root.path);
         let mut folders: Vec<String> = Vec::new();
         let (store, bin) = (facts.places.store(), facts.places.bin());
@@ -292,13 +322,10 @@ fn declared_in(
 /// The handlers that are ours: those on record, and whichever executes our own stable path, whatever file declares it, as the state
 /// file may be lost and an old configuration put back.
 fn ours<'f>(
-    facts: &Facts,
+    facts: &HostFacts,
     declared: impl Iterator<Item = (&'f String, &'f DeclaredHandler)>,
 ) -> BTreeSet<String> {
-    let recorded = facts.state.handlers.iter();
-    let recorded = recorded
-        .filter(|(_, owned)| !is_predecessor(owned.owner))
-        .map(|(name, _)| name);
+    let recorded = facts.state.handlers.keys();
     let served = facts.served.iter().flat_map(|served| &served.handlers);
     let marked = declared
         .map(|(name, handler)| (name, &handler.runtime_type))
@@ -310,17 +337,19 @@ fn ours<'f>(
 
 /// Whether this containerd hands a handler's options to its shim: 1.6 gives any but runc's an empty body. One that can't be asked is
 /// taken for a newer one.
-pub(crate) fn hands_options_over(facts: &Facts) -> bool {
+pub(crate) fn hands_options_over(facts: &HostFacts) -> bool {
     facts
         .version
         .is_none_or(|version| (version.major, version.minor) >= (1, 7))
 }
 
-/// Handlers of ours as they are declared to containerd; those of predecessors aren't ours.
-pub(crate) fn declarations(facts: &Facts, next: &BTreeMap<String, OwnedHandler>) -> Vec<Handler> {
+/// Handlers of ours as they are declared to containerd.
+pub(crate) fn declarations(
+    facts: &HostFacts,
+    next: &BTreeMap<String, OwnedHandler>,
+) -> Vec<Handler> {
     let handed_over = hands_options_over(facts);
     next.iter()
-        .filter(|(_, owned)| !is_predecessor(owned.owner))
         .map(|(name, owned)| Handler {
             name: name.clone(),
             runtime_type: facts.places.declared_path(name, owned),
@@ -345,7 +374,7 @@ fn place_unseen(loaded: &ConfigFiles) -> Result<ConfigTarget, Error> {
         .map_err(Error::from)
 }
 
-fn text_at<'a>(facts: &'a Facts, path: &str) -> Option<&'a str> {
+fn text_at<'a>(facts: &'a HostFacts, path: &str) -> Option<&'a str> {
     let files = facts.loaded.files();
     files
         .filter(|file| file.path == path)

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 
 use crate::containerd_config::{ConfigFiles, ConfigTarget, PluginId, Version, is_template};
 use crate::installer::distro::Edited;
-use crate::installer::inspect::Facts;
+use crate::installer::inspect::HostFacts;
 
 /// A file that a distribution renders, as it should look after a change of what it is rendered from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,7 +57,7 @@ pub(crate) struct Source<'a> {
 }
 
 /// What containerd loads, or would load if a template were put out as it stands on a host that never was started.
-pub(crate) fn seen(facts: &Facts) -> Cow<'_, ConfigFiles> {
+pub(crate) fn seen(facts: &HostFacts) -> Cow<'_, ConfigFiles> {
     match (facts.distro.edited, facts.sources.first()) {
         (Edited::TomlTemplate(_), Some(root)) if facts.loaded.root.text.is_none() => {
             Cow::Owned(ConfigFiles {
@@ -74,7 +74,7 @@ pub(crate) fn seen(facts: &Facts) -> Cow<'_, ConfigFiles> {
 /// # Errors
 /// When there is nothing to edit yet and what a new file has to look like can't be told.
 pub(crate) fn find<'a>(
-    facts: &'a Facts,
+    facts: &'a HostFacts,
     loaded: &ConfigTarget,
 ) -> Result<Option<Source<'a>>, Error> {
     let source = |at: usize, go: bool, placement: &ConfigTarget| {
@@ -163,7 +163,7 @@ fn unseen(loaded: &ConfigTarget, schema_3: bool) -> ConfigTarget {
 ///
 /// # Errors
 /// Where a new template can't take over the distribution's own: that would have to be copied, and would never be mended again.
-fn new_template(facts: &Facts, loaded: &ConfigTarget) -> Result<bool, Error> {
+fn new_template(facts: &HostFacts, loaded: &ConfigTarget) -> Result<bool, Error> {
     // What is rendered now says more than a release can, and what renders this has a base template.
     let schema_3 = loaded.version.is_some_and(|version| version >= 3);
     let rendered = facts.loaded.root.text.is_some().then_some(schema_3);
@@ -204,7 +204,7 @@ mod tests {
     use super::*;
     use crate::containerd_config::SourceFile;
     use crate::installer::distro::named;
-    use crate::installer::plan::config_edit::Site;
+    use crate::installer::plan::config_edit::CurrentConfig;
     use crate::installer::plan::tests::node;
     use crate::installer::state::OwnedConfig;
 
@@ -213,7 +213,7 @@ mod tests {
     const DROP_IN: &str = "/x/config-v3.toml.d/farrier.toml";
 
     /// A host of a distribution that was looked at; `texts` are those of the files that may be edited.
-    fn host(word: &str, root: Option<&str>, release: &str, texts: &[Option<&str>]) -> Facts {
+    fn host(word: &str, root: Option<&str>, release: &str, texts: &[Option<&str>]) -> HostFacts {
         let mut facts = node();
         facts.distro = named(word);
         facts.release = release.parse().ok();
@@ -254,8 +254,11 @@ mod tests {
         let mut facts = host("k3s", Some(rendered), "1.31.6", &[Some(template), None]);
         facts.dump = Ok(rendered.to_owned());
         facts.version = "2.0.2".parse().ok();
-        let site = Site::find(&facts, false).unwrap();
-        let error = site.check_restart(&facts).unwrap_err().to_string();
+        let site = CurrentConfig::find(&facts, false).unwrap();
+        let error = site
+            .check_restart(&facts, &site.ours)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("handler new"), "{error}");
     }
 

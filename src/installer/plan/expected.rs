@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::HostPlan;
 use super::config_edit::declarations;
+use super::types::HostPlan;
 use crate::containerd_config::Handler;
 use crate::handoff::OptionValue;
 use crate::installer::containerd::cri::Served;
-use crate::installer::inspect::Facts;
+use crate::installer::inspect::HostFacts;
 
 type Options = BTreeMap<String, OptionValue>;
 
@@ -41,7 +41,7 @@ struct Noted {
 
 impl Expected {
     /// What `plan` should come to, where it is known what is served before it.
-    pub(crate) fn of(facts: &Facts, plan: &HostPlan) -> Option<Self> {
+    pub(crate) fn of(facts: &HostFacts, plan: &HostPlan) -> Option<Self> {
         let before = facts.served.as_ref().ok()?;
         let served = before.handlers.iter().map(|(name, runtime_type)| {
             let options = before
@@ -137,7 +137,7 @@ pub(crate) fn is_served(served: &Served, declared: &[Handler], ours: &BTreeSet<S
 
 /// The handlers that `plan` concerns as they were declared before it: ours, and those of predecessors that it takes over or away.
 #[must_use]
-pub fn declared_before(facts: &Facts, plan: &HostPlan) -> Vec<Handler> {
+pub fn declared_before(facts: &HostFacts, plan: &HostPlan) -> Vec<Handler> {
     let mut declared = declarations(facts, &facts.state.handlers);
     let served = facts.served.iter().flat_map(|served| &served.handlers);
     let theirs = served.filter(|(name, _)| {

@@ -6,7 +6,7 @@ use crate::handoff::{OptionValue, Owner, ShimRequest};
 
 /// What a host should carry.
 #[derive(Debug)]
-pub struct Want {
+pub struct Goal {
     /// Whose set it is.
     pub owner: Owner,
     /// The set.
@@ -19,15 +19,15 @@ pub struct Want {
     pub scope: Scope,
     /// SHA-256 of each shim's binary, or why there is none, by the shim's name.
     pub binaries: BTreeMap<String, Result<String, String>>,
-    /// SHA-256 of the request; empty where there is none.
-    pub digest: String,
+    /// SHA-256 of the request, where there is one.
+    pub digest: Option<String>,
     /// Nothing is restarted.
     pub offline: bool,
     /// containerd is restarted even where that ends every pod on the node.
     pub allow_pod_restarts: bool,
 }
 
-impl Want {
+impl Goal {
     /// Gives up the binaries that turned out to be unusable, by SHA-256, each with a sentence; says whether there were any.
     pub fn drop_binaries(&mut self, unusable: &BTreeMap<String, String>) -> bool {
         let mut dropped = false;

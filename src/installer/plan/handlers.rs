@@ -1,71 +1,63 @@
-//! Which handlers a host should have of ours, and what is to be said about each: wanted, kept, taken away, reserved. Pure.
+//! Which handlers a host has after a change, and what is reported on each: wanted, kept, removed, reserved. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::config_edit::Site;
-use super::takeover::{is_predecessor, recorded};
-use super::{Scope, Want};
+use super::config_edit::{CurrentConfig, hands_options_over};
+use super::goal::{Goal, Scope};
+use super::takeover::takeover_candidates;
+use super::types::HandlerSet;
 use crate::containerd_config::is_usable_name;
 use crate::handoff::{HandlerReport, Owner, ShimRequest};
-use crate::installer::inspect::{Facts, standing};
-use crate::installer::state::{OwnedHandler, owner_word};
+use crate::installer::inspect::{HostFacts, verified_digest};
+use crate::installer::state::{Binary, OwnedHandler, owner_word};
 
-/// What a host should have of ours, as it comes together.
-struct Set<'a> {
-    facts: &'a Facts,
-    want: &'a Want,
-    site: &'a Site<'a>,
+/// Builds a [`HandlerSet`] step by step.
+struct Builder<'a> {
+    facts: &'a HostFacts,
+    goal: &'a Goal,
+    config: &'a CurrentConfig<'a>,
     /// Handlers that the request names, or that stay although it doesn't.
     kept: BTreeSet<String>,
-    desired: Desired,
+    set: HandlerSet,
 }
 
-/// What a host should have of ours.
-pub(crate) struct Desired {
-    /// What is ours now, or a predecessor's that nobody has taken over.
-    pub(crate) before: BTreeMap<String, OwnedHandler>,
-    /// The same afterwards.
-    pub(crate) next: BTreeMap<String, OwnedHandler>,
-    /// Handlers that lose their binary.
-    pub(crate) leaving: BTreeSet<String>,
-    /// Handlers that are declared no more and that pods still use.
-    pub(crate) late: BTreeMap<String, OwnedHandler>,
-    /// The reports on those that were asked for or stay.
-    pub(crate) reports: Vec<HandlerReport>,
-}
-
-/// What the host that `facts` describe should have of ours, so that it carries `want`.
-pub(crate) fn desired(facts: &Facts, want: &Want, site: &Site<'_>) -> Desired {
-    let next = recorded(facts, &site.placement.path);
-    let mut before = facts.state.late.clone();
+/// The handlers that the host has before and after a change to `goal`.
+pub(crate) fn handler_set(
+    facts: &HostFacts,
+    goal: &Goal,
+    config: &CurrentConfig<'_>,
+) -> HandlerSet {
+    let next = facts.state.handlers.clone();
+    let mut before = facts.state.draining.clone();
     before.extend(next.clone());
-    let mut set = Set {
+    let mut builder = Builder {
         facts,
-        want,
-        site,
+        goal,
+        config,
         kept: BTreeSet::new(),
-        desired: Desired {
+        set: HandlerSet {
             before,
             next,
+            legacy: takeover_candidates(facts, &config.target.path),
+            taken_over: BTreeMap::new(),
             leaving: BTreeSet::new(),
-            late: BTreeMap::new(),
+            draining: BTreeMap::new(),
             reports: Vec::new(),
         },
     };
-    set.add_wanted();
-    set.remove_unwanted();
-    set.keep_late();
-    set.reserve();
-    let mut desired = set.desired;
-    // What is only reserved leaves with the last shim; what predecessors left is not ours to remember then.
-    let idle = |owned: &OwnedHandler| owned.sha256.is_none() || is_predecessor(owned.owner);
-    if desired.next.values().all(idle) {
-        desired.next.clear();
+    builder.add_wanted();
+    builder.remove_unwanted();
+    builder.keep_draining();
+    builder.reserve();
+    let mut set = builder.set;
+    // Reserved handlers leave with the last installed one.
+    if set.next.values().all(OwnedHandler::is_reserved) {
+        set.next.clear();
     }
-    desired
+    set
 }
 
-impl Set<'_> {
+impl Builder<'_> {
     fn report(
         &mut self,
         shim: &str,
@@ -73,15 +65,15 @@ impl Set<'_> {
         sha256: Option<String>,
         reason: Option<String>,
     ) {
-        self.desired.reports.push(HandlerReport {
+        let places = &self.facts.places;
+        let owned = self.set.next.get(handler).or(self.set.legacy.get(handler));
+        self.set.reports.push(HandlerReport {
             shim: shim.to_owned(),
             handler: handler.to_owned(),
-            path: sha256
-                .is_some()
-                .then(|| match self.desired.next.get(handler) {
-                    Some(owned) => self.facts.places.declared_path(handler, owned),
-                    None => self.facts.places.binary_path(handler),
-                }),
+            path: sha256.is_some().then(|| match owned {
+                Some(owned) => places.declared_path(handler, owned),
+                None => places.binary_path(handler),
+            }),
             served: sha256.is_some(),
             sha256,
             reason,
@@ -89,12 +81,15 @@ impl Set<'_> {
     }
 
     fn add_wanted(&mut self) {
-        let want = self.want;
-        for shim in &want.shims {
-            let foreign = shim.handlers.iter().find(|name| self.site.is_foreign(name));
+        let goal = self.goal;
+        for shim in &goal.shims {
+            let foreign = shim
+                .handlers
+                .iter()
+                .find(|name| self.config.is_foreign(name));
             let names = || shim.handlers.iter().chain(shim.options.keys());
             let unusable = names().find(|name| !is_usable_name(name));
-            let binary = match (foreign, want.binaries.get(&shim.name)) {
+            let binary = match (foreign, goal.binaries.get(&shim.name)) {
                 _ if unusable.is_some() => Err(format!(
                     "{:?} can't be written to containerd's configuration; use another name",
                     unusable.map_or("", String::as_str)
@@ -115,83 +110,118 @@ impl Set<'_> {
     }
 
     fn carry(&mut self, shim: &ShimRequest, handler: &str, sha256: &str) {
-        // A path of a predecessor at which nothing stands may have lost its folder, too.
-        let path = self.desired.before.get(handler).and_then(|owned| {
-            let is_there = !is_predecessor(owned.owner) || owned.sha256.is_some();
-            owned.path.clone().filter(|_| is_there)
-        });
+        self.set.take_over(handler, self.goal.owner);
+        // A legacy path without a binary may have lost its directory, too.
+        let has_place = |owned: &&OwnedHandler| {
+            !self.set.taken_over.contains_key(handler) || !owned.is_reserved()
+        };
+        let before = self.set.before.get(handler);
+        let path = before
+            .filter(has_place)
+            .and_then(|owned| owned.path.clone());
         let owned = OwnedHandler {
             shim: shim.name.clone(),
-            owner: self.want.owner,
+            owner: self.goal.owner,
             path,
-            sha256: Some(sha256.to_owned()),
-            location: shim.location.clone(),
-            artifact_sha256: shim.sha256.clone(),
             options: shim.options.clone(),
+            binary: Binary::Installed {
+                sha256: sha256.to_owned(),
+                location: shim.location.clone(),
+                artifact_sha256: shim.sha256.clone(),
+            },
         };
-        self.desired.next.insert(handler.to_owned(), owned);
+        self.set.next.insert(handler.to_owned(), owned);
         self.kept.insert(handler.to_owned());
         self.report(&shim.name, handler, Some(sha256.to_owned()), None);
     }
 
-    /// A shim that can't be had keeps what it has: the version that it was served in before.
+    /// A shim without an artifact keeps the version that it was served in before.
     fn keep_served(&mut self, shim: &ShimRequest, handler: &str, reason: &str) {
-        let before = self.desired.before.get(handler);
+        let before = self.set.current(handler);
         let sha256 = before.and_then(|owned| {
             let path = self.facts.places.declared_path(handler, owned);
-            let sha256 = owned.sha256.clone();
-            sha256.filter(|sha256| standing(self.facts, &path) == Some(sha256))
+            let sha256 = owned.sha256()?;
+            (verified_digest(self.facts, &path) == Some(sha256)).then(|| sha256.clone())
         });
         self.kept.insert(handler.to_owned());
         self.report(&shim.name, handler, sha256, Some(reason.to_owned()));
     }
 
     fn remove_unwanted(&mut self) {
-        let (facts, want) = (self.facts, self.want);
-        for (name, owned) in self.desired.next.clone() {
-            let leaves =
-                is_in_scope(&owned, want) && !self.kept.contains(&name) && owned.sha256.is_some();
-            let others = owned.owner != want.owner && !is_predecessor(owned.owner);
-            if leaves && matches!(want.scope, Scope::Shims(_)) && others {
+        let ours = self.set.next.clone();
+        for (name, owned) in &ours {
+            let Some(sha256) = self.leaving_binary(name, owned, is_in_scope(owned, self.goal))
+            else {
+                continue;
+            };
+            let is_others = owned.owner != self.goal.owner;
+            if is_others && matches!(self.goal.scope, Scope::Shims(_)) {
                 let owner = owner_word(owned.owner);
                 let reason = format!("it belongs to {owner}; take it away there, or use --all");
-                self.report(&owned.shim, &name, owned.sha256.clone(), Some(reason));
-                continue;
+                self.report(&owned.shim, name, Some(sha256), Some(reason));
+            } else {
+                self.remove(name, owned, sha256);
             }
-            let pods = facts.in_use.get(&name).copied().unwrap_or_default();
-            if leaves && pods > 0 {
-                let reason = Some(used_by(pods));
-                self.report(&owned.shim, &name, owned.sha256.clone(), reason);
-            } else if leaves && let Some(owned) = self.desired.next.get_mut(&name) {
-                self.desired.leaving.insert(name);
-                // Whoever takes it away answers for what stays declared.
-                if is_predecessor(owned.owner) {
-                    owned.owner = want.owner;
-                }
-                owned.sha256 = None;
-                owned.location.clear();
-                owned.artifact_sha256 = None;
+        }
+        let legacy = self.set.legacy.clone();
+        for (name, owned) in &legacy {
+            let is_wanted_away = match &self.goal.scope {
+                Scope::Owner | Scope::Nothing => false,
+                Scope::Shims(shims) => shims.contains(&owned.shim),
+                Scope::Everything => true,
+            };
+            if let Some(sha256) = self.leaving_binary(name, owned, is_wanted_away) {
+                self.remove(name, owned, sha256);
             }
         }
     }
 
-    /// What pods took up while it left stays until they have ended.
-    fn keep_late(&mut self) {
-        for (name, owned) in &self.facts.state.late {
+    /// The binary that a handler loses, where it has one and leaves.
+    fn leaving_binary(&self, name: &str, owned: &OwnedHandler, in_scope: bool) -> Option<String> {
+        let leaves = in_scope && !self.kept.contains(name);
+        owned.sha256().filter(|_| leaves).cloned()
+    }
+
+    /// Takes the binary away from a handler, unless pods use it. The handler stays reserved.
+    fn remove(&mut self, name: &str, owned: &OwnedHandler, sha256: String) {
+        if let Some(pods) = self.facts.in_use.get(name).filter(|pods| **pods > 0) {
+            let reason = Some(used_by(*pods));
+            self.report(&owned.shim, name, Some(sha256), reason);
+            return;
+        }
+        let is_legacy = self.set.legacy.contains_key(name);
+        self.set.take_over(name, self.goal.owner);
+        self.set.leaving.insert(name.to_owned());
+        let reserved = OwnedHandler {
+            // The remover of a legacy handler answers for what stays declared.
+            owner: if is_legacy {
+                self.goal.owner
+            } else {
+                owned.owner
+            },
+            binary: Binary::Reserved,
+            ..owned.clone()
+        };
+        self.set.next.insert(name.to_owned(), reserved);
+    }
+
+    /// A binary that pods took up while its handler left stays until they have ended.
+    fn keep_draining(&mut self) {
+        for (name, owned) in &self.facts.state.draining {
             let Some(pods) = self.facts.in_use.get(name) else {
                 continue;
             };
-            let is_back = |next: &OwnedHandler| next.sha256.is_some();
-            if self.desired.next.get(name).is_some_and(is_back) {
+            let next = self.set.next.get(name);
+            if next.is_some_and(|next| !next.is_reserved()) {
                 continue;
             }
-            self.desired.late.insert(name.clone(), owned.clone());
-            if is_in_scope(owned, self.want) {
-                self.desired.reports.push(HandlerReport {
+            self.set.draining.insert(name.clone(), owned.clone());
+            if is_in_scope(owned, self.goal) {
+                self.set.reports.push(HandlerReport {
                     shim: owned.shim.clone(),
                     handler: name.clone(),
                     path: Some(self.facts.places.declared_path(name, owned)),
-                    sha256: owned.sha256.clone(),
+                    sha256: owned.sha256().cloned(),
                     served: false,
                     reason: Some(used_by(*pods)),
                 });
@@ -200,30 +230,26 @@ impl Set<'_> {
     }
 
     fn reserve(&mut self) {
-        for name in &self.want.reserve {
-            let free = !self.desired.next.contains_key(name) && !self.site.is_foreign(name);
-            if free && is_usable_name(name) {
+        for name in &self.goal.reserve {
+            let is_free = !self.set.next.contains_key(name)
+                && !self.set.legacy.contains_key(name)
+                && !self.config.is_foreign(name);
+            if is_free && is_usable_name(name) {
+                let options = self.goal.reserve_options.get(name);
                 let owned = OwnedHandler {
                     shim: String::new(),
-                    owner: self.want.owner,
+                    owner: self.goal.owner,
                     path: None,
-                    sha256: None,
-                    location: String::new(),
-                    artifact_sha256: None,
-                    options: self
-                        .want
-                        .reserve_options
-                        .get(name)
-                        .cloned()
-                        .unwrap_or_default(),
+                    options: options.cloned().unwrap_or_default(),
+                    binary: Binary::Reserved,
                 };
-                self.desired.next.insert(name.clone(), owned);
+                self.set.next.insert(name.clone(), owned);
             }
         }
     }
 }
 
-impl Desired {
+impl HandlerSet {
     /// Reports handlers whose binary is lost or damaged; returns a sentence for each that is not `owner`'s concern.
     pub(crate) fn report_lost(&mut self, owner: Owner, lost: &[String]) -> Vec<String> {
         let mut notes = Vec::new();
@@ -256,26 +282,11 @@ impl Desired {
         }
         notes
     }
-
-    /// The handlers that lose their binary, as they are now; `owner` answers for those of predecessors.
-    pub(crate) fn leaving_as_they_were(&self, owner: Owner) -> BTreeMap<String, OwnedHandler> {
-        let leaving = self.before.iter();
-        leaving
-            .filter(|(name, _)| self.leaving.contains(*name))
-            .map(|(name, owned)| {
-                let mut owned = owned.clone();
-                if is_predecessor(owned.owner) {
-                    owned.owner = owner;
-                }
-                (name.clone(), owned)
-            })
-            .collect()
-    }
 }
 
-fn is_in_scope(owned: &OwnedHandler, want: &Want) -> bool {
-    match &want.scope {
-        Scope::Owner => owned.owner == want.owner,
+fn is_in_scope(owned: &OwnedHandler, goal: &Goal) -> bool {
+    match &goal.scope {
+        Scope::Owner => owned.owner == goal.owner,
         Scope::Nothing => false,
         Scope::Shims(shims) => shims.contains(&owned.shim),
         Scope::Everything => true,
@@ -288,4 +299,55 @@ const DAMAGED: &str = "its binary is lost or damaged; install its shim again";
 /// Why a handler or its binary stays: pods use it, so many.
 pub(crate) fn used_by(pods: usize) -> String {
     format!("pods still use it ({pods} on this node); delete them")
+}
+
+/// What an operator should know of a change that leaves nothing undone: sentences.
+pub(crate) fn notes(
+    facts: &HostFacts,
+    goal: &Goal,
+    set: &HandlerSet,
+    next: &BTreeMap<String, OwnedHandler>,
+) -> Vec<String> {
+    let with_options = next.iter().filter(|(_, owned)| !owned.options.is_empty());
+    let without = with_options.filter(|_| !hands_options_over(facts));
+    let without = without.map(|(name, _)| {
+        format!(
+            "the options of handler {name} are left out, because containerd 1.6 hands them to no shim but runc's; they are written at the first run on 1.7 or later"
+        )
+    });
+    let taken_over = next.iter().filter_map(|(name, owned)| {
+        let (from, to) = (set.taken_over.get(name)?, owner_word(owned.owner));
+        let from = owner_word(*from);
+        Some(format!(
+            "handler {name} is taken over from {from}: it belongs to {to} from now on, and leaves with it"
+        ))
+    });
+    let reserved = set.leaving.iter().filter(|name| next.contains_key(*name));
+    let reserved = reserved.map(|name| {
+        format!(
+            "handler {name} stays declared without a binary, so that containerd is not restarted; it goes with the next change that restarts it"
+        )
+    });
+    without
+        .chain(taken_over)
+        .chain(reserved)
+        .chain(unknown_shims(goal, |shim| {
+            let known = set.before.values().chain(set.legacy.values());
+            known.map(|owned| &owned.shim).any(|known| known == shim)
+        }))
+        .collect()
+}
+
+/// A sentence for each shim that is to leave and is not installed.
+pub(crate) fn unknown_shims(goal: &Goal, is_known: impl Fn(&str) -> bool) -> Vec<String> {
+    let named = match &goal.scope {
+        Scope::Shims(shims) => shims.clone(),
+        Scope::Owner | Scope::Nothing | Scope::Everything => BTreeSet::new(),
+    };
+    let unknown = named.into_iter().filter(|shim| !is_known(shim));
+    unknown
+        .map(|shim| {
+            format!("no shim {shim} is installed here; `farrier doctor` lists those that are")
+        })
+        .collect()
 }

@@ -1,16 +1,16 @@
 //! Whether a host may be changed at all, and its containerd restarted. Pure.
 
-use super::Error;
-use super::goal::Want;
+use super::goal::Goal;
+use super::types::Error;
 use crate::installer::distro::Restart;
-use crate::installer::inspect::Facts;
+use crate::installer::inspect::HostFacts;
 use crate::installer::state::State;
 
 /// Whether there is anything on this host that a change could be made and proven on.
 ///
 /// # Errors
 /// Says why there is not.
-pub(crate) fn check_host(facts: &Facts, want: &Want) -> Result<(), Error> {
+pub(crate) fn check_host(facts: &HostFacts, want: &Goal) -> Result<(), Error> {
     if let Some(refusal) = facts.distro.refusal {
         return Err(Error::Distribution(refusal));
     }
@@ -29,7 +29,7 @@ pub(crate) fn check_host(facts: &Facts, want: &Want) -> Result<(), Error> {
 }
 
 /// Whether nothing of ours or of a predecessor is on this host, as far as its files say.
-pub(crate) fn is_bare(facts: &Facts) -> bool {
+pub(crate) fn is_bare(facts: &HostFacts) -> bool {
     let inheritance = &facts.inheritance;
     let bin = format!("{}/", facts.places.bin());
     let files = facts.loaded.files().chain(&facts.sources);
@@ -48,7 +48,7 @@ pub(crate) fn is_bare(facts: &Facts) -> bool {
 ///
 /// # Errors
 /// Says which of both is not so.
-pub(crate) fn check_restart(facts: &Facts, want: &Want) -> Result<(), Error> {
+pub(crate) fn check_restart(facts: &HostFacts, want: &Goal) -> Result<(), Error> {
     if let Some(words) = &facts.unreachable {
         return Err(Error::Obstacle(words.clone()));
     }
@@ -60,7 +60,7 @@ pub(crate) fn check_restart(facts: &Facts, want: &Want) -> Result<(), Error> {
 
 /// # Errors
 /// Where a restart ends every pod of the node, or might.
-pub(crate) fn spares_pods(facts: &Facts) -> Result<(), Error> {
+pub(crate) fn spares_pods(facts: &HostFacts) -> Result<(), Error> {
     match &facts.kill_mode {
         Ok(mode) if spares(mode) => Ok(()),
         Ok(_) if facts.distro.restart == Restart::ContainerInit => Err(Error::Container),

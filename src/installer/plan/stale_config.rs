@@ -3,17 +3,17 @@
 
 use std::collections::BTreeSet;
 
-use super::ConfigChange;
+use super::types::ConfigChange;
 use crate::containerd_config::{DeclaredHandler, Error, SourceFile, remove_managed_handlers};
 use crate::installer::distro::Edited;
-use crate::installer::inspect::Facts;
+use crate::installer::inspect::HostFacts;
 
 /// The changes that take the handlers `ours` out of all files but `edited`.
 ///
 /// # Errors
 /// When one of them can't be edited.
 pub(crate) fn cut_out(
-    facts: &Facts,
+    facts: &HostFacts,
     ours: &BTreeSet<String>,
     edited: &str,
 ) -> Result<Vec<ConfigChange>, Error> {
@@ -51,7 +51,10 @@ pub(crate) fn cut_out(
 ///
 /// Where containerd loads what a distribution makes of other files, those are edited and it is left to the distribution, but for a file
 /// that is known to be ours.
-fn others<'a>(facts: &'a Facts, edited: &'a str) -> impl Iterator<Item = (&'a SourceFile, bool)> {
+fn others<'a>(
+    facts: &'a HostFacts,
+    edited: &'a str,
+) -> impl Iterator<Item = (&'a SourceFile, bool)> {
     let owned = facts.state.config.as_ref().map(|config| &config.path);
     let is_made = match facts.distro.edited {
         Edited::Loaded => false,
@@ -75,7 +78,7 @@ mod tests {
     use super::*;
     use crate::containerd_config::{ConfigFiles, Handler, Version};
     use crate::installer::plan::tests::{after, node, want};
-    use crate::installer::plan::{HostPlan, Scope, Want, decide};
+    use crate::installer::plan::{Goal, HostPlan, Scope, decide};
     use crate::installer::state::State;
 
     const ROOT: &str = "/etc/containerd/config.toml";
@@ -91,7 +94,7 @@ mod tests {
     }
 
     /// The node with these files, of which it loads all that are not `unloaded`, under a containerd of this release.
-    fn on(mut facts: Facts, files: &Files, release: &str, unloaded: &[&str]) -> Facts {
+    fn on(mut facts: HostFacts, files: &Files, release: &str, unloaded: &[&str]) -> HostFacts {
         facts.version = release.parse::<Version>().ok();
         let file = |(path, text): (&String, &String)| SourceFile {
             path: path.clone(),
@@ -114,7 +117,7 @@ mod tests {
     }
 
     /// Carries out `plan`: in the files, and on the node, whose containerd prints what is declared then.
-    fn carry_out(facts: Facts, files: &mut Files, plan: HostPlan) -> Facts {
+    fn carry_out(facts: HostFacts, files: &mut Files, plan: HostPlan) -> HostFacts {
         for change in &plan.config {
             assert_eq!(files.get(&change.path), change.before.as_ref());
             match &change.after {
@@ -135,7 +138,7 @@ mod tests {
     }
 
     /// Nothing wanted any more, by nobody.
-    fn nothing() -> Want {
+    fn nothing() -> Goal {
         let mut all = want(&[]);
         all.scope = Scope::Everything;
         all
@@ -175,7 +178,9 @@ mod tests {
             assert!(decide(&facts, &want(&["a"])).unwrap().is_empty());
         }
         let plan = decide(&facts, &nothing()).unwrap();
-        assert!(plan.restart && plan.state.is_none());
+        assert!(
+            plan.restart && !matches!(plan.state, crate::installer::state::StateAfter::Write(_))
+        );
         carry_out(facts, &mut now, plan);
         assert_eq!(now, first);
     }

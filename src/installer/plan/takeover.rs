@@ -1,52 +1,19 @@
-//! What becomes of the handlers that KWasm and runtime-class-manager left: recorded as theirs, taken over by name, and taken away with
-//! all that came with them. Pure.
+//! Takes over handlers that KWasm and runtime-class-manager declared, and removes their files with the last of them. Pure.
 //!
 //! A handler that is taken over keeps its path for as long as it is declared: another binary is put behind the path, which restarts
 //! nothing, and pods that run from it find their shim there.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize as _;
 
-use super::handlers::Desired;
+use super::types::{HandlerSet, Leftovers, LockChange};
 use crate::containerd_config::PluginId;
 use crate::handoff::{Owner, sha256_hex};
-use crate::installer::inspect::Facts;
+use crate::installer::inspect::HostFacts;
 use crate::installer::inspect::legacy::Inherited;
 use crate::installer::inspect::legacy::{LockFile, home_of, lock_entries};
-use crate::installer::state::OwnedHandler;
-
-/// What goes of a predecessor once a change stands. Doing it twice does no harm.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Leftovers {
-    /// Binaries, links to them, and markers.
-    pub files: Vec<String>,
-    /// Lock files that lose entries.
-    pub locks: Vec<LockChange>,
-    /// Folders, where they are empty, outermost first.
-    pub folders: Vec<String>,
-}
-
-impl Leftovers {
-    /// Whether nothing goes.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.files.is_empty() && self.locks.is_empty()
-    }
-}
-
-/// A lock file that loses entries.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct LockChange {
-    /// Absolute path on the host.
-    pub path: String,
-    /// SHA-256 of its text now.
-    pub before: String,
-    /// Its text afterwards; `None` where no entry is left.
-    pub after: Option<String>,
-}
+use crate::installer::state::{Binary, OwnedHandler};
 
 /// The lock file without the entries of these binaries, as its writer spells it: indented by one space.
 fn without_entries(text: &str, gone: &BTreeSet<&String>) -> Option<String> {
@@ -63,36 +30,33 @@ fn without_entries(text: &str, gone: &BTreeSet<&String>) -> Option<String> {
     Some(String::from_utf8(bytes).ok()? + end)
 }
 
-/// Whether the handlers of this owner are a predecessor's that nobody has taken over.
+/// The legacy handlers that `file` declares and that are not ours yet, in the shape that they would have as ours.
 #[must_use]
-pub fn is_predecessor(owner: Owner) -> bool {
-    match owner {
-        Owner::Cluster | Owner::Local => false,
-        Owner::Kwasm | Owner::Rcm => true,
-    }
-}
-
-/// What is ours by the state file, and beside it what predecessors declare today, each as its owner's.
-#[must_use]
-pub fn recorded(facts: &Facts, file: &str) -> BTreeMap<String, OwnedHandler> {
-    let mut handlers = facts.state.handlers.clone();
-    handlers.retain(|_, owned| !is_predecessor(owned.owner));
-    for (name, inherited) in &facts.inheritance.handlers {
-        if inherited.file == file && !handlers.contains_key(name) {
-            let standing = facts.inheritance.binaries.get(&inherited.declared.path);
+pub(crate) fn takeover_candidates(facts: &HostFacts, file: &str) -> BTreeMap<String, OwnedHandler> {
+    let legacy = facts.inheritance.handlers.iter();
+    let candidates = legacy.filter(|(name, inherited)| {
+        inherited.file == file && !facts.state.handlers.contains_key(*name)
+    });
+    candidates
+        .map(|(name, inherited)| {
+            let binary = facts.inheritance.binaries.get(&inherited.declared.path);
             let owned = OwnedHandler {
                 shim: name.clone(),
                 owner: inherited.owner,
                 path: Some(inherited.declared.path.clone()),
-                sha256: standing.map(|standing| standing.sha256.clone()),
-                location: String::new(),
-                artifact_sha256: None,
                 options: inherited.options(),
+                binary: match binary {
+                    Some(binary) => Binary::Installed {
+                        sha256: binary.sha256.clone(),
+                        location: String::new(),
+                        artifact_sha256: None,
+                    },
+                    None => Binary::Reserved,
+                },
             };
-            handlers.insert(name.clone(), owned);
-        }
-    }
-    handlers
+            (name.clone(), owned)
+        })
+        .collect()
 }
 
 /// Whether a handler that was taken over is declared by its predecessor's own lines just as it should be: they stay.
@@ -109,7 +73,7 @@ pub fn is_in_place(inherited: Option<&Inherited>, owned: &OwnedHandler, plugin: 
 
 impl Leftovers {
     /// Adds what of a predecessor's `home` goes with the binaries that are `gone`; all of it, unless another handler is `declared` there.
-    fn leave(&mut self, facts: &Facts, home: &str, gone: &BTreeSet<&String>, declared: bool) {
+    fn leave(&mut self, facts: &HostFacts, home: &str, gone: &BTreeSet<&String>, declared: bool) {
         let known = facts.inheritance.homes.get(home);
         if let Some((path, Some(text))) = known.and_then(|home| home.lock.as_ref()) {
             let after = without_entries(text, gone);
@@ -130,30 +94,25 @@ impl Leftovers {
     }
 }
 
-/// What goes with the handlers that `desired` had before and `next` has no more, or without a binary; `untouched` names handlers that
-/// are declared and nobody's concern.
+/// The files that go with the handlers of `set` that `next` lacks or has without a binary; `unmanaged` names legacy handlers that stay
+/// declared.
 #[must_use]
 pub(crate) fn leftovers(
-    facts: &Facts,
-    desired: &Desired,
+    facts: &HostFacts,
+    set: &HandlerSet,
     next: &BTreeMap<String, OwnedHandler>,
-    untouched: &BTreeSet<String>,
+    unmanaged: &BTreeSet<String>,
 ) -> Leftovers {
-    let before = &desired.before;
+    let is_legacy = |name: &String| set.legacy.contains_key(name) || unmanaged.contains(name);
     let stays = |name: &String| {
-        untouched.contains(name)
-            || desired.late.contains_key(name)
-            || next
-                .get(name)
-                .is_some_and(|owned| owned.sha256.is_some() || is_predecessor(owned.owner))
+        is_legacy(name)
+            || set.draining.contains_key(name)
+            || next.get(name).is_some_and(|owned| !owned.is_reserved())
     };
-    let path = |name: &String| before.get(name).and_then(|owned| owned.path.as_ref());
-    let staying: BTreeSet<&String> = before
-        .keys()
-        .filter(|name| stays(name))
-        .filter_map(path)
-        .collect();
-    let leaving: Vec<&String> = before.keys().filter(|name| !stays(name)).collect();
+    let all = || set.before.keys().chain(set.legacy.keys());
+    let path = |name: &String| set.current(name).and_then(|owned| owned.path.as_ref());
+    let staying: BTreeSet<&String> = all().filter(|name| stays(name)).filter_map(path).collect();
+    let leaving: Vec<&String> = all().filter(|name| !stays(name)).collect();
     let gone: BTreeSet<&String> = leaving
         .iter()
         .filter_map(|name| path(name))
@@ -173,12 +132,9 @@ pub(crate) fn leftovers(
         .filter_map(|path| facts.inheritance.links.get(*path))
         .flatten();
     leftovers.files.extend(links.cloned());
-    let declared: BTreeSet<&str> = before
-        .keys()
+    let declared: BTreeSet<&str> = all()
         .filter(|name| {
-            next.contains_key(*name)
-                || desired.late.contains_key(*name)
-                || untouched.contains(*name)
+            is_legacy(name) || set.draining.contains_key(*name) || next.contains_key(*name)
         })
         .filter_map(path)
         .filter_map(|path| home_of(path))
@@ -192,12 +148,9 @@ pub(crate) fn leftovers(
 
 /// What predecessors left and nobody has taken over, each with what can be done about it.
 #[must_use]
-pub fn complaints(facts: &Facts) -> Vec<(String, &'static str)> {
+pub fn complaints(facts: &HostFacts) -> Vec<(String, &'static str)> {
     let mut complaints = Vec::new();
-    let claimed = |name: &String| {
-        let owned = facts.state.handlers.get(name);
-        owned.is_some_and(|owned| !is_predecessor(owned.owner))
-    };
+    let claimed = |name: &String| facts.state.handlers.contains_key(name);
     for (owner, word) in [
         (Owner::Kwasm, "KWasm"),
         (Owner::Rcm, "runtime-class-manager"),

@@ -1,11 +1,13 @@
 //! Tables of the decision: a host as it is, a request, and what has to be done.
 
+use std::collections::BTreeSet;
+
 use rstest::rstest;
 
 use super::expected::prove;
 use super::*;
-use crate::containerd_config::{ConfigFiles, SourceFile};
-use crate::handoff::{OptionValue, Owner, ShimRequest};
+use crate::containerd_config::{self, ConfigFiles, SourceFile};
+use crate::handoff::{OptionValue, ShimRequest};
 use crate::installer::containerd::cri::Served;
 use crate::installer::containerd::daemon::Daemon;
 use crate::installer::distro::{Evidence, detect};
@@ -22,8 +24,8 @@ fn places() -> Places {
 }
 
 /// A node whose containerd is well and carries nothing of ours.
-pub(in crate::installer) fn node() -> Facts {
-    Facts {
+pub(in crate::installer) fn node() -> HostFacts {
+    HostFacts {
         distro: detect(&Evidence::default(), |_| false),
         daemon: Some(Daemon {
             process: (1, 1),
@@ -77,7 +79,7 @@ fn served(ours: &[&str]) -> Served {
     }
 }
 
-pub(in crate::installer) fn want(shims: &[&str]) -> Want {
+pub(in crate::installer) fn want(shims: &[&str]) -> Goal {
     let shim = |name: &&str| ShimRequest {
         name: (*name).to_owned(),
         handlers: vec![(*name).to_owned()],
@@ -89,21 +91,21 @@ pub(in crate::installer) fn want(shims: &[&str]) -> Want {
         present: None,
     };
     let candidate = |name: &&str| ((*name).to_owned(), Ok(DIGEST.to_owned()));
-    Want {
+    Goal {
         owner: Owner::Cluster,
         shims: shims.iter().map(shim).collect(),
         reserve: Vec::new(),
         reserve_options: BTreeMap::new(),
         scope: Scope::Owner,
         binaries: shims.iter().map(candidate).collect(),
-        digest: "request".to_owned(),
+        digest: Some("request".to_owned()),
         offline: false,
         allow_pod_restarts: false,
     }
 }
 
 /// The node after `plan` was carried out.
-pub(in crate::installer) fn after(mut facts: Facts, plan: HostPlan) -> Facts {
+pub(in crate::installer) fn after(mut facts: HostFacts, plan: HostPlan) -> HostFacts {
     if let Some(change) = plan.config.into_iter().next() {
         facts.loaded.root.text.clone_from(&change.after);
         facts.dump = Ok(change.after.unwrap_or_default());
@@ -119,12 +121,24 @@ pub(in crate::installer) fn after(mut facts: Facts, plan: HostPlan) -> Facts {
         let name = path.rsplit_once('/').unwrap_or_default().1.to_owned();
         facts.binaries.insert(name, sha256);
     }
-    facts.state = plan.state.unwrap_or_default();
+    match plan.state {
+        StateAfter::Write(state) => facts.state = state,
+        StateAfter::Remove => facts.state = State::default(),
+        StateAfter::Keep => {}
+    }
     facts
 }
 
+/// The state file that a plan writes.
+fn written(plan: &HostPlan) -> &State {
+    match &plan.state {
+        StateAfter::Write(state) => state,
+        kept => panic!("{kept:?}"),
+    }
+}
+
 /// The node once it carries these shims.
-pub(in crate::installer) fn carrying(shims: &[&str]) -> Facts {
+pub(in crate::installer) fn carrying(shims: &[&str]) -> HostFacts {
     let facts = node();
     let plan = decide(&facts, &want(shims)).unwrap();
     after(facts, plan)
@@ -132,7 +146,7 @@ pub(in crate::installer) fn carrying(shims: &[&str]) -> Facts {
 
 #[test]
 fn a_node_restarts_containerd_once_whatever_shims_of_a_cluster_come_and_go() {
-    let with = |shims: &[&str], reserve: &[&str]| Want {
+    let with = |shims: &[&str], reserve: &[&str]| Goal {
         reserve: reserve.iter().map(ToString::to_string).collect(),
         ..want(shims)
     };
@@ -195,13 +209,13 @@ fn a_daemon_that_did_not_load_what_is_declared_is_restarted() {
 }
 
 #[rstest]
-#[case::added(|facts: &mut Facts| facts.dump = Ok(format!("{CONFIG}[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.kata]\nruntime_type = 'kata'\n")), "handler kata")]
-#[case::taken_away(|facts: &mut Facts| { facts.served.as_mut().unwrap().handlers.insert("kata".to_owned(), "kata".to_owned()); }, "handler kata")]
-#[case::another_type(|facts: &mut Facts| facts.dump = Ok(CONFIG.replace("runc.v2", "runc.v1")), "handler runc")]
-#[case::another_option(|facts: &mut Facts| facts.dump = Ok(format!("{CONFIG}options.SystemdCgroup = true\n")), "handler runc")]
-#[case::another_default(|facts: &mut Facts| facts.served.as_mut().unwrap().default = "kata".to_owned(), "default runtime")]
+#[case::added(|facts: &mut HostFacts| facts.dump = Ok(format!("{CONFIG}[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.kata]\nruntime_type = 'kata'\n")), "handler kata")]
+#[case::taken_away(|facts: &mut HostFacts| { facts.served.as_mut().unwrap().handlers.insert("kata".to_owned(), "kata".to_owned()); }, "handler kata")]
+#[case::another_type(|facts: &mut HostFacts| facts.dump = Ok(CONFIG.replace("runc.v2", "runc.v1")), "handler runc")]
+#[case::another_option(|facts: &mut HostFacts| facts.dump = Ok(format!("{CONFIG}options.SystemdCgroup = true\n")), "handler runc")]
+#[case::another_default(|facts: &mut HostFacts| facts.served.as_mut().unwrap().default = "kata".to_owned(), "default runtime")]
 fn what_somebody_wrote_and_never_loaded_does_not_go_live_with_us(
-    #[case] edit: impl Fn(&mut Facts),
+    #[case] edit: impl Fn(&mut HostFacts),
     #[case] what: &str,
 ) {
     let mut facts = node();
@@ -249,7 +263,7 @@ fn a_handler_that_pods_use_stays_and_is_reported() {
     assert!(report.served && report.handler == "a" && report.reason.is_some());
     facts.in_use.clear();
     let plan = decide(&facts, &want(&[])).unwrap();
-    assert!(plan.restart && plan.state.is_none());
+    assert!(plan.restart && plan.state == StateAfter::Remove);
     assert_eq!(plan.config[0].after.as_deref(), Some(CONFIG));
 }
 
@@ -276,7 +290,7 @@ fn a_damaged_binary_that_nobody_brings_is_reported_and_in_nobody_s_way(
         plan.links.keys().collect::<Vec<_>>(),
         [&places().binary_path("b")]
     );
-    assert!(plan.clear.is_empty() && plan.state.unwrap().handlers.contains_key("a"));
+    assert!(plan.clear.is_empty() && written(&plan).handlers.contains_key("a"));
     let reported = plan.handlers.iter().filter(|report| report.handler == "a");
     let reported: Vec<bool> = reported.map(|report| report.served).collect();
     assert_eq!(reported, vec![false; reports]);
@@ -302,14 +316,14 @@ fn a_binary_whose_handler_left_while_a_pod_came_goes_when_the_pod_has_gone() {
 fn what_a_pod_took_up_while_it_left_is_reported_until_the_pod_has_gone() {
     let mut facts = carrying(&["a"]);
     let late = std::mem::take(&mut facts.state.handlers);
-    facts.state.late = late;
+    facts.state.draining = late;
     facts.loaded.root.text = Some(CONFIG.to_owned());
     facts.dump = Ok(CONFIG.to_owned());
     facts.served = Ok(served(&[]));
     facts.in_use.insert("a".to_owned(), 1);
     let mut all = want(&[]);
     all.scope = Scope::Everything;
-    all.digest = "request".to_owned();
+    all.digest = Some("request".to_owned());
     let plan = decide(&facts, &all).unwrap();
     assert!(plan.is_empty(), "{plan:?}");
     let [report] = plan.handlers.as_slice() else {
@@ -317,11 +331,11 @@ fn what_a_pod_took_up_while_it_left_is_reported_until_the_pod_has_gone() {
     };
     assert!(!report.served && report.reason.is_some());
     let back = decide(&facts, &want(&["a"])).unwrap();
-    let state = back.state.unwrap();
-    assert!(back.restart && state.late.is_empty() && state.handlers.contains_key("a"));
+    let state = written(&back);
+    assert!(back.restart && state.draining.is_empty() && state.handlers.contains_key("a"));
     facts.in_use.clear();
     let plan = decide(&facts, &all).unwrap();
-    assert!(plan.state.is_none() && plan.write_state && !plan.restart);
+    assert!(plan.state == StateAfter::Remove && !plan.restart);
     let link = places().binary_path("a");
     assert_eq!(plan.clear, [link, places().store_path(DIGEST)]);
 }
@@ -336,18 +350,18 @@ fn a_predecessor_s_binary_that_a_pod_took_up_late_leaves_with_all_that_came_with
     facts.inheritance.links.insert(path.clone(), links.clone());
     let first = decide(&facts, &all).unwrap();
     // Now it is declared no more, and the state file alone knows it.
-    facts.state.late = first.leaving.clone();
-    assert_eq!(facts.state.late["k"].owner, all.owner);
+    facts.state.draining = first.leaving.clone();
+    assert_eq!(facts.state.draining["k"].owner, all.owner);
     facts.inheritance.handlers.clear();
     facts.loaded.root.text = Some(CONFIG.to_owned());
     facts.dump = Ok(CONFIG.to_owned());
     facts.served = Ok(served(&[]));
     facts.in_use.insert("k".to_owned(), 1);
     let used = decide(&facts, &all).unwrap();
-    assert!(used.leftovers.is_empty() && used.state.is_some());
+    assert!(used.leftovers.is_empty() && used.state != StateAfter::Remove);
     facts.in_use.clear();
     let plan = decide(&facts, &all).unwrap();
-    assert!(plan.state.is_none());
+    assert!(plan.state == StateAfter::Remove);
     assert_eq!(plan.leftovers.files, [vec![path], links].concat());
     assert_eq!(plan.leftovers, first.leftovers);
 }
@@ -371,16 +385,16 @@ fn options_wait_for_a_containerd_that_hands_them_over() {
 }
 
 #[rstest]
-#[case::pods_would_end(|facts: &mut Facts| facts.kill_mode = Ok("control-group".to_owned()), "KillMode")]
-#[case::systemd_is_silent(|facts: &mut Facts| facts.kill_mode = Err("no bus".to_owned()), "can't be told")]
-#[case::no_daemon(|facts: &mut Facts| facts.daemon = None, "no containerd runs")]
-#[case::down_before(|facts: &mut Facts| facts.served = Err("no CRI".to_owned()), "before any change")]
-#[case::not_ready(|facts: &mut Facts| facts.served = Ok(Served::default()), "not ready")]
-#[case::refused_before(|facts: &mut Facts| facts.dump = Err("toml".to_owned()), "present configuration")]
-#[case::no_version(|facts: &mut Facts| facts.version = None, "release")]
-#[case::obstacle(|facts: &mut Facts| facts.obstacle = Some("it is read-only".to_owned()), "read-only")]
+#[case::pods_would_end(|facts: &mut HostFacts| facts.kill_mode = Ok("control-group".to_owned()), "KillMode")]
+#[case::systemd_is_silent(|facts: &mut HostFacts| facts.kill_mode = Err("no bus".to_owned()), "can't be told")]
+#[case::no_daemon(|facts: &mut HostFacts| facts.daemon = None, "no containerd runs")]
+#[case::down_before(|facts: &mut HostFacts| facts.served = Err("no CRI".to_owned()), "before any change")]
+#[case::not_ready(|facts: &mut HostFacts| facts.served = Ok(Served::default()), "not ready")]
+#[case::refused_before(|facts: &mut HostFacts| facts.dump = Err("toml".to_owned()), "present configuration")]
+#[case::no_version(|facts: &mut HostFacts| facts.version = None, "release")]
+#[case::obstacle(|facts: &mut HostFacts| facts.obstacle = Some("it is read-only".to_owned()), "read-only")]
 fn a_host_that_was_not_well_before_is_left_alone(
-    #[case] spoil: impl Fn(&mut Facts),
+    #[case] spoil: impl Fn(&mut HostFacts),
     #[case] reason: &str,
 ) {
     let mut facts = node();
@@ -409,7 +423,7 @@ fn a_binary_alone_is_swapped_even_where_a_restart_is_forbidden() {
 }
 
 /// The node as KWasm left it: handler `k`, declared and served, whose binary is [`DIGEST`].
-fn inherited() -> Facts {
+fn inherited() -> HostFacts {
     let mut facts = node();
     let path = "/opt/kwasm/bin/containerd-shim-k-v1".to_owned();
     let text = format!(
@@ -445,7 +459,7 @@ fn a_take_over_restarts_nothing(#[case] sha256: &str, #[case] links: usize) {
     let plan = decide(&inherited(), &want).unwrap();
     assert!(!plan.restart && plan.config.is_empty(), "{plan:?}");
     assert_eq!((plan.links.len(), plan.store.len()), (links, links));
-    let owned = &plan.state.unwrap().handlers["k"];
+    let owned = &written(&plan).handlers["k"];
     assert_eq!(owned.owner, Owner::Cluster);
     assert!(plan.leftovers.is_empty());
 }
@@ -474,13 +488,14 @@ fn a_predecessor_s_handler_that_pods_use_is_not_removed() {
 }
 
 #[test]
-fn what_nobody_names_is_recorded_as_its_predecessor_s_and_left_alone() {
+fn a_legacy_handler_without_a_request_is_left_alone() {
     let plan = decide(&inherited(), &want(&["a"])).unwrap();
     assert!(plan.restart);
     assert!(!plan.ours.contains("k"));
-    let state = plan.state.unwrap();
-    assert_eq!(state.handlers["k"].owner, Owner::Kwasm);
-    assert_eq!(state.handlers["k"].sha256.as_deref(), Some(DIGEST));
+    let text = plan.config[0].after.clone().unwrap();
+    assert!(text.contains("/opt/kwasm/bin/containerd-shim-k-v1"));
+    assert!(plan.leftovers.is_empty());
+    assert!(!written(&plan).handlers.contains_key("k"));
 }
 
 #[test]

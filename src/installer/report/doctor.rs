@@ -9,8 +9,8 @@ use crate::containerd_config::{DeclaredHandler, Handler, runtimes_of_dump};
 use crate::handoff::printable;
 use crate::installer::distro::Restart;
 use crate::installer::error::Error;
-use crate::installer::inspect::{Facts, standing};
-use crate::installer::plan::config_edit::{Site, declarations, hands_options_over};
+use crate::installer::inspect::{HostFacts, verified_digest};
+use crate::installer::plan::config_edit::{CurrentConfig, declarations, hands_options_over};
 use crate::installer::plan::not_counted;
 use crate::installer::plan::preconditions::spares_pods;
 use crate::installer::plan::takeover;
@@ -96,9 +96,9 @@ pub struct Traces {
 
 /// Judges a host.
 #[must_use]
-pub fn examine(facts: &Facts, traces: &Traces) -> Diagnosis {
+pub fn examine(facts: &HostFacts, traces: &Traces) -> Diagnosis {
     let state = &facts.state;
-    let late = state.late.iter();
+    let late = state.draining.iter();
     let late = late.filter(|(name, _)| !state.handlers.contains_key(*name));
     let handlers: Vec<Installed> = late
         .chain(&state.handlers)
@@ -165,7 +165,7 @@ impl Findings {
     }
 
     /// What a run that was killed has left.
-    fn of_traces(&mut self, facts: &Facts, traces: &Traces) {
+    fn of_traces(&mut self, facts: &HostFacts, traces: &Traces) {
         if traces.journal {
             self.add(
                 "a change of this host was interrupted",
@@ -181,7 +181,7 @@ impl Findings {
     }
 
     /// What is wrong with the host, whatever is installed.
-    fn of_host(&mut self, facts: &Facts, offline: bool) {
+    fn of_host(&mut self, facts: &HostFacts, offline: bool) {
         let unit = facts.unit();
         if let Some(refusal) = facts.distro.refusal {
             return self.add_sentence(refusal, "see the documentation of that distribution");
@@ -213,15 +213,15 @@ impl Findings {
             self.add_sentence(&hazard.to_string(), "look at that unit");
         }
         // Whoever asks for the next change is refused for the same reason.
-        if let Ok(site) = Site::find(facts, false)
-            && let Err(error) = site.check_restart(facts)
+        if let Ok(current) = CurrentConfig::find(facts, false)
+            && let Err(error) = current.check_restart(facts, &current.ours)
         {
             self.add_sentence(&error.to_string(), "restart containerd yourself");
         }
     }
 
     /// What is wrong with handlers of ours, but for how they are declared.
-    fn of_handlers(&mut self, facts: &Facts, handlers: &[Installed]) {
+    fn of_handlers(&mut self, facts: &HostFacts, handlers: &[Installed]) {
         for installed in handlers {
             let handler = &installed.handler;
             match installed.condition {
@@ -232,7 +232,7 @@ impl Findings {
                 Condition::Served | Condition::Reserved | Condition::Leaving => {}
                 Condition::Unserved | Condition::Unknown => {
                     let path = &installed.path;
-                    if standing(facts, path) != installed.sha256.as_deref() {
+                    if verified_digest(facts, path) != installed.sha256.as_deref() {
                         self.add(
                             &format!("{path} is not the binary that was installed"),
                             INSTALL_AGAIN,
@@ -250,11 +250,11 @@ impl Findings {
 }
 
 /// Stored binaries that no handler of ours needs.
-fn unreferenced(facts: &Facts) -> impl Iterator<Item = String> {
+fn unreferenced(facts: &HostFacts) -> impl Iterator<Item = String> {
     let needed = |sha256: &&String| {
-        let (declared, late) = (&facts.state.handlers, &facts.state.late);
+        let (declared, late) = (&facts.state.handlers, &facts.state.draining);
         let mut handlers = declared.values().chain(late.values());
-        handlers.any(|owned| owned.sha256.as_ref() == Some(sha256))
+        handlers.any(|owned| owned.sha256() == Some(*sha256))
     };
     let stored = facts.stored.iter().chain(&facts.damaged);
     stored
@@ -263,7 +263,7 @@ fn unreferenced(facts: &Facts) -> impl Iterator<Item = String> {
 }
 
 /// The configuration that we wrote may be edited by others; it must still declare what is ours.
-fn config_drift(facts: &Facts) -> Vec<String> {
+fn config_drift(facts: &HostFacts) -> Vec<String> {
     let owned = facts.state.config.as_ref();
     let path = owned.map_or(&facts.loaded.root.path, |config| &config.path);
     let loaded = facts.loaded.files();
@@ -318,8 +318,8 @@ fn other_options(ours: &Handler, now: &DeclaredHandler) -> Vec<String> {
         .collect()
 }
 
-fn installed(facts: &Facts, handler: &str, owned: &OwnedHandler) -> Installed {
-    let sha256 = owned.sha256.clone();
+fn installed(facts: &HostFacts, handler: &str, owned: &OwnedHandler) -> Installed {
+    let sha256 = owned.sha256().cloned();
     let path = facts.places.declared_path(handler, owned);
     let condition = match (&sha256, &facts.served) {
         _ if !facts.state.handlers.contains_key(handler) => Condition::Leaving,
@@ -327,7 +327,7 @@ fn installed(facts: &Facts, handler: &str, owned: &OwnedHandler) -> Installed {
         (Some(_), Err(_)) => Condition::Unknown,
         (Some(sha256), Ok(served)) => {
             let listed = served.handlers.get(handler) == Some(&path);
-            if listed && standing(facts, &path) == Some(sha256) {
+            if listed && verified_digest(facts, &path) == Some(sha256) {
                 Condition::Served
             } else {
                 Condition::Unserved
@@ -353,7 +353,7 @@ mod tests {
     use crate::handoff::OptionValue;
     use crate::installer::plan::tests::{carrying, node};
 
-    fn problems(facts: &Facts) -> Vec<String> {
+    fn problems(facts: &HostFacts) -> Vec<String> {
         let findings = examine(facts, &Traces::default()).findings;
         assert!(findings.iter().all(|finding| !finding.remedy.is_empty()));
         findings
@@ -371,25 +371,25 @@ mod tests {
     }
 
     #[rstest]
-    #[case::options(|facts: &mut Facts| {
+    #[case::options(|facts: &mut HostFacts| {
         let options = &mut facts.state.handlers.get_mut("a").unwrap().options;
         options.insert("SystemdCgroup".to_owned(), OptionValue::Boolean(true));
     }, "other options than it was installed with: SystemdCgroup")]
-    #[case::another_path(|facts: &mut Facts| {
+    #[case::another_path(|facts: &mut HostFacts| {
         let dump = facts.dump.clone().unwrap();
         facts.dump = Ok(dump.replace("shim-a", "shim-z"));
     }, "no longer declares handler a")]
-    #[case::no_file(|facts: &mut Facts| facts.loaded.root.text = None, "is gone")]
-    #[case::unreadable(|facts: &mut Facts| facts.dump = Err("line 3".to_owned()), "does not load its present configuration: line 3")]
-    #[case::obstacle(|facts: &mut Facts| facts.obstacle = Some("/opt is read-only; make it writable".to_owned()), "/opt is read-only")]
-    #[case::unserved(|facts: &mut Facts| {
+    #[case::no_file(|facts: &mut HostFacts| facts.loaded.root.text = None, "is gone")]
+    #[case::unreadable(|facts: &mut HostFacts| facts.dump = Err("line 3".to_owned()), "does not load its present configuration: line 3")]
+    #[case::obstacle(|facts: &mut HostFacts| facts.obstacle = Some("/opt is read-only; make it writable".to_owned()), "/opt is read-only")]
+    #[case::unserved(|facts: &mut HostFacts| {
         facts.served.as_mut().unwrap().handlers.remove("a");
     }, "handler a is installed and not served")]
-    #[case::idle(|facts: &mut Facts| {
+    #[case::idle(|facts: &mut HostFacts| {
         let late = facts.state.handlers["a"].clone();
-        facts.state.late.insert("c".to_owned(), late);
+        facts.state.draining.insert("c".to_owned(), late);
     }, "handler c, which was taken away")]
-    fn what_is_wrong_is_named_once(#[case] spoil: impl Fn(&mut Facts), #[case] words: &str) {
+    fn what_is_wrong_is_named_once(#[case] spoil: impl Fn(&mut HostFacts), #[case] words: &str) {
         let mut facts = carrying(&["a"]);
         spoil(&mut facts);
         let problems = problems(&facts);
@@ -403,7 +403,7 @@ mod tests {
     fn what_pods_took_up_late_is_leaving_and_no_fault() {
         let mut facts = carrying(&["a", "b"]);
         let late = facts.state.handlers.remove("a").unwrap();
-        facts.state.late.insert("a".to_owned(), late);
+        facts.state.draining.insert("a".to_owned(), late);
         facts.in_use.insert("a".to_owned(), 1);
         let diagnosis = examine(&facts, &Traces::default());
         assert!(diagnosis.healthy, "{diagnosis:?}");

@@ -7,7 +7,7 @@ use crate::handoff::{
     FileAction, FileReport, HandlerReport, Outcome, ProvisionReport, ShimRequest, printable,
 };
 use crate::installer::error::Error;
-use crate::installer::inspect::{Facts, path_of, standing, verified};
+use crate::installer::inspect::{HostFacts, path_of, verified, verified_digest};
 use crate::installer::plan::{self, HostPlan};
 use crate::installer::transaction::Failure;
 use crate::installer::transaction::rollback::Tally;
@@ -29,7 +29,7 @@ pub(crate) fn publish(mut report: ProvisionReport) -> ProvisionReport {
 }
 
 /// Fills in what is known of the host.
-pub(crate) fn describe(report: &mut ProvisionReport, facts: &Facts) {
+pub(crate) fn describe(report: &mut ProvisionReport, facts: &HostFacts) {
     report.containerd = facts.version.map(|version| version.to_string());
     report.distro = Some(facts.distro.word.to_owned());
     report.machine_id.clone_from(&facts.machine_id);
@@ -39,7 +39,7 @@ pub(crate) fn describe(report: &mut ProvisionReport, facts: &Facts) {
 /// Fills in what came of a plan that was carried out.
 pub(crate) fn conclude(
     report: &mut ProvisionReport,
-    facts: &Facts,
+    facts: &HostFacts,
     plan: &HostPlan,
     offline: bool,
 ) {
@@ -80,7 +80,7 @@ pub(crate) fn conclude(
     }
 }
 
-fn files(facts: &Facts, plan: &HostPlan) -> Vec<FileReport> {
+fn files(facts: &HostFacts, plan: &HostPlan) -> Vec<FileReport> {
     let config = plan.config.iter().map(|change| {
         let action = match (&change.before, &change.after) {
             (None, _) => FileAction::Created,
@@ -89,9 +89,11 @@ fn files(facts: &Facts, plan: &HostPlan) -> Vec<FileReport> {
         };
         (change.path.clone(), action)
     });
-    let stored = plan.stored().map(|path| (path, FileAction::Created));
+    let stored = plan
+        .stored(&facts.places)
+        .map(|path| (path, FileAction::Created));
     let links = plan.links.keys().map(|path| {
-        let action = match standing(facts, path) {
+        let action = match verified_digest(facts, path) {
             Some(_) => FileAction::Edited,
             None => FileAction::Created,
         };
@@ -174,7 +176,7 @@ pub(crate) fn unhappy(report: ProvisionReport, failure: Failure) -> ProvisionRep
 /// What is still served of what was asked for, on a host that was left as it was.
 pub(crate) fn as_before(
     mut report: ProvisionReport,
-    facts: &Facts,
+    facts: &HostFacts,
     shims: &[ShimRequest],
     offline: bool,
 ) -> ProvisionReport {

@@ -7,7 +7,7 @@ use similar::TextDiff;
 use super::doctor::{Condition, Diagnosis};
 use crate::handoff::{FileAction, Outcome, ProvisionReport, printable};
 use crate::installer::plan::{ConfigChange, HostPlan};
-use crate::installer::state::STATE_FILE;
+use crate::installer::state::{Places, STATE_FILE, StateAfter};
 
 /// Writing to a `String` can't fail; this says so in one place.
 macro_rules! line {
@@ -74,7 +74,7 @@ pub fn report_text(report: &ProvisionReport) -> String {
 
 /// A plan for people, with a unified diff of the configuration.
 #[must_use]
-pub fn plan_text(plan: &HostPlan, unit: &str) -> String {
+pub fn plan_text(plan: &HostPlan, places: &Places, unit: &str) -> String {
     let mut text = String::new();
     if plan.is_empty() {
         let is_well = plan.handlers.iter().all(|it| it.reason.is_none());
@@ -91,7 +91,7 @@ pub fn plan_text(plan: &HostPlan, unit: &str) -> String {
     for path in &plan.make_folders {
         line!(text, "make the folder {path}");
     }
-    for path in plan.stored() {
+    for path in plan.stored(places) {
         line!(text, "store the binary {path}");
     }
     for (path, sha256) in &plan.links {
@@ -118,9 +118,9 @@ pub fn plan_text(plan: &HostPlan, unit: &str) -> String {
         line!(text, "take entries out of {}", lock.path);
     }
     match &plan.state {
-        Some(_) if plan.write_state => line!(text, "write {STATE_FILE}"),
-        None if plan.write_state => line!(text, "remove {STATE_FILE}"),
-        Some(_) | None => {}
+        StateAfter::Write(_) => line!(text, "write {STATE_FILE}"),
+        StateAfter::Remove => line!(text, "remove {STATE_FILE}"),
+        StateAfter::Keep => {}
     }
     for note in &plan.notes {
         line!(text, "note: {note}");

@@ -31,8 +31,8 @@ pub struct State {
     #[serde(default)]
     pub handlers: BTreeMap<String, OwnedHandler>,
     /// Handlers that are declared no more and whose binary stays: pods took them up while they left, and can't end without it.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub late: BTreeMap<String, OwnedHandler>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", rename = "late")]
+    pub draining: BTreeMap<String, OwnedHandler>,
     /// The folder of the binaries: it stays what it was when the first one came.
     #[serde(default = "default_folder")]
     pub folder: String,
@@ -49,7 +49,7 @@ pub struct State {
 
 /// A handler of ours.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(from = "HandlerRecord", into = "HandlerRecord")]
 pub struct OwnedHandler {
     /// The Shim that it belongs to, or belonged to when it is reserved.
     pub shim: String,
@@ -57,20 +57,132 @@ pub struct OwnedHandler {
     pub owner: Owner,
     /// The path that containerd executes, where that is not the stable one: a handler that was taken over keeps its path until it
     /// changes.
-    #[serde(default)]
     pub path: Option<String>,
-    /// SHA-256 of its binary in the store; absent where the handler is only reserved.
-    #[serde(default)]
-    pub sha256: Option<String>,
-    /// Where the artifact came from.
-    #[serde(default)]
-    pub location: String,
-    /// SHA-256 that the artifact was asked for with.
-    #[serde(default)]
-    pub artifact_sha256: Option<String>,
     /// Options as they are declared.
-    #[serde(default)]
     pub options: BTreeMap<String, OptionValue>,
+    /// Its binary.
+    pub binary: Binary,
+}
+
+/// The binary of a handler of ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Binary {
+    /// None: the handler is declared for a Shim that this host does not carry.
+    Reserved,
+    /// It stands in the store, or where the former owner of the handler put it.
+    Installed {
+        /// SHA-256 of its bytes.
+        sha256: String,
+        /// Where the artifact came from; empty for a binary that was found on the host.
+        location: String,
+        /// SHA-256 that the artifact was asked for with.
+        artifact_sha256: Option<String>,
+    },
+}
+
+impl OwnedHandler {
+    /// SHA-256 of its binary; `None` where the handler is reserved.
+    #[must_use]
+    pub fn sha256(&self) -> Option<&String> {
+        match &self.binary {
+            Binary::Reserved => None,
+            Binary::Installed { sha256, .. } => Some(sha256),
+        }
+    }
+
+    /// Whether it has no binary.
+    #[must_use]
+    pub fn is_reserved(&self) -> bool {
+        self.binary == Binary::Reserved
+    }
+}
+
+/// A handler as files have it: one without `sha256` is reserved.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct HandlerRecord {
+    shim: String,
+    owner: Owner,
+    #[serde(default)]
+    path: Option<String>,
+    #[serde(default)]
+    sha256: Option<String>,
+    #[serde(default)]
+    location: String,
+    #[serde(default)]
+    artifact_sha256: Option<String>,
+    #[serde(default)]
+    options: BTreeMap<String, OptionValue>,
+}
+
+impl From<HandlerRecord> for OwnedHandler {
+    fn from(record: HandlerRecord) -> Self {
+        let HandlerRecord {
+            shim,
+            owner,
+            path,
+            sha256,
+            location,
+            artifact_sha256,
+            options,
+        } = record;
+        let binary = match sha256 {
+            None => Binary::Reserved,
+            Some(sha256) => Binary::Installed {
+                sha256,
+                location,
+                artifact_sha256,
+            },
+        };
+        Self {
+            shim,
+            owner,
+            path,
+            options,
+            binary,
+        }
+    }
+}
+
+impl From<OwnedHandler> for HandlerRecord {
+    fn from(handler: OwnedHandler) -> Self {
+        let OwnedHandler {
+            shim,
+            owner,
+            path,
+            options,
+            binary,
+        } = handler;
+        let (sha256, location, artifact_sha256) = match binary {
+            Binary::Reserved => (None, String::new(), None),
+            Binary::Installed {
+                sha256,
+                location,
+                artifact_sha256,
+            } => (Some(sha256), location, artifact_sha256),
+        };
+        Self {
+            shim,
+            owner,
+            path,
+            sha256,
+            location,
+            artifact_sha256,
+            options,
+        }
+    }
+}
+
+/// The state file once a change is done.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum StateAfter<T> {
+    /// It has this content.
+    Write(T),
+    /// It is removed: nothing is ours any more.
+    Remove,
+    /// It stays as it is.
+    #[default]
+    Keep,
 }
 
 /// The configuration file that holds our handlers.
@@ -91,7 +203,7 @@ impl Default for State {
         Self {
             api_version: API_VERSION.to_owned(),
             handlers: BTreeMap::new(),
-            late: BTreeMap::new(),
+            draining: BTreeMap::new(),
             folder: default_folder(),
             config: None,
             folders: Vec::new(),
@@ -146,7 +258,7 @@ impl State {
     /// Whether nothing on the host is ours.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.handlers.is_empty() && self.late.is_empty()
+        self.handlers.is_empty() && self.draining.is_empty()
     }
 }
 

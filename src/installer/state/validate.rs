@@ -2,7 +2,7 @@
 //! of others. The checks of single paths serve the journal, too. Pure.
 
 use super::{Error, STATE_FILE, State};
-use crate::handoff::{API_VERSION, is_sha256};
+use crate::handoff::{API_VERSION, Owner, is_sha256};
 use crate::installer::host::path::parent_directory;
 
 /// The name of every folder of ours (the places of the distributions' table all end in it).
@@ -20,7 +20,7 @@ impl State {
         let Some(text) = text else {
             return Ok(Self::default());
         };
-        let state: Self = serde_json::from_str(text).map_err(|source| Error::Json {
+        let mut state: Self = serde_json::from_str(text).map_err(|source| Error::Json {
             path: STATE_FILE,
             source,
         })?;
@@ -35,7 +35,14 @@ impl State {
                 path: STATE_FILE,
                 found,
             }),
-            None => Ok(state),
+            None => {
+                // Former releases recorded legacy handlers beside ours. Each run reads them from the configuration.
+                state.handlers.retain(|_, owned| match owned.owner {
+                    Owner::Cluster | Owner::Local => true,
+                    Owner::Kwasm | Owner::Rcm => false,
+                });
+                Ok(state)
+            }
         }
     }
 }
@@ -44,9 +51,9 @@ impl State {
 fn unexpected_path(state: &State) -> Option<String> {
     let mut unexpected = Vec::new();
     unexpected.extend((!is_own_folder(&state.folder)).then(|| state.folder.clone()));
-    for (name, owned) in state.handlers.iter().chain(&state.late) {
+    for (name, owned) in state.handlers.iter().chain(&state.draining) {
         unexpected.extend((!is_file_name(name)).then(|| name.clone()));
-        let digest = owned.sha256.iter().filter(|digest| !is_sha256(digest));
+        let digest = owned.sha256().filter(|digest| !is_sha256(digest));
         unexpected.extend(digest.cloned());
         let path = owned.path.iter().filter(|path| !is_shim(path));
         unexpected.extend(path.cloned());

@@ -4,15 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tracing::warn;
 
-use super::journal::Journal;
+use super::journal::{FinalState, Journal};
 use super::validate_config;
 use crate::handoff::HandlerReport;
 use crate::installer::containerd::cri;
 use crate::installer::error::Error;
 use crate::installer::host::path::parent_directory;
-use crate::installer::host::{HostRoot, NEW_SUFFIX, OLD_SUFFIX, text_digest};
+use crate::installer::host::{HostRoot, NEW_SUFFIX, OLD_SUFFIX};
 use crate::installer::inspect::verify_cache;
-use crate::installer::inspect::{Facts, own_files, own_links};
+use crate::installer::inspect::{HostFacts, own_files, own_links};
 use crate::installer::plan::binaries::unneeded;
 use crate::installer::plan::handlers::used_by;
 use crate::installer::state::{JOURNAL_FILE, Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State};
@@ -31,13 +31,15 @@ pub(crate) fn keep_used(
     if !journal.leaving.keys().any(|name| used(name).is_some()) {
         return Ok(Vec::new());
     }
-    let mut state = match (&journal.state, &journal.commits) {
-        (None, None) => State {
+    let mut state = match &journal.state {
+        FinalState::Write(text) => State::from_json(Some(text))?,
+        FinalState::Remove => State {
             folders: journal.drop_folders.clone(),
             ..State::default()
         },
-        (None, Some(_)) => State::from_json(host.read_text(STATE_FILE, STATE_LIMIT)?.as_deref())?,
-        (Some(text), _) => State::from_json(Some(text))?,
+        FinalState::Keep | FinalState::Digest(_) => {
+            State::from_json(host.read_text(STATE_FILE, STATE_LIMIT)?.as_deref())?
+        }
     };
     state.folder.clone_from(&journal.folder);
     let places = Places {
@@ -54,19 +56,18 @@ pub(crate) fn keep_used(
             shim: owned.shim.clone(),
             handler: name.clone(),
             path: Some(places.declared_path(name, owned)),
-            sha256: owned.sha256.clone(),
+            sha256: owned.sha256().cloned(),
             served: reserved.is_some(),
             reason: Some(pods),
         });
         match reserved {
             Some(reserved) => reserved.clone_from(owned),
             None => {
-                state.late.insert(name.clone(), owned.clone());
+                state.draining.insert(name.clone(), owned.clone());
             }
         }
     }
-    journal.state = Some(state.to_json());
-    journal.commits = text_digest(journal.state.as_deref());
+    journal.state = FinalState::Write(state.to_json());
     journal.save(host)?;
     Ok(reports)
 }
@@ -83,8 +84,8 @@ pub(crate) fn finish(host: &HostRoot, journal: &Journal, in_use: &InUse) -> Resu
     clear_binaries(host, &places, &state, in_use)?;
     let used = journal.leaving.iter();
     let used = used.filter(|(name, _)| in_use.pods(name).is_some());
-    let carried = state.handlers.values().chain(state.late.values());
-    let carried = carried.filter(|owned| owned.sha256.is_some());
+    let carried = state.handlers.values().chain(state.draining.values());
+    let carried = carried.filter(|owned| !owned.is_reserved());
     let spared = carried.chain(used.map(|(_, owned)| owned));
     journal.clear_leftovers(
         host,
@@ -139,7 +140,7 @@ const PASSING: [&str; 4] = [
 ///
 /// # Errors
 /// When a folder can't be listed.
-pub(crate) fn leftovers(host: &HostRoot, facts: &Facts) -> Result<Vec<String>, Error> {
+pub(crate) fn leftovers(host: &HostRoot, facts: &HostFacts) -> Result<Vec<String>, Error> {
     // What stands in the store and belongs to no handler is told by its path alone.
     let store = facts.places.store();
     let mut found = Vec::new();
@@ -154,7 +155,7 @@ pub(crate) fn leftovers(host: &HostRoot, facts: &Facts) -> Result<Vec<String>, E
 }
 
 /// The folders in which a change makes or replaces files.
-fn folders(host: &HostRoot, facts: &Facts) -> BTreeSet<String> {
+fn folders(host: &HostRoot, facts: &HostFacts) -> BTreeSet<String> {
     let loaded = facts.loaded.files();
     let files = loaded.chain(&facts.sources).chain(&facts.former);
     let configured = files.flat_map(|file| {
@@ -216,7 +217,7 @@ mod tests {
     use super::super::commit;
     use super::*;
     use crate::handoff::{API_VERSION, Owner};
-    use crate::installer::state::{OwnedHandler, link_target};
+    use crate::installer::state::{Binary, OwnedHandler, link_target};
 
     /// Digests of binaries.
     const A: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
@@ -231,9 +232,11 @@ mod tests {
             shim: "shim".to_owned(),
             owner: Owner::Local,
             path: path.map(str::to_owned),
-            sha256: sha256.map(str::to_owned),
-            location: String::new(),
-            artifact_sha256: None,
+            binary: sha256.map_or(Binary::Reserved, |sha256| Binary::Installed {
+                sha256: sha256.to_owned(),
+                location: String::new(),
+                artifact_sha256: None,
+            }),
             options: BTreeMap::new(),
         }
     }
@@ -256,7 +259,6 @@ mod tests {
         }
         fs::write(path(THEIRS), b"").unwrap();
         symlink(THEIRS, path(LINK)).unwrap();
-        let state = state.map(State::to_json);
         Journal {
             api_version: API_VERSION.to_owned(),
             undo: Vec::new(),
@@ -270,10 +272,11 @@ mod tests {
             process: None,
             undone: false,
             expected: None,
-            commits: text_digest(state.as_deref()),
-            state,
+            state: state.map_or(FinalState::Remove, |state| {
+                FinalState::Write(state.to_json())
+            }),
             drop_folders: vec!["/opt".to_owned(), "/opt/farrier".to_owned()],
-            leftovers: crate::installer::plan::takeover::Leftovers {
+            leftovers: crate::installer::plan::Leftovers {
                 files: vec![THEIRS.to_owned(), LINK.to_owned()],
                 locks: Vec::new(),
                 folders: vec!["/opt/kwasm".to_owned(), "/opt/kwasm/bin".to_owned()],
@@ -326,7 +329,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let (reports, state, there) = end(root.path(), None, &used(&["a"]));
         assert_eq!(there, [true, false, false, false]);
-        assert_eq!(state.late.keys().collect::<Vec<_>>(), ["a"]);
+        assert_eq!(state.draining.keys().collect::<Vec<_>>(), ["a"]);
         assert_eq!(state.folders, ["/opt", "/opt/farrier"]);
         let [report] = reports.as_slice() else {
             panic!("{reports:?}");
@@ -343,7 +346,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let (_, state, there) = end(root.path(), None, &used(&["k"]));
         assert_eq!(there, [false, false, true, true]);
-        assert_eq!(state.late["k"].path.as_deref(), Some(THEIRS));
+        assert_eq!(state.draining["k"].path.as_deref(), Some(THEIRS));
     }
 
     #[test]
@@ -351,9 +354,9 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let (reports, state, there) = end(root.path(), Some(&reserving()), &used(&["a"]));
         assert_eq!(there, [true, false, false, false]);
-        assert!(state.late.is_empty() && reports[0].served);
-        assert_eq!(state.handlers["a"].sha256.as_deref(), Some(A));
-        assert_eq!(state.handlers["b"].sha256, None);
+        assert!(state.draining.is_empty() && reports[0].served);
+        assert_eq!(state.handlers["a"].sha256().map(String::as_str), Some(A));
+        assert_eq!(state.handlers["b"].sha256(), None);
     }
 
     #[rstest]

@@ -11,8 +11,8 @@ use crate::handoff;
 use crate::installer::containerd::service::Service;
 use crate::installer::distro;
 use crate::installer::host::{self, HostRoot, text_digest};
+use crate::installer::plan::Leftovers;
 use crate::installer::plan::expected::Expected;
-use crate::installer::plan::takeover::Leftovers;
 use crate::installer::state::{JOURNAL_FILE, OwnedHandler, default_folder};
 
 /// It holds the configurations and lock files that change, whose sizes are bounded, the state file and a line for each handler.
@@ -57,12 +57,9 @@ pub struct Journal {
     /// did not note it.
     #[serde(default)]
     pub expected: Option<Expected>,
-    /// The state file that ends the change; absent where it ends with none or leaves it as it is.
-    #[serde(default)]
-    pub state: Option<String>,
-    /// SHA-256 of the state file that ends the change; absent where it ends with none, and empty where the state file stays as it
-    /// is, so that it can't tell whether the change was carried out.
-    pub commits: Option<String>,
+    /// The state file that ends the change.
+    #[serde(flatten)]
+    pub state: FinalState,
     /// Folders of ours that go, if they are empty, once the change is carried out; outermost first.
     #[serde(default)]
     pub drop_folders: Vec<String>,
@@ -72,6 +69,52 @@ pub struct Journal {
     /// Handlers that lose their binary, as they were, unless a pod has taken one up by then.
     #[serde(default)]
     pub leaving: BTreeMap<String, OwnedHandler>,
+}
+
+/// The state file that ends a change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "FinalStateRecord", into = "FinalStateRecord")]
+pub enum FinalState {
+    /// It has this text.
+    Write(String),
+    /// It is removed.
+    Remove,
+    /// It stays as it is, so it can't tell whether the change was carried out.
+    Keep,
+    /// It has this SHA-256: an early release noted no more.
+    Digest(String),
+}
+
+/// [`FinalState`] as a journal has it: `commits` is the SHA-256 of the state file, empty where the file stays as it is.
+#[derive(Serialize, Deserialize)]
+struct FinalStateRecord {
+    #[serde(default)]
+    state: Option<String>,
+    #[serde(default)]
+    commits: Option<String>,
+}
+
+impl From<FinalStateRecord> for FinalState {
+    fn from(record: FinalStateRecord) -> Self {
+        match (record.state, record.commits) {
+            (_, None) => Self::Remove,
+            (_, Some(digest)) if digest.is_empty() => Self::Keep,
+            (Some(text), commits) if text_digest(Some(&text)) == commits => Self::Write(text),
+            (_, Some(digest)) => Self::Digest(digest),
+        }
+    }
+}
+
+impl From<FinalState> for FinalStateRecord {
+    fn from(state: FinalState) -> Self {
+        let (state, commits) = match state {
+            FinalState::Write(text) => (Some(text.clone()), text_digest(Some(&text))),
+            FinalState::Remove => (None, None),
+            FinalState::Keep => (None, Some(String::new())),
+            FinalState::Digest(digest) => (None, Some(digest)),
+        };
+        Self { state, commits }
+    }
 }
 
 /// One step back.
@@ -202,15 +245,22 @@ impl Journal {
     /// Whether the change was carried out: its state file is in place, only clearing up is left.
     #[must_use]
     pub fn is_committed(&self, state: Option<&str>) -> bool {
-        text_digest(state) == self.commits
+        match &self.state {
+            FinalState::Write(text) => state == Some(text),
+            FinalState::Remove => state.is_none(),
+            FinalState::Keep => false,
+            FinalState::Digest(digest) => text_digest(state).as_ref() == Some(digest),
+        }
     }
 
     /// Whether a run that finds everything live can write the state file that ends the change. A journal of a release that did not
     /// note it can't.
     #[must_use]
     pub fn can_be_finished(&self) -> bool {
-        let stays = self.commits.as_deref() == Some("");
-        stays || self.commits == text_digest(self.state.as_deref())
+        match self.state {
+            FinalState::Write(_) | FinalState::Remove | FinalState::Keep => true,
+            FinalState::Digest(_) => false,
+        }
     }
 
     /// Whether the configuration is still what the change wrote.

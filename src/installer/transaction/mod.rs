@@ -27,13 +27,13 @@ use crate::installer::distro::Restart;
 use crate::installer::error::Error;
 use crate::installer::host::path::parent_directory;
 use crate::installer::host::{HostRoot, text_digest};
-use crate::installer::inspect::Facts;
+use crate::installer::inspect::HostFacts;
 use crate::installer::plan::HostPlan;
 use crate::installer::plan::expected::Expected;
-use crate::installer::state::{STATE_FILE, STATE_FOLDER, State, link_target};
+use crate::installer::state::{STATE_FILE, STATE_FOLDER, StateAfter, link_target};
 use cleanup::{InUse, finish, keep_used};
 use interrupts::Interrupts;
-use journal::{Journal, Undo, put_config};
+use journal::{FinalState, Journal, Undo, put_config};
 use rollback::{Progress, Tally, counted, roll_back};
 
 /// Where the bytes of a binary come from.
@@ -94,7 +94,7 @@ const STATE_MODE: u32 = 0o600;
 /// Says how the host is: everything that could be undone was.
 pub async fn perform(
     host: &HostRoot,
-    facts: &Facts,
+    facts: &HostFacts,
     plan: &HostPlan,
     sources: &BTreeMap<String, Source>,
     interrupts: &Interrupts,
@@ -156,7 +156,7 @@ pub async fn perform(
 
 /// # Errors
 /// When what stands at a path of the plan can't be looked at: taken for absent, it would go with the undoing.
-fn journal(host: &HostRoot, facts: &Facts, plan: &HostPlan) -> Result<Journal, Error> {
+fn journal(host: &HostRoot, facts: &HostFacts, plan: &HostPlan) -> Result<Journal, Error> {
     let folders = plan.make_folders.iter().cloned();
     let mut undo: Vec<Undo> = folders.map(|path| Undo::Folder { path }).collect();
     let root = &facts.loaded.root.path;
@@ -185,12 +185,6 @@ fn journal(host: &HostRoot, facts: &Facts, plan: &HostPlan) -> Result<Journal, E
             wrote: text_digest(change.after.as_deref()),
         });
     }
-    let state = plan.state.as_ref().map(State::to_json);
-    let commits = if plan.write_state {
-        text_digest(state.as_deref())
-    } else {
-        Some(String::new())
-    };
     Ok(Journal {
         api_version: API_VERSION.to_owned(),
         undo,
@@ -208,8 +202,11 @@ fn journal(host: &HostRoot, facts: &Facts, plan: &HostPlan) -> Result<Journal, E
         process: None,
         undone: false,
         expected: Expected::of(facts, plan).filter(|_| plan.restart),
-        state: state.filter(|_| plan.write_state),
-        commits,
+        state: match &plan.state {
+            StateAfter::Write(state) => FinalState::Write(state.to_json()),
+            StateAfter::Remove => FinalState::Remove,
+            StateAfter::Keep => FinalState::Keep,
+        },
         drop_folders: plan.drop_folders.clone(),
         leftovers: plan.leftovers.clone(),
         leaving: plan.leaving.clone(),
@@ -219,7 +216,7 @@ fn journal(host: &HostRoot, facts: &Facts, plan: &HostPlan) -> Result<Journal, E
 /// Notes in `progress` how far it came; returns what came of the plan, and what pods use by then.
 async fn act(
     host: &HostRoot,
-    facts: &Facts,
+    facts: &HostFacts,
     plan: &HostPlan,
     sources: &BTreeMap<String, Source>,
     interrupts: &Interrupts,
@@ -304,7 +301,7 @@ fn proven(
 }
 
 /// Points the stable paths to their binaries: pods that start from now on run these.
-fn link(host: &HostRoot, facts: &Facts, plan: &HostPlan) -> Result<(), Error> {
+fn link(host: &HostRoot, facts: &HostFacts, plan: &HostPlan) -> Result<(), Error> {
     for (path, sha256) in &plan.links {
         let target = if parent_directory(path) == facts.places.bin() {
             link_target(sha256)
@@ -319,9 +316,9 @@ fn link(host: &HostRoot, facts: &Facts, plan: &HostPlan) -> Result<(), Error> {
 }
 
 /// Where the binaries are that will be linked and that no handler had before, by SHA-256.
-fn untried(facts: &Facts, plan: &HostPlan) -> BTreeMap<String, String> {
+fn untried(facts: &HostFacts, plan: &HostPlan) -> BTreeMap<String, String> {
     let handlers = facts.state.handlers.values();
-    let had: BTreeSet<&String> = handlers.filter_map(|owned| owned.sha256.as_ref()).collect();
+    let had: BTreeSet<&String> = handlers.filter_map(|owned| owned.sha256()).collect();
     plan.links
         .values()
         .filter(|sha256| !had.contains(sha256))
@@ -332,12 +329,12 @@ fn untried(facts: &Facts, plan: &HostPlan) -> BTreeMap<String, String> {
 /// Puts the state file in place, which ends the change.
 pub(crate) fn commit(host: &HostRoot, journal: &Journal) -> Result<(), Error> {
     let before = host.digest(STATE_FILE)?;
-    match (&journal.state, &journal.commits) {
-        (Some(text), _) => {
+    match &journal.state {
+        FinalState::Write(text) => {
             host.replace(STATE_FILE, text.as_bytes(), before.as_deref(), STATE_MODE)?;
         }
-        (None, None) => host.remove_file(STATE_FILE)?,
-        (None, Some(_)) => {}
+        FinalState::Remove => host.remove_file(STATE_FILE)?,
+        FinalState::Keep | FinalState::Digest(_) => {}
     }
     Ok(())
 }

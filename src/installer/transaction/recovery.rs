@@ -15,7 +15,7 @@ use crate::installer::containerd::restart;
 use crate::installer::containerd::service::Service;
 use crate::installer::error::Error;
 use crate::installer::host::HostRoot;
-use crate::installer::inspect::{Facts, gather, judge_dump};
+use crate::installer::inspect::{HostFacts, gather, judge_dump};
 use crate::installer::plan::preconditions::spares;
 use crate::installer::state::{JOURNAL_FILE, STATE_FILE, STATE_FOLDER, STATE_LIMIT};
 
@@ -86,7 +86,7 @@ pub(crate) async fn gather_after(
     host: &HostRoot,
     config: Option<&str>,
     offline: bool,
-) -> Result<Facts, Error> {
+) -> Result<HostFacts, Error> {
     let since = Instant::now();
     loop {
         let facts = gather(host, config, offline).await?;

@@ -12,13 +12,14 @@ use crate::installer::artifact::unpack::{self, Hashing};
 use crate::installer::error::Error;
 use crate::installer::host::HostRoot;
 use crate::installer::inspect::verify_cache::{Artifact, Artifacts, Stamps};
-use crate::installer::inspect::{Facts, path_of, standing, verified};
+use crate::installer::inspect::{HostFacts, path_of, verified, verified_digest};
 use crate::installer::options::InstallOptions;
-use crate::installer::plan::{Scope, Want};
+use crate::installer::plan::{Goal, Scope};
+use crate::installer::state::Binary;
 
 /// What is wanted, and what that takes.
 pub(crate) struct Prepared {
-    pub(crate) want: Want,
+    pub(crate) want: Goal,
     /// Where binaries are, by SHA-256.
     pub(crate) sources: BTreeMap<String, Source>,
     /// The artifacts on the host that were looked into.
@@ -35,7 +36,7 @@ pub(crate) async fn prepare(
     host: &HostRoot,
     options: &InstallOptions,
     request: &ProvisionRequest,
-    facts: &Facts,
+    facts: &HostFacts,
 ) -> Result<Prepared, Error> {
     let mut binaries = BTreeMap::new();
     let mut missing = Vec::new();
@@ -88,7 +89,7 @@ pub(crate) async fn prepare(
         };
         binaries.insert(shim.name.clone(), binary);
     }
-    let want = Want {
+    let want = Goal {
         owner: request.owner,
         shims: request.shims.clone(),
         reserve: request.reserve.clone(),
@@ -99,7 +100,7 @@ pub(crate) async fn prepare(
             Scope::Owner
         },
         binaries,
-        digest: request.digest(),
+        digest: Some(request.digest()),
         offline: options.offline,
         allow_pod_restarts: options.allow_pod_restarts,
     };
@@ -153,7 +154,7 @@ fn handed_over(shim: &ShimRequest, folder: Option<&Path>) -> Result<(String, Sou
 }
 
 /// That a binary which is expected on this host does not stand there.
-fn not_present(facts: &Facts, shim: &ShimRequest) -> Error {
+fn not_present(facts: &HostFacts, shim: &ShimRequest) -> Error {
     let expected = shim.expected_on_node().unwrap_or_default();
     let mut handlers = shim.handlers.iter();
     let lost = handlers.find(|handler| !is_placed(facts, handler, &expected));
@@ -167,7 +168,7 @@ fn not_present(facts: &Facts, shim: &ShimRequest) -> Error {
 }
 
 /// The binary that a shim has on this host already, if it is what is asked for again.
-fn present(facts: &Facts, shim: &ShimRequest) -> Option<String> {
+fn present(facts: &HostFacts, shim: &ShimRequest) -> Option<String> {
     let expected = shim.expected_on_node().filter(|sha256| {
         let mut handlers = shim.handlers.iter();
         handlers.all(|handler| is_placed(facts, handler, sha256))
@@ -176,13 +177,14 @@ fn present(facts: &Facts, shim: &ShimRequest) -> Option<String> {
 }
 
 /// Whether this is the binary of `handler` and stands on this host, so that the handler can have it without another copy.
-fn is_placed(facts: &Facts, handler: &str, sha256: &str) -> bool {
+fn is_placed(facts: &HostFacts, handler: &str, sha256: &str) -> bool {
     let path = path_of(facts, handler);
-    let stands = standing(facts, &path) == Some(sha256);
+    let stands = verified_digest(facts, &path) == Some(sha256);
     if facts.stored.contains(sha256) {
         // The link to it is made again where it is lost.
         let owned = facts.state.handlers.get(handler);
-        return stands || owned.is_some_and(|owned| owned.sha256.as_deref() == Some(sha256));
+        return stands
+            || owned.is_some_and(|owned| owned.sha256().is_some_and(|owned| owned == sha256));
     }
     // What was taken over as it is stays where its predecessor put it, unless that is a link to who knows where.
     let taken_over = facts.inheritance.binaries.get(&path);
@@ -190,7 +192,7 @@ fn is_placed(facts: &Facts, handler: &str, sha256: &str) -> bool {
 }
 
 /// The same, if its digest was pinned.
-fn pinned(facts: &Facts, shim: &ShimRequest) -> Option<String> {
+fn pinned(facts: &HostFacts, shim: &ShimRequest) -> Option<String> {
     let mut found = None;
     for handler in &shim.handlers {
         let Some(owned) = facts.state.handlers.get(handler) else {
@@ -206,12 +208,17 @@ fn pinned(facts: &Facts, shim: &ShimRequest) -> Option<String> {
             found = Some(standing.to_owned());
             continue;
         };
-        let sha256 = owned.sha256.as_deref()?;
+        let Binary::Installed {
+            sha256,
+            location,
+            artifact_sha256,
+        } = &owned.binary
+        else {
+            return None;
+        };
         let pinned = match (&shim.binary_sha256, &shim.sha256) {
             (Some(wanted), _) => wanted.eq_ignore_ascii_case(sha256),
-            (None, Some(_)) => {
-                owned.location == shim.location && owned.artifact_sha256 == shim.sha256
-            }
+            (None, Some(_)) => *location == shim.location && *artifact_sha256 == shim.sha256,
             (None, None) => false,
         };
         if !pinned || verified(facts, handler) != Some(sha256) {

@@ -8,7 +8,7 @@ use crate::installer::containerd::config_files::{imports_itself, load};
 use crate::installer::containerd::restart;
 use crate::installer::error::Error;
 use crate::installer::host::HostRoot;
-use crate::installer::inspect::{Facts, judge_dump};
+use crate::installer::inspect::{HostFacts, judge_dump};
 use crate::installer::plan::{ConfigChange, HostPlan};
 
 /// A candidate stands beside the root configuration, so that relative imports mean the same; no `*.toml` glob matches it.
@@ -46,7 +46,11 @@ fn import_path(root: &str, at: usize) -> String {
 ///
 /// # Errors
 /// [`Error::Candidate`] in containerd's words, or [`Error::Config`] where more would change than should.
-pub(crate) async fn judge(host: &HostRoot, facts: &Facts, plan: &HostPlan) -> Result<(), Error> {
+pub(crate) async fn judge(
+    host: &HostRoot,
+    facts: &HostFacts,
+    plan: &HostPlan,
+) -> Result<(), Error> {
     let changes: Vec<&ConfigChange> = plan.config.iter().filter(|change| change.live).collect();
     let Some(root) = changes.first().map(|change| &change.root) else {
         return Ok(());
@@ -131,7 +135,7 @@ fn place_candidate(host: &HostRoot, path: &str, text: &str) -> Result<(), Error>
 /// The root `text` with the loaded files for its imports, but the candidates in `changed` in place of those that change, or nothing in
 /// place of those that go: containerd 1.x goes by the file that it loads last.
 fn root_that_imports(
-    facts: &Facts,
+    facts: &HostFacts,
     text: &str,
     changed: &BTreeMap<&str, Option<String>>,
 ) -> Result<String, containerd_config::Error> {

@@ -1,0 +1,252 @@
+//! What the parts of a plan share: the plan itself, the handlers before and after it, and the reasons against it. Pure; decides nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::config_source;
+use crate::containerd_config::{self, Handler};
+use crate::handoff::{HandlerReport, Owner, with_help};
+use crate::installer::containerd::process::Refusal;
+use crate::installer::state::{OwnedHandler, Places, State, StateAfter};
+
+/// What has to be done, in this order.
+#[derive(Debug, Default, PartialEq)]
+pub struct HostPlan {
+    /// Folders to make, outermost first.
+    pub make_folders: Vec<String>,
+    /// SHA-256 of the binaries to put into the store.
+    pub store: BTreeSet<String>,
+    /// Stable paths to point to a binary, by its SHA-256.
+    pub links: BTreeMap<String, String>,
+    /// The configuration files to write, the one that is to declare our handlers first, if it changes.
+    pub config: Vec<ConfigChange>,
+    /// Whether containerd must be restarted.
+    pub restart: bool,
+    /// The state file afterwards.
+    pub state: StateAfter<State>,
+    /// Stable paths and stored files that nothing needs any more.
+    pub clear: Vec<String>,
+    /// Folders of ours to remove, where they are empty, outermost first.
+    pub drop_folders: Vec<String>,
+    /// What goes of predecessors.
+    pub leftovers: Leftovers,
+    /// Handlers that lose their binary, as they are, unless a pod takes one up meanwhile.
+    pub leaving: BTreeMap<String, OwnedHandler>,
+    /// What is to be reported on each handler; `served` is what will be so if all goes well.
+    pub handlers: Vec<HandlerReport>,
+    /// What is to be said that leaves nothing undone: sentences.
+    pub notes: Vec<String>,
+    /// Handlers that are ours, before or after.
+    pub ours: BTreeSet<String>,
+    /// Handlers as they will be declared.
+    pub declared: Vec<Handler>,
+}
+
+impl HostPlan {
+    /// Whether the host already is as wanted.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.store.is_empty()
+            && self.links.is_empty()
+            && self.config.is_empty()
+            && !self.restart
+            && self.state == StateAfter::Keep
+            && self.clear.is_empty()
+            && self.leftovers.is_empty()
+    }
+
+    /// The paths of the binaries that are stored.
+    pub fn stored(&self, places: &Places) -> impl Iterator<Item = String> {
+        self.store.iter().map(|sha256| places.store_path(sha256))
+    }
+
+    /// Takes in what pods took up while the plan was carried out: it stays, and is reported.
+    pub fn stays(&mut self, late: Vec<HandlerReport>) {
+        let is_kept = |path: &String| {
+            late.iter().any(|handler| {
+                let sha256 = handler.sha256.as_deref();
+                handler.path.as_ref() == Some(path)
+                    || sha256.is_some_and(|sha256| path.ends_with(sha256))
+            })
+        };
+        self.clear.retain(|path| !is_kept(path));
+        self.leftovers.files.retain(|path| !is_kept(path));
+        self.handlers.extend(late);
+    }
+}
+
+/// The handlers of a host before and after a change.
+#[derive(Debug)]
+pub(crate) struct HandlerSet {
+    /// Handlers of ours now, those that the change takes over and those that drain included.
+    pub(crate) before: BTreeMap<String, OwnedHandler>,
+    /// Handlers of ours afterwards.
+    pub(crate) next: BTreeMap<String, OwnedHandler>,
+    /// Legacy handlers that stay as they are, in the shape that they would have as ours.
+    pub(crate) legacy: BTreeMap<String, OwnedHandler>,
+    /// Legacy handlers that the change takes over, each with its former owner.
+    pub(crate) taken_over: BTreeMap<String, Owner>,
+    /// Handlers that lose their binary.
+    pub(crate) leaving: BTreeSet<String>,
+    /// Handlers that are declared no more and that pods still use.
+    pub(crate) draining: BTreeMap<String, OwnedHandler>,
+    /// The reports on those that were asked for or stay.
+    pub(crate) reports: Vec<HandlerReport>,
+}
+
+impl HandlerSet {
+    /// What a host has of `handler`, ours or a legacy one.
+    pub(crate) fn current(&self, handler: &str) -> Option<&OwnedHandler> {
+        self.before
+            .get(handler)
+            .or_else(|| self.legacy.get(handler))
+    }
+
+    /// Makes a legacy handler ours: moves it across.
+    pub(crate) fn take_over(&mut self, handler: &str, owner: Owner) {
+        if let Some(mut owned) = self.legacy.remove(handler) {
+            let former = std::mem::replace(&mut owned.owner, owner);
+            self.taken_over.insert(handler.to_owned(), former);
+            self.before.insert(handler.to_owned(), owned);
+        }
+    }
+
+    /// The handlers that lose their binary, as they are now.
+    pub(crate) fn leaving_as_they_were(&self) -> BTreeMap<String, OwnedHandler> {
+        let mut leaving = self.before.clone();
+        leaving.retain(|name, _| self.leaving.contains(name));
+        leaving
+    }
+}
+
+/// What goes of a predecessor once a change stands. Doing it twice does no harm.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Leftovers {
+    /// Binaries, links to them, and markers.
+    pub files: Vec<String>,
+    /// Lock files that lose entries.
+    pub locks: Vec<LockChange>,
+    /// Folders, where they are empty, outermost first.
+    pub folders: Vec<String>,
+}
+
+impl Leftovers {
+    /// Whether nothing goes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.files.is_empty() && self.locks.is_empty()
+    }
+}
+
+/// A lock file that loses entries.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LockChange {
+    /// Absolute path on the host.
+    pub path: String,
+    /// SHA-256 of its text now.
+    pub before: String,
+    /// Its text afterwards; `None` where no entry is left.
+    pub after: Option<String>,
+}
+
+/// A change of one configuration file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigChange {
+    /// Absolute path on the host.
+    pub path: String,
+    /// Its text now, if it is there.
+    pub before: Option<String>,
+    /// Its text afterwards; `None` where it is removed.
+    pub after: Option<String>,
+    /// The root configuration file, which containerd is given.
+    pub root: String,
+    /// The same change of a file that containerd loads, where it loads not `path` but what the distribution makes of it.
+    pub rendered: Option<config_source::Rendered>,
+    /// Whether containerd loads it, or what the distribution makes of it. What a former containerd loaded lies idle.
+    pub live: bool,
+}
+
+/// Why a host is not changed at all.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The distribution is known and not one that this release changes.
+    #[error("{0}")]
+    Distribution(&'static str),
+    /// There is nothing to prove a change on.
+    #[error("no containerd runs on this host{}", not_counted(refused))]
+    NoDaemon {
+        /// Processes of that name that do not count.
+        refused: Vec<Refusal>,
+    },
+    /// Its release is unknown.
+    #[error(
+        "the release of this host's containerd can't be told; see that `containerd --version` works on the node"
+    )]
+    NoVersion,
+    /// It was not well before.
+    #[error("containerd was not serving before any change: {0}; repair it first")]
+    NotServing(String),
+    /// Binaries can't be kept where they can be executed, or the configuration can't be written.
+    #[error("{0}")]
+    Obstacle(String),
+    /// What a distribution makes its configuration from can't be edited.
+    #[error(transparent)]
+    Source(#[from] config_source::Error),
+    /// The configuration can't be edited.
+    #[error("{}", with_help(.0, .0.help()))]
+    Config(#[from] containerd_config::Error),
+    /// containerd refuses the configuration as it is.
+    #[error("containerd does not load its present configuration: {0}; repair it first")]
+    Refuses(String),
+    /// A restart would put live what somebody else wrote.
+    #[error(
+        "{path}, or what it imports, was changed after containerd started ({what} differs from what is served), and a restart would put that live; restart containerd yourself or undo that change, then run farrier again"
+    )]
+    Pending {
+        /// The root configuration.
+        path: String,
+        /// What differs, in a few words.
+        what: String,
+    },
+    /// A restart would end pods.
+    #[error(
+        "restarting {unit} would end every pod on this node, because its KillMode is {mode:?}; set KillMode=process there (under OpenRC rc_cgroup_cleanup=NO), or accept that with --allow-pod-restarts"
+    )]
+    KillMode {
+        /// The unit.
+        unit: String,
+        /// Its `KillMode`.
+        mode: String,
+    },
+    /// A restart would end the node itself.
+    #[error(
+        "this node is a container that a restart ends, and with it every pod; accept that with --allow-pod-restarts, or job.allowPodRestarts among the chart's values"
+    )]
+    Container,
+    /// Whoever can't be asked about a restart can't be asked for one: no leave for restarts that end pods helps here.
+    #[error(
+        "whether containerd can be restarted and would spare pods then can't be told: {0}; see that the service manager answers on the node"
+    )]
+    KillModeUnknown(String),
+}
+
+/// Refusals that are told one by one. Any user can start processes of that name.
+const TOLD_REFUSALS: usize = 3;
+
+/// Why no process called containerd counts, or how to go on where there is none.
+pub(crate) fn not_counted(refused: &[Refusal]) -> String {
+    if refused.is_empty() {
+        return "; start it, or use --offline to prepare the host for its next start".to_owned();
+    }
+    let told = refused.iter().take(TOLD_REFUSALS);
+    let told: Vec<String> = told.map(ToString::to_string).collect();
+    let mut words = format!(": {}", told.join(": "));
+    let more = refused.len().saturating_sub(TOLD_REFUSALS);
+    if more > 0 {
+        words = format!(" ({more} more are not told){words}");
+    }
+    words
+}
