@@ -305,8 +305,8 @@ mod tests {
         assert!(poll!(&mut waiting).is_pending());
         assert!(other.is_locked().unwrap());
         drop(lock);
+        // A child of another test may hold a copy of the descriptor until it executes its program, so nothing asks whether the lock is free.
         drop(waiting.await.unwrap());
-        assert!(!other.is_locked().unwrap());
     }
 
     #[tokio::test]
