@@ -83,7 +83,7 @@ pub struct Controller {
     /// Namespace of the controller and of its Jobs.
     #[arg(long, env = "CONTROLLER_NAMESPACE", default_value = "farrier", value_parser = parse_namespace)]
     pub namespace: String,
-    /// Image of the Jobs: the one that the controller itself runs.
+    /// Image of the Jobs, the same as that of the controller.
     #[arg(long, env = "FARRIER_IMAGE")]
     pub image: String,
     /// Pull policy of that image.
@@ -93,49 +93,49 @@ pub struct Controller {
         default_value = "IfNotPresent"
     )]
     pub image_pull_policy: String,
-    /// Names of the Secrets, in the namespace, with which that image is pulled.
+    /// Secrets in the namespace for pulling that image, separated by commas.
     #[arg(long, env = "FARRIER_IMAGE_PULL_SECRETS", value_delimiter = ',')]
     pub image_pull_secrets: Vec<String>,
-    /// ServiceAccount of the Jobs' pods; it needs no rights and its token is not mounted.
+    /// ServiceAccount of the Jobs' pods. It needs no permissions, and its token is not mounted.
     #[arg(long, env = "FARRIER_JOB_SERVICE_ACCOUNT", default_value = "default")]
     pub job_service_account: String,
-    /// ConfigMap, in the namespace, whose key `ca.crt` holds more certificate authorities for `fetch`, as PEM.
+    /// ConfigMap in the namespace with additional certificate authorities for `fetch`, as PEM under the key `ca.crt`.
     #[arg(long, env = "FARRIER_CA_CONFIG_MAP")]
     pub ca_config_map: Option<String>,
-    /// Seconds that a finished Job is kept, as runtime-class-manager calls it; without it a Job goes once its report is read.
+    /// Seconds for which a finished Job is kept, as in runtime-class-manager. By default, a Job is deleted once its report is read.
     #[arg(long, env = "SHIM_NODE_INSTALLER_JOB_TTL", value_name = "SECONDS")]
     pub job_ttl: Option<JobTtl>,
-    /// Seconds that one Job may take.
+    /// Deadline of a Job in seconds.
     #[arg(long, env = "FARRIER_JOB_DEADLINE", default_value_t = 1800, value_name = "SECONDS", value_parser = parse_deadline::<i64>, allow_negative_numbers = true)]
     pub job_deadline: i64,
-    /// Provision every node, annotated or not, where this is `true` in letters of any case, as KWasm's option of this name does.
+    /// Provision every node, with or without the annotation. As in KWasm, `true` in any case means yes, and any other value means no.
     #[arg(long, env = "AUTO_PROVISION_NODES", default_value_t = false, action = clap::ArgAction::Set, value_parser = parse_switch_of_kwasm)]
     pub auto_provision: bool,
-    /// Restart containerd even on nodes where that ends every pod.
+    /// Restart containerd even on nodes where a restart ends every pod.
     #[arg(long, env = "FARRIER_ALLOW_POD_RESTARTS", default_value_t = false, action = clap::ArgAction::Set)]
     pub allow_pod_restarts: bool,
-    /// Give the Jobs the process numbers of their nodes: under `OpenRC` and k3d nothing can be restarted without.
+    /// Run Jobs with hostPID: true. Required with `OpenRC` and on k3d.
     #[arg(long, env = "FARRIER_JOB_HOST_PID", default_value_t = false, action = clap::ArgAction::Set)]
     pub job_host_pid: bool,
-    /// Priority class of the Jobs' pods; with `system-node-critical`, a full node makes room for them.
+    /// Priority class of the Jobs' pods. With `system-node-critical`, a full node evicts other pods for them.
     #[arg(long, env = "FARRIER_JOB_PRIORITY_CLASS", value_name = "NAME")]
     pub job_priority_class: Option<String>,
-    /// Proxy through which the Jobs fetch from http:// locations.
+    /// Proxy of the Jobs for http:// locations.
     #[arg(long, env = "FARRIER_JOB_HTTP_PROXY", value_name = "URL")]
     pub job_http_proxy: Option<String>,
-    /// Proxy through which the Jobs fetch from https:// locations.
+    /// Proxy of the Jobs for https:// locations.
     #[arg(long, env = "FARRIER_JOB_HTTPS_PROXY", value_name = "URL")]
     pub job_https_proxy: Option<String>,
-    /// Hosts, domains and networks that the Jobs fetch from without a proxy.
+    /// Hosts, domains and networks from which the Jobs fetch without a proxy.
     #[arg(long, env = "FARRIER_JOB_NO_PROXY", value_name = "LIST")]
     pub job_no_proxy: Option<String>,
-    /// Which handlers a node declares beside those of its own Shims, with a change that restarts its containerd anyway.
+    /// Handlers that a node declares in addition to those of its own Shims, with a change that restarts containerd anyway.
     #[arg(long, env = "FARRIER_RESERVE_HANDLERS", value_enum, default_value_t)]
     pub reserve_handlers: ReserveHandlers,
-    /// Lease, in the namespace, whose holder acts where there are several replicas.
+    /// Lease in the namespace. Among several replicas, the holder of the Lease acts.
     #[arg(long, env = "FARRIER_LEASE_NAME", default_value = "farrier")]
     pub lease_name: String,
-    /// What this replica calls itself in the Lease, unique among them; without it, by host and process.
+    /// Identity of this replica in the Lease, unique among the replicas. The default consists of host name and PID.
     #[arg(long, env = "FARRIER_IDENTITY")]
     pub identity: Option<String>,
     /// Address of /livez, /readyz and /metrics.
@@ -143,12 +143,12 @@ pub struct Controller {
     pub listen: std::net::SocketAddr,
 }
 
-/// How long a finished Job is kept. runtime-class-manager 0.2.0 takes what it can't read for no limit, and so do we.
+/// How long a finished Job is kept. As in runtime-class-manager 0.2.0, an unreadable value is ignored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JobTtl {
-    /// Seconds; none is kept where they are no more than zero.
+    /// Seconds; with zero or less, a Job is not kept.
     Seconds(i32),
-    /// What is given is no number of seconds.
+    /// The value, which is not a number of seconds.
     Unreadable(String),
 }
 
@@ -161,10 +161,10 @@ impl FromStr for JobTtl {
     }
 }
 
-/// What a node declares beside its own handlers.
+/// Handlers that a node declares in addition to its own.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum ReserveHandlers {
-    /// The handlers of every Shim of the cluster: a node restarts its containerd once, whatever Shims come and go.
+    /// The handlers of every Shim in the cluster. A node then restarts containerd once, whatever Shims are added or removed later.
     #[default]
     Shims,
     /// None.

@@ -152,7 +152,7 @@ fn seconds(ttl: JobTtl) -> Option<i32> {
         JobTtl::Seconds(seconds) => Some(seconds),
         JobTtl::Unreadable(text) => {
             warn!(
-                "{text:?} is no number of seconds that a finished Job is kept: it goes once its report is read; mend or unset SHIM_NODE_INSTALLER_JOB_TTL"
+                "ignoring SHIM_NODE_INSTALLER_JOB_TTL: {text:?} is not a number of seconds; a finished Job is deleted once its report is read"
             );
             None
         }

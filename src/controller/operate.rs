@@ -173,20 +173,20 @@ async fn follow(context: &Context, watches: Watches) -> Error {
     let (mut node_triggers, mut shim_triggers) = (Triggers::default(), Triggers::default());
     let pods = |change: Change<'_, PodObject>| {
         context.pods.take_in(&change);
-        context.concerns(Triggers::of_job(&change));
+        context.trigger(Triggers::of_job(&change));
     };
     let jobs = |change: Change<'_, JobObject>| {
         if let Change::Gone(job) = &change {
             context.job_is_gone(&job.uid().unwrap_or_default());
         }
-        context.concerns(Triggers::of_job(&change));
+        context.trigger(Triggers::of_job(&change));
     };
     tokio::select! {
         () = context.recounts() => Error::Ended { part: "recount" },
-        () = watches.nodes.follow(|change| context.concerns(node_triggers.node(&change))) => Error::Ended { part: "watch on Nodes" },
-        () = watches.shims.follow(|change| context.concerns(shim_triggers.shim(&change))) => Error::Ended { part: "watch on Shims" },
+        () = watches.nodes.follow(|change| context.trigger(node_triggers.node(&change))) => Error::Ended { part: "watch on Nodes" },
+        () = watches.shims.follow(|change| context.trigger(shim_triggers.shim(&change))) => Error::Ended { part: "watch on Shims" },
         () = watches.jobs.follow(jobs) => Error::Ended { part: "watch on Jobs" },
         () = watches.pods.follow(pods) => Error::Ended { part: "watch on Pods" },
-        () = watches.runtime_classes.follow(|_| context.every_shim()) => Error::Ended { part: "watch on RuntimeClasses" },
+        () = watches.runtime_classes.follow(|_| context.queue_every_shim()) => Error::Ended { part: "watch on RuntimeClasses" },
     }
 }

@@ -57,7 +57,7 @@ pub async fn nodes(
     let config = controller::Config::default().concurrency(CONCURRENT_WRITES);
     let decide = |node: Arc<NodeObject>, context| {
         let span = tracing::info_span!("reconcile", node = node.name_any());
-        Box::pin(node_once(node, context).instrument(span))
+        Box::pin(reconcile_node(node, context).instrument(span))
     };
     let keys = queue(keys, stopped);
     applier(decide, after_error, context, store, keys, config)
@@ -75,7 +75,7 @@ pub async fn shims(
     let config = controller::Config::default().concurrency(CONCURRENT_WRITES);
     let decide = |shim: Arc<ShimObject>, context| {
         let span = tracing::info_span!("reconcile", shim = shim.name_any());
-        Box::pin(shim_once(shim, context).instrument(span))
+        Box::pin(reconcile_shim(shim, context).instrument(span))
     };
     let keys = queue(keys, stopped);
     applier(decide, after_error, context, store, keys, config)
@@ -125,7 +125,7 @@ fn failure<T: std::error::Error>(
 }
 
 /// When to reconcile again after a write. A rejection is remembered, so that the next decision can report it.
-fn settle(
+fn remember_rejection(
     context: &Context,
     uid: &str,
     generation: Option<i64>,
@@ -144,7 +144,10 @@ fn settle(
     Ok(context.rejected(uid, generation, rejection))
 }
 
-async fn node_once(node: Arc<NodeObject>, context: Arc<Context>) -> Result<Action, apply::Error> {
+async fn reconcile_node(
+    node: Arc<NodeObject>,
+    context: Arc<Context>,
+) -> Result<Action, apply::Error> {
     let view = NodeView::from(node.as_ref());
     let Some(plan) = context.decide_node(&node, &view) else {
         // The watch is about to deliver the newer version.
@@ -166,13 +169,16 @@ async fn node_once(node: Arc<NodeObject>, context: Arc<Context>) -> Result<Actio
             look_again = Some(look_again.map_or(AFTER_REVERT, |wait| wait.min(AFTER_REVERT)));
         }
     }
-    let wait = settle(&context, &view.uid, None, answer.map(|_| ()))?;
+    let wait = remember_rejection(&context, &view.uid, None, answer.map(|_| ()))?;
     Ok(wait
         .or(look_again)
         .map_or_else(Action::await_change, Action::requeue))
 }
 
-async fn shim_once(shim: Arc<ShimObject>, context: Arc<Context>) -> Result<Action, apply::Error> {
+async fn reconcile_shim(
+    shim: Arc<ShimObject>,
+    context: Arc<Context>,
+) -> Result<Action, apply::Error> {
     let view = context.view(&shim);
     let (mut plan, rest) = match context.decide_shim(&view) {
         Ok(decided) => decided,
@@ -186,7 +192,7 @@ async fn shim_once(shim: Arc<ShimObject>, context: Arc<Context>) -> Result<Actio
     context.metrics.reconciled("shim", answer.is_ok());
     let wait = match (rest, answer) {
         (Some(rest), Ok(())) => Some(rest),
-        (_, answer) => settle(&context, &view.uid, view.generation, answer)?,
+        (_, answer) => remember_rejection(&context, &view.uid, view.generation, answer)?,
     };
     Ok(wait.map_or_else(Action::await_change, Action::requeue))
 }
@@ -233,7 +239,7 @@ mod tests {
         .unwrap();
         let node = Arc::new(node);
         for attempt in 1..=2 {
-            let next = node_once(Arc::clone(&node), Arc::clone(&context)).await;
+            let next = reconcile_node(Arc::clone(&node), Arc::clone(&context)).await;
             assert_eq!(patches.load(Ordering::Relaxed), attempt);
             assert_eq!(next.unwrap(), Action::requeue(AFTER_REVERT));
         }

@@ -75,7 +75,7 @@ struct Memory {
     expectations: Expectations,
     rejected_writes: RejectedWrites,
     /// Time of the last status update of each Shim, by name.
-    decided: HashMap<String, Instant>,
+    status_decided: HashMap<String, Instant>,
     /// Time of the last change of a Shim.
     shims_changed: Option<Instant>,
     recount: Recount,
@@ -176,7 +176,7 @@ impl Context {
     }
 
     /// Queues what a change triggers.
-    pub fn concerns(&self, trigger: Trigger) {
+    pub fn trigger(&self, trigger: Trigger) {
         if !self.decides() {
             // A replica that begins to act reconciles everything.
             return;
@@ -194,17 +194,17 @@ impl Context {
             Trigger::Shim(shim) => self.queues.shim(&shim),
             Trigger::ShimGone(shim) => {
                 self.metrics.forget(&shim);
-                self.memory().decided.remove(&shim);
-                self.count_anew();
+                self.memory().status_decided.remove(&shim);
+                self.request_recount();
             }
             Trigger::Everything => {
                 self.memory().expectations.listed();
                 self.forget_absent_shims();
-                self.count_anew();
+                self.request_recount();
             }
             Trigger::Shims => {
                 self.memory().shims_changed = Some(Instant::now());
-                self.count_anew();
+                self.request_recount();
             }
         }
         self.changed.notify_waiters();
@@ -217,7 +217,7 @@ impl Context {
 
     /// Forgets Shims that were deleted while the watch was interrupted.
     fn forget_absent_shims(&self) {
-        self.memory().decided.retain(|shim, _| {
+        self.memory().status_decided.retain(|shim, _| {
             let is_there = self.shims.get(&ObjectRef::new(shim)).is_some();
             if !is_there {
                 self.metrics.forget(shim);
@@ -227,7 +227,7 @@ impl Context {
     }
 
     /// Requests a recount of all nodes and queues everything after it.
-    fn count_anew(&self) {
+    fn request_recount(&self) {
         let is_due = self.memory().recount.is_due(Instant::now());
         if is_due {
             self.recount();
@@ -250,7 +250,7 @@ impl Context {
     }
 
     /// Queues every Shim.
-    pub fn every_shim(&self) {
+    pub fn queue_every_shim(&self) {
         for shim in self.shims.state() {
             self.queues.shim(&shim.name_any());
         }
@@ -287,7 +287,7 @@ impl Context {
         for node in self.nodes.state() {
             self.queues.node(&node.name_any());
         }
-        self.every_shim();
+        self.queue_every_shim();
     }
 
     /// Decides on one node and updates the summary of all nodes; `None` if the watch has not yet delivered our last write to the node.
@@ -334,7 +334,7 @@ impl Context {
         let classes = self.runtime_classes.state();
         let classes: Vec<&RuntimeClass> = classes.iter().map(AsRef::as_ref).collect();
         let mut memory = self.memory();
-        let before = memory.decided.get(&view.name);
+        let before = memory.status_decided.get(&view.name);
         let rest = before.map_or(Duration::ZERO, |before| {
             BETWEEN_STATUSES.saturating_sub(now.saturating_duration_since(*before))
         });
@@ -361,7 +361,7 @@ impl Context {
             tally.removing.len(),
         ];
         self.metrics.nodes(&view.name, counts);
-        memory.decided.insert(view.name.clone(), now);
+        memory.status_decided.insert(view.name.clone(), now);
         let rejected = rejected.and_then(|rejected| rejected.rest(view.generation, now));
         Ok((plan, rejected))
     }
@@ -407,7 +407,8 @@ impl Context {
     /// Whether no node carries anything or is marked.
     #[must_use]
     pub fn is_clean(&self) -> bool {
-        !self.memory().fleet.carries() && self.carriers().is_empty()
+        let carries = self.memory().fleet.carries();
+        !carries && self.carriers().is_empty()
     }
 
     /// Nodes that still carry something, each with its Shims; if there is none, nodes that still have a label or the annotation.
@@ -478,7 +479,10 @@ fn beside_other_tasks<T>(work: impl FnOnce() -> T) -> T {
 mod tests {
     use std::sync::mpsc::channel;
 
+    use kube::client::Body;
+
     use super::*;
+    use crate::controller::tests::settings;
 
     #[test]
     fn forty_changes_of_shims_within_a_second_cost_three_recounts() {
@@ -505,6 +509,33 @@ mod tests {
         recount.done(start);
         assert!(recount.rest(start).is_zero() && !recount.is_pending);
         assert!(recount.is_due(start + SETTLING));
+    }
+
+    /// State over empty stores; nothing is asked of the API server.
+    fn context() -> Context {
+        let service = tower::service_fn(|_: hyper::Request<Body>| {
+            std::future::ready(Err::<hyper::Response<Body>, _>("not asked"))
+        });
+        let client = Client::new(service, "farrier");
+        let watches = Watches::new(&client, "farrier");
+        let (queues, _receivers) = Queues::new();
+        Context::new(client, settings(), &watches, queues, true)
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_change_right_after_a_recount_is_counted_soon() {
+        let context = context();
+        context.begin();
+        assert!(context.is_clean() && context.carriers().is_empty());
+        context.trigger(Trigger::Shims);
+        assert!(context.memory().recount.is_pending);
+        let counted = context.changed.notified();
+        tokio::select! {
+            () = context.recounts() => panic!("recounts go on"),
+            () = counted => {}
+            () = tokio::time::sleep(Duration::from_secs(30)) => panic!("no recount"),
+        }
+        assert!(!context.memory().recount.is_pending);
     }
 
     #[test]
