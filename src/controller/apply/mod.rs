@@ -470,11 +470,96 @@ async fn runtime_class(client: &Client, step: RuntimeClassStep) -> Result<(), Er
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use kube::client::Body;
     use kube::core::{Status, response::StatusSummary};
     use rstest::rstest;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
+    use crate::controller::tests::settings;
+
+    /// Requests as method and path, each with its document.
+    type Requests = Arc<Mutex<Vec<(String, Value)>>>;
+
+    /// An API server that answers every write with `answer`, and the requests that it got.
+    fn recording(answer: Value) -> (Client, Requests) {
+        let written = Requests::default();
+        let records = Arc::clone(&written);
+        let service = tower::service_fn(move |request: hyper::Request<Body>| {
+            let (records, answer) = (Arc::clone(&records), answer.to_string());
+            async move {
+                let line = format!("{} {}", request.method(), request.uri().path());
+                let body = request.into_body().collect_bytes().await?;
+                let document = serde_json::from_slice(&body).unwrap();
+                records.lock().unwrap().push((line, document));
+                Ok::<_, kube::Error>(hyper::Response::new(Body::from(answer.into_bytes())))
+            }
+        });
+        (Client::new(service, "farrier"), written)
+    }
+
+    #[tokio::test]
+    async fn the_patch_of_a_node_names_its_version_and_removes_labels_by_null() {
+        let patched = json!({"metadata": {"name": "n1", "uid": "u", "resourceVersion": "8"}});
+        let (client, written) = recording(patched);
+        let metadata = json!({"name": "n1", "uid": "u", "resourceVersion": "7"});
+        let seen = serde_json::from_value(json!({"metadata": metadata})).unwrap();
+        let change = |key: &str, value: Option<&str>| {
+            BTreeMap::from([(key.to_owned(), value.map(str::to_owned))])
+        };
+        let taint = json!({"key": "other", "effect": "NoSchedule"});
+        let plan = Plan {
+            edit: Some(NodeEdit {
+                taints: Some(vec![serde_json::from_value(taint.clone()).unwrap()]),
+                labels: change("gone", None),
+                annotations: change("farrier.dev/applied", Some("{}")),
+            }),
+            ..Plan::default()
+        };
+        let (settings, metrics) = (settings(), Metrics::new());
+        let version = node(&client, &settings, &seen, &plan, &metrics).await;
+        assert_eq!(version.unwrap().as_deref(), Some("8"));
+        let document = json!({
+            "metadata": {
+                "resourceVersion": "7", "uid": "u", "labels": {"gone": null}, "annotations": {"farrier.dev/applied": "{}"},
+            },
+            "spec": {"taints": [taint]},
+        });
+        let expected = [("PATCH /api/v1/nodes/n1".to_owned(), document)];
+        assert_eq!(*written.lock().unwrap(), expected);
+    }
+
+    #[tokio::test]
+    async fn the_finalizer_takes_the_place_of_runtime_class_managers() {
+        let metadata = json!({
+            "name": "spin", "uid": "u", "resourceVersion": "7", "finalizers": ["rcm.spinkube.dev/finalizer", "other"],
+        });
+        let (client, written) = recording(json!({"metadata": metadata.clone()}));
+        let seen: ShimObject = serde_json::from_value(json!({"metadata": metadata})).unwrap();
+        for (step, expected) in [
+            (Finalizer::Add, json!(["other", "farrier.dev/finalizer"])),
+            (Finalizer::Release, json!(["other"])),
+        ] {
+            finalizer(&client, &seen, &step).await.unwrap();
+            let (line, document) = written.lock().unwrap().pop().unwrap();
+            assert_eq!(line, "PATCH /apis/runtime.spinkube.dev/v1alpha1/shims/spin");
+            let metadata = json!({"finalizers": expected, "uid": "u", "resourceVersion": "7"});
+            assert_eq!(document["metadata"], metadata);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_uninstall_scales_the_deployment_to_zero() {
+        let (client, written) = recording(json!({"metadata": {"name": "farrier"}}));
+        let scaled = deployment::scale_to_nothing(&client, "farrier", "farrier").await;
+        scaled.unwrap();
+        let (line, document) = written.lock().unwrap().pop().unwrap();
+        let path = "/apis/apps/v1/namespaces/farrier/deployments/farrier/scale";
+        assert_eq!(line, format!("PATCH {path}"));
+        assert_eq!(document["spec"], json!({"replicas": 0}));
+    }
 
     #[rstest]
     #[case::labels(false)]
