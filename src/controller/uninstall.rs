@@ -35,14 +35,14 @@ pub struct UninstallOptions {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct UninstallSummary {
     /// The nodes were left as they are.
-    pub kept: bool,
+    pub nodes_kept: bool,
     /// Nodes that still carry something, each with its Shims.
     pub nodes: BTreeMap<String, Vec<String>>,
 }
 
 impl fmt::Display for UninstallSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.kept {
+        if self.nodes_kept {
             return writeln!(
                 f,
                 "removed the finalizers from the Shims; the nodes keep their shims until `farrier uninstall --all` is run on them"
@@ -89,7 +89,7 @@ pub async fn uninstall(
         ..
     } = settings.clone();
     if let Some(deployment) = &options.deployment {
-        deployment::scale_to_nothing(&client, &namespace, deployment).await?;
+        deployment::scale_to_zero(&client, &namespace, deployment).await?;
     }
     apply::crd::restore(&client).await?;
     let summary = if options.keep_hosts {
@@ -97,7 +97,7 @@ pub async fn uninstall(
         let mut election = Election::new(client.clone(), &namespace, &lease_name, &identity);
         let _ = tokio::time::timeout(options.deadline, election.acquire()).await;
         UninstallSummary {
-            kept: true,
+            nodes_kept: true,
             ..UninstallSummary::default()
         }
     } else {
@@ -202,11 +202,11 @@ mod tests {
                 .to_string()
                 .contains("no node carries a shim")
         );
-        let kept = UninstallSummary {
-            kept: true,
+        let summary = UninstallSummary {
+            nodes_kept: true,
             ..UninstallSummary::default()
         };
-        let text = kept.to_string();
+        let text = summary.to_string();
         assert!(text.contains("nodes keep their shims"), "{text}");
         assert!(!text.contains("no node carries a shim"), "{text}");
     }

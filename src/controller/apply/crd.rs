@@ -8,7 +8,7 @@ use kube::api::Api;
 use kube::runtime::wait::{await_condition, conditions};
 use kube::{Client, CustomResourceExt, ResourceExt};
 
-use super::{because, code, post_params};
+use super::{code, message, post_params};
 use crate::api::Shim;
 use crate::controller::cluster;
 
@@ -25,7 +25,7 @@ pub enum Error {
     #[error(transparent)]
     Cluster(#[from] cluster::Error),
     /// The API server rejected a request, or did not answer.
-    #[error("failed to {act} CustomResourceDefinition {name}: {}", because(source))]
+    #[error("failed to {act} CustomResourceDefinition {name}: {}", message(source))]
     Write {
         /// The verb.
         act: &'static str,

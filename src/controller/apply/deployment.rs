@@ -5,13 +5,13 @@ use k8s_openapi::api::autoscaling::v1::{Scale, ScaleSpec};
 use kube::Client;
 use kube::api::{Api, Patch};
 
-use super::{Error, patch_params, unless};
+use super::{Error, patch_params, success_on};
 
 /// Scales a Deployment to zero replicas.
 ///
 /// # Errors
 /// When the API server rejects the request. A Deployment that is gone counts as scaled.
-pub async fn scale_to_nothing(
+pub async fn scale_to_zero(
     client: &Client,
     namespace: &str,
     deployment: &str,
@@ -25,7 +25,7 @@ pub async fn scale_to_nothing(
     let answer = deployments
         .patch_scale(deployment, &patch_params(), &patch)
         .await;
-    unless(answer, &[404]).map_err(|source| Error::Write {
+    success_on(answer, &[404]).map_err(|source| Error::Write {
         act: "scale",
         object: format!("Deployment {deployment}"),
         source,

@@ -4,7 +4,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{Api, DeleteParams, Preconditions};
 use kube::{Client, ResourceExt};
 
-use super::{Error, code, post_params, unless};
+use super::{Error, code, post_params, success_on};
 
 /// What to do about the Lease.
 #[derive(Debug, PartialEq)]
@@ -71,7 +71,7 @@ pub async fn delete(client: &Client, namespace: &str, seen: &Lease) -> Result<()
         uid: seen.uid(),
         resource_version: seen.resource_version(),
     });
-    unless(leases.delete(&name, &parameters).await, &[404]).map_err(|source| Error::Write {
+    success_on(leases.delete(&name, &parameters).await, &[404]).map_err(|source| Error::Write {
         act: "delete",
         object: format!("Lease {name}"),
         source,

@@ -33,7 +33,7 @@ pub mod lease;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The API server rejected a request, or did not answer.
-    #[error("failed to {act} {object}: {}", because(source))]
+    #[error("failed to {act} {object}: {}", message(source))]
     Write {
         /// The verb.
         act: &'static str,
@@ -44,7 +44,7 @@ pub enum Error {
         source: kube::Error,
     },
     /// The API server did not create an object: a quota, an admission policy or an invalid value.
-    #[error("failed to create {object}: {}", because(source))]
+    #[error("failed to create {object}: {}", message(source))]
     Create {
         /// The object.
         object: String,
@@ -114,7 +114,7 @@ impl Error {
 }
 
 /// The message of the API server, without kube's framing.
-fn because(error: &kube::Error) -> String {
+fn message(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) => status.message.clone(),
         other => other.to_string(),
@@ -129,7 +129,7 @@ fn code(error: &kube::Error) -> Option<u16> {
 }
 
 /// Treats errors with one of `codes` as success: they mean that nothing is left to do.
-fn unless<T>(answer: Result<T, kube::Error>, codes: &[u16]) -> Result<(), kube::Error> {
+fn success_on<T>(answer: Result<T, kube::Error>, codes: &[u16]) -> Result<(), kube::Error> {
     match answer {
         Ok(_) => Ok(()),
         Err(error) if code(&error).is_some_and(|code| codes.contains(&code)) => Ok(()),
@@ -325,7 +325,7 @@ async fn delete_job(
         resource_version: None,
     });
     // The Job is gone, or there is another one by now.
-    unless(jobs.delete(&name, &parameters).await, &[404, 409]).map_err(|source| Error::Write {
+    success_on(jobs.delete(&name, &parameters).await, &[404, 409]).map_err(|source| Error::Write {
         act: "delete",
         object: format!("Job {name}"),
         source,
@@ -336,9 +336,9 @@ async fn delete_job(
 async fn publish_event(client: &Client, subject: &Subject, event: &EventSpec) {
     let events: Api<Event> = Api::namespaced(client.clone(), event::NAMESPACE);
     let object = event::build(subject, event, jiff::Timestamp::now());
-    if let Err(error) = unless(events.create(&PostParams::default(), &object).await, &[409]) {
+    if let Err(error) = success_on(events.create(&PostParams::default(), &object).await, &[409]) {
         tracing::warn!(
-            error = because(&error),
+            error = message(&error),
             note = event.note,
             "failed to publish an Event"
         );
@@ -384,7 +384,7 @@ async fn status(
             ..ObjectMeta::default()
         };
         let patch = Patch::Merge(StatusPatch { metadata, status });
-        unless(
+        success_on(
             shims.patch_status(&name, &patch_params(), &patch).await,
             &[404],
         )
@@ -422,14 +422,14 @@ pub async fn finalizer(client: &Client, shim: &ShimObject, step: &Finalizer) -> 
     };
     let patch = Patch::Merge(metadata.into_request_partial::<Shim>());
     let answer = shims.patch_metadata(&name, &patch_params(), &patch).await;
-    unless(answer, &[404]).map_err(|source| Error::Write {
+    success_on(answer, &[404]).map_err(|source| Error::Write {
         act: "set the finalizer of",
         object: format!("Shim {name}"),
         source,
     })
 }
 
-fn not_made(class: &RuntimeClass, source: kube::Error) -> Error {
+fn not_created(class: &RuntimeClass, source: kube::Error) -> Error {
     Error::Create {
         object: format!("RuntimeClass {}", class.name_any()),
         source,
@@ -443,21 +443,21 @@ async fn runtime_class(client: &Client, step: RuntimeClassStep) -> Result<(), Er
             let answer = classes.create(&post_params(), &class).await;
             answer
                 .map(|_| ())
-                .map_err(|source| not_made(&class, source))
+                .map_err(|source| not_created(&class, source))
         }
         RuntimeClassStep::Replace(class) => {
             let name = class.name_any();
             let answer = classes.replace(&name, &post_params(), &class).await;
             answer
                 .map(|_| ())
-                .map_err(|source| not_made(&class, source))
+                .map_err(|source| not_created(&class, source))
         }
         RuntimeClassStep::Delete { name, uid } => {
             let parameters = DeleteParams::default().preconditions(Preconditions {
                 uid: Some(uid),
                 resource_version: None,
             });
-            unless(classes.delete(&name, &parameters).await, &[404, 409]).map_err(|source| {
+            success_on(classes.delete(&name, &parameters).await, &[404, 409]).map_err(|source| {
                 Error::Write {
                     act: "delete",
                     object: format!("RuntimeClass {name}"),
@@ -553,7 +553,7 @@ mod tests {
     #[tokio::test]
     async fn an_uninstall_scales_the_deployment_to_zero() {
         let (client, written) = recording(json!({"metadata": {"name": "farrier"}}));
-        let scaled = deployment::scale_to_nothing(&client, "farrier", "farrier").await;
+        let scaled = deployment::scale_to_zero(&client, "farrier", "farrier").await;
         scaled.unwrap();
         let (line, document) = written.lock().unwrap().pop().unwrap();
         let path = "/apis/apps/v1/namespaces/farrier/deployments/farrier/scale";

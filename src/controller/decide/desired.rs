@@ -183,7 +183,7 @@ impl Desired {
             }
             desired.verdicts.insert(shim.name.clone(), verdict);
         }
-        desired.stay(applied, blocked, &owners);
+        desired.keep_until_turn(applied, blocked, &owners);
         let wanted = desired.verdicts.values().filter_map(Verdict::request);
         let shims = wanted.chain(desired.staying.values()).cloned().collect();
         desired.request =
@@ -221,7 +221,7 @@ impl Desired {
     }
 
     /// A removal waits for its turn as an installation does, unless it has begun.
-    fn stay(
+    fn keep_until_turn(
         &mut self,
         applied: Option<&Applied>,
         blocked: &BTreeMap<String, String>,
@@ -270,7 +270,7 @@ impl Desired {
         };
         let (mut request, verdict, why): (_, fn(ShimRequest, String) -> Verdict, _) =
             match (resolved, last) {
-                (Ok(request), last) => match (waits(shim, &request, applied, blocked), last) {
+                (Ok(request), last) => match (waits_for(shim, &request, applied, blocked), last) {
                     (None, _) => (
                         request,
                         |request, _| Verdict::Wanted(request),
@@ -311,7 +311,7 @@ impl Desired {
 }
 
 /// What a change of the Shim on the node waits for; `None` if there is no change or it has begun.
-fn waits(
+fn waits_for(
     shim: &ShimView,
     request: &ShimRequest,
     applied: Option<&Applied>,

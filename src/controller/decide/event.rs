@@ -97,13 +97,13 @@ impl Subject {
 #[must_use]
 pub fn build(subject: &Subject, event: &EventSpec, now: Timestamp) -> Event {
     let since = now.as_second().div_euclid(PERIOD);
-    let said = format!("{}/{since}/{}/{}", subject.uid, event.reason, event.note);
+    let identity = format!("{}/{since}/{}/{}", subject.uid, event.reason, event.note);
     Event {
         metadata: ObjectMeta {
             name: Some(format!(
                 "{}.{}",
                 names::MANAGER,
-                &names::sha256_hex(said.as_bytes())[..20]
+                &names::sha256_hex(identity.as_bytes())[..20]
             )),
             namespace: Some(NAMESPACE.to_owned()),
             ..ObjectMeta::default()

@@ -93,12 +93,12 @@ fn read(
     }
     applied.interruptions = 0;
     let done = matches!(report.result, Outcome::Applied | Outcome::Unchanged);
-    let is_news = report.result != Outcome::Unchanged
+    let is_reported = report.result != Outcome::Unchanged
         || applied.digest != job.digest
         || applied.reason.is_some();
     let before = std::mem::take(&mut applied.shims);
     for shim in &request.shims {
-        let known = became(shim, before.get(&shim.name), report, done);
+        let known = shim_after_report(shim, before.get(&shim.name), report, done);
         applied.shims.insert(shim.name.clone(), known);
     }
     if matches!(
@@ -110,10 +110,10 @@ fn read(
             applied.shims.entry(name).or_insert(known);
         }
     }
-    let lingering = linger(&mut applied, request, report);
+    let lingering = record_still_served(&mut applied, request, report);
     // The kubelet had time to list the handlers once a second attempt was made.
     if applied.attempts > 1 {
-        deny(&mut applied, seen.node);
+        mark_unlisted(&mut applied, seen.node);
     }
     applied.digest.clone_from(&job.digest);
     applied.machine_id.clone_from(&seen.node.machine_id);
@@ -143,7 +143,7 @@ fn read(
         // Pods still use the shim; it is removed after they have ended.
         (event.warning, event.reason) = (false, reasons::REMOVING.to_owned());
     }
-    if !failed && !is_news {
+    if !failed && !is_reported {
         end.event = None;
     }
     end
@@ -192,36 +192,45 @@ fn ended(seen: &Observed, applied: &Applied, report: Option<&ProvisionReport>) -
 }
 
 /// The state of a requested Shim on the host.
-fn became(
+fn shim_after_report(
     shim: &ShimRequest,
     before: Option<&AppliedShim>,
     report: &ProvisionReport,
     done: bool,
 ) -> AppliedShim {
-    let told = || report.handlers.iter().filter(|told| told.shim == shim.name);
+    let handlers_of_shim = || {
+        report
+            .handlers
+            .iter()
+            .filter(|entry| entry.shim == shim.name)
+    };
     // A shortened report lacks some handlers; its outcome as a whole counts for them.
     let served = |handler: &String| {
-        told()
-            .find(|told| told.handler == *handler)
-            .map_or(done, |told| told.served)
+        handlers_of_shim()
+            .find(|entry| entry.handler == *handler)
+            .map_or(done, |entry| entry.served)
     };
     let handlers: BTreeMap<String, bool> = shim
         .handlers
         .iter()
         .map(|handler| (handler.clone(), served(handler)))
         .collect();
-    let why = told().find_map(|told| told.reason.as_deref());
+    let why = handlers_of_shim().find_map(|entry| entry.reason.as_deref());
     let fulfilled = handlers.values().all(|served| *served)
         && why.is_none()
         && (done || report.result == Outcome::Partial);
     let any = handlers.values().any(|served| *served);
-    let kept = before
+    let last_applied = before
         .and_then(|before| before.request.clone())
         .filter(|_| any);
     AppliedShim {
-        request: if fulfilled { Some(shim.clone()) } else { kept },
+        request: if fulfilled {
+            Some(shim.clone())
+        } else {
+            last_applied
+        },
         handlers,
-        sha256: told().find_map(digest),
+        sha256: handlers_of_shim().find_map(digest),
         reason: why
             .or(report.reason.as_deref())
             .filter(|_| !fulfilled)
@@ -230,12 +239,12 @@ fn became(
 }
 
 /// The digest of a handler's binary, if it is one.
-fn digest(told: &HandlerReport) -> Option<String> {
-    told.sha256.clone().filter(|digest| is_sha256(digest))
+fn digest(entry: &HandlerReport) -> Option<String> {
+    entry.sha256.clone().filter(|digest| is_sha256(digest))
 }
 
 /// Marks Shims as failed that containerd serves and the kubelet does not list.
-fn deny(applied: &mut Applied, node: &NodeView) {
+fn mark_unlisted(applied: &mut Applied, node: &NodeView) {
     for shim in applied.shims.values_mut() {
         let served = shim.handlers.iter().filter(|(_, served)| **served);
         let unlisted: Vec<&str> = served
@@ -254,20 +263,25 @@ fn deny(applied: &mut Applied, node: &NodeView) {
 /// Records what the host still serves although it was not requested: it is in use, or its removal failed.
 ///
 /// Names become labels: a name that is not a valid label never came from a request.
-fn linger(applied: &mut Applied, request: &ProvisionRequest, report: &ProvisionReport) -> bool {
+fn record_still_served(
+    applied: &mut Applied,
+    request: &ProvisionRequest,
+    report: &ProvisionReport,
+) -> bool {
     let mut any = false;
-    for told in &report.handlers {
-        if is_label_name(&told.shim)
-            && is_label_name(&told.handler)
-            && told.served
-            && request.shims.iter().all(|shim| shim.name != told.shim)
+    for entry in &report.handlers {
+        if is_label_name(&entry.shim)
+            && is_label_name(&entry.handler)
+            && entry.served
+            && request.shims.iter().all(|shim| shim.name != entry.shim)
         {
             any = true;
-            let shim = applied.shims.entry(told.shim.clone()).or_default();
-            shim.handlers.insert(told.handler.clone(), true);
-            shim.sha256 = digest(told);
+            let shim = applied.shims.entry(entry.shim.clone()).or_default();
+            shim.handlers.insert(entry.handler.clone(), true);
+            shim.sha256 = digest(entry);
             shim.reason = Some(
-                told.reason
+                entry
+                    .reason
                     .as_deref()
                     .map_or_else(|| "the handler is still served".to_owned(), shortened),
             );
@@ -385,8 +399,8 @@ mod tests {
         let mut report = ProvisionReport::new(Outcome::Partial);
         report.reason = Some("shim spin: pods still use it".to_owned());
         report.remedy = Some("delete them".to_owned());
-        let told = sentence(&applied("spin", "pods still use it; delete them"), &report);
-        assert_eq!(told, "shim spin: pods still use it; delete them");
+        let text = sentence(&applied("spin", "pods still use it; delete them"), &report);
+        assert_eq!(text, "shim spin: pods still use it; delete them");
     }
 
     #[test]
@@ -396,11 +410,11 @@ mod tests {
             all.shims
                 .extend(applied(shim, &"no route to it ".repeat(40)).shims);
         }
-        let told = sentence(&all, &ProvisionReport::new(Outcome::Refused));
-        assert!(told.len() <= LONGEST_NOTE);
+        let text = sentence(&all, &ProvisionReport::new(Outcome::Refused));
+        assert!(text.len() <= LONGEST_NOTE);
         assert!(
-            told.contains("shim spin:") && told.contains("shim wasmtime:"),
-            "{told}"
+            text.contains("shim spin:") && text.contains("shim wasmtime:"),
+            "{text}"
         );
     }
 
@@ -409,7 +423,7 @@ mod tests {
         let mut report = ProvisionReport::new(Outcome::Refused);
         report.reason = Some("the file can't be parsed".to_owned());
         report.remedy = Some("correct it".to_owned());
-        let told = sentence(&applied("spin", "the file can't be parsed"), &report);
-        assert_eq!(told, "the file can't be parsed; correct it");
+        let text = sentence(&applied("spin", "the file can't be parsed"), &report);
+        assert_eq!(text, "the file can't be parsed; correct it");
     }
 }

@@ -27,7 +27,7 @@ use desired::{Desired, fingerprint, hint};
 use event::EventSpec;
 use job_due::{Need, age, backoff, may_begin, need, next_look};
 use job_result::JobEnd;
-use node_labels::settled;
+use node_labels::plan_with_labels;
 use types::{Decision, Hold, JobStep, Observed, Plan};
 
 /// Deleting a Job takes a second; after a minute, a finalizer prevents it.
@@ -38,7 +38,7 @@ const JOB_WITH_FINALIZER: &str =
     "the node's previous Job is not deleted because it has finalizers; remove the Job's finalizers";
 
 /// Whether the node's Job is running, or its end is not recorded yet.
-fn works(seen: &Observed, applied: Option<&Applied>) -> bool {
+fn job_is_unrecorded(seen: &Observed, applied: Option<&Applied>) -> bool {
     seen.job.is_some_and(|job| {
         job.deleting.is_none() && applied.is_none_or(|applied| applied.job != job.uid)
     })
@@ -51,8 +51,8 @@ pub fn decide(seen: &Observed) -> Option<Decision> {
         return None;
     }
     let applied = seen.node.applied();
-    let works = works(seen, applied.as_ref());
-    let unread = seen.job.filter(|_| works);
+    let job_is_unrecorded = job_is_unrecorded(seen, applied.as_ref());
+    let unread = seen.job.filter(|_| job_is_unrecorded);
     let ended = unread.and_then(|job| job_result::of(seen, applied.as_ref(), job));
     if let (Some(job), Some(ended)) = (unread, ended) {
         let desired = Desired::new(
@@ -62,12 +62,12 @@ pub fn decide(seen: &Observed) -> Option<Decision> {
             seen.blocked_by_rollout,
         );
         let applied = Some(ended.applied.clone());
-        let plan = write_down(seen, &desired, job, ended);
+        let plan = record_job_end(seen, &desired, job, ended);
         return Some(Decision {
             plan,
             desired,
             applied,
-            works,
+            job_is_unrecorded,
         });
     }
     let desired = Desired::new(
@@ -80,7 +80,7 @@ pub fn decide(seen: &Observed) -> Option<Decision> {
         plan: next(seen, &desired, applied.clone()),
         desired,
         applied,
-        works,
+        job_is_unrecorded,
     })
 }
 
@@ -96,7 +96,7 @@ pub fn undecided(seen: &Observed) -> Option<Decision> {
             seen.cluster,
             seen.blocked_by_rollout,
         ),
-        works: works(seen, applied.as_ref()),
+        job_is_unrecorded: job_is_unrecorded(seen, applied.as_ref()),
         applied,
     })
 }
@@ -106,25 +106,25 @@ fn next(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
         Some(JobView {
             deleting: Some(since),
             ..
-        }) => while_deleted(seen, desired, applied, *since),
+        }) => plan_while_job_is_deleted(seen, desired, applied, *since),
         Some(job)
             if applied
                 .as_ref()
                 .is_some_and(|applied| applied.job == job.uid) =>
         {
-            after_reading(seen, desired, applied, job)
+            plan_after_recording(seen, desired, applied, job)
         }
         // Labels may change meanwhile, for example when a Shim no longer selects the node.
         Some(job) => Plan {
             look_again: job_result::patience(seen, job),
-            ..settled(seen, desired, applied, JobStep::None)
+            ..plan_with_labels(seen, desired, applied, JobStep::None)
         },
-        None => act(seen, desired, applied),
+        None => plan_without_job(seen, desired, applied),
     }
 }
 
 /// Records and reports the end of the Job, and deletes the Job unless finished Jobs are kept.
-fn write_down(seen: &Observed, desired: &Desired, job: &JobView, ended: JobEnd) -> Plan {
+fn record_job_end(seen: &Observed, desired: &Desired, job: &JobView, ended: JobEnd) -> Plan {
     let step = if seen.keep_jobs {
         JobStep::None
     } else {
@@ -134,12 +134,12 @@ fn write_down(seen: &Observed, desired: &Desired, job: &JobView, ended: JobEnd) 
         event: ended.event,
         ended: Some(ended.ended),
         look_again: ended.look_again,
-        ..settled(seen, desired, Some(ended.applied), step)
+        ..plan_with_labels(seen, desired, Some(ended.applied), step)
     }
 }
 
 /// The end of the Job is recorded: it is deleted if it must make room, or unless finished Jobs are kept.
-fn after_reading(
+fn plan_after_recording(
     seen: &Observed,
     desired: &Desired,
     applied: Option<Applied>,
@@ -153,18 +153,18 @@ fn after_reading(
     };
     Plan {
         look_again,
-        ..settled(seen, desired, applied, step)
+        ..plan_with_labels(seen, desired, applied, step)
     }
 }
 
 /// The Job is being deleted. If that takes too long, the node is blocked, which is reported.
-fn while_deleted(
+fn plan_while_job_is_deleted(
     seen: &Observed,
     desired: &Desired,
     applied: Option<Applied>,
     since: Timestamp,
 ) -> Plan {
-    let step = settled(seen, desired, applied.clone(), JobStep::None);
+    let step = plan_with_labels(seen, desired, applied.clone(), JobStep::None);
     let rest = DELETION_PATIENCE.saturating_sub(age(seen.now, since));
     match (need(seen, desired, applied.as_ref()), applied) {
         (Need::Nothing, _) => step,
@@ -173,7 +173,7 @@ fn while_deleted(
             ..step
         },
         (_, Some(applied)) if applied.reason.as_deref() == Some(JOB_WITH_FINALIZER) => step,
-        (_, applied) => not_made(
+        (_, applied) => job_not_created(
             seen,
             desired,
             applied.unwrap_or_default(),
@@ -183,21 +183,21 @@ fn while_deleted(
 }
 
 /// There is no Job: create one unless the host is known to be as it should.
-fn act(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
+fn plan_without_job(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
     if let (Some(reason), Some(applied)) = (seen.rejected, applied.clone()) {
-        return not_made(seen, desired, applied, reason);
+        return job_not_created(seen, desired, applied, reason);
     }
     match need(seen, desired, applied.as_ref()) {
         Need::Nothing => Plan {
             look_again: next_look(seen, applied.as_ref()),
-            ..settled(seen, desired, applied, JobStep::None)
+            ..plan_with_labels(seen, desired, applied, JobStep::None)
         },
         Need::Wait(wait) => Plan {
             look_again: Some(wait),
-            ..settled(seen, desired, applied, JobStep::None)
+            ..plan_with_labels(seen, desired, applied, JobStep::None)
         },
         Need::Now if !may_begin(seen, desired, applied.as_ref()) => {
-            settled(seen, desired, applied, JobStep::None)
+            plan_with_labels(seen, desired, applied, JobStep::None)
         }
         Need::Now => match seen.hold {
             Hold::None => claim(seen, desired, applied),
@@ -217,7 +217,7 @@ fn suppress_pending_label(
     applied: Option<Applied>,
     look_again: Option<Duration>,
 ) -> Plan {
-    let mut plan = settled(seen, desired, applied, JobStep::None);
+    let mut plan = plan_with_labels(seen, desired, applied, JobStep::None);
     let pending = Progress::Pending.label();
     if let Some(edit) = &plan.edit
         && edit.taints.is_none()
@@ -255,7 +255,7 @@ fn claim(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
     applied.node_uid.clone_from(&seen.node.uid);
     applied.at = seen.now;
     hint(desired, &applied, &mut request);
-    settled(
+    plan_with_labels(
         seen,
         desired,
         Some(applied),
@@ -267,13 +267,13 @@ fn claim(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
 }
 
 /// The Job could not be created, for the reason given.
-fn not_made(seen: &Observed, desired: &Desired, mut applied: Applied, reason: &str) -> Plan {
+fn job_not_created(seen: &Observed, desired: &Desired, mut applied: Applied, reason: &str) -> Plan {
     let note = job_result::shortened(reason);
     applied.reason = Some(note.clone());
     applied.node_uid.clone_from(&seen.node.uid);
     Plan {
         event: Some(EventSpec::failure(&note)),
         look_again: Some(backoff(applied.attempts)),
-        ..settled(seen, desired, Some(applied), JobStep::None)
+        ..plan_with_labels(seen, desired, Some(applied), JobStep::None)
     }
 }

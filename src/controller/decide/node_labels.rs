@@ -61,7 +61,12 @@ pub fn progress(
 
 /// A plan that corrects the labels, and carries out `job`.
 #[must_use]
-pub fn settled(seen: &Observed, desired: &Desired, applied: Option<Applied>, job: JobStep) -> Plan {
+pub fn plan_with_labels(
+    seen: &Observed,
+    desired: &Desired,
+    applied: Option<Applied>,
+    job: JobStep,
+) -> Plan {
     let edit = edit(
         seen.node,
         &seen.cluster.shims,
@@ -69,7 +74,9 @@ pub fn settled(seen: &Observed, desired: &Desired, applied: Option<Applied>, job
         applied,
         seen.job.is_some(),
     );
-    let event = edit.as_ref().and_then(|edit| impossible(edit, desired));
+    let event = edit
+        .as_ref()
+        .and_then(|edit| impossible_shims_event(edit, desired));
     Plan {
         edit,
         event,
@@ -79,7 +86,7 @@ pub fn settled(seen: &Observed, desired: &Desired, applied: Option<Applied>, job
 }
 
 /// The Event for Shims whose label turns to `failed` because of their spec.
-fn impossible(edit: &NodeEdit, desired: &Desired) -> Option<EventSpec> {
+fn impossible_shims_event(edit: &NodeEdit, desired: &Desired) -> Option<EventSpec> {
     let failed = Some(Progress::Failed.label().to_owned());
     let notes: Vec<String> = desired
         .verdicts
@@ -119,9 +126,11 @@ fn edit(
             .and_then(|verdict| progress(node, applied.as_ref(), shim, verdict, digest))
         {
             Some((progress, _)) => Some(progress),
-            None => leaving(node, applied.as_ref(), shim, digest).then_some(Progress::Removing),
+            None => {
+                may_be_on_host(node, applied.as_ref(), shim, digest).then_some(Progress::Removing)
+            }
         };
-        done &= is_done(shims, shim, verdict, now);
+        done &= needs_no_wait(shims, shim, verdict, now);
         if desired.annotated.contains(shim) {
             let done = now == Some(Progress::Provisioned)
                 || matches!(verdict, Some(Verdict::HandlersTaken(_)));
@@ -130,9 +139,9 @@ fn edit(
         }
         let label = names::shim_label(shim);
         // A bare label is removed together with ours. Without ours, it belongs to something else.
-        let told = now.is_some() || node.labels.contains_key(&label);
+        let is_ours = now.is_some() || node.labels.contains_key(&label);
         wanted.insert(label, now.map(|now| now.label().to_owned()));
-        if told && bare_label_is_ours(node, shims, shim) {
+        if is_ours && bare_label_is_ours(node, shims, shim) {
             wanted.insert(shim.to_owned(), now.map(|now| now.bare_label().to_owned()));
         }
     }
@@ -164,7 +173,7 @@ fn edit(
     let annotations = BTreeMap::from([(
         names::APPLIED_ANNOTATION.to_owned(),
         applied
-            .filter(|applied| job_is_there || !idle(applied, &desired.request.shims))
+            .filter(|applied| job_is_there || !is_unused(applied, &desired.request.shims))
             .map(|applied| summary(&applied)),
     )]);
     let edit = NodeEdit {
@@ -201,7 +210,7 @@ fn still_served(
 }
 
 /// Whether pods need not wait for a Shim on this node: it is served, or will never be.
-fn is_done(
+fn needs_no_wait(
     shims: &[ShimView],
     shim: &str,
     verdict: Option<&Verdict>,
@@ -235,7 +244,7 @@ fn without_startup_taint(taints: &[Taint]) -> Option<Vec<Taint>> {
 }
 
 /// Whether the host may still carry a Shim that no longer selects the node.
-fn leaving(node: &NodeView, applied: Option<&Applied>, shim: &str, digest: &str) -> bool {
+fn may_be_on_host(node: &NodeView, applied: Option<&Applied>, shim: &str, digest: &str) -> bool {
     // A label without an entry in the annotation belongs to a claim without a report.
     let claimed = node.labels.contains_key(&names::shim_label(shim))
         && applied.is_none_or(|applied| applied.digest != digest);
@@ -243,7 +252,7 @@ fn leaving(node: &NodeView, applied: Option<&Applied>, shim: &str, digest: &str)
 }
 
 /// Nothing is selected, installed or in progress: the annotation is removed.
-fn idle(applied: &Applied, wanted: &[handoff::ShimRequest]) -> bool {
+fn is_unused(applied: &Applied, wanted: &[handoff::ShimRequest]) -> bool {
     wanted.is_empty() && applied.shims.is_empty() && applied.attempts == 0
 }
 

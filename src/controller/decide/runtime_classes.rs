@@ -40,10 +40,10 @@ pub fn decide(shim: &ShimView, there: &[&RuntimeClass]) -> (Vec<RuntimeClassStep
     let mut steps = Vec::new();
     let mut foreign = Vec::new();
     for class in there.iter().filter(|class| is_ours(class, shim)) {
-        let kept = wanted
+        let is_wanted = wanted
             .iter()
             .any(|wanted| wanted.name_any() == class.name_any() && wanted.handler == class.handler);
-        if !kept && class.metadata.deletion_timestamp.is_none() {
+        if !is_wanted && class.metadata.deletion_timestamp.is_none() {
             steps.push(RuntimeClassStep::Delete {
                 name: class.name_any(),
                 uid: class.uid().unwrap_or_default(),
@@ -58,7 +58,7 @@ pub fn decide(shim: &ShimView, there: &[&RuntimeClass]) -> (Vec<RuntimeClassStep
             )),
             // Deleted above; the new one is created after the old one is gone.
             Some(other) if other.handler != class.handler => {}
-            Some(other) if says(other, &class) => {}
+            Some(other) if is_equal(other, &class) => {}
             Some(other) => steps.push(RuntimeClassStep::Replace(Box::new(in_place_of(other, class)))),
             None => steps.push(RuntimeClassStep::Create(Box::new(class))),
         }
@@ -93,7 +93,7 @@ fn is_ours(class: &RuntimeClass, shim: &ShimView) -> bool {
 }
 
 /// Whether `there` equals `wanted` in all fields that Farrier sets.
-fn says(there: &RuntimeClass, wanted: &RuntimeClass) -> bool {
+fn is_equal(there: &RuntimeClass, wanted: &RuntimeClass) -> bool {
     placement(there) == placement(wanted)
         && amounts(there) == amounts(wanted)
         && there.labels() == wanted.labels()
@@ -297,9 +297,9 @@ mod tests {
         let (bare, full) = (shim(&json!({})), shim(&more));
         for (before, after) in [(&bare, &full), (&full, &bare)] {
             let mut there = made(before);
-            let kept = json!({"resourceVersion": "7", "annotations": {"theirs": "too"}, "finalizers": ["theirs"]});
+            let untouched = json!({"resourceVersion": "7", "annotations": {"theirs": "too"}, "finalizers": ["theirs"]});
             let mut metadata = serde_json::to_value(&there[0].metadata).unwrap();
-            for (key, value) in kept.as_object().unwrap() {
+            for (key, value) in untouched.as_object().unwrap() {
                 metadata[key] = value.clone();
             }
             there[0].metadata = serde_json::from_value(metadata).unwrap();

@@ -83,16 +83,16 @@ pub fn decide(seen: &ObservedShim<'_>) -> ShimPlan {
     };
     let status = status(shim, tally, unusable.as_deref(), &foreign, now);
     // The finalizer is set on the version that was read. The status follows with the next decision.
-    let said = finalizer != Finalizer::Keep || shim.status.as_ref() == Some(&status);
+    let keep_status = finalizer != Finalizer::Keep || shim.status.as_ref() == Some(&status);
     ShimPlan {
-        events: if said {
+        events: if keep_status {
             Vec::new()
         } else {
             events(shim.status.as_ref(), &status)
         },
         finalizer,
         runtime_classes,
-        status: (!said).then_some(status),
+        status: (!keep_status).then_some(status),
     }
 }
 
@@ -103,20 +103,21 @@ fn events(before: Option<&ShimStatus>, now: &ShimStatus) -> Vec<EventSpec> {
         let mut named = conditions.filter(|condition| condition.type_ == kind);
         named.next().map(|condition| condition.reason.as_str())
     };
-    let told = now.conditions.iter().filter(|condition| {
-        let is_worth = match condition.type_.as_str() {
+    let changed = now.conditions.iter().filter(|condition| {
+        let is_reported = match condition.type_.as_str() {
             reasons::DEGRADED => condition.status == "True",
             reasons::PROGRESSING => condition.reason == reasons::HALTED,
             _ => condition.reason == reasons::PROVISIONED,
         };
-        is_worth && reason(&condition.type_) != Some(condition.reason.as_str())
+        is_reported && reason(&condition.type_) != Some(condition.reason.as_str())
     });
-    told.map(|condition| EventSpec {
-        warning: condition.type_ != reasons::READY,
-        reason: condition.reason.clone(),
-        note: cut(&condition.message, LONGEST_NOTE),
-    })
-    .collect()
+    changed
+        .map(|condition| EventSpec {
+            warning: condition.type_ != reasons::READY,
+            reason: condition.reason.clone(),
+            note: cut(&condition.message, LONGEST_NOTE),
+        })
+        .collect()
 }
 
 fn status(
@@ -212,7 +213,7 @@ fn status(
     ShimStatus {
         conditions: conditions
             .into_iter()
-            .map(|(kind, said)| condition(shim, kind, said, now))
+            .map(|(kind, state)| condition(shim, kind, state, now))
             .collect(),
         nodes: count(nodes),
         nodes_ready: count(tally.ready),

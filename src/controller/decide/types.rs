@@ -146,7 +146,7 @@ pub struct Decision {
     /// What is known about the host, including the end of its Job.
     pub applied: Option<Applied>,
     /// Its Job is running, or its end is not recorded yet.
-    pub works: bool,
+    pub job_is_unrecorded: bool,
 }
 
 /// The progress of one Shim on all nodes.

@@ -80,10 +80,10 @@ impl NodeSummary {
         let Decision {
             plan,
             desired,
-            works,
+            job_is_unrecorded,
             ..
         } = decision;
-        let (works, digest) = (*works, &desired.digest);
+        let (job_is_unrecorded, digest) = (*job_is_unrecorded, &desired.digest);
         let applied = decision.applied.as_ref();
         let begins = matches!(plan.job, JobStep::Create { .. });
         let asked: BTreeSet<&str> = job
@@ -96,7 +96,7 @@ impl NodeSummary {
             let wanted = desired.verdicts.get(shim).and_then(Verdict::request);
             carries(node, applied, shim) || asked.contains(shim) || begins && wanted.is_some()
         };
-        let mut changing = works || begins;
+        let mut changing = job_is_unrecorded || begins;
         let mut shims = BTreeMap::new();
         for (shim, verdict) in &desired.verdicts {
             let progress = node_labels::progress(node, applied, shim, verdict, digest);
@@ -145,7 +145,7 @@ impl NodeSummary {
             fit: node.ready && !node.cordoned,
             changing,
             without_pod: begins
-                || works && job.is_some_and(|job| job.progress == JobProgress::NoPod),
+                || job_is_unrecorded && job.is_some_and(|job| job.progress == JobProgress::NoPod),
             waiting_for_pod_slot: plan.waiting_for_pod_slot,
             shims,
             lost: lost.collect(),
