@@ -32,6 +32,23 @@ pub struct ShimPlan {
     pub events: Vec<EventSpec>,
 }
 
+impl ShimPlan {
+    /// The plan that adds the finalizer and does nothing else.
+    #[must_use]
+    pub fn finalizer_only() -> Self {
+        Self {
+            finalizer: Finalizer::Add,
+            ..Self::default()
+        }
+    }
+}
+
+/// Whether the Shim is to get Farrier's finalizer.
+#[must_use]
+pub fn needs_finalizer(shim: &ShimView) -> bool {
+    !shim.deleting && !shim.has_finalizer
+}
+
 /// What to do about our finalizer.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub enum Finalizer {
@@ -71,7 +88,7 @@ pub fn decide(seen: &ObservedShim<'_>) -> ShimPlan {
         )),
     };
     let finalizer = match (shim.deleting, shim.has_finalizer || shim.has_rcm_finalizer) {
-        (false, _) if !shim.has_finalizer => Finalizer::Add,
+        (false, _) if needs_finalizer(shim) => Finalizer::Add,
         (true, true) if shim.forced || tally.carried == 0 => Finalizer::Release,
         (_, _) => Finalizer::Keep,
     };

@@ -338,8 +338,13 @@ impl Context {
         let rest = before.map_or(Duration::ZERO, |before| {
             BETWEEN_STATUSES.saturating_sub(now.saturating_duration_since(*before))
         });
-        // Before the recount, a new Shim would be reported as one that selects no node.
-        let rest = rest.max(memory.uncounted(now));
+        // Before the recount, a new Shim would be reported as one that selects no node. Its finalizer must not wait: the Shims of one
+        // manifest would otherwise get theirs after the first Jobs, and cost more Jobs.
+        let uncounted = memory.uncounted(now);
+        if !uncounted.is_zero() && shim_status::needs_finalizer(view) {
+            return Ok((ShimPlan::finalizer_only(), None));
+        }
+        let rest = rest.max(uncounted);
         if !rest.is_zero() {
             return Err(rest);
         }
@@ -512,19 +517,19 @@ mod tests {
     }
 
     /// State over empty stores; nothing is asked of the API server.
-    fn context() -> Context {
+    fn context(uninstalling: bool) -> Context {
         let service = tower::service_fn(|_: hyper::Request<Body>| {
             std::future::ready(Err::<hyper::Response<Body>, _>("not asked"))
         });
         let client = Client::new(service, "farrier");
         let watches = Watches::new(&client, "farrier");
         let (queues, _receivers) = Queues::new();
-        Context::new(client, settings(), &watches, queues, true)
+        Context::new(client, settings(), &watches, queues, uninstalling)
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_change_right_after_a_recount_is_counted_soon() {
-        let context = context();
+        let context = context(true);
         context.begin();
         assert!(context.is_clean() && context.carriers().is_empty());
         context.trigger(Trigger::Shims);
@@ -536,6 +541,21 @@ mod tests {
             () = tokio::time::sleep(Duration::from_secs(30)) => panic!("no recount"),
         }
         assert!(!context.memory().recount.is_pending);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_new_shim_gets_its_finalizer_before_the_recount_and_its_status_after() {
+        let context = context(false);
+        context.begin();
+        context.trigger(Trigger::Shims);
+        let shim = |finalizers: &[&str]| -> ShimObject {
+            let metadata = serde_json::json!({"name": "spin", "finalizers": finalizers});
+            serde_json::from_value(serde_json::json!({"metadata": metadata})).unwrap()
+        };
+        let (plan, _) = context.decide_shim(&context.view(&shim(&[]))).unwrap();
+        assert_eq!(plan, ShimPlan::finalizer_only());
+        let held = context.view(&shim(&[names::SHIM_FINALIZER]));
+        assert!(context.decide_shim(&held).is_err());
     }
 
     #[test]
