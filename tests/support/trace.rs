@@ -114,7 +114,8 @@ pub fn follow(
                     };
                     if seen(program, &call).is_break() {
                         kill(program, Signal::SIGKILL).unwrap();
-                        while waitpid(program, Some(any)).unwrap()
+                        // The first thread is heard of last: each other one has to be heard of before.
+                        while waitpid(None, Some(any)).unwrap()
                             != WaitStatus::Signaled(program, Signal::SIGKILL, false)
                         {
                         }
