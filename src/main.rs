@@ -14,7 +14,9 @@ use farrier::controller;
 use farrier::handoff::ProvisionReport;
 use farrier::installer::report::text;
 use farrier::installer::transaction::interrupts::Interrupts;
-use farrier::installer::{self, InstallOptions, Preview, UninstallOptions, Wanted};
+use farrier::installer::{
+    self, HostOptions, InstallOptions, Preview, RequestSource, UninstallOptions,
+};
 use farrier::telemetry;
 use tracing::{error, info, warn};
 
@@ -190,6 +192,15 @@ async fn run_uninstall_cluster(uninstall: cli::UninstallCluster) -> ExitCode {
     }
 }
 
+fn host_options(change: &cli::Change) -> HostOptions {
+    HostOptions {
+        root: change.host.host_root.clone(),
+        config: change.config.clone(),
+        offline: change.offline,
+        allow_pod_restarts: change.allow_pod_restarts,
+    }
+}
+
 async fn run_install(install: cli::Install) -> ExitCode {
     let cli::Install {
         request,
@@ -202,19 +213,16 @@ async fn run_install(install: cli::Install) -> ExitCode {
         change,
     } = install;
     let mut options = InstallOptions {
-        host_root: change.host.host_root,
-        wanted: match request {
-            Some(path) => Wanted::File(path),
-            None => Wanted::Named {
+        host: host_options(&change),
+        source: match request {
+            Some(path) => RequestSource::File(path),
+            None => RequestSource::Named {
                 shims: shim,
                 reserve,
             },
         },
         artifacts,
         keep_others,
-        config: change.config,
-        offline: change.offline,
-        allow_pod_restarts: change.allow_pod_restarts,
         ca_file: trust.ca_file,
         interrupts: Interrupts::default(),
     };
@@ -238,11 +246,8 @@ async fn run_install(install: cli::Install) -> ExitCode {
 async fn run_uninstall(uninstall: cli::Uninstall) -> ExitCode {
     let cli::Uninstall { shim, all, change } = uninstall;
     let mut options = UninstallOptions {
-        host_root: change.host.host_root,
+        host: host_options(&change),
         shims: (!all).then(|| shim.into_iter().collect()),
-        config: change.config,
-        offline: change.offline,
-        allow_pod_restarts: change.allow_pod_restarts,
         interrupts: Interrupts::default(),
     };
     if change.dry_run {
@@ -263,7 +268,7 @@ async fn run_fetch(fetch: cli::Fetch) -> ExitCode {
         out,
         trust,
     } = fetch;
-    let wanted = Wanted::File(request);
+    let source = RequestSource::File(request);
     let interrupts = match listen() {
         Ok(interrupts) => interrupts,
         Err(status) => return status,
@@ -273,7 +278,7 @@ async fn run_fetch(fetch: cli::Fetch) -> ExitCode {
         name = interrupts.came() => {
             return fail(&format!("interrupted by {name}; run the same command again"));
         }
-        fetched = installer::fetch(&wanted, &out, trust.ca_file.as_deref()) => fetched,
+        fetched = installer::fetch(&source, &out, trust.ca_file.as_deref()) => fetched,
     };
     match fetched {
         Ok(results) => {
@@ -304,7 +309,13 @@ async fn run_doctor(doctor: cli::Doctor) -> ExitCode {
         offline,
         output,
     } = doctor;
-    let diagnosis = installer::doctor(&host.host_root, config.as_deref(), offline).await;
+    let options = HostOptions {
+        root: host.host_root,
+        config,
+        offline,
+        allow_pod_restarts: false,
+    };
+    let diagnosis = installer::doctor(&options).await;
     let printed = match output {
         Output::Text => print(&text::diagnosis_text(&diagnosis)),
         Output::Json => match serde_json::to_string(&diagnosis) {

@@ -1,89 +1,91 @@
-//! What a change would do, decided as the change itself decides it. Changes not one byte of the host, the lock and the state file
+//! The plan of a change, made in the same way as for the change itself. Changes not one byte of the host, the lock and the state file
 //! included.
 
 use crate::handoff::{Outcome, ProvisionReport};
-use crate::installer::error::Error;
-use crate::installer::host::HostRoot;
-use crate::installer::inspect::{HostFacts, gather};
-use crate::installer::options::{InstallOptions, UninstallOptions, config_path};
+use crate::installer::inspect::HostFacts;
+use crate::installer::options::{Host, InstallOptions, UninstallOptions};
 use crate::installer::plan::{Goal, decide};
 use crate::installer::report::text;
-use crate::installer::report::{conclude, describe, failed, publish};
+use crate::installer::report::{add_host_info, add_plan_result, refused, report_failure, sanitize};
 use crate::installer::state::JOURNAL_FILE;
-use crate::installer::transaction::resolve::prepare;
+use crate::installer::transaction::resolve::{ArtifactOptions, resolve};
+use crate::installer::transaction::{Error, Failure};
 
-/// A change that was decided and not carried out.
+/// A change that was planned and not made.
 #[derive(Debug)]
 pub struct Preview {
-    /// As it would be reported, with a diff of each configuration file; but nothing is changed.
+    /// The report of the change, with a diff of each configuration file. Nothing is changed.
     pub report: ProvisionReport,
-    /// What would be done, for people, with the same diffs.
+    /// The plan for people, with the same diffs.
     pub text: String,
 }
 
-impl Preview {
-    fn new(mut report: ProvisionReport, text: Result<String, Error>) -> Self {
-        if let Err(error) = &text {
-            report = failed(report, error);
-        }
-        let report = publish(report);
-        let text = text.unwrap_or_else(|_| text::report_text(&report));
-        Self { report, text }
-    }
-}
-
-/// Decides what [`install`](super::install) would do.
+/// Plans an [`install`](super::install).
 pub async fn preview_install(options: &InstallOptions) -> Preview {
     let mut report = ProvisionReport::new(Outcome::Refused);
-    let text = try_install(options, &mut report).await;
-    Preview::new(report, text)
-}
-
-/// Decides what [`uninstall`](super::uninstall) would do.
-pub async fn preview_uninstall(options: &UninstallOptions) -> Preview {
-    let mut report = ProvisionReport::new(Outcome::Refused);
-    let text = try_uninstall(options, &mut report).await;
-    Preview::new(report, text)
-}
-
-async fn try_install(
-    options: &InstallOptions,
-    report: &mut ProvisionReport,
-) -> Result<String, Error> {
-    let request = options.wanted.read()?;
+    let request = match options.source.read() {
+        Ok(request) => request,
+        Err(error) => return refusal(refused(report, &error)),
+    };
     report.request_digest = request.digest();
     report.node_uid.clone_from(&request.node_uid);
-    let host = HostRoot::open(&options.host_root)?;
-    let config = config_path(options.config.as_deref())?;
-    let facts = gather(&host, config, options.offline).await?;
-    describe(report, &facts);
-    let prepared = prepare(&host, options, &request, &facts).await?;
-    foresee(&host, &facts, &prepared.want, report)
+    let host = match Host::open(&options.host) {
+        Ok(host) => host,
+        Err(error) => return refusal(refused(report, &error)),
+    };
+    let artifacts = ArtifactOptions {
+        directory: options.artifacts.as_deref(),
+        ca_file: options.ca_file.as_deref(),
+    };
+    let goal = async |facts: &HostFacts| {
+        let resolved = resolve(&host.root, artifacts, &request, facts).await?;
+        Ok(options.goal(&request, resolved.binaries))
+    };
+    preview(&host, report, goal).await
 }
 
-async fn try_uninstall(
-    options: &UninstallOptions,
-    report: &mut ProvisionReport,
-) -> Result<String, Error> {
-    let host = HostRoot::open(&options.host_root)?;
-    let config = config_path(options.config.as_deref())?;
-    let facts = gather(&host, config, options.offline).await?;
-    describe(report, &facts);
-    foresee(&host, &facts, &options.want(), report)
-}
-
-fn foresee(
-    host: &HostRoot,
-    facts: &HostFacts,
-    want: &Goal,
-    report: &mut ProvisionReport,
-) -> Result<String, Error> {
-    let mut plan = decide(facts, want)?;
-    if host.exists(JOURNAL_FILE)? {
-        let words = "a change of this host was interrupted: a run undoes or finishes that first, so its plan may be another";
-        plan.notes.push(words.to_owned());
+/// Plans an [`uninstall`](super::uninstall).
+pub async fn preview_uninstall(options: &UninstallOptions) -> Preview {
+    let report = ProvisionReport::new(Outcome::Refused);
+    match Host::open(&options.host) {
+        Ok(host) => preview(&host, report, async |_| Ok(options.goal())).await,
+        Err(error) => refusal(refused(report, &error)),
     }
-    conclude(report, facts, &plan, want.offline);
+}
+
+async fn preview(
+    host: &Host<'_>,
+    mut report: ProvisionReport,
+    goal: impl AsyncFnOnce(&HostFacts) -> Result<Goal, Error>,
+) -> Preview {
+    match plan(host, &mut report, goal).await {
+        Ok(text) => Preview {
+            report: sanitize(report),
+            text,
+        },
+        Err(error) => refusal(report_failure(report, Failure::Refused(error))),
+    }
+}
+
+fn refusal(report: ProvisionReport) -> Preview {
+    let report = sanitize(report);
+    let text = text::report_text(&report);
+    Preview { report, text }
+}
+
+async fn plan(
+    host: &Host<'_>,
+    report: &mut ProvisionReport,
+    goal: impl AsyncFnOnce(&HostFacts) -> Result<Goal, Error>,
+) -> Result<String, Error> {
+    let facts = host.inspect().await?;
+    add_host_info(report, &facts);
+    let mut plan = decide(&facts, &goal(&facts).await?)?;
+    if host.root.exists(JOURNAL_FILE)? {
+        let note = "a change of this host was interrupted: the next run undoes or finishes it first, so its plan may differ";
+        plan.notes.push(note.to_owned());
+    }
+    add_plan_result(report, &facts, &plan, host.options.offline);
     report.restarts = u32::from(plan.restart);
     for (file, change) in report.files.iter_mut().zip(&plan.config) {
         file.diff = Some(text::diff(change));

@@ -1,6 +1,7 @@
-//! Changes one host: gather facts, decide, carry out, report. Never talks to a cluster and never names the controller.
+//! Changes one host. [`install`], [`uninstall`], their dry runs and [`doctor`] go one path: open the host, recover an interrupted change,
+//! inspect, plan, act, report. A dry run and [`doctor`] leave out the steps that change the host. Never talks to a cluster.
 //!
-//! [`install`] and [`uninstall`] always answer with a report; [`fetch`] and [`doctor`] change no host.
+//! [`install`] and [`uninstall`] always return a report.
 
 pub mod artifact;
 pub mod containerd;
@@ -15,250 +16,212 @@ pub mod report;
 pub mod state;
 pub mod transaction;
 
-use std::collections::BTreeMap;
 use std::path::Path;
+
+use tracing::warn;
 
 pub use dry_run::{Preview, preview_install, preview_uninstall};
 pub use error::Error;
 use host::HostRoot;
+use inspect::HostFacts;
 use inspect::verify_cache::{Artifacts, Stamps};
-use inspect::{HostFacts, gather};
-use options::config_path;
-pub use options::{InstallOptions, UninstallOptions, Wanted};
-use plan::{HostPlan, decide};
-use report::doctor::Traces;
-use report::{as_before, conclude, count, describe, failed, publish, unhappy};
+use options::Host;
+pub use options::{HostOptions, InstallOptions, RequestSource, UninstallOptions};
+use plan::{Goal, HostPlan, decide};
+use report::doctor::{Diagnosis, Traces};
+use report::{
+    add_host_info, add_plan_result, add_restarts, refused, report_failure, report_unchanged,
+    sanitize,
+};
 use state::{JOURNAL_FILE, StateAfter};
-use tracing::warn;
 use transaction::interrupts::Interrupts;
 use transaction::recovery::{gather_after, recover};
-use transaction::resolve::{Prepared, prepare};
+use transaction::resolve::{ArtifactOptions, Resolved, resolve};
 use transaction::{Failure, perform};
 
 use crate::handoff::{FetchResult, Outcome, ProvisionReport, ShimRequest};
 
-/// Fetches what the request names into `out`, for a later [`install`]. Touches no host.
+/// Fetches the artifacts of a request into `out`, for a later [`install`]. Touches no host.
 ///
 /// # Errors
 /// When the request, `out` or the certificate authorities can't be used. A shim that can't be fetched has its reason in its result.
 pub async fn fetch(
-    wanted: &Wanted,
+    source: &RequestSource,
     out: &Path,
     ca_file: Option<&Path>,
 ) -> Result<Vec<FetchResult>, Error> {
-    let request = wanted.read()?;
+    let request = source.read()?;
     Ok(artifact::fetch::fetch(&request.shims, out, ca_file).await?)
 }
 
-/// Makes the host carry what is wanted. Whatever happens is in the report.
+/// Makes the host carry the requested shims. The report holds the result, whatever happens.
 pub async fn install(options: InstallOptions) -> ProvisionReport {
-    let request = match options.wanted.read() {
-        Ok(request) => request,
-        Err(error) => return failed(ProvisionReport::new(Outcome::Refused), &error),
-    };
     let mut report = ProvisionReport::new(Outcome::Refused);
+    let request = match options.source.read() {
+        Ok(request) => request,
+        Err(error) => return sanitize(refused(report, &error)),
+    };
     report.request_digest = request.digest();
     report.node_uid.clone_from(&request.node_uid);
-    let host = match HostRoot::open(&options.host_root) {
+    let host = match Host::open(&options.host) {
         Ok(host) => host,
-        Err(error) => return failed(report, &error.into()),
+        Err(error) => return sanitize(refused(report, &error)),
     };
-    let config = match config_path(options.config.as_deref()) {
-        Ok(config) => config,
-        Err(error) => return failed(report, &error),
+    let artifacts = ArtifactOptions {
+        directory: options.artifacts.as_deref(),
+        ca_file: options.ca_file.as_deref(),
     };
-    let change = Change {
-        host: &host,
-        config,
-        offline: options.offline,
-        allow_pod_restarts: options.allow_pod_restarts,
-        interrupts: &options.interrupts,
+    let resolved = async |facts: &HostFacts| {
+        let mut resolved = resolve(&host.root, artifacts, &request, facts).await?;
+        let binaries = std::mem::take(&mut resolved.binaries);
+        Ok((options.goal(&request, binaries), resolved))
     };
-    let report = change
-        .run(report, &request.shims, async |facts| {
-            prepare(&host, &options, &request, facts).await
-        })
-        .await;
-    publish(report)
+    let changed = change(&host, &options.interrupts, report, &request.shims, resolved);
+    sanitize(changed.await)
 }
 
-/// Takes shims off the host. Whatever happens is in the report.
+/// Removes shims from the host. The report holds the result, whatever happens.
 pub async fn uninstall(options: UninstallOptions) -> ProvisionReport {
     let report = ProvisionReport::new(Outcome::Refused);
-    let host = match HostRoot::open(&options.host_root) {
+    let host = match Host::open(&options.host) {
         Ok(host) => host,
-        Err(error) => return failed(report, &error.into()),
+        Err(error) => return sanitize(refused(report, &error)),
     };
-    let config = match config_path(options.config.as_deref()) {
-        Ok(config) => config,
-        Err(error) => return failed(report, &error),
-    };
-    let change = Change {
-        host: &host,
-        config,
-        offline: options.offline,
-        allow_pod_restarts: options.allow_pod_restarts,
-        interrupts: &options.interrupts,
-    };
-    let want = options.want();
-    let report = change
-        .run(report, &[], async |_| {
-            Ok(Prepared {
-                want,
-                sources: BTreeMap::new(),
-                artifacts: Artifacts::new(),
-                _downloads: None,
-            })
-        })
-        .await;
-    publish(report)
+    let resolved = async |_: &HostFacts| Ok((options.goal(), Resolved::default()));
+    let changed = change(&host, &options.interrupts, report, &[], resolved);
+    sanitize(changed.await)
 }
 
-/// What is installed on a host, by whom, and what is wrong with it; that its files can't be read is one finding. With `offline` nothing
-/// of it is expected to run.
-pub async fn doctor(
-    host_root: &Path,
-    config: Option<&Path>,
-    offline: bool,
-) -> report::doctor::Diagnosis {
-    match diagnose(host_root, config, offline).await {
-        Ok(diagnosis) => diagnosis,
-        Err(error) => report::doctor::unseen(&error),
-    }
+/// Lists the shims of a host, their owners, and the faults of the host. A host that can't be read is one finding.
+pub async fn doctor(options: &HostOptions) -> Diagnosis {
+    let diagnosed = async {
+        let host = Host::open(options)?;
+        let mut facts = host.inspect().await?;
+        facts.hash_binaries(&host.root)?;
+        let traces = Traces {
+            offline: options.offline,
+            locked: host.root.is_locked()?,
+            journal: host.root.exists(JOURNAL_FILE)?,
+            leftovers: transaction::cleanup::leftovers(&host.root, &facts)?,
+        };
+        Ok::<_, Error>(report::doctor::examine(&facts, &traces))
+    };
+    diagnosed
+        .await
+        .unwrap_or_else(|error| report::doctor::unseen(&error))
 }
 
-async fn diagnose(
-    host_root: &Path,
-    config: Option<&Path>,
-    offline: bool,
-) -> Result<report::doctor::Diagnosis, Error> {
-    let host = HostRoot::open(host_root)?;
-    let mut facts = gather(&host, config_path(config)?, offline).await?;
-    facts.hash_binaries(&host)?;
-    let traces = Traces {
+/// Changes the host and adds the result to the report. `goal` says what the host is to carry, and which artifacts that takes.
+async fn change(
+    host: &Host<'_>,
+    interrupts: &Interrupts,
+    mut report: ProvisionReport,
+    shims: &[ShimRequest],
+    goal: impl AsyncFnOnce(&HostFacts) -> Result<(Goal, Resolved), transaction::Error>,
+) -> ProvisionReport {
+    let HostOptions {
+        root: _,
+        config: _,
         offline,
-        locked: host.is_locked()?,
-        journal: host.exists(JOURNAL_FILE)?,
-        leftovers: transaction::cleanup::leftovers(&host, &facts)?,
+        allow_pod_restarts,
+    } = *host.options;
+    let root = &host.root;
+    let locked = async { Ok(root.lock(offline).await?) };
+    let lock = match interrupts.cut_off(locked).await.flatten() {
+        Ok(lock) => lock,
+        Err(error) => return report_failure(report, Failure::Refused(error)),
     };
-    Ok(report::doctor::examine(&facts, &traces))
-}
-
-/// One change of one host.
-struct Change<'a> {
-    host: &'a HostRoot,
-    config: Option<&'a str>,
-    offline: bool,
-    allow_pod_restarts: bool,
-    interrupts: &'a Interrupts,
-}
-
-impl Change<'_> {
-    async fn run(
-        &self,
-        mut report: ProvisionReport,
-        shims: &[ShimRequest],
-        want: impl AsyncFnOnce(&HostFacts) -> Result<Prepared, Error>,
-    ) -> ProvisionReport {
-        let lock = async { Ok(self.host.lock(self.offline).await?) };
-        let lock = match self.interrupts.cut_off(lock).await.flatten() {
-            Ok(lock) => lock,
-            Err(error) => return failed(report, &error),
+    Stamps::clean(root);
+    // A change that a former run left half done is undone or finished, and no signal cuts that off.
+    let recovered = match recover(root, offline, allow_pod_restarts).await {
+        Ok(recovered) => recovered,
+        Err(failure) => return report_failure(report, failure),
+    };
+    let inspected = async {
+        let facts = match recovered {
+            Some(_) => gather_after(root, host.config, offline).await?,
+            None => host.inspect().await?,
         };
-        Stamps::clean(self.host);
-        // What a former run left half done is undone or finished to its end.
-        let gathered = match recover(self.host, self.offline, self.allow_pod_restarts).await {
-            Ok(Some(tally)) => {
-                report.changed = true;
-                count(&mut report, tally);
-                let gathered = gather_after(self.host, self.config, self.offline);
-                self.interrupts.cut_off(gathered).await.flatten()
-            }
-            Ok(None) => {
-                let gathered = gather(self.host, self.config, self.offline);
-                self.interrupts.cut_off(gathered).await.flatten()
-            }
-            Err(failure) => return unhappy(report, failure),
-        };
-        let facts = match gathered {
-            Ok(facts) => facts,
-            Err(error) => return failed(report, &error),
-        };
-        describe(&mut report, &facts);
-        let Prepared {
-            mut want,
-            sources,
-            artifacts,
-            _downloads,
-        } = match self.interrupts.cut_off(want(&facts)).await.flatten() {
-            Ok(prepared) => prepared,
-            Err(error) => return as_before(failed(report, &error), &facts, shims, self.offline),
-        };
-        let carried_out = loop {
-            let plan = match decide(&facts, &want) {
-                Ok(plan) => plan,
-                Err(error) => break Err(Failure::Refused(error.into())),
-            };
-            if plan.is_empty() {
-                break Ok((plan, None));
-            }
-            match perform(self.host, &facts, &plan, &sources, self.interrupts).await {
-                Ok(done) => break Ok((plan, Some(done))),
-                // One that doesn't run takes none of the others with it.
-                Err(Failure::Refused(Error::Unusable(unusable)))
-                    if want.drop_binaries(&unusable) => {}
-                Err(failure) => break Err(failure),
-            }
-        };
-        let plan = match carried_out {
-            Ok((mut plan, done)) => {
-                if let Some(done) = done {
-                    plan.stays(done.late);
-                    report.changed = true;
-                    count(&mut report, done.tally);
-                }
-                plan
-            }
-            Err(failure) => {
-                let report = unhappy(report, failure);
-                return as_before(report, &facts, shims, self.offline);
-            }
-        };
-        self.remember(&facts, &plan, artifacts);
-        conclude(&mut report, &facts, &plan, self.offline);
-        drop(lock);
-        if report.changed
-            && let Some(name) = self.interrupts.come().await
-        {
-            report.notes.push(format!(
-                "{name} came after the change had taken effect, so the change was carried out"
-            ));
-        }
-        report
+        Ok(facts)
+    };
+    if let Some(tally) = recovered {
+        report.changed = true;
+        add_restarts(&mut report, tally);
     }
-
-    /// Records what was hashed in this run, for the next. Best effort: without it the next run hashes again.
-    fn remember(&self, facts: &HostFacts, plan: &HostPlan, artifacts: Artifacts) {
-        let state = match &plan.state {
-            StateAfter::Write(state) => state,
-            StateAfter::Keep if !facts.state.is_empty() => &facts.state,
-            StateAfter::Keep | StateAfter::Remove => return,
-        };
-        let wanted = state.handlers.values().chain(state.draining.values());
-        let wanted = wanted.filter_map(|owned| owned.sha256().cloned());
-        let verified = wanted
-            .filter(|sha256| facts.stored.contains(sha256) || plan.store.contains(sha256))
-            .collect();
-        let adopted = facts.inheritance.binaries.iter();
-        let adopted = adopted
-            .filter(|(path, _)| {
-                !plan.links.contains_key(*path) && !plan.leftovers.files.contains(path)
-            })
-            .filter_map(|(path, standing)| Some((path.clone(), standing.verified.clone()?)))
-            .collect();
-        let recorded = Stamps::record(self.host, &facts.places, &verified, artifacts, adopted);
-        if let Err(error) = recorded {
-            warn!(%error, "what was verified is not remembered");
+    let facts = match interrupts.cut_off(inspected).await.flatten() {
+        Ok(facts) => facts,
+        Err(error) => return report_failure(report, Failure::Refused(error)),
+    };
+    add_host_info(&mut report, &facts);
+    let (mut goal, resolved) = match interrupts.cut_off(goal(&facts)).await.flatten() {
+        Ok(goal) => goal,
+        Err(error) => {
+            let report = report_failure(report, Failure::Refused(error));
+            return report_unchanged(report, &facts, shims, offline);
         }
+    };
+    let carried_out = loop {
+        let plan = match decide(&facts, &goal) {
+            Ok(plan) => plan,
+            Err(error) => break Err(Failure::Refused(error.into())),
+        };
+        if plan.is_empty() {
+            break Ok((plan, None));
+        }
+        match perform(root, &facts, &plan, &resolved.sources, interrupts).await {
+            Ok(done) => break Ok((plan, Some(done))),
+            // A binary that does not run on the host costs its shim, and no other one.
+            Err(Failure::Refused(transaction::Error::Unusable(unusable)))
+                if goal.drop_binaries(&unusable) => {}
+            Err(failure) => break Err(failure),
+        }
+    };
+    let plan = match carried_out {
+        Ok((mut plan, done)) => {
+            if let Some(done) = done {
+                plan.stays(done.late);
+                report.changed = true;
+                add_restarts(&mut report, done.tally);
+            }
+            plan
+        }
+        Err(failure) => {
+            let report = report_failure(report, failure);
+            return report_unchanged(report, &facts, shims, offline);
+        }
+    };
+    record_verified(root, &facts, &plan, resolved.artifacts);
+    add_plan_result(&mut report, &facts, &plan, offline);
+    drop(lock);
+    if report.changed
+        && let Some(name) = interrupts.come().await
+    {
+        report.notes.push(format!(
+            "{name} came after the change had taken effect, so the change was carried out"
+        ));
+    }
+    report
+}
+
+/// Records the files that this run hashed, for the next run. Best effort: without the record, the next run hashes again.
+fn record_verified(root: &HostRoot, facts: &HostFacts, plan: &HostPlan, artifacts: Artifacts) {
+    let state = match &plan.state {
+        StateAfter::Write(state) => state,
+        StateAfter::Keep if !facts.state.is_empty() => &facts.state,
+        StateAfter::Keep | StateAfter::Remove => return,
+    };
+    let wanted = state.handlers.values().chain(state.draining.values());
+    let wanted = wanted.filter_map(|owned| owned.sha256().cloned());
+    let verified = wanted
+        .filter(|sha256| facts.stored.contains(sha256) || plan.store.contains(sha256))
+        .collect();
+    let adopted = facts.inheritance.binaries.iter();
+    let adopted = adopted
+        .filter(|(path, _)| !plan.links.contains_key(*path) && !plan.leftovers.files.contains(path))
+        .filter_map(|(path, standing)| Some((path.clone(), standing.verified.clone()?)))
+        .collect();
+    let recorded = Stamps::record(root, &facts.places, &verified, artifacts, adopted);
+    if let Err(error) = recorded {
+        warn!(%error, "failed to write the verification cache: the next run hashes all binaries again");
     }
 }

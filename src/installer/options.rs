@@ -1,43 +1,75 @@
 //! What the callers of this room ask for, and how a desired set is read: the door through which its text becomes a type.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{ErrorKind, Read as _};
+use std::io::{self, ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 
-use crate::handoff::{Owner, ProvisionRequest, ShimRequest};
-use crate::installer::error::Error;
+use crate::handoff::{self, Owner, ProvisionRequest, ShimRequest};
+use crate::installer::host::{self, HostRoot};
+use crate::installer::inspect::{self, HostFacts, gather};
 use crate::installer::plan::{Goal, Scope};
 use crate::installer::transaction::interrupts::Interrupts;
+
+/// Why the options of a run can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The request.
+    #[error("{}", handoff::with_help(.0, .0.help()))]
+    Request(#[from] handoff::Error),
+    /// The request's file.
+    #[error("the request in {path} can't be read: {source}; name a file that farrier may read")]
+    RequestFile {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// A path that can't be a file on the host.
+    #[error("{} can't be containerd's configuration file; write an absolute path", .0.display())]
+    ConfigPath(PathBuf),
+    /// The host's file system.
+    #[error(transparent)]
+    Host(#[from] host::Error),
+}
 
 /// A request names some hundred shims at most; the annotation that carries it in a cluster has 256 KiB for all of them.
 const REQUEST_LIMIT: u64 = 1 << 20;
 
-/// What `install` should bring about.
+/// The host that a run is about, and what the run may do there.
 #[derive(Debug)]
-pub struct InstallOptions {
+pub struct HostOptions {
     /// Where the host's file system is.
-    pub host_root: PathBuf,
-    /// The desired set.
-    pub wanted: Wanted,
-    /// Folder in which [`fetch`] left the artifacts; without it they are fetched now.
-    pub artifacts: Option<PathBuf>,
-    /// Keep what the same owner had before.
-    pub keep_others: bool,
-    /// The root configuration file that containerd reads; without it the running daemon and the table say.
+    pub root: PathBuf,
+    /// The root configuration file of containerd. Without it, the running containerd, its unit, the last change or the table of
+    /// distributions names the file.
     pub config: Option<PathBuf>,
-    /// Restart nothing, ask no CRI.
+    /// Restart nothing and ask no CRI: the host is an image, or is about to boot.
     pub offline: bool,
     /// Restart containerd even where that ends every pod on the node.
     pub allow_pod_restarts: bool,
+}
+
+/// Options of an installation.
+#[derive(Debug)]
+pub struct InstallOptions {
+    /// The host.
+    pub host: HostOptions,
+    /// The desired set.
+    pub source: RequestSource,
+    /// The directory in which [`fetch`](super::fetch) left the artifacts; without it, they are fetched now.
+    pub artifacts: Option<PathBuf>,
+    /// Keep the other shims of the same owner.
+    pub keep_others: bool,
     /// More certificate authorities than Mozilla's, as PEM.
     pub ca_file: Option<PathBuf>,
-    /// What ends the run before its change takes effect.
+    /// Signals that end the run before its change takes effect.
     pub interrupts: Interrupts,
 }
 
 /// Where a desired set comes from.
 #[derive(Debug)]
-pub enum Wanted {
+pub enum RequestSource {
     /// A document that the controller wrote.
     File(PathBuf),
     /// The command line.
@@ -49,26 +81,68 @@ pub enum Wanted {
     },
 }
 
-/// What `uninstall` should take away.
+/// Options of a removal.
 #[derive(Debug)]
 pub struct UninstallOptions {
-    /// Where the host's file system is.
-    pub host_root: PathBuf,
-    /// Names of shims, of the command line and of predecessors; `None` for everything of everybody.
+    /// The host.
+    pub host: HostOptions,
+    /// Names of shims, of the command line and of legacy installers; `None` for all shims of all owners.
     pub shims: Option<BTreeSet<String>>,
-    /// The root configuration file that containerd reads; without it the running daemon, the table and the last change say.
-    pub config: Option<PathBuf>,
-    /// Restart nothing, ask no CRI.
-    pub offline: bool,
-    /// Restart containerd even where that ends every pod on the node.
-    pub allow_pod_restarts: bool,
-    /// What ends the run before its change takes effect.
+    /// Signals that end the run before its change takes effect.
     pub interrupts: Interrupts,
 }
 
+/// The host of a run.
+pub(crate) struct Host<'a> {
+    pub(crate) root: HostRoot,
+    pub(crate) config: Option<&'a str>,
+    pub(crate) options: &'a HostOptions,
+}
+
+impl<'a> Host<'a> {
+    /// Opens the host that the options name.
+    pub(crate) fn open(options: &'a HostOptions) -> Result<Self, Error> {
+        Ok(Self {
+            root: HostRoot::open(&options.root)?,
+            config: config_path(options.config.as_deref())?,
+            options,
+        })
+    }
+
+    /// Gathers the facts of the host.
+    pub(crate) async fn inspect(&self) -> Result<HostFacts, inspect::Error> {
+        gather(&self.root, self.config, self.options.offline).await
+    }
+}
+
+impl InstallOptions {
+    /// What the host carries after the installation of `request`, whose `binaries` were resolved.
+    pub(crate) fn goal(
+        &self,
+        request: &ProvisionRequest,
+        binaries: BTreeMap<String, Result<String, String>>,
+    ) -> Goal {
+        Goal {
+            owner: request.owner,
+            shims: request.shims.clone(),
+            reserve: request.reserve.clone(),
+            reserve_options: request.reserve_options.clone(),
+            scope: if self.keep_others {
+                Scope::Nothing
+            } else {
+                Scope::Owner
+            },
+            binaries,
+            digest: Some(request.digest()),
+            offline: self.host.offline,
+            allow_pod_restarts: self.host.allow_pod_restarts,
+        }
+    }
+}
+
 impl UninstallOptions {
-    /// What a host should carry then.
-    pub(crate) fn want(&self) -> Goal {
+    /// What the host carries after the removal.
+    pub(crate) fn goal(&self) -> Goal {
         Goal {
             owner: Owner::Local,
             shims: Vec::new(),
@@ -80,13 +154,13 @@ impl UninstallOptions {
             },
             binaries: BTreeMap::new(),
             digest: None,
-            offline: self.offline,
-            allow_pod_restarts: self.allow_pod_restarts,
+            offline: self.host.offline,
+            allow_pod_restarts: self.host.allow_pod_restarts,
         }
     }
 }
 
-impl Wanted {
+impl RequestSource {
     /// Reads the request and refuses what a host must never act on.
     ///
     /// # Errors
@@ -126,7 +200,7 @@ impl Wanted {
 ///
 /// # Errors
 /// When it is not absolute.
-pub(crate) fn config_path(config: Option<&Path>) -> Result<Option<&str>, Error> {
+fn config_path(config: Option<&Path>) -> Result<Option<&str>, Error> {
     let Some(path) = config else {
         return Ok(None);
     };

@@ -179,7 +179,7 @@ async fn a_binary_that_was_taken_over_is_hashed_again_only_when_it_was_touched()
     *sha256 = "0".repeat(64).into();
     std::fs::write(&record, verified.to_string()).unwrap();
     // A run takes the record's word for the binary; doctor doesn't.
-    let findings = async || installer::doctor(host.root(), None, true).await.findings;
+    let findings = async || installer::doctor(&host.host_options()).await.findings;
     let drifted = |finding: &Finding| finding.problem.contains(&path);
     assert!(!findings().await.iter().any(drifted));
     let report = host.install(&[wanted("spin", 3)], &[]).await;
@@ -438,7 +438,7 @@ async fn a_template_of_k3s_is_taken_over_and_put_back(#[case] template: &str) {
 async fn doctor_names_what_nobody_has_taken_over() {
     let host = host(TERMINATED);
     add_kwasm(&host);
-    let diagnosis = installer::doctor(host.root(), None, true).await;
+    let diagnosis = installer::doctor(&host.host_options()).await;
     let finding = diagnosis
         .findings
         .iter()

@@ -8,7 +8,7 @@ use farrier::names::sha256_hex;
 
 /// What `doctor` finds wrong with a host on which nothing runs.
 async fn problems(host: &Host) -> Vec<String> {
-    let diagnosis = farrier::installer::doctor(host.root(), None, true).await;
+    let diagnosis = farrier::installer::doctor(&host.host_options()).await;
     assert_eq!(diagnosis.healthy, diagnosis.findings.is_empty());
     let findings = diagnosis.findings.into_iter();
     findings.map(|finding| finding.problem).collect()
@@ -84,7 +84,13 @@ async fn a_host_that_can_t_be_looked_at_is_a_finding() {
     };
     assert!(problem.contains("/var/lib/farrier/state.json"), "{problem}");
     let nowhere = host.path("/nowhere");
-    let diagnosis = farrier::installer::doctor(&nowhere, None, true).await;
+    let diagnosis = farrier::installer::doctor(&farrier::installer::HostOptions {
+        root: nowhere.clone(),
+        config: None,
+        offline: true,
+        allow_pod_restarts: false,
+    })
+    .await;
     assert!(!diagnosis.healthy);
     let problem = &diagnosis.findings[0].problem;
     assert!(problem.contains(nowhere.to_str().unwrap()), "{problem}");

@@ -101,7 +101,7 @@ async fn output_of_containerd_that_a_former_release_kept_goes_with_the_next_run(
     host.write(&format!("{RECORD}.farrier-new"), b"hunter2");
     let before = host.tree(true);
     installer::preview_install(&host.named(&[shim("a")], &[])).await;
-    installer::doctor(host.root(), None, true).await;
+    installer::doctor(&host.host_options()).await;
     assert_eq!(host.tree(true), before);
     let report = host.install(&[shim("a")], &[]).await;
     assert_eq!(report.result, Outcome::Unchanged, "{report:?}");
@@ -516,7 +516,7 @@ async fn a_removal_that_was_interrupted_after_its_end_is_cleared_up_by_the_next_
 async fn a_configuration_path_that_is_not_absolute_is_refused() {
     let host = Host::stocked();
     let mut options = host.named(&[shim("a")], &[]);
-    options.config = Some("config.toml".into());
+    options.host.config = Some("config.toml".into());
     let report = installer::install(options).await;
     assert_eq!(report.result, Outcome::Refused);
     assert!(report.remedy.unwrap().contains("absolute"));

@@ -13,11 +13,11 @@ async fn a_configuration_that_was_named_once_is_the_one_that_later_runs_go_by() 
     host.write(named, CONFIG.as_bytes());
     let before = host.tree(false);
     let mut options = host.named(&[shim("a")], &[]);
-    options.config = Some(named.into());
+    options.host.config = Some(named.into());
     let report = installer::install(options).await;
     assert_eq!(report.result, Outcome::Applied, "{report:?}");
     assert_eq!(host.config(), CONFIG);
-    let diagnosis = installer::doctor(host.root(), None, true).await;
+    let diagnosis = installer::doctor(&host.host_options()).await;
     let problems: Vec<_> = diagnosis.findings.iter().map(|it| &it.problem).collect();
     assert!(diagnosis.healthy, "{problems:?}");
     host.install(&[shim("b")], &[]).await;
@@ -39,10 +39,10 @@ async fn a_configuration_that_is_loaded_no_more_keeps_nothing_of_ours() {
     host.write(named, CONFIG.as_bytes());
     let before = host.tree(false);
     let mut options = host.named(&[shim("a")], &[]);
-    options.config = Some(named.into());
+    options.host.config = Some(named.into());
     installer::install(options).await;
     let mut options = host.named(&[shim("a")], &[]);
-    options.config = Some("/etc/containerd/config.toml".into());
+    options.host.config = Some("/etc/containerd/config.toml".into());
     let report = installer::install(options).await;
     assert_eq!(report.files.len(), 2, "{report:?}");
     assert!(host.config().contains("shim-a\""));

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::elf::executable;
 use farrier::handoff::{Owner, ProvisionReport, ProvisionRequest, ShimRequest};
 use farrier::installer::transaction::interrupts::Interrupts;
-use farrier::installer::{self, InstallOptions, UninstallOptions, Wanted};
+use farrier::installer::{self, HostOptions, InstallOptions, RequestSource, UninstallOptions};
 use farrier::names::sha256_hex;
 
 /// A configuration as an administrator leaves it.
@@ -151,17 +151,23 @@ impl Host {
         tree
     }
 
-    fn options(&self, wanted: Wanted) -> InstallOptions {
+    fn options(&self, source: RequestSource) -> InstallOptions {
         InstallOptions {
-            host_root: self.root().to_owned(),
-            wanted,
+            host: self.host_options(),
+            source,
             artifacts: None,
             keep_others: false,
+            ca_file: None,
+            interrupts: Interrupts::default(),
+        }
+    }
+
+    pub fn host_options(&self) -> HostOptions {
+        HostOptions {
+            root: self.root().to_owned(),
             config: None,
             offline: true,
             allow_pod_restarts: false,
-            ca_file: None,
-            interrupts: Interrupts::default(),
         }
     }
 
@@ -171,7 +177,7 @@ impl Host {
     }
 
     pub fn named(&self, shims: &[ShimRequest], reserve: &[&str]) -> InstallOptions {
-        self.options(Wanted::Named {
+        self.options(RequestSource::Named {
             shims: shims.to_vec(),
             reserve: reserve.iter().map(ToString::to_string).collect(),
         })
@@ -183,7 +189,7 @@ impl Host {
             ProvisionRequest::new(Owner::Cluster, "uid".to_owned(), shims.to_vec(), vec![]);
         let file = artifacts.join("request");
         std::fs::write(&file, request.to_json()).unwrap();
-        let mut options = self.options(Wanted::File(file));
+        let mut options = self.options(RequestSource::File(file));
         options.artifacts = Some(artifacts.to_owned());
         installer::install(options).await
     }
@@ -194,11 +200,8 @@ impl Host {
 
     pub fn leaving(&self, shims: Option<&[&str]>) -> UninstallOptions {
         UninstallOptions {
-            host_root: self.root().to_owned(),
+            host: self.host_options(),
             shims: shims.map(|shims| shims.iter().map(ToString::to_string).collect()),
-            config: None,
-            offline: true,
-            allow_pod_restarts: false,
             interrupts: Interrupts::default(),
         }
     }

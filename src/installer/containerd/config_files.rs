@@ -2,9 +2,29 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
+use crate::containerd_config;
 use crate::containerd_config::{ConfigFiles, Glob, SourceFile, TEXT_LIMIT, clean_path, imports};
+use crate::handoff::with_help;
+use crate::installer::host;
 use crate::installer::host::HostRoot;
 use crate::installer::host::path::parent_directory;
+
+/// Why containerd's configuration files can't be read.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file can't be read.
+    #[error(transparent)]
+    Host(#[from] host::Error),
+    /// The list of imports of a file can't be read.
+    #[error("{}", with_help(.0, .0.help()))]
+    Config(#[from] containerd_config::Error),
+    /// The configuration has too many parts.
+    #[error("{path} imports hundreds of files; shorten its imports")]
+    TooManyImports {
+        /// The root configuration.
+        path: String,
+    },
+}
 
 /// Nobody splits a configuration into more files; a glob over a wrong folder ends here.
 const MAX_IMPORTS: usize = 256;
@@ -13,8 +33,8 @@ const MAX_IMPORTS: usize = 256;
 ///
 /// # Errors
 /// When a file can't be read or there are too many.
-pub fn load(host: &HostRoot, root: &str) -> Result<ConfigFiles, crate::installer::error::Error> {
-    let read = |path: &str| -> Result<SourceFile, crate::installer::error::Error> {
+pub fn load(host: &HostRoot, root: &str) -> Result<ConfigFiles, Error> {
+    let read = |path: &str| -> Result<SourceFile, Error> {
         Ok(SourceFile {
             path: path.to_owned(),
             text: host.read_text(path, TEXT_LIMIT as u64)?,
@@ -26,7 +46,7 @@ pub fn load(host: &HostRoot, root: &str) -> Result<ConfigFiles, crate::installer
     let mut pending = VecDeque::from(import_paths(host, &root));
     while let Some(path) = pending.pop_front() {
         if imported.len() >= MAX_IMPORTS {
-            return Err(crate::installer::error::Error::TooManyImports { path: root.path });
+            return Err(Error::TooManyImports { path: root.path });
         }
         if seen.insert(path.clone()) {
             let file = read(&path)?;

@@ -7,7 +7,7 @@ use super::kubelet::{self, Kubelet};
 use super::process::{self, Process, Refusal, option};
 use super::service;
 use crate::installer::distro::{self, DistroSpec};
-use crate::installer::host::HostRoot;
+use crate::installer::host::{self, HostRoot};
 
 /// A running containerd.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,7 +80,7 @@ const KUBELET: &str = "kubelet";
 ///
 /// # Errors
 /// When `/proc` can't be listed.
-pub fn find(host: &HostRoot) -> Result<Running, crate::installer::error::Error> {
+pub fn find(host: &HostRoot) -> Result<Running, host::Error> {
     let (mut daemons, mut kubelets, mut refused) = (Vec::new(), Vec::new(), Vec::new());
     for (_, (name, process)) in process::named(host, &[CONTAINERD, KUBELET])? {
         match process {
@@ -109,7 +109,7 @@ pub fn find(host: &HostRoot) -> Result<Running, crate::installer::error::Error> 
 ///
 /// # Errors
 /// As for [`find`].
-pub fn find_daemon(host: &HostRoot) -> Result<Option<Daemon>, crate::installer::error::Error> {
+pub fn find_daemon(host: &HostRoot) -> Result<Option<Daemon>, host::Error> {
     Ok(find(host)?.daemon)
 }
 

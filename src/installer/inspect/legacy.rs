@@ -74,7 +74,7 @@ pub(crate) fn look(
     state: &State,
     places: &Places,
     stamps: &Stamps,
-) -> Result<Inheritance, crate::installer::error::Error> {
+) -> Result<Inheritance, super::error::Error> {
     let mut found = Inheritance::default();
     let loaded = loaded.files();
     // What stands in a template stands in what is made from it, too; it is the template that is edited.
@@ -136,7 +136,7 @@ fn home(
     host: &HostRoot,
     home: &str,
     predecessor: LegacyInstaller,
-) -> Result<Option<Home>, crate::installer::error::Error> {
+) -> Result<Option<Home>, super::error::Error> {
     for folder in [home, &format!("{home}/bin")] {
         if is_link(host, folder)? {
             return Ok(None);
@@ -200,7 +200,7 @@ fn standing(
     path: &str,
     places: &Places,
     stamps: &Stamps,
-) -> Result<Option<Standing>, crate::installer::error::Error> {
+) -> Result<Option<Standing>, super::error::Error> {
     let target = host.link_target(path)?;
     let stored = target.as_deref().and_then(|target| {
         let (folder, sha256) = target.rsplit_once('/')?;

@@ -1,6 +1,7 @@
 //! Looks at a host: its distribution, the running containerd, the configuration that it loads, what it serves, what is ours.
 //! Reads only; what follows from it is decided in `plan`.
 
+mod error;
 pub mod legacy;
 pub mod os;
 pub mod prerequisites;
@@ -27,18 +28,13 @@ use crate::installer::host::{self, HostRoot, NEW_SUFFIX, SMALL_FILE_LIMIT};
 use crate::installer::state::{
     Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, target_digest,
 };
-use os::{folder, forgetful, former, named_by_unit, releaser, row, sources, unwritable};
+pub use error::Error;
+use os::{PROGRAMS, folder, forgetful, former, named_by_unit, releaser, row, sources, unwritable};
 use prerequisites::lacking;
 use verify_cache::Stamps;
 
 /// `containerd config dump` takes 18 ms; on a node under load it gets this long before the candidate counts as refused.
 pub const PROGRAM_LIMIT: Duration = Duration::from_secs(10);
-/// Where packages put containerd, for a host on which none runs now.
-pub(crate) const PROGRAMS: [&str; 3] = [
-    "/usr/bin/containerd",
-    "/usr/local/bin/containerd",
-    "/opt/containerd/bin/containerd",
-];
 
 /// What is known of a host.
 #[derive(Debug)]
@@ -100,7 +96,7 @@ impl HostFacts {
     ///
     /// # Errors
     /// When the folders can't be listed.
-    pub fn hash_binaries(&mut self, host: &HostRoot) -> Result<(), crate::installer::error::Error> {
+    pub fn hash_binaries(&mut self, host: &HostRoot) -> Result<(), Error> {
         let stamps = Stamps::default();
         let (loaded, sources, places) = (&self.loaded, &self.sources, &self.places);
         self.inheritance = legacy::look(host, loaded, sources, &self.state, places, &stamps)?;
@@ -151,7 +147,7 @@ pub async fn gather(
     host: &HostRoot,
     config: Option<&str>,
     offline: bool,
-) -> Result<HostFacts, crate::installer::error::Error> {
+) -> Result<HostFacts, Error> {
     let running = if offline {
         Running::default()
     } else {
@@ -289,7 +285,7 @@ async fn ask(host: &HostRoot, facts: &mut HostFacts) {
 }
 
 /// The identity in a file: a UUID, with or without hyphens (machine-id(5)). Anything else is none: it goes into every report.
-fn identity(host: &HostRoot, path: &str) -> Result<String, crate::installer::error::Error> {
+fn identity(host: &HostRoot, path: &str) -> Result<String, Error> {
     let text = host.read_text(path, SMALL_FILE_LIMIT)?.unwrap_or_default();
     let identity = text.trim();
     let plain = |byte: u8| byte.is_ascii_hexdigit() || byte == b'-';
@@ -332,11 +328,7 @@ fn missing_folders(
 type Binaries = (BTreeMap<String, String>, BTreeSet<String>, BTreeSet<String>);
 
 /// What of ours stands in our two folders. Every stored file that `stamps` don't vouch for is hashed.
-fn binaries(
-    host: &HostRoot,
-    places: &Places,
-    stamps: &Stamps,
-) -> Result<Binaries, crate::installer::error::Error> {
+fn binaries(host: &HostRoot, places: &Places, stamps: &Stamps) -> Result<Binaries, Error> {
     let (mut stored, mut damaged) = (BTreeSet::new(), BTreeSet::new());
     for name in own_files(host, places)? {
         if stamps.vouch(host, places, &name) {
@@ -362,7 +354,7 @@ fn binaries(
 pub(crate) fn own_links(
     host: &HostRoot,
     places: &Places,
-) -> Result<BTreeMap<String, String>, crate::installer::error::Error> {
+) -> Result<BTreeMap<String, String>, Error> {
     let bin = places.bin();
     let mut links = BTreeMap::new();
     for name in host.list(&bin)? {
@@ -380,10 +372,7 @@ pub(crate) fn own_links(
 }
 
 /// The names of our files in the store, those that a run left half written included.
-pub(crate) fn own_files(
-    host: &HostRoot,
-    places: &Places,
-) -> Result<BTreeSet<String>, crate::installer::error::Error> {
+pub(crate) fn own_files(host: &HostRoot, places: &Places) -> Result<BTreeSet<String>, Error> {
     let is_ours = |name: &String| is_sha256(name.strip_suffix(NEW_SUFFIX).unwrap_or(name));
     let names = host.list(&places.store())?.into_iter();
     Ok(names.filter(is_ours).collect())

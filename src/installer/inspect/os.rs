@@ -3,7 +3,7 @@
 
 use tracing::warn;
 
-use super::PROGRAMS;
+use super::error::Error;
 use crate::containerd_config::{ConfigFiles, SourceFile, TEXT_LIMIT};
 use crate::installer::containerd::daemon::{CONFIG_OPTIONS, Daemon, Running};
 use crate::installer::containerd::process::{option, still_named};
@@ -14,13 +14,20 @@ use crate::installer::host::path::parent_directory;
 use crate::installer::host::{HostRoot, SMALL_FILE_LIMIT};
 use crate::installer::state::{STATE_FOLDER, State};
 
+/// Where packages put containerd, for a host on which none runs now.
+pub(crate) const PROGRAMS: [&str; 3] = [
+    "/usr/bin/containerd",
+    "/usr/local/bin/containerd",
+    "/opt/containerd/bin/containerd",
+];
+
 /// The row of the table that fits the host.
 pub(crate) fn row(
     host: &HostRoot,
     running: &Running,
     config: Option<&str>,
     offline: bool,
-) -> Result<&'static DistroSpec, crate::installer::error::Error> {
+) -> Result<&'static DistroSpec, Error> {
     let os_release = host
         .read_text("/etc/os-release", SMALL_FILE_LIMIT)?
         .unwrap_or_default();
@@ -49,7 +56,7 @@ pub(crate) fn sources(
     host: &HostRoot,
     distro: &DistroSpec,
     root: &str,
-) -> Result<Vec<SourceFile>, crate::installer::error::Error> {
+) -> Result<Vec<SourceFile>, Error> {
     let read = |path: String| {
         let text = host.read_text(&path, TEXT_LIMIT as u64)?;
         Ok(SourceFile { path, text })
@@ -66,7 +73,7 @@ pub(crate) fn former(
     state: &State,
     loaded: &ConfigFiles,
     sources: &[SourceFile],
-) -> Result<Option<SourceFile>, crate::installer::error::Error> {
+) -> Result<Option<SourceFile>, Error> {
     let Some(config) = &state.config else {
         return Ok(None);
     };

@@ -8,7 +8,6 @@ use super::split;
 use crate::containerd_config::{DeclaredHandler, Handler, runtimes_of_dump};
 use crate::handoff::printable;
 use crate::installer::distro::Restart;
-use crate::installer::error::Error;
 use crate::installer::inspect::{HostFacts, verified_digest};
 use crate::installer::plan::config_edit::{CurrentConfig, declarations, hands_options_over};
 use crate::installer::plan::not_counted;
@@ -132,7 +131,7 @@ pub fn examine(facts: &HostFacts, traces: &Traces) -> Diagnosis {
 
 /// The diagnosis of a host that can't be looked at.
 #[must_use]
-pub fn unseen(error: &Error) -> Diagnosis {
+pub fn unseen(error: &impl std::fmt::Display) -> Diagnosis {
     let mut findings = Findings::default();
     findings.add_sentence(
         &error.to_string(),

@@ -3,17 +3,17 @@
 pub mod doctor;
 pub mod text;
 
+use std::fmt;
+
 use crate::handoff::{
     FileAction, FileReport, HandlerReport, Outcome, ProvisionReport, ShimRequest, printable,
 };
-use crate::installer::error::Error;
 use crate::installer::inspect::{HostFacts, path_of, verified, verified_digest};
 use crate::installer::plan::{self, HostPlan};
-use crate::installer::transaction::Failure;
-use crate::installer::transaction::rollback::Tally;
+use crate::installer::transaction::{Error, Failure, Tally};
 
 /// A report as it goes out, whoever wrote the words in it.
-pub(crate) fn publish(mut report: ProvisionReport) -> ProvisionReport {
+pub(crate) fn sanitize(mut report: ProvisionReport) -> ProvisionReport {
     let reasons = report
         .handlers
         .iter_mut()
@@ -29,7 +29,7 @@ pub(crate) fn publish(mut report: ProvisionReport) -> ProvisionReport {
 }
 
 /// Fills in what is known of the host.
-pub(crate) fn describe(report: &mut ProvisionReport, facts: &HostFacts) {
+pub(crate) fn add_host_info(report: &mut ProvisionReport, facts: &HostFacts) {
     report.containerd = facts.version.map(|version| version.to_string());
     report.distro = Some(facts.distro.word.to_owned());
     report.machine_id.clone_from(&facts.machine_id);
@@ -37,7 +37,7 @@ pub(crate) fn describe(report: &mut ProvisionReport, facts: &HostFacts) {
 }
 
 /// Fills in what came of a plan that was carried out.
-pub(crate) fn conclude(
+pub(crate) fn add_plan_result(
     report: &mut ProvisionReport,
     facts: &HostFacts,
     plan: &HostPlan,
@@ -118,11 +118,17 @@ pub(crate) fn split(message: &str) -> (String, Option<String>) {
     }
 }
 
-/// A report whose reason is `error`.
-pub(crate) fn failed(mut report: ProvisionReport, error: &Error) -> ProvisionReport {
+/// A report of a run that ended before it looked at the host, because of `error`.
+pub(crate) fn refused(mut report: ProvisionReport, error: &impl fmt::Display) -> ProvisionReport {
     let (reason, remedy) = split(&error.to_string());
     report.reason = Some(reason);
     report.remedy = remedy;
+    report
+}
+
+/// A report whose reason is `error`.
+fn failed(report: ProvisionReport, error: &Error) -> ProvisionReport {
+    let mut report = refused(report, error);
     if matches!(error, Error::Signal { .. }) {
         // Nobody refused anything: whoever reads the exit status alone tries again.
         report.result = Outcome::RolledBack;
@@ -133,7 +139,7 @@ pub(crate) fn failed(mut report: ProvisionReport, error: &Error) -> ProvisionRep
 }
 
 /// Adds restarts to those that the report has.
-pub(crate) fn count(report: &mut ProvisionReport, tally: Tally) {
+pub(crate) fn add_restarts(report: &mut ProvisionReport, tally: Tally) {
     report.restarts += tally.restarts;
     let away = tally.away.map(|away| away.as_millis());
     if let Some(away) = away.and_then(|away| u64::try_from(away).ok()) {
@@ -142,7 +148,7 @@ pub(crate) fn count(report: &mut ProvisionReport, tally: Tally) {
 }
 
 /// A report of a change that was not carried out.
-pub(crate) fn unhappy(report: ProvisionReport, failure: Failure) -> ProvisionReport {
+pub(crate) fn report_failure(report: ProvisionReport, failure: Failure) -> ProvisionReport {
     match failure {
         Failure::Refused(cause) => failed(report, &cause),
         Failure::RolledBack { cause, tally } => {
@@ -151,7 +157,7 @@ pub(crate) fn unhappy(report: ProvisionReport, failure: Failure) -> ProvisionRep
                 .reason
                 .map(|reason| format!("{reason}, so everything was put back as it was"));
             report.result = Outcome::RolledBack;
-            count(&mut report, tally);
+            add_restarts(&mut report, tally);
             report
         }
         Failure::Broken {
@@ -167,14 +173,14 @@ pub(crate) fn unhappy(report: ProvisionReport, failure: Failure) -> ProvisionRep
             report.result = Outcome::Broken;
             report.interrupted = false;
             report.changed = true;
-            count(&mut report, tally);
+            add_restarts(&mut report, tally);
             report
         }
     }
 }
 
 /// What is still served of what was asked for, on a host that was left as it was.
-pub(crate) fn as_before(
+pub(crate) fn report_unchanged(
     mut report: ProvisionReport,
     facts: &HostFacts,
     shims: &[ShimRequest],
@@ -213,7 +219,7 @@ mod tests {
     #[test]
     fn an_interrupted_change_is_told_from_a_refused_and_a_broken_one() {
         let tally = Tally::default();
-        let report = |failure| unhappy(ProvisionReport::new(Outcome::Refused), failure);
+        let report = |failure| report_failure(ProvisionReport::new(Outcome::Refused), failure);
         for failure in [
             Failure::Refused(signal()),
             Failure::RolledBack {

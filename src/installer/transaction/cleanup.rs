@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tracing::warn;
 
+use super::failure::Error;
 use super::journal::{FinalState, Journal};
 use super::validate_config;
 use crate::handoff::HandlerReport;
 use crate::installer::containerd::cri;
-use crate::installer::error::Error;
 use crate::installer::host::path::parent_directory;
 use crate::installer::host::{HostRoot, NEW_SUFFIX, OLD_SUFFIX};
 use crate::installer::inspect::verify_cache;
@@ -16,6 +16,22 @@ use crate::installer::inspect::{HostFacts, own_files, own_links};
 use crate::installer::plan::binaries::unneeded;
 use crate::installer::plan::handlers::used_by;
 use crate::installer::state::{JOURNAL_FILE, Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State};
+
+/// Locations may hold credentials; whoever may change a host is root.
+const STATE_MODE: u32 = 0o600;
+
+/// Puts the state file in place, which ends the change.
+pub(crate) fn commit(host: &HostRoot, journal: &Journal) -> Result<(), Error> {
+    let before = host.digest(STATE_FILE)?;
+    match &journal.state {
+        FinalState::Write(text) => {
+            host.replace(STATE_FILE, text.as_bytes(), before.as_deref(), STATE_MODE)?;
+        }
+        FinalState::Remove => host.remove_file(STATE_FILE)?,
+        FinalState::Keep | FinalState::Digest(_) => {}
+    }
+    Ok(())
+}
 
 /// A pod may have taken up a handler since the host was looked at: where that is declared still, it stays what it was, and else the state
 /// file that ends the change remembers its binary. Returns what is to be reported on them.
@@ -214,7 +230,6 @@ mod tests {
 
     use rstest::rstest;
 
-    use super::super::commit;
     use super::*;
     use crate::handoff::{API_VERSION, Owner};
     use crate::installer::state::{Binary, OwnedHandler, link_target};

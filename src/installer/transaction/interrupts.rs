@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use futures::FutureExt as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::installer::error::Error;
+use super::failure::Error;
 
 /// The signals that ask a run to end. The first one counts. A later one changes nothing: whatever the run does by then ends it as soon as
 /// the host allows, and a host that is left half changed needs another run. SIGKILL remains, and the journal for the run after that.

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::failure::Error;
 use super::validate_config;
 use crate::handoff;
 use crate::installer::containerd::service::Service;
@@ -206,11 +207,11 @@ impl Journal {
     ///
     /// # Errors
     /// When it can't be written, or no later run would read it: nothing may be changed then.
-    pub fn save(&self, host: &HostRoot) -> Result<(), crate::installer::error::Error> {
+    pub fn save(&self, host: &HostRoot) -> Result<(), Error> {
         // An empty undo log would undo nothing: better no run than one with that.
         let text = handoff::to_json(self);
         if text.len() as u64 > JOURNAL_LIMIT {
-            return Err(crate::installer::error::Error::TooMuchToUndo {
+            return Err(Error::TooMuchToUndo {
                 limit: JOURNAL_LIMIT,
             });
         }
@@ -231,7 +232,7 @@ impl Journal {
         &mut self,
         host: &HostRoot,
         process: Option<(u32, u64)>,
-    ) -> Result<(), crate::installer::error::Error> {
+    ) -> Result<(), Error> {
         let noted = Self {
             restarting: true,
             process,

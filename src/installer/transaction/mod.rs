@@ -2,6 +2,7 @@
 //! file. Whatever fails is undone; whatever kills the process is undone, or finished, by the next run.
 
 pub mod cleanup;
+mod failure;
 pub mod interrupts;
 pub mod journal;
 pub mod recovery;
@@ -12,7 +13,6 @@ pub mod validate_config;
 pub mod validate_journal;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 
 use tracing::{info, warn};
 
@@ -24,33 +24,19 @@ use crate::installer::containerd::cri::Served;
 use crate::installer::containerd::daemon::find_daemon;
 use crate::installer::containerd::restart;
 use crate::installer::distro::Restart;
-use crate::installer::error::Error;
 use crate::installer::host::path::parent_directory;
 use crate::installer::host::{HostRoot, text_digest};
 use crate::installer::inspect::HostFacts;
 use crate::installer::plan::HostPlan;
 use crate::installer::plan::expected::Expected;
-use crate::installer::state::{STATE_FILE, STATE_FOLDER, StateAfter, link_target};
-use cleanup::{InUse, finish, keep_used};
+use crate::installer::state::{STATE_FOLDER, StateAfter, link_target};
+use cleanup::{InUse, commit, finish, keep_used};
+use failure::Progress;
+pub use failure::{Error, Failure, Tally};
 use interrupts::Interrupts;
 use journal::{FinalState, Journal, Undo, put_config};
-use rollback::{Progress, Tally, counted, roll_back};
-
-/// Where the bytes of a binary come from.
-#[derive(Debug)]
-pub enum Source {
-    /// A binary in the hand-off folder.
-    HandedOver(PathBuf),
-    /// An artifact on the host.
-    Host {
-        /// Absolute path on the host.
-        path: String,
-        /// The shim whose binary it holds.
-        shim: String,
-        /// The binary's file name in it.
-        binary: Option<String>,
-    },
-}
+use resolve::Source;
+use rollback::{counted, roll_back};
 
 /// What came of a plan that was carried out.
 #[derive(Debug, Default)]
@@ -60,32 +46,6 @@ pub struct Done {
     /// What stays because pods took it up meanwhile.
     pub late: Vec<HandlerReport>,
 }
-
-/// Why a plan was not carried out, and how the host is now.
-#[derive(Debug)]
-pub enum Failure {
-    /// As it was; nothing went live.
-    Refused(Error),
-    /// As it was, after something had been tried.
-    RolledBack {
-        /// Why.
-        cause: Error,
-        /// The restarts of containerd.
-        tally: Tally,
-    },
-    /// It needs a person.
-    Broken {
-        /// Why it was not carried out.
-        cause: Error,
-        /// What could not be put back.
-        failures: Vec<String>,
-        /// The restarts of containerd.
-        tally: Tally,
-    },
-}
-
-/// Locations may hold credentials; whoever may change a host is root.
-const STATE_MODE: u32 = 0o600;
 
 /// Carries out `plan`; `sources` says where the binaries are, by SHA-256. A signal that comes before the restart has the change undone, and
 /// a later one has no effect: undoing would take a second restart.
@@ -324,19 +284,6 @@ fn untried(facts: &HostFacts, plan: &HostPlan) -> BTreeMap<String, String> {
         .filter(|sha256| !had.contains(sha256))
         .map(|sha256| (sha256.clone(), facts.places.store_path(sha256)))
         .collect()
-}
-
-/// Puts the state file in place, which ends the change.
-pub(crate) fn commit(host: &HostRoot, journal: &Journal) -> Result<(), Error> {
-    let before = host.digest(STATE_FILE)?;
-    match &journal.state {
-        FinalState::Write(text) => {
-            host.replace(STATE_FILE, text.as_bytes(), before.as_deref(), STATE_MODE)?;
-        }
-        FinalState::Remove => host.remove_file(STATE_FILE)?,
-        FinalState::Keep | FinalState::Digest(_) => {}
-    }
-    Ok(())
 }
 
 /// Copies a binary into the store. Its bytes are hashed again on the way: what is linked is what was verified.

@@ -4,16 +4,15 @@ use std::time::{Duration, Instant};
 
 use tracing::info;
 
-use super::cleanup::{InUse, finish, keep_used};
+use super::cleanup::{InUse, commit, finish, keep_used};
+use super::failure::{Error, Failure, Tally};
 use super::journal::Journal;
-use super::rollback::{Tally, bring_back, forget, prove_undone, settled, undo};
-use super::{Failure, commit};
+use super::rollback::{bring_back, forget, prove_undone, settled, undo};
 use crate::containerd_config::contains_handlers;
 use crate::installer::containerd::cri::{self, Served};
 use crate::installer::containerd::daemon::{Daemon, find_daemon};
 use crate::installer::containerd::restart;
 use crate::installer::containerd::service::Service;
-use crate::installer::error::Error;
 use crate::installer::host::HostRoot;
 use crate::installer::inspect::{HostFacts, gather, judge_dump};
 use crate::installer::plan::preconditions::spares;

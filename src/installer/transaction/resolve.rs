@@ -2,24 +2,48 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::Source;
+use super::failure::Error;
 use crate::handoff::{ProvisionRequest, ShimRequest};
 use crate::installer::artifact::fetch;
 use crate::installer::artifact::handoff_dir;
 use crate::installer::artifact::unpack::{self, Hashing};
-use crate::installer::error::Error;
 use crate::installer::host::HostRoot;
 use crate::installer::inspect::verify_cache::{Artifact, Artifacts, Stamps};
 use crate::installer::inspect::{HostFacts, path_of, verified, verified_digest};
-use crate::installer::options::InstallOptions;
-use crate::installer::plan::{Goal, Scope};
 use crate::installer::state::Binary;
 
-/// What is wanted, and what that takes.
-pub(crate) struct Prepared {
-    pub(crate) want: Goal,
+/// Where the bytes of a binary come from.
+#[derive(Debug)]
+pub enum Source {
+    /// A binary in the hand-off folder.
+    HandedOver(PathBuf),
+    /// An artifact on the host.
+    Host {
+        /// Absolute path on the host.
+        path: String,
+        /// The shim whose binary it holds.
+        shim: String,
+        /// The binary's file name in it.
+        binary: Option<String>,
+    },
+}
+
+/// Where artifacts come from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ArtifactOptions<'a> {
+    /// The hand-off directory; without it, artifacts are fetched now.
+    pub(crate) directory: Option<&'a Path>,
+    /// More certificate authorities than Mozilla's, as PEM.
+    pub(crate) ca_file: Option<&'a Path>,
+}
+
+/// The artifacts of a request.
+#[derive(Default)]
+pub(crate) struct Resolved {
+    /// SHA-256 of each shim's binary, or why there is none, by the shim's name.
+    pub(crate) binaries: BTreeMap<String, Result<String, String>>,
     /// Where binaries are, by SHA-256.
     pub(crate) sources: BTreeMap<String, Source>,
     /// The artifacts on the host that were looked into.
@@ -28,16 +52,16 @@ pub(crate) struct Prepared {
     pub(crate) _downloads: Option<tempfile::TempDir>,
 }
 
-/// What `request` wants of the host that `facts` describe: artifacts are looked for, fetched and verified.
+/// Looks for the artifacts of `request` on the host that `facts` describe, fetches the others, and verifies all of them.
 ///
 /// # Errors
 /// When nothing can be fetched at all. What is wrong with one artifact is its shim's reason.
-pub(crate) async fn prepare(
+pub(crate) async fn resolve(
     host: &HostRoot,
-    options: &InstallOptions,
+    options: ArtifactOptions<'_>,
     request: &ProvisionRequest,
     facts: &HostFacts,
-) -> Result<Prepared, Error> {
+) -> Result<Resolved, Error> {
     let mut binaries = BTreeMap::new();
     let mut missing = Vec::new();
     for shim in &request.shims {
@@ -49,7 +73,7 @@ pub(crate) async fn prepare(
         }
     }
     let mut downloads = None;
-    let mut folder = options.artifacts.clone();
+    let mut folder = options.directory.map(Path::to_owned);
     let remote = |shim: &ShimRequest| fetch::path_on_host(&shim.location).is_none();
     // A host that is refused anyway is not worth a download.
     if folder.is_none() && facts.distro.refusal.is_none() && missing.iter().any(remote) {
@@ -58,7 +82,7 @@ pub(crate) async fn prepare(
         for shim in &mut missing {
             shim.present = None;
         }
-        fetch::fetch(&missing, made.path(), options.ca_file.as_deref()).await?;
+        fetch::fetch(&missing, made.path(), options.ca_file).await?;
         folder = Some(made.path().to_owned());
         downloads = Some(made);
     }
@@ -89,23 +113,8 @@ pub(crate) async fn prepare(
         };
         binaries.insert(shim.name.clone(), binary);
     }
-    let want = Goal {
-        owner: request.owner,
-        shims: request.shims.clone(),
-        reserve: request.reserve.clone(),
-        reserve_options: request.reserve_options.clone(),
-        scope: if options.keep_others {
-            Scope::Nothing
-        } else {
-            Scope::Owner
-        },
+    Ok(Resolved {
         binaries,
-        digest: Some(request.digest()),
-        offline: options.offline,
-        allow_pod_restarts: options.allow_pod_restarts,
-    };
-    Ok(Prepared {
-        want,
         sources,
         artifacts,
         _downloads: downloads,

@@ -1,39 +1,20 @@
 //! Puts a host back as it was before a change, and containerd with it. Used by the run that began the change and by a later one that
 //! finds it half done; whether to, is decided by them.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tracing::warn;
 
-use super::Failure;
+use super::failure::{Error, Failure, Progress, Tally};
 use super::journal::{Journal, Undo, put_config};
 use crate::installer::containerd::cri::{self, Served};
 use crate::installer::containerd::daemon::{Daemon, find_daemon};
 use crate::installer::containerd::restart::{self, restart};
 use crate::installer::containerd::service::Service;
-use crate::installer::error::Error;
 use crate::installer::host::{HostRoot, text_digest};
 use crate::installer::inspect::gather;
 use crate::installer::plan::cut;
 use crate::installer::state::{JOURNAL_FILE, STATE_FILE};
-
-/// What the restarts of one run came to.
-#[derive(Debug, Default, Clone, Copy)]
-pub struct Tally {
-    /// How often containerd was restarted.
-    pub restarts: u32,
-    /// How long the CRI was away for that, or wrong; `None` where nothing was restarted.
-    pub away: Option<Duration>,
-}
-
-/// How far a change came.
-#[derive(Debug, Default)]
-pub(crate) struct Progress {
-    /// Pods or containerd may have met with something of it.
-    pub(crate) live: bool,
-    /// The restarts of containerd.
-    pub(crate) tally: Tally,
-}
 
 /// Restarts containerd and counts it; `before` is the process that must be gone by then.
 ///
@@ -118,7 +99,7 @@ pub(crate) async fn undo(host: &HostRoot, journal: &Journal) -> Vec<String> {
     if undone.config_changed {
         let result = match gather(host, Some(&journal.root), true).await {
             Ok(facts) => cut(&facts, &journal.declares).map_err(Error::from),
-            Err(error) => Err(error),
+            Err(error) => Err(Error::from(error)),
         };
         let written = result.and_then(|changes| {
             for change in changes {

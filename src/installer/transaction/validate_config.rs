@@ -3,10 +3,10 @@
 
 use std::collections::BTreeMap;
 
+use super::failure::Error;
 use crate::containerd_config::{self, DeclaredHandler};
 use crate::installer::containerd::config_files::{imports_itself, load};
 use crate::installer::containerd::restart;
-use crate::installer::error::Error;
 use crate::installer::host::HostRoot;
 use crate::installer::inspect::{HostFacts, judge_dump};
 use crate::installer::plan::{ConfigChange, HostPlan};

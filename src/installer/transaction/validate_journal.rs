@@ -1,6 +1,7 @@
 //! Reads a journal and checks every path in it: root acts on the file, so a damaged or forged one must not lead to files of others. Pure but
 //! for the reading.
 
+use super::failure::Error;
 use super::journal::{JOURNAL_LIMIT, Journal, Undo};
 use super::validate_config;
 use crate::handoff::{API_VERSION, is_sha256};
@@ -13,7 +14,7 @@ impl Journal {
     ///
     /// # Errors
     /// When it can't be read: it is written in one step, so it was damaged later.
-    pub fn load(host: &HostRoot) -> Result<Option<Self>, crate::installer::error::Error> {
+    pub fn load(host: &HostRoot) -> Result<Option<Self>, Error> {
         let Some(text) = host.read_text(JOURNAL_FILE, JOURNAL_LIMIT)? else {
             return Ok(None);
         };

@@ -1,0 +1,18 @@
+//! Why a host can't be inspected.
+
+use crate::installer::containerd::config_files;
+use crate::installer::{host, state};
+
+/// Why a host can't be inspected.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file of the host can't be read.
+    #[error(transparent)]
+    Host(#[from] host::Error),
+    /// The state file can't be read.
+    #[error(transparent)]
+    State(#[from] state::Error),
+    /// containerd's configuration can't be read.
+    #[error(transparent)]
+    ConfigFiles(#[from] config_files::Error),
+}
