@@ -8,7 +8,7 @@ use std::time::Duration;
 use reqwest::redirect::{Attempt, Policy};
 use reqwest::{Certificate, Client};
 
-use super::fetch::{Error, folder};
+use super::error::{Error, folder};
 use crate::dns::Resolver;
 
 /// GitHub redirects once, mirrors seldom more than twice.

@@ -15,106 +15,17 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::client::{client, innermost};
+pub use super::error::Error;
+use super::error::{FETCH_LIMIT, MAX_ARTIFACT, check_digest, folder};
 use super::handoff_dir;
 use super::unpack;
 use crate::handoff::hex;
 use crate::handoff::{FetchResult, ShimRequest, printable};
 
-/// The largest release archive known (wasmedge) has 45 MB; more than ten times that.
-const MAX_ARTIFACT: u64 = 512 << 20;
-/// All artifacts together, with every try: 45 MB at 1.2 Mbit/s. What is there by then is installed.
-const FETCH_LIMIT: Duration = Duration::from_mins(5);
 /// Artifacts that are fetched at a time: one slow server holds up none of the others of most nodes.
 const AT_A_TIME: usize = 8;
 /// Waits before the second and the third try; then the controller's own backoff takes over.
 const RETRY_WAITS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(4)];
-
-/// Why an artifact could not be had.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The location is no URL that can be fetched.
-    #[error("location {location:?} can't be fetched; write an https://, http:// or file:/// URL")]
-    Location {
-        /// As it was asked for, but for what may be secret.
-        location: String,
-    },
-    /// The server was not reached, or the connection broke.
-    #[error(
-        "{url} can't be fetched: {words}; see that the location is right and that its server can be reached from here (pods of the node have their own network)"
-    )]
-    Transport {
-        /// The first URL, as [`shown_url`] has it.
-        url: String,
-        /// The innermost cause.
-        words: String,
-        /// Whether asking again makes sense.
-        again: bool,
-    },
-    /// The server has no such artifact.
-    #[error("{url} can't be fetched: the server answers {status}; correct the location")]
-    Status {
-        /// The first URL, as [`shown_url`] has it.
-        url: String,
-        /// Its answer.
-        status: StatusCode,
-    },
-    /// It was not downloaded in time.
-    #[error(
-        "{location} could not be fetched within {FETCH_LIMIT:?}; see how fast the node reaches that server, or use a mirror"
-    )]
-    TooSlow {
-        /// As [`shown_location`] has it.
-        location: String,
-    },
-    /// The body is larger than any shim.
-    #[error("{url} has more than {MAX_ARTIFACT} bytes; no shim is that large")]
-    TooLarge {
-        /// The first URL, as [`shown_url`] has it.
-        url: String,
-    },
-    /// Other bytes than were asked for.
-    #[error(
-        "{what} has SHA-256 {found} and not {wanted}; correct the digest, or find out who changed the file"
-    )]
-    Digest {
-        /// The artifact or binary.
-        what: String,
-        /// What was computed.
-        found: String,
-        /// What was asked for.
-        wanted: String,
-    },
-    /// It holds no usable binary.
-    #[error(transparent)]
-    Unpack(#[from] unpack::Error),
-    /// The hand-off folder can't be used.
-    #[error(
-        "{path} can't be used: {source}; see that it is there and that farrier may write to it"
-    )]
-    Folder {
-        /// A file in it.
-        path: PathBuf,
-        /// What the system says.
-        #[source]
-        source: io::Error,
-    },
-    /// The extra certificate authorities can't be read.
-    #[error(
-        "{path} holds no certificates in PEM: {words}; name a file with `BEGIN CERTIFICATE` in it"
-    )]
-    CaFile {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        words: String,
-    },
-    /// `fetch` left nothing for a Shim.
-    #[error("nothing was fetched for this shim; see the log of the fetch container")]
-    Missing,
-    /// `fetch` says why it failed.
-    #[error("{0}")]
-    Reported(String),
-}
 
 /// Fetches what each shim names into `out`, and leaves a [`FetchResult`] for each beside its binary. What the request expects on the
 /// node is not fetched.
@@ -185,13 +96,6 @@ fn shown_location(location: &str) -> String {
     let path = location.split(['?', '#']).next().unwrap_or_default();
     let plain = path.rsplit('@').next().unwrap_or_default();
     plain.chars().take(200).collect()
-}
-
-pub(crate) fn folder(path: &Path) -> impl FnOnce(io::Error) -> Error {
-    move |source| Error::Folder {
-        path: path.to_owned(),
-        source,
-    }
 }
 
 /// Downloads until `end` at most. Verifying and unpacking come after that and are bounded by the size of the artifact.
@@ -292,21 +196,6 @@ impl io::Read for UnlessAbandoned {
             return Err(io::Error::other("unpacking was abandoned"));
         }
         self.file.read(buffer)
-    }
-}
-
-/// Whether bytes are those that were asked for; anything is, where nothing was.
-///
-/// # Errors
-/// [`Error::Digest`] with both.
-pub fn check_digest(what: &str, found: &str, wanted: Option<&str>) -> Result<(), Error> {
-    match wanted {
-        Some(wanted) if !wanted.eq_ignore_ascii_case(found) => Err(Error::Digest {
-            what: what.to_owned(),
-            found: found.to_owned(),
-            wanted: wanted.to_lowercase(),
-        }),
-        _ => Ok(()),
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
 
-use super::fetch::{Error, check_digest, folder};
+use super::error::{Error, check_digest, folder};
 use super::unpack;
 use crate::handoff::{self, FetchResult, ShimRequest, printable};
 

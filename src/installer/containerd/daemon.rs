@@ -5,9 +5,11 @@ use tracing::debug;
 
 use super::kubelet::{self, Kubelet};
 use super::process::{self, Process, Refusal, option};
-use super::service;
 use crate::installer::distro::{self, DistroSpec};
 use crate::installer::host::{self, HostRoot};
+
+/// Names what it has started (`RC_SVCDIR`, `librc`).
+pub(crate) const RC_STARTED: &str = "/run/openrc/started";
 
 /// A running containerd.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,7 +31,7 @@ impl Daemon {
     #[must_use]
     pub fn with_unit_of(mut self, host: &HostRoot, distro: &DistroSpec) -> Self {
         if self.unit.is_none() {
-            let started = host.list(service::RC_STARTED).unwrap_or_default();
+            let started = host.list(RC_STARTED).unwrap_or_default();
             let mut units = started.iter().map(|name| format!("{name}.service"));
             self.unit = units.find(|unit| distro.has_unit(unit));
         }

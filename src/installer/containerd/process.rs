@@ -5,131 +5,24 @@
 //! the kernel (credentials, cgroup, namespaces) and the owners of files tell.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
-use crate::handoff::printable;
+use crate::installer::host::HostRoot;
 use crate::installer::host::path::parent_directory;
-use crate::installer::host::{HostRoot, ProgramError};
 
 mod cgroup;
+mod types;
 mod unit;
 
 use cgroup::Place;
+use types::{Init, Seen, read};
+pub use types::{Process, Reason, Refusal};
 use unit::is_main_process;
-
-/// Files of `/proc` about one process; the command line of a kubelet has some kilobytes.
-const SMALL: u64 = 1 << 18;
 
 /// Processes between a service and process 1; a chain of parents is longer only while it changes.
 const MAX_PARENTS: usize = 64;
 
-/// A process that root started as part of the host.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Process {
-    /// Its PID, and when it started (field 22 of `proc_pid_stat(5)`): together they never come again before a reboot.
-    pub id: (u32, u64),
-    /// Path of its program on the host.
-    pub program: String,
-    /// Its command line, with a NUL behind each argument.
-    pub arguments: String,
-    /// The unit that it runs in; a service of `OpenRC` is one with `.service` behind its name.
-    pub unit: Option<String>,
-}
-
-/// A process that has the right name and does not count.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
-    /// Its PID.
-    pub pid: u32,
-    /// Path of its program, as the process sees it.
-    pub program: String,
-    /// Why it does not count.
-    pub reason: Reason,
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let program = printable(&self.program);
-        let reason = printable(&self.reason.to_string());
-        write!(formatter, "process {} runs {program} {reason}", self.pid)
-    }
-}
-
-/// Why a process is not taken for the host's containerd or kubelet.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Reason {
-    /// One of its user ids is not 0.
-    #[error("as uid {uid}: a rootless {name} is not supported; run it as a system service")]
-    Rootless {
-        /// `containerd` or `kubelet`.
-        name: &'static str,
-        /// The id.
-        uid: u32,
-    },
-    /// It is part of a session, a container or a virtual machine.
-    #[error(
-        "in cgroup {cgroup}, below {part}, where no system service runs; run it as a system service"
-    )]
-    Below {
-        /// Its cgroup.
-        cgroup: String,
-        /// The component.
-        part: String,
-    },
-    /// Its cgroup says nothing of who started it.
-    #[error(
-        "in cgroup {cgroup}, which belongs to no system service and is not that of process 1; run it as a system service"
-    )]
-    NoService {
-        /// Its cgroup.
-        cgroup: String,
-    },
-    /// It came into the host from outside.
-    #[error("without being a descendant of process 1; run it as a system service")]
-    NoDescendant,
-    /// It sees other mounts than process 1, so that its paths may be those of other files.
-    #[error(
-        "in a mount namespace of its own, and {why}; run it as the main process of a systemd service"
-    )]
-    Mounts {
-        /// What is missing.
-        why: String,
-    },
-    /// Others can replace its program.
-    #[error("and others than root can replace that: {0}")]
-    Program(#[source] ProgramError),
-    /// The program is not the file at its path.
-    #[error("and another file than that is there; restart it")]
-    OtherFile,
-    /// `/proc` does not say.
-    #[error("and {what} can't be read; run farrier as root, with a /proc of the host")]
-    Unknown {
-        /// What is needed.
-        what: &'static str,
-    },
-}
-
 /// Processes by PID, each with the name by which it was found.
 pub type Named = BTreeMap<u32, (&'static str, Result<Process, Refusal>)>;
-
-/// What is compared with process 1 of the host.
-#[derive(Debug, Default)]
-struct Init {
-    cgroup: Option<String>,
-    mounts: Option<String>,
-    processes: Option<String>,
-    managers: cgroup::Managers,
-}
-
-/// What `/proc` says about a process that has the right name.
-#[derive(Debug)]
-struct Seen {
-    pid: u32,
-    uids: Vec<u32>,
-    parent: u32,
-    cgroup: Option<String>,
-    mounts: Option<String>,
-}
 
 /// All processes of these names on the host, by PID: those that count, and why the others do not. Processes with a root of
 /// their own, as in containers, are left out.
@@ -187,47 +80,6 @@ pub(crate) fn option(arguments: &[&str], names: &[&str]) -> Option<String> {
     }
     let path = last?.strip_prefix("unix://").or(last)?;
     path.starts_with('/').then(|| path.to_owned())
-}
-
-fn read(host: &HostRoot, pid: u32, name: &str) -> Option<String> {
-    let path = format!("/proc/{pid}/{name}");
-    host.read_text(&path, SMALL).ok().flatten()
-}
-
-fn namespace(host: &HostRoot, pid: u32, name: &str) -> Option<String> {
-    host.link_target(&format!("/proc/{pid}/ns/{name}"))
-        .ok()
-        .flatten()
-}
-
-impl Init {
-    fn of(host: &HostRoot) -> Self {
-        Self {
-            cgroup: read(host, 1, "cgroup"),
-            mounts: namespace(host, 1, "mnt"),
-            processes: namespace(host, 1, "pid"),
-            // Both make their directory below `/run` when they start (`sd_booted(3)`; `OpenRC`'s `RC_SVCDIR`).
-            managers: cgroup::Managers {
-                systemd: host.is_seen("/run/systemd/system"),
-                openrc: host.is_seen("/run/openrc"),
-            },
-        }
-    }
-}
-
-impl Seen {
-    fn of(host: &HostRoot, pid: u32) -> Option<Self> {
-        let status = read(host, pid, "status")?;
-        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
-        let uids = field("Uid:")?.split_ascii_whitespace();
-        Some(Self {
-            pid,
-            uids: uids.map(str::parse).collect::<Result<_, _>>().ok()?,
-            parent: field("PPid:")?.trim().parse().ok()?,
-            cgroup: read(host, pid, "cgroup"),
-            mounts: namespace(host, pid, "mnt"),
-        })
-    }
 }
 
 /// The process `pid`, or why it does not count; `None` where it is gone by now or is in a root of its own.

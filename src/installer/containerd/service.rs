@@ -79,8 +79,6 @@ pub struct Service {
 
 /// `OpenRC` installs it there on every distribution that has it.
 const RC_SERVICE: &str = "/sbin/rc-service";
-/// Names what it has started (`RC_SVCDIR`, `librc`).
-pub(crate) const RC_STARTED: &str = "/run/openrc/started";
 
 impl Service {
     /// The service of `unit` on a host of that row.

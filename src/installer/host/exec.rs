@@ -18,28 +18,23 @@ use tokio::process::Command;
 mod enter;
 mod group;
 
-pub use self::enter::child_main;
+use self::enter::{CHILD_FAILED, PATH, Source};
+pub use self::enter::{Place, child_main};
 use self::group::Group;
-use super::{HostRoot, Program, ProgramError};
+use super::HostRoot;
+use super::owner::ProgramError;
+use super::program::Program;
 use crate::containerd_config::DUMP_LIMIT;
 use crate::handoff::printable;
 
 /// First argument of a start of this program that only enters a root and becomes another program.
 pub const CHILD_ARGUMENT: &str = "__enter-root";
 
-/// Exit status of a start that could not enter the root, or could not execute the file at all, as `chroot(1)` has it.
-const CHILD_FAILED: i32 = 125;
-/// Exit status where a program or its loader is missing or must not be executed, as shells have it.
-const NOT_FOUND: i32 = 127;
-
 /// Nothing that is run prints more than `containerd config dump`, of which 40 kB is the longest seen.
 const MAX_OUTPUT: u64 = DUMP_LIMIT as u64;
 
 /// Characters of a failure that are told: five lines of a terminal.
 const MAX_WORDS: usize = 400;
-
-/// Programs of a host look for others here; nothing of our own environment reaches them.
-const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Whether a second start of this process's program ends in [`child_main`].
 static HANDS_OVER: AtomicBool = AtomicBool::new(false);
@@ -94,48 +89,6 @@ pub enum Error {
         /// The program.
         program: String,
     },
-}
-
-/// Where a program runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
-    /// In the host's root. Enough for whatever only reads its arguments and files.
-    Root,
-    /// In the host's root and also in the mount namespace and the cgroup of its process 1, as if started on the host itself: what
-    /// starts a service or looks for one needs this, where we run in a pod.
-    Host,
-}
-
-impl Place {
-    fn word(self) -> &'static str {
-        match self {
-            Self::Root => "root",
-            Self::Host => "host",
-        }
-    }
-}
-
-/// How a start of this program that enters a root finds what it becomes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Source {
-    /// By its path in that root.
-    Path,
-    /// By the descriptor that is its standard input.
-    Descriptor,
-    /// By that descriptor, which the script's interpreter opens once more and therefore has to find there.
-    Script,
-}
-
-impl Source {
-    const ALL: [Self; 3] = [Self::Path, Self::Descriptor, Self::Script];
-
-    fn word(self) -> &'static str {
-        match self {
-            Self::Path => "path",
-            Self::Descriptor => "descriptor",
-            Self::Script => "script",
-        }
-    }
 }
 
 /// The descriptor that is the standard input of a program which is run by that.

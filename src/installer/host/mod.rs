@@ -7,9 +7,9 @@ pub mod exec;
 mod hint;
 mod lock;
 mod mount;
-mod owner;
+pub mod owner;
 pub mod path;
-mod program;
+pub mod program;
 mod write;
 
 use std::fs::File;
@@ -25,9 +25,7 @@ use nix::sys::stat::fstatat;
 use sha2::{Digest as _, Sha256};
 
 use self::hint::hint;
-pub use self::owner::{ProgramError, Writers};
 use self::path::{file_name, parent_directory};
-pub use self::program::Program;
 use crate::handoff::{hex, sha256_hex};
 
 /// Bytes of a file of `/proc`, `/etc/os-release` or `/etc/rc.conf`, at most: all of them are far smaller.

@@ -17,6 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tracing::{info, warn};
 
 use crate::handoff::{API_VERSION, HandlerReport};
+use crate::installer::artifact::error::check_digest;
 use crate::installer::artifact::fetch;
 use crate::installer::artifact::handoff_dir;
 use crate::installer::artifact::unpack;
@@ -303,7 +304,7 @@ fn copy(host: &HostRoot, path: &str, sha256: &str, source: Option<&Source>) -> R
         }
         None => return Err(fetch::Error::Missing.into()),
     };
-    fetch::check_digest("the binary", &digest, Some(sha256))?;
+    check_digest("the binary", &digest, Some(sha256))?;
     out.sync_all().map_err(|source| Error::Store { source })?;
     Ok(host.commit_new(path)?)
 }

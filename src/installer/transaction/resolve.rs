@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::failure::Error;
 use crate::handoff::{ProvisionRequest, ShimRequest};
+use crate::installer::artifact::error::check_digest;
 use crate::installer::artifact::fetch;
 use crate::installer::artifact::handoff_dir;
 use crate::installer::artifact::unpack::{self, Hashing};
@@ -137,21 +138,21 @@ fn artifact(
         .artifact(&shim.name)
         .filter(|known| known.is(&artifact))
     {
-        fetch::check_digest(path, &known.digest, shim.sha256.as_deref())?;
+        check_digest(path, &known.digest, shim.sha256.as_deref())?;
         artifact.clone_from(known);
     } else {
         let digest = host.digest(path)?.ok_or_else(absent)?;
         let mut file = Hashing::new(host.open_file(path)?.ok_or_else(absent)?);
-        fetch::check_digest(path, &digest, shim.sha256.as_deref())?;
+        check_digest(path, &digest, shim.sha256.as_deref())?;
         let sha256 = unpack::unpack(&mut file, &shim.name, binary, &mut io::sink())
             .map_err(fetch::Error::from)?;
         // What was unpacked are the bytes that were verified, whoever can write to the file.
         let again = file.finish().map_err(fetch::Error::from)?;
-        fetch::check_digest(path, &again, Some(&digest))?;
+        check_digest(path, &again, Some(&digest))?;
         (artifact.digest, artifact.sha256) = (digest, sha256);
     }
     let wanted = shim.binary_sha256.as_deref();
-    fetch::check_digest("the binary", &artifact.sha256, wanted)?;
+    check_digest("the binary", &artifact.sha256, wanted)?;
     Ok(artifact)
 }
 

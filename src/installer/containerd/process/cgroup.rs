@@ -1,6 +1,6 @@
 //! What the cgroup of a process says of who started it, beside that of process 1 (cgroups(7): `hierarchy:controllers:path`). Pure.
 
-use super::Reason;
+use super::types::{Managers, Reason};
 
 /// The cgroups of systemd's tree under version 1, and the one tree of version 2.
 const OF_SYSTEMD: [&str; 2] = ["name=systemd", ""];
@@ -10,13 +10,6 @@ const OF_OPENRC: &str = "name=openrc";
 
 /// k3s that finds itself in a container has its kubelet move it there (`pkg/cgroups`, `--kubelet-cgroups=/k3s`).
 const OF_K3S: &str = "k3s";
-
-/// Who runs the services of a host.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Managers {
-    pub(crate) systemd: bool,
-    pub(crate) openrc: bool,
-}
 
 /// Where a process is.
 #[derive(Debug, Clone, PartialEq, Eq)]

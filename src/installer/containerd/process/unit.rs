@@ -1,6 +1,6 @@
 //! Whether a process is the main process of a unit of systemd, or a child of that.
 
-use super::{Init, Reason, SMALL, Seen, namespace};
+use super::types::{Init, Reason, SMALL, Seen, namespace};
 use crate::installer::host::HostRoot;
 
 /// Where systemd looks for the units of its system manager (systemd.unit(5)).

@@ -11,7 +11,56 @@ use nix::errno::Errno;
 use nix::fcntl::AtFlags;
 use nix::sched::{CloneFlags, setns};
 
-use super::{CHILD_FAILED, NOT_FOUND, PATH, Place, Source};
+/// Exit status of a start that could not enter the root, or could not execute the file at all, as `chroot(1)` has it.
+pub(crate) const CHILD_FAILED: i32 = 125;
+
+/// Exit status where a program or its loader is missing or must not be executed, as shells have it.
+pub(crate) const NOT_FOUND: i32 = 127;
+
+/// Programs of a host look for others here; nothing of our own environment reaches them.
+pub(crate) const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Where a program runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// In the host's root. Enough for whatever only reads its arguments and files.
+    Root,
+    /// In the host's root and also in the mount namespace and the cgroup of its process 1, as if started on the host itself: what
+    /// starts a service or looks for one needs this, where we run in a pod.
+    Host,
+}
+
+/// How a start of this program that enters a root finds what it becomes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// By its path in that root.
+    Path,
+    /// By the descriptor that is its standard input.
+    Descriptor,
+    /// By that descriptor, which the script's interpreter opens once more and therefore has to find there.
+    Script,
+}
+
+impl Place {
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Root => "root",
+            Self::Host => "host",
+        }
+    }
+}
+
+impl Source {
+    const ALL: [Self; 3] = [Self::Path, Self::Descriptor, Self::Script];
+
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Path => "path",
+            Self::Descriptor => "descriptor",
+            Self::Script => "script",
+        }
+    }
+}
 
 /// Goes to the place in the first argument, of the root in the third, and becomes the program in the fourth, found as the second
 /// says, with the rest as its arguments. Returns the exit status of a start that failed, and else not at all.

@@ -1,0 +1,75 @@
+//! Why the text of a Shim can't be used.
+
+use std::borrow::Cow;
+
+/// Longest location, in bytes. The schema has the same bound for platforms, and none for RCM's anonHttp.
+pub(super) const LONGEST_LOCATION: usize = 2048;
+
+/// Why a Shim can't be installed on a node. [`Error::help`] says how to correct the cause.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The Shim names no artifact.
+    #[error("no artifact is specified")]
+    NoArtifact,
+    /// The Shim has no artifact for the platform of the node.
+    #[error("no artifact for {os}/{arch}")]
+    NoPlatform {
+        /// Operating system of the node.
+        os: String,
+        /// Architecture of the node.
+        arch: String,
+    },
+    /// The location has another scheme, or none.
+    #[error("invalid location {location:?}")]
+    Location {
+        /// The value in the Shim.
+        location: String,
+    },
+    /// The location is longer than [`LONGEST_LOCATION`].
+    #[error("the location is longer than {LONGEST_LOCATION} bytes")]
+    LongLocation,
+    /// A digest is not a SHA-256.
+    #[error("invalid SHA-256 {found:?}")]
+    Digest {
+        /// The value in the Shim.
+        found: String,
+    },
+    /// maxUpdate is neither a number nor a percentage.
+    #[error("invalid maxUpdate {found:?}: use a number of nodes or a percentage from 1% to 100%")]
+    MaxUpdate {
+        /// The value in the Shim.
+        found: String,
+    },
+    /// The name of the Shim is not a valid label name.
+    #[error("the name {name:?} is not a valid node label")]
+    Name {
+        /// The name.
+        name: String,
+    },
+    /// The name of a handler is not a valid label name.
+    #[error("invalid handler name {handler:?}")]
+    Handler {
+        /// The value in the Shim.
+        handler: String,
+    },
+}
+
+impl Error {
+    /// How the author of the Shim corrects the cause.
+    #[must_use]
+    pub fn help(&self) -> Option<Cow<'static, str>> {
+        let help = match self {
+            Self::NoArtifact => "set spec.fetchStrategy.platforms",
+            Self::NoPlatform { .. } => "add one to spec.fetchStrategy.platforms",
+            Self::Location { .. } => "use https://, http:// or file:///",
+            Self::LongLocation => "shorten it",
+            Self::Digest { .. } => "write 64 hexadecimal digits",
+            Self::MaxUpdate { .. } => return None,
+            Self::Name { .. } => "use at most 63 characters",
+            Self::Handler { .. } => {
+                "use at most 63 letters, digits, '-', '_' and '.', with a letter or digit at both ends"
+            }
+        };
+        Some(help.into())
+    }
+}

@@ -1,0 +1,123 @@
+//! Why an artifact can't be had, and the check of its digest.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use reqwest::StatusCode;
+
+use super::unpack;
+
+/// The largest release archive known (wasmedge) has 45 MB; more than ten times that.
+pub(crate) const MAX_ARTIFACT: u64 = 512 << 20;
+/// All artifacts together, with every try: 45 MB at 1.2 Mbit/s. What is there by then is installed.
+pub(crate) const FETCH_LIMIT: Duration = Duration::from_mins(5);
+
+/// Why an artifact could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The location is no URL that can be fetched.
+    #[error("location {location:?} can't be fetched; write an https://, http:// or file:/// URL")]
+    Location {
+        /// As it was asked for, but for what may be secret.
+        location: String,
+    },
+    /// The server was not reached, or the connection broke.
+    #[error(
+        "{url} can't be fetched: {words}; see that the location is right and that its server can be reached from here (pods of the node have their own network)"
+    )]
+    Transport {
+        /// The first URL, as [`shown_url`] has it.
+        url: String,
+        /// The innermost cause.
+        words: String,
+        /// Whether asking again makes sense.
+        again: bool,
+    },
+    /// The server has no such artifact.
+    #[error("{url} can't be fetched: the server answers {status}; correct the location")]
+    Status {
+        /// The first URL, as [`shown_url`] has it.
+        url: String,
+        /// Its answer.
+        status: StatusCode,
+    },
+    /// It was not downloaded in time.
+    #[error(
+        "{location} could not be fetched within {FETCH_LIMIT:?}; see how fast the node reaches that server, or use a mirror"
+    )]
+    TooSlow {
+        /// As [`shown_location`] has it.
+        location: String,
+    },
+    /// The body is larger than any shim.
+    #[error("{url} has more than {MAX_ARTIFACT} bytes; no shim is that large")]
+    TooLarge {
+        /// The first URL, as [`shown_url`] has it.
+        url: String,
+    },
+    /// Other bytes than were asked for.
+    #[error(
+        "{what} has SHA-256 {found} and not {wanted}; correct the digest, or find out who changed the file"
+    )]
+    Digest {
+        /// The artifact or binary.
+        what: String,
+        /// What was computed.
+        found: String,
+        /// What was asked for.
+        wanted: String,
+    },
+    /// It holds no usable binary.
+    #[error(transparent)]
+    Unpack(#[from] unpack::Error),
+    /// The hand-off folder can't be used.
+    #[error(
+        "{path} can't be used: {source}; see that it is there and that farrier may write to it"
+    )]
+    Folder {
+        /// A file in it.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// The extra certificate authorities can't be read.
+    #[error(
+        "{path} holds no certificates in PEM: {words}; name a file with `BEGIN CERTIFICATE` in it"
+    )]
+    CaFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        words: String,
+    },
+    /// `fetch` left nothing for a Shim.
+    #[error("nothing was fetched for this shim; see the log of the fetch container")]
+    Missing,
+    /// `fetch` says why it failed.
+    #[error("{0}")]
+    Reported(String),
+}
+
+pub(crate) fn folder(path: &Path) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Folder {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// Whether bytes are those that were asked for; anything is, where nothing was.
+///
+/// # Errors
+/// [`Error::Digest`] with both.
+pub fn check_digest(what: &str, found: &str, wanted: Option<&str>) -> Result<(), Error> {
+    match wanted {
+        Some(wanted) if !wanted.eq_ignore_ascii_case(found) => Err(Error::Digest {
+            what: what.to_owned(),
+            found: found.to_owned(),
+            wanted: wanted.to_lowercase(),
+        }),
+        _ => Ok(()),
+    }
+}
