@@ -150,14 +150,14 @@ fn every_node_is_provisioned_under_either_name_of_the_option(#[case] argument: &
 #[rstest]
 #[case::a_preset(&[], "kubectl annotate node")]
 #[case::one_shim(&["--set=shims.preset=none,shims.spin.enabled=true"], "kubectl annotate node")]
-#[case::none(&["--set=shims.preset=none"], "The chart made no Shim")]
-#[case::ones_own(&["--set=shims.preset=none", "--set-json=shims.extra=[{\"name\":\"x\",\"fetchStrategy\":{},\"runtimeClass\":{\"name\":\"x\",\"handler\":\"x\"}}]"], "as the nodeSelector")]
+#[case::none(&["--set=shims.preset=none"], "The chart created no Shim")]
+#[case::ones_own(&["--set=shims.preset=none", "--set-json=shims.extra=[{\"name\":\"x\",\"fetchStrategy\":{},\"runtimeClass\":{\"name\":\"x\",\"handler\":\"x\"}}]"], "The nodeSelector and")]
 fn the_notes_say_how_a_node_is_fitted_with_these_values(
     #[case] arguments: &[&str],
     #[case] expected: &str,
 ) {
     let text = notes(arguments);
-    let (said, _) = text.split_once("Watch it happen").unwrap();
+    let (said, _) = text.split_once("Watch the progress").unwrap();
     assert!(said.contains(expected), "{said}");
     let annotates = said.contains("kubectl annotate node");
     assert_eq!(annotates, expected.contains("annotate"), "{said}");

@@ -104,7 +104,7 @@ fn a_repository_that_is_named_beside_a_predecessors_values_is_not_run_with_their
     let image = &pod_spec(&objects)["containers"][0]["image"];
     let expected = concat!("registry.example/farrier:", env!("CARGO_PKG_VERSION"));
     assert_eq!(*image, expected);
-    let told = format!("image.tag (another program's; {expected} is used)");
+    let told = format!("image.tag (of another program; Farrier uses {expected})");
     let notes = notes(&[&values, ours]);
     assert!(notes.contains(&told), "{notes}");
 }

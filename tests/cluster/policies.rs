@@ -259,14 +259,18 @@ fn forbidden() -> Vec<(&'static str, Value, &'static str)> {
         (
             "/volumes/0",
             json!({"name": "request", "secret": {"secretName": "a"}}),
-            "each from where",
+            "each from its usual source",
         ),
         (
             "/volumes/1",
             json!({"name": "artifacts", "hostPath": {"path": "/var"}}),
-            "each from where",
+            "each from its usual source",
         ),
-        ("/volumes/2/hostPath/path", json!("/etc"), "each from where"),
+        (
+            "/volumes/2/hostPath/path",
+            json!("/etc"),
+            "each from its usual source",
+        ),
         (
             "/initContainers/0/volumeMounts/0",
             hidden.clone(),

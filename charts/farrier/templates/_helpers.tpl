@@ -1,10 +1,10 @@
-{{/* Names and labels that the other templates share. */}}
+{{/* Names, labels and parts of pods for the other templates. */}}
 
 {{- define "farrier.name" -}}
 {{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" -}}
 {{- end -}}
 
-{{/* Release and chart in one name, unless they are the same; 40 characters leave room for what is added behind. */}}
+{{/* The names of release and chart as one name. At most 40 characters, because other templates append a suffix. */}}
 {{- define "farrier.fullname" -}}
 {{- $name := default .Chart.Name .Values.nameOverride -}}
 {{- if .Values.fullnameOverride -}}
@@ -37,7 +37,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
-{{/* The Jobs' own account: it has no rights, so that a token of it would be worth nothing. */}}
+{{/* The account of the Jobs. It has no rights, so its token would be useless. */}}
 {{- define "farrier.jobServiceAccountName" -}}
 {{- include "farrier.fullname" . -}}-installer
 {{- end -}}
@@ -47,9 +47,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
 {{/*
-Which values of `image` are of another program. The values of kwasm-operator's and runtime-class-manager's charts name their controllers
-there: whoever upgrades with such a file means Farrier, so that their repository and their tag count for nothing. A repository that is
-named beside such a file is heard, without the tag that the file still has.
+The values of `image` that name another program. A values file of kwasm-operator or runtime-class-manager names the controller of that
+project. A user of such a file wants Farrier, so the chart ignores this repository and tag. If the user sets another repository in addition
+to such a file, that repository counts, and the tag of the file is ignored.
 */}}
 {{- define "farrier.anothersImage" -}}
 {{- $name := .Values.image.repository | splitList "/" | last -}}
@@ -67,12 +67,12 @@ image.tag
 {{- printf "%s:%s" $repository (default .Chart.AppVersion $tag) -}}
 {{- end -}}
 
-{{/* "true" where either name of the option says so; KWasm's chart takes it as a string, in letters of any case. */}}
+{{/* "true" if one of the two names of the option is true. KWasm's chart has it as a string in any case of letters. */}}
 {{- define "farrier.autoProvision" -}}
 {{- or (eq (toString .Values.autoProvision | lower) "true") (eq (toString .Values.kwasmOperator.autoProvision | lower) "true") -}}
 {{- end -}}
 
-{{/* Seconds that a finished Job is kept, under our name or under runtime-class-manager's; nothing where neither is given. */}}
+{{/* Seconds for which a finished Job is kept, from Farrier's or runtime-class-manager's value; empty if neither is set. */}}
 {{- define "farrier.jobTTL" -}}
 {{- $theirs := get (default dict (get (default dict .Values.rcm) "nodeInstallerJob")) "ttl" -}}
 {{- if not (kindIs "invalid" .Values.job.ttlSecondsAfterFinished) -}}
@@ -82,25 +82,25 @@ image.tag
 {{- end -}}
 {{- end -}}
 
-{{/* What the values of kwasm-operator and runtime-class-manager say and Farrier has no use for: one name a line. */}}
+{{/* Values of kwasm-operator and runtime-class-manager without effect here, one per line. */}}
 {{- define "farrier.withoutEffect" -}}
 {{- $values := .Values -}}
 {{- with include "farrier.anothersImage" . }}
-{{ . }} (another program's; {{ include "farrier.image" $ }} is used)
+{{ . }} (of another program; Farrier uses {{ include "farrier.image" $ }})
 {{- end }}
 {{- if hasKey $values.kwasmOperator "installerImage" }}
-kwasmOperator.installerImage (the Jobs run the controller's own image)
+kwasmOperator.installerImage (the Jobs run the controller's image)
 {{- end }}
 {{- range $key := list "shimDownloaderImage" "nodeInstallerImage" }}
 {{- if hasKey (default dict $values.rcm) $key }}
-rcm.{{ $key }} (the Jobs run the controller's own image)
+rcm.{{ $key }} (the Jobs run the controller's image)
 {{- end }}
 {{- end }}
 {{- if hasKey (default dict $values.rcm) "shimDownloaderConfig" }}
-rcm.shimDownloaderConfig (a download is tried again by itself; a proxy is named by job.proxy)
+rcm.shimDownloaderConfig (Farrier repeats failed downloads; set proxies with job.proxy)
 {{- end }}
 {{- if hasKey (default dict $values.rcm) "leaderElectEnabled" }}
-rcm.leaderElectEnabled (replicas always elect a leader)
+rcm.leaderElectEnabled (the replicas always elect a leader)
 {{- end }}
 {{- if hasKey $values.serviceAccount "automount" }}
 serviceAccount.automount (the controller needs its token)
@@ -112,7 +112,7 @@ serviceAccount.automount (the controller needs its token)
 {{- end }}
 {{- end -}}
 
-{{/* What every pod of the chart has: how its image is pulled, as whom it runs, and where it may. */}}
+{{/* Fields of every pod of the chart: pull secrets, priority, security context and scheduling. */}}
 {{- define "farrier.pod" -}}
 {{- with .Values.imagePullSecrets }}
 imagePullSecrets:
@@ -137,7 +137,7 @@ tolerations:
 {{- end }}
 {{- end -}}
 
-{{/* How the controller runs; the Job that leaves runs as it does. */}}
+{{/* Environment of the controller, and of the Job before an uninstall. */}}
 {{- define "farrier.controllerEnv" -}}
 - name: CONTROLLER_NAMESPACE
   valueFrom:
@@ -182,7 +182,7 @@ tolerations:
   value: {{ include "farrier.autoProvision" . | quote }}
 - name: FARRIER_RESERVE_HANDLERS
   value: {{ .Values.reserveHandlers | quote }}
-# Among several replicas, the one that holds the Lease acts.
+# The replica that holds this Lease acts.
 - name: FARRIER_LEASE_NAME
   value: {{ include "farrier.fullname" . | quote }}
 - name: FARRIER_IDENTITY
@@ -197,7 +197,7 @@ tolerations:
   value: {{ .Values.log.format | quote }}
 {{- end -}}
 
-{{/* The proxies of what fetches, by the name of the variable that has them there, as JSON. */}}
+{{/* The proxies for downloads as JSON, by environment variable of the container fetch. */}}
 {{- define "farrier.proxies" -}}
 {{- $proxies := dict -}}
 {{- range $key, $name := dict "http" "HTTP_PROXY" "https" "HTTPS_PROXY" "noProxy" "NO_PROXY" -}}
@@ -207,8 +207,8 @@ tolerations:
 {{- end -}}
 
 {{/*
-Refuses a second Farrier in the cluster: nodes, Shims and RuntimeClasses are in no namespace, so that two controllers undo each other's
-work. Of each that is installed, by whatever means, its ClusterRoleBinding says where.
+Refuses a second Farrier in the cluster. Nodes, Shims and RuntimeClasses have no namespace, so two controllers would undo each other's
+changes. The ClusterRoleBinding of an installed Farrier names its release and namespace, also if it was installed without Helm.
 */}}
 {{- define "farrier.onlyOne" -}}
 {{- range (lookup "rbac.authorization.k8s.io/v1" "ClusterRoleBinding" "" "").items -}}
@@ -219,20 +219,20 @@ work. Of each that is installed, by whatever means, its ClusterRoleBinding says 
 {{- $release := get $labels "app.kubernetes.io/instance" -}}
 {{- $namespace := (first .subjects).namespace -}}
 {{- if or (ne $release $.Release.Name) (ne $namespace $.Release.Namespace) -}}
-{{- fail (printf "Farrier is in this cluster already, as %s in the namespace %s (ClusterRoleBinding %s), and two would undo each other's work: change that one (helm upgrade %s -n %s), or uninstall it first" $release $namespace .metadata.name $release $namespace) -}}
+{{- fail (printf "Farrier is installed in this cluster already, as %s in the namespace %s (ClusterRoleBinding %s), and two controllers would undo each other's changes; upgrade that release (helm upgrade %s -n %s), or uninstall it first" $release $namespace .metadata.name $release $namespace) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
 
-{{/* Annotations of what runs before an install and an upgrade; takes the weight. What succeeded is cleared away. */}}
+{{/* Annotations of the hooks before an install and an upgrade. Takes the weight. Helm deletes the objects after success. */}}
 {{- define "farrier.crdHook" -}}
 helm.sh/hook: pre-install,pre-upgrade
 helm.sh/hook-weight: {{ . | quote }}
 helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
 {{- end -}}
 
-{{/* Annotations of what runs before the chart's objects are deleted; takes the weight. */}}
+{{/* Annotations of the hooks before an uninstall. Takes the weight. Helm deletes the objects after success. */}}
 {{- define "farrier.leaveHook" -}}
 helm.sh/hook: pre-delete
 helm.sh/hook-weight: {{ . | quote }}

@@ -1,6 +1,6 @@
-{{/* From the catalogue in files/shims.yaml and the values to Shim objects. */}}
+{{/* Makes Shim objects from the catalogue in files/shims.yaml and the values. */}}
 
-{{/* Names of the catalogue's entries that are wanted, with spaces between them. */}}
+{{/* Names of the enabled entries of the catalogue, separated by spaces. */}}
 {{- define "farrier.wantedShims" -}}
 {{- $catalogue := .Files.Get "files/shims.yaml" | fromYaml -}}
 {{- $names := list -}}
@@ -14,12 +14,12 @@
 {{- join " " $names -}}
 {{- end -}}
 
-{{/* The spec of one catalogue entry. Takes a dict of `name`, `entry`, `values`, `preset` and `architectures`. */}}
+{{/* The spec of one entry of the catalogue. Takes a dict of `entry`, `values`, `preset` and `architectures`. */}}
 {{- define "farrier.catalogueSpec" -}}
 {{- $entry := .entry -}}
 {{- $version := default $entry.version .values.version -}}
 {{- $digests := dig "digests" $version dict $entry -}}
-{{- /* The first is the RuntimeClasses', the others are its aliases. */ -}}
+{{- /* The first one is the handler of the RuntimeClasses, the others are aliases. */ -}}
 {{- $handlers := dig "presetHandlers" .preset (prepend (default list $entry.handlerAliases) $entry.handler) $entry -}}
 annotationSelector:
   kwasm.sh/kwasm-node: "true"
