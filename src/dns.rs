@@ -283,7 +283,10 @@ mod tests {
 
     #[test]
     fn at_most_three_name_servers_are_asked_and_in_their_order() {
-        let text: String = (1..9).map(|n| format!("nameserver 10.0.0.{n}\n")).collect();
+        let text = (1..9)
+            .map(|n| format!("nameserver 10.0.0.{n}"))
+            .collect::<Vec<_>>()
+            .join("\n");
         let (config, options) = parse(&text, "node");
         assert_eq!(servers(&config), ["10.0.0.1", "10.0.0.2", "10.0.0.3"]);
         assert_eq!(options.num_concurrent_reqs, 1);

@@ -41,6 +41,7 @@ impl Kubelet {
 }
 
 /// Whether two paths are those of one socket: `/var/run` is a link to `/run`.
+#[must_use]
 pub fn same(one: &str, other: &str) -> bool {
     let plain = |path: &str| path.strip_prefix("/var/run/").map(str::to_owned);
     let run =

@@ -30,20 +30,18 @@ impl State {
                 found: state.api_version,
             });
         }
-        match unexpected_path(&state) {
-            Some(found) => Err(Error::Strange {
+        if let Some(found) = unexpected_path(&state) {
+            return Err(Error::Strange {
                 path: STATE_FILE,
                 found,
-            }),
-            None => {
-                // Former releases recorded legacy handlers beside ours. Each run reads them from the configuration.
-                state.handlers.retain(|_, owned| match owned.owner {
-                    Owner::Cluster | Owner::Local => true,
-                    Owner::Kwasm | Owner::Rcm => false,
-                });
-                Ok(state)
-            }
+            });
         }
+        // Former releases recorded legacy handlers beside ours. Each run reads them from the configuration.
+        state.handlers.retain(|_, owned| match owned.owner {
+            Owner::Cluster | Owner::Local => true,
+            Owner::Kwasm | Owner::Rcm => false,
+        });
+        Ok(state)
     }
 }
 
