@@ -1,0 +1,85 @@
+//! The tables of the README against the code: every name, metric and outcome that users meet is in the README.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use farrier::handoff::Outcome;
+use farrier::metrics::{Metrics, NODE_STATES};
+
+fn read(path: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The values of the text constants in a Rust file.
+fn constants(code: &str) -> Vec<&str> {
+    let code = code
+        .lines()
+        .map(str::trim)
+        .filter(|line| line.starts_with("pub const"));
+    let values = code.filter_map(|line| line.split_once(": &str = \"")?.1.strip_suffix("\";"));
+    // Prefixes of names are there with a name behind them.
+    values.map(|value| value.trim_end_matches('/')).collect()
+}
+
+#[test]
+fn every_label_annotation_taint_finalizer_condition_and_reason_is_in_the_readme() {
+    let (code, readme) = (read("src/names.rs"), read("README.md"));
+    let constants = constants(&code);
+    assert!(constants.contains(&"Halted"), "{constants:?}");
+    for constant in constants {
+        // Types of conditions stand without backquotes.
+        let texts = [
+            format!("`{constant}`"),
+            format!("`{constant}/"),
+            format!("| {constant} |"),
+        ];
+        let found = texts.iter().any(|text| readme.contains(text));
+        assert!(found, "the README does not mention {constant}");
+    }
+}
+
+#[test]
+fn every_metric_is_in_the_readme_with_its_type() {
+    let (metrics, readme) = (Metrics::new(), read("README.md"));
+    // A family without values is not in the text.
+    metrics.reconciled("node", true);
+    metrics.job_ended("applied", 1, false, Duration::ZERO);
+    metrics.nodes("spin", [0; NODE_STATES.len()]);
+    let text = metrics.text();
+    let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+    let types: Vec<_> = types.filter_map(|line| line.split_once(' ')).collect();
+    assert!(types.contains(&("farrier_nodes", "gauge")), "{text}");
+    for (family, kind) in types {
+        // OpenMetrics adds these suffixes to the names of the samples.
+        let suffix = match kind {
+            "counter" => "_total",
+            "info" => "_info",
+            _ => "",
+        };
+        let row = format!("| `{family}{suffix}` | {kind} |");
+        assert!(readme.contains(&row), "the README has no row {row}");
+    }
+    for state in NODE_STATES {
+        assert!(readme.contains(&format!("`{state}`")), "{state}");
+    }
+}
+
+#[test]
+fn every_outcome_is_in_the_readme_beside_its_exit_status() {
+    let readme = read("README.md");
+    for outcome in [
+        Outcome::Applied,
+        Outcome::Partial,
+        Outcome::Unchanged,
+        Outcome::Refused,
+        Outcome::RolledBack,
+        Outcome::Broken,
+    ] {
+        let status = format!("| {} |", outcome.exit_status());
+        let word = serde_json::to_string(&outcome).unwrap().replace('"', "`");
+        let is_row = |line: &&str| line.starts_with(&status) && line.contains(&word);
+        assert!(readme.lines().any(|line| is_row(&line)), "{status} {word}");
+    }
+}
