@@ -139,14 +139,14 @@ async fn provision(place: &Place, controller: &Controller) -> (Change, Job) {
     let done = served && until(place.nodes, ASK_EVERY, async || is_empty(&jobs).await).await;
     let wall = began.at.elapsed();
     let reached = reached();
-    let told = done
+    let restart_triggered_by_write = done
         && until(place.nodes, ASK_EVERY, async || {
             told(&shims, place.nodes).await
         })
         .await;
     say(&format!(
         "{reached} nodes after {wall:.1?}, {} after {:.1?}",
-        if told {
+        if restart_triggered_by_write {
             "all told in status"
         } else {
             "not all done"

@@ -24,7 +24,7 @@ pub use dry_run::{Preview, preview_install, preview_uninstall};
 pub use error::Error;
 use host::HostRoot;
 use inspect::HostFacts;
-use inspect::verify_cache::{Artifacts, Stamps};
+use inspect::verify_cache::{Artifacts, VerifyCache};
 use options::Host;
 pub use options::{HostOptions, InstallOptions, RequestSource, UninstallOptions};
 use plan::{Goal, HostPlan, decide};
@@ -131,7 +131,7 @@ async fn change(
         Ok(lock) => lock,
         Err(error) => return report_failure(report, Failure::Refused(error)),
     };
-    Stamps::clean(root);
+    VerifyCache::clean(root);
     // A change that a former run left half done is undone or finished, and no signal cuts that off.
     let recovered = match recover(root, offline, allow_pod_restarts).await {
         Ok(recovered) => recovered,
@@ -220,7 +220,7 @@ fn record_verified(root: &HostRoot, facts: &HostFacts, plan: &HostPlan, artifact
         .filter(|(path, _)| !plan.links.contains_key(*path) && !plan.leftovers.files.contains(path))
         .filter_map(|(path, standing)| Some((path.clone(), standing.verified.clone()?)))
         .collect();
-    let recorded = Stamps::record(root, &facts.places, &verified, artifacts, adopted);
+    let recorded = VerifyCache::record(root, &facts.places, &verified, artifacts, adopted);
     if let Err(error) = recorded {
         warn!(%error, "failed to write the verification cache: the next run hashes all binaries again");
     }

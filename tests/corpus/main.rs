@@ -22,7 +22,7 @@ use farrier::containerd_config::{
     edit_template, place, runtimes_of_dump, startup_checks,
 };
 use farrier::installer::containerd::config_files::load;
-use farrier::installer::inspect::prerequisites::lacking;
+use farrier::installer::inspect::prerequisites::missing_prerequisite;
 use handler_names::names;
 use reasons::Why;
 
@@ -83,7 +83,7 @@ async fn change(root: &Root, release: &Release) -> Said {
     if let Err(error) = startup_checks(&before) {
         return refused(&error);
     }
-    if let Some(words) = lacking(&root.host(), &before) {
+    if let Some(words) = missing_prerequisite(&root.host(), &before) {
         return refused(&words);
     }
     let runc = match runtimes_of_dump(&before) {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::support::{Host, program};
 use farrier::handoff::{FetchResult, Outcome, Owner, ProvisionRequest, ShimRequest};
 use farrier::installer::artifact::fetch::fetch;
-use farrier::installer::artifact::handoff_dir::handed_over;
+use farrier::installer::artifact::handoff_dir::read_binary;
 use farrier::names::sha256_hex;
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -200,7 +200,7 @@ async fn an_artifact_is_verified_unpacked_and_handed_over() {
     shim.binary_sha256 = Some(sha256_hex(&program(0)));
     let result = fetch_one(&shim, out.path(), None).await;
     assert_eq!(result.reason, None);
-    let (path, digest) = handed_over(&shim, out.path()).unwrap();
+    let (path, digest) = read_binary(&shim, out.path()).unwrap();
     assert_eq!(digest, sha256_hex(&program(0)));
     assert_eq!(std::fs::read(path).unwrap(), program(0));
     assert!(!out.path().join("wasmtime.artifact").exists());
@@ -247,7 +247,7 @@ fn a_proxy_of_the_environment_is_asked() {
     command.env("HTTP_PROXY", format!("http://{proxy}"));
     let fetched = command.output().unwrap();
     assert!(fetched.status.success(), "{fetched:?}");
-    let (_, digest) = handed_over(&shim, &out).unwrap();
+    let (_, digest) = read_binary(&shim, &out).unwrap();
     assert_eq!(digest, sha256_hex(&program(1)));
 }
 
@@ -306,7 +306,7 @@ async fn a_failure_is_one_sentence_and_leaves_no_binary(
     assert!(!said.contains('\n'));
     assert_eq!(result.binary_sha256, None);
     assert!(!out.path().join("wasmtime.bin").exists());
-    let handed = handed_over(&shim, out.path()).unwrap_err();
+    let handed = read_binary(&shim, out.path()).unwrap_err();
     assert_eq!(handed.to_string(), said);
 }
 
@@ -386,7 +386,7 @@ async fn a_binary_that_is_on_the_node_is_not_fetched() {
         expected
     );
     assert_eq!(std::fs::read_dir(out.path()).unwrap().count(), 1);
-    let handed = handed_over(&shim, out.path()).unwrap_err();
+    let handed = read_binary(&shim, out.path()).unwrap_err();
     assert!(handed.to_string().contains("nothing was fetched"));
 }
 

@@ -463,7 +463,7 @@ fn interrupt(host: &Host, before: &str) {
         restarting: true,
         state: FinalState::Digest("of a state file that was never written".to_owned()),
         drop_folders: Vec::new(),
-        leftovers: installer::plan::Leftovers::default(),
+        leftovers: installer::plan::LegacyCleanup::default(),
         leaving: std::collections::BTreeMap::new(),
     }
     .save(&root)

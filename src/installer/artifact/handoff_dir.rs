@@ -28,7 +28,7 @@ pub(crate) fn leave(result: &FetchResult, out: &Path) -> Result<(), Error> {
 ///
 /// # Errors
 /// When there is nothing, or nothing was fetched, `fetch` reports a failure, or the file is a link, no program, or has another digest.
-pub fn handed_over(shim: &ShimRequest, out: &Path) -> Result<(PathBuf, String), Error> {
+pub fn read_binary(shim: &ShimRequest, out: &Path) -> Result<(PathBuf, String), Error> {
     let path = out.join(format!("{}.json", shim.name));
     let mut json = String::new();
     let file = match open_regular(&path) {
@@ -49,7 +49,7 @@ pub fn handed_over(shim: &ShimRequest, out: &Path) -> Result<(PathBuf, String), 
         return Err(Error::Missing);
     }
     let path = out.join(format!("{}.bin", shim.name));
-    let digest = copy_handed_over(&path, &mut io::sink())?;
+    let digest = copy_binary(&path, &mut io::sink())?;
     check_digest(
         "the fetched binary",
         &digest,
@@ -63,7 +63,7 @@ pub fn handed_over(shim: &ShimRequest, out: &Path) -> Result<(PathBuf, String), 
 ///
 /// # Errors
 /// When it is a link or no program for this CPU, or can't be read or written.
-pub fn copy_handed_over(path: &Path, out: &mut impl Write) -> Result<String, Error> {
+pub fn copy_binary(path: &Path, out: &mut impl Write) -> Result<String, Error> {
     Ok(unpack::copy_program(open_regular(path)?, out)?)
 }
 

@@ -74,7 +74,7 @@ pub struct Service {
     /// How long containerd may take to serve after that.
     pub serve_limit: Duration,
     /// Whether a supervisor that watches files has one of them to see; only that of [`Restart::Watched`] does.
-    pub told: bool,
+    pub restart_triggered_by_write: bool,
 }
 
 /// `OpenRC` installs it there on every distribution that has it.
@@ -88,7 +88,7 @@ impl Service {
             unit: unit.to_owned(),
             restart: row.restart,
             serve_limit: row.serve_limit,
-            told: true,
+            restart_triggered_by_write: true,
         }
     }
 
@@ -101,7 +101,7 @@ impl Service {
             (Restart::ContainerInit, _) | (Restart::Service, Ok(Manager::OpenRc)) => {
                 same_processes(host)
             }
-            (Restart::Watched, _) if !self.told => same_processes(host),
+            (Restart::Watched, _) if !self.restart_triggered_by_write => same_processes(host),
             (Restart::Watched | Restart::Service, _) => Ok(()),
         }
     }
@@ -130,7 +130,7 @@ impl Service {
     /// When it does not restart.
     pub async fn restart(&self, host: &HostRoot) -> Result<(), Error> {
         match self.restart {
-            Restart::Watched if self.told => Ok(()),
+            Restart::Watched if self.restart_triggered_by_write => Ok(()),
             Restart::Watched => match find_daemon(host).ok().flatten() {
                 Some(daemon) => end(host, daemon.process),
                 // It is being started already.
@@ -386,7 +386,7 @@ mod tests {
     fn a_supervisor_that_nobody_told_needs_the_host_s_processes() {
         let (_folder, host) = host(&[]);
         let service = Service {
-            told: false,
+            restart_triggered_by_write: false,
             ..service("k0s")
         };
         let error = service.check_reachable(&host).unwrap_err().to_string();

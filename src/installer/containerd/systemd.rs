@@ -13,7 +13,7 @@ use zbus::{Connection, OwnedObjectPath, Proxy};
 
 use crate::handoff::printable;
 use crate::installer::host::HostRoot;
-use crate::installer::host::exec::{self, Place};
+use crate::installer::host::exec::{self, ExecContext};
 
 /// Where every systemd distribution has its system bus (D-Bus Specification, *System message bus*).
 const BUS: &str = "/run/dbus/system_bus_socket";
@@ -196,7 +196,7 @@ async fn systemctl(
     arguments: &[&str],
     limit: Duration,
 ) -> Result<String, Error> {
-    exec::run_in(host, Place::Host, SYSTEMCTL, arguments, limit)
+    exec::run_in(host, ExecContext::Host, SYSTEMCTL, arguments, limit)
         .await
         .map_err(|source| Error::Systemctl {
             bus: bus.to_owned(),

@@ -19,7 +19,7 @@ mod enter;
 mod group;
 
 use self::enter::{CHILD_FAILED, PATH, Source};
-pub use self::enter::{Place, child_main};
+pub use self::enter::{ExecContext, child_main};
 use self::group::Group;
 use super::HostRoot;
 use super::owner::ProgramError;
@@ -97,7 +97,7 @@ const DESCRIPTOR: &str = "/proc/self/fd/0";
 /// `opened` is the program to run; without one it is found by its path. The first argument that it gets is its path in any case.
 fn command(
     host: &HostRoot,
-    place: Place,
+    place: ExecContext,
     program: &str,
     opened: Option<Program>,
     arguments: &[&str],
@@ -158,7 +158,7 @@ pub async fn run(
     arguments: &[&str],
     limit: Duration,
 ) -> Result<String, Error> {
-    run_in(host, Place::Root, program, arguments, limit).await
+    run_in(host, ExecContext::Root, program, arguments, limit).await
 }
 
 /// Runs a program as [`run`] does, by its path and whoever owns that: a binary that Farrier itself has put there.
@@ -171,7 +171,7 @@ pub async fn run_own(
     arguments: &[&str],
     limit: Duration,
 ) -> Result<String, Error> {
-    let own = Place::Root;
+    let own = ExecContext::Root;
     output_of(
         host,
         command(host, own, program, None, arguments),
@@ -187,7 +187,7 @@ pub async fn run_own(
 /// As [`run`]'s.
 pub async fn run_in(
     host: &HostRoot,
-    place: Place,
+    place: ExecContext,
     program: &str,
     arguments: &[&str],
     limit: Duration,
@@ -263,7 +263,7 @@ pub async fn start(
     let mut words = File::from(words);
     let stderr = words.try_clone().map_err(failed)?;
     let opened = Some(open(host, program)?);
-    let mut child = command(host, Place::Host, program, opened, arguments)
+    let mut child = command(host, ExecContext::Host, program, opened, arguments)
         .map_err(failed)?
         .stdout(Stdio::null())
         .stderr(stderr)
@@ -415,7 +415,7 @@ mod tests {
         write("#!/bin/sh\necho looked at, $1\n");
         let opened = open(&host, program).unwrap();
         write("#!/bin/sh\necho replaced\n");
-        let command = command(&host, Place::Root, program, Some(opened), &["asked"]);
+        let command = command(&host, ExecContext::Root, program, Some(opened), &["asked"]);
         let limit = Duration::from_secs(10);
         let said = output_of(&host, command, program, limit).await.unwrap();
         assert_eq!(said, "looked at, asked\n");

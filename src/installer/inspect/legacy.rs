@@ -5,11 +5,11 @@ use crate::installer::host::path::parent_directory;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::verify_cache::{Stamps, Verified};
+use super::verify_cache::{Verified, VerifyCache};
 use crate::containerd_config::{self, ConfigFiles, LegacyInstaller, SourceFile};
 use crate::handoff::{OptionValue, Owner};
 use crate::installer::host::{Error, HostRoot};
-use crate::installer::state::{Places, State};
+use crate::installer::state::{InstallPaths, State};
 
 /// A lock file has a line for each shim, of which a node has a few.
 const LOCK_LIMIT: u64 = 1 << 20;
@@ -18,11 +18,11 @@ const LINK_FOLDERS: [&str; 3] = ["/usr/local/bin", "/usr/bin", "/bin"];
 
 /// What predecessors left.
 #[derive(Debug, Default)]
-pub struct Inheritance {
+pub struct Legacy {
     /// Their handlers that the configuration declares, by name.
-    pub handlers: BTreeMap<String, Inherited>,
+    pub handlers: BTreeMap<String, LegacyHandler>,
     /// What stands at the paths of these handlers, and of those that were taken over.
-    pub binaries: BTreeMap<String, Standing>,
+    pub binaries: BTreeMap<String, LegacyBinary>,
     /// Links elsewhere to such a path.
     pub links: BTreeMap<String, Vec<String>>,
     /// Their folders.
@@ -31,7 +31,7 @@ pub struct Inheritance {
 
 /// A handler of a predecessor.
 #[derive(Debug, Clone)]
-pub struct Inherited {
+pub struct LegacyHandler {
     /// Whose it is, unless a request takes it over.
     pub owner: Owner,
     /// The configuration file that declares it.
@@ -42,7 +42,7 @@ pub struct Inherited {
 
 /// A binary at a path of a predecessor.
 #[derive(Debug, Clone)]
-pub struct Standing {
+pub struct LegacyBinary {
     /// SHA-256 of its bytes.
     pub sha256: String,
     /// Whether a link leads there: an upgrade has put one into our store.
@@ -72,10 +72,10 @@ pub(crate) fn look(
     loaded: &ConfigFiles,
     sources: &[SourceFile],
     state: &State,
-    places: &Places,
-    stamps: &Stamps,
-) -> Result<Inheritance, super::error::Error> {
-    let mut found = Inheritance::default();
+    places: &InstallPaths,
+    stamps: &VerifyCache,
+) -> Result<Legacy, super::error::Error> {
+    let mut found = Legacy::default();
     let loaded = loaded.files();
     // What stands in a template stands in what is made from it, too; it is the template that is edited.
     for file in sources.iter().chain(loaded) {
@@ -91,7 +91,7 @@ pub(crate) fn look(
             else {
                 continue;
             };
-            let inherited = Inherited {
+            let inherited = LegacyHandler {
                 owner: home.owner,
                 file: file.path.clone(),
                 declared,
@@ -105,7 +105,7 @@ pub(crate) fn look(
         owned.filter_map(|owned| owned.path.as_ref())
     };
     // What was taken over may not be declared any more, and still leaves with all that came with it.
-    for folder in taken().filter_map(|path| home_of(path)) {
+    for folder in taken().filter_map(|path| legacy_directory_of(path)) {
         let predecessor = if folder.ends_with("/kwasm") {
             LegacyInstaller::Kwasm
         } else {
@@ -198,16 +198,16 @@ fn links(host: &HostRoot, path: &str) -> Result<Vec<String>, Error> {
 fn standing(
     host: &HostRoot,
     path: &str,
-    places: &Places,
-    stamps: &Stamps,
-) -> Result<Option<Standing>, super::error::Error> {
+    places: &InstallPaths,
+    stamps: &VerifyCache,
+) -> Result<Option<LegacyBinary>, super::error::Error> {
     let target = host.link_target(path)?;
     let stored = target.as_deref().and_then(|target| {
         let (folder, sha256) = target.rsplit_once('/')?;
-        (folder == places.store() && stamps.vouch(host, places, sha256)).then_some(sha256)
+        (folder == places.store() && stamps.is_unchanged(host, places, sha256)).then_some(sha256)
     });
     if let Some(sha256) = stored {
-        return Ok(Some(Standing {
+        return Ok(Some(LegacyBinary {
             sha256: sha256.to_owned(),
             is_link: true,
             verified: None,
@@ -219,14 +219,14 @@ fn standing(
         Err(Error::NoFile { .. } | Error::TooLarge { .. }) => None,
         Err(error) => return Err(error.into()),
     };
-    Ok(verified.map(|verified| Standing {
+    Ok(verified.map(|verified| LegacyBinary {
         sha256: verified.sha256().to_owned(),
         is_link: target.is_some(),
         verified: target.is_none().then_some(verified),
     }))
 }
 
-impl Inherited {
+impl LegacyHandler {
     /// The options as a request names them.
     #[must_use]
     pub fn options(&self) -> BTreeMap<String, OptionValue> {
@@ -263,6 +263,6 @@ pub fn lock_entries(text: &str) -> Option<BTreeMap<String, LockEntry>> {
 }
 
 /// The folder of a predecessor that a binary at `path` belongs to.
-pub(crate) fn home_of(path: &str) -> Option<&str> {
+pub(crate) fn legacy_directory_of(path: &str) -> Option<&str> {
     parent_directory(path).strip_suffix("/bin")
 }

@@ -10,7 +10,7 @@ pub mod verify_cache;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use self::legacy::Inheritance;
+use self::legacy::Legacy;
 use crate::containerd_config::{
     ConfigFiles, SourceFile, Version, address_of_dump, without_secrets,
 };
@@ -26,12 +26,15 @@ use crate::installer::host::exec;
 use crate::installer::host::path::parent_directory;
 use crate::installer::host::{self, HostRoot, NEW_SUFFIX, SMALL_FILE_LIMIT};
 use crate::installer::state::{
-    Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, target_digest,
+    InstallPaths, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, target_digest,
 };
 pub use error::Error;
-use os::{PROGRAMS, folder, forgetful, former, named_by_unit, releaser, row, sources, unwritable};
-use prerequisites::lacking;
-use verify_cache::Stamps;
+use os::{
+    PROGRAMS, bin_dir_problem, config_of_unit, detect_distro, folder, orphaned_config, sources,
+    state_dir_problem, version_command,
+};
+use prerequisites::missing_prerequisite;
+use verify_cache::VerifyCache;
 
 /// `containerd config dump` takes 18 ms; on a node under load it gets this long before the candidate counts as refused.
 pub const PROGRAM_LIMIT: Duration = Duration::from_secs(10);
@@ -54,7 +57,7 @@ pub struct HostFacts {
     /// Files that it is made from, where containerd loads what the distribution makes of them; the one that counts first.
     pub sources: Vec<SourceFile>,
     /// The file that declared our handlers last, where it is neither loaded any more nor among `sources`.
-    pub former: Option<SourceFile>,
+    pub orphaned_config: Option<SourceFile>,
     /// The distribution's own release, where the table says how it is told.
     pub release: Option<Version>,
     /// Why nothing can be changed although the distribution could be: a place can't be written to, or not executed from.
@@ -62,7 +65,7 @@ pub struct HostFacts {
     /// That configuration as containerd itself prints it, or why it doesn't.
     pub dump: Result<String, String>,
     /// What that configuration needs beside itself and the host lacks; words for an operator.
-    pub lacking: Option<String>,
+    pub missing_prerequisite: Option<String>,
     /// What it serves, or why that is unknown.
     pub served: Result<Served, String>,
     /// How many sandboxes there are of each handler.
@@ -74,15 +77,15 @@ pub struct HostFacts {
     /// What is ours.
     pub state: State,
     /// Where binaries stand.
-    pub places: Places,
-    /// SHA-256 of the binaries that our links at stable paths lead to, whether they stand there or not, by file name in [`Places::bin`].
+    pub places: InstallPaths,
+    /// SHA-256 of the binaries that our links at stable paths lead to, whether they stand there or not, by file name in [`InstallPaths::bin`].
     pub binaries: BTreeMap<String, String>,
-    /// Files in [`Places::store`] whose bytes are what their name says.
+    /// Files in [`InstallPaths::store`] whose bytes are what their name says.
     pub stored: BTreeSet<String>,
-    /// Files in [`Places::store`] of which that is not so.
+    /// Files in [`InstallPaths::store`] of which that is not so.
     pub damaged: BTreeSet<String>,
     /// What KWasm and runtime-class-manager left.
-    pub inheritance: Inheritance,
+    pub inheritance: Legacy,
     /// Folders that a change may need, each with those that would have to be made for it, outermost first.
     pub missing_folders: BTreeMap<String, Vec<String>>,
     /// `/etc/machine-id`.
@@ -97,7 +100,7 @@ impl HostFacts {
     /// # Errors
     /// When the folders can't be listed.
     pub fn hash_binaries(&mut self, host: &HostRoot) -> Result<(), Error> {
-        let stamps = Stamps::default();
+        let stamps = VerifyCache::default();
         let (loaded, sources, places) = (&self.loaded, &self.sources, &self.places);
         self.inheritance = legacy::look(host, loaded, sources, &self.state, places, &stamps)?;
         (self.binaries, self.stored, self.damaged) = binaries(host, places, &stamps)?;
@@ -159,11 +162,11 @@ pub async fn gather(
     let named = daemon.and_then(|daemon| daemon.config.as_deref());
     let state = State::from_json(host.read_text(STATE_FILE, STATE_LIMIT)?.as_deref())?;
     let recorded = recorded_root(host, &state).filter(|_| daemon.is_none());
-    let distro = row(host, &running, config.or(named).or(recorded), offline)?;
+    let distro = detect_distro(host, &running, config.or(named).or(recorded), offline)?;
     let program = program.or_else(|| installed.map(str::to_owned));
     let in_unit = match daemon {
         Some(_) => None,
-        None => named_by_unit(host, distro),
+        None => config_of_unit(host, distro),
     };
     let config = config
         .or(named)
@@ -176,21 +179,21 @@ pub async fn gather(
         .to_owned();
     let loaded = load(host, &config)?;
     let sources = sources(host, distro, &config)?;
-    let former = former(host, &state, &loaded, &sources)?;
+    let orphaned_config = orphaned_config(host, &state, &loaded, &sources)?;
     let (folder, mut obstacle) = folder(host, distro, &state, offline);
-    obstacle = obstacle.or_else(|| unwritable(host, &config, offline));
+    obstacle = obstacle.or_else(|| bin_dir_problem(host, &config, offline));
     if !offline {
-        obstacle = obstacle.or_else(|| forgetful(host));
+        obstacle = obstacle.or_else(|| state_dir_problem(host));
     }
-    let places = Places { folder };
-    let stamps = Stamps::load(host);
+    let places = InstallPaths { folder };
+    let stamps = VerifyCache::load(host);
     let (binaries, stored, damaged) = binaries(host, &places, &stamps)?;
     let mut facts = HostFacts {
         distro,
         release: None,
         obstacle,
         version: None,
-        lacking: None,
+        missing_prerequisite: None,
         dump: Err("nothing was asked".to_owned()),
         daemon: running
             .daemon
@@ -205,7 +208,7 @@ pub async fn gather(
         state,
         missing_folders: missing_folders(host, &places, &loaded, &sources),
         sources,
-        former,
+        orphaned_config,
         places,
         binaries,
         stored,
@@ -231,7 +234,7 @@ fn recorded_root<'a>(host: &HostRoot, state: &'a State) -> Option<&'a str> {
 /// memory alone: the configuration that containerd 1.x prints holds registry passwords.
 async fn ask_programs(host: &HostRoot, facts: &mut HostFacts) {
     let (program, root) = (facts.program.as_deref(), &facts.loaded.root);
-    let release = releaser(host, facts.distro, facts.daemon.as_ref());
+    let release = version_command(host, facts.distro, facts.daemon.as_ref());
     let dump_arguments = dump_arguments(&root.path);
     // Where there is no file, the defaults count, which 1.x refuses to dump.
     let dump_arguments = match root.text {
@@ -256,7 +259,10 @@ async fn ask_programs(host: &HostRoot, facts: &mut HostFacts) {
     let version_in = |output: String| output.trim().parse().ok();
     facts.version = version.ok().and_then(version_in);
     facts.release = release.and_then(version_in);
-    facts.lacking = dump.as_ref().ok().and_then(|dump| lacking(host, dump));
+    facts.missing_prerequisite = dump
+        .as_ref()
+        .ok()
+        .and_then(|dump| missing_prerequisite(host, dump));
     facts.dump = dump.map_err(|error| facts.without_secrets(&error));
 }
 
@@ -299,7 +305,7 @@ fn identity(host: &HostRoot, path: &str) -> Result<String, Error> {
 
 fn missing_folders(
     host: &HostRoot,
-    places: &Places,
+    places: &InstallPaths,
     loaded: &ConfigFiles,
     sources: &[SourceFile],
 ) -> BTreeMap<String, Vec<String>> {
@@ -328,10 +334,14 @@ fn missing_folders(
 type Binaries = (BTreeMap<String, String>, BTreeSet<String>, BTreeSet<String>);
 
 /// What of ours stands in our two folders. Every stored file that `stamps` don't vouch for is hashed.
-fn binaries(host: &HostRoot, places: &Places, stamps: &Stamps) -> Result<Binaries, Error> {
+fn binaries(
+    host: &HostRoot,
+    places: &InstallPaths,
+    stamps: &VerifyCache,
+) -> Result<Binaries, Error> {
     let (mut stored, mut damaged) = (BTreeSet::new(), BTreeSet::new());
     for name in own_files(host, places)? {
-        if stamps.vouch(host, places, &name) {
+        if stamps.is_unchanged(host, places, &name) {
             stored.insert(name);
             continue;
         }
@@ -353,7 +363,7 @@ fn binaries(host: &HostRoot, places: &Places, stamps: &Stamps) -> Result<Binarie
 /// Our links at stable paths, each with the SHA-256 that it leads to. Whoever put something else there keeps it.
 pub(crate) fn own_links(
     host: &HostRoot,
-    places: &Places,
+    places: &InstallPaths,
 ) -> Result<BTreeMap<String, String>, Error> {
     let bin = places.bin();
     let mut links = BTreeMap::new();
@@ -372,7 +382,7 @@ pub(crate) fn own_links(
 }
 
 /// The names of our files in the store, those that a run left half written included.
-pub(crate) fn own_files(host: &HostRoot, places: &Places) -> Result<BTreeSet<String>, Error> {
+pub(crate) fn own_files(host: &HostRoot, places: &InstallPaths) -> Result<BTreeSet<String>, Error> {
     let is_ours = |name: &String| is_sha256(name.strip_suffix(NEW_SUFFIX).unwrap_or(name));
     let names = host.list(&places.store())?.into_iter();
     Ok(names.filter(is_ours).collect())
@@ -417,7 +427,7 @@ pub fn verified_digest<'a>(facts: &'a HostFacts, path: &str) -> Option<&'a str> 
 ///
 /// # Errors
 /// containerd's own words, where it refuses the file or does not end in time.
-pub async fn judge_dump(host: &HostRoot, program: &str, path: &str) -> Result<String, String> {
+pub async fn dump_config(host: &HostRoot, program: &str, path: &str) -> Result<String, String> {
     exec::run(host, program, &dump_arguments(path), PROGRAM_LIMIT)
         .await
         .map_err(|error| error.to_string())
@@ -437,7 +447,7 @@ mod tests {
     fn a_stored_binary_that_can_t_be_read_is_not_taken_for_a_damaged_one() {
         let folder = tempfile::tempdir().unwrap();
         let host = HostRoot::open(folder.path()).unwrap();
-        let places = Places {
+        let places = InstallPaths {
             folder: "/opt/farrier".to_owned(),
         };
         let store = folder.path().join("opt/farrier/store");
@@ -447,7 +457,7 @@ mod tests {
         std::fs::write(store.join(&sound), "sound").unwrap();
         std::fs::write(store.join(&other), "damaged").unwrap();
         std::fs::create_dir(store.join(&directory)).unwrap();
-        let stamps = Stamps::default();
+        let stamps = VerifyCache::default();
         let (_, stored, damaged) = binaries(&host, &places, &stamps).unwrap();
         assert_eq!(stored, BTreeSet::from([sound]));
         assert_eq!(damaged, BTreeSet::from([other, directory]));

@@ -22,7 +22,7 @@ pub(crate) const PROGRAMS: [&str; 3] = [
 ];
 
 /// The row of the table that fits the host.
-pub(crate) fn row(
+pub(crate) fn detect_distro(
     host: &HostRoot,
     running: &Running,
     config: Option<&str>,
@@ -68,7 +68,7 @@ pub(crate) fn sources(
 }
 
 /// The file that declared our handlers last, where it is none of those that are looked at anyway, by whatever name.
-pub(crate) fn former(
+pub(crate) fn orphaned_config(
     host: &HostRoot,
     state: &State,
     loaded: &ConfigFiles,
@@ -135,7 +135,7 @@ fn unfit(host: &HostRoot, folder: &str) -> Option<String> {
 }
 
 /// Why nothing can be remembered on this host, which every change begins with.
-pub(crate) fn forgetful(host: &HostRoot) -> Option<String> {
+pub(crate) fn state_dir_problem(host: &HostRoot) -> Option<String> {
     let mount = host.mount_of(STATE_FOLDER).ok()?;
     mount.read_only.then(|| {
         format!("{STATE_FOLDER} is on a read-only file system, so no change could be undone; make it writable")
@@ -143,7 +143,7 @@ pub(crate) fn forgetful(host: &HostRoot) -> Option<String> {
 }
 
 /// The configuration that the unit of containerd starts it with, for a host on which none runs.
-pub(crate) fn named_by_unit(host: &HostRoot, distro: &DistroSpec) -> Option<String> {
+pub(crate) fn config_of_unit(host: &HostRoot, distro: &DistroSpec) -> Option<String> {
     let unit = distro.unit;
     let service = match systemd_unit::service(host, unit) {
         Ok(service) => service,
@@ -176,7 +176,7 @@ pub(crate) fn named_by_unit(host: &HostRoot, distro: &DistroSpec) -> Option<Stri
 const OF_THE_IMAGE: &str = "/usr/share/";
 
 /// Why the configuration at `path` can't be changed, whoever asks.
-pub(crate) fn unwritable(host: &HostRoot, path: &str, offline: bool) -> Option<String> {
+pub(crate) fn bin_dir_problem(host: &HostRoot, path: &str, offline: bool) -> Option<String> {
     let real = host.follow(path).unwrap_or_else(|_| path.to_owned());
     if real.starts_with(OF_THE_IMAGE) {
         return Some(format!(
@@ -194,7 +194,7 @@ pub(crate) fn unwritable(host: &HostRoot, path: &str, offline: bool) -> Option<S
 }
 
 /// The program that says the distribution's own release, and the word for that: the one which runs the node, or that is installed.
-pub(crate) fn releaser(
+pub(crate) fn version_command(
     host: &HostRoot,
     distro: &DistroSpec,
     daemon: Option<&Daemon>,

@@ -13,7 +13,7 @@ const CONTROLLERS: &str = "cgroup.controllers";
 /// What of the configuration printed as `dump` the host lacks; words for an operator. What can't be looked at counts as there: the
 /// running containerd is the better judge.
 #[must_use]
-pub fn lacking(host: &HostRoot, dump: &str) -> Option<String> {
+pub fn missing_prerequisite(host: &HostRoot, dump: &str) -> Option<String> {
     let needs = host_prerequisites(dump).ok()?;
     needs.iter().find_map(|need| match need {
         HostPrerequisite::Specification { key, path } => {
@@ -88,7 +88,7 @@ mod tests {
         std::fs::write(folder.path().join("text"), "{{").unwrap();
         std::fs::write(folder.path().join("spec"), "{} more").unwrap();
         let host = HostRoot::open(folder.path()).unwrap();
-        let found = lacking(&host, dump);
+        let found = missing_prerequisite(&host, dump);
         match words {
             Some(words) => assert!(
                 found.as_ref().is_some_and(|found| found.contains(words)),
@@ -106,6 +106,6 @@ mod tests {
         std::fs::create_dir_all(folder.path().join("sys/fs/cgroup").join(entry)).unwrap();
         let host = HostRoot::open(folder.path()).unwrap();
         let dump = "[plugins.cri.containerd.runtimes.a]\ncgroup_writable = true";
-        assert_eq!(lacking(&host, dump).is_some(), lacks);
+        assert_eq!(missing_prerequisite(&host, dump).is_some(), lacks);
     }
 }

@@ -10,7 +10,7 @@ use tracing::warn;
 
 use crate::handoff;
 use crate::installer::host::{self, HostRoot, text_digest};
-use crate::installer::state::Places;
+use crate::installer::state::InstallPaths;
 
 /// The record. A lost or damaged one costs a reading of the binaries.
 pub(crate) const FILE: &str = "/var/lib/farrier/verified.json";
@@ -19,10 +19,10 @@ const LIMIT: u64 = 1 << 20;
 
 /// How the verified files looked.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Stamps {
+pub(crate) struct VerifyCache {
     /// Stored binaries, by SHA-256.
     #[serde(default)]
-    stored: BTreeMap<String, Stamp>,
+    stored: BTreeMap<String, FileIdentity>,
     /// Artifacts on the host, by the shim that was taken from them.
     #[serde(default)]
     artifacts: Artifacts,
@@ -40,7 +40,7 @@ pub(crate) type Adopted = BTreeMap<String, Verified>;
 /// A file as it was when it was hashed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Verified {
-    stamp: Stamp,
+    stamp: FileIdentity,
     sha256: String,
 }
 
@@ -49,7 +49,7 @@ pub(crate) struct Verified {
 pub(crate) struct Artifact {
     /// Absolute path on the host.
     path: String,
-    stamp: Stamp,
+    stamp: FileIdentity,
     /// The binary's file name in it, where one was asked for.
     binary: Option<String>,
     /// SHA-256 of all of it.
@@ -63,7 +63,7 @@ impl Artifact {
     pub(crate) fn begin(host: &HostRoot, path: &str, binary: Option<&str>) -> Option<Self> {
         Some(Self {
             path: path.to_owned(),
-            stamp: Stamp::of(host, path)?,
+            stamp: FileIdentity::of(host, path)?,
             binary: binary.map(str::to_owned),
             digest: String::new(),
             sha256: String::new(),
@@ -79,7 +79,7 @@ impl Artifact {
 /// What any write to a file changes (inode(7)).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Stamp {
+pub(crate) struct FileIdentity {
     size: u64,
     device: u64,
     inode: u64,
@@ -88,7 +88,7 @@ pub(crate) struct Stamp {
     changed: (i64, i64),
 }
 
-impl Stamps {
+impl VerifyCache {
     pub(crate) fn load(host: &HostRoot) -> Self {
         let text = host.read_text(FILE, LIMIT).ok().flatten();
         let stamps = text.and_then(|text| serde_json::from_str(&text).ok());
@@ -96,9 +96,14 @@ impl Stamps {
     }
 
     /// Whether the stored file with this SHA-256 is as it was when it was hashed.
-    pub(crate) fn vouch(&self, host: &HostRoot, places: &Places, sha256: &str) -> bool {
+    pub(crate) fn is_unchanged(
+        &self,
+        host: &HostRoot,
+        places: &InstallPaths,
+        sha256: &str,
+    ) -> bool {
         let known = self.stored.get(sha256);
-        known.is_some() && known == Stamp::of(host, &places.store_path(sha256)).as_ref()
+        known.is_some() && known == FileIdentity::of(host, &places.store_path(sha256)).as_ref()
     }
 
     /// The binary at `path`, hashed unless it is as it was when that was done; `None` where there is none.
@@ -106,7 +111,7 @@ impl Stamps {
     /// # Errors
     /// When it can't be read.
     pub(crate) fn verify(&self, host: &HostRoot, path: &str) -> host::Result<Option<Verified>> {
-        let Some(stamp) = Stamp::of(host, path) else {
+        let Some(stamp) = FileIdentity::of(host, path) else {
             // What stands there and is no file is told apart by whoever reads it.
             return host.digest(path).map(|_| None);
         };
@@ -147,13 +152,13 @@ impl Stamps {
     /// When it can't be written.
     pub(crate) fn record(
         host: &HostRoot,
-        places: &Places,
+        places: &InstallPaths,
         verified: &BTreeSet<String>,
         artifacts: Artifacts,
         adopted: Adopted,
     ) -> host::Result<()> {
         let stamp = |sha256: &String| {
-            let stamp = Stamp::of(host, &places.store_path(sha256))?;
+            let stamp = FileIdentity::of(host, &places.store_path(sha256))?;
             Some((sha256.clone(), stamp))
         };
         let now = Self {
@@ -186,7 +191,7 @@ impl Verified {
     }
 }
 
-impl Stamp {
+impl FileIdentity {
     /// How the file at `path` looks; `None` where there is none.
     pub(crate) fn of(host: &HostRoot, path: &str) -> Option<Self> {
         let metadata = host.open_file(path).ok()??.metadata().ok()?;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::goal::Goal;
 use crate::installer::inspect::{HostFacts, verified_digest};
-use crate::installer::state::{OwnedHandler, Places, State};
+use crate::installer::state::{InstallPaths, OwnedHandler, State};
 
 /// SHA-256 of the binaries that the store lacks and that this run brings.
 pub(crate) fn to_store(
@@ -65,7 +65,7 @@ fn is_stored(facts: &HostFacts, owned: &OwnedHandler) -> bool {
 /// Paths of links and stored files that nothing of `state` needs, the links first. `links` are ours among the stable paths with the
 /// binary that each leads to, by file name, `stored` the files that are ours in the store, and `is_used` says whether pods run on a handler.
 pub(crate) fn unneeded(
-    places: &Places,
+    places: &InstallPaths,
     state: Option<&State>,
     links: &BTreeMap<String, String>,
     stored: &BTreeSet<String>,
@@ -83,7 +83,7 @@ pub(crate) fn unneeded(
     let mut needed: BTreeSet<&String> = carried().filter_map(|(_, owned)| owned.sha256()).collect();
     let mut paths = Vec::new();
     for (name, sha256) in links {
-        match Places::handler_of(name) {
+        match InstallPaths::handler_of(name) {
             Some(handler) if linked.contains(handler) => {}
             // A pod that came while its handler left keeps the binary: without it, its sandbox could never be ended.
             Some(handler) if is_used(handler) => {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::config_source::{self, Rendered, Source};
 use super::stale_config;
-use super::takeover::is_in_place;
+use super::takeover::is_declared_as_wanted;
 use super::types::{ConfigChange, Error, HandlerSet};
 use crate::containerd_config::{
     ConfigFiles, ConfigTarget, DeclaredHandler, Handler, Version, edit, edit_template, handlers,
@@ -108,7 +108,7 @@ impl<'a> CurrentConfig<'a> {
         facts: &HostFacts,
         ours: &BTreeSet<String>,
     ) -> Result<(), Error> {
-        if let Some(words) = &facts.lacking {
+        if let Some(words) = &facts.missing_prerequisite {
             return Err(Error::Refuses(words.clone()));
         }
         match self.pending(facts, ours) {
@@ -155,7 +155,8 @@ impl<'a> ConfigEdit<'a> {
         let taken_over = set.taken_over.keys();
         let in_place = set.next.iter().filter(|(name, owned)| {
             let legacy = facts.inheritance.handlers.get(*name);
-            current.legacy.contains(*name) && is_in_place(legacy, owned, current.target.plugin)
+            current.legacy.contains(*name)
+                && is_declared_as_wanted(legacy, owned, current.target.plugin)
         });
         Self {
             current,
@@ -252,7 +253,7 @@ impl<'a> ConfigEdit<'a> {
         &self,
         facts: &HostFacts,
     ) -> Result<Vec<ConfigChange>, Error> {
-        Ok(stale_config::cut_out(
+        Ok(stale_config::remove_from_other_files(
             facts,
             &self.ours,
             &self.current.target.path,

@@ -21,19 +21,19 @@ pub struct Expected {
     /// The default runtime.
     default: String,
     /// Everything that is served before, ours and others', by handler.
-    served: BTreeMap<String, Noted>,
+    served: BTreeMap<String, RuntimeEntry>,
     /// Handlers that the change concerns.
     ours: BTreeSet<String>,
     /// Those of them that are declared before.
-    was: BTreeMap<String, Noted>,
+    was: BTreeMap<String, RuntimeEntry>,
     /// Those of them that the change declares.
-    becomes: BTreeMap<String, Noted>,
+    becomes: BTreeMap<String, RuntimeEntry>,
 }
 
 /// One handler.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Noted {
+struct RuntimeEntry {
     runtime_type: String,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     options: Options,
@@ -50,7 +50,7 @@ impl Expected {
                 .map(OptionValue::from_toml)
                 .unwrap_or_default();
             let runtime_type = runtime_type.clone();
-            let noted = Noted {
+            let noted = RuntimeEntry {
                 runtime_type,
                 options,
             };
@@ -103,9 +103,9 @@ impl Expected {
     }
 }
 
-fn note(handlers: &[Handler]) -> BTreeMap<String, Noted> {
+fn note(handlers: &[Handler]) -> BTreeMap<String, RuntimeEntry> {
     let handlers = handlers.iter().map(|handler| {
-        let noted = Noted {
+        let noted = RuntimeEntry {
             runtime_type: handler.runtime_type.clone(),
             options: OptionValue::from_toml(&handler.options),
         };
@@ -114,7 +114,7 @@ fn note(handlers: &[Handler]) -> BTreeMap<String, Noted> {
     handlers.collect()
 }
 
-fn handlers(noted: &BTreeMap<String, Noted>) -> Vec<Handler> {
+fn handlers(noted: &BTreeMap<String, RuntimeEntry>) -> Vec<Handler> {
     let noted = noted.iter().map(|(name, noted)| Handler {
         name: name.clone(),
         runtime_type: noted.runtime_type.clone(),
@@ -196,8 +196,8 @@ mod tests {
     use super::*;
     use crate::containerd_config::Value;
 
-    fn entry(name: &str, path: &str) -> (String, Noted) {
-        let noted = Noted {
+    fn entry(name: &str, path: &str) -> (String, RuntimeEntry) {
+        let noted = RuntimeEntry {
             runtime_type: path.to_owned(),
             options: BTreeMap::from([("Level".to_owned(), OptionValue::Integer(7))]),
         };

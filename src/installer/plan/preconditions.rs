@@ -35,7 +35,7 @@ pub(crate) fn is_bare(facts: &HostFacts) -> bool {
     let files = facts.loaded.files().chain(&facts.sources);
     let mut texts = files.filter_map(|file| file.text.as_deref());
     facts.state == State::default()
-        && facts.former.is_none()
+        && facts.orphaned_config.is_none()
         && facts.binaries.is_empty()
         && facts.stored.is_empty()
         && facts.damaged.is_empty()

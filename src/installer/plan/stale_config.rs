@@ -12,7 +12,7 @@ use crate::installer::inspect::HostFacts;
 ///
 /// # Errors
 /// When one of them can't be edited.
-pub(crate) fn cut_out(
+pub(crate) fn remove_from_other_files(
     facts: &HostFacts,
     ours: &BTreeSet<String>,
     edited: &str,
@@ -62,7 +62,7 @@ fn others<'a>(
     };
     let loaded = facts.loaded.files();
     let loaded = loaded.filter(move |file| !is_made || Some(&file.path) == owned);
-    let unloaded = facts.sources.iter().chain(&facts.former);
+    let unloaded = facts.sources.iter().chain(&facts.orphaned_config);
     loaded
         .map(|file| (file, true))
         .chain(unloaded.map(|file| (file, false)))
@@ -112,7 +112,7 @@ mod tests {
                 .map(file)
                 .collect(),
         };
-        facts.former = others().find(|(path, _)| !is_loaded(path)).map(file);
+        facts.orphaned_config = others().find(|(path, _)| !is_loaded(path)).map(file);
         facts
     }
 

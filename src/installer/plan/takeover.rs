@@ -7,12 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize as _;
 
-use super::types::{HandlerSet, Leftovers, LockChange};
+use super::types::{HandlerSet, LegacyCleanup, LockChange};
 use crate::containerd_config::PluginId;
 use crate::handoff::{Owner, sha256_hex};
 use crate::installer::inspect::HostFacts;
-use crate::installer::inspect::legacy::Inherited;
-use crate::installer::inspect::legacy::{LockFile, home_of, lock_entries};
+use crate::installer::inspect::legacy::LegacyHandler;
+use crate::installer::inspect::legacy::{LockFile, legacy_directory_of, lock_entries};
 use crate::installer::state::{Binary, OwnedHandler};
 
 /// The lock file without the entries of these binaries, as its writer spells it: indented by one space.
@@ -61,7 +61,11 @@ pub(crate) fn takeover_candidates(facts: &HostFacts, file: &str) -> BTreeMap<Str
 
 /// Whether a handler that was taken over is declared by its predecessor's own lines just as it should be: they stay.
 #[must_use]
-pub fn is_in_place(inherited: Option<&Inherited>, owned: &OwnedHandler, plugin: PluginId) -> bool {
+pub fn is_declared_as_wanted(
+    inherited: Option<&LegacyHandler>,
+    owned: &OwnedHandler,
+    plugin: PluginId,
+) -> bool {
     inherited.is_some_and(|inherited| {
         let declared = &inherited.declared;
         !declared.marked
@@ -71,7 +75,7 @@ pub fn is_in_place(inherited: Option<&Inherited>, owned: &OwnedHandler, plugin: 
     })
 }
 
-impl Leftovers {
+impl LegacyCleanup {
     /// Adds what of a predecessor's `home` goes with the binaries that are `gone`; all of it, unless another handler is `declared` there.
     fn leave(&mut self, facts: &HostFacts, home: &str, gone: &BTreeSet<&String>, declared: bool) {
         let known = facts.inheritance.homes.get(home);
@@ -102,7 +106,7 @@ pub(crate) fn leftovers(
     set: &HandlerSet,
     next: &BTreeMap<String, OwnedHandler>,
     unmanaged: &BTreeSet<String>,
-) -> Leftovers {
+) -> LegacyCleanup {
     let is_legacy = |name: &String| set.legacy.contains_key(name) || unmanaged.contains(name);
     let stays = |name: &String| {
         is_legacy(name)
@@ -119,13 +123,13 @@ pub(crate) fn leftovers(
         .filter(|path| !staying.contains(path))
         .collect();
     let standing = |path: &&&String| facts.inheritance.binaries.contains_key(path.as_str());
-    let mut leftovers = Leftovers {
+    let mut leftovers = LegacyCleanup {
         files: gone
             .iter()
             .filter(standing)
             .map(|path| (*path).clone())
             .collect(),
-        ..Leftovers::default()
+        ..LegacyCleanup::default()
     };
     let links = gone
         .iter()
@@ -137,9 +141,12 @@ pub(crate) fn leftovers(
             is_legacy(name) || set.draining.contains_key(*name) || next.contains_key(*name)
         })
         .filter_map(path)
-        .filter_map(|path| home_of(path))
+        .filter_map(|path| legacy_directory_of(path))
         .collect();
-    let homes: BTreeSet<&str> = gone.iter().filter_map(|path| home_of(path)).collect();
+    let homes: BTreeSet<&str> = gone
+        .iter()
+        .filter_map(|path| legacy_directory_of(path))
+        .collect();
     for home in homes {
         leftovers.leave(facts, home, &gone, declared.contains(home));
     }

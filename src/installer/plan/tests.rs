@@ -11,14 +11,14 @@ use crate::handoff::{OptionValue, ShimRequest};
 use crate::installer::containerd::cri::Served;
 use crate::installer::containerd::daemon::Daemon;
 use crate::installer::distro::{Evidence, detect};
-use crate::installer::inspect::legacy::{Inheritance, Inherited, Standing};
-use crate::installer::state::Places;
+use crate::installer::inspect::legacy::{Legacy, LegacyBinary, LegacyHandler};
+use crate::installer::state::InstallPaths;
 
 const CONFIG: &str = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd]\ndefault_runtime_name = 'runc'\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n";
 const DIGEST: &str = "aa";
 
-fn places() -> Places {
-    Places {
+fn places() -> InstallPaths {
+    InstallPaths {
         folder: "/opt/farrier".to_owned(),
     }
 }
@@ -45,11 +45,11 @@ pub(in crate::installer) fn node() -> HostFacts {
             imported: Vec::new(),
         },
         sources: Vec::new(),
-        former: None,
+        orphaned_config: None,
         release: None,
         obstacle: None,
         dump: Ok(CONFIG.to_owned()),
-        lacking: None,
+        missing_prerequisite: None,
         served: Ok(served(&[])),
         in_use: BTreeMap::new(),
         kill_mode: Ok("process".to_owned()),
@@ -59,7 +59,7 @@ pub(in crate::installer) fn node() -> HostFacts {
         binaries: BTreeMap::new(),
         stored: BTreeSet::new(),
         damaged: BTreeSet::new(),
-        inheritance: Inheritance::default(),
+        inheritance: Legacy::default(),
         missing_folders: BTreeMap::new(),
         machine_id: String::new(),
         boot_id: String::new(),
@@ -235,7 +235,7 @@ fn what_somebody_wrote_and_never_loaded_does_not_go_live_with_us(
 #[test]
 fn a_host_that_lacks_what_containerd_needs_is_not_restarted() {
     let mut facts = node();
-    facts.lacking = Some("no /spec.json".to_owned());
+    facts.missing_prerequisite = Some("no /spec.json".to_owned());
     let error = decide(&facts, &want(&["a"])).unwrap_err().to_string();
     assert!(error.contains("no /spec.json"), "{error}");
     assert!(decide(&facts, &want(&[])).unwrap().is_empty());
@@ -430,13 +430,13 @@ fn inherited() -> HostFacts {
         "{CONFIG}\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.k]\n    runtime_type = \"{path}\"\n\n"
     );
     let declared = containerd_config::legacy_handlers("", &text).unwrap();
-    let handler = Inherited {
+    let handler = LegacyHandler {
         owner: Owner::Kwasm,
         file: facts.loaded.root.path.clone(),
         declared: declared["k"].clone(),
     };
     facts.inheritance.handlers.insert("k".to_owned(), handler);
-    let standing = Standing {
+    let standing = LegacyBinary {
         sha256: DIGEST.to_owned(),
         is_link: false,
         verified: None,

@@ -8,7 +8,7 @@ use super::config_source;
 use crate::containerd_config::{self, Handler};
 use crate::handoff::{HandlerReport, Owner, with_help};
 use crate::installer::containerd::process::Refusal;
-use crate::installer::state::{OwnedHandler, Places, State, StateAfter};
+use crate::installer::state::{InstallPaths, OwnedHandler, State, StateAfter};
 
 /// What has to be done, in this order.
 #[derive(Debug, Default, PartialEq)]
@@ -30,7 +30,7 @@ pub struct HostPlan {
     /// Folders of ours to remove, where they are empty, outermost first.
     pub drop_folders: Vec<String>,
     /// What goes of predecessors.
-    pub leftovers: Leftovers,
+    pub leftovers: LegacyCleanup,
     /// Handlers that lose their binary, as they are, unless a pod takes one up meanwhile.
     pub leaving: BTreeMap<String, OwnedHandler>,
     /// What is to be reported on each handler; `served` is what will be so if all goes well.
@@ -57,7 +57,7 @@ impl HostPlan {
     }
 
     /// The paths of the binaries that are stored.
-    pub fn stored(&self, places: &Places) -> impl Iterator<Item = String> {
+    pub fn stored(&self, places: &InstallPaths) -> impl Iterator<Item = String> {
         self.store.iter().map(|sha256| places.store_path(sha256))
     }
 
@@ -123,7 +123,7 @@ impl HandlerSet {
 /// What goes of a predecessor once a change stands. Doing it twice does no harm.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Leftovers {
+pub struct LegacyCleanup {
     /// Binaries, links to them, and markers.
     pub files: Vec<String>,
     /// Lock files that lose entries.
@@ -132,7 +132,7 @@ pub struct Leftovers {
     pub folders: Vec<String>,
 }
 
-impl Leftovers {
+impl LegacyCleanup {
     /// Whether nothing goes.
     #[must_use]
     pub fn is_empty(&self) -> bool {

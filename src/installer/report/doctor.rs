@@ -272,7 +272,7 @@ fn config_drift(facts: &HostFacts) -> Vec<String> {
         .and_then(|file| file.text.as_deref());
     let text = match (text, owned) {
         (Some(text), _) => text,
-        (None, Some(_)) if facts.former.is_some() => {
+        (None, Some(_)) if facts.orphaned_config.is_some() => {
             return vec![format!(
                 "{path} declares our handlers, and containerd loads it no more"
             )];

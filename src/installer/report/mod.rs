@@ -10,7 +10,7 @@ use crate::handoff::{
 };
 use crate::installer::inspect::{HostFacts, path_of, verified, verified_digest};
 use crate::installer::plan::{self, HostPlan};
-use crate::installer::transaction::{Error, Failure, Tally};
+use crate::installer::transaction::{Error, Failure, Restarts};
 
 /// A report as it goes out, whoever wrote the words in it.
 pub(crate) fn sanitize(mut report: ProvisionReport) -> ProvisionReport {
@@ -139,7 +139,7 @@ fn failed(report: ProvisionReport, error: &Error) -> ProvisionReport {
 }
 
 /// Adds restarts to those that the report has.
-pub(crate) fn add_restarts(report: &mut ProvisionReport, tally: Tally) {
+pub(crate) fn add_restarts(report: &mut ProvisionReport, tally: Restarts) {
     report.restarts += tally.restarts;
     let away = tally.away.map(|away| away.as_millis());
     if let Some(away) = away.and_then(|away| u64::try_from(away).ok()) {
@@ -218,7 +218,7 @@ mod tests {
 
     #[test]
     fn an_interrupted_change_is_told_from_a_refused_and_a_broken_one() {
-        let tally = Tally::default();
+        let tally = Restarts::default();
         let report = |failure| report_failure(ProvisionReport::new(Outcome::Refused), failure);
         for failure in [
             Failure::Refused(signal()),

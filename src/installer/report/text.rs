@@ -7,7 +7,7 @@ use similar::TextDiff;
 use super::doctor::{Condition, Diagnosis};
 use crate::handoff::{FileAction, Outcome, ProvisionReport, printable};
 use crate::installer::plan::{ConfigChange, HostPlan};
-use crate::installer::state::{Places, STATE_FILE, StateAfter};
+use crate::installer::state::{InstallPaths, STATE_FILE, StateAfter};
 
 /// Writing to a `String` can't fail; this says so in one place.
 macro_rules! line {
@@ -74,7 +74,7 @@ pub fn report_text(report: &ProvisionReport) -> String {
 
 /// A plan for people, with a unified diff of the configuration.
 #[must_use]
-pub fn plan_text(plan: &HostPlan, places: &Places, unit: &str) -> String {
+pub fn plan_text(plan: &HostPlan, places: &InstallPaths, unit: &str) -> String {
     let mut text = String::new();
     if plan.is_empty() {
         let is_well = plan.handlers.iter().all(|it| it.reason.is_none());

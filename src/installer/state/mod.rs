@@ -240,7 +240,7 @@ pub enum Error {
     #[error(
         "{path} on the host names {found:?}, where nothing of Farrier stands; restore it from a backup, or remove it and what is Farrier's by hand"
     )]
-    Strange {
+    UnexpectedPath {
         /// Path on the host.
         path: &'static str,
         /// What it names.
@@ -269,12 +269,12 @@ pub(crate) fn default_folder() -> String {
 
 /// Where binaries stand on a host: under the SHA-256 of their bytes in the store, and behind stable paths that link there.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Places {
+pub struct InstallPaths {
     /// The folder of both, absolute on the host.
     pub folder: String,
 }
 
-impl Places {
+impl InstallPaths {
     /// Binaries under the SHA-256 of their bytes.
     #[must_use]
     pub fn store(&self) -> String {
@@ -313,7 +313,7 @@ impl Places {
     }
 }
 
-/// What the link at [`Places::binary_path`] holds: relative, so that it is right under any host root.
+/// What the link at [`InstallPaths::binary_path`] holds: relative, so that it is right under any host root.
 #[must_use]
 pub fn link_target(sha256: &str) -> String {
     format!("../store/{sha256}")

@@ -31,7 +31,7 @@ impl State {
             });
         }
         if let Some(found) = unexpected_path(&state) {
-            return Err(Error::Strange {
+            return Err(Error::UnexpectedPath {
                 path: STATE_FILE,
                 found,
             });

@@ -15,7 +15,9 @@ use crate::installer::inspect::verify_cache;
 use crate::installer::inspect::{HostFacts, own_files, own_links};
 use crate::installer::plan::binaries::unneeded;
 use crate::installer::plan::handlers::used_by;
-use crate::installer::state::{JOURNAL_FILE, Places, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State};
+use crate::installer::state::{
+    InstallPaths, JOURNAL_FILE, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State,
+};
 
 /// Locations may hold credentials; whoever may change a host is root.
 const STATE_MODE: u32 = 0o600;
@@ -38,7 +40,7 @@ pub(crate) fn commit(host: &HostRoot, journal: &Journal) -> Result<(), Error> {
 ///
 /// # Errors
 /// When the state file can't be read or the journal can't be written.
-pub(crate) fn keep_used(
+pub(crate) fn retain_in_use(
     host: &HostRoot,
     journal: &mut Journal,
     in_use: &InUse,
@@ -58,7 +60,7 @@ pub(crate) fn keep_used(
         }
     };
     state.folder.clone_from(&journal.folder);
-    let places = Places {
+    let places = InstallPaths {
         folder: journal.folder.clone(),
     };
     let mut reports = Vec::new();
@@ -94,7 +96,7 @@ pub(crate) fn keep_used(
 pub(crate) fn finish(host: &HostRoot, journal: &Journal, in_use: &InUse) -> Result<(), Error> {
     journal.discard(host)?;
     let state = State::from_json(host.read_text(STATE_FILE, STATE_LIMIT)?.as_deref())?;
-    let places = Places {
+    let places = InstallPaths {
         folder: journal.folder.clone(),
     };
     clear_binaries(host, &places, &state, in_use)?;
@@ -132,7 +134,7 @@ pub(crate) fn finish(host: &HostRoot, journal: &Journal, in_use: &InUse) -> Resu
 
 fn clear_binaries(
     host: &HostRoot,
-    places: &Places,
+    places: &InstallPaths,
     state: &State,
     in_use: &InUse,
 ) -> Result<(), Error> {
@@ -145,7 +147,7 @@ fn clear_binaries(
 }
 
 /// What the names of files end with that only a run that was killed leaves.
-const PASSING: [&str; 4] = [
+const TEMP_SUFFIXES: [&str; 4] = [
     NEW_SUFFIX,
     OLD_SUFFIX,
     validate_config::SUFFIX,
@@ -162,7 +164,7 @@ pub(crate) fn leftovers(host: &HostRoot, facts: &HostFacts) -> Result<Vec<String
     let mut found = Vec::new();
     for folder in folders(host, facts).iter().filter(|it| **it != store) {
         for name in host.list(folder)? {
-            if PASSING.iter().any(|suffix| name.ends_with(suffix)) {
+            if TEMP_SUFFIXES.iter().any(|suffix| name.ends_with(suffix)) {
                 found.push(format!("{folder}/{name}"));
             }
         }
@@ -173,7 +175,7 @@ pub(crate) fn leftovers(host: &HostRoot, facts: &HostFacts) -> Result<Vec<String
 /// The folders in which a change makes or replaces files.
 fn folders(host: &HostRoot, facts: &HostFacts) -> BTreeSet<String> {
     let loaded = facts.loaded.files();
-    let files = loaded.chain(&facts.sources).chain(&facts.former);
+    let files = loaded.chain(&facts.sources).chain(&facts.orphaned_config);
     let configured = files.flat_map(|file| {
         let real = host.follow(&file.path).ok();
         [Some(file.path.clone()), real].into_iter().flatten()
@@ -259,7 +261,7 @@ mod tests {
     /// A host from which `a`, `b` and, at its predecessor's path, `k` leave: their binaries stand, and the change is live.
     fn leaving(root: &Path, state: Option<&State>) -> Journal {
         let path = |path: &str| root.join(path.trim_start_matches('/'));
-        let places = Places {
+        let places = InstallPaths {
             folder: "/opt/farrier".to_owned(),
         };
         for folder in [&places.bin(), &places.store(), STATE_FOLDER] {
@@ -291,7 +293,7 @@ mod tests {
                 FinalState::Write(state.to_json())
             }),
             drop_folders: vec!["/opt".to_owned(), "/opt/farrier".to_owned()],
-            leftovers: crate::installer::plan::Leftovers {
+            leftovers: crate::installer::plan::LegacyCleanup {
                 files: vec![THEIRS.to_owned(), LINK.to_owned()],
                 locks: Vec::new(),
                 folders: vec!["/opt/kwasm".to_owned(), "/opt/kwasm/bin".to_owned()],
@@ -320,7 +322,7 @@ mod tests {
     ) -> (Vec<HandlerReport>, State, [bool; 4]) {
         let host = HostRoot::open(root).unwrap();
         let mut journal = leaving(root, state);
-        let reports = keep_used(&host, &mut journal, in_use).unwrap();
+        let reports = retain_in_use(&host, &mut journal, in_use).unwrap();
         commit(&host, &journal).unwrap();
         let text = host.read_text(STATE_FILE, STATE_LIMIT).unwrap();
         // A run that is killed from here on is finished, not undone.

@@ -117,7 +117,7 @@ pub enum Failure {
         /// Why.
         cause: Error,
         /// The restarts of containerd.
-        tally: Tally,
+        tally: Restarts,
     },
     /// It needs a person.
     Broken {
@@ -126,13 +126,13 @@ pub enum Failure {
         /// What could not be put back.
         failures: Vec<String>,
         /// The restarts of containerd.
-        tally: Tally,
+        tally: Restarts,
     },
 }
 
 /// What the restarts of one run came to.
 #[derive(Debug, Default, Clone, Copy)]
-pub struct Tally {
+pub struct Restarts {
     /// How often containerd was restarted.
     pub restarts: u32,
     /// How long the CRI was away for that, or wrong; `None` where nothing was restarted.
@@ -145,5 +145,5 @@ pub(crate) struct Progress {
     /// Pods or containerd may have met with something of it.
     pub(crate) live: bool,
     /// The restarts of containerd.
-    pub(crate) tally: Tally,
+    pub(crate) tally: Restarts,
 }

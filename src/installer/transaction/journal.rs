@@ -12,7 +12,7 @@ use crate::handoff;
 use crate::installer::containerd::service::Service;
 use crate::installer::distro;
 use crate::installer::host::{self, HostRoot, text_digest};
-use crate::installer::plan::Leftovers;
+use crate::installer::plan::LegacyCleanup;
 use crate::installer::plan::expected::Expected;
 use crate::installer::state::{JOURNAL_FILE, OwnedHandler, default_folder};
 
@@ -66,7 +66,7 @@ pub struct Journal {
     pub drop_folders: Vec<String>,
     /// What goes of predecessors once the change is carried out.
     #[serde(default)]
-    pub leftovers: Leftovers,
+    pub leftovers: LegacyCleanup,
     /// Handlers that lose their binary, as they were, unless a pod has taken one up by then.
     #[serde(default)]
     pub leaving: BTreeMap<String, OwnedHandler>,
@@ -182,9 +182,9 @@ impl Journal {
             | Undo::Folder { .. }
             | Undo::Replaced { .. } => None,
         });
-        let told = configs.any(|path| row.is_watched(&self.root, path));
+        let restart_triggered_by_write = configs.any(|path| row.is_watched(&self.root, path));
         Service {
-            told,
+            restart_triggered_by_write,
             ..Service::of(row, &self.unit)
         }
     }
@@ -193,8 +193,12 @@ impl Journal {
     #[must_use]
     pub fn service_to_undo(&self, host: &HostRoot) -> Service {
         let service = self.service();
-        let told = service.told && !self.is_put_back(host);
-        Service { told, ..service }
+        let restart_triggered_by_write =
+            service.restart_triggered_by_write && !self.is_put_back(host);
+        Service {
+            restart_triggered_by_write,
+            ..service
+        }
     }
 
     /// Whether the configuration is what it was before the change.
@@ -514,15 +518,18 @@ mod tests {
         let (folder, host) = host();
         let mut journal = journal();
         journal.undo = written.iter().map(|path| config(path, "before")).collect();
-        assert_eq!(journal.service().told, expected);
-        assert_eq!(journal.service_to_undo(&host).told, expected);
+        assert_eq!(journal.service().restart_triggered_by_write, expected);
+        assert_eq!(
+            journal.service_to_undo(&host).restart_triggered_by_write,
+            expected
+        );
         // Who has nothing to put back tells nobody.
         for path in written {
             let path = folder.path().join(&path[1..]);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, "before").unwrap();
         }
-        assert!(!journal.service_to_undo(&host).told);
+        assert!(!journal.service_to_undo(&host).restart_triggered_by_write);
         assert!(journal.is_put_back(&host));
     }
 }

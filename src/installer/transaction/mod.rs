@@ -31,19 +31,19 @@ use crate::installer::inspect::HostFacts;
 use crate::installer::plan::HostPlan;
 use crate::installer::plan::expected::Expected;
 use crate::installer::state::{STATE_FOLDER, StateAfter, link_target};
-use cleanup::{InUse, commit, finish, keep_used};
+use cleanup::{InUse, commit, finish, retain_in_use};
 use failure::Progress;
-pub use failure::{Error, Failure, Tally};
+pub use failure::{Error, Failure, Restarts};
 use interrupts::Interrupts;
 use journal::{FinalState, Journal, Undo, put_config};
 use resolve::Source;
-use rollback::{counted, roll_back};
+use rollback::{restart_and_count, roll_back};
 
 /// What came of a plan that was carried out.
 #[derive(Debug, Default)]
 pub struct Done {
     /// The restarts of containerd.
-    pub tally: Tally,
+    pub tally: Restarts,
     /// What stays because pods took it up meanwhile.
     pub late: Vec<HandlerReport>,
 }
@@ -193,7 +193,7 @@ async fn act(
         store(host, &path, sha256, sources.get(sha256))?;
     }
     // Before anything refers to them: what does not run is never linked or declared.
-    let untried = untried(facts, plan);
+    let untried = untested_binaries(facts, plan);
     let refused = smoke_test::refused(host, &untried, facts.daemon.is_none());
     let refused = interrupts.cut_off(refused).await?;
     if !refused.is_empty() {
@@ -217,28 +217,30 @@ async fn act(
         put_config(host, &change.path, after, before.as_deref())?;
     }
     let service = journal.service();
-    if !(plan.restart && service.restart == Restart::Watched && service.told) {
+    if !(plan.restart && service.restart == Restart::Watched && service.restart_triggered_by_write)
+    {
         interrupts.check().await?;
     }
     if plan.restart {
         info!(unit = journal.unit, "restarting containerd");
         let socket = &journal.socket;
         let tally = &mut progress.tally;
-        let mut served = counted(host, &service, socket, daemon, tally).await?;
+        let mut served = restart_and_count(host, &service, socket, daemon, tally).await?;
         if service.restart == Restart::Watched
-            && service.told
+            && service.restart_triggered_by_write
             && proven(host, plan, journal, &served).is_err()
         {
             // It was about to be restarted for another reason when the file came, and will be once more.
             let now = find_daemon(host)?;
-            if let Ok(again) = counted(host, &service, socket, now.as_ref(), tally).await {
+            if let Ok(again) = restart_and_count(host, &service, socket, now.as_ref(), tally).await
+            {
                 served = again;
             }
         }
         proven(host, plan, journal, &served)?;
     }
     let in_use = InUse::ask(host, &journal.socket, facts.daemon.is_none()).await;
-    let late = keep_used(host, journal, &in_use)?;
+    let late = retain_in_use(host, journal, &in_use)?;
     commit(host, journal)?;
     let tally = progress.tally;
     Ok((Done { tally, late }, in_use))
@@ -277,7 +279,7 @@ fn link(host: &HostRoot, facts: &HostFacts, plan: &HostPlan) -> Result<(), Error
 }
 
 /// Where the binaries are that will be linked and that no handler had before, by SHA-256.
-fn untried(facts: &HostFacts, plan: &HostPlan) -> BTreeMap<String, String> {
+fn untested_binaries(facts: &HostFacts, plan: &HostPlan) -> BTreeMap<String, String> {
     let handlers = facts.state.handlers.values();
     let had: BTreeSet<&String> = handlers.filter_map(|owned| owned.sha256()).collect();
     plan.links
@@ -295,7 +297,7 @@ fn store(host: &HostRoot, path: &str, sha256: &str, source: Option<&Source>) -> 
 fn copy(host: &HostRoot, path: &str, sha256: &str, source: Option<&Source>) -> Result<(), Error> {
     let mut out = host.create_new(path, 0o755)?;
     let digest = match source {
-        Some(Source::HandedOver(path)) => handoff_dir::copy_handed_over(path, &mut out)?,
+        Some(Source::HandedOver(path)) => handoff_dir::copy_binary(path, &mut out)?,
         Some(Source::Host { path, shim, binary }) => {
             let file = host
                 .open_file(path)?

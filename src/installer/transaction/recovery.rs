@@ -4,17 +4,19 @@ use std::time::{Duration, Instant};
 
 use tracing::info;
 
-use super::cleanup::{InUse, commit, finish, keep_used};
-use super::failure::{Error, Failure, Tally};
+use super::cleanup::{InUse, commit, finish, retain_in_use};
+use super::failure::{Error, Failure, Restarts};
 use super::journal::Journal;
-use super::rollback::{bring_back, forget, prove_undone, settled, undo};
+use super::rollback::{
+    already_restored, discard_journal, prove_undone, restart_on_restored_config, undo,
+};
 use crate::containerd_config::contains_handlers;
 use crate::installer::containerd::cri::{self, Served};
 use crate::installer::containerd::daemon::{Daemon, find_daemon};
 use crate::installer::containerd::restart;
 use crate::installer::containerd::service::Service;
 use crate::installer::host::HostRoot;
-use crate::installer::inspect::{HostFacts, gather, judge_dump};
+use crate::installer::inspect::{HostFacts, dump_config, gather};
 use crate::installer::plan::preconditions::spares;
 use crate::installer::state::{JOURNAL_FILE, STATE_FILE, STATE_FOLDER, STATE_LIMIT};
 
@@ -35,7 +37,7 @@ pub async fn recover(
     host: &HostRoot,
     offline: bool,
     allow_pod_restarts: bool,
-) -> Result<Option<Tally>, Failure> {
+) -> Result<Option<Restarts>, Failure> {
     let state = host.read_text(STATE_FILE, STATE_LIMIT);
     let loaded = state
         .map_err(Error::from)
@@ -43,7 +45,7 @@ pub async fn recover(
     let (state, mut journal) = match loaded.map_err(Failure::Refused)? {
         (state, None) => {
             if state.is_none() {
-                forget_beginning(host);
+                remove_empty_directories(host);
             }
             return Ok(None);
         }
@@ -53,7 +55,7 @@ pub async fn recover(
         info!("finishing a change that was interrupted");
         let in_use = InUse::ask(host, &journal.socket, offline).await;
         finish(host, &journal, &in_use).map_err(Failure::Refused)?;
-        return Ok(Some(Tally::default()));
+        return Ok(Some(Restarts::default()));
     }
     let running = if offline {
         None
@@ -65,13 +67,13 @@ pub async fn recover(
     {
         info!("a change that ended with its own restart is live");
         let in_use = InUse::ask(host, &journal.socket, offline).await;
-        keep_used(host, &mut journal, &in_use)
+        retain_in_use(host, &mut journal, &in_use)
             .and_then(|_| commit(host, &journal))
             .and_then(|()| finish(host, &journal, &in_use))
             .map_err(Failure::Refused)?;
-        return Ok(Some(Tally::default()));
+        return Ok(Some(Restarts::default()));
     }
-    go_back(host, &mut journal, running, offline, allow_pod_restarts)
+    roll_back_interrupted(host, &mut journal, running, offline, allow_pod_restarts)
         .await
         .map(Some)
 }
@@ -120,24 +122,24 @@ async fn is_live(host: &HostRoot, journal: &Journal, running: &Daemon) -> bool {
         return true;
     }
     // Where a distribution renders that file, what containerd would load next holds the handlers, too.
-    let dump = judge_dump(host, &running.program, &journal.root).await;
+    let dump = dump_config(host, &running.program, &journal.root).await;
     dump.is_ok_and(|dump| contains_handlers(&dump, &declared).is_ok())
 }
 
 /// Undoes the change.
-async fn go_back(
+async fn roll_back_interrupted(
     host: &HostRoot,
     journal: &mut Journal,
     running: Option<Daemon>,
     offline: bool,
     allow_pod_restarts: bool,
-) -> Result<Tally, Failure> {
-    let mut tally = Tally::default();
+) -> Result<Restarts, Failure> {
+    let mut tally = Restarts::default();
     let asked = journal.restarting && !offline;
     let service = journal.service_to_undo(host);
     let mut served = None;
     if asked {
-        served = match settled(host, journal).await {
+        served = match already_restored(host, journal).await {
             None => untouched(host, journal).await,
             settled => settled,
         };
@@ -149,13 +151,15 @@ async fn go_back(
     info!("undoing a change that was interrupted");
     let mut failures = undo(host, journal).await;
     if asked && served.is_none() {
-        match bring_back(host, journal, &service, running.as_ref(), &mut tally).await {
+        match restart_on_restored_config(host, journal, &service, running.as_ref(), &mut tally)
+            .await
+        {
             Ok(restored) => served = Some(restored),
             Err(error) => failures.push(error.to_string()),
         }
     }
     if failures.is_empty()
-        && let Err(error) = forget(host, journal)
+        && let Err(error) = discard_journal(host, journal)
     {
         failures.push(error.to_string());
     }
@@ -199,7 +203,7 @@ async fn check_restart(
 }
 
 /// A run that was killed, or found no room, before its journal was on disk leaves a folder at most. Best effort, as nothing is in it.
-fn forget_beginning(host: &HostRoot) {
+fn remove_empty_directories(host: &HostRoot) {
     host.discard_new(JOURNAL_FILE);
     let _ = host.remove_folder(STATE_FOLDER);
 }

@@ -11,7 +11,7 @@ use crate::installer::artifact::fetch;
 use crate::installer::artifact::handoff_dir;
 use crate::installer::artifact::unpack::{self, Hashing};
 use crate::installer::host::HostRoot;
-use crate::installer::inspect::verify_cache::{Artifact, Artifacts, Stamps};
+use crate::installer::inspect::verify_cache::{Artifact, Artifacts, VerifyCache};
 use crate::installer::inspect::{HostFacts, path_of, verified, verified_digest};
 use crate::installer::state::Binary;
 
@@ -88,7 +88,7 @@ pub(crate) async fn resolve(
         downloads = Some(made);
     }
     let mut sources = BTreeMap::new();
-    let (known, mut artifacts) = (Stamps::load(host), Artifacts::new());
+    let (known, mut artifacts) = (VerifyCache::load(host), Artifacts::new());
     for shim in &missing {
         let found = match fetch::path_on_host(&shim.location) {
             // What is expected here is looked for nowhere else: whoever expects it may not know where it came from.
@@ -103,7 +103,7 @@ pub(crate) async fn resolve(
                 };
                 (sha256, source)
             }),
-            None => handed_over(shim, folder.as_deref()),
+            None => read_binary(shim, folder.as_deref()),
         };
         let binary = match found {
             Ok((sha256, source)) => {
@@ -127,7 +127,7 @@ fn artifact(
     host: &HostRoot,
     shim: &ShimRequest,
     path: &str,
-    known: &Stamps,
+    known: &VerifyCache,
 ) -> Result<Artifact, Error> {
     let absent = || Error::NoArtifact {
         path: path.to_owned(),
@@ -157,9 +157,9 @@ fn artifact(
 }
 
 /// Where the binary of a shim is that was fetched, verified.
-fn handed_over(shim: &ShimRequest, folder: Option<&Path>) -> Result<(String, Source), Error> {
+fn read_binary(shim: &ShimRequest, folder: Option<&Path>) -> Result<(String, Source), Error> {
     let folder = folder.ok_or(fetch::Error::Missing)?;
-    let (path, sha256) = handoff_dir::handed_over(shim, folder)?;
+    let (path, sha256) = handoff_dir::read_binary(shim, folder)?;
     Ok((sha256, Source::HandedOver(path)))
 }
 

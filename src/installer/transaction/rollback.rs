@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use tracing::warn;
 
-use super::failure::{Error, Failure, Progress, Tally};
+use super::failure::{Error, Failure, Progress, Restarts};
 use super::journal::{Journal, Undo, put_config};
 use crate::installer::containerd::cri::{self, Served};
 use crate::installer::containerd::daemon::{Daemon, find_daemon};
@@ -20,12 +20,12 @@ use crate::installer::state::{JOURNAL_FILE, STATE_FILE};
 ///
 /// # Errors
 /// As for [`restart`].
-pub(crate) async fn counted(
+pub(crate) async fn restart_and_count(
     host: &HostRoot,
     service: &Service,
     socket: &str,
     before: Option<&Daemon>,
-    tally: &mut Tally,
+    tally: &mut Restarts,
 ) -> Result<Served, restart::Error> {
     let (since, mut count) = (Instant::now(), 0);
     let served = restart(host, service, socket, before, &mut count).await;
@@ -54,9 +54,12 @@ pub(crate) async fn roll_back(
     let service = journal.service_to_undo(host);
     let mut failures = undo(host, journal).await;
     if journal.restarting {
-        let restored = match settled(host, journal).await {
+        let restored = match already_restored(host, journal).await {
             Some(served) => Ok(served),
-            None => bring_back(host, journal, &service, running.as_ref(), &mut tally).await,
+            None => {
+                restart_on_restored_config(host, journal, &service, running.as_ref(), &mut tally)
+                    .await
+            }
         };
         let proven = restored
             .map_err(|error| error.to_string())
@@ -64,7 +67,7 @@ pub(crate) async fn roll_back(
         failures.extend(proven.err());
     }
     if failures.is_empty()
-        && let Err(error) = forget(host, journal)
+        && let Err(error) = discard_journal(host, journal)
     {
         failures.push(error.to_string());
     }
@@ -115,7 +118,7 @@ pub(crate) async fn undo(host: &HostRoot, journal: &Journal) -> Vec<String> {
 }
 
 /// Removes the journal of a change that was undone, and the folders that were made for it.
-pub(crate) fn forget(host: &HostRoot, journal: &Journal) -> Result<(), Error> {
+pub(crate) fn discard_journal(host: &HostRoot, journal: &Journal) -> Result<(), Error> {
     journal.discard(host)?;
     host.discard_new(STATE_FILE);
     host.discard_new(JOURNAL_FILE);
@@ -130,7 +133,7 @@ pub(crate) fn forget(host: &HostRoot, journal: &Journal) -> Result<(), Error> {
 
 /// What containerd serves, where that needs no restart to be what it was before the change: it is the one from before the change, or
 /// another than the one that ran when everything was put back.
-pub(crate) async fn settled(host: &HostRoot, journal: &Journal) -> Option<Served> {
+pub(crate) async fn already_restored(host: &HostRoot, journal: &Journal) -> Option<Served> {
     let now = find_daemon(host).ok().flatten()?.process;
     let is_same = journal.process == Some(now);
     if is_same == journal.undone {
@@ -141,18 +144,18 @@ pub(crate) async fn settled(host: &HostRoot, journal: &Journal) -> Option<Served
 }
 
 /// Restarts containerd on what was put back, and returns what it serves then. `running` is the one that must be gone by then.
-pub(crate) async fn bring_back(
+pub(crate) async fn restart_on_restored_config(
     host: &HostRoot,
     journal: &mut Journal,
     service: &Service,
     running: Option<&Daemon>,
-    tally: &mut Tally,
+    tally: &mut Restarts,
 ) -> Result<Served, restart::Error> {
     journal.undone = true;
     journal.process = running.map(|daemon| daemon.process);
     // Best effort: without that note the next run asks for another restart.
     let _ = journal.save(host);
-    counted(host, service, &journal.socket, running, tally).await
+    restart_and_count(host, service, &journal.socket, running, tally).await
 }
 
 #[cfg(test)]

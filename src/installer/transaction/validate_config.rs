@@ -8,7 +8,7 @@ use crate::containerd_config::{self, DeclaredHandler};
 use crate::installer::containerd::config_files::{imports_itself, load};
 use crate::installer::containerd::restart;
 use crate::installer::host::HostRoot;
-use crate::installer::inspect::{HostFacts, judge_dump};
+use crate::installer::inspect::{HostFacts, dump_config};
 use crate::installer::plan::{ConfigChange, HostPlan};
 
 /// A candidate stands beside the root configuration, so that relative imports mean the same; no `*.toml` glob matches it.
@@ -84,7 +84,7 @@ pub(crate) async fn judge(
         text => root_that_imports(facts, text.as_deref().unwrap_or_default(), &imports)?,
     };
     place_candidate(host, &candidate, &text)?;
-    let dump = judge_dump(host, program, &candidate).await;
+    let dump = dump_config(host, program, &candidate).await;
     for path in paths(root, plan.config.len()) {
         host.remove_file(&path)?;
     }

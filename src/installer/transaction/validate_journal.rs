@@ -7,7 +7,7 @@ use super::validate_config;
 use crate::handoff::{API_VERSION, is_sha256};
 use crate::installer::host::HostRoot;
 use crate::installer::state::validate::{is_marker, is_own_folder, is_shim};
-use crate::installer::state::{Error as StateError, JOURNAL_FILE, Places};
+use crate::installer::state::{Error as StateError, InstallPaths, JOURNAL_FILE};
 
 impl Journal {
     /// Reads the journal of a change that did not end; `None` where there is none.
@@ -30,7 +30,7 @@ impl Journal {
             .into());
         }
         match unexpected_path(&journal) {
-            Some(found) => Err(StateError::Strange {
+            Some(found) => Err(StateError::UnexpectedPath {
                 path: JOURNAL_FILE,
                 found,
             }
@@ -42,7 +42,7 @@ impl Journal {
 
 /// The first thing that a journal of ours would not name.
 fn unexpected_path(journal: &Journal) -> Option<String> {
-    let places = Places {
+    let places = InstallPaths {
         folder: journal.folder.clone(),
     };
     if !is_own_folder(&places.folder) {

@@ -22,7 +22,7 @@ pub(crate) const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/us
 
 /// Where a program runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub enum ExecContext {
     /// In the host's root. Enough for whatever only reads its arguments and files.
     Root,
     /// In the host's root and also in the mount namespace and the cgroup of its process 1, as if started on the host itself: what
@@ -41,7 +41,7 @@ pub(crate) enum Source {
     Script,
 }
 
-impl Place {
+impl ExecContext {
     pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Root => "root",
@@ -97,7 +97,7 @@ fn become_program(arguments: Vec<OsString>) -> Result<Infallible, (i32, String)>
         Source::Descriptor => Some(take_stdin().map_err(|error| failed(error.to_string()))?),
         Source::Path | Source::Script => None,
     };
-    if place == Place::Host.word() {
+    if place == ExecContext::Host.word() {
         enter_host(root).map_err(failed)?;
     } else {
         nix::unistd::chroot(root)
