@@ -161,20 +161,6 @@ impl Graph {
             let of_group = below.entry(group(file)).or_default();
             of_group.extend(targets.filter(|target| *target != group(file)));
         }
-        fn depth(
-            file: &str,
-            below: &BTreeMap<String, BTreeSet<String>>,
-            known: &mut BTreeMap<String, usize>,
-        ) -> usize {
-            if let Some(depth) = known.get(file) {
-                return *depth;
-            }
-            let targets = below.get(file).into_iter().flatten();
-            let deepest = targets.map(|target| depth(target, below, known)).max();
-            let depth = 1 + deepest.unwrap_or(0);
-            known.insert(file.to_owned(), depth);
-            depth
-        }
         let mut known = BTreeMap::new();
         below
             .keys()
@@ -182,6 +168,22 @@ impl Graph {
             .max()
             .unwrap_or(0)
     }
+}
+
+/// The number of files on the longest way down from `file`.
+fn depth(
+    file: &str,
+    below: &BTreeMap<String, BTreeSet<String>>,
+    known: &mut BTreeMap<String, usize>,
+) -> usize {
+    if let Some(depth) = known.get(file) {
+        return *depth;
+    }
+    let targets = below.get(file).into_iter().flatten();
+    let deepest = targets.map(|target| depth(target, below, known)).max();
+    let depth = 1 + deepest.unwrap_or(0);
+    known.insert(file.to_owned(), depth);
+    depth
 }
 
 /// The sets of nodes that lead to each other, each of more than one node.
