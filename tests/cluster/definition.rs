@@ -96,8 +96,16 @@ async fn what_is_mistaken_in_a_shim_is_refused_in_words_for_people() {
             json!("abc"),
             digest,
         ),
-        ("/fetchStrategy/binary", json!("bin/shim"), "without a path"),
-        ("/fetchStrategy/platforms", json!([]), "from nowhere"),
+        (
+            "/fetchStrategy/binary",
+            json!("bin/shim"),
+            "without a directory",
+        ),
+        (
+            "/fetchStrategy/platforms",
+            json!([]),
+            "platforms must not be empty",
+        ),
         (
             "/fetchStrategy/platforms/0/location",
             json!("oci://example.org/a:1"),
