@@ -1,4 +1,4 @@
-//! What the callers of this room ask for, and how a desired set is read: the door through which its text becomes a type.
+//! What the callers of the installer ask for, the host that they name, and the reading of a desired set.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind, Read as _};

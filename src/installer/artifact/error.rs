@@ -71,7 +71,7 @@ pub enum Error {
     /// It holds no usable binary.
     #[error(transparent)]
     Unpack(#[from] unpack::Error),
-    /// The hand-off folder can't be used.
+    /// The hand-off directory can't be used.
     #[error(
         "{path} can't be used: {source}; see that it is there and that farrier may write to it"
     )]

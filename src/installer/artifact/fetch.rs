@@ -1,5 +1,5 @@
-//! Artifacts: fetched over HTTP(S) into the hand-off folder, verified before they are unpacked. Needs no privilege and touches no host;
-//! `file://` locations are read elsewhere, under the host's root, and the hand-off folder is read again in `handover`.
+//! Artifacts: fetched over HTTP(S) into the hand-off directory, verified before they are unpacked. Needs no privilege and touches no host;
+//! `file://` locations are read elsewhere, under the host's root, and the hand-off directory is read again in `handoff_dir`.
 
 use std::fs::File;
 use std::io::{self, Seek as _, Write as _};

@@ -1,4 +1,4 @@
-//! The hand-off folder: what `fetch` leaves there for each shim, read again by `install` as if a stranger had written it.
+//! The hand-off directory: what `fetch` leaves there for each shim, read again by `install` as if a stranger had written it.
 
 use std::fs::File;
 use std::io::{self, Read as _, Write};
@@ -59,7 +59,7 @@ pub fn read_binary(shim: &ShimRequest, out: &Path) -> Result<(PathBuf, String), 
     Ok((path, digest))
 }
 
-/// Copies a binary out of the hand-off folder and returns the SHA-256 of what was copied.
+/// Copies a binary out of the hand-off directory and returns the SHA-256 of what was copied.
 ///
 /// # Errors
 /// When it is a link or no program for this CPU, or can't be read or written.

@@ -1,5 +1,5 @@
 //! Looks for what KWasm and runtime-class-manager left on a host: handlers, their binaries, lock and marker files. Reads only; what
-//! becomes of it is decided in `adopt`.
+//! becomes of it is decided in `plan::takeover`.
 
 use crate::installer::host::path::parent_directory;
 use serde::{Deserialize, Serialize};

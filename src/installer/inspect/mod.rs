@@ -30,7 +30,7 @@ use crate::installer::state::{
 };
 pub use error::Error;
 use os::{
-    PROGRAMS, bin_dir_problem, config_of_unit, detect_distro, folder, orphaned_config, sources,
+    PROGRAMS, config_of_unit, config_path_problem, detect_distro, folder, orphaned_config, sources,
     state_dir_problem, version_command,
 };
 use prerequisites::missing_prerequisite;
@@ -181,7 +181,7 @@ pub async fn gather(
     let sources = sources(host, distro, &config)?;
     let orphaned_config = orphaned_config(host, &state, &loaded, &sources)?;
     let (folder, mut obstacle) = folder(host, distro, &state, offline);
-    obstacle = obstacle.or_else(|| bin_dir_problem(host, &config, offline));
+    obstacle = obstacle.or_else(|| config_path_problem(host, &config, offline));
     if !offline {
         obstacle = obstacle.or_else(|| state_dir_problem(host));
     }

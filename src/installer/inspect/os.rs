@@ -109,7 +109,7 @@ pub(crate) fn folder(
     }
     let mut obstacle = None;
     for folder in places {
-        match unfit(host, folder) {
+        match bin_dir_problem(host, folder) {
             None => return ((*folder).to_owned(), None),
             Some(reason) => obstacle.get_or_insert(reason),
         };
@@ -121,7 +121,7 @@ pub(crate) fn folder(
 }
 
 /// Why no shim can be kept in `folder`.
-fn unfit(host: &HostRoot, folder: &str) -> Option<String> {
+fn bin_dir_problem(host: &HostRoot, folder: &str) -> Option<String> {
     match host.mount_of(folder) {
         Ok(mount) if mount.read_only => Some(format!(
             "{folder} is on a read-only file system, so no shim can be put there; make it writable, or use other nodes"
@@ -176,7 +176,7 @@ pub(crate) fn config_of_unit(host: &HostRoot, distro: &DistroSpec) -> Option<Str
 const OF_THE_IMAGE: &str = "/usr/share/";
 
 /// Why the configuration at `path` can't be changed, whoever asks.
-pub(crate) fn bin_dir_problem(host: &HostRoot, path: &str, offline: bool) -> Option<String> {
+pub(crate) fn config_path_problem(host: &HostRoot, path: &str, offline: bool) -> Option<String> {
     let real = host.follow(path).unwrap_or_else(|_| path.to_owned());
     if real.starts_with(OF_THE_IMAGE) {
         return Some(format!(

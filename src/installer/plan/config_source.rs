@@ -1,6 +1,6 @@
 //! Which file is edited where containerd loads what a distribution made of it: a template, or a snippet of ours. Pure.
 //!
-//! What containerd loads is found in `loaded`; how a text changes is decided in `containerd_config`.
+//! The files that containerd loads are found in `containerd::config_files`; how a text changes is decided in `containerd_config`.
 
 use std::borrow::Cow;
 

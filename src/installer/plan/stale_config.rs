@@ -1,5 +1,5 @@
 //! Finds what is ours in files that are edited no longer, and takes it out: which one is edited follows containerd's release and the
-//! files that it loads, so it moves when a node is upgraded. Pure; which one it is today is decided in `site`.
+//! files that it loads, so it moves when a node is upgraded. Pure; which one it is today is decided in `config_source`.
 
 use std::collections::BTreeSet;
 

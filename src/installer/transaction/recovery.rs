@@ -65,7 +65,7 @@ pub async fn recover(
     if let Some(running) = &running
         && is_live(host, &journal, running).await
     {
-        info!("a change that ended with its own restart is live");
+        info!("the interrupted change is already in effect; finishing it");
         let in_use = InUse::ask(host, &journal.socket, offline).await;
         retain_in_use(host, &mut journal, &in_use)
             .and_then(|_| commit(host, &journal))

@@ -18,7 +18,7 @@ use crate::installer::state::Binary;
 /// Where the bytes of a binary come from.
 #[derive(Debug)]
 pub enum Source {
-    /// A binary in the hand-off folder.
+    /// A binary in the hand-off directory.
     HandedOver(PathBuf),
     /// An artifact on the host.
     Host {
