@@ -125,7 +125,8 @@ fn look(
     }))
 }
 
-/// The path by which a program goes by that name: k3s is one program under many names, which links beside it carry.
+/// The path by which a program goes by that name: k3s is one program under many names, which links beside it carry, and a program that was
+/// renamed gives its place to the one that the next restart starts.
 fn own_name(host: &HostRoot, program: &str, name: &str) -> String {
     let link = format!("{}/{name}", parent_directory(program));
     let is_other = program.rsplit('/').next() != Some(name);
@@ -173,6 +174,17 @@ fn decide(
         Place::Init => descends(host, seen)?,
     }
     let opened = host.open_program(program).map_err(Reason::Program)?;
+    // Any user starts such a program with all uids 0 and under a name of his choice, in whatever service he may run processes.
+    let running = still_named(link);
+    let is_privileged = if running == program {
+        opened.gives_privileges()
+    } else {
+        let running = host.open_program(running).map_err(Reason::Program)?;
+        running.gives_privileges()
+    };
+    if is_privileged {
+        return Err(Reason::Privileged);
+    }
     // Among other mounts, the same path may be another file. A program that was replaced is told by its link.
     if has_own_mounts && !link.ends_with(" (deleted)") {
         let running = host.identity_of_program(seen.pid);

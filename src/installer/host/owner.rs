@@ -186,8 +186,13 @@ fn without_members(group: u32, groups: &str, users: &str) -> bool {
 
 /// Whether an access control list stands behind the mode. Where that can't be told, the answer is yes, unless the file system has none.
 pub(crate) fn has_access_list(file: &OwnedFd) -> bool {
-    match xattr::get(own_path(file), ACCESS_LIST) {
-        Ok(list) => list.is_some(),
+    has_attribute(file, ACCESS_LIST)
+}
+
+/// Whether a file has an extended attribute. Where that can't be told, the answer is yes, unless the file system has none.
+pub(crate) fn has_attribute(file: &OwnedFd, name: &str) -> bool {
+    match xattr::get(own_path(file), name) {
+        Ok(value) => value.is_some(),
         Err(error) => error.raw_os_error() != Some(Errno::EOPNOTSUPP as i32),
     }
 }

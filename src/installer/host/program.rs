@@ -11,10 +11,13 @@ use std::os::unix::fs::MetadataExt as _;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
+use nix::sys::stat::Mode;
 use nix::sys::stat::{SFlag, fstatat};
 use nix::unistd::geteuid;
 
-use super::owner::{Component, ProgramError, has_access_list, is_without_members, judge};
+use super::owner::{
+    Component, ProgramError, has_access_list, has_attribute, is_without_members, judge,
+};
 use super::{HostRoot, MAX_LINKS, own_path};
 
 /// `execve(2)` reads 256 bytes of a file to find the interpreter of a script.
@@ -40,6 +43,16 @@ impl Program {
     #[must_use]
     pub fn is_script(&self) -> bool {
         self.is_script
+    }
+
+    /// Whether the kernel gives the process of an ordinary user more privileges when it executes the file (`execve(2)`,
+    /// `capabilities(7)`). Where that can't be told, the answer is yes, unless the file system has no extended attributes.
+    #[must_use]
+    pub fn gives_privileges(&self) -> bool {
+        let bits = Mode::S_ISUID | Mode::S_ISGID;
+        let has_bits =
+            nix::sys::stat::fstat(&self.file).map_or(true, |stat| stat.st_mode & bits.bits() != 0);
+        has_bits || has_attribute(&self.file, "security.capability")
     }
 
     /// Device and inode.

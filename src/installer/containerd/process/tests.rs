@@ -705,3 +705,23 @@ fn an_option_is_read_as_containerd_reads_it(
     let names = ["-c", "--c", "-config", "--config"];
     assert_eq!(option(arguments, &names).as_deref(), expected);
 }
+
+#[rstest]
+#[case::in_the_cron_service("0::/system.slice/cron.service\n")]
+#[case::below_process_1("0::/init.scope\n")]
+fn a_set_user_id_program_that_a_user_names_containerd_is_refused(#[case] cgroup: &str) {
+    let tree = Tree::new("0::/init.scope\n", &["/run/systemd/system"]);
+    tree.write("/usr/bin/containerd", "");
+    let given = Given {
+        cgroup,
+        program: "/usr/bin/sudo",
+        arguments: "/tmp/containerd\0-c\0/tmp/evil.toml\0",
+        ..CONTAINERD
+    };
+    tree.process(PID, &given);
+    let bits = fs::Permissions::from_mode(0o4755);
+    fs::set_permissions(tree.path("/usr/bin/sudo"), bits).unwrap();
+    let refusal = tree.asked().unwrap_err();
+    assert!(refusal.contains("runs /usr/bin/sudo"), "{refusal}");
+    assert!(refusal.contains("set-user-ID"), "{refusal}");
+}

@@ -49,6 +49,11 @@ pub enum Reason {
     /// Others can replace its program.
     #[error("and others than root can replace that: {0}")]
     Program(#[source] ProgramError),
+    /// Any user may have started it.
+    #[error(
+        "and that has a set-user-ID or set-group-ID bit or capabilities, so any user can start it; run containerd itself as a system service"
+    )]
+    Privileged,
     /// The program is not the file at its path.
     #[error("and another file than that is there; restart it")]
     OtherFile,
