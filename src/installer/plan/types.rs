@@ -241,6 +241,9 @@ pub(crate) fn not_counted(refused: &[Refusal]) -> String {
     if refused.is_empty() {
         return "; start it, or use --offline to prepare the host for its next start".to_owned();
     }
+    let mut refused: Vec<&Refusal> = refused.iter().collect();
+    // The processes of ordinary users come last: any number of them must not hide why the host's own containerd does not count.
+    refused.sort_by_key(|refusal| refusal.is_of_a_user());
     let told = refused.iter().take(TOLD_REFUSALS);
     let told: Vec<String> = told.map(ToString::to_string).collect();
     let mut words = format!(": {}", told.join(": "));

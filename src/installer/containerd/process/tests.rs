@@ -99,7 +99,7 @@ impl Tree {
         self.mode(path, 0o755);
     }
 
-    fn mode(&self, path: &str, mode: u32) {
+    pub(in crate::installer) fn mode(&self, path: &str, mode: u32) {
         fs::set_permissions(self.path(path), PermissionsExt::from_mode(mode)).unwrap();
     }
 

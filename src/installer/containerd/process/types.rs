@@ -99,6 +99,22 @@ pub(crate) struct Seen {
     pub(crate) mounts: Option<String>,
 }
 
+impl Refusal {
+    /// Whether an ordinary user may have started the process. Nothing may depend on whether there is such a process.
+    #[must_use]
+    pub fn is_of_a_user(&self) -> bool {
+        match self.reason {
+            Reason::Rootless { .. } | Reason::Below { .. } | Reason::Privileged => true,
+            Reason::NoService { .. }
+            | Reason::NoDescendant
+            | Reason::Mounts { .. }
+            | Reason::Program(_)
+            | Reason::OtherFile
+            | Reason::Unknown { .. } => false,
+        }
+    }
+}
+
 impl fmt::Display for Refusal {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let program = printable(&self.program);
