@@ -12,11 +12,12 @@ use super::rollback::{
 };
 use crate::containerd_config::contains_handlers;
 use crate::installer::containerd::cri::{self, Served};
-use crate::installer::containerd::daemon::{Daemon, find_daemon};
+use crate::installer::containerd::daemon::{self, Daemon, Running};
 use crate::installer::containerd::restart;
 use crate::installer::containerd::service::Service;
 use crate::installer::host::HostRoot;
 use crate::installer::inspect::{HostFacts, dump_config, gather};
+use crate::installer::plan;
 use crate::installer::plan::preconditions::spares;
 use crate::installer::state::{JOURNAL_FILE, STATE_FILE, STATE_FOLDER, STATE_LIMIT};
 
@@ -57,11 +58,7 @@ pub async fn recover(
         finish(host, &journal, &in_use).map_err(Failure::Refused)?;
         return Ok(Some(Restarts::default()));
     }
-    let running = if offline {
-        None
-    } else {
-        find_daemon(host).ok().flatten()
-    };
+    let running = running(host, offline).map_err(Failure::Refused)?;
     if let Some(running) = &running
         && is_live(host, &journal, running).await
     {
@@ -98,6 +95,26 @@ pub(crate) async fn gather_after(
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
+}
+
+/// The containerd that runs on the host.
+///
+/// # Errors
+/// When `/proc` can't be read, or a containerd of root's runs that does not count: it may serve the change, so nothing may be undone without it.
+fn running(host: &HostRoot, offline: bool) -> Result<Option<Daemon>, Error> {
+    if offline {
+        return Ok(None);
+    }
+    let Running {
+        daemon,
+        mut refused,
+        ..
+    } = daemon::find(host)?;
+    refused.retain(|refusal| !refusal.is_of_a_user());
+    if daemon.is_none() && !refused.is_empty() {
+        return Err(plan::Error::NoDaemon { refused }.into());
+    }
+    Ok(daemon)
 }
 
 /// Whether the change is carried out but for the state file. Where a restart ends the pod that asked for it, or the whole node, this
@@ -206,4 +223,27 @@ async fn check_restart(
 fn remove_empty_directories(host: &HostRoot) {
     host.discard_new(JOURNAL_FILE);
     let _ = host.remove_folder(STATE_FOLDER);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::installer::containerd::process::tests::{CONTAINERD, Given, Tree};
+
+    #[test]
+    fn a_containerd_that_does_not_count_is_not_taken_for_none() {
+        let tree = Tree::new("0::/init.scope\n", &["/run/systemd/system"]);
+        assert_eq!(running(&tree.host(), false).unwrap(), None);
+        let of_a_user = Given {
+            uids: "1000\t1000\t1000\t1000",
+            ..CONTAINERD
+        };
+        tree.process(900, &of_a_user);
+        assert_eq!(running(&tree.host(), false).unwrap(), None);
+        tree.process(812, &CONTAINERD);
+        tree.mode("/usr/bin/containerd", 0o777);
+        let error = running(&tree.host(), false).unwrap_err().to_string();
+        assert!(error.contains("process 812"), "{error}");
+        assert_eq!(running(&tree.host(), true).unwrap(), None);
+    }
 }
