@@ -49,7 +49,10 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error),
     };
-    runtime.block_on(dispatch(cli.command))
+    let status = runtime.block_on(dispatch(cli.command));
+    // A program of the host that even SIGKILL doesn't end is waited for in a thread, which must not keep the answer from ending this process.
+    runtime.shutdown_background();
+    status
 }
 
 /// The runtime that a command runs on.
