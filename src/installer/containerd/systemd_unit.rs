@@ -12,7 +12,7 @@ use self::syntax::{
 use crate::installer::host::{self, HostRoot};
 
 /// The system manager's directories, those of most weight first (systemd.unit(5), *Unit File Load Path*).
-const DIRECTORIES: [&str; 13] = [
+pub(crate) const UNIT_DIRECTORIES: [&str; 13] = [
     "/etc/systemd/system.control",
     "/run/systemd/system.control",
     "/run/systemd/transient",
@@ -356,10 +356,10 @@ fn unit_files(host: &HostRoot, unit: &str) -> Result<(Name, Vec<UnitFile>), Unkn
                     .into_iter()
                     .map(move |name| format!("{directory}/{name}.d"))
             };
-            DIRECTORIES.into_iter().flat_map(below)
+            UNIT_DIRECTORIES.into_iter().flat_map(below)
         })
         .collect();
-    directories.extend(DIRECTORIES.map(|directory| format!("{directory}/service.d")));
+    directories.extend(UNIT_DIRECTORIES.map(|directory| format!("{directory}/service.d")));
     for path in drop_ins(host, &directories)? {
         files.push(read(host, path)?);
     }
@@ -381,7 +381,7 @@ fn fragment(host: &HostRoot, name: &Name) -> Result<Option<String>, Unknown> {
     let paths = names
         .into_iter()
         .flatten()
-        .flat_map(|name| DIRECTORIES.map(|directory| format!("{directory}/{name}")));
+        .flat_map(|name| UNIT_DIRECTORIES.map(|directory| format!("{directory}/{name}")));
     first_that_exists(host, paths)
 }
 
@@ -414,7 +414,7 @@ fn unit_of_symlink(name: &Name, path: &str, target: &str) -> Option<Name> {
         normal(&format!("{directory}/{parent}"))
     };
     let own = path.rsplit('/').next()?;
-    let is_unit = DIRECTORIES.contains(&parent.as_str());
+    let is_unit = UNIT_DIRECTORIES.contains(&parent.as_str());
     let target = Name::parse(file).filter(|_| is_unit && file != own)?;
     // What leads to a template stands for the instance of that name.
     let instance = name.of_template(&target);
@@ -442,7 +442,7 @@ fn aliases_with_drop_ins(host: &HostRoot, names: &[String]) -> Result<BTreeSet<S
         return Ok(BTreeSet::new());
     };
     let mut found = BTreeSet::new();
-    for directory in DIRECTORIES {
+    for directory in UNIT_DIRECTORIES {
         for entry in host.list(directory)? {
             let Some(name) = entry.strip_suffix(".d").and_then(Name::parse) else {
                 continue;

@@ -1,23 +1,8 @@
 //! Whether a process is the main process of a unit of systemd, or a child of that.
 
 use super::types::{Init, Reason, SMALL, Seen, namespace};
+use crate::installer::containerd::systemd_unit::UNIT_DIRECTORIES;
 use crate::installer::host::HostRoot;
-
-/// Where systemd looks for the units of its system manager (systemd.unit(5)).
-const UNIT_DIRS: [&str; 12] = [
-    "/etc/systemd/system.control",
-    "/run/systemd/system.control",
-    "/run/systemd/transient",
-    "/run/systemd/generator.early",
-    "/etc/systemd/system",
-    "/etc/systemd/system.attached",
-    "/run/systemd/system",
-    "/run/systemd/generator",
-    "/usr/local/lib/systemd/system",
-    "/usr/lib/systemd/system",
-    "/lib/systemd/system",
-    "/run/systemd/generator.late",
-];
 
 /// Whether it is the process that systemd started for the unit (`PrivateTmp=`, a strictly confined snap), or a child of that.
 ///
@@ -84,7 +69,7 @@ fn unit_file(host: &HostRoot, unit: &str) -> Option<String> {
     });
     let names = [Some(unit.to_owned()), template];
     let mut paths = names.iter().flatten().flat_map(|name| {
-        UNIT_DIRS
+        UNIT_DIRECTORIES
             .iter()
             .map(move |directory| format!("{directory}/{name}"))
     });
