@@ -266,15 +266,19 @@ impl Node {
     /// Everything that a write would change, of every file that an install may write.
     fn traces(&self) -> BTreeMap<PathBuf, (u64, i64, i64)> {
         let mut traces = BTreeMap::new();
-        let mut folders: Vec<PathBuf> = ["etc", "opt", "var/lib/farrier"]
+        let mut directories: Vec<PathBuf> = ["etc", "opt", "var/lib/farrier"]
             .iter()
-            .map(|folder| self.root().join(folder))
+            .map(|directory| self.root().join(directory))
             .collect();
-        while let Some(folder) = folders.pop() {
-            for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+        while let Some(directory) = directories.pop() {
+            for entry in std::fs::read_dir(&directory)
+                .into_iter()
+                .flatten()
+                .flatten()
+            {
                 let metadata = entry.path().symlink_metadata().unwrap();
                 if metadata.is_dir() {
-                    folders.push(entry.path());
+                    directories.push(entry.path());
                 }
                 let trace = (metadata.ino(), metadata.ctime(), metadata.ctime_nsec());
                 traces.insert(entry.path(), trace);
@@ -416,7 +420,7 @@ fn descendant(pid: u32, name: &str) -> Option<u32> {
 
 /// Peak memory of fetching a large shim in an archive over HTTP and unpacking it.
 fn fetching(binary: &Path) -> Line {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let archive = archive();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -442,9 +446,9 @@ fn fetching(binary: &Path) -> Line {
         present: None,
     };
     let request = ProvisionRequest::new(Owner::Cluster, "uid".to_owned(), vec![shim], vec![]);
-    let file = folder.path().join("request");
+    let file = directory.path().join("request");
     std::fs::write(&file, request.to_json()).unwrap();
-    let out = folder.path().join("out");
+    let out = directory.path().join("out");
     std::fs::create_dir(&out).unwrap();
     let child = Command::new(binary)
         .arg("fetch")

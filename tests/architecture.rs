@@ -180,8 +180,8 @@ fn forbidden_imports(graph: &Graph, modules: &[(&str, &[&str])]) -> String {
 }
 
 /// The imports of a folder that do not go down its floors.
-fn upward_imports(graph: &Graph, folder: &str, floors: &[&[&str]]) -> String {
-    let prefix = format!("{folder}/");
+fn upward_imports(graph: &Graph, directory: &str, floors: &[&[&str]]) -> String {
+    let prefix = format!("{directory}/");
     let floor = |path: &str| {
         let component = component(path);
         floors
@@ -213,25 +213,25 @@ fn all_circles(graph: &Graph) -> String {
         writeln!(text, "{} files import each other:", circle.len()).unwrap();
         text += &graph.describe_circle(&circle);
     }
-    let folders: BTreeSet<&str> = graph
+    let directories: BTreeSet<&str> = graph
         .sources
         .keys()
         .flat_map(|file| file.match_indices('/').map(|(at, _)| &file[..=at]))
         .collect();
-    for folder in folders {
+    for directory in directories {
         let mut parts: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for (file, source) in &graph.sources {
-            let Some(from) = file.strip_prefix(folder) else {
+            let Some(from) = file.strip_prefix(directory) else {
                 continue;
             };
             let targets = source.imports.keys();
-            let targets = targets.filter_map(|target| target.strip_prefix(folder));
+            let targets = targets.filter_map(|target| target.strip_prefix(directory));
             let targets = targets.map(component).filter(|to| *to != component(from));
             let of_part = parts.entry(component(from).to_owned()).or_default();
             of_part.extend(targets.map(str::to_owned));
         }
         for circle in circles(&parts) {
-            writeln!(text, "parts of {folder} import each other: {circle:?}").unwrap();
+            writeln!(text, "parts of {directory} import each other: {circle:?}").unwrap();
         }
     }
     text
@@ -246,8 +246,8 @@ fn modules_import_only_what_the_table_allows() {
 #[test]
 fn imports_go_down_the_floors_of_their_folder() {
     let graph = own_graph();
-    for (folder, floors) in FLOORS {
-        let upward = upward_imports(&graph, folder, floors);
+    for (directory, floors) in FLOORS {
+        let upward = upward_imports(&graph, directory, floors);
         assert!(upward.is_empty(), "\n{upward}");
     }
 }

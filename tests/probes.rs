@@ -23,15 +23,15 @@ struct Controller {
     address: SocketAddr,
     // Held open for as long as the controller runs.
     _api_server: TcpListener,
-    _folder: tempfile::TempDir,
+    _directory: tempfile::TempDir,
 }
 
 impl Controller {
     fn start() -> Self {
         let api_server = TcpListener::bind("127.0.0.1:0").unwrap();
         let server = format!("http://{}", api_server.local_addr().unwrap());
-        let folder = tempfile::tempdir().unwrap();
-        let kubeconfig = folder.path().join("kubeconfig");
+        let directory = tempfile::tempdir().unwrap();
+        let kubeconfig = directory.path().join("kubeconfig");
         let text = format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: a\nclusters: [{{name: a, cluster: {{server: \"{server}\"}}}}]\ncontexts: [{{name: a, context: {{cluster: a, user: a}}}}]\nusers: [{{name: a, user: {{}}}}]\n"
         );
@@ -51,7 +51,7 @@ impl Controller {
             child,
             address,
             _api_server: api_server,
-            _folder: folder,
+            _directory: directory,
         }
     }
 

@@ -87,7 +87,7 @@ impl Place {
             .unwrap()
             .local_addr()
             .unwrap();
-        let log = self.folder.join("controller.log");
+        let log = self.directory.join("controller.log");
         let out = File::create(&log).unwrap();
         let child = Command::new(&self.binary)
             .args(container.args.iter().flatten())
@@ -136,7 +136,7 @@ impl Place {
         let mut kubeconfig: Value =
             serde_json::from_str(&fs::read_to_string(&self.kubeconfig).unwrap()).unwrap();
         kubeconfig["users"][0]["user"] = json!({"token": answer.status.unwrap().token});
-        let path = self.folder.with_file_name("controller.kubeconfig");
+        let path = self.directory.with_file_name("controller.kubeconfig");
         fs::write(&path, kubeconfig.to_string()).unwrap();
         path
     }

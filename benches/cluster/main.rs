@@ -52,7 +52,7 @@ struct Place {
     kubeconfig: PathBuf,
     binary: PathBuf,
     audit_log: PathBuf,
-    folder: PathBuf,
+    directory: PathBuf,
 }
 
 #[tokio::main]
@@ -71,7 +71,7 @@ async fn main() {
         kubeconfig,
         binary: read("FARRIER_BINARY").into(),
         audit_log: read("FARRIER_AUDIT_LOG").into(),
-        folder: PathBuf::from(cluster["logs"].as_str().unwrap()),
+        directory: PathBuf::from(cluster["logs"].as_str().unwrap()),
     };
     let figures = measure(&place).await;
     fs::write(read("FARRIER_FIGURES"), figures.to_string()).unwrap();

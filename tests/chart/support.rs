@@ -52,11 +52,11 @@ fn rendered(arguments: &[&str]) -> Vec<Value> {
 
 /// What is printed after an install with `arguments`. Helm renders it for a cluster only: here, a copy of the chart has it in an object.
 pub fn notes(arguments: &[&str]) -> String {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let mut copy = Command::new("cp");
-    copy.arg("-r").arg(chart()).arg(folder.path());
+    copy.arg("-r").arg(chart()).arg(directory.path());
     assert!(copy.status().unwrap().success());
-    let chart = folder.path().join("farrier");
+    let chart = directory.path().join("farrier");
     let text = std::fs::read_to_string(chart.join("templates/NOTES.txt")).unwrap();
     let object = format!(
         "{{{{- define \"notes\" }}}}{text}{{{{ end -}}}}\nkind: Notes\ntext: {{{{ include \"notes\" . | toJson }}}}\n"

@@ -133,7 +133,9 @@ impl Agent {
 
     fn fill(&self, text: &str) -> String {
         let imports = match self.edited.strip_suffix('/') {
-            Some(folder) => format!("imports = ['@DATA@/agent/etc/containerd/{folder}/*.toml']"),
+            Some(directory) => {
+                format!("imports = ['@DATA@/agent/etc/containerd/{directory}/*.toml']")
+            }
             None => String::new(),
         };
         text.replace("@IMPORTS@", &imports)

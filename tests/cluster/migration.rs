@@ -30,11 +30,11 @@ async fn without_farrier(series: &str) -> (Cluster, String) {
 }
 
 /// Does to the node what their installers do: a binary, a stanza at the end of the configuration, a restart.
-fn provision(cluster: &Cluster, node: &str, folder: &str, file: &str, stanza: &str) {
+fn provision(cluster: &Cluster, node: &str, directory: &str, file: &str, stanza: &str) {
     cluster.sh(
         node,
         &format!(
-            "mkdir -p {folder}/bin; cp /opt/images/shim-v0.1.0 {folder}/bin/{file}; chmod 755 {folder}/bin/{file}
+            "mkdir -p {directory}/bin; cp /opt/images/shim-v0.1.0 {directory}/bin/{file}; chmod 755 {directory}/bin/{file}
              cat >> /etc/containerd/config.toml <<'END'\n{stanza}\nEND\n
              systemctl restart containerd"
         ),

@@ -164,8 +164,8 @@ impl Cluster {
             "extraCA": std::fs::read_to_string(&self.artifacts.ca).unwrap(),
             "shims": {"preset": "none", "extra": [self.shim_values()]},
         });
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("values.json");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("values.json");
         std::fs::write(&path, values.to_string()).unwrap();
         let values = path.display().to_string();
         self.helm(&[
@@ -211,7 +211,7 @@ impl Cluster {
 
     /// Kills the API server, and starts it anew as it was; it answers when this ends.
     pub async fn restart_api_server(&self) {
-        let folder = self.file.kubeconfig.parent().unwrap().to_str().unwrap();
+        let directory = self.file.kubeconfig.parent().unwrap().to_str().unwrap();
         let command = |pid: &str| -> Vec<String> {
             let text = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             let arguments = text.split_terminator('\0');
@@ -221,7 +221,7 @@ impl Cluster {
             let program = command
                 .first()
                 .is_some_and(|it| it.ends_with("/kube-apiserver"));
-            program && command.iter().any(|argument| argument.contains(folder))
+            program && command.iter().any(|argument| argument.contains(directory))
         };
         let processes = std::fs::read_dir("/proc").unwrap();
         let mut names = processes.filter_map(|entry| entry.ok()?.file_name().into_string().ok());

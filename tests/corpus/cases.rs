@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Where the files of a case stand on the host.
-const FOLDER: &str = "/etc/containerd";
+const DIRECTORY: &str = "/etc/containerd";
 
 /// The least that containerd takes for a runtime's specification.
 const SPEC: &str =
@@ -14,7 +14,7 @@ const SPEC: &str =
 pub struct Case {
     /// The path in the corpus.
     pub name: String,
-    /// Each file's path below [`FOLDER`], and its bytes.
+    /// Each file's path below [`DIRECTORY`], and its bytes.
     pub files: Vec<(PathBuf, Vec<u8>)>,
 }
 
@@ -22,12 +22,12 @@ pub struct Case {
 pub fn all() -> Vec<Case> {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus");
     let mut cases = Vec::new();
-    for folder in ["behaviour", "distributions"] {
-        collect(&corpus.join(folder), folder, &mut cases);
+    for directory in ["behaviour", "distributions"] {
+        collect(&corpus.join(directory), directory, &mut cases);
     }
-    if let Some(folder) = std::env::var_os("FARRIER_CORPUS") {
+    if let Some(directory) = std::env::var_os("FARRIER_CORPUS") {
         let before = cases.len();
-        collect(Path::new(&folder), "extra", &mut cases);
+        collect(Path::new(&directory), "extra", &mut cases);
         assert!(
             cases.len() > before,
             "FARRIER_CORPUS holds no configuration"
@@ -37,8 +37,8 @@ pub fn all() -> Vec<Case> {
     cases
 }
 
-fn collect(folder: &Path, name: &str, cases: &mut Vec<Case>) {
-    for entry in fs::read_dir(folder).unwrap() {
+fn collect(directory: &Path, name: &str, cases: &mut Vec<Case>) {
+    for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         let name = format!("{name}/{}", path.file_name().unwrap().to_str().unwrap());
         if path.join("config.toml").exists() {
@@ -58,8 +58,8 @@ fn collect(folder: &Path, name: &str, cases: &mut Vec<Case>) {
     }
 }
 
-fn gather(folder: &Path, below: &Path, files: &mut Vec<(PathBuf, Vec<u8>)>) {
-    for entry in fs::read_dir(folder).unwrap() {
+fn gather(directory: &Path, below: &Path, files: &mut Vec<(PathBuf, Vec<u8>)>) {
+    for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         let below = below.join(path.file_name().unwrap());
         if path.is_dir() {
@@ -73,7 +73,7 @@ fn gather(folder: &Path, below: &Path, files: &mut Vec<(PathBuf, Vec<u8>)>) {
 /// The bytes of a file, with the folder that it names as its own, and with what the snap of microk8s puts in for its names.
 fn bytes(path: &Path) -> Vec<u8> {
     let names = [
-        ("@DIR@", FOLDER),
+        ("@DIR@", DIRECTORY),
         ("${SNAPSHOTTER}", "native"),
         ("${RUNTIME}", "runc"),
         ("${SNAP_DATA}", "/var/snap/microk8s/current"),
@@ -100,9 +100,9 @@ impl Case {
 
     /// Puts the files into the root, and nothing else that a configuration could import.
     pub fn lay_out(&self, root: &Path) {
-        let folder = root.join(FOLDER.trim_start_matches('/'));
-        for folder in ["etc", "nope", "var/lib/rancher", "var/snap"] {
-            let _ = fs::remove_dir_all(root.join(folder));
+        let directory = root.join(DIRECTORY.trim_start_matches('/'));
+        for directory in ["etc", "nope", "var/lib/rancher", "var/snap"] {
+            let _ = fs::remove_dir_all(root.join(directory));
         }
         for (_, bytes) in &self.files {
             for path in specs(&String::from_utf8_lossy(bytes)) {
@@ -112,7 +112,7 @@ impl Case {
             }
         }
         for (path, bytes) in &self.files {
-            let path = folder.join(path);
+            let path = directory.join(path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, bytes).unwrap();
         }

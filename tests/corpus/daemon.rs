@@ -57,7 +57,7 @@ impl fmt::Display for Start {
 
 /// A file system root in which the daemons of one thread run; nothing of the machine but its kernel is seen there.
 pub struct Root {
-    folder: PathBuf,
+    directory: PathBuf,
     mounts: Vec<PathBuf>,
 }
 
@@ -66,7 +66,7 @@ impl Drop for Root {
         let free = |path: &PathBuf| umount2(path, MntFlags::MNT_DETACH).is_ok();
         // What is still mounted is the machine's own: nothing is removed through it.
         if self.mounts.iter().rev().all(free) {
-            let _ = fs::remove_dir_all(&self.folder);
+            let _ = fs::remove_dir_all(&self.directory);
         }
     }
 }
@@ -74,9 +74,9 @@ impl Drop for Root {
 impl Root {
     /// Makes the root. The thread, and what it starts, has mounts and a network of its own from here on.
     pub fn new(releases: &[Release]) -> Self {
-        let folder = tempfile::Builder::new().disable_cleanup(true).tempdir();
+        let directory = tempfile::Builder::new().disable_cleanup(true).tempdir();
         let mut root = Self {
-            folder: folder.unwrap().path().to_owned(),
+            directory: directory.unwrap().path().to_owned(),
             mounts: Vec::new(),
         };
         unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).unwrap();
@@ -116,21 +116,21 @@ impl Root {
 
     /// A path in the root as this machine sees it.
     pub fn path(&self, path: &str) -> PathBuf {
-        self.folder.join(path.trim_start_matches('/'))
+        self.directory.join(path.trim_start_matches('/'))
     }
 
     /// The root as the installer opens it.
     pub fn host(&self) -> HostRoot {
-        HostRoot::open(&self.folder).unwrap()
+        HostRoot::open(&self.directory).unwrap()
     }
 
     /// Makes the root a host with this release and a shim to install, and nothing of ours.
     pub fn install(&self, release: &Release) {
-        for folder in ["var/lib/farrier", "opt", "srv"] {
-            let _ = fs::remove_dir_all(self.path(folder));
+        for directory in ["var/lib/farrier", "opt", "srv"] {
+            let _ = fs::remove_dir_all(self.path(directory));
         }
-        for folder in ["opt", "srv"] {
-            fs::create_dir(self.path(folder)).unwrap();
+        for directory in ["opt", "srv"] {
+            fs::create_dir(self.path(directory)).unwrap();
         }
         let link = self.path("/usr/bin/containerd");
         let _ = fs::remove_file(&link);
@@ -142,14 +142,14 @@ impl Root {
     }
 
     /// Every file below a folder with its bytes.
-    pub fn files(&self, folder: &str) -> BTreeMap<PathBuf, Vec<u8>> {
+    pub fn files(&self, directory: &str) -> BTreeMap<PathBuf, Vec<u8>> {
         let mut files = BTreeMap::new();
-        let mut folders = vec![self.path(folder)];
-        while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(folder).unwrap() {
+        let mut directories = vec![self.path(directory)];
+        while let Some(directory) = directories.pop() {
+            for entry in fs::read_dir(directory).unwrap() {
                 let path = entry.unwrap().path();
                 if path.is_dir() {
-                    folders.push(path);
+                    directories.push(path);
                 } else {
                     files.insert(path.clone(), fs::read(path).unwrap());
                 }
@@ -233,7 +233,7 @@ impl Root {
     fn command(&self, release: &Release) -> Command {
         let mut command = Command::new("chroot");
         command
-            .arg(&self.folder)
+            .arg(&self.directory)
             .arg(program(release))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -77,8 +77,8 @@ fn add_rcm(host: &Host, home: &str, shims: &[(&str, bool)]) {
 
 fn host(config: &str) -> Host {
     let host = Host::new(Some(config));
-    for folder in ["/var/lib", "/opt"] {
-        std::fs::create_dir_all(host.path(folder)).unwrap();
+    for directory in ["/var/lib", "/opt"] {
+        std::fs::create_dir_all(host.path(directory)).unwrap();
     }
     for seed in [3, 77] {
         host.write(&format!("/srv/{seed}"), &program(seed));
@@ -208,10 +208,12 @@ fn expected(handler: &str, seed: u8) -> ShimRequest {
 async fn a_binary_that_was_taken_over_and_stands_as_expected_is_not_fetched() {
     let host = host(TERMINATED);
     add_kwasm(&host);
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let path = kwasm_path("spin", "v2");
     for outcome in [Outcome::Applied, Outcome::Unchanged] {
-        let report = host.provision(&[expected("spin", 3)], folder.path()).await;
+        let report = host
+            .provision(&[expected("spin", 3)], directory.path())
+            .await;
         assert_eq!(report.result, outcome, "{report:?}");
         assert_eq!(report.handlers[0].path.as_deref(), Some(path.as_str()));
         assert_eq!(report.handlers[0].sha256, Some(sha256_hex(&program(3))));
@@ -228,13 +230,14 @@ async fn a_binary_that_was_taken_over_and_is_not_as_expected_fails_its_shim_alon
 ) {
     let host = host(TERMINATED);
     add_kwasm(&host);
-    let folder = tempfile::tempdir().unwrap();
-    host.provision(&[expected("spin", 3)], folder.path()).await;
+    let directory = tempfile::tempdir().unwrap();
+    host.provision(&[expected("spin", 3)], directory.path())
+        .await;
     let path = kwasm_path("spin", "v2");
     std::fs::remove_file(host.path(&path)).unwrap();
     damage(&host, &path);
     let shims = [expected("spin", 3), wanted("other", 77)];
-    let report = host.provision(&shims, folder.path()).await;
+    let report = host.provision(&shims, directory.path()).await;
     assert_eq!(report.result, Outcome::Partial, "{report:?}");
     let sentence = format!("shim spin: its binary {path} is gone or was changed on the host");
     assert_eq!(report.reason, Some(sentence));
@@ -396,14 +399,14 @@ async fn lines_of_administrators_among_those_of_predecessors_stay() {
 #[case::of_a_copy(TERMINATED)]
 #[tokio::test]
 async fn a_template_of_k3s_is_taken_over_and_put_back(#[case] template: &str) {
-    let folder = "/var/lib/rancher/k3s/agent/etc/containerd";
+    let directory = "/var/lib/rancher/k3s/agent/etc/containerd";
     let (rendered, source) = (
-        format!("{folder}/config.toml"),
-        format!("{folder}/config.toml.tmpl"),
+        format!("{directory}/config.toml"),
+        format!("{directory}/config.toml.tmpl"),
     );
     let host = host("");
     std::fs::create_dir_all(host.path("/var/lib/rancher/k3s/agent/etc")).unwrap();
-    std::fs::rename(host.path("/etc/containerd"), host.path(folder)).unwrap();
+    std::fs::rename(host.path("/etc/containerd"), host.path(directory)).unwrap();
     host.write(&source, template.as_bytes());
     let plain = listing(&host);
     // The installer appends to what it takes for containerd's configuration.

@@ -12,8 +12,8 @@ use farrier::handoff::Outcome;
 
 pub fn host() -> Host {
     let host = Host::stocked();
-    for folder in ["/var/lib", "/opt", "/run"] {
-        std::fs::create_dir_all(host.path(folder)).unwrap();
+    for directory in ["/var/lib", "/opt", "/run"] {
+        std::fs::create_dir_all(host.path(directory)).unwrap();
     }
     host
 }

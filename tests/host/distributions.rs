@@ -26,8 +26,8 @@ fn host(files: &[(String, &str)]) -> Host {
     host
 }
 
-fn at(folder: &str, name: &str) -> String {
-    format!("{folder}/{name}")
+fn at(directory: &str, name: &str) -> String {
+    format!("{directory}/{name}")
 }
 
 #[rstest]
@@ -100,7 +100,7 @@ fn at(folder: &str, name: &str) -> String {
 async fn each_distribution_s_own_file_is_edited_and_put_back(
     #[case] files: &[(String, &str)],
     #[case] edited: &str,
-    #[case] folder: &str,
+    #[case] directory: &str,
 ) {
     let host = host(files);
     let before = host.tree(false);
@@ -108,7 +108,7 @@ async fn each_distribution_s_own_file_is_edited_and_put_back(
     assert_eq!(report.result, Outcome::Applied, "{report:?}");
     let text = std::fs::read_to_string(host.path(edited)).unwrap();
     for handler in ["a", "later"] {
-        assert!(text.contains(&format!("{folder}/bin/containerd-shim-{handler}")));
+        assert!(text.contains(&format!("{directory}/bin/containerd-shim-{handler}")));
     }
     let changed = |(path, text): &&(String, &str)| {
         path != edited && std::fs::read_to_string(host.path(path)).unwrap() != *text

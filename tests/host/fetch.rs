@@ -210,8 +210,11 @@ async fn an_artifact_is_verified_unpacked_and_handed_over() {
 fn a_fetch_runs_on_one_thread_until_there_is_something_to_unpack() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let location = format!("http://{}/a", listener.local_addr().unwrap());
-    let folder = tempfile::tempdir().unwrap();
-    let (request, out) = (folder.path().join("request"), folder.path().join("out"));
+    let directory = tempfile::tempdir().unwrap();
+    let (request, out) = (
+        directory.path().join("request"),
+        directory.path().join("out"),
+    );
     let shims = vec![shim(location)];
     let wanted = ProvisionRequest::new(Owner::Cluster, String::new(), shims, vec![]);
     std::fs::write(&request, wanted.to_json()).unwrap();
@@ -234,8 +237,11 @@ fn a_proxy_of_the_environment_is_asked() {
     // Nobody answers under such a name but the proxy, which is asked for a whole URL.
     let location = "http://release.invalid/a";
     let proxy = serve(Routes::from([(location, ok(&program(1)))]));
-    let folder = tempfile::tempdir().unwrap();
-    let (request, out) = (folder.path().join("request"), folder.path().join("out"));
+    let directory = tempfile::tempdir().unwrap();
+    let (request, out) = (
+        directory.path().join("request"),
+        directory.path().join("out"),
+    );
     let mut shim = shim(location.to_owned());
     shim.binary_sha256 = Some(sha256_hex(&program(1)));
     let wanted = ProvisionRequest::new(Owner::Cluster, String::new(), vec![shim.clone()], vec![]);
@@ -343,25 +349,25 @@ async fn a_body_that_is_cut_off_and_an_absent_server_are_told() {
 async fn https_needs_an_authority_that_is_trusted_and_is_never_given_up() {
     let archive = archive("containerd-shim-wasmtime-v1");
     let plain = serve(Routes::from([("/a.tar.gz", ok(&archive))]));
-    let folder = tempfile::tempdir().unwrap();
-    let ca_file = folder.path().join("ca.pem");
+    let directory = tempfile::tempdir().unwrap();
+    let ca_file = directory.path().join("ca.pem");
     let routes = Routes::from([
         ("/a.tar.gz", ok(&archive)),
         ("/down", redirect(&format!("http://{plain}/a.tar.gz"))),
     ]);
     let port = serve_tls(routes, &ca_file).port();
     let secure = shim(format!("https://localhost:{port}/a.tar.gz"));
-    let result = fetch_one(&secure, folder.path(), Some(&ca_file)).await;
+    let result = fetch_one(&secure, directory.path(), Some(&ca_file)).await;
     assert_eq!(result.reason, None);
     let down = shim(format!("https://localhost:{port}/down"));
-    let result = fetch_one(&down, folder.path(), Some(&ca_file)).await;
+    let result = fetch_one(&down, directory.path(), Some(&ca_file)).await;
     assert!(
         result
             .reason
             .unwrap()
             .contains("redirects from https to http")
     );
-    let result = fetch_one(&secure, folder.path(), None).await;
+    let result = fetch_one(&secure, directory.path(), None).await;
     assert!(result.reason.unwrap().contains("certificate"));
 }
 

@@ -19,7 +19,7 @@ fn fifo(path: &Path) {
 
 #[rstest]
 #[case::fifo(fifo, "no regular file")]
-#[case::folder(|path: &Path| std::fs::create_dir(path).unwrap(), "no regular file")]
+#[case::directory(|path: &Path| std::fs::create_dir(path).unwrap(), "no regular file")]
 #[case::socket(|path: &Path| drop(std::os::unix::net::UnixListener::bind(path).unwrap()), "can't open")]
 #[case::circle(|path: &Path| symlink("config.toml", path).unwrap(), "can't open")]
 #[case::endless(|path: &Path| std::fs::File::create(path).unwrap().set_len(1 << 40).unwrap(), "larger than")]

@@ -381,8 +381,8 @@ async fn an_uninstall_is_refused_while_the_configuration_with_farriers_handlers_
     let host = Host::stocked();
     host.install(&[shim("a")], &[]).await;
     let config = format!("{}no = [toml", host.config());
-    for folder in ["/opt/farrier", "/var/lib/farrier"] {
-        std::fs::remove_dir_all(host.path(folder)).unwrap();
+    for directory in ["/opt/farrier", "/var/lib/farrier"] {
+        std::fs::remove_dir_all(host.path(directory)).unwrap();
     }
     host.write("/etc/containerd/config.toml", config.as_bytes());
     let report = host.uninstall(None).await;
@@ -453,7 +453,7 @@ fn interrupt(host: &Host, before: &str) {
         ],
         declares: vec!["a".to_owned()],
         root: config,
-        folder: "/opt/farrier".to_owned(),
+        directory: "/opt/farrier".to_owned(),
         unit: "containerd.service".to_owned(),
         distro: "debian".to_owned(),
         process: None,
@@ -462,7 +462,7 @@ fn interrupt(host: &Host, before: &str) {
         socket: "/run/containerd/containerd.sock".to_owned(),
         restarting: true,
         state: FinalState::Digest("of a state file that was never written".to_owned()),
-        drop_folders: Vec::new(),
+        obsolete_directories: Vec::new(),
         leftovers: installer::plan::LegacyCleanup::default(),
         leaving: std::collections::BTreeMap::new(),
     }
@@ -504,8 +504,8 @@ async fn a_removal_that_was_interrupted_after_its_end_is_cleared_up_by_the_next_
     let journal = host.path("/var/lib/farrier/journal.json");
     let text = std::fs::read_to_string(&journal).unwrap();
     let text = text.replace("\"of a state file that was never written\"", "null");
-    let folders = r#""dropFolders":["/var/lib","/var/lib/farrier","/opt","/opt/farrier"]"#;
-    std::fs::write(&journal, text.replace("\"dropFolders\":[]", folders)).unwrap();
+    let directories = r#""dropFolders":["/var/lib","/var/lib/farrier","/opt","/opt/farrier"]"#;
+    std::fs::write(&journal, text.replace("\"dropFolders\":[]", directories)).unwrap();
     host.write("/etc/containerd/config.toml", CONFIG.as_bytes());
     host.uninstall(None).await;
     std::fs::remove_dir(host.path("/var")).unwrap();

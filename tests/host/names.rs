@@ -106,8 +106,11 @@ fn apart<T: Send>(work: impl FnOnce() -> T + Send) -> T {
 
 /// Has the program fetch from the hosts named; returns what came of each, and the files that it tried to open.
 fn fetch(hosts: &[&str]) -> (BTreeMap<String, FetchResult>, BTreeSet<String>) {
-    let folder = tempfile::tempdir().unwrap();
-    let (request, out) = (folder.path().join("request"), folder.path().join("out"));
+    let directory = tempfile::tempdir().unwrap();
+    let (request, out) = (
+        directory.path().join("request"),
+        directory.path().join("out"),
+    );
     let shims = hosts.iter().map(|host| {
         let mut shim = shim(format!("http://{host}/a"));
         shim.name = host.replace('.', "-");

@@ -34,14 +34,14 @@ fn expected(name: &str, seed: u8) -> ShimRequest {
 
 /// A hand-off folder with the binary of a Shim.
 fn fetched(name: &str, seed: u8) -> TempDir {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let bytes = program(seed);
-    std::fs::write(folder.path().join(format!("{name}.bin")), &bytes).unwrap();
-    leave(folder.path(), name, Some(sha256_hex(&bytes)), false);
-    folder
+    std::fs::write(directory.path().join(format!("{name}.bin")), &bytes).unwrap();
+    leave(directory.path(), name, Some(sha256_hex(&bytes)), false);
+    directory
 }
 
-fn leave(folder: &Path, name: &str, binary_sha256: Option<String>, present: bool) {
+fn leave(directory: &Path, name: &str, binary_sha256: Option<String>, present: bool) {
     let result = FetchResult {
         shim: name.to_owned(),
         binary_sha256,
@@ -49,15 +49,15 @@ fn leave(folder: &Path, name: &str, binary_sha256: Option<String>, present: bool
         present,
     };
     let text = serde_json::to_string(&result).unwrap();
-    std::fs::write(folder.join(format!("{name}.json")), text).unwrap();
+    std::fs::write(directory.join(format!("{name}.json")), text).unwrap();
 }
 
 /// What `fetch` leaves for these.
 async fn skipped(shims: &[ShimRequest]) -> TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    let results = fetch(shims, folder.path(), None).await.unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let results = fetch(shims, directory.path(), None).await.unwrap();
     assert!(results.iter().all(|result| result.present), "{results:?}");
-    folder
+    directory
 }
 
 /// A host that carries the Shim `a` of [`remote`] with the first binary.
@@ -107,12 +107,12 @@ async fn an_expected_binary_that_is_missing_or_changed_fails_its_shim_alone_and_
     let host = carrying().await;
     damage(&host);
     let shims = [expected("a", 1), shim("b")];
-    let folder = if result_is_there {
+    let directory = if result_is_there {
         skipped(&shims).await
     } else {
         tempfile::tempdir().unwrap()
     };
-    let report = host.provision(&shims, folder.path()).await;
+    let report = host.provision(&shims, directory.path()).await;
     assert_eq!(report.result, Outcome::Partial, "{report:?}");
     assert_eq!(
         report.reason.as_deref(),
@@ -167,9 +167,9 @@ async fn a_link_that_is_lost_is_made_again_without_a_download(#[case] target: Op
 async fn the_hand_off_folder_can_t_make_up_that_a_binary_is_there() {
     let host = carrying().await;
     let before = host.tree(true);
-    let folder = fetched("a", 7);
-    leave(folder.path(), "a", Some(sha256_hex(&program(7))), true);
-    let report = host.provision(&[remote("a")], folder.path()).await;
+    let directory = fetched("a", 7);
+    leave(directory.path(), "a", Some(sha256_hex(&program(7))), true);
+    let report = host.provision(&[remote("a")], directory.path()).await;
     assert_eq!(report.result, Outcome::Partial, "{report:?}");
     assert!(report.reason.unwrap().contains("nothing was fetched"));
     // What was there before is what stays.

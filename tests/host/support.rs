@@ -15,7 +15,7 @@ pub const CONFIG: &str = "# ours\nversion = 2\n[plugins.\"io.containerd.grpc.v1.
 
 /// An unpacked image.
 pub struct Host {
-    folder: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 /// A program for this CPU that differs by `seed`. The kernel refuses to run it, as it has no type (`ET_NONE`).
@@ -75,7 +75,7 @@ pub fn shim(name: &str) -> ShimRequest {
 impl Host {
     pub fn new(config: Option<&str>) -> Self {
         let host = Self {
-            folder: tempfile::tempdir().unwrap(),
+            directory: tempfile::tempdir().unwrap(),
         };
         host.write("/etc/os-release", b"ID=debian\n");
         host.write("/srv/empty", b"");
@@ -94,7 +94,7 @@ impl Host {
     }
 
     pub fn root(&self) -> &Path {
-        self.folder.path()
+        self.directory.path()
     }
 
     pub fn path(&self, path: &str) -> PathBuf {
@@ -126,16 +126,16 @@ impl Host {
     /// Every path with what it is: mode, bytes or link, and with `times` also what any write would change.
     pub fn tree(&self, times: bool) -> BTreeMap<PathBuf, String> {
         let mut tree = BTreeMap::new();
-        let mut folders = vec![self.root().to_owned()];
-        while let Some(folder) = folders.pop() {
-            for entry in std::fs::read_dir(folder).unwrap() {
+        let mut directories = vec![self.root().to_owned()];
+        while let Some(directory) = directories.pop() {
+            for entry in std::fs::read_dir(directory).unwrap() {
                 let path = entry.unwrap().path();
                 let metadata = path.symlink_metadata().unwrap();
                 let mut what = format!("{:o} ", metadata.mode());
                 if metadata.is_symlink() {
                     what += &std::fs::read_link(&path).unwrap().to_string_lossy();
                 } else if metadata.is_dir() {
-                    folders.push(path.clone());
+                    directories.push(path.clone());
                 } else if !times && path.ends_with("var/lib/farrier/verified.json") {
                     // Inodes and times: never the same on two hosts.
                     what += "stamps";

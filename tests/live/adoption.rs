@@ -123,10 +123,10 @@ fn runtimes_of_runtime_class_manager_in_a_schema_3_configuration_are_taken_over_
 #[test]
 fn lines_that_runtime_class_manager_appended_to_a_template_are_taken_over_and_leave_without_a_trace()
  {
-    let folder = "/var/lib/rancher/k3s/agent/etc/containerd";
+    let directory = "/var/lib/rancher/k3s/agent/etc/containerd";
     let program = "/var/lib/rancher/k3s/data/0/bin/containerd";
     let node = node(1, K3S, program, BASE_2);
-    let path = format!("{folder}/config.toml.tmpl");
+    let path = format!("{directory}/config.toml.tmpl");
     let template = "{{ template \"base\" . }}\n";
     node.write(&path, template.as_bytes(), 0o600);
     node.start_service("k3s");

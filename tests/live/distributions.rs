@@ -73,13 +73,13 @@ fn comes_and_goes(node: &Node, word: &str, edited: &str) {
     assert_eq!(node.tree(), before);
 }
 
-const K3S_FOLDER: &str = "/var/lib/rancher/k3s/agent/etc/containerd";
+const K3S_DIRECTORY: &str = "/var/lib/rancher/k3s/agent/etc/containerd";
 
 /// A node of k3s, on which nothing runs yet; `kind` is [`K3S`] or much like it.
 fn k3s(release: usize, kind: &str, base: &str) -> Node {
     let program = "/var/lib/rancher/k3s/data/0/bin/containerd";
     let node = node(release, kind, program, base);
-    fs::create_dir_all(node.path(K3S_FOLDER)).unwrap();
+    fs::create_dir_all(node.path(K3S_DIRECTORY)).unwrap();
     node.write(
         "/usr/local/bin/k3s",
         b"#!/bin/sh\necho 'k3s version v1.33.4+k3s1 (148243c4)'\n",
@@ -102,7 +102,7 @@ fn the_template_of_a_k3s_without_systemd_is_edited_and_rendered(
     // OpenRC names what it has started.
     node.write(&format!("/run/openrc/started/{service}"), b"", 0o644);
     node.start_service(service);
-    comes_and_goes(&node, "k3s", &format!("{K3S_FOLDER}/{template}"));
+    comes_and_goes(&node, "k3s", &format!("{K3S_DIRECTORY}/{template}"));
 }
 
 /// Stands in for the script that k3d starts k3s from, as process 1.
@@ -328,7 +328,7 @@ fn a_restart_that_a_write_brings_about_is_noted_before_it() {
 fn files_that_another_distribution_left_do_not_change_the_detected_distribution() {
     let node = Node::new(&releases()[1]);
     let template = "/var/snap/microk8s/current/args/containerd-template.toml";
-    let rendered = format!("{K3S_FOLDER}/config.toml");
+    let rendered = format!("{K3S_DIRECTORY}/config.toml");
     for path in [
         &rendered,
         "/etc/rancher/k3s/config.yaml",

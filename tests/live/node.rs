@@ -40,7 +40,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 
 /// The node.
 pub struct Node {
-    folder: PathBuf,
+    directory: PathBuf,
     boot: Child,
     /// The number of process 1 on this machine.
     init: String,
@@ -52,8 +52,8 @@ impl Drop for Node {
         let _ = self.boot.kill();
         let _ = self.boot.wait();
         // What is still mounted is the machine's own: nothing is removed through it.
-        if umount2(&self.folder, MntFlags::MNT_DETACH).is_ok() {
-            let _ = fs::remove_dir(&self.folder);
+        if umount2(&self.directory, MntFlags::MNT_DETACH).is_ok() {
+            let _ = fs::remove_dir(&self.directory);
         }
     }
 }
@@ -104,8 +104,8 @@ impl Node {
     /// A node that runs nothing yet, and has no configuration.
     /// `mounts` are file systems of their own with their options (tmpfs(5)).
     pub fn stopped(release: &Path, mounts: &[(&str, &str)]) -> Self {
-        let folder = tempfile::Builder::new().disable_cleanup(true).tempdir();
-        let folder = folder.unwrap().path().to_owned();
+        let directory = tempfile::Builder::new().disable_cleanup(true).tempdir();
+        let directory = directory.unwrap().path().to_owned();
         unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).unwrap();
         no_data(
             "",
@@ -113,7 +113,7 @@ impl Node {
             "",
             MsFlags::MS_PRIVATE | MsFlags::MS_REC,
         );
-        tmpfs("node", &folder);
+        tmpfs("node", &directory);
         for name in [
             "etc/containerd",
             "run/openrc",
@@ -128,32 +128,36 @@ impl Node {
             "dev",
             "usr",
         ] {
-            fs::create_dir_all(folder.join(name)).unwrap();
+            fs::create_dir_all(directory.join(name)).unwrap();
         }
         for name in ["bin", "lib", "lib64"] {
-            symlink(format!("usr/{name}"), folder.join(name)).unwrap();
+            symlink(format!("usr/{name}"), directory.join(name)).unwrap();
         }
         for name in ["sys", "dev", "usr"] {
             let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
-            no_data(&format!("/{name}"), &folder.join(name), "", flags);
+            no_data(&format!("/{name}"), &directory.join(name), "", flags);
         }
-        tmpfs("local", &folder.join("usr/local"));
+        tmpfs("local", &directory.join("usr/local"));
         // A daemon that streams from its own address looks for one on the default route.
         let network =
             "ip link set lo up && ip address add 10.0.0.1/32 dev lo && ip route add default dev lo";
         let status = Command::new("sh").args(["-c", network]).status();
         assert!(status.unwrap().success());
         for (path, options) in mounts {
-            let target = folder.join(path.trim_start_matches('/'));
+            let target = directory.join(path.trim_start_matches('/'));
             fs::create_dir_all(&target).unwrap();
             let (kind, none) = (Some("tmpfs"), MsFlags::empty());
             mount(Some("extra"), &target, kind, none, Some(*options)).unwrap();
         }
-        let init = folder.join("sbin/init");
+        let init = directory.join("sbin/init");
         fs::write(&init, INIT).unwrap();
         fs::set_permissions(&init, PermissionsExt::from_mode(0o755)).unwrap();
-        let (boot, init) = boot(&folder, "/sbin/init");
-        let node = Self { folder, boot, init };
+        let (boot, init) = boot(&directory, "/sbin/init");
+        let node = Self {
+            directory,
+            boot,
+            init,
+        };
         node.write("/etc/os-release", b"ID=alpine\n", 0o644);
         node.write(
             "/etc/machine-id",
@@ -176,7 +180,7 @@ impl Node {
 
     /// A path on the node as this machine sees it.
     pub fn path(&self, path: &str) -> PathBuf {
-        self.folder.join(path.trim_start_matches('/'))
+        self.directory.join(path.trim_start_matches('/'))
     }
 
     pub fn write(&self, path: &str, bytes: &[u8], mode: u32) {
@@ -210,7 +214,7 @@ impl Node {
         // What ended takes no more processes.
         let own = fs::File::open("/proc/thread-self/ns/pid").unwrap();
         setns(own, CloneFlags::CLONE_NEWPID).unwrap();
-        (self.boot, self.init) = boot(&self.folder, program);
+        (self.boot, self.init) = boot(&self.directory, program);
     }
 
     /// Mounts the folder `path` over itself with these flags, for whoever looks at the node: its own view stays.
@@ -283,7 +287,10 @@ impl Node {
     /// The program with the root of this node.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_farrier"));
-        command.args(arguments).arg("--host-root").arg(&self.folder);
+        command
+            .args(arguments)
+            .arg("--host-root")
+            .arg(&self.directory);
         command
     }
 
@@ -328,16 +335,16 @@ impl Node {
     /// What of the node could be ours, or the administrator's: every path with its mode and its bytes or target.
     pub fn tree(&self) -> BTreeMap<String, String> {
         let mut tree = BTreeMap::new();
-        let mut folders = ["/etc", "/opt", "/srv", "/var/lib"]
+        let mut directories = ["/etc", "/opt", "/srv", "/var/lib"]
             .map(|name| self.path(name))
             .to_vec();
         // A link's target is listed where it is.
-        folders.retain(|folder| !folder.is_symlink());
-        while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(folder).unwrap() {
+        directories.retain(|directory| !directory.is_symlink());
+        while let Some(directory) = directories.pop() {
+            for entry in fs::read_dir(directory).unwrap() {
                 let path = entry.unwrap().path();
                 let name = path
-                    .strip_prefix(&self.folder)
+                    .strip_prefix(&self.directory)
                     .unwrap()
                     .to_string_lossy()
                     .into_owned();
@@ -350,7 +357,7 @@ impl Node {
                 if metadata.is_symlink() {
                     what += &fs::read_link(&path).unwrap().to_string_lossy();
                 } else if metadata.is_dir() {
-                    folders.push(path);
+                    directories.push(path);
                 } else if name == "var/lib/farrier/verified.json" {
                     // Inodes and times: never the same twice.
                     what += "stamps";
@@ -366,17 +373,17 @@ impl Node {
 
 /// Starts `program` as process 1 in mounts of its own, as a node beside a pod, and with process numbers that this thread's children
 /// share.
-fn boot(folder: &Path, program: &str) -> (Child, String) {
+fn boot(directory: &Path, program: &str) -> (Child, String) {
     let boot = Command::new("setpriv")
         // Whatever ends this thread ends the node.
         .args(["--pdeathsig", "KILL", "unshare", "--pid", "--fork"])
         .args(["--kill-child", "sh", "-ec", BOOT, program])
-        .current_dir(folder)
+        .current_dir(directory)
         .stdin(Stdio::null())
         .spawn()
         .unwrap();
     let since = Instant::now();
-    while !folder.join("run/booted").exists() {
+    while !directory.join("run/booted").exists() {
         assert!(since.elapsed() < LIMIT);
         std::thread::yield_now();
     }

@@ -107,8 +107,8 @@ mod tests {
 
     #[test]
     fn an_entry_is_made_once() {
-        let folder = tempfile::tempdir().unwrap();
-        let cache = Cache::at(folder.path()).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::at(directory.path()).unwrap();
         let path = cache
             .publish("tools/a-1", |dir| Ok(fs::write(dir.join("a"), "1")?))
             .unwrap();
@@ -118,8 +118,8 @@ mod tests {
 
     #[test]
     fn a_failed_entry_does_not_appear_and_can_be_made_again() {
-        let folder = tempfile::tempdir().unwrap();
-        let cache = Cache::at(folder.path()).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::at(directory.path()).unwrap();
         let half = cache.publish("a-1", |dir| {
             fs::write(dir.join("half"), "")?;
             bail!("no luck")

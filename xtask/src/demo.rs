@@ -122,8 +122,8 @@ fn show(cluster: &Cluster, parts: &Parts, progress: &Progress) -> Result<Artifac
 
 /// Installs the chart as a user does, with the demo's own Shim in place of the default ones.
 fn install(cluster: &Cluster, artifacts: &Artifacts) -> Result<()> {
-    let folder = cluster.state_path();
-    let values_file = folder.with_file_name("values.json");
+    let directory = cluster.state_path();
+    let values_file = directory.with_file_name("values.json");
     let values = serde_json::to_vec_pretty(&values(artifacts)?)?;
     fs::write(&values_file, values)
         .with_context(|| format!("cannot write {}", values_file.display()))?;

@@ -74,9 +74,9 @@ fn sync(path: &'static str, content: &str, check: bool, drifted: &mut Vec<&str>)
         drifted.push(path);
         return Ok(());
     }
-    if let Some(folder) = file.parent() {
-        fs::create_dir_all(folder)
-            .with_context(|| format!("cannot create {}", folder.display()))?;
+    if let Some(directory) = file.parent() {
+        fs::create_dir_all(directory)
+            .with_context(|| format!("cannot create {}", directory.display()))?;
     }
     fs::write(&file, content).with_context(|| format!("cannot write {path}"))
 }

@@ -100,8 +100,9 @@ pub fn farrier(progress: &Progress) -> Result<(PathBuf, PathBuf)> {
 
 /// Writes an image that holds one file, its entry point, under `target/images`.
 fn image(name: &str, user: Option<&str>, path: &str, file: &Path) -> Result<PathBuf> {
-    let folder = cargo::target().join("images");
-    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    let directory = cargo::target().join("images");
+    fs::create_dir_all(&directory)
+        .with_context(|| format!("cannot create {}", directory.display()))?;
     let config = ImageConfig {
         entrypoint: vec![format!("/{path}")],
         user: user.map(str::to_owned),
@@ -112,9 +113,9 @@ fn image(name: &str, user: Option<&str>, path: &str, file: &Path) -> Result<Path
         mode: 0o755,
         content: fs::read(file).with_context(|| format!("cannot read {}", file.display()))?,
     };
-    let out = folder.join(format!("{path}.tar"));
+    let out = directory.join(format!("{path}.tar"));
     // Another run may be reading the last one.
-    let partial = folder.join(format!("{path}.{}.partial", std::process::id()));
+    let partial = directory.join(format!("{path}.{}.partial", std::process::id()));
     archive::write(&partial, name, &config, &[content])?;
     fs::rename(&partial, &out).with_context(|| format!("cannot write {}", out.display()))?;
     Ok(out)
@@ -162,7 +163,7 @@ mod tests {
     fn either_way_to_build_the_image_has_farrier_in_its_path() {
         let dockerfile = fs::read_to_string(cargo::workspace().join("images/farrier/Dockerfile"));
         assert!(dockerfile.unwrap().contains(&format!("ENV PATH={PATH}\n")));
-        assert!(PATH.split(':').any(|folder| folder == "/"));
+        assert!(PATH.split(':').any(|directory| directory == "/"));
     }
 
     #[test]

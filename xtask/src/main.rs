@@ -70,7 +70,7 @@ enum Command {
     NodeInit { name: String, root: PathBuf },
     /// Serves the folder that `demo` or `test` prepared; they call this.
     #[command(hide = true)]
-    ServeArtifacts { folder: PathBuf, address: IpAddr },
+    ServeArtifacts { directory: PathBuf, address: IpAddr },
 }
 
 fn main() -> ExitCode {
@@ -97,8 +97,8 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::NodeInit { name, root } => {
             cluster::boot::init(&name, &root).map(|()| ExitCode::SUCCESS)
         }
-        Command::ServeArtifacts { folder, address } => {
-            artifacts::serve(&folder, address).map(|()| ExitCode::SUCCESS)
+        Command::ServeArtifacts { directory, address } => {
+            artifacts::serve(&directory, address).map(|()| ExitCode::SUCCESS)
         }
         Command::Cluster(command) => interrupt::listen().and_then(|()| command.run()),
         Command::Demo(options) => {

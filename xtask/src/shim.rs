@@ -20,7 +20,7 @@ use crate::tools::go_build;
 pub fn shim(cache: &Cache, progress: &Progress) -> Result<PathBuf> {
     let package = cargo::workspace().join("demo/containerd-shim-wasmi");
     let key = key(&package, &["Cargo.toml", "Cargo.lock", "src/main.rs"])?;
-    let folder = cache.publish(&format!("demo/shim-{key}"), |folder| {
+    let directory = cache.publish(&format!("demo/shim-{key}"), |directory| {
         progress.step(
             "building the demo's shim, a containerd shim on wasmi",
             || {
@@ -30,11 +30,11 @@ pub fn shim(cache: &Cache, progress: &Progress) -> Result<PathBuf> {
                         .env("CARGO_TARGET_DIR", package.join("target")),
                 )?;
                 let built = package.join("target/release").join(SHIM_BINARY);
-                copy(&built, &folder.join(SHIM_BINARY))
+                copy(&built, &directory.join(SHIM_BINARY))
             },
         )
     })?;
-    Ok(folder.join(SHIM_BINARY))
+    Ok(directory.join(SHIM_BINARY))
 }
 
 /// The module that a pod of the demo runs.
@@ -44,26 +44,26 @@ pub fn shim(cache: &Cache, progress: &Progress) -> Result<PathBuf> {
 pub fn hello(cache: &Cache, progress: &Progress) -> Result<PathBuf> {
     let module = cargo::workspace().join("demo/hello");
     let key = key(&module, &["go.mod", "main.go"])?;
-    let folder = cache.publish(&format!("demo/hello-{key}"), |folder| {
+    let directory = cache.publish(&format!("demo/hello-{key}"), |directory| {
         progress.step("building the demo's Wasm module", || {
             process::run(
                 go_build()
                     .args(["-ldflags", "-s -w", "-o"])
-                    .arg(folder.join("hello.wasm"))
+                    .arg(directory.join("hello.wasm"))
                     .current_dir(&module)
                     .envs([("GOOS", "wasip1"), ("GOARCH", "wasm")]),
             )?;
             Ok(())
         })
     })?;
-    Ok(folder.join("hello.wasm"))
+    Ok(directory.join("hello.wasm"))
 }
 
 /// Digits enough to tell two states of the sources apart.
-fn key(folder: &Path, files: &[&str]) -> Result<String> {
+fn key(directory: &Path, files: &[&str]) -> Result<String> {
     let mut digests = String::new();
     for name in files {
-        let path = folder.join(name);
+        let path = directory.join(name);
         let content = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         digests += &sha256(&content);
     }
@@ -83,11 +83,11 @@ mod tests {
 
     #[test]
     fn another_source_is_another_key() {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         let key = |a: &str, b: &str| {
-            fs::write(folder.path().join("a"), a).unwrap();
-            fs::write(folder.path().join("b"), b).unwrap();
-            key(folder.path(), &["a", "b"]).unwrap()
+            fs::write(directory.path().join("a"), a).unwrap();
+            fs::write(directory.path().join("b"), b).unwrap();
+            key(directory.path(), &["a", "b"]).unwrap()
         };
         assert_eq!(key("1", "23"), key("1", "23"));
         assert_ne!(key("1", "23"), key("12", "3"));

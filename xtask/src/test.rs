@@ -155,8 +155,8 @@ fn with_containerds(
     let programs = ContainerdVersion::ALL
         .into_iter()
         .map(|version| {
-            let folder = cache.tool(Tool::Containerd(version), progress)?;
-            Ok(folder.join("containerd"))
+            let directory = cache.tool(Tool::Containerd(version), progress)?;
+            Ok(directory.join("containerd"))
         })
         .collect::<Result<Vec<_>>>()?;
     let programs = std::env::join_paths(programs).context("the cache has a colon in its path")?;
@@ -273,7 +273,7 @@ fn aloud(command: &mut Command) -> Result<()> {
 
 /// A cargo plugin of that version, installed into the cache if need be.
 fn installed(name: &str, version: &str, cache: &Cache, progress: &Progress) -> Result<PathBuf> {
-    let folder = cache.publish(&format!("tools/{name}-{version}"), |folder: &Path| {
+    let directory = cache.publish(&format!("tools/{name}-{version}"), |directory: &Path| {
         progress.step(format!("installing {name} {version}"), || {
             process::run(
                 cargo::command(&[
@@ -284,13 +284,13 @@ fn installed(name: &str, version: &str, cache: &Cache, progress: &Progress) -> R
                     version,
                 ])
                 .arg("--root")
-                .arg(folder)
+                .arg(directory)
                 .arg(name)
                 // Outside of the cache's folder, that is all it needs while it builds; nobody builds it twice.
-                .env("CARGO_TARGET_DIR", folder.join("build")),
+                .env("CARGO_TARGET_DIR", directory.join("build")),
             )?;
-            std::fs::remove_dir_all(folder.join("build")).context("cannot remove build results")
+            std::fs::remove_dir_all(directory.join("build")).context("cannot remove build results")
         })
     })?;
-    Ok(folder.join("bin").join(name))
+    Ok(directory.join("bin").join(name))
 }

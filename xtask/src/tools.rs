@@ -245,10 +245,10 @@ impl Cache {
     pub fn tool(&self, tool: Tool, progress: &Progress) -> Result<PathBuf> {
         let recipe = tool.recipe();
         let (name, version) = (recipe.name, recipe.version);
-        self.publish(&format!("tools/{name}-{version}"), |folder| {
+        self.publish(&format!("tools/{name}-{version}"), |directory| {
             progress.step(
                 format!("building {name} {version} from source, once; it may take minutes"),
-                || build(&recipe, folder),
+                || build(&recipe, directory),
             )
         })
     }
@@ -271,7 +271,7 @@ pub fn go_build() -> Command {
     command
 }
 
-fn build(recipe: &Recipe, folder: &Path) -> Result<()> {
+fn build(recipe: &Recipe, directory: &Path) -> Result<()> {
     let linker = recipe
         .variables
         .iter()
@@ -282,7 +282,7 @@ fn build(recipe: &Recipe, folder: &Path) -> Result<()> {
         .join("tools")
         .join(&recipe.module);
     // `-o` takes a folder only when it ends with a slash.
-    let out = folder.join("");
+    let out = directory.join("");
     process::run(
         go_build()
             .current_dir(module)
@@ -293,7 +293,7 @@ fn build(recipe: &Recipe, folder: &Path) -> Result<()> {
             .args(&recipe.packages),
     )?;
     if let Some((from, to)) = recipe.rename {
-        fs::rename(folder.join(from), folder.join(to))
+        fs::rename(directory.join(from), directory.join(to))
             .with_context(|| format!("go built no {from}"))?;
     }
     Ok(())
@@ -321,10 +321,10 @@ mod tests {
             .chain(ContainerdVersion::ALL.map(Tool::Containerd));
         for tool in tools {
             let module = tool.recipe().module;
-            let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+            let directory = Path::new(env!("CARGO_MANIFEST_DIR"))
                 .join("tools")
                 .join(module);
-            assert!(folder.join("go.mod").is_file() && folder.join("go.sum").is_file());
+            assert!(directory.join("go.mod").is_file() && directory.join("go.sum").is_file());
         }
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use reqwest::redirect::{Attempt, Policy};
 use reqwest::{Certificate, Client};
 
-use super::error::{Error, folder};
+use super::error::{Error, directory_error};
 use crate::dns::Resolver;
 
 /// GitHub redirects once, mirrors seldom more than twice.
@@ -40,7 +40,7 @@ pub(crate) fn client(ca_file: Option<&Path>) -> Result<Client, Error> {
         let mut pem = Vec::new();
         File::open(path)
             .and_then(|file| file.take(MAX_CA_FILE + 1).read_to_end(&mut pem))
-            .map_err(folder(path))?;
+            .map_err(directory_error(path))?;
         if pem.len() as u64 > MAX_CA_FILE {
             return Err(unusable(format!("it has more than {MAX_CA_FILE} bytes")));
         }

@@ -75,7 +75,7 @@ pub enum Error {
     #[error(
         "{path} can't be used: {source}; see that it is there and that farrier may write to it"
     )]
-    Folder {
+    Directory {
         /// A file in it.
         path: PathBuf,
         /// What the system says.
@@ -100,8 +100,8 @@ pub enum Error {
     Reported(String),
 }
 
-pub(crate) fn folder(path: &Path) -> impl FnOnce(io::Error) -> Error {
-    move |source| Error::Folder {
+pub(crate) fn directory_error(path: &Path) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Directory {
         path: path.to_owned(),
         source,
     }

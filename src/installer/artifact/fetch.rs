@@ -16,7 +16,7 @@ use tracing::warn;
 
 use super::client::{client, innermost};
 pub use super::error::Error;
-use super::error::{FETCH_LIMIT, MAX_ARTIFACT, check_digest, folder};
+use super::error::{FETCH_LIMIT, MAX_ARTIFACT, check_digest, directory_error};
 use super::handoff_dir;
 use super::unpack;
 use crate::handoff::hex;
@@ -37,7 +37,7 @@ pub async fn fetch(
     out: &Path,
     ca_file: Option<&Path>,
 ) -> Result<Vec<FetchResult>, Error> {
-    std::fs::create_dir_all(out).map_err(folder(out))?;
+    std::fs::create_dir_all(out).map_err(directory_error(out))?;
     let client = client(ca_file)?;
     let end = Instant::now() + FETCH_LIMIT;
     let remote = shims
@@ -150,8 +150,8 @@ async fn check_and_unpack(
     let abandoned = Abandoned::default();
     let flag = abandoned.0.clone();
     blocking(path.clone(), move || {
-        file.rewind().map_err(folder(&path))?;
-        let mut target = File::create(&path).map_err(folder(&path))?;
+        file.rewind().map_err(directory_error(&path))?;
+        let mut target = File::create(&path).map_err(directory_error(&path))?;
         let artifact = UnlessAbandoned { file, flag };
         let digest = unpack::unpack(artifact, &shim.name, shim.binary.as_deref(), &mut target)?;
         check_digest("the binary", &digest, shim.binary_sha256.as_deref())?;
@@ -169,7 +169,7 @@ async fn blocking<T: Send + 'static>(
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
         // The work panicked.
-        Err(error) => Err(folder(&path)(io::Error::other(error))),
+        Err(error) => Err(directory_error(&path)(io::Error::other(error))),
     }
 }
 
@@ -247,7 +247,7 @@ async fn download_once(client: &Client, url: &Url, path: &Path) -> Result<(File,
         .create(true)
         .truncate(true)
         .open(path)
-        .map_err(folder(path))?;
+        .map_err(directory_error(path))?;
     let mut written = (file, Sha256::new());
     let mut received = 0;
     while let Some(chunk) = response.chunk().await.map_err(transport)? {
@@ -261,7 +261,7 @@ async fn download_once(client: &Client, url: &Url, path: &Path) -> Result<(File,
         let path = path.to_owned();
         written = blocking(path.clone(), move || {
             hasher.update(&chunk);
-            file.write_all(&chunk).map_err(folder(&path))?;
+            file.write_all(&chunk).map_err(directory_error(&path))?;
             Ok((file, hasher))
         })
         .await?;

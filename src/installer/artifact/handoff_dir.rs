@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
 
-use super::error::{Error, check_digest, folder};
+use super::error::{Error, check_digest, directory_error};
 use super::unpack;
 use crate::handoff::{self, FetchResult, ShimRequest, printable};
 
@@ -21,7 +21,7 @@ const MAX_RESULT: u64 = 64 << 10;
 pub(crate) fn leave(result: &FetchResult, out: &Path) -> Result<(), Error> {
     let path = out.join(format!("{}.json", result.shim));
     let json = handoff::to_json(result);
-    std::fs::write(&path, json).map_err(folder(&path))
+    std::fs::write(&path, json).map_err(directory_error(&path))
 }
 
 /// What `fetch` left for a shim: the path of the binary and its SHA-256, computed again.
@@ -32,14 +32,14 @@ pub fn read_binary(shim: &ShimRequest, out: &Path) -> Result<(PathBuf, String), 
     let path = out.join(format!("{}.json", shim.name));
     let mut json = String::new();
     let file = match open_regular(&path) {
-        Err(Error::Folder { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+        Err(Error::Directory { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
             return Err(Error::Missing);
         }
         other => other?,
     };
     file.take(MAX_RESULT)
         .read_to_string(&mut json)
-        .map_err(folder(&path))?;
+        .map_err(directory_error(&path))?;
     let result: FetchResult = serde_json::from_str(&json).map_err(|_| Error::Missing)?;
     if let Some(reason) = result.reason {
         return Err(Error::Reported(printable(&reason)));
@@ -73,11 +73,13 @@ fn open_regular(path: &Path) -> Result<File, Error> {
         .read(true)
         .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
         .open(path)
-        .map_err(folder(path))?;
-    let is_file = file.metadata().map_err(folder(path))?.is_file();
+        .map_err(directory_error(path))?;
+    let is_file = file.metadata().map_err(directory_error(path))?.is_file();
     if is_file {
         Ok(file)
     } else {
-        Err(folder(path)(io::Error::other("it is no regular file")))
+        Err(directory_error(path)(io::Error::other(
+            "it is no regular file",
+        )))
     }
 }

@@ -537,8 +537,8 @@ mod tests {
         #[case] kind: EntryType,
         #[case] describe: impl Fn(&str) -> Vec<u8>,
     ) {
-        let folder = "folder/".repeat(40);
-        described(kind, &describe(&format!("{folder}containerd-shim-a"))).unwrap();
+        let directory = "folder/".repeat(40);
+        described(kind, &describe(&format!("{directory}containerd-shim-a"))).unwrap();
         for path in ["../containerd-shim-a", "/usr/bin/containerd-shim-a"] {
             let result = described(kind, &describe(path));
             assert!(matches!(result, Err(Error::Climbs { .. })), "{result:?}");

@@ -59,13 +59,13 @@ pub fn load(host: &HostRoot, root: &str) -> Result<ConfigFiles, Error> {
 
 /// The patterns that a file imports, absolute. One that doesn't parse imports nothing here: the plan says what is wrong with it.
 pub(crate) fn patterns(file: &SourceFile) -> Vec<String> {
-    let folder = parent_directory(&file.path);
+    let directory = parent_directory(&file.path);
     let patterns = file.text.as_deref().map(imports).and_then(Result::ok);
     let absolute = |pattern: &String| {
         if pattern.starts_with('/') {
             clean_path(pattern)
         } else {
-            clean_path(&format!("{folder}/{pattern}"))
+            clean_path(&format!("{directory}/{pattern}"))
         }
     };
     patterns.iter().flatten().map(absolute).collect()
@@ -98,15 +98,15 @@ fn expand(host: &HostRoot, pattern: &str) -> Vec<String> {
         };
         paths = paths
             .iter()
-            .flat_map(|folder| {
+            .flat_map(|directory| {
                 let listed = if part.contains(['*', '?', '[', '\\']) {
-                    host.list(if folder.is_empty() { "/" } else { folder })
+                    host.list(if directory.is_empty() { "/" } else { directory })
                         .unwrap_or_default()
                 } else {
                     vec![part.to_owned()]
                 };
                 let matching = listed.into_iter().filter(|name| wanted.matches(name));
-                matching.map(move |name| format!("{folder}/{name}"))
+                matching.map(move |name| format!("{directory}/{name}"))
             })
             .collect();
     }
@@ -120,18 +120,18 @@ mod tests {
 
     #[test]
     fn imports_are_followed_in_containerd_s_order() {
-        let folder = tempfile::tempdir().unwrap();
-        let conf = folder.path().join("etc/containerd/conf.d");
+        let directory = tempfile::tempdir().unwrap();
+        let conf = directory.path().join("etc/containerd/conf.d");
         std::fs::create_dir_all(&conf).unwrap();
         let root =
             "imports = [\"conf.d/*.toml\", \"/etc/containerd/conf.d/../last\", \"/gone.toml\"]\n";
-        std::fs::write(folder.path().join("etc/containerd/config.toml"), root).unwrap();
-        std::fs::write(folder.path().join("etc/containerd/last"), "").unwrap();
+        std::fs::write(directory.path().join("etc/containerd/config.toml"), root).unwrap();
+        std::fs::write(directory.path().join("etc/containerd/last"), "").unwrap();
         std::fs::write(conf.join("9.toml"), "imports = ['../config.toml', 'n']\n").unwrap();
         for name in ["10.toml", "a.toml", "a.toml.bak", "n"] {
             std::fs::write(conf.join(name), "").unwrap();
         }
-        let host = HostRoot::open(folder.path()).unwrap();
+        let host = HostRoot::open(directory.path()).unwrap();
         let loaded = load(&host, "/etc/containerd/config.toml").unwrap();
         let paths: Vec<&str> = loaded
             .imported

@@ -244,13 +244,13 @@ mod tests {
         #[case] started: &[&str],
         #[case] expected: Option<&str>,
     ) {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("run/openrc/started");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("run/openrc/started");
         std::fs::create_dir_all(&path).unwrap();
         for name in started {
             std::os::unix::fs::symlink(format!("/etc/init.d/{name}"), path.join(name)).unwrap();
         }
-        let host = HostRoot::open(folder.path()).unwrap();
+        let host = HostRoot::open(directory.path()).unwrap();
         let daemon = |unit: Option<&str>| Daemon {
             process: (1, 1),
             program: String::new(),

@@ -267,14 +267,14 @@ mod tests {
 
     /// A host with these files.
     fn host(files: &[(&str, &str)]) -> (tempfile::TempDir, HostRoot) {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         for (path, text) in files {
-            let path = folder.path().join(path.trim_start_matches('/'));
+            let path = directory.path().join(path.trim_start_matches('/'));
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, text).unwrap();
         }
-        let host = HostRoot::open(folder.path()).unwrap();
-        (folder, host)
+        let host = HostRoot::open(directory.path()).unwrap();
+        (directory, host)
     }
 
     fn service(word: &str) -> Service {
@@ -297,7 +297,7 @@ mod tests {
         #[case] files: &[(&str, &str)],
         #[case] expected: Option<Manager>,
     ) {
-        let (_folder, host) = host(files);
+        let (_directory, host) = host(files);
         let found = service("debian").manager(&host);
         assert_eq!(found.ok(), expected);
     }
@@ -319,7 +319,7 @@ mod tests {
         #[case] files: &[(&str, &str)],
         #[case] expected: &str,
     ) {
-        let (_folder, host) = host(&[files, &[STARTED, RC]].concat());
+        let (_directory, host) = host(&[files, &[STARTED, RC]].concat());
         let mode = service("k3s").kill_mode(&host).await.unwrap();
         assert_eq!(mode, expected);
     }
@@ -337,7 +337,7 @@ mod tests {
         #[case] expected: bool,
     ) {
         // There is no process 1 below this root.
-        let (_folder, host) = host(files);
+        let (_directory, host) = host(files);
         let reachable = service(word).check_reachable(&host);
         assert_eq!(reachable.is_ok(), expected);
         if let Err(error) = reachable {
@@ -353,8 +353,8 @@ mod tests {
             .unwrap();
         let pid = child.id();
         let stat = format!("{pid} (cat) S 1 1{} 77 0", " 0".repeat(16));
-        let (folder, host) = host(&[(&format!("/proc/{pid}/stat"), &stat)]);
-        let namespaces = folder.path().join("proc/1/ns");
+        let (directory, host) = host(&[(&format!("/proc/{pid}/stat"), &stat)]);
+        let namespaces = directory.path().join("proc/1/ns");
         std::fs::create_dir_all(&namespaces).unwrap();
         let own = std::fs::read_link("/proc/self/ns/pid").unwrap();
         std::os::unix::fs::symlink(own, namespaces.join("pid")).unwrap();
@@ -376,7 +376,7 @@ mod tests {
 
     #[test]
     fn a_process_is_not_signalled_where_pids_mean_others() {
-        let (_folder, host) = host(&[]);
+        let (_directory, host) = host(&[]);
         let own = std::process::id();
         let error = end(&host, (own, 1)).unwrap_err().to_string();
         assert!(error.contains("job.hostPID"), "{error}");
@@ -384,7 +384,7 @@ mod tests {
 
     #[test]
     fn a_supervisor_that_nobody_told_needs_the_host_s_processes() {
-        let (_folder, host) = host(&[]);
+        let (_directory, host) = host(&[]);
         let service = Service {
             restart_triggered_by_write: false,
             ..service("k0s")

@@ -503,18 +503,18 @@ mod tests {
 
     /// A host with these files; a text that begins with an arrow is the target of a symlink.
     fn host(files: &[(&str, &str)]) -> (tempfile::TempDir, HostRoot) {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         for (path, text) in files {
             let short = path.replace("E:", ETC).replace("U:", USR);
-            let path = folder.path().join(short.trim_start_matches('/'));
+            let path = directory.path().join(short.trim_start_matches('/'));
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             match text.strip_prefix("-> ") {
                 Some(target) => std::os::unix::fs::symlink(target, path).unwrap(),
                 None => std::fs::write(path, text).unwrap(),
             }
         }
-        let host = HostRoot::open(folder.path()).unwrap();
-        (folder, host)
+        let host = HostRoot::open(directory.path()).unwrap();
+        (directory, host)
     }
 
     /// The unit of the packages of containerd, shortened.
@@ -694,7 +694,7 @@ mod tests {
         #[case] files: &[(&str, &str)],
         #[case] expected: &[&str],
     ) {
-        let (_folder, host) = host(files);
+        let (_directory, host) = host(files);
         assert_eq!(
             service(&host, unit).unwrap().command.unwrap().arguments,
             expected
@@ -716,7 +716,7 @@ mod tests {
         #[case] files: &[(&str, &str)],
         #[case] reason: &str,
     ) {
-        let (_folder, host) = host(files);
+        let (_directory, host) = host(files);
         let command = service(&host, "a.service").unwrap().command;
         let text = command.unwrap_err().to_string();
         assert!(text.contains(reason), "{text}");
@@ -733,14 +733,14 @@ mod tests {
         #[case] files: &[(&str, &str)],
         #[case] reason: &str,
     ) {
-        let (_folder, host) = host(files);
+        let (_directory, host) = host(files);
         let text = service(&host, "a.service").unwrap_err().to_string();
         assert!(text.contains(reason), "{text}");
     }
 
     #[test]
     fn the_files_of_a_service_are_named_in_the_order_in_which_they_count() {
-        let (_folder, host) = host(&[
+        let (_directory, host) = host(&[
             (
                 "U:/a.service",
                 "[Service]\nEnvironmentFile=/etc/a.env\nExecStart=/bin/a\n",
@@ -762,11 +762,11 @@ mod tests {
 
     #[test]
     fn more_drop_ins_than_anybody_has_are_not_read() {
-        let (folder, host) = host(&[
+        let (directory, host) = host(&[
             ("U:/a.service", "[Service]\nExecStart=/bin/a\n"),
             ("E:/a.service.d/0.conf", ""),
         ]);
-        let directory = folder.path().join("etc/systemd/system/a.service.d");
+        let directory = directory.path().join("etc/systemd/system/a.service.d");
         for number in 1..=MAX_FILES {
             std::fs::write(directory.join(format!("{number}.conf")), "").unwrap();
         }

@@ -14,12 +14,16 @@ pub(crate) const SNIPPET: &str = "farrier.toml";
 
 /// The files that may be edited instead of `root`, which containerd loads, or what that imports; the one that counts first.
 pub(crate) fn editable_files(edited: Edited, root: &str) -> Vec<String> {
-    let folder = parent_directory(root);
+    let directory = parent_directory(root);
     match edited {
         Edited::Loaded => Vec::new(),
-        Edited::GoTemplate { v3, v2 } => vec![format!("{folder}/{v3}"), format!("{folder}/{v2}")],
-        Edited::TomlTemplate(name) => vec![format!("{folder}/{name}")],
-        Edited::Snippets { folder: name, .. } => vec![format!("{folder}/{name}/{SNIPPET}")],
+        Edited::GoTemplate { v3, v2 } => {
+            vec![format!("{directory}/{v3}"), format!("{directory}/{v2}")]
+        }
+        Edited::TomlTemplate(name) => vec![format!("{directory}/{name}")],
+        Edited::Snippets {
+            directory: name, ..
+        } => vec![format!("{directory}/{name}/{SNIPPET}")],
     }
 }
 
@@ -56,8 +60,8 @@ impl DistroSpec {
     #[must_use]
     pub fn is_watched(&self, root: &str, path: &str) -> bool {
         match self.edited {
-            Edited::Snippets { folder, .. } => {
-                parent_directory(path) == format!("{}/{folder}", parent_directory(root))
+            Edited::Snippets { directory, .. } => {
+                parent_directory(path) == format!("{}/{directory}", parent_directory(root))
             }
             Edited::Loaded | Edited::GoTemplate { .. } | Edited::TomlTemplate(_) => false,
         }
@@ -501,7 +505,7 @@ mod tests {
                 words.starts_with("this node ") && words.contains("; ") && !words.ends_with('.')
             });
             assert!(named, "{}", row.word);
-            assert!(!row.folders.is_empty(), "{}", row.word);
+            assert!(!row.directories.is_empty(), "{}", row.word);
         }
     }
 

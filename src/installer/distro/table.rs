@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::installer::state::FOLDER;
+use crate::installer::state::INSTALL_DIRECTORY;
 
 /// A way in which containerd comes to a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,7 +81,7 @@ pub enum Edited {
     /// this line.
     Snippets {
         /// Name of the folder.
-        folder: &'static str,
+        directory: &'static str,
         /// The line.
         marker: &'static str,
     },
@@ -135,7 +135,7 @@ pub struct DistroSpec {
     /// How long it may take to serve after that.
     pub serve_limit: Duration,
     /// Where binaries can be kept, the best place first; the first that can be written to and executed from counts.
-    pub folders: &'static [&'static str],
+    pub directories: &'static [&'static str],
 }
 
 /// containerd answers 0.1 to 0.3 s after its start, with hundreds of pods after seconds; releases that run every shim's `-info` at
@@ -171,7 +171,7 @@ pub(crate) const STOCK: DistroSpec = DistroSpec {
     unit: "containerd.service",
     restart: Restart::Service,
     serve_limit: SERVE_LIMIT,
-    folders: &[FOLDER],
+    directories: &[INSTALL_DIRECTORY],
 };
 
 /// k3s; RKE2 has the same agent in it.
@@ -259,7 +259,7 @@ pub const TABLE: &[DistroSpec] = &[
         socket: "/var/snap/microk8s/common/run/containerd.sock",
         unit: "snap.microk8s.daemon-containerd.service",
         // A snap under strict confinement executes nothing in /opt.
-        folders: &["/var/snap/microk8s/common/farrier"],
+        directories: &["/var/snap/microk8s/common/farrier"],
         ..STOCK
     },
     DistroSpec {
@@ -271,7 +271,7 @@ pub const TABLE: &[DistroSpec] = &[
         data: &["/var/lib/k0s/bin/containerd", "/etc/k0s/containerd.toml"],
         config: "/etc/k0s/containerd.toml",
         edited: Edited::Snippets {
-            folder: "containerd.d",
+            directory: "containerd.d",
             marker: "# k0s_managed=true",
         },
         release: Some("version"),
@@ -319,7 +319,7 @@ pub const TABLE: &[DistroSpec] = &[
         word: "cos",
         os_ids: &["cos"],
         // `/` is read-only and `/var` not executable but for these (COS, *Disks and file system overview*); `/etc` is new at each boot.
-        folders: &["/var/lib/google/farrier", "/var/lib/toolbox/farrier"],
+        directories: &["/var/lib/google/farrier", "/var/lib/toolbox/farrier"],
         rewritten: true,
         ..STOCK
     },

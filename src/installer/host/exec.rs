@@ -401,10 +401,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_program_that_is_replaced_after_the_look_is_not_run() {
-        let folder = home();
-        let path = folder.path().join("program");
+        let directory = home();
+        let path = directory.path().join("program");
         let write = |script: &str| {
-            let new = folder.path().join("new");
+            let new = directory.path().join("new");
             std::fs::write(&new, script).unwrap();
             let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
             std::fs::set_permissions(&new, executable).unwrap();
@@ -423,8 +423,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_program_that_others_can_replace_is_not_run() {
-        let folder = home();
-        let path = folder.path().join("program");
+        let directory = home();
+        let path = directory.path().join("program");
         std::fs::write(&path, "#!/bin/sh\n").unwrap();
         for mode in [0o757, 0o777] {
             let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
@@ -439,8 +439,8 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_that_a_program_started_outlives_it() {
-        let folder = tempfile::tempdir().unwrap();
-        let pipe = folder.path().join("pipe");
+        let directory = tempfile::tempdir().unwrap();
+        let pipe = directory.path().join("pipe");
         nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
         let script = format!(
             "sh -c 'exec 3>{}; echo a >&3; sleep infinity'; :",

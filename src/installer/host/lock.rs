@@ -132,7 +132,7 @@ impl HostRoot {
     /// Makes a directory; says whether it was not there before. No crash has to be outlived, so nothing is put on disk.
     fn make_directory(&self, path: &str, mode: Mode) -> Result<bool> {
         let entry = self.entry(path)?;
-        match mkdirat(&entry.folder, entry.name.as_str(), mode) {
+        match mkdirat(&entry.directory, entry.name.as_str(), mode) {
             Ok(()) => Ok(true),
             Err(Errno::EEXIST) => Ok(false),
             Err(errno) => Err(failed("make the directory", path)(errno)),
@@ -211,9 +211,9 @@ impl Drop for OwnLock {
         // The lock is held until after this, so no other run can have taken the file for its own; one that waits for it finds that the
         // path no longer names it, and begins anew.
         let removed = host.remove_file(FILE).and_then(|()| {
-            let is_empty = host.remove_folder(DIRECTORY)?;
+            let is_empty = host.remove_directory(DIRECTORY)?;
             if is_empty && self.made_run {
-                host.remove_folder(RUN)?;
+                host.remove_directory(RUN)?;
             }
             Ok(())
         });

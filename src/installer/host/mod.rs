@@ -110,7 +110,7 @@ pub struct HostRoot {
 
 /// A path split for operations that name an entry of a folder.
 struct Entry {
-    folder: OwnedFd,
+    directory: OwnedFd,
     name: String,
     path: String,
 }
@@ -173,9 +173,9 @@ impl HostRoot {
 
     fn try_entry(&self, path: &str) -> std::result::Result<Entry, Errno> {
         let parent = parent_directory(path);
-        let folder = self.open_at(parent, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+        let directory = self.open_at(parent, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
         Ok(Entry {
-            folder,
+            directory,
             name: file_name(path).to_owned(),
             path: path.to_owned(),
         })
@@ -187,7 +187,7 @@ impl HostRoot {
     }
 
     /// As [`Self::entry`]; `None` where its folder is not there.
-    fn entry_in_folder(&self, path: &str) -> Result<Option<Entry>> {
+    fn entry_in_directory(&self, path: &str) -> Result<Option<Entry>> {
         match self.try_entry(path) {
             Ok(entry) => Ok(Some(entry)),
             Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
@@ -284,11 +284,11 @@ impl HostRoot {
     /// # Errors
     /// When that can't be looked at, so that nobody takes it for absent.
     pub fn exists(&self, path: &str) -> Result<bool> {
-        let Some(entry) = self.entry_in_folder(path)? else {
+        let Some(entry) = self.entry_in_directory(path)? else {
             return Ok(false);
         };
         let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
-        match fstatat(&entry.folder, entry.name.as_str(), flags) {
+        match fstatat(&entry.directory, entry.name.as_str(), flags) {
             Ok(_) => Ok(true),
             Err(Errno::ENOENT) => Ok(false),
             Err(errno) => Err(failed("look at", path)(errno)),
@@ -306,10 +306,10 @@ impl HostRoot {
     /// # Errors
     /// When that can't be looked at, and [`Error::NotText`] where it points to a path that is not UTF-8.
     pub fn link_target(&self, path: &str) -> Result<Option<String>> {
-        let Some(entry) = self.entry_in_folder(path)? else {
+        let Some(entry) = self.entry_in_directory(path)? else {
             return Ok(None);
         };
-        match readlinkat(&entry.folder, entry.name.as_str()) {
+        match readlinkat(&entry.directory, entry.name.as_str()) {
             Ok(target) => match target.into_string() {
                 Ok(target) => Ok(Some(target)),
                 Err(_) => Err(Error::NotText {
@@ -327,13 +327,13 @@ impl HostRoot {
     /// # Errors
     /// When the folder can't be listed.
     pub fn list(&self, path: &str) -> Result<Vec<String>> {
-        let folder = match self.open_at(path, OFlag::O_RDONLY | OFlag::O_DIRECTORY) {
-            Ok(folder) => folder,
+        let directory = match self.open_at(path, OFlag::O_RDONLY | OFlag::O_DIRECTORY) {
+            Ok(directory) => directory,
             Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(Vec::new()),
             Err(errno) => return Err(failed("list", path)(errno)),
         };
         let mut names = Vec::new();
-        for entry in std::fs::read_dir(own_path(&folder)).map_err(failed_io("list", path))? {
+        for entry in std::fs::read_dir(own_path(&directory)).map_err(failed_io("list", path))? {
             let entry = entry.map_err(failed_io("list", path))?;
             // A name that is no UTF-8 is none that we or an import pattern could write.
             if let Ok(name) = entry.file_name().into_string() {
@@ -390,8 +390,8 @@ impl HostRoot {
 impl Entry {
     /// Puts the folder's entries on disk, so that a rename or removal outlives a power cut.
     fn sync(&self) -> Result<()> {
-        File::open(own_path(&self.folder))
-            .and_then(|folder| folder.sync_all())
+        File::open(own_path(&self.directory))
+            .and_then(|directory| directory.sync_all())
             .map_err(failed_io("write the folder of", &self.path))
     }
 }
@@ -415,17 +415,17 @@ mod tests {
     use super::*;
 
     fn host() -> (tempfile::TempDir, HostRoot) {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::create_dir_all(folder.path().join("etc/containerd")).unwrap();
-        let host = HostRoot::open(folder.path()).unwrap();
-        (folder, host)
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(directory.path().join("etc/containerd")).unwrap();
+        let host = HostRoot::open(directory.path()).unwrap();
+        (directory, host)
     }
 
     #[test]
     fn an_absolute_link_on_the_host_stays_inside_its_root() {
-        let (folder, host) = host();
-        symlink("/etc", folder.path().join("link")).unwrap();
-        std::fs::write(folder.path().join("etc/machine-id"), "of the host").unwrap();
+        let (directory, host) = host();
+        symlink("/etc", directory.path().join("link")).unwrap();
+        std::fs::write(directory.path().join("etc/machine-id"), "of the host").unwrap();
         assert_eq!(
             host.read_text("/link/machine-id", 100).unwrap().as_deref(),
             Some("of the host")
@@ -439,13 +439,13 @@ mod tests {
 
     #[test]
     fn a_replaced_link_stays_a_link_and_keeps_its_target_s_mode() {
-        let (folder, host) = host();
-        let real = folder.path().join("etc/real.toml");
+        let (directory, host) = host();
+        let real = directory.path().join("etc/real.toml");
         std::fs::write(&real, "old").unwrap();
         std::fs::set_permissions(&real, std::fs::Permissions::from_mode(0o640)).unwrap();
         symlink(
             "../real.toml",
-            folder.path().join("etc/containerd/config.toml"),
+            directory.path().join("etc/containerd/config.toml"),
         )
         .unwrap();
         host.replace(
@@ -468,8 +468,8 @@ mod tests {
 
     #[test]
     fn a_file_that_changed_since_it_was_read_is_left_alone() {
-        let (folder, host) = host();
-        std::fs::write(folder.path().join("etc/a"), "theirs").unwrap();
+        let (directory, host) = host();
+        std::fs::write(directory.path().join("etc/a"), "theirs").unwrap();
         let result = host.replace(
             "/etc/a",
             b"ours",
@@ -482,7 +482,7 @@ mod tests {
             Err(Error::Changed { .. })
         ));
         assert_eq!(
-            std::fs::read_to_string(folder.path().join("etc/a")).unwrap(),
+            std::fs::read_to_string(directory.path().join("etc/a")).unwrap(),
             "theirs"
         );
         assert!(!host.exists("/etc/a.farrier-new").unwrap());
@@ -490,8 +490,8 @@ mod tests {
 
     #[test]
     fn a_file_that_is_too_large_or_no_file_is_refused() {
-        let (folder, host) = host();
-        std::fs::write(folder.path().join("etc/a"), "12345").unwrap();
+        let (directory, host) = host();
+        std::fs::write(directory.path().join("etc/a"), "12345").unwrap();
         assert!(matches!(
             host.read("/etc/a", 4),
             Err(Error::TooLarge { .. })
@@ -502,24 +502,24 @@ mod tests {
 
     #[test]
     fn what_can_t_be_looked_at_is_not_taken_for_absent() {
-        let (folder, host) = host();
-        symlink("circle", folder.path().join("etc/circle")).unwrap();
+        let (directory, host) = host();
+        symlink("circle", directory.path().join("etc/circle")).unwrap();
         let long = format!("/etc/{}", "a".repeat(300));
         for path in ["/etc/circle/a", &long] {
             assert!(host.exists(path).is_err(), "{path}");
             assert!(host.link_target(path).is_err(), "{path}");
             assert!(host.follow(path).is_err(), "{path}");
             assert!(host.list(path).is_err(), "{path}");
-            assert!(host.missing_folders(path).is_err(), "{path}");
+            assert!(host.missing_directories(path).is_err(), "{path}");
             assert!(host.keep_replaced(path).is_err(), "{path}");
             assert!(host.restore_replaced(path).is_err(), "{path}");
             assert!(host.mount_of(path).is_err(), "{path}");
         }
         let no_text = std::ffi::OsStr::from_bytes(b"\xff");
-        symlink(no_text, folder.path().join("etc/no-text")).unwrap();
+        symlink(no_text, directory.path().join("etc/no-text")).unwrap();
         let target = host.link_target("/etc/no-text");
         assert!(matches!(target, Err(Error::NotText { .. })), "{target:?}");
-        std::fs::write(folder.path().join("etc/file"), "").unwrap();
+        std::fs::write(directory.path().join("etc/file"), "").unwrap();
         for path in ["/etc/none", "/etc/none/a", "/etc/file/a"] {
             assert!(!host.exists(path).unwrap(), "{path}");
             assert_eq!(host.link_target(path).unwrap(), None, "{path}");
@@ -530,14 +530,14 @@ mod tests {
 
     #[test]
     fn folders_are_removed_only_when_empty_and_made_ones_are_told() {
-        let (folder, host) = host();
-        let missing = host.missing_folders("/etc/one/two").unwrap();
+        let (directory, host) = host();
+        let missing = host.missing_directories("/etc/one/two").unwrap();
         assert_eq!(missing, ["/etc/one", "/etc/one/two"]);
         for path in &missing {
-            host.create_folder(path).unwrap();
+            host.create_directory(path).unwrap();
         }
-        std::fs::write(folder.path().join("etc/one/file"), "").unwrap();
-        assert!(host.remove_folder("/etc/one/two").unwrap());
-        assert!(!host.remove_folder("/etc/one").unwrap());
+        std::fs::write(directory.path().join("etc/one/file"), "").unwrap();
+        assert!(host.remove_directory("/etc/one/two").unwrap());
+        assert!(!host.remove_directory("/etc/one").unwrap());
     }
 }

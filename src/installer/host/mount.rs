@@ -21,13 +21,13 @@ impl HostRoot {
     /// # Errors
     /// When that can't be asked.
     pub fn mount_of(&self, path: &str) -> Result<Mount> {
-        let mut folder = path;
+        let mut directory = path;
         let fd = loop {
-            match self.open_at(folder, OFlag::O_PATH) {
+            match self.open_at(directory, OFlag::O_PATH) {
                 Ok(fd) => break fd,
-                Err(Errno::ENOENT | Errno::ENOTDIR) if folder.len() > 1 => {
-                    folder = folder.rsplit_once('/').map_or("/", |(parent, _)| parent);
-                    folder = if folder.is_empty() { "/" } else { folder };
+                Err(Errno::ENOENT | Errno::ENOTDIR) if directory.len() > 1 => {
+                    directory = directory.rsplit_once('/').map_or("/", |(parent, _)| parent);
+                    directory = if directory.is_empty() { "/" } else { directory };
                 }
                 Err(error) => return Err(failed("open", path)(error)),
             }

@@ -264,8 +264,8 @@ mod tests {
 
     /// A host with directories and links: a link that goes through one that all can write, and others.
     fn host() -> (tempfile::TempDir, HostRoot) {
-        let folder = tempfile::tempdir().unwrap();
-        let path = |path: &str| folder.path().join(path);
+        let directory = tempfile::tempdir().unwrap();
+        let path = |path: &str| directory.path().join(path);
         for directory in ["a", "a/b", "open", "open/below"] {
             fs::create_dir(path(directory)).unwrap();
             fs::set_permissions(path(directory), PermissionsExt::from_mode(0o755)).unwrap();
@@ -292,8 +292,8 @@ mod tests {
         ] {
             symlink(target, path(link)).unwrap();
         }
-        let host = HostRoot::open(folder.path()).unwrap();
-        (folder, host)
+        let host = HostRoot::open(directory.path()).unwrap();
+        (directory, host)
     }
 
     #[rstest]
@@ -316,7 +316,7 @@ mod tests {
         #[case] path: &str,
         #[case] expected: Result<bool, &str>,
     ) {
-        let (_folder, host) = host();
+        let (_directory, host) = host();
         match (host.open_program(path), expected) {
             (Ok(program), Ok(is_script)) => assert_eq!(program.is_script(), is_script),
             (Err(error), Err(words)) => assert!(error.to_string().contains(words), "{error}"),

@@ -52,15 +52,15 @@ impl HostRoot {
     ///
     /// # Errors
     /// When one can't be looked at: what was there is never counted as made by a change, which would remove it with the change.
-    pub fn missing_folders(&self, path: &str) -> Result<Vec<String>> {
-        let mut folder = String::new();
+    pub fn missing_directories(&self, path: &str) -> Result<Vec<String>> {
+        let mut directory = String::new();
         let mut missing = Vec::new();
         for part in path.split('/').filter(|part| !part.is_empty()) {
-            folder = format!("{folder}/{part}");
-            match self.open_at(&folder, OFlag::O_PATH | OFlag::O_DIRECTORY) {
+            directory = format!("{directory}/{part}");
+            match self.open_at(&directory, OFlag::O_PATH | OFlag::O_DIRECTORY) {
                 Ok(_) => {}
-                Err(Errno::ENOENT | Errno::ENOTDIR) => missing.push(folder.clone()),
-                Err(errno) => return Err(failed("look at", &folder)(errno)),
+                Err(Errno::ENOENT | Errno::ENOTDIR) => missing.push(directory.clone()),
+                Err(errno) => return Err(failed("look at", &directory)(errno)),
             }
         }
         Ok(missing)
@@ -70,10 +70,10 @@ impl HostRoot {
     ///
     /// # Errors
     /// When it can't be made.
-    pub fn create_folder(&self, path: &str) -> Result<()> {
+    pub fn create_directory(&self, path: &str) -> Result<()> {
         let entry = self.entry(path)?;
         match mkdirat(
-            &entry.folder,
+            &entry.directory,
             entry.name.as_str(),
             Mode::from_bits_truncate(0o755),
         ) {
@@ -143,7 +143,7 @@ impl HostRoot {
             )
             .mode(Mode::from_bits_truncate(0o600));
         let file = File::from(
-            openat2(&entry.folder, entry.name.as_str(), how).map_err(failed("make", &new))?,
+            openat2(&entry.directory, entry.name.as_str(), how).map_err(failed("make", &new))?,
         );
         file.set_permissions(Permissions::from_mode(mode))
             .map_err(failed_io("set the mode of", &new))?;
@@ -163,9 +163,9 @@ impl HostRoot {
         let entry = self.entry(path)?;
         let new = format!("{}{NEW_SUFFIX}", entry.name);
         renameat(
-            &entry.folder,
+            &entry.directory,
             new.as_str(),
-            &entry.folder,
+            &entry.directory,
             entry.name.as_str(),
         )
         .map_err(failed("put a new file in the place of", path))?;
@@ -180,7 +180,7 @@ impl HostRoot {
         let new = format!("{path}{NEW_SUFFIX}");
         self.remove_file(&new)?;
         let entry = self.entry(&new)?;
-        symlinkat(target, &entry.folder, entry.name.as_str()).map_err(failed("make", &new))?;
+        symlinkat(target, &entry.directory, entry.name.as_str()).map_err(failed("make", &new))?;
         self.commit_new(path)
     }
 
@@ -197,9 +197,9 @@ impl HostRoot {
         let entry = self.entry(path)?;
         let name = format!("{}{OLD_SUFFIX}", entry.name);
         linkat(
-            &entry.folder,
+            &entry.directory,
             entry.name.as_str(),
-            &entry.folder,
+            &entry.directory,
             name.as_str(),
             AtFlags::empty(),
         )
@@ -219,9 +219,9 @@ impl HostRoot {
         let entry = self.entry(path)?;
         let name = format!("{}{OLD_SUFFIX}", entry.name);
         renameat(
-            &entry.folder,
+            &entry.directory,
             name.as_str(),
-            &entry.folder,
+            &entry.directory,
             entry.name.as_str(),
         )
         .map_err(failed("put back", path))?;
@@ -240,11 +240,11 @@ impl HostRoot {
     /// # Errors
     /// When it can't be removed.
     pub fn remove_file(&self, path: &str) -> Result<()> {
-        let Some(entry) = self.entry_in_folder(path)? else {
+        let Some(entry) = self.entry_in_directory(path)? else {
             return Ok(());
         };
         let flag = UnlinkatFlags::NoRemoveDir;
-        match unlinkat(&entry.folder, entry.name.as_str(), flag) {
+        match unlinkat(&entry.directory, entry.name.as_str(), flag) {
             Ok(()) => entry.sync(),
             Err(Errno::ENOENT) => Ok(()),
             Err(errno) => Err(failed("remove", path)(errno)),
@@ -255,11 +255,15 @@ impl HostRoot {
     ///
     /// # Errors
     /// When it can't be removed for another reason than what is in it.
-    pub fn remove_folder(&self, path: &str) -> Result<bool> {
-        let Some(entry) = self.entry_in_folder(path)? else {
+    pub fn remove_directory(&self, path: &str) -> Result<bool> {
+        let Some(entry) = self.entry_in_directory(path)? else {
             return Ok(true);
         };
-        match unlinkat(&entry.folder, entry.name.as_str(), UnlinkatFlags::RemoveDir) {
+        match unlinkat(
+            &entry.directory,
+            entry.name.as_str(),
+            UnlinkatFlags::RemoveDir,
+        ) {
             Ok(()) => entry.sync().map(|()| true),
             Err(Errno::ENOENT) => Ok(true),
             Err(Errno::ENOTEMPTY | Errno::EEXIST | Errno::ENOTDIR | Errno::EBUSY) => Ok(false),

@@ -14,7 +14,7 @@ use crate::installer::state::{InstallPaths, State};
 /// A lock file has a line for each shim, of which a node has a few.
 const LOCK_LIMIT: u64 = 1 << 20;
 /// The folders where installers of KWasm put links to their shims, for a containerd that looks for them by name.
-const LINK_FOLDERS: [&str; 3] = ["/usr/local/bin", "/usr/bin", "/bin"];
+const SYMLINK_DIRECTORIES: [&str; 3] = ["/usr/local/bin", "/usr/bin", "/bin"];
 
 /// What predecessors left.
 #[derive(Debug, Default)]
@@ -105,16 +105,16 @@ pub(crate) fn look(
         owned.filter_map(|owned| owned.path.as_ref())
     };
     // What was taken over may not be declared any more, and still leaves with all that came with it.
-    for folder in taken().filter_map(|path| legacy_directory_of(path)) {
-        let predecessor = if folder.ends_with("/kwasm") {
+    for directory in taken().filter_map(|path| legacy_directory_of(path)) {
+        let predecessor = if directory.ends_with("/kwasm") {
             LegacyInstaller::Kwasm
         } else {
             LegacyInstaller::Rcm
         };
-        if !found.homes.contains_key(folder)
-            && let Some(home) = home(host, folder, predecessor)?
+        if !found.homes.contains_key(directory)
+            && let Some(home) = home(host, directory, predecessor)?
         {
-            found.homes.insert(folder.to_owned(), home);
+            found.homes.insert(directory.to_owned(), home);
         }
     }
     let declared = found
@@ -137,8 +137,8 @@ fn home(
     home: &str,
     predecessor: LegacyInstaller,
 ) -> Result<Option<Home>, super::error::Error> {
-    for folder in [home, &format!("{home}/bin")] {
-        if is_link(host, folder)? {
+    for directory in [home, &format!("{home}/bin")] {
+        if is_link(host, directory)? {
             return Ok(None);
         }
     }
@@ -183,8 +183,8 @@ fn is_link(host: &HostRoot, path: &str) -> Result<bool, Error> {
 fn links(host: &HostRoot, path: &str) -> Result<Vec<String>, Error> {
     let name = path.rsplit('/').next().unwrap_or_default();
     let mut links = Vec::new();
-    for folder in LINK_FOLDERS {
-        let link = format!("{folder}/{name}");
+    for directory in SYMLINK_DIRECTORIES {
+        let link = format!("{directory}/{name}");
         match host.link_target(&link) {
             Ok(Some(target)) if target == path => links.push(link),
             // A link to a path that is not UTF-8 leads elsewhere.
@@ -203,8 +203,8 @@ fn standing(
 ) -> Result<Option<LegacyBinary>, super::error::Error> {
     let target = host.link_target(path)?;
     let stored = target.as_deref().and_then(|target| {
-        let (folder, sha256) = target.rsplit_once('/')?;
-        (folder == places.store() && stamps.is_unchanged(host, places, sha256)).then_some(sha256)
+        let (directory, sha256) = target.rsplit_once('/')?;
+        (directory == places.store() && stamps.is_unchanged(host, places, sha256)).then_some(sha256)
     });
     if let Some(sha256) = stored {
         return Ok(Some(LegacyBinary {

@@ -26,12 +26,12 @@ use crate::installer::host::exec;
 use crate::installer::host::path::parent_directory;
 use crate::installer::host::{self, HostRoot, NEW_SUFFIX, SMALL_FILE_LIMIT};
 use crate::installer::state::{
-    InstallPaths, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State, target_digest,
+    InstallPaths, STATE_DIRECTORY, STATE_FILE, STATE_LIMIT, State, target_digest,
 };
 pub use error::Error;
 use os::{
-    PROGRAMS, config_of_unit, config_path_problem, detect_distro, folder, orphaned_config, sources,
-    state_dir_problem, version_command,
+    PROGRAMS, config_of_unit, config_path_problem, detect_distro, directory, orphaned_config,
+    sources, state_dir_problem, version_command,
 };
 use prerequisites::missing_prerequisite;
 use verify_cache::VerifyCache;
@@ -87,7 +87,7 @@ pub struct HostFacts {
     /// What KWasm and runtime-class-manager left.
     pub inheritance: Legacy,
     /// Folders that a change may need, each with those that would have to be made for it, outermost first.
-    pub missing_folders: BTreeMap<String, Vec<String>>,
+    pub missing_directories: BTreeMap<String, Vec<String>>,
     /// `/etc/machine-id`.
     pub machine_id: String,
     /// `/proc/sys/kernel/random/boot_id`.
@@ -180,12 +180,12 @@ pub async fn gather(
     let loaded = load(host, &config)?;
     let sources = sources(host, distro, &config)?;
     let orphaned_config = orphaned_config(host, &state, &loaded, &sources)?;
-    let (folder, mut obstacle) = folder(host, distro, &state, offline);
+    let (directory, mut obstacle) = directory(host, distro, &state, offline);
     obstacle = obstacle.or_else(|| config_path_problem(host, &config, offline));
     if !offline {
         obstacle = obstacle.or_else(|| state_dir_problem(host));
     }
-    let places = InstallPaths { folder };
+    let places = InstallPaths { directory };
     let stamps = VerifyCache::load(host);
     let (binaries, stored, damaged) = binaries(host, &places, &stamps)?;
     let mut facts = HostFacts {
@@ -206,7 +206,7 @@ pub async fn gather(
         unreachable: None,
         inheritance: legacy::look(host, &loaded, &sources, &state, &places, &stamps)?,
         state,
-        missing_folders: missing_folders(host, &places, &loaded, &sources),
+        missing_directories: missing_directories(host, &places, &loaded, &sources),
         sources,
         orphaned_config,
         places,
@@ -303,13 +303,13 @@ fn identity(host: &HostRoot, path: &str) -> Result<String, Error> {
     })
 }
 
-fn missing_folders(
+fn missing_directories(
     host: &HostRoot,
     places: &InstallPaths,
     loaded: &ConfigFiles,
     sources: &[SourceFile],
 ) -> BTreeMap<String, Vec<String>> {
-    let own = [STATE_FOLDER.to_owned(), places.store(), places.bin()];
+    let own = [STATE_DIRECTORY.to_owned(), places.store(), places.bin()];
     let root = parent_directory(&loaded.root.path).to_owned();
     // A drop-in may go into a folder that the root imports and that is not there yet.
     let imported = patterns(&loaded.root)
@@ -323,10 +323,10 @@ fn missing_folders(
         .chain([root])
         .chain(imported)
         .chain(sources)
-        .filter_map(|folder| {
+        .filter_map(|directory| {
             // One that can't be looked at is neither made nor removed.
-            let missing = host.missing_folders(&folder).ok()?;
-            Some((folder, missing))
+            let missing = host.missing_directories(&directory).ok()?;
+            Some((directory, missing))
         })
         .collect()
 }
@@ -445,12 +445,12 @@ mod tests {
 
     #[test]
     fn a_stored_binary_that_can_t_be_read_is_not_taken_for_a_damaged_one() {
-        let folder = tempfile::tempdir().unwrap();
-        let host = HostRoot::open(folder.path()).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let host = HostRoot::open(directory.path()).unwrap();
         let places = InstallPaths {
-            folder: "/opt/farrier".to_owned(),
+            directory: "/opt/farrier".to_owned(),
         };
-        let store = folder.path().join("opt/farrier/store");
+        let store = directory.path().join("opt/farrier/store");
         std::fs::create_dir_all(&store).unwrap();
         let [sound, other, directory] =
             ["sound", "other", "directory"].map(|name| sha256_hex(name.as_bytes()));

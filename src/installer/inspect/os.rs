@@ -12,7 +12,7 @@ use crate::installer::distro::editable_files;
 use crate::installer::distro::{self, DistroSpec, Evidence};
 use crate::installer::host::path::parent_directory;
 use crate::installer::host::{HostRoot, SMALL_FILE_LIMIT};
-use crate::installer::state::{STATE_FOLDER, State};
+use crate::installer::state::{STATE_DIRECTORY, State};
 
 /// Where packages put containerd, for a host on which none runs now.
 pub(crate) const PROGRAMS: [&str; 3] = [
@@ -91,26 +91,26 @@ pub(crate) fn orphaned_config(
 }
 
 /// Where binaries are kept, and what is in the way of that. It stays what it was when the first one came.
-pub(crate) fn folder(
+pub(crate) fn directory(
     host: &HostRoot,
     distro: &DistroSpec,
     state: &State,
     offline: bool,
 ) -> (String, Option<String>) {
-    let first = distro.folders.first().copied().unwrap_or_default();
+    let first = distro.directories.first().copied().unwrap_or_default();
     let places = if state.is_empty() {
-        distro.folders
+        distro.directories
     } else {
-        &[state.folder.as_str()]
+        &[state.directory.as_str()]
     };
     // The file systems that an image is unpacked on are not those that it will run on.
     if offline {
         return (places.first().map_or(first, |place| place).to_owned(), None);
     }
     let mut obstacle = None;
-    for folder in places {
-        match bin_dir_problem(host, folder) {
-            None => return ((*folder).to_owned(), None),
+    for directory in places {
+        match bin_dir_problem(host, directory) {
+            None => return ((*directory).to_owned(), None),
             Some(reason) => obstacle.get_or_insert(reason),
         };
     }
@@ -120,14 +120,14 @@ pub(crate) fn folder(
     )
 }
 
-/// Why no shim can be kept in `folder`.
-fn bin_dir_problem(host: &HostRoot, folder: &str) -> Option<String> {
-    match host.mount_of(folder) {
+/// Why no shim can be kept in `directory`.
+fn bin_dir_problem(host: &HostRoot, directory: &str) -> Option<String> {
+    match host.mount_of(directory) {
         Ok(mount) if mount.read_only => Some(format!(
-            "{folder} is on a read-only file system, so no shim can be put there; make it writable, or use other nodes"
+            "{directory} is on a read-only file system, so no shim can be put there; make it writable, or use other nodes"
         )),
         Ok(mount) if mount.no_exec => Some(format!(
-            "{folder} is on a file system mounted noexec, so no shim can be run from there; mount it with exec"
+            "{directory} is on a file system mounted noexec, so no shim can be run from there; mount it with exec"
         )),
         Ok(_) => None,
         Err(error) => Some(error.to_string()),
@@ -136,9 +136,9 @@ fn bin_dir_problem(host: &HostRoot, folder: &str) -> Option<String> {
 
 /// Why nothing can be remembered on this host, which every change begins with.
 pub(crate) fn state_dir_problem(host: &HostRoot) -> Option<String> {
-    let mount = host.mount_of(STATE_FOLDER).ok()?;
+    let mount = host.mount_of(STATE_DIRECTORY).ok()?;
     mount.read_only.then(|| {
-        format!("{STATE_FOLDER} is on a read-only file system, so no change could be undone; make it writable")
+        format!("{STATE_DIRECTORY} is on a read-only file system, so no change could be undone; make it writable")
     })
 }
 

@@ -84,10 +84,10 @@ mod tests {
     #[case::certificate_unused("[plugins.cri]\nx509_key_pair_streaming.tls_key_file = '/no'", None)]
     #[case::no_cgroups_yet("[plugins.cri.containerd.runtimes.a]\ncgroup_writable = true", None)]
     fn what_the_host_lacks_is_named(#[case] dump: &str, #[case] words: Option<&str>) {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("text"), "{{").unwrap();
-        std::fs::write(folder.path().join("spec"), "{} more").unwrap();
-        let host = HostRoot::open(folder.path()).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("text"), "{{").unwrap();
+        std::fs::write(directory.path().join("spec"), "{} more").unwrap();
+        let host = HostRoot::open(directory.path()).unwrap();
         let found = missing_prerequisite(&host, dump);
         match words {
             Some(words) => assert!(
@@ -102,9 +102,9 @@ mod tests {
     #[case::of_version_1("memory", true)]
     #[case::of_version_2("cgroup.controllers", false)]
     fn a_writable_cgroup_needs_version_2(#[case] entry: &str, #[case] lacks: bool) {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::create_dir_all(folder.path().join("sys/fs/cgroup").join(entry)).unwrap();
-        let host = HostRoot::open(folder.path()).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(directory.path().join("sys/fs/cgroup").join(entry)).unwrap();
+        let host = HostRoot::open(directory.path()).unwrap();
         let dump = "[plugins.cri.containerd.runtimes.a]\ncgroup_writable = true";
         assert_eq!(missing_prerequisite(&host, dump).is_some(), lacks);
     }

@@ -27,7 +27,7 @@ pub(crate) struct VerifyCache {
     #[serde(default)]
     artifacts: Artifacts,
     /// Binaries that stand where a predecessor put them, by path.
-    #[serde(default)]
+    #[serde(default, rename = "adopted")]
     adopted: Adopted,
 }
 
@@ -40,6 +40,7 @@ pub(crate) type Adopted = BTreeMap<String, Verified>;
 /// A file as it was when it was hashed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Verified {
+    #[serde(rename = "stamp")]
     stamp: FileIdentity,
     sha256: String,
 }
@@ -49,6 +50,7 @@ pub(crate) struct Verified {
 pub(crate) struct Artifact {
     /// Absolute path on the host.
     path: String,
+    #[serde(rename = "stamp")]
     stamp: FileIdentity,
     /// The binary's file name in it, where one was asked for.
     binary: Option<String>,

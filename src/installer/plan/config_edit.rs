@@ -13,7 +13,7 @@ use crate::containerd_config::{
 use crate::handoff::OptionValue;
 use crate::installer::host::path::parent_directory;
 use crate::installer::inspect::HostFacts;
-use crate::installer::state::{OwnedHandler, STATE_FOLDER};
+use crate::installer::state::{OwnedHandler, STATE_DIRECTORY};
 
 /// The configuration as it is: the file where handlers are declared on this host, and what is declared there.
 pub(crate) struct CurrentConfig<'a> {
@@ -285,20 +285,24 @@ impl<'a> ConfigEdit<'a> {
     }
 
     /// Folders that have to be made before anything can be written.
-    pub(crate) fn make_folders(&self, facts: &HostFacts) -> Vec<String> {
+    pub(crate) fn new_directories(&self, facts: &HostFacts) -> Vec<String> {
         let config = parent_directory(&self.current.target.path);
         let root = parent_directory(&facts.loaded.root.path);
-        let mut folders: Vec<String> = Vec::new();
+        let mut directories: Vec<String> = Vec::new();
         let (store, bin) = (facts.places.store(), facts.places.bin());
-        for folder in [STATE_FOLDER, &store, &bin, root, config] {
-            let missing = facts.missing_folders.get(folder).into_iter().flatten();
+        for directory in [STATE_DIRECTORY, &store, &bin, root, config] {
+            let missing = facts
+                .missing_directories
+                .get(directory)
+                .into_iter()
+                .flatten();
             for path in missing {
-                if !folders.contains(path) {
-                    folders.push(path.clone());
+                if !directories.contains(path) {
+                    directories.push(path.clone());
                 }
             }
         }
-        folders
+        directories
     }
 }
 

@@ -23,10 +23,13 @@ pub struct Expected {
     /// Everything that is served before, ours and others', by handler.
     served: BTreeMap<String, RuntimeEntry>,
     /// Handlers that the change concerns.
+    #[serde(rename = "ours")]
     ours: BTreeSet<String>,
     /// Those of them that are declared before.
+    #[serde(rename = "was")]
     was: BTreeMap<String, RuntimeEntry>,
     /// Those of them that the change declares.
+    #[serde(rename = "becomes")]
     becomes: BTreeMap<String, RuntimeEntry>,
 }
 

@@ -77,20 +77,20 @@ fn assemble(
     }
     let leftovers = leftovers(facts, &set, &next, &edit.unmanaged());
     let leaving = set.leaving_as_they_were();
-    let make_folders = if next.is_empty() {
+    let new_directories = if next.is_empty() {
         Vec::new()
     } else {
-        edit.make_folders(facts)
+        edit.new_directories(facts)
     };
     let is_whole = set.reports.iter().all(|report| report.reason.is_none());
     notes.extend(set.report_lost(goal.owner, &lost(facts, &next, &store)));
     let mut state = State {
         handlers: next,
         draining: set.draining,
-        folder: facts.places.folder.clone(),
+        directory: facts.places.directory.clone(),
         ..facts.state.clone()
     };
-    state.folders.extend(make_folders.iter().cloned());
+    state.directories.extend(new_directories.iter().cloned());
     if !config.is_empty() {
         state.config = after.map(|after| OwnedConfig {
             path: current.target.path.clone(),
@@ -110,14 +110,14 @@ fn assemble(
     let mut ours = edit.ours.clone();
     ours.extend(declared.iter().map(|handler| handler.name.clone()));
     Ok(HostPlan {
-        make_folders,
+        new_directories,
         store,
         links,
         config,
         restart,
         clear,
-        drop_folders: if state.is_none() {
-            facts.state.folders.clone()
+        obsolete_directories: if state.is_none() {
+            facts.state.directories.clone()
         } else {
             Vec::new()
         },

@@ -92,7 +92,7 @@ impl LegacyCleanup {
         if !declared {
             let marker = known.and_then(|home| home.marker.clone());
             self.files.extend(marker);
-            self.folders
+            self.directories
                 .extend([home.to_owned(), format!("{home}/bin")]);
         }
     }

@@ -19,7 +19,7 @@ const DIGEST: &str = "aa";
 
 fn places() -> InstallPaths {
     InstallPaths {
-        folder: "/opt/farrier".to_owned(),
+        directory: "/opt/farrier".to_owned(),
     }
 }
 
@@ -60,7 +60,7 @@ pub(in crate::installer) fn node() -> HostFacts {
         stored: BTreeSet::new(),
         damaged: BTreeSet::new(),
         inheritance: Legacy::default(),
-        missing_folders: BTreeMap::new(),
+        missing_directories: BTreeMap::new(),
         machine_id: String::new(),
         boot_id: String::new(),
     }

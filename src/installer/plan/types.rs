@@ -14,7 +14,7 @@ use crate::installer::state::{InstallPaths, OwnedHandler, State, StateAfter};
 #[derive(Debug, Default, PartialEq)]
 pub struct HostPlan {
     /// Folders to make, outermost first.
-    pub make_folders: Vec<String>,
+    pub new_directories: Vec<String>,
     /// SHA-256 of the binaries to put into the store.
     pub store: BTreeSet<String>,
     /// Stable paths to point to a binary, by its SHA-256.
@@ -28,7 +28,7 @@ pub struct HostPlan {
     /// Stable paths and stored files that nothing needs any more.
     pub clear: Vec<String>,
     /// Folders of ours to remove, where they are empty, outermost first.
-    pub drop_folders: Vec<String>,
+    pub obsolete_directories: Vec<String>,
     /// What goes of predecessors.
     pub leftovers: LegacyCleanup,
     /// Handlers that lose their binary, as they are, unless a pod takes one up meanwhile.
@@ -129,7 +129,8 @@ pub struct LegacyCleanup {
     /// Lock files that lose entries.
     pub locks: Vec<LockChange>,
     /// Folders, where they are empty, outermost first.
-    pub folders: Vec<String>,
+    #[serde(rename = "folders")]
+    pub directories: Vec<String>,
 }
 
 impl LegacyCleanup {

@@ -88,7 +88,7 @@ pub fn plan_text(plan: &HostPlan, places: &InstallPaths, unit: &str) -> String {
             }
         );
     }
-    for path in &plan.make_folders {
+    for path in &plan.new_directories {
         line!(text, "make the folder {path}");
     }
     for path in plan.stored(places) {
@@ -107,9 +107,9 @@ pub fn plan_text(plan: &HostPlan, places: &InstallPaths, unit: &str) -> String {
         line!(text, "remove {path}");
     }
     for path in plan
-        .drop_folders
+        .obsolete_directories
         .iter()
-        .chain(&plan.leftovers.folders)
+        .chain(&plan.leftovers.directories)
         .rev()
     {
         line!(text, "remove the folder {path} if it is empty");

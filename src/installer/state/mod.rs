@@ -10,13 +10,13 @@ use serde::{Deserialize, Serialize};
 use crate::handoff::{self, API_VERSION, OptionValue, Owner};
 
 /// The folder of all that Farrier remembers on a host.
-pub const STATE_FOLDER: &str = "/var/lib/farrier";
+pub const STATE_DIRECTORY: &str = "/var/lib/farrier";
 /// What Farrier owns on this host.
 pub const STATE_FILE: &str = "/var/lib/farrier/state.json";
 /// The undo log of a change under way.
 pub const JOURNAL_FILE: &str = "/var/lib/farrier/journal.json";
 /// Where binaries stand, unless the distribution's row of the table has another place.
-pub const FOLDER: &str = "/opt/farrier";
+pub const INSTALL_DIRECTORY: &str = "/opt/farrier";
 
 /// A state file names at most some hundred handlers; one that is larger was not written by us.
 pub const STATE_LIMIT: u64 = 4 << 20;
@@ -34,14 +34,14 @@ pub struct State {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty", rename = "late")]
     pub draining: BTreeMap<String, OwnedHandler>,
     /// The folder of the binaries: it stays what it was when the first one came.
-    #[serde(default = "default_folder")]
-    pub folder: String,
+    #[serde(default = "default_directory", rename = "folder")]
+    pub directory: String,
     /// The configuration file that declares them.
     #[serde(default)]
     pub config: Option<OwnedConfig>,
     /// Folders that we made, outermost first.
-    #[serde(default)]
-    pub folders: Vec<String>,
+    #[serde(default, rename = "folders")]
+    pub directories: Vec<String>,
     /// SHA-256 of the last request of each owner that was carried out.
     #[serde(default)]
     pub requests: BTreeMap<String, String>,
@@ -204,9 +204,9 @@ impl Default for State {
             api_version: API_VERSION.to_owned(),
             handlers: BTreeMap::new(),
             draining: BTreeMap::new(),
-            folder: default_folder(),
+            directory: default_directory(),
             config: None,
-            folders: Vec::new(),
+            directories: Vec::new(),
             requests: BTreeMap::new(),
         }
     }
@@ -263,34 +263,34 @@ impl State {
 }
 
 /// Where binaries stood before the table had more than one place.
-pub(crate) fn default_folder() -> String {
-    FOLDER.to_owned()
+pub(crate) fn default_directory() -> String {
+    INSTALL_DIRECTORY.to_owned()
 }
 
 /// Where binaries stand on a host: under the SHA-256 of their bytes in the store, and behind stable paths that link there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InstallPaths {
     /// The folder of both, absolute on the host.
-    pub folder: String,
+    pub directory: String,
 }
 
 impl InstallPaths {
     /// Binaries under the SHA-256 of their bytes.
     #[must_use]
     pub fn store(&self) -> String {
-        format!("{}/store", self.folder)
+        format!("{}/store", self.directory)
     }
 
     /// The paths that containerd executes: links into the store, which a change of the binary alone swaps.
     #[must_use]
     pub fn bin(&self) -> String {
-        format!("{}/bin", self.folder)
+        format!("{}/bin", self.directory)
     }
 
     /// The stable path of `handler`.
     #[must_use]
     pub fn binary_path(&self, handler: &str) -> String {
-        format!("{}/bin/containerd-shim-{handler}", self.folder)
+        format!("{}/bin/containerd-shim-{handler}", self.directory)
     }
 
     /// The handler that the file name of a stable path is for.
@@ -309,7 +309,7 @@ impl InstallPaths {
     /// The file that holds the binary with this SHA-256.
     #[must_use]
     pub fn store_path(&self, sha256: &str) -> String {
-        format!("{}/store/{sha256}", self.folder)
+        format!("{}/store/{sha256}", self.directory)
     }
 }
 

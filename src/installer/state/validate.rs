@@ -48,7 +48,7 @@ impl State {
 /// The first thing that a state file of ours would not name.
 fn unexpected_path(state: &State) -> Option<String> {
     let mut unexpected = Vec::new();
-    unexpected.extend((!is_own_folder(&state.folder)).then(|| state.folder.clone()));
+    unexpected.extend((!is_own_directory(&state.directory)).then(|| state.directory.clone()));
     for (name, owned) in state.handlers.iter().chain(&state.draining) {
         unexpected.extend((!is_file_name(name)).then(|| name.clone()));
         let digest = owned.sha256().filter(|digest| !is_sha256(digest));
@@ -56,7 +56,7 @@ fn unexpected_path(state: &State) -> Option<String> {
         let path = owned.path.iter().filter(|path| !is_shim(path));
         unexpected.extend(path.cloned());
     }
-    let paths = state.folders.iter();
+    let paths = state.directories.iter();
     let paths = paths.chain(state.config.iter().map(|config| &config.path));
     let paths = paths.chain(
         state
@@ -69,7 +69,7 @@ fn unexpected_path(state: &State) -> Option<String> {
 }
 
 /// A folder of ours, as the table of distributions has them.
-pub(crate) fn is_own_folder(path: &str) -> bool {
+pub(crate) fn is_own_directory(path: &str) -> bool {
     let name = path.rsplit_once('/').map(|(_, name)| name);
     is_plain(path) && name == Some(OWN_NAME)
 }
@@ -105,12 +105,12 @@ mod tests {
     const SHA256: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 
     #[rstest]
-    #[case::folder("folder", "/opt/farrier", "/")]
+    #[case::directory("folder", "/opt/farrier", "/")]
     #[case::folder_above("folder", "/opt/farrier", "/opt/../farrier")]
     #[case::handler("a", "\"a\":{", "\"../../etc/passwd\":{")]
     #[case::digest("a", SHA256, "../../../etc/passwd")]
     #[case::path("a", "/opt/kwasm/bin/containerd-shim-a", "/etc/passwd")]
-    #[case::folders("folders", "/etc/conf.d", "etc")]
+    #[case::directories("folders", "/etc/conf.d", "etc")]
     fn a_state_file_that_names_files_of_others_is_none(
         #[case] what: &str,
         #[case] ours: &str,

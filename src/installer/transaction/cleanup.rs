@@ -16,7 +16,7 @@ use crate::installer::inspect::{HostFacts, own_files, own_links};
 use crate::installer::plan::binaries::unneeded;
 use crate::installer::plan::handlers::used_by;
 use crate::installer::state::{
-    InstallPaths, JOURNAL_FILE, STATE_FILE, STATE_FOLDER, STATE_LIMIT, State,
+    InstallPaths, JOURNAL_FILE, STATE_DIRECTORY, STATE_FILE, STATE_LIMIT, State,
 };
 
 /// Locations may hold credentials; whoever may change a host is root.
@@ -52,16 +52,16 @@ pub(crate) fn retain_in_use(
     let mut state = match &journal.state {
         FinalState::Write(text) => State::from_json(Some(text))?,
         FinalState::Remove => State {
-            folders: journal.drop_folders.clone(),
+            directories: journal.obsolete_directories.clone(),
             ..State::default()
         },
         FinalState::Keep | FinalState::Digest(_) => {
             State::from_json(host.read_text(STATE_FILE, STATE_LIMIT)?.as_deref())?
         }
     };
-    state.folder.clone_from(&journal.folder);
+    state.directory.clone_from(&journal.directory);
     let places = InstallPaths {
-        folder: journal.folder.clone(),
+        directory: journal.directory.clone(),
     };
     let mut reports = Vec::new();
     for (name, owned) in &journal.leaving {
@@ -97,7 +97,7 @@ pub(crate) fn finish(host: &HostRoot, journal: &Journal, in_use: &InUse) -> Resu
     journal.discard(host)?;
     let state = State::from_json(host.read_text(STATE_FILE, STATE_LIMIT)?.as_deref())?;
     let places = InstallPaths {
-        folder: journal.folder.clone(),
+        directory: journal.directory.clone(),
     };
     clear_binaries(host, &places, &state, in_use)?;
     let used = journal.leaving.iter();
@@ -109,13 +109,13 @@ pub(crate) fn finish(host: &HostRoot, journal: &Journal, in_use: &InUse) -> Resu
         host,
         &spared.filter_map(|owned| owned.path.as_ref()).collect(),
     )?;
-    let folders = || journal.drop_folders.iter().rev();
+    let directories = || journal.obsolete_directories.iter().rev();
     if state.is_empty() {
-        for folder in [places.bin(), places.store(), places.folder.clone()] {
-            host.remove_folder(&folder)?;
+        for directory in [places.bin(), places.store(), places.directory.clone()] {
+            host.remove_directory(&directory)?;
         }
-        for folder in folders() {
-            host.remove_folder(folder)?;
+        for directory in directories() {
+            host.remove_directory(directory)?;
         }
     }
     if state.is_empty() {
@@ -124,9 +124,9 @@ pub(crate) fn finish(host: &HostRoot, journal: &Journal, in_use: &InUse) -> Resu
     }
     host.remove_file(JOURNAL_FILE)?;
     if state.is_empty() {
-        host.remove_folder(STATE_FOLDER)?;
-        for folder in folders() {
-            host.remove_folder(folder)?;
+        host.remove_directory(STATE_DIRECTORY)?;
+        for directory in directories() {
+            host.remove_directory(directory)?;
         }
     }
     Ok(())
@@ -162,10 +162,10 @@ pub(crate) fn leftovers(host: &HostRoot, facts: &HostFacts) -> Result<Vec<String
     // What stands in the store and belongs to no handler is told by its path alone.
     let store = facts.places.store();
     let mut found = Vec::new();
-    for folder in folders(host, facts).iter().filter(|it| **it != store) {
-        for name in host.list(folder)? {
+    for directory in directories(host, facts).iter().filter(|it| **it != store) {
+        for name in host.list(directory)? {
             if TEMP_SUFFIXES.iter().any(|suffix| name.ends_with(suffix)) {
-                found.push(format!("{folder}/{name}"));
+                found.push(format!("{directory}/{name}"));
             }
         }
     }
@@ -173,7 +173,7 @@ pub(crate) fn leftovers(host: &HostRoot, facts: &HostFacts) -> Result<Vec<String
 }
 
 /// The folders in which a change makes or replaces files.
-fn folders(host: &HostRoot, facts: &HostFacts) -> BTreeSet<String> {
+fn directories(host: &HostRoot, facts: &HostFacts) -> BTreeSet<String> {
     let loaded = facts.loaded.files();
     let files = loaded.chain(&facts.sources).chain(&facts.orphaned_config);
     let configured = files.flat_map(|file| {
@@ -182,7 +182,7 @@ fn folders(host: &HostRoot, facts: &HostFacts) -> BTreeSet<String> {
     });
     let homes = facts.inheritance.homes.keys();
     let homes = homes.flat_map(|home| [home.clone(), format!("{home}/bin")]);
-    let needed = facts.missing_folders.keys().cloned();
+    let needed = facts.missing_directories.keys().cloned();
     configured
         .map(|path| parent_directory(&path).to_owned())
         .chain(homes)
@@ -262,13 +262,13 @@ mod tests {
     fn leaving(root: &Path, state: Option<&State>) -> Journal {
         let path = |path: &str| root.join(path.trim_start_matches('/'));
         let places = InstallPaths {
-            folder: "/opt/farrier".to_owned(),
+            directory: "/opt/farrier".to_owned(),
         };
-        for folder in [&places.bin(), &places.store(), STATE_FOLDER] {
-            fs::create_dir_all(path(folder)).unwrap();
+        for directory in [&places.bin(), &places.store(), STATE_DIRECTORY] {
+            fs::create_dir_all(path(directory)).unwrap();
         }
-        for folder in [parent_directory(THEIRS), parent_directory(LINK)] {
-            fs::create_dir_all(path(folder)).unwrap();
+        for directory in [parent_directory(THEIRS), parent_directory(LINK)] {
+            fs::create_dir_all(path(directory)).unwrap();
         }
         for (handler, sha256) in [("a", A), ("b", B)] {
             fs::write(path(&places.store_path(sha256)), b"").unwrap();
@@ -284,7 +284,7 @@ mod tests {
             unit: String::new(),
             distro: String::new(),
             socket: String::new(),
-            folder: places.folder,
+            directory: places.directory,
             restarting: false,
             process: None,
             undone: false,
@@ -292,11 +292,11 @@ mod tests {
             state: state.map_or(FinalState::Remove, |state| {
                 FinalState::Write(state.to_json())
             }),
-            drop_folders: vec!["/opt".to_owned(), "/opt/farrier".to_owned()],
+            obsolete_directories: vec!["/opt".to_owned(), "/opt/farrier".to_owned()],
             leftovers: crate::installer::plan::LegacyCleanup {
                 files: vec![THEIRS.to_owned(), LINK.to_owned()],
                 locks: Vec::new(),
-                folders: vec!["/opt/kwasm".to_owned(), "/opt/kwasm/bin".to_owned()],
+                directories: vec!["/opt/kwasm".to_owned(), "/opt/kwasm/bin".to_owned()],
             },
             leaving: BTreeMap::from([
                 ("a".to_owned(), owned(None, Some(A))),
@@ -347,7 +347,7 @@ mod tests {
         let (reports, state, there) = end(root.path(), None, &used(&["a"]));
         assert_eq!(there, [true, false, false, false]);
         assert_eq!(state.draining.keys().collect::<Vec<_>>(), ["a"]);
-        assert_eq!(state.folders, ["/opt", "/opt/farrier"]);
+        assert_eq!(state.directories, ["/opt", "/opt/farrier"]);
         let [report] = reports.as_slice() else {
             panic!("{reports:?}");
         };

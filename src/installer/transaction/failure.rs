@@ -58,7 +58,7 @@ pub enum Error {
     },
     /// A link stands where a folder of ours should.
     #[error("{path} on the host is a link; make it a folder, or link the folder that it is in")]
-    LinkedFolder {
+    SymlinkedDirectory {
         /// Absolute path on the host.
         path: String,
     },

@@ -14,7 +14,7 @@ use crate::installer::distro;
 use crate::installer::host::{self, HostRoot, text_digest};
 use crate::installer::plan::LegacyCleanup;
 use crate::installer::plan::expected::Expected;
-use crate::installer::state::{JOURNAL_FILE, OwnedHandler, default_folder};
+use crate::installer::state::{JOURNAL_FILE, OwnedHandler, default_directory};
 
 /// It holds the configurations and lock files that change, whose sizes are bounded, the state file and a line for each handler.
 pub(crate) const JOURNAL_LIMIT: u64 = 8 << 20;
@@ -42,8 +42,8 @@ pub struct Journal {
     /// The CRI's socket.
     pub socket: String,
     /// The folder of the binaries.
-    #[serde(default = "default_folder")]
-    pub folder: String,
+    #[serde(default = "default_directory", rename = "folder")]
+    pub directory: String,
     /// containerd may have been restarted on the new configuration.
     #[serde(default)]
     pub restarting: bool,
@@ -62,10 +62,10 @@ pub struct Journal {
     #[serde(flatten)]
     pub state: FinalState,
     /// Folders of ours that go, if they are empty, once the change is carried out; outermost first.
-    #[serde(default)]
-    pub drop_folders: Vec<String>,
+    #[serde(default, rename = "dropFolders")]
+    pub obsolete_directories: Vec<String>,
     /// What goes of predecessors once the change is carried out.
-    #[serde(default)]
+    #[serde(default, rename = "leftovers")]
     pub leftovers: LegacyCleanup,
     /// Handlers that lose their binary, as they were, unless a pod has taken one up by then.
     #[serde(default)]
@@ -132,6 +132,7 @@ pub enum Undo {
         wrote: Option<String>,
     },
     /// A link is made or points elsewhere.
+    #[serde(rename = "link")]
     Link {
         /// Absolute path on the host.
         path: String,
@@ -154,7 +155,8 @@ pub enum Undo {
         path: String,
     },
     /// A folder is made.
-    Folder {
+    #[serde(rename = "folder")]
+    Directory {
         /// Absolute path on the host.
         path: String,
     },
@@ -179,7 +181,7 @@ impl Journal {
             Undo::Link { .. }
             | Undo::File { .. }
             | Undo::Repaired { .. }
-            | Undo::Folder { .. }
+            | Undo::Directory { .. }
             | Undo::Replaced { .. } => None,
         });
         let restart_triggered_by_write = configs.any(|path| row.is_watched(&self.root, path));
@@ -292,7 +294,7 @@ impl Journal {
             Undo::Link { .. }
             | Undo::File { .. }
             | Undo::Repaired { .. }
-            | Undo::Folder { .. }
+            | Undo::Directory { .. }
             | Undo::Replaced { .. } => true,
         })
     }
@@ -331,8 +333,8 @@ impl Journal {
                 put_config(host, &lock.path, lock.after.as_deref(), Some(&lock.before))?;
             }
         }
-        for folder in self.leftovers.folders.iter().rev() {
-            host.remove_folder(folder)?;
+        for directory in self.leftovers.directories.iter().rev() {
+            host.remove_directory(directory)?;
         }
         Ok(())
     }
@@ -364,7 +366,7 @@ impl Undo {
                 host.discard_new(path);
                 host.discard_replaced(path);
             }
-            Self::Folder { .. } => {}
+            Self::Directory { .. } => {}
         }
     }
 
@@ -398,7 +400,7 @@ impl Undo {
             },
             Self::Replaced { .. } | Self::Repaired { .. } => Ok(()),
             Self::File { path } => host.remove_file(path),
-            Self::Folder { path } => host.remove_folder(path).map(|_| ()),
+            Self::Directory { path } => host.remove_directory(path).map(|_| ()),
         }
     }
 }
@@ -429,7 +431,7 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use crate::installer::state::STATE_FOLDER;
+    use crate::installer::state::STATE_DIRECTORY;
 
     /// A journal of the release before `expected`.
     const OLD: &str = r#"{"apiVersion":"farrier.dev/v1","undo":[],"declares":["a"],"root":"/etc/k0s/containerd.toml","unit":"k0sworker.service",
@@ -449,23 +451,25 @@ mod tests {
 
     /// A host with a folder for the journal.
     fn host() -> (tempfile::TempDir, HostRoot) {
-        let folder = tempfile::tempdir().unwrap();
-        let state = folder.path().join(STATE_FOLDER.trim_start_matches('/'));
+        let directory = tempfile::tempdir().unwrap();
+        let state = directory
+            .path()
+            .join(STATE_DIRECTORY.trim_start_matches('/'));
         std::fs::create_dir_all(state).unwrap();
-        let host = HostRoot::open(folder.path()).unwrap();
-        (folder, host)
+        let host = HostRoot::open(directory.path()).unwrap();
+        (directory, host)
     }
 
     #[test]
     fn a_journal_of_a_former_release_is_read() {
-        let (folder, host) = host();
-        std::fs::write(folder.path().join(&JOURNAL_FILE[1..]), OLD).unwrap();
+        let (directory, host) = host();
+        std::fs::write(directory.path().join(&JOURNAL_FILE[1..]), OLD).unwrap();
         assert_eq!(Journal::load(&host).unwrap(), Some(journal()));
     }
 
     #[test]
     fn a_journal_that_no_run_would_read_is_not_written() {
-        let (_folder, host) = host();
+        let (_directory, host) = host();
         let mut journal = journal();
         // Quoted, each character of it takes two.
         let text = "\n".repeat(usize::try_from(JOURNAL_LIMIT / 2).unwrap());
@@ -480,13 +484,13 @@ mod tests {
 
     #[test]
     fn a_restart_that_could_not_be_noted_has_not_begun() {
-        let (folder, host) = host();
+        let (directory, host) = host();
         let mut journal = journal();
         journal.begin_restart(&host, Some((1, 1))).unwrap();
         assert_eq!(Journal::load(&host).unwrap().as_ref(), Some(&journal));
         assert!(journal.restarting);
 
-        std::fs::remove_dir_all(folder.path().join("var")).unwrap();
+        std::fs::remove_dir_all(directory.path().join("var")).unwrap();
         let mut journal = self::journal();
         assert!(journal.begin_restart(&host, Some((1, 1))).is_err());
         assert_eq!(journal, self::journal());
@@ -494,8 +498,8 @@ mod tests {
 
     #[test]
     fn undoing_a_link_removes_nothing_but_a_link() {
-        let (folder, host) = host();
-        let at = |name: &str| folder.path().join(name);
+        let (directory, host) = host();
+        let at = |name: &str| directory.path().join(name);
         std::fs::write(at("theirs"), "").unwrap();
         std::os::unix::fs::symlink("/store/a", at("ours")).unwrap();
         let mut journal = journal();
@@ -515,7 +519,7 @@ mod tests {
     #[case::a_root_that_its_owner_keeps(&["/etc/k0s/containerd.toml"], false)]
     #[case::nothing(&[], false)]
     fn k0s_learns_of_its_snippets_alone(#[case] written: &[&str], #[case] expected: bool) {
-        let (folder, host) = host();
+        let (directory, host) = host();
         let mut journal = journal();
         journal.undo = written.iter().map(|path| config(path, "before")).collect();
         assert_eq!(journal.service().restart_triggered_by_write, expected);
@@ -525,7 +529,7 @@ mod tests {
         );
         // Who has nothing to put back tells nobody.
         for path in written {
-            let path = folder.path().join(&path[1..]);
+            let path = directory.path().join(&path[1..]);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, "before").unwrap();
         }

@@ -30,7 +30,7 @@ use crate::installer::host::{HostRoot, text_digest};
 use crate::installer::inspect::HostFacts;
 use crate::installer::plan::HostPlan;
 use crate::installer::plan::expected::Expected;
-use crate::installer::state::{STATE_FOLDER, StateAfter, link_target};
+use crate::installer::state::{STATE_DIRECTORY, StateAfter, link_target};
 use cleanup::{InUse, commit, finish, retain_in_use};
 use failure::Progress;
 pub use failure::{Error, Failure, Restarts};
@@ -68,7 +68,7 @@ pub async fn perform(
             .map_err(|error| Failure::Refused(error.into()))?
             .is_some()
         {
-            return Err(Failure::Refused(Error::LinkedFolder { path }));
+            return Err(Failure::Refused(Error::SymlinkedDirectory { path }));
         }
     }
     let mut journal = journal(host, facts, plan).map_err(Failure::Refused)?;
@@ -77,19 +77,19 @@ pub async fn perform(
         reachable.map_err(|error| Failure::Refused(restart::Error::Service(error).into()))?;
     }
     let begun = host
-        .missing_folders(STATE_FOLDER)
-        .and_then(|folders| {
-            folders
+        .missing_directories(STATE_DIRECTORY)
+        .and_then(|directories| {
+            directories
                 .iter()
-                .try_for_each(|folder| host.create_folder(folder))
+                .try_for_each(|directory| host.create_directory(directory))
         })
         .map_err(Error::from)
         .and_then(|()| journal.save(host));
     if let Err(error) = begun {
-        let made = facts.missing_folders.get(STATE_FOLDER);
-        for folder in made.into_iter().flatten().rev() {
+        let made = facts.missing_directories.get(STATE_DIRECTORY);
+        for directory in made.into_iter().flatten().rev() {
             // Best effort: an empty folder does no harm, and the next run uses it.
-            let _ = host.remove_folder(folder);
+            let _ = host.remove_directory(directory);
         }
         return Err(Failure::Refused(error));
     }
@@ -118,8 +118,8 @@ pub async fn perform(
 /// # Errors
 /// When what stands at a path of the plan can't be looked at: taken for absent, it would go with the undoing.
 fn journal(host: &HostRoot, facts: &HostFacts, plan: &HostPlan) -> Result<Journal, Error> {
-    let folders = plan.make_folders.iter().cloned();
-    let mut undo: Vec<Undo> = folders.map(|path| Undo::Folder { path }).collect();
+    let directories = plan.new_directories.iter().cloned();
+    let mut undo: Vec<Undo> = directories.map(|path| Undo::Directory { path }).collect();
     let root = &facts.loaded.root.path;
     let candidates = validate_config::paths(root, plan.config.len());
     undo.extend(candidates.map(|path| Undo::File { path }));
@@ -158,7 +158,7 @@ fn journal(host: &HostRoot, facts: &HostFacts, plan: &HostPlan) -> Result<Journa
         unit: facts.unit(),
         distro: facts.distro.word.to_owned(),
         socket: facts.socket(),
-        folder: facts.places.folder.clone(),
+        directory: facts.places.directory.clone(),
         restarting: false,
         process: None,
         undone: false,
@@ -168,7 +168,7 @@ fn journal(host: &HostRoot, facts: &HostFacts, plan: &HostPlan) -> Result<Journa
             StateAfter::Remove => FinalState::Remove,
             StateAfter::Keep => FinalState::Keep,
         },
-        drop_folders: plan.drop_folders.clone(),
+        obsolete_directories: plan.obsolete_directories.clone(),
         leftovers: plan.leftovers.clone(),
         leaving: plan.leaving.clone(),
     })
@@ -184,8 +184,8 @@ async fn act(
     journal: &mut Journal,
     progress: &mut Progress,
 ) -> Result<(Done, InUse), Error> {
-    for folder in &plan.make_folders {
-        host.create_folder(folder)?;
+    for directory in &plan.new_directories {
+        host.create_directory(directory)?;
     }
     for sha256 in &plan.store {
         interrupts.check().await?;

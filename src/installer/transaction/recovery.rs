@@ -19,7 +19,7 @@ use crate::installer::host::HostRoot;
 use crate::installer::inspect::{HostFacts, dump_config, gather};
 use crate::installer::plan;
 use crate::installer::plan::preconditions::spares;
-use crate::installer::state::{JOURNAL_FILE, STATE_FILE, STATE_FOLDER, STATE_LIMIT};
+use crate::installer::state::{JOURNAL_FILE, STATE_DIRECTORY, STATE_FILE, STATE_LIMIT};
 
 /// A restart takes a second at most, and one that a supervisor of k0s is about to make some eight: it gathers changes for three and
 /// starts what ended after five.
@@ -222,7 +222,7 @@ async fn check_restart(
 /// A run that was killed, or found no room, before its journal was on disk leaves a folder at most. Best effort, as nothing is in it.
 fn remove_empty_directories(host: &HostRoot) {
     host.discard_new(JOURNAL_FILE);
-    let _ = host.remove_folder(STATE_FOLDER);
+    let _ = host.remove_directory(STATE_DIRECTORY);
 }
 
 #[cfg(test)]

@@ -74,17 +74,17 @@ pub(crate) async fn resolve(
         }
     }
     let mut downloads = None;
-    let mut folder = options.directory.map(Path::to_owned);
+    let mut directory = options.directory.map(Path::to_owned);
     let remote = |shim: &ShimRequest| fetch::path_on_host(&shim.location).is_none();
     // A host that is refused anyway is not worth a download.
-    if folder.is_none() && facts.distro.refusal.is_none() && missing.iter().any(remote) {
+    if directory.is_none() && facts.distro.refusal.is_none() && missing.iter().any(remote) {
         let made = tempfile::tempdir().map_err(|source| Error::Temporary { source })?;
         // What was expected here was looked for by now.
         for shim in &mut missing {
             shim.present = None;
         }
         fetch::fetch(&missing, made.path(), options.ca_file).await?;
-        folder = Some(made.path().to_owned());
+        directory = Some(made.path().to_owned());
         downloads = Some(made);
     }
     let mut sources = BTreeMap::new();
@@ -103,7 +103,7 @@ pub(crate) async fn resolve(
                 };
                 (sha256, source)
             }),
-            None => read_binary(shim, folder.as_deref()),
+            None => read_binary(shim, directory.as_deref()),
         };
         let binary = match found {
             Ok((sha256, source)) => {
@@ -157,9 +157,9 @@ fn artifact(
 }
 
 /// Where the binary of a shim is that was fetched, verified.
-fn read_binary(shim: &ShimRequest, folder: Option<&Path>) -> Result<(String, Source), Error> {
-    let folder = folder.ok_or(fetch::Error::Missing)?;
-    let (path, sha256) = handoff_dir::read_binary(shim, folder)?;
+fn read_binary(shim: &ShimRequest, directory: Option<&Path>) -> Result<(String, Source), Error> {
+    let directory = directory.ok_or(fetch::Error::Missing)?;
+    let (path, sha256) = handoff_dir::read_binary(shim, directory)?;
     Ok((sha256, Source::HandedOver(path)))
 }
 

@@ -124,8 +124,8 @@ pub(crate) fn discard_journal(host: &HostRoot, journal: &Journal) -> Result<(), 
     host.discard_new(JOURNAL_FILE);
     host.remove_file(JOURNAL_FILE)?;
     for step in journal.undo.iter().rev() {
-        if let Undo::Folder { path } = step {
-            host.remove_folder(path)?;
+        if let Undo::Directory { path } = step {
+            host.remove_directory(path)?;
         }
     }
     Ok(())
@@ -182,8 +182,8 @@ mod tests {
     #[tokio::test]
     async fn what_went_live_was_not_refused(#[values(false, true)] live: bool) {
         for cause in causes() {
-            let folder = tempfile::tempdir().unwrap();
-            let host = HostRoot::open(folder.path()).unwrap();
+            let directory = tempfile::tempdir().unwrap();
+            let host = HostRoot::open(directory.path()).unwrap();
             let text = r#"{"apiVersion":"farrier.dev/v1","undo":[],"declares":[],"root":"/c","unit":"u","socket":"/s","commits":null}"#;
             let mut journal = serde_json::from_str(text).unwrap();
             let progress = Progress {

@@ -66,8 +66,8 @@ mod tests {
 
     /// Tries a shim that is this script.
     async fn tried(script: &str, limit: Duration) -> Result<(), Error> {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("shim");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("shim");
         std::fs::write(&path, script).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
         let host = HostRoot::open(Path::new("/")).unwrap();

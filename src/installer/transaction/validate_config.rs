@@ -214,17 +214,17 @@ mod tests {
         #[case] files: &[(&str, &str)],
         #[case] expected: bool,
     ) {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         for (name, text) in files {
             let path = format!(
                 "{}/{name}",
                 crate::installer::host::path::parent_directory(ROOT)
             );
-            let path = folder.path().join(path.trim_start_matches('/'));
+            let path = directory.path().join(path.trim_start_matches('/'));
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, text).unwrap();
         }
-        let host = HostRoot::open(folder.path()).unwrap();
+        let host = HostRoot::open(directory.path()).unwrap();
         let found = is_rendered(&host, &plan(true));
         assert_eq!(found.is_ok(), expected, "{found:?}");
         if let Err(error) = found {

@@ -6,7 +6,7 @@ use super::journal::{JOURNAL_LIMIT, Journal, Undo};
 use super::validate_config;
 use crate::handoff::{API_VERSION, is_sha256};
 use crate::installer::host::HostRoot;
-use crate::installer::state::validate::{is_marker, is_own_folder, is_shim};
+use crate::installer::state::validate::{is_marker, is_own_directory, is_shim};
 use crate::installer::state::{Error as StateError, InstallPaths, JOURNAL_FILE};
 
 impl Journal {
@@ -43,10 +43,10 @@ impl Journal {
 /// The first thing that a journal of ours would not name.
 fn unexpected_path(journal: &Journal) -> Option<String> {
     let places = InstallPaths {
-        folder: journal.folder.clone(),
+        directory: journal.directory.clone(),
     };
-    if !is_own_folder(&places.folder) {
-        return Some(places.folder);
+    if !is_own_directory(&places.directory) {
+        return Some(places.directory);
     }
     let is_stored = |path: &str| {
         let store = places.store();
@@ -61,7 +61,7 @@ fn unexpected_path(journal: &Journal) -> Option<String> {
         Undo::Repaired { path } => is_stored(path),
         Undo::Link { path, .. } | Undo::Replaced { path } => is_shim(path),
         // A configuration is only put back where it is what was written, and a folder goes only when it is empty.
-        Undo::Config { path, .. } | Undo::Folder { path } => path.starts_with('/'),
+        Undo::Config { path, .. } | Undo::Directory { path } => path.starts_with('/'),
     };
     let steps = journal.undo.iter().filter(|step| !is_ours(step));
     let mut unexpected = steps.map(|step| match step {
@@ -70,7 +70,7 @@ fn unexpected_path(journal: &Journal) -> Option<String> {
         | Undo::Replaced { path }
         | Undo::File { path }
         | Undo::Repaired { path }
-        | Undo::Folder { path } => path.clone(),
+        | Undo::Directory { path } => path.clone(),
     });
     unexpected.next().or_else(|| {
         let markers = |path: &&String| !is_shim(path) && !is_marker(path);
@@ -87,7 +87,7 @@ mod tests {
     const SHA256: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 
     #[rstest]
-    #[case::folder("/opt/farrier\"", "/\"")]
+    #[case::directory("/opt/farrier\"", "/\"")]
     #[case::file("/opt/farrier/store/", "/etc/")]
     #[case::up("/opt/farrier/store/", "/opt/farrier/store/../")]
     #[case::candidate("/c.farrier-candidate", "/etc/passwd")]

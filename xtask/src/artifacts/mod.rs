@@ -95,36 +95,37 @@ type Routes = BTreeMap<String, Answer>;
 /// When a file can't be written or the server doesn't come up.
 pub fn start(cluster: &Cluster, shim: &Path, progress: &Progress) -> Result<(PathBuf, Artifacts)> {
     progress.step("serving the shim over HTTPS", || {
-        let folder = cluster
+        let directory = cluster
             .state_path()
             .parent()
             .context("the cluster's state has no folder")?
             .join("artifacts");
         let address = IpAddr::V4(cluster.state().control_plane_ip);
         let shim = fs::read(shim).with_context(|| format!("cannot read {}", shim.display()))?;
-        let artifacts = prepare(&folder, address, &shim)?;
-        let json = folder.join("artifacts.json");
+        let artifacts = prepare(&directory, address, &shim)?;
+        let json = directory.join("artifacts.json");
         fs::write(&json, serde_json::to_vec_pretty(&artifacts)?)?;
 
         let mut command = cluster.control_plane_command(&std::env::current_exe()?);
         command
             .arg("serve-artifacts")
-            .arg(&folder)
+            .arg(&directory)
             .arg(address.to_string());
-        process::start(&mut command, &folder.join("server.log"))?;
+        process::start(&mut command, &directory.join("server.log"))?;
         process::wait_until("starting the artifact server", START, || {
-            Ok(folder.join(server::READY).exists().then_some(()))
+            Ok(directory.join(server::READY).exists().then_some(()))
         })?;
         Ok((json, artifacts))
     })
 }
 
-/// Writes everything that is served, the table and the certificates to `folder`.
-fn prepare(folder: &Path, address: IpAddr, shim: &[u8]) -> Result<Artifacts> {
-    fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    certificates(folder, address)?;
+/// Writes everything that is served, the table and the certificates to `directory`.
+fn prepare(directory: &Path, address: IpAddr, shim: &[u8]) -> Result<Artifacts> {
+    fs::create_dir_all(directory)
+        .with_context(|| format!("cannot create {}", directory.display()))?;
+    certificates(directory, address)?;
     let mut shelf = Shelf {
-        folder,
+        directory,
         https: format!("https://{address}:{HTTPS_PORT}"),
         storage: format!("https://{address}:{STORAGE_PORT}"),
         routes: Routes::new(),
@@ -133,14 +134,14 @@ fn prepare(folder: &Path, address: IpAddr, shim: &[u8]) -> Result<Artifacts> {
     let upgraded = [shim, b"the next release"].concat();
     let artifacts = Artifacts {
         http: format!("http://{address}:{HTTP_PORT}"),
-        ca: folder.join("ca.pem"),
+        ca: directory.join("ca.pem"),
         shim: shelf.release("v0.1.0", shim)?,
         upgrade: shelf.release("v0.2.0", &upgraded)?,
         faults: shelf.faults(shim)?,
         https: shelf.https,
     };
     fs::write(
-        folder.join(server::ROUTES),
+        directory.join(server::ROUTES),
         serde_json::to_vec_pretty(&shelf.routes)?,
     )?;
     Ok(artifacts)
@@ -148,7 +149,7 @@ fn prepare(folder: &Path, address: IpAddr, shim: &[u8]) -> Result<Artifacts> {
 
 /// Collects files and the routes to them.
 struct Shelf<'a> {
-    folder: &'a Path,
+    directory: &'a Path,
     https: String,
     storage: String,
     routes: Routes,
@@ -214,7 +215,7 @@ impl Shelf<'_> {
             let url = self.route(&fault_path(name), Answer::File(file.clone()));
             faults.insert(name.to_owned(), self.store(url, &file, &bytes)?);
         }
-        fs::write(self.folder.join("whole.tar.gz"), &whole)?;
+        fs::write(self.directory.join("whole.tar.gz"), &whole)?;
         let itself = format!("{}{}", self.https, fault_path("redirect-loop"));
         let answers = [
             ("not-found", Answer::Status(404)),
@@ -244,7 +245,7 @@ impl Shelf<'_> {
     }
 
     fn store(&self, url: String, file: &str, bytes: &[u8]) -> Result<Artifact> {
-        let path = self.folder.join(file);
+        let path = self.directory.join(file);
         fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
         Ok(Artifact {
             url,
@@ -259,7 +260,7 @@ fn fault_path(name: &str) -> String {
 }
 
 /// Makes an authority whose key nobody keeps, and a certificate by it for `address`.
-fn certificates(folder: &Path, address: IpAddr) -> Result<()> {
+fn certificates(directory: &Path, address: IpAddr) -> Result<()> {
     let mut authority = CertificateParams::new(Vec::new())?;
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     authority.key_usages = vec![
@@ -284,7 +285,7 @@ fn certificates(folder: &Path, address: IpAddr) -> Result<()> {
         (server::CERTIFICATE, certificate.pem()),
         (server::KEY, key.serialize_pem()),
     ] {
-        fs::write(folder.join(name), pem).with_context(|| format!("cannot write {name}"))?;
+        fs::write(directory.join(name), pem).with_context(|| format!("cannot write {name}"))?;
     }
     Ok(())
 }
@@ -295,11 +296,12 @@ mod tests {
 
     #[test]
     fn every_artifact_has_a_route() {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         let shim = [b"\x7fELF".as_slice(), &[0; 5000]].concat();
-        let artifacts = prepare(folder.path(), "127.0.0.1".parse().unwrap(), &shim).unwrap();
+        let artifacts = prepare(directory.path(), "127.0.0.1".parse().unwrap(), &shim).unwrap();
         let routes: Routes =
-            serde_json::from_slice(&fs::read(folder.path().join(server::ROUTES)).unwrap()).unwrap();
+            serde_json::from_slice(&fs::read(directory.path().join(server::ROUTES)).unwrap())
+                .unwrap();
         for artifact in artifacts
             .faults
             .values()

@@ -36,20 +36,20 @@ const SILENCE: Duration = Duration::from_mins(15);
 ///
 /// # Errors
 /// When the folder is not as `prepare` leaves it, or a port is taken.
-pub fn serve(folder: &Path, address: IpAddr) -> Result<()> {
+pub fn serve(directory: &Path, address: IpAddr) -> Result<()> {
     let routes: Routes = serde_json::from_slice(
-        &fs::read(folder.join(ROUTES)).with_context(|| format!("cannot read {ROUTES}"))?,
+        &fs::read(directory.join(ROUTES)).with_context(|| format!("cannot read {ROUTES}"))?,
     )?;
     let tls = Arc::new(
         ServerConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
             .with_safe_default_protocol_versions()?
             .with_no_client_auth()
             .with_single_cert(
-                vec![CertificateDer::from_pem_file(folder.join(CERTIFICATE))?],
-                PrivateKeyDer::from_pem_file(folder.join(KEY))?,
+                vec![CertificateDer::from_pem_file(directory.join(CERTIFICATE))?],
+                PrivateKeyDer::from_pem_file(directory.join(KEY))?,
             )?,
     );
-    let site = Arc::new((folder.to_owned(), routes));
+    let site = Arc::new((directory.to_owned(), routes));
     let mut listeners = Vec::new();
     for (port, tls) in [
         (HTTP_PORT, None),
@@ -63,7 +63,7 @@ pub fn serve(folder: &Path, address: IpAddr) -> Result<()> {
             listen(&listener, &site, tls.as_ref());
         }));
     }
-    fs::write(folder.join(READY), "")?;
+    fs::write(directory.join(READY), "")?;
     for listener in listeners {
         // Listeners don't end.
         let _ = listener.join();
@@ -102,7 +102,7 @@ fn converse(stream: TcpStream, site: &Site, tls: Option<Arc<ServerConfig>>) -> R
 }
 
 /// Reads one request and answers it; every connection carries one.
-fn answer(mut stream: impl Read + Write, (folder, routes): &Site) -> Result<()> {
+fn answer(mut stream: impl Read + Write, (directory, routes): &Site) -> Result<()> {
     let target = request(&mut stream)?;
     let (path, query) = target.split_once('?').unwrap_or((&target, ""));
     // What goes out: a status, where else to look, a file and the share of it that is sent.
@@ -128,7 +128,7 @@ fn answer(mut stream: impl Read + Write, (folder, routes): &Site) -> Result<()> 
         write!(stream, "Content-Length: 0\r\n\r\n")?;
         return Ok(stream.flush()?);
     };
-    let file = File::open(folder.join(file))?;
+    let file = File::open(directory.join(file))?;
     let length = file.metadata()?.len();
     write!(
         stream,
@@ -178,8 +178,8 @@ mod tests {
 
     #[test]
     fn every_answer_is_what_the_table_says() {
-        let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("file"), "1234").unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("file"), "1234").unwrap();
         let file = || "file".to_owned();
         let routes = Routes::from([
             ("/file".to_owned(), Answer::File(file())),
@@ -191,7 +191,7 @@ mod tests {
             ),
             ("/broken".to_owned(), Answer::Status(503)),
         ]);
-        let site = (folder.path().to_owned(), routes);
+        let site = (directory.path().to_owned(), routes);
         for (target, status, header, body) in [
             ("/file", "200", "Content-Length: 4", "1234"),
             ("/file?any=thing", "200", "Content-Length: 4", "1234"),

@@ -140,8 +140,8 @@ fn devices(root: &Path) -> Result<()> {
             .with_context(|| format!("cannot make the device {name}"))?;
     }
     nix::sys::stat::umask(Mode::from_bits_truncate(0o022));
-    for folder in ["pts", "shm"] {
-        fs::create_dir(dev.join(folder))?;
+    for directory in ["pts", "shm"] {
+        fs::create_dir(dev.join(directory))?;
     }
     let options = Some("newinstance,ptmxmode=0666,mode=620");
     mount_at(root, "dev/pts", "devpts", MsFlags::empty(), options)?;
@@ -174,12 +174,12 @@ fn mount_cgroups(root: &Path, layout: &Layout) -> Result<()> {
     };
     mount_at(root, top, "tmpfs", none, Some("mode=755"))?;
     for hierarchy in hierarchies {
-        let (folder, filesystem, options) = match &hierarchy.kind {
+        let (directory, filesystem, options) = match &hierarchy.kind {
             Kind::Unified => ("unified".to_owned(), "cgroup2", None),
             Kind::Named(name) => (name.clone(), "cgroup", Some(format!("none,name={name}"))),
             Kind::Controllers(names) => (names.join(","), "cgroup", Some(names.join(","))),
         };
-        let at = format!("{top}/{folder}");
+        let at = format!("{top}/{directory}");
         fs::create_dir(root.join(&at))?;
         mount_at(root, &at, filesystem, none, options.as_deref())?;
         if let Kind::Controllers(names) = &hierarchy.kind
@@ -187,7 +187,7 @@ fn mount_cgroups(root: &Path, layout: &Layout) -> Result<()> {
         {
             // containerd and runc look for each controller under its own name.
             for name in names {
-                symlink(&folder, root.join(top).join(name))?;
+                symlink(&directory, root.join(top).join(name))?;
             }
         }
     }

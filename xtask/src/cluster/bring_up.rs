@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use super::cgroups::Layout;
 use super::state::{Binaries, FILE, NodeState, Owner, State, boot_id};
 use super::{
-    CLUSTERS, Cluster, LOGS, Spec, boot, control_plane, folder, host, logs, names, network,
+    CLUSTERS, Cluster, LOGS, Spec, boot, control_plane, directory, host, logs, names, network,
     node_command, on_every_node, pause, register, rootfs,
 };
 use crate::cache::{Cache, remove_tree};
@@ -59,7 +59,7 @@ impl Parts {
         let asset = |name: &str| {
             assets
                 .as_ref()
-                .and_then(|folder| folder.join(name).canonicalize().ok())
+                .and_then(|directory| directory.join(name).canonicalize().ok())
         };
         let etcd = match asset("etcd") {
             Some(etcd) => etcd,
@@ -108,16 +108,16 @@ fn claim(cache: &Cache, spec: &Spec, parts: &Parts, progress: &Progress) -> Resu
             || !network::host_links(index).is_empty()
     })
     .context("200 clusters are up on this machine: take one down")?;
-    let folder = folder(cache, &spec.name);
-    let mut state = state(spec, parts, index, &folder)?;
+    let directory = directory(cache, &spec.name);
+    let mut state = state(spec, parts, index, &directory)?;
     state.own();
     fs::create_dir_all(&state.logs)
         .with_context(|| format!("cannot create {}", state.logs.display()))?;
-    state.write(&folder)?;
-    let registration = register(index, folder.clone(), logs(cache, &spec.name));
+    state.write(&directory)?;
+    let registration = register(index, directory.clone(), logs(cache, &spec.name));
     let cluster = Cluster {
         state,
-        folder,
+        directory,
         cache: cache.clone(),
         registration: Some(registration),
     };
@@ -163,7 +163,7 @@ fn sweep(cache: &Cache, wanted: &str, progress: &Progress) -> Result<()> {
     Ok(())
 }
 
-fn state(spec: &Spec, parts: &Parts, index: u8, folder: &Path) -> Result<State> {
+fn state(spec: &Spec, parts: &Parts, index: u8, directory: &Path) -> Result<State> {
     let nodes = spec
         .nodes
         .iter()
@@ -174,20 +174,20 @@ fn state(spec: &Spec, parts: &Parts, index: u8, folder: &Path) -> Result<State> 
             setup: node.setup,
             ip: names::node_ip(index, number),
             pid: None,
-            root: folder.join("nodes").join(&node.name),
+            root: directory.join("nodes").join(&node.name),
             netns: names::node_id(index, number),
         })
         .collect();
-    if folder.exists() {
+    if directory.exists() {
         bail!(
             "{} holds a cluster of another release of xtask: take it down with that one",
-            folder.display()
+            directory.display()
         );
     }
     Ok(State {
         name: spec.name.clone(),
         index,
-        kubeconfig: folder.join("kubeconfig"),
+        kubeconfig: directory.join("kubeconfig"),
         kubectl: parts.kubectl.clone(),
         helm: parts.helm.clone(),
         owner_pid: None,
@@ -198,19 +198,19 @@ fn state(spec: &Spec, parts: &Parts, index: u8, folder: &Path) -> Result<State> 
         control_plane_ip: names::control_plane_ip(index),
         controller_manager_qps: spec.controller_manager_qps,
         binaries: parts.binaries.clone(),
-        logs: folder.join(LOGS),
+        logs: directory.join(LOGS),
     })
 }
 
 impl Cluster {
     fn bring_up(&mut self, parts: &Parts, progress: &Progress) -> Result<()> {
         progress.step("starting the control plane", || {
-            control_plane::certificates(&self.state, &self.folder)?;
+            control_plane::certificates(&self.state, &self.directory)?;
             network::connect_control_plane(self.state.index)?;
             // Copying file systems keeps the disk busy while the API server keeps a processor busy.
             thread::scope(|scope| {
                 let prepared = scope.spawn(|| self.prepare_nodes(parts));
-                let started = control_plane::start(&self.state, &self.folder);
+                let started = control_plane::start(&self.state, &self.directory);
                 let prepared = prepared
                     .join()
                     .unwrap_or_else(|_| Err(anyhow!("a thread panicked")));
@@ -234,7 +234,7 @@ impl Cluster {
 
     fn prepare_nodes(&self, parts: &Parts) -> Result<()> {
         let layout = Layout::here()?;
-        let certificates = self.folder.join(control_plane::CERTIFICATES);
+        let certificates = self.directory.join(control_plane::CERTIFICATES);
         let nodes = self.state.nodes.iter().zip(&parts.containerds).zip(1u8..);
         for ((node, containerd), number) in nodes {
             network::connect_node(self.state.index, number)?;
@@ -256,7 +256,7 @@ impl Cluster {
             let console = logs.join(format!("{}-console.log", node.name));
             node.pid = Some(boot::boot(node, &console)?);
         }
-        self.state.write(&self.folder)
+        self.state.write(&self.directory)
     }
 
     fn await_nodes(&self) -> Result<()> {

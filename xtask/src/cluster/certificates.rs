@@ -14,7 +14,7 @@ use serde_json::json;
 
 /// A certificate authority that keeps its files in a folder.
 pub struct Authority {
-    folder: PathBuf,
+    directory: PathBuf,
     issuer: CertifiedIssuer<'static, KeyPair>,
 }
 
@@ -29,15 +29,15 @@ pub struct Subject<'a> {
 }
 
 impl Authority {
-    /// Makes an authority and writes `ca.crt` into `folder`; its key is kept in memory alone.
+    /// Makes an authority and writes `ca.crt` into `directory`; its key is kept in memory alone.
     ///
     /// # Errors
     /// When the folder can't be made or the file not be written.
-    pub fn create(folder: &Path) -> Result<Self> {
+    pub fn create(directory: &Path) -> Result<Self> {
         fs::DirBuilder::new()
             .mode(0o700)
-            .create(folder)
-            .with_context(|| format!("cannot create {}", folder.display()))?;
+            .create(directory)
+            .with_context(|| format!("cannot create {}", directory.display()))?;
         let mut params = CertificateParams::default();
         params
             .distinguished_name
@@ -45,9 +45,9 @@ impl Authority {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
-        write_private(&folder.join("ca.crt"), &issuer.pem())?;
+        write_private(&directory.join("ca.crt"), &issuer.pem())?;
         Ok(Self {
-            folder: folder.to_owned(),
+            directory: directory.to_owned(),
             issuer,
         })
     }
@@ -55,7 +55,7 @@ impl Authority {
     /// Where the file `name` is.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
-        self.folder.join(name)
+        self.directory.join(name)
     }
 
     /// Writes `<file>.crt` and `<file>.key`.
@@ -100,24 +100,24 @@ impl Authority {
     pub fn kubeconfig(&self, file: &str, subject: &Subject<'_>, server: &str) -> Result<PathBuf> {
         self.issue(file, subject)?;
         let path = self.path(&format!("{file}.kubeconfig"));
-        write_private(&path, &kubeconfig(&self.folder, file, server))?;
+        write_private(&path, &kubeconfig(&self.directory, file, server))?;
         Ok(path)
     }
 }
 
-/// A kubeconfig that names the files `ca.crt`, `<file>.crt` and `<file>.key` in `folder`. It is JSON, which is YAML too.
+/// A kubeconfig that names the files `ca.crt`, `<file>.crt` and `<file>.key` in `directory`. It is JSON, which is YAML too.
 #[must_use]
-pub fn kubeconfig(folder: &Path, file: &str, server: &str) -> String {
+pub fn kubeconfig(directory: &Path, file: &str, server: &str) -> String {
     let config = json!({
         "apiVersion": "v1",
         "kind": "Config",
         "clusters": [{"name": "farrier", "cluster": {
             "server": server,
-            "certificate-authority": folder.join("ca.crt"),
+            "certificate-authority": directory.join("ca.crt"),
         }}],
         "users": [{"name": file, "user": {
-            "client-certificate": folder.join(format!("{file}.crt")),
-            "client-key": folder.join(format!("{file}.key")),
+            "client-certificate": directory.join(format!("{file}.crt")),
+            "client-key": directory.join(format!("{file}.key")),
         }}],
         "contexts": [{"name": "farrier", "context": {"cluster": "farrier", "user": file}}],
         "current-context": "farrier",

@@ -97,7 +97,7 @@ impl Layout {
 
     /// The folders that are, or would be, the node's own root in each tree.
     #[must_use]
-    pub fn folders(&self, node: &str) -> Vec<PathBuf> {
+    pub fn directories(&self, node: &str) -> Vec<PathBuf> {
         self.mounts().map(|mount| mount.join(node)).collect()
     }
 
@@ -121,15 +121,15 @@ impl Layout {
         if let Self::Unified { mount } = self {
             delegate(mount)?;
         }
-        for folder in self.folders(node) {
-            fs::create_dir_all(&folder)
-                .with_context(|| format!("cannot create the cgroup {}", folder.display()))?;
+        for directory in self.directories(node) {
+            fs::create_dir_all(&directory)
+                .with_context(|| format!("cannot create the cgroup {}", directory.display()))?;
             // Version 1 starts a cpuset empty, and nothing may join an empty one.
             for file in ["cpuset.cpus", "cpuset.mems"] {
-                let above = folder.with_file_name(file);
+                let above = directory.with_file_name(file);
                 if matches!(self, Self::Legacy { .. }) && above.is_file() {
-                    fs::copy(&above, folder.join(file)).with_context(|| {
-                        format!("cannot set {file} of the cgroup {}", folder.display())
+                    fs::copy(&above, directory.join(file)).with_context(|| {
+                        format!("cannot set {file} of the cgroup {}", directory.display())
                     })?;
                 }
             }
@@ -142,10 +142,10 @@ impl Layout {
     /// # Errors
     /// When the kernel refuses.
     pub fn join(&self, node: &str) -> Result<()> {
-        for folder in self.folders(node) {
+        for directory in self.directories(node) {
             // 0 is the writer.
-            fs::write(folder.join("cgroup.procs"), "0")
-                .with_context(|| format!("cannot join the cgroup {}", folder.display()))?;
+            fs::write(directory.join("cgroup.procs"), "0")
+                .with_context(|| format!("cannot join the cgroup {}", directory.display()))?;
         }
         Ok(())
     }
@@ -166,21 +166,23 @@ impl Layout {
 ///
 /// # Errors
 /// When processes stay in it for longer than they may take to die.
-pub fn remove(folder: &Path) -> Result<()> {
+pub fn remove(directory: &Path) -> Result<()> {
     // The kernel says busy until the last process that was killed is gone for good.
     process::wait_until(
-        &format!("emptying the cgroup {}", folder.display()),
+        &format!("emptying the cgroup {}", directory.display()),
         Duration::from_secs(15),
-        || match remove_leaves_first(folder) {
+        || match remove_leaves_first(directory) {
             Ok(()) => Ok(Some(())),
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(None),
-            Err(error) => Err(error).with_context(|| format!("cannot remove {}", folder.display())),
+            Err(error) => {
+                Err(error).with_context(|| format!("cannot remove {}", directory.display()))
+            }
         },
     )
 }
 
-fn remove_leaves_first(folder: &Path) -> io::Result<()> {
-    let entries = match fs::read_dir(folder) {
+fn remove_leaves_first(directory: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         entries => entries?,
     };
@@ -190,7 +192,7 @@ fn remove_leaves_first(folder: &Path) -> io::Result<()> {
             remove_leaves_first(&entry.path())?;
         }
     }
-    match fs::remove_dir(folder) {
+    match fs::remove_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,
     }
@@ -327,7 +329,7 @@ mod tests {
         let layout = Layout::from_mountinfo(mounts).unwrap();
         assert_eq!(layout, Layout::Unified { mount: ROOT.into() });
         assert_eq!(
-            layout.folders("fr1-n1"),
+            layout.directories("fr1-n1"),
             [Path::new("/sys/fs/cgroup/fr1-n1")]
         );
     }
@@ -352,8 +354,8 @@ mod tests {
 
     #[test]
     fn a_tree_of_folders_goes_leaves_first() {
-        let folder = tempfile::tempdir().unwrap();
-        let root = folder.path().join("fr1-n1");
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("fr1-n1");
         fs::create_dir_all(root.join("a/b")).unwrap();
         remove(&root).unwrap();
         assert!(!root.exists());

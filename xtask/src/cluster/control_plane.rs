@@ -34,8 +34,8 @@ pub fn server(state: &State) -> String {
 ///
 /// # Errors
 /// When they can't be written.
-pub fn certificates(state: &State, folder: &Path) -> Result<()> {
-    let authority = Authority::create(&folder.join(CERTIFICATES))?;
+pub fn certificates(state: &State, directory: &Path) -> Result<()> {
+    let authority = Authority::create(&directory.join(CERTIFICATES))?;
     authority.service_account_keys()?;
     let server = server(state);
     authority.issue(
@@ -85,36 +85,39 @@ fn user<'a>(user: &'a str, group: Option<&'a str>) -> Subject<'a> {
 ///
 /// # Errors
 /// When a program ends or takes too long; the message ends with the last lines of its log.
-pub fn start(state: &State, folder: &Path) -> Result<()> {
+pub fn start(state: &State, directory: &Path) -> Result<()> {
     let binaries = &state.binaries;
     let launch = |name: &str, program: &Path, arguments: &[String]| {
         let mut command = network::inside(&state.control_plane_netns, program);
-        command.args(arguments).current_dir(folder);
+        command.args(arguments).current_dir(directory);
         process::start(&mut command, &log(state, name))
     };
     let played = match &binaries.kwok {
-        Some(_) => (kwok::api_server(state, folder)?, kwok::controller_manager()),
+        Some(_) => (
+            kwok::api_server(state, directory)?,
+            kwok::controller_manager(),
+        ),
         None => (Vec::new(), Vec::new()),
     };
-    let etcd = launch("etcd", &binaries.etcd, &etcd(folder))?;
+    let etcd = launch("etcd", &binaries.etcd, &etcd(directory))?;
     let api_server = launch(
         "kube-apiserver",
         &binaries.kube_apiserver,
-        &[api_server(state, folder), played.0].concat(),
+        &[api_server(state, directory), played.0].concat(),
     )?;
     await_ready(state, &mut [("etcd", etcd), ("kube-apiserver", api_server)])?;
     launch(
         "kube-controller-manager",
         &binaries.kube_controller_manager,
-        &[controller_manager(state, folder), played.1].concat(),
+        &[controller_manager(state, directory), played.1].concat(),
     )?;
     launch(
         "kube-scheduler",
         &binaries.kube_scheduler,
-        &scheduler(folder),
+        &scheduler(directory),
     )?;
     if let Some(program) = &binaries.kwok {
-        launch("kwok", program, &kwok::arguments(folder))?;
+        launch("kwok", program, &kwok::arguments(directory))?;
     }
     Ok(())
 }
@@ -141,10 +144,10 @@ fn await_ready(state: &State, children: &mut [(&str, Child)]) -> Result<()> {
     })
 }
 
-fn etcd(folder: &Path) -> Vec<String> {
+fn etcd(directory: &Path) -> Vec<String> {
     let peers = "http://127.0.0.1:2380";
     vec![
-        format!("--data-dir={}", folder.join("etcd").display()),
+        format!("--data-dir={}", directory.join("etcd").display()),
         format!("--listen-client-urls={ETCD}"),
         format!("--advertise-client-urls={ETCD}"),
         format!("--listen-peer-urls={peers}"),
@@ -154,8 +157,8 @@ fn etcd(folder: &Path) -> Vec<String> {
     ]
 }
 
-fn api_server(state: &State, folder: &Path) -> Vec<String> {
-    let certificates = folder.join(CERTIFICATES);
+fn api_server(state: &State, directory: &Path) -> Vec<String> {
+    let certificates = directory.join(CERTIFICATES);
     let file =
         |option: &str, name: &str| format!("--{option}={}", certificates.join(name).display());
     let ip = state.control_plane_ip;
@@ -182,8 +185,8 @@ fn api_server(state: &State, folder: &Path) -> Vec<String> {
     ]
 }
 
-fn controller_manager(state: &State, folder: &Path) -> Vec<String> {
-    let certificates = folder.join(CERTIFICATES);
+fn controller_manager(state: &State, directory: &Path) -> Vec<String> {
+    let certificates = directory.join(CERTIFICATES);
     let file =
         |option: &str, name: &str| format!("--{option}={}", certificates.join(name).display());
     let mut arguments = vec![
@@ -201,8 +204,8 @@ fn controller_manager(state: &State, folder: &Path) -> Vec<String> {
     arguments
 }
 
-fn scheduler(folder: &Path) -> Vec<String> {
-    let kubeconfig = folder.join(CERTIFICATES).join("scheduler.kubeconfig");
+fn scheduler(directory: &Path) -> Vec<String> {
+    let kubeconfig = directory.join(CERTIFICATES).join("scheduler.kubeconfig");
     vec![
         format!("--kubeconfig={}", kubeconfig.display()),
         "--leader-elect=false".to_owned(),

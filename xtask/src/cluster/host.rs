@@ -11,7 +11,7 @@ use super::network;
 use crate::process;
 
 /// Folder of the lock and the saved settings: gone after a reboot, as are the clusters and the settings themselves.
-const FOLDER: &str = "/run/farrier-xtask";
+const DIRECTORY: &str = "/run/farrier-xtask";
 
 /// What a kubelet without `protectKernelDefaults` sets for the whole machine (`pkg/kubelet/cm/container_manager_linux.go`,
 /// `setupKernelTunables`, Kubernetes 1.34).
@@ -32,8 +32,8 @@ const PATIENCE: Duration = Duration::from_mins(2);
 /// # Errors
 /// When somebody keeps it for too long.
 pub fn lock() -> Result<File> {
-    fs::create_dir_all(FOLDER).with_context(|| format!("cannot create {FOLDER}"))?;
-    let path = Path::new(FOLDER).join("lock");
+    fs::create_dir_all(DIRECTORY).with_context(|| format!("cannot create {DIRECTORY}"))?;
+    let path = Path::new(DIRECTORY).join("lock");
     let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
     process::wait_until("another run's cleaning up", PATIENCE, || {
         match file.try_lock() {
@@ -91,7 +91,7 @@ pub fn restore_settings() -> Result<()> {
         }
     }
     fs::remove_file(&saved).with_context(|| format!("cannot remove {}", saved.display()))?;
-    network::remove_empty_folder();
+    network::remove_empty_directory();
     Ok(())
 }
 
@@ -108,7 +108,7 @@ fn setting(name: &str) -> PathBuf {
 }
 
 fn saved_settings() -> PathBuf {
-    Path::new(FOLDER).join("settings.json")
+    Path::new(DIRECTORY).join("settings.json")
 }
 
 #[cfg(test)]

@@ -21,8 +21,8 @@ pub fn audit_log(state: &State) -> PathBuf {
 ///
 /// # Errors
 /// When the audit policy can't be written.
-pub fn api_server(state: &State, folder: &Path) -> Result<Vec<String>> {
-    let policy = folder.join("audit-policy.json");
+pub fn api_server(state: &State, directory: &Path) -> Result<Vec<String>> {
+    let policy = directory.join("audit-policy.json");
     let document = json!({
         "apiVersion": "audit.k8s.io/v1",
         "kind": "Policy",
@@ -51,9 +51,9 @@ pub fn controller_manager() -> Vec<String> {
 
 /// kwok's command line. It gives nodes no leases: thousands of them would keep this machine busy, and no one here reads them.
 #[must_use]
-pub fn arguments(folder: &Path) -> Vec<String> {
+pub fn arguments(directory: &Path) -> Vec<String> {
     let stages = Path::new(env!("CARGO_MANIFEST_DIR")).join("kwok/stages.yaml");
-    let kubeconfig = folder
+    let kubeconfig = directory
         .join(super::control_plane::CERTIFICATES)
         .join("admin.kubeconfig");
     vec![

@@ -132,7 +132,7 @@ pub enum NodeSetup {
 #[derive(Debug)]
 pub struct Cluster {
     state: State,
-    folder: PathBuf,
+    directory: PathBuf,
     cache: Cache,
     /// Present while this process answers for the cluster.
     registration: Option<Registration>,
@@ -145,13 +145,13 @@ impl Cluster {
     /// When there is none of that name.
     pub fn find(cache: &Cache, name: &str) -> Result<Self> {
         check_name(name)?;
-        let folder = folder(cache, name);
-        let state = State::read(&folder).with_context(|| {
+        let directory = directory(cache, name);
+        let state = State::read(&directory).with_context(|| {
             format!("there is no cluster {name}; `cargo xtask cluster up --name {name}` makes it")
         })?;
         Ok(Self {
             state,
-            folder,
+            directory,
             cache: cache.clone(),
             registration: None,
         })
@@ -182,7 +182,7 @@ impl Cluster {
     /// The state file, which tests are given as `FARRIER_CLUSTER`.
     #[must_use]
     pub fn state_path(&self) -> PathBuf {
-        self.folder.join(state::FILE)
+        self.directory.join(state::FILE)
     }
 
     /// Whether its control plane still has its place on this machine, which a crash of xtask leaves and a reboot takes.
@@ -236,7 +236,7 @@ impl Cluster {
     /// When that can't be noted in the state file.
     pub fn keep(mut self) -> Result<()> {
         self.state.disown();
-        self.state.write(&self.folder)?;
+        self.state.write(&self.directory)?;
         self.registration = None;
         Ok(())
     }
@@ -261,9 +261,9 @@ impl Cluster {
     fn tear_down(&self) -> Result<()> {
         let logs = logs(&self.cache, &self.state.name);
         if self.state.is_of_this_boot() {
-            teardown::tear_down(self.state.index, &self.folder, &logs)
+            teardown::tear_down(self.state.index, &self.directory, &logs)
         } else {
-            teardown::remove_folder(&self.folder, &logs)
+            teardown::remove_directory(&self.directory, &logs)
         }
     }
 }
@@ -285,7 +285,7 @@ impl Drop for Cluster {
 const CLUSTERS: &str = "clusters";
 
 /// Folder of the cluster `name`.
-fn folder(cache: &Cache, name: &str) -> PathBuf {
+fn directory(cache: &Cache, name: &str) -> PathBuf {
     cache.path(CLUSTERS).join(name)
 }
 
@@ -364,9 +364,9 @@ fn on_every_node(state: &State, work: impl Fn(&NodeState) -> Result<()> + Sync) 
 }
 
 /// Has the cluster taken down when a signal ends this process.
-fn register(index: u8, folder: PathBuf, logs: PathBuf) -> Registration {
+fn register(index: u8, directory: PathBuf, logs: PathBuf) -> Registration {
     interrupt::on_signal(move || {
-        if let Err(error) = teardown::tear_down(index, &folder, &logs) {
+        if let Err(error) = teardown::tear_down(index, &directory, &logs) {
             eprintln!("{error:#}");
         }
     })

@@ -153,7 +153,7 @@ pub fn remove(index: u8) -> Result<()> {
 }
 
 /// Removes the mount on which iproute2 keeps its names, once no name is left; it makes it anew when it needs it.
-pub fn remove_empty_folder() {
+pub fn remove_empty_directory() {
     if namespaces().is_empty() {
         // Fails where it isn't a mount or somebody was faster: nothing of ours is left either way.
         let _ = nix::mount::umount(NAMESPACES);

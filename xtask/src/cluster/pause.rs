@@ -18,8 +18,8 @@ const NAME: &str = "localhost/pause:1";
 /// # Errors
 /// When the program can't be compiled or the image not be written.
 pub fn image(cache: &Cache) -> Result<PathBuf> {
-    let folder = cache.publish("images/pause-1", |folder| {
-        let program = folder.join("pause");
+    let directory = cache.publish("images/pause-1", |directory| {
+        let program = directory.join("pause");
         let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
         process::run(
             Command::new("rustc")
@@ -39,7 +39,7 @@ pub fn image(cache: &Cache) -> Result<PathBuf> {
             mode: 0o755,
             content,
         };
-        archive::write(&folder.join("pause.tar"), NAME, &config, &[file])
+        archive::write(&directory.join("pause.tar"), NAME, &config, &[file])
     })?;
-    Ok(folder.join("pause.tar"))
+    Ok(directory.join("pause.tar"))
 }

@@ -63,15 +63,15 @@ const MASKED: [&str; 2] = ["systemd-modules-load.service", "systemd-sysctl.servi
 pub fn base(cache: &Cache, progress: &Progress) -> Result<PathBuf> {
     // Twelve digits tell package lists apart.
     let key = &sha256(PACKAGES.join(" ").as_bytes())[..12];
-    cache.publish(&format!("rootfs/{RELEASE}-{key}"), |folder| {
+    cache.publish(&format!("rootfs/{RELEASE}-{key}"), |directory| {
         progress.step(
             format!("making the nodes' file system (Debian {RELEASE})"),
-            || bootstrap(folder),
+            || bootstrap(directory),
         )
     })
 }
 
-fn bootstrap(folder: &Path) -> Result<()> {
+fn bootstrap(directory: &Path) -> Result<()> {
     let mut command = Command::new("unshare");
     // In namespaces of its own, so that nothing it mounts or starts outlives it.
     command
@@ -79,22 +79,22 @@ fn bootstrap(folder: &Path) -> Result<()> {
         .args(["debootstrap", "--variant=minbase"])
         .arg(format!("--include={}", PACKAGES.join(",")))
         .arg(RELEASE)
-        .arg(folder)
+        .arg(directory)
         .arg(mirror().unwrap_or_else(|| MIRROR.to_owned()));
     process::run(&mut command)?;
     for path in DEAD_WEIGHT {
-        remove_tree(&folder.join(path))?;
+        remove_tree(&directory.join(path))?;
     }
     // Copies of one machine id would be one machine to systemd and the kubelet: each node makes its own.
-    remove_file(&folder.join("var/lib/dbus/machine-id"))?;
-    fs::write(folder.join("etc/machine-id"), "")?;
-    let wanted = folder.join("etc/systemd/system/multi-user.target.wants");
+    remove_file(&directory.join("var/lib/dbus/machine-id"))?;
+    fs::write(directory.join("etc/machine-id"), "")?;
+    let wanted = directory.join("etc/systemd/system/multi-user.target.wants");
     for unit in ["e2scrub_reap.service", "remote-fs.target"] {
         remove_file(&wanted.join(unit))?;
     }
-    fs::create_dir_all(folder.join("opt/cni"))?;
-    fs::create_dir_all(folder.join("opt/images"))?;
-    symlink("/usr/lib/cni", folder.join("opt/cni/bin"))?;
+    fs::create_dir_all(directory.join("opt/cni"))?;
+    fs::create_dir_all(directory.join("opt/images"))?;
+    symlink("/usr/lib/cni", directory.join("opt/cni/bin"))?;
     Ok(())
 }
 

@@ -88,19 +88,19 @@ pub struct Binaries {
 }
 
 impl State {
-    /// Reads the state in `folder`; none where nothing readable is there.
+    /// Reads the state in `directory`; none where nothing readable is there.
     #[must_use]
-    pub fn read(folder: &Path) -> Option<Self> {
-        let text = fs::read_to_string(folder.join(FILE)).ok()?;
+    pub fn read(directory: &Path) -> Option<Self> {
+        let text = fs::read_to_string(directory.join(FILE)).ok()?;
         serde_json::from_str(&text).ok()
     }
 
-    /// Writes the state into `folder`, whole or not at all.
+    /// Writes the state into `directory`, whole or not at all.
     ///
     /// # Errors
     /// When the file can't be written.
-    pub fn write(&self, folder: &Path) -> Result<()> {
-        let path = folder.join(FILE);
+    pub fn write(&self, directory: &Path) -> Result<()> {
+        let path = directory.join(FILE);
         let partial = path.with_added_extension("partial");
         let text = serde_json::to_string_pretty(self)?;
         fs::write(&partial, text + "\n")

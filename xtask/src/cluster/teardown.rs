@@ -16,20 +16,20 @@ use crate::process;
 /// How long killed processes may take to go: the API server's memory and a node's mounts take a moment.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Removes everything of the cluster `index` whose folder is `folder`. Its logs move to `logs`. The caller holds the lock of
+/// Removes everything of the cluster `index` whose folder is `directory`. Its logs move to `logs`. The caller holds the lock of
 /// [`host::lock`], unless a signal ended it.
 ///
 /// # Errors
 /// When something is left; the message lists what.
-pub fn tear_down(index: u8, folder: &Path, logs: &Path) -> Result<()> {
+pub fn tear_down(index: u8, directory: &Path, logs: &Path) -> Result<()> {
     let attempts = [
         kill_processes(index),
         remove_cgroups(index),
         network::remove(index),
-        remove_folder(folder, logs),
+        remove_directory(directory, logs),
         host::restore_settings(),
     ];
-    let left = leftovers(index, folder);
+    let left = leftovers(index, directory);
     if !left.is_empty() {
         bail!(
             "the cluster is not gone: {} left; run `cargo xtask cluster down` once more",
@@ -42,7 +42,7 @@ pub fn tear_down(index: u8, folder: &Path, logs: &Path) -> Result<()> {
 
 /// What is still there of the cluster `index`: processes, mounts, namespaces, links, cgroups, its folder.
 #[must_use]
-pub fn leftovers(index: u8, folder: &Path) -> Vec<String> {
+pub fn leftovers(index: u8, directory: &Path) -> Vec<String> {
     let prefix = names::prefix(index);
     let mut left = Vec::new();
     for netns in network::namespaces() {
@@ -62,7 +62,7 @@ pub fn leftovers(index: u8, folder: &Path) -> Vec<String> {
     }
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     left.extend(
-        mounts_below(&mounts, folder)
+        mounts_below(&mounts, directory)
             .into_iter()
             .map(|mount| format!("mount {mount}")),
     );
@@ -71,8 +71,8 @@ pub fn leftovers(index: u8, folder: &Path) -> Vec<String> {
             .into_iter()
             .map(|pid| format!("process {pid}")),
     );
-    if folder.exists() {
-        left.push(format!("folder {}", folder.display()));
+    if directory.exists() {
+        left.push(format!("folder {}", directory.display()));
     }
     left
 }
@@ -101,15 +101,15 @@ fn remove_cgroups(index: u8) -> Result<()> {
     Layout::here()?
         .with_prefix(&names::prefix(index))
         .iter()
-        .try_for_each(|folder| cgroups::remove(folder))
+        .try_for_each(|directory| cgroups::remove(directory))
 }
 
 /// Removes the folder of a cluster that doesn't run. Its logs move to `logs`, where they outlive it: they tell why it failed.
 ///
 /// # Errors
 /// When one can't be moved or removed.
-pub fn remove_folder(folder: &Path, logs: &Path) -> Result<()> {
-    let from = folder.join(super::LOGS);
+pub fn remove_directory(directory: &Path, logs: &Path) -> Result<()> {
+    let from = directory.join(super::LOGS);
     if from.is_dir() {
         remove_tree(logs)?;
         if let Some(parent) = logs.parent() {
@@ -118,17 +118,19 @@ pub fn remove_folder(folder: &Path, logs: &Path) -> Result<()> {
         fs::rename(from, logs)?;
     }
     // The copying of a node's file system outlives the run that was killed in the midst of it, for a moment.
-    process::wait_until(&format!("removing {}", folder.display()), PATIENCE, || {
-        Ok(remove_tree(folder).ok().filter(|()| !folder.exists()))
-    })
+    process::wait_until(
+        &format!("removing {}", directory.display()),
+        PATIENCE,
+        || Ok(remove_tree(directory).ok().filter(|()| !directory.exists())),
+    )
 }
 
-/// Mount points in or under `folder`, from `/proc/self/mountinfo`.
-fn mounts_below(mountinfo: &str, folder: &Path) -> Vec<String> {
+/// Mount points in or under `directory`, from `/proc/self/mountinfo`.
+fn mounts_below(mountinfo: &str, directory: &Path) -> Vec<String> {
     mountinfo
         .lines()
         .filter_map(|line| line.split(' ').nth(4))
-        .filter(|mount| Path::new(mount).starts_with(folder))
+        .filter(|mount| Path::new(mount).starts_with(directory))
         .map(str::to_owned)
         .collect()
 }
@@ -179,8 +181,8 @@ mod tests {
 
     #[test]
     fn a_cluster_that_never_was_leaves_nothing() {
-        let folder = tempfile::tempdir().unwrap();
-        let left = leftovers(names::LAST_INDEX + 1, &folder.path().join("none"));
+        let directory = tempfile::tempdir().unwrap();
+        let left = leftovers(names::LAST_INDEX + 1, &directory.path().join("none"));
         assert_eq!(left, Vec::<String>::new());
     }
 }

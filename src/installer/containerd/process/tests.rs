@@ -17,7 +17,7 @@ const NEITHER: &[&str] = &[];
 
 /// A host in a temporary directory.
 pub(in crate::installer) struct Tree {
-    folder: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 /// A process of a host.
@@ -49,7 +49,7 @@ impl Tree {
     /// A host whose process 1 is in these cgroups; `directories` say who manages its services.
     pub(in crate::installer) fn new(init: &str, directories: &[&str]) -> Self {
         let tree = Self {
-            folder: tempfile::tempdir().unwrap(),
+            directory: tempfile::tempdir().unwrap(),
         };
         tree.write("/etc/group", "root:x:0:\nempty:x:50:\nadmins:x:60:u\n");
         tree.write(
@@ -74,16 +74,16 @@ impl Tree {
     }
 
     pub(in crate::installer) fn host(&self) -> HostRoot {
-        HostRoot::open(self.folder.path()).unwrap()
+        HostRoot::open(self.directory.path()).unwrap()
     }
 
     pub(in crate::installer) fn path(&self, path: &str) -> PathBuf {
-        self.folder.path().join(path.trim_start_matches('/'))
+        self.directory.path().join(path.trim_start_matches('/'))
     }
 
     /// Makes a directory and those above it, with the mode of a package whatever the mask is.
     fn directory(&self, path: &str) {
-        let mut made = self.folder.path().to_owned();
+        let mut made = self.directory.path().to_owned();
         for name in path.split('/').filter(|name| !name.is_empty()) {
             made.push(name);
             if !made.exists() {
@@ -105,12 +105,12 @@ impl Tree {
 
     /// The path of a file of the host that both the host and this machine know it by.
     fn on_both(&self, path: &str) -> String {
-        let folder = self.folder.path().to_str().unwrap().to_owned();
-        self.directory(parent_directory(&folder));
-        if !self.path(&folder).exists() {
-            symlink("/", self.path(&folder)).unwrap();
+        let directory = self.directory.path().to_str().unwrap().to_owned();
+        self.directory(parent_directory(&directory));
+        if !self.path(&directory).exists() {
+            symlink("/", self.path(&directory)).unwrap();
         }
-        format!("{folder}{path}")
+        format!("{directory}{path}")
     }
 
     pub(in crate::installer) fn process(&self, pid: u32, given: &Given<'_>) {
@@ -138,7 +138,7 @@ impl Tree {
         symlink(given.program, self.path(&at("exe"))).unwrap();
         symlink(given.mounts, self.path(&at("ns/mnt"))).unwrap();
         symlink("pid:[1]", self.path(&at("ns/pid"))).unwrap();
-        symlink(self.folder.path(), self.path(&at("root"))).unwrap();
+        symlink(self.directory.path(), self.path(&at("root"))).unwrap();
     }
 
     /// What becomes of the process 812.
