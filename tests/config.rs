@@ -30,7 +30,7 @@ struct Case {
     files: ConfigFiles,
     path: String,
     plugin: String,
-    want: Vec<Handler>,
+    desired: Vec<Handler>,
     before: Option<String>,
     after: PathBuf,
 }
@@ -64,7 +64,7 @@ fn read(case: &Path) -> Case {
             text: before.clone(),
         });
     }
-    let want = document["want"]
+    let desired = document["want"]
         .as_table_like()
         .unwrap()
         .iter()
@@ -81,7 +81,7 @@ fn read(case: &Path) -> Case {
         },
         path,
         plugin: text(document.as_table(), "plugin").unwrap(),
-        want,
+        desired,
         before,
         after: directory.join("out.toml"),
     }
@@ -120,9 +120,9 @@ fn apply(
     before: Option<&str>,
     target: &ConfigTarget,
     managed: &BTreeSet<String>,
-    want: &[Handler],
+    desired: &[Handler],
 ) -> Result<Option<String>, Error> {
-    edit(before, target, managed, want, Some(&Handler::runc()))
+    edit(before, target, managed, desired, Some(&Handler::runc()))
 }
 
 #[rstest]
@@ -135,14 +135,14 @@ fn a_file_gets_the_wanted_handlers_and_removing_them_restores_its_first_bytes(
     assert_eq!(target.plugin.key(), case.plugin);
 
     let before = case.before.as_deref();
-    let managed = names(&case.want);
-    let after = apply(before, &target, &BTreeSet::new(), &case.want).unwrap();
+    let managed = names(&case.desired);
+    let after = apply(before, &target, &BTreeSet::new(), &case.desired).unwrap();
     if std::env::var_os("FARRIER_BLESS").is_some() {
         fs::write(&case.after, after.as_deref().unwrap()).unwrap();
     }
     assert_eq!(after, Some(fs::read_to_string(&case.after).unwrap()));
     assert_eq!(
-        apply(after.as_deref(), &target, &managed, &case.want).unwrap(),
+        apply(after.as_deref(), &target, &managed, &case.desired).unwrap(),
         after
     );
     assert_eq!(
@@ -164,12 +164,12 @@ fn adding_and_removing_any_sets_in_any_order_restores_the_first_bytes(
         let mut now = case.before.clone();
         let mut managed = BTreeSet::new();
         for step in [walk & 7, walk >> 3 & 7, walk >> 6 & 7, 0] {
-            let want: Vec<Handler> = (0..3)
+            let desired: Vec<Handler> = (0..3)
                 .filter(|bit| step >> bit & 1 == 1)
                 .map(|bit| all[bit].clone())
                 .collect();
-            now = apply(now.as_deref(), &target, &managed, &want).unwrap();
-            managed = names(&want);
+            now = apply(now.as_deref(), &target, &managed, &desired).unwrap();
+            managed = names(&desired);
             let declared = handlers(now.as_deref().unwrap_or_default(), &target).unwrap();
             for handler in &all {
                 assert_eq!(
@@ -220,8 +220,8 @@ fn broken_text_never_panics_and_every_edit_can_be_undone(
     let case = read(&case);
     let after = fs::read_to_string(&case.after).unwrap();
     let mut numbers = Numbers(1);
-    let want = [handler("a"), handler("b.c")];
-    let managed = names(&want);
+    let desired = [handler("a"), handler("b.c")];
+    let managed = names(&desired);
     for round in 0..60 {
         let whole = case
             .before
@@ -250,7 +250,7 @@ fn broken_text_never_panics_and_every_edit_can_be_undone(
                 continue;
             };
             let before = (!target.drop_in).then_some(text.as_str());
-            if let Ok(after) = apply(before, &target, &BTreeSet::new(), &want) {
+            if let Ok(after) = apply(before, &target, &BTreeSet::new(), &desired) {
                 let back = apply(after.as_deref(), &target, &managed, &[]).unwrap();
                 // Handlers below a comment of Farrier in the first text count as managed.
                 assert!(

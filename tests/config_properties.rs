@@ -271,31 +271,31 @@ fn values(text: &str) -> BTreeMap<Vec<String>, String> {
 fn edits_hold(
     text: Option<&str>,
     target: &ConfigTarget,
-    want: &[Handler],
+    desired: &[Handler],
 ) -> Result<(), TestCaseError> {
-    let apply = |text: Option<&str>, managed: &BTreeSet<String>, want: &[Handler]| {
-        edit(text, target, managed, want, Some(&Handler::runc()))
+    let apply = |text: Option<&str>, managed: &BTreeSet<String>, desired: &[Handler]| {
+        edit(text, target, managed, desired, Some(&Handler::runc()))
     };
     let none = BTreeSet::new();
-    let managed = names(want);
-    let Ok(after) = apply(text, &none, want) else {
+    let managed = names(desired);
+    let Ok(after) = apply(text, &none, desired) else {
         return Ok(());
     };
     let after = after.as_deref();
-    let again = apply(after, &managed, want).unwrap();
+    let again = apply(after, &managed, desired).unwrap();
     prop_assert_eq!(again.as_deref(), after, "not idempotent");
     let undone = apply(after, &managed, &[]).unwrap();
     prop_assert_eq!(undone.as_deref(), text, "not restored");
-    let reversed: Vec<Handler> = want.iter().rev().cloned().collect();
+    let reversed: Vec<Handler> = desired.iter().rev().cloned().collect();
     let other = apply(text, &none, &reversed).unwrap();
     prop_assert_eq!(other.as_deref(), after, "depends on the order of handlers");
-    let last = &want[want.len() - 1..];
+    let last = &desired[desired.len() - 1..];
     let first = apply(text, &none, last).unwrap();
-    let then = apply(first.as_deref(), &names(last), want).unwrap();
+    let then = apply(first.as_deref(), &names(last), desired).unwrap();
     prop_assert_eq!(then.as_deref(), after, "depends on earlier edits");
 
     let declared = handlers(after.unwrap_or_default(), target).unwrap();
-    for handler in want {
+    for handler in desired {
         prop_assert_eq!(&declared[&handler.name].runtime_type, &handler.runtime_type);
         prop_assert_eq!(&declared[&handler.name].options, &handler.options);
     }
@@ -321,13 +321,13 @@ fn edits_hold(
 
 proptest! {
     #[test]
-    fn an_edit_of_a_generated_file_can_be_undone(shape in shape(), release in prop::sample::select(&RELEASES[..]), want in wanted()) {
+    fn an_edit_of_a_generated_file_can_be_undone(shape in shape(), release in prop::sample::select(&RELEASES[..]), desired in wanted()) {
         let text = shape.text();
         if let Ok(target) = place(&one_file(&text), &release.parse().unwrap())
-            && !want.is_empty()
+            && !desired.is_empty()
         {
             let file = (!target.drop_in).then_some(text.as_str());
-            edits_hold(file, &target, &want)?;
+            edits_hold(file, &target, &desired)?;
         }
     }
 
@@ -347,34 +347,34 @@ proptest! {
     }
 
     #[test]
-    fn an_edit_of_a_template_can_be_undone(shape in shape(), at in any::<prop::sample::Index>(), want in wanted()) {
+    fn an_edit_of_a_template_can_be_undone(shape in shape(), at in any::<prop::sample::Index>(), desired in wanted()) {
         let plain = shape.text();
         let newline = if shape.carriage_returns { "\r\n" } else { "\n" };
         let mut lines: Vec<&str> = plain.split_inclusive('\n').collect();
         let action = format!("{{{{ template \"base}}}}\" . }}}}{newline}");
         lines.insert(at.index(lines.len() + 1), &action);
         let text = lines.concat();
-        let apply = |text: &str, managed: &BTreeSet<String>, want: &[Handler]| {
-            edit_template(ROOT, Some(text), PluginId::CriV1Runtime, managed, want)
+        let apply = |text: &str, managed: &BTreeSet<String>, desired: &[Handler]| {
+            edit_template(ROOT, Some(text), PluginId::CriV1Runtime, managed, desired)
         };
-        let managed = names(&want);
-        let after = apply(&text, &BTreeSet::new(), &want).unwrap().unwrap();
+        let managed = names(&desired);
+        let after = apply(&text, &BTreeSet::new(), &desired).unwrap().unwrap();
         prop_assert!(after.starts_with(&text));
-        prop_assert_eq!(apply(&after, &managed, &want).unwrap().unwrap(), after.clone());
+        prop_assert_eq!(apply(&after, &managed, &desired).unwrap().unwrap(), after.clone());
         prop_assert_eq!(apply(&after, &managed, &[]).unwrap().unwrap(), text);
     }
 
     #[test]
-    fn no_text_makes_anything_panic(text in text(), other in text(), want in wanted()) {
-        let managed = names(&want);
+    fn no_text_makes_anything_panic(text in text(), other in text(), desired in wanted()) {
+        let managed = names(&desired);
         let _ = imports(&text);
         let _ = runtimes_of_dump(&text);
         let _ = startup_checks(&text);
         let _ = compare_dumps(&text, &other, &managed);
-        let _ = edit_template(ROOT, Some(&text), PluginId::GrpcV1Cri, &managed, &want);
+        let _ = edit_template(ROOT, Some(&text), PluginId::GrpcV1Cri, &managed, &desired);
         for release in RELEASES {
             if let Ok(target) = place(&one_file(&text), &release.parse().unwrap()) {
-                let _ = edit(Some(&text), &target, &managed, &want, None);
+                let _ = edit(Some(&text), &target, &managed, &desired, None);
             }
         }
     }
@@ -384,7 +384,7 @@ proptest! {
         file in any::<prop::sample::Index>(),
         changes in prop::collection::vec((any::<prop::sample::Index>(), 0_usize..20, text()), 0..4),
         release in prop::sample::select(&RELEASES[..]),
-        want in wanted(),
+        desired in wanted(),
     ) {
         let mut bytes = file.get(&CORPUS).clone();
         for (at, length, put) in &changes {
@@ -395,11 +395,11 @@ proptest! {
         }
         // The editor gets text alone. Handlers below a comment of Farrier would count as managed.
         if let Ok(text) = String::from_utf8(bytes)
-            && !want.is_empty()
+            && !desired.is_empty()
             && let Ok(target) = place(&one_file(&text), &release.parse().unwrap())
         {
             let file = (!target.drop_in).then_some(text.as_str());
-            edits_hold(file, &target, &want)?;
+            edits_hold(file, &target, &desired)?;
         }
     }
 }

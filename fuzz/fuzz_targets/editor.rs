@@ -25,8 +25,8 @@ fn handler(name: &str) -> Handler {
 }
 
 fuzz_target!(|text: &str| {
-    let want = [handler("f-a"), handler("f b.c")];
-    let ours: BTreeSet<String> = want.iter().map(|handler| handler.name.clone()).collect();
+    let desired = [handler("f-a"), handler("f b.c")];
+    let ours: BTreeSet<String> = desired.iter().map(|handler| handler.name.clone()).collect();
     let none = BTreeSet::new();
     let runc = Handler {
         options: BTreeMap::new(),
@@ -37,10 +37,10 @@ fuzz_target!(|text: &str| {
     let _ = runtimes_of_dump(text);
     let _ = startup_checks(text);
     let _ = compare_dumps(text, text, &ours);
-    let template = |text: Option<&str>, ours: &BTreeSet<String>, want: &[Handler]| {
-        edit_template("t", text, PluginId::CriV1Runtime, ours, want)
+    let template = |text: Option<&str>, ours: &BTreeSet<String>, desired: &[Handler]| {
+        edit_template("t", text, PluginId::CriV1Runtime, ours, desired)
     };
-    if let Ok(Some(after)) = template(Some(text), &none, &want) {
+    if let Ok(Some(after)) = template(Some(text), &none, &desired) {
         let undone = template(Some(&after), &ours, &[]).expect("what was added comes out");
         assert!(text.contains(MARK) || undone.as_deref() == Some(text));
     }
@@ -59,10 +59,10 @@ fuzz_target!(|text: &str| {
             continue;
         };
         let file = (!placement.drop_in).then_some(text);
-        let Ok(after) = edit(file, &placement, &none, &want, Some(&runc)) else {
+        let Ok(after) = edit(file, &placement, &none, &desired, Some(&runc)) else {
             continue;
         };
-        let again = edit(after.as_deref(), &placement, &ours, &want, Some(&runc));
+        let again = edit(after.as_deref(), &placement, &ours, &desired, Some(&runc));
         assert_eq!(again.as_ref(), Ok(&after));
         let undone = edit(after.as_deref(), &placement, &ours, &[], Some(&runc));
         let undone = undone.expect("what was added comes out");

@@ -142,7 +142,7 @@ pub fn compare_dumps(before: &str, after: &str, managed: &BTreeSet<String>) -> R
     Ok(())
 }
 
-/// Checks that a dump has every handler of `want` as it is declared.
+/// Checks that a dump has every handler of `desired` as it is declared.
 ///
 /// ```
 /// use farrier::containerd_config::{Handler, contains_handlers};
@@ -158,14 +158,14 @@ pub fn compare_dumps(before: &str, after: &str, managed: &BTreeSet<String>) -> R
 ///
 /// # Errors
 /// When the dump can't be read, or lacks a handler or has it with other settings.
-pub fn contains_handlers(dump: &str, want: &[Handler]) -> Result<(), Error> {
+pub fn contains_handlers(dump: &str, desired: &[Handler]) -> Result<(), Error> {
     let (_, handlers) = runtimes_of_dump(dump)?;
     let seen = |handler: &&Handler| {
         handlers.get(&handler.name).is_some_and(|found| {
             found.runtime_type == handler.runtime_type && found.options == handler.options
         })
     };
-    match want.iter().find(|handler| !seen(handler)) {
+    match desired.iter().find(|handler| !seen(handler)) {
         Some(handler) => Err(Error::HandlerNotVisible {
             handler: handler.name.clone(),
         }),
@@ -298,15 +298,15 @@ BinaryName = ""
 
     #[test]
     fn a_handler_that_the_dump_lacks_is_named() {
-        let want = [Handler {
+        let desired = [Handler {
             name: "a".to_owned(),
             runtime_type: "/a".to_owned(),
             options: BTreeMap::new(),
         }];
-        assert_eq!(contains_handlers(&format!("{BEFORE}{A}"), &want), Ok(()));
+        assert_eq!(contains_handlers(&format!("{BEFORE}{A}"), &desired), Ok(()));
         let handler = "a".to_owned();
         assert_eq!(
-            contains_handlers(BEFORE, &want),
+            contains_handlers(BEFORE, &desired),
             Err(Error::HandlerNotVisible { handler })
         );
     }

@@ -49,7 +49,7 @@ pub fn handlers(
     Document::parse(&target.path, text)?.handlers(target.plugin)
 }
 
-/// The new text of the file of `target`, which declares exactly the handlers `want` among the managed ones.
+/// The new text of the file of `target`, which declares exactly the handlers `desired` among the managed ones.
 ///
 /// * `text` is the present text; `None` where the file is absent.
 /// * `managed` names the handlers that an earlier edit wrote and this one may replace or remove.
@@ -57,7 +57,7 @@ pub fn handlers(
 ///   [`must_declare_runc`](ConfigTarget::must_declare_runc) is set, and removed with the last one.
 ///
 /// The result is `None` where the file should not exist: it is absent and nothing is wanted, or an earlier edit created it and nothing is
-/// left in it. A text that already declares `want` is returned unchanged.
+/// left in it. A text that already declares `desired` is returned unchanged.
 ///
 /// ```
 /// use std::collections::{BTreeMap, BTreeSet};
@@ -95,16 +95,17 @@ pub fn edit(
     text: Option<&str>,
     target: &ConfigTarget,
     managed: &BTreeSet<String>,
-    want: &[Handler],
+    desired: &[Handler],
     runc: Option<&Handler>,
 ) -> Result<Option<String>, Error> {
     let source = text.unwrap_or_default();
     let document = Document::parse(&target.path, source)?;
     let declared = document.handlers(target.plugin)?;
-    let wanted = check(target, &declared, managed, want)?;
+    let desired_by_name = check(target, &declared, managed, desired)?;
 
-    let stale = |name: &String| managed.contains(name) && !wanted.contains_key(name.as_str());
-    let is_as_wanted = wanted.iter().all(|(name, handler)| {
+    let stale =
+        |name: &String| managed.contains(name) && !desired_by_name.contains_key(name.as_str());
+    let is_as_desired = desired_by_name.iter().all(|(name, handler)| {
         declared
             .get(*name)
             .is_some_and(|declared| declared.declares(handler))
@@ -120,25 +121,25 @@ pub fn edit(
                 managed.contains(name) && is_managed(&document, plugin, name, handler)
             });
     }
-    if is_as_wanted
+    if is_as_desired
         && has_target_version
         && !is_in_other_tables
-        && !want.is_empty()
+        && !desired.is_empty()
         && !declared.keys().any(stale)
     {
         return Ok(text.map(str::to_owned));
     }
-    let base = strip(&document, target, &declared, managed, &wanted)?;
+    let base = strip(&document, target, &declared, managed, &desired_by_name)?;
     let created = text.is_none() || base.created;
-    if want.is_empty() && created && base.text.trim().is_empty() {
+    if desired.is_empty() && created && base.text.trim().is_empty() {
         return Ok(None);
     }
-    let edited = if want.is_empty() {
+    let edited = if desired.is_empty() {
         base.text
     } else {
-        fill(&base.text, created, target, &wanted, runc)?
+        fill(&base.text, created, target, &desired_by_name, runc)?
     };
-    verify(&document, &edited, target, managed, &wanted)?;
+    verify(&document, &edited, target, managed, &desired_by_name)?;
     let mark = if document.byte_order_mark {
         "\u{feff}"
     } else {
@@ -152,10 +153,10 @@ fn check<'a>(
     target: &ConfigTarget,
     declared: &BTreeMap<String, DeclaredHandler>,
     managed: &BTreeSet<String>,
-    want: &'a [Handler],
+    desired: &'a [Handler],
 ) -> Result<BTreeMap<&'a str, &'a Handler>, Error> {
-    let wanted = check_names(want)?;
-    let foreign = want.iter().map(|handler| &handler.name).find(|name| {
+    let desired_by_name = check_names(desired)?;
+    let foreign = desired.iter().map(|handler| &handler.name).find(|name| {
         !managed.contains(*name)
             && (declared.contains_key(*name) || target.declared_in_other_files.contains(*name))
     });
@@ -164,7 +165,7 @@ fn check<'a>(
             handler: name.clone(),
             path: target.path.clone(),
         }),
-        None => Ok(wanted),
+        None => Ok(desired_by_name),
     }
 }
 
@@ -180,7 +181,7 @@ fn strip(
     target: &ConfigTarget,
     declared: &BTreeMap<String, DeclaredHandler>,
     managed: &BTreeSet<String>,
-    wanted: &BTreeMap<&str, &Handler>,
+    desired_by_name: &BTreeMap<&str, &Handler>,
 ) -> Result<Base, Error> {
     let path = target.plugin.runtimes();
     // A handler in an inline table has no comment. All managed ones are removed, so that the same set always has the same order.
@@ -191,10 +192,10 @@ fn strip(
     let (mut removed, kept): (BTreeSet<&str>, BTreeSet<&str>) =
         declared.keys().map(String::as_str).partition(|name| {
             let handler = &declared[*name];
-            let is_as_wanted = wanted
+            let is_as_desired = desired_by_name
                 .get(name)
-                .is_some_and(|wanted| handler.declares(wanted));
-            managed.contains(*name) && (handler.marked || braces || !is_as_wanted)
+                .is_some_and(|desired| handler.declares(desired));
+            managed.contains(*name) && (handler.marked || braces || !is_as_desired)
         });
     // Beside another handler the declared `runc` stays, because that handler would hide the default runtime, too.
     if kept.iter().eq([&RUNC]) && declared[RUNC].marked {
@@ -255,12 +256,12 @@ fn fill(
     base: &str,
     created: bool,
     target: &ConfigTarget,
-    wanted: &BTreeMap<&str, &Handler>,
+    desired_by_name: &BTreeMap<&str, &Handler>,
     runc: Option<&Handler>,
 ) -> Result<String, Error> {
     let document = Document::parse(&target.path, base)?;
     let declared = document.handlers(target.plugin)?;
-    let missing: Vec<&Handler> = wanted
+    let missing: Vec<&Handler> = desired_by_name
         .values()
         .filter(|handler| !declared.contains_key(&handler.name))
         .copied()
@@ -315,7 +316,7 @@ fn verify(
     edited: &str,
     target: &ConfigTarget,
     managed: &BTreeSet<String>,
-    wanted: &BTreeMap<&str, &Handler>,
+    desired_by_name: &BTreeMap<&str, &Handler>,
 ) -> Result<(), Error> {
     let not_editable = |reason| Error::NotEditable {
         path: target.path.clone(),
@@ -325,9 +326,10 @@ fn verify(
         not_editable("a table of a handler is not valid beside the tables in the file")
     })?;
     let declared = result.handlers(target.plugin)?;
-    let stale = |name: &String| managed.contains(name) && !wanted.contains_key(name.as_str());
+    let stale =
+        |name: &String| managed.contains(name) && !desired_by_name.contains_key(name.as_str());
     if declared.keys().any(stale)
-        || !wanted.iter().all(|(name, handler)| {
+        || !desired_by_name.iter().all(|(name, handler)| {
             declared
                 .get(*name)
                 .is_some_and(|found| found.declares(handler))
@@ -344,7 +346,7 @@ fn verify(
                 .into_iter()
                 .filter(|(name, handler)| {
                     managed.contains(name)
-                        || wanted.contains_key(name.as_str())
+                        || desired_by_name.contains_key(name.as_str())
                         || (name == RUNC && handler.marked)
                 })
                 .map(|(name, _)| name)
@@ -470,8 +472,8 @@ mod tests {
         names.iter().map(|name| (*name).to_owned()).collect()
     }
 
-    fn edited(text: &str, mine: &[&str], want: &[Handler]) -> Result<String, Error> {
-        edit(Some(text), &target(), &managed(mine), want, None).map(Option::unwrap_or_default)
+    fn edited(text: &str, mine: &[&str], desired: &[Handler]) -> Result<String, Error> {
+        edit(Some(text), &target(), &managed(mine), desired, None).map(Option::unwrap_or_default)
     }
 
     #[rstest]
@@ -521,12 +523,12 @@ mod tests {
 
     #[test]
     fn a_value_can_not_leave_its_string() {
-        let mut want = handler("a");
-        want.runtime_type = "x\"\n[plugins.evil]\u{7f}\u{85}\t'''\\".to_owned();
+        let mut desired = handler("a");
+        desired.runtime_type = "x\"\n[plugins.evil]\u{7f}\u{85}\t'''\\".to_owned();
         let value = Value::String("\r\n# \"\"\"".to_owned());
-        want.options.insert("k".to_owned(), value);
-        let text = edited(PLAIN, &[], std::slice::from_ref(&want)).unwrap();
-        assert!(handlers(&text, &target()).unwrap()["a"].declares(&want));
+        desired.options.insert("k".to_owned(), value);
+        let text = edited(PLAIN, &[], std::slice::from_ref(&desired)).unwrap();
+        assert!(handlers(&text, &target()).unwrap()["a"].declares(&desired));
         assert!(!text.contains("\n[plugins.evil"));
     }
 
@@ -571,12 +573,12 @@ mod tests {
         )]))
         .options;
         assert_eq!(options.len(), 5);
-        let want = Handler {
+        let desired = Handler {
             options,
             ..handler("a")
         };
-        let with = edited(text, &[], std::slice::from_ref(&want)).unwrap();
-        assert!(handlers(&with, &target()).unwrap()["a"].declares(&want));
+        let with = edited(text, &[], std::slice::from_ref(&desired)).unwrap();
+        assert!(handlers(&with, &target()).unwrap()["a"].declares(&desired));
         assert!(!with.contains("{{"), "{with}");
         assert_eq!(edited(&with, &["a"], &[]).unwrap(), text);
     }
@@ -588,10 +590,10 @@ mod tests {
             Value::Table(below.clone()),
             Value::Array(vec![Value::Array(vec![Value::Table(below)])]),
         ] {
-            let mut want = handler("a");
-            want.options.insert("x".to_owned(), option);
+            let mut desired = handler("a");
+            desired.options.insert("x".to_owned(), option);
             assert!(matches!(
-                edited(PLAIN, &[], &[want]),
+                edited(PLAIN, &[], &[desired]),
                 Err(Error::Name { .. })
             ));
         }
@@ -628,9 +630,9 @@ mod tests {
     #[test]
     fn a_handler_that_was_taken_over_stays_where_it_is_until_it_changes() {
         let theirs = "[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.a]\nruntime_type = '/opt/a'\n# tail\n";
-        let adopted = format!("{PLAIN}{theirs}");
-        let both = edited(&adopted, &["a"], &[handler("a"), handler("b")]).unwrap();
-        assert!(both.starts_with(&adopted));
+        let taken_over = format!("{PLAIN}{theirs}");
+        let both = edited(&taken_over, &["a"], &[handler("a"), handler("b")]).unwrap();
+        assert!(both.starts_with(&taken_over));
         let mut changed = handler("a");
         changed.runtime_type = "/new/a".to_owned();
         let moved = edited(&both, &["a", "b"], &[changed]).unwrap();
@@ -684,18 +686,18 @@ mod tests {
 
     #[test]
     fn the_created_file_follows_the_version_and_the_table_of_the_root() {
-        let want = [handler("a")];
-        let old = edit(None, &target(), &managed(&[]), &want, None).unwrap();
+        let desired = [handler("a")];
+        let old = edit(None, &target(), &managed(&[]), &desired, None).unwrap();
         let target = ConfigTarget {
             plugin: PluginId::CriV1Runtime,
             version: Some(3),
             drop_in: true,
             ..target()
         };
-        let new = edit(old.as_deref(), &target, &managed(&["a"]), &want, None).unwrap();
+        let new = edit(old.as_deref(), &target, &managed(&["a"]), &desired, None).unwrap();
         assert_eq!(
             new,
-            edit(None, &target, &managed(&[]), &want, None).unwrap()
+            edit(None, &target, &managed(&[]), &desired, None).unwrap()
         );
     }
 

@@ -17,7 +17,7 @@ use super::types::Handler;
 /// The action by which a created template includes the text that the distribution writes without a template.
 const BASE: &str = "{{ template \"base\" . }}";
 
-/// The new text of the template `path`, which declares exactly the handlers `want` among the managed ones.
+/// The new text of the template `path`, which declares exactly the handlers `desired` among the managed ones.
 ///
 /// `plugin` is the plugin in whose table the rendered file declares runtimes. `text` is `None` where there is no template; the new template
 /// then includes the distribution's own. The result is `None` where the template should not exist: it is absent and nothing is wanted, or an
@@ -50,31 +50,34 @@ pub fn edit_template(
     text: Option<&str>,
     plugin: PluginId,
     managed: &BTreeSet<String>,
-    want: &[Handler],
+    desired: &[Handler],
 ) -> Result<Option<String>, Error> {
-    if text.is_none() && want.is_empty() {
+    if text.is_none() && desired.is_empty() {
         return Ok(None);
     }
-    let wanted = check_names(want)?;
+    let desired_by_name = check_names(desired)?;
     let source = text.map_or_else(created, str::to_owned);
     let template = Template::scan(path, &source)?;
     if let Some(foreign) = template
         .stanzas
         .iter()
         .map(|stanza| &stanza.handler)
-        .find(|name| wanted.contains_key(name.as_str()) && !managed.contains(*name))
+        .find(|name| desired_by_name.contains_key(name.as_str()) && !managed.contains(*name))
     {
         return Err(Error::Foreign {
             handler: foreign.clone(),
             path: path.to_owned(),
         });
     }
-    if text.is_some() && !want.is_empty() && template.declares_exactly(plugin, managed, &wanted) {
+    if text.is_some()
+        && !desired.is_empty()
+        && template.declares_exactly(plugin, managed, &desired_by_name)
+    {
         return Ok(Some(source));
     }
     let mut removed = Vec::new();
     for stanza in &template.stanzas {
-        let stays = !stanza.marked && template.is_as_wanted(stanza, plugin, &wanted);
+        let stays = !stanza.marked && template.is_as_desired(stanza, plugin, &desired_by_name);
         if managed.contains(&stanza.handler) && !stays {
             if stanza.split {
                 return Err(Error::NotEditable {
@@ -86,14 +89,14 @@ pub fn edit_template(
         }
     }
     let base = without_ranges(&source, &widen(&source, removed));
-    if want.is_empty() && base == created() {
+    if desired.is_empty() && base == created() {
         return Ok(None);
     }
     let kept = Template::scan(path, &base)?;
     let newline = newline_of(&base);
     let mut edited = base.clone();
     let mut mark = HANDLER_MARK;
-    for (name, handler) in &wanted {
+    for (name, handler) in &desired_by_name {
         if kept.stanzas.iter().any(|stanza| stanza.handler == *name) {
             continue;
         }
@@ -105,7 +108,7 @@ pub fn edit_template(
         mark = HANDLER_MARK;
     }
     let result = Template::scan(path, &edited)?;
-    if !result.declares_exactly(plugin, managed, &wanted) {
+    if !result.declares_exactly(plugin, managed, &desired_by_name) {
         return Err(Error::NotEditable {
             path: path.to_owned(),
             reason: "the result does not declare the requested handlers",
@@ -145,9 +148,9 @@ mod tests {
         names.iter().map(|name| (*name).to_owned()).collect()
     }
 
-    fn edited(text: &str, managed: &[&str], want: &[Handler]) -> Result<Option<String>, Error> {
+    fn edited(text: &str, managed: &[&str], desired: &[Handler]) -> Result<Option<String>, Error> {
         let plugin = PluginId::CriV1Runtime;
-        edit_template(PATH, Some(text), plugin, &names(managed), want)
+        edit_template(PATH, Some(text), plugin, &names(managed), desired)
     }
 
     #[rstest]
@@ -168,15 +171,17 @@ mod tests {
     #[case::not_ascii("# grün\n{{ /* grün */ }}\n{{ template \"base\" . }}\n")]
     #[case::empty("")]
     fn a_template_gets_its_first_bytes_back(#[case] text: &str) {
-        let want = [handler("b c.d"), handler("a")];
-        let with = edited(text, &[], &want).unwrap().unwrap();
+        let desired = [handler("b c.d"), handler("a")];
+        let with = edited(text, &[], &desired).unwrap().unwrap();
         assert!(with.starts_with(text), "{with}");
         let reversed = [handler("a"), handler("b c.d")];
         assert_eq!(edited(text, &[], &reversed).unwrap().unwrap(), with);
-        let again = edited(&with, &["a", "b c.d"], &want).unwrap().unwrap();
+        let again = edited(&with, &["a", "b c.d"], &desired).unwrap().unwrap();
         assert_eq!(again, with);
-        let one = edited(&with, &["a", "b c.d"], &want[..1]).unwrap().unwrap();
-        assert_eq!(one, edited(text, &[], &want[..1]).unwrap().unwrap());
+        let one = edited(&with, &["a", "b c.d"], &desired[..1])
+            .unwrap()
+            .unwrap();
+        assert_eq!(one, edited(text, &[], &desired[..1]).unwrap().unwrap());
         let none = edited(&with, &["a", "b c.d"], &[]).unwrap().unwrap();
         assert_eq!(none, text);
     }
@@ -281,11 +286,11 @@ mod tests {
 
     #[test]
     fn a_stanza_that_was_taken_over_and_is_as_wanted_stays_where_it_is() {
-        let mut want = handler("a");
-        want.options.clear();
+        let mut desired = handler("a");
+        desired.options.clear();
         let stanza = "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.a]\nruntime_type = '/opt/a'\n";
         let text = format!("{stanza}{BASE}\n");
-        let both = edited(&text, &["a"], &[want, handler("b")])
+        let both = edited(&text, &["a"], &[desired, handler("b")])
             .unwrap()
             .unwrap();
         assert!(both.starts_with(&text), "{both}");

@@ -152,9 +152,9 @@ pub fn is_usable_name(name: &str) -> bool {
 }
 
 /// The wanted handlers by name. Every name is usable and unique.
-pub(super) fn check_names(want: &[Handler]) -> Result<BTreeMap<&str, &Handler>, Error> {
-    let mut wanted = BTreeMap::new();
-    for handler in want {
+pub(super) fn check_names(desired: &[Handler]) -> Result<BTreeMap<&str, &Handler>, Error> {
+    let mut desired_by_name = BTreeMap::new();
+    for handler in desired {
         let name = &handler.name;
         let unusable = (!is_usable_name(name))
             .then_some(name)
@@ -164,13 +164,13 @@ pub(super) fn check_names(want: &[Handler]) -> Result<BTreeMap<&str, &Handler>, 
                 found: found.clone(),
             });
         }
-        if wanted.insert(name.as_str(), handler).is_some() {
+        if desired_by_name.insert(name.as_str(), handler).is_some() {
             return Err(Error::Duplicate {
                 handler: name.clone(),
             });
         }
     }
-    Ok(wanted)
+    Ok(desired_by_name)
 }
 
 /// The first key of an option, or of a table in it, that must not be written.

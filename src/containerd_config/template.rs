@@ -174,12 +174,12 @@ impl<'a> Template<'a> {
         Ok(Self { text, stanzas })
     }
 
-    /// Whether the template declares exactly `wanted` among the managed handlers.
+    /// Whether the template declares exactly `desired_by_name` among the managed handlers.
     pub(super) fn declares_exactly(
         &self,
         plugin: PluginId,
         managed: &BTreeSet<String>,
-        wanted: &BTreeMap<&str, &Handler>,
+        desired_by_name: &BTreeMap<&str, &Handler>,
     ) -> bool {
         let named = |name: &str| {
             self.stanzas
@@ -187,27 +187,29 @@ impl<'a> Template<'a> {
                 .filter(move |stanza| stanza.handler == name)
                 .count()
         };
-        wanted.keys().all(|name| named(name) == 1)
+        desired_by_name.keys().all(|name| named(name) == 1)
             && self.stanzas.iter().all(|stanza| {
-                if wanted.contains_key(stanza.handler.as_str()) {
-                    self.is_as_wanted(stanza, plugin, wanted)
+                if desired_by_name.contains_key(stanza.handler.as_str()) {
+                    self.is_as_desired(stanza, plugin, desired_by_name)
                 } else {
                     !managed.contains(&stanza.handler)
                 }
             })
     }
 
-    pub(super) fn is_as_wanted(
+    pub(super) fn is_as_desired(
         &self,
         stanza: &Stanza,
         plugin: PluginId,
-        wanted: &BTreeMap<&str, &Handler>,
+        desired_by_name: &BTreeMap<&str, &Handler>,
     ) -> bool {
         !stanza.split
-            && wanted.get(stanza.handler.as_str()).is_some_and(|wanted| {
-                self.declared(stanza, plugin)
-                    .is_some_and(|it| it.declares(wanted))
-            })
+            && desired_by_name
+                .get(stanza.handler.as_str())
+                .is_some_and(|desired| {
+                    self.declared(stanza, plugin)
+                        .is_some_and(|it| it.declares(desired))
+                })
     }
 
     fn declared(&self, stanza: &Stanza, plugin: PluginId) -> Option<DeclaredHandler> {

@@ -92,15 +92,15 @@ async fn change(root: &Root, release: &Release) -> Said {
     };
     let file = root.path(&placement.path);
     let first = fs::read_to_string(&file).ok();
-    let apply = |text: Option<&str>, ours: &BTreeSet<String>, want: &[Handler]| {
-        edit(text, &placement, ours, want, runc.as_ref())
+    let apply = |text: Option<&str>, ours: &BTreeSet<String>, desired: &[Handler]| {
+        edit(text, &placement, ours, desired, runc.as_ref())
     };
     let none = BTreeSet::new();
     let all = handlers();
     let mut dump = String::new();
-    for want in [&all[..1], &all] {
-        let ours = names(want);
-        let after = match apply(first.as_deref(), &none, want) {
+    for desired in [&all[..1], &all] {
+        let ours = names(desired);
+        let after = match apply(first.as_deref(), &none, desired) {
             Ok(Some(after)) => after,
             Ok(None) => return broken("a file with handlers should not exist"),
             Err(error) => return refused(&error),
@@ -113,7 +113,7 @@ async fn change(root: &Root, release: &Release) -> Said {
             }
             Ok((printed, _)) => {
                 let verdict = compare_dumps(&before, &printed, &ours)
-                    .and_then(|()| contains_handlers(&printed, want));
+                    .and_then(|()| contains_handlers(&printed, desired));
                 dump = printed;
                 verdict.map_err(|error| error.to_string())
             }
@@ -123,7 +123,7 @@ async fn change(root: &Root, release: &Release) -> Said {
             put_back(&file, first.as_deref());
             return Said::Refused(words);
         }
-        if apply(Some(&after), &ours, want) != Ok(Some(after.clone())) {
+        if apply(Some(&after), &ours, desired) != Ok(Some(after.clone())) {
             return broken("a second edit changes something");
         }
         if apply(Some(&after), &ours, &[]) != Ok(first.clone()) {
@@ -289,8 +289,8 @@ async fn template(root: &Root, release: &Release, text: &str) -> Result<(), Stri
     };
     let all = handlers();
     let ours = names(&all);
-    let apply = |text: &str, ours: &BTreeSet<String>, want: &[Handler]| {
-        edit_template("config.toml.tmpl", Some(text), plugin, ours, want)
+    let apply = |text: &str, ours: &BTreeSet<String>, desired: &[Handler]| {
+        edit_template("config.toml.tmpl", Some(text), plugin, ours, desired)
     };
     let after = apply(text, &BTreeSet::new(), &all).map_err(words)?.unwrap();
     if apply(&after, &ours, &all).map_err(words)? != Some(after.clone()) {
