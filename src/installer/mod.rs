@@ -102,7 +102,7 @@ pub async fn doctor(options: &HostOptions) -> Diagnosis {
             offline: options.offline,
             locked: host.root.is_locked()?,
             journal: host.root.exists(JOURNAL_FILE)?,
-            leftovers: transaction::cleanup::leftovers(&host.root, &facts)?,
+            temporary_files: transaction::cleanup::temporary_files(&host.root, &facts)?,
         };
         Ok::<_, Error>(report::doctor::examine(&facts, &traces))
     };
@@ -215,12 +215,14 @@ fn record_verified(root: &HostRoot, facts: &HostFacts, plan: &HostPlan, artifact
     let verified = wanted
         .filter(|sha256| facts.stored.contains(sha256) || plan.store.contains(sha256))
         .collect();
-    let adopted = facts.inheritance.binaries.iter();
-    let adopted = adopted
-        .filter(|(path, _)| !plan.links.contains_key(*path) && !plan.leftovers.files.contains(path))
-        .filter_map(|(path, standing)| Some((path.clone(), standing.verified.clone()?)))
+    let legacy_binaries = facts.legacy.binaries.iter();
+    let legacy_binaries = legacy_binaries
+        .filter(|(path, _)| {
+            !plan.links.contains_key(*path) && !plan.legacy_cleanup.files.contains(path)
+        })
+        .filter_map(|(path, legacy_binary)| Some((path.clone(), legacy_binary.verified.clone()?)))
         .collect();
-    let recorded = VerifyCache::record(root, &facts.places, &verified, artifacts, adopted);
+    let recorded = VerifyCache::record(root, &facts.places, &verified, artifacts, legacy_binaries);
     if let Err(error) = recorded {
         warn!(%error, "failed to write the verification cache: the next run hashes all binaries again");
     }

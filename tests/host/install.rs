@@ -463,7 +463,7 @@ fn interrupt(host: &Host, before: &str) {
         restarting: true,
         state: FinalState::Digest("of a state file that was never written".to_owned()),
         obsolete_directories: Vec::new(),
-        leftovers: installer::plan::LegacyCleanup::default(),
+        legacy_cleanup: installer::plan::LegacyCleanup::default(),
         leaving: std::collections::BTreeMap::new(),
     }
     .save(&root)

@@ -26,7 +26,7 @@ pub struct Legacy {
     /// Links elsewhere to such a path.
     pub links: BTreeMap<String, Vec<String>>,
     /// Their folders.
-    pub homes: BTreeMap<String, Home>,
+    pub legacy_dirs: BTreeMap<String, LegacyDir>,
 }
 
 /// A handler of a predecessor.
@@ -53,7 +53,7 @@ pub struct LegacyBinary {
 
 /// A folder of a predecessor.
 #[derive(Debug, Clone)]
-pub struct Home {
+pub struct LegacyDir {
     /// Whose it is.
     pub owner: Owner,
     /// Its lock file, if it has one, and what that says, if it can be read.
@@ -63,7 +63,7 @@ pub struct Home {
 }
 
 /// What predecessors left in the files that are `loaded` or that those are made from (`sources`), and what stands at the paths that
-/// `state` has taken over. What `stamps` vouch for is not hashed.
+/// `state` has taken over. What `verify_cache` vouches for is not hashed.
 ///
 /// # Errors
 /// When a binary can't be read.
@@ -73,7 +73,7 @@ pub(crate) fn look(
     sources: &[SourceFile],
     state: &State,
     places: &InstallPaths,
-    stamps: &VerifyCache,
+    verify_cache: &VerifyCache,
 ) -> Result<Legacy, super::error::Error> {
     let mut found = Legacy::default();
     let loaded = loaded.files();
@@ -85,19 +85,21 @@ pub(crate) fn look(
             .as_deref()
             .and_then(|text| containerd_config::legacy_handlers(&file.path, text).ok());
         for (name, declared) in declared.into_iter().flatten() {
-            let home = home(host, &declared.dir, declared.installer)?;
-            let Some(home) =
-                home.filter(|home| declared.is_default_dir || names(home, &declared.path))
+            let legacy_dir = legacy_dir(host, &declared.dir, declared.installer)?;
+            let Some(legacy_dir) = legacy_dir
+                .filter(|legacy_dir| declared.is_default_dir || names(legacy_dir, &declared.path))
             else {
                 continue;
             };
-            let inherited = LegacyHandler {
-                owner: home.owner,
+            let legacy_handler = LegacyHandler {
+                owner: legacy_dir.owner,
                 file: file.path.clone(),
                 declared,
             };
-            found.homes.insert(inherited.declared.dir.clone(), home);
-            found.handlers.entry(name).or_insert(inherited);
+            found
+                .legacy_dirs
+                .insert(legacy_handler.declared.dir.clone(), legacy_dir);
+            found.handlers.entry(name).or_insert(legacy_handler);
         }
     }
     let taken = || {
@@ -106,15 +108,15 @@ pub(crate) fn look(
     };
     // What was taken over may not be declared any more, and still leaves with all that came with it.
     for directory in taken().filter_map(|path| legacy_directory_of(path)) {
-        let predecessor = if directory.ends_with("/kwasm") {
+        let installer = if directory.ends_with("/kwasm") {
             LegacyInstaller::Kwasm
         } else {
             LegacyInstaller::Rcm
         };
-        if !found.homes.contains_key(directory)
-            && let Some(home) = home(host, directory, predecessor)?
+        if !found.legacy_dirs.contains_key(directory)
+            && let Some(legacy_dir) = legacy_dir(host, directory, installer)?
         {
-            found.homes.insert(directory.to_owned(), home);
+            found.legacy_dirs.insert(directory.to_owned(), legacy_dir);
         }
     }
     let declared = found
@@ -124,27 +126,27 @@ pub(crate) fn look(
     let paths: BTreeSet<String> = taken().chain(declared).cloned().collect();
     for path in paths {
         found.links.insert(path.clone(), links(host, &path)?);
-        if let Some(standing) = standing(host, &path, places, stamps)? {
-            found.binaries.insert(path, standing);
+        if let Some(legacy_binary) = legacy_binary(host, &path, places, verify_cache)? {
+            found.binaries.insert(path, legacy_binary);
         }
     }
     Ok(found)
 }
 
 /// Where a folder is a link, what stands in it may be anybody's.
-fn home(
+fn legacy_dir(
     host: &HostRoot,
-    home: &str,
-    predecessor: LegacyInstaller,
-) -> Result<Option<Home>, super::error::Error> {
-    for directory in [home, &format!("{home}/bin")] {
+    legacy_dir: &str,
+    installer: LegacyInstaller,
+) -> Result<Option<LegacyDir>, super::error::Error> {
+    for directory in [legacy_dir, &format!("{legacy_dir}/bin")] {
         if is_link(host, directory)? {
             return Ok(None);
         }
     }
-    let (owner, lock) = match predecessor {
-        LegacyInstaller::Kwasm => (Owner::Kwasm, format!("{home}/kwasm-lock.json")),
-        LegacyInstaller::Rcm => (Owner::Rcm, format!("{home}/rcm-lock.json")),
+    let (owner, lock) = match installer {
+        LegacyInstaller::Kwasm => (Owner::Kwasm, format!("{legacy_dir}/kwasm-lock.json")),
+        LegacyInstaller::Rcm => (Owner::Rcm, format!("{legacy_dir}/rcm-lock.json")),
     };
     let lock = if host.exists(&lock)? {
         let text = host.read_text(&lock, LOCK_LIMIT).ok().flatten();
@@ -154,10 +156,10 @@ fn home(
     } else {
         None
     };
-    let marker = format!("{home}/active");
-    let is_kwasm = predecessor == LegacyInstaller::Kwasm;
+    let marker = format!("{legacy_dir}/active");
+    let is_kwasm = installer == LegacyInstaller::Kwasm;
     let is_marked = is_kwasm && host.exists(&marker)?;
-    Ok(Some(Home {
+    Ok(Some(LegacyDir {
         owner,
         lock,
         marker: is_marked.then_some(marker),
@@ -165,8 +167,11 @@ fn home(
 }
 
 /// Whether the lock file names the shim.
-fn names(home: &Home, path: &str) -> bool {
-    let text = home.lock.as_ref().and_then(|(_, text)| text.as_deref());
+fn names(legacy_dir: &LegacyDir, path: &str) -> bool {
+    let text = legacy_dir
+        .lock
+        .as_ref()
+        .and_then(|(_, text)| text.as_deref());
     text.and_then(lock_entries)
         .is_some_and(|entries| entries.values().any(|entry| entry.path == path))
 }
@@ -195,16 +200,17 @@ fn links(host: &HostRoot, path: &str) -> Result<Vec<String>, Error> {
     Ok(links)
 }
 
-fn standing(
+fn legacy_binary(
     host: &HostRoot,
     path: &str,
     places: &InstallPaths,
-    stamps: &VerifyCache,
+    verify_cache: &VerifyCache,
 ) -> Result<Option<LegacyBinary>, super::error::Error> {
     let target = host.link_target(path)?;
     let stored = target.as_deref().and_then(|target| {
         let (directory, sha256) = target.rsplit_once('/')?;
-        (directory == places.store() && stamps.is_unchanged(host, places, sha256)).then_some(sha256)
+        (directory == places.store() && verify_cache.is_unchanged(host, places, sha256))
+            .then_some(sha256)
     });
     if let Some(sha256) = stored {
         return Ok(Some(LegacyBinary {
@@ -213,7 +219,7 @@ fn standing(
             verified: None,
         }));
     }
-    let verified = match stamps.verify(host, path) {
+    let verified = match verify_cache.verify(host, path) {
         Ok(verified) => verified,
         // It is no binary, so none stands there.
         Err(Error::NoFile { .. } | Error::TooLarge { .. }) => None,

@@ -85,7 +85,7 @@ pub struct HostFacts {
     /// Files in [`InstallPaths::store`] of which that is not so.
     pub damaged: BTreeSet<String>,
     /// What KWasm and runtime-class-manager left.
-    pub inheritance: Legacy,
+    pub legacy: Legacy,
     /// Folders that a change may need, each with those that would have to be made for it, outermost first.
     pub missing_directories: BTreeMap<String, Vec<String>>,
     /// `/etc/machine-id`.
@@ -100,10 +100,10 @@ impl HostFacts {
     /// # Errors
     /// When the folders can't be listed.
     pub fn hash_binaries(&mut self, host: &HostRoot) -> Result<(), Error> {
-        let stamps = VerifyCache::default();
+        let verify_cache = VerifyCache::default();
         let (loaded, sources, places) = (&self.loaded, &self.sources, &self.places);
-        self.inheritance = legacy::look(host, loaded, sources, &self.state, places, &stamps)?;
-        (self.binaries, self.stored, self.damaged) = binaries(host, places, &stamps)?;
+        self.legacy = legacy::look(host, loaded, sources, &self.state, places, &verify_cache)?;
+        (self.binaries, self.stored, self.damaged) = binaries(host, places, &verify_cache)?;
         Ok(())
     }
 
@@ -186,8 +186,8 @@ pub async fn gather(
         obstacle = obstacle.or_else(|| state_dir_problem(host));
     }
     let places = InstallPaths { directory };
-    let stamps = VerifyCache::load(host);
-    let (binaries, stored, damaged) = binaries(host, &places, &stamps)?;
+    let verify_cache = VerifyCache::load(host);
+    let (binaries, stored, damaged) = binaries(host, &places, &verify_cache)?;
     let mut facts = HostFacts {
         distro,
         release: None,
@@ -204,7 +204,7 @@ pub async fn gather(
         in_use: BTreeMap::new(),
         kill_mode: Err("nothing is asked offline".to_owned()),
         unreachable: None,
-        inheritance: legacy::look(host, &loaded, &sources, &state, &places, &stamps)?,
+        legacy: legacy::look(host, &loaded, &sources, &state, &places, &verify_cache)?,
         state,
         missing_directories: missing_directories(host, &places, &loaded, &sources),
         sources,
@@ -333,15 +333,15 @@ fn missing_directories(
 
 type Binaries = (BTreeMap<String, String>, BTreeSet<String>, BTreeSet<String>);
 
-/// What of ours stands in our two folders. Every stored file that `stamps` don't vouch for is hashed.
+/// What of ours stands in our two folders. Every stored file that `verify_cache` doesn't vouch for is hashed.
 fn binaries(
     host: &HostRoot,
     places: &InstallPaths,
-    stamps: &VerifyCache,
+    verify_cache: &VerifyCache,
 ) -> Result<Binaries, Error> {
     let (mut stored, mut damaged) = (BTreeSet::new(), BTreeSet::new());
     for name in own_files(host, places)? {
-        if stamps.is_unchanged(host, places, &name) {
+        if verify_cache.is_unchanged(host, places, &name) {
             stored.insert(name);
             continue;
         }
@@ -394,8 +394,8 @@ pub fn path_of(facts: &HostFacts, handler: &str) -> String {
     let places = &facts.places;
     match facts.state.handlers.get(handler) {
         Some(owned) => places.declared_path(handler, owned),
-        None => match facts.inheritance.handlers.get(handler) {
-            Some(inherited) => inherited.declared.path.clone(),
+        None => match facts.legacy.handlers.get(handler) {
+            Some(legacy_handler) => legacy_handler.declared.path.clone(),
             None => places.binary_path(handler),
         },
     }
@@ -419,7 +419,7 @@ pub fn verified_digest<'a>(facts: &'a HostFacts, path: &str) -> Option<&'a str> 
             let sha256 = facts.binaries.get(name)?;
             facts.stored.contains(sha256).then_some(sha256)
         }
-        None => Some(&facts.inheritance.binaries.get(path)?.sha256),
+        None => Some(&facts.legacy.binaries.get(path)?.sha256),
     }
 }
 
@@ -457,13 +457,13 @@ mod tests {
         std::fs::write(store.join(&sound), "sound").unwrap();
         std::fs::write(store.join(&other), "damaged").unwrap();
         std::fs::create_dir(store.join(&directory)).unwrap();
-        let stamps = VerifyCache::default();
-        let (_, stored, damaged) = binaries(&host, &places, &stamps).unwrap();
+        let verify_cache = VerifyCache::default();
+        let (_, stored, damaged) = binaries(&host, &places, &verify_cache).unwrap();
         assert_eq!(stored, BTreeSet::from([sound]));
         assert_eq!(damaged, BTreeSet::from([other, directory]));
         let unreadable = sha256_hex(b"unreadable");
         symlink(&unreadable, store.join(&unreadable)).unwrap();
-        let error = binaries(&host, &places, &stamps).unwrap_err();
+        let error = binaries(&host, &places, &verify_cache).unwrap_err();
         assert!(error.to_string().contains(&unreadable), "{error}");
     }
 

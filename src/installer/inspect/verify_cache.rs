@@ -28,20 +28,20 @@ pub(crate) struct VerifyCache {
     artifacts: Artifacts,
     /// Binaries that stand where a predecessor put them, by path.
     #[serde(default, rename = "adopted")]
-    adopted: Adopted,
+    legacy_binaries: LegacyBinaries,
 }
 
 /// Artifacts on the host, by the shim that was taken from them.
 pub(crate) type Artifacts = BTreeMap<String, Artifact>;
 
 /// Binaries that stand where a predecessor put them, by path.
-pub(crate) type Adopted = BTreeMap<String, Verified>;
+pub(crate) type LegacyBinaries = BTreeMap<String, Verified>;
 
 /// A file as it was when it was hashed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Verified {
     #[serde(rename = "stamp")]
-    stamp: FileIdentity,
+    identity: FileIdentity,
     sha256: String,
 }
 
@@ -51,7 +51,7 @@ pub(crate) struct Artifact {
     /// Absolute path on the host.
     path: String,
     #[serde(rename = "stamp")]
-    stamp: FileIdentity,
+    identity: FileIdentity,
     /// The binary's file name in it, where one was asked for.
     binary: Option<String>,
     /// SHA-256 of all of it.
@@ -65,7 +65,7 @@ impl Artifact {
     pub(crate) fn begin(host: &HostRoot, path: &str, binary: Option<&str>) -> Option<Self> {
         Some(Self {
             path: path.to_owned(),
-            stamp: FileIdentity::of(host, path)?,
+            identity: FileIdentity::of(host, path)?,
             binary: binary.map(str::to_owned),
             digest: String::new(),
             sha256: String::new(),
@@ -74,7 +74,7 @@ impl Artifact {
 
     /// Whether `self`, as it was read, is what `now` is about to be read as.
     pub(crate) fn is(&self, now: &Self) -> bool {
-        (&self.path, &self.stamp, &self.binary) == (&now.path, &now.stamp, &now.binary)
+        (&self.path, &self.identity, &self.binary) == (&now.path, &now.identity, &now.binary)
     }
 }
 
@@ -93,8 +93,8 @@ pub(crate) struct FileIdentity {
 impl VerifyCache {
     pub(crate) fn load(host: &HostRoot) -> Self {
         let text = host.read_text(FILE, LIMIT).ok().flatten();
-        let stamps = text.and_then(|text| serde_json::from_str(&text).ok());
-        stamps.unwrap_or_default()
+        let cache = text.and_then(|text| serde_json::from_str(&text).ok());
+        cache.unwrap_or_default()
     }
 
     /// Whether the stored file with this SHA-256 is as it was when it was hashed.
@@ -113,16 +113,16 @@ impl VerifyCache {
     /// # Errors
     /// When it can't be read.
     pub(crate) fn verify(&self, host: &HostRoot, path: &str) -> host::Result<Option<Verified>> {
-        let Some(stamp) = FileIdentity::of(host, path) else {
+        let Some(identity) = FileIdentity::of(host, path) else {
             // What stands there and is no file is told apart by whoever reads it.
             return host.digest(path).map(|_| None);
         };
-        let known = self.adopted.get(path);
-        if let Some(known) = known.filter(|known| known.stamp == stamp) {
+        let known = self.legacy_binaries.get(path);
+        if let Some(known) = known.filter(|known| known.identity == identity) {
             return Ok(Some(known.clone()));
         }
         let digest = host.digest(path)?;
-        Ok(digest.map(|sha256| Verified { stamp, sha256 }))
+        Ok(digest.map(|sha256| Verified { identity, sha256 }))
     }
 
     /// What is known of the artifact of a shim.
@@ -138,7 +138,7 @@ impl VerifyCache {
         let cleaned = match host.read_text(FILE, LIMIT) {
             Ok(None) => Ok(()),
             Ok(Some(text)) => match serde_json::from_str::<Self>(&text) {
-                Ok(stamps) => stamps.write(host, Some(&text)),
+                Ok(cache) => cache.write(host, Some(&text)),
                 Err(_) => host.remove_file(FILE),
             },
             Err(_) => host.remove_file(FILE),
@@ -148,7 +148,7 @@ impl VerifyCache {
         }
     }
 
-    /// Puts on disk how the files with these SHA-256 look now, and what was found in `artifacts` and `adopted`, where any of that is new.
+    /// Puts on disk how the files with these SHA-256 look now, and what was found in `artifacts` and `legacy_binaries`, where any of that is new.
     ///
     /// # Errors
     /// When it can't be written.
@@ -157,16 +157,16 @@ impl VerifyCache {
         places: &InstallPaths,
         verified: &BTreeSet<String>,
         artifacts: Artifacts,
-        adopted: Adopted,
+        legacy_binaries: LegacyBinaries,
     ) -> host::Result<()> {
-        let stamp = |sha256: &String| {
-            let stamp = FileIdentity::of(host, &places.store_path(sha256))?;
-            Some((sha256.clone(), stamp))
+        let identity = |sha256: &String| {
+            let identity = FileIdentity::of(host, &places.store_path(sha256))?;
+            Some((sha256.clone(), identity))
         };
         let now = Self {
-            stored: verified.iter().filter_map(stamp).collect(),
+            stored: verified.iter().filter_map(identity).collect(),
             artifacts,
-            adopted,
+            legacy_binaries,
         };
         let before = host.read_text(FILE, LIMIT).ok().flatten();
         if before.is_none() {

@@ -10,10 +10,10 @@ use crate::installer::state::{InstallPaths, OwnedHandler, State};
 /// SHA-256 of the binaries that the store lacks and that this run brings.
 pub(crate) fn to_store(
     facts: &HostFacts,
-    want: &Goal,
+    goal: &Goal,
     next: &BTreeMap<String, OwnedHandler>,
 ) -> BTreeSet<String> {
-    let brought: BTreeSet<&String> = want.binaries.values().flatten().collect();
+    let brought: BTreeSet<&String> = goal.binaries.values().flatten().collect();
     let needed = next.values().filter(|owned| is_stored(facts, owned));
     needed
         .filter_map(|owned| owned.sha256())
@@ -53,12 +53,13 @@ pub(crate) fn links(
 
 /// Whether the binary of a handler is in our store: one that was taken over as it is stays where its predecessor put it.
 fn is_stored(facts: &HostFacts, owned: &OwnedHandler) -> bool {
-    let standing = owned
+    let legacy_binary = owned
         .path
         .as_ref()
-        .and_then(|path| facts.inheritance.binaries.get(path));
-    let is_theirs = standing
-        .is_some_and(|standing| !standing.is_link && Some(&standing.sha256) == owned.sha256());
+        .and_then(|path| facts.legacy.binaries.get(path));
+    let is_theirs = legacy_binary.is_some_and(|legacy_binary| {
+        !legacy_binary.is_link && Some(&legacy_binary.sha256) == owned.sha256()
+    });
     !is_theirs
 }
 

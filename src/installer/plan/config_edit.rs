@@ -73,9 +73,9 @@ impl<'a> CurrentConfig<'a> {
             Err(words) => return Err(Error::Refuses(words.clone())),
         };
         let ours = ours(facts, declared.iter().chain(&dumped));
-        let legacy = facts.inheritance.handlers.iter();
+        let legacy = facts.legacy.handlers.iter();
         let legacy = legacy
-            .filter(|(_, inherited)| inherited.file == placement.path)
+            .filter(|(_, legacy_handler)| legacy_handler.file == placement.path)
             .map(|(name, _)| name.clone())
             .collect();
         Ok(Self {
@@ -154,7 +154,7 @@ impl<'a> ConfigEdit<'a> {
     pub(crate) fn new(facts: &HostFacts, current: &'a CurrentConfig<'a>, set: &HandlerSet) -> Self {
         let taken_over = set.taken_over.keys();
         let in_place = set.next.iter().filter(|(name, owned)| {
-            let legacy = facts.inheritance.handlers.get(*name);
+            let legacy = facts.legacy.handlers.get(*name);
             current.legacy.contains(*name)
                 && is_declared_as_wanted(legacy, owned, current.target.plugin)
         });

@@ -143,9 +143,8 @@ pub(crate) fn is_served(served: &Served, declared: &[Handler], ours: &BTreeSet<S
 pub fn declared_before(facts: &HostFacts, plan: &HostPlan) -> Vec<Handler> {
     let mut declared = declarations(facts, &facts.state.handlers);
     let served = facts.served.iter().flat_map(|served| &served.handlers);
-    let theirs = served.filter(|(name, _)| {
-        plan.ours.contains(*name) && facts.inheritance.handlers.contains_key(*name)
-    });
+    let theirs = served
+        .filter(|(name, _)| plan.ours.contains(*name) && facts.legacy.handlers.contains_key(*name));
     for (name, runtime_type) in theirs {
         if declared.iter().all(|handler| handler.name != *name) {
             declared.push(Handler {

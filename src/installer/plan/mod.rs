@@ -27,7 +27,7 @@ use expected::is_served;
 pub use goal::{Goal, Scope};
 use handlers::{handler_set, notes, unknown_shims};
 use preconditions::{check_host, check_restart, is_bare};
-use takeover::leftovers;
+use takeover::legacy_cleanup;
 pub use types::{ConfigChange, Error, HostPlan, LegacyCleanup, LockChange};
 pub(crate) use types::{HandlerSet, not_counted};
 
@@ -75,7 +75,7 @@ fn assemble(
     if !config.is_empty() && !next.is_empty() {
         notes.extend(facts.distro.note(&current.target.path));
     }
-    let leftovers = leftovers(facts, &set, &next, &edit.unmanaged());
+    let legacy_cleanup = legacy_cleanup(facts, &set, &next, &edit.unmanaged());
     let leaving = set.leaving_as_they_were();
     let new_directories = if next.is_empty() {
         Vec::new()
@@ -127,7 +127,7 @@ fn assemble(
             None if facts.state == State::default() => StateAfter::Keep,
             None => StateAfter::Remove,
         },
-        leftovers,
+        legacy_cleanup,
         leaving,
         handlers: set.reports,
         notes,
@@ -218,7 +218,7 @@ pub fn cut(facts: &HostFacts, declares: &[String]) -> Result<Vec<ConfigChange>, 
     let current = CurrentConfig::find(facts, true)?;
     // A legacy handler that the change took over keeps the lines of its former owner.
     let is_legacy = |name: &&String| {
-        let legacy = facts.inheritance.handlers.get(*name);
+        let legacy = facts.legacy.handlers.get(*name);
         legacy.is_some_and(|legacy| !legacy.declared.marked)
     };
     let edit = ConfigEdit::undoing(&current, declares.iter().filter(|name| !is_legacy(name)));

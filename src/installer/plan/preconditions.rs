@@ -10,11 +10,11 @@ use crate::installer::state::State;
 ///
 /// # Errors
 /// Says why there is not.
-pub(crate) fn check_host(facts: &HostFacts, want: &Goal) -> Result<(), Error> {
+pub(crate) fn check_host(facts: &HostFacts, goal: &Goal) -> Result<(), Error> {
     if let Some(refusal) = facts.distro.refusal {
         return Err(Error::Distribution(refusal));
     }
-    if want.offline {
+    if goal.offline {
         return Ok(());
     }
     if facts.daemon.is_none() {
@@ -30,7 +30,7 @@ pub(crate) fn check_host(facts: &HostFacts, want: &Goal) -> Result<(), Error> {
 
 /// Whether nothing of ours or of a predecessor is on this host, as far as its files say.
 pub(crate) fn is_bare(facts: &HostFacts) -> bool {
-    let inheritance = &facts.inheritance;
+    let legacy = &facts.legacy;
     let bin = format!("{}/", facts.places.bin());
     let files = facts.loaded.files().chain(&facts.sources);
     let mut texts = files.filter_map(|file| file.text.as_deref());
@@ -39,8 +39,8 @@ pub(crate) fn is_bare(facts: &HostFacts) -> bool {
         && facts.binaries.is_empty()
         && facts.stored.is_empty()
         && facts.damaged.is_empty()
-        && inheritance.handlers.is_empty()
-        && inheritance.homes.is_empty()
+        && legacy.handlers.is_empty()
+        && legacy.legacy_dirs.is_empty()
         && !texts.any(|text| text.contains(&bin))
 }
 
@@ -48,12 +48,12 @@ pub(crate) fn is_bare(facts: &HostFacts) -> bool {
 ///
 /// # Errors
 /// Says which of both is not so.
-pub(crate) fn check_restart(facts: &HostFacts, want: &Goal) -> Result<(), Error> {
+pub(crate) fn check_restart(facts: &HostFacts, goal: &Goal) -> Result<(), Error> {
     if let Some(words) = &facts.unreachable {
         return Err(Error::Obstacle(words.clone()));
     }
     match spares_pods(facts) {
-        Err(Error::KillMode { .. } | Error::Container) if want.allow_pod_restarts => Ok(()),
+        Err(Error::KillMode { .. } | Error::Container) if goal.allow_pod_restarts => Ok(()),
         spares => spares,
     }
 }

@@ -77,7 +77,7 @@ mod tests {
 
     use super::*;
     use crate::containerd_config::{ConfigFiles, Handler, Version};
-    use crate::installer::plan::tests::{after, node, want};
+    use crate::installer::plan::tests::{after, goal, node};
     use crate::installer::plan::{Goal, HostPlan, Scope, decide};
     use crate::installer::state::State;
 
@@ -139,7 +139,7 @@ mod tests {
 
     /// Nothing wanted any more, by nobody.
     fn nothing() -> Goal {
-        let mut all = want(&[]);
+        let mut all = goal(&[]);
         all.scope = Scope::Everything;
         all
     }
@@ -162,7 +162,7 @@ mod tests {
         let first = files(&[(ROOT, root), (LAST, RUNC)]);
         let mut now = first.clone();
         let facts = on(node(), &now, before, &[]);
-        let plan = decide(&facts, &want(&["a"])).unwrap();
+        let plan = decide(&facts, &goal(&["a"])).unwrap();
         assert_eq!(plan.config[0].path, LAST);
         let mut facts = carry_out(facts, &mut now, plan);
         if state_is_lost && unloaded.is_empty() {
@@ -170,12 +170,12 @@ mod tests {
         }
         let mut facts = on(facts, &now, release, unloaded);
         if moves {
-            let plan = decide(&facts, &want(&["a"])).unwrap();
+            let plan = decide(&facts, &goal(&["a"])).unwrap();
             assert!(plan.restart && plan.config.len() == 2, "{plan:?}");
             facts = carry_out(facts, &mut now, plan);
             facts = on(facts, &now, release, unloaded);
             assert_eq!(now[LAST], first[LAST]);
-            assert!(decide(&facts, &want(&["a"])).unwrap().is_empty());
+            assert!(decide(&facts, &goal(&["a"])).unwrap().is_empty());
         }
         let plan = decide(&facts, &nothing()).unwrap();
         assert!(
@@ -189,7 +189,7 @@ mod tests {
     fn what_others_declare_under_a_name_of_ours_in_another_file_is_theirs() {
         let mut now = files(&[(ROOT, GLOB), (LAST, RUNC)]);
         let facts = on(node(), &now, "2.1.9", &[]);
-        let plan = decide(&facts, &want(&["a"])).unwrap();
+        let plan = decide(&facts, &goal(&["a"])).unwrap();
         let facts = carry_out(facts, &mut now, plan);
         let theirs = format!(
             "{RUNC}{}",

@@ -33,18 +33,18 @@ fn without_entries(text: &str, gone: &BTreeSet<&String>) -> Option<String> {
 /// The legacy handlers that `file` declares and that are not ours yet, in the shape that they would have as ours.
 #[must_use]
 pub(crate) fn takeover_candidates(facts: &HostFacts, file: &str) -> BTreeMap<String, OwnedHandler> {
-    let legacy = facts.inheritance.handlers.iter();
-    let candidates = legacy.filter(|(name, inherited)| {
-        inherited.file == file && !facts.state.handlers.contains_key(*name)
+    let legacy = facts.legacy.handlers.iter();
+    let candidates = legacy.filter(|(name, legacy_handler)| {
+        legacy_handler.file == file && !facts.state.handlers.contains_key(*name)
     });
     candidates
-        .map(|(name, inherited)| {
-            let binary = facts.inheritance.binaries.get(&inherited.declared.path);
+        .map(|(name, legacy_handler)| {
+            let binary = facts.legacy.binaries.get(&legacy_handler.declared.path);
             let owned = OwnedHandler {
                 shim: name.clone(),
-                owner: inherited.owner,
-                path: Some(inherited.declared.path.clone()),
-                options: inherited.options(),
+                owner: legacy_handler.owner,
+                path: Some(legacy_handler.declared.path.clone()),
+                options: legacy_handler.options(),
                 binary: match binary {
                     Some(binary) => Binary::Installed {
                         sha256: binary.sha256.clone(),
@@ -62,24 +62,30 @@ pub(crate) fn takeover_candidates(facts: &HostFacts, file: &str) -> BTreeMap<Str
 /// Whether a handler that was taken over is declared by its predecessor's own lines just as it should be: they stay.
 #[must_use]
 pub fn is_declared_as_wanted(
-    inherited: Option<&LegacyHandler>,
+    legacy_handler: Option<&LegacyHandler>,
     owned: &OwnedHandler,
     plugin: PluginId,
 ) -> bool {
-    inherited.is_some_and(|inherited| {
-        let declared = &inherited.declared;
+    legacy_handler.is_some_and(|legacy_handler| {
+        let declared = &legacy_handler.declared;
         !declared.marked
             && declared.plugins.contains(&plugin)
             && owned.path.as_ref() == Some(&declared.path)
-            && owned.options == inherited.options()
+            && owned.options == legacy_handler.options()
     })
 }
 
 impl LegacyCleanup {
-    /// Adds what of a predecessor's `home` goes with the binaries that are `gone`; all of it, unless another handler is `declared` there.
-    fn leave(&mut self, facts: &HostFacts, home: &str, gone: &BTreeSet<&String>, declared: bool) {
-        let known = facts.inheritance.homes.get(home);
-        if let Some((path, Some(text))) = known.and_then(|home| home.lock.as_ref()) {
+    /// Adds what of a predecessor's `legacy_dir` goes with the binaries that are `gone`; all of it, unless another handler is `declared` there.
+    fn add_directory(
+        &mut self,
+        facts: &HostFacts,
+        legacy_dir: &str,
+        gone: &BTreeSet<&String>,
+        declared: bool,
+    ) {
+        let known = facts.legacy.legacy_dirs.get(legacy_dir);
+        if let Some((path, Some(text))) = known.and_then(|legacy_dir| legacy_dir.lock.as_ref()) {
             let after = without_entries(text, gone);
             if after.as_ref() != Some(text) {
                 self.locks.push(LockChange {
@@ -90,10 +96,10 @@ impl LegacyCleanup {
             }
         }
         if !declared {
-            let marker = known.and_then(|home| home.marker.clone());
+            let marker = known.and_then(|legacy_dir| legacy_dir.marker.clone());
             self.files.extend(marker);
             self.directories
-                .extend([home.to_owned(), format!("{home}/bin")]);
+                .extend([legacy_dir.to_owned(), format!("{legacy_dir}/bin")]);
         }
     }
 }
@@ -101,7 +107,7 @@ impl LegacyCleanup {
 /// The files that go with the handlers of `set` that `next` lacks or has without a binary; `unmanaged` names legacy handlers that stay
 /// declared.
 #[must_use]
-pub(crate) fn leftovers(
+pub(crate) fn legacy_cleanup(
     facts: &HostFacts,
     set: &HandlerSet,
     next: &BTreeMap<String, OwnedHandler>,
@@ -122,20 +128,20 @@ pub(crate) fn leftovers(
         .filter_map(|name| path(name))
         .filter(|path| !staying.contains(path))
         .collect();
-    let standing = |path: &&&String| facts.inheritance.binaries.contains_key(path.as_str());
-    let mut leftovers = LegacyCleanup {
+    let is_present = |path: &&&String| facts.legacy.binaries.contains_key(path.as_str());
+    let mut legacy_cleanup = LegacyCleanup {
         files: gone
             .iter()
-            .filter(standing)
+            .filter(is_present)
             .map(|path| (*path).clone())
             .collect(),
         ..LegacyCleanup::default()
     };
     let links = gone
         .iter()
-        .filter_map(|path| facts.inheritance.links.get(*path))
+        .filter_map(|path| facts.legacy.links.get(*path))
         .flatten();
-    leftovers.files.extend(links.cloned());
+    legacy_cleanup.files.extend(links.cloned());
     let declared: BTreeSet<&str> = all()
         .filter(|name| {
             is_legacy(name) || set.draining.contains_key(*name) || next.contains_key(*name)
@@ -143,14 +149,14 @@ pub(crate) fn leftovers(
         .filter_map(path)
         .filter_map(|path| legacy_directory_of(path))
         .collect();
-    let homes: BTreeSet<&str> = gone
+    let legacy_dirs: BTreeSet<&str> = gone
         .iter()
         .filter_map(|path| legacy_directory_of(path))
         .collect();
-    for home in homes {
-        leftovers.leave(facts, home, &gone, declared.contains(home));
+    for legacy_dir in legacy_dirs {
+        legacy_cleanup.add_directory(facts, legacy_dir, &gone, declared.contains(legacy_dir));
     }
-    leftovers
+    legacy_cleanup
 }
 
 /// What predecessors left and nobody has taken over, each with what can be done about it.
@@ -162,9 +168,9 @@ pub fn complaints(facts: &HostFacts) -> Vec<(String, &'static str)> {
         (Owner::Kwasm, "KWasm"),
         (Owner::Rcm, "runtime-class-manager"),
     ] {
-        let handlers = facts.inheritance.handlers.iter();
+        let handlers = facts.legacy.handlers.iter();
         let names: Vec<&str> = handlers
-            .filter(|(name, inherited)| inherited.owner == owner && !claimed(name))
+            .filter(|(name, legacy_handler)| legacy_handler.owner == owner && !claimed(name))
             .map(|(name, _)| name.as_str())
             .collect();
         if !names.is_empty() {
@@ -189,8 +195,8 @@ pub fn complaints(facts: &HostFacts) -> Vec<(String, &'static str)> {
             ));
         }
     }
-    for home in facts.inheritance.homes.values() {
-        if let Some((path, None)) = &home.lock {
+    for legacy_dir in facts.legacy.legacy_dirs.values() {
+        if let Some((path, None)) = &legacy_dir.lock {
             complaints.push((
                 format!("{path} can't be read and is left alone"),
                 "remove it once nothing that it names is in use",

@@ -59,7 +59,7 @@ pub(in crate::installer) fn node() -> HostFacts {
         binaries: BTreeMap::new(),
         stored: BTreeSet::new(),
         damaged: BTreeSet::new(),
-        inheritance: Legacy::default(),
+        legacy: Legacy::default(),
         missing_directories: BTreeMap::new(),
         machine_id: String::new(),
         boot_id: String::new(),
@@ -79,7 +79,7 @@ fn served(ours: &[&str]) -> Served {
     }
 }
 
-pub(in crate::installer) fn want(shims: &[&str]) -> Goal {
+pub(in crate::installer) fn goal(shims: &[&str]) -> Goal {
     let shim = |name: &&str| ShimRequest {
         name: (*name).to_owned(),
         handlers: vec![(*name).to_owned()],
@@ -140,7 +140,7 @@ fn written(plan: &HostPlan) -> &State {
 /// The node once it carries these shims.
 pub(in crate::installer) fn carrying(shims: &[&str]) -> HostFacts {
     let facts = node();
-    let plan = decide(&facts, &want(shims)).unwrap();
+    let plan = decide(&facts, &goal(shims)).unwrap();
     after(facts, plan)
 }
 
@@ -148,11 +148,11 @@ pub(in crate::installer) fn carrying(shims: &[&str]) -> HostFacts {
 fn a_node_restarts_containerd_once_whatever_shims_of_a_cluster_come_and_go() {
     let with = |shims: &[&str], reserve: &[&str]| Goal {
         reserve: reserve.iter().map(ToString::to_string).collect(),
-        ..want(shims)
+        ..goal(shims)
     };
     let mut facts = node();
     let mut restarts = 0;
-    for want in [
+    for goal in [
         with(&["a"], &["a", "b"]),
         // A Shim that nobody knew is reserved by the next restart, and costs none by itself.
         with(&["a"], &["a", "b", "c"]),
@@ -160,7 +160,7 @@ fn a_node_restarts_containerd_once_whatever_shims_of_a_cluster_come_and_go() {
         with(&["b"], &["a", "b", "c"]),
         with(&["a"], &["a", "b", "c"]),
     ] {
-        let plan = decide(&facts, &want).unwrap();
+        let plan = decide(&facts, &goal).unwrap();
         restarts += usize::from(plan.restart);
         facts = after(facts, plan);
     }
@@ -176,7 +176,7 @@ fn a_node_restarts_containerd_once_whatever_shims_of_a_cluster_come_and_go() {
 #[test]
 fn what_is_reserved_with_its_options_costs_no_restart_later() {
     let options = BTreeMap::from([("SystemdCgroup".to_owned(), OptionValue::Boolean(true))]);
-    let mut first = want(&["a"]);
+    let mut first = goal(&["a"]);
     first.reserve = vec!["b".to_owned()];
     first.reserve_options = BTreeMap::from([("b".to_owned(), options.clone())]);
     let facts = node();
@@ -184,7 +184,7 @@ fn what_is_reserved_with_its_options_costs_no_restart_later() {
     let mut facts = after(facts, plan);
     facts.served.as_mut().unwrap().options =
         BTreeMap::from([("b".to_owned(), OptionValue::to_toml(&options))]);
-    let mut second = want(&["a", "b"]);
+    let mut second = goal(&["a", "b"]);
     second.shims[1].options = options;
     let plan = decide(&facts, &second).unwrap();
     assert!(!plan.restart && plan.config.is_empty(), "{plan:?}");
@@ -193,9 +193,9 @@ fn what_is_reserved_with_its_options_costs_no_restart_later() {
 #[test]
 fn the_first_handler_costs_one_restart_and_a_second_run_nothing() {
     let facts = node();
-    let plan = decide(&facts, &want(&["a"])).unwrap();
+    let plan = decide(&facts, &goal(&["a"])).unwrap();
     assert!(plan.restart && !plan.config.is_empty() && plan.store.contains(DIGEST));
-    let again = decide(&after(facts, plan), &want(&["a"])).unwrap();
+    let again = decide(&after(facts, plan), &goal(&["a"])).unwrap();
     assert!(again.is_empty(), "{again:?}");
     assert!(again.handlers[0].served);
 }
@@ -204,7 +204,7 @@ fn the_first_handler_costs_one_restart_and_a_second_run_nothing() {
 fn a_daemon_that_did_not_load_what_is_declared_is_restarted() {
     let mut facts = carrying(&["a"]);
     facts.served = Ok(served(&[]));
-    let plan = decide(&facts, &want(&["a"])).unwrap();
+    let plan = decide(&facts, &goal(&["a"])).unwrap();
     assert!(plan.restart && plan.config.is_empty());
 }
 
@@ -220,12 +220,12 @@ fn what_somebody_wrote_and_never_loaded_does_not_go_live_with_us(
 ) {
     let mut facts = node();
     edit(&mut facts);
-    let error = decide(&facts, &want(&["a"])).unwrap_err().to_string();
+    let error = decide(&facts, &goal(&["a"])).unwrap_err().to_string();
     assert!(error.contains(what), "{error}");
     // What restarts nothing puts nothing live.
     let mut facts = carrying(&["a"]);
     edit(&mut facts);
-    let mut upgrade = want(&["a"]);
+    let mut upgrade = goal(&["a"]);
     let candidate = Ok("bb".to_owned());
     upgrade.binaries.insert("a".to_owned(), candidate);
     facts.loaded.root.text = carrying(&["a"]).loaded.root.text;
@@ -236,16 +236,16 @@ fn what_somebody_wrote_and_never_loaded_does_not_go_live_with_us(
 fn a_host_that_lacks_what_containerd_needs_is_not_restarted() {
     let mut facts = node();
     facts.missing_prerequisite = Some("no /spec.json".to_owned());
-    let error = decide(&facts, &want(&["a"])).unwrap_err().to_string();
+    let error = decide(&facts, &goal(&["a"])).unwrap_err().to_string();
     assert!(error.contains("no /spec.json"), "{error}");
-    assert!(decide(&facts, &want(&[])).unwrap().is_empty());
+    assert!(decide(&facts, &goal(&[])).unwrap().is_empty());
 }
 
 #[test]
 fn a_handler_of_ours_that_only_the_running_containerd_knows_leaves_with_a_restart() {
     let mut facts = node();
     facts.served = Ok(served(&["a"]));
-    let plan = decide(&facts, &want(&["b"])).unwrap();
+    let plan = decide(&facts, &goal(&["b"])).unwrap();
     assert!(plan.restart && plan.ours.contains("a"));
     assert!(plan.declared.iter().all(|handler| handler.name == "b"));
 }
@@ -254,7 +254,7 @@ fn a_handler_of_ours_that_only_the_running_containerd_knows_leaves_with_a_restar
 fn a_handler_that_pods_use_stays_and_is_reported() {
     let mut facts = carrying(&["a", "b"]);
     facts.in_use.insert("a".to_owned(), 2);
-    let plan = decide(&facts, &want(&[])).unwrap();
+    let plan = decide(&facts, &goal(&[])).unwrap();
     assert!(!plan.restart);
     assert_eq!(plan.clear, [places().binary_path("b")]);
     let [report] = plan.handlers.as_slice() else {
@@ -262,7 +262,7 @@ fn a_handler_that_pods_use_stays_and_is_reported() {
     };
     assert!(report.served && report.handler == "a" && report.reason.is_some());
     facts.in_use.clear();
-    let plan = decide(&facts, &want(&[])).unwrap();
+    let plan = decide(&facts, &goal(&[])).unwrap();
     assert!(plan.restart && plan.state == StateAfter::Remove);
     assert_eq!(plan.config[0].after.as_deref(), Some(CONFIG));
 }
@@ -281,10 +281,10 @@ fn a_damaged_binary_that_nobody_brings_is_reported_and_in_nobody_s_way(
     if is_there {
         facts.damaged.insert(DIGEST.to_owned());
     }
-    let mut want = want(&["b"]);
-    want.scope = Scope::Nothing;
-    want.binaries.insert("b".to_owned(), Ok("bb".to_owned()));
-    let plan = decide(&facts, &want).unwrap();
+    let mut goal = goal(&["b"]);
+    goal.scope = Scope::Nothing;
+    goal.binaries.insert("b".to_owned(), Ok("bb".to_owned()));
+    let plan = decide(&facts, &goal).unwrap();
     assert_eq!(plan.store, BTreeSet::from(["bb".to_owned()]));
     assert_eq!(
         plan.links.keys().collect::<Vec<_>>(),
@@ -305,9 +305,9 @@ fn a_binary_whose_handler_left_while_a_pod_came_goes_when_the_pod_has_gone() {
     facts.binaries.insert(name, DIGEST.to_owned());
     facts.stored.insert(DIGEST.to_owned());
     facts.in_use.insert("a".to_owned(), 1);
-    assert!(decide(&facts, &want(&[])).unwrap().is_empty());
+    assert!(decide(&facts, &goal(&[])).unwrap().is_empty());
     facts.in_use.clear();
-    let plan = decide(&facts, &want(&[])).unwrap();
+    let plan = decide(&facts, &goal(&[])).unwrap();
     assert_eq!(plan.clear, [link, places().store_path(DIGEST)]);
     assert!(!plan.restart);
 }
@@ -321,7 +321,7 @@ fn what_a_pod_took_up_while_it_left_is_reported_until_the_pod_has_gone() {
     facts.dump = Ok(CONFIG.to_owned());
     facts.served = Ok(served(&[]));
     facts.in_use.insert("a".to_owned(), 1);
-    let mut all = want(&[]);
+    let mut all = goal(&[]);
     all.scope = Scope::Everything;
     all.digest = Some("request".to_owned());
     let plan = decide(&facts, &all).unwrap();
@@ -330,7 +330,7 @@ fn what_a_pod_took_up_while_it_left_is_reported_until_the_pod_has_gone() {
         panic!("{:?}", plan.handlers);
     };
     assert!(!report.served && report.reason.is_some());
-    let back = decide(&facts, &want(&["a"])).unwrap();
+    let back = decide(&facts, &goal(&["a"])).unwrap();
     let state = written(&back);
     assert!(back.restart && state.draining.is_empty() && state.handlers.contains_key("a"));
     facts.in_use.clear();
@@ -342,44 +342,44 @@ fn what_a_pod_took_up_while_it_left_is_reported_until_the_pod_has_gone() {
 
 #[test]
 fn a_predecessor_s_binary_that_a_pod_took_up_late_leaves_with_all_that_came_with_it() {
-    let mut facts = inherited();
-    let mut all = want(&[]);
+    let mut facts = node_with_legacy_handler();
+    let mut all = goal(&[]);
     all.scope = Scope::Everything;
-    let path = facts.inheritance.handlers["k"].declared.path.clone();
+    let path = facts.legacy.handlers["k"].declared.path.clone();
     let links = vec!["/usr/local/bin/containerd-shim-k-v1".to_owned()];
-    facts.inheritance.links.insert(path.clone(), links.clone());
+    facts.legacy.links.insert(path.clone(), links.clone());
     let first = decide(&facts, &all).unwrap();
     // Now it is declared no more, and the state file alone knows it.
     facts.state.draining = first.leaving.clone();
     assert_eq!(facts.state.draining["k"].owner, all.owner);
-    facts.inheritance.handlers.clear();
+    facts.legacy.handlers.clear();
     facts.loaded.root.text = Some(CONFIG.to_owned());
     facts.dump = Ok(CONFIG.to_owned());
     facts.served = Ok(served(&[]));
     facts.in_use.insert("k".to_owned(), 1);
     let used = decide(&facts, &all).unwrap();
-    assert!(used.leftovers.is_empty() && used.state != StateAfter::Remove);
+    assert!(used.legacy_cleanup.is_empty() && used.state != StateAfter::Remove);
     facts.in_use.clear();
     let plan = decide(&facts, &all).unwrap();
     assert!(plan.state == StateAfter::Remove);
-    assert_eq!(plan.leftovers.files, [vec![path], links].concat());
-    assert_eq!(plan.leftovers, first.leftovers);
+    assert_eq!(plan.legacy_cleanup.files, [vec![path], links].concat());
+    assert_eq!(plan.legacy_cleanup, first.legacy_cleanup);
 }
 
 #[test]
 fn options_wait_for_a_containerd_that_hands_them_over() {
     let mut facts = node();
     facts.version = "1.6.36".parse().ok();
-    let mut want = want(&["a"]);
-    let options = &mut want.shims[0].options;
+    let mut goal = goal(&["a"]);
+    let options = &mut goal.shims[0].options;
     options.insert("SystemdCgroup".to_owned(), OptionValue::Boolean(true));
-    let plan = decide(&facts, &want).unwrap();
+    let plan = decide(&facts, &goal).unwrap();
     assert!(plan.declared[0].options.is_empty());
     assert!(plan.notes[0].contains("handler a"), "{:?}", plan.notes);
     let mut facts = after(facts, plan);
-    assert!(decide(&facts, &want).unwrap().is_empty());
+    assert!(decide(&facts, &goal).unwrap().is_empty());
     facts.version = "1.7.0".parse().ok();
-    let plan = decide(&facts, &want).unwrap();
+    let plan = decide(&facts, &goal).unwrap();
     assert!(plan.restart && plan.notes.is_empty());
     assert_eq!(plan.declared[0].options.len(), 1);
 }
@@ -399,7 +399,7 @@ fn a_host_that_was_not_well_before_is_left_alone(
 ) {
     let mut facts = node();
     spoil(&mut facts);
-    let error = decide(&facts, &want(&["a"])).unwrap_err().to_string();
+    let error = decide(&facts, &goal(&["a"])).unwrap_err().to_string();
     assert!(error.contains(reason), "{error}");
 }
 
@@ -407,15 +407,15 @@ fn a_host_that_was_not_well_before_is_left_alone(
 fn an_obstacle_is_in_the_way_of_changes_only() {
     let mut facts = carrying(&["a"]);
     facts.obstacle = Some("it is read-only".to_owned());
-    assert!(decide(&facts, &want(&["a"])).unwrap().is_empty());
-    assert!(decide(&facts, &want(&["b"])).is_err());
+    assert!(decide(&facts, &goal(&["a"])).unwrap().is_empty());
+    assert!(decide(&facts, &goal(&["b"])).is_err());
 }
 
 #[test]
 fn a_binary_alone_is_swapped_even_where_a_restart_is_forbidden() {
     let mut facts = carrying(&["a"]);
     facts.kill_mode = Ok("mixed".to_owned());
-    let mut upgrade = want(&["a"]);
+    let mut upgrade = goal(&["a"]);
     upgrade.binaries.insert("a".to_owned(), Ok("bb".to_owned()));
     let plan = decide(&facts, &upgrade).unwrap();
     assert!(!plan.restart && plan.config.is_empty());
@@ -423,7 +423,7 @@ fn a_binary_alone_is_swapped_even_where_a_restart_is_forbidden() {
 }
 
 /// The node as KWasm left it: handler `k`, declared and served, whose binary is [`DIGEST`].
-fn inherited() -> HostFacts {
+fn node_with_legacy_handler() -> HostFacts {
     let mut facts = node();
     let path = "/opt/kwasm/bin/containerd-shim-k-v1".to_owned();
     let text = format!(
@@ -435,13 +435,13 @@ fn inherited() -> HostFacts {
         file: facts.loaded.root.path.clone(),
         declared: declared["k"].clone(),
     };
-    facts.inheritance.handlers.insert("k".to_owned(), handler);
-    let standing = LegacyBinary {
+    facts.legacy.handlers.insert("k".to_owned(), handler);
+    let legacy_binary = LegacyBinary {
         sha256: DIGEST.to_owned(),
         is_link: false,
         verified: None,
     };
-    facts.inheritance.binaries.insert(path.clone(), standing);
+    facts.legacy.binaries.insert(path.clone(), legacy_binary);
     facts.loaded.root.text = Some(text.clone());
     facts.dump = Ok(text);
     let mut now = served(&[]);
@@ -454,47 +454,47 @@ fn inherited() -> HostFacts {
 #[case::the_same_binary(DIGEST, 0)]
 #[case::another_binary("bb", 1)]
 fn a_take_over_restarts_nothing(#[case] sha256: &str, #[case] links: usize) {
-    let mut want = want(&["k"]);
-    want.binaries.insert("k".to_owned(), Ok(sha256.to_owned()));
-    let plan = decide(&inherited(), &want).unwrap();
+    let mut goal = goal(&["k"]);
+    goal.binaries.insert("k".to_owned(), Ok(sha256.to_owned()));
+    let plan = decide(&node_with_legacy_handler(), &goal).unwrap();
     assert!(!plan.restart && plan.config.is_empty(), "{plan:?}");
     assert_eq!((plan.links.len(), plan.store.len()), (links, links));
     let owned = &written(&plan).handlers["k"];
     assert_eq!(owned.owner, Owner::Cluster);
-    assert!(plan.leftovers.is_empty());
+    assert!(plan.legacy_cleanup.is_empty());
 }
 
 #[test]
 fn a_predecessor_s_handler_that_was_never_loaded_costs_the_restart_that_it_lacks() {
-    let mut facts = inherited();
+    let mut facts = node_with_legacy_handler();
     facts.served = Ok(served(&[]));
-    let plan = decide(&facts, &want(&["k"])).unwrap();
+    let plan = decide(&facts, &goal(&["k"])).unwrap();
     assert!(plan.restart && plan.config.is_empty());
 }
 
 #[test]
 fn a_predecessor_s_handler_that_pods_use_is_not_removed() {
-    let mut facts = inherited();
+    let mut facts = node_with_legacy_handler();
     facts.in_use.insert("k".to_owned(), 1);
-    let mut all = want(&[]);
+    let mut all = goal(&[]);
     all.scope = Scope::Everything;
     let plan = decide(&facts, &all).unwrap();
     assert!(plan.is_empty(), "{plan:?}");
     assert!(plan.handlers[0].reason.is_some());
     facts.in_use.clear();
     let plan = decide(&facts, &all).unwrap();
-    assert!(plan.restart && !plan.leftovers.is_empty());
+    assert!(plan.restart && !plan.legacy_cleanup.is_empty());
     assert_eq!(plan.config[0].after.as_deref(), Some(CONFIG));
 }
 
 #[test]
 fn a_legacy_handler_without_a_request_is_left_alone() {
-    let plan = decide(&inherited(), &want(&["a"])).unwrap();
+    let plan = decide(&node_with_legacy_handler(), &goal(&["a"])).unwrap();
     assert!(plan.restart);
     assert!(!plan.ours.contains("k"));
     let text = plan.config[0].after.clone().unwrap();
     assert!(text.contains("/opt/kwasm/bin/containerd-shim-k-v1"));
-    assert!(plan.leftovers.is_empty());
+    assert!(plan.legacy_cleanup.is_empty());
     assert!(!written(&plan).handlers.contains_key("k"));
 }
 
@@ -502,29 +502,29 @@ fn a_legacy_handler_without_a_request_is_left_alone() {
 fn pods_are_ended_only_by_whoever_accepts_that() {
     let mut facts = node();
     facts.kill_mode = Ok("control-group".to_owned());
-    let mut want = want(&["a"]);
-    let error = decide(&facts, &want).unwrap_err().to_string();
+    let mut goal = goal(&["a"]);
+    let error = decide(&facts, &goal).unwrap_err().to_string();
     assert!(error.contains("--allow-pod-restarts"), "{error}");
-    want.allow_pod_restarts = true;
-    assert!(decide(&facts, &want).unwrap().restart);
+    goal.allow_pod_restarts = true;
+    assert!(decide(&facts, &goal).unwrap().restart);
     // A leave for that starts no service manager.
     facts.kill_mode = Err("no bus".to_owned());
-    assert!(decide(&facts, &want).is_err());
+    assert!(decide(&facts, &goal).is_err());
 }
 
 #[test]
 fn a_containerd_that_nobody_here_can_restart_is_left_alone_whatever_is_accepted() {
     let mut facts = node();
     facts.unreachable = Some("set job.hostPID".to_owned());
-    let mut want = want(&["a"]);
-    want.allow_pod_restarts = true;
-    let error = decide(&facts, &want).unwrap_err().to_string();
+    let mut goal = goal(&["a"]);
+    goal.allow_pod_restarts = true;
+    let error = decide(&facts, &goal).unwrap_err().to_string();
     assert_eq!(error, "set job.hostPID");
     // What needs no restart needs nobody who could.
     facts.unreachable = None;
-    let mut facts = after(facts, decide(&node(), &want).unwrap());
+    let mut facts = after(facts, decide(&node(), &goal).unwrap());
     facts.unreachable = Some("set job.hostPID".to_owned());
-    assert!(decide(&facts, &want).unwrap().is_empty());
+    assert!(decide(&facts, &goal).unwrap().is_empty());
 }
 
 #[rstest]
@@ -540,7 +540,7 @@ fn a_change_that_the_next_boot_takes_back_says_so(
     };
     let mut facts = node();
     facts.distro = detect(&evidence, |_| false);
-    let plan = decide(&facts, &want(&["a"])).unwrap();
+    let plan = decide(&facts, &goal(&["a"])).unwrap();
     assert_eq!(plan.notes.len(), expected, "{:?}", plan.notes);
 }
 
@@ -551,7 +551,7 @@ fn a_change_that_the_next_boot_takes_back_says_so(
 #[case::other_default(Served { default: "a".to_owned(), ..served(&["a"]) }, false)]
 #[case::other_runtime(served(&["a", "theirs"]), false)]
 fn only_what_was_declared_may_differ_after_a_restart(#[case] now: Served, #[case] proven: bool) {
-    let plan = decide(&node(), &want(&["a"])).unwrap();
+    let plan = decide(&node(), &goal(&["a"])).unwrap();
     let result = prove(&served(&[]), &now, &plan.declared, &plan.ours);
     assert_eq!(result.is_ok(), proven, "{result:?}");
 }

@@ -30,7 +30,7 @@ pub struct HostPlan {
     /// Folders of ours to remove, where they are empty, outermost first.
     pub obsolete_directories: Vec<String>,
     /// What goes of predecessors.
-    pub leftovers: LegacyCleanup,
+    pub legacy_cleanup: LegacyCleanup,
     /// Handlers that lose their binary, as they are, unless a pod takes one up meanwhile.
     pub leaving: BTreeMap<String, OwnedHandler>,
     /// What is to be reported on each handler; `served` is what will be so if all goes well.
@@ -53,7 +53,7 @@ impl HostPlan {
             && !self.restart
             && self.state == StateAfter::Keep
             && self.clear.is_empty()
-            && self.leftovers.is_empty()
+            && self.legacy_cleanup.is_empty()
     }
 
     /// The paths of the binaries that are stored.
@@ -71,7 +71,7 @@ impl HostPlan {
             })
         };
         self.clear.retain(|path| !is_kept(path));
-        self.leftovers.files.retain(|path| !is_kept(path));
+        self.legacy_cleanup.files.retain(|path| !is_kept(path));
         self.handlers.extend(late);
     }
 }

@@ -90,7 +90,7 @@ pub struct Traces {
     /// The undo log of a change is there.
     pub journal: bool,
     /// Files that only a run leaves that was killed.
-    pub leftovers: Vec<String>,
+    pub temporary_files: Vec<String>,
 }
 
 /// Judges a host.
@@ -171,7 +171,12 @@ impl Findings {
                 "run `farrier install` or `farrier uninstall` again: it undoes or finishes the change first",
             );
         }
-        for path in traces.leftovers.iter().cloned().chain(unreferenced(facts)) {
+        for path in traces
+            .temporary_files
+            .iter()
+            .cloned()
+            .chain(unreferenced(facts))
+        {
             self.add(
                 &format!("{path} was left behind by a former run"),
                 "run `farrier install` again with the same shims; where it stays, remove it by hand",

@@ -99,7 +99,7 @@ fn files(facts: &HostFacts, plan: &HostPlan) -> Vec<FileReport> {
         };
         (path.clone(), action)
     });
-    let removed = plan.clear.iter().chain(&plan.leftovers.files);
+    let removed = plan.clear.iter().chain(&plan.legacy_cleanup.files);
     let removed = removed.map(|path| (path.clone(), FileAction::Removed));
     let all = config.chain(stored).chain(links).chain(removed);
     all.map(|(path, action)| FileReport {

@@ -103,18 +103,18 @@ pub fn plan_text(plan: &HostPlan, places: &InstallPaths, unit: &str) -> String {
     if plan.restart {
         line!(text, "restart {unit} once");
     }
-    for path in plan.clear.iter().chain(&plan.leftovers.files) {
+    for path in plan.clear.iter().chain(&plan.legacy_cleanup.files) {
         line!(text, "remove {path}");
     }
     for path in plan
         .obsolete_directories
         .iter()
-        .chain(&plan.leftovers.directories)
+        .chain(&plan.legacy_cleanup.directories)
         .rev()
     {
         line!(text, "remove the folder {path} if it is empty");
     }
-    for lock in &plan.leftovers.locks {
+    for lock in &plan.legacy_cleanup.locks {
         line!(text, "take entries out of {}", lock.path);
     }
     match &plan.state {

@@ -105,7 +105,7 @@ pub(crate) fn finish(host: &HostRoot, journal: &Journal, in_use: &InUse) -> Resu
     let carried = state.handlers.values().chain(state.draining.values());
     let carried = carried.filter(|owned| !owned.is_reserved());
     let spared = carried.chain(used.map(|(_, owned)| owned));
-    journal.clear_leftovers(
+    journal.remove_legacy_files(
         host,
         &spared.filter_map(|owned| owned.path.as_ref()).collect(),
     )?;
@@ -158,7 +158,7 @@ const TEMP_SUFFIXES: [&str; 4] = [
 ///
 /// # Errors
 /// When a folder can't be listed.
-pub(crate) fn leftovers(host: &HostRoot, facts: &HostFacts) -> Result<Vec<String>, Error> {
+pub(crate) fn temporary_files(host: &HostRoot, facts: &HostFacts) -> Result<Vec<String>, Error> {
     // What stands in the store and belongs to no handler is told by its path alone.
     let store = facts.places.store();
     let mut found = Vec::new();
@@ -180,12 +180,13 @@ fn directories(host: &HostRoot, facts: &HostFacts) -> BTreeSet<String> {
         let real = host.follow(&file.path).ok();
         [Some(file.path.clone()), real].into_iter().flatten()
     });
-    let homes = facts.inheritance.homes.keys();
-    let homes = homes.flat_map(|home| [home.clone(), format!("{home}/bin")]);
+    let legacy_dirs = facts.legacy.legacy_dirs.keys();
+    let legacy_dirs =
+        legacy_dirs.flat_map(|legacy_dir| [legacy_dir.clone(), format!("{legacy_dir}/bin")]);
     let needed = facts.missing_directories.keys().cloned();
     configured
         .map(|path| parent_directory(&path).to_owned())
-        .chain(homes)
+        .chain(legacy_dirs)
         .chain(needed)
         .collect()
 }
@@ -293,7 +294,7 @@ mod tests {
                 FinalState::Write(state.to_json())
             }),
             obsolete_directories: vec!["/opt".to_owned(), "/opt/farrier".to_owned()],
-            leftovers: crate::installer::plan::LegacyCleanup {
+            legacy_cleanup: crate::installer::plan::LegacyCleanup {
                 files: vec![THEIRS.to_owned(), LINK.to_owned()],
                 locks: Vec::new(),
                 directories: vec!["/opt/kwasm".to_owned(), "/opt/kwasm/bin".to_owned()],

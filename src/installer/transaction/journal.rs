@@ -66,7 +66,7 @@ pub struct Journal {
     pub obsolete_directories: Vec<String>,
     /// What goes of predecessors once the change is carried out.
     #[serde(default, rename = "leftovers")]
-    pub leftovers: LegacyCleanup,
+    pub legacy_cleanup: LegacyCleanup,
     /// Handlers that lose their binary, as they were, unless a pod has taken one up by then.
     #[serde(default)]
     pub leaving: BTreeMap<String, OwnedHandler>,
@@ -318,8 +318,12 @@ impl Journal {
     ///
     /// # Errors
     /// When a file can't be removed or written.
-    pub fn clear_leftovers(&self, host: &HostRoot, spared: &BTreeSet<&String>) -> host::Result<()> {
-        for path in &self.leftovers.files {
+    pub fn remove_legacy_files(
+        &self,
+        host: &HostRoot,
+        spared: &BTreeSet<&String>,
+    ) -> host::Result<()> {
+        for path in &self.legacy_cleanup.files {
             let leads_there = host
                 .link_target(path)?
                 .is_some_and(|target| spared.contains(&target));
@@ -327,13 +331,13 @@ impl Journal {
                 host.remove_file(path)?;
             }
         }
-        for lock in &self.leftovers.locks {
+        for lock in &self.legacy_cleanup.locks {
             host.discard_new(&lock.path);
             if host.digest(&lock.path)?.as_ref() == Some(&lock.before) {
                 put_config(host, &lock.path, lock.after.as_deref(), Some(&lock.before))?;
             }
         }
-        for directory in self.leftovers.directories.iter().rev() {
+        for directory in self.legacy_cleanup.directories.iter().rev() {
             host.remove_directory(directory)?;
         }
         Ok(())

@@ -169,7 +169,7 @@ fn journal(host: &HostRoot, facts: &HostFacts, plan: &HostPlan) -> Result<Journa
             StateAfter::Keep => FinalState::Keep,
         },
         obsolete_directories: plan.obsolete_directories.clone(),
-        leftovers: plan.leftovers.clone(),
+        legacy_cleanup: plan.legacy_cleanup.clone(),
         leaving: plan.leaving.clone(),
     })
 }

@@ -197,8 +197,8 @@ fn is_placed(facts: &HostFacts, handler: &str, sha256: &str) -> bool {
             || owned.is_some_and(|owned| owned.sha256().is_some_and(|owned| owned == sha256));
     }
     // What was taken over as it is stays where its predecessor put it, unless that is a link to who knows where.
-    let taken_over = facts.inheritance.binaries.get(&path);
-    stands && taken_over.is_some_and(|standing| !standing.is_link)
+    let taken_over = facts.legacy.binaries.get(&path);
+    stands && taken_over.is_some_and(|legacy_binary| !legacy_binary.is_link)
 }
 
 /// The same, if its digest was pinned.
@@ -207,15 +207,11 @@ fn pinned(facts: &HostFacts, shim: &ShimRequest) -> Option<String> {
     for handler in &shim.handlers {
         let Some(owned) = facts.state.handlers.get(handler) else {
             // What a predecessor left is known by the bytes alone.
-            let standing = verified(facts, handler)?;
-            if !shim
-                .binary_sha256
-                .as_deref()?
-                .eq_ignore_ascii_case(standing)
-            {
+            let digest = verified(facts, handler)?;
+            if !shim.binary_sha256.as_deref()?.eq_ignore_ascii_case(digest) {
                 return None;
             }
-            found = Some(standing.to_owned());
+            found = Some(digest.to_owned());
             continue;
         };
         let Binary::Installed {

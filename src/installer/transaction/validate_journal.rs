@@ -74,7 +74,7 @@ fn unexpected_path(journal: &Journal) -> Option<String> {
     });
     unexpected.next().or_else(|| {
         let markers = |path: &&String| !is_shim(path) && !is_marker(path);
-        journal.leftovers.files.iter().find(markers).cloned()
+        journal.legacy_cleanup.files.iter().find(markers).cloned()
     })
 }
 
