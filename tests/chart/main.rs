@@ -5,7 +5,7 @@
 )]
 
 mod controller;
-mod predecessors;
+mod legacy_values;
 mod rights;
 mod shims;
 mod support;

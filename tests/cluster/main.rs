@@ -10,7 +10,7 @@
 )]
 
 mod controller;
-mod definition;
+mod crd;
 mod direct;
 mod faults;
 mod fleet;
@@ -18,9 +18,9 @@ mod host;
 mod host_faults;
 mod host_kill;
 mod k3s;
-mod leaving;
 mod migration;
 mod policies;
 mod provision;
 mod stage;
 mod support;
+mod uninstall;

@@ -9,7 +9,7 @@ use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams
 use kube::core::ApiResource;
 use serde_json::{Value, json};
 
-use crate::definition;
+use crate::crd;
 use crate::direct::Node;
 use crate::support::{Cluster, SHIM, eventually};
 
@@ -194,7 +194,7 @@ async fn a_cluster_moves_from_runtime_class_manager_and_its_pods_run_on() {
 /// The Shim under runtime-class-manager's own definition, held by its finalizer.
 async fn left_shim(cluster: &Cluster, name: &str, selector: &str) -> DynamicObject {
     let definitions: Api<CustomResourceDefinition> = Api::all(cluster.client.clone());
-    let older = json!({"spec": {"names": {"shortNames": null, "categories": null}, "versions": definition::older()}});
+    let older = json!({"spec": {"names": {"shortNames": null, "categories": null}, "versions": crd::older()}});
     definitions
         .patch(
             "shims.runtime.spinkube.dev",

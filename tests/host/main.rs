@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
-mod adoption;
+mod config_paths;
 #[cfg(target_arch = "x86_64")]
 mod crashes;
 mod distributions;
@@ -10,18 +10,18 @@ mod doctor;
 mod dry_run;
 #[path = "../support/elf.rs"]
 mod elf;
+mod expected_binaries;
 mod fetch;
+#[cfg(target_arch = "x86_64")]
+mod foreign_edits;
 mod hostile;
 mod install;
-mod moved;
 #[cfg(target_arch = "x86_64")]
 mod names;
-mod present;
-#[cfg(target_arch = "x86_64")]
-mod rewritten;
 #[cfg(target_arch = "x86_64")]
 mod signals;
 mod support;
+mod takeover;
 #[cfg(target_arch = "x86_64")]
 #[path = "../support/trace.rs"]
 mod trace;

@@ -6,7 +6,6 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 #![allow(clippy::print_stdout, reason = "a failed test shows its seed")]
 
-mod adoption;
 mod changes;
 mod contract;
 mod crashes;
@@ -19,5 +18,6 @@ mod node;
 mod removal;
 mod sandbox;
 mod signals;
+mod takeover;
 #[path = "../support/trace.rs"]
 mod trace;
