@@ -17,8 +17,8 @@ use std::path::{Path, PathBuf};
 
 use config_files::{ROOT, one_file};
 use farrier::containerd_config::{
-    ConfigFiles, ConfigTarget, Error, Handler, SourceFile, Value, compare_dumps, edit, handlers,
-    imports, place, runtimes_of_dump,
+    ConfigFiles, ConfigTarget, Error, Handler, SourceFile, Value, compare_dumps, config_target,
+    edit, handlers, imports, runtimes_of_dump,
 };
 use handler_names::names;
 use rstest::rstest;
@@ -130,7 +130,7 @@ fn a_file_gets_the_wanted_handlers_and_removing_them_restores_its_first_bytes(
     #[files("tests/config/*/case.toml")] case: PathBuf,
 ) {
     let case = read(&case);
-    let target = place(&case.files, &case.containerd.parse().unwrap()).unwrap();
+    let target = config_target(&case.files, &case.containerd.parse().unwrap()).unwrap();
     assert_eq!(target.path, case.path);
     assert_eq!(target.plugin.key(), case.plugin);
 
@@ -156,7 +156,7 @@ fn adding_and_removing_any_sets_in_any_order_restores_the_first_bytes(
     #[files("tests/config/*/case.toml")] case: PathBuf,
 ) {
     let case = read(&case);
-    let target = place(&case.files, &case.containerd.parse().unwrap()).unwrap();
+    let target = config_target(&case.files, &case.containerd.parse().unwrap()).unwrap();
     let all = ["a", "b.c", "d"].map(handler);
     let mut numbers = Numbers(2);
     for _ in 0..32 {
@@ -246,7 +246,7 @@ fn broken_text_never_panics_and_every_edit_can_be_undone(
         let _ = runtimes_of_dump(&text);
         let _ = compare_dumps(whole, &text, &managed);
         for release in ["1.6.36", "2.1.9", "2.4.2"] {
-            let Ok(target) = place(&one_file(&text), &release.parse().unwrap()) else {
+            let Ok(target) = config_target(&one_file(&text), &release.parse().unwrap()) else {
                 continue;
             };
             let before = (!target.drop_in).then_some(text.as_str());
@@ -269,9 +269,9 @@ fn text_that_is_nested_deeper_than_any_configuration_is_refused() {
         format!("{keys} = {{ {inside} }}")
     });
     let text = format!("[{keys}]\n{inside}\n");
-    assert!(place(&one_file(&text), &"2.1.9".parse().unwrap()).is_err());
+    assert!(config_target(&one_file(&text), &"2.1.9".parse().unwrap()).is_err());
     for bracket in ["[", "{a=", "a."] {
         let text = format!("a = {}", bracket.repeat(100_000));
-        assert!(place(&one_file(&text), &"2.1.9".parse().unwrap()).is_err());
+        assert!(config_target(&one_file(&text), &"2.1.9".parse().unwrap()).is_err());
     }
 }

@@ -15,8 +15,8 @@ use std::sync::LazyLock;
 
 use config_files::{ROOT, one_file};
 use farrier::containerd_config::{
-    ConfigTarget, Handler, PluginId, Value, compare_dumps, edit, edit_template, handlers, imports,
-    place, runtimes_of_dump, startup_checks,
+    ConfigTarget, Handler, PluginId, Value, compare_dumps, config_target, edit, edit_template,
+    handlers, imports, runtimes_of_dump, startup_checks,
 };
 use handler_names::names;
 use proptest::prelude::*;
@@ -182,8 +182,8 @@ fn shape() -> impl Strategy<Value = Shape> {
         any::<bool>(),
         prop::sample::select(vec!["", "  ", "\t"]),
     );
-    let place = (version, 0..IDS.len(), notation, names);
-    (place, look, any::<[bool; 6]>()).prop_map(
+    let shape = (version, 0..IDS.len(), notation, names);
+    (shape, look, any::<[bool; 6]>()).prop_map(
         |((version, id, notation, names), (quote, spaces, indent), flags)| {
             let [
                 imports,
@@ -323,7 +323,7 @@ proptest! {
     #[test]
     fn an_edit_of_a_generated_file_can_be_undone(shape in shape(), release in prop::sample::select(&RELEASES[..]), desired in wanted()) {
         let text = shape.text();
-        if let Ok(target) = place(&one_file(&text), &release.parse().unwrap())
+        if let Ok(target) = config_target(&one_file(&text), &release.parse().unwrap())
             && !desired.is_empty()
         {
             let file = (!target.drop_in).then_some(text.as_str());
@@ -339,7 +339,7 @@ proptest! {
         let braces = matches!(shape.notation, Notation::InlineRuntimes);
         if fits && !(braces && shape.names.is_empty()) {
             let text = shape.text();
-            let target = place(&one_file(&text), &release.parse().unwrap()).unwrap();
+            let target = config_target(&one_file(&text), &release.parse().unwrap()).unwrap();
             let file = (!target.drop_in).then_some(text.as_str());
             let mine = Handler { name: "f".to_owned(), ..Handler::runc() };
             prop_assert!(edit(file, &target, &BTreeSet::new(), &[mine], Some(&Handler::runc())).is_ok(), "{}", text);
@@ -373,7 +373,7 @@ proptest! {
         let _ = compare_dumps(&text, &other, &managed);
         let _ = edit_template(ROOT, Some(&text), PluginId::GrpcV1Cri, &managed, &desired);
         for release in RELEASES {
-            if let Ok(target) = place(&one_file(&text), &release.parse().unwrap()) {
+            if let Ok(target) = config_target(&one_file(&text), &release.parse().unwrap()) {
                 let _ = edit(Some(&text), &target, &managed, &desired, None);
             }
         }
@@ -396,7 +396,7 @@ proptest! {
         // The editor gets text alone. Handlers below a comment of Farrier would count as managed.
         if let Ok(text) = String::from_utf8(bytes)
             && !desired.is_empty()
-            && let Ok(target) = place(&one_file(&text), &release.parse().unwrap())
+            && let Ok(target) = config_target(&one_file(&text), &release.parse().unwrap())
         {
             let file = (!target.drop_in).then_some(text.as_str());
             edits_hold(file, &target, &desired)?;

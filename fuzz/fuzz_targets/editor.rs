@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use farrier::containerd_config::{
     ConfigFiles, Handler, PluginId, SourceFile, Value, compare_dumps, edit, edit_template, imports,
-    place, runtimes_of_dump, startup_checks, with_imports,
+    config_target, runtimes_of_dump, startup_checks, with_imports,
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -26,7 +26,7 @@ fn handler(name: &str) -> Handler {
 
 fuzz_target!(|text: &str| {
     let desired = [handler("f-a"), handler("f b.c")];
-    let ours: BTreeSet<String> = desired.iter().map(|handler| handler.name.clone()).collect();
+    let managed: BTreeSet<String> = desired.iter().map(|handler| handler.name.clone()).collect();
     let none = BTreeSet::new();
     let runc = Handler {
         options: BTreeMap::new(),
@@ -36,12 +36,12 @@ fuzz_target!(|text: &str| {
     let _ = with_imports("f", text, &["/a"]);
     let _ = runtimes_of_dump(text);
     let _ = startup_checks(text);
-    let _ = compare_dumps(text, text, &ours);
-    let template = |text: Option<&str>, ours: &BTreeSet<String>, desired: &[Handler]| {
-        edit_template("t", text, PluginId::CriV1Runtime, ours, desired)
+    let _ = compare_dumps(text, text, &managed);
+    let template = |text: Option<&str>, managed: &BTreeSet<String>, desired: &[Handler]| {
+        edit_template("t", text, PluginId::CriV1Runtime, managed, desired)
     };
     if let Ok(Some(after)) = template(Some(text), &none, &desired) {
-        let undone = template(Some(&after), &ours, &[]).expect("what was added comes out");
+        let undone = template(Some(&after), &managed, &[]).expect("what was added comes out");
         assert!(text.contains(MARK) || undone.as_deref() == Some(text));
     }
     for release in RELEASES {
@@ -55,16 +55,16 @@ fuzz_target!(|text: &str| {
             },
             imported: Vec::new(),
         };
-        let Ok(placement) = place(&loaded, &version) else {
+        let Ok(placement) = config_target(&loaded, &version) else {
             continue;
         };
         let file = (!placement.drop_in).then_some(text);
         let Ok(after) = edit(file, &placement, &none, &desired, Some(&runc)) else {
             continue;
         };
-        let again = edit(after.as_deref(), &placement, &ours, &desired, Some(&runc));
+        let again = edit(after.as_deref(), &placement, &managed, &desired, Some(&runc));
         assert_eq!(again.as_ref(), Ok(&after));
-        let undone = edit(after.as_deref(), &placement, &ours, &[], Some(&runc));
+        let undone = edit(after.as_deref(), &placement, &managed, &[], Some(&runc));
         let undone = undone.expect("what was added comes out");
         assert!(text.contains(MARK) || undone.as_deref() == file);
     }

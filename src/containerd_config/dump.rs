@@ -76,11 +76,11 @@ pub fn runtimes_of_dump(dump: &str) -> Result<(String, BTreeMap<String, Declared
 #[must_use]
 pub fn address_of_dump(dump: &str) -> Option<String> {
     let values = Document::parse_dump(dump).ok()?.values();
-    let places: [&[&str]; 2] = [
+    let keys: [&[&str]; 2] = [
         &["plugins", "io.containerd.server.v1.grpc", "address"],
         &["grpc", "address"],
     ];
-    let mut found = places.iter().filter_map(|place| string_at(&values, place));
+    let mut found = keys.iter().filter_map(|key| string_at(&values, key));
     found
         .find(|address| address.starts_with('/'))
         .map(str::to_owned)

@@ -373,7 +373,7 @@ fn verify(
 
 /// The text of the file `path` without the handlers for which `is_managed` is true, in all plugins' tables. The text is TOML or a Go template.
 ///
-/// The file is one that [`place`](super::place) no longer chooses, for example since an upgrade of containerd. The result is `None` where
+/// The file is one that [`config_target`](super::config_target) no longer chooses, for example since an upgrade of containerd. The result is `None` where
 /// nothing else is left in a file that Farrier created.
 ///
 /// ```

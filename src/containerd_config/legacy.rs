@@ -290,7 +290,7 @@ mod tests {
 
     use rstest::rstest;
 
-    use super::super::{ConfigFiles, ConfigTarget, Handler, SourceFile, edit, place};
+    use super::super::{ConfigFiles, ConfigTarget, Handler, SourceFile, config_target, edit};
     use super::*;
 
     const PATH: &str = "/etc/containerd/config.toml";
@@ -331,8 +331,8 @@ mod tests {
     }
 
     fn without(text: &str, handlers: &[&str]) -> String {
-        let ours = handlers.iter().map(|name| (*name).to_owned()).collect();
-        let edited = edit(Some(text), &placement(), &ours, &[], None);
+        let managed = handlers.iter().map(|name| (*name).to_owned()).collect();
+        let edited = edit(Some(text), &placement(), &managed, &[], None);
         edited.unwrap().unwrap_or_default()
     }
 
@@ -398,13 +398,13 @@ mod tests {
         #[case] comment: &str,
     ) {
         let text = format!("version = 2\n[{TABLE}.runc]\n{comment}b\n");
-        let ours = Handler {
+        let managed = Handler {
             name: "a".to_owned(),
             runtime_type: "/opt/farrier/bin/containerd-shim-a".to_owned(),
             options: BTreeMap::new(),
         };
         let none = BTreeSet::new();
-        let added = edit(Some(&text), &placement(), &none, &[ours], None).unwrap();
+        let added = edit(Some(&text), &placement(), &none, &[managed], None).unwrap();
         assert_eq!(without(&added.unwrap(), &["a"]), text);
     }
 
@@ -432,7 +432,7 @@ mod tests {
         None
     )]
     #[case::foreign("/usr/local/bin/containerd-shim-a", "", None)]
-    #[case::ours("/opt/farrier/bin/containerd-shim-a", "", None)]
+    #[case::managed("/opt/farrier/bin/containerd-shim-a", "", None)]
     #[case::climbing(
         "/opt/rcm/../../bin/containerd-shim-a",
         "# RCM runtime config for a\n",
@@ -462,7 +462,9 @@ mod tests {
                 root,
                 imported: Vec::new(),
             };
-            place(&loaded, &"2.1.9".parse().unwrap()).unwrap().drop_in
+            config_target(&loaded, &"2.1.9".parse().unwrap())
+                .unwrap()
+                .drop_in
         };
         let root = "version = 2\nimports = ['/etc/containerd/conf.d/*.toml']\n";
         assert!(placed(root.to_owned()));

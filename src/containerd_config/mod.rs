@@ -1,6 +1,6 @@
 //! Reads and edits containerd's configuration: text in, text out.
 //!
-//! [`place`] chooses the file and the table for handlers, [`edit`] writes the new text, [`compare_dumps`] and [`contains_handlers`] check
+//! [`config_target`] chooses the file and the table for handlers, [`edit`] writes the new text, [`compare_dumps`] and [`contains_handlers`] check
 //! the result against what the host's containerd prints for it. The module reads no file and starts no process.
 //!
 //! The rules are those of containerd 1.6.20 to 2.4.2, tried on real daemons. Releases and builds differ, so a caller should run the host's
@@ -31,7 +31,7 @@ pub use error::Error;
 pub use glob::Glob;
 pub use imports::{clean_path, imports, with_imports};
 pub use legacy::{LegacyHandler, LegacyInstaller, legacy_handlers};
-pub use placement::place;
+pub use placement::config_target;
 pub use render::is_usable_name;
 pub use schema::{InvalidVersion, PluginId, Version};
 pub use secrets::without_secrets;

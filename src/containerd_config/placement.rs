@@ -40,7 +40,7 @@ use super::types::{ConfigFiles, ConfigTarget, RUNC};
 /// # Errors
 /// When a file can't be parsed, the CRI is disabled, an import is absent, versions are mixed, or containerd ignores the runtimes of the file
 /// in every table.
-pub fn place(files: &ConfigFiles, version: &Version) -> Result<ConfigTarget, Error> {
+pub fn config_target(files: &ConfigFiles, version: &Version) -> Result<ConfigTarget, Error> {
     let version = *version;
     let root = files.root.text.as_deref().unwrap_or_default();
     let root = File::read(&files.root.path, root, version)?;
@@ -204,12 +204,12 @@ impl<'a> File<'a> {
 
 /// The path of Farrier's own file, where containerd merges tables, the root imports a directory, and the root has no managed handlers.
 fn own_file(root: &File<'_>, version: Version) -> Result<Option<String>, Error> {
-    let ours = root
+    let managed = root
         .document
         .text
         .lines()
         .any(|line| line.trim().starts_with(MARK));
-    if version.replaces_sections() || root.version.is_none() || ours {
+    if version.replaces_sections() || root.version.is_none() || managed {
         return Ok(None);
     }
     let patterns = root.document.strings("imports")?;
@@ -241,10 +241,10 @@ fn version_file<'a, 'b>(
     let last = others().rfind(|file| file.version.is_some());
     // A root that only imports files means the same in every version.
     let neutral = root.version.is_none() && !root.document.depends_on_version()?;
-    let ours = imported.len() != others().count();
+    let managed = imported.len() != others().count();
     match last {
         // With a file of version 1 among the others, or with Farrier's own file, releases read the files differently.
-        Some(last) if !ours && (versions > 1 || neutral) && last.version != Some(1) => {
+        Some(last) if !managed && (versions > 1 || neutral) && last.version != Some(1) => {
             last.check_schema(release)?;
             let root_rules = last.version == root.version;
             Ok(if root_rules { root } else { last })
@@ -367,7 +367,7 @@ mod tests {
                 .map(|(path, text)| file(path, *text))
                 .collect(),
         };
-        place(&files, &release.parse().unwrap())
+        config_target(&files, &release.parse().unwrap())
     }
 
     #[rstest]

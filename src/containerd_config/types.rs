@@ -156,7 +156,7 @@ impl ConfigFiles {
     }
 }
 
-/// The file and the table that handlers are declared in, as [`place`](super::place) chooses them.
+/// The file and the table that handlers are declared in, as [`config_target`](super::config_target) chooses them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigTarget {
     /// Absolute path of the file to edit or to create.

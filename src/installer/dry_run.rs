@@ -90,5 +90,5 @@ async fn plan(
     for (file, change) in report.files.iter_mut().zip(&plan.config) {
         file.diff = Some(text::diff(change));
     }
-    Ok(text::plan_text(&plan, &facts.places, &facts.unit()))
+    Ok(text::plan_text(&plan, &facts.install_paths, &facts.unit()))
 }

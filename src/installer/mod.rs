@@ -218,11 +218,17 @@ fn record_verified(root: &HostRoot, facts: &HostFacts, plan: &HostPlan, artifact
     let legacy_binaries = facts.legacy.binaries.iter();
     let legacy_binaries = legacy_binaries
         .filter(|(path, _)| {
-            !plan.links.contains_key(*path) && !plan.legacy_cleanup.files.contains(path)
+            !plan.symlinks.contains_key(*path) && !plan.legacy_cleanup.files.contains(path)
         })
         .filter_map(|(path, legacy_binary)| Some((path.clone(), legacy_binary.verified.clone()?)))
         .collect();
-    let recorded = VerifyCache::record(root, &facts.places, &verified, artifacts, legacy_binaries);
+    let recorded = VerifyCache::record(
+        root,
+        &facts.install_paths,
+        &verified,
+        artifacts,
+        legacy_binaries,
+    );
     if let Err(error) = recorded {
         warn!(%error, "failed to write the verification cache: the next run hashes all binaries again");
     }

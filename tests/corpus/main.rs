@@ -18,8 +18,8 @@ use std::sync::Mutex;
 use cases::Case;
 use daemon::{CONFIG, Release, Root, Start};
 use farrier::containerd_config::{
-    Error, Handler, PluginId, Value, Version, compare_dumps, contains_handlers, edit,
-    edit_template, place, runtimes_of_dump, startup_checks,
+    Error, Handler, PluginId, Value, Version, compare_dumps, config_target, contains_handlers,
+    edit, edit_template, runtimes_of_dump, startup_checks,
 };
 use farrier::installer::containerd::config_files::load;
 use farrier::installer::inspect::prerequisites::missing_prerequisite;
@@ -72,7 +72,7 @@ async fn change(root: &Root, release: &Release) -> Said {
         Err(error) => return refused(&error),
     };
     let version: Version = release.version.parse().unwrap();
-    let placement = match place(&loaded, &version) {
+    let placement = match config_target(&loaded, &version) {
         Ok(placement) => placement,
         Err(error) => return refused(&error),
     };
@@ -92,14 +92,14 @@ async fn change(root: &Root, release: &Release) -> Said {
     };
     let file = root.path(&placement.path);
     let first = fs::read_to_string(&file).ok();
-    let apply = |text: Option<&str>, ours: &BTreeSet<String>, desired: &[Handler]| {
-        edit(text, &placement, ours, desired, runc.as_ref())
+    let apply = |text: Option<&str>, managed: &BTreeSet<String>, desired: &[Handler]| {
+        edit(text, &placement, managed, desired, runc.as_ref())
     };
     let none = BTreeSet::new();
     let all = handlers();
     let mut dump = String::new();
     for desired in [&all[..1], &all] {
-        let ours = names(desired);
+        let managed = names(desired);
         let after = match apply(first.as_deref(), &none, desired) {
             Ok(Some(after)) => after,
             Ok(None) => return broken("a file with handlers should not exist"),
@@ -112,7 +112,7 @@ async fn change(root: &Root, release: &Release) -> Said {
                 return broken("the daemon ignores what was added");
             }
             Ok((printed, _)) => {
-                let verdict = compare_dumps(&before, &printed, &ours)
+                let verdict = compare_dumps(&before, &printed, &managed)
                     .and_then(|()| contains_handlers(&printed, desired));
                 dump = printed;
                 verdict.map_err(|error| error.to_string())
@@ -123,13 +123,13 @@ async fn change(root: &Root, release: &Release) -> Said {
             put_back(&file, first.as_deref());
             return Said::Refused(words);
         }
-        if apply(Some(&after), &ours, desired) != Ok(Some(after.clone())) {
+        if apply(Some(&after), &managed, desired) != Ok(Some(after.clone())) {
             return broken("a second edit changes something");
         }
-        if apply(Some(&after), &ours, &[]) != Ok(first.clone()) {
+        if apply(Some(&after), &managed, &[]) != Ok(first.clone()) {
             return broken("the first bytes don't come back");
         }
-        if apply(Some(&after), &ours, &all) != apply(first.as_deref(), &none, &all) {
+        if apply(Some(&after), &managed, &all) != apply(first.as_deref(), &none, &all) {
             return broken("one after the other isn't all at once");
         }
     }
@@ -288,15 +288,15 @@ async fn template(root: &Root, release: &Release, text: &str) -> Result<(), Stri
         (PluginId::GrpcV1Cri, BASES[0])
     };
     let all = handlers();
-    let ours = names(&all);
-    let apply = |text: &str, ours: &BTreeSet<String>, desired: &[Handler]| {
-        edit_template("config.toml.tmpl", Some(text), plugin, ours, desired)
+    let managed = names(&all);
+    let apply = |text: &str, managed: &BTreeSet<String>, desired: &[Handler]| {
+        edit_template("config.toml.tmpl", Some(text), plugin, managed, desired)
     };
     let after = apply(text, &BTreeSet::new(), &all).map_err(words)?.unwrap();
-    if apply(&after, &ours, &all).map_err(words)? != Some(after.clone()) {
+    if apply(&after, &managed, &all).map_err(words)? != Some(after.clone()) {
         return Err("a second edit changes something".to_owned());
     }
-    if apply(&after, &ours, &[]).map_err(words)?.as_deref() != Some(text) {
+    if apply(&after, &managed, &[]).map_err(words)?.as_deref() != Some(text) {
         return Err("the first bytes don't come back".to_owned());
     }
     let render = |text: &str| text.replace("{{ template \"base\" . }}", base);
@@ -310,7 +310,7 @@ async fn template(root: &Root, release: &Release, text: &str) -> Result<(), Stri
         fs::write(root.path(CONFIG), render(text)).unwrap();
         dumps.push(root.dump(release).await?);
     }
-    compare_dumps(&dumps[0], &dumps[1], &ours)
+    compare_dumps(&dumps[0], &dumps[1], &managed)
         .and_then(|()| contains_handlers(&dumps[1], &all))
         .map_err(words)
 }

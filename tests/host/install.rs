@@ -441,7 +441,7 @@ fn interrupt(host: &Host, before: &str) {
     Journal {
         api_version: "farrier.dev/v1".to_owned(),
         undo: vec![
-            Undo::Link {
+            Undo::Symlink {
                 path: "/opt/farrier/bin/containerd-shim-a".to_owned(),
                 target: None,
             },

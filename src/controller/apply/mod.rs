@@ -294,7 +294,7 @@ async fn create_job(client: &Client, settings: &Settings, job: &Job) -> Result<(
             })?;
             // The Job belongs to an earlier attempt; the watch delivers it.
             match there {
-                Some(there) if !is_ours(&there) => Err(Error::Taken { name }),
+                Some(there) if !is_managed(&there) => Err(Error::Taken { name }),
                 Some(_) | None => Ok(()),
             }
         }
@@ -306,7 +306,7 @@ async fn create_job(client: &Client, settings: &Settings, job: &Job) -> Result<(
 }
 
 /// Whether the watch on Farrier's Jobs delivers it.
-fn is_ours(job: &Job) -> bool {
+fn is_managed(job: &Job) -> bool {
     let label = |key: &str| job.labels().get(key).map(String::as_str);
     label(names::COMPONENT_LABEL) == Some(names::COMPONENT_INSTALLER)
         && label(names::MANAGED_BY_LABEL) == Some(names::MANAGER)

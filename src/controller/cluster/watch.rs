@@ -52,7 +52,7 @@ impl Watches {
     /// The watches, before they are followed.
     #[must_use]
     pub fn new(client: &Client, namespace: &str) -> Self {
-        let ours = watcher::Config::default().labels(&format!(
+        let managed = watcher::Config::default().labels(&format!(
             "{}={},{}={}",
             names::COMPONENT_LABEL,
             names::COMPONENT_INSTALLER,
@@ -62,8 +62,8 @@ impl Watches {
         Self {
             nodes: Watch::new(Api::all(client.clone()), watcher::Config::default()),
             shims: Watch::new(Api::all(client.clone()), watcher::Config::default()),
-            jobs: Watch::new(Api::namespaced(client.clone(), namespace), ours.clone()),
-            pods: Watch::new(Api::namespaced(client.clone(), namespace), ours),
+            jobs: Watch::new(Api::namespaced(client.clone(), namespace), managed.clone()),
+            pods: Watch::new(Api::namespaced(client.clone(), namespace), managed),
             runtime_classes: Watch::new(Api::all(client.clone()), watcher::Config::default()),
         }
     }

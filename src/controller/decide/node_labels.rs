@@ -139,9 +139,9 @@ fn edit(
         }
         let label = names::shim_label(shim);
         // A bare label is removed together with ours. Without ours, it belongs to something else.
-        let is_ours = now.is_some() || node.labels.contains_key(&label);
+        let is_managed = now.is_some() || node.labels.contains_key(&label);
         wanted.insert(label, now.map(|now| now.label().to_owned()));
-        if is_ours && bare_label_is_ours(node, shims, shim) {
+        if is_managed && is_bare_label_managed(node, shims, shim) {
             wanted.insert(shim.to_owned(), now.map(|now| now.bare_label().to_owned()));
         }
     }
@@ -262,7 +262,7 @@ fn summary(applied: &Applied) -> String {
 
 /// Whether Farrier may write the label `<shim>`: only between the values of runtime-class-manager, and never if a Shim selects nodes by it,
 /// as a Shim that can't be read may.
-fn bare_label_is_ours(node: &NodeView, shims: &[ShimView], shim: &str) -> bool {
+fn is_bare_label_managed(node: &NodeView, shims: &[ShimView], shim: &str) -> bool {
     let selected = shims.iter().any(|other| {
         other.spec.as_ref().map_or(true, |spec| {
             let selector = spec.node_selector.as_ref();

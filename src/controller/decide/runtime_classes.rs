@@ -39,7 +39,7 @@ pub fn decide(shim: &ShimView, there: &[&RuntimeClass]) -> (Vec<RuntimeClassStep
     };
     let mut steps = Vec::new();
     let mut foreign = Vec::new();
-    for class in there.iter().filter(|class| is_ours(class, shim)) {
+    for class in there.iter().filter(|class| is_managed(class, shim)) {
         let is_wanted = wanted
             .iter()
             .any(|wanted| wanted.name_any() == class.name_any() && wanted.handler == class.handler);
@@ -52,7 +52,7 @@ pub fn decide(shim: &ShimView, there: &[&RuntimeClass]) -> (Vec<RuntimeClassStep
     }
     for class in wanted {
         match there.iter().find(|other| other.name_any() == class.name_any()) {
-            Some(other) if !is_ours(other, shim) => foreign.push(format!(
+            Some(other) if !is_managed(other, shim) => foreign.push(format!(
                 "RuntimeClass {} exists and belongs to something else; delete it, or choose another name in spec.runtimeClass",
                 class.name_any()
             )),
@@ -85,7 +85,7 @@ fn in_place_of(there: &RuntimeClass, class: RuntimeClass) -> RuntimeClass {
 }
 
 /// Whether this Shim object owns `class`.
-fn is_ours(class: &RuntimeClass, shim: &ShimView) -> bool {
+fn is_managed(class: &RuntimeClass, shim: &ShimView) -> bool {
     class
         .owner_references()
         .iter()

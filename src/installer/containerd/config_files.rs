@@ -132,8 +132,8 @@ mod tests {
             std::fs::write(conf.join(name), "").unwrap();
         }
         let host = HostRoot::open(directory.path()).unwrap();
-        let loaded = load(&host, "/etc/containerd/config.toml").unwrap();
-        let paths: Vec<&str> = loaded
+        let config_files = load(&host, "/etc/containerd/config.toml").unwrap();
+        let paths: Vec<&str> = config_files
             .imported
             .iter()
             .map(|file| file.path.as_str())
@@ -149,6 +149,6 @@ mod tests {
                 "/etc/containerd/conf.d/n",
             ]
         );
-        assert_eq!(loaded.imported[4].text, None);
+        assert_eq!(config_files.imported[4].text, None);
     }
 }

@@ -103,7 +103,7 @@ fn absolute(host: &HostRoot, pid: u32, path: &str) -> Option<String> {
     if path.starts_with('/') {
         return Some(path.to_owned());
     }
-    let directory = host.link_target(&format!("/proc/{pid}/cwd")).ok()??;
+    let directory = host.symlink_target(&format!("/proc/{pid}/cwd")).ok()??;
     Some(format!("{}/{path}", directory.trim_end_matches('/')))
 }
 
@@ -122,7 +122,7 @@ fn drop_ins(host: &HostRoot, directory: &str, depth: usize, files: &mut Vec<Stri
     }
     for name in names {
         let path = format!("{}/{name}", directory.trim_end_matches('/'));
-        let is_file = host.link_target(&path).ok()?.is_some()
+        let is_file = host.symlink_target(&path).ok()?.is_some()
             || !matches!(host.open_file(&path), Err(host::Error::NoFile { .. }));
         if !is_file {
             drop_ins(host, &path, depth + 1, files)?;

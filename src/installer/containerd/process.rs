@@ -13,7 +13,7 @@ mod cgroup;
 mod types;
 mod unit;
 
-use cgroup::Place;
+use cgroup::CgroupOwner;
 use types::{Init, Seen, read};
 pub use types::{Process, Reason, Refusal};
 use unit::is_main_process;
@@ -93,10 +93,10 @@ fn look(
         return None;
     }
     let id = (pid, started(host, pid)?);
-    let link = host.link_target(&format!("/proc/{pid}/exe"));
-    let link = link.ok().flatten();
+    let exe = host.symlink_target(&format!("/proc/{pid}/exe"));
+    let exe = exe.ok().flatten();
     let arguments = read(host, pid, "cmdline");
-    let decided = match (Seen::of(host, pid), &link, arguments) {
+    let decided = match (Seen::of(host, pid), &exe, arguments) {
         (None, ..) => Err(Reason::Unknown { what: "its status" }),
         (Some(seen), None, _) => root_s(&seen, name).and(Err(Reason::Unknown {
             what: "the path of its program",
@@ -104,9 +104,9 @@ fn look(
         (Some(seen), _, None) => root_s(&seen, name).and(Err(Reason::Unknown {
             what: "its command line",
         })),
-        (Some(seen), Some(link), Some(arguments)) => {
-            let program = own_name(host, still_named(link), name);
-            decide(host, init, &seen, name, &program, link).map(|unit| Process {
+        (Some(seen), Some(exe), Some(arguments)) => {
+            let program = own_name(host, still_named(exe), name);
+            decide(host, init, &seen, name, &program, exe).map(|unit| Process {
                 id,
                 program,
                 arguments,
@@ -120,7 +120,7 @@ fn look(
     }
     Some(decided.map_err(|reason| Refusal {
         pid,
-        program: link.map_or_else(|| name.to_owned(), |link| still_named(&link).to_owned()),
+        program: exe.map_or_else(|| name.to_owned(), |exe| still_named(&exe).to_owned()),
         reason,
     }))
 }
@@ -128,10 +128,10 @@ fn look(
 /// The path by which a program goes by that name: k3s is one program under many names, which links beside it carry, and a program that was
 /// renamed gives its place to the one that the next restart starts.
 fn own_name(host: &HostRoot, program: &str, name: &str) -> String {
-    let link = format!("{}/{name}", parent_directory(program));
+    let symlink = format!("{}/{name}", parent_directory(program));
     let is_other = program.rsplit('/').next() != Some(name);
-    if is_other && host.is_seen(&link) {
-        return link;
+    if is_other && host.is_seen(&symlink) {
+        return symlink;
     }
     program.to_owned()
 }
@@ -143,13 +143,13 @@ fn decide(
     seen: &Seen,
     name: &'static str,
     program: &str,
-    link: &str,
+    exe: &str,
 ) -> Result<Option<String>, Reason> {
     root_s(seen, name)?;
-    let place = match (&init.cgroup, &seen.cgroup) {
-        (Some(init_cgroup), Some(own)) => cgroup::place(init_cgroup, own, init.managers)?,
+    let cgroup_owner = match (&init.cgroup, &seen.cgroup) {
+        (Some(init_cgroup), Some(own)) => cgroup::cgroup_owner(init_cgroup, own, init.managers)?,
         // A kernel without cgroups has this file of no process.
-        (None, None) => Place::Init,
+        (None, None) => CgroupOwner::Init,
         _ => {
             return Err(Reason::Unknown {
                 what: "its cgroup, or that of process 1,",
@@ -164,18 +164,18 @@ fn decide(
             });
         }
     };
-    match &place {
-        Place::Unit(unit) if has_own_mounts => is_main_process(host, init, seen, unit)?,
-        Place::OpenRc(_) | Place::Init if has_own_mounts => {
+    match &cgroup_owner {
+        CgroupOwner::Unit(unit) if has_own_mounts => is_main_process(host, init, seen, unit)?,
+        CgroupOwner::OpenRc(_) | CgroupOwner::Init if has_own_mounts => {
             let why = "it is part of no systemd service".to_owned();
             return Err(Reason::Mounts { why });
         }
-        Place::Unit(_) | Place::OpenRc(_) => {}
-        Place::Init => descends(host, seen)?,
+        CgroupOwner::Unit(_) | CgroupOwner::OpenRc(_) => {}
+        CgroupOwner::Init => descends(host, seen)?,
     }
     let opened = host.open_program(program).map_err(Reason::Program)?;
     // Any user starts such a program with all uids 0 and under a name of his choice, in whatever service he may run processes.
-    let running = still_named(link);
+    let running = still_named(exe);
     let is_privileged = if running == program {
         opened.gives_privileges()
     } else {
@@ -186,16 +186,16 @@ fn decide(
         return Err(Reason::Privileged);
     }
     // Among other mounts, the same path may be another file. A program that was replaced is told by its link.
-    if has_own_mounts && !link.ends_with(" (deleted)") {
+    if has_own_mounts && !exe.ends_with(" (deleted)") {
         let running = host.identity_of_program(seen.pid);
         if running.is_none() || running != opened.identity().ok() {
             return Err(Reason::OtherFile);
         }
     }
-    Ok(match place {
-        Place::Unit(unit) => Some(unit),
-        Place::OpenRc(service) => Some(format!("{service}.service")),
-        Place::Init => None,
+    Ok(match cgroup_owner {
+        CgroupOwner::Unit(unit) => Some(unit),
+        CgroupOwner::OpenRc(service) => Some(format!("{service}.service")),
+        CgroupOwner::Init => None,
     })
 }
 

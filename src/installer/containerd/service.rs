@@ -250,8 +250,8 @@ fn end(host: &HostRoot, process: (u32, u64)) -> Result<(), Error> {
 /// host's process numbers would end somebody else, or take containerd with it when it ends.
 fn same_processes(host: &HostRoot) -> Result<(), Error> {
     let namespace = |path: &Path| std::fs::read_link(path.join("ns/pid")).ok();
-    let theirs = namespace(&host.path().join("proc/1"));
-    if theirs.is_some() && theirs == namespace(Path::new("/proc/self")) {
+    let init_namespace = namespace(&host.path().join("proc/1"));
+    if init_namespace.is_some() && init_namespace == namespace(Path::new("/proc/self")) {
         Ok(())
     } else {
         Err(Error::OtherProcesses)

@@ -400,7 +400,7 @@ fn first_that_exists(
 
 /// The unit that the file at `path` is an alias of: a symlink to a file of another name in one of systemd's own directories.
 fn alias(host: &HostRoot, name: &Name, path: &str) -> Result<Option<Name>, Unknown> {
-    let target = host.link_target(path)?;
+    let target = host.symlink_target(path)?;
     Ok(target.and_then(|target| unit_of_symlink(name, path, &target)))
 }
 

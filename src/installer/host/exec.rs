@@ -97,7 +97,7 @@ const DESCRIPTOR: &str = "/proc/self/fd/0";
 /// `opened` is the program to run; without one it is found by its path. The first argument that it gets is its path in any case.
 fn command(
     host: &HostRoot,
-    place: ExecContext,
+    context: ExecContext,
     program: &str,
     opened: Option<Program>,
     arguments: &[&str],
@@ -113,7 +113,7 @@ fn command(
     let mut command = if !host.is_own_root() {
         let mut command = Command::new("/proc/self/exe");
         command
-            .args([CHILD_ARGUMENT, place.word(), source.word()])
+            .args([CHILD_ARGUMENT, context.word(), source.word()])
             .arg(host.path())
             .arg(program);
         command
@@ -187,13 +187,13 @@ pub async fn run_own(
 /// As [`run`]'s.
 pub async fn run_in(
     host: &HostRoot,
-    place: ExecContext,
+    context: ExecContext,
     program: &str,
     arguments: &[&str],
     limit: Duration,
 ) -> Result<String, Error> {
     let opened = Some(open(host, program)?);
-    let command = command(host, place, program, opened, arguments);
+    let command = command(host, context, program, opened, arguments);
     output_of(host, command, program, limit).await
 }
 

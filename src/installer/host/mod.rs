@@ -38,7 +38,7 @@ pub(crate) const NEW_SUFFIX: &str = ".farrier-new";
 pub(crate) const OLD_SUFFIX: &str = ".farrier-old";
 
 /// Links followed by hand before a path counts as a loop; the kernel's own bound (`path_resolution(7)`) is 40.
-const MAX_LINKS: usize = 40;
+const MAX_SYMLINKS: usize = 40;
 
 /// A file that is hashed is a configuration, a shim or its artifact; the largest artifact that is fetched has this size too.
 const MAX_HASHED: u64 = 512 << 20;
@@ -305,7 +305,7 @@ impl HostRoot {
     ///
     /// # Errors
     /// When that can't be looked at, and [`Error::NotText`] where it points to a path that is not UTF-8.
-    pub fn link_target(&self, path: &str) -> Result<Option<String>> {
+    pub fn symlink_target(&self, path: &str) -> Result<Option<String>> {
         let Some(entry) = self.entry_in_directory(path)? else {
             return Ok(None);
         };
@@ -361,11 +361,11 @@ impl HostRoot {
     #[must_use]
     pub fn is_root_of(&self, pid: u32) -> bool {
         // The kernel keeps `/proc/PID/root` out of every bounded resolution; only identities are compared here.
-        let theirs = std::fs::metadata(self.path.join(format!("proc/{pid}/root")));
-        theirs.is_ok_and(|theirs| {
+        let other = std::fs::metadata(self.path.join(format!("proc/{pid}/root")));
+        other.is_ok_and(|other| {
             self.root
                 .metadata()
-                .is_ok_and(|ours| (ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino()))
+                .is_ok_and(|own| (own.dev(), own.ino()) == (other.dev(), other.ino()))
         })
     }
 
@@ -375,8 +375,8 @@ impl HostRoot {
     /// When links run in a circle, or one can't be looked at.
     pub fn follow(&self, path: &str) -> Result<String> {
         let mut path = path.to_owned();
-        for _ in 0..MAX_LINKS {
-            match self.link_target(&path)? {
+        for _ in 0..MAX_SYMLINKS {
+            match self.symlink_target(&path)? {
                 None => return Ok(path),
                 Some(target) if target.starts_with('/') => path = target,
                 // The kernel resolves the folder first and `..` after it, as it does for the link itself.
@@ -458,7 +458,7 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&real).unwrap(), "new");
         assert_eq!(std::fs::metadata(&real).unwrap().mode() & 0o777, 0o640);
         assert_eq!(
-            host.link_target("/etc/containerd/config.toml")
+            host.symlink_target("/etc/containerd/config.toml")
                 .unwrap()
                 .as_deref(),
             Some("../real.toml")
@@ -507,7 +507,7 @@ mod tests {
         let long = format!("/etc/{}", "a".repeat(300));
         for path in ["/etc/circle/a", &long] {
             assert!(host.exists(path).is_err(), "{path}");
-            assert!(host.link_target(path).is_err(), "{path}");
+            assert!(host.symlink_target(path).is_err(), "{path}");
             assert!(host.follow(path).is_err(), "{path}");
             assert!(host.list(path).is_err(), "{path}");
             assert!(host.missing_directories(path).is_err(), "{path}");
@@ -517,14 +517,14 @@ mod tests {
         }
         let no_text = std::ffi::OsStr::from_bytes(b"\xff");
         symlink(no_text, directory.path().join("etc/no-text")).unwrap();
-        let target = host.link_target("/etc/no-text");
+        let target = host.symlink_target("/etc/no-text");
         assert!(matches!(target, Err(Error::NotText { .. })), "{target:?}");
         std::fs::write(directory.path().join("etc/file"), "").unwrap();
         for path in ["/etc/none", "/etc/none/a", "/etc/file/a"] {
             assert!(!host.exists(path).unwrap(), "{path}");
-            assert_eq!(host.link_target(path).unwrap(), None, "{path}");
+            assert_eq!(host.symlink_target(path).unwrap(), None, "{path}");
         }
-        assert_eq!(host.link_target("/etc/file").unwrap(), None);
+        assert_eq!(host.symlink_target("/etc/file").unwrap(), None);
         assert!(host.exists("/etc/circle").unwrap());
     }
 

@@ -18,7 +18,7 @@ use nix::unistd::geteuid;
 use super::owner::{
     Component, ProgramError, has_access_list, has_attribute, is_without_members, judge,
 };
-use super::{HostRoot, MAX_LINKS, own_path};
+use super::{HostRoot, MAX_SYMLINKS, own_path};
 
 /// `execve(2)` reads 256 bytes of a file to find the interpreter of a script.
 const INTERPRETER_LINE: u64 = 256;
@@ -162,7 +162,7 @@ impl<'a> Walk<'a> {
     /// Goes to `path` and returns the regular file there.
     fn to(mut self, path: &str) -> Result<OwnedFd, ProgramError> {
         let mut left: VecDeque<String> = components(path);
-        let mut links = 0;
+        let mut symlinks = 0;
         while let Some(name) = left.pop_front() {
             if name == ".." {
                 // The root is its own parent.
@@ -190,8 +190,8 @@ impl<'a> Walk<'a> {
             let component = Component::of(&stat);
             if component.is(SFlag::S_IFLNK) {
                 self.check(&file, component, &here)?;
-                links += 1;
-                if links > MAX_LINKS {
+                symlinks += 1;
+                if symlinks > MAX_SYMLINKS {
                     return Err(failed(Errno::ELOOP));
                 }
                 let target = readlinkat(file.as_fd(), "").map_err(failed)?;

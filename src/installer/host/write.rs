@@ -176,7 +176,7 @@ impl HostRoot {
     ///
     /// # Errors
     /// When it can't be made.
-    pub fn swap_link(&self, path: &str, target: &str) -> Result<()> {
+    pub fn swap_symlink(&self, path: &str, target: &str) -> Result<()> {
         let new = format!("{path}{NEW_SUFFIX}");
         self.remove_file(&new)?;
         let entry = self.entry(&new)?;
@@ -189,7 +189,7 @@ impl HostRoot {
     /// # Errors
     /// When the name can't be made.
     pub fn keep_replaced(&self, path: &str) -> Result<()> {
-        if !self.exists(path)? || self.link_target(path)?.is_some() {
+        if !self.exists(path)? || self.symlink_target(path)?.is_some() {
             return Ok(());
         }
         let old = format!("{path}{OLD_SUFFIX}");

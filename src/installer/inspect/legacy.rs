@@ -24,7 +24,7 @@ pub struct Legacy {
     /// What stands at the paths of these handlers, and of those that were taken over.
     pub binaries: BTreeMap<String, LegacyBinary>,
     /// Links elsewhere to such a path.
-    pub links: BTreeMap<String, Vec<String>>,
+    pub symlinks: BTreeMap<String, Vec<String>>,
     /// Their folders.
     pub legacy_dirs: BTreeMap<String, LegacyDir>,
 }
@@ -46,7 +46,7 @@ pub struct LegacyBinary {
     /// SHA-256 of its bytes.
     pub sha256: String,
     /// Whether a link leads there: an upgrade has put one into our store.
-    pub is_link: bool,
+    pub is_symlink: bool,
     /// How it was when it was hashed; `None` for a link, whose target is vouched for in our store.
     pub(crate) verified: Option<Verified>,
 }
@@ -62,23 +62,23 @@ pub struct LegacyDir {
     pub marker: Option<String>,
 }
 
-/// What predecessors left in the files that are `loaded` or that those are made from (`sources`), and what stands at the paths that
+/// What predecessors left in the files that are `config_files` or that those are made from (`sources`), and what stands at the paths that
 /// `state` has taken over. What `verify_cache` vouches for is not hashed.
 ///
 /// # Errors
 /// When a binary can't be read.
 pub(crate) fn look(
     host: &HostRoot,
-    loaded: &ConfigFiles,
+    config_files: &ConfigFiles,
     sources: &[SourceFile],
     state: &State,
-    places: &InstallPaths,
+    install_paths: &InstallPaths,
     verify_cache: &VerifyCache,
 ) -> Result<Legacy, super::error::Error> {
     let mut found = Legacy::default();
-    let loaded = loaded.files();
+    let config_files = config_files.files();
     // What stands in a template stands in what is made from it, too; it is the template that is edited.
-    for file in sources.iter().chain(loaded) {
+    for file in sources.iter().chain(config_files) {
         // A file that can't be read is refused where it is to be edited.
         let declared = file
             .text
@@ -125,8 +125,8 @@ pub(crate) fn look(
         .map(|handler| &handler.declared.path);
     let paths: BTreeSet<String> = taken().chain(declared).cloned().collect();
     for path in paths {
-        found.links.insert(path.clone(), links(host, &path)?);
-        if let Some(legacy_binary) = legacy_binary(host, &path, places, verify_cache)? {
+        found.symlinks.insert(path.clone(), symlinks(host, &path)?);
+        if let Some(legacy_binary) = legacy_binary(host, &path, install_paths, verify_cache)? {
             found.binaries.insert(path, legacy_binary);
         }
     }
@@ -140,7 +140,7 @@ fn legacy_dir(
     installer: LegacyInstaller,
 ) -> Result<Option<LegacyDir>, super::error::Error> {
     for directory in [legacy_dir, &format!("{legacy_dir}/bin")] {
-        if is_link(host, directory)? {
+        if is_symlink(host, directory)? {
             return Ok(None);
         }
     }
@@ -150,8 +150,8 @@ fn legacy_dir(
     };
     let lock = if host.exists(&lock)? {
         let text = host.read_text(&lock, LOCK_LIMIT).ok().flatten();
-        let is_link = is_link(host, &lock)?;
-        let text = text.filter(|text| !is_link && lock_entries(text).is_some());
+        let is_symlink = is_symlink(host, &lock)?;
+        let text = text.filter(|text| !is_symlink && lock_entries(text).is_some());
         Some((lock, text))
     } else {
         None
@@ -177,45 +177,46 @@ fn names(legacy_dir: &LegacyDir, path: &str) -> bool {
 }
 
 /// Whether a link stands at `path`, wherever it leads.
-fn is_link(host: &HostRoot, path: &str) -> Result<bool, Error> {
-    match host.link_target(path) {
+fn is_symlink(host: &HostRoot, path: &str) -> Result<bool, Error> {
+    match host.symlink_target(path) {
         Ok(target) => Ok(target.is_some()),
         Err(Error::NotText { .. }) => Ok(true),
         Err(error) => Err(error),
     }
 }
 
-fn links(host: &HostRoot, path: &str) -> Result<Vec<String>, Error> {
+fn symlinks(host: &HostRoot, path: &str) -> Result<Vec<String>, Error> {
     let name = path.rsplit('/').next().unwrap_or_default();
-    let mut links = Vec::new();
+    let mut symlinks = Vec::new();
     for directory in SYMLINK_DIRECTORIES {
-        let link = format!("{directory}/{name}");
-        match host.link_target(&link) {
-            Ok(Some(target)) if target == path => links.push(link),
+        let symlink = format!("{directory}/{name}");
+        match host.symlink_target(&symlink) {
+            Ok(Some(target)) if target == path => symlinks.push(symlink),
             // A link to a path that is not UTF-8 leads elsewhere.
             Ok(_) | Err(Error::NotText { .. }) => {}
             Err(error) => return Err(error),
         }
     }
-    Ok(links)
+    Ok(symlinks)
 }
 
 fn legacy_binary(
     host: &HostRoot,
     path: &str,
-    places: &InstallPaths,
+    install_paths: &InstallPaths,
     verify_cache: &VerifyCache,
 ) -> Result<Option<LegacyBinary>, super::error::Error> {
-    let target = host.link_target(path)?;
+    let target = host.symlink_target(path)?;
     let stored = target.as_deref().and_then(|target| {
         let (directory, sha256) = target.rsplit_once('/')?;
-        (directory == places.store() && verify_cache.is_unchanged(host, places, sha256))
-            .then_some(sha256)
+        (directory == install_paths.store()
+            && verify_cache.is_unchanged(host, install_paths, sha256))
+        .then_some(sha256)
     });
     if let Some(sha256) = stored {
         return Ok(Some(LegacyBinary {
             sha256: sha256.to_owned(),
-            is_link: true,
+            is_symlink: true,
             verified: None,
         }));
     }
@@ -227,7 +228,7 @@ fn legacy_binary(
     };
     Ok(verified.map(|verified| LegacyBinary {
         sha256: verified.sha256().to_owned(),
-        is_link: target.is_some(),
+        is_symlink: target.is_some(),
         verified: target.is_none().then_some(verified),
     }))
 }

@@ -53,7 +53,7 @@ pub struct HostFacts {
     /// Its release.
     pub version: Option<Version>,
     /// The configuration that it loads.
-    pub loaded: ConfigFiles,
+    pub config_files: ConfigFiles,
     /// Files that it is made from, where containerd loads what the distribution makes of them; the one that counts first.
     pub sources: Vec<SourceFile>,
     /// The file that declared our handlers last, where it is neither loaded any more nor among `sources`.
@@ -77,7 +77,7 @@ pub struct HostFacts {
     /// What is ours.
     pub state: State,
     /// Where binaries stand.
-    pub places: InstallPaths,
+    pub install_paths: InstallPaths,
     /// SHA-256 of the binaries that our links at stable paths lead to, whether they stand there or not, by file name in [`InstallPaths::bin`].
     pub binaries: BTreeMap<String, String>,
     /// Files in [`InstallPaths::store`] whose bytes are what their name says.
@@ -101,16 +101,24 @@ impl HostFacts {
     /// When the folders can't be listed.
     pub fn hash_binaries(&mut self, host: &HostRoot) -> Result<(), Error> {
         let verify_cache = VerifyCache::default();
-        let (loaded, sources, places) = (&self.loaded, &self.sources, &self.places);
-        self.legacy = legacy::look(host, loaded, sources, &self.state, places, &verify_cache)?;
-        (self.binaries, self.stored, self.damaged) = binaries(host, places, &verify_cache)?;
+        let (config_files, sources, install_paths) =
+            (&self.config_files, &self.sources, &self.install_paths);
+        self.legacy = legacy::look(
+            host,
+            config_files,
+            sources,
+            &self.state,
+            install_paths,
+            &verify_cache,
+        )?;
+        (self.binaries, self.stored, self.damaged) = binaries(host, install_paths, &verify_cache)?;
         Ok(())
     }
 
     /// What containerd says of the configuration, without the credentials in it: reports and the cluster keep what they are told.
     #[must_use]
     pub(crate) fn without_secrets(&self, message: &str) -> String {
-        let files = self.loaded.files().chain(&self.sources);
+        let files = self.config_files.files().chain(&self.sources);
         without_secrets(message, files.filter_map(|file| file.text.as_deref()))
     }
 
@@ -177,17 +185,17 @@ pub async fn gather(
         })
         .unwrap_or(distro.config)
         .to_owned();
-    let loaded = load(host, &config)?;
+    let config_files = load(host, &config)?;
     let sources = sources(host, distro, &config)?;
-    let orphaned_config = orphaned_config(host, &state, &loaded, &sources)?;
+    let orphaned_config = orphaned_config(host, &state, &config_files, &sources)?;
     let (directory, mut obstacle) = directory(host, distro, &state, offline);
     obstacle = obstacle.or_else(|| config_path_problem(host, &config, offline));
     if !offline {
         obstacle = obstacle.or_else(|| state_dir_problem(host));
     }
-    let places = InstallPaths { directory };
+    let install_paths = InstallPaths { directory };
     let verify_cache = VerifyCache::load(host);
-    let (binaries, stored, damaged) = binaries(host, &places, &verify_cache)?;
+    let (binaries, stored, damaged) = binaries(host, &install_paths, &verify_cache)?;
     let mut facts = HostFacts {
         distro,
         release: None,
@@ -204,18 +212,25 @@ pub async fn gather(
         in_use: BTreeMap::new(),
         kill_mode: Err("nothing is asked offline".to_owned()),
         unreachable: None,
-        legacy: legacy::look(host, &loaded, &sources, &state, &places, &verify_cache)?,
+        legacy: legacy::look(
+            host,
+            &config_files,
+            &sources,
+            &state,
+            &install_paths,
+            &verify_cache,
+        )?,
         state,
-        missing_directories: missing_directories(host, &places, &loaded, &sources),
+        missing_directories: missing_directories(host, &install_paths, &config_files, &sources),
         sources,
         orphaned_config,
-        places,
+        install_paths,
         binaries,
         stored,
         damaged,
         machine_id: identity(host, "/etc/machine-id")?,
         boot_id: identity(host, "/proc/sys/kernel/random/boot_id")?,
-        loaded,
+        config_files,
     };
     ask_programs(host, &mut facts).await;
     if !offline && facts.distro.refusal.is_none() {
@@ -233,7 +248,7 @@ fn recorded_root<'a>(host: &HostRoot, state: &'a State) -> Option<&'a str> {
 /// Asks the programs of the host for their releases, and containerd for what it makes of the configuration. The answers are kept in
 /// memory alone: the configuration that containerd 1.x prints holds registry passwords.
 async fn ask_programs(host: &HostRoot, facts: &mut HostFacts) {
-    let (program, root) = (facts.program.as_deref(), &facts.loaded.root);
+    let (program, root) = (facts.program.as_deref(), &facts.config_files.root);
     let release = version_command(host, facts.distro, facts.daemon.as_ref());
     let dump_arguments = dump_arguments(&root.path);
     // Where there is no file, the defaults count, which 1.x refuses to dump.
@@ -305,14 +320,18 @@ fn identity(host: &HostRoot, path: &str) -> Result<String, Error> {
 
 fn missing_directories(
     host: &HostRoot,
-    places: &InstallPaths,
-    loaded: &ConfigFiles,
+    install_paths: &InstallPaths,
+    config_files: &ConfigFiles,
     sources: &[SourceFile],
 ) -> BTreeMap<String, Vec<String>> {
-    let own = [STATE_DIRECTORY.to_owned(), places.store(), places.bin()];
-    let root = parent_directory(&loaded.root.path).to_owned();
+    let own = [
+        STATE_DIRECTORY.to_owned(),
+        install_paths.store(),
+        install_paths.bin(),
+    ];
+    let root = parent_directory(&config_files.root.path).to_owned();
     // A drop-in may go into a folder that the root imports and that is not there yet.
-    let imported = patterns(&loaded.root)
+    let imported = patterns(&config_files.root)
         .iter()
         .map(|pattern| parent_directory(pattern).to_owned())
         .collect::<Vec<_>>();
@@ -336,16 +355,16 @@ type Binaries = (BTreeMap<String, String>, BTreeSet<String>, BTreeSet<String>);
 /// What of ours stands in our two folders. Every stored file that `verify_cache` doesn't vouch for is hashed.
 fn binaries(
     host: &HostRoot,
-    places: &InstallPaths,
+    install_paths: &InstallPaths,
     verify_cache: &VerifyCache,
 ) -> Result<Binaries, Error> {
     let (mut stored, mut damaged) = (BTreeSet::new(), BTreeSet::new());
-    for name in own_files(host, places)? {
-        if verify_cache.is_unchanged(host, places, &name) {
+    for name in own_files(host, install_paths)? {
+        if verify_cache.is_unchanged(host, install_paths, &name) {
             stored.insert(name);
             continue;
         }
-        let digest = match host.digest(&places.store_path(&name)) {
+        let digest = match host.digest(&install_paths.store_path(&name)) {
             Ok(digest) => digest,
             // It is no binary of ours.
             Err(host::Error::NoFile { .. } | host::Error::TooLarge { .. }) => None,
@@ -357,46 +376,49 @@ fn binaries(
             damaged.insert(name);
         }
     }
-    Ok((own_links(host, places)?, stored, damaged))
+    Ok((own_symlinks(host, install_paths)?, stored, damaged))
 }
 
 /// Our links at stable paths, each with the SHA-256 that it leads to. Whoever put something else there keeps it.
-pub(crate) fn own_links(
+pub(crate) fn own_symlinks(
     host: &HostRoot,
-    places: &InstallPaths,
+    install_paths: &InstallPaths,
 ) -> Result<BTreeMap<String, String>, Error> {
-    let bin = places.bin();
-    let mut links = BTreeMap::new();
+    let bin = install_paths.bin();
+    let mut symlinks = BTreeMap::new();
     for name in host.list(&bin)? {
-        let target = match host.link_target(&format!("{bin}/{name}")) {
+        let target = match host.symlink_target(&format!("{bin}/{name}")) {
             Ok(target) => target,
             Err(host::Error::NotText { .. }) => None,
             Err(error) => return Err(error.into()),
         };
         let digest = target.as_deref().and_then(target_digest);
         if let Some(digest) = digest.filter(|digest| is_sha256(digest)) {
-            links.insert(name, digest);
+            symlinks.insert(name, digest);
         }
     }
-    Ok(links)
+    Ok(symlinks)
 }
 
 /// The names of our files in the store, those that a run left half written included.
-pub(crate) fn own_files(host: &HostRoot, places: &InstallPaths) -> Result<BTreeSet<String>, Error> {
-    let is_ours = |name: &String| is_sha256(name.strip_suffix(NEW_SUFFIX).unwrap_or(name));
-    let names = host.list(&places.store())?.into_iter();
-    Ok(names.filter(is_ours).collect())
+pub(crate) fn own_files(
+    host: &HostRoot,
+    install_paths: &InstallPaths,
+) -> Result<BTreeSet<String>, Error> {
+    let is_managed = |name: &String| is_sha256(name.strip_suffix(NEW_SUFFIX).unwrap_or(name));
+    let names = host.list(&install_paths.store())?.into_iter();
+    Ok(names.filter(is_managed).collect())
 }
 
 /// The path that containerd executes for `handler`, or would.
 #[must_use]
 pub fn path_of(facts: &HostFacts, handler: &str) -> String {
-    let places = &facts.places;
+    let install_paths = &facts.install_paths;
     match facts.state.handlers.get(handler) {
-        Some(owned) => places.declared_path(handler, owned),
+        Some(owned) => install_paths.declared_path(handler, owned),
         None => match facts.legacy.handlers.get(handler) {
             Some(legacy_handler) => legacy_handler.declared.path.clone(),
-            None => places.binary_path(handler),
+            None => install_paths.binary_path(handler),
         },
     }
 }
@@ -410,7 +432,7 @@ pub fn verified<'a>(facts: &'a HostFacts, handler: &str) -> Option<&'a str> {
 /// SHA-256 of the binary that stands at `path`: a stable path of ours, or one of a predecessor.
 #[must_use]
 pub fn verified_digest<'a>(facts: &'a HostFacts, path: &str) -> Option<&'a str> {
-    let bin = facts.places.bin();
+    let bin = facts.install_paths.bin();
     let name = path
         .strip_prefix(&bin)
         .and_then(|rest| rest.strip_prefix('/'));
@@ -447,7 +469,7 @@ mod tests {
     fn a_stored_binary_that_can_t_be_read_is_not_taken_for_a_damaged_one() {
         let directory = tempfile::tempdir().unwrap();
         let host = HostRoot::open(directory.path()).unwrap();
-        let places = InstallPaths {
+        let install_paths = InstallPaths {
             directory: "/opt/farrier".to_owned(),
         };
         let store = directory.path().join("opt/farrier/store");
@@ -458,12 +480,12 @@ mod tests {
         std::fs::write(store.join(&other), "damaged").unwrap();
         std::fs::create_dir(store.join(&directory)).unwrap();
         let verify_cache = VerifyCache::default();
-        let (_, stored, damaged) = binaries(&host, &places, &verify_cache).unwrap();
+        let (_, stored, damaged) = binaries(&host, &install_paths, &verify_cache).unwrap();
         assert_eq!(stored, BTreeSet::from([sound]));
         assert_eq!(damaged, BTreeSet::from([other, directory]));
         let unreadable = sha256_hex(b"unreadable");
         symlink(&unreadable, store.join(&unreadable)).unwrap();
-        let error = binaries(&host, &places, &verify_cache).unwrap_err();
+        let error = binaries(&host, &install_paths, &verify_cache).unwrap_err();
         assert!(error.to_string().contains(&unreadable), "{error}");
     }
 

@@ -71,14 +71,14 @@ pub(crate) fn sources(
 pub(crate) fn orphaned_config(
     host: &HostRoot,
     state: &State,
-    loaded: &ConfigFiles,
+    config_files: &ConfigFiles,
     sources: &[SourceFile],
 ) -> Result<Option<SourceFile>, Error> {
     let Some(config) = &state.config else {
         return Ok(None);
     };
     let real = |path: &str| host.follow(path).unwrap_or_else(|_| path.to_owned());
-    let known = loaded.files();
+    let known = config_files.files();
     let mut known = known.chain(sources);
     if known.any(|file| real(&file.path) == real(&config.path)) {
         return Ok(None);
@@ -98,24 +98,33 @@ pub(crate) fn directory(
     offline: bool,
 ) -> (String, Option<String>) {
     let first = distro.directories.first().copied().unwrap_or_default();
-    let places = if state.is_empty() {
+    let candidates = if state.is_empty() {
         distro.directories
     } else {
         &[state.directory.as_str()]
     };
     // The file systems that an image is unpacked on are not those that it will run on.
     if offline {
-        return (places.first().map_or(first, |place| place).to_owned(), None);
+        return (
+            candidates
+                .first()
+                .map_or(first, |candidate| candidate)
+                .to_owned(),
+            None,
+        );
     }
     let mut obstacle = None;
-    for directory in places {
+    for directory in candidates {
         match bin_dir_problem(host, directory) {
             None => return ((*directory).to_owned(), None),
             Some(reason) => obstacle.get_or_insert(reason),
         };
     }
     (
-        places.first().map_or(first, |place| place).to_owned(),
+        candidates
+            .first()
+            .map_or(first, |candidate| candidate)
+            .to_owned(),
         obstacle,
     )
 }
@@ -216,6 +225,6 @@ fn parent_program(host: &HostRoot, daemon: &Daemon) -> Option<String> {
         .read_text(&format!("/proc/{pid}/stat"), SMALL_FILE_LIMIT)
         .ok()??;
     let parent: u32 = stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()?;
-    let program = host.link_target(&format!("/proc/{parent}/exe")).ok()??;
+    let program = host.symlink_target(&format!("/proc/{parent}/exe")).ok()??;
     Some(still_named(&program).to_owned())
 }

@@ -101,11 +101,12 @@ impl VerifyCache {
     pub(crate) fn is_unchanged(
         &self,
         host: &HostRoot,
-        places: &InstallPaths,
+        install_paths: &InstallPaths,
         sha256: &str,
     ) -> bool {
         let known = self.stored.get(sha256);
-        known.is_some() && known == FileIdentity::of(host, &places.store_path(sha256)).as_ref()
+        known.is_some()
+            && known == FileIdentity::of(host, &install_paths.store_path(sha256)).as_ref()
     }
 
     /// The binary at `path`, hashed unless it is as it was when that was done; `None` where there is none.
@@ -154,13 +155,13 @@ impl VerifyCache {
     /// When it can't be written.
     pub(crate) fn record(
         host: &HostRoot,
-        places: &InstallPaths,
+        install_paths: &InstallPaths,
         verified: &BTreeSet<String>,
         artifacts: Artifacts,
         legacy_binaries: LegacyBinaries,
     ) -> host::Result<()> {
         let identity = |sha256: &String| {
-            let identity = FileIdentity::of(host, &places.store_path(sha256))?;
+            let identity = FileIdentity::of(host, &install_paths.store_path(sha256))?;
             Some((sha256.clone(), identity))
         };
         let now = Self {

@@ -36,14 +36,14 @@ pub(crate) fn lost(
 }
 
 /// The stable paths that do not lead to their binary yet, where that is stored or will be.
-pub(crate) fn links(
+pub(crate) fn symlinks(
     facts: &HostFacts,
     next: &BTreeMap<String, OwnedHandler>,
     store: &BTreeSet<String>,
 ) -> BTreeMap<String, String> {
     next.iter()
         .filter_map(|(name, owned)| {
-            let path = facts.places.declared_path(name, owned);
+            let path = facts.install_paths.declared_path(name, owned);
             Some((path, owned.sha256()?.clone()))
         })
         .filter(|(path, sha256)| verified_digest(facts, path) != Some(sha256))
@@ -57,18 +57,18 @@ fn is_stored(facts: &HostFacts, owned: &OwnedHandler) -> bool {
         .path
         .as_ref()
         .and_then(|path| facts.legacy.binaries.get(path));
-    let is_theirs = legacy_binary.is_some_and(|legacy_binary| {
-        !legacy_binary.is_link && Some(&legacy_binary.sha256) == owned.sha256()
+    let is_at_legacy_path = legacy_binary.is_some_and(|legacy_binary| {
+        !legacy_binary.is_symlink && Some(&legacy_binary.sha256) == owned.sha256()
     });
-    !is_theirs
+    !is_at_legacy_path
 }
 
-/// Paths of links and stored files that nothing of `state` needs, the links first. `links` are ours among the stable paths with the
+/// Paths of links and stored files that nothing of `state` needs, the links first. `symlinks` are ours among the stable paths with the
 /// binary that each leads to, by file name, `stored` the files that are ours in the store, and `is_used` says whether pods run on a handler.
 pub(crate) fn unneeded(
-    places: &InstallPaths,
+    install_paths: &InstallPaths,
     state: Option<&State>,
-    links: &BTreeMap<String, String>,
+    symlinks: &BTreeMap<String, String>,
     stored: &BTreeSet<String>,
     is_used: impl Fn(&str) -> bool,
 ) -> Vec<String> {
@@ -83,17 +83,17 @@ pub(crate) fn unneeded(
         .collect();
     let mut needed: BTreeSet<&String> = carried().filter_map(|(_, owned)| owned.sha256()).collect();
     let mut paths = Vec::new();
-    for (name, sha256) in links {
+    for (name, sha256) in symlinks {
         match InstallPaths::handler_of(name) {
             Some(handler) if linked.contains(handler) => {}
             // A pod that came while its handler left keeps the binary: without it, its sandbox could never be ended.
             Some(handler) if is_used(handler) => {
                 needed.insert(sha256);
             }
-            Some(_) | None => paths.push(format!("{}/{name}", places.bin())),
+            Some(_) | None => paths.push(format!("{}/{name}", install_paths.bin())),
         }
     }
     let stored = stored.iter().filter(|name| !needed.contains(name));
-    paths.extend(stored.map(|name| places.store_path(name)));
+    paths.extend(stored.map(|name| install_paths.store_path(name)));
     paths
 }

@@ -7,8 +7,8 @@ use super::stale_config;
 use super::takeover::is_declared_as_wanted;
 use super::types::{ConfigChange, Error, HandlerSet};
 use crate::containerd_config::{
-    ConfigFiles, ConfigTarget, DeclaredHandler, Handler, Version, edit, edit_template, handlers,
-    place, runtimes_of_dump, startup_checks, template_handlers,
+    ConfigFiles, ConfigTarget, DeclaredHandler, Handler, Version, config_target, edit,
+    edit_template, handlers, runtimes_of_dump, startup_checks, template_handlers,
 };
 use crate::handoff::OptionValue;
 use crate::installer::host::path::parent_directory;
@@ -30,7 +30,7 @@ pub(crate) struct CurrentConfig<'a> {
     /// The default runtime of the configuration, where containerd has printed it.
     default: String,
     /// Handlers that are ours.
-    pub(crate) ours: BTreeSet<String>,
+    pub(crate) managed: BTreeSet<String>,
     /// Legacy handlers that this file declares.
     legacy: BTreeSet<String>,
 }
@@ -39,22 +39,22 @@ pub(crate) struct CurrentConfig<'a> {
 pub(crate) struct ConfigEdit<'a> {
     current: &'a CurrentConfig<'a>,
     /// Handlers that are ours, those that the change takes over included.
-    pub(crate) ours: BTreeSet<String>,
+    pub(crate) managed: BTreeSet<String>,
     /// Those of ours that the lines of their former owner declare as they should be.
     in_place: BTreeSet<String>,
 }
 
 impl<'a> CurrentConfig<'a> {
     pub(crate) fn find(facts: &'a HostFacts, offline: bool) -> Result<Self, Error> {
-        let loaded = config_source::seen(facts);
+        let config_files = config_source::current_files(facts);
         let placement = match facts.version {
-            Some(version) => place(&loaded, &version)?,
-            None if offline => place_unseen(&loaded)?,
+            Some(version) => config_target(&config_files, &version)?,
+            None if offline => offline_target(&config_files)?,
             None => return Err(Error::NoVersion),
         };
         let text = text_at(facts, &placement.path);
-        let loaded = text.map(|text| handlers(text, &placement)).transpose()?;
-        let mut declared = loaded.unwrap_or_default();
+        let config_files = text.map(|text| handlers(text, &placement)).transpose()?;
+        let mut declared = config_files.unwrap_or_default();
         let (rendered, placement, text, go) = match config_source::find(facts, &placement)? {
             Some(source) => {
                 declared = declared_in(&source, declared)?;
@@ -72,7 +72,7 @@ impl<'a> CurrentConfig<'a> {
             Err(_) if offline && facts.version.is_none() => (String::new(), BTreeMap::new()),
             Err(words) => return Err(Error::Refuses(words.clone())),
         };
-        let ours = ours(facts, declared.iter().chain(&dumped));
+        let managed = managed_handlers(facts, declared.iter().chain(&dumped));
         let legacy = facts.legacy.handlers.iter();
         let legacy = legacy
             .filter(|(_, legacy_handler)| legacy_handler.file == placement.path)
@@ -86,7 +86,7 @@ impl<'a> CurrentConfig<'a> {
             declared,
             dumped,
             default,
-            ours,
+            managed,
             legacy,
         })
     }
@@ -96,7 +96,7 @@ impl<'a> CurrentConfig<'a> {
         let known = self.declared.contains_key(handler)
             || self.dumped.contains_key(handler)
             || self.target.declared_in_other_files.contains(handler);
-        known && !self.ours.contains(handler) && !self.legacy.contains(handler)
+        known && !self.managed.contains(handler) && !self.legacy.contains(handler)
     }
 
     /// Whether containerd would come back from a restart with what it serves now, but for what is ours.
@@ -106,14 +106,14 @@ impl<'a> CurrentConfig<'a> {
     pub(crate) fn check_restart(
         &self,
         facts: &HostFacts,
-        ours: &BTreeSet<String>,
+        managed: &BTreeSet<String>,
     ) -> Result<(), Error> {
         if let Some(words) = &facts.missing_prerequisite {
             return Err(Error::Refuses(words.clone()));
         }
-        match self.pending(facts, ours) {
+        match self.pending(facts, managed) {
             Some(what) => Err(Error::Pending {
-                path: facts.loaded.root.path.clone(),
+                path: facts.config_files.root.path.clone(),
                 what,
             }),
             None => Ok(()),
@@ -122,7 +122,7 @@ impl<'a> CurrentConfig<'a> {
 
     /// What somebody else changed in the configuration since containerd started, and any restart would put live: a few words, such as
     /// `handler kata`. Nothing where nobody was asked what is served.
-    fn pending(&self, facts: &HostFacts, ours: &BTreeSet<String>) -> Option<String> {
+    fn pending(&self, facts: &HostFacts, managed: &BTreeSet<String>) -> Option<String> {
         let served = facts.served.as_ref().ok()?;
         if served.default != self.default {
             return Some("the default runtime".to_owned());
@@ -144,7 +144,7 @@ impl<'a> CurrentConfig<'a> {
             .keys()
             .filter(|name| !self.dumped.contains_key(*name));
         differ.extend(unrendered.filter(|_| self.rendered.is_some()));
-        let name = differ.into_iter().find(|name| !ours.contains(*name))?;
+        let name = differ.into_iter().find(|name| !managed.contains(*name))?;
         Some(format!("handler {name}"))
     }
 }
@@ -160,7 +160,7 @@ impl<'a> ConfigEdit<'a> {
         });
         Self {
             current,
-            ours: current.ours.iter().chain(taken_over).cloned().collect(),
+            managed: current.managed.iter().chain(taken_over).cloned().collect(),
             in_place: in_place.map(|(name, _)| name.clone()).collect(),
         }
     }
@@ -170,11 +170,11 @@ impl<'a> ConfigEdit<'a> {
         current: &'a CurrentConfig<'a>,
         wrote: impl Iterator<Item = &'n String>,
     ) -> Self {
-        let mut ours = current.ours.clone();
-        ours.extend(wrote.cloned());
+        let mut managed = current.managed.clone();
+        managed.extend(wrote.cloned());
         Self {
             current,
-            ours,
+            managed,
             in_place: BTreeSet::new(),
         }
     }
@@ -183,7 +183,7 @@ impl<'a> ConfigEdit<'a> {
     pub(crate) fn unmanaged(&self) -> BTreeSet<String> {
         self.current
             .legacy
-            .difference(&self.ours)
+            .difference(&self.managed)
             .cloned()
             .collect()
     }
@@ -193,8 +193,8 @@ impl<'a> ConfigEdit<'a> {
         let (target, text) = (&self.current.target, self.current.text);
         if self.current.go {
             let (path, plugin) = (&target.path, target.plugin);
-            let (ours, declared) = self.to_write(declared);
-            return Ok(edit_template(path, text, plugin, &ours, &declared)?);
+            let (managed, declared) = self.to_write(declared);
+            return Ok(edit_template(path, text, plugin, &managed, &declared)?);
         }
         self.edit(target, text, declared)
     }
@@ -204,11 +204,11 @@ impl<'a> ConfigEdit<'a> {
         let stays = |name: &String| {
             self.in_place.contains(name) && declared.iter().any(|handler| handler.name == *name)
         };
-        let mut ours = self.ours.clone();
-        ours.retain(|name| !stays(name));
+        let mut managed = self.managed.clone();
+        managed.retain(|name| !stays(name));
         let mut write = declared.to_vec();
         write.retain(|handler| !stays(&handler.name));
-        (ours, write)
+        (managed, write)
     }
 
     fn edit(
@@ -222,8 +222,8 @@ impl<'a> ConfigEdit<'a> {
             // An image's containerd can't be asked.
             None => self.current.dumped.is_empty().then(Handler::runc),
         };
-        let (ours, declared) = self.to_write(declared);
-        Ok(edit(text, target, &ours, &declared, runc.as_ref())?)
+        let (managed, declared) = self.to_write(declared);
+        Ok(edit(text, target, &managed, &declared, runc.as_ref())?)
     }
 
     /// All files that change where the text of the one that is edited becomes `after`; `cut` are the others.
@@ -255,7 +255,7 @@ impl<'a> ConfigEdit<'a> {
     ) -> Result<Vec<ConfigChange>, Error> {
         Ok(stale_config::remove_from_other_files(
             facts,
-            &self.ours,
+            &self.managed,
             &self.current.target.path,
         )?)
     }
@@ -278,7 +278,7 @@ impl<'a> ConfigEdit<'a> {
             path: self.current.target.path.clone(),
             before: self.current.text.map(str::to_owned),
             after,
-            root: facts.loaded.root.path.clone(),
+            root: facts.config_files.root.path.clone(),
             rendered,
             live: true,
         })
@@ -287,9 +287,9 @@ impl<'a> ConfigEdit<'a> {
     /// Folders that have to be made before anything can be written.
     pub(crate) fn new_directories(&self, facts: &HostFacts) -> Vec<String> {
         let config = parent_directory(&self.current.target.path);
-        let root = parent_directory(&facts.loaded.root.path);
+        let root = parent_directory(&facts.config_files.root.path);
         let mut directories: Vec<String> = Vec::new();
-        let (store, bin) = (facts.places.store(), facts.places.bin());
+        let (store, bin) = (facts.install_paths.store(), facts.install_paths.bin());
         for directory in [STATE_DIRECTORY, &store, &bin, root, config] {
             let missing = facts
                 .missing_directories
@@ -326,7 +326,7 @@ fn declared_in(
 
 /// The handlers that are ours: those on record, and whichever executes our own stable path, whatever file declares it, as the state
 /// file may be lost and an old configuration put back.
-fn ours<'f>(
+fn managed_handlers<'f>(
     facts: &HostFacts,
     declared: impl Iterator<Item = (&'f String, &'f DeclaredHandler)>,
 ) -> BTreeSet<String> {
@@ -335,7 +335,7 @@ fn ours<'f>(
     let marked = declared
         .map(|(name, handler)| (name, &handler.runtime_type))
         .chain(served)
-        .filter(|(name, path)| **path == facts.places.binary_path(name))
+        .filter(|(name, path)| **path == facts.install_paths.binary_path(name))
         .map(|(name, _)| name);
     recorded.chain(marked).cloned().collect()
 }
@@ -357,7 +357,7 @@ pub(crate) fn declarations(
     next.iter()
         .map(|(name, owned)| Handler {
             name: name.clone(),
-            runtime_type: facts.places.declared_path(name, owned),
+            runtime_type: facts.install_paths.declared_path(name, owned),
             options: if handed_over {
                 OptionValue::to_toml(&owned.options)
             } else {
@@ -368,19 +368,19 @@ pub(crate) fn declarations(
 }
 
 /// An unpacked image whose containerd can't be run: the oldest release that takes the file. What 1.7 takes, 2.x takes too.
-fn place_unseen(loaded: &ConfigFiles) -> Result<ConfigTarget, Error> {
+fn offline_target(config_files: &ConfigFiles) -> Result<ConfigTarget, Error> {
     let release = |major, minor| Version {
         major,
         minor,
         patch: 0,
     };
-    place(loaded, &release(1, 7))
-        .or_else(|_| place(loaded, &release(2, 0)))
+    config_target(config_files, &release(1, 7))
+        .or_else(|_| config_target(config_files, &release(2, 0)))
         .map_err(Error::from)
 }
 
 fn text_at<'a>(facts: &'a HostFacts, path: &str) -> Option<&'a str> {
-    let files = facts.loaded.files();
+    let files = facts.config_files.files();
     files
         .filter(|file| file.path == path)
         .find_map(|file| file.text.as_deref())

@@ -57,25 +57,25 @@ pub(crate) struct Source<'a> {
 }
 
 /// What containerd loads, or would load if a template were put out as it stands on a host that never was started.
-pub(crate) fn seen(facts: &HostFacts) -> Cow<'_, ConfigFiles> {
+pub(crate) fn current_files(facts: &HostFacts) -> Cow<'_, ConfigFiles> {
     match (facts.distro.edited, facts.sources.first()) {
-        (Edited::TomlTemplate(_), Some(root)) if facts.loaded.root.text.is_none() => {
+        (Edited::TomlTemplate(_), Some(root)) if facts.config_files.root.text.is_none() => {
             Cow::Owned(ConfigFiles {
                 root: root.clone(),
                 imported: Vec::new(),
             })
         }
-        _ => Cow::Borrowed(&facts.loaded),
+        _ => Cow::Borrowed(&facts.config_files),
     }
 }
 
-/// What is edited instead of the file that `loaded` says; `None` where that is the one.
+/// What is edited instead of the file that `target` says; `None` where that is the one.
 ///
 /// # Errors
 /// When there is nothing to edit yet and what a new file has to look like can't be told.
 pub(crate) fn find<'a>(
     facts: &'a HostFacts,
-    loaded: &ConfigTarget,
+    target: &ConfigTarget,
 ) -> Result<Option<Source<'a>>, Error> {
     let source = |at: usize, go: bool, placement: &ConfigTarget| {
         let file = facts.sources.get(at)?;
@@ -94,25 +94,25 @@ pub(crate) fn find<'a>(
         Edited::Loaded => Ok(None),
         Edited::GoTemplate { .. } => {
             let owned = facts.state.config.as_ref().map(|config| &config.path);
-            let holds = |at: &usize| {
+            let exists = |at: &usize| {
                 facts
                     .sources
                     .get(*at)
                     .is_some_and(|file| file.text.is_some())
             };
             let is_owned = |at: &usize| facts.sources.get(*at).map(|file| &file.path) == owned;
-            let ours = [0, 1].into_iter().filter(holds).find(is_owned);
-            let imported = loaded.path != facts.loaded.root.path;
-            let at = match ours.or_else(|| [0, 1].into_iter().find(holds)) {
+            let managed = [0, 1].into_iter().filter(exists).find(is_owned);
+            let imported = target.path != facts.config_files.root.path;
+            let at = match managed.or_else(|| [0, 1].into_iter().find(exists)) {
                 // What a release that imports a folder renders needs no template; ours of an earlier one stays what is edited.
-                _ if imported && ours.is_none() => return Ok(None),
+                _ if imported && managed.is_none() => return Ok(None),
                 Some(at) => at,
-                None => usize::from(!new_template(facts, loaded)?),
+                None => usize::from(!new_template(facts, target)?),
             };
-            let placement = if facts.loaded.root.text.is_some() {
-                loaded.clone()
+            let placement = if facts.config_files.root.text.is_some() {
+                target.clone()
             } else {
-                unseen(loaded, facts.release.is_some_and(renders_schema_3))
+                unrendered_target(target, facts.release.is_some_and(renders_schema_3))
             };
             Ok(source(at, true, &placement))
         }
@@ -124,10 +124,10 @@ pub(crate) fn find<'a>(
                     path: path.unwrap_or_default(),
                 });
             }
-            Ok(source(0, false, loaded))
+            Ok(source(0, false, target))
         }
         Edited::Snippets { marker, .. } => {
-            let root = facts.loaded.root.text.as_deref();
+            let root = facts.config_files.root.text.as_deref();
             if root.is_some_and(|text| text.lines().all(|line| line != marker)) {
                 return Ok(None);
             }
@@ -137,13 +137,13 @@ pub(crate) fn find<'a>(
                 (None, Some(release)) => (release.major, release.minor) >= (1, 36),
                 (None, None) => return Err(Error::NoRelease(facts.distro.word)),
             };
-            Ok(source(0, false, &unseen(loaded, schema_3)))
+            Ok(source(0, false, &unrendered_target(target, schema_3)))
         }
     }
 }
 
 /// Where handlers go in a file that is made now.
-fn unseen(loaded: &ConfigTarget, schema_3: bool) -> ConfigTarget {
+fn unrendered_target(target: &ConfigTarget, schema_3: bool) -> ConfigTarget {
     let (plugin, version) = if schema_3 {
         (PluginId::CriV1Runtime, 3)
     } else {
@@ -155,7 +155,7 @@ fn unseen(loaded: &ConfigTarget, schema_3: bool) -> ConfigTarget {
         drop_in: true,
         // The distribution declares it.
         must_declare_runc: false,
-        ..loaded.clone()
+        ..target.clone()
     }
 }
 
@@ -163,10 +163,10 @@ fn unseen(loaded: &ConfigTarget, schema_3: bool) -> ConfigTarget {
 ///
 /// # Errors
 /// Where a new template can't take over the distribution's own: that would have to be copied, and would never be mended again.
-fn new_template(facts: &HostFacts, loaded: &ConfigTarget) -> Result<bool, Error> {
+fn new_template(facts: &HostFacts, target: &ConfigTarget) -> Result<bool, Error> {
     // What is rendered now says more than a release can, and what renders this has a base template.
-    let schema_3 = loaded.version.is_some_and(|version| version >= 3);
-    let rendered = facts.loaded.root.text.is_some().then_some(schema_3);
+    let schema_3 = target.version.is_some_and(|version| version >= 3);
+    let rendered = facts.config_files.root.text.is_some().then_some(schema_3);
     if rendered == Some(true) {
         return Ok(true);
     }
@@ -217,7 +217,7 @@ mod tests {
         let mut facts = node();
         facts.distro = named(word);
         facts.release = release.parse().ok();
-        facts.loaded.root = SourceFile {
+        facts.config_files.root = SourceFile {
             path: "/x/config.toml".to_owned(),
             text: root.map(str::to_owned),
         };
@@ -234,7 +234,7 @@ mod tests {
         facts
     }
 
-    fn loaded(path: &str) -> ConfigTarget {
+    fn target(path: &str) -> ConfigTarget {
         ConfigTarget {
             path: path.to_owned(),
             plugin: PluginId::GrpcV1Cri,
@@ -256,7 +256,7 @@ mod tests {
         facts.version = "2.0.2".parse().ok();
         let site = CurrentConfig::find(&facts, false).unwrap();
         let error = site
-            .check_restart(&facts, &site.ours)
+            .check_restart(&facts, &site.managed)
             .unwrap_err()
             .to_string();
         assert!(error.contains("handler new"), "{error}");
@@ -277,9 +277,9 @@ mod tests {
         #[values("k3s", "k3d", "rke2")] word: &str,
     ) {
         let facts = host(word, root, release, &texts);
-        let mut loaded = loaded("/x/config.toml");
-        loaded.version = Some(if root == Some(V3) { 3 } else { 2 });
-        let source = find(&facts, &loaded).unwrap().unwrap();
+        let mut target = target("/x/config.toml");
+        target.version = Some(if root == Some(V3) { 3 } else { 2 });
+        let source = find(&facts, &target).unwrap().unwrap();
         assert_eq!(source.placement.path, expected);
         assert!(source.go);
     }
@@ -292,19 +292,19 @@ mod tests {
         #[case] release: &str,
     ) {
         let facts = host("k3s", Some(V2), release, &[None, None]);
-        assert!(find(&facts, &loaded("/x/config.toml")).is_err());
+        assert!(find(&facts, &target("/x/config.toml")).is_err());
     }
 
     #[test]
     fn a_template_of_ours_stays_what_is_edited_when_a_release_begins_to_import_a_folder() {
         let mut facts = host("k3s", Some(V3), "1.35.2", &[OLD, None]);
-        assert_eq!(find(&facts, &loaded(DROP_IN)).unwrap(), None);
+        assert_eq!(find(&facts, &target(DROP_IN)).unwrap(), None);
         facts.state.config = Some(OwnedConfig {
             path: "/x/config-v3.toml.tmpl".to_owned(),
             sha256: String::new(),
             root: None,
         });
-        let source = find(&facts, &loaded(DROP_IN)).unwrap().unwrap();
+        let source = find(&facts, &target(DROP_IN)).unwrap().unwrap();
         assert_eq!(source.placement.path, "/x/config-v3.toml.tmpl");
     }
 
@@ -322,7 +322,7 @@ mod tests {
     ) {
         let mut facts = host("k0s", root, release, &[None]);
         facts.version = containerd.parse().ok();
-        let source = find(&facts, &loaded("/run/k0s/containerd-cri.toml"));
+        let source = find(&facts, &target("/run/k0s/containerd-cri.toml"));
         let Some(version) = expected else {
             assert!(source.is_err());
             return;
@@ -336,6 +336,6 @@ mod tests {
     #[test]
     fn a_configuration_of_k0s_that_its_owner_keeps_is_edited_itself() {
         let facts = host("k0s", Some(V2), "", &[None]);
-        assert_eq!(find(&facts, &loaded("/x/config.toml")).unwrap(), None);
+        assert_eq!(find(&facts, &target("/x/config.toml")).unwrap(), None);
     }
 }

@@ -17,20 +17,20 @@ type Options = BTreeMap<String, OptionValue>;
 /// containerd to this.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Expected {
+pub struct ExpectedRuntimes {
     /// The default runtime.
     default: String,
     /// Everything that is served before, ours and others', by handler.
     served: BTreeMap<String, RuntimeEntry>,
     /// Handlers that the change concerns.
     #[serde(rename = "ours")]
-    ours: BTreeSet<String>,
+    managed: BTreeSet<String>,
     /// Those of them that are declared before.
     #[serde(rename = "was")]
-    was: BTreeMap<String, RuntimeEntry>,
+    declared_before_change: BTreeMap<String, RuntimeEntry>,
     /// Those of them that the change declares.
     #[serde(rename = "becomes")]
-    becomes: BTreeMap<String, RuntimeEntry>,
+    declared_after_change: BTreeMap<String, RuntimeEntry>,
 }
 
 /// One handler.
@@ -42,7 +42,7 @@ struct RuntimeEntry {
     options: Options,
 }
 
-impl Expected {
+impl ExpectedRuntimes {
     /// What `plan` should come to, where it is known what is served before it.
     pub(crate) fn of(facts: &HostFacts, plan: &HostPlan) -> Option<Self> {
         let before = facts.served.as_ref().ok()?;
@@ -62,15 +62,15 @@ impl Expected {
         Some(Self {
             default: before.default.clone(),
             served: served.collect(),
-            ours: plan.ours.clone(),
-            was: note(&declared_before(facts, plan)),
-            becomes: note(&plan.declared),
+            managed: plan.managed.clone(),
+            declared_before_change: note(&declared_before(facts, plan)),
+            declared_after_change: note(&plan.declared),
         })
     }
 
     /// The handlers that the change declares.
     pub(crate) fn declared(&self) -> Vec<Handler> {
-        handlers(&self.becomes)
+        handlers(&self.declared_after_change)
     }
 
     /// Whether containerd serves the change: see [`prove`].
@@ -78,7 +78,7 @@ impl Expected {
     /// # Errors
     /// Says in one sentence what differs.
     pub(crate) fn prove_change(&self, served: &Served) -> Result<(), String> {
-        prove(&self.before(), served, &self.declared(), &self.ours)
+        prove(&self.before(), served, &self.declared(), &self.managed)
     }
 
     /// Whether containerd serves what it did before the change: see [`prove`].
@@ -86,7 +86,12 @@ impl Expected {
     /// # Errors
     /// Says in one sentence what differs.
     pub(crate) fn prove_undone(&self, served: &Served) -> Result<(), String> {
-        prove(&self.before(), served, &handlers(&self.was), &self.ours)
+        prove(
+            &self.before(),
+            served,
+            &handlers(&self.declared_before_change),
+            &self.managed,
+        )
     }
 
     pub(crate) fn before(&self) -> Served {
@@ -127,12 +132,12 @@ fn handlers(noted: &BTreeMap<String, RuntimeEntry>) -> Vec<Handler> {
 }
 
 /// Whether the running containerd has loaded exactly what is declared as ours.
-pub(crate) fn is_served(served: &Served, declared: &[Handler], ours: &BTreeSet<String>) -> bool {
+pub(crate) fn is_served(served: &Served, declared: &[Handler], managed: &BTreeSet<String>) -> bool {
     let listed =
         |handler: &Handler| served.handlers.get(&handler.name) == Some(&handler.runtime_type);
     let gone = |name: &&String| declared.iter().all(|handler| handler.name != **name);
     declared.iter().all(listed)
-        && ours
+        && managed
             .iter()
             .filter(gone)
             .all(|name| !served.handlers.contains_key(name))
@@ -143,9 +148,10 @@ pub(crate) fn is_served(served: &Served, declared: &[Handler], ours: &BTreeSet<S
 pub fn declared_before(facts: &HostFacts, plan: &HostPlan) -> Vec<Handler> {
     let mut declared = declarations(facts, &facts.state.handlers);
     let served = facts.served.iter().flat_map(|served| &served.handlers);
-    let theirs = served
-        .filter(|(name, _)| plan.ours.contains(*name) && facts.legacy.handlers.contains_key(*name));
-    for (name, runtime_type) in theirs {
+    let legacy = served.filter(|(name, _)| {
+        plan.managed.contains(*name) && facts.legacy.handlers.contains_key(*name)
+    });
+    for (name, runtime_type) in legacy {
         if declared.iter().all(|handler| handler.name != *name) {
             declared.push(Handler {
                 name: name.clone(),
@@ -165,12 +171,12 @@ pub fn prove(
     before: &Served,
     after: &Served,
     declared: &[Handler],
-    ours: &BTreeSet<String>,
+    managed: &BTreeSet<String>,
 ) -> Result<(), String> {
     let others = |served: &Served| {
         let (mut handlers, mut options) = (served.handlers.clone(), served.options.clone());
-        handlers.retain(|name, _| !ours.contains(name));
-        options.retain(|name, _| !ours.contains(name));
+        handlers.retain(|name, _| !managed.contains(name));
+        options.retain(|name, _| !managed.contains(name));
         (handlers, options)
     };
     if !after.ready {
@@ -185,7 +191,7 @@ pub fn prove(
     if others(before) != others(after) {
         return Err("runtimes that are not Farrier's changed".to_owned());
     }
-    if !is_served(after, declared, ours) {
+    if !is_served(after, declared, managed) {
         return Err("containerd does not list the handlers as they are declared".to_owned());
     }
     Ok(())
@@ -207,19 +213,22 @@ mod tests {
     }
 
     /// What a change expects by which `a` comes and `b` goes, beside a `runc` of somebody else.
-    fn expected() -> Expected {
+    fn expected() -> ExpectedRuntimes {
         let runc = || entry("runc", "io.containerd.runc.v2");
         let b = || entry("b", "/bin/b");
-        let expected = Expected {
+        let expected = ExpectedRuntimes {
             default: "runc".to_owned(),
             served: [runc(), b()].into(),
-            ours: ["a", "b"].map(str::to_owned).into(),
-            was: [b()].into(),
-            becomes: [entry("a", "/bin/a")].into(),
+            managed: ["a", "b"].map(str::to_owned).into(),
+            declared_before_change: [b()].into(),
+            declared_after_change: [entry("a", "/bin/a")].into(),
         };
         // As a later run finds it.
         let text = serde_json::to_string(&expected).unwrap();
-        assert_eq!(serde_json::from_str::<Expected>(&text).unwrap(), expected);
+        assert_eq!(
+            serde_json::from_str::<ExpectedRuntimes>(&text).unwrap(),
+            expected
+        );
         expected
     }
 

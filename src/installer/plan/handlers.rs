@@ -65,14 +65,14 @@ impl Builder<'_> {
         sha256: Option<String>,
         reason: Option<String>,
     ) {
-        let places = &self.facts.places;
+        let install_paths = &self.facts.install_paths;
         let owned = self.set.next.get(handler).or(self.set.legacy.get(handler));
         self.set.reports.push(HandlerReport {
             shim: shim.to_owned(),
             handler: handler.to_owned(),
             path: sha256.is_some().then(|| match owned {
-                Some(owned) => places.declared_path(handler, owned),
-                None => places.binary_path(handler),
+                Some(owned) => install_paths.declared_path(handler, owned),
+                None => install_paths.binary_path(handler),
             }),
             served: sha256.is_some(),
             sha256,
@@ -139,7 +139,7 @@ impl Builder<'_> {
     fn keep_served(&mut self, shim: &ShimRequest, handler: &str, reason: &str) {
         let before = self.set.current(handler);
         let sha256 = before.and_then(|owned| {
-            let path = self.facts.places.declared_path(handler, owned);
+            let path = self.facts.install_paths.declared_path(handler, owned);
             let sha256 = owned.sha256()?;
             (verified_digest(self.facts, &path) == Some(sha256)).then(|| sha256.clone())
         });
@@ -148,8 +148,8 @@ impl Builder<'_> {
     }
 
     fn remove_unwanted(&mut self) {
-        let ours = self.set.next.clone();
-        for (name, owned) in &ours {
+        let next = self.set.next.clone();
+        for (name, owned) in &next {
             let Some(sha256) = self.leaving_binary(name, owned, is_in_scope(owned, self.goal))
             else {
                 continue;
@@ -220,7 +220,7 @@ impl Builder<'_> {
                 self.set.reports.push(HandlerReport {
                     shim: owned.shim.clone(),
                     handler: name.clone(),
-                    path: Some(self.facts.places.declared_path(name, owned)),
+                    path: Some(self.facts.install_paths.declared_path(name, owned)),
                     sha256: owned.sha256().cloned(),
                     served: false,
                     reason: Some(used_by(*pods)),

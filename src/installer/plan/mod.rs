@@ -21,7 +21,7 @@ use crate::containerd_config::Handler;
 use crate::handoff::{Owner, sha256_hex};
 use crate::installer::inspect::HostFacts;
 use crate::installer::state::{OwnedConfig, OwnedHandler, State, StateAfter, owner_word};
-use binaries::{links, lost, to_store, unneeded};
+use binaries::{lost, symlinks, to_store, unneeded};
 use config_edit::{ConfigEdit, CurrentConfig, declarations};
 use expected::is_served;
 pub use goal::{Goal, Scope};
@@ -70,7 +70,7 @@ fn assemble(
         restart,
     } = configure(current, edit, facts, goal, &set.next)?;
     let store = to_store(facts, goal, &next);
-    let links = links(facts, &next, &store);
+    let symlinks = symlinks(facts, &next, &store);
     let mut notes = notes(facts, goal, &set, &next);
     if !config.is_empty() && !next.is_empty() {
         notes.extend(facts.distro.note(&current.target.path));
@@ -87,7 +87,7 @@ fn assemble(
     let mut state = State {
         handlers: next,
         draining: set.draining,
-        directory: facts.places.directory.clone(),
+        directory: facts.install_paths.directory.clone(),
         ..facts.state.clone()
     };
     state.directories.extend(new_directories.iter().cloned());
@@ -95,27 +95,27 @@ fn assemble(
         state.config = after.map(|after| OwnedConfig {
             path: current.target.path.clone(),
             sha256: sha256_hex(after.as_bytes()),
-            root: Some(facts.loaded.root.path.clone()),
+            root: Some(facts.config_files.root.path.clone()),
         });
     }
     record_request_digest(&mut state, goal, is_whole);
     let state = Some(state).filter(|state| !state.is_empty());
-    let clear = unneeded(
-        &facts.places,
+    let obsolete_files = unneeded(
+        &facts.install_paths,
         state.as_ref(),
         &facts.binaries,
         &facts.stored.union(&facts.damaged).cloned().collect(),
         |handler| facts.in_use.contains_key(handler),
     );
-    let mut ours = edit.ours.clone();
-    ours.extend(declared.iter().map(|handler| handler.name.clone()));
+    let mut managed = edit.managed.clone();
+    managed.extend(declared.iter().map(|handler| handler.name.clone()));
     Ok(HostPlan {
         new_directories,
         store,
-        links,
+        symlinks,
         config,
         restart,
-        clear,
+        obsolete_files,
         obsolete_directories: if state.is_none() {
             facts.state.directories.clone()
         } else {
@@ -131,7 +131,7 @@ fn assemble(
         leaving,
         handlers: set.reports,
         notes,
-        ours,
+        managed,
         declared,
     })
 }
@@ -179,10 +179,10 @@ fn configure(
     let declared = declarations(facts, &next);
     let changes = edit.changes(facts, after.as_deref(), &declared, cut)?;
     let served = facts.served.as_ref().ok();
-    let pending = served.is_some_and(|served| !is_served(served, &declared, &edit.ours));
+    let pending = served.is_some_and(|served| !is_served(served, &declared, &edit.managed));
     let restart = !goal.offline && (changes.iter().any(|change| change.live) || pending);
     if restart || !changes.is_empty() {
-        current.check_restart(facts, &edit.ours)?;
+        current.check_restart(facts, &edit.managed)?;
     }
     if restart {
         check_restart(facts, goal)?;

@@ -31,8 +31,8 @@ pub(crate) fn check_host(facts: &HostFacts, goal: &Goal) -> Result<(), Error> {
 /// Whether nothing of ours or of a predecessor is on this host, as far as its files say.
 pub(crate) fn is_bare(facts: &HostFacts) -> bool {
     let legacy = &facts.legacy;
-    let bin = format!("{}/", facts.places.bin());
-    let files = facts.loaded.files().chain(&facts.sources);
+    let bin = format!("{}/", facts.install_paths.bin());
+    let files = facts.config_files.files().chain(&facts.sources);
     let mut texts = files.filter_map(|file| file.text.as_deref());
     facts.state == State::default()
         && facts.orphaned_config.is_none()

@@ -8,37 +8,37 @@ use crate::containerd_config::{DeclaredHandler, Error, SourceFile, remove_manage
 use crate::installer::distro::Edited;
 use crate::installer::inspect::HostFacts;
 
-/// The changes that take the handlers `ours` out of all files but `edited`.
+/// The changes that take the handlers `managed` out of all files but `edited`.
 ///
 /// # Errors
 /// When one of them can't be edited.
 pub(crate) fn remove_from_other_files(
     facts: &HostFacts,
-    ours: &BTreeSet<String>,
+    managed: &BTreeSet<String>,
     edited: &str,
 ) -> Result<Vec<ConfigChange>, Error> {
-    let places = &facts.places;
-    let executes_ours = |name: &str, handler: &DeclaredHandler| {
+    let install_paths = &facts.install_paths;
+    let executes_managed_path = |name: &str, handler: &DeclaredHandler| {
         let owned = facts.state.handlers.get(name);
-        let declared = owned.map(|owned| places.declared_path(name, owned));
+        let declared = owned.map(|owned| install_paths.declared_path(name, owned));
         let path = &handler.runtime_type;
-        *path == places.binary_path(name) || Some(path) == declared.as_ref()
+        *path == install_paths.binary_path(name) || Some(path) == declared.as_ref()
     };
-    let is_ours = |name: &str, handler: &DeclaredHandler| {
-        ours.contains(name) && (handler.marked || executes_ours(name, handler))
+    let is_managed = |name: &str, handler: &DeclaredHandler| {
+        managed.contains(name) && (handler.marked || executes_managed_path(name, handler))
     };
     let mut changes = Vec::new();
     for (file, live) in others(facts, edited) {
         let Some(before) = &file.text else {
             continue;
         };
-        let after = remove_managed_handlers(&file.path, before, is_ours)?;
+        let after = remove_managed_handlers(&file.path, before, is_managed)?;
         if after.as_ref() != Some(before) {
             changes.push(ConfigChange {
                 path: file.path.clone(),
                 before: Some(before.clone()),
                 after,
-                root: facts.loaded.root.path.clone(),
+                root: facts.config_files.root.path.clone(),
                 rendered: None,
                 live,
             });
@@ -60,7 +60,7 @@ fn others<'a>(
         Edited::Loaded => false,
         Edited::GoTemplate { .. } | Edited::TomlTemplate(_) | Edited::Snippets { .. } => true,
     };
-    let loaded = facts.loaded.files();
+    let loaded = facts.config_files.files();
     let loaded = loaded.filter(move |file| !is_made || Some(&file.path) == owned);
     let unloaded = facts.sources.iter().chain(&facts.orphaned_config);
     loaded
@@ -102,7 +102,7 @@ mod tests {
         };
         let is_loaded = |path: &String| !unloaded.contains(&path.as_str());
         let others = || files.iter().filter(|(path, _)| *path != ROOT);
-        facts.loaded = ConfigFiles {
+        facts.config_files = ConfigFiles {
             root: SourceFile {
                 path: ROOT.to_owned(),
                 text: files.get(ROOT).cloned(),
@@ -131,9 +131,9 @@ mod tests {
                 "[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.{name}]\nruntime_type = '{path}'\n"
             )
         };
-        let ours: String = plan.declared.iter().map(table).collect();
+        let managed: String = plan.declared.iter().map(table).collect();
         let mut facts = after(facts, plan);
-        facts.dump = Ok(format!("{RUNC}{ours}"));
+        facts.dump = Ok(format!("{RUNC}{managed}"));
         facts
     }
 
@@ -191,11 +191,11 @@ mod tests {
         let facts = on(node(), &now, "2.1.9", &[]);
         let plan = decide(&facts, &goal(&["a"])).unwrap();
         let facts = carry_out(facts, &mut now, plan);
-        let theirs = format!(
+        let foreign = format!(
             "{RUNC}{}",
             "[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.a]\nruntime_type = '/opt/theirs'\n"
         );
-        now.insert(LAST.to_owned(), theirs);
+        now.insert(LAST.to_owned(), foreign);
         let facts = on(facts, &now, "2.1.9", &[]);
         let plan = decide(&facts, &nothing()).unwrap();
         assert!(plan.config.iter().all(|change| change.path != LAST));

@@ -137,11 +137,11 @@ pub(crate) fn legacy_cleanup(
             .collect(),
         ..LegacyCleanup::default()
     };
-    let links = gone
+    let symlinks = gone
         .iter()
-        .filter_map(|path| facts.legacy.links.get(*path))
+        .filter_map(|path| facts.legacy.symlinks.get(*path))
         .flatten();
-    legacy_cleanup.files.extend(links.cloned());
+    legacy_cleanup.files.extend(symlinks.cloned());
     let declared: BTreeSet<&str> = all()
         .filter(|name| {
             is_legacy(name) || set.draining.contains_key(*name) || next.contains_key(*name)
@@ -181,7 +181,7 @@ pub fn complaints(facts: &HostFacts) -> Vec<(String, &'static str)> {
             ));
         }
     }
-    let files = facts.loaded.files();
+    let files = facts.config_files.files();
     for file in files {
         let text = file.text.as_deref().unwrap_or_default();
         // What releases of KWasm before 0.3.0 declared: runc's shim with another program, which is no shim that could be taken over.

@@ -17,7 +17,7 @@ use crate::installer::state::InstallPaths;
 const CONFIG: &str = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd]\ndefault_runtime_name = 'runc'\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n";
 const DIGEST: &str = "aa";
 
-fn places() -> InstallPaths {
+fn install_paths() -> InstallPaths {
     InstallPaths {
         directory: "/opt/farrier".to_owned(),
     }
@@ -37,7 +37,7 @@ pub(in crate::installer) fn node() -> HostFacts {
         refused: Vec::new(),
         program: Some("/usr/bin/containerd".to_owned()),
         version: "1.7.35".parse().ok(),
-        loaded: ConfigFiles {
+        config_files: ConfigFiles {
             root: SourceFile {
                 path: "/etc/containerd/config.toml".to_owned(),
                 text: Some(CONFIG.to_owned()),
@@ -55,7 +55,7 @@ pub(in crate::installer) fn node() -> HostFacts {
         kill_mode: Ok("process".to_owned()),
         unreachable: None,
         state: State::default(),
-        places: places(),
+        install_paths: install_paths(),
         binaries: BTreeMap::new(),
         stored: BTreeSet::new(),
         damaged: BTreeSet::new(),
@@ -66,15 +66,15 @@ pub(in crate::installer) fn node() -> HostFacts {
     }
 }
 
-fn served(ours: &[&str]) -> Served {
+fn served(managed: &[&str]) -> Served {
     let runc = ("runc".to_owned(), "io.containerd.runc.v2".to_owned());
-    let ours = ours
+    let managed = managed
         .iter()
-        .map(|name| ((*name).to_owned(), places().binary_path(name)));
+        .map(|name| ((*name).to_owned(), install_paths().binary_path(name)));
     Served {
         ready: true,
         default: "runc".to_owned(),
-        handlers: ours.chain([runc]).collect(),
+        handlers: managed.chain([runc]).collect(),
         options: BTreeMap::new(),
     }
 }
@@ -107,7 +107,7 @@ pub(in crate::installer) fn goal(shims: &[&str]) -> Goal {
 /// The node after `plan` was carried out.
 pub(in crate::installer) fn after(mut facts: HostFacts, plan: HostPlan) -> HostFacts {
     if let Some(change) = plan.config.into_iter().next() {
-        facts.loaded.root.text.clone_from(&change.after);
+        facts.config_files.root.text.clone_from(&change.after);
         facts.dump = Ok(change.after.unwrap_or_default());
     }
     let names: Vec<&str> = plan
@@ -117,7 +117,7 @@ pub(in crate::installer) fn after(mut facts: HostFacts, plan: HostPlan) -> HostF
         .collect();
     facts.served = Ok(served(&names));
     facts.stored.extend(plan.store);
-    for (path, sha256) in plan.links {
+    for (path, sha256) in plan.symlinks {
         let name = path.rsplit_once('/').unwrap_or_default().1.to_owned();
         facts.binaries.insert(name, sha256);
     }
@@ -228,7 +228,7 @@ fn what_somebody_wrote_and_never_loaded_does_not_go_live_with_us(
     let mut upgrade = goal(&["a"]);
     let candidate = Ok("bb".to_owned());
     upgrade.binaries.insert("a".to_owned(), candidate);
-    facts.loaded.root.text = carrying(&["a"]).loaded.root.text;
+    facts.config_files.root.text = carrying(&["a"]).config_files.root.text;
     assert!(!decide(&facts, &upgrade).unwrap().restart);
 }
 
@@ -246,7 +246,7 @@ fn a_handler_of_ours_that_only_the_running_containerd_knows_leaves_with_a_restar
     let mut facts = node();
     facts.served = Ok(served(&["a"]));
     let plan = decide(&facts, &goal(&["b"])).unwrap();
-    assert!(plan.restart && plan.ours.contains("a"));
+    assert!(plan.restart && plan.managed.contains("a"));
     assert!(plan.declared.iter().all(|handler| handler.name == "b"));
 }
 
@@ -256,7 +256,7 @@ fn a_handler_that_pods_use_stays_and_is_reported() {
     facts.in_use.insert("a".to_owned(), 2);
     let plan = decide(&facts, &goal(&[])).unwrap();
     assert!(!plan.restart);
-    assert_eq!(plan.clear, [places().binary_path("b")]);
+    assert_eq!(plan.obsolete_files, [install_paths().binary_path("b")]);
     let [report] = plan.handlers.as_slice() else {
         panic!("{:?}", plan.handlers);
     };
@@ -287,10 +287,10 @@ fn a_damaged_binary_that_nobody_brings_is_reported_and_in_nobody_s_way(
     let plan = decide(&facts, &goal).unwrap();
     assert_eq!(plan.store, BTreeSet::from(["bb".to_owned()]));
     assert_eq!(
-        plan.links.keys().collect::<Vec<_>>(),
-        [&places().binary_path("b")]
+        plan.symlinks.keys().collect::<Vec<_>>(),
+        [&install_paths().binary_path("b")]
     );
-    assert!(plan.clear.is_empty() && written(&plan).handlers.contains_key("a"));
+    assert!(plan.obsolete_files.is_empty() && written(&plan).handlers.contains_key("a"));
     let reported = plan.handlers.iter().filter(|report| report.handler == "a");
     let reported: Vec<bool> = reported.map(|report| report.served).collect();
     assert_eq!(reported, vec![false; reports]);
@@ -300,15 +300,18 @@ fn a_damaged_binary_that_nobody_brings_is_reported_and_in_nobody_s_way(
 #[test]
 fn a_binary_whose_handler_left_while_a_pod_came_goes_when_the_pod_has_gone() {
     let mut facts = node();
-    let link = places().binary_path("a");
-    let name = link.rsplit_once('/').unwrap().1.to_owned();
+    let symlink = install_paths().binary_path("a");
+    let name = symlink.rsplit_once('/').unwrap().1.to_owned();
     facts.binaries.insert(name, DIGEST.to_owned());
     facts.stored.insert(DIGEST.to_owned());
     facts.in_use.insert("a".to_owned(), 1);
     assert!(decide(&facts, &goal(&[])).unwrap().is_empty());
     facts.in_use.clear();
     let plan = decide(&facts, &goal(&[])).unwrap();
-    assert_eq!(plan.clear, [link, places().store_path(DIGEST)]);
+    assert_eq!(
+        plan.obsolete_files,
+        [symlink, install_paths().store_path(DIGEST)]
+    );
     assert!(!plan.restart);
 }
 
@@ -317,7 +320,7 @@ fn what_a_pod_took_up_while_it_left_is_reported_until_the_pod_has_gone() {
     let mut facts = carrying(&["a"]);
     let late = std::mem::take(&mut facts.state.handlers);
     facts.state.draining = late;
-    facts.loaded.root.text = Some(CONFIG.to_owned());
+    facts.config_files.root.text = Some(CONFIG.to_owned());
     facts.dump = Ok(CONFIG.to_owned());
     facts.served = Ok(served(&[]));
     facts.in_use.insert("a".to_owned(), 1);
@@ -336,8 +339,11 @@ fn what_a_pod_took_up_while_it_left_is_reported_until_the_pod_has_gone() {
     facts.in_use.clear();
     let plan = decide(&facts, &all).unwrap();
     assert!(plan.state == StateAfter::Remove && !plan.restart);
-    let link = places().binary_path("a");
-    assert_eq!(plan.clear, [link, places().store_path(DIGEST)]);
+    let symlink = install_paths().binary_path("a");
+    assert_eq!(
+        plan.obsolete_files,
+        [symlink, install_paths().store_path(DIGEST)]
+    );
 }
 
 #[test]
@@ -346,14 +352,14 @@ fn a_predecessor_s_binary_that_a_pod_took_up_late_leaves_with_all_that_came_with
     let mut all = goal(&[]);
     all.scope = Scope::Everything;
     let path = facts.legacy.handlers["k"].declared.path.clone();
-    let links = vec!["/usr/local/bin/containerd-shim-k-v1".to_owned()];
-    facts.legacy.links.insert(path.clone(), links.clone());
+    let symlinks = vec!["/usr/local/bin/containerd-shim-k-v1".to_owned()];
+    facts.legacy.symlinks.insert(path.clone(), symlinks.clone());
     let first = decide(&facts, &all).unwrap();
     // Now it is declared no more, and the state file alone knows it.
     facts.state.draining = first.leaving.clone();
     assert_eq!(facts.state.draining["k"].owner, all.owner);
     facts.legacy.handlers.clear();
-    facts.loaded.root.text = Some(CONFIG.to_owned());
+    facts.config_files.root.text = Some(CONFIG.to_owned());
     facts.dump = Ok(CONFIG.to_owned());
     facts.served = Ok(served(&[]));
     facts.in_use.insert("k".to_owned(), 1);
@@ -362,7 +368,7 @@ fn a_predecessor_s_binary_that_a_pod_took_up_late_leaves_with_all_that_came_with
     facts.in_use.clear();
     let plan = decide(&facts, &all).unwrap();
     assert!(plan.state == StateAfter::Remove);
-    assert_eq!(plan.legacy_cleanup.files, [vec![path], links].concat());
+    assert_eq!(plan.legacy_cleanup.files, [vec![path], symlinks].concat());
     assert_eq!(plan.legacy_cleanup, first.legacy_cleanup);
 }
 
@@ -419,7 +425,7 @@ fn a_binary_alone_is_swapped_even_where_a_restart_is_forbidden() {
     upgrade.binaries.insert("a".to_owned(), Ok("bb".to_owned()));
     let plan = decide(&facts, &upgrade).unwrap();
     assert!(!plan.restart && plan.config.is_empty());
-    assert_eq!(plan.links[&places().binary_path("a")], "bb");
+    assert_eq!(plan.symlinks[&install_paths().binary_path("a")], "bb");
 }
 
 /// The node as KWasm left it: handler `k`, declared and served, whose binary is [`DIGEST`].
@@ -432,17 +438,17 @@ fn node_with_legacy_handler() -> HostFacts {
     let declared = containerd_config::legacy_handlers("", &text).unwrap();
     let handler = LegacyHandler {
         owner: Owner::Kwasm,
-        file: facts.loaded.root.path.clone(),
+        file: facts.config_files.root.path.clone(),
         declared: declared["k"].clone(),
     };
     facts.legacy.handlers.insert("k".to_owned(), handler);
     let legacy_binary = LegacyBinary {
         sha256: DIGEST.to_owned(),
-        is_link: false,
+        is_symlink: false,
         verified: None,
     };
     facts.legacy.binaries.insert(path.clone(), legacy_binary);
-    facts.loaded.root.text = Some(text.clone());
+    facts.config_files.root.text = Some(text.clone());
     facts.dump = Ok(text);
     let mut now = served(&[]);
     now.handlers.insert("k".to_owned(), path);
@@ -453,12 +459,15 @@ fn node_with_legacy_handler() -> HostFacts {
 #[rstest]
 #[case::the_same_binary(DIGEST, 0)]
 #[case::another_binary("bb", 1)]
-fn a_take_over_restarts_nothing(#[case] sha256: &str, #[case] links: usize) {
+fn a_take_over_restarts_nothing(#[case] sha256: &str, #[case] symlinks: usize) {
     let mut goal = goal(&["k"]);
     goal.binaries.insert("k".to_owned(), Ok(sha256.to_owned()));
     let plan = decide(&node_with_legacy_handler(), &goal).unwrap();
     assert!(!plan.restart && plan.config.is_empty(), "{plan:?}");
-    assert_eq!((plan.links.len(), plan.store.len()), (links, links));
+    assert_eq!(
+        (plan.symlinks.len(), plan.store.len()),
+        (symlinks, symlinks)
+    );
     let owned = &written(&plan).handlers["k"];
     assert_eq!(owned.owner, Owner::Cluster);
     assert!(plan.legacy_cleanup.is_empty());
@@ -491,7 +500,7 @@ fn a_predecessor_s_handler_that_pods_use_is_not_removed() {
 fn a_legacy_handler_without_a_request_is_left_alone() {
     let plan = decide(&node_with_legacy_handler(), &goal(&["a"])).unwrap();
     assert!(plan.restart);
-    assert!(!plan.ours.contains("k"));
+    assert!(!plan.managed.contains("k"));
     let text = plan.config[0].after.clone().unwrap();
     assert!(text.contains("/opt/kwasm/bin/containerd-shim-k-v1"));
     assert!(plan.legacy_cleanup.is_empty());
@@ -552,6 +561,6 @@ fn a_change_that_the_next_boot_takes_back_says_so(
 #[case::other_runtime(served(&["a", "theirs"]), false)]
 fn only_what_was_declared_may_differ_after_a_restart(#[case] now: Served, #[case] proven: bool) {
     let plan = decide(&node(), &goal(&["a"])).unwrap();
-    let result = prove(&served(&[]), &now, &plan.declared, &plan.ours);
+    let result = prove(&served(&[]), &now, &plan.declared, &plan.managed);
     assert_eq!(result.is_ok(), proven, "{result:?}");
 }

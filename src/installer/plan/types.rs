@@ -18,7 +18,7 @@ pub struct HostPlan {
     /// SHA-256 of the binaries to put into the store.
     pub store: BTreeSet<String>,
     /// Stable paths to point to a binary, by its SHA-256.
-    pub links: BTreeMap<String, String>,
+    pub symlinks: BTreeMap<String, String>,
     /// The configuration files to write, the one that is to declare our handlers first, if it changes.
     pub config: Vec<ConfigChange>,
     /// Whether containerd must be restarted.
@@ -26,7 +26,7 @@ pub struct HostPlan {
     /// The state file afterwards.
     pub state: StateAfter<State>,
     /// Stable paths and stored files that nothing needs any more.
-    pub clear: Vec<String>,
+    pub obsolete_files: Vec<String>,
     /// Folders of ours to remove, where they are empty, outermost first.
     pub obsolete_directories: Vec<String>,
     /// What goes of predecessors.
@@ -38,7 +38,7 @@ pub struct HostPlan {
     /// What is to be said that leaves nothing undone: sentences.
     pub notes: Vec<String>,
     /// Handlers that are ours, before or after.
-    pub ours: BTreeSet<String>,
+    pub managed: BTreeSet<String>,
     /// Handlers as they will be declared.
     pub declared: Vec<Handler>,
 }
@@ -48,17 +48,19 @@ impl HostPlan {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.store.is_empty()
-            && self.links.is_empty()
+            && self.symlinks.is_empty()
             && self.config.is_empty()
             && !self.restart
             && self.state == StateAfter::Keep
-            && self.clear.is_empty()
+            && self.obsolete_files.is_empty()
             && self.legacy_cleanup.is_empty()
     }
 
     /// The paths of the binaries that are stored.
-    pub fn stored(&self, places: &InstallPaths) -> impl Iterator<Item = String> {
-        self.store.iter().map(|sha256| places.store_path(sha256))
+    pub fn store_paths(&self, install_paths: &InstallPaths) -> impl Iterator<Item = String> {
+        self.store
+            .iter()
+            .map(|sha256| install_paths.store_path(sha256))
     }
 
     /// Takes in what pods took up while the plan was carried out: it stays, and is reported.
@@ -70,7 +72,7 @@ impl HostPlan {
                     || sha256.is_some_and(|sha256| path.ends_with(sha256))
             })
         };
-        self.clear.retain(|path| !is_kept(path));
+        self.obsolete_files.retain(|path| !is_kept(path));
         self.legacy_cleanup.files.retain(|path| !is_kept(path));
         self.handlers.extend(late);
     }

@@ -218,7 +218,7 @@ impl Findings {
         }
         // Whoever asks for the next change is refused for the same reason.
         if let Ok(current) = CurrentConfig::find(facts, false)
-            && let Err(error) = current.check_restart(facts, &current.ours)
+            && let Err(error) = current.check_restart(facts, &current.managed)
         {
             self.add_sentence(&error.to_string(), "restart containerd yourself");
         }
@@ -263,14 +263,14 @@ fn unreferenced(facts: &HostFacts) -> impl Iterator<Item = String> {
     let stored = facts.stored.iter().chain(&facts.damaged);
     stored
         .filter(move |sha256| !needed(sha256))
-        .map(|sha256| facts.places.store_path(sha256))
+        .map(|sha256| facts.install_paths.store_path(sha256))
 }
 
 /// The configuration that we wrote may be edited by others; it must still declare what is ours.
 fn config_drift(facts: &HostFacts) -> Vec<String> {
     let owned = facts.state.config.as_ref();
-    let path = owned.map_or(&facts.loaded.root.path, |config| &config.path);
-    let loaded = facts.loaded.files();
+    let path = owned.map_or(&facts.config_files.root.path, |config| &config.path);
+    let loaded = facts.config_files.files();
     let text = loaded
         .chain(&facts.sources)
         .find(|file| file.path == *path)
@@ -314,17 +314,17 @@ fn config_drift(facts: &HostFacts) -> Vec<String> {
 }
 
 /// The keys of options whose values differ, or that only one of both has.
-fn other_options(ours: &Handler, now: &DeclaredHandler) -> Vec<String> {
-    let keys: BTreeSet<&String> = ours.options.keys().chain(now.options.keys()).collect();
+fn other_options(managed: &Handler, now: &DeclaredHandler) -> Vec<String> {
+    let keys: BTreeSet<&String> = managed.options.keys().chain(now.options.keys()).collect();
     keys.into_iter()
-        .filter(|key| ours.options.get(*key) != now.options.get(*key))
+        .filter(|key| managed.options.get(*key) != now.options.get(*key))
         .cloned()
         .collect()
 }
 
 fn installed(facts: &HostFacts, handler: &str, owned: &OwnedHandler) -> Installed {
     let sha256 = owned.sha256().cloned();
-    let path = facts.places.declared_path(handler, owned);
+    let path = facts.install_paths.declared_path(handler, owned);
     let condition = match (&sha256, &facts.served) {
         _ if !facts.state.handlers.contains_key(handler) => Condition::Leaving,
         (None, _) => Condition::Reserved,
@@ -383,7 +383,7 @@ mod tests {
         let dump = facts.dump.clone().unwrap();
         facts.dump = Ok(dump.replace("shim-a", "shim-z"));
     }, "no longer declares handler a")]
-    #[case::no_file(|facts: &mut HostFacts| facts.loaded.root.text = None, "is gone")]
+    #[case::no_file(|facts: &mut HostFacts| facts.config_files.root.text = None, "is gone")]
     #[case::unreadable(|facts: &mut HostFacts| facts.dump = Err("line 3".to_owned()), "does not load its present configuration: line 3")]
     #[case::obstacle(|facts: &mut HostFacts| facts.obstacle = Some("/opt is read-only; make it writable".to_owned()), "/opt is read-only")]
     #[case::unserved(|facts: &mut HostFacts| {

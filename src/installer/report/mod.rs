@@ -90,18 +90,18 @@ fn files(facts: &HostFacts, plan: &HostPlan) -> Vec<FileReport> {
         (change.path.clone(), action)
     });
     let stored = plan
-        .stored(&facts.places)
+        .store_paths(&facts.install_paths)
         .map(|path| (path, FileAction::Created));
-    let links = plan.links.keys().map(|path| {
+    let symlinks = plan.symlinks.keys().map(|path| {
         let action = match verified_digest(facts, path) {
             Some(_) => FileAction::Edited,
             None => FileAction::Created,
         };
         (path.clone(), action)
     });
-    let removed = plan.clear.iter().chain(&plan.legacy_cleanup.files);
+    let removed = plan.obsolete_files.iter().chain(&plan.legacy_cleanup.files);
     let removed = removed.map(|path| (path.clone(), FileAction::Removed));
-    let all = config.chain(stored).chain(links).chain(removed);
+    let all = config.chain(stored).chain(symlinks).chain(removed);
     all.map(|(path, action)| FileReport {
         path,
         action,

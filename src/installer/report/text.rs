@@ -74,7 +74,7 @@ pub fn report_text(report: &ProvisionReport) -> String {
 
 /// A plan for people, with a unified diff of the configuration.
 #[must_use]
-pub fn plan_text(plan: &HostPlan, places: &InstallPaths, unit: &str) -> String {
+pub fn plan_text(plan: &HostPlan, install_paths: &InstallPaths, unit: &str) -> String {
     let mut text = String::new();
     if plan.is_empty() {
         let is_well = plan.handlers.iter().all(|it| it.reason.is_none());
@@ -91,10 +91,10 @@ pub fn plan_text(plan: &HostPlan, places: &InstallPaths, unit: &str) -> String {
     for path in &plan.new_directories {
         line!(text, "make the folder {path}");
     }
-    for path in plan.stored(places) {
+    for path in plan.store_paths(install_paths) {
         line!(text, "store the binary {path}");
     }
-    for (path, sha256) in &plan.links {
+    for (path, sha256) in &plan.symlinks {
         line!(text, "point {path} to the binary {sha256}");
     }
     for change in &plan.config {
@@ -103,7 +103,7 @@ pub fn plan_text(plan: &HostPlan, places: &InstallPaths, unit: &str) -> String {
     if plan.restart {
         line!(text, "restart {unit} once");
     }
-    for path in plan.clear.iter().chain(&plan.legacy_cleanup.files) {
+    for path in plan.obsolete_files.iter().chain(&plan.legacy_cleanup.files) {
         line!(text, "remove {path}");
     }
     for path in plan

@@ -315,11 +315,11 @@ impl InstallPaths {
 
 /// What the link at [`InstallPaths::binary_path`] holds: relative, so that it is right under any host root.
 #[must_use]
-pub fn link_target(sha256: &str) -> String {
+pub fn symlink_target(sha256: &str) -> String {
     format!("../store/{sha256}")
 }
 
-/// The SHA-256 that a link made by [`link_target`] names.
+/// The SHA-256 that a link made by [`symlink_target`] names.
 #[must_use]
 pub fn target_digest(target: &str) -> Option<String> {
     target.strip_prefix("../store/").map(str::to_owned)

@@ -113,16 +113,16 @@ mod tests {
     #[case::directories("folders", "/etc/conf.d", "etc")]
     fn a_state_file_that_names_files_of_others_is_none(
         #[case] what: &str,
-        #[case] ours: &str,
-        #[case] theirs: &str,
+        #[case] managed: &str,
+        #[case] foreign: &str,
     ) {
         let text = format!(
             r#"{{"apiVersion":"farrier.dev/v1","folder":"/opt/farrier","folders":["/etc/conf.d"],"handlers":{{"a":{{
             "shim":"a","owner":"local","sha256":"{SHA256}","path":"/opt/kwasm/bin/containerd-shim-a"}}}}}}"#
         );
         assert!(State::from_json(Some(&text)).is_ok());
-        assert!(text.contains(ours));
-        let forged = text.replace(ours, theirs);
+        assert!(text.contains(managed));
+        let forged = text.replace(managed, foreign);
         let error = State::from_json(Some(&forged)).unwrap_err().to_string();
         assert!(error.contains("nothing of Farrier"), "{what}: {error}");
     }

@@ -12,7 +12,7 @@ use crate::installer::containerd::cri;
 use crate::installer::host::path::parent_directory;
 use crate::installer::host::{HostRoot, NEW_SUFFIX, OLD_SUFFIX};
 use crate::installer::inspect::verify_cache;
-use crate::installer::inspect::{HostFacts, own_files, own_links};
+use crate::installer::inspect::{HostFacts, own_files, own_symlinks};
 use crate::installer::plan::binaries::unneeded;
 use crate::installer::plan::handlers::used_by;
 use crate::installer::state::{
@@ -60,7 +60,7 @@ pub(crate) fn retain_in_use(
         }
     };
     state.directory.clone_from(&journal.directory);
-    let places = InstallPaths {
+    let install_paths = InstallPaths {
         directory: journal.directory.clone(),
     };
     let mut reports = Vec::new();
@@ -73,7 +73,7 @@ pub(crate) fn retain_in_use(
         reports.push(HandlerReport {
             shim: owned.shim.clone(),
             handler: name.clone(),
-            path: Some(places.declared_path(name, owned)),
+            path: Some(install_paths.declared_path(name, owned)),
             sha256: owned.sha256().cloned(),
             served: reserved.is_some(),
             reason: Some(pods),
@@ -96,10 +96,10 @@ pub(crate) fn retain_in_use(
 pub(crate) fn finish(host: &HostRoot, journal: &Journal, in_use: &InUse) -> Result<(), Error> {
     journal.discard(host)?;
     let state = State::from_json(host.read_text(STATE_FILE, STATE_LIMIT)?.as_deref())?;
-    let places = InstallPaths {
+    let install_paths = InstallPaths {
         directory: journal.directory.clone(),
     };
-    clear_binaries(host, &places, &state, in_use)?;
+    clear_binaries(host, &install_paths, &state, in_use)?;
     let used = journal.leaving.iter();
     let used = used.filter(|(name, _)| in_use.pods(name).is_some());
     let carried = state.handlers.values().chain(state.draining.values());
@@ -111,7 +111,11 @@ pub(crate) fn finish(host: &HostRoot, journal: &Journal, in_use: &InUse) -> Resu
     )?;
     let directories = || journal.obsolete_directories.iter().rev();
     if state.is_empty() {
-        for directory in [places.bin(), places.store(), places.directory.clone()] {
+        for directory in [
+            install_paths.bin(),
+            install_paths.store(),
+            install_paths.directory.clone(),
+        ] {
             host.remove_directory(&directory)?;
         }
         for directory in directories() {
@@ -134,13 +138,16 @@ pub(crate) fn finish(host: &HostRoot, journal: &Journal, in_use: &InUse) -> Resu
 
 fn clear_binaries(
     host: &HostRoot,
-    places: &InstallPaths,
+    install_paths: &InstallPaths,
     state: &State,
     in_use: &InUse,
 ) -> Result<(), Error> {
-    let (links, stored) = (own_links(host, places)?, own_files(host, places)?);
+    let (symlinks, stored) = (
+        own_symlinks(host, install_paths)?,
+        own_files(host, install_paths)?,
+    );
     let is_used = |handler: &str| in_use.pods(handler).is_some();
-    for path in unneeded(places, Some(state), &links, &stored, is_used) {
+    for path in unneeded(install_paths, Some(state), &symlinks, &stored, is_used) {
         host.remove_file(&path)?;
     }
     Ok(())
@@ -160,7 +167,7 @@ const TEMP_SUFFIXES: [&str; 4] = [
 /// When a folder can't be listed.
 pub(crate) fn temporary_files(host: &HostRoot, facts: &HostFacts) -> Result<Vec<String>, Error> {
     // What stands in the store and belongs to no handler is told by its path alone.
-    let store = facts.places.store();
+    let store = facts.install_paths.store();
     let mut found = Vec::new();
     for directory in directories(host, facts).iter().filter(|it| **it != store) {
         for name in host.list(directory)? {
@@ -174,7 +181,7 @@ pub(crate) fn temporary_files(host: &HostRoot, facts: &HostFacts) -> Result<Vec<
 
 /// The folders in which a change makes or replaces files.
 fn directories(host: &HostRoot, facts: &HostFacts) -> BTreeSet<String> {
-    let loaded = facts.loaded.files();
+    let loaded = facts.config_files.files();
     let files = loaded.chain(&facts.sources).chain(&facts.orphaned_config);
     let configured = files.flat_map(|file| {
         let real = host.follow(&file.path).ok();
@@ -235,15 +242,15 @@ mod tests {
 
     use super::*;
     use crate::handoff::{API_VERSION, Owner};
-    use crate::installer::state::{Binary, OwnedHandler, link_target};
+    use crate::installer::state::{Binary, OwnedHandler, symlink_target};
 
     /// Digests of binaries.
     const A: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
     const B: &str = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
     const K: &str = "cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc";
 
-    const THEIRS: &str = "/opt/kwasm/bin/containerd-shim-k-v1";
-    const LINK: &str = "/usr/local/bin/containerd-shim-k-v1";
+    const LEGACY_PATH: &str = "/opt/kwasm/bin/containerd-shim-k-v1";
+    const LEGACY_SYMLINK: &str = "/usr/local/bin/containerd-shim-k-v1";
 
     fn owned(path: Option<&str>, sha256: Option<&str>) -> OwnedHandler {
         OwnedHandler {
@@ -262,21 +269,32 @@ mod tests {
     /// A host from which `a`, `b` and, at its predecessor's path, `k` leave: their binaries stand, and the change is live.
     fn leaving(root: &Path, state: Option<&State>) -> Journal {
         let path = |path: &str| root.join(path.trim_start_matches('/'));
-        let places = InstallPaths {
+        let install_paths = InstallPaths {
             directory: "/opt/farrier".to_owned(),
         };
-        for directory in [&places.bin(), &places.store(), STATE_DIRECTORY] {
+        for directory in [
+            &install_paths.bin(),
+            &install_paths.store(),
+            STATE_DIRECTORY,
+        ] {
             fs::create_dir_all(path(directory)).unwrap();
         }
-        for directory in [parent_directory(THEIRS), parent_directory(LINK)] {
+        for directory in [
+            parent_directory(LEGACY_PATH),
+            parent_directory(LEGACY_SYMLINK),
+        ] {
             fs::create_dir_all(path(directory)).unwrap();
         }
         for (handler, sha256) in [("a", A), ("b", B)] {
-            fs::write(path(&places.store_path(sha256)), b"").unwrap();
-            symlink(link_target(sha256), path(&places.binary_path(handler))).unwrap();
+            fs::write(path(&install_paths.store_path(sha256)), b"").unwrap();
+            symlink(
+                symlink_target(sha256),
+                path(&install_paths.binary_path(handler)),
+            )
+            .unwrap();
         }
-        fs::write(path(THEIRS), b"").unwrap();
-        symlink(THEIRS, path(LINK)).unwrap();
+        fs::write(path(LEGACY_PATH), b"").unwrap();
+        symlink(LEGACY_PATH, path(LEGACY_SYMLINK)).unwrap();
         Journal {
             api_version: API_VERSION.to_owned(),
             undo: Vec::new(),
@@ -285,7 +303,7 @@ mod tests {
             unit: String::new(),
             distro: String::new(),
             socket: String::new(),
-            directory: places.directory,
+            directory: install_paths.directory,
             restarting: false,
             process: None,
             undone: false,
@@ -295,14 +313,14 @@ mod tests {
             }),
             obsolete_directories: vec!["/opt".to_owned(), "/opt/farrier".to_owned()],
             legacy_cleanup: crate::installer::plan::LegacyCleanup {
-                files: vec![THEIRS.to_owned(), LINK.to_owned()],
+                files: vec![LEGACY_PATH.to_owned(), LEGACY_SYMLINK.to_owned()],
                 locks: Vec::new(),
                 directories: vec!["/opt/kwasm".to_owned(), "/opt/kwasm/bin".to_owned()],
             },
             leaving: BTreeMap::from([
                 ("a".to_owned(), owned(None, Some(A))),
                 ("b".to_owned(), owned(None, Some(B))),
-                ("k".to_owned(), owned(Some(THEIRS), Some(K))),
+                ("k".to_owned(), owned(Some(LEGACY_PATH), Some(K))),
             ]),
         }
     }
@@ -330,10 +348,10 @@ mod tests {
         assert!(journal.is_committed(text.as_deref()));
         finish(&host, &journal, in_use).unwrap();
         let text = host.read_text(STATE_FILE, STATE_LIMIT).unwrap();
-        let ours = ["a", "b"].map(|name| format!("/opt/farrier/bin/containerd-shim-{name}"));
-        let [a, b] = ours;
-        let there =
-            [a, b, THEIRS.to_owned(), LINK.to_owned()].map(|path| host.exists(&path).unwrap());
+        let managed = ["a", "b"].map(|name| format!("/opt/farrier/bin/containerd-shim-{name}"));
+        let [a, b] = managed;
+        let there = [a, b, LEGACY_PATH.to_owned(), LEGACY_SYMLINK.to_owned()]
+            .map(|path| host.exists(&path).unwrap());
         (reports, State::from_json(text.as_deref()).unwrap(), there)
     }
 
@@ -364,7 +382,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let (_, state, there) = end(root.path(), None, &used(&["k"]));
         assert_eq!(there, [false, false, true, true]);
-        assert_eq!(state.draining["k"].path.as_deref(), Some(THEIRS));
+        assert_eq!(state.draining["k"].path.as_deref(), Some(LEGACY_PATH));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::installer::containerd::service::Service;
 use crate::installer::distro;
 use crate::installer::host::{self, HostRoot, text_digest};
 use crate::installer::plan::LegacyCleanup;
-use crate::installer::plan::expected::Expected;
+use crate::installer::plan::expected::ExpectedRuntimes;
 use crate::installer::state::{JOURNAL_FILE, OwnedHandler, default_directory};
 
 /// It holds the configurations and lock files that change, whose sizes are bounded, the state file and a line for each handler.
@@ -57,7 +57,7 @@ pub struct Journal {
     /// What containerd serves before the change and after it; absent where it could not be asked, and in a journal of a release that
     /// did not note it.
     #[serde(default)]
-    pub expected: Option<Expected>,
+    pub expected: Option<ExpectedRuntimes>,
     /// The state file that ends the change.
     #[serde(flatten)]
     pub state: FinalState,
@@ -133,7 +133,7 @@ pub enum Undo {
     },
     /// A link is made or points elsewhere.
     #[serde(rename = "link")]
-    Link {
+    Symlink {
         /// Absolute path on the host.
         path: String,
         /// Where it pointed before, if it was there.
@@ -178,7 +178,7 @@ impl Journal {
         let row = distro::named(&self.distro);
         let mut configs = self.undo.iter().filter_map(|step| match step {
             Undo::Config { path, .. } => Some(path),
-            Undo::Link { .. }
+            Undo::Symlink { .. }
             | Undo::File { .. }
             | Undo::Repaired { .. }
             | Undo::Directory { .. }
@@ -291,7 +291,7 @@ impl Journal {
                 let expected = expected(before.as_deref(), wrote.as_deref());
                 host.digest(path).is_ok_and(|digest| digest == expected)
             }
-            Undo::Link { .. }
+            Undo::Symlink { .. }
             | Undo::File { .. }
             | Undo::Repaired { .. }
             | Undo::Directory { .. }
@@ -325,7 +325,7 @@ impl Journal {
     ) -> host::Result<()> {
         for path in &self.legacy_cleanup.files {
             let leads_there = host
-                .link_target(path)?
+                .symlink_target(path)?
                 .is_some_and(|target| spared.contains(&target));
             if !leads_there && !spared.contains(path) {
                 host.remove_file(path)?;
@@ -363,7 +363,7 @@ impl Undo {
             Self::Config { path, .. } => {
                 host.discard_new(&host.follow(path).unwrap_or_else(|_| path.clone()));
             }
-            Self::Link { path, .. } | Self::File { path } | Self::Repaired { path } => {
+            Self::Symlink { path, .. } | Self::File { path } | Self::Repaired { path } => {
                 host.discard_new(path);
             }
             Self::Replaced { path } => {
@@ -395,11 +395,11 @@ impl Undo {
                 }
                 put_config(host, path, before.as_deref(), now.as_deref())
             }
-            Self::Link { path, target } => match target {
-                Some(target) if host.link_target(path)?.as_ref() == Some(target) => Ok(()),
-                Some(target) => host.swap_link(path, target),
+            Self::Symlink { path, target } => match target {
+                Some(target) if host.symlink_target(path)?.as_ref() == Some(target) => Ok(()),
+                Some(target) => host.swap_symlink(path, target),
                 // Only a link was made there: what else stands there is somebody else's.
-                None if host.link_target(path)?.is_none() => Ok(()),
+                None if host.symlink_target(path)?.is_none() => Ok(()),
                 None => host.remove_file(path),
             },
             Self::Replaced { .. } | Self::Repaired { .. } => Ok(()),
@@ -508,7 +508,7 @@ mod tests {
         std::os::unix::fs::symlink("/store/a", at("ours")).unwrap();
         let mut journal = journal();
         journal.undo = ["/theirs", "/ours", "/none"]
-            .map(|path| Undo::Link {
+            .map(|path| Undo::Symlink {
                 path: path.to_owned(),
                 target: None,
             })

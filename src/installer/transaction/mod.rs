@@ -29,8 +29,8 @@ use crate::installer::host::path::parent_directory;
 use crate::installer::host::{HostRoot, text_digest};
 use crate::installer::inspect::HostFacts;
 use crate::installer::plan::HostPlan;
-use crate::installer::plan::expected::Expected;
-use crate::installer::state::{STATE_DIRECTORY, StateAfter, link_target};
+use crate::installer::plan::expected::ExpectedRuntimes;
+use crate::installer::state::{STATE_DIRECTORY, StateAfter, symlink_target};
 use cleanup::{InUse, commit, finish, retain_in_use};
 use failure::Progress;
 pub use failure::{Error, Failure, Restarts};
@@ -61,9 +61,9 @@ pub async fn perform(
     interrupts: &Interrupts,
 ) -> Result<Done, Failure> {
     interrupts.check().await.map_err(Failure::Refused)?;
-    for path in [facts.places.bin(), facts.places.store()] {
+    for path in [facts.install_paths.bin(), facts.install_paths.store()] {
         // The links in the one lead to the other by `..`, and what stands behind a link was never ours to clear.
-        let target = host.link_target(&path);
+        let target = host.symlink_target(&path);
         if target
             .map_err(|error| Failure::Refused(error.into()))?
             .is_some()
@@ -120,23 +120,23 @@ pub async fn perform(
 fn journal(host: &HostRoot, facts: &HostFacts, plan: &HostPlan) -> Result<Journal, Error> {
     let directories = plan.new_directories.iter().cloned();
     let mut undo: Vec<Undo> = directories.map(|path| Undo::Directory { path }).collect();
-    let root = &facts.loaded.root.path;
+    let root = &facts.config_files.root.path;
     let candidates = validate_config::paths(root, plan.config.len());
     undo.extend(candidates.map(|path| Undo::File { path }));
     for sha256 in &plan.store {
-        let path = facts.places.store_path(sha256);
+        let path = facts.install_paths.store_path(sha256);
         undo.push(if host.exists(&path)? {
             Undo::Repaired { path }
         } else {
             Undo::File { path }
         });
     }
-    for path in plan.links.keys().cloned() {
-        let target = host.link_target(&path)?;
+    for path in plan.symlinks.keys().cloned() {
+        let target = host.symlink_target(&path)?;
         undo.push(if target.is_none() && host.exists(&path)? {
             Undo::Replaced { path }
         } else {
-            Undo::Link { path, target }
+            Undo::Symlink { path, target }
         });
     }
     for change in &plan.config {
@@ -158,11 +158,11 @@ fn journal(host: &HostRoot, facts: &HostFacts, plan: &HostPlan) -> Result<Journa
         unit: facts.unit(),
         distro: facts.distro.word.to_owned(),
         socket: facts.socket(),
-        directory: facts.places.directory.clone(),
+        directory: facts.install_paths.directory.clone(),
         restarting: false,
         process: None,
         undone: false,
-        expected: Expected::of(facts, plan).filter(|_| plan.restart),
+        expected: ExpectedRuntimes::of(facts, plan).filter(|_| plan.restart),
         state: match &plan.state {
             StateAfter::Write(state) => FinalState::Write(state.to_json()),
             StateAfter::Remove => FinalState::Remove,
@@ -189,7 +189,7 @@ async fn act(
     }
     for sha256 in &plan.store {
         interrupts.check().await?;
-        let path = facts.places.store_path(sha256);
+        let path = facts.install_paths.store_path(sha256);
         store(host, &path, sha256, sources.get(sha256))?;
     }
     // Before anything refers to them: what does not run is never linked or declared.
@@ -208,8 +208,8 @@ async fn act(
     }
     // Where a supervisor watches the configuration, writing it is the restart.
     interrupts.check().await?;
-    progress.live = plan.restart || !plan.config.is_empty() || !plan.links.is_empty();
-    link(host, facts, plan)?;
+    progress.live = plan.restart || !plan.config.is_empty() || !plan.symlinks.is_empty();
+    swap_symlinks(host, facts, plan)?;
     for change in &plan.config {
         info!(path = change.path, "writing containerd's configuration");
         let before = text_digest(change.before.as_deref());
@@ -264,16 +264,16 @@ fn proven(
 }
 
 /// Points the stable paths to their binaries: pods that start from now on run these.
-fn link(host: &HostRoot, facts: &HostFacts, plan: &HostPlan) -> Result<(), Error> {
-    for (path, sha256) in &plan.links {
-        let target = if parent_directory(path) == facts.places.bin() {
-            link_target(sha256)
+fn swap_symlinks(host: &HostRoot, facts: &HostFacts, plan: &HostPlan) -> Result<(), Error> {
+    for (path, sha256) in &plan.symlinks {
+        let target = if parent_directory(path) == facts.install_paths.bin() {
+            symlink_target(sha256)
         } else {
             // A predecessor's path: its bytes stay within reach until the change stands.
             host.keep_replaced(path)?;
-            facts.places.store_path(sha256)
+            facts.install_paths.store_path(sha256)
         };
-        host.swap_link(path, &target)?;
+        host.swap_symlink(path, &target)?;
     }
     Ok(())
 }
@@ -282,10 +282,10 @@ fn link(host: &HostRoot, facts: &HostFacts, plan: &HostPlan) -> Result<(), Error
 fn untested_binaries(facts: &HostFacts, plan: &HostPlan) -> BTreeMap<String, String> {
     let handlers = facts.state.handlers.values();
     let had: BTreeSet<&String> = handlers.filter_map(|owned| owned.sha256()).collect();
-    plan.links
+    plan.symlinks
         .values()
         .filter(|sha256| !had.contains(sha256))
-        .map(|sha256| (sha256.clone(), facts.places.store_path(sha256)))
+        .map(|sha256| (sha256.clone(), facts.install_paths.store_path(sha256)))
         .collect()
 }
 
@@ -330,20 +330,20 @@ mod tests {
         let undo = |name: &str| {
             let path = format!("/opt/kwasm/bin/{name}");
             let plan = HostPlan {
-                links: BTreeMap::from([(path, "0".repeat(64))]),
+                symlinks: BTreeMap::from([(path, "0".repeat(64))]),
                 ..HostPlan::default()
             };
             let journal = journal(&host, &node(), &plan);
             journal.map(|journal| journal.undo.last().cloned())
         };
         let path = |name: &str| format!("/opt/kwasm/bin/{name}");
-        let link = |name: &str, target: Option<&str>| Undo::Link {
+        let undo_symlink = |name: &str, target: Option<&str>| Undo::Symlink {
             path: path(name),
             target: target.map(str::to_owned),
         };
-        assert_eq!(undo("none").unwrap(), Some(link("none", None)));
+        assert_eq!(undo("none").unwrap(), Some(undo_symlink("none", None)));
         let target = Some("theirs");
-        assert_eq!(undo("link").unwrap(), Some(link("link", target)));
+        assert_eq!(undo("link").unwrap(), Some(undo_symlink("link", target)));
         let replaced = Undo::Replaced {
             path: path("theirs"),
         };

@@ -40,10 +40,10 @@ pub async fn recover(
     allow_pod_restarts: bool,
 ) -> Result<Option<Restarts>, Failure> {
     let state = host.read_text(STATE_FILE, STATE_LIMIT);
-    let loaded = state
+    let found = state
         .map_err(Error::from)
         .and_then(|state| Ok((state, Journal::load(host)?)));
-    let (state, mut journal) = match loaded.map_err(Failure::Refused)? {
+    let (state, mut journal) = match found.map_err(Failure::Refused)? {
         (state, None) => {
             if state.is_none() {
                 remove_empty_directories(host);

@@ -198,7 +198,7 @@ fn is_placed(facts: &HostFacts, handler: &str, sha256: &str) -> bool {
     }
     // What was taken over as it is stays where its predecessor put it, unless that is a link to who knows where.
     let taken_over = facts.legacy.binaries.get(&path);
-    stands && taken_over.is_some_and(|legacy_binary| !legacy_binary.is_link)
+    stands && taken_over.is_some_and(|legacy_binary| !legacy_binary.is_symlink)
 }
 
 /// The same, if its digest was pinned.

@@ -60,7 +60,7 @@ pub(crate) async fn judge(
         return Ok(());
     };
     let candidate = format!("{root}{SUFFIX}");
-    let (mut text, mut imports) = (facts.loaded.root.text.clone(), BTreeMap::new());
+    let (mut text, mut imports) = (facts.config_files.root.text.clone(), BTreeMap::new());
     for (at, change) in changes.into_iter().enumerate() {
         // Where the file is a template, the same edit of what was rendered from it is judged.
         let (path, after) = match &change.rendered {
@@ -78,7 +78,7 @@ pub(crate) async fn judge(
         imports.insert(path.as_str(), after.is_some().then_some(import));
     }
     let text = match text {
-        Some(text) if imports.is_empty() && !imports_itself(host, &facts.loaded.root) => text,
+        Some(text) if imports.is_empty() && !imports_itself(host, &facts.config_files.root) => text,
         // Without a root file nothing is imported, and the defaults count.
         None if imports.is_empty() => return Ok(()),
         text => root_that_imports(facts, text.as_deref().unwrap_or_default(), &imports)?,
@@ -89,7 +89,7 @@ pub(crate) async fn judge(
         host.remove_file(&path)?;
     }
     let dump = dump.map_err(|error| Error::Candidate(facts.without_secrets(&error)))?;
-    containerd_config::compare_dumps(before, &dump, &plan.ours)?;
+    containerd_config::compare_dumps(before, &dump, &plan.managed)?;
     containerd_config::contains_handlers(&dump, &plan.declared)?;
     Ok(())
 }
@@ -105,9 +105,9 @@ pub(crate) fn is_rendered(host: &HostRoot, plan: &HostPlan) -> Result<(), Error>
     else {
         return Ok(());
     };
-    let loaded = load(host, &change.root)?;
+    let config_files = load(host, &change.root)?;
     let mut found = BTreeMap::new();
-    for file in loaded.files() {
+    for file in config_files.files() {
         if let Some(text) = &file.text {
             found.extend(containerd_config::handlers(text, &rendered.placement)?);
         }
@@ -139,8 +139,11 @@ fn root_that_imports(
     text: &str,
     changed: &BTreeMap<&str, Option<String>>,
 ) -> Result<String, containerd_config::Error> {
-    let loaded = &facts.loaded;
-    let present = loaded.imported.iter().filter(|file| file.text.is_some());
+    let config_files = &facts.config_files;
+    let present = config_files
+        .imported
+        .iter()
+        .filter(|file| file.text.is_some());
     let mut imports: Vec<&str> = present
         .filter_map(|file| match changed.get(file.path.as_str()) {
             Some(candidate) => candidate.as_deref(),
@@ -153,7 +156,7 @@ fn root_that_imports(
         .filter(|candidate| !imports.contains(candidate))
         .collect();
     imports.extend(made);
-    containerd_config::with_imports(&loaded.root.path, text, &imports)
+    containerd_config::with_imports(&config_files.root.path, text, &imports)
 }
 
 #[cfg(test)]
@@ -165,7 +168,7 @@ mod tests {
     use crate::installer::plan::config_source::Rendered;
 
     const ROOT: &str = "/var/lib/rancher/k3s/agent/etc/containerd/config.toml";
-    const OURS: &str = "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.a]\nruntime_type = '/opt/farrier/bin/containerd-shim-a'\n";
+    const MANAGED: &str = "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.a]\nruntime_type = '/opt/farrier/bin/containerd-shim-a'\n";
     const OTHER: &str = "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.a]\nruntime_type = 'io.containerd.a.v1'\n";
     const RUNC: &str = "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n";
 
@@ -202,9 +205,9 @@ mod tests {
     }
 
     #[rstest]
-    #[case::in_the_root(&[("config.toml", &format!("version = 3\n{RUNC}{OURS}") as &str)], true)]
+    #[case::in_the_root(&[("config.toml", &format!("version = 3\n{RUNC}{MANAGED}") as &str)], true)]
     #[case::in_an_import(
-        &[("config.toml", "version = 3\nimports = ['conf.d/*.toml']\n"), ("conf.d/a.toml", OURS)],
+        &[("config.toml", "version = 3\nimports = ['conf.d/*.toml']\n"), ("conf.d/a.toml", MANAGED)],
         true
     )]
     #[case::as_another(&[("config.toml", &format!("version = 3\n{OTHER}") as &str)], false)]

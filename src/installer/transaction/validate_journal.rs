@@ -42,31 +42,31 @@ impl Journal {
 
 /// The first thing that a journal of ours would not name.
 fn unexpected_path(journal: &Journal) -> Option<String> {
-    let places = InstallPaths {
+    let install_paths = InstallPaths {
         directory: journal.directory.clone(),
     };
-    if !is_own_directory(&places.directory) {
-        return Some(places.directory);
+    if !is_own_directory(&install_paths.directory) {
+        return Some(install_paths.directory);
     }
     let is_stored = |path: &str| {
-        let store = places.store();
+        let store = install_paths.store();
         let name = path.strip_prefix(&store);
         name.and_then(|name| name.strip_prefix('/'))
             .is_some_and(is_sha256)
     };
-    let is_ours = |step: &Undo| match step {
+    let is_managed = |step: &Undo| match step {
         Undo::File { path } => {
             is_stored(path) || validate_config::is_candidate(&journal.root, path)
         }
         Undo::Repaired { path } => is_stored(path),
-        Undo::Link { path, .. } | Undo::Replaced { path } => is_shim(path),
+        Undo::Symlink { path, .. } | Undo::Replaced { path } => is_shim(path),
         // A configuration is only put back where it is what was written, and a folder goes only when it is empty.
         Undo::Config { path, .. } | Undo::Directory { path } => path.starts_with('/'),
     };
-    let steps = journal.undo.iter().filter(|step| !is_ours(step));
+    let steps = journal.undo.iter().filter(|step| !is_managed(step));
     let mut unexpected = steps.map(|step| match step {
         Undo::Config { path, .. }
-        | Undo::Link { path, .. }
+        | Undo::Symlink { path, .. }
         | Undo::Replaced { path }
         | Undo::File { path }
         | Undo::Repaired { path }
@@ -95,7 +95,7 @@ mod tests {
     #[case::link("/opt/farrier/bin/containerd-shim-a", "/etc/passwd")]
     #[case::replaced("/opt/kwasm/bin/containerd-shim-b", "/opt/kwasm/bin/../../../bin/sh")]
     #[case::leftover("/opt/kwasm/active", "/etc/passwd")]
-    fn a_journal_that_names_files_of_others_is_none(#[case] ours: &str, #[case] theirs: &str) {
+    fn a_journal_that_names_files_of_others_is_none(#[case] managed: &str, #[case] foreign: &str) {
         let text = format!(
             r#"{{"apiVersion":"farrier.dev/v1","declares":[],"root":"/c","unit":"u","socket":"/s","commits":null,"folder":"/opt/farrier",
             "undo":[{{"kind":"file","path":"/opt/farrier/store/{SHA256}"}},{{"kind":"file","path":"/c.farrier-candidate"}},
@@ -107,7 +107,7 @@ mod tests {
         );
         let unexpected = |text: &str| unexpected_path(&serde_json::from_str(text).unwrap());
         assert_eq!(unexpected(&text), None);
-        assert!(text.contains(ours));
-        assert!(unexpected(&text.replace(ours, theirs)).is_some());
+        assert!(text.contains(managed));
+        assert!(unexpected(&text.replace(managed, foreign)).is_some());
     }
 }

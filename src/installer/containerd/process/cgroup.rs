@@ -13,7 +13,7 @@ const OF_K3S: &str = "k3s";
 
 /// Where a process is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum CgroupOwner {
     /// In the cgroup of this unit of the system manager, as in `containerd.service`.
     Unit(String),
     /// In the cgroup of this service of `OpenRC`, as in `k3s-agent`.
@@ -35,7 +35,11 @@ enum Relative<'a> {
 
 /// Where the process with the cgroups `own` is, beside process 1 with `init`. Both were read through the same `/proc`: what it
 /// prints depends on the reader's cgroup namespace (`cgroup_namespaces(7)`).
-pub(crate) fn place(init: &str, own: &str, managers: Managers) -> Result<Place, Reason> {
+pub(crate) fn cgroup_owner(
+    init: &str,
+    own: &str,
+    managers: Managers,
+) -> Result<CgroupOwner, Reason> {
     let init = hierarchies(init);
     let is_complete = |own: &[(&str, &str)]| {
         init.iter()
@@ -79,16 +83,16 @@ pub(crate) fn place(init: &str, own: &str, managers: Managers) -> Result<Place, 
     if managers.systemd
         && let Some(unit) = unit(&own)
     {
-        return Ok(Place::Unit(unit.to_owned()));
+        return Ok(CgroupOwner::Unit(unit.to_owned()));
     }
     if managers.openrc
         && let Some(service) = own.iter().find_map(openrc_service)
         && all_of(&|names| is_openrc_s(names, service))
     {
-        return Ok(Place::OpenRc(service.to_owned()));
+        return Ok(CgroupOwner::OpenRc(service.to_owned()));
     }
     if all_of(&|names| !managers.systemd && names == [OF_K3S]) {
-        return Ok(Place::Init);
+        return Ok(CgroupOwner::Init);
     }
     let mut paths = own.iter().filter(|(_, _, other)| *other != Relative::Own);
     Err(Reason::NoService {
@@ -139,11 +143,11 @@ fn relative<'a>(init: &'a str, path: &'a str) -> Relative<'a> {
 
 /// The unit whose own cgroup it is: some slices, and the unit. What is deeper belongs to whoever the unit's cgroup was delegated to.
 fn unit<'a>(own: &[(&str, &'a str, Relative<'a>)]) -> Option<&'a str> {
-    let mut places = own
+    let mut cgroups = own
         .iter()
-        .filter(|(name, _, place)| OF_SYSTEMD.contains(name) && *place != Relative::Own)
-        .map(|(_, _, place)| place);
-    let first = places.next()?;
+        .filter(|(name, _, cgroup)| OF_SYSTEMD.contains(name) && *cgroup != Relative::Own)
+        .map(|(_, _, cgroup)| cgroup);
+    let first = cgroups.next()?;
     let Relative::Below(names) = first else {
         return None;
     };
@@ -151,13 +155,13 @@ fn unit<'a>(own: &[(&str, &'a str, Relative<'a>)]) -> Option<&'a str> {
     let name = unit.strip_suffix(".service")?;
     let is_slice = |name: &&str| name.strip_suffix(".slice").is_some();
     let is_one =
-        !name.is_empty() && slices.iter().all(is_slice) && places.all(|place| place == first);
+        !name.is_empty() && slices.iter().all(is_slice) && cgroups.all(|cgroup| cgroup == first);
     is_one.then_some(unit)
 }
 
 /// `OpenRC` calls the cgroup of the service k3s `openrc.k3s` under version 2, and `k3s` in a tree of its own under version 1.
-fn openrc_service<'a>((name, _, place): &(&str, &'a str, Relative<'a>)) -> Option<&'a str> {
-    let Relative::Below(names) = place else {
+fn openrc_service<'a>((name, _, cgroup): &(&str, &'a str, Relative<'a>)) -> Option<&'a str> {
+    let Relative::Below(names) = cgroup else {
         return None;
     };
     match (*name, names.as_slice()) {

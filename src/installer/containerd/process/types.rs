@@ -147,7 +147,7 @@ pub(crate) fn read(host: &HostRoot, pid: u32, name: &str) -> Option<String> {
 }
 
 pub(crate) fn namespace(host: &HostRoot, pid: u32, name: &str) -> Option<String> {
-    host.link_target(&format!("/proc/{pid}/ns/{name}"))
+    host.symlink_target(&format!("/proc/{pid}/ns/{name}"))
         .ok()
         .flatten()
 }

@@ -44,7 +44,7 @@ fn is_started_by_systemd(host: &HostRoot, init: &Init, seen: &Seen, unit: &str) 
         return false;
     }
     // systemd gives each start an id, which its processes have in their environment (systemd.exec(5), `$INVOCATION_ID`).
-    let current = host.link_target(&format!("/run/systemd/units/invocation:{unit}"));
+    let current = host.symlink_target(&format!("/run/systemd/units/invocation:{unit}"));
     // Whoever can't tell the current start counts nothing of it.
     let Ok(current) = current else {
         return false;

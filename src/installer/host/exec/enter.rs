@@ -80,7 +80,7 @@ fn become_program(arguments: Vec<OsString>) -> Result<Infallible, (i32, String)>
     let mut arguments = arguments.into_iter();
     let failed = |words: String| (CHILD_FAILED, words);
     let absent = |what: &str| failed(format!("no {what} was named"));
-    let place = arguments.next().ok_or_else(|| absent("place"))?;
+    let context = arguments.next().ok_or_else(|| absent("place"))?;
     let source = arguments.next().ok_or_else(|| absent("source"))?;
     let source = Source::ALL
         .into_iter()
@@ -97,7 +97,7 @@ fn become_program(arguments: Vec<OsString>) -> Result<Infallible, (i32, String)>
         Source::Descriptor => Some(take_stdin().map_err(|error| failed(error.to_string()))?),
         Source::Path | Source::Script => None,
     };
-    if place == ExecContext::Host.word() {
+    if context == ExecContext::Host.word() {
         enter_host(root).map_err(failed)?;
     } else {
         nix::unistd::chroot(root)
