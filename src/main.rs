@@ -32,7 +32,7 @@ fn main() -> ExitCode {
         let status = installer::host::exec::child_main(arguments.split_off(2));
         return ExitCode::from(u8::try_from(status).unwrap_or(1));
     }
-    installer::host::exec::main_hands_over();
+    installer::host::exec::enable_child_main();
     let cli = Cli::parse_from(arguments);
     let format = match cli.log_format {
         LogFormat::Text => telemetry::Format::Text,
@@ -231,7 +231,7 @@ async fn run_install(install: cli::Install) -> ExitCode {
     };
     if change.dry_run {
         let Preview { report, text } = installer::preview_install(&options).await;
-        return answer(&report, &text, change.output);
+        return print_report(&report, &text, change.output);
     }
     options.interrupts = match listen() {
         Ok(interrupts) => interrupts,
@@ -243,7 +243,7 @@ async fn run_install(install: cli::Install) -> ExitCode {
     {
         error!("the report can't be written to {}: {error}", path.display());
     }
-    answer(&report, &text::report_text(&report), change.output)
+    print_report(&report, &text::report_text(&report), change.output)
 }
 
 async fn run_uninstall(uninstall: cli::Uninstall) -> ExitCode {
@@ -255,14 +255,14 @@ async fn run_uninstall(uninstall: cli::Uninstall) -> ExitCode {
     };
     if change.dry_run {
         let Preview { report, text } = installer::preview_uninstall(&options).await;
-        return answer(&report, &text, change.output);
+        return print_report(&report, &text, change.output);
     }
     options.interrupts = match listen() {
         Ok(interrupts) => interrupts,
         Err(status) => return status,
     };
     let report = installer::uninstall(options).await;
-    answer(&report, &text::report_text(&report), change.output)
+    print_report(&report, &text::report_text(&report), change.output)
 }
 
 async fn run_fetch(fetch: cli::Fetch) -> ExitCode {
@@ -278,7 +278,7 @@ async fn run_fetch(fetch: cli::Fetch) -> ExitCode {
     };
     let fetched = tokio::select! {
         biased;
-        name = interrupts.came() => {
+        name = interrupts.received() => {
             return fail(&format!("interrupted by {name}; run the same command again"));
         }
         fetched = installer::fetch(&source, &out, trust.ca_file.as_deref()) => fetched,
@@ -333,7 +333,7 @@ async fn run_doctor(doctor: cli::Doctor) -> ExitCode {
     }
 }
 
-fn answer(report: &ProvisionReport, text: &str, output: Output) -> ExitCode {
+fn print_report(report: &ProvisionReport, text: &str, output: Output) -> ExitCode {
     // What became of the host doesn't depend on who reads about it: a pipe that is closed is told on standard error alone.
     let _ = match output {
         Output::Text => print(text),

@@ -112,7 +112,7 @@ impl Metrics {
     }
 
     /// Removes the metrics of a deleted Shim.
-    pub fn forget(&self, shim: &str) {
+    pub fn remove_shim(&self, shim: &str) {
         for state in NODE_STATES {
             self.nodes.remove(&of_shim(shim, state));
         }
@@ -148,7 +148,7 @@ mod tests {
         metrics.job_ended("applied", 1, false, Duration::from_secs(3));
         metrics.nodes("spin", [3, 0, 0, 0, 0]);
         metrics.nodes("gone", [1, 0, 0, 0, 0]);
-        metrics.forget("gone");
+        metrics.remove_shim("gone");
         let text = metrics.text();
         assert!(
             text.contains(r#"farrier_reconciles_total{kind="node",result="ok"} 1"#),

@@ -16,7 +16,7 @@ use kube::api::{ListParams, PostParams};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::{LOOK_EVERY, NAMESPACE, Place, until};
+use crate::{LOOK_EVERY, NAMESPACE, Setup, until};
 
 /// The controller under test; dropping it ends it.
 pub struct Controller {
@@ -72,7 +72,7 @@ impl Spent {
     }
 }
 
-impl Place {
+impl Setup {
     /// Starts the controller as the chart would: with the rights of its ServiceAccount, its arguments and its environment.
     pub async fn start_controller(&self) -> Controller {
         let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), NAMESPACE);
@@ -171,28 +171,28 @@ fn is_serving(address: SocketAddr) -> bool {
 }
 
 impl Controller {
-    pub fn mark(&self, place: &Place) -> Mark {
+    pub fn mark(&self, setup: &Setup) -> Mark {
         Mark {
             at: Instant::now(),
             cpu: self.cpu(),
             lines: self.lines(),
-            audited: fs::metadata(&place.audit_log).unwrap().len(),
+            audited: fs::metadata(&setup.audit_log).unwrap().len(),
         }
     }
 
-    pub fn since(&self, mark: &Mark, place: &Place) -> Spent {
+    pub fn since(&self, mark: &Mark, setup: &Setup) -> Spent {
         Spent {
             cpu: self.cpu().saturating_sub(mark.cpu),
             lines: self.lines() - mark.lines,
-            requests: self.requests(&place.audit_log, mark.audited),
+            requests: self.requests(&setup.audit_log, mark.audited),
         }
     }
 
     /// Whether it knows the nodes and, for a second, does next to nothing: leader or not, it has begun.
-    async fn settles(&self, place: &Place) -> bool {
+    async fn settles(&self, setup: &Setup) -> bool {
         let before = self.cpu();
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let known = self.requests(&place.audit_log, 0);
+        let known = self.requests(&setup.audit_log, 0);
         self.cpu().saturating_sub(before) < Duration::from_millis(50)
             && (known.contains_key("list nodes") || known.contains_key("watch nodes"))
     }

@@ -12,7 +12,7 @@ use kube::runtime::watcher;
 use kube::{Api, Resource as _};
 use serde_json::json;
 
-use crate::{LOOK_EVERY, NAMESPACE, Place, follow, patience, until};
+use crate::{LOOK_EVERY, NAMESPACE, Setup, follow, patience, until};
 
 /// As many as the controller has under way at a time.
 const CONCURRENT_WRITES: usize = 8;
@@ -90,7 +90,7 @@ pub async fn first_job(jobs: &Api<Job>) -> Job {
     }
 }
 
-impl Place {
+impl Setup {
     /// Makes the nodes and waits until kwok has them Ready.
     pub async fn join_nodes(&self) {
         let nodes: Api<Node> = Api::all(self.client.clone());

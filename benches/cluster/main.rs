@@ -46,7 +46,7 @@ fn patience(nodes: usize) -> Duration {
 }
 
 /// Where things are, as the environment says.
-struct Place {
+struct Setup {
     client: Client,
     nodes: usize,
     kubeconfig: PathBuf,
@@ -65,7 +65,7 @@ async fn main() {
     let cluster: Value = serde_json::from_str(&fs::read_to_string(&state).unwrap()).unwrap();
     let _ = rustls::crypto::ring::default_provider().install_default();
     let kubeconfig = PathBuf::from(cluster["kubeconfig"].as_str().unwrap());
-    let place = Place {
+    let setup = Setup {
         client: client(&kubeconfig).await,
         nodes: read("FARRIER_NODES").parse().unwrap(),
         kubeconfig,
@@ -73,7 +73,7 @@ async fn main() {
         audit_log: read("FARRIER_AUDIT_LOG").into(),
         directory: PathBuf::from(cluster["logs"].as_str().unwrap()),
     };
-    let figures = measure(&place).await;
+    let figures = measure(&setup).await;
     fs::write(read("FARRIER_FIGURES"), figures.to_string()).unwrap();
 }
 
@@ -86,23 +86,23 @@ async fn client(kubeconfig: &Path) -> Client {
     Client::try_from(config).unwrap()
 }
 
-async fn measure(place: &Place) -> Value {
-    say(&format!("{} nodes join", place.nodes));
-    place.join_nodes().await;
-    let controller = place.start_controller().await;
+async fn measure(setup: &Setup) -> Value {
+    say(&format!("{} nodes join", setup.nodes));
+    setup.join_nodes().await;
+    let controller = setup.start_controller().await;
     say("three Shims for every node");
-    let (provisioning, job) = provision(place, &controller).await;
+    let (provisioning, job) = provision(setup, &controller).await;
     let removal = if provisioning.done {
         say("the Shims go");
-        Some(remove(place, &controller).await)
+        Some(remove(setup, &controller).await)
     } else {
         None
     };
     let peak = controller.peak();
     drop(controller);
     say("as many bare Jobs");
-    let bare = place.bare_jobs(job).await;
-    figures::tables(place.nodes, &provisioning, removal.as_ref(), peak, bare)
+    let bare = setup.bare_jobs(job).await;
+    figures::tables(setup.nodes, &provisioning, removal.as_ref(), peak, bare)
 }
 
 /// How one change went over all nodes.
@@ -118,30 +118,30 @@ struct Change {
 }
 
 /// From the first Shim to the last node that serves all of them. The second value is one of the Jobs.
-async fn provision(place: &Place, controller: &Controller) -> (Change, Job) {
-    let shims: Api<Shim> = Api::all(place.client.clone());
-    let jobs: Api<Job> = Api::namespaced(place.client.clone(), NAMESPACE);
+async fn provision(setup: &Setup, controller: &Controller) -> (Change, Job) {
+    let shims: Api<Shim> = Api::all(setup.client.clone());
+    let jobs: Api<Job> = Api::namespaced(setup.client.clone(), NAMESPACE);
     let everywhere = SHIMS
         .map(|shim| format!("{}=provisioned", names::shim_label(shim)))
         .join(",");
     let provisioned = follow::<Node>(
-        Api::all(place.client.clone()),
+        Api::all(setup.client.clone()),
         watcher::Config::default().labels(&everywhere),
     );
     let reached = || provisioned.lock().unwrap().len();
-    let began = controller.mark(place);
+    let began = controller.mark(setup);
     for name in SHIMS {
         let made = shims.create(&PostParams::default(), &shim(name)).await;
         made.unwrap();
     }
     let job = first_job(&jobs).await;
-    let served = until(place.nodes, LOOK_EVERY, async || reached() == place.nodes).await;
-    let done = served && until(place.nodes, ASK_EVERY, async || is_empty(&jobs).await).await;
+    let served = until(setup.nodes, LOOK_EVERY, async || reached() == setup.nodes).await;
+    let done = served && until(setup.nodes, ASK_EVERY, async || is_empty(&jobs).await).await;
     let wall = began.at.elapsed();
     let reached = reached();
     let restart_triggered_by_write = done
-        && until(place.nodes, ASK_EVERY, async || {
-            told(&shims, place.nodes).await
+        && until(setup.nodes, ASK_EVERY, async || {
+            is_reported(&shims, setup.nodes).await
         })
         .await;
     say(&format!(
@@ -153,7 +153,7 @@ async fn provision(place: &Place, controller: &Controller) -> (Change, Job) {
         },
         began.at.elapsed()
     ));
-    let spent = controller.since(&began, place);
+    let spent = controller.since(&began, setup);
     let change = Change {
         done,
         reached,
@@ -164,20 +164,20 @@ async fn provision(place: &Place, controller: &Controller) -> (Change, Job) {
 }
 
 /// From the deletion of the Shims until they and all Jobs are gone.
-async fn remove(place: &Place, controller: &Controller) -> Change {
-    let shims: Api<Shim> = Api::all(place.client.clone());
-    let jobs: Api<Job> = Api::namespaced(place.client.clone(), NAMESPACE);
-    let began = controller.mark(place);
+async fn remove(setup: &Setup, controller: &Controller) -> Change {
+    let shims: Api<Shim> = Api::all(setup.client.clone());
+    let jobs: Api<Job> = Api::namespaced(setup.client.clone(), NAMESPACE);
+    let began = controller.mark(setup);
     for name in SHIMS {
         shims.delete(name, &DeleteParams::default()).await.unwrap();
     }
-    let done = until(place.nodes, ASK_EVERY, async || is_empty(&shims).await).await
-        && until(place.nodes, ASK_EVERY, async || is_empty(&jobs).await).await;
+    let done = until(setup.nodes, ASK_EVERY, async || is_empty(&shims).await).await
+        && until(setup.nodes, ASK_EVERY, async || is_empty(&jobs).await).await;
     Change {
         done,
-        reached: if done { place.nodes } else { 0 },
+        reached: if done { setup.nodes } else { 0 },
         wall: began.at.elapsed(),
-        spent: controller.since(&began, place),
+        spent: controller.since(&began, setup),
     }
 }
 
@@ -234,7 +234,7 @@ where
     api.list_metadata(&one).await.unwrap().items.is_empty()
 }
 
-async fn told(shims: &Api<Shim>, nodes: usize) -> bool {
+async fn is_reported(shims: &Api<Shim>, nodes: usize) -> bool {
     let listed = shims.list(&ListParams::default()).await.unwrap();
     listed.iter().all(|shim| {
         let ready = shim.status.as_ref().map(|status| status.nodes_ready);

@@ -224,10 +224,10 @@ impl ProvisionReport {
         }
         if !fits(&report) {
             // Handlers of one Shim fail for the same reason, so the first one keeps it.
-            let mut told = BTreeSet::new();
+            let mut reported = BTreeSet::new();
             for handler in report.handlers.iter_mut().filter(|handler| !handler.served) {
                 let reason = handler.reason.clone().unwrap_or_default();
-                if !told.insert((handler.shim.clone(), reason)) {
+                if !reported.insert((handler.shim.clone(), reason)) {
                     handler.reason = None;
                 }
             }

@@ -28,7 +28,7 @@ use inspect::verify_cache::{Artifacts, VerifyCache};
 use options::Host;
 pub use options::{HostOptions, InstallOptions, RequestSource, UninstallOptions};
 use plan::{Goal, HostPlan, decide};
-use report::doctor::{Diagnosis, Traces};
+use report::doctor::{Diagnosis, LeftoverFiles};
 use report::{
     add_host_info, add_plan_result, add_restarts, refused, report_failure, report_unchanged,
     sanitize,
@@ -98,17 +98,17 @@ pub async fn doctor(options: &HostOptions) -> Diagnosis {
         let host = Host::open(options)?;
         let mut facts = host.inspect().await?;
         facts.hash_binaries(&host.root)?;
-        let traces = Traces {
+        let leftover_files = LeftoverFiles {
             offline: options.offline,
             locked: host.root.is_locked()?,
             journal: host.root.exists(JOURNAL_FILE)?,
             temporary_files: transaction::cleanup::temporary_files(&host.root, &facts)?,
         };
-        Ok::<_, Error>(report::doctor::examine(&facts, &traces))
+        Ok::<_, Error>(report::doctor::examine(&facts, &leftover_files))
     };
     diagnosed
         .await
-        .unwrap_or_else(|error| report::doctor::unseen(&error))
+        .unwrap_or_else(|error| report::doctor::failed_inspection(&error))
 }
 
 /// Changes the host and adds the result to the report. `goal` says what the host is to carry, and which artifacts that takes.
@@ -127,7 +127,7 @@ async fn change(
     } = *host.options;
     let root = &host.root;
     let locked = async { Ok(root.lock(offline).await?) };
-    let lock = match interrupts.cut_off(locked).await.flatten() {
+    let lock = match interrupts.run_unless_interrupted(locked).await.flatten() {
         Ok(lock) => lock,
         Err(error) => return report_failure(report, Failure::Refused(error)),
     };
@@ -148,12 +148,16 @@ async fn change(
         report.changed = true;
         add_restarts(&mut report, tally);
     }
-    let facts = match interrupts.cut_off(inspected).await.flatten() {
+    let facts = match interrupts.run_unless_interrupted(inspected).await.flatten() {
         Ok(facts) => facts,
         Err(error) => return report_failure(report, Failure::Refused(error)),
     };
     add_host_info(&mut report, &facts);
-    let (mut goal, resolved) = match interrupts.cut_off(goal(&facts)).await.flatten() {
+    let (mut goal, resolved) = match interrupts
+        .run_unless_interrupted(goal(&facts))
+        .await
+        .flatten()
+    {
         Ok(goal) => goal,
         Err(error) => {
             let report = report_failure(report, Failure::Refused(error));
@@ -179,7 +183,7 @@ async fn change(
     let plan = match carried_out {
         Ok((mut plan, done)) => {
             if let Some(done) = done {
-                plan.stays(done.late);
+                plan.add_draining(done.draining);
                 report.changed = true;
                 add_restarts(&mut report, done.tally);
             }
@@ -194,7 +198,7 @@ async fn change(
     add_plan_result(&mut report, &facts, &plan, offline);
     drop(lock);
     if report.changed
-        && let Some(name) = interrupts.come().await
+        && let Some(name) = interrupts.try_received().await
     {
         report.notes.push(format!(
             "{name} came after the change had taken effect, so the change was carried out"

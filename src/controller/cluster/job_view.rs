@@ -89,7 +89,7 @@ fn progress(job: &JobObject, pods: &[&PodObject], digest: &str, node_uid: &str) 
     let mut unreadable = None;
     // The newest pod counts. An older pod counts only if it reported before it was replaced.
     for pod in pods.iter().rev() {
-        match answer(pod, digest, node_uid) {
+        match installer_report(pod, digest, node_uid) {
             Some(Ok(report)) => return JobProgress::Answered(Box::new(report)),
             Some(Err(reason)) => unreadable = unreadable.or(Some(reason)),
             None => {}
@@ -121,7 +121,7 @@ fn progress(job: &JobObject, pods: &[&PodObject], digest: &str, node_uid: &str) 
 }
 
 /// The report of the pod's installer: `None` while the installer runs, and an error if the report can't be read.
-fn answer(
+fn installer_report(
     pod: &PodObject,
     digest: &str,
     node_uid: &str,

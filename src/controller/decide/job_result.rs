@@ -77,7 +77,7 @@ fn fail(seen: &Observed, mut applied: Applied, job: &JobView, reason: &str) -> J
     applied.reason = Some(shortened(reason));
     applied.unsupported = false;
     applied.interruptions = 0;
-    conclude(seen, applied, job, None, true)
+    finish_attempt(seen, applied, job, None, true)
 }
 
 /// Records the report.
@@ -138,7 +138,7 @@ fn read(
         .iter()
         .filter_map(|shim| applied.shims.get(&shim.name));
     let only_lingers = lingering && well.all(|shim| shim.reason.is_none());
-    let mut end = conclude(seen, applied, job, Some(report), failed);
+    let mut end = finish_attempt(seen, applied, job, Some(report), failed);
     if only_lingers && let Some(event) = &mut end.event {
         // Pods still use the shim; it is removed after they have ended.
         (event.warning, event.reason) = (false, reasons::REMOVING.to_owned());
@@ -291,7 +291,7 @@ fn record_still_served(
 }
 
 /// Completes every end of a Job: counts the attempt and makes the Event.
-fn conclude(
+fn finish_attempt(
     seen: &Observed,
     mut applied: Applied,
     job: &JobView,

@@ -275,10 +275,10 @@ fn named<R: Clone + Into<Option<String>>>(nodes: &BTreeMap<String, R>) -> Vec<St
 fn condition(
     shim: &ShimView,
     kind: &str,
-    (holds, reason, message): (bool, &str, String),
+    (is_true, reason, message): (bool, &str, String),
     now: Timestamp,
 ) -> Condition {
-    let status = if holds { "True" } else { "False" };
+    let status = if is_true { "True" } else { "False" };
     let before = shim
         .status
         .iter()

@@ -193,7 +193,7 @@ impl Context {
             }
             Trigger::Shim(shim) => self.queues.shim(&shim),
             Trigger::ShimGone(shim) => {
-                self.metrics.forget(&shim);
+                self.metrics.remove_shim(&shim);
                 self.memory().status_decided.remove(&shim);
                 self.request_recount();
             }
@@ -220,7 +220,7 @@ impl Context {
         self.memory().status_decided.retain(|shim, _| {
             let is_there = self.shims.get(&ObjectRef::new(shim)).is_some();
             if !is_there {
-                self.metrics.forget(shim);
+                self.metrics.remove_shim(shim);
             }
             is_there
         });

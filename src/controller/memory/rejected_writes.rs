@@ -57,7 +57,7 @@ impl RejectedWrites {
         }
         let before = self.0.get(uid);
         let times = before.map_or(0, |before| before.times).saturating_add(1);
-        let told = before.is_some_and(|before| before.sentence == sentence);
+        let already_reported = before.is_some_and(|before| before.sentence == sentence);
         let wait = backoff(times);
         let again = Instant::now() + wait;
         let rejection = RejectedWrite {
@@ -67,6 +67,6 @@ impl RejectedWrites {
             again,
         };
         self.0.insert(uid.to_owned(), rejection);
-        Some(if told { wait } else { AT_ONCE })
+        Some(if already_reported { wait } else { AT_ONCE })
     }
 }

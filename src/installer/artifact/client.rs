@@ -27,9 +27,9 @@ const MAX_CA_FILE: u64 = 4 << 20;
 pub(crate) fn client(ca_file: Option<&Path>) -> Result<Client, Error> {
     // Another part of the process may have chosen the same one before.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let unusable = |words: String| Error::CaFile {
+    let unusable = |message: String| Error::CaFile {
         path: ca_file.unwrap_or(Path::new("the built-in list")).to_owned(),
-        words,
+        message,
     };
     let mut roots = webpki_root_certs::TLS_SERVER_ROOT_CERTS
         .iter()

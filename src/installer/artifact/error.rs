@@ -24,13 +24,13 @@ pub enum Error {
     },
     /// The server was not reached, or the connection broke.
     #[error(
-        "{url} can't be fetched: {words}; see that the location is right and that its server can be reached from here (pods of the node have their own network)"
+        "{url} can't be fetched: {message}; see that the location is right and that its server can be reached from here (pods of the node have their own network)"
     )]
     Transport {
         /// The first URL, as [`shown_url`] has it.
         url: String,
         /// The innermost cause.
-        words: String,
+        message: String,
         /// Whether asking again makes sense.
         again: bool,
     },
@@ -84,13 +84,13 @@ pub enum Error {
     },
     /// The extra certificate authorities can't be read.
     #[error(
-        "{path} holds no certificates in PEM: {words}; name a file with `BEGIN CERTIFICATE` in it"
+        "{path} holds no certificates in PEM: {message}; name a file with `BEGIN CERTIFICATE` in it"
     )]
     CaFile {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        words: String,
+        message: String,
     },
     /// `fetch` left nothing for a Shim.
     #[error("nothing was fetched for this shim; see the log of the fetch container")]

@@ -64,7 +64,7 @@ pub async fn fetch(
             reason: error.map(|error| printable(&error.to_string())),
             present,
         };
-        handoff_dir::leave(&result, out)?;
+        handoff_dir::write_result(&result, out)?;
         results.push(result);
     }
     Ok(results)
@@ -232,7 +232,7 @@ async fn download_once(client: &Client, url: &Url, path: &Path) -> Result<(File,
     let transport = |error: reqwest::Error| Error::Transport {
         url: shown_url(url),
         again: !error.is_redirect() && !error.is_builder(),
-        words: innermost(&error.without_url()),
+        message: innermost(&error.without_url()),
     };
     let mut response = client.get(url.clone()).send().await.map_err(transport)?;
     if !response.status().is_success() {

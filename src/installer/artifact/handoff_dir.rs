@@ -18,7 +18,7 @@ const MAX_RESULT: u64 = 64 << 10;
 ///
 /// # Errors
 /// When it can't be written.
-pub(crate) fn leave(result: &FetchResult, out: &Path) -> Result<(), Error> {
+pub(crate) fn write_result(result: &FetchResult, out: &Path) -> Result<(), Error> {
     let path = out.join(format!("{}.json", result.shim));
     let json = handoff::to_json(result);
     std::fs::write(&path, json).map_err(directory_error(&path))

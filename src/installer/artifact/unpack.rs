@@ -48,7 +48,7 @@ pub enum Error {
     #[error(
         "the archive is refused because its member {member:?} {fault}; take the archive from the shim's own release"
     )]
-    Climbs {
+    UnsafePath {
         /// The member's path.
         member: String,
         /// What is wrong with it.
@@ -221,7 +221,7 @@ fn read_path(entry: &mut impl Read, kind: EntryType) -> Result<Option<PathBuf>, 
             b"path" => path = Some(OsString::from_vec(extension.value_bytes().to_vec()).into()),
             // It would move every member that follows, in the eyes of one reader and not of another.
             b"size" => {
-                return Err(Error::Climbs {
+                return Err(Error::UnsafePath {
                     member: "(pax header)".to_owned(),
                     fault: "has a size of its own",
                 });
@@ -234,8 +234,8 @@ fn read_path(entry: &mut impl Read, kind: EntryType) -> Result<Option<PathBuf>, 
 
 /// The whole archive is read and judged, also what comes after the binary.
 fn check_member(path: &Path, kind: EntryType) -> Result<(), Error> {
-    let climbs = |fault| {
-        Err(Error::Climbs {
+    let unsafe_path = |fault| {
+        Err(Error::UnsafePath {
             member: shown(&path.to_string_lossy()),
             fault,
         })
@@ -243,8 +243,8 @@ fn check_member(path: &Path, kind: EntryType) -> Result<(), Error> {
     for component in path.components() {
         match component {
             Component::Normal(_) | Component::CurDir => {}
-            Component::ParentDir => return climbs("leads out of its folder"),
-            Component::RootDir | Component::Prefix(_) => return climbs("is an absolute path"),
+            Component::ParentDir => return unsafe_path("leads out of its folder"),
+            Component::RootDir | Component::Prefix(_) => return unsafe_path("is an absolute path"),
         }
     }
     match kind {
@@ -253,8 +253,8 @@ fn check_member(path: &Path, kind: EntryType) -> Result<(), Error> {
         | EntryType::Continuous
         | EntryType::Directory
         | EntryType::XGlobalHeader => Ok(()),
-        EntryType::Link | EntryType::Symlink => climbs("is a link"),
-        _ => climbs("is no regular file"),
+        EntryType::Link | EntryType::Symlink => unsafe_path("is a link"),
+        _ => unsafe_path("is no regular file"),
     }
 }
 
@@ -509,7 +509,10 @@ mod tests {
             (member, kind, b""),
         ]);
         let result = unpack(archive.as_slice(), "a", None, &mut Vec::new());
-        assert!(matches!(result, Err(Error::Climbs { .. })), "{result:?}");
+        assert!(
+            matches!(result, Err(Error::UnsafePath { .. })),
+            "{result:?}"
+        );
     }
 
     fn pax(key: &str, value: &str) -> Vec<u8> {
@@ -541,7 +544,10 @@ mod tests {
         described(kind, &describe(&format!("{directory}containerd-shim-a"))).unwrap();
         for path in ["../containerd-shim-a", "/usr/bin/containerd-shim-a"] {
             let result = described(kind, &describe(path));
-            assert!(matches!(result, Err(Error::Climbs { .. })), "{result:?}");
+            assert!(
+                matches!(result, Err(Error::UnsafePath { .. })),
+                "{result:?}"
+            );
         }
         let result = described(kind, &describe(&"a".repeat(1 << 20)));
         assert!(matches!(result, Err(Error::TooLarge)), "{result:?}");
@@ -550,9 +556,15 @@ mod tests {
     #[test]
     fn a_member_that_two_readers_would_see_differently_is_refused() {
         let result = described(EntryType::XHeader, &pax("size", "7"));
-        assert!(matches!(result, Err(Error::Climbs { .. })), "{result:?}");
+        assert!(
+            matches!(result, Err(Error::UnsafePath { .. })),
+            "{result:?}"
+        );
         let result = described(EntryType::GNUSparse, b"");
-        assert!(matches!(result, Err(Error::Climbs { .. })), "{result:?}");
+        assert!(
+            matches!(result, Err(Error::UnsafePath { .. })),
+            "{result:?}"
+        );
     }
 
     #[test]

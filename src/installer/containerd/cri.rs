@@ -29,26 +29,26 @@ const MAX_ANSWER: usize = 16 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// It isn't there (yet): worth asking again.
-    #[error("containerd does not answer at {socket}: {words}")]
+    #[error("containerd does not answer at {socket}: {message}")]
     Unavailable {
         /// Path on the host.
         socket: String,
         /// What the connection or containerd says.
-        words: String,
+        message: String,
     },
     /// containerd runs without its CRI plugin; that does not heal.
     #[error(
-        "containerd runs, but its CRI plugin does not: {words}; see `ctr plugins ls` on the node"
+        "containerd runs, but its CRI plugin does not: {message}; see `ctr plugins ls` on the node"
     )]
     Unimplemented {
         /// What containerd says.
-        words: String,
+        message: String,
     },
     /// An answer that can't be read.
-    #[error("containerd's CRI answers with {words}")]
+    #[error("containerd's CRI answers with {message}")]
     Unreadable {
         /// What is wrong with it.
-        words: String,
+        message: String,
     },
 }
 
@@ -120,7 +120,7 @@ impl Runtime {
 /// When it does not answer, answers without a CRI, or unreadably.
 pub async fn served(host: &HostRoot, socket: &str) -> Result<Served, Error> {
     let mut client = connect(host, socket).await?;
-    let status = answer(socket, client.status(StatusRequest { verbose: true })).await?;
+    let status = await_response(socket, client.status(StatusRequest { verbose: true })).await?;
     let ready = status
         .status
         .iter()
@@ -129,7 +129,7 @@ pub async fn served(host: &HostRoot, socket: &str) -> Result<Served, Error> {
     // On 1.x this text holds registry passwords: it is never logged.
     let config = status.info.get("config").map_or("", String::as_str);
     let config: Config = serde_json::from_str(config).map_err(|error| Error::Unreadable {
-        words: format!(
+        message: format!(
             "a status without a readable configuration ({})",
             fault(&error)
         ),
@@ -159,9 +159,9 @@ pub async fn served(host: &HostRoot, socket: &str) -> Result<Served, Error> {
 pub async fn in_use(host: &HostRoot, socket: &str) -> Result<BTreeMap<String, usize>, Error> {
     let mut client = connect(host, socket).await?;
     let request = ListPodSandboxRequest { filter: None };
-    let list = answer(socket, client.list_pod_sandbox(request)).await?;
+    let list = await_response(socket, client.list_pod_sandbox(request)).await?;
     let request = ListContainersRequest { filter: None };
-    let containers = answer(socket, client.list_containers(request)).await?;
+    let containers = await_response(socket, client.list_containers(request)).await?;
     Ok(count_used(&list.items, &containers.containers))
 }
 
@@ -184,9 +184,9 @@ fn count_used(sandboxes: &[PodSandbox], containers: &[Container]) -> BTreeMap<St
 }
 
 async fn connect(host: &HostRoot, socket: &str) -> Result<RuntimeServiceClient<Channel>, Error> {
-    let unavailable = |words: String| Error::Unavailable {
+    let unavailable = |message: String| Error::Unavailable {
         socket: socket.to_owned(),
-        words,
+        message,
     };
     // Resolved each time: a restart makes the socket anew.
     let (handle, path) = host
@@ -208,22 +208,22 @@ async fn connect(host: &HostRoot, socket: &str) -> Result<RuntimeServiceClient<C
     Ok(RuntimeServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER))
 }
 
-async fn answer<T>(
+async fn await_response<T>(
     socket: &str,
     call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
 ) -> Result<T, Error> {
-    let unavailable = |words: String| Error::Unavailable {
+    let unavailable = |message: String| Error::Unavailable {
         socket: socket.to_owned(),
-        words,
+        message,
     };
     let status = match tokio::time::timeout(ANSWER_LIMIT, call).await {
-        Ok(Ok(answer)) => return Ok(answer.into_inner()),
+        Ok(Ok(await_response)) => return Ok(await_response.into_inner()),
         Ok(Err(status)) => status,
         Err(_) => return Err(unavailable(format!("no answer within {ANSWER_LIMIT:?}"))),
     };
     match status.code() {
         Code::Unimplemented => Err(Error::Unimplemented {
-            words: printable(status.message()),
+            message: printable(status.message()),
         }),
         // containerd says UNKNOWN "server is not initialized yet" while it starts, and UNAVAILABLE before that.
         _ => Err(unavailable(printable(status.message()))),

@@ -240,7 +240,7 @@ mod tests {
     #[case::another_distribution_s("rke2", &["k3s"], None)]
     #[case::a_package_s("debian", &["containerd"], None)]
     fn openrc_lists_the_service_where_no_cgroup_names_it(
-        #[case] word: &str,
+        #[case] id: &str,
         #[case] started: &[&str],
         #[case] expected: Option<&str>,
     ) {
@@ -258,10 +258,10 @@ mod tests {
             address: None,
             unit: unit.map(str::to_owned),
         };
-        let row = distro::named(word);
-        let found = daemon(None).with_unit_of(&host, row);
+        let spec = distro::named(id);
+        let found = daemon(None).with_unit_of(&host, spec);
         assert_eq!(found.unit.as_deref(), expected);
-        let known = daemon(Some("known.service")).with_unit_of(&host, row);
+        let known = daemon(Some("known.service")).with_unit_of(&host, spec);
         assert_eq!(known.unit.as_deref(), Some("known.service"));
     }
 }

@@ -41,7 +41,7 @@ pub fn named(
         let name = names
             .iter()
             .find(|name| comm.strip_suffix('\n') == Some(name))?;
-        Some((pid, (*name, look(host, &init, pid, name)?)))
+        Some((pid, (*name, check_process(host, &init, pid, name)?)))
     });
     Ok(named.collect())
 }
@@ -83,7 +83,7 @@ pub(crate) fn option(arguments: &[&str], names: &[&str]) -> Option<String> {
 }
 
 /// The process `pid`, or why it does not count; `None` where it is gone by now or is in a root of its own.
-fn look(
+fn check_process(
     host: &HostRoot,
     init: &Init,
     pid: u32,
@@ -98,14 +98,14 @@ fn look(
     let arguments = read(host, pid, "cmdline");
     let decided = match (Seen::of(host, pid), &exe, arguments) {
         (None, ..) => Err(Reason::Unknown { what: "its status" }),
-        (Some(seen), None, _) => root_s(&seen, name).and(Err(Reason::Unknown {
+        (Some(seen), None, _) => check_root_uids(&seen, name).and(Err(Reason::Unknown {
             what: "the path of its program",
         })),
-        (Some(seen), _, None) => root_s(&seen, name).and(Err(Reason::Unknown {
+        (Some(seen), _, None) => check_root_uids(&seen, name).and(Err(Reason::Unknown {
             what: "its command line",
         })),
         (Some(seen), Some(exe), Some(arguments)) => {
-            let program = own_name(host, still_named(exe), name);
+            let program = program_path(host, still_named(exe), name);
             decide(host, init, &seen, name, &program, exe).map(|unit| Process {
                 id,
                 program,
@@ -127,7 +127,7 @@ fn look(
 
 /// The path by which a program goes by that name: k3s is one program under many names, which links beside it carry, and a program that was
 /// renamed gives its place to the one that the next restart starts.
-fn own_name(host: &HostRoot, program: &str, name: &str) -> String {
+fn program_path(host: &HostRoot, program: &str, name: &str) -> String {
     let symlink = format!("{}/{name}", parent_directory(program));
     let is_other = program.rsplit('/').next() != Some(name);
     if is_other && host.is_seen(&symlink) {
@@ -145,7 +145,7 @@ fn decide(
     program: &str,
     exe: &str,
 ) -> Result<Option<String>, Reason> {
-    root_s(seen, name)?;
+    check_root_uids(seen, name)?;
     let cgroup_owner = match (&init.cgroup, &seen.cgroup) {
         (Some(init_cgroup), Some(own)) => cgroup::cgroup_owner(init_cgroup, own, init.managers)?,
         // A kernel without cgroups has this file of no process.
@@ -171,7 +171,7 @@ fn decide(
             return Err(Reason::Mounts { why });
         }
         CgroupOwner::Unit(_) | CgroupOwner::OpenRc(_) => {}
-        CgroupOwner::Init => descends(host, seen)?,
+        CgroupOwner::Init => check_descends_from_init(host, seen)?,
     }
     let opened = host.open_program(program).map_err(Reason::Program)?;
     // Any user starts such a program with all uids 0 and under a name of his choice, in whatever service he may run processes.
@@ -200,7 +200,7 @@ fn decide(
 }
 
 /// All four, the real one included: a program that is set-uid root keeps the user's.
-fn root_s(seen: &Seen, name: &'static str) -> Result<(), Reason> {
+fn check_root_uids(seen: &Seen, name: &'static str) -> Result<(), Reason> {
     match seen.uids.iter().find(|uid| **uid != 0) {
         Some(&uid) => Err(Reason::Rootless { name, uid }),
         None if seen.uids.len() == 4 => Ok(()),
@@ -208,7 +208,7 @@ fn root_s(seen: &Seen, name: &'static str) -> Result<(), Reason> {
     }
 }
 
-fn descends(host: &HostRoot, seen: &Seen) -> Result<(), Reason> {
+fn check_descends_from_init(host: &HostRoot, seen: &Seen) -> Result<(), Reason> {
     let mut parent = if seen.pid == 1 { 1 } else { seen.parent };
     for _ in 0..MAX_PARENTS {
         match parent {

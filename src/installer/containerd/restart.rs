@@ -24,19 +24,19 @@ pub enum Error {
     #[error(transparent)]
     Cri(#[from] cri::Error),
     /// It did not answer in time.
-    #[error("containerd did not come back within {limit:?}: {words}; see its log on the node")]
+    #[error("containerd did not come back within {limit:?}: {message}; see its log on the node")]
     TooLong {
         /// The bound.
         limit: Duration,
         /// What the last look at it gave.
-        words: String,
+        message: String,
     },
     /// Its process is gone.
     #[error("containerd ended after its restart ({0}); see its log on the node")]
     Ended(String),
     /// It serves something else.
     #[error("containerd came back, but {0}")]
-    Unproven(String),
+    NotVerified(String),
 }
 
 /// Restarts the service and returns what the new process serves, and how long the CRI was away.
@@ -69,7 +69,7 @@ async fn try_restart(
     let since = Instant::now();
     service.restart(host).await?;
     let restarted = Instant::now();
-    let mut words = "nothing listens at its socket".to_owned();
+    let mut message = "nothing listens at its socket".to_owned();
     let mut present = Instant::now();
     let mut now: Option<Daemon> = None;
     while restarted.elapsed() < service.serve_limit {
@@ -80,20 +80,20 @@ async fn try_restart(
         if now.is_some() {
             present = Instant::now();
         } else if present.elapsed() > service.serve_limit / ABSENT_PART {
-            return Err(Error::Ended(words));
+            return Err(Error::Ended(message));
         }
         let process = now.as_ref().map(|now| now.process);
         if process.is_some() && process != before.map(|before| before.process) {
             match cri::served(host, socket).await {
                 // Its runtime counts as not ready only while it starts.
                 Ok(served) if served.ready => return Ok((served, since.elapsed())),
-                Ok(_) => "its runtime is not ready".clone_into(&mut words),
+                Ok(_) => "its runtime is not ready".clone_into(&mut message),
                 Err(error @ cri::Error::Unimplemented { .. }) => return Err(error.into()),
-                Err(error) => words = error.to_string(),
+                Err(error) => message = error.to_string(),
             }
         }
         tokio::time::sleep(ASK_EVERY).await;
     }
     let limit = service.serve_limit;
-    Err(Error::TooLong { limit, words })
+    Err(Error::TooLong { limit, message })
 }

@@ -83,11 +83,11 @@ const RC_SERVICE: &str = "/sbin/rc-service";
 impl Service {
     /// The service of `unit` on a host of that row.
     #[must_use]
-    pub fn of(row: &DistroSpec, unit: &str) -> Self {
+    pub fn of(spec: &DistroSpec, unit: &str) -> Self {
         Self {
             unit: unit.to_owned(),
-            restart: row.restart,
-            serve_limit: row.serve_limit,
+            restart: spec.restart,
+            serve_limit: spec.serve_limit,
             restart_triggered_by_write: true,
         }
     }
@@ -199,12 +199,12 @@ impl Service {
 
 /// A process of the host that is about to be signalled. While it is held, its PID may come to mean another and the signal does not.
 #[derive(Debug)]
-struct Held {
+struct ProcessHandle {
     process: u32,
     handle: OwnedFd,
 }
 
-impl Held {
+impl ProcessHandle {
     /// Takes hold of the process with this PID and start; `None` where it has ended since it was found.
     ///
     /// # Errors
@@ -212,11 +212,11 @@ impl Held {
     fn of(host: &HostRoot, (process, since): (u32, u64)) -> Result<Option<Self>, Error> {
         same_processes(host)?;
         // A negative number would mean a group of processes (kill(2)).
-        let number = i32::try_from(process).ok().and_then(Pid::from_raw);
-        let Some(number) = number else {
+        let pid = i32::try_from(process).ok().and_then(Pid::from_raw);
+        let Some(pid) = pid else {
             return Ok(None);
         };
-        let handle = match pidfd_open(number, PidfdFlags::empty()) {
+        let handle = match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(handle) => handle,
             Err(Errno::SRCH) => return Ok(None),
             Err(source) => return Err(Error::Signal { process, source }),
@@ -240,8 +240,8 @@ impl Held {
 
 /// Asks a process of the host to end, unless it has since it was found.
 fn end(host: &HostRoot, process: (u32, u64)) -> Result<(), Error> {
-    match Held::of(host, process)? {
-        Some(held) => held.end(),
+    match ProcessHandle::of(host, process)? {
+        Some(process_handle) => process_handle.end(),
         None => Ok(()),
     }
 }
@@ -277,9 +277,9 @@ mod tests {
         (directory, host)
     }
 
-    fn service(word: &str) -> Service {
-        let row = named(word);
-        Service::of(row, row.unit)
+    fn service(id: &str) -> Service {
+        let spec = named(id);
+        Service::of(spec, spec.unit)
     }
 
     const SYSTEMD: (&str, &str) = ("/run/systemd/system/x", "");
@@ -332,13 +332,13 @@ mod tests {
     // Whoever knows no manager says so, and not that processes are out of reach.
     #[case::none("debian", &[], true)]
     fn what_is_started_or_signalled_needs_the_host_s_processes(
-        #[case] word: &str,
+        #[case] id: &str,
         #[case] files: &[(&str, &str)],
         #[case] expected: bool,
     ) {
         // There is no process 1 below this root.
         let (_directory, host) = host(files);
-        let reachable = service(word).check_reachable(&host);
+        let reachable = service(id).check_reachable(&host);
         assert_eq!(reachable.is_ok(), expected);
         if let Err(error) = reachable {
             assert!(error.to_string().contains("job.hostPID"), "{error}");
@@ -361,17 +361,21 @@ mod tests {
         let since = 77;
         // Another had its PID when it was found.
         end(&host, (pid, since - 1)).unwrap();
-        assert!(Held::of(&host, (pid, since - 1)).unwrap().is_none());
+        assert!(
+            ProcessHandle::of(&host, (pid, since - 1))
+                .unwrap()
+                .is_none()
+        );
         assert_eq!(child.try_wait().unwrap(), None);
-        let held = Held::of(&host, (pid, since)).unwrap().unwrap();
-        held.end().unwrap();
+        let process_handle = ProcessHandle::of(&host, (pid, since)).unwrap().unwrap();
+        process_handle.end().unwrap();
         let status = child.wait().unwrap();
         assert_eq!(
             std::os::unix::process::ExitStatusExt::signal(&status),
             Some(15)
         );
         // What is held stays that process after its PID is free.
-        held.end().unwrap();
+        process_handle.end().unwrap();
     }
 
     #[test]

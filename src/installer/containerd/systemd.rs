@@ -209,7 +209,7 @@ fn in_full(error: exec::Error) -> exec::Error {
     match error {
         exec::Error::Failed { program, all, .. } => exec::Error::Failed {
             program,
-            words: all.clone(),
+            message: all.clone(),
             all,
         },
         error => error,
@@ -344,7 +344,7 @@ mod tests {
         let last = "See \"systemctl status a.service\" for details.";
         let source = in_full(exec::Error::Failed {
             program: SYSTEMCTL.to_owned(),
-            words: last.to_owned(),
+            message: last.to_owned(),
             all: format!("{cause} {last}"),
         });
         let said = "LoadState=loaded\nActiveState=failed\nResult=exit-code\n";
@@ -353,9 +353,9 @@ mod tests {
             source: Box::new(source),
             state: state_in(said),
         };
-        let words = error.to_string();
-        assert!(words.contains(cause), "{words}");
-        assert!(words.contains("Result=exit-code"), "{words}");
+        let message = error.to_string();
+        assert!(message.contains(cause), "{message}");
+        assert!(message.contains("Result=exit-code"), "{message}");
         assert_eq!(state_in("\n"), "");
     }
 }

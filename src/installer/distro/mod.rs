@@ -130,14 +130,14 @@ fn is_below(path: &str, start: &str) -> bool {
 pub fn detect(evidence: &Evidence<'_>, present: impl Fn(&str) -> bool) -> &'static DistroSpec {
     let any = |files: &[&str]| files.iter().any(|file| present(file));
     let idle = evidence.program.is_none() && !evidence.installed && evidence.config.is_none();
-    let has_programs = idle && TABLE.iter().any(|row| any(row.programs));
-    let fits = |row: &&DistroSpec| {
-        let found = row.runs(evidence)
-            || os_values(evidence.os_release).any(|id| row.os_ids.contains(&id))
-            || evidence.kubelet.is_empty() && any(row.image)
-            || idle && any(row.programs)
-            || idle && !has_programs && any(row.data);
-        found && row.may_be(evidence)
+    let has_programs = idle && TABLE.iter().any(|spec| any(spec.programs));
+    let fits = |spec: &&DistroSpec| {
+        let found = spec.runs(evidence)
+            || os_values(evidence.os_release).any(|id| spec.os_ids.contains(&id))
+            || evidence.kubelet.is_empty() && any(spec.image)
+            || idle && any(spec.programs)
+            || idle && !has_programs && any(spec.data);
+        found && spec.may_be(evidence)
     };
     TABLE.iter().find(fits).unwrap_or(&STOCK)
 }
@@ -147,13 +147,13 @@ pub fn detect(evidence: &Evidence<'_>, present: impl Fn(&str) -> bool) -> &'stat
 pub fn is_own(program: &str, unit: Option<&str>) -> bool {
     TABLE
         .iter()
-        .any(|row| row.has_path(Some(program)) || unit.is_some_and(|unit| row.has_unit(unit)))
+        .any(|spec| spec.has_path(Some(program)) || unit.is_some_and(|unit| spec.has_unit(unit)))
 }
 
 /// The row of a word in a report or a journal; the one that fits always where there is none.
 #[must_use]
-pub fn named(word: &str) -> &'static DistroSpec {
-    let found = TABLE.iter().find(|row| row.word == word);
+pub fn named(id: &str) -> &'static DistroSpec {
+    let found = TABLE.iter().find(|spec| spec.id == id);
     found.unwrap_or(&STOCK)
 }
 
@@ -190,12 +190,12 @@ mod tests {
     fn is_left(file: &str) -> bool {
         let mut left = TABLE
             .iter()
-            .flat_map(|row| row.programs.iter().chain(row.data));
+            .flat_map(|spec| spec.programs.iter().chain(spec.data));
         left.any(|left| *left == file)
     }
 
     fn is_of_an_image(file: &str) -> bool {
-        TABLE.iter().any(|row| row.image.contains(&file))
+        TABLE.iter().any(|spec| spec.image.contains(&file))
     }
 
     #[rstest]
@@ -279,8 +279,8 @@ mod tests {
             os_release,
             ..Evidence::default()
         };
-        let row = detect(&evidence, |file| leftovers && is_left(file));
-        assert_eq!(row.distro, expected);
+        let spec = detect(&evidence, |file| leftovers && is_left(file));
+        assert_eq!(spec.distro, expected);
     }
 
     const AMAZON: &str = "ID=\"amzn\"\nPLATFORM_ID=\"platform:al2023\"\n";
@@ -400,7 +400,7 @@ mod tests {
 
     /// Rows that files can tell; k3d is told by a process only.
     fn told_by_files() -> impl Iterator<Item = &'static DistroSpec> {
-        let by_files = |row: &&DistroSpec| !row.data.is_empty() && row.init.is_empty();
+        let by_files = |spec: &&DistroSpec| !spec.data.is_empty() && spec.init.is_empty();
         TABLE.iter().filter(by_files)
     }
 
@@ -410,18 +410,18 @@ mod tests {
             os_release: "ID=debian\n",
             ..Evidence::default()
         };
-        for row in told_by_files() {
-            for file in row.programs.iter().chain(row.data) {
+        for spec in told_by_files() {
+            for file in spec.programs.iter().chain(spec.data) {
                 let found = detect(&idle, |path| path == *file).distro;
-                assert_eq!(found, row.distro, "{file}");
+                assert_eq!(found, spec.distro, "{file}");
             }
             // What a former one made says less than a program that is there.
-            for program in row.programs {
+            for program in spec.programs {
                 let stale = |path: &str| {
-                    let mut rows = TABLE.iter();
-                    path == *program || rows.any(|row| row.data.contains(&path))
+                    let mut specs = TABLE.iter();
+                    path == *program || specs.any(|spec| spec.data.contains(&path))
                 };
-                assert_eq!(detect(&idle, stale).distro, row.distro, "{program}");
+                assert_eq!(detect(&idle, stale).distro, spec.distro, "{program}");
             }
         }
         let nothing = detect(&idle, |path| path == "/etc/containerd/config.toml");
@@ -443,15 +443,10 @@ mod tests {
             os_release,
             ..Evidence::default()
         };
-        for row in told_by_files() {
-            let left = |path: &str| row.programs.contains(&path) || row.data.contains(&path);
+        for spec in told_by_files() {
+            let left = |path: &str| spec.programs.contains(&path) || spec.data.contains(&path);
             for evidence in [&runs, &stopped] {
-                assert_eq!(
-                    detect(evidence, left).distro,
-                    Distro::Debian,
-                    "{}",
-                    row.word
-                );
+                assert_eq!(detect(evidence, left).distro, Distro::Debian, "{}", spec.id);
             }
         }
     }
@@ -500,32 +495,34 @@ mod tests {
 
     #[test]
     fn a_refusal_names_what_works_there() {
-        for row in TABLE {
-            let named = row.refusal.is_none_or(|words| {
-                words.starts_with("this node ") && words.contains("; ") && !words.ends_with('.')
+        for spec in TABLE {
+            let named = spec.refusal.is_none_or(|refusal| {
+                refusal.starts_with("this node ")
+                    && refusal.contains("; ")
+                    && !refusal.ends_with('.')
             });
-            assert!(named, "{}", row.word);
-            assert!(!row.directories.is_empty(), "{}", row.word);
+            assert!(named, "{}", spec.id);
+            assert!(!spec.directories.is_empty(), "{}", spec.id);
         }
     }
 
     #[test]
     fn every_row_has_a_word_of_its_own_that_leads_back_to_it() {
-        for row in TABLE {
-            assert_eq!(named(row.word).distro, row.distro, "{}", row.word);
+        for spec in TABLE {
+            assert_eq!(named(spec.id).distro, spec.distro, "{}", spec.id);
         }
     }
 
     #[test]
     fn a_service_is_told_by_the_beginning_of_its_name() {
-        for (word, unit, expected) in [
+        for (id, unit, expected) in [
             ("k3s", "k3s.service", true),
             ("k3s", "k3s-agent.service", true),
             ("k3s", "k3sup.service", false),
             ("rke2", "rke2-server.service", true),
             ("debian", "containerd.service", false),
         ] {
-            assert_eq!(named(word).has_unit(unit), expected, "{unit}");
+            assert_eq!(named(id).has_unit(unit), expected, "{unit}");
         }
     }
 }

@@ -93,7 +93,7 @@ pub struct DistroSpec {
     /// Which one.
     pub distro: Distro,
     /// Its word in reports.
-    pub word: &'static str,
+    pub id: &'static str,
     /// Directories below which only this distribution has its running containerd, or its configuration.
     pub(crate) paths: &'static [&'static str],
     /// What the unit of the running containerd begins with.
@@ -150,7 +150,7 @@ pub const STOCK_SOCKET: &str = "/run/containerd/containerd.sock";
 /// Where containerd's own packages put things.
 pub(crate) const STOCK: DistroSpec = DistroSpec {
     distro: Distro::Systemd,
-    word: "systemd",
+    id: "systemd",
     paths: &[],
     units: &[],
     init: &[],
@@ -177,7 +177,7 @@ pub(crate) const STOCK: DistroSpec = DistroSpec {
 /// k3s; RKE2 has the same agent in it.
 const K3S: DistroSpec = DistroSpec {
     distro: Distro::K3s,
-    word: "k3s",
+    id: "k3s",
     paths: &["/var/lib/rancher/k3s"],
     units: &["k3s.", "k3s-"],
     programs: &["/usr/local/bin/k3s", "/usr/bin/k3s", "/bin/k3s"],
@@ -195,24 +195,20 @@ const K3S: DistroSpec = DistroSpec {
 };
 
 /// What nobody changes from a pod.
-const fn detect_only(distro: Distro, word: &'static str, refusal: &'static str) -> DistroSpec {
+const fn detect_only(distro: Distro, id: &'static str, refusal: &'static str) -> DistroSpec {
     DistroSpec {
         distro,
-        word,
+        id,
         refusal: Some(refusal),
         ..STOCK
     }
 }
 
 /// Who runs containerd as a package has it, told by what is in the command line of its kubelet.
-const fn managed(
-    distro: Distro,
-    word: &'static str,
-    kubelet: &'static [&'static str],
-) -> DistroSpec {
+const fn managed(distro: Distro, id: &'static str, kubelet: &'static [&'static str]) -> DistroSpec {
     DistroSpec {
         distro,
-        word,
+        id,
         kubelet,
         ..STOCK
     }
@@ -222,7 +218,7 @@ const fn managed(
 pub const TABLE: &[DistroSpec] = &[
     DistroSpec {
         distro: Distro::K3d,
-        word: "k3d",
+        id: "k3d",
         // The image of k3s has no service manager: process 1 is k3s, or the script that k3d starts it from.
         init: &["k3s", "k3d"],
         units: &[],
@@ -233,7 +229,7 @@ pub const TABLE: &[DistroSpec] = &[
     K3S,
     DistroSpec {
         distro: Distro::Rke2,
-        word: "rke2",
+        id: "rke2",
         paths: &["/var/lib/rancher/rke2"],
         units: &["rke2-"],
         programs: &["/usr/local/bin/rke2", "/opt/rke2/bin/rke2", "/usr/bin/rke2"],
@@ -244,7 +240,7 @@ pub const TABLE: &[DistroSpec] = &[
     },
     DistroSpec {
         distro: Distro::MicroK8s,
-        word: "microk8s",
+        id: "microk8s",
         // The last is where distributions without `/snap` mount it.
         paths: &[
             "/snap/microk8s",
@@ -264,7 +260,7 @@ pub const TABLE: &[DistroSpec] = &[
     },
     DistroSpec {
         distro: Distro::K0s,
-        word: "k0s",
+        id: "k0s",
         paths: &["/var/lib/k0s", "/etc/k0s"],
         units: &["k0sworker.", "k0scontroller."],
         programs: &["/usr/local/bin/k0s", "/usr/bin/k0s"],
@@ -316,7 +312,7 @@ pub const TABLE: &[DistroSpec] = &[
     },
     DistroSpec {
         distro: Distro::Cos,
-        word: "cos",
+        id: "cos",
         os_ids: &["cos"],
         // `/` is read-only and `/var` not executable but for these (COS, *Disks and file system overview*); `/etc` is new at each boot.
         directories: &["/var/lib/google/farrier", "/var/lib/toolbox/farrier"],
@@ -325,7 +321,7 @@ pub const TABLE: &[DistroSpec] = &[
     },
     DistroSpec {
         distro: Distro::Flatcar,
-        word: "flatcar",
+        id: "flatcar",
         os_ids: &["flatcar"],
         // Its unit is `containerd --config ${CONTAINERD_CONFIG}` (Flatcar, *Customizing containerd*).
         config: "/usr/share/containerd/config.toml",
@@ -365,13 +361,13 @@ pub const TABLE: &[DistroSpec] = &[
     managed(Distro::Doks, "doks", &["doks.digitalocean.com/"]),
     DistroSpec {
         distro: Distro::Debian,
-        word: "debian",
+        id: "debian",
         os_ids: &["debian", "ubuntu"],
         ..STOCK
     },
     DistroSpec {
         distro: Distro::Rpm,
-        word: "rpm",
+        id: "rpm",
         os_ids: &[
             "fedora",
             "rhel",

@@ -34,14 +34,14 @@ pub const CHILD_ARGUMENT: &str = "__enter-root";
 const MAX_OUTPUT: u64 = DUMP_LIMIT as u64;
 
 /// Characters of a failure that are told: five lines of a terminal.
-const MAX_WORDS: usize = 400;
+const MAX_MESSAGE: usize = 400;
 
 /// Whether a second start of this process's program ends in [`child_main`].
-static HANDS_OVER: AtomicBool = AtomicBool::new(false);
+static CHILD_MAIN_ENABLED: AtomicBool = AtomicBool::new(false);
 
 /// Says that `main` hands a start with [`CHILD_ARGUMENT`] to [`child_main`]: without that, as in a test, nothing of another root is run.
-pub fn main_hands_over() {
-    HANDS_OVER.store(true, Ordering::Relaxed);
+pub fn enable_child_main() {
+    CHILD_MAIN_ENABLED.store(true, Ordering::Relaxed);
 }
 
 /// Why a program of the host gave no answer.
@@ -74,12 +74,12 @@ pub enum Error {
         limit: Duration,
     },
     /// It ended with a failure.
-    #[error("{program} of the host failed: {words}")]
+    #[error("{program} of the host failed: {message}")]
     Failed {
         /// The program.
         program: String,
         /// The last line that it wrote to standard error.
-        words: String,
+        message: String,
         /// All that it wrote there, in one line.
         all: String,
     },
@@ -102,7 +102,7 @@ fn command(
     opened: Option<Program>,
     arguments: &[&str],
 ) -> std::io::Result<Command> {
-    if !host.is_own_root() && !HANDS_OVER.load(Ordering::Relaxed) {
+    if !host.is_own_root() && !CHILD_MAIN_ENABLED.load(Ordering::Relaxed) {
         return Err(std::io::Error::other("nobody would enter its root"));
     }
     let source = match &opened {
@@ -113,7 +113,7 @@ fn command(
     let mut command = if !host.is_own_root() {
         let mut command = Command::new("/proc/self/exe");
         command
-            .args([CHILD_ARGUMENT, context.word(), source.word()])
+            .args([CHILD_ARGUMENT, context.name(), source.name()])
             .arg(host.path())
             .arg(program);
         command
@@ -229,11 +229,11 @@ async fn output_of(
         });
     }
     if status.code() == Some(CHILD_FAILED) && !host.is_own_root() {
-        let words = last_words(
+        let message = last_lines(
             &String::from_utf8_lossy(&stderr),
             "it could not be executed",
         );
-        return Err(start(std::io::Error::other(words)));
+        return Err(start(std::io::Error::other(message)));
     }
     if !status.success() {
         return Err(failure(program, &stderr, status));
@@ -259,9 +259,9 @@ pub async fn start(
         source,
     };
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-    let words = memfd_create(c"words", flags).map_err(|errno| failed(errno.into()))?;
-    let mut words = File::from(words);
-    let stderr = words.try_clone().map_err(failed)?;
+    let buffer = memfd_create(c"words", flags).map_err(|errno| failed(errno.into()))?;
+    let mut buffer = File::from(buffer);
+    let stderr = buffer.try_clone().map_err(failed)?;
     let opened = Some(open(host, program)?);
     let mut child = command(host, ExecContext::Host, program, opened, arguments)
         .map_err(failed)?
@@ -272,7 +272,7 @@ pub async fn start(
         .spawn()
         .map_err(failed)?;
     let ended = tokio::time::timeout(limit, child.wait()).await;
-    let sealed = fcntl(&words, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_GROW));
+    let sealed = fcntl(&buffer, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_GROW));
     sealed.map_err(|errno| failed(errno.into()))?;
     let status: ExitStatus = ended
         .map_err(|_| Error::TooLong {
@@ -284,8 +284,8 @@ pub async fn start(
         return Ok(());
     }
     let mut bytes = Vec::new();
-    words.rewind().map_err(failed)?;
-    let read = words.take(MAX_OUTPUT).read_to_end(&mut bytes);
+    buffer.rewind().map_err(failed)?;
+    let read = buffer.take(MAX_OUTPUT).read_to_end(&mut bytes);
     read.map_err(failed)?;
     Err(failure(program, &bytes, status))
 }
@@ -303,16 +303,19 @@ fn failure(program: &str, stderr: &[u8], status: ExitStatus) -> Error {
     let status = status.to_string();
     let lines = stderr.lines().map(str::trim);
     let all: Vec<&str> = lines.filter(|line| !line.is_empty()).collect();
-    let all: String = printable(&all.join(" ")).chars().take(MAX_WORDS).collect();
+    let all: String = printable(&all.join(" "))
+        .chars()
+        .take(MAX_MESSAGE)
+        .collect();
     Error::Failed {
         program: program.to_owned(),
-        words: last_words(&stderr, &status),
+        message: last_lines(&stderr, &status),
         all: if all.is_empty() { status } else { all },
     }
 }
 
 /// The last line that says something, at most 300 characters of it: containerd puts the cause there.
-fn last_words(stderr: &str, otherwise: &str) -> String {
+fn last_lines(stderr: &str, otherwise: &str) -> String {
     let line = stderr
         .lines()
         .map(str::trim)
@@ -432,8 +435,11 @@ mod tests {
             let host = HostRoot::open(Path::new("/")).unwrap();
             let program = path.to_str().unwrap();
             let error = run(&host, program, &[], Duration::from_secs(10)).await;
-            let words = error.unwrap_err().to_string();
-            assert!(words.contains("can be written by every user"), "{words}");
+            let message = error.unwrap_err().to_string();
+            assert!(
+                message.contains("can be written by every user"),
+                "{message}"
+            );
         }
     }
 

@@ -110,7 +110,7 @@ impl Component {
 }
 
 /// Whether `component` is root's alone. A symlink has no mode of its own.
-pub(crate) fn judge(
+pub(crate) fn check_component(
     component: Component,
     own: u32,
     without_members: impl Fn() -> bool,
@@ -226,9 +226,9 @@ mod tests {
         #[case] mend: Option<&str>,
     ) {
         let component = Component { owner, group, mode };
-        let judged = judge(component, 0, || group == 50, || false, "/a");
-        assert_eq!(judged.is_err(), mend.is_some(), "{judged:?}");
-        if let (Err(error), Some(mend)) = (judged, mend) {
+        let checked = check_component(component, 0, || group == 50, || false, "/a");
+        assert_eq!(checked.is_err(), mend.is_some(), "{checked:?}");
+        if let (Err(error), Some(mend)) = (checked, mend) {
             assert!(error.to_string().contains(mend), "{error}");
         }
     }
@@ -240,10 +240,11 @@ mod tests {
             group: 0,
             mode: FILE | mode,
         };
-        let judged = |component, has_list| judge(component, 1000, || true, || has_list, "/a");
-        assert_eq!(judged(component(1000, 0o755), true), Ok(()));
+        let checked =
+            |component, has_list| check_component(component, 1000, || true, || has_list, "/a");
+        assert_eq!(checked(component(1000, 0o755), true), Ok(()));
         let path = "/a".to_owned();
-        let refused = judged(component(0, 0o775), true);
+        let refused = checked(component(0, 0o775), true);
         assert_eq!(refused, Err(ProgramError::AccessList { path }));
     }
 

@@ -16,7 +16,7 @@ use nix::sys::stat::{SFlag, fstatat};
 use nix::unistd::geteuid;
 
 use super::owner::{
-    Component, ProgramError, has_access_list, has_attribute, is_without_members, judge,
+    Component, ProgramError, check_component, has_access_list, has_attribute, is_without_members,
 };
 use super::{HostRoot, MAX_SYMLINKS, own_path};
 
@@ -218,7 +218,7 @@ impl<'a> Walk<'a> {
     }
 
     fn check(&self, file: &OwnedFd, component: Component, path: &str) -> Result<(), ProgramError> {
-        judge(
+        check_component(
             component,
             geteuid().as_raw(),
             || is_without_members(self.host, component.group),

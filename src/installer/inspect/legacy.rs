@@ -67,7 +67,7 @@ pub struct LegacyDir {
 ///
 /// # Errors
 /// When a binary can't be read.
-pub(crate) fn look(
+pub(crate) fn find(
     host: &HostRoot,
     config_files: &ConfigFiles,
     sources: &[SourceFile],

@@ -103,7 +103,7 @@ impl HostFacts {
         let verify_cache = VerifyCache::default();
         let (config_files, sources, install_paths) =
             (&self.config_files, &self.sources, &self.install_paths);
-        self.legacy = legacy::look(
+        self.legacy = legacy::find(
             host,
             config_files,
             sources,
@@ -212,7 +212,7 @@ pub async fn gather(
         in_use: BTreeMap::new(),
         kill_mode: Err("nothing is asked offline".to_owned()),
         unreachable: None,
-        legacy: legacy::look(
+        legacy: legacy::find(
             host,
             &config_files,
             &sources,

@@ -83,15 +83,15 @@ mod tests {
     )]
     #[case::certificate_unused("[plugins.cri]\nx509_key_pair_streaming.tls_key_file = '/no'", None)]
     #[case::no_cgroups_yet("[plugins.cri.containerd.runtimes.a]\ncgroup_writable = true", None)]
-    fn what_the_host_lacks_is_named(#[case] dump: &str, #[case] words: Option<&str>) {
+    fn what_the_host_lacks_is_named(#[case] dump: &str, #[case] message: Option<&str>) {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("text"), "{{").unwrap();
         std::fs::write(directory.path().join("spec"), "{} more").unwrap();
         let host = HostRoot::open(directory.path()).unwrap();
         let found = missing_prerequisite(&host, dump);
-        match words {
-            Some(words) => assert!(
-                found.as_ref().is_some_and(|found| found.contains(words)),
+        match message {
+            Some(message) => assert!(
+                found.as_ref().is_some_and(|found| found.contains(message)),
                 "{found:?}"
             ),
             None => assert_eq!(found, None),

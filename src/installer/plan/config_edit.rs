@@ -70,7 +70,7 @@ impl<'a> CurrentConfig<'a> {
             }
             // What can't be run gives no judgement; one that runs and refuses the file does.
             Err(_) if offline && facts.version.is_none() => (String::new(), BTreeMap::new()),
-            Err(words) => return Err(Error::Refuses(words.clone())),
+            Err(message) => return Err(Error::Refuses(message.clone())),
         };
         let managed = managed_handlers(facts, declared.iter().chain(&dumped));
         let legacy = facts.legacy.handlers.iter();
@@ -108,8 +108,8 @@ impl<'a> CurrentConfig<'a> {
         facts: &HostFacts,
         managed: &BTreeSet<String>,
     ) -> Result<(), Error> {
-        if let Some(words) = &facts.missing_prerequisite {
-            return Err(Error::Refuses(words.clone()));
+        if let Some(message) = &facts.missing_prerequisite {
+            return Err(Error::Refuses(message.clone()));
         }
         match self.pending(facts, managed) {
             Some(what) => Err(Error::Pending {
@@ -226,7 +226,7 @@ impl<'a> ConfigEdit<'a> {
         Ok(edit(text, target, &managed, &declared, runc.as_ref())?)
     }
 
-    /// All files that change where the text of the one that is edited becomes `after`; `cut` are the others.
+    /// All files that change where the text of the one that is edited becomes `after`; `other_files` are the others.
     ///
     /// # Errors
     /// When the file that containerd loads can't be edited in the same way.
@@ -235,9 +235,9 @@ impl<'a> ConfigEdit<'a> {
         facts: &HostFacts,
         after: Option<&str>,
         declared: &[Handler],
-        cut: Vec<ConfigChange>,
+        other_files: Vec<ConfigChange>,
     ) -> Result<Vec<ConfigChange>, Error> {
-        let mut changes = cut;
+        let mut changes = other_files;
         if after != self.current.text {
             let after = after.map(str::to_owned);
             changes.insert(0, self.change(facts, after, declared)?);
@@ -342,7 +342,7 @@ fn managed_handlers<'f>(
 
 /// Whether this containerd hands a handler's options to its shim: 1.6 gives any but runc's an empty body. One that can't be asked is
 /// taken for a newer one.
-pub(crate) fn hands_options_over(facts: &HostFacts) -> bool {
+pub(crate) fn passes_options(facts: &HostFacts) -> bool {
     facts
         .version
         .is_none_or(|version| (version.major, version.minor) >= (1, 7))
@@ -353,12 +353,12 @@ pub(crate) fn declarations(
     facts: &HostFacts,
     next: &BTreeMap<String, OwnedHandler>,
 ) -> Vec<Handler> {
-    let handed_over = hands_options_over(facts);
+    let passes_options = passes_options(facts);
     next.iter()
         .map(|(name, owned)| Handler {
             name: name.clone(),
             runtime_type: facts.install_paths.declared_path(name, owned),
-            options: if handed_over {
+            options: if passes_options {
                 OptionValue::to_toml(&owned.options)
             } else {
                 BTreeMap::new()

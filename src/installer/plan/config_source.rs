@@ -35,11 +35,11 @@ pub enum Error {
     NoRelease(&'static str),
     /// A new template could not take over the distribution's own.
     #[error(
-        "{word} {release} has no base template to extend; upgrade it to 1.26.8, 1.27.5, 1.28.1 or later"
+        "{id} {release} has no base template to extend; upgrade it to 1.26.8, 1.27.5, 1.28.1 or later"
     )]
     NoBase {
         /// The distribution.
-        word: &'static str,
+        id: &'static str,
         /// Its release.
         release: Version,
     },
@@ -135,7 +135,7 @@ pub(crate) fn find<'a>(
                 (Some(containerd), _) => containerd.major >= 2,
                 // k0s 1.36 has containerd 2 and refuses snippets of another version than 3.
                 (None, Some(release)) => (release.major, release.minor) >= (1, 36),
-                (None, None) => return Err(Error::NoRelease(facts.distro.word)),
+                (None, None) => return Err(Error::NoRelease(facts.distro.id)),
             };
             Ok(source(0, false, &unrendered_target(target, schema_3)))
         }
@@ -170,8 +170,8 @@ fn new_template(facts: &HostFacts, target: &ConfigTarget) -> Result<bool, Error>
     if rendered == Some(true) {
         return Ok(true);
     }
-    let word = facts.distro.word;
-    let release = facts.release.ok_or(Error::NoRelease(word))?;
+    let id = facts.distro.id;
+    let release = facts.release.ok_or(Error::NoRelease(id))?;
     // Patch releases of September 2023 brought the base template.
     let has_base = match (release.major, release.minor) {
         (1, 26) => release.patch >= 8,
@@ -182,7 +182,7 @@ fn new_template(facts: &HostFacts, target: &ConfigTarget) -> Result<bool, Error>
     if has_base {
         Ok(rendered.unwrap_or_else(|| renders_schema_3(release)))
     } else {
-        Err(Error::NoBase { word, release })
+        Err(Error::NoBase { id, release })
     }
 }
 
@@ -213,9 +213,9 @@ mod tests {
     const DROP_IN: &str = "/x/config-v3.toml.d/farrier.toml";
 
     /// A host of a distribution that was looked at; `texts` are those of the files that may be edited.
-    fn host(word: &str, root: Option<&str>, release: &str, texts: &[Option<&str>]) -> HostFacts {
+    fn host(id: &str, root: Option<&str>, release: &str, texts: &[Option<&str>]) -> HostFacts {
         let mut facts = node();
-        facts.distro = named(word);
+        facts.distro = named(id);
         facts.release = release.parse().ok();
         facts.config_files.root = SourceFile {
             path: "/x/config.toml".to_owned(),
@@ -274,9 +274,9 @@ mod tests {
         #[case] release: &str,
         #[case] texts: [Option<&str>; 2],
         #[case] expected: &str,
-        #[values("k3s", "k3d", "rke2")] word: &str,
+        #[values("k3s", "k3d", "rke2")] id: &str,
     ) {
-        let facts = host(word, root, release, &texts);
+        let facts = host(id, root, release, &texts);
         let mut target = target("/x/config.toml");
         target.version = Some(if root == Some(V3) { 3 } else { 2 });
         let source = find(&facts, &target).unwrap().unwrap();

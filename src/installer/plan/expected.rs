@@ -73,20 +73,20 @@ impl ExpectedRuntimes {
         handlers(&self.declared_after_change)
     }
 
-    /// Whether containerd serves the change: see [`prove`].
+    /// Whether containerd serves the change: see [`verify`].
     ///
     /// # Errors
     /// Says in one sentence what differs.
-    pub(crate) fn prove_change(&self, served: &Served) -> Result<(), String> {
-        prove(&self.before(), served, &self.declared(), &self.managed)
+    pub(crate) fn verify_change(&self, served: &Served) -> Result<(), String> {
+        verify(&self.before(), served, &self.declared(), &self.managed)
     }
 
-    /// Whether containerd serves what it did before the change: see [`prove`].
+    /// Whether containerd serves what it did before the change: see [`verify`].
     ///
     /// # Errors
     /// Says in one sentence what differs.
-    pub(crate) fn prove_undone(&self, served: &Served) -> Result<(), String> {
-        prove(
+    pub(crate) fn verify_undone(&self, served: &Served) -> Result<(), String> {
+        verify(
             &self.before(),
             served,
             &handlers(&self.declared_before_change),
@@ -167,7 +167,7 @@ pub fn declared_before(facts: &HostFacts, plan: &HostPlan) -> Vec<Handler> {
 ///
 /// # Errors
 /// Says in one sentence what differs.
-pub fn prove(
+pub fn verify(
     before: &Served,
     after: &Served,
     declared: &[Handler],
@@ -264,13 +264,13 @@ mod tests {
         #[case] is_undone: bool,
     ) {
         let (expected, served) = (expected(), served(handlers, default));
-        assert_eq!(expected.prove_change(&served).is_ok(), is_changed);
-        assert_eq!(expected.prove_undone(&served).is_ok(), is_undone);
+        assert_eq!(expected.verify_change(&served).is_ok(), is_changed);
+        assert_eq!(expected.verify_undone(&served).is_ok(), is_undone);
         assert_eq!(expected.before() == served, is_undone);
         let starting = Served {
             ready: false,
             ..served
         };
-        assert!(expected.prove_change(&starting).is_err());
+        assert!(expected.verify_change(&starting).is_err());
     }
 }

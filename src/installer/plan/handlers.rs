@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::config_edit::{CurrentConfig, hands_options_over};
+use super::config_edit::{CurrentConfig, passes_options};
 use super::goal::{Goal, Scope};
 use super::takeover::takeover_candidates;
 use super::types::HandlerSet;
@@ -102,23 +102,21 @@ impl Builder<'_> {
             };
             for handler in &shim.handlers {
                 match &binary {
-                    Ok(sha256) => self.carry(shim, handler, sha256),
+                    Ok(sha256) => self.install(shim, handler, sha256),
                     Err(reason) => self.keep_served(shim, handler, reason),
                 }
             }
         }
     }
 
-    fn carry(&mut self, shim: &ShimRequest, handler: &str, sha256: &str) {
+    fn install(&mut self, shim: &ShimRequest, handler: &str, sha256: &str) {
         self.set.take_over(handler, self.goal.owner);
         // A legacy path without a binary may have lost its directory, too.
-        let has_place = |owned: &&OwnedHandler| {
+        let has_path = |owned: &&OwnedHandler| {
             !self.set.taken_over.contains_key(handler) || !owned.is_reserved()
         };
         let before = self.set.before.get(handler);
-        let path = before
-            .filter(has_place)
-            .and_then(|owned| owned.path.clone());
+        let path = before.filter(has_path).and_then(|owned| owned.path.clone());
         let owned = OwnedHandler {
             shim: shim.name.clone(),
             owner: self.goal.owner,
@@ -309,7 +307,7 @@ pub(crate) fn notes(
     next: &BTreeMap<String, OwnedHandler>,
 ) -> Vec<String> {
     let with_options = next.iter().filter(|(_, owned)| !owned.options.is_empty());
-    let without = with_options.filter(|_| !hands_options_over(facts));
+    let without = with_options.filter(|_| !passes_options(facts));
     let without = without.map(|(name, _)| {
         format!(
             "the options of handler {name} are left out, because containerd 1.6 hands them to no shim but runc's; they are written at the first run on 1.7 or later"

@@ -157,9 +157,9 @@ fn configure(
     next: &BTreeMap<String, OwnedHandler>,
 ) -> Result<Configured, Error> {
     let mut next = next.clone();
-    let cut = edit.remove_from_other_files(facts)?;
-    let is_cut = cut.iter().any(|change| change.live);
-    if goal.owner == Owner::Cluster && !is_cut {
+    let other_files = edit.remove_from_other_files(facts)?;
+    let is_removed_elsewhere = other_files.iter().any(|change| change.live);
+    if goal.owner == Owner::Cluster && !is_removed_elsewhere {
         // A reservation for Shims that may come is never worth a restart.
         let mut without = next.clone();
         without
@@ -169,7 +169,7 @@ fn configure(
         }
     }
     let mut after = edit.render(&declarations(facts, &next))?;
-    if after.as_deref() != current.text || is_cut {
+    if after.as_deref() != current.text || is_removed_elsewhere {
         // containerd is restarted anyway, so reservations that no request names any more leave with this change.
         next.retain(|name, owned| {
             !owned.is_reserved() || owned.owner != goal.owner || goal.reserve.contains(name)
@@ -177,7 +177,7 @@ fn configure(
         after = edit.render(&declarations(facts, &next))?;
     }
     let declared = declarations(facts, &next);
-    let changes = edit.changes(facts, after.as_deref(), &declared, cut)?;
+    let changes = edit.changes(facts, after.as_deref(), &declared, other_files)?;
     let served = facts.served.as_ref().ok();
     let pending = served.is_some_and(|served| !is_served(served, &declared, &edit.managed));
     let restart = !goal.offline && (changes.iter().any(|change| change.live) || pending);
@@ -214,7 +214,10 @@ fn record_request_digest(state: &mut State, goal: &Goal, is_whole: bool) {
 ///
 /// # Errors
 /// When the configuration of today can't be edited.
-pub fn cut(facts: &HostFacts, declares: &[String]) -> Result<Vec<ConfigChange>, Error> {
+pub fn remove_declarations(
+    facts: &HostFacts,
+    declares: &[String],
+) -> Result<Vec<ConfigChange>, Error> {
     let current = CurrentConfig::find(facts, true)?;
     // A legacy handler that the change took over keeps the lines of its former owner.
     let is_legacy = |name: &&String| {

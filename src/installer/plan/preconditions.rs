@@ -24,7 +24,7 @@ pub(crate) fn check_host(facts: &HostFacts, goal: &Goal) -> Result<(), Error> {
     match &facts.served {
         Ok(served) if served.ready => Ok(()),
         Ok(_) => Err(Error::NotServing("its runtime is not ready".to_owned())),
-        Err(words) => Err(Error::NotServing(words.clone())),
+        Err(message) => Err(Error::NotServing(message.clone())),
     }
 }
 
@@ -49,8 +49,8 @@ pub(crate) fn is_bare(facts: &HostFacts) -> bool {
 /// # Errors
 /// Says which of both is not so.
 pub(crate) fn check_restart(facts: &HostFacts, goal: &Goal) -> Result<(), Error> {
-    if let Some(words) = &facts.unreachable {
-        return Err(Error::Obstacle(words.clone()));
+    if let Some(message) = &facts.unreachable {
+        return Err(Error::Obstacle(message.clone()));
     }
     match spares_pods(facts) {
         Err(Error::KillMode { .. } | Error::Container) if goal.allow_pod_restarts => Ok(()),
@@ -68,7 +68,7 @@ pub(crate) fn spares_pods(facts: &HostFacts) -> Result<(), Error> {
             unit: facts.unit(),
             mode: mode.clone(),
         }),
-        Err(words) => Err(Error::KillModeUnknown(words.clone())),
+        Err(message) => Err(Error::KillModeUnknown(message.clone())),
     }
 }
 

@@ -164,7 +164,7 @@ pub(crate) fn legacy_cleanup(
 pub fn complaints(facts: &HostFacts) -> Vec<(String, &'static str)> {
     let mut complaints = Vec::new();
     let claimed = |name: &String| facts.state.handlers.contains_key(name);
-    for (owner, word) in [
+    for (owner, product) in [
         (Owner::Kwasm, "KWasm"),
         (Owner::Rcm, "runtime-class-manager"),
     ] {
@@ -176,7 +176,7 @@ pub fn complaints(facts: &HostFacts) -> Vec<(String, &'static str)> {
         if !names.is_empty() {
             let names = names.join(", ");
             complaints.push((
-                format!("handlers that {word} installed are nobody's by now: {names}"),
+                format!("handlers that {product} installed are nobody's by now: {names}"),
                 "take them over with shims of these handler names, or remove them with `farrier uninstall --shim NAME` or `--all`",
             ));
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use rstest::rstest;
 
-use super::expected::prove;
+use super::expected::verify;
 use super::*;
 use crate::containerd_config::{self, ConfigFiles, SourceFile};
 use crate::handoff::{OptionValue, ShimRequest};
@@ -318,8 +318,8 @@ fn a_binary_whose_handler_left_while_a_pod_came_goes_when_the_pod_has_gone() {
 #[test]
 fn what_a_pod_took_up_while_it_left_is_reported_until_the_pod_has_gone() {
     let mut facts = carrying(&["a"]);
-    let late = std::mem::take(&mut facts.state.handlers);
-    facts.state.draining = late;
+    let draining = std::mem::take(&mut facts.state.handlers);
+    facts.state.draining = draining;
     facts.config_files.root.text = Some(CONFIG.to_owned());
     facts.dump = Ok(CONFIG.to_owned());
     facts.served = Ok(served(&[]));
@@ -559,8 +559,8 @@ fn a_change_that_the_next_boot_takes_back_says_so(
 #[case::not_ready(Served { ready: false, ..served(&["a"]) }, false)]
 #[case::other_default(Served { default: "a".to_owned(), ..served(&["a"]) }, false)]
 #[case::other_runtime(served(&["a", "theirs"]), false)]
-fn only_what_was_declared_may_differ_after_a_restart(#[case] now: Served, #[case] proven: bool) {
+fn only_what_was_declared_may_differ_after_a_restart(#[case] now: Served, #[case] verified: bool) {
     let plan = decide(&node(), &goal(&["a"])).unwrap();
-    let result = prove(&served(&[]), &now, &plan.declared, &plan.managed);
-    assert_eq!(result.is_ok(), proven, "{result:?}");
+    let result = verify(&served(&[]), &now, &plan.declared, &plan.managed);
+    assert_eq!(result.is_ok(), verified, "{result:?}");
 }

@@ -64,9 +64,9 @@ impl HostPlan {
     }
 
     /// Takes in what pods took up while the plan was carried out: it stays, and is reported.
-    pub fn stays(&mut self, late: Vec<HandlerReport>) {
+    pub fn add_draining(&mut self, draining: Vec<HandlerReport>) {
         let is_kept = |path: &String| {
-            late.iter().any(|handler| {
+            draining.iter().any(|handler| {
                 let sha256 = handler.sha256.as_deref();
                 handler.path.as_ref() == Some(path)
                     || sha256.is_some_and(|sha256| path.ends_with(sha256))
@@ -74,7 +74,7 @@ impl HostPlan {
         };
         self.obsolete_files.retain(|path| !is_kept(path));
         self.legacy_cleanup.files.retain(|path| !is_kept(path));
-        self.handlers.extend(late);
+        self.handlers.extend(draining);
     }
 }
 
@@ -108,8 +108,8 @@ impl HandlerSet {
     /// Makes a legacy handler ours: moves it across.
     pub(crate) fn take_over(&mut self, handler: &str, owner: Owner) {
         if let Some(mut owned) = self.legacy.remove(handler) {
-            let former = std::mem::replace(&mut owned.owner, owner);
-            self.taken_over.insert(handler.to_owned(), former);
+            let previous_owner = std::mem::replace(&mut owned.owner, owner);
+            self.taken_over.insert(handler.to_owned(), previous_owner);
             self.before.insert(handler.to_owned(), owned);
         }
     }
@@ -237,7 +237,7 @@ pub enum Error {
 }
 
 /// Refusals that are told one by one. Any user can start processes of that name.
-const TOLD_REFUSALS: usize = 3;
+const SHOWN_REFUSALS: usize = 3;
 
 /// Why no process called containerd counts, or how to go on where there is none.
 pub(crate) fn not_counted(refused: &[Refusal]) -> String {
@@ -246,13 +246,13 @@ pub(crate) fn not_counted(refused: &[Refusal]) -> String {
     }
     let mut refused: Vec<&Refusal> = refused.iter().collect();
     // The processes of ordinary users come last: any number of them must not hide why the host's own containerd does not count.
-    refused.sort_by_key(|refusal| refusal.is_of_a_user());
-    let told = refused.iter().take(TOLD_REFUSALS);
-    let told: Vec<String> = told.map(ToString::to_string).collect();
-    let mut words = format!(": {}", told.join(": "));
-    let more = refused.len().saturating_sub(TOLD_REFUSALS);
+    refused.sort_by_key(|refusal| refusal.is_user_process());
+    let shown = refused.iter().take(SHOWN_REFUSALS);
+    let shown: Vec<String> = shown.map(ToString::to_string).collect();
+    let mut message = format!(": {}", shown.join(": "));
+    let more = refused.len().saturating_sub(SHOWN_REFUSALS);
     if more > 0 {
-        words = format!(" ({more} more are not told){words}");
+        message = format!(" ({more} more are not told){message}");
     }
-    words
+    message
 }

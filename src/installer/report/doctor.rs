@@ -9,7 +9,7 @@ use crate::containerd_config::{DeclaredHandler, Handler, runtimes_of_dump};
 use crate::handoff::printable;
 use crate::installer::distro::Restart;
 use crate::installer::inspect::{HostFacts, verified_digest};
-use crate::installer::plan::config_edit::{CurrentConfig, declarations, hands_options_over};
+use crate::installer::plan::config_edit::{CurrentConfig, declarations, passes_options};
 use crate::installer::plan::not_counted;
 use crate::installer::plan::preconditions::spares_pods;
 use crate::installer::plan::takeover;
@@ -82,7 +82,7 @@ const INSTALL_AGAIN: &str = "run `farrier install` again with the same shims";
 
 /// What shows of other runs on a host.
 #[derive(Debug, Default)]
-pub struct Traces {
+pub struct LeftoverFiles {
     /// Nothing of the host is expected to run.
     pub offline: bool,
     /// Another run is at work.
@@ -95,24 +95,24 @@ pub struct Traces {
 
 /// Judges a host.
 #[must_use]
-pub fn examine(facts: &HostFacts, traces: &Traces) -> Diagnosis {
+pub fn examine(facts: &HostFacts, leftover_files: &LeftoverFiles) -> Diagnosis {
     let state = &facts.state;
-    let late = state.draining.iter();
-    let late = late.filter(|(name, _)| !state.handlers.contains_key(*name));
-    let handlers: Vec<Installed> = late
+    let draining = state.draining.iter();
+    let draining = draining.filter(|(name, _)| !state.handlers.contains_key(*name));
+    let handlers: Vec<Installed> = draining
         .chain(&state.handlers)
         .map(|(name, owned)| installed(facts, name, owned))
         .collect();
     let mut findings = Findings::default();
-    if traces.locked {
+    if leftover_files.locked {
         findings.add(
             "another farrier is changing this host",
             "wait until it has ended, then look again: what it is about to change may count as a fault here",
         );
     } else {
-        findings.of_traces(facts, traces);
+        findings.of_leftover_files(facts, leftover_files);
     }
-    findings.of_host(facts, traces.offline);
+    findings.of_host(facts, leftover_files.offline);
     findings.of_handlers(facts, &handlers);
     for problem in config_drift(facts) {
         findings.add(&problem, INSTALL_AGAIN);
@@ -122,7 +122,7 @@ pub fn examine(facts: &HostFacts, traces: &Traces) -> Diagnosis {
     }
     Diagnosis {
         healthy: findings.0.is_empty(),
-        distro: Some(facts.distro.word.to_owned()),
+        distro: Some(facts.distro.id.to_owned()),
         containerd: facts.version.map(|version| version.to_string()),
         handlers,
         findings: findings.0,
@@ -131,7 +131,7 @@ pub fn examine(facts: &HostFacts, traces: &Traces) -> Diagnosis {
 
 /// The diagnosis of a host that can't be looked at.
 #[must_use]
-pub fn unseen(error: &impl std::fmt::Display) -> Diagnosis {
+pub fn failed_inspection(error: &impl std::fmt::Display) -> Diagnosis {
     let mut findings = Findings::default();
     findings.add_sentence(
         &error.to_string(),
@@ -164,14 +164,14 @@ impl Findings {
     }
 
     /// What a run that was killed has left.
-    fn of_traces(&mut self, facts: &HostFacts, traces: &Traces) {
-        if traces.journal {
+    fn of_leftover_files(&mut self, facts: &HostFacts, leftover_files: &LeftoverFiles) {
+        if leftover_files.journal {
             self.add(
                 "a change of this host was interrupted",
                 "run `farrier install` or `farrier uninstall` again: it undoes or finishes the change first",
             );
         }
-        for path in traces
+        for path in leftover_files
             .temporary_files
             .iter()
             .cloned()
@@ -190,9 +190,9 @@ impl Findings {
         if let Some(refusal) = facts.distro.refusal {
             return self.add_sentence(refusal, "see the documentation of that distribution");
         }
-        if let (Some(_), Err(words)) = (&facts.daemon, &facts.served) {
+        if let (Some(_), Err(reason)) = (&facts.daemon, &facts.served) {
             let remedy = format!("see `journalctl -u {unit}` on the node");
-            self.add(words, &remedy);
+            self.add(reason, &remedy);
         } else if facts.daemon.is_none() && !offline {
             let sentence = format!(
                 "no containerd runs on this host{}",
@@ -203,9 +203,9 @@ impl Findings {
         if let Some(obstacle) = &facts.obstacle {
             self.add_sentence(obstacle, "look at that path");
         }
-        if let (Some(_), Err(words)) = (&facts.program, &facts.dump) {
+        if let (Some(_), Err(reason)) = (&facts.program, &facts.dump) {
             self.add(
-                &format!("containerd does not load its present configuration: {words}"),
+                &format!("containerd does not load its present configuration: {reason}"),
                 "correct the file: containerd would not start with it",
             );
         }
@@ -256,8 +256,8 @@ impl Findings {
 /// Stored binaries that no handler of ours needs.
 fn unreferenced(facts: &HostFacts) -> impl Iterator<Item = String> {
     let needed = |sha256: &&String| {
-        let (declared, late) = (&facts.state.handlers, &facts.state.draining);
-        let mut handlers = declared.values().chain(late.values());
+        let (declared, draining) = (&facts.state.handlers, &facts.state.draining);
+        let mut handlers = declared.values().chain(draining.values());
         handlers.any(|owned| owned.sha256() == Some(*sha256))
     };
     let stored = facts.stored.iter().chain(&facts.damaged);
@@ -295,7 +295,7 @@ fn config_drift(facts: &HostFacts) -> Vec<String> {
             None => (!text.contains(&handler.runtime_type)).then(lost),
             Some((_, dumped)) => match dumped.get(name) {
                 Some(now) if now.runtime_type == handler.runtime_type => {
-                    let keys = if hands_options_over(facts) {
+                    let keys = if passes_options(facts) {
                         other_options(&handler, now)
                     } else {
                         Vec::new()
@@ -358,7 +358,7 @@ mod tests {
     use crate::installer::plan::tests::{carrying, node};
 
     fn problems(facts: &HostFacts) -> Vec<String> {
-        let findings = examine(facts, &Traces::default()).findings;
+        let findings = examine(facts, &LeftoverFiles::default()).findings;
         assert!(findings.iter().all(|finding| !finding.remedy.is_empty()));
         findings
             .into_iter()
@@ -370,7 +370,7 @@ mod tests {
     fn a_node_that_is_well_is_healthy_with_farrier_or_without() {
         for facts in [node(), carrying(&["a", "b"])] {
             assert_eq!(problems(&facts), [""; 0]);
-            assert!(examine(&facts, &Traces::default()).healthy);
+            assert!(examine(&facts, &LeftoverFiles::default()).healthy);
         }
     }
 
@@ -390,26 +390,26 @@ mod tests {
         facts.served.as_mut().unwrap().handlers.remove("a");
     }, "handler a is installed and not served")]
     #[case::idle(|facts: &mut HostFacts| {
-        let late = facts.state.handlers["a"].clone();
-        facts.state.draining.insert("c".to_owned(), late);
+        let draining = facts.state.handlers["a"].clone();
+        facts.state.draining.insert("c".to_owned(), draining);
     }, "handler c, which was taken away")]
-    fn what_is_wrong_is_named_once(#[case] spoil: impl Fn(&mut HostFacts), #[case] words: &str) {
+    fn what_is_wrong_is_named_once(#[case] spoil: impl Fn(&mut HostFacts), #[case] reason: &str) {
         let mut facts = carrying(&["a"]);
         spoil(&mut facts);
         let problems = problems(&facts);
         let [problem] = problems.as_slice() else {
             panic!("{problems:?}");
         };
-        assert!(problem.contains(words), "{problem}");
+        assert!(problem.contains(reason), "{problem}");
     }
 
     #[test]
     fn what_pods_took_up_late_is_leaving_and_no_fault() {
         let mut facts = carrying(&["a", "b"]);
-        let late = facts.state.handlers.remove("a").unwrap();
-        facts.state.draining.insert("a".to_owned(), late);
+        let draining = facts.state.handlers.remove("a").unwrap();
+        facts.state.draining.insert("a".to_owned(), draining);
         facts.in_use.insert("a".to_owned(), 1);
-        let diagnosis = examine(&facts, &Traces::default());
+        let diagnosis = examine(&facts, &LeftoverFiles::default());
         assert!(diagnosis.healthy, "{diagnosis:?}");
         let conditions: Vec<Condition> = diagnosis.handlers.iter().map(|it| it.condition).collect();
         assert_eq!(conditions, [Condition::Leaving, Condition::Served]);

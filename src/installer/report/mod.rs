@@ -31,7 +31,7 @@ pub(crate) fn sanitize(mut report: ProvisionReport) -> ProvisionReport {
 /// Fills in what is known of the host.
 pub(crate) fn add_host_info(report: &mut ProvisionReport, facts: &HostFacts) {
     report.containerd = facts.version.map(|version| version.to_string());
-    report.distro = Some(facts.distro.word.to_owned());
+    report.distro = Some(facts.distro.id.to_owned());
     report.machine_id.clone_from(&facts.machine_id);
     report.boot_id.clone_from(&facts.boot_id);
 }
@@ -166,8 +166,8 @@ pub(crate) fn report_failure(report: ProvisionReport, failure: Failure) -> Provi
             tally,
         } => {
             let mut report = failed(report, &cause);
-            let words = failures.join(", and ");
-            report.reason = Some(format!("{cause}, and undoing it failed: {words}"));
+            let message = failures.join(", and ");
+            report.reason = Some(format!("{cause}, and undoing it failed: {message}"));
             report.remedy =
                 Some("log in to the node and repair containerd, then run farrier again".to_owned());
             report.result = Outcome::Broken;

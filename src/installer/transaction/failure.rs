@@ -35,7 +35,7 @@ pub enum Error {
     #[error(
         "containerd refuses the changed configuration: {0}; run with --dry-run to see the change"
     )]
-    Candidate(String),
+    ConfigRefused(String),
     /// Binaries that do not run on the host, by SHA-256, each with a sentence.
     #[error("{}", .0.values().next().map_or("", String::as_str))]
     Unusable(BTreeMap<String, String>),

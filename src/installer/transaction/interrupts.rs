@@ -15,7 +15,7 @@ use super::failure::Error;
 #[derive(Debug, Default)]
 pub struct Interrupts {
     signals: Mutex<Vec<(&'static str, Signal)>>,
-    came: OnceLock<&'static str>,
+    received: OnceLock<&'static str>,
 }
 
 impl Interrupts {
@@ -31,39 +31,39 @@ impl Interrupts {
         ];
         Ok(Self {
             signals: Mutex::new(signals),
-            came: OnceLock::new(),
+            received: OnceLock::new(),
         })
     }
 
     fn poll(&self, context: &mut Context<'_>) -> Poll<&'static str> {
-        if let Some(name) = self.came.get() {
+        if let Some(name) = self.received.get() {
             return Poll::Ready(name);
         }
         let mut signals = self.signals.lock().unwrap_or_else(PoisonError::into_inner);
         for (name, signal) in signals.iter_mut() {
             if signal.poll_recv(context).is_ready() {
-                return Poll::Ready(self.came.get_or_init(|| name));
+                return Poll::Ready(self.received.get_or_init(|| name));
             }
         }
         Poll::Pending
     }
 
     /// The name of the signal that came, as soon as one has.
-    pub async fn came(&self) -> &'static str {
+    pub async fn received(&self) -> &'static str {
         poll_fn(|context| self.poll(context)).await
     }
 
     /// The name of the signal that has come by now.
-    pub(crate) async fn come(&self) -> Option<&'static str> {
+    pub(crate) async fn try_received(&self) -> Option<&'static str> {
         // The runtime looks for signals when its task waits, and the steps of a change don't.
         tokio::task::yield_now().await;
-        self.came().now_or_never()
+        self.received().now_or_never()
     }
 
     /// # Errors
     /// [`Error::Signal`] where one has come.
     pub(crate) async fn check(&self) -> Result<(), Error> {
-        self.come()
+        self.try_received()
             .await
             .map_or(Ok(()), |name| Err(Error::Signal { name }))
     }
@@ -72,7 +72,7 @@ impl Interrupts {
     ///
     /// # Errors
     /// [`Error::Signal`] where a signal comes first.
-    pub(crate) fn cut_off<T>(
+    pub(crate) fn run_unless_interrupted<T>(
         &self,
         work: impl Future<Output = T>,
     ) -> impl Future<Output = Result<T, Error>> {
@@ -81,7 +81,7 @@ impl Interrupts {
         async move {
             tokio::select! {
                 biased;
-                name = self.came() => Err(Error::Signal { name }),
+                name = self.received() => Err(Error::Signal { name }),
                 done = work => Ok(done),
             }
         }

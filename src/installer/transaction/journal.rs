@@ -164,7 +164,7 @@ pub enum Undo {
 
 /// What undoing could not put back by itself.
 #[derive(Debug, Default)]
-pub struct Undone {
+pub struct UndoResult {
     /// A configuration file is not what was written: somebody changed it since, and our tables must be cut out of its text.
     pub config_changed: bool,
     /// Steps that failed, each as a sentence.
@@ -175,7 +175,7 @@ impl Journal {
     /// What is restarted, and how.
     #[must_use]
     pub fn service(&self) -> Service {
-        let row = distro::named(&self.distro);
+        let spec = distro::named(&self.distro);
         let mut configs = self.undo.iter().filter_map(|step| match step {
             Undo::Config { path, .. } => Some(path),
             Undo::Symlink { .. }
@@ -184,10 +184,10 @@ impl Journal {
             | Undo::Directory { .. }
             | Undo::Replaced { .. } => None,
         });
-        let restart_triggered_by_write = configs.any(|path| row.is_watched(&self.root, path));
+        let restart_triggered_by_write = configs.any(|path| spec.is_watched(&self.root, path));
         Service {
             restart_triggered_by_write,
-            ..Service::of(row, &self.unit)
+            ..Service::of(spec, &self.unit)
         }
     }
 
@@ -196,7 +196,7 @@ impl Journal {
     pub fn service_to_undo(&self, host: &HostRoot) -> Service {
         let service = self.service();
         let restart_triggered_by_write =
-            service.restart_triggered_by_write && !self.is_put_back(host);
+            service.restart_triggered_by_write && !self.has_original_config(host);
         Service {
             restart_triggered_by_write,
             ..service
@@ -205,7 +205,7 @@ impl Journal {
 
     /// Whether the configuration is what it was before the change.
     #[must_use]
-    pub fn is_put_back(&self, host: &HostRoot) -> bool {
+    pub fn has_original_config(&self, host: &HostRoot) -> bool {
         self.has_config(host, |before, _| text_digest(before))
     }
 
@@ -272,7 +272,7 @@ impl Journal {
 
     /// Whether the configuration is still what the change wrote.
     #[must_use]
-    pub fn stands(&self, host: &HostRoot) -> bool {
+    pub fn has_written_config(&self, host: &HostRoot) -> bool {
         self.has_config(host, |_, wrote| wrote.map(str::to_owned))
     }
 
@@ -345,8 +345,8 @@ impl Journal {
 
     /// Undoes everything, as far as it goes. The journal stays: it goes when containerd is known to be well.
     #[must_use]
-    pub fn undo(&self, host: &HostRoot) -> Undone {
-        let mut undone = Undone::default();
+    pub fn undo(&self, host: &HostRoot) -> UndoResult {
+        let mut undone = UndoResult::default();
         for step in self.undo.iter().rev() {
             if let Err(error) = step.undo(host, &mut undone) {
                 undone.failures.push(error.to_string());
@@ -374,7 +374,7 @@ impl Undo {
         }
     }
 
-    fn undo(&self, host: &HostRoot, undone: &mut Undone) -> host::Result<()> {
+    fn undo(&self, host: &HostRoot, undone: &mut UndoResult) -> host::Result<()> {
         if let Self::Replaced { path } = self {
             host.restore_replaced(path)?;
         }
@@ -538,6 +538,6 @@ mod tests {
             std::fs::write(path, "before").unwrap();
         }
         assert!(!journal.service_to_undo(&host).restart_triggered_by_write);
-        assert!(journal.is_put_back(&host));
+        assert!(journal.has_original_config(&host));
     }
 }

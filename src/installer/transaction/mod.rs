@@ -45,7 +45,7 @@ pub struct Done {
     /// The restarts of containerd.
     pub tally: Restarts,
     /// What stays because pods took it up meanwhile.
-    pub late: Vec<HandlerReport>,
+    pub draining: Vec<HandlerReport>,
 }
 
 /// Carries out `plan`; `sources` says where the binaries are, by SHA-256. A signal that comes before the restart has the change undone, and
@@ -156,7 +156,7 @@ fn journal(host: &HostRoot, facts: &HostFacts, plan: &HostPlan) -> Result<Journa
             .collect(),
         root: root.clone(),
         unit: facts.unit(),
-        distro: facts.distro.word.to_owned(),
+        distro: facts.distro.id.to_owned(),
         socket: facts.socket(),
         directory: facts.install_paths.directory.clone(),
         restarting: false,
@@ -193,14 +193,17 @@ async fn act(
         store(host, &path, sha256, sources.get(sha256))?;
     }
     // Before anything refers to them: what does not run is never linked or declared.
-    let untried = untested_binaries(facts, plan);
-    let refused = smoke_test::refused(host, &untried, facts.daemon.is_none());
-    let refused = interrupts.cut_off(refused).await?;
+    let untested = untested_binaries(facts, plan);
+    let refused = smoke_test::refused(host, &untested, facts.daemon.is_none());
+    let refused = interrupts.run_unless_interrupted(refused).await?;
     if !refused.is_empty() {
         return Err(Error::Unusable(refused));
     }
-    let judged = validate_config::judge(host, facts, plan);
-    interrupts.cut_off(judged).await.flatten()?;
+    let validated = validate_config::validate(host, facts, plan);
+    interrupts
+        .run_unless_interrupted(validated)
+        .await
+        .flatten()?;
     let daemon = facts.daemon.as_ref();
     if plan.restart {
         // Before the configuration: where that is watched, the restart begins with it.
@@ -228,7 +231,7 @@ async fn act(
         let mut served = restart_and_count(host, &service, socket, daemon, tally).await?;
         if service.restart == Restart::Watched
             && service.restart_triggered_by_write
-            && proven(host, plan, journal, &served).is_err()
+            && verify_served(host, plan, journal, &served).is_err()
         {
             // It was about to be restarted for another reason when the file came, and will be once more.
             let now = find_daemon(host)?;
@@ -237,17 +240,17 @@ async fn act(
                 served = again;
             }
         }
-        proven(host, plan, journal, &served)?;
+        verify_served(host, plan, journal, &served)?;
     }
     let in_use = InUse::ask(host, &journal.socket, facts.daemon.is_none()).await;
-    let late = retain_in_use(host, journal, &in_use)?;
+    let draining = retain_in_use(host, journal, &in_use)?;
     commit(host, journal)?;
     let tally = progress.tally;
-    Ok((Done { tally, late }, in_use))
+    Ok((Done { tally, draining }, in_use))
 }
 
 /// Whether a containerd that serves `served` has loaded the change.
-fn proven(
+fn verify_served(
     host: &HostRoot,
     plan: &HostPlan,
     journal: &Journal,
@@ -256,8 +259,8 @@ fn proven(
     validate_config::is_rendered(host, plan)?;
     match &journal.expected {
         Some(expected) => {
-            let proven = expected.prove_change(served);
-            Ok(proven.map_err(restart::Error::Unproven)?)
+            let verified = expected.verify_change(served);
+            Ok(verified.map_err(restart::Error::NotVerified)?)
         }
         None => Ok(()),
     }
@@ -297,7 +300,7 @@ fn store(host: &HostRoot, path: &str, sha256: &str, source: Option<&Source>) -> 
 fn copy(host: &HostRoot, path: &str, sha256: &str, source: Option<&Source>) -> Result<(), Error> {
     let mut out = host.create_new(path, 0o755)?;
     let digest = match source {
-        Some(Source::HandedOver(path)) => handoff_dir::copy_binary(path, &mut out)?,
+        Some(Source::HandoffDir(path)) => handoff_dir::copy_binary(path, &mut out)?,
         Some(Source::Host { path, shim, binary }) => {
             let file = host
                 .open_file(path)?

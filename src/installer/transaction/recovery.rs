@@ -8,7 +8,7 @@ use super::cleanup::{InUse, commit, finish, retain_in_use};
 use super::failure::{Error, Failure, Restarts};
 use super::journal::Journal;
 use super::rollback::{
-    already_restored, discard_journal, prove_undone, restart_on_restored_config, undo,
+    already_restored, discard_journal, restart_on_restored_config, undo, verify_undone,
 };
 use crate::containerd_config::contains_handlers;
 use crate::installer::containerd::cri::{self, Served};
@@ -110,7 +110,7 @@ fn running(host: &HostRoot, offline: bool) -> Result<Option<Daemon>, Error> {
         mut refused,
         ..
     } = daemon::find(host)?;
-    refused.retain(|refusal| !refusal.is_of_a_user());
+    refused.retain(|refusal| !refusal.is_user_process());
     if daemon.is_none() && !refused.is_empty() {
         return Err(plan::Error::NoDaemon { refused }.into());
     }
@@ -127,11 +127,11 @@ async fn is_live(host: &HostRoot, journal: &Journal, running: &Daemon) -> bool {
     if !journal.restarting || journal.undone || !is_another {
         return false;
     }
-    if !journal.can_be_finished() || !journal.stands(host) {
+    if !journal.can_be_finished() || !journal.has_written_config(host) {
         return false;
     }
     match cri::served(host, &journal.socket).await {
-        Ok(served) if expected.prove_change(&served).is_ok() => {}
+        Ok(served) if expected.verify_change(&served).is_ok() => {}
         Ok(_) | Err(_) => return false,
     }
     let declared = expected.declared();
@@ -157,8 +157,8 @@ async fn roll_back_interrupted(
     let mut served = None;
     if asked {
         served = match already_restored(host, journal).await {
-            None => untouched(host, journal).await,
-            settled => settled,
+            None => already_undone(host, journal).await,
+            restored => restored,
         };
         if served.is_none() {
             let allowed = check_restart(host, &service, allow_pod_restarts).await;
@@ -181,7 +181,7 @@ async fn roll_back_interrupted(
         failures.push(error.to_string());
     }
     // Said once: everything is in its place, and what a person has changed since is no reason to refuse for ever.
-    let differs = served.and_then(|served| prove_undone(journal, &served).err());
+    let differs = served.and_then(|served| verify_undone(journal, &served).err());
     failures.extend(differs);
     if failures.is_empty() {
         return Ok(tally);
@@ -195,10 +195,10 @@ async fn roll_back_interrupted(
 
 /// What containerd serves, where that and its configuration are what they were before the change: whoever was killed before the
 /// configuration was written, or once it was put back, asked for a restart that is not needed.
-async fn untouched(host: &HostRoot, journal: &Journal) -> Option<Served> {
+async fn already_undone(host: &HostRoot, journal: &Journal) -> Option<Served> {
     let before = journal.expected.as_ref()?.before();
     let served = cri::served(host, &journal.socket).await.ok()?;
-    Some(served).filter(|served| *served == before && journal.is_put_back(host))
+    Some(served).filter(|served| *served == before && journal.has_original_config(host))
 }
 
 /// Whether containerd may and can be restarted to serve what is put back.

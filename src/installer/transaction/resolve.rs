@@ -19,7 +19,7 @@ use crate::installer::state::Binary;
 #[derive(Debug)]
 pub enum Source {
     /// A binary in the hand-off directory.
-    HandedOver(PathBuf),
+    HandoffDir(PathBuf),
     /// An artifact on the host.
     Host {
         /// Absolute path on the host.
@@ -160,7 +160,7 @@ fn artifact(
 fn read_binary(shim: &ShimRequest, directory: Option<&Path>) -> Result<(String, Source), Error> {
     let directory = directory.ok_or(fetch::Error::Missing)?;
     let (path, sha256) = handoff_dir::read_binary(shim, directory)?;
-    Ok((sha256, Source::HandedOver(path)))
+    Ok((sha256, Source::HandoffDir(path)))
 }
 
 /// That a binary which is expected on this host does not stand there.
@@ -189,16 +189,16 @@ fn present(facts: &HostFacts, shim: &ShimRequest) -> Option<String> {
 /// Whether this is the binary of `handler` and stands on this host, so that the handler can have it without another copy.
 fn is_placed(facts: &HostFacts, handler: &str, sha256: &str) -> bool {
     let path = path_of(facts, handler);
-    let stands = verified_digest(facts, &path) == Some(sha256);
+    let is_in_place = verified_digest(facts, &path) == Some(sha256);
     if facts.stored.contains(sha256) {
         // The link to it is made again where it is lost.
         let owned = facts.state.handlers.get(handler);
-        return stands
+        return is_in_place
             || owned.is_some_and(|owned| owned.sha256().is_some_and(|owned| owned == sha256));
     }
     // What was taken over as it is stays where its predecessor put it, unless that is a link to who knows where.
     let taken_over = facts.legacy.binaries.get(&path);
-    stands && taken_over.is_some_and(|legacy_binary| !legacy_binary.is_symlink)
+    is_in_place && taken_over.is_some_and(|legacy_binary| !legacy_binary.is_symlink)
 }
 
 /// The same, if its digest was pinned.

@@ -13,7 +13,7 @@ use crate::installer::containerd::restart::{self, restart};
 use crate::installer::containerd::service::Service;
 use crate::installer::host::{HostRoot, text_digest};
 use crate::installer::inspect::gather;
-use crate::installer::plan::cut;
+use crate::installer::plan::remove_declarations;
 use crate::installer::state::{JOURNAL_FILE, STATE_FILE};
 
 /// Restarts containerd and counts it; `before` is the process that must be gone by then.
@@ -61,10 +61,10 @@ pub(crate) async fn roll_back(
                     .await
             }
         };
-        let proven = restored
+        let verified = restored
             .map_err(|error| error.to_string())
-            .and_then(|served| prove_undone(journal, &served));
-        failures.extend(proven.err());
+            .and_then(|served| verify_undone(journal, &served));
+        failures.extend(verified.err());
     }
     if failures.is_empty()
         && let Err(error) = discard_journal(host, journal)
@@ -88,9 +88,9 @@ pub(crate) async fn roll_back(
 ///
 /// # Errors
 /// Says in one sentence what differs.
-pub(crate) fn prove_undone(journal: &Journal, served: &Served) -> Result<(), String> {
+pub(crate) fn verify_undone(journal: &Journal, served: &Served) -> Result<(), String> {
     match &journal.expected {
-        Some(expected) => expected.prove_undone(served),
+        Some(expected) => expected.verify_undone(served),
         None => Ok(()),
     }
 }
@@ -101,7 +101,7 @@ pub(crate) async fn undo(host: &HostRoot, journal: &Journal) -> Vec<String> {
     let mut failures = undone.failures;
     if undone.config_changed {
         let result = match gather(host, Some(&journal.root), true).await {
-            Ok(facts) => cut(&facts, &journal.declares).map_err(Error::from),
+            Ok(facts) => remove_declarations(&facts, &journal.declares).map_err(Error::from),
             Err(error) => Err(Error::from(error)),
         };
         let written = result.and_then(|changes| {
@@ -167,14 +167,14 @@ mod tests {
 
     fn causes() -> [Error; 3] {
         // What a rendering is found to be after a restart is the first of them, too.
-        let unseen = containerd_config::Error::HandlerNotVisible {
+        let not_visible = containerd_config::Error::HandlerNotVisible {
             handler: "a".to_owned(),
         };
-        let unproven = restart::Error::Unproven("it differs".to_owned());
+        let not_verified = restart::Error::NotVerified("it differs".to_owned());
         [
-            Error::Config(unseen),
-            Error::Candidate("no".to_owned()),
-            Error::Restart(unproven),
+            Error::Config(not_visible),
+            Error::ConfigRefused("no".to_owned()),
+            Error::Restart(not_verified),
         ]
     }
 

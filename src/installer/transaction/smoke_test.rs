@@ -21,8 +21,8 @@ pub(crate) async fn refused(
     paths: &BTreeMap<String, String>,
     offline: bool,
 ) -> BTreeMap<String, String> {
-    let trials = paths.iter().map(async |(sha256, path)| {
-        let words = match runs(host, path, LIMIT).await {
+    let checks = paths.iter().map(async |(sha256, path)| {
+        let message = match check_runs(host, path, LIMIT).await {
             Ok(()) => return None,
             Err(Error::Start { .. }) if offline => return None,
             Err(Error::TooLong { .. }) => format!(
@@ -31,21 +31,21 @@ pub(crate) async fn refused(
             Err(Error::Start { source, .. }) => {
                 format!("its binary can't be started on this host: {source}; {REMEDY}")
             }
-            Err(Error::Failed { words, .. }) => {
-                format!("its binary does not run on this host: {words}; {REMEDY}")
+            Err(Error::Failed { message, .. }) => {
+                format!("its binary does not run on this host: {message}; {REMEDY}")
             }
             Err(error @ (Error::TooMuch { .. } | Error::NotTrusted { .. })) => format!("{error}; {REMEDY}"),
         };
-        Some((sha256.clone(), words))
+        Some((sha256.clone(), message))
     });
-    join_all(trials).await.into_iter().flatten().collect()
+    join_all(checks).await.into_iter().flatten().collect()
 }
 
 const REMEDY: &str =
     "name a build for the libraries of this host, and see that its folder is not mounted noexec";
 
 /// Whether the shim at `path` answers one of the two questions that shims know, and does not hang on the one that containerd asks.
-async fn runs(host: &HostRoot, path: &str, limit: Duration) -> Result<(), Error> {
+async fn check_runs(host: &HostRoot, path: &str, limit: Duration) -> Result<(), Error> {
     match exec::run_own(host, path, &["-info"], limit).await {
         Ok(_) => return Ok(()),
         Err(error @ (Error::TooLong { .. } | Error::Start { .. })) => return Err(error),
@@ -65,14 +65,14 @@ mod tests {
     use super::*;
 
     /// Tries a shim that is this script.
-    async fn tried(script: &str, limit: Duration) -> Result<(), Error> {
+    async fn check(script: &str, limit: Duration) -> Result<(), Error> {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("shim");
         std::fs::write(&path, script).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
         let host = HostRoot::open(Path::new("/")).unwrap();
         loop {
-            let result = runs(&host, path.to_str().unwrap(), limit).await;
+            let result = check_runs(&host, path.to_str().unwrap(), limit).await;
             // A test beside this one may have been between fork and exec while the script was open for writing.
             match result {
                 Err(Error::Start { source, .. })
@@ -94,14 +94,14 @@ mod tests {
         #[case] script: &str,
         #[case] usable: bool,
     ) {
-        let result = tried(script, Duration::from_secs(20)).await;
+        let result = check(script, Duration::from_secs(20)).await;
         assert_eq!(result.is_ok(), usable, "{result:?}");
     }
 
     #[tokio::test]
     async fn a_shim_that_hangs_on_what_containerd_asks_is_not_used_whatever_else_it_answers() {
         let script = "#!/bin/sh\n[ \"$1\" = -v ] || exec sleep 60\n";
-        let result = tried(script, Duration::from_millis(200)).await;
+        let result = check(script, Duration::from_millis(200)).await;
         assert!(matches!(result, Err(Error::TooLong { .. })), "{result:?}");
     }
 
@@ -109,7 +109,7 @@ mod tests {
     async fn a_missing_library_is_told_in_the_loader_s_words() {
         let script =
             "#!/bin/sh\necho 'libwasmedge.so.0: cannot open shared object file' >&2\nexit 127\n";
-        let error = tried(script, Duration::from_secs(20)).await.unwrap_err();
+        let error = check(script, Duration::from_secs(20)).await.unwrap_err();
         assert!(error.to_string().contains("libwasmedge.so.0"), "{error}");
     }
 }

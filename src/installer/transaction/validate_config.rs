@@ -45,8 +45,8 @@ fn import_path(root: &str, at: usize) -> String {
 /// Asks the host's own containerd what it makes of the configuration before it goes live.
 ///
 /// # Errors
-/// [`Error::Candidate`] in containerd's words, or [`Error::Config`] where more would change than should.
-pub(crate) async fn judge(
+/// [`Error::ConfigRefused`] in containerd's words, or [`Error::Config`] where more would change than should.
+pub(crate) async fn validate(
     host: &HostRoot,
     facts: &HostFacts,
     plan: &HostPlan,
@@ -88,7 +88,7 @@ pub(crate) async fn judge(
     for path in paths(root, plan.config.len()) {
         host.remove_file(&path)?;
     }
-    let dump = dump.map_err(|error| Error::Candidate(facts.without_secrets(&error)))?;
+    let dump = dump.map_err(|error| Error::ConfigRefused(facts.without_secrets(&error)))?;
     containerd_config::compare_dumps(before, &dump, &plan.managed)?;
     containerd_config::contains_handlers(&dump, &plan.declared)?;
     Ok(())
@@ -117,7 +117,7 @@ pub(crate) fn is_rendered(host: &HostRoot, plan: &HostPlan) -> Result<(), Error>
         found.is_none_or(|found| found.runtime_type != handler.runtime_type)
     });
     match missing {
-        Some(handler) => Err(restart::Error::Unproven(format!(
+        Some(handler) => Err(restart::Error::NotVerified(format!(
             "{} was rendered without handler {}",
             rendered.placement.path, handler.name
         ))

@@ -105,7 +105,7 @@ fn claim(cache: &Cache, spec: &Spec, parts: &Parts, progress: &Progress) -> Resu
     let index = names::free_index(|index| {
         others.contains(&index)
             || network::path(&names::control_plane_netns(index)).exists()
-            || !network::host_links(index).is_empty()
+            || !network::host_interfaces(index).is_empty()
     })
     .context("200 clusters are up on this machine: take one down")?;
     let directory = directory(cache, &spec.name);

@@ -25,7 +25,7 @@ pub fn prefix(index: u8) -> String {
 
 /// The one link of the cluster that stands in this machine's own network namespace.
 #[must_use]
-pub fn host_link(index: u8) -> String {
+pub fn host_interface(index: u8) -> String {
     format!("fr{index}")
 }
 

@@ -45,18 +45,18 @@ pub fn create_namespace(netns: &str) -> Result<()> {
 /// When the kernel refuses.
 pub fn connect_control_plane(index: u8) -> Result<()> {
     let netns = names::control_plane_netns(index);
-    let link = names::host_link(index);
+    let interface = names::host_interface(index);
     add_bridge(&netns, "br0")?;
     ip(&format!("-n {netns} link set br0 up"))?;
     let address = names::control_plane_ip(index);
     ip(&format!("-n {netns} addr add {address}/24 dev br0"))?;
     ip(&format!(
-        "link add {link} type veth peer name host netns {netns}"
+        "link add {interface} type veth peer name host netns {netns}"
     ))?;
     ip(&format!("-n {netns} link set host master br0 up"))?;
     let address = names::host_ip(index);
-    ip(&format!("addr add {address}/24 dev {link}"))?;
-    ip(&format!("link set {link} up"))?;
+    ip(&format!("addr add {address}/24 dev {interface}"))?;
+    ip(&format!("link set {interface} up"))?;
     // Nodes reach each other's pods through here.
     process::run(
         inside(&netns, Path::new("sh")).args(["-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"]),
@@ -125,11 +125,11 @@ pub fn processes(netns: &str) -> Result<Vec<i32>> {
 
 /// The links of the cluster in this machine's own namespace.
 #[must_use]
-pub fn host_links(index: u8) -> Vec<String> {
-    let link = names::host_link(index);
-    let path = Path::new("/sys/class/net").join(&link);
+pub fn host_interfaces(index: u8) -> Vec<String> {
+    let interface = names::host_interface(index);
+    let path = Path::new("/sys/class/net").join(&interface);
     if path.exists() {
-        vec![link]
+        vec![interface]
     } else {
         Vec::new()
     }
@@ -140,8 +140,8 @@ pub fn host_links(index: u8) -> Vec<String> {
 /// # Errors
 /// When one can't be removed.
 pub fn remove(index: u8) -> Result<()> {
-    for link in host_links(index) {
-        ip(&format!("link delete {link}"))?;
+    for interface in host_interfaces(index) {
+        ip(&format!("link delete {interface}"))?;
     }
     let prefix = names::prefix(index);
     for netns in namespaces() {

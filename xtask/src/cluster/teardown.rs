@@ -51,9 +51,9 @@ pub fn leftovers(index: u8, directory: &Path) -> Vec<String> {
         }
     }
     left.extend(
-        network::host_links(index)
+        network::host_interfaces(index)
             .into_iter()
-            .map(|link| format!("link {link}")),
+            .map(|interface| format!("link {interface}")),
     );
     if let Ok(layout) = Layout::here() {
         for cgroup in layout.with_prefix(&prefix) {

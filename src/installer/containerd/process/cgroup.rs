@@ -66,7 +66,7 @@ pub(crate) fn cgroup_owner(
             Relative::Own => continue,
             Relative::Below(names) | Relative::Outside(names) => names,
         };
-        if let Some(part) = names.iter().find(|name| is_no_service_s(name)) {
+        if let Some(part) = names.iter().find(|name| is_session_or_container(name)) {
             return Err(Reason::Below {
                 cgroup: (*path).to_owned(),
                 part: (*part).to_owned(),
@@ -87,7 +87,7 @@ pub(crate) fn cgroup_owner(
     }
     if managers.openrc
         && let Some(service) = own.iter().find_map(openrc_service)
-        && all_of(&|names| is_openrc_s(names, service))
+        && all_of(&|names| is_cgroup_of_openrc_service(names, service))
     {
         return Ok(CgroupOwner::OpenRc(service.to_owned()));
     }
@@ -104,7 +104,7 @@ pub(crate) fn cgroup_owner(
 
 /// Sessions, virtual machines and containers, by the names that systemd and the kubelet give their cgroups
 /// (systemd.special(7); kubelet, `pkg/kubelet/cm`: below a root of its own as in `kubelet-kubepods.slice`).
-fn is_no_service_s(name: &str) -> bool {
+fn is_session_or_container(name: &str) -> bool {
     let is_scope = name.strip_suffix(".scope").is_some();
     is_scope
         || matches!(name, "user.slice" | "machine.slice")
@@ -172,7 +172,7 @@ fn openrc_service<'a>((name, _, cgroup): &(&str, &'a str, Relative<'a>)) -> Opti
 }
 
 /// Whether that is the cgroup of the service in any tree, whatever it limits there.
-fn is_openrc_s(names: &[&str], service: &str) -> bool {
+fn is_cgroup_of_openrc_service(names: &[&str], service: &str) -> bool {
     let [name] = names else {
         return false;
     };

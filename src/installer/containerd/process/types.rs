@@ -102,7 +102,7 @@ pub(crate) struct Seen {
 impl Refusal {
     /// Whether an ordinary user may have started the process. Nothing may depend on whether there is such a process.
     #[must_use]
-    pub fn is_of_a_user(&self) -> bool {
+    pub fn is_user_process(&self) -> bool {
         match self.reason {
             Reason::Rootless { .. } | Reason::Below { .. } | Reason::Privileged => true,
             Reason::NoService { .. }

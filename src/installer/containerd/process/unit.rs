@@ -14,13 +14,13 @@ pub(crate) fn is_main_process(
     seen: &Seen,
     unit: &str,
 ) -> Result<(), Reason> {
-    let lacking = |why: String| Err(Reason::Mounts { why });
+    let refuse = |why: String| Err(Reason::Mounts { why });
     let path = unit_file(host, unit);
     let Some(path) = path else {
-        return lacking(format!("no unit file of {unit} is on the host"));
+        return refuse(format!("no unit file of {unit} is on the host"));
     };
     if let Err(error) = host.check_owner(&path) {
-        return lacking(format!("its unit file is not root's: {error}"));
+        return refuse(format!("its unit file is not root's: {error}"));
     }
     if is_started_by_systemd(host, init, seen, unit) {
         return Ok(());
@@ -30,7 +30,7 @@ pub(crate) fn is_main_process(
     });
     match parent {
         Some(parent) if is_started_by_systemd(host, init, &parent, unit) => Ok(()),
-        _ => lacking(format!(
+        _ => refuse(format!(
             "it is neither the main process of {unit} nor a child of that"
         )),
     }

@@ -42,7 +42,7 @@ pub(crate) enum Source {
 }
 
 impl ExecContext {
-    pub(crate) fn word(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Root => "root",
             Self::Host => "host",
@@ -53,7 +53,7 @@ impl ExecContext {
 impl Source {
     const ALL: [Self; 3] = [Self::Path, Self::Descriptor, Self::Script];
 
-    pub(crate) fn word(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Path => "path",
             Self::Descriptor => "descriptor",
@@ -68,9 +68,9 @@ impl Source {
 pub fn child_main(arguments: Vec<OsString>) -> i32 {
     match become_program(arguments) {
         Ok(never) => match never {},
-        Err((status, words)) => {
+        Err((status, message)) => {
             // The parent reads standard error; there is nothing to do about a parent that is gone.
-            let _ = std::io::Write::write_all(&mut std::io::stderr(), words.as_bytes());
+            let _ = std::io::Write::write_all(&mut std::io::stderr(), message.as_bytes());
             status
         }
     }
@@ -78,13 +78,13 @@ pub fn child_main(arguments: Vec<OsString>) -> i32 {
 
 fn become_program(arguments: Vec<OsString>) -> Result<Infallible, (i32, String)> {
     let mut arguments = arguments.into_iter();
-    let failed = |words: String| (CHILD_FAILED, words);
+    let failed = |message: String| (CHILD_FAILED, message);
     let absent = |what: &str| failed(format!("no {what} was named"));
     let context = arguments.next().ok_or_else(|| absent("place"))?;
     let source = arguments.next().ok_or_else(|| absent("source"))?;
     let source = Source::ALL
         .into_iter()
-        .find(|known| source == known.word())
+        .find(|known| source == known.name())
         .ok_or_else(|| absent("known source"))?;
     let root = arguments.next().ok_or_else(|| absent("root"))?;
     let root = Path::new(&root);
@@ -97,7 +97,7 @@ fn become_program(arguments: Vec<OsString>) -> Result<Infallible, (i32, String)>
         Source::Descriptor => Some(take_stdin().map_err(|error| failed(error.to_string()))?),
         Source::Path | Source::Script => None,
     };
-    if context == ExecContext::Host.word() {
+    if context == ExecContext::Host.name() {
         enter_host(root).map_err(failed)?;
     } else {
         nix::unistd::chroot(root)
@@ -134,29 +134,30 @@ fn take_stdin() -> std::io::Result<OwnedFd> {
 
 /// Goes where process 1 of the host is. Where `root` is not that process' root, the host is but a folder, and that is entered.
 fn enter_host(root: &Path) -> Result<(), String> {
-    let can_t = |what: &str, words: &dyn std::fmt::Display| format!("can't enter {what}: {words}");
+    let failed_to_enter =
+        |what: &str, message: &dyn std::fmt::Display| format!("can't enter {what}: {message}");
     let open = |name: &str| {
         let path = root.join("proc/1").join(name);
-        File::open(&path).map_err(|error| can_t(&path.display().to_string(), &error))
+        File::open(&path).map_err(|error| failed_to_enter(&path.display().to_string(), &error))
     };
     let init_root = open("root")?;
     let is_root_of_init = same_file(&init_root, &File::open(root)).unwrap_or_default();
     if !is_root_of_init {
         return nix::unistd::chroot(root)
             .and_then(|()| nix::unistd::chdir("/"))
-            .map_err(|errno| can_t(&root.display().to_string(), &errno));
+            .map_err(|errno| failed_to_enter(&root.display().to_string(), &errno));
     }
     // Both are opened before the first is entered: `root` means nothing afterwards.
     let (mounts, cgroups) = (open("ns/mnt")?, open("ns/cgroup"));
     // A process that stayed in the pod's cgroup would end with the pod. Its namespace is missing from kernels without cgroups.
     if let Ok(cgroups) = cgroups {
         setns(cgroups, CloneFlags::CLONE_NEWCGROUP)
-            .map_err(|errno| can_t("the host's cgroup namespace", &errno))?;
+            .map_err(|errno| failed_to_enter("the host's cgroup namespace", &errno))?;
     }
     setns(mounts, CloneFlags::CLONE_NEWNS)
         .and_then(|()| nix::unistd::fchdir(&init_root))
         .and_then(|()| nix::unistd::chroot("."))
-        .map_err(|errno| can_t("the host's mount namespace", &errno))?;
+        .map_err(|errno| failed_to_enter("the host's mount namespace", &errno))?;
     join_cgroups();
     Ok(())
 }
