@@ -56,7 +56,7 @@ where
             let _slot = slot;
             let service = service_fn(|request| {
                 let answers = Arc::clone(&answers);
-                async move { Ok::<_, Infallible>(answer(&request, &answers.0, &answers.1)) }
+                async move { Ok::<_, Infallible>(respond(&request, &answers.0, &answers.1)) }
             });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -70,7 +70,7 @@ where
     }
 }
 
-fn answer(
+fn respond(
     request: &Request<Incoming>,
     ready: &impl Fn() -> bool,
     metrics: &impl Fn() -> String,
