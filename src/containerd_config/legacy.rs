@@ -123,18 +123,18 @@ pub(super) fn legacy_handler(
     handler: &DeclaredHandler,
 ) -> Option<LegacyHandler> {
     let path = &handler.runtime_type;
-    let (home, file) = path.rsplit_once("/bin/")?;
+    let (dir, file) = path.rsplit_once("/bin/")?;
     let plain = |part: &str| !matches!(part, "" | "." | "..");
     if !file.starts_with(SHIM_PREFIX)
         || file.contains('/')
-        || !home.strip_prefix('/')?.split('/').all(plain)
+        || !dir.strip_prefix('/')?.split('/').all(plain)
     {
         return None;
     }
-    let by_home = if home == RCM_DIR {
+    let by_dir = if dir == RCM_DIR {
         Some(LegacyInstaller::Rcm)
     } else {
-        KWASM_DIRS.contains(&home).then_some(LegacyInstaller::Kwasm)
+        KWASM_DIRS.contains(&dir).then_some(LegacyInstaller::Kwasm)
     };
     let by_comment = || {
         let lines = document.extents(plugin, &std::iter::once(name).collect());
@@ -146,10 +146,10 @@ pub(super) fn legacy_handler(
         })
     };
     Some(LegacyHandler {
-        installer: by_home.or_else(by_comment)?,
+        installer: by_dir.or_else(by_comment)?,
         plugins: vec![plugin],
-        dir: home.to_owned(),
-        is_default_dir: by_home.is_some(),
+        dir: dir.to_owned(),
+        is_default_dir: by_dir.is_some(),
         path: path.clone(),
         options: handler.options.clone(),
         marked: handler.marked,
@@ -227,7 +227,7 @@ fn is_next(text: &str, before: &Range<usize>, lines: &Range<usize>) -> bool {
 fn names_kwasm(line: &str) -> bool {
     KWASM_DIRS
         .iter()
-        .any(|home| line.contains(&format!("\"{home}/bin/")))
+        .any(|dir| line.contains(&format!("\"{dir}/bin/")))
 }
 
 /// Widens the range to the comment, the line end before the comment, and the other bytes that came with the lines. Returns whether that line

@@ -187,14 +187,14 @@ mod tests {
     );
 
     /// Programs and data of every distribution that was ever on the host.
-    fn is_left(file: &str) -> bool {
+    fn is_leftover_file(file: &str) -> bool {
         let mut left = TABLE
             .iter()
             .flat_map(|spec| spec.programs.iter().chain(spec.data));
         left.any(|left| *left == file)
     }
 
-    fn is_of_an_image(file: &str) -> bool {
+    fn is_image_file(file: &str) -> bool {
         TABLE.iter().any(|spec| spec.image.contains(&file))
     }
 
@@ -266,7 +266,7 @@ mod tests {
         #[case] running: Running,
         #[case] os_release: &str,
         #[case] expected: Distro,
-        #[values(false, true)] leftovers: bool,
+        #[values(false, true)] has_leftover_files: bool,
     ) {
         let said = |text: &'static str| (!text.is_empty()).then_some(text);
         let (program, unit, init, endpoint) = running;
@@ -279,7 +279,9 @@ mod tests {
             os_release,
             ..Evidence::default()
         };
-        let spec = detect(&evidence, |file| leftovers && is_left(file));
+        let spec = detect(&evidence, |file| {
+            has_leftover_files && is_leftover_file(file)
+        });
         assert_eq!(spec.distro, expected);
     }
 
@@ -362,7 +364,7 @@ mod tests {
         #[case] kubelet: &str,
         #[case] os_release: &str,
         #[case] expected: Distro,
-        #[values(false, true)] leftovers: bool,
+        #[values(false, true)] has_leftover_files: bool,
     ) {
         let (program, unit, init, _) = STOCK_RUNS;
         let evidence = Evidence {
@@ -373,7 +375,8 @@ mod tests {
             os_release,
             ..Evidence::default()
         };
-        let present = |file: &str| leftovers && (is_left(file) || is_of_an_image(file));
+        let present =
+            |file: &str| has_leftover_files && (is_leftover_file(file) || is_image_file(file));
         assert_eq!(detect(&evidence, present).distro, expected);
     }
 
@@ -387,14 +390,14 @@ mod tests {
         #[case] file: &str,
         #[case] os_release: &str,
         #[case] expected: Distro,
-        #[values(false, true)] leftovers: bool,
+        #[values(false, true)] has_leftover_files: bool,
     ) {
         let evidence = Evidence {
             installed: true,
             os_release,
             ..Evidence::default()
         };
-        let present = |path: &str| path == file || leftovers && is_left(path);
+        let present = |path: &str| path == file || has_leftover_files && is_leftover_file(path);
         assert_eq!(detect(&evidence, present).distro, expected);
     }
 
