@@ -287,7 +287,7 @@ async fn run_fetch(fetch: cli::Fetch) -> ExitCode {
         Ok(results) => {
             for result in results {
                 if let Some(reason) = result.reason {
-                    error!(shim = result.shim, "{reason}");
+                    error!(shim = result.shim, help = result.remedy, "{reason}");
                 } else if result.present {
                     info!(shim = result.shim, "not fetched: it is on the node already");
                 } else {

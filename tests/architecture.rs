@@ -69,6 +69,7 @@ const FLOORS: &[(&str, &[&[&str]])] = &[
             &["mod"],
             &["report", "request"],
             &["name"],
+            &["problem"],
             &["digest", "document", "printable"],
         ],
     ),

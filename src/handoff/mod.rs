@@ -8,6 +8,7 @@ mod digest;
 mod document;
 mod name;
 mod printable;
+mod problem;
 mod report;
 mod request;
 
@@ -16,8 +17,9 @@ pub use digest::{InvalidDigest, Sha256Digest};
 pub use document::{API_VERSION, Error, to_indented_json, to_json};
 pub use name::{LONGEST_LABEL_NAME, is_label_name};
 pub use printable::{printable, printable_up_to};
+pub use problem::{Problem, elide};
 pub use report::{
     FetchResult, FileAction, FileReport, HandlerReport, Outcome, ProvisionReport,
-    TERMINATION_MESSAGE_LIMIT, elide, with_help,
+    TERMINATION_MESSAGE_LIMIT,
 };
 pub use request::{OptionValue, Owner, ProvisionRequest, ShimRequest, is_sha256};

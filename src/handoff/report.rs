@@ -1,12 +1,11 @@
 //! The result of a request on one host: whole, and shortened for a termination message.
 
-use std::borrow::Cow;
 use std::collections::BTreeSet;
-use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use super::document::{self, API_VERSION, Error};
+use super::problem::{Problem, elide};
 
 /// A Job's report is shorter than this, in bytes. The kubelet keeps only the *last* 4,096 bytes of a termination message (Kubernetes API
 /// reference, `terminationMessagePath`), so the start of a longer JSON object would be lost.
@@ -22,6 +21,9 @@ pub struct FetchResult {
     pub binary_sha256: Option<String>,
     /// Why the fetch failed, in one sentence.
     pub reason: Option<String>,
+    /// How an operator corrects the cause, in one sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
     /// Nothing was fetched, because the request says that the binary is on the node. The installer checks the node itself.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub present: bool,
@@ -132,6 +134,9 @@ pub struct HandlerReport {
     pub served: bool,
     /// Why the handler is not served, or still served though it should be removed, in one sentence.
     pub reason: Option<String>,
+    /// How an operator corrects the cause, in one sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
 }
 
 /// A change of one file of the host.
@@ -185,6 +190,12 @@ impl ProvisionReport {
         }
     }
 
+    /// Adds why the outcome is not `applied` or `unchanged`.
+    pub fn set_problem(&mut self, problem: Problem) {
+        self.reason = Some(problem.message);
+        self.remedy = problem.help;
+    }
+
     /// The whole document, for `-o json`.
     #[must_use]
     pub fn to_json(&self) -> String {
@@ -229,7 +240,14 @@ impl ProvisionReport {
                 let reason = handler.reason.clone().unwrap_or_default();
                 if !reported.insert((handler.shim.clone(), reason)) {
                     handler.reason = None;
+                    handler.remedy = None;
                 }
+            }
+        }
+        if !fits(&report) {
+            // The cause of each failure comes before the next steps.
+            for handler in &mut report.handlers {
+                handler.remedy = None;
             }
         }
         for longest in [400, 250, 180, 120, 80, 40, 16] {
@@ -280,36 +298,6 @@ fn drop_nulls(value: &mut serde_json::Value) {
     }
 }
 
-/// A message and its help as one sentence, from which [`elide`] drops the help first.
-#[must_use]
-pub fn with_help(message: impl fmt::Display, help: Option<Cow<'_, str>>) -> String {
-    match help {
-        Some(help) => format!("{message}; {help}"),
-        None => message.to_string(),
-    }
-}
-
-/// A sentence in at most `longest` bytes, at least three.
-///
-/// The help behind the last semicolon is dropped first, and then the middle, because a sentence begins with a place, often a long URL, and ends
-/// with the cause.
-#[must_use]
-pub fn elide(sentence: &str, longest: usize) -> String {
-    if sentence.len() <= longest {
-        return sentence.to_owned();
-    }
-    let cause = sentence
-        .rsplit_once("; ")
-        .map_or(sentence, |(cause, _)| cause);
-    if cause.len() <= longest {
-        return cause.to_owned();
-    }
-    let rest = longest.saturating_sub('…'.len_utf8());
-    let head = cause.floor_char_boundary(rest / 4);
-    let tail = cause.ceil_char_boundary(cause.len() - (rest - head));
-    format!("{}…{}", &cause[..head], &cause[tail..])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -328,6 +316,7 @@ mod tests {
                 sha256: Some("a".repeat(64)),
                 served: n % 2 == 0,
                 reason: Some("the archive holds no such file ".repeat(20)),
+                remedy: None,
             })
             .collect();
         let message = report.to_termination_message();
@@ -335,17 +324,6 @@ mod tests {
         let read = ProvisionReport::from_json(&message).unwrap();
         assert_eq!(read.handlers.len(), 30);
         assert_eq!(read.result, Outcome::Partial);
-    }
-
-    #[test]
-    fn the_help_of_an_error_is_what_a_short_text_drops() {
-        let error = Error::Name {
-            found: "../a".to_owned(),
-        };
-        let sentence = with_help(&error, error.help());
-        assert!(sentence.len() > error.to_string().len());
-        assert_eq!(elide(&sentence, sentence.len() - 1), error.to_string());
-        assert_eq!(with_help("a", None), "a");
     }
 
     #[test]
@@ -359,11 +337,11 @@ mod tests {
                 sha256: None,
                 served: false,
                 reason: Some(format!(
-                    "https://example.org/{}/containerd-shim-{}.tar.gz can't be fetched: no such host; {}",
+                    "https://example.org/{}/containerd-shim-{}.tar.gz can't be fetched: no such host",
                     "releases/download/".repeat(5),
                     n / 2,
-                    "see that the location is right and that its server can be reached from here".repeat(2)
                 )),
+                remedy: Some("check the location and the network".repeat(2)),
             })
             .collect();
         report.reason = report.handlers[0].reason.clone();
@@ -376,23 +354,6 @@ mod tests {
                 reason.ends_with("can't be fetched: no such host"),
                 "{reason}"
             );
-        }
-    }
-
-    #[test]
-    fn a_sentence_is_never_longer_than_it_may_be() {
-        for longest in 3..90 {
-            for sentence in [
-                "ü".repeat(80),
-                "a; ü".repeat(20),
-                "; ".repeat(40),
-                String::new(),
-            ] {
-                assert!(
-                    elide(&sentence, longest).len() <= longest,
-                    "{sentence} {longest}"
-                );
-            }
         }
     }
 

@@ -1,7 +1,7 @@
 //! The plan of a change, made in the same way as for the change itself. Changes not one byte of the host, the lock and the state file
 //! included.
 
-use crate::handoff::{Outcome, ProvisionReport};
+use crate::handoff::{Outcome, Problem, ProvisionReport};
 use crate::installer::inspect::HostFacts;
 use crate::installer::options::{Host, InstallOptions, UninstallOptions};
 use crate::installer::plan::{Goal, decide};
@@ -25,13 +25,13 @@ pub async fn preview_install(options: &InstallOptions) -> Preview {
     let mut report = ProvisionReport::new(Outcome::Refused);
     let request = match options.source.read() {
         Ok(request) => request,
-        Err(error) => return refusal(refused(report, &error)),
+        Err(error) => return refusal(refused(report, Problem::new(&error, error.help()))),
     };
     report.request_digest = request.digest();
     report.node_uid.clone_from(&request.node_uid);
     let host = match Host::open(&options.host) {
         Ok(host) => host,
-        Err(error) => return refusal(refused(report, &error)),
+        Err(error) => return refusal(refused(report, Problem::new(&error, error.help()))),
     };
     let artifacts = ArtifactOptions {
         directory: options.artifacts.as_deref(),
@@ -49,7 +49,7 @@ pub async fn preview_uninstall(options: &UninstallOptions) -> Preview {
     let report = ProvisionReport::new(Outcome::Refused);
     match Host::open(&options.host) {
         Ok(host) => preview(&host, report, async |_| Ok(options.goal())).await,
-        Err(error) => refusal(refused(report, &error)),
+        Err(error) => refusal(refused(report, Problem::new(&error, error.help()))),
     }
 }
 

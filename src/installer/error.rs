@@ -2,6 +2,7 @@
 
 use super::artifact::fetch;
 use super::{host, inspect, options, transaction};
+use std::borrow::Cow;
 
 /// Why a question about a host has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -21,4 +22,18 @@ pub enum Error {
     /// Traces of a former change can't be read.
     #[error(transparent)]
     Transaction(#[from] transaction::Error),
+}
+
+impl Error {
+    /// How an operator corrects the cause.
+    #[must_use]
+    pub fn help(&self) -> Option<Cow<'_, str>> {
+        match self {
+            Self::Options(error) => error.help(),
+            Self::Host(error) => error.help(),
+            Self::Inspect(error) => error.help(),
+            Self::Artifact(error) => error.help(),
+            Self::Transaction(error) => error.help(),
+        }
+    }
 }

@@ -39,7 +39,7 @@ use transaction::recovery::{gather_after, recover};
 use transaction::resolve::{ArtifactOptions, Resolved, resolve};
 use transaction::{Failure, perform};
 
-use crate::handoff::{FetchResult, Outcome, ProvisionReport, ShimRequest};
+use crate::handoff::{FetchResult, Outcome, Problem, ProvisionReport, ShimRequest};
 
 /// Fetches the artifacts of a request into `out`, for a later [`install`]. Touches no host.
 ///
@@ -59,13 +59,13 @@ pub async fn install(options: InstallOptions) -> ProvisionReport {
     let mut report = ProvisionReport::new(Outcome::Refused);
     let request = match options.source.read() {
         Ok(request) => request,
-        Err(error) => return sanitize(refused(report, &error)),
+        Err(error) => return sanitize(refused(report, Problem::new(&error, error.help()))),
     };
     report.request_digest = request.digest();
     report.node_uid.clone_from(&request.node_uid);
     let host = match Host::open(&options.host) {
         Ok(host) => host,
-        Err(error) => return sanitize(refused(report, &error)),
+        Err(error) => return sanitize(refused(report, Problem::new(&error, error.help()))),
     };
     let artifacts = ArtifactOptions {
         directory: options.artifacts.as_deref(),
@@ -85,7 +85,7 @@ pub async fn uninstall(options: UninstallOptions) -> ProvisionReport {
     let report = ProvisionReport::new(Outcome::Refused);
     let host = match Host::open(&options.host) {
         Ok(host) => host,
-        Err(error) => return sanitize(refused(report, &error)),
+        Err(error) => return sanitize(refused(report, Problem::new(&error, error.help()))),
     };
     let resolved = async |_: &HostFacts| Ok((options.goal(), Resolved::default()));
     let changed = change(&host, &options.interrupts, report, &[], resolved);
@@ -106,9 +106,9 @@ pub async fn doctor(options: &HostOptions) -> Diagnosis {
         };
         Ok::<_, Error>(report::doctor::examine(&facts, &leftover_files))
     };
-    diagnosed
-        .await
-        .unwrap_or_else(|error| report::doctor::failed_inspection(&error))
+    diagnosed.await.unwrap_or_else(|error| {
+        report::doctor::failed_inspection(&Problem::new(&error, error.help()))
+    })
 }
 
 /// Changes the host and adds the result to the report. `goal` says what the host is to carry, and which artifacts that takes.

@@ -1,10 +1,11 @@
 //! What the callers of the installer ask for, the host that they name, and the reading of a desired set.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 
-use crate::handoff::{self, Owner, ProvisionRequest, ShimRequest};
+use crate::handoff::{self, Owner, Problem, ProvisionRequest, ShimRequest};
 use crate::installer::host::{self, HostRoot};
 use crate::installer::inspect::{self, HostFacts, gather};
 use crate::installer::plan::{Goal, Scope};
@@ -14,10 +15,10 @@ use crate::installer::transaction::interrupts::Interrupts;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The request.
-    #[error("{}", handoff::with_help(.0, .0.help()))]
+    #[error(transparent)]
     Request(#[from] handoff::Error),
     /// The request's file.
-    #[error("the request in {path} can't be read: {source}; name a file that farrier may read")]
+    #[error("the request in {path} can't be read: {source}")]
     RequestFile {
         /// The file.
         path: PathBuf,
@@ -26,11 +27,24 @@ pub enum Error {
         source: io::Error,
     },
     /// A path that can't be a file on the host.
-    #[error("{} can't be containerd's configuration file; write an absolute path", .0.display())]
+    #[error("{} can't be containerd's configuration file", .0.display())]
     ConfigPath(PathBuf),
     /// The host's file system.
     #[error(transparent)]
     Host(#[from] host::Error),
+}
+
+impl Error {
+    /// How an operator corrects the cause.
+    #[must_use]
+    pub fn help(&self) -> Option<Cow<'_, str>> {
+        Some(match self {
+            Self::Request(error) => return error.help(),
+            Self::RequestFile { .. } => Cow::Borrowed("name a file that farrier may read"),
+            Self::ConfigPath(_) => Cow::Borrowed("write an absolute path"),
+            Self::Host(error) => return error.help(),
+        })
+    }
 }
 
 /// A request names some hundred shims at most; the annotation that carries it in a cluster has 256 KiB for all of them.
@@ -120,7 +134,7 @@ impl InstallOptions {
     pub(crate) fn goal(
         &self,
         request: &ProvisionRequest,
-        binaries: BTreeMap<String, Result<String, String>>,
+        binaries: BTreeMap<String, Result<String, Problem>>,
     ) -> Goal {
         Goal {
             owner: request.owner,

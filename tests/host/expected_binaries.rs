@@ -46,6 +46,7 @@ fn leave(directory: &Path, name: &str, binary_sha256: Option<String>, present: b
         shim: name.to_owned(),
         binary_sha256,
         reason: None,
+        remedy: None,
         present,
     };
     let text = serde_json::to_string(&result).unwrap();

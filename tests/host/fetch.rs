@@ -383,6 +383,7 @@ async fn a_binary_that_is_on_the_node_is_not_fetched() {
         shim: "wasmtime".to_owned(),
         binary_sha256: None,
         reason: None,
+        remedy: None,
         present: true,
     };
     assert_eq!(result, expected);
@@ -411,7 +412,7 @@ async fn an_install_that_fetches_for_itself_fetches_what_it_does_not_find() {
 async fn other_schemes_are_refused_and_files_of_the_node_are_left_to_install() {
     let out = tempfile::tempdir().unwrap();
     let result = fetch_one(&shim("oci://example.org/a:1".to_owned()), out.path(), None).await;
-    assert!(result.reason.unwrap().contains("write an https://"));
+    assert!(result.remedy.unwrap().contains("write an https://"));
     let on_host = shim("file:///srv/a".to_owned());
     assert!(
         fetch(&[on_host], out.path(), None)

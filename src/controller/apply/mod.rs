@@ -21,7 +21,7 @@ use super::decide::shim_status::{Finalizer, ShimPlan};
 use super::decide::types::{JobStep, NodeEdit, Plan};
 use super::settings::Settings;
 use crate::api::{Shim, ShimStatus};
-use crate::handoff::with_help;
+use crate::handoff::Problem;
 use crate::metrics::Metrics;
 use crate::names;
 
@@ -96,7 +96,7 @@ impl Error {
             Self::Taken { .. } | Self::Reverted { .. } => true,
             Self::Deadline { .. } => false,
         };
-        rejected.then(|| with_help(self, self.help()))
+        rejected.then(|| Problem::new(self, self.help()).sentence())
     }
 
     /// How an operator corrects the cause.

@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus};
 use kube::ResourceExt;
 
 use super::slim::{JobObject, PodObject, PodStatus};
-use crate::handoff::{ProvisionReport, ProvisionRequest, with_help};
+use crate::handoff::{Problem, ProvisionReport, ProvisionRequest};
 use crate::names;
 
 /// Most bytes that the kubelet keeps of a termination message (Kubernetes API reference, `terminationMessagePath`).
@@ -142,7 +142,7 @@ fn installer_report(
     Some(match ProvisionReport::from_json(text) {
         Ok(report) if report.request_digest == digest && report.node_uid == node_uid => Ok(report),
         Ok(_) => Err("the report answers another request".to_owned()),
-        Err(error) => Err(with_help(&error, error.help())),
+        Err(error) => Err(Problem::new(&error, error.help()).sentence()),
     })
 }
 

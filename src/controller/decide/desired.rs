@@ -7,9 +7,7 @@ use serde::Serialize;
 use crate::api::{self, ShimSpec, is_label_name};
 use crate::controller::cluster::node_view::{Applied, NodeView};
 use crate::controller::cluster::shim_view::ShimView;
-use crate::handoff::{
-    self, OptionValue, Owner, ProvisionRequest, ShimRequest, is_sha256, with_help,
-};
+use crate::handoff::{self, OptionValue, Owner, Problem, ProvisionRequest, ShimRequest, is_sha256};
 use crate::names;
 
 /// Name prefix of the chart's Shims. A user's own Shim takes precedence over them.
@@ -284,12 +282,14 @@ impl Desired {
                 (Err(error), Some(last)) => (
                     last,
                     Verdict::PinnedToLastApplied,
-                    with_help(&error, error.help()),
+                    Problem::new(&error, error.help()).sentence(),
                 ),
                 (Err(error @ api::Error::NoPlatform { .. }), None) => {
-                    return Verdict::Unsupported(with_help(&error, error.help()));
+                    return Verdict::Unsupported(Problem::new(&error, error.help()).sentence());
                 }
-                (Err(error), None) => return Verdict::Impossible(with_help(&error, error.help())),
+                (Err(error), None) => {
+                    return Verdict::Impossible(Problem::new(&error, error.help()).sentence());
+                }
             };
         let mut winner = None;
         request

@@ -10,7 +10,8 @@ use crate::api::is_label_name;
 use crate::controller::cluster::job_view::{JobProgress, JobView};
 use crate::controller::cluster::node_view::{Applied, AppliedShim, NodeView};
 use crate::handoff::{
-    HandlerReport, Outcome, ProvisionReport, ProvisionRequest, ShimRequest, elide, is_sha256,
+    HandlerReport, Outcome, Problem, ProvisionReport, ProvisionRequest, ShimRequest, elide,
+    is_sha256,
 };
 use crate::names::reasons;
 
@@ -74,7 +75,7 @@ pub fn patience(seen: &Observed, job: &JobView) -> Option<Duration> {
 
 /// The Job did not report: keep what was known, and record the reason.
 fn fail(seen: &Observed, mut applied: Applied, job: &JobView, reason: &str) -> JobEnd {
-    applied.reason = Some(shortened(reason));
+    applied.reason = Some(shortened(&Problem::new(reason, None)));
     applied.unsupported = false;
     applied.interruptions = 0;
     finish_attempt(seen, applied, job, None, true)
@@ -215,7 +216,7 @@ fn shim_after_report(
         .iter()
         .map(|handler| (handler.clone(), served(handler)))
         .collect();
-    let why = handlers_of_shim().find_map(|entry| entry.reason.as_deref());
+    let why = handlers_of_shim().find_map(problem);
     let fulfilled = handlers.values().all(|served| *served)
         && why.is_none()
         && (done || report.result == Outcome::Partial);
@@ -232,10 +233,17 @@ fn shim_after_report(
         handlers,
         sha256: handlers_of_shim().find_map(digest),
         reason: why
-            .or(report.reason.as_deref())
+            .or_else(|| Some(Problem::new(report.reason.as_ref()?, None)))
             .filter(|_| !fulfilled)
-            .map(shortened),
+            .map(|problem| shortened(&problem)),
     }
+}
+
+/// Why a handler is not as requested.
+fn problem(entry: &HandlerReport) -> Option<Problem> {
+    let message = entry.reason.clone()?;
+    let help = entry.remedy.clone();
+    Some(Problem { message, help })
 }
 
 /// The digest of a handler's binary, if it is one.
@@ -279,12 +287,10 @@ fn record_still_served(
             let shim = applied.shims.entry(entry.shim.clone()).or_default();
             shim.handlers.insert(entry.handler.clone(), true);
             shim.sha256 = digest(entry);
-            shim.reason = Some(
-                entry
-                    .reason
-                    .as_deref()
-                    .map_or_else(|| "the handler is still served".to_owned(), shortened),
-            );
+            let problem = problem(entry);
+            let problem =
+                problem.unwrap_or_else(|| Problem::new("the handler is still served", None));
+            shim.reason = Some(shortened(&problem));
         }
     }
     any
@@ -373,10 +379,10 @@ fn outcome(result: Outcome) -> &'static str {
     }
 }
 
-/// Shortens a sentence to [`LONGEST_REASON`] bytes on one line.
+/// Message and help in at most [`LONGEST_REASON`] bytes on one line. The help is left out first.
 #[must_use]
-pub fn shortened(text: &str) -> String {
-    cut(&elide(text, LONGEST_REASON), LONGEST_REASON)
+pub fn shortened(problem: &Problem) -> String {
+    cut(&problem.sentence_up_to(LONGEST_REASON), LONGEST_REASON)
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 
 use crate::controller::cluster::job_view::JobView;
 use crate::controller::cluster::node_view::Applied;
+use crate::handoff::Problem;
 use crate::names::Progress;
 
 pub mod desired;
@@ -268,7 +269,7 @@ fn claim(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
 
 /// The Job could not be created, for the reason given.
 fn job_not_created(seen: &Observed, desired: &Desired, mut applied: Applied, reason: &str) -> Plan {
-    let note = job_result::shortened(reason);
+    let note = job_result::shortened(&Problem::new(reason, None));
     applied.reason = Some(note.clone());
     applied.node_uid.clone_from(&seen.node.uid);
     Plan {

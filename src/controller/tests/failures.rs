@@ -13,6 +13,7 @@ fn the_removal_of_a_shim_in_use_is_tried_again() {
         sha256: None,
         served: true,
         reason: Some("a pod runs on it".to_owned()),
+        remedy: None,
     });
     let (after, plan) = scene.job(JobProgress::Answered(Box::new(report))).step();
     assert_eq!(after.label("farrier.dev/spin"), Some("removing"));
@@ -271,6 +272,7 @@ fn invalid_label_names_in_a_report_write_no_label() {
             sha256: Some("\u{1b}[31m".to_owned()),
             served: true,
             reason: None,
+            remedy: None,
         });
     }
     let (after, _) = scene.job(JobProgress::Answered(Box::new(report))).step();

@@ -195,6 +195,7 @@ impl Scene {
                     sha256: Some("a".repeat(64)),
                     served,
                     reason: reason.map(str::to_owned),
+                    remedy: None,
                 });
             }
         }

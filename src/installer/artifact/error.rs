@@ -1,5 +1,6 @@
 //! Why an artifact can't be had, and the check of its digest.
 
+use std::borrow::Cow;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use reqwest::StatusCode;
 
 use super::unpack;
+use crate::handoff::Problem;
 
 /// The largest release archive known (wasmedge) has 45 MB; more than ten times that.
 pub(crate) const MAX_ARTIFACT: u64 = 512 << 20;
@@ -17,15 +19,13 @@ pub(crate) const FETCH_LIMIT: Duration = Duration::from_mins(5);
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The location is no URL that can be fetched.
-    #[error("location {location:?} can't be fetched; write an https://, http:// or file:/// URL")]
+    #[error("location {location:?} can't be fetched")]
     Location {
         /// As it was asked for, but for what may be secret.
         location: String,
     },
     /// The server was not reached, or the connection broke.
-    #[error(
-        "{url} can't be fetched: {message}; see that the location is right and that its server can be reached from here (pods of the node have their own network)"
-    )]
+    #[error("{url} can't be fetched: {message}")]
     Transport {
         /// The first URL, as [`shown_url`] has it.
         url: String,
@@ -35,7 +35,7 @@ pub enum Error {
         again: bool,
     },
     /// The server has no such artifact.
-    #[error("{url} can't be fetched: the server answers {status}; correct the location")]
+    #[error("{url} can't be fetched: the server answers {status}")]
     Status {
         /// The first URL, as [`shown_url`] has it.
         url: String,
@@ -43,23 +43,19 @@ pub enum Error {
         status: StatusCode,
     },
     /// It was not downloaded in time.
-    #[error(
-        "{location} could not be fetched within {FETCH_LIMIT:?}; see how fast the node reaches that server, or use a mirror"
-    )]
+    #[error("{location} could not be fetched within {FETCH_LIMIT:?}")]
     TooSlow {
         /// As [`shown_location`] has it.
         location: String,
     },
     /// The body is larger than any shim.
-    #[error("{url} has more than {MAX_ARTIFACT} bytes; no shim is that large")]
+    #[error("{url} has more than {MAX_ARTIFACT} bytes")]
     TooLarge {
         /// The first URL, as [`shown_url`] has it.
         url: String,
     },
     /// Other bytes than were asked for.
-    #[error(
-        "{what} has SHA-256 {found} and not {wanted}; correct the digest, or find out who changed the file"
-    )]
+    #[error("{what} has SHA-256 {found} and not {wanted}")]
     Digest {
         /// The artifact or binary.
         what: String,
@@ -72,9 +68,7 @@ pub enum Error {
     #[error(transparent)]
     Unpack(#[from] unpack::Error),
     /// The hand-off directory can't be used.
-    #[error(
-        "{path} can't be used: {source}; see that it is there and that farrier may write to it"
-    )]
+    #[error("{path} can't be used: {source}")]
     Directory {
         /// A file in it.
         path: PathBuf,
@@ -83,9 +77,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The extra certificate authorities can't be read.
-    #[error(
-        "{path} holds no certificates in PEM: {message}; name a file with `BEGIN CERTIFICATE` in it"
-    )]
+    #[error("{path} holds no certificates in PEM: {message}")]
     CaFile {
         /// The file.
         path: PathBuf,
@@ -93,11 +85,39 @@ pub enum Error {
         message: String,
     },
     /// `fetch` left nothing for a Shim.
-    #[error("nothing was fetched for this shim; see the log of the fetch container")]
+    #[error("nothing was fetched for this shim")]
     Missing,
     /// `fetch` says why it failed.
     #[error("{0}")]
-    Reported(String),
+    Reported(Problem),
+}
+
+impl Error {
+    /// How an operator corrects the cause.
+    #[must_use]
+    pub fn help(&self) -> Option<Cow<'_, str>> {
+        Some(match self {
+            Self::Location { .. } => Cow::Borrowed("write an https://, http:// or file:/// URL"),
+            Self::Transport { .. } => Cow::Borrowed(
+                "see that the location is right and that its server can be reached from here (pods of the node have their own network)",
+            ),
+            Self::Status { .. } => Cow::Borrowed("correct the location"),
+            Self::TooSlow { .. } => {
+                Cow::Borrowed("see how fast the node reaches that server, or use a mirror")
+            }
+            Self::TooLarge { .. } => Cow::Borrowed("no shim is that large"),
+            Self::Digest { .. } => {
+                Cow::Borrowed("correct the digest, or find out who changed the file")
+            }
+            Self::Unpack(error) => return error.help(),
+            Self::Directory { .. } => {
+                Cow::Borrowed("see that it is there and that farrier may write to it")
+            }
+            Self::CaFile { .. } => Cow::Borrowed("name a file with `BEGIN CERTIFICATE` in it"),
+            Self::Missing => Cow::Borrowed("see the log of the fetch container"),
+            Self::Reported(_) => return None,
+        })
+    }
 }
 
 pub(crate) fn directory_error(path: &Path) -> impl FnOnce(io::Error) -> Error {

@@ -20,7 +20,7 @@ use super::error::{FETCH_LIMIT, MAX_ARTIFACT, check_digest, directory_error};
 use super::handoff_dir;
 use super::unpack;
 use crate::handoff::hex;
-use crate::handoff::{FetchResult, ShimRequest, printable};
+use crate::handoff::{FetchResult, Problem, ShimRequest};
 
 /// Artifacts that are fetched at a time: one slow server holds up none of the others of most nodes.
 const AT_A_TIME: usize = 8;
@@ -58,10 +58,12 @@ pub async fn fetch(
             Ok(sha256) => (sha256, None),
             Err(error) => (None, Some(error)),
         };
+        let problem = error.map(|error| Problem::new(&error, error.help()).printable());
         let result = FetchResult {
             shim: shim.name.clone(),
             binary_sha256,
-            reason: error.map(|error| printable(&error.to_string())),
+            reason: problem.as_ref().map(|problem| problem.message.clone()),
+            remedy: problem.and_then(|problem| problem.help),
             present,
         };
         handoff_dir::write_result(&result, out)?;

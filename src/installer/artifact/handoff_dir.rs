@@ -9,7 +9,7 @@ use nix::fcntl::OFlag;
 
 use super::error::{Error, check_digest, directory_error};
 use super::unpack;
-use crate::handoff::{self, FetchResult, ShimRequest, printable};
+use crate::handoff::{self, FetchResult, Problem, ShimRequest};
 
 /// A [`FetchResult`] is some hundred bytes.
 const MAX_RESULT: u64 = 64 << 10;
@@ -41,8 +41,9 @@ pub fn read_binary(shim: &ShimRequest, out: &Path) -> Result<(PathBuf, String), 
         .read_to_string(&mut json)
         .map_err(directory_error(&path))?;
     let result: FetchResult = serde_json::from_str(&json).map_err(|_| Error::Missing)?;
-    if let Some(reason) = result.reason {
-        return Err(Error::Reported(printable(&reason)));
+    if let Some(message) = result.reason {
+        let help = result.remedy;
+        return Err(Error::Reported(Problem { message, help }.printable()));
     }
     // Whether it is on the host is for the request to say and for the host to show.
     if result.present {

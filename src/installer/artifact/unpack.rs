@@ -1,6 +1,7 @@
 //! Finds the shim's binary in an artifact: a `.tar.gz`, or the ELF file itself. Bytes come from the network: every size is bounded,
 //! and an archive that names a path outside of its folder is refused whole. Nothing is ever written where the archive says.
 
+use std::borrow::Cow;
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Chain, Cursor, Read, Write};
 use std::os::unix::ffi::OsStringExt as _;
@@ -31,23 +32,17 @@ const ELF_HEADER: usize = 20;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// It is neither an archive nor a program.
-    #[error(
-        "the artifact begins neither as a .tar.gz nor as a program (ELF); name the release's archive or the binary itself"
-    )]
+    #[error("the artifact begins neither as a .tar.gz nor as a program (ELF)")]
     Unknown,
     /// It is an archive that is damaged or cut off.
-    #[error(
-        "the artifact can't be unpacked: {source}; see that its location names a .tar.gz or the binary itself"
-    )]
+    #[error("the artifact can't be unpacked: {source}")]
     Unreadable {
         /// What the reader says.
         #[source]
         source: io::Error,
     },
     /// A member's path leads out, or it is a link or a device.
-    #[error(
-        "the archive is refused because its member {member:?} {fault}; take the archive from the shim's own release"
-    )]
+    #[error("the archive is refused because its member {member:?} {fault}")]
     UnsafePath {
         /// The member's path.
         member: String,
@@ -55,9 +50,7 @@ pub enum Error {
         fault: &'static str,
     },
     /// The binary isn't there.
-    #[error(
-        "the archive holds no {wanted} (it holds {found}); name the file under fetchStrategy.binary, or as binary=FILE on the command line"
-    )]
+    #[error("the archive holds no {wanted} (it holds {found})")]
     Absent {
         /// The file that was looked for.
         wanted: String,
@@ -65,9 +58,7 @@ pub enum Error {
         found: String,
     },
     /// Two of its files may be the one.
-    #[error(
-        "the archive holds both {one} and {other}; name one under fetchStrategy.binary, or as binary=FILE on the command line"
-    )]
+    #[error("the archive holds both {one} and {other}")]
     Ambiguous {
         /// The first.
         one: String,
@@ -75,22 +66,43 @@ pub enum Error {
         other: String,
     },
     /// Unpacked it is larger than any shim.
-    #[error(
-        "the archive unpacks to more than {MAX_UNPACKED} bytes or {MAX_MEMBERS} members; no shim is that large"
-    )]
+    #[error("the archive unpacks to more than {MAX_UNPACKED} bytes or {MAX_MEMBERS} members")]
     TooLarge,
     /// It is a program for something else.
-    #[error(
-        "the binary is no Linux program for this CPU ({0}); name the artifact of the node's architecture"
-    )]
+    #[error("the binary is no Linux program for this CPU ({0})")]
     WrongCpu(&'static str),
     /// The disk or the folder refuses.
-    #[error("the unpacked binary can't be written: {source}; see that there is room for it")]
+    #[error("the unpacked binary can't be written: {source}")]
     Write {
         /// What the system says.
         #[source]
         source: io::Error,
     },
+}
+
+impl Error {
+    /// How an operator corrects the cause.
+    #[must_use]
+    pub fn help(&self) -> Option<Cow<'_, str>> {
+        Some(match self {
+            Self::Unknown => Cow::Borrowed("name the release's archive or the binary itself"),
+            Self::Unreadable { .. } => {
+                Cow::Borrowed("see that its location names a .tar.gz or the binary itself")
+            }
+            Self::UnsafePath { .. } => {
+                Cow::Borrowed("take the archive from the shim's own release")
+            }
+            Self::Absent { .. } => Cow::Borrowed(
+                "name the file under fetchStrategy.binary, or as binary=FILE on the command line",
+            ),
+            Self::Ambiguous { .. } => Cow::Borrowed(
+                "name one under fetchStrategy.binary, or as binary=FILE on the command line",
+            ),
+            Self::TooLarge => Cow::Borrowed("no shim is that large"),
+            Self::WrongCpu(_) => Cow::Borrowed("name the artifact of the node's architecture"),
+            Self::Write { .. } => Cow::Borrowed("see that there is room for it"),
+        })
+    }
 }
 
 /// Copies the binary out of `artifact` to `out` and returns its SHA-256.

@@ -1,10 +1,10 @@
 //! Reads the configuration that a host's containerd loads: the root file and what it imports, as containerd expands it.
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, VecDeque};
 
 use crate::containerd_config;
 use crate::containerd_config::{ConfigFiles, Glob, SourceFile, TEXT_LIMIT, clean_path, imports};
-use crate::handoff::with_help;
 use crate::installer::host;
 use crate::installer::host::HostRoot;
 use crate::installer::host::path::parent_directory;
@@ -16,14 +16,26 @@ pub enum Error {
     #[error(transparent)]
     Host(#[from] host::Error),
     /// The list of imports of a file can't be read.
-    #[error("{}", with_help(.0, .0.help()))]
+    #[error(transparent)]
     Config(#[from] containerd_config::Error),
     /// The configuration has too many parts.
-    #[error("{path} imports hundreds of files; shorten its imports")]
+    #[error("{path} imports hundreds of files")]
     TooManyImports {
         /// The root configuration.
         path: String,
     },
+}
+
+impl Error {
+    /// How an operator corrects the cause.
+    #[must_use]
+    pub fn help(&self) -> Option<Cow<'_, str>> {
+        Some(match self {
+            Self::Host(error) => return error.help(),
+            Self::Config(error) => return error.help(),
+            Self::TooManyImports { .. } => Cow::Borrowed("shorten its imports"),
+        })
+    }
 }
 
 /// Nobody splits a configuration into more files; a glob over a wrong folder ends here.

@@ -1,5 +1,6 @@
 //! Asks the container runtime over the CRI (`runtime.v1`, unix socket): what is served, and what is in use. Decides nothing.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -37,9 +38,7 @@ pub enum Error {
         message: String,
     },
     /// containerd runs without its CRI plugin; that does not heal.
-    #[error(
-        "containerd runs, but its CRI plugin does not: {message}; see `ctr plugins ls` on the node"
-    )]
+    #[error("containerd runs, but its CRI plugin does not: {message}")]
     Unimplemented {
         /// What containerd says.
         message: String,
@@ -50,6 +49,17 @@ pub enum Error {
         /// What is wrong with it.
         message: String,
     },
+}
+
+impl Error {
+    /// How an operator corrects the cause.
+    #[must_use]
+    pub fn help(&self) -> Option<Cow<'_, str>> {
+        Some(match self {
+            Self::Unimplemented { .. } => Cow::Borrowed("see `ctr plugins ls` on the node"),
+            Self::Unavailable { .. } | Self::Unreadable { .. } => return None,
+        })
+    }
 }
 
 /// What the running containerd has loaded.

@@ -1,5 +1,6 @@
 //! Restarts containerd and waits until the new process serves. What it should serve is the caller's business.
 
+use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use super::cri::{self, Served};
@@ -24,7 +25,7 @@ pub enum Error {
     #[error(transparent)]
     Cri(#[from] cri::Error),
     /// It did not answer in time.
-    #[error("containerd did not come back within {limit:?}: {message}; see its log on the node")]
+    #[error("containerd did not come back within {limit:?}: {message}")]
     TooLong {
         /// The bound.
         limit: Duration,
@@ -32,11 +33,24 @@ pub enum Error {
         message: String,
     },
     /// Its process is gone.
-    #[error("containerd ended after its restart ({0}); see its log on the node")]
+    #[error("containerd ended after its restart ({0})")]
     Ended(String),
     /// It serves something else.
     #[error("containerd came back, but {0}")]
     NotVerified(String),
+}
+
+impl Error {
+    /// How an operator corrects the cause.
+    #[must_use]
+    pub fn help(&self) -> Option<Cow<'_, str>> {
+        Some(match self {
+            Self::Service(error) => return error.help(),
+            Self::Cri(error) => return error.help(),
+            Self::TooLong { .. } | Self::Ended(_) => Cow::Borrowed("see its log on the node"),
+            Self::NotVerified(_) => return None,
+        })
+    }
 }
 
 /// Restarts the service and returns what the new process serves, and how long the CRI was away.

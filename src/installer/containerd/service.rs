@@ -1,6 +1,7 @@
 //! How containerd is restarted on one host, by whoever runs its services there, and whether that would end pods. What it should
 //! serve then is the caller's business.
 
+use std::borrow::Cow;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
@@ -25,7 +26,7 @@ pub enum Error {
     #[error(transparent)]
     Host(#[from] crate::installer::host::Error),
     /// `OpenRC` could not.
-    #[error("OpenRC does not restart {name}: {source}; see `rc-service {name} status` on the node")]
+    #[error("OpenRC does not restart {name}: {source}")]
     OpenRc {
         /// The service.
         name: String,
@@ -34,20 +35,18 @@ pub enum Error {
         source: exec::Error,
     },
     /// Neither manager runs.
-    #[error(
-        "neither systemd nor OpenRC runs on this host, so {unit} can't be restarted; use --offline and restart containerd yourself"
-    )]
+    #[error("neither systemd nor OpenRC runs on this host, so {unit} can't be restarted")]
     NoManager {
         /// The unit.
         unit: String,
     },
     /// We are in a pod that has process numbers of its own.
     #[error(
-        "containerd can't be restarted from a pod with process numbers of its own where systemd does not do it; set job.hostPID among the chart's values, or run farrier on the node"
+        "containerd can't be restarted from a pod with process numbers of its own where systemd does not do it"
     )]
     OtherProcesses,
     /// The kernel refused the signal.
-    #[error("process {process} of the host can't be ended: {source}; see who runs it on the node")]
+    #[error("process {process} of the host can't be ended: {source}")]
     Signal {
         /// Its number.
         process: u32,
@@ -55,6 +54,27 @@ pub enum Error {
         #[source]
         source: Errno,
     },
+}
+
+impl Error {
+    /// How an operator corrects the cause.
+    #[must_use]
+    pub fn help(&self) -> Option<Cow<'_, str>> {
+        Some(match self {
+            Self::Systemd(error) => return error.help(),
+            Self::Host(error) => return error.help(),
+            Self::OpenRc { name, .. } => {
+                Cow::Owned(format!("see `rc-service {name} status` on the node"))
+            }
+            Self::NoManager { .. } => {
+                Cow::Borrowed("use --offline and restart containerd yourself")
+            }
+            Self::OtherProcesses => Cow::Borrowed(
+                "set job.hostPID among the chart's values, or run farrier on the node",
+            ),
+            Self::Signal { .. } => Cow::Borrowed("see who runs it on the node"),
+        })
+    }
 }
 
 /// Who runs the services of a host.
@@ -341,7 +361,7 @@ mod tests {
         let reachable = service(id).check_reachable(&host);
         assert_eq!(reachable.is_ok(), expected);
         if let Err(error) = reachable {
-            assert!(error.to_string().contains("job.hostPID"), "{error}");
+            assert!(error.help().unwrap().contains("job.hostPID"), "{error}");
         }
     }
 
@@ -382,8 +402,8 @@ mod tests {
     fn a_process_is_not_signalled_where_pids_mean_others() {
         let (_directory, host) = host(&[]);
         let own = std::process::id();
-        let error = end(&host, (own, 1)).unwrap_err().to_string();
-        assert!(error.contains("job.hostPID"), "{error}");
+        let error = end(&host, (own, 1)).unwrap_err();
+        assert!(error.help().unwrap().contains("job.hostPID"), "{error}");
     }
 
     #[test]
@@ -393,8 +413,8 @@ mod tests {
             restart_triggered_by_write: false,
             ..service("k0s")
         };
-        let error = service.check_reachable(&host).unwrap_err().to_string();
-        assert!(error.contains("job.hostPID"), "{error}");
+        let error = service.check_reachable(&host).unwrap_err();
+        assert!(error.help().unwrap().contains("job.hostPID"), "{error}");
     }
 
     #[rstest]

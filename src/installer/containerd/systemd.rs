@@ -4,6 +4,7 @@
 //! names the bus alone): systemd 252 answers there with a sender that is no unique name, which zbus refuses. Where nobody answers on
 //! the bus, the host's own `systemctl` is asked, which knows that protocol.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -30,9 +31,7 @@ pub const RESTART_LIMIT: Duration = Duration::from_secs(200);
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is no bus.
-    #[error(
-        "can't reach systemd at {BUS} of the host: {source}; see that dbus is installed and running there"
-    )]
+    #[error("can't reach systemd at {BUS} of the host: {source}")]
     Connect {
         /// What the system says.
         #[source]
@@ -48,7 +47,7 @@ pub enum Error {
         source: exec::Error,
     },
     /// `systemctl` could not restart the unit.
-    #[error("failed to restart {unit}: {source}{state}; see `journalctl -u {unit}` on the node")]
+    #[error("failed to restart {unit}: {source}{state}")]
     Restart {
         /// The unit.
         unit: String,
@@ -80,9 +79,7 @@ pub enum Error {
         limit: Duration,
     },
     /// The job ended otherwise.
-    #[error(
-        "systemd's job to restart {unit} ended as {result:?} and the unit is {state:?}; see `journalctl -u {unit}` on the node"
-    )]
+    #[error("systemd's job to restart {unit} ended as {result:?} and the unit is {state:?}")]
     Job {
         /// The unit.
         unit: String,
@@ -91,6 +88,21 @@ pub enum Error {
         /// Its `ActiveState` after that.
         state: String,
     },
+}
+
+impl Error {
+    /// How an operator corrects the cause.
+    #[must_use]
+    pub fn help(&self) -> Option<Cow<'_, str>> {
+        Some(match self {
+            Self::Connect { .. } => Cow::Borrowed("see that dbus is installed and running there"),
+            Self::Restart { unit, .. } => {
+                Cow::Owned(format!("see `journalctl -u {unit}` on the node"))
+            }
+            Self::Job { unit, .. } => Cow::Owned(format!("see `journalctl -u {unit}` on the node")),
+            Self::Systemctl { .. } | Self::Call { .. } | Self::TooLong { .. } => return None,
+        })
+    }
 }
 
 /// The host's systemd.

@@ -7,7 +7,7 @@ mod table;
 use table::STOCK;
 
 use crate::installer::host::path::parent_directory;
-pub use table::{Distro, DistroSpec, Edited, Restart, STOCK_SOCKET, TABLE};
+pub use table::{Distro, DistroSpec, Edited, Refusal, Restart, STOCK_SOCKET, TABLE};
 
 /// Our snippet in a folder of snippets.
 pub(crate) const SNIPPET: &str = "farrier.toml";
@@ -500,9 +500,7 @@ mod tests {
     fn a_refusal_names_what_works_there() {
         for spec in TABLE {
             let named = spec.refusal.is_none_or(|refusal| {
-                refusal.starts_with("this node ")
-                    && refusal.contains("; ")
-                    && !refusal.ends_with('.')
+                refusal.message.starts_with("this node ") && !refusal.help.ends_with('.')
             });
             assert!(named, "{}", spec.id);
             assert!(!spec.directories.is_empty(), "{}", spec.id);

@@ -115,7 +115,7 @@ pub struct DistroSpec {
     /// What it makes when it runs; counts where `programs` would, and only where there are none of any distribution.
     pub(crate) data: &'static [&'static str],
     /// Why it is not changed, and what works there; `None` where it is.
-    pub refusal: Option<&'static str>,
+    pub refusal: Option<Refusal>,
     /// The root configuration file where neither the daemon's command line nor the unit names one.
     pub config: &'static str,
     /// The variable in the unit's environment that may name another.
@@ -194,8 +194,17 @@ const K3S: DistroSpec = DistroSpec {
     ..STOCK
 };
 
-/// What nobody changes from a pod.
-const fn detect_only(distro: Distro, id: &'static str, refusal: &'static str) -> DistroSpec {
+/// Why Farrier changes no host of a distribution.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refusal {
+    /// The node and the cause.
+    pub message: &'static str,
+    /// How an operator adds a runtime to such a host.
+    pub help: &'static str,
+}
+
+/// A distribution whose hosts Farrier does not change.
+const fn detect_only(distro: Distro, id: &'static str, refusal: Refusal) -> DistroSpec {
     DistroSpec {
         distro,
         id,
@@ -281,7 +290,10 @@ pub const TABLE: &[DistroSpec] = &[
         ..detect_only(
             Distro::Talos,
             "talos",
-            "this node runs Talos Linux, which can't be changed from a pod; add the shim as a system extension to its image",
+            Refusal {
+                message: "this node runs Talos Linux, which can't be changed from a pod",
+                help: "add the shim as a system extension to its image",
+            },
         )
     },
     DistroSpec {
@@ -289,7 +301,10 @@ pub const TABLE: &[DistroSpec] = &[
         ..detect_only(
             Distro::Bottlerocket,
             "bottlerocket",
-            "this node runs Bottlerocket, whose file system can't be changed; build a variant that carries the shim, or use other nodes",
+            Refusal {
+                message: "this node runs Bottlerocket, whose file system can't be changed",
+                help: "build a variant that carries the shim, or use other nodes",
+            },
         )
     },
     DistroSpec {
@@ -297,7 +312,10 @@ pub const TABLE: &[DistroSpec] = &[
         ..detect_only(
             Distro::OpenShift,
             "openshift",
-            "this node belongs to OpenShift, whose operator writes its files; add the runtime to /etc/crio/crio.conf.d by a MachineConfig",
+            Refusal {
+                message: "this node belongs to OpenShift, whose operator writes its files",
+                help: "add the runtime to /etc/crio/crio.conf.d by a MachineConfig",
+            },
         )
     },
     DistroSpec {
@@ -307,7 +325,10 @@ pub const TABLE: &[DistroSpec] = &[
         ..detect_only(
             Distro::CriO,
             "crio",
-            "this node runs CRI-O instead of containerd; declare the runtime in /etc/crio/crio.conf.d and restart crio",
+            Refusal {
+                message: "this node runs CRI-O instead of containerd",
+                help: "declare the runtime in /etc/crio/crio.conf.d and restart crio",
+            },
         )
     },
     DistroSpec {

@@ -4,6 +4,7 @@
 //! it is the latter. `main` hands such a start to [`child_main`] before it looks at its own arguments. There is no thread yet at that
 //! point, which a change of the mount namespace needs (setns(2)).
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{Read as _, Seek as _};
 use std::process::{ExitStatus, Stdio};
@@ -89,6 +90,20 @@ pub enum Error {
         /// The program.
         program: String,
     },
+}
+
+impl Error {
+    /// How an operator corrects the cause.
+    #[must_use]
+    pub fn help(&self) -> Option<Cow<'_, str>> {
+        match self {
+            Self::NotTrusted { source, .. } => source.help(),
+            Self::Start { .. }
+            | Self::TooLong { .. }
+            | Self::Failed { .. }
+            | Self::TooMuch { .. } => None,
+        }
+    }
 }
 
 /// The descriptor that is the standard input of a program which is run by that.

@@ -452,9 +452,11 @@ mod tests {
         std::fs::create_dir(&run).unwrap();
         make(&run);
         for error in [host.lock(true).await.err(), host.is_locked().err()] {
-            let error = error.unwrap().to_string();
-            assert!(error.contains(&format!("{path} is not a")), "{error}");
-            assert!(error.contains(&format!("remove {path}")), "{error}");
+            let error = error.unwrap();
+            let message = error.to_string();
+            assert!(message.contains(&format!("{path} is not a")), "{message}");
+            let help = error.help().unwrap();
+            assert!(help.contains(&format!("remove {path}")), "{help}");
         }
         assert!(!run.join("real/lock").exists());
     }

@@ -12,6 +12,7 @@ pub mod path;
 pub mod program;
 mod write;
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -47,7 +48,7 @@ const MAX_HASHED: u64 = 512 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// An operation failed.
-    #[error("can't {act} {path} on the host: {source}{}", hint(source))]
+    #[error("can't {act} {path} on the host: {source}")]
     Io {
         /// What was tried.
         act: &'static str,
@@ -58,7 +59,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A file is larger than anything that belongs there.
-    #[error("{path} on the host is larger than {limit} bytes; look at what wrote it")]
+    #[error("{path} on the host is larger than {limit} bytes")]
     TooLarge {
         /// Path on the host.
         path: String,
@@ -66,36 +67,51 @@ pub enum Error {
         limit: u64,
     },
     /// A file that must be text is none.
-    #[error("{path} on the host is not UTF-8 text; look at what wrote it")]
+    #[error("{path} on the host is not UTF-8 text")]
     NotText {
         /// Path on the host.
         path: String,
     },
     /// Something other than a file stands in a file's place.
-    #[error("{path} on the host is no regular file; put a file in its place, or name another")]
+    #[error("{path} on the host is no regular file")]
     NoFile {
         /// Path on the host.
         path: String,
     },
     /// A file changed between reading and writing.
-    #[error("{path} changed on the host while it was about to be replaced; run again")]
+    #[error("{path} changed on the host while it was about to be replaced")]
     Changed {
         /// Path on the host.
         path: String,
     },
     /// Another installer is at work.
-    #[error("another farrier has been changing this host for {0:?}; wait for it, or end it")]
+    #[error("another farrier has been changing this host for {0:?}")]
     Locked(Duration),
     /// Something stands in the place of the lock file or its directory that another user may be able to lock.
-    #[error(
-        "failed to lock this host: {path} is not {expected}; remove {path}, and run farrier again"
-    )]
+    #[error("failed to lock this host: {path} is not {expected}")]
     UnsafeLock {
         /// Path on the host.
         path: &'static str,
         /// What should stand there.
         expected: &'static str,
     },
+}
+
+impl Error {
+    /// How an operator corrects the cause.
+    #[must_use]
+    pub fn help(&self) -> Option<Cow<'_, str>> {
+        Some(match self {
+            Self::TooLarge { .. } | Self::NotText { .. } => Cow::Borrowed("look at what wrote it"),
+            Self::NoFile { .. } => Cow::Borrowed("put a file in its place, or name another"),
+            Self::Changed { .. } => Cow::Borrowed("run again"),
+            Self::Locked(_) => Cow::Borrowed("wait for it, or end it"),
+            Self::UnsafeLock { path, .. } => {
+                Cow::Owned(format!("remove {path}, and run farrier again"))
+            }
+            Self::Io { source, .. } => Cow::Borrowed(hint(source)?),
+        })
+    }
 }
 
 /// Result of an operation on the host's file system.

@@ -1,5 +1,6 @@
 //! Whether a component of a path is root's alone: its owner, its mode, and who is in its group.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::os::fd::OwnedFd;
 
@@ -18,7 +19,7 @@ const ACCESS_LIST: &str = "system.posix_acl_access";
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProgramError {
     /// A component of its path belongs to somebody else.
-    #[error("{path} belongs to uid {owner}, not to root; run `chown root:root {path}` on the host")]
+    #[error("{path} belongs to uid {owner}, not to root")]
     Owner {
         /// The component, by its path on the host.
         path: String,
@@ -26,9 +27,7 @@ pub enum ProgramError {
         owner: u32,
     },
     /// A component of its path can be written by others.
-    #[error(
-        "{path} can be written by {whom}; move the program elsewhere, or run `chmod {mend} {path}` on the host"
-    )]
+    #[error("{path} can be written by {whom}")]
     Writable {
         /// The component, by its path on the host.
         path: String,
@@ -38,9 +37,7 @@ pub enum ProgramError {
         mend: &'static str,
     },
     /// A component of its path has an access control list, which may name anybody.
-    #[error(
-        "{path} has an access control list that lets others write; run `setfacl -b {path}` and `chmod g-w {path}` on the host"
-    )]
+    #[error("{path} has an access control list that lets others write")]
     AccessList {
         /// The component, by its path on the host.
         path: String,
@@ -67,6 +64,25 @@ pub enum ProgramError {
         /// What the system says.
         errno: Errno,
     },
+}
+
+impl ProgramError {
+    /// How an operator corrects the cause.
+    #[must_use]
+    pub fn help(&self) -> Option<Cow<'_, str>> {
+        Some(match self {
+            Self::Owner { path, .. } => {
+                Cow::Owned(format!("run `chown root:root {path}` on the host"))
+            }
+            Self::Writable { mend, path, .. } => Cow::Owned(format!(
+                "move the program elsewhere, or run `chmod {mend} {path}` on the host"
+            )),
+            Self::AccessList { path, .. } => Cow::Owned(format!(
+                "run `setfacl -b {path}` and `chmod g-w {path}` on the host"
+            )),
+            Self::NoFile { .. } | Self::Interpreter { .. } | Self::Open { .. } => return None,
+        })
+    }
 }
 
 /// Who can write a component of a path, other than root.
@@ -229,7 +245,7 @@ mod tests {
         let checked = check_component(component, 0, || group == 50, || false, "/a");
         assert_eq!(checked.is_err(), mend.is_some(), "{checked:?}");
         if let (Err(error), Some(mend)) = (checked, mend) {
-            assert!(error.to_string().contains(mend), "{error}");
+            assert!(error.help().unwrap().contains(mend), "{error}");
         }
     }
 

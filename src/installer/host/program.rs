@@ -261,6 +261,7 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
+    use crate::handoff::Problem;
 
     /// A host with directories and links: a link that goes through one that all can write, and others.
     fn host() -> (tempfile::TempDir, HostRoot) {
@@ -319,7 +320,10 @@ mod tests {
         let (_directory, host) = host();
         match (host.open_program(path), expected) {
             (Ok(program), Ok(is_script)) => assert_eq!(program.is_script(), is_script),
-            (Err(error), Err(words)) => assert!(error.to_string().contains(words), "{error}"),
+            (Err(error), Err(words)) => {
+                let sentence = Problem::new(&error, error.help()).sentence();
+                assert!(sentence.contains(words), "{sentence}");
+            }
             (found, expected) => panic!("{found:?} instead of {expected:?}"),
         }
     }

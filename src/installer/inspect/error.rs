@@ -2,6 +2,7 @@
 
 use crate::installer::containerd::config_files;
 use crate::installer::{host, state};
+use std::borrow::Cow;
 
 /// Why a host can't be inspected.
 #[derive(Debug, thiserror::Error)]
@@ -15,4 +16,16 @@ pub enum Error {
     /// containerd's configuration can't be read.
     #[error(transparent)]
     ConfigFiles(#[from] config_files::Error),
+}
+
+impl Error {
+    /// How an operator corrects the cause.
+    #[must_use]
+    pub fn help(&self) -> Option<Cow<'_, str>> {
+        match self {
+            Self::Host(error) => error.help(),
+            Self::State(error) => error.help(),
+            Self::ConfigFiles(error) => error.help(),
+        }
+    }
 }

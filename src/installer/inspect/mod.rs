@@ -14,7 +14,7 @@ use self::legacy::Legacy;
 use crate::containerd_config::{
     ConfigFiles, SourceFile, Version, address_of_dump, without_secrets,
 };
-use crate::handoff::is_sha256;
+use crate::handoff::{Problem, is_sha256};
 use crate::installer::containerd::config_files::{load, patterns};
 use crate::installer::containerd::cri::{self, Served};
 use crate::installer::containerd::daemon::{self, Daemon, Running};
@@ -61,19 +61,19 @@ pub struct HostFacts {
     /// The distribution's own release, where the table says how it is told.
     pub release: Option<Version>,
     /// Why nothing can be changed although the distribution could be: a place can't be written to, or not executed from.
-    pub obstacle: Option<String>,
+    pub obstacle: Option<Problem>,
     /// That configuration as containerd itself prints it, or why it doesn't.
-    pub dump: Result<String, String>,
+    pub dump: Result<String, Problem>,
     /// What that configuration needs beside itself and the host lacks; words for an operator.
     pub missing_prerequisite: Option<String>,
     /// What it serves, or why that is unknown.
-    pub served: Result<Served, String>,
+    pub served: Result<Served, Problem>,
     /// How many sandboxes there are of each handler.
     pub in_use: BTreeMap<String, usize>,
     /// How the unit's processes are killed, or why that is unknown.
-    pub kill_mode: Result<String, String>,
+    pub kill_mode: Result<String, Problem>,
     /// Why it can't be restarted from here, whatever an operator accepts.
-    pub unreachable: Option<String>,
+    pub unreachable: Option<Problem>,
     /// What is ours.
     pub state: State,
     /// Where binaries stand.
@@ -117,9 +117,13 @@ impl HostFacts {
 
     /// What containerd says of the configuration, without the credentials in it: reports and the cluster keep what they are told.
     #[must_use]
-    pub(crate) fn without_secrets(&self, message: &str) -> String {
+    pub(crate) fn without_secrets(&self, problem: Problem) -> Problem {
         let files = self.config_files.files().chain(&self.sources);
-        without_secrets(message, files.filter_map(|file| file.text.as_deref()))
+        let texts = files.filter_map(|file| file.text.as_deref());
+        Problem {
+            message: without_secrets(&problem.message, texts),
+            ..problem
+        }
     }
 
     /// The CRI's socket on the host: what the daemon was started with beats its configuration.
@@ -202,15 +206,15 @@ pub async fn gather(
         obstacle,
         version: None,
         missing_prerequisite: None,
-        dump: Err("nothing was asked".to_owned()),
+        dump: Err(Problem::new("nothing was asked", None)),
         daemon: running
             .daemon
             .map(|daemon| daemon.with_unit_of(host, distro)),
         refused: running.refused,
         program,
-        served: Err("nothing is asked offline".to_owned()),
+        served: Err(Problem::new("nothing is asked offline", None)),
         in_use: BTreeMap::new(),
-        kill_mode: Err("nothing is asked offline".to_owned()),
+        kill_mode: Err(Problem::new("nothing is asked offline", None)),
         unreachable: None,
         legacy: legacy::find(
             host,
@@ -259,8 +263,8 @@ async fn ask_programs(host: &HostRoot, facts: &mut HostFacts) {
     let output = async |program: Option<&str>, arguments: &[&str]| match program {
         Some(program) => exec::run(host, program, arguments, PROGRAM_LIMIT)
             .await
-            .map_err(|error| error.to_string()),
-        None => Err("no containerd is installed".to_owned()),
+            .map_err(|error| Problem::new(&error, error.help())),
+        None => Err(Problem::new("no containerd is installed", None)),
     };
     // None of the programs waits for another.
     let (version, dump, release) = futures::join!(
@@ -278,7 +282,7 @@ async fn ask_programs(host: &HostRoot, facts: &mut HostFacts) {
         .as_ref()
         .ok()
         .and_then(|dump| missing_prerequisite(host, dump));
-    facts.dump = dump.map_err(|error| facts.without_secrets(&error));
+    facts.dump = dump.map_err(|problem| facts.without_secrets(problem));
 }
 
 /// What has containerd print what it makes of the configuration file at `path`.
@@ -294,15 +298,15 @@ async fn ask(host: &HostRoot, facts: &mut HostFacts) {
                 facts.in_use = in_use;
                 Ok(served)
             }
-            Err(error) => Err(error.to_string()),
+            Err(error) => Err(Problem::new(&error, error.help())),
         },
-        Err(error) => Err(error.to_string()),
+        Err(error) => Err(Problem::new(&error, error.help())),
     };
     let service = facts.service();
     let unreachable = service.check_reachable(host).err();
-    facts.unreachable = unreachable.map(|error| error.to_string());
+    facts.unreachable = unreachable.map(|error| Problem::new(&error, error.help()));
     let kill_mode = service.kill_mode(host).await;
-    facts.kill_mode = kill_mode.map_err(|error| error.to_string());
+    facts.kill_mode = kill_mode.map_err(|error| Problem::new(&error, error.help()));
 }
 
 /// The identity in a file: a UUID, with or without hyphens (machine-id(5)). Anything else is none: it goes into every report.
@@ -449,10 +453,10 @@ pub fn verified_digest<'a>(facts: &'a HostFacts, path: &str) -> Option<&'a str> 
 ///
 /// # Errors
 /// containerd's own words, where it refuses the file or does not end in time.
-pub async fn dump_config(host: &HostRoot, program: &str, path: &str) -> Result<String, String> {
+pub async fn dump_config(host: &HostRoot, program: &str, path: &str) -> Result<String, Problem> {
     exec::run(host, program, &dump_arguments(path), PROGRAM_LIMIT)
         .await
-        .map_err(|error| error.to_string())
+        .map_err(|error| Problem::new(&error, error.help()))
 }
 
 #[cfg(test)]

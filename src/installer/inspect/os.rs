@@ -5,6 +5,7 @@ use tracing::warn;
 
 use super::error::Error;
 use crate::containerd_config::{ConfigFiles, SourceFile, TEXT_LIMIT};
+use crate::handoff::Problem;
 use crate::installer::containerd::daemon::{CONFIG_OPTIONS, Daemon, Running};
 use crate::installer::containerd::process::{option, still_named};
 use crate::installer::containerd::systemd_unit;
@@ -96,7 +97,7 @@ pub(crate) fn directory(
     distro: &DistroSpec,
     state: &State,
     offline: bool,
-) -> (String, Option<String>) {
+) -> (String, Option<Problem>) {
     let first = distro.directories.first().copied().unwrap_or_default();
     let candidates = if state.is_empty() {
         distro.directories
@@ -130,24 +131,33 @@ pub(crate) fn directory(
 }
 
 /// Why no shim can be kept in `directory`.
-fn bin_dir_problem(host: &HostRoot, directory: &str) -> Option<String> {
+fn bin_dir_problem(host: &HostRoot, directory: &str) -> Option<Problem> {
     match host.mount_of(directory) {
-        Ok(mount) if mount.read_only => Some(format!(
-            "{directory} is on a read-only file system, so no shim can be put there; make it writable, or use other nodes"
+        Ok(mount) if mount.read_only => Some(Problem::with_help(
+            format!("{directory} is on a read-only file system, so no shim can be put there"),
+            "make it writable, or use other nodes",
         )),
-        Ok(mount) if mount.no_exec => Some(format!(
-            "{directory} is on a file system mounted noexec, so no shim can be run from there; mount it with exec"
+        Ok(mount) if mount.no_exec => Some(Problem::with_help(
+            format!(
+                "{directory} is on a file system mounted noexec, so no shim can be run from there"
+            ),
+            "mount it with exec",
         )),
         Ok(_) => None,
-        Err(error) => Some(error.to_string()),
+        Err(error) => Some(Problem::new(&error, error.help())),
     }
 }
 
 /// Why nothing can be remembered on this host, which every change begins with.
-pub(crate) fn state_dir_problem(host: &HostRoot) -> Option<String> {
+pub(crate) fn state_dir_problem(host: &HostRoot) -> Option<Problem> {
     let mount = host.mount_of(STATE_DIRECTORY).ok()?;
     mount.read_only.then(|| {
-        format!("{STATE_DIRECTORY} is on a read-only file system, so no change could be undone; make it writable")
+        Problem::with_help(
+            format!(
+                "{STATE_DIRECTORY} is on a read-only file system, so no change could be undone"
+            ),
+            "make it writable",
+        )
     })
 }
 
@@ -185,11 +195,12 @@ pub(crate) fn config_of_unit(host: &HostRoot, distro: &DistroSpec) -> Option<Str
 const OF_THE_IMAGE: &str = "/usr/share/";
 
 /// Why the configuration at `path` can't be changed, whoever asks.
-pub(crate) fn config_path_problem(host: &HostRoot, path: &str, offline: bool) -> Option<String> {
+pub(crate) fn config_path_problem(host: &HostRoot, path: &str, offline: bool) -> Option<Problem> {
     let real = host.follow(path).unwrap_or_else(|_| path.to_owned());
     if real.starts_with(OF_THE_IMAGE) {
-        return Some(format!(
-            "{path} is a part of the system's image, whose next update would replace it; copy it to /etc/containerd/config.toml, have the unit of containerd name that (Flatcar: Environment=CONTAINERD_CONFIG=/etc/containerd/config.toml), in a drop-in of that unit"
+        return Some(Problem::with_help(
+            format!("{path} is a part of the system's image, whose next update would replace it"),
+            "copy it to /etc/containerd/config.toml, have the unit of containerd name that (Flatcar: Environment=CONTAINERD_CONFIG=/etc/containerd/config.toml), in a drop-in of that unit",
         ));
     }
     // The file systems that an image is unpacked on are not those that it will run on.
@@ -198,7 +209,10 @@ pub(crate) fn config_path_problem(host: &HostRoot, path: &str, offline: bool) ->
     }
     let mount = host.mount_of(parent_directory(&real)).ok()?;
     mount.read_only.then(|| {
-        format!("{path} is on a read-only file system; copy it to /etc/containerd/config.toml and have the unit of containerd name that")
+        Problem::with_help(
+            format!("{path} is on a read-only file system"),
+            "copy it to /etc/containerd/config.toml and have the unit of containerd name that",
+        )
     })
 }
 

@@ -11,6 +11,7 @@ use crate::containerd_config::{
     edit_template, handlers, runtimes_of_dump, startup_checks, template_handlers,
 };
 use crate::handoff::OptionValue;
+use crate::handoff::Problem;
 use crate::installer::host::path::parent_directory;
 use crate::installer::inspect::HostFacts;
 use crate::installer::state::{OwnedHandler, STATE_DIRECTORY};
@@ -70,7 +71,7 @@ impl<'a> CurrentConfig<'a> {
             }
             // What can't be run gives no judgement; one that runs and refuses the file does.
             Err(_) if offline && facts.version.is_none() => (String::new(), BTreeMap::new()),
-            Err(message) => return Err(Error::Refuses(message.clone())),
+            Err(message) => return Err(Error::Refuses(Problem::new(message, None))),
         };
         let managed = managed_handlers(facts, declared.iter().chain(&dumped));
         let legacy = facts.legacy.handlers.iter();
@@ -109,7 +110,7 @@ impl<'a> CurrentConfig<'a> {
         managed: &BTreeSet<String>,
     ) -> Result<(), Error> {
         if let Some(message) = &facts.missing_prerequisite {
-            return Err(Error::Refuses(message.clone()));
+            return Err(Error::Refuses(Problem::new(message, None)));
         }
         match self.pending(facts, managed) {
             Some(what) => Err(Error::Pending {

@@ -21,28 +21,36 @@ pub struct Rendered {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The template is absent.
-    #[error(
-        "{path} is absent, which containerd's configuration is rendered from; restore it, or start the node once"
-    )]
+    #[error("{path} is absent, which containerd's configuration is rendered from")]
     NoTemplate {
         /// The template.
         path: String,
     },
     /// What a new file must look like depends on the release.
-    #[error(
-        "the release of {0} can't be told, which says what its containerd reads; see that its program runs on the node, or start the node once"
-    )]
+    #[error("the release of {0} can't be told, which says what its containerd reads")]
     NoRelease(&'static str),
     /// A new template could not take over the distribution's own.
-    #[error(
-        "{id} {release} has no base template to extend; upgrade it to 1.26.8, 1.27.5, 1.28.1 or later"
-    )]
+    #[error("{id} {release} has no base template to extend")]
     NoBase {
         /// The distribution.
         id: &'static str,
         /// Its release.
         release: Version,
     },
+}
+
+impl Error {
+    /// How an operator corrects the cause.
+    #[must_use]
+    pub fn help(&self) -> Option<Cow<'_, str>> {
+        Some(match self {
+            Self::NoTemplate { .. } => Cow::Borrowed("restore it, or start the node once"),
+            Self::NoRelease(_) => {
+                Cow::Borrowed("see that its program runs on the node, or start the node once")
+            }
+            Self::NoBase { .. } => Cow::Borrowed("upgrade it to 1.26.8, 1.27.5, 1.28.1 or later"),
+        })
+    }
 }
 
 /// A file that containerd's configuration is made from.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::handoff::{OptionValue, Owner, ShimRequest};
+use crate::handoff::{OptionValue, Owner, Problem, ShimRequest};
 
 /// What a host should carry.
 #[derive(Debug)]
@@ -18,7 +18,7 @@ pub struct Goal {
     /// What else of ours on the host is not wanted any more.
     pub scope: Scope,
     /// SHA-256 of each shim's binary, or why there is none, by the shim's name.
-    pub binaries: BTreeMap<String, Result<String, String>>,
+    pub binaries: BTreeMap<String, Result<String, Problem>>,
     /// SHA-256 of the request, where there is one.
     pub digest: Option<String>,
     /// Nothing is restarted.
@@ -29,7 +29,7 @@ pub struct Goal {
 
 impl Goal {
     /// Gives up the binaries that turned out to be unusable, by SHA-256, each with a sentence; says whether there were any.
-    pub fn drop_binaries(&mut self, unusable: &BTreeMap<String, String>) -> bool {
+    pub fn drop_binaries(&mut self, unusable: &BTreeMap<String, Problem>) -> bool {
         let mut dropped = false;
         for binary in self.binaries.values_mut() {
             let why = binary.as_ref().ok().and_then(|sha256| unusable.get(sha256));

@@ -7,7 +7,7 @@ use super::goal::{Goal, Scope};
 use super::takeover::takeover_candidates;
 use super::types::HandlerSet;
 use crate::containerd_config::is_usable_name;
-use crate::handoff::{HandlerReport, Owner, ShimRequest};
+use crate::handoff::{HandlerReport, Owner, Problem, ShimRequest};
 use crate::installer::inspect::{HostFacts, verified_digest};
 use crate::installer::state::{Binary, OwnedHandler, owner_word};
 
@@ -63,8 +63,9 @@ impl Builder<'_> {
         shim: &str,
         handler: &str,
         sha256: Option<String>,
-        reason: Option<String>,
+        problem: Option<Problem>,
     ) {
+        let (reason, remedy) = problem.map_or((None, None), |it| (Some(it.message), it.help));
         let install_paths = &self.facts.install_paths;
         let owned = self.set.next.get(handler).or(self.set.legacy.get(handler));
         self.set.reports.push(HandlerReport {
@@ -77,6 +78,7 @@ impl Builder<'_> {
             served: sha256.is_some(),
             sha256,
             reason,
+            remedy,
         });
     }
 
@@ -90,20 +92,26 @@ impl Builder<'_> {
             let names = || shim.handlers.iter().chain(shim.options.keys());
             let unusable = names().find(|name| !is_usable_name(name));
             let binary = match (foreign, goal.binaries.get(&shim.name)) {
-                _ if unusable.is_some() => Err(format!(
-                    "{:?} can't be written to containerd's configuration; use another name",
-                    unusable.map_or("", String::as_str)
+                _ if unusable.is_some() => Err(Problem::with_help(
+                    format!(
+                        "{:?} can't be written to containerd's configuration",
+                        unusable.map_or("", String::as_str)
+                    ),
+                    "use another name",
                 )),
-                (Some(name), _) => Err(format!(
-                    "handler {name} is declared in containerd's configuration by somebody else; remove it there or use another name"
+                (Some(name), _) => Err(Problem::with_help(
+                    format!(
+                        "handler {name} is declared in containerd's configuration by somebody else"
+                    ),
+                    "remove it there or use another name",
                 )),
                 (None, Some(binary)) => binary.clone(),
-                (None, None) => Err("its artifact was not looked for".to_owned()),
+                (None, None) => Err(Problem::new("its artifact was not looked for", None)),
             };
             for handler in &shim.handlers {
                 match &binary {
                     Ok(sha256) => self.install(shim, handler, sha256),
-                    Err(reason) => self.keep_served(shim, handler, reason),
+                    Err(problem) => self.keep_served(shim, handler, problem),
                 }
             }
         }
@@ -134,7 +142,7 @@ impl Builder<'_> {
     }
 
     /// A shim without an artifact keeps the version that it was served in before.
-    fn keep_served(&mut self, shim: &ShimRequest, handler: &str, reason: &str) {
+    fn keep_served(&mut self, shim: &ShimRequest, handler: &str, problem: &Problem) {
         let before = self.set.current(handler);
         let sha256 = before.and_then(|owned| {
             let path = self.facts.install_paths.declared_path(handler, owned);
@@ -142,7 +150,7 @@ impl Builder<'_> {
             (verified_digest(self.facts, &path) == Some(sha256)).then(|| sha256.clone())
         });
         self.kept.insert(handler.to_owned());
-        self.report(&shim.name, handler, sha256, Some(reason.to_owned()));
+        self.report(&shim.name, handler, sha256, Some(problem.clone()));
     }
 
     fn remove_unwanted(&mut self) {
@@ -155,8 +163,11 @@ impl Builder<'_> {
             let is_others = owned.owner != self.goal.owner;
             if is_others && matches!(self.goal.scope, Scope::Shims(_)) {
                 let owner = owner_word(owned.owner);
-                let reason = format!("it belongs to {owner}; take it away there, or use --all");
-                self.report(&owned.shim, name, Some(sha256), Some(reason));
+                let problem = Problem::with_help(
+                    format!("it belongs to {owner}"),
+                    "take it away there, or use --all",
+                );
+                self.report(&owned.shim, name, Some(sha256), Some(problem));
             } else {
                 self.remove(name, owned, sha256);
             }
@@ -183,8 +194,7 @@ impl Builder<'_> {
     /// Takes the binary away from a handler, unless pods use it. The handler stays reserved.
     fn remove(&mut self, name: &str, owned: &OwnedHandler, sha256: String) {
         if let Some(pods) = self.facts.in_use.get(name).filter(|pods| **pods > 0) {
-            let reason = Some(used_by(*pods));
-            self.report(&owned.shim, name, Some(sha256), reason);
+            self.report(&owned.shim, name, Some(sha256), Some(used_by(*pods)));
             return;
         }
         let is_legacy = self.set.legacy.contains_key(name);
@@ -215,13 +225,15 @@ impl Builder<'_> {
             }
             self.set.draining.insert(name.clone(), owned.clone());
             if is_in_scope(owned, self.goal) {
+                let problem = used_by(*pods);
                 self.set.reports.push(HandlerReport {
                     shim: owned.shim.clone(),
                     handler: name.clone(),
                     path: Some(self.facts.install_paths.declared_path(name, owned)),
                     sha256: owned.sha256().cloned(),
                     served: false,
-                    reason: Some(used_by(*pods)),
+                    reason: Some(problem.message),
+                    remedy: problem.help,
                 });
             }
         }
@@ -261,7 +273,10 @@ impl HandlerSet {
                 .find(|report| report.handler == *name);
             if let Some(known) = known {
                 known.served = false;
-                known.reason.get_or_insert_with(|| DAMAGED.to_owned());
+                if known.reason.is_none() {
+                    known.reason = Some(DAMAGED.to_owned());
+                    known.remedy = Some(INSTALL_AGAIN.to_owned());
+                }
             } else if owned.owner == owner {
                 self.reports.push(HandlerReport {
                     shim: owned.shim.clone(),
@@ -270,6 +285,7 @@ impl HandlerSet {
                     sha256: None,
                     served: false,
                     reason: Some(DAMAGED.to_owned()),
+                    remedy: Some(INSTALL_AGAIN.to_owned()),
                 });
             } else {
                 let owner = owner_word(owned.owner);
@@ -292,11 +308,17 @@ fn is_in_scope(owned: &OwnedHandler, goal: &Goal) -> bool {
 }
 
 /// Why a handler is not served whose binary is not what was installed.
-const DAMAGED: &str = "its binary is lost or damaged; install its shim again";
+const DAMAGED: &str = "its binary is lost or damaged";
+
+/// The remedy for [`DAMAGED`].
+const INSTALL_AGAIN: &str = "install its shim again";
 
 /// Why a handler or its binary stays: pods use it, so many.
-pub(crate) fn used_by(pods: usize) -> String {
-    format!("pods still use it ({pods} on this node); delete them")
+pub(crate) fn used_by(pods: usize) -> Problem {
+    Problem::with_help(
+        format!("pods still use it ({pods} on this node)"),
+        "delete them",
+    )
 }
 
 /// What an operator should know of a change that leaves nothing undone: sentences.

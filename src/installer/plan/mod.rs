@@ -28,8 +28,8 @@ pub use goal::{Goal, Scope};
 use handlers::{handler_set, notes, unknown_shims};
 use preconditions::{check_host, check_restart, is_bare};
 use takeover::legacy_cleanup;
+pub(crate) use types::HandlerSet;
 pub use types::{ConfigChange, Error, HostPlan, LegacyCleanup, LockChange};
-pub(crate) use types::{HandlerSet, not_counted};
 
 /// The changes that make the host that `facts` describe carry `goal`.
 ///

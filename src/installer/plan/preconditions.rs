@@ -2,6 +2,7 @@
 
 use super::goal::Goal;
 use super::types::Error;
+use crate::handoff::Problem;
 use crate::installer::distro::Restart;
 use crate::installer::inspect::HostFacts;
 use crate::installer::state::State;
@@ -23,7 +24,10 @@ pub(crate) fn check_host(facts: &HostFacts, goal: &Goal) -> Result<(), Error> {
     }
     match &facts.served {
         Ok(served) if served.ready => Ok(()),
-        Ok(_) => Err(Error::NotServing("its runtime is not ready".to_owned())),
+        Ok(_) => Err(Error::NotServing(Problem::new(
+            "its runtime is not ready",
+            None,
+        ))),
         Err(message) => Err(Error::NotServing(message.clone())),
     }
 }

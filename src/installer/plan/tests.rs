@@ -7,6 +7,7 @@ use rstest::rstest;
 use super::expected::verify;
 use super::*;
 use crate::containerd_config::{self, ConfigFiles, SourceFile};
+use crate::handoff::Problem;
 use crate::handoff::{OptionValue, ShimRequest};
 use crate::installer::containerd::cri::Served;
 use crate::installer::containerd::daemon::Daemon;
@@ -392,13 +393,13 @@ fn options_wait_for_a_containerd_that_hands_them_over() {
 
 #[rstest]
 #[case::pods_would_end(|facts: &mut HostFacts| facts.kill_mode = Ok("control-group".to_owned()), "KillMode")]
-#[case::systemd_is_silent(|facts: &mut HostFacts| facts.kill_mode = Err("no bus".to_owned()), "can't be told")]
+#[case::systemd_is_silent(|facts: &mut HostFacts| facts.kill_mode = Err(Problem::new("no bus", None)), "can't be told")]
 #[case::no_daemon(|facts: &mut HostFacts| facts.daemon = None, "no containerd runs")]
-#[case::down_before(|facts: &mut HostFacts| facts.served = Err("no CRI".to_owned()), "before any change")]
+#[case::down_before(|facts: &mut HostFacts| facts.served = Err(Problem::new("no CRI", None)), "before any change")]
 #[case::not_ready(|facts: &mut HostFacts| facts.served = Ok(Served::default()), "not ready")]
-#[case::refused_before(|facts: &mut HostFacts| facts.dump = Err("toml".to_owned()), "present configuration")]
+#[case::refused_before(|facts: &mut HostFacts| facts.dump = Err(Problem::new("toml", None)), "present configuration")]
 #[case::no_version(|facts: &mut HostFacts| facts.version = None, "release")]
-#[case::obstacle(|facts: &mut HostFacts| facts.obstacle = Some("it is read-only".to_owned()), "read-only")]
+#[case::obstacle(|facts: &mut HostFacts| facts.obstacle = Some(Problem::new("it is read-only", None)), "read-only")]
 fn a_host_that_was_not_well_before_is_left_alone(
     #[case] spoil: impl Fn(&mut HostFacts),
     #[case] reason: &str,
@@ -412,7 +413,7 @@ fn a_host_that_was_not_well_before_is_left_alone(
 #[test]
 fn an_obstacle_is_in_the_way_of_changes_only() {
     let mut facts = carrying(&["a"]);
-    facts.obstacle = Some("it is read-only".to_owned());
+    facts.obstacle = Some(Problem::new("it is read-only", None));
     assert!(decide(&facts, &goal(&["a"])).unwrap().is_empty());
     assert!(decide(&facts, &goal(&["b"])).is_err());
 }
@@ -512,19 +513,20 @@ fn pods_are_ended_only_by_whoever_accepts_that() {
     let mut facts = node();
     facts.kill_mode = Ok("control-group".to_owned());
     let mut goal = goal(&["a"]);
-    let error = decide(&facts, &goal).unwrap_err().to_string();
-    assert!(error.contains("--allow-pod-restarts"), "{error}");
+    let error = decide(&facts, &goal).unwrap_err();
+    let help = error.help().unwrap();
+    assert!(help.contains("--allow-pod-restarts"), "{help}");
     goal.allow_pod_restarts = true;
     assert!(decide(&facts, &goal).unwrap().restart);
     // A leave for that starts no service manager.
-    facts.kill_mode = Err("no bus".to_owned());
+    facts.kill_mode = Err(Problem::new("no bus", None));
     assert!(decide(&facts, &goal).is_err());
 }
 
 #[test]
 fn a_containerd_that_nobody_here_can_restart_is_left_alone_whatever_is_accepted() {
     let mut facts = node();
-    facts.unreachable = Some("set job.hostPID".to_owned());
+    facts.unreachable = Some(Problem::new("set job.hostPID", None));
     let mut goal = goal(&["a"]);
     goal.allow_pod_restarts = true;
     let error = decide(&facts, &goal).unwrap_err().to_string();
@@ -532,7 +534,7 @@ fn a_containerd_that_nobody_here_can_restart_is_left_alone_whatever_is_accepted(
     // What needs no restart needs nobody who could.
     facts.unreachable = None;
     let mut facts = after(facts, decide(&node(), &goal).unwrap());
-    facts.unreachable = Some("set job.hostPID".to_owned());
+    facts.unreachable = Some(Problem::new("set job.hostPID", None));
     assert!(decide(&facts, &goal).unwrap().is_empty());
 }
 

@@ -1,13 +1,15 @@
 //! What the parts of a plan share: the plan itself, the handlers before and after it, and the reasons against it. Pure; decides nothing.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use super::config_source;
 use crate::containerd_config::{self, Handler};
-use crate::handoff::{HandlerReport, Owner, with_help};
+use crate::handoff::{HandlerReport, Owner, Problem};
 use crate::installer::containerd::process::Refusal;
+use crate::installer::distro;
 use crate::installer::state::{InstallPaths, OwnedHandler, State, StateAfter};
 
 /// What has to be done, in this order.
@@ -176,8 +178,8 @@ pub struct ConfigChange {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The distribution is known and not one that this release changes.
-    #[error("{0}")]
-    Distribution(&'static str),
+    #[error("{}", .0.message)]
+    Distribution(distro::Refusal),
     /// There is nothing to prove a change on.
     #[error("no containerd runs on this host{}", not_counted(refused))]
     NoDaemon {
@@ -185,28 +187,26 @@ pub enum Error {
         refused: Vec<Refusal>,
     },
     /// Its release is unknown.
-    #[error(
-        "the release of this host's containerd can't be told; see that `containerd --version` works on the node"
-    )]
+    #[error("the release of this host's containerd can't be told")]
     NoVersion,
     /// It was not well before.
-    #[error("containerd was not serving before any change: {0}; repair it first")]
-    NotServing(String),
+    #[error("containerd was not serving before any change: {0}")]
+    NotServing(Problem),
     /// Binaries can't be kept where they can be executed, or the configuration can't be written.
     #[error("{0}")]
-    Obstacle(String),
+    Obstacle(Problem),
     /// What a distribution makes its configuration from can't be edited.
     #[error(transparent)]
     Source(#[from] config_source::Error),
     /// The configuration can't be edited.
-    #[error("{}", with_help(.0, .0.help()))]
+    #[error(transparent)]
     Config(#[from] containerd_config::Error),
     /// containerd refuses the configuration as it is.
-    #[error("containerd does not load its present configuration: {0}; repair it first")]
-    Refuses(String),
+    #[error("containerd does not load its present configuration: {0}")]
+    Refuses(Problem),
     /// A restart would put live what somebody else wrote.
     #[error(
-        "{path}, or what it imports, was changed after containerd started ({what} differs from what is served), and a restart would put that live; restart containerd yourself or undo that change, then run farrier again"
+        "{path}, or what it imports, was changed after containerd started ({what} differs from what is served), and a restart would put that live"
     )]
     Pending {
         /// The root configuration.
@@ -215,9 +215,7 @@ pub enum Error {
         what: String,
     },
     /// A restart would end pods.
-    #[error(
-        "restarting {unit} would end every pod on this node, because its KillMode is {mode:?}; set KillMode=process there (under OpenRC rc_cgroup_cleanup=NO), or accept that with --allow-pod-restarts"
-    )]
+    #[error("restarting {unit} would end every pod on this node, because its KillMode is {mode:?}")]
     KillMode {
         /// The unit.
         unit: String,
@@ -225,34 +223,74 @@ pub enum Error {
         mode: String,
     },
     /// A restart would end the node itself.
-    #[error(
-        "this node is a container that a restart ends, and with it every pod; accept that with --allow-pod-restarts, or job.allowPodRestarts among the chart's values"
-    )]
+    #[error("this node is a container that a restart ends, and with it every pod")]
     Container,
     /// Whoever can't be asked about a restart can't be asked for one: no leave for restarts that end pods helps here.
-    #[error(
-        "whether containerd can be restarted and would spare pods then can't be told: {0}; see that the service manager answers on the node"
-    )]
-    KillModeUnknown(String),
+    #[error("whether containerd can be restarted and would spare pods then can't be told: {0}")]
+    KillModeUnknown(Problem),
+}
+
+impl Error {
+    /// How an operator corrects the cause.
+    #[must_use]
+    pub fn help(&self) -> Option<Cow<'_, str>> {
+        Some(match self {
+            Self::NoVersion => Cow::Borrowed("see that `containerd --version` works on the node"),
+            Self::Distribution(refusal) => Cow::Borrowed(refusal.help),
+            Self::NoDaemon { refused } => match by_evidence(refused).first() {
+                Some(refusal) => return refusal.reason.help(),
+                None => Cow::Borrowed(
+                    "start it, or use --offline to prepare the host for its next start",
+                ),
+            },
+            Self::NotServing(problem) | Self::Refuses(problem) => {
+                Cow::Borrowed(problem.help.as_deref().unwrap_or("repair it first"))
+            }
+            Self::Source(error) => return error.help(),
+            Self::Config(error) => return error.help(),
+            Self::Pending { .. } => Cow::Borrowed(
+                "restart containerd yourself or undo that change, then run farrier again",
+            ),
+            Self::KillMode { .. } => Cow::Borrowed(
+                "set KillMode=process there (under OpenRC rc_cgroup_cleanup=NO), or accept that with --allow-pod-restarts",
+            ),
+            Self::Container => Cow::Borrowed(
+                "accept that with --allow-pod-restarts, or job.allowPodRestarts among the chart's values",
+            ),
+            Self::KillModeUnknown(problem) => Cow::Borrowed(
+                problem
+                    .help
+                    .as_deref()
+                    .unwrap_or("see that the service manager answers on the node"),
+            ),
+            Self::Obstacle(problem) => return problem.help.as_deref().map(Cow::Borrowed),
+        })
+    }
 }
 
 /// Refusals that are told one by one. Any user can start processes of that name.
 const SHOWN_REFUSALS: usize = 3;
 
-/// Why no process called containerd counts, or how to go on where there is none.
-pub(crate) fn not_counted(refused: &[Refusal]) -> String {
-    if refused.is_empty() {
-        return "; start it, or use --offline to prepare the host for its next start".to_owned();
-    }
+/// Refusals in the order in which they are told. The processes of ordinary users come last: any number of them must not hide why the host's
+/// own containerd does not count.
+fn by_evidence(refused: &[Refusal]) -> Vec<&Refusal> {
     let mut refused: Vec<&Refusal> = refused.iter().collect();
-    // The processes of ordinary users come last: any number of them must not hide why the host's own containerd does not count.
     refused.sort_by_key(|refusal| refusal.is_user_process());
-    let shown = refused.iter().take(SHOWN_REFUSALS);
-    let shown: Vec<String> = shown.map(ToString::to_string).collect();
-    let mut message = format!(": {}", shown.join(": "));
+    refused
+}
+
+/// Why no process called containerd counts; empty where there is none.
+fn not_counted(refused: &[Refusal]) -> String {
+    if refused.is_empty() {
+        return String::new();
+    }
+    let told = by_evidence(refused).into_iter().take(SHOWN_REFUSALS);
+    let told: Vec<String> = told.map(ToString::to_string).collect();
+    let told = told.join("; ");
     let more = refused.len().saturating_sub(SHOWN_REFUSALS);
     if more > 0 {
-        message = format!(" ({more} more are not told){message}");
+        format!(" ({more} more are not told): {told}")
+    } else {
+        format!(": {told}")
     }
-    message
 }

@@ -4,13 +4,12 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
-use super::split;
 use crate::containerd_config::{DeclaredHandler, Handler, runtimes_of_dump};
-use crate::handoff::printable;
+use crate::handoff::{Problem, printable};
 use crate::installer::distro::Restart;
 use crate::installer::inspect::{HostFacts, verified_digest};
+use crate::installer::plan;
 use crate::installer::plan::config_edit::{CurrentConfig, declarations, passes_options};
-use crate::installer::plan::not_counted;
 use crate::installer::plan::preconditions::spares_pods;
 use crate::installer::plan::takeover;
 use crate::installer::state::{OwnedHandler, STATE_FILE, owner_word};
@@ -131,10 +130,10 @@ pub fn examine(facts: &HostFacts, leftover_files: &LeftoverFiles) -> Diagnosis {
 
 /// The diagnosis of a host that can't be looked at.
 #[must_use]
-pub fn failed_inspection(error: &impl std::fmt::Display) -> Diagnosis {
+pub fn failed_inspection(problem: &Problem) -> Diagnosis {
     let mut findings = Findings::default();
-    findings.add_sentence(
-        &error.to_string(),
+    findings.add_problem(
+        problem,
         "see that --host-root names the host's root and that you may read it",
     );
     Diagnosis {
@@ -157,10 +156,10 @@ impl Findings {
         });
     }
 
-    /// As [`Self::add`], of a sentence that ends with what to do, or else with `otherwise`.
-    fn add_sentence(&mut self, sentence: &str, otherwise: &str) {
-        let (problem, remedy) = split(sentence);
-        self.add(&problem, remedy.as_deref().unwrap_or(otherwise));
+    /// As [`Self::add`], with `otherwise` as the help where the problem has none.
+    fn add_problem(&mut self, problem: &Problem, otherwise: &str) {
+        let help = problem.help.as_deref().unwrap_or(otherwise);
+        self.add(&problem.message, help);
     }
 
     /// What a run that was killed has left.
@@ -188,20 +187,18 @@ impl Findings {
     fn of_host(&mut self, facts: &HostFacts, offline: bool) {
         let unit = facts.unit();
         if let Some(refusal) = facts.distro.refusal {
-            return self.add_sentence(refusal, "see the documentation of that distribution");
+            return self.add(refusal.message, refusal.help);
         }
-        if let (Some(_), Err(reason)) = (&facts.daemon, &facts.served) {
-            let remedy = format!("see `journalctl -u {unit}` on the node");
-            self.add(reason, &remedy);
+        if let (Some(_), Err(problem)) = (&facts.daemon, &facts.served) {
+            let otherwise = format!("see `journalctl -u {unit}` on the node");
+            self.add_problem(problem, &otherwise);
         } else if facts.daemon.is_none() && !offline {
-            let sentence = format!(
-                "no containerd runs on this host{}",
-                not_counted(&facts.refused)
-            );
-            self.add_sentence(&sentence, "start containerd");
+            let refused = facts.refused.clone();
+            let error = plan::Error::NoDaemon { refused };
+            self.add_problem(&Problem::new(&error, error.help()), "start containerd");
         }
         if let Some(obstacle) = &facts.obstacle {
-            self.add_sentence(obstacle, "look at that path");
+            self.add_problem(obstacle, "look at that path");
         }
         if let (Some(_), Err(reason)) = (&facts.program, &facts.dump) {
             self.add(
@@ -214,13 +211,16 @@ impl Findings {
             && facts.distro.restart == Restart::Service
             && let Err(hazard) = spares_pods(facts)
         {
-            self.add_sentence(&hazard.to_string(), "look at that unit");
+            self.add_problem(&Problem::new(&hazard, hazard.help()), "look at that unit");
         }
         // Whoever asks for the next change is refused for the same reason.
         if let Ok(current) = CurrentConfig::find(facts, false)
             && let Err(error) = current.check_restart(facts, &current.managed)
         {
-            self.add_sentence(&error.to_string(), "restart containerd yourself");
+            self.add_problem(
+                &Problem::new(&error, error.help()),
+                "restart containerd yourself",
+            );
         }
     }
 
@@ -384,8 +384,8 @@ mod tests {
         facts.dump = Ok(dump.replace("shim-a", "shim-z"));
     }, "no longer declares handler a")]
     #[case::no_file(|facts: &mut HostFacts| facts.config_files.root.text = None, "is gone")]
-    #[case::unreadable(|facts: &mut HostFacts| facts.dump = Err("line 3".to_owned()), "does not load its present configuration: line 3")]
-    #[case::obstacle(|facts: &mut HostFacts| facts.obstacle = Some("/opt is read-only; make it writable".to_owned()), "/opt is read-only")]
+    #[case::unreadable(|facts: &mut HostFacts| facts.dump = Err(Problem::new("line 3", None)), "does not load its present configuration: line 3")]
+    #[case::obstacle(|facts: &mut HostFacts| facts.obstacle = Some(Problem::with_help("/opt is read-only", "make it writable")), "/opt is read-only")]
     #[case::unserved(|facts: &mut HostFacts| {
         facts.served.as_mut().unwrap().handlers.remove("a");
     }, "handler a is installed and not served")]

@@ -3,10 +3,9 @@
 pub mod doctor;
 pub mod text;
 
-use std::fmt;
-
 use crate::handoff::{
-    FileAction, FileReport, HandlerReport, Outcome, ProvisionReport, ShimRequest, printable,
+    FileAction, FileReport, HandlerReport, Outcome, Problem, ProvisionReport, ShimRequest,
+    printable,
 };
 use crate::installer::inspect::{HostFacts, path_of, verified, verified_digest};
 use crate::installer::plan::{self, HostPlan};
@@ -17,7 +16,7 @@ pub(crate) fn sanitize(mut report: ProvisionReport) -> ProvisionReport {
     let reasons = report
         .handlers
         .iter_mut()
-        .map(|handler| &mut handler.reason);
+        .flat_map(|handler| [&mut handler.reason, &mut handler.remedy]);
     for text in reasons
         .chain([&mut report.reason, &mut report.remedy])
         .flatten()
@@ -74,9 +73,9 @@ pub(crate) fn add_plan_result(
         (false, _) => Outcome::Partial,
     };
     if let Some(first) = complaints.first() {
-        let (reason, remedy) = split(first.reason.as_deref().unwrap_or_default());
+        let reason = first.reason.as_deref().unwrap_or_default();
         report.reason = Some(format!("shim {}: {reason}", first.shim));
-        report.remedy = remedy;
+        report.remedy.clone_from(&first.remedy);
     }
 }
 
@@ -110,25 +109,15 @@ fn files(facts: &HostFacts, plan: &HostPlan) -> Vec<FileReport> {
     .collect()
 }
 
-/// A message of ours is a sentence, and after a semicolon what the operator can do.
-pub(crate) fn split(message: &str) -> (String, Option<String>) {
-    match message.rsplit_once("; ") {
-        Some((reason, remedy)) => (reason.to_owned(), Some(remedy.to_owned())),
-        None => (message.to_owned(), None),
-    }
-}
-
-/// A report of a run that ended before it looked at the host, because of `error`.
-pub(crate) fn refused(mut report: ProvisionReport, error: &impl fmt::Display) -> ProvisionReport {
-    let (reason, remedy) = split(&error.to_string());
-    report.reason = Some(reason);
-    report.remedy = remedy;
+/// A report of a run that ended before it looked at the host, because of `problem`.
+pub(crate) fn refused(mut report: ProvisionReport, problem: Problem) -> ProvisionReport {
+    report.set_problem(problem);
     report
 }
 
 /// A report whose reason is `error`.
 fn failed(report: ProvisionReport, error: &Error) -> ProvisionReport {
-    let mut report = refused(report, error);
+    let mut report = refused(report, Problem::new(error, error.help()));
     if matches!(error, Error::Signal { .. }) {
         // Nobody refused anything: whoever reads the exit status alone tries again.
         report.result = Outcome::RolledBack;
@@ -202,6 +191,7 @@ pub(crate) fn report_unchanged(
                 served: well && listed && sha256.is_some(),
                 sha256,
                 reason: report.reason.clone(),
+                remedy: report.remedy.clone(),
             });
         }
     }
@@ -214,6 +204,20 @@ mod tests {
 
     fn signal() -> Error {
         Error::Signal { name: "SIGTERM" }
+    }
+
+    #[test]
+    fn a_semicolon_in_the_words_of_another_program_stays_in_the_reason() {
+        let words = "toml: line 3; expected a value; found EOF";
+        let cause = Error::ConfigRefused(Problem::new(words, None));
+        let report = ProvisionReport::new(Outcome::Refused);
+        let report = report_failure(report, Failure::Refused(cause));
+        let reason = report.reason.unwrap();
+        assert!(reason.ends_with(words), "{reason}");
+        assert_eq!(
+            report.remedy.as_deref(),
+            Some("run with --dry-run to see the change")
+        );
     }
 
     #[test]

@@ -51,6 +51,13 @@ pub fn report_text(report: &ProvisionReport) -> String {
             handler.handler,
             reason.unwrap_or_default()
         );
+        if let Some(help) = handler
+            .remedy
+            .as_ref()
+            .filter(|_| handler.remedy != report.remedy)
+        {
+            line!(text, "    help: {help}");
+        }
     }
     for file in &report.files {
         let action = match file.action {
@@ -67,7 +74,7 @@ pub fn report_text(report: &ProvisionReport) -> String {
         line!(text, "reason: {reason}");
     }
     if let Some(remedy) = &report.remedy {
-        line!(text, "remedy: {remedy}");
+        line!(text, "help: {remedy}");
     }
     text
 }
@@ -128,6 +135,9 @@ pub fn plan_text(plan: &HostPlan, install_paths: &InstallPaths, unit: &str) -> S
     for handler in &plan.handlers {
         if let Some(reason) = &handler.reason {
             line!(text, "{}: {}", handler.handler, printable(reason));
+            if let Some(help) = &handler.remedy {
+                line!(text, "  help: {}", printable(help));
+            }
         }
     }
     text
@@ -183,7 +193,7 @@ pub fn diagnosis_text(diagnosis: &Diagnosis) -> String {
     }
     for finding in &diagnosis.findings {
         line!(text, "problem: {}", finding.problem);
-        line!(text, "remedy: {}", finding.remedy);
+        line!(text, "help: {}", finding.remedy);
     }
     if diagnosis.healthy {
         line!(text, "healthy");

@@ -3,6 +3,7 @@
 
 pub mod validate;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -216,9 +217,7 @@ impl Default for State {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// It is not of this shape.
-    #[error(
-        "{path} on the host can't be read: {source}; restore it from a backup, or remove it and what it names by hand"
-    )]
+    #[error("{path} on the host can't be read: {source}")]
     Json {
         /// Path on the host.
         path: &'static str,
@@ -227,9 +226,7 @@ pub enum Error {
         source: serde_json::Error,
     },
     /// A newer Farrier wrote it.
-    #[error(
-        "{path} on the host has apiVersion {found:?}, this release reads only {API_VERSION:?}; use the release that wrote it"
-    )]
+    #[error("{path} on the host has apiVersion {found:?}, this release reads only {API_VERSION:?}")]
     Version {
         /// Path on the host.
         path: &'static str,
@@ -237,15 +234,29 @@ pub enum Error {
         found: String,
     },
     /// It names what was never ours.
-    #[error(
-        "{path} on the host names {found:?}, where nothing of Farrier stands; restore it from a backup, or remove it and what is Farrier's by hand"
-    )]
+    #[error("{path} on the host names {found:?}, where nothing of Farrier stands")]
     UnexpectedPath {
         /// Path on the host.
         path: &'static str,
         /// What it names.
         found: String,
     },
+}
+
+impl Error {
+    /// How an operator corrects the cause.
+    #[must_use]
+    pub fn help(&self) -> Option<Cow<'_, str>> {
+        Some(match self {
+            Self::Json { .. } => {
+                Cow::Borrowed("restore it from a backup, or remove it and what it names by hand")
+            }
+            Self::Version { .. } => Cow::Borrowed("use the release that wrote it"),
+            Self::UnexpectedPath { .. } => Cow::Borrowed(
+                "restore it from a backup, or remove it and what is Farrier's by hand",
+            ),
+        })
+    }
 }
 
 impl State {

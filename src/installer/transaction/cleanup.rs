@@ -7,7 +7,7 @@ use tracing::warn;
 use super::failure::Error;
 use super::journal::{FinalState, Journal};
 use super::validate_config;
-use crate::handoff::HandlerReport;
+use crate::handoff::{HandlerReport, Problem};
 use crate::installer::containerd::cri;
 use crate::installer::host::path::parent_directory;
 use crate::installer::host::{HostRoot, NEW_SUFFIX, OLD_SUFFIX};
@@ -76,7 +76,8 @@ pub(crate) fn retain_in_use(
             path: Some(install_paths.declared_path(name, owned)),
             sha256: owned.sha256().cloned(),
             served: reserved.is_some(),
-            reason: Some(pods),
+            reason: Some(pods.message),
+            remedy: pods.help,
         });
         match reserved {
             Some(reserved) => reserved.clone_from(owned),
@@ -221,13 +222,13 @@ impl InUse {
     }
 
     /// Why the binary of a handler has to stay, as a sentence; `None` where nothing needs it.
-    fn pods(&self, handler: &str) -> Option<String> {
+    fn pods(&self, handler: &str) -> Option<Problem> {
         match self {
             Self::Known(in_use) => in_use.get(handler).map(|pods| used_by(*pods)),
-            Self::Unknown => Some(
-                "whether pods use it can't be told, because containerd does not answer; run again"
-                    .to_owned(),
-            ),
+            Self::Unknown => Some(Problem::with_help(
+                "whether pods use it can't be told, because containerd does not answer",
+                "run again",
+            )),
         }
     }
 }
@@ -370,7 +371,7 @@ mod tests {
         let [report] = reports.as_slice() else {
             panic!("{reports:?}");
         };
-        let reason = "pods still use it (2 on this node); delete them";
+        let reason = "pods still use it (2 on this node)";
         assert_eq!(report.reason.as_deref(), Some(reason));
         assert!(!report.served && report.handler == "a");
         let store = root.path().join("opt/farrier/store");

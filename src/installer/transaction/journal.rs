@@ -478,8 +478,8 @@ mod tests {
         // Quoted, each character of it takes two.
         let text = "\n".repeat(usize::try_from(JOURNAL_LIMIT / 2).unwrap());
         journal.undo = vec![config("/c", &text)];
-        let error = journal.save(&host).unwrap_err().to_string();
-        assert!(error.contains("shorten"), "{error}");
+        let error = journal.save(&host).unwrap_err();
+        assert!(error.help().unwrap().contains("shorten"), "{error}");
         assert!(!host.exists(JOURNAL_FILE).unwrap());
         journal.undo = vec![config("/c", &text[..text.len() - 1000])];
         journal.save(&host).unwrap();

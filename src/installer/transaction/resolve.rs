@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::failure::Error;
-use crate::handoff::{ProvisionRequest, ShimRequest};
+use crate::handoff::{Problem, ProvisionRequest, ShimRequest};
 use crate::installer::artifact::error::check_digest;
 use crate::installer::artifact::fetch;
 use crate::installer::artifact::handoff_dir;
@@ -44,7 +44,7 @@ pub(crate) struct ArtifactOptions<'a> {
 #[derive(Default)]
 pub(crate) struct Resolved {
     /// SHA-256 of each shim's binary, or why there is none, by the shim's name.
-    pub(crate) binaries: BTreeMap<String, Result<String, String>>,
+    pub(crate) binaries: BTreeMap<String, Result<String, Problem>>,
     /// Where binaries are, by SHA-256.
     pub(crate) sources: BTreeMap<String, Source>,
     /// The artifacts on the host that were looked into.
@@ -110,7 +110,7 @@ pub(crate) async fn resolve(
                 sources.insert(sha256.clone(), source);
                 Ok(sha256)
             }
-            Err(error) => Err(error.to_string()),
+            Err(error) => Err(Problem::new(&error, error.help())),
         };
         binaries.insert(shim.name.clone(), binary);
     }

@@ -164,6 +164,7 @@ mod tests {
 
     use super::*;
     use crate::containerd_config;
+    use crate::handoff::Problem;
 
     fn causes() -> [Error; 3] {
         // What a rendering is found to be after a restart is the first of them, too.
@@ -173,7 +174,7 @@ mod tests {
         let not_verified = restart::Error::NotVerified("it differs".to_owned());
         [
             Error::Config(not_visible),
-            Error::ConfigRefused("no".to_owned()),
+            Error::ConfigRefused(Problem::new("no", None)),
             Error::Restart(not_verified),
         ]
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 
+use crate::handoff::Problem;
 use crate::installer::host::HostRoot;
 use crate::installer::host::exec::{self, Error};
 
@@ -20,23 +21,34 @@ pub(crate) async fn refused(
     host: &HostRoot,
     paths: &BTreeMap<String, String>,
     offline: bool,
-) -> BTreeMap<String, String> {
+) -> BTreeMap<String, Problem> {
     let checks = paths.iter().map(async |(sha256, path)| {
-        let message = match check_runs(host, path, LIMIT).await {
+        let problem = match check_runs(host, path, LIMIT).await {
             Ok(()) => return None,
             Err(Error::Start { .. }) if offline => return None,
-            Err(Error::TooLong { .. }) => format!(
-                "its binary does not answer `-info` within {LIMIT:?}, and containerd would wait for it at every start; name a release that does"
+            Err(Error::TooLong { .. }) => Problem::with_help(
+                format!(
+                    "its binary does not answer `-info` within {LIMIT:?}, and containerd would wait for it at every start"
+                ),
+                "name a release that does",
             ),
             Err(Error::Start { source, .. }) => {
-                format!("its binary can't be started on this host: {source}; {REMEDY}")
+                Problem::with_help(
+                    format!("its binary can't be started on this host: {source}"),
+                    REMEDY,
+                )
             }
             Err(Error::Failed { message, .. }) => {
-                format!("its binary does not run on this host: {message}; {REMEDY}")
+                Problem::with_help(
+                    format!("its binary does not run on this host: {message}"),
+                    REMEDY,
+                )
             }
-            Err(error @ (Error::TooMuch { .. } | Error::NotTrusted { .. })) => format!("{error}; {REMEDY}"),
+            Err(error @ (Error::TooMuch { .. } | Error::NotTrusted { .. })) => {
+                Problem::new(&error, error.help().or(Some(REMEDY.into())))
+            }
         };
-        Some((sha256.clone(), message))
+        Some((sha256.clone(), problem))
     });
     join_all(checks).await.into_iter().flatten().collect()
 }

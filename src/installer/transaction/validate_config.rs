@@ -88,7 +88,7 @@ pub(crate) async fn validate(
     for path in paths(root, plan.config.len()) {
         host.remove_file(&path)?;
     }
-    let dump = dump.map_err(|error| Error::ConfigRefused(facts.without_secrets(&error)))?;
+    let dump = dump.map_err(|problem| Error::ConfigRefused(facts.without_secrets(problem)))?;
     containerd_config::compare_dumps(before, &dump, &plan.managed)?;
     containerd_config::contains_handlers(&dump, &plan.declared)?;
     Ok(())

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use rstest::rstest;
 
 use super::*;
+use crate::handoff::Problem;
 
 /// The PID of the process that is asked about.
 const PID: u32 = 812;
@@ -147,7 +148,7 @@ impl Tree {
         let (_, process) = found.remove(&PID).unwrap();
         process
             .map(|process| process.unit)
-            .map_err(|refusal| refusal.to_string())
+            .map_err(|refusal| Problem::new(&refusal, refusal.reason.help()).sentence())
     }
 }
 

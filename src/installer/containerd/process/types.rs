@@ -1,5 +1,6 @@
 //! A process, the facts about it, and the reasons that it does not count. Reads `/proc`; decides nothing.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use crate::handoff::printable;
@@ -10,7 +11,7 @@ use crate::installer::host::owner::ProgramError;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Reason {
     /// One of its user ids is not 0.
-    #[error("as uid {uid}: a rootless {name} is not supported; run it as a system service")]
+    #[error("as uid {uid}: a rootless {name} is not supported")]
     Rootless {
         /// `containerd` or `kubelet`.
         name: &'static str,
@@ -18,9 +19,7 @@ pub enum Reason {
         uid: u32,
     },
     /// It is part of a session, a container or a virtual machine.
-    #[error(
-        "in cgroup {cgroup}, below {part}, where no system service runs; run it as a system service"
-    )]
+    #[error("in cgroup {cgroup}, below {part}, where no system service runs")]
     Below {
         /// Its cgroup.
         cgroup: String,
@@ -28,41 +27,58 @@ pub enum Reason {
         part: String,
     },
     /// Its cgroup says nothing of who started it.
-    #[error(
-        "in cgroup {cgroup}, which belongs to no system service and is not that of process 1; run it as a system service"
-    )]
+    #[error("in cgroup {cgroup}, which belongs to no system service and is not that of process 1")]
     NoService {
         /// Its cgroup.
         cgroup: String,
     },
     /// It came into the host from outside.
-    #[error("without being a descendant of process 1; run it as a system service")]
+    #[error("without being a descendant of process 1")]
     NoDescendant,
     /// It sees other mounts than process 1, so that its paths may be those of other files.
-    #[error(
-        "in a mount namespace of its own, and {why}; run it as the main process of a systemd service"
-    )]
+    #[error("in a mount namespace of its own, and {why}")]
     Mounts {
         /// What is missing.
         why: String,
     },
+    /// The unit file, which would vouch for the mount namespace, is not root's.
+    #[error("in a mount namespace of its own, and its unit file is not root's: {0}")]
+    UnitFile(#[source] ProgramError),
     /// Others can replace its program.
     #[error("and others than root can replace that: {0}")]
     Program(#[source] ProgramError),
     /// Any user may have started it.
     #[error(
-        "and that has a set-user-ID or set-group-ID bit or capabilities, so any user can start it; run containerd itself as a system service"
+        "and that has a set-user-ID or set-group-ID bit or capabilities, so any user can start it"
     )]
     Privileged,
     /// The program is not the file at its path.
-    #[error("and another file than that is there; restart it")]
+    #[error("and another file than that is there")]
     OtherFile,
     /// `/proc` does not say.
-    #[error("and {what} can't be read; run farrier as root, with a /proc of the host")]
+    #[error("and {what} can't be read")]
     Unknown {
         /// What is needed.
         what: &'static str,
     },
+}
+
+impl Reason {
+    /// How an operator corrects the cause.
+    #[must_use]
+    pub fn help(&self) -> Option<Cow<'_, str>> {
+        Some(match self {
+            Self::Rootless { .. }
+            | Self::Below { .. }
+            | Self::NoService { .. }
+            | Self::NoDescendant => Cow::Borrowed("run it as a system service"),
+            Self::Mounts { .. } => Cow::Borrowed("run it as the main process of a systemd service"),
+            Self::Privileged => Cow::Borrowed("run containerd itself as a system service"),
+            Self::OtherFile => Cow::Borrowed("restart it"),
+            Self::Unknown { .. } => Cow::Borrowed("run farrier as root, with a /proc of the host"),
+            Self::Program(error) | Self::UnitFile(error) => return error.help(),
+        })
+    }
 }
 
 /// A process that root started as part of the host.
@@ -109,6 +125,7 @@ impl Refusal {
             | Reason::NoDescendant
             | Reason::Mounts { .. }
             | Reason::Program(_)
+            | Reason::UnitFile(_)
             | Reason::OtherFile
             | Reason::Unknown { .. } => false,
         }

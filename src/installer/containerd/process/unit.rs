@@ -19,9 +19,7 @@ pub(crate) fn is_main_process(
     let Some(path) = path else {
         return refuse(format!("no unit file of {unit} is on the host"));
     };
-    if let Err(error) = host.check_owner(&path) {
-        return refuse(format!("its unit file is not root's: {error}"));
-    }
+    host.check_owner(&path).map_err(Reason::UnitFile)?;
     if is_started_by_systemd(host, init, seen, unit) {
         return Ok(());
     }

@@ -1,0 +1,106 @@
+//! A failure as an operator reads it: a message, and apart from it the next step.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use super::printable::printable;
+
+/// Why something failed, and what an operator can do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The object and the cause, in one sentence without a full stop.
+    pub message: String,
+    /// How an operator corrects the cause.
+    pub help: Option<String>,
+}
+
+impl Problem {
+    /// The problem with this message and the help of the error that it came from.
+    #[must_use]
+    pub fn new(message: impl fmt::Display, help: Option<Cow<'_, str>>) -> Self {
+        Self {
+            message: message.to_string(),
+            help: help.map(Cow::into_owned),
+        }
+    }
+
+    /// The problem with this message and this help.
+    #[must_use]
+    pub fn with_help(message: impl fmt::Display, help: impl Into<String>) -> Self {
+        Self {
+            message: message.to_string(),
+            help: Some(help.into()),
+        }
+    }
+
+    /// Message and help in one sentence, for a field that has room for one text.
+    #[must_use]
+    pub fn sentence(&self) -> String {
+        match &self.help {
+            Some(help) => format!("{}; {help}", self.message),
+            None => self.message.clone(),
+        }
+    }
+
+    /// Message and help in one sentence of at most `longest` bytes; the help is left out first.
+    #[must_use]
+    pub fn sentence_up_to(&self, longest: usize) -> String {
+        let whole = self.sentence();
+        if whole.len() <= longest {
+            whole
+        } else {
+            elide(&self.message, longest)
+        }
+    }
+
+    /// The problem without characters that a terminal would act on.
+    #[must_use]
+    pub fn printable(&self) -> Self {
+        Self {
+            message: printable(&self.message),
+            help: self.help.as_deref().map(printable),
+        }
+    }
+}
+
+/// The message alone.
+impl fmt::Display for Problem {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.message)
+    }
+}
+
+/// A sentence in at most `longest` bytes, at least three. The middle is left out, because a sentence begins with the object, often a long URL,
+/// and ends with the cause.
+#[must_use]
+pub fn elide(sentence: &str, longest: usize) -> String {
+    if sentence.len() <= longest {
+        return sentence.to_owned();
+    }
+    let rest = longest.saturating_sub('…'.len_utf8());
+    let head = sentence.floor_char_boundary(rest / 4);
+    let tail = sentence.ceil_char_boundary(sentence.len() - (rest - head));
+    format!("{}…{}", &sentence[..head], &sentence[tail..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sentence_is_never_longer_than_the_limit() {
+        for longest in 3..90 {
+            for sentence in [
+                "ü".repeat(80),
+                "a; ü".repeat(20),
+                "; ".repeat(40),
+                String::new(),
+            ] {
+                assert!(
+                    elide(&sentence, longest).len() <= longest,
+                    "{sentence} {longest}"
+                );
+            }
+        }
+    }
+}
