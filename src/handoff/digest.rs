@@ -1,12 +1,12 @@
 //! A SHA-256 digest that was checked once, when its text was parsed.
 
-use std::borrow::Borrow;
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use sha2::{Digest as _, Sha256};
 
-use crate::names::sha256_hex;
+use crate::names::hex;
 
 /// A SHA-256 digest, written as 64 hexadecimal digits in lower case.
 ///
@@ -16,13 +16,13 @@ use crate::names::sha256_hex;
 /// use farrier::handoff::Sha256Digest;
 ///
 /// let digest = Sha256Digest::of(b"abc");
-/// assert!(digest.as_str().starts_with("ba7816bf"));
-/// assert_eq!(digest.as_str().to_uppercase().parse(), Ok(digest));
+/// assert!(digest.to_string().starts_with("ba7816bf"));
+/// assert_eq!(digest.to_string().to_uppercase().parse(), Ok(digest));
 /// assert!("ba7816bf".parse::<Sha256Digest>().is_err());
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Sha256Digest(String);
+pub struct Sha256Digest([u8; 32]);
 
 /// The text is not a SHA-256 digest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -36,13 +36,41 @@ impl Sha256Digest {
     /// The digest of `bytes`.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {
-        Self(sha256_hex(bytes))
+        Self(Sha256::digest(bytes).into())
     }
 
-    /// The 64 digits, in lower case.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
+    /// Reads a field of a document: a text that is not a digest counts as an absent one. For fields of which anybody may have written the
+    /// text, or of which an empty text says that there is no digest.
+    ///
+    /// # Errors
+    /// When the field is neither a string nor null.
+    pub fn lenient<'de, D: Deserializer<'de>>(field: D) -> Result<Option<Self>, D::Error> {
+        let text = Option::<String>::deserialize(field)?;
+        Ok(text.and_then(|text| text.parse().ok()))
+    }
+
+    /// Writes a field of a document: an absent digest is an empty text.
+    ///
+    /// # Errors
+    /// Those of the serializer.
+    #[allow(clippy::ref_option, reason = "serde passes a reference")]
+    pub fn or_empty<S: Serializer>(digest: &Option<Self>, field: S) -> Result<S::Ok, S::Error> {
+        match digest {
+            Some(digest) => digest.serialize(field),
+            None => field.serialize_str(""),
+        }
+    }
+}
+
+impl From<[u8; 32]> for Sha256Digest {
+    fn from(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+}
+
+impl From<Sha256> for Sha256Digest {
+    fn from(hasher: Sha256) -> Self {
+        Self(hasher.finalize().into())
     }
 }
 
@@ -50,14 +78,23 @@ impl FromStr for Sha256Digest {
     type Err = InvalidDigest;
 
     fn from_str(text: &str) -> Result<Self, InvalidDigest> {
-        if text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            Ok(Self(text.to_ascii_lowercase()))
-        } else {
-            Err(InvalidDigest {
-                found: text.chars().take(80).collect(),
-            })
-        }
+        decode(text).map(Self).ok_or_else(|| InvalidDigest {
+            found: text.chars().take(80).collect(),
+        })
     }
+}
+
+fn decode(text: &str) -> Option<[u8; 32]> {
+    // `from_str_radix` accepts a sign, too.
+    if text.len() != 64 || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return None;
+    }
+    let mut bytes = [0; 32];
+    for (index, byte) in bytes.iter_mut().enumerate() {
+        let pair = text.get(2 * index..2 * index + 2)?;
+        *byte = u8::from_str_radix(pair, 16).ok()?;
+    }
+    Some(bytes)
 }
 
 impl TryFrom<String> for Sha256Digest {
@@ -70,34 +107,26 @@ impl TryFrom<String> for Sha256Digest {
 
 impl From<Sha256Digest> for String {
     fn from(digest: Sha256Digest) -> Self {
-        digest.0
+        digest.to_string()
     }
 }
 
 impl fmt::Display for Sha256Digest {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.0)
+        formatter.write_str(&hex(&self.0))
     }
 }
 
-impl AsRef<str> for Sha256Digest {
-    fn as_ref(&self) -> &str {
-        &self.0
-    }
-}
-
-// Equality, order and hash are those of the text.
-impl Borrow<str> for Sha256Digest {
-    fn borrow(&self) -> &str {
-        &self.0
+impl fmt::Debug for Sha256Digest {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, formatter)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeSet, HashSet};
-
     use rstest::rstest;
+    use serde_json::json;
 
     use super::*;
 
@@ -108,6 +137,7 @@ mod tests {
     #[case::other_letters(&"g".repeat(64))]
     #[case::other_script(&"\u{ff11}".repeat(64))]
     #[case::bytes_of_other_script(&format!("{}\u{e4}", "a".repeat(62)))]
+    #[case::sign(&"+a".repeat(32))]
     #[case::path("../../../../../../../../../../../../../../../../../../../etc/passwd")]
     #[case::prefix(&format!("sha256:{}", "a".repeat(64)))]
     fn a_text_that_is_not_64_hexadecimal_digits_is_refused(#[case] text: &str) {
@@ -125,10 +155,12 @@ mod tests {
     }
 
     #[test]
-    fn a_digest_is_found_by_its_text() {
+    fn a_lenient_field_has_no_digest_where_its_text_is_none() {
         let digest = Sha256Digest::of(b"");
-        let text = digest.to_string();
-        assert!(BTreeSet::from([digest.clone()]).contains(text.as_str()));
-        assert!(HashSet::from([digest]).contains(text.as_str()));
+        let read = |text: &str| Sha256Digest::lenient(json!(text)).unwrap();
+        assert_eq!(read(&digest.to_string()), Some(digest));
+        assert_eq!((read(""), read("abc")), (None, None));
+        assert_eq!(Sha256Digest::lenient(json!(null)).unwrap(), None);
+        assert!(Sha256Digest::lenient(json!(1)).is_err());
     }
 }
