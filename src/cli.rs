@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::handoff::{OptionValue, ShimRequest};
+use crate::handoff::{InvalidDigest, OptionValue, ShimRequest};
 
 /// Fits container runtimes to Kubernetes nodes.
 #[derive(Debug, Parser)]
@@ -383,7 +383,10 @@ fn parse_shim(spec: &str) -> Result<ShimRequest, String> {
             return Err(format!("{key:?} is there twice; say it once"));
         }
         match key {
-            "sha256" => shim.sha256 = Some(value.to_owned()),
+            "sha256" => {
+                let digest = value.parse();
+                shim.sha256 = Some(digest.map_err(|error: InvalidDigest| error.to_string())?);
+            }
             "binary" => shim.binary = Some(value.to_owned()),
             "handler" => value.clone_into(&mut handler),
             "alias" => shim.handlers.push(value.to_owned()),
@@ -410,6 +413,7 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
+    use crate::handoff::Sha256Digest;
 
     #[test]
     fn clap_finds_no_fault_with_the_definition() {
@@ -510,10 +514,14 @@ mod tests {
 
     #[test]
     fn a_shim_spec_reads_to_a_request() {
-        let shim = parse_shim("spin-v2=https://example.org/a.tar.gz?x=1,sha256=ab,alias=spin,option.SystemdCgroup=true").unwrap();
+        let digest = Sha256Digest::of(b"a");
+        let spec = format!(
+            "spin-v2=https://example.org/a.tar.gz?x=1,sha256={digest},alias=spin,option.SystemdCgroup=true"
+        );
+        let shim = parse_shim(&spec).unwrap();
         assert_eq!(shim.handlers, ["spin-v2", "spin"]);
         assert_eq!(shim.location, "https://example.org/a.tar.gz?x=1");
-        assert_eq!(shim.sha256.as_deref(), Some("ab"));
+        assert_eq!(shim.sha256, Some(digest));
         assert_eq!(shim.options["SystemdCgroup"], OptionValue::Boolean(true));
     }
 
@@ -531,6 +539,7 @@ mod tests {
             "spin=",
             "spin=x,colour=red",
             "spin=x,sha256",
+            "spin=x,sha256=ab",
             "spin=x,option.=1",
             "spin=x,option.A=1,option.A=2",
             "spin=x,handler=a,handler=b",

@@ -4,8 +4,8 @@
 
 use std::io::Write as _;
 
-use farrier::installer::artifact::fetch::unpack::unpack;
-use farrier::names::sha256_hex;
+use farrier::handoff::Sha256Digest;
+use farrier::installer::artifact::unpack::unpack;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use libfuzzer_sys::fuzz_target;
@@ -27,7 +27,7 @@ fuzz_target!(|input: (bool, Option<&str>, &[u8])| {
     };
     let mut written = Vec::new();
     if let Ok(digest) = unpack(artifact.as_slice(), "a", binary, &mut written) {
-        assert_eq!(digest, sha256_hex(&written));
+        assert_eq!(digest, Sha256Digest::of(&written));
         assert!(written.starts_with(b"\x7fELF"));
     }
 });

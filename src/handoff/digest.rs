@@ -39,6 +39,12 @@ impl Sha256Digest {
         Self(Sha256::digest(bytes).into())
     }
 
+    /// The digest that consists of `bytes`.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
     /// Reads a field of a document: a text that is not a digest counts as an absent one. For fields of which anybody may have written the
     /// text, or of which an empty text says that there is no digest.
     ///
@@ -59,12 +65,6 @@ impl Sha256Digest {
             Some(digest) => digest.serialize(field),
             None => field.serialize_str(""),
         }
-    }
-}
-
-impl From<[u8; 32]> for Sha256Digest {
-    fn from(bytes: [u8; 32]) -> Self {
-        Self(bytes)
     }
 }
 

@@ -53,14 +53,6 @@ pub enum Error {
         /// The name.
         found: String,
     },
-    /// A digest is not a SHA-256.
-    #[error("invalid SHA-256 {found:?} of shim {shim}")]
-    Digest {
-        /// The Shim.
-        shim: String,
-        /// The text.
-        found: String,
-    },
     /// A name is requested twice.
     #[error("{name:?} is requested twice")]
     Duplicate {
@@ -74,13 +66,15 @@ impl Error {
     #[must_use]
     pub fn help(&self) -> Option<Cow<'_, str>> {
         Some(Cow::Borrowed(match self {
-            Self::Json { .. } | Self::Version { .. } => {
+            Self::Json { .. } => {
+                "correct the document, or run the same release of farrier in the cluster and on the node"
+            }
+            Self::Version { .. } => {
                 "run the same release of farrier in the cluster and on the node"
             }
             Self::Name { .. } => {
                 "use letters, digits, '-', '_' and '.', and begin with another character than '.'"
             }
-            Self::Digest { .. } => "write 64 hexadecimal digits",
             Self::Duplicate { .. } => "name each shim and each handler once",
         }))
     }

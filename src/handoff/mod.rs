@@ -12,7 +12,6 @@ mod problem;
 mod report;
 mod request;
 
-pub use crate::names::{hex, sha256_hex};
 pub use digest::{InvalidDigest, Sha256Digest};
 pub use document::{API_VERSION, Error, to_indented_json, to_json};
 pub use name::{LONGEST_LABEL_NAME, is_label_name};
@@ -22,4 +21,4 @@ pub use report::{
     FetchResult, FileAction, FileReport, HandlerReport, Outcome, ProvisionReport,
     TERMINATION_MESSAGE_LIMIT,
 };
-pub use request::{OptionValue, Owner, ProvisionRequest, ShimRequest, is_sha256};
+pub use request::{OptionValue, Owner, ProvisionRequest, ShimRequest};

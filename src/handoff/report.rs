@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+use super::digest::Sha256Digest;
 use super::document::{self, API_VERSION, Error};
 use super::problem::{Problem, elide};
 
@@ -18,7 +19,7 @@ pub struct FetchResult {
     /// Name of the Shim.
     pub shim: String,
     /// SHA-256 of the binary in `<shim>.bin`; `None` where nothing was fetched.
-    pub binary_sha256: Option<String>,
+    pub binary_sha256: Option<Sha256Digest>,
     /// Why the fetch failed, in one sentence.
     pub reason: Option<String>,
     /// How an operator corrects the cause, in one sentence.
@@ -71,8 +72,12 @@ pub struct ProvisionReport {
     #[serde(default)]
     pub cri_away_ms: Option<u64>,
     /// Digest of the request ([`ProvisionRequest::digest`](super::ProvisionRequest::digest)).
-    #[serde(default)]
-    pub request_digest: String,
+    #[serde(
+        default,
+        deserialize_with = "Sha256Digest::lenient",
+        serialize_with = "Sha256Digest::or_empty"
+    )]
+    pub request_digest: Option<Sha256Digest>,
     /// UID of the node object named in the request.
     #[serde(default)]
     pub node_uid: String,
@@ -128,8 +133,8 @@ pub struct HandlerReport {
     #[serde(default)]
     pub path: Option<String>,
     /// SHA-256 of the binary at the path.
-    #[serde(default)]
-    pub sha256: Option<String>,
+    #[serde(default, deserialize_with = "Sha256Digest::lenient")]
+    pub sha256: Option<Sha256Digest>,
     /// The running containerd lists the handler, and the binary at its path was verified.
     pub served: bool,
     /// Why the handler is not served, or still served though it should be removed, in one sentence.
@@ -183,7 +188,7 @@ impl ProvisionReport {
             containerd: None,
             distro: None,
             cri_away_ms: None,
-            request_digest: String::new(),
+            request_digest: None,
             node_uid: String::new(),
             machine_id: String::new(),
             boot_id: String::new(),
@@ -313,7 +318,7 @@ mod tests {
                 path: Some(format!(
                     "/opt/farrier/bin/containerd-shim-handler-number-{n}"
                 )),
-                sha256: Some("a".repeat(64)),
+                sha256: Some(Sha256Digest::of(b"a")),
                 served: n % 2 == 0,
                 reason: Some("the archive holds no such file ".repeat(20)),
                 remedy: None,
@@ -324,6 +329,23 @@ mod tests {
         let read = ProvisionReport::from_json(&message).unwrap();
         assert_eq!(read.handlers.len(), 30);
         assert_eq!(read.result, Outcome::Partial);
+    }
+
+    #[test]
+    fn a_report_may_lack_its_digests_and_has_none_where_their_text_is_none() {
+        let report = ProvisionReport::new(Outcome::Applied);
+        assert!(report.to_json().contains(r#""requestDigest":"""#));
+        assert_eq!(
+            ProvisionReport::from_json(&report.to_json()).unwrap(),
+            report
+        );
+        let mut document = serde_json::to_value(&report).unwrap();
+        document["requestDigest"] = "abc".into();
+        let handler =
+            r#"{"shim":"a","handler":"a","sha256":"\u001b[31m","served":true,"reason":null}"#;
+        document["handlers"] = serde_json::from_str(&format!("[{handler}]")).unwrap();
+        let read = ProvisionReport::from_json(&document.to_string()).unwrap();
+        assert_eq!((read.request_digest, read.handlers[0].sha256), (None, None));
     }
 
     #[test]

@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 use super::digest::Sha256Digest;
 use super::document::{self, API_VERSION, Error};
 use super::name::check_name;
-use crate::names::sha256_hex;
 
 /// The desired set of one node: all Shims that it should have, and the owner of the set.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,12 +55,12 @@ pub struct ShimRequest {
     pub handlers: Vec<String>,
     /// `https://…`, `http://…` or `file:///path/on/the/node`.
     pub location: String,
-    /// SHA-256 of the artifact at `location`, 64 lower-case hexadecimal digits.
+    /// SHA-256 of the artifact at `location`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sha256: Option<String>,
+    pub sha256: Option<Sha256Digest>,
     /// SHA-256 of the binary inside the artifact.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub binary_sha256: Option<String>,
+    pub binary_sha256: Option<Sha256Digest>,
     /// File name of the binary inside the archive; `containerd-shim-<name>` by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub binary: Option<String>,
@@ -72,18 +71,16 @@ pub struct ShimRequest {
     ///
     /// A hint, which [`ProvisionRequest::without_hints`] removes. The installer checks the binary on the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub present: Option<String>,
+    pub present: Option<Sha256Digest>,
 }
 
 impl ShimRequest {
     /// SHA-256 of the binary that is on the node already; `None` where no binary is known, or another one is requested.
     #[must_use]
-    pub fn expected_on_node(&self) -> Option<String> {
-        let present = self.present.as_ref()?;
-        let wanted = self.binary_sha256.as_ref();
-        wanted
-            .is_none_or(|wanted| wanted.eq_ignore_ascii_case(present))
-            .then(|| present.to_ascii_lowercase())
+    pub fn expected_on_node(&self) -> Option<Sha256Digest> {
+        let wanted = self.binary_sha256;
+        self.present
+            .filter(|present| wanted.is_none_or(|wanted| wanted == *present))
     }
 }
 
@@ -208,17 +205,17 @@ impl ProvisionRequest {
         self
     }
 
-    /// The digest by which a report names its request: 64 hexadecimal digits.
+    /// The digest by which a report names its request.
     ///
     /// Hints don't count. Reserved handlers don't count either, so that a Shim for other nodes is no reason for a new Job on this one.
     #[must_use]
-    pub fn digest(&self) -> String {
+    pub fn digest(&self) -> Sha256Digest {
         let asked = Self {
             reserve: Vec::new(),
             reserve_options: BTreeMap::new(),
             ..self.clone().without_hints()
         };
-        sha256_hex(asked.to_json().as_bytes())
+        Sha256Digest::of(asked.to_json().as_bytes())
     }
 
     /// The document as JSON.
@@ -265,26 +262,11 @@ impl ProvisionRequest {
             if let Some(binary) = &shim.binary {
                 check_name(binary)?;
             }
-            let digests = [&shim.sha256, &shim.binary_sha256, &shim.present];
-            for digest in digests.into_iter().flatten() {
-                if !is_sha256(digest) {
-                    return Err(Error::Digest {
-                        shim: shim.name.clone(),
-                        found: digest.clone(),
-                    });
-                }
-            }
         }
         self.reserve
             .iter()
             .try_for_each(|handler| check_name(handler))
     }
-}
-
-/// Whether `text` is a SHA-256 digest: 64 hexadecimal digits of either case.
-#[must_use]
-pub fn is_sha256(text: &str) -> bool {
-    text.parse::<Sha256Digest>().is_ok()
 }
 
 /// The part that documents of all versions have.
@@ -340,7 +322,7 @@ mod tests {
     fn a_hint_does_not_change_the_digest_of_a_request() {
         let asked = ProvisionRequest::new(Owner::Cluster, String::new(), vec![shim("a")], vec![]);
         let mut hinted = asked.clone();
-        hinted.shims[0].present = Some("a".repeat(64));
+        hinted.shims[0].present = Some(Sha256Digest::of(b"a"));
         assert_eq!(hinted.digest(), asked.digest());
         let read = ProvisionRequest::from_json(&hinted.to_json()).unwrap();
         assert_eq!(read, hinted);
@@ -359,7 +341,7 @@ mod tests {
         #[case] wanted: Option<&str>,
         #[case] expected: Option<&str>,
     ) {
-        let digest = |digit: Option<&str>| digit.map(|digit| digit.repeat(64));
+        let digest = |digit: Option<&str>| digit.map(|digit| digit.repeat(64).parse().unwrap());
         let shim = ShimRequest {
             present: digest(present),
             binary_sha256: digest(wanted),
@@ -370,21 +352,14 @@ mod tests {
 
     #[test]
     fn an_invalid_digest_is_refused_in_every_field() {
-        let fields: [fn(&mut ShimRequest) -> &mut Option<String>; 3] = [
-            |shim| &mut shim.sha256,
-            |shim| &mut shim.binary_sha256,
-            |shim| &mut shim.present,
-        ];
-        for field in fields {
+        let request = ProvisionRequest::new(Owner::Cluster, String::new(), vec![shim("a")], vec![]);
+        for field in ["sha256", "binarySha256", "present"] {
             for text in ["", "../../etc/shadow", &"a".repeat(63), &"g".repeat(64)] {
-                let mut shim = shim("a");
-                *field(&mut shim) = Some(text.to_owned());
-                let request =
-                    ProvisionRequest::new(Owner::Cluster, String::new(), vec![shim], vec![]);
-                assert!(matches!(
-                    ProvisionRequest::from_json(&request.to_json()),
-                    Err(Error::Digest { found, .. }) if found == text
-                ));
+                let mut document = serde_json::to_value(&request).unwrap();
+                document["shims"][0][field] = text.into();
+                let error = ProvisionRequest::from_json(&document.to_string()).unwrap_err();
+                let expected = format!("invalid SHA-256 {text:?}");
+                assert!(error.to_string().contains(&expected), "{error}");
             }
         }
     }

@@ -27,7 +27,7 @@ pub async fn preview_install(options: &InstallOptions) -> Preview {
         Ok(request) => request,
         Err(error) => return refusal(refused(report, Problem::new(&error, error.help()))),
     };
-    report.request_digest = request.digest();
+    report.request_digest = Some(request.digest());
     report.node_uid.clone_from(&request.node_uid);
     let host = match Host::open(&options.host) {
         Ok(host) => host,

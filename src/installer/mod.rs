@@ -33,7 +33,7 @@ use report::{
     add_host_info, add_plan_result, add_restarts, refused, report_failure, report_unchanged,
     sanitize,
 };
-use state::{JOURNAL_FILE, StateAfter};
+use state::{JOURNAL_FILE, OwnedHandler, StateAfter};
 use transaction::interrupts::Interrupts;
 use transaction::recovery::{gather_after, recover};
 use transaction::resolve::{ArtifactOptions, Resolved, resolve};
@@ -61,7 +61,7 @@ pub async fn install(options: InstallOptions) -> ProvisionReport {
         Ok(request) => request,
         Err(error) => return sanitize(refused(report, Problem::new(&error, error.help()))),
     };
-    report.request_digest = request.digest();
+    report.request_digest = Some(request.digest());
     report.node_uid.clone_from(&request.node_uid);
     let host = match Host::open(&options.host) {
         Ok(host) => host,
@@ -215,7 +215,7 @@ fn record_verified(root: &HostRoot, facts: &HostFacts, plan: &HostPlan, artifact
         StateAfter::Keep | StateAfter::Remove => return,
     };
     let wanted = state.handlers.values().chain(state.draining.values());
-    let wanted = wanted.filter_map(|owned| owned.sha256().cloned());
+    let wanted = wanted.filter_map(OwnedHandler::sha256);
     let verified = wanted
         .filter(|sha256| facts.stored.contains(sha256) || plan.store.contains(sha256))
         .collect();

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 
-use crate::handoff::{self, Owner, Problem, ProvisionRequest, ShimRequest};
+use crate::handoff::{self, Owner, Problem, ProvisionRequest, Sha256Digest, ShimRequest};
 use crate::installer::host::{self, HostRoot};
 use crate::installer::inspect::{self, HostFacts, gather};
 use crate::installer::plan::{Goal, Scope};
@@ -134,7 +134,7 @@ impl InstallOptions {
     pub(crate) fn goal(
         &self,
         request: &ProvisionRequest,
-        binaries: BTreeMap<String, Result<String, Problem>>,
+        binaries: BTreeMap<String, Result<Sha256Digest, Problem>>,
     ) -> Goal {
         Goal {
             owner: request.owner,

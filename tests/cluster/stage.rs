@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use farrier::handoff::{HandlerReport, Outcome, ProvisionReport, ProvisionRequest};
+use farrier::handoff::{HandlerReport, Outcome, ProvisionReport, ProvisionRequest, Sha256Digest};
 use farrier::{api::Shim, names};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -252,7 +252,7 @@ pub fn done(pod: &Pod) -> ProvisionReport {
     let request =
         ProvisionRequest::from_json(&pod.annotations()[names::REQUEST_ANNOTATION]).unwrap();
     let mut report = ProvisionReport::new(Outcome::Applied);
-    report.request_digest = request.digest();
+    report.request_digest = Some(request.digest());
     report.node_uid.clone_from(&request.node_uid);
     report.restarts = 1;
     for shim in request.shims {
@@ -261,7 +261,7 @@ pub fn done(pod: &Pod) -> ProvisionReport {
                 shim: shim.name.clone(),
                 handler,
                 path: None,
-                sha256: Some("a".repeat(64)),
+                sha256: Some(Sha256Digest::of(b"a")),
                 served: true,
                 reason: None,
             });

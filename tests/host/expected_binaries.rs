@@ -4,7 +4,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use super::support::{Host, program, shim};
-use farrier::handoff::{FetchResult, Outcome, ShimRequest};
+use farrier::handoff::{FetchResult, Outcome, Sha256Digest, ShimRequest};
 use farrier::installer::artifact::fetch::fetch;
 use farrier::names::sha256_hex;
 use rstest::rstest;
@@ -27,7 +27,7 @@ fn remote(name: &str) -> ShimRequest {
 /// The same, expected on the host.
 fn expected(name: &str, seed: u8) -> ShimRequest {
     ShimRequest {
-        present: Some(sha256_hex(&program(seed))),
+        present: Some(Sha256Digest::of(&program(seed))),
         ..remote(name)
     }
 }
@@ -37,11 +37,16 @@ fn fetched(name: &str, seed: u8) -> TempDir {
     let directory = tempfile::tempdir().unwrap();
     let bytes = program(seed);
     std::fs::write(directory.path().join(format!("{name}.bin")), &bytes).unwrap();
-    leave(directory.path(), name, Some(sha256_hex(&bytes)), false);
+    leave(
+        directory.path(),
+        name,
+        Some(Sha256Digest::of(&bytes)),
+        false,
+    );
     directory
 }
 
-fn leave(directory: &Path, name: &str, binary_sha256: Option<String>, present: bool) {
+fn leave(directory: &Path, name: &str, binary_sha256: Option<Sha256Digest>, present: bool) {
     let result = FetchResult {
         shim: name.to_owned(),
         binary_sha256,
@@ -129,7 +134,7 @@ async fn an_expected_binary_that_is_missing_or_changed_fails_its_shim_alone_and_
         panic!("{report:?}");
     };
     assert!(!a.served && a.sha256.is_none() && a.path.is_none() && a.reason.is_some());
-    assert_eq!(b.sha256, Some(sha256_hex(&program(2))));
+    assert_eq!(b.sha256, Some(Sha256Digest::of(&program(2))));
     assert!(host.config().contains("containerd-shim-b"));
     let shims = [remote("a"), shim("b")];
     let report = host.provision(&shims, fetched("a", 1).path()).await;
@@ -169,12 +174,20 @@ async fn the_hand_off_folder_can_t_make_up_that_a_binary_is_there() {
     let host = carrying().await;
     let before = host.tree(true);
     let directory = fetched("a", 7);
-    leave(directory.path(), "a", Some(sha256_hex(&program(7))), true);
+    leave(
+        directory.path(),
+        "a",
+        Some(Sha256Digest::of(&program(7))),
+        true,
+    );
     let report = host.provision(&[remote("a")], directory.path()).await;
     assert_eq!(report.result, Outcome::Partial, "{report:?}");
     assert!(report.reason.unwrap().contains("nothing was fetched"));
     // What was there before is what stays.
-    assert_eq!(report.handlers[0].sha256, Some(sha256_hex(&program(1))));
+    assert_eq!(
+        report.handlers[0].sha256,
+        Some(Sha256Digest::of(&program(1)))
+    );
     assert_eq!(host.tree(true), before);
 }
 
@@ -189,7 +202,10 @@ async fn a_shim_is_not_served_by_the_binary_of_another_shim() {
     let report = host.provision(&shims, skipped(&shims).await.path()).await;
     assert_eq!(report.result, Outcome::Partial, "{report:?}");
     assert!(report.handlers[0].reason.is_some());
-    assert_eq!(report.handlers[0].sha256, Some(sha256_hex(&program(1))));
+    assert_eq!(
+        report.handlers[0].sha256,
+        Some(Sha256Digest::of(&program(1)))
+    );
     assert_eq!(host.tree(true), before);
 }
 
@@ -201,8 +217,8 @@ async fn an_expected_binary_is_taken_from_the_host_alone() {
     for location in [shim("a").location, remote("a").location] {
         let shims = [ShimRequest {
             location,
-            present: Some("0".repeat(64)),
-            binary_sha256: Some(sha256_hex(&program(1))),
+            present: Some(Sha256Digest::from_bytes([0; 32])),
+            binary_sha256: Some(Sha256Digest::of(&program(1))),
             ..shim("a")
         }];
         let results = fetch(&shims, tempfile::tempdir().unwrap().path(), None).await;

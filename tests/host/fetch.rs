@@ -7,10 +7,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::support::{Host, program};
-use farrier::handoff::{FetchResult, Outcome, Owner, ProvisionRequest, ShimRequest};
+use farrier::handoff::{FetchResult, Outcome, Owner, ProvisionRequest, Sha256Digest, ShimRequest};
 use farrier::installer::artifact::fetch::fetch;
 use farrier::installer::artifact::handoff_dir::read_binary;
-use farrier::names::sha256_hex;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use rstest::rstest;
@@ -196,12 +195,12 @@ async fn an_artifact_is_verified_unpacked_and_handed_over() {
     ]));
     let out = tempfile::tempdir().unwrap();
     let mut shim = shim(format!("http://{address}/shim%2Fv1/a.tar.gz"));
-    shim.sha256 = Some(sha256_hex(&archive).to_uppercase());
-    shim.binary_sha256 = Some(sha256_hex(&program(0)));
+    shim.sha256 = Some(Sha256Digest::of(&archive));
+    shim.binary_sha256 = Some(Sha256Digest::of(&program(0)));
     let result = fetch_one(&shim, out.path(), None).await;
     assert_eq!(result.reason, None);
     let (path, digest) = read_binary(&shim, out.path()).unwrap();
-    assert_eq!(digest, sha256_hex(&program(0)));
+    assert_eq!(digest, Sha256Digest::of(&program(0)));
     assert_eq!(std::fs::read(path).unwrap(), program(0));
     assert!(!out.path().join("wasmtime.artifact").exists());
 }
@@ -243,7 +242,7 @@ fn a_proxy_of_the_environment_is_asked() {
         directory.path().join("out"),
     );
     let mut shim = shim(location.to_owned());
-    shim.binary_sha256 = Some(sha256_hex(&program(1)));
+    shim.binary_sha256 = Some(Sha256Digest::of(&program(1)));
     let wanted = ProvisionRequest::new(Owner::Cluster, String::new(), vec![shim.clone()], vec![]);
     std::fs::write(&request, wanted.to_json()).unwrap();
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_farrier"));
@@ -254,7 +253,7 @@ fn a_proxy_of_the_environment_is_asked() {
     let fetched = command.output().unwrap();
     assert!(fetched.status.success(), "{fetched:?}");
     let (_, digest) = read_binary(&shim, &out).unwrap();
-    assert_eq!(digest, sha256_hex(&program(1)));
+    assert_eq!(digest, Sha256Digest::of(&program(1)));
 }
 
 #[tokio::test]
@@ -276,7 +275,7 @@ async fn a_secret_in_a_location_stands_in_no_reason() {
         "file://hunter2@srv/shim".to_owned(),
     ] {
         let mut shim = shim(location.clone());
-        shim.sha256 = Some("0".repeat(64));
+        shim.sha256 = Some(Sha256Digest::from_bytes([0; 32]));
         let result = fetch_one(&shim, out.path(), None).await;
         let reason = result.reason.unwrap();
         assert!(!reason.contains("hunter2"), "{location}: {reason}");
@@ -305,7 +304,7 @@ async fn a_failure_is_one_sentence_and_leaves_no_binary(
     ]));
     let out = tempfile::tempdir().unwrap();
     let mut shim = shim(format!("http://{address}{path}"));
-    shim.sha256 = digest.map(|digit| digit.repeat(64));
+    shim.sha256 = digest.map(|digit| digit.repeat(64).parse().unwrap());
     let result = fetch_one(&shim, out.path(), None).await;
     let said = result.reason.unwrap();
     assert!(said.contains(reason), "{said}");
@@ -376,7 +375,7 @@ async fn a_binary_that_is_on_the_node_is_not_fetched() {
     // Nobody answers there.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut shim = shim(format!("http://{}/a", listener.local_addr().unwrap()));
-    shim.present = Some(sha256_hex(&program(0)));
+    shim.present = Some(Sha256Digest::of(&program(0)));
     let out = tempfile::tempdir().unwrap();
     let result = fetch_one(&shim, out.path(), None).await;
     let expected = FetchResult {
@@ -401,7 +400,7 @@ async fn a_binary_that_is_on_the_node_is_not_fetched() {
 async fn an_install_that_fetches_for_itself_fetches_what_it_does_not_find() {
     let address = serve(Routes::from([("/a", ok(&program(1)))]));
     let mut shim = shim(format!("http://{address}/a"));
-    shim.present = Some(sha256_hex(&program(1)));
+    shim.present = Some(Sha256Digest::of(&program(1)));
     let host = Host::stocked();
     let report = host.install(std::slice::from_ref(&shim), &[]).await;
     assert_eq!(report.result, Outcome::Applied, "{report:?}");

@@ -4,7 +4,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 
 use super::support::{CONFIG, Host, printing, program, runnable, shim};
-use farrier::handoff::{OptionValue, Outcome, ProvisionReport};
+use farrier::handoff::{OptionValue, Outcome, ProvisionReport, Sha256Digest};
 use farrier::installer;
 use farrier::installer::host::HostRoot;
 use farrier::installer::transaction::journal::{FinalState, Journal, Undo};
@@ -178,8 +178,8 @@ async fn an_artifact_that_was_replaced_on_the_host_is_read_again() {
     host.write("/srv/a", &program(7));
     let report = host.install(&[shim("a")], &[]).await;
     assert_eq!(report.result, Outcome::Applied, "{report:?}");
-    let sha256 = sha256_hex(&program(7));
-    assert_eq!(report.handlers[0].sha256.as_ref(), Some(&sha256));
+    let sha256 = Sha256Digest::of(&program(7));
+    assert_eq!(report.handlers[0].sha256, Some(sha256));
 }
 
 /// What scripts rely on: the exit status of the real program.
@@ -289,7 +289,10 @@ fn a_shim_that_does_not_run_is_refused_alone_and_keeps_the_version_that_does() {
     assert!(!host.config().contains("broken"));
     host.write("/srv/a", &runnable(3));
     let report = install(&["a"]);
-    assert_eq!(report.handlers[0].sha256, Some(sha256_hex(&runnable(0))));
+    assert_eq!(
+        report.handlers[0].sha256,
+        Some(Sha256Digest::of(&runnable(0)))
+    );
     assert!(report.handlers[0].reason.is_some());
 }
 
@@ -299,11 +302,11 @@ async fn a_failed_upgrade_keeps_the_old_version() {
     host.install(&[shim("a")], &[]).await;
     let before = host.tree(false);
     let mut upgrade = shim("a");
-    upgrade.sha256 = Some("0".repeat(64));
+    upgrade.sha256 = Some(Sha256Digest::from_bytes([0; 32]));
     let report = host.install(&[upgrade, shim("b")], &[]).await;
     assert_eq!(report.result, Outcome::Partial, "{report:?}");
-    let old = sha256_hex(&program(1));
-    assert_eq!(report.handlers[0].sha256.as_deref(), Some(old.as_str()));
+    let old = Sha256Digest::of(&program(1));
+    assert_eq!(report.handlers[0].sha256, Some(old));
     assert!(report.reason.unwrap().contains("has SHA-256"));
     let link = host.path("/opt/farrier/bin/containerd-shim-a");
     assert_eq!(std::fs::read(link).unwrap(), program(1));
@@ -434,6 +437,9 @@ async fn a_hand_off_folder_is_not_trusted() {
     assert_eq!(carried, [true, false, false, false]);
 }
 
+/// The digest of a state file that was never written.
+const NEVER_WRITTEN: Sha256Digest = Sha256Digest::from_bytes([0; 32]);
+
 /// What a run leaves that is killed after the configuration was written and before the state file was.
 fn interrupt(host: &Host, before: &str) {
     let root = HostRoot::open(host.root()).unwrap();
@@ -448,7 +454,7 @@ fn interrupt(host: &Host, before: &str) {
             Undo::Config {
                 path: config.clone(),
                 before: Some(before.to_owned()),
-                wrote: Some(sha256_hex(host.config().as_bytes())),
+                wrote: Some(Sha256Digest::of(host.config().as_bytes())),
             },
         ],
         declares: vec!["a".to_owned()],
@@ -461,7 +467,7 @@ fn interrupt(host: &Host, before: &str) {
         expected: None,
         socket: "/run/containerd/containerd.sock".to_owned(),
         restarting: true,
-        state: FinalState::Digest("of a state file that was never written".to_owned()),
+        state: FinalState::Digest(NEVER_WRITTEN),
         obsolete_directories: Vec::new(),
         legacy_cleanup: installer::plan::LegacyCleanup::default(),
         leaving: std::collections::BTreeMap::new(),
@@ -503,7 +509,7 @@ async fn a_removal_that_was_interrupted_after_its_end_is_cleared_up_by_the_next_
     // Without undo, and with no state file to come, the change stands: only clearing up is left.
     let journal = host.path("/var/lib/farrier/journal.json");
     let text = std::fs::read_to_string(&journal).unwrap();
-    let text = text.replace("\"of a state file that was never written\"", "null");
+    let text = text.replace(&format!("\"{NEVER_WRITTEN}\""), "null");
     let directories = r#""dropFolders":["/var/lib","/var/lib/farrier","/opt","/opt/farrier"]"#;
     std::fs::write(&journal, text.replace("\"dropFolders\":[]", directories)).unwrap();
     host.write("/etc/containerd/config.toml", CONFIG.as_bytes());

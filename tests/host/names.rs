@@ -12,8 +12,7 @@ use std::sync::mpsc::{Sender, channel};
 use super::fetch::{Routes, answer, ok, shim};
 use super::support::program;
 use super::trace::follow;
-use farrier::handoff::{FetchResult, Owner, ProvisionRequest};
-use farrier::names::sha256_hex;
+use farrier::handoff::{FetchResult, Owner, ProvisionRequest, Sha256Digest};
 use nix::libc;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -182,7 +181,7 @@ fn names_are_resolved_by_the_hosts_file_and_dns_and_no_module_of_the_host_is_loa
         let (results, opened) = fetch(&expected.map(|(host, _)| host));
         for (host, seed) in expected {
             let result = &results[host];
-            let sha256 = seed.map(|seed| sha256_hex(&program(seed)));
+            let sha256 = seed.map(|seed| Sha256Digest::of(&program(seed)));
             assert_eq!(result.binary_sha256, sha256, "{host}: {result:?}");
         }
         for needed in ["/etc/hosts", "/etc/resolv.conf"] {

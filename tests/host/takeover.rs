@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 
 use super::support::{CONFIG, Host, program, shim};
-use farrier::handoff::{OptionValue, Outcome, ShimRequest};
+use farrier::handoff::{OptionValue, Outcome, Sha256Digest, ShimRequest};
 use farrier::installer;
 use farrier::installer::report::doctor::Finding;
 use farrier::names::sha256_hex;
@@ -101,11 +101,11 @@ fn listing(host: &Host) -> BTreeMap<PathBuf, String> {
     tree.map(|(path, what)| (below(path), what)).collect()
 }
 
-fn digest(host: &Host, path: &str) -> String {
+fn digest(host: &Host, path: &str) -> Sha256Digest {
     let path = host.path(path);
     let target = std::fs::read_link(&path).ok();
     let path = target.map_or(path, |target| host.path(target.to_str().unwrap()));
-    sha256_hex(&std::fs::read(path).unwrap())
+    Sha256Digest::of(&std::fs::read(path).unwrap())
 }
 
 const UNTERMINATED: &str = CONFIG;
@@ -192,14 +192,14 @@ async fn a_binary_that_was_taken_over_is_hashed_again_only_when_it_was_touched()
         assert_eq!(!findings().await.iter().any(drifted), is_well);
     }
     host.install(&[wanted("spin", 3)], &[]).await;
-    assert_eq!(digest(&host, &path), sha256_hex(&program(3)));
+    assert_eq!(digest(&host, &path), Sha256Digest::of(&program(3)));
 }
 
 /// What was taken over, as a later request expects it.
 fn expected(handler: &str, seed: u8) -> ShimRequest {
     ShimRequest {
         location: "http://127.0.0.1:9/a.tar.gz".to_owned(),
-        present: Some(sha256_hex(&program(seed))),
+        present: Some(Sha256Digest::of(&program(seed))),
         ..shim(handler)
     }
 }
@@ -216,7 +216,10 @@ async fn a_binary_that_was_taken_over_and_stands_as_expected_is_not_fetched() {
             .await;
         assert_eq!(report.result, outcome, "{report:?}");
         assert_eq!(report.handlers[0].path.as_deref(), Some(path.as_str()));
-        assert_eq!(report.handlers[0].sha256, Some(sha256_hex(&program(3))));
+        assert_eq!(
+            report.handlers[0].sha256,
+            Some(Sha256Digest::of(&program(3)))
+        );
     }
 }
 
@@ -242,7 +245,7 @@ async fn a_binary_that_was_taken_over_and_is_not_as_expected_fails_its_shim_alon
     let sentence = format!("shim spin: its binary {path} is gone or was changed on the host");
     assert_eq!(report.reason, Some(sentence));
     let other = &report.handlers[0];
-    assert_eq!(other.sha256, Some(sha256_hex(&program(77))));
+    assert_eq!(other.sha256, Some(Sha256Digest::of(&program(77))));
 }
 
 #[tokio::test]
@@ -256,7 +259,7 @@ async fn another_binary_goes_behind_the_path_that_was_taken_over() {
         let report = host.install(&[wanted("spin", seed)], &[]).await;
         assert_eq!(report.result, Outcome::Applied, "{report:?}");
         assert_eq!(host.config(), before);
-        assert_eq!(digest(&host, &path), sha256_hex(&program(seed)));
+        assert_eq!(digest(&host, &path), Sha256Digest::of(&program(seed)));
         let again = host.install(&[wanted("spin", seed)], &[]).await;
         assert_eq!(again.result, Outcome::Unchanged, "{again:?}");
     }

@@ -228,7 +228,7 @@ pub async fn node(
     match &plan.job {
         JobStep::None => {}
         JobStep::Create { request, digest } => {
-            let job = job_spec::build(settings, &name, &uid, request, digest);
+            let job = job_spec::build(settings, &name, &uid, request, *digest);
             create_job(client, settings, &job).await?;
         }
         JobStep::Delete(job_uid) => delete_job(client, settings, &uid, job_uid).await?,

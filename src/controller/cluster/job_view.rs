@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus};
 use kube::ResourceExt;
 
 use super::slim::{JobObject, PodObject, PodStatus};
-use crate::handoff::{Problem, ProvisionReport, ProvisionRequest};
+use crate::handoff::{Problem, ProvisionReport, ProvisionRequest, Sha256Digest};
 use crate::names;
 
 /// Most bytes that the kubelet keeps of a termination message (Kubernetes API reference, `terminationMessagePath`).
@@ -18,8 +18,8 @@ pub struct JobView {
     pub uid: String,
     /// The request; absent if it can't be read or is for another node object.
     pub request: Option<ProvisionRequest>,
-    /// Digest of that request; empty where there is none.
-    pub digest: String,
+    /// Digest of that request.
+    pub digest: Option<Sha256Digest>,
     /// Creation time.
     pub created: Timestamp,
     /// Time at which the Job was deleted.
@@ -60,11 +60,8 @@ impl JobView {
             .and_then(|text| ProvisionRequest::from_json(text).ok())
             .filter(|request| request.node_uid == node_uid)
             .map(ProvisionRequest::without_hints);
-        let digest = request
-            .as_ref()
-            .map(ProvisionRequest::digest)
-            .unwrap_or_default();
-        let progress = progress(job, pods, &digest, node_uid);
+        let digest = request.as_ref().map(ProvisionRequest::digest);
+        let progress = progress(job, pods, digest, node_uid);
         Self {
             uid: job.uid().unwrap_or_default(),
             request,
@@ -78,7 +75,12 @@ impl JobView {
     }
 }
 
-fn progress(job: &JobObject, pods: &[&PodObject], digest: &str, node_uid: &str) -> JobProgress {
+fn progress(
+    job: &JobObject,
+    pods: &[&PodObject],
+    digest: Option<Sha256Digest>,
+    node_uid: &str,
+) -> JobProgress {
     let uid = job.uid().unwrap_or_default();
     let mut pods: Vec<&PodObject> = pods
         .iter()
@@ -123,7 +125,7 @@ fn progress(job: &JobObject, pods: &[&PodObject], digest: &str, node_uid: &str) 
 /// The report of the pod's installer: `None` while the installer runs, and an error if the report can't be read.
 fn installer_report(
     pod: &PodObject,
-    digest: &str,
+    digest: Option<Sha256Digest>,
     node_uid: &str,
 ) -> Option<Result<ProvisionReport, String>> {
     let status = &pod.status;
@@ -253,7 +255,7 @@ mod tests {
 
     fn report() -> ProvisionReport {
         ProvisionReport {
-            request_digest: request().digest(),
+            request_digest: Some(request().digest()),
             node_uid: "node-uid".to_owned(),
             ..ProvisionReport::new(Outcome::Applied)
         }
@@ -416,7 +418,7 @@ mod tests {
     #[test]
     fn a_report_on_another_request_or_node_is_ignored() {
         let mut older = report();
-        older.request_digest = "0".repeat(64);
+        older.request_digest = Some(Sha256Digest::from_bytes([0; 32]));
         let mut elsewhere = report();
         elsewhere.node_uid = "another".to_owned();
         for other in [older, elsewhere] {

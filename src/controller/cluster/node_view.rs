@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::slim::{NodeCondition, NodeObject, Taint};
 use crate::api::is_label_name;
-use crate::handoff::ShimRequest;
+use crate::handoff::{Sha256Digest, ShimRequest};
 use crate::names;
 
 /// A node as decisions see it.
@@ -114,9 +114,13 @@ impl NodeView {
 pub struct Applied {
     /// UID of the node object that this describes.
     pub node_uid: String,
-    /// Digest of the desired set that the last readable report answered; empty without a report.
-    #[serde(default)]
-    pub digest: String,
+    /// Digest of the desired set that the last readable report answered; absent without a report.
+    #[serde(
+        default,
+        deserialize_with = "Sha256Digest::lenient",
+        serialize_with = "Sha256Digest::or_empty"
+    )]
+    pub digest: Option<Sha256Digest>,
     /// Machine ID that the kubelet reported then.
     #[serde(default)]
     pub machine_id: String,
@@ -127,8 +131,12 @@ pub struct Applied {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub runtime: String,
     /// Digest of the desired set of the last attempt.
-    #[serde(default)]
-    pub attempted: String,
+    #[serde(
+        default,
+        deserialize_with = "Sha256Digest::lenient",
+        serialize_with = "Sha256Digest::or_empty"
+    )]
+    pub attempted: Option<Sha256Digest>,
     /// Fingerprints of the requests in that attempt, by Shim.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tried: BTreeMap<String, String>,
@@ -193,8 +201,12 @@ pub struct AppliedShim {
     #[serde(default)]
     pub handlers: BTreeMap<String, bool>,
     /// SHA-256 of its binary.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sha256: Option<String>,
+    #[serde(
+        default,
+        deserialize_with = "Sha256Digest::lenient",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub sha256: Option<Sha256Digest>,
     /// Why the request is not fulfilled: one sentence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,

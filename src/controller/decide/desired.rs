@@ -7,7 +7,9 @@ use serde::Serialize;
 use crate::api::{self, ShimSpec, is_label_name};
 use crate::controller::cluster::node_view::{Applied, NodeView};
 use crate::controller::cluster::shim_view::ShimView;
-use crate::handoff::{self, OptionValue, Owner, Problem, ProvisionRequest, ShimRequest, is_sha256};
+use crate::handoff::{
+    self, OptionValue, Owner, Problem, ProvisionRequest, Sha256Digest, ShimRequest,
+};
 use crate::names;
 
 /// Name prefix of the chart's Shims. A user's own Shim takes precedence over them.
@@ -114,7 +116,7 @@ pub struct Desired {
     /// The request for the node's Job.
     pub request: ProvisionRequest,
     /// Its digest.
-    pub digest: String,
+    pub digest: Sha256Digest,
     /// One verdict for each Shim that selects the node.
     pub verdicts: BTreeMap<String, Verdict>,
     /// Requests that the node is to drop and keeps until its turn, by Shim.
@@ -138,8 +140,8 @@ impl Desired {
     ) -> Self {
         let nothing = ProvisionRequest::new(Owner::Cluster, node.uid.clone(), vec![], vec![]);
         let mut desired = Self {
+            digest: nothing.digest(),
             request: nothing,
-            digest: String::new(),
             verdicts: BTreeMap::new(),
             staying: BTreeMap::new(),
             lost: Vec::new(),
@@ -409,8 +411,8 @@ fn resolve(name: &str, spec: &ShimSpec, node: &NodeView) -> Result<ShimRequest, 
         name: name.to_owned(),
         handlers,
         location: artifact.location,
-        sha256: artifact.sha256.map(String::from),
-        binary_sha256: artifact.binary_sha256.map(String::from),
+        sha256: artifact.sha256,
+        binary_sha256: artifact.binary_sha256,
         binary: spec.fetch_strategy.binary.clone(),
         options: options(spec),
         present: None,
@@ -429,9 +431,7 @@ fn options(spec: &ShimSpec) -> BTreeMap<String, OptionValue> {
 pub fn hint(desired: &Desired, applied: &Applied, request: &mut ProvisionRequest) {
     for shim in &mut request.shims {
         let known = applied.shims.get(&shim.name);
-        let placed = known
-            .and_then(|known| known.sha256.clone())
-            .filter(|sha256| is_sha256(sha256));
+        let placed = known.and_then(|known| known.sha256);
         let is_wanted = matches!(desired.verdicts.get(&shim.name), Some(Verdict::Wanted(_)));
         shim.present = if is_wanted && !desired.pinned.contains(&shim.name) {
             let is_well = known.is_some_and(|known| {
@@ -441,7 +441,7 @@ pub fn hint(desired: &Desired, applied: &Applied, request: &mut ProvisionRequest
             });
             placed.filter(|_| is_well)
         } else {
-            placed.or_else(|| Some("0".repeat(64)))
+            placed.or(Some(Sha256Digest::from_bytes([0; 32])))
         };
     }
 }

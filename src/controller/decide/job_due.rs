@@ -60,19 +60,19 @@ pub fn need(seen: &Observed, desired: &Desired, applied: Option<&Applied>) -> Ne
             Need::Now
         };
     };
-    let digest = &desired.digest;
+    let digest = Some(desired.digest);
     let same_host = applied.machine_id == seen.node.machine_id
         && applied.boot_id == seen.node.boot_id
         && (applied.runtime.is_empty() || applied.runtime == seen.node.runtime);
     let listed = all_listed(seen.node, applied);
-    let interrupted = applied.attempted == *digest && applied.interruptions > 0;
-    let is_known = applied.digest == *digest && same_host && listed && applied.reason.is_none();
+    let interrupted = applied.attempted == digest && applied.interruptions > 0;
+    let is_known = applied.digest == digest && same_host && listed && applied.reason.is_none();
     if is_known && !interrupted && next_look(seen, Some(applied)).is_none_or(|rest| !rest.is_zero())
     {
         return Need::Nothing;
     }
     let at_once = interrupted && applied.interruptions <= INTERRUPTIONS_AT_ONCE;
-    if applied.attempted != *digest || applied.attempts == 0 || at_once {
+    if applied.attempted != digest || applied.attempts == 0 || at_once {
         return Need::Now;
     }
     if seen.now.duration_since(applied.at) < -CLOCK_SKEW {

@@ -11,7 +11,6 @@ use crate::controller::cluster::job_view::{JobProgress, JobView};
 use crate::controller::cluster::node_view::{Applied, AppliedShim, NodeView};
 use crate::handoff::{
     HandlerReport, Outcome, Problem, ProvisionReport, ProvisionRequest, ShimRequest, elide,
-    is_sha256,
 };
 use crate::names::reasons;
 
@@ -116,7 +115,7 @@ fn read(
     if applied.attempts > 1 {
         mark_unlisted(&mut applied, seen.node);
     }
-    applied.digest.clone_from(&job.digest);
+    applied.digest = job.digest;
     applied.machine_id.clone_from(&seen.node.machine_id);
     // A report from before the last reboot proves nothing about the node now, so the next decision tries again. If the second attempt
     // reports the same old boot ID, take that of the kubelet: the two read it differently.
@@ -231,7 +230,7 @@ fn shim_after_report(
             last_applied
         },
         handlers,
-        sha256: handlers_of_shim().find_map(digest),
+        sha256: handlers_of_shim().find_map(|entry| entry.sha256),
         reason: why
             .or_else(|| Some(Problem::new(report.reason.as_ref()?, None)))
             .filter(|_| !fulfilled)
@@ -244,11 +243,6 @@ fn problem(entry: &HandlerReport) -> Option<Problem> {
     let message = entry.reason.clone()?;
     let help = entry.remedy.clone();
     Some(Problem { message, help })
-}
-
-/// The digest of a handler's binary, if it is one.
-fn digest(entry: &HandlerReport) -> Option<String> {
-    entry.sha256.clone().filter(|digest| is_sha256(digest))
 }
 
 /// Marks Shims as failed that containerd serves and the kubelet does not list.
@@ -286,7 +280,7 @@ fn record_still_served(
             any = true;
             let shim = applied.shims.entry(entry.shim.clone()).or_default();
             shim.handlers.insert(entry.handler.clone(), true);
-            shim.sha256 = digest(entry);
+            shim.sha256 = entry.sha256;
             let problem = problem(entry);
             let problem =
                 problem.unwrap_or_else(|| Problem::new("the handler is still served", None));
@@ -309,7 +303,7 @@ fn finish_attempt(
     applied.job.clone_from(&job.uid);
     applied.at = seen.now;
     if job.request.is_some() && applied.attempted != job.digest {
-        applied.attempted.clone_from(&job.digest);
+        applied.attempted = job.digest;
         applied.attempts = 1;
     }
     // Handlers that the kubelet has yet to list, or a reboot since the report, are no failure, but the attempt is not complete.

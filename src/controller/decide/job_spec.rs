@@ -19,7 +19,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 use kube::Resource;
 
 use crate::controller::settings::Settings;
-use crate::handoff::ProvisionRequest;
+use crate::handoff::{ProvisionRequest, Sha256Digest};
 use crate::names;
 
 /// How often the Job itself restarts an installer that was killed, for example by the restart that it requested.
@@ -46,7 +46,7 @@ pub fn build(
     node_name: &str,
     node_uid: &str,
     request: &ProvisionRequest,
-    digest: &str,
+    digest: Sha256Digest,
 ) -> Job {
     let labels = pairs([
         (names::COMPONENT_LABEL, names::COMPONENT_INSTALLER),
@@ -56,7 +56,7 @@ pub fn build(
     let annotations = pairs([
         (names::NODE_NAME_ANNOTATION, node_name),
         (names::NODE_UID_ANNOTATION, node_uid),
-        (names::REQUEST_DIGEST_ANNOTATION, digest),
+        (names::REQUEST_DIGEST_ANNOTATION, &digest.to_string()),
     ]);
     let mut pod_annotations = annotations.clone();
     pod_annotations.insert(names::REQUEST_ANNOTATION.to_owned(), request.to_json());
@@ -368,7 +368,7 @@ mod tests {
     }
 
     fn job(settings: &Settings, request: &ProvisionRequest) -> Job {
-        build(settings, "n1", "uid", request, &request.digest())
+        build(settings, "n1", "uid", request, request.digest())
     }
 
     #[test]

@@ -236,19 +236,19 @@ fn suppress_pending_label(
 /// Records that an attempt begins, then creates the Job.
 fn claim(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
     let mut request = desired.request_with_reserved(seen.cluster);
-    let digest = desired.digest.clone();
+    let digest = desired.digest;
     let mut applied = applied.unwrap_or_default();
     if !applied.machine_id.is_empty() && applied.machine_id != seen.node.machine_id {
         // The node object has another host: nothing that was known holds.
         applied = Applied::default();
     }
-    if applied.attempted != digest {
+    if applied.attempted != Some(digest) {
         applied.attempts = 0;
         applied.interruptions = 0;
         applied.reason = None;
     }
     applied.attempts = applied.attempts.saturating_add(1);
-    applied.attempted.clone_from(&digest);
+    applied.attempted = Some(digest);
     let tried = request.shims.iter();
     applied.tried = tried
         .map(|shim| (shim.name.clone(), fingerprint(shim)))

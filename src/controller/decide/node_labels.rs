@@ -8,7 +8,7 @@ use super::types::{JobStep, NodeEdit, Observed, Plan};
 use crate::controller::cluster::node_view::{Applied, NodeView};
 use crate::controller::cluster::shim_view::ShimView;
 use crate::controller::cluster::slim::Taint;
-use crate::handoff;
+use crate::handoff::{self, Sha256Digest};
 use crate::names::{self, Progress};
 
 /// Whether a handler is served: the report of this host says so, and the kubelet does not contradict.
@@ -29,7 +29,7 @@ pub fn progress(
     applied: Option<&Applied>,
     shim: &str,
     verdict: &Verdict,
-    digest: &str,
+    digest: Sha256Digest,
 ) -> Option<(Progress, Option<String>)> {
     if let Some(reason) = verdict.fault() {
         return Some((Progress::Failed, Some(reason.to_owned())));
@@ -47,7 +47,7 @@ pub fn progress(
     }
     // A failure belongs to the desired set of that attempt; after a change it says nothing.
     let reason = applied
-        .filter(|applied| applied.attempted == digest)
+        .filter(|applied| applied.attempted == Some(digest))
         .and_then(|applied| {
             let whole = applied.reason.as_ref()?;
             let own = known.and_then(|known| known.reason.as_ref());
@@ -107,7 +107,7 @@ fn edit(
     applied: Option<Applied>,
     job_is_there: bool,
 ) -> Option<NodeEdit> {
-    let digest = &desired.digest;
+    let digest = desired.digest;
     let mut wanted: BTreeMap<String, Option<String>> = BTreeMap::new();
     // KWasm's label: set when the node serves everything that its annotation selects, and kept until a report says otherwise.
     let (mut complete, mut stays) = (!desired.annotated.is_empty(), true);
@@ -192,7 +192,7 @@ fn still_served(
     shim: &str,
     now: Option<Progress>,
 ) -> bool {
-    let reported = applied.filter(|applied| !applied.digest.is_empty());
+    let reported = applied.filter(|applied| applied.digest.is_some());
     let handlers = reported
         .and_then(|applied| applied.shims.get(shim))
         .map(|known| &known.handlers);
@@ -200,7 +200,7 @@ fn still_served(
         // Knowledge about another host says nothing about this label.
         (None, _) => {
             let before = node.applied();
-            now == Some(Progress::Pending) && before.is_none_or(|before| before.digest.is_empty())
+            now == Some(Progress::Pending) && before.is_none_or(|before| before.digest.is_none())
         }
         (Some(_), None) => false,
         (Some(_), Some(handlers)) => handlers
@@ -244,10 +244,15 @@ fn without_startup_taint(taints: &[Taint]) -> Option<Vec<Taint>> {
 }
 
 /// Whether the host may still carry a Shim that no longer selects the node.
-fn may_be_on_host(node: &NodeView, applied: Option<&Applied>, shim: &str, digest: &str) -> bool {
+fn may_be_on_host(
+    node: &NodeView,
+    applied: Option<&Applied>,
+    shim: &str,
+    digest: Sha256Digest,
+) -> bool {
     // A label without an entry in the annotation belongs to a claim without a report.
     let claimed = node.labels.contains_key(&names::shim_label(shim))
-        && applied.is_none_or(|applied| applied.digest != digest);
+        && applied.is_none_or(|applied| applied.digest != Some(digest));
     claimed || applied.is_some_and(|applied| applied.shims.contains_key(shim))
 }
 

@@ -11,7 +11,7 @@ use super::event::EventSpec;
 use crate::controller::cluster::job_view::JobView;
 use crate::controller::cluster::node_view::{Applied, NodeView};
 use crate::controller::cluster::slim::Taint;
-use crate::handoff::ProvisionRequest;
+use crate::handoff::{ProvisionRequest, Sha256Digest};
 
 /// Everything that a decision about one node depends on.
 #[derive(Debug)]
@@ -82,7 +82,7 @@ pub enum JobStep {
         /// The request.
         request: Box<ProvisionRequest>,
         /// Its digest.
-        digest: String,
+        digest: Sha256Digest,
     },
     /// Delete the Job with this UID.
     Delete(String),

@@ -83,7 +83,7 @@ impl NodeSummary {
             job_is_unrecorded,
             ..
         } = decision;
-        let (job_is_unrecorded, digest) = (*job_is_unrecorded, &desired.digest);
+        let (job_is_unrecorded, digest) = (*job_is_unrecorded, desired.digest);
         let applied = decision.applied.as_ref();
         let begins = matches!(plan.job, JobStep::Create { .. });
         let asked: BTreeSet<&str> = job

@@ -269,7 +269,7 @@ fn invalid_label_names_in_a_report_write_no_label() {
             shim: shim.to_owned(),
             handler: handler.to_owned(),
             path: None,
-            sha256: Some("\u{1b}[31m".to_owned()),
+            sha256: None,
             served: true,
             reason: None,
             remedy: None,
@@ -286,6 +286,7 @@ fn invalid_label_names_in_a_report_write_no_label() {
 #[case(r#"{"nodeUid":"node-uid","shims":{"a b":{}}}"#)]
 #[case(r#"{"nodeUid":"node-uid","shims":{"spin":{"handlers":{"../x":true}}}}"#)]
 #[case(r#"{"nodeUid":"node-uid","shims":{"spin":{"request":{"name":"../x","handlers":[],"location":""}}}}"#)]
+#[case(r#"{"nodeUid":"node-uid","shims":{"spin":{"request":{"name":"spin","handlers":[],"location":"","sha256":"abc"}}}}"#)]
 #[case(r#"{"nodeUid":"node-uid","attempts":-1}"#)]
 fn an_invalid_annotation_of_the_node_is_ignored(#[case] text: &str) {
     let mut scene = Scene::provisioned();

@@ -14,7 +14,7 @@ use crate::controller::decide::types::{Hold, JobStep, Observed, Plan};
 use crate::controller::decide::{decide, shim_status, undecided};
 use crate::controller::memory::aggregate::Fleet;
 use crate::controller::memory::node_summary::NodeSummary;
-use crate::handoff::{HandlerReport, Outcome, ProvisionReport};
+use crate::handoff::{HandlerReport, Outcome, ProvisionReport, Sha256Digest};
 
 /// A cluster of one node, as sentences build it.
 pub(super) struct Scene {
@@ -158,7 +158,7 @@ impl Scene {
                 self.job = Some(JobView {
                     uid: format!("job-{}-{digest}", self.now),
                     request: Some((**request).clone().without_hints()),
-                    digest: digest.clone(),
+                    digest: Some(*digest),
                     created: self.now,
                     deleting: None,
                     progress: JobProgress::Running,
@@ -192,7 +192,7 @@ impl Scene {
                     shim: shim.name.clone(),
                     handler: handler.clone(),
                     path: None,
-                    sha256: Some("a".repeat(64)),
+                    sha256: Some(Sha256Digest::from_bytes([0xaa; 32])),
                     served,
                     reason: reason.map(str::to_owned),
                     remedy: None,

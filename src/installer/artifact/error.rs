@@ -8,7 +8,7 @@ use std::time::Duration;
 use reqwest::StatusCode;
 
 use super::unpack;
-use crate::handoff::Problem;
+use crate::handoff::{Problem, Sha256Digest};
 
 /// The largest release archive known (wasmedge) has 45 MB; more than ten times that.
 pub(crate) const MAX_ARTIFACT: u64 = 512 << 20;
@@ -60,9 +60,9 @@ pub enum Error {
         /// The artifact or binary.
         what: String,
         /// What was computed.
-        found: String,
+        found: Sha256Digest,
         /// What was asked for.
-        wanted: String,
+        wanted: Sha256Digest,
     },
     /// It holds no usable binary.
     #[error(transparent)]
@@ -131,12 +131,16 @@ pub(crate) fn directory_error(path: &Path) -> impl FnOnce(io::Error) -> Error {
 ///
 /// # Errors
 /// [`Error::Digest`] with both.
-pub fn check_digest(what: &str, found: &str, wanted: Option<&str>) -> Result<(), Error> {
+pub fn check_digest(
+    what: &str,
+    found: Sha256Digest,
+    wanted: Option<Sha256Digest>,
+) -> Result<(), Error> {
     match wanted {
-        Some(wanted) if !wanted.eq_ignore_ascii_case(found) => Err(Error::Digest {
+        Some(wanted) if wanted != found => Err(Error::Digest {
             what: what.to_owned(),
-            found: found.to_owned(),
-            wanted: wanted.to_lowercase(),
+            found,
+            wanted,
         }),
         _ => Ok(()),
     }

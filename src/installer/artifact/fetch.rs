@@ -19,8 +19,7 @@ pub use super::error::Error;
 use super::error::{FETCH_LIMIT, MAX_ARTIFACT, check_digest, directory_error};
 use super::handoff_dir;
 use super::unpack;
-use crate::handoff::hex;
-use crate::handoff::{FetchResult, Problem, ShimRequest};
+use crate::handoff::{FetchResult, Problem, Sha256Digest, ShimRequest};
 
 /// Artifacts that are fetched at a time: one slow server holds up none of the others of most nodes.
 const AT_A_TIME: usize = 8;
@@ -106,7 +105,7 @@ async fn fetch_one(
     shim: &ShimRequest,
     out: &Path,
     end: Instant,
-) -> Result<String, Error> {
+) -> Result<Sha256Digest, Error> {
     // A URL is parsed but never decoded: `%2F` in a release's tag goes to the server as it stands.
     let url = Url::parse(&shim.location)
         .ok()
@@ -145,10 +144,10 @@ async fn check_and_unpack(
     shim: ShimRequest,
     url: String,
     mut file: File,
-    digest: String,
+    digest: Sha256Digest,
     path: PathBuf,
-) -> Result<String, Error> {
-    check_digest(&url, &digest, shim.sha256.as_deref())?;
+) -> Result<Sha256Digest, Error> {
+    check_digest(&url, digest, shim.sha256)?;
     let abandoned = Abandoned::default();
     let flag = abandoned.0.clone();
     blocking(path.clone(), move || {
@@ -156,7 +155,7 @@ async fn check_and_unpack(
         let mut target = File::create(&path).map_err(directory_error(&path))?;
         let artifact = UnlessAbandoned { file, flag };
         let digest = unpack::unpack(artifact, &shim.name, shim.binary.as_deref(), &mut target)?;
-        check_digest("the binary", &digest, shim.binary_sha256.as_deref())?;
+        check_digest("the binary", digest, shim.binary_sha256)?;
         Ok(digest)
     })
     .await
@@ -208,7 +207,7 @@ async fn download(
     shim: &str,
     url: &Url,
     path: &Path,
-) -> Result<(File, String), Error> {
+) -> Result<(File, Sha256Digest), Error> {
     let mut waits = RETRY_WAITS.iter();
     loop {
         let error = match download_once(client, url, path).await {
@@ -230,7 +229,11 @@ async fn download(
     }
 }
 
-async fn download_once(client: &Client, url: &Url, path: &Path) -> Result<(File, String), Error> {
+async fn download_once(
+    client: &Client,
+    url: &Url,
+    path: &Path,
+) -> Result<(File, Sha256Digest), Error> {
     let transport = |error: reqwest::Error| Error::Transport {
         url: shown_url(url),
         again: !error.is_redirect() && !error.is_builder(),
@@ -269,5 +272,5 @@ async fn download_once(client: &Client, url: &Url, path: &Path) -> Result<(File,
         .await?;
     }
     let (file, hasher) = written;
-    Ok((file, hex(&hasher.finalize())))
+    Ok((file, hasher.into()))
 }

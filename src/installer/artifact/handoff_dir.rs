@@ -9,7 +9,7 @@ use nix::fcntl::OFlag;
 
 use super::error::{Error, check_digest, directory_error};
 use super::unpack;
-use crate::handoff::{self, FetchResult, Problem, ShimRequest};
+use crate::handoff::{self, FetchResult, Problem, Sha256Digest, ShimRequest};
 
 /// A [`FetchResult`] is some hundred bytes.
 const MAX_RESULT: u64 = 64 << 10;
@@ -28,7 +28,7 @@ pub(crate) fn write_result(result: &FetchResult, out: &Path) -> Result<(), Error
 ///
 /// # Errors
 /// When there is nothing, or nothing was fetched, `fetch` reports a failure, or the file is a link, no program, or has another digest.
-pub fn read_binary(shim: &ShimRequest, out: &Path) -> Result<(PathBuf, String), Error> {
+pub fn read_binary(shim: &ShimRequest, out: &Path) -> Result<(PathBuf, Sha256Digest), Error> {
     let path = out.join(format!("{}.json", shim.name));
     let mut json = String::new();
     let file = match open_regular(&path) {
@@ -51,12 +51,8 @@ pub fn read_binary(shim: &ShimRequest, out: &Path) -> Result<(PathBuf, String), 
     }
     let path = out.join(format!("{}.bin", shim.name));
     let digest = copy_binary(&path, &mut io::sink())?;
-    check_digest(
-        "the fetched binary",
-        &digest,
-        result.binary_sha256.as_deref(),
-    )?;
-    check_digest("the fetched binary", &digest, shim.binary_sha256.as_deref())?;
+    check_digest("the fetched binary", digest, result.binary_sha256)?;
+    check_digest("the fetched binary", digest, shim.binary_sha256)?;
     Ok((path, digest))
 }
 
@@ -64,7 +60,7 @@ pub fn read_binary(shim: &ShimRequest, out: &Path) -> Result<(PathBuf, String), 
 ///
 /// # Errors
 /// When it is a link or no program for this CPU, or can't be read or written.
-pub fn copy_binary(path: &Path, out: &mut impl Write) -> Result<String, Error> {
+pub fn copy_binary(path: &Path, out: &mut impl Write) -> Result<Sha256Digest, Error> {
     Ok(unpack::copy_program(open_regular(path)?, out)?)
 }
 

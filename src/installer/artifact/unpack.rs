@@ -11,7 +11,7 @@ use flate2::bufread::GzDecoder;
 use sha2::{Digest as _, Sha256};
 use tar::{Archive, EntryType, PaxExtensions};
 
-use crate::handoff::hex;
+use crate::handoff::Sha256Digest;
 
 /// The largest shim known (wasmedge with its plugins) unpacks to 130 MB; four times that.
 const MAX_UNPACKED: u64 = 512 << 20;
@@ -117,7 +117,7 @@ pub fn unpack(
     shim: &str,
     binary: Option<&str>,
     out: &mut impl Write,
-) -> Result<String, Error> {
+) -> Result<Sha256Digest, Error> {
     let mut head = Vec::new();
     (&mut artifact)
         .take(4)
@@ -138,7 +138,7 @@ fn unpack_archive(
     shim: &str,
     binary: Option<&str>,
     out: &mut impl Write,
-) -> Result<String, Error> {
+) -> Result<Sha256Digest, Error> {
     let unreadable = |source| Error::Unreadable { source };
     // One byte more than allowed tells a full archive from one that was cut.
     let mut archive = Archive::new(tar.take(MAX_UNPACKED + 1));
@@ -353,10 +353,10 @@ impl<R: Read> Hashing<R> {
     }
 
     /// SHA-256 of the whole, what was not asked for included.
-    pub(crate) fn finish(mut self) -> Result<String, Error> {
+    pub(crate) fn finish(mut self) -> Result<Sha256Digest, Error> {
         io::copy(&mut (&mut self).take(MAX_UNPACKED), &mut io::sink())
             .map_err(|source| Error::Unreadable { source })?;
-        Ok(hex(&self.hasher.finalize()))
+        Ok(self.hasher.into())
     }
 }
 
@@ -372,7 +372,7 @@ impl<R: Read> Read for Hashing<R> {
 ///
 /// # Errors
 /// When it is no ELF file for this CPU, too large, or can't be read or written.
-pub fn copy_program(program: impl Read, out: &mut impl Write) -> Result<String, Error> {
+pub fn copy_program(program: impl Read, out: &mut impl Write) -> Result<Sha256Digest, Error> {
     let unreadable = |source| Error::Unreadable { source };
     let write = |source| Error::Write { source };
     let mut program = program.take(MAX_UNPACKED + 1);
@@ -397,7 +397,7 @@ pub fn copy_program(program: impl Read, out: &mut impl Write) -> Result<String, 
         filled = program.read(&mut buffer).map_err(unreadable)?;
     }
     out.flush().map_err(write)?;
-    Ok(hex(&hasher.finalize()))
+    Ok(hasher.into())
 }
 
 /// The CPU that this program itself runs on is the node's.
@@ -427,7 +427,6 @@ mod tests {
     use tar::{Builder, Header};
 
     use super::*;
-    use crate::handoff::sha256_hex;
 
     /// The first bytes of this very test are a program for this CPU.
     fn program() -> Vec<u8> {
@@ -495,7 +494,7 @@ mod tests {
         ]);
         let mut out = Vec::new();
         let digest = unpack(archive.as_slice(), shim, None, &mut out).unwrap();
-        assert_eq!(digest, sha256_hex(&program));
+        assert_eq!(digest, Sha256Digest::of(&program));
         assert_eq!(out, program);
     }
 
@@ -536,7 +535,7 @@ mod tests {
         format!("{}{rest}", length.unwrap()).into_bytes()
     }
 
-    fn described(kind: EntryType, description: &[u8]) -> Result<String, Error> {
+    fn described(kind: EntryType, description: &[u8]) -> Result<Sha256Digest, Error> {
         let program = program();
         let archive = archive(&[
             ("././@LongLink", kind, description),

@@ -27,7 +27,7 @@ use sha2::{Digest as _, Sha256};
 
 use self::hint::hint;
 use self::path::{file_name, parent_directory};
-use crate::handoff::{hex, sha256_hex};
+use crate::handoff::Sha256Digest;
 
 /// Bytes of a file of `/proc`, `/etc/os-release` or `/etc/rc.conf`, at most: all of them are far smaller.
 pub(crate) const SMALL_FILE_LIMIT: u64 = 1 << 16;
@@ -268,11 +268,11 @@ impl HostRoot {
             .transpose()
     }
 
-    /// SHA-256 of a file as hexadecimal digits; `None` where there is none.
+    /// SHA-256 of a file; `None` where there is none.
     ///
     /// # Errors
     /// When it can't be read or is larger than anything that is hashed here.
-    pub fn digest(&self, path: &str) -> Result<Option<String>> {
+    pub fn digest(&self, path: &str) -> Result<Option<Sha256Digest>> {
         let Some(mut file) = self.open_file(path)? else {
             return Ok(None);
         };
@@ -282,7 +282,7 @@ impl HostRoot {
         loop {
             let read = file.read(&mut buffer).map_err(failed_io("read", path))?;
             if read == 0 {
-                return Ok(Some(hex(&hasher.finalize())));
+                return Ok(Some(hasher.into()));
             }
             hashed += read as u64;
             if hashed > MAX_HASHED {
@@ -419,8 +419,8 @@ fn own_path(fd: &impl std::os::fd::AsRawFd) -> PathBuf {
 
 /// SHA-256 of `text`, where there is one, as [`HostRoot::replace`] expects it.
 #[must_use]
-pub fn text_digest(text: Option<&str>) -> Option<String> {
-    text.map(|text| sha256_hex(text.as_bytes()))
+pub fn text_digest(text: Option<&str>) -> Option<Sha256Digest> {
+    text.map(|text| Sha256Digest::of(text.as_bytes()))
 }
 
 #[cfg(test)]
@@ -467,7 +467,7 @@ mod tests {
         host.replace(
             "/etc/containerd/config.toml",
             b"new",
-            text_digest(Some("old")).as_deref(),
+            text_digest(Some("old")),
             0o644,
         )
         .unwrap();
@@ -486,12 +486,7 @@ mod tests {
     fn a_file_that_changed_since_it_was_read_is_left_alone() {
         let (directory, host) = host();
         std::fs::write(directory.path().join("etc/a"), "theirs").unwrap();
-        let result = host.replace(
-            "/etc/a",
-            b"ours",
-            text_digest(Some("read")).as_deref(),
-            0o644,
-        );
+        let result = host.replace("/etc/a", b"ours", text_digest(Some("read")), 0o644);
         assert!(matches!(result, Err(Error::Changed { .. })));
         assert!(matches!(
             host.replace("/etc/a", b"ours", None, 0o644),

@@ -12,6 +12,7 @@ use nix::unistd::{UnlinkatFlags, linkat, symlinkat, unlinkat};
 use xattr::FileExt as _;
 
 use super::{Error, HostRoot, NEW_SUFFIX, OLD_SUFFIX, Result, failed, failed_io};
+use crate::handoff::Sha256Digest;
 
 /// Extended attributes that belong to a file's bytes and not to its place: signatures (`security.ima`, `security.evm`) and
 /// privileges (`capabilities(7)`).
@@ -94,7 +95,7 @@ impl HostRoot {
         &self,
         path: &str,
         bytes: &[u8],
-        expected: Option<&str>,
+        expected: Option<Sha256Digest>,
         mode: u32,
     ) -> Result<()> {
         let path = self.follow(path)?;
@@ -106,7 +107,7 @@ impl HostRoot {
         &self,
         path: &str,
         bytes: &[u8],
-        expected: Option<&str>,
+        expected: Option<Sha256Digest>,
         mode: u32,
     ) -> Result<()> {
         let mut file = self.create_new(path, mode)?;
@@ -115,7 +116,7 @@ impl HostRoot {
         }
         file.write_all(bytes).map_err(failed_io("write", path))?;
         file.sync_all().map_err(failed_io("write", path))?;
-        if self.digest(path)?.as_deref() != expected {
+        if self.digest(path)? != expected {
             return Err(Error::Changed {
                 path: path.to_owned(),
             });

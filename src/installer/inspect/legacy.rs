@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::verify_cache::{Verified, VerifyCache};
 use crate::containerd_config::{self, ConfigFiles, LegacyInstaller, SourceFile};
-use crate::handoff::{OptionValue, Owner};
+use crate::handoff::{OptionValue, Owner, Sha256Digest};
 use crate::installer::host::{Error, HostRoot};
-use crate::installer::state::{InstallPaths, State};
+use crate::installer::state::{InstallPaths, State, stored_digest};
 
 /// A lock file has a line for each shim, of which a node has a few.
 const LOCK_LIMIT: u64 = 1 << 20;
@@ -44,7 +44,7 @@ pub struct LegacyHandler {
 #[derive(Debug, Clone)]
 pub struct LegacyBinary {
     /// SHA-256 of its bytes.
-    pub sha256: String,
+    pub sha256: Sha256Digest,
     /// Whether a link leads there: an upgrade has put one into our store.
     pub is_symlink: bool,
     /// How it was when it was hashed; `None` for a link, whose target is vouched for in our store.
@@ -208,14 +208,15 @@ fn legacy_binary(
 ) -> Result<Option<LegacyBinary>, super::error::Error> {
     let target = host.symlink_target(path)?;
     let stored = target.as_deref().and_then(|target| {
-        let (directory, sha256) = target.rsplit_once('/')?;
-        (directory == install_paths.store()
-            && verify_cache.is_unchanged(host, install_paths, sha256))
-        .then_some(sha256)
+        let (directory, name) = target.rsplit_once('/')?;
+        let is_unchanged =
+            |sha256: &Sha256Digest| verify_cache.is_unchanged(host, install_paths, *sha256);
+        stored_digest(name)
+            .filter(|sha256| directory == install_paths.store() && is_unchanged(sha256))
     });
     if let Some(sha256) = stored {
         return Ok(Some(LegacyBinary {
-            sha256: sha256.to_owned(),
+            sha256,
             is_symlink: true,
             verified: None,
         }));
@@ -227,7 +228,7 @@ fn legacy_binary(
         Err(error) => return Err(error.into()),
     };
     Ok(verified.map(|verified| LegacyBinary {
-        sha256: verified.sha256().to_owned(),
+        sha256: verified.sha256(),
         is_symlink: target.is_some(),
         verified: target.is_none().then_some(verified),
     }))

@@ -14,7 +14,7 @@ use self::legacy::Legacy;
 use crate::containerd_config::{
     ConfigFiles, SourceFile, Version, address_of_dump, without_secrets,
 };
-use crate::handoff::{Problem, is_sha256};
+use crate::handoff::{Problem, Sha256Digest};
 use crate::installer::containerd::config_files::{load, patterns};
 use crate::installer::containerd::cri::{self, Served};
 use crate::installer::containerd::daemon::{self, Daemon, Running};
@@ -26,7 +26,7 @@ use crate::installer::host::exec;
 use crate::installer::host::path::parent_directory;
 use crate::installer::host::{self, HostRoot, NEW_SUFFIX, SMALL_FILE_LIMIT};
 use crate::installer::state::{
-    InstallPaths, STATE_DIRECTORY, STATE_FILE, STATE_LIMIT, State, target_digest,
+    InstallPaths, STATE_DIRECTORY, STATE_FILE, STATE_LIMIT, State, stored_digest, target_digest,
 };
 pub use error::Error;
 use os::{
@@ -79,9 +79,9 @@ pub struct HostFacts {
     /// Where binaries stand.
     pub install_paths: InstallPaths,
     /// SHA-256 of the binaries that our links at stable paths lead to, whether they stand there or not, by file name in [`InstallPaths::bin`].
-    pub binaries: BTreeMap<String, String>,
+    pub binaries: BTreeMap<String, Sha256Digest>,
     /// Files in [`InstallPaths::store`] whose bytes are what their name says.
-    pub stored: BTreeSet<String>,
+    pub stored: BTreeSet<Sha256Digest>,
     /// Files in [`InstallPaths::store`] of which that is not so.
     pub damaged: BTreeSet<String>,
     /// What KWasm and runtime-class-manager left.
@@ -95,6 +95,13 @@ pub struct HostFacts {
 }
 
 impl HostFacts {
+    /// The names of our files in [`InstallPaths::store`].
+    #[must_use]
+    pub fn store_files(&self) -> BTreeSet<String> {
+        let stored = self.stored.iter().map(Sha256Digest::to_string);
+        stored.chain(self.damaged.iter().cloned()).collect()
+    }
+
     /// Hashes every binary, whatever is remembered of it.
     ///
     /// # Errors
@@ -354,7 +361,11 @@ fn missing_directories(
         .collect()
 }
 
-type Binaries = (BTreeMap<String, String>, BTreeSet<String>, BTreeSet<String>);
+type Binaries = (
+    BTreeMap<String, Sha256Digest>,
+    BTreeSet<Sha256Digest>,
+    BTreeSet<String>,
+);
 
 /// What of ours stands in our two folders. Every stored file that `verify_cache` doesn't vouch for is hashed.
 fn binaries(
@@ -364,8 +375,11 @@ fn binaries(
 ) -> Result<Binaries, Error> {
     let (mut stored, mut damaged) = (BTreeSet::new(), BTreeSet::new());
     for name in own_files(host, install_paths)? {
-        if verify_cache.is_unchanged(host, install_paths, &name) {
-            stored.insert(name);
+        let named = stored_digest(&name);
+        if let Some(sha256) =
+            named.filter(|sha256| verify_cache.is_unchanged(host, install_paths, *sha256))
+        {
+            stored.insert(sha256);
             continue;
         }
         let digest = match host.digest(&install_paths.store_path(&name)) {
@@ -374,11 +388,10 @@ fn binaries(
             Err(host::Error::NoFile { .. } | host::Error::TooLarge { .. }) => None,
             Err(error) => return Err(error.into()),
         };
-        if digest.as_deref() == Some(&name) {
-            stored.insert(name);
-        } else {
-            damaged.insert(name);
-        }
+        match digest.filter(|digest| named == Some(*digest)) {
+            Some(sha256) => stored.insert(sha256),
+            None => damaged.insert(name),
+        };
     }
     Ok((own_symlinks(host, install_paths)?, stored, damaged))
 }
@@ -387,7 +400,7 @@ fn binaries(
 pub(crate) fn own_symlinks(
     host: &HostRoot,
     install_paths: &InstallPaths,
-) -> Result<BTreeMap<String, String>, Error> {
+) -> Result<BTreeMap<String, Sha256Digest>, Error> {
     let bin = install_paths.bin();
     let mut symlinks = BTreeMap::new();
     for name in host.list(&bin)? {
@@ -396,8 +409,7 @@ pub(crate) fn own_symlinks(
             Err(host::Error::NotText { .. }) => None,
             Err(error) => return Err(error.into()),
         };
-        let digest = target.as_deref().and_then(target_digest);
-        if let Some(digest) = digest.filter(|digest| is_sha256(digest)) {
+        if let Some(digest) = target.as_deref().and_then(target_digest) {
             symlinks.insert(name, digest);
         }
     }
@@ -409,7 +421,10 @@ pub(crate) fn own_files(
     host: &HostRoot,
     install_paths: &InstallPaths,
 ) -> Result<BTreeSet<String>, Error> {
-    let is_managed = |name: &String| is_sha256(name.strip_suffix(NEW_SUFFIX).unwrap_or(name));
+    let is_managed = |name: &String| {
+        let name = name.strip_suffix(NEW_SUFFIX).unwrap_or(name);
+        name.parse::<Sha256Digest>().is_ok()
+    };
     let names = host.list(&install_paths.store())?.into_iter();
     Ok(names.filter(is_managed).collect())
 }
@@ -429,23 +444,23 @@ pub fn path_of(facts: &HostFacts, handler: &str) -> String {
 
 /// SHA-256 of what stands verified behind the path of `handler`.
 #[must_use]
-pub fn verified<'a>(facts: &'a HostFacts, handler: &str) -> Option<&'a str> {
+pub fn verified(facts: &HostFacts, handler: &str) -> Option<Sha256Digest> {
     verified_digest(facts, &path_of(facts, handler))
 }
 
 /// SHA-256 of the binary that stands at `path`: a stable path of ours, or one of a predecessor.
 #[must_use]
-pub fn verified_digest<'a>(facts: &'a HostFacts, path: &str) -> Option<&'a str> {
+pub fn verified_digest(facts: &HostFacts, path: &str) -> Option<Sha256Digest> {
     let bin = facts.install_paths.bin();
     let name = path
         .strip_prefix(&bin)
         .and_then(|rest| rest.strip_prefix('/'));
     match name {
         Some(name) => {
-            let sha256 = facts.binaries.get(name)?;
-            facts.stored.contains(sha256).then_some(sha256)
+            let sha256 = *facts.binaries.get(name)?;
+            facts.stored.contains(&sha256).then_some(sha256)
         }
-        None => Some(&facts.legacy.binaries.get(path)?.sha256),
+        None => Some(facts.legacy.binaries.get(path)?.sha256),
     }
 }
 
@@ -466,7 +481,6 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use crate::handoff::sha256_hex;
     use crate::installer::plan::tests::node;
 
     #[test]
@@ -479,15 +493,18 @@ mod tests {
         let store = directory.path().join("opt/farrier/store");
         std::fs::create_dir_all(&store).unwrap();
         let [sound, other, directory] =
-            ["sound", "other", "directory"].map(|name| sha256_hex(name.as_bytes()));
-        std::fs::write(store.join(&sound), "sound").unwrap();
-        std::fs::write(store.join(&other), "damaged").unwrap();
-        std::fs::create_dir(store.join(&directory)).unwrap();
+            ["sound", "other", "directory"].map(|name| Sha256Digest::of(name.as_bytes()));
+        std::fs::write(store.join(sound.to_string()), "sound").unwrap();
+        std::fs::write(store.join(other.to_string()), "damaged").unwrap();
+        std::fs::create_dir(store.join(directory.to_string())).unwrap();
         let verify_cache = VerifyCache::default();
         let (_, stored, damaged) = binaries(&host, &install_paths, &verify_cache).unwrap();
         assert_eq!(stored, BTreeSet::from([sound]));
-        assert_eq!(damaged, BTreeSet::from([other, directory]));
-        let unreadable = sha256_hex(b"unreadable");
+        assert_eq!(
+            damaged,
+            [other, directory].map(|name| name.to_string()).into()
+        );
+        let unreadable = Sha256Digest::of(b"unreadable").to_string();
         symlink(&unreadable, store.join(&unreadable)).unwrap();
         let error = binaries(&host, &install_paths, &verify_cache).unwrap_err();
         assert!(error.to_string().contains(&unreadable), "{error}");

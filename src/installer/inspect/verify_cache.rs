@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt as _;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use crate::handoff;
+use crate::handoff::{self, Sha256Digest};
 use crate::installer::host::{self, HostRoot, text_digest};
 use crate::installer::state::InstallPaths;
 
@@ -22,7 +22,7 @@ const LIMIT: u64 = 1 << 20;
 pub(crate) struct VerifyCache {
     /// Stored binaries, by SHA-256.
     #[serde(default)]
-    stored: BTreeMap<String, FileIdentity>,
+    stored: BTreeMap<Sha256Digest, FileIdentity>,
     /// Artifacts on the host, by the shim that was taken from them.
     #[serde(default)]
     artifacts: Artifacts,
@@ -42,39 +42,40 @@ pub(crate) type LegacyBinaries = BTreeMap<String, Verified>;
 pub(crate) struct Verified {
     #[serde(rename = "stamp")]
     identity: FileIdentity,
-    sha256: String,
+    sha256: Sha256Digest,
 }
 
 /// An artifact on the host and what was found in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Artifact {
+    /// The artifact as it was before it was read.
+    #[serde(flatten)]
+    pub(crate) source: ArtifactSource,
+    /// SHA-256 of all of it.
+    pub(crate) digest: Sha256Digest,
+    /// SHA-256 of the binary.
+    pub(crate) sha256: Sha256Digest,
+}
+
+/// An artifact on the host, and the file in it that is the binary.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ArtifactSource {
     /// Absolute path on the host.
     path: String,
     #[serde(rename = "stamp")]
     identity: FileIdentity,
     /// The binary's file name in it, where one was asked for.
     binary: Option<String>,
-    /// SHA-256 of all of it.
-    pub(crate) digest: String,
-    /// SHA-256 of the binary.
-    pub(crate) sha256: String,
 }
 
-impl Artifact {
+impl ArtifactSource {
     /// An artifact that is about to be read: what changes it from now on shows. `None` where there is none.
-    pub(crate) fn begin(host: &HostRoot, path: &str, binary: Option<&str>) -> Option<Self> {
+    pub(crate) fn of(host: &HostRoot, path: &str, binary: Option<&str>) -> Option<Self> {
         Some(Self {
             path: path.to_owned(),
             identity: FileIdentity::of(host, path)?,
             binary: binary.map(str::to_owned),
-            digest: String::new(),
-            sha256: String::new(),
         })
-    }
-
-    /// Whether `self`, as it was read, is what `now` is about to be read as.
-    pub(crate) fn is(&self, now: &Self) -> bool {
-        (&self.path, &self.identity, &self.binary) == (&now.path, &now.identity, &now.binary)
     }
 }
 
@@ -102,9 +103,9 @@ impl VerifyCache {
         &self,
         host: &HostRoot,
         install_paths: &InstallPaths,
-        sha256: &str,
+        sha256: Sha256Digest,
     ) -> bool {
-        let known = self.stored.get(sha256);
+        let known = self.stored.get(&sha256);
         known.is_some()
             && known == FileIdentity::of(host, &install_paths.store_path(sha256)).as_ref()
     }
@@ -156,13 +157,13 @@ impl VerifyCache {
     pub(crate) fn record(
         host: &HostRoot,
         install_paths: &InstallPaths,
-        verified: &BTreeSet<String>,
+        verified: &BTreeSet<Sha256Digest>,
         artifacts: Artifacts,
         legacy_binaries: LegacyBinaries,
     ) -> host::Result<()> {
-        let identity = |sha256: &String| {
+        let identity = |sha256: &Sha256Digest| {
             let identity = FileIdentity::of(host, &install_paths.store_path(sha256))?;
-            Some((sha256.clone(), identity))
+            Some((*sha256, identity))
         };
         let now = Self {
             stored: verified.iter().filter_map(identity).collect(),
@@ -184,13 +185,13 @@ impl VerifyCache {
             return Ok(());
         }
         let before = text_digest(before);
-        host.replace(FILE, text.as_bytes(), before.as_deref(), 0o600)
+        host.replace(FILE, text.as_bytes(), before, 0o600)
     }
 }
 
 impl Verified {
-    pub(crate) fn sha256(&self) -> &str {
-        &self.sha256
+    pub(crate) fn sha256(&self) -> Sha256Digest {
+        self.sha256
     }
 }
 

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::goal::Goal;
+use crate::handoff::Sha256Digest;
 use crate::installer::inspect::{HostFacts, verified_digest};
 use crate::installer::state::{InstallPaths, OwnedHandler, State};
 
@@ -12,13 +13,12 @@ pub(crate) fn to_store(
     facts: &HostFacts,
     goal: &Goal,
     next: &BTreeMap<String, OwnedHandler>,
-) -> BTreeSet<String> {
-    let brought: BTreeSet<&String> = goal.binaries.values().flatten().collect();
+) -> BTreeSet<Sha256Digest> {
+    let brought: BTreeSet<&Sha256Digest> = goal.binaries.values().flatten().collect();
     let needed = next.values().filter(|owned| is_stored(facts, owned));
     needed
-        .filter_map(|owned| owned.sha256())
-        .filter(|sha256| brought.contains(sha256) && !facts.stored.contains(*sha256))
-        .cloned()
+        .filter_map(OwnedHandler::sha256)
+        .filter(|sha256| brought.contains(sha256) && !facts.stored.contains(sha256))
         .collect()
 }
 
@@ -26,9 +26,9 @@ pub(crate) fn to_store(
 pub(crate) fn lost(
     facts: &HostFacts,
     next: &BTreeMap<String, OwnedHandler>,
-    store: &BTreeSet<String>,
+    store: &BTreeSet<Sha256Digest>,
 ) -> Vec<String> {
-    let is_lost = |sha256: &String| !facts.stored.contains(sha256) && !store.contains(sha256);
+    let is_lost = |sha256| !facts.stored.contains(&sha256) && !store.contains(&sha256);
     next.iter()
         .filter(|(_, owned)| is_stored(facts, owned) && owned.sha256().is_some_and(is_lost))
         .map(|(name, _)| name.clone())
@@ -39,14 +39,14 @@ pub(crate) fn lost(
 pub(crate) fn symlinks(
     facts: &HostFacts,
     next: &BTreeMap<String, OwnedHandler>,
-    store: &BTreeSet<String>,
-) -> BTreeMap<String, String> {
+    store: &BTreeSet<Sha256Digest>,
+) -> BTreeMap<String, Sha256Digest> {
     next.iter()
         .filter_map(|(name, owned)| {
             let path = facts.install_paths.declared_path(name, owned);
-            Some((path, owned.sha256()?.clone()))
+            Some((path, owned.sha256()?))
         })
-        .filter(|(path, sha256)| verified_digest(facts, path) != Some(sha256))
+        .filter(|(path, sha256)| verified_digest(facts, path) != Some(*sha256))
         .filter(|(_, sha256)| facts.stored.contains(sha256) || store.contains(sha256))
         .collect()
 }
@@ -58,17 +58,18 @@ fn is_stored(facts: &HostFacts, owned: &OwnedHandler) -> bool {
         .as_ref()
         .and_then(|path| facts.legacy.binaries.get(path));
     let is_at_legacy_path = legacy_binary.is_some_and(|legacy_binary| {
-        !legacy_binary.is_symlink && Some(&legacy_binary.sha256) == owned.sha256()
+        !legacy_binary.is_symlink && Some(legacy_binary.sha256) == owned.sha256()
     });
     !is_at_legacy_path
 }
 
 /// Paths of links and stored files that nothing of `state` needs, the links first. `symlinks` are ours among the stable paths with the
-/// binary that each leads to, by file name, `stored` the files that are ours in the store, and `is_used` says whether pods run on a handler.
+/// binary that each leads to, by file name, `stored` the names of the files that are ours in the store, and `is_used` says whether pods run
+/// on a handler.
 pub(crate) fn unneeded(
     install_paths: &InstallPaths,
     state: Option<&State>,
-    symlinks: &BTreeMap<String, String>,
+    symlinks: &BTreeMap<String, Sha256Digest>,
     stored: &BTreeSet<String>,
     is_used: impl Fn(&str) -> bool,
 ) -> Vec<String> {
@@ -81,19 +82,20 @@ pub(crate) fn unneeded(
         .filter(|(_, owned)| !owned.is_reserved() && owned.path.is_none())
         .map(|(name, _)| name.as_str())
         .collect();
-    let mut needed: BTreeSet<&String> = carried().filter_map(|(_, owned)| owned.sha256()).collect();
+    let carried_files = carried().filter_map(|(_, owned)| owned.sha256());
+    let mut needed: BTreeSet<String> = carried_files.map(|sha256| sha256.to_string()).collect();
     let mut paths = Vec::new();
     for (name, sha256) in symlinks {
         match InstallPaths::handler_of(name) {
             Some(handler) if linked.contains(handler) => {}
             // A pod that came while its handler left keeps the binary: without it, its sandbox could never be ended.
             Some(handler) if is_used(handler) => {
-                needed.insert(sha256);
+                needed.insert(sha256.to_string());
             }
             Some(_) | None => paths.push(format!("{}/{name}", install_paths.bin())),
         }
     }
-    let stored = stored.iter().filter(|name| !needed.contains(name));
+    let stored = stored.iter().filter(|name| !needed.contains(*name));
     paths.extend(stored.map(|name| install_paths.store_path(name)));
     paths
 }

@@ -309,7 +309,7 @@ mod tests {
         assert_eq!(find(&facts, &target(DROP_IN)).unwrap(), None);
         facts.state.config = Some(OwnedConfig {
             path: "/x/config-v3.toml.tmpl".to_owned(),
-            sha256: String::new(),
+            sha256: None,
             root: None,
         });
         let source = find(&facts, &target(DROP_IN)).unwrap().unwrap();

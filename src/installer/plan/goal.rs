@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::handoff::{OptionValue, Owner, Problem, ShimRequest};
+use crate::handoff::{OptionValue, Owner, Problem, Sha256Digest, ShimRequest};
 
 /// What a host should carry.
 #[derive(Debug)]
@@ -18,9 +18,9 @@ pub struct Goal {
     /// What else of ours on the host is not wanted any more.
     pub scope: Scope,
     /// SHA-256 of each shim's binary, or why there is none, by the shim's name.
-    pub binaries: BTreeMap<String, Result<String, Problem>>,
+    pub binaries: BTreeMap<String, Result<Sha256Digest, Problem>>,
     /// SHA-256 of the request, where there is one.
-    pub digest: Option<String>,
+    pub digest: Option<Sha256Digest>,
     /// Nothing is restarted.
     pub offline: bool,
     /// containerd is restarted even where that ends every pod on the node.
@@ -29,7 +29,7 @@ pub struct Goal {
 
 impl Goal {
     /// Gives up the binaries that turned out to be unusable, by SHA-256, each with a sentence; says whether there were any.
-    pub fn drop_binaries(&mut self, unusable: &BTreeMap<String, Problem>) -> bool {
+    pub fn drop_binaries(&mut self, unusable: &BTreeMap<Sha256Digest, Problem>) -> bool {
         let mut dropped = false;
         for binary in self.binaries.values_mut() {
             let why = binary.as_ref().ok().and_then(|sha256| unusable.get(sha256));

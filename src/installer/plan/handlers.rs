@@ -7,7 +7,7 @@ use super::goal::{Goal, Scope};
 use super::takeover::takeover_candidates;
 use super::types::HandlerSet;
 use crate::containerd_config::is_usable_name;
-use crate::handoff::{HandlerReport, Owner, Problem, ShimRequest};
+use crate::handoff::{HandlerReport, Owner, Problem, Sha256Digest, ShimRequest};
 use crate::installer::inspect::{HostFacts, verified_digest};
 use crate::installer::state::{Binary, OwnedHandler, owner_word};
 
@@ -62,7 +62,7 @@ impl Builder<'_> {
         &mut self,
         shim: &str,
         handler: &str,
-        sha256: Option<String>,
+        sha256: Option<Sha256Digest>,
         problem: Option<Problem>,
     ) {
         let (reason, remedy) = problem.map_or((None, None), |it| (Some(it.message), it.help));
@@ -110,14 +110,14 @@ impl Builder<'_> {
             };
             for handler in &shim.handlers {
                 match &binary {
-                    Ok(sha256) => self.install(shim, handler, sha256),
+                    Ok(sha256) => self.install(shim, handler, *sha256),
                     Err(problem) => self.keep_served(shim, handler, problem),
                 }
             }
         }
     }
 
-    fn install(&mut self, shim: &ShimRequest, handler: &str, sha256: &str) {
+    fn install(&mut self, shim: &ShimRequest, handler: &str, sha256: Sha256Digest) {
         self.set.take_over(handler, self.goal.owner);
         // A legacy path without a binary may have lost its directory, too.
         let has_path = |owned: &&OwnedHandler| {
@@ -131,14 +131,14 @@ impl Builder<'_> {
             path,
             options: shim.options.clone(),
             binary: Binary::Installed {
-                sha256: sha256.to_owned(),
+                sha256,
                 location: shim.location.clone(),
-                artifact_sha256: shim.sha256.clone(),
+                artifact_sha256: shim.sha256,
             },
         };
         self.set.next.insert(handler.to_owned(), owned);
         self.kept.insert(handler.to_owned());
-        self.report(&shim.name, handler, Some(sha256.to_owned()), None);
+        self.report(&shim.name, handler, Some(sha256), None);
     }
 
     /// A shim without an artifact keeps the version that it was served in before.
@@ -147,7 +147,7 @@ impl Builder<'_> {
         let sha256 = before.and_then(|owned| {
             let path = self.facts.install_paths.declared_path(handler, owned);
             let sha256 = owned.sha256()?;
-            (verified_digest(self.facts, &path) == Some(sha256)).then(|| sha256.clone())
+            (verified_digest(self.facts, &path) == Some(sha256)).then_some(sha256)
         });
         self.kept.insert(handler.to_owned());
         self.report(&shim.name, handler, sha256, Some(problem.clone()));
@@ -186,13 +186,18 @@ impl Builder<'_> {
     }
 
     /// The binary that a handler loses, where it has one and leaves.
-    fn leaving_binary(&self, name: &str, owned: &OwnedHandler, in_scope: bool) -> Option<String> {
+    fn leaving_binary(
+        &self,
+        name: &str,
+        owned: &OwnedHandler,
+        in_scope: bool,
+    ) -> Option<Sha256Digest> {
         let leaves = in_scope && !self.kept.contains(name);
-        owned.sha256().filter(|_| leaves).cloned()
+        owned.sha256().filter(|_| leaves)
     }
 
     /// Takes the binary away from a handler, unless pods use it. The handler stays reserved.
-    fn remove(&mut self, name: &str, owned: &OwnedHandler, sha256: String) {
+    fn remove(&mut self, name: &str, owned: &OwnedHandler, sha256: Sha256Digest) {
         if let Some(pods) = self.facts.in_use.get(name).filter(|pods| **pods > 0) {
             self.report(&owned.shim, name, Some(sha256), Some(used_by(*pods)));
             return;
@@ -230,7 +235,7 @@ impl Builder<'_> {
                     shim: owned.shim.clone(),
                     handler: name.clone(),
                     path: Some(self.facts.install_paths.declared_path(name, owned)),
-                    sha256: owned.sha256().cloned(),
+                    sha256: owned.sha256(),
                     served: false,
                     reason: Some(problem.message),
                     remedy: problem.help,

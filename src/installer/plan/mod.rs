@@ -18,7 +18,7 @@ mod types;
 use std::collections::BTreeMap;
 
 use crate::containerd_config::Handler;
-use crate::handoff::{Owner, sha256_hex};
+use crate::handoff::{Owner, Sha256Digest};
 use crate::installer::inspect::HostFacts;
 use crate::installer::state::{OwnedConfig, OwnedHandler, State, StateAfter, owner_word};
 use binaries::{lost, symlinks, to_store, unneeded};
@@ -94,7 +94,7 @@ fn assemble(
     if !config.is_empty() {
         state.config = after.map(|after| OwnedConfig {
             path: current.target.path.clone(),
-            sha256: sha256_hex(after.as_bytes()),
+            sha256: Some(Sha256Digest::of(after.as_bytes())),
             root: Some(facts.config_files.root.path.clone()),
         });
     }
@@ -104,7 +104,7 @@ fn assemble(
         &facts.install_paths,
         state.as_ref(),
         &facts.binaries,
-        &facts.stored.union(&facts.damaged).cloned().collect(),
+        &facts.store_files(),
         |handler| facts.in_use.contains_key(handler),
     );
     let mut managed = edit.managed.clone();
@@ -199,12 +199,12 @@ fn configure(
 /// Records the request that the host answers. A request that is carried out in part is not answered.
 fn record_request_digest(state: &mut State, goal: &Goal, is_whole: bool) {
     let owner = owner_word(goal.owner).to_owned();
-    match &goal.digest {
+    match goal.digest {
         None => {
             state.requests.remove(&owner);
         }
         Some(digest) if is_whole => {
-            state.requests.insert(owner, digest.clone());
+            state.requests.insert(owner, digest);
         }
         Some(_) => {}
     }

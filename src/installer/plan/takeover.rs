@@ -9,7 +9,7 @@ use serde::Serialize as _;
 
 use super::types::{HandlerSet, LegacyCleanup, LockChange};
 use crate::containerd_config::PluginId;
-use crate::handoff::{Owner, sha256_hex};
+use crate::handoff::{Owner, Sha256Digest};
 use crate::installer::inspect::HostFacts;
 use crate::installer::inspect::legacy::LegacyHandler;
 use crate::installer::inspect::legacy::{LockFile, legacy_directory_of, lock_entries};
@@ -47,7 +47,7 @@ pub(crate) fn takeover_candidates(facts: &HostFacts, file: &str) -> BTreeMap<Str
                 options: legacy_handler.options(),
                 binary: match binary {
                     Some(binary) => Binary::Installed {
-                        sha256: binary.sha256.clone(),
+                        sha256: binary.sha256,
                         location: String::new(),
                         artifact_sha256: None,
                     },
@@ -90,7 +90,7 @@ impl LegacyCleanup {
             if after.as_ref() != Some(text) {
                 self.locks.push(LockChange {
                     path: path.clone(),
-                    before: sha256_hex(text.as_bytes()),
+                    before: Sha256Digest::of(text.as_bytes()),
                     after,
                 });
             }

@@ -7,8 +7,7 @@ use rstest::rstest;
 use super::expected::verify;
 use super::*;
 use crate::containerd_config::{self, ConfigFiles, SourceFile};
-use crate::handoff::Problem;
-use crate::handoff::{OptionValue, ShimRequest};
+use crate::handoff::{OptionValue, Problem, Sha256Digest, ShimRequest};
 use crate::installer::containerd::cri::Served;
 use crate::installer::containerd::daemon::Daemon;
 use crate::installer::distro::{Evidence, detect};
@@ -16,7 +15,9 @@ use crate::installer::inspect::legacy::{Legacy, LegacyBinary, LegacyHandler};
 use crate::installer::state::InstallPaths;
 
 const CONFIG: &str = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd]\ndefault_runtime_name = 'runc'\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n";
-const DIGEST: &str = "aa";
+const DIGEST: Sha256Digest = Sha256Digest::from_bytes([0xaa; 32]);
+/// The binary of an upgrade.
+const OTHER_DIGEST: Sha256Digest = Sha256Digest::from_bytes([0xbb; 32]);
 
 fn install_paths() -> InstallPaths {
     InstallPaths {
@@ -91,7 +92,7 @@ pub(in crate::installer) fn goal(shims: &[&str]) -> Goal {
         options: BTreeMap::new(),
         present: None,
     };
-    let candidate = |name: &&str| ((*name).to_owned(), Ok(DIGEST.to_owned()));
+    let candidate = |name: &&str| ((*name).to_owned(), Ok(DIGEST));
     Goal {
         owner: Owner::Cluster,
         shims: shims.iter().map(shim).collect(),
@@ -99,7 +100,7 @@ pub(in crate::installer) fn goal(shims: &[&str]) -> Goal {
         reserve_options: BTreeMap::new(),
         scope: Scope::Owner,
         binaries: shims.iter().map(candidate).collect(),
-        digest: Some("request".to_owned()),
+        digest: Some(Sha256Digest::of(b"request")),
         offline: false,
         allow_pod_restarts: false,
     }
@@ -195,7 +196,7 @@ fn what_is_reserved_with_its_options_costs_no_restart_later() {
 fn the_first_handler_costs_one_restart_and_a_second_run_nothing() {
     let facts = node();
     let plan = decide(&facts, &goal(&["a"])).unwrap();
-    assert!(plan.restart && !plan.config.is_empty() && plan.store.contains(DIGEST));
+    assert!(plan.restart && !plan.config.is_empty() && plan.store.contains(&DIGEST));
     let again = decide(&after(facts, plan), &goal(&["a"])).unwrap();
     assert!(again.is_empty(), "{again:?}");
     assert!(again.handlers[0].served);
@@ -227,7 +228,7 @@ fn what_somebody_wrote_and_never_loaded_does_not_go_live_with_us(
     let mut facts = carrying(&["a"]);
     edit(&mut facts);
     let mut upgrade = goal(&["a"]);
-    let candidate = Ok("bb".to_owned());
+    let candidate = Ok(OTHER_DIGEST);
     upgrade.binaries.insert("a".to_owned(), candidate);
     facts.config_files.root.text = carrying(&["a"]).config_files.root.text;
     assert!(!decide(&facts, &upgrade).unwrap().restart);
@@ -280,13 +281,13 @@ fn a_damaged_binary_that_nobody_brings_is_reported_and_in_nobody_s_way(
     facts.state.handlers.get_mut("a").unwrap().owner = owner;
     facts.stored.clear();
     if is_there {
-        facts.damaged.insert(DIGEST.to_owned());
+        facts.damaged.insert(DIGEST.to_string());
     }
     let mut goal = goal(&["b"]);
     goal.scope = Scope::Nothing;
-    goal.binaries.insert("b".to_owned(), Ok("bb".to_owned()));
+    goal.binaries.insert("b".to_owned(), Ok(OTHER_DIGEST));
     let plan = decide(&facts, &goal).unwrap();
-    assert_eq!(plan.store, BTreeSet::from(["bb".to_owned()]));
+    assert_eq!(plan.store, BTreeSet::from([OTHER_DIGEST]));
     assert_eq!(
         plan.symlinks.keys().collect::<Vec<_>>(),
         [&install_paths().binary_path("b")]
@@ -303,8 +304,8 @@ fn a_binary_whose_handler_left_while_a_pod_came_goes_when_the_pod_has_gone() {
     let mut facts = node();
     let symlink = install_paths().binary_path("a");
     let name = symlink.rsplit_once('/').unwrap().1.to_owned();
-    facts.binaries.insert(name, DIGEST.to_owned());
-    facts.stored.insert(DIGEST.to_owned());
+    facts.binaries.insert(name, DIGEST);
+    facts.stored.insert(DIGEST);
     facts.in_use.insert("a".to_owned(), 1);
     assert!(decide(&facts, &goal(&[])).unwrap().is_empty());
     facts.in_use.clear();
@@ -327,7 +328,7 @@ fn what_a_pod_took_up_while_it_left_is_reported_until_the_pod_has_gone() {
     facts.in_use.insert("a".to_owned(), 1);
     let mut all = goal(&[]);
     all.scope = Scope::Everything;
-    all.digest = Some("request".to_owned());
+    all.digest = Some(Sha256Digest::of(b"request"));
     let plan = decide(&facts, &all).unwrap();
     assert!(plan.is_empty(), "{plan:?}");
     let [report] = plan.handlers.as_slice() else {
@@ -423,10 +424,13 @@ fn a_binary_alone_is_swapped_even_where_a_restart_is_forbidden() {
     let mut facts = carrying(&["a"]);
     facts.kill_mode = Ok("mixed".to_owned());
     let mut upgrade = goal(&["a"]);
-    upgrade.binaries.insert("a".to_owned(), Ok("bb".to_owned()));
+    upgrade.binaries.insert("a".to_owned(), Ok(OTHER_DIGEST));
     let plan = decide(&facts, &upgrade).unwrap();
     assert!(!plan.restart && plan.config.is_empty());
-    assert_eq!(plan.symlinks[&install_paths().binary_path("a")], "bb");
+    assert_eq!(
+        plan.symlinks[&install_paths().binary_path("a")],
+        OTHER_DIGEST
+    );
 }
 
 /// The node as KWasm left it: handler `k`, declared and served, whose binary is [`DIGEST`].
@@ -444,7 +448,7 @@ fn node_with_legacy_handler() -> HostFacts {
     };
     facts.legacy.handlers.insert("k".to_owned(), handler);
     let legacy_binary = LegacyBinary {
-        sha256: DIGEST.to_owned(),
+        sha256: DIGEST,
         is_symlink: false,
         verified: None,
     };
@@ -459,10 +463,10 @@ fn node_with_legacy_handler() -> HostFacts {
 
 #[rstest]
 #[case::the_same_binary(DIGEST, 0)]
-#[case::another_binary("bb", 1)]
-fn a_take_over_restarts_nothing(#[case] sha256: &str, #[case] symlinks: usize) {
+#[case::another_binary(OTHER_DIGEST, 1)]
+fn a_take_over_restarts_nothing(#[case] sha256: Sha256Digest, #[case] symlinks: usize) {
     let mut goal = goal(&["k"]);
-    goal.binaries.insert("k".to_owned(), Ok(sha256.to_owned()));
+    goal.binaries.insert("k".to_owned(), Ok(sha256));
     let plan = decide(&node_with_legacy_handler(), &goal).unwrap();
     assert!(!plan.restart && plan.config.is_empty(), "{plan:?}");
     assert_eq!(

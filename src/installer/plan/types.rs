@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::config_source;
 use crate::containerd_config::{self, Handler};
-use crate::handoff::{HandlerReport, Owner, Problem};
+use crate::handoff::{HandlerReport, Owner, Problem, Sha256Digest};
 use crate::installer::containerd::process::Refusal;
 use crate::installer::distro;
 use crate::installer::state::{InstallPaths, OwnedHandler, State, StateAfter};
@@ -18,9 +18,9 @@ pub struct HostPlan {
     /// Folders to make, outermost first.
     pub new_directories: Vec<String>,
     /// SHA-256 of the binaries to put into the store.
-    pub store: BTreeSet<String>,
+    pub store: BTreeSet<Sha256Digest>,
     /// Stable paths to point to a binary, by its SHA-256.
-    pub symlinks: BTreeMap<String, String>,
+    pub symlinks: BTreeMap<String, Sha256Digest>,
     /// The configuration files to write, the one that is to declare our handlers first, if it changes.
     pub config: Vec<ConfigChange>,
     /// Whether containerd must be restarted.
@@ -69,9 +69,9 @@ impl HostPlan {
     pub fn add_draining(&mut self, draining: Vec<HandlerReport>) {
         let is_kept = |path: &String| {
             draining.iter().any(|handler| {
-                let sha256 = handler.sha256.as_deref();
+                let sha256 = handler.sha256;
                 handler.path.as_ref() == Some(path)
-                    || sha256.is_some_and(|sha256| path.ends_with(sha256))
+                    || sha256.is_some_and(|sha256| path.ends_with(&sha256.to_string()))
             })
         };
         self.obsolete_files.retain(|path| !is_kept(path));
@@ -152,7 +152,7 @@ pub struct LockChange {
     /// Absolute path on the host.
     pub path: String,
     /// SHA-256 of its text now.
-    pub before: String,
+    pub before: Sha256Digest,
     /// Its text afterwards; `None` where no entry is left.
     pub after: Option<String>,
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use crate::containerd_config::{DeclaredHandler, Handler, runtimes_of_dump};
-use crate::handoff::{Problem, printable};
+use crate::handoff::{Problem, Sha256Digest, printable};
 use crate::installer::distro::Restart;
 use crate::installer::inspect::{HostFacts, verified_digest};
 use crate::installer::plan;
@@ -45,7 +45,7 @@ pub struct Installed {
     /// How it is.
     pub condition: Condition,
     /// SHA-256 of its binary.
-    pub sha256: Option<String>,
+    pub sha256: Option<Sha256Digest>,
     /// Pod sandboxes that use it.
     pub sandboxes: usize,
 }
@@ -236,7 +236,7 @@ impl Findings {
                 Condition::Served | Condition::Reserved | Condition::Leaving => {}
                 Condition::Unserved | Condition::Unknown => {
                     let path = &installed.path;
-                    if verified_digest(facts, path) != installed.sha256.as_deref() {
+                    if verified_digest(facts, path) != installed.sha256 {
                         self.add(
                             &format!("{path} is not the binary that was installed"),
                             INSTALL_AGAIN,
@@ -255,15 +255,14 @@ impl Findings {
 
 /// Stored binaries that no handler of ours needs.
 fn unreferenced(facts: &HostFacts) -> impl Iterator<Item = String> {
-    let needed = |sha256: &&String| {
-        let (declared, draining) = (&facts.state.handlers, &facts.state.draining);
-        let mut handlers = declared.values().chain(draining.values());
-        handlers.any(|owned| owned.sha256() == Some(*sha256))
-    };
-    let stored = facts.stored.iter().chain(&facts.damaged);
-    stored
-        .filter(move |sha256| !needed(sha256))
-        .map(|sha256| facts.install_paths.store_path(sha256))
+    let (declared, draining) = (&facts.state.handlers, &facts.state.draining);
+    let handlers = declared.values().chain(draining.values());
+    let needed = handlers.filter_map(OwnedHandler::sha256);
+    let needed: BTreeSet<String> = needed.map(|sha256| sha256.to_string()).collect();
+    let files = facts.store_files().into_iter();
+    files
+        .filter(move |name| !needed.contains(name))
+        .map(|name| facts.install_paths.store_path(name))
 }
 
 /// The configuration that we wrote may be edited by others; it must still declare what is ours.
@@ -323,9 +322,9 @@ fn other_options(managed: &Handler, now: &DeclaredHandler) -> Vec<String> {
 }
 
 fn installed(facts: &HostFacts, handler: &str, owned: &OwnedHandler) -> Installed {
-    let sha256 = owned.sha256().cloned();
+    let sha256 = owned.sha256();
     let path = facts.install_paths.declared_path(handler, owned);
-    let condition = match (&sha256, &facts.served) {
+    let condition = match (sha256, &facts.served) {
         _ if !facts.state.handlers.contains_key(handler) => Condition::Leaving,
         (None, _) => Condition::Reserved,
         (Some(_), Err(_)) => Condition::Unknown,

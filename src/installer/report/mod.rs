@@ -178,7 +178,7 @@ pub(crate) fn report_unchanged(
     let well = !offline && report.result != Outcome::Broken;
     for shim in shims {
         for handler in &shim.handlers {
-            let sha256 = verified(facts, handler).map(str::to_owned);
+            let sha256 = verified(facts, handler);
             let path = path_of(facts, handler);
             let listed = facts
                 .served

@@ -5,10 +5,11 @@ pub mod validate;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::handoff::{self, API_VERSION, OptionValue, Owner};
+use crate::handoff::{self, API_VERSION, OptionValue, Owner, Sha256Digest};
 
 /// The folder of all that Farrier remembers on a host.
 pub const STATE_DIRECTORY: &str = "/var/lib/farrier";
@@ -44,8 +45,8 @@ pub struct State {
     #[serde(default, rename = "folders")]
     pub directories: Vec<String>,
     /// SHA-256 of the last request of each owner that was carried out.
-    #[serde(default)]
-    pub requests: BTreeMap<String, String>,
+    #[serde(default, deserialize_with = "known_digests")]
+    pub requests: BTreeMap<String, Sha256Digest>,
 }
 
 /// A handler of ours.
@@ -73,19 +74,19 @@ pub enum Binary {
     /// It stands in the store, or where the former owner of the handler put it.
     Installed {
         /// SHA-256 of its bytes.
-        sha256: String,
+        sha256: Sha256Digest,
         /// Where the artifact came from; empty for a binary that was found on the host.
         location: String,
         /// SHA-256 that the artifact was asked for with.
-        artifact_sha256: Option<String>,
+        artifact_sha256: Option<Sha256Digest>,
     },
 }
 
 impl OwnedHandler {
     /// SHA-256 of its binary; `None` where the handler is reserved.
     #[must_use]
-    pub fn sha256(&self) -> Option<&String> {
-        match &self.binary {
+    pub fn sha256(&self) -> Option<Sha256Digest> {
+        match self.binary {
             Binary::Reserved => None,
             Binary::Installed { sha256, .. } => Some(sha256),
         }
@@ -107,11 +108,11 @@ struct HandlerRecord {
     #[serde(default)]
     path: Option<String>,
     #[serde(default)]
-    sha256: Option<String>,
+    sha256: Option<Sha256Digest>,
     #[serde(default)]
     location: String,
-    #[serde(default)]
-    artifact_sha256: Option<String>,
+    #[serde(default, deserialize_with = "Sha256Digest::lenient")]
+    artifact_sha256: Option<Sha256Digest>,
     #[serde(default)]
     options: BTreeMap<String, OptionValue>,
 }
@@ -193,7 +194,11 @@ pub struct OwnedConfig {
     /// Absolute path on the host.
     pub path: String,
     /// SHA-256 of what we wrote.
-    pub sha256: String,
+    #[serde(
+        deserialize_with = "Sha256Digest::lenient",
+        serialize_with = "Sha256Digest::or_empty"
+    )]
+    pub sha256: Option<Sha256Digest>,
     /// The root configuration that containerd was given then; a run to which nobody and nothing names one goes by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root: Option<String>,
@@ -273,6 +278,16 @@ impl State {
     }
 }
 
+/// The requests of a state file. A text that is not a digest is the digest of no request.
+fn known_digests<'de, D: Deserializer<'de>>(
+    field: D,
+) -> Result<BTreeMap<String, Sha256Digest>, D::Error> {
+    let requests = BTreeMap::<String, String>::deserialize(field)?.into_iter();
+    Ok(requests
+        .filter_map(|(owner, digest)| Some((owner, digest.parse().ok()?)))
+        .collect())
+}
+
 /// Where binaries stood before the table had more than one place.
 pub(crate) fn default_directory() -> String {
     INSTALL_DIRECTORY.to_owned()
@@ -317,23 +332,30 @@ impl InstallPaths {
         path.unwrap_or_else(|| self.binary_path(handler))
     }
 
-    /// The file that holds the binary with this SHA-256.
+    /// The file of the store with this name: the SHA-256 of its bytes.
     #[must_use]
-    pub fn store_path(&self, sha256: &str) -> String {
-        format!("{}/store/{sha256}", self.directory)
+    pub fn store_path(&self, name: impl fmt::Display) -> String {
+        format!("{}/store/{name}", self.directory)
     }
 }
 
 /// What the link at [`InstallPaths::binary_path`] holds: relative, so that it is right under any host root.
 #[must_use]
-pub fn symlink_target(sha256: &str) -> String {
+pub fn symlink_target(sha256: Sha256Digest) -> String {
     format!("../store/{sha256}")
 }
 
 /// The SHA-256 that a link made by [`symlink_target`] names.
 #[must_use]
-pub fn target_digest(target: &str) -> Option<String> {
-    target.strip_prefix("../store/").map(str::to_owned)
+pub fn target_digest(target: &str) -> Option<Sha256Digest> {
+    stored_digest(target.strip_prefix("../store/")?)
+}
+
+/// The SHA-256 in the name of a file of the store. Names are compared in lower case: [`InstallPaths::store_path`] leads to no other file.
+#[must_use]
+pub fn stored_digest(name: &str) -> Option<Sha256Digest> {
+    let digest: Sha256Digest = name.parse().ok()?;
+    (digest.to_string() == name).then_some(digest)
 }
 
 /// The word of an owner in [`State::requests`] and in what people read.
@@ -350,6 +372,15 @@ pub fn owner_word(owner: Owner) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_of_the_store_is_named_in_lower_case() {
+        let digest = Sha256Digest::of(b"a");
+        assert_eq!(target_digest(&symlink_target(digest)), Some(digest));
+        let name = digest.to_string().to_uppercase();
+        assert_eq!(stored_digest(&name), None);
+        assert_eq!(target_digest(&format!("../store/{name}")), None);
+    }
 
     #[test]
     fn an_absent_state_file_owns_nothing_and_an_unreadable_one_is_no_absent_one() {

@@ -2,7 +2,7 @@
 //! of others. The checks of single paths serve the journal, too. Pure.
 
 use super::{Error, STATE_FILE, State};
-use crate::handoff::{API_VERSION, Owner, is_sha256};
+use crate::handoff::{API_VERSION, Owner};
 use crate::installer::host::path::parent_directory;
 
 /// The name of every folder of ours (the places of the distributions' table all end in it).
@@ -51,8 +51,6 @@ fn unexpected_path(state: &State) -> Option<String> {
     unexpected.extend((!is_own_directory(&state.directory)).then(|| state.directory.clone()));
     for (name, owned) in state.handlers.iter().chain(&state.draining) {
         unexpected.extend((!is_file_name(name)).then(|| name.clone()));
-        let digest = owned.sha256().filter(|digest| !is_sha256(digest));
-        unexpected.extend(digest.cloned());
         let path = owned.path.iter().filter(|path| !is_shim(path));
         unexpected.extend(path.cloned());
     }
@@ -108,7 +106,6 @@ mod tests {
     #[case::directory("folder", "/opt/farrier", "/")]
     #[case::folder_above("folder", "/opt/farrier", "/opt/../farrier")]
     #[case::handler("a", "\"a\":{", "\"../../etc/passwd\":{")]
-    #[case::digest("a", SHA256, "../../../etc/passwd")]
     #[case::path("a", "/opt/kwasm/bin/containerd-shim-a", "/etc/passwd")]
     #[case::directories("folders", "/etc/conf.d", "etc")]
     fn a_state_file_that_names_files_of_others_is_none(
@@ -125,5 +122,21 @@ mod tests {
         let forged = text.replace(managed, foreign);
         let error = State::from_json(Some(&forged)).unwrap_err().to_string();
         assert!(error.contains("nothing of Farrier"), "{what}: {error}");
+    }
+
+    #[test]
+    fn a_digest_of_a_state_file_is_checked_where_a_binary_has_it() {
+        let read = |sha256: &str, other: &str| {
+            let text = format!(
+                r#"{{"apiVersion":"farrier.dev/v1","requests":{{"local":"{other}"}},"config":{{"path":"/c","sha256":"{other}"}},
+                "handlers":{{"a":{{"shim":"a","owner":"local","sha256":"{sha256}","artifactSha256":"{other}"}}}}}}"#
+            );
+            State::from_json(Some(&text))
+        };
+        let error = read("../../../etc/passwd", SHA256).unwrap_err().to_string();
+        assert!(error.contains("invalid SHA-256"), "{error}");
+        let state = read(SHA256, "abc").unwrap();
+        assert!(state.requests.is_empty() && state.config.unwrap().sha256.is_none());
+        assert_eq!(read(SHA256, SHA256).unwrap().requests.len(), 1);
     }
 }

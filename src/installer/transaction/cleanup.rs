@@ -27,7 +27,7 @@ pub(crate) fn commit(host: &HostRoot, journal: &Journal) -> Result<(), Error> {
     let before = host.digest(STATE_FILE)?;
     match &journal.state {
         FinalState::Write(text) => {
-            host.replace(STATE_FILE, text.as_bytes(), before.as_deref(), STATE_MODE)?;
+            host.replace(STATE_FILE, text.as_bytes(), before, STATE_MODE)?;
         }
         FinalState::Remove => host.remove_file(STATE_FILE)?,
         FinalState::Keep | FinalState::Digest(_) => {}
@@ -74,7 +74,7 @@ pub(crate) fn retain_in_use(
             shim: owned.shim.clone(),
             handler: name.clone(),
             path: Some(install_paths.declared_path(name, owned)),
-            sha256: owned.sha256().cloned(),
+            sha256: owned.sha256(),
             served: reserved.is_some(),
             reason: Some(pods.message),
             remedy: pods.help,
@@ -259,7 +259,7 @@ mod tests {
             owner: Owner::Local,
             path: path.map(str::to_owned),
             binary: sha256.map_or(Binary::Reserved, |sha256| Binary::Installed {
-                sha256: sha256.to_owned(),
+                sha256: sha256.parse().unwrap(),
                 location: String::new(),
                 artifact_sha256: None,
             }),
@@ -289,7 +289,7 @@ mod tests {
         for (handler, sha256) in [("a", A), ("b", B)] {
             fs::write(path(&install_paths.store_path(sha256)), b"").unwrap();
             symlink(
-                symlink_target(sha256),
+                symlink_target(sha256.parse().unwrap()),
                 path(&install_paths.binary_path(handler)),
             )
             .unwrap();
@@ -392,7 +392,7 @@ mod tests {
         let (reports, state, there) = end(root.path(), Some(&reserving()), &used(&["a"]));
         assert_eq!(there, [true, false, false, false]);
         assert!(state.draining.is_empty() && reports[0].served);
-        assert_eq!(state.handlers["a"].sha256().map(String::as_str), Some(A));
+        assert_eq!(state.handlers["a"].sha256(), A.parse().ok());
         assert_eq!(state.handlers["b"].sha256(), None);
     }
 

@@ -6,7 +6,7 @@ use std::io;
 use std::time::Duration;
 
 use crate::containerd_config;
-use crate::handoff::Problem;
+use crate::handoff::{Problem, Sha256Digest};
 use crate::installer::artifact::fetch;
 use crate::installer::containerd::{config_files, restart};
 use crate::installer::{host, inspect, plan, state};
@@ -37,7 +37,7 @@ pub enum Error {
     ConfigRefused(Problem),
     /// Binaries that do not run on the host, by SHA-256, each with a sentence.
     #[error("{}", .0.values().next().map_or("", |problem| problem.message.as_str()))]
-    Unusable(BTreeMap<String, Problem>),
+    Unusable(BTreeMap<Sha256Digest, Problem>),
     /// An artifact.
     #[error(transparent)]
     Artifact(#[from] fetch::Error),

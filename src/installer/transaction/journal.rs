@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::failure::Error;
 use super::validate_config;
-use crate::handoff;
+use crate::handoff::{self, InvalidDigest, Sha256Digest};
 use crate::installer::containerd::service::Service;
 use crate::installer::distro;
 use crate::installer::host::{self, HostRoot, text_digest};
@@ -74,7 +74,7 @@ pub struct Journal {
 
 /// The state file that ends a change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "FinalStateRecord", into = "FinalStateRecord")]
+#[serde(try_from = "FinalStateRecord", into = "FinalStateRecord")]
 pub enum FinalState {
     /// It has this text.
     Write(String),
@@ -83,7 +83,7 @@ pub enum FinalState {
     /// It stays as it is, so it can't tell whether the change was carried out.
     Keep,
     /// It has this SHA-256: an early release noted no more.
-    Digest(String),
+    Digest(Sha256Digest),
 }
 
 /// [`FinalState`] as a journal has it: `commits` is the SHA-256 of the state file, empty where the file stays as it is.
@@ -95,24 +95,32 @@ struct FinalStateRecord {
     commits: Option<String>,
 }
 
-impl From<FinalStateRecord> for FinalState {
-    fn from(record: FinalStateRecord) -> Self {
-        match (record.state, record.commits) {
-            (_, None) => Self::Remove,
-            (_, Some(digest)) if digest.is_empty() => Self::Keep,
-            (Some(text), commits) if text_digest(Some(&text)) == commits => Self::Write(text),
-            (_, Some(digest)) => Self::Digest(digest),
-        }
+impl TryFrom<FinalStateRecord> for FinalState {
+    type Error = InvalidDigest;
+
+    fn try_from(record: FinalStateRecord) -> Result<Self, InvalidDigest> {
+        let digest = match record.commits.as_deref() {
+            None => return Ok(Self::Remove),
+            Some("") => return Ok(Self::Keep),
+            Some(digest) => digest.parse()?,
+        };
+        Ok(match record.state {
+            Some(text) if Sha256Digest::of(text.as_bytes()) == digest => Self::Write(text),
+            _ => Self::Digest(digest),
+        })
     }
 }
 
 impl From<FinalState> for FinalStateRecord {
     fn from(state: FinalState) -> Self {
         let (state, commits) = match state {
-            FinalState::Write(text) => (Some(text.clone()), text_digest(Some(&text))),
+            FinalState::Write(text) => {
+                let digest = Sha256Digest::of(text.as_bytes());
+                (Some(text), Some(digest.to_string()))
+            }
             FinalState::Remove => (None, None),
             FinalState::Keep => (None, Some(String::new())),
-            FinalState::Digest(digest) => (None, Some(digest)),
+            FinalState::Digest(digest) => (None, Some(digest.to_string())),
         };
         Self { state, commits }
     }
@@ -129,7 +137,7 @@ pub enum Undo {
         /// Its text before, if it was there.
         before: Option<String>,
         /// SHA-256 of what is written; absent where it is removed.
-        wrote: Option<String>,
+        wrote: Option<Sha256Digest>,
     },
     /// A link is made or points elsewhere.
     #[serde(rename = "link")]
@@ -222,12 +230,7 @@ impl Journal {
             });
         }
         let before = host.digest(JOURNAL_FILE)?;
-        Ok(host.replace(
-            JOURNAL_FILE,
-            text.as_bytes(),
-            before.as_deref(),
-            JOURNAL_MODE,
-        )?)
+        Ok(host.replace(JOURNAL_FILE, text.as_bytes(), before, JOURNAL_MODE)?)
     }
 
     /// Notes that containerd is about to be restarted on the change, where it is `process` now.
@@ -256,7 +259,7 @@ impl Journal {
             FinalState::Write(text) => state == Some(text),
             FinalState::Remove => state.is_none(),
             FinalState::Keep => false,
-            FinalState::Digest(digest) => text_digest(state).as_ref() == Some(digest),
+            FinalState::Digest(digest) => text_digest(state) == Some(*digest),
         }
     }
 
@@ -273,14 +276,14 @@ impl Journal {
     /// Whether the configuration is still what the change wrote.
     #[must_use]
     pub fn has_written_config(&self, host: &HostRoot) -> bool {
-        self.has_config(host, |_, wrote| wrote.map(str::to_owned))
+        self.has_config(host, |_, wrote| wrote)
     }
 
     /// Whether each configuration file has the digest that `expected` makes of its text before and the digest of what was written.
     fn has_config(
         &self,
         host: &HostRoot,
-        expected: impl Fn(Option<&str>, Option<&str>) -> Option<String>,
+        expected: impl Fn(Option<&str>, Option<Sha256Digest>) -> Option<Sha256Digest>,
     ) -> bool {
         self.undo.iter().all(|step| match step {
             Undo::Config {
@@ -288,7 +291,7 @@ impl Journal {
                 before,
                 wrote,
             } => {
-                let expected = expected(before.as_deref(), wrote.as_deref());
+                let expected = expected(before.as_deref(), *wrote);
                 host.digest(path).is_ok_and(|digest| digest == expected)
             }
             Undo::Symlink { .. }
@@ -333,8 +336,8 @@ impl Journal {
         }
         for lock in &self.legacy_cleanup.locks {
             host.discard_new(&lock.path);
-            if host.digest(&lock.path)?.as_ref() == Some(&lock.before) {
-                put_config(host, &lock.path, lock.after.as_deref(), Some(&lock.before))?;
+            if host.digest(&lock.path)? == Some(lock.before) {
+                put_config(host, &lock.path, lock.after.as_deref(), Some(lock.before))?;
             }
         }
         for directory in self.legacy_cleanup.directories.iter().rev() {
@@ -393,7 +396,7 @@ impl Undo {
                     undone.config_changed = true;
                     return Ok(());
                 }
-                put_config(host, path, before.as_deref(), now.as_deref())
+                put_config(host, path, before.as_deref(), now)
             }
             Self::Symlink { path, target } => match target {
                 Some(target) if host.symlink_target(path)?.as_ref() == Some(target) => Ok(()),
@@ -417,13 +420,13 @@ pub fn put_config(
     host: &HostRoot,
     path: &str,
     text: Option<&str>,
-    now: Option<&str>,
+    now: Option<Sha256Digest>,
 ) -> host::Result<()> {
     match text {
         // A new configuration is readable as packages install it.
         Some(text) => host.replace(path, text.as_bytes(), now, 0o644),
         // The file that a link names was made, not the link.
-        None if host.digest(path)?.as_deref() == now => host.remove_file(&host.follow(path)?),
+        None if host.digest(path)? == now => host.remove_file(&host.follow(path)?),
         None => Err(host::Error::Changed {
             path: path.to_owned(),
         }),
@@ -469,6 +472,25 @@ mod tests {
         let (directory, host) = host();
         std::fs::write(directory.path().join(&JOURNAL_FILE[1..]), OLD).unwrap();
         assert_eq!(Journal::load(&host).unwrap(), Some(journal()));
+    }
+
+    #[test]
+    fn the_state_file_that_ends_a_change_is_known_by_its_text_or_its_digest() {
+        let read = |state: &str, commits: &str| {
+            let fields = format!("\"state\":{state},\"commits\":{commits}");
+            serde_json::from_str::<Journal>(&OLD.replace("\"commits\":null", &fields))
+                .map(|journal| journal.state)
+                .ok()
+        };
+        let digest = Sha256Digest::of(b"text");
+        let quoted = format!("\"{digest}\"");
+        assert_eq!(read("null", "null"), Some(FinalState::Remove));
+        assert_eq!(read("null", "\"\""), Some(FinalState::Keep));
+        let text = FinalState::Write("text".to_owned());
+        assert_eq!(read("\"text\"", &quoted), Some(text));
+        let other = FinalState::Digest(digest);
+        assert_eq!(read("\"other\"", &quoted), Some(other));
+        assert_eq!(read("null", "\"abc\""), None);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tracing::{info, warn};
 
-use crate::handoff::{API_VERSION, HandlerReport};
+use crate::handoff::{API_VERSION, HandlerReport, Sha256Digest};
 use crate::installer::artifact::error::check_digest;
 use crate::installer::artifact::fetch;
 use crate::installer::artifact::handoff_dir;
@@ -30,7 +30,7 @@ use crate::installer::host::{HostRoot, text_digest};
 use crate::installer::inspect::HostFacts;
 use crate::installer::plan::HostPlan;
 use crate::installer::plan::expected::ExpectedRuntimes;
-use crate::installer::state::{STATE_DIRECTORY, StateAfter, symlink_target};
+use crate::installer::state::{OwnedHandler, STATE_DIRECTORY, StateAfter, symlink_target};
 use cleanup::{InUse, commit, finish, retain_in_use};
 use failure::Progress;
 pub use failure::{Error, Failure, Restarts};
@@ -57,7 +57,7 @@ pub async fn perform(
     host: &HostRoot,
     facts: &HostFacts,
     plan: &HostPlan,
-    sources: &BTreeMap<String, Source>,
+    sources: &BTreeMap<Sha256Digest, Source>,
     interrupts: &Interrupts,
 ) -> Result<Done, Failure> {
     interrupts.check().await.map_err(Failure::Refused)?;
@@ -179,7 +179,7 @@ async fn act(
     host: &HostRoot,
     facts: &HostFacts,
     plan: &HostPlan,
-    sources: &BTreeMap<String, Source>,
+    sources: &BTreeMap<Sha256Digest, Source>,
     interrupts: &Interrupts,
     journal: &mut Journal,
     progress: &mut Progress,
@@ -190,7 +190,7 @@ async fn act(
     for sha256 in &plan.store {
         interrupts.check().await?;
         let path = facts.install_paths.store_path(sha256);
-        store(host, &path, sha256, sources.get(sha256))?;
+        store(host, &path, *sha256, sources.get(sha256))?;
     }
     // Before anything refers to them: what does not run is never linked or declared.
     let untested = untested_binaries(facts, plan);
@@ -217,7 +217,7 @@ async fn act(
         info!(path = change.path, "writing containerd's configuration");
         let before = text_digest(change.before.as_deref());
         let after = change.after.as_deref();
-        put_config(host, &change.path, after, before.as_deref())?;
+        put_config(host, &change.path, after, before)?;
     }
     let service = journal.service();
     if !(plan.restart && service.restart == Restart::Watched && service.restart_triggered_by_write)
@@ -270,7 +270,7 @@ fn verify_served(
 fn swap_symlinks(host: &HostRoot, facts: &HostFacts, plan: &HostPlan) -> Result<(), Error> {
     for (path, sha256) in &plan.symlinks {
         let target = if parent_directory(path) == facts.install_paths.bin() {
-            symlink_target(sha256)
+            symlink_target(*sha256)
         } else {
             // A predecessor's path: its bytes stay within reach until the change stands.
             host.keep_replaced(path)?;
@@ -282,22 +282,32 @@ fn swap_symlinks(host: &HostRoot, facts: &HostFacts, plan: &HostPlan) -> Result<
 }
 
 /// Where the binaries are that will be linked and that no handler had before, by SHA-256.
-fn untested_binaries(facts: &HostFacts, plan: &HostPlan) -> BTreeMap<String, String> {
+fn untested_binaries(facts: &HostFacts, plan: &HostPlan) -> BTreeMap<Sha256Digest, String> {
     let handlers = facts.state.handlers.values();
-    let had: BTreeSet<&String> = handlers.filter_map(|owned| owned.sha256()).collect();
+    let had: BTreeSet<Sha256Digest> = handlers.filter_map(OwnedHandler::sha256).collect();
     plan.symlinks
         .values()
         .filter(|sha256| !had.contains(sha256))
-        .map(|sha256| (sha256.clone(), facts.install_paths.store_path(sha256)))
+        .map(|sha256| (*sha256, facts.install_paths.store_path(sha256)))
         .collect()
 }
 
 /// Copies a binary into the store. Its bytes are hashed again on the way: what is linked is what was verified.
-fn store(host: &HostRoot, path: &str, sha256: &str, source: Option<&Source>) -> Result<(), Error> {
+fn store(
+    host: &HostRoot,
+    path: &str,
+    sha256: Sha256Digest,
+    source: Option<&Source>,
+) -> Result<(), Error> {
     copy(host, path, sha256, source).inspect_err(|_| host.discard_new(path))
 }
 
-fn copy(host: &HostRoot, path: &str, sha256: &str, source: Option<&Source>) -> Result<(), Error> {
+fn copy(
+    host: &HostRoot,
+    path: &str,
+    sha256: Sha256Digest,
+    source: Option<&Source>,
+) -> Result<(), Error> {
     let mut out = host.create_new(path, 0o755)?;
     let digest = match source {
         Some(Source::HandoffDir(path)) => handoff_dir::copy_binary(path, &mut out)?,
@@ -309,7 +319,7 @@ fn copy(host: &HostRoot, path: &str, sha256: &str, source: Option<&Source>) -> R
         }
         None => return Err(fetch::Error::Missing.into()),
     };
-    check_digest("the binary", &digest, Some(sha256))?;
+    check_digest("the binary", digest, Some(sha256))?;
     out.sync_all().map_err(|source| Error::Store { source })?;
     Ok(host.commit_new(path)?)
 }
@@ -333,7 +343,7 @@ mod tests {
         let undo = |name: &str| {
             let path = format!("/opt/kwasm/bin/{name}");
             let plan = HostPlan {
-                symlinks: BTreeMap::from([(path, "0".repeat(64))]),
+                symlinks: BTreeMap::from([(path, Sha256Digest::from_bytes([0; 32]))]),
                 ..HostPlan::default()
             };
             let journal = journal(&host, &node(), &plan);

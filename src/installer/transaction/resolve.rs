@@ -5,13 +5,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::failure::Error;
-use crate::handoff::{Problem, ProvisionRequest, ShimRequest};
+use crate::handoff::{Problem, ProvisionRequest, Sha256Digest, ShimRequest};
 use crate::installer::artifact::error::check_digest;
 use crate::installer::artifact::fetch;
 use crate::installer::artifact::handoff_dir;
 use crate::installer::artifact::unpack::{self, Hashing};
 use crate::installer::host::HostRoot;
-use crate::installer::inspect::verify_cache::{Artifact, Artifacts, VerifyCache};
+use crate::installer::inspect::verify_cache::{Artifact, ArtifactSource, Artifacts, VerifyCache};
 use crate::installer::inspect::{HostFacts, path_of, verified, verified_digest};
 use crate::installer::state::Binary;
 
@@ -44,9 +44,9 @@ pub(crate) struct ArtifactOptions<'a> {
 #[derive(Default)]
 pub(crate) struct Resolved {
     /// SHA-256 of each shim's binary, or why there is none, by the shim's name.
-    pub(crate) binaries: BTreeMap<String, Result<String, Problem>>,
+    pub(crate) binaries: BTreeMap<String, Result<Sha256Digest, Problem>>,
     /// Where binaries are, by SHA-256.
-    pub(crate) sources: BTreeMap<String, Source>,
+    pub(crate) sources: BTreeMap<Sha256Digest, Source>,
     /// The artifacts on the host that were looked into.
     pub(crate) artifacts: Artifacts,
     /// Holds what was fetched now.
@@ -94,7 +94,7 @@ pub(crate) async fn resolve(
             // What is expected here is looked for nowhere else: whoever expects it may not know where it came from.
             _ if shim.present.is_some() => Err(not_present(facts, shim)),
             Some(path) => artifact(host, shim, path, &known).map(|artifact| {
-                let sha256 = artifact.sha256.clone();
+                let sha256 = artifact.sha256;
                 artifacts.insert(shim.name.clone(), artifact);
                 let source = Source::Host {
                     path: path.to_owned(),
@@ -107,7 +107,7 @@ pub(crate) async fn resolve(
         };
         let binary = match found {
             Ok((sha256, source)) => {
-                sources.insert(sha256.clone(), source);
+                sources.insert(sha256, source);
                 Ok(sha256)
             }
             Err(error) => Err(Problem::new(&error, error.help())),
@@ -133,31 +133,35 @@ fn artifact(
         path: path.to_owned(),
     };
     let binary = shim.binary.as_deref();
-    let mut artifact = Artifact::begin(host, path, binary).ok_or_else(absent)?;
-    if let Some(known) = known
-        .artifact(&shim.name)
-        .filter(|known| known.is(&artifact))
-    {
-        check_digest(path, &known.digest, shim.sha256.as_deref())?;
-        artifact.clone_from(known);
+    let source = ArtifactSource::of(host, path, binary).ok_or_else(absent)?;
+    let known = known.artifact(&shim.name);
+    let artifact = if let Some(known) = known.filter(|known| known.source == source) {
+        check_digest(path, known.digest, shim.sha256)?;
+        known.clone()
     } else {
         let digest = host.digest(path)?.ok_or_else(absent)?;
         let mut file = Hashing::new(host.open_file(path)?.ok_or_else(absent)?);
-        check_digest(path, &digest, shim.sha256.as_deref())?;
+        check_digest(path, digest, shim.sha256)?;
         let sha256 = unpack::unpack(&mut file, &shim.name, binary, &mut io::sink())
             .map_err(fetch::Error::from)?;
         // What was unpacked are the bytes that were verified, whoever can write to the file.
         let again = file.finish().map_err(fetch::Error::from)?;
-        check_digest(path, &again, Some(&digest))?;
-        (artifact.digest, artifact.sha256) = (digest, sha256);
-    }
-    let wanted = shim.binary_sha256.as_deref();
-    check_digest("the binary", &artifact.sha256, wanted)?;
+        check_digest(path, again, Some(digest))?;
+        Artifact {
+            source,
+            digest,
+            sha256,
+        }
+    };
+    check_digest("the binary", artifact.sha256, shim.binary_sha256)?;
     Ok(artifact)
 }
 
 /// Where the binary of a shim is that was fetched, verified.
-fn read_binary(shim: &ShimRequest, directory: Option<&Path>) -> Result<(String, Source), Error> {
+fn read_binary(
+    shim: &ShimRequest,
+    directory: Option<&Path>,
+) -> Result<(Sha256Digest, Source), Error> {
     let directory = directory.ok_or(fetch::Error::Missing)?;
     let (path, sha256) = handoff_dir::read_binary(shim, directory)?;
     Ok((sha256, Source::HandoffDir(path)))
@@ -165,9 +169,10 @@ fn read_binary(shim: &ShimRequest, directory: Option<&Path>) -> Result<(String, 
 
 /// That a binary which is expected on this host does not stand there.
 fn not_present(facts: &HostFacts, shim: &ShimRequest) -> Error {
-    let expected = shim.expected_on_node().unwrap_or_default();
+    let expected = shim.expected_on_node();
+    let is_there = |handler: &str| expected.is_some_and(|it| is_placed(facts, handler, it));
     let mut handlers = shim.handlers.iter();
-    let lost = handlers.find(|handler| !is_placed(facts, handler, &expected));
+    let lost = handlers.find(|handler| !is_there(handler));
     // A shim without handlers is refused before.
     let path = lost
         .or(shim.handlers.first())
@@ -178,23 +183,22 @@ fn not_present(facts: &HostFacts, shim: &ShimRequest) -> Error {
 }
 
 /// The binary that a shim has on this host already, if it is what is asked for again.
-fn present(facts: &HostFacts, shim: &ShimRequest) -> Option<String> {
+fn present(facts: &HostFacts, shim: &ShimRequest) -> Option<Sha256Digest> {
     let expected = shim.expected_on_node().filter(|sha256| {
         let mut handlers = shim.handlers.iter();
-        handlers.all(|handler| is_placed(facts, handler, sha256))
+        handlers.all(|handler| is_placed(facts, handler, *sha256))
     });
     expected.or_else(|| pinned(facts, shim))
 }
 
 /// Whether this is the binary of `handler` and stands on this host, so that the handler can have it without another copy.
-fn is_placed(facts: &HostFacts, handler: &str, sha256: &str) -> bool {
+fn is_placed(facts: &HostFacts, handler: &str, sha256: Sha256Digest) -> bool {
     let path = path_of(facts, handler);
     let is_in_place = verified_digest(facts, &path) == Some(sha256);
-    if facts.stored.contains(sha256) {
+    if facts.stored.contains(&sha256) {
         // The link to it is made again where it is lost.
         let owned = facts.state.handlers.get(handler);
-        return is_in_place
-            || owned.is_some_and(|owned| owned.sha256().is_some_and(|owned| owned == sha256));
+        return is_in_place || owned.is_some_and(|owned| owned.sha256() == Some(sha256));
     }
     // What was taken over as it is stays where its predecessor put it, unless that is a link to who knows where.
     let taken_over = facts.legacy.binaries.get(&path);
@@ -202,16 +206,16 @@ fn is_placed(facts: &HostFacts, handler: &str, sha256: &str) -> bool {
 }
 
 /// The same, if its digest was pinned.
-fn pinned(facts: &HostFacts, shim: &ShimRequest) -> Option<String> {
+fn pinned(facts: &HostFacts, shim: &ShimRequest) -> Option<Sha256Digest> {
     let mut found = None;
     for handler in &shim.handlers {
         let Some(owned) = facts.state.handlers.get(handler) else {
             // What a predecessor left is known by the bytes alone.
             let digest = verified(facts, handler)?;
-            if !shim.binary_sha256.as_deref()?.eq_ignore_ascii_case(digest) {
+            if shim.binary_sha256? != digest {
                 return None;
             }
-            found = Some(digest.to_owned());
+            found = Some(digest);
             continue;
         };
         let Binary::Installed {
@@ -222,15 +226,15 @@ fn pinned(facts: &HostFacts, shim: &ShimRequest) -> Option<String> {
         else {
             return None;
         };
-        let pinned = match (&shim.binary_sha256, &shim.sha256) {
-            (Some(wanted), _) => wanted.eq_ignore_ascii_case(sha256),
+        let pinned = match (shim.binary_sha256, shim.sha256) {
+            (Some(wanted), _) => wanted == *sha256,
             (None, Some(_)) => *location == shim.location && *artifact_sha256 == shim.sha256,
             (None, None) => false,
         };
-        if !pinned || verified(facts, handler) != Some(sha256) {
+        if !pinned || verified(facts, handler) != Some(*sha256) {
             return None;
         }
-        found = Some(sha256.to_owned());
+        found = Some(*sha256);
     }
     found
 }

@@ -108,7 +108,7 @@ pub(crate) async fn undo(host: &HostRoot, journal: &Journal) -> Vec<String> {
             for change in changes {
                 let now = text_digest(change.before.as_deref());
                 let after = change.after.as_deref();
-                put_config(host, &change.path, after, now.as_deref())?;
+                put_config(host, &change.path, after, now)?;
             }
             Ok(())
         });

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 
-use crate::handoff::Problem;
+use crate::handoff::{Problem, Sha256Digest};
 use crate::installer::host::HostRoot;
 use crate::installer::host::exec::{self, Error};
 
@@ -19,9 +19,9 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// benefit of the doubt.
 pub(crate) async fn refused(
     host: &HostRoot,
-    paths: &BTreeMap<String, String>,
+    paths: &BTreeMap<Sha256Digest, String>,
     offline: bool,
-) -> BTreeMap<String, Problem> {
+) -> BTreeMap<Sha256Digest, Problem> {
     let checks = paths.iter().map(async |(sha256, path)| {
         let problem = match check_runs(host, path, LIMIT).await {
             Ok(()) => return None,
@@ -48,7 +48,7 @@ pub(crate) async fn refused(
                 Problem::new(&error, error.help().or(Some(REMEDY.into())))
             }
         };
-        Some((sha256.clone(), problem))
+        Some((*sha256, problem))
     });
     join_all(checks).await.into_iter().flatten().collect()
 }

@@ -4,7 +4,7 @@
 use super::failure::Error;
 use super::journal::{JOURNAL_LIMIT, Journal, Undo};
 use super::validate_config;
-use crate::handoff::{API_VERSION, is_sha256};
+use crate::handoff::{API_VERSION, Sha256Digest};
 use crate::installer::host::HostRoot;
 use crate::installer::state::validate::{is_marker, is_own_directory, is_shim};
 use crate::installer::state::{Error as StateError, InstallPaths, JOURNAL_FILE};
@@ -52,7 +52,7 @@ fn unexpected_path(journal: &Journal) -> Option<String> {
         let store = install_paths.store();
         let name = path.strip_prefix(&store);
         name.and_then(|name| name.strip_prefix('/'))
-            .is_some_and(is_sha256)
+            .is_some_and(|name| name.parse::<Sha256Digest>().is_ok())
     };
     let is_managed = |step: &Undo| match step {
         Undo::File { path } => {
