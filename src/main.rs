@@ -15,7 +15,7 @@ use farrier::handoff::ProvisionReport;
 use farrier::installer::report::text;
 use farrier::installer::transaction::interrupts::Interrupts;
 use farrier::installer::{
-    self, HostOptions, InstallOptions, Preview, RequestSource, UninstallOptions,
+    self, HostOptions, InstallOptions, Preview, RequestSource, Target, UninstallOptions,
 };
 use farrier::telemetry;
 use tracing::{error, info, warn};
@@ -195,11 +195,16 @@ async fn run_uninstall_cluster(uninstall: cli::UninstallCluster) -> ExitCode {
     }
 }
 
+/// With `--offline` the host is an image.
+fn target(offline: bool) -> Target {
+    if offline { Target::Image } else { Target::Live }
+}
+
 fn host_options(change: &cli::Change) -> HostOptions {
     HostOptions {
         root: change.host.host_root.clone(),
         config: change.config.clone(),
-        offline: change.offline,
+        target: target(change.offline),
         allow_pod_restarts: change.allow_pod_restarts,
     }
 }
@@ -315,7 +320,7 @@ async fn run_doctor(doctor: cli::Doctor) -> ExitCode {
     let options = HostOptions {
         root: host.host_root,
         config,
-        offline,
+        target: target(offline),
         allow_pod_restarts: false,
     };
     let diagnosis = installer::doctor(&options).await;

@@ -85,7 +85,7 @@ async fn plan(
         let note = "a change of this host was interrupted: the next run undoes or finishes it first, so its plan may differ";
         plan.notes.push(note.to_owned());
     }
-    add_plan_result(report, &facts, &plan, host.options.offline);
+    add_plan_result(report, &facts, &plan);
     report.restarts = u32::from(plan.restart);
     for (file, change) in report.files.iter_mut().zip(&plan.config) {
         file.diff = Some(text::diff(change));

@@ -23,6 +23,7 @@ use tracing::warn;
 pub use dry_run::{Preview, preview_install, preview_uninstall};
 pub use error::Error;
 use host::HostRoot;
+pub use host::Target;
 use inspect::HostFacts;
 use inspect::verify_cache::{Artifacts, VerifyCache};
 use options::Host;
@@ -99,7 +100,6 @@ pub async fn doctor(options: &HostOptions) -> Diagnosis {
         let mut facts = host.inspect().await?;
         facts.hash_binaries(&host.root)?;
         let leftover_files = LeftoverFiles {
-            offline: options.offline,
             locked: host.root.is_locked()?,
             journal: host.root.exists(JOURNAL_FILE)?,
             temporary_files: transaction::cleanup::temporary_files(&host.root, &facts)?,
@@ -122,24 +122,24 @@ async fn change(
     let HostOptions {
         root: _,
         config: _,
-        offline,
+        target,
         allow_pod_restarts,
     } = *host.options;
     let root = &host.root;
-    let locked = async { Ok(root.lock(offline).await?) };
+    let locked = async { Ok(root.lock(target).await?) };
     let lock = match interrupts.run_unless_interrupted(locked).await.flatten() {
         Ok(lock) => lock,
         Err(error) => return report_failure(report, Failure::Refused(error)),
     };
     VerifyCache::clean(root);
     // A change that a former run left half done is undone or finished, and no signal cuts that off.
-    let recovered = match recover(root, offline, allow_pod_restarts).await {
+    let recovered = match recover(root, target, allow_pod_restarts).await {
         Ok(recovered) => recovered,
         Err(failure) => return report_failure(report, failure),
     };
     let inspected = async {
         let facts = match recovered {
-            Some(_) => gather_after(root, host.config, offline).await?,
+            Some(_) => gather_after(root, host.config, target).await?,
             None => host.inspect().await?,
         };
         Ok(facts)
@@ -161,7 +161,7 @@ async fn change(
         Ok(goal) => goal,
         Err(error) => {
             let report = report_failure(report, Failure::Refused(error));
-            return report_unchanged(report, &facts, shims, offline);
+            return report_unchanged(report, &facts, shims);
         }
     };
     let carried_out = loop {
@@ -191,11 +191,11 @@ async fn change(
         }
         Err(failure) => {
             let report = report_failure(report, failure);
-            return report_unchanged(report, &facts, shims, offline);
+            return report_unchanged(report, &facts, shims);
         }
     };
     record_verified(root, &facts, &plan, resolved.artifacts);
-    add_plan_result(&mut report, &facts, &plan, offline);
+    add_plan_result(&mut report, &facts, &plan);
     drop(lock);
     if report.changed
         && let Some(name) = interrupts.try_received().await

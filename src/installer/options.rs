@@ -6,7 +6,7 @@ use std::io::{self, ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 
 use crate::handoff::{self, Owner, Problem, ProvisionRequest, Sha256Digest, ShimRequest};
-use crate::installer::host::{self, HostRoot};
+use crate::installer::host::{self, HostRoot, Target};
 use crate::installer::inspect::{self, HostFacts, gather};
 use crate::installer::plan::{Goal, Scope};
 use crate::installer::transaction::interrupts::Interrupts;
@@ -58,8 +58,8 @@ pub struct HostOptions {
     /// The root configuration file of containerd. Without it, the running containerd, its unit, the last change or the table of
     /// distributions names the file.
     pub config: Option<PathBuf>,
-    /// Restart nothing and ask no CRI: the host is an image, or is about to boot.
-    pub offline: bool,
+    /// Whether the host is live or an image.
+    pub target: Target,
     /// Restart containerd even where that ends every pod on the node.
     pub allow_pod_restarts: bool,
 }
@@ -125,7 +125,7 @@ impl<'a> Host<'a> {
 
     /// Gathers the facts of the host.
     pub(crate) async fn inspect(&self) -> Result<HostFacts, inspect::Error> {
-        gather(&self.root, self.config, self.options.offline).await
+        gather(&self.root, self.config, self.options.target).await
     }
 }
 
@@ -148,7 +148,6 @@ impl InstallOptions {
             },
             binaries,
             digest: Some(request.digest()),
-            offline: self.host.offline,
             allow_pod_restarts: self.host.allow_pod_restarts,
         }
     }
@@ -168,7 +167,6 @@ impl UninstallOptions {
             },
             binaries: BTreeMap::new(),
             digest: None,
-            offline: self.host.offline,
             allow_pod_restarts: self.host.allow_pod_restarts,
         }
     }

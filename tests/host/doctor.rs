@@ -87,7 +87,7 @@ async fn a_host_that_can_t_be_looked_at_is_a_finding() {
     let diagnosis = farrier::installer::doctor(&farrier::installer::HostOptions {
         root: nowhere.clone(),
         config: None,
-        offline: true,
+        target: farrier::installer::Target::Image,
         allow_pod_restarts: false,
     })
     .await;

@@ -8,7 +8,7 @@ use super::crashes::{arguments, host, listing};
 use super::support::{Host, program, shim};
 use super::trace::is_interrupted_at;
 use farrier::handoff::{Outcome, ProvisionReport};
-use farrier::installer::host::HostRoot;
+use farrier::installer::host::{HostRoot, Target};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rstest::rstest;
@@ -111,7 +111,7 @@ async fn an_uninstall_that_gets_a_signal_is_undone_or_finished() {
 async fn an_install_that_waits_for_another_ends_at_a_signal(#[case] before: &[&str]) {
     let host = host();
     let other = HostRoot::open(host.root()).unwrap();
-    let lock = other.lock(true).await.unwrap();
+    let lock = other.lock(Target::Image).await.unwrap();
     let waits = command(&arguments(&["a"]), &host);
     let mut words = before.iter().map(std::ffi::OsStr::new).collect::<Vec<_>>();
     words.push(waits.get_program());

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use crate::elf::executable;
 use farrier::handoff::{Owner, ProvisionReport, ProvisionRequest, ShimRequest};
 use farrier::installer::transaction::interrupts::Interrupts;
-use farrier::installer::{self, HostOptions, InstallOptions, RequestSource, UninstallOptions};
+use farrier::installer::{
+    self, HostOptions, InstallOptions, RequestSource, Target, UninstallOptions,
+};
 use farrier::names::sha256_hex;
 
 /// A configuration as an administrator leaves it.
@@ -166,7 +168,7 @@ impl Host {
         HostOptions {
             root: self.root().to_owned(),
             config: None,
-            offline: true,
+            target: Target::Image,
             allow_pod_restarts: false,
         }
     }

@@ -6,7 +6,7 @@ use tracing::debug;
 use super::kubelet::{self, Kubelet};
 use super::process::{self, Process, Refusal, option};
 use crate::installer::distro::{self, DistroSpec};
-use crate::installer::host::{self, HostRoot};
+use crate::installer::host::{self, HostRoot, Target};
 
 /// Names what it has started (`RC_SVCDIR`, `librc`).
 pub(crate) const RC_STARTED: &str = "/run/openrc/started";
@@ -57,15 +57,47 @@ impl Daemon {
     }
 }
 
-/// What runs on a host and counts, found in one pass over its processes.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// The containerd of a host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Containerd {
+    /// Runs and counts; among several, the one that the kubelet uses.
+    Live(Daemon),
+    /// No containerd of this live host counts.
+    NotFound {
+        /// Processes called containerd that do not count, by PID.
+        refused: Vec<Refusal>,
+    },
+    /// The host is an image: no process was looked for.
+    Image,
+}
+
+impl Containerd {
+    /// The daemon, where one runs.
+    #[must_use]
+    pub fn daemon(&self) -> Option<&Daemon> {
+        match self {
+            Self::Live(daemon) => Some(daemon),
+            Self::NotFound { .. } | Self::Image => None,
+        }
+    }
+
+    /// Whether the host is live or an image.
+    #[must_use]
+    pub fn target(&self) -> Target {
+        match self {
+            Self::Live(_) | Self::NotFound { .. } => Target::Live,
+            Self::Image => Target::Image,
+        }
+    }
+}
+
+/// The processes of a host that count, found in one pass.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Running {
-    /// The containerd; among several, the one that the kubelet uses.
-    pub daemon: Option<Daemon>,
+    /// The containerd.
+    pub containerd: Containerd,
     /// The kubelet; among several, one that says which runtime it uses.
     pub kubelet: Option<Kubelet>,
-    /// Processes called containerd that do not count, by PID.
-    pub refused: Vec<Refusal>,
 }
 
 /// The names of containerd's option for its configuration file, with one dash or two as Go's `flag` takes them.
@@ -75,14 +107,20 @@ const ADDRESS_OPTIONS: [&str; 4] = ["-a", "--a", "-address", "--address"];
 const CONTAINERD: &str = "containerd";
 const KUBELET: &str = "kubelet";
 
-/// The containerd and the kubelet that run on this host.
+/// The containerd and the kubelet that run on this host. In an image none is looked for.
 ///
 /// A kubelet of its own says which containerd it uses; one in the same program as k3s's or RKE2's uses the containerd that this program
 /// started. Without either, the one in the packages' unit counts.
 ///
 /// # Errors
 /// When `/proc` can't be listed.
-pub fn find(host: &HostRoot) -> Result<Running, host::Error> {
+pub fn find(host: &HostRoot, target: Target) -> Result<Running, host::Error> {
+    if target == Target::Image {
+        return Ok(Running {
+            containerd: Containerd::Image,
+            kubelet: None,
+        });
+    }
     let (mut daemons, mut kubelets, mut refused) = (Vec::new(), Vec::new(), Vec::new());
     for (_, (name, process)) in process::named(host, &[CONTAINERD, KUBELET])? {
         match process {
@@ -100,19 +138,25 @@ pub fn find(host: &HostRoot) -> Result<Running, host::Error> {
     let endpoint = kubelet
         .as_ref()
         .and_then(|kubelet| kubelet.endpoint.clone());
+    let containerd = match choose_daemon(daemons, endpoint.as_deref()) {
+        Some(daemon) => Containerd::Live(daemon),
+        None => Containerd::NotFound { refused },
+    };
     Ok(Running {
-        daemon: choose_daemon(daemons, endpoint.as_deref()),
+        containerd,
         kubelet,
-        refused,
     })
 }
 
-/// The containerd that runs on this host.
+/// The containerd that runs on this live host.
 ///
 /// # Errors
 /// As for [`find`].
 pub fn find_daemon(host: &HostRoot) -> Result<Option<Daemon>, host::Error> {
-    Ok(find(host)?.daemon)
+    match find(host, Target::Live)?.containerd {
+        Containerd::Live(daemon) => Ok(Some(daemon)),
+        Containerd::NotFound { .. } | Containerd::Image => Ok(None),
+    }
 }
 
 fn choose_kubelet(kubelets: Vec<Kubelet>) -> Option<Kubelet> {
@@ -179,7 +223,7 @@ mod tests {
         #[case] processes: &[(u32, Given<'_>)],
         #[case] expected: Option<(&str, Option<&str>)>,
     ) {
-        let found = find(&tree(processes).host()).unwrap().kubelet;
+        let found = find(&tree(processes).host(), Target::Live).unwrap().kubelet;
         let expected = expected.map(|(arguments, endpoint)| Kubelet {
             arguments: arguments.to_owned(),
             endpoint: endpoint.map(str::to_owned),
@@ -202,22 +246,22 @@ mod tests {
             ..own
         };
         let fake = user(kubelet(SAYS), "/home/u/kubelet");
-        let alone = find(&tree(&real).host()).unwrap();
+        let alone = find(&tree(&real).host(), Target::Live).unwrap();
         let [first, second] = real;
         let beside = tree(&[first, second, (100, fake), (1041, own)]);
-        let beside = find(&beside.host()).unwrap();
-        assert_eq!(beside.daemon, alone.daemon);
-        assert_eq!(beside.daemon.unwrap().program, "/usr/bin/containerd");
+        let beside = find(&beside.host(), Target::Live).unwrap();
+        assert_eq!(beside.containerd, alone.containerd);
+        let program = beside.containerd.daemon().map(|daemon| &*daemon.program);
+        assert_eq!(program, Some("/usr/bin/containerd"));
         assert_eq!(beside.kubelet, alone.kubelet);
-        assert_eq!(beside.refused[0].pid, 1041);
     }
 
     #[test]
     fn of_two_processes_that_are_alike_the_one_with_the_lower_pid_counts() {
-        let found = find(&tree(&[(1041, CONTAINERD), (812, CONTAINERD)]).host()).unwrap();
-        assert_eq!(found.daemon.unwrap().process, (812, 812));
+        let found = find_daemon(&tree(&[(1041, CONTAINERD), (812, CONTAINERD)]).host()).unwrap();
+        assert_eq!(found.unwrap().process, (812, 812));
         let kubelets = [(1041, kubelet("a\0")), (812, kubelet("b\0"))];
-        let found = find(&tree(&kubelets).host()).unwrap();
+        let found = find(&tree(&kubelets).host(), Target::Live).unwrap();
         assert_eq!(found.kubelet.unwrap().arguments, "b\0");
     }
 

@@ -14,7 +14,7 @@ use nix::unistd::geteuid;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::{Error, HostRoot, Result, failed, failed_io, own_path};
+use super::{Error, HostRoot, Result, Target, failed, failed_io, own_path};
 
 /// The parent of [`DIRECTORY`], a file system of its own that a reboot empties (FHS 3.0, 3.15). Only root can write to it.
 const RUN: &str = "/run";
@@ -72,19 +72,19 @@ impl HostRoot {
         }
     }
 
-    /// Keeps other installers off this host while the value lives. With `offline` the lock file goes with the lock, as it would stay in
-    /// the image, and so do the directories that were made for it.
+    /// Keeps other installers off this host while the value lives. In an image the lock file goes with the lock, as it would stay there,
+    /// and so do the directories that were made for it.
     ///
     /// # Errors
     /// [`Error::Locked`] after a bounded wait; [`Error::UnsafeLock`] where what stands in the place of the lock file or its directory may
     /// be somebody else's; otherwise what the system says.
-    pub async fn lock(&self, offline: bool) -> Result<Lock> {
-        self.lock_within(offline, LOCK_WAIT, ROOT_WAIT).await
+    pub async fn lock(&self, target: Target) -> Result<Lock> {
+        self.lock_within(target, LOCK_WAIT, ROOT_WAIT).await
     }
 
     async fn lock_within(
         &self,
-        offline: bool,
+        target: Target,
         wait: Duration,
         root_wait: Duration,
     ) -> Result<Lock> {
@@ -92,7 +92,7 @@ impl HostRoot {
         let mut made_run = false;
         let file = loop {
             made_run |= self.make_lock_directory()?;
-            // Whoever held the lock offline may remove the directory, or the file once it is open here.
+            // Whoever held the lock of an image may remove the directory, or the file once it is open here.
             let Some(file) = self.open_lock_file(true)? else {
                 continue;
             };
@@ -103,7 +103,10 @@ impl HostRoot {
                 break file;
             }
         };
-        let removes_from = if offline { Some(self.reopen()?) } else { None };
+        let removes_from = match target {
+            Target::Live => None,
+            Target::Image => Some(self.reopen()?),
+        };
         let own = OwnLock {
             removes_from,
             made_run,
@@ -299,9 +302,9 @@ mod tests {
     #[tokio::test]
     async fn a_second_installer_is_kept_off_until_the_first_is_done() {
         let (directory, host) = host();
-        let lock = host.lock(false).await.unwrap();
+        let lock = host.lock(Target::Live).await.unwrap();
         let other = HostRoot::open(directory.path()).unwrap();
-        let mut waiting = std::pin::pin!(other.lock(false));
+        let mut waiting = std::pin::pin!(other.lock(Target::Live));
         assert!(poll!(&mut waiting).is_pending());
         assert!(other.is_locked().unwrap());
         drop(lock);
@@ -312,14 +315,14 @@ mod tests {
     #[tokio::test]
     async fn a_job_and_the_host_itself_meet_at_one_lock() {
         let (directory, host) = host();
-        drop(host.lock(false).await.unwrap());
+        drop(host.lock(Target::Live).await.unwrap());
         // A Job's view of the host: the same file system by another path.
         let view = tempfile::tempdir().unwrap();
         symlink(directory.path(), view.path().join("host")).unwrap();
         let view = HostRoot::open(&view.path().join("host")).unwrap();
         let holder = lock_elsewhere(&directory.path().join("run/farrier/lock"));
         assert!(host.is_locked().unwrap() && view.is_locked().unwrap());
-        let mut waiting = std::pin::pin!(view.lock(false));
+        let mut waiting = std::pin::pin!(view.lock(Target::Live));
         assert!(poll!(&mut waiting).is_pending());
         let_go(holder);
         drop(waiting.await.unwrap());
@@ -328,7 +331,7 @@ mod tests {
     #[tokio::test]
     async fn only_root_can_open_the_lock_file() {
         let (directory, host) = host();
-        let _lock = host.lock(false).await.unwrap();
+        let _lock = host.lock(Target::Live).await.unwrap();
         for (path, mode) in [("run/farrier", 0o700), ("run/farrier/lock", 0o600)] {
             let metadata = directory.path().join(path).symlink_metadata().unwrap();
             assert_eq!(metadata.mode() & 0o7777, mode, "{path}");
@@ -340,7 +343,9 @@ mod tests {
         let (directory, host) = host();
         let holder = lock_elsewhere(directory.path());
         assert!(!host.is_locked().unwrap());
-        let lock = host.lock_within(false, LOCK_WAIT, Duration::ZERO).await;
+        let lock = host
+            .lock_within(Target::Live, LOCK_WAIT, Duration::ZERO)
+            .await;
         assert!(lock.is_ok(), "{lock:?}");
         let_go(holder);
     }
@@ -349,7 +354,7 @@ mod tests {
     async fn an_installer_of_a_former_release_is_waited_for_and_kept_off() {
         let (directory, host) = host();
         let holder = lock_elsewhere(directory.path());
-        let mut waiting = std::pin::pin!(host.lock(false));
+        let mut waiting = std::pin::pin!(host.lock(Target::Live));
         assert!(poll!(&mut waiting).is_pending());
         let_go(holder);
         let lock = waiting.await.unwrap();
@@ -363,9 +368,9 @@ mod tests {
     async fn whoever_waits_for_a_lock_file_that_is_removed_takes_the_next_one() {
         let (directory, host) = host();
         let file = directory.path().join("run/farrier/lock");
-        let lock = host.lock(true).await.unwrap();
+        let lock = host.lock(Target::Image).await.unwrap();
         let removed = File::open(&file).unwrap();
-        let mut waiting = std::pin::pin!(host.lock(true));
+        let mut waiting = std::pin::pin!(host.lock(Target::Image));
         assert!(poll!(&mut waiting).is_pending());
         drop(lock);
         assert!(!file.exists());
@@ -387,11 +392,11 @@ mod tests {
         if has_run {
             std::fs::create_dir(&run).unwrap();
         }
-        drop(host.lock(true).await.unwrap());
+        drop(host.lock(Target::Image).await.unwrap());
         assert_eq!(run.exists(), has_run);
         assert!(!run.join("farrier").exists());
         // A run that was killed leaves both.
-        std::mem::forget(host.lock(true).await.unwrap());
+        std::mem::forget(host.lock(Target::Image).await.unwrap());
         assert!(run.join("farrier/lock").exists());
     }
 
@@ -408,7 +413,7 @@ mod tests {
                     let runtime = tokio::runtime::Builder::new_current_thread();
                     let runtime = { runtime }.enable_time().build().unwrap();
                     start.wait();
-                    let lock = runtime.block_on(host.lock(true)).unwrap();
+                    let lock = runtime.block_on(host.lock(Target::Image)).unwrap();
                     assert_eq!(inside.fetch_add(1, std::sync::atomic::Ordering::SeqCst), 0);
                     std::thread::yield_now();
                     inside.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
@@ -451,7 +456,7 @@ mod tests {
         let run = directory.path().join("run");
         std::fs::create_dir(&run).unwrap();
         make(&run);
-        for error in [host.lock(true).await.err(), host.is_locked().err()] {
+        for error in [host.lock(Target::Image).await.err(), host.is_locked().err()] {
             let error = error.unwrap();
             let message = error.to_string();
             assert!(message.contains(&format!("{path} is not a")), "{message}");

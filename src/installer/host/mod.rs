@@ -44,6 +44,15 @@ const MAX_SYMLINKS: usize = 40;
 /// A file that is hashed is a configuration, a shim or its artifact; the largest artifact that is fetched has this size too.
 const MAX_HASHED: u64 = 512 << 20;
 
+/// Which kind of host a root is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// The host runs.
+    Live,
+    /// The host is an image, or is about to boot: nothing is restarted, and no CRI is asked.
+    Image,
+}
+
 /// Why the host's file system could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

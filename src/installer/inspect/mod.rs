@@ -17,14 +17,13 @@ use crate::containerd_config::{
 use crate::handoff::{Problem, Sha256Digest};
 use crate::installer::containerd::config_files::{load, patterns};
 use crate::installer::containerd::cri::{self, Served};
-use crate::installer::containerd::daemon::{self, Daemon, Running};
-use crate::installer::containerd::process::Refusal;
+use crate::installer::containerd::daemon::{self, Containerd};
 use crate::installer::containerd::service::Service;
 use crate::installer::distro::DistroSpec;
 use crate::installer::distro::editable_files;
 use crate::installer::host::exec;
 use crate::installer::host::path::parent_directory;
-use crate::installer::host::{self, HostRoot, NEW_SUFFIX, SMALL_FILE_LIMIT};
+use crate::installer::host::{self, HostRoot, NEW_SUFFIX, SMALL_FILE_LIMIT, Target};
 use crate::installer::state::{
     InstallPaths, STATE_DIRECTORY, STATE_FILE, STATE_LIMIT, State, stored_digest, target_digest,
 };
@@ -44,10 +43,8 @@ pub const PROGRAM_LIMIT: Duration = Duration::from_secs(10);
 pub struct HostFacts {
     /// Its row of the table.
     pub distro: &'static DistroSpec,
-    /// The running containerd; `None` offline, and where none runs.
-    pub daemon: Option<Daemon>,
-    /// Processes called containerd that do not count as this host's.
-    pub refused: Vec<Refusal>,
+    /// The containerd that was found.
+    pub containerd: Containerd,
     /// The containerd program, running or not.
     pub program: Option<String>,
     /// Its release.
@@ -136,7 +133,7 @@ impl HostFacts {
     /// The CRI's socket on the host: what the daemon was started with beats its configuration.
     #[must_use]
     pub fn socket(&self) -> String {
-        let daemon = self.daemon.as_ref();
+        let daemon = self.containerd.daemon();
         let given = daemon.and_then(|daemon| daemon.address.clone());
         let configured = || address_of_dump(self.dump.as_deref().ok()?);
         let address = given.or_else(configured);
@@ -146,10 +143,8 @@ impl HostFacts {
     /// The unit to restart.
     #[must_use]
     pub fn unit(&self) -> String {
-        let unit = self
-            .daemon
-            .as_ref()
-            .and_then(|daemon| daemon.unit.as_deref());
+        let daemon = self.containerd.daemon();
+        let unit = daemon.and_then(|daemon| daemon.unit.as_deref());
         unit.unwrap_or(self.distro.unit).to_owned()
     }
 
@@ -160,28 +155,23 @@ impl HostFacts {
     }
 }
 
-/// Looks at everything. With `offline` nothing of the host is asked or counted as running; its containerd may still be run as a
-/// program.
+/// Looks at everything. In an image nothing is asked or counted as running; its containerd may still be run as a program.
 ///
 /// # Errors
 /// When a file of the host can't be read, or the state file is not ours to understand.
 pub async fn gather(
     host: &HostRoot,
     config: Option<&str>,
-    offline: bool,
+    target: Target,
 ) -> Result<HostFacts, Error> {
-    let running = if offline {
-        Running::default()
-    } else {
-        daemon::find(host)?
-    };
-    let daemon = running.daemon.as_ref();
+    let running = daemon::find(host, target)?;
+    let daemon = running.containerd.daemon();
     let installed = PROGRAMS.into_iter().find(|path| host.is_seen(path));
     let program = daemon.map(|daemon| daemon.program.clone());
     let named = daemon.and_then(|daemon| daemon.config.as_deref());
     let state = State::from_json(host.read_text(STATE_FILE, STATE_LIMIT)?.as_deref())?;
     let recorded = recorded_root(host, &state).filter(|_| daemon.is_none());
-    let distro = detect_distro(host, &running, config.or(named).or(recorded), offline)?;
+    let distro = detect_distro(host, &running, config.or(named).or(recorded))?;
     let program = program.or_else(|| installed.map(str::to_owned));
     let in_unit = match daemon {
         Some(_) => None,
@@ -199,9 +189,9 @@ pub async fn gather(
     let config_files = load(host, &config)?;
     let sources = sources(host, distro, &config)?;
     let orphaned_config = orphaned_config(host, &state, &config_files, &sources)?;
-    let (directory, mut obstacle) = directory(host, distro, &state, offline);
-    obstacle = obstacle.or_else(|| config_path_problem(host, &config, offline));
-    if !offline {
+    let (directory, mut obstacle) = directory(host, distro, &state, target);
+    obstacle = obstacle.or_else(|| config_path_problem(host, &config, target));
+    if target == Target::Live {
         obstacle = obstacle.or_else(|| state_dir_problem(host));
     }
     let install_paths = InstallPaths { directory };
@@ -214,10 +204,10 @@ pub async fn gather(
         version: None,
         missing_prerequisite: None,
         dump: Err(Problem::new("nothing was asked", None)),
-        daemon: running
-            .daemon
-            .map(|daemon| daemon.with_unit_of(host, distro)),
-        refused: running.refused,
+        containerd: match running.containerd {
+            Containerd::Live(daemon) => Containerd::Live(daemon.with_unit_of(host, distro)),
+            none @ (Containerd::NotFound { .. } | Containerd::Image) => none,
+        },
         program,
         served: Err(Problem::new("nothing is asked offline", None)),
         in_use: BTreeMap::new(),
@@ -244,7 +234,7 @@ pub async fn gather(
         config_files,
     };
     ask_programs(host, &mut facts).await;
-    if !offline && facts.distro.refusal.is_none() {
+    if target == Target::Live && facts.distro.refusal.is_none() {
         ask(host, &mut facts).await;
     }
     Ok(facts)
@@ -260,7 +250,7 @@ fn recorded_root<'a>(host: &HostRoot, state: &'a State) -> Option<&'a str> {
 /// memory alone: the configuration that containerd 1.x prints holds registry passwords.
 async fn ask_programs(host: &HostRoot, facts: &mut HostFacts) {
     let (program, root) = (facts.program.as_deref(), &facts.config_files.root);
-    let release = version_command(host, facts.distro, facts.daemon.as_ref());
+    let release = version_command(host, facts.distro, facts.containerd.daemon());
     let dump_arguments = dump_arguments(&root.path);
     // Where there is no file, the defaults count, which 1.x refuses to dump.
     let dump_arguments = match root.text {
@@ -520,7 +510,9 @@ mod tests {
         #[case] expected: &str,
     ) {
         let mut facts = node();
-        facts.daemon.as_mut().unwrap().address = given.map(str::to_owned);
+        if let Containerd::Live(daemon) = &mut facts.containerd {
+            daemon.address = given.map(str::to_owned);
+        }
         if configured {
             facts.dump = Ok("[grpc]\naddress = '/run/configured.sock'\n".to_owned());
         }

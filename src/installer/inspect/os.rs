@@ -12,7 +12,7 @@ use crate::installer::containerd::systemd_unit;
 use crate::installer::distro::editable_files;
 use crate::installer::distro::{self, DistroSpec, Evidence};
 use crate::installer::host::path::parent_directory;
-use crate::installer::host::{HostRoot, SMALL_FILE_LIMIT};
+use crate::installer::host::{HostRoot, SMALL_FILE_LIMIT, Target};
 use crate::installer::state::{STATE_DIRECTORY, State};
 
 /// Where packages put containerd, for a host on which none runs now.
@@ -27,18 +27,19 @@ pub(crate) fn detect_distro(
     host: &HostRoot,
     running: &Running,
     config: Option<&str>,
-    offline: bool,
 ) -> Result<&'static DistroSpec, Error> {
     let os_release = host
         .read_text("/etc/os-release", SMALL_FILE_LIMIT)?
         .unwrap_or_default();
-    let init = (!offline).then(|| {
-        host.read("/proc/1/cmdline", SMALL_FILE_LIMIT)
+    let init = match running.containerd.target() {
+        Target::Live => host
+            .read("/proc/1/cmdline", SMALL_FILE_LIMIT)
             .ok()
-            .flatten()
-    });
-    let init = String::from_utf8_lossy(&init.flatten().unwrap_or_default()).into_owned();
-    let (daemon, kubelet) = (running.daemon.as_ref(), running.kubelet.as_ref());
+            .flatten(),
+        Target::Image => None,
+    };
+    let init = String::from_utf8_lossy(&init.unwrap_or_default()).into_owned();
+    let (daemon, kubelet) = (running.containerd.daemon(), running.kubelet.as_ref());
     let evidence = Evidence {
         program: daemon.map(|daemon| daemon.program.as_str()),
         unit: daemon.and_then(|daemon| daemon.unit.as_deref()),
@@ -96,7 +97,7 @@ pub(crate) fn directory(
     host: &HostRoot,
     distro: &DistroSpec,
     state: &State,
-    offline: bool,
+    target: Target,
 ) -> (String, Option<Problem>) {
     let first = distro.directories.first().copied().unwrap_or_default();
     let candidates = if state.is_empty() {
@@ -105,7 +106,7 @@ pub(crate) fn directory(
         &[state.directory.as_str()]
     };
     // The file systems that an image is unpacked on are not those that it will run on.
-    if offline {
+    if target == Target::Image {
         return (
             candidates
                 .first()
@@ -195,7 +196,7 @@ pub(crate) fn config_of_unit(host: &HostRoot, distro: &DistroSpec) -> Option<Str
 const OF_THE_IMAGE: &str = "/usr/share/";
 
 /// Why the configuration at `path` can't be changed, whoever asks.
-pub(crate) fn config_path_problem(host: &HostRoot, path: &str, offline: bool) -> Option<Problem> {
+pub(crate) fn config_path_problem(host: &HostRoot, path: &str, target: Target) -> Option<Problem> {
     let real = host.follow(path).unwrap_or_else(|_| path.to_owned());
     if real.starts_with(OF_THE_IMAGE) {
         return Some(Problem::with_help(
@@ -204,7 +205,7 @@ pub(crate) fn config_path_problem(host: &HostRoot, path: &str, offline: bool) ->
         ));
     }
     // The file systems that an image is unpacked on are not those that it will run on.
-    if offline {
+    if target == Target::Image {
         return None;
     }
     let mount = host.mount_of(parent_directory(&real)).ok()?;

@@ -12,6 +12,7 @@ use crate::containerd_config::{
 };
 use crate::handoff::OptionValue;
 use crate::handoff::Problem;
+use crate::installer::host::Target;
 use crate::installer::host::path::parent_directory;
 use crate::installer::inspect::HostFacts;
 use crate::installer::state::{OwnedHandler, STATE_DIRECTORY};
@@ -46,11 +47,12 @@ pub(crate) struct ConfigEdit<'a> {
 }
 
 impl<'a> CurrentConfig<'a> {
-    pub(crate) fn find(facts: &'a HostFacts, offline: bool) -> Result<Self, Error> {
+    pub(crate) fn find(facts: &'a HostFacts) -> Result<Self, Error> {
+        let is_image = facts.containerd.target() == Target::Image;
         let config_files = config_source::current_files(facts);
         let placement = match facts.version {
             Some(version) => config_target(&config_files, &version)?,
-            None if offline => offline_target(&config_files)?,
+            None if is_image => offline_target(&config_files)?,
             None => return Err(Error::NoVersion),
         };
         let text = text_at(facts, &placement.path);
@@ -70,7 +72,7 @@ impl<'a> CurrentConfig<'a> {
                 runtimes_of_dump(dump)?
             }
             // What can't be run gives no judgement; one that runs and refuses the file does.
-            Err(_) if offline && facts.version.is_none() => (String::new(), BTreeMap::new()),
+            Err(_) if is_image && facts.version.is_none() => (String::new(), BTreeMap::new()),
             Err(message) => return Err(Error::Refuses(Problem::new(message, None))),
         };
         let managed = managed_handlers(facts, declared.iter().chain(&dumped));

@@ -262,7 +262,7 @@ mod tests {
         let mut facts = host("k3s", Some(rendered), "1.31.6", &[Some(template), None]);
         facts.dump = Ok(rendered.to_owned());
         facts.version = "2.0.2".parse().ok();
-        let site = CurrentConfig::find(&facts, false).unwrap();
+        let site = CurrentConfig::find(&facts).unwrap();
         let error = site
             .check_restart(&facts, &site.managed)
             .unwrap_err()

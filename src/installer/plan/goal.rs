@@ -21,8 +21,6 @@ pub struct Goal {
     pub binaries: BTreeMap<String, Result<Sha256Digest, Problem>>,
     /// SHA-256 of the request, where there is one.
     pub digest: Option<Sha256Digest>,
-    /// Nothing is restarted.
-    pub offline: bool,
     /// containerd is restarted even where that ends every pod on the node.
     pub allow_pod_restarts: bool,
 }

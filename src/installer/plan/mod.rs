@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 
 use crate::containerd_config::Handler;
 use crate::handoff::{Owner, Sha256Digest};
+use crate::installer::host::Target;
 use crate::installer::inspect::HostFacts;
 use crate::installer::state::{OwnedConfig, OwnedHandler, State, StateAfter, owner_word};
 use binaries::{lost, symlinks, to_store, unneeded};
@@ -43,8 +44,8 @@ pub fn decide(facts: &HostFacts, goal: &Goal) -> Result<HostPlan, Error> {
             ..HostPlan::default()
         });
     }
-    check_host(facts, goal)?;
-    let current = CurrentConfig::find(facts, goal.offline)?;
+    check_host(facts)?;
+    let current = CurrentConfig::find(facts)?;
     let set = handler_set(facts, goal, &current);
     let edit = ConfigEdit::new(facts, &current, &set);
     let plan = assemble(&current, &edit, facts, goal, set)?;
@@ -180,7 +181,8 @@ fn configure(
     let changes = edit.changes(facts, after.as_deref(), &declared, other_files)?;
     let served = facts.served.as_ref().ok();
     let pending = served.is_some_and(|served| !is_served(served, &declared, &edit.managed));
-    let restart = !goal.offline && (changes.iter().any(|change| change.live) || pending);
+    let is_live = facts.containerd.target() == Target::Live;
+    let restart = is_live && (changes.iter().any(|change| change.live) || pending);
     if restart || !changes.is_empty() {
         current.check_restart(facts, &edit.managed)?;
     }
@@ -218,7 +220,7 @@ pub fn remove_declarations(
     facts: &HostFacts,
     declares: &[String],
 ) -> Result<Vec<ConfigChange>, Error> {
-    let current = CurrentConfig::find(facts, true)?;
+    let current = CurrentConfig::find(facts)?;
     // A legacy handler that the change took over keeps the lines of its former owner.
     let is_legacy = |name: &&String| {
         let legacy = facts.legacy.handlers.get(*name);

@@ -3,6 +3,7 @@
 use super::goal::Goal;
 use super::types::Error;
 use crate::handoff::Problem;
+use crate::installer::containerd::daemon::Containerd;
 use crate::installer::distro::Restart;
 use crate::installer::inspect::HostFacts;
 use crate::installer::state::State;
@@ -11,24 +12,21 @@ use crate::installer::state::State;
 ///
 /// # Errors
 /// Says why there is not.
-pub(crate) fn check_host(facts: &HostFacts, goal: &Goal) -> Result<(), Error> {
+pub(crate) fn check_host(facts: &HostFacts) -> Result<(), Error> {
     if let Some(refusal) = facts.distro.refusal {
         return Err(Error::Distribution(refusal));
     }
-    if goal.offline {
-        return Ok(());
-    }
-    if facts.daemon.is_none() {
-        let refused = facts.refused.clone();
-        return Err(Error::NoDaemon { refused });
-    }
-    match &facts.served {
-        Ok(served) if served.ready => Ok(()),
-        Ok(_) => Err(Error::NotServing(Problem::new(
+    match (&facts.containerd, &facts.served) {
+        (Containerd::Image, _) => Ok(()),
+        (Containerd::NotFound { refused }, _) => Err(Error::NoDaemon {
+            refused: refused.clone(),
+        }),
+        (Containerd::Live(_), Ok(served)) if served.ready => Ok(()),
+        (Containerd::Live(_), Ok(_)) => Err(Error::NotServing(Problem::new(
             "its runtime is not ready",
             None,
         ))),
-        Err(message) => Err(Error::NotServing(message.clone())),
+        (Containerd::Live(_), Err(problem)) => Err(Error::NotServing(problem.clone())),
     }
 }
 

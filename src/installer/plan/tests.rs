@@ -9,7 +9,7 @@ use super::*;
 use crate::containerd_config::{self, ConfigFiles, SourceFile};
 use crate::handoff::{OptionValue, Problem, Sha256Digest, ShimRequest};
 use crate::installer::containerd::cri::Served;
-use crate::installer::containerd::daemon::Daemon;
+use crate::installer::containerd::daemon::{Containerd, Daemon};
 use crate::installer::distro::{Evidence, detect};
 use crate::installer::inspect::legacy::{Legacy, LegacyBinary, LegacyHandler};
 use crate::installer::state::InstallPaths;
@@ -29,14 +29,13 @@ fn install_paths() -> InstallPaths {
 pub(in crate::installer) fn node() -> HostFacts {
     HostFacts {
         distro: detect(&Evidence::default(), |_| false),
-        daemon: Some(Daemon {
+        containerd: Containerd::Live(Daemon {
             process: (1, 1),
             program: "/usr/bin/containerd".to_owned(),
             config: None,
             address: None,
             unit: None,
         }),
-        refused: Vec::new(),
         program: Some("/usr/bin/containerd".to_owned()),
         version: "1.7.35".parse().ok(),
         config_files: ConfigFiles {
@@ -101,7 +100,6 @@ pub(in crate::installer) fn goal(shims: &[&str]) -> Goal {
         scope: Scope::Owner,
         binaries: shims.iter().map(candidate).collect(),
         digest: Some(Sha256Digest::of(b"request")),
-        offline: false,
         allow_pod_restarts: false,
     }
 }
@@ -395,7 +393,10 @@ fn options_wait_for_a_containerd_that_hands_them_over() {
 #[rstest]
 #[case::pods_would_end(|facts: &mut HostFacts| facts.kill_mode = Ok("control-group".to_owned()), "KillMode")]
 #[case::systemd_is_silent(|facts: &mut HostFacts| facts.kill_mode = Err(Problem::new("no bus", None)), "can't be told")]
-#[case::no_daemon(|facts: &mut HostFacts| facts.daemon = None, "no containerd runs")]
+#[case::no_daemon(
+    |facts: &mut HostFacts| facts.containerd = Containerd::NotFound { refused: Vec::new() },
+    "no containerd runs"
+)]
 #[case::down_before(|facts: &mut HostFacts| facts.served = Err(Problem::new("no CRI", None)), "before any change")]
 #[case::not_ready(|facts: &mut HostFacts| facts.served = Ok(Served::default()), "not ready")]
 #[case::refused_before(|facts: &mut HostFacts| facts.dump = Err(Problem::new("toml", None)), "present configuration")]

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::containerd_config::{DeclaredHandler, Handler, runtimes_of_dump};
 use crate::handoff::{Problem, Sha256Digest, printable};
+use crate::installer::containerd::daemon::Containerd;
 use crate::installer::distro::Restart;
 use crate::installer::inspect::{HostFacts, verified_digest};
 use crate::installer::plan;
@@ -82,8 +83,6 @@ const INSTALL_AGAIN: &str = "run `farrier install` again with the same shims";
 /// What shows of other runs on a host.
 #[derive(Debug, Default)]
 pub struct LeftoverFiles {
-    /// Nothing of the host is expected to run.
-    pub offline: bool,
     /// Another run is at work.
     pub locked: bool,
     /// The undo log of a change is there.
@@ -111,7 +110,7 @@ pub fn examine(facts: &HostFacts, leftover_files: &LeftoverFiles) -> Diagnosis {
     } else {
         findings.of_leftover_files(facts, leftover_files);
     }
-    findings.of_host(facts, leftover_files.offline);
+    findings.of_host(facts);
     findings.of_handlers(facts, &handlers);
     for problem in config_drift(facts) {
         findings.add(&problem, INSTALL_AGAIN);
@@ -184,18 +183,22 @@ impl Findings {
     }
 
     /// What is wrong with the host, whatever is installed.
-    fn of_host(&mut self, facts: &HostFacts, offline: bool) {
+    fn of_host(&mut self, facts: &HostFacts) {
         let unit = facts.unit();
         if let Some(refusal) = facts.distro.refusal {
             return self.add(refusal.message, refusal.help);
         }
-        if let (Some(_), Err(problem)) = (&facts.daemon, &facts.served) {
-            let otherwise = format!("see `journalctl -u {unit}` on the node");
-            self.add_problem(problem, &otherwise);
-        } else if facts.daemon.is_none() && !offline {
-            let refused = facts.refused.clone();
-            let error = plan::Error::NoDaemon { refused };
-            self.add_problem(&Problem::new(&error, error.help()), "start containerd");
+        match (&facts.containerd, &facts.served) {
+            (Containerd::Live(_), Err(problem)) => {
+                let otherwise = format!("see `journalctl -u {unit}` on the node");
+                self.add_problem(problem, &otherwise);
+            }
+            (Containerd::NotFound { refused }, _) => {
+                let refused = refused.clone();
+                let error = plan::Error::NoDaemon { refused };
+                self.add_problem(&Problem::new(&error, error.help()), "start containerd");
+            }
+            (Containerd::Live(_), Ok(_)) | (Containerd::Image, _) => {}
         }
         if let Some(obstacle) = &facts.obstacle {
             self.add_problem(obstacle, "look at that path");
@@ -207,14 +210,14 @@ impl Findings {
             );
         }
         // A node that is a container can't do otherwise.
-        if facts.daemon.is_some()
+        if facts.containerd.daemon().is_some()
             && facts.distro.restart == Restart::Service
             && let Err(hazard) = spares_pods(facts)
         {
             self.add_problem(&Problem::new(&hazard, hazard.help()), "look at that unit");
         }
         // Whoever asks for the next change is refused for the same reason.
-        if let Ok(current) = CurrentConfig::find(facts, false)
+        if let Ok(current) = CurrentConfig::find(facts)
             && let Err(error) = current.check_restart(facts, &current.managed)
         {
             self.add_problem(

@@ -7,6 +7,7 @@ use crate::handoff::{
     FileAction, FileReport, HandlerReport, Outcome, Problem, ProvisionReport, ShimRequest,
     printable,
 };
+use crate::installer::host::Target;
 use crate::installer::inspect::{HostFacts, path_of, verified, verified_digest};
 use crate::installer::plan::{self, HostPlan};
 use crate::installer::transaction::{Error, Failure, Restarts};
@@ -36,14 +37,9 @@ pub(crate) fn add_host_info(report: &mut ProvisionReport, facts: &HostFacts) {
 }
 
 /// Fills in what came of a plan that was carried out.
-pub(crate) fn add_plan_result(
-    report: &mut ProvisionReport,
-    facts: &HostFacts,
-    plan: &HostPlan,
-    offline: bool,
-) {
+pub(crate) fn add_plan_result(report: &mut ProvisionReport, facts: &HostFacts, plan: &HostPlan) {
     report.handlers.clone_from(&plan.handlers);
-    if offline {
+    if facts.containerd.target() == Target::Image {
         // Nobody was asked, so nothing is proven.
         report
             .handlers
@@ -173,9 +169,9 @@ pub(crate) fn report_unchanged(
     mut report: ProvisionReport,
     facts: &HostFacts,
     shims: &[ShimRequest],
-    offline: bool,
 ) -> ProvisionReport {
-    let well = !offline && report.result != Outcome::Broken;
+    let is_live = facts.containerd.target() == Target::Live;
+    let well = is_live && report.result != Outcome::Broken;
     for shim in shims {
         for handler in &shim.handlers {
             let sha256 = verified(facts, handler);

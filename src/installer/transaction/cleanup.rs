@@ -10,7 +10,7 @@ use super::validate_config;
 use crate::handoff::{HandlerReport, Problem};
 use crate::installer::containerd::cri;
 use crate::installer::host::path::parent_directory;
-use crate::installer::host::{HostRoot, NEW_SUFFIX, OLD_SUFFIX};
+use crate::installer::host::{HostRoot, NEW_SUFFIX, OLD_SUFFIX, Target};
 use crate::installer::inspect::verify_cache;
 use crate::installer::inspect::{HostFacts, own_files, own_symlinks};
 use crate::installer::plan::binaries::unneeded;
@@ -208,8 +208,8 @@ pub(crate) enum InUse {
 }
 
 impl InUse {
-    pub(crate) async fn ask(host: &HostRoot, socket: &str, offline: bool) -> Self {
-        if offline {
+    pub(crate) async fn ask(host: &HostRoot, socket: &str, target: Target) -> Self {
+        if target == Target::Image {
             return Self::Known(BTreeMap::new());
         }
         match cri::in_use(host, socket).await {

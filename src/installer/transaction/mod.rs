@@ -193,8 +193,9 @@ async fn act(
         store(host, &path, *sha256, sources.get(sha256))?;
     }
     // Before anything refers to them: what does not run is never linked or declared.
+    let target = facts.containerd.target();
     let untested = untested_binaries(facts, plan);
-    let refused = smoke_test::refused(host, &untested, facts.daemon.is_none());
+    let refused = smoke_test::refused(host, &untested, target);
     let refused = interrupts.run_unless_interrupted(refused).await?;
     if !refused.is_empty() {
         return Err(Error::Unusable(refused));
@@ -204,7 +205,7 @@ async fn act(
         .run_unless_interrupted(validated)
         .await
         .flatten()?;
-    let daemon = facts.daemon.as_ref();
+    let daemon = facts.containerd.daemon();
     if plan.restart {
         // Before the configuration: where that is watched, the restart begins with it.
         journal.begin_restart(host, daemon.map(|daemon| daemon.process))?;
@@ -242,7 +243,7 @@ async fn act(
         }
         verify_served(host, plan, journal, &served)?;
     }
-    let in_use = InUse::ask(host, &journal.socket, facts.daemon.is_none()).await;
+    let in_use = InUse::ask(host, &journal.socket, target).await;
     let draining = retain_in_use(host, journal, &in_use)?;
     commit(host, journal)?;
     let tally = progress.tally;

@@ -12,10 +12,10 @@ use super::rollback::{
 };
 use crate::containerd_config::contains_handlers;
 use crate::installer::containerd::cri::{self, Served};
-use crate::installer::containerd::daemon::{self, Daemon, Running};
+use crate::installer::containerd::daemon::{self, Containerd, Daemon};
 use crate::installer::containerd::restart;
 use crate::installer::containerd::service::Service;
-use crate::installer::host::HostRoot;
+use crate::installer::host::{HostRoot, Target};
 use crate::installer::inspect::{HostFacts, dump_config, gather};
 use crate::installer::plan;
 use crate::installer::plan::preconditions::spares;
@@ -36,7 +36,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// takes is not allowed.
 pub async fn recover(
     host: &HostRoot,
-    offline: bool,
+    target: Target,
     allow_pod_restarts: bool,
 ) -> Result<Option<Restarts>, Failure> {
     let state = host.read_text(STATE_FILE, STATE_LIMIT);
@@ -54,23 +54,23 @@ pub async fn recover(
     };
     if journal.is_committed(state.as_deref()) {
         info!("finishing a change that was interrupted");
-        let in_use = InUse::ask(host, &journal.socket, offline).await;
+        let in_use = InUse::ask(host, &journal.socket, target).await;
         finish(host, &journal, &in_use).map_err(Failure::Refused)?;
         return Ok(Some(Restarts::default()));
     }
-    let running = running(host, offline).map_err(Failure::Refused)?;
-    if let Some(running) = &running
-        && is_live(host, &journal, running).await
+    let containerd = running(host, target).map_err(Failure::Refused)?;
+    if let Containerd::Live(daemon) = &containerd
+        && is_live(host, &journal, daemon).await
     {
         info!("the interrupted change is already in effect; finishing it");
-        let in_use = InUse::ask(host, &journal.socket, offline).await;
+        let in_use = InUse::ask(host, &journal.socket, target).await;
         retain_in_use(host, &mut journal, &in_use)
             .and_then(|_| commit(host, &journal))
             .and_then(|()| finish(host, &journal, &in_use))
             .map_err(Failure::Refused)?;
         return Ok(Some(Restarts::default()));
     }
-    roll_back_interrupted(host, &mut journal, running, offline, allow_pod_restarts)
+    roll_back_interrupted(host, &mut journal, &containerd, allow_pod_restarts)
         .await
         .map(Some)
 }
@@ -83,13 +83,13 @@ pub async fn recover(
 pub(crate) async fn gather_after(
     host: &HostRoot,
     config: Option<&str>,
-    offline: bool,
+    target: Target,
 ) -> Result<HostFacts, Error> {
     let since = Instant::now();
     loop {
-        let facts = gather(host, config, offline).await?;
+        let facts = gather(host, config, target).await?;
         let serves = facts.served.as_ref().is_ok_and(|served| served.ready);
-        let is_asked = !offline && facts.distro.refusal.is_none();
+        let is_asked = target == Target::Live && facts.distro.refusal.is_none();
         if serves || !is_asked || since.elapsed() > UNDER_WAY {
             return Ok(facts);
         }
@@ -101,20 +101,16 @@ pub(crate) async fn gather_after(
 ///
 /// # Errors
 /// When `/proc` can't be read, or a containerd of root's runs that does not count: it may serve the change, so nothing may be undone without it.
-fn running(host: &HostRoot, offline: bool) -> Result<Option<Daemon>, Error> {
-    if offline {
-        return Ok(None);
+fn running(host: &HostRoot, target: Target) -> Result<Containerd, Error> {
+    let mut containerd = daemon::find(host, target)?.containerd;
+    if let Containerd::NotFound { refused } = &mut containerd {
+        refused.retain(|refusal| !refusal.is_user_process());
+        if !refused.is_empty() {
+            let refused = std::mem::take(refused);
+            return Err(plan::Error::NoDaemon { refused }.into());
+        }
     }
-    let Running {
-        daemon,
-        mut refused,
-        ..
-    } = daemon::find(host)?;
-    refused.retain(|refusal| !refusal.is_user_process());
-    if daemon.is_none() && !refused.is_empty() {
-        return Err(plan::Error::NoDaemon { refused }.into());
-    }
-    Ok(daemon)
+    Ok(containerd)
 }
 
 /// Whether the change is carried out but for the state file. Where a restart ends the pod that asked for it, or the whole node, this
@@ -147,12 +143,11 @@ async fn is_live(host: &HostRoot, journal: &Journal, running: &Daemon) -> bool {
 async fn roll_back_interrupted(
     host: &HostRoot,
     journal: &mut Journal,
-    running: Option<Daemon>,
-    offline: bool,
+    containerd: &Containerd,
     allow_pod_restarts: bool,
 ) -> Result<Restarts, Failure> {
     let mut tally = Restarts::default();
-    let asked = journal.restarting && !offline;
+    let asked = journal.restarting && containerd.target() == Target::Live;
     let service = journal.service_to_undo(host);
     let mut served = None;
     if asked {
@@ -168,9 +163,8 @@ async fn roll_back_interrupted(
     info!("undoing a change that was interrupted");
     let mut failures = undo(host, journal).await;
     if asked && served.is_none() {
-        match restart_on_restored_config(host, journal, &service, running.as_ref(), &mut tally)
-            .await
-        {
+        let running = containerd.daemon();
+        match restart_on_restored_config(host, journal, &service, running, &mut tally).await {
             Ok(restored) => served = Some(restored),
             Err(error) => failures.push(error.to_string()),
         }
@@ -233,17 +227,21 @@ mod tests {
     #[test]
     fn a_containerd_that_does_not_count_is_not_taken_for_none() {
         let tree = Tree::new("0::/init.scope\n", &["/run/systemd/system"]);
-        assert_eq!(running(&tree.host(), false).unwrap(), None);
+        let none = Containerd::NotFound {
+            refused: Vec::new(),
+        };
+        assert_eq!(running(&tree.host(), Target::Live).unwrap(), none);
         let of_a_user = Given {
             uids: "1000\t1000\t1000\t1000",
             ..CONTAINERD
         };
         tree.process(900, &of_a_user);
-        assert_eq!(running(&tree.host(), false).unwrap(), None);
+        assert_eq!(running(&tree.host(), Target::Live).unwrap(), none);
         tree.process(812, &CONTAINERD);
         tree.mode("/usr/bin/containerd", 0o777);
-        let error = running(&tree.host(), false).unwrap_err().to_string();
+        let error = running(&tree.host(), Target::Live).unwrap_err().to_string();
         assert!(error.contains("process 812"), "{error}");
-        assert_eq!(running(&tree.host(), true).unwrap(), None);
+        let image = running(&tree.host(), Target::Image).unwrap();
+        assert_eq!(image, Containerd::Image);
     }
 }

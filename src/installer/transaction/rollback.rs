@@ -11,7 +11,7 @@ use crate::installer::containerd::cri::{self, Served};
 use crate::installer::containerd::daemon::{Daemon, find_daemon};
 use crate::installer::containerd::restart::{self, restart};
 use crate::installer::containerd::service::Service;
-use crate::installer::host::{HostRoot, text_digest};
+use crate::installer::host::{HostRoot, Target, text_digest};
 use crate::installer::inspect::gather;
 use crate::installer::plan::remove_declarations;
 use crate::installer::state::{JOURNAL_FILE, STATE_FILE};
@@ -100,7 +100,7 @@ pub(crate) async fn undo(host: &HostRoot, journal: &Journal) -> Vec<String> {
     let undone = journal.undo(host);
     let mut failures = undone.failures;
     if undone.config_changed {
-        let result = match gather(host, Some(&journal.root), true).await {
+        let result = match gather(host, Some(&journal.root), Target::Image).await {
             Ok(facts) => remove_declarations(&facts, &journal.declares).map_err(Error::from),
             Err(error) => Err(Error::from(error)),
         };

@@ -6,8 +6,8 @@ use std::time::Duration;
 use futures::future::join_all;
 
 use crate::handoff::{Problem, Sha256Digest};
-use crate::installer::host::HostRoot;
 use crate::installer::host::exec::{self, Error};
+use crate::installer::host::{HostRoot, Target};
 
 /// A shim answers within milliseconds. containerd 2.2.7, 2.3.4 and 2.4 run `-info` of every handler at their start, one after the
 /// other and without a limit of their own.
@@ -15,17 +15,17 @@ const LIMIT: Duration = Duration::from_secs(5);
 
 /// Tries the binaries at `paths`, by SHA-256; says of those that must not be used why.
 ///
-/// With `offline` one that can't be started from here at all (another kernel's, or without the right to enter the root) is given the
+/// In an image, one that can't be started from here at all (another kernel's, or without the right to enter the root) is given the
 /// benefit of the doubt.
 pub(crate) async fn refused(
     host: &HostRoot,
     paths: &BTreeMap<Sha256Digest, String>,
-    offline: bool,
+    target: Target,
 ) -> BTreeMap<Sha256Digest, Problem> {
     let checks = paths.iter().map(async |(sha256, path)| {
         let problem = match check_runs(host, path, LIMIT).await {
             Ok(()) => return None,
-            Err(Error::Start { .. }) if offline => return None,
+            Err(Error::Start { .. }) if target == Target::Image => return None,
             Err(Error::TooLong { .. }) => Problem::with_help(
                 format!(
                     "its binary does not answer `-info` within {LIMIT:?}, and containerd would wait for it at every start"
