@@ -15,7 +15,7 @@ use farrier::handoff::ProvisionReport;
 use farrier::installer::report::text;
 use farrier::installer::transaction::interrupts::Interrupts;
 use farrier::installer::{
-    self, HostOptions, InstallOptions, Preview, RequestSource, Target, UninstallOptions,
+    self, HostOptions, InstallOptions, Mode, RequestSource, RunResult, Target, UninstallOptions,
 };
 use farrier::telemetry;
 use tracing::{error, info, warn};
@@ -209,6 +209,15 @@ fn host_options(change: &cli::Change) -> HostOptions {
     }
 }
 
+/// The mode of a run, and the signals that undo a change. A dry run has nothing to undo, so a signal ends the process as usual.
+fn mode(change: &cli::Change) -> Result<(Mode, Interrupts), ExitCode> {
+    if change.dry_run {
+        Ok((Mode::DryRun, Interrupts::default()))
+    } else {
+        Ok((Mode::Change, listen()?))
+    }
+}
+
 async fn run_install(install: cli::Install) -> ExitCode {
     let cli::Install {
         request,
@@ -220,7 +229,11 @@ async fn run_install(install: cli::Install) -> ExitCode {
         termination_message,
         change,
     } = install;
-    let mut options = InstallOptions {
+    let (mode, interrupts) = match mode(&change) {
+        Ok(mode) => mode,
+        Err(status) => return status,
+    };
+    let options = InstallOptions {
         host: host_options(&change),
         source: match request {
             Some(path) => RequestSource::File(path),
@@ -232,42 +245,31 @@ async fn run_install(install: cli::Install) -> ExitCode {
         artifacts,
         keep_others,
         ca_file: trust.ca_file,
-        interrupts: Interrupts::default(),
+        interrupts,
     };
-    if change.dry_run {
-        let Preview { report, text } = installer::preview_install(&options).await;
-        return print_report(&report, &text, change.output);
-    }
-    options.interrupts = match listen() {
-        Ok(interrupts) => interrupts,
-        Err(status) => return status,
-    };
-    let report = installer::install(options).await;
-    if let Some(path) = termination_message
+    let RunResult { report, text } = installer::install(&options, mode).await;
+    if mode == Mode::Change
+        && let Some(path) = termination_message
         && let Err(error) = write_message(&path, &report.to_termination_message())
     {
         error!("the report can't be written to {}: {error}", path.display());
     }
-    print_report(&report, &text::report_text(&report), change.output)
+    print_report(&report, &text, change.output)
 }
 
 async fn run_uninstall(uninstall: cli::Uninstall) -> ExitCode {
     let cli::Uninstall { shim, all, change } = uninstall;
-    let mut options = UninstallOptions {
-        host: host_options(&change),
-        shims: (!all).then(|| shim.into_iter().collect()),
-        interrupts: Interrupts::default(),
-    };
-    if change.dry_run {
-        let Preview { report, text } = installer::preview_uninstall(&options).await;
-        return print_report(&report, &text, change.output);
-    }
-    options.interrupts = match listen() {
-        Ok(interrupts) => interrupts,
+    let (mode, interrupts) = match mode(&change) {
+        Ok(mode) => mode,
         Err(status) => return status,
     };
-    let report = installer::uninstall(options).await;
-    print_report(&report, &text::report_text(&report), change.output)
+    let options = UninstallOptions {
+        host: host_options(&change),
+        shims: (!all).then(|| shim.into_iter().collect()),
+        interrupts,
+    };
+    let RunResult { report, text } = installer::uninstall(&options, mode).await;
+    print_report(&report, &text, change.output)
 }
 
 async fn run_fetch(fetch: cli::Fetch) -> ExitCode {

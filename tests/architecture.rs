@@ -77,7 +77,7 @@ const FLOORS: &[(&str, &[&[&str]])] = &[
         "installer",
         &[
             &["mod"],
-            &["dry_run", "error"],
+            &["error"],
             &["options"],
             &["report"],
             &["transaction"],

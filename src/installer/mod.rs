@@ -1,12 +1,9 @@
-//! Changes one host. [`install`], [`uninstall`], their dry runs and [`doctor`] go one path: open the host, recover an interrupted change,
-//! inspect, plan, act, report. A dry run and [`doctor`] leave out the steps that change the host. Never talks to a cluster.
-//!
-//! [`install`] and [`uninstall`] always return a report.
+//! Changes one host. [`install`], [`uninstall`] and their dry runs are one function, `run`; [`doctor`] inspects alone. Never talks to a
+//! cluster.
 
 pub mod artifact;
 pub mod containerd;
 pub mod distro;
-mod dry_run;
 mod error;
 pub mod host;
 pub mod inspect;
@@ -20,16 +17,17 @@ use std::path::Path;
 
 use tracing::warn;
 
-pub use dry_run::{Preview, preview_install, preview_uninstall};
 pub use error::Error;
 use host::HostRoot;
 pub use host::Target;
+use host::lock::Lock;
 use inspect::HostFacts;
 use inspect::verify_cache::{Artifacts, VerifyCache};
 use options::Host;
-pub use options::{HostOptions, InstallOptions, RequestSource, UninstallOptions};
+pub use options::{HostOptions, InstallOptions, Mode, RequestSource, UninstallOptions};
 use plan::{Goal, HostPlan, decide};
 use report::doctor::{Diagnosis, LeftoverFiles};
+use report::text;
 use report::{
     add_host_info, add_plan_result, add_restarts, refused, report_failure, report_unchanged,
     sanitize,
@@ -38,7 +36,7 @@ use state::{JOURNAL_FILE, OwnedHandler, StateAfter};
 use transaction::interrupts::Interrupts;
 use transaction::recovery::{gather_after, recover};
 use transaction::resolve::{ArtifactOptions, Resolved, resolve};
-use transaction::{Failure, perform};
+use transaction::{Failure, Restarts, perform};
 
 use crate::handoff::{FetchResult, Outcome, Problem, ProvisionReport, ShimRequest};
 
@@ -55,42 +53,42 @@ pub async fn fetch(
     Ok(artifact::fetch::fetch(&request.shims, out, ca_file).await?)
 }
 
+/// The result of a run.
+#[derive(Debug)]
+pub struct RunResult {
+    /// The report; after a dry run, with a diff of each configuration file.
+    pub report: ProvisionReport,
+    /// The same for people: the report, or the plan of a dry run with the same diffs.
+    pub text: String,
+}
+
 /// Makes the host carry the requested shims. The report holds the result, whatever happens.
-pub async fn install(options: InstallOptions) -> ProvisionReport {
+pub async fn install(options: &InstallOptions, mode: Mode) -> RunResult {
     let mut report = ProvisionReport::new(Outcome::Refused);
     let request = match options.source.read() {
         Ok(request) => request,
-        Err(error) => return sanitize(refused(report, Problem::new(&error, error.help()))),
+        Err(error) => return result(refused(report, Problem::new(&error, error.help())), None),
     };
     report.request_digest = Some(request.digest());
     report.node_uid.clone_from(&request.node_uid);
-    let host = match Host::open(&options.host) {
-        Ok(host) => host,
-        Err(error) => return sanitize(refused(report, Problem::new(&error, error.help()))),
-    };
     let artifacts = ArtifactOptions {
         directory: options.artifacts.as_deref(),
         ca_file: options.ca_file.as_deref(),
     };
-    let resolved = async |facts: &HostFacts| {
-        let mut resolved = resolve(&host.root, artifacts, &request, facts).await?;
+    let goal = async |root: &HostRoot, facts: &HostFacts| {
+        let mut resolved = resolve(root, artifacts, &request, facts).await?;
         let binaries = std::mem::take(&mut resolved.binaries);
         Ok((options.goal(&request, binaries), resolved))
     };
-    let changed = change(&host, &options.interrupts, report, &request.shims, resolved);
-    sanitize(changed.await)
+    let (host, shims) = (&options.host, &request.shims);
+    run(host, mode, &options.interrupts, report, shims, goal).await
 }
 
 /// Removes shims from the host. The report holds the result, whatever happens.
-pub async fn uninstall(options: UninstallOptions) -> ProvisionReport {
+pub async fn uninstall(options: &UninstallOptions, mode: Mode) -> RunResult {
     let report = ProvisionReport::new(Outcome::Refused);
-    let host = match Host::open(&options.host) {
-        Ok(host) => host,
-        Err(error) => return sanitize(refused(report, Problem::new(&error, error.help()))),
-    };
-    let resolved = async |_: &HostFacts| Ok((options.goal(), Resolved::default()));
-    let changed = change(&host, &options.interrupts, report, &[], resolved);
-    sanitize(changed.await)
+    let goal = async |_: &HostRoot, _: &HostFacts| Ok((options.goal(), Resolved::default()));
+    run(&options.host, mode, &options.interrupts, report, &[], goal).await
 }
 
 /// Lists the shims of a host, their owners, and the faults of the host. A host that can't be read is one finding.
@@ -111,91 +109,55 @@ pub async fn doctor(options: &HostOptions) -> Diagnosis {
     })
 }
 
-/// Changes the host and adds the result to the report. `goal` says what the host is to carry, and which artifacts that takes.
-async fn change(
-    host: &Host<'_>,
+/// The path of every run: lock, recover, inspect, plan, act, report. A dry run leaves out the lock, the recovery and the act. `goal`
+/// makes the goal and the artifacts of the goal from the facts; `shims` are the requested ones.
+async fn run(
+    options: &HostOptions,
+    mode: Mode,
     interrupts: &Interrupts,
     mut report: ProvisionReport,
     shims: &[ShimRequest],
-    goal: impl AsyncFnOnce(&HostFacts) -> Result<(Goal, Resolved), transaction::Error>,
-) -> ProvisionReport {
-    let HostOptions {
-        root: _,
-        config: _,
-        target,
-        allow_pod_restarts,
-    } = *host.options;
-    let root = &host.root;
-    let locked = async { Ok(root.lock(target).await?) };
-    let lock = match interrupts.run_unless_interrupted(locked).await.flatten() {
-        Ok(lock) => lock,
-        Err(error) => return report_failure(report, Failure::Refused(error)),
+    goal: impl AsyncFnOnce(&HostRoot, &HostFacts) -> Result<(Goal, Resolved), transaction::Error>,
+) -> RunResult {
+    let host = match Host::open(options) {
+        Ok(host) => host,
+        Err(error) => return result(refused(report, Problem::new(&error, error.help())), None),
     };
-    VerifyCache::clean(root);
-    // A change that a former run left half done is undone or finished, and no signal cuts that off.
-    let recovered = match recover(root, target, allow_pod_restarts).await {
-        Ok(recovered) => recovered,
-        Err(failure) => return report_failure(report, failure),
+    let begun = match mode {
+        Mode::Change => begin(&host, interrupts).await,
+        Mode::DryRun => Ok((None, None)),
     };
-    let inspected = async {
-        let facts = match recovered {
-            Some(_) => gather_after(root, host.config, target).await?,
-            None => host.inspect().await?,
-        };
-        Ok(facts)
+    let (lock, recovered) = match begun {
+        Ok(begun) => begun,
+        Err(failure) => return result(report_failure(report, failure), None),
     };
     if let Some(tally) = recovered {
         report.changed = true;
         add_restarts(&mut report, tally);
     }
+    let inspected = async {
+        let facts = match recovered {
+            Some(_) => gather_after(&host.root, host.config, options.target).await?,
+            None => host.inspect().await?,
+        };
+        Ok(facts)
+    };
     let facts = match interrupts.run_unless_interrupted(inspected).await.flatten() {
         Ok(facts) => facts,
-        Err(error) => return report_failure(report, Failure::Refused(error)),
+        Err(error) => return result(report_failure(report, Failure::Refused(error)), None),
     };
     add_host_info(&mut report, &facts);
-    let (mut goal, resolved) = match interrupts
-        .run_unless_interrupted(goal(&facts))
-        .await
-        .flatten()
-    {
-        Ok(goal) => goal,
-        Err(error) => {
-            let report = report_failure(report, Failure::Refused(error));
-            return report_unchanged(report, &facts, shims);
-        }
-    };
-    let carried_out = loop {
-        let plan = match decide(&facts, &goal) {
-            Ok(plan) => plan,
-            Err(error) => break Err(Failure::Refused(error.into())),
-        };
-        if plan.is_empty() {
-            break Ok((plan, None));
-        }
-        match perform(root, &facts, &plan, &resolved.sources, interrupts).await {
-            Ok(done) => break Ok((plan, Some(done))),
-            // A binary that does not run on the host costs its shim, and no other one.
-            Err(Failure::Refused(transaction::Error::Unusable(unusable)))
-                if goal.drop_binaries(&unusable) => {}
-            Err(failure) => break Err(failure),
-        }
-    };
-    let plan = match carried_out {
-        Ok((mut plan, done)) => {
-            if let Some(done) = done {
-                plan.add_draining(done.draining);
-                report.changed = true;
-                add_restarts(&mut report, done.tally);
-            }
-            plan
-        }
+    let goal = goal(&host.root, &facts);
+    let text = match plan_and_act(&host, mode, interrupts, &facts, goal, &mut report).await {
+        Ok(text) => text,
         Err(failure) => {
             let report = report_failure(report, failure);
-            return report_unchanged(report, &facts, shims);
+            return match mode {
+                Mode::Change => result(report_unchanged(report, &facts, shims), None),
+                Mode::DryRun => result(report, None),
+            };
         }
     };
-    record_verified(root, &facts, &plan, resolved.artifacts);
-    add_plan_result(&mut report, &facts, &plan);
     drop(lock);
     if report.changed
         && let Some(name) = interrupts.try_received().await
@@ -204,7 +166,88 @@ async fn change(
             "{name} came after the change had taken effect, so the change was carried out"
         ));
     }
-    report
+    result(report, text)
+}
+
+/// Keeps other runs off the host, and undoes or finishes the change that a former run left half done.
+async fn begin(
+    host: &Host<'_>,
+    interrupts: &Interrupts,
+) -> Result<(Option<Lock>, Option<Restarts>), Failure> {
+    let (root, options) = (&host.root, host.options);
+    let locked = async { Ok(root.lock(options.target).await?) };
+    let lock = interrupts.run_unless_interrupted(locked).await.flatten();
+    let lock = lock.map_err(Failure::Refused)?;
+    VerifyCache::clean(root);
+    // No signal interrupts the recovery.
+    let recovered = recover(root, options.target, options.allow_pod_restarts).await?;
+    Ok((Some(lock), recovered))
+}
+
+/// Decides on a plan and, in a change, carries the plan out; adds the result to the report. Returns the plan of a dry run for people.
+///
+/// A second plan is made where binaries turn out not to run on the host: such a binary costs its shim, and no other one. The test can't come
+/// before the first plan. A binary is tested in the store, where containerd will execute the binary. A file is written to the store once the
+/// journal names the file, and the journal is made from the plan.
+async fn plan_and_act(
+    host: &Host<'_>,
+    mode: Mode,
+    interrupts: &Interrupts,
+    facts: &HostFacts,
+    goal: impl Future<Output = Result<(Goal, Resolved), transaction::Error>>,
+    report: &mut ProvisionReport,
+) -> Result<Option<String>, Failure> {
+    let root = &host.root;
+    let resolved = interrupts.run_unless_interrupted(goal).await.flatten();
+    let (mut goal, resolved) = resolved.map_err(Failure::Refused)?;
+    let mut plan = loop {
+        let mut plan = decide(facts, &goal).map_err(|error| Failure::Refused(error.into()))?;
+        if mode == Mode::DryRun || plan.is_empty() {
+            break plan;
+        }
+        match perform(root, facts, &plan, &resolved.sources, interrupts).await {
+            Ok(done) => {
+                report.changed = true;
+                add_restarts(report, done.tally);
+                plan.add_draining(done.draining);
+                break plan;
+            }
+            Err(Failure::Refused(transaction::Error::Unusable(unusable)))
+                if goal.drop_binaries(&unusable) => {}
+            Err(failure) => return Err(failure),
+        }
+    };
+    match mode {
+        Mode::Change => {
+            record_verified(root, facts, &plan, resolved.artifacts);
+            add_plan_result(report, facts, &plan);
+            Ok(None)
+        }
+        Mode::DryRun => {
+            let journal = root.exists(JOURNAL_FILE);
+            if journal.map_err(|error| Failure::Refused(error.into()))? {
+                let note = "a change of this host was interrupted: the next run undoes or finishes it first, so its plan may differ";
+                plan.notes.push(note.to_owned());
+            }
+            add_plan_result(report, facts, &plan);
+            report.restarts = u32::from(plan.restart);
+            for (file, change) in report.files.iter_mut().zip(&plan.config) {
+                file.diff = Some(text::diff(change));
+            }
+            Ok(Some(text::plan_text(
+                &plan,
+                &facts.install_paths,
+                &facts.unit(),
+            )))
+        }
+    }
+}
+
+/// The result of a run with `report`, and for people `text` or else the report.
+fn result(report: ProvisionReport, text: Option<String>) -> RunResult {
+    let report = sanitize(report);
+    let text = text.unwrap_or_else(|| text::report_text(&report));
+    RunResult { report, text }
 }
 
 /// Records the files that this run hashed, for the next run. Best effort: without the record, the next run hashes again.

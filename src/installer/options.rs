@@ -64,6 +64,15 @@ pub struct HostOptions {
     pub allow_pod_restarts: bool,
 }
 
+/// Whether a run changes the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// The run carries out its plan.
+    Change,
+    /// The run makes the same plan and changes not one byte of the host, the lock and the state file included.
+    DryRun,
+}
+
 /// Options of an installation.
 #[derive(Debug)]
 pub struct InstallOptions {

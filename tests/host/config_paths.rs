@@ -2,7 +2,7 @@
 
 use super::support::{CONFIG, Host, program, shim};
 use farrier::handoff::Outcome;
-use farrier::installer;
+use farrier::installer::{self, Mode};
 
 #[tokio::test]
 async fn a_configuration_that_was_named_once_is_the_one_that_later_runs_go_by() {
@@ -14,7 +14,7 @@ async fn a_configuration_that_was_named_once_is_the_one_that_later_runs_go_by() 
     let before = host.tree(false);
     let mut options = host.named(&[shim("a")], &[]);
     options.host.config = Some(named.into());
-    let report = installer::install(options).await;
+    let report = installer::install(&options, Mode::Change).await.report;
     assert_eq!(report.result, Outcome::Applied, "{report:?}");
     assert_eq!(host.config(), CONFIG);
     let diagnosis = installer::doctor(&host.host_options()).await;
@@ -40,10 +40,10 @@ async fn a_configuration_that_is_loaded_no_more_keeps_nothing_of_ours() {
     let before = host.tree(false);
     let mut options = host.named(&[shim("a")], &[]);
     options.host.config = Some(named.into());
-    installer::install(options).await;
+    installer::install(&options, Mode::Change).await;
     let mut options = host.named(&[shim("a")], &[]);
     options.host.config = Some("/etc/containerd/config.toml".into());
-    let report = installer::install(options).await;
+    let report = installer::install(&options, Mode::Change).await.report;
     assert_eq!(report.files.len(), 2, "{report:?}");
     assert!(host.config().contains("shim-a\""));
     let left = std::fs::read_to_string(host.path(named)).unwrap();

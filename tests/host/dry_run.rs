@@ -2,14 +2,14 @@
 
 use super::support::{Host, program, shim};
 use farrier::handoff::{FileAction, Outcome, ShimRequest};
-use farrier::installer::{preview_install, preview_uninstall};
+use farrier::installer::{Mode, install, uninstall};
 use farrier::names::sha256_hex;
 
 #[tokio::test]
 async fn a_dry_run_shows_the_change_and_writes_nothing() {
     let host = Host::stocked();
     let before = host.tree(true);
-    let preview = preview_install(&host.named(&[shim("a")], &[])).await;
+    let preview = install(&host.named(&[shim("a")], &[]), Mode::DryRun).await;
     assert!(
         preview.text.contains("+++ /etc/containerd/config.toml"),
         "{}",
@@ -38,10 +38,10 @@ async fn a_dry_run_that_would_be_refused_or_done_in_part_says_so() {
     let host = Host::stocked();
     let mut missing = shim("b");
     missing.location = "file:///srv/none".to_owned();
-    let preview = preview_install(&host.named(&[shim("a"), missing], &[])).await;
+    let preview = install(&host.named(&[shim("a"), missing], &[]), Mode::DryRun).await;
     assert_eq!(preview.report.result, Outcome::Partial, "{preview:?}");
     host.write("/etc/containerd/config.toml", b"no = [toml");
-    let preview = preview_install(&host.named(&[shim("a")], &[])).await;
+    let preview = install(&host.named(&[shim("a")], &[]), Mode::DryRun).await;
     assert_eq!(preview.report.result, Outcome::Refused, "{preview:?}");
     let reason = preview.report.reason.unwrap();
     assert!(preview.text.contains(&reason), "{}", preview.text);
@@ -51,7 +51,7 @@ async fn a_dry_run_that_would_be_refused_or_done_in_part_says_so() {
 async fn a_dry_run_on_a_host_with_an_interrupted_change_says_so() {
     let host = Host::stocked();
     host.write("/var/lib/farrier/journal.json", b"{}");
-    let preview = preview_install(&host.named(&[shim("a")], &[])).await;
+    let preview = install(&host.named(&[shim("a")], &[]), Mode::DryRun).await;
     let notes = preview.report.notes.join("\n");
     assert!(notes.contains("was interrupted"), "{notes}");
     assert!(preview.text.contains("was interrupted"), "{}", preview.text);
@@ -66,7 +66,7 @@ async fn a_dry_run_names_what_is_cleared_and_nothing_that_is_somebody_else_s() {
     }
     let plan = async |shims: &[ShimRequest]| {
         let options = host.named(shims, &[]);
-        preview_install(&options).await.text
+        install(&options, Mode::DryRun).await.text
     };
     assert!(
         plan(&[shim("a"), shim("b")])
@@ -104,7 +104,7 @@ async fn a_dry_run_of_an_uninstall_shows_the_change_and_writes_nothing() {
     let config = host.config();
     host.install(&[shim("a")], &[]).await;
     let before = host.tree(true);
-    let preview = preview_uninstall(&host.leaving(None)).await;
+    let preview = uninstall(&host.leaving(None), Mode::DryRun).await;
     assert_eq!(preview.report.result, Outcome::Applied, "{preview:?}");
     assert!(!preview.report.changed);
     let file = &preview.report.files[0];

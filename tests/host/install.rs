@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use super::support::{CONFIG, Host, printing, program, runnable, shim};
 use farrier::handoff::{OptionValue, Outcome, ProvisionReport, Sha256Digest};
-use farrier::installer;
 use farrier::installer::host::HostRoot;
 use farrier::installer::transaction::journal::{FinalState, Journal, Undo};
+use farrier::installer::{self, Mode};
 use farrier::names::sha256_hex;
 use rstest::rstest;
 
@@ -100,7 +100,7 @@ async fn output_of_containerd_that_a_former_release_kept_goes_with_the_next_run(
     add_output_of_containerd(&host);
     host.write(&format!("{RECORD}.farrier-new"), b"hunter2");
     let before = host.tree(true);
-    installer::preview_install(&host.named(&[shim("a")], &[])).await;
+    installer::install(&host.named(&[shim("a")], &[]), Mode::DryRun).await;
     installer::doctor(&host.host_options()).await;
     assert_eq!(host.tree(true), before);
     let report = host.install(&[shim("a")], &[]).await;
@@ -523,7 +523,7 @@ async fn a_configuration_path_that_is_not_absolute_is_refused() {
     let host = Host::stocked();
     let mut options = host.named(&[shim("a")], &[]);
     options.host.config = Some("config.toml".into());
-    let report = installer::install(options).await;
+    let report = installer::install(&options, Mode::Change).await.report;
     assert_eq!(report.result, Outcome::Refused);
     assert!(report.remedy.unwrap().contains("absolute"));
 }
@@ -558,7 +558,7 @@ async fn a_damaged_binary_is_in_the_way_of_no_other_shim() {
     assert!(!host.path("/opt/farrier/bin/containerd-shim-b").exists());
     let mut options = host.named(&[shim("b")], &[]);
     options.keep_others = true;
-    let report = installer::install(options).await;
+    let report = installer::install(&options, Mode::Change).await.report;
     assert_eq!(report.result, Outcome::Partial, "{report:?}");
     let report = host.install(&[shim("a"), shim("b")], &[]).await;
     assert_eq!(report.result, Outcome::Applied, "{report:?}");

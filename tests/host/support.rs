@@ -8,7 +8,7 @@ use crate::elf::executable;
 use farrier::handoff::{Owner, ProvisionReport, ProvisionRequest, ShimRequest};
 use farrier::installer::transaction::interrupts::Interrupts;
 use farrier::installer::{
-    self, HostOptions, InstallOptions, RequestSource, Target, UninstallOptions,
+    self, HostOptions, InstallOptions, Mode, RequestSource, Target, UninstallOptions,
 };
 use farrier::names::sha256_hex;
 
@@ -175,7 +175,9 @@ impl Host {
 
     /// As the command line asks.
     pub async fn install(&self, shims: &[ShimRequest], reserve: &[&str]) -> ProvisionReport {
-        installer::install(self.named(shims, reserve)).await
+        installer::install(&self.named(shims, reserve), Mode::Change)
+            .await
+            .report
     }
 
     pub fn named(&self, shims: &[ShimRequest], reserve: &[&str]) -> InstallOptions {
@@ -193,11 +195,13 @@ impl Host {
         std::fs::write(&file, request.to_json()).unwrap();
         let mut options = self.options(RequestSource::File(file));
         options.artifacts = Some(artifacts.to_owned());
-        installer::install(options).await
+        installer::install(&options, Mode::Change).await.report
     }
 
     pub async fn uninstall(&self, shims: Option<&[&str]>) -> ProvisionReport {
-        installer::uninstall(self.leaving(shims)).await
+        installer::uninstall(&self.leaving(shims), Mode::Change)
+            .await
+            .report
     }
 
     pub fn leaving(&self, shims: Option<&[&str]>) -> UninstallOptions {

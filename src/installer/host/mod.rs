@@ -5,7 +5,7 @@
 
 pub mod exec;
 mod hint;
-mod lock;
+pub mod lock;
 mod mount;
 pub mod owner;
 pub mod path;

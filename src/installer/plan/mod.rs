@@ -124,7 +124,7 @@ fn assemble(
         },
         state: match state {
             Some(state) if state == facts.state => StateAfter::Keep,
-            Some(state) => StateAfter::Write(state),
+            Some(state) => StateAfter::Write(Box::new(state)),
             None if facts.state == State::default() => StateAfter::Keep,
             None => StateAfter::Remove,
         },

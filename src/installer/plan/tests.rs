@@ -122,7 +122,7 @@ pub(in crate::installer) fn after(mut facts: HostFacts, plan: HostPlan) -> HostF
         facts.binaries.insert(name, sha256);
     }
     match plan.state {
-        StateAfter::Write(state) => facts.state = state,
+        StateAfter::Write(state) => facts.state = *state,
         StateAfter::Remove => facts.state = State::default(),
         StateAfter::Keep => {}
     }

@@ -10,7 +10,7 @@ use crate::containerd_config::{self, Handler};
 use crate::handoff::{HandlerReport, Owner, Problem, Sha256Digest};
 use crate::installer::containerd::process::Refusal;
 use crate::installer::distro;
-use crate::installer::state::{InstallPaths, OwnedHandler, State, StateAfter};
+use crate::installer::state::{InstallPaths, OwnedHandler, StateAfter};
 
 /// What has to be done, in this order.
 #[derive(Debug, Default, PartialEq)]
@@ -26,7 +26,7 @@ pub struct HostPlan {
     /// Whether containerd must be restarted.
     pub restart: bool,
     /// The state file afterwards.
-    pub state: StateAfter<State>,
+    pub state: StateAfter,
     /// Stable paths and stored files that nothing needs any more.
     pub obsolete_files: Vec<String>,
     /// Folders of ours to remove, where they are empty, outermost first.

@@ -51,7 +51,7 @@ pub struct State {
 
 /// A handler of ours.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "HandlerRecord", into = "HandlerRecord")]
+#[serde(rename_all = "camelCase")]
 pub struct OwnedHandler {
     /// The Shim that it belongs to, or belonged to when it is reserved.
     pub shim: String,
@@ -59,15 +59,19 @@ pub struct OwnedHandler {
     pub owner: Owner,
     /// The path that containerd executes, where that is not the stable one: a handler that was taken over keeps its path until it
     /// changes.
+    #[serde(default)]
     pub path: Option<String>,
-    /// Options as they are declared.
-    pub options: BTreeMap<String, OptionValue>,
     /// Its binary.
+    #[serde(flatten)]
     pub binary: Binary,
+    /// Options as they are declared.
+    #[serde(default)]
+    pub options: BTreeMap<String, OptionValue>,
 }
 
 /// The binary of a handler of ours.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "BinaryRecord", into = "BinaryRecord")]
 pub enum Binary {
     /// None: the handler is declared for a Shim that this host does not carry.
     Reserved,
@@ -99,62 +103,33 @@ impl OwnedHandler {
     }
 }
 
-/// A handler as files have it: one without `sha256` is reserved.
+/// [`Binary`] as files have it: without `sha256` the handler is reserved.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct HandlerRecord {
-    shim: String,
-    owner: Owner,
-    #[serde(default)]
-    path: Option<String>,
+struct BinaryRecord {
     #[serde(default)]
     sha256: Option<Sha256Digest>,
     #[serde(default)]
     location: String,
     #[serde(default, deserialize_with = "Sha256Digest::lenient")]
     artifact_sha256: Option<Sha256Digest>,
-    #[serde(default)]
-    options: BTreeMap<String, OptionValue>,
 }
 
-impl From<HandlerRecord> for OwnedHandler {
-    fn from(record: HandlerRecord) -> Self {
-        let HandlerRecord {
-            shim,
-            owner,
-            path,
-            sha256,
-            location,
-            artifact_sha256,
-            options,
-        } = record;
-        let binary = match sha256 {
-            None => Binary::Reserved,
-            Some(sha256) => Binary::Installed {
+impl From<BinaryRecord> for Binary {
+    fn from(record: BinaryRecord) -> Self {
+        match record.sha256 {
+            None => Self::Reserved,
+            Some(sha256) => Self::Installed {
                 sha256,
-                location,
-                artifact_sha256,
+                location: record.location,
+                artifact_sha256: record.artifact_sha256,
             },
-        };
-        Self {
-            shim,
-            owner,
-            path,
-            options,
-            binary,
         }
     }
 }
 
-impl From<OwnedHandler> for HandlerRecord {
-    fn from(handler: OwnedHandler) -> Self {
-        let OwnedHandler {
-            shim,
-            owner,
-            path,
-            options,
-            binary,
-        } = handler;
+impl From<Binary> for BinaryRecord {
+    fn from(binary: Binary) -> Self {
         let (sha256, location, artifact_sha256) = match binary {
             Binary::Reserved => (None, String::new(), None),
             Binary::Installed {
@@ -164,22 +139,18 @@ impl From<OwnedHandler> for HandlerRecord {
             } => (Some(sha256), location, artifact_sha256),
         };
         Self {
-            shim,
-            owner,
-            path,
             sha256,
             location,
             artifact_sha256,
-            options,
         }
     }
 }
 
 /// The state file once a change is done.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum StateAfter<T> {
+pub enum StateAfter {
     /// It has this content.
-    Write(T),
+    Write(Box<State>),
     /// It is removed: nothing is ours any more.
     Remove,
     /// It stays as it is.
@@ -371,7 +342,46 @@ pub fn owner_word(owner: Owner) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use rstest::rstest;
+
     use super::*;
+
+    #[rstest]
+    #[case::reserved(
+        Binary::Reserved,
+        r#""sha256":null,"location":"","artifactSha256":null"#
+    )]
+    #[case::installed(
+        Binary::Installed {
+            sha256: Sha256Digest::from_bytes([0xaa; 32]),
+            location: "2".to_owned(),
+            artifact_sha256: Some(Sha256Digest::from_bytes([0xbb; 32])),
+        },
+        &format!(
+            r#""sha256":"{}","location":"2","artifactSha256":"{}""#,
+            "a".repeat(64),
+            "b".repeat(64),
+        )
+    )]
+    fn a_handler_in_a_state_file_has_its_binary_beside_the_other_fields(
+        #[case] binary: Binary,
+        #[case] fields: &str,
+    ) {
+        let text = format!(
+            r#"{{"shim":"a","owner":"local","path":null,{fields},"options":{{"b":true}}}}"#
+        );
+        let handler: OwnedHandler = serde_json::from_str(&text).unwrap();
+        assert_eq!(handler.binary, binary);
+        assert_eq!(serde_json::to_string(&handler).unwrap(), text);
+    }
+
+    #[test]
+    fn a_handler_of_an_early_release_has_only_its_shim_and_its_owner() {
+        let digest = Sha256Digest::of(b"a");
+        let text = format!(r#"{{"shim":"a","owner":"local","sha256":"{digest}"}}"#);
+        let handler: OwnedHandler = serde_json::from_str(&text).unwrap();
+        assert_eq!(handler.sha256(), Some(digest));
+    }
 
     #[test]
     fn a_file_of_the_store_is_named_in_lower_case() {
