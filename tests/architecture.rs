@@ -77,7 +77,6 @@ const FLOORS: &[(&str, &[&[&str]])] = &[
         "installer",
         &[
             &["mod"],
-            &["error"],
             &["options"],
             &["report"],
             &["transaction"],

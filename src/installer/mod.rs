@@ -4,7 +4,6 @@
 pub mod artifact;
 pub mod containerd;
 pub mod distro;
-mod error;
 pub mod host;
 pub mod inspect;
 mod options;
@@ -13,11 +12,11 @@ pub mod report;
 pub mod state;
 pub mod transaction;
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use tracing::warn;
 
-pub use error::Error;
 use host::HostRoot;
 pub use host::Target;
 use host::lock::Lock;
@@ -39,6 +38,40 @@ use transaction::resolve::{ArtifactOptions, Resolved, resolve};
 use transaction::{Failure, Restarts, perform};
 
 use crate::handoff::{FetchResult, Outcome, Problem, ProvisionReport, ShimRequest};
+
+/// Why a question about a host has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The options can't be used.
+    #[error(transparent)]
+    Options(#[from] options::Error),
+    /// A file of the host can't be read.
+    #[error(transparent)]
+    Host(#[from] host::Error),
+    /// The host can't be inspected.
+    #[error(transparent)]
+    Inspect(#[from] inspect::Error),
+    /// Artifacts can't be fetched.
+    #[error(transparent)]
+    Artifact(#[from] artifact::fetch::Error),
+    /// Traces of a former change can't be read.
+    #[error(transparent)]
+    Transaction(#[from] transaction::Error),
+}
+
+impl Error {
+    /// How an operator corrects the cause.
+    #[must_use]
+    pub fn help(&self) -> Option<Cow<'_, str>> {
+        match self {
+            Self::Options(error) => error.help(),
+            Self::Host(error) => error.help(),
+            Self::Inspect(error) => error.help(),
+            Self::Artifact(error) => error.help(),
+            Self::Transaction(error) => error.help(),
+        }
+    }
+}
 
 /// Fetches the artifacts of a request into `out`, for a later [`install`]. Touches no host.
 ///

@@ -2,29 +2,39 @@
 //! `file://` locations are read elsewhere, under the host's root, and the hand-off directory is read again in `handoff_dir`.
 
 use std::fs::File;
-use std::io::{self, Seek as _, Write as _};
+use std::io::{self, Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use reqwest::{Client, StatusCode, Url};
+use reqwest::redirect::{Attempt, Policy};
+use reqwest::{Certificate, Client, StatusCode, Url};
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::client::{client, innermost};
 pub use super::error::Error;
 use super::error::{FETCH_LIMIT, MAX_ARTIFACT, check_digest, directory_error};
 use super::handoff_dir;
 use super::unpack;
+use crate::dns::Resolver;
 use crate::handoff::{FetchResult, Problem, Sha256Digest, ShimRequest};
 
 /// Artifacts that are fetched at a time: one slow server holds up none of the others of most nodes.
 const AT_A_TIME: usize = 8;
 /// Waits before the second and the third try; then the controller's own backoff takes over.
 const RETRY_WAITS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(4)];
+
+/// GitHub redirects once, mirrors seldom more than twice.
+const MAX_REDIRECTS: usize = 10;
+/// A connection that isn't there after two lost SYNs and their repetitions is not coming.
+const CONNECT_LIMIT: Duration = Duration::from_secs(15);
+/// Between two pieces of a body.
+const IDLE_LIMIT: Duration = Duration::from_secs(30);
+/// A bundle of certificate authorities; Mozilla's has 230 kB.
+const MAX_CA_FILE: u64 = 4 << 20;
 
 /// Fetches what each shim names into `out`, and leaves a [`FetchResult`] for each beside its binary. What the request expects on the
 /// node is not fetched.
@@ -273,4 +283,66 @@ async fn download_once(
     }
     let (file, hasher) = written;
     Ok((file, hasher.into()))
+}
+
+/// The client for downloads; `ca_file` holds certificate authorities beside the built-in ones.
+///
+/// # Errors
+/// When `ca_file` can't be read or holds no certificates.
+fn client(ca_file: Option<&Path>) -> Result<Client, Error> {
+    // Another part of the process may have chosen the same one before.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let unusable = |message: String| Error::CaFile {
+        path: ca_file.unwrap_or(Path::new("the built-in list")).to_owned(),
+        message,
+    };
+    let mut roots = webpki_root_certs::TLS_SERVER_ROOT_CERTS
+        .iter()
+        .map(|root| Certificate::from_der(root))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| unusable(error.to_string()))?;
+    if let Some(path) = ca_file {
+        let mut pem = Vec::new();
+        File::open(path)
+            .and_then(|file| file.take(MAX_CA_FILE + 1).read_to_end(&mut pem))
+            .map_err(directory_error(path))?;
+        if pem.len() as u64 > MAX_CA_FILE {
+            return Err(unusable(format!("it has more than {MAX_CA_FILE} bytes")));
+        }
+        let more =
+            Certificate::from_pem_bundle(&pem).map_err(|error| unusable(error.to_string()))?;
+        if more.is_empty() {
+            return Err(unusable("it has none".to_owned()));
+        }
+        roots.extend(more);
+    }
+    Client::builder()
+        .dns_resolver(Resolver::default())
+        .tls_certs_only(roots)
+        .redirect(Policy::custom(redirect))
+        .connect_timeout(CONNECT_LIMIT)
+        .read_timeout(IDLE_LIMIT)
+        .user_agent(concat!("farrier/", env!("CARGO_PKG_VERSION")))
+        .build()
+        .map_err(|error| unusable(innermost(&error)))
+}
+
+fn redirect(attempt: Attempt<'_>) -> reqwest::redirect::Action {
+    let was_https = attempt.previous().iter().any(|url| url.scheme() == "https");
+    if was_https && attempt.url().scheme() != "https" {
+        attempt.error("the server redirects from https to http")
+    } else if attempt.previous().len() > MAX_REDIRECTS {
+        attempt.error("the server redirects in a circle")
+    } else {
+        attempt.follow()
+    }
+}
+
+/// The error that an operator can act on is the last of a chain of "error sending request" and the like.
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
 }

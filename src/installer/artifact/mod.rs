@@ -1,6 +1,5 @@
 //! Bytes from outside: fetching, the hand-off directory, unpacking.
 
-pub mod client;
 pub mod error;
 pub mod fetch;
 pub mod handoff_dir;

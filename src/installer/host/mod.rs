@@ -4,7 +4,6 @@
 //! `..` on the host leads out of it. What to write is decided elsewhere.
 
 pub mod exec;
-mod hint;
 pub mod lock;
 mod mount;
 pub mod owner;
@@ -25,7 +24,6 @@ use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
 use nix::sys::stat::fstatat;
 use sha2::{Digest as _, Sha256};
 
-use self::hint::hint;
 use self::path::{file_name, parent_directory};
 use crate::handoff::Sha256Digest;
 
@@ -121,6 +119,20 @@ impl Error {
             Self::Io { source, .. } => Cow::Borrowed(hint(source)?),
         })
     }
+}
+
+/// What an operator does about `error`; `None` where only the error itself helps.
+fn hint(error: &io::Error) -> Option<&'static str> {
+    let help = match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EROFS) => "see that its file system is mounted writable",
+        Some(Errno::EPERM) => "see that neither it nor its folder is immutable (lsattr)",
+        Some(Errno::EBUSY) => "it is a mount of its own: unmount it",
+        Some(Errno::ENOSPC | Errno::EDQUOT) => "free some space on its file system",
+        Some(Errno::EACCES) => "run as root",
+        Some(Errno::ENOTDIR) => "see that its folder is no file",
+        Some(_) | None => return None,
+    };
+    Some(help)
 }
 
 /// Result of an operation on the host's file system.
