@@ -1,5 +1,5 @@
-//! The command line: what the user typed, as types. Pure: nothing here touches a file, a network or the environment beyond what
-//! clap reads. Names are a contract with users; add, never rename.
+//! The command line as types. Pure: no file, no network, and of the environment only the variables that clap reads. Names are a contract
+//! with users: add names, and never rename one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
@@ -14,7 +14,8 @@ use crate::handoff::{InvalidDigest, OptionValue, ShimRequest};
 #[derive(Debug, Parser)]
 #[command(version, about, max_term_width = 120)]
 pub struct Cli {
-    /// What is logged to standard error: a level, or a filter as `farrier=debug,kube=info`.
+    /// Filter of the log lines on standard error: a level (error, warn, info, debug or trace), or levels by module such as
+    /// `farrier=debug,kube=info`.
     #[arg(
         long,
         global = true,
@@ -23,30 +24,30 @@ pub struct Cli {
         value_name = "FILTER"
     )]
     pub log: String,
-    /// How log lines are written.
+    /// Format of the log lines.
     #[arg(long, global = true, env = "FARRIER_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
-    /// What to do.
+    /// The subcommand.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// How log lines are written.
+/// Format of the log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// For people.
+    /// Text for a terminal.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// How a result is printed on standard output.
+/// Format of a result on standard output.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum Output {
-    /// For people.
+    /// Text for a terminal.
     #[default]
     Text,
-    /// For machines.
+    /// One JSON document.
     Json,
 }
 
@@ -55,24 +56,24 @@ pub enum Output {
 pub enum Command {
     /// Watch Nodes and Shims, and provision nodes through Jobs.
     Controller(Controller),
-    /// Make this host carry exactly the shims named.
+    /// Install the named shims on this host, and remove other shims that the command line installed.
     Install(Install),
-    /// Take shims off this host.
+    /// Remove shims from this host.
     Uninstall(Uninstall),
-    /// Fetch and verify artifacts for a later install; needs no privilege.
+    /// Download and verify shims for a later `farrier install --artifacts`. Needs no privilege.
     Fetch(Fetch),
-    /// Show what is installed on this host, by whom, and what is wrong.
+    /// List the handlers on this host with their owners, and all problems. Changes nothing.
     Doctor(Doctor),
     /// Remove all shims from all nodes and the finalizers from the Shims. Run this before uninstalling Farrier.
     #[command(alias = "leave")]
     UninstallCluster(UninstallCluster),
-    /// Show nodes and shims as the cluster sees them.
+    /// Show the progress of each shim on each node of the cluster.
     Status(Status),
-    /// Print the `CustomResourceDefinition` of the Shim, or make the cluster serve it.
+    /// Print the CustomResourceDefinition of the Shim, or apply it to the cluster.
     Crd(Crd),
     /// Print a completion script for a shell.
     Completions {
-        /// The shell to complete for.
+        /// The shell.
         shell: clap_complete::Shell,
     },
 }
@@ -83,17 +84,17 @@ pub struct Controller {
     /// Namespace of the controller and of its Jobs.
     #[arg(long, env = "CONTROLLER_NAMESPACE", default_value = "farrier", value_parser = parse_namespace)]
     pub namespace: String,
-    /// Image of the Jobs, the same as that of the controller.
+    /// Image of the Jobs: the image of the controller.
     #[arg(long, env = "FARRIER_IMAGE")]
     pub image: String,
-    /// Pull policy of that image.
+    /// Pull policy of the image: Always, IfNotPresent or Never.
     #[arg(
         long,
         env = "FARRIER_IMAGE_PULL_POLICY",
         default_value = "IfNotPresent"
     )]
     pub image_pull_policy: String,
-    /// Secrets in the namespace for pulling that image, separated by commas.
+    /// Secrets in the namespace for pulling the image, separated by commas.
     #[arg(long, env = "FARRIER_IMAGE_PULL_SECRETS", value_delimiter = ',')]
     pub image_pull_secrets: Vec<String>,
     /// ServiceAccount of the Jobs' pods. It needs no permissions, and its token is not mounted.
@@ -105,13 +106,14 @@ pub struct Controller {
     /// Seconds for which a finished Job is kept, as in runtime-class-manager. By default, a Job is deleted once its report is read.
     #[arg(long, env = "SHIM_NODE_INSTALLER_JOB_TTL", value_name = "SECONDS")]
     pub job_ttl: Option<JobTtl>,
-    /// Deadline of a Job in seconds.
+    /// Seconds that a Job may run on a node. A Job that takes longer has failed.
     #[arg(long, env = "FARRIER_JOB_DEADLINE", default_value_t = 1800, value_name = "SECONDS", value_parser = parse_deadline::<i64>, allow_negative_numbers = true)]
     pub job_deadline: i64,
-    /// Provision every node, with or without the annotation. As in KWasm, `true` in any case means yes, and any other value means no.
+    /// Provision every node, with or without the annotation. As in KWasm, `true` in upper or lower case turns this on, and any other value
+    /// turns it off.
     #[arg(long, env = "AUTO_PROVISION_NODES", default_value_t = false, action = clap::ArgAction::Set, value_parser = parse_switch_of_kwasm)]
     pub auto_provision: bool,
-    /// Restart containerd even on nodes where a restart ends every pod.
+    /// Restart containerd even on nodes where the restart ends every pod.
     #[arg(long, env = "FARRIER_ALLOW_POD_RESTARTS", default_value_t = false, action = clap::ArgAction::Set)]
     pub allow_pod_restarts: bool,
     /// Run Jobs with hostPID: true. Required with `OpenRC` and on k3d.
@@ -120,35 +122,35 @@ pub struct Controller {
     /// Priority class of the Jobs' pods. With `system-node-critical`, a full node evicts other pods for them.
     #[arg(long, env = "FARRIER_JOB_PRIORITY_CLASS", value_name = "NAME")]
     pub job_priority_class: Option<String>,
-    /// Proxy of the Jobs for http:// locations.
+    /// Proxy for downloads from http:// locations, for example `http://proxy.example.org:3128`.
     #[arg(long, env = "FARRIER_JOB_HTTP_PROXY", value_name = "URL")]
     pub job_http_proxy: Option<String>,
-    /// Proxy of the Jobs for https:// locations.
+    /// Proxy for downloads from https:// locations.
     #[arg(long, env = "FARRIER_JOB_HTTPS_PROXY", value_name = "URL")]
     pub job_https_proxy: Option<String>,
-    /// Hosts, domains and networks from which the Jobs fetch without a proxy.
+    /// Hosts, domains and networks to reach without a proxy, separated by commas.
     #[arg(long, env = "FARRIER_JOB_NO_PROXY", value_name = "LIST")]
     pub job_no_proxy: Option<String>,
-    /// Handlers that a node declares in addition to those of its own Shims, with a change that restarts containerd anyway.
+    /// Handlers that a node declares in addition to the handlers of its own Shims, when containerd is restarted anyway.
     #[arg(long, env = "FARRIER_RESERVE_HANDLERS", value_enum, default_value_t)]
     pub reserve_handlers: ReserveHandlers,
-    /// Lease in the namespace. Among several replicas, the holder of the Lease acts.
+    /// Name of the Lease in the namespace. Among several replicas, the holder of the Lease acts.
     #[arg(long, env = "FARRIER_LEASE_NAME", default_value = "farrier")]
     pub lease_name: String,
     /// Identity of this replica in the Lease, unique among the replicas. The default consists of host name and PID.
     #[arg(long, env = "FARRIER_IDENTITY")]
     pub identity: Option<String>,
-    /// Address of /livez, /readyz and /metrics.
+    /// Address and port of /livez, /readyz and /metrics.
     #[arg(long, env = "FARRIER_LISTEN", default_value = "0.0.0.0:8080")]
     pub listen: std::net::SocketAddr,
 }
 
-/// How long a finished Job is kept. As in runtime-class-manager 0.2.0, an unreadable value is ignored.
+/// Time for which a finished Job is kept. As in runtime-class-manager 0.2.0, an unreadable value is ignored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JobTtl {
-    /// Seconds; with zero or less, a Job is not kept.
+    /// Seconds. With zero or less, a Job is not kept.
     Seconds(i32),
-    /// The value, which is not a number of seconds.
+    /// A text that is not a number of seconds.
     Unreadable(String),
 }
 
@@ -161,23 +163,23 @@ impl FromStr for JobTtl {
     }
 }
 
-/// Handlers that a node declares in addition to its own.
+/// Handlers that a node declares in addition to the handlers of its own Shims.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum ReserveHandlers {
     /// The handlers of every Shim in the cluster. A node then restarts containerd once, whatever Shims are added or removed later.
     #[default]
     Shims,
-    /// None.
+    /// No additional handlers.
     None,
 }
 
 /// Options of `farrier uninstall-cluster`.
 #[derive(Debug, Args)]
 pub struct UninstallCluster {
-    /// The controller's Deployment in the namespace, which is scaled to zero replicas first.
+    /// Deployment of the controller in the namespace. It is scaled to zero replicas first.
     #[arg(long, value_name = "NAME")]
     pub deployment: Option<String>,
-    /// Seconds to wait for the nodes; after that, the nodes that still carry shims are listed.
+    /// Seconds to wait for the nodes. After that, the nodes that still carry shims are listed.
     #[arg(long, default_value_t = 300, value_name = "SECONDS", value_parser = parse_deadline::<u64>, allow_negative_numbers = true)]
     pub deadline: u64,
     /// Leave the nodes as they are and remove the finalizers only.
@@ -188,73 +190,76 @@ pub struct UninstallCluster {
     pub controller: Controller,
 }
 
-/// Where the host is, for every subcommand that works on one.
+/// The host, for each subcommand that works on one.
 #[derive(Debug, Args)]
 pub struct Host {
-    /// Where the host's file system is: `/host` in a Job, an unpacked image at build time.
+    /// Directory with the root file system of the host: `/host` in a Job, or the directory of an unpacked image.
     #[arg(long, default_value = "/", value_name = "DIR")]
     pub host_root: PathBuf,
 }
 
-/// How a host is changed, for both subcommands that do.
+/// Options of the subcommands that change a host.
 #[derive(Debug, Args)]
 pub struct Change {
-    /// Where the host is.
+    /// The host.
     #[command(flatten)]
     pub host: Host,
-    /// The root configuration file that containerd reads; without it the running daemon, its unit and the last change say.
+    /// Root configuration file of containerd. The default is taken from the running containerd, from its systemd unit, or from the last
+    /// change.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Print the plan and a unified diff of every file; change nothing.
+    /// Print the plan and a unified diff of every file, and change nothing.
     #[arg(long)]
     pub dry_run: bool,
-    /// As in an unpacked image: restart nothing, ask no CRI. Its own containerd and the shims are run to try them, if they can be.
+    /// Change an unpacked image: restart nothing, and connect to no containerd. The containerd of the image checks the configuration,
+    /// and the shims are run as a test, if this machine can run them.
     #[arg(long)]
     pub offline: bool,
-    /// Restart containerd even where that ends every pod on this node.
+    /// Restart containerd even if the restart ends every pod of this node.
     #[arg(long)]
     pub allow_pod_restarts: bool,
-    /// How the report is printed.
+    /// Format of the report on standard output.
     #[arg(short, long, value_enum, default_value_t)]
     pub output: Output,
 }
 
 /// Options of `farrier install`.
 ///
-/// Naming nothing would take everything off that the command line installed; `uninstall` is for that.
+/// At least one of `--request`, `--shim` and `--reserve` is required. `uninstall` removes all shims.
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("set").required(true).multiple(true).args(["request", "shim", "reserve"]))]
 pub struct Install {
-    /// The desired set as a JSON document.
+    /// JSON file with the complete desired set, in place of `--shim`.
     #[arg(long, value_name = "FILE", conflicts_with = "shim")]
     pub request: Option<PathBuf>,
-    /// Folder in which `farrier fetch` left the artifacts; without it they are fetched now.
+    /// Directory with the results of `farrier fetch`. Without this option, the shims are downloaded now.
     #[arg(long, value_name = "DIR", requires = "request")]
     pub artifacts: Option<PathBuf>,
-    /// A shim, one of exactly those that the command line should have installed: NAME=LOCATION[,sha256=HEX][,handler=HANDLER][,alias=ALIAS]...[,binary=FILE][,option.KEY=VALUE]...
+    /// A shim to install. Repeat the option for several shims. Format:
+    /// NAME=LOCATION[,sha256=HEX][,handler=HANDLER][,alias=ALIAS]...[,binary=FILE][,option.KEY=VALUE]...
     #[arg(long, value_name = "SPEC", value_parser = parse_shim)]
     pub shim: Vec<ShimRequest>,
-    /// Declare a handler to containerd without a binary behind it yet.
+    /// Handler to declare without a binary, so that its shim needs no restart later. Repeat the option for several handlers.
     #[arg(long, value_name = "HANDLER")]
     pub reserve: Vec<String>,
-    /// Keep what the command line installed before, and add to it.
+    /// Keep the shims that the command line installed before.
     #[arg(long)]
     pub keep_others: bool,
-    /// How artifacts are fetched.
+    /// Certificate authorities for downloads.
     #[command(flatten)]
     pub trust: Trust,
-    /// Also write the report to this file, short enough for a container's termination message.
+    /// Also write the report to this file, shortened to fit a container's termination message.
     #[arg(long, value_name = "FILE", hide = true)]
     pub termination_message: Option<PathBuf>,
-    /// How the host is changed.
+    /// Options of the change.
     #[command(flatten)]
     pub change: Change,
 }
 
-/// Whom `fetch` trusts.
+/// Certificate authorities for downloads.
 #[derive(Debug, Args)]
 pub struct Trust {
-    /// More certificate authorities than Mozilla's, as PEM.
+    /// PEM file with certificate authorities for downloads, in addition to Mozilla's.
     #[arg(long, env = "FARRIER_CA_FILE", value_name = "FILE")]
     pub ca_file: Option<PathBuf>,
 }
@@ -263,13 +268,13 @@ pub struct Trust {
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("what").required(true).args(["shim", "all"]))]
 pub struct Uninstall {
-    /// Name of a shim that the command line or a predecessor installed.
+    /// Name of a shim of the command line, or of a handler of KWasm or runtime-class-manager. Repeat the option for several names.
     #[arg(long, value_name = "NAME")]
     pub shim: Vec<String>,
-    /// Everything that Farrier put on this host, whoever asked for it.
+    /// All shims and handlers of Farrier, KWasm and runtime-class-manager, including the shims of the cluster.
     #[arg(long)]
     pub all: bool,
-    /// How the host is changed.
+    /// Options of the change.
     #[command(flatten)]
     pub change: Change,
 }
@@ -277,13 +282,13 @@ pub struct Uninstall {
 /// Options of `farrier fetch`.
 #[derive(Debug, Args)]
 pub struct Fetch {
-    /// The desired set as a JSON document.
+    /// JSON file with the complete desired set.
     #[arg(long, value_name = "FILE")]
     pub request: PathBuf,
-    /// Folder for the artifacts.
+    /// Directory for the verified binaries and the results.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Whom to trust.
+    /// Certificate authorities for downloads.
     #[command(flatten)]
     pub trust: Trust,
 }
@@ -291,16 +296,17 @@ pub struct Fetch {
 /// Options of `farrier doctor`.
 #[derive(Debug, Args)]
 pub struct Doctor {
-    /// Where the host is.
+    /// The host.
     #[command(flatten)]
     pub host: Host,
-    /// The root configuration file that containerd reads; without it the running daemon, its unit and the last change say.
+    /// Root configuration file of containerd. The default is taken from the running containerd, from its systemd unit, or from the last
+    /// change.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// As in an unpacked image: ask no CRI, and take nothing amiss that doesn't run.
+    /// Examine an unpacked image: connect to no containerd, and do not report that containerd is not running.
     #[arg(long)]
     pub offline: bool,
-    /// How the findings are printed.
+    /// Format of the result on standard output.
     #[arg(short, long, value_enum, default_value_t)]
     pub output: Output,
 }
@@ -308,7 +314,7 @@ pub struct Doctor {
 /// Options of `farrier crd`.
 #[derive(Debug, Args)]
 pub struct Crd {
-    /// Write it to the cluster, over an older one if there is one, and wait until it is established.
+    /// Write the CustomResourceDefinition to the cluster, also over an older one, and wait until it is established.
     #[arg(long)]
     pub apply: bool,
 }
@@ -316,34 +322,34 @@ pub struct Crd {
 /// Options of `farrier status`.
 #[derive(Debug, Args)]
 pub struct Status {
-    /// How the table is printed.
+    /// Format of the table on standard output.
     #[arg(short, long, value_enum, default_value_t)]
     pub output: Output,
 }
 
-/// The longest deadline: Kubernetes bounds `activeDeadlineSeconds` of a pod by the same number, and the controller of Jobs counts in
-/// nanoseconds, which a longer one of a Job overflows.
+/// The longest deadline, in seconds. Kubernetes has the same limit for `activeDeadlineSeconds` of a pod. The Job controller counts in
+/// nanoseconds, and a longer deadline of a Job would overflow.
 const MAX_DEADLINE: i32 = i32::MAX;
 
-/// A Job with a deadline of 0 s fails before its pod starts, so that no node would ever be provisioned.
+/// Parses a deadline. A Job with a deadline of 0 s fails before its pod starts.
 fn parse_deadline<T: From<u32>>(text: &str) -> Result<T, String> {
     let seconds = text.parse::<u32>().ok();
     let seconds = seconds.filter(|seconds| (1..=MAX_DEADLINE.unsigned_abs()).contains(seconds));
     seconds
         .map(T::from)
-        .ok_or_else(|| format!("write a whole number of seconds from 1 to {MAX_DEADLINE}"))
+        .ok_or_else(|| format!("use a whole number of seconds from 1 to {MAX_DEADLINE}"))
 }
 
 fn parse_namespace(name: &str) -> Result<String, &'static str> {
     if name.trim().is_empty() {
         return Err(
-            "it is empty; name the namespace of the controller and its Jobs, or leave CONTROLLER_NAMESPACE unset",
+            "the namespace is empty: use the namespace of the controller and of its Jobs, or leave CONTROLLER_NAMESPACE unset",
         );
     }
     Ok(name.to_owned())
 }
 
-/// The KWasm operator (chart 0.2.3) hears `true` in letters of any case; whatever else is there means no.
+/// As in the KWasm operator (chart 0.2.3): `true` in upper or lower case means yes, and any other text means no.
 #[allow(
     clippy::unnecessary_wraps,
     reason = "clap takes a parser that may fail"
@@ -357,12 +363,12 @@ fn parse_shim(spec: &str) -> Result<ShimRequest, String> {
     let (name, rest) = spec
         .split_once('=')
         .filter(|(name, _)| !name.is_empty())
-        .ok_or("write NAME=LOCATION[,KEY=VALUE]...")?;
+        .ok_or("use NAME=LOCATION[,KEY=VALUE]...")?;
     let mut parts = rest.split(',');
     let location = parts
         .next()
         .filter(|location| !location.is_empty())
-        .ok_or("write a LOCATION after NAME=")?;
+        .ok_or("add a LOCATION after NAME=")?;
     let mut shim = ShimRequest {
         name: name.to_owned(),
         handlers: Vec::new(),
@@ -378,9 +384,9 @@ fn parse_shim(spec: &str) -> Result<ShimRequest, String> {
     for part in parts {
         let (key, value) = part
             .split_once('=')
-            .ok_or_else(|| format!("{part:?} is not KEY=VALUE"))?;
+            .ok_or_else(|| format!("{part:?} is not of the form KEY=VALUE"))?;
         if key != "alias" && !given.insert(key) {
-            return Err(format!("{key:?} is there twice; say it once"));
+            return Err(format!("the key {key:?} occurs twice"));
         }
         match key {
             "sha256" => {
@@ -397,7 +403,7 @@ fn parse_shim(spec: &str) -> Result<ShimRequest, String> {
                 }
                 _ => {
                     return Err(format!(
-                        "{key:?} is unknown; use sha256, handler, alias, binary or option.KEY"
+                        "unknown key {key:?}: use sha256, handler, alias, binary or option.KEY"
                     ));
                 }
             },
@@ -456,9 +462,12 @@ mod tests {
     #[rstest]
     #[case("--namespace=")]
     #[case("--namespace= ")]
-    fn a_namespace_that_is_empty_is_refused_with_a_remedy(#[case] argument: &str) {
+    fn an_empty_namespace_is_refused_with_help(#[case] argument: &str) {
         let refusal = controller(argument).unwrap_err().to_string();
-        assert!(refusal.contains("it is empty; name the"), "{refusal}");
+        assert!(
+            refusal.contains("the namespace is empty: use the"),
+            "{refusal}"
+        );
     }
 
     #[rstest]
@@ -475,7 +484,7 @@ mod tests {
         let refusal = Cli::try_parse_from(words).unwrap_err();
         assert_eq!(refusal.exit_code(), 2);
         let message = refusal.to_string();
-        let expected = "write a whole number of seconds from 1 to 2147483647";
+        let expected = "use a whole number of seconds from 1 to 2147483647";
         assert!(message.contains(expected), "{message}");
     }
 
