@@ -1,9 +1,11 @@
-//! Resolves host names without the C library. Imports nothing of ours.
+//! Resolves host names without the C library. Imports no other module of Farrier.
 //!
-//! `getaddrinfo` of glibc loads the modules that `/etc/nsswitch.conf` names, for example `libnss_resolve.so.2`, also in a static program. Those
-//! modules are built for the host's own glibc, and a static program of another glibc crashes in them (rust-lang/rust#100711). The image's
-//! binary is static and is also run on hosts. So `/etc/hosts` and `/etc/resolv.conf` are read here, and `hickory` speaks DNS. Other sources
-//! of nsswitch.conf, such as mDNS, LDAP or systemd's names of local containers, are not asked.
+//! `getaddrinfo` of glibc loads the modules that `/etc/nsswitch.conf` names, for example `libnss_resolve.so.2`. A static program loads
+//! these modules too. The modules are built for the glibc of the host, and crash in a static program with another glibc
+//! (rust-lang/rust#100711). Farrier's binary is static, and also runs on hosts.
+//!
+//! So this module reads `/etc/hosts` and `/etc/resolv.conf`, and `hickory` sends the DNS queries. Other sources of nsswitch.conf, such as
+//! mDNS, LDAP or systemd's names of local containers, are not used.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
@@ -21,41 +23,41 @@ use hickory_resolver::proto::rr::Name;
 const HOSTS: &str = "/etc/hosts";
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
-/// Bounds of glibc (resolv.conf(5)): a resolver that tries longer than that gains nothing.
+/// The limits of glibc for `nameserver` lines and options (resolv.conf(5)).
 const MAX_SERVERS: usize = 3;
 const MAX_NDOTS: usize = 15;
 const MAX_TIMEOUT: u64 = 30;
 const MAX_ATTEMPTS: usize = 5;
-/// How often each server is asked without the option `attempts` (resolv.conf(5), `RES_DFLRETRY`).
+/// Queries per server without the option `attempts` (resolv.conf(5), `RES_DFLRETRY`).
 const ATTEMPTS: usize = 2;
 
-/// One name, with every server and domain of the search list. Two tries of glibc take 10 s, and whoever connects waits 15 s for the name
-/// and the connection together: after that it would say that the connection failed.
+/// Time limit for one name, with all servers and all domains of the search list. Two attempts of glibc take 10 s. The HTTP client has 15 s
+/// for the name and the connection together, and would then report a failed connection instead of a failed lookup.
 const LOOKUP_LIMIT: Duration = Duration::from_secs(12);
 
-/// Why a name has no address.
+/// The reason why a name has no address.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The files and the name servers don't know it.
+    /// Neither `/etc/hosts` nor a name server has an address for the name.
     #[error("failed to resolve host name {name}: no such host")]
     NotFound {
         /// The name.
         name: String,
     },
-    /// No name server answered.
+    /// The lookup failed, for example because no name server answered.
     #[error("failed to resolve host name {name}: {cause}")]
     Lookup {
         /// The name.
         name: String,
-        /// What went wrong.
+        /// The cause.
         cause: String,
     },
 }
 
-/// Resolves names as `hosts: files dns` in nsswitch.conf(5) would: by `/etc/hosts`, and by DNS for the names that are not in it.
+/// Resolves names as `hosts: files dns` in nsswitch.conf(5): first with `/etc/hosts`, then with DNS.
 #[derive(Clone, Default)]
 pub struct Resolver {
-    /// What speaks DNS, and the text of resolv.conf that it was made of.
+    /// The DNS client, and the text of the resolv.conf that configures the client.
     client: Arc<Mutex<Option<(String, TokioResolver)>>>,
 }
 
@@ -63,7 +65,7 @@ impl Resolver {
     /// The addresses of a host, the preferred family first.
     ///
     /// # Errors
-    /// [`Error::NotFound`] when there is no such host, [`Error::Lookup`] when nobody could say.
+    /// [`Error::NotFound`] when there is no such host, and [`Error::Lookup`] when the lookup failed.
     pub async fn addresses(&self, name: &str) -> Result<Vec<IpAddr>, Error> {
         let hosts = std::fs::read(HOSTS).unwrap_or_default();
         let listed = addresses_in_hosts(&String::from_utf8_lossy(&hosts), name);
@@ -94,9 +96,9 @@ impl Resolver {
         Ok(found)
     }
 
-    /// What speaks DNS as resolv.conf says now: a laptop or a node may change networks.
+    /// The DNS client for the present resolv.conf. The file changes when the host changes networks.
     fn client(&self) -> Result<TokioResolver, NetError> {
-        // glibc asks a server on this host where the file is missing (resolv.conf(5)).
+        // Without the file, glibc uses a name server on this host (resolv.conf(5)).
         let text = std::fs::read(RESOLV_CONF).unwrap_or_default();
         let text = String::from_utf8_lossy(&text).into_owned();
         let mut client = self
@@ -118,7 +120,7 @@ impl Resolver {
     }
 }
 
-/// For the downloads.
+/// The resolver of the HTTP client.
 impl reqwest::dns::Resolve for Resolver {
     fn resolve(&self, name: reqwest::dns::Name) -> reqwest::dns::Resolving {
         let resolver = self.clone();
@@ -130,7 +132,7 @@ impl reqwest::dns::Resolve for Resolver {
     }
 }
 
-/// The addresses that a hosts(5) file has for a name, in the order of the file.
+/// The addresses of a name in the text of a hosts(5) file, in the order of the file.
 fn addresses_in_hosts(text: &str, name: &str) -> Vec<IpAddr> {
     let name = name.strip_suffix('.').unwrap_or(name);
     let lines = text.lines().filter_map(|line| {
@@ -143,25 +145,25 @@ fn addresses_in_hosts(text: &str, name: &str) -> Vec<IpAddr> {
     lines.collect()
 }
 
-/// What a resolv.conf(5) says, on a host of that name. As in glibc, a line that can't be read is passed over: an option of a newer glibc is no
-/// reason to resolve nothing.
+/// Parses the text of a resolv.conf(5) on the host `host`. As in glibc, an invalid line is ignored, because it may be an option of a newer
+/// glibc.
 fn parse(text: &str, host: &str) -> (ResolverConfig, ResolverOpts) {
     let mut servers: Vec<IpAddr> = Vec::new();
     let mut search: Option<Vec<Name>> = None;
     let mut options = ResolverOpts::default();
     options.use_hosts_file = ResolveHosts::Never;
-    // As glibc: the first server is the one that knows, and the others stand in for it.
+    // As in glibc, the first server gets each query, and another server gets it only if the servers before do not answer.
     options.server_ordering_strategy = ServerOrderingStrategy::UserProvidedOrder;
     options.num_concurrent_reqs = 1;
     options.edns0 = false;
-    // Whoever connects tries the other family when the first gives no connection (RFC 8305).
+    // The HTTP client tries the other address family if the first one gives no connection (RFC 8305).
     options.ip_strategy = LookupIpStrategy::Ipv6AndIpv4;
     let (mut attempts, mut over_tcp) = (ATTEMPTS, false);
     for line in text.lines() {
         let mut words = line.split_whitespace();
         match words.next() {
             Some("nameserver") => {
-                // A link-local address with its interface (`fe80::1%eth0`) has no place in the client.
+                // The DNS client does not support a link-local address with its interface (`fe80::1%eth0`).
                 servers.extend(words.next().and_then(|word| word.parse::<IpAddr>().ok()));
             }
             Some("domain") => search = Some(words.take(1).filter_map(domain).collect()),
@@ -190,7 +192,7 @@ fn parse(text: &str, host: &str) -> (ResolverConfig, ResolverOpts) {
             _ => {}
         }
     }
-    // The client counts those after the first.
+    // The client counts the attempts after the first one.
     options.attempts = attempts.saturating_sub(1);
     servers.truncate(MAX_SERVERS);
     if servers.is_empty() {
@@ -202,7 +204,7 @@ fn parse(text: &str, host: &str) -> (ResolverConfig, ResolverOpts) {
         NameServerConfig::udp_and_tcp
     };
     let servers = servers.into_iter().map(server).collect();
-    // Without either line it is what follows the first dot of the host's name.
+    // Without `domain` and `search`, the search list is the part of the host's name after the first dot.
     let search = search.unwrap_or_else(|| {
         let own = host.split_once('.').map(|(_, own)| own);
         own.and_then(domain).into_iter().collect()
@@ -214,7 +216,7 @@ fn at_most<T: Ord + Copy>(limit: T) -> impl Fn(T) -> T {
     move |value| value.min(limit)
 }
 
-/// A domain of a search list. `.` stands for none: the name itself is asked for in any case.
+/// A domain of a search list; `None` for `.`, because the client always queries the name itself too.
 fn domain(word: &str) -> Option<Name> {
     let mut name = Name::from_ascii(word).ok().filter(|name| !name.is_root())?;
     name.set_fqdn(true);

@@ -1,9 +1,9 @@
 //! Farrier fits container runtimes to Kubernetes nodes.
 //!
-//! A map of the house. Three rooms: [`controller`] talks to the API server, [`installer`] changes one host,
-//! [`containerd_config`] turns configuration text into configuration text. The first two meet only in [`handoff`]: a desired set
-//! goes to the node, a report comes back. [`api`] holds the Shim object, [`names`] every label and annotation. `main` parses
-//! ([`cli`]), sets up [`telemetry`] and dispatches. `tests/architecture.rs` holds imports to what DESIGN in CONTRIBUTING.md says.
+//! [`controller`] reads and writes objects of the API server. [`installer`] changes one host. Only [`handoff`] connects the two: it has the
+//! desired set of a node, and the node's report. [`containerd_config`] edits configuration text. [`api`] has the Shim object, and [`names`]
+//! has every label and annotation. `main` parses the command line ([`cli`]), sets up [`telemetry`] and calls the subcommand.
+//! `tests/architecture.rs` checks the imports against the map in CONTRIBUTING.md.
 
 pub mod api;
 pub mod cli;

@@ -1,4 +1,4 @@
-//! Parse, set up telemetry, dispatch, map to an exit status. No decision is taken here.
+//! Parses the command line, sets up telemetry, calls the subcommand and returns its exit status. Takes no decision.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -39,31 +39,31 @@ fn main() -> ExitCode {
         LogFormat::Json => telemetry::Format::Json,
     };
     if let Err(error) = telemetry::init(&cli.log, format) {
-        // Nothing can be logged yet, and nobody is left to tell if this fails.
+        // Logging does not work yet. A failure of this write can't be reported anywhere.
         let _ = writeln!(io::stderr(), "farrier: {error}\nhelp: {}", error.help());
         return ExitCode::from(USAGE);
     }
-    // The one provider of cryptography in the process: neither client brings its own. A second installation would be no fault.
+    // The one provider of cryptography in the process, for both HTTP clients. An error means that a provider is installed already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = match runtime(&cli.command) {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error),
     };
     let status = runtime.block_on(dispatch(cli.command));
-    // A program of the host that even SIGKILL doesn't end is waited for in a thread, which must not keep the answer from ending this process.
+    // A thread may still wait for a program of the host that even SIGKILL does not end. This process ends without that thread.
     runtime.shutdown_background();
     status
 }
 
-/// The runtime that a command runs on.
+/// The async runtime for a command.
 fn runtime(command: &Command) -> io::Result<tokio::runtime::Runtime> {
     let mut builder = match command {
-        // Both summarise thousands of nodes, which must delay neither the renewal of the Lease nor an answer to a probe.
+        // Both commands summarise thousands of nodes. This work must delay neither the renewal of the Lease nor an answer to a probe.
         Command::Controller(_) | Command::UninstallCluster(_) => {
             tokio::runtime::Builder::new_multi_thread()
         }
-        // These wait for one host or for the API server. A node may have hundreds of CPUs, and a thread for each of them costs the
-        // start-up time and the memory of a Job whose limits are small.
+        // These commands wait for one host or for the API server. A node may have hundreds of CPUs, and one thread per CPU would cost a Job
+        // start-up time and memory, whose limit is low.
         Command::Install(_)
         | Command::Uninstall(_)
         | Command::Fetch(_)
@@ -157,7 +157,8 @@ fn seconds(ttl: JobTtl) -> Option<i32> {
         JobTtl::Seconds(seconds) => Some(seconds),
         JobTtl::Unreadable(text) => {
             warn!(
-                "ignoring SHIM_NODE_INSTALLER_JOB_TTL: {text:?} is not a number of seconds; a finished Job is deleted once its report is read"
+                help = "set a number of seconds to keep finished Jobs",
+                "ignoring SHIM_NODE_INSTALLER_JOB_TTL: {text:?} is not a number of seconds"
             );
             None
         }
@@ -165,7 +166,7 @@ fn seconds(ttl: JobTtl) -> Option<i32> {
 }
 
 fn identity_of_process() -> String {
-    // A host without a name is told by the process alone.
+    // On a host without a name, the identity consists of the PID alone.
     let host = nix::unistd::gethostname().unwrap_or_default();
     format!("{}-{}", host.to_string_lossy(), std::process::id())
 }
@@ -252,7 +253,7 @@ async fn run_install(install: cli::Install) -> ExitCode {
         && let Some(path) = termination_message
         && let Err(error) = write_message(&path, &report.to_termination_message())
     {
-        error!("the report can't be written to {}: {error}", path.display());
+        error!("failed to write the report to {}: {error}", path.display());
     }
     print_report(&report, &text, change.output)
 }
@@ -286,7 +287,8 @@ async fn run_fetch(fetch: cli::Fetch) -> ExitCode {
     let fetched = tokio::select! {
         biased;
         name = interrupts.received() => {
-            return fail(&format!("interrupted by {name}; run the same command again"));
+            let interrupted = format!("interrupted by {name}");
+            return fail_with_help(&interrupted, Some("run the same command again"));
         }
         fetched = installer::fetch(&source, &out, trust.ca_file.as_deref()) => fetched,
     };
@@ -296,7 +298,10 @@ async fn run_fetch(fetch: cli::Fetch) -> ExitCode {
                 if let Some(reason) = result.reason {
                     error!(shim = result.shim, help = result.remedy, "{reason}");
                 } else if result.present {
-                    info!(shim = result.shim, "not fetched: it is on the node already");
+                    info!(
+                        shim = result.shim,
+                        "not fetched: the binary is on the node already"
+                    );
                 } else {
                     info!(shim = result.shim, "fetched and verified");
                 }
@@ -341,7 +346,7 @@ async fn run_doctor(doctor: cli::Doctor) -> ExitCode {
 }
 
 fn print_report(report: &ProvisionReport, text: &str, output: Output) -> ExitCode {
-    // What became of the host doesn't depend on who reads about it: a pipe that is closed is told on standard error alone.
+    // The exit status is that of the change, also if standard output is closed. `print` logs such an error.
     let _ = match output {
         Output::Text => print(text),
         Output::Json => print_line(&report.to_json()),
@@ -349,7 +354,8 @@ fn print_report(report: &ProvisionReport, text: &str, output: Output) -> ExitCod
     ExitCode::from(report.result.exit_status())
 }
 
-/// The kubelet makes the file before the container starts; it is overwritten in place because it may be a bind mount.
+/// Writes the termination message. The kubelet creates the file before the container starts. The file may be a bind mount, so it is
+/// overwritten in place.
 fn write_message(path: &Path, message: &str) -> io::Result<()> {
     let file = File::options()
         .write(true)

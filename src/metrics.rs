@@ -1,7 +1,7 @@
-//! Metric families. Labels have bounded sets of values or are names of Shims, of which a cluster has few; names of nodes and Jobs are never
-//! labels.
+//! Metric families. A label has a bounded set of values, or is the name of a Shim, of which a cluster has few. The name of a node or a Job
+//! is never a label.
 //!
-//! Counts only: the controller calls it, and `server` serves the text.
+//! The controller calls this module, and `server` serves the text.
 
 use std::time::Duration;
 
@@ -53,23 +53,23 @@ impl Metrics {
         };
         registry.register(
             "build",
-            "Release that runs",
+            "The release that runs",
             Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]),
         );
         registry.register(
             "reconciles",
-            "Decisions that were taken and applied",
+            "Reconciliations, by kind of object and result",
             metrics.reconciles.clone(),
         );
         registry.register("jobs", "Jobs that ended, by outcome", metrics.jobs.clone());
         registry.register(
             "containerd_restarts",
-            "Changes of a host that restarted containerd (done), as often as they did, or did without (avoided)",
+            "Restarts of containerd (done), and changes of a host without a restart (avoided)",
             metrics.restarts.clone(),
         );
         registry.register_with_unit(
             "provisioning_duration",
-            "From the claim of a node to the report of its host",
+            "Time from the claim of a node to its report",
             Unit::Seconds,
             metrics.provisioning.clone(),
         );
@@ -93,8 +93,8 @@ impl Metrics {
             .inc();
     }
 
-    /// Counts a Job that ended with `outcome`, one of a bounded set, after `restarts` of containerd. `spared` means that it changed the
-    /// host without a restart; `took` is the time from the claim to the report.
+    /// Counts a Job that ended with `outcome`, one of a bounded set, after `restarts` of containerd. `spared` means that the Job changed
+    /// the host without a restart. `took` is the time from the claim to the report.
     pub fn job_ended(&self, outcome: &'static str, restarts: u32, spared: bool, took: Duration) {
         self.jobs.get_or_create(&vec![("outcome", outcome)]).inc();
         let restarted = |result| self.restarts.get_or_create_owned(&vec![("result", result)]);

@@ -1,4 +1,5 @@
-//! Every label, annotation, finalizer, condition and reason that Farrier writes, and derived names. Pure; imports nothing of ours.
+//! Every label, annotation, finalizer, condition and reason that Farrier writes, and derived names. Pure. Imports no other module
+//! of Farrier.
 
 use sha2::{Digest, Sha256};
 

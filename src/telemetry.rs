@@ -5,16 +5,16 @@ use std::io::{self, IsTerminal as _};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 
-/// How log lines are written.
+/// Format of the log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// For people.
+    /// Text for a terminal.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// Why logging can't be set up. [`Error::help`] says how to correct the cause.
+/// The reason why logging can't be set up. [`Error::help`] says how to correct the cause.
 #[derive(Debug, thiserror::Error)]
 #[error("invalid log filter {filter:?}: {source}")]
 pub struct Error {

@@ -1,11 +1,11 @@
-//! Why the text of a Shim can't be used.
+//! The errors in the text of a Shim.
 
 use std::borrow::Cow;
 
 /// Longest location, in bytes. The schema has the same bound for platforms, and none for RCM's anonHttp.
 pub(super) const LONGEST_LOCATION: usize = 2048;
 
-/// Why a Shim can't be installed on a node. [`Error::help`] says how to correct the cause.
+/// The reason why a Shim can't be installed on a node. [`Error::help`] says how to correct the cause.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The Shim names no artifact.

@@ -15,8 +15,8 @@ use super::types::{DUMP_LIMIT, DeclaredHandler, RUNC, TEXT_LIMIT};
 /// Stands for the file's path in an error about a dump.
 const DUMP: &str = "the dump of containerd's configuration";
 
-/// The deepest nesting of tables and arrays that is read. A configuration of containerd has some ten levels. Dotted keys in nested inline tables
-/// reach thousands of levels in a small file, and walking them would overflow the stack.
+/// The deepest nesting of tables and arrays that is read. A configuration of containerd has some ten levels. Dotted keys in nested inline
+/// tables reach thousands of levels in a small file, and a recursion over them would overflow the stack.
 const NESTING_LIMIT: usize = 64;
 
 /// The text of a file and its parsed form.
@@ -187,7 +187,7 @@ impl<'a> Document<'a> {
         let above = self.text.get(..line)?.strip_suffix('\n')?;
         let start = above.rfind('\n').map_or(0, |newline| newline + 1);
         let comment = above[start..].trim();
-        // `BRACES_MARK` is at the start of the file and says nothing about the line below it.
+        // `BRACES_MARK` is at the start of the file, and does not belong to the line below it.
         (comment.starts_with(MARK) && comment != BRACES_MARK).then_some((start, comment))
     }
 
@@ -201,7 +201,8 @@ impl<'a> Document<'a> {
         })
     }
 
-    /// The lines of the `version` that Farrier wrote, and the comment above it; `None` where somebody else wrote it.
+    /// The lines of the `version` that Farrier wrote, and the comment above it; `None` where others wrote the
+    /// `version`.
     pub(super) fn own_version(&self) -> Option<(Range<usize>, &'a str)> {
         let (key, item) = self.parsed.as_table().get_key_value("version")?;
         let (start, mark) = self.mark_above(key.span()?.start)?;
@@ -241,7 +242,7 @@ impl<'a> Document<'a> {
     pub(super) fn holder(&self, path: &[&str]) -> Holder<'_> {
         let mut holder = Holder::Headers;
         let mut table: &dyn TableLike = self.parsed.as_table();
-        // The last key is the item itself, and braces of its own do not count.
+        // The last key is the item itself, and an inline table as its value does not count.
         for (index, key) in path.iter().enumerate().take(path.len().saturating_sub(1)) {
             let Some(item) = table.get(key) else { break };
             if let Some(braces) = item.as_inline_table()

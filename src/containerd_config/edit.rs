@@ -88,7 +88,7 @@ pub fn handlers(
 /// ```
 ///
 /// # Errors
-/// When the text can't be parsed, a wanted handler has an unusable name or is declared by somebody else, `runc` is needed and `None`, or the
+/// When the text can't be parsed, a wanted handler has an unusable name or is declared by others, `runc` is needed and `None`, or the
 /// file's notation leaves no safe place. The result is parsed again before it is returned: it has the wanted handlers, and all other values
 /// are unchanged.
 pub fn edit(
@@ -110,7 +110,7 @@ pub fn edit(
             .get(*name)
             .is_some_and(|declared| declared.declares(handler))
     });
-    // Farrier's own file must have the root's version, which may have changed since.
+    // Farrier's own file must have the version of the root, which others may have changed.
     let has_target_version =
         document.own_version().is_none() || document.version()? == target.version;
     let mut is_in_other_tables = false;
@@ -148,7 +148,7 @@ pub fn edit(
     Ok(Some(format!("{mark}{edited}")))
 }
 
-/// The wanted handlers by name. Every name is usable and not declared by somebody else.
+/// The wanted handlers by name. Every name is usable and not declared by others.
 fn check<'a>(
     target: &ConfigTarget,
     declared: &BTreeMap<String, DeclaredHandler>,
@@ -197,7 +197,7 @@ fn strip(
                 .is_some_and(|desired| handler.declares(desired));
             managed.contains(*name) && (handler.marked || braces || !is_as_desired)
         });
-    // Beside another handler the declared `runc` stays, because that handler would hide the default runtime, too.
+    // Beside another handler, the declared `runc` stays, because the other handler would also hide the default runtime.
     if kept.iter().eq([&RUNC]) && declared[RUNC].marked {
         removed.insert(RUNC);
     }
@@ -230,7 +230,7 @@ fn strip(
         });
     };
     let created = mark == CREATED_MARK;
-    // Settings that others added since may depend on the version.
+    // Others may have added settings that depend on the version.
     let version = if rest.depends_on_version()? {
         0..0
     } else {
@@ -371,7 +371,8 @@ fn verify(
     Ok(())
 }
 
-/// The text of the file `path` without the handlers for which `is_managed` is true, in all plugins' tables. The text is TOML or a Go template.
+/// The text of the file `path` without the handlers for which `is_managed` is true, in all plugins' tables. The text is TOML or a Go
+/// template.
 ///
 /// The file is one that [`config_target`](super::config_target) no longer chooses, for example since an upgrade of containerd. The result is `None` where
 /// nothing else is left in a file that Farrier created.

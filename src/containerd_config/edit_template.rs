@@ -1,7 +1,7 @@
 //! Edits the handlers of a Go template, from which k3s and RKE2 render containerd's configuration.
 //!
-//! Handlers are appended at the end, where every action is closed. The rendered text isn't known here, so a caller should make the same edit
-//! to the rendered file and check that.
+//! Handlers are appended at the end, where every action is closed. This module does not know the rendered text, so a caller should make the
+//! same edit to the rendered file and check the result.
 
 use std::collections::BTreeSet;
 
@@ -20,8 +20,9 @@ const BASE: &str = "{{ template \"base\" . }}";
 /// The new text of the template `path`, which declares exactly the handlers `desired` among the managed ones.
 ///
 /// `plugin` is the plugin in whose table the rendered file declares runtimes. `text` is `None` where there is no template; the new template
-/// then includes the distribution's own. The result is `None` where the template should not exist: it is absent and nothing is wanted, or an
-/// earlier edit created it and nothing else is left in it. As with [`edit`](super::edit()), removing all handlers restores the first bytes.
+/// then includes the distribution's own. The result is `None` where the template should not exist: it is absent and nothing is wanted, or
+/// an earlier edit created it and nothing else is left in it. As with [`edit`](super::edit()), removing all handlers restores the first
+/// bytes.
 ///
 /// ```
 /// use std::collections::{BTreeMap, BTreeSet};
@@ -43,7 +44,7 @@ const BASE: &str = "{{ template \"base\" . }}";
 /// ```
 ///
 /// # Errors
-/// When the text is too long or has an action without an end, a wanted handler has an unusable name or is declared by somebody else, or an
+/// When the text is too long or has an action without an end, a wanted handler has an unusable name or is declared by others, or an
 /// action is among the lines of a managed handler.
 pub fn edit_template(
     path: &str,

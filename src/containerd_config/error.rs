@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use super::schema::{InvalidVersion, Version};
 use super::types::{DUMP_LIMIT, TEXT_LIMIT};
 
-/// Why a configuration can't be read, must not be edited, or would not be loaded as intended.
+/// The reason why a configuration can't be read, must not be edited, or would not be loaded as intended.
 ///
 /// The message names the file and the cause, and never a value of the file, which may be a password. [`Error::help`] says how to correct
 /// the cause.
@@ -83,7 +83,7 @@ pub enum Error {
         /// The release.
         containerd: Version,
     },
-    /// An imported file has another `version` than the root. containerd drops a part of the configuration without a word.
+    /// An imported file has another `version` than the root. containerd drops a part of the configuration without a message.
     #[error(
         "containerd {containerd} loses settings: {path} has version {found} and is imported by a file of version {root}"
     )]

@@ -115,7 +115,7 @@ fn collect(
     Ok(())
 }
 
-/// The handler as a legacy installer declared it; `None` where somebody else did.
+/// The handler as a legacy installer declared it; `None` where others declared it.
 pub(super) fn legacy_handler(
     document: &Document<'_>,
     plugin: PluginId,
@@ -156,8 +156,8 @@ pub(super) fn legacy_handler(
     })
 }
 
-/// A legacy installer's comment on the line above `start`, and the comment's start. A comment above Farrier's own comment belongs to a table
-/// that is gone, and doesn't count.
+/// A legacy installer's comment on the line above `start`, and the comment's start. A comment above Farrier's own comment belongs to a
+/// removed table, and does not count.
 fn comment_above(text: &str, start: usize) -> Option<(usize, &str)> {
     if text.get(start..)?.trim_start().starts_with(MARK) {
         return None;
@@ -230,8 +230,8 @@ fn names_kwasm(line: &str) -> bool {
         .any(|dir| line.contains(&format!("\"{dir}/bin/")))
 }
 
-/// Widens the range to the comment, the line end before the comment, and the other bytes that came with the lines. Returns whether that line
-/// end is among them.
+/// Widens the range to the comment, the line end before the comment, and the other bytes that came with the lines. Returns whether that
+/// line end is among them.
 fn widen_one(text: &str, range: &mut Range<usize>) -> bool {
     let comment = comment_above(text, range.start).map(|(begin, _)| begin);
     let after = &text[range.end..];

@@ -1,4 +1,4 @@
-//! What all documents have in common: their version, how they are written, and why a document can't be used.
+//! The common parts of all documents: version, JSON text and errors.
 
 use std::borrow::Cow;
 
@@ -29,7 +29,7 @@ pub fn to_indented_json(document: &impl Serialize) -> String {
         + "\n"
 }
 
-/// Why a document can't be used.
+/// The reason why a document can't be used.
 ///
 /// [`Error::help`] says how to correct the cause.
 #[derive(Debug, thiserror::Error)]

@@ -1,4 +1,4 @@
-//! Makes text of others (servers, archives, containerd, files of a host) fit for a terminal, a log line, an Event and a condition.
+//! Sanitizes text from servers, archives, containerd and files of a host for a terminal, a log line, an Event and a condition.
 
 /// The longest text in a report, in bytes. Kubernetes bounds an Event's note at 1,024 bytes (`events.k8s.io/v1`).
 const LONGEST_TEXT: usize = 1_000;
@@ -38,8 +38,8 @@ pub fn printable_up_to(text: &str, longest: usize) -> String {
     line
 }
 
-/// Whether a terminal acts on the character instead of showing it: control characters, line separators, invisible characters, and those that
-/// change the direction of the text (Unicode 15, 23.2 *Layout Controls*).
+/// Whether a terminal acts on the character instead of showing it: control characters, line separators, invisible characters, and those
+/// that change the direction of the text (Unicode 15, 23.2 *Layout Controls*).
 fn is_control(letter: char) -> bool {
     letter.is_control()
         || matches!(

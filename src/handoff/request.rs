@@ -22,8 +22,8 @@ pub struct ProvisionRequest {
     /// The Shims that the node should have, sorted by name, each name once.
     #[serde(default)]
     pub shims: Vec<ShimRequest>,
-    /// Handlers to declare in containerd's configuration without a binary, so that a Shim that comes later needs no restart. A cluster's are
-    /// declared with a change that restarts containerd anyway, the command line's at once.
+    /// Handlers to declare in containerd's configuration without a binary, so that a later Shim needs no restart. Reserved handlers of a
+    /// cluster are declared when containerd is restarted anyway. Those of the command line are declared at once.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reserve: Vec<String>,
     /// Options of handlers in `reserve`. With other options than those of the later Shim, a restart would be needed after all.
@@ -64,7 +64,7 @@ pub struct ShimRequest {
     /// File name of the binary inside the archive; `containerd-shim-<name>` by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub binary: Option<String>,
-    /// Options that containerd hands to the shim.
+    /// Options that containerd passes to the shim.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub options: BTreeMap<String, OptionValue>,
     /// SHA-256 of the binary that the node reported for exactly this request. The binary is not fetched again.
