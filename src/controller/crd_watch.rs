@@ -1,5 +1,5 @@
-//! Whether the cluster serves Farrier's CustomResourceDefinition of the Shim. An older one, for example that of runtime-class-manager,
-//! prunes fields that it lacks: a Shim without its annotationSelector would select every node.
+//! Whether the cluster serves Farrier's CustomResourceDefinition of the Shim. With an older one, for example that of runtime-class-manager,
+//! the API server drops the fields that the older one lacks. A Shim without its annotationSelector would select every node.
 
 use futures::StreamExt;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -12,7 +12,7 @@ use crate::api::Shim;
 /// A field that selects nodes and that only Farrier's definition has.
 const OWN_FIELD: &str = "annotationSelector";
 
-/// Waits until the cluster serves this definition, or that of a release with the same fields.
+/// Waits until the cluster serves this definition, or the definition of a release with the same fields.
 pub async fn wait_until_crd_current(client: &Client) {
     wait(client, true).await;
 }
@@ -34,7 +34,8 @@ async fn wait(client: &Client, for_current: bool) {
             Ok(_) if for_current && !warned => {
                 warned = true;
                 tracing::warn!(
-                    "waiting for Farrier's CustomResourceDefinition of the Shim; run `farrier crd --apply`"
+                    help = "run `farrier crd --apply`",
+                    "waiting for Farrier's CustomResourceDefinition of the Shim"
                 );
             }
             Ok(_) => {}

@@ -23,10 +23,10 @@ pub enum Error {
     /// The CustomResourceDefinition was deleted or replaced.
     #[error("the cluster no longer serves Farrier's CustomResourceDefinition of the Shim")]
     CrdReplaced,
-    /// A write failed that everything else depends on.
+    /// The API server rejected a write without which the command can't continue.
     #[error(transparent)]
     Apply(#[from] apply::Error),
-    /// A part of the controller ended that must not end.
+    /// A part of the controller ended, although it should run until the end of the process.
     #[error("the {part} ended unexpectedly")]
     Ended {
         /// The part.

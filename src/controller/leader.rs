@@ -71,7 +71,7 @@ impl Candidate {
             self.seen = Some((spec.clone(), since));
             let seconds = spec.lease_duration_seconds.unwrap_or_default();
             let duration = Duration::from_secs(u64::try_from(seconds).unwrap_or_default());
-            // A Lease without a duration, or with one of hours, gets ours.
+            // Without a duration in the Lease, Farrier's own counts. A duration of hours is cut.
             let duration = if duration.is_zero() {
                 DURATION
             } else {
@@ -140,14 +140,14 @@ impl Election {
     pub async fn acquire(&mut self) -> Instant {
         let mut waits = false;
         loop {
-            // Other replicas count from the write, which comes after this moment.
+            // Other replicas count the duration from the write of the Lease, which comes after this moment.
             let begun = Instant::now();
             match tokio::time::timeout(GIVE_UP, self.attempt()).await {
                 Ok(Ok(true)) => return begun,
                 Ok(Ok(false)) if !waits => {
                     tracing::info!(
                         lease = self.name,
-                        "another replica holds the Lease; standing by"
+                        "standing by: another replica holds the Lease"
                     );
                     waits = true;
                 }
@@ -190,7 +190,7 @@ impl Election {
             }
         };
         if let Ok(Err(error)) = tokio::time::timeout(LOOK_EVERY, released).await {
-            tracing::warn!(%error, "failed to release the Lease; it expires by itself");
+            tracing::warn!(%error, "failed to release the Lease, which expires by itself");
         }
     }
 

@@ -27,7 +27,7 @@ pub use uninstall::{UninstallOptions, UninstallSummary, uninstall};
 /// Runs the controller until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// When there is no cluster, the address can't be bound, the Lease is lost, or a part ends that must not end.
+/// When there is no cluster, the address can't be bound, the Lease is lost, or a part of the controller ends unexpectedly.
 pub async fn run(settings: Settings) -> Result<(), Error> {
     let client = cluster::client().await?;
     let mut terminate =

@@ -1,4 +1,4 @@
-//! The controller at work: watches, Lease, server and queues, wired together.
+//! Runs the watches, the Lease, the HTTP server and the queues together.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -22,13 +22,13 @@ use crate::server;
 /// Time for writes in progress when the controller is asked to end; a write takes milliseconds.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// Watches, holds the Lease and reconciles until `until` ends; then finishes the writes in progress and releases the Lease. With
+/// Watches, holds the Lease and reconciles until `until` ends. Then finishes the writes in progress and releases the Lease. With
 /// `uninstalling`, every Shim counts as being deleted.
 ///
 /// The server and the Lease are tasks of their own, so that neither waits for a decision or a recount.
 ///
 /// # Errors
-/// When a part ends that must not end, when the Lease is lost, and the errors of `until`.
+/// When a part ends unexpectedly, when the Lease is lost, and the errors of `until`.
 pub async fn operate<T>(
     client: Client,
     settings: Settings,
@@ -95,12 +95,12 @@ async fn finish(
         }
     };
     if tokio::time::timeout(GRACE, finished).await.is_err() {
-        tracing::warn!("stopped while writes were in progress; the next replica repeats them");
+        tracing::warn!("stopped while writes were in progress, which the next replica repeats");
     }
 }
 
-/// Acquires the Lease once every watch has listed, sends on `held`, and renews the Lease until it is lost or `released`. Returns why that
-/// ended.
+/// Acquires the Lease once every watch has listed, sends on `held`, and renews the Lease until the Lease is lost or `released` ends.
+/// Returns the reason for the end.
 async fn lead(
     context: Arc<Context>,
     mut election: Election,
@@ -127,7 +127,7 @@ async fn lead(
     ended
 }
 
-/// Waits until the Lease is held, then reconciles. Returns why that ended.
+/// Waits until the Lease is held, then reconciles. Returns the reason for the end.
 async fn work(
     context: Arc<Context>,
     receivers: QueueReceivers,
@@ -144,7 +144,7 @@ async fn work(
         // The task that holds the Lease returns the reason.
         return std::future::pending().await;
     }
-    tracing::info!("every watch has listed and this replica holds the Lease; reconciling");
+    tracing::info!("reconciling: every watch has listed, and this replica holds the Lease");
     context.begin();
     let nodes = reconcile::nodes(Arc::clone(&context), receivers.nodes, stopped.clone());
     let shims = reconcile::shims(Arc::clone(&context), receivers.shims, stopped);
@@ -168,7 +168,7 @@ async fn serve(context: Arc<Context>) -> Error {
     }
 }
 
-/// Follows every watch and triggers what each change concerns. Returns which watch ended.
+/// Follows every watch, and triggers the objects that each change concerns. Returns which watch ended.
 async fn follow(context: &Context, watches: Watches) -> Error {
     let (mut node_triggers, mut shim_triggers) = (Triggers::default(), Triggers::default());
     let pods = |change: Change<'_, PodObject>| {

@@ -21,14 +21,14 @@ use super::cluster::slim::NodeObject;
 use super::memory::Context;
 
 /// Objects that are written at a time. kube's client has no limit on requests per second, unlike client-go (5, bursts of 10). With some 5
-/// ms per request, this limit allows about a thousand requests a second; the API server's own priority and fairness holds back more
-/// (Kubernetes, *API Priority and Fairness*).
+/// ms per request, this limit allows about a thousand requests per second. The API server delays further requests (Kubernetes, *API
+/// Priority and Fairness*).
 const CONCURRENT_WRITES: u16 = 8;
 
-/// Wait after a conflict: the watch delivers what the other writer wrote.
+/// Wait after a conflict: meanwhile the watch delivers the other write.
 const AFTER_CONFLICT: Duration = Duration::from_secs(1);
 
-/// Wait after another error: troubles of the API server itself pass in seconds.
+/// Wait after another error: failures of the API server itself usually end within seconds.
 const AFTER_REFUSAL: Duration = Duration::from_secs(10);
 
 /// Wait before labels that a webhook reverted are written again. An operator who corrected the webhook sees the labels within this time,
@@ -41,7 +41,7 @@ fn queue<K: Resource<DynamicType = ()>>(
 ) -> impl Stream<Item = Result<ObjectRef<K>, Infallible>> {
     let keys = futures::stream::poll_fn(move |context| keys.poll_recv(context)).map(Ok);
     let stops = async move {
-        // The sender lives as long as the controller. Without a sender, everything ends.
+        // The sender is dropped only when the controller ends.
         let _ = stopped.wait_for(|stops| *stops).await;
     };
     keys.take_until(Box::pin(stops))
@@ -98,7 +98,7 @@ async fn log<T>(result: Result<T, controller::Error<apply::Error, Infallible>>) 
         // The object was deleted while its name was queued.
         Ok(_) | Err(controller::Error::ObjectNotFound(_)) => {}
         Err(controller::Error::ReconcilerFailed(error, object)) if error.is_conflict() => {
-            tracing::debug!(%error, %object, "object changed meanwhile, retrying");
+            tracing::debug!(%error, %object, "the object was changed meanwhile, retrying");
         }
         Err(error) => {
             let (object, error, help) = failure(&error);
@@ -124,7 +124,7 @@ fn failure<T: std::error::Error>(
     }
 }
 
-/// When to reconcile again after a write. A rejection is remembered, so that the next decision can report it.
+/// When to reconcile again after a write. A rejection is recorded, so that the next decision can report it.
 fn remember_rejection(
     context: &Context,
     uid: &str,

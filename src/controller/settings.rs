@@ -28,7 +28,7 @@ pub struct Settings {
     pub job_deadline: i64,
     /// Provision every node, annotated or not.
     pub auto_provision: bool,
-    /// Restart containerd even on nodes where that ends every pod.
+    /// Restart containerd even on nodes where the restart ends every pod.
     pub allow_pod_restarts: bool,
     /// Run the Jobs with hostPID: true.
     pub job_host_pid: bool,
@@ -36,7 +36,7 @@ pub struct Settings {
     pub job_priority_class: Option<String>,
     /// Proxy variables for the Jobs' `fetch` container.
     pub job_proxies: BTreeMap<&'static str, String>,
-    /// Nodes also declare the handlers of Shims that they do not carry, with a change that restarts containerd anyway.
+    /// A node also declares the handlers of Shims that it does not carry, when containerd is restarted anyway.
     pub reserve_handlers: bool,
     /// Name of the Lease in the namespace.
     pub lease_name: String,

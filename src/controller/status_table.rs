@@ -17,7 +17,7 @@ use super::error::Error;
 use crate::handoff;
 use crate::names::Progress;
 
-/// A person waits for the table; an API server that takes longer is down or unreachable.
+/// Time limit for the answers of the API server. A slower API server is down or unreachable.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Longest reason in the table, in bytes.
@@ -71,7 +71,7 @@ pub async fn status_table(json: bool) -> Result<String, Error> {
 impl StatusTable {
     fn new(nodes: &[NodeObject], shims: &[ShimObject]) -> Self {
         let mut names: BTreeSet<String> = shims.iter().map(ResourceExt::name_any).collect();
-        // Only the controller knows whether nodes need the annotation. Here it matters for the reasons alone.
+        // The controller's setting is unknown here. Only the reasons in the table depend on it.
         let cluster = Cluster::new(shims.iter().map(ShimView::from).collect(), true, false);
         let nodes = nodes.iter().map(|node| NodeLine::new(node, &cluster));
         let nodes: Vec<NodeLine> = nodes.collect();

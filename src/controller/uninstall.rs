@@ -36,7 +36,7 @@ pub struct UninstallOptions {
 pub struct UninstallSummary {
     /// The nodes were left as they are.
     pub nodes_kept: bool,
-    /// Nodes that still carry something, each with its Shims.
+    /// Nodes that still carry a Shim, each with its Shims.
     pub nodes: BTreeMap<String, Vec<String>>,
 }
 
@@ -45,13 +45,13 @@ impl fmt::Display for UninstallSummary {
         if self.nodes_kept {
             return writeln!(
                 f,
-                "removed the finalizers from the Shims; the nodes keep their shims until `farrier uninstall --all` is run on them"
+                "removed the finalizers from the Shims. The nodes keep their shims. To remove the shims from a node, run `farrier uninstall --all` on the node"
             );
         }
         if self.nodes.is_empty() {
             return writeln!(
                 f,
-                "removed the finalizers from the Shims; no node carries a shim any more"
+                "removed the finalizers from the Shims. No node carries a shim any more"
             );
         }
         for (node, shims) in &self.nodes {
@@ -59,14 +59,14 @@ impl fmt::Display for UninstallSummary {
                 let annotation = names::APPLIED_ANNOTATION;
                 writeln!(
                     f,
-                    "node {node} still has labels or the annotation of Farrier; run `farrier uninstall --all` on the node, then `kubectl annotate node {node} {annotation}-`"
+                    "node {node} still has labels or the annotation of Farrier. Run `farrier uninstall --all` on the node, then `kubectl annotate node {node} {annotation}-`"
                 )?;
                 continue;
             }
             let shims = shims.join(", ");
             writeln!(
                 f,
-                "node {node} still carries {shims}; end the pods that use them and run `farrier uninstall --all` on the node"
+                "node {node} still carries {shims}. End the pods that use these shims, and run `farrier uninstall --all` on the node"
             )?;
         }
         Ok(())
@@ -93,7 +93,7 @@ pub async fn uninstall(
     }
     apply::crd::restore(&client).await?;
     let summary = if options.keep_hosts {
-        // A controller that is still shutting down would set the finalizers again. It is gone once this process holds the Lease.
+        // A controller that is still running would set the finalizers again. Once this process holds the Lease, that controller has ended.
         let mut election = Election::new(client.clone(), &namespace, &lease_name, &identity);
         let _ = tokio::time::timeout(options.deadline, election.acquire()).await;
         UninstallSummary {
@@ -112,13 +112,13 @@ pub async fn uninstall(
         }
     }
     if let Err(error) = end_lease(&client, &namespace, &lease_name, &identity).await {
-        // The uninstall itself is done, and nothing acts on the Lease any more.
-        tracing::warn!(%error, "failed to delete the Lease; delete it by hand");
+        // The uninstall itself is done, and no replica uses the Lease any more.
+        tracing::warn!(%error, help = "delete the Lease by hand", "failed to delete the Lease");
     }
     Ok(summary)
 }
 
-/// Removes all shims from all nodes until `deadline`. Returns the nodes that still carry something.
+/// Removes all shims from all nodes until `deadline`. Returns the nodes that still carry a shim.
 async fn clean(
     client: &Client,
     settings: &Settings,
@@ -130,7 +130,7 @@ async fn clean(
         // On the heap: the watches take 40 KB.
         let operating = Box::pin(operate(client.clone(), settings.clone(), true, cleans));
         match operating.await {
-            // A deleted CustomResourceDefinition goes with its last Shim. Nodes may still carry something.
+            // A CustomResourceDefinition that is being deleted disappears with its last Shim, while nodes may still carry shims.
             Err(Error::CrdReplaced) if Instant::now() < end => {
                 apply::crd::restore(client).await?;
             }
@@ -148,10 +148,7 @@ async fn end_lease(
 ) -> Result<(), apply::Error> {
     match lease::get(client, namespace, name).await? {
         Some(there) if leader::is_anothers(&there, identity) => {
-            tracing::warn!(
-                lease = name,
-                "another replica holds the Lease; the Lease is kept"
-            );
+            tracing::warn!(lease = name, "keeping the Lease: another replica holds it");
             Ok(())
         }
         Some(there) => lease::delete(client, namespace, &there).await,
@@ -159,7 +156,7 @@ async fn end_lease(
     }
 }
 
-/// Waits until no node carries anything, or until `end`. Returns the nodes that still carry something.
+/// Waits until no node carries a shim, or until `end`. Returns the nodes that still carry a shim.
 async fn cleaned(context: &Context, end: Instant) -> UninstallSummary {
     let clean = async {
         loop {
@@ -194,13 +191,13 @@ mod tests {
         };
         let text = summary.to_string();
         let lines: Vec<_> = text.lines().collect();
-        assert!(lines[0].starts_with("node n1 still carries spin, wws; end the pods"));
-        assert!(lines[1].starts_with("node n2 still has labels or the annotation of Farrier; run"));
+        assert!(lines[0].starts_with("node n1 still carries spin, wws. End the pods"));
+        assert!(lines[1].starts_with("node n2 still has labels or the annotation of Farrier. Run"));
         assert!(lines[1].contains("kubectl annotate node n2 farrier.dev/applied-"));
         assert!(
             UninstallSummary::default()
                 .to_string()
-                .contains("no node carries a shim")
+                .contains("No node carries a shim")
         );
         let summary = UninstallSummary {
             nodes_kept: true,
@@ -208,6 +205,6 @@ mod tests {
         };
         let text = summary.to_string();
         assert!(text.contains("nodes keep their shims"), "{text}");
-        assert!(!text.contains("no node carries a shim"), "{text}");
+        assert!(!text.contains("No node carries a shim"), "{text}");
     }
 }

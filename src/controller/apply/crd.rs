@@ -88,8 +88,8 @@ pub async fn install() -> Result<(), Error> {
     establish(&client).await
 }
 
-/// Writes the definition if there is none. Without it, no Shim can be read, and helm can't uninstall a release that holds one: "resource
-/// mapping not found" (Helm 3.22, `Uninstall.deleteRelease`).
+/// Writes the definition if there is none. Without the definition, no Shim can be read, and Helm can't uninstall a release with a Shim:
+/// "resource mapping not found" (Helm 3.22, `Uninstall.deleteRelease`).
 ///
 /// # Errors
 /// When the API server rejects the write, or a minute has passed.
@@ -107,7 +107,7 @@ pub async fn restore(client: &Client) -> Result<(), Error> {
     }
     tracing::warn!(
         name,
-        "the cluster does not serve Shims; creating their CustomResourceDefinition again, so that nodes and release can be cleaned up"
+        "creating the CustomResourceDefinition of the Shim again, because the cluster does not serve it"
     );
     establish(client).await
 }
@@ -153,7 +153,7 @@ async fn write(
                 definitions.create(&post_params(), definition).await,
             ),
             Some(mut there) => {
-                // Name, labels and annotations stay: another tool may recognise its definition by them.
+                // Name, labels and annotations stay, because another tool may recognise its definition by its labels.
                 there.spec = definition.spec.clone();
                 (
                     "replace",

@@ -77,7 +77,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Another client wrote the object meanwhile: a new decision is all that is needed.
+    /// Another client changed the object in the meantime, so a new decision is needed.
     #[must_use]
     pub fn is_conflict(&self) -> bool {
         match self {
@@ -103,7 +103,7 @@ impl Error {
     #[must_use]
     pub fn help(&self) -> Option<Cow<'static, str>> {
         match self {
-            Self::Create { .. } => Some("check its quotas and admission policies".into()),
+            Self::Create { .. } => Some("check the quotas and the admission policies".into()),
             Self::Taken { .. } => Some("delete that Job".into()),
             Self::Reverted { .. } => Some(
                 "look for a mutating admission webhook that reverts annotations of nodes".into(),
@@ -271,7 +271,8 @@ fn accepted(
         tracing::warn!(
             node = name,
             labels = %edit,
-            "the API server accepted the patch and changed nothing; look for a mutating admission webhook that reverts it"
+            help = "look for a mutating admission webhook that reverts changes of nodes",
+            "the API server accepted the patch and changed nothing"
         );
         if !edit.annotations.is_empty() {
             return Err(Error::Reverted { node: name });
@@ -305,7 +306,7 @@ async fn create_job(client: &Client, settings: &Settings, job: &Job) -> Result<(
     }
 }
 
-/// Whether the watch on Farrier's Jobs delivers it.
+/// Whether the watch on Farrier's Jobs delivers the Job.
 fn is_managed(job: &Job) -> bool {
     let label = |key: &str| job.labels().get(key).map(String::as_str);
     label(names::COMPONENT_LABEL) == Some(names::COMPONENT_INSTALLER)
@@ -324,7 +325,7 @@ async fn delete_job(
         uid: Some(job_uid.to_owned()),
         resource_version: None,
     });
-    // The Job is gone, or there is another one by now.
+    // The Job is gone, or another Job has its name.
     success_on(jobs.delete(&name, &parameters).await, &[404, 409]).map_err(|source| Error::Write {
         act: "delete",
         object: format!("Job {name}"),
@@ -332,7 +333,7 @@ async fn delete_job(
     })
 }
 
-/// Publishes an Event. A failure is logged only: it must not delay the work.
+/// Publishes an Event. A failure is only logged, and delays no other write.
 async fn publish_event(client: &Client, subject: &Subject, event: &EventSpec) {
     let events: Api<Event> = Api::namespaced(client.clone(), event::NAMESPACE);
     let object = event::build(subject, event, jiff::Timestamp::now());
@@ -405,7 +406,8 @@ pub async fn finalizer(client: &Client, shim: &ShimObject, step: &Finalizer) -> 
     let name = shim.name_any();
     let shims: Api<ShimObject> = Api::all(client.clone());
     let mut finalizers: Vec<String> = shim.finalizers().to_vec();
-    // A runtime-class-manager beside Farrier would remove its finalizer too early; without it, nothing else removes that finalizer.
+    // The finalizer of runtime-class-manager is removed too. A running runtime-class-manager would remove it too early, and without
+    // runtime-class-manager nothing else would.
     finalizers.retain(|finalizer| {
         finalizer != names::SHIM_FINALIZER && finalizer != names::RCM_FINALIZER
     });

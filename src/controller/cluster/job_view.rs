@@ -1,4 +1,4 @@
-//! The state of a node's Job, read from the Job and its pods. Decisions read no wire object. Pure: no client, no clock.
+//! The state of a node's Job, read from the Job and its pods. Decisions read no object of the API directly. Pure: no client, no clock.
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus};
@@ -35,7 +35,7 @@ pub enum JobProgress {
     NoPod,
     /// The pod is running.
     Running,
-    /// The Job has failed or ended, but none of its pods is seen to have ended.
+    /// The Job has failed or ended, but the watch shows none of its pods as ended.
     Overdue {
         /// Since when.
         since: Timestamp,
@@ -98,7 +98,7 @@ fn progress(
         }
     }
     if let Some((reason, since)) = ending(job) {
-        // The watch on pods may lag behind the watch on Jobs, for example after an outage of the API server.
+        // The watch on pods may be behind the watch on Jobs, for example after an outage of the API server.
         let has_ended =
             |pod: &&PodObject| matches!(pod.status.phase.as_deref(), Some("Succeeded" | "Failed"));
         let seen = unreadable.is_some() || pods.iter().any(has_ended);

@@ -1,4 +1,4 @@
-//! A node as decisions see it, and what is known about its host. Decisions read no wire object. Pure: no client, no clock.
+//! A node as decisions see it, and the known state of its host. Decisions read no object of the API directly. Pure: no client, no clock.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -83,7 +83,7 @@ impl From<&NodeObject> for NodeView {
 }
 
 impl NodeView {
-    /// What is known about the host, if it was recorded for this node object.
+    /// The known state of the host, if it was recorded for this node object.
     #[must_use]
     pub fn applied(&self) -> Option<Applied> {
         let text = self.annotations.get(names::APPLIED_ANNOTATION)?;
@@ -155,7 +155,7 @@ pub struct Applied {
     /// Why the last attempt failed: one sentence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// This release can't change the host; another attempt is of no use.
+    /// This release can't change the host, so another attempt is of no use.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unsupported: bool,
     /// State of each Shim on the host.
@@ -172,7 +172,7 @@ fn is_zero(count: &u32) -> bool {
 }
 
 impl Applied {
-    /// Whether every name is a valid label and is used consistently: anybody with access to the node object may have written the
+    /// Whether every name is a valid label and is used consistently. Any account with access to the node object may have written the
     /// annotation.
     fn is_sound(&self) -> bool {
         self.shims.iter().all(|(name, shim)| {

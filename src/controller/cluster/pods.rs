@@ -68,7 +68,7 @@ impl PodsOfJobs {
         pods.filter_map(|pod| self.store.get(pod)).collect()
     }
 
-    // A panic under the lock leaves whole entries behind.
+    // A panic while the lock is held leaves only complete entries.
     fn names(&self) -> MutexGuard<'_, HashMap<String, HashSet<ObjectRef<PodObject>>>> {
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,4 +1,4 @@
-//! A Shim as decisions see it. Decisions read no wire object. Pure: no client, no clock.
+//! A Shim as decisions see it. Decisions read no object of the API directly. Pure: no client, no clock.
 
 use jiff::Timestamp;
 use kube::core::DeserializeGuard;
@@ -31,7 +31,7 @@ pub struct ShimView {
     pub has_finalizer: bool,
     /// The Shim has the finalizer of runtime-class-manager.
     pub has_rcm_finalizer: bool,
-    /// The annotation farrier.dev/force-delete is set: the Shim is deleted whatever the nodes still carry.
+    /// The annotation farrier.dev/force-delete is set: the Shim is deleted even if nodes still carry it.
     pub forced: bool,
     /// The spec, or why this release can't read it: a newer release wrote it.
     pub spec: Result<ShimSpec, String>,

@@ -29,7 +29,7 @@ pub struct NodeSpec {
     /// The node is cordoned.
     #[serde(default)]
     pub unschedulable: bool,
-    /// The taints; they are written back as a whole when the startup taint is removed.
+    /// The taints. All of them are written back when the startup taint is removed.
     #[serde(default)]
     pub taints: Vec<Taint>,
 }

@@ -20,7 +20,7 @@ use crate::names;
 pub struct Requeue {
     /// Shims whose status may differ.
     pub shims: BTreeSet<String>,
-    /// Nodes whose turn may have come.
+    /// Nodes that the rollout may no longer block.
     pub nodes: BTreeSet<String>,
 }
 
@@ -106,10 +106,10 @@ pub enum Trigger {
     Everything,
 }
 
-/// Finds out which changes matter.
+/// Finds the objects that a change triggers.
 #[derive(Debug, Default)]
 pub struct Triggers {
-    /// A hash of what was last seen of each node.
+    /// A hash of the last known state of each node.
     nodes: HashMap<String, u64>,
     shims: HashMap<String, ShimView>,
 }
@@ -134,7 +134,7 @@ impl Triggers {
                 }
             }
             Change::Listed => {
-                // What was seen before the list says nothing about the changes after it.
+                // The states before the list can't be compared with the changes after it.
                 self.nodes.clear();
                 Trigger::Everything
             }
@@ -191,7 +191,7 @@ mod tests {
         let here = Trigger::Node("n1".to_owned());
         assert_eq!(routes.node(&Change::Here(&node)), here);
         assert_eq!(routes.node(&Change::Here(&node)), Trigger::Nothing);
-        // The list had it otherwise, and now it is as it was before the watch was away.
+        // The list may have shown another state. The object now has the same state as before the interruption.
         assert_eq!(routes.node(&Change::Listed), Trigger::Everything);
         assert_eq!(routes.node(&Change::Here(&node)), here);
     }

@@ -15,7 +15,7 @@ use super::shim_view::ShimObject;
 use super::slim::{JobObject, NodeObject, PodObject};
 use crate::names;
 
-/// A change that a watch delivered. The store has it already.
+/// A change that a watch delivered. The store has the change already.
 #[derive(Debug)]
 pub enum Change<'a, K> {
     /// The object is new or has changed.
@@ -44,7 +44,7 @@ pub struct Watches {
     pub jobs: Watch<JobObject>,
     /// The pods of Farrier's Jobs.
     pub pods: Watch<PodObject>,
-    /// Every RuntimeClass, because the name of one of ours may be taken.
+    /// Every RuntimeClass, because another owner may have a RuntimeClass of the same name.
     pub runtime_classes: Watch<RuntimeClass>,
 }
 
@@ -90,8 +90,8 @@ where
         self.store.clone()
     }
 
-    /// Follows the watch and passes each change to `tell`, after the store has it.
-    pub async fn follow(self, mut tell: impl FnMut(Change<'_, K>)) {
+    /// Follows the watch and passes each change to `on_change`, after the store has it.
+    pub async fn follow(self, mut on_change: impl FnMut(Change<'_, K>)) {
         let kind = K::kind(&()).into_owned();
         let events = watcher(self.api, self.config)
             .default_backoff()
@@ -101,9 +101,9 @@ where
         let mut events = std::pin::pin!(reflector::reflector(self.writer, events));
         while let Some(event) = events.next().await {
             match event {
-                Ok(watcher::Event::Apply(object)) => tell(Change::Here(&object)),
-                Ok(watcher::Event::Delete(object)) => tell(Change::Gone(&object)),
-                Ok(watcher::Event::InitDone) => tell(Change::Listed),
+                Ok(watcher::Event::Apply(object)) => on_change(Change::Here(&object)),
+                Ok(watcher::Event::Delete(object)) => on_change(Change::Gone(&object)),
+                Ok(watcher::Event::InitDone) => on_change(Change::Listed),
                 // The store shows a new list only when the list is complete.
                 Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => {}
                 Err(error) => {

@@ -1,4 +1,4 @@
-//! Which Shims a node should carry: turns Shim objects into the one request of the node's Job. Pure.
+//! Which Shims a node should carry: makes the one request of the node's Job from the Shim objects. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -119,18 +119,19 @@ pub struct Desired {
     pub digest: Sha256Digest,
     /// One verdict for each Shim that selects the node.
     pub verdicts: BTreeMap<String, Verdict>,
-    /// Requests that the node is to drop and keeps until its turn, by Shim.
+    /// Requests that are to be removed and that the rollout still blocks, by Shim.
     pub staying: BTreeMap<String, ShimRequest>,
     /// `(loser, handler, winner)` for each handler that two Shims use.
     pub lost: Vec<(String, String, String)>,
-    /// Shims that nothing is to be done about: their requests come from the node's annotation.
+    /// Shims that are not acted on, so that their requests come from the node's annotation.
     pub pinned: BTreeSet<String>,
     /// Shims that select the node by KWasm's annotation.
     pub annotated: BTreeSet<String>,
 }
 
 impl Desired {
-    /// The Shims that `node` should carry, given what it carries. `blocked` are Shims that wait for their turn, each with the reason.
+    /// The Shims that `node` should carry. `applied` is the present state of the host. `blocked` are Shims that the rollout blocks, each
+    /// with the reason.
     #[must_use]
     pub fn new(
         node: &NodeView,
@@ -165,7 +166,7 @@ impl Desired {
                 }
             }
             let claimed = match (&verdict, &shim.spec) {
-                // A Shim keeps its handlers until the turn of the other Shim has come.
+                // While the rollout blocks a Shim, the other Shim keeps the handlers.
                 (Verdict::Waiting(None, _), Ok(spec)) => {
                     let mut handlers = spec.handlers().unwrap_or_default();
                     handlers.retain(|handler| !is_carried(applied, handler));
@@ -220,7 +221,7 @@ impl Desired {
         request
     }
 
-    /// A removal waits for its turn as an installation does, unless it has begun.
+    /// The rollout blocks a removal like an installation, unless the removal has begun.
     fn keep_until_turn(
         &mut self,
         applied: Option<&Applied>,
@@ -312,7 +313,7 @@ impl Desired {
     }
 }
 
-/// What a change of the Shim on the node waits for; `None` if there is no change or it has begun.
+/// The reason why the rollout blocks a change of the Shim on the node; `None` if there is no change or the change has begun.
 fn waits_for(
     shim: &ShimView,
     request: &ShimRequest,
@@ -426,8 +427,8 @@ fn options(spec: &ShimSpec) -> BTreeMap<String, OptionValue> {
         .collect()
 }
 
-/// Marks in the request what need not be fetched, because the node reported it. A Shim that only the node's annotation names is never
-/// fetched: anybody with access to the annotation must not choose what a host runs.
+/// Marks the binaries in the request that the node has reported, so that they are not fetched again. A Shim that only the node's annotation
+/// names is never fetched: an account with access to the annotation must not choose the programs of a host.
 pub fn hint(desired: &Desired, applied: &Applied, request: &mut ProvisionRequest) {
     for shim in &mut request.shims {
         let known = applied.shims.get(&shim.name);

@@ -10,13 +10,14 @@ use super::types::Observed;
 use crate::controller::cluster::node_view::{Applied, NodeView};
 use crate::handoff::ShimRequest;
 
-/// Wait after the first failure; each further failure doubles it. Long enough for a short outage of a mirror, or a reboot of the node.
+/// Wait after the first failure. Each further failure doubles the wait. Long enough for a short outage of a mirror, or a reboot of the
+/// node.
 const FIRST_RETRY: Duration = Duration::from_secs(30);
 
-/// Longest wait between attempts: after an operator removed the cause, the node recovers within this time.
+/// Longest wait between attempts. After an operator removed the cause, the node recovers within this time.
 const LONGEST_RETRY: Duration = Duration::from_mins(10);
 
-/// How far a recorded time may lie in the future and still be believed.
+/// How far a recorded time may lie in the future. A time after that is ignored.
 const CLOCK_SKEW: SignedDuration = SignedDuration::from_mins(10);
 
 /// A kubelet asks its runtime every 5 s and publishes changed handlers within 10 s.
@@ -27,9 +28,8 @@ const LISTING_PATIENCE: Duration = Duration::from_mins(2);
 const LOOK_EVERY: Duration = Duration::from_hours(18);
 const SPREAD_SECONDS: u64 = 12 * 60 * 60;
 
-/// Interrupted attempts in a row that are repeated at once. A node shutdown or a drain interrupts one or two attempts. What ends every pod
-/// within seconds, for example an eviction because of memory pressure, must not cause one Job after the other: further attempts wait as
-/// after failures.
+/// Interrupted attempts in a row that are repeated at once. A node shutdown or a drain interrupts one or two attempts. Memory pressure, for
+/// example, may evict every pod within seconds, and must not cause one Job after the other. So further attempts wait as after failures.
 pub const INTERRUPTIONS_AT_ONCE: u32 = 3;
 
 /// Whether the node needs a Job.
@@ -76,7 +76,7 @@ pub fn need(seen: &Observed, desired: &Desired, applied: Option<&Applied>) -> Ne
         return Need::Now;
     }
     if seen.now.duration_since(applied.at) < -CLOCK_SKEW {
-        // A time this far in the future is not believed.
+        // A time this far in the future is ignored.
         return Need::Now;
     }
     let since = age(seen.now, applied.at);

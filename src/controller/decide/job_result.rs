@@ -1,4 +1,4 @@
-//! The end of a Job: what it says about the host, and the Event for it. Pure.
+//! The end of a Job: the new state of the host, and the Event. Pure.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,8 +17,8 @@ use crate::names::reasons;
 /// Longest reason per Shim, in bytes: thirty reasons stay far below the 256 KiB for annotations.
 const LONGEST_REASON: usize = 400;
 
-/// The Job controller creates a pod within a second: after a minute, a quota, an admission policy or a missing account prevents it. A pod
-/// ends within its grace period; after a minute, its node is probably down.
+/// Time limit for the pod of a Job to appear, and to end. The Job controller creates a pod within a second. After a minute, a quota, an
+/// admission policy or a missing account prevents the pod. A pod ends within its grace period. After a minute, its node is probably down.
 const POD_PATIENCE: Duration = Duration::from_mins(1);
 
 /// The message for a Job without a pod.
@@ -72,7 +72,7 @@ pub fn patience(seen: &Observed, job: &JobView) -> Option<Duration> {
     (!rest.is_zero()).then_some(rest)
 }
 
-/// The Job did not report: keep what was known, and record the reason.
+/// The Job did not report: keeps the known state, and records the reason.
 fn fail(seen: &Observed, mut applied: Applied, job: &JobView, reason: &str) -> JobEnd {
     applied.reason = Some(shortened(&Problem::new(reason, None)));
     applied.unsupported = false;
@@ -140,7 +140,7 @@ fn read(
     let only_lingers = lingering && well.all(|shim| shim.reason.is_none());
     let mut end = finish_attempt(seen, applied, job, Some(report), failed);
     if only_lingers && let Some(event) = &mut end.event {
-        // Pods still use the shim; it is removed after they have ended.
+        // Pods still use the shim. Farrier removes the shim after these pods have ended.
         (event.warning, event.reason) = (false, reasons::REMOVING.to_owned());
     }
     if !failed && !is_reported {
@@ -149,7 +149,7 @@ fn read(
     end
 }
 
-/// A signal ended the installer before the host was changed: keep what was known; the attempt is no failure.
+/// A signal ended the installer before the host was changed. Keeps the known state. The attempt is no failure.
 fn interrupted(
     seen: &Observed,
     mut applied: Applied,
@@ -171,7 +171,7 @@ fn interrupted(
     let event = EventSpec {
         warning: false,
         reason: reasons::INTERRUPTED.to_owned(),
-        note: "a signal ended the installer before the host was changed, for example at a node shutdown; the installer is run again".to_owned(),
+        note: "a signal ended the installer before the host was changed, for example at a node shutdown. Farrier repeats the attempt".to_owned(),
     };
     JobEnd {
         event: Some(event),
@@ -204,7 +204,7 @@ fn shim_after_report(
             .iter()
             .filter(|entry| entry.shim == shim.name)
     };
-    // A shortened report lacks some handlers; its outcome as a whole counts for them.
+    // A shortened report lacks some handlers. For these, the outcome of the whole report counts.
     let served = |handler: &String| {
         handlers_of_shim()
             .find(|entry| entry.handler == *handler)
@@ -262,9 +262,9 @@ fn mark_unlisted(applied: &mut Applied, node: &NodeView) {
     }
 }
 
-/// Records what the host still serves although it was not requested: it is in use, or its removal failed.
+/// Records the handlers that the host still serves although they were not requested: they are in use, or their removal failed.
 ///
-/// Names become labels: a name that is not a valid label never came from a request.
+/// Names become labels. A name that is not a valid label never came from a request.
 fn record_still_served(
     applied: &mut Applied,
     request: &ProvisionRequest,
@@ -306,7 +306,8 @@ fn finish_attempt(
         applied.attempted = job.digest;
         applied.attempts = 1;
     }
-    // Handlers that the kubelet has yet to list, or a reboot since the report, are no failure, but the attempt is not complete.
+    // The attempt is also incomplete, without being a failure, if the kubelet does not list a handler yet, or if the node rebooted after
+    // the report.
     let rebooted = report.is_some() && applied.boot_id != seen.node.boot_id;
     let open = failed || rebooted || !all_listed(seen.node, &applied);
     applied.attempts = if open { applied.attempts.max(1) } else { 0 };
@@ -354,7 +355,7 @@ fn sentence(applied: &Applied, report: &ProvisionReport) -> String {
     if parts.is_empty() {
         "the installer gave no reason; see the log of the installer's pod".to_owned()
     } else {
-        // Each part gets its share, so that the first one can't displace the others.
+        // Each part has the same maximal length, so that every part fits.
         let share = (LONGEST_NOTE / parts.len()).saturating_sub(2);
         let parts: Vec<String> = parts.iter().map(|part| elide(part, share)).collect();
         cut(&parts.join("; "), LONGEST_NOTE)

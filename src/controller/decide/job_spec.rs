@@ -1,7 +1,7 @@
 //! The Job that changes one host. Pure.
 //!
-//! The container `fetch` parses bytes from the network; it is unprivileged and sees nothing of the host. The container `install` changes
-//! the host; it needs no network and has no API token.
+//! The container `fetch` parses bytes from the network, is unprivileged and sees nothing of the host. The container `install` changes the
+//! host, needs no network and has no API token.
 
 use std::collections::BTreeMap;
 
@@ -25,10 +25,11 @@ use crate::names;
 /// How often the Job itself restarts an installer that was killed, for example by the restart that it requested.
 const KILLED_RETRIES: i32 = 3;
 
-/// An installer that gets SIGTERM undoes its change, or finishes it where containerd has restarted; both wait for containerd.
+/// Grace period of the pod, in seconds. After SIGTERM, the installer undoes its change, or finishes it once containerd is restarting. Both
+/// wait for containerd.
 const GRACE_SECONDS: i64 = 120;
 
-/// Unpacked shims are tens of megabytes each; a node's set stays far below this.
+/// Limit of the volume for downloads. An unpacked shim has tens of megabytes, and the set of a node stays far below the limit.
 const ARTIFACTS_LIMIT: &str = "4Gi";
 
 /// An unprivileged user: `nonroot` of the distroless images.
@@ -125,7 +126,8 @@ fn operation(request: &ProvisionRequest) -> &'static str {
     }
 }
 
-/// The labels by which users of runtime-class-manager select Jobs. A label can't hold a list, so the Job of several Shims names none.
+/// The labels by which users of runtime-class-manager select Jobs. A label can't contain a list, so a Job of several Shims has no label
+/// with their names.
 fn rcm_labels(job: &str, request: &ProvisionRequest) -> Pairs {
     let mut labels = pairs([
         (names::RCM_JOB_LABEL, "true"),
@@ -138,7 +140,7 @@ fn rcm_labels(job: &str, request: &ProvisionRequest) -> Pairs {
     labels
 }
 
-/// The annotations of runtime-class-manager's Jobs. One of them lists the Shims, separated by commas.
+/// The annotations of runtime-class-manager's Jobs. The annotation with the Shims separates them by commas.
 fn rcm_annotations(node: &str, request: &ProvisionRequest) -> Pairs {
     let shims: Vec<&str> = request
         .shims
@@ -164,7 +166,7 @@ fn pod(settings: &Settings, node_name: &str) -> PodSpec {
         enable_service_links: Some(false),
         host_pid: settings.job_host_pid.then_some(true),
         priority_class_name: settings.job_priority_class.clone(),
-        // Taints are for pods that run on the node; this pod is for the node itself.
+        // The pod changes the node itself, so it tolerates every taint.
         tolerations: Some(vec![Toleration {
             operator: Some("Exists".to_owned()),
             ..Toleration::default()

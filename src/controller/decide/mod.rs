@@ -31,10 +31,10 @@ use job_result::JobEnd;
 use node_labels::plan_with_labels;
 use types::{Decision, Hold, JobStep, Observed, Plan};
 
-/// Deleting a Job takes a second; after a minute, a finalizer prevents it.
+/// Time limit for the deletion of a Job, which usually takes a second. After this time, a finalizer prevents the deletion.
 const DELETION_PATIENCE: Duration = Duration::from_mins(1);
 
-/// The message for such a Job.
+/// The problem of a Job whose finalizers prevent its deletion.
 const JOB_WITH_FINALIZER: &str =
     "the node's previous Job is not deleted because it has finalizers; remove the Job's finalizers";
 
@@ -115,7 +115,7 @@ fn next(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
         {
             plan_after_recording(seen, desired, applied, job)
         }
-        // Labels may change meanwhile, for example when a Shim no longer selects the node.
+        // Labels may change while the Job runs, for example when a Shim no longer selects the node.
         Some(job) => Plan {
             look_again: job_result::patience(seen, job),
             ..plan_with_labels(seen, desired, applied, JobStep::None)
@@ -139,7 +139,7 @@ fn record_job_end(seen: &Observed, desired: &Desired, job: &JobView, ended: JobE
     }
 }
 
-/// The end of the Job is recorded: it is deleted if it must make room, or unless finished Jobs are kept.
+/// The end of the Job is recorded. The Job is deleted if the node needs another Job, or if finished Jobs are not kept.
 fn plan_after_recording(
     seen: &Observed,
     desired: &Desired,
@@ -158,7 +158,7 @@ fn plan_after_recording(
     }
 }
 
-/// The Job is being deleted. If that takes too long, the node is blocked, which is reported.
+/// The Job is being deleted. If the deletion takes too long, the node is blocked, and the decision reports it.
 fn plan_while_job_is_deleted(
     seen: &Observed,
     desired: &Desired,
@@ -183,7 +183,7 @@ fn plan_while_job_is_deleted(
     }
 }
 
-/// There is no Job: create one unless the host is known to be as it should.
+/// There is no Job. A Job is created unless the host is known to carry the desired set.
 fn plan_without_job(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
     if let (Some(reason), Some(applied)) = (seen.rejected, applied.clone()) {
         return job_not_created(seen, desired, applied, reason);
@@ -239,7 +239,7 @@ fn claim(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
     let digest = desired.digest;
     let mut applied = applied.unwrap_or_default();
     if !applied.machine_id.is_empty() && applied.machine_id != seen.node.machine_id {
-        // The node object has another host: nothing that was known holds.
+        // The node object has another host, about which nothing is known.
         applied = Applied::default();
     }
     if applied.attempted != Some(digest) {

@@ -11,7 +11,7 @@ use crate::controller::cluster::slim::Taint;
 use crate::handoff::{self, Sha256Digest};
 use crate::names::{self, Progress};
 
-/// Whether a handler is served: the report of this host says so, and the kubelet does not contradict.
+/// Whether a handler is served: according to the report of this host, and the kubelet lists the handler or lists none at all.
 fn served(node: &NodeView, applied: Option<&Applied>, shim: &str, handler: &str) -> bool {
     applied.is_some_and(|applied| {
         applied.machine_id == node.machine_id
@@ -45,7 +45,7 @@ pub fn progress(
     {
         return Some((Progress::Provisioned, None));
     }
-    // A failure belongs to the desired set of that attempt; after a change it says nothing.
+    // A failure counts only for the desired set of that attempt, and no longer after a change.
     let reason = applied
         .filter(|applied| applied.attempted == Some(digest))
         .and_then(|applied| {
@@ -97,9 +97,9 @@ fn impossible_shims_event(edit: &NodeEdit, desired: &Desired) -> Option<EventSpe
     (!notes.is_empty()).then(|| EventSpec::failure(&notes.join("; ")))
 }
 
-/// The edit that makes the node show what is known; `None` if it does.
+/// The edit that brings labels, annotation and taints of the node up to date; `None` if they are.
 ///
-/// The annotation stays while the Job exists, because it says whether the Job's report was recorded.
+/// While the Job exists, the annotation stays, because it shows whether the report of the Job was recorded.
 fn edit(
     node: &NodeView,
     shims: &[ShimView],
@@ -109,7 +109,7 @@ fn edit(
 ) -> Option<NodeEdit> {
     let digest = desired.digest;
     let mut wanted: BTreeMap<String, Option<String>> = BTreeMap::new();
-    // KWasm's label: set when the node serves everything that its annotation selects, and kept until a report says otherwise.
+    // KWasm's label is set when the node serves all Shims that its annotation selects, and is kept until a report shows another state.
     let (mut complete, mut stays) = (!desired.annotated.is_empty(), true);
     let mut done = !node.os.is_empty();
     let mut tracked: BTreeSet<&str> = node.labelled().map(|(shim, _)| shim).collect();
@@ -138,7 +138,7 @@ fn edit(
             stays &= done || still_served(node, applied.as_ref(), shim, now);
         }
         let label = names::shim_label(shim);
-        // A bare label is removed together with ours. Without ours, it belongs to something else.
+        // A bare label is removed together with Farrier's label. Without Farrier's label, it belongs to another program.
         let is_managed = now.is_some() || node.labels.contains_key(&label);
         wanted.insert(label, now.map(|now| now.label().to_owned()));
         if is_managed && is_bare_label_managed(node, shims, shim) {
@@ -152,7 +152,7 @@ fn edit(
     {
         wanted.insert(key.clone(), None);
     }
-    // A Shim that only waits for its removal is no longer advertised.
+    // A Shim whose removal waits for the rollout is no longer advertised.
     for shim in desired.verdicts.values().filter_map(Verdict::request) {
         for handler in shim
             .handlers
@@ -184,8 +184,8 @@ fn edit(
     (edit != NodeEdit::default()).then_some(edit)
 }
 
-/// Whether a Shim in progress is still served in its former version, or, before the first report, according to the label of KWasm: neither
-/// an upgrade nor a takeover withdraws the label. A restarting kubelet rejects running pods whose node selector no longer matches.
+/// Whether a Shim in progress is still served in its former version, or, before the first report, according to the label of KWasm. Neither
+/// an upgrade nor a takeover removes the label, because a restarting kubelet rejects running pods whose node selector no longer matches.
 fn still_served(
     node: &NodeView,
     applied: Option<&Applied>,
@@ -197,7 +197,7 @@ fn still_served(
         .and_then(|applied| applied.shims.get(shim))
         .map(|known| &known.handlers);
     match (reported, handlers) {
-        // Knowledge about another host says nothing about this label.
+        // The annotation describes another host, and does not count for this label.
         (None, _) => {
             let before = node.applied();
             now == Some(Progress::Pending) && before.is_none_or(|before| before.digest.is_none())
@@ -209,7 +209,7 @@ fn still_served(
     }
 }
 
-/// Whether pods need not wait for a Shim on this node: it is served, or will never be.
+/// Whether pods need not wait for a Shim on this node, because the Shim is served or never will be.
 fn needs_no_wait(
     shims: &[ShimView],
     shim: &str,
@@ -256,7 +256,7 @@ fn may_be_on_host(
     claimed || applied.is_some_and(|applied| applied.shims.contains_key(shim))
 }
 
-/// Nothing is selected, installed or in progress: the annotation is removed.
+/// No Shim is selected, installed or in progress, so the annotation is removed.
 fn is_unused(applied: &Applied, wanted: &[handoff::ShimRequest]) -> bool {
     wanted.is_empty() && applied.shims.is_empty() && applied.attempts == 0
 }

@@ -9,7 +9,7 @@ use super::types::Tally;
 use crate::api::{MaxUpdate, ShimSpec};
 use crate::controller::cluster::node_view::NodeView;
 
-/// The state of the other nodes, as far as a turn depends on it.
+/// The state of the other nodes, as far as a rollout depends on it.
 #[derive(Debug)]
 pub struct Others<'a> {
     /// Number of other nodes that are changing.
@@ -36,7 +36,7 @@ pub fn blocked_by_rollout(
         .collect()
 }
 
-/// All Shims that are rolled out by turns on `node`, as if its turn had not come.
+/// All Shims with a limited rollout on `node`, as if the limit were reached.
 #[must_use]
 pub fn all_blocked_by_rollout(node: &NodeView, cluster: &Cluster) -> BTreeMap<String, String> {
     let rolling = cluster.shims.iter().filter(|shim| {

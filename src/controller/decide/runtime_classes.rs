@@ -19,7 +19,7 @@ pub enum RuntimeClassStep {
     Create(Box<RuntimeClass>),
     /// Replace the present one, named by UID and version. Spec and labels belong to Farrier; annotations, finalizers and owners are kept.
     Replace(Box<RuntimeClass>),
-    /// Delete the one with this name and UID: it is no longer desired, or its handler, which is immutable, has changed.
+    /// Delete the RuntimeClass with this name and UID, because it is no longer desired or its handler differs. A handler is immutable.
     Delete {
         /// Its name.
         name: String,
@@ -56,7 +56,7 @@ pub fn decide(shim: &ShimView, there: &[&RuntimeClass]) -> (Vec<RuntimeClassStep
                 "RuntimeClass {} exists and belongs to something else; delete it, or choose another name in spec.runtimeClass",
                 class.name_any()
             )),
-            // Deleted above; the new one is created after the old one is gone.
+            // The old RuntimeClass is deleted above. The new one is created after the old one is gone.
             Some(other) if other.handler != class.handler => {}
             Some(other) if is_equal(other, &class) => {}
             Some(other) => steps.push(RuntimeClassStep::Replace(Box::new(in_place_of(other, class)))),

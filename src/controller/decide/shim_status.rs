@@ -16,17 +16,17 @@ use crate::names::reasons;
 /// Number of nodes that a condition names; the number of further nodes follows.
 const NODES_NAMED: usize = 5;
 
-/// Longest message of a condition, in bytes. Kubernetes allows 32,768, which nobody reads.
+/// Longest message of a condition, in bytes, so that people can read it. Kubernetes allows 32,768.
 const LONGEST_MESSAGE: usize = 2_000;
 
 /// What to do about one Shim, in this order.
 #[derive(Debug, Default, PartialEq)]
 pub struct ShimPlan {
-    /// What to do about our finalizer.
+    /// What to do about Farrier's finalizer.
     pub finalizer: Finalizer,
     /// What to do about its RuntimeClasses.
     pub runtime_classes: Vec<runtime_classes::RuntimeClassStep>,
-    /// The status to write, if it differs from what is there.
+    /// The status to write, if it differs from the present status.
     pub status: Option<ShimStatus>,
     /// The Events to publish.
     pub events: Vec<EventSpec>,
@@ -49,7 +49,7 @@ pub fn needs_finalizer(shim: &ShimView) -> bool {
     !shim.deleting && !shim.has_finalizer
 }
 
-/// What to do about our finalizer.
+/// What to do about Farrier's finalizer.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub enum Finalizer {
     /// Nothing.

@@ -20,7 +20,7 @@ pub struct Observed<'a> {
     pub node: &'a NodeView,
     /// The Shims and settings.
     pub cluster: &'a Cluster,
-    /// Shims that wait for their turn on this node, each with the reason.
+    /// Shims that the rollout blocks on this node, each with the reason.
     pub blocked_by_rollout: &'a BTreeMap<String, String>,
     /// The node's Job, if there is one.
     pub job: Option<&'a JobView>,
@@ -40,7 +40,7 @@ pub enum Hold {
     /// A Job may be created.
     #[default]
     None,
-    /// Too many Jobs have no pod. The node is queued again when one of them has.
+    /// Too many Jobs have no pod. The node is queued again when one of these Jobs has a pod.
     NoPodSlot,
     /// Shims have just changed, and more may follow within this time.
     Settling(Duration),
@@ -156,9 +156,9 @@ pub struct Tally {
     pub ready: usize,
     /// Nodes in progress.
     pub pending: usize,
-    /// Nodes that wait for their turn.
+    /// Nodes that the rollout blocks.
     pub waiting: usize,
-    /// Nodes from which it is to be removed, each with the reason why it still is there, if an attempt was made.
+    /// Nodes from which the Shim is to be removed, each with the reason why the last attempt did not remove it.
     pub removing: BTreeMap<String, Option<String>>,
     /// Nodes that may carry any of it, selected or not.
     pub carried: usize,
@@ -170,7 +170,7 @@ pub struct Tally {
     pub halting: BTreeSet<String>,
     /// Handlers that it lost to other Shims, as sentences, each with the number of nodes.
     pub lost: BTreeMap<String, usize>,
-    /// Nodes that could be changed when their turn comes, control-plane nodes last.
+    /// Nodes that could be changed and that the rollout blocks, control-plane nodes last.
     pub queue: BTreeSet<(bool, String)>,
     /// Worker nodes in progress or in the queue.
     pub workers: usize,

@@ -1,5 +1,4 @@
-//! All nodes together: the progress of each Shim, updated node by node, so that no decision has to read every node. Pure: no client, no
-//! clock.
+//! The progress of each Shim on all nodes, updated node by node, so that no decision has to read every node. Pure: no client, no clock.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -58,7 +57,7 @@ impl Tally {
     }
 }
 
-/// Whether a node could be changed when its turn comes.
+/// Whether the node could be changed, and the rollout makes it wait.
 fn is_queued(summary: &NodeSummary, on_node: &ShimOnNode) -> bool {
     let waits = matches!(
         on_node.phase,
@@ -83,7 +82,7 @@ fn is_worker_left(summary: &NodeSummary, on_node: &ShimOnNode) -> bool {
 }
 
 impl Tally {
-    /// Updates the handlers that the Shim lost on a node. Returns whether they differ from before.
+    /// Updates the handlers that the Shim lost on a node. Returns whether the lost handlers differ from before.
     fn lose(
         &mut self,
         shim: &str,
@@ -108,7 +107,8 @@ impl Tally {
     }
 }
 
-/// Nodes that are queued when one node makes room. Each of them makes room in turn, so that all nodes get theirs.
+/// Number of waiting nodes to reconcile when a node ends its change. Each of these nodes triggers further nodes later, so that every node
+/// is reached.
 const REQUEUE_BATCH: usize = 4;
 
 /// Most Jobs without a pod at a time. Kubernetes' Job controller creates four or five pods a second by default (`--kube-api-qps`, 20), and
@@ -123,7 +123,7 @@ pub struct Fleet {
     changing: BTreeSet<String>,
     without_pod: BTreeSet<String>,
     waiting_for_pod_slot: BTreeSet<String>,
-    /// The tally of a Shim that no node has.
+    /// The tally of a Shim that is on no node.
     none: Tally,
 }
 
@@ -157,13 +157,13 @@ impl Fleet {
         self.without_pod.len() >= MOST_WITHOUT_POD && !self.without_pod.contains(node)
     }
 
-    /// Whether any node may carry anything.
+    /// Whether any node may carry a Shim.
     #[must_use]
     pub fn carries(&self) -> bool {
         self.tallies.values().any(|tally| tally.carried > 0)
     }
 
-    /// Nodes that may carry anything, each with the Shims.
+    /// Nodes that may carry a Shim, each with the Shims.
     #[must_use]
     pub fn carriers(&self) -> BTreeMap<String, Vec<String>> {
         let carried = |summary: &NodeSummary| -> Vec<String> {
@@ -238,12 +238,12 @@ impl Fleet {
             if let Some(on_node) = on_node_now {
                 tally.count(node, now, on_node);
             }
-            let is_told = tally.lose(&shim, &before.lost, &now.lost);
+            let lost_differ = tally.lose(&shim, &before.lost, &now.lost);
             if was_halted > tally.failures.len() || had_workers && !tally.has_workers_left() {
                 let next = tally.queue.iter().take(REQUEUE_BATCH);
                 requeue.nodes.extend(next.map(|(_, name)| name.clone()));
             }
-            if then != on_node_now || is_told {
+            if then != on_node_now || lost_differ {
                 requeue.shims.insert(shim);
             }
         }

@@ -1,5 +1,5 @@
-//! Remembers our own writes until the watches deliver them, as the expectations of Kubernetes' controllers do. A decision on a stale store
-//! would send patches that conflict, and would count a node as idle whose Job is being created. No write.
+//! Records Farrier's own writes until the watches deliver them, as the expectations of Kubernetes' controllers do. A decision on a stale
+//! store would send patches that conflict, and would count a node as idle although its Job is being created. Writes nothing.
 
 use std::collections::{HashMap, HashSet};
 
@@ -10,10 +10,10 @@ use super::node_summary::NodeSummary;
 use crate::controller::cluster::slim::NodeObject;
 use crate::controller::decide::types::{JobStep, Plan};
 
-/// Our own writes that the watches have not delivered yet.
+/// Farrier's own writes that the watches have not delivered yet.
 #[derive(Debug, Default)]
 pub struct Expectations {
-    /// The version of each node that our last write replaced, by name.
+    /// The version of each node that Farrier's last write replaced, by name.
     replaced: HashMap<String, Option<String>>,
     /// UIDs of deleted Jobs.
     deleted_jobs: HashSet<String>,
@@ -22,7 +22,7 @@ pub struct Expectations {
 }
 
 impl Expectations {
-    /// Whether the watch has not yet delivered our last write to this node.
+    /// Whether the watch has yet to deliver Farrier's last write to this node.
     pub fn is_stale(&mut self, node: &NodeObject) -> bool {
         let name = node.name_any();
         let replaced = self.replaced.get(&name);
@@ -33,7 +33,8 @@ impl Expectations {
         is_stale
     }
 
-    /// Remembers what is about to be written for a node, and drops from the plan what was written already.
+    /// Records the writes that a plan is about to make for a node. Drops the deletion of a Job from the plan if the Job was deleted
+    /// already.
     pub fn begin(&mut self, node: &str, plan: &mut Plan, summary: &NodeSummary) {
         if matches!(&plan.job, JobStep::Delete(uid) if self.deleted_jobs.contains(uid)) {
             plan.job = JobStep::None;
@@ -45,7 +46,7 @@ impl Expectations {
         }
     }
 
-    /// Remembers what a plan wrote to this version of the node, and the version that the patch returned. A patch that changed nothing
+    /// Records that a plan was written to this version of the node, and the version that the patch returned. A patch that changed nothing
     /// causes no event of the watch, so nothing is expected then.
     pub fn done(&mut self, node: &NodeObject, plan: &Plan, patched: Option<&str>) {
         let replaced = node.resource_version();
@@ -57,7 +58,7 @@ impl Expectations {
         }
     }
 
-    /// Adds the summaries of nodes whose Jobs are being created.
+    /// Adds the summaries of the nodes whose Jobs are being created.
     pub fn count(&self, fleet: &mut Fleet) {
         for (node, summary) in &self.claimed {
             fleet.put(node, summary.clone());
@@ -75,7 +76,7 @@ impl Expectations {
         self.claimed.remove(node);
     }
 
-    /// A watch has listed again: some of our writes may have been delivered and replaced meanwhile.
+    /// A watch has listed again: some writes may have been delivered and replaced in the meantime.
     pub fn listed(&mut self) {
         self.replaced.clear();
         self.deleted_jobs.clear();
@@ -108,7 +109,7 @@ mod tests {
         fleet.put("n1", summary.clone());
         expectations.count(&mut fleet);
         assert!(fleet.is_changing("n1"));
-        // The next decision looks at what came of it.
+        // The next decision replaces the summary.
         expectations.begin("n1", &mut Plan::default(), &summary);
         let mut fleet = Fleet::default();
         expectations.count(&mut fleet);

@@ -1,4 +1,5 @@
-//! The controller's state: the stores that the watches fill, and what is remembered beside them. No write.
+//! The controller's state: the stores that the watches fill, the summaries of all nodes, and the writes in progress. Writes nothing to the
+//! API server.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -41,7 +42,7 @@ use rejected_writes::RejectedWrites;
 /// Time between two status updates of one Shim: thousands of nodes may change within a minute.
 const BETWEEN_STATUSES: Duration = Duration::from_secs(1);
 
-/// Time in which further Shims are expected: `kubectl apply` of several Shims, and our finalizer on each, take a fraction of a second.
+/// Time to wait for further Shims: `kubectl apply` of several Shims, and Farrier's finalizer on each, take a fraction of a second.
 const SETTLING: Duration = Duration::from_millis(500);
 
 /// The controller's state, shared by all of its parts.
@@ -66,7 +67,7 @@ pub struct Context {
     memory: Mutex<Memory>,
 }
 
-/// What the controller remembers beside the stores.
+/// The state of the controller beside the stores.
 #[derive(Debug, Default)]
 struct Memory {
     /// The Shims and settings of the last recount.
@@ -81,8 +82,8 @@ struct Memory {
     recount: Recount,
 }
 
-/// When to summarise all nodes again: at once if the last recount is older than [`SETTLING`], and else after that time. The Shims of one
-/// manifest and our finalizers on them then cost two or three recounts instead of one each.
+/// When to summarise all nodes again: at once if the last recount is older than [`SETTLING`], otherwise after that time. The Shims of one
+/// manifest, with Farrier's finalizers, then cost two or three recounts instead of one per Shim.
 #[derive(Debug, Default)]
 struct Recount {
     /// Time of the last recount.
@@ -114,8 +115,8 @@ impl Recount {
 }
 
 impl Memory {
-    /// How long to wait for more Shims before a Job is created: the Shims of one manifest arrive one after the other, and each would cost a
-    /// Job.
+    /// How long to wait for more Shims before a Job is created. The Shims of one manifest arrive one after the other. Without the wait,
+    /// each Shim would cost a Job.
     fn settling(&self, now: Instant) -> Option<Duration> {
         let rest = self.shims_changed.map_or(Duration::ZERO, |changed| {
             SETTLING.saturating_sub(now.saturating_duration_since(changed))
@@ -175,7 +176,7 @@ impl Context {
         self.runtime_classes.wait_until_ready().await
     }
 
-    /// Queues what a change triggers.
+    /// Queues the objects that a change triggers.
     pub fn trigger(&self, trigger: Trigger) {
         if !self.decides() {
             // A replica that begins to act reconciles everything.
@@ -256,10 +257,10 @@ impl Context {
         }
     }
 
-    /// Reads the Shims, summarises all nodes again and queues everything. Nodes that have not begun a change wait for their turn until they
-    /// are reconciled.
+    /// Reads the Shims, summarises all nodes again and queues everything. Until a node is reconciled, a change that has not begun counts as
+    /// waiting for the rollout.
     fn recount(&self) {
-        // With thousands of nodes and tens of Shims this takes a second or more.
+        // With thousands of nodes and tens of Shims, a recount takes a second or more.
         beside_other_tasks(|| {
             let shims = self.shims.state();
             let shims = shims.iter().map(|shim| self.view(shim)).collect();
@@ -290,11 +291,12 @@ impl Context {
         self.queue_every_shim();
     }
 
-    /// Decides on one node and updates the summary of all nodes; `None` if the watch has not yet delivered our last write to the node.
+    /// Decides on one node and updates the summary of all nodes; `None` if the watch has not yet delivered Farrier's last write to
+    /// the node.
     #[must_use]
     pub fn decide_node(&self, node: &NodeObject, view: &NodeView) -> Option<Plan> {
         let job = self.job(view);
-        // The lock keeps other nodes from taking the same turn.
+        // The lock keeps two nodes from taking the same place in a rollout.
         let mut memory = self.memory();
         if memory.expectations.is_stale(node) {
             return None;
@@ -320,15 +322,15 @@ impl Context {
         Some(plan)
     }
 
-    /// Remembers what a plan wrote to this version of the node, and the version that the patch returned.
+    /// Records that a plan was written to this version of the node, and the version that the patch returned.
     pub fn node_is_written(&self, node: &NodeObject, plan: &Plan, patched: Option<&str>) {
         self.memory().expectations.done(node, plan, patched);
     }
 
-    /// Decides on one Shim. Also returns how long a rejected write of the Shim would still be rejected.
+    /// Decides on one Shim. Also returns how long to wait before a rejected write of the Shim is repeated.
     ///
     /// # Errors
-    /// Returns how long the status must rest, if it was updated recently.
+    /// If the status was updated recently, returns how long to wait until the next update.
     pub fn decide_shim(&self, view: &ShimView) -> Result<(ShimPlan, Option<Duration>), Duration> {
         let now = Instant::now();
         let classes = self.runtime_classes.state();
@@ -338,8 +340,8 @@ impl Context {
         let rest = before.map_or(Duration::ZERO, |before| {
             BETWEEN_STATUSES.saturating_sub(now.saturating_duration_since(*before))
         });
-        // Before the recount, a new Shim would be reported as one that selects no node. Its finalizer must not wait: the Shims of one
-        // manifest would otherwise get theirs after the first Jobs, and cost more Jobs.
+        // Before the recount, the status of a new Shim would say that the Shim selects no node. The finalizer must not wait for the
+        // recount: otherwise some Shims of a manifest would get their finalizer after the first Jobs, and would cost more Jobs.
         let uncounted = memory.uncounted(now);
         if !uncounted.is_zero() && shim_status::needs_finalizer(view) {
             return Ok((ShimPlan::finalizer_only(), None));
@@ -371,7 +373,8 @@ impl Context {
         Ok((plan, rejected))
     }
 
-    /// Remembers a rejected write of an object, or that there is none. Returns when to reconcile again, if that changed something.
+    /// Records a rejected write of an object, or with `None` that no write is rejected. Returns when to reconcile again, if the record
+    /// changed.
     #[must_use]
     pub fn rejected(
         &self,
@@ -394,7 +397,7 @@ impl Context {
         }
     }
 
-    /// Whether this replica acts, and the nodes are summarised.
+    /// Whether this replica acts and has summarised the nodes.
     #[must_use]
     pub fn decides(&self) -> bool {
         self.acts.load(Ordering::Relaxed)
@@ -409,14 +412,15 @@ impl Context {
         self.changed.notify_waiters();
     }
 
-    /// Whether no node carries anything or is marked.
+    /// Whether no node carries a Shim, and no node has a label or the annotation of Farrier.
     #[must_use]
     pub fn is_clean(&self) -> bool {
         let carries = self.memory().fleet.carries();
         !carries && self.carriers().is_empty()
     }
 
-    /// Nodes that still carry something, each with its Shims; if there is none, nodes that still have a label or the annotation.
+    /// Nodes that still carry a Shim, each with its Shims. If there is no such node: nodes that still have a label or the annotation of
+    /// Farrier.
     #[must_use]
     pub fn carriers(&self) -> BTreeMap<String, Vec<String>> {
         let carriers = self.memory().fleet.carriers();
@@ -465,13 +469,14 @@ impl Context {
         Some(JobView::new(&job, &pods, &node.uid))
     }
 
-    // A panic under the lock leaves whole entries behind.
+    // A panic while the lock is held leaves only complete entries.
     fn memory(&self) -> MutexGuard<'_, Memory> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Runs `work`, which takes a while, and lets the other tasks of the runtime go on, even on a runtime with one thread.
+/// Runs `work`, which may take a second or more, while other threads run the other tasks of the runtime. On a runtime with one thread, the
+/// other tasks wait.
 fn beside_other_tasks<T>(work: impl FnOnce() -> T) -> T {
     let flavor = Handle::try_current().map(|runtime| runtime.runtime_flavor());
     match flavor {

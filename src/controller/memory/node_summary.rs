@@ -1,4 +1,4 @@
-//! The summary of one node: the progress of each Shim on it. Pure; the `aggregate` adds the summaries up.
+//! The summary of one node: the progress of each Shim on the node. Pure. `aggregate` adds the summaries up.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,11 +14,11 @@ use crate::names::{self, Progress};
 pub enum Phase {
     /// The Shim is served as specified.
     Ready,
-    /// The Shim is in progress, or begins as soon as its node is ready.
+    /// The Shim is in progress, or will be as soon as the node is ready.
     Pending,
-    /// Nothing is to be done: the Shim is paused or has no finalizer yet.
+    /// The Shim is paused, or has no finalizer yet.
     Idle,
-    /// The Shim is to change and waits for its turn.
+    /// A change of the Shim waits for the rollout.
     Waiting,
     /// The last attempt failed.
     Failed {
@@ -31,12 +31,12 @@ pub enum Phase {
     Unsupported(String),
     /// The Shim is to be removed from the node.
     Removing {
-        /// The removal waits for its turn.
+        /// The removal waits for the rollout.
         waits: bool,
-        /// Why the last attempt did not remove it.
+        /// Why the last attempt did not remove the Shim.
         reason: Option<String>,
     },
-    /// Another Shim has all of its handlers.
+    /// Another Shim has all handlers of this Shim.
     HandlersTaken,
 }
 
@@ -45,7 +45,7 @@ pub enum Phase {
 pub struct ShimOnNode {
     /// The progress.
     pub phase: Phase,
-    /// Whether the host may carry anything of the Shim, or a Job is about to install it.
+    /// Whether the host may carry a part of the Shim, or a Job is about to install the Shim.
     pub carried: bool,
 }
 
@@ -53,24 +53,24 @@ pub struct ShimOnNode {
 #[allow(clippy::struct_excessive_bools, reason = "each is counted by itself")]
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NodeSummary {
-    /// It is a control-plane node.
+    /// The node is a control-plane node.
     pub control_plane: bool,
-    /// It could be changed now: it is ready and not cordoned.
+    /// The node could be changed now: it is ready and not cordoned.
     pub fit: bool,
-    /// Its host is being changed, or is about to be.
+    /// The host is being changed, or is about to be changed.
     pub changing: bool,
-    /// Its Job has no pod yet.
+    /// The Job of the node has no pod yet.
     pub without_pod: bool,
-    /// It waits until fewer Jobs have no pod.
+    /// The node waits until fewer Jobs have no pod.
     pub waiting_for_pod_slot: bool,
-    /// Its Shims, by name.
+    /// The Shims of the node, by name.
     pub shims: BTreeMap<String, ShimOnNode>,
     /// Handlers that one Shim lost to another: the losing Shim, and a sentence.
     pub lost: BTreeSet<(String, String)>,
 }
 
 impl NodeSummary {
-    /// The summary of the node once the decision is carried out; empty for a node that is being deleted.
+    /// The summary of the node after the decision is carried out. Empty for a node that is being deleted.
     #[must_use]
     pub fn of(seen: &Observed, decision: Option<&Decision>) -> Self {
         let Observed { node, job, .. } = *seen;
@@ -153,7 +153,7 @@ impl NodeSummary {
     }
 }
 
-/// Whether the last attempt requested exactly this.
+/// Whether the last attempt requested exactly the request of the verdict.
 fn begun(applied: Option<&Applied>, shim: &str, verdict: &Verdict) -> bool {
     let tried = applied.and_then(|applied| applied.tried.get(shim));
     let wanted = verdict.request().map(fingerprint);
@@ -165,7 +165,7 @@ fn carries(node: &NodeView, applied: Option<&Applied>, shim: &str) -> bool {
     let labelled = node
         .labelled()
         .any(|(name, progress)| name == shim && progress != Progress::Failed);
-    // A failure before any request to the host leaves a label only.
+    // A failure before the first Job leaves a label only.
     labelled
         || node.labels.contains_key(&names::shim_label(shim)) && applied.is_some()
         || applied.is_some_and(|applied| applied.shims.contains_key(shim))

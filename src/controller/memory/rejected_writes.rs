@@ -1,14 +1,14 @@
-//! Remembers writes that the API server rejected, so that the next decision can report them. No write.
+//! Records writes that the API server rejected, so that the next decision can report them. Writes nothing.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use crate::controller::decide::job_due::backoff;
 
-/// The next decision only reports the rejection, or its end.
+/// Wait after a new rejection and after its end: the next decision reports the change.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
-/// Most objects with rejected writes at a time; beyond that, all are forgotten, those of deleted objects among them.
+/// Most objects with rejected writes at a time. Above this number, all records are dropped, also those of deleted objects.
 const MOST: usize = 1_000;
 
 /// The last rejected write of each node and Shim, by UID.
@@ -29,7 +29,7 @@ pub struct RejectedWrite {
 }
 
 impl RejectedWrite {
-    /// How long the same spec would still be rejected.
+    /// How long to wait before the same spec is written again.
     pub fn rest(&self, generation: Option<i64>, now: Instant) -> Option<Duration> {
         let rest = self.again.saturating_duration_since(now);
         (self.generation == generation && !rest.is_zero()).then_some(rest)
@@ -42,7 +42,7 @@ impl RejectedWrites {
         self.0.get(uid).cloned()
     }
 
-    /// Remembers a rejection, or that there is none any more. Returns when to reconcile again, if that changed something.
+    /// Records a rejection, or with `None` its end. Returns when to reconcile again, if the record changed.
     pub fn after(
         &mut self,
         uid: &str,
