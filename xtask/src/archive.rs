@@ -39,7 +39,7 @@ pub fn write(out: &Path, name: &str, config: &ImageConfig, files: &[ImageFile]) 
     let archive = bytes(name, config, files)?;
     File::create(out)
         .and_then(|mut file| file.write_all(&archive))
-        .with_context(|| format!("cannot write {}", out.display()))
+        .with_context(|| format!("failed to write {}", out.display()))
 }
 
 fn bytes(name: &str, config: &ImageConfig, files: &[ImageFile]) -> Result<Vec<u8>> {
@@ -81,7 +81,7 @@ fn tar(files: &[ImageFile]) -> Result<Vec<u8>> {
         header.set_size(file.content.len().try_into()?);
         builder
             .append_data(&mut header, &file.path, file.content.as_slice())
-            .with_context(|| format!("cannot pack {}", file.path))?;
+            .with_context(|| format!("failed to pack {}", file.path))?;
     }
     Ok(builder.into_inner()?)
 }

@@ -1,4 +1,5 @@
-//! The one folder in which xtask keeps what is dear to make: programs, the base file system, images. Entries appear whole or not at all.
+//! The cache: the directory with everything that takes long to build, such as programs, the base file system and images. An entry is complete
+//! or absent.
 
 use std::env;
 use std::fs::{self, File};
@@ -6,49 +7,51 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-/// The cache folder. Every entry's name holds its version, so that nothing in it ever needs to be refreshed.
+/// The cache directory. The name of an entry contains its version, so an entry never has to be refreshed.
 #[derive(Debug, Clone)]
 pub struct Cache {
     root: PathBuf,
 }
 
 impl Cache {
-    /// Opens `$FARRIER_CACHE`, or `farrier` in the user's cache folder, and makes it if need be.
+    /// Opens `$FARRIER_CACHE`, or `farrier` in the user's cache directory. Creates the directory if it does not exist.
     ///
     /// # Errors
-    /// When neither variable nor home is known, or the folder can't be made.
+    /// When `$FARRIER_CACHE` is not set and there is no home directory, or the directory can't be created.
     pub fn open() -> Result<Self> {
         let root = env::var_os("FARRIER_CACHE")
             .map(PathBuf::from)
             .or_else(|| env::home_dir().map(|home| home.join(".cache/farrier")))
-            .context("no home folder is known: set FARRIER_CACHE to a folder for what is built")?;
+            .context(
+                "failed to find the home directory: set FARRIER_CACHE to a directory for the cache",
+            )?;
         Self::at(&root)
     }
 
-    /// Opens the cache in `root`, and makes it if need be.
+    /// Opens the cache in `root`. Creates the directory if it does not exist.
     ///
     /// # Errors
-    /// When the folder can't be made.
+    /// When the directory can't be made.
     pub fn at(root: &Path) -> Result<Self> {
-        fs::create_dir_all(root).with_context(|| format!("cannot create {}", root.display()))?;
+        fs::create_dir_all(root).with_context(|| format!("failed to create {}", root.display()))?;
         let root = root
             .canonicalize()
-            .with_context(|| format!("cannot find {}", root.display()))?;
+            .with_context(|| format!("failed to find {}", root.display()))?;
         Ok(Self { root })
     }
 
-    /// Where the entry `name` is, or would be.
+    /// The path of the entry `name`, which may not exist.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
         self.root.join(name)
     }
 
-    /// The folder of the entry `name`; if there is none yet, `make` fills it first.
+    /// The directory of the entry `name`. If the entry does not exist, `make` creates its content first.
     ///
-    /// Of several processes that want the same entry one makes it and the others wait.
+    /// If several processes need the same entry, one process makes it and the others wait.
     ///
     /// # Errors
-    /// What `make` returns, or when the folder can't be made or renamed.
+    /// The error of `make`, and when the directory can't be made or renamed.
     pub fn publish(&self, name: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
         let path = self.path(name);
         if path.is_dir() {
@@ -56,7 +59,7 @@ impl Cache {
         }
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent)
-                .with_context(|| format!("cannot create {}", parent.display()))?;
+                .with_context(|| format!("failed to create {}", parent.display()))?;
         }
         let _lock = lock(&path.with_added_extension("lock"))?;
         if path.is_dir() {
@@ -64,28 +67,30 @@ impl Cache {
         }
         let partial = path.with_added_extension("partial");
         remove_tree(&partial)?;
-        fs::create_dir(&partial).with_context(|| format!("cannot create {}", partial.display()))?;
+        fs::create_dir(&partial)
+            .with_context(|| format!("failed to create {}", partial.display()))?;
         make(&partial)?;
         fs::rename(&partial, &path)
-            .with_context(|| format!("cannot publish {}", path.display()))?;
+            .with_context(|| format!("failed to publish {}", path.display()))?;
         Ok(path)
     }
 }
 
-/// Holds the lock file `path` until dropped; waits for whoever holds it.
+/// Waits for the lock on the file `path`, and holds it until dropped.
 pub(crate) fn lock(path: &Path) -> Result<File> {
-    let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
+    let file =
+        File::create(path).with_context(|| format!("failed to create {}", path.display()))?;
     file.lock()
-        .with_context(|| format!("cannot lock {}", path.display()))?;
+        .with_context(|| format!("failed to lock {}", path.display()))?;
     Ok(file)
 }
 
-/// Removes a folder and all in it; one that isn't there is fine.
+/// Removes a directory with its content, if it exists.
 pub(crate) fn remove_tree(path: &Path) -> Result<()> {
     or_absent(path, fs::remove_dir_all(path))
 }
 
-/// Removes a file or a link; one that isn't there is fine.
+/// Removes a file or a symlink, if it exists.
 pub(crate) fn remove_file(path: &Path) -> Result<()> {
     or_absent(path, fs::remove_file(path))
 }
@@ -93,7 +98,7 @@ pub(crate) fn remove_file(path: &Path) -> Result<()> {
 fn or_absent(path: &Path, removed: std::io::Result<()>) -> Result<()> {
     match removed {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+            Err(error).with_context(|| format!("failed to remove {}", path.display()))
         }
         _ => Ok(()),
     }

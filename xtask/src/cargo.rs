@@ -10,7 +10,7 @@ pub fn workspace() -> &'static Path {
     package.parent().unwrap_or(package)
 }
 
-/// Cargo's folder of build results in the checkout, wherever the environment would like it to be.
+/// Cargo's directory of build results in the checkout, wherever the environment would like it to be.
 #[must_use]
 pub fn target() -> PathBuf {
     workspace().join("target")

@@ -17,7 +17,7 @@ use crate::progress::Progress;
 /// `cargo xtask cluster`.
 #[derive(Debug, Args)]
 pub struct ClusterCommand {
-    /// The cluster that is meant.
+    /// Name of the cluster.
     #[arg(long, global = true, default_value = "dev")]
     name: String,
     #[command(subcommand)]
@@ -26,9 +26,9 @@ pub struct ClusterCommand {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Bring a cluster up and leave it up.
+    /// Start a cluster. It runs until `down`.
     Up {
-        /// The nodes, as NAME=CONTAINERD,...
+        /// The nodes with their releases of containerd, separated by commas.
         #[arg(
             long,
             value_delimiter = ',',
@@ -37,30 +37,30 @@ enum Action {
         )]
         nodes: Vec<NodeSpec>,
     },
-    /// Take a cluster down; nothing of it is left but its logs.
+    /// Stop a cluster and remove everything of it except the logs.
     Down,
-    /// Show the clusters of this machine and their nodes.
+    /// List the clusters of this machine and their nodes.
     Status,
     /// Run a program on a node.
     Exec {
-        /// The node.
+        /// Name of the node.
         node: String,
         /// The program and its arguments.
         #[arg(last = true, required = true, value_name = "CMD")]
         command: Vec<String>,
     },
-    /// Import an image, a docker-archive, on every node.
+    /// Import an image on every node.
     Load {
-        /// The image.
+        /// The image as a docker-archive.
         image: PathBuf,
     },
 }
 
 impl ClusterCommand {
-    /// Does what was asked for. The status of `exec` is that of the program.
+    /// Carries out the subcommand. The exit status of `exec` is that of the program.
     ///
     /// # Errors
-    /// One sentence on what failed.
+    /// When a step fails, in one sentence.
     pub fn run(self) -> Result<ExitCode> {
         let cache = Cache::open()?;
         let progress = Progress::default();
@@ -83,8 +83,8 @@ impl ClusterCommand {
             Action::Exec { node, command } => {
                 let words: Vec<&str> = command.iter().map(String::as_str).collect();
                 let mut command = Cluster::find(&cache, &name)?.node_command(&node, &words)?;
-                // In our place: Ctrl-C is the program's, and so is the exit status.
-                return Err(command.exec()).context("cannot run nsenter");
+                // The program replaces this process, so that it gets Ctrl-C and sets the exit status.
+                return Err(command.exec()).context("failed to run nsenter");
             }
             Action::Load { image } => {
                 let cluster = Cluster::find(&cache, &name)?;
@@ -116,10 +116,10 @@ fn status(cache: &Cache) -> Result<()> {
     for cluster in clusters {
         let state = cluster.state();
         let owner = match state.owner() {
-            Owner::Lives(pid) => format!("held up by process {pid}"),
-            Owner::Died => "left by a run that crashed; the next `up` removes it".to_owned(),
+            Owner::Lives(pid) => format!("belongs to process {pid}"),
+            Owner::Died => "left by a crashed run, removed by the next `up`".to_owned(),
             Owner::Nobody if cluster.stands() => "up".to_owned(),
-            Owner::Nobody => "gone with a reboot; the next `up` removes it".to_owned(),
+            Owner::Nobody => "ended by a reboot, removed by the next `up`".to_owned(),
         };
         writeln!(out, "{} ({}): {owner}", state.name, state.control_plane_ip)?;
         if cluster.stands() {
@@ -133,7 +133,7 @@ fn status(cache: &Cache) -> Result<()> {
     Ok(())
 }
 
-/// Starts a node's process 1 and prints its number for the process that waits for it.
+/// Starts process 1 of a node and prints its PID for the waiting process.
 ///
 /// # Errors
 /// When the kernel refuses.

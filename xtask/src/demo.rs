@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: Farrier's main job shown on a cluster of this machine, from an annotation to a Wasm pod's output.
+//! `cargo xtask demo`: on a cluster of this machine, from the annotation of a node to the output of a Wasm pod.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,10 +21,10 @@ use crate::tools::ContainerdVersion;
 /// Name of the demo's Shim, its handler and its RuntimeClass.
 const SHIM: &str = "wasmi";
 
-/// The node that is annotated; the other one shows that nothing happens to it.
+/// The annotated node. The other node stays unchanged.
 const NODE: &str = "n1";
 
-/// A Job takes seconds here; the rest is for a busy machine.
+/// Time limit for the node to serve the shim. A Job takes seconds on an idle machine.
 const PROVISIONED: Duration = Duration::from_mins(3);
 
 /// A kubelet whose containerd was just restarted may fail its first pod and come back after 15 s.
@@ -33,15 +33,15 @@ const POD_DONE: Duration = Duration::from_mins(2);
 /// Options of `cargo xtask demo`.
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// Take the cluster down at the end instead of waiting for Ctrl-C.
+    /// Stop the cluster at the end. Without this option, the cluster runs until Ctrl-C.
     #[arg(long)]
     once: bool,
-    /// Name of the cluster: another name stands beside this one.
+    /// Name of the cluster. Clusters with different names can run side by side.
     #[arg(long, default_value = "demo")]
     name: String,
 }
 
-/// Shows it all; on a failure prints what a developer needs and takes the cluster down.
+/// Runs all steps of the demo. After a failure, prints logs and states for a developer and stops the cluster.
 ///
 /// # Errors
 /// When a step fails.
@@ -67,7 +67,7 @@ pub fn run(options: &Options, cache: &Cache, progress: &Progress) -> Result<()> 
         Ok(artifacts) => artifacts,
         Err(error) => {
             diagnose(&cluster, progress);
-            // What failed first is what the user has to know.
+            // The first failure is the cause.
             if let Err(left) = cluster.down() {
                 progress.line(&format!("{left:#}"));
             }
@@ -126,7 +126,7 @@ fn install(cluster: &Cluster, artifacts: &Artifacts) -> Result<()> {
     let values_file = directory.with_file_name("values.json");
     let values = serde_json::to_vec_pretty(&values(artifacts)?)?;
     fs::write(&values_file, values)
-        .with_context(|| format!("cannot write {}", values_file.display()))?;
+        .with_context(|| format!("failed to write {}", values_file.display()))?;
     process::run(
         Command::new(&cluster.state().helm)
             .args([
@@ -148,7 +148,7 @@ fn install(cluster: &Cluster, artifacts: &Artifacts) -> Result<()> {
 /// The chart's values for the demo.
 fn values(artifacts: &Artifacts) -> Result<Value> {
     let authority = fs::read_to_string(&artifacts.ca)
-        .with_context(|| format!("cannot read {}", artifacts.ca.display()))?;
+        .with_context(|| format!("failed to read {}", artifacts.ca.display()))?;
     Ok(json!({
         "extraCA": authority,
         "shims": {
@@ -173,7 +173,7 @@ fn values(artifacts: &Artifacts) -> Result<Value> {
     }))
 }
 
-/// Waits for the proof on the node; a failure that Farrier reports ends the wait at once.
+/// Waits until the node serves the shim. Ends at once if Farrier reports a failure.
 fn served(cluster: &Cluster) -> Result<()> {
     let what = format!("provisioning {NODE}");
     process::wait_until(&what, PROVISIONED, || {
@@ -206,7 +206,7 @@ fn run_pod(cluster: &Cluster) -> Result<String> {
         },
     });
     fs::write(&manifest, pod.to_string())
-        .with_context(|| format!("cannot write {}", manifest.display()))?;
+        .with_context(|| format!("failed to write {}", manifest.display()))?;
     cluster.kubectl(&["apply", "-f", &manifest.to_string_lossy()])?;
     process::wait_until("the Wasm pod", POD_DONE, || {
         let phase = cluster.kubectl(&["get", "pod", "hello", "-o", "jsonpath={.status.phase}"])?;
@@ -228,7 +228,7 @@ fn status(cluster: &Cluster, farrier: &Path) -> Result<String> {
     )
 }
 
-/// Prints what a developer needs to see of a cluster in which something failed.
+/// Prints the logs and states of a cluster after a failure.
 pub fn diagnose(cluster: &Cluster, progress: &Progress) {
     let kubectl: [(&str, &[&str]); 6] = [
         ("nodes", &["get", "nodes", "--show-labels"]),

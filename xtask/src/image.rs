@@ -82,7 +82,7 @@ pub fn farrier(progress: &Progress) -> Result<(PathBuf, PathBuf)> {
         )?;
         let binary = cargo::target().join(TARGET).join("release/farrier");
         let bytes =
-            fs::read(&binary).with_context(|| format!("cannot read {}", binary.display()))?;
+            fs::read(&binary).with_context(|| format!("failed to read {}", binary.display()))?;
         ensure!(
             is_static(&bytes),
             "{} needs a dynamic linker",
@@ -92,7 +92,7 @@ pub fn farrier(progress: &Progress) -> Result<(PathBuf, PathBuf)> {
         let size = fs::metadata(&image)?.len();
         ensure!(
             size < SIZE_LIMIT,
-            "Farrier's image has {size} bytes, {SIZE_LIMIT} are allowed"
+            "Farrier's image has {size} bytes, more than {SIZE_LIMIT}"
         );
         Ok((binary, image))
     })
@@ -102,7 +102,7 @@ pub fn farrier(progress: &Progress) -> Result<(PathBuf, PathBuf)> {
 fn image(name: &str, user: Option<&str>, path: &str, file: &Path) -> Result<PathBuf> {
     let directory = cargo::target().join("images");
     fs::create_dir_all(&directory)
-        .with_context(|| format!("cannot create {}", directory.display()))?;
+        .with_context(|| format!("failed to create {}", directory.display()))?;
     let config = ImageConfig {
         entrypoint: vec![format!("/{path}")],
         user: user.map(str::to_owned),
@@ -111,13 +111,13 @@ fn image(name: &str, user: Option<&str>, path: &str, file: &Path) -> Result<Path
     let content = ImageFile {
         path: path.to_owned(),
         mode: 0o755,
-        content: fs::read(file).with_context(|| format!("cannot read {}", file.display()))?,
+        content: fs::read(file).with_context(|| format!("failed to read {}", file.display()))?,
     };
     let out = directory.join(format!("{path}.tar"));
     // Another run may be reading the last one.
     let partial = directory.join(format!("{path}.{}.partial", std::process::id()));
     archive::write(&partial, name, &config, &[content])?;
-    fs::rename(&partial, &out).with_context(|| format!("cannot write {}", out.display()))?;
+    fs::rename(&partial, &out).with_context(|| format!("failed to write {}", out.display()))?;
     Ok(out)
 }
 

@@ -1,7 +1,7 @@
-//! Ctrl-C and its kin: stop what runs, tear down what stands, exit. Knows processes and callbacks, nothing of clusters.
+//! SIGINT, SIGTERM and SIGHUP: ends the running processes, runs the registered teardowns, and exits.
 //!
-//! The first SIGINT, SIGTERM or SIGHUP shuts a gate that every new process has to pass, ends the processes under way, and runs the
-//! registered teardowns, newest first, on a thread of their own. Signals that come later change nothing.
+//! After the first signal, no new process is started, the running processes are ended, and a thread runs the registered teardowns, the newest
+//! first. Further signals have no effect.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -40,7 +40,7 @@ thread_local! {
 /// When the handlers can't be registered.
 pub fn listen() -> Result<()> {
     let mut signals =
-        Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot listen for signals")?;
+        Signals::new([SIGINT, SIGTERM, SIGHUP]).context("failed to listen for signals")?;
     thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
             stop(signal);

@@ -1,4 +1,4 @@
-//! `cargo xtask`: builds, demonstrates and tests Farrier on a real cluster on this machine. Parses and dispatches, no more.
+//! `cargo xtask`: parses the command line and calls the commands that build, demonstrate and test Farrier on this machine.
 
 mod archive;
 mod artifacts;
@@ -29,7 +29,7 @@ use clap::{Parser, Subcommand};
 use self::cache::Cache;
 use self::progress::Progress;
 
-/// Builds, demonstrates and tests Farrier on a real cluster on this machine.
+/// Build, demonstrate and test Farrier on a real cluster on this machine.
 #[derive(Debug, Parser)]
 #[command(bin_name = "cargo xtask", max_term_width = 120)]
 struct Cli {
@@ -39,25 +39,25 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Show Farrier's main job on a cluster of this machine.
+    /// Start a cluster on this machine, install Farrier, and run a Wasm pod.
     Demo(demo::Options),
-    /// Run every check and every test, or one part of them.
+    /// Run all checks and tests, or one part of them.
     Test(test::Options),
-    /// Measure the figures that Farrier promises, on nodes of this machine.
+    /// Measure the values in docs/benchmarks.md on this machine. Fails if a target is missed.
     Bench(bench::Options),
-    /// Write the CRD and the plain manifests anew.
+    /// Write the CustomResourceDefinition in the chart and the plain manifests.
     Generate {
-        /// Write nothing; fail if something is out of date.
+        /// Write nothing, and fail if a file is out of date.
         #[arg(long)]
         check: bool,
     },
-    /// Build farrier as a static binary, and its image as a docker-archive.
+    /// Build farrier as a static binary and its image as a docker-archive, and print the paths.
     Image,
-    /// Compare the dependencies with the advisories of rustsec.org.
+    /// Compare the dependencies with the advisories of rustsec.org. Needs the network.
     Advisories,
-    /// A Kubernetes cluster on this machine, without a container engine.
+    /// Start, use and stop a Kubernetes cluster on this machine. Needs no container engine.
     Cluster(cluster_command::ClusterCommand),
-    /// Starts a node's process 1; `cluster up` calls this.
+    /// Start process 1 of a node. `cluster up` calls this.
     #[command(name = cluster::boot::LAUNCH, hide = true)]
     NodeLaunch {
         name: String,
@@ -65,10 +65,10 @@ enum Command {
         root: PathBuf,
         console: PathBuf,
     },
-    /// Becomes a node's process 1; `node-launch` calls this.
+    /// Become process 1 of a node. `node-launch` calls this.
     #[command(name = cluster::boot::INIT, hide = true)]
     NodeInit { name: String, root: PathBuf },
-    /// Serves the folder that `demo` or `test` prepared; they call this.
+    /// Serve the directory that `demo` or `test` prepared. Both call this.
     #[command(hide = true)]
     ServeArtifacts { directory: PathBuf, address: IpAddr },
 }
@@ -87,7 +87,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<ExitCode> {
     match command {
-        // These two change the process that they run in, which must have no other thread: no signal is listened for.
+        // These two commands change their own process, which must have no other thread. So they do not listen for signals.
         Command::NodeLaunch {
             name,
             netns,
@@ -118,7 +118,7 @@ fn run(command: Command) -> Result<ExitCode> {
     }
 }
 
-/// Runs `work` on a machine that has all that it takes, and cleans up after it when a signal comes.
+/// Checks this machine, installs missing packages and runs `work`. After a signal, the registered teardowns run.
 fn on_this_machine(work: impl FnOnce(&Cache, &Progress) -> Result<()>) -> Result<ExitCode> {
     interrupt::listen()?;
     let progress = Progress::default();

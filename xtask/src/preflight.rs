@@ -1,4 +1,4 @@
-//! What this machine must be, said at once and in one sentence, and the Debian packages that xtask installs by itself.
+//! Checks the requirements for this machine, and installs missing Debian packages.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::process;
 use crate::progress::Progress;
 
-/// Debian packages and what each is for. Ubuntu's have the same names.
+/// Debian packages, each with its purpose. Ubuntu has the same names.
 const PACKAGES: [(&str, &str); 11] = [
     ("ca-certificates", "downloads over HTTPS"),
     (
@@ -35,10 +35,10 @@ const PACKAGES: [(&str, &str); 11] = [
 /// The oldest Go that fetches a newer toolchain by itself.
 const GO: (u32, u32) = (1, 21);
 
-/// Checks this machine and installs what is missing and can be installed.
+/// Checks this machine, and installs missing packages.
 ///
 /// # Errors
-/// One sentence that says what is missing.
+/// When a requirement is not met, in one sentence, or when an installation fails.
 pub fn ensure(progress: &Progress) -> Result<()> {
     let go = process::output(
         Command::new("go")
@@ -59,7 +59,7 @@ pub fn ensure(progress: &Progress) -> Result<()> {
     install(progress)
 }
 
-/// What was found out about this machine.
+/// The properties of this machine.
 struct Machine {
     linux_x86_64: bool,
     root: bool,
@@ -67,14 +67,14 @@ struct Machine {
     go: Option<(u32, u32)>,
 }
 
-/// What only the user can put right.
+/// The requirements that this machine does not meet and xtask can't install.
 fn missing(machine: &Machine) -> Vec<String> {
     let mut missing = Vec::new();
     if !machine.linux_x86_64 {
-        missing.push("Linux on x86-64, which the cluster is built for".to_owned());
+        missing.push("Linux on x86-64".to_owned());
     }
     if !machine.root {
-        missing.push("root's rights: run this as root".to_owned());
+        missing.push("the rights of root: run this command as root".to_owned());
     }
     if !machine.apt {
         missing.push("apt and dpkg: use Debian or Ubuntu".to_owned());
@@ -108,7 +108,7 @@ fn install(progress: &Progress) -> Result<()> {
             apt(&["update"])?;
             let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
             arguments.extend(missing);
-            apt(&arguments).context("install these packages by hand, then run this again")
+            apt(&arguments).context("failed to install Debian packages: install them by hand, then run this command again")
         },
     )
 }

@@ -1,4 +1,4 @@
-//! Running programs: what they print when they fail, where their output goes, how long to wait. No knowledge of any program.
+//! Runs programs: their output, their errors and the waits for them. Independent of the single program.
 
 use std::fs::OpenOptions;
 use std::os::unix::process::CommandExt as _;
@@ -14,7 +14,7 @@ use crate::interrupt;
 /// Lines of standard error that go into the message of a failure: a compiler's or a package manager's last words.
 const LAST_LINES: usize = 20;
 
-/// How often a condition is looked at: short against the seconds that a boot takes, long against a look's cost.
+/// Interval between two checks of a condition. A boot takes seconds, and a check takes milliseconds.
 const POLL: Duration = Duration::from_millis(50);
 
 /// Runs `command` to its end with nothing on standard input, and returns what it printed, whatever its status.
@@ -26,15 +26,15 @@ pub fn output(command: &mut Command) -> Result<Output> {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        // Its own group: a signal to us ends all of it, and the terminal's Ctrl-C reaches it only through us.
+        // A process group of its own: a signal to this process ends the whole group, and Ctrl-C reaches the group only through this process.
         .process_group(0);
     let (child, tracked) = interrupt::spawn_tracked(command)
-        .with_context(|| format!("cannot run {}", program(command)))?;
+        .with_context(|| format!("failed to run {}", program(command)))?;
     let output = child
         .wait_with_output()
-        .with_context(|| format!("cannot wait for {}", program(command)));
+        .with_context(|| format!("failed to wait for {}", program(command)));
     drop(tracked);
-    // Killed by our own teardown, it tells nothing.
+    // The exit status has no meaning if the teardown of this process killed the program.
     drop(interrupt::pass());
     output
 }
@@ -74,19 +74,19 @@ pub fn start(command: &mut Command, log: &Path) -> Result<Child> {
         .create(true)
         .append(true)
         .open(log)
-        .with_context(|| format!("cannot open {}", log.display()))?;
+        .with_context(|| format!("failed to open {}", log.display()))?;
     command
         .stdin(Stdio::null())
         .stdout(file.try_clone()?)
         .stderr(file)
         .process_group(0);
-    interrupt::spawn(command).with_context(|| format!("cannot start {}", program(command)))
+    interrupt::spawn(command).with_context(|| format!("failed to start {}", program(command)))
 }
 
 /// Waits until `look` finds something.
 ///
 /// # Errors
-/// What `look` returns, or, when `patience` is over, a sentence with `what` in it.
+/// The error of `look`, and a sentence with `what` when `patience` is over.
 pub fn wait_until<T>(
     what: &str,
     patience: Duration,

@@ -1,4 +1,4 @@
-//! What the user sees while xtask works: one line per step, with the time that it took. Standard output, nothing else.
+//! Prints the steps of xtask to standard output: one line per step, with its duration.
 
 use std::fmt;
 use std::io::{self, Write as _};

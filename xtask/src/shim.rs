@@ -64,7 +64,8 @@ fn key(directory: &Path, files: &[&str]) -> Result<String> {
     let mut digests = String::new();
     for name in files {
         let path = directory.join(name);
-        let content = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let content =
+            fs::read(&path).with_context(|| format!("failed to read {}", path.display()))?;
         digests += &sha256(&content);
     }
     let mut key = sha256(digests.as_bytes());
@@ -73,7 +74,7 @@ fn key(directory: &Path, files: &[&str]) -> Result<String> {
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
-    fs::copy(from, to).with_context(|| format!("cannot copy {}", from.display()))?;
+    fs::copy(from, to).with_context(|| format!("failed to copy {}", from.display()))?;
     Ok(())
 }
 

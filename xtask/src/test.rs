@@ -1,4 +1,4 @@
-//! `cargo xtask test`: every check and every test, or one part of them. What a step prints is shown when the step fails.
+//! `cargo xtask test`: all checks and tests, or one part of them. The output of a step is printed if the step fails.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -23,12 +23,12 @@ const CARGO_MACHETE: &str = "0.9.2";
 /// Options of `cargo xtask test`.
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// The part to run; all of them without it.
+    /// The part to run. The default is all parts.
     part: Option<Part>,
-    /// Run only the tests whose name contains this.
+    /// Run only the tests whose name contains this text.
     #[arg(requires = "part")]
     filter: Option<String>,
-    /// Name of the cluster of the end-to-end tests: another name stands beside this one.
+    /// Name of the cluster for the end-to-end tests. Clusters with different names can run side by side.
     #[arg(long, default_value = "test")]
     name: String,
 }
@@ -38,19 +38,19 @@ pub struct Options {
 enum Part {
     /// Format, lints, licences, unused dependencies, generated files.
     Lint,
-    /// What needs neither helm nor a cluster.
+    /// Unit and integration tests that need neither Helm nor a cluster.
     Unit,
-    /// Every configuration of the corpus, on four real containerd.
+    /// All configurations of the corpus, on four releases of containerd.
     Corpus,
-    /// Whole changes, kills and faults on four real containerd, without a cluster.
+    /// Changes, kills and faults on four releases of containerd, without a cluster.
     Live,
-    /// The chart.
+    /// The tests of the chart.
     Chart,
-    /// End to end, on a cluster of this machine.
+    /// End-to-end tests on a cluster of this machine.
     Cluster,
 }
 
-/// Runs what `options` ask for.
+/// Runs the parts that `options` name.
 ///
 /// # Errors
 /// At the first step that fails.
@@ -58,7 +58,7 @@ pub fn run(options: &Options, cache: &Cache, progress: &Progress) -> Result<()> 
     let Options { part, filter, name } = options;
     let filter = filter.as_deref();
     if *part == Some(Part::Lint) && filter.is_some() {
-        bail!("lint has no tests to choose from: leave the name away");
+        bail!("lint has no tests: remove the name of a test");
     }
     let wanted = |this: Part| part.is_none_or(|part| part == this);
     if wanted(Part::Lint) {
@@ -82,7 +82,7 @@ pub fn run(options: &Options, cache: &Cache, progress: &Progress) -> Result<()> 
     Ok(())
 }
 
-/// Compares the dependencies with the advisories known to rustsec.org, which a machine without a way out can't ask.
+/// Compares the dependencies with the advisories of rustsec.org. This needs the network.
 ///
 /// # Errors
 /// When one of them applies, or the database can't be fetched.
@@ -106,7 +106,7 @@ fn lint(cache: &Cache, progress: &Progress) -> Result<()> {
         "--quiet",
         "--workspace",
         "--all-targets",
-        // Without their names, targets that `cargo test` leaves out are left out here, too.
+        // Targets that `cargo test` leaves out are checked only if they are named.
         "--test=corpus",
         "--test=live",
         "--test=chart",
@@ -159,7 +159,8 @@ fn with_containerds(
             Ok(directory.join("containerd"))
         })
         .collect::<Result<Vec<_>>>()?;
-    let programs = std::env::join_paths(programs).context("the cache has a colon in its path")?;
+    let programs =
+        std::env::join_paths(programs).context("the path of the cache contains a colon")?;
     let env = [("FARRIER_CONTAINERDS", PathBuf::from(programs))];
     tests(
         progress,
@@ -178,7 +179,7 @@ fn end_to_end(name: &str, cache: &Cache, progress: &Progress, filter: Option<&st
     let spec = Spec {
         name: name.to_owned(),
         nodes: vec![
-            // On 1.x an imported file can hide the root's sections: the one node has such a folder, the other does not.
+            // On 1.x an imported file can hide the root's sections: the one node has such a directory, the other does not.
             NodeSpec {
                 setup: NodeSetup::DropIn,
                 ..NodeSpec::new("n16", ContainerdVersion::V1_6)
@@ -196,12 +197,12 @@ fn end_to_end(name: &str, cache: &Cache, progress: &Progress, filter: Option<&st
             cluster.load(&parts.farrier_image)?;
             cluster.load(&parts.hello_image)
         })?;
-        // These take minutes: what they say is shown as they go.
+        // These tests take minutes, so their output is shown at once.
         progress.line("cargo test --test cluster");
         let mut command = cargo::command(&["test", "--locked", "--test", "cluster", "--"]);
         command
             .args(filter)
-            // One cluster, one Farrier in it.
+            // The tests share one cluster, which can have one Farrier.
             .arg("--test-threads=1")
             .env("FARRIER_CLUSTER", cluster.state_path())
             .env("FARRIER_ARTIFACTS", served)
@@ -217,7 +218,7 @@ fn end_to_end(name: &str, cache: &Cache, progress: &Progress, filter: Option<&st
     result.and(down)
 }
 
-/// Runs `cargo test` and prints, of what it says, the closing line of each test binary.
+/// Runs `cargo test` and prints the last line of each test binary.
 fn tests(
     progress: &Progress,
     what: &str,
@@ -245,7 +246,7 @@ fn quiet(progress: &Progress, what: &str, command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs `command`, returns its standard output, and prints all that it said when it fails.
+/// Runs `command` and returns its standard output. If the command fails, prints all of its output.
 fn whole(progress: &Progress, what: &str, command: &mut Command) -> Result<String> {
     let output = process::output(command)?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -257,13 +258,13 @@ fn whole(progress: &Progress, what: &str, command: &mut Command) -> Result<Strin
     Ok(text)
 }
 
-/// Runs `command` with its output going where ours goes.
+/// Runs `command` with the standard output and standard error of this process.
 fn aloud(command: &mut Command) -> Result<()> {
     use std::os::unix::process::CommandExt as _;
 
     command.stdin(Stdio::null()).process_group(0);
-    let (mut child, tracked) = interrupt::spawn_tracked(command).context("cannot run cargo")?;
-    let status = child.wait().context("cannot wait for cargo")?;
+    let (mut child, tracked) = interrupt::spawn_tracked(command).context("failed to run cargo")?;
+    let status = child.wait().context("failed to wait for cargo")?;
     drop(tracked);
     if !status.success() {
         bail!("the end-to-end tests failed ({status})");
@@ -286,10 +287,11 @@ fn installed(name: &str, version: &str, cache: &Cache, progress: &Progress) -> R
                 .arg("--root")
                 .arg(directory)
                 .arg(name)
-                // Outside of the cache's folder, that is all it needs while it builds; nobody builds it twice.
+                // Outside of the cache's directory, that is all it needs while it builds; nobody builds it twice.
                 .env("CARGO_TARGET_DIR", directory.join("build")),
             )?;
-            std::fs::remove_dir_all(directory.join("build")).context("cannot remove build results")
+            std::fs::remove_dir_all(directory.join("build"))
+                .context("failed to remove build results")
         })
     })?;
     Ok(directory.join("bin").join(name))

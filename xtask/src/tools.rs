@@ -85,7 +85,7 @@ impl FromStr for ContainerdVersion {
             .ok_or_else(|| {
                 let known: Vec<_> = Self::ALL.iter().map(|known| known.version()).collect();
                 format!(
-                    "no containerd {text:?} is built here; use one of {}",
+                    "unknown containerd release {text:?}: use one of {}",
                     known.join(", ")
                 )
             })
@@ -125,13 +125,13 @@ pub enum Tool {
 struct Recipe {
     name: &'static str,
     version: &'static str,
-    /// The folder under `tools/`.
+    /// The directory under `tools/`.
     module: String,
     packages: Vec<String>,
     /// Linker settings that tell a program its version: variable and value.
     variables: Vec<(String, String)>,
     tags: &'static str,
-    /// A program that Go names after its folder, and the name that it goes by.
+    /// A program that Go names after its directory, and the name that it goes by.
     rename: Option<(&'static str, &'static str)>,
 }
 
@@ -237,7 +237,7 @@ fn containerd(version: ContainerdVersion) -> Recipe {
 }
 
 impl Cache {
-    /// The folder with the programs of `tool`, built first if need be: minutes when nothing is there, seconds while Go's own build
+    /// The directory with the programs of `tool`, built first if need be: minutes when nothing is there, seconds while Go's own build
     /// cache is warm.
     ///
     /// # Errors
@@ -247,7 +247,7 @@ impl Cache {
         let (name, version) = (recipe.name, recipe.version);
         self.publish(&format!("tools/{name}-{version}"), |directory| {
             progress.step(
-                format!("building {name} {version} from source, once; it may take minutes"),
+                format!("building {name} {version} from source, once (minutes)"),
                 || build(&recipe, directory),
             )
         })
@@ -281,7 +281,7 @@ fn build(recipe: &Recipe, directory: &Path) -> Result<()> {
     let module = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tools")
         .join(&recipe.module);
-    // `-o` takes a folder only when it ends with a slash.
+    // `-o` takes a directory only when it ends with a slash.
     let out = directory.join("");
     process::run(
         go_build()

@@ -87,7 +87,7 @@ enum Answer {
 /// The table that the server works by: a path and its answer.
 type Routes = BTreeMap<String, Answer>;
 
-/// Prepares the files in the cluster's folder, starts the server in the control plane's network namespace and waits until it listens.
+/// Prepares the files in the cluster's directory, starts the server in the control plane's network namespace and waits until it listens.
 ///
 /// Returns the path of `artifacts.json` and what it says. The server ends with the cluster.
 ///
@@ -98,10 +98,10 @@ pub fn start(cluster: &Cluster, shim: &Path, progress: &Progress) -> Result<(Pat
         let directory = cluster
             .state_path()
             .parent()
-            .context("the cluster's state has no folder")?
+            .context("the cluster's state has no directory")?
             .join("artifacts");
         let address = IpAddr::V4(cluster.state().control_plane_ip);
-        let shim = fs::read(shim).with_context(|| format!("cannot read {}", shim.display()))?;
+        let shim = fs::read(shim).with_context(|| format!("failed to read {}", shim.display()))?;
         let artifacts = prepare(&directory, address, &shim)?;
         let json = directory.join("artifacts.json");
         fs::write(&json, serde_json::to_vec_pretty(&artifacts)?)?;
@@ -122,7 +122,7 @@ pub fn start(cluster: &Cluster, shim: &Path, progress: &Progress) -> Result<(Pat
 /// Writes everything that is served, the table and the certificates to `directory`.
 fn prepare(directory: &Path, address: IpAddr, shim: &[u8]) -> Result<Artifacts> {
     fs::create_dir_all(directory)
-        .with_context(|| format!("cannot create {}", directory.display()))?;
+        .with_context(|| format!("failed to create {}", directory.display()))?;
     certificates(directory, address)?;
     let mut shelf = Shelf {
         directory,
@@ -246,7 +246,7 @@ impl Shelf<'_> {
 
     fn store(&self, url: String, file: &str, bytes: &[u8]) -> Result<Artifact> {
         let path = self.directory.join(file);
-        fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
+        fs::write(&path, bytes).with_context(|| format!("failed to write {}", path.display()))?;
         Ok(Artifact {
             url,
             sha256: sha256(bytes),
@@ -285,7 +285,7 @@ fn certificates(directory: &Path, address: IpAddr) -> Result<()> {
         (server::CERTIFICATE, certificate.pem()),
         (server::KEY, key.serialize_pem()),
     ] {
-        fs::write(directory.join(name), pem).with_context(|| format!("cannot write {name}"))?;
+        fs::write(directory.join(name), pem).with_context(|| format!("failed to write {name}"))?;
     }
     Ok(())
 }

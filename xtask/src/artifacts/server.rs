@@ -1,4 +1,4 @@
-//! The server that nodes fetch from: HTTP and HTTPS on the standard library's sockets, by the table of routes in its folder.
+//! The server that nodes fetch from: HTTP and HTTPS on the standard library's sockets, by the table of routes in its directory.
 //! It serves a cluster of this machine for the length of a test; it is no server for anything else.
 
 use std::fs::{self, File};
@@ -16,7 +16,7 @@ use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use super::{Answer, HTTP_PORT, HTTPS_PORT, Routes, SIGNED, STORAGE_PORT};
 
-/// Names of the server's files in its folder.
+/// Names of the server's files in its directory.
 pub(super) const ROUTES: &str = "routes.json";
 pub(super) const CERTIFICATE: &str = "server.pem";
 pub(super) const KEY: &str = "server.key";
@@ -35,10 +35,10 @@ const SILENCE: Duration = Duration::from_mins(15);
 /// Answers on `address` until the process is killed. One line per request goes to standard error.
 ///
 /// # Errors
-/// When the folder is not as `prepare` leaves it, or a port is taken.
+/// When the directory is not as `prepare` leaves it, or a port is taken.
 pub fn serve(directory: &Path, address: IpAddr) -> Result<()> {
     let routes: Routes = serde_json::from_slice(
-        &fs::read(directory.join(ROUTES)).with_context(|| format!("cannot read {ROUTES}"))?,
+        &fs::read(directory.join(ROUTES)).with_context(|| format!("failed to read {ROUTES}"))?,
     )?;
     let tls = Arc::new(
         ServerConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
@@ -57,7 +57,7 @@ pub fn serve(directory: &Path, address: IpAddr) -> Result<()> {
         (STORAGE_PORT, Some(&tls)),
     ] {
         let listener = TcpListener::bind((address, port))
-            .with_context(|| format!("cannot listen on {address}:{port}"))?;
+            .with_context(|| format!("failed to listen on {address}:{port}"))?;
         let (site, tls) = (Arc::clone(&site), tls.cloned());
         listeners.push(thread::spawn(move || {
             listen(&listener, &site, tls.as_ref());

@@ -144,8 +144,8 @@ fn with_nodes(
                 ("FARRIER_FIGURES", path.clone()),
             ],
         )?;
-        let text =
-            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text = fs::read_to_string(&path)
+            .with_context(|| format!("failed to read {}", path.display()))?;
         serde_json::from_str(&text).with_context(|| format!("{} has no figures", path.display()))
     })();
     let down = progress.step("taking the cluster down", || cluster.down());

@@ -49,8 +49,8 @@ fn measure(name: &str, environment: &[(&str, PathBuf)]) -> Result<()> {
         .stdin(Stdio::null())
         .process_group(0);
     let (mut child, tracked) =
-        interrupt::spawn_tracked(&mut command).context("cannot run cargo")?;
-    let status = child.wait().context("cannot wait for cargo")?;
+        interrupt::spawn_tracked(&mut command).context("failed to run cargo")?;
+    let status = child.wait().context("failed to wait for cargo")?;
     drop(tracked);
     if !status.success() {
         bail!("a target is missed, or could not be measured ({status})");

@@ -43,7 +43,7 @@ const DEVICES: [(&str, u64, u64); 7] = [
 /// # Errors
 /// When it doesn't get as far as systemd; what systemd itself does is in the console's log.
 pub fn boot(node: &NodeState, console: &Path) -> Result<u32> {
-    let program = std::env::current_exe().context("cannot find xtask's own program")?;
+    let program = std::env::current_exe().context("failed to find xtask's own program")?;
     let pid = process::run(
         Command::new(program)
             .arg(LAUNCH)
@@ -63,7 +63,7 @@ pub fn launch(name: &str, netns: &str, root: &Path, console: &Path) -> Result<u3
     let program = std::env::current_exe()?;
     Layout::here()?.join(netns)?;
     let namespace = fs::File::open(network::path(netns))?;
-    setns(namespace, CloneFlags::CLONE_NEWNET).context("cannot enter the node's network")?;
+    setns(namespace, CloneFlags::CLONE_NEWNET).context("failed to enter the node's network")?;
     unshare(
         CloneFlags::CLONE_NEWNS
             | CloneFlags::CLONE_NEWPID
@@ -71,7 +71,7 @@ pub fn launch(name: &str, netns: &str, root: &Path, console: &Path) -> Result<u3
             | CloneFlags::CLONE_NEWIPC
             | CloneFlags::CLONE_NEWCGROUP,
     )
-    .context("cannot make the node's namespaces")?;
+    .context("failed to make the node's namespaces")?;
     let log = fs::File::create(console)?;
     let child = Command::new(program)
         .args([INIT, name])
@@ -110,7 +110,7 @@ pub fn init(name: &str, root: &Path) -> Result<()> {
     sethostname(name)?;
     std::env::set_current_dir(root)?;
     // The old root ends up on top of the new one and is taken off from there (pivot_root(2)).
-    pivot_root(".", ".").context("cannot change to the node's root")?;
+    pivot_root(".", ".").context("failed to change to the node's root")?;
     umount2(".", MntFlags::MNT_DETACH)?;
     std::env::set_current_dir("/")?;
     let shared = MsFlags::MS_REC | MsFlags::MS_SHARED;
@@ -126,7 +126,7 @@ pub fn init(name: &str, root: &Path) -> Result<()> {
             ),
         ])
         .exec();
-    Err(error).context("cannot run the node's /sbin/init")
+    Err(error).context("failed to run the node's /sbin/init")
 }
 
 fn devices(root: &Path) -> Result<()> {
@@ -137,7 +137,7 @@ fn devices(root: &Path) -> Result<()> {
     for (name, major, minor) in DEVICES {
         let mode = Mode::from_bits_truncate(0o666);
         mknod(&dev.join(name), SFlag::S_IFCHR, mode, makedev(major, minor))
-            .with_context(|| format!("cannot make the device {name}"))?;
+            .with_context(|| format!("failed to make the device {name}"))?;
     }
     nix::sys::stat::umask(Mode::from_bits_truncate(0o022));
     for directory in ["pts", "shm"] {
@@ -203,5 +203,5 @@ fn mount_at(
 ) -> Result<()> {
     let target: PathBuf = root.join(path);
     mount(Some(filesystem), &target, Some(filesystem), flags, options)
-        .with_context(|| format!("cannot mount {filesystem} on {}", target.display()))
+        .with_context(|| format!("failed to mount {filesystem} on {}", target.display()))
 }

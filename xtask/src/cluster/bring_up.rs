@@ -33,7 +33,7 @@ pub fn up(cache: &Cache, spec: &Spec, progress: &Progress) -> Result<Cluster> {
     let mut cluster = claim(cache, spec, &parts, progress)?;
     cluster.bring_up(&parts, progress).with_context(|| {
         format!(
-            "cluster {} did not come up (its logs: {})",
+            "failed to start cluster {} (logs: {})",
             spec.name,
             logs(cache, &spec.name).display()
         )
@@ -46,7 +46,7 @@ struct Parts {
     kubectl: PathBuf,
     helm: PathBuf,
     binaries: Binaries,
-    /// The folder with containerd, for each node in the order of the specification.
+    /// The directory with containerd, for each node in the order of the specification.
     containerds: Vec<PathBuf>,
     base: PathBuf,
     pause: PathBuf,
@@ -107,12 +107,12 @@ fn claim(cache: &Cache, spec: &Spec, parts: &Parts, progress: &Progress) -> Resu
             || network::path(&names::control_plane_netns(index)).exists()
             || !network::host_interfaces(index).is_empty()
     })
-    .context("200 clusters are up on this machine: take one down")?;
+    .context("200 clusters are up on this machine: stop one of them")?;
     let directory = directory(cache, &spec.name);
     let mut state = state(spec, parts, index, &directory)?;
     state.own();
     fs::create_dir_all(&state.logs)
-        .with_context(|| format!("cannot create {}", state.logs.display()))?;
+        .with_context(|| format!("failed to create {}", state.logs.display()))?;
     state.write(&directory)?;
     let registration = register(index, directory.clone(), logs(cache, &spec.name));
     let cluster = Cluster {
@@ -128,7 +128,7 @@ fn claim(cache: &Cache, spec: &Spec, parts: &Parts, progress: &Progress) -> Resu
 
 /// Removes what crashed runs left. A cluster whose owner lives, and a kept one of another name, are not touched.
 fn sweep(cache: &Cache, wanted: &str, progress: &Progress) -> Result<()> {
-    // A folder without a state was left between two lines of `claim`: nothing else of that cluster exists.
+    // A directory without a state was left between two lines of `claim`: nothing else of that cluster exists.
     for entry in fs::read_dir(cache.path(CLUSTERS))
         .into_iter()
         .flatten()
@@ -143,18 +143,18 @@ fn sweep(cache: &Cache, wanted: &str, progress: &Progress) -> Result<()> {
         match cluster.state.owner() {
             Owner::Lives(pid) if name == wanted => {
                 bail!(
-                    "process {pid} holds cluster {name} up: end it, or choose another name with --name"
+                    "cluster {name} belongs to process {pid}: end the process, or choose another name with --name"
                 );
             }
             Owner::Nobody if name == wanted && cluster.stands() => {
                 bail!(
-                    "cluster {name} is up already: `cargo xtask cluster down --name {name}` takes it down"
+                    "cluster {name} is up already: run `cargo xtask cluster down --name {name}`, or choose another name with --name"
                 );
             }
             Owner::Lives(_) => {}
             Owner::Nobody if cluster.stands() => {}
             Owner::Nobody | Owner::Died => {
-                progress.step(format!("cleaning up what cluster {name} left"), || {
+                progress.step(format!("removing the rest of cluster {name}"), || {
                     cluster.tear_down()
                 })?;
             }
@@ -180,7 +180,7 @@ fn state(spec: &Spec, parts: &Parts, index: u8, directory: &Path) -> Result<Stat
         .collect();
     if directory.exists() {
         bail!(
-            "{} holds a cluster of another release of xtask: take it down with that one",
+            "{} contains a cluster of another release of xtask: stop it with that release",
             directory.display()
         );
     }
@@ -307,6 +307,7 @@ impl Cluster {
             return process::start(&mut node_command(node, &words)?, &log).map(drop);
         }
         let journal = self.exec(&node.name, &words)?;
-        fs::write(&log, journal.stdout).with_context(|| format!("cannot write {}", log.display()))
+        fs::write(&log, journal.stdout)
+            .with_context(|| format!("failed to write {}", log.display()))
     }
 }

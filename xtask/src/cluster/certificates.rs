@@ -1,4 +1,4 @@
-//! The cluster's own certificate authority and what it signs: certificates, keys, kubeconfigs, as files in one folder.
+//! The cluster's own certificate authority and what it signs: certificates, keys, kubeconfigs, as files in one directory.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
@@ -12,7 +12,7 @@ use rcgen::{
 };
 use serde_json::json;
 
-/// A certificate authority that keeps its files in a folder.
+/// A certificate authority that keeps its files in a directory.
 pub struct Authority {
     directory: PathBuf,
     issuer: CertifiedIssuer<'static, KeyPair>,
@@ -32,12 +32,12 @@ impl Authority {
     /// Makes an authority and writes `ca.crt` into `directory`; its key is kept in memory alone.
     ///
     /// # Errors
-    /// When the folder can't be made or the file not be written.
+    /// When the directory can't be made or the file not be written.
     pub fn create(directory: &Path) -> Result<Self> {
         fs::DirBuilder::new()
             .mode(0o700)
             .create(directory)
-            .with_context(|| format!("cannot create {}", directory.display()))?;
+            .with_context(|| format!("failed to create {}", directory.display()))?;
         let mut params = CertificateParams::default();
         params
             .distinguished_name
@@ -132,5 +132,5 @@ fn write_private(path: &Path, text: &str) -> Result<()> {
         .mode(0o600)
         .open(path)
         .and_then(|mut file| file.write_all(text.as_bytes()))
-        .with_context(|| format!("cannot write {}", path.display()))
+        .with_context(|| format!("failed to write {}", path.display()))
 }

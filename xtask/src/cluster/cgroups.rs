@@ -22,7 +22,7 @@ pub enum Layout {
     },
     /// Version 1, or version 1 with a tree of version 2 for systemd beside it (hybrid).
     Legacy {
-        /// The trees, each with a folder under [`ROOT`].
+        /// The trees, each with a directory under [`ROOT`].
         hierarchies: Vec<Hierarchy>,
     },
 }
@@ -95,13 +95,13 @@ impl Layout {
         Ok(Self::Legacy { hierarchies })
     }
 
-    /// The folders that are, or would be, the node's own root in each tree.
+    /// The directories that are, or would be, the node's own root in each tree.
     #[must_use]
     pub fn directories(&self, node: &str) -> Vec<PathBuf> {
         self.mounts().map(|mount| mount.join(node)).collect()
     }
 
-    /// The folders in the trees' roots whose name starts with `prefix`.
+    /// The directories in the trees' roots whose name starts with `prefix`.
     #[must_use]
     pub fn with_prefix(&self, prefix: &str) -> Vec<PathBuf> {
         self.mounts()
@@ -123,13 +123,13 @@ impl Layout {
         }
         for directory in self.directories(node) {
             fs::create_dir_all(&directory)
-                .with_context(|| format!("cannot create the cgroup {}", directory.display()))?;
+                .with_context(|| format!("failed to create the cgroup {}", directory.display()))?;
             // Version 1 starts a cpuset empty, and nothing may join an empty one.
             for file in ["cpuset.cpus", "cpuset.mems"] {
                 let above = directory.with_file_name(file);
                 if matches!(self, Self::Legacy { .. }) && above.is_file() {
                     fs::copy(&above, directory.join(file)).with_context(|| {
-                        format!("cannot set {file} of the cgroup {}", directory.display())
+                        format!("failed to set {file} of the cgroup {}", directory.display())
                     })?;
                 }
             }
@@ -145,7 +145,7 @@ impl Layout {
         for directory in self.directories(node) {
             // 0 is the writer.
             fs::write(directory.join("cgroup.procs"), "0")
-                .with_context(|| format!("cannot join the cgroup {}", directory.display()))?;
+                .with_context(|| format!("failed to join the cgroup {}", directory.display()))?;
         }
         Ok(())
     }
@@ -175,7 +175,7 @@ pub fn remove(directory: &Path) -> Result<()> {
             Ok(()) => Ok(Some(())),
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(None),
             Err(error) => {
-                Err(error).with_context(|| format!("cannot remove {}", directory.display()))
+                Err(error).with_context(|| format!("failed to remove {}", directory.display()))
             }
         },
     )
@@ -202,7 +202,7 @@ fn remove_leaves_first(directory: &Path) -> io::Result<()> {
 fn delegate(mount: &Path) -> Result<()> {
     let read = |file: &str| {
         fs::read_to_string(mount.join(file))
-            .with_context(|| format!("cannot read {file} in {}", mount.display()))
+            .with_context(|| format!("failed to read {file} in {}", mount.display()))
     };
     let available = read("cgroup.controllers")?;
     let handed_on = read("cgroup.subtree_control")?;
@@ -224,8 +224,13 @@ fn delegate(mount: &Path) -> Result<()> {
             let _ = fs::write(leaf.join("cgroup.procs"), process);
         }
     }
-    fs::write(mount.join("cgroup.subtree_control"), wanted.join(" "))
-        .with_context(|| format!("cannot hand on {} in {}", wanted.join(" "), mount.display()))
+    fs::write(mount.join("cgroup.subtree_control"), wanted.join(" ")).with_context(|| {
+        format!(
+            "failed to hand on {} in {}",
+            wanted.join(" "),
+            mount.display()
+        )
+    })
 }
 
 /// Mount point and kind, if the line is one of cgroups.

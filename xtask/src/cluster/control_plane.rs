@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(90);
 /// etcd's address, in the control plane's own network namespace.
 const ETCD: &str = "http://127.0.0.1:2379";
 
-/// Folder of certificates in the cluster's folder.
+/// Directory of certificates in the cluster's directory.
 pub const CERTIFICATES: &str = "certificates";
 
 /// Where clients find the API server.
@@ -59,7 +59,7 @@ pub fn certificates(state: &State, directory: &Path) -> Result<()> {
     authority.kubeconfig("scheduler", &user("system:kube-scheduler", None), &server)?;
     let admin = authority.kubeconfig("admin", &user("admin", Some("system:masters")), &server)?;
     fs::copy(&admin, &state.kubeconfig)
-        .with_context(|| format!("cannot write {}", state.kubeconfig.display()))?;
+        .with_context(|| format!("failed to write {}", state.kubeconfig.display()))?;
     for node in &state.nodes {
         let name = format!("system:node:{}", node.name);
         authority.issue(

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use super::network;
 use crate::process;
 
-/// Folder of the lock and the saved settings: gone after a reboot, as are the clusters and the settings themselves.
+/// Directory of the lock and the saved settings: gone after a reboot, as are the clusters and the settings themselves.
 const DIRECTORY: &str = "/run/farrier-xtask";
 
 /// What a kubelet without `protectKernelDefaults` sets for the whole machine (`pkg/kubelet/cm/container_manager_linux.go`,
@@ -32,15 +32,16 @@ const PATIENCE: Duration = Duration::from_mins(2);
 /// # Errors
 /// When somebody keeps it for too long.
 pub fn lock() -> Result<File> {
-    fs::create_dir_all(DIRECTORY).with_context(|| format!("cannot create {DIRECTORY}"))?;
+    fs::create_dir_all(DIRECTORY).with_context(|| format!("failed to create {DIRECTORY}"))?;
     let path = Path::new(DIRECTORY).join("lock");
-    let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+    let file =
+        File::create(&path).with_context(|| format!("failed to create {}", path.display()))?;
     process::wait_until("another run's cleaning up", PATIENCE, || {
         match file.try_lock() {
             Ok(()) => Ok(Some(())),
             Err(fs::TryLockError::WouldBlock) => Ok(None),
             Err(fs::TryLockError::Error(error)) => {
-                Err(error).with_context(|| format!("cannot lock {}", path.display()))
+                Err(error).with_context(|| format!("failed to lock {}", path.display()))
             }
         }
     })?;
@@ -64,7 +65,7 @@ pub fn save_settings() -> Result<()> {
         }
     }
     fs::write(&saved, serde_json::to_string(&settings)?)
-        .with_context(|| format!("cannot write {}", saved.display()))
+        .with_context(|| format!("failed to write {}", saved.display()))
 }
 
 /// Once the last cluster is gone, puts back what the first one found. Under the lock.
@@ -80,17 +81,17 @@ pub fn restore_settings() -> Result<()> {
         return Ok(());
     }
     let settings: BTreeMap<String, String> = serde_json::from_str(&fs::read_to_string(&saved)?)
-        .with_context(|| format!("cannot read {}", saved.display()))?;
+        .with_context(|| format!("failed to read {}", saved.display()))?;
     for name in KUBELET_SETTINGS {
         let path = setting(name);
         if let Some(value) = settings.get(name)
             && fs::read_to_string(&path).ok().as_ref() != Some(value)
         {
             fs::write(&path, value)
-                .with_context(|| format!("cannot restore {}", path.display()))?;
+                .with_context(|| format!("failed to restore {}", path.display()))?;
         }
     }
-    fs::remove_file(&saved).with_context(|| format!("cannot remove {}", saved.display()))?;
+    fs::remove_file(&saved).with_context(|| format!("failed to remove {}", saved.display()))?;
     network::remove_empty_directory();
     Ok(())
 }

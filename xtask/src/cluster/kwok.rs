@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::state::State;
 
-/// Name of the audit log in the folder of logs.
+/// Name of the audit log in the directory of logs.
 const AUDIT_LOG: &str = "audit.log";
 
 /// The audit log: a line of JSON per request of a ServiceAccount that is not one of Kubernetes' own (`audit.k8s.io/v1`, Event).
@@ -34,7 +34,7 @@ pub fn api_server(state: &State, directory: &Path) -> Result<Vec<String>> {
         ],
     });
     fs::write(&policy, document.to_string())
-        .with_context(|| format!("cannot write {}", policy.display()))?;
+        .with_context(|| format!("failed to write {}", policy.display()))?;
     Ok(vec![
         format!("--audit-policy-file={}", policy.display()),
         format!("--audit-log-path={}", audit_log(state).display()),

@@ -31,7 +31,7 @@ use crate::interrupt::{self, Registration};
 use crate::process;
 use crate::tools::ContainerdVersion;
 
-/// Folder of logs in a cluster's folder, and of logs that outlive clusters in the cache.
+/// Directory of logs in a cluster's directory, and of logs that outlive clusters in the cache.
 const LOGS: &str = "logs";
 
 /// The cluster that is wanted.
@@ -90,7 +90,7 @@ pub struct NodeSpec {
 }
 
 impl NodeSpec {
-    /// A node with the setup that is usual for its containerd: one plain file on 1.x, a drop-in folder on 2.x.
+    /// A node with the setup that is usual for its containerd: one plain file on 1.x, a drop-in directory on 2.x.
     #[must_use]
     pub fn new(name: &str, containerd: ContainerdVersion) -> Self {
         let setup = if containerd.is_1() {
@@ -281,10 +281,10 @@ impl Drop for Cluster {
     }
 }
 
-/// Folder of all clusters in the cache.
+/// Directory of all clusters in the cache.
 const CLUSTERS: &str = "clusters";
 
-/// Folder of the cluster `name`.
+/// Directory of the cluster `name`.
 fn directory(cache: &Cache, name: &str) -> PathBuf {
     cache.path(CLUSTERS).join(name)
 }
@@ -331,7 +331,8 @@ fn load(node: &NodeState, image: &Path) -> Result<()> {
     // Not in the node's /tmp: a tmpfs that this machine does not see.
     let name = format!("load-{}.tar", std::process::id());
     let copy = node.root.join("opt/images").join(&name);
-    fs::copy(image, &copy).with_context(|| format!("cannot read the image {}", image.display()))?;
+    fs::copy(image, &copy)
+        .with_context(|| format!("failed to read the image {}", image.display()))?;
     let path = format!("/opt/images/{name}");
     let mut words = vec!["ctr", "--namespace", "k8s.io", "images", "import"];
     words.extend(rootfs::local_import(node.containerd));

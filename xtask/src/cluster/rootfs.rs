@@ -145,11 +145,11 @@ fn mirror_in(sources: &str) -> Option<String> {
 pub struct Parts<'a> {
     /// The base file system.
     pub base: &'a Path,
-    /// The folder with the node's containerd.
+    /// The directory with the node's containerd.
     pub containerd: &'a Path,
     /// The sandbox image.
     pub pause: &'a Path,
-    /// The folder with `ca.crt` and the node's certificate, `<name>.crt` and `<name>.key`.
+    /// The directory with `ca.crt` and the node's certificate, `<name>.crt` and `<name>.key`.
     pub certificates: &'a Path,
 }
 
@@ -174,7 +174,7 @@ pub fn create(state: &State, node: &NodeState, number: u8, parts: &Parts<'_>) ->
         }
         fs::copy(from, &to)
             .map(drop)
-            .with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))
+            .with_context(|| format!("failed to copy {} to {}", from.display(), to.display()))
     };
     for program in ["containerd", "containerd-shim-runc-v2", "ctr"] {
         install(
@@ -302,7 +302,7 @@ fn write(path: &Path, content: &str) -> Result<()> {
     }
     // Never through a link: debootstrap makes some of these point out of the node.
     remove_file(path)?;
-    fs::write(path, content).with_context(|| format!("cannot write {}", path.display()))
+    fs::write(path, content).with_context(|| format!("failed to write {}", path.display()))
 }
 
 #[cfg(test)]

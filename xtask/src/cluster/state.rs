@@ -1,4 +1,4 @@
-//! What stands, as a file: `cluster.json` in the folder of a cluster. Tests in other crates read it; add fields, never rename.
+//! What stands, as a file: `cluster.json` in the directory of a cluster. Tests in other crates read it; add fields, never rename.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -17,7 +17,7 @@ pub const FILE: &str = "cluster.json";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct State {
-    /// Its name: that of its folder.
+    /// Its name: that of its directory.
     pub name: String,
     /// The number, unique on this machine, in its addresses and the names of its namespaces.
     pub index: u8,
@@ -31,7 +31,7 @@ pub struct State {
     pub owner_pid: Option<u32>,
     /// When that process started, in the kernel's clock ticks, since its number is used again one day.
     pub owner_start: Option<u64>,
-    /// The boot of this machine that it lives in: another one took everything but the folder, and its index may be somebody else's now.
+    /// The boot of this machine that it lives in: another one took everything but the directory, and its index may be somebody else's now.
     pub boot_id: String,
     /// The nodes, in the order that they were asked for.
     pub nodes: Vec<NodeState>,
@@ -44,7 +44,7 @@ pub struct State {
     pub controller_manager_qps: Option<u32>,
     /// The programs that the control plane runs.
     pub binaries: Binaries,
-    /// Folder with a log per process.
+    /// Directory with a log per process.
     pub logs: PathBuf,
 }
 
@@ -105,7 +105,7 @@ impl State {
         let text = serde_json::to_string_pretty(self)?;
         fs::write(&partial, text + "\n")
             .and_then(|()| fs::rename(&partial, &path))
-            .with_context(|| format!("cannot write {}", path.display()))
+            .with_context(|| format!("failed to write {}", path.display()))
     }
 
     /// The node `name`.
@@ -119,7 +119,7 @@ impl State {
             .with_context(|| {
                 let names: Vec<_> = self.nodes.iter().map(|node| node.name.as_str()).collect();
                 format!(
-                    "cluster {} has no node {name:?}; it has {}",
+                    "cluster {} has no node {name:?}, only {}",
                     self.name,
                     names.join(", ")
                 )
@@ -173,7 +173,7 @@ pub enum Owner {
 /// When it can't be read.
 pub fn boot_id() -> Result<String> {
     let path = "/proc/sys/kernel/random/boot_id";
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
+    let text = fs::read_to_string(path).with_context(|| format!("failed to read {path}"))?;
     Ok(text.trim().to_owned())
 }
 

@@ -1,4 +1,4 @@
-//! Taking a cluster down, whoever left it and however far it came: works from its index and folder alone, and may be run again.
+//! Taking a cluster down, whoever left it and however far it came: works from its index and directory alone, and may be run again.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +16,7 @@ use crate::process;
 /// How long killed processes may take to go: the API server's memory and a node's mounts take a moment.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Removes everything of the cluster `index` whose folder is `directory`. Its logs move to `logs`. The caller holds the lock of
+/// Removes everything of the cluster `index` whose directory is `directory`. Its logs move to `logs`. The caller holds the lock of
 /// [`host::lock`], unless a signal ended it.
 ///
 /// # Errors
@@ -32,7 +32,7 @@ pub fn tear_down(index: u8, directory: &Path, logs: &Path) -> Result<()> {
     let left = leftovers(index, directory);
     if !left.is_empty() {
         bail!(
-            "the cluster is not gone: {} left; run `cargo xtask cluster down` once more",
+            "failed to remove the cluster, run `cargo xtask cluster down` again: {} left",
             left.join(", ")
         );
     }
@@ -40,7 +40,7 @@ pub fn tear_down(index: u8, directory: &Path, logs: &Path) -> Result<()> {
     attempts.into_iter().collect()
 }
 
-/// What is still there of the cluster `index`: processes, mounts, namespaces, links, cgroups, its folder.
+/// What is still there of the cluster `index`: processes, mounts, namespaces, links, cgroups, its directory.
 #[must_use]
 pub fn leftovers(index: u8, directory: &Path) -> Vec<String> {
     let prefix = names::prefix(index);
@@ -72,7 +72,7 @@ pub fn leftovers(index: u8, directory: &Path) -> Vec<String> {
             .map(|pid| format!("process {pid}")),
     );
     if directory.exists() {
-        left.push(format!("folder {}", directory.display()));
+        left.push(format!("directory {}", directory.display()));
     }
     left
 }
@@ -104,7 +104,7 @@ fn remove_cgroups(index: u8) -> Result<()> {
         .try_for_each(|directory| cgroups::remove(directory))
 }
 
-/// Removes the folder of a cluster that doesn't run. Its logs move to `logs`, where they outlive it: they tell why it failed.
+/// Removes the directory of a cluster that doesn't run. Its logs move to `logs`, where they outlive it: they tell why it failed.
 ///
 /// # Errors
 /// When one can't be moved or removed.
