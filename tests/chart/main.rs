@@ -58,7 +58,7 @@ fn before_an_install_and_an_upgrade_the_definition_is_applied() {
 #[rstest]
 #[case::clean(&[], false, "240")]
 #[case::keep(&["--set=onUninstall=keep,uninstallDeadlineSeconds=60"], true, "60")]
-fn before_an_uninstall_nodes_let_go_as_the_controller_would(
+fn before_an_uninstall_a_job_cleans_the_nodes_as_the_controller_would(
     #[case] arguments: &[&str],
     #[case] keeps: bool,
     #[case] deadline: &str,
@@ -89,9 +89,15 @@ fn before_an_uninstall_nodes_let_go_as_the_controller_would(
         "apps: deployments/scale farrier: get patch",
         "coordination.k8s.io: leases farrier: delete",
     ]);
-    assert_eq!(rights(&objects, "Role", "farrier-leave"), expected);
+    assert_eq!(
+        rights(&objects, "Role", "farrier-uninstall-cluster"),
+        expected
+    );
     let expected = set(&["apiextensions.k8s.io: customresourcedefinitions: create"]);
-    assert_eq!(rights(&objects, "ClusterRole", "farrier-leave"), expected);
+    assert_eq!(
+        rights(&objects, "ClusterRole", "farrier-uninstall-cluster"),
+        expected
+    );
 }
 
 #[rstest]

@@ -37,7 +37,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
-{{/* The account of the Jobs. It has no rights, so its token would be useless. */}}
+{{/* The account of the Jobs. The account has no rights, so no token is mounted. */}}
 {{- define "farrier.jobServiceAccountName" -}}
 {{- include "farrier.fullname" . -}}-installer
 {{- end -}}
@@ -67,7 +67,7 @@ image.tag
 {{- printf "%s:%s" $repository (default .Chart.AppVersion $tag) -}}
 {{- end -}}
 
-{{/* "true" if one of the two names of the option is true. KWasm's chart has it as a string in any case of letters. */}}
+{{/* "true" if one of the two values is true. KWasm's chart has a string, in upper or lower case. */}}
 {{- define "farrier.autoProvision" -}}
 {{- or (eq (toString .Values.autoProvision | lower) "true") (eq (toString .Values.kwasmOperator.autoProvision | lower) "true") -}}
 {{- end -}}
@@ -233,7 +233,7 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
 {{- end -}}
 
 {{/* Annotations of the hooks before an uninstall. Takes the weight. Helm deletes the objects after success. */}}
-{{- define "farrier.leaveHook" -}}
+{{- define "farrier.uninstallHook" -}}
 helm.sh/hook: pre-delete
 helm.sh/hook-weight: {{ . | quote }}
 helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
