@@ -134,9 +134,9 @@ fn remember_rejection(
     let rejection = match answer {
         Ok(()) => None,
         Err(error) => match error.rejection() {
-            Some(sentence) => {
-                tracing::warn!(%error, help = error.help().as_deref(), "the API server rejected a write");
-                Some(sentence)
+            Some(problem) => {
+                tracing::warn!(%error, help = problem.help, "the API server rejected a write");
+                Some(problem)
             }
             None => return Err(error),
         },

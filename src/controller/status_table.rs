@@ -14,7 +14,7 @@ use super::cluster::slim::NodeObject;
 use super::decide::desired::{Cluster, Desired, Verdict};
 use super::decide::event::cut;
 use super::error::Error;
-use crate::handoff;
+use crate::handoff::{self, Problem};
 use crate::names::Progress;
 
 /// Time limit for the answers of the API server. A slower API server is down or unreachable.
@@ -138,7 +138,7 @@ impl NodeLine {
             let reason = match progress {
                 Progress::Failed => {
                     let verdict = desired.verdicts.get(shim);
-                    let fault = verdict.and_then(Verdict::fault).map(str::to_owned);
+                    let fault = verdict.and_then(Verdict::fault).map(Problem::sentence);
                     fault.or(own).or_else(|| applied.reason.clone())
                 }
                 Progress::Removing => own,

@@ -33,16 +33,17 @@ impl Problem {
         }
     }
 
-    /// Message and help in one sentence, for a field that has room for one text.
+    /// The cause and the next step as two sentences, for a field of Kubernetes that has one text: the note of an Event, the message of a
+    /// condition.
     #[must_use]
     pub fn sentence(&self) -> String {
         match &self.help {
-            Some(help) => format!("{}; {help}", self.message),
+            Some(help) => format!("{}. {}", self.message, capitalised(help)),
             None => self.message.clone(),
         }
     }
 
-    /// Message and help in one sentence of at most `longest` bytes; the help is left out first.
+    /// As [`Self::sentence`], in at most `longest` bytes. The help is left out first.
     #[must_use]
     pub fn sentence_up_to(&self, longest: usize) -> String {
         let whole = self.sentence();
@@ -70,6 +71,13 @@ impl fmt::Display for Problem {
     }
 }
 
+/// The text with an upper-case letter at its start.
+fn capitalised(text: &str) -> String {
+    let mut letters = text.chars();
+    let first = letters.next().map(|letter| letter.to_ascii_uppercase());
+    first.into_iter().chain(letters).collect()
+}
+
 /// A sentence in at most `longest` bytes, at least three. The middle is left out, because a sentence begins with the object, often a long URL,
 /// and ends with the cause.
 #[must_use]
@@ -86,6 +94,14 @@ pub fn elide(sentence: &str, longest: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_help_is_a_sentence_of_its_own_and_is_left_out_first() {
+        let problem = Problem::with_help("no room", "delete a file");
+        assert_eq!(problem.sentence(), "no room. Delete a file");
+        assert_eq!(problem.sentence_up_to(21), "no room");
+        assert_eq!(Problem::new("no room", None).sentence(), "no room");
+    }
 
     #[test]
     fn a_sentence_is_never_longer_than_the_limit() {

@@ -86,9 +86,9 @@ impl Error {
         }
     }
 
-    /// The sentence for operators if the API server read and rejected the object, so that an immediate retry is of no use.
+    /// The problem for operators if the API server read and rejected the object, so that an immediate retry is of no use.
     #[must_use]
-    pub fn rejection(&self) -> Option<String> {
+    pub fn rejection(&self) -> Option<Problem> {
         let rejected = match self {
             Self::Create { source, .. } | Self::Write { source, .. } => {
                 matches!(code(source), Some(400 | 403 | 422))
@@ -96,7 +96,7 @@ impl Error {
             Self::Taken { .. } | Self::Reverted { .. } => true,
             Self::Deadline { .. } => false,
         };
-        rejected.then(|| Problem::new(self, self.help()).sentence())
+        rejected.then(|| Problem::new(self, self.help()))
     }
 
     /// How an operator corrects the cause.
@@ -209,8 +209,9 @@ pub async fn node(
             Ok(patched) => version = Some(patched),
             Err(error) => {
                 // The node itself can't be written.
-                if let Some(note) = error.rejection() {
+                if let Some(problem) = error.rejection() {
                     let subject = Subject::of::<NodeObject>(name, uid);
+                    let note = problem.sentence_up_to(event::LONGEST_NOTE);
                     publish_event(client, &subject, &EventSpec::failure(&note)).await;
                 }
                 return Err(error);

@@ -40,14 +40,14 @@ pub enum JobProgress {
         /// Since when.
         since: Timestamp,
         /// Why the Job failed, if no pod reports.
-        reason: String,
+        problem: Problem,
     },
     /// The pod can't start, for this reason.
-    Stuck(String),
+    Stuck(Problem),
     /// The installer has reported.
     Answered(Box<ProvisionReport>),
     /// The Job ended without a readable report, for this reason.
-    Silent(String),
+    Silent(Problem),
 }
 
 impl JobView {
@@ -93,28 +93,29 @@ fn progress(
     for pod in pods.iter().rev() {
         match installer_report(pod, digest, node_uid) {
             Some(Ok(report)) => return JobProgress::Answered(Box::new(report)),
-            Some(Err(reason)) => unreadable = unreadable.or(Some(reason)),
+            Some(Err(problem)) => unreadable = unreadable.or(Some(problem)),
             None => {}
         }
     }
-    if let Some((reason, since)) = ending(job) {
+    if let Some((problem, since)) = ending(job) {
         // The watch on pods may be behind the watch on Jobs, for example after an outage of the API server.
         let has_ended =
             |pod: &&PodObject| matches!(pod.status.phase.as_deref(), Some("Succeeded" | "Failed"));
         let seen = unreadable.is_some() || pods.iter().any(has_ended);
         return match since.filter(|_| !seen) {
-            Some(since) => JobProgress::Overdue { since, reason },
-            None => JobProgress::Silent(unreadable.map_or(reason, |text| {
-                format!("the installer wrote no readable report: {text}")
+            Some(since) => JobProgress::Overdue { since, problem },
+            None => JobProgress::Silent(unreadable.map_or(problem, |cause| Problem {
+                message: format!("the installer wrote no readable report: {cause}"),
+                ..cause
             })),
         };
     }
     if let Some(since) = overdue(job) {
-        let reason = "the Job's pod still runs one minute after the Job failed; check that the node is up, and see the log of the pod";
-        return JobProgress::Overdue {
-            since,
-            reason: reason.to_owned(),
-        };
+        let problem = Problem::with_help(
+            "the Job's pod still runs one minute after the Job failed",
+            "check that the node is up, and see the log of the pod",
+        );
+        return JobProgress::Overdue { since, problem };
     }
     match pods.last() {
         None => JobProgress::NoPod,
@@ -127,34 +128,34 @@ fn installer_report(
     pod: &PodObject,
     digest: Option<Sha256Digest>,
     node_uid: &str,
-) -> Option<Result<ProvisionReport, String>> {
+) -> Option<Result<ProvisionReport, Problem>> {
     let status = &pod.status;
     let Some(ended) = ended(&status.container_statuses, names::INSTALL_CONTAINER) else {
         return never_ran(status).map(Err);
     };
     let text = ended.message.as_deref().unwrap_or_default();
     if text.is_empty() {
-        return Some(Err(exit(names::INSTALL_CONTAINER, ended)));
+        let message = exit(names::INSTALL_CONTAINER, ended);
+        return Some(Err(Problem::new(message, None)));
     }
     if text.len() > LONGEST_MESSAGE {
-        return Some(Err(
-            "the termination message is longer than 4096 bytes".to_owned()
-        ));
+        let message = "the termination message is longer than 4096 bytes";
+        return Some(Err(Problem::new(message, None)));
     }
     Some(match ProvisionReport::from_json(text) {
         Ok(report) if report.request_digest == digest && report.node_uid == node_uid => Ok(report),
-        Ok(_) => Err("the report answers another request".to_owned()),
-        Err(error) => Err(Problem::new(&error, error.help()).sentence()),
+        Ok(_) => Err(Problem::new("the report answers another request", None)),
+        Err(error) => Err(Problem::new(&error, error.help())),
     })
 }
 
 /// Why the installer of a failed pod never ran.
-fn never_ran(status: &PodStatus) -> Option<String> {
+fn never_ran(status: &PodStatus) -> Option<Problem> {
     if status.phase.as_deref() != Some("Failed") {
         return None;
     }
     let fetch = ended(&status.init_container_statuses, names::FETCH_CONTAINER);
-    Some(match fetch.filter(|ended| ended.exit_code != 0) {
+    let message = match fetch.filter(|ended| ended.exit_code != 0) {
         Some(ended) => format!(
             "{} {}",
             exit(names::FETCH_CONTAINER, ended),
@@ -165,7 +166,8 @@ fn never_ran(status: &PodStatus) -> Option<String> {
             status.reason.as_deref().unwrap_or("no reason"),
             status.message.as_deref().unwrap_or("no message")
         ),
-    })
+    };
+    Some(Problem::new(message, None))
 }
 
 fn ended<'a>(statuses: &'a [ContainerStatus], name: &str) -> Option<&'a ContainerStateTerminated> {
@@ -182,23 +184,24 @@ fn exit(container: &str, ended: &ContainerStateTerminated) -> String {
 }
 
 /// Why and since when the Job has ended.
-fn ending(job: &JobObject) -> Option<(String, Option<Timestamp>)> {
+fn ending(job: &JobObject) -> Option<(Problem, Option<Timestamp>)> {
     let ended = job.status.conditions.iter().find(|condition| {
         condition.status == "True" && matches!(condition.type_.as_str(), "Complete" | "Failed")
     })?;
-    let reason = match ended.reason.as_deref() {
-        Some("DeadlineExceeded") => {
-            "the Job exceeded its deadline; see the log of the Job's pod, or raise --job-deadline"
-                .to_owned()
-        }
-        reason => format!(
-            "the Job ended without a report: {}: {}",
-            reason.unwrap_or(&ended.type_),
-            ended.message.as_deref().unwrap_or("no message")
+    let problem = match ended.reason.as_deref() {
+        Some("DeadlineExceeded") => Problem::with_help(
+            "the Job exceeded its deadline",
+            "see the log of the Job's pod, or raise --job-deadline",
         ),
+        reason => {
+            let reason = reason.unwrap_or(&ended.type_);
+            let message = ended.message.as_deref().unwrap_or("no message");
+            let message = format!("the Job ended without a report: {reason}: {message}");
+            Problem::new(message, None)
+        }
     };
     let since = ended.last_transition_time.as_ref();
-    Some((reason, since.map(|time| time.0)))
+    Some((problem, since.map(|time| time.0)))
 }
 
 /// Since when the Job waits for its pod to end before it counts as failed (Kubernetes 1.31 and later, *Job termination*).
@@ -210,7 +213,7 @@ fn overdue(job: &JobObject) -> Option<Timestamp> {
 }
 
 /// Why the pod can't start, if a container reports a reason that does not pass by itself.
-fn stuck(pod: &PodObject) -> Option<String> {
+fn stuck(pod: &PodObject) -> Option<Problem> {
     let status = &pod.status;
     let mut containers = status
         .init_container_statuses
@@ -219,7 +222,7 @@ fn stuck(pod: &PodObject) -> Option<String> {
     containers.find_map(waiting)
 }
 
-fn waiting(container: &ContainerStatus) -> Option<String> {
+fn waiting(container: &ContainerStatus) -> Option<Problem> {
     let waiting = container.state.as_ref()?.waiting.as_ref()?;
     let reason = waiting.reason.as_deref()?;
     // Reasons of the kubelet that do not pass soon by themselves (kubelet/images and kubelet/kuberuntime, Kubernetes 1.34).
@@ -233,11 +236,12 @@ fn waiting(container: &ContainerStatus) -> Option<String> {
             | "RunContainerError"
     )
     .then(|| {
-        format!(
+        let message = format!(
             "container {} of the Job's pod failed to start: {reason}: {}",
             container.name,
             waiting.message.as_deref().unwrap_or("no message")
-        )
+        );
+        Problem::new(message, None)
     })
 }
 
@@ -355,10 +359,10 @@ mod tests {
         #[case] statuses: &[Value],
         #[case] part: &str,
     ) {
-        let JobProgress::Silent(reason) = view(&conditions, statuses).progress else {
+        let JobProgress::Silent(problem) = view(&conditions, statuses).progress else {
             panic!("not silent")
         };
-        assert!(reason.contains(part), "{reason}");
+        assert!(problem.message.contains(part), "{problem}");
     }
 
     #[rstest]
@@ -368,11 +372,11 @@ mod tests {
     #[case("CreateContainerConfigError")]
     fn a_container_that_cannot_start_is_a_stuck_job_with_the_kubelets_reason(#[case] reason: &str) {
         let state = json!({"waiting": {"reason": reason, "message": "no such host"}});
-        let JobProgress::Stuck(sentence) = view(&json!([]), &[fetch("Pending", &state)]).progress
+        let JobProgress::Stuck(problem) = view(&json!([]), &[fetch("Pending", &state)]).progress
         else {
             panic!("not stuck")
         };
-        assert!(sentence.contains(reason) && sentence.contains("no such host"));
+        assert!(problem.message.contains(reason) && problem.message.contains("no such host"));
     }
 
     #[test]
@@ -382,8 +386,8 @@ mod tests {
         let running = install(&json!({"running": {}}));
         let seen = view(&target, &[running]).progress;
         assert!(
-            matches!(&seen, JobProgress::Overdue { since: seen, reason }
-                if *seen == since.parse().unwrap() && reason.contains("check that the node is up")),
+            matches!(&seen, JobProgress::Overdue { since: seen, problem }
+                if *seen == since.parse().unwrap() && problem.sentence().contains("Check that the node is up")),
             "{seen:?}"
         );
         let answered = view(&target, &[said(&report().to_json())]);
@@ -401,8 +405,8 @@ mod tests {
             for statuses in [vec![], vec![install(&json!({"running": {}}))]] {
                 let seen = view(&ended, &statuses).progress;
                 assert!(
-                    matches!(&seen, JobProgress::Overdue { since: seen, reason }
-                        if *seen == since.parse().unwrap() && reason.contains("without a report")),
+                    matches!(&seen, JobProgress::Overdue { since: seen, problem }
+                        if *seen == since.parse().unwrap() && problem.message.contains("without a report")),
                     "{seen:?}"
                 );
             }
@@ -424,7 +428,7 @@ mod tests {
         for other in [older, elsewhere] {
             let seen = view(&failed("PodFailurePolicy"), &[said(&other.to_json())]);
             assert!(
-                matches!(&seen.progress, JobProgress::Silent(reason) if reason.contains("another request"))
+                matches!(&seen.progress, JobProgress::Silent(problem) if problem.message.contains("another request"))
             );
         }
     }

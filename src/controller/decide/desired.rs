@@ -28,11 +28,11 @@ pub enum Verdict {
     /// The node should carry this.
     Wanted(ShimRequest),
     /// The Shim as specified is not possible for this reason, so the node keeps the last fulfilled request.
-    PinnedToLastApplied(ShimRequest, String),
+    PinnedToLastApplied(ShimRequest, Problem),
     /// The Shim as specified is not possible for this reason, and the node has none of it.
-    Impossible(String),
+    Impossible(Problem),
     /// The Shim does not support the platform of the node, as the reason says. This is no failure.
-    Unsupported(String),
+    Unsupported(Problem),
     /// The Shim is to change and waits for the reason given; meanwhile the node keeps this request, if any.
     Waiting(Option<ShimRequest>, String),
     /// All of its handlers belong to this other Shim, which also selects the node.
@@ -44,11 +44,11 @@ pub enum Verdict {
 impl Verdict {
     /// Why the Shim as specified is not possible on this node, if so.
     #[must_use]
-    pub fn fault(&self) -> Option<&str> {
+    pub fn fault(&self) -> Option<&Problem> {
         match self {
-            Self::PinnedToLastApplied(_, reason)
-            | Self::Impossible(reason)
-            | Self::Unsupported(reason) => Some(reason),
+            Self::PinnedToLastApplied(_, problem)
+            | Self::Impossible(problem)
+            | Self::Unsupported(problem) => Some(problem),
             Self::Wanted(_) | Self::Waiting(..) | Self::HandlersTaken(_) | Self::Idle => None,
         }
     }
@@ -162,7 +162,7 @@ impl Desired {
             if let Some(request) = verdict.request() {
                 match room.checked_sub(json_size(request) + SUMMARY_OF_ONE) {
                     Some(rest) => room = rest,
-                    None => verdict = Verdict::Impossible(TOO_MUCH.to_owned()),
+                    None => verdict = Verdict::Impossible(too_much()),
                 }
             }
             let claimed = match (&verdict, &shim.spec) {
@@ -269,29 +269,31 @@ impl Desired {
             }
             (Err(_), None) => return Verdict::Idle,
         };
-        let (mut request, verdict, why): (_, fn(ShimRequest, String) -> Verdict, _) =
+        let (mut request, verdict, why): (_, fn(ShimRequest, Problem) -> Verdict, _) =
             match (resolved, last) {
                 (Ok(request), last) => match (waits_for(shim, &request, applied, blocked), last) {
                     (None, _) => (
                         request,
                         |request, _| Verdict::Wanted(request),
-                        String::new(),
+                        Problem::new("", None),
                     ),
-                    (Some(why), Some(last)) => {
-                        (last, |last, why| Verdict::Waiting(Some(last), why), why)
-                    }
+                    (Some(why), Some(last)) => (
+                        last,
+                        |last, why| Verdict::Waiting(Some(last), why.message),
+                        Problem::new(why, None),
+                    ),
                     (Some(why), None) => return Verdict::Waiting(None, why),
                 },
                 (Err(error), Some(last)) => (
                     last,
                     Verdict::PinnedToLastApplied,
-                    Problem::new(&error, error.help()).sentence(),
+                    Problem::new(&error, error.help()),
                 ),
                 (Err(error @ api::Error::NoPlatform { .. }), None) => {
-                    return Verdict::Unsupported(Problem::new(&error, error.help()).sentence());
+                    return Verdict::Unsupported(Problem::new(&error, error.help()));
                 }
                 (Err(error), None) => {
-                    return Verdict::Impossible(Problem::new(&error, error.help()).sentence());
+                    return Verdict::Impossible(Problem::new(&error, error.help()));
                 }
             };
         let mut winner = None;
@@ -334,7 +336,13 @@ fn waits_for(
 /// every node.
 const LARGEST_RESERVED: usize = 64 * 1024;
 
-const TOO_MUCH: &str = "the Shims of the node are together too large for one Job; select the node with fewer Shims, or shorten their options";
+/// The problem of a Shim for which the Job of the node has no room.
+fn too_much() -> Problem {
+    Problem::with_help(
+        "the Shims of the node are together too large for one Job",
+        "select the node with fewer Shims, or shorten their options",
+    )
+}
 
 /// The size of a part of the request in JSON, in bytes.
 fn json_size(part: &impl Serialize) -> usize {

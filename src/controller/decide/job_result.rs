@@ -21,8 +21,13 @@ const LONGEST_REASON: usize = 400;
 /// admission policy or a missing account prevents the pod. A pod ends within its grace period. After a minute, its node is probably down.
 const POD_PATIENCE: Duration = Duration::from_mins(1);
 
-/// The message for a Job without a pod.
-const NO_POD: &str = "the Job has had no pod for one minute; check the Job's Events for a quota or an admission policy";
+/// The problem of a Job without a pod.
+fn no_pod() -> Problem {
+    Problem::with_help(
+        "the Job has had no pod for one minute",
+        "check the Job's Events for a quota or an admission policy",
+    )
+}
 
 /// The end of a Job.
 #[derive(Debug)]
@@ -42,18 +47,18 @@ pub struct JobEnd {
 pub fn of(seen: &Observed, applied: Option<&Applied>, job: &JobView) -> Option<JobEnd> {
     let applied = applied.cloned().unwrap_or_default();
     let Some(request) = &job.request else {
-        let reason = "failed to read the request of the Job for this node object";
-        return Some(fail(seen, applied, job, reason));
+        let message = "failed to read the request of the Job for this node object";
+        return Some(fail(seen, applied, job, &Problem::new(message, None)));
     };
     let over = || patience(seen, job).is_none();
     match &job.progress {
         JobProgress::Running => None,
         JobProgress::Answered(report) => Some(read(seen, applied, job, request, report)),
-        JobProgress::Stuck(reason) | JobProgress::Silent(reason) => {
-            Some(fail(seen, applied, job, reason))
+        JobProgress::Stuck(problem) | JobProgress::Silent(problem) => {
+            Some(fail(seen, applied, job, problem))
         }
-        JobProgress::NoPod => over().then(|| fail(seen, applied, job, NO_POD)),
-        JobProgress::Overdue { reason, .. } => over().then(|| fail(seen, applied, job, reason)),
+        JobProgress::NoPod => over().then(|| fail(seen, applied, job, &no_pod())),
+        JobProgress::Overdue { problem, .. } => over().then(|| fail(seen, applied, job, problem)),
     }
 }
 
@@ -73,8 +78,8 @@ pub fn patience(seen: &Observed, job: &JobView) -> Option<Duration> {
 }
 
 /// The Job did not report: keeps the known state, and records the reason.
-fn fail(seen: &Observed, mut applied: Applied, job: &JobView, reason: &str) -> JobEnd {
-    applied.reason = Some(shortened(&Problem::new(reason, None)));
+fn fail(seen: &Observed, mut applied: Applied, job: &JobView, problem: &Problem) -> JobEnd {
+    applied.reason = Some(shortened(problem));
     applied.unsupported = false;
     applied.interruptions = 0;
     finish_attempt(seen, applied, job, None, true)
@@ -254,10 +259,11 @@ fn mark_unlisted(applied: &mut Applied, node: &NodeView) {
             .filter(|handler| !node.lists(handler))
             .collect();
         if !unlisted.is_empty() && shim.reason.is_none() {
-            shim.reason = Some(format!(
-                "containerd serves {} but the kubelet does not list it; check that the kubelet uses this containerd",
-                unlisted.join(", ")
-            ));
+            let unlisted = unlisted.join(", ");
+            shim.reason = Some(shortened(&Problem::with_help(
+                format!("containerd serves {unlisted} but the kubelet does not list it"),
+                "check that the kubelet uses this containerd",
+            )));
         }
     }
 }
@@ -334,7 +340,7 @@ fn finish_attempt(
     }
 }
 
-/// One sentence with the reason and the help for each Shim that failed.
+/// The problem of the whole host, and the problem of each Shim that failed, for an Event.
 fn sentence(applied: &Applied, report: &ProvisionReport) -> String {
     let each = applied.shims.iter().filter_map(|(name, shim)| {
         let reason = shim.reason.as_ref()?;
@@ -345,15 +351,15 @@ fn sentence(applied: &Applied, report: &ProvisionReport) -> String {
         .reason
         .as_ref()
         .filter(|reason| !reason.starts_with("shim "));
-    let remedy = whole.and(report.remedy.as_ref());
-    let parts: Vec<String> = whole
-        .into_iter()
-        .chain(remedy)
-        .cloned()
-        .chain(each)
-        .collect();
+    let whole = whole.map(|reason| Problem {
+        message: reason.clone(),
+        help: report.remedy.clone(),
+    });
+    let whole = whole.map(|problem| problem.sentence());
+    let parts: Vec<String> = whole.into_iter().chain(each).collect();
     if parts.is_empty() {
-        "the installer gave no reason; see the log of the installer's pod".to_owned()
+        let help = "see the log of the installer's pod";
+        Problem::with_help("the installer gave no reason", help).sentence()
     } else {
         // Each part has the same maximal length, so that every part fits.
         let share = (LONGEST_NOTE / parts.len()).saturating_sub(2);
@@ -400,8 +406,8 @@ mod tests {
         let mut report = ProvisionReport::new(Outcome::Partial);
         report.reason = Some("shim spin: pods still use it".to_owned());
         report.remedy = Some("delete them".to_owned());
-        let text = sentence(&applied("spin", "pods still use it; delete them"), &report);
-        assert_eq!(text, "shim spin: pods still use it; delete them");
+        let text = sentence(&applied("spin", "pods still use it. Delete them"), &report);
+        assert_eq!(text, "shim spin: pods still use it. Delete them");
     }
 
     #[test]
@@ -425,6 +431,6 @@ mod tests {
         report.reason = Some("the file can't be parsed".to_owned());
         report.remedy = Some("correct it".to_owned());
         let text = sentence(&applied("spin", "the file can't be parsed"), &report);
-        assert_eq!(text, "the file can't be parsed; correct it");
+        assert_eq!(text, "the file can't be parsed. Correct it");
     }
 }

@@ -35,8 +35,12 @@ use types::{Decision, Hold, JobStep, Observed, Plan};
 const DELETION_PATIENCE: Duration = Duration::from_mins(1);
 
 /// The problem of a Job whose finalizers prevent its deletion.
-const JOB_WITH_FINALIZER: &str =
-    "the node's previous Job is not deleted because it has finalizers; remove the Job's finalizers";
+fn job_with_finalizer() -> Problem {
+    Problem::with_help(
+        "the node's previous Job is not deleted because it has finalizers",
+        "remove the Job's finalizers",
+    )
+}
 
 /// Whether the node's Job is running, or its end is not recorded yet.
 fn job_is_unrecorded(seen: &Observed, applied: Option<&Applied>) -> bool {
@@ -167,26 +171,23 @@ fn plan_while_job_is_deleted(
 ) -> Plan {
     let step = plan_with_labels(seen, desired, applied.clone(), JobStep::None);
     let rest = DELETION_PATIENCE.saturating_sub(age(seen.now, since));
+    let problem = job_with_finalizer();
+    let reason = job_result::shortened(&problem);
     match (need(seen, desired, applied.as_ref()), applied) {
         (Need::Nothing, _) => step,
         (Need::Wait(_) | Need::Now, _) if !rest.is_zero() => Plan {
             look_again: Some(rest),
             ..step
         },
-        (_, Some(applied)) if applied.reason.as_deref() == Some(JOB_WITH_FINALIZER) => step,
-        (_, applied) => job_not_created(
-            seen,
-            desired,
-            applied.unwrap_or_default(),
-            JOB_WITH_FINALIZER,
-        ),
+        (_, Some(applied)) if applied.reason.as_ref() == Some(&reason) => step,
+        (_, applied) => job_not_created(seen, desired, applied.unwrap_or_default(), &problem),
     }
 }
 
 /// There is no Job. A Job is created unless the host is known to carry the desired set.
 fn plan_without_job(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
-    if let (Some(reason), Some(applied)) = (seen.rejected, applied.clone()) {
-        return job_not_created(seen, desired, applied, reason);
+    if let (Some(problem), Some(applied)) = (seen.rejected, applied.clone()) {
+        return job_not_created(seen, desired, applied, problem);
     }
     match need(seen, desired, applied.as_ref()) {
         Need::Nothing => Plan {
@@ -268,8 +269,13 @@ fn claim(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
 }
 
 /// The Job could not be created, for the reason given.
-fn job_not_created(seen: &Observed, desired: &Desired, mut applied: Applied, reason: &str) -> Plan {
-    let note = job_result::shortened(&Problem::new(reason, None));
+fn job_not_created(
+    seen: &Observed,
+    desired: &Desired,
+    mut applied: Applied,
+    problem: &Problem,
+) -> Plan {
+    let note = job_result::shortened(problem);
     applied.reason = Some(note.clone());
     applied.node_uid.clone_from(&seen.node.uid);
     Plan {

@@ -31,8 +31,8 @@ pub fn progress(
     verdict: &Verdict,
     digest: Sha256Digest,
 ) -> Option<(Progress, Option<String>)> {
-    if let Some(reason) = verdict.fault() {
-        return Some((Progress::Failed, Some(reason.to_owned())));
+    if let Some(problem) = verdict.fault() {
+        return Some((Progress::Failed, Some(problem.sentence())));
     }
     let request = verdict.request()?;
     let known = applied.and_then(|applied| applied.shims.get(shim));
@@ -92,7 +92,7 @@ fn impossible_shims_event(edit: &NodeEdit, desired: &Desired) -> Option<EventSpe
         .verdicts
         .iter()
         .filter(|(shim, _)| edit.labels.get(&names::shim_label(shim)) == Some(&failed))
-        .filter_map(|(shim, verdict)| Some(format!("shim {shim}: {}", verdict.fault()?)))
+        .filter_map(|(shim, verdict)| Some(format!("shim {shim}: {}", verdict.fault()?.sentence())))
         .collect();
     (!notes.is_empty()).then(|| EventSpec::failure(&notes.join("; ")))
 }

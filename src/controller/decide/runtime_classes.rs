@@ -10,6 +10,7 @@ use kube::{Resource, ResourceExt};
 
 use crate::api::{self, Shim, ShimSpec};
 use crate::controller::cluster::shim_view::ShimView;
+use crate::handoff::Problem;
 use crate::names;
 
 /// What to do about one RuntimeClass.
@@ -28,9 +29,9 @@ pub enum RuntimeClassStep {
     },
 }
 
-/// What to do about a Shim's RuntimeClasses, and a sentence for each name that is taken.
+/// What to do about a Shim's RuntimeClasses, and the problem of each name that is taken.
 #[must_use]
-pub fn decide(shim: &ShimView, there: &[&RuntimeClass]) -> (Vec<RuntimeClassStep>, Vec<String>) {
+pub fn decide(shim: &ShimView, there: &[&RuntimeClass]) -> (Vec<RuntimeClassStep>, Vec<Problem>) {
     let wanted = match (&shim.spec, shim.deleting) {
         (_, true) => Vec::new(),
         (Ok(spec), false) => wanted(shim, spec),
@@ -51,15 +52,23 @@ pub fn decide(shim: &ShimView, there: &[&RuntimeClass]) -> (Vec<RuntimeClassStep
         }
     }
     for class in wanted {
-        match there.iter().find(|other| other.name_any() == class.name_any()) {
-            Some(other) if !is_managed(other, shim) => foreign.push(format!(
-                "RuntimeClass {} exists and belongs to something else; delete it, or choose another name in spec.runtimeClass",
-                class.name_any()
+        match there
+            .iter()
+            .find(|other| other.name_any() == class.name_any())
+        {
+            Some(other) if !is_managed(other, shim) => foreign.push(Problem::with_help(
+                format!(
+                    "RuntimeClass {} exists and has another owner",
+                    class.name_any()
+                ),
+                "delete the RuntimeClass, or choose another name in spec.runtimeClass",
             )),
             // The old RuntimeClass is deleted above. The new one is created after the old one is gone.
             Some(other) if other.handler != class.handler => {}
             Some(other) if is_equal(other, &class) => {}
-            Some(other) => steps.push(RuntimeClassStep::Replace(Box::new(in_place_of(other, class)))),
+            Some(other) => steps.push(RuntimeClassStep::Replace(Box::new(in_place_of(
+                other, class,
+            )))),
             None => steps.push(RuntimeClassStep::Create(Box::new(class))),
         }
     }
@@ -251,7 +260,7 @@ mod tests {
             .collect()
     }
 
-    fn decided(shim: &ShimView, there: &[RuntimeClass]) -> (Vec<RuntimeClassStep>, Vec<String>) {
+    fn decided(shim: &ShimView, there: &[RuntimeClass]) -> (Vec<RuntimeClassStep>, Vec<Problem>) {
         decide(shim, &there.iter().collect::<Vec<_>>())
     }
 
@@ -365,7 +374,7 @@ mod tests {
         there[0].metadata.owner_references = None;
         let (steps, foreign) = decided(&shim(&json!({})), &there);
         assert!(steps.is_empty());
-        assert!(foreign[0].contains("RuntimeClass spin exists"));
+        assert!(foreign[0].message.contains("RuntimeClass spin exists"));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::runtime_classes;
 use super::types::Tally;
 use crate::api::ShimStatus;
 use crate::controller::cluster::shim_view::ShimView;
+use crate::handoff::Problem;
 use crate::names::reasons;
 
 /// Number of nodes that a condition names; the number of further nodes follows.
@@ -71,7 +72,7 @@ pub struct ObservedShim<'a> {
     /// Every RuntimeClass.
     pub classes: &'a [&'a RuntimeClass],
     /// Why the API server rejected the last write for it.
-    pub rejected: Option<&'a str>,
+    pub rejected: Option<&'a Problem>,
     /// The current time.
     pub now: Timestamp,
 }
@@ -82,9 +83,10 @@ pub fn decide(seen: &ObservedShim<'_>) -> ShimPlan {
     let ObservedShim { shim, tally, .. } = *seen;
     let (runtime_classes, foreign) = runtime_classes::decide(shim, seen.classes);
     let unusable = match &shim.spec {
-        Ok(_) => seen.rejected.map(str::to_owned),
-        Err(error) => Some(format!(
-            "failed to read the Shim: {error}; upgrade Farrier, or write the Shim for this release"
+        Ok(_) => seen.rejected.cloned(),
+        Err(error) => Some(Problem::with_help(
+            format!("failed to read the Shim: {error}"),
+            "upgrade Farrier, or write the Shim for this release",
         )),
     };
     let finalizer = match (shim.deleting, shim.has_finalizer || shim.has_rcm_finalizer) {
@@ -98,7 +100,7 @@ pub fn decide(seen: &ObservedShim<'_>) -> ShimPlan {
     } else {
         shim.created
     };
-    let status = status(shim, tally, unusable.as_deref(), &foreign, now);
+    let status = status(shim, tally, unusable.as_ref(), &foreign, now);
     // The finalizer is set on the version that was read. The status follows with the next decision.
     let keep_status = finalizer != Finalizer::Keep || shim.status.as_ref() == Some(&status);
     ShimPlan {
@@ -140,20 +142,15 @@ fn events(before: Option<&ShimStatus>, now: &ShimStatus) -> Vec<EventSpec> {
 fn status(
     shim: &ShimView,
     tally: &Tally,
-    unusable: Option<&str>,
-    foreign: &[String],
+    unusable: Option<&Problem>,
+    foreign: &[Problem],
     now: Timestamp,
 ) -> ShimStatus {
     let failed = tally.failures.len();
     let nodes = tally.nodes();
     let underway = tally.pending + tally.waiting;
-    let conflicts: Vec<&str> = tally
-        .lost
-        .keys()
-        .chain(foreign)
-        .map(String::as_str)
-        .chain(unusable)
-        .collect();
+    let problems = foreign.iter().chain(unusable).map(Problem::sentence);
+    let conflicts: Vec<String> = tally.lost.keys().cloned().chain(problems).collect();
     let conflict = unusable.map_or(reasons::CONFLICT, |_| reasons::UNUSABLE);
     let mut counts = format!(
         "{} of {nodes} nodes serve the Shim as specified",
@@ -250,10 +247,8 @@ fn removing(nodes: &BTreeMap<String, Option<String>>) -> String {
     )
 }
 
-fn failures(tally: &Tally, conflicts: &[&str]) -> String {
-    let mut parts = named(&tally.failures);
-    parts.extend(conflicts.iter().map(|conflict| (*conflict).to_owned()));
-    parts.join("; ")
+fn failures(tally: &Tally, conflicts: &[String]) -> String {
+    [&named(&tally.failures), conflicts].concat().join("; ")
 }
 
 /// The first nodes with their reasons, and the number of further nodes.

@@ -11,7 +11,7 @@ use super::event::EventSpec;
 use crate::controller::cluster::job_view::JobView;
 use crate::controller::cluster::node_view::{Applied, NodeView};
 use crate::controller::cluster::slim::Taint;
-use crate::handoff::{ProvisionRequest, Sha256Digest};
+use crate::handoff::{Problem, ProvisionRequest, Sha256Digest};
 
 /// Everything that a decision about one node depends on.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ pub struct Observed<'a> {
     /// The node's Job, if there is one.
     pub job: Option<&'a JobView>,
     /// Why the API server rejected the last Job.
-    pub rejected: Option<&'a str>,
+    pub rejected: Option<&'a Problem>,
     /// Why no Job may be created now.
     pub hold: Hold,
     /// The current time.

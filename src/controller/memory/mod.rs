@@ -26,6 +26,7 @@ use super::decide::shim_status::{self, ShimPlan};
 use super::decide::types::{Hold, Observed, Plan};
 use super::decide::{self, rollout};
 use super::settings::Settings;
+use crate::handoff::Problem;
 use crate::metrics::Metrics;
 use crate::names;
 
@@ -303,7 +304,7 @@ impl Context {
         }
         let cluster = Arc::clone(&memory.cluster);
         let rejected = memory.rejected_writes.of(&view.uid);
-        let rejected = rejected.as_ref().map(|rejected| rejected.sentence.as_str());
+        let rejected = rejected.as_ref().map(|rejected| &rejected.problem);
         let blocked = rollout::blocked_by_rollout(&memory.fleet.others(&view.name), view, &cluster);
         let hold = match memory.settling(Instant::now()) {
             Some(rest) => Hold::Settling(rest),
@@ -356,7 +357,7 @@ impl Context {
             shim: view,
             tally,
             classes: &classes,
-            rejected: rejected.as_ref().map(|rejected| rejected.sentence.as_str()),
+            rejected: rejected.as_ref().map(|rejected| &rejected.problem),
             now: Timestamp::now(),
         });
         let underway = tally.pending + tally.waiting;
@@ -380,7 +381,7 @@ impl Context {
         &self,
         uid: &str,
         generation: Option<i64>,
-        rejection: Option<String>,
+        rejection: Option<Problem>,
     ) -> Option<Duration> {
         self.memory()
             .rejected_writes
@@ -447,7 +448,7 @@ impl Context {
         cluster: &'a Cluster,
         blocked_by_rollout: &'a BTreeMap<String, String>,
         job: Option<&'a JobView>,
-        (rejected, hold): (Option<&'a str>, Hold),
+        (rejected, hold): (Option<&'a Problem>, Hold),
     ) -> Observed<'a> {
         Observed {
             node,

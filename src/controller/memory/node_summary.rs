@@ -7,6 +7,7 @@ use crate::controller::cluster::node_view::{Applied, NodeView};
 use crate::controller::decide::desired::{Verdict, fingerprint};
 use crate::controller::decide::node_labels;
 use crate::controller::decide::types::{Decision, JobStep, Observed};
+use crate::handoff::Problem;
 use crate::names::{self, Progress};
 
 /// The progress of one Shim on one node.
@@ -104,7 +105,7 @@ impl NodeSummary {
                 (Verdict::Waiting(..), _) => Phase::Waiting,
                 (Verdict::HandlersTaken(_), _) => Phase::HandlersTaken,
                 (Verdict::Idle, _) => Phase::Idle,
-                (Verdict::Unsupported(reason), _) => Phase::Unsupported(reason.clone()),
+                (Verdict::Unsupported(problem), _) => Phase::Unsupported(problem.sentence()),
                 (_, Some((Progress::Provisioned, _))) => Phase::Ready,
                 (Verdict::Wanted(_), Some((Progress::Failed, reason)))
                     if applied.is_some_and(|applied| applied.unsupported) =>
@@ -137,8 +138,11 @@ impl NodeSummary {
             }
         }
         let lost = desired.lost.iter().map(|(loser, handler, winner)| {
-            let sentence = format!("handler {handler} belongs to Shim {winner}; choose another name in spec.runtimeClass.handler or spec.handlerAliases");
-            (loser.clone(), sentence)
+            let problem = Problem::with_help(
+                format!("handler {handler} belongs to Shim {winner}"),
+                "choose another name in spec.runtimeClass.handler or spec.handlerAliases",
+            );
+            (loser.clone(), problem.sentence())
         });
         Self {
             control_plane: node.control_plane,

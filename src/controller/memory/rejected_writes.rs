@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use crate::controller::decide::job_due::backoff;
+use crate::handoff::Problem;
 
 /// Wait after a new rejection and after its end: the next decision reports the change.
 const AT_ONCE: Duration = Duration::from_secs(1);
@@ -18,8 +19,8 @@ pub struct RejectedWrites(HashMap<String, RejectedWrite>);
 /// A rejected write.
 #[derive(Debug, Clone)]
 pub struct RejectedWrite {
-    /// The sentence for operators.
-    pub sentence: String,
+    /// The problem for operators.
+    pub problem: Problem,
     /// Rejections in a row.
     times: u32,
     /// Generation of the spec that was rejected.
@@ -47,9 +48,9 @@ impl RejectedWrites {
         &mut self,
         uid: &str,
         generation: Option<i64>,
-        rejection: Option<String>,
+        rejection: Option<Problem>,
     ) -> Option<Duration> {
-        let Some(sentence) = rejection else {
+        let Some(problem) = rejection else {
             return self.0.remove(uid).map(|_| AT_ONCE);
         };
         if self.0.len() >= MOST {
@@ -57,11 +58,11 @@ impl RejectedWrites {
         }
         let before = self.0.get(uid);
         let times = before.map_or(0, |before| before.times).saturating_add(1);
-        let already_reported = before.is_some_and(|before| before.sentence == sentence);
+        let already_reported = before.is_some_and(|before| before.problem == problem);
         let wait = backoff(times);
         let again = Instant::now() + wait;
         let rejection = RejectedWrite {
-            sentence,
+            problem,
             times,
             generation,
             again,

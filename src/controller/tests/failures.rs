@@ -1,6 +1,7 @@
 //! Attempts that failed, Jobs that say nothing or too much, and what was written down by somebody else.
 
 use super::*;
+use crate::handoff::Problem;
 
 #[test]
 fn the_removal_of_a_shim_in_use_is_tried_again() {
@@ -121,8 +122,8 @@ fn the_wait_after_the_second_failure_is_longer() {
 }
 
 #[rstest]
-#[case(JobProgress::Stuck("ImagePullBackOff".to_owned()), 0)]
-#[case(JobProgress::Silent("DeadlineExceeded".to_owned()), 0)]
+#[case(JobProgress::Stuck(Problem::new("ImagePullBackOff", None)), 0)]
+#[case(JobProgress::Silent(Problem::new("DeadlineExceeded", None)), 0)]
 #[case(JobProgress::NoPod, 60)]
 fn a_job_without_a_report_is_a_failure_with_a_reason(
     #[case] progress: JobProgress,
@@ -213,7 +214,7 @@ fn a_job_that_the_api_server_rejects_is_reported_once_and_tried_again() {
     let claimed = scene().annotated().stepped();
     let rejected = Scene {
         job: None,
-        rejected: Some("exceeded quota"),
+        rejected: Some(Problem::new("exceeded quota", None)),
         ..claimed
     };
     let (mut after, plan) = rejected.step();
@@ -340,7 +341,7 @@ fn a_job_whose_pod_still_runs_a_minute_after_its_deadline_is_a_failure() {
     let asked = scene().annotated().stepped();
     let overdue = JobProgress::Overdue {
         since: start(),
-        reason: "see that the node is up".to_owned(),
+        problem: Problem::new("see that the node is up", None),
     };
     let over = asked.job(overdue).later(59);
     let plan = over.decide();

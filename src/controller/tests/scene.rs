@@ -14,7 +14,7 @@ use crate::controller::decide::types::{Hold, JobStep, Observed, Plan};
 use crate::controller::decide::{decide, shim_status, undecided};
 use crate::controller::memory::aggregate::Fleet;
 use crate::controller::memory::node_summary::NodeSummary;
-use crate::handoff::{HandlerReport, Outcome, ProvisionReport, Sha256Digest};
+use crate::handoff::{HandlerReport, Outcome, Problem, ProvisionReport, Sha256Digest};
 
 /// A cluster of one node, as sentences build it.
 pub(super) struct Scene {
@@ -23,7 +23,7 @@ pub(super) struct Scene {
     pub(super) blocked: BTreeMap<String, String>,
     pub(super) job: Option<JobView>,
     pub(super) now: Timestamp,
-    pub(super) rejected: Option<&'static str>,
+    pub(super) rejected: Option<Problem>,
     pub(super) hold: Hold,
     pub(super) auto_provision: bool,
     pub(super) keep_jobs: bool,
@@ -110,7 +110,7 @@ impl Scene {
             cluster: &cluster,
             blocked_by_rollout: &self.blocked,
             job: self.job.as_ref(),
-            rejected: self.rejected,
+            rejected: self.rejected.as_ref(),
             hold: self.hold,
             now: self.now,
             keep_jobs: self.keep_jobs,
@@ -249,7 +249,7 @@ impl Scene {
             shim,
             tally: fleet.tally(&shim.name),
             classes: &[],
-            rejected: self.rejected,
+            rejected: self.rejected.as_ref(),
             now: self.now,
         })
     }

@@ -472,7 +472,7 @@ fn a_rootless_containerd_is_refused_by_name(#[case] uids: &str, #[case] uid: &st
         },
     );
     let expected = format!(
-        "process 812 runs {program} as uid {uid}: a rootless containerd is not supported; run it as a system service"
+        "process 812 runs {program} as uid {uid}: a rootless containerd is not supported. Run it as a system service"
     );
     assert_eq!(tree.asked(), Err(expected));
 }
