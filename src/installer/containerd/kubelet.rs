@@ -194,6 +194,7 @@ mod tests {
     fn endpoint(root: &std::path::Path, arguments: &str) -> Option<String> {
         let process = Process {
             id: (1, 1),
+            parent: 0,
             program: "/usr/bin/kubelet".to_owned(),
             arguments: arguments.to_owned(),
             unit: None,

@@ -24,8 +24,8 @@ const MAX_PARENTS: usize = 64;
 /// Processes by PID, each with the name by which it was found.
 pub type Named = BTreeMap<u32, (&'static str, Result<Process, Refusal>)>;
 
-/// All processes of these names on the host, by PID: those that count, and why the others do not. Processes with a root of
-/// their own, as in containers, are left out.
+/// All processes of these names on the host, by PID: those that count, and why the others do not. Processes of containers are
+/// left out.
 ///
 /// # Errors
 /// When `/proc` can't be listed.
@@ -82,40 +82,29 @@ pub(crate) fn option(arguments: &[&str], names: &[&str]) -> Option<String> {
     path.starts_with('/').then(|| path.to_owned())
 }
 
-/// The process `pid`, or why it does not count; `None` where it is gone by now or is in a root of its own.
+/// The process `pid`, or why it does not count; `None` where it is gone by now or is one of a container.
+///
+/// A user's process may keep its command line in memory that a FUSE file system or `userfaultfd(2)` provides, and a container may have its root on a
+/// server that never answers. So the credentials, the cgroup and the mount namespace come first, which the kernel keeps.
 fn check_process(
     host: &HostRoot,
     init: &Init,
     pid: u32,
     name: &'static str,
 ) -> Option<Result<Process, Refusal>> {
-    if !host.is_root_of(pid) {
-        return None;
-    }
-    let id = (pid, started(host, pid)?);
+    let start = started(host, pid)?;
+    // The text of that symlink is the kernel's, too: the file is not looked at.
     let exe = host.symlink_target(&format!("/proc/{pid}/exe"));
     let exe = exe.ok().flatten();
-    let arguments = read(host, pid, "cmdline");
-    let decided = match (Seen::of(host, pid), &exe, arguments) {
-        (None, ..) => Err(Reason::Unknown { what: "its status" }),
-        (Some(seen), None, _) => check_root_uids(&seen, name).and(Err(Reason::Unknown {
-            what: "the path of its program",
-        })),
-        (Some(seen), _, None) => check_root_uids(&seen, name).and(Err(Reason::Unknown {
-            what: "its command line",
-        })),
-        (Some(seen), Some(exe), Some(arguments)) => {
-            let program = program_path(host, still_named(exe), name);
-            decide(host, init, &seen, name, &program, exe).map(|unit| Process {
-                id,
-                program,
-                arguments,
-                unit,
-            })
+    let decided = match Seen::of(host, pid) {
+        Some(seen) => {
+            let stands = standing(host, init, &seen, name)?;
+            stands.and_then(|standing| process(host, &seen, start, name, &standing, exe.as_deref()))
         }
+        None => Err(Reason::Unknown { what: "its status" }),
     };
     // What was read in between may be of a process that came after this one.
-    if started(host, pid) != Some(id.1) {
+    if started(host, pid) != Some(start) {
         return None;
     }
     Some(decided.map_err(|reason| Refusal {
@@ -123,6 +112,62 @@ fn check_process(
         program: exe.map_or_else(|| name.to_owned(), |exe| still_named(&exe).to_owned()),
         reason,
     }))
+}
+
+/// Where a process stands that root started as part of the host.
+struct Standing {
+    cgroup_owner: CgroupOwner,
+    has_own_mounts: bool,
+}
+
+/// Whether root started the process as part of the host, by what the kernel keeps of it; `None` where it is one of a container.
+fn standing(
+    host: &HostRoot,
+    init: &Init,
+    seen: &Seen,
+    name: &'static str,
+) -> Option<Result<Standing, Reason>> {
+    let cgroup_owner = match (&init.cgroup, &seen.cgroup) {
+        (Some(init_cgroup), Some(own)) => cgroup::cgroup_owner(init_cgroup, own, init.managers),
+        // A kernel without cgroups has this file of no process.
+        (None, None) => Ok(CgroupOwner::Init),
+        _ => Err(Reason::Unknown {
+            what: "its cgroup, or that of process 1,",
+        }),
+    };
+    let has_own_mounts = match (&init.mounts, &seen.mounts) {
+        (Some(init), Some(own)) => Some(init != own),
+        _ => None,
+    };
+    if has_own_mounts == Some(true) && cgroup_owner.as_ref().is_err_and(Reason::is_of_a_container) {
+        return None;
+    }
+    if let Err(reason) = check_root_uids(seen, name) {
+        return Some(Err(reason));
+    }
+    let is_told = cgroup_owner.and_then(|cgroup_owner| {
+        let Some(has_own_mounts) = has_own_mounts else {
+            return Err(Reason::Unknown {
+                what: "its mount namespace, or that of process 1,",
+            });
+        };
+        match &cgroup_owner {
+            CgroupOwner::Unit(unit) if has_own_mounts => is_main_process(host, init, seen, unit)?,
+            CgroupOwner::OpenRc(_) | CgroupOwner::Init if has_own_mounts => {
+                let why = "it is part of no systemd service".to_owned();
+                return Err(Reason::Mounts { why });
+            }
+            CgroupOwner::Unit(_) | CgroupOwner::OpenRc(_) => {}
+            CgroupOwner::Init => check_descends_from_init(host, seen)?,
+        }
+        Ok(Standing {
+            cgroup_owner,
+            has_own_mounts,
+        })
+    });
+    // systemd and snapd give a service a root of its own. Its files are compared with those of the host.
+    let may_have_own_root = is_told.as_ref().is_ok_and(|found| found.has_own_mounts);
+    (may_have_own_root || host.is_root_of(seen.pid)).then_some(is_told)
 }
 
 /// The path by which a program goes by that name: k3s is one program under many names, which links beside it carry, and a program that was
@@ -136,46 +181,22 @@ fn program_path(host: &HostRoot, program: &str, name: &str) -> String {
     program.to_owned()
 }
 
-/// Whether the process counts, and as part of which service. This is the one place that says so.
-fn decide(
+/// The process, if nobody but root could have put its program in place.
+fn process(
     host: &HostRoot,
-    init: &Init,
     seen: &Seen,
+    start: u64,
     name: &'static str,
-    program: &str,
-    exe: &str,
-) -> Result<Option<String>, Reason> {
-    check_root_uids(seen, name)?;
-    let cgroup_owner = match (&init.cgroup, &seen.cgroup) {
-        (Some(init_cgroup), Some(own)) => cgroup::cgroup_owner(init_cgroup, own, init.managers)?,
-        // A kernel without cgroups has this file of no process.
-        (None, None) => CgroupOwner::Init,
-        _ => {
-            return Err(Reason::Unknown {
-                what: "its cgroup, or that of process 1,",
-            });
-        }
-    };
-    let has_own_mounts = match (&init.mounts, &seen.mounts) {
-        (Some(init), Some(own)) => init != own,
-        _ => {
-            return Err(Reason::Unknown {
-                what: "its mount namespace, or that of process 1,",
-            });
-        }
-    };
-    match &cgroup_owner {
-        CgroupOwner::Unit(unit) if has_own_mounts => is_main_process(host, init, seen, unit)?,
-        CgroupOwner::OpenRc(_) | CgroupOwner::Init if has_own_mounts => {
-            let why = "it is part of no systemd service".to_owned();
-            return Err(Reason::Mounts { why });
-        }
-        CgroupOwner::Unit(_) | CgroupOwner::OpenRc(_) => {}
-        CgroupOwner::Init => check_descends_from_init(host, seen)?,
-    }
-    let opened = host.open_program(program).map_err(Reason::Program)?;
-    // Any user starts such a program with all uids 0 and under a name of his choice, in whatever service he may run processes.
+    standing: &Standing,
+    exe: Option<&str>,
+) -> Result<Process, Reason> {
+    let exe = exe.ok_or(Reason::Unknown {
+        what: "the path of its program",
+    })?;
     let running = still_named(exe);
+    let program = program_path(host, running, name);
+    let opened = host.open_program(&program).map_err(Reason::Program)?;
+    // Any user starts such a program with all uids 0 and under a name of his choice, in whatever service he may run processes.
     let is_privileged = if running == program {
         opened.gives_privileges()
     } else {
@@ -186,16 +207,25 @@ fn decide(
         return Err(Reason::Privileged);
     }
     // Among other mounts, the same path may be another file. A program that was replaced is told by its link.
-    if has_own_mounts && !exe.ends_with(" (deleted)") {
+    if standing.has_own_mounts && !exe.ends_with(" (deleted)") {
         let running = host.identity_of_program(seen.pid);
         if running.is_none() || running != opened.identity().ok() {
             return Err(Reason::OtherFile);
         }
     }
-    Ok(match cgroup_owner {
-        CgroupOwner::Unit(unit) => Some(unit),
-        CgroupOwner::OpenRc(service) => Some(format!("{service}.service")),
-        CgroupOwner::Init => None,
+    let arguments = read(host, seen.pid, "cmdline").ok_or(Reason::Unknown {
+        what: "its command line",
+    })?;
+    Ok(Process {
+        id: (seen.pid, start),
+        parent: seen.parent,
+        program,
+        arguments,
+        unit: match &standing.cgroup_owner {
+            CgroupOwner::Unit(unit) => Some(unit.clone()),
+            CgroupOwner::OpenRc(service) => Some(format!("{service}.service")),
+            CgroupOwner::Init => None,
+        },
     })
 }
 

@@ -1,6 +1,6 @@
 //! What the cgroup of a process says of who started it, beside that of process 1 (cgroups(7): `hierarchy:controllers:path`). Pure.
 
-use super::types::{Managers, Reason};
+use super::types::{Managers, Reason, SESSIONS};
 
 /// The cgroups of systemd's tree under version 1, and the one tree of version 2.
 const OF_SYSTEMD: [&str; 2] = ["name=systemd", ""];
@@ -107,7 +107,7 @@ pub(crate) fn cgroup_owner(
 fn is_session_or_container(name: &str) -> bool {
     let is_scope = name.strip_suffix(".scope").is_some();
     is_scope
-        || matches!(name, "user.slice" | "machine.slice")
+        || matches!(name, SESSIONS | "machine.slice")
         || name.starts_with("kubepods")
         || name.contains("-kubepods")
 }

@@ -4,6 +4,8 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 
+use nix::errno::Errno;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use rstest::rstest;
 
 use super::*;
@@ -140,6 +142,14 @@ impl Tree {
         symlink(given.mounts, self.path(&at("ns/mnt"))).unwrap();
         symlink("pid:[1]", self.path(&at("ns/pid"))).unwrap();
         symlink(self.directory.path(), self.path(&at("root"))).unwrap();
+    }
+
+    /// Gives the process 812 another root than process 1.
+    fn with_own_root(self) -> Self {
+        let root = self.path("/proc/812/root");
+        fs::remove_file(&root).unwrap();
+        symlink("/", root).unwrap();
+        self
     }
 
     /// What becomes of the process 812.
@@ -554,14 +564,14 @@ fn strict(parent: u32, environment: &str) -> Tree {
 #[case::the_main_process(1, "A=b\0INVOCATION_ID=0a0b\0")]
 #[case::the_main_process_with_an_environment_of_its_own(1, "A=b\0")]
 #[case::a_child_of_the_main_process(700, "INVOCATION_ID=0a0b\0")]
-fn a_main_process_of_a_unit_may_have_mounts_of_its_own(
+fn a_main_process_of_a_unit_may_have_mounts_and_a_root_of_its_own(
     #[case] parent: u32,
     #[case] environment: &str,
 ) {
-    assert_eq!(
-        strict(parent, environment).asked(),
-        Ok(Some(STRICT.to_owned()))
-    );
+    let tree = strict(parent, environment);
+    assert_eq!(tree.asked(), Ok(Some(STRICT.to_owned())));
+    // snapd pivots to the base of the snap (snap-confine, `mount-support.c`).
+    assert_eq!(tree.with_own_root().asked(), Ok(Some(STRICT.to_owned())));
 }
 
 #[rstest]
@@ -592,6 +602,12 @@ fn a_main_process_of_a_unit_may_have_mounts_of_its_own(
     tree.mode(STRICT_UNIT, 0o666);
     tree
 }, "`chmod go-w /etc/systemd/system/snap.microk8s.daemon-containerd.service`")]
+#[case::with_another_program_at_its_path_in_a_root_of_its_own({
+    let tree = strict(1, "").with_own_root();
+    fs::remove_file(tree.path("/proc/812/exe")).unwrap();
+    symlink("/snap/microk8s/1/bin/containerd", tree.path("/proc/812/exe")).unwrap();
+    tree
+}, "another file")]
 #[case::with_another_program_at_its_path({
     let tree = strict(1, "");
     fs::remove_file(tree.path("/proc/812/exe")).unwrap();
@@ -665,6 +681,69 @@ fn a_process_in_a_root_of_its_own_or_that_has_ended_is_left_out() {
         }
         assert!(named(&tree.host(), &["containerd"]).unwrap().is_empty());
     }
+}
+
+#[rstest]
+#[case::in_the_cgroup_of_a_unit(STRICT_CGROUP)]
+#[case::beside_the_units("0::/docker/1\n")]
+#[case::in_the_cgroup_of_process_1("0::/init.scope\n")]
+fn a_container_that_no_unit_started_is_left_out(#[case] cgroup: &str) {
+    let tree = Tree::new("0::/init.scope\n", SYSTEMD);
+    let given = Given {
+        cgroup,
+        mounts: "mnt:[2]",
+        parent: 700,
+        ..CONTAINERD
+    };
+    tree.process(PID, &given);
+    let tree = tree.with_own_root();
+    assert!(named(&tree.host(), &["containerd"]).unwrap().is_empty());
+}
+
+const OF_A_USER: Given<'_> = Given {
+    uids: "1000\t1000\t1000\t1000",
+    ..CONTAINERD
+};
+
+/// Its memory may lie in a file system that never answers, and so may its root.
+#[rstest]
+#[case::a_session("0::/user.slice/user-1000.slice/session-1.scope\n", "mnt:[1]", true)]
+#[case::a_rootless_container_engine(
+    "0::/user.slice/user-1000.slice/user@1000.service/a.service\n",
+    "mnt:[2]",
+    true
+)]
+#[case::a_service_of_a_user("0::/system.slice/a.service\n", "mnt:[1]", true)]
+#[case::a_pod(&format!("0::{SCOPE}\n"), "mnt:[2]", false)]
+fn neither_memory_nor_root_of_a_process_that_root_did_not_start_is_looked_at(
+    #[case] cgroup: &str,
+    #[case] mounts: &str,
+    #[case] is_told: bool,
+    #[values(false, true)] has_own_root: bool,
+) {
+    let tree = Tree::new("0::/init.scope\n", SYSTEMD);
+    tree.process(
+        PID,
+        &Given {
+            cgroup,
+            mounts,
+            ..OF_A_USER
+        },
+    );
+    let tree = if has_own_root {
+        tree.with_own_root()
+    } else {
+        tree
+    };
+    let opened = Inotify::init(InitFlags::IN_NONBLOCK).unwrap();
+    for name in ["cmdline", "environ"] {
+        let path = tree.path(&format!("/proc/812/{name}"));
+        opened.add_watch(&path, AddWatchFlags::IN_OPEN).unwrap();
+    }
+    let found = named(&tree.host(), &["containerd"]).unwrap();
+    let refused = found.get(&PID).map(|(_, process)| process.is_err());
+    assert_eq!(refused, is_told.then_some(true));
+    assert_eq!(opened.read_events().unwrap_err(), Errno::EAGAIN);
 }
 
 #[test]

@@ -7,6 +7,9 @@ use crate::handoff::printable;
 use crate::installer::host::HostRoot;
 use crate::installer::host::owner::ProgramError;
 
+/// The slice of all sessions (systemd.special(7)).
+pub(crate) const SESSIONS: &str = "user.slice";
+
 /// Why a process is not taken for the host's containerd or kubelet.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Reason {
@@ -79,6 +82,11 @@ impl Reason {
             Self::Program(error) | Self::UnitFile(error) => return error.help(),
         })
     }
+
+    /// Whether the cgroup is that of a container or a virtual machine, and not that of a session.
+    pub(crate) fn is_of_a_container(&self) -> bool {
+        matches!(self, Self::Below { part, .. } if part != SESSIONS)
+    }
 }
 
 /// A process that root started as part of the host.
@@ -86,6 +94,8 @@ impl Reason {
 pub struct Process {
     /// Its PID, and when it started (field 22 of `proc_pid_stat(5)`): together they never come again before a reboot.
     pub id: (u32, u64),
+    /// The PID of its parent.
+    pub parent: u32,
     /// Path of its program on the host.
     pub program: String,
     /// Its command line, with a NUL behind each argument.
