@@ -125,13 +125,14 @@ fn components(path: &str) -> Vec<&str> {
     path.split('/').filter(|name| !name.is_empty()).collect()
 }
 
-/// systemd keeps to `init.scope`; what moves all processes of a container out of its root makes `init` (k3d, Docker-in-Docker).
+/// systemd keeps to `init.scope`, and `OpenRC` moves what is in the root to `rc.init` (`init.d/cgroups`); what moves all processes of a container
+/// out of its root makes `init` (k3d, Docker-in-Docker).
 fn relative<'a>(init: &'a str, path: &'a str) -> Relative<'a> {
     let (mut base, names) = (components(init), components(path));
     if base == names {
         return Relative::Own;
     }
-    if matches!(base.last(), Some(&("init.scope" | "init"))) {
+    if matches!(base.last(), Some(&("init.scope" | "rc.init" | "init"))) {
         base.pop();
     }
     // A path that goes up once more than process 1's begins where nobody can tell.

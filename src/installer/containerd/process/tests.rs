@@ -292,6 +292,19 @@ const SCOPE: &str = "/kubepods.slice/kubepods-pod1.slice/cri-containerd-1.scope"
 )]
 #[case::docker_in_docker(NEITHER, "0::/docker/1/init\n", "0::/docker/1/init\n", None)]
 #[case::openrc_under_version_2(OPENRC, "0::/\n", "0::/openrc.k3s\n", Some("k3s.service"))]
+#[case::openrc_that_has_a_cgroup_for_process_1(
+    OPENRC,
+    "0::/rc.init\n",
+    "0::/openrc.k3s\n",
+    Some("k3s.service")
+)]
+#[case::openrc_in_lxc(
+    OPENRC,
+    "0::/lxc.payload.a/rc.init\n",
+    "0::/lxc.payload.a/openrc.containerd\n",
+    Some("containerd.service")
+)]
+#[case::openrc_without_a_cgroup_for_the_service(OPENRC, "0::/rc.init\n", "0::/rc.init\n", None)]
 #[case::openrc_under_version_1(OPENRC, &openrc_1("/", "/"), &openrc_1("/k3s", "/"), Some("k3s.service"))]
 #[case::openrc_with_limits(OPENRC, &openrc_1("/", "/"), &openrc_1("/containerd", "/openrc_containerd"), Some("containerd.service"))]
 #[case::openrc_without_cgroups(OPENRC, "", "", None)]
@@ -441,6 +454,12 @@ fn a_containerd_that_root_started_counts(
     "which belongs to no system service"
 )]
 #[case::a_container_under_openrc(OPENRC, &openrc_1("/", "/"), &openrc_1("/docker", "/docker/1"), "which belongs to no system service")]
+#[case::a_container_beside_rc_init(
+    OPENRC,
+    "0::/rc.init\n",
+    "0::/docker/1\n",
+    "which belongs to no system service"
+)]
 #[case::a_pod_under_openrc(OPENRC, &openrc_1("/", "/"), &openrc_1("/k3s", "/kubepods/pod1/2"), "below kubepods")]
 fn a_process_in_a_cgroup_of_somebody_else_does_not_count(
     #[case] managers: &[&str],
