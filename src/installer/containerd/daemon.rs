@@ -124,7 +124,7 @@ pub fn find(host: &HostRoot, target: Target) -> Result<Running, host::Error> {
     let (mut daemons, mut kubelets, mut refused) = (Vec::new(), Vec::new(), Vec::new());
     for (_, (name, process)) in process::named(host, &[CONTAINERD, KUBELET])? {
         match process {
-            Ok(process) if name == CONTAINERD => daemons.push(Daemon::of(process)),
+            Ok(process) if name == CONTAINERD => daemons.push(process),
             Ok(process) => kubelets.push(Kubelet::of(host, process)),
             Err(refusal) => {
                 debug!(%refusal, "passing over a process");
@@ -138,7 +138,7 @@ pub fn find(host: &HostRoot, target: Target) -> Result<Running, host::Error> {
     let endpoint = kubelet
         .as_ref()
         .and_then(|kubelet| kubelet.endpoint.clone());
-    let containerd = match choose_daemon(daemons, endpoint.as_deref()) {
+    let containerd = match choose_daemon(without_forks(&daemons), endpoint.as_deref()) {
         Some(daemon) => Containerd::Live(daemon),
         None => Containerd::NotFound { refused },
     };
@@ -165,6 +165,18 @@ fn choose_kubelet(kubelets: Vec<Kubelet>) -> Option<Kubelet> {
         .iter()
         .position(|kubelet| kubelet.endpoint.is_some());
     (!kubelets.is_empty()).then(|| kubelets.swap_remove(says.unwrap_or_default()))
+}
+
+/// The processes that are no child of another of the same program: until a child executes a program, it has the name, the cgroup and the
+/// program of its parent.
+fn without_forks(processes: &[Process]) -> Vec<Daemon> {
+    let is_fork = |process: &&Process| {
+        processes
+            .iter()
+            .any(|other| other.id.0 == process.parent && other.program == process.program)
+    };
+    let daemons = processes.iter().filter(|process| !is_fork(process));
+    daemons.cloned().map(Daemon::of).collect()
 }
 
 fn choose_daemon(mut daemons: Vec<Daemon>, endpoint: Option<&str>) -> Option<Daemon> {
@@ -263,6 +275,22 @@ mod tests {
         let kubelets = [(1041, kubelet("a\0")), (812, kubelet("b\0"))];
         let found = find(&tree(&kubelets).host(), Target::Live).unwrap();
         assert_eq!(found.kubelet.unwrap().arguments, "b\0");
+    }
+
+    #[rstest]
+    #[case::with_a_higher_pid(812, 900)]
+    // PIDs begin anew once they are used up.
+    #[case::with_a_lower_pid(812, 300)]
+    fn a_child_that_has_not_executed_its_program_yet_is_no_containerd(
+        #[case] pid: u32,
+        #[case] child: u32,
+    ) {
+        let forked = Given {
+            parent: pid,
+            ..CONTAINERD
+        };
+        let found = find(&tree(&[(pid, CONTAINERD), (child, forked)]).host()).unwrap();
+        assert_eq!(found.daemon.unwrap().process.0, pid);
     }
 
     #[test]
