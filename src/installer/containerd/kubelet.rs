@@ -86,7 +86,8 @@ fn of_files(host: &HostRoot, pid: u32, arguments: &[&str]) -> Option<String> {
         files.push(absolute(host, pid, path)?);
     }
     if let Some(path) = given("config-dir") {
-        drop_ins(host, &absolute(host, pid, path)?, 0, &mut files)?;
+        let mut room = MAX_DROP_INS;
+        drop_ins(host, &absolute(host, pid, path)?, 0, &mut room, &mut files)?;
     }
     let mut endpoint = Value::Null;
     for path in files {
@@ -107,7 +108,7 @@ fn absolute(host: &HostRoot, pid: u32, path: &str) -> Option<String> {
     Some(format!("{}/{path}", directory.trim_end_matches('/')))
 }
 
-/// A directory of drop-ins has a handful of files and no subdirectory.
+/// A directory of drop-ins has a handful of files and no subdirectory. So many names are looked at in all of them together.
 const MAX_DROP_INS: usize = 256;
 /// As deep as anybody would nest drop-ins, so that a directory inside itself (a bind mount) has an end.
 const MAX_DEPTH: usize = 8;
@@ -115,9 +116,16 @@ const MAX_DEPTH: usize = 8;
 /// Adds the drop-ins of a directory in the order in which the kubelet merges them: it walks the tree in lexical order, follows no
 /// symlink to a directory, and takes each file whose name ends in `.conf` (`mergeKubeletConfigurations`). `None` where there are more
 /// than anybody has, or some can't be listed.
-fn drop_ins(host: &HostRoot, directory: &str, depth: usize, files: &mut Vec<String>) -> Option<()> {
+fn drop_ins(
+    host: &HostRoot,
+    directory: &str,
+    depth: usize,
+    room: &mut usize,
+    files: &mut Vec<String>,
+) -> Option<()> {
     let names = host.list(directory).ok()?;
-    if depth > MAX_DEPTH || names.len() > MAX_DROP_INS {
+    *room = room.checked_sub(names.len())?;
+    if depth > MAX_DEPTH {
         return None;
     }
     for name in names {
@@ -125,12 +133,9 @@ fn drop_ins(host: &HostRoot, directory: &str, depth: usize, files: &mut Vec<Stri
         let is_file = host.symlink_target(&path).ok()?.is_some()
             || !matches!(host.open_file(&path), Err(host::Error::NoFile { .. }));
         if !is_file {
-            drop_ins(host, &path, depth + 1, files)?;
+            drop_ins(host, &path, depth + 1, room, files)?;
         } else if matches!(name.rsplit_once('.'), Some((_, "conf"))) {
             files.push(path);
-        }
-        if files.len() > MAX_DROP_INS {
-            return None;
         }
     }
     Some(())
@@ -403,6 +408,29 @@ mod tests {
         )
         .unwrap();
         assert_eq!(endpoint(directory.path(), "kubelet\0--config=/k\0"), None);
+    }
+
+    #[rstest]
+    #[case::as_many_as_are_looked_at(15, true)]
+    #[case::more_in_all_directories_together(16, false)]
+    fn the_names_in_all_directories_of_drop_ins_together_are_bounded(
+        #[case] directories: usize,
+        #[case] is_known: bool,
+    ) {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        for number in 0..directories {
+            for inner in 0..16 {
+                std::fs::create_dir_all(root.join(format!("k.d/{number}/{inner}"))).unwrap();
+            }
+        }
+        std::fs::write(
+            root.join("k.d/a.conf"),
+            "containerRuntimeEndpoint: /run/a.sock\n",
+        )
+        .unwrap();
+        let found = endpoint(root, "kubelet\0--config-dir=/k.d\0");
+        assert_eq!(found.is_some(), is_known);
     }
 
     #[test]
