@@ -1,4 +1,4 @@
-//! SIGTERM and SIGINT at every point at which the real program changes a host: the change is undone or finished, and the report says so.
+//! SIGTERM, SIGINT and SIGHUP at every point at which the real program changes a host: the change is undone or finished, and the report says so.
 
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::ExitStatusExt as _;
@@ -76,7 +76,7 @@ fn command(arguments: &[String], host: &Host) -> Command {
 #[rstest]
 #[tokio::test]
 async fn an_install_that_gets_a_signal_is_undone_or_finished(
-    #[values(Signal::SIGTERM, Signal::SIGINT)] signal: Signal,
+    #[values(Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP)] signal: Signal,
 ) {
     is_undone_or_finished(async || host(), &arguments(&["a", "b"]), signal).await;
 }
@@ -101,6 +101,16 @@ async fn an_uninstall_that_gets_a_signal_is_undone_or_finished() {
     };
     let arguments = ["uninstall", "--all"].map(str::to_owned);
     is_undone_or_finished(prepare, &arguments, Signal::SIGTERM).await;
+}
+
+#[test]
+fn an_install_under_nohup_goes_on_without_its_terminal() {
+    let host = host();
+    let install = command(&arguments(&["a"]), &host);
+    let mut command = Command::new("nohup");
+    command.arg(install.get_program()).args(install.get_args());
+    let status = is_interrupted_at(&command, Signal::SIGHUP, 1, Stdio::null());
+    assert_eq!(status, Some(0));
 }
 
 #[rstest]

@@ -82,7 +82,7 @@ pub enum Error {
         /// The bound.
         limit: u64,
     },
-    /// SIGTERM or SIGINT came before the change took effect.
+    /// SIGTERM, SIGINT or SIGHUP came before the change took effect.
     #[error("interrupted by {name}")]
     Signal {
         /// The signal.

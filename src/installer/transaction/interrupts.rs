@@ -1,4 +1,4 @@
-//! SIGTERM and SIGINT: whether one has come, for a change that looks between its steps and while it waits.
+//! SIGTERM, SIGINT and SIGHUP: whether one has come, for a change that looks between its steps and while it waits.
 
 use std::future::poll_fn;
 use std::io;
@@ -19,16 +19,19 @@ pub struct Interrupts {
 }
 
 impl Interrupts {
-    /// Listens for SIGTERM and SIGINT from now on: they don't end this process any more, and the kernel delivers them also where it is
-    /// process 1 of a container (`pid_namespaces(7)`). A value of [`Default`] leaves the signals to their usual effect.
+    /// Listens for SIGTERM and SIGINT from now on, and for SIGHUP, which the end of a terminal's connection sends: they don't end this process any more, and the kernel delivers them also where it is
+    /// process 1 of a container (`pid_namespaces(7)`). SIGHUP stays ignored where `nohup(1)` has it so. A value of [`Default`] leaves the signals to their usual effect.
     ///
     /// # Errors
     /// When the kernel takes no handler.
     pub fn listen() -> io::Result<Self> {
-        let signals = vec![
+        let mut signals = vec![
             ("SIGTERM", signal(SignalKind::terminate())?),
             ("SIGINT", signal(SignalKind::interrupt())?),
         ];
+        if !ignores_hangup() {
+            signals.push(("SIGHUP", signal(SignalKind::hangup())?));
+        }
         Ok(Self {
             signals: Mutex::new(signals),
             received: OnceLock::new(),
@@ -86,4 +89,12 @@ impl Interrupts {
             }
         }
     }
+}
+
+/// Whether this process was started with SIGHUP ignored (`proc_pid_status(5)`, `SigIgn`: the lowest bit is that of signal 1).
+fn ignores_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .is_some_and(|mask| mask & 1 != 0)
 }
