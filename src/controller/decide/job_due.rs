@@ -29,8 +29,8 @@ const LOOK_EVERY: Duration = Duration::from_hours(18);
 const SPREAD_SECONDS: u64 = 12 * 60 * 60;
 
 /// Interrupted attempts in a row that are repeated at once. A node shutdown or a drain interrupts one or two attempts. Memory pressure, for
-/// example, may evict every pod within seconds, and must not cause one Job after the other. So further attempts wait as after failures.
-pub const INTERRUPTIONS_AT_ONCE: u32 = 3;
+/// example, may evict every pod within seconds, and must not cause one Job after the other. So each further attempt follows after a pause.
+const INTERRUPTIONS_AT_ONCE: u32 = 3;
 
 /// Whether the node needs a Job.
 #[derive(Debug, PartialEq, Eq)]
@@ -71,8 +71,7 @@ pub fn need(seen: &Observed, desired: &Desired, applied: Option<&Applied>) -> Ne
     {
         return Need::Nothing;
     }
-    let at_once = interrupted && applied.interruptions <= INTERRUPTIONS_AT_ONCE;
-    if applied.attempted != digest || applied.attempts == 0 || at_once {
+    if applied.attempted != digest || (applied.attempts == 0 && !interrupted) {
         return Need::Now;
     }
     if seen.now.duration_since(applied.at) < -CLOCK_SKEW {
@@ -85,7 +84,12 @@ pub fn need(seen: &Observed, desired: &Desired, applied: Option<&Applied>) -> Ne
     } else {
         Duration::ZERO
     };
-    match backoff(applied.attempts).max(patience).checked_sub(since) {
+    let wait = if interrupted {
+        pause(applied.interruptions)
+    } else {
+        backoff(applied.attempts).max(patience)
+    };
+    match wait.checked_sub(since) {
         Some(rest) if !rest.is_zero() => Need::Wait(rest),
         _ => Need::Now,
     }
@@ -116,6 +120,16 @@ pub fn all_listed(node: &NodeView, applied: &Applied) -> bool {
 pub fn backoff(attempts: u32) -> Duration {
     let doublings = attempts.saturating_sub(1).min(10);
     (FIRST_RETRY * 2_u32.pow(doublings)).min(LONGEST_RETRY)
+}
+
+/// The pause after so many interrupted attempts in a row. It does not grow, because an interrupted attempt is no failure.
+#[must_use]
+pub fn pause(interruptions: u32) -> Duration {
+    if interruptions <= INTERRUPTIONS_AT_ONCE {
+        Duration::ZERO
+    } else {
+        FIRST_RETRY
+    }
 }
 
 /// Whether a Job could run on the node now. The node must be ready. On a cordoned node, shims are removed but not installed.

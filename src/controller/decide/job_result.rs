@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::event::{EventSpec, LONGEST_NOTE, cut};
-use super::job_due::{INTERRUPTIONS_AT_ONCE, age, all_listed, backoff};
+use super::job_due::{age, all_listed, backoff, pause};
 use super::types::{Ended, Observed};
 use crate::api::is_label_name;
 use crate::controller::cluster::job_view::{JobProgress, JobView};
@@ -162,10 +162,8 @@ fn interrupted(
     report: &ProvisionReport,
 ) -> JobEnd {
     applied.interruptions = applied.interruptions.saturating_add(1);
-    let at_once = applied.interruptions <= INTERRUPTIONS_AT_ONCE;
-    if at_once {
-        applied.attempts = applied.attempts.saturating_sub(1);
-    }
+    applied.attempts = applied.attempts.saturating_sub(1);
+    let pause = pause(applied.interruptions);
     let ended = Ended {
         outcome: "interrupted",
         ..ended(seen, &applied, Some(report))
@@ -181,7 +179,7 @@ fn interrupted(
     JobEnd {
         event: Some(event),
         ended,
-        look_again: (!at_once).then(|| backoff(applied.attempts)),
+        look_again: Some(pause).filter(|pause| !pause.is_zero()),
         applied,
     }
 }

@@ -65,7 +65,7 @@ fn an_interrupted_attempt_is_no_failure_and_is_repeated_at_once() {
     let event = plan.event.unwrap();
     assert_eq!((event.warning, &*event.reason), (false, "Interrupted"));
     assert_eq!(plan.ended.unwrap().outcome, "interrupted");
-    // The fourth in a row waits as after a failure, and is still none.
+    // After the fourth in a row there is a pause.
     assert_eq!(after.label("farrier.dev/spin"), Some("pending"));
     assert!(after.decide().is_empty());
     assert_eq!(after.decide().look_again, Some(Duration::from_secs(30)));
@@ -73,6 +73,40 @@ fn an_interrupted_attempt_is_no_failure_and_is_repeated_at_once() {
     let after = after.answers(Outcome::Applied, true, None).stepped();
     assert_eq!(after.label("farrier.dev/spin"), Some("provisioned"));
     assert_eq!(after.node.applied().unwrap().interruptions, 0);
+}
+
+#[rstest]
+#[case::once(1, Duration::ZERO)]
+#[case::as_often_as_is_repeated_at_once(3, Duration::ZERO)]
+#[case::once_more(4, Duration::from_secs(30))]
+#[case::for_hours(20, Duration::from_secs(30))]
+fn interrupted_attempts_in_a_row_are_no_failures(
+    #[case] interruptions: u32,
+    #[case] pause: Duration,
+    #[values(0, 2)] failures: u32,
+) {
+    let fails = |scene: Scene| scene.answers(Outcome::Refused, false, Some("no")).stepped();
+    let mut after = scene().annotated();
+    for _ in 0..failures {
+        after = fails(after.later(600).stepped());
+    }
+    for _ in 0..interruptions {
+        after = after.later(600).stepped().interrupted().stepped();
+    }
+    let applied = after.node.applied().unwrap();
+    assert_eq!(
+        (applied.interruptions, applied.attempts),
+        (interruptions, failures)
+    );
+    let next = after.decide();
+    let begins = matches!(next.job, JobStep::Create { .. });
+    assert_eq!(begins, pause.is_zero());
+    if !begins {
+        assert_eq!(next.look_again, Some(pause));
+    }
+    let failed = fails(after.later(600).stepped());
+    let wait = failed.decide().look_again.unwrap();
+    assert_eq!(wait, backoff(failures + 1));
 }
 
 #[test]
