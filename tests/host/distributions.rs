@@ -245,7 +245,7 @@ async fn a_handler_that_k3s_declares_by_itself_is_refused_for_its_shim_alone() {
 #[case::k3s_that_never_ran("ID=debian\n", &["/usr/local/bin/k3s"], "start the node once")]
 #[case::microk8s_without_its_template("ID=ubuntu\n", &["/snap/microk8s/current/bin/containerd"], "containerd-template.toml is absent")]
 #[case::flatcar("ID=flatcar\n", &["/usr/share/containerd/config.toml"], "CONTAINERD_CONFIG=/etc/containerd/config.toml")]
-#[case::k0s_of_an_unknown_release("ID=ubuntu\n", &["/usr/local/bin/k0s"], "release of k0s can't be told")]
+#[case::k0s_of_an_unknown_release("ID=ubuntu\n", &["/usr/local/bin/k0s"], "failed to tell the release of k0s")]
 #[tokio::test]
 async fn what_can_t_be_changed_is_left_alone_with_the_way_that_works(
     #[case] os_release: &str,

@@ -49,14 +49,16 @@ pub struct HostFacts {
     pub program: Option<String>,
     /// Its release.
     pub version: Option<Version>,
+    /// Why that is unknown, where it is.
+    pub no_version: Problem,
     /// The configuration that it loads.
     pub config_files: ConfigFiles,
     /// Files that it is made from, where containerd loads what the distribution makes of them; the one that counts first.
     pub sources: Vec<SourceFile>,
     /// The file that declared our handlers last, where it is neither loaded any more nor among `sources`.
     pub orphaned_config: Option<SourceFile>,
-    /// The distribution's own release, where the table says how it is told.
-    pub release: Option<Version>,
+    /// The distribution's own release, where the table says how it is told, or why it is unknown.
+    pub release: Result<Version, Problem>,
     /// Why nothing can be changed although the distribution could be: a place can't be written to, or not executed from.
     pub obstacle: Option<Problem>,
     /// That configuration as containerd itself prints it, or why it doesn't.
@@ -199,9 +201,10 @@ pub async fn gather(
     let (binaries, stored, damaged) = binaries(host, &install_paths, &verify_cache)?;
     let mut facts = HostFacts {
         distro,
-        release: None,
+        release: Err(Problem::new("nothing was asked", None)),
         obstacle,
         version: None,
+        no_version: Problem::new("nothing was asked", None),
         missing_prerequisite: None,
         dump: Err(Problem::new("nothing was asked", None)),
         containerd: match running.containerd {
@@ -268,13 +271,20 @@ async fn ask_programs(host: &HostRoot, facts: &mut HostFacts) {
         output(program, &["--version"]),
         output(program, dump_arguments),
         async {
-            let (program, word) = release?;
-            output(Some(&program), &[word]).await.ok()
+            let none = || Problem::new("none of its programs is on the host", None);
+            let (program, word) = release.ok_or_else(none)?;
+            let output = output(Some(&program), &[word]).await?;
+            let release = output.trim().parse().ok();
+            release
+                .ok_or_else(|| Problem::new(format!("`{program} {word}` prints no release"), None))
         },
     );
-    let version_in = |output: String| output.trim().parse().ok();
-    facts.version = version.ok().and_then(version_in);
-    facts.release = release.and_then(version_in);
+    match version.map(|output| output.trim().parse().ok()) {
+        Ok(None) => facts.no_version = Problem::new("`containerd --version` prints none", None),
+        Ok(version) => facts.version = version,
+        Err(problem) => facts.no_version = problem,
+    }
+    facts.release = release;
     facts.missing_prerequisite = dump
         .as_ref()
         .ok()

@@ -53,7 +53,7 @@ impl<'a> CurrentConfig<'a> {
         let placement = match facts.version {
             Some(version) => config_target(&config_files, &version)?,
             None if is_image => offline_target(&config_files)?,
-            None => return Err(Error::NoVersion),
+            None => return Err(Error::NoVersion(facts.no_version.clone())),
         };
         let text = text_at(facts, &placement.path);
         let config_files = text.map(|text| handlers(text, &placement)).transpose()?;

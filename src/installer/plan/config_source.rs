@@ -5,6 +5,7 @@
 use std::borrow::Cow;
 
 use crate::containerd_config::{ConfigFiles, ConfigTarget, PluginId, Version, is_template};
+use crate::handoff::Problem;
 use crate::installer::distro::Edited;
 use crate::installer::inspect::HostFacts;
 
@@ -27,8 +28,13 @@ pub enum Error {
         path: String,
     },
     /// What a new file must look like depends on the release.
-    #[error("the release of {0} can't be told, which says what its containerd reads")]
-    NoRelease(&'static str),
+    #[error("failed to tell the release of {id}, by which its configuration is written: {problem}")]
+    NoRelease {
+        /// The distribution.
+        id: &'static str,
+        /// Why it is unknown.
+        problem: Problem,
+    },
     /// A new template could not take over the distribution's own.
     #[error("{id} {release} has no base template to extend")]
     NoBase {
@@ -45,11 +51,21 @@ impl Error {
     pub fn help(&self) -> Option<Cow<'_, str>> {
         Some(match self {
             Self::NoTemplate { .. } => Cow::Borrowed("restore it, or start the node once"),
-            Self::NoRelease(_) => {
-                Cow::Borrowed("see that its program runs on the node, or start the node once")
-            }
+            Self::NoRelease { problem, .. } => Cow::Borrowed(
+                problem
+                    .help
+                    .as_deref()
+                    .unwrap_or("see that its program runs on the node, or start the node once"),
+            ),
             Self::NoBase { .. } => Cow::Borrowed("upgrade it to 1.26.8, 1.27.5, 1.28.1 or later"),
         })
+    }
+
+    fn no_release(facts: &HostFacts, problem: &Problem) -> Self {
+        Self::NoRelease {
+            id: facts.distro.id,
+            problem: problem.clone(),
+        }
     }
 }
 
@@ -120,7 +136,7 @@ pub(crate) fn find<'a>(
             let placement = if facts.config_files.root.text.is_some() {
                 target.clone()
             } else {
-                unrendered_target(target, facts.release.is_some_and(renders_schema_3))
+                unrendered_target(target, facts.release.as_ref().is_ok_and(renders_schema_3))
             };
             Ok(source(at, true, &placement))
         }
@@ -139,11 +155,11 @@ pub(crate) fn find<'a>(
             if root.is_some_and(|text| text.lines().all(|line| line != marker)) {
                 return Ok(None);
             }
-            let schema_3 = match (facts.version, facts.release) {
+            let schema_3 = match (facts.version, &facts.release) {
                 (Some(containerd), _) => containerd.major >= 2,
                 // k0s 1.36 has containerd 2 and refuses snippets of another version than 3.
-                (None, Some(release)) => (release.major, release.minor) >= (1, 36),
-                (None, None) => return Err(Error::NoRelease(facts.distro.id)),
+                (None, Ok(release)) => (release.major, release.minor) >= (1, 36),
+                (None, Err(problem)) => return Err(Error::no_release(facts, problem)),
             };
             Ok(source(0, false, &unrendered_target(target, schema_3)))
         }
@@ -178,8 +194,8 @@ fn new_template(facts: &HostFacts, target: &ConfigTarget) -> Result<bool, Error>
     if rendered == Some(true) {
         return Ok(true);
     }
-    let id = facts.distro.id;
-    let release = facts.release.ok_or(Error::NoRelease(id))?;
+    let release = facts.release.as_ref();
+    let release = release.map_err(|problem| Error::no_release(facts, problem))?;
     // Patch releases of September 2023 brought the base template.
     let has_base = match (release.major, release.minor) {
         (1, 26) => release.patch >= 8,
@@ -190,12 +206,15 @@ fn new_template(facts: &HostFacts, target: &ConfigTarget) -> Result<bool, Error>
     if has_base {
         Ok(rendered.unwrap_or_else(|| renders_schema_3(release)))
     } else {
-        Err(Error::NoBase { id, release })
+        Err(Error::NoBase {
+            id: facts.distro.id,
+            release: *release,
+        })
     }
 }
 
 /// containerd 2 came with 1.31.6 and 1.32.2, and the template for it.
-fn renders_schema_3(release: Version) -> bool {
+fn renders_schema_3(release: &Version) -> bool {
     match (release.major, release.minor) {
         (1, 31) => release.patch >= 6,
         (1, 32) => release.patch >= 2,
@@ -224,7 +243,9 @@ mod tests {
     fn host(id: &str, root: Option<&str>, release: &str, texts: &[Option<&str>]) -> HostFacts {
         let mut facts = node();
         facts.distro = named(id);
-        facts.release = release.parse().ok();
+        facts.release = release
+            .parse()
+            .map_err(|_| Problem::new("it is unknown", None));
         facts.config_files.root = SourceFile {
             path: "/x/config.toml".to_owned(),
             text: root.map(str::to_owned),
@@ -301,6 +322,25 @@ mod tests {
     ) {
         let facts = host("k3s", Some(V2), release, &[None, None]);
         assert!(find(&facts, &target("/x/config.toml")).is_err());
+    }
+
+    #[rstest]
+    #[case::of_k3s("k3s", &[None, None])]
+    #[case::of_k0s("k0s", &[None])]
+    fn a_release_that_cannot_be_told_is_refused_with_the_cause(
+        #[case] id: &str,
+        #[case] texts: &[Option<&str>],
+        #[values(None, Some("run `chmod g-w /usr/local` on the host"))] help: Option<&str>,
+    ) {
+        let mut facts = host(id, None, "", texts);
+        facts.version = None;
+        let cause = "failed to run /usr/local/bin/k3s of the host: no";
+        facts.release = Err(Problem::new(cause, help.map(Cow::Borrowed)));
+        let error = find(&facts, &target("/x/config.toml")).unwrap_err();
+        assert!(error.to_string().ends_with(cause), "{error}");
+        let expected =
+            help.unwrap_or("see that its program runs on the node, or start the node once");
+        assert_eq!(error.help().as_deref(), Some(expected));
     }
 
     #[test]

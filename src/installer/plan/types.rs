@@ -187,8 +187,8 @@ pub enum Error {
         refused: Vec<Refusal>,
     },
     /// Its release is unknown.
-    #[error("the release of this host's containerd can't be told")]
-    NoVersion,
+    #[error("failed to tell the release of this host's containerd: {0}")]
+    NoVersion(Problem),
     /// It was not well before.
     #[error("containerd was not serving before any change: {0}")]
     NotServing(Problem),
@@ -235,7 +235,12 @@ impl Error {
     #[must_use]
     pub fn help(&self) -> Option<Cow<'_, str>> {
         Some(match self {
-            Self::NoVersion => Cow::Borrowed("see that `containerd --version` works on the node"),
+            Self::NoVersion(problem) => Cow::Borrowed(
+                problem
+                    .help
+                    .as_deref()
+                    .unwrap_or("see that `containerd --version` works on the node"),
+            ),
             Self::Distribution(refusal) => Cow::Borrowed(refusal.help),
             Self::NoDaemon { refused } => match by_evidence(refused).first() {
                 Some(refusal) => return refusal.reason.help(),
