@@ -89,7 +89,14 @@ async fn try_restart(
     while restarted.elapsed() < service.serve_limit {
         // Every process is looked at only while there is none: this goes on for minutes beside a containerd that starts slowly.
         if !now.as_ref().is_some_and(|now| now.still_runs(host)) {
-            now = find_daemon(host).ok().flatten();
+            match find_daemon(host) {
+                Ok(found) => now = found,
+                Err(error) => {
+                    // Nobody can tell that none is there.
+                    (now, present) = (None, Instant::now());
+                    message = error.to_string();
+                }
+            }
         }
         if now.is_some() {
             present = Instant::now();

@@ -151,7 +151,7 @@ impl Service {
     pub async fn restart(&self, host: &HostRoot) -> Result<(), Error> {
         match self.restart {
             Restart::Watched if self.restart_triggered_by_write => Ok(()),
-            Restart::Watched => match find_daemon(host).ok().flatten() {
+            Restart::Watched => match find_daemon(host)? {
                 Some(daemon) => end(host, daemon.process),
                 // It is being started already.
                 None => Ok(()),

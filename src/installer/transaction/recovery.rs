@@ -151,7 +151,8 @@ async fn roll_back_interrupted(
     let service = journal.service_to_undo(host);
     let mut served = None;
     if asked {
-        served = match already_restored(host, journal).await {
+        let restored = already_restored(host, journal).await;
+        served = match restored.map_err(|error| Failure::Refused(error.into()))? {
             None => already_undone(host, journal).await,
             restored => restored,
         };

@@ -11,7 +11,7 @@ use crate::installer::containerd::cri::{self, Served};
 use crate::installer::containerd::daemon::{Daemon, find_daemon};
 use crate::installer::containerd::restart::{self, restart};
 use crate::installer::containerd::service::Service;
-use crate::installer::host::{HostRoot, Target, text_digest};
+use crate::installer::host::{self, HostRoot, Target, text_digest};
 use crate::installer::inspect::gather;
 use crate::installer::plan::remove_declarations;
 use crate::installer::state::{JOURNAL_FILE, STATE_FILE};
@@ -50,16 +50,16 @@ pub(crate) async fn roll_back(
     warn!(%cause, "undoing the change");
     let Progress { live, mut tally } = progress;
     // Where somebody else restarts it, that begins with the undoing.
-    let running = find_daemon(host).ok().flatten();
+    let running = find_daemon(host);
     let service = journal.service_to_undo(host);
     let mut failures = undo(host, journal).await;
     if journal.restarting {
-        let restored = match already_restored(host, journal).await {
-            Some(served) => Ok(served),
-            None => {
-                restart_on_restored_config(host, journal, &service, running.as_ref(), &mut tally)
-                    .await
+        let restored = match running {
+            Ok(running) => {
+                serve_restored_config(host, journal, &service, running, &mut tally).await
             }
+            // A containerd that can't be found is no containerd that has ended: nobody could tell the new one from it.
+            Err(error) => Err(error.into()),
         };
         let verified = restored
             .map_err(|error| error.to_string())
@@ -82,6 +82,22 @@ pub(crate) async fn roll_back(
     } else {
         Failure::Refused(cause)
     }
+}
+
+/// Has containerd serve what was put back, by a restart if that takes one; `running` is the process that ran before.
+async fn serve_restored_config(
+    host: &HostRoot,
+    journal: &mut Journal,
+    service: &Service,
+    running: Option<Daemon>,
+    tally: &mut Restarts,
+) -> Result<Served, Error> {
+    if let Some(served) = already_restored(host, journal).await? {
+        return Ok(served);
+    }
+    let running = running.as_ref();
+    let restored = restart_on_restored_config(host, journal, service, running, tally);
+    Ok(restored.await?)
 }
 
 /// Whether containerd serves what it did before the change, as far as that was noted.
@@ -132,15 +148,23 @@ pub(crate) fn discard_journal(host: &HostRoot, journal: &Journal) -> Result<(), 
 }
 
 /// What containerd serves, where that needs no restart to be what it was before the change: it is the one from before the change, or
-/// another than the one that ran when everything was put back.
-pub(crate) async fn already_restored(host: &HostRoot, journal: &Journal) -> Option<Served> {
-    let now = find_daemon(host).ok().flatten()?.process;
-    let is_same = journal.process == Some(now);
+/// another than the one that ran when everything was put back. `None` also where no containerd runs.
+///
+/// # Errors
+/// When nobody can tell whether one runs.
+pub(crate) async fn already_restored(
+    host: &HostRoot,
+    journal: &Journal,
+) -> Result<Option<Served>, host::Error> {
+    let Some(now) = find_daemon(host)? else {
+        return Ok(None);
+    };
+    let is_same = journal.process == Some(now.process);
     if is_same == journal.undone {
-        return None;
+        return Ok(None);
     }
-    let served = cri::served(host, &journal.socket).await.ok()?;
-    Some(served).filter(|served| served.ready)
+    let served = cri::served(host, &journal.socket).await.ok();
+    Ok(served.filter(|served| served.ready))
 }
 
 /// Restarts containerd on what was put back, and returns what it serves then. `running` is the one that must be gone by then.
@@ -179,14 +203,38 @@ mod tests {
         ]
     }
 
+    fn journal(restarting: bool) -> Journal {
+        let text = format!(
+            r#"{{"apiVersion":"farrier.dev/v1","undo":[],"declares":[],"root":"/c","unit":"u","socket":"/s","restarting":{restarting},"commits":null}}"#
+        );
+        serde_json::from_str(&text).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_containerd_that_can_t_be_looked_for_is_not_taken_for_one_that_has_ended() {
+        let directory = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("proc", directory.path().join("proc")).unwrap();
+        let host = HostRoot::open(directory.path()).unwrap();
+        let cause = Error::ConfigRefused(Problem::new("no", None));
+        let progress = Progress {
+            live: true,
+            ..Progress::default()
+        };
+        let failure = roll_back(&host, &mut journal(true), cause, progress).await;
+        let Failure::Broken { failures, .. } = failure else {
+            panic!("{failure:?}");
+        };
+        assert!(failures[0].contains("/proc"), "{failures:?}");
+        assert_eq!(failures.len(), 1, "{failures:?}");
+    }
+
     #[rstest]
     #[tokio::test]
     async fn what_went_live_was_not_refused(#[values(false, true)] live: bool) {
         for cause in causes() {
             let directory = tempfile::tempdir().unwrap();
             let host = HostRoot::open(directory.path()).unwrap();
-            let text = r#"{"apiVersion":"farrier.dev/v1","undo":[],"declares":[],"root":"/c","unit":"u","socket":"/s","commits":null}"#;
-            let mut journal = serde_json::from_str(text).unwrap();
+            let mut journal = journal(false);
             let progress = Progress {
                 live,
                 ..Progress::default()
