@@ -2,7 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -63,6 +63,13 @@ pub fn run(command: &mut Command) -> Result<String> {
 /// As [`run`].
 pub fn call(program: &str, arguments: &[&str]) -> Result<String> {
     run(Command::new(program).args(arguments))
+}
+
+/// This program, for as long as this process runs: cargo may replace the file meanwhile.
+#[must_use]
+pub fn own_program() -> PathBuf {
+    // Not `self`: another program may be the one that executes it.
+    format!("/proc/{}/exe", std::process::id()).into()
 }
 
 /// Starts a program that outlives this function, with its output appended to the file `log`.

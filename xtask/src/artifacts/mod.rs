@@ -106,7 +106,7 @@ pub fn start(cluster: &Cluster, shim: &Path, progress: &Progress) -> Result<(Pat
         let json = directory.join("artifacts.json");
         fs::write(&json, serde_json::to_vec_pretty(&artifacts)?)?;
 
-        let mut command = cluster.control_plane_command(&std::env::current_exe()?);
+        let mut command = cluster.control_plane_command(&process::own_program());
         command
             .arg("serve-artifacts")
             .arg(&directory)

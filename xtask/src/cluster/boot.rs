@@ -43,9 +43,8 @@ const DEVICES: [(&str, u64, u64); 7] = [
 /// # Errors
 /// When it doesn't get as far as systemd; what systemd itself does is in the console's log.
 pub fn boot(node: &NodeState, console: &Path) -> Result<u32> {
-    let program = std::env::current_exe().context("failed to find xtask's own program")?;
     let pid = process::run(
-        Command::new(program)
+        Command::new(process::own_program())
             .arg(LAUNCH)
             .args([&node.name, &node.netns])
             .args([&node.root, console]),
@@ -60,7 +59,6 @@ pub fn boot(node: &NodeState, console: &Path) -> Result<u32> {
 /// # Errors
 /// When the kernel refuses a namespace or a cgroup.
 pub fn launch(name: &str, netns: &str, root: &Path, console: &Path) -> Result<u32> {
-    let program = std::env::current_exe()?;
     Layout::here()?.join(netns)?;
     let namespace = fs::File::open(network::path(netns))?;
     setns(namespace, CloneFlags::CLONE_NEWNET).context("failed to enter the node's network")?;
@@ -73,7 +71,7 @@ pub fn launch(name: &str, netns: &str, root: &Path, console: &Path) -> Result<u3
     )
     .context("failed to make the node's namespaces")?;
     let log = fs::File::create(console)?;
-    let child = Command::new(program)
+    let child = Command::new(process::own_program())
         .args([INIT, name])
         .arg(root)
         .stdin(Stdio::null())
