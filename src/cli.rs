@@ -179,7 +179,7 @@ pub struct UninstallCluster {
     /// Deployment of the controller in the namespace. It is scaled to zero replicas first.
     #[arg(long, value_name = "NAME")]
     pub deployment: Option<String>,
-    /// Seconds to wait for the nodes. After that, the nodes that still carry shims are listed.
+    /// Seconds to wait for the nodes. After that, the nodes that still carry shims are listed with their next steps, and the exit status is 0.
     #[arg(long, default_value_t = 300, value_name = "SECONDS", value_parser = parse_deadline::<u64>, allow_negative_numbers = true)]
     pub deadline: u64,
     /// Leave the nodes as they are and remove the finalizers only.

@@ -289,8 +289,9 @@ mod tests {
             parent: pid,
             ..CONTAINERD
         };
-        let found = find(&tree(&[(pid, CONTAINERD), (child, forked)]).host()).unwrap();
-        assert_eq!(found.daemon.unwrap().process.0, pid);
+        let host = tree(&[(pid, CONTAINERD), (child, forked)]).host();
+        let found = find(&host, Target::Live).unwrap();
+        assert_eq!(found.containerd.daemon().unwrap().process.0, pid);
     }
 
     #[test]
