@@ -30,8 +30,9 @@ render() {
 }
 ";
 
-/// Restarts containerd when a snippet comes, changes or goes, and some time has passed.
-const WATCHER: &str = "seen() { cat /etc/k0s/containerd.d/* 2>/dev/null | md5sum; }
+/// Restarts containerd when a snippet comes, changes or goes, and some time has passed. As for k0s (inotify(7)), a snippet that goes and comes
+/// again is a change, although it has the same bytes.
+const WATCHER: &str = "seen() { stat -c '%i %z' /etc/k0s/containerd.d; }
 last=$(seen)
 while sleep 0.05; do
     now=$(seen)
