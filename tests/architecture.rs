@@ -21,7 +21,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("containerd_config", &[]),
     (
         "controller",
-        &["api", "handoff", "metrics", "names", "server"],
+        &["api", "dns", "handoff", "metrics", "names", "server"],
     ),
     ("dns", &[]),
     ("handoff", &["names"]),
