@@ -289,9 +289,8 @@ mod tests {
             parent: pid,
             ..CONTAINERD
         };
-        let host = tree(&[(pid, CONTAINERD), (child, forked)]).host();
-        let found = find(&host, Target::Live).unwrap();
-        assert_eq!(found.containerd.daemon().unwrap().process.0, pid);
+        let found = find_daemon(&tree(&[(pid, CONTAINERD), (child, forked)]).host()).unwrap();
+        assert_eq!(found.unwrap().process.0, pid);
     }
 
     #[test]
