@@ -4,6 +4,8 @@
 pub mod artifact;
 pub mod containerd;
 pub mod distro;
+#[cfg(test)]
+mod fixtures;
 pub mod host;
 pub mod inspect;
 mod options;

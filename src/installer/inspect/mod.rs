@@ -481,15 +481,13 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use crate::installer::plan::tests::node;
+    use crate::installer::fixtures::{self, install_paths};
 
     #[test]
     fn a_stored_binary_that_can_t_be_read_is_not_taken_for_a_damaged_one() {
         let directory = tempfile::tempdir().unwrap();
         let host = HostRoot::open(directory.path()).unwrap();
-        let install_paths = InstallPaths {
-            directory: "/opt/farrier".to_owned(),
-        };
+        let install_paths = install_paths();
         let store = directory.path().join("opt/farrier/store");
         std::fs::create_dir_all(&store).unwrap();
         let [sound, other, directory] =
@@ -519,7 +517,7 @@ mod tests {
         #[case] configured: bool,
         #[case] expected: &str,
     ) {
-        let mut facts = node();
+        let mut facts = fixtures::host().build();
         if let Containerd::Live(daemon) = &mut facts.containerd {
             daemon.address = given.map(str::to_owned);
         }

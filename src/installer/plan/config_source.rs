@@ -231,26 +231,23 @@ mod tests {
     use super::*;
     use crate::containerd_config::SourceFile;
     use crate::installer::distro::named;
+    use crate::installer::fixtures;
     use crate::installer::plan::config_edit::CurrentConfig;
-    use crate::installer::plan::tests::node;
     use crate::installer::state::OwnedConfig;
 
     const V2: &str = "version = 2\n";
     const V3: &str = "version = 3\n";
+    const ROOT: &str = "/x/config.toml";
     const DROP_IN: &str = "/x/config-v3.toml.d/farrier.toml";
 
     /// A host of a distribution that was looked at; `texts` are those of the files that may be edited.
     fn host(id: &str, root: Option<&str>, release: &str, texts: &[Option<&str>]) -> HostFacts {
-        let mut facts = node();
-        facts.distro = named(id);
+        let builder = fixtures::host().distro(named(id)).root(ROOT, root);
+        let mut facts = builder.build();
         facts.release = release
             .parse()
             .map_err(|_| Problem::new("it is unknown", None));
-        facts.config_files.root = SourceFile {
-            path: "/x/config.toml".to_owned(),
-            text: root.map(str::to_owned),
-        };
-        let paths = crate::installer::distro::editable_files(facts.distro.edited, "/x/config.toml");
+        let paths = crate::installer::distro::editable_files(facts.distro.edited, ROOT);
         assert_eq!(paths.len(), texts.len());
         facts.sources = paths
             .into_iter()
@@ -306,7 +303,7 @@ mod tests {
         #[values("k3s", "k3d", "rke2")] id: &str,
     ) {
         let facts = host(id, root, release, &texts);
-        let mut target = target("/x/config.toml");
+        let mut target = target(ROOT);
         target.version = Some(if root == Some(V3) { 3 } else { 2 });
         let source = find(&facts, &target).unwrap().unwrap();
         assert_eq!(source.placement.path, expected);
@@ -321,7 +318,7 @@ mod tests {
         #[case] release: &str,
     ) {
         let facts = host("k3s", Some(V2), release, &[None, None]);
-        assert!(find(&facts, &target("/x/config.toml")).is_err());
+        assert!(find(&facts, &target(ROOT)).is_err());
     }
 
     #[rstest]
@@ -384,6 +381,6 @@ mod tests {
     #[test]
     fn a_configuration_of_k0s_that_its_owner_keeps_is_edited_itself() {
         let facts = host("k0s", Some(V2), "", &[None]);
-        assert_eq!(find(&facts, &target("/x/config.toml")).unwrap(), None);
+        assert_eq!(find(&facts, &target(ROOT)).unwrap(), None);
     }
 }

@@ -234,4 +234,4 @@ pub fn remove_declarations(
 }
 
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;

@@ -76,16 +76,17 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use crate::containerd_config::{ConfigFiles, Handler, Version};
-    use crate::installer::plan::tests::{after, goal, node};
-    use crate::installer::plan::{Goal, HostPlan, Scope, decide};
+    use crate::containerd_config::Handler;
+    use crate::installer::fixtures::{
+        CONFIG_PATH, HostFactsBuilder, goal, host, remove_everything,
+    };
+    use crate::installer::plan::{HostPlan, decide};
     use crate::installer::state::State;
 
-    const ROOT: &str = "/etc/containerd/config.toml";
     const LAST: &str = "/etc/containerd/conf.d/90-last.toml";
     const RUNC: &str = "[plugins.'io.containerd.grpc.v1.cri'.containerd]\ndefault_runtime_name = 'runc'\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n";
 
-    /// Files by their paths; the root is [`ROOT`].
+    /// Files by their paths; the root is [`CONFIG_PATH`].
     type Files = BTreeMap<String, String>;
 
     fn files(files: &[(&str, &str)]) -> Files {
@@ -94,25 +95,19 @@ mod tests {
     }
 
     /// The node with these files, of which it loads all that are not `unloaded`, under a containerd of this release.
-    fn on(mut facts: HostFacts, files: &Files, release: &str, unloaded: &[&str]) -> HostFacts {
-        facts.version = release.parse::<Version>().ok();
+    fn on(facts: HostFacts, files: &Files, release: &str, unloaded: &[&str]) -> HostFacts {
         let file = |(path, text): (&String, &String)| SourceFile {
             path: path.clone(),
             text: Some(text.clone()),
         };
         let is_loaded = |path: &String| !unloaded.contains(&path.as_str());
-        let others = || files.iter().filter(|(path, _)| *path != ROOT);
-        facts.config_files = ConfigFiles {
-            root: SourceFile {
-                path: ROOT.to_owned(),
-                text: files.get(ROOT).cloned(),
-            },
-            imported: others()
-                .filter(|(path, _)| is_loaded(path))
-                .map(file)
-                .collect(),
-        };
-        facts.orphaned_config = others().find(|(path, _)| !is_loaded(path)).map(file);
+        let others = files.iter().filter(|(path, _)| *path != CONFIG_PATH);
+        let (loaded, orphaned): (Vec<_>, Vec<_>) = others.partition(|(path, _)| is_loaded(path));
+        let root = files.get(CONFIG_PATH).map(String::as_str);
+        let builder = HostFactsBuilder::from(facts).containerd(release);
+        let mut facts = builder.root(CONFIG_PATH, root).build();
+        facts.config_files.imported = loaded.into_iter().map(file).collect();
+        facts.orphaned_config = orphaned.into_iter().next().map(file);
         facts
     }
 
@@ -132,16 +127,9 @@ mod tests {
             )
         };
         let managed: String = plan.declared.iter().map(table).collect();
-        let mut facts = after(facts, plan);
+        let mut facts = HostFactsBuilder::from(facts).after(plan).build();
         facts.dump = Ok(format!("{RUNC}{managed}"));
         facts
-    }
-
-    /// Nothing wanted any more, by nobody.
-    fn nothing() -> Goal {
-        let mut all = goal(&[]);
-        all.scope = Scope::Everything;
-        all
     }
 
     const GLOB: &str = "version = 2\nimports = ['conf.d/*.toml']\n";
@@ -159,10 +147,10 @@ mod tests {
         #[values(false, true)] moves: bool,
         #[values(false, true)] state_is_lost: bool,
     ) {
-        let first = files(&[(ROOT, root), (LAST, RUNC)]);
+        let first = files(&[(CONFIG_PATH, root), (LAST, RUNC)]);
         let mut now = first.clone();
-        let facts = on(node(), &now, before, &[]);
-        let plan = decide(&facts, &goal(&["a"])).unwrap();
+        let facts = on(host().build(), &now, before, &[]);
+        let plan = decide(&facts, &goal(&["a"]).build()).unwrap();
         assert_eq!(plan.config[0].path, LAST);
         let mut facts = carry_out(facts, &mut now, plan);
         if state_is_lost && unloaded.is_empty() {
@@ -170,14 +158,14 @@ mod tests {
         }
         let mut facts = on(facts, &now, release, unloaded);
         if moves {
-            let plan = decide(&facts, &goal(&["a"])).unwrap();
+            let plan = decide(&facts, &goal(&["a"]).build()).unwrap();
             assert!(plan.restart && plan.config.len() == 2, "{plan:?}");
             facts = carry_out(facts, &mut now, plan);
             facts = on(facts, &now, release, unloaded);
             assert_eq!(now[LAST], first[LAST]);
-            assert!(decide(&facts, &goal(&["a"])).unwrap().is_empty());
+            assert!(decide(&facts, &goal(&["a"]).build()).unwrap().is_empty());
         }
-        let plan = decide(&facts, &nothing()).unwrap();
+        let plan = decide(&facts, &remove_everything()).unwrap();
         assert!(
             plan.restart && !matches!(plan.state, crate::installer::state::StateAfter::Write(_))
         );
@@ -187,9 +175,9 @@ mod tests {
 
     #[test]
     fn what_others_declare_under_a_name_of_ours_in_another_file_is_theirs() {
-        let mut now = files(&[(ROOT, GLOB), (LAST, RUNC)]);
-        let facts = on(node(), &now, "2.1.9", &[]);
-        let plan = decide(&facts, &goal(&["a"])).unwrap();
+        let mut now = files(&[(CONFIG_PATH, GLOB), (LAST, RUNC)]);
+        let facts = on(host().build(), &now, "2.1.9", &[]);
+        let plan = decide(&facts, &goal(&["a"]).build()).unwrap();
         let facts = carry_out(facts, &mut now, plan);
         let foreign = format!(
             "{RUNC}{}",
@@ -197,7 +185,7 @@ mod tests {
         );
         now.insert(LAST.to_owned(), foreign);
         let facts = on(facts, &now, "2.1.9", &[]);
-        let plan = decide(&facts, &nothing()).unwrap();
+        let plan = decide(&facts, &remove_everything()).unwrap();
         assert!(plan.config.iter().all(|change| change.path != LAST));
     }
 }

@@ -357,7 +357,7 @@ mod tests {
 
     use super::*;
     use crate::handoff::OptionValue;
-    use crate::installer::plan::tests::{carrying, node};
+    use crate::installer::fixtures::{HostFactsBuilder, host};
 
     fn problems(facts: &HostFacts) -> Vec<String> {
         let findings = examine(facts, &LeftoverFiles::default()).findings;
@@ -370,7 +370,7 @@ mod tests {
 
     #[test]
     fn a_node_that_is_well_is_healthy_with_farrier_or_without() {
-        for facts in [node(), carrying(&["a", "b"])] {
+        for facts in [host(), host().installed(&["a", "b"])].map(HostFactsBuilder::build) {
             assert_eq!(problems(&facts), [""; 0]);
             assert!(examine(&facts, &LeftoverFiles::default()).healthy);
         }
@@ -396,9 +396,7 @@ mod tests {
         facts.state.draining.insert("c".to_owned(), draining);
     }, "handler c, which was taken away")]
     fn what_is_wrong_is_named_once(#[case] spoil: impl Fn(&mut HostFacts), #[case] reason: &str) {
-        let mut facts = carrying(&["a"]);
-        spoil(&mut facts);
-        let problems = problems(&facts);
+        let problems = problems(&host().installed(&["a"]).with(spoil).build());
         let [problem] = problems.as_slice() else {
             panic!("{problems:?}");
         };
@@ -407,10 +405,9 @@ mod tests {
 
     #[test]
     fn what_pods_took_up_late_is_leaving_and_no_fault() {
-        let mut facts = carrying(&["a", "b"]);
+        let mut facts = host().installed(&["a", "b"]).in_use("a", 1).build();
         let draining = facts.state.handlers.remove("a").unwrap();
         facts.state.draining.insert("a".to_owned(), draining);
-        facts.in_use.insert("a".to_owned(), 1);
         let diagnosis = examine(&facts, &LeftoverFiles::default());
         assert!(diagnosis.healthy, "{diagnosis:?}");
         let conditions: Vec<Condition> = diagnosis.handlers.iter().map(|it| it.condition).collect();

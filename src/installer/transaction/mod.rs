@@ -330,7 +330,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
-    use crate::installer::plan::tests::node;
+    use crate::installer::fixtures;
 
     #[test]
     fn a_path_that_can_t_be_looked_at_is_never_undone_by_its_removal() {
@@ -341,13 +341,14 @@ mod tests {
         std::fs::write(bin.join("theirs"), "").unwrap();
         symlink("theirs", bin.join("link")).unwrap();
         symlink("circle", bin.join("circle")).unwrap();
+        let facts = fixtures::host().build();
         let undo = |name: &str| {
             let path = format!("/opt/kwasm/bin/{name}");
             let plan = HostPlan {
                 symlinks: BTreeMap::from([(path, Sha256Digest::from_bytes([0; 32]))]),
                 ..HostPlan::default()
             };
-            let journal = journal(&host, &node(), &plan);
+            let journal = journal(&host, &facts, &plan);
             journal.map(|journal| journal.undo.last().cloned())
         };
         let path = |name: &str| format!("/opt/kwasm/bin/{name}");

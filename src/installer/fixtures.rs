@@ -1,0 +1,277 @@
+//! Builders of the facts and goals that the installer's tests decide on. Fixtures only, no tests.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::containerd_config::{ConfigFiles, SourceFile, legacy_handlers};
+use crate::handoff::{OptionValue, Owner, Problem, Sha256Digest, ShimRequest};
+use crate::installer::containerd::cri::Served;
+use crate::installer::containerd::daemon::{Containerd, Daemon};
+use crate::installer::distro::{DistroSpec, Evidence, detect};
+use crate::installer::inspect::HostFacts;
+use crate::installer::inspect::legacy::{Legacy, LegacyBinary, LegacyHandler};
+use crate::installer::plan::{Goal, HostPlan, Scope, decide};
+use crate::installer::state::{InstallPaths, State, StateAfter};
+
+/// The path of the configuration.
+pub const CONFIG_PATH: &str = "/etc/containerd/config.toml";
+/// A configuration without a handler of Farrier, as containerd prints it, too.
+pub const CONFIG: &str = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd]\ndefault_runtime_name = 'runc'\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n";
+/// The digest of each binary, unless a goal says otherwise.
+pub const DIGEST: Sha256Digest = Sha256Digest::from_bytes([0xaa; 32]);
+/// The binary of an upgrade.
+pub const OTHER_DIGEST: Sha256Digest = Sha256Digest::from_bytes([0xbb; 32]);
+
+/// Where the binaries are.
+pub fn install_paths() -> InstallPaths {
+    InstallPaths {
+        directory: "/opt/farrier".to_owned(),
+    }
+}
+
+/// The answer of a containerd that serves `runc` and these handlers of Farrier.
+pub fn served(handlers: &[&str]) -> Served {
+    let runc = ("runc".to_owned(), "io.containerd.runc.v2".to_owned());
+    let managed = handlers
+        .iter()
+        .map(|name| ((*name).to_owned(), install_paths().binary_path(name)));
+    Served {
+        ready: true,
+        default: "runc".to_owned(),
+        handlers: managed.chain([runc]).collect(),
+        options: BTreeMap::new(),
+    }
+}
+
+/// A healthy host: containerd 1.7.35 serves [`CONFIG`], and Farrier has never changed it.
+pub fn host() -> HostFactsBuilder {
+    let program = "/usr/bin/containerd".to_owned();
+    HostFactsBuilder(HostFacts {
+        distro: detect(&Evidence::default(), |_| false),
+        containerd: Containerd::Live(Daemon {
+            process: (1, 1),
+            program: program.clone(),
+            config: None,
+            address: None,
+            unit: None,
+        }),
+        program: Some(program),
+        version: None,
+        config_files: ConfigFiles {
+            root: SourceFile {
+                path: CONFIG_PATH.to_owned(),
+                text: None,
+            },
+            imported: Vec::new(),
+        },
+        sources: Vec::new(),
+        orphaned_config: None,
+        no_version: Problem::new("nothing was asked", None),
+        release: Err(Problem::new("nothing was asked", None)),
+        obstacle: None,
+        dump: Ok(String::new()),
+        missing_prerequisite: None,
+        served: Ok(served(&[])),
+        in_use: BTreeMap::new(),
+        kill_mode: Ok("process".to_owned()),
+        unreachable: None,
+        state: State::default(),
+        install_paths: install_paths(),
+        binaries: BTreeMap::new(),
+        stored: BTreeSet::new(),
+        damaged: BTreeSet::new(),
+        legacy: Legacy::default(),
+        missing_directories: BTreeMap::new(),
+        machine_id: String::new(),
+        boot_id: String::new(),
+    })
+    .containerd("1.7.35")
+    .serving(CONFIG, &[])
+}
+
+/// Facts that differ from those of [`host`].
+pub struct HostFactsBuilder(HostFacts);
+
+impl From<HostFacts> for HostFactsBuilder {
+    fn from(facts: HostFacts) -> Self {
+        Self(facts)
+    }
+}
+
+impl HostFactsBuilder {
+    pub fn build(self) -> HostFacts {
+        self.0
+    }
+
+    /// Changes any facts.
+    pub fn with(mut self, change: impl FnOnce(&mut HostFacts)) -> Self {
+        change(&mut self.0);
+        self
+    }
+
+    pub fn distro(self, distro: &'static DistroSpec) -> Self {
+        self.with(|facts| facts.distro = distro)
+    }
+
+    /// The release of containerd; "" where it is unknown.
+    pub fn containerd(self, release: &str) -> Self {
+        self.with(|facts| facts.version = release.parse().ok())
+    }
+
+    /// containerd has loaded `config` and serves these handlers of Farrier.
+    pub fn serving(self, config: &str, handlers: &[&str]) -> Self {
+        self.with(|facts| {
+            facts.config_files.root.text = Some(config.to_owned());
+            facts.dump = Ok(config.to_owned());
+            facts.served = Ok(served(handlers));
+        })
+    }
+
+    /// The root of the configuration.
+    pub fn root(self, path: &str, text: Option<&str>) -> Self {
+        self.with(|facts| {
+            facts.config_files.root = SourceFile {
+                path: path.to_owned(),
+                text: text.map(str::to_owned),
+            };
+        })
+    }
+
+    /// `pods` pods use `handler`.
+    pub fn in_use(self, handler: &str, pods: usize) -> Self {
+        self.with(|facts| {
+            facts.in_use.insert(handler.to_owned(), pods);
+        })
+    }
+
+    /// `KWasm` installed `handler`, which containerd serves; the binary is [`DIGEST`].
+    pub fn kwasm_handler(self, handler: &str) -> Self {
+        let path = format!("/opt/kwasm/bin/containerd-shim-{handler}-v1");
+        let text = format!(
+            "{CONFIG}\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.{handler}]\n    runtime_type = \"{path}\"\n\n"
+        );
+        let handler_of_kwasm = LegacyHandler {
+            owner: Owner::Kwasm,
+            file: CONFIG_PATH.to_owned(),
+            declared: legacy_handlers("", &text).unwrap()[handler].clone(),
+        };
+        let binary = LegacyBinary {
+            sha256: DIGEST,
+            is_symlink: false,
+            verified: None,
+        };
+        let mut served = served(&[]);
+        served.handlers.insert(handler.to_owned(), path.clone());
+        self.serving(&text, &[]).with(|facts| {
+            let handlers = &mut facts.legacy.handlers;
+            handlers.insert(handler.to_owned(), handler_of_kwasm);
+            facts.legacy.binaries.insert(path, binary);
+            facts.served = Ok(served);
+        })
+    }
+
+    /// Farrier has installed these shims.
+    pub fn installed(self, shims: &[&str]) -> Self {
+        let plan = decide(&self.0, &goal(shims).build()).unwrap();
+        self.after(plan)
+    }
+
+    /// The host after `plan` was carried out.
+    pub fn after(self, plan: HostPlan) -> Self {
+        self.with(|facts| {
+            if let Some(change) = plan.config.into_iter().next() {
+                facts.config_files.root.text.clone_from(&change.after);
+                facts.dump = Ok(change.after.unwrap_or_default());
+            }
+            let declared = plan.declared.iter().map(|handler| handler.name.as_str());
+            facts.served = Ok(served(&declared.collect::<Vec<_>>()));
+            facts.stored.extend(plan.store);
+            for (path, sha256) in plan.symlinks {
+                let name = path.rsplit_once('/').unwrap_or_default().1.to_owned();
+                facts.binaries.insert(name, sha256);
+            }
+            match plan.state {
+                StateAfter::Write(state) => facts.state = *state,
+                StateAfter::Remove => facts.state = State::default(),
+                StateAfter::Keep => {}
+            }
+        })
+    }
+}
+
+/// The request of a cluster for these shims, each with the handler of its name and the binary [`DIGEST`].
+pub fn goal(shims: &[&str]) -> GoalBuilder {
+    let shim = |name: &&str| ShimRequest {
+        name: (*name).to_owned(),
+        handlers: vec![(*name).to_owned()],
+        location: "https://example.org/a.tar.gz".to_owned(),
+        sha256: None,
+        binary_sha256: None,
+        binary: None,
+        options: BTreeMap::new(),
+        present: None,
+    };
+    let goal = GoalBuilder(Goal {
+        owner: Owner::Cluster,
+        shims: shims.iter().map(shim).collect(),
+        reserve: Vec::new(),
+        reserve_options: BTreeMap::new(),
+        scope: Scope::Owner,
+        binaries: BTreeMap::new(),
+        digest: Some(Sha256Digest::of(b"request")),
+        allow_pod_restarts: false,
+    });
+    shims
+        .iter()
+        .fold(goal, |goal, name| goal.binary(name, DIGEST))
+}
+
+/// The removal of every handler of Farrier and of legacy installers.
+pub fn remove_everything() -> Goal {
+    goal(&[]).scope(Scope::Everything).build()
+}
+
+/// A goal that differs from that of [`goal`].
+pub struct GoalBuilder(Goal);
+
+impl GoalBuilder {
+    pub fn build(self) -> Goal {
+        self.0
+    }
+
+    fn with(mut self, change: impl FnOnce(&mut Goal)) -> Self {
+        change(&mut self.0);
+        self
+    }
+
+    pub fn scope(self, scope: Scope) -> Self {
+        self.with(|goal| goal.scope = scope)
+    }
+
+    pub fn reserve(self, handlers: &[&str]) -> Self {
+        let handlers = handlers.iter().map(ToString::to_string);
+        self.with(|goal| goal.reserve.extend(handlers))
+    }
+
+    /// The binary of `shim`.
+    pub fn binary(self, shim: &str, sha256: Sha256Digest) -> Self {
+        self.with(|goal| {
+            goal.binaries.insert(shim.to_owned(), Ok(sha256));
+        })
+    }
+
+    /// `handler` has these options, requested or reserved.
+    pub fn options(self, handler: &str, options: &BTreeMap<String, OptionValue>) -> Self {
+        self.with(|goal| {
+            let requested = goal.shims.iter_mut().find(|shim| shim.name == handler);
+            let of_handler = match requested {
+                Some(shim) => &mut shim.options,
+                None => goal.reserve_options.entry(handler.to_owned()).or_default(),
+            };
+            of_handler.clone_from(options);
+        })
+    }
+
+    pub fn allow_pod_restarts(self) -> Self {
+        self.with(|goal| goal.allow_pod_restarts = true)
+    }
+}
