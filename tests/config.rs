@@ -10,6 +10,8 @@
 mod config_files;
 #[path = "support/handlers.rs"]
 mod handler_names;
+#[path = "support/random.rs"]
+mod random;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -21,6 +23,7 @@ use farrier::containerd_config::{
     edit, handlers, imports, runtimes_of_dump,
 };
 use handler_names::names;
+use random::Random;
 use rstest::rstest;
 use toml_edit::{DocumentMut, Item, TableLike};
 
@@ -158,9 +161,9 @@ fn adding_and_removing_any_sets_in_any_order_restores_the_first_bytes(
     let case = read(&case);
     let target = config_target(&case.files, &case.containerd.parse().unwrap()).unwrap();
     let all = ["a", "b.c", "d"].map(handler);
-    let mut numbers = Numbers(2);
+    let mut random = Random(2);
     for _ in 0..32 {
-        let walk = numbers.below(512);
+        let walk = random.below(512);
         let mut now = case.before.clone();
         let mut managed = BTreeSet::new();
         for step in [walk & 7, walk >> 3 & 7, walk >> 6 & 7, 0] {
@@ -179,19 +182,6 @@ fn adding_and_removing_any_sets_in_any_order_restores_the_first_bytes(
             }
         }
         assert_eq!(now, case.before, "walk {walk}");
-    }
-}
-
-/// A small generator of numbers: the same on every run.
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        usize::try_from(self.0 >> 33).unwrap() % limit.max(1)
     }
 }
 
@@ -219,7 +209,11 @@ fn broken_text_never_panics_and_every_edit_can_be_undone(
     ];
     let case = read(&case);
     let after = fs::read_to_string(&case.after).unwrap();
-    let mut numbers = Numbers(1);
+    let mut random = Random(1);
+    let mut below = |limit: usize| {
+        let limit = u64::try_from(limit).unwrap();
+        usize::try_from(random.below(limit)).unwrap()
+    };
     let desired = [handler("a"), handler("b.c")];
     let managed = names(&desired);
     for round in 0..60 {
@@ -229,15 +223,15 @@ fn broken_text_never_panics_and_every_edit_can_be_undone(
             .filter(|_| round & 1 == 0)
             .unwrap_or(&after);
         let mut text: Vec<char> = whole.chars().collect();
-        for _ in 0..=numbers.below(3) {
+        for _ in 0..=below(3) {
             if text.is_empty() {
                 break;
             }
-            let at = numbers.below(text.len());
-            match numbers.below(4) {
+            let at = below(text.len().max(1));
+            match below(4) {
                 0 => text.truncate(at),
-                1 => drop(text.drain(at..text.len().min(at + 1 + numbers.below(30)))),
-                2 => drop(text.splice(at..at, PIECES[numbers.below(16)].chars())),
+                1 => drop(text.drain(at..text.len().min(at + 1 + below(30)))),
+                2 => drop(text.splice(at..at, PIECES[below(16)].chars())),
                 _ => drop(text.remove(at)),
             }
         }

@@ -5,24 +5,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use farrier::handoff::Outcome;
 
 use crate::direct::{HANDLER, Node, install, on_every_node};
+use crate::random::Random;
 use crate::support::Cluster;
 
 /// How often each of install, upgrade and uninstall is killed on each node.
 const ROUNDS: u32 = 5;
-
-/// Numbers that are the same for the same seed (splitmix64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: Duration) -> Duration {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        let micros = u64::try_from(limit.as_micros()).unwrap();
-        Duration::from_micros((mixed ^ (mixed >> 31)) % micros)
-    }
-}
 
 impl Node<'_> {
     /// Starts Farrier, and kills it after that time if it still runs.
@@ -62,7 +49,8 @@ async fn kills_converge(series: &'static str, seed: u64) {
     assert_eq!(steps[2].2, before);
     for round in 0..ROUNDS {
         for (words, took, files) in &steps {
-            let after = random.below(*took);
+            let limit = u64::try_from(took.as_micros()).unwrap();
+            let after = Duration::from_micros(random.below(limit));
             let what = format!(
                 "{}, round {round}: {words} killed after {after:?}",
                 node.name

@@ -21,6 +21,8 @@ mod k3s;
 mod migration;
 mod policies;
 mod provision;
+#[path = "../support/random.rs"]
+mod random;
 mod stage;
 mod support;
 mod uninstall;

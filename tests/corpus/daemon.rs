@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use crate::containerd::set_up_network;
 use farrier::installer::containerd::cri::{self, Served};
 use farrier::installer::host::HostRoot;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -97,13 +98,7 @@ impl Root {
             fs::write(&target, "").unwrap();
             root.bind(&release.program, target);
         }
-        // A daemon that streams from its own address looks for one on the default route.
-        let lines =
-            "ip link set lo up && ip address add 10.0.0.1/32 dev lo && ip route add default dev lo";
-        let status = std::process::Command::new("sh")
-            .args(["-c", lines])
-            .status();
-        assert!(status.unwrap().success());
+        set_up_network();
         root
     }
 

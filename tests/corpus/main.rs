@@ -6,6 +6,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't go on stops")]
 
 mod cases;
+#[path = "../support/containerd.rs"]
+mod containerd;
 mod daemon;
 #[path = "../support/handlers.rs"]
 mod handler_names;
@@ -196,9 +198,8 @@ async fn verdict(root: &Root, release: &Release, case: &Case) -> Result<(), Stri
 
 /// The programs under test, by the releases that they say they are.
 fn releases() -> Vec<Release> {
-    let programs = std::env::var_os("FARRIER_CONTAINERDS")
-        .expect("`cargo xtask test corpus` names the programs in FARRIER_CONTAINERDS");
-    std::env::split_paths(&programs)
+    containerd::programs()
+        .into_iter()
         .map(|program| {
             let output = std::process::Command::new(&program)
                 .arg("--version")

@@ -2,8 +2,6 @@
 //!
 //! The program is traced (ptrace(2)) and killed before the n-th system call that changes something, for every n.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::process::Command;
 
 use super::support::{Host, program, shim};
@@ -16,13 +14,6 @@ pub fn host() -> Host {
         std::fs::create_dir_all(host.path(directory)).unwrap();
     }
     host
-}
-
-/// The host's tree, for comparison with another's.
-pub fn listing(host: &Host) -> BTreeMap<PathBuf, String> {
-    let below = |path: PathBuf| path.strip_prefix(host.root()).unwrap().to_owned();
-    let tree = host.tree(false).into_iter();
-    tree.map(|(path, what)| (below(path), what)).collect()
 }
 
 pub fn arguments(shims: &[&str]) -> Vec<String> {
@@ -40,7 +31,7 @@ async fn is_carried_out(prepare: impl AsyncFn() -> Host) {
     at_every_change(prepare, &arguments(&["a", "b"]), async |host, nth| {
         let report = host.install(&shims, &[]).await;
         assert!(report.reason.is_none(), "{nth}: {report:?}");
-        assert_eq!(listing(host), listing(&whole), "{nth}");
+        assert_eq!(host.tree(false), whole.tree(false), "{nth}");
     })
     .await;
 }
@@ -51,7 +42,7 @@ async fn is_removed(prepare: impl AsyncFn() -> Host) {
     at_every_change(prepare, &arguments, async |host, nth| {
         let report = host.uninstall(None).await;
         assert!(report.reason.is_none(), "{nth}: {report:?}");
-        assert_eq!(listing(host), listing(&self::host()), "{nth}");
+        assert_eq!(host.tree(false), self::host().tree(false), "{nth}");
         assert_eq!(host.uninstall(None).await.result, Outcome::Unchanged);
     })
     .await;
@@ -83,7 +74,7 @@ async fn a_killed_installation_is_undone_without_a_trace() {
         async |host, nth| {
             let report = host.uninstall(None).await;
             assert!(report.reason.is_none(), "{nth}: {report:?}");
-            assert_eq!(listing(host), listing(&self::host()), "{nth}");
+            assert_eq!(host.tree(false), self::host().tree(false), "{nth}");
         },
     )
     .await;

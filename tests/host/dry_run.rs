@@ -80,12 +80,7 @@ async fn a_dry_run_names_what_is_cleared_and_nothing_that_is_somebody_else_s() {
     let mut gone: Vec<String> = before
         .keys()
         .filter(|path| !after.contains_key(*path))
-        .map(|path| {
-            format!(
-                "remove /{}",
-                path.strip_prefix(host.root()).unwrap().display()
-            )
-        })
+        .map(|path| format!("remove /{}", path.display()))
         .collect();
     let mut named: Vec<String> = text
         .lines()

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::support::{Host, program};
+use super::support::{self, Host, program};
 use farrier::handoff::{FetchResult, Outcome, Owner, ProvisionRequest, Sha256Digest, ShimRequest};
 use farrier::installer::artifact::fetch::fetch;
 use farrier::installer::artifact::handoff_dir::read_binary;
@@ -95,14 +95,8 @@ fn serve_tls(routes: Routes, ca_file: &Path) -> SocketAddr {
 
 pub fn shim(location: String) -> ShimRequest {
     ShimRequest {
-        name: "wasmtime".to_owned(),
-        handlers: vec!["wasmtime".to_owned()],
         location,
-        sha256: None,
-        binary_sha256: None,
-        binary: None,
-        options: BTreeMap::new(),
-        present: None,
+        ..support::shim("wasmtime")
     }
 }
 

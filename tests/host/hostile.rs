@@ -4,6 +4,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 use std::process::{Command, Output};
 
+use super::random::Random;
 use super::support::{CONFIG, Host, program, shim};
 use farrier::handoff::{OptionValue, Outcome, ProvisionReport};
 use farrier::names::sha256_hex;
@@ -329,19 +330,6 @@ fn a_place_that_takes_no_file_is_named_with_what_to_do() {
     assert_eq!(host.config(), CONFIG);
 }
 
-/// A small generator of numbers: the same on every run.
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % limit
-    }
-}
-
 #[rstest]
 #[tokio::test]
 async fn any_walk_of_two_owners_over_any_configuration_ends_where_it_began(
@@ -356,7 +344,7 @@ async fn any_walk_of_two_owners_over_any_configuration_ends_where_it_began(
         .metadata()
         .unwrap()
         .ctime_nsec();
-    let mut numbers = Numbers(3);
+    let mut random = Random(3);
     let set = |bits: u64, names: [&str; 2]| {
         let chosen = (0..2).filter(|bit| bits >> bit & 1 == 1);
         chosen
@@ -368,8 +356,8 @@ async fn any_walk_of_two_owners_over_any_configuration_ends_where_it_began(
             .collect::<Vec<_>>()
     };
     for _ in 0..8 {
-        let bits = numbers.below(4);
-        let report = match numbers.below(3) {
+        let bits = random.below(4);
+        let report = match random.below(3) {
             0 => host.install(&set(bits, ["a", "b.c"]), &["later"]).await,
             1 => host.provision(&set(bits, ["d", "e"]), handoff.path()).await,
             _ => host.uninstall(Some(&["a"])).await,

@@ -16,8 +16,12 @@ mod fetch;
 mod foreign_edits;
 mod hostile;
 mod install;
+#[path = "../support/legacy.rs"]
+mod legacy;
 #[cfg(target_arch = "x86_64")]
 mod names;
+#[path = "../support/random.rs"]
+mod random;
 #[cfg(target_arch = "x86_64")]
 mod signals;
 mod support;
@@ -25,3 +29,5 @@ mod takeover;
 #[cfg(target_arch = "x86_64")]
 #[path = "../support/trace.rs"]
 mod trace;
+#[path = "../support/tree.rs"]
+mod tree;

@@ -4,7 +4,7 @@ use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command, Stdio};
 
-use super::crashes::{arguments, host, listing};
+use super::crashes::{arguments, host};
 use super::support::{Host, program, shim};
 use super::trace::is_interrupted_at;
 use farrier::handoff::{Outcome, ProvisionReport};
@@ -31,7 +31,7 @@ async fn is_undone_or_finished(
     let (mut undone, mut finished) = (0, 0);
     for nth in 1.. {
         let host = prepare().await;
-        let before = listing(&host);
+        let before = host.tree(false);
         let output = tempfile::NamedTempFile::new().unwrap();
         let stdout = output.reopen().unwrap().into();
         let command = command(arguments, &host);
@@ -41,7 +41,7 @@ async fn is_undone_or_finished(
         };
         let text = std::fs::read_to_string(output.path()).unwrap();
         let report = ProvisionReport::from_json(&text).unwrap();
-        let now = listing(&host);
+        let now = host.tree(false);
         assert!(
             !host.path("/var/lib/farrier/journal.json").exists(),
             "{nth}"
@@ -57,7 +57,7 @@ async fn is_undone_or_finished(
         } else {
             finished += 1;
             assert_eq!(status, 0, "{nth}: {report:?}");
-            assert_eq!(now, listing(&whole), "{nth}: {report:?}");
+            assert_eq!(now, whole.tree(false), "{nth}: {report:?}");
             assert_eq!(report.result, Outcome::Applied, "{nth}");
             assert!(!report.interrupted, "{nth}");
             let is_told = |note: &String| note.contains(signal.as_str());
@@ -154,5 +154,5 @@ async fn an_install_that_waits_for_another_ends_at_a_signal(#[case] before: &[&s
     assert!(report.interrupted && !report.changed, "{report:?}");
     drop(lock);
     drop(other);
-    assert_eq!(listing(&host), listing(&self::host()));
+    assert_eq!(host.tree(false), self::host().tree(false));
 }

@@ -1,16 +1,15 @@
 //! A host's file system in a temporary folder, and artifacts for it. Helpers of the host tests, no tests.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::elf::executable;
+use crate::tree::tree;
 use farrier::handoff::{Owner, ProvisionReport, ProvisionRequest, ShimRequest};
 use farrier::installer::transaction::interrupts::Interrupts;
 use farrier::installer::{
     self, HostOptions, InstallOptions, Mode, RequestSource, Target, UninstallOptions,
 };
-use farrier::names::sha256_hex;
 
 /// A configuration as an administrator leaves it.
 pub const CONFIG: &str = "# ours\nversion = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\n  runtime_type = \"io.containerd.runc.v2\"\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.kata]\nruntime_type = \"io.containerd.kata.v2\" # theirs";
@@ -115,7 +114,8 @@ impl Host {
 
     /// The files below the root that hold `text`.
     pub fn files_with(&self, text: &str) -> Vec<PathBuf> {
-        let mut files: Vec<PathBuf> = self.tree(false).into_keys().collect();
+        let paths = self.tree(false).into_keys();
+        let mut files: Vec<PathBuf> = paths.map(|path| self.root().join(path)).collect();
         files.retain(|path| {
             let bytes = std::fs::read(path).unwrap_or_default();
             bytes
@@ -125,32 +125,9 @@ impl Host {
         files
     }
 
-    /// Every path with what it is: mode, bytes or link, and with `times` also what any write would change.
+    /// Every path with its mode and its target or digest, and with `times` also what every write changes.
     pub fn tree(&self, times: bool) -> BTreeMap<PathBuf, String> {
-        let mut tree = BTreeMap::new();
-        let mut directories = vec![self.root().to_owned()];
-        while let Some(directory) = directories.pop() {
-            for entry in std::fs::read_dir(directory).unwrap() {
-                let path = entry.unwrap().path();
-                let metadata = path.symlink_metadata().unwrap();
-                let mut what = format!("{:o} ", metadata.mode());
-                if metadata.is_symlink() {
-                    what += &std::fs::read_link(&path).unwrap().to_string_lossy();
-                } else if metadata.is_dir() {
-                    directories.push(path.clone());
-                } else if !times && path.ends_with("var/lib/farrier/verified.json") {
-                    // Inodes and times: never the same on two hosts.
-                    what += "stamps";
-                } else {
-                    what += &sha256_hex(&std::fs::read(&path).unwrap());
-                }
-                if times {
-                    what = format!("{what} {} {}", metadata.ino(), metadata.ctime_nsec());
-                }
-                tree.insert(path, what);
-            }
-        }
-        tree
+        tree(self.root(), &[""], &[], times)
     }
 
     fn options(&self, source: RequestSource) -> InstallOptions {

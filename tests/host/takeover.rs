@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::symlink;
-use std::path::PathBuf;
 
+use super::legacy::{kwasm_table, rcm_lock, rcm_table};
 use super::support::{CONFIG, Host, program, shim};
 use farrier::handoff::{OptionValue, Outcome, Sha256Digest, ShimRequest};
 use farrier::installer;
@@ -22,10 +22,6 @@ const KWASM: [(&str, &str); 7] = [
     ("wasmtime", "v1"),
 ];
 
-fn runtimes(plugin: &str, handler: &str) -> String {
-    format!("[plugins.\"{plugin}\".containerd.runtimes.{handler}")
-}
-
 fn kwasm_path(handler: &str, version: &str) -> String {
     format!("/opt/kwasm/bin/containerd-shim-{handler}-{version}")
 }
@@ -41,9 +37,7 @@ fn add_kwasm(host: &Host) {
     for (seed, (handler, version)) in (1..).zip(KWASM) {
         let path = kwasm_path(handler, version);
         host.write(&path, &program(seed));
-        let header = runtimes("io.containerd.grpc.v1.cri", handler);
-        let table = format!("{header}]\n    runtime_type = \"{path}\"\n");
-        stanzas.push_str(&table);
+        stanzas += &kwasm_table(handler, &path);
     }
     host.write("/opt/kwasm/active", b"");
     append(host, &format!("\n{stanzas}\n"));
@@ -51,27 +45,16 @@ fn add_kwasm(host: &Host) {
 
 /// What runtime-class-manager's installer does to a node, one shim after the other.
 fn add_rcm(host: &Host, home: &str, shims: &[(&str, bool)]) {
-    let mut entries = Vec::new();
-    for (seed, (handler, options)) in (101..).zip(shims) {
+    let mut binaries = Vec::new();
+    for (seed, (handler, option)) in (101..).zip(shims) {
         let path = format!("{home}/bin/containerd-shim-{handler}");
         let bytes = program(seed);
         host.write(&path, &bytes);
-        let header = runtimes("io.containerd.grpc.v1.cri", handler);
-        append(
-            host,
-            &format!(
-                "\n# RCM runtime config for {handler}\n{header}]\nruntime_type = \"{path}\"\n"
-            ),
-        );
-        if *options {
-            append(host, &format!("{header}.options]\nSystemdCgroup = true"));
-        }
-        entries.push(format!(
-            "  \"{handler}\": {{\n   \"sha256\": \"{}\",\n   \"path\": \"{path}\"\n  }}",
-            sha256_hex(&bytes)
-        ));
+        let plugin = "io.containerd.grpc.v1.cri";
+        append(host, &rcm_table(plugin, handler, &path, *option));
+        binaries.push((*handler, sha256_hex(&bytes), path));
     }
-    let lock = format!("{{\n \"shims\": {{\n{}\n }}\n}}", entries.join(",\n"));
+    let lock = rcm_lock(&binaries);
     host.write(&format!("{home}/rcm-lock.json"), lock.as_bytes());
 }
 
@@ -95,12 +78,6 @@ fn wanted(handler: &str, seed: u8) -> ShimRequest {
     }
 }
 
-fn listing(host: &Host) -> BTreeMap<PathBuf, String> {
-    let below = |path: PathBuf| path.strip_prefix(host.root()).unwrap().to_owned();
-    let tree = host.tree(false).into_iter();
-    tree.map(|(path, what)| (below(path), what)).collect()
-}
-
 fn digest(host: &Host, path: &str) -> Sha256Digest {
     let path = host.path(path);
     let target = std::fs::read_link(&path).ok();
@@ -120,7 +97,7 @@ const BLANK_AT_THE_END: &str = "version = 2\n[plugins.\"io.containerd.grpc.v1.cr
 async fn what_predecessors_left_is_taken_away_to_the_last_byte(#[case] config: &str) {
     for order in 0..4 {
         let host = host(config);
-        let plain = listing(&host);
+        let plain = host.tree(false);
         if order % 2 == 0 {
             add_kwasm(&host);
         }
@@ -135,7 +112,7 @@ async fn what_predecessors_left_is_taken_away_to_the_last_byte(#[case] config: &
         let report = host.uninstall(None).await;
         assert_eq!(report.result, Outcome::Applied, "{report:?}");
         assert_eq!(host.config(), config, "order {order}");
-        assert_eq!(listing(&host), plain, "order {order}");
+        assert_eq!(host.tree(false), plain, "order {order}");
         assert_eq!(host.uninstall(None).await.result, Outcome::Unchanged);
     }
 }
@@ -251,7 +228,7 @@ async fn a_binary_that_was_taken_over_and_is_not_as_expected_fails_its_shim_alon
 #[tokio::test]
 async fn another_binary_goes_behind_the_path_that_was_taken_over() {
     let host = host(UNTERMINATED);
-    let plain = listing(&host);
+    let plain = host.tree(false);
     add_kwasm(&host);
     let before = host.config();
     let path = kwasm_path("spin", "v2");
@@ -265,7 +242,7 @@ async fn another_binary_goes_behind_the_path_that_was_taken_over() {
     }
     assert!(!host.path(&format!("{path}.farrier-old")).exists());
     host.uninstall(None).await;
-    assert_eq!(listing(&host), plain);
+    assert_eq!(host.tree(false), plain);
 }
 
 #[tokio::test]
@@ -312,7 +289,7 @@ async fn the_same_options_are_taken_over_as_they_stand() {
 async fn a_table_under_an_id_that_nobody_reads_is_declared_in_the_right_place() {
     let config = "version = 3\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n";
     let host = host(config);
-    let plain = listing(&host);
+    let plain = host.tree(false);
     add_kwasm(&host);
     let report = host.install(&[wanted("spin", 3)], &[]).await;
     assert_eq!(report.result, Outcome::Applied, "{report:?}");
@@ -324,7 +301,7 @@ async fn a_table_under_an_id_that_nobody_reads_is_declared_in_the_right_place() 
     assert_eq!(again.result, Outcome::Unchanged, "{again:?}");
     host.uninstall(None).await;
     assert_eq!(host.config(), config);
-    assert_eq!(listing(&host), plain);
+    assert_eq!(host.tree(false), plain);
 }
 
 #[rstest]
@@ -352,9 +329,9 @@ async fn a_folder_is_a_predecessor_s_only_where_its_lock_file_says_so(#[case] ho
     let host = host(TERMINATED);
     add_rcm(&host, home, &[("spin-v2", false)]);
     std::fs::remove_file(host.path(&format!("{home}/rcm-lock.json"))).unwrap();
-    let before = listing(&host);
+    let before = host.tree(false);
     assert_eq!(host.uninstall(None).await.result, Outcome::Unchanged);
-    assert_eq!(listing(&host), before);
+    assert_eq!(host.tree(false), before);
     let report = host.install(&[wanted("spin-v2", 77)], &[]).await;
     assert_eq!(report.result, Outcome::Refused, "{report:?}");
 }
@@ -362,11 +339,11 @@ async fn a_folder_is_a_predecessor_s_only_where_its_lock_file_says_so(#[case] ho
 #[tokio::test]
 async fn a_folder_of_another_choice_is_known_by_its_lock_file() {
     let host = host(TERMINATED);
-    let plain = listing(&host);
+    let plain = host.tree(false);
     std::fs::create_dir_all(host.path("/srv")).unwrap();
     add_rcm(&host, "/srv/shims", &[("spin-v2", true)]);
     host.uninstall(None).await;
-    assert_eq!(listing(&host), plain);
+    assert_eq!(host.tree(false), plain);
 }
 
 #[tokio::test]
@@ -375,9 +352,9 @@ async fn a_folder_that_leads_elsewhere_is_nobody_s() {
     add_rcm(&host, "/opt/rcm", &[("spin-v2", false)]);
     std::fs::rename(host.path("/opt/rcm/bin"), host.path("/usr-bin")).unwrap();
     symlink("/usr-bin", host.path("/opt/rcm/bin")).unwrap();
-    let before = listing(&host);
+    let before = host.tree(false);
     assert_eq!(host.uninstall(None).await.result, Outcome::Unchanged);
-    assert_eq!(listing(&host), before);
+    assert_eq!(host.tree(false), before);
 }
 
 #[tokio::test]
@@ -411,7 +388,7 @@ async fn a_template_of_k3s_is_taken_over_and_put_back(#[case] template: &str) {
     std::fs::create_dir_all(host.path("/var/lib/rancher/k3s/agent/etc")).unwrap();
     std::fs::rename(host.path("/etc/containerd"), host.path(directory)).unwrap();
     host.write(&source, template.as_bytes());
-    let plain = listing(&host);
+    let plain = host.tree(false);
     // The installer appends to what it takes for containerd's configuration.
     host.write("/etc/containerd/config.toml", b"");
     add_rcm(&host, "/opt/rcm", &[("spin-v2", true), ("wws-v1", false)]);
@@ -437,7 +414,7 @@ async fn a_template_of_k3s_is_taken_over_and_put_back(#[case] template: &str) {
     assert_eq!(text(), template);
     // It is rendered at the next start.
     host.write(&rendered, b"");
-    assert_eq!(listing(&host), plain);
+    assert_eq!(host.tree(false), plain);
 }
 
 #[tokio::test]

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use farrier::handoff::Outcome;
 
-use crate::node::{CONFIG, CONFIG_PATH, Node, on_each, releases};
+use crate::containerd::programs;
+use crate::node::{CONFIG, CONFIG_PATH, Node, on_each};
 
 #[test]
 fn shims_come_and_go_with_a_restart_each_and_leave_no_trace() {
@@ -97,7 +98,7 @@ fn a_node_that_was_upgraded_meanwhile_is_left_as_it_was() {
             fs::copy(release, &program).unwrap();
             node.start();
         };
-        let newer = releases()
+        let newer = programs()
             .into_iter()
             .skip_while(|other| other != release)
             .skip(1);

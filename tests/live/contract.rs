@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-use crate::node::{Node, releases};
+use crate::containerd::programs;
+use crate::node::Node;
 
 /// Fails unless `found` holds all of `expected`. A text in angle brackets stands for whatever differs from run to run.
 fn assert_holds(expected: &Value, found: &Value, at: &str) {
@@ -97,7 +98,7 @@ fn unwell(mut report: Value) -> Value {
 #[test]
 fn each_outcome_has_its_exit_status_and_its_fields() {
     // The releases of containerd have no part in it.
-    let node = Node::new(&releases()[2]);
+    let node = Node::new(&programs()[2]);
     let link = "/opt/farrier/bin/containerd-shim-a";
     let handler = |served: bool, reason: &Value| {
         json!({

@@ -8,7 +8,9 @@ use farrier::handoff::Outcome;
 
 use rstest::rstest;
 
-use crate::node::{CONFIG, Node, on_each, releases};
+use crate::containerd::programs;
+use crate::node::{CONFIG, Node, on_each};
+use crate::random::Random;
 use crate::trace::is_killed_at;
 
 const INSTALL: [&str; 3] = [
@@ -42,8 +44,8 @@ fn assert_converges(node: &Node, arguments: &[&str], whole: &Whole, when: &str) 
 
 /// What the node carries with the shims and without them.
 struct Whole {
-    with: std::collections::BTreeMap<String, String>,
-    without: std::collections::BTreeMap<String, String>,
+    with: std::collections::BTreeMap<std::path::PathBuf, String>,
+    without: std::collections::BTreeMap<std::path::PathBuf, String>,
 }
 
 impl Whole {
@@ -80,7 +82,7 @@ fn at_every_write(release: &Path) {
 #[case::of_1_7(1)]
 #[case::of_2_1(2)]
 fn a_change_that_is_killed_at_any_write_is_carried_out_by_the_next_run(#[case] release: usize) {
-    at_every_write(&releases()[release]);
+    at_every_write(&programs()[release]);
 }
 
 #[test]
@@ -95,14 +97,10 @@ fn a_change_that_is_killed_at_any_moment_is_carried_out_by_the_next_run() {
     on_each(|release| {
         let node = Node::new(release);
         let whole = Whole::of(&node);
-        // xorshift (Marsaglia 2003); 0 would stay 0.
-        let mut state = seed | 1;
+        let mut random = Random(seed);
         for _ in 0..MOMENTS {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
             // A change takes about that long.
-            let moment = Duration::from_micros(state % 400_000);
+            let moment = Duration::from_micros(random.below(400_000));
             let when = format!("after {moment:?}");
             for (arguments, back) in [(&INSTALL[..], &UNINSTALL[..]), (&UNINSTALL, &INSTALL)] {
                 assert_eq!(node.change(back).0, 0, "{when}");

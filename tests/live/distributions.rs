@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use farrier::handoff::{Outcome, ProvisionReport};
 use rstest::rstest;
 
-use crate::node::{Node, on_each, releases};
+use crate::containerd::programs;
+use crate::node::{Node, on_each};
 use crate::trace::is_killed_at;
 
 /// A k3s under `OpenRC`, which renders its template at each start.
@@ -44,7 +45,7 @@ pub const BASE_3: &str = "version = 3\n[plugins.'io.containerd.cri.v1.runtime'.c
 
 /// A node of that kind, on which nothing runs yet.
 pub fn node(release: usize, kind: &str, program: &str, base: &str) -> Node {
-    let node = Node::stopped(&releases()[release], &[]);
+    let node = Node::stopped(&programs()[release], &[]);
     node.write("/sbin/kind", kind.as_bytes(), 0o644);
     node.write("/srv/base", base.as_bytes(), 0o644);
     node.write(program, b"", 0o755);
@@ -197,7 +198,7 @@ fn a_managed_node_is_told_by_the_kubelet_that_runs_there(
     #[case] argument: &str,
     #[case] expected: &str,
 ) {
-    let node = Node::new(&releases()[1]);
+    let node = Node::new(&programs()[1]);
     fs::copy("/bin/bash", node.path("/run/kubelet")).unwrap();
     node.leave(&format!(
         "exec /run/kubelet -c 'touch /run/kubelet.runs; sleep infinity & wait' {argument}"
@@ -215,7 +216,7 @@ fn a_managed_node_is_told_by_the_kubelet_that_runs_there(
 /// Each of these would win over the node's own containerd, by its path or by what the kubelet says, if a name were enough.
 #[test]
 fn programs_that_a_user_of_the_node_calls_containerd_and_kubelet_change_nothing() {
-    let node = Node::new(&releases()[1]);
+    let node = Node::new(&programs()[1]);
     let home = node.path("/home/u");
     for name in ["rancher/k3s/containerd", "kubelet"] {
         let program = home.join(name);
@@ -327,7 +328,7 @@ fn a_restart_that_a_write_brings_about_is_noted_before_it() {
 
 #[test]
 fn files_that_another_distribution_left_do_not_change_the_detected_distribution() {
-    let node = Node::new(&releases()[1]);
+    let node = Node::new(&programs()[1]);
     let template = "/var/snap/microk8s/current/args/containerd-template.toml";
     let rendered = format!("{K3S_DIRECTORY}/config.toml");
     for path in [

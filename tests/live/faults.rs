@@ -10,7 +10,8 @@ use farrier::handoff::Outcome;
 use nix::mount::MsFlags;
 use rstest::rstest;
 
-use crate::node::{CONFIG, CONFIG_PATH, Node, Run, on_each, releases, shim};
+use crate::containerd::programs;
+use crate::node::{CONFIG, CONFIG_PATH, Node, Run, on_each, shim};
 
 const INSTALL: [&str; 2] = ["install", "--shim=a=file:///srv/a"];
 
@@ -95,7 +96,7 @@ fn a_containerd_that_ends_is_put_back() {
 #[test]
 fn a_containerd_that_never_answers_is_put_back() {
     // A minute each, which the release of containerd has no part in.
-    assert_rolled_back(&releases()[2], &["silent"], "did not come back within");
+    assert_rolled_back(&programs()[2], &["silent"], "did not come back within");
 }
 
 #[test]
@@ -301,7 +302,7 @@ fn a_mount_that_takes_no_shim_is_told_before_any_write(
     #[case] flags: MsFlags,
     #[case] words: &str,
 ) {
-    let node = Node::new(&releases()[1]);
+    let node = Node::new(&programs()[1]);
     node.restrict(path, flags);
     let before = node.tree();
     let (status, report) = node.change(&INSTALL);
@@ -317,7 +318,7 @@ fn binaries_are_kept_at_the_first_place_that_takes_programs(
     #[case] restricted: &str,
     #[case] expected: &str,
 ) {
-    let node = Node::new(&releases()[1]);
+    let node = Node::new(&programs()[1]);
     node.write("/etc/os-release", b"ID=cos\n", 0o644);
     node.restrict(restricted, MsFlags::MS_NOEXEC);
     let before = node.tree();
@@ -357,7 +358,7 @@ fn a_configuration_behind_links_and_on_other_file_systems_is_edited_where_it_is(
 
 #[test]
 fn an_installer_changes_nothing_while_another_is_at_work() {
-    let node = Node::new(&releases()[1]);
+    let node = Node::new(&programs()[1]);
     let before = node.tree();
     let directory = node.path("/run/farrier");
     fs::create_dir(&directory).unwrap();

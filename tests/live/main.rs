@@ -7,6 +7,8 @@
 #![allow(clippy::print_stdout, reason = "a failed test shows its seed")]
 
 mod changes;
+#[path = "../support/containerd.rs"]
+mod containerd;
 mod contract;
 mod crashes;
 mod distributions;
@@ -14,10 +16,16 @@ mod doctor;
 #[path = "../support/elf.rs"]
 mod elf;
 mod faults;
+#[path = "../support/legacy.rs"]
+mod legacy;
 mod node;
+#[path = "../support/random.rs"]
+mod random;
 mod removal;
 mod sandbox;
 mod signals;
 mod takeover;
 #[path = "../support/trace.rs"]
 mod trace;
+#[path = "../support/tree.rs"]
+mod tree;

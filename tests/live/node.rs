@@ -10,9 +10,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::containerd::{programs, set_up_network};
 use crate::elf::executable;
+use crate::tree::tree;
 use farrier::handoff::ProvisionReport;
-use farrier::names::sha256_hex;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 
@@ -58,16 +59,9 @@ impl Drop for Node {
     }
 }
 
-/// The programs under test; each serves as `1.7.35` or the like.
-pub fn releases() -> Vec<PathBuf> {
-    let programs = std::env::var_os("FARRIER_CONTAINERDS")
-        .expect("`cargo xtask test live` names the programs in FARRIER_CONTAINERDS");
-    std::env::split_paths(&programs).collect()
-}
-
 /// Does `work` on a node of each release, one after the other.
 pub fn on_each(work: impl Fn(&Path) + Sync) {
-    for release in releases() {
+    for release in programs() {
         // A namespace of process numbers takes no second process 1, and a thread has but one.
         let done = std::thread::scope(|scope| scope.spawn(|| work(&release)).join());
         assert!(done.is_ok(), "on {}", release.display());
@@ -138,11 +132,7 @@ impl Node {
             no_data(&format!("/{name}"), &directory.join(name), "", flags);
         }
         tmpfs("local", &directory.join("usr/local"));
-        // A daemon that streams from its own address looks for one on the default route.
-        let network =
-            "ip link set lo up && ip address add 10.0.0.1/32 dev lo && ip route add default dev lo";
-        let status = Command::new("sh").args(["-c", network]).status();
-        assert!(status.unwrap().success());
+        set_up_network();
         for (path, options) in mounts {
             let target = directory.join(path.trim_start_matches('/'));
             fs::create_dir_all(&target).unwrap();
@@ -332,42 +322,11 @@ impl Node {
         assert!(output.status.success(), "{words}");
     }
 
-    /// What of the node could be ours, or the administrator's: every path with its mode and its bytes or target.
-    pub fn tree(&self) -> BTreeMap<String, String> {
-        let mut tree = BTreeMap::new();
-        let mut directories = ["/etc", "/opt", "/srv", "/var/lib"]
-            .map(|name| self.path(name))
-            .to_vec();
-        // A link's target is listed where it is.
-        directories.retain(|directory| !directory.is_symlink());
-        while let Some(directory) = directories.pop() {
-            for entry in fs::read_dir(directory).unwrap() {
-                let path = entry.unwrap().path();
-                let name = path
-                    .strip_prefix(&self.directory)
-                    .unwrap()
-                    .to_string_lossy()
-                    .into_owned();
-                // The daemon's own.
-                if name == "var/lib/containerd" || name == "opt/containerd" {
-                    continue;
-                }
-                let metadata = path.symlink_metadata().unwrap();
-                let mut what = format!("{:o} ", metadata.permissions().mode());
-                if metadata.is_symlink() {
-                    what += &fs::read_link(&path).unwrap().to_string_lossy();
-                } else if metadata.is_dir() {
-                    directories.push(path);
-                } else if name == "var/lib/farrier/verified.json" {
-                    // Inodes and times: never the same twice.
-                    what += "stamps";
-                } else {
-                    what += &sha256_hex(&fs::read(&path).unwrap());
-                }
-                tree.insert(name, what);
-            }
-        }
-        tree
+    /// Everything on the node that Farrier or the administrator could own: every path with its mode and its target or digest.
+    pub fn tree(&self) -> BTreeMap<PathBuf, String> {
+        let parts = ["etc", "opt", "srv", "var/lib"];
+        let of_containerd = ["var/lib/containerd", "opt/containerd"];
+        tree(&self.directory, &parts, &of_containerd, false)
     }
 }
 

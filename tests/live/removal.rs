@@ -13,7 +13,8 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
 use tokio::time::timeout;
 
-use crate::node::{CONFIG_PATH, Node, on_each, releases};
+use crate::containerd::programs;
+use crate::node::{CONFIG_PATH, Node, on_each};
 use crate::sandbox::{CONFIG, Cri, node, wait};
 
 const INSTALL: [&str; 2] = ["install", "--shim=x=file:///srv/runc"];
@@ -141,7 +142,7 @@ const HANGING: &str = "#!/bin/bash\nfor word; do [ \"$word\" = delete ] && [ -e 
 #[test]
 fn a_containerd_that_hangs_on_a_dead_sandbox_is_put_back() {
     // It waits for ever at its start, whatever its release; a minute is enough to see that of one.
-    let node = node(&releases()[3]);
+    let node = node(&programs()[3]);
     node.write("/srv/hanging", HANGING.as_bytes(), 0o755);
     fs::set_permissions(node.path("/srv/runc"), PermissionsExt::from_mode(0o755)).unwrap();
     let config = format!(

@@ -10,7 +10,8 @@ use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkfifo};
 use rstest::rstest;
 
-use crate::node::{Node, on_each, releases};
+use crate::containerd::programs;
+use crate::node::{Node, on_each};
 use crate::trace::is_interrupted_at;
 
 const INSTALL: [&str; 3] = [
@@ -61,7 +62,7 @@ fn at_every_write(node: &Node, arguments: &[&str], back: &[&str]) {
 #[case::of_1_7(1)]
 #[case::of_2_1(2)]
 fn a_change_that_gets_a_signal_is_undone_without_a_restart_or_finished(#[case] release: usize) {
-    let node = Node::new(&releases()[release]);
+    let node = Node::new(&programs()[release]);
     at_every_write(&node, &INSTALL, &UNINSTALL);
     assert_eq!(node.change(&INSTALL).0, 0);
     at_every_write(&node, &UNINSTALL, &INSTALL);

@@ -6,8 +6,10 @@ use std::path::Path;
 use farrier::handoff::Outcome;
 use farrier::names::sha256_hex;
 
+use crate::containerd::programs;
 use crate::distributions::{BASE_2, K3S, node};
-use crate::node::{CONFIG, CONFIG_PATH, Node, Run, on_each, releases, shim};
+use crate::legacy::{kwasm_table, rcm_lock, rcm_table};
+use crate::node::{CONFIG, CONFIG_PATH, Node, Run, on_each, shim};
 
 const SCHEMA_2: &str = "io.containerd.grpc.v1.cri";
 const SCHEMA_3: &str = "io.containerd.cri.v1.runtime";
@@ -20,9 +22,7 @@ fn add_kwasm(node: &Node) -> String {
         let path = format!("/opt/kwasm/bin/containerd-shim-{name}");
         node.write(&path, &shim(seed, Run::Ends), 0o755);
         let (handler, _) = name.rsplit_once('-').unwrap();
-        tables += &format!(
-            "[plugins.\"{SCHEMA_2}\".containerd.runtimes.{handler}]\n    runtime_type = \"{path}\"\n"
-        );
+        tables += &kwasm_table(handler, &path);
     }
     node.write("/opt/kwasm/active", b"", 0o644);
     format!("\n{tables}\n")
@@ -30,25 +30,17 @@ fn add_kwasm(node: &Node) -> String {
 
 /// What runtime-class-manager's installer does to a node: two shims, the first with an option.
 fn add_rcm(node: &Node, plugin: &str) -> String {
-    let (mut stanzas, mut entries) = (String::new(), Vec::new());
-    for (seed, name, options) in [(1, "spin-v2", true), (2, "wws-v1", false)] {
+    let (mut tables, mut binaries) = (String::new(), Vec::new());
+    for (seed, name, option) in [(1, "spin-v2", true), (2, "wws-v1", false)] {
         let path = format!("/opt/rcm/bin/containerd-shim-{name}");
         let bytes = shim(seed, Run::Ends);
         node.write(&path, &bytes, 0o755);
-        let table = format!("[plugins.\"{plugin}\".containerd.runtimes.{name}");
-        stanzas +=
-            &format!("\n# RCM runtime config for {name}\n{table}]\nruntime_type = \"{path}\"\n");
-        if options {
-            stanzas += &format!("{table}.options]\nSystemdCgroup = true");
-        }
-        entries.push(format!(
-            "  \"{name}\": {{\n   \"sha256\": \"{}\",\n   \"path\": \"{path}\"\n  }}",
-            sha256_hex(&bytes)
-        ));
+        tables += &rcm_table(plugin, name, &path, option);
+        binaries.push((name, sha256_hex(&bytes), path));
     }
-    let lock = format!("{{\n \"shims\": {{\n{}\n }}\n}}", entries.join(",\n"));
+    let lock = rcm_lock(&binaries);
     node.write("/opt/rcm/rcm-lock.json", lock.as_bytes(), 0o644);
-    stanzas
+    tables
 }
 
 /// Takes over what a predecessor put on a node of `config`, finds nothing more to do, and takes all of it away.
@@ -112,7 +104,7 @@ fn runtimes_of_runtime_class_manager_are_taken_over_and_leave_without_a_trace() 
 #[test]
 fn runtimes_of_runtime_class_manager_in_a_schema_3_configuration_are_taken_over_and_leave_without_a_trace()
  {
-    for release in &releases()[2..] {
+    for release in &programs()[2..] {
         let add = |node: &Node| add_rcm(node, SCHEMA_3);
         let work = || is_taken_over(release, CONFIG_3, add, &RCM_SHIMS);
         let done = std::thread::scope(|scope| scope.spawn(work).join());
