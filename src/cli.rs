@@ -422,7 +422,7 @@ mod tests {
     use crate::handoff::Sha256Digest;
 
     #[test]
-    fn clap_finds_no_fault_with_the_definition() {
+    fn clap_accepts_the_definition() {
         Cli::command().debug_assert();
     }
 
@@ -443,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn an_install_of_nothing_is_usage() {
+    fn an_install_without_shims_is_a_usage_error() {
         assert!(Cli::try_parse_from(["farrier", "install"]).is_err());
         assert!(
             Cli::try_parse_from(["farrier", "install", "--reserve=spin", "--shim=a=file:///a"])
@@ -471,7 +471,7 @@ mod tests {
     }
 
     #[rstest]
-    fn a_deadline_that_is_no_positive_number_of_seconds_is_a_usage_error(
+    fn a_deadline_of_zero_or_less_is_a_usage_error(
         #[values("0", "-1", "", "1.5", "30s", "2147483648", "9223372036854775807")] text: &str,
         #[values(
             &["controller", "--image=farrier", "--job-deadline"],
@@ -503,7 +503,10 @@ mod tests {
     #[case("", JobTtl::Unreadable(String::new()))]
     #[case("1h", JobTtl::Unreadable("1h".to_owned()))]
     #[case("2147483648", JobTtl::Unreadable("2147483648".to_owned()))]
-    fn a_lifetime_that_is_no_number_is_none(#[case] text: &str, #[case] expected: JobTtl) {
+    fn an_invalid_job_lifetime_is_parsed_as_unreadable(
+        #[case] text: &str,
+        #[case] expected: JobTtl,
+    ) {
         let options = controller(&format!("--job-ttl={text}")).unwrap();
         assert_eq!(options.job_ttl, Some(expected));
     }
@@ -516,13 +519,16 @@ mod tests {
     #[case("", false)]
     #[case("1", false)]
     #[case("yes", false)]
-    fn every_node_is_provisioned_where_kwasm_would(#[case] text: &str, #[case] expected: bool) {
+    fn auto_provision_accepts_the_values_that_kwasm_accepts(
+        #[case] text: &str,
+        #[case] expected: bool,
+    ) {
         let options = controller(&format!("--auto-provision={text}")).unwrap();
         assert_eq!(options.auto_provision, expected);
     }
 
     #[test]
-    fn a_shim_spec_reads_to_a_request() {
+    fn a_shim_argument_is_parsed_to_a_request() {
         let digest = Sha256Digest::of(b"a");
         let spec = format!(
             "spin-v2=https://example.org/a.tar.gz?x=1,sha256={digest},alias=spin,option.SystemdCgroup=true"
@@ -535,13 +541,13 @@ mod tests {
     }
 
     #[test]
-    fn a_spec_may_name_the_file_in_an_archive() {
+    fn a_shim_argument_can_name_the_file_in_an_archive() {
         let shim = parse_shim("spin=file:///a.tar.gz,binary=containerd-shim-spin-v2").unwrap();
         assert_eq!(shim.binary.as_deref(), Some("containerd-shim-spin-v2"));
     }
 
     #[test]
-    fn a_spec_without_location_or_with_an_unknown_key_is_usage() {
+    fn a_shim_argument_without_location_or_with_an_unknown_key_is_a_usage_error() {
         for spec in [
             "spin",
             "=x",

@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn progress_reads_back_from_its_label() {
+    fn progress_is_parsed_from_its_label() {
         for progress in [
             Progress::Pending,
             Progress::Provisioned,

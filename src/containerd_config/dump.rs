@@ -297,7 +297,7 @@ BinaryName = ""
     }
 
     #[test]
-    fn a_handler_that_the_dump_lacks_is_named() {
+    fn a_handler_missing_from_the_dump_is_named() {
         let desired = [Handler {
             name: "a".to_owned(),
             runtime_type: "/a".to_owned(),

@@ -480,7 +480,7 @@ mod tests {
     #[rstest]
     #[case::in_the_file("kata")]
     #[case::in_another_file("other")]
-    fn a_handler_of_somebody_else_is_refused(#[case] name: &str) {
+    fn a_handler_of_others_is_refused(#[case] name: &str) {
         let kata = "[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.kata]\n";
         assert!(matches!(
             edited(&format!("{PLAIN}{kata}"), &[], &[handler(name)]),
@@ -642,7 +642,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_somebody_added_to_a_managed_handler_is_removed() {
+    fn a_key_that_others_added_to_a_managed_handler_is_removed() {
         let with = edited(PLAIN, &[], &[handler("a")]).unwrap();
         let drifted = with.clone() + "runtime_path = '/evil'\n";
         assert_eq!(edited(&drifted, &["a"], &[handler("a")]).unwrap(), with);

@@ -426,7 +426,7 @@ mod tests {
         "# KWASM runtime config for a\n",
         Some(LegacyInstaller::Kwasm)
     )]
-    #[case::ours_below_what_is_left_of_another(
+    #[case::managed_below_an_incomplete_legacy_table(
         "/opt/farrier/bin/containerd-shim-a",
         "# KWASM runtime config for b\n# farrier: managed\n",
         None

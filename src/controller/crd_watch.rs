@@ -95,13 +95,13 @@ mod tests {
     }
 
     #[test]
-    fn our_definition_is_current_once_it_is_established() {
+    fn the_crd_of_this_release_is_current_once_it_is_established() {
         assert!(is_current(&established()));
         assert!(!is_current(&Shim::crd()));
     }
 
     #[test]
-    fn a_definition_without_our_field_or_without_status_is_not_current() {
+    fn a_crd_without_a_field_or_status_is_not_current() {
         let mut older = established();
         older.spec.versions[0].subresources = None;
         assert!(!is_current(&older));

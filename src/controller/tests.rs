@@ -180,7 +180,7 @@ fn a_deleted_job_is_reported_once_even_if_the_watch_lags() {
 }
 
 #[test]
-fn no_further_job_is_created_while_too_many_have_no_pod() {
+fn no_job_is_created_while_too_many_jobs_have_no_pod() {
     let mut waiting_for_pod_slot = scene().annotated();
     waiting_for_pod_slot.hold = Hold::NoPodSlot;
     let plan = waiting_for_pod_slot.decide();

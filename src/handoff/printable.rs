@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_terminal_acts_on_no_character_of_a_printable_text() {
+    fn a_printable_text_has_no_control_characters() {
         let text = "a\u{1b}[2Jb\nc\u{202e}d\u{85}e\u{2028}f\tg\u{2066}h\u{200e}i\u{feff}j\u{61c}k";
         assert_eq!(printable(text), "a [2Jb c d e f g h i j k");
         assert_eq!(

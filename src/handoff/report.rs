@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_failures_each_keeps_its_cause() {
+    fn each_of_many_failures_keeps_its_cause() {
         let mut report = ProvisionReport::new(Outcome::Refused);
         report.handlers = (0..24)
             .map(|n| HandlerReport {
@@ -421,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interrupted_run_says_so_in_a_field_that_other_reports_and_former_releases_lack() {
+    fn only_the_report_of_an_interrupted_run_has_the_field_interrupted() {
         let mut report = ProvisionReport::new(Outcome::RolledBack);
         assert!(!report.to_json().contains("interrupted"));
         let read = ProvisionReport::from_json(&report.to_json()).unwrap();
@@ -434,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn a_report_of_another_version_is_not_taken_for_an_answer() {
+    fn a_report_of_another_version_is_ignored() {
         let text = ProvisionReport::new(Outcome::Applied)
             .to_json()
             .replace("farrier.dev/v1", "farrier.dev/v2");

@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_would_leave_its_directory_is_refused() {
+    fn an_invalid_name_is_refused() {
         let long = "a".repeat(super::super::name::LONGEST_NAME + 1);
         for name in ["../spin", "a/b", "", ".hidden", "a\nb", "ä", &long] {
             let request =
@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn options_take_the_type_that_their_text_shows() {
+    fn the_type_of_an_option_is_read_from_its_text() {
         assert_eq!(OptionValue::from_text("true"), OptionValue::Boolean(true));
         assert_eq!(OptionValue::from_text("-12"), OptionValue::Integer(-12));
         assert_eq!(

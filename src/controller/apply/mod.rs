@@ -597,7 +597,7 @@ mod tests {
     #[case::too_large(422, true)]
     #[case::lost_to_another(409, false)]
     #[case::overloaded(429, false)]
-    #[case::gone(404, false)]
+    #[case::not_found(404, false)]
     fn only_errors_that_a_retry_cannot_cure_are_rejections(
         #[case] code: u16,
         #[case] rejected: bool,

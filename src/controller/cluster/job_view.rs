@@ -354,7 +354,7 @@ mod tests {
         &[json!({"phase": "Failed", "reason": "OutOfmemory", "message": "Node didn't have enough resource"})],
         "OutOfmemory: Node didn't have enough"
     )]
-    fn a_job_that_ended_without_a_report_says_why(
+    fn a_job_that_ended_without_a_report_has_a_reason(
         #[case] conditions: Value,
         #[case] statuses: &[Value],
         #[case] part: &str,

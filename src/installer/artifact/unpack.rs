@@ -459,7 +459,7 @@ mod tests {
     #[case::two_releases(["spin-v1", "spin-v2"], "spin", None)]
     #[case::the_right_one_first(["spin-v2", "spin-v1"], "spin-v2", Some(1))]
     #[case::without_a_suffix(["spin", "spin-v2"], "spin", Some(1))]
-    fn no_binary_is_taken_for_another_one_beside_it(
+    fn only_the_binary_of_the_shim_is_taken_from_an_archive_of_several(
         #[case] members: [&str; 2],
         #[case] shim: &str,
         #[case] taken: Option<u8>,
@@ -499,7 +499,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bare_program_is_its_own_artifact() {
+    fn a_program_without_an_archive_is_an_artifact() {
         let mut out = Vec::new();
         unpack(program().as_slice(), "x", None, &mut out).unwrap();
         assert_eq!(out, program());
@@ -513,7 +513,10 @@ mod tests {
     #[case::hard_link("other", EntryType::Link)]
     #[case::device("other", EntryType::Block)]
     #[case::fifo("other", EntryType::Fifo)]
-    fn an_archive_that_climbs_is_refused_whole(#[case] member: &str, #[case] kind: EntryType) {
+    fn an_archive_with_a_path_outside_its_directory_is_refused(
+        #[case] member: &str,
+        #[case] kind: EntryType,
+    ) {
         let program = program();
         let archive = archive(&[
             ("containerd-shim-a", EntryType::Regular, &program),
@@ -547,7 +550,7 @@ mod tests {
     #[rstest]
     #[case::gnu(EntryType::GNULongName, |path: &str| [path.as_bytes(), b"\0"].concat())]
     #[case::pax(EntryType::XHeader, |path: &str| pax("path", path))]
-    fn a_long_path_counts_and_is_judged_as_any_other(
+    fn a_long_path_is_read_and_checked_as_a_short_one(
         #[case] kind: EntryType,
         #[case] describe: impl Fn(&str) -> Vec<u8>,
     ) {
@@ -565,7 +568,7 @@ mod tests {
     }
 
     #[test]
-    fn a_member_that_two_readers_would_see_differently_is_refused() {
+    fn a_member_with_an_ambiguous_header_is_refused() {
         let result = described(EntryType::XHeader, &pax("size", "7"));
         assert!(
             matches!(result, Err(Error::UnsafePath { .. })),
@@ -579,7 +582,7 @@ mod tests {
     }
 
     #[test]
-    fn an_archive_that_grows_beyond_all_bounds_is_refused() {
+    fn an_archive_beyond_the_size_limit_is_refused() {
         let crowd = vec![("a", EntryType::Directory, b"".as_slice()); MAX_MEMBERS + 1];
         let result = unpack(archive(&crowd).as_slice(), "a", None, &mut Vec::new());
         assert!(matches!(result, Err(Error::TooLarge)), "{result:?}");
@@ -596,7 +599,7 @@ mod tests {
     }
 
     #[test]
-    fn a_member_that_is_cut_off_is_no_binary() {
+    fn a_truncated_member_is_refused() {
         let mut header = Header::new_gnu();
         header.set_path("containerd-shim-a").unwrap();
         header.set_size(100_000);
@@ -619,7 +622,9 @@ mod tests {
     #[case::half_a_checksum(|archive: &mut Vec<u8>| archive.truncate(archive.len() - 1))]
     #[case::a_further_member(|archive: &mut Vec<u8>| archive.extend([0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 0xff]))]
     #[case::a_further_header(|archive: &mut Vec<u8>| archive.extend(GZIP))]
-    fn a_damaged_archive_is_refused_without_a_digest_of_it(#[case] damage: impl Fn(&mut Vec<u8>)) {
+    fn a_damaged_archive_is_refused_although_no_digest_is_known(
+        #[case] damage: impl Fn(&mut Vec<u8>),
+    ) {
         let mut whole = archive(&[("containerd-shim-a", EntryType::Regular, &program())]);
         damage(&mut whole);
         let result = unpack(whole.as_slice(), "a", None, &mut Vec::new());
@@ -639,7 +644,7 @@ mod tests {
     }
 
     #[test]
-    fn an_archive_of_several_gzip_members_is_one_and_what_follows_its_end_is_not_read() {
+    fn several_gzip_members_are_one_archive_and_trailing_bytes_are_ignored() {
         let whole = archive(&[("containerd-shim-a", EntryType::Regular, &program())]);
         let mut tar = Vec::new();
         GzipMembers::new(whole.as_slice())
@@ -659,7 +664,7 @@ mod tests {
     }
 
     #[test]
-    fn an_archive_without_the_binary_says_what_it_holds() {
+    fn an_archive_without_the_binary_is_refused_with_its_list_of_members() {
         let archive = archive(&[("README", EntryType::Regular, b"hello")]);
         let error = unpack(archive.as_slice(), "spin", None, &mut Vec::new()).unwrap_err();
         assert!(
@@ -673,13 +678,13 @@ mod tests {
     #[case::page(b"<html>")]
     #[case::script(b"#!/bin/sh\n")]
     #[case::nothing(b"")]
-    fn what_begins_as_no_artifact_is_named_so(#[case] artifact: &[u8]) {
+    fn an_artifact_of_an_unknown_kind_is_refused(#[case] artifact: &[u8]) {
         let result = unpack(artifact, "a", None, &mut Vec::new());
         assert!(matches!(result, Err(Error::Unknown)), "{result:?}");
     }
 
     #[test]
-    fn other_bytes_than_an_archive_or_a_program_are_refused() {
+    fn bytes_other_than_an_archive_or_a_program_are_refused() {
         let program = program();
         let whole = archive(&[("containerd-shim-a", EntryType::Regular, &program)]);
         let mut other_cpu = program.clone();

@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn imports_are_followed_in_containerd_s_order() {
+    fn imports_are_read_in_the_order_of_containerd() {
         let directory = tempfile::tempdir().unwrap();
         let conf = directory.path().join("etc/containerd/conf.d");
         std::fs::create_dir_all(&conf).unwrap();

@@ -255,7 +255,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sandbox_of_a_completed_pod_uses_nothing_unless_a_container_of_it_lives() {
+    fn the_sandbox_of_a_completed_pod_counts_only_while_a_container_runs() {
         let sandbox = |id: &str, state: PodSandboxState| PodSandbox {
             id: id.to_owned(),
             state: state as i32,

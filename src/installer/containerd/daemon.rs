@@ -222,16 +222,16 @@ mod tests {
     }
 
     #[rstest]
-    #[case::that_says(&[(9, kubelet(SAYS))], Some((SAYS, Some("/run/a.sock"))))]
-    #[case::that_does_not_say(&[(9, kubelet(SILENT))], Some((SILENT, None)))]
-    #[case::of_two_the_one_that_says(
+    #[case::with_a_socket(&[(9, kubelet(SAYS))], Some((SAYS, Some("/run/a.sock"))))]
+    #[case::without_a_socket(&[(9, kubelet(SILENT))], Some((SILENT, None)))]
+    #[case::the_one_with_a_socket_of_two(
         &[(8, kubelet(SILENT)), (9, kubelet(SAYS))],
         Some((SAYS, Some("/run/a.sock")))
     )]
-    #[case::of_that_name_alone(&[(9, Given { comm: "kubelite", ..kubelet(SAYS) })], None)]
+    #[case::another_program_of_that_name(&[(9, Given { comm: "kubelite", ..kubelet(SAYS) })], None)]
     #[case::of_a_user(&[(9, Given { uids: "1000\t1000\t1000\t1000", ..kubelet(SAYS) })], None)]
     #[case::none(&[], None)]
-    fn the_kubelet_is_one_that_root_started(
+    fn only_a_kubelet_that_root_started_counts(
         #[case] processes: &[(u32, Given<'_>)],
         #[case] expected: Option<(&str, Option<&str>)>,
     ) {
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_s_processes_beside_the_real_ones_change_nothing() {
+    fn processes_of_a_user_are_ignored() {
         let user = |given: Given<'static>, program| Given {
             uids: "1000\t1000\t1000\t1000",
             cgroup: "0::/user.slice/user-1000.slice/session-1.scope\n",
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_processes_that_are_alike_the_one_with_the_lower_pid_counts() {
+    fn of_two_equal_processes_the_one_with_the_lower_pid_counts() {
         let found = find_daemon(&tree(&[(1041, CONTAINERD), (812, CONTAINERD)]).host()).unwrap();
         assert_eq!(found.unwrap().process, (812, 812));
         let kubelets = [(1041, kubelet("a\0")), (812, kubelet("b\0"))];
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_still_runs_until_another_has_its_pid() {
+    fn a_process_counts_as_ended_when_another_has_its_pid() {
         let tree = tree(&[(812, CONTAINERD)]);
         let daemon = find_daemon(&tree.host()).unwrap().unwrap();
         assert!(daemon.still_runs(&tree.host()));
@@ -311,7 +311,7 @@ mod tests {
     #[case::not_started("k3s", &["sshd"], None)]
     #[case::another_distribution_s("rke2", &["k3s"], None)]
     #[case::a_package_s("debian", &["containerd"], None)]
-    fn openrc_lists_the_service_where_no_cgroup_names_it(
+    fn without_a_cgroup_the_service_is_found_in_the_list_of_openrc(
         #[case] id: &str,
         #[case] started: &[&str],
         #[case] expected: Option<&str>,

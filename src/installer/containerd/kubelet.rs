@@ -279,7 +279,7 @@ mod tests {
     #[case::of_another_mapping("a:\n  containerRuntimeEndpoint: /x\n")]
     #[case::inside_a_block_of_text("a: |\n  x\n\n  containerRuntimeEndpoint: /x\n")]
     #[case::of_other_letters("containerruntimeendpoint: /x\n")]
-    fn a_configuration_without_the_endpoint_says_nothing(#[case] text: &str) {
+    fn a_configuration_without_the_endpoint_has_none(#[case] text: &str) {
         assert_eq!(endpoint_of(text).unwrap(), None);
     }
 
@@ -313,7 +313,7 @@ mod tests {
     #[case::an_alias_bomb(alias_bomb())]
     #[case::a_deep_nest(format!("a: {}{}\n", "[".repeat(100_000), "]".repeat(100_000)))]
     #[case::a_deep_nest_of_json(format!("{{\"a\": {}{}}}", "[".repeat(100_000), "]".repeat(100_000)))]
-    fn a_configuration_that_cannot_be_understood_is_an_error(#[case] text: String) {
+    fn an_invalid_configuration_is_an_error(#[case] text: String) {
         assert!(endpoint_of(&text).is_err());
     }
 
@@ -380,7 +380,7 @@ mod tests {
         None
     )]
     #[case::a_file_that_is_gone(&["--config=/k"], &[], None)]
-    fn the_endpoint_is_what_flags_and_files_say_together(
+    fn flags_and_files_together_determine_the_endpoint(
         #[case] arguments: &[&str],
         #[case] files: &[(&str, &str)],
         #[case] expected: Option<&str>,
@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_larger_than_any_configuration_is_not_read() {
+    fn a_file_beyond_the_size_limit_is_not_read() {
         let directory = tempfile::tempdir().unwrap();
         let text = "containerRuntimeEndpoint: /run/a.sock\n#";
         std::fs::write(
@@ -434,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn a_drop_in_directory_that_is_a_symlink_to_itself_has_an_end() {
+    fn a_drop_in_directory_with_a_symlink_to_itself_is_read() {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("k.d")).unwrap();
         std::os::unix::fs::symlink(".", directory.path().join("k.d/a")).unwrap();

@@ -313,7 +313,7 @@ mod tests {
     #[case::openrc_that_is_installed_and_does_not_run(&[RC], None)]
     #[case::openrc_without_its_program(&[STARTED], None)]
     #[case::none(&[], None)]
-    fn the_service_manager_is_the_one_that_runs(
+    fn the_service_manager_that_runs_is_detected(
         #[case] files: &[(&str, &str)],
         #[case] expected: Option<Manager>,
     ) {
@@ -351,7 +351,7 @@ mod tests {
     #[case::its_own_supervisor("k0s", &[], true)]
     // Whoever knows no manager says so, and not that processes are out of reach.
     #[case::none("debian", &[], true)]
-    fn what_is_started_or_signalled_needs_the_host_s_processes(
+    fn openrc_and_signals_require_the_pid_namespace_of_the_host(
         #[case] id: &str,
         #[case] files: &[(&str, &str)],
         #[case] expected: bool,
@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_is_signalled_only_if_it_is_the_one_that_was_found() {
+    fn a_process_is_signalled_only_if_it_is_still_the_one_that_was_found() {
         let mut child = std::process::Command::new("/bin/cat")
             .stdin(std::process::Stdio::piped())
             .spawn()
@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_is_not_signalled_where_pids_mean_others() {
+    fn no_process_is_signalled_from_another_pid_namespace() {
         let (_directory, host) = host(&[]);
         let own = std::process::id();
         let error = end(&host, (own, 1)).unwrap_err();
@@ -407,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn a_supervisor_that_nobody_told_needs_the_host_s_processes() {
+    fn a_supervisor_that_must_be_signalled_requires_the_pid_namespace_of_the_host() {
         let (_directory, host) = host(&[]);
         let service = Service {
             restart_triggered_by_write: false,
@@ -421,7 +421,10 @@ mod tests {
     #[case("k3s-agent.service", "k3s-agent")]
     #[case("containerd.service", "containerd")]
     #[case("containerd", "containerd")]
-    fn openrc_knows_a_unit_by_the_name_before_the_dot(#[case] unit: &str, #[case] expected: &str) {
+    fn the_openrc_service_is_the_unit_name_before_the_dot(
+        #[case] unit: &str,
+        #[case] expected: &str,
+    ) {
         assert_eq!(Service::of(named("k3s"), unit).name(), expected);
     }
 }

@@ -351,7 +351,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_restart_that_failed_is_told_with_its_cause_and_the_state_of_the_unit() {
+    fn a_failed_restart_is_reported_with_its_cause_and_the_state_of_the_unit() {
         let cause = "Job for a.service failed because the control process exited with error code.";
         let last = "See \"systemctl status a.service\" for details.";
         let source = in_full(exec::Error::Failed {

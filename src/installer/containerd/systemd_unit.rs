@@ -689,7 +689,7 @@ mod tests {
         &[("E:/containerd.service", "-> /opt/units/x.service"), ("/opt/units/x.service", PACKAGED)],
         &["/usr/bin/containerd"]
     )]
-    fn the_command_of_a_service_is_the_one_that_systemd_would_run(
+    fn the_command_of_a_service_is_read_as_systemd_reads_it(
         #[case] unit: &str,
         #[case] files: &[(&str, &str)],
         #[case] expected: &[&str],
@@ -712,7 +712,7 @@ mod tests {
     #[case::a_variable_with_the_hostname(&[("U:/a.service", "[Service]\nEnvironment=X=%H\nExecStart=/bin/a $X\n")], "variable X")]
     #[case::a_variable_that_is_handed_on(&[("U:/a.service", "[Service]\nPassEnvironment=X\nExecStart=/bin/a $X\n")], "variable X")]
     #[case::a_variable_of_systemd(&[("U:/a.service", "[Service]\nExecStart=/bin/a ${PATH}\n")], "PATH")]
-    fn a_command_that_the_files_do_not_settle_is_unknown(
+    fn a_command_that_depends_on_more_than_the_unit_files_is_unknown(
         #[case] files: &[(&str, &str)],
         #[case] reason: &str,
     ) {
@@ -729,7 +729,7 @@ mod tests {
     #[case::aliases_in_a_circle(&[("E:/a.service", "-> b.service"), ("E:/b.service", "-> a.service")], "a.service is no unit")]
     #[case::a_broken_header(&[("U:/a.service", "[Service\n")], "/usr/lib/systemd/system/a.service: the section header")]
     #[case::a_pattern(&[("U:/a.service", "[Service]\nEnvironmentFile=/etc/*.env\n")], "pattern")]
-    fn a_unit_that_systemd_would_refuse_or_read_otherwise_is_unknown(
+    fn an_invalid_or_ambiguous_unit_is_unknown(
         #[case] files: &[(&str, &str)],
         #[case] reason: &str,
     ) {
@@ -739,7 +739,7 @@ mod tests {
     }
 
     #[test]
-    fn the_files_of_a_service_are_named_in_the_order_in_which_they_count() {
+    fn the_files_of_a_service_are_listed_in_order_of_precedence() {
         let (_directory, host) = host(&[
             (
                 "U:/a.service",
@@ -761,7 +761,7 @@ mod tests {
     }
 
     #[test]
-    fn more_drop_ins_than_anybody_has_are_not_read() {
+    fn drop_ins_beyond_the_limit_are_an_error() {
         let (directory, host) = host(&[
             ("U:/a.service", "[Service]\nExecStart=/bin/a\n"),
             ("E:/a.service.d/0.conf", ""),

@@ -262,7 +262,7 @@ mod tests {
         "ID=ubuntu\n",
         Distro::CriO
     )]
-    fn a_host_is_told_by_what_runs_on_it(
+    fn the_distribution_is_detected_by_running_processes(
         #[case] running: Running,
         #[case] os_release: &str,
         #[case] expected: Distro,
@@ -360,7 +360,7 @@ mod tests {
         AMAZON,
         Distro::Rpm
     )]
-    fn a_managed_node_is_told_by_its_kubelet_and_by_no_file(
+    fn a_managed_node_is_detected_by_its_kubelet_alone(
         #[case] kubelet: &str,
         #[case] os_release: &str,
         #[case] expected: Distro,
@@ -386,7 +386,7 @@ mod tests {
     #[case::eks("/etc/eks/bootstrap.sh", "ID=amzn\n", Distro::Eks)]
     #[case::eks_al2023("/usr/bin/nodeadm", AMAZON, Distro::EksAl2023)]
     #[case::none("/etc/containerd/config.toml", AMAZON, Distro::Rpm)]
-    fn a_machine_image_without_a_kubelet_that_runs_is_told_by_its_files(
+    fn a_machine_image_without_a_running_kubelet_is_detected_by_its_files(
         #[case] file: &str,
         #[case] os_release: &str,
         #[case] expected: Distro,
@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_runs_nothing_is_told_by_its_files() {
+    fn the_distribution_of_an_image_is_detected_by_its_files() {
         let idle = Evidence {
             os_release: "ID=debian\n",
             ..Evidence::default()
@@ -432,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_former_distribution_left_does_not_deceive() {
+    fn files_of_a_removed_distribution_are_ignored() {
         let os_release = "ID=debian\n";
         let (program, unit, ..) = STOCK_RUNS;
         let runs = Evidence {
@@ -467,7 +467,7 @@ mod tests {
     )]
     #[case::a_path_that_only_contains_another("", "", "", "--config=/data/etc/eks/a")]
     #[case::a_process_1_that_only_contains_a_name("", "/sbin/ink3s", "", "")]
-    fn a_distribution_is_told_by_whole_components(
+    fn a_distribution_is_detected_by_whole_path_components(
         #[case] program: &str,
         #[case] init: &str,
         #[case] endpoint: &str,
@@ -487,7 +487,7 @@ mod tests {
     }
 
     #[test]
-    fn a_configuration_that_the_user_names_tells_its_distribution() {
+    fn the_path_of_the_configuration_determines_the_distribution() {
         let evidence = Evidence {
             config: Some("/var/snap/microk8s/current/args/containerd-template.toml"),
             installed: true,
@@ -497,7 +497,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_names_what_works_there() {
+    fn a_refused_distribution_has_instructions() {
         for spec in TABLE {
             let named = spec.refusal.is_none_or(|refusal| {
                 refusal.message.starts_with("this node ") && !refusal.help.ends_with('.')
@@ -508,14 +508,14 @@ mod tests {
     }
 
     #[test]
-    fn every_row_has_a_word_of_its_own_that_leads_back_to_it() {
+    fn every_distribution_has_a_unique_name() {
         for spec in TABLE {
             assert_eq!(named(spec.id).distro, spec.distro, "{}", spec.id);
         }
     }
 
     #[test]
-    fn a_service_is_told_by_the_beginning_of_its_name() {
+    fn a_service_is_recognised_by_the_prefix_of_its_name() {
         for (id, unit, expected) in [
             ("k3s", "k3s.service", true),
             ("k3s", "k3s-agent.service", true),

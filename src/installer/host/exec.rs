@@ -416,13 +416,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_program_s_output_and_nothing_of_our_environment_comes_through() {
+    async fn a_program_gets_no_environment_of_the_caller_and_returns_its_output() {
         let limit = Duration::from_secs(10);
         assert_eq!(shell("echo $HOME$CARGO", limit).await.unwrap(), "\n");
     }
 
     #[tokio::test]
-    async fn a_program_that_leaves_others_running_has_a_process_group_of_its_own() {
+    async fn a_program_runs_in_its_own_process_group() {
         let host = HostRoot::open(Path::new("/")).unwrap();
         // proc(5): the fifth field of `stat` is the group.
         let leads = "test $(cut -d ' ' -f 5 /proc/self/stat) = $$";
@@ -431,7 +431,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_failing_program_is_quoted_by_its_last_words() {
+    async fn the_error_of_a_failed_program_quotes_its_last_lines() {
         let error = shell(
             "echo one >&2; echo two >&2; exit 3",
             Duration::from_secs(10),
@@ -457,7 +457,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_failing_program_can_be_quoted_in_full() {
+    async fn the_error_of_a_failed_program_can_quote_its_whole_output() {
         let script = "echo Job for a.service failed. >&2; echo See status. >&2; exit 1";
         let error = shell(script, Duration::from_secs(10)).await.unwrap_err();
         let Error::Failed { all, .. } = error else {
@@ -469,7 +469,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn words_of_a_program_reach_no_terminal_as_commands() {
+    async fn quoted_output_has_no_control_characters() {
         let script = "printf '\\033[31mred\\007 \\342\\200\\256turned\\n' >&2; exit 1";
         let error = shell(script, Duration::from_secs(10)).await.unwrap_err();
         assert!(error.to_string().ends_with("failed: [31mred turned"));
@@ -481,7 +481,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_program_that_is_replaced_after_the_look_is_not_run() {
+    async fn a_program_that_is_replaced_after_the_check_is_not_run() {
         let directory = home();
         let path = directory.path().join("program");
         let write = |script: &str| {
@@ -522,7 +522,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_that_a_program_started_outlives_it() {
+    async fn the_children_of_a_program_are_killed_with_it() {
         let directory = tempfile::tempdir().unwrap();
         let pipe = directory.path().join("pipe");
         nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
@@ -540,7 +540,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_program_that_hangs_or_floods_is_ended() {
+    async fn a_program_that_hangs_or_prints_without_end_is_killed() {
         let error = shell("exec sleep 60", Duration::from_millis(50))
             .await
             .unwrap_err();

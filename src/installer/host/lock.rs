@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_second_installer_is_kept_off_until_the_first_is_done() {
+    async fn a_second_installer_waits_until_the_first_has_finished() {
         let (directory, host) = host();
         let lock = host.lock(Target::Live).await.unwrap();
         let other = HostRoot::open(directory.path()).unwrap();
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_job_and_the_host_itself_meet_at_one_lock() {
+    async fn a_job_and_a_run_on_the_host_share_one_lock() {
         let (directory, host) = host();
         drop(host.lock(Target::Live).await.unwrap());
         // A Job's view of the host: the same file system by another path.
@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_lock_on_the_root_directory_that_is_never_released_stops_nobody() {
+    async fn a_lock_on_the_root_directory_is_waited_for_with_a_limit() {
         let (directory, host) = host();
         let holder = lock_elsewhere(directory.path());
         assert!(!host.is_locked().unwrap());
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_installer_of_a_former_release_is_waited_for_and_kept_off() {
+    async fn installers_of_a_former_and_of_this_release_wait_for_each_other() {
         let (directory, host) = host();
         let holder = lock_elsewhere(directory.path());
         let mut waiting = std::pin::pin!(host.lock(Target::Live));
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_waits_for_a_lock_file_that_is_removed_takes_the_next_one() {
+    async fn an_installer_whose_lock_file_was_removed_locks_the_new_one() {
         let (directory, host) = host();
         let file = directory.path().join("run/farrier/lock");
         let lock = host.lock(Target::Image).await.unwrap();
@@ -386,7 +386,7 @@ mod tests {
     #[case::with_run(true)]
     #[case::without_run(false)]
     #[tokio::test]
-    async fn an_image_is_left_without_a_trace_of_the_lock(#[case] has_run: bool) {
+    async fn an_offline_run_removes_its_lock_file(#[case] has_run: bool) {
         let (directory, host) = host();
         let run = directory.path().join("run");
         if has_run {
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn threads_that_lock_an_image_at_once_do_so_one_after_another() {
+    async fn concurrent_offline_runs_lock_an_image_one_after_another() {
         let (directory, _) = host();
         std::fs::create_dir(directory.path().join("run")).unwrap();
         let inside = std::sync::atomic::AtomicUsize::new(0);
@@ -443,12 +443,12 @@ mod tests {
     #[case::symlink(|at: &Path| { directory(&at.join("real"), 0o700); symlink("real", at.join("farrier")).unwrap(); }, DIRECTORY)]
     #[case::file(|at: &Path| file(&at.join("farrier"), 0o700), DIRECTORY)]
     #[case::open_to_others(|at: &Path| directory(&at.join("farrier"), 0o755), DIRECTORY)]
-    #[case::somebody_else_s(|at: &Path| { directory(&at.join("farrier"), 0o700); give_away(&at.join("farrier")); }, DIRECTORY)]
+    #[case::of_another_user(|at: &Path| { directory(&at.join("farrier"), 0o700); give_away(&at.join("farrier")); }, DIRECTORY)]
     #[case::lock_as_symlink(|at: &Path| { directory(&at.join("farrier"), 0o700); symlink("../real", at.join("farrier/lock")).unwrap(); }, FILE)]
     #[case::lock_as_directory(|at: &Path| { directory(&at.join("farrier"), 0o700); directory(&at.join("farrier/lock"), 0o600); }, FILE)]
     #[case::lock_open_to_others(|at: &Path| { directory(&at.join("farrier"), 0o700); file(&at.join("farrier/lock"), 0o644); }, FILE)]
     #[tokio::test]
-    async fn what_others_may_be_able_to_lock_is_refused_with_its_path_and_the_mend(
+    async fn a_lock_file_that_others_could_open_is_refused_with_its_path_and_instructions(
         #[case] make: impl Fn(&Path),
         #[case] path: &str,
     ) {

@@ -459,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn an_absolute_link_on_the_host_stays_inside_its_root() {
+    fn an_absolute_symlink_is_resolved_inside_the_host_root() {
         let (directory, host) = host();
         symlink("/etc", directory.path().join("link")).unwrap();
         std::fs::write(directory.path().join("etc/machine-id"), "of the host").unwrap();
@@ -475,7 +475,7 @@ mod tests {
     }
 
     #[test]
-    fn a_replaced_link_stays_a_link_and_keeps_its_target_s_mode() {
+    fn replacing_a_file_behind_a_symlink_keeps_the_symlink_and_the_mode() {
         let (directory, host) = host();
         let real = directory.path().join("etc/real.toml");
         std::fs::write(&real, "old").unwrap();
@@ -504,7 +504,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_changed_since_it_was_read_is_left_alone() {
+    fn a_file_that_changed_after_it_was_read_is_not_replaced() {
         let (directory, host) = host();
         std::fs::write(directory.path().join("etc/a"), "theirs").unwrap();
         let result = host.replace("/etc/a", b"ours", text_digest(Some("read")), 0o644);
@@ -521,7 +521,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_too_large_or_no_file_is_refused() {
+    fn a_file_beyond_the_size_limit_or_of_another_type_is_refused() {
         let (directory, host) = host();
         std::fs::write(directory.path().join("etc/a"), "12345").unwrap();
         assert!(matches!(
@@ -533,7 +533,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_t_be_looked_at_is_not_taken_for_absent() {
+    fn an_unreadable_path_is_an_error_and_not_absent() {
         let (directory, host) = host();
         symlink("circle", directory.path().join("etc/circle")).unwrap();
         let long = format!("/etc/{}", "a".repeat(300));
@@ -561,7 +561,7 @@ mod tests {
     }
 
     #[test]
-    fn folders_are_removed_only_when_empty_and_made_ones_are_told() {
+    fn only_empty_directories_are_removed() {
         let (directory, host) = host();
         let missing = host.missing_directories("/etc/one/two").unwrap();
         assert_eq!(missing, ["/etc/one", "/etc/one/two"]);

@@ -224,20 +224,20 @@ mod tests {
     const LINK: u32 = 0o120_000;
 
     #[rstest]
-    #[case::root_s((0, 0, DIRECTORY | 0o755), None)]
+    #[case::directory_of_root((0, 0, DIRECTORY | 0o755), None)]
     #[case::of_a_user((1000, 0, DIRECTORY | 0o755), Some("`chown root:root /a`"))]
-    #[case::a_link_of_a_user((1000, 0, LINK | 0o777), Some("`chown root:root /a`"))]
-    #[case::a_link((0, 0, LINK | 0o777), None)]
-    #[case::for_all((0, 0, DIRECTORY | 0o777), Some("`chmod go-w /a`"))]
-    #[case::for_others((0, 0, FILE | 0o757), Some("`chmod o-w /a`"))]
-    #[case::sticky_for_all((0, 0, DIRECTORY | 0o1777), Some("`chmod go-w /a`"))]
+    #[case::symlink_of_a_user((1000, 0, LINK | 0o777), Some("`chown root:root /a`"))]
+    #[case::symlink_of_root((0, 0, LINK | 0o777), None)]
+    #[case::writable_by_all((0, 0, DIRECTORY | 0o777), Some("`chmod go-w /a`"))]
+    #[case::writable_by_others((0, 0, FILE | 0o757), Some("`chmod o-w /a`"))]
+    #[case::sticky_and_writable_by_all((0, 0, DIRECTORY | 0o1777), Some("`chmod go-w /a`"))]
     #[case::of_the_group_of_root((0, 0, DIRECTORY | 0o775), None)]
     #[case::of_a_group_without_members((0, 50, DIRECTORY | 0o2775), None)]
     #[case::of_a_group_with_members((0, 60, DIRECTORY | 0o775), Some("`chmod g-w /a`"))]
     #[case::sticky_of_a_group_with_members((0, 60, DIRECTORY | 0o1775), None)]
     #[case::a_file_of_a_group_with_members((0, 60, FILE | 0o1775), Some("`chmod g-w /a`"))]
     #[case::readable_by_a_group_with_members((0, 60, FILE | 0o755), None)]
-    fn each_component_is_root_s_alone(
+    fn a_path_component_that_others_can_write_is_refused(
         #[case] (owner, group, mode): (u32, u32, u32),
         #[case] mend: Option<&str>,
     ) {
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_runs_this_is_trusted_and_an_access_list_is_not() {
+    fn the_owner_of_the_process_is_trusted_and_an_access_control_list_is_not() {
         let component = |owner, mode| Component {
             owner,
             group: 0,
@@ -272,7 +272,7 @@ mod tests {
     #[case::that_is_a_user_s_own("a:x:50:\n", "u:x:1000:50::/:\n", false)]
     #[case::by_a_second_name("a:x:50:\nb:x:50:u\n", "", false)]
     #[case::that_the_files_do_not_name("a:x:5:\n", "", false)]
-    fn a_group_has_no_members_but_root(
+    fn a_group_is_trusted_if_it_has_no_member_but_root(
         #[case] groups: &str,
         #[case] users: &str,
         #[case] expected: bool,

@@ -313,7 +313,7 @@ mod tests {
     #[case("/a/script", Ok(true))]
     #[case("/a/nested", Err("is a script, too"))]
     #[case("/a/loose", Err("`chmod go-w /open`"))]
-    fn every_component_on_the_way_to_a_program_is_looked_at(
+    fn every_component_of_the_path_of_a_program_is_checked(
         #[case] path: &str,
         #[case] expected: Result<bool, &str>,
     ) {

@@ -484,7 +484,7 @@ mod tests {
     use crate::installer::fixtures::{self, install_paths};
 
     #[test]
-    fn a_stored_binary_that_can_t_be_read_is_not_taken_for_a_damaged_one() {
+    fn an_unreadable_stored_binary_is_an_error_and_not_damaged() {
         let directory = tempfile::tempdir().unwrap();
         let host = HostRoot::open(directory.path()).unwrap();
         let install_paths = install_paths();
@@ -512,7 +512,7 @@ mod tests {
     #[case::given(Some("/run/given.sock"), true, "/run/given.sock")]
     #[case::configured(None, true, "/run/configured.sock")]
     #[case::neither(None, false, "/run/containerd/containerd.sock")]
-    fn the_socket_is_the_one_that_containerd_listens_on(
+    fn the_socket_comes_from_the_command_line_then_the_configuration(
         #[case] given: Option<&str>,
         #[case] configured: bool,
         #[case] expected: &str,

@@ -83,7 +83,7 @@ mod tests {
     )]
     #[case::certificate_unused("[plugins.cri]\nx509_key_pair_streaming.tls_key_file = '/no'", None)]
     #[case::no_cgroups_yet("[plugins.cri.containerd.runtimes.a]\ncgroup_writable = true", None)]
-    fn what_the_host_lacks_is_named(#[case] dump: &str, #[case] message: Option<&str>) {
+    fn a_missing_prerequisite_is_named(#[case] dump: &str, #[case] message: Option<&str>) {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("text"), "{{").unwrap();
         std::fs::write(directory.path().join("spec"), "{} more").unwrap();
@@ -101,7 +101,7 @@ mod tests {
     #[rstest]
     #[case::of_version_1("memory", true)]
     #[case::of_version_2("cgroup.controllers", false)]
-    fn a_writable_cgroup_needs_version_2(#[case] entry: &str, #[case] lacks: bool) {
+    fn writable_cgroups_require_cgroup_version_2(#[case] entry: &str, #[case] lacks: bool) {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(directory.path().join("sys/fs/cgroup").join(entry)).unwrap();
         let host = HostRoot::open(directory.path()).unwrap();

@@ -274,7 +274,7 @@ mod tests {
     const OLD: Option<&str> = Some("{{ template \"base\" . }}\n");
 
     #[test]
-    fn what_somebody_wrote_into_a_template_and_nobody_rendered_does_not_go_live_with_us() {
+    fn a_new_handler_in_an_unrendered_template_refuses_the_restart() {
         let template = "{{ template \"base\" . }}\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.new]\nruntime_type = 'x'\n";
         let rendered = "version = 3\n[plugins.'io.containerd.cri.v1.runtime'.containerd]\ndefault_runtime_name = 'runc'\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n";
         let mut facts = host("k3s", Some(rendered), "1.31.6", &[Some(template), None]);
@@ -291,11 +291,11 @@ mod tests {
     #[rstest]
     #[case::rendered_for_2(Some(V2), "1.30.4", [None, None], "/x/config.toml.tmpl")]
     #[case::rendered_for_3(Some(V3), "", [None, None], "/x/config-v3.toml.tmpl")]
-    #[case::an_image_of_today(None, "k3s version v1.33.1+k3s1 (abc)", [None, None], "/x/config-v3.toml.tmpl")]
-    #[case::an_image_of_yesterday(None, "1.31.5", [None, None], "/x/config.toml.tmpl")]
+    #[case::image_of_k3s_1_33(None, "k3s version v1.33.1+k3s1 (abc)", [None, None], "/x/config-v3.toml.tmpl")]
+    #[case::image_of_k3s_1_31(None, "1.31.5", [None, None], "/x/config.toml.tmpl")]
     #[case::an_old_template_alone(Some(V3), "", [None, OLD], "/x/config.toml.tmpl")]
     #[case::both_templates(Some(V3), "", [OLD, OLD], "/x/config-v3.toml.tmpl")]
-    fn the_template_that_counts_is_edited(
+    fn the_template_that_the_distribution_renders_is_edited(
         #[case] root: Option<&str>,
         #[case] release: &str,
         #[case] texts: [Option<&str>; 2],
@@ -312,11 +312,9 @@ mod tests {
 
     #[rstest]
     #[case::unknown("")]
-    #[case::before_base_templates("1.28.0")]
-    #[case::long_before("1.25.16")]
-    fn a_template_is_made_only_where_it_can_take_over_the_distribution_s_own(
-        #[case] release: &str,
-    ) {
+    #[case::k3s_1_28("1.28.0")]
+    #[case::k3s_1_25("1.25.16")]
+    fn no_template_is_created_before_releases_with_base_templates(#[case] release: &str) {
         let facts = host("k3s", Some(V2), release, &[None, None]);
         assert!(find(&facts, &target(ROOT)).is_err());
     }
@@ -341,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn a_template_of_ours_stays_what_is_edited_when_a_release_begins_to_import_a_folder() {
+    fn a_managed_template_is_still_edited_when_a_new_release_imports_a_directory() {
         let mut facts = host("k3s", Some(V3), "1.35.2", &[OLD, None]);
         assert_eq!(find(&facts, &target(DROP_IN)).unwrap(), None);
         facts.state.config = Some(OwnedConfig {
@@ -356,10 +354,10 @@ mod tests {
     #[rstest]
     #[case::containerd_1("1.7.35", "v1.36.0+k0s.0", Some(2))]
     #[case::containerd_2("2.1.9", "", Some(3))]
-    #[case::an_image_of_today("", "v1.36.0+k0s.0", Some(3))]
-    #[case::an_image_of_yesterday("", "v1.35.1+k0s.1", Some(2))]
-    #[case::an_unknown_image("", "", None)]
-    fn a_snippet_has_the_version_that_k0s_takes(
+    #[case::image_of_k0s_1_36("", "v1.36.0+k0s.0", Some(3))]
+    #[case::image_of_k0s_1_35("", "v1.35.1+k0s.1", Some(2))]
+    #[case::image_of_an_unknown_release("", "", None)]
+    fn a_k0s_snippet_has_the_version_of_the_containerd_of_k0s(
         #[case] containerd: &str,
         #[case] release: &str,
         #[case] expected: Option<i64>,
@@ -379,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn a_configuration_of_k0s_that_its_owner_keeps_is_edited_itself() {
+    fn a_k0s_configuration_that_k0s_does_not_manage_is_edited_in_place() {
         let facts = host("k0s", Some(V2), "", &[None]);
         assert_eq!(find(&facts, &target(ROOT)).unwrap(), None);
     }

@@ -251,13 +251,13 @@ mod tests {
 
     #[rstest]
     #[case::the_change(&[("a", "/bin/a")], "runc", true, false)]
-    #[case::what_was_before(&[("b", "/bin/b")], "runc", false, true)]
-    #[case::ours_at_another_path(&[("a", "/bin/other")], "runc", false, false)]
-    #[case::what_should_be_gone(&[("a", "/bin/a"), ("b", "/bin/b")], "runc", false, false)]
+    #[case::the_former_state(&[("b", "/bin/b")], "runc", false, true)]
+    #[case::a_managed_handler_at_another_path(&[("a", "/bin/other")], "runc", false, false)]
+    #[case::a_removed_handler(&[("a", "/bin/a"), ("b", "/bin/b")], "runc", false, false)]
     #[case::another_default(&[("a", "/bin/a")], "a", false, false)]
-    #[case::one_of_somebody_else(&[("a", "/bin/a"), ("c", "/bin/c")], "runc", false, false)]
-    #[case::nothing_of_ours(&[], "runc", false, false)]
-    fn a_later_run_holds_containerd_to_what_the_journal_expects(
+    #[case::an_undeclared_handler(&[("a", "/bin/a"), ("c", "/bin/c")], "runc", false, false)]
+    #[case::no_managed_handler(&[], "runc", false, false)]
+    fn a_recovery_compares_served_handlers_with_those_in_the_journal(
         #[case] handlers: &[(&str, &str)],
         #[case] default: &str,
         #[case] is_changed: bool,

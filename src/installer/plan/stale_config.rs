@@ -139,7 +139,7 @@ mod tests {
     #[case::to_a_drop_in(GLOB, "1.7.35", "2.1.9", &[])]
     #[case::to_the_root(PLAIN, "1.6.36", "2.4.2", &[])]
     #[case::to_another_configuration(GLOB, "1.7.35", "1.7.35", &[LAST])]
-    fn what_stays_behind_when_the_place_moves_leaves_as_it_came(
+    fn handlers_in_a_file_that_is_no_longer_edited_are_removed_to_the_last_byte(
         #[case] root: &str,
         #[case] before: &str,
         #[case] release: &str,
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_declare_under_a_name_of_ours_in_another_file_is_theirs() {
+    fn a_handler_of_others_with_a_managed_name_in_another_file_is_left_alone() {
         let mut now = files(&[(CONFIG_PATH, GLOB), (LAST, RUNC)]);
         let facts = on(host().build(), &now, "2.1.9", &[]);
         let plan = decide(&facts, &goal(&["a"]).build()).unwrap();

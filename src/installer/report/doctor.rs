@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_is_well_is_healthy_with_farrier_or_without() {
+    fn a_node_without_problems_is_healthy_with_and_without_farrier() {
         for facts in [host(), host().installed(&["a", "b"])].map(HostFactsBuilder::build) {
             assert_eq!(problems(&facts), [""; 0]);
             assert!(examine(&facts, &LeftoverFiles::default()).healthy);
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[rstest]
-    #[case::options(|facts: &mut HostFacts| {
+    #[case::changed_options(|facts: &mut HostFacts| {
         let options = &mut facts.state.handlers.get_mut("a").unwrap().options;
         options.insert("SystemdCgroup".to_owned(), OptionValue::Boolean(true));
     }, "other options than it was installed with: SystemdCgroup")]
@@ -385,17 +385,17 @@ mod tests {
         let dump = facts.dump.clone().unwrap();
         facts.dump = Ok(dump.replace("shim-a", "shim-z"));
     }, "no longer declares handler a")]
-    #[case::no_file(|facts: &mut HostFacts| facts.config_files.root.text = None, "is gone")]
-    #[case::unreadable(|facts: &mut HostFacts| facts.dump = Err(Problem::new("line 3", None)), "does not load its present configuration: line 3")]
-    #[case::obstacle(|facts: &mut HostFacts| facts.obstacle = Some(Problem::with_help("/opt is read-only", "make it writable")), "/opt is read-only")]
-    #[case::unserved(|facts: &mut HostFacts| {
+    #[case::missing_configuration(|facts: &mut HostFacts| facts.config_files.root.text = None, "is gone")]
+    #[case::invalid_configuration(|facts: &mut HostFacts| facts.dump = Err(Problem::new("line 3", None)), "does not load its present configuration: line 3")]
+    #[case::read_only_host(|facts: &mut HostFacts| facts.obstacle = Some(Problem::with_help("/opt is read-only", "make it writable")), "/opt is read-only")]
+    #[case::unserved_handler(|facts: &mut HostFacts| {
         facts.served.as_mut().unwrap().handlers.remove("a");
     }, "handler a is installed and not served")]
-    #[case::idle(|facts: &mut HostFacts| {
+    #[case::unused_draining_handler(|facts: &mut HostFacts| {
         let draining = facts.state.handlers["a"].clone();
         facts.state.draining.insert("c".to_owned(), draining);
     }, "handler c, which was taken away")]
-    fn what_is_wrong_is_named_once(#[case] spoil: impl Fn(&mut HostFacts), #[case] reason: &str) {
+    fn each_problem_is_reported_once(#[case] spoil: impl Fn(&mut HostFacts), #[case] reason: &str) {
         let problems = problems(&host().installed(&["a"]).with(spoil).build());
         let [problem] = problems.as_slice() else {
             panic!("{problems:?}");
@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn what_pods_took_up_late_is_leaving_and_no_fault() {
+    fn a_draining_handler_is_no_problem() {
         let mut facts = host().installed(&["a", "b"]).in_use("a", 1).build();
         let draining = facts.state.handlers.remove("a").unwrap();
         facts.state.draining.insert("a".to_owned(), draining);

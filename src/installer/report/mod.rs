@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_semicolon_in_the_words_of_another_program_stays_in_the_reason() {
+    fn a_semicolon_in_the_message_of_another_program_is_kept_in_the_reason() {
         let words = "toml: line 3; expected a value; found EOF";
         let cause = Error::ConfigRefused(Problem::new(words, None));
         let report = ProvisionReport::new(Outcome::Refused);
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interrupted_change_is_told_from_a_refused_and_a_broken_one() {
+    fn an_interrupted_change_is_reported_as_rolled_back_and_interrupted() {
         let tally = Restarts::default();
         let report = |failure| report_failure(ProvisionReport::new(Outcome::Refused), failure);
         for failure in [

@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn an_absent_state_file_owns_nothing_and_an_unreadable_one_is_no_absent_one() {
+    fn an_absent_state_file_is_empty_and_an_invalid_one_is_an_error() {
         assert!(State::from_json(None).unwrap().is_empty());
         assert!(State::from_json(Some("")).is_err());
         let newer = State::default().to_json().replace("/v1", "/v2");

@@ -108,7 +108,7 @@ mod tests {
     #[case::handler("a", "\"a\":{", "\"../../etc/passwd\":{")]
     #[case::path("a", "/opt/kwasm/bin/containerd-shim-a", "/etc/passwd")]
     #[case::directories("folders", "/etc/conf.d", "etc")]
-    fn a_state_file_that_names_files_of_others_is_none(
+    fn a_state_file_that_names_files_of_others_is_refused(
         #[case] what: &str,
         #[case] managed: &str,
         #[case] foreign: &str,

@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_took_up_a_handler_while_it_left_keeps_its_binary_on_record() {
+    fn a_binary_that_a_new_pod_uses_is_kept_and_recorded_as_draining() {
         let root = tempfile::tempdir().unwrap();
         let (reports, state, there) = end(root.path(), None, &used(&["a"]));
         assert_eq!(there, [true, false, false, false]);
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn one_of_a_predecessor_s_keeps_its_binary_and_what_leads_there() {
+    fn a_legacy_binary_in_use_is_kept_with_its_symlink() {
         let root = tempfile::tempdir().unwrap();
         let (_, state, there) = end(root.path(), None, &used(&["k"]));
         assert_eq!(there, [false, false, true, true]);
@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_stays_declared_stays_what_it_was() {
+    fn a_handler_in_use_that_stays_declared_is_recorded_as_installed() {
         let root = tempfile::tempdir().unwrap();
         let (reports, state, there) = end(root.path(), Some(&reserving()), &used(&["a"]));
         assert_eq!(there, [true, false, false, false]);
@@ -397,10 +397,10 @@ mod tests {
     }
 
     #[rstest]
-    #[case::nobody(used(&[]), false)]
-    #[case::somebody_else(used(&["c"]), false)]
-    #[case::no_answer(InUse::Unknown, true)]
-    fn without_an_answer_everything_stays_and_without_pods_nothing(
+    #[case::no_pods(used(&[]), false)]
+    #[case::pods_of_another_handler(used(&["c"]), false)]
+    #[case::unknown_pods(InUse::Unknown, true)]
+    fn binaries_are_removed_without_pods_and_kept_if_the_pods_are_unknown(
         #[case] in_use: InUse,
         #[case] stays: bool,
     ) {

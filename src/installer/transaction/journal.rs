@@ -494,7 +494,7 @@ mod tests {
     }
 
     #[test]
-    fn a_journal_that_no_run_would_read_is_not_written() {
+    fn a_journal_beyond_the_size_limit_is_not_written() {
         let (_directory, host) = host();
         let mut journal = journal();
         // Quoted, each character of it takes two.
@@ -509,7 +509,7 @@ mod tests {
     }
 
     #[test]
-    fn a_restart_that_could_not_be_noted_has_not_begun() {
+    fn a_restart_begins_only_after_the_journal_records_it() {
         let (directory, host) = host();
         let mut journal = journal();
         journal.begin_restart(&host, Some((1, 1))).unwrap();
@@ -523,7 +523,7 @@ mod tests {
     }
 
     #[test]
-    fn undoing_a_link_removes_nothing_but_a_link() {
+    fn undoing_a_symlink_removes_only_symlinks() {
         let (directory, host) = host();
         let at = |name: &str| directory.path().join(name);
         std::fs::write(at("theirs"), "").unwrap();
@@ -542,9 +542,9 @@ mod tests {
 
     #[rstest]
     #[case::a_snippet(&["/etc/k0s/containerd.d/farrier.toml"], true)]
-    #[case::a_root_that_its_owner_keeps(&["/etc/k0s/containerd.toml"], false)]
+    #[case::a_configuration_of_the_administrator(&["/etc/k0s/containerd.toml"], false)]
     #[case::nothing(&[], false)]
-    fn k0s_learns_of_its_snippets_alone(#[case] written: &[&str], #[case] expected: bool) {
+    fn only_a_snippet_triggers_a_restart_by_k0s(#[case] written: &[&str], #[case] expected: bool) {
         let (directory, host) = host();
         let mut journal = journal();
         journal.undo = written.iter().map(|path| config(path, "before")).collect();

@@ -333,7 +333,7 @@ mod tests {
     use crate::installer::fixtures;
 
     #[test]
-    fn a_path_that_can_t_be_looked_at_is_never_undone_by_its_removal() {
+    fn a_symlink_over_an_unreadable_path_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let host = HostRoot::open(directory.path()).unwrap();
         let bin = directory.path().join("opt/kwasm/bin");

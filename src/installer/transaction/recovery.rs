@@ -226,7 +226,7 @@ mod tests {
     use crate::installer::containerd::process::tests::{CONTAINERD, Given, Tree};
 
     #[test]
-    fn a_containerd_that_does_not_count_is_not_taken_for_none() {
+    fn a_recovery_is_refused_while_only_an_untrusted_containerd_runs() {
         let tree = Tree::new("0::/init.scope\n", &["/run/systemd/system"]);
         let none = Containerd::NotFound {
             refused: Vec::new(),

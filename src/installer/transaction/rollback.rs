@@ -230,7 +230,9 @@ mod tests {
 
     #[rstest]
     #[tokio::test]
-    async fn what_went_live_was_not_refused(#[values(false, true)] live: bool) {
+    async fn a_change_that_took_effect_is_rolled_back_and_not_refused(
+        #[values(false, true)] live: bool,
+    ) {
         for cause in causes() {
             let directory = tempfile::tempdir().unwrap();
             let host = HostRoot::open(directory.path()).unwrap();

@@ -102,7 +102,7 @@ mod tests {
     #[case::knows_neither("#!/bin/sh\nexit 1\n", false)]
     #[case::has_no_interpreter("#!/no/such/loader\n", false)]
     #[tokio::test]
-    async fn a_shim_is_used_that_answers_one_of_two_questions(
+    async fn a_shim_that_answers_info_or_version_is_accepted(
         #[case] script: &str,
         #[case] usable: bool,
     ) {
@@ -111,14 +111,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_shim_that_hangs_on_what_containerd_asks_is_not_used_whatever_else_it_answers() {
+    async fn a_shim_that_hangs_on_info_is_refused_although_it_answers_version() {
         let script = "#!/bin/sh\n[ \"$1\" = -v ] || exec sleep 60\n";
         let result = check(script, Duration::from_millis(200)).await;
         assert!(matches!(result, Err(Error::TooLong { .. })), "{result:?}");
     }
 
     #[tokio::test]
-    async fn a_missing_library_is_told_in_the_loader_s_words() {
+    async fn a_missing_library_is_reported_with_the_message_of_the_loader() {
         let script =
             "#!/bin/sh\necho 'libwasmedge.so.0: cannot open shared object file' >&2\nexit 127\n";
         let error = check(script, Duration::from_secs(20)).await.unwrap_err();

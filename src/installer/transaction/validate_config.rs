@@ -210,10 +210,10 @@ mod tests {
         &[("config.toml", "version = 3\nimports = ['conf.d/*.toml']\n"), ("conf.d/a.toml", MANAGED)],
         true
     )]
-    #[case::as_another(&[("config.toml", &format!("version = 3\n{OTHER}") as &str)], false)]
-    #[case::without_it(&[("config.toml", &format!("version = 3\n{RUNC}") as &str)], false)]
-    #[case::nothing(&[], false)]
-    fn what_a_distribution_rendered_is_searched_for_our_handlers(
+    #[case::with_another_path(&[("config.toml", &format!("version = 3\n{OTHER}") as &str)], false)]
+    #[case::without_the_handler(&[("config.toml", &format!("version = 3\n{RUNC}") as &str)], false)]
+    #[case::no_file(&[], false)]
+    fn a_rendered_configuration_without_the_managed_handlers_is_refused(
         #[case] files: &[(&str, &str)],
         #[case] expected: bool,
     ) {

@@ -95,7 +95,10 @@ mod tests {
     #[case::link("/opt/farrier/bin/containerd-shim-a", "/etc/passwd")]
     #[case::replaced("/opt/kwasm/bin/containerd-shim-b", "/opt/kwasm/bin/../../../bin/sh")]
     #[case::leftover("/opt/kwasm/active", "/etc/passwd")]
-    fn a_journal_that_names_files_of_others_is_none(#[case] managed: &str, #[case] foreign: &str) {
+    fn a_journal_that_names_files_of_others_is_refused(
+        #[case] managed: &str,
+        #[case] foreign: &str,
+    ) {
         let text = format!(
             r#"{{"apiVersion":"farrier.dev/v1","declares":[],"root":"/c","unit":"u","socket":"/s","commits":null,"folder":"/opt/farrier",
             "undo":[{{"kind":"file","path":"/opt/farrier/store/{SHA256}"}},{{"kind":"file","path":"/c.farrier-candidate"}},

@@ -461,7 +461,7 @@ fn a_containerd_that_root_started_counts(
     "which belongs to no system service"
 )]
 #[case::a_pod_under_openrc(OPENRC, &openrc_1("/", "/"), &openrc_1("/k3s", "/kubepods/pod1/2"), "below kubepods")]
-fn a_process_in_a_cgroup_of_somebody_else_does_not_count(
+fn a_process_in_a_cgroup_of_another_user_or_of_a_pod_does_not_count(
     #[case] managers: &[&str],
     #[case] init: &str,
     #[case] cgroup: &str,
@@ -489,7 +489,7 @@ fn a_process_in_a_cgroup_of_somebody_else_does_not_count(
 #[case::that_may_become_a_user("0\t0\t1000\t0", "1000")]
 #[case::that_has_the_files_of_a_user("0\t0\t0\t1000", "1000")]
 #[case::of_root_in_a_user_namespace("231072\t231072\t231072\t231072", "231072")]
-fn a_rootless_containerd_is_refused_by_name(#[case] uids: &str, #[case] uid: &str) {
+fn a_rootless_containerd_is_refused_with_its_reason(#[case] uids: &str, #[case] uid: &str) {
     let tree = Tree::new("0::/init.scope\n", SYSTEMD);
     let program = "/home/u/rancher/k3s/containerd";
     tree.process(
@@ -507,7 +507,7 @@ fn a_rootless_containerd_is_refused_by_name(#[case] uids: &str, #[case] uid: &st
 }
 
 #[test]
-fn in_the_cgroup_of_process_1_only_its_descendants_count() {
+fn in_the_cgroup_of_process_1_only_descendants_of_process_1_count() {
     let tree = Tree::new("0::/\n", NEITHER);
     let here = Given {
         cgroup: "0::/\n",
@@ -583,7 +583,7 @@ fn strict(parent: u32, environment: &str) -> Tree {
 #[case::the_main_process(1, "A=b\0INVOCATION_ID=0a0b\0")]
 #[case::the_main_process_with_an_environment_of_its_own(1, "A=b\0")]
 #[case::a_child_of_the_main_process(700, "INVOCATION_ID=0a0b\0")]
-fn a_main_process_of_a_unit_may_have_mounts_and_a_root_of_its_own(
+fn the_main_process_of_a_unit_counts_in_its_own_mount_namespace(
     #[case] parent: u32,
     #[case] environment: &str,
 ) {
@@ -644,7 +644,10 @@ fn a_main_process_of_a_unit_may_have_mounts_and_a_root_of_its_own(
     tree.process(PID, &Given { cgroup: "0::/\n", mounts: "mnt:[2]", ..CONTAINERD });
     tree
 }, "no systemd service")]
-fn another_process_with_mounts_of_its_own_does_not_count(#[case] tree: Tree, #[case] reason: &str) {
+fn another_process_in_its_own_mount_namespace_does_not_count(
+    #[case] tree: Tree,
+    #[case] reason: &str,
+) {
     let refused = tree.asked().unwrap_err();
     assert!(refused.contains(reason), "{refused}");
 }
@@ -687,7 +690,7 @@ fn a_program_that_was_replaced_by_an_upgrade_counts() {
 }
 
 #[test]
-fn a_process_in_a_root_of_its_own_or_that_has_ended_is_left_out() {
+fn a_process_with_another_root_or_that_has_ended_is_ignored() {
     for (name, target) in [("root", "/"), ("stat", "812 (a) Z 1")] {
         let tree = Tree::new("0::/init.scope\n", SYSTEMD);
         tree.process(PID, &CONTAINERD);
@@ -766,7 +769,7 @@ fn neither_memory_nor_root_of_a_process_that_root_did_not_start_is_looked_at(
 }
 
 #[test]
-fn k3s_goes_by_the_name_of_a_link_beside_it() {
+fn k3s_is_found_by_the_symlink_beside_its_program() {
     let tree = Tree::new("0::/init.scope\n", SYSTEMD);
     let program = "/var/lib/rancher/k3s/data/0/bin/k3s";
     tree.process(
@@ -797,7 +800,7 @@ fn k3s_goes_by_the_name_of_a_link_beside_it() {
 #[case::behind_the_end_of_the_options(&["--", "-c", "/a"], None)]
 #[case::relative(&["-c", "relative"], None)]
 #[case::without_a_value(&["-c"], None)]
-fn an_option_is_read_as_containerd_reads_it(
+fn command_line_options_are_parsed_as_containerd_parses_them(
     #[case] arguments: &[&str],
     #[case] expected: Option<&str>,
 ) {

@@ -744,7 +744,7 @@ mod tests {
     #[case::bytes_that_are_no_text(r"/bin/x \xff")]
     #[case::the_hostname("/bin/x %H")]
     #[case::an_unknown_specifier("/bin/x %Q")]
-    fn a_command_that_cannot_be_told_is_an_error(#[case] value: &str) {
+    fn an_ambiguous_command_is_an_error(#[case] value: &str) {
         assert!(command_lines(&name("a.service"), value).is_err());
     }
 
@@ -778,7 +778,7 @@ mod tests {
     #[case::of_a_directory_of_the_unit("${RUNTIME_DIRECTORY}")]
     #[case::handed_on_by_the_manager("$PASSED")]
     #[case::no_name("$A/b")]
-    fn a_variable_that_is_in_no_file_makes_the_command_unknown(#[case] word: &str) {
+    fn a_command_with_an_undefined_variable_is_unknown(#[case] word: &str) {
         let environment = BTreeMap::from([("PASSED".to_owned(), None)]);
         assert!(expand(&[word.to_owned()], &environment).is_err());
     }
@@ -834,7 +834,7 @@ mod tests {
     #[case(".service")]
     #[case("../a.service")]
     #[case("@a.service")]
-    fn a_name_that_is_that_of_no_service_is_none(#[case] text: &str) {
+    fn an_invalid_service_name_is_refused(#[case] text: &str) {
         assert_eq!(Name::parse(text), None);
     }
 }
