@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn the_configuration_names_its_layer_by_digest() {
+    fn the_image_configuration_names_its_layer_by_digest() {
         let bytes = image().unwrap();
         let mut archive = tar::Archive::new(bytes.as_slice());
         let mut contents = Vec::new();

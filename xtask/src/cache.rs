@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_entry_is_made_once() {
+    fn an_entry_is_built_once() {
         let directory = tempfile::tempdir().unwrap();
         let cache = Cache::at(directory.path()).unwrap();
         let path = cache
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_entry_does_not_appear_and_can_be_made_again() {
+    fn a_failed_entry_is_absent_and_can_be_built_again() {
         let directory = tempfile::tempdir().unwrap();
         let cache = Cache::at(directory.path()).unwrap();
         let half = cache.publish("a-1", |dir| {

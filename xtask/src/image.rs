@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn either_way_to_build_the_image_has_farrier_in_its_path() {
+    fn both_image_builds_have_farrier_in_the_path() {
         let dockerfile = fs::read_to_string(cargo::workspace().join("images/farrier/Dockerfile"));
         assert!(dockerfile.unwrap().contains(&format!("ENV PATH={PATH}\n")));
         assert!(PATH.split(':').any(|directory| directory == "/"));
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_without_one_is_static() {
+    fn a_program_without_a_dynamic_linker_is_static() {
         let mut elf = vec![0; 64 + 56];
         elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
         (elf[32], elf[54], elf[56]) = (64, 56, 1);

@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn gos_version_is_read_from_what_it_prints() {
+    fn the_go_version_is_parsed_from_its_output() {
         for (text, version) in [
             ("go version go1.26.8 linux/amd64\n", Some((1, 26))),
             ("go version go1.21rc2 linux/amd64", Some((1, 21))),
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn all_that_is_missing_is_said_at_once() {
+    fn all_missing_tools_are_listed_at_once() {
         let fine = Machine {
             linux_x86_64: true,
             root: true,

@@ -135,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_shows_the_command_and_its_last_words() {
+    fn a_failure_shows_the_command_and_its_last_lines() {
         let error = call("sh", &["-c", "echo why >&2; exit 3"]).unwrap_err();
         let text = error.to_string();
         assert!(text.contains("sh -c") && text.ends_with("why"), "{text}");
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn waiting_ends_with_what_was_found_or_with_a_sentence() {
+    fn waiting_ends_with_the_result_or_an_error() {
         assert_eq!(wait_until("it", Duration::ZERO, || Ok(Some(1))).unwrap(), 1);
         let error = wait_until::<()>("the API server", Duration::ZERO, || Ok(None)).unwrap_err();
         assert_eq!(error.to_string(), "the API server took longer than 0 s");

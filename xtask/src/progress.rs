@@ -83,13 +83,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_duration_reads_as_people_say_it() {
+    fn a_duration_is_printed_in_readable_units() {
         assert_eq!(Took(Duration::from_millis(3_140)).to_string(), "3.1 s");
         assert_eq!(Took(Duration::from_secs(292)).to_string(), "4 min 52 s");
     }
 
     #[test]
-    fn a_step_hands_back_what_its_work_returned() {
+    fn a_step_returns_the_result_of_its_work() {
         let progress = Progress::default();
         assert_eq!(progress.step("adding", || Ok(1 + 1)).unwrap(), 2);
         assert!(

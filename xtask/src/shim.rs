@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn another_source_is_another_key() {
+    fn another_source_has_another_cache_key() {
         let directory = tempfile::tempdir().unwrap();
         let key = |a: &str, b: &str| {
             fs::write(directory.path().join("a"), a).unwrap();

@@ -304,7 +304,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_containerd_version_reads_back_whole_or_by_its_first_two_numbers() {
+    fn a_containerd_version_is_parsed_in_full_or_by_its_first_two_numbers() {
         for known in ContainerdVersion::ALL {
             assert_eq!(known.to_string().parse(), Ok(known));
         }

@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn every_answer_is_what_the_table_says() {
+    fn the_server_answers_each_path_as_the_table_says() {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("file"), "1234").unwrap();
         let file = || "file".to_owned();

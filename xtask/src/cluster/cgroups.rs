@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_said() {
+    fn a_missing_controller_is_named() {
         let without = HYBRID.replace("name=systemd", "name=other");
         for (mounts, word) in [("", "no cgroups"), (without.as_str(), "name=systemd")] {
             let error = Layout::from_mountinfo(mounts).unwrap_err().to_string();
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tree_of_folders_goes_leaves_first() {
+    fn a_tree_of_directories_is_removed_from_its_leaves() {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().join("fr1-n1");
         fs::create_dir_all(root.join("a/b")).unwrap();

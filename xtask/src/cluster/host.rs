@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn control_planes_are_told_from_other_namespaces() {
+    fn control_planes_are_distinguished_from_other_namespaces() {
         assert!(is_control_plane("fr12-cp"));
         for other in ["fr1-n1", "frx-cp", "cp", "fr1-cp2"] {
             assert!(!is_control_plane(other), "{other}");

@@ -310,7 +310,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_mirror_is_debians_own_in_either_form() {
+    fn the_default_mirror_is_debians_in_both_source_formats() {
         let cases = [
             (
                 "Types: deb\nURIs: http://security.debian.org/debian-security\nComponents: main\n\nTypes: deb\nURIs: https://mirror.example/debian/\nComponents: main\n",

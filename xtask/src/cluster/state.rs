@@ -193,14 +193,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_start_time_is_found_behind_any_program_name() {
+    fn the_start_time_is_parsed_after_any_program_name() {
         let stat = "42 (a) b (c) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 777 20 21";
         assert_eq!(start_time(stat), Some(777));
         assert_eq!(start_time("nonsense"), None);
     }
 
     #[test]
-    fn the_own_process_lives() {
+    fn the_current_process_is_alive() {
         assert!(start_of(std::process::id()).is_some());
     }
 }

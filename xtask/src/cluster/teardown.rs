@@ -163,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mounts_are_found_in_and_under_the_folder_and_nowhere_else() {
+    fn only_mounts_in_the_directory_are_listed() {
         let mountinfo = "1 0 8:1 / / rw - ext4 x rw\n\
             2 1 8:1 /a /cache/clusters/dev/nodes/n1 rw - ext4 x rw\n\
             3 1 8:1 /b /cache/clusters/developer rw - ext4 x rw\n";
@@ -174,13 +174,13 @@ mod tests {
     }
 
     #[test]
-    fn a_zombie_is_told_by_its_state() {
+    fn a_zombie_is_recognised_by_its_state() {
         assert!(is_zombie("7 (a) S) Z 1 7"));
         assert!(!is_zombie("7 (a) Z) S 1 7"));
     }
 
     #[test]
-    fn a_cluster_that_never_was_leaves_nothing() {
+    fn tearing_down_an_absent_cluster_leaves_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let left = leftovers(names::LAST_INDEX + 1, &directory.path().join("none"));
         assert_eq!(left, Vec::<String>::new());
