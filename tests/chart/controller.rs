@@ -11,7 +11,7 @@ use super::support::{
 };
 
 #[test]
-fn no_values_make_one_controller_two_accounts_and_the_maintained_shims() {
+fn the_defaults_render_one_controller_two_service_accounts_and_the_maintained_shims() {
     let objects = render(&[]);
     let made: BTreeSet<_> = objects
         .iter()
@@ -41,7 +41,7 @@ fn no_values_make_one_controller_two_accounts_and_the_maintained_shims() {
 }
 
 #[test]
-fn the_controller_holds_no_privilege_in_its_pod() {
+fn the_pod_of_the_controller_is_unprivileged() {
     let objects = render(&[]);
     let pod = pod_spec(&objects);
     assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
@@ -59,7 +59,7 @@ fn the_controller_holds_no_privilege_in_its_pod() {
 }
 
 #[test]
-fn of_several_controllers_one_holds_a_lease_that_it_may_write() {
+fn several_replicas_elect_a_leader_by_a_lease() {
     let objects = render(&["--set=replicaCount=3,fullnameOverride=mine"]);
     let deployment = of_kind(&objects, "Deployment")[0];
     assert_eq!(deployment["spec"]["replicas"], 3);
@@ -81,7 +81,7 @@ fn of_several_controllers_one_holds_a_lease_that_it_may_write() {
 }
 
 #[test]
-fn the_controller_understands_its_environment() {
+fn the_environment_of_the_controller_is_accepted_by_the_command_line() {
     let objects = render(&[]);
     let (cli, variables) = controller_options(&objects);
     assert!(variables.contains("CONTROLLER_NAMESPACE"));
@@ -106,7 +106,7 @@ fn the_controller_understands_its_environment() {
 }
 
 #[test]
-fn values_reach_the_controller() {
+fn values_are_passed_to_the_controller() {
     let objects = render(&[
         "--set=image.repository=registry.example/farrier,image.tag=v9,image.pullPolicy=Always",
         "--set=imagePullSecrets[0].name=one,imagePullSecrets[1].name=two",
@@ -138,11 +138,11 @@ fn values_reach_the_controller() {
 }
 
 #[rstest]
-#[case::ours("--set=autoProvision=true")]
-#[case::kwasms("--set=kwasmOperator.autoProvision=true")]
-#[case::kwasms_as_text("--set-string=kwasmOperator.autoProvision=true")]
+#[case::auto_provision_of_farrier("--set=autoProvision=true")]
+#[case::auto_provision_of_kwasm("--set=kwasmOperator.autoProvision=true")]
+#[case::auto_provision_of_kwasm_as_text("--set-string=kwasmOperator.autoProvision=true")]
 #[case::in_other_letters("--set-string=kwasmOperator.autoProvision=True")]
-fn every_node_is_provisioned_under_either_name_of_the_option(#[case] argument: &str) {
+fn auto_provision_has_two_names(#[case] argument: &str) {
     let (cli, _) = controller_options(&render(&[argument]));
     assert!(controller(cli).auto_provision);
 }
@@ -151,11 +151,8 @@ fn every_node_is_provisioned_under_either_name_of_the_option(#[case] argument: &
 #[case::a_preset(&[], "kubectl annotate node")]
 #[case::one_shim(&["--set=shims.preset=none,shims.spin.enabled=true"], "kubectl annotate node")]
 #[case::none(&["--set=shims.preset=none"], "The chart created no Shim")]
-#[case::ones_own(&["--set=shims.preset=none", "--set-json=shims.extra=[{\"name\":\"x\",\"fetchStrategy\":{},\"runtimeClass\":{\"name\":\"x\",\"handler\":\"x\"}}]"], "The nodeSelector and")]
-fn the_notes_say_how_a_node_is_fitted_with_these_values(
-    #[case] arguments: &[&str],
-    #[case] expected: &str,
-) {
+#[case::custom_shim(&["--set=shims.preset=none", "--set-json=shims.extra=[{\"name\":\"x\",\"fetchStrategy\":{},\"runtimeClass\":{\"name\":\"x\",\"handler\":\"x\"}}]"], "The nodeSelector and")]
+fn the_notes_show_how_to_provision_a_node(#[case] arguments: &[&str], #[case] expected: &str) {
     let text = notes(arguments);
     let (said, _) = text.split_once("Watch the progress").unwrap();
     assert!(said.contains(expected), "{said}");
@@ -164,7 +161,7 @@ fn the_notes_say_how_a_node_is_fitted_with_these_values(
 }
 
 #[test]
-fn a_certificate_authority_reaches_the_jobs_as_a_config_map() {
+fn a_certificate_authority_is_mounted_from_a_config_map() {
     let pem = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----";
     let objects = render(&[&format!("--set=extraCA={pem}")]);
     let map = of_kind(&objects, "ConfigMap")[0];
@@ -174,7 +171,7 @@ fn a_certificate_authority_reaches_the_jobs_as_a_config_map() {
 }
 
 #[test]
-fn metrics_are_found_by_the_usual_annotations() {
+fn the_metrics_have_the_annotations_of_prometheus() {
     let objects = render(&["--set=metrics.service.annotations.team=a"]);
     let service = of_kind(&objects, "Service")[0];
     let annotations = &service["metadata"]["annotations"];

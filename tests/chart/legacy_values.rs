@@ -44,12 +44,15 @@ fn rcms_values() -> Value {
 }
 
 #[rstest]
-#[case::kwasms(&kwasms_values(), &["kwasmOperator.installerImage", "service"])]
-#[case::rcms(&rcms_values(), &[
+#[case::kwasm(&kwasms_values(), &["kwasmOperator.installerImage", "service"])]
+#[case::rcm(&rcms_values(), &[
     "rcm.shimDownloaderImage", "rcm.nodeInstallerImage", "rcm.shimDownloaderConfig", "rcm.leaderElectEnabled",
     "serviceAccount.automount", "service", "autoscaling", "livenessProbe", "readinessProbe", "volumes", "volumeMounts",
 ])]
-fn the_values_of_a_predecessor_are_taken(#[case] values: &Value, #[case] without_effect: &[&str]) {
+fn values_of_the_charts_of_kwasm_and_rcm_are_accepted(
+    #[case] values: &Value,
+    #[case] without_effect: &[&str],
+) {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), values.to_string()).unwrap();
     let argument = format!("--values={}", file.path().display());
@@ -95,7 +98,7 @@ fn the_values_of_a_predecessor_are_taken(#[case] values: &Value, #[case] without
 }
 
 #[test]
-fn a_repository_that_is_named_beside_a_predecessors_values_is_not_run_with_their_tag() {
+fn the_image_tag_of_a_former_chart_is_ignored_beside_another_repository() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), kwasms_values().to_string()).unwrap();
     let values = format!("--values={}", file.path().display());
@@ -110,7 +113,7 @@ fn a_repository_that_is_named_beside_a_predecessors_values_is_not_run_with_their
 }
 
 #[test]
-fn an_image_that_is_named_beside_a_predecessors_values_is_run() {
+fn a_full_image_beside_values_of_a_former_chart_is_used() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), kwasms_values().to_string()).unwrap();
     let argument = format!("--values={}", file.path().display());

@@ -19,14 +19,14 @@ use rights::{rights, set};
 use support::{environment, helm, hooks, of_kind, pod_spec, refusal, render, strings};
 
 #[test]
-fn helm_finds_no_fault_with_the_chart() {
+fn helm_lint_accepts_the_chart() {
     let output = helm(&["lint", "--strict"], &[]);
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}");
 }
 
 #[test]
-fn before_an_install_and_an_upgrade_the_definition_is_applied() {
+fn a_hook_applies_the_crd_before_installs_and_upgrades() {
     let objects = hooks("pre-install,pre-upgrade", &["--set=log.format=json"]);
     let job = of_kind(&objects, "Job")[0];
     let pod = &job["spec"]["template"]["spec"];
@@ -58,7 +58,7 @@ fn before_an_install_and_an_upgrade_the_definition_is_applied() {
 #[rstest]
 #[case::clean(&[], false, "240")]
 #[case::keep(&["--set=onUninstall=keep,uninstallDeadlineSeconds=60"], true, "60")]
-fn before_an_uninstall_a_job_cleans_the_nodes_as_the_controller_would(
+fn a_hook_removes_all_shims_before_an_uninstall(
     #[case] arguments: &[&str],
     #[case] keeps: bool,
     #[case] deadline: &str,
@@ -113,58 +113,55 @@ fn the_number_of_replicas_is_written_as_digits(#[case] value: &str, #[case] expe
 #[case::an_unknown_value("--set=imagee.tag=x", "imagee")]
 #[case::an_unknown_preset("--set=shims.preset=all", "preset")]
 #[case::an_unknown_shim("--set=shims.spinn.enabled=true", "spinn")]
-#[case::a_digest_that_is_none("--set=shims.spin.sha256.amd64=abc", "sha256")]
-#[case::a_value_of_kwasms_misspelt("--set=kwasmOperator.instalerImage=x", "instalerImage")]
-#[case::a_value_of_rcms_misspelt("--set=rcm.nodeInstallerJob.tll=1", "tll")]
-#[case::an_end_that_is_none("--set=onUninstall=purge", "onUninstall")]
-#[case::a_switch_that_is_none("--set=autoProvision=yes", "autoProvision")]
+#[case::invalid_digest("--set=shims.spin.sha256.amd64=abc", "sha256")]
+#[case::misspelt_value_of_kwasm("--set=kwasmOperator.instalerImage=x", "instalerImage")]
+#[case::misspelt_value_of_rcm("--set=rcm.nodeInstallerJob.tll=1", "tll")]
+#[case::invalid_on_uninstall("--set=onUninstall=purge", "onUninstall")]
+#[case::invalid_boolean("--set=autoProvision=yes", "autoProvision")]
 #[case::a_shim_without_a_source("--set-json=shims.extra=[{\"name\":\"x\"}]", "fetchStrategy")]
-#[case::a_field_of_a_spec_misspelt(
+#[case::misspelt_field_of_a_spec(
     "--set-string=shims.spin.spec.nodeSelecter.pool=a",
     "nodeSelecter"
 )]
-#[case::a_field_of_its_class_misspelt("--set=shims.spin.spec.runtimeClass.alias=a", "alias")]
-#[case::a_field_of_ones_own_misspelt(
+#[case::misspelt_field_of_a_runtime_class("--set=shims.spin.spec.runtimeClass.alias=a", "alias")]
+#[case::misspelt_field_of_a_custom_shim(
     "--set-json=shims.extra=[{\"name\":\"x\",\"fetchStrategy\":{},\"runtimeClass\":{},\"annotationSelecter\":{}}]",
     "annotationSelecter"
 )]
-#[case::a_certificate_that_is_none("--set=extraCA=hello", "extraCA")]
-#[case::no_replicas_at_all("--set=replicaCount=-1", "replicaCount")]
-#[case::half_a_replica("--set-json=replicaCount=1.5", "replicaCount")]
-#[case::more_replicas_than_kubernetes_counts("--set=replicaCount=2147483648", "replicaCount")]
-#[case::no_time_for_a_job("--set=job.deadlineSeconds=0", "deadlineSeconds")]
-#[case::less_than_no_time_for_a_job("--set=job.deadlineSeconds=-1", "deadlineSeconds")]
-#[case::more_time_for_a_job_than_kubernetes_counts(
+#[case::invalid_certificate("--set=extraCA=hello", "extraCA")]
+#[case::zero_replicas("--set=replicaCount=-1", "replicaCount")]
+#[case::fractional_replica_count("--set-json=replicaCount=1.5", "replicaCount")]
+#[case::replica_count_beyond_kubernetes_limit("--set=replicaCount=2147483648", "replicaCount")]
+#[case::zero_job_deadline("--set=job.deadlineSeconds=0", "deadlineSeconds")]
+#[case::negative_job_deadline("--set=job.deadlineSeconds=-1", "deadlineSeconds")]
+#[case::job_deadline_beyond_kubernetes_limit(
     "--set=job.deadlineSeconds=2147483648",
     "deadlineSeconds"
 )]
 #[case::a_time_for_a_job_that_is_no_number("--set=job.deadlineSeconds=30m", "deadlineSeconds")]
-#[case::a_finished_job_kept_for_less_than_no_time(
-    "--set=job.ttlSecondsAfterFinished=-1",
-    "ttlSecondsAfterFinished"
-)]
-#[case::a_finished_job_kept_for_longer_than_kubernetes_counts(
+#[case::negative_job_lifetime("--set=job.ttlSecondsAfterFinished=-1", "ttlSecondsAfterFinished")]
+#[case::job_lifetime_beyond_kubernetes_limit(
     "--set=job.ttlSecondsAfterFinished=2147483648",
     "ttlSecondsAfterFinished"
 )]
-#[case::no_time_for_an_uninstall("--set=uninstallDeadlineSeconds=0", "uninstallDeadlineSeconds")]
-#[case::more_than_a_day_for_an_uninstall(
+#[case::zero_uninstall_deadline("--set=uninstallDeadlineSeconds=0", "uninstallDeadlineSeconds")]
+#[case::uninstall_deadline_beyond_a_day(
     "--set=uninstallDeadlineSeconds=86401",
     "uninstallDeadlineSeconds"
 )]
-#[case::a_share_of_nodes_that_is_none(
+#[case::invalid_percentage_of_nodes(
     "--set-string=shims.spin.spec.rolloutStrategy.rolling.maxUpdate=0%",
     "maxUpdate"
 )]
-#[case::half_a_node(
+#[case::fractional_number_of_nodes(
     "--set-json=shims.spin.spec.rolloutStrategy.rolling={\"maxUpdate\":0.5}",
     "maxUpdate"
 )]
-#[case::a_field_of_a_rollout_misspelt(
+#[case::misspelt_field_of_a_rollout(
     "--set=shims.spin.spec.rolloutStrategy.rolling.maxUpdates=1",
     "maxUpdates"
 )]
-fn a_mistaken_value_is_refused_by_name(#[case] argument: &str, #[case] culprit: &str) {
+fn an_invalid_value_is_refused_by_name(#[case] argument: &str, #[case] culprit: &str) {
     let refusal = refusal(&[argument]);
     assert!(refusal.contains(culprit), "{refusal}");
 }

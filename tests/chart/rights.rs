@@ -33,7 +33,7 @@ fn validations_of_jobs(arguments: &[&str]) -> String {
 }
 
 #[test]
-fn a_job_is_given_the_proxies_of_the_values_and_no_others() {
+fn the_policy_permits_only_the_proxies_of_the_values() {
     let said = "variable.name == 'HTTPS_PROXY'";
     assert!(!validations_of_jobs(&[]).contains(said));
     let validations = validations_of_jobs(&["--set=job.proxy.https=http://proxy:3128"]);
@@ -43,14 +43,14 @@ fn a_job_is_given_the_proxies_of_the_values_and_no_others() {
 }
 
 #[test]
-fn an_upgrade_that_takes_the_authorities_away_refuses_no_job_of_the_controller_before_it() {
+fn the_policy_permits_the_certificate_authorities_of_the_former_release() {
     let validations = validations_of_jobs(&[]);
     let expected = r#"has(volume.configMap) && volume.configMap.name == \"farrier-ca\""#;
     assert!(validations.contains(expected), "{validations}");
 }
 
 #[test]
-fn the_controllers_rights_are_these_and_no_more() {
+fn the_role_of_the_controller_has_exactly_the_reviewed_rules() {
     let objects = render(&[]);
     let rights = |kind: &str, role_name: &str| rights(&objects, kind, role_name);
     let in_the_cluster = set(&[
@@ -73,7 +73,7 @@ fn the_controllers_rights_are_these_and_no_more() {
 }
 
 #[test]
-fn the_account_of_the_jobs_has_no_rights_and_no_token() {
+fn the_service_account_of_the_jobs_has_no_role_and_no_token() {
     let objects = render(&[]);
     let accounts = of_kind(&objects, "ServiceAccount");
     let account = accounts
@@ -91,7 +91,7 @@ fn the_account_of_the_jobs_has_no_rights_and_no_token() {
 }
 
 #[test]
-fn policies_can_be_left_out_and_are_where_no_cluster_knows_them() {
+fn policies_are_omitted_by_a_value_and_on_clusters_without_their_api() {
     for argument in [
         "--set=admissionPolicies.enabled=false",
         "--kube-version=1.29.9",

@@ -12,7 +12,7 @@ use super::support::{name, of_kind, render, shim, strings};
 #[case::kwasm("kwasm", &["lunatic", "slight", "spin", "wasmedge", "wasmer", "wasmtime", "wws"])]
 #[case::aks("aks", &["slight", "spin"])]
 #[case::none("none", &[])]
-fn a_preset_is_its_shims_for_annotated_nodes(#[case] preset: &str, #[case] expected: &[&str]) {
+fn a_preset_renders_its_shims_for_annotated_nodes(#[case] preset: &str, #[case] expected: &[&str]) {
     let objects = render(&[&format!("--set=shims.preset={preset}")]);
     let shims = of_kind(&objects, "Shim");
     let names: Vec<_> = shims.iter().map(|shim| name(shim)).collect();
@@ -32,7 +32,7 @@ fn a_preset_is_its_shims_for_annotated_nodes(#[case] preset: &str, #[case] expec
 #[case("default")]
 #[case("kwasm")]
 #[case("aks")]
-fn no_handler_and_no_runtime_class_is_claimed_twice(#[case] preset: &str) {
+fn handlers_and_runtime_classes_are_unique(#[case] preset: &str) {
     let objects = render(&[&format!("--set=shims.preset={preset}")]);
     let mut handlers = BTreeSet::new();
     let mut classes = BTreeSet::new();
@@ -64,7 +64,7 @@ fn handlers(shim: &Value) -> Vec<&str> {
 #[case::slight("slight", &["slight"], &["slight"], &["wasmtime-slight"])]
 #[case::wws("wws", &["wws"], &["wws"], &["wasmtime-wws"])]
 #[case::lunatic("lunatic", &["lunatic"], &["lunatic"], &["wasmtime-lunatic"])]
-fn handlers_and_runtime_classes_are_called_as_their_users_know_them(
+fn handlers_and_runtime_classes_have_their_known_names(
     #[case] wanted: &str,
     #[case] by_default: &[&str],
     #[case] with_kwasm: &[&str],
@@ -100,9 +100,9 @@ fn the_kwasm_preset_declares_nothing_that_kwasm_did_not() {
 }
 
 #[rstest]
-#[case::more("[\"spin-v2\"]", &["mine", "spin-v2"])]
+#[case::with_an_alias("[\"spin-v2\"]", &["mine", "spin-v2"])]
 #[case::none("[]", &["mine"])]
-fn handlers_that_the_values_name_are_declared_whatever_the_preset(
+fn handlers_in_the_values_replace_those_of_every_preset(
     #[case] aliases: &str,
     #[case] expected: &[&str],
     #[values("default", "kwasm")] preset: &str,
@@ -190,7 +190,7 @@ fn every_field_of_the_charts_shims_is_in_the_crd() {
 }
 
 #[test]
-fn the_values_take_the_fields_that_the_crd_has() {
+fn the_values_accept_exactly_the_fields_of_the_crd() {
     let crd: Value =
         serde_saphyr::from_str(include_str!("../../charts/farrier/crds/shims.yaml")).unwrap();
     let spec = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
@@ -216,7 +216,7 @@ fn the_values_take_the_fields_that_the_crd_has() {
 }
 
 #[test]
-fn a_shim_is_switched_by_its_name() {
+fn a_shim_is_enabled_and_disabled_by_its_name() {
     let objects = render(&["--set=shims.wasmer.enabled=false,shims.wws.enabled=true"]);
     let shims = of_kind(&objects, "Shim");
     let names: Vec<_> = shims.iter().map(|shim| name(shim)).collect();
@@ -232,7 +232,7 @@ fn a_shim_is_switched_by_its_name() {
 }
 
 #[test]
-fn another_version_never_keeps_the_digest_of_the_charts_own() {
+fn another_version_drops_the_digests_of_the_default_version() {
     let digest = "ab".repeat(32);
     let objects = render(&[
         "--set=shims.spin.version=0.24.0",
@@ -246,7 +246,7 @@ fn another_version_never_keeps_the_digest_of_the_charts_own() {
 }
 
 #[test]
-fn a_shims_spec_is_merged_over_the_charts() {
+fn the_spec_of_a_shim_is_merged_over_the_default_spec() {
     let objects = render(&[
         "--set-string=shims.wasmtime.spec.containerdRuntimeOptions.SystemdCgroup=true",
         "--set=shims.wasmtime.spec.runtimeClass.name=mine",
@@ -261,7 +261,7 @@ fn a_shims_spec_is_merged_over_the_charts() {
 }
 
 #[test]
-fn a_shim_of_the_users_own_keeps_its_name() {
+fn a_custom_shim_keeps_its_name() {
     let extra = json!([{
         "name": "mine",
         "annotationSelector": {"kwasm.sh/kwasm-node": "true"},
@@ -282,14 +282,11 @@ fn a_shim_of_the_users_own_keeps_its_name() {
 
 #[rstest]
 #[case::nodes("--set=shims.spin.spec.rolloutStrategy.rolling.maxUpdate=3", "3")]
-#[case::a_share(
+#[case::percentage(
     "--set-string=shims.spin.spec.rolloutStrategy.rolling.maxUpdate=25%",
     "\"25%\""
 )]
-fn how_many_nodes_change_at_a_time_reaches_the_shim(
-    #[case] argument: &str,
-    #[case] expected: &str,
-) {
+fn max_update_is_passed_to_the_shim(#[case] argument: &str, #[case] expected: &str) {
     let objects = render(&[argument]);
     let strategy = &shim(&objects, "default-spin")["spec"]["rolloutStrategy"];
     assert_eq!(strategy["rolling"]["maxUpdate"].to_string(), expected);

@@ -14,7 +14,7 @@ use crate::stage::{Stage, create, done, shim, vanishes};
 use crate::support::eventually;
 
 #[tokio::test]
-async fn a_node_made_anew_under_its_old_name_is_asked_again() {
+async fn a_recreated_node_gets_a_new_job() {
     let mut stage = Stage::set("anew").await;
     stage.provision().await;
     let old = stage.cluster.marks("anew").await;
@@ -35,7 +35,7 @@ async fn a_node_made_anew_under_its_old_name_is_asked_again() {
 }
 
 #[tokio::test]
-async fn a_report_to_an_older_request_is_not_taken_for_todays_answer() {
+async fn a_report_on_an_older_request_is_ignored() {
     let stage = Stage::set("older").await;
     let first = stage.asked().await;
     let aliased = json!({"spec": {"handlerAliases": ["older-alias"]}});
@@ -64,7 +64,7 @@ async fn a_report_to_an_older_request_is_not_taken_for_todays_answer() {
 }
 
 #[tokio::test]
-async fn an_unreadable_report_is_asked_again_and_never_advertised() {
+async fn an_unreadable_report_causes_a_new_job_and_no_handler_label() {
     let stage = Stage::set("garbled").await;
     let first = stage.asked().await;
     stage.says(&first, "{\"result\":\"applied\"\u{1b}[2J").await;
@@ -95,7 +95,7 @@ async fn an_unreadable_report_is_asked_again_and_never_advertised() {
 }
 
 #[tokio::test]
-async fn an_image_that_cannot_be_pulled_is_told_on_the_node_and_on_the_shim() {
+async fn an_image_pull_failure_is_reported_on_the_node_and_on_the_shim() {
     let stage = Stage::set("pulled").await;
     let pod = stage.asked().await;
     let status = json!({"status": {"initContainerStatuses": [{
@@ -117,7 +117,7 @@ async fn an_image_that_cannot_be_pulled_is_told_on_the_node_and_on_the_shim() {
 }
 
 #[tokio::test]
-async fn a_job_of_that_name_that_is_not_ours_is_told_and_left_alone() {
+async fn a_foreign_job_of_the_same_name_is_reported_and_left_alone() {
     let mut stage = Stage::new("taken").await;
     let node = stage.register().await;
     let job = names::job_name(&node.uid().unwrap());
@@ -156,7 +156,7 @@ async fn a_job_of_that_name_that_is_not_ours_is_told_and_left_alone() {
 }
 
 #[tokio::test]
-async fn a_foreign_runtime_class_is_told_and_left_alone() {
+async fn a_foreign_runtime_class_is_reported_and_left_alone() {
     let stage = Stage::new("foreign").await;
     let theirs: RuntimeClass =
         create(json!({"metadata": {"name": "foreign"}, "handler": "theirs"}));
@@ -192,7 +192,7 @@ async fn a_foreign_runtime_class_is_told_and_left_alone() {
 }
 
 #[tokio::test]
-async fn a_runtime_class_says_what_its_shim_says_and_no_more() {
+async fn a_runtime_class_has_the_fields_of_its_shim_and_no_others() {
     let stage = Stage::new("spoken").await;
     let mut shim = shim("spoken");
     let class = &mut shim.spec.runtime_class;
@@ -235,7 +235,7 @@ async fn a_runtime_class_says_what_its_shim_says_and_no_more() {
 }
 
 #[tokio::test]
-async fn an_overhead_that_is_no_quantity_is_told_and_holds_up_no_node() {
+async fn an_invalid_overhead_is_reported_and_delays_no_node() {
     let mut stage = Stage::new("heavy").await;
     stage.register().await;
     let mut shim = shim("heavy");
@@ -263,7 +263,7 @@ async fn an_overhead_that_is_no_quantity_is_told_and_holds_up_no_node() {
 }
 
 #[tokio::test]
-async fn a_bare_label_that_a_shim_selects_on_is_never_changed() {
+async fn a_label_without_a_domain_that_a_shim_selects_by_is_never_changed() {
     let mut stage = Stage::new("bare").await;
     stage.register().await;
     stage.cluster.label("bare", "bare", Some("pending")).await;
@@ -276,7 +276,7 @@ async fn a_bare_label_that_a_shim_selects_on_is_never_changed() {
 }
 
 #[tokio::test]
-async fn a_forced_deletion_lets_a_shim_go_at_once() {
+async fn a_forced_deletion_deletes_a_shim_at_once() {
     let stage = Stage::set("forced").await;
     stage.provision().await;
     let shims = stage.cluster.shims();
@@ -297,7 +297,7 @@ async fn a_forced_deletion_lets_a_shim_go_at_once() {
 }
 
 #[tokio::test]
-async fn a_deleted_node_is_forgotten_and_holds_no_shim() {
+async fn a_deleted_node_does_not_block_the_deletion_of_a_shim() {
     let stage = Stage::set("deleted").await;
     stage.provision().await;
     let shims = stage.cluster.shims();
@@ -313,7 +313,7 @@ async fn a_deleted_node_is_forgotten_and_holds_no_shim() {
 }
 
 #[tokio::test]
-async fn a_removal_leaves_no_trace_on_the_node() {
+async fn a_removal_removes_all_labels_and_annotations_of_the_node() {
     let stage = Stage::set("removed").await;
     stage.provision().await;
     stage
@@ -334,7 +334,7 @@ async fn a_removal_leaves_no_trace_on_the_node() {
 }
 
 #[tokio::test]
-async fn nothing_is_written_where_all_is_as_it_should_be() {
+async fn a_reconciled_cluster_gets_no_writes() {
     let stage = Stage::set("settled").await;
     stage.provision().await;
     stage

@@ -81,7 +81,7 @@ async fn answer(cluster: &Cluster, name: &str, spec: &Value) -> Result<DynamicOb
 }
 
 #[tokio::test]
-async fn what_is_mistaken_in_a_shim_is_refused_in_words_for_people() {
+async fn an_invalid_shim_is_refused_with_a_readable_message() {
     let cluster = Cluster::connect().await;
     cluster.farrier(&["crd", "--apply"]);
     let digest = "64 hexadecimal digits, as sha256sum prints them";
@@ -164,7 +164,7 @@ async fn what_is_mistaken_in_a_shim_is_refused_in_words_for_people() {
 }
 
 #[tokio::test]
-async fn what_runtime_class_manager_takes_is_taken() {
+async fn a_shim_of_runtime_class_manager_is_accepted() {
     let cluster = Cluster::connect().await;
     cluster.farrier(&["crd", "--apply"]);
     for (pointer, value) in [
@@ -231,7 +231,7 @@ async fn what_runtime_class_manager_takes_is_taken() {
 }
 
 #[tokio::test]
-async fn the_definition_takes_the_place_of_an_older_one_and_shims_survive() {
+async fn the_crd_replaces_an_older_one_and_keeps_all_shims() {
     let cluster = Cluster::with_farrier().await;
     // A definition without our fields shows a Shim as one for every node: nobody may act on that meanwhile.
     cluster.scale(0).await;

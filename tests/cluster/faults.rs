@@ -47,7 +47,7 @@ async fn artifact_is_refused(shim: &str, fault: &str, sentence: &str) {
 }
 
 #[tokio::test]
-async fn a_wrong_digest_is_told() {
+async fn a_wrong_digest_is_reported() {
     let cluster = Cluster::with_farrier().await;
     let node = cluster.node_with("1.7");
     let fault = Artifact {
@@ -59,7 +59,7 @@ async fn a_wrong_digest_is_told() {
 }
 
 #[tokio::test]
-async fn an_unreachable_url_is_told() {
+async fn an_unreachable_url_is_reported() {
     let cluster = Cluster::with_farrier().await;
     let node = cluster.node_with("1.7");
     // Nothing listens on this port of the server's address.
@@ -73,22 +73,22 @@ async fn an_unreachable_url_is_told() {
 }
 
 #[tokio::test]
-async fn a_url_that_is_not_found_is_told() {
+async fn a_url_that_is_not_found_is_reported() {
     artifact_is_refused("not-found", "not-found", "404").await;
 }
 
 #[tokio::test]
-async fn an_archive_without_the_binary_is_told() {
+async fn an_archive_without_the_binary_is_reported() {
     artifact_is_refused("no-binary", "no-binary", "containerd-shim-wasmi-v1").await;
 }
 
 #[tokio::test]
-async fn an_archive_that_climbs_out_of_its_folder_is_told() {
+async fn an_archive_with_a_path_outside_its_directory_is_reported() {
     artifact_is_refused("climbing", "climbing", "evil").await;
 }
 
 #[tokio::test]
-async fn one_shim_that_fails_does_not_hold_up_another() {
+async fn a_failing_shim_does_not_delay_another() {
     let cluster = Cluster::with_farrier().await;
     let node = cluster.node_with("2.1");
     let good = cluster.artifacts.shim.clone();
@@ -118,7 +118,7 @@ async fn one_shim_that_fails_does_not_hold_up_another() {
 }
 
 #[tokio::test]
-async fn a_configuration_that_does_not_parse_is_told_and_left_alone() {
+async fn an_invalid_configuration_is_reported_and_left_alone() {
     let cluster = Cluster::with_farrier().await;
     let node = cluster.node_with("1.7");
     let good = cluster.artifacts.shim.clone();
@@ -139,7 +139,7 @@ async fn a_configuration_that_does_not_parse_is_told_and_left_alone() {
 }
 
 #[tokio::test]
-async fn a_containerd_that_does_not_come_back_is_told_and_rolled_back() {
+async fn a_containerd_that_does_not_start_is_reported_and_rolled_back() {
     let cluster = Cluster::with_farrier().await;
     let node = cluster.node_with("1.7");
     let good = cluster.artifacts.shim.clone();

@@ -124,7 +124,7 @@ async fn a_rolling_shim_reaches_one_node_after_the_other_and_a_failure_halts_it(
 }
 
 #[tokio::test]
-async fn a_rebooted_or_upgraded_node_is_verified_and_goes_on_serving() {
+async fn a_rebooted_or_upgraded_node_is_verified_and_keeps_its_labels() {
     let stage = Stage::set("drift").await;
     stage.provision().await;
     for info in [
@@ -153,7 +153,7 @@ async fn a_rebooted_or_upgraded_node_is_verified_and_goes_on_serving() {
 }
 
 #[tokio::test]
-async fn a_startup_taint_goes_once_the_node_serves_what_it_should() {
+async fn the_startup_taint_is_removed_once_all_shims_are_served() {
     let mut stage = Stage::new("tainted").await;
     stage.register().await;
     let taints = json!([
@@ -184,7 +184,7 @@ async fn a_startup_taint_goes_once_the_node_serves_what_it_should() {
 }
 
 #[tokio::test]
-async fn a_kubelet_that_is_not_heard_of_is_asked_nothing() {
+async fn a_node_that_is_not_ready_gets_no_job() {
     let mut stage = Stage::new("silent").await;
     stage.register().await;
     stage.stop();
@@ -281,7 +281,7 @@ impl Stage {
 }
 
 #[tokio::test]
-async fn of_two_replicas_one_acts_and_the_other_takes_over_within_twenty_seconds() {
+async fn the_second_replica_takes_over_within_twenty_seconds() {
     let stage = Stage::set("twins").await;
     stage.provision().await;
     stage.replicas_become(2).await;
@@ -325,7 +325,7 @@ async fn of_two_replicas_one_acts_and_the_other_takes_over_within_twenty_seconds
 }
 
 #[tokio::test]
-async fn a_controller_that_is_told_to_end_gives_the_lease_back() {
+async fn a_controller_that_gets_sigterm_releases_the_lease() {
     let stage = Stage::new("back").await;
     stage.replicas_become(1).await;
     eventually("somebody holds the Lease", async || {
@@ -339,7 +339,7 @@ async fn a_controller_that_is_told_to_end_gives_the_lease_back() {
 }
 
 #[tokio::test]
-async fn the_controller_counts_what_it_does() {
+async fn the_metrics_count_the_actions_of_the_controller() {
     let stage = Stage::set("counted").await;
     stage.replicas_become(1).await;
     let controller = stage.controllers().await[0].name_any();
@@ -362,7 +362,7 @@ async fn the_controller_counts_what_it_does() {
 }
 
 #[tokio::test]
-async fn a_controller_that_is_killed_at_any_time_loses_nothing_and_asks_nothing_twice() {
+async fn a_controller_that_is_killed_at_any_time_loses_and_repeats_no_job() {
     let strategy = json!({"type": "rolling", "rolling": {"maxUpdate": "34%"}});
     let stages = stages(["kill-a", "kill-b", "kill-c"], "kill", strategy).await;
     let mut answered: BTreeSet<String> = BTreeSet::new();
@@ -403,7 +403,7 @@ async fn a_controller_that_is_killed_at_any_time_loses_nothing_and_asks_nothing_
 }
 
 #[tokio::test]
-async fn an_api_server_that_is_restarted_costs_nothing_but_time() {
+async fn nodes_are_changed_despite_restarts_of_the_api_server() {
     let stage = Stage::set("again").await;
     let restarts = stage.controller_restarts().await;
     let pod = stage.asked().await;

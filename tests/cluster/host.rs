@@ -132,7 +132,7 @@ async fn wasm_fares_as_with_a_bare_restart(series: &'static str) {
 }
 
 #[test]
-fn an_install_does_to_a_wasm_pod_what_a_bare_restart_does_and_nothing_without_a_restart() {
+fn an_install_affects_a_wasm_pod_exactly_as_a_restart_of_containerd_does() {
     on_every_node(wasm_fares_as_with_a_bare_restart);
 }
 
@@ -167,6 +167,6 @@ async fn seven_shims_cost_two_restarts(series: &'static str) {
 }
 
 #[test]
-fn seven_reserved_shims_cost_one_restart_at_the_first_and_one_at_the_last() {
+fn seven_reserved_shims_restart_containerd_at_the_first_install_and_the_last_removal() {
     on_every_node(seven_shims_cost_two_restarts);
 }

@@ -17,7 +17,7 @@ fn is_refused(node: &Node<'_>, part: &str) {
 }
 
 #[tokio::test]
-async fn a_node_without_a_bus_is_changed_by_its_own_systemctl() {
+async fn without_d_bus_containerd_is_restarted_by_systemctl() {
     let cluster = Cluster::connect().await;
     let node = Node::with(&cluster, "2.4").await;
     let before = node.files();
@@ -31,7 +31,7 @@ async fn a_node_without_a_bus_is_changed_by_its_own_systemctl() {
 }
 
 #[tokio::test]
-async fn a_node_without_a_bus_and_without_systemctl_is_refused() {
+async fn without_d_bus_and_systemctl_the_change_is_refused() {
     let cluster = Cluster::connect().await;
     let node = Node::with(&cluster, "1.7").await;
     let (files, daemon) = (node.files(), node.containerd());
@@ -74,7 +74,7 @@ fn is_rolled_back(node: &Node<'_>, part: &str) {
 }
 
 #[tokio::test]
-async fn a_containerd_that_comes_back_without_its_cri_is_rolled_back() {
+async fn a_containerd_that_starts_without_its_cri_is_rolled_back() {
     let cluster = Cluster::connect().await;
     let node = Node::with(&cluster, "1.7").await;
     node.sh("mkdir -p /run/farrier-test; printf 'version = 2\\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\\n' > /run/farrier-test/none.toml");
@@ -86,7 +86,7 @@ async fn a_containerd_that_comes_back_without_its_cri_is_rolled_back() {
 }
 
 #[tokio::test]
-async fn a_containerd_whose_start_is_refused_afterwards_is_rolled_back() {
+async fn a_containerd_whose_unit_fails_to_start_is_rolled_back() {
     let cluster = Cluster::connect().await;
     let node = Node::with(&cluster, "2.4").await;
     node.override_unit(&DOOMED.replace("ExecStartPre", "ExecStartPost"));
@@ -114,7 +114,7 @@ exec /usr/local/bin/containerd-shim-runc-v2 \"$@\"
 ";
 
 #[tokio::test]
-async fn a_containerd_that_hangs_on_a_dead_sandbox_is_told_and_taken_up_again() {
+async fn a_containerd_that_hangs_on_a_dead_sandbox_is_reported_and_the_next_run_succeeds() {
     let cluster = Cluster::connect().await;
     let node = Node::with(&cluster, "1.7").await;
     let shim = cluster

@@ -76,7 +76,7 @@ async fn kills_converge(series: &'static str, seed: u64) {
 }
 
 #[test]
-fn an_installer_killed_at_any_moment_is_finished_or_undone_by_the_next() {
+fn an_installer_killed_at_any_moment_is_finished_or_undone_by_the_next_run() {
     let seed = match std::env::var("FARRIER_SEED") {
         Ok(seed) => seed.parse().unwrap(),
         Err(_) => SystemTime::now()
@@ -90,7 +90,7 @@ fn an_installer_killed_at_any_moment_is_finished_or_undone_by_the_next() {
 }
 
 #[tokio::test]
-async fn of_two_installers_at_once_one_waits_for_the_other() {
+async fn the_second_of_two_installers_waits_for_the_first() {
     let cluster = Cluster::connect().await;
     let node = Node::with(&cluster, "1.7").await;
     let before = node.files();

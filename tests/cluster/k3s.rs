@@ -250,21 +250,21 @@ async fn there_and_back(agent: &Agent, template: Option<&str>) {
 const KEPT: &str = "{{ template \"base\" . }}\n\n# Ours.\n[debug]\n  level = \"info\"";
 
 #[tokio::test]
-async fn a_template_for_schema_2_is_extended_and_put_back() {
+async fn a_template_for_schema_2_is_edited_and_restored() {
     there_and_back(&K3S_2, Some(KEPT)).await;
 }
 
 #[tokio::test]
-async fn a_node_without_a_template_gets_one_and_loses_it_again() {
+async fn a_missing_template_is_created_and_removed_again() {
     there_and_back(&K3S_3, None).await;
 }
 
 #[tokio::test]
-async fn a_node_that_imports_a_folder_needs_no_template() {
+async fn a_node_that_imports_a_directory_gets_no_template() {
     there_and_back(&IMPORTING, None).await;
 }
 
 #[tokio::test]
-async fn a_template_of_rke2_is_extended_and_put_back() {
+async fn a_template_of_rke2_is_edited_and_restored() {
     there_and_back(&RKE2, Some(KEPT)).await;
 }

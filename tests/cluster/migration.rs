@@ -85,7 +85,7 @@ async fn runs_on(cluster: &Cluster, node: &str, class: &str, before: &str) {
 }
 
 #[tokio::test]
-async fn a_cluster_moves_from_kwasm_and_its_pods_run_on() {
+async fn a_cluster_migrates_from_kwasm_and_its_pods_keep_running() {
     let (cluster, node) = without_farrier("1.7").await;
     let before = cluster.host(&node);
     let file = "containerd-shim-wasmi-v1";
@@ -128,7 +128,7 @@ async fn a_cluster_moves_from_kwasm_and_its_pods_run_on() {
 }
 
 #[tokio::test]
-async fn a_cluster_moves_from_runtime_class_manager_and_its_pods_run_on() {
+async fn a_cluster_migrates_from_runtime_class_manager_and_its_pods_keep_running() {
     let (cluster, node) = without_farrier("2.1").await;
     let before = cluster.host(&node);
     let name = "wasmi-v1";

@@ -82,7 +82,7 @@ async fn remove_node(cluster: &Cluster) {
 }
 
 #[tokio::test]
-async fn the_controller_changes_its_own_marks_on_a_node_and_no_others() {
+async fn the_controller_may_write_only_its_own_labels_annotations_and_taints() {
     let cluster = Cluster::with_farrier().await;
     // Nobody serves what the node wants, so that its startup taint stays.
     cluster
@@ -324,7 +324,7 @@ fn forbidden() -> Vec<(&'static str, Value, &'static str)> {
 }
 
 #[tokio::test]
-async fn the_controller_makes_jobs_of_one_shape() {
+async fn the_controller_may_create_jobs_of_one_shape_only() {
     let cluster = Cluster::with_farrier().await;
     let node = node(&cluster).await;
     let controller = cluster.as_controller().await;
@@ -351,7 +351,7 @@ async fn the_controller_makes_jobs_of_one_shape() {
 }
 
 #[tokio::test]
-async fn until_an_upgrade_is_up_the_controller_before_it_makes_its_jobs() {
+async fn the_former_controller_may_create_jobs_until_the_new_one_is_ready() {
     let cluster = Cluster::with_farrier().await;
     let node = node(&cluster).await;
     cluster

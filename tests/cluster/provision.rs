@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::support::{Cluster, SHIM, eventually, shim_for};
 
 #[tokio::test]
-async fn every_node_runs_the_containerd_that_it_is_named_for() {
+async fn each_node_runs_the_containerd_release_of_its_name() {
     let cluster = Cluster::with_farrier().await;
     for series in ["1.6", "1.7", "2.1", "2.4"] {
         let node = cluster.node_with(series);
@@ -64,27 +64,27 @@ async fn there_and_back(series: &str) {
 }
 
 #[tokio::test]
-async fn containerd_1_6_runs_a_wasm_pod_and_is_left_as_it_was() {
+async fn containerd_1_6_runs_a_wasm_pod_and_is_restored() {
     there_and_back("1.6").await;
 }
 
 #[tokio::test]
-async fn containerd_1_7_runs_a_wasm_pod_and_is_left_as_it_was() {
+async fn containerd_1_7_runs_a_wasm_pod_and_is_restored() {
     there_and_back("1.7").await;
 }
 
 #[tokio::test]
-async fn containerd_2_1_runs_a_wasm_pod_and_is_left_as_it_was() {
+async fn containerd_2_1_runs_a_wasm_pod_and_is_restored() {
     there_and_back("2.1").await;
 }
 
 #[tokio::test]
-async fn containerd_2_4_runs_a_wasm_pod_and_is_left_as_it_was() {
+async fn containerd_2_4_runs_a_wasm_pod_and_is_restored() {
     there_and_back("2.4").await;
 }
 
 #[tokio::test]
-async fn a_second_run_on_a_host_that_matches_writes_nothing_and_restarts_nothing() {
+async fn a_second_run_writes_and_restarts_nothing() {
     let cluster = Cluster::with_farrier().await;
     let node = cluster.node_with("1.7");
     cluster.annotate(&node, Some("true")).await;
@@ -118,7 +118,7 @@ async fn a_second_run_on_a_host_that_matches_writes_nothing_and_restarts_nothing
 }
 
 #[tokio::test]
-async fn a_handler_in_use_is_left_served_until_its_pod_is_gone() {
+async fn a_handler_in_use_is_served_until_its_pod_is_deleted() {
     let cluster = Cluster::with_farrier().await;
     let node = cluster.node_with("2.1");
     let before = cluster.host(&node);
@@ -159,7 +159,7 @@ async fn a_handler_in_use_is_left_served_until_its_pod_is_gone() {
 }
 
 #[tokio::test]
-async fn a_deleted_shim_names_the_node_whose_pods_it_waits_for() {
+async fn the_condition_of_a_deleted_shim_names_the_node_with_its_pods() {
     let cluster = Cluster::with_farrier().await;
     let node = cluster.node_with("2.4");
     let before = cluster.host(&node);
@@ -199,7 +199,7 @@ async fn a_deleted_shim_names_the_node_whose_pods_it_waits_for() {
 }
 
 #[tokio::test]
-async fn a_binary_that_somebody_removed_is_fetched_anew() {
+async fn a_removed_binary_is_fetched_again() {
     let cluster = Cluster::with_farrier().await;
     let node = cluster.node_with("2.1");
     cluster.annotate(&node, Some("true")).await;
@@ -229,7 +229,7 @@ async fn a_binary_that_somebody_removed_is_fetched_anew() {
 }
 
 #[tokio::test]
-async fn a_new_binary_is_swapped_without_a_restart() {
+async fn a_binary_is_upgraded_without_a_restart() {
     let cluster = Cluster::with_farrier().await;
     let node = cluster.node_with("1.7");
     let mut shim = shim_for("swapped", &cluster.artifacts.shim);
@@ -271,7 +271,7 @@ async fn a_new_binary_is_swapped_without_a_restart() {
 }
 
 #[tokio::test]
-async fn a_node_restarts_containerd_once_whatever_shims_come_and_go() {
+async fn installing_and_removing_shims_restarts_containerd_once() {
     let cluster = Cluster::with_farrier().await;
     let node = cluster.node_with("2.1");
     // A Shim that no node wants yet.

@@ -22,7 +22,7 @@ async fn no_lease_is_left(cluster: &Cluster) {
 }
 
 #[tokio::test]
-async fn a_second_farrier_is_refused() {
+async fn a_second_release_of_the_chart_is_refused() {
     let cluster = Cluster::with_farrier().await;
     let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/farrier");
     for (release, namespace) in [("other", "farrier"), ("farrier", "default")] {
@@ -34,7 +34,7 @@ async fn a_second_farrier_is_refused() {
 }
 
 #[tokio::test]
-async fn an_uninstall_leaves_nothing_behind() {
+async fn an_uninstall_restores_the_cluster_and_all_hosts() {
     let cluster = Cluster::with_farrier().await;
     let node = cluster.node_with("2.4");
     let before = cluster.host(&node);
@@ -68,7 +68,7 @@ async fn an_uninstall_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn an_uninstall_keeps_the_nodes_as_they_are_where_it_is_told_to() {
+async fn an_uninstall_with_keep_leaves_the_hosts_alone() {
     let cluster = Cluster::with_farrier().await;
     let node = cluster.node_with("2.4");
     let before = cluster.host(&node);
@@ -94,7 +94,7 @@ async fn an_uninstall_keeps_the_nodes_as_they_are_where_it_is_told_to() {
 }
 
 #[tokio::test]
-async fn an_uninstall_ends_where_the_definition_was_deleted_before() {
+async fn an_uninstall_ends_if_the_crd_was_deleted_before() {
     let cluster = Cluster::with_farrier().await;
     let node = cluster.node_with("2.4");
     let before = cluster.host(&node);

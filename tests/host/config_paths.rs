@@ -5,7 +5,7 @@ use farrier::handoff::Outcome;
 use farrier::installer::{self, Mode};
 
 #[tokio::test]
-async fn a_configuration_that_was_named_once_is_the_one_that_later_runs_go_by() {
+async fn later_runs_use_the_configuration_path_of_the_first_run() {
     let host = Host::new(Some(CONFIG));
     host.write("/srv/a", &program(1));
     host.write("/srv/b", &program(2));
@@ -32,7 +32,7 @@ async fn a_configuration_that_was_named_once_is_the_one_that_later_runs_go_by() 
 }
 
 #[tokio::test]
-async fn a_configuration_that_is_loaded_no_more_keeps_nothing_of_ours() {
+async fn managed_handlers_are_removed_from_a_configuration_that_is_no_longer_loaded() {
     let host = Host::new(Some(CONFIG));
     host.write("/srv/a", &program(1));
     let named = "/etc/containerd/other.toml";

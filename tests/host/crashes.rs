@@ -67,7 +67,7 @@ async fn at_every_change(
 }
 
 #[tokio::test]
-async fn a_killed_installation_is_undone_without_a_trace() {
+async fn an_uninstall_after_a_killed_install_restores_the_host() {
     at_every_change(
         async || host(),
         &arguments(&["a", "b"]),
@@ -81,12 +81,12 @@ async fn a_killed_installation_is_undone_without_a_trace() {
 }
 
 #[tokio::test]
-async fn a_killed_installation_is_carried_out_by_the_next_run() {
+async fn a_killed_install_is_finished_by_the_next_run() {
     is_carried_out(async || host()).await;
 }
 
 #[tokio::test]
-async fn a_killed_upgrade_is_carried_out_by_the_next_run() {
+async fn a_killed_upgrade_is_finished_by_the_next_run() {
     is_carried_out(async || {
         let host = host();
         host.install(&[shim("a")], &[]).await;
@@ -97,7 +97,7 @@ async fn a_killed_upgrade_is_carried_out_by_the_next_run() {
 }
 
 #[tokio::test]
-async fn a_killed_removal_is_carried_out_by_the_next_run() {
+async fn a_killed_removal_is_finished_by_the_next_run() {
     let prepare = async || {
         let host = host();
         host.install(&[shim("a"), shim("b")], &[]).await;
@@ -124,12 +124,12 @@ fn kwasm_host() -> Host {
 }
 
 #[tokio::test]
-async fn a_killed_take_over_is_carried_out_by_the_next_run() {
+async fn a_killed_take_over_is_finished_by_the_next_run() {
     is_carried_out(async || kwasm_host()).await;
 }
 
 #[tokio::test]
-async fn a_killed_removal_of_what_was_taken_over_leaves_nothing_after_the_next_run() {
+async fn a_killed_removal_of_legacy_handlers_is_finished_by_the_next_run() {
     let prepare = async || {
         let host = kwasm_host();
         host.install(&[shim("a"), shim("b")], &[]).await;

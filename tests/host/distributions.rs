@@ -97,7 +97,7 @@ fn at(directory: &str, name: &str) -> String {
     "/var/lib/google/farrier"
 )]
 #[tokio::test]
-async fn each_distribution_s_own_file_is_edited_and_put_back(
+async fn the_configuration_of_each_distribution_is_edited_and_restored(
     #[case] files: &[(String, &str)],
     #[case] edited: &str,
     #[case] directory: &str,
@@ -156,7 +156,7 @@ const AMAZON: &str = "ID=\"amzn\"\nPLATFORM_ID=\"platform:al2023\"\n";
 #[case::eks_al2023_of_today("eks-al2023", AMAZON, Some("/usr/bin/nodeadm"), include_str!("../corpus/distributions/eks-al2023-2.toml"))]
 #[case::flatcar("flatcar", "ID=flatcar\n", Some("/etc/systemd/system/containerd.service.d/10-config.conf"), include_str!("../corpus/distributions/flatcar.toml"))]
 #[tokio::test]
-async fn an_image_with_a_packaged_containerd_is_edited_where_that_reads(
+async fn the_configuration_of_a_packaged_containerd_is_edited_in_an_image(
     #[case] word: &str,
     #[case] os_release: &str,
     #[case] mark: Option<&str>,
@@ -202,7 +202,7 @@ async fn an_image_with_a_packaged_containerd_is_edited_where_that_reads(
     "[Service]\nExecStart=\nExecStart=/usr/bin/containerd --config=/srv/containerd.toml\n"
 )]
 #[tokio::test]
-async fn an_image_is_edited_in_the_file_that_the_unit_of_containerd_names(
+async fn the_configuration_that_the_unit_of_containerd_names_is_edited_in_an_image(
     #[case] unit: &str,
     #[case] drop_in: &str,
 ) {
@@ -224,7 +224,7 @@ async fn an_image_is_edited_in_the_file_that_the_unit_of_containerd_names(
 }
 
 #[tokio::test]
-async fn a_handler_that_k3s_declares_by_itself_is_refused_for_its_shim_alone() {
+async fn a_handler_that_k3s_declares_is_refused_for_its_shim_alone() {
     let rendered = include_str!("../corpus/distributions/k3s-v1.33.toml");
     let host = host(&[(at(K3S, "config.toml"), rendered)]);
     let report = host.install(&[shim("spin"), shim("a")], &[]).await;
@@ -247,7 +247,7 @@ async fn a_handler_that_k3s_declares_by_itself_is_refused_for_its_shim_alone() {
 #[case::flatcar("ID=flatcar\n", &["/usr/share/containerd/config.toml"], "CONTAINERD_CONFIG=/etc/containerd/config.toml")]
 #[case::k0s_of_an_unknown_release("ID=ubuntu\n", &["/usr/local/bin/k0s"], "failed to tell the release of k0s")]
 #[tokio::test]
-async fn what_can_t_be_changed_is_left_alone_with_the_way_that_works(
+async fn an_unsupported_distribution_is_refused_with_instructions(
     #[case] os_release: &str,
     #[case] files: &[&str],
     #[case] words: &str,
@@ -267,7 +267,7 @@ async fn what_can_t_be_changed_is_left_alone_with_the_way_that_works(
 #[case::eks_al2023(&[("/etc/os-release", AMAZON), ("/usr/bin/nodeadm", "")], include_str!("../corpus/distributions/eks-al2023-2.toml"))]
 #[case::cos(&[("/etc/os-release", "ID=cos\n")], include_str!("../corpus/distributions/gke-cos.toml"))]
 #[tokio::test]
-async fn a_configuration_that_a_boot_wrote_anew_is_changed_again_and_left_as_the_boot_wrote_it(
+async fn a_configuration_that_a_boot_rewrote_is_edited_again_and_restored(
     #[case] files: &[(&str, &str)],
     #[case] config: &str,
     #[values("", "# by another release\n")] new: &str,

@@ -15,7 +15,7 @@ async fn problems(host: &Host) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn doctor_finds_no_fault_with_an_image_that_is_as_it_was_left() {
+async fn doctor_reports_no_problem_on_an_unchanged_image() {
     let host = Host::stocked();
     assert_eq!(problems(&host).await, [""; 0]);
     host.install(&[shim("a")], &[]).await;
@@ -23,7 +23,7 @@ async fn doctor_finds_no_fault_with_an_image_that_is_as_it_was_left() {
 }
 
 #[tokio::test]
-async fn doctor_names_what_a_killed_run_left_behind() {
+async fn doctor_reports_an_interrupted_change() {
     let host = Host::stocked();
     host.write(
         "/srv/config/real.toml",
@@ -61,7 +61,7 @@ async fn doctor_names_what_a_killed_run_left_behind() {
 }
 
 #[tokio::test]
-async fn a_drifted_binary_is_found_by_doctor_and_repaired_by_install() {
+async fn a_changed_binary_is_reported_by_doctor_and_repaired_by_install() {
     let host = Host::stocked();
     host.install(&[shim("a")], &[]).await;
     let stored = format!("/opt/farrier/store/{}", sha256_hex(&program(1)));
@@ -75,7 +75,7 @@ async fn a_drifted_binary_is_found_by_doctor_and_repaired_by_install() {
 }
 
 #[tokio::test]
-async fn a_host_that_can_t_be_looked_at_is_a_finding() {
+async fn doctor_reports_an_unreadable_host() {
     let host = Host::stocked();
     host.write("/var/lib/farrier/state.json", b"{");
     let problems = problems(&host).await;
@@ -99,7 +99,7 @@ async fn a_host_that_can_t_be_looked_at_is_a_finding() {
 /// The root is entered to ask containerd, which takes a right that only root has.
 #[cfg(target_arch = "x86_64")]
 #[test]
-fn a_password_that_containerd_quotes_from_its_configuration_is_told_to_nobody() {
+fn a_password_in_an_error_of_containerd_is_in_no_output() {
     let host = Host::stocked();
     let auth = "[plugins.'io.containerd.grpc.v1.cri'.registry.configs.'r.example'.auth]\npassword = 123456\n";
     host.write(

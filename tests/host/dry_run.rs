@@ -34,7 +34,7 @@ async fn a_dry_run_shows_the_change_and_writes_nothing() {
 }
 
 #[tokio::test]
-async fn a_dry_run_that_would_be_refused_or_done_in_part_says_so() {
+async fn a_dry_run_shows_a_refusal_or_a_partial_change() {
     let host = Host::stocked();
     let mut missing = shim("b");
     missing.location = "file:///srv/none".to_owned();
@@ -48,7 +48,7 @@ async fn a_dry_run_that_would_be_refused_or_done_in_part_says_so() {
 }
 
 #[tokio::test]
-async fn a_dry_run_on_a_host_with_an_interrupted_change_says_so() {
+async fn a_dry_run_shows_an_interrupted_change() {
     let host = Host::stocked();
     host.write("/var/lib/farrier/journal.json", b"{}");
     let preview = install(&host.named(&[shim("a")], &[]), Mode::DryRun).await;
@@ -58,7 +58,7 @@ async fn a_dry_run_on_a_host_with_an_interrupted_change_says_so() {
 }
 
 #[tokio::test]
-async fn a_dry_run_names_what_is_cleared_and_nothing_that_is_somebody_else_s() {
+async fn a_dry_run_lists_exactly_the_files_that_are_removed() {
     let host = Host::stocked();
     host.install(&[shim("a"), shim("b")], &[]).await;
     for theirs in ["store/notes", "bin/containerd-shim-a.bak"] {

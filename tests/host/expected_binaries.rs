@@ -87,7 +87,7 @@ async fn an_expected_binary_that_is_on_the_host_is_kept_without_a_download() {
 }
 
 #[tokio::test]
-async fn the_hand_off_folder_has_no_say_in_what_stands_as_expected() {
+async fn a_binary_with_the_expected_digest_is_not_replaced_from_the_hand_off_directory() {
     let host = carrying().await;
     let before = host.tree(true);
     let report = host
@@ -98,15 +98,15 @@ async fn the_hand_off_folder_has_no_say_in_what_stands_as_expected() {
 }
 
 #[rstest]
-#[case::gone(|host: &Host| std::fs::remove_file(host.path(&stored(1))).unwrap())]
+#[case::missing(|host: &Host| std::fs::remove_file(host.path(&stored(1))).unwrap())]
 #[case::changed(|host: &Host| host.write(&stored(1), &program(9)))]
-#[case::led_elsewhere(|host: &Host| {
+#[case::with_another_target(|host: &Host| {
     std::fs::remove_file(host.path(&stored(1))).unwrap();
     symlink("/srv/b", host.path(&stored(1))).unwrap();
 })]
-#[case::all_of_it(|host: &Host| std::fs::remove_dir_all(host.path("/opt/farrier")).unwrap())]
+#[case::whole_directory(|host: &Host| std::fs::remove_dir_all(host.path("/opt/farrier")).unwrap())]
 #[tokio::test]
-async fn an_expected_binary_that_is_missing_or_changed_fails_its_shim_alone_and_comes_with_the_next_attempt(
+async fn a_missing_or_changed_binary_fails_its_shim_alone_and_is_fetched_by_the_next_attempt(
     #[case] damage: impl Fn(&Host),
     #[values(true, false)] result_is_there: bool,
 ) {
@@ -143,7 +143,7 @@ async fn an_expected_binary_that_is_missing_or_changed_fails_its_shim_alone_and_
 }
 
 #[tokio::test]
-async fn an_expected_binary_that_is_gone_and_the_only_one_asked_for_changes_nothing() {
+async fn a_missing_binary_of_the_only_requested_shim_changes_nothing() {
     let host = carrying().await;
     std::fs::remove_file(host.path(&stored(1))).unwrap();
     let before = host.tree(false);
@@ -154,10 +154,10 @@ async fn an_expected_binary_that_is_gone_and_the_only_one_asked_for_changes_noth
 }
 
 #[rstest]
-#[case::gone(None)]
-#[case::led_elsewhere(Some("../store/0"))]
+#[case::missing(None)]
+#[case::with_another_target(Some("../store/0"))]
 #[tokio::test]
-async fn a_link_that_is_lost_is_made_again_without_a_download(#[case] target: Option<&str>) {
+async fn a_lost_symlink_is_created_again_without_a_download(#[case] target: Option<&str>) {
     let host = carrying().await;
     std::fs::remove_file(host.path(LINK)).unwrap();
     if let Some(target) = target {
@@ -170,7 +170,7 @@ async fn a_link_that_is_lost_is_made_again_without_a_download(#[case] target: Op
 }
 
 #[tokio::test]
-async fn the_hand_off_folder_can_t_make_up_that_a_binary_is_there() {
+async fn a_hand_off_result_cannot_claim_that_a_binary_is_present() {
     let host = carrying().await;
     let before = host.tree(true);
     let directory = fetched("a", 7);
@@ -210,7 +210,7 @@ async fn a_shim_is_not_served_by_the_binary_of_another_shim() {
 }
 
 #[tokio::test]
-async fn an_expected_binary_is_taken_from_the_host_alone() {
+async fn an_expected_binary_is_never_taken_from_elsewhere_than_the_host() {
     let host = Host::stocked();
     let before = host.tree(false);
     // A file of the host's, and a binary that would be taken were it not for the expectation.

@@ -109,7 +109,7 @@ async fn fetch_one(shim: &ShimRequest, out: &Path, ca_file: Option<&Path>) -> Fe
 }
 
 #[tokio::test]
-async fn a_server_that_is_slow_holds_up_no_other_shim() {
+async fn a_slow_server_delays_no_other_shim() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let routes = Routes::from([("/a", ok(&program(1))), ("/b", ok(&program(2)))]);
@@ -133,7 +133,7 @@ async fn a_server_that_is_slow_holds_up_no_other_shim() {
 }
 
 #[tokio::test]
-async fn an_archive_that_takes_long_to_unpack_holds_up_no_other_download() {
+async fn unpacking_a_large_archive_delays_no_other_download() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let out = tempfile::tempdir().unwrap();
@@ -180,7 +180,7 @@ async fn an_archive_that_takes_long_to_unpack_holds_up_no_other_download() {
 }
 
 #[tokio::test]
-async fn an_artifact_is_verified_unpacked_and_handed_over() {
+async fn an_artifact_is_verified_and_unpacked_into_the_hand_off_directory() {
     let archive = archive("containerd-shim-wasmtime-v1");
     // The tag of a release has a slash, which must reach the server as it was written.
     let address = serve(Routes::from([
@@ -200,7 +200,7 @@ async fn an_artifact_is_verified_unpacked_and_handed_over() {
 }
 
 #[test]
-fn a_fetch_runs_on_one_thread_until_there_is_something_to_unpack() {
+fn a_fetch_without_archives_runs_on_one_thread() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let location = format!("http://{}/a", listener.local_addr().unwrap());
     let directory = tempfile::tempdir().unwrap();
@@ -226,7 +226,7 @@ fn a_fetch_runs_on_one_thread_until_there_is_something_to_unpack() {
 }
 
 #[test]
-fn a_proxy_of_the_environment_is_asked() {
+fn a_fetch_uses_the_proxy_of_the_environment() {
     // Nobody answers under such a name but the proxy, which is asked for a whole URL.
     let location = "http://release.invalid/a";
     let proxy = serve(Routes::from([(location, ok(&program(1)))]));
@@ -251,7 +251,7 @@ fn a_proxy_of_the_environment_is_asked() {
 }
 
 #[tokio::test]
-async fn a_secret_in_a_location_stands_in_no_reason() {
+async fn a_password_in_a_location_is_in_no_error() {
     let address = serve(Routes::from([
         ("/there?token=hunter2", ok(&archive("README"))),
         (
@@ -278,7 +278,7 @@ async fn a_secret_in_a_location_stands_in_no_reason() {
 
 #[rstest]
 #[case::wrong_digest("/a.tar.gz", Some("0"), "has SHA-256")]
-#[case::gone("/absent", None, "the server answers 404")]
+#[case::not_found("/absent", None, "the server answers 404")]
 #[case::no_binary(
     "/b.tar.gz",
     None,
@@ -286,7 +286,7 @@ async fn a_secret_in_a_location_stands_in_no_reason() {
 )]
 #[case::circle("/circle", None, "redirects in a circle")]
 #[tokio::test]
-async fn a_failure_is_one_sentence_and_leaves_no_binary(
+async fn a_failed_fetch_has_a_reason_and_leaves_no_binary(
     #[case] path: &str,
     #[case] digest: Option<&str>,
     #[case] reason: &str,
@@ -310,7 +310,7 @@ async fn a_failure_is_one_sentence_and_leaves_no_binary(
 }
 
 #[tokio::test]
-async fn a_body_that_is_cut_off_and_an_absent_server_are_told() {
+async fn a_truncated_body_and_an_absent_server_are_reported() {
     let archive = archive("containerd-shim-wasmtime-v1");
     let whole = ok(&archive);
     let cut = whole[..whole.len() - 10].to_vec();
@@ -339,7 +339,7 @@ async fn a_body_that_is_cut_off_and_an_absent_server_are_told() {
 }
 
 #[tokio::test]
-async fn https_needs_an_authority_that_is_trusted_and_is_never_given_up() {
+async fn https_requires_a_trusted_certificate_authority_without_a_fallback() {
     let archive = archive("containerd-shim-wasmtime-v1");
     let plain = serve(Routes::from([("/a.tar.gz", ok(&archive))]));
     let directory = tempfile::tempdir().unwrap();
@@ -365,7 +365,7 @@ async fn https_needs_an_authority_that_is_trusted_and_is_never_given_up() {
 }
 
 #[tokio::test]
-async fn a_binary_that_is_on_the_node_is_not_fetched() {
+async fn a_binary_that_is_already_on_the_node_is_not_fetched() {
     // Nobody answers there.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut shim = shim(format!("http://{}/a", listener.local_addr().unwrap()));
@@ -391,7 +391,7 @@ async fn a_binary_that_is_on_the_node_is_not_fetched() {
 }
 
 #[tokio::test]
-async fn an_install_that_fetches_for_itself_fetches_what_it_does_not_find() {
+async fn an_install_without_a_hand_off_directory_fetches_missing_binaries() {
     let address = serve(Routes::from([("/a", ok(&program(1)))]));
     let mut shim = shim(format!("http://{address}/a"));
     shim.present = Some(Sha256Digest::of(&program(1)));
@@ -402,7 +402,7 @@ async fn an_install_that_fetches_for_itself_fetches_what_it_does_not_find() {
 }
 
 #[tokio::test]
-async fn other_schemes_are_refused_and_files_of_the_node_are_left_to_install() {
+async fn fetch_refuses_other_schemes_and_skips_file_urls() {
     let out = tempfile::tempdir().unwrap();
     let result = fetch_one(&shim("oci://example.org/a:1".to_owned()), out.path(), None).await;
     assert!(result.remedy.unwrap().contains("write an https://"));

@@ -124,11 +124,11 @@ impl Scene {
 #[case::in_place(IN_PLACE)]
 #[case::imported(IMPORTED)]
 #[case::a_template(OF_K3S)]
-#[case::a_template_of_ours(NEW_OF_K3S)]
-#[case::a_drop_in_of_ours(DROPPED_IN)]
+#[case::a_managed_template(NEW_OF_K3S)]
+#[case::a_managed_drop_in(DROPPED_IN)]
 #[case::a_template_of_a_snap(OF_MICROK8S)]
 #[tokio::test]
-async fn what_somebody_added_since_stays_when_we_leave(#[case] scene: Scene) {
+async fn lines_that_others_add_are_kept_by_an_uninstall(#[case] scene: Scene) {
     let host = scene.host();
     let report = host.install(&[shim("a")], &["later"]).await;
     assert_eq!(report.result, Outcome::Applied, "{report:?}");
@@ -144,7 +144,9 @@ async fn what_somebody_added_since_stays_when_we_leave(#[case] scene: Scene) {
 #[case::a_template(OF_K3S)]
 #[case::a_template_of_a_snap(OF_MICROK8S)]
 #[tokio::test]
-async fn a_file_that_was_made_anew_without_us_is_not_written_when_we_leave(#[case] scene: Scene) {
+async fn a_rewritten_file_without_managed_handlers_is_not_written_by_an_uninstall(
+    #[case] scene: Scene,
+) {
     let host = scene.host();
     host.install(&[shim("a")], &["later"]).await;
     let before = scene.before().unwrap();
@@ -163,10 +165,10 @@ async fn a_file_that_was_made_anew_without_us_is_not_written_when_we_leave(#[cas
 
 #[rstest]
 #[case::in_place(IN_PLACE)]
-#[case::a_template_of_ours(NEW_OF_K3S)]
-#[case::a_drop_in_of_ours(DROPPED_IN)]
+#[case::a_managed_template(NEW_OF_K3S)]
+#[case::a_managed_drop_in(DROPPED_IN)]
 #[tokio::test]
-async fn a_file_that_was_made_anew_without_us_is_repaired_by_the_next_installation(
+async fn a_rewritten_file_without_managed_handlers_is_repaired_by_the_next_install(
     #[case] scene: Scene,
 ) {
     let host = scene.host();
@@ -210,10 +212,10 @@ async fn edited_after_a_kill(scene: &Scene, arguments: &[&str], prepare: impl As
 
 #[rstest]
 #[case::in_place(IN_PLACE)]
-#[case::a_template_of_ours(NEW_OF_K3S)]
-#[case::a_drop_in_of_ours(DROPPED_IN)]
+#[case::a_managed_template(NEW_OF_K3S)]
+#[case::a_managed_drop_in(DROPPED_IN)]
 #[tokio::test]
-async fn lines_that_an_administrator_adds_after_farrier_was_killed_stay(#[case] scene: Scene) {
+async fn lines_that_others_add_after_a_killed_run_are_kept(#[case] scene: Scene) {
     let install = ["install", "--shim=a=file:///srv/a"];
     edited_after_a_kill(&scene, &install, async |_| ()).await;
     let uninstall = ["uninstall", "--all"];

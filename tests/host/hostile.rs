@@ -23,10 +23,10 @@ fn fifo(path: &Path) {
 #[case::directory(|path: &Path| std::fs::create_dir(path).unwrap(), "no regular file")]
 #[case::socket(|path: &Path| drop(std::os::unix::net::UnixListener::bind(path).unwrap()), "can't open")]
 #[case::circle(|path: &Path| symlink("config.toml", path).unwrap(), "can't open")]
-#[case::endless(|path: &Path| std::fs::File::create(path).unwrap().set_len(1 << 40).unwrap(), "larger than")]
+#[case::sparse_file_of_a_tebibyte(|path: &Path| std::fs::File::create(path).unwrap().set_len(1 << 40).unwrap(), "larger than")]
 #[case::no_text(|path: &Path| std::fs::write(path, b"\xff\xfe").unwrap(), "UTF-8")]
 #[tokio::test]
-async fn a_configuration_path_that_holds_no_text_file_is_refused_and_left_alone(
+async fn a_configuration_that_is_no_text_file_is_refused_and_left_alone(
     #[case] make: impl Fn(&Path),
     #[case] sentence: &str,
 ) {
@@ -43,11 +43,11 @@ async fn a_configuration_path_that_holds_no_text_file_is_refused_and_left_alone(
 }
 
 #[rstest]
-#[case::to_nothing("../settings.toml", "/etc/settings.toml", None)]
+#[case::dangling("../settings.toml", "/etc/settings.toml", None)]
 #[case::to_a_file("../settings.toml", "/etc/settings.toml", Some(CONFIG))]
 #[case::out_of_the_root("/../../../../etc/settings.toml", "/etc/settings.toml", Some(CONFIG))]
 #[tokio::test]
-async fn a_link_for_a_configuration_stays_one_and_stays_inside(
+async fn a_configuration_behind_a_symlink_is_edited_inside_the_root(
     #[case] target: &str,
     #[case] real: &str,
     #[case] text: Option<&str>,
@@ -70,7 +70,7 @@ async fn a_link_for_a_configuration_stays_one_and_stays_inside(
 }
 
 #[tokio::test]
-async fn a_folder_that_leads_out_of_the_root_is_followed_inside_it() {
+async fn a_directory_symlink_out_of_the_root_is_resolved_inside_it() {
     let host = Host::stocked();
     std::fs::rename(host.path("/etc/containerd"), host.path("/real")).unwrap();
     symlink("/real", host.path("/etc/containerd")).unwrap();
@@ -104,7 +104,7 @@ async fn a_configuration_keeps_its_owner_mode_and_attributes() {
 }
 
 #[tokio::test]
-async fn a_stored_binary_is_repaired_with_its_mode() {
+async fn a_damaged_binary_is_repaired_with_its_mode() {
     let host = Host::stocked();
     host.install(&[shim("a")], &[]).await;
     let path = host.path(&format!("/opt/farrier/store/{}", sha256_hex(&program(1))));
@@ -117,7 +117,7 @@ async fn a_stored_binary_is_repaired_with_its_mode() {
 }
 
 #[tokio::test]
-async fn files_that_others_put_into_farriers_directories_stay() {
+async fn files_of_others_in_directories_of_farrier_are_kept() {
     let host = Host::stocked();
     host.write("/opt/farrier/bin/tool", b"theirs");
     host.write("/opt/farrier/bin/containerd-shim-kata", b"theirs");
@@ -135,7 +135,7 @@ async fn files_that_others_put_into_farriers_directories_stay() {
 #[case("bin")]
 #[case("store")]
 #[tokio::test]
-async fn a_link_in_the_place_of_a_folder_of_ours_is_refused(#[case] name: &str) {
+async fn a_symlink_in_place_of_a_directory_of_farrier_is_refused(#[case] name: &str) {
     let host = Host::stocked();
     host.write("/usr/bin/sh", b"theirs");
     std::fs::create_dir_all(host.path("/opt/farrier")).unwrap();
@@ -169,7 +169,7 @@ async fn a_forged_state_file_removes_nothing() {
 #[case::default_runtime("runc", None, "\"runc\"")]
 #[case::option("b", Some("a\u{1b}[31m\nb"), "can't be written")]
 #[tokio::test]
-async fn a_name_that_can_t_be_written_is_refused_for_its_shim_alone(
+async fn an_invalid_handler_or_option_name_is_refused_for_its_shim_alone(
     #[case] name: &str,
     #[case] option: Option<&str>,
     #[case] sentence: &str,
@@ -216,7 +216,7 @@ async fn a_state_file_or_journal_of_a_later_release_is_refused(#[case] file: &st
 }
 
 #[tokio::test]
-async fn what_stands_in_the_hand_off_folder_in_place_of_files_is_refused() {
+async fn a_hand_off_file_of_another_type_size_or_syntax_is_refused() {
     let host = Host::stocked();
     let handoff = tempfile::tempdir().unwrap();
     let at = |name: &str| handoff.path().join(name);
@@ -262,10 +262,10 @@ fn install_on_a_full_disk(host: &Host, blocks: u32) -> Output {
 }
 
 #[rstest]
-#[case::nothing_fits(0, 3, "refused")]
+#[case::no_space_at_all(0, 3, "refused")]
 #[case::the_journal_fits(20, 3, "refused")]
 #[tokio::test]
-async fn a_full_disk_leaves_nothing_half_written(
+async fn a_full_disk_leaves_no_partial_file(
     #[case] blocks: u32,
     #[case] status: i32,
     #[case] result: &str,
@@ -292,7 +292,7 @@ async fn a_full_disk_leaves_nothing_half_written(
 }
 
 #[test]
-fn a_report_that_nobody_can_read_changes_no_exit_status() {
+fn a_report_to_a_full_device_keeps_the_exit_status() {
     let host = Host::stocked();
     let install = |name: &str| {
         let out = std::fs::File::options().write(true).open("/dev/full");
@@ -312,7 +312,7 @@ fn a_report_that_nobody_can_read_changes_no_exit_status() {
 }
 
 #[test]
-fn a_place_that_takes_no_file_is_named_with_what_to_do() {
+fn a_file_in_place_of_a_directory_is_reported_with_help() {
     let host = Host::stocked();
     host.write("/opt", b"a file");
     let output = Command::new(env!("CARGO_BIN_EXE_farrier"))
@@ -332,7 +332,7 @@ fn a_place_that_takes_no_file_is_named_with_what_to_do() {
 
 #[rstest]
 #[tokio::test]
-async fn any_walk_of_two_owners_over_any_configuration_ends_where_it_began(
+async fn any_sequence_of_installs_by_two_owners_is_restored_by_an_uninstall(
     #[files("tests/config/*/in.toml")] case: std::path::PathBuf,
 ) {
     let host = Host::stocked();

@@ -13,10 +13,10 @@ use rstest::rstest;
 
 #[rstest]
 #[case::with_a_configuration(Some(CONFIG))]
-#[case::without_one(None)]
-#[case::with_an_empty_one(Some(""))]
+#[case::absent_configuration(None)]
+#[case::empty_configuration(Some(""))]
 #[tokio::test]
-async fn a_host_is_as_it_was_once_the_last_handler_has_left(#[case] config: Option<&str>) {
+async fn removing_the_last_handler_restores_the_host(#[case] config: Option<&str>) {
     let host = Host::new(config);
     host.write("/srv/a", &program(1));
     host.write("/srv/b", &program(2));
@@ -93,7 +93,7 @@ fn add_output_of_containerd(host: &Host) {
 }
 
 #[tokio::test]
-async fn output_of_containerd_that_a_former_release_kept_goes_with_the_next_run() {
+async fn the_output_cache_of_a_former_release_is_removed_by_the_next_run() {
     let host = Host::stocked();
     host.install(&[shim("a")], &[]).await;
     let record = std::fs::read_to_string(host.path(RECORD)).unwrap();
@@ -111,7 +111,7 @@ async fn output_of_containerd_that_a_former_release_kept_goes_with_the_next_run(
 }
 
 #[tokio::test]
-async fn output_of_containerd_that_a_former_release_kept_goes_with_a_run_that_is_refused() {
+async fn the_output_cache_of_a_former_release_is_removed_by_a_refused_run() {
     let host = Host::stocked();
     host.install(&[shim("a")], &[]).await;
     add_output_of_containerd(&host);
@@ -125,7 +125,7 @@ async fn output_of_containerd_that_a_former_release_kept_goes_with_a_run_that_is
 #[case::cut_off(b"{\"words\":[{\"said\":\"hunter2")]
 #[case::not_text(b"hunter2\xff")]
 #[tokio::test]
-async fn a_record_that_can_t_be_read_is_removed(#[case] text: &[u8]) {
+async fn an_unreadable_output_cache_of_a_former_release_is_removed(#[case] text: &[u8]) {
     let host = Host::stocked();
     host.write(RECORD, text);
     let report = host.uninstall(None).await;
@@ -171,7 +171,7 @@ fn the_output_of_containerd_config_dump_is_never_written_to_the_host() {
 }
 
 #[tokio::test]
-async fn an_artifact_that_was_replaced_on_the_host_is_read_again() {
+async fn a_replaced_file_artifact_is_read_again() {
     let host = Host::stocked();
     host.install(&[shim("a")], &[]).await;
     // Same size, same inode: its times tell.
@@ -184,12 +184,12 @@ async fn an_artifact_that_was_replaced_on_the_host_is_read_again() {
 
 /// What scripts rely on: the exit status of the real program.
 #[rstest]
-#[case::done(&["install", "--shim=a=file:///srv/a"], 0)]
-#[case::in_part(&["install", "--shim=a=file:///srv/a", "--shim=b=file:///srv/none"], 1)]
-#[case::usage(&["install"], 2)]
+#[case::applied(&["install", "--shim=a=file:///srv/a"], 0)]
+#[case::partial(&["install", "--shim=a=file:///srv/a", "--shim=b=file:///srv/none"], 1)]
+#[case::usage_error(&["install"], 2)]
 #[case::refused(&["install", "--shim=a=file:///srv/none"], 3)]
-#[case::nothing_to_take_away(&["uninstall", "--all"], 0)]
-fn an_exit_status_tells_the_outcome(#[case] arguments: &[&str], #[case] status: i32) {
+#[case::unchanged(&["uninstall", "--all"], 0)]
+fn each_outcome_has_its_exit_status(#[case] arguments: &[&str], #[case] status: i32) {
     let host = Host::stocked();
     let ended = std::process::Command::new(env!("CARGO_BIN_EXE_farrier"))
         .args(arguments)
@@ -201,7 +201,7 @@ fn an_exit_status_tells_the_outcome(#[case] arguments: &[&str], #[case] status: 
 }
 
 #[tokio::test]
-async fn an_uninstall_says_what_stays_declared_and_what_was_never_there() {
+async fn an_uninstall_notes_reserved_and_unknown_shims() {
     let host = Host::stocked();
     host.install(&[shim("a"), shim("b")], &[]).await;
     let report = host.uninstall(Some(&["b", "c"])).await;
@@ -214,7 +214,7 @@ async fn an_uninstall_says_what_stays_declared_and_what_was_never_there() {
 }
 
 #[tokio::test]
-async fn a_new_binary_leaves_the_configuration_alone() {
+async fn an_upgrade_of_a_binary_does_not_change_the_configuration() {
     let host = Host::stocked();
     host.install(&[shim("a")], &[]).await;
     let config = host.config();
@@ -229,7 +229,7 @@ async fn a_new_binary_leaves_the_configuration_alone() {
 }
 
 #[tokio::test]
-async fn a_reserved_handler_comes_and_goes_without_a_change_of_the_configuration() {
+async fn a_reserved_handler_is_installed_and_removed_without_a_change_of_the_configuration() {
     let host = Host::stocked();
     host.install(&[shim("a")], &["b"]).await;
     let config = host.config();
@@ -257,7 +257,7 @@ async fn a_foreign_handler_is_refused_for_its_shim_alone() {
 /// The root is entered to try a program, which takes a right that only root has.
 #[cfg(target_arch = "x86_64")]
 #[test]
-fn a_shim_that_does_not_run_is_refused_alone_and_keeps_the_version_that_does() {
+fn a_shim_that_does_not_run_is_refused_and_keeps_its_old_version() {
     let host = Host::stocked();
     let install = |names: &[&str]| -> ProvisionReport {
         let shims = names
@@ -320,7 +320,7 @@ async fn a_failed_upgrade_keeps_the_old_version() {
 #[case::absent("absent", "there is no /srv/absent on this host")]
 #[case::no_program("empty", "the artifact begins neither as")]
 #[tokio::test]
-async fn a_shim_that_can_t_be_had_changes_nothing(#[case] name: &str, #[case] reason: &str) {
+async fn an_unavailable_shim_changes_nothing(#[case] name: &str, #[case] reason: &str) {
     let host = Host::stocked();
     let before = host.tree(true);
     let report = host.install(&[shim(name)], &["later"]).await;
@@ -336,7 +336,7 @@ async fn a_shim_that_can_t_be_had_changes_nothing(#[case] name: &str, #[case] re
     "disables"
 )]
 #[tokio::test]
-async fn a_configuration_that_can_t_be_edited_is_left_alone(
+async fn a_configuration_that_the_editor_refuses_is_left_alone(
     #[case] config: &str,
     #[case] reason: &str,
 ) {
@@ -351,7 +351,7 @@ async fn a_configuration_that_can_t_be_edited_is_left_alone(
 }
 
 #[tokio::test]
-async fn a_distribution_that_can_t_be_changed_is_refused() {
+async fn an_unsupported_distribution_is_refused() {
     let host = Host::stocked();
     host.write("/etc/os-release", b"ID=talos\n");
     let report = host.install(&[shim("a")], &[]).await;
@@ -394,7 +394,7 @@ async fn an_uninstall_is_refused_while_the_configuration_with_farriers_handlers_
 }
 
 #[tokio::test]
-async fn owners_leave_each_other_s_handlers_alone() {
+async fn one_owner_does_not_change_the_handlers_of_another() {
     let host = Host::stocked();
     let handoff = tempfile::tempdir().unwrap();
     host.install(&[shim("a")], &[]).await;
@@ -409,7 +409,7 @@ async fn owners_leave_each_other_s_handlers_alone() {
 }
 
 #[tokio::test]
-async fn a_hand_off_folder_is_not_trusted() {
+async fn binaries_in_the_hand_off_directory_are_verified_again() {
     let host = Host::stocked();
     let handoff = tempfile::tempdir().unwrap();
     let remote = |name: &str| {
@@ -490,7 +490,7 @@ async fn an_interrupted_change_is_undone_by_the_next_run() {
 }
 
 #[tokio::test]
-async fn an_interrupted_change_of_a_file_that_was_edited_since_is_cut_out_of_today_s_text() {
+async fn an_interrupted_change_is_undone_in_a_file_that_was_edited_afterwards() {
     let host = Host::stocked();
     host.install(&[shim("a")], &[]).await;
     interrupt(&host, CONFIG);
@@ -502,7 +502,7 @@ async fn an_interrupted_change_of_a_file_that_was_edited_since_is_cut_out_of_tod
 }
 
 #[tokio::test]
-async fn a_removal_that_was_interrupted_after_its_end_is_cleared_up_by_the_next_run() {
+async fn a_removal_that_was_interrupted_before_its_cleanup_is_finished_by_the_next_run() {
     let host = Host::stocked();
     let before = host.tree(false);
     host.install(&[shim("a")], &[]).await;
@@ -530,7 +530,7 @@ async fn a_configuration_path_that_is_not_absolute_is_refused() {
 }
 
 #[tokio::test]
-async fn a_damaged_state_file_stops_everything() {
+async fn a_damaged_state_file_refuses_every_run() {
     let host = Host::stocked();
     host.install(&[shim("a")], &[]).await;
     host.write("/var/lib/farrier/state.json", b"{");
@@ -547,7 +547,7 @@ async fn a_damaged_state_file_stops_everything() {
 }
 
 #[tokio::test]
-async fn a_damaged_binary_is_in_the_way_of_no_other_shim() {
+async fn a_damaged_binary_blocks_no_other_shim() {
     let host = Host::stocked();
     host.install(&[shim("a"), shim("b")], &[]).await;
     let stored = format!("/opt/farrier/store/{}", sha256_hex(&program(1)));
@@ -567,7 +567,7 @@ async fn a_damaged_binary_is_in_the_way_of_no_other_shim() {
 }
 
 #[tokio::test]
-async fn a_repaired_binary_stays_where_the_rest_of_the_change_fails() {
+async fn a_repaired_binary_is_kept_when_the_change_is_rolled_back() {
     let host = Host::stocked();
     host.install(&[shim("a")], &[]).await;
     let stored = format!("/opt/farrier/store/{}", sha256_hex(&program(1)));

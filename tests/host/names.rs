@@ -149,7 +149,7 @@ fn fetch(hosts: &[&str]) -> (BTreeMap<String, FetchResult>, BTreeSet<String>) {
 }
 
 #[test]
-fn names_are_resolved_by_the_hosts_file_and_dns_and_no_module_of_the_host_is_loaded() {
+fn names_are_resolved_by_hosts_file_and_dns_without_nss_modules() {
     apart(|| {
         enter(&[
             ("nsswitch.conf", NSSWITCH),
@@ -205,7 +205,7 @@ fn names_are_resolved_by_the_hosts_file_and_dns_and_no_module_of_the_host_is_loa
 }
 
 #[test]
-fn without_a_resolv_conf_the_name_server_of_this_host_is_asked() {
+fn without_a_resolv_conf_the_local_name_server_is_asked() {
     apart(|| {
         enter(&[("hosts", HOSTS)]);
         serve(FOUR, 4);

@@ -75,14 +75,14 @@ fn command(arguments: &[String], host: &Host) -> Command {
 
 #[rstest]
 #[tokio::test]
-async fn an_install_that_gets_a_signal_is_undone_or_finished(
+async fn an_install_that_gets_a_signal_is_rolled_back_or_finished(
     #[values(Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP)] signal: Signal,
 ) {
     is_undone_or_finished(async || host(), &arguments(&["a", "b"]), signal).await;
 }
 
 #[tokio::test]
-async fn an_upgrade_that_gets_a_signal_is_undone_or_finished() {
+async fn an_upgrade_that_gets_a_signal_is_rolled_back_or_finished() {
     let prepare = async || {
         let host = host();
         host.install(&[shim("a")], &[]).await;
@@ -93,7 +93,7 @@ async fn an_upgrade_that_gets_a_signal_is_undone_or_finished() {
 }
 
 #[tokio::test]
-async fn an_uninstall_that_gets_a_signal_is_undone_or_finished() {
+async fn an_uninstall_that_gets_a_signal_is_rolled_back_or_finished() {
     let prepare = async || {
         let host = host();
         host.install(&[shim("a"), shim("b")], &[]).await;
@@ -118,7 +118,7 @@ fn an_install_under_nohup_goes_on_without_its_terminal() {
 // The kernel drops signals to process 1 of a container that has no handler for them.
 #[case::as_process_1(&["unshare", "--pid", "--fork", "--kill-child"])]
 #[tokio::test]
-async fn an_install_that_waits_for_another_ends_at_a_signal(#[case] before: &[&str]) {
+async fn a_signal_ends_an_install_that_waits_for_another(#[case] before: &[&str]) {
     let host = host();
     let other = HostRoot::open(host.root()).unwrap();
     let lock = other.lock(Target::Image).await.unwrap();

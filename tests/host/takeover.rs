@@ -94,7 +94,7 @@ const BLANK_AT_THE_END: &str = "version = 2\n[plugins.\"io.containerd.grpc.v1.cr
 #[case(TERMINATED)]
 #[case(BLANK_AT_THE_END)]
 #[tokio::test]
-async fn what_predecessors_left_is_taken_away_to_the_last_byte(#[case] config: &str) {
+async fn an_uninstall_removes_handlers_of_kwasm_and_rcm_to_the_last_byte(#[case] config: &str) {
     for order in 0..4 {
         let host = host(config);
         let plain = host.tree(false);
@@ -118,7 +118,7 @@ async fn what_predecessors_left_is_taken_away_to_the_last_byte(#[case] config: &
 }
 
 #[tokio::test]
-async fn the_same_binary_is_taken_over_without_a_byte_of_the_configuration() {
+async fn a_take_over_with_the_same_binary_changes_no_byte_of_the_configuration() {
     let host = host(TERMINATED);
     add_kwasm(&host);
     let before = host.config();
@@ -143,7 +143,7 @@ async fn the_same_binary_is_taken_over_without_a_byte_of_the_configuration() {
 }
 
 #[tokio::test]
-async fn a_binary_that_was_taken_over_is_hashed_again_only_when_it_was_touched() {
+async fn a_legacy_binary_is_hashed_again_only_after_its_file_changed() {
     let host = host(TERMINATED);
     add_kwasm(&host);
     host.install(&[wanted("spin", 3)], &[]).await;
@@ -182,7 +182,7 @@ fn expected(handler: &str, seed: u8) -> ShimRequest {
 }
 
 #[tokio::test]
-async fn a_binary_that_was_taken_over_and_stands_as_expected_is_not_fetched() {
+async fn a_legacy_binary_with_the_expected_digest_is_not_fetched() {
     let host = host(TERMINATED);
     add_kwasm(&host);
     let directory = tempfile::tempdir().unwrap();
@@ -201,11 +201,11 @@ async fn a_binary_that_was_taken_over_and_stands_as_expected_is_not_fetched() {
 }
 
 #[rstest]
-#[case::gone(|_: &Host, _: &str| {})]
+#[case::missing(|_: &Host, _: &str| {})]
 #[case::changed(|host: &Host, path: &str| host.write(path, &program(9)))]
-#[case::a_link(|host: &Host, path: &str| symlink("/srv/3", host.path(path)).unwrap())]
+#[case::symlink(|host: &Host, path: &str| symlink("/srv/3", host.path(path)).unwrap())]
 #[tokio::test]
-async fn a_binary_that_was_taken_over_and_is_not_as_expected_fails_its_shim_alone(
+async fn a_legacy_binary_with_another_digest_fails_only_its_shim(
     #[case] damage: impl Fn(&Host, &str),
 ) {
     let host = host(TERMINATED);
@@ -226,7 +226,7 @@ async fn a_binary_that_was_taken_over_and_is_not_as_expected_fails_its_shim_alon
 }
 
 #[tokio::test]
-async fn another_binary_goes_behind_the_path_that_was_taken_over() {
+async fn a_new_binary_of_a_legacy_handler_keeps_the_path() {
     let host = host(UNTERMINATED);
     let plain = host.tree(false);
     add_kwasm(&host);
@@ -246,7 +246,7 @@ async fn another_binary_goes_behind_the_path_that_was_taken_over() {
 }
 
 #[tokio::test]
-async fn a_handler_leaves_alone_and_the_others_stay_as_they_were() {
+async fn removing_one_legacy_handler_leaves_the_others_unchanged() {
     let host = host(TERMINATED);
     add_rcm(&host, "/opt/rcm", &[("spin-v2", true), ("wws-v1", false)]);
     let theirs = host.config();
@@ -273,7 +273,7 @@ async fn a_handler_leaves_alone_and_the_others_stay_as_they_were() {
 }
 
 #[tokio::test]
-async fn the_same_options_are_taken_over_as_they_stand() {
+async fn a_take_over_with_the_same_options_changes_no_byte_of_the_configuration() {
     let host = host(TERMINATED);
     add_rcm(&host, "/opt/rcm", &[("spin-v2", true)]);
     let before = host.config();
@@ -286,7 +286,7 @@ async fn the_same_options_are_taken_over_as_they_stand() {
 }
 
 #[tokio::test]
-async fn a_table_under_an_id_that_nobody_reads_is_declared_in_the_right_place() {
+async fn a_legacy_table_under_the_wrong_plugin_is_declared_under_the_right_one() {
     let config = "version = 3\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n";
     let host = host(config);
     let plain = host.tree(false);
@@ -307,9 +307,9 @@ async fn a_table_under_an_id_that_nobody_reads_is_declared_in_the_right_place() 
 #[rstest]
 #[case::bad_json("{")]
 #[case::odd_digits(r#"{"shims":{"a":{"sha256":"2","path":"/opt/rcm/bin/containerd-shim-a"}}}"#)]
-#[case::elsewhere(r#"{"shims":{"a":{"sha256":"22","path":"/etc/os-release"},"b":{"sha256":"22","path":"/opt/rcm/bin/../../../etc/os-release"}}}"#)]
+#[case::paths_outside_of_rcm(r#"{"shims":{"a":{"sha256":"22","path":"/etc/os-release"},"b":{"sha256":"22","path":"/opt/rcm/bin/../../../etc/os-release"}}}"#)]
 #[tokio::test]
-async fn a_hostile_lock_file_removes_nothing(#[case] lock: &str) {
+async fn a_forged_lock_file_removes_nothing(#[case] lock: &str) {
     let host = host(TERMINATED);
     add_rcm(&host, "/opt/rcm", &[("spin-v2", false)]);
     host.write("/opt/rcm/rcm-lock.json", lock.as_bytes());
@@ -322,10 +322,10 @@ async fn a_hostile_lock_file_removes_nothing(#[case] lock: &str) {
 }
 
 #[rstest]
-#[case::unknown_folder("/usr/local/lib")]
-#[case::no_folder("/usr")]
+#[case::foreign_directory("/usr/local/lib")]
+#[case::directory_of_the_system("/usr")]
 #[tokio::test]
-async fn a_folder_is_a_predecessor_s_only_where_its_lock_file_says_so(#[case] home: &str) {
+async fn a_directory_without_a_lock_file_of_rcm_is_left_alone(#[case] home: &str) {
     let host = host(TERMINATED);
     add_rcm(&host, home, &[("spin-v2", false)]);
     std::fs::remove_file(host.path(&format!("{home}/rcm-lock.json"))).unwrap();
@@ -337,7 +337,7 @@ async fn a_folder_is_a_predecessor_s_only_where_its_lock_file_says_so(#[case] ho
 }
 
 #[tokio::test]
-async fn a_folder_of_another_choice_is_known_by_its_lock_file() {
+async fn a_custom_directory_of_rcm_is_recognised_by_its_lock_file() {
     let host = host(TERMINATED);
     let plain = host.tree(false);
     std::fs::create_dir_all(host.path("/srv")).unwrap();
@@ -347,7 +347,7 @@ async fn a_folder_of_another_choice_is_known_by_its_lock_file() {
 }
 
 #[tokio::test]
-async fn a_folder_that_leads_elsewhere_is_nobody_s() {
+async fn a_legacy_directory_that_is_a_symlink_is_left_alone() {
     let host = host(TERMINATED);
     add_rcm(&host, "/opt/rcm", &[("spin-v2", false)]);
     std::fs::rename(host.path("/opt/rcm/bin"), host.path("/usr-bin")).unwrap();
@@ -358,7 +358,7 @@ async fn a_folder_that_leads_elsewhere_is_nobody_s() {
 }
 
 #[tokio::test]
-async fn lines_of_administrators_among_those_of_predecessors_stay() {
+async fn lines_of_administrators_among_legacy_handlers_are_kept() {
     let host = host(TERMINATED);
     add_rcm(&host, "/opt/rcm", &[("spin-v2", false)]);
     append(&host, "# mine\n[debug]\nlevel = \"info\"\n");
@@ -372,13 +372,13 @@ async fn lines_of_administrators_among_those_of_predecessors_stay() {
 }
 
 #[rstest]
-#[case::of_a_base("{{ template \"base\" . }}")]
-#[case::of_a_base_and_more(
+#[case::template_with_a_base("{{ template \"base\" . }}")]
+#[case::template_with_a_base_and_more(
     "{{ template \"base\" . }}\n{{ with .X }}\n[metrics]\naddress = {{ . }}\n{{ end }}\n"
 )]
-#[case::of_a_copy(TERMINATED)]
+#[case::copy_of_a_rendered_file(TERMINATED)]
 #[tokio::test]
-async fn a_template_of_k3s_is_taken_over_and_put_back(#[case] template: &str) {
+async fn legacy_handlers_in_a_template_of_k3s_are_taken_over_and_removed(#[case] template: &str) {
     let directory = "/var/lib/rancher/k3s/agent/etc/containerd";
     let (rendered, source) = (
         format!("{directory}/config.toml"),
@@ -418,7 +418,7 @@ async fn a_template_of_k3s_is_taken_over_and_put_back(#[case] template: &str) {
 }
 
 #[tokio::test]
-async fn doctor_names_what_nobody_has_taken_over() {
+async fn doctor_reports_legacy_handlers() {
     let host = host(TERMINATED);
     add_kwasm(&host);
     let diagnosis = installer::doctor(&host.host_options()).await;

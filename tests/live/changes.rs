@@ -9,7 +9,7 @@ use crate::containerd::programs;
 use crate::node::{CONFIG, CONFIG_PATH, Node, on_each};
 
 #[test]
-fn shims_come_and_go_with_a_restart_each_and_leave_no_trace() {
+fn installing_and_removing_shims_restarts_containerd_once_each_and_restores_the_node() {
     on_each(|release| {
         let node = Node::new(release);
         let before = node.tree();
@@ -47,7 +47,8 @@ fn shims_come_and_go_with_a_restart_each_and_leave_no_trace() {
 
 /// As EKS and COS do at every boot.
 #[test]
-fn a_configuration_that_was_made_anew_costs_no_restart_that_has_come_already() {
+fn removing_shims_from_a_rewritten_configuration_restarts_containerd_only_if_it_still_serves_them()
+{
     on_each(|release| {
         let node = Node::new(release);
         let before = node.tree();
@@ -68,7 +69,7 @@ fn a_configuration_that_was_made_anew_costs_no_restart_that_has_come_already() {
 }
 
 #[test]
-fn a_configuration_that_was_made_anew_is_repaired_with_one_restart() {
+fn a_rewritten_configuration_is_repaired_with_one_restart() {
     on_each(|release| {
         let node = Node::new(release);
         let install = ["install", "--shim=a=file:///srv/a"];
@@ -85,7 +86,7 @@ fn a_configuration_that_was_made_anew_is_repaired_with_one_restart() {
 
 /// Which file is edited follows containerd's release: on 1.x the one that is loaded last, and later one of our own.
 #[test]
-fn a_node_that_was_upgraded_meanwhile_is_left_as_it_was() {
+fn a_node_whose_containerd_was_upgraded_is_restored() {
     const LAST: &str = "/etc/containerd/conf.d/90-last.toml";
     const IMPORTING: &str = "version = 2\nimports = ['/etc/containerd/conf.d/*.toml']\n";
     on_each(|release| {

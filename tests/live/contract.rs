@@ -96,7 +96,7 @@ fn unwell(mut report: Value) -> Value {
 }
 
 #[test]
-fn each_outcome_has_its_exit_status_and_its_fields() {
+fn each_outcome_has_its_exit_status_and_report_fields() {
     // The releases of containerd have no part in it.
     let node = Node::new(&programs()[2]);
     let link = "/opt/farrier/bin/containerd-shim-a";

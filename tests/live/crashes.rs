@@ -81,12 +81,12 @@ fn at_every_write(release: &Path) {
 #[rstest]
 #[case::of_1_7(1)]
 #[case::of_2_1(2)]
-fn a_change_that_is_killed_at_any_write_is_carried_out_by_the_next_run(#[case] release: usize) {
+fn a_change_that_is_killed_at_any_write_is_finished_by_the_next_run(#[case] release: usize) {
     at_every_write(&programs()[release]);
 }
 
 #[test]
-fn a_change_that_is_killed_at_any_moment_is_carried_out_by_the_next_run() {
+fn a_change_that_is_killed_at_any_moment_is_finished_by_the_next_run() {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let seed = match std::env::var("FARRIER_SEED") {
         Ok(seed) => seed.parse().unwrap(),
@@ -134,7 +134,7 @@ fn dies(node: &Node, arguments: &[&str], fault: &str) {
 }
 
 #[test]
-fn a_change_whose_restart_ends_its_own_pod_is_finished_without_another() {
+fn a_change_whose_restart_ends_its_own_pod_is_finished_without_another_restart() {
     on_each(|release| {
         let node = Node::new(release);
         let whole = Whole::of(&node);
@@ -149,7 +149,7 @@ fn a_change_whose_restart_ends_its_own_pod_is_finished_without_another() {
 }
 
 #[test]
-fn a_change_whose_undoing_ends_its_own_pod_is_undone_without_another_restart() {
+fn a_rollback_whose_restart_ends_its_own_pod_is_finished_without_another_restart() {
     on_each(|release| {
         let node = Node::new(release);
         let whole = Whole::of(&node);
@@ -165,7 +165,7 @@ fn a_change_whose_undoing_ends_its_own_pod_is_undone_without_another_restart() {
 }
 
 #[test]
-fn undoing_a_change_ends_no_pods_without_leave() {
+fn a_rollback_ends_pods_only_with_allow_pod_restarts() {
     on_each(|release| {
         let node = Node::new(release);
         let whole = Whole::of(&node);

@@ -133,7 +133,7 @@ fn ends_and_comes_back(node: &mut Node, arguments: &[&str]) {
 }
 
 #[test]
-fn a_k3d_that_ends_with_the_change_serves_it_when_it_comes_back() {
+fn a_k3d_that_ends_with_the_change_serves_the_handlers_after_its_restart() {
     let mut node = k3s(2, K3S, BASE_3);
     node.write(K3D, K3D_SCRIPT.as_bytes(), 0o755);
     node.boot_again(K3D);
@@ -177,12 +177,12 @@ fn refuses_a_pod(node: &Node) {
 }
 
 #[test]
-fn a_pod_without_the_node_s_process_numbers_is_refused_under_openrc() {
+fn a_pod_without_host_pid_is_refused_under_openrc() {
     on_each(|release| refuses_a_pod(&Node::new(release)));
 }
 
 #[test]
-fn a_pod_without_the_node_s_process_numbers_is_refused_on_k3d() {
+fn a_pod_without_host_pid_is_refused_on_k3d() {
     let mut node = k3s(2, K3S, BASE_3);
     node.write(K3D, K3D_SCRIPT.as_bytes(), 0o755);
     node.boot_again(K3D);
@@ -194,7 +194,7 @@ fn a_pod_without_the_node_s_process_numbers_is_refused_on_k3d() {
 #[case::kind("--provider-id=kind://docker/kind/n1", "kind")]
 #[case::doks("--node-labels=doks.digitalocean.com/node-pool=a", "doks")]
 #[case::kubeadm("--config=/var/lib/kubelet/config.yaml", "systemd")]
-fn a_managed_node_is_told_by_the_kubelet_that_runs_there(
+fn a_managed_node_is_detected_by_its_running_kubelet(
     #[case] argument: &str,
     #[case] expected: &str,
 ) {
@@ -215,7 +215,7 @@ fn a_managed_node_is_told_by_the_kubelet_that_runs_there(
 
 /// Each of these would win over the node's own containerd, by its path or by what the kubelet says, if a name were enough.
 #[test]
-fn programs_that_a_user_of_the_node_calls_containerd_and_kubelet_change_nothing() {
+fn programs_of_a_user_named_containerd_and_kubelet_are_ignored() {
     let node = Node::new(&programs()[1]);
     let home = node.path("/home/u");
     for name in ["rancher/k3s/containerd", "kubelet"] {
@@ -265,7 +265,7 @@ fn k0s(release: usize, base: &str, version: &str) -> Node {
 #[rstest]
 #[case::of_1_7(1, BASE_2, "v1.35.1+k0s.0")]
 #[case::of_2_1(2, BASE_3, "v1.36.0+k0s.0")]
-fn a_snippet_of_k0s_is_taken_up_by_its_own_supervisor(
+fn a_snippet_of_k0s_is_loaded_by_its_supervisor(
     #[case] release: usize,
     #[case] base: &str,
     #[case] version: &str,
@@ -281,7 +281,7 @@ const SUPERVISOR: &str = "while sleep 0.05; do
 done";
 
 #[test]
-fn a_containerd_of_k0s_that_nobody_told_of_its_snippet_is_ended_and_started_again() {
+fn a_containerd_of_k0s_that_did_not_load_its_snippet_is_restarted() {
     let node = k0s(2, BASE_3, "v1.36.0+k0s.0");
     let install = ["install", "--shim=a=file:///srv/a"];
     // As before the first start, which this containerd did not come from.
@@ -304,7 +304,7 @@ fn a_containerd_of_k0s_that_nobody_told_of_its_snippet_is_ended_and_started_agai
 
 /// From the write on the restart may come, and with it the end of whoever wrote.
 #[test]
-fn a_restart_that_a_write_brings_about_is_noted_before_it() {
+fn a_restart_that_a_write_triggers_is_in_the_journal_before_the_write() {
     let node = k0s(2, BASE_3, "v1.36.0+k0s.0");
     node.leave(WATCHER);
     let command = node.command(&["install", "--shim=a=file:///srv/a"]);

@@ -42,7 +42,7 @@ fn assert_found(node: &Node, words: &str) {
 }
 
 #[test]
-fn what_drifted_is_named_and_its_remedy_helps() {
+fn each_problem_of_doctor_is_solved_by_its_remedy() {
     on_each(|release| {
         let node = Node::stopped(release, &[("/opt", "")]);
         node.write(CONFIG_PATH, CONFIG.as_bytes(), 0o644);

@@ -48,7 +48,7 @@ exec /usr/local/bin/judge "$@"
 "#;
 
 #[test]
-fn no_binary_is_linked_before_containerd_takes_the_configuration() {
+fn no_symlink_is_created_before_containerd_accepts_the_configuration() {
     on_each(|release| {
         let node = Node::new(release);
         let program = node.path("/usr/local/bin/containerd");
@@ -79,28 +79,28 @@ fn a_containerd_that_was_never_restarted_is_left_running() {
 }
 
 #[test]
-fn a_containerd_that_is_not_started_is_put_back() {
+fn a_containerd_that_fails_to_start_is_rolled_back() {
     on_each(|release| assert_rolled_back(release, &["refuses"], "containerd failed to start"));
 }
 
 #[test]
-fn a_containerd_without_cri_is_put_back_at_once() {
+fn a_containerd_that_starts_without_cri_is_rolled_back_at_once() {
     on_each(|release| assert_rolled_back(release, &["without-cri"], "CRI"));
 }
 
 #[test]
-fn a_containerd_that_ends_is_put_back() {
+fn a_containerd_that_ends_after_its_start_is_rolled_back() {
     on_each(|release| assert_rolled_back(release, &["ends"], "ended after its restart"));
 }
 
 #[test]
-fn a_containerd_that_never_answers_is_put_back() {
+fn a_containerd_that_never_answers_is_rolled_back() {
     // A minute each, which the release of containerd has no part in.
     assert_rolled_back(&programs()[2], &["silent"], "did not come back within");
 }
 
 #[test]
-fn a_node_whose_containerd_does_not_come_back_needs_a_person() {
+fn a_containerd_that_does_not_start_after_the_rollback_is_reported_as_broken() {
     on_each(|release| {
         let node = Node::new(release);
         let before = node.tree();
@@ -152,7 +152,7 @@ fn a_configuration_that_containerd_refuses_is_left_alone() {
 }
 
 #[test]
-fn what_somebody_wrote_and_never_loaded_does_not_go_live_with_us() {
+fn a_pending_change_of_others_is_refused() {
     on_each(|release| {
         let node = Node::new(release);
         let kata = "\"io.containerd.kata.v2\" # theirs";
@@ -197,7 +197,7 @@ fn what_somebody_wrote_and_never_loaded_does_not_go_live_with_us() {
 }
 
 #[test]
-fn a_file_that_containerd_needs_at_its_next_start_is_missed_before_that() {
+fn a_file_that_the_next_start_of_containerd_needs_is_checked_before_the_change() {
     on_each(|release| {
         let node = Node::stopped(release, &[]);
         let config = CONFIG.replace(" # theirs", "\nbase_runtime_spec = \"/etc/spec.json\"\n");
@@ -218,7 +218,7 @@ fn a_file_that_containerd_needs_at_its_next_start_is_missed_before_that() {
 }
 
 #[test]
-fn a_shim_that_can_not_run_here_is_refused_and_the_other_is_installed() {
+fn a_shim_that_does_not_run_is_refused_and_the_other_is_installed() {
     on_each(|release| {
         let node = Node::new(release);
         let mut foreign = shim(1, Run::Ends);
@@ -239,7 +239,7 @@ fn a_shim_that_can_not_run_here_is_refused_and_the_other_is_installed() {
 const SMALL: &str = "size=16k";
 
 #[test]
-fn a_full_disk_undoes_what_was_begun() {
+fn a_full_disk_rolls_the_change_back() {
     for path in ["/opt", "/var/lib/farrier", "/etc/containerd"] {
         on_each(|release| {
             let node = Node::stopped(release, &[(path, SMALL)]);
@@ -272,7 +272,7 @@ fn a_full_disk_undoes_what_was_begun() {
 }
 
 #[test]
-fn folders_that_can_not_be_written_refuse_the_change() {
+fn an_unwritable_directory_refuses_the_change() {
     for path in ["/opt", "/etc/containerd", "/var/lib/farrier"] {
         on_each(|release| {
             let node = Node::stopped(release, &[(path, "")]);
@@ -294,10 +294,10 @@ fn folders_that_can_not_be_written_refuse_the_change() {
 }
 
 #[rstest]
-#[case::a_folder_without_programs("/opt", MsFlags::MS_NOEXEC, "noexec")]
-#[case::a_mount_that_is_read_only("/opt", MsFlags::MS_RDONLY, "read-only")]
-#[case::a_configuration_that_is_read_only("/etc/containerd", MsFlags::MS_RDONLY, "read-only")]
-fn a_mount_that_takes_no_shim_is_told_before_any_write(
+#[case::noexec_store("/opt", MsFlags::MS_NOEXEC, "noexec")]
+#[case::read_only_store("/opt", MsFlags::MS_RDONLY, "read-only")]
+#[case::read_only_configuration("/etc/containerd", MsFlags::MS_RDONLY, "read-only")]
+fn a_read_only_or_noexec_mount_is_reported_before_any_write(
     #[case] path: &str,
     #[case] flags: MsFlags,
     #[case] words: &str,
@@ -312,9 +312,9 @@ fn a_mount_that_takes_no_shim_is_told_before_any_write(
 }
 
 #[rstest]
-#[case::the_best("/opt", "/var/lib/google/farrier")]
-#[case::the_second("/var/lib/google", "/var/lib/toolbox/farrier")]
-fn binaries_are_kept_at_the_first_place_that_takes_programs(
+#[case::first_choice("/opt", "/var/lib/google/farrier")]
+#[case::second_choice("/var/lib/google", "/var/lib/toolbox/farrier")]
+fn binaries_are_stored_in_the_first_executable_directory(
     #[case] restricted: &str,
     #[case] expected: &str,
 ) {
@@ -331,7 +331,7 @@ fn binaries_are_kept_at_the_first_place_that_takes_programs(
 }
 
 #[test]
-fn a_configuration_behind_links_and_on_other_file_systems_is_edited_where_it_is() {
+fn a_configuration_behind_symlinks_and_mounts_is_edited_in_place() {
     on_each(|release| {
         let node = Node::stopped(release, &[("/srv/config", ""), ("/srv/data", "")]);
         node.write("/srv/a", &shim(1, Run::Ends), 0o644);
@@ -357,7 +357,7 @@ fn a_configuration_behind_links_and_on_other_file_systems_is_edited_where_it_is(
 }
 
 #[test]
-fn an_installer_changes_nothing_while_another_is_at_work() {
+fn an_installer_changes_nothing_while_another_runs() {
     let node = Node::new(&programs()[1]);
     let before = node.tree();
     let directory = node.path("/run/farrier");
@@ -385,7 +385,7 @@ fn an_installer_changes_nothing_while_another_is_at_work() {
 }
 
 #[test]
-fn of_two_installers_at_once_both_succeed() {
+fn two_concurrent_installers_both_succeed() {
     on_each(|release| {
         let node = Node::new(release);
         let start = |name: &str| {
@@ -418,7 +418,7 @@ fn of_two_installers_at_once_both_succeed() {
 }
 
 #[test]
-fn what_a_person_wrote_meanwhile_stays_when_the_change_is_undone() {
+fn a_rollback_keeps_lines_that_others_added_meanwhile() {
     on_each(|release| {
         let node = Node::new(release);
         // The next start fails, and somebody has added a line by then.
@@ -446,7 +446,7 @@ fn what_a_person_wrote_meanwhile_stays_when_the_change_is_undone() {
 
 /// As a unit does whose start makes the configuration anew.
 #[test]
-fn a_configuration_that_each_start_makes_anew_is_left_as_it_was_made() {
+fn a_change_of_a_configuration_that_each_start_rewrites_is_rolled_back() {
     on_each(|release| {
         let node = Node::stopped(release, &[]);
         node.write("/srv/base", CONFIG.as_bytes(), 0o644);

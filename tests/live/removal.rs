@@ -82,7 +82,7 @@ fn end_pod(node: &Node, pod: &str) {
 }
 
 #[test]
-fn a_handler_that_a_pod_uses_stays_served_and_leaves_when_the_pod_has_gone() {
+fn a_handler_in_use_is_served_until_its_pod_has_ended() {
     on_each(|release| {
         let node = node(release);
         let before = node.tree();
@@ -103,7 +103,7 @@ fn a_handler_that_a_pod_uses_stays_served_and_leaves_when_the_pod_has_gone() {
 }
 
 #[test]
-fn a_binary_that_a_pod_takes_up_while_it_leaves_is_taken_by_a_later_run() {
+fn a_binary_that_a_new_pod_uses_is_removed_by_a_later_run() {
     on_each(|release| {
         let node = node(release);
         let before = node.tree();
@@ -140,7 +140,7 @@ fn a_binary_that_a_pod_takes_up_while_it_leaves_is_taken_by_a_later_run() {
 const HANGING: &str = "#!/bin/bash\nfor word; do [ \"$word\" = delete ] && [ -e /run/hang ] && sleep infinity; done\nexec /srv/runc \"$@\"\n";
 
 #[test]
-fn a_containerd_that_hangs_on_a_dead_sandbox_is_put_back() {
+fn a_containerd_that_hangs_on_a_dead_sandbox_is_rolled_back() {
     // It waits for ever at its start, whatever its release; a minute is enough to see that of one.
     let node = node(&programs()[3]);
     node.write("/srv/hanging", HANGING.as_bytes(), 0o755);

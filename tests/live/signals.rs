@@ -61,7 +61,9 @@ fn at_every_write(node: &Node, arguments: &[&str], back: &[&str]) {
 #[rstest]
 #[case::of_1_7(1)]
 #[case::of_2_1(2)]
-fn a_change_that_gets_a_signal_is_undone_without_a_restart_or_finished(#[case] release: usize) {
+fn a_change_that_gets_a_signal_is_rolled_back_without_a_restart_or_finished(
+    #[case] release: usize,
+) {
     let node = Node::new(&programs()[release]);
     at_every_write(&node, &INSTALL, &UNINSTALL);
     assert_eq!(node.change(&INSTALL).0, 0);
@@ -69,7 +71,7 @@ fn a_change_that_gets_a_signal_is_undone_without_a_restart_or_finished(#[case] r
 }
 
 #[test]
-fn a_signal_during_the_restart_does_not_cut_it_off() {
+fn a_signal_during_the_restart_does_not_interrupt_the_restart() {
     on_each(|release| {
         let node = Node::new(release);
         let (asked, answered) = (node.path("/run/asked"), node.path("/run/answered"));

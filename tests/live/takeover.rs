@@ -80,7 +80,7 @@ fn is_taken_over(release: &Path, config: &str, add: impl Fn(&Node) -> String, sh
 }
 
 #[test]
-fn runtimes_of_kwasm_are_taken_over_while_pods_use_them_and_leave_without_a_trace() {
+fn handlers_of_kwasm_in_use_are_taken_over_and_removed() {
     // The one is what KWasm installed, the others are newer.
     let shims = [
         "--shim=spin=file:///srv/a",
@@ -96,14 +96,13 @@ const RCM_SHIMS: [&str; 2] = [
 ];
 
 #[test]
-fn runtimes_of_runtime_class_manager_are_taken_over_and_leave_without_a_trace() {
+fn handlers_of_runtime_class_manager_are_taken_over_and_removed() {
     let add = |node: &Node| add_rcm(node, SCHEMA_2);
     on_each(|release| is_taken_over(release, CONFIG, add, &RCM_SHIMS));
 }
 
 #[test]
-fn runtimes_of_runtime_class_manager_in_a_schema_3_configuration_are_taken_over_and_leave_without_a_trace()
- {
+fn handlers_of_runtime_class_manager_in_schema_3_are_taken_over_and_removed() {
     for release in &programs()[2..] {
         let add = |node: &Node| add_rcm(node, SCHEMA_3);
         let work = || is_taken_over(release, CONFIG_3, add, &RCM_SHIMS);
@@ -113,8 +112,7 @@ fn runtimes_of_runtime_class_manager_in_a_schema_3_configuration_are_taken_over_
 }
 
 #[test]
-fn lines_that_runtime_class_manager_appended_to_a_template_are_taken_over_and_leave_without_a_trace()
- {
+fn handlers_of_runtime_class_manager_in_a_template_are_taken_over_and_removed() {
     let directory = "/var/lib/rancher/k3s/agent/etc/containerd";
     let program = "/var/lib/rancher/k3s/data/0/bin/containerd";
     let node = node(1, K3S, program, BASE_2);
