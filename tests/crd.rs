@@ -38,7 +38,7 @@ status: {nodes: 1, nodesReady: 0}
 #[rstest]
 #[case(SPIN)]
 #[case(ROLLING)]
-fn a_manifest_for_runtime_class_manager_reads_unchanged(#[case] manifest: &str) {
+fn a_manifest_of_runtime_class_manager_is_parsed_unchanged(#[case] manifest: &str) {
     let shim: Shim = serde_saphyr::from_str(manifest).unwrap();
     assert!(shim.spec.handlers().is_ok());
     assert!(shim.spec.artifact("linux", "arm64").is_ok());

@@ -86,7 +86,7 @@ impl Drop for Controller {
 }
 
 #[test]
-fn a_controller_that_has_listed_nothing_is_alive_and_not_ready() {
+fn a_controller_without_an_api_server_is_alive_and_not_ready() {
     let controller = Controller::start();
     let answer = controller.answer("/livez");
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
@@ -97,7 +97,7 @@ fn a_controller_that_has_listed_nothing_is_alive_and_not_ready() {
 }
 
 #[test]
-fn a_controller_that_waits_for_its_cluster_ends_when_it_is_told_to() {
+fn sigterm_ends_a_controller_without_an_api_server() {
     let mut controller = Controller::start();
     controller.answer("/livez");
     let pid = Pid::from_raw(controller.child.id().try_into().unwrap());

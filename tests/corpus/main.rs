@@ -259,7 +259,7 @@ fn is_template(case: &Case) -> bool {
 }
 
 #[test]
-fn what_a_daemon_loads_is_edited_and_put_back_and_what_it_refuses_is_refused() {
+fn a_configuration_is_edited_and_restored_if_containerd_loads_it_and_else_refused() {
     let cases = cases::all().into_iter().filter(|case| !is_template(case));
     let releases = releases();
     each(cases.collect(), async |root, case, _| {
@@ -317,7 +317,7 @@ async fn template(root: &Root, release: &Release, text: &str) -> Result<(), Stri
 }
 
 #[test]
-fn a_template_renders_to_what_is_wanted_and_comes_back() {
+fn a_template_renders_the_handlers_and_is_restored() {
     let cases: Vec<Case> = cases::all().into_iter().filter(is_template).collect();
     assert!(cases.len() >= 3);
     let releases = releases();
@@ -381,7 +381,7 @@ async fn program(root: &Root, release: &Release, case: &Case) -> Result<(), Stri
 }
 
 #[test]
-fn the_program_changes_and_refuses_as_its_parts_say() {
+fn an_install_and_the_config_editor_agree_on_every_configuration() {
     let releases = releases();
     let cases: Vec<Case> = cases::all()
         .into_iter()
