@@ -186,8 +186,8 @@ fn an_undeclared_binary_in_use_is_removed_after_its_pods_ended() {
     let mut facts = host().in_use("a", 1).build();
     let symlink = install_paths().binary_path("a");
     let name = symlink.rsplit_once('/').unwrap().1.to_owned();
-    facts.binaries.insert(name, DIGEST.to_owned());
-    facts.stored.insert(DIGEST.to_owned());
+    facts.binaries.insert(name, DIGEST);
+    facts.stored.insert(DIGEST);
     assert!(plan_for(&facts, &[]).is_empty());
     facts.in_use.clear();
     let plan = plan_for(&facts, &[]);
