@@ -96,7 +96,7 @@ fn a_containerd_that_ends_after_its_start_is_rolled_back() {
 #[test]
 fn a_containerd_that_never_answers_is_rolled_back() {
     // A minute each, which the release of containerd has no part in.
-    assert_rolled_back(&programs()[2], &["silent"], "did not come back within");
+    assert_rolled_back(&programs()[2], &["silent"], "did not serve within");
 }
 
 #[test]

@@ -171,7 +171,7 @@ fn a_containerd_that_hangs_on_a_dead_sandbox_is_rolled_back() {
     assert_eq!(output.status.code(), Some(4), "{report:?}");
     assert_eq!((report.result, report.restarts), (Outcome::RolledBack, 2));
     let reason = report.reason.as_deref().unwrap();
-    assert!(reason.contains("did not come back within"), "{reason}");
+    assert!(reason.contains("did not serve within"), "{reason}");
     assert_eq!(node.tree(), before);
     node.assert_healthy();
 }

@@ -1,4 +1,4 @@
-//! Reads the configuration that a host's containerd loads: the root file and what it imports, as containerd expands it.
+//! Reads the configuration files of a host's containerd: the root file and all imports, expanded as containerd does. Edits nothing.
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, VecDeque};
@@ -18,8 +18,8 @@ pub enum Error {
     /// The list of imports of a file can't be read.
     #[error(transparent)]
     Config(#[from] containerd_config::Error),
-    /// The configuration has too many parts.
-    #[error("{path} imports hundreds of files")]
+    /// The configuration has too many files.
+    #[error("{path} imports more than {MAX_IMPORTS} files")]
     TooManyImports {
         /// The root configuration.
         path: String,
@@ -33,18 +33,18 @@ impl Error {
         Some(match self {
             Self::Host(error) => return error.help(),
             Self::Config(error) => return error.help(),
-            Self::TooManyImports { .. } => Cow::Borrowed("shorten its imports"),
+            Self::TooManyImports { .. } => Cow::Borrowed("shorten the imports of that file"),
         })
     }
 }
 
-/// Nobody splits a configuration into more files; a glob over a wrong folder ends here.
+/// Files beside the root configuration, at most. A real configuration has a handful; a glob over a wrong directory ends here.
 const MAX_IMPORTS: usize = 256;
 
-/// Reads the root configuration and what it imports, in containerd's order: breadth first, each file once.
+/// Reads the root configuration and all imported files, in containerd's order: breadth first, each file once.
 ///
 /// # Errors
-/// When a file can't be read or there are too many.
+/// When a file can't be read, or the configuration imports too many files.
 pub fn load(host: &HostRoot, root: &str) -> Result<ConfigFiles, Error> {
     let read = |path: &str| -> Result<SourceFile, Error> {
         Ok(SourceFile {
@@ -69,7 +69,7 @@ pub fn load(host: &HostRoot, root: &str) -> Result<ConfigFiles, Error> {
     Ok(ConfigFiles { root, imported })
 }
 
-/// The patterns that a file imports, absolute. One that doesn't parse imports nothing here: the plan says what is wrong with it.
+/// The import patterns of a file, as absolute paths. A file that does not parse has none here; the plan reports the syntax error.
 pub(crate) fn patterns(file: &SourceFile) -> Vec<String> {
     let directory = parent_directory(&file.path);
     let patterns = file.text.as_deref().map(imports).and_then(Result::ok);
@@ -83,12 +83,12 @@ pub(crate) fn patterns(file: &SourceFile) -> Vec<String> {
     patterns.iter().flatten().map(absolute).collect()
 }
 
-/// Whether a file is among those that it imports itself: containerd passes over that, but not over a copy's import of the original.
+/// Whether a file imports itself. containerd skips such an import, but loads the original if a copy of the file imports it.
 pub(crate) fn imports_itself(host: &HostRoot, file: &SourceFile) -> bool {
     import_paths(host, file).contains(&file.path)
 }
 
-/// The paths that a file imports. containerd takes a pattern without `*` for a plain path.
+/// The imported paths of a file. containerd treats a pattern without `*` as a plain path.
 fn import_paths(host: &HostRoot, file: &SourceFile) -> Vec<String> {
     let expanded = patterns(file).into_iter().map(|pattern| {
         if pattern.contains('*') {
@@ -100,8 +100,8 @@ fn import_paths(host: &HostRoot, file: &SourceFile) -> Vec<String> {
     expanded.flatten().collect()
 }
 
-/// The paths that match a pattern, in byte order, folder by folder as Go's `filepath.Glob` finds them: it passes over what can't be looked
-/// at, and so does containerd.
+/// The paths that match a pattern, in byte order, directory by directory as Go's `filepath.Glob` finds them. Like `filepath.Glob` and
+/// containerd, skips directories that can't be listed.
 fn expand(host: &HostRoot, pattern: &str) -> Vec<String> {
     let mut paths = vec![String::new()];
     for part in pattern.split('/').filter(|part| !part.is_empty()) {

@@ -1,4 +1,4 @@
-//! Asks the container runtime over the CRI (`runtime.v1`, unix socket): what is served, and what is in use. Decides nothing.
+//! Client of the CRI (`runtime.v1`, Unix socket): reads the served handlers and the handlers in use. Contains no decisions.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,33 +20,33 @@ use crate::containerd_config::Value;
 use crate::handoff::printable;
 use crate::installer::host::HostRoot;
 
-/// One answer of the CRI comes in milliseconds; a node under load gets this long.
+/// Limit of one call. The CRI answers in milliseconds; the rest is for a node under load.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
-/// A verbose status holds the whole configuration, and a list some 2 kB for each sandbox.
+/// Size of a response, in bytes, at most. A verbose status has the whole configuration, a list some 2 kB per sandbox.
 const MAX_ANSWER: usize = 16 << 20;
 
-/// Why the CRI gave no answer.
+/// Why a call to the CRI failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It isn't there (yet): worth asking again.
-    #[error("containerd does not answer at {socket}: {message}")]
+    /// The CRI does not answer yet. A later call may succeed.
+    #[error("failed to query the CRI at {socket}: {message}")]
     Unavailable {
         /// Path on the host.
         socket: String,
-        /// What the connection or containerd says.
+        /// The failure of the connection, or the error from containerd.
         message: String,
     },
-    /// containerd runs without its CRI plugin; that does not heal.
-    #[error("containerd runs, but its CRI plugin does not: {message}")]
+    /// containerd runs without its CRI plugin. Another call fails as well.
+    #[error("containerd runs without its CRI plugin: {message}")]
     Unimplemented {
-        /// What containerd says.
+        /// The error from containerd.
         message: String,
     },
-    /// An answer that can't be read.
-    #[error("containerd's CRI answers with {message}")]
+    /// The response can't be parsed.
+    #[error("failed to parse the configuration in the CRI status of containerd: {message}")]
     Unreadable {
-        /// What is wrong with it.
+        /// The error, without the text of the configuration.
         message: String,
     },
 }
@@ -56,22 +56,22 @@ impl Error {
     #[must_use]
     pub fn help(&self) -> Option<Cow<'_, str>> {
         Some(match self {
-            Self::Unimplemented { .. } => Cow::Borrowed("see `ctr plugins ls` on the node"),
+            Self::Unimplemented { .. } => Cow::Borrowed("run `ctr plugins ls` on the node"),
             Self::Unavailable { .. } | Self::Unreadable { .. } => return None,
         })
     }
 }
 
-/// What the running containerd has loaded.
+/// The handlers that the running containerd has loaded.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Served {
-    /// `RuntimeReady`.
+    /// The condition `RuntimeReady`.
     pub ready: bool,
-    /// The handler of pods that name none.
+    /// The handler of pods without a RuntimeClass.
     pub default: String,
     /// Every handler, with its `runtimeType`.
     pub handlers: BTreeMap<String, String>,
-    /// The options of those that have any: what is no zero value, as in [`DeclaredHandler::to_handler`].
+    /// The options of each handler that has any, without zero values, as in [`DeclaredHandler::to_handler`].
     ///
     /// [`DeclaredHandler::to_handler`]: crate::containerd_config::DeclaredHandler::to_handler
     pub options: BTreeMap<String, BTreeMap<String, Value>>,
@@ -112,7 +112,7 @@ impl Runtime {
             serde_json::Value::String(value) => {
                 (!value.is_empty()).then(|| Value::String(value.clone()))
             }
-            // Neither has an option of ours, and a dump's aren't compared.
+            // No handler of Farrier has options of these types, and those of a dump are not compared.
             serde_json::Value::Null
             | serde_json::Value::Array(_)
             | serde_json::Value::Object(_) => None,
@@ -124,10 +124,10 @@ impl Runtime {
     }
 }
 
-/// What containerd serves now.
+/// Reads the handlers that containerd serves.
 ///
 /// # Errors
-/// When it does not answer, answers without a CRI, or unreadably.
+/// When containerd does not answer, has no CRI, or its status can't be parsed.
 pub async fn served(host: &HostRoot, socket: &str) -> Result<Served, Error> {
     let mut client = connect(host, socket).await?;
     let status = await_response(socket, client.status(StatusRequest { verbose: true })).await?;
@@ -139,10 +139,7 @@ pub async fn served(host: &HostRoot, socket: &str) -> Result<Served, Error> {
     // On 1.x this text holds registry passwords: it is never logged.
     let config = status.info.get("config").map_or("", String::as_str);
     let config: Config = serde_json::from_str(config).map_err(|error| Error::Unreadable {
-        message: format!(
-            "a status without a readable configuration ({})",
-            fault(&error)
-        ),
+        message: fault(&error).to_owned(),
     })?;
     let runtimes = config.containerd.runtimes.unwrap_or_default();
     let options = runtimes
@@ -161,8 +158,8 @@ pub async fn served(host: &HostRoot, socket: &str) -> Result<Served, Error> {
     })
 }
 
-/// How many sandboxes use each handler; `""` is the default one. One that is not ready and whose containers have all ended uses
-/// nothing: the kubelet keeps those of completed pods for their logs and status.
+/// The number of sandboxes per handler; `""` is the default handler. A sandbox counts if it is ready or has a container that has not ended:
+/// the kubelet keeps the sandboxes of completed pods for their logs and status.
 ///
 /// # Errors
 /// As for [`served`].
@@ -178,7 +175,7 @@ pub async fn in_use(host: &HostRoot, socket: &str) -> Result<BTreeMap<String, us
 fn count_used(sandboxes: &[PodSandbox], containers: &[Container]) -> BTreeMap<String, usize> {
     let alive: BTreeSet<&str> = containers
         .iter()
-        // A state that this release doesn't know is no end either.
+        // A container in an unknown state counts as running.
         .filter(|container| container.state != ContainerState::ContainerExited as i32)
         .map(|container| container.pod_sandbox_id.as_str())
         .collect();
@@ -198,7 +195,7 @@ async fn connect(host: &HostRoot, socket: &str) -> Result<RuntimeServiceClient<C
         socket: socket.to_owned(),
         message,
     };
-    // Resolved each time: a restart makes the socket anew.
+    // Resolve the path for each connection, because a restart creates the socket again.
     let (handle, path) = host
         .handle(socket)
         .map_err(|error| unavailable(error.to_string()))?;
@@ -207,7 +204,7 @@ async fn connect(host: &HostRoot, socket: &str) -> Result<RuntimeServiceClient<C
         .map_err(|error| unavailable(error.to_string()))?;
     drop(handle);
     let mut stream = Some(TokioIo::new(stream));
-    // The URI only fills the `:authority` header; the connection is there already, and one is all there is.
+    // The URI only fills the `:authority` header. The connector returns the one connection made above.
     let channel = Endpoint::from_static("http://localhost")
         .connect_with_connector(tower::service_fn(move |_: Uri| {
             let stream = stream.take();
@@ -235,18 +232,18 @@ async fn await_response<T>(
         Code::Unimplemented => Err(Error::Unimplemented {
             message: printable(status.message()),
         }),
-        // containerd says UNKNOWN "server is not initialized yet" while it starts, and UNAVAILABLE before that.
+        // A starting containerd returns UNAVAILABLE, then UNKNOWN "server is not initialized yet".
         _ => Err(unavailable(printable(status.message()))),
     }
 }
 
-/// What is wrong with a JSON text, without quoting it.
+/// Describes a JSON error without any text of the configuration.
 fn fault(error: &serde_json::Error) -> &'static str {
     match error.classify() {
         Category::Io => "reading failed",
-        Category::Syntax => "no JSON",
-        Category::Data => "other fields than expected",
-        Category::Eof => "cut off",
+        Category::Syntax => "invalid JSON",
+        Category::Data => "unexpected fields",
+        Category::Eof => "truncated JSON",
     }
 }
 

@@ -1,5 +1,4 @@
-//! Finds the containerd that runs on a host, and the kubelet that uses it, among the processes that count. Reads nothing of
-//! containerd's own.
+//! Finds the running containerd of a host and the kubelet that uses it. Reads no file of containerd.
 
 use tracing::debug;
 
@@ -8,26 +7,26 @@ use super::process::{self, Process, Refusal, option};
 use crate::installer::distro::{self, DistroSpec};
 use crate::installer::host::{self, HostRoot, Target};
 
-/// Names what it has started (`RC_SVCDIR`, `librc`).
+/// Directory with one entry per service that `OpenRC` has started (`RC_SVCDIR`, `librc`).
 pub(crate) const RC_STARTED: &str = "/run/openrc/started";
 
 /// A running containerd.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Daemon {
-    /// Its process, and when that started (field 22 of `proc_pid_stat(5)`): together they never come again before a reboot.
+    /// PID and start time (field 22 of `proc_pid_stat(5)`). The pair is unique until a reboot.
     pub process: (u32, u64),
     /// Path of its program on the host.
     pub program: String,
-    /// What `-c` or `--config` says.
+    /// Value of `-c` or `--config`.
     pub config: Option<String>,
-    /// What `-a` or `--address` says.
+    /// Value of `-a` or `--address`.
     pub address: Option<String>,
-    /// The unit that it runs in; a service of `OpenRC` is one with `.service` behind its name.
+    /// Its unit; for an `OpenRC` service, the name of the service with `.service`.
     pub unit: Option<String>,
 }
 
 impl Daemon {
-    /// The same, with the service that it is part of where its cgroup does not say: `OpenRC` lists what it has started.
+    /// Sets the unit from `OpenRC`'s list of started services, if the cgroup does not name one.
     #[must_use]
     pub fn with_unit_of(mut self, host: &HostRoot, distro: &DistroSpec) -> Self {
         if self.unit.is_none() {
@@ -38,7 +37,7 @@ impl Daemon {
         self
     }
 
-    /// Whether this very process is there still.
+    /// Whether this process, and not a later one with the same PID, still runs.
     #[must_use]
     pub fn still_runs(&self, host: &HostRoot) -> bool {
         let (pid, started) = self.process;
@@ -60,19 +59,19 @@ impl Daemon {
 /// The containerd of a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Containerd {
-    /// Runs and counts; among several, the one that the kubelet uses.
+    /// A running containerd. Of several, the one that the kubelet uses.
     Live(Daemon),
     /// No containerd of this live host counts.
     NotFound {
-        /// Processes called containerd that do not count, by PID.
+        /// Processes named containerd that do not count, by PID.
         refused: Vec<Refusal>,
     },
-    /// The host is an image: no process was looked for.
+    /// The host is an image, so Farrier searched for no process.
     Image,
 }
 
 impl Containerd {
-    /// The daemon, where one runs.
+    /// The daemon, if one runs.
     #[must_use]
     pub fn daemon(&self) -> Option<&Daemon> {
         match self {
@@ -91,26 +90,26 @@ impl Containerd {
     }
 }
 
-/// The processes of a host that count, found in one pass.
+/// The containerd and the kubelet of a host, found in one pass over all processes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Running {
     /// The containerd.
     pub containerd: Containerd,
-    /// The kubelet; among several, one that says which runtime it uses.
+    /// The kubelet. Of several, the first with a known CRI socket.
     pub kubelet: Option<Kubelet>,
 }
 
-/// The names of containerd's option for its configuration file, with one dash or two as Go's `flag` takes them.
+/// Names of containerd's option for its configuration file. Go's `flag` accepts one dash and two.
 pub(crate) const CONFIG_OPTIONS: [&str; 4] = ["-c", "--c", "-config", "--config"];
 const ADDRESS_OPTIONS: [&str; 4] = ["-a", "--a", "-address", "--address"];
 
 const CONTAINERD: &str = "containerd";
 const KUBELET: &str = "kubelet";
 
-/// The containerd and the kubelet that run on this host. In an image none is looked for.
+/// Finds the containerd and the kubelet that run on this host. An image has neither.
 ///
-/// A kubelet of its own says which containerd it uses; one in the same program as k3s's or RKE2's uses the containerd that this program
-/// started. Without either, the one in the packages' unit counts.
+/// Of several containerd processes, one with the CRI socket of the kubelet comes first, then one of a distribution that embeds both (k3s,
+/// RKE2), then the one of `containerd.service`, the unit in the packages, then the lowest PID.
 ///
 /// # Errors
 /// When `/proc` can't be listed.
@@ -127,7 +126,7 @@ pub fn find(host: &HostRoot, target: Target) -> Result<Running, host::Error> {
             Ok(process) if name == CONTAINERD => daemons.push(process),
             Ok(process) => kubelets.push(Kubelet::of(host, process)),
             Err(refusal) => {
-                debug!(%refusal, "passing over a process");
+                debug!(%refusal, "skipped a process");
                 if name == CONTAINERD {
                     refused.push(refusal);
                 }
@@ -148,7 +147,7 @@ pub fn find(host: &HostRoot, target: Target) -> Result<Running, host::Error> {
     })
 }
 
-/// The containerd that runs on this live host.
+/// Finds the containerd that runs on this live host.
 ///
 /// # Errors
 /// As for [`find`].

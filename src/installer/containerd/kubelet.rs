@@ -1,5 +1,4 @@
-//! Tells the container runtime that a host's kubelet uses, by its command line. Reads the kubelet's configuration, and nothing of
-//! containerd.
+//! Finds the CRI socket of a host's kubelet, from its command line and configuration files. Reads no file of containerd.
 
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
@@ -8,27 +7,28 @@ use serde_saphyr::options::DuplicateKeyPolicy;
 use super::process::Process;
 use crate::installer::host::{self, HostRoot};
 
-/// A kubelet's configuration has some kilobytes.
+/// Size of a configuration file, in bytes, at most. A kubelet's configuration has some kilobytes.
 const SMALL: u64 = 1 << 18;
-/// A configuration has some hundred values. Aliases multiply them: without a bound, a file of a kilobyte becomes gigabytes.
+/// YAML events of a file at most. A configuration has some hundred values. Aliases multiply values: without a limit, a file of one kilobyte
+/// expands to gigabytes.
 const MAX_EVENTS: usize = 100_000;
-/// The fields of a `KubeletConfiguration` lie five levels deep at most.
+/// Nesting of a file at most. A `KubeletConfiguration` has up to five levels.
 const MAX_NESTING: usize = 64;
 
-/// A kubelet that runs as a program of its own; k3s, RKE2 and `MicroK8s` have theirs in another.
+/// A kubelet that is a process of its own. k3s, RKE2 and `MicroK8s` embed the kubelet in another process.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Kubelet {
-    /// Its command line, with a NUL behind each argument.
+    /// Command line, with a NUL after each argument.
     pub arguments: String,
-    /// The socket of the runtime that it uses, where it says so.
+    /// Path of the CRI socket, if the flags or files set it.
     pub endpoint: Option<String>,
 }
 
 impl Kubelet {
-    /// What that process says of its runtime.
+    /// Reads the CRI socket of the kubelet process.
     pub(crate) fn of(host: &HostRoot, process: Process) -> Self {
         let list: Vec<&str> = process.arguments.split('\0').collect();
-        // The kubelet applies its flags again over what its files say (`cmd/kubelet/app/server.go`, `kubeletConfigFlagPrecedence`).
+        // Flags override files (`cmd/kubelet/app/server.go`, `kubeletConfigFlagPrecedence`).
         let endpoint = match flag(&list, "container-runtime-endpoint") {
             Some(value) => socket(value),
             None => of_files(host, process.id.0, &list),
@@ -40,7 +40,7 @@ impl Kubelet {
     }
 }
 
-/// Whether two paths are those of one socket: `/var/run` is a link to `/run`.
+/// Whether two paths name the same socket: `/var/run` is a symlink to `/run`.
 #[must_use]
 pub fn same(one: &str, other: &str) -> bool {
     let plain = |path: &str| path.strip_prefix("/var/run/").map(str::to_owned);
@@ -49,8 +49,7 @@ pub fn same(one: &str, other: &str) -> bool {
     run(one) == run(other)
 }
 
-/// The value of a flag of the kubelet, by the rules of pflag: `--name value` or `--name=value`, the last one counts, and nothing behind
-/// `--` is a flag.
+/// The value of a kubelet flag, by the rules of pflag: `--name value` or `--name=value`, the last one wins, and `--` ends the flags.
 fn flag<'a>(arguments: &[&'a str], name: &str) -> Option<&'a str> {
     let mut arguments = arguments.iter().take_while(|argument| **argument != "--");
     let mut last = None;
@@ -70,15 +69,15 @@ fn flag<'a>(arguments: &[&'a str], name: &str) -> Option<&'a str> {
     last
 }
 
-/// The path of a Unix socket; the kubelet takes one with and without its scheme.
+/// The path of a Unix socket. The kubelet accepts an endpoint with and without the scheme `unix://`.
 fn socket(value: &str) -> Option<String> {
     let path = value.strip_prefix("unix://").unwrap_or(value);
     path.starts_with('/').then(|| path.to_owned())
 }
 
-/// The endpoint by the file of `--config`, over which the files of `--config-dir` are merged (Kubernetes 1.28 and later).
+/// The endpoint in the file of `--config`, merged with the files of `--config-dir` (Kubernetes 1.28 and later).
 ///
-/// A file that can't be read or parsed makes the answer unknown: it may be the one that counts.
+/// `None` if a file can't be read or parsed, because this file may set the endpoint.
 fn of_files(host: &HostRoot, pid: u32, arguments: &[&str]) -> Option<String> {
     let given = |name: &str| flag(arguments, name).filter(|path| !path.is_empty());
     let mut files = Vec::new();
@@ -99,7 +98,7 @@ fn of_files(host: &HostRoot, pid: u32, arguments: &[&str]) -> Option<String> {
     socket(endpoint.as_str()?)
 }
 
-/// A path as the process `pid` understands it.
+/// A path of the command line of process `pid`: a relative path starts at the working directory of the process.
 fn absolute(host: &HostRoot, pid: u32, path: &str) -> Option<String> {
     if path.starts_with('/') {
         return Some(path.to_owned());
@@ -110,7 +109,7 @@ fn absolute(host: &HostRoot, pid: u32, path: &str) -> Option<String> {
 
 /// A directory of drop-ins has a handful of files and no subdirectory. So many names are looked at in all of them together.
 const MAX_DROP_INS: usize = 256;
-/// As deep as anybody would nest drop-ins, so that a directory inside itself (a bind mount) has an end.
+/// Nesting of drop-in directories at most. The limit ends a loop of bind mounts.
 const MAX_DEPTH: usize = 8;
 
 /// Adds the drop-ins of a directory in the order in which the kubelet merges them: it walks the tree in lexical order, follows no
@@ -141,8 +140,8 @@ fn drop_ins(
     Some(())
 }
 
-/// The part of a `KubeletConfiguration` (kubelet.config.k8s.io/v1beta1) that is of use here. A field that is there with `null` removes
-/// what a former file says; one that isn't there leaves it (JSON merge patch, RFC 7386).
+/// The endpoint of a `KubeletConfiguration` (kubelet.config.k8s.io/v1beta1). A field with `null` removes the value of an earlier file; an
+/// absent field keeps the value (JSON merge patch, RFC 7386).
 #[derive(Deserialize)]
 struct KubeletConfiguration {
     #[serde(
@@ -157,7 +156,7 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, 
     Value::deserialize(deserializer).map(Some)
 }
 
-/// Why a kubelet's configuration can't be understood.
+/// Why a kubelet's configuration can't be parsed.
 #[derive(Debug, thiserror::Error)]
 enum ConfigurationError {
     #[error(transparent)]
@@ -166,9 +165,10 @@ enum ConfigurationError {
     Yaml(#[from] serde_saphyr::Error),
 }
 
-/// `containerRuntimeEndpoint` of a kubelet's configuration, `None` where it isn't there. As in Kubernetes' own decoder, text that opens
-/// with a brace is JSON, everything else and what is no JSON is YAML, of several keys of one name the last one counts, and so does the
-/// first document alone.
+/// `containerRuntimeEndpoint` of a kubelet's configuration, `None` if absent.
+///
+/// Follows Kubernetes' own decoder: text that starts with a brace and is valid JSON is read as JSON, all other text as YAML. The last of
+/// several equal keys and the first of several documents count.
 fn endpoint_of(text: &str) -> Result<Option<Value>, ConfigurationError> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if text.trim_start().starts_with('{')

@@ -1,4 +1,4 @@
-//! The running containerd, its kubelet, and the service manager that starts it.
+//! Facts about the running containerd, its kubelet and its service manager, and the restart of containerd.
 
 pub mod config_files;
 pub mod cri;

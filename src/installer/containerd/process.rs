@@ -1,8 +1,8 @@
-//! Which processes of a host count as its containerd and its kubelet: by evidence that only root can make. Reads `/proc`.
+//! Finds the processes that Farrier may use as the host's containerd and kubelet, by evidence that only root can create. Reads `/proc`.
 //!
-//! Root runs the program of whatever counts, asks its socket and restarts its unit, so that a name is no evidence: any user can
-//! give it to a process, and so can a container that sees the host's files. What counts is who started the process, which
-//! the kernel (credentials, cgroup, namespaces) and the owners of files tell.
+//! As root, Farrier runs the program of such a process, connects to its socket and restarts its unit. A name is no evidence: any user,
+//! and a container with access to the host's files, can choose the name of a process. The evidence is in the kernel (credentials,
+//! cgroup, namespaces) and in the owners of files.
 
 use std::collections::BTreeMap;
 
@@ -18,10 +18,10 @@ use types::{Init, Seen, read};
 pub use types::{Process, Reason, Refusal};
 use unit::is_main_process;
 
-/// Processes between a service and process 1; a chain of parents is longer only while it changes.
+/// Ancestors of a service below process 1, at most. A chain of parents is longer only if it changes while Farrier reads it.
 const MAX_PARENTS: usize = 64;
 
-/// Processes by PID, each with the name by which it was found.
+/// Processes by PID, each with its name from the list searched for.
 pub type Named = BTreeMap<u32, (&'static str, Result<Process, Refusal>)>;
 
 /// All processes of these names on the host, by PID: those that count, and why the others do not. Processes of containers are
@@ -46,11 +46,11 @@ pub fn named(
     Ok(named.collect())
 }
 
-/// When the process `pid` started; `None` where there is none, or one that has ended and waits for its parent.
+/// The start time of process `pid`, in clock ticks since boot; `None` if there is no such process, or only a zombie.
 #[must_use]
 pub fn started(host: &HostRoot, pid: u32) -> Option<u64> {
     let stat = read(host, pid, "stat")?;
-    // The name in parentheses may hold anything; field 3, the state, comes behind the last of them.
+    // The name in parentheses may contain any character. Field 3, the state, follows the last parenthesis.
     let mut fields = stat.rsplit_once(") ")?.1.split(' ');
     let state = fields.next()?;
     if matches!(state, "Z" | "X") {
@@ -59,13 +59,13 @@ pub fn started(host: &HostRoot, pid: u32) -> Option<u64> {
     fields.nth(18)?.parse().ok()
 }
 
-/// The path of a program whose file may have been replaced since it was started: the restart starts the new one.
+/// The path of a program without the kernel's mark of a replaced file: a restart runs the new file at that path.
 pub(crate) fn still_named(program: &str) -> &str {
     program.strip_suffix(" (deleted)").unwrap_or(program)
 }
 
-/// The value of an option of containerd, as `-c FILE` or `--config=FILE`; only absolute paths are of use. Go's `flag`, which containerd
-/// reads its command line with, takes the last of several, and `--` for the end of the options.
+/// The path in a containerd option, as `-c FILE` or `--config=FILE`; `None` if it is not absolute. By the rules of Go's `flag`, the last of
+/// several options wins, and `--` ends the options.
 pub(crate) fn option(arguments: &[&str], names: &[&str]) -> Option<String> {
     let mut arguments = arguments.iter().take_while(|argument| **argument != "--");
     let mut last = None;

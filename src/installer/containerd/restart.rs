@@ -1,4 +1,4 @@
-//! Restarts containerd and waits until the new process serves. What it should serve is the caller's business.
+//! Restarts containerd and waits until the new process serves the CRI. The caller checks the served handlers.
 
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
@@ -8,35 +8,35 @@ use super::daemon::{Daemon, find_daemon};
 use super::service::{self, Service};
 use crate::installer::host::HostRoot;
 
-/// The part of the limit for which there may be no process at all. Its manager has started it by then, or its own parent does so
-/// soon; one that ended has refused its configuration, and waiting longer keeps the node without it.
+/// Fraction of the limit (one sixth) for which no containerd process may exist. A service manager or supervisor has started containerd by
+/// then. A containerd that ended has refused its configuration, and a longer wait only keeps the node without containerd.
 const ABSENT_PART: u32 = 6;
 
-/// Short beside the 65 ms that a start takes at least, and no load in a minute of asking.
+/// Interval between two checks: short compared with a start of containerd (65 ms or more), and no load over a minute.
 const ASK_EVERY: Duration = Duration::from_millis(50);
 
 /// Why containerd does not serve after a restart.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Its manager could not restart it.
+    /// The service manager failed to restart containerd.
     #[error(transparent)]
     Service(#[from] service::Error),
-    /// It runs and will not serve.
+    /// containerd runs, and its CRI plugin does not.
     #[error(transparent)]
     Cri(#[from] cri::Error),
-    /// It did not answer in time.
-    #[error("containerd did not come back within {limit:?}: {message}")]
+    /// containerd did not serve in time.
+    #[error("containerd did not serve within {limit:?} after its restart: {message}")]
     TooLong {
-        /// The bound.
+        /// The limit.
         limit: Duration,
-        /// What the last look at it gave.
+        /// Result of the last check.
         message: String,
     },
-    /// Its process is gone.
-    #[error("containerd ended after its restart ({0})")]
+    /// The new process has ended. The field is the result of the last check.
+    #[error("containerd ended after its restart: {0}")]
     Ended(String),
-    /// It serves something else.
-    #[error("containerd came back, but {0}")]
+    /// containerd serves other handlers than expected.
+    #[error("containerd restarted, but {0}")]
     NotVerified(String),
 }
 
@@ -47,18 +47,20 @@ impl Error {
         Some(match self {
             Self::Service(error) => return error.help(),
             Self::Cri(error) => return error.help(),
-            Self::TooLong { .. } | Self::Ended(_) => Cow::Borrowed("see its log on the node"),
+            Self::TooLong { .. } | Self::Ended(_) => {
+                Cow::Borrowed("read the log of containerd on the node")
+            }
             Self::NotVerified(_) => return None,
         })
     }
 }
 
-/// Restarts the service and returns what the new process serves, and how long the CRI was away.
+/// Restarts the service, and returns the handlers of the new process and the time without CRI.
 ///
-/// `before` is the process that must be gone by then. `count` grows by one if it is, whatever came after it.
+/// `before` is the process that the restart ends. `count` grows by one once `before` has ended, even if the restart failed.
 ///
 /// # Errors
-/// When the service does not restart, the CRI plugin is down, or nothing answers in time.
+/// When the service does not restart, the CRI plugin does not run, or containerd does not serve in time.
 pub async fn restart(
     host: &HostRoot,
     service: &Service,
@@ -67,7 +69,7 @@ pub async fn restart(
     count: &mut u32,
 ) -> Result<(Served, Duration), Error> {
     let served = try_restart(host, service, socket, before).await;
-    // Unless the process of before goes on, it was ended, or one that did not last was started.
+    // If the former process has ended or was absent, the failed restart counts: it ended or started a containerd.
     if served.is_ok() || !before.is_some_and(|before| before.still_runs(host)) {
         *count += 1;
     }
@@ -83,11 +85,11 @@ async fn try_restart(
     let since = Instant::now();
     service.restart(host).await?;
     let restarted = Instant::now();
-    let mut message = "nothing listens at its socket".to_owned();
+    let mut message = "no process listens on its socket".to_owned();
     let mut present = Instant::now();
     let mut now: Option<Daemon> = None;
     while restarted.elapsed() < service.serve_limit {
-        // Every process is looked at only while there is none: this goes on for minutes beside a containerd that starts slowly.
+        // Scan all processes only while no containerd is known: a slow start can take minutes.
         if !now.as_ref().is_some_and(|now| now.still_runs(host)) {
             match find_daemon(host) {
                 Ok(found) => now = found,
@@ -106,7 +108,7 @@ async fn try_restart(
         let process = now.as_ref().map(|now| now.process);
         if process.is_some() && process != before.map(|before| before.process) {
             match cri::served(host, socket).await {
-                // Its runtime counts as not ready only while it starts.
+                // The runtime is not ready only during the start.
                 Ok(served) if served.ready => return Ok((served, since.elapsed())),
                 Ok(_) => "its runtime is not ready".clone_into(&mut message),
                 Err(error @ cri::Error::Unimplemented { .. }) => return Err(error.into()),

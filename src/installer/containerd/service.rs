@@ -1,5 +1,5 @@
-//! How containerd is restarted on one host, by whoever runs its services there, and whether that would end pods. What it should
-//! serve then is the caller's business.
+//! The service of containerd on one host: restarts it through the service manager, and tells whether a restart would end pods. Does not
+//! wait for the CRI.
 
 use std::borrow::Cow;
 use std::os::fd::OwnedFd;
@@ -16,41 +16,39 @@ use crate::installer::distro::{DistroSpec, Restart};
 use crate::installer::host::exec;
 use crate::installer::host::{HostRoot, SMALL_FILE_LIMIT};
 
-/// Why a service could not be restarted, or asked about.
+/// Why a service could not be restarted, or its `KillMode` could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// systemd could not.
+    /// A call to systemd failed.
     #[error(transparent)]
     Systemd(#[from] systemd::Error),
-    /// The host's files.
+    /// A file of the host can't be read.
     #[error(transparent)]
     Host(#[from] crate::installer::host::Error),
-    /// `OpenRC` could not.
-    #[error("OpenRC does not restart {name}: {source}")]
+    /// `OpenRC` failed to restart the service.
+    #[error("failed to restart {name} with OpenRC: {source}")]
     OpenRc {
         /// The service.
         name: String,
-        /// What it says.
+        /// The failure of `rc-service`.
         #[source]
         source: exec::Error,
     },
-    /// Neither manager runs.
+    /// No supported service manager runs.
     #[error("neither systemd nor OpenRC runs on this host, so {unit} can't be restarted")]
     NoManager {
         /// The unit.
         unit: String,
     },
-    /// We are in a pod that has process numbers of its own.
-    #[error(
-        "containerd can't be restarted from a pod with process numbers of its own where systemd does not do it"
-    )]
+    /// Farrier runs in another PID namespace than the host, as in a pod without `hostPID`.
+    #[error("containerd on this host can be restarted only from the PID namespace of the host")]
     OtherProcesses,
     /// The kernel refused the signal.
-    #[error("process {process} of the host can't be ended: {source}")]
+    #[error("failed to send SIGTERM to process {process} of the host: {source}")]
     Signal {
-        /// Its number.
+        /// The PID.
         process: u32,
-        /// What the system says.
+        /// The cause.
         #[source]
         source: Errno,
     },
@@ -64,44 +62,46 @@ impl Error {
             Self::Systemd(error) => return error.help(),
             Self::Host(error) => return error.help(),
             Self::OpenRc { name, .. } => {
-                Cow::Owned(format!("see `rc-service {name} status` on the node"))
+                Cow::Owned(format!("run `rc-service {name} status` on the node"))
             }
             Self::NoManager { .. } => {
                 Cow::Borrowed("use --offline and restart containerd yourself")
             }
             Self::OtherProcesses => Cow::Borrowed(
-                "set job.hostPID among the chart's values, or run farrier on the node",
+                "set job.hostPID: true in the values of the chart, or run farrier on the node",
             ),
-            Self::Signal { .. } => Cow::Borrowed("see who runs it on the node"),
+            Self::Signal { process, .. } => {
+                Cow::Owned(format!("run `ps -fp {process}` on the node"))
+            }
         })
     }
 }
 
-/// Who runs the services of a host.
+/// The service manager of a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Manager {
     Systemd,
     OpenRc,
 }
 
-/// The service that containerd is, or is a part of.
+/// The service that runs containerd, alone or with the kubelet as in k3s.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Service {
-    /// Its unit, as in `containerd.service`; `OpenRC` knows it by the name before the dot.
+    /// Unit, as in `containerd.service`. The name of an `OpenRC` service is the part before the suffix.
     pub unit: String,
-    /// How it is restarted.
+    /// Method of the restart.
     pub restart: Restart,
-    /// How long containerd may take to serve after that.
+    /// How long containerd may take to serve after the restart.
     pub serve_limit: Duration,
-    /// Whether a supervisor that watches files has one of them to see; only that of [`Restart::Watched`] does.
+    /// With [`Restart::Watched`]: whether the change writes a file that the supervisor watches, so that the supervisor restarts containerd.
     pub restart_triggered_by_write: bool,
 }
 
-/// `OpenRC` installs it there on every distribution that has it.
+/// Path of `rc-service` on every distribution with `OpenRC`.
 const RC_SERVICE: &str = "/sbin/rc-service";
 
 impl Service {
-    /// The service of `unit` on a host of that row.
+    /// The service of `unit` on a host of this distribution.
     #[must_use]
     pub fn of(spec: &DistroSpec, unit: &str) -> Self {
         Self {
@@ -112,10 +112,10 @@ impl Service {
         }
     }
 
-    /// Whether the way in which it is restarted is open to this process. systemd is asked from anywhere.
+    /// Checks that this process can restart the service. A restart through systemd is possible from every PID namespace.
     ///
     /// # Errors
-    /// When we have process numbers of our own, and would have to start or signal a process of the host.
+    /// When the restart must start or signal a process of the host, and Farrier runs in another PID namespace.
     pub fn check_reachable(&self, host: &HostRoot) -> Result<(), Error> {
         match (self.restart, self.manager(host)) {
             (Restart::ContainerInit, _) | (Restart::Service, Ok(Manager::OpenRc)) => {
@@ -126,14 +126,14 @@ impl Service {
         }
     }
 
-    /// How the service's processes are ended when it stops, in systemd's words (systemd.kill(5), `KillMode`): `process` and `none`
-    /// leave pods alone. `OpenRC` signals the process that it started, and with `rc_cgroup_cleanup` all of its cgroup (openrc-run(8)).
+    /// The `KillMode` of the service, in the terms of systemd.kill(5). With `process` and `none`, pods survive a stop. `OpenRC` signals the
+    /// process that it started, and with `rc_cgroup_cleanup` the whole cgroup (openrc-run(8)): `process` or `control-group`.
     ///
     /// # Errors
-    /// When nobody can tell, or nobody who is reachable could restart it.
+    /// When no service manager runs, or it does not answer.
     pub async fn kill_mode(&self, host: &HostRoot) -> Result<String, Error> {
         match self.restart {
-            // k0s has its supervisor signal containerd's process alone.
+            // The supervisor of k0s signals only the process of containerd.
             Restart::Watched => Ok("process".to_owned()),
             Restart::ContainerInit => Ok("container".to_owned()),
             Restart::Service => match self.manager(host)? {
@@ -143,22 +143,22 @@ impl Service {
         }
     }
 
-    /// Restarts it and waits until its manager says that it runs. Where somebody else restarts it, there is nothing to wait for; where
-    /// nobody told its supervisor to, its process is ended, which that starts again (k0s: `pkg/supervisor`).
+    /// Restarts the service and waits until its manager reports that it runs. Does nothing if a write already triggers the restart. If no
+    /// write does, ends the process, and the supervisor starts it again (k0s: `pkg/supervisor`).
     ///
     /// # Errors
-    /// When it does not restart.
+    /// When the restart fails.
     pub async fn restart(&self, host: &HostRoot) -> Result<(), Error> {
         match self.restart {
             Restart::Watched if self.restart_triggered_by_write => Ok(()),
             Restart::Watched => match find_daemon(host)? {
                 Some(daemon) => end(host, daemon.process),
-                // It is being started already.
+                // The supervisor is already starting it.
                 None => Ok(()),
             },
             Restart::ContainerInit => match started(host, 1) {
                 Some(since) => end(host, (1, since)),
-                // Not even process 1 is there: this is no /proc of the host.
+                // Without process 1, /proc is not the one of the host.
                 None => Err(Error::OtherProcesses),
             },
             Restart::Service => match self.manager(host)? {
@@ -181,7 +181,7 @@ impl Service {
         self.unit.strip_suffix(".service").unwrap_or(&self.unit)
     }
 
-    /// Both make their folder below `/run` when they start (`sd_booted(3)`; `OpenRC`'s `RC_SVCDIR`).
+    /// The running service manager: both create their directory below `/run` at their start (`sd_booted(3)`; `OpenRC`'s `RC_SVCDIR`).
     fn manager(&self, host: &HostRoot) -> Result<Manager, Error> {
         if host.is_seen("/run/systemd/system") {
             Ok(Manager::Systemd)
@@ -195,7 +195,7 @@ impl Service {
 
     fn openrc_kill_mode(&self, host: &HostRoot) -> Result<String, Error> {
         let mut mode = "process";
-        // The service's own file has the last word.
+        // The file of the service overrides the general one.
         for path in [
             "/etc/rc.conf".to_owned(),
             format!("/etc/conf.d/{}", self.name()),
@@ -217,7 +217,7 @@ impl Service {
     }
 }
 
-/// A process of the host that is about to be signalled. While it is held, its PID may come to mean another and the signal does not.
+/// A process of the host, held by a pidfd: a signal reaches this process or none, even if its PID is reused.
 #[derive(Debug)]
 struct ProcessHandle {
     process: u32,
@@ -225,13 +225,13 @@ struct ProcessHandle {
 }
 
 impl ProcessHandle {
-    /// Takes hold of the process with this PID and start; `None` where it has ended since it was found.
+    /// Opens the process with this PID and start time; `None` if it has ended.
     ///
     /// # Errors
-    /// When PIDs of the host mean others here, or the kernel gives no handle.
+    /// When Farrier runs in another PID namespace, or the kernel returns no pidfd.
     fn of(host: &HostRoot, (process, since): (u32, u64)) -> Result<Option<Self>, Error> {
         same_processes(host)?;
-        // A negative number would mean a group of processes (kill(2)).
+        // A negative PID would be a process group (kill(2)).
         let pid = i32::try_from(process).ok().and_then(Pid::from_raw);
         let Some(pid) = pid else {
             return Ok(None);
@@ -241,12 +241,12 @@ impl ProcessHandle {
             Err(Errno::SRCH) => return Ok(None),
             Err(source) => return Err(Error::Signal { process, source }),
         };
-        // The handle is of whoever had the PID just now.
+        // The pidfd may belong to a newer process with the same PID.
         let is_same = started(host, process) == Some(since);
         Ok(is_same.then_some(Self { process, handle }))
     }
 
-    /// Asks it to end. One that has ended already needs no asking.
+    /// Sends SIGTERM. Succeeds if the process has already ended.
     fn end(&self) -> Result<(), Error> {
         match pidfd_send_signal(&self.handle, Signal::TERM) {
             Ok(()) | Err(Errno::SRCH) => Ok(()),
@@ -258,7 +258,7 @@ impl ProcessHandle {
     }
 }
 
-/// Asks a process of the host to end, unless it has since it was found.
+/// Sends SIGTERM to a process of the host, unless it has ended.
 fn end(host: &HostRoot, process: (u32, u64)) -> Result<(), Error> {
     match ProcessHandle::of(host, process)? {
         Some(process_handle) => process_handle.end(),
@@ -266,8 +266,8 @@ fn end(host: &HostRoot, process: (u32, u64)) -> Result<(), Error> {
     }
 }
 
-/// A process can neither be signalled nor started where its number is not known (`pid_namespaces(7)`): a pod that does not share the
-/// host's process numbers would end somebody else, or take containerd with it when it ends.
+/// Checks that Farrier runs in the PID namespace of the host (`pid_namespaces(7)`). In another one, a signal would reach another process,
+/// and a containerd started there would end with the pod.
 fn same_processes(host: &HostRoot) -> Result<(), Error> {
     let namespace = |path: &Path| std::fs::read_link(path.join("ns/pid")).ok();
     let init_namespace = namespace(&host.path().join("proc/1"));
@@ -349,7 +349,7 @@ mod tests {
     #[case::openrc("k3s", &[STARTED, RC], false)]
     #[case::container("k3d", &[], false)]
     #[case::its_own_supervisor("k0s", &[], true)]
-    // Whoever knows no manager says so, and not that processes are out of reach.
+    // The error is the missing manager, not the PID namespace.
     #[case::none("debian", &[], true)]
     fn openrc_and_signals_require_the_pid_namespace_of_the_host(
         #[case] id: &str,
@@ -379,7 +379,7 @@ mod tests {
         let own = std::fs::read_link("/proc/self/ns/pid").unwrap();
         std::os::unix::fs::symlink(own, namespaces.join("pid")).unwrap();
         let since = 77;
-        // Another had its PID when it was found.
+        // The start time is that of an earlier process with the same PID.
         end(&host, (pid, since - 1)).unwrap();
         assert!(
             ProcessHandle::of(&host, (pid, since - 1))
@@ -394,7 +394,7 @@ mod tests {
             std::os::unix::process::ExitStatusExt::signal(&status),
             Some(15)
         );
-        // What is held stays that process after its PID is free.
+        // The pidfd still names the ended process.
         process_handle.end().unwrap();
     }
 

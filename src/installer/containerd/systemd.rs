@@ -1,8 +1,8 @@
-//! Asks the host's systemd over D-Bus: how a unit stops, and to restart it. Decides nothing.
+//! Client of the host's systemd: reads the `KillMode` of a unit and restarts the unit. Contains no decisions.
 //!
-//! The system bus is used and not systemd's private socket, whose protocol is no stable interface (`org.freedesktop.systemd1(5)`
-//! names the bus alone): systemd 252 answers there with a sender that is no unique name, which zbus refuses. Where nobody answers on
-//! the bus, the host's own `systemctl` is asked, which knows that protocol.
+//! The client connects to the system bus. The protocol of systemd's private socket is no stable interface (`org.freedesktop.systemd1(5)`
+//! names the bus alone): systemd 252 answers there with a sender that is no unique name, and zbus refuses such a sender. Without a system
+//! bus, the client runs the host's own `systemctl`, which knows that protocol.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -16,76 +16,78 @@ use crate::handoff::printable;
 use crate::installer::host::HostRoot;
 use crate::installer::host::exec::{self, ExecContext};
 
-/// Where every systemd distribution has its system bus (D-Bus Specification, *System message bus*).
+/// Socket of the system bus (D-Bus Specification, *System message bus*).
 const BUS: &str = "/run/dbus/system_bus_socket";
 
 const DESTINATION: &str = "org.freedesktop.systemd1";
 
-/// One question to systemd is answered in milliseconds; a host under load gets this long.
+/// Limit of one call. systemd answers in milliseconds; the rest is for a host under load.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
-/// A unit's stop and start may each take `DefaultTimeoutStartSec`, 90 s (systemd-system.conf(5)).
+/// Limit of a restart: stop and start may each take `DefaultTimeoutStartSec`, 90 s (systemd-system.conf(5)).
 pub const RESTART_LIMIT: Duration = Duration::from_secs(200);
 
-/// Why systemd could not be asked.
+/// Why a call to systemd failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no bus.
-    #[error("can't reach systemd at {BUS} of the host: {source}")]
+    /// The system bus can't be reached.
+    #[error("failed to connect to systemd at {BUS} on the host: {source}")]
     Connect {
-        /// What the system says.
+        /// The cause.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// Nobody answers on the bus, and `systemctl` has no more luck.
-    #[error("{source}; there is no system bus to ask systemd itself: {bus}")]
+    /// The system bus can't be reached, and `systemctl` failed.
+    #[error("{source} (systemctl was used without D-Bus: {bus})")]
     Systemctl {
-        /// Why the bus is of no use.
+        /// Why the bus can't be reached.
         bus: String,
-        /// What became of `systemctl`.
+        /// The failure of `systemctl`.
         #[source]
         source: exec::Error,
     },
-    /// `systemctl` could not restart the unit.
+    /// `systemctl` failed to restart the unit.
     #[error("failed to restart {unit}: {source}{state}")]
     Restart {
         /// The unit.
         unit: String,
-        /// What became of `systemctl`.
+        /// The failure of `systemctl`.
         #[source]
         source: Box<exec::Error>,
-        /// What systemd says of the unit after that, in parentheses.
+        /// State of the unit after the failure, in parentheses with a space before them; empty if unknown.
         state: String,
     },
-    /// systemd refused, or the connection broke.
-    #[error("systemd does not {act} {unit}: {source}")]
+    /// systemd refused the call, or the connection broke.
+    #[error("failed to {act} {unit} over D-Bus: {source}")]
     Call {
-        /// What was asked.
+        /// The verb of the call, as in `read the state of`.
         act: &'static str,
         /// The unit.
         unit: String,
-        /// What systemd says.
+        /// The answer of systemd, or the failure of the connection.
         #[source]
         source: Box<zbus::Error>,
     },
-    /// No answer in time.
+    /// systemd did not answer in time.
     #[error("systemd did not {act} {unit} within {limit:?}")]
     TooLong {
-        /// What was asked.
+        /// The verb of the call.
         act: &'static str,
         /// The unit.
         unit: String,
-        /// The bound.
+        /// The limit.
         limit: Duration,
     },
-    /// The job ended otherwise.
-    #[error("systemd's job to restart {unit} ended as {result:?} and the unit is {state:?}")]
+    /// The restart job failed, or the unit is not active after it.
+    #[error(
+        "failed to restart {unit}: the systemd job ended with {result:?}, and the unit is {state:?}"
+    )]
     Job {
         /// The unit.
         unit: String,
-        /// `failed`, `timeout`, `canceled`, `dependency` or `skipped`.
+        /// Result of the job: `done`, `failed`, `timeout`, `canceled`, `dependency` or `skipped`.
         result: String,
-        /// Its `ActiveState` after that.
+        /// `ActiveState` of the unit after the job.
         state: String,
     },
 }
@@ -95,11 +97,12 @@ impl Error {
     #[must_use]
     pub fn help(&self) -> Option<Cow<'_, str>> {
         Some(match self {
-            Self::Connect { .. } => Cow::Borrowed("see that dbus is installed and running there"),
-            Self::Restart { unit, .. } => {
-                Cow::Owned(format!("see `journalctl -u {unit}` on the node"))
+            Self::Connect { .. } => {
+                Cow::Borrowed("check that dbus is installed and runs on the host")
             }
-            Self::Job { unit, .. } => Cow::Owned(format!("see `journalctl -u {unit}` on the node")),
+            Self::Restart { unit, .. } | Self::Job { unit, .. } => {
+                Cow::Owned(format!("run `journalctl -u {unit}` on the node"))
+            }
             Self::Systemctl { .. } | Self::Call { .. } | Self::TooLong { .. } => return None,
         })
     }
@@ -108,22 +111,22 @@ impl Error {
 /// The host's systemd.
 #[derive(Debug)]
 pub enum Systemd<'a> {
-    /// Over its bus.
+    /// Called over D-Bus.
     Bus(Bus),
-    /// Through the host's `systemctl`.
+    /// Called through the host's `systemctl`.
     Systemctl {
         /// The host.
         host: &'a HostRoot,
-        /// Why the bus is of no use.
+        /// Why the bus can't be reached.
         bus: String,
     },
 }
 
-/// A link to `/usr/bin/systemctl` at least, wherever systemd is; distributions without a merged `/usr` have it only there.
+/// Present on every distribution with systemd: with a merged `/usr` through a symlink, without one as the only path of `systemctl`.
 const SYSTEMCTL: &str = "/bin/systemctl";
 
 impl<'a> Systemd<'a> {
-    /// Connects to the system bus of the host, and falls back to its `systemctl`.
+    /// Connects to the system bus of the host. Without a bus, falls back to `systemctl`.
     pub async fn connect(host: &'a HostRoot) -> Self {
         match Bus::connect(host).await {
             Ok(bus) => Self::Bus(bus),
@@ -134,10 +137,10 @@ impl<'a> Systemd<'a> {
         }
     }
 
-    /// How the unit's processes are killed when it stops: `process` and `none` leave pods alone (systemd.kill(5)).
+    /// The `KillMode` of the unit. With `process` and `none`, pods survive a stop of the unit (systemd.kill(5)).
     ///
     /// # Errors
-    /// When systemd does not answer, or knows no such service.
+    /// When systemd does not answer, or has no such service.
     pub async fn kill_mode(&self, unit: &str) -> Result<String, Error> {
         match self {
             Self::Bus(bus) => bus.kill_mode(unit).await,
@@ -149,7 +152,7 @@ impl<'a> Systemd<'a> {
         }
     }
 
-    /// Restarts the unit and waits until systemd's job for it has ended and the unit is active.
+    /// Restarts the unit and waits until systemd's job has ended and the unit is active.
     ///
     /// # Errors
     /// When the job fails, or takes longer than [`RESTART_LIMIT`].
@@ -157,7 +160,7 @@ impl<'a> Systemd<'a> {
         match self {
             Self::Bus(bus) => bus.restart(unit).await,
             Self::Systemctl { host, bus } => {
-                // As over the bus: what systemd has not loaded has nothing to forget.
+                // As in `restart_job`: the call fails harmlessly for a unit that systemd has not loaded.
                 let _ = systemctl(host, bus, &["reset-failed", "--", unit], ANSWER_LIMIT).await;
                 let restart = ["restart", "--", unit];
                 let mut restarted = systemctl(host, bus, &restart, RESTART_LIMIT).await;
@@ -185,14 +188,14 @@ impl<'a> Systemd<'a> {
     }
 }
 
-/// Properties that say why a unit does not run (`org.freedesktop.systemd1(5)`); `systemctl show` prints them for programs to read.
+/// Properties that explain why a unit does not run (`org.freedesktop.systemd1(5)`), as options of `systemctl show`.
 const STATE: [&str; 3] = [
     "--property=LoadState",
     "--property=ActiveState",
     "--property=Result",
 ];
 
-/// What `systemctl show` prints, as an addition to a sentence.
+/// The output of `systemctl show` in parentheses, to append to a message; empty if there is none.
 fn state_in(said: &str) -> String {
     let properties: Vec<&str> = said.lines().filter(|line| line.contains('=')).collect();
     if properties.is_empty() {
@@ -201,7 +204,7 @@ fn state_in(said: &str) -> String {
     printable(&format!(" ({})", properties.join(", ")))
 }
 
-/// It ignores what it is asked where it finds itself in another root than process 1, so it runs where that does.
+/// Runs `systemctl` in the root of process 1: in another root, it ignores its command.
 async fn systemctl(
     host: &HostRoot,
     bus: &str,
@@ -216,7 +219,7 @@ async fn systemctl(
         })
 }
 
-/// `systemctl` says first what failed, and last where more is to be read.
+/// The error with all output of `systemctl`: the first line has the cause, the last line only refers to the log.
 fn in_full(error: exec::Error) -> exec::Error {
     match error {
         exec::Error::Failed { program, all, .. } => exec::Error::Failed {
@@ -257,7 +260,7 @@ impl Bus {
         path: OwnedObjectPath,
         interface: &'static str,
     ) -> zbus::Result<Proxy<'_>> {
-        // No cache: a state is asked for when it is needed, and no signal of every property change comes in.
+        // Without a cache, each property is read when needed, and zbus subscribes to no signals about changed properties.
         zbus::proxy::Builder::new(&self.connection)
             .destination(DESTINATION)
             .path(path)
@@ -285,13 +288,13 @@ impl Bus {
     async fn kill_mode(&self, unit: &str) -> Result<String, Error> {
         self.property(unit, "org.freedesktop.systemd1.Service", "KillMode")
             .await
-            .map_err(call("tell the KillMode of", unit))
+            .map_err(call("read the KillMode of", unit))
     }
 
     async fn active_state(&self, unit: &str) -> Result<String, Error> {
         self.property(unit, "org.freedesktop.systemd1.Unit", "ActiveState")
             .await
-            .map_err(call("tell the state of", unit))
+            .map_err(call("read the state of", unit))
     }
 
     async fn restart(&self, unit: &str) -> Result<(), Error> {
@@ -314,13 +317,13 @@ impl Bus {
         })
     }
 
-    /// Asks for a restart and returns the result of the job that does it.
+    /// Starts a restart job and returns the job's result.
     async fn restart_job(&self, unit: &str) -> zbus::Result<String> {
         let manager = self.manager().await?;
-        // A unit that failed too often is started no more (systemd.unit(5), StartLimitBurst), also not on the configuration that
-        // is put back. One that systemd has not loaded has nothing to forget.
+        // systemd starts no unit that failed too often (systemd.unit(5), StartLimitBurst). Without a reset, this would hold for the
+        // restored configuration, too. The call fails harmlessly for a unit that systemd has not loaded.
         let _ = manager.call::<_, _, ()>("ResetFailedUnit", &(unit,)).await;
-        // Before the job exists, or its end could be missed. systemd sends signals only to those who subscribed.
+        // Subscribe before the job exists, so that its end can't be missed. systemd sends signals only to subscribers.
         let mut removed = manager.receive_signal("JobRemoved").await?;
         manager.call::<_, _, ()>("Subscribe", &()).await?;
         let job: OwnedObjectPath = manager.call("RestartUnit", &(unit, "replace")).await?;

@@ -1,6 +1,7 @@
-//! How systemd starts a service, by the unit's files: systemd.syntax(7), systemd.unit(5), systemd.service(5), systemd.exec(5) and
-//! systemd-system.conf(5), as systemd 252 to 258 follow them. Reads files, for a host on which nothing runs; a running systemd is asked
-//! in `systemd`. What lives nowhere in files (the hostname, `systemctl set-environment`) makes the answer unknown or is left out.
+//! Reads from unit files how systemd starts a service, for a host without a running systemd (`systemd` is the client of a running one).
+//! Follows systemd.syntax(7), systemd.unit(5), systemd.service(5), systemd.exec(5) and systemd-system.conf(5), as systemd 252 to 258 do.
+//!
+//! Values outside of these files (the hostname, `systemctl set-environment`) make a command unknown, or are left out of the environment.
 
 mod syntax;
 
@@ -11,7 +12,7 @@ use self::syntax::{
 };
 use crate::installer::host::{self, HostRoot};
 
-/// The system manager's directories, those of most weight first (systemd.unit(5), *Unit File Load Path*).
+/// Unit directories of the system manager, highest priority first (systemd.unit(5), *Unit File Load Path*).
 pub(crate) const UNIT_DIRECTORIES: [&str; 13] = [
     "/etc/systemd/system.control",
     "/run/systemd/system.control",
@@ -28,7 +29,7 @@ pub(crate) const UNIT_DIRECTORIES: [&str; 13] = [
     "/run/systemd/generator.late",
 ];
 
-/// Directories of the manager's own configuration, those of most weight first (systemd-system.conf(5)).
+/// Directories of the manager's own configuration, highest priority first (systemd-system.conf(5)).
 const MANAGER_DIRECTORIES: [&str; 5] = [
     "/etc/systemd",
     "/run/systemd",
@@ -37,104 +38,104 @@ const MANAGER_DIRECTORIES: [&str; 5] = [
     "/lib/systemd",
 ];
 
-/// Units, drop-ins and environment files have some hundred bytes.
+/// Size of a file, in bytes, at most. Units, drop-ins and environment files have some hundred bytes.
 const MAX_TEXT: u64 = 1 << 16;
 
-/// A unit has a handful of drop-ins, and a service a handful of environment files.
+/// Drop-ins or environment files of a service, at most. A service has a handful of each.
 const MAX_FILES: usize = 256;
 
-/// An alias leads to a unit in one step; systemd gives up after a few as well.
+/// Chained aliases at most. An alias usually names the unit itself; systemd has a limit as well.
 const MAX_ALIASES: usize = 8;
 
-/// Why it can't be told how a service is started.
+/// Why the command of a service is unknown.
 #[derive(Debug, thiserror::Error)]
 pub enum Unknown {
     /// A file can't be read.
     #[error(transparent)]
     Host(#[from] host::Error),
-    /// An administrator has switched the unit off.
+    /// The unit is masked: systemd does not start it.
     #[error("{path} masks the unit")]
     Masked {
-        /// Its symlink to `/dev/null`, or empty file.
+        /// A symlink to `/dev/null`, or an empty file.
         path: String,
     },
-    /// The unit is an alias of an alias of itself, or the name is none of a service.
-    #[error("{name} is no unit")]
+    /// The aliases of the unit form a loop, or the name is not that of a service.
+    #[error("{name} does not resolve to a service unit")]
     Name {
         /// The name.
         name: String,
     },
-    /// More files than anybody has.
+    /// A unit or directory has too many files.
     #[error("{name} has more than {MAX_FILES} files")]
     Files {
-        /// The unit.
+        /// The unit or directory.
         name: String,
     },
-    /// systemd would refuse the file, or its releases differ.
-    #[error("{path}: {source}")]
+    /// systemd would refuse the file, or releases of systemd read it differently.
+    #[error("failed to parse {path}: {source}")]
     Syntax {
         /// The file.
         path: String,
-        /// What is wrong with it.
+        /// The error in the file.
         #[source]
         source: syntax::Error,
     },
-    /// No file has an `ExecStart=`, or several commands are run.
-    #[error("the unit has {count} commands in ExecStart=")]
+    /// The files have no `ExecStart=`, or several commands in it.
+    #[error("the unit has {count} commands in ExecStart= instead of one")]
     Commands {
-        /// How many.
+        /// Number of commands.
         count: usize,
     },
-    /// The program sees other files than the host.
-    #[error("the unit has a root of its own ({setting}=)")]
+    /// The service has its own root directory, so its paths are not those of the host.
+    #[error("the unit sets its own root directory with {setting}=")]
     Root {
-        /// `RootDirectory` or `RootImage`.
+        /// Name of the setting: `RootDirectory` or `RootImage`.
         setting: &'static str,
     },
-    /// An environment file that must be there isn't, so that the service doesn't start.
-    #[error("the environment file {path} is not there")]
+    /// A required environment file is missing, so the service does not start.
+    #[error("the environment file {path} is missing")]
     NoEnvironmentFile {
         /// The file.
         path: String,
     },
-    /// A word of the command can't be expanded.
+    /// A specifier or variable of the command can't be expanded.
     #[error(transparent)]
     Expansion(syntax::Error),
 }
 
-/// How a service's program is started.
+/// The command that starts a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Command {
-    /// The program, as the unit names it.
+    /// Path of the program, as in the unit.
     pub program: String,
-    /// Its arguments, its own name first.
+    /// All arguments, including the first one, the name of the program.
     pub arguments: Vec<String>,
 }
 
-/// A file of a unit, or of the manager.
+/// A file of a unit, or of the manager's configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnitFile {
     /// Path on the host.
     pub path: String,
-    /// Its text; empty where it is a symlink to `/dev/null`.
+    /// Text of the file; empty for a symlink to `/dev/null`.
     pub text: String,
 }
 
-/// What a service's files say.
+/// A service, as its files define it.
 #[derive(Debug)]
 pub struct Service {
-    /// How it is started.
+    /// The command that starts the service.
     pub command: Result<Command, Unknown>,
-    /// The environment that its files give it.
+    /// The environment that the files set.
     pub environment: BTreeMap<String, String>,
-    /// The files that say so, in the order in which they are read.
+    /// Paths of the files, in the order in which systemd reads them.
     pub files: Vec<String>,
 }
 
 /// Reads the files of a service. A unit without files is a service without a command.
 ///
 /// # Errors
-/// When they can't be read or understood, or the unit is masked.
+/// When a file can't be read or parsed, or the unit is masked.
 pub(crate) fn service(host: &HostRoot, unit: &str) -> Result<Service, Unknown> {
     let (name, files) = unit_files(host, unit)?;
     let manager = manager_files(host)?;
@@ -173,22 +174,22 @@ pub(crate) fn service(host: &HostRoot, unit: &str) -> Result<Service, Unknown> {
     })
 }
 
-/// The settings of a service that say how it is started.
+/// The settings that define the command and environment of a service.
 #[derive(Debug, Default)]
 struct Settings {
-    /// Each command, or the specifier in it that depends on the running system.
+    /// Each command, or the error of a specifier that depends on the running system.
     commands: Vec<Result<syntax::CommandLine, syntax::Error>>,
-    /// `Environment=` over `PassEnvironment=` and `DefaultEnvironment=`.
+    /// `Environment=`, which overrides `PassEnvironment=` and `DefaultEnvironment=`.
     environment: Environment,
-    /// Paths, with a dash before those that need not be there.
+    /// Paths, with a dash before each optional file.
     environment_files: Vec<String>,
-    /// `UnsetEnvironment=`: names, and assignments that are taken back only where they are as written.
+    /// `UnsetEnvironment=`: names, and assignments. An assignment is removed only if the value is equal.
     unset: Vec<String>,
     root: Option<&'static str>,
 }
 
 impl Settings {
-    /// Reads the files in the order given; a later assignment adds to an earlier one, and an empty one begins anew.
+    /// Parses the files in the given order. An assignment adds to earlier ones, and an empty assignment clears them.
     fn parse(name: &Name, manager: &[UnitFile], files: &[UnitFile]) -> Result<Self, Unknown> {
         let mut settings = Self::default();
         let (mut own, mut passed) = (Environment::new(), Vec::new());
@@ -212,7 +213,7 @@ impl Settings {
                     ("Service", "ExecStart") => {
                         let commands = match command_lines(name, value) {
                             Ok(commands) => commands.into_iter().map(Ok).collect(),
-                            // systemd knows it, and a later file may begin anew.
+                            // systemd resolves this specifier at the start, and a later file may clear the command.
                             Err(error @ syntax::Error::Specifier { .. }) => vec![Err(error)],
                             Err(error) => return Err(wrap(error)),
                         };
@@ -245,7 +246,7 @@ impl Settings {
                 return Err(Unknown::Files { name });
             }
         }
-        // A variable of the manager that no file sets has a value nobody can read here.
+        // The value of a passed variable that no file sets is known only to the running manager.
         for name in passed {
             settings.environment.entry(name).or_insert(None);
         }
@@ -294,7 +295,7 @@ fn extend_or_clear<T>(list: &mut Vec<T>, value: &str, more: impl IntoIterator<It
     }
 }
 
-/// Takes the assignments of one `Environment=`; what is no assignment is passed over, as systemd does.
+/// Adds the assignments of one `Environment=`. Like systemd, skips words that are no assignments.
 fn assign(environment: &mut Environment, name: &Name, value: &str) {
     if value.is_empty() {
         environment.clear();
@@ -309,7 +310,7 @@ fn assign(environment: &mut Environment, name: &Name, value: &str) {
     }
 }
 
-/// The path of one `EnvironmentFile=`, with its dash; one that is not absolute is passed over, as systemd does.
+/// The path of one `EnvironmentFile=`, with its dash. Like systemd, skips a path that is not absolute.
 fn environment_path(name: &Name, value: &str) -> Result<Option<String>, syntax::Error> {
     let path = specifiers(name, value)?;
     let plain = path.strip_prefix('-').unwrap_or(&path);
@@ -319,7 +320,7 @@ fn environment_path(name: &Name, value: &str) -> Result<Option<String>, syntax::
     Ok(plain.starts_with('/').then_some(path))
 }
 
-/// The unit's name without aliases, and its files: that of the unit itself first, then its drop-ins in the order in which they are read.
+/// The name of a unit with aliases resolved, and its files: the unit file, then the drop-ins in the order in which systemd reads them.
 fn unit_files(host: &HostRoot, unit: &str) -> Result<(Name, Vec<UnitFile>), Unknown> {
     let no_unit = |name: &str| Unknown::Name {
         name: name.to_owned(),
@@ -366,7 +367,7 @@ fn unit_files(host: &HostRoot, unit: &str) -> Result<(Name, Vec<UnitFile>), Unkn
     Ok((name, files))
 }
 
-/// The file of the system manager's own settings, and its drop-ins.
+/// The configuration file of the system manager, and its drop-ins.
 fn manager_files(host: &HostRoot) -> Result<Vec<UnitFile>, Unknown> {
     let paths = MANAGER_DIRECTORIES.map(|directory| format!("{directory}/system.conf"));
     let main = first_that_exists(host, paths)?;
@@ -375,7 +376,7 @@ fn manager_files(host: &HostRoot) -> Result<Vec<UnitFile>, Unknown> {
     paths.map(|path| read(host, path)).collect()
 }
 
-/// The path of the unit's own file: that of the instance, or that of its template.
+/// The path of the unit file: that of the instance, or else that of its template.
 fn fragment(host: &HostRoot, name: &Name) -> Result<Option<String>, Unknown> {
     let names = [Some(name.full()), name.template()];
     let paths = names
@@ -385,7 +386,7 @@ fn fragment(host: &HostRoot, name: &Name) -> Result<Option<String>, Unknown> {
     first_that_exists(host, paths)
 }
 
-/// The first of these files that is there.
+/// The first of these paths that exists.
 fn first_that_exists(
     host: &HostRoot,
     paths: impl IntoIterator<Item = String>,
@@ -398,13 +399,13 @@ fn first_that_exists(
     Ok(None)
 }
 
-/// The unit that the file at `path` is an alias of: a symlink to a file of another name in one of systemd's own directories.
+/// The unit whose alias the file at `path` is: a symlink to a file with another name in one of systemd's unit directories.
 fn alias(host: &HostRoot, name: &Name, path: &str) -> Result<Option<Name>, Unknown> {
     let target = host.symlink_target(path)?;
     Ok(target.and_then(|target| unit_of_symlink(name, path, &target)))
 }
 
-/// The unit that a symlink at `path` to `target` makes `name` an alias of.
+/// The unit whose alias `name` is, because of a symlink at `path` to `target`.
 fn unit_of_symlink(name: &Name, path: &str, target: &str) -> Option<Name> {
     let (directory, _) = path.rsplit_once('/')?;
     let (parent, file) = target.rsplit_once('/').unwrap_or(("", target));
@@ -416,12 +417,12 @@ fn unit_of_symlink(name: &Name, path: &str, target: &str) -> Option<Name> {
     let own = path.rsplit('/').next()?;
     let is_unit = UNIT_DIRECTORIES.contains(&parent.as_str());
     let target = Name::parse(file).filter(|_| is_unit && file != own)?;
-    // What leads to a template stands for the instance of that name.
+    // A symlink to a template is an alias of the instance with the same name.
     let instance = name.of_template(&target);
     (instance.full() != name.full()).then_some(instance)
 }
 
-/// A path without `.` and `..`, by its letters.
+/// A path without `.` and `..`, resolved from the text alone.
 fn normal(path: &str) -> String {
     let mut parts = Vec::new();
     for part in path.split('/') {
@@ -459,8 +460,8 @@ fn aliases_with_drop_ins(host: &HostRoot, names: &[String]) -> Result<BTreeSet<S
     Ok(found)
 }
 
-/// The drop-ins in these directories, those of most weight first, in the order in which they are read: by their file names, of which each
-/// counts once.
+/// The drop-ins in these directories (highest priority first), in the order in which systemd reads them: sorted by file name, each name
+/// once.
 fn drop_ins(host: &HostRoot, directories: &[String]) -> Result<Vec<String>, Unknown> {
     let mut found = BTreeMap::new();
     for directory in directories {
@@ -478,7 +479,7 @@ fn drop_ins(host: &HostRoot, directories: &[String]) -> Result<Vec<String>, Unkn
     Ok(found.into_values().collect())
 }
 
-/// A file, or nothing in its place where it is a symlink to `/dev/null` or to nothing.
+/// Reads a file. A symlink to `/dev/null` or to a missing file has an empty text.
 fn read(host: &HostRoot, path: String) -> Result<UnitFile, Unknown> {
     let is_null = host
         .follow(&path)
@@ -501,7 +502,7 @@ mod tests {
     const ETC: &str = "/etc/systemd/system";
     const USR: &str = "/usr/lib/systemd/system";
 
-    /// A host with these files; a text that begins with an arrow is the target of a symlink.
+    /// A host with these files; a text that begins with `-> ` is the target of a symlink.
     fn host(files: &[(&str, &str)]) -> (tempfile::TempDir, HostRoot) {
         let directory = tempfile::tempdir().unwrap();
         for (path, text) in files {
@@ -517,14 +518,14 @@ mod tests {
         (directory, host)
     }
 
-    /// The unit of the packages of containerd, shortened.
+    /// The unit in containerd's packages, shortened.
     const PACKAGED: &str = "[Unit]\nAfter=network.target dbus.service\n\n[Service]\nExecStartPre=-/sbin/modprobe overlay\n\
         ExecStart=/usr/bin/containerd\n\nType=notify\nDelegate=yes\nKillMode=process\n\n[Install]\nWantedBy=multi-user.target\n";
-    /// The unit that k3s' script writes for a server with a flag.
+    /// The unit that the script of k3s writes for a server with a flag.
     const K3S: &str = "[Service]\nType=notify\nEnvironmentFile=-/etc/default/%N\nEnvironmentFile=-/etc/sysconfig/%N\n\
         EnvironmentFile=-/etc/systemd/system/k3s.service.env\nKillMode=process\n\
         ExecStart=/usr/local/bin/k3s \\\n    server \\\n\t'--disable' \\\n\t'traefik' \\\n\n";
-    /// The unit of RKE2's packages, shortened.
+    /// The unit in RKE2's packages, shortened.
     const RKE2: &str = "[Service]\nType=notify\nEnvironmentFile=-/etc/default/%N\nEnvironmentFile=-/usr/local/lib/systemd/system/%N.env\n\
         KillMode=process\nExecStart=/usr/local/bin/rke2 agent\nExecStopPost=-/bin/sh -c \"systemd-cgls /system.slice/%n\"\n";
     /// The kubelet's unit on AKS and its drop-ins, shortened.
@@ -707,7 +708,7 @@ mod tests {
     #[case::a_command_that_is_reset(&[("U:/a.service", "[Service]\nExecStart=/bin/a\nExecStart=\n")], "0 commands")]
     #[case::several_commands(&[("U:/a.service", "[Service]\nType=oneshot\nExecStart=/bin/a\nExecStart=/bin/b\n")], "2 commands")]
     #[case::a_root_of_its_own(&[("U:/a.service", "[Service]\nRootDirectory=/srv\nExecStart=/bin/a\n")], "RootDirectory")]
-    #[case::an_environment_file_that_is_gone(&[("U:/a.service", "[Service]\nEnvironmentFile=/x\nExecStart=/bin/a\n")], "/x is not there")]
+    #[case::an_environment_file_that_is_gone(&[("U:/a.service", "[Service]\nEnvironmentFile=/x\nExecStart=/bin/a\n")], "/x is missing")]
     #[case::the_hostname(&[("U:/a.service", "[Service]\nExecStart=/bin/a %H\n")], "%H")]
     #[case::a_variable_with_the_hostname(&[("U:/a.service", "[Service]\nEnvironment=X=%H\nExecStart=/bin/a $X\n")], "variable X")]
     #[case::a_variable_that_is_handed_on(&[("U:/a.service", "[Service]\nPassEnvironment=X\nExecStart=/bin/a $X\n")], "variable X")]
@@ -726,7 +727,7 @@ mod tests {
     #[case::masked(&[("E:/a.service", "-> /dev/null"), ("U:/a.service", "[Service]\nExecStart=/bin/a\n")], "masks")]
     #[case::masked_by_a_relative_symlink(&[("E:/a.service", "-> ../../../dev/null")], "masks")]
     #[case::masked_by_an_empty_file(&[("E:/a.service", "")], "masks")]
-    #[case::aliases_in_a_circle(&[("E:/a.service", "-> b.service"), ("E:/b.service", "-> a.service")], "a.service is no unit")]
+    #[case::aliases_in_a_circle(&[("E:/a.service", "-> b.service"), ("E:/b.service", "-> a.service")], "a.service does not resolve")]
     #[case::a_broken_header(&[("U:/a.service", "[Service\n")], "/usr/lib/systemd/system/a.service: the section header")]
     #[case::a_pattern(&[("U:/a.service", "[Service]\nEnvironmentFile=/etc/*.env\n")], "pattern")]
     fn an_invalid_or_ambiguous_unit_is_unknown(

@@ -1,28 +1,28 @@
-//! What the cgroup of a process says of who started it, beside that of process 1 (cgroups(7): `hierarchy:controllers:path`). Pure.
+//! Finds the service of a process from its cgroups and those of process 1 (cgroups(7): `hierarchy:controllers:path`). Pure.
 
 use super::types::{Managers, Reason, SESSIONS};
 
-/// The cgroups of systemd's tree under version 1, and the one tree of version 2.
+/// The hierarchies that systemd manages: its own in cgroup v1, and the only one in cgroup v2.
 const OF_SYSTEMD: [&str; 2] = ["name=systemd", ""];
 
-/// `OpenRC`'s own tree under version 1 (`sh/rc-cgroup.sh`).
+/// The hierarchy of `OpenRC` in cgroup v1 (`sh/rc-cgroup.sh`).
 const OF_OPENRC: &str = "name=openrc";
 
-/// k3s that finds itself in a container has its kubelet move it there (`pkg/cgroups`, `--kubelet-cgroups=/k3s`).
+/// The cgroup of k3s in a container: the kubelet moves k3s there (`pkg/cgroups`, `--kubelet-cgroups=/k3s`).
 const OF_K3S: &str = "k3s";
 
-/// Where a process is.
+/// The owner of a process's cgroups.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum CgroupOwner {
-    /// In the cgroup of this unit of the system manager, as in `containerd.service`.
+    /// A unit of the system manager, as in `containerd.service`.
     Unit(String),
-    /// In the cgroup of this service of `OpenRC`, as in `k3s-agent`.
+    /// An `OpenRC` service, as in `k3s-agent`.
     OpenRc(String),
-    /// In that of process 1.
+    /// Process 1.
     Init,
 }
 
-/// A path relative to the cgroup that process 1 has been given: the root of the host's tree, or of its container's.
+/// The position of a cgroup relative to the cgroup that process 1 was started in: the root of the host, or of the container.
 #[derive(Debug, PartialEq, Eq)]
 enum Relative<'a> {
     /// That of process 1 itself.
@@ -33,8 +33,11 @@ enum Relative<'a> {
     Outside(Vec<&'a str>),
 }
 
-/// Where the process with the cgroups `own` is, beside process 1 with `init`. Both were read through the same `/proc`: what it
-/// prints depends on the reader's cgroup namespace (`cgroup_namespaces(7)`).
+/// The owner of the cgroups `own`, given the cgroups `init` of process 1. Both must come from the same `/proc`, because the paths depend on
+/// the reader's cgroup namespace (`cgroup_namespaces(7)`).
+///
+/// # Errors
+/// The reason for not using the process.
 pub(crate) fn cgroup_owner(
     init: &str,
     own: &str,
@@ -60,7 +63,7 @@ pub(crate) fn cgroup_owner(
             (name, path, relative)
         })
         .collect();
-    // In every tree: a runtime moves its containers in those that it limits, and leaves them in that of its service in others.
+    // Check every hierarchy: a runtime moves containers only in those hierarchies that it sets limits in.
     for (_, path, relative) in &own {
         let names = match relative {
             Relative::Own => continue,
@@ -102,7 +105,7 @@ pub(crate) fn cgroup_owner(
     })
 }
 
-/// Sessions, virtual machines and containers, by the names that systemd and the kubelet give their cgroups
+/// Whether a cgroup is that of a session, virtual machine or container, by the names that systemd and the kubelet use
 /// (systemd.special(7); kubelet, `pkg/kubelet/cm`: below a root of its own as in `kubelet-kubepods.slice`).
 fn is_session_or_container(name: &str) -> bool {
     let is_scope = name.strip_suffix(".scope").is_some();
@@ -135,14 +138,14 @@ fn relative<'a>(init: &'a str, path: &'a str) -> Relative<'a> {
     if matches!(base.last(), Some(&("init.scope" | "rc.init" | "init"))) {
         base.pop();
     }
-    // A path that goes up once more than process 1's begins where nobody can tell.
+    // The start of a path with more `..` than that of process 1 is unknown.
     match names.strip_prefix(base.as_slice()) {
         Some(below) if below.first() != Some(&"..") => Relative::Below(below.to_vec()),
         _ => Relative::Outside(names),
     }
 }
 
-/// The unit whose own cgroup it is: some slices, and the unit. What is deeper belongs to whoever the unit's cgroup was delegated to.
+/// The unit of a cgroup whose path is slices and a service. A deeper cgroup belongs to a program with a delegated subtree (`Delegate=`).
 fn unit<'a>(own: &[(&str, &'a str, Relative<'a>)]) -> Option<&'a str> {
     let mut cgroups = own
         .iter()
@@ -160,7 +163,7 @@ fn unit<'a>(own: &[(&str, &'a str, Relative<'a>)]) -> Option<&'a str> {
     is_one.then_some(unit)
 }
 
-/// `OpenRC` calls the cgroup of the service k3s `openrc.k3s` under version 2, and `k3s` in a tree of its own under version 1.
+/// The `OpenRC` service of a cgroup. The service k3s has the cgroup `openrc.k3s` in cgroup v2, and `k3s` in `OpenRC`'s hierarchy in v1.
 fn openrc_service<'a>((name, _, cgroup): &(&str, &'a str, Relative<'a>)) -> Option<&'a str> {
     let Relative::Below(names) = cgroup else {
         return None;
@@ -172,7 +175,7 @@ fn openrc_service<'a>((name, _, cgroup): &(&str, &'a str, Relative<'a>)) -> Opti
     }
 }
 
-/// Whether that is the cgroup of the service in any tree, whatever it limits there.
+/// Whether this is the cgroup of the service in one of the hierarchies.
 fn is_cgroup_of_openrc_service(names: &[&str], service: &str) -> bool {
     let [name] = names else {
         return false;

@@ -1,4 +1,4 @@
-//! Which processes count, over trees of hosts: each way in which Kubernetes is installed, and each position of an attacker.
+//! Tests of the evidence for a process, with a host for each way of installing Kubernetes and each position of an attacker.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -11,7 +11,7 @@ use rstest::rstest;
 use super::*;
 use crate::handoff::Problem;
 
-/// The PID of the process that is asked about.
+/// The PID of the process under test.
 const PID: u32 = 812;
 
 const SYSTEMD: &[&str] = &["/run/systemd/system"];
@@ -49,7 +49,7 @@ pub(in crate::installer) const CONTAINERD: Given<'_> = Given {
 };
 
 impl Tree {
-    /// A host whose process 1 is in these cgroups; `directories` say who manages its services.
+    /// A host whose process 1 is in these cgroups; `directories` are those of its service manager.
     pub(in crate::installer) fn new(init: &str, directories: &[&str]) -> Self {
         let tree = Self {
             directory: tempfile::tempdir().unwrap(),
@@ -84,7 +84,7 @@ impl Tree {
         self.directory.path().join(path.trim_start_matches('/'))
     }
 
-    /// Makes a directory and those above it, with the mode of a package whatever the mask is.
+    /// Creates a directory and its parents with mode 755, independent of the umask.
     fn directory(&self, path: &str) {
         let mut made = self.directory.path().to_owned();
         for name in path.split('/').filter(|name| !name.is_empty()) {
@@ -106,7 +106,7 @@ impl Tree {
         fs::set_permissions(self.path(path), PermissionsExt::from_mode(mode)).unwrap();
     }
 
-    /// The path of a file of the host that both the host and this machine know it by.
+    /// A path that names the same file in the tree and on this machine.
     fn on_both(&self, path: &str) -> String {
         let directory = self.directory.path().to_str().unwrap().to_owned();
         self.directory(parent_directory(&directory));
@@ -162,7 +162,7 @@ impl Tree {
     }
 }
 
-/// Lines of version 1 in which systemd keeps this path and other trees keep another.
+/// Lines of cgroup v1 with one path in the hierarchy of systemd and another path in all others.
 fn version_1(systemd: &str, other: &str) -> String {
     format!("12:memory:{other}\n4:pids:{other}\n1:name=systemd:{systemd}\n")
 }
@@ -550,7 +550,7 @@ const STRICT_CGROUP: &str = "0::/system.slice/snap.microk8s.daemon-containerd.se
 const STRICT_UNIT: &str = "/etc/systemd/system/snap.microk8s.daemon-containerd.service";
 const INVOCATION: &str = "/run/systemd/units/invocation:snap.microk8s.daemon-containerd.service";
 
-/// A strictly confined `MicroK8s`, whose process 812 has mounts of its own.
+/// A strictly confined `MicroK8s`, whose process 812 has its own mounts.
 fn strict(parent: u32, environment: &str) -> Tree {
     let tree = Tree::new("0::/init.scope\n", SYSTEMD);
     tree.write(STRICT_UNIT, "[Service]\n");
@@ -639,7 +639,7 @@ fn the_main_process_of_a_unit_counts_in_its_own_mount_namespace(
     tree
 }, "no systemd service")]
 #[case::that_no_service_manager_started({
-    // A container that sees the host's files and has changed its root to theirs.
+    // A container that has changed its root to the host's files.
     let tree = Tree::new("0::/\n", NEITHER);
     tree.process(PID, &Given { cgroup: "0::/\n", mounts: "mnt:[2]", ..CONTAINERD });
     tree

@@ -1,4 +1,4 @@
-//! A process, the facts about it, and the reasons that it does not count. Reads `/proc`; decides nothing.
+//! A process, its facts from `/proc`, and the reasons for not using it. Contains no decisions.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -13,55 +13,55 @@ pub(crate) const SESSIONS: &str = "user.slice";
 /// Why a process is not taken for the host's containerd or kubelet.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Reason {
-    /// One of its user ids is not 0.
+    /// One of its user IDs is not 0.
     #[error("as uid {uid}: a rootless {name} is not supported")]
     Rootless {
         /// `containerd` or `kubelet`.
         name: &'static str,
-        /// The id.
+        /// The user ID.
         uid: u32,
     },
-    /// It is part of a session, a container or a virtual machine.
+    /// The process is part of a session, a container or a virtual machine.
     #[error("in cgroup {cgroup}, below {part}, where no system service runs")]
     Below {
-        /// Its cgroup.
+        /// Path of the cgroup.
         cgroup: String,
-        /// The component.
+        /// The component of the path that names a session, container or virtual machine.
         part: String,
     },
-    /// Its cgroup says nothing of who started it.
+    /// The cgroup is not that of a system service.
     #[error("in cgroup {cgroup}, which belongs to no system service and is not that of process 1")]
     NoService {
         /// Its cgroup.
         cgroup: String,
     },
-    /// It came into the host from outside.
+    /// The process was started from outside of the host, as with `docker exec`.
     #[error("without being a descendant of process 1")]
     NoDescendant,
-    /// It sees other mounts than process 1, so that its paths may be those of other files.
+    /// The process has other mounts than process 1, so its paths may name other files.
     #[error("in a mount namespace of its own, and {why}")]
     Mounts {
-        /// What is missing.
+        /// The evidence that is missing.
         why: String,
     },
-    /// The unit file, which would vouch for the mount namespace, is not root's.
-    #[error("in a mount namespace of its own, and its unit file is not root's: {0}")]
+    /// The unit file, the evidence for the mount namespace, is not owned by root.
+    #[error("in a mount namespace of its own, and its unit file is not owned by root alone: {0}")]
     UnitFile(#[source] ProgramError),
-    /// Others can replace its program.
-    #[error("and others than root can replace that: {0}")]
+    /// Users other than root can replace the program.
+    #[error("and users other than root can replace this program: {0}")]
     Program(#[source] ProgramError),
-    /// Any user may have started it.
+    /// Any user may have started the program.
     #[error(
-        "and that has a set-user-ID or set-group-ID bit or capabilities, so any user can start it"
+        "and this program has a set-user-ID or set-group-ID bit or capabilities, so any user can start it"
     )]
     Privileged,
     /// The program is not the file at its path.
-    #[error("and another file than that is there")]
+    #[error("and another file is at that path")]
     OtherFile,
-    /// `/proc` does not say.
+    /// A fact can't be read from `/proc`.
     #[error("and {what} can't be read")]
     Unknown {
-        /// What is needed.
+        /// The fact, as in `its status`.
         what: &'static str,
     },
 }
@@ -77,8 +77,10 @@ impl Reason {
             | Self::NoDescendant => Cow::Borrowed("run it as a system service"),
             Self::Mounts { .. } => Cow::Borrowed("run it as the main process of a systemd service"),
             Self::Privileged => Cow::Borrowed("run containerd itself as a system service"),
-            Self::OtherFile => Cow::Borrowed("restart it"),
-            Self::Unknown { .. } => Cow::Borrowed("run farrier as root, with a /proc of the host"),
+            Self::OtherFile => Cow::Borrowed("restart that process"),
+            Self::Unknown { .. } => {
+                Cow::Borrowed("run farrier as root, with the /proc of the host")
+            }
             Self::Program(error) | Self::UnitFile(error) => return error.help(),
         })
     }
@@ -92,15 +94,15 @@ impl Reason {
 /// A process that root started as part of the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {
-    /// Its PID, and when it started (field 22 of `proc_pid_stat(5)`): together they never come again before a reboot.
+    /// PID and start time (field 22 of `proc_pid_stat(5)`). The pair is unique until a reboot.
     pub id: (u32, u64),
     /// The PID of its parent.
     pub parent: u32,
     /// Path of its program on the host.
     pub program: String,
-    /// Its command line, with a NUL behind each argument.
+    /// Its command line, with a NUL after each argument.
     pub arguments: String,
-    /// The unit that it runs in; a service of `OpenRC` is one with `.service` behind its name.
+    /// Its unit; for an `OpenRC` service, the name of the service with `.service`.
     pub unit: Option<String>,
 }
 
@@ -115,7 +117,7 @@ pub struct Refusal {
     pub reason: Reason,
 }
 
-/// What `/proc` says about a process that has the right name.
+/// The facts from `/proc` about a process with the right name.
 #[derive(Debug)]
 pub(crate) struct Seen {
     pub(crate) pid: u32,
@@ -126,7 +128,7 @@ pub(crate) struct Seen {
 }
 
 impl Refusal {
-    /// Whether an ordinary user may have started the process. Nothing may depend on whether there is such a process.
+    /// Whether an ordinary user may have started the process. No decision may depend on such a process.
     #[must_use]
     pub fn is_user_process(&self) -> bool {
         match self.reason {
@@ -165,7 +167,7 @@ impl Seen {
     }
 }
 
-/// Files of `/proc` about one process; the command line of a kubelet has some kilobytes.
+/// Size of a file in `/proc/PID`, in bytes, at most. The command line of a kubelet has some kilobytes.
 pub(crate) const SMALL: u64 = 1 << 18;
 
 pub(crate) fn read(host: &HostRoot, pid: u32, name: &str) -> Option<String> {
@@ -179,7 +181,7 @@ pub(crate) fn namespace(host: &HostRoot, pid: u32, name: &str) -> Option<String>
         .flatten()
 }
 
-/// What is compared with process 1 of the host.
+/// The facts about process 1 of the host, to compare other processes with.
 #[derive(Debug, Default)]
 pub(crate) struct Init {
     pub(crate) cgroup: Option<String>,
@@ -194,7 +196,7 @@ impl Init {
             cgroup: read(host, 1, "cgroup"),
             mounts: namespace(host, 1, "mnt"),
             processes: namespace(host, 1, "pid"),
-            // Both make their directory below `/run` when they start (`sd_booted(3)`; `OpenRC`'s `RC_SVCDIR`).
+            // Both create their directory below `/run` at their start (`sd_booted(3)`; `OpenRC`'s `RC_SVCDIR`).
             managers: Managers {
                 systemd: host.is_seen("/run/systemd/system"),
                 openrc: host.is_seen("/run/openrc"),
@@ -203,7 +205,7 @@ impl Init {
     }
 }
 
-/// Who runs the services of a host.
+/// The service managers that run on a host.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Managers {
     pub(crate) systemd: bool,

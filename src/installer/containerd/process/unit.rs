@@ -1,13 +1,13 @@
-//! Whether a process is the main process of a unit of systemd, or a child of that.
+//! Checks whether a process is the main process of a systemd unit, or a child of the main process.
 
 use super::types::{Init, Reason, SMALL, Seen, namespace};
 use crate::installer::containerd::systemd_unit::UNIT_DIRECTORIES;
 use crate::installer::host::HostRoot;
 
-/// Whether it is the process that systemd started for the unit (`PrivateTmp=`, a strictly confined snap), or a child of that.
+/// Checks that a process with its own mounts (`PrivateTmp=`, a strictly confined snap) is the main process of the unit, or its child.
 ///
 /// # Errors
-/// Says what is missing.
+/// The evidence that is missing.
 pub(crate) fn is_main_process(
     host: &HostRoot,
     init: &Init,
@@ -17,7 +17,7 @@ pub(crate) fn is_main_process(
     let refuse = |why: String| Err(Reason::Mounts { why });
     let path = unit_file(host, unit);
     let Some(path) = path else {
-        return refuse(format!("no unit file of {unit} is on the host"));
+        return refuse(format!("the host has no unit file of {unit}"));
     };
     host.check_owner(&path).map_err(Reason::UnitFile)?;
     if is_started_by_systemd(host, init, seen, unit) {
@@ -29,21 +29,21 @@ pub(crate) fn is_main_process(
     match parent {
         Some(parent) if is_started_by_systemd(host, init, &parent, unit) => Ok(()),
         _ => refuse(format!(
-            "it is neither the main process of {unit} nor a child of that"
+            "it is neither the main process of {unit} nor a child of the main process"
         )),
     }
 }
 
-/// Whether process 1 is its parent in the very cgroup of the unit, for the start of the unit that systemd tells of. What is in
-/// there beside the main process, such as shims that outlived their parent, is of an earlier start or has the mounts of process 1.
+/// Whether process 1 is the parent of the process, in the cgroup of the unit and with the present invocation ID of the unit. Other children
+/// of process 1 in this cgroup, such as shims whose parent has ended, have an earlier invocation ID or the mounts of process 1.
 fn is_started_by_systemd(host: &HostRoot, init: &Init, seen: &Seen, unit: &str) -> bool {
     let processes = namespace(host, seen.pid, "pid");
     if seen.parent != 1 || processes.is_none() || processes != init.processes {
         return false;
     }
-    // systemd gives each start an id, which its processes have in their environment (systemd.exec(5), `$INVOCATION_ID`).
+    // systemd sets an ID of each start in the environment of the processes (systemd.exec(5), `$INVOCATION_ID`).
     let current = host.symlink_target(&format!("/run/systemd/units/invocation:{unit}"));
-    // Whoever can't tell the current start counts nothing of it.
+    // Without the present ID, no process counts.
     let Ok(current) = current else {
         return false;
     };
@@ -54,12 +54,12 @@ fn is_started_by_systemd(host: &HostRoot, init: &Init, seen: &Seen, unit: &str) 
         .find_map(|variable| variable.strip_prefix(b"INVOCATION_ID="));
     match (current, own) {
         (Some(current), Some(own)) => current.as_bytes() == own,
-        // A program may start with an environment of its own.
+        // A program may replace its own environment, so an absent ID is no evidence.
         _ => true,
     }
 }
 
-/// The file of a unit; that of an instance is its template's.
+/// The path of a unit file; for an instance without its own file, that of the template.
 fn unit_file(host: &HostRoot, unit: &str) -> Option<String> {
     let template = unit.split_once('@').and_then(|(name, rest)| {
         let (_, kind) = rest.rsplit_once('.')?;

@@ -1,62 +1,64 @@
-//! The text of systemd's files, without any file: lines, words, escapes, specifiers, variables. Pure.
+//! Parses the text of systemd's files: lines, words, escapes, specifiers, variables. Pure: reads no files.
 
 use std::collections::BTreeMap;
 
-/// Variables by their names; one without a value has one that depends on the running system.
+/// Variables by name. `None` is a value that depends on the running system.
 pub type Environment = BTreeMap<String, Option<String>>;
 
-/// Why a text can't be understood.
+/// Why a text can't be parsed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// systemd refuses the file from here on.
+    /// systemd refuses the file.
     #[error("the section header {line:?} has no closing bracket")]
     Header {
         /// The line.
         line: String,
     },
-    /// A command begins nowhere, or a quote in it has no end.
-    #[error("{value:?} is no command")]
+    /// A command has no program, or a quote in it has no end.
+    #[error("{value:?} is not a valid command")]
     Command {
         /// The value.
         value: String,
     },
-    /// What a specifier stands for is not in the unit's files, or the specifier is unknown.
+    /// The value of a specifier is not in the unit's files, or the specifier is unknown.
     #[error("the specifier %{specifier} depends on the running system")]
     Specifier {
         /// Its letter.
         specifier: char,
     },
-    /// A variable that systemd sets by itself, or hands on from its own environment.
+    /// systemd sets the variable itself, or passes it from its own environment.
     #[error("the variable {name} depends on the running system")]
     Variable {
         /// Its name.
         name: String,
     },
-    /// Several files may be meant.
-    #[error("{path:?} is a pattern")]
+    /// The path is a pattern, which may match several files.
+    #[error("{path:?} is a pattern, not the path of one file")]
     Pattern {
         /// The path.
         path: String,
     },
-    /// Before systemd 254 the next line belongs to the comment, since then it doesn't.
-    #[error("a comment ends with a backslash, which releases of systemd understand differently")]
+    /// Before systemd 254, the line after the backslash belongs to the comment. Since 254, it does not.
+    #[error(
+        "a comment ends with a backslash, and releases of systemd read the next line differently"
+    )]
     Comment,
-    /// An escape makes bytes that are no UTF-8.
-    #[error("{value:?} has bytes that are no UTF-8")]
+    /// The bytes of an escape are no UTF-8.
+    #[error("an escape in {value:?} is not valid UTF-8")]
     NoText {
         /// The value.
         value: String,
     },
 }
 
-/// A command of `ExecStart=`, its specifiers resolved.
+/// A command of `ExecStart=` with resolved specifiers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommandLine {
     /// The program.
     pub program: String,
-    /// The arguments, its own name first.
+    /// All arguments, including the first one, the name of the program.
     pub arguments: Vec<String>,
-    /// Whether variables in the arguments are expanded: a colon before the program switches that off.
+    /// Whether systemd expands variables in the arguments. A colon before the program disables this.
     pub expands: bool,
 }
 
@@ -72,7 +74,7 @@ const SUFFIX: &str = ".service";
 const MAX_NAME: usize = 255;
 
 impl Name {
-    /// Reads a name; `None` where it is that of no service.
+    /// Parses a name; `None` if it is not the name of a service.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let name = text.strip_suffix(SUFFIX)?;
@@ -105,14 +107,14 @@ impl Name {
         }
     }
 
-    /// The template that this is an instance of.
+    /// The name of the template, if this is an instance.
     #[must_use]
     pub fn template(&self) -> Option<String> {
         let instance = self.instance.as_deref()?;
         (!instance.is_empty()).then(|| format!("{}@{SUFFIX}", self.prefix))
     }
 
-    /// `target`, or the instance of it that has this one's name where it is a template.
+    /// `target`, or if `target` is a template, its instance with the instance name of `self`.
     #[must_use]
     pub fn of_template(&self, target: &Self) -> Self {
         let mut target = target.clone();
@@ -122,8 +124,7 @@ impl Name {
         target
     }
 
-    /// The names whose drop-ins count for this unit, those of most weight first: its own, that of its template, and each that is cut
-    /// behind a dash.
+    /// The names whose drop-ins apply to this unit, highest priority first: its own name, the template's, and both cut after each dash.
     #[must_use]
     pub fn drop_in_names(self) -> Vec<String> {
         let mut names = Vec::new();
@@ -170,7 +171,7 @@ impl Name {
     }
 }
 
-/// A dash stands for a slash, and `\xHH` for a byte (systemd.unit(5), *String Escaping for Inclusion in Unit Names*).
+/// Decodes a unit name: a dash is a slash, `\xHH` a byte (systemd.unit(5), *String Escaping for Inclusion in Unit Names*).
 fn unescape_name(text: &str) -> Option<String> {
     let mut bytes = Vec::new();
     let mut rest = text.as_bytes();
@@ -196,7 +197,7 @@ fn is_whitespace(byte: u8) -> bool {
     WHITESPACE.contains(&char::from(byte))
 }
 
-/// The lines of a text; a line ends at a line feed, a carriage return, a NUL, or several different ones of these.
+/// The lines of a text. A line ends at a line feed, a carriage return, a NUL, or a sequence of different ones of these.
 fn lines(text: &str) -> Vec<&str> {
     let is_end = |byte: &u8| matches!(byte, b'\n' | b'\r' | 0);
     let bytes = text.as_bytes();
@@ -216,13 +217,13 @@ fn lines(text: &str) -> Vec<&str> {
     lines
 }
 
-/// Whether the last character is a backslash that no other one takes away.
+/// Whether the line ends with an unescaped backslash.
 fn continues(line: &str) -> bool {
     let backslashes = line.bytes().rev().take_while(|byte| *byte == b'\\').count();
     backslashes % 2 == 1
 }
 
-/// The assignments in the sections of that name, in order: systemd.syntax(7).
+/// The assignments in all sections of a name, in order (systemd.syntax(7)).
 ///
 /// # Errors
 /// When systemd would refuse the file.
@@ -245,7 +246,7 @@ pub fn assignments(text: &str, section: &str) -> Result<Vec<(String, String)>, E
         Ok(())
     };
     for line in lines(text) {
-        // A comment may stand between the lines of one value.
+        // Comments are allowed between the lines of one value.
         if line.trim_start_matches(WHITESPACE).starts_with(COMMENT) {
             continue;
         }
@@ -262,18 +263,18 @@ pub fn assignments(text: &str, section: &str) -> Result<Vec<(String, String)>, E
     Ok(found)
 }
 
-/// What becomes of a backslash in a word.
+/// The meaning of a backslash in a word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Escapes {
-    /// It opens an escape as in C.
+    /// Starts an escape as in C. Any other escape is an error.
     Strict,
-    /// The same, and where there is no such escape it stays.
+    /// Starts an escape as in C. Any other escape stays as it is.
     Lenient,
-    /// It goes, and what is behind it is taken as it is; a quote needs no end.
+    /// Is removed, and the next byte stays as it is. A quote needs no end.
     Dropped,
 }
 
-/// The next word of `text`, without its quotes, which it is shortened by; `Err` where a quote or an escape is no good.
+/// Removes the next word from `text` and returns it without quotes; `Err` for an invalid quote or escape.
 fn word(text: &mut &[u8], escapes: Escapes) -> Result<Option<Vec<u8>>, ()> {
     let mut rest = text.trim_ascii_start();
     if rest.is_empty() {
@@ -314,7 +315,7 @@ fn word(text: &mut &[u8], escapes: Escapes) -> Result<Option<Vec<u8>>, ()> {
     Ok(Some(word))
 }
 
-/// The bytes that the escape behind a backslash stands for, and its length (systemd.syntax(7), *Quoting*).
+/// The bytes and the length of the escape after a backslash (systemd.syntax(7), *Quoting*).
 fn unescape(text: &[u8]) -> Option<(Vec<u8>, usize)> {
     let number = |digits: &[u8], radix| {
         let digits = str::from_utf8(digits).ok()?;
@@ -344,7 +345,7 @@ fn unescape(text: &[u8]) -> Option<(Vec<u8>, usize)> {
     }
 }
 
-/// The next word as settings have it: an escape that is none stays as it is.
+/// Removes the next word of a setting; an unknown escape stays as it is.
 fn word_of_setting(text: &mut &[u8]) -> Result<Option<Vec<u8>>, ()> {
     let before = *text;
     word(text, Escapes::Strict).or_else(|()| {
@@ -353,7 +354,7 @@ fn word_of_setting(text: &mut &[u8]) -> Result<Option<Vec<u8>>, ()> {
     })
 }
 
-/// The words of a list such as `Environment=`; from one that can't be read on, the rest is passed over, as systemd does.
+/// The words of a list such as `Environment=`. Like systemd, skips all words from the first invalid one on.
 pub fn words(value: &str) -> Vec<String> {
     let mut rest = value.as_bytes();
     let mut words = Vec::new();
@@ -363,7 +364,7 @@ pub fn words(value: &str) -> Vec<String> {
     words
 }
 
-/// Name and value of an assignment, `None` where systemd would pass it over.
+/// Name and value of an assignment; `None` if systemd would skip it.
 pub fn assignment(word: &str) -> Option<(&str, &str)> {
     let (name, value) = word.split_once('=')?;
     let is_plain = |c: char| !c.is_control() || matches!(c, '\t' | '\n');
@@ -398,10 +399,10 @@ pub fn specifiers(name: &Name, word: &str) -> Result<String, Error> {
     Ok(resolved)
 }
 
-/// The commands of one `ExecStart=` (systemd.service(5), *Command Lines*); none where it is empty.
+/// The commands of one `ExecStart=` (systemd.service(5), *Command Lines*); none if the value is empty.
 ///
 /// # Errors
-/// When systemd would refuse it, or a specifier depends on the running system.
+/// When systemd would refuse the value, or a specifier depends on the running system.
 pub fn command_lines(name: &Name, value: &str) -> Result<Vec<CommandLine>, Error> {
     let broken = || Error::Command {
         value: value.to_owned(),
@@ -418,7 +419,7 @@ pub fn command_lines(name: &Name, value: &str) -> Result<Vec<CommandLine>, Error
         if first == ";" {
             continue;
         }
-        // Which of the prefixes may stand together is systemd's business; that of 258 which asks a shell is none of these.
+        // Any combination of prefixes is accepted here. The prefix `|` of systemd 258, for a shell, is not supported.
         let program = first.trim_start_matches(['@', '-', ':', '+', '!']);
         let prefixes = &first[..first.len() - program.len()];
         let program = specifiers(name, program)?;
@@ -430,7 +431,7 @@ pub fn command_lines(name: &Name, value: &str) -> Result<Vec<CommandLine>, Error
             arguments.push(program.clone());
         }
         loop {
-            // The separator is a word of its own without quotes; one with a backslash is an argument.
+            // An unquoted semicolon as a word of its own separates commands. With a backslash, it is an argument.
             let ends = |text: &[u8]| text.first().is_none_or(|byte| is_whitespace(*byte));
             if let Some(after) = rest.strip_prefix(b"\\;").filter(|after| ends(after)) {
                 arguments.push(";".to_owned());
@@ -456,8 +457,8 @@ pub fn command_lines(name: &Name, value: &str) -> Result<Vec<CommandLine>, Error
     Ok(commands)
 }
 
-/// Variables that systemd sets by itself (systemd.exec(5), *Environment Variables Set or Propagated by the Service Manager*), beside
-/// those that end in `_DIRECTORY`.
+/// Variables that systemd itself sets (systemd.exec(5), *Environment Variables Set or Propagated by the Service Manager*), without those
+/// that end in `_DIRECTORY`.
 const OF_SYSTEMD: [&str; 22] = [
     "PATH",
     "LANG",
@@ -483,7 +484,7 @@ const OF_SYSTEMD: [&str; 22] = [
     "REMOTE_ADDR",
 ];
 
-/// The value of a variable, `None` where it has none.
+/// The value of a variable; `None` if it is unset.
 fn look_up<'a>(name: &str, environment: &'a Environment) -> Result<Option<&'a str>, Error> {
     let is_of_systemd = || {
         OF_SYSTEMD.contains(&name)
@@ -500,8 +501,8 @@ fn look_up<'a>(name: &str, environment: &'a Environment) -> Result<Option<&'a st
     }
 }
 
-/// Expands the variables of a command's arguments: a word that is `$NAME` becomes as many words as the value has, `${NAME}` inside a word
-/// becomes the value, and `$$` a dollar sign. What has no value is empty.
+/// Expands the variables in the arguments of a command. A word `$NAME` becomes the words of the value, `${NAME}` inside a word becomes the
+/// value, and `$$` a dollar sign. An unset variable is empty.
 ///
 /// # Errors
 /// When a variable depends on the running system.
@@ -543,11 +544,11 @@ fn expand_within(argument: &str, environment: &Environment) -> Result<String, Er
     Ok(expanded)
 }
 
-/// The variables of an environment file (systemd.exec(5), `EnvironmentFile=`): lines of `NAME=VALUE` after the rules of a shell, without
-/// any expansion.
+/// The variables of an environment file (systemd.exec(5), `EnvironmentFile=`): lines `NAME=VALUE` by the rules of a shell, without
+/// expansion.
 ///
 /// # Errors
-/// When releases of systemd would read it differently.
+/// When releases of systemd would read the text differently.
 pub fn environment_file(text: &str) -> Result<BTreeMap<String, String>, Error> {
     let is_end = |c: char| matches!(c, '\n' | '\r');
     let mut variables = BTreeMap::new();
@@ -578,11 +579,11 @@ pub fn environment_file(text: &str) -> Result<BTreeMap<String, String>, Error> {
     }
 }
 
-/// A value, and what is behind its line. Quotes open only where no letter of the value without quotes has come yet.
+/// A value, and the text after its line. A quote opens only before the first unquoted character of the value.
 fn value_of_environment_file(text: &str) -> (String, &str) {
     let mut value = String::new();
     let mut characters = text.chars();
-    // How much of the value stays when whitespace at its end is taken off.
+    // Length of the value without whitespace at its end.
     let mut kept = 0;
     let mut is_bare = false;
     while let Some(character) = characters.next() {
