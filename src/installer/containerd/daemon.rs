@@ -166,8 +166,8 @@ fn choose_kubelet(kubelets: Vec<Kubelet>) -> Option<Kubelet> {
     (!kubelets.is_empty()).then(|| kubelets.swap_remove(says.unwrap_or_default()))
 }
 
-/// The processes that are no child of another of the same program: until a child executes a program, it has the name, the cgroup and the
-/// program of its parent.
+/// The processes without those whose parent runs the same program: a forked child has the name, the cgroup and the program of its parent
+/// until it executes another program.
 fn without_forks(processes: &[Process]) -> Vec<Daemon> {
     let is_fork = |process: &&Process| {
         processes
@@ -278,7 +278,7 @@ mod tests {
 
     #[rstest]
     #[case::with_a_higher_pid(812, 900)]
-    // PIDs begin anew once they are used up.
+    // The kernel starts again with low PIDs after the highest one.
     #[case::with_a_lower_pid(812, 300)]
     fn a_child_that_has_not_executed_its_program_yet_is_no_containerd(
         #[case] pid: u32,

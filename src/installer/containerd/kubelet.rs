@@ -107,14 +107,14 @@ fn absolute(host: &HostRoot, pid: u32, path: &str) -> Option<String> {
     Some(format!("{}/{path}", directory.trim_end_matches('/')))
 }
 
-/// A directory of drop-ins has a handful of files and no subdirectory. So many names are looked at in all of them together.
+/// Entries in all drop-in directories together, at most. A directory of drop-ins has a handful of files and no subdirectory.
 const MAX_DROP_INS: usize = 256;
 /// Nesting of drop-in directories at most. The limit ends a loop of bind mounts.
 const MAX_DEPTH: usize = 8;
 
 /// Adds the drop-ins of a directory in the order in which the kubelet merges them: it walks the tree in lexical order, follows no
-/// symlink to a directory, and takes each file whose name ends in `.conf` (`mergeKubeletConfigurations`). `None` where there are more
-/// than anybody has, or some can't be listed.
+/// symlink to a directory, and takes each file whose name ends in `.conf` (`mergeKubeletConfigurations`). `None` if a directory can't be
+/// listed, or a limit is exceeded.
 fn drop_ins(
     host: &HostRoot,
     directory: &str,

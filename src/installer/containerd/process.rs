@@ -24,8 +24,8 @@ const MAX_PARENTS: usize = 64;
 /// Processes by PID, each with its name from the list searched for.
 pub type Named = BTreeMap<u32, (&'static str, Result<Process, Refusal>)>;
 
-/// All processes of these names on the host, by PID: those that count, and why the others do not. Processes of containers are
-/// left out.
+/// Finds all processes of the host with one of these names: the process, or the reason for not using it. Leaves out processes of
+/// containers.
 ///
 /// # Errors
 /// When `/proc` can't be listed.
@@ -82,10 +82,10 @@ pub(crate) fn option(arguments: &[&str], names: &[&str]) -> Option<String> {
     path.starts_with('/').then(|| path.to_owned())
 }
 
-/// The process `pid`, or why it does not count; `None` where it is gone by now or is one of a container.
+/// The process `pid`, or the reason for not using it; `None` if it has ended or is part of a container.
 ///
-/// A user's process may keep its command line in memory that a FUSE file system or `userfaultfd(2)` provides, and a container may have its root on a
-/// server that never answers. So the credentials, the cgroup and the mount namespace come first, which the kernel keeps.
+/// Reads the facts in the kernel (credentials, cgroup, mount namespace) first: the command line of a user's process may be in memory from a
+/// FUSE file system or `userfaultfd(2)`, the root of a container on a file server, and a read of either may never return.
 fn check_process(
     host: &HostRoot,
     init: &Init,
@@ -93,17 +93,18 @@ fn check_process(
     name: &'static str,
 ) -> Option<Result<Process, Refusal>> {
     let start = started(host, pid)?;
-    // The text of that symlink is the kernel's, too: the file is not looked at.
+    // The kernel has the text of this symlink, too. Reading it does not open the file.
     let exe = host.symlink_target(&format!("/proc/{pid}/exe"));
     let exe = exe.ok().flatten();
     let decided = match Seen::of(host, pid) {
         Some(seen) => {
-            let stands = standing(host, init, &seen, name)?;
-            stands.and_then(|standing| process(host, &seen, start, name, &standing, exe.as_deref()))
+            let checked = kernel_evidence(host, init, &seen, name)?;
+            checked
+                .and_then(|evidence| process(host, &seen, start, name, &evidence, exe.as_deref()))
         }
         None => Err(Reason::Unknown { what: "its status" }),
     };
-    // What was read in between may be of a process that came after this one.
+    // With another start time, some facts may be those of a later process with the same PID.
     if started(host, pid) != Some(start) {
         return None;
     }
@@ -114,22 +115,22 @@ fn check_process(
     }))
 }
 
-/// Where a process stands that root started as part of the host.
-struct Standing {
+/// The evidence in the kernel for a process that root started as part of the host.
+struct KernelEvidence {
     cgroup_owner: CgroupOwner,
     has_own_mounts: bool,
 }
 
-/// Whether root started the process as part of the host, by what the kernel keeps of it; `None` where it is one of a container.
-fn standing(
+/// Checks the evidence in the kernel that root started the process as part of the host; `None` for a process of a container.
+fn kernel_evidence(
     host: &HostRoot,
     init: &Init,
     seen: &Seen,
     name: &'static str,
-) -> Option<Result<Standing, Reason>> {
+) -> Option<Result<KernelEvidence, Reason>> {
     let cgroup_owner = match (&init.cgroup, &seen.cgroup) {
         (Some(init_cgroup), Some(own)) => cgroup::cgroup_owner(init_cgroup, own, init.managers),
-        // A kernel without cgroups has this file of no process.
+        // A kernel without cgroups has no `cgroup` file for any process.
         (None, None) => Ok(CgroupOwner::Init),
         _ => Err(Reason::Unknown {
             what: "its cgroup, or that of process 1,",
@@ -145,7 +146,7 @@ fn standing(
     if let Err(reason) = check_root_uids(seen, name) {
         return Some(Err(reason));
     }
-    let is_told = cgroup_owner.and_then(|cgroup_owner| {
+    let checked = cgroup_owner.and_then(|cgroup_owner| {
         let Some(has_own_mounts) = has_own_mounts else {
             return Err(Reason::Unknown {
                 what: "its mount namespace, or that of process 1,",
@@ -160,18 +161,18 @@ fn standing(
             CgroupOwner::Unit(_) | CgroupOwner::OpenRc(_) => {}
             CgroupOwner::Init => check_descends_from_init(host, seen)?,
         }
-        Ok(Standing {
+        Ok(KernelEvidence {
             cgroup_owner,
             has_own_mounts,
         })
     });
-    // systemd and snapd give a service a root of its own. Its files are compared with those of the host.
-    let may_have_own_root = is_told.as_ref().is_ok_and(|found| found.has_own_mounts);
-    (may_have_own_root || host.is_root_of(seen.pid)).then_some(is_told)
+    // systemd and snapd can set another root for a service. `process` compares the program with the file of the host.
+    let may_have_own_root = checked.as_ref().is_ok_and(|found| found.has_own_mounts);
+    (may_have_own_root || host.is_root_of(seen.pid)).then_some(checked)
 }
 
-/// The path by which a program goes by that name: k3s is one program under many names, which links beside it carry, and a program that was
-/// renamed gives its place to the one that the next restart starts.
+/// The path of a program under the name of its process, if such a file is beside it. k3s is one program with many names, each a symlink
+/// beside it; and in place of a renamed program, the next restart runs the file with the old name.
 fn program_path(host: &HostRoot, program: &str, name: &str) -> String {
     let symlink = format!("{}/{name}", parent_directory(program));
     let is_other = program.rsplit('/').next() != Some(name);
@@ -181,13 +182,13 @@ fn program_path(host: &HostRoot, program: &str, name: &str) -> String {
     program.to_owned()
 }
 
-/// The process, if nobody but root could have put its program in place.
+/// The process, if only root can have put its program in place.
 fn process(
     host: &HostRoot,
     seen: &Seen,
     start: u64,
     name: &'static str,
-    standing: &Standing,
+    evidence: &KernelEvidence,
     exe: Option<&str>,
 ) -> Result<Process, Reason> {
     let exe = exe.ok_or(Reason::Unknown {
@@ -196,7 +197,7 @@ fn process(
     let running = still_named(exe);
     let program = program_path(host, running, name);
     let opened = host.open_program(&program).map_err(Reason::Program)?;
-    // Any user starts such a program with all uids 0 and under a name of his choice, in whatever service he may run processes.
+    // Any user can start a set-user-ID program with all UIDs 0 and any process name, in every service that runs processes of users.
     let is_privileged = if running == program {
         opened.gives_privileges()
     } else {
@@ -206,8 +207,8 @@ fn process(
     if is_privileged {
         return Err(Reason::Privileged);
     }
-    // Among other mounts, the same path may be another file. A program that was replaced is told by its link.
-    if standing.has_own_mounts && !exe.ends_with(" (deleted)") {
+    // With other mounts, the path may name another file. The symlink of a replaced program ends with ` (deleted)`.
+    if evidence.has_own_mounts && !exe.ends_with(" (deleted)") {
         let running = host.identity_of_program(seen.pid);
         if running.is_none() || running != opened.identity().ok() {
             return Err(Reason::OtherFile);
@@ -221,7 +222,7 @@ fn process(
         parent: seen.parent,
         program,
         arguments,
-        unit: match &standing.cgroup_owner {
+        unit: match &evidence.cgroup_owner {
             CgroupOwner::Unit(unit) => Some(unit.clone()),
             CgroupOwner::OpenRc(service) => Some(format!("{service}.service")),
             CgroupOwner::Init => None,
@@ -229,7 +230,7 @@ fn process(
     })
 }
 
-/// All four, the real one included: a program that is set-uid root keeps the user's.
+/// Checks that all four UIDs are 0. The real UID of a set-user-ID program is that of the user.
 fn check_root_uids(seen: &Seen, name: &'static str) -> Result<(), Reason> {
     match seen.uids.iter().find(|uid| **uid != 0) {
         Some(&uid) => Err(Reason::Rootless { name, uid }),

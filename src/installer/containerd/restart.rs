@@ -94,7 +94,7 @@ async fn try_restart(
             match find_daemon(host) {
                 Ok(found) => now = found,
                 Err(error) => {
-                    // Nobody can tell that none is there.
+                    // Unknown does not count as absent.
                     (now, present) = (None, Instant::now());
                     message = error.to_string();
                 }

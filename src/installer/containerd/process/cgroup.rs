@@ -25,9 +25,9 @@ pub(crate) enum CgroupOwner {
 /// The position of a cgroup relative to the cgroup that process 1 was started in: the root of the host, or of the container.
 #[derive(Debug, PartialEq, Eq)]
 enum Relative<'a> {
-    /// That of process 1 itself.
+    /// The cgroup of process 1.
     Own,
-    /// Below it.
+    /// Below the root that process 1 was started in.
     Below(Vec<&'a str>),
     /// Elsewhere.
     Outside(Vec<&'a str>),
@@ -128,8 +128,8 @@ fn components(path: &str) -> Vec<&str> {
     path.split('/').filter(|name| !name.is_empty()).collect()
 }
 
-/// systemd keeps to `init.scope`, and `OpenRC` moves what is in the root to `rc.init` (`init.d/cgroups`); what moves all processes of a container
-/// out of its root makes `init` (k3d, Docker-in-Docker).
+/// The position of `path` relative to process 1. The cgroup of process 1 may be one below the root: systemd uses `init.scope`, `OpenRC`
+/// `rc.init` (`init.d/cgroups`), and the entry points of k3d and Docker-in-Docker `init`.
 fn relative<'a>(init: &'a str, path: &'a str) -> Relative<'a> {
     let (mut base, names) = (components(init), components(path));
     if base == names {

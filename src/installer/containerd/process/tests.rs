@@ -144,7 +144,7 @@ impl Tree {
         symlink(self.directory.path(), self.path(&at("root"))).unwrap();
     }
 
-    /// Gives the process 812 another root than process 1.
+    /// Sets another root for process 812 than for process 1.
     fn with_own_root(self) -> Self {
         let root = self.path("/proc/812/root");
         fs::remove_file(&root).unwrap();
@@ -152,7 +152,7 @@ impl Tree {
         self
     }
 
-    /// What becomes of the process 812.
+    /// The unit of process 812, or the refusal with its help.
     fn asked(&self) -> Result<Option<String>, String> {
         let mut found = named(&self.host(), &["containerd", "kubelet"]).unwrap();
         let (_, process) = found.remove(&PID).unwrap();
@@ -727,7 +727,7 @@ const OF_A_USER: Given<'_> = Given {
     ..CONTAINERD
 };
 
-/// Its memory may lie in a file system that never answers, and so may its root.
+/// Memory and root of the process may be in a file system that never answers.
 #[rstest]
 #[case::a_session("0::/user.slice/user-1000.slice/session-1.scope\n", "mnt:[1]", true)]
 #[case::a_rootless_container_engine(

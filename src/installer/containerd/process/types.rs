@@ -7,10 +7,10 @@ use crate::handoff::printable;
 use crate::installer::host::HostRoot;
 use crate::installer::host::owner::ProgramError;
 
-/// The slice of all sessions (systemd.special(7)).
+/// The slice of all user sessions (systemd.special(7)).
 pub(crate) const SESSIONS: &str = "user.slice";
 
-/// Why a process is not taken for the host's containerd or kubelet.
+/// Why Farrier does not use a process as the host's containerd or kubelet. Each message continues `process PID runs PROGRAM`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Reason {
     /// One of its user IDs is not 0.
@@ -32,7 +32,7 @@ pub enum Reason {
     /// The cgroup is not that of a system service.
     #[error("in cgroup {cgroup}, which belongs to no system service and is not that of process 1")]
     NoService {
-        /// Its cgroup.
+        /// Path of the cgroup.
         cgroup: String,
     },
     /// The process was started from outside of the host, as with `docker exec`.
@@ -85,7 +85,7 @@ impl Reason {
         })
     }
 
-    /// Whether the cgroup is that of a container or a virtual machine, and not that of a session.
+    /// Whether the cgroup is that of a container or a virtual machine, not of a session.
     pub(crate) fn is_of_a_container(&self) -> bool {
         matches!(self, Self::Below { part, .. } if part != SESSIONS)
     }
@@ -106,14 +106,14 @@ pub struct Process {
     pub unit: Option<String>,
 }
 
-/// A process that has the right name and does not count.
+/// A process with the right name that Farrier does not use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
     /// Its PID.
     pub pid: u32,
     /// Path of its program, as the process sees it.
     pub program: String,
-    /// Why it does not count.
+    /// The reason for not using it.
     pub reason: Reason,
 }
 
