@@ -19,10 +19,10 @@ fn fifo(path: &Path) {
 }
 
 #[rstest]
-#[case::fifo(fifo, "no regular file")]
-#[case::directory(|path: &Path| std::fs::create_dir(path).unwrap(), "no regular file")]
-#[case::socket(|path: &Path| drop(std::os::unix::net::UnixListener::bind(path).unwrap()), "can't open")]
-#[case::circle(|path: &Path| symlink("config.toml", path).unwrap(), "can't open")]
+#[case::fifo(fifo, "not a regular file")]
+#[case::directory(|path: &Path| std::fs::create_dir(path).unwrap(), "not a regular file")]
+#[case::socket(|path: &Path| drop(std::os::unix::net::UnixListener::bind(path).unwrap()), "failed to open")]
+#[case::circle(|path: &Path| symlink("config.toml", path).unwrap(), "failed to open")]
 #[case::sparse_file_of_a_tebibyte(|path: &Path| std::fs::File::create(path).unwrap().set_len(1 << 40).unwrap(), "larger than")]
 #[case::no_text(|path: &Path| std::fs::write(path, b"\xff\xfe").unwrap(), "UTF-8")]
 #[tokio::test]
@@ -325,7 +325,7 @@ fn a_file_in_place_of_a_directory_is_reported_with_help() {
     let report = ProvisionReport::from_json(report.trim()).unwrap();
     assert_eq!(
         report.remedy.as_deref(),
-        Some("see that its folder is no file")
+        Some("check that the parent of that path is a directory")
     );
     assert_eq!(host.config(), CONFIG);
 }

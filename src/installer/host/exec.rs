@@ -1,8 +1,8 @@
-//! Runs a program of the host inside the host's root, bounded in time and output.
+//! Runs a program of the host inside the host's root, with limits on time and output. The callers choose the program.
 //!
-//! Entering another root in a child process needs either `unsafe` between fork and exec or a second start of this very program;
-//! it is the latter. `main` hands such a start to [`child_main`] before it looks at its own arguments. There is no thread yet at that
-//! point, which a change of the mount namespace needs (setns(2)).
+//! A child process that changes its root needs either `unsafe` code between fork and exec or a second start of Farrier. Farrier starts
+//! itself again: `main` calls [`child_main`] for such a start before it parses its own arguments. At that point the process has one
+//! thread, as a change of the mount namespace requires (setns(2)).
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -32,72 +32,73 @@ use super::program::Program;
 use crate::containerd_config::DUMP_LIMIT;
 use crate::handoff::printable;
 
-/// First argument of a start of this program that only enters a root and becomes another program.
+/// First argument of a second start of Farrier, which changes its root and executes a program of the host.
 pub const CHILD_ARGUMENT: &str = "__enter-root";
 
-/// Nothing that is run prints more than `containerd config dump`, of which 40 kB is the longest seen.
+/// Limit in bytes for each output stream. `containerd config dump` has the longest output; the longest dump seen has 40 kB.
 const MAX_OUTPUT: u64 = DUMP_LIMIT as u64;
 
-/// Characters of a failure that are told: five lines of a terminal.
+/// Characters of a program's error output in a message: five lines of a terminal.
 const MAX_MESSAGE: usize = 400;
 
-/// Whether a second start of this process's program ends in [`child_main`].
+/// Whether `main` of this process calls [`child_main`] for a second start.
 static CHILD_MAIN_ENABLED: AtomicBool = AtomicBool::new(false);
 
-/// Says that `main` hands a start with [`CHILD_ARGUMENT`] to [`child_main`]: without that, as in a test, nothing of another root is run.
+/// Declares that `main` calls [`child_main`] for a start with [`CHILD_ARGUMENT`]. Without this call, as in a test, no program of another
+/// root is run.
 pub fn enable_child_main() {
     CHILD_MAIN_ENABLED.store(true, Ordering::Relaxed);
 }
 
-/// Why a program of the host gave no answer.
+/// Why a program of the host has no result.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Others than root can replace it.
-    #[error("failed to run {program} of the host: {source}")]
+    /// A user other than root can replace the program.
+    #[error("failed to run {program} on the host: {source}")]
     NotTrusted {
-        /// The program.
+        /// The program's path.
         program: String,
-        /// The first component of its path that is not root's alone.
+        /// The first component of the path that a user other than root can change.
         #[source]
         source: ProgramError,
     },
-    /// It could not be started.
-    #[error("can't run {program} of the host: {source}")]
+    /// The program could not be started.
+    #[error("failed to run {program} on the host: {source}")]
     Start {
-        /// The program.
+        /// The program's path.
         program: String,
-        /// What the system says.
+        /// The error of the system call.
         #[source]
         source: std::io::Error,
     },
-    /// It did not end in time.
-    #[error("{program} of the host did not end within {limit:?}")]
+    /// The program did not end in time.
+    #[error("{program} on the host did not end within {limit:?}")]
     TooLong {
-        /// The program.
+        /// The program's path.
         program: String,
-        /// The bound.
+        /// The time limit.
         limit: Duration,
     },
-    /// It ended with a failure.
-    #[error("{program} of the host failed: {message}")]
+    /// The program ended with a failure.
+    #[error("{program} on the host failed: {message}")]
     Failed {
-        /// The program.
+        /// The program's path.
         program: String,
-        /// The last line that it wrote to standard error.
+        /// The last line of its standard error.
         message: String,
-        /// All that it wrote there, in one line.
+        /// Its standard error in one line, at most 400 characters.
         all: String,
     },
-    /// It wrote more than anything sensible.
-    #[error("{program} of the host wrote more than {MAX_OUTPUT} bytes")]
+    /// The program wrote more than the limit.
+    #[error("{program} on the host wrote more than {MAX_OUTPUT} bytes")]
     TooMuch {
-        /// The program.
+        /// The program's path.
         program: String,
     },
 }
 
 impl Error {
-    /// How an operator corrects the cause.
+    /// The step by which an administrator corrects the cause.
     #[must_use]
     pub fn help(&self) -> Option<Cow<'_, str>> {
         match self {
@@ -110,10 +111,11 @@ impl Error {
     }
 }
 
-/// The descriptor that is the standard input of a program which is run by that.
+/// Path of the standard input, which holds the opened program.
 const DESCRIPTOR: &str = "/proc/self/fd/0";
 
-/// `opened` is the program to run; without one it is found by its path. The first argument that it gets is its path in any case.
+/// Prepares the child process. `opened` is the program to execute; without it, the program is found by its path. `argv[0]` is the path in
+/// both cases.
 fn command(
     host: &HostRoot,
     context: ExecContext,
@@ -122,7 +124,9 @@ fn command(
     arguments: &[&str],
 ) -> std::io::Result<Command> {
     if !host.is_own_root() && !CHILD_MAIN_ENABLED.load(Ordering::Relaxed) {
-        return Err(std::io::Error::other("nobody would enter its root"));
+        return Err(std::io::Error::other(
+            "this process can't start a program in another root directory",
+        ));
     }
     let source = match &opened {
         None => Source::Path,
@@ -144,7 +148,7 @@ fn command(
         Command::new(program)
     };
     let (name, value) = PATH.split_once('=').unwrap_or_default();
-    // As standard input it gets to this one child, and to no other that is started at the same time.
+    // Only this child inherits the descriptor, and no child that is started at the same time.
     let stdin = opened.map_or_else(Stdio::null, |opened| Stdio::from(opened.into_file()));
     command
         .args(arguments)
@@ -156,7 +160,7 @@ fn command(
     Ok(command)
 }
 
-/// Opens a program that only root could have put there.
+/// Opens a program that no user other than root can replace.
 fn open(host: &HostRoot, program: &str) -> Result<Program, Error> {
     host.open_program(program)
         .map_err(|source| Error::NotTrusted {
@@ -165,12 +169,12 @@ fn open(host: &HostRoot, program: &str) -> Result<Program, Error> {
         })
 }
 
-/// Runs `program`, an absolute path on the host, in the host's root and returns what it wrote to standard output. It is run by the
-/// descriptor that was looked at, once its path has turned out to be root's alone.
+/// Runs `program`, an absolute path on the host, in the host's root and returns its standard output. Every component of the path is
+/// checked first, and the checked descriptor is executed.
 ///
 /// # Errors
-/// When others than root can replace it, when it can't be started, ends with a failure, takes longer than `limit` or writes more
-/// than 4 MiB.
+/// When a user other than root can replace the program, and when the program can't be started, ends with a failure, takes longer than
+/// `limit` or writes more than 4 MiB.
 pub async fn run(
     host: &HostRoot,
     program: &str,
@@ -180,7 +184,7 @@ pub async fn run(
     run_in(host, ExecContext::Root, program, arguments, limit).await
 }
 
-/// Runs a program as [`run`] does, by its path and whoever owns that: a binary that Farrier itself has put there.
+/// As [`run`], by the path and without the check of its owners: for a binary that Farrier itself has installed.
 ///
 /// # Errors
 /// As [`run`]'s.
@@ -200,7 +204,7 @@ pub async fn run_own(
     .await
 }
 
-/// Runs a program as [`run`] does, in a place of the caller's choice.
+/// As [`run`], in the given context.
 ///
 /// # Errors
 /// As [`run`]'s.
@@ -250,7 +254,7 @@ async fn output_of(
     if status.code() == Some(CHILD_FAILED) && !host.is_own_root() {
         let message = last_lines(
             &String::from_utf8_lossy(&stderr),
-            "it could not be executed",
+            "the child process gave no cause",
         );
         return Err(start(std::io::Error::other(message)));
     }
@@ -260,13 +264,13 @@ async fn output_of(
     Ok(String::from_utf8_lossy(&stdout).into_owned())
 }
 
-/// Runs a program of the host that leaves others running, as service managers do, and waits for the program alone.
+/// Runs a program of the host that starts daemons, such as the command of a service manager, and waits for the program alone.
 ///
-/// What it leaves holds its standard error: a pipe would end it with its first word after us, so that is a file in memory, which
-/// takes nothing more once the program has ended.
+/// The daemons inherit the program's standard error. A write to a closed pipe would end a daemon with SIGPIPE, so standard error is a file
+/// in memory (memfd). The file is sealed against growth once the program has ended.
 ///
 /// # Errors
-/// When it can't be started, ends with a failure or takes longer than `limit`.
+/// When the program can't be started, ends with a failure or takes longer than `limit`.
 pub async fn start(
     host: &HostRoot,
     program: &str,
@@ -278,7 +282,7 @@ pub async fn start(
         source,
     };
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-    let buffer = memfd_create(c"words", flags).map_err(|errno| failed(errno.into()))?;
+    let buffer = memfd_create(c"stderr", flags).map_err(|errno| failed(errno.into()))?;
     let mut buffer = File::from(buffer);
     let stderr = buffer.try_clone().map_err(failed)?;
     let opened = Some(open(host, program)?);
@@ -286,7 +290,7 @@ pub async fn start(
         .map_err(failed)?
         .stdout(Stdio::null())
         .stderr(stderr)
-        // Ctrl-C on a terminal signals our group: whoever restarts containerd must not be cut off half-way.
+        // Ctrl-C on a terminal signals Farrier's process group; a restart of containerd must not be interrupted.
         .process_group(0)
         .spawn()
         .map_err(failed)?;
@@ -333,7 +337,7 @@ fn failure(program: &str, stderr: &[u8], status: ExitStatus) -> Error {
     }
 }
 
-/// The last line that says something, at most 300 characters of it: containerd puts the cause there.
+/// The last line that is not empty, at most 300 characters of it: containerd writes the cause there. `otherwise` if there is none.
 fn last_lines(stderr: &str, otherwise: &str) -> String {
     let line = stderr
         .lines()
@@ -343,16 +347,16 @@ fn last_lines(stderr: &str, otherwise: &str) -> String {
     printable(line).chars().take(300).collect()
 }
 
-/// A program and the processes that it started, which end with this value or with the program: one that is cut off must leave nothing
-/// at work on the host.
+/// A program and the processes that it started. All of them are killed when the program ends or when this value is dropped, so that an
+/// interrupted program leaves no process on the host.
 struct Group {
     child: Child,
-    /// The leader of the group, as long as its PID can't be that of another: until it is reaped.
+    /// PID of the leader, until the leader is reaped; afterwards the kernel may reuse the PID.
     leader: Option<Pid>,
 }
 
 impl Group {
-    /// Starts the program as the leader of a group of its own.
+    /// Starts the program as the leader of a new process group.
     fn spawn(command: &mut Command) -> std::io::Result<Self> {
         let child = command.process_group(0).spawn()?;
         let leader = child.id().and_then(|pid| i32::try_from(pid).ok());
@@ -362,14 +366,14 @@ impl Group {
         })
     }
 
-    /// Waits until the program has ended, and leaves it to be reaped.
+    /// Waits until the program has ended, without reaping it.
     async fn ended(&self) -> std::io::Result<()> {
         let leader = self
             .leader
             .and_then(|leader| process::Pid::from_raw(leader.as_raw()));
         let leader = leader.ok_or(Errno::ESRCH)?;
         let handle = process::pidfd_open(leader, process::PidfdFlags::empty())?;
-        // It waits in a thread of its own, which ends with the program: whoever cuts that off kills it.
+        // The wait blocks a thread of its own until the program ends; dropping the group kills the program.
         let wait = move || {
             let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
             retry_on_intr(|| process::waitid(WaitId::PidFd(handle.as_fd()), options))
@@ -378,7 +382,7 @@ impl Group {
         Ok(())
     }
 
-    /// Waits until the program has ended, and ends what it left behind.
+    /// Waits until the program has ended, kills the rest of its group, and reaps the program.
     async fn wait(&mut self) -> std::io::Result<ExitStatus> {
         if self.leader.is_some() {
             self.ended().await?;
@@ -387,10 +391,10 @@ impl Group {
         self.child.wait().await
     }
 
-    /// Ends all processes of the group. Its number is that of the leader, and another group's once the leader has been reaped.
+    /// Kills all processes of the group. The group's ID is the leader's PID, which may be another group's once the leader is reaped.
     fn kill(&mut self) {
         if let Some(leader) = self.leader.take() {
-            // Mostly there is nobody left.
+            // ESRCH is the usual case: no process is left.
             let _ = killpg(leader, Signal::SIGKILL);
         }
     }
@@ -438,7 +442,7 @@ mod tests {
         )
         .await
         .unwrap_err();
-        assert_eq!(error.to_string(), "/bin/sh of the host failed: two");
+        assert_eq!(error.to_string(), "/bin/sh on the host failed: two");
     }
 
     #[tokio::test]
@@ -448,7 +452,7 @@ mod tests {
         let mut group = Group::spawn(&mut command).unwrap();
         let leader = group.leader.unwrap();
         group.ended().await.unwrap();
-        // A zombie: its PID can be given to nobody.
+        // A zombie: the kernel does not reuse its PID.
         let stat = std::fs::read_to_string(format!("/proc/{leader}/stat")).unwrap();
         assert!(stat.contains(") Z "), "{stat}");
         assert!(killpg(leader, None).is_ok());
@@ -475,7 +479,7 @@ mod tests {
         assert!(error.to_string().ends_with("failed: [31mred turned"));
     }
 
-    /// A directory that only root, or whoever runs the tests, can write, up to the root.
+    /// A directory that only root, or the user of the tests, can write, as all of its parents.
     fn home() -> tempfile::TempDir {
         tempfile::tempdir_in(std::env::home_dir().unwrap()).unwrap()
     }
@@ -514,10 +518,7 @@ mod tests {
             let program = path.to_str().unwrap();
             let error = run(&host, program, &[], Duration::from_secs(10)).await;
             let message = error.unwrap_err().to_string();
-            assert!(
-                message.contains("can be written by every user"),
-                "{message}"
-            );
+            assert!(message.contains("is writable by every user"), "{message}");
         }
     }
 
@@ -535,7 +536,7 @@ mod tests {
             .await
             .unwrap_err();
         assert!(matches!(error, Error::TooLong { .. }), "{error}");
-        // It ends when nobody has the pipe open any more.
+        // The reader ends when no process has the pipe open.
         assert_eq!(reader.join().unwrap(), "a\n");
     }
 

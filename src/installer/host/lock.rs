@@ -1,7 +1,7 @@
-//! Keeps two installers from changing one host at a time. What the lock protects is the caller's business.
+//! Locks a host, so that only one installer changes it at a time. The callers decide which changes need the lock.
 //!
-//! The lock is a `flock(2)` on a file that only root can open. Such a lock belongs to the inode, so every view of a host, the host's own
-//! and the `/host` of a Job, meets at the same one: `/run` is one file system in all of them.
+//! The lock is a `flock(2)` on a file that only root can open. Such a lock belongs to the inode, so a run on the host itself and a run in a
+//! Job, which sees the host at `/host`, use the same lock: `/run` is one file system for both.
 
 use std::fs::{File, TryLockError};
 use std::os::unix::fs::MetadataExt as _;
@@ -16,51 +16,51 @@ use tracing::{info, warn};
 
 use super::{Error, HostRoot, Result, Target, failed, failed_io, own_path};
 
-/// The parent of [`DIRECTORY`], a file system of its own that a reboot empties (FHS 3.0, 3.15). Only root can write to it.
+/// The parent of [`DIRECTORY`], a separate file system that is empty after a reboot (FHS 3.0, 3.15). Only root can write to it.
 const RUN: &str = "/run";
-/// The directory of the lock file: its mode keeps everybody but root from the file.
+/// The directory of the lock file. Its mode lets only root open the file.
 const DIRECTORY: &str = "/run/farrier";
 const DIRECTORY_NAME: &str = "farrier";
-/// The file that is locked. Nothing is in it.
+/// The file that is locked. It is empty.
 const FILE: &str = "/run/farrier/lock";
 const FILE_NAME: &str = "lock";
 
-/// A second installer waits this long for the first. That takes longest where it fetches for 5 min and then restarts k3s twice, each
-/// time with 200 s for systemd and 300 s for containerd.
+/// How long an installer waits for another. The longest run fetches for 5 min and then restarts k3s twice, each time with 200 s for
+/// systemd and 300 s for containerd.
 const LOCK_WAIT: Duration = Duration::from_mins(22);
 
-/// Former releases lock the root directory, which any local user can lock too: nobody is waited for any longer there. The release after
-/// the next one no longer locks it.
+/// How long an installer waits for the lock on the root directory, which older releases use. Any local user can hold that lock, so the
+/// wait is short. The release after the next one no longer takes that lock.
 const ROOT_WAIT: Duration = Duration::from_secs(10);
 
-/// `flock` has no wait with a deadline, so a lock is tried this often.
+/// Interval between two attempts to lock: `flock(2)` has no timeout.
 const TRY_EVERY: Duration = Duration::from_millis(200);
 
-/// The bits of an inode's mode that say who may do what (inode(7)).
+/// The permission bits of an inode's mode (inode(7)).
 const PERMISSIONS: u32 = 0o777;
 
-/// A lock on the host that ends with this value.
+/// A lock on the host, held until this value is dropped.
 #[derive(Debug)]
 pub struct Lock {
     _own: OwnLock,
-    /// The lock of former releases.
+    /// The lock of older releases.
     _root: Option<File>,
 }
 
-/// The lock file, which is locked.
+/// The locked lock file.
 #[derive(Debug)]
 struct OwnLock {
-    /// The host from which the lock file goes with the lock; `None` where it stays for the next run.
+    /// The host whose lock file is removed together with the lock; `None` if the file stays for the next run.
     removes_from: Option<HostRoot>,
     made_run: bool,
     _file: File,
 }
 
 impl HostRoot {
-    /// Whether an installer is at work on this host. Makes no file.
+    /// Whether an installer holds the lock of this host. Creates no file.
     ///
     /// # Errors
-    /// When something else stands in the place of the lock file or its directory, or the file can't be opened.
+    /// [`Error::UnsafeLock`] when another user may be able to lock the lock file; otherwise the error of the system call.
     pub fn is_locked(&self) -> Result<bool> {
         let Some(file) = self.open_lock_file(false)? else {
             return Ok(false);
@@ -72,12 +72,12 @@ impl HostRoot {
         }
     }
 
-    /// Keeps other installers off this host while the value lives. In an image the lock file goes with the lock, as it would stay there,
-    /// and so do the directories that were made for it.
+    /// Locks this host against other installers until the returned value is dropped. In an image, the lock file and the directories that
+    /// were created for it are removed together with the lock, so that they do not stay in the image.
     ///
     /// # Errors
-    /// [`Error::Locked`] after a bounded wait; [`Error::UnsafeLock`] where what stands in the place of the lock file or its directory may
-    /// be somebody else's; otherwise what the system says.
+    /// [`Error::Locked`] after 22 minutes; [`Error::UnsafeLock`] when another user may be able to lock the lock file; otherwise the error
+    /// of the system call.
     pub async fn lock(&self, target: Target) -> Result<Lock> {
         self.lock_within(target, LOCK_WAIT, ROOT_WAIT).await
     }
@@ -92,7 +92,7 @@ impl HostRoot {
         let mut made_run = false;
         let file = loop {
             made_run |= self.make_lock_directory()?;
-            // Whoever held the lock of an image may remove the directory, or the file once it is open here.
+            // A run on an image removes the lock file and its directory when it ends, also after this run has opened the file.
             let Some(file) = self.open_lock_file(true)? else {
                 continue;
             };
@@ -116,7 +116,8 @@ impl HostRoot {
         let is_root_locked = acquire(&root, "/", Instant::now() + root_wait).await?;
         if !is_root_locked {
             warn!(
-                "another process has held a lock on the root directory for {root_wait:?}; the change begins without that lock, which only former releases of farrier heed"
+                ?root_wait,
+                "failed to lock the root directory, as another process holds that lock: continuing without it, as only older releases of Farrier use it"
             );
         }
         Ok(Lock {
@@ -125,24 +126,24 @@ impl HostRoot {
         })
     }
 
-    /// Makes the directory of the lock file; says whether `/run` was made for it.
+    /// Creates the directory of the lock file; returns whether `/run` was created for it.
     fn make_lock_directory(&self) -> Result<bool> {
         let made_run = self.make_directory(RUN, Mode::from_bits_truncate(0o755))?;
         self.make_directory(DIRECTORY, Mode::from_bits_truncate(0o700))?;
         Ok(made_run)
     }
 
-    /// Makes a directory; says whether it was not there before. No crash has to be outlived, so nothing is put on disk.
+    /// Creates a directory; returns whether it is new. The directory is not synced to the disk, as the lock does not survive a crash.
     fn make_directory(&self, path: &str, mode: Mode) -> Result<bool> {
         let entry = self.entry(path)?;
         match mkdirat(&entry.directory, entry.name.as_str(), mode) {
             Ok(()) => Ok(true),
             Err(Errno::EEXIST) => Ok(false),
-            Err(errno) => Err(failed("make the directory", path)(errno)),
+            Err(errno) => Err(failed("create the directory", path)(errno)),
         }
     }
 
-    /// Opens the lock file, and with `create` makes it; `None` where it or its directory is not there.
+    /// Opens the lock file, and with `create` creates it; `None` if the file or its directory does not exist.
     fn open_lock_file(&self, create: bool) -> Result<Option<File>> {
         let run = match self.open_at(RUN, OFlag::O_PATH | OFlag::O_DIRECTORY) {
             Ok(run) => run,
@@ -159,11 +160,11 @@ impl HostRoot {
         };
         let metadata = directory
             .metadata()
-            .map_err(failed_io("look at", DIRECTORY))?;
+            .map_err(failed_io("read the metadata of", DIRECTORY))?;
         if metadata.uid() != geteuid().as_raw() || metadata.mode() & PERMISSIONS != 0o700 {
             return Err(unsafe_directory());
         }
-        // O_NONBLOCK: a FIFO in the file's place must not hold us up.
+        // O_NONBLOCK: opening a FIFO must not block.
         let how = OpenHow::new().flags(no_symlink | OFlag::O_NONBLOCK);
         let how = if create {
             how.flags(no_symlink | OFlag::O_NONBLOCK | OFlag::O_CREAT)
@@ -177,7 +178,9 @@ impl HostRoot {
             Err(Errno::ELOOP | Errno::EISDIR | Errno::ENXIO) => return Err(unsafe_file()),
             Err(errno) => return Err(failed("open", FILE)(errno)),
         };
-        let metadata = file.metadata().map_err(failed_io("look at", FILE))?;
+        let metadata = file
+            .metadata()
+            .map_err(failed_io("read the metadata of", FILE))?;
         let is_own = metadata.uid() == geteuid().as_raw();
         if metadata.is_file() && is_own && metadata.mode() & PERMISSIONS == 0o600 {
             Ok(Some(file))
@@ -186,19 +189,21 @@ impl HostRoot {
         }
     }
 
-    /// Whether `file` is still what the path of the lock file names.
+    /// Whether the path of the lock file still names `file`.
     fn names_lock_file(&self, file: &File) -> Result<bool> {
         let Some(named) = self.open_lock_file(false)? else {
             return Ok(false);
         };
         let identity = |file: &File| {
-            let metadata = file.metadata().map_err(failed_io("look at", FILE))?;
+            let metadata = file
+                .metadata()
+                .map_err(failed_io("read the metadata of", FILE))?;
             Ok((metadata.dev(), metadata.ino()))
         };
         Ok(identity(&named)? == identity(file)?)
     }
 
-    /// The same host once more.
+    /// A second handle of the same host.
     fn reopen(&self) -> Result<Self> {
         let root = self.root.try_clone().map_err(failed_io("open", "/"))?;
         let path = self.path.clone();
@@ -211,8 +216,8 @@ impl Drop for OwnLock {
         let Some(host) = &self.removes_from else {
             return;
         };
-        // The lock is held until after this, so no other run can have taken the file for its own; one that waits for it finds that the
-        // path no longer names it, and begins anew.
+        // The lock is held until the file is removed, so no other run has locked the file. A run that waits for the lock finds that the
+        // path no longer names its file, and opens the path again.
         let removed = host.remove_file(FILE).and_then(|()| {
             let is_empty = host.remove_directory(DIRECTORY)?;
             if is_empty && self.made_run {
@@ -221,12 +226,12 @@ impl Drop for OwnLock {
             Ok(())
         });
         if let Err(error) = removed {
-            warn!(%error, "the lock file stays in the image");
+            warn!(%error, "failed to remove the lock file: it stays in the image");
         }
     }
 }
 
-/// Locks `file`, which stands at `path`, as soon as nobody else does; says whether that came about in time.
+/// Locks `file`, whose path is `path`, and waits for another holder until `until`; returns whether `file` is locked.
 async fn acquire(file: &File, path: &str, until: Instant) -> Result<bool> {
     let mut waits = false;
     loop {
@@ -280,7 +285,7 @@ mod tests {
         (directory, host)
     }
 
-    /// A process of its own that holds a lock on `path` from the moment at which this returns, until its standard input is closed.
+    /// Starts a process that holds a lock on `path` until its standard input is closed. The lock is held when this returns.
     fn lock_elsewhere(path: &Path) -> Child {
         let mut child = Command::new("flock")
             .arg(path)
@@ -308,7 +313,8 @@ mod tests {
         assert!(poll!(&mut waiting).is_pending());
         assert!(other.is_locked().unwrap());
         drop(lock);
-        // A child of another test may hold a copy of the descriptor until it executes its program, so nothing asks whether the lock is free.
+        // A child of another test may hold a copy of the descriptor until it executes its program, so the test does not check for a free
+        // lock.
         drop(waiting.await.unwrap());
     }
 
@@ -376,7 +382,7 @@ mod tests {
         assert!(!file.exists());
         let lock = waiting.await.unwrap();
         assert!(host.is_locked().unwrap());
-        // The file that was waited for is free: the lock is on another.
+        // The removed file is not locked: the lock is on the new file.
         removed.try_lock().unwrap();
         drop(lock);
         assert!(!file.exists());
@@ -395,7 +401,7 @@ mod tests {
         drop(host.lock(Target::Image).await.unwrap());
         assert_eq!(run.exists(), has_run);
         assert!(!run.join("farrier").exists());
-        // A run that was killed leaves both.
+        // A killed run leaves the file and its directory.
         std::mem::forget(host.lock(Target::Image).await.unwrap());
         assert!(run.join("farrier/lock").exists());
     }
@@ -466,7 +472,7 @@ mod tests {
         assert!(!run.join("real/lock").exists());
     }
 
-    /// Only root can; whoever else runs the tests makes the directory one of another mode.
+    /// Changes the owner, which only root can do; another user changes the mode instead.
     fn give_away(path: &Path) {
         if std::os::unix::fs::chown(path, Some(12), Some(34)).is_err() {
             std::fs::set_permissions(path, Permissions::from_mode(0o750)).unwrap();

@@ -1,7 +1,8 @@
-//! The host's file system: the only place that joins a path with the host's root, and the only one that writes to a host.
+//! All access to the host's file system: paths are joined with the host's root and files are written only in this module. The callers
+//! decide the contents.
 //!
-//! Every path is resolved by the kernel inside the root (`openat2` with `RESOLVE_IN_ROOT`), so that neither an absolute link nor
-//! `..` on the host leads out of it. What to write is decided elsewhere.
+//! The kernel resolves every path inside the root (`openat2` with `RESOLVE_IN_ROOT`), so neither an absolute symlink nor `..` on the host
+//! escapes from the root.
 
 pub mod exec;
 pub mod lock;
@@ -27,92 +28,96 @@ use sha2::{Digest as _, Sha256};
 use self::path::{file_name, parent_directory};
 use crate::handoff::Sha256Digest;
 
-/// Bytes of a file of `/proc`, `/etc/os-release` or `/etc/rc.conf`, at most: all of them are far smaller.
+/// Size limit in bytes for a file of `/proc`, `/etc/os-release` or `/etc/rc.conf`. All of these are far smaller.
 pub(crate) const SMALL_FILE_LIMIT: u64 = 1 << 16;
 
-/// Suffix of a file that is about to replace another: no `*.toml` glob of containerd's `imports` matches it.
+/// Suffix of a new file until a rename gives it its final name. No `*.toml` glob of containerd's `imports` matches the suffix.
 pub(crate) const NEW_SUFFIX: &str = ".farrier-new";
 
-/// Suffix of the second name of a file whose place is about to be taken: its bytes stay until the change stands.
+/// Suffix of the hard link that preserves a replaced file until the change is committed.
 pub(crate) const OLD_SUFFIX: &str = ".farrier-old";
 
-/// Links followed by hand before a path counts as a loop; the kernel's own bound (`path_resolution(7)`) is 40.
+/// Symlinks that are followed before a path counts as a loop. The kernel's limit is 40, too (`path_resolution(7)`).
 const MAX_SYMLINKS: usize = 40;
 
-/// A file that is hashed is a configuration, a shim or its artifact; the largest artifact that is fetched has this size too.
+/// Size limit in bytes for a hashed file: a configuration, a shim or an artifact. Fetched artifacts have the same limit.
 const MAX_HASHED: u64 = 512 << 20;
 
-/// Which kind of host a root is.
+/// The kind of host to which a root belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
-    /// The host runs.
+    /// A running host.
     Live,
-    /// The host is an image, or is about to boot: nothing is restarted, and no CRI is asked.
+    /// An image, or a host before its boot: no service is restarted, and no CRI request is sent.
     Image,
 }
 
-/// Why the host's file system could not be read or written.
+/// Why an operation on the host's file system failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// An operation failed.
-    #[error("can't {act} {path} on the host: {source}")]
+    /// A system call failed.
+    #[error("failed to {act} {path} on the host: {source}")]
     Io {
-        /// What was tried.
+        /// The verb of the message, such as `read` or `set the mode of`.
         act: &'static str,
         /// Path on the host.
         path: String,
-        /// What the system says.
+        /// The error of the system call.
         #[source]
         source: io::Error,
     },
-    /// A file is larger than anything that belongs there.
+    /// A file is larger than its limit.
     #[error("{path} on the host is larger than {limit} bytes")]
     TooLarge {
         /// Path on the host.
         path: String,
-        /// The bound.
+        /// The limit in bytes.
         limit: u64,
     },
-    /// A file that must be text is none.
+    /// A file or a symlink's target is not UTF-8.
     #[error("{path} on the host is not UTF-8 text")]
     NotText {
         /// Path on the host.
         path: String,
     },
-    /// Something other than a file stands in a file's place.
-    #[error("{path} on the host is no regular file")]
+    /// The path of a file holds a directory, a FIFO, a socket or a device.
+    #[error("{path} on the host is not a regular file")]
     NoFile {
         /// Path on the host.
         path: String,
     },
     /// A file changed between reading and writing.
-    #[error("{path} changed on the host while it was about to be replaced")]
+    #[error("{path} on the host changed after Farrier read it")]
     Changed {
         /// Path on the host.
         path: String,
     },
-    /// Another installer is at work.
+    /// Another installer holds the lock of the host, and held it during the whole wait.
     #[error("another farrier has been changing this host for {0:?}")]
     Locked(Duration),
-    /// Something stands in the place of the lock file or its directory that another user may be able to lock.
+    /// The path of the lock file or of its directory holds something that another user may be able to lock.
     #[error("failed to lock this host: {path} is not {expected}")]
     UnsafeLock {
         /// Path on the host.
         path: &'static str,
-        /// What should stand there.
+        /// What the path must hold.
         expected: &'static str,
     },
 }
 
 impl Error {
-    /// How an operator corrects the cause.
+    /// The step by which an administrator corrects the cause.
     #[must_use]
     pub fn help(&self) -> Option<Cow<'_, str>> {
         Some(match self {
-            Self::TooLarge { .. } | Self::NotText { .. } => Cow::Borrowed("look at what wrote it"),
-            Self::NoFile { .. } => Cow::Borrowed("put a file in its place, or name another"),
-            Self::Changed { .. } => Cow::Borrowed("run again"),
-            Self::Locked(_) => Cow::Borrowed("wait for it, or end it"),
+            Self::TooLarge { .. } | Self::NotText { .. } => {
+                Cow::Borrowed("check which program wrote the file")
+            }
+            Self::NoFile { .. } => {
+                Cow::Borrowed("put a regular file at that path, or name another path")
+            }
+            Self::Changed { .. } => Cow::Borrowed("run farrier again"),
+            Self::Locked(_) => Cow::Borrowed("wait for the end of the other run, or end that run"),
             Self::UnsafeLock { path, .. } => {
                 Cow::Owned(format!("remove {path}, and run farrier again"))
             }
@@ -121,15 +126,17 @@ impl Error {
     }
 }
 
-/// What an operator does about `error`; `None` where only the error itself helps.
+/// The step by which an administrator corrects `error`; `None` for an error without a typical cause.
 fn hint(error: &io::Error) -> Option<&'static str> {
     let help = match error.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::EROFS) => "see that its file system is mounted writable",
-        Some(Errno::EPERM) => "see that neither it nor its folder is immutable (lsattr)",
-        Some(Errno::EBUSY) => "it is a mount of its own: unmount it",
+        Some(Errno::EROFS) => "mount its file system writable",
+        Some(Errno::EPERM) => {
+            "check with lsattr that neither the path nor its directory is immutable"
+        }
+        Some(Errno::EBUSY) => "unmount that path: a mount point can't be replaced",
         Some(Errno::ENOSPC | Errno::EDQUOT) => "free some space on its file system",
         Some(Errno::EACCES) => "run as root",
-        Some(Errno::ENOTDIR) => "see that its folder is no file",
+        Some(Errno::ENOTDIR) => "check that the parent of that path is a directory",
         Some(_) | None => return None,
     };
     Some(help)
@@ -145,7 +152,7 @@ pub struct HostRoot {
     path: PathBuf,
 }
 
-/// A path split for operations that name an entry of a folder.
+/// A path, split for system calls that take a directory and the name of an entry.
 struct Entry {
     directory: OwnedFd,
     name: String,
@@ -169,18 +176,18 @@ fn failed_io(act: &'static str, path: &str) -> impl FnOnce(io::Error) -> Error {
 }
 
 impl HostRoot {
-    /// Opens the host whose file system stands at `path`.
+    /// Opens the host whose root directory is `path`.
     ///
     /// # Errors
-    /// When `path` is no folder that can be opened.
+    /// When `path` is not a directory or can't be opened.
     pub fn open(path: &Path) -> Result<Self> {
         let shown = path.display().to_string();
-        let root = File::open(path).map_err(failed_io("open the host root", &shown))?;
+        let root = File::open(path).map_err(failed_io("open the root directory", &shown))?;
         let metadata = root
             .metadata()
-            .map_err(failed_io("look at the host root", &shown))?;
+            .map_err(failed_io("read the metadata of the root directory", &shown))?;
         if !metadata.is_dir() {
-            return Err(failed("open the host root", &shown)(Errno::ENOTDIR));
+            return Err(failed("open the root directory", &shown)(Errno::ENOTDIR));
         }
         Ok(Self {
             root,
@@ -188,13 +195,13 @@ impl HostRoot {
         })
     }
 
-    /// Where the root stands for this process; for programs that are run inside it, never for opening files.
+    /// The root's path as this process sees it. Only for programs that run inside the root; files are opened with the other methods.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Whether this root is the root of this process, so that nothing has to be entered to run a program of the host.
+    /// Whether this root is the root of this process. A program of such a host runs without a change of the root.
     #[must_use]
     pub fn is_own_root(&self) -> bool {
         self.path == Path::new("/")
@@ -220,31 +227,33 @@ impl HostRoot {
 
     fn entry(&self, path: &str) -> Result<Entry> {
         self.try_entry(path)
-            .map_err(failed("open the folder of", path))
+            .map_err(failed("open the parent directory of", path))
     }
 
-    /// As [`Self::entry`]; `None` where its folder is not there.
+    /// As [`Self::entry`]; `None` if the parent directory does not exist.
     fn entry_in_directory(&self, path: &str) -> Result<Option<Entry>> {
         match self.try_entry(path) {
             Ok(entry) => Ok(Some(entry)),
             Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
-            Err(errno) => Err(failed("open the folder of", path)(errno)),
+            Err(errno) => Err(failed("open the parent directory of", path)(errno)),
         }
     }
 
-    /// Opens a regular file for reading; `None` where there is none.
+    /// Opens a regular file for reading; `None` if nothing exists at `path`.
     ///
     /// # Errors
-    /// When something stands there that is no regular file, or can't be opened.
+    /// When `path` is not a regular file or can't be opened.
     pub fn open_file(&self, path: &str) -> Result<Option<File>> {
-        // O_NONBLOCK: a FIFO in the file's place must not hold us up.
+        // O_NONBLOCK: opening a FIFO must not block.
         let fd = match self.open_at(path, OFlag::O_RDONLY | OFlag::O_NONBLOCK) {
             Ok(fd) => fd,
             Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(None),
             Err(errno) => return Err(failed("open", path)(errno)),
         };
         let file = File::from(fd);
-        let metadata = file.metadata().map_err(failed_io("look at", path))?;
+        let metadata = file
+            .metadata()
+            .map_err(failed_io("read the metadata of", path))?;
         if metadata.is_file() {
             Ok(Some(file))
         } else {
@@ -254,10 +263,10 @@ impl HostRoot {
         }
     }
 
-    /// The bytes of a file of at most `limit` bytes; `None` where there is none.
+    /// Reads a file of at most `limit` bytes; `None` if nothing exists at `path`.
     ///
     /// # Errors
-    /// When it can't be read or is larger.
+    /// When the file can't be read or is larger than `limit`.
     pub fn read(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>> {
         let Some(file) = self.open_file(path)? else {
             return Ok(None);
@@ -275,10 +284,10 @@ impl HostRoot {
         Ok(Some(bytes))
     }
 
-    /// The text of a file of at most `limit` bytes; `None` where there is none.
+    /// Reads a text file of at most `limit` bytes; `None` if nothing exists at `path`.
     ///
     /// # Errors
-    /// When it can't be read, is larger, or is not UTF-8.
+    /// When the file can't be read, is larger than `limit`, or is not UTF-8.
     pub fn read_text(&self, path: &str, limit: u64) -> Result<Option<String>> {
         self.read(path, limit)?
             .map(|bytes| {
@@ -289,10 +298,10 @@ impl HostRoot {
             .transpose()
     }
 
-    /// SHA-256 of a file; `None` where there is none.
+    /// The SHA-256 of a file; `None` if nothing exists at `path`.
     ///
     /// # Errors
-    /// When it can't be read or is larger than anything that is hashed here.
+    /// When the file can't be read or is larger than 512 MiB.
     pub fn digest(&self, path: &str) -> Result<Option<Sha256Digest>> {
         let Some(mut file) = self.open_file(path)? else {
             return Ok(None);
@@ -316,10 +325,10 @@ impl HostRoot {
         }
     }
 
-    /// Whether anything stands at `path`, the last component not followed if it is a link.
+    /// Whether anything exists at `path`. A symlink as the last component is not followed.
     ///
     /// # Errors
-    /// When that can't be looked at, so that nobody takes it for absent.
+    /// When the metadata can't be read: the caller must not take the path for absent.
     pub fn exists(&self, path: &str) -> Result<bool> {
         let Some(entry) = self.entry_in_directory(path)? else {
             return Ok(false);
@@ -328,20 +337,20 @@ impl HostRoot {
         match fstatat(&entry.directory, entry.name.as_str(), flags) {
             Ok(_) => Ok(true),
             Err(Errno::ENOENT) => Ok(false),
-            Err(errno) => Err(failed("look at", path)(errno)),
+            Err(errno) => Err(failed("read the metadata of", path)(errno)),
         }
     }
 
-    /// Whether something is seen at `path`: what can't be looked at is not. A hint for what a host is; nothing is undone or removed by it.
+    /// As [`Self::exists`], with `false` on an error. Only for detecting a distribution; no file is restored or removed on this answer.
     #[must_use]
     pub fn is_seen(&self, path: &str) -> bool {
         self.exists(path).unwrap_or(false)
     }
 
-    /// Where the link at `path` points; `None` where there is no link.
+    /// The target of the symlink at `path`; `None` if `path` is not a symlink.
     ///
     /// # Errors
-    /// When that can't be looked at, and [`Error::NotText`] where it points to a path that is not UTF-8.
+    /// When the symlink can't be read, and [`Error::NotText`] if its target is not UTF-8.
     pub fn symlink_target(&self, path: &str) -> Result<Option<String>> {
         let Some(entry) = self.entry_in_directory(path)? else {
             return Ok(None);
@@ -353,16 +362,16 @@ impl HostRoot {
                     path: path.to_owned(),
                 }),
             },
-            // EINVAL: no link stands there (readlink(2)).
+            // EINVAL: the path is not a symlink (readlink(2)).
             Err(Errno::ENOENT | Errno::EINVAL) => Ok(None),
-            Err(errno) => Err(failed("look at", path)(errno)),
+            Err(errno) => Err(failed("read the symlink", path)(errno)),
         }
     }
 
-    /// Names in a folder, in byte order as containerd's globs list them; empty where there is no folder.
+    /// The names in a directory, in byte order like containerd's globs; empty if the directory does not exist.
     ///
     /// # Errors
-    /// When the folder can't be listed.
+    /// When the directory can't be listed.
     pub fn list(&self, path: &str) -> Result<Vec<String>> {
         let directory = match self.open_at(path, OFlag::O_RDONLY | OFlag::O_DIRECTORY) {
             Ok(directory) => directory,
@@ -372,7 +381,7 @@ impl HostRoot {
         let mut names = Vec::new();
         for entry in std::fs::read_dir(own_path(&directory)).map_err(failed_io("list", path))? {
             let entry = entry.map_err(failed_io("list", path))?;
-            // A name that is no UTF-8 is none that we or an import pattern could write.
+            // Neither Farrier nor an import pattern of containerd writes a name that is not UTF-8.
             if let Ok(name) = entry.file_name().into_string() {
                 names.push(name);
             }
@@ -381,11 +390,11 @@ impl HostRoot {
         Ok(names)
     }
 
-    /// Opens what stands at `path` without reading it, and names it for system calls that take only a path (a socket's `connect`).
-    /// The path is good as long as the handle lives.
+    /// Opens `path` without reading it, and returns a path for system calls that take only a path (a socket's `connect`). The returned
+    /// path is valid as long as the descriptor is open.
     ///
     /// # Errors
-    /// When nothing stands there.
+    /// When nothing exists at `path` or it can't be opened.
     pub fn handle(&self, path: &str) -> Result<(OwnedFd, PathBuf)> {
         let fd = self
             .open_at(path, OFlag::O_PATH)
@@ -394,10 +403,10 @@ impl HostRoot {
         Ok((fd, own))
     }
 
-    /// Whether the process `pid` of this host's `/proc` has this root: one in a container has its own.
+    /// Whether the root of the process `pid` in this host's `/proc` is this root. A process in a container has another root.
     #[must_use]
     pub fn is_root_of(&self, pid: u32) -> bool {
-        // The kernel keeps `/proc/PID/root` out of every bounded resolution; only identities are compared here.
+        // `openat2` with RESOLVE_IN_ROOT does not follow `/proc/PID/root`. Only device and inode are compared here.
         let other = std::fs::metadata(self.path.join(format!("proc/{pid}/root")));
         other.is_ok_and(|other| {
             self.root
@@ -406,39 +415,39 @@ impl HostRoot {
         })
     }
 
-    /// The path that `path` stands for when it is a link, or `path` itself.
+    /// The final target if `path` is a symlink, otherwise `path` itself.
     ///
     /// # Errors
-    /// When links run in a circle, or one can't be looked at.
+    /// When symlinks form a loop, or one of them can't be read.
     pub fn follow(&self, path: &str) -> Result<String> {
         let mut path = path.to_owned();
         for _ in 0..MAX_SYMLINKS {
             match self.symlink_target(&path)? {
                 None => return Ok(path),
                 Some(target) if target.starts_with('/') => path = target,
-                // The kernel resolves the folder first and `..` after it, as it does for the link itself.
+                // The kernel resolves the parent directory first and `..` afterwards, as for the symlink itself.
                 Some(target) => path = format!("{}/{target}", parent_directory(&path)),
             }
         }
-        Err(failed("follow the link", &path)(Errno::ELOOP))
+        Err(failed("follow the symlink", &path)(Errno::ELOOP))
     }
 }
 
 impl Entry {
-    /// Puts the folder's entries on disk, so that a rename or removal outlives a power cut.
+    /// Syncs the directory to the disk, so that a rename or removal survives a power failure.
     fn sync(&self) -> Result<()> {
         File::open(own_path(&self.directory))
             .and_then(|directory| directory.sync_all())
-            .map_err(failed_io("write the folder of", &self.path))
+            .map_err(failed_io("sync the parent directory of", &self.path))
     }
 }
 
-/// A name for an open file that system calls take as a path.
+/// A path of an open file, for system calls that take only a path.
 fn own_path(fd: &impl std::os::fd::AsRawFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }
 
-/// SHA-256 of `text`, where there is one, as [`HostRoot::replace`] expects it.
+/// The SHA-256 of `text`, in the form that [`HostRoot::replace`] expects; `None` for no text.
 #[must_use]
 pub fn text_digest(text: Option<&str>) -> Option<Sha256Digest> {
     text.map(|text| Sha256Digest::of(text.as_bytes()))

@@ -1,4 +1,4 @@
-//! How the file systems of a host are mounted. What stands on them is not looked at here.
+//! Reads the mount flags of the host's file systems. No file is read here.
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -6,20 +6,20 @@ use nix::sys::statvfs::{FsFlags, fstatvfs};
 
 use super::{HostRoot, Result, failed};
 
-/// How a file system is mounted.
+/// The mount flags of a file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mount {
-    /// Nothing can be written.
+    /// No file can be written (`ro`).
     pub read_only: bool,
-    /// Nothing can be executed.
+    /// No file can be executed (`noexec`).
     pub no_exec: bool,
 }
 
 impl HostRoot {
-    /// How the file system is mounted that `path` is on, or would be on once its folders are made.
+    /// The mount flags of the file system of `path`. If `path` does not exist, its nearest existing parent counts.
     ///
     /// # Errors
-    /// When that can't be asked.
+    /// When that path can't be opened or its file system can't be queried.
     pub fn mount_of(&self, path: &str) -> Result<Mount> {
         let mut directory = path;
         let fd = loop {
@@ -32,7 +32,9 @@ impl HostRoot {
                 Err(error) => return Err(failed("open", path)(error)),
             }
         };
-        let flags = fstatvfs(&fd).map_err(failed("look at", path))?.flags();
+        let flags = fstatvfs(&fd)
+            .map_err(failed("read the mount flags of", path))?
+            .flags();
         Ok(Mount {
             read_only: flags.contains(FsFlags::ST_RDONLY),
             no_exec: flags.contains(FsFlags::ST_NOEXEC),

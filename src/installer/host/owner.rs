@@ -1,4 +1,5 @@
-//! Whether a component of a path is root's alone: its owner, its mode, and who is in its group.
+//! Checks by owner, mode, group and access control list that no user other than root can change a component of a path. The walk along the
+//! path is in `program`.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -9,65 +10,65 @@ use nix::sys::stat::{FileStat, SFlag};
 
 use super::{HostRoot, own_path};
 
-/// `/etc/group` and `/etc/passwd` of a host with thousands of users.
+/// Size limit in bytes for `/etc/group` and `/etc/passwd`, enough for thousands of users.
 const DATABASE_LIMIT: u64 = 1 << 22;
 
-/// POSIX access control lists are kept there (acl(5)); they are only asked for where the mode has room for one.
+/// The extended attribute of a POSIX access control list (acl(5)).
 const ACCESS_LIST: &str = "system.posix_acl_access";
 
-/// Why root does not run a program.
+/// Why Farrier, as root, refuses to run a program.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProgramError {
-    /// A component of its path belongs to somebody else.
-    #[error("{path} belongs to uid {owner}, not to root")]
+    /// A component of the path belongs to another user.
+    #[error("{path} belongs to UID {owner} instead of root")]
     Owner {
-        /// The component, by its path on the host.
+        /// Path of the component on the host.
         path: String,
-        /// Its owner.
+        /// UID of the owner.
         owner: u32,
     },
-    /// A component of its path can be written by others.
-    #[error("{path} can be written by {whom}")]
+    /// A component of the path is writable by other users.
+    #[error("{path} is writable by {whom}")]
     Writable {
-        /// The component, by its path on the host.
+        /// Path of the component on the host.
         path: String,
-        /// By whom.
+        /// The users with write access.
         whom: Writers,
-        /// What `chmod` is given.
+        /// The mode argument for `chmod`, such as `go-w`.
         mend: &'static str,
     },
-    /// A component of its path has an access control list, which may name anybody.
-    #[error("{path} has an access control list that lets others write")]
+    /// A component of the path has an access control list, which may name any user.
+    #[error("{path} has an access control list, which may let other users write")]
     AccessList {
-        /// The component, by its path on the host.
+        /// Path of the component on the host.
         path: String,
     },
-    /// It is no file that could be run.
-    #[error("{path} is no regular file")]
+    /// The path is not a regular file.
+    #[error("{path} is not a regular file")]
     NoFile {
-        /// Its path on the host.
+        /// Path on the host.
         path: String,
     },
-    /// A script whose interpreter is a script.
-    #[error("{path} is a script whose interpreter {interpreter} is a script, too")]
+    /// The program is a script whose interpreter is a script.
+    #[error("{path} is a script whose interpreter {interpreter} is also a script")]
     Interpreter {
-        /// Its path on the host.
+        /// Path on the host.
         path: String,
-        /// What its first line names.
+        /// The interpreter in the first line.
         interpreter: String,
     },
-    /// It can't be looked at.
+    /// A component of the path can't be opened or examined.
     #[error("failed to open {path}: {errno}")]
     Open {
-        /// The component, by its path on the host.
+        /// Path of the component on the host.
         path: String,
-        /// What the system says.
+        /// The error of the system call.
         errno: Errno,
     },
 }
 
 impl ProgramError {
-    /// How an operator corrects the cause.
+    /// The step by which an administrator corrects the cause.
     #[must_use]
     pub fn help(&self) -> Option<Cow<'_, str>> {
         Some(match self {
@@ -85,10 +86,10 @@ impl ProgramError {
     }
 }
 
-/// Who can write a component of a path, other than root.
+/// The users other than root who can write to a component of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Writers {
-    /// Everybody.
+    /// Every user.
     Everybody,
     /// A group that has members, or whose members are unknown.
     Group(u32),
@@ -103,7 +104,7 @@ impl fmt::Display for Writers {
     }
 }
 
-/// What counts of one component of a path.
+/// Owner, group and mode of one component of a path.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Component {
     owner: u32,
@@ -125,7 +126,7 @@ impl Component {
     }
 }
 
-/// Whether `component` is root's alone. A symlink has no mode of its own.
+/// Checks that only root, or the user `own`, can change `component`. The mode of a symlink has no effect (inode(7)).
 pub(crate) fn check_component(
     component: Component,
     own: u32,
@@ -157,13 +158,13 @@ pub(crate) fn check_component(
     if !by_group {
         return Ok(());
     }
-    // The bits of the group are then the most that the list may give to anybody in it.
+    // With an access control list, the group bits are the maximum of the rights in the list (acl(5)).
     if has_access_list() {
         return Err(ProgramError::AccessList {
             path: path.to_owned(),
         });
     }
-    // What is in it must be root's, which the walk looks at next.
+    // In a sticky directory only root and the owner of an entry can replace the entry. The walk checks that owner next.
     let is_sticky = component.is(SFlag::S_IFDIR) && component.mode & 0o1000 != 0;
     if is_sticky || component.group == 0 || without_members() {
         return Ok(());
@@ -171,7 +172,8 @@ pub(crate) fn check_component(
     Err(writable(Writers::Group(component.group), "g-w"))
 }
 
-/// Whether nobody but root is in that group of the host. A group that the host's files don't name may have members elsewhere.
+/// Whether the group has no member other than root. A group that is missing from `/etc/group` may have members in another database, so the
+/// answer is `false`.
 pub(crate) fn is_without_members(host: &HostRoot, group: u32) -> bool {
     let read = |path| host.read_text(path, DATABASE_LIMIT).ok().flatten();
     match (read("/etc/group"), read("/etc/passwd")) {
@@ -200,12 +202,12 @@ fn without_members(group: u32, groups: &str, users: &str) -> bool {
         })
 }
 
-/// Whether an access control list stands behind the mode. Where that can't be told, the answer is yes, unless the file system has none.
+/// Whether a file has an access control list. True also on an error, unless the file system has no access control lists.
 pub(crate) fn has_access_list(file: &OwnedFd) -> bool {
     has_attribute(file, ACCESS_LIST)
 }
 
-/// Whether a file has an extended attribute. Where that can't be told, the answer is yes, unless the file system has none.
+/// Whether a file has an extended attribute. True also on an error, unless the file system has no extended attributes.
 pub(crate) fn has_attribute(file: &OwnedFd, name: &str) -> bool {
     match xattr::get(own_path(file), name) {
         Ok(value) => value.is_some(),

@@ -1,6 +1,6 @@
-//! Paths on the host as text: absolute, with `/` between the parts. Pure.
+//! Splits absolute paths of the host as text. Pure.
 
-/// The directory that a path on the host is in; `/` for a path without one.
+/// The parent directory of a path on the host; `/` for a path without a parent.
 #[must_use]
 pub fn parent_directory(path: &str) -> &str {
     match path.rsplit_once('/') {
@@ -9,7 +9,7 @@ pub fn parent_directory(path: &str) -> &str {
     }
 }
 
-/// The last part of a path on the host.
+/// The last component of a path on the host.
 #[must_use]
 pub fn file_name(path: &str) -> &str {
     path.rsplit_once('/').map_or(path, |(_, name)| name)

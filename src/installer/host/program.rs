@@ -1,7 +1,7 @@
-//! Opens a program of the host that root is about to run: by its path, component by component, each of which must be root's alone.
+//! Opens a program of the host for root to run, and checks every component of its path. No program is run here.
 //!
-//! A program is trusted as far as its path is: whoever may write a directory above it may put another program in its place. The
-//! descriptor that was looked at is the one that is run.
+//! A user who can write to one of the directories in the path can replace the program, so only root may be able to do so. The checked
+//! descriptor is the one that is executed.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -23,30 +23,30 @@ use super::{HostRoot, MAX_SYMLINKS, own_path};
 /// `execve(2)` reads 256 bytes of a file to find the interpreter of a script.
 const INTERPRETER_LINE: u64 = 256;
 
-/// A program that only root could have put in its place.
+/// A program that no user other than root can replace.
 #[derive(Debug)]
 pub struct Program {
     /// Opened with `O_PATH`.
     file: OwnedFd,
-    /// Whether it is a script, which its interpreter has to open once more.
+    /// Whether the program is a script, which its interpreter opens once more.
     is_script: bool,
 }
 
 impl Program {
-    /// The descriptor that was looked at.
+    /// The checked descriptor.
     #[must_use]
     pub fn into_file(self) -> OwnedFd {
         self.file
     }
 
-    /// Whether it is a script, which its interpreter has to open once more.
+    /// Whether the program is a script, which its interpreter opens once more.
     #[must_use]
     pub fn is_script(&self) -> bool {
         self.is_script
     }
 
     /// Whether the kernel gives the process of an ordinary user more privileges when it executes the file (`execve(2)`,
-    /// `capabilities(7)`). Where that can't be told, the answer is yes, unless the file system has no extended attributes.
+    /// `capabilities(7)`). True also on an error, unless the file system has no extended attributes.
     #[must_use]
     pub fn gives_privileges(&self) -> bool {
         let bits = Mode::S_ISUID | Mode::S_ISGID;
@@ -55,17 +55,17 @@ impl Program {
         has_bits || has_attribute(&self.file, "security.capability")
     }
 
-    /// Device and inode.
+    /// Device and inode of the program.
     ///
     /// # Errors
-    /// When the kernel does not say.
+    /// The error of `fstat(2)`.
     pub fn identity(&self) -> std::io::Result<(u64, u64)> {
         let stat = nix::sys::stat::fstat(&self.file)?;
         Ok((stat.st_dev, stat.st_ino))
     }
 }
 
-/// Where the walk along a path is: the directories from the root on.
+/// The state of a walk along a path: the directories from the root to the current one.
 struct Walk<'a> {
     host: &'a HostRoot,
     above: Vec<(OwnedFd, Component)>,
@@ -75,12 +75,12 @@ struct Walk<'a> {
 impl HostRoot {
     /// Opens the program at `path`, an absolute path on the host, for root to run.
     ///
-    /// Every directory from the root on, every symlink and the program itself must belong to root, or to whoever runs this, and must be
-    /// writable by nobody else. A directory may be writable by its group where that is group 0 or has no members, or where the directory
-    /// is sticky, so that its members can't replace what root put there. Of a script the interpreter is looked at in the same way.
+    /// Every directory from the root on, every symlink and the program itself must belong to root or to the user of this process, and no
+    /// other user may be able to write to it. A directory may be writable by its group if the group is group 0 or has no members, or if the
+    /// directory is sticky, so that the members can't replace root's files. The interpreter of a script is checked in the same way.
     ///
     /// # Errors
-    /// Names the first component that is not so, with the command that mends it.
+    /// Names the first component that violates this, and in its help the command that corrects it.
     pub fn open_program(&self, path: &str) -> Result<Program, ProgramError> {
         let (file, interpreter) = self.open_checked(path)?;
         if let Some(interpreter) = &interpreter
@@ -97,23 +97,23 @@ impl HostRoot {
         })
     }
 
-    /// As [`Self::open_program`], of any regular file that root reads: a unit of systemd.
+    /// Checks a regular file that root reads, such as a unit of systemd, as [`Self::open_program`] checks a program.
     ///
     /// # Errors
-    /// As for [`Self::open_program`].
+    /// As of [`Self::open_program`].
     pub fn check_owner(&self, path: &str) -> Result<(), ProgramError> {
         self.open_checked(path).map(drop)
     }
 
-    /// Device and inode of the program that the process `pid` of this host's `/proc` runs; `None` where there is no such process.
+    /// Device and inode of the program of the process `pid` in this host's `/proc`; `None` if there is no such process.
     #[must_use]
     pub fn identity_of_program(&self, pid: u32) -> Option<(u64, u64)> {
-        // As for its root: the kernel keeps this link out of every bounded resolution.
+        // `openat2` with RESOLVE_IN_ROOT does not follow `/proc/PID/exe`.
         let program = std::fs::metadata(self.path.join(format!("proc/{pid}/exe"))).ok()?;
         Some((program.dev(), program.ino()))
     }
 
-    /// The file at `path`, and the interpreter in its first line.
+    /// Opens the file at `path` after the checks; returns the interpreter of its first line, too.
     fn open_checked(&self, path: &str) -> Result<(OwnedFd, Option<String>), ProgramError> {
         let file = Walk::start(self)?.to(path)?;
         let start = read_start(&file).map_err(|errno| ProgramError::Open {
@@ -139,7 +139,7 @@ impl<'a> Walk<'a> {
         Ok(walk)
     }
 
-    /// The path of `name` in the directory where the walk is.
+    /// The path of `name` in the current directory of the walk.
     fn path_of(&self, name: &str) -> String {
         let mut names = self.names.clone();
         names.push(name.to_owned());
@@ -159,7 +159,7 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Goes to `path` and returns the regular file there.
+    /// Walks to `path` and returns the regular file there.
     fn to(mut self, path: &str) -> Result<OwnedFd, ProgramError> {
         let mut left: VecDeque<String> = components(path);
         let mut symlinks = 0;
@@ -180,7 +180,8 @@ impl<'a> Walk<'a> {
             let Some((directory, _)) = self.above.last() else {
                 return Err(failed(Errno::ENOENT));
             };
-            // No link is followed but by this walk; that of a process (`/proc/PID/root`) leads out of the host.
+            // Only this walk follows symlinks, so that their targets are checked. The symlinks of a process, such as `/proc/PID/root`, lead
+            // out of the host.
             let how = OpenHow::new()
                 .flags(OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
                 .resolve(ResolveFlag::RESOLVE_NO_MAGICLINKS | ResolveFlag::RESOLVE_BENEATH);
@@ -228,13 +229,13 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// The first bytes of a regular file; none where only its execution is allowed.
+/// The first bytes of a regular file; empty if this process may only execute the file.
 fn read_start(file: &OwnedFd) -> Result<Vec<u8>, Errno> {
     let mut start = Vec::new();
     let read = File::open(own_path(file))
         .and_then(|opened| opened.take(INTERPRETER_LINE).read_to_end(&mut start));
     match read.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or_default())) {
-        // Whoever may not read a script can't run it, and any other program needs no reading.
+        // A script that can't be read can't be run either, and other programs need not be read.
         Ok(_) | Err(Errno::EACCES) => Ok(start),
         Err(errno) => Err(errno),
     }
@@ -263,7 +264,7 @@ mod tests {
     use super::*;
     use crate::handoff::Problem;
 
-    /// A host with directories and links: a link that goes through one that all can write, and others.
+    /// A host with directories and symlinks; every user can write to the directory `open`.
     fn host() -> (tempfile::TempDir, HostRoot) {
         let directory = tempfile::tempdir().unwrap();
         let path = |path: &str| directory.path().join(path);
@@ -307,11 +308,11 @@ mod tests {
     #[case("/open/below/program", Err("`chmod go-w /open`"))]
     #[case("/a/loop", Err("/a/loop"))]
     #[case("/a/gone", Err("/nowhere"))]
-    #[case("/a/b", Err("no regular file"))]
+    #[case("/a/b", Err("not a regular file"))]
     #[case("/a/b/program/", Ok(false))]
-    #[case("/a/b/program/x", Err("no regular file"))]
+    #[case("/a/b/program/x", Err("not a regular file"))]
     #[case("/a/script", Ok(true))]
-    #[case("/a/nested", Err("is a script, too"))]
+    #[case("/a/nested", Err("is also a script"))]
     #[case("/a/loose", Err("`chmod go-w /open`"))]
     fn every_component_of_the_path_of_a_program_is_checked(
         #[case] path: &str,

@@ -1,5 +1,5 @@
-//! Writing to the host: files replaced in one step, links swapped, folders made and removed, each on disk for certain before the call
-//! returns. What to write is decided elsewhere.
+//! Writes to the host: replaces files atomically, swaps symlinks, creates and removes directories. Every change is synced to the disk
+//! before the call returns. The callers decide the contents.
 
 use std::fs::{File, Permissions};
 use std::io::Write as _;
@@ -14,45 +14,47 @@ use xattr::FileExt as _;
 use super::{Error, HostRoot, NEW_SUFFIX, OLD_SUFFIX, Result, failed, failed_io};
 use crate::handoff::Sha256Digest;
 
-/// Extended attributes that belong to a file's bytes and not to its place: signatures (`security.ima`, `security.evm`) and
+/// Extended attributes that are valid for the old contents only, and are not copied: signatures (`security.ima`, `security.evm`) and
 /// privileges (`capabilities(7)`).
 const OF_THE_BYTES: [&str; 3] = ["security.ima", "security.evm", "security.capability"];
 
-/// Gives `new` the owner, mode and extended attributes of `old`: a label of `SELinux` decides whether containerd may read the file.
+/// Copies the owner, mode and extended attributes of `old` to `new`: without the `SELinux` label, containerd may not read the file.
 fn keep_attributes(old: &File, new: &File, path: &str) -> Result<()> {
     let failed = |act| failed_io(act, path);
-    let before = old.metadata().map_err(failed("look at"))?;
-    let now = new.metadata().map_err(failed("look at the new"))?;
+    let before = old.metadata().map_err(failed("read the metadata of"))?;
+    let now = new
+        .metadata()
+        .map_err(failed("read the metadata of the replacement of"))?;
     if (before.uid(), before.gid()) != (now.uid(), now.gid()) {
-        fchown(new, Some(before.uid()), Some(before.gid())).map_err(failed("keep the owner of"))?;
+        fchown(new, Some(before.uid()), Some(before.gid())).map_err(failed("copy the owner of"))?;
     }
     new.set_permissions(Permissions::from_mode(before.mode() & 0o7777))
-        .map_err(failed("keep the mode of"))?;
-    // A file system without such attributes has none to keep.
+        .map_err(failed("copy the mode of"))?;
+    // A file system without extended attributes lists none.
     for name in old.list_xattr().into_iter().flatten() {
         if OF_THE_BYTES.iter().any(|known| name == *known) {
             continue;
         }
         let value = old
             .get_xattr(&name)
-            .map_err(failed("read the attributes of"))?;
-        // Removed since it was listed.
+            .map_err(failed("read the extended attributes of"))?;
+        // The attribute was removed after the listing.
         let Some(value) = value else {
             continue;
         };
         if new.get_xattr(&name).ok().flatten().as_ref() != Some(&value) {
             new.set_xattr(&name, &value)
-                .map_err(failed("keep the attributes of"))?;
+                .map_err(failed("copy the extended attributes of"))?;
         }
     }
     Ok(())
 }
 
 impl HostRoot {
-    /// The folder `path` and those of its parents that are not there, outermost first.
+    /// Those of the directory `path` and its parents that do not exist, outermost first.
     ///
     /// # Errors
-    /// When one can't be looked at: what was there is never counted as made by a change, which would remove it with the change.
+    /// When one of them can't be checked. A change removes the directories that it created, so an existing one must not be listed here.
     pub fn missing_directories(&self, path: &str) -> Result<Vec<String>> {
         let mut directory = String::new();
         let mut missing = Vec::new();
@@ -61,16 +63,16 @@ impl HostRoot {
             match self.open_at(&directory, OFlag::O_PATH | OFlag::O_DIRECTORY) {
                 Ok(_) => {}
                 Err(Errno::ENOENT | Errno::ENOTDIR) => missing.push(directory.clone()),
-                Err(errno) => return Err(failed("look at", &directory)(errno)),
+                Err(errno) => return Err(failed("read the metadata of", &directory)(errno)),
             }
         }
         Ok(missing)
     }
 
-    /// Makes a folder, whose parent is there; one that is there already is fine.
+    /// Creates a directory, whose parent must exist. An existing directory is no error.
     ///
     /// # Errors
-    /// When it can't be made.
+    /// When the directory can't be created.
     pub fn create_directory(&self, path: &str) -> Result<()> {
         let entry = self.entry(path)?;
         match mkdirat(
@@ -80,17 +82,17 @@ impl HostRoot {
         ) {
             Ok(()) => entry.sync(),
             Err(Errno::EEXIST) => Ok(()),
-            Err(errno) => Err(failed("make the folder", path)(errno)),
+            Err(errno) => Err(failed("create the directory", path)(errno)),
         }
     }
 
-    /// Replaces the file at `path`, or makes it, in one step that a crash can't halve. The new file has the owner, mode and extended
-    /// attributes of the old one, or `mode`; a link is followed, inside the root, and stays a link.
+    /// Atomically replaces the file at `path`, or creates it. The new file has the owner, mode and extended attributes of the old file;
+    /// without an old file, it has `mode`. A symlink is followed inside the root and stays a symlink.
     ///
-    /// `expected` is the SHA-256 of the bytes that the caller read, `None` where it found no file.
+    /// `expected` is the SHA-256 of the contents that the caller has read, or `None` if the caller found no file.
     ///
     /// # Errors
-    /// [`Error::Changed`] where something else stands there by now; otherwise what the system says.
+    /// [`Error::Changed`] when the current contents are not the expected ones; otherwise the error of the system call.
     pub fn replace(
         &self,
         path: &str,
@@ -124,16 +126,16 @@ impl HostRoot {
         self.commit_new(path)
     }
 
-    /// An empty file with `mode` beside `path`, under its name with [`NEW_SUFFIX`].
+    /// Creates an empty file with `mode` beside `path`; its name is that of `path` with [`NEW_SUFFIX`].
     ///
     /// # Errors
-    /// When it can't be made.
+    /// When the file can't be created.
     pub fn create_new(&self, path: &str, mode: u32) -> Result<File> {
         let new = format!("{path}{NEW_SUFFIX}");
-        // Left over from a run that was killed; we hold the lock.
+        // An existing file is from a killed run: this run holds the lock.
         self.remove_file(&new)?;
         let entry = self.entry(&new)?;
-        // O_EXCL: nobody's link is written through.
+        // O_EXCL: a symlink of another user is not followed.
         let how = OpenHow::new()
             .flags(
                 OFlag::O_WRONLY
@@ -144,22 +146,22 @@ impl HostRoot {
             )
             .mode(Mode::from_bits_truncate(0o600));
         let file = File::from(
-            openat2(&entry.directory, entry.name.as_str(), how).map_err(failed("make", &new))?,
+            openat2(&entry.directory, entry.name.as_str(), how).map_err(failed("create", &new))?,
         );
         file.set_permissions(Permissions::from_mode(mode))
             .map_err(failed_io("set the mode of", &new))?;
         Ok(file)
     }
 
-    /// Removes what [`Self::create_new`] made and nobody put in place. Best effort: a later run overwrites it.
+    /// Removes the file of [`Self::create_new`]. Best effort: a later run overwrites a file that remains.
     pub fn discard_new(&self, path: &str) {
         let _ = self.remove_file(&format!("{path}{NEW_SUFFIX}"));
     }
 
-    /// Puts what [`Self::create_new`] made in the place of `path`.
+    /// Renames the file of [`Self::create_new`] to `path`.
     ///
     /// # Errors
-    /// When it can't be renamed.
+    /// When the file can't be renamed.
     pub fn commit_new(&self, path: &str) -> Result<()> {
         let entry = self.entry(path)?;
         let new = format!("{}{NEW_SUFFIX}", entry.name);
@@ -169,26 +171,27 @@ impl HostRoot {
             &entry.directory,
             entry.name.as_str(),
         )
-        .map_err(failed("put a new file in the place of", path))?;
+        .map_err(failed("replace", path))?;
         entry.sync()
     }
 
-    /// Points the link at `path` to `target` in one step.
+    /// Atomically replaces the symlink at `path` with one to `target`, or creates it.
     ///
     /// # Errors
-    /// When it can't be made.
+    /// When the symlink can't be created or renamed.
     pub fn swap_symlink(&self, path: &str, target: &str) -> Result<()> {
         let new = format!("{path}{NEW_SUFFIX}");
         self.remove_file(&new)?;
         let entry = self.entry(&new)?;
-        symlinkat(target, &entry.directory, entry.name.as_str()).map_err(failed("make", &new))?;
+        symlinkat(target, &entry.directory, entry.name.as_str()).map_err(failed("create", &new))?;
         self.commit_new(path)
     }
 
-    /// Gives the file at `path` a second name, so that its bytes outlive what is put in its place. Nothing there, or a link, is fine.
+    /// Creates a hard link to the file at `path`, with [`OLD_SUFFIX`], so that the file survives its replacement. A symlink, or a path
+    /// where nothing exists, is skipped.
     ///
     /// # Errors
-    /// When the name can't be made.
+    /// When the hard link can't be created.
     pub fn keep_replaced(&self, path: &str) -> Result<()> {
         if !self.exists(path)? || self.symlink_target(path)?.is_some() {
             return Ok(());
@@ -204,14 +207,14 @@ impl HostRoot {
             name.as_str(),
             AtFlags::empty(),
         )
-        .map_err(failed("keep", path))?;
+        .map_err(failed("create a hard link to", path))?;
         entry.sync()
     }
 
-    /// Puts the file back that [`Self::keep_replaced`] kept, if it kept one.
+    /// Restores the file of [`Self::keep_replaced`], if there is one.
     ///
     /// # Errors
-    /// When it can't be renamed.
+    /// When the file can't be renamed.
     pub fn restore_replaced(&self, path: &str) -> Result<()> {
         let old = format!("{path}{OLD_SUFFIX}");
         if !self.exists(&old)? {
@@ -225,21 +228,22 @@ impl HostRoot {
             &entry.directory,
             entry.name.as_str(),
         )
-        .map_err(failed("put back", path))?;
-        // Two names of one file: renaming does nothing then (rename(2)).
+        .map_err(failed("restore", path))?;
+        // If both names are hard links to one file, a rename does nothing (rename(2)).
         self.remove_file(&old)?;
         entry.sync()
     }
 
-    /// Removes the second name of [`Self::keep_replaced`]. Best effort: it stands in a predecessor's folder and does no harm.
+    /// Removes the hard link of [`Self::keep_replaced`]. Best effort: a hard link that remains in a legacy installer's directory has no
+    /// effect.
     pub fn discard_replaced(&self, path: &str) {
         let _ = self.remove_file(&format!("{path}{OLD_SUFFIX}"));
     }
 
-    /// Removes a file or a link, not what it points to; nothing there is fine.
+    /// Removes a file or a symlink. A path where nothing exists is no error.
     ///
     /// # Errors
-    /// When it can't be removed.
+    /// When the file can't be removed.
     pub fn remove_file(&self, path: &str) -> Result<()> {
         let Some(entry) = self.entry_in_directory(path)? else {
             return Ok(());
@@ -252,10 +256,10 @@ impl HostRoot {
         }
     }
 
-    /// Removes a folder if it is empty; says whether it is gone.
+    /// Removes a directory if it is empty; returns whether the directory no longer exists.
     ///
     /// # Errors
-    /// When it can't be removed for another reason than what is in it.
+    /// When an empty directory can't be removed.
     pub fn remove_directory(&self, path: &str) -> Result<bool> {
         let Some(entry) = self.entry_in_directory(path)? else {
             return Ok(true);
@@ -268,7 +272,7 @@ impl HostRoot {
             Ok(()) => entry.sync().map(|()| true),
             Err(Errno::ENOENT) => Ok(true),
             Err(Errno::ENOTEMPTY | Errno::EEXIST | Errno::ENOTDIR | Errno::EBUSY) => Ok(false),
-            Err(errno) => Err(failed("remove the folder", path)(errno)),
+            Err(errno) => Err(failed("remove the directory", path)(errno)),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a start of this program does that only enters a root and becomes a program of the host. Looks at nothing but its arguments.
+//! The second start of Farrier: changes the root and executes a program of the host. Uses only its arguments.
 
 use std::convert::Infallible;
 use std::ffi::{CString, OsString};
@@ -11,33 +11,33 @@ use nix::errno::Errno;
 use nix::fcntl::AtFlags;
 use nix::sched::{CloneFlags, setns};
 
-/// Exit status of a start that could not enter the root, or could not execute the file at all, as `chroot(1)` has it.
+/// Exit status when the root could not be changed or the file could not be executed, as of `chroot(1)`.
 pub(crate) const CHILD_FAILED: i32 = 125;
 
-/// Exit status where a program or its loader is missing or must not be executed, as shells have it.
+/// Exit status when the program or its loader is missing or may not be executed, as of a shell.
 pub(crate) const NOT_FOUND: i32 = 127;
 
-/// Programs of a host look for others here; nothing of our own environment reaches them.
+/// The whole environment of a program of the host. No variable of Farrier's own environment is passed on.
 pub(crate) const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Where a program runs.
+/// The root and namespaces in which a program runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExecContext {
-    /// In the host's root. Enough for whatever only reads its arguments and files.
+    /// In the host's root. Sufficient for a program that only reads its arguments and files.
     Root,
-    /// In the host's root and also in the mount namespace and the cgroup of its process 1, as if started on the host itself: what
-    /// starts a service or looks for one needs this, where we run in a pod.
+    /// In the host's root and also in the mount namespace and the cgroup of the host's process 1, as if started on the host itself. A
+    /// program that starts or queries services needs this when Farrier runs in a pod.
     Host,
 }
 
-/// How a start of this program that enters a root finds what it becomes.
+/// How the second start of Farrier finds the program that it executes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Source {
-    /// By its path in that root.
+    /// By its path in the new root.
     Path,
-    /// By the descriptor that is its standard input.
+    /// By the descriptor in its standard input.
     Descriptor,
-    /// By that descriptor, which the script's interpreter opens once more and therefore has to find there.
+    /// By the descriptor in its standard input, which stays open: the script's interpreter opens the script once more.
     Script,
 }
 
@@ -62,14 +62,14 @@ impl Source {
     }
 }
 
-/// Goes to the place in the first argument, of the root in the third, and becomes the program in the fourth, found as the second
-/// says, with the rest as its arguments. Returns the exit status of a start that failed, and else not at all.
+/// Changes the root and executes a program. Arguments: the context ([`ExecContext`]), the source of the program, the root directory, the
+/// program's path, and the program's arguments. Returns only on a failure, with the exit status.
 #[must_use]
 pub fn child_main(arguments: Vec<OsString>) -> i32 {
     match become_program(arguments) {
         Ok(never) => match never {},
         Err((status, message)) => {
-            // The parent reads standard error; there is nothing to do about a parent that is gone.
+            // The parent reads standard error. A failed write means that the parent has ended.
             let _ = std::io::Write::write_all(&mut std::io::stderr(), message.as_bytes());
             status
         }
@@ -79,14 +79,14 @@ pub fn child_main(arguments: Vec<OsString>) -> i32 {
 fn become_program(arguments: Vec<OsString>) -> Result<Infallible, (i32, String)> {
     let mut arguments = arguments.into_iter();
     let failed = |message: String| (CHILD_FAILED, message);
-    let absent = |what: &str| failed(format!("no {what} was named"));
-    let context = arguments.next().ok_or_else(|| absent("place"))?;
+    let absent = |what: &str| failed(format!("missing argument: {what}"));
+    let context = arguments.next().ok_or_else(|| absent("context"))?;
     let source = arguments.next().ok_or_else(|| absent("source"))?;
     let source = Source::ALL
         .into_iter()
         .find(|known| source == known.name())
-        .ok_or_else(|| absent("known source"))?;
-    let root = arguments.next().ok_or_else(|| absent("root"))?;
+        .ok_or_else(|| absent("valid source"))?;
+    let root = arguments.next().ok_or_else(|| absent("root directory"))?;
     let root = Path::new(&root);
     let program: Vec<CString> = arguments
         .map(|argument| CString::new(argument.into_vec()))
@@ -102,7 +102,7 @@ fn become_program(arguments: Vec<OsString>) -> Result<Infallible, (i32, String)>
     } else {
         nix::unistd::chroot(root)
             .and_then(|()| nix::unistd::chdir("/"))
-            .map_err(|errno| failed(format!("can't enter {}: {errno}", root.display())))?;
+            .map_err(|errno| failed(format!("failed to enter {}: {errno}", root.display())))?;
     }
     let environment = CString::new(PATH).map_err(|error| failed(error.to_string()))?;
     let environment = [environment];
@@ -115,27 +115,28 @@ fn become_program(arguments: Vec<OsString>) -> Result<Infallible, (i32, String)>
         (None, _) => nix::unistd::execve(path, &program, &environment),
     };
     never.map_err(|errno| match errno {
-        // execve(2): also where the file is there and its loader is not.
+        // execve(2): also when the file exists and its loader does not.
         Errno::ENOENT => (
             NOT_FOUND,
-            "the program or its loader is not there".to_owned(),
+            "the program or its loader does not exist".to_owned(),
         ),
         Errno::EACCES => (NOT_FOUND, errno.to_string()),
         errno => failed(errno.to_string()),
     })
 }
 
-/// The descriptor that is standard input, which nothing that is run gets to see, with nothing in its place.
+/// Takes the descriptor out of standard input and puts `/dev/null` there, which the executed program inherits.
 fn take_stdin() -> std::io::Result<OwnedFd> {
     let opened = std::io::stdin().as_fd().try_clone_to_owned()?;
     nix::unistd::dup2_stdin(File::open("/dev/null")?)?;
     Ok(opened)
 }
 
-/// Goes where process 1 of the host is. Where `root` is not that process' root, the host is but a folder, and that is entered.
+/// Enters the root, mount namespace and cgroups of the host's process 1. If `root` is not the root of process 1, as with an unpacked
+/// image, only the root is changed.
 fn enter_host(root: &Path) -> Result<(), String> {
     let failed_to_enter =
-        |what: &str, message: &dyn std::fmt::Display| format!("can't enter {what}: {message}");
+        |what: &str, message: &dyn std::fmt::Display| format!("failed to enter {what}: {message}");
     let open = |name: &str| {
         let path = root.join("proc/1").join(name);
         File::open(&path).map_err(|error| failed_to_enter(&path.display().to_string(), &error))
@@ -147,9 +148,9 @@ fn enter_host(root: &Path) -> Result<(), String> {
             .and_then(|()| nix::unistd::chdir("/"))
             .map_err(|errno| failed_to_enter(&root.display().to_string(), &errno));
     }
-    // Both are opened before the first is entered: `root` means nothing afterwards.
+    // Both are opened before the first is entered: afterwards `root` is no valid path.
     let (mounts, cgroups) = (open("ns/mnt")?, open("ns/cgroup"));
-    // A process that stayed in the pod's cgroup would end with the pod. Its namespace is missing from kernels without cgroups.
+    // A process that stays in the pod's cgroup ends with the pod. Kernels without cgroups have no cgroup namespace.
     if let Ok(cgroups) = cgroups {
         setns(cgroups, CloneFlags::CLONE_NEWCGROUP)
             .map_err(|errno| failed_to_enter("the host's cgroup namespace", &errno))?;
@@ -170,7 +171,7 @@ fn same_file(one: &File, other: &std::io::Result<File>) -> Option<bool> {
 }
 
 /// Moves this process into the cgroups of process 1 (cgroups(7): `hierarchy:controllers:path`). Best effort: a hierarchy that is not
-/// mounted has no process to lose.
+/// mounted is skipped.
 fn join_cgroups() {
     let cgroups = std::fs::read_to_string("/proc/1/cgroup").unwrap_or_default();
     for line in cgroups.lines() {
@@ -179,7 +180,7 @@ fn join_cgroups() {
             continue;
         };
         let hierarchy = controllers.trim_start_matches("name=");
-        // "0" is whoever writes it.
+        // "0" is the writing process (cgroups(7)).
         let _ = std::fs::write(
             format!("/sys/fs/cgroup/{hierarchy}{path}/cgroup.procs"),
             "0",
