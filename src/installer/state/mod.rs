@@ -1,5 +1,5 @@
-//! What Farrier owns on a host, as the state file says: handlers, their binaries and owners, the configuration file, folders.
-//! Pure: text in, text out. Where things stand on every host is said here too.
+//! The state file of a host, which records everything that Farrier owns there: handlers, their binaries and owners, the configuration file
+//! and directories. Also the paths of Farrier's own files. Pure: files are read and written elsewhere.
 
 pub mod validate;
 
@@ -11,83 +11,84 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::handoff::{self, API_VERSION, OptionValue, Owner, Sha256Digest};
 
-/// The folder of all that Farrier remembers on a host.
+/// The directory of Farrier's records on a host.
 pub const STATE_DIRECTORY: &str = "/var/lib/farrier";
-/// What Farrier owns on this host.
+/// The state file.
 pub const STATE_FILE: &str = "/var/lib/farrier/state.json";
-/// The undo log of a change under way.
+/// The journal: the undo log of a change in progress.
 pub const JOURNAL_FILE: &str = "/var/lib/farrier/journal.json";
-/// Where binaries stand, unless the distribution's row of the table has another place.
+/// The directory of the binaries, unless the distribution's row of the table has another.
 pub const INSTALL_DIRECTORY: &str = "/opt/farrier";
 
-/// A state file names at most some hundred handlers; one that is larger was not written by us.
+/// Size limit in bytes for a state file. Farrier writes far less: at most a few hundred handlers.
 pub const STATE_LIMIT: u64 = 4 << 20;
 
-/// The state file.
+/// The contents of the state file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct State {
     /// Always [`API_VERSION`].
     pub api_version: String,
-    /// The handlers that are declared to containerd because of us, by name.
+    /// The handlers that Farrier has declared to containerd, by name.
     #[serde(default)]
     pub handlers: BTreeMap<String, OwnedHandler>,
-    /// Handlers that are declared no more and whose binary stays: pods took them up while they left, and can't end without it.
+    /// Handlers that are no longer declared and whose binary remains, because pods started on them while they were removed. containerd
+    /// needs the binary to end these pods.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty", rename = "late")]
     pub draining: BTreeMap<String, OwnedHandler>,
-    /// The folder of the binaries: it stays what it was when the first one came.
+    /// The directory of the binaries, which is chosen at the first install and then kept.
     #[serde(default = "default_directory", rename = "folder")]
     pub directory: String,
-    /// The configuration file that declares them.
+    /// The configuration file that declares the handlers.
     #[serde(default)]
     pub config: Option<OwnedConfig>,
-    /// Folders that we made, outermost first.
+    /// Directories that Farrier created, outermost first.
     #[serde(default, rename = "folders")]
     pub directories: Vec<String>,
-    /// SHA-256 of the last request of each owner that was carried out.
+    /// SHA-256 of each owner's last request that was applied.
     #[serde(default, deserialize_with = "known_digests")]
     pub requests: BTreeMap<String, Sha256Digest>,
 }
 
-/// A handler of ours.
+/// A handler that Farrier manages.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct OwnedHandler {
-    /// The Shim that it belongs to, or belonged to when it is reserved.
+    /// The Shim of the handler; for a reserved handler, its former Shim.
     pub shim: String,
-    /// Whose set it is in.
+    /// The owner whose set contains the handler.
     pub owner: Owner,
-    /// The path that containerd executes, where that is not the stable one: a handler that was taken over keeps its path until it
+    /// The path that containerd executes, if it is not the stable path: a handler that was taken over keeps its path until the handler
     /// changes.
     #[serde(default)]
     pub path: Option<String>,
-    /// Its binary.
+    /// The handler's binary.
     #[serde(flatten)]
     pub binary: Binary,
-    /// Options as they are declared.
+    /// The declared options.
     #[serde(default)]
     pub options: BTreeMap<String, OptionValue>,
 }
 
-/// The binary of a handler of ours.
+/// The binary of a managed handler.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "BinaryRecord", into = "BinaryRecord")]
 pub enum Binary {
-    /// None: the handler is declared for a Shim that this host does not carry.
+    /// No binary: the handler is declared for a Shim that is not installed on this host.
     Reserved,
-    /// It stands in the store, or where the former owner of the handler put it.
+    /// The binary is in the store, or at the path where the handler's former owner installed it.
     Installed {
-        /// SHA-256 of its bytes.
+        /// SHA-256 of the binary.
         sha256: Sha256Digest,
-        /// Where the artifact came from; empty for a binary that was found on the host.
+        /// The artifact's location; empty for a binary that was already on the host.
         location: String,
-        /// SHA-256 that the artifact was asked for with.
+        /// SHA-256 of the artifact as requested.
         artifact_sha256: Option<Sha256Digest>,
     },
 }
 
 impl OwnedHandler {
-    /// SHA-256 of its binary; `None` where the handler is reserved.
+    /// SHA-256 of the binary; `None` for a reserved handler.
     #[must_use]
     pub fn sha256(&self) -> Option<Sha256Digest> {
         match self.binary {
@@ -96,14 +97,14 @@ impl OwnedHandler {
         }
     }
 
-    /// Whether it has no binary.
+    /// Whether the handler has no binary.
     #[must_use]
     pub fn is_reserved(&self) -> bool {
         self.binary == Binary::Reserved
     }
 }
 
-/// [`Binary`] as files have it: without `sha256` the handler is reserved.
+/// The form of a [`Binary`] in the state file and the journal: without `sha256`, the handler is reserved.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct BinaryRecord {
@@ -146,31 +147,31 @@ impl From<Binary> for BinaryRecord {
     }
 }
 
-/// The state file once a change is done.
+/// The change of the state file at the end of a change of the host.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum StateAfter {
-    /// It has this content.
+    /// The file is written with this content.
     Write(Box<State>),
-    /// It is removed: nothing is ours any more.
+    /// The file is removed: Farrier owns nothing on the host any more.
     Remove,
-    /// It stays as it is.
+    /// The file stays as it is.
     #[default]
     Keep,
 }
 
-/// The configuration file that holds our handlers.
+/// The configuration file that declares the managed handlers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct OwnedConfig {
     /// Absolute path on the host.
     pub path: String,
-    /// SHA-256 of what we wrote.
+    /// SHA-256 of the contents that Farrier wrote.
     #[serde(
         deserialize_with = "Sha256Digest::lenient",
         serialize_with = "Sha256Digest::or_empty"
     )]
     pub sha256: Option<Sha256Digest>,
-    /// The root configuration that containerd was given then; a run to which nobody and nothing names one goes by it.
+    /// The root configuration of containerd at that time. A run uses it if neither an option nor a running containerd names one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root: Option<String>,
 }
@@ -189,67 +190,69 @@ impl Default for State {
     }
 }
 
-/// Why a state file or journal can't be used.
+/// Why a state file or journal is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It is not of this shape.
-    #[error("{path} on the host can't be read: {source}")]
+    /// The file is not valid JSON, or lacks a field.
+    #[error("failed to parse {path} on the host: {source}")]
     Json {
         /// Path on the host.
         path: &'static str,
-        /// What the parser says.
+        /// The parser's error.
         #[source]
         source: serde_json::Error,
     },
-    /// A newer Farrier wrote it.
-    #[error("{path} on the host has apiVersion {found:?}, this release reads only {API_VERSION:?}")]
+    /// A newer release of Farrier wrote the file.
+    #[error(
+        "{path} on the host has apiVersion {found:?}, but this release reads only {API_VERSION:?}"
+    )]
     Version {
         /// Path on the host.
         path: &'static str,
-        /// What it says.
+        /// Its API version.
         found: String,
     },
-    /// It names what was never ours.
-    #[error("{path} on the host names {found:?}, where nothing of Farrier stands")]
+    /// The file contains a path, name or digest that Farrier never writes.
+    #[error("{path} on the host contains {found:?}, which Farrier never writes")]
     UnexpectedPath {
         /// Path on the host.
         path: &'static str,
-        /// What it names.
+        /// The value.
         found: String,
     },
 }
 
 impl Error {
-    /// How an operator corrects the cause.
+    /// The step by which an administrator corrects the cause.
     #[must_use]
     pub fn help(&self) -> Option<Cow<'_, str>> {
         Some(match self {
-            Self::Json { .. } => {
-                Cow::Borrowed("restore it from a backup, or remove it and what it names by hand")
-            }
-            Self::Version { .. } => Cow::Borrowed("use the release that wrote it"),
+            Self::Json { .. } => Cow::Borrowed(
+                "restore the file from a backup, or remove the file and everything that it names",
+            ),
+            Self::Version { .. } => Cow::Borrowed("use the release of Farrier that wrote the file"),
             Self::UnexpectedPath { .. } => Cow::Borrowed(
-                "restore it from a backup, or remove it and what is Farrier's by hand",
+                "restore the file from a backup, or remove the file and all of Farrier's other files",
             ),
         })
     }
 }
 
 impl State {
-    /// The file's text.
+    /// The state file's text.
     #[must_use]
     pub fn to_json(&self) -> String {
         handoff::to_indented_json(self)
     }
 
-    /// Whether nothing on the host is ours.
+    /// Whether Farrier owns no handler on the host.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.handlers.is_empty() && self.draining.is_empty()
     }
 }
 
-/// The requests of a state file. A text that is not a digest is the digest of no request.
+/// Reads the requests of a state file, and skips a text that is not a digest, as no request has it.
 fn known_digests<'de, D: Deserializer<'de>>(
     field: D,
 ) -> Result<BTreeMap<String, Sha256Digest>, D::Error> {
@@ -259,26 +262,26 @@ fn known_digests<'de, D: Deserializer<'de>>(
         .collect())
 }
 
-/// Where binaries stood before the table had more than one place.
+/// The directory of the binaries in state files of releases that had only this one.
 pub(crate) fn default_directory() -> String {
     INSTALL_DIRECTORY.to_owned()
 }
 
-/// Where binaries stand on a host: under the SHA-256 of their bytes in the store, and behind stable paths that link there.
+/// The paths of the binaries on a host: in the store, each binary is named by its SHA-256; the stable paths are symlinks into the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InstallPaths {
-    /// The folder of both, absolute on the host.
+    /// The directory of store and stable paths, absolute on the host.
     pub directory: String,
 }
 
 impl InstallPaths {
-    /// Binaries under the SHA-256 of their bytes.
+    /// The store: the directory of the binaries, each named by its SHA-256.
     #[must_use]
     pub fn store(&self) -> String {
         format!("{}/store", self.directory)
     }
 
-    /// The paths that containerd executes: links into the store, which a change of the binary alone swaps.
+    /// The directory of the stable paths, which containerd executes. Only the symlink is swapped when a binary changes.
     #[must_use]
     pub fn bin(&self) -> String {
         format!("{}/bin", self.directory)
@@ -290,46 +293,46 @@ impl InstallPaths {
         format!("{}/bin/containerd-shim-{handler}", self.directory)
     }
 
-    /// The handler that the file name of a stable path is for.
+    /// The handler of a stable path, by its file name.
     #[must_use]
     pub fn handler_of(name: &str) -> Option<&str> {
         name.strip_prefix("containerd-shim-")
     }
 
-    /// The path that containerd executes for a handler of ours.
+    /// The path that containerd executes for a managed handler.
     #[must_use]
     pub fn declared_path(&self, handler: &str, owned: &OwnedHandler) -> String {
         let path = owned.path.clone();
         path.unwrap_or_else(|| self.binary_path(handler))
     }
 
-    /// The file of the store with this name: the SHA-256 of its bytes.
+    /// The path of the binary in the store with this name, its SHA-256.
     #[must_use]
     pub fn store_path(&self, name: impl fmt::Display) -> String {
         format!("{}/store/{name}", self.directory)
     }
 }
 
-/// What the link at [`InstallPaths::binary_path`] holds: relative, so that it is right under any host root.
+/// The target of the symlink at [`InstallPaths::binary_path`]. It is relative, so that it is valid under any host root.
 #[must_use]
 pub fn symlink_target(sha256: Sha256Digest) -> String {
     format!("../store/{sha256}")
 }
 
-/// The SHA-256 that a link made by [`symlink_target`] names.
+/// The SHA-256 in a symlink's target, as made by [`symlink_target`].
 #[must_use]
 pub fn target_digest(target: &str) -> Option<Sha256Digest> {
     stored_digest(target.strip_prefix("../store/")?)
 }
 
-/// The SHA-256 in the name of a file of the store. Names are compared in lower case: [`InstallPaths::store_path`] leads to no other file.
+/// The SHA-256 in the name of a file of the store. Only lower-case names count, as [`InstallPaths::store_path`] returns no other name.
 #[must_use]
 pub fn stored_digest(name: &str) -> Option<Sha256Digest> {
     let digest: Sha256Digest = name.parse().ok()?;
     (digest.to_string() == name).then_some(digest)
 }
 
-/// The word of an owner in [`State::requests`] and in what people read.
+/// The name of an owner in [`State::requests`] and in messages.
 #[must_use]
 pub fn owner_word(owner: Owner) -> &'static str {
     match owner {

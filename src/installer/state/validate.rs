@@ -1,21 +1,22 @@
-//! Reads a state file and checks every path in it. The file is ours, but the reader is root: a damaged or forged file must not lead to files
-//! of others. The checks of single paths serve the journal, too. Pure.
+//! Parses a state file and checks every path in it, as root acts on these paths: a damaged or forged file must not make Farrier change
+//! files of other programs. The journal uses the checks of single paths, too. Pure.
 
 use super::{Error, STATE_FILE, State};
 use crate::handoff::{API_VERSION, Owner};
 use crate::installer::host::path::parent_directory;
 
-/// The name of every folder of ours (the places of the distributions' table all end in it).
+/// The last component of every directory for binaries in the table of distributions.
 const OWN_NAME: &str = "farrier";
 
-/// What every binary's file name begins with, ours and a predecessor's.
+/// Prefix of every binary's file name, of Farrier and of KWasm and runtime-class-manager.
 const SHIM_PREFIX: &str = "containerd-shim-";
 
 impl State {
-    /// Reads a state file; an absent one owns nothing.
+    /// Parses a state file; `None`, an absent file, is the empty state.
     ///
     /// # Errors
-    /// When the text is no state file of this version, or names what is not ours: guessing what we own could remove what we don't.
+    /// When the text is not a state file of this version or contains a value that Farrier never writes. A guess could remove files of other
+    /// programs.
     pub fn from_json(text: Option<&str>) -> Result<Self, Error> {
         let Some(text) = text else {
             return Ok(Self::default());
@@ -36,7 +37,7 @@ impl State {
                 found,
             });
         }
-        // Former releases recorded legacy handlers beside ours. Each run reads them from the configuration.
+        // Older releases recorded the handlers of legacy installers, too. Each run now reads these handlers from the configuration.
         state.handlers.retain(|_, owned| match owned.owner {
             Owner::Cluster | Owner::Local => true,
             Owner::Kwasm | Owner::Rcm => false,
@@ -45,7 +46,7 @@ impl State {
     }
 }
 
-/// The first thing that a state file of ours would not name.
+/// The first value that Farrier never writes.
 fn unexpected_path(state: &State) -> Option<String> {
     let mut unexpected = Vec::new();
     unexpected.extend((!is_own_directory(&state.directory)).then(|| state.directory.clone()));
@@ -66,25 +67,25 @@ fn unexpected_path(state: &State) -> Option<String> {
     unexpected.into_iter().next()
 }
 
-/// A folder of ours, as the table of distributions has them.
+/// Whether `path` can be a directory for binaries, as in the table of distributions.
 pub(crate) fn is_own_directory(path: &str) -> bool {
     let name = path.rsplit_once('/').map(|(_, name)| name);
     is_plain(path) && name == Some(OWN_NAME)
 }
 
-/// The path of a shim, whosever it is.
+/// Whether `path` can be the path of a shim, of Farrier or of another installer.
 pub(crate) fn is_shim(path: &str) -> bool {
     let name = path.strip_prefix(parent_directory(path));
     let name = name.map(|name| name.trim_start_matches('/'));
     is_plain(path) && name.is_some_and(|name| name.starts_with(SHIM_PREFIX))
 }
 
-/// The file by which KWasm knows a node.
+/// Whether `path` can be the file that KWasm leaves on a provisioned node.
 pub(crate) fn is_marker(path: &str) -> bool {
     is_plain(path) && path.ends_with("/active")
 }
 
-/// An absolute path that means what it says.
+/// Whether `path` is absolute, without empty components, `.` and `..`.
 fn is_plain(path: &str) -> bool {
     path.strip_prefix('/')
         .is_some_and(|rest| rest.split('/').all(is_file_name))
@@ -121,7 +122,10 @@ mod tests {
         assert!(text.contains(managed));
         let forged = text.replace(managed, foreign);
         let error = State::from_json(Some(&forged)).unwrap_err().to_string();
-        assert!(error.contains("nothing of Farrier"), "{what}: {error}");
+        assert!(
+            error.contains("which Farrier never writes"),
+            "{what}: {error}"
+        );
     }
 
     #[test]
