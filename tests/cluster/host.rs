@@ -97,7 +97,7 @@ async fn wasm_fares_as_with_a_bare_restart(series: &'static str) {
     }
     let run = node
         .farrier("install --keep-others --reserve again --shim text=file:///etc/hostname")
-        .tells("begins neither as");
+        .tells("neither a .tar.gz archive nor");
     assert_eq!(run.report.restarts, 0);
     assert_eq!(
         node.processes(),

@@ -318,7 +318,7 @@ async fn a_failed_upgrade_keeps_the_old_version() {
 
 #[rstest]
 #[case::absent("absent", "there is no /srv/absent on this host")]
-#[case::no_program("empty", "the artifact begins neither as")]
+#[case::no_program("empty", "the artifact is neither a .tar.gz archive nor")]
 #[tokio::test]
 async fn an_unavailable_shim_changes_nothing(#[case] name: &str, #[case] reason: &str) {
     let host = Host::stocked();

@@ -1,4 +1,4 @@
-//! Why an artifact can't be had, and the check of its digest.
+//! The errors of fetching and of the hand-off directory, the limits, and the check of a digest.
 
 use std::borrow::Cow;
 use std::io;
@@ -10,111 +10,115 @@ use reqwest::StatusCode;
 use super::unpack;
 use crate::handoff::{Problem, Sha256Digest};
 
-/// The largest release archive known (wasmedge) has 45 MB; more than ten times that.
+/// Size limit in bytes for an artifact: more than ten times the largest known release archive (wasmedge, 45 MB).
 pub(crate) const MAX_ARTIFACT: u64 = 512 << 20;
-/// All artifacts together, with every try: 45 MB at 1.2 Mbit/s. What is there by then is installed.
+/// Time limit for fetching all artifacts, with all attempts: 45 MB at 1.2 Mbit/s. The artifacts that are complete by then are installed.
 pub(crate) const FETCH_LIMIT: Duration = Duration::from_mins(5);
 
-/// Why an artifact could not be had.
+/// Why fetching an artifact failed, or reading a fetched binary.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The location is no URL that can be fetched.
-    #[error("location {location:?} can't be fetched")]
+    /// The location has no supported scheme.
+    #[error("failed to fetch {location:?}: the location is not a URL that Farrier can fetch")]
     Location {
-        /// As it was asked for, but for what may be secret.
+        /// The location without secrets.
         location: String,
     },
-    /// The server was not reached, or the connection broke.
-    #[error("{url} can't be fetched: {message}")]
+    /// The server could not be reached, or the connection failed.
+    #[error("failed to fetch {url}: {message}")]
     Transport {
-        /// The first URL, as [`shown_url`] has it.
+        /// The requested URL, before redirects and without secrets.
         url: String,
-        /// The innermost cause.
+        /// The innermost error.
         message: String,
-        /// Whether asking again makes sense.
+        /// Whether another attempt may succeed.
         again: bool,
     },
-    /// The server has no such artifact.
-    #[error("{url} can't be fetched: the server answers {status}")]
+    /// The server answered with an error.
+    #[error("failed to fetch {url}: the server answers {status}")]
     Status {
-        /// The first URL, as [`shown_url`] has it.
+        /// The requested URL, before redirects and without secrets.
         url: String,
-        /// Its answer.
+        /// The server's status.
         status: StatusCode,
     },
-    /// It was not downloaded in time.
-    #[error("{location} could not be fetched within {FETCH_LIMIT:?}")]
+    /// The download exceeded the time limit.
+    #[error("failed to fetch {location} within {FETCH_LIMIT:?}")]
     TooSlow {
-        /// As [`shown_location`] has it.
+        /// The location without secrets.
         location: String,
     },
-    /// The body is larger than any shim.
-    #[error("{url} has more than {MAX_ARTIFACT} bytes")]
+    /// The artifact exceeds the size limit.
+    #[error("failed to fetch {url}: the artifact is larger than {MAX_ARTIFACT} bytes")]
     TooLarge {
-        /// The first URL, as [`shown_url`] has it.
+        /// The requested URL, before redirects and without secrets.
         url: String,
     },
-    /// Other bytes than were asked for.
-    #[error("{what} has SHA-256 {found} and not {wanted}")]
+    /// The artifact or binary has another digest than requested.
+    #[error("{what} has SHA-256 {found} instead of {wanted}")]
     Digest {
-        /// The artifact or binary.
+        /// The artifact's URL, or a word for the binary.
         what: String,
-        /// What was computed.
+        /// The computed digest.
         found: Sha256Digest,
-        /// What was asked for.
+        /// The requested digest.
         wanted: Sha256Digest,
     },
-    /// It holds no usable binary.
+    /// The artifact contains no usable binary.
     #[error(transparent)]
     Unpack(#[from] unpack::Error),
-    /// The hand-off directory can't be used.
-    #[error("{path} can't be used: {source}")]
+    /// A file in the hand-off directory can't be read or written.
+    #[error("failed to access {path}: {source}")]
     Directory {
-        /// A file in it.
+        /// The file or directory.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the system call.
         #[source]
         source: io::Error,
     },
-    /// The extra certificate authorities can't be read.
-    #[error("{path} holds no certificates in PEM: {message}")]
+    /// The extra certificate authorities can't be loaded.
+    #[error("failed to load certificates from {path}: {message}")]
     CaFile {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The cause.
         message: String,
     },
-    /// `fetch` left nothing for a Shim.
-    #[error("nothing was fetched for this shim")]
+    /// The hand-off directory contains no result or no binary for a Shim.
+    #[error("the fetch container left no binary for this shim")]
     Missing,
-    /// `fetch` says why it failed.
+    /// `fetch` reported a failure.
     #[error("{0}")]
     Reported(Problem),
 }
 
 impl Error {
-    /// How an operator corrects the cause.
+    /// The step by which an administrator corrects the cause.
     #[must_use]
     pub fn help(&self) -> Option<Cow<'_, str>> {
         Some(match self {
             Self::Location { .. } => Cow::Borrowed("write an https://, http:// or file:/// URL"),
             Self::Transport { .. } => Cow::Borrowed(
-                "see that the location is right and that its server can be reached from here (pods of the node have their own network)",
+                "check the location, and check that pods of this node can reach its server",
             ),
             Self::Status { .. } => Cow::Borrowed("correct the location"),
             Self::TooSlow { .. } => {
-                Cow::Borrowed("see how fast the node reaches that server, or use a mirror")
+                Cow::Borrowed("check the node's bandwidth to that server, or use a mirror")
             }
-            Self::TooLarge { .. } => Cow::Borrowed("no shim is that large"),
+            Self::TooLarge { .. } => {
+                Cow::Borrowed("check that the location names the archive or binary of a shim")
+            }
             Self::Digest { .. } => {
-                Cow::Borrowed("correct the digest, or find out who changed the file")
+                Cow::Borrowed("correct the digest, or find out why the file changed")
             }
             Self::Unpack(error) => return error.help(),
             Self::Directory { .. } => {
-                Cow::Borrowed("see that it is there and that farrier may write to it")
+                Cow::Borrowed("check that the directory exists and that farrier may write to it")
             }
-            Self::CaFile { .. } => Cow::Borrowed("name a file with `BEGIN CERTIFICATE` in it"),
-            Self::Missing => Cow::Borrowed("see the log of the fetch container"),
+            Self::CaFile { .. } => {
+                Cow::Borrowed("name a PEM file, which contains `BEGIN CERTIFICATE`")
+            }
+            Self::Missing => Cow::Borrowed("check the log of the fetch container"),
             Self::Reported(_) => return None,
         })
     }
@@ -127,10 +131,10 @@ pub(crate) fn directory_error(path: &Path) -> impl FnOnce(io::Error) -> Error {
     }
 }
 
-/// Whether bytes are those that were asked for; anything is, where nothing was.
+/// Compares the digest of `what` with the requested one; without a requested digest, any digest is valid.
 ///
 /// # Errors
-/// [`Error::Digest`] with both.
+/// [`Error::Digest`] when they differ.
 pub fn check_digest(
     what: &str,
     found: Sha256Digest,

@@ -1,5 +1,5 @@
-//! Artifacts: fetched over HTTP(S) into the hand-off directory, verified before they are unpacked. Needs no privilege and touches no host;
-//! `file://` locations are read elsewhere, under the host's root, and the hand-off directory is read again in `handoff_dir`.
+//! Fetches artifacts over HTTP(S) into the hand-off directory, and verifies and unpacks them; configures the HTTP client. Needs no
+//! privileges and touches no file of the host. `file://` locations are read elsewhere, inside the host's root.
 
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, Write as _};
@@ -22,25 +22,25 @@ use super::unpack;
 use crate::dns::Resolver;
 use crate::handoff::{FetchResult, Problem, Sha256Digest, ShimRequest};
 
-/// Artifacts that are fetched at a time: one slow server holds up none of the others of most nodes.
+/// Concurrent downloads. On most nodes this is enough for all shims, so that a slow server delays no other download.
 const AT_A_TIME: usize = 8;
-/// Waits before the second and the third try; then the controller's own backoff takes over.
+/// Delays before the second and the third attempt. Further attempts are left to the controller's backoff.
 const RETRY_WAITS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(4)];
 
-/// GitHub redirects once, mirrors seldom more than twice.
+/// Limit for the redirects of one request. GitHub redirects once, mirrors seldom more than twice.
 const MAX_REDIRECTS: usize = 10;
-/// A connection that isn't there after two lost SYNs and their repetitions is not coming.
+/// Timeout for a connection: long enough for two lost SYNs and their retransmissions.
 const CONNECT_LIMIT: Duration = Duration::from_secs(15);
-/// Between two pieces of a body.
+/// Timeout between two chunks of a body.
 const IDLE_LIMIT: Duration = Duration::from_secs(30);
-/// A bundle of certificate authorities; Mozilla's has 230 kB.
+/// Size limit in bytes for a file of certificate authorities; Mozilla's has 230 kB.
 const MAX_CA_FILE: u64 = 4 << 20;
 
-/// Fetches what each shim names into `out`, and leaves a [`FetchResult`] for each beside its binary. What the request expects on the
-/// node is not fetched.
+/// Fetches the artifact of each shim, and writes the binary and a [`FetchResult`] to `out`. A binary that the request expects on the node
+/// is not fetched.
 ///
 /// # Errors
-/// Only when `out` or the extra certificate authorities can't be used: a shim that fails has its reason in its result.
+/// Only when `out` or the extra certificate authorities can't be used. The failure of a single shim is in its result.
 pub async fn fetch(
     shims: &[ShimRequest],
     out: &Path,
@@ -81,17 +81,17 @@ pub async fn fetch(
     Ok(results)
 }
 
-/// The absolute path on the node that a location is; `None` where it is to be fetched, or is nothing that can be.
+/// The absolute path in a `file://` location; `None` for any other location.
 #[must_use]
 pub fn path_on_host(location: &str) -> Option<&str> {
     let path = location.strip_prefix("file://")?;
     path.starts_with('/').then_some(path)
 }
 
-/// A URL fit for a report that everybody reads: without user, password, query and fragment, which hold keys and signatures.
+/// A URL for messages: without user, password, query and fragment, which may contain keys and signatures.
 fn shown_url(url: &Url) -> String {
     let mut url = url.clone();
-    // Only URLs without a host refuse these, and those have neither.
+    // Both calls fail only for URLs without a host, which have neither user nor password.
     let _ = url.set_username("");
     let _ = url.set_password(None);
     url.set_query(None);
@@ -99,7 +99,7 @@ fn shown_url(url: &Url) -> String {
     url.into()
 }
 
-/// As [`shown_url`], for what may be no URL at all.
+/// As [`shown_url`], for a location that may be no valid URL.
 fn shown_location(location: &str) -> String {
     if let Ok(url) = Url::parse(location) {
         return shown_url(&url);
@@ -109,14 +109,14 @@ fn shown_location(location: &str) -> String {
     plain.chars().take(200).collect()
 }
 
-/// Downloads until `end` at most. Verifying and unpacking come after that and are bounded by the size of the artifact.
+/// Fetches one artifact. The download ends at `end` at the latest; verifying and unpacking are bounded by the size of the artifact.
 async fn fetch_one(
     client: &Client,
     shim: &ShimRequest,
     out: &Path,
     end: Instant,
 ) -> Result<Sha256Digest, Error> {
-    // A URL is parsed but never decoded: `%2F` in a release's tag goes to the server as it stands.
+    // A URL is parsed but never decoded: `%2F` in a release's tag is sent to the server unchanged.
     let url = Url::parse(&shim.location)
         .ok()
         .filter(|url| matches!(url.scheme(), "https" | "http"))
@@ -126,7 +126,7 @@ async fn fetch_one(
     if url.scheme() == "http" && shim.sha256.is_none() && shim.binary_sha256.is_none() {
         warn!(
             shim = shim.name,
-            "fetching over http without a sha256: anyone on the way can replace the binary"
+            "fetching over http without a SHA-256: an attacker on the network can replace the binary"
         );
     }
     let path = out.join(format!("{}.artifact", shim.name));
@@ -141,7 +141,7 @@ async fn fetch_one(
         }
         Err(error) => Err(error),
     };
-    // What can't be removed is overwritten by the next try.
+    // A file that can't be removed is overwritten by the next attempt.
     let _ = std::fs::remove_file(&path);
     if result.is_err() {
         let _ = std::fs::remove_file(&binary);
@@ -171,8 +171,8 @@ async fn check_and_unpack(
     .await
 }
 
-/// Does `work`, which hashes, unpacks or writes to the disk, on a thread for that: the downloads share one thread, and `work` would stop
-/// all of them. `path` is the file that `work` is about.
+/// Runs `work`, which hashes, unpacks or writes to the disk, on a thread for blocking work: the downloads share one thread, which `work`
+/// would block. `path` is the file that `work` writes; it is named in the error after a panic.
 async fn blocking<T: Send + 'static>(
     path: PathBuf,
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
@@ -184,8 +184,8 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
-/// Sets its flag when it is dropped: when nobody waits for the unpacking any more. A thread can't be cancelled, and the process would not end
-/// before it.
+/// Sets its flag when it is dropped, which is when the caller no longer waits for the unpacking. A thread can't be cancelled, and without
+/// the flag the process would not end before the thread.
 #[derive(Default)]
 struct Abandoned(Arc<AtomicBool>);
 
@@ -195,7 +195,7 @@ impl Drop for Abandoned {
     }
 }
 
-/// A file that can't be read any more once the flag is set.
+/// A file whose reads fail once the flag is set.
 struct UnlessAbandoned {
     file: File,
     flag: Arc<AtomicBool>,
@@ -204,14 +204,14 @@ struct UnlessAbandoned {
 impl io::Read for UnlessAbandoned {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.flag.load(Ordering::Relaxed) {
-            return Err(io::Error::other("unpacking was abandoned"));
+            return Err(io::Error::other("unpacking was cancelled"));
         }
         self.file.read(buffer)
     }
 }
 
-/// Tries to download until it works, fails for good, or the tries are used up. Each try starts at the first URL: what a redirect
-/// leads to may have expired.
+/// Downloads with up to three attempts; an error that would occur again ends the attempts. Each attempt starts at the first URL, as the
+/// target of a redirect may have expired.
 async fn download(
     client: &Client,
     shim: &str,
@@ -234,7 +234,7 @@ async fn download(
         let Some(wait) = waits.next().filter(|_| again) else {
             return Err(error);
         };
-        warn!(shim, %error, "trying again in {wait:?}");
+        warn!(shim, %error, ?wait, "failed to download the artifact: retrying");
         tokio::time::sleep(*wait).await;
     }
 }
@@ -285,12 +285,12 @@ async fn download_once(
     Ok((file, hasher.into()))
 }
 
-/// The client for downloads; `ca_file` holds certificate authorities beside the built-in ones.
+/// The client for downloads, which trusts the built-in certificate authorities and those in `ca_file`.
 ///
 /// # Errors
-/// When `ca_file` can't be read or holds no certificates.
+/// When `ca_file` can't be read or contains no certificate.
 fn client(ca_file: Option<&Path>) -> Result<Client, Error> {
-    // Another part of the process may have chosen the same one before.
+    // Fails only if another part of the process has already installed a provider.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let unusable = |message: String| Error::CaFile {
         path: ca_file.unwrap_or(Path::new("the built-in list")).to_owned(),
@@ -307,12 +307,14 @@ fn client(ca_file: Option<&Path>) -> Result<Client, Error> {
             .and_then(|file| file.take(MAX_CA_FILE + 1).read_to_end(&mut pem))
             .map_err(directory_error(path))?;
         if pem.len() as u64 > MAX_CA_FILE {
-            return Err(unusable(format!("it has more than {MAX_CA_FILE} bytes")));
+            return Err(unusable(format!(
+                "the file is larger than {MAX_CA_FILE} bytes"
+            )));
         }
         let more =
             Certificate::from_pem_bundle(&pem).map_err(|error| unusable(error.to_string()))?;
         if more.is_empty() {
-            return Err(unusable("it has none".to_owned()));
+            return Err(unusable("the file contains no certificate".to_owned()));
         }
         roots.extend(more);
     }
@@ -332,13 +334,15 @@ fn redirect(attempt: Attempt<'_>) -> reqwest::redirect::Action {
     if was_https && attempt.url().scheme() != "https" {
         attempt.error("the server redirects from https to http")
     } else if attempt.previous().len() > MAX_REDIRECTS {
-        attempt.error("the server redirects in a circle")
+        attempt.error(format!(
+            "the server redirects more than {MAX_REDIRECTS} times"
+        ))
     } else {
         attempt.follow()
     }
 }
 
-/// The error that an operator can act on is the last of a chain of "error sending request" and the like.
+/// The innermost error, which names the cause. The outer ones are "error sending request" and the like.
 fn innermost(error: &dyn std::error::Error) -> String {
     let mut error = error;
     while let Some(source) = error.source() {

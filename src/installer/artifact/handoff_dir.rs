@@ -1,4 +1,4 @@
-//! The hand-off directory: what `fetch` leaves there for each shim, read again by `install` as if a stranger had written it.
+//! The hand-off directory: `fetch` writes a result and a binary for each shim, and `install` reads them without trust in their contents.
 
 use std::fs::File;
 use std::io::{self, Read as _, Write};
@@ -11,23 +11,24 @@ use super::error::{Error, check_digest, directory_error};
 use super::unpack;
 use crate::handoff::{self, FetchResult, Problem, Sha256Digest, ShimRequest};
 
-/// A [`FetchResult`] is some hundred bytes.
+/// Size limit in bytes for a [`FetchResult`], which has a few hundred bytes.
 const MAX_RESULT: u64 = 64 << 10;
 
-/// Leaves what came of fetching a shim, as `<shim>.json`.
+/// Writes the result of fetching a shim as `<shim>.json`.
 ///
 /// # Errors
-/// When it can't be written.
+/// When the file can't be written.
 pub(crate) fn write_result(result: &FetchResult, out: &Path) -> Result<(), Error> {
     let path = out.join(format!("{}.json", result.shim));
     let json = handoff::to_json(result);
     std::fs::write(&path, json).map_err(directory_error(&path))
 }
 
-/// What `fetch` left for a shim: the path of the binary and its SHA-256, computed again.
+/// Reads the fetched binary of a shim: returns its path and its SHA-256, which is computed again.
 ///
 /// # Errors
-/// When there is nothing, or nothing was fetched, `fetch` reports a failure, or the file is a link, no program, or has another digest.
+/// When there is no result or no binary, when `fetch` reports a failure, and when the file is a symlink, is not a program or has another
+/// digest.
 pub fn read_binary(shim: &ShimRequest, out: &Path) -> Result<(PathBuf, Sha256Digest), Error> {
     let path = out.join(format!("{}.json", shim.name));
     let mut json = String::new();
@@ -45,7 +46,7 @@ pub fn read_binary(shim: &ShimRequest, out: &Path) -> Result<(PathBuf, Sha256Dig
         let help = result.remedy;
         return Err(Error::Reported(Problem { message, help }.printable()));
     }
-    // Whether it is on the host is for the request to say and for the host to show.
+    // The result is not trusted: only the request decides whether the binary is expected on the host.
     if result.present {
         return Err(Error::Missing);
     }
@@ -56,15 +57,15 @@ pub fn read_binary(shim: &ShimRequest, out: &Path) -> Result<(PathBuf, Sha256Dig
     Ok((path, digest))
 }
 
-/// Copies a binary out of the hand-off directory and returns the SHA-256 of what was copied.
+/// Copies a binary out of the hand-off directory and returns the SHA-256 of the copy.
 ///
 /// # Errors
-/// When it is a link or no program for this CPU, or can't be read or written.
+/// When the file is a symlink, is not a program for this CPU, or can't be read or written.
 pub fn copy_binary(path: &Path, out: &mut impl Write) -> Result<Sha256Digest, Error> {
     Ok(unpack::copy_program(open_regular(path)?, out)?)
 }
 
-/// Opens a file that a stranger may have put there: no link, no FIFO, no device.
+/// Opens a regular file. The file is not trusted: a symlink, FIFO or device is refused.
 fn open_regular(path: &Path) -> Result<File, Error> {
     let file = File::options()
         .read(true)
@@ -76,7 +77,7 @@ fn open_regular(path: &Path) -> Result<File, Error> {
         Ok(file)
     } else {
         Err(directory_error(path)(io::Error::other(
-            "it is no regular file",
+            "the path is not a regular file",
         )))
     }
 }

@@ -1,4 +1,4 @@
-//! Bytes from outside: fetching, the hand-off directory, unpacking.
+//! Downloads artifacts, unpacks them and hands them over to the installer. Touches no file of the host.
 
 pub mod error;
 pub mod fetch;

@@ -1,5 +1,5 @@
-//! Finds the shim's binary in an artifact: a `.tar.gz`, or the ELF file itself. Bytes come from the network: every size is bounded,
-//! and an archive that names a path outside of its folder is refused whole. Nothing is ever written where the archive says.
+//! Extracts the shim's binary from an artifact, which is a `.tar.gz` or the ELF file itself. The artifact is not trusted: every size is
+//! bounded, and an archive with a member outside of its directory is refused. No path of the archive is ever written to.
 
 use std::borrow::Cow;
 use std::ffi::OsString;
@@ -13,82 +13,83 @@ use tar::{Archive, EntryType, PaxExtensions};
 
 use crate::handoff::Sha256Digest;
 
-/// The largest shim known (wasmedge with its plugins) unpacks to 130 MB; four times that.
+/// Size limit in bytes for an unpacked archive: four times the largest known shim (wasmedge with its plugins, 130 MB).
 const MAX_UNPACKED: u64 = 512 << 20;
 
-/// Archives of releases have fewer than ten members.
+/// Limit for the members of an archive. Archives of releases have fewer than ten.
 const MAX_MEMBERS: usize = 10_000;
 
-/// A path has 4,096 bytes at most (`PATH_MAX`); a pax header holds some times and attributes beside it.
+/// Size limit in bytes for a member that describes the next one. A path has at most 4,096 bytes (`PATH_MAX`); a pax header also contains
+/// times and attributes.
 const MAX_DESCRIPTION: u64 = 64 << 10;
 
-/// What every gzip member begins with (RFC 1952, 2.3).
+/// The first two bytes of every gzip member (RFC 1952, 2.3).
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 
-/// What every ELF file begins with, up to and with the field that names the CPU (System V ABI, *ELF Header*).
+/// Length in bytes of an ELF header up to the end of `e_machine`, the field for the CPU (System V ABI, *ELF Header*).
 const ELF_HEADER: usize = 20;
 
-/// Why an artifact holds no usable binary.
+/// Why an artifact contains no usable binary.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It is neither an archive nor a program.
-    #[error("the artifact begins neither as a .tar.gz nor as a program (ELF)")]
+    /// The artifact is neither an archive nor a program.
+    #[error("the artifact is neither a .tar.gz archive nor an ELF program")]
     Unknown,
-    /// It is an archive that is damaged or cut off.
-    #[error("the artifact can't be unpacked: {source}")]
+    /// The archive is damaged or truncated, or can't be read.
+    #[error("failed to unpack the artifact: {source}")]
     Unreadable {
-        /// What the reader says.
+        /// The reader's error.
         #[source]
         source: io::Error,
     },
-    /// A member's path leads out, or it is a link or a device.
-    #[error("the archive is refused because its member {member:?} {fault}")]
+    /// A member's path is outside of the archive's directory, or the member is a symlink, a hard link or a device.
+    #[error("the archive's member {member:?} {fault}")]
     UnsafePath {
         /// The member's path.
         member: String,
-        /// What is wrong with it.
+        /// The rest of the sentence, such as `is a symlink`.
         fault: &'static str,
     },
-    /// The binary isn't there.
-    #[error("the archive holds no {wanted} (it holds {found})")]
+    /// The archive does not contain the binary.
+    #[error("the archive contains no {wanted} (it contains {found})")]
     Absent {
-        /// The file that was looked for.
+        /// The file name of the binary.
         wanted: String,
-        /// The first files that are there.
+        /// The archive's first files.
         found: String,
     },
-    /// Two of its files may be the one.
-    #[error("the archive holds both {one} and {other}")]
+    /// Two files of the archive may be the binary.
+    #[error("the archive contains both {one} and {other}")]
     Ambiguous {
-        /// The first.
+        /// The first file.
         one: String,
-        /// Another.
+        /// The second file.
         other: String,
     },
-    /// Unpacked it is larger than any shim.
+    /// The archive exceeds a limit.
     #[error("the archive unpacks to more than {MAX_UNPACKED} bytes or {MAX_MEMBERS} members")]
     TooLarge,
-    /// It is a program for something else.
-    #[error("the binary is no Linux program for this CPU ({0})")]
+    /// The binary is not a 64-bit ELF file for this CPU.
+    #[error("the binary is not a Linux program for this CPU ({0})")]
     WrongCpu(&'static str),
-    /// The disk or the folder refuses.
-    #[error("the unpacked binary can't be written: {source}")]
+    /// The binary can't be written.
+    #[error("failed to write the unpacked binary: {source}")]
     Write {
-        /// What the system says.
+        /// The error of the system call.
         #[source]
         source: io::Error,
     },
 }
 
 impl Error {
-    /// How an operator corrects the cause.
+    /// The step by which an administrator corrects the cause.
     #[must_use]
     pub fn help(&self) -> Option<Cow<'_, str>> {
         Some(match self {
             Self::Unknown => Cow::Borrowed("name the release's archive or the binary itself"),
-            Self::Unreadable { .. } => {
-                Cow::Borrowed("see that its location names a .tar.gz or the binary itself")
-            }
+            Self::Unreadable { .. } => Cow::Borrowed(
+                "check that the location names a .tar.gz archive or the binary itself",
+            ),
             Self::UnsafePath { .. } => {
                 Cow::Borrowed("take the archive from the shim's own release")
             }
@@ -96,22 +97,25 @@ impl Error {
                 "name the file under fetchStrategy.binary, or as binary=FILE on the command line",
             ),
             Self::Ambiguous { .. } => Cow::Borrowed(
-                "name one under fetchStrategy.binary, or as binary=FILE on the command line",
+                "name one of these files under fetchStrategy.binary, or as binary=FILE on the command line",
             ),
-            Self::TooLarge => Cow::Borrowed("no shim is that large"),
-            Self::WrongCpu(_) => Cow::Borrowed("name the artifact of the node's architecture"),
-            Self::Write { .. } => Cow::Borrowed("see that there is room for it"),
+            Self::TooLarge => {
+                Cow::Borrowed("check that the location names the archive or binary of a shim")
+            }
+            Self::WrongCpu(_) => Cow::Borrowed("name the artifact for the node's architecture"),
+            Self::Write { .. } => Cow::Borrowed("check that the file system has free space"),
         })
     }
 }
 
-/// Copies the binary out of `artifact` to `out` and returns its SHA-256.
+/// Copies the binary from `artifact` to `out` and returns its SHA-256.
 ///
-/// `binary` is its file name in an archive; without it, `containerd-shim-<shim>` is looked for, or the one file there whose name
-/// differs from that in its suffix `-vN` alone.
+/// `binary` is the binary's file name in an archive. Without it, the binary is `containerd-shim-<shim>`, or the only file whose name
+/// differs from that only in a suffix `-vN`.
 ///
 /// # Errors
-/// When there is none, it is for another CPU, or anything about the archive is suspect. `out` may then hold a part of it.
+/// When there is no binary or it is for another CPU, and when the archive is damaged, unsafe or too large. `out` may then contain a part of
+/// the binary.
 pub fn unpack(
     mut artifact: impl Read,
     shim: &str,
@@ -140,13 +144,13 @@ fn unpack_archive(
     out: &mut impl Write,
 ) -> Result<Sha256Digest, Error> {
     let unreadable = |source| Error::Unreadable { source };
-    // One byte more than allowed tells a full archive from one that was cut.
+    // One byte beyond the limit: an archive that reaches it is too large.
     let mut archive = Archive::new(tar.take(MAX_UNPACKED + 1));
     let (mut digest, mut taken) = (None, None);
     let mut found = Vec::new();
     let mut unpacked = 0_u64;
     let mut long_path = None;
-    // Raw: the crate would read names of any length into memory.
+    // Raw: otherwise the crate reads names of any length into memory.
     let entries = archive.entries().map_err(unreadable)?.raw(true);
     for (count, entry) in entries.enumerate() {
         let mut entry = entry.map_err(unreadable)?;
@@ -174,7 +178,8 @@ fn unpack_archive(
                     digest = Some(copy_program(entry, out)?);
                     taken = Some(name.into_owned());
                 }
-                // A second member of the same name is shadowed by the first, as in a search path; another name is a guess.
+                // A second member of the same name is ignored, as in a search path. With another name, the choice is ambiguous unless the
+                // first has the requested name.
                 Some(taken) if *taken != name && !is_named(taken, shim, binary) => {
                     return Err(Error::Ambiguous {
                         one: shown(taken),
@@ -187,7 +192,7 @@ fn unpack_archive(
             found.push(shown(&name));
         }
     }
-    // gzip's own checksum stands behind the last byte: without it, damage would go unseen where nobody names a digest.
+    // gzip's checksum comes after the last byte. It is the only protection against damage if the request has no digest.
     let mut rest = archive.into_inner();
     io::copy(&mut rest, &mut io::sink()).map_err(unreadable)?;
     if rest.limit() == 0 {
@@ -196,14 +201,14 @@ fn unpack_archive(
     digest.ok_or_else(|| Error::Absent {
         wanted: binary.map_or_else(|| format!("containerd-shim-{shim}"), str::to_owned),
         found: if found.is_empty() {
-            "nothing".to_owned()
+            "no files".to_owned()
         } else {
             found.join(", ")
         },
     })
 }
 
-/// Whether a member only says something about the one after it.
+/// Whether a member only describes the next one.
 fn describes_next(kind: EntryType) -> bool {
     matches!(
         kind,
@@ -227,15 +232,15 @@ fn read_path(entry: &mut impl Read, kind: EntryType) -> Result<Option<PathBuf>, 
         return Ok(Some(OsString::from_vec(bytes).into()));
     }
     let mut path = None;
-    // Values may be attributes in any bytes, which the crate can't split; nothing that counts here is one.
+    // Some attributes have arbitrary bytes as values, which the crate can't split. These are skipped; path and size are never among them.
     for extension in PaxExtensions::new(&bytes).flatten() {
         match extension.key_bytes() {
             b"path" => path = Some(OsString::from_vec(extension.value_bytes().to_vec()).into()),
-            // It would move every member that follows, in the eyes of one reader and not of another.
+            // A reader that ignores this size finds other members than a reader that uses it.
             b"size" => {
                 return Err(Error::UnsafePath {
                     member: "(pax header)".to_owned(),
-                    fault: "has a size of its own",
+                    fault: "overrides the size of the next member",
                 });
             }
             _ => {}
@@ -244,7 +249,7 @@ fn read_path(entry: &mut impl Read, kind: EntryType) -> Result<Option<PathBuf>, 
     Ok(path)
 }
 
-/// The whole archive is read and judged, also what comes after the binary.
+/// Checks the path and the type of a member. All members are checked, also those after the binary.
 fn check_member(path: &Path, kind: EntryType) -> Result<(), Error> {
     let unsafe_path = |fault| {
         Err(Error::UnsafePath {
@@ -255,22 +260,27 @@ fn check_member(path: &Path, kind: EntryType) -> Result<(), Error> {
     for component in path.components() {
         match component {
             Component::Normal(_) | Component::CurDir => {}
-            Component::ParentDir => return unsafe_path("leads out of its folder"),
-            Component::RootDir | Component::Prefix(_) => return unsafe_path("is an absolute path"),
+            Component::ParentDir => {
+                return unsafe_path("has a path outside of the archive's directory");
+            }
+            Component::RootDir | Component::Prefix(_) => {
+                return unsafe_path("has an absolute path");
+            }
         }
     }
     match kind {
-        // The global header is what `git archive` writes its commit into.
+        // `git archive` writes the commit into a global header.
         EntryType::Regular
         | EntryType::Continuous
         | EntryType::Directory
         | EntryType::XGlobalHeader => Ok(()),
-        EntryType::Link | EntryType::Symlink => unsafe_path("is a link"),
-        _ => unsafe_path("is no regular file"),
+        EntryType::Link => unsafe_path("is a hard link"),
+        EntryType::Symlink => unsafe_path("is a symlink"),
+        _ => unsafe_path("is neither a regular file nor a directory"),
     }
 }
 
-/// Whether a file has exactly the name that is asked for.
+/// Whether a file has exactly the requested name.
 fn is_named(name: &str, shim: &str, binary: Option<&str>) -> bool {
     match binary {
         Some(binary) => name == binary,
@@ -296,7 +306,7 @@ fn base(name: &str) -> &str {
     }
 }
 
-/// A name out of an archive, fit for a sentence.
+/// A name from an archive for messages: without control characters, at most 80 characters.
 fn shown(name: &str) -> String {
     name.chars()
         .filter(|character| !character.is_control())
@@ -304,10 +314,10 @@ fn shown(name: &str) -> String {
         .collect()
 }
 
-/// The bytes of all members of a gzip file, each verified by the checksum and the length at its end (RFC 1952, 2.3.1). What follows the last
-/// member and does not begin as one is not read.
+/// Decompresses all members of a gzip file, and verifies the checksum and the length at the end of each (RFC 1952, 2.3.1). Bytes after the
+/// last member that do not begin a member are not read.
 struct GzipMembers<R> {
-    /// The member that is read, behind the bytes by which it was recognised; `None` after the last.
+    /// The current member, which reads the two bytes of its magic number from memory first; `None` after the last.
     member: Option<GzDecoder<Chain<Cursor<Vec<u8>>, R>>>,
 }
 
@@ -340,7 +350,7 @@ impl<R: BufRead> Read for GzipMembers<R> {
     }
 }
 
-/// Passes a file on and hashes all of it.
+/// A reader that hashes all bytes that are read through it.
 pub(crate) struct Hashing<R> {
     inner: R,
     hasher: Sha256,
@@ -352,7 +362,7 @@ impl<R: Read> Hashing<R> {
         Self { inner, hasher }
     }
 
-    /// SHA-256 of the whole, what was not asked for included.
+    /// The SHA-256 of the whole file; reads the rest first.
     pub(crate) fn finish(mut self) -> Result<Sha256Digest, Error> {
         io::copy(&mut (&mut self).take(MAX_UNPACKED), &mut io::sink())
             .map_err(|source| Error::Unreadable { source })?;
@@ -368,10 +378,10 @@ impl<R: Read> Read for Hashing<R> {
     }
 }
 
-/// Copies a program to `out`, hashing it, after a look at its first bytes.
+/// Copies a program to `out` after a check of its ELF header, and returns its SHA-256.
 ///
 /// # Errors
-/// When it is no ELF file for this CPU, too large, or can't be read or written.
+/// When the program is not an ELF file for this CPU, is too large, or can't be read or written.
 pub fn copy_program(program: impl Read, out: &mut impl Write) -> Result<Sha256Digest, Error> {
     let unreadable = |source| Error::Unreadable { source };
     let write = |source| Error::Write { source };
@@ -400,7 +410,7 @@ pub fn copy_program(program: impl Read, out: &mut impl Write) -> Result<Sha256Di
     Ok(hasher.into())
 }
 
-/// The CPU that this program itself runs on is the node's.
+/// Checks that an ELF header is for the CPU of this process, which is the node's CPU.
 fn check_elf(head: &[u8]) -> Result<(), Error> {
     // e_machine of the System V ABI's supplements: EM_X86_64 is 62, EM_AARCH64 is 183.
     let machine: u16 = match std::env::consts::ARCH {
@@ -410,7 +420,7 @@ fn check_elf(head: &[u8]) -> Result<(), Error> {
         _ => return Err(Error::WrongCpu(std::env::consts::ARCH)),
     };
     let [low, high] = machine.to_le_bytes();
-    // 64 bits, little-endian; both fields stand right behind the magic number.
+    // 64 bits, little-endian: the two bytes after the magic number (`EI_CLASS`, `EI_DATA`).
     let fits = head.starts_with(b"\x7fELF\x02\x01") && head.get(18..20) == Some(&[low, high]);
     if fits {
         Ok(())
@@ -428,7 +438,7 @@ mod tests {
 
     use super::*;
 
-    /// The first bytes of this very test are a program for this CPU.
+    /// A program for this CPU: the first bytes of the test binary.
     fn program() -> Vec<u8> {
         let mut bytes = Vec::new();
         let file = std::fs::File::open("/proc/self/exe").unwrap();
@@ -440,7 +450,7 @@ mod tests {
         let mut builder = Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
         for (name, kind, bytes) in members {
             let mut header = Header::new_gnu();
-            // Past the builder, which refuses what a hostile archive holds.
+            // Written directly, as the builder refuses unsafe paths.
             header.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
             header.set_entry_type(*kind);
             header.set_size(bytes.len() as u64);
@@ -634,7 +644,7 @@ mod tests {
         );
     }
 
-    /// Bytes of which each read gets one.
+    /// A reader that returns one byte per read.
     struct OneByOne<'a>(&'a [u8]);
 
     impl Read for OneByOne<'_> {
@@ -670,7 +680,7 @@ mod tests {
         assert!(
             error
                 .to_string()
-                .starts_with("the archive holds no containerd-shim-spin (it holds README)")
+                .starts_with("the archive contains no containerd-shim-spin (it contains README)")
         );
     }
 
