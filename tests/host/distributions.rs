@@ -173,10 +173,7 @@ async fn the_configuration_of_a_packaged_containerd_is_edited_in_an_image(
     let report = host.install(&[shim("a")], &[]).await;
     assert_eq!(report.result, Outcome::Applied, "{report:?}");
     assert_eq!(report.distro.as_deref(), Some(word));
-    let anew = report
-        .notes
-        .iter()
-        .any(|note| note.contains("written anew"));
+    let anew = report.notes.iter().any(|note| note.contains("regenerates"));
     assert_eq!(anew, word == "eks-al2023", "{:?}", report.notes);
     let paths: Vec<&str> = report.files.iter().map(|file| file.path.as_str()).collect();
     let binary = "/opt/farrier/bin/containerd-shim-a";

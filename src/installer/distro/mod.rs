@@ -1,6 +1,6 @@
-//! The table of distributions: how each is told, where its containerd stands, what is edited, and whether it is changed. Pure.
+//! Detects the distribution of a host, and answers questions about its row of the table. Pure: the evidence is collected elsewhere.
 //!
-//! A new distribution is a variant of [`Distro`] and a row in `table`; nothing else names one.
+//! A new distribution needs a variant of [`Distro`] and a row in `table`. No other code names a distribution.
 
 mod table;
 
@@ -9,10 +9,11 @@ use table::STOCK;
 use crate::installer::host::path::parent_directory;
 pub use table::{Distro, DistroSpec, Edited, Refusal, Restart, STOCK_SOCKET, TABLE};
 
-/// Our snippet in a folder of snippets.
+/// Name of Farrier's file in a directory of configuration snippets.
 pub(crate) const SNIPPET: &str = "farrier.toml";
 
-/// The files that may be edited instead of `root`, which containerd loads, or what that imports; the one that counts first.
+/// The files that are edited instead of containerd's root configuration `root` and its imports, in order of precedence; empty if these are
+/// edited themselves.
 pub(crate) fn editable_files(edited: Edited, root: &str) -> Vec<String> {
     let directory = parent_directory(root);
     match edited {
@@ -27,36 +28,36 @@ pub(crate) fn editable_files(edited: Edited, root: &str) -> Vec<String> {
     }
 }
 
-/// What was found on a host.
+/// The facts of a host by which its distribution is detected.
 #[derive(Debug, Default)]
 pub struct Evidence<'a> {
     /// Path of the running containerd's program.
     pub program: Option<&'a str>,
-    /// The unit that it runs in.
+    /// The systemd unit of the running containerd.
     pub unit: Option<&'a str>,
-    /// Its configuration, from its command line or from the user.
+    /// containerd's configuration, from its command line or from Farrier's options.
     pub config: Option<&'a str>,
     /// Command line of process 1.
     pub init: &'a str,
-    /// The socket that the kubelet uses, where a kubelet of its own says so.
+    /// The CRI socket in the configuration of the host's kubelet.
     pub endpoint: Option<&'a str>,
-    /// Its command line, with a NUL behind each argument; empty where no kubelet of its own runs.
+    /// Command line of the host's kubelet, with a NUL after each argument; empty if no kubelet runs on the host.
     pub kubelet: &'a str,
-    /// Whether a containerd is installed where packages put it, for a host that runs none now.
+    /// Whether containerd is installed at a path that packages use, for a host where no containerd runs.
     pub installed: bool,
     /// The text of `/etc/os-release`.
     pub os_release: &'a str,
 }
 
 impl DistroSpec {
-    /// Whether a service of this name, as in `k3s-agent.service`, is one that this distribution's containerd is part of.
+    /// Whether this distribution's containerd runs in units of this name, such as `k3s-agent.service`.
     #[must_use]
     pub fn has_unit(&self, unit: &str) -> bool {
         self.units.iter().any(|start| unit.starts_with(start))
     }
 
-    /// Whether its supervisor watches the file at `path`, beside the configuration `root`: k0s sees its snippets alone
-    /// (`pkg/component/worker/containerd`), and nothing of a root file that its owner keeps.
+    /// Whether the distribution's supervisor restarts containerd when the file at `path` changes; `root` is the root configuration. k0s
+    /// watches its snippets only (`pkg/component/worker/containerd`), and not a root file that an administrator maintains.
     #[must_use]
     pub fn is_watched(&self, root: &str, path: &str) -> bool {
         match self.edited {
@@ -71,14 +72,14 @@ impl DistroSpec {
         path.is_some_and(|path| self.paths.iter().any(|start| is_below(path, start)))
     }
 
-    /// Whether the command line of a kubelet, with a NUL behind each argument, has a value that begins as the row says. `--option=value`
-    /// and a list of labels or paths are values, too.
+    /// Whether the command line of a kubelet, with a NUL after each argument, contains a value with a prefix of the row. The value of
+    /// `--option=value` and each element of a list count as values, too.
     fn is_kubelet(&self, command_line: &str) -> bool {
         let mut values = command_line.split(['\0', '=', ',']);
         values.any(|value| self.kubelet.iter().any(|start| is_below(value, start)))
     }
 
-    /// Whether the command line of process 1 names a program of the row. k3s writes its own as one argument.
+    /// Whether the command line of process 1 names a program of the row. k3s sets its command line as one argument, separated by spaces.
     fn is_init(&self, command_line: &str) -> bool {
         let names = command_line
             .split(['\0', ' '])
@@ -92,15 +93,15 @@ impl DistroSpec {
             .any(|name| self.init.iter().any(|part| is(name, part)))
     }
 
-    /// What an operator should know who has the configuration at `path` changed.
+    /// A note for the report about the change of the configuration at `path`; `None` if there is nothing to note.
     #[must_use]
     pub fn note(&self, path: &str) -> Option<String> {
         self.rewritten.then(|| {
-            format!("{path} is written anew at each boot of this node: the controller provisions it again then, and without one farrier install has to be run again")
+            format!("this node regenerates {path} at each boot: the controller then provisions the node again, and without the controller an administrator must run farrier install again")
         })
     }
 
-    /// Whether what runs says so.
+    /// Whether the running containerd or kubelet identifies the distribution.
     fn runs(&self, evidence: &Evidence<'_>) -> bool {
         let unit = evidence.program.and(evidence.unit);
         let endpoint = evidence.endpoint.zip(self.endpoint);
@@ -112,21 +113,21 @@ impl DistroSpec {
             || self.is_kubelet(evidence.kubelet)
     }
 
-    /// Whether everything fits that has to.
+    /// Whether the mandatory conditions of the row are met: process 1 and the platform.
     fn may_be(&self, evidence: &Evidence<'_>) -> bool {
         let platform = |platform| os_values(evidence.os_release).any(|value| value == platform);
         (self.init.is_empty() || self.is_init(evidence.init)) && self.platform.is_none_or(platform)
     }
 }
 
-/// Whether `path` is `start` or below it, by whole components. A label's key is told by its domain in the same way.
+/// Whether `path` is `start` or below it, by whole components. The same holds for a label's key and its domain.
 fn is_below(path: &str, start: &str) -> bool {
     let start = start.strip_suffix('/').unwrap_or(start);
     path.strip_prefix(start)
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// The row that fits a host; `present` says whether a file is there.
+/// The row of a host's distribution; `present` returns whether a file exists.
 pub fn detect(evidence: &Evidence<'_>, present: impl Fn(&str) -> bool) -> &'static DistroSpec {
     let any = |files: &[&str]| files.iter().any(|file| present(file));
     let idle = evidence.program.is_none() && !evidence.installed && evidence.config.is_none();
@@ -142,7 +143,7 @@ pub fn detect(evidence: &Evidence<'_>, present: impl Fn(&str) -> bool) -> &'stat
     TABLE.iter().find(fits).unwrap_or(&STOCK)
 }
 
-/// Whether a running containerd is one that a distribution of Kubernetes brought and started.
+/// Whether a running containerd belongs to a Kubernetes distribution that includes and starts containerd itself.
 #[must_use]
 pub fn is_own(program: &str, unit: Option<&str>) -> bool {
     TABLE
@@ -150,14 +151,14 @@ pub fn is_own(program: &str, unit: Option<&str>) -> bool {
         .any(|spec| spec.has_path(Some(program)) || unit.is_some_and(|unit| spec.has_unit(unit)))
 }
 
-/// The row of a word in a report or a journal; the one that fits always where there is none.
+/// The row with this `id`, as in a report or a journal; the last row if there is none.
 #[must_use]
 pub fn named(id: &str) -> &'static DistroSpec {
     let found = TABLE.iter().find(|spec| spec.id == id);
     found.unwrap_or(&STOCK)
 }
 
-/// The values of `ID`, `ID_LIKE` and `PLATFORM_ID` (os-release(5)), and `openshift` where a key names its release, as on nodes of RHEL.
+/// The values of `ID`, `ID_LIKE` and `PLATFORM_ID` (os-release(5)), and `openshift` if `OPENSHIFT_VERSION` is set, as on RHEL nodes.
 fn os_values(os_release: &str) -> impl Iterator<Item = &str> {
     os_release
         .lines()
@@ -176,7 +177,7 @@ mod tests {
 
     use super::*;
 
-    /// Program, unit, process 1, the kubelet's socket.
+    /// Program, unit, command line of process 1, and the kubelet's socket.
     type Running = (&'static str, &'static str, &'static str, &'static str);
 
     const STOCK_RUNS: Running = (
@@ -186,7 +187,7 @@ mod tests {
         "",
     );
 
-    /// Programs and data of every distribution that was ever on the host.
+    /// Whether a file is a program or data of any distribution.
     fn is_leftover_file(file: &str) -> bool {
         let mut left = TABLE
             .iter()
@@ -401,7 +402,7 @@ mod tests {
         assert_eq!(detect(&evidence, present).distro, expected);
     }
 
-    /// Rows that files can tell; k3d is told by a process only.
+    /// Rows that can be detected by files; k3d is detected only by process 1.
     fn told_by_files() -> impl Iterator<Item = &'static DistroSpec> {
         let by_files = |spec: &&DistroSpec| !spec.data.is_empty() && spec.init.is_empty();
         TABLE.iter().filter(by_files)
@@ -418,7 +419,7 @@ mod tests {
                 let found = detect(&idle, |path| path == *file).distro;
                 assert_eq!(found, spec.distro, "{file}");
             }
-            // What a former one made says less than a program that is there.
+            // The data of a former distribution counts less than an installed program.
             for program in spec.programs {
                 let stale = |path: &str| {
                     let mut specs = TABLE.iter();

@@ -1,10 +1,10 @@
-//! The table of distributions: what a row holds, and the rows. Detection lives in the module above.
+//! The table of distributions: the type of a row, and the rows. Detection is in the parent module.
 
 use std::time::Duration;
 
 use crate::installer::state::INSTALL_DIRECTORY;
 
-/// A way in which containerd comes to a node.
+/// A distribution: a way in which containerd is installed on a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Distro {
     /// containerd from a deb package.
@@ -15,7 +15,7 @@ pub enum Distro {
     Systemd,
     /// Flatcar, whose `/usr` is read-only.
     Flatcar,
-    /// k3s in a container, where it is process 1.
+    /// k3s in a container, as process 1.
     K3d,
     /// k3s, with a containerd of its own.
     K3s,
@@ -29,21 +29,21 @@ pub enum Distro {
     Talos,
     /// Bottlerocket: no writable root.
     Bottlerocket,
-    /// `OpenShift`: CRI-O on a host that its operator writes.
+    /// `OpenShift`: CRI-O on a host whose files its operator manages.
     OpenShift,
     /// Container-Optimized OS.
     Cos,
-    /// CRI-O in containerd's place.
+    /// CRI-O instead of containerd.
     CriO,
     /// kind: a node is a container.
     Kind,
-    /// minikube, in a machine or a container.
+    /// minikube: a node is a virtual machine or a container.
     Minikube,
-    /// AKS, on Ubuntu, Azure Linux and those with a read-only `/usr`.
+    /// AKS, on Ubuntu, Azure Linux and the variants with a read-only `/usr`.
     Aks,
-    /// EKS where a script sets nodes up: Amazon Linux 2, Ubuntu.
+    /// EKS on Amazon Linux 2 and Ubuntu, where a script sets up the node.
     Eks,
-    /// EKS on Amazon Linux 2023, where nodeadm does.
+    /// EKS on Amazon Linux 2023, where nodeadm sets up the node.
     EksAl2023,
     /// GKE on Ubuntu.
     Gke,
@@ -51,38 +51,38 @@ pub enum Distro {
     Doks,
 }
 
-/// How containerd gets to load another configuration.
+/// How containerd is made to load a changed configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Restart {
-    /// Its unit is restarted by systemd or `OpenRC`, whichever runs the host.
+    /// systemd or `OpenRC`, the host's service manager, restarts the unit.
     Service,
-    /// Process 1 of the node is ended and whoever runs the node starts it again; that ends every pod.
+    /// Farrier ends process 1 of the node, and the container runtime outside starts the node again. That ends every pod.
     ContainerInit,
-    /// Its supervisor restarts it when files that it watches change, and when it ends.
+    /// A supervisor restarts containerd when a watched file changes, and when containerd ends.
     Watched,
 }
 
 /// Which file an administrator edits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Edited {
-    /// One of those that containerd loads.
+    /// One of the files that containerd loads.
     Loaded,
-    /// A Go template beside the file that containerd loads, which is rendered from it at every start. Where both are there, the first
-    /// counts (k3s, `pkg/agent/templates`).
+    /// A Go template beside the file that containerd loads; that file is rendered from the template at every start. If both templates
+    /// exist, the first one counts (k3s, `pkg/agent/templates`).
     GoTemplate {
         /// For schema 3, from k3s 1.31.6 and 1.32.2 on.
         v3: &'static str,
         /// For schema 2.
         v2: &'static str,
     },
-    /// TOML with shell variables, beside the file that containerd loads, which is rendered from it at every start.
+    /// TOML with shell variables, beside the file that containerd loads; that file is rendered from this one at every start.
     TomlTemplate(&'static str),
-    /// A folder, beside the file that containerd loads, whose files are merged into a generated one, as long as that root file has
-    /// this line.
+    /// A directory beside the file that containerd loads. The files of the directory are merged into a generated file, as long as the root
+    /// file contains the marker.
     Snippets {
-        /// Name of the folder.
+        /// Name of the directory.
         directory: &'static str,
-        /// The line.
+        /// The marker, a line of the root file.
         marker: &'static str,
     },
 }
@@ -90,64 +90,65 @@ pub enum Edited {
 /// One row of the table.
 #[derive(Debug)]
 pub struct DistroSpec {
-    /// Which one.
+    /// The distribution.
     pub distro: Distro,
-    /// Its word in reports.
+    /// Its name in reports.
     pub id: &'static str,
-    /// Directories below which only this distribution has its running containerd, or its configuration.
+    /// Directories in which only this distribution has containerd's program or configuration.
     pub(crate) paths: &'static [&'static str],
-    /// What the unit of the running containerd begins with.
+    /// Prefixes of the unit of the running containerd.
     pub(crate) units: &'static [&'static str],
-    /// Names of programs in the command line of process 1, or the beginning of such a name up to a hyphen, where that has to fit, too.
+    /// Names of programs, whole or up to a hyphen, of which the command line of process 1 must contain one; empty for no such condition.
     pub(crate) init: &'static [&'static str],
     /// The directory of the socket that the kubelet uses.
     pub(crate) endpoint: Option<&'static str>,
-    /// How a value in the command line of a kubelet that runs begins, up to a slash: what its maker starts it with, or names its nodes by.
+    /// Prefixes, up to a slash, of values in the command line of the running kubelet, such as paths or labels of the distribution.
     pub(crate) kubelet: &'static [&'static str],
-    /// Files of its machine image, which count where no kubelet runs that could say more.
+    /// Files of its machine image, which count only if no kubelet runs.
     pub(crate) image: &'static [&'static str],
-    /// Value of `PLATFORM_ID` in `os-release`, where that has to fit, too.
+    /// The value that `os-release` must have for `PLATFORM_ID`; `None` for no such condition.
     pub(crate) platform: Option<&'static str>,
     /// Values of `ID` or `ID_LIKE` in `os-release`.
     pub(crate) os_ids: &'static [&'static str],
-    /// Its programs. They tell it only where no containerd runs or is installed: what a former distribution left must not deceive.
+    /// Its programs. They count only if no containerd runs or is installed, as they may be left from a former distribution.
     pub programs: &'static [&'static str],
-    /// What it makes when it runs; counts where `programs` would, and only where there are none of any distribution.
+    /// Files that it creates when it runs. They count under the same condition as `programs`, and only if there are no programs of any
+    /// distribution.
     pub(crate) data: &'static [&'static str],
-    /// Why it is not changed, and what works there; `None` where it is.
+    /// Why Farrier does not change such a host, and how to add a runtime there; `None` if Farrier changes it.
     pub refusal: Option<Refusal>,
-    /// The root configuration file where neither the daemon's command line nor the unit names one.
+    /// The root configuration file if neither containerd's command line nor the unit names one.
     pub config: &'static str,
-    /// The variable in the unit's environment that may name another.
+    /// The variable in the unit's environment that may name another root configuration file.
     pub variable: Option<&'static str>,
-    /// What is edited.
+    /// The file that Farrier edits.
     pub edited: Edited,
-    /// The word that makes one of `programs` print the distribution's release.
+    /// The argument with which one of `programs` prints the distribution's release.
     pub release: Option<&'static str>,
-    /// Whether the configuration is written anew at each boot.
+    /// Whether the node regenerates the configuration at each boot.
     pub rewritten: bool,
-    /// The CRI's socket where the daemon's command line names none.
+    /// The CRI socket if containerd's command line names none.
     pub socket: &'static str,
-    /// The unit, where the process does not say.
+    /// The unit if the process does not show it.
     pub unit: &'static str,
-    /// How it gets to load another configuration.
+    /// How containerd is made to load a changed configuration.
     pub restart: Restart,
-    /// How long it may take to serve after that.
+    /// Time limit for containerd to serve after a restart.
     pub serve_limit: Duration,
-    /// Where binaries can be kept, the best place first; the first that can be written to and executed from counts.
+    /// Directories for the binaries, in order of preference; the first that is writable and not mounted noexec is used.
     pub directories: &'static [&'static str],
 }
 
-/// containerd answers 0.1 to 0.3 s after its start, with hundreds of pods after seconds; releases that run every shim's `-info` at
-/// the start, one after the other, take longer.
+/// containerd answers 0.1 to 0.3 s after its start, and with hundreds of pods after seconds. Releases that run `-info` of every shim at the
+/// start, one after the other, take longer.
 const SERVE_LIMIT: Duration = Duration::from_mins(1);
-/// Where the kubelet, and on a server the cluster's database and API, restart before containerd does.
+/// For distributions that restart the kubelet, and on a server the cluster's database and API, before containerd.
 const SERVE_LIMIT_WITH_KUBELET: Duration = Duration::from_mins(5);
 
 /// containerd's own default address.
 pub const STOCK_SOCKET: &str = "/run/containerd/containerd.sock";
 
-/// Where containerd's own packages put things.
+/// containerd as its own packages install it; the base of the other rows.
 pub(crate) const STOCK: DistroSpec = DistroSpec {
     distro: Distro::Systemd,
     id: "systemd",
@@ -174,7 +175,7 @@ pub(crate) const STOCK: DistroSpec = DistroSpec {
     directories: &[INSTALL_DIRECTORY],
 };
 
-/// k3s; RKE2 has the same agent in it.
+/// k3s; RKE2 contains the same agent.
 const K3S: DistroSpec = DistroSpec {
     distro: Distro::K3s,
     id: "k3s",
@@ -197,9 +198,9 @@ const K3S: DistroSpec = DistroSpec {
 /// Why Farrier changes no host of a distribution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Refusal {
-    /// The node and the cause.
+    /// A sentence with the node and the cause.
     pub message: &'static str,
-    /// How an operator adds a runtime to such a host.
+    /// The step by which an administrator adds a runtime to such a host.
     pub help: &'static str,
 }
 
@@ -213,7 +214,7 @@ const fn detect_only(distro: Distro, id: &'static str, refusal: Refusal) -> Dist
     }
 }
 
-/// Who runs containerd as a package has it, told by what is in the command line of its kubelet.
+/// A managed distribution with containerd as a package installs it, detected by the kubelet's command line.
 const fn managed(distro: Distro, id: &'static str, kubelet: &'static [&'static str]) -> DistroSpec {
     DistroSpec {
         distro,
@@ -223,12 +224,12 @@ const fn managed(distro: Distro, id: &'static str, kubelet: &'static [&'static s
     }
 }
 
-/// All of them; the first row that fits counts, and the last one fits always.
+/// All distributions. The first matching row counts, and the last row matches every host.
 pub const TABLE: &[DistroSpec] = &[
     DistroSpec {
         distro: Distro::K3d,
         id: "k3d",
-        // The image of k3s has no service manager: process 1 is k3s, or the script that k3d starts it from.
+        // The image of k3s has no service manager: process 1 is k3s, or k3d's entry script, which starts k3s.
         init: &["k3s", "k3d"],
         units: &[],
         data: &[],
@@ -250,7 +251,7 @@ pub const TABLE: &[DistroSpec] = &[
     DistroSpec {
         distro: Distro::MicroK8s,
         id: "microk8s",
-        // The last is where distributions without `/snap` mount it.
+        // The last one is the mount point on distributions without `/snap`.
         paths: &[
             "/snap/microk8s",
             "/var/snap/microk8s",
@@ -263,7 +264,7 @@ pub const TABLE: &[DistroSpec] = &[
         edited: Edited::TomlTemplate("containerd-template.toml"),
         socket: "/var/snap/microk8s/common/run/containerd.sock",
         unit: "snap.microk8s.daemon-containerd.service",
-        // A snap under strict confinement executes nothing in /opt.
+        // A snap under strict confinement can't execute files in /opt.
         directories: &["/var/snap/microk8s/common/farrier"],
         ..STOCK
     },
@@ -291,8 +292,8 @@ pub const TABLE: &[DistroSpec] = &[
             Distro::Talos,
             "talos",
             Refusal {
-                message: "this node runs Talos Linux, which can't be changed from a pod",
-                help: "add the shim as a system extension to its image",
+                message: "this node runs Talos Linux, which a pod can't change",
+                help: "add the shim to the node's image as a system extension",
             },
         )
     },
@@ -302,8 +303,8 @@ pub const TABLE: &[DistroSpec] = &[
             Distro::Bottlerocket,
             "bottlerocket",
             Refusal {
-                message: "this node runs Bottlerocket, whose file system can't be changed",
-                help: "build a variant that carries the shim, or use other nodes",
+                message: "this node runs Bottlerocket, whose root file system is read-only",
+                help: "build a variant that contains the shim, or use other nodes",
             },
         )
     },
@@ -313,8 +314,8 @@ pub const TABLE: &[DistroSpec] = &[
             Distro::OpenShift,
             "openshift",
             Refusal {
-                message: "this node belongs to OpenShift, whose operator writes its files",
-                help: "add the runtime to /etc/crio/crio.conf.d by a MachineConfig",
+                message: "this node belongs to OpenShift, whose operator manages the node's files",
+                help: "add the runtime to /etc/crio/crio.conf.d with a MachineConfig",
             },
         )
     },
@@ -335,7 +336,8 @@ pub const TABLE: &[DistroSpec] = &[
         distro: Distro::Cos,
         id: "cos",
         os_ids: &["cos"],
-        // `/` is read-only and `/var` not executable but for these (COS, *Disks and file system overview*); `/etc` is new at each boot.
+        // `/` is read-only, `/var` is mounted noexec except for these directories, and `/etc` is new at each boot (COS, *Disks and file
+        // system overview*).
         directories: &["/var/lib/google/farrier", "/var/lib/toolbox/farrier"],
         rewritten: true,
         ..STOCK
@@ -350,26 +352,26 @@ pub const TABLE: &[DistroSpec] = &[
         ..STOCK
     },
     DistroSpec {
-        // Its nodes are containers of its own image, which has its release in a file (kind, `pkg/build/nodeimage`).
+        // The node image contains kind's release in this file (kind, `pkg/build/nodeimage`).
         image: &["/kind/version"],
         ..managed(Distro::Kind, "kind", &["kind://"])
     },
-    // Where it keeps the kubelet itself.
+    // The directory of minikube's kubelet.
     managed(Distro::Minikube, "minikube", &["/var/lib/minikube/"]),
     DistroSpec {
-        // The builder of its images logs there, whatever the operating system (AgentBaker, `vhdbuilder`).
+        // The image builder writes this file on every operating system (AgentBaker, `vhdbuilder`).
         image: &["/opt/azure/vhd-install.complete"],
         ..managed(Distro::Aks, "aks", &["kubernetes.azure.com/"])
     },
     DistroSpec {
         platform: Some("platform:al2023"),
         image: &["/usr/bin/nodeadm"],
-        // nodeadm makes the file from the node's own configuration (amazon-eks-ami, `nodeadm/internal/containerd`).
+        // nodeadm writes the file from the node's configuration (amazon-eks-ami, `nodeadm/internal/containerd`).
         rewritten: true,
         ..managed(Distro::EksAl2023, "eks-al2023", &["/etc/eks/"])
     },
     DistroSpec {
-        // AL2, and Ubuntu as its maker has it for EKS: a script is run once, at the first boot.
+        // AL2, and Canonical's Ubuntu for EKS: a script runs once, at the first boot.
         image: &["/etc/eks/bootstrap.sh"],
         ..managed(
             Distro::Eks,
@@ -377,7 +379,7 @@ pub const TABLE: &[DistroSpec] = &[
             &["/etc/eks/", "/etc/kubernetes/kubelet/kubelet-config.json"],
         )
     },
-    // Only on Ubuntu: the row of COS stands above.
+    // Only on Ubuntu: the row of COS comes first.
     managed(Distro::Gke, "gke", &["/home/kubernetes/bin/kubelet"]),
     managed(Distro::Doks, "doks", &["doks.digitalocean.com/"]),
     DistroSpec {
