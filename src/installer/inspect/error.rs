@@ -1,4 +1,4 @@
-//! Why a host can't be inspected.
+//! The error of an inspection. Wraps the errors of lower floors.
 
 use crate::installer::containerd::config_files;
 use crate::installer::{host, state};

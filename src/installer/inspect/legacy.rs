@@ -1,5 +1,5 @@
-//! Looks for what KWasm and runtime-class-manager left on a host: handlers, their binaries, lock and marker files. Reads only; what
-//! becomes of it is decided in `plan::takeover`.
+//! Finds handlers of KWasm and runtime-class-manager on a host, with their binaries, lock files and markers. Reads only; `plan::takeover`
+//! decides on them.
 
 use crate::installer::host::path::parent_directory;
 use serde::{Deserialize, Serialize};
@@ -11,62 +11,62 @@ use crate::handoff::{OptionValue, Owner, Sha256Digest};
 use crate::installer::host::{Error, HostRoot};
 use crate::installer::state::{InstallPaths, State, stored_digest};
 
-/// A lock file has a line for each shim, of which a node has a few.
+/// The longest lock file to read, in bytes. A lock file has an entry for each shim, and a node has a few shims.
 const LOCK_LIMIT: u64 = 1 << 20;
-/// The folders where installers of KWasm put links to their shims, for a containerd that looks for them by name.
+/// The directories where KWasm's installers create symlinks to their shims, for a containerd that finds shims in its PATH.
 const SYMLINK_DIRECTORIES: [&str; 3] = ["/usr/local/bin", "/usr/bin", "/bin"];
 
-/// What predecessors left.
+/// The handlers and files of KWasm and runtime-class-manager on a host.
 #[derive(Debug, Default)]
 pub struct Legacy {
-    /// Their handlers that the configuration declares, by name.
+    /// Legacy handlers that the configuration declares, by name.
     pub handlers: BTreeMap<String, LegacyHandler>,
-    /// What stands at the paths of these handlers, and of those that were taken over.
+    /// The binaries of legacy handlers and of handlers that were taken over, by path.
     pub binaries: BTreeMap<String, LegacyBinary>,
-    /// Links elsewhere to such a path.
+    /// Symlinks in other directories to such a path, by that path.
     pub symlinks: BTreeMap<String, Vec<String>>,
-    /// Their folders.
+    /// The directories of legacy installers, by path.
     pub legacy_dirs: BTreeMap<String, LegacyDir>,
 }
 
-/// A handler of a predecessor.
+/// A handler of a legacy installer.
 #[derive(Debug, Clone)]
 pub struct LegacyHandler {
-    /// Whose it is, unless a request takes it over.
+    /// Its owner until a request takes it over.
     pub owner: Owner,
     /// The configuration file that declares it.
     pub file: String,
-    /// What the file says.
+    /// Its declaration in the file.
     pub declared: containerd_config::LegacyHandler,
 }
 
-/// A binary at a path of a predecessor.
+/// A binary at a legacy path.
 #[derive(Debug, Clone)]
 pub struct LegacyBinary {
     /// SHA-256 of its bytes.
     pub sha256: Sha256Digest,
-    /// Whether a link leads there: an upgrade has put one into our store.
+    /// Whether the path is a symlink. An upgrade by Farrier replaces the binary by a symlink to the store.
     pub is_symlink: bool,
-    /// How it was when it was hashed; `None` for a link, whose target is vouched for in our store.
+    /// The file when it was hashed; `None` for a symlink, whose target is verified in the store.
     pub(crate) verified: Option<Verified>,
 }
 
-/// A folder of a predecessor.
+/// A directory of a legacy installer.
 #[derive(Debug, Clone)]
 pub struct LegacyDir {
-    /// Whose it is.
+    /// The legacy installer that created it.
     pub owner: Owner,
-    /// Its lock file, if it has one, and what that says, if it can be read.
+    /// The path of its lock file, if it has one, and the text, if it is readable and valid.
     pub lock: Option<(String, Option<String>)>,
-    /// The marker of KWasm, if it is there.
+    /// The path of KWasm's marker, if it exists.
     pub marker: Option<String>,
 }
 
-/// What predecessors left in the files that are `config_files` or that those are made from (`sources`), and what stands at the paths that
-/// `state` has taken over. What `verify_cache` vouches for is not hashed.
+/// Finds the legacy handlers that `config_files` or their `sources` declare, and the files of these handlers and of those that `state` has
+/// taken over. A binary that is unchanged according to `verify_cache` is not hashed.
 ///
 /// # Errors
-/// When a binary can't be read.
+/// When a binary or a directory can't be read.
 pub(crate) fn find(
     host: &HostRoot,
     config_files: &ConfigFiles,
@@ -77,9 +77,9 @@ pub(crate) fn find(
 ) -> Result<Legacy, super::error::Error> {
     let mut found = Legacy::default();
     let config_files = config_files.files();
-    // What stands in a template stands in what is made from it, too; it is the template that is edited.
+    // The sources come first: a rendered file repeats the handlers of its template, and Farrier edits the template.
     for file in sources.iter().chain(config_files) {
-        // A file that can't be read is refused where it is to be edited.
+        // An error in a file that Farrier edits is reported by the plan.
         let declared = file
             .text
             .as_deref()
@@ -106,7 +106,7 @@ pub(crate) fn find(
         let owned = state.handlers.values().chain(state.draining.values());
         owned.filter_map(|owned| owned.path.as_ref())
     };
-    // What was taken over may not be declared any more, and still leaves with all that came with it.
+    // A handler that was taken over may no longer be declared. Its legacy directory is removed with it all the same.
     for directory in taken().filter_map(|path| legacy_directory_of(path)) {
         let installer = if directory.ends_with("/kwasm") {
             LegacyInstaller::Kwasm
@@ -133,7 +133,7 @@ pub(crate) fn find(
     Ok(found)
 }
 
-/// Where a folder is a link, what stands in it may be anybody's.
+/// The legacy directory at this path; `None` where it or its `bin` is a symlink, because its files may then belong to another program.
 fn legacy_dir(
     host: &HostRoot,
     legacy_dir: &str,
@@ -166,7 +166,7 @@ fn legacy_dir(
     }))
 }
 
-/// Whether the lock file names the shim.
+/// Whether the lock file has an entry for the shim at `path`.
 fn names(legacy_dir: &LegacyDir, path: &str) -> bool {
     let text = legacy_dir
         .lock
@@ -176,7 +176,7 @@ fn names(legacy_dir: &LegacyDir, path: &str) -> bool {
         .is_some_and(|entries| entries.values().any(|entry| entry.path == path))
 }
 
-/// Whether a link stands at `path`, wherever it leads.
+/// Whether `path` is a symlink, to any target.
 fn is_symlink(host: &HostRoot, path: &str) -> Result<bool, Error> {
     match host.symlink_target(path) {
         Ok(target) => Ok(target.is_some()),
@@ -192,7 +192,7 @@ fn symlinks(host: &HostRoot, path: &str) -> Result<Vec<String>, Error> {
         let symlink = format!("{directory}/{name}");
         match host.symlink_target(&symlink) {
             Ok(Some(target)) if target == path => symlinks.push(symlink),
-            // A link to a path that is not UTF-8 leads elsewhere.
+            // A target that is not UTF-8 is another path.
             Ok(_) | Err(Error::NotText { .. }) => {}
             Err(error) => return Err(error),
         }
@@ -223,7 +223,7 @@ fn legacy_binary(
     }
     let verified = match verify_cache.verify(host, path) {
         Ok(verified) => verified,
-        // It is no binary, so none stands there.
+        // Such a file is no binary.
         Err(Error::NoFile { .. } | Error::TooLarge { .. }) => None,
         Err(error) => return Err(error.into()),
     };
@@ -235,7 +235,7 @@ fn legacy_binary(
 }
 
 impl LegacyHandler {
-    /// The options as a request names them.
+    /// Its options, as a request would contain them.
     #[must_use]
     pub fn options(&self) -> BTreeMap<String, OptionValue> {
         OptionValue::from_toml(&self.declared.options)
@@ -259,7 +259,7 @@ pub(crate) struct LockFile {
     pub(crate) shims: BTreeMap<String, LockEntry>,
 }
 
-/// The entries of a lock file, by the name of their handler; `None` where the text is not of this shape.
+/// The entries of a lock file, by the name of their handler; `None` where the text has another format.
 #[must_use]
 pub fn lock_entries(text: &str) -> Option<BTreeMap<String, LockEntry>> {
     let file: LockFile = serde_json::from_str(text).ok()?;
@@ -270,7 +270,7 @@ pub fn lock_entries(text: &str) -> Option<BTreeMap<String, LockEntry>> {
     file.shims.values().all(is_digest).then_some(file.shims)
 }
 
-/// The folder of a predecessor that a binary at `path` belongs to.
+/// The legacy directory that a binary at `path` belongs to.
 pub(crate) fn legacy_directory_of(path: &str) -> Option<&str> {
     parent_directory(path).strip_suffix("/bin")
 }

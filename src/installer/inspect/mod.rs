@@ -1,5 +1,5 @@
-//! Looks at a host: its distribution, the running containerd, the configuration that it loads, what it serves, what is ours.
-//! Reads only; what follows from it is decided in `plan`.
+//! Gathers the facts about a host: its distribution, its containerd, the configuration, the served runtimes and Farrier's files. Reads only;
+//! `plan` decides.
 
 mod error;
 pub mod legacy;
@@ -35,57 +35,57 @@ use os::{
 use prerequisites::missing_prerequisite;
 use verify_cache::VerifyCache;
 
-/// `containerd config dump` takes 18 ms; on a node under load it gets this long before the candidate counts as refused.
+/// The time limit of programs on the host. `containerd config dump` takes 18 ms; the limit leaves room for a node under load.
 pub const PROGRAM_LIMIT: Duration = Duration::from_secs(10);
 
-/// What is known of a host.
+/// The facts about a host.
 #[derive(Debug)]
 pub struct HostFacts {
-    /// Its row of the table.
+    /// Its row in the table of distributions.
     pub distro: &'static DistroSpec,
-    /// The containerd that was found.
+    /// The running containerd, or why there is none.
     pub containerd: Containerd,
-    /// The containerd program, running or not.
+    /// The path of the containerd program, running or installed.
     pub program: Option<String>,
-    /// Its release.
+    /// The release of containerd.
     pub version: Option<Version>,
-    /// Why that is unknown, where it is.
+    /// Why the release of containerd is unknown, if it is.
     pub no_version: Problem,
-    /// The configuration that it loads.
+    /// The configuration files that containerd loads.
     pub config_files: ConfigFiles,
-    /// Files that it is made from, where containerd loads what the distribution makes of them; the one that counts first.
+    /// The files from which the distribution renders the configuration, if it does; the one with precedence first.
     pub sources: Vec<SourceFile>,
-    /// The file that declared our handlers last, where it is neither loaded any more nor among `sources`.
+    /// The file to which Farrier last wrote its handlers, if containerd no longer loads it and `sources` lacks it.
     pub orphaned_config: Option<SourceFile>,
-    /// The distribution's own release, where the table says how it is told, or why it is unknown.
+    /// The release of the distribution, as the command in the table prints it, or why it is unknown.
     pub release: Result<Version, Problem>,
-    /// Why nothing can be changed although the distribution could be: a place can't be written to, or not executed from.
+    /// Why no change is possible on this host: a directory or file can't be written, or binaries can't be executed from a directory.
     pub obstacle: Option<Problem>,
-    /// That configuration as containerd itself prints it, or why it doesn't.
+    /// The configuration as containerd prints it, or why containerd fails to print it.
     pub dump: Result<String, Problem>,
-    /// What that configuration needs beside itself and the host lacks; words for an operator.
+    /// A file or feature that the configuration needs and that the host lacks, as a message for an operator.
     pub missing_prerequisite: Option<String>,
-    /// What it serves, or why that is unknown.
+    /// The runtimes that containerd serves, or why they are unknown.
     pub served: Result<Served, Problem>,
-    /// How many sandboxes there are of each handler.
+    /// The number of sandboxes of each handler.
     pub in_use: BTreeMap<String, usize>,
-    /// How the unit's processes are killed, or why that is unknown.
+    /// The `KillMode` of containerd's unit, or why it is unknown.
     pub kill_mode: Result<String, Problem>,
-    /// Why it can't be restarted from here, whatever an operator accepts.
+    /// Why this process can't restart containerd, whatever an operator allows.
     pub unreachable: Option<Problem>,
-    /// What is ours.
+    /// The state file.
     pub state: State,
-    /// Where binaries stand.
+    /// The paths of Farrier's binaries.
     pub install_paths: InstallPaths,
-    /// SHA-256 of the binaries that our links at stable paths lead to, whether they stand there or not, by file name in [`InstallPaths::bin`].
+    /// SHA-256 of the binaries that Farrier's symlinks point to, even where the binary is missing, by file name in [`InstallPaths::bin`].
     pub binaries: BTreeMap<String, Sha256Digest>,
-    /// Files in [`InstallPaths::store`] whose bytes are what their name says.
+    /// Files in [`InstallPaths::store`] whose SHA-256 is their name.
     pub stored: BTreeSet<Sha256Digest>,
-    /// Files in [`InstallPaths::store`] of which that is not so.
+    /// Files in [`InstallPaths::store`] with another SHA-256 than their name.
     pub damaged: BTreeSet<String>,
-    /// What KWasm and runtime-class-manager left.
+    /// The handlers and files of KWasm and runtime-class-manager.
     pub legacy: Legacy,
-    /// Folders that a change may need, each with those that would have to be made for it, outermost first.
+    /// Directories that a change may need, each with the directories to create for it, outermost first.
     pub missing_directories: BTreeMap<String, Vec<String>>,
     /// `/etc/machine-id`.
     pub machine_id: String,
@@ -94,7 +94,7 @@ pub struct HostFacts {
 }
 
 impl HostFacts {
-    /// The names of our files in [`InstallPaths::store`].
+    /// The names of Farrier's files in [`InstallPaths::store`].
     #[must_use]
     pub fn store_files(&self) -> BTreeSet<String> {
         let stored = self.stored.iter().map(Sha256Digest::to_string);
@@ -104,7 +104,7 @@ impl HostFacts {
     /// Hashes every binary, whatever is remembered of it.
     ///
     /// # Errors
-    /// When the folders can't be listed.
+    /// When a directory can't be listed or a binary can't be read.
     pub fn hash_binaries(&mut self, host: &HostRoot) -> Result<(), Error> {
         let verify_cache = VerifyCache::default();
         let (config_files, sources, install_paths) =
@@ -121,7 +121,7 @@ impl HostFacts {
         Ok(())
     }
 
-    /// What containerd says of the configuration, without the credentials in it: reports and the cluster keep what they are told.
+    /// A problem that containerd reports with the configuration, without the credentials in it. Reports and the cluster store the message.
     #[must_use]
     pub(crate) fn without_secrets(&self, problem: Problem) -> Problem {
         let files = self.config_files.files().chain(&self.sources);
@@ -132,7 +132,7 @@ impl HostFacts {
         }
     }
 
-    /// The CRI's socket on the host: what the daemon was started with beats its configuration.
+    /// The path of the CRI socket on the host. The arguments of the running containerd take precedence over its configuration.
     #[must_use]
     pub fn socket(&self) -> String {
         let daemon = self.containerd.daemon();
@@ -142,7 +142,7 @@ impl HostFacts {
         address.unwrap_or_else(|| self.distro.socket.to_owned())
     }
 
-    /// The unit to restart.
+    /// The name of containerd's unit.
     #[must_use]
     pub fn unit(&self) -> String {
         let daemon = self.containerd.daemon();
@@ -150,17 +150,17 @@ impl HostFacts {
         unit.unwrap_or(self.distro.unit).to_owned()
     }
 
-    /// What is restarted, and how.
+    /// The service to restart, and its restart method.
     #[must_use]
     pub fn service(&self) -> Service {
         Service::of(self.distro, &self.unit())
     }
 }
 
-/// Looks at everything. In an image nothing is asked or counted as running; its containerd may still be run as a program.
+/// Gathers all facts. In an image, no service is queried and no process counts as running; the program of containerd may still be run.
 ///
 /// # Errors
-/// When a file of the host can't be read, or the state file is not ours to understand.
+/// When a file of the host can't be read, or the state file can't be parsed.
 pub async fn gather(
     host: &HostRoot,
     config: Option<&str>,
@@ -201,20 +201,23 @@ pub async fn gather(
     let (binaries, stored, damaged) = binaries(host, &install_paths, &verify_cache)?;
     let mut facts = HostFacts {
         distro,
-        release: Err(Problem::new("nothing was asked", None)),
+        release: Err(Problem::new("no program was run", None)),
         obstacle,
         version: None,
-        no_version: Problem::new("nothing was asked", None),
+        no_version: Problem::new("no program was run", None),
         missing_prerequisite: None,
-        dump: Err(Problem::new("nothing was asked", None)),
+        dump: Err(Problem::new("no program was run", None)),
         containerd: match running.containerd {
             Containerd::Live(daemon) => Containerd::Live(daemon.with_unit_of(host, distro)),
             none @ (Containerd::NotFound { .. } | Containerd::Image) => none,
         },
         program,
-        served: Err(Problem::new("nothing is asked offline", None)),
+        served: Err(Problem::new("containerd is not queried offline", None)),
         in_use: BTreeMap::new(),
-        kill_mode: Err(Problem::new("nothing is asked offline", None)),
+        kill_mode: Err(Problem::new(
+            "the service manager is not queried offline",
+            None,
+        )),
         unreachable: None,
         legacy: legacy::find(
             host,
@@ -243,19 +246,19 @@ pub async fn gather(
     Ok(facts)
 }
 
-/// The root configuration of the last change, if it is still there: for a host on which nothing runs that would say.
+/// The root configuration file of the last change, if it exists: for a host on which no containerd runs that would name it.
 fn recorded_root<'a>(host: &HostRoot, state: &'a State) -> Option<&'a str> {
     let root = state.config.as_ref()?.root.as_deref()?;
     host.is_seen(root).then_some(root)
 }
 
-/// Asks the programs of the host for their releases, and containerd for what it makes of the configuration. The answers are kept in
-/// memory alone: the configuration that containerd 1.x prints holds registry passwords.
+/// Runs the programs of the host for their releases, and containerd for the configuration that it loads. The output stays in memory: the
+/// configuration that containerd 1.x prints contains registry passwords.
 async fn ask_programs(host: &HostRoot, facts: &mut HostFacts) {
     let (program, root) = (facts.program.as_deref(), &facts.config_files.root);
     let release = version_command(host, facts.distro, facts.containerd.daemon());
     let dump_arguments = dump_arguments(&root.path);
-    // Where there is no file, the defaults count, which 1.x refuses to dump.
+    // Without a file, containerd uses its defaults, which `config dump` of containerd 1.x refuses to print.
     let dump_arguments = match root.text {
         Some(_) => &dump_arguments[..],
         None => &["config", "default"],
@@ -266,12 +269,12 @@ async fn ask_programs(host: &HostRoot, facts: &mut HostFacts) {
             .map_err(|error| Problem::new(&error, error.help())),
         None => Err(Problem::new("no containerd is installed", None)),
     };
-    // None of the programs waits for another.
+    // The programs run at the same time.
     let (version, dump, release) = futures::join!(
         output(program, &["--version"]),
         output(program, dump_arguments),
         async {
-            let none = || Problem::new("none of its programs is on the host", None);
+            let none = || Problem::new("no program of the distribution is on the host", None);
             let (program, word) = release.ok_or_else(none)?;
             let output = output(Some(&program), &[word]).await?;
             let release = output.trim().parse().ok();
@@ -280,7 +283,9 @@ async fn ask_programs(host: &HostRoot, facts: &mut HostFacts) {
         },
     );
     match version.map(|output| output.trim().parse().ok()) {
-        Ok(None) => facts.no_version = Problem::new("`containerd --version` prints none", None),
+        Ok(None) => {
+            facts.no_version = Problem::new("`containerd --version` prints no release", None);
+        }
         Ok(version) => facts.version = version,
         Err(problem) => facts.no_version = problem,
     }
@@ -292,7 +297,7 @@ async fn ask_programs(host: &HostRoot, facts: &mut HostFacts) {
     facts.dump = dump.map_err(|problem| facts.without_secrets(problem));
 }
 
-/// What has containerd print what it makes of the configuration file at `path`.
+/// The arguments with which containerd prints the configuration that it loads from `path`.
 fn dump_arguments(path: &str) -> [&str; 4] {
     ["-c", path, "config", "dump"]
 }
@@ -316,7 +321,8 @@ async fn ask(host: &HostRoot, facts: &mut HostFacts) {
     facts.kill_mode = kill_mode.map_err(|error| Problem::new(&error, error.help()));
 }
 
-/// The identity in a file: a UUID, with or without hyphens (machine-id(5)). Anything else is none: it goes into every report.
+/// The identity in a file: a UUID, with or without hyphens (machine-id(5)). Any other text counts as none, because every report contains the
+/// identity.
 fn identity(host: &HostRoot, path: &str) -> Result<String, Error> {
     let text = host.read_text(path, SMALL_FILE_LIMIT)?.unwrap_or_default();
     let identity = text.trim();
@@ -341,7 +347,7 @@ fn missing_directories(
         install_paths.bin(),
     ];
     let root = parent_directory(&config_files.root.path).to_owned();
-    // A drop-in may go into a folder that the root imports and that is not there yet.
+    // A drop-in may be written to a directory that the root file imports and that does not exist yet.
     let imported = patterns(&config_files.root)
         .iter()
         .map(|pattern| parent_directory(pattern).to_owned())
@@ -354,7 +360,7 @@ fn missing_directories(
         .chain(imported)
         .chain(sources)
         .filter_map(|directory| {
-            // One that can't be looked at is neither made nor removed.
+            // A directory that can't be inspected is neither created nor removed.
             let missing = host.missing_directories(&directory).ok()?;
             Some((directory, missing))
         })
@@ -367,7 +373,7 @@ type Binaries = (
     BTreeSet<String>,
 );
 
-/// What of ours stands in our two folders. Every stored file that `verify_cache` doesn't vouch for is hashed.
+/// Farrier's symlinks and stored files. A stored file is hashed unless it is unchanged according to `verify_cache`.
 fn binaries(
     host: &HostRoot,
     install_paths: &InstallPaths,
@@ -384,7 +390,7 @@ fn binaries(
         }
         let digest = match host.digest(&install_paths.store_path(&name)) {
             Ok(digest) => digest,
-            // It is no binary of ours.
+            // Farrier stores only files, and none of this size.
             Err(host::Error::NoFile { .. } | host::Error::TooLarge { .. }) => None,
             Err(error) => return Err(error.into()),
         };
@@ -396,7 +402,7 @@ fn binaries(
     Ok((own_symlinks(host, install_paths)?, stored, damaged))
 }
 
-/// Our links at stable paths, each with the SHA-256 that it leads to. Whoever put something else there keeps it.
+/// Farrier's symlinks at stable paths, each with the SHA-256 of its target. Other files in the directory are left alone.
 pub(crate) fn own_symlinks(
     host: &HostRoot,
     install_paths: &InstallPaths,
@@ -416,7 +422,7 @@ pub(crate) fn own_symlinks(
     Ok(symlinks)
 }
 
-/// The names of our files in the store, those that a run left half written included.
+/// The names of Farrier's files in the store, including half-written files of a killed run.
 pub(crate) fn own_files(
     host: &HostRoot,
     install_paths: &InstallPaths,
@@ -429,7 +435,7 @@ pub(crate) fn own_files(
     Ok(names.filter(is_managed).collect())
 }
 
-/// The path that containerd executes for `handler`, or would.
+/// The path of the shim that containerd executes, or would execute, for `handler`.
 #[must_use]
 pub fn path_of(facts: &HostFacts, handler: &str) -> String {
     let install_paths = &facts.install_paths;
@@ -442,13 +448,13 @@ pub fn path_of(facts: &HostFacts, handler: &str) -> String {
     }
 }
 
-/// SHA-256 of what stands verified behind the path of `handler`.
+/// SHA-256 of the verified binary at the path of `handler`.
 #[must_use]
 pub fn verified(facts: &HostFacts, handler: &str) -> Option<Sha256Digest> {
     verified_digest(facts, &path_of(facts, handler))
 }
 
-/// SHA-256 of the binary that stands at `path`: a stable path of ours, or one of a predecessor.
+/// SHA-256 of the verified binary at `path`, which is a stable path of Farrier or a legacy path.
 #[must_use]
 pub fn verified_digest(facts: &HostFacts, path: &str) -> Option<Sha256Digest> {
     let bin = facts.install_paths.bin();
@@ -464,10 +470,10 @@ pub fn verified_digest(facts: &HostFacts, path: &str) -> Option<Sha256Digest> {
     }
 }
 
-/// What containerd makes of the configuration file at `path`.
+/// The configuration that containerd loads from the file at `path`, as containerd prints it.
 ///
 /// # Errors
-/// containerd's own words, where it refuses the file or does not end in time.
+/// containerd's error output if it refuses the file, or a time-out.
 pub async fn dump_config(host: &HostRoot, program: &str, path: &str) -> Result<String, Problem> {
     exec::run(host, program, &dump_arguments(path), PROGRAM_LIMIT)
         .await

@@ -1,5 +1,5 @@
-//! Looks at a host for what the table of distributions depends on: which row fits, where its files are, what stands in the way. Reads
-//! only; the running containerd is found in `daemon`.
+//! Detects the distribution of a host, the paths of its files, and mounts that prevent a change. Reads only; `containerd::daemon` finds the
+//! running containerd.
 
 use tracing::warn;
 
@@ -15,14 +15,14 @@ use crate::installer::host::path::parent_directory;
 use crate::installer::host::{HostRoot, SMALL_FILE_LIMIT, Target};
 use crate::installer::state::{STATE_DIRECTORY, State};
 
-/// Where packages put containerd, for a host on which none runs now.
+/// The paths where packages install containerd, for a host on which no containerd runs.
 pub(crate) const PROGRAMS: [&str; 3] = [
     "/usr/bin/containerd",
     "/usr/local/bin/containerd",
     "/opt/containerd/bin/containerd",
 ];
 
-/// The row of the table that fits the host.
+/// The row in the table of distributions that fits the host.
 pub(crate) fn detect_distro(
     host: &HostRoot,
     running: &Running,
@@ -53,7 +53,7 @@ pub(crate) fn detect_distro(
     Ok(distro::detect(&evidence, |path| host.is_seen(path)))
 }
 
-/// The files that a distribution makes the configuration at `root` from.
+/// The files from which a distribution renders the configuration at `root`.
 pub(crate) fn sources(
     host: &HostRoot,
     distro: &DistroSpec,
@@ -69,7 +69,7 @@ pub(crate) fn sources(
         .collect()
 }
 
-/// The file that declared our handlers last, where it is none of those that are looked at anyway, by whatever name.
+/// The file to which Farrier last wrote its handlers; `None` where it is one of `config_files` or `sources`, possibly by a symlink.
 pub(crate) fn orphaned_config(
     host: &HostRoot,
     state: &State,
@@ -92,7 +92,7 @@ pub(crate) fn orphaned_config(
     }))
 }
 
-/// Where binaries are kept, and what is in the way of that. It stays what it was when the first one came.
+/// The directory for binaries, and the problem with it. The directory stays the same after the first installation.
 pub(crate) fn directory(
     host: &HostRoot,
     distro: &DistroSpec,
@@ -105,7 +105,7 @@ pub(crate) fn directory(
     } else {
         &[state.directory.as_str()]
     };
-    // The file systems that an image is unpacked on are not those that it will run on.
+    // An image is unpacked on other file systems than it will run on.
     if target == Target::Image {
         return (
             candidates
@@ -131,44 +131,44 @@ pub(crate) fn directory(
     )
 }
 
-/// Why no shim can be kept in `directory`.
+/// Why `directory` can't contain shims.
 fn bin_dir_problem(host: &HostRoot, directory: &str) -> Option<Problem> {
     match host.mount_of(directory) {
         Ok(mount) if mount.read_only => Some(Problem::with_help(
-            format!("{directory} is on a read-only file system, so no shim can be put there"),
-            "make it writable, or use other nodes",
+            format!("{directory} is on a read-only file system, so no shim can be installed there"),
+            "remount the file system read-write, or use other nodes",
         )),
         Ok(mount) if mount.no_exec => Some(Problem::with_help(
             format!(
-                "{directory} is on a file system mounted noexec, so no shim can be run from there"
+                "{directory} is on a file system mounted noexec, so no shim can run from there"
             ),
-            "mount it with exec",
+            "mount the file system with the option exec",
         )),
         Ok(_) => None,
         Err(error) => Some(Problem::new(&error, error.help())),
     }
 }
 
-/// Why nothing can be remembered on this host, which every change begins with.
+/// Why the journal, with which every change begins, can't be written on this host.
 pub(crate) fn state_dir_problem(host: &HostRoot) -> Option<Problem> {
     let mount = host.mount_of(STATE_DIRECTORY).ok()?;
     mount.read_only.then(|| {
         Problem::with_help(
             format!(
-                "{STATE_DIRECTORY} is on a read-only file system, so no change could be undone"
+                "{STATE_DIRECTORY} is on a read-only file system, so Farrier can't write the journal of a change"
             ),
-            "make it writable",
+            "remount the file system read-write",
         )
     })
 }
 
-/// The configuration that the unit of containerd starts it with, for a host on which none runs.
+/// The path of the configuration in containerd's unit, for a host on which no containerd runs.
 pub(crate) fn config_of_unit(host: &HostRoot, distro: &DistroSpec) -> Option<String> {
     let unit = distro.unit;
     let service = match systemd_unit::service(host, unit) {
         Ok(service) => service,
         Err(reason) => {
-            warn!(unit, %reason, "failed to read how the unit starts containerd");
+            warn!(unit, %reason, "failed to read the unit of containerd: ignoring the unit's configuration path");
             return None;
         }
     };
@@ -179,12 +179,12 @@ pub(crate) fn config_of_unit(host: &HostRoot, distro: &DistroSpec) -> Option<Str
             let arguments: Vec<&str> = command.arguments.iter().map(String::as_str).collect();
             return option(&arguments, &CONFIG_OPTIONS);
         }
-        // Another program starts it, with arguments of its own.
+        // The unit runs another program, such as a wrapper, whose arguments are not containerd's.
         Ok(_) => in_environment(),
         Err(reason) => {
             if !files.is_empty() {
                 let files = files.join(", ");
-                warn!(unit, files, %reason, "failed to tell the arguments of containerd");
+                warn!(unit, files, %reason, "failed to determine the arguments of containerd: reading only the unit's environment");
             }
             in_environment()
         }
@@ -192,19 +192,21 @@ pub(crate) fn config_of_unit(host: &HostRoot, distro: &DistroSpec) -> Option<Str
     path.filter(|path| path.starts_with('/'))
 }
 
-/// What a system's image brings, which its next update replaces (FHS 3.0, 4.11).
+/// Files of an operating system image, which its next update replaces (FHS 3.0, 4.11).
 const OF_THE_IMAGE: &str = "/usr/share/";
 
-/// Why the configuration at `path` can't be changed, whoever asks.
+/// Why the configuration at `path` can't be changed.
 pub(crate) fn config_path_problem(host: &HostRoot, path: &str, target: Target) -> Option<Problem> {
     let real = host.follow(path).unwrap_or_else(|_| path.to_owned());
     if real.starts_with(OF_THE_IMAGE) {
         return Some(Problem::with_help(
-            format!("{path} is a part of the system's image, whose next update would replace it"),
-            "copy it to /etc/containerd/config.toml, have the unit of containerd name that (Flatcar: Environment=CONTAINERD_CONFIG=/etc/containerd/config.toml), in a drop-in of that unit",
+            format!(
+                "{path} is part of the operating system image, whose next update would replace the file"
+            ),
+            "copy the file to /etc/containerd/config.toml, and name the copy in a drop-in of containerd's unit (Flatcar: Environment=CONTAINERD_CONFIG=/etc/containerd/config.toml)",
         ));
     }
-    // The file systems that an image is unpacked on are not those that it will run on.
+    // An image is unpacked on other file systems than it will run on.
     if target == Target::Image {
         return None;
     }
@@ -212,12 +214,13 @@ pub(crate) fn config_path_problem(host: &HostRoot, path: &str, target: Target) -
     mount.read_only.then(|| {
         Problem::with_help(
             format!("{path} is on a read-only file system"),
-            "copy it to /etc/containerd/config.toml and have the unit of containerd name that",
+            "copy the file to /etc/containerd/config.toml, and name the copy in a drop-in of containerd's unit",
         )
     })
 }
 
-/// The program that says the distribution's own release, and the word for that: the one which runs the node, or that is installed.
+/// The program that prints the release of the distribution, and its argument. The program that started containerd takes precedence over an
+/// installed program.
 pub(crate) fn version_command(
     host: &HostRoot,
     distro: &DistroSpec,
@@ -233,7 +236,7 @@ pub(crate) fn version_command(
     Some((program, word))
 }
 
-/// The program that started a containerd, as k3s and others start theirs.
+/// The program that started containerd, such as k3s.
 fn parent_program(host: &HostRoot, daemon: &Daemon) -> Option<String> {
     let (pid, _) = daemon.process;
     let stat = host

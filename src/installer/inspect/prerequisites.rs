@@ -1,17 +1,18 @@
-//! Looks on the host for what containerd's configuration needs beside itself: a restart without it would take the CRI away.
+//! Checks that the host has the files and features that containerd's configuration needs. Without them, containerd would restart without
+//! the CRI. Reads only.
 
 use crate::containerd_config::{HostPrerequisite, host_prerequisites};
 use crate::installer::host::HostRoot;
 
-/// A specification of a runtime has some 10 kB.
+/// The longest runtime specification to read, in bytes. Such a file usually has 10 kB.
 const SPECIFICATION_LIMIT: u64 = 1 << 20;
 
-/// Whose folder lists this file only where it is version 2 (cgroups(7)).
 const CGROUPS: &str = "/sys/fs/cgroup";
+/// The file that exists in [`CGROUPS`] with cgroup v2 only (cgroups(7)).
 const CONTROLLERS: &str = "cgroup.controllers";
 
-/// What of the configuration printed as `dump` the host lacks; words for an operator. What can't be looked at counts as there: the
-/// running containerd is the better judge.
+/// A file or feature that the configuration in `dump` needs and that the host lacks, as a message for an operator. A prerequisite that
+/// can't be checked counts as present.
 #[must_use]
 pub fn missing_prerequisite(host: &HostRoot, dump: &str) -> Option<String> {
     let needs = host_prerequisites(dump).ok()?;
@@ -20,9 +21,9 @@ pub fn missing_prerequisite(host: &HostRoot, dump: &str) -> Option<String> {
             let path = absolute(path);
             match host.read(&path, SPECIFICATION_LIMIT) {
                 Ok(None) => Some(absent(key, &path)),
-                Ok(Some(bytes)) if !begins_with_object(&bytes) => {
-                    Some(format!("{key} names {path}, which holds no JSON object"))
-                }
+                Ok(Some(bytes)) if !begins_with_object(&bytes) => Some(format!(
+                    "{key} names {path}, whose content is not a JSON object"
+                )),
                 Ok(Some(_)) | Err(_) => None,
             }
         }
@@ -32,18 +33,18 @@ pub fn missing_prerequisite(host: &HostRoot, dump: &str) -> Option<String> {
         }
         HostPrerequisite::Cgroup2 { key } => {
             let listed = host.list(CGROUPS).unwrap_or_default();
-            // An image that is not running has an empty folder there.
+            // In an image that does not run, the directory is empty.
             let is_1 = !listed.is_empty() && listed.iter().all(|name| name != CONTROLLERS);
-            is_1.then(|| format!("{key} needs cgroups of version 2, and this host has version 1"))
+            is_1.then(|| format!("{key} requires cgroup v2, but this host has cgroup v1"))
         }
     })
 }
 
 fn absent(key: &str, path: &str) -> String {
-    format!("{key} names {path}, which this host does not have")
+    format!("{key} names {path}, which is absent on this host")
 }
 
-/// containerd runs in the root folder.
+/// The absolute path: the working directory of containerd is `/`.
 fn absolute(path: &str) -> String {
     if path.starts_with('/') {
         path.to_owned()
@@ -52,7 +53,7 @@ fn absolute(path: &str) -> String {
     }
 }
 
-/// What follows the first value, Go's decoder doesn't read.
+/// Whether the first JSON value is an object. Go's decoder does not read the bytes after the first value.
 fn begins_with_object(bytes: &[u8]) -> bool {
     let mut values = serde_json::Deserializer::from_slice(bytes).into_iter::<serde_json::Value>();
     matches!(values.next(), Some(Ok(serde_json::Value::Object(_))))

@@ -1,6 +1,6 @@
-//! Remembers which stored binaries, and which artifacts on the host, were hashed, so that a run that finds nothing to do reads none of
-//! their bytes again. A file whose size, inode or times differ is hashed; whoever can forge those is root on the host and could forge
-//! the record, too. No output of a program and no text of a configuration belongs here: both may hold passwords.
+//! The verification cache: records the identities of files whose digests were verified, so that an unchanged file is not hashed again. A file
+//! with another size, inode or time is hashed; only root can forge these, and root could forge the cache, too. Output of programs and text of
+//! configurations stay out of the cache, because both may contain passwords.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt as _;
@@ -12,29 +12,29 @@ use crate::handoff::{self, Sha256Digest};
 use crate::installer::host::{self, HostRoot, text_digest};
 use crate::installer::state::InstallPaths;
 
-/// The record. A lost or damaged one costs a reading of the binaries.
+/// The file of the cache. Without it, the next run hashes all binaries.
 pub(crate) const FILE: &str = "/var/lib/farrier/verified.json";
-/// Some hundred bytes for each binary.
+/// The longest file to read, in bytes. An entry has some hundred bytes.
 const LIMIT: u64 = 1 << 20;
 
-/// How the verified files looked.
+/// The files whose digests were verified, as they were at that time.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct VerifyCache {
     /// Stored binaries, by SHA-256.
     #[serde(default)]
     stored: BTreeMap<Sha256Digest, FileIdentity>,
-    /// Artifacts on the host, by the shim that was taken from them.
+    /// Artifacts on the host, by the name of their shim.
     #[serde(default)]
     artifacts: Artifacts,
-    /// Binaries that stand where a predecessor put them, by path.
+    /// Binaries at legacy paths, by path.
     #[serde(default, rename = "adopted")]
     legacy_binaries: LegacyBinaries,
 }
 
-/// Artifacts on the host, by the shim that was taken from them.
+/// Artifacts on the host, by the name of their shim.
 pub(crate) type Artifacts = BTreeMap<String, Artifact>;
 
-/// Binaries that stand where a predecessor put them, by path.
+/// Binaries at legacy paths, by path.
 pub(crate) type LegacyBinaries = BTreeMap<String, Verified>;
 
 /// A file as it was when it was hashed.
@@ -45,13 +45,13 @@ pub(crate) struct Verified {
     sha256: Sha256Digest,
 }
 
-/// An artifact on the host and what was found in it.
+/// An artifact on the host, with the digests of the artifact and of its binary.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Artifact {
     /// The artifact as it was before it was read.
     #[serde(flatten)]
     pub(crate) source: ArtifactSource,
-    /// SHA-256 of all of it.
+    /// SHA-256 of the artifact.
     pub(crate) digest: Sha256Digest,
     /// SHA-256 of the binary.
     pub(crate) sha256: Sha256Digest,
@@ -64,12 +64,12 @@ pub(crate) struct ArtifactSource {
     path: String,
     #[serde(rename = "stamp")]
     identity: FileIdentity,
-    /// The binary's file name in it, where one was asked for.
+    /// The file name of the binary in the artifact, where the request names one.
     binary: Option<String>,
 }
 
 impl ArtifactSource {
-    /// An artifact that is about to be read: what changes it from now on shows. `None` where there is none.
+    /// The artifact before it is read, so that a later change of the file is noticed; `None` where the file is absent.
     pub(crate) fn of(host: &HostRoot, path: &str, binary: Option<&str>) -> Option<Self> {
         Some(Self {
             path: path.to_owned(),
@@ -79,7 +79,7 @@ impl ArtifactSource {
     }
 }
 
-/// What any write to a file changes (inode(7)).
+/// The identity of a file: every write changes at least one of these fields (inode(7)).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct FileIdentity {
@@ -98,7 +98,7 @@ impl VerifyCache {
         cache.unwrap_or_default()
     }
 
-    /// Whether the stored file with this SHA-256 is as it was when it was hashed.
+    /// Whether the stored file with this SHA-256 is unchanged since it was hashed.
     pub(crate) fn is_unchanged(
         &self,
         host: &HostRoot,
@@ -110,13 +110,13 @@ impl VerifyCache {
             && known == FileIdentity::of(host, &install_paths.store_path(sha256)).as_ref()
     }
 
-    /// The binary at `path`, hashed unless it is as it was when that was done; `None` where there is none.
+    /// The binary at `path`, hashed unless it is unchanged; `None` where it is absent.
     ///
     /// # Errors
     /// When it can't be read.
     pub(crate) fn verify(&self, host: &HostRoot, path: &str) -> host::Result<Option<Verified>> {
         let Some(identity) = FileIdentity::of(host, path) else {
-            // What stands there and is no file is told apart by whoever reads it.
+            // `digest` returns the error for a directory or special file, and `None` for an absent file.
             return host.digest(path).map(|_| None);
         };
         let known = self.legacy_binaries.get(path);
@@ -127,15 +127,15 @@ impl VerifyCache {
         Ok(digest.map(|sha256| Verified { identity, sha256 }))
     }
 
-    /// What is known of the artifact of a shim.
+    /// The recorded artifact of a shim.
     pub(crate) fn artifact(&self, shim: &str) -> Option<&Artifact> {
         self.artifacts.get(shim)
     }
 
-    /// Rewrites a record that holds more than this release records, and removes one that can't be read: former releases kept the output
-    /// of `containerd config dump` in it, with registry passwords. The caller holds the lock. Best effort: a failure is logged.
+    /// Rewrites a cache that contains more than this release records, and removes a cache that can't be read. Earlier releases stored the
+    /// output of `containerd config dump` in the cache, with registry passwords. The caller holds the lock. A failure is only logged.
     pub(crate) fn clean(host: &HostRoot) {
-        // A run of a former release that was killed may have left the same there.
+        // A killed run of an earlier release may have left a half-written cache with the same passwords.
         host.discard_new(FILE);
         let cleaned = match host.read_text(FILE, LIMIT) {
             Ok(None) => Ok(()),
@@ -146,14 +146,14 @@ impl VerifyCache {
             Err(_) => host.remove_file(FILE),
         };
         if let Err(error) = cleaned {
-            warn!(%error, "failed to remove what a former release recorded, which may hold registry passwords");
+            warn!(%error, "failed to clean the verification cache: it may still contain registry passwords that an earlier release stored");
         }
     }
 
-    /// Puts on disk how the files with these SHA-256 look now, and what was found in `artifacts` and `legacy_binaries`, where any of that is new.
+    /// Writes the present identities of the stored files `verified`, with `artifacts` and `legacy_binaries`, if the cache differs from these.
     ///
     /// # Errors
-    /// When it can't be written.
+    /// When the cache can't be written.
     pub(crate) fn record(
         host: &HostRoot,
         install_paths: &InstallPaths,
@@ -172,13 +172,13 @@ impl VerifyCache {
         };
         let before = host.read_text(FILE, LIMIT).ok().flatten();
         if before.is_none() {
-            // What can't be read as a record gives way to one.
+            // Removes a cache that can't be read.
             host.remove_file(FILE)?;
         }
         now.write(host, before.as_deref())
     }
 
-    /// Puts the record on disk in the place of `before`, unless they are the same.
+    /// Replaces the file with text `before` by this cache, unless both are the same.
     fn write(&self, host: &HostRoot, before: Option<&str>) -> host::Result<()> {
         let text = handoff::to_json(self);
         if before == Some(text.as_str()) {
@@ -196,7 +196,7 @@ impl Verified {
 }
 
 impl FileIdentity {
-    /// How the file at `path` looks; `None` where there is none.
+    /// The identity of the file at `path`; `None` where it is absent.
     pub(crate) fn of(host: &HostRoot, path: &str) -> Option<Self> {
         let metadata = host.open_file(path).ok()??.metadata().ok()?;
         Some(Self {
