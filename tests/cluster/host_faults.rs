@@ -42,7 +42,7 @@ async fn without_d_bus_and_systemctl_the_change_is_refused() {
     node.show_systemd();
     for run in [refused, allowed] {
         run.is(Outcome::Refused, 0)
-            .tells("can't be told")
+            .tells("failed to determine whether pods survive")
             .tells("systemctl");
     }
     assert_eq!(node.files(), files);

@@ -242,7 +242,7 @@ async fn a_handler_that_k3s_declares_is_refused_for_its_shim_alone() {
 #[case::k3s_that_never_ran("ID=debian\n", &["/usr/local/bin/k3s"], "start the node once")]
 #[case::microk8s_without_its_template("ID=ubuntu\n", &["/snap/microk8s/current/bin/containerd"], "containerd-template.toml is absent")]
 #[case::flatcar("ID=flatcar\n", &["/usr/share/containerd/config.toml"], "CONTAINERD_CONFIG=/etc/containerd/config.toml")]
-#[case::k0s_of_an_unknown_release("ID=ubuntu\n", &["/usr/local/bin/k0s"], "failed to tell the release of k0s")]
+#[case::k0s_of_an_unknown_release("ID=ubuntu\n", &["/usr/local/bin/k0s"], "failed to determine the release of k0s")]
 #[tokio::test]
 async fn an_unsupported_distribution_is_refused_with_instructions(
     #[case] os_release: &str,

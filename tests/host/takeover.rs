@@ -128,9 +128,7 @@ async fn a_take_over_with_the_same_binary_changes_no_byte_of_the_configuration()
     assert_eq!(report.handlers[0].path.as_deref(), Some(path.as_str()));
     assert_eq!(
         report.notes,
-        [
-            "handler spin is taken over from kwasm: it belongs to local from now on, and leaves with it"
-        ]
+        ["handler spin is taken over from kwasm: its owner is now local, which also removes it"]
     );
     assert_eq!(host.config(), before);
     assert!(host.path(&path).symlink_metadata().unwrap().is_file());

@@ -1,5 +1,5 @@
-//! Which binaries a change stores and links, which are lost, and which nothing needs any more. Pure: whoever clears up after a change
-//! asks again, by what stands and runs then.
+//! Decides which binaries a change stores and symlinks, which are lost, and which no handler needs any more. Pure. The cleanup after a change
+//! decides again, with the files and pods of that moment.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +8,7 @@ use crate::handoff::Sha256Digest;
 use crate::installer::inspect::{HostFacts, verified_digest};
 use crate::installer::state::{InstallPaths, OwnedHandler, State};
 
-/// SHA-256 of the binaries that the store lacks and that this run brings.
+/// SHA-256 of the binaries that the store lacks and that this run has fetched.
 pub(crate) fn to_store(
     facts: &HostFacts,
     goal: &Goal,
@@ -22,7 +22,7 @@ pub(crate) fn to_store(
         .collect()
 }
 
-/// Handlers whose binary is not what it was and that this run brings none for: nobody asked about their shims.
+/// Handlers whose stored binary is lost or damaged, and that this run has no binary for, because the goal does not name their shims.
 pub(crate) fn lost(
     facts: &HostFacts,
     next: &BTreeMap<String, OwnedHandler>,
@@ -35,7 +35,7 @@ pub(crate) fn lost(
         .collect()
 }
 
-/// The stable paths that do not lead to their binary yet, where that is stored or will be.
+/// The stable paths that do not point to their binary yet, with the SHA-256 of the binary, if the store has it or will have it.
 pub(crate) fn symlinks(
     facts: &HostFacts,
     next: &BTreeMap<String, OwnedHandler>,
@@ -51,7 +51,7 @@ pub(crate) fn symlinks(
         .collect()
 }
 
-/// Whether the binary of a handler is in our store: one that was taken over as it is stays where its predecessor put it.
+/// Whether the binary of a handler belongs into the store. A binary that was taken over unchanged stays at its legacy path.
 fn is_stored(facts: &HostFacts, owned: &OwnedHandler) -> bool {
     let legacy_binary = owned
         .path
@@ -63,9 +63,8 @@ fn is_stored(facts: &HostFacts, owned: &OwnedHandler) -> bool {
     !is_at_legacy_path
 }
 
-/// Paths of links and stored files that nothing of `state` needs, the links first. `symlinks` are ours among the stable paths with the
-/// binary that each leads to, by file name, `stored` the names of the files that are ours in the store, and `is_used` says whether pods run
-/// on a handler.
+/// Paths of symlinks and stored files that `state` does not need, symlinks first. `symlinks` are Farrier's stable paths by file name, each
+/// with the SHA-256 of its binary; `stored` are the names of Farrier's files in the store; `is_used` tells whether pods run on a handler.
 pub(crate) fn unneeded(
     install_paths: &InstallPaths,
     state: Option<&State>,
@@ -88,7 +87,7 @@ pub(crate) fn unneeded(
     for (name, sha256) in symlinks {
         match InstallPaths::handler_of(name) {
             Some(handler) if linked.contains(handler) => {}
-            // A pod that came while its handler left keeps the binary: without it, its sandbox could never be ended.
+            // A pod may have started while its handler left. containerd needs the binary to stop the sandbox of this pod.
             Some(handler) if is_used(handler) => {
                 needed.insert(sha256.to_string());
             }

@@ -1,4 +1,4 @@
-//! Where handlers are declared on a host, what is declared there, and what the text becomes. Pure.
+//! Finds the file that declares Farrier's handlers and the handlers in it, and renders the edit of its text. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,32 +17,33 @@ use crate::installer::host::path::parent_directory;
 use crate::installer::inspect::HostFacts;
 use crate::installer::state::{OwnedHandler, STATE_DIRECTORY};
 
-/// The configuration as it is: the file where handlers are declared on this host, and what is declared there.
+/// The present configuration: the file where handlers are declared on this host, and the handlers in it.
 pub(crate) struct CurrentConfig<'a> {
-    /// In the file that is edited.
+    /// Where handlers are declared in the file that is edited.
     pub(crate) target: ConfigTarget,
-    /// The text of that file.
+    /// The text of that file; `None` where it is absent.
     pub(crate) text: Option<&'a str>,
-    /// Whether that is a Go template.
+    /// Whether that file is a Go template.
     go: bool,
-    /// In the file that containerd loads, and its text, where that is made from the one that is edited.
+    /// Where handlers are declared in the file that containerd loads, and its text, where the distribution renders it from the file that is
+    /// edited.
     rendered: Option<(ConfigTarget, Option<&'a str>)>,
     declared: BTreeMap<String, DeclaredHandler>,
     dumped: BTreeMap<String, DeclaredHandler>,
-    /// The default runtime of the configuration, where containerd has printed it.
+    /// The default runtime of the configuration; empty where containerd has not printed it.
     default: String,
-    /// Handlers that are ours.
+    /// The handlers that Farrier manages.
     pub(crate) managed: BTreeSet<String>,
     /// Legacy handlers that this file declares.
     legacy: BTreeSet<String>,
 }
 
-/// The configuration as a change makes it.
+/// An edit of the configuration.
 pub(crate) struct ConfigEdit<'a> {
     current: &'a CurrentConfig<'a>,
-    /// Handlers that are ours, those that the change takes over included.
+    /// The handlers that Farrier manages, including those that the change takes over.
     pub(crate) managed: BTreeSet<String>,
-    /// Those of ours that the lines of their former owner declare as they should be.
+    /// The managed handlers whose declaration by a legacy installer is correct and stays.
     in_place: BTreeSet<String>,
 }
 
@@ -71,7 +72,7 @@ impl<'a> CurrentConfig<'a> {
                 startup_checks(dump)?;
                 runtimes_of_dump(dump)?
             }
-            // What can't be run gives no judgement; one that runs and refuses the file does.
+            // An image's containerd may be impossible to run. A containerd that runs and refuses the file is an error.
             Err(_) if is_image && facts.version.is_none() => (String::new(), BTreeMap::new()),
             Err(message) => return Err(Error::Refuses(Problem::new(message, None))),
         };
@@ -94,7 +95,7 @@ impl<'a> CurrentConfig<'a> {
         })
     }
 
-    /// Whether somebody else declares `handler`.
+    /// Whether an administrator or another program declares `handler`. Legacy handlers don't count.
     pub(crate) fn is_foreign(&self, handler: &str) -> bool {
         let known = self.declared.contains_key(handler)
             || self.dumped.contains_key(handler)
@@ -102,10 +103,10 @@ impl<'a> CurrentConfig<'a> {
         known && !self.managed.contains(handler) && !self.legacy.contains(handler)
     }
 
-    /// Whether containerd would come back from a restart with what it serves now, but for what is ours.
+    /// Checks that containerd would serve the same unmanaged runtimes after a restart.
     ///
     /// # Errors
-    /// When its configuration was changed since it started, or the host lacks what that needs.
+    /// When the configuration was changed after containerd started, or when the host lacks a file or feature that the configuration needs.
     pub(crate) fn check_restart(
         &self,
         facts: &HostFacts,
@@ -123,8 +124,8 @@ impl<'a> CurrentConfig<'a> {
         }
     }
 
-    /// What somebody else changed in the configuration since containerd started, and any restart would put live: a few words, such as
-    /// `handler kata`. Nothing where nobody was asked what is served.
+    /// A pending change: a runtime that others edited after containerd started, such as `handler kata`. `None` where the runtimes that
+    /// containerd serves are unknown.
     fn pending(&self, facts: &HostFacts, managed: &BTreeSet<String>) -> Option<String> {
         let served = facts.served.as_ref().ok()?;
         if served.default != self.default {
@@ -141,7 +142,7 @@ impl<'a> CurrentConfig<'a> {
                 .as_ref()
                 .map(|then| (&then.runtime_type, &then.options))
         });
-        // What a template declares in any case, its rendering does, too.
+        // The rendered file must contain all handlers that the template always declares.
         let unrendered = self
             .declared
             .keys()
@@ -153,7 +154,7 @@ impl<'a> CurrentConfig<'a> {
 }
 
 impl<'a> ConfigEdit<'a> {
-    /// The edit that makes the handlers of `set` ours.
+    /// The edit that manages the handlers of `set`.
     pub(crate) fn new(facts: &HostFacts, current: &'a CurrentConfig<'a>, set: &HandlerSet) -> Self {
         let taken_over = set.taken_over.keys();
         let in_place = set.next.iter().filter(|(name, owned)| {
@@ -168,7 +169,7 @@ impl<'a> ConfigEdit<'a> {
         }
     }
 
-    /// The edit that removes what an interrupted change declared under the names `wrote`.
+    /// The edit that removes the handlers `wrote`, which an interrupted change declared.
     pub(crate) fn undoing<'n>(
         current: &'a CurrentConfig<'a>,
         wrote: impl Iterator<Item = &'n String>,
@@ -182,7 +183,7 @@ impl<'a> ConfigEdit<'a> {
         }
     }
 
-    /// Legacy handlers that stay as their former owner declared them.
+    /// Legacy handlers that stay as the legacy installer declared them.
     pub(crate) fn unmanaged(&self) -> BTreeSet<String> {
         self.current
             .legacy
@@ -191,7 +192,10 @@ impl<'a> ConfigEdit<'a> {
             .collect()
     }
 
-    /// The text of the file that is edited, with `declared` for what is ours.
+    /// The text of the edited file with `declared` as its managed handlers; `None` where the file is removed.
+    ///
+    /// # Errors
+    /// When the text can't be edited.
     pub(crate) fn render(&self, declared: &[Handler]) -> Result<Option<String>, Error> {
         let (target, text) = (&self.current.target, self.current.text);
         if self.current.go {
@@ -202,7 +206,7 @@ impl<'a> ConfigEdit<'a> {
         self.edit(target, text, declared)
     }
 
-    /// What is ours to write, without the handlers that a predecessor's own lines declare as they should be.
+    /// The managed names and the handlers to write, without the handlers that the lines of a legacy installer declare correctly.
     fn to_write(&self, declared: &[Handler]) -> (BTreeSet<String>, Vec<Handler>) {
         let stays = |name: &String| {
             self.in_place.contains(name) && declared.iter().any(|handler| handler.name == *name)
@@ -222,17 +226,17 @@ impl<'a> ConfigEdit<'a> {
     ) -> Result<Option<String>, Error> {
         let runc = match self.current.dumped.get("runc") {
             Some(runc) => Some(runc.to_handler("runc")),
-            // An image's containerd can't be asked.
+            // The containerd of an image can't print its configuration.
             None => self.current.dumped.is_empty().then(Handler::runc),
         };
         let (managed, declared) = self.to_write(declared);
         Ok(edit(text, target, &managed, &declared, runc.as_ref())?)
     }
 
-    /// All files that change where the text of the one that is edited becomes `after`; `other_files` are the others.
+    /// The changes of all files: the edited file gets the text `after`, and `other_files` are the changes of other files.
     ///
     /// # Errors
-    /// When the file that containerd loads can't be edited in the same way.
+    /// When the rendered file that containerd loads can't be edited in the same way.
     pub(crate) fn changes(
         &self,
         facts: &HostFacts,
@@ -248,7 +252,7 @@ impl<'a> ConfigEdit<'a> {
         Ok(changes)
     }
 
-    /// What is ours in other files than the one that is edited.
+    /// The changes that remove managed handlers from files other than the edited file.
     ///
     /// # Errors
     /// When such a file can't be edited.
@@ -274,7 +278,7 @@ impl<'a> ConfigEdit<'a> {
                 placement: target.clone(),
                 after: self.edit(target, Some(text), declared)?,
             }),
-            // An image that was never started: there is nothing that could be judged.
+            // An image that was never started has no rendered file to check.
             Some((_, None)) | None => None,
         };
         Ok(ConfigChange {
@@ -287,7 +291,7 @@ impl<'a> ConfigEdit<'a> {
         })
     }
 
-    /// Folders that have to be made before anything can be written.
+    /// Directories to create before the first write, outermost first.
     pub(crate) fn new_directories(&self, facts: &HostFacts) -> Vec<String> {
         let config = parent_directory(&self.current.target.path);
         let root = parent_directory(&facts.config_files.root.path);
@@ -309,7 +313,7 @@ impl<'a> ConfigEdit<'a> {
     }
 }
 
-/// What a distribution's source of the configuration declares, beside `rendered`, what was made of it last.
+/// The handlers that a source declares, together with the handlers `rendered` from it last.
 fn declared_in(
     source: &Source<'_>,
     rendered: BTreeMap<String, DeclaredHandler>,
@@ -327,8 +331,8 @@ fn declared_in(
     Ok(declared)
 }
 
-/// The handlers that are ours: those on record, and whichever executes our own stable path, whatever file declares it, as the state
-/// file may be lost and an old configuration put back.
+/// The handlers that Farrier manages: those in the state file, and every handler that executes its stable path. The path counts, too,
+/// because the state file may be lost and an old configuration restored.
 fn managed_handlers<'f>(
     facts: &HostFacts,
     declared: impl Iterator<Item = (&'f String, &'f DeclaredHandler)>,
@@ -343,15 +347,15 @@ fn managed_handlers<'f>(
     recorded.chain(marked).cloned().collect()
 }
 
-/// Whether this containerd hands a handler's options to its shim: 1.6 gives any but runc's an empty body. One that can't be asked is
-/// taken for a newer one.
+/// Whether this containerd passes a handler's options to its shim. containerd 1.6 passes an empty body to all shims but runc's. An unknown
+/// release counts as newer.
 pub(crate) fn passes_options(facts: &HostFacts) -> bool {
     facts
         .version
         .is_none_or(|version| (version.major, version.minor) >= (1, 7))
 }
 
-/// Handlers of ours as they are declared to containerd.
+/// Managed handlers as they are declared in the configuration.
 pub(crate) fn declarations(
     facts: &HostFacts,
     next: &BTreeMap<String, OwnedHandler>,
@@ -370,7 +374,8 @@ pub(crate) fn declarations(
         .collect()
 }
 
-/// An unpacked image whose containerd can't be run: the oldest release that takes the file. What 1.7 takes, 2.x takes too.
+/// The target in an image whose containerd can't be run: for the oldest release that reads the file. containerd 2.x reads all files that 1.7
+/// reads.
 fn offline_target(config_files: &ConfigFiles) -> Result<ConfigTarget, Error> {
     let release = |major, minor| Version {
         major,

@@ -1,6 +1,6 @@
-//! Which file is edited where containerd loads what a distribution made of it: a template, or a snippet of ours. Pure.
+//! Chooses the file to edit on distributions that render containerd's configuration: a template, or a snippet of Farrier. Pure.
 //!
-//! The files that containerd loads are found in `containerd::config_files`; how a text changes is decided in `containerd_config`.
+//! `containerd::config_files` finds the files that containerd loads; `containerd_config` edits a text.
 
 use std::borrow::Cow;
 
@@ -9,33 +9,35 @@ use crate::handoff::Problem;
 use crate::installer::distro::Edited;
 use crate::installer::inspect::HostFacts;
 
-/// A file that a distribution renders, as it should look after a change of what it is rendered from.
+/// A file that a distribution renders, with its text after a change of its source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rendered {
     /// Where handlers are declared in it.
     pub placement: ConfigTarget,
-    /// Its text afterwards.
+    /// Its text afterwards; `None` where it is removed.
     pub after: Option<String>,
 }
 
-/// Why that can't be edited.
+/// Why the source of a configuration can't be edited.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The template is absent.
-    #[error("{path} is absent, which containerd's configuration is rendered from")]
+    #[error("the configuration template {path} is absent")]
     NoTemplate {
         /// The template.
         path: String,
     },
-    /// What a new file must look like depends on the release.
-    #[error("failed to tell the release of {id}, by which its configuration is written: {problem}")]
+    /// The release is unknown, and the format of a new file depends on it.
+    #[error(
+        "failed to determine the release of {id}, on which its configuration depends: {problem}"
+    )]
     NoRelease {
         /// The distribution.
         id: &'static str,
-        /// Why it is unknown.
+        /// Why the release is unknown.
         problem: Problem,
     },
-    /// A new template could not take over the distribution's own.
+    /// The release has no base template that a new template could include.
     #[error("{id} {release} has no base template to extend")]
     NoBase {
         /// The distribution.
@@ -45,19 +47,24 @@ pub enum Error {
     },
 }
 
+/// The help where no release is known and the cause has no help.
+const CHECK_PROGRAM: &str =
+    "check that the program of the distribution runs on the node, or start the node once";
+
 impl Error {
     /// How an operator corrects the cause.
     #[must_use]
     pub fn help(&self) -> Option<Cow<'_, str>> {
         Some(match self {
-            Self::NoTemplate { .. } => Cow::Borrowed("restore it, or start the node once"),
-            Self::NoRelease { problem, .. } => Cow::Borrowed(
-                problem
-                    .help
-                    .as_deref()
-                    .unwrap_or("see that its program runs on the node, or start the node once"),
-            ),
-            Self::NoBase { .. } => Cow::Borrowed("upgrade it to 1.26.8, 1.27.5, 1.28.1 or later"),
+            Self::NoTemplate { .. } => {
+                Cow::Borrowed("restore the template, or start the node once")
+            }
+            Self::NoRelease { problem, .. } => {
+                Cow::Borrowed(problem.help.as_deref().unwrap_or(CHECK_PROGRAM))
+            }
+            Self::NoBase { id, .. } => {
+                Cow::Owned(format!("upgrade {id} to 1.26.8, 1.27.5, 1.28.1 or later"))
+            }
         })
     }
 
@@ -69,18 +76,18 @@ impl Error {
     }
 }
 
-/// A file that containerd's configuration is made from.
+/// A file from which the distribution renders containerd's configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Source<'a> {
     /// Where handlers are declared in it.
     pub(crate) placement: ConfigTarget,
-    /// Its text, if it is there.
+    /// Its text; `None` where it is absent.
     pub(crate) text: Option<&'a str>,
     /// Whether it is a Go template.
     pub(crate) go: bool,
 }
 
-/// What containerd loads, or would load if a template were put out as it stands on a host that never was started.
+/// The files that containerd loads. On a host that was never started, a TOML template counts as the root file.
 pub(crate) fn current_files(facts: &HostFacts) -> Cow<'_, ConfigFiles> {
     match (facts.distro.edited, facts.sources.first()) {
         (Edited::TomlTemplate(_), Some(root)) if facts.config_files.root.text.is_none() => {
@@ -93,10 +100,10 @@ pub(crate) fn current_files(facts: &HostFacts) -> Cow<'_, ConfigFiles> {
     }
 }
 
-/// What is edited instead of the file that `target` says; `None` where that is the one.
+/// The source to edit instead of the file of `target`; `None` where the file of `target` is edited.
 ///
 /// # Errors
-/// When there is nothing to edit yet and what a new file has to look like can't be told.
+/// When the source is absent, and the format of a new file is unknown or Farrier can't create the file.
 pub(crate) fn find<'a>(
     facts: &'a HostFacts,
     target: &ConfigTarget,
@@ -128,7 +135,8 @@ pub(crate) fn find<'a>(
             let managed = [0, 1].into_iter().filter(exists).find(is_owned);
             let imported = target.path != facts.config_files.root.path;
             let at = match managed.or_else(|| [0, 1].into_iter().find(exists)) {
-                // What a release that imports a folder renders needs no template; ours of an earlier one stays what is edited.
+                // A release whose rendered file imports a directory needs no template. A template that Farrier wrote under an earlier release
+                // is still the file to edit.
                 _ if imported && managed.is_none() => return Ok(None),
                 Some(at) => at,
                 None => usize::from(!new_template(facts, target)?),
@@ -166,7 +174,7 @@ pub(crate) fn find<'a>(
     }
 }
 
-/// Where handlers go in a file that is made now.
+/// Where handlers are declared in a new file.
 fn unrendered_target(target: &ConfigTarget, schema_3: bool) -> ConfigTarget {
     let (plugin, version) = if schema_3 {
         (PluginId::CriV1Runtime, 3)
@@ -177,18 +185,18 @@ fn unrendered_target(target: &ConfigTarget, schema_3: bool) -> ConfigTarget {
         plugin,
         version: Some(version),
         drop_in: true,
-        // The distribution declares it.
+        // The distribution declares runc.
         must_declare_runc: false,
         ..target.clone()
     }
 }
 
-/// Whether a new template is one for schema 3.
+/// Whether a new template is written for schema 3.
 ///
 /// # Errors
-/// Where a new template can't take over the distribution's own: that would have to be copied, and would never be mended again.
+/// When a new template can't include the distribution's own template. A copy of that template would miss all later corrections.
 fn new_template(facts: &HostFacts, target: &ConfigTarget) -> Result<bool, Error> {
-    // What is rendered now says more than a release can, and what renders this has a base template.
+    // The rendered file is better evidence than the release. A distribution that renders schema 3 has a base template.
     let schema_3 = target.version.is_some_and(|version| version >= 3);
     let rendered = facts.config_files.root.text.is_some().then_some(schema_3);
     if rendered == Some(true) {
@@ -196,7 +204,7 @@ fn new_template(facts: &HostFacts, target: &ConfigTarget) -> Result<bool, Error>
     }
     let release = facts.release.as_ref();
     let release = release.map_err(|problem| Error::no_release(facts, problem))?;
-    // Patch releases of September 2023 brought the base template.
+    // The base template came with the patch releases of September 2023.
     let has_base = match (release.major, release.minor) {
         (1, 26) => release.patch >= 8,
         (1, 27) => release.patch >= 5,
@@ -213,7 +221,7 @@ fn new_template(facts: &HostFacts, target: &ConfigTarget) -> Result<bool, Error>
     }
 }
 
-/// containerd 2 came with 1.31.6 and 1.32.2, and the template for it.
+/// Whether this release of k3s or RKE2 renders schema 3: containerd 2 and its template came with 1.31.6 and 1.32.2.
 fn renders_schema_3(release: &Version) -> bool {
     match (release.major, release.minor) {
         (1, 31) => release.patch >= 6,
@@ -240,7 +248,7 @@ mod tests {
     const ROOT: &str = "/x/config.toml";
     const DROP_IN: &str = "/x/config-v3.toml.d/farrier.toml";
 
-    /// A host of a distribution that was looked at; `texts` are those of the files that may be edited.
+    /// The facts of a host of this distribution; `texts` are the texts of the files that may be edited.
     fn host(id: &str, root: Option<&str>, release: &str, texts: &[Option<&str>]) -> HostFacts {
         let builder = fixtures::host().distro(named(id)).root(ROOT, root);
         let mut facts = builder.build();
@@ -333,8 +341,7 @@ mod tests {
         facts.release = Err(Problem::new(cause, help.map(Cow::Borrowed)));
         let error = find(&facts, &target("/x/config.toml")).unwrap_err();
         assert!(error.to_string().ends_with(cause), "{error}");
-        let expected =
-            help.unwrap_or("see that its program runs on the node, or start the node once");
+        let expected = help.unwrap_or(CHECK_PROGRAM);
         assert_eq!(error.help().as_deref(), Some(expected));
     }
 

@@ -1,4 +1,4 @@
-//! What a containerd must serve to count as proven. Pure.
+//! The runtimes that containerd must serve before and after a change, and the comparison with the runtimes that it serves. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,27 +13,27 @@ use crate::installer::inspect::HostFacts;
 
 type Options = BTreeMap<String, OptionValue>;
 
-/// What containerd serves before a change and should serve after it, as a journal notes it: whoever finds the change half done holds
-/// containerd to this.
+/// The runtimes that containerd serves before a change and must serve after it. The journal records them, so that a later run can verify a
+/// change that was interrupted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExpectedRuntimes {
     /// The default runtime.
     default: String,
-    /// Everything that is served before, ours and others', by handler.
+    /// All runtimes that containerd serves before the change, by handler.
     served: BTreeMap<String, RuntimeEntry>,
-    /// Handlers that the change concerns.
+    /// The names of all handlers that Farrier manages before or after the change.
     #[serde(rename = "ours")]
     managed: BTreeSet<String>,
-    /// Those of them that are declared before.
+    /// The managed handlers that are declared before the change.
     #[serde(rename = "was")]
     declared_before_change: BTreeMap<String, RuntimeEntry>,
-    /// Those of them that the change declares.
+    /// The managed handlers that are declared after the change.
     #[serde(rename = "becomes")]
     declared_after_change: BTreeMap<String, RuntimeEntry>,
 }
 
-/// One handler.
+/// A handler as it is declared.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct RuntimeEntry {
@@ -43,7 +43,7 @@ struct RuntimeEntry {
 }
 
 impl ExpectedRuntimes {
-    /// What `plan` should come to, where it is known what is served before it.
+    /// The runtimes before and after `plan`; `None` where the runtimes that containerd serves are unknown.
     pub(crate) fn of(facts: &HostFacts, plan: &HostPlan) -> Option<Self> {
         let before = facts.served.as_ref().ok()?;
         let served = before.handlers.iter().map(|(name, runtime_type)| {
@@ -68,23 +68,23 @@ impl ExpectedRuntimes {
         })
     }
 
-    /// The handlers that the change declares.
+    /// The managed handlers that are declared after the change.
     pub(crate) fn declared(&self) -> Vec<Handler> {
         handlers(&self.declared_after_change)
     }
 
-    /// Whether containerd serves the change: see [`verify`].
+    /// Verifies that containerd serves the runtimes after the change, as [`verify`] does.
     ///
     /// # Errors
-    /// Says in one sentence what differs.
+    /// One sentence that names the difference.
     pub(crate) fn verify_change(&self, served: &Served) -> Result<(), String> {
         verify(&self.before(), served, &self.declared(), &self.managed)
     }
 
-    /// Whether containerd serves what it did before the change: see [`verify`].
+    /// Verifies that containerd serves the runtimes before the change, as [`verify`] does.
     ///
     /// # Errors
-    /// Says in one sentence what differs.
+    /// One sentence that names the difference.
     pub(crate) fn verify_undone(&self, served: &Served) -> Result<(), String> {
         verify(
             &self.before(),
@@ -131,7 +131,7 @@ fn handlers(noted: &BTreeMap<String, RuntimeEntry>) -> Vec<Handler> {
     noted.collect()
 }
 
-/// Whether the running containerd has loaded exactly what is declared as ours.
+/// Whether the running containerd serves exactly the `declared` ones of the `managed` handlers.
 pub(crate) fn is_served(served: &Served, declared: &[Handler], managed: &BTreeSet<String>) -> bool {
     let listed =
         |handler: &Handler| served.handlers.get(&handler.name) == Some(&handler.runtime_type);
@@ -143,7 +143,8 @@ pub(crate) fn is_served(served: &Served, declared: &[Handler], managed: &BTreeSe
             .all(|name| !served.handlers.contains_key(name))
 }
 
-/// The handlers that `plan` concerns as they were declared before it: ours, and those of predecessors that it takes over or away.
+/// The handlers that `plan` changes or keeps, as they were declared before it: the managed handlers, and the legacy handlers that it takes
+/// over or removes.
 #[must_use]
 pub fn declared_before(facts: &HostFacts, plan: &HostPlan) -> Vec<Handler> {
     let mut declared = declarations(facts, &facts.state.handlers);
@@ -163,10 +164,10 @@ pub fn declared_before(facts: &HostFacts, plan: &HostPlan) -> Vec<Handler> {
     declared
 }
 
-/// Whether containerd serves after a restart what it should: ours with our paths, the others and the default as before.
+/// Verifies the runtimes after a restart: the managed handlers are served as `declared`, all others and the default are as before.
 ///
 /// # Errors
-/// Says in one sentence what differs.
+/// One sentence that names the difference.
 pub fn verify(
     before: &Served,
     after: &Served,
@@ -184,15 +185,15 @@ pub fn verify(
     }
     if before.default != after.default {
         return Err(format!(
-            "the default runtime was {:?} and is {:?}",
+            "the default runtime changed from {:?} to {:?}",
             before.default, after.default
         ));
     }
     if others(before) != others(after) {
-        return Err("runtimes that are not Farrier's changed".to_owned());
+        return Err("runtimes that Farrier does not manage changed".to_owned());
     }
     if !is_served(after, declared, managed) {
-        return Err("containerd does not list the handlers as they are declared".to_owned());
+        return Err("containerd does not list the handlers as declared".to_owned());
     }
     Ok(())
 }
@@ -212,7 +213,7 @@ mod tests {
         (name.to_owned(), noted)
     }
 
-    /// What a change expects by which `a` comes and `b` goes, beside a `runc` of somebody else.
+    /// The expectations of a change that adds `a` and removes `b`, beside a foreign `runc`.
     fn expected() -> ExpectedRuntimes {
         let runc = || entry("runc", "io.containerd.runc.v2");
         let b = || entry("b", "/bin/b");
@@ -223,7 +224,7 @@ mod tests {
             declared_before_change: [b()].into(),
             declared_after_change: [entry("a", "/bin/a")].into(),
         };
-        // As a later run finds it.
+        // A later run reads it from the journal.
         let text = serde_json::to_string(&expected).unwrap();
         assert_eq!(
             serde_json::from_str::<ExpectedRuntimes>(&text).unwrap(),

@@ -1,32 +1,32 @@
-//! What a host should carry, as the decision takes it: the set, its owner, and what became of each shim's artifact. Pure.
+//! The goal of a decision: the desired set of a host, its owner, and the binaries of its shims. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::handoff::{OptionValue, Owner, Problem, Sha256Digest, ShimRequest};
 
-/// What a host should carry.
+/// The state that a decision should bring a host to.
 #[derive(Debug)]
 pub struct Goal {
-    /// Whose set it is.
+    /// The owner of the desired set.
     pub owner: Owner,
-    /// The set.
+    /// The desired set.
     pub shims: Vec<ShimRequest>,
     /// Handlers to declare without a binary.
     pub reserve: Vec<String>,
-    /// Options of such handlers.
+    /// The options of the handlers in `reserve`, by handler.
     pub reserve_options: BTreeMap<String, BTreeMap<String, OptionValue>>,
-    /// What else of ours on the host is not wanted any more.
+    /// Which other managed handlers leave the host.
     pub scope: Scope,
-    /// SHA-256 of each shim's binary, or why there is none, by the shim's name.
+    /// SHA-256 of each shim's binary, or the reason that the binary is missing, by the name of the shim.
     pub binaries: BTreeMap<String, Result<Sha256Digest, Problem>>,
-    /// SHA-256 of the request, where there is one.
+    /// SHA-256 of the request; `None` where the goal comes without a request.
     pub digest: Option<Sha256Digest>,
-    /// containerd is restarted even where that ends every pod on the node.
+    /// containerd is restarted even where a restart ends every pod on the node.
     pub allow_pod_restarts: bool,
 }
 
 impl Goal {
-    /// Gives up the binaries that turned out to be unusable, by SHA-256, each with a sentence; says whether there were any.
+    /// Replaces the `unusable` binaries, by SHA-256, with their problems. Returns whether the goal had any of them.
     pub fn drop_binaries(&mut self, unusable: &BTreeMap<Sha256Digest, Problem>) -> bool {
         let mut dropped = false;
         for binary in self.binaries.values_mut() {
@@ -40,15 +40,15 @@ impl Goal {
     }
 }
 
-/// Which handlers leave that a request does not name.
+/// Which of the handlers that a request does not name leave the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Scope {
-    /// The rest of the owner's set.
+    /// The other handlers of the owner.
     Owner,
     /// None.
     Nothing,
-    /// Those of the owner, and of predecessors, that belong to the shims named.
+    /// The handlers of these shims, if they belong to the owner or are legacy handlers.
     Shims(BTreeSet<String>),
-    /// All of ours, whoever asked for them.
+    /// All managed handlers of all owners, and all legacy handlers.
     Everything,
 }

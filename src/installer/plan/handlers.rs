@@ -1,4 +1,4 @@
-//! Which handlers a host has after a change, and what is reported on each: wanted, kept, removed, reserved. Pure.
+//! Decides which handlers a host has after a change, and the report on each: installed, kept, removed or reserved. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,7 +16,7 @@ struct Builder<'a> {
     facts: &'a HostFacts,
     goal: &'a Goal,
     config: &'a CurrentConfig<'a>,
-    /// Handlers that the request names, or that stay although it doesn't.
+    /// Handlers that the goal names.
     kept: BTreeSet<String>,
     set: HandlerSet,
 }
@@ -94,19 +94,19 @@ impl Builder<'_> {
             let binary = match (foreign, goal.binaries.get(&shim.name)) {
                 _ if unusable.is_some() => Err(Problem::with_help(
                     format!(
-                        "{:?} can't be written to containerd's configuration",
+                        "invalid name {:?} of a handler or an option",
                         unusable.map_or("", String::as_str)
                     ),
                     "use another name",
                 )),
                 (Some(name), _) => Err(Problem::with_help(
                     format!(
-                        "handler {name} is declared in containerd's configuration by somebody else"
+                        "handler {name} is declared in containerd's configuration by an administrator or another program"
                     ),
-                    "remove it there or use another name",
+                    "remove that declaration, or use another handler name",
                 )),
                 (None, Some(binary)) => binary.clone(),
-                (None, None) => Err(Problem::new("its artifact was not looked for", None)),
+                (None, None) => Err(Problem::new("its artifact was not fetched", None)),
             };
             for handler in &shim.handlers {
                 match &binary {
@@ -141,7 +141,7 @@ impl Builder<'_> {
         self.report(&shim.name, handler, Some(sha256), None);
     }
 
-    /// A shim without an artifact keeps the version that it was served in before.
+    /// Keeps the served version of a shim that has no artifact.
     fn keep_served(&mut self, shim: &ShimRequest, handler: &str, problem: &Problem) {
         let before = self.set.current(handler);
         let sha256 = before.and_then(|owned| {
@@ -164,8 +164,8 @@ impl Builder<'_> {
             if is_others && matches!(self.goal.scope, Scope::Shims(_)) {
                 let owner = owner_word(owned.owner);
                 let problem = Problem::with_help(
-                    format!("it belongs to {owner}"),
-                    "take it away there, or use --all",
+                    format!("handler {name} belongs to {owner}"),
+                    "let its owner remove the handler, or use --all",
                 );
                 self.report(&owned.shim, name, Some(sha256), Some(problem));
             } else {
@@ -185,7 +185,7 @@ impl Builder<'_> {
         }
     }
 
-    /// The binary that a handler loses, where it has one and leaves.
+    /// The SHA-256 of the binary that a handler loses; `None` where the handler stays or has no binary.
     fn leaving_binary(
         &self,
         name: &str,
@@ -196,7 +196,7 @@ impl Builder<'_> {
         owned.sha256().filter(|_| leaves)
     }
 
-    /// Takes the binary away from a handler, unless pods use it. The handler stays reserved.
+    /// Removes the binary of a handler, unless pods use it. The handler stays reserved.
     fn remove(&mut self, name: &str, owned: &OwnedHandler, sha256: Sha256Digest) {
         if let Some(pods) = self.facts.in_use.get(name).filter(|pods| **pods > 0) {
             self.report(&owned.shim, name, Some(sha256), Some(used_by(*pods)));
@@ -206,7 +206,7 @@ impl Builder<'_> {
         self.set.take_over(name, self.goal.owner);
         self.set.leaving.insert(name.to_owned());
         let reserved = OwnedHandler {
-            // The remover of a legacy handler answers for what stays declared.
+            // The owner that removes a legacy handler becomes the owner of the reservation.
             owner: if is_legacy {
                 self.goal.owner
             } else {
@@ -218,7 +218,7 @@ impl Builder<'_> {
         self.set.next.insert(name.to_owned(), reserved);
     }
 
-    /// A binary that pods took up while its handler left stays until they have ended.
+    /// Keeps the binaries of handlers that left while pods started on them, until these pods have ended.
     fn keep_draining(&mut self) {
         for (name, owned) in &self.facts.state.draining {
             let Some(pods) = self.facts.in_use.get(name) else {
@@ -265,7 +265,7 @@ impl Builder<'_> {
 }
 
 impl HandlerSet {
-    /// Reports handlers whose binary is lost or damaged; returns a sentence for each that is not `owner`'s concern.
+    /// Reports `owner`'s handlers whose binary is lost or damaged. Returns a note for each such handler of another owner.
     pub(crate) fn report_lost(&mut self, owner: Owner, lost: &[String]) -> Vec<String> {
         let mut notes = Vec::new();
         for name in lost {
@@ -312,21 +312,21 @@ fn is_in_scope(owned: &OwnedHandler, goal: &Goal) -> bool {
     }
 }
 
-/// Why a handler is not served whose binary is not what was installed.
+/// The reason that a handler with a lost or damaged binary is not served.
 const DAMAGED: &str = "its binary is lost or damaged";
 
 /// The remedy for [`DAMAGED`].
 const INSTALL_AGAIN: &str = "install its shim again";
 
-/// Why a handler or its binary stays: pods use it, so many.
+/// The reason that a handler or its binary stays: `pods` pods on this node use it.
 pub(crate) fn used_by(pods: usize) -> Problem {
     Problem::with_help(
         format!("pods still use it ({pods} on this node)"),
-        "delete them",
+        "delete the pods",
     )
 }
 
-/// What an operator should know of a change that leaves nothing undone: sentences.
+/// Notes for an operator on a successful change, each one sentence.
 pub(crate) fn notes(
     facts: &HostFacts,
     goal: &Goal,
@@ -337,20 +337,20 @@ pub(crate) fn notes(
     let without = with_options.filter(|_| !passes_options(facts));
     let without = without.map(|(name, _)| {
         format!(
-            "the options of handler {name} are left out, because containerd 1.6 hands them to no shim but runc's; they are written at the first run on 1.7 or later"
+            "the options of handler {name} are left out until the first run on containerd 1.7 or later, because containerd 1.6 passes options only to runc's shim"
         )
     });
     let taken_over = next.iter().filter_map(|(name, owned)| {
         let (from, to) = (set.taken_over.get(name)?, owner_word(owned.owner));
         let from = owner_word(*from);
         Some(format!(
-            "handler {name} is taken over from {from}: it belongs to {to} from now on, and leaves with it"
+            "handler {name} is taken over from {from}: its owner is now {to}, which also removes it"
         ))
     });
     let reserved = set.leaving.iter().filter(|name| next.contains_key(*name));
     let reserved = reserved.map(|name| {
         format!(
-            "handler {name} stays declared without a binary, so that containerd is not restarted; it goes with the next change that restarts it"
+            "handler {name} stays declared without a binary until the next change that restarts containerd"
         )
     });
     without
@@ -363,7 +363,7 @@ pub(crate) fn notes(
         .collect()
 }
 
-/// A sentence for each shim that is to leave and is not installed.
+/// A note for each shim that the goal removes and that is not installed.
 pub(crate) fn unknown_shims(goal: &Goal, is_known: impl Fn(&str) -> bool) -> Vec<String> {
     let named = match &goal.scope {
         Scope::Shims(shims) => shims.clone(),
@@ -372,7 +372,7 @@ pub(crate) fn unknown_shims(goal: &Goal, is_known: impl Fn(&str) -> bool) -> Vec
     let unknown = named.into_iter().filter(|shim| !is_known(shim));
     unknown
         .map(|shim| {
-            format!("no shim {shim} is installed here; `farrier doctor` lists those that are")
+            format!("no shim {shim} is installed on this host (`farrier doctor` lists all installed shims)")
         })
         .collect()
 }

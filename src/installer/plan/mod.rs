@@ -1,8 +1,7 @@
-//! Decides what has to change on a host so that it carries what is wanted. Pure: no file, no process, no clock, no logging.
+//! Decides which changes make a host carry its goal. Pure: no file, no process, no clock, no logging.
 //!
-//! An empty [`HostPlan`] means that nothing is written and nothing restarted. What a handler of ours costs is a restart when it is
-//! first declared and one when the last of ours leaves: in between, a handler that goes stays declared without a binary, and
-//! leaves with the next change that restarts containerd anyway.
+//! An empty [`HostPlan`] writes nothing and restarts nothing. containerd is restarted when a handler is first declared, and when the last
+//! handler of Farrier leaves. In between, a removed handler stays declared without a binary until the next change that restarts containerd.
 
 pub mod binaries;
 pub mod config_edit;
@@ -32,13 +31,13 @@ use takeover::legacy_cleanup;
 pub(crate) use types::HandlerSet;
 pub use types::{ConfigChange, Error, HostPlan, LegacyCleanup, LockChange};
 
-/// The changes that make the host that `facts` describe carry `goal`.
+/// The changes that make the host with these `facts` carry `goal`.
 ///
 /// # Errors
-/// When nothing may be changed at all. What is wrong with one shim alone is in its handlers' reports.
+/// When nothing may be changed on the host. A problem of one shim alone is in the reports on its handlers.
 pub fn decide(facts: &HostFacts, goal: &Goal) -> Result<HostPlan, Error> {
     if goal.shims.is_empty() && is_bare(facts) {
-        // There is nothing to install and nothing to remove, whatever state the host is in.
+        // There is nothing to install and nothing to remove, even on a host that may not be changed.
         return Ok(HostPlan {
             notes: unknown_shims(goal, |_| false),
             ..HostPlan::default()
@@ -50,7 +49,7 @@ pub fn decide(facts: &HostFacts, goal: &Goal) -> Result<HostPlan, Error> {
     let edit = ConfigEdit::new(facts, &current, &set);
     let plan = assemble(&current, &edit, facts, goal, set)?;
     match &facts.obstacle {
-        // Handlers that are in place go on working.
+        // Without a change, installed handlers keep working despite the obstacle.
         Some(obstacle) if !plan.is_empty() => Err(Error::Obstacle(obstacle.clone())),
         Some(_) | None => Ok(plan),
     }
@@ -139,13 +138,13 @@ fn assemble(
 
 /// The configuration of containerd after a change.
 struct Configured {
-    /// The handlers that are ours afterwards.
+    /// The managed handlers afterwards.
     next: BTreeMap<String, OwnedHandler>,
-    /// Those of them that are declared.
+    /// The handlers of `next` as they are declared.
     declared: Vec<Handler>,
-    /// The files that change.
+    /// The changes of files.
     changes: Vec<ConfigChange>,
-    /// The text of the file that declares them.
+    /// The text of the file that declares them; `None` where the file is absent.
     after: Option<String>,
     restart: bool,
 }
@@ -161,7 +160,7 @@ fn configure(
     let other_files = edit.remove_from_other_files(facts)?;
     let is_removed_elsewhere = other_files.iter().any(|change| change.live);
     if goal.owner == Owner::Cluster && !is_removed_elsewhere {
-        // A reservation for Shims that may come is never worth a restart.
+        // A reservation alone never restarts containerd.
         let mut without = next.clone();
         without
             .retain(|name, owned| !owned.is_reserved() || facts.state.handlers.contains_key(name));
@@ -171,7 +170,7 @@ fn configure(
     }
     let mut after = edit.render(&declarations(facts, &next))?;
     if after.as_deref() != current.text || is_removed_elsewhere {
-        // containerd is restarted anyway, so reservations that no request names any more leave with this change.
+        // This change restarts containerd, so reservations that the request no longer names are removed.
         next.retain(|name, owned| {
             !owned.is_reserved() || owned.owner != goal.owner || goal.reserve.contains(name)
         });
@@ -198,7 +197,7 @@ fn configure(
     })
 }
 
-/// Records the request that the host answers. A request that is carried out in part is not answered.
+/// Records the digest of the request that the host fulfils. A request that is fulfilled in part is not recorded.
 fn record_request_digest(state: &mut State, goal: &Goal, is_whole: bool) {
     let owner = owner_word(goal.owner).to_owned();
     match goal.digest {
@@ -212,16 +211,16 @@ fn record_request_digest(state: &mut State, goal: &Goal, is_whole: bool) {
     }
 }
 
-/// Removes the declarations of a change that is being undone from a configuration that somebody edited since; `declares` names them.
+/// The edits that undo a change in a configuration that was edited by others since; the change declared the handlers `declares`.
 ///
 /// # Errors
-/// When the configuration of today can't be edited.
+/// When the present configuration can't be edited.
 pub fn remove_declarations(
     facts: &HostFacts,
     declares: &[String],
 ) -> Result<Vec<ConfigChange>, Error> {
     let current = CurrentConfig::find(facts)?;
-    // A legacy handler that the change took over keeps the lines of its former owner.
+    // A legacy handler that the change took over keeps the lines of its legacy installer.
     let is_legacy = |name: &&String| {
         let legacy = facts.legacy.handlers.get(*name);
         legacy.is_some_and(|legacy| !legacy.declared.marked)

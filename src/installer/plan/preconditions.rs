@@ -1,4 +1,4 @@
-//! Whether a host may be changed at all, and its containerd restarted. Pure.
+//! Checks whether a host may be changed, and whether its containerd may be restarted. Pure.
 
 use super::goal::Goal;
 use super::types::Error;
@@ -8,7 +8,7 @@ use crate::installer::distro::Restart;
 use crate::installer::inspect::HostFacts;
 use crate::installer::state::State;
 
-/// Whether there is anything on this host that a change could be made and proven on.
+/// Checks that this host can be changed and that its containerd can verify a change.
 ///
 /// # Errors
 /// Says why there is not.
@@ -30,7 +30,7 @@ pub(crate) fn check_host(facts: &HostFacts) -> Result<(), Error> {
     }
 }
 
-/// Whether nothing of ours or of a predecessor is on this host, as far as its files say.
+/// Whether the files of this host show neither handlers of Farrier nor legacy handlers.
 pub(crate) fn is_bare(facts: &HostFacts) -> bool {
     let legacy = &facts.legacy;
     let bin = format!("{}/", facts.install_paths.bin());
@@ -46,10 +46,10 @@ pub(crate) fn is_bare(facts: &HostFacts) -> bool {
         && !texts.any(|text| text.contains(&bin))
 }
 
-/// Whether whoever asks may restart containerd, and the pods survive that.
+/// Checks that this run can restart containerd, and that the pods survive the restart or the goal allows to end them.
 ///
 /// # Errors
-/// Says which of both is not so.
+/// The reason that containerd may not be restarted.
 pub(crate) fn check_restart(facts: &HostFacts, goal: &Goal) -> Result<(), Error> {
     if let Some(message) = &facts.unreachable {
         return Err(Error::Obstacle(message.clone()));
@@ -60,8 +60,10 @@ pub(crate) fn check_restart(facts: &HostFacts, goal: &Goal) -> Result<(), Error>
     }
 }
 
+/// Checks that pods survive a restart of containerd.
+///
 /// # Errors
-/// Where a restart ends every pod of the node, or might.
+/// When a restart ends every pod on the node, or when the effect of a restart is unknown.
 pub(crate) fn spares_pods(facts: &HostFacts) -> Result<(), Error> {
     match &facts.kill_mode {
         Ok(mode) if spares(mode) => Ok(()),
@@ -74,7 +76,7 @@ pub(crate) fn spares_pods(facts: &HostFacts) -> Result<(), Error> {
     }
 }
 
-/// Whether the processes of pods outlive a restart of a unit with this `KillMode` (systemd.kill(5)).
+/// Whether the processes of pods survive a restart of a unit with this `KillMode` (systemd.kill(5)).
 pub(crate) fn spares(mode: &str) -> bool {
     matches!(mode, "process" | "none")
 }

@@ -1,5 +1,6 @@
-//! Finds what is ours in files that are edited no longer, and takes it out: which one is edited follows containerd's release and the
-//! files that it loads, so it moves when a node is upgraded. Pure; which one it is today is decided in `config_source`.
+//! Removes Farrier's handlers from configuration files that Farrier no longer edits. An upgrade of a node can change the file that Farrier
+//! edits, because that file depends on the release of containerd and on the files that containerd loads. Pure; the file to edit is chosen
+//! in `config_source` and `containerd_config`.
 
 use std::collections::BTreeSet;
 
@@ -8,10 +9,10 @@ use crate::containerd_config::{DeclaredHandler, Error, SourceFile, remove_manage
 use crate::installer::distro::Edited;
 use crate::installer::inspect::HostFacts;
 
-/// The changes that take the handlers `managed` out of all files but `edited`.
+/// The changes that remove the handlers `managed` from all files except `edited`.
 ///
 /// # Errors
-/// When one of them can't be edited.
+/// When a file can't be edited.
 pub(crate) fn remove_from_other_files(
     facts: &HostFacts,
     managed: &BTreeSet<String>,
@@ -47,10 +48,10 @@ pub(crate) fn remove_from_other_files(
     Ok(changes)
 }
 
-/// The files that may hold something of ours beside the one that is `edited`, each with whether containerd loads it.
+/// The files other than `edited` that may declare Farrier's handlers, each with whether containerd loads it.
 ///
-/// Where containerd loads what a distribution makes of other files, those are edited and it is left to the distribution, but for a file
-/// that is known to be ours.
+/// A file that the distribution renders is left to the distribution, and its sources are edited. The exception is a rendered file that the
+/// state file records as Farrier's.
 fn others<'a>(
     facts: &'a HostFacts,
     edited: &'a str,
@@ -94,7 +95,7 @@ mod tests {
         files.iter().map(owned).collect()
     }
 
-    /// The node with these files, of which it loads all that are not `unloaded`, under a containerd of this release.
+    /// The node with these files and this release of containerd, which loads all files except `unloaded`.
     fn on(facts: HostFacts, files: &Files, release: &str, unloaded: &[&str]) -> HostFacts {
         let file = |(path, text): (&String, &String)| SourceFile {
             path: path.clone(),
@@ -111,7 +112,7 @@ mod tests {
         facts
     }
 
-    /// Carries out `plan`: in the files, and on the node, whose containerd prints what is declared then.
+    /// Carries out `plan` in the files and on the node, whose containerd then prints the declared handlers.
     fn carry_out(facts: HostFacts, files: &mut Files, plan: HostPlan) -> HostFacts {
         for change in &plan.config {
             assert_eq!(files.get(&change.path), change.before.as_ref());

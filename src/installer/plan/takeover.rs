@@ -1,7 +1,7 @@
-//! Takes over handlers that KWasm and runtime-class-manager declared, and removes their files with the last of them. Pure.
+//! Plans the take-over of legacy handlers, and the removal of the files of KWasm and runtime-class-manager. Pure.
 //!
-//! A handler that is taken over keeps its path for as long as it is declared: another binary is put behind the path, which restarts
-//! nothing, and pods that run from it find their shim there.
+//! A handler that is taken over keeps its path for as long as it is declared: an upgrade replaces the binary at the path without a restart
+//! of containerd, and running pods find their shim at the path.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,7 +15,8 @@ use crate::installer::inspect::legacy::LegacyHandler;
 use crate::installer::inspect::legacy::{LockFile, legacy_directory_of, lock_entries};
 use crate::installer::state::{Binary, OwnedHandler};
 
-/// The lock file without the entries of these binaries, as its writer spells it: indented by one space.
+/// The lock file without the entries of these binaries, in the format of runtime-class-manager: indented by one space. `None` where no entry
+/// is left.
 fn without_entries(text: &str, gone: &BTreeSet<&String>) -> Option<String> {
     let mut shims = lock_entries(text)?;
     shims.retain(|_, entry| !gone.contains(&entry.path));
@@ -30,7 +31,7 @@ fn without_entries(text: &str, gone: &BTreeSet<&String>) -> Option<String> {
     Some(String::from_utf8(bytes).ok()? + end)
 }
 
-/// The legacy handlers that `file` declares and that are not ours yet, in the shape that they would have as ours.
+/// The unmanaged legacy handlers that `file` declares, as the state file would record them after a take-over.
 #[must_use]
 pub(crate) fn takeover_candidates(facts: &HostFacts, file: &str) -> BTreeMap<String, OwnedHandler> {
     let legacy = facts.legacy.handlers.iter();
@@ -59,7 +60,7 @@ pub(crate) fn takeover_candidates(facts: &HostFacts, file: &str) -> BTreeMap<Str
         .collect()
 }
 
-/// Whether a handler that was taken over is declared by its predecessor's own lines just as it should be: they stay.
+/// Whether the lines of the legacy installer declare a handler exactly as `owned` requires. Such lines stay unchanged.
 #[must_use]
 pub fn is_declared_as_wanted(
     legacy_handler: Option<&LegacyHandler>,
@@ -76,7 +77,8 @@ pub fn is_declared_as_wanted(
 }
 
 impl LegacyCleanup {
-    /// Adds what of a predecessor's `legacy_dir` goes with the binaries that are `gone`; all of it, unless another handler is `declared` there.
+    /// Adds the changes in `legacy_dir` that follow from the removal of the binaries `gone`. Their entries leave the lock file. The marker
+    /// and the directory itself are removed unless another handler is `declared` in the directory.
     fn add_directory(
         &mut self,
         facts: &HostFacts,
@@ -104,8 +106,8 @@ impl LegacyCleanup {
     }
 }
 
-/// The files that go with the handlers of `set` that `next` lacks or has without a binary; `unmanaged` names legacy handlers that stay
-/// declared.
+/// The legacy files to remove: those of handlers in `set` that `next` lacks or has without a binary. `unmanaged` names legacy handlers that
+/// stay declared.
 #[must_use]
 pub(crate) fn legacy_cleanup(
     facts: &HostFacts,
@@ -159,7 +161,7 @@ pub(crate) fn legacy_cleanup(
     legacy_cleanup
 }
 
-/// What predecessors left and nobody has taken over, each with what can be done about it.
+/// Problems with legacy handlers and files that were not taken over, each with its remedy.
 #[must_use]
 pub fn complaints(facts: &HostFacts) -> Vec<(String, &'static str)> {
     let mut complaints = Vec::new();
@@ -176,30 +178,30 @@ pub fn complaints(facts: &HostFacts) -> Vec<(String, &'static str)> {
         if !names.is_empty() {
             let names = names.join(", ");
             complaints.push((
-                format!("handlers that {product} installed are nobody's by now: {names}"),
-                "take them over with shims of these handler names, or remove them with `farrier uninstall --shim NAME` or `--all`",
+                format!("handlers that {product} installed have no present owner: {names}"),
+                "install shims with these handler names, or remove the handlers with `farrier uninstall --shim NAME` or `farrier uninstall --all`",
             ));
         }
     }
     let files = facts.config_files.files();
     for file in files {
         let text = file.text.as_deref().unwrap_or_default();
-        // What releases of KWasm before 0.3.0 declared: runc's shim with another program, which is no shim that could be taken over.
+        // KWasm before 0.3.0 declared runc's shim with crun as its program. Such a handler has no shim that could be taken over.
         if text.contains("\"/opt/kwasm/bin/crun\"") {
             complaints.push((
                 format!(
-                    "{} runs crun as an old release of KWasm installed it",
+                    "{} declares a handler that runs crun of an old KWasm release",
                     file.path
                 ),
-                "remove that handler from the file by hand once nothing uses it",
+                "remove the handler from the file by hand after its last pod has ended",
             ));
         }
     }
     for legacy_dir in facts.legacy.legacy_dirs.values() {
         if let Some((path, None)) = &legacy_dir.lock {
             complaints.push((
-                format!("{path} can't be read and is left alone"),
-                "remove it once nothing that it names is in use",
+                format!("failed to read the lock file {path}, so Farrier leaves it unchanged"),
+                "remove the file after the last pod of its shims has ended",
             ));
         }
     }

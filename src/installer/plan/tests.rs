@@ -1,4 +1,4 @@
-//! Tables of the decision: a host as it is, a request, and what has to be done.
+//! Tables of decisions: the facts of a host, a goal, and the plan.
 
 use std::collections::BTreeSet;
 
@@ -262,9 +262,9 @@ fn options_are_declared_from_containerd_1_7_on() {
 
 #[rstest]
 #[case::kill_mode_that_ends_pods(|facts: &mut HostFacts| facts.kill_mode = Ok("control-group".to_owned()), "KillMode")]
-#[case::unknown_kill_mode(|facts: &mut HostFacts| facts.kill_mode = Err(Problem::new("no bus", None)), "can't be told")]
+#[case::unknown_kill_mode(|facts: &mut HostFacts| facts.kill_mode = Err(Problem::new("no bus", None)), "failed to determine whether pods survive")]
 #[case::no_containerd(|facts: &mut HostFacts| facts.containerd = Containerd::NotFound { refused: Vec::new() }, "no containerd runs")]
-#[case::no_cri(|facts: &mut HostFacts| facts.served = Err(Problem::new("no CRI", None)), "before any change")]
+#[case::no_cri(|facts: &mut HostFacts| facts.served = Err(Problem::new("no CRI", None)), "before the change")]
 #[case::not_ready(|facts: &mut HostFacts| facts.served = Ok(Served::default()), "not ready")]
 #[case::invalid_configuration(|facts: &mut HostFacts| facts.dump = Err(Problem::new("toml", None)), "present configuration")]
 #[case::unknown_release(|facts: &mut HostFacts| facts.version = None, "release")]

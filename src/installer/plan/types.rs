@@ -1,4 +1,4 @@
-//! What the parts of a plan share: the plan itself, the handlers before and after it, and the reasons against it. Pure; decides nothing.
+//! The types that the parts of a plan share: the plan, the handlers before and after it, and the errors. Pure; decides nothing.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,41 +12,41 @@ use crate::installer::containerd::process::Refusal;
 use crate::installer::distro;
 use crate::installer::state::{InstallPaths, OwnedHandler, StateAfter};
 
-/// What has to be done, in this order.
+/// All changes on a host, in the order in which they are made.
 #[derive(Debug, Default, PartialEq)]
 pub struct HostPlan {
-    /// Folders to make, outermost first.
+    /// Directories to create, outermost first.
     pub new_directories: Vec<String>,
-    /// SHA-256 of the binaries to put into the store.
+    /// SHA-256 of the binaries to add to the store.
     pub store: BTreeSet<Sha256Digest>,
-    /// Stable paths to point to a binary, by its SHA-256.
+    /// Stable paths to create as symlinks, each with the SHA-256 of its binary.
     pub symlinks: BTreeMap<String, Sha256Digest>,
-    /// The configuration files to write, the one that is to declare our handlers first, if it changes.
+    /// The changes of configuration files. If the file that declares Farrier's handlers changes, it comes first.
     pub config: Vec<ConfigChange>,
     /// Whether containerd must be restarted.
     pub restart: bool,
-    /// The state file afterwards.
+    /// The change of the state file.
     pub state: StateAfter,
-    /// Stable paths and stored files that nothing needs any more.
+    /// Stable paths and stored files that no handler needs any more.
     pub obsolete_files: Vec<String>,
-    /// Folders of ours to remove, where they are empty, outermost first.
+    /// Directories that Farrier created, to be removed where they are empty, outermost first.
     pub obsolete_directories: Vec<String>,
-    /// What goes of predecessors.
+    /// The files of KWasm and runtime-class-manager to remove.
     pub legacy_cleanup: LegacyCleanup,
-    /// Handlers that lose their binary, as they are, unless a pod takes one up meanwhile.
+    /// Handlers that lose their binary, as they are before. A handler that a pod starts to use meanwhile keeps its binary.
     pub leaving: BTreeMap<String, OwnedHandler>,
-    /// What is to be reported on each handler; `served` is what will be so if all goes well.
+    /// The report on each handler; `served` is the value after a successful change.
     pub handlers: Vec<HandlerReport>,
-    /// What is to be said that leaves nothing undone: sentences.
+    /// Notes for an operator on a successful change, each one sentence.
     pub notes: Vec<String>,
-    /// Handlers that are ours, before or after.
+    /// The names of all handlers that Farrier manages before or after the change.
     pub managed: BTreeSet<String>,
-    /// Handlers as they will be declared.
+    /// Farrier's handlers as they are declared afterwards.
     pub declared: Vec<Handler>,
 }
 
 impl HostPlan {
-    /// Whether the host already is as wanted.
+    /// Whether the host already carries the goal.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.store.is_empty()
@@ -58,14 +58,14 @@ impl HostPlan {
             && self.legacy_cleanup.is_empty()
     }
 
-    /// The paths of the binaries that are stored.
+    /// The paths of the binaries to add to the store.
     pub fn store_paths(&self, install_paths: &InstallPaths) -> impl Iterator<Item = String> {
         self.store
             .iter()
             .map(|sha256| install_paths.store_path(sha256))
     }
 
-    /// Takes in what pods took up while the plan was carried out: it stays, and is reported.
+    /// Adds the reports on handlers that pods started to use during the change, and keeps their files.
     pub fn add_draining(&mut self, draining: Vec<HandlerReport>) {
         let is_kept = |path: &String| {
             draining.iter().any(|handler| {
@@ -83,31 +83,31 @@ impl HostPlan {
 /// The handlers of a host before and after a change.
 #[derive(Debug)]
 pub(crate) struct HandlerSet {
-    /// Handlers of ours now, those that the change takes over and those that drain included.
+    /// Managed handlers before the change, including draining handlers and those that the change takes over.
     pub(crate) before: BTreeMap<String, OwnedHandler>,
-    /// Handlers of ours afterwards.
+    /// Managed handlers after the change.
     pub(crate) next: BTreeMap<String, OwnedHandler>,
-    /// Legacy handlers that stay as they are, in the shape that they would have as ours.
+    /// Legacy handlers that stay as they are, as the state file would record them after a take-over.
     pub(crate) legacy: BTreeMap<String, OwnedHandler>,
-    /// Legacy handlers that the change takes over, each with its former owner.
+    /// Legacy handlers that the change takes over, each with its previous owner.
     pub(crate) taken_over: BTreeMap<String, Owner>,
     /// Handlers that lose their binary.
     pub(crate) leaving: BTreeSet<String>,
-    /// Handlers that are declared no more and that pods still use.
+    /// Handlers that are no longer declared and that pods still use.
     pub(crate) draining: BTreeMap<String, OwnedHandler>,
-    /// The reports on those that were asked for or stay.
+    /// The reports on handlers that the goal names, or that must leave and can't.
     pub(crate) reports: Vec<HandlerReport>,
 }
 
 impl HandlerSet {
-    /// What a host has of `handler`, ours or a legacy one.
+    /// The handler of this name before the change, managed or legacy.
     pub(crate) fn current(&self, handler: &str) -> Option<&OwnedHandler> {
         self.before
             .get(handler)
             .or_else(|| self.legacy.get(handler))
     }
 
-    /// Makes a legacy handler ours: moves it across.
+    /// Moves a legacy handler to the managed handlers.
     pub(crate) fn take_over(&mut self, handler: &str, owner: Owner) {
         if let Some(mut owned) = self.legacy.remove(handler) {
             let previous_owner = std::mem::replace(&mut owned.owner, owner);
@@ -116,7 +116,7 @@ impl HandlerSet {
         }
     }
 
-    /// The handlers that lose their binary, as they are now.
+    /// The handlers that lose their binary, as they are before the change.
     pub(crate) fn leaving_as_they_were(&self) -> BTreeMap<String, OwnedHandler> {
         let mut leaving = self.before.clone();
         leaving.retain(|name, _| self.leaving.contains(name));
@@ -124,21 +124,21 @@ impl HandlerSet {
     }
 }
 
-/// What goes of a predecessor once a change stands. Doing it twice does no harm.
+/// The files of KWasm and runtime-class-manager to remove after a successful change. Idempotent.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LegacyCleanup {
-    /// Binaries, links to them, and markers.
+    /// Binaries, symlinks to them, and markers.
     pub files: Vec<String>,
     /// Lock files that lose entries.
     pub locks: Vec<LockChange>,
-    /// Folders, where they are empty, outermost first.
+    /// Directories to remove where they are empty, outermost first.
     #[serde(rename = "folders")]
     pub directories: Vec<String>,
 }
 
 impl LegacyCleanup {
-    /// Whether nothing goes.
+    /// Whether no file is removed or changed.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.files.is_empty() && self.locks.is_empty()
@@ -151,9 +151,9 @@ impl LegacyCleanup {
 pub struct LockChange {
     /// Absolute path on the host.
     pub path: String,
-    /// SHA-256 of its text now.
+    /// SHA-256 of its present text.
     pub before: Sha256Digest,
-    /// Its text afterwards; `None` where no entry is left.
+    /// Its text afterwards; `None` where it is removed, because no entry is left.
     pub after: Option<String>,
 }
 
@@ -162,71 +162,76 @@ pub struct LockChange {
 pub struct ConfigChange {
     /// Absolute path on the host.
     pub path: String,
-    /// Its text now, if it is there.
+    /// Its present text; `None` where it is absent.
     pub before: Option<String>,
     /// Its text afterwards; `None` where it is removed.
     pub after: Option<String>,
-    /// The root configuration file, which containerd is given.
+    /// The root configuration file, whose path containerd is started with.
     pub root: String,
-    /// The same change of a file that containerd loads, where it loads not `path` but what the distribution makes of it.
+    /// The same change in the file that containerd loads, where the distribution renders that file from `path`.
     pub rendered: Option<config_source::Rendered>,
-    /// Whether containerd loads it, or what the distribution makes of it. What a former containerd loaded lies idle.
+    /// Whether containerd loads the file, or a file that the distribution renders from it. False for a file that only an earlier containerd
+    /// loaded.
     pub live: bool,
 }
 
-/// Why a host is not changed at all.
+/// Why no change of a host is planned.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The distribution is known and not one that this release changes.
+    /// Farrier does not change hosts of this distribution.
     #[error("{}", .0.message)]
     Distribution(distro::Refusal),
-    /// There is nothing to prove a change on.
+    /// No containerd runs that could verify a change.
     #[error("no containerd runs on this host{}", not_counted(refused))]
     NoDaemon {
-        /// Processes of that name that do not count.
+        /// Processes called containerd that do not count.
         refused: Vec<Refusal>,
     },
-    /// Its release is unknown.
-    #[error("failed to tell the release of this host's containerd: {0}")]
+    /// The release of containerd is unknown.
+    #[error("failed to determine the release of this host's containerd: {0}")]
     NoVersion(Problem),
-    /// It was not well before.
-    #[error("containerd was not serving before any change: {0}")]
+    /// containerd was unhealthy before the change.
+    #[error("containerd was not serving before the change: {0}")]
     NotServing(Problem),
-    /// Binaries can't be kept where they can be executed, or the configuration can't be written.
+    /// A directory or file that a change needs can't be written, or binaries can't be executed from it.
     #[error("{0}")]
     Obstacle(Problem),
-    /// What a distribution makes its configuration from can't be edited.
+    /// The source that a distribution renders the configuration from can't be edited.
     #[error(transparent)]
     Source(#[from] config_source::Error),
     /// The configuration can't be edited.
     #[error(transparent)]
     Config(#[from] containerd_config::Error),
-    /// containerd refuses the configuration as it is.
+    /// containerd would not start with its present configuration.
     #[error("containerd does not load its present configuration: {0}")]
     Refuses(Problem),
-    /// A restart would put live what somebody else wrote.
+    /// A restart would put a pending change into effect.
     #[error(
-        "{path}, or what it imports, was changed after containerd started ({what} differs from what is served), and a restart would put that live"
+        "{path} or one of its imports was changed after containerd started ({what} differs from the running containerd), and a restart would put the change into effect"
     )]
     Pending {
-        /// The root configuration.
+        /// The root configuration file.
         path: String,
-        /// What differs, in a few words.
+        /// The runtime that differs, such as `handler kata`.
         what: String,
     },
     /// A restart would end pods.
-    #[error("restarting {unit} would end every pod on this node, because its KillMode is {mode:?}")]
+    #[error(
+        "a restart of {unit} would end every pod on this node, because its KillMode is {mode:?}"
+    )]
     KillMode {
-        /// The unit.
+        /// The unit of containerd.
         unit: String,
         /// Its `KillMode`.
         mode: String,
     },
     /// A restart would end the node itself.
-    #[error("this node is a container that a restart ends, and with it every pod")]
+    #[error(
+        "this node is a container, and a restart of containerd would end the container with every pod"
+    )]
     Container,
-    /// Whoever can't be asked about a restart can't be asked for one: no leave for restarts that end pods helps here.
-    #[error("whether containerd can be restarted and would spare pods then can't be told: {0}")]
+    /// The service manager does not answer, so it can't restart containerd either: `--allow-pod-restarts` does not lift this refusal.
+    #[error("failed to determine whether pods survive a restart of containerd: {0}")]
     KillModeUnknown(Problem),
 }
 
@@ -239,52 +244,55 @@ impl Error {
                 problem
                     .help
                     .as_deref()
-                    .unwrap_or("see that `containerd --version` works on the node"),
+                    .unwrap_or("check that `containerd --version` works on the node"),
             ),
             Self::Distribution(refusal) => Cow::Borrowed(refusal.help),
             Self::NoDaemon { refused } => match by_evidence(refused).first() {
                 Some(refusal) => return refusal.reason.help(),
                 None => Cow::Borrowed(
-                    "start it, or use --offline to prepare the host for its next start",
+                    "start containerd, or use --offline to prepare the host for the next start of containerd",
                 ),
             },
-            Self::NotServing(problem) | Self::Refuses(problem) => {
-                Cow::Borrowed(problem.help.as_deref().unwrap_or("repair it first"))
-            }
+            Self::NotServing(problem) | Self::Refuses(problem) => Cow::Borrowed(
+                problem
+                    .help
+                    .as_deref()
+                    .unwrap_or("repair containerd or its configuration first"),
+            ),
             Self::Source(error) => return error.help(),
             Self::Config(error) => return error.help(),
             Self::Pending { .. } => Cow::Borrowed(
                 "restart containerd yourself or undo that change, then run farrier again",
             ),
             Self::KillMode { .. } => Cow::Borrowed(
-                "set KillMode=process there (under OpenRC rc_cgroup_cleanup=NO), or accept that with --allow-pod-restarts",
+                "set KillMode=process in the unit (OpenRC: rc_cgroup_cleanup=NO), or accept the end of all pods with --allow-pod-restarts",
             ),
             Self::Container => Cow::Borrowed(
-                "accept that with --allow-pod-restarts, or job.allowPodRestarts among the chart's values",
+                "accept the end of all pods with --allow-pod-restarts, or with job.allowPodRestarts in the chart's values",
             ),
             Self::KillModeUnknown(problem) => Cow::Borrowed(
                 problem
                     .help
                     .as_deref()
-                    .unwrap_or("see that the service manager answers on the node"),
+                    .unwrap_or("check that the service manager answers on the node"),
             ),
             Self::Obstacle(problem) => return problem.help.as_deref().map(Cow::Borrowed),
         })
     }
 }
 
-/// Refusals that are told one by one. Any user can start processes of that name.
+/// The number of refusals in a message. Any user can start any number of processes called containerd.
 const SHOWN_REFUSALS: usize = 3;
 
-/// Refusals in the order in which they are told. The processes of ordinary users come last: any number of them must not hide why the host's
-/// own containerd does not count.
+/// Refusals in the order of the message. The processes of ordinary users come last: any number of them must not hide why the host's own
+/// containerd does not count.
 fn by_evidence(refused: &[Refusal]) -> Vec<&Refusal> {
     let mut refused: Vec<&Refusal> = refused.iter().collect();
     refused.sort_by_key(|refusal| refusal.is_user_process());
     refused
 }
 
-/// Why no process called containerd counts; empty where there is none.
+/// The end of a message, with the reasons that processes called containerd do not count; empty where no such process runs.
 fn not_counted(refused: &[Refusal]) -> String {
     if refused.is_empty() {
         return String::new();
@@ -294,7 +302,7 @@ fn not_counted(refused: &[Refusal]) -> String {
     let told = told.join("; ");
     let more = refused.len().saturating_sub(SHOWN_REFUSALS);
     if more > 0 {
-        format!(" ({more} more are not told): {told}")
+        format!(" ({more} more are not shown): {told}")
     } else {
         format!(": {told}")
     }
