@@ -216,7 +216,7 @@ async fn a_removed_binary_is_fetched_again() {
         .label(&node, "test.farrier.dev/asks", Some("true"))
         .await;
     cluster
-        .event_tells("Node", &node, &["wasmi", "is gone or was changed"])
+        .event_tells("Node", &node, &["wasmi", "is missing or modified"])
         .await;
     cluster.label_becomes(&node, progress, "provisioned").await;
     let files = cluster.sh(&node, "find /opt/farrier -type f");

@@ -123,12 +123,12 @@ async fn a_missing_or_changed_binary_fails_its_shim_alone_and_is_fetched_by_the_
     assert_eq!(
         report.reason.as_deref(),
         Some(
-            "shim a: its binary /opt/farrier/bin/containerd-shim-a is gone or was changed on the host"
+            "shim a: binary /opt/farrier/bin/containerd-shim-a is missing or modified on the host"
         )
     );
     assert_eq!(
         report.remedy.as_deref(),
-        Some("it is fetched anew at the next attempt")
+        Some("wait for the next attempt, which fetches the binary again")
     );
     let [a, b] = report.handlers.as_slice() else {
         panic!("{report:?}");
@@ -225,7 +225,7 @@ async fn an_expected_binary_is_never_taken_from_elsewhere_than_the_host() {
         assert!(results.unwrap().iter().all(|result| result.present));
         let report = host.provision(&shims, fetched("a", 1).path()).await;
         assert_eq!(report.result, Outcome::Refused, "{report:?}");
-        assert!(report.reason.unwrap().contains("gone or was changed"));
+        assert!(report.reason.unwrap().contains("is missing or modified"));
         assert_eq!(host.tree(false), before);
     }
 }

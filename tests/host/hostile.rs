@@ -143,7 +143,7 @@ async fn a_symlink_in_place_of_a_directory_of_farrier_is_refused(#[case] name: &
     let before = host.tree(true);
     let report = host.install(&[shim("a")], &[]).await;
     assert_eq!(report.result, Outcome::Refused, "{report:?}");
-    assert!(report.reason.unwrap().contains("is a link"));
+    assert!(report.reason.unwrap().contains("is a symlink"));
     assert_eq!(host.tree(true), before);
 }
 

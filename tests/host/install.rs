@@ -283,7 +283,7 @@ fn a_shim_that_does_not_run_is_refused_and_keeps_its_old_version() {
         report
             .reason
             .unwrap()
-            .contains("shim broken: its binary does not run on this host")
+            .contains("shim broken: the binary does not run on the host")
     );
     assert!(host.path("/opt/farrier/bin/containerd-shim-a").exists());
     assert!(!host.config().contains("broken"));

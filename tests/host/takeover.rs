@@ -217,7 +217,7 @@ async fn a_legacy_binary_with_another_digest_fails_only_its_shim(
     let shims = [expected("spin", 3), wanted("other", 77)];
     let report = host.provision(&shims, directory.path()).await;
     assert_eq!(report.result, Outcome::Partial, "{report:?}");
-    let sentence = format!("shim spin: its binary {path} is gone or was changed on the host");
+    let sentence = format!("shim spin: binary {path} is missing or modified on the host");
     assert_eq!(report.reason, Some(sentence));
     let other = &report.handlers[0];
     assert_eq!(other.sha256, Some(Sha256Digest::of(&program(77))));

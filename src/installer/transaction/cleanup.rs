@@ -1,4 +1,4 @@
-//! Clears up after a change that was carried out, and looks at the pods once more before a binary goes. Decides nothing else.
+//! Commits a change and cleans up after it. Asks for the running pods once more before it removes a binary.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,10 +19,10 @@ use crate::installer::state::{
     InstallPaths, JOURNAL_FILE, STATE_DIRECTORY, STATE_FILE, STATE_LIMIT, State,
 };
 
-/// Locations may hold credentials; whoever may change a host is root.
+/// Mode of the state file: locations may hold credentials, and only root changes a host.
 const STATE_MODE: u32 = 0o600;
 
-/// Puts the state file in place, which ends the change.
+/// Writes the state file, which ends the change.
 pub(crate) fn commit(host: &HostRoot, journal: &Journal) -> Result<(), Error> {
     let before = host.digest(STATE_FILE)?;
     match &journal.state {
@@ -35,8 +35,9 @@ pub(crate) fn commit(host: &HostRoot, journal: &Journal) -> Result<(), Error> {
     Ok(())
 }
 
-/// A pod may have taken up a handler since the host was looked at: where that is declared still, it stays what it was, and else the state
-/// file that ends the change remembers its binary. Returns what is to be reported on them.
+/// Keeps the binaries of handlers with pods. A pod may have started on a handler after the facts were gathered. If the handler is still
+/// declared, it keeps its entry in the state file; otherwise the state file records its binary as draining, so that a later run removes
+/// it. Returns the reports on these handlers.
 ///
 /// # Errors
 /// When the state file can't be read or the journal can't be written.
@@ -68,7 +69,7 @@ pub(crate) fn retain_in_use(
         let Some(pods) = used(name) else {
             continue;
         };
-        warn!(handler = name, "its binary stays until a later run: {pods}");
+        warn!(handler = name, reason = %pods, "kept the binary until a later run");
         let reserved = state.handlers.get_mut(name);
         reports.push(HandlerReport {
             shim: owned.shim.clone(),
@@ -91,9 +92,9 @@ pub(crate) fn retain_in_use(
     Ok(reports)
 }
 
-/// Clears up after a change that was carried out: binaries that nothing names, folders of ours, and the journal last.
+/// Cleans up after a committed change: removes the binaries without a handler, Farrier's empty directories, and the journal last.
 ///
-/// What `in_use` names keeps its binary, without which its sandbox could never be ended. A later run takes it.
+/// Handlers in `in_use` keep their binaries, because containerd needs the binary to end a sandbox. A later run removes them.
 pub(crate) fn finish(host: &HostRoot, journal: &Journal, in_use: &InUse) -> Result<(), Error> {
     journal.discard(host)?;
     let state = State::from_json(host.read_text(STATE_FILE, STATE_LIMIT)?.as_deref())?;
@@ -154,7 +155,7 @@ fn clear_binaries(
     Ok(())
 }
 
-/// What the names of files end with that only a run that was killed leaves.
+/// Suffixes of the temporary files that a killed run leaves.
 const TEMP_SUFFIXES: [&str; 4] = [
     NEW_SUFFIX,
     OLD_SUFFIX,
@@ -162,12 +163,12 @@ const TEMP_SUFFIXES: [&str; 4] = [
     validate_config::IMPORT_SUFFIX,
 ];
 
-/// Files that only a run that was killed leaves: half written, put there to be judged, or kept until a change stands.
+/// The temporary files that a killed run left: partly written files, candidate configurations, and replaced files kept for undoing.
 ///
 /// # Errors
-/// When a folder can't be listed.
+/// When a directory can't be listed.
 pub(crate) fn temporary_files(host: &HostRoot, facts: &HostFacts) -> Result<Vec<String>, Error> {
-    // What stands in the store and belongs to no handler is told by its path alone.
+    // Other code finds the unneeded files of the store by their path.
     let store = facts.install_paths.store();
     let mut found = Vec::new();
     for directory in directories(host, facts).iter().filter(|it| **it != store) {
@@ -180,7 +181,7 @@ pub(crate) fn temporary_files(host: &HostRoot, facts: &HostFacts) -> Result<Vec<
     Ok(found)
 }
 
-/// The folders in which a change makes or replaces files.
+/// The directories in which a change creates or replaces files.
 fn directories(host: &HostRoot, facts: &HostFacts) -> BTreeSet<String> {
     let loaded = facts.config_files.files();
     let files = loaded.chain(&facts.sources).chain(&facts.orphaned_config);
@@ -199,15 +200,16 @@ fn directories(host: &HostRoot, facts: &HostFacts) -> BTreeSet<String> {
         .collect()
 }
 
-/// What pods use at the moment at which binaries go.
+/// The handlers with running pods when binaries are removed.
 pub(crate) enum InUse {
-    /// Handlers with the number of their sandboxes.
+    /// The number of sandboxes per handler.
     Known(BTreeMap<String, usize>),
-    /// The CRI gave no answer: anything may be.
+    /// The CRI did not answer, so every handler may have pods.
     Unknown,
 }
 
 impl InUse {
+    /// Asks the CRI for the sandboxes of each handler. An image has none.
     pub(crate) async fn ask(host: &HostRoot, socket: &str, target: Target) -> Self {
         if target == Target::Image {
             return Self::Known(BTreeMap::new());
@@ -215,19 +217,19 @@ impl InUse {
         match cri::in_use(host, socket).await {
             Ok(in_use) => Self::Known(in_use),
             Err(error) => {
-                warn!(%error, "binaries that leave stay until the next run");
+                warn!(%error, "failed to list the running pods: obsolete binaries stay until the next run");
                 Self::Unknown
             }
         }
     }
 
-    /// Why the binary of a handler has to stay, as a sentence; `None` where nothing needs it.
+    /// The reason to keep the binary of a handler; `None` without pods.
     fn pods(&self, handler: &str) -> Option<Problem> {
         match self {
             Self::Known(in_use) => in_use.get(handler).map(|pods| used_by(*pods)),
             Self::Unknown => Some(Problem::with_help(
-                "whether pods use it can't be told, because containerd does not answer",
-                "run again",
+                "failed to list the pods of this handler: containerd does not answer",
+                "check that containerd answers, then run farrier again",
             )),
         }
     }
@@ -267,7 +269,8 @@ mod tests {
         }
     }
 
-    /// A host from which `a`, `b` and, at its predecessor's path, `k` leave: their binaries stand, and the change is live.
+    /// A host whose change removes the handlers `a`, `b` and, at the path of a legacy installer, `k`. The change is in effect, and the
+    /// binaries are still there.
     fn leaving(root: &Path, state: Option<&State>) -> Journal {
         let path = |path: &str| root.join(path.trim_start_matches('/'));
         let install_paths = InstallPaths {
@@ -334,7 +337,7 @@ mod tests {
         }
     }
 
-    /// Ends the change; returns the reports, the state on disk and which of the binaries are there.
+    /// Ends the change. Returns the reports, the state on disk and the presence of each binary.
     fn end(
         root: &Path,
         state: Option<&State>,
@@ -345,7 +348,7 @@ mod tests {
         let reports = retain_in_use(&host, &mut journal, in_use).unwrap();
         commit(&host, &journal).unwrap();
         let text = host.read_text(STATE_FILE, STATE_LIMIT).unwrap();
-        // A run that is killed from here on is finished, not undone.
+        // From here on, the next run finishes the change of a killed run.
         assert!(journal.is_committed(text.as_deref()));
         finish(&host, &journal, in_use).unwrap();
         let text = host.read_text(STATE_FILE, STATE_LIMIT).unwrap();

@@ -1,4 +1,4 @@
-//! Why a host is not changed, and how the host is then.
+//! The reasons why Farrier does not change a host, and the state of the host afterwards.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -11,95 +11,95 @@ use crate::installer::artifact::fetch;
 use crate::installer::containerd::{config_files, restart};
 use crate::installer::{host, inspect, plan, state};
 
-/// Why a host is not changed.
+/// The reason why Farrier does not change a host.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The host can't be inspected.
+    /// Inspecting the host failed.
     #[error(transparent)]
     Inspect(#[from] inspect::Error),
-    /// containerd's configuration files can't be read.
+    /// Reading containerd's configuration files failed.
     #[error(transparent)]
     ConfigFiles(#[from] config_files::Error),
-    /// The host's files.
+    /// Reading or writing the host's files failed.
     #[error(transparent)]
     Host(#[from] host::Error),
-    /// The state file or the journal.
+    /// The state file or the journal is damaged or of another version.
     #[error(transparent)]
     State(#[from] state::Error),
-    /// Nothing may be changed.
+    /// The planner refuses the change.
     #[error(transparent)]
     Plan(#[from] plan::Error),
-    /// The configuration, or what the candidate would change in it.
+    /// The configuration can't be edited, or the candidate would change more of it than planned.
     #[error(transparent)]
     Config(#[from] containerd_config::Error),
-    /// containerd refuses the candidate.
+    /// The host's containerd refuses the candidate configuration.
     #[error("containerd refuses the changed configuration: {0}")]
     ConfigRefused(Problem),
-    /// Binaries that do not run on the host, by SHA-256, each with a sentence.
+    /// Binaries that fail the smoke test, by SHA-256. The message is that of the first one.
     #[error("{}", .0.values().next().map_or("", |problem| problem.message.as_str()))]
     Unusable(BTreeMap<Sha256Digest, Problem>),
-    /// An artifact.
+    /// Fetching, verifying or unpacking an artifact failed.
     #[error(transparent)]
     Artifact(#[from] fetch::Error),
-    /// An artifact that should be on the host.
-    #[error("there is no {path} on this host")]
+    /// A location names a file of the host, and the file is missing.
+    #[error("artifact {path} is missing on the host")]
     NoArtifact {
         /// Absolute path on the host.
         path: String,
     },
-    /// A binary that the request expects on the host, and that therefore was not fetched.
-    #[error("its binary {path} is gone or was changed on the host")]
+    /// The request expects a binary on the host, so it was not fetched, and the binary is missing or modified.
+    #[error("binary {path} is missing or modified on the host")]
     NotPresent {
         /// Absolute path on the host.
         path: String,
     },
-    /// A link stands where a folder of ours should.
-    #[error("{path} on the host is a link")]
+    /// The path of one of Farrier's directories is a symlink.
+    #[error("{path} on the host is a symlink instead of a directory")]
     SymlinkedDirectory {
         /// Absolute path on the host.
         path: String,
     },
-    /// A binary could not be put on disk.
-    #[error("the binary can't be put on disk: {source}")]
+    /// Flushing a binary to disk failed.
+    #[error("failed to write the binary to disk: {source}")]
     Store {
         /// What the system says.
         #[source]
         source: io::Error,
     },
-    /// A folder for downloads could not be made.
-    #[error("no temporary folder can be made: {source}")]
+    /// Creating the temporary directory for downloads failed.
+    #[error("failed to create a temporary directory for downloads: {source}")]
     Temporary {
         /// What the system says.
         #[source]
         source: io::Error,
     },
-    /// containerd after the restart.
+    /// The restart of containerd failed, or containerd serves something else afterwards.
     #[error(transparent)]
     Restart(#[from] restart::Error),
-    /// What undoing takes is more than a later run would read.
-    #[error("undoing this change would take more than {limit} bytes of notes, so it is not begun")]
+    /// The journal would exceed the size that a later run reads.
+    #[error("the journal of this change would exceed {limit} bytes")]
     TooMuchToUndo {
-        /// The bound.
+        /// The limit in bytes.
         limit: u64,
     },
-    /// SIGTERM, SIGINT or SIGHUP came before the change took effect.
+    /// SIGTERM, SIGINT or SIGHUP arrived before the change took effect.
     #[error("interrupted by {name}")]
     Signal {
-        /// The signal.
+        /// The name of the signal.
         name: &'static str,
     },
-    /// A former run.
-    #[error("a former change was interrupted and could not be undone")]
+    /// An earlier run was interrupted, and undoing its change failed. The report adds the failed steps.
+    #[error("an earlier change of this host was interrupted")]
     Interrupted,
-    /// A former run, which was allowed more than this one.
+    /// An earlier run was interrupted. It was allowed to end pods, and this run is not.
     #[error(
-        "a former change was interrupted, and undoing it takes a restart that ends every pod on this node"
+        "an earlier change of this host was interrupted, and the restart of containerd to undo it ends every pod on this node"
     )]
     InterruptedWithPods,
 }
 
 impl Error {
-    /// How an operator corrects the cause.
+    /// The next step for an administrator.
     #[must_use]
     pub fn help(&self) -> Option<Cow<'_, str>> {
         Some(match self {
@@ -112,63 +112,67 @@ impl Error {
             Self::ConfigRefused(_) => Cow::Borrowed("run with --dry-run to see the change"),
             Self::Artifact(error) => return error.help(),
             Self::NoArtifact { .. } => {
-                Cow::Borrowed("put the artifact there, or correct the location")
+                Cow::Borrowed("put the artifact at this path, or correct the location of the shim")
             }
-            Self::NotPresent { .. } => Cow::Borrowed("it is fetched anew at the next attempt"),
-            Self::SymlinkedDirectory { .. } => {
-                Cow::Borrowed("make it a folder, or link the folder that it is in")
+            Self::NotPresent { .. } => {
+                Cow::Borrowed("wait for the next attempt, which fetches the binary again")
             }
-            Self::Store { .. } => Cow::Borrowed("see that the host has room and its disk is well"),
+            Self::SymlinkedDirectory { .. } => Cow::Borrowed(
+                "replace it with a directory, or make its parent directory the symlink",
+            ),
+            Self::Store { .. } => {
+                Cow::Borrowed("check that the host has free disk space and a healthy disk")
+            }
             Self::Temporary { .. } => {
-                Cow::Borrowed("see that $TMPDIR, or else /tmp, can be written to")
+                Cow::Borrowed("check that $TMPDIR (/tmp by default) is writable")
             }
             Self::Restart(error) => return error.help(),
             Self::TooMuchToUndo { .. } => Cow::Borrowed("shorten containerd's configuration"),
             Self::Signal { .. } => Cow::Borrowed("run the same command again"),
             Self::InterruptedWithPods => Cow::Borrowed(
-                "accept that with --allow-pod-restarts, or job.allowPodRestarts among the chart's values",
+                "allow the restart with --allow-pod-restarts, or with job.allowPodRestarts in the chart's values",
             ),
             Self::Unusable(..) | Self::Interrupted => return None,
         })
     }
 }
 
-/// Why a plan was not carried out, and how the host is now.
+/// The reason why a plan was not carried out, by the state of the host afterwards.
 #[derive(Debug)]
 pub enum Failure {
-    /// As it was; nothing went live.
+    /// The host is unchanged: nothing took effect.
     Refused(Error),
-    /// As it was, after something had been tried.
+    /// The host is restored after a change that had taken effect at least in part.
     RolledBack {
-        /// Why.
+        /// The reason.
         cause: Error,
         /// The restarts of containerd.
         tally: Restarts,
     },
-    /// It needs a person.
+    /// Undoing failed, so an administrator has to repair the host.
     Broken {
-        /// Why it was not carried out.
+        /// The reason why the plan was not carried out.
         cause: Error,
-        /// What could not be put back.
+        /// The steps of undoing that failed, each as a sentence.
         failures: Vec<String>,
         /// The restarts of containerd.
         tally: Restarts,
     },
 }
 
-/// What the restarts of one run came to.
+/// The number and the duration of the restarts of containerd in one run.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Restarts {
-    /// How often containerd was restarted.
+    /// The number of restarts.
     pub restarts: u32,
-    /// How long the CRI was away for that, or wrong; `None` where nothing was restarted.
+    /// The time during which the CRI was unavailable or served something else; `None` without a restart.
     pub away: Option<Duration>,
 }
 
-/// How far a change came.
+/// The progress of a change, which decides between [`Failure::Refused`] and [`Failure::RolledBack`].
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
-    /// Pods or containerd may have met with something of it.
+    /// Pods or containerd may have used a part of the change.
     pub(crate) live: bool,
     /// The restarts of containerd.
     pub(crate) tally: Restarts,

@@ -1,4 +1,4 @@
-//! SIGTERM, SIGINT and SIGHUP: whether one has come, for a change that looks between its steps and while it waits.
+//! Receives SIGTERM, SIGINT and SIGHUP. A change checks for them between its steps and while it waits.
 
 use std::future::poll_fn;
 use std::io;
@@ -10,8 +10,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::failure::Error;
 
-/// The signals that ask a run to end. The first one counts. A later one changes nothing: whatever the run does by then ends it as soon as
-/// the host allows, and a host that is left half changed needs another run. SIGKILL remains, and the journal for the run after that.
+/// The signals that ask a run to end. The first signal counts, and later ones have no effect: the run is undoing its change by then, and
+/// ending it sooner would leave a half-changed host. SIGKILL still ends the process; the next run then works from the journal.
 #[derive(Debug, Default)]
 pub struct Interrupts {
     signals: Mutex<Vec<(&'static str, Signal)>>,
@@ -19,11 +19,12 @@ pub struct Interrupts {
 }
 
 impl Interrupts {
-    /// Listens for SIGTERM and SIGINT from now on, and for SIGHUP, which the end of a terminal's connection sends: they don't end this process any more, and the kernel delivers them also where it is
-    /// process 1 of a container (`pid_namespaces(7)`). SIGHUP stays ignored where `nohup(1)` has it so. A value of [`Default`] leaves the signals to their usual effect.
+    /// Handles SIGTERM, SIGINT and SIGHUP (the end of a terminal's connection) from now on, so they no longer end this process. With a
+    /// handler, the kernel delivers them also to PID 1 of a container (`pid_namespaces(7)`). SIGHUP stays ignored under `nohup(1)`. A
+    /// value of [`Default`] leaves the default action of the signals.
     ///
     /// # Errors
-    /// When the kernel takes no handler.
+    /// When registering a signal handler fails.
     pub fn listen() -> io::Result<Self> {
         let mut signals = vec![
             ("SIGTERM", signal(SignalKind::terminate())?),
@@ -51,35 +52,37 @@ impl Interrupts {
         Poll::Pending
     }
 
-    /// The name of the signal that came, as soon as one has.
+    /// Waits for the first signal and returns its name.
     pub async fn received(&self) -> &'static str {
         poll_fn(|context| self.poll(context)).await
     }
 
-    /// The name of the signal that has come by now.
+    /// The name of the first signal, if one has arrived.
     pub(crate) async fn try_received(&self) -> Option<&'static str> {
-        // The runtime looks for signals when its task waits, and the steps of a change don't.
+        // Tokio processes signals only when a task yields, and the steps of a change do not yield.
         tokio::task::yield_now().await;
         self.received().now_or_never()
     }
 
+    /// Checks between two steps that no signal has arrived.
+    ///
     /// # Errors
-    /// [`Error::Signal`] where one has come.
+    /// [`Error::Signal`] after a signal.
     pub(crate) async fn check(&self) -> Result<(), Error> {
         self.try_received()
             .await
             .map_or(Ok(()), |name| Err(Error::Signal { name }))
     }
 
-    /// Does `work`, which changes nothing that isn't undone when it is cut off.
+    /// Runs `work` until it ends or a signal arrives. Dropping `work` halfway must leave only changes that the journal undoes.
     ///
     /// # Errors
-    /// [`Error::Signal`] where a signal comes first.
+    /// [`Error::Signal`] when a signal arrives before the end of `work`.
     pub(crate) fn run_unless_interrupted<T>(
         &self,
         work: impl Future<Output = T>,
     ) -> impl Future<Output = Result<T, Error>> {
-        // On the heap: whatever waits for the work would hold it twice.
+        // On the heap: the caller's future would hold the work twice.
         let work = Box::pin(work);
         async move {
             tokio::select! {

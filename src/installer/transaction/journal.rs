@@ -1,6 +1,7 @@
-//! The undo log of a change under way: on disk before the first write, gone after the last. A run that finds one undoes it.
+//! The journal: the undo log of the change in progress. It is on disk before the first write and removed after the last one. A run that
+//! finds a journal undoes or finishes that change (`recovery`).
 //!
-//! Undoing runs in reverse, and one step that fails does not stop the rest.
+//! Undoing runs in reverse order, and continues after a failed step.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,77 +17,78 @@ use crate::installer::plan::LegacyCleanup;
 use crate::installer::plan::expected::ExpectedRuntimes;
 use crate::installer::state::{JOURNAL_FILE, OwnedHandler, default_directory};
 
-/// It holds the configurations and lock files that change, whose sizes are bounded, the state file and a line for each handler.
+/// The largest journal that is written or read, in bytes. A journal holds the changed configurations and lock files, which are bounded
+/// themselves, the state file and one entry per handler.
 pub(crate) const JOURNAL_LIMIT: u64 = 8 << 20;
 
-/// Configurations may hold registry passwords.
+/// Mode of the journal: configurations may hold registry passwords.
 const JOURNAL_MODE: u32 = 0o600;
 
-/// The undo log.
+/// The undo log of one change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Journal {
     /// Always [`API_VERSION`].
     pub api_version: String,
-    /// What to undo, in the order in which it is done.
+    /// The steps to undo, in the order in which the change takes them.
     pub undo: Vec<Undo>,
-    /// Handlers that the change declares, and that are ours if it is found half done.
+    /// The handlers that the change declares. They are Farrier's if the change is found unfinished.
     pub declares: Vec<String>,
-    /// The root configuration file that containerd is given.
+    /// The root configuration file that containerd loads.
     pub root: String,
     /// The unit that containerd runs in.
     pub unit: String,
-    /// The word of the distribution, whose row says how the unit is restarted; empty in a journal of a release that knew one way.
+    /// The ID of the distribution, whose row in the table says how to restart the unit; empty in journals of releases with one way.
     #[serde(default)]
     pub distro: String,
-    /// The CRI's socket.
+    /// The socket of the CRI.
     pub socket: String,
-    /// The folder of the binaries.
+    /// The directory of the binaries.
     #[serde(default = "default_directory", rename = "folder")]
     pub directory: String,
-    /// containerd may have been restarted on the new configuration.
+    /// Whether containerd may have been restarted with the new configuration.
     #[serde(default)]
     pub restarting: bool,
-    /// The containerd that the next restart ends, as `Daemon::process` names it: whether that restart came about shows by it, where it
-    /// ended this program too.
+    /// PID and start time of the containerd that the next restart ends (`Daemon::process`). After a restart that ended Farrier too, the next
+    /// run compares it with the running containerd.
     #[serde(default)]
     pub process: Option<(u32, u64)>,
-    /// Everything was put back, and containerd may have been restarted on that.
+    /// Whether all files were restored, and containerd may have been restarted with them.
     #[serde(default)]
     pub undone: bool,
-    /// What containerd serves before the change and after it; absent where it could not be asked, and in a journal of a release that
-    /// did not note it.
+    /// The handlers that containerd serves before and after the change; absent if containerd did not answer, and in journals of releases
+    /// without this field.
     #[serde(default)]
     pub expected: Option<ExpectedRuntimes>,
-    /// The state file that ends the change.
+    /// The state file whose write ends the change.
     #[serde(flatten)]
     pub state: FinalState,
-    /// Folders of ours that go, if they are empty, once the change is carried out; outermost first.
+    /// Farrier's directories that are removed after the change if they are empty; outermost first.
     #[serde(default, rename = "dropFolders")]
     pub obsolete_directories: Vec<String>,
-    /// What goes of predecessors once the change is carried out.
+    /// The files of KWasm and runtime-class-manager that are removed after the change.
     #[serde(default, rename = "leftovers")]
     pub legacy_cleanup: LegacyCleanup,
-    /// Handlers that lose their binary, as they were, unless a pod has taken one up by then.
+    /// The handlers that lose their binary, as they were before the change. A handler with pods keeps its binary.
     #[serde(default)]
     pub leaving: BTreeMap<String, OwnedHandler>,
 }
 
-/// The state file that ends a change.
+/// The state file whose write ends a change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "FinalStateRecord", into = "FinalStateRecord")]
 pub enum FinalState {
-    /// It has this text.
+    /// It is written with this text.
     Write(String),
     /// It is removed.
     Remove,
-    /// It stays as it is, so it can't tell whether the change was carried out.
+    /// It stays as it is, so it can't show whether the change is committed.
     Keep,
-    /// It has this SHA-256: an early release noted no more.
+    /// It has this SHA-256. Early releases recorded the digest without the text.
     Digest(Sha256Digest),
 }
 
-/// [`FinalState`] as a journal has it: `commits` is the SHA-256 of the state file, empty where the file stays as it is.
+/// [`FinalState`] in the format of the journal: `commits` is the SHA-256 of the state file, or empty if the file stays as it is.
 #[derive(Serialize, Deserialize)]
 struct FinalStateRecord {
     #[serde(default)]
@@ -126,43 +128,43 @@ impl From<FinalState> for FinalStateRecord {
     }
 }
 
-/// One step back.
+/// One step of a change, with the facts to undo it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", tag = "kind")]
 pub enum Undo {
-    /// A configuration file is edited, made or removed.
+    /// A configuration file is edited, created or removed.
     Config {
         /// Absolute path on the host.
         path: String,
-        /// Its text before, if it was there.
+        /// Its text before the change; absent if the file did not exist.
         before: Option<String>,
-        /// SHA-256 of what is written; absent where it is removed.
+        /// SHA-256 of the written text; absent if the file is removed.
         wrote: Option<Sha256Digest>,
     },
-    /// A link is made or points elsewhere.
+    /// A symlink is created or gets another target.
     #[serde(rename = "link")]
     Symlink {
         /// Absolute path on the host.
         path: String,
-        /// Where it pointed before, if it was there.
+        /// Its target before the change; absent if the symlink did not exist.
         target: Option<String>,
     },
-    /// A file of somebody else gives way to a link of ours.
+    /// A file of another program is replaced with a symlink of Farrier's.
     Replaced {
         /// Absolute path on the host.
         path: String,
     },
-    /// A file is made that nobody else looks at.
+    /// A file is created that only Farrier reads.
     File {
         /// Absolute path on the host.
         path: String,
     },
-    /// A stored binary that was damaged is made anew. It stays whatever comes: its name says what it must be, and links lead to it.
+    /// A damaged binary of the store is written again. Undoing keeps the repaired binary: its name is its digest, and symlinks lead to it.
     Repaired {
         /// Absolute path on the host.
         path: String,
     },
-    /// A folder is made.
+    /// A directory is created.
     #[serde(rename = "folder")]
     Directory {
         /// Absolute path on the host.
@@ -170,17 +172,17 @@ pub enum Undo {
     },
 }
 
-/// What undoing could not put back by itself.
+/// The parts of a change that [`Journal::undo`] could not undo.
 #[derive(Debug, Default)]
 pub struct UndoResult {
-    /// A configuration file is not what was written: somebody changed it since, and our tables must be cut out of its text.
+    /// Whether a configuration file was edited after the change wrote it. Farrier's tables must be removed from the edited text.
     pub config_changed: bool,
-    /// Steps that failed, each as a sentence.
+    /// The errors of the failed steps.
     pub failures: Vec<String>,
 }
 
 impl Journal {
-    /// What is restarted, and how.
+    /// The service to restart for the change, and the way to restart it.
     #[must_use]
     pub fn service(&self) -> Service {
         let spec = distro::named(&self.distro);
@@ -199,7 +201,8 @@ impl Journal {
         }
     }
 
-    /// What is restarted to undo the change, and how: a supervisor that watches files sees nothing where they are put back already.
+    /// The service to restart after undoing the change, and the way to restart it. A supervisor that watches files restarts nothing if the
+    /// files are already restored.
     #[must_use]
     pub fn service_to_undo(&self, host: &HostRoot) -> Service {
         let service = self.service();
@@ -211,18 +214,17 @@ impl Journal {
         }
     }
 
-    /// Whether the configuration is what it was before the change.
+    /// Whether the configuration is the same as before the change.
     #[must_use]
     pub fn has_original_config(&self, host: &HostRoot) -> bool {
         self.has_config(host, |before, _| text_digest(before))
     }
 
-    /// Puts the journal on disk in the place of the one before.
+    /// Writes the journal to disk, in place of the previous one.
     ///
     /// # Errors
-    /// When it can't be written, or no later run would read it: nothing may be changed then.
+    /// When the write fails or the journal is larger than [`JOURNAL_LIMIT`]. The caller must not change the host then.
     pub fn save(&self, host: &HostRoot) -> Result<(), Error> {
-        // An empty undo log would undo nothing: better no run than one with that.
         let text = handoff::to_json(self);
         if text.len() as u64 > JOURNAL_LIMIT {
             return Err(Error::TooMuchToUndo {
@@ -233,10 +235,10 @@ impl Journal {
         Ok(host.replace(JOURNAL_FILE, text.as_bytes(), before, JOURNAL_MODE)?)
     }
 
-    /// Notes that containerd is about to be restarted on the change, where it is `process` now.
+    /// Records that containerd is about to be restarted for the change, and that it is `process` now.
     ///
     /// # Errors
-    /// As for [`save`](Self::save); the journal in memory is then what it was, and nobody restarts anything for its sake.
+    /// As for [`save`](Self::save). The journal in memory is unchanged then, so undoing the change restarts nothing.
     pub fn begin_restart(
         &mut self,
         host: &HostRoot,
@@ -252,7 +254,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Whether the change was carried out: its state file is in place, only clearing up is left.
+    /// Whether the change is committed: its state file is in place, and only the cleanup remains.
     #[must_use]
     pub fn is_committed(&self, state: Option<&str>) -> bool {
         match &self.state {
@@ -263,8 +265,8 @@ impl Journal {
         }
     }
 
-    /// Whether a run that finds everything live can write the state file that ends the change. A journal of a release that did not
-    /// note it can't.
+    /// Whether a run that finds the change in effect can write its state file. Journals of early releases have only the digest of that
+    /// file.
     #[must_use]
     pub fn can_be_finished(&self) -> bool {
         match self.state {
@@ -273,13 +275,13 @@ impl Journal {
         }
     }
 
-    /// Whether the configuration is still what the change wrote.
+    /// Whether the configuration is still the one that the change wrote.
     #[must_use]
     pub fn has_written_config(&self, host: &HostRoot) -> bool {
         self.has_config(host, |_, wrote| wrote)
     }
 
-    /// Whether each configuration file has the digest that `expected` makes of its text before and the digest of what was written.
+    /// Whether each configuration file has the digest that `expected` returns for its old text and the digest of its new text.
     fn has_config(
         &self,
         host: &HostRoot,
@@ -302,7 +304,7 @@ impl Journal {
         })
     }
 
-    /// Removes what the change needed only while it was under way.
+    /// Removes the temporary files of the change.
     ///
     /// # Errors
     /// When a file can't be removed.
@@ -316,8 +318,8 @@ impl Journal {
         Ok(())
     }
 
-    /// Removes what goes of predecessors, but for the binaries at `spared` and the links to them. A lock file that somebody has written
-    /// since is left to them.
+    /// Removes the obsolete files of KWasm and runtime-class-manager, except for the binaries at `spared` and the symlinks to them. A lock
+    /// file that another program has written since keeps its text.
     ///
     /// # Errors
     /// When a file can't be removed or written.
@@ -346,7 +348,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Undoes everything, as far as it goes. The journal stays: it goes when containerd is known to be well.
+    /// Undoes every step, and continues after a failed one. The journal stays until containerd serves the restored configuration.
     #[must_use]
     pub fn undo(&self, host: &HostRoot) -> UndoResult {
         let mut undone = UndoResult::default();
@@ -360,7 +362,7 @@ impl Journal {
 }
 
 impl Undo {
-    /// Removes what a run that was killed was about to put in place.
+    /// Removes the temporary files of this step, which a killed run leaves.
     fn discard(&self, host: &HostRoot) {
         match self {
             Self::Config { path, .. } => {
@@ -401,7 +403,7 @@ impl Undo {
             Self::Symlink { path, target } => match target {
                 Some(target) if host.symlink_target(path)?.as_ref() == Some(target) => Ok(()),
                 Some(target) => host.swap_symlink(path, target),
-                // Only a link was made there: what else stands there is somebody else's.
+                // The change created a symlink. Any other file at this path belongs to another program.
                 None if host.symlink_target(path)?.is_none() => Ok(()),
                 None => host.remove_file(path),
             },
@@ -412,7 +414,7 @@ impl Undo {
     }
 }
 
-/// Writes or removes a configuration file that has the digest `now`.
+/// Writes or removes a configuration file whose digest is `now`.
 ///
 /// # Errors
 /// As for [`HostRoot::replace`].
@@ -423,9 +425,9 @@ pub fn put_config(
     now: Option<Sha256Digest>,
 ) -> host::Result<()> {
     match text {
-        // A new configuration is readable as packages install it.
+        // Packages install the configuration with this mode.
         Some(text) => host.replace(path, text.as_bytes(), now, 0o644),
-        // The file that a link names was made, not the link.
+        // The change created the target of a symlink, and the symlink is older.
         None if host.digest(path)? == now => host.remove_file(&host.follow(path)?),
         None => Err(host::Error::Changed {
             path: path.to_owned(),
@@ -440,7 +442,7 @@ mod tests {
     use super::*;
     use crate::installer::state::STATE_DIRECTORY;
 
-    /// A journal of the release before `expected`.
+    /// A journal of a release without the field `expected`.
     const OLD: &str = r#"{"apiVersion":"farrier.dev/v1","undo":[],"declares":["a"],"root":"/etc/k0s/containerd.toml","unit":"k0sworker.service",
         "distro":"k0s","socket":"/s","commits":null,"folder":"/opt/farrier"}"#;
 
@@ -456,7 +458,7 @@ mod tests {
         }
     }
 
-    /// A host with a folder for the journal.
+    /// A host with a directory for the journal.
     fn host() -> (tempfile::TempDir, HostRoot) {
         let directory = tempfile::tempdir().unwrap();
         let state = directory
@@ -497,7 +499,7 @@ mod tests {
     fn a_journal_beyond_the_size_limit_is_not_written() {
         let (_directory, host) = host();
         let mut journal = journal();
-        // Quoted, each character of it takes two.
+        // In JSON, each newline takes two bytes.
         let text = "\n".repeat(usize::try_from(JOURNAL_LIMIT / 2).unwrap());
         journal.undo = vec![config("/c", &text)];
         let error = journal.save(&host).unwrap_err();

@@ -1,5 +1,5 @@
-//! Carries out a plan as a transaction: undo on disk first, then the binaries, the configuration, the restart, the proof, the state
-//! file. Whatever fails is undone; whatever kills the process is undone, or finished, by the next run.
+//! Carries out a plan as a transaction: the journal first, then the binaries, the configuration, the restart, the verification and the
+//! state file. A failed change is undone. After a killed run, the next run undoes or finishes the change.
 
 pub mod cleanup;
 mod failure;
@@ -39,20 +39,20 @@ use journal::{FinalState, Journal, Undo, put_config};
 use resolve::Source;
 use rollback::{restart_and_count, roll_back};
 
-/// What came of a plan that was carried out.
+/// The result of a plan that was carried out.
 #[derive(Debug, Default)]
 pub struct Done {
     /// The restarts of containerd.
     pub tally: Restarts,
-    /// What stays because pods took it up meanwhile.
+    /// The handlers whose binaries stay, because pods started on them during the change.
     pub draining: Vec<HandlerReport>,
 }
 
-/// Carries out `plan`; `sources` says where the binaries are, by SHA-256. A signal that comes before the restart has the change undone, and
-/// a later one has no effect: undoing would take a second restart.
+/// Carries out `plan`; `sources` has the place of each binary, by SHA-256. A signal before the restart makes Farrier undo the change. A
+/// later signal has no effect, because undoing would take a second restart.
 ///
 /// # Errors
-/// Says how the host is: everything that could be undone was.
+/// [`Failure`] says in which state the host is, after every step was undone as far as possible.
 pub async fn perform(
     host: &HostRoot,
     facts: &HostFacts,
@@ -62,7 +62,7 @@ pub async fn perform(
 ) -> Result<Done, Failure> {
     interrupts.check().await.map_err(Failure::Refused)?;
     for path in [facts.install_paths.bin(), facts.install_paths.store()] {
-        // The links in the one lead to the other by `..`, and what stands behind a link was never ours to clear.
+        // The symlinks in `bin` lead to the store through `..`, and Farrier must not remove files behind a symlinked directory.
         let target = host.symlink_target(&path);
         if target
             .map_err(|error| Failure::Refused(error.into()))?
@@ -88,7 +88,7 @@ pub async fn perform(
     if let Err(error) = begun {
         let made = facts.missing_directories.get(STATE_DIRECTORY);
         for directory in made.into_iter().flatten().rev() {
-            // Best effort: an empty folder does no harm, and the next run uses it.
+            // Best effort: the next run uses the empty directory.
             let _ = host.remove_directory(directory);
         }
         return Err(Failure::Refused(error));
@@ -105,9 +105,9 @@ pub async fn perform(
     );
     match acted.await {
         Ok((done, in_use)) => {
-            // The change stands. What is left lying about is cleared by the next run.
+            // The change is committed, and the next run cleans up the remaining files.
             if let Err(error) = finish(host, &journal, &in_use) {
-                warn!(%error, "could not clear up");
+                warn!(%error, "failed to clean up after the change: the next run cleans up");
             }
             Ok(done)
         }
@@ -115,8 +115,10 @@ pub async fn perform(
     }
 }
 
+/// The journal of `plan`, which records the present content of each path that the plan changes.
+///
 /// # Errors
-/// When what stands at a path of the plan can't be looked at: taken for absent, it would go with the undoing.
+/// When a path of the plan can't be inspected: undoing would remove a file that was mistaken for absent.
 fn journal(host: &HostRoot, facts: &HostFacts, plan: &HostPlan) -> Result<Journal, Error> {
     let directories = plan.new_directories.iter().cloned();
     let mut undo: Vec<Undo> = directories.map(|path| Undo::Directory { path }).collect();
@@ -174,7 +176,7 @@ fn journal(host: &HostRoot, facts: &HostFacts, plan: &HostPlan) -> Result<Journa
     })
 }
 
-/// Notes in `progress` how far it came; returns what came of the plan, and what pods use by then.
+/// Takes every step of the plan up to the state file, and records its progress in `progress`. Returns the result and the handlers in use.
 async fn act(
     host: &HostRoot,
     facts: &HostFacts,
@@ -192,7 +194,7 @@ async fn act(
         let path = facts.install_paths.store_path(sha256);
         store(host, &path, *sha256, sources.get(sha256))?;
     }
-    // Before anything refers to them: what does not run is never linked or declared.
+    // Before any symlink or declaration: a binary that fails the smoke test gets neither.
     let target = facts.containerd.target();
     let untested = untested_binaries(facts, plan);
     let refused = smoke_test::refused(host, &untested, target);
@@ -207,10 +209,10 @@ async fn act(
         .flatten()?;
     let daemon = facts.containerd.daemon();
     if plan.restart {
-        // Before the configuration: where that is watched, the restart begins with it.
+        // Before the configuration is written: a supervisor that watches the configuration restarts containerd at once.
         journal.begin_restart(host, daemon.map(|daemon| daemon.process))?;
     }
-    // Where a supervisor watches the configuration, writing it is the restart.
+    // With a supervisor that watches the configuration, this is the last check before the restart.
     interrupts.check().await?;
     progress.live = plan.restart || !plan.config.is_empty() || !plan.symlinks.is_empty();
     swap_symlinks(host, facts, plan)?;
@@ -234,7 +236,7 @@ async fn act(
             && service.restart_triggered_by_write
             && verify_served(host, plan, journal, &served).is_err()
         {
-            // It was about to be restarted for another reason when the file came, and will be once more.
+            // The supervisor was about to restart containerd for another reason when the file changed, and restarts it once more.
             let now = find_daemon(host)?;
             if let Ok(again) = restart_and_count(host, &service, socket, now.as_ref(), tally).await
             {
@@ -250,7 +252,7 @@ async fn act(
     Ok((Done { tally, draining }, in_use))
 }
 
-/// Whether a containerd that serves `served` has loaded the change.
+/// Checks that a containerd that serves `served` has loaded the change.
 fn verify_served(
     host: &HostRoot,
     plan: &HostPlan,
@@ -267,13 +269,13 @@ fn verify_served(
     }
 }
 
-/// Points the stable paths to their binaries: pods that start from now on run these.
+/// Points the symlinks at the binaries of the plan. Pods that start from now on run these binaries.
 fn swap_symlinks(host: &HostRoot, facts: &HostFacts, plan: &HostPlan) -> Result<(), Error> {
     for (path, sha256) in &plan.symlinks {
         let target = if parent_directory(path) == facts.install_paths.bin() {
             symlink_target(*sha256)
         } else {
-            // A predecessor's path: its bytes stay within reach until the change stands.
+            // At the path of a legacy installer, the old file is kept until the change is committed.
             host.keep_replaced(path)?;
             facts.install_paths.store_path(sha256)
         };
@@ -282,7 +284,7 @@ fn swap_symlinks(host: &HostRoot, facts: &HostFacts, plan: &HostPlan) -> Result<
     Ok(())
 }
 
-/// Where the binaries are that will be linked and that no handler had before, by SHA-256.
+/// The paths of the binaries that get a symlink and that no handler had before, by SHA-256.
 fn untested_binaries(facts: &HostFacts, plan: &HostPlan) -> BTreeMap<Sha256Digest, String> {
     let handlers = facts.state.handlers.values();
     let had: BTreeSet<Sha256Digest> = handlers.filter_map(OwnedHandler::sha256).collect();
@@ -293,7 +295,7 @@ fn untested_binaries(facts: &HostFacts, plan: &HostPlan) -> BTreeMap<Sha256Diges
         .collect()
 }
 
-/// Copies a binary into the store. Its bytes are hashed again on the way: what is linked is what was verified.
+/// Copies a binary into the store, and verifies the digest of the copied bytes.
 fn store(
     host: &HostRoot,
     path: &str,

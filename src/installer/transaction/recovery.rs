@@ -1,4 +1,4 @@
-//! Finishes or undoes what a former run left half done. How to undo stands in `rollback`.
+//! Finishes or undoes the change of an interrupted run. The steps of undoing are in `rollback`.
 
 use std::time::{Duration, Instant};
 
@@ -21,19 +21,18 @@ use crate::installer::plan;
 use crate::installer::plan::preconditions::spares;
 use crate::installer::state::{JOURNAL_FILE, STATE_DIRECTORY, STATE_FILE, STATE_LIMIT};
 
-/// A restart takes a second at most, and one that a supervisor of k0s is about to make some eight: it gathers changes for three and
-/// starts what ended after five.
+/// The time to wait for a restart in progress. A restart takes a second at most, or about eight seconds with the supervisor of k0s, which
+/// collects changes for three seconds and starts an ended process after five.
 const UNDER_WAY: Duration = Duration::from_secs(15);
 
-/// A look takes some 50 ms.
+/// The interval between two inspections; one takes some 50 ms.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
-/// Undoes or finishes the change that a former run left half done; returns what restarts that took, or `None` where there was no such
-/// change. `allow_pod_restarts` says whether one may end the node's pods.
+/// Finishes or undoes the change of an interrupted run. Returns the restarts of containerd, or `None` without such a change.
+/// `allow_pod_restarts` permits a restart that ends the node's pods.
 ///
 /// # Errors
-/// [`Failure::Broken`] when the host could not be put back, [`Failure::Refused`] when the journal can't be read or the restart that it
-/// takes is not allowed.
+/// [`Failure::Broken`] when undoing fails, [`Failure::Refused`] when the journal can't be read or the necessary restart is not allowed.
 pub async fn recover(
     host: &HostRoot,
     target: Target,
@@ -53,7 +52,7 @@ pub async fn recover(
         (state, Some(journal)) => (state, journal),
     };
     if journal.is_committed(state.as_deref()) {
-        info!("finishing a change that was interrupted");
+        info!("finishing the interrupted change");
         let in_use = InUse::ask(host, &journal.socket, target).await;
         finish(host, &journal, &in_use).map_err(Failure::Refused)?;
         return Ok(Some(Restarts::default()));
@@ -75,8 +74,8 @@ pub async fn recover(
         .map(Some)
 }
 
-/// What is known of a host on which a change was found half done. Whoever was killed may have asked for a restart that is under way
-/// still, so one whose containerd does not serve is looked at again for a while.
+/// Gathers the facts of a host after a recovery. The killed run may have requested a restart that is still in progress, so the facts are
+/// gathered again for [`UNDER_WAY`] until containerd serves.
 ///
 /// # Errors
 /// As for [`gather`].
@@ -97,10 +96,11 @@ pub(crate) async fn gather_after(
     }
 }
 
-/// The containerd that runs on the host.
+/// The running containerd of the host.
 ///
 /// # Errors
-/// When `/proc` can't be read, or a containerd of root's runs that does not count: it may serve the change, so nothing may be undone without it.
+/// When `/proc` can't be read, or root runs only a containerd that does not count. That containerd may serve the change, so undoing the
+/// change could break it.
 fn running(host: &HostRoot, target: Target) -> Result<Containerd, Error> {
     let mut containerd = daemon::find(host, target)?.containerd;
     if let Containerd::NotFound { refused } = &mut containerd {
@@ -113,8 +113,8 @@ fn running(host: &HostRoot, target: Target) -> Result<Containerd, Error> {
     Ok(containerd)
 }
 
-/// Whether the change is carried out but for the state file. Where a restart ends the pod that asked for it, or the whole node, this
-/// is how the next run learns that it came about: another containerd than the one that the journal names serves what it should.
+/// Whether only the state file of the change is missing: a newer containerd than that of the journal serves the expected handlers. After
+/// a restart that ended the installer's pod or the whole node, the next run detects the completed restart this way.
 async fn is_live(host: &HostRoot, journal: &Journal, running: &Daemon) -> bool {
     let is_another = journal.process != Some(running.process);
     let Some(expected) = &journal.expected else {
@@ -134,12 +134,12 @@ async fn is_live(host: &HostRoot, journal: &Journal, running: &Daemon) -> bool {
     if declared.is_empty() {
         return true;
     }
-    // Where a distribution renders that file, what containerd would load next holds the handlers, too.
+    // A distribution may have rendered the file again, so the file must also declare the handlers for the next start.
     let dump = dump_config(host, &running.program, &journal.root).await;
     dump.is_ok_and(|dump| contains_handlers(&dump, &declared).is_ok())
 }
 
-/// Undoes the change.
+/// Undoes the interrupted change, with a restart of containerd if it served the change.
 async fn roll_back_interrupted(
     host: &HostRoot,
     journal: &mut Journal,
@@ -161,7 +161,7 @@ async fn roll_back_interrupted(
             allowed.map_err(Failure::Refused)?;
         }
     }
-    info!("undoing a change that was interrupted");
+    info!("undoing the interrupted change");
     let mut failures = undo(host, journal).await;
     if asked && served.is_none() {
         let running = containerd.daemon();
@@ -175,7 +175,7 @@ async fn roll_back_interrupted(
     {
         failures.push(error.to_string());
     }
-    // Said once: everything is in its place, and what a person has changed since is no reason to refuse for ever.
+    // After the journal is removed, so only this run reports the difference: an administrator may have made it in the meantime.
     let differs = served.and_then(|served| verify_undone(journal, &served).err());
     failures.extend(differs);
     if failures.is_empty() {
@@ -188,19 +188,19 @@ async fn roll_back_interrupted(
     })
 }
 
-/// What containerd serves, where that and its configuration are what they were before the change: whoever was killed before the
-/// configuration was written, or once it was put back, asked for a restart that is not needed.
+/// The handlers that containerd serves, if they and the configuration are the same as before the change. A run that was killed before it
+/// wrote the configuration, or after it restored it, leaves a journal whose restart is unnecessary.
 async fn already_undone(host: &HostRoot, journal: &Journal) -> Option<Served> {
     let before = journal.expected.as_ref()?.before();
     let served = cri::served(host, &journal.socket).await.ok()?;
     Some(served).filter(|served| *served == before && journal.has_original_config(host))
 }
 
-/// Whether containerd may and can be restarted to serve what is put back.
+/// Checks before the undoing that containerd can and may be restarted. A service whose `KillMode` is unknown passes: the restart fails
+/// later, after the files are restored.
 ///
 /// # Errors
-/// Says what stands against it; nothing was changed by then. Whose restart can't be asked for at all is left to the restart: its
-/// files go back in any case.
+/// When the service manager is unreachable, or the restart ends pods and `allow_pod_restarts` is not set. Nothing was changed by then.
 async fn check_restart(
     host: &HostRoot,
     service: &Service,
@@ -214,7 +214,7 @@ async fn check_restart(
     }
 }
 
-/// A run that was killed, or found no room, before its journal was on disk leaves a folder at most. Best effort, as nothing is in it.
+/// Removes the empty state directory of a run that was killed, or had no disk space, before it wrote its journal. Best effort.
 fn remove_empty_directories(host: &HostRoot) {
     host.discard_new(JOURNAL_FILE);
     let _ = host.remove_directory(STATE_DIRECTORY);

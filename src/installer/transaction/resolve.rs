@@ -1,4 +1,4 @@
-//! Turns a request into what a plan is decided on: which artifacts there are, where, and which had to be fetched.
+//! Finds, fetches and verifies the artifacts of a request, as input for the planner.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,7 +15,7 @@ use crate::installer::inspect::verify_cache::{Artifact, ArtifactSource, Artifact
 use crate::installer::inspect::{HostFacts, path_of, verified, verified_digest};
 use crate::installer::state::Binary;
 
-/// Where the bytes of a binary come from.
+/// The place of a binary's bytes.
 #[derive(Debug)]
 pub enum Source {
     /// A binary in the hand-off directory.
@@ -31,32 +31,32 @@ pub enum Source {
     },
 }
 
-/// Where artifacts come from.
+/// The options for getting artifacts.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ArtifactOptions<'a> {
-    /// The hand-off directory; without it, artifacts are fetched now.
+    /// The hand-off directory; without one, Farrier fetches the artifacts itself.
     pub(crate) directory: Option<&'a Path>,
-    /// More certificate authorities than Mozilla's, as PEM.
+    /// A PEM file of certificate authorities that are trusted in addition to Mozilla's.
     pub(crate) ca_file: Option<&'a Path>,
 }
 
 /// The artifacts of a request.
 #[derive(Default)]
 pub(crate) struct Resolved {
-    /// SHA-256 of each shim's binary, or why there is none, by the shim's name.
+    /// SHA-256 of each shim's binary, or the reason for its absence, by the shim's name.
     pub(crate) binaries: BTreeMap<String, Result<Sha256Digest, Problem>>,
-    /// Where binaries are, by SHA-256.
+    /// The places of the binaries, by SHA-256.
     pub(crate) sources: BTreeMap<Sha256Digest, Source>,
-    /// The artifacts on the host that were looked into.
+    /// The artifacts on the host that were verified.
     pub(crate) artifacts: Artifacts,
-    /// Holds what was fetched now.
+    /// The directory of the artifacts fetched by this run; removed on drop.
     pub(crate) _downloads: Option<tempfile::TempDir>,
 }
 
-/// Looks for the artifacts of `request` on the host that `facts` describe, fetches the others, and verifies all of them.
+/// Finds the artifacts of `request` on the host of `facts`, fetches the others, and verifies all of them.
 ///
 /// # Errors
-/// When nothing can be fetched at all. What is wrong with one artifact is its shim's reason.
+/// When nothing can be fetched at all. A problem of one artifact is in [`Resolved::binaries`].
 pub(crate) async fn resolve(
     host: &HostRoot,
     options: ArtifactOptions<'_>,
@@ -76,10 +76,10 @@ pub(crate) async fn resolve(
     let mut downloads = None;
     let mut directory = options.directory.map(Path::to_owned);
     let remote = |shim: &ShimRequest| fetch::path_on_host(&shim.location).is_none();
-    // A host that is refused anyway is not worth a download.
+    // Without a download for a host of an unsupported distribution, which is refused anyway.
     if directory.is_none() && facts.distro.refusal.is_none() && missing.iter().any(remote) {
         let made = tempfile::tempdir().map_err(|source| Error::Temporary { source })?;
-        // What was expected here was looked for by now.
+        // The binaries that the request expects on the host are missing, so they are fetched.
         for shim in &mut missing {
             shim.present = None;
         }
@@ -91,7 +91,7 @@ pub(crate) async fn resolve(
     let (known, mut artifacts) = (VerifyCache::load(host), Artifacts::new());
     for shim in &missing {
         let found = match fetch::path_on_host(&shim.location) {
-            // What is expected here is looked for nowhere else: whoever expects it may not know where it came from.
+            // A binary that is expected on the host was not fetched into the hand-off directory, and its location may be unknown.
             _ if shim.present.is_some() => Err(not_present(facts, shim)),
             Some(path) => artifact(host, shim, path, &known).map(|artifact| {
                 let sha256 = artifact.sha256;
@@ -144,7 +144,7 @@ fn artifact(
         check_digest(path, digest, shim.sha256)?;
         let sha256 = unpack::unpack(&mut file, &shim.name, binary, &mut io::sink())
             .map_err(fetch::Error::from)?;
-        // What was unpacked are the bytes that were verified, whoever can write to the file.
+        // The file may have been written to in between, so the digest of the unpacked bytes is checked.
         let again = file.finish().map_err(fetch::Error::from)?;
         check_digest(path, again, Some(digest))?;
         Artifact {
@@ -157,7 +157,7 @@ fn artifact(
     Ok(artifact)
 }
 
-/// Where the binary of a shim is that was fetched, verified.
+/// The digest and the place of a fetched binary, verified.
 fn read_binary(
     shim: &ShimRequest,
     directory: Option<&Path>,
@@ -167,13 +167,13 @@ fn read_binary(
     Ok((sha256, Source::HandoffDir(path)))
 }
 
-/// That a binary which is expected on this host does not stand there.
+/// The error for a binary that is expected on this host and missing or modified.
 fn not_present(facts: &HostFacts, shim: &ShimRequest) -> Error {
     let expected = shim.expected_on_node();
     let is_there = |handler: &str| expected.is_some_and(|it| is_placed(facts, handler, it));
     let mut handlers = shim.handlers.iter();
     let lost = handlers.find(|handler| !is_there(handler));
-    // A shim without handlers is refused before.
+    // Shims without handlers are refused earlier.
     let path = lost
         .or(shim.handlers.first())
         .map(|handler| path_of(facts, handler));
@@ -182,7 +182,7 @@ fn not_present(facts: &HostFacts, shim: &ShimRequest) -> Error {
     }
 }
 
-/// The binary that a shim has on this host already, if it is what is asked for again.
+/// SHA-256 of the shim's binary on this host, if the request asks for the same binary.
 fn present(facts: &HostFacts, shim: &ShimRequest) -> Option<Sha256Digest> {
     let expected = shim.expected_on_node().filter(|sha256| {
         let mut handlers = shim.handlers.iter();
@@ -191,26 +191,26 @@ fn present(facts: &HostFacts, shim: &ShimRequest) -> Option<Sha256Digest> {
     expected.or_else(|| pinned(facts, shim))
 }
 
-/// Whether this is the binary of `handler` and stands on this host, so that the handler can have it without another copy.
+/// Whether `handler` has this binary on the host already, so that no copy is needed.
 fn is_placed(facts: &HostFacts, handler: &str, sha256: Sha256Digest) -> bool {
     let path = path_of(facts, handler);
     let is_in_place = verified_digest(facts, &path) == Some(sha256);
     if facts.stored.contains(&sha256) {
-        // The link to it is made again where it is lost.
+        // The plan creates a missing symlink to a stored binary again.
         let owned = facts.state.handlers.get(handler);
         return is_in_place || owned.is_some_and(|owned| owned.sha256() == Some(sha256));
     }
-    // What was taken over as it is stays where its predecessor put it, unless that is a link to who knows where.
+    // A binary taken over from a legacy installer stays at its path, unless the path is a symlink.
     let taken_over = facts.legacy.binaries.get(&path);
     is_in_place && taken_over.is_some_and(|legacy_binary| !legacy_binary.is_symlink)
 }
 
-/// The same, if its digest was pinned.
+/// SHA-256 of the shim's binary on this host, if the request pins its digest, or the digest of its artifact, to the installed one.
 fn pinned(facts: &HostFacts, shim: &ShimRequest) -> Option<Sha256Digest> {
     let mut found = None;
     for handler in &shim.handlers {
         let Some(owned) = facts.state.handlers.get(handler) else {
-            // What a predecessor left is known by the bytes alone.
+            // A binary of a legacy installer is identified by its digest alone.
             let digest = verified(facts, handler)?;
             if shim.binary_sha256? != digest {
                 return None;

@@ -1,5 +1,5 @@
-//! Puts a host back as it was before a change, and containerd with it. Used by the run that began the change and by a later one that
-//! finds it half done; whether to, is decided by them.
+//! Restores the host and containerd to their state before a change. Called by the run that began the change, or by a later run that finds
+//! the change unfinished (`recovery`). These callers decide whether to undo.
 
 use std::time::Instant;
 
@@ -16,7 +16,7 @@ use crate::installer::inspect::gather;
 use crate::installer::plan::remove_declarations;
 use crate::installer::state::{JOURNAL_FILE, STATE_FILE};
 
-/// Restarts containerd and counts it; `before` is the process that must be gone by then.
+/// Restarts containerd and adds the restarts to `tally`. `before` is the process that must have ended afterwards.
 ///
 /// # Errors
 /// As for [`restart`].
@@ -40,7 +40,7 @@ pub(crate) async fn restart_and_count(
     served.map(|(served, _)| served)
 }
 
-/// Puts everything back and says how the host is then.
+/// Undoes the change and returns the state of the host afterwards.
 pub(crate) async fn roll_back(
     host: &HostRoot,
     journal: &mut Journal,
@@ -49,7 +49,7 @@ pub(crate) async fn roll_back(
 ) -> Failure {
     warn!(%cause, "undoing the change");
     let Progress { live, mut tally } = progress;
-    // Where somebody else restarts it, that begins with the undoing.
+    // Before the undoing: a supervisor that watches the configuration restarts containerd as soon as the files change.
     let running = find_daemon(host);
     let service = journal.service_to_undo(host);
     let mut failures = undo(host, journal).await;
@@ -58,7 +58,7 @@ pub(crate) async fn roll_back(
             Ok(running) => {
                 serve_restored_config(host, journal, &service, running, &mut tally).await
             }
-            // A containerd that can't be found is no containerd that has ended: nobody could tell the new one from it.
+            // After a failed search, the old containerd may still run and could be mistaken for the restarted one.
             Err(error) => Err(error.into()),
         };
         let verified = restored
@@ -84,7 +84,7 @@ pub(crate) async fn roll_back(
     }
 }
 
-/// Has containerd serve what was put back, by a restart if that takes one; `running` is the process that ran before.
+/// Makes containerd serve the restored configuration, with a restart if necessary. `running` is the process from before the undoing.
 async fn serve_restored_config(
     host: &HostRoot,
     journal: &mut Journal,
@@ -100,10 +100,10 @@ async fn serve_restored_config(
     Ok(restored.await?)
 }
 
-/// Whether containerd serves what it did before the change, as far as that was noted.
+/// Checks that containerd serves the same handlers as before the change, if the journal has them.
 ///
 /// # Errors
-/// Says in one sentence what differs.
+/// One sentence with the difference.
 pub(crate) fn verify_undone(journal: &Journal, served: &Served) -> Result<(), String> {
     match &journal.expected {
         Some(expected) => expected.verify_undone(served),
@@ -111,7 +111,8 @@ pub(crate) fn verify_undone(journal: &Journal, served: &Served) -> Result<(), St
     }
 }
 
-/// Undoes what the journal names; returns what could not be undone.
+/// Undoes the steps of the journal, and removes Farrier's tables from configuration files that were edited since. Returns the errors of the
+/// failed steps.
 pub(crate) async fn undo(host: &HostRoot, journal: &Journal) -> Vec<String> {
     let undone = journal.undo(host);
     let mut failures = undone.failures;
@@ -133,7 +134,7 @@ pub(crate) async fn undo(host: &HostRoot, journal: &Journal) -> Vec<String> {
     failures
 }
 
-/// Removes the journal of a change that was undone, and the folders that were made for it.
+/// Removes the journal of an undone change, and the directories that the change created.
 pub(crate) fn discard_journal(host: &HostRoot, journal: &Journal) -> Result<(), Error> {
     journal.discard(host)?;
     host.discard_new(STATE_FILE);
@@ -147,11 +148,11 @@ pub(crate) fn discard_journal(host: &HostRoot, journal: &Journal) -> Result<(), 
     Ok(())
 }
 
-/// What containerd serves, where that needs no restart to be what it was before the change: it is the one from before the change, or
-/// another than the one that ran when everything was put back. `None` also where no containerd runs.
+/// The handlers that containerd serves, if it has loaded the configuration from before the change and needs no restart: either it is the
+/// process from before the change, or it started after the files were restored. `None` also if no containerd runs or serves.
 ///
 /// # Errors
-/// When nobody can tell whether one runs.
+/// When the search for the running containerd fails.
 pub(crate) async fn already_restored(
     host: &HostRoot,
     journal: &Journal,
@@ -167,7 +168,8 @@ pub(crate) async fn already_restored(
     Ok(served.filter(|served| served.ready))
 }
 
-/// Restarts containerd on what was put back, and returns what it serves then. `running` is the one that must be gone by then.
+/// Restarts containerd with the restored configuration, and returns the handlers that it serves. `running` is the process that must have
+/// ended afterwards.
 pub(crate) async fn restart_on_restored_config(
     host: &HostRoot,
     journal: &mut Journal,
@@ -177,7 +179,7 @@ pub(crate) async fn restart_on_restored_config(
 ) -> Result<Served, restart::Error> {
     journal.undone = true;
     journal.process = running.map(|daemon| daemon.process);
-    // Best effort: without that note the next run asks for another restart.
+    // Best effort: without this record, the next run restarts containerd once more.
     let _ = journal.save(host);
     restart_and_count(host, service, &journal.socket, running, tally).await
 }
@@ -191,7 +193,7 @@ mod tests {
     use crate::handoff::Problem;
 
     fn causes() -> [Error; 3] {
-        // What a rendering is found to be after a restart is the first of them, too.
+        // The first error can also arise after a restart, from a rendered configuration.
         let not_visible = containerd_config::Error::HandlerNotVisible {
             handler: "a".to_owned(),
         };

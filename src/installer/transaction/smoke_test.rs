@@ -1,4 +1,4 @@
-//! Tries shims in the host's root before anything refers to them: whether they run there, and whether one would hang containerd.
+//! Runs shims in the host's root before a symlink or the configuration names them: a shim must start, and must not hang containerd.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,14 +9,14 @@ use crate::handoff::{Problem, Sha256Digest};
 use crate::installer::host::exec::{self, Error};
 use crate::installer::host::{HostRoot, Target};
 
-/// A shim answers within milliseconds. containerd 2.2.7, 2.3.4 and 2.4 run `-info` of every handler at their start, one after the
-/// other and without a limit of their own.
+/// The time that a shim has to answer; it takes milliseconds. containerd 2.2.7, 2.3.4 and 2.4 run `-info` of every handler at their start,
+/// one after the other and without a timeout.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// Tries the binaries at `paths`, by SHA-256; says of those that must not be used why.
+/// Runs the binaries at `paths` and returns the problem of each one that fails, both by SHA-256.
 ///
-/// In an image, one that can't be started from here at all (another kernel's, or without the right to enter the root) is given the
-/// benefit of the doubt.
+/// In an image, a binary that can't be started is accepted: the image may be for another kernel, or Farrier may lack the right to enter
+/// the image's root.
 pub(crate) async fn refused(
     host: &HostRoot,
     paths: &BTreeMap<Sha256Digest, String>,
@@ -28,19 +28,19 @@ pub(crate) async fn refused(
             Err(Error::Start { .. }) if target == Target::Image => return None,
             Err(Error::TooLong { .. }) => Problem::with_help(
                 format!(
-                    "its binary does not answer `-info` within {LIMIT:?}, and containerd would wait for it at every start"
+                    "the binary does not answer `-info` within {LIMIT:?}, and containerd would wait for it at every start"
                 ),
-                "name a release that does",
+                "use a release of the shim with a working `-info`",
             ),
             Err(Error::Start { source, .. }) => {
                 Problem::with_help(
-                    format!("its binary can't be started on this host: {source}"),
+                    format!("failed to start the binary on the host: {source}"),
                     REMEDY,
                 )
             }
             Err(Error::Failed { message, .. }) => {
                 Problem::with_help(
-                    format!("its binary does not run on this host: {message}"),
+                    format!("the binary does not run on the host: {message}"),
                     REMEDY,
                 )
             }
@@ -53,15 +53,14 @@ pub(crate) async fn refused(
     join_all(checks).await.into_iter().flatten().collect()
 }
 
-const REMEDY: &str =
-    "name a build for the libraries of this host, and see that its folder is not mounted noexec";
+const REMEDY: &str = "use a build for the libraries of this host, and check that the directory of the binary is not mounted noexec";
 
-/// Whether the shim at `path` answers one of the two questions that shims know, and does not hang on the one that containerd asks.
+/// Checks that the shim at `path` answers `-info` or `-v`, and does not hang on `-info`, which containerd runs.
 async fn check_runs(host: &HostRoot, path: &str, limit: Duration) -> Result<(), Error> {
     match exec::run_own(host, path, &["-info"], limit).await {
         Ok(_) => return Ok(()),
         Err(error @ (Error::TooLong { .. } | Error::Start { .. })) => return Err(error),
-        // Shims from before containerd 2.0 know no `-info`.
+        // Shims older than containerd 2.0 have no `-info`.
         Err(Error::Failed { .. } | Error::TooMuch { .. } | Error::NotTrusted { .. }) => {}
     }
     exec::run_own(host, path, &["-v"], limit).await.map(drop)
@@ -76,7 +75,7 @@ mod tests {
 
     use super::*;
 
-    /// Tries a shim that is this script.
+    /// Checks a shim that is this script.
     async fn check(script: &str, limit: Duration) -> Result<(), Error> {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("shim");
@@ -85,7 +84,7 @@ mod tests {
         let host = HostRoot::open(Path::new("/")).unwrap();
         loop {
             let result = check_runs(&host, path.to_str().unwrap(), limit).await;
-            // A test beside this one may have been between fork and exec while the script was open for writing.
+            // A parallel test may have forked while the script was open for writing (ETXTBSY).
             match result {
                 Err(Error::Start { source, .. })
                     if source.kind() == std::io::ErrorKind::ExecutableFileBusy => {}

@@ -1,5 +1,5 @@
-//! Has the host's own containerd judge a changed configuration before it goes live. Writes beside the root configuration, and clears
-//! that up again.
+//! Checks a changed configuration with the host's own containerd before it takes effect. Writes candidate files beside the root
+//! configuration, and removes them again.
 
 use std::collections::BTreeMap;
 
@@ -11,18 +11,19 @@ use crate::installer::host::HostRoot;
 use crate::installer::inspect::{HostFacts, dump_config};
 use crate::installer::plan::{ConfigChange, HostPlan};
 
-/// A candidate stands beside the root configuration, so that relative imports mean the same; no `*.toml` glob matches it.
+/// Suffix of the candidate of the root configuration. The candidate is in the same directory, so relative imports resolve as in the
+/// original, and no `*.toml` glob matches its name.
 pub(crate) const SUFFIX: &str = ".farrier-candidate";
-/// What a candidate imports that is not the root itself.
+/// Suffix of the candidates of imported files.
 pub(crate) const IMPORT_SUFFIX: &str = ".farrier-import";
 
-/// Where the candidates of a change of so many files stand beside the root configuration: its own, and those of what it imports.
+/// The paths of the candidates for a change of `files` configuration files: that of the root, and those of imported files.
 pub(crate) fn paths(root: &str, files: usize) -> impl Iterator<Item = String> {
     let imports = (0..files.max(1)).map(move |at| import_path(root, at));
     std::iter::once(format!("{root}{SUFFIX}")).chain(imports)
 }
 
-/// Whether a change of the root configuration may have had `path` for a candidate.
+/// Whether `path` is a possible candidate for the root configuration `root`.
 pub(crate) fn is_candidate(root: &str, path: &str) -> bool {
     let number = |rest: &str| {
         let digits = rest.strip_prefix('.').map(str::as_bytes);
@@ -42,10 +43,10 @@ fn import_path(root: &str, at: usize) -> String {
     }
 }
 
-/// Asks the host's own containerd what it makes of the configuration before it goes live.
+/// Dumps the changed configuration with the host's own containerd, and checks that the dump has the planned changes and no others.
 ///
 /// # Errors
-/// [`Error::ConfigRefused`] in containerd's words, or [`Error::Config`] where more would change than should.
+/// [`Error::ConfigRefused`] with containerd's message, or [`Error::Config`] when the dump differs from the plan.
 pub(crate) async fn validate(
     host: &HostRoot,
     facts: &HostFacts,
@@ -55,14 +56,14 @@ pub(crate) async fn validate(
     let Some(root) = changes.first().map(|change| &change.root) else {
         return Ok(());
     };
-    // Offline a containerd that can't run gives no judgement; without a root file its defaults count, which it has printed.
+    // In an image, containerd may be unable to run. Without a root file, the dump has containerd's defaults.
     let (Ok(before), Some(program)) = (&facts.dump, &facts.program) else {
         return Ok(());
     };
     let candidate = format!("{root}{SUFFIX}");
     let (mut text, mut imports) = (facts.config_files.root.text.clone(), BTreeMap::new());
     for (at, change) in changes.into_iter().enumerate() {
-        // Where the file is a template, the same edit of what was rendered from it is judged.
+        // containerd can't load a template, so the same edit of the rendered file is checked.
         let (path, after) = match &change.rendered {
             Some(rendered) => (&rendered.placement.path, &rendered.after),
             None => (&change.path, &change.after),
@@ -79,7 +80,7 @@ pub(crate) async fn validate(
     }
     let text = match text {
         Some(text) if imports.is_empty() && !imports_itself(host, &facts.config_files.root) => text,
-        // Without a root file nothing is imported, and the defaults count.
+        // Without a root file, containerd imports nothing and uses its defaults.
         None if imports.is_empty() => return Ok(()),
         text => root_that_imports(facts, text.as_deref().unwrap_or_default(), &imports)?,
     };
@@ -94,10 +95,11 @@ pub(crate) async fn validate(
     Ok(())
 }
 
-/// Checks that a distribution has rendered our handlers into what containerd loads since its start, where it renders that.
+/// Checks after a restart that the distribution has rendered the declared handlers into containerd's configuration. Passes if the
+/// configuration has no template.
 ///
 /// # Errors
-/// When a handler is missing or another, or a file can't be read.
+/// When a handler is missing or has another `runtime_type`, or a file can't be read.
 pub(crate) fn is_rendered(host: &HostRoot, plan: &HostPlan) -> Result<(), Error> {
     let mut changes = plan.config.iter();
     let Some((change, rendered)) =
@@ -118,7 +120,7 @@ pub(crate) fn is_rendered(host: &HostRoot, plan: &HostPlan) -> Result<(), Error>
     });
     match missing {
         Some(handler) => Err(restart::Error::NotVerified(format!(
-            "{} was rendered without handler {}",
+            "the distribution rendered {} without handler {}",
             rendered.placement.path, handler.name
         ))
         .into()),
@@ -128,12 +130,12 @@ pub(crate) fn is_rendered(host: &HostRoot, plan: &HostPlan) -> Result<(), Error>
 
 fn place_candidate(host: &HostRoot, path: &str, text: &str) -> Result<(), Error> {
     host.remove_file(path)?;
-    // As secret as the configuration may be.
+    // The configuration may hold registry passwords.
     Ok(host.replace(path, text.as_bytes(), None, 0o600)?)
 }
 
-/// The root `text` with the loaded files for its imports, but the candidates in `changed` in place of those that change, or nothing in
-/// place of those that go: containerd 1.x goes by the file that it loads last.
+/// The root `text` with the loaded files as its imports, in their order, because the last file wins in containerd 1.x. Candidates from
+/// `changed` replace the changed files, and removed files are left out.
 fn root_that_imports(
     facts: &HostFacts,
     text: &str,
@@ -233,7 +235,7 @@ mod tests {
         if let Err(error) = found {
             assert!(error.to_string().contains("without handler a"), "{error}");
         }
-        // What containerd loads itself has been judged, and the CRI is asked.
+        // Without a template, the candidate was checked before the restart, and the CRI is asked after it.
         assert!(is_rendered(&host, &plan(false)).is_ok());
     }
 }

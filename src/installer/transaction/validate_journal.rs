@@ -1,5 +1,5 @@
-//! Reads a journal and checks every path in it: root acts on the file, so a damaged or forged one must not lead to files of others. Pure but
-//! for the reading.
+//! Reads a journal and checks every path in it. Farrier acts on the journal as root, so a damaged or forged journal must not lead to files of
+//! other programs.
 
 use super::failure::Error;
 use super::journal::{JOURNAL_LIMIT, Journal, Undo};
@@ -10,10 +10,11 @@ use crate::installer::state::validate::{is_marker, is_own_directory, is_shim};
 use crate::installer::state::{Error as StateError, InstallPaths, JOURNAL_FILE};
 
 impl Journal {
-    /// Reads the journal of a change that did not end; `None` where there is none.
+    /// Reads the journal of an unfinished change; `None` without a journal.
     ///
     /// # Errors
-    /// When it can't be read: it is written in one step, so it was damaged later.
+    /// When the journal can't be read, is of another version or has an unexpected path. Its write is atomic, so a damaged journal was modified
+    /// afterwards.
     pub fn load(host: &HostRoot) -> Result<Option<Self>, Error> {
         let Some(text) = host.read_text(JOURNAL_FILE, JOURNAL_LIMIT)? else {
             return Ok(None);
@@ -40,7 +41,7 @@ impl Journal {
     }
 }
 
-/// The first thing that a journal of ours would not name.
+/// The first path that no journal of Farrier's has.
 fn unexpected_path(journal: &Journal) -> Option<String> {
     let install_paths = InstallPaths {
         directory: journal.directory.clone(),
@@ -60,7 +61,7 @@ fn unexpected_path(journal: &Journal) -> Option<String> {
         }
         Undo::Repaired { path } => is_stored(path),
         Undo::Symlink { path, .. } | Undo::Replaced { path } => is_shim(path),
-        // A configuration is only put back where it is what was written, and a folder goes only when it is empty.
+        // Undoing restores a configuration only if its digest is that of the written text, and removes only empty directories.
         Undo::Config { path, .. } | Undo::Directory { path } => path.starts_with('/'),
     };
     let steps = journal.undo.iter().filter(|step| !is_managed(step));
