@@ -36,8 +36,8 @@ pub(crate) fn commit(host: &HostRoot, journal: &Journal) -> Result<(), Error> {
 }
 
 /// Keeps the binaries of handlers with pods. A pod may have started on a handler after the facts were gathered. If the handler is still
-/// declared, it keeps its entry in the state file; otherwise the state file records its binary as draining, so that a later run removes
-/// it. Returns the reports on these handlers.
+/// declared, the state file records it as installed, as before the change; otherwise as draining, so that a later run removes its
+/// binary. Returns the reports on these handlers.
 ///
 /// # Errors
 /// When the state file can't be read or the journal can't be written.
@@ -168,7 +168,7 @@ const TEMP_SUFFIXES: [&str; 4] = [
 /// # Errors
 /// When a directory can't be listed.
 pub(crate) fn temporary_files(host: &HostRoot, facts: &HostFacts) -> Result<Vec<String>, Error> {
-    // Other code finds the unneeded files of the store by their path.
+    // The planner finds the unneeded files of the store by their paths.
     let store = facts.install_paths.store();
     let mut found = Vec::new();
     for directory in directories(host, facts).iter().filter(|it| **it != store) {

@@ -62,14 +62,14 @@ pub enum Error {
     /// Flushing a binary to disk failed.
     #[error("failed to write the binary to disk: {source}")]
     Store {
-        /// What the system says.
+        /// The cause, as the operating system reports it.
         #[source]
         source: io::Error,
     },
     /// Creating the temporary directory for downloads failed.
     #[error("failed to create a temporary directory for downloads: {source}")]
     Temporary {
-        /// What the system says.
+        /// The cause, as the operating system reports it.
         #[source]
         source: io::Error,
     },
@@ -118,7 +118,7 @@ impl Error {
                 Cow::Borrowed("wait for the next attempt, which fetches the binary again")
             }
             Self::SymlinkedDirectory { .. } => Cow::Borrowed(
-                "replace it with a directory, or make its parent directory the symlink",
+                "replace the symlink with a directory, or make its parent directory the symlink",
             ),
             Self::Store { .. } => {
                 Cow::Borrowed("check that the host has free disk space and a healthy disk")

@@ -10,8 +10,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::failure::Error;
 
-/// The signals that ask a run to end. The first signal counts, and later ones have no effect: the run is undoing its change by then, and
-/// ending it sooner would leave a half-changed host. SIGKILL still ends the process; the next run then works from the journal.
+/// The signals that ask a run to end. The first signal counts, and later ones have no effect: the run is already undoing or finishing its
+/// change, and ending it sooner would leave a half-changed host. After SIGKILL, the next run works from the journal.
 #[derive(Debug, Default)]
 pub struct Interrupts {
     signals: Mutex<Vec<(&'static str, Signal)>>,

@@ -56,8 +56,8 @@ pub struct Journal {
     /// Whether all files were restored, and containerd may have been restarted with them.
     #[serde(default)]
     pub undone: bool,
-    /// The handlers that containerd serves before and after the change; absent if containerd did not answer, and in journals of releases
-    /// without this field.
+    /// The handlers that containerd serves before and after the change; absent without a restart, if containerd did not answer, and in
+    /// journals of releases without this field.
     #[serde(default)]
     pub expected: Option<ExpectedRuntimes>,
     /// The state file whose write ends the change.
@@ -154,7 +154,7 @@ pub enum Undo {
         /// Absolute path on the host.
         path: String,
     },
-    /// A file is created that only Farrier reads.
+    /// A file is created: a binary of the store or a candidate configuration.
     File {
         /// Absolute path on the host.
         path: String,
@@ -223,7 +223,7 @@ impl Journal {
     /// Writes the journal to disk, in place of the previous one.
     ///
     /// # Errors
-    /// When the write fails or the journal is larger than [`JOURNAL_LIMIT`]. The caller must not change the host then.
+    /// When the write fails, or the journal is larger than [`JOURNAL_LIMIT`]. The caller must not change the host then.
     pub fn save(&self, host: &HostRoot) -> Result<(), Error> {
         let text = handoff::to_json(self);
         if text.len() as u64 > JOURNAL_LIMIT {
@@ -555,7 +555,7 @@ mod tests {
             journal.service_to_undo(&host).restart_triggered_by_write,
             expected
         );
-        // Who has nothing to put back tells nobody.
+        // With all files restored already, undoing writes nothing, and the supervisor restarts nothing.
         for path in written {
             let path = directory.path().join(&path[1..]);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();

@@ -100,7 +100,7 @@ pub(crate) async fn gather_after(
 ///
 /// # Errors
 /// When `/proc` can't be read, or root runs only a containerd that does not count. That containerd may serve the change, so undoing the
-/// change could break it.
+/// change could take its restart.
 fn running(host: &HostRoot, target: Target) -> Result<Containerd, Error> {
     let mut containerd = daemon::find(host, target)?.containerd;
     if let Containerd::NotFound { refused } = &mut containerd {
@@ -113,8 +113,8 @@ fn running(host: &HostRoot, target: Target) -> Result<Containerd, Error> {
     Ok(containerd)
 }
 
-/// Whether only the state file of the change is missing: a newer containerd than that of the journal serves the expected handlers. After
-/// a restart that ended the installer's pod or the whole node, the next run detects the completed restart this way.
+/// Whether only the state file of the change is missing: another containerd process than that of the journal serves the expected
+/// handlers. After a restart that ended the installer's pod or the whole node, the next run detects the completed restart this way.
 async fn is_live(host: &HostRoot, journal: &Journal, running: &Daemon) -> bool {
     let is_another = journal.process != Some(running.process);
     let Some(expected) = &journal.expected else {
@@ -139,7 +139,7 @@ async fn is_live(host: &HostRoot, journal: &Journal, running: &Daemon) -> bool {
     dump.is_ok_and(|dump| contains_handlers(&dump, &declared).is_ok())
 }
 
-/// Undoes the interrupted change, with a restart of containerd if it served the change.
+/// Undoes the interrupted change, and restarts containerd if it may have loaded the change.
 async fn roll_back_interrupted(
     host: &HostRoot,
     journal: &mut Journal,
@@ -196,11 +196,12 @@ async fn already_undone(host: &HostRoot, journal: &Journal) -> Option<Served> {
     Some(served).filter(|served| *served == before && journal.has_original_config(host))
 }
 
-/// Checks before the undoing that containerd can and may be restarted. A service whose `KillMode` is unknown passes: the restart fails
-/// later, after the files are restored.
+/// Checks before the undoing that containerd can and may be restarted. A service whose `KillMode` can't be read passes: the files are
+/// restored even if the restart fails.
 ///
 /// # Errors
-/// When the service manager is unreachable, or the restart ends pods and `allow_pod_restarts` is not set. Nothing was changed by then.
+/// When Farrier's PID namespace rules out the restart, or the restart ends pods and `allow_pod_restarts` is false. Nothing was changed
+/// by then.
 async fn check_restart(
     host: &HostRoot,
     service: &Service,

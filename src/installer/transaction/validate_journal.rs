@@ -13,8 +13,8 @@ impl Journal {
     /// Reads the journal of an unfinished change; `None` without a journal.
     ///
     /// # Errors
-    /// When the journal can't be read, is of another version or has an unexpected path. Its write is atomic, so a damaged journal was modified
-    /// afterwards.
+    /// When the journal can't be read, is of another version or has an unexpected path. Farrier writes it atomically, so an unreadable
+    /// journal was damaged later.
     pub fn load(host: &HostRoot) -> Result<Option<Self>, Error> {
         let Some(text) = host.read_text(JOURNAL_FILE, JOURNAL_LIMIT)? else {
             return Ok(None);
