@@ -1,4 +1,4 @@
-//! Builders of the facts and goals that the installer's tests decide on. Fixtures only, no tests.
+//! Builders of facts and goals for the installer's unit tests. No tests.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,12 +16,12 @@ use crate::installer::state::{InstallPaths, State, StateAfter};
 pub const CONFIG_PATH: &str = "/etc/containerd/config.toml";
 /// A configuration without a handler of Farrier, as containerd prints it, too.
 pub const CONFIG: &str = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd]\ndefault_runtime_name = 'runc'\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n";
-/// The digest of each binary, unless a goal says otherwise.
+/// The digest of each binary by default.
 pub const DIGEST: Sha256Digest = Sha256Digest::from_bytes([0xaa; 32]);
-/// The binary of an upgrade.
+/// The digest of another release of a binary.
 pub const OTHER_DIGEST: Sha256Digest = Sha256Digest::from_bytes([0xbb; 32]);
 
-/// Where the binaries are.
+/// The directory of the binaries.
 pub fn install_paths() -> InstallPaths {
     InstallPaths {
         directory: "/opt/farrier".to_owned(),
@@ -112,7 +112,7 @@ impl HostFactsBuilder {
         self.with(|facts| facts.distro = distro)
     }
 
-    /// The release of containerd; "" where it is unknown.
+    /// The release of containerd; "" for an unknown release.
     pub fn containerd(self, release: &str) -> Self {
         self.with(|facts| facts.version = release.parse().ok())
     }
@@ -126,7 +126,7 @@ impl HostFactsBuilder {
         })
     }
 
-    /// The root of the configuration.
+    /// The root configuration file.
     pub fn root(self, path: &str, text: Option<&str>) -> Self {
         self.with(|facts| {
             facts.config_files.root = SourceFile {

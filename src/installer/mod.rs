@@ -1,5 +1,5 @@
-//! Changes one host. [`install`], [`uninstall`] and their dry runs are one function, `run`; [`doctor`] inspects alone. Never talks to a
-//! cluster.
+//! Changes one host: [`install`], [`uninstall`] and their dry runs share the function `run`, and [`doctor`] only inspects. Never connects
+//! to a cluster.
 
 pub mod artifact;
 pub mod containerd;
@@ -41,7 +41,7 @@ use transaction::{Failure, Restarts, perform};
 
 use crate::handoff::{FetchResult, Outcome, Problem, ProvisionReport, ShimRequest};
 
-/// Why a question about a host has no answer.
+/// Why a fetch, an inspection or a run failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The options can't be used.
@@ -56,7 +56,7 @@ pub enum Error {
     /// Artifacts can't be fetched.
     #[error(transparent)]
     Artifact(#[from] artifact::fetch::Error),
-    /// Traces of a former change can't be read.
+    /// Traces of an earlier change can't be read.
     #[error(transparent)]
     Transaction(#[from] transaction::Error),
 }
@@ -78,7 +78,7 @@ impl Error {
 /// Fetches the artifacts of a request into `out`, for a later [`install`]. Touches no host.
 ///
 /// # Errors
-/// When the request, `out` or the certificate authorities can't be used. A shim that can't be fetched has its reason in its result.
+/// When the request, `out` or the certificate authorities can't be used. If a shim can't be fetched, its result has the reason.
 pub async fn fetch(
     source: &RequestSource,
     out: &Path,
@@ -97,7 +97,7 @@ pub struct RunResult {
     pub text: String,
 }
 
-/// Makes the host carry the requested shims. The report holds the result, whatever happens.
+/// Makes the host carry the requested shims. Every outcome, also a failure, is in the report.
 pub async fn install(options: &InstallOptions, mode: Mode) -> RunResult {
     let mut report = ProvisionReport::new(Outcome::Refused);
     let request = match options.source.read() {
@@ -119,7 +119,7 @@ pub async fn install(options: &InstallOptions, mode: Mode) -> RunResult {
     run(host, mode, &options.interrupts, report, shims, goal).await
 }
 
-/// Removes shims from the host. The report holds the result, whatever happens.
+/// Removes shims from the host. Every outcome, also a failure, is in the report.
 pub async fn uninstall(options: &UninstallOptions, mode: Mode) -> RunResult {
     let report = ProvisionReport::new(Outcome::Refused);
     let goal = async |_: &HostRoot, _: &HostFacts| Ok((options.goal(), Resolved::default()));
@@ -198,13 +198,13 @@ async fn run(
         && let Some(name) = interrupts.try_received().await
     {
         report.notes.push(format!(
-            "{name} came after the change had taken effect, so the change was carried out"
+            "{name} arrived after the change had taken effect, so the change was finished"
         ));
     }
     result(report, text)
 }
 
-/// Keeps other runs off the host, and undoes or finishes the change that a former run left half done.
+/// Takes the lock, and undoes or finishes an interrupted change of an earlier run.
 async fn begin(
     host: &Host<'_>,
     interrupts: &Interrupts,
@@ -219,10 +219,9 @@ async fn begin(
     Ok((Some(lock), recovered))
 }
 
-/// Decides on a plan and, in a change, carries the plan out; adds the result to the report. Returns the plan of a dry run for people.
+/// Makes a plan, carries it out unless this is a dry run, and adds the result to the report. Returns the text of a dry run's plan.
 ///
-/// A second plan is made where binaries turn out not to run on the host: such a binary costs its shim, and no other one. The test can't come
-/// before the first plan. A binary is tested in the store, where containerd will execute the binary. A file is written to the store once the
+/// If binaries do not run on the host, a second plan leaves out their shims, and only these. The test can't come before the first plan. A binary is tested in the store, where containerd will execute the binary. A file is written to the store once the
 /// journal names the file, and the journal is made from the plan.
 async fn plan_and_act(
     host: &Host<'_>,
@@ -261,7 +260,7 @@ async fn plan_and_act(
         Mode::DryRun => {
             let journal = root.exists(JOURNAL_FILE);
             if journal.map_err(|error| Failure::Refused(error.into()))? {
-                let note = "a change of this host was interrupted: the next run undoes or finishes it first, so its plan may differ";
+                let note = "a change of this host was interrupted: the next run undoes or finishes that change first, and may make another plan";
                 plan.notes.push(note.to_owned());
             }
             add_plan_result(report, facts, &plan);
@@ -278,14 +277,14 @@ async fn plan_and_act(
     }
 }
 
-/// The result of a run with `report`, and for people `text` or else the report.
+/// The result of a run: `report`, and `text` for people (by default, the text of the report).
 fn result(report: ProvisionReport, text: Option<String>) -> RunResult {
     let report = sanitize(report);
     let text = text.unwrap_or_else(|| text::report_text(&report));
     RunResult { report, text }
 }
 
-/// Records the files that this run hashed, for the next run. Best effort: without the record, the next run hashes again.
+/// Writes the verification cache. Best effort: without the cache, the next run hashes all binaries again.
 fn record_verified(root: &HostRoot, facts: &HostFacts, plan: &HostPlan, artifacts: Artifacts) {
     let state = match &plan.state {
         StateAfter::Write(state) => state,

@@ -1,4 +1,4 @@
-//! What the callers of the installer ask for, the host that they name, and the reading of a desired set.
+//! The options of the installer's runs, and the reading of the request that they name.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,22 +14,22 @@ use crate::installer::transaction::interrupts::Interrupts;
 /// Why the options of a run can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The request.
+    /// The request is invalid.
     #[error(transparent)]
     Request(#[from] handoff::Error),
-    /// The request's file.
-    #[error("the request in {path} can't be read: {source}")]
+    /// The request's file can't be read.
+    #[error("failed to read the request in {path}: {source}")]
     RequestFile {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the system.
         #[source]
         source: io::Error,
     },
-    /// A path that can't be a file on the host.
-    #[error("{} can't be containerd's configuration file", .0.display())]
+    /// The path of the configuration file is not absolute or not UTF-8.
+    #[error("invalid path of containerd's configuration file: {}", .0.display())]
     ConfigPath(PathBuf),
-    /// The host's file system.
+    /// The root of the host can't be opened.
     #[error(transparent)]
     Host(#[from] host::Error),
 }
@@ -40,27 +40,29 @@ impl Error {
     pub fn help(&self) -> Option<Cow<'_, str>> {
         Some(match self {
             Self::Request(error) => return error.help(),
-            Self::RequestFile { .. } => Cow::Borrowed("name a file that farrier may read"),
-            Self::ConfigPath(_) => Cow::Borrowed("write an absolute path"),
+            Self::RequestFile { .. } => {
+                Cow::Borrowed("check the path and the permissions of the file")
+            }
+            Self::ConfigPath(_) => Cow::Borrowed("use an absolute path"),
             Self::Host(error) => return error.help(),
         })
     }
 }
 
-/// A request names some hundred shims at most; the annotation that carries it in a cluster has 256 KiB for all of them.
+/// Limit of a request, in bytes. A request names a few hundred shims at most, and the annotations of a Kubernetes object hold 256 KiB.
 const REQUEST_LIMIT: u64 = 1 << 20;
 
-/// The host that a run is about, and what the run may do there.
+/// The host of a run, and the permissions of the run.
 #[derive(Debug)]
 pub struct HostOptions {
-    /// Where the host's file system is.
+    /// The root directory of the host's file system.
     pub root: PathBuf,
     /// The root configuration file of containerd. Without it, the running containerd, its unit, the last change or the table of
     /// distributions names the file.
     pub config: Option<PathBuf>,
     /// Whether the host is live or an image.
     pub target: Target,
-    /// Restart containerd even where that ends every pod on the node.
+    /// Restart containerd even if the restart ends every pod on the node.
     pub allow_pod_restarts: bool,
 }
 
@@ -69,7 +71,7 @@ pub struct HostOptions {
 pub enum Mode {
     /// The run carries out its plan.
     Change,
-    /// The run makes the same plan and changes not one byte of the host, the lock and the state file included.
+    /// The run makes the same plan and writes nothing on the host, the lock and the state file included.
     DryRun,
 }
 
@@ -78,7 +80,7 @@ pub enum Mode {
 pub struct InstallOptions {
     /// The host.
     pub host: HostOptions,
-    /// The desired set.
+    /// Where the request comes from.
     pub source: RequestSource,
     /// The directory in which [`fetch`](super::fetch) left the artifacts; without it, they are fetched now.
     pub artifacts: Option<PathBuf>,
@@ -90,10 +92,10 @@ pub struct InstallOptions {
     pub interrupts: Interrupts,
 }
 
-/// Where a desired set comes from.
+/// Where a request comes from.
 #[derive(Debug)]
 pub enum RequestSource {
-    /// A document that the controller wrote.
+    /// A JSON file, written by the controller.
     File(PathBuf),
     /// The command line.
     Named {
@@ -139,7 +141,7 @@ impl<'a> Host<'a> {
 }
 
 impl InstallOptions {
-    /// What the host carries after the installation of `request`, whose `binaries` were resolved.
+    /// The handlers of the host after the installation of `request`; `binaries` has the digest of each shim's binary, or the problem.
     pub(crate) fn goal(
         &self,
         request: &ProvisionRequest,
@@ -163,7 +165,7 @@ impl InstallOptions {
 }
 
 impl UninstallOptions {
-    /// What the host carries after the removal.
+    /// The handlers of the host after the removal.
     pub(crate) fn goal(&self) -> Goal {
         Goal {
             owner: Owner::Local,
@@ -182,10 +184,10 @@ impl UninstallOptions {
 }
 
 impl RequestSource {
-    /// Reads the request and refuses what a host must never act on.
+    /// Reads the request and validates it.
     ///
     /// # Errors
-    /// When the file can't be read or the request is not usable.
+    /// When the file can't be read or the request is invalid.
     pub fn read(&self) -> Result<ProvisionRequest, Error> {
         match self {
             Self::File(path) => {
@@ -210,17 +212,17 @@ impl RequestSource {
                     shims.clone(),
                     reserve.clone(),
                 );
-                // What the user typed passes the same door as what a cluster sent.
+                // The command line is validated like a request of the controller.
                 Ok(ProvisionRequest::from_json(&request.to_json())?)
             }
         }
     }
 }
 
-/// The configuration file that the user names, as a path on the host.
+/// The value of `--config`, as a path on the host.
 ///
 /// # Errors
-/// When it is not absolute.
+/// When the path is not absolute or not UTF-8.
 fn config_path(config: Option<&Path>) -> Result<Option<&str>, Error> {
     let Some(path) = config else {
         return Ok(None);

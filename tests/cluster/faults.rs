@@ -162,7 +162,7 @@ async fn a_containerd_that_does_not_start_is_reported_and_rolled_back() {
         .label_becomes(&node, "farrier.dev/doomed", "failed")
         .await;
     cluster
-        .event_tells("Node", &node, &["containerd.service", "put back"])
+        .event_tells("Node", &node, &["containerd.service", "rolled back"])
         .await;
     cluster
         .condition_becomes("doomed", "Degraded", "True", "containerd")

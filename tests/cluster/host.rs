@@ -33,7 +33,7 @@ async fn pods_go_on(series: &'static str) {
     let doomed = "install --keep-others --shim doomed=file:///opt/images/shim-v0.1.0";
     node.farrier(doomed)
         .is(Outcome::RolledBack, 2)
-        .tells("put back");
+        .tells("rolled back");
     node.plain_unit();
     assert_eq!(node.files(), installed, "what failed leaves no byte");
     assert_eq!(node.processes(), processes, "a failed install ends no pod");

@@ -17,7 +17,7 @@ async fn a_dry_run_shows_the_change_and_writes_nothing() {
     );
     let store = format!("/opt/farrier/store/{}", sha256_hex(&program(1)));
     let lines = [
-        "make the folder /opt/farrier/store".to_owned(),
+        "create the directory /opt/farrier/store".to_owned(),
         format!("store the binary {store}"),
         "write /var/lib/farrier/state.json".to_owned(),
     ];

@@ -49,7 +49,7 @@ fn each_problem_of_doctor_is_solved_by_its_remedy() {
         node.start();
         let (text, problems) = examine(&node);
         assert!(
-            problems.is_empty() && text.ends_with("no shim of Farrier's\nhealthy\n"),
+            problems.is_empty() && text.ends_with("no shims of Farrier\nhealthy\n"),
             "{text}"
         );
         assert_eq!(node.change(&INSTALL).0, 0);
@@ -67,7 +67,7 @@ fn each_problem_of_doctor_is_solved_by_its_remedy() {
             node.write(CONFIG_PATH, drifted.as_bytes(), 0o644);
             assert_found(
                 &node,
-                "other options than it was installed with: SystemdCgroup",
+                "options that differ from the installed options: SystemdCgroup",
             );
             assert_eq!(node.change(&INSTALL).0, 0);
             assert_eq!(examine(&node).1, [""; 0]);
@@ -89,7 +89,7 @@ fn each_problem_of_doctor_is_solved_by_its_remedy() {
 
         node.remount("/opt", true);
         assert_found(&node, "read-only");
-        // What is there is served, and a run with nothing to do isn't in anybody's way.
+        // What is there is served, and a run with nothing to do is not refused.
         assert_eq!(node.change(&INSTALL).0, 0);
         node.remount("/opt", false);
 

@@ -1,4 +1,4 @@
-//! What is installed on a host, by whom, and what is wrong with it, each finding with its remedy. Pure: it judges facts.
+//! Lists the handlers installed on a host, their owners, and the faults of the host with their remedies. Pure: `inspect` gathers the facts.
 
 use std::collections::BTreeSet;
 
@@ -15,83 +15,83 @@ use crate::installer::plan::preconditions::spares_pods;
 use crate::installer::plan::takeover;
 use crate::installer::state::{OwnedHandler, STATE_FILE, owner_word};
 
-/// What is known of a host's shims.
+/// The result of `farrier doctor`: the shims of a host and the faults of the host.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Diagnosis {
     /// Whether there is no finding.
     pub healthy: bool,
-    /// Word of the distribution table; `None` where the host could not be looked at.
+    /// Name in the table of distributions; `None` if the host can't be read.
     pub distro: Option<String>,
-    /// Release of containerd.
+    /// Release of containerd; `None` if unknown.
     pub containerd: Option<String>,
-    /// Handlers of ours.
+    /// Handlers in Farrier's state file, those of removed shims included.
     pub handlers: Vec<Installed>,
-    /// What is wrong.
+    /// Faults of the host.
     pub findings: Vec<Finding>,
 }
 
-/// A handler of ours.
+/// A handler in Farrier's state file.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Installed {
-    /// The name containerd knows it by.
+    /// Name of the handler in containerd.
     pub handler: String,
-    /// The Shim that it belongs to.
+    /// Name of the Shim.
     pub shim: String,
-    /// What containerd executes for it.
+    /// Path of the program that containerd executes.
     pub path: String,
-    /// Whose it is: `cluster`, `local`, `kwasm` or `rcm`.
+    /// Owner: `cluster`, `local`, `kwasm` or `rcm`.
     pub owner: &'static str,
-    /// How it is.
+    /// State of the handler.
     pub condition: Condition,
-    /// SHA-256 of its binary.
+    /// SHA-256 of the installed binary; `None` for a reserved handler.
     pub sha256: Option<Sha256Digest>,
-    /// Pod sandboxes that use it.
+    /// Number of pod sandboxes that use the handler.
     pub sandboxes: usize,
 }
 
-/// How a handler of ours is.
+/// State of an installed handler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Condition {
-    /// containerd lists it, and its binary stands verified at its path.
+    /// containerd lists the handler, and the verified binary is at the handler's path.
     Served,
-    /// Declared for a Shim that this node doesn't carry; no binary.
+    /// Declared without a binary, for a Shim that is not on this node.
     Reserved,
-    /// containerd doesn't list it, or its binary is not what was installed.
+    /// containerd does not list the handler, or the binary differs from the installed one.
     Unserved,
-    /// containerd was not asked.
+    /// containerd's handlers are unknown: containerd does not run, did not answer, or the host is an image.
     Unknown,
-    /// Declared no more; its binary stays for the pods that use it.
+    /// No longer declared; the binary is kept for the pods that use it.
     Leaving,
 }
 
-/// Something that is wrong.
+/// A fault of the host.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Finding {
-    /// A sentence.
+    /// The fault, in one sentence.
     pub problem: String,
-    /// What to do about it.
+    /// The next step of an administrator, beginning with an imperative.
     pub remedy: String,
 }
 
-/// What makes most of what is wrong right.
+/// The remedy of most findings.
 const INSTALL_AGAIN: &str = "run `farrier install` again with the same shims";
 
-/// What shows of other runs on a host.
+/// Traces of other runs on a host.
 #[derive(Debug, Default)]
 pub struct LeftoverFiles {
-    /// Another run is at work.
+    /// Another run holds the lock.
     pub locked: bool,
-    /// The undo log of a change is there.
+    /// The journal of a change exists.
     pub journal: bool,
-    /// Files that only a run leaves that was killed.
+    /// Temporary files, which only a killed run leaves behind.
     pub temporary_files: Vec<String>,
 }
 
-/// Judges a host.
+/// Derives the diagnosis of a host from facts.
 #[must_use]
 pub fn examine(facts: &HostFacts, leftover_files: &LeftoverFiles) -> Diagnosis {
     let state = &facts.state;
@@ -105,7 +105,7 @@ pub fn examine(facts: &HostFacts, leftover_files: &LeftoverFiles) -> Diagnosis {
     if leftover_files.locked {
         findings.add(
             "another farrier is changing this host",
-            "wait until it has ended, then look again: what it is about to change may count as a fault here",
+            "wait for the end of the other run, then repeat this command: a change in progress can cause other findings",
         );
     } else {
         findings.of_leftover_files(facts, leftover_files);
@@ -127,13 +127,13 @@ pub fn examine(facts: &HostFacts, leftover_files: &LeftoverFiles) -> Diagnosis {
     }
 }
 
-/// The diagnosis of a host that can't be looked at.
+/// The diagnosis of a host that can't be read.
 #[must_use]
 pub fn failed_inspection(problem: &Problem) -> Diagnosis {
     let mut findings = Findings::default();
     findings.add_problem(
         problem,
-        "see that --host-root names the host's root and that you may read it",
+        "check that --host-root names the root of the host and that you may read this directory",
     );
     Diagnosis {
         healthy: false,
@@ -155,18 +155,18 @@ impl Findings {
         });
     }
 
-    /// As [`Self::add`], with `otherwise` as the help where the problem has none.
+    /// As [`Self::add`], with `otherwise` as the remedy if the problem has no help.
     fn add_problem(&mut self, problem: &Problem, otherwise: &str) {
         let help = problem.help.as_deref().unwrap_or(otherwise);
         self.add(&problem.message, help);
     }
 
-    /// What a run that was killed has left.
+    /// Traces of a killed run.
     fn of_leftover_files(&mut self, facts: &HostFacts, leftover_files: &LeftoverFiles) {
         if leftover_files.journal {
             self.add(
                 "a change of this host was interrupted",
-                "run `farrier install` or `farrier uninstall` again: it undoes or finishes the change first",
+                "run `farrier install` or `farrier uninstall` again: the run first undoes or finishes the change",
             );
         }
         for path in leftover_files
@@ -176,13 +176,13 @@ impl Findings {
             .chain(unreferenced(facts))
         {
             self.add(
-                &format!("{path} was left behind by a former run"),
-                "run `farrier install` again with the same shims; where it stays, remove it by hand",
+                &format!("{path} was left behind by an earlier run"),
+                "run `farrier install` again with the same shims, then remove the file if it still exists",
             );
         }
     }
 
-    /// What is wrong with the host, whatever is installed.
+    /// Faults of the host that do not depend on the installed handlers.
     fn of_host(&mut self, facts: &HostFacts) {
         let unit = facts.unit();
         if let Some(refusal) = facts.distro.refusal {
@@ -190,7 +190,7 @@ impl Findings {
         }
         match (&facts.containerd, &facts.served) {
             (Containerd::Live(_), Err(problem)) => {
-                let otherwise = format!("see `journalctl -u {unit}` on the node");
+                let otherwise = format!("run `journalctl -u {unit}` on the node");
                 self.add_problem(problem, &otherwise);
             }
             (Containerd::NotFound { refused }, _) => {
@@ -201,22 +201,22 @@ impl Findings {
             (Containerd::Live(_), Ok(_)) | (Containerd::Image, _) => {}
         }
         if let Some(obstacle) = &facts.obstacle {
-            self.add_problem(obstacle, "look at that path");
+            self.add_problem(obstacle, "check that path");
         }
         if let (Some(_), Err(reason)) = (&facts.program, &facts.dump) {
             self.add(
                 &format!("containerd does not load its present configuration: {reason}"),
-                "correct the file: containerd would not start with it",
+                "correct the configuration before the next start of containerd",
             );
         }
-        // A node that is a container can't do otherwise.
+        // The restart of a node that is a container always ends its pods, so that is no fault.
         if facts.containerd.daemon().is_some()
             && facts.distro.restart == Restart::Service
             && let Err(hazard) = spares_pods(facts)
         {
-            self.add_problem(&Problem::new(&hazard, hazard.help()), "look at that unit");
+            self.add_problem(&Problem::new(&hazard, hazard.help()), "check that unit");
         }
-        // Whoever asks for the next change is refused for the same reason.
+        // The next change would be refused for the same reason.
         if let Ok(current) = CurrentConfig::find(facts)
             && let Err(error) = current.check_restart(facts, &current.managed)
         {
@@ -227,14 +227,14 @@ impl Findings {
         }
     }
 
-    /// What is wrong with handlers of ours, but for how they are declared.
+    /// Faults of installed handlers, without those of their declarations.
     fn of_handlers(&mut self, facts: &HostFacts, handlers: &[Installed]) {
         for installed in handlers {
             let handler = &installed.handler;
             match installed.condition {
                 Condition::Leaving if facts.served.is_ok() && installed.sandboxes == 0 => self.add(
-                    &format!("the binary of handler {handler}, which was taken away, is needed by no pod any more"),
-                    "run `farrier uninstall` or `farrier install` again: it goes with the next run",
+                    &format!("handler {handler} was removed and no pod uses it any more, but its binary is still on the host"),
+                    "run `farrier install` or `farrier uninstall` again: the run removes the binary",
                 ),
                 Condition::Served | Condition::Reserved | Condition::Leaving => {}
                 Condition::Unserved | Condition::Unknown => {
@@ -246,7 +246,7 @@ impl Findings {
                         );
                     } else if installed.condition == Condition::Unserved {
                         self.add(
-                            &format!("handler {handler} is installed and not served: containerd does not list it"),
+                            &format!("handler {handler} is installed, but containerd does not list it"),
                             INSTALL_AGAIN,
                         );
                     }
@@ -256,7 +256,7 @@ impl Findings {
     }
 }
 
-/// Stored binaries that no handler of ours needs.
+/// Binaries in the store that no installed handler needs.
 fn unreferenced(facts: &HostFacts) -> impl Iterator<Item = String> {
     let (declared, draining) = (&facts.state.handlers, &facts.state.draining);
     let handlers = declared.values().chain(draining.values());
@@ -268,7 +268,8 @@ fn unreferenced(facts: &HostFacts) -> impl Iterator<Item = String> {
         .map(|name| facts.install_paths.store_path(name))
 }
 
-/// The configuration that we wrote may be edited by others; it must still declare what is ours.
+/// Differences between the installed handlers and their declarations in containerd's configuration. Other programs and administrators may
+/// edit the configuration as long as the handlers are still declared.
 fn config_drift(facts: &HostFacts) -> Vec<String> {
     let owned = facts.state.config.as_ref();
     let path = owned.map_or(&facts.config_files.root.path, |config| &config.path);
@@ -281,19 +282,24 @@ fn config_drift(facts: &HostFacts) -> Vec<String> {
         (Some(text), _) => text,
         (None, Some(_)) if facts.orphaned_config.is_some() => {
             return vec![format!(
-                "{path} declares our handlers, and containerd loads it no more"
+                "{path} declares handlers of Farrier, but containerd no longer loads this file"
             )];
         }
-        (None, Some(_)) => return vec![format!("{path} is gone, which declared our handlers")],
+        (None, Some(_)) => {
+            return vec![format!(
+                "{path}, which declared handlers of Farrier, is missing"
+            )];
+        }
         (None, None) => "",
     };
     let dumped = facts.dump.as_ref().ok();
     let dumped = dumped.and_then(|dump| runtimes_of_dump(dump).ok());
     let drifted = |handler: Handler| {
         let name = &handler.name;
-        let lost = || format!("{path} no longer declares handler {name}, which {STATE_FILE} names");
+        let lost =
+            || format!("{path} no longer declares handler {name}, which {STATE_FILE} records");
         match &dumped {
-            // What containerd can't be asked is looked for in the text.
+            // Without a dump, the text of the file is searched.
             None => (!text.contains(&handler.runtime_type)).then(lost),
             Some((_, dumped)) => match dumped.get(name) {
                 Some(now) if now.runtime_type == handler.runtime_type => {
@@ -304,7 +310,7 @@ fn config_drift(facts: &HostFacts) -> Vec<String> {
                     };
                     (!keys.is_empty()).then(|| {
                         let keys = keys.join(", ");
-                        format!("{path} declares handler {name} with other options than it was installed with: {keys}")
+                        format!("{path} declares handler {name} with options that differ from the installed options: {keys}")
                     })
                 }
                 Some(_) | None => Some(lost()),
@@ -315,7 +321,7 @@ fn config_drift(facts: &HostFacts) -> Vec<String> {
     declared.into_iter().filter_map(drifted).collect()
 }
 
-/// The keys of options whose values differ, or that only one of both has.
+/// The keys of options that differ or are on one side only.
 fn other_options(managed: &Handler, now: &DeclaredHandler) -> Vec<String> {
     let keys: BTreeSet<&String> = managed.options.keys().chain(now.options.keys()).collect();
     keys.into_iter()
@@ -380,21 +386,21 @@ mod tests {
     #[case::changed_options(|facts: &mut HostFacts| {
         let options = &mut facts.state.handlers.get_mut("a").unwrap().options;
         options.insert("SystemdCgroup".to_owned(), OptionValue::Boolean(true));
-    }, "other options than it was installed with: SystemdCgroup")]
+    }, "options that differ from the installed options: SystemdCgroup")]
     #[case::another_path(|facts: &mut HostFacts| {
         let dump = facts.dump.clone().unwrap();
         facts.dump = Ok(dump.replace("shim-a", "shim-z"));
     }, "no longer declares handler a")]
-    #[case::missing_configuration(|facts: &mut HostFacts| facts.config_files.root.text = None, "is gone")]
+    #[case::missing_configuration(|facts: &mut HostFacts| facts.config_files.root.text = None, "is missing")]
     #[case::invalid_configuration(|facts: &mut HostFacts| facts.dump = Err(Problem::new("line 3", None)), "does not load its present configuration: line 3")]
     #[case::read_only_host(|facts: &mut HostFacts| facts.obstacle = Some(Problem::with_help("/opt is read-only", "make it writable")), "/opt is read-only")]
     #[case::unserved_handler(|facts: &mut HostFacts| {
         facts.served.as_mut().unwrap().handlers.remove("a");
-    }, "handler a is installed and not served")]
+    }, "handler a is installed, but containerd does not list it")]
     #[case::unused_draining_handler(|facts: &mut HostFacts| {
         let draining = facts.state.handlers["a"].clone();
         facts.state.draining.insert("c".to_owned(), draining);
-    }, "handler c, which was taken away")]
+    }, "handler c was removed and no pod uses it any more")]
     fn each_problem_is_reported_once(#[case] spoil: impl Fn(&mut HostFacts), #[case] reason: &str) {
         let problems = problems(&host().installed(&["a"]).with(spoil).build());
         let [problem] = problems.as_slice() else {

@@ -1,4 +1,4 @@
-//! Puts into the report what came of a request. Pure.
+//! Fills in the report of a run. Pure: the doctor's findings are in `doctor`, the texts for a terminal in `text`.
 
 pub mod doctor;
 pub mod text;
@@ -12,7 +12,7 @@ use crate::installer::inspect::{HostFacts, path_of, verified, verified_digest};
 use crate::installer::plan::{self, HostPlan};
 use crate::installer::transaction::{Error, Failure, Restarts};
 
-/// A report as it goes out, whoever wrote the words in it.
+/// Replaces the characters in a report that a terminal acts on. Texts of a report may come from other programs.
 pub(crate) fn sanitize(mut report: ProvisionReport) -> ProvisionReport {
     let reasons = report
         .handlers
@@ -28,7 +28,7 @@ pub(crate) fn sanitize(mut report: ProvisionReport) -> ProvisionReport {
     report
 }
 
-/// Fills in what is known of the host.
+/// Adds the releases and identities of the host.
 pub(crate) fn add_host_info(report: &mut ProvisionReport, facts: &HostFacts) {
     report.containerd = facts.version.map(|version| version.to_string());
     report.distro = Some(facts.distro.id.to_owned());
@@ -36,11 +36,11 @@ pub(crate) fn add_host_info(report: &mut ProvisionReport, facts: &HostFacts) {
     report.boot_id.clone_from(&facts.boot_id);
 }
 
-/// Fills in what came of a plan that was carried out.
+/// Adds the result of a plan that was carried out.
 pub(crate) fn add_plan_result(report: &mut ProvisionReport, facts: &HostFacts, plan: &HostPlan) {
     report.handlers.clone_from(&plan.handlers);
     if facts.containerd.target() == Target::Image {
-        // Nobody was asked, so nothing is proven.
+        // No containerd was asked, so no handler counts as served.
         report
             .handlers
             .iter_mut()
@@ -57,7 +57,7 @@ pub(crate) fn add_plan_result(report: &mut ProvisionReport, facts: &HostFacts, p
     report.result = match (complaints.is_empty(), plan.is_empty()) {
         (true, true) if !report.changed => Outcome::Unchanged,
         (true, _) => Outcome::Applied,
-        // What is not served and has a binary is on its way off the host.
+        // A handler that is not served and has a binary is being removed from the host.
         (false, true)
             if !well
                 && complaints
@@ -105,7 +105,7 @@ fn files(facts: &HostFacts, plan: &HostPlan) -> Vec<FileReport> {
     .collect()
 }
 
-/// A report of a run that ended before it looked at the host, because of `problem`.
+/// A report of a run that ended with `problem` before the host was inspected.
 pub(crate) fn refused(mut report: ProvisionReport, problem: Problem) -> ProvisionReport {
     report.set_problem(problem);
     report
@@ -115,7 +115,7 @@ pub(crate) fn refused(mut report: ProvisionReport, problem: Problem) -> Provisio
 fn failed(report: ProvisionReport, error: &Error) -> ProvisionReport {
     let mut report = refused(report, Problem::new(error, error.help()));
     if matches!(error, Error::Signal { .. }) {
-        // Nobody refused anything: whoever reads the exit status alone tries again.
+        // A signal is no refusal: a caller that reads only the exit status tries again.
         report.result = Outcome::RolledBack;
         report.interrupted = true;
     }
@@ -123,7 +123,7 @@ fn failed(report: ProvisionReport, error: &Error) -> ProvisionReport {
     report
 }
 
-/// Adds restarts to those that the report has.
+/// Adds restarts to those in the report.
 pub(crate) fn add_restarts(report: &mut ProvisionReport, tally: Restarts) {
     report.restarts += tally.restarts;
     let away = tally.away.map(|away| away.as_millis());
@@ -140,7 +140,7 @@ pub(crate) fn report_failure(report: ProvisionReport, failure: Failure) -> Provi
             let mut report = failed(report, &cause);
             report.reason = report
                 .reason
-                .map(|reason| format!("{reason}, so everything was put back as it was"));
+                .map(|reason| format!("{reason}, and the change was rolled back"));
             report.result = Outcome::RolledBack;
             add_restarts(&mut report, tally);
             report
@@ -152,7 +152,7 @@ pub(crate) fn report_failure(report: ProvisionReport, failure: Failure) -> Provi
         } => {
             let mut report = failed(report, &cause);
             let message = failures.join(", and ");
-            report.reason = Some(format!("{cause}, and undoing it failed: {message}"));
+            report.reason = Some(format!("{cause}, and undoing the change failed: {message}"));
             report.remedy =
                 Some("log in to the node and repair containerd, then run farrier again".to_owned());
             report.result = Outcome::Broken;
@@ -164,7 +164,7 @@ pub(crate) fn report_failure(report: ProvisionReport, failure: Failure) -> Provi
     }
 }
 
-/// What is still served of what was asked for, on a host that was left as it was.
+/// Adds the requested handlers of an unchanged host, and whether containerd still serves them.
 pub(crate) fn report_unchanged(
     mut report: ProvisionReport,
     facts: &HostFacts,

@@ -1,4 +1,4 @@
-//! Reports, plans and diagnoses as people read them on a terminal. Pure.
+//! Formats reports, plans and diagnoses for a terminal. Pure.
 
 use std::fmt::Write as _;
 
@@ -9,24 +9,24 @@ use crate::handoff::{FileAction, Outcome, ProvisionReport, printable};
 use crate::installer::plan::{ConfigChange, HostPlan};
 use crate::installer::state::{InstallPaths, STATE_FILE, StateAfter};
 
-/// Writing to a `String` can't fail; this says so in one place.
+/// Appends a line to a `String`, which can't fail.
 macro_rules! line {
     ($text:expr, $($argument:tt)*) => {{
         let _ = writeln!($text, $($argument)*);
     }};
 }
 
-/// A report for people: the outcome, a line per handler and file, the reason and what to do.
+/// A report for people: the outcome, a line per handler and file, the reason and the help.
 #[must_use]
 pub fn report_text(report: &ProvisionReport) -> String {
     let mut text = String::new();
     let outcome = match report.result {
         Outcome::Applied => "applied",
-        Outcome::Partial => "done in part",
-        Outcome::Unchanged => "nothing to do: the host is as wanted",
+        Outcome::Partial => "partly applied",
+        Outcome::Unchanged => "nothing to do: the host is as requested",
         Outcome::Refused => "refused: nothing was changed",
-        Outcome::RolledBack => "failed and rolled back: the host is as it was",
-        Outcome::Broken => "failed: the host needs a person",
+        Outcome::RolledBack => "failed and rolled back: the host is as before",
+        Outcome::Broken => "failed: an administrator has to repair the host",
     };
     line!(
         text,
@@ -37,8 +37,8 @@ pub fn report_text(report: &ProvisionReport) -> String {
         let served = match (handler.served, &handler.reason) {
             (true, _) => "served",
             (false, Some(_)) => "not served",
-            // Offline.
-            (false, None) => "not asked",
+            // containerd was not asked (`--offline`).
+            (false, None) => "not checked",
         };
         let path = handler.path.as_deref().unwrap_or("-");
         let reason = handler
@@ -89,20 +89,20 @@ pub fn plan_text(plan: &HostPlan, install_paths: &InstallPaths, unit: &str) -> S
             text,
             "{}",
             if is_well {
-                "nothing to do: the host is as wanted"
+                "nothing to do: the host is as requested"
             } else {
                 "nothing would be changed"
             }
         );
     }
     for path in &plan.new_directories {
-        line!(text, "make the folder {path}");
+        line!(text, "create the directory {path}");
     }
     for path in plan.store_paths(install_paths) {
         line!(text, "store the binary {path}");
     }
     for (path, sha256) in &plan.symlinks {
-        line!(text, "point {path} to the binary {sha256}");
+        line!(text, "point the symlink {path} to the binary {sha256}");
     }
     for change in &plan.config {
         text.push_str(&diff(change));
@@ -119,10 +119,10 @@ pub fn plan_text(plan: &HostPlan, install_paths: &InstallPaths, unit: &str) -> S
         .chain(&plan.legacy_cleanup.directories)
         .rev()
     {
-        line!(text, "remove the folder {path} if it is empty");
+        line!(text, "remove the directory {path} if it is empty");
     }
     for lock in &plan.legacy_cleanup.locks {
-        line!(text, "take entries out of {}", lock.path);
+        line!(text, "remove entries from {}", lock.path);
     }
     match &plan.state {
         StateAfter::Write(_) => line!(text, "write {STATE_FILE}"),
@@ -177,19 +177,19 @@ pub fn diagnosis_text(diagnosis: &Diagnosis) -> String {
             Condition::Served => "served",
             Condition::Reserved => "reserved",
             Condition::Unserved => "not served",
-            Condition::Unknown => "not asked",
+            Condition::Unknown => "not checked",
             Condition::Leaving => "leaving",
         };
         let (handler, shim, owner) = (&installed.handler, &installed.shim, installed.owner);
         line!(
             text,
-            "  {handler} {condition}, shim {shim:?} of {owner}, {} sandboxes, {}",
+            "  {handler} {condition}, shim {shim:?}, owner {owner}, sandboxes: {}, {}",
             installed.sandboxes,
             installed.path
         );
     }
     if diagnosis.handlers.is_empty() {
-        line!(text, "no shim of Farrier's");
+        line!(text, "no shims of Farrier");
     }
     for finding in &diagnosis.findings {
         line!(text, "problem: {}", finding.problem);
