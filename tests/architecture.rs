@@ -1,5 +1,5 @@
-//! Holds the code to its floors: imports go down, no two files import each other in a circle, decisions have no effects, one folder writes
-//! to the API server, and a file has one subject. `CONTRIBUTING.md` has the same tree as a map.
+//! Holds the code to its floors: imports go down, no two files import each other in a circle, decisions have no effects, one
+//! directory writes to the API server, and a file has one subject. `CONTRIBUTING.md` has the same tree as a map.
 #![allow(
     clippy::unwrap_used,
     reason = "clippy exempts test functions, not what they call"
@@ -32,7 +32,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("telemetry", &[]),
 ];
 
-/// The floors of a folder, from the top. A file or folder imports from lower floors only.
+/// The floors of a directory, from the top. A file or directory imports from lower floors only.
 const FLOORS: &[(&str, &[&[&str]])] = &[
     (
         "containerd_config",
@@ -145,7 +145,7 @@ const WRITES: &[&str] = &["DeleteParams", "Patch", "PatchParams", "PostParams"];
 /// Lines of a file without its tests: one subject per file has been no longer.
 const LONGEST_FILE: usize = 800;
 
-/// Folders whose files belong to one component although one of them lies beside the folder, as `process.rs` beside `process/`.
+/// Directories whose files belong to one component with a file beside the directory, as `process.rs` beside `process/`.
 fn component(path: &str) -> &str {
     let first = path.split('/').next().unwrap();
     first.strip_suffix(".rs").unwrap_or(first)
@@ -179,7 +179,7 @@ fn forbidden_imports(graph: &Graph, modules: &[(&str, &[&str])]) -> String {
     text
 }
 
-/// The imports of a folder that do not go down its floors.
+/// The imports of a directory that do not go down its floors.
 fn upward_imports(graph: &Graph, directory: &str, floors: &[&[&str]]) -> String {
     let prefix = format!("{directory}/");
     let floor = |path: &str| {
@@ -206,7 +206,7 @@ fn upward_imports(graph: &Graph, directory: &str, floors: &[&[&str]]) -> String 
     text
 }
 
-/// Every circle between files, and between the parts of one folder.
+/// Every circle between files, and between the parts of one directory.
 fn all_circles(graph: &Graph) -> String {
     let mut text = String::new();
     for circle in graph.circles() {

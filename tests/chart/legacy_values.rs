@@ -59,7 +59,7 @@ fn values_of_the_charts_of_kwasm_and_rcm_are_accepted(
     let objects = render(&[&argument]);
     let (cli, _) = controller_options(&objects);
     let options = controller(cli);
-    // Their image is not ours: nobody wants their controller run under Farrier's arguments.
+    // The image of the legacy installer is ignored, because its controller does not take Farrier's arguments.
     assert_eq!(
         options.image,
         concat!("localhost/farrier:", env!("CARGO_PKG_VERSION"))

@@ -1,4 +1,4 @@
-//! Who may do what: roles, accounts and the policies on them.
+//! Permissions: roles, service accounts and admission policies.
 
 use std::collections::BTreeSet;
 

@@ -173,7 +173,7 @@ async fn a_foreign_runtime_class_is_reported_and_left_alone() {
         .await;
     assert_eq!(stage.classes().get("foreign").await.unwrap(), theirs);
 
-    // Once it has gone, ours takes its place.
+    // After the other object is deleted, Farrier creates its own.
     stage
         .classes()
         .delete("foreign", &DeleteParams::default())
@@ -204,7 +204,7 @@ async fn a_runtime_class_has_the_fields_of_its_shim_and_no_others() {
         .class_becomes("made", |class| class.overhead.is_some())
         .await;
     assert_eq!(made.labels()["team"], "a");
-    // Somebody else's note on it is theirs.
+    // Annotations of other programs stay.
     let noted = json!({"metadata": {"annotations": {"theirs": "too"}}});
     let parameters = PatchParams::default();
     stage
@@ -284,7 +284,7 @@ async fn a_forced_deletion_deletes_a_shim_at_once() {
         .delete("forced", &DeleteParams::default())
         .await
         .unwrap();
-    // The node still carries it, and nobody answers.
+    // The node still carries the shim, and no Job answers.
     stage.asked().await;
     assert!(shims.get_opt("forced").await.unwrap().is_some());
     let force = json!({"metadata": {"annotations": {names::FORCE_DELETE_ANNOTATION: "true"}}});
@@ -415,7 +415,7 @@ impl Stage {
         .await;
     }
 
-    /// Versions of what a controller might write without need. The node's status is the node controller's, its metadata ours.
+    /// Versions of what a controller might write without need. The node's status belongs to the node controller, its metadata to Farrier.
     async fn versions(&self) -> Value {
         let shim = self.cluster.shims().get(self.name).await.unwrap();
         let class = self.classes().get(self.name).await.unwrap();

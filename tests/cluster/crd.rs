@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::support::{Cluster, eventually};
 
-/// The definition of runtime-class-manager 0.2.0 where it differs from ours: no status subresource, no field of ours.
+/// The definition of runtime-class-manager 0.2.0 where it differs from Farrier's: no status subresource, no field of Farrier.
 pub fn older() -> Value {
     let text = || json!({"type": "string"});
     let map = || json!({"type": "object", "additionalProperties": {"type": "string"}});
@@ -233,7 +233,7 @@ async fn a_shim_of_runtime_class_manager_is_accepted() {
 #[tokio::test]
 async fn the_crd_replaces_an_older_one_and_keeps_all_shims() {
     let cluster = Cluster::with_farrier().await;
-    // A definition without our fields shows a Shim as one for every node: nobody may act on that meanwhile.
+    // With a definition without Farrier's fields, a Shim seems to select every node: no controller may act on that.
     cluster.scale(0).await;
     let definitions: Api<CustomResourceDefinition> = Api::all(cluster.client.clone());
     let name = "shims.runtime.spinkube.dev";

@@ -171,7 +171,7 @@ impl<'a> Node<'a> {
         self.cluster.containerd_pid(&self.name)
     }
 
-    /// What Farrier may change and must put back: bytes, modes and owners of the configuration, and which folders of ours are there.
+    /// The files that Farrier may change and must restore: bytes, modes and owners of the configuration, and Farrier's directories.
     pub fn files(&self) -> String {
         self.sh(
             "cd /etc/containerd; find . -printf '%p %y %m %u:%g %l\\n' | sort; find . -type f -print0 | sort -z | xargs -0r sha256sum

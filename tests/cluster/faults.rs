@@ -1,8 +1,8 @@
-//! What goes wrong ends in one clear sentence, in the report, on the node and on the Shim, and leaves a node that works.
+//! Faults end in one clear sentence in the report, on the node and on the Shim, and the node still works.
 
 use crate::support::{Artifact, Cluster, shim_for};
 
-/// Asks for the Shim on the node, waits for the failure to be told everywhere, and takes the Shim away again.
+/// Asks for the Shim on the node, waits until the failure is reported everywhere, and removes the Shim.
 async fn is_told(cluster: &Cluster, node: &str, shim: &str, fault: &Artifact, sentence: &str) {
     let before = cluster.host(node);
     cluster.create_shim(&shim_for(shim, fault)).await;
@@ -143,7 +143,7 @@ async fn a_containerd_that_does_not_start_is_reported_and_rolled_back() {
     let cluster = Cluster::with_farrier().await;
     let node = cluster.node_with("1.7");
     let good = cluster.artifacts.shim.clone();
-    // A daemon that takes any configuration for its dump and refuses ours when it starts.
+    // A containerd that dumps any configuration, and refuses Farrier's when it starts.
     let drop_in = "/run/systemd/system/containerd.service.d";
     cluster.sh(
         &node,

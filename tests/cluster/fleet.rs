@@ -41,7 +41,7 @@ async fn stages<const N: usize>(
         .unwrap_or_else(|_| panic!("as many as names"))
 }
 
-/// Nodes with a pod of a Job that nobody has answered.
+/// Nodes with a pod of a Job without a result.
 async fn asked(stages: &[Stage]) -> BTreeSet<String> {
     let pods = stages[0].pods().list(&ListParams::default()).await.unwrap();
     let waits = |pod: &&Pod| {
@@ -313,7 +313,7 @@ async fn the_second_replica_takes_over_within_twenty_seconds() {
         .label("twins", "test.farrier.dev/twins", None)
         .await;
     let pod = stage.asked().await;
-    // Whoever comes back after that finds that another acts, and does nothing on what it knew.
+    // A controller that continues after that sees another holder, and does not act on its outdated state.
     stage.signal(&leader, "CONT").await;
     stage.does(&pod).await;
     stage

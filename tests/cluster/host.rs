@@ -1,4 +1,4 @@
-//! Farrier run on a node itself: what runs on the node goes on, whatever is installed, upgraded, refused and removed beside it.
+//! Farrier run on the node itself: the pods of the node survive installs, upgrades, refusals and removals of shims.
 
 use farrier::handoff::Outcome;
 
@@ -8,7 +8,7 @@ use crate::support::{Cluster, eventually};
 /// Refuses to start containerd on a configuration that names the handler `doomed`, which its dump takes.
 pub const DOOMED: &str = "[Unit]\nStartLimitIntervalSec=0\n[Service]\nExecStartPre=/bin/sh -c \"! grep -rq doomed /etc/containerd\"";
 
-/// A handler of ours whose shim is the node's own one of runc.
+/// A handler of Farrier whose shim is the node's own shim of runc.
 const RUNC: &str = "--shim again=file:///usr/local/bin/containerd-shim-runc-v2";
 
 /// Installs, fails to install, upgrades and removes beside a pod of runc, one of a shim that Farrier installed, and one of Wasm, which
@@ -76,8 +76,8 @@ fn pods_survive_install_upgrade_failure_and_removal_on_every_containerd() {
 ///
 /// containerd 1.7 and later ask every shim for its processes when they start, and end what does not answer (`loadShim` in
 /// `runtime/v2/shim_load.go`, "cleaning leaked shim process"); shims made with runwasi's library, up to containerd-shimkit 0.1, have
-/// no answer. So such a pod outlives whatever restarts nothing, and an install that restarts containerd does to it what everybody
-/// does who restarts containerd.
+/// no answer. Such a pod survives a run without a restart, and ends with every restart of containerd, also with that of an
+/// install.
 async fn wasm_fares_as_with_a_bare_restart(series: &'static str) {
     let cluster = Cluster::connect().await;
     let node = Node::with(&cluster, series).await;

@@ -37,7 +37,7 @@ async fn without_d_bus_and_systemctl_the_change_is_refused() {
     let (files, daemon) = (node.files(), node.containerd());
     node.hide_systemd();
     let refused = node.farrier(&install("v0.1.0"));
-    // What nobody can be asked for is not done with leave either.
+    // If no service manager can be asked for the restart, permission for it changes nothing.
     let allowed = node.farrier(&format!("{} --allow-pod-restarts", install("v0.1.0")));
     node.show_systemd();
     for run in [refused, allowed] {

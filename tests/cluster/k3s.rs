@@ -1,6 +1,6 @@
 //! Nodes whose containerd is k3s' or RKE2's own, and whose configuration is rendered from a template at every start of the agent.
 //!
-//! The agent here is a script that does what theirs does of all this: it renders, starts containerd as its child and ends it.
+//! The agent here is a script. Like the agent of k3s, the script renders, starts containerd as its child and ends it.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -12,7 +12,7 @@ use crate::support::{Cluster, eventually};
 
 /// What differs from one such node to the other.
 struct Agent {
-    /// Name of the program and of its folder.
+    /// Name of the program and of its directory.
     name: &'static str,
     unit: &'static str,
     /// What `--version` prints.
@@ -21,7 +21,7 @@ struct Agent {
     series: &'static str,
     /// The template for this schema, beside `config.toml`.
     template: &'static str,
-    /// Where Farrier writes: the template, or a folder that the rendering imports.
+    /// Where Farrier writes: the template, or a directory that the rendered file imports.
     edited: &'static str,
     /// What it renders where there is no template, and what one calls `base`.
     base: &'static str,
@@ -93,7 +93,7 @@ const RKE2: Agent = Agent {
     ..K3S_3
 };
 
-/// Later releases have the rendering import a folder, so that no template is needed.
+/// In later releases, the rendered file imports a directory, so no template is needed.
 const IMPORTING: Agent = Agent {
     version: "k3s version v1.34.1+k3s1 (24fc436e)",
     series: "2.4",

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::support::{Cluster, eventually, shim_for};
 
-/// Name of the Shim and of the node of these tests; nobody runs the node.
+/// Name of the Shim and of the node of these tests. The node has no kubelet.
 const NAME: &str = "policies";
 
 /// The sentence that the API server refuses with.
@@ -84,7 +84,7 @@ async fn remove_node(cluster: &Cluster) {
 #[tokio::test]
 async fn the_controller_may_write_only_its_own_labels_annotations_and_taints() {
     let cluster = Cluster::with_farrier().await;
-    // Nobody serves what the node wants, so that its startup taint stays.
+    // No controller serves the node's shim, so the startup taint stays.
     cluster
         .create_shim(&shim_for(NAME, &cluster.artifacts.shim))
         .await;

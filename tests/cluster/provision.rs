@@ -103,7 +103,7 @@ async fn a_second_run_writes_and_restarts_nothing() {
             serde_json::json!({"metadata": {"annotations": {summary: null}}}),
         )
         .await;
-    // What nobody knows is not advertised, so the label comes back with the report.
+    // An unknown state is not advertised, so the label returns with the report.
     cluster
         .marks_become(&node, "reported again", |marks| {
             marks.contains_key(summary) && marks.contains_key("handler.farrier.dev/wasmi")

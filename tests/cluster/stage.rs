@@ -19,7 +19,7 @@ use crate::support::{Cluster, eventually};
 /// The node controller waits 50 s for a kubelet (Kubernetes 1.34, `--node-monitor-grace-period`).
 const BEAT: Duration = Duration::from_secs(10);
 
-/// A cluster with one more node, which nobody runs, and a Shim of its own for it.
+/// A cluster with one more node, which has no kubelet, and a Shim for this node.
 pub struct Stage {
     pub cluster: Cluster,
     pub name: &'static str,
@@ -34,7 +34,7 @@ where
     serde_json::from_value(object).unwrap()
 }
 
-/// A Shim for the nodes that carry the label `test.farrier.dev/<name>`. Nobody ever fetches it.
+/// A Shim for the nodes that carry the label `test.farrier.dev/<name>`. The shim is never fetched.
 pub fn shim(name: &str) -> Shim {
     create(json!({
         "apiVersion": "runtime.spinkube.dev/v1alpha1", "kind": "Shim", "metadata": {"name": name},
@@ -89,7 +89,7 @@ impl Stage {
     pub async fn register(&mut self) -> Node {
         let node = create(json!({
             "metadata": {"name": self.name, "labels": {format!("test.farrier.dev/{}", self.name): "true"}},
-            // Nobody runs what would be scheduled there.
+            // No kubelet runs the pods that would be scheduled to this node.
             "spec": {"taints": [{"key": "test.farrier.dev/stand-in", "effect": "NoSchedule"}]},
             "status": {"nodeInfo": {
                 "operatingSystem": "linux", "architecture": "amd64", "machineID": self.name, "bootID": "first",
@@ -103,7 +103,7 @@ impl Stage {
         node
     }
 
-    /// The kubelet is heard of from now on.
+    /// The kubelet reports its status from now on.
     pub async fn beat(&mut self) {
         let (nodes, name) = (self.cluster.nodes(), self.name);
         beat(&nodes, name).await;
@@ -117,7 +117,7 @@ impl Stage {
         self.heart = Some(heart.abort_handle());
     }
 
-    /// The kubelet is heard of no more.
+    /// The kubelet no longer reports its status.
     pub fn stop(&self) {
         if let Some(heart) = &self.heart {
             heart.abort();
@@ -136,7 +136,7 @@ impl Stage {
         Api::all(self.cluster.client.clone())
     }
 
-    /// The pod of the node's Job, once there is one that nobody has answered.
+    /// The pod of the node's Job, once there is a pod without a result.
     pub async fn asked(&self) -> Pod {
         let uid = self.cluster.nodes().get(self.name).await.unwrap().uid();
         let job = names::job_name(&uid.unwrap());

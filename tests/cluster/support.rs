@@ -21,11 +21,11 @@ use serde_json::{Value, json};
 
 mod node;
 
-/// A Job takes seconds, and what is still in use is looked at again 30, 90 and 210 seconds later. The kubelet lets go of a deleted
+/// A Job takes seconds, and what is still in use is looked at again 30, 90 and 210 seconds later. The kubelet releases a deleted
 /// pod's sandbox within a minute or two.
 pub const DEADLINE: Duration = Duration::from_mins(5);
 
-/// Between two looks at a condition that nothing can be told to report.
+/// Interval between two checks of a condition that can't be watched.
 const LOOK: Duration = Duration::from_millis(250);
 
 /// Handler, RuntimeClass and Shim of the runtime that the tests bring along.
@@ -125,7 +125,7 @@ impl Cluster {
         Client::try_from(config).unwrap()
     }
 
-    /// Takes away what a test that failed left behind, so that it fails alone.
+    /// Removes the leftovers of a failed test, so that no other test fails.
     async fn clear(&self) {
         for pod in self.pods().list(&ListParams::default()).await.unwrap() {
             self.delete_pod(&pod.name_any()).await;
@@ -228,7 +228,7 @@ impl Cluster {
         let pid = names.find(|pid| is_it(&command(pid))).unwrap();
         let arguments = command(&pid);
         nix::sys::signal::kill(Pid::from_raw(pid.parse().unwrap()), Signal::SIGKILL).unwrap();
-        // Whoever started it may not have taken note, so that its number stays; its port is free when its last thread has ended.
+        // The parent may not have reaped the process, so the PID stays. The port is free once the last thread has ended.
         eventually("the API server has ended", async || {
             let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
             let threads = std::fs::read_dir(format!("/proc/{pid}/task"));
@@ -247,7 +247,7 @@ impl Cluster {
             .stdin(Stdio::null())
             .stdout(Stdio::null());
         let mut child = again.stderr(Stdio::null()).spawn().unwrap();
-        // It ends with the cluster; whoever waits for it keeps its number from others.
+        // The process ends with the cluster. As long as its parent has not reaped it, no other process gets its PID.
         std::thread::spawn(move || child.wait());
         eventually("the API server answers", async || {
             self.client.apiserver_version().await.map(drop)

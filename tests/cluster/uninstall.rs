@@ -1,4 +1,4 @@
-//! `helm uninstall`: what it takes off the nodes before the chart's objects go, and what it leaves.
+//! `helm uninstall`: the removal of shims from the nodes before that of the chart's objects, and the objects that stay.
 
 use farrier::api::Shim;
 use k8s_openapi::api::batch::v1::Job;

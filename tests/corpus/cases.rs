@@ -1,4 +1,4 @@
-//! The configurations of the corpus: ours, and those of a folder that `FARRIER_CORPUS` names. No tests.
+//! The configurations of the corpus: those of this repository, and those of a directory that `FARRIER_CORPUS` names. No tests.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -70,7 +70,7 @@ fn gather(directory: &Path, below: &Path, files: &mut Vec<(PathBuf, Vec<u8>)>) {
     }
 }
 
-/// The bytes of a file, with the folder that it names as its own, and with what the snap of microk8s puts in for its names.
+/// The bytes of a file, with the directory that it names as its own, and with what the snap of microk8s puts in for its names.
 fn bytes(path: &Path) -> Vec<u8> {
     let names = [
         ("@DIR@", DIRECTORY),

@@ -119,7 +119,7 @@ impl Root {
         HostRoot::open(&self.directory).unwrap()
     }
 
-    /// Makes the root a host with this release and a shim to install, and nothing of ours.
+    /// Makes the root a host with this release and a shim to install, and no file of Farrier.
     pub fn install(&self, release: &Release) {
         for directory in ["var/lib/farrier", "opt", "srv"] {
             let _ = fs::remove_dir_all(self.path(directory));
@@ -136,7 +136,7 @@ impl Root {
         fs::copy(shim, self.path("/srv/shim")).unwrap();
     }
 
-    /// Every file below a folder with its bytes.
+    /// Every file below a directory with its bytes.
     pub fn files(&self, directory: &str) -> BTreeMap<PathBuf, Vec<u8>> {
         let mut files = BTreeMap::new();
         let mut directories = vec![self.path(directory)];
@@ -183,7 +183,7 @@ impl Root {
         let _ = fs::remove_dir_all(self.path("/run"));
         fs::create_dir(self.path("/run")).unwrap();
         let log = self.path("/run/log");
-        // What systemd would be told: READY=1 once every plugin was initialised.
+        // The message for systemd: READY=1 once every plugin was initialised.
         let ready = UnixDatagram::bind(self.path("/run/ready")).unwrap();
         let mut daemon = self
             .command(release)

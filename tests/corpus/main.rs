@@ -1,5 +1,5 @@
 //! Every configuration of the corpus on every real containerd: what a daemon loads is edited, judged, served and put back byte for
-//! byte; what it refuses is refused. `FARRIER_CONTAINERDS` lists the programs, `FARRIER_CORPUS` may add a folder of real files.
+//! byte; what it refuses is refused. `FARRIER_CONTAINERDS` lists the programs, `FARRIER_CORPUS` may add a directory of real files.
 //!
 //! `FARRIER_CORPUS_ONLY` restricts a run to the cases whose name contains it.
 

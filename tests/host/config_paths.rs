@@ -1,4 +1,5 @@
-//! Configurations that are named, and those that containerd loads no more: nothing of ours stays behind. Offline, on host trees.
+//! Configuration files that `--config` names, and those that containerd no longer loads: an uninstall removes all lines of Farrier.
+//! Offline, on host trees.
 
 use super::support::{CONFIG, Host, program, shim};
 use farrier::handoff::Outcome;

@@ -36,7 +36,7 @@ async fn is_carried_out(prepare: impl AsyncFn() -> Host) {
     .await;
 }
 
-/// A removal of all from a host that `prepare` made leaves, whenever it was killed, the host as it was before any installation.
+/// Kills a removal of all shims at each of its writes. The next run restores the host as it was before the first installation.
 async fn is_removed(prepare: impl AsyncFn() -> Host) {
     let arguments = ["uninstall", "--all"].map(str::to_owned);
     at_every_change(prepare, &arguments, async |host, nth| {
@@ -106,7 +106,7 @@ async fn a_killed_removal_is_finished_by_the_next_run() {
     is_removed(prepare).await;
 }
 
-/// A node of KWasm whose handler `a` another binary replaces, whose `b` stays as it is and whose `c` nobody wants.
+/// A node of KWasm: handler `a` gets another binary, `b` is unchanged, and `c` is not requested.
 fn kwasm_host() -> Host {
     let host = host();
     let mut config = host.config() + "\n";

@@ -1,4 +1,4 @@
-//! Which file is edited on each distribution of the table, on host trees in temporary folders, offline: nothing of them is run.
+//! The configuration file that is edited on each distribution of the table, on host trees in temporary directories, offline.
 
 use super::support::{Host, program, shim};
 use farrier::handoff::Outcome;
@@ -287,7 +287,7 @@ async fn a_configuration_that_a_boot_rewrote_is_edited_again_and_restored(
     let report = host.install(&[shim("a")], &[]).await;
     assert_eq!(report.result, Outcome::Applied, "{report:?}");
     assert_eq!(host.config(), format!("{new}{ours}"));
-    // And once more, before the last shim leaves.
+    // The same before the removal of the last shim.
     host.write(path, anew.as_bytes());
     let report = host.uninstall(None).await;
     assert_eq!(report.result, Outcome::Applied, "{report:?}");

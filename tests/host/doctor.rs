@@ -1,4 +1,4 @@
-//! What `farrier doctor` says of host trees in temporary folders, offline: nothing of them is run.
+//! The output of `farrier doctor` for host trees in temporary directories, offline.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 

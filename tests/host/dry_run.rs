@@ -1,4 +1,4 @@
-//! What `--dry-run` foretells of host trees in temporary folders, offline: nothing of them is run.
+//! The output of `--dry-run` for host trees in temporary directories, offline.
 
 use super::support::{Host, program, shim};
 use farrier::handoff::{FileAction, Outcome, ShimRequest};

@@ -1,4 +1,4 @@
-//! What a request expects on the host is not fetched: it counts where it stands, and fails its own Shim alone where it doesn't.
+//! Binaries that a request expects on the host are not fetched. A missing binary fails only its own Shim.
 
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -16,7 +16,7 @@ fn stored(seed: u8) -> String {
     format!("/opt/farrier/store/{}", sha256_hex(&program(seed)))
 }
 
-/// A Shim of a server that nobody reaches, of which no digest is known.
+/// A Shim on a server that can't be reached, without a known digest.
 fn remote(name: &str) -> ShimRequest {
     ShimRequest {
         location: "http://127.0.0.1:9/a.tar.gz".to_owned(),
@@ -32,7 +32,7 @@ fn expected(name: &str, seed: u8) -> ShimRequest {
     }
 }
 
-/// A hand-off folder with the binary of a Shim.
+/// A hand-off directory with the binary of a Shim.
 fn fetched(name: &str, seed: u8) -> TempDir {
     let directory = tempfile::tempdir().unwrap();
     let bytes = program(seed);
@@ -58,7 +58,7 @@ fn leave(directory: &Path, name: &str, binary_sha256: Option<Sha256Digest>, pres
     std::fs::write(directory.join(format!("{name}.json")), text).unwrap();
 }
 
-/// What `fetch` leaves for these.
+/// The results of `fetch` for these shims.
 async fn skipped(shims: &[ShimRequest]) -> TempDir {
     let directory = tempfile::tempdir().unwrap();
     let results = fetch(shims, directory.path(), None).await.unwrap();
@@ -197,7 +197,7 @@ async fn a_shim_is_not_served_by_the_binary_of_another_shim() {
     let shims = [remote("a"), shim("b")];
     host.provision(&shims, fetched("a", 1).path()).await;
     let before = host.tree(true);
-    // That of b, which stands in the store.
+    // The binary of b, which is in the store.
     let shims = [expected("a", 2), shim("b")];
     let report = host.provision(&shims, skipped(&shims).await.path()).await;
     assert_eq!(report.result, Outcome::Partial, "{report:?}");

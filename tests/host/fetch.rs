@@ -1,4 +1,4 @@
-//! Fetching from a real server on the loopback interface: what is verified, what is refused, what is left in the hand-off folder.
+//! Fetching from a real server on the loopback interface: verification, refusals, and the files in the hand-off directory.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -137,7 +137,7 @@ async fn unpacking_a_large_archive_delays_no_other_download() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let out = tempfile::tempdir().unwrap();
-    // Unpacking writes to a FIFO, which holds 64 KiB (pipe(7)) until somebody reads.
+    // Unpacking writes to a FIFO, which holds 64 KiB (pipe(7)) until a process reads.
     let fifo = out.path().join("large.bin");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
     let mut large = program(1);
@@ -159,7 +159,7 @@ async fn unpacking_a_large_archive_delays_no_other_download() {
             asked_again.send(()).unwrap();
             answer(third.0, &routes);
         });
-        // Where the download waits for the unpacking, nothing comes until somebody reads: that fails the test rather than hanging it.
+        // If the download waits for the unpacking, no byte comes before the FIFO is read: the timeout fails the test.
         let in_time = heard.recv_timeout(std::time::Duration::from_secs(10));
         std::io::copy(&mut unpacked, &mut std::io::sink()).unwrap();
         third.join().unwrap();
@@ -227,7 +227,7 @@ fn a_fetch_without_archives_runs_on_one_thread() {
 
 #[test]
 fn a_fetch_uses_the_proxy_of_the_environment() {
-    // Nobody answers under such a name but the proxy, which is asked for a whole URL.
+    // Only the proxy answers for such a name. A proxy is asked for a whole URL.
     let location = "http://release.invalid/a";
     let proxy = serve(Routes::from([(location, ok(&program(1)))]));
     let directory = tempfile::tempdir().unwrap();
@@ -367,7 +367,7 @@ async fn https_requires_a_trusted_certificate_authority_without_a_fallback() {
 
 #[tokio::test]
 async fn a_binary_that_is_already_on_the_node_is_not_fetched() {
-    // Nobody answers there.
+    // No server answers on this address.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut shim = shim(format!("http://{}/a", listener.local_addr().unwrap()));
     shim.present = Some(Sha256Digest::of(&program(0)));

@@ -1,5 +1,5 @@
-//! Files of ours that something else has rewritten since: people edit them, distributions make them anew at every boot. What is not
-//! ours stays as it is today, whether we leave in order, or a change is undone that was killed half-way. Offline, on host trees.
+//! Configuration files of Farrier that were edited since: by an administrator, or by a distribution at every boot. An uninstall, and the
+//! undoing of a killed change, keep the lines of others. Offline, on host trees.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::process::Command;
@@ -22,7 +22,7 @@ const BASE: &str = "{{ template \"base\" . }}\n";
 const K3S_IMPORTING: &str = include_str!("../corpus/distributions/k3s-v1.33.toml");
 const SNAP: &str = include_str!("../corpus/distributions/microk8s-template.toml");
 
-/// What somebody adds at the end of a file.
+/// Lines that an administrator adds at the end of a file.
 const MINE: &str = "\n# mine\n[cgroup]\npath = \"\"\n";
 
 /// A host with these files, and the one that is edited.
@@ -46,12 +46,12 @@ const OF_K3S: Scene = Scene {
     files: &[(K3S, RENDERED), (TEMPLATE, BASE)],
     edited: TEMPLATE,
 };
-/// A Go template that is made by us.
+/// A Go template that Farrier creates.
 const NEW_OF_K3S: Scene = Scene {
     files: &[(K3S, RENDERED)],
     edited: TEMPLATE,
 };
-/// A file that is made by us in a folder of imports.
+/// A file that Farrier creates in a directory of imports.
 const DROPPED_IN: Scene = Scene {
     files: &[(K3S, K3S_IMPORTING)],
     edited: DROP_IN,
@@ -72,7 +72,7 @@ impl Scene {
         host
     }
 
-    /// The file that is edited as it was before us.
+    /// The edited file as it was before the first change of Farrier.
     fn before(&self) -> Option<&str> {
         let file = self.files.iter().find(|(path, _)| *path == self.edited);
         file.map(|(_, text)| *text)
@@ -91,7 +91,7 @@ impl Scene {
         text.is_some()
     }
 
-    /// Fails unless nothing of ours is left and [`MINE`] is where it was put.
+    /// Fails unless all lines of Farrier are removed and [`MINE`] is in its place.
     fn assert_only_mine_is_left(&self, host: &Host, when: &str) {
         let text = self.text(host).unwrap_or_else(|| panic!("{when}: gone"));
         match self.before() {
@@ -183,7 +183,8 @@ async fn a_rewritten_file_without_managed_handlers_is_repaired_by_the_next_insta
     assert_eq!(scene.text(&host), Some(ours));
 }
 
-/// Kills `arguments` at each of its writes on a host that `prepare` made; somebody adds a line, and then we leave.
+/// Runs `arguments` on a host that `prepare` made, and kills the run at each of its writes. An administrator adds a line, and then
+/// Farrier is uninstalled.
 async fn edited_after_a_kill(scene: &Scene, arguments: &[&str], prepare: impl AsyncFn(&Host)) {
     let (mut nth, mut edits) = (1, 0);
     loop {

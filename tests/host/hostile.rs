@@ -1,4 +1,4 @@
-//! Hosts, hand-off folders and disks that are not as one would wish: refused in a sentence, and nothing is left behind.
+//! Damaged hosts, hand-off directories and disks: each is refused in one sentence, and no file is left behind.
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
@@ -363,7 +363,7 @@ async fn any_sequence_of_installs_by_two_owners_is_restored_by_an_uninstall(
             _ => host.uninstall(Some(&["a"])).await,
         };
         if report.result == Outcome::Refused {
-            // A file that is not edited at all, with a reason: nothing of ours is there.
+            // The file can't be edited: the report has a reason, and the host is unchanged.
             assert!(report.reason.is_some());
             assert_eq!(host.tree(false), before);
         } else {

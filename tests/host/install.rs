@@ -1,4 +1,4 @@
-//! Whole installs and removals on host trees in temporary folders, offline: nothing of them is run.
+//! Whole installs and removals on host trees in temporary directories, offline.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
@@ -441,7 +441,7 @@ async fn binaries_in_the_hand_off_directory_are_verified_again() {
 /// The digest of a state file that was never written.
 const NEVER_WRITTEN: Sha256Digest = Sha256Digest::from_bytes([0; 32]);
 
-/// What a run leaves that is killed after the configuration was written and before the state file was.
+/// A run that is killed after it wrote the configuration and before it wrote the state file.
 fn interrupt(host: &Host, before: &str) {
     let root = HostRoot::open(host.root()).unwrap();
     let config = "/etc/containerd/config.toml".to_owned();
@@ -507,7 +507,7 @@ async fn a_removal_that_was_interrupted_before_its_cleanup_is_finished_by_the_ne
     let before = host.tree(false);
     host.install(&[shim("a")], &[]).await;
     interrupt(&host, CONFIG);
-    // Without undo, and with no state file to come, the change stands: only clearing up is left.
+    // Without undo steps and without a new state file, the change is complete, and only the cleanup remains.
     let journal = host.path("/var/lib/farrier/journal.json");
     let text = std::fs::read_to_string(&journal).unwrap();
     let text = text.replace(&format!("\"{NEVER_WRITTEN}\""), "null");
@@ -572,7 +572,7 @@ async fn a_repaired_binary_is_kept_when_the_change_is_rolled_back() {
     host.install(&[shim("a")], &[]).await;
     let stored = format!("/opt/farrier/store/{}", sha256_hex(&program(1)));
     host.write(&stored, b"something else");
-    // No link can take its place.
+    // A symlink can't replace this directory.
     host.write("/opt/farrier/bin/containerd-shim-b/of-others", b"");
     let report = host.install(&[shim("a"), shim("b")], &[]).await;
     assert_eq!(report.result, Outcome::RolledBack, "{report:?}");

@@ -1,4 +1,4 @@
-//! Whole installs and removals on host trees in temporary folders. They are offline: nothing runs on such a host.
+//! Whole installs and removals on host trees in temporary directories, offline: no program runs on such a host.
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 

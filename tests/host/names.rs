@@ -17,13 +17,13 @@ use nix::libc;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
-/// As systemd's packages leave it, with every module that a node may have.
+/// The file of systemd's packages, with every module that a node may have.
 const NSSWITCH: &str =
     "passwd: files systemd\nhosts: mymachines resolve [!UNAVAIL=return] files myhostname dns\n";
 const HOSTS: &str = "127.0.0.1 localhost\n127.0.0.4 four.test short\n::1 six.test\n";
 const RESOLV_CONF: &str = "nameserver 127.0.0.53\nsearch nowhere.test corp.test\noptions ndots:1 timeout:2 option-of-2030:x\n";
 
-/// Who answers at which address, and with which binary.
+/// The addresses of the servers. Each server has the binary of its number.
 const FOUR: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 4));
 const SIX: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 
@@ -172,7 +172,7 @@ fn names_are_resolved_by_hosts_file_and_dns_without_nss_modules() {
             ("short", Some(4)),
             // By the second domain of the search list.
             ("mirror", Some(4)),
-            // As it stands, because it has a dot.
+            // Asked without a search domain first, because the name has a dot.
             ("six.corp.test", Some(6)),
             // By the family that can be reached.
             ("both.test", Some(4)),

@@ -1,4 +1,4 @@
-//! A host's file system in a temporary folder, and artifacts for it. Helpers of the host tests, no tests.
+//! A host's file system in a temporary directory, and artifacts for the host. Helpers of the host tests, no tests.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use farrier::installer::{
     self, HostOptions, InstallOptions, Mode, RequestSource, Target, UninstallOptions,
 };
 
-/// A configuration as an administrator leaves it.
+/// A configuration of an administrator.
 pub const CONFIG: &str = "# ours\nversion = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\n  runtime_type = \"io.containerd.runc.v2\"\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.kata]\nruntime_type = \"io.containerd.kata.v2\" # theirs";
 
 /// An unpacked image.
@@ -164,7 +164,7 @@ impl Host {
         })
     }
 
-    /// As a Job of the controller asks, with the hand-off folder `artifacts`.
+    /// The options of a Job of the controller, with the hand-off directory `artifacts`.
     pub async fn provision(&self, shims: &[ShimRequest], artifacts: &Path) -> ProvisionReport {
         let request =
             ProvisionRequest::new(Owner::Cluster, "uid".to_owned(), shims.to_vec(), vec![]);

@@ -1,4 +1,5 @@
-//! Nodes that KWasm or runtime-class-manager provisioned: their handlers are taken over by name, and leave with all that came with them.
+//! Nodes that KWasm or runtime-class-manager provisioned: their handlers are taken over by name, and removed with all files of the legacy
+//! installer.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::symlink;

@@ -84,7 +84,7 @@ fn a_rewritten_configuration_is_repaired_with_one_restart() {
     });
 }
 
-/// Which file is edited follows containerd's release: on 1.x the one that is loaded last, and later one of our own.
+/// Which file is edited follows containerd's release: on 1.x the file that is loaded last, later a file of Farrier.
 #[test]
 fn a_node_whose_containerd_was_upgraded_is_restored() {
     const LAST: &str = "/etc/containerd/conf.d/90-last.toml";

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::containerd::programs;
 use crate::node::Node;
 
-/// Fails unless `found` holds all of `expected`. A text in angle brackets stands for whatever differs from run to run.
+/// Fails unless `found` holds all of `expected`. A text in angle brackets matches any text.
 fn assert_holds(expected: &Value, found: &Value, at: &str) {
     match (expected, found) {
         (Value::Object(expected), Value::Object(fields)) => {
@@ -15,7 +15,7 @@ fn assert_holds(expected: &Value, found: &Value, at: &str) {
                 assert_holds(value, field.unwrap_or_else(|| panic!("no {at}")), &at);
             }
         }
-        // What was done to others beside them is told, too.
+        // A report may list more files than expected, of other owners.
         (Value::Array(expected), Value::Array(items))
             if at.ends_with(".files") && !expected.is_empty() =>
         {

@@ -23,7 +23,7 @@ const UNINSTALL: [&str; 2] = ["uninstall", "--all"];
 /// How many kills there are on each release.
 const MOMENTS: u64 = 6;
 
-/// Fails unless the next run of `arguments` ends with what an undisturbed one leaves.
+/// Fails unless the next run of `arguments` has the result of an undisturbed run.
 fn assert_converges(node: &Node, arguments: &[&str], whole: &Whole, when: &str) {
     let (status, report) = node.change(arguments);
     assert_eq!(status, 0, "{when}: {report:?}\n{}", node.log());

@@ -164,7 +164,7 @@ fn a_k3d_that_ends_with_the_change_serves_the_handlers_after_its_restart() {
     assert_eq!(node.tree(), before);
 }
 
-/// Where a process would have to be started or signalled, a pod that can't is told so before anything is written.
+/// If a restart needs a process to be started or signalled and the pod can't do so, the change is refused before a file is written.
 fn refuses_a_pod(node: &Node) {
     let before = node.tree();
     for accepted in [&[][..], &["--allow-pod-restarts"]] {
@@ -302,7 +302,7 @@ fn a_containerd_of_k0s_that_did_not_load_its_snippet_is_restarted() {
     node.assert_healthy();
 }
 
-/// From the write on the restart may come, and with it the end of whoever wrote.
+/// The restart may begin with the write, and may end the writing process.
 #[test]
 fn a_restart_that_a_write_triggers_is_in_the_journal_before_the_write() {
     let node = k0s(2, BASE_3, "v1.36.0+k0s.0");

@@ -39,7 +39,7 @@ fn assert_rolled_back(release: &Path, faults: &[&str], words: &str) {
     assert_eq!((status, report.result), (0, Outcome::Applied), "{report:?}");
 }
 
-/// Refuses what it is to judge, and notes which shims stand by then.
+/// A containerd that refuses the new configuration, and records the symlinks of shims at that time.
 const JUDGE: &str = r#"#!/bin/bash
 case "$*" in
     *farrier-candidate*) ls /opt/farrier/bin >/run/linked; echo "no such plugin" >&2; exit 1;;
@@ -185,7 +185,7 @@ fn a_pending_change_of_others_is_refused() {
             assert_eq!(output.status.code(), Some(1));
             let words = String::from_utf8_lossy(&output.stdout);
             assert!(words.contains("after containerd started"), "{words}");
-            // Once it is live it is no concern of ours.
+            // An edit that is in effect already does not matter.
             node.start();
             let (status, report) = node.change(&INSTALL);
             assert_eq!((status, report.result), (0, Outcome::Applied), "{report:?}");
@@ -235,7 +235,7 @@ fn a_shim_that_does_not_run_is_refused_and_the_other_is_installed() {
     });
 }
 
-/// A tmpfs of four pages: a folder and a small file fit, not more.
+/// A tmpfs of four pages: a directory and a small file fit, not more.
 const SMALL: &str = "size=16k";
 
 #[test]
@@ -339,7 +339,7 @@ fn a_configuration_behind_symlinks_and_mounts_is_edited_in_place() {
         symlink("/srv/config/containerd", node.path("/etc/containerd")).unwrap();
         fs::create_dir(node.path("/srv/config/containerd")).unwrap();
         fs::remove_dir(node.path("/opt")).unwrap();
-        // Neither leaves the root: the one is absolute, the other goes up too often.
+        // Both targets resolve inside the root: the one is absolute, the other has too many `..`.
         symlink("../../../srv/data", node.path("/opt")).unwrap();
         let file = node.path("/srv/config/containerd/config.toml");
         symlink("../real.toml", file).unwrap();
@@ -378,7 +378,7 @@ fn an_installer_changes_nothing_while_another_runs() {
     assert!(first.contains("waiting for another farrier"), "{first}");
     assert_eq!(node.tree(), before);
     drop(other);
-    // Read to its end: nobody may write to a pipe that is closed.
+    // Read to the end: a write to a closed pipe fails.
     let rest: Vec<String> = words.map_while(Result::ok).collect();
     assert!(child.wait().unwrap().success(), "{rest:?}");
     node.assert_healthy();
@@ -421,7 +421,7 @@ fn two_concurrent_installers_both_succeed() {
 fn a_rollback_keeps_lines_that_others_added_meanwhile() {
     on_each(|release| {
         let node = Node::new(release);
-        // The next start fails, and somebody has added a line by then.
+        // The next start fails, and meanwhile an administrator adds a line.
         node.fail(&["edited"]);
         let (status, report) = node.change(&INSTALL);
         assert_eq!(

@@ -20,7 +20,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 /// The configuration that an administrator left.
 pub const CONFIG: &str = "# ours\nversion = 2\n\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\n  runtime_type = \"io.containerd.runc.v2\"\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.kata]\nruntime_type = \"io.containerd.kata.v2\" # theirs";
 
-/// Where [`CONFIG`] stands.
+/// The path of [`CONFIG`].
 pub const CONFIG_PATH: &str = "/etc/containerd/config.toml";
 
 /// Names the way in which the next starts of containerd fail, one a line: see [`RC_SERVICE`].
@@ -29,7 +29,7 @@ const FAULTS: &str = "/run/faults";
 /// Stands in for the service manager.
 const RC_SERVICE: &str = include_str!("rc-service.sh");
 
-/// What process 1 does at first, in the folder of its root, before it becomes `$0`: the processes are seen from beside the node, too.
+/// The first steps of process 1, in the directory of its root, before it becomes `$0`. The processes are also visible outside the node.
 const BOOT: &str = "mount -t proc proc proc
 exec unshare --mount sh -ec 'pivot_root . .; umount -l .; exec chroot . $0' $0";
 
@@ -68,7 +68,7 @@ pub fn on_each(work: impl Fn(&Path) + Sync) {
     }
 }
 
-/// As on a machine, root alone may write the directories above a program: without this a tmpfs is everybody's (tmpfs(5)).
+/// As on a machine, only root may write to the directories above a program. By default, every user may write to a tmpfs (tmpfs(5)).
 const ROOT_S: Option<&str> = Some("mode=755");
 
 fn tmpfs(source: &str, target: &Path) {
@@ -189,7 +189,7 @@ impl Node {
         self.write(FAULTS, (faults.join("\n") + "\n").as_bytes(), 0o644);
     }
 
-    /// Makes the file system at `path` read-only, or writable again, for the node and for whoever looks at it.
+    /// Makes the file system at `path` read-only, or writable again, for the node and for the test.
     pub fn remount(&self, path: &str, read_only: bool) {
         let mut flags = MsFlags::MS_REMOUNT;
         flags.set(MsFlags::MS_RDONLY, read_only);
@@ -207,7 +207,7 @@ impl Node {
         (self.boot, self.init) = boot(&self.directory, program);
     }
 
-    /// Mounts the folder `path` over itself with these flags, for whoever looks at the node: its own view stays.
+    /// Mounts the directory `path` over itself with these flags, for the test only: the node's own view is unchanged.
     pub fn restrict(&self, path: &str, flags: MsFlags) {
         let path = self.path(path);
         fs::create_dir_all(&path).unwrap();
@@ -330,7 +330,7 @@ impl Node {
     }
 }
 
-/// Starts `program` as process 1 in mounts of its own, as a node beside a pod, and with process numbers that this thread's children
+/// Starts `program` as process 1 in mounts of its own, as a node beside a pod, and with PIDs that this thread's children
 /// share.
 fn boot(directory: &Path, program: &str) -> (Child, String) {
     let boot = Command::new("setpriv")

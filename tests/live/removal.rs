@@ -1,4 +1,4 @@
-//! Shims that leave while pods use them: what is in use stays, is told of, and goes with a later run.
+//! Removal of shims that pods use: a used binary stays, the report names it, and a later run removes it.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -43,7 +43,7 @@ fn add_rcm(node: &Node, plugin: &str) -> String {
     tables
 }
 
-/// Takes over what a predecessor put on a node of `config`, finds nothing more to do, and takes all of it away.
+/// Takes over the handlers of a legacy installer on a node of `config`, checks that a second run changes nothing, and removes all handlers.
 fn is_taken_over(release: &Path, config: &str, add: impl Fn(&Node) -> String, shims: &[&str]) {
     let node = Node::stopped(release, &[]);
     node.write(CONFIG_PATH, config.as_bytes(), 0o644);
@@ -52,7 +52,7 @@ fn is_taken_over(release: &Path, config: &str, add: impl Fn(&Node) -> String, sh
     let theirs = format!("{config}{}", add(&node));
     node.write(CONFIG_PATH, theirs.as_bytes(), 0o644);
     node.start();
-    // Nobody answers for them yet.
+    // No shim of Farrier has these handlers yet.
     assert!(!node.farrier(&["doctor"]).status.success());
     let process = node.process();
     let install = [&["install"], shims].concat();

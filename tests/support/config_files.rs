@@ -2,7 +2,7 @@
 
 use farrier::containerd_config::{ConfigFiles, SourceFile};
 
-/// The path that containerd reads unless told otherwise.
+/// The path that containerd reads by default.
 pub const ROOT: &str = "/etc/containerd/config.toml";
 
 /// A configuration that is one file.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use farrier::containerd_config::Handler;
 
-/// The names of these handlers, as the editor takes those that are ours.
+/// The names of these handlers, in the form in which the editor takes Farrier's handlers.
 pub fn names(handlers: &[Handler]) -> BTreeSet<String> {
     handlers
         .iter()

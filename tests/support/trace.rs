@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-/// What changes a folder, or stands between the making of a file and its place.
+/// System calls that change a directory, or come between the creation of a file and its final name.
 const CHANGES: [i64; 7] = [
     libc::SYS_mkdirat,
     libc::SYS_symlinkat,

@@ -1,4 +1,4 @@
-//! A node of the cluster: its shell, what its administrator would see of the host, and what stands on its node object.
+//! A node of the cluster: its shell, the administrator's view of the host, and the labels and annotations of the node object.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -61,8 +61,8 @@ impl Cluster {
             .unwrap()
     }
 
-    /// What an administrator would compare: every file under /etc/containerd with its mode and owner, which of our folders are
-    /// there, what the units say of themselves, and who runs.
+    /// The state that an administrator would compare: every file under /etc/containerd with its mode and owner, Farrier's
+    /// directories, the properties of the units, and the processes.
     pub fn host(&self, node: &str) -> String {
         self.sh(
             node,
@@ -99,7 +99,7 @@ impl Cluster {
             .await;
     }
 
-    /// The node's labels and annotations that are Farrier's or its predecessors', with values.
+    /// The node's labels and annotations of Farrier, KWasm and runtime-class-manager, with values.
     pub async fn marks(&self, node: &str) -> BTreeMap<String, String> {
         let node = self.nodes().get(node).await.unwrap();
         let ours = |key: &str| {
@@ -140,7 +140,7 @@ impl Cluster {
         .await;
     }
 
-    /// The node carries no mark of ours and no finished work is left.
+    /// Waits until the node has no label or annotation of Farrier, and no finished Job is left.
     pub async fn marks_vanish(&self, node: &str) {
         self.marks_become(node, "no label or annotation of Farrier", |marks| {
             !marks.keys().any(|key| {
