@@ -1,4 +1,4 @@
-//! The controller's Deployment: how many, with what options, and where its metrics are.
+//! The controller's Deployment: replicas, options and the metrics endpoint.
 
 use std::collections::BTreeSet;
 

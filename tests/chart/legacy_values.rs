@@ -1,4 +1,4 @@
-//! The values that people have from KWasm's and runtime-class-manager's charts.
+//! Values files for KWasm's and runtime-class-manager's charts.
 
 use std::str::FromStr;
 

@@ -1,4 +1,4 @@
-//! What the chart makes of its values. Runs the helm named by `FARRIER_HELM`; needs no cluster.
+//! The objects that the chart renders from values. Runs the helm named by `FARRIER_HELM`; needs no cluster.
 #![allow(
     clippy::unwrap_used,
     reason = "clippy exempts test functions, not what they call"

@@ -1,4 +1,4 @@
-//! The Shims of the presets, and what values make of them.
+//! The Shims of the presets, and their changes by values.
 
 use std::collections::BTreeSet;
 
@@ -157,7 +157,7 @@ fn every_platform_has_an_archive_and_no_placeholder_is_left_in_it() {
     assert!(runwasi["location"].as_str().unwrap().contains(tag));
 }
 
-/// Fails where `value` has a field that `schema` does not know: the API server would drop it without a word.
+/// Fails where `value` has a field that `schema` does not know: the API server would drop the field silently.
 fn assert_known(value: &Value, schema: &Value, path: &str) {
     match value {
         Value::Object(fields) => {

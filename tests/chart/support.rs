@@ -1,4 +1,4 @@
-//! The chart as helm renders it, and the parts of what comes out.
+//! The chart as helm renders it, and the parts of the output.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -35,7 +35,7 @@ pub fn render(arguments: &[&str]) -> Vec<Value> {
     objects
 }
 
-/// What runs at the times that `hook` names, with `arguments`.
+/// The objects of the Helm hook `hook`, with `arguments`.
 pub fn hooks(hook: &str, arguments: &[&str]) -> Vec<Value> {
     let mut objects = rendered(arguments);
     objects.retain(|object| object["metadata"]["annotations"]["helm.sh/hook"] == hook);
@@ -50,7 +50,8 @@ fn rendered(arguments: &[&str]) -> Vec<Value> {
     serde_saphyr::from_multiple(&text).unwrap()
 }
 
-/// What is printed after an install with `arguments`. Helm renders it for a cluster only: here, a copy of the chart has it in an object.
+/// The notes that are printed after an install with `arguments`. Helm renders notes for a cluster only: here, a
+/// copy of the chart has them in an object.
 pub fn notes(arguments: &[&str]) -> String {
     let directory = tempfile::tempdir().unwrap();
     let mut copy = Command::new("cp");

@@ -20,7 +20,7 @@ async fn a_recreated_node_gets_a_new_job() {
     let old = stage.cluster.marks("anew").await;
     stage.delete_node().await;
     stage.register().await;
-    // What a backup of the old node object would bring back with it.
+    // The annotations that a backup of the old node object would restore.
     let kept = json!({"metadata": {
         "labels": {stage.progress(): "provisioned", stage.handler(): "true"},
         "annotations": {names::APPLIED_ANNOTATION: old[names::APPLIED_ANNOTATION]},

@@ -1,4 +1,4 @@
-//! The Shim's definition before a real API server: what it refuses and how it says so, and how it takes the place of an older one.
+//! The Shim's definition before a real API server: its refusals and their messages, and the replacement of an older definition.
 
 use farrier::api::Shim;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -48,7 +48,7 @@ pub fn older() -> Value {
     }])
 }
 
-/// A Shim as it is written, whether or not it is one.
+/// A Shim as written, valid or not.
 fn object(name: &str, spec: &Value) -> DynamicObject {
     serde_json::from_value(json!({
         "apiVersion": "runtime.spinkube.dev/v1alpha1", "kind": "Shim", "metadata": {"name": name}, "spec": spec,
@@ -65,7 +65,7 @@ fn spec() -> Value {
     })
 }
 
-/// What the API server says to a Shim that would be made.
+/// The API server's answer to a dry-run creation of a Shim.
 async fn answer(cluster: &Cluster, name: &str, spec: &Value) -> Result<DynamicObject, String> {
     let kind = ApiResource::erase::<Shim>(&());
     let shims: Api<DynamicObject> = Api::all_with(cluster.client.clone(), &kind);

@@ -1,6 +1,6 @@
 //! One node and Farrier run on it directly, as an administrator would: its reports, the node's files, the processes of its pods.
 //!
-//! What is right is decided by the tests.
+//! Only helpers; the tests have the assertions.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,7 +20,7 @@ pub const HANDLER: &str = "direct";
 /// Where an administrator overrides the unit; a tmpfs, so that nothing of it outlives the node.
 const DROP_INS: &str = "/run/systemd/system/containerd.service.d";
 
-/// Puts back what [`Node::hide_systemd`] took away.
+/// Restores the interfaces that [`Node::hide_systemd`] hid.
 const SHOW_SYSTEMD: &str =
     "[ ! -e /run/dbus/elsewhere ] || mv /run/dbus/elsewhere /run/dbus/system_bus_socket
     [ ! -e /usr/bin/systemctl.elsewhere ] || mv /usr/bin/systemctl.elsewhere /usr/bin/systemctl";
@@ -31,7 +31,7 @@ pub struct Node<'a> {
     pub name: String,
 }
 
-/// What one call of Farrier came to.
+/// The result of one call of Farrier.
 #[derive(Debug)]
 pub struct Run {
     /// Its exit status.
@@ -145,17 +145,17 @@ impl<'a> Node<'a> {
         ));
     }
 
-    /// Takes the lines away again.
+    /// Removes these lines.
     pub fn plain_unit(&self) {
         self.sh(&format!("rm -r {DROP_INS}; systemctl daemon-reload"));
     }
 
-    /// Takes the node's system bus away, until [`show_systemd`](Self::show_systemd).
+    /// Hides the node's system bus until [`show_systemd`](Self::show_systemd).
     pub fn hide_bus(&self) {
         self.sh("mv /run/dbus/system_bus_socket /run/dbus/elsewhere");
     }
 
-    /// Takes every way to ask systemd away, until [`show_systemd`](Self::show_systemd).
+    /// Hides every interface of systemd until [`show_systemd`](Self::show_systemd).
     pub fn hide_systemd(&self) {
         self.hide_bus();
         self.sh("mv /usr/bin/systemctl /usr/bin/systemctl.elsewhere");

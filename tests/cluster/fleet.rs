@@ -1,4 +1,4 @@
-//! What concerns several nodes, several replicas, or a node's whole life, before a real API server. Stand-ins play the kubelets.
+//! Several nodes, several replicas, and the whole life of a node, before a real API server. Stand-ins play the kubelets.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use crate::support::{Cluster, eventually};
 
 const CONTROLLER: &str = "app.kubernetes.io/component=controller";
 
-/// Stand-ins that want one Shim, which `strategy` rolls out.
+/// Stand-ins that request one Shim, which `strategy` rolls out.
 async fn stages<const N: usize>(
     names: [&'static str; N],
     shim_name: &str,
@@ -213,7 +213,7 @@ impl Stage {
         self.pods().list(&ours).await.unwrap().items
     }
 
-    /// How often Kubernetes had to start a controller anew.
+    /// The number of restarts of the controllers.
     async fn controller_restarts(&self) -> i32 {
         let pods = self.controllers().await;
         let statuses = pods
@@ -250,7 +250,7 @@ impl Stage {
         .await;
     }
 
-    /// What a controller's pod answers over HTTP.
+    /// The answer of a controller's pod over HTTP.
     async fn answer(&self, pod: &str, path: &str) -> String {
         let path = format!("/api/v1/namespaces/farrier/pods/{pod}:8080/proxy{path}");
         let request = hyper::Request::get(path).body(Vec::new()).unwrap();

@@ -1,4 +1,4 @@
-//! What can be wrong with a node's service manager and its containerd: it is refused before the first write, or everything goes back.
+//! Faults of a node's service manager and containerd: the change is refused before the first write, or rolled back.
 
 use farrier::handoff::Outcome;
 
@@ -6,7 +6,7 @@ use crate::direct::{Node, install};
 use crate::host::DOOMED;
 use crate::support::Cluster;
 
-/// A wrong node is refused: nothing changes, nothing restarts, and the sentence holds `part`.
+/// A change of a faulty node is refused: no file changes, no service restarts, and the reason contains `part`.
 fn is_refused(node: &Node<'_>, part: &str) {
     let (files, daemon) = (node.files(), node.containerd());
     node.farrier(&install("v0.1.0"))
@@ -57,7 +57,7 @@ async fn a_unit_whose_restart_ends_pods_is_refused() {
     is_refused(&node, "KillMode");
     let allowed = format!("{} --allow-pod-restarts", install("v0.1.0"));
     node.farrier(&allowed).is(Outcome::Applied, 1);
-    // What a removal restarts is no other matter.
+    // The restart of a removal is refused as well.
     node.farrier("uninstall --all").is(Outcome::Refused, 0);
     node.plain_unit();
     node.farrier("uninstall --all").is(Outcome::Applied, 1);

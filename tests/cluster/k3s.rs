@@ -10,12 +10,12 @@ use farrier::handoff::Outcome;
 use crate::direct::{HANDLER, Node, install};
 use crate::support::{Cluster, eventually};
 
-/// What differs from one such node to the other.
+/// The differences between these nodes.
 struct Agent {
     /// Name of the program and of its directory.
     name: &'static str,
     unit: &'static str,
-    /// What `--version` prints.
+    /// The output of `--version`.
     version: &'static str,
     /// Series of the containerd.
     series: &'static str,
@@ -183,7 +183,7 @@ impl Agent {
         ));
     }
 
-    /// Puts the node's own kubelet and containerd back.
+    /// Starts the node's own kubelet and containerd again.
     fn stop(&self, node: &Node<'_>) {
         node.sh(&format!(
             "if systemctl is-active -q {unit}; then
@@ -246,7 +246,7 @@ async fn there_and_back(agent: &Agent, template: Option<&str>) {
     agent.stop(&node);
 }
 
-/// What an administrator of such a node keeps.
+/// A template of the node's administrator.
 const KEPT: &str = "{{ template \"base\" . }}\n\n# Ours.\n[debug]\n  level = \"info\"";
 
 #[tokio::test]

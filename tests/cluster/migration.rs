@@ -1,6 +1,7 @@
 //! A cluster moves from KWasm and from runtime-class-manager by `helm uninstall` and `helm install`, as docs/migration.md says.
 //!
-//! Their images are not here: what they leave in a cluster and on a node is put there by hand, and a Wasm pod runs on it throughout.
+//! The images of the legacy installers are not here: the test creates their objects in the cluster and their files on the node. A Wasm pod
+//! runs on the node throughout.
 
 use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -29,7 +30,7 @@ async fn without_farrier(series: &str) -> (Cluster, String) {
     (cluster, node)
 }
 
-/// Does to the node what their installers do: a binary, a stanza at the end of the configuration, a restart.
+/// Changes the node as the legacy installers do: a binary, a stanza at the end of the configuration, a restart.
 fn provision(cluster: &Cluster, node: &str, directory: &str, file: &str, stanza: &str) {
     cluster.sh(
         node,

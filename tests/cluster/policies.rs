@@ -1,5 +1,4 @@
-//! What the API server lets the controller's account do, by the chart's admission policies. Nothing here is carried out: each request
-//! is a dry run in the account's name.
+//! The requests that the chart's admission policies allow for the controller's account. Each request is a dry run in the account's name.
 
 use farrier::names;
 use k8s_openapi::api::batch::v1::Job;
@@ -22,7 +21,7 @@ fn refusal<T>(answer: Result<T, kube::Error>) -> Result<(), String> {
     }
 }
 
-/// A node that wants the Shim of these tests, and what others left on it.
+/// A node that requests the Shim of these tests, with labels and taints of others.
 async fn node(cluster: &Cluster) -> Node {
     let node = serde_json::from_value(json!({
         "metadata": {
@@ -164,7 +163,7 @@ async fn the_controller_may_write_only_its_own_labels_annotations_and_taints() {
         let refusal = patched(&controller, &patch).await.unwrap_err();
         assert!(refusal.contains(said), "{patch}: {refusal}");
     }
-    // Others are not concerned.
+    // Other accounts are not restricted.
     cluster.label(NAME, "example.org/team", None).await;
     remove_node(&cluster).await;
     cluster.delete_shim(NAME).await;

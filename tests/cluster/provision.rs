@@ -208,7 +208,7 @@ async fn a_removed_binary_is_fetched_again() {
     let restored = cluster.sh(&node, "find /opt/farrier -type f");
     cluster.sh(&node, "find /opt/farrier -type f -delete");
 
-    // Whatever asks the node next finds out; a look without a reason comes once a day.
+    // The next Job of the node finds the fault. Without another reason, a Job checks the node once a day.
     cluster
         .create_shim(&shim_for("asks", &cluster.artifacts.upgrade))
         .await;
@@ -274,7 +274,7 @@ async fn a_binary_is_upgraded_without_a_restart() {
 async fn installing_and_removing_shims_restarts_containerd_once() {
     let cluster = Cluster::with_farrier().await;
     let node = cluster.node_with("2.1");
-    // A Shim that no node wants yet.
+    // A Shim that no node requests yet.
     cluster
         .create_shim(&shim_for("second", &cluster.artifacts.shim))
         .await;

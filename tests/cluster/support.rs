@@ -48,7 +48,7 @@ struct NodeFile {
     root: PathBuf,
 }
 
-/// What `xtask` serves to the cluster.
+/// The artifacts that `xtask` serves to the cluster.
 #[derive(Debug, Deserialize)]
 pub struct Artifacts {
     /// Base of the HTTPS URLs.
@@ -57,9 +57,9 @@ pub struct Artifacts {
     pub ca: PathBuf,
     /// The good archive, behind a redirect.
     pub shim: Artifact,
-    /// The same shim as another release: the binary's digest differs, what it does doesn't.
+    /// The same shim as another release: the digest of the binary differs, the behaviour is the same.
     pub upgrade: Artifact,
-    /// By what is wrong with them.
+    /// Faulty archives, by fault.
     pub faults: BTreeMap<String, Artifact>,
 }
 
@@ -131,7 +131,7 @@ impl Cluster {
             self.delete_pod(&pod.name_any()).await;
         }
         for node in self.nodes().list(&ListParams::default()).await.unwrap() {
-            // A stand-in's kubelet ended with its test: what it was asked for would never be done.
+            // A stand-in's kubelet ended with its test, so its Jobs would never end.
             if self
                 .file
                 .nodes
@@ -406,7 +406,7 @@ impl Cluster {
             .unwrap();
     }
 
-    /// Deletes the Shim and waits until its finalizer let it go.
+    /// Deletes the Shim and waits until the object is gone.
     pub async fn delete_shim(&self, name: &str) {
         self.shims()
             .delete(name, &DeleteParams::default())

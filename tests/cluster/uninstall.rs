@@ -40,7 +40,7 @@ async fn an_uninstall_restores_the_cluster_and_all_hosts() {
     let before = cluster.host(&node);
     cluster.annotate(&node, Some("true")).await;
     cluster.label_becomes(&node, HANDLER, "true").await;
-    // One that the chart didn't make.
+    // An object that the chart did not create.
     let own = shim_for("own", &cluster.artifacts.shim);
     cluster.create_shim(&own).await;
     cluster
@@ -84,7 +84,7 @@ async fn an_uninstall_with_keep_leaves_the_hosts_alone() {
 
     assert_eq!(cluster.host(&node), provisioned);
     no_lease_is_left(&cluster).await;
-    // And the next one takes it up where this one left it.
+    // The next installation continues with the provisioned node.
     cluster.helm_install();
     cluster.condition_becomes(SHIM, "Ready", "True", "").await;
     assert_eq!(cluster.containerd_pid(&node), process);

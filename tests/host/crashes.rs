@@ -1,4 +1,4 @@
-//! Ends the real program at every point at which it changes a host, and holds the next run to its promise: it converges.
+//! Ends the real program at every point at which it changes a host, and checks that the next run converges.
 //!
 //! The program is traced (ptrace(2)) and killed before the n-th system call that changes something, for every n.
 
@@ -23,7 +23,7 @@ pub fn arguments(shims: &[&str]) -> Vec<String> {
     std::iter::once("install".to_owned()).chain(shims).collect()
 }
 
-/// An installation of `a` and `b` on a host that `prepare` made ends, whenever it was killed, as one that was not.
+/// Kills an installation of `a` and `b` at each of its writes. The next run has the result of an undisturbed run.
 async fn is_carried_out(prepare: impl AsyncFn() -> Host) {
     let shims = [shim("a"), shim("b")];
     let whole = prepare().await;
@@ -48,7 +48,7 @@ async fn is_removed(prepare: impl AsyncFn() -> Host) {
     .await;
 }
 
-/// Kills `arguments` at each of its changes of a host that `prepare` made, and then has `next` go on.
+/// Kills `arguments` at each of its changes of a host that `prepare` made, and then calls `next`.
 async fn at_every_change(
     prepare: impl AsyncFn() -> Host,
     arguments: &[String],

@@ -6,7 +6,7 @@ use super::support::{CONFIG, Host, failing, program, shim};
 use farrier::handoff::Outcome;
 use farrier::names::sha256_hex;
 
-/// What `doctor` finds wrong with a host on which nothing runs.
+/// The problems that `doctor` finds on a host on which nothing runs.
 async fn problems(host: &Host) -> Vec<String> {
     let diagnosis = farrier::installer::doctor(&host.host_options()).await;
     assert_eq!(diagnosis.healthy, diagnosis.findings.is_empty());
@@ -96,7 +96,7 @@ async fn doctor_reports_an_unreadable_host() {
     assert!(problem.contains(nowhere.to_str().unwrap()), "{problem}");
 }
 
-/// The root is entered to ask containerd, which takes a right that only root has.
+/// Farrier enters the host's root to run containerd; only root may do so.
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn a_password_in_an_error_of_containerd_is_in_no_output() {

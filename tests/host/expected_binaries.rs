@@ -183,7 +183,7 @@ async fn a_hand_off_result_cannot_claim_that_a_binary_is_present() {
     let report = host.provision(&[remote("a")], directory.path()).await;
     assert_eq!(report.result, Outcome::Partial, "{report:?}");
     assert!(report.reason.unwrap().contains("left no binary"));
-    // What was there before is what stays.
+    // The earlier binary stays.
     assert_eq!(
         report.handlers[0].sha256,
         Some(Sha256Digest::of(&program(1)))

@@ -114,7 +114,7 @@ async fn a_slow_server_delays_no_other_shim() {
     let address = listener.local_addr().unwrap();
     let routes = Routes::from([("/a", ok(&program(1))), ("/b", ok(&program(2)))]);
     std::thread::spawn(move || {
-        // The first has no answer before the second has come.
+        // The first request is answered after the second has arrived.
         let (first, second) = (listener.accept().unwrap(), listener.accept().unwrap());
         answer(second.0, &routes);
         answer(first.0, &routes);

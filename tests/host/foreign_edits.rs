@@ -25,23 +25,23 @@ const SNAP: &str = include_str!("../corpus/distributions/microk8s-template.toml"
 /// Lines that an administrator adds at the end of a file.
 const MINE: &str = "\n# mine\n[cgroup]\npath = \"\"\n";
 
-/// A host with these files, and the one that is edited.
+/// A host with these files, and the path of the edited file.
 struct Scene {
     files: &'static [(&'static str, &'static str)],
     edited: &'static str,
 }
 
-/// One that the administrator keeps, or the distribution makes.
+/// A file of the administrator or of the distribution.
 const IN_PLACE: Scene = Scene {
     files: &[(ROOT, CONFIG)],
     edited: ROOT,
 };
-/// One that the root imports, which is the last to be loaded.
+/// A file that the root imports, and that containerd loads last.
 const IMPORTED: Scene = Scene {
     files: &[(ROOT, IMPORTING), (LAST, CONFIG)],
     edited: LAST,
 };
-/// A Go template that was there.
+/// An existing Go template.
 const OF_K3S: Scene = Scene {
     files: &[(K3S, RENDERED), (TEMPLATE, BASE)],
     edited: TEMPLATE,

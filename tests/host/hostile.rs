@@ -249,7 +249,7 @@ async fn a_hand_off_file_of_another_type_size_or_syntax_is_refused() {
     assert_eq!(host.config(), CONFIG);
 }
 
-/// Runs the program where no file can grow over `blocks` times 512 bytes, as on a disk that is full.
+/// Runs the program with a limit of `blocks` times 512 bytes for each file, as on a full disk.
 fn install_on_a_full_disk(host: &Host, blocks: u32) -> Output {
     let limited = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\"");
     Command::new("/bin/sh")

@@ -59,12 +59,12 @@ async fn a_verified_binary_is_hashed_again_only_after_its_file_changed() {
     let host = Host::stocked();
     host.install(&[shim("a")], &[]).await;
     let stored = host.path(&format!("/opt/farrier/store/{}", sha256_hex(&program(1))));
-    // Same size, same inode: its times tell.
+    // Same size, same inode: only the times differ.
     std::fs::write(&stored, program(7)).unwrap();
     let report = host.install(&[shim("a")], &[]).await;
     assert_eq!(report.result, Outcome::Applied, "{report:?}");
     assert_eq!(std::fs::read(&stored).unwrap(), program(1));
-    // A lost record is written anew, and then nothing is.
+    // A lost cache is written again, and the next run writes nothing.
     let record = host.path(RECORD);
     std::fs::remove_file(&record).unwrap();
     assert_eq!(
@@ -74,10 +74,10 @@ async fn a_verified_binary_is_hashed_again_only_after_its_file_changed() {
     assert!(record.exists());
 }
 
-/// Where the digests of verified files are remembered.
+/// The path of the verification cache.
 const RECORD: &str = "/var/lib/farrier/verified.json";
 
-/// Adds to the record what former releases kept there of `containerd config dump`.
+/// Adds to the cache the parts of `containerd config dump` that earlier releases kept there.
 fn add_output_of_containerd(host: &Host) {
     let text = std::fs::read_to_string(host.path(RECORD)).unwrap();
     let mut record: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -133,7 +133,7 @@ async fn an_unreadable_output_cache_of_a_former_release_is_removed(#[case] text:
     assert!(!host.path(RECORD).exists());
 }
 
-/// The root is entered to ask containerd, which takes a right that only root has.
+/// Farrier enters the host's root to run containerd; only root may do so.
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn the_output_of_containerd_config_dump_is_never_written_to_the_host() {
@@ -174,7 +174,7 @@ fn the_output_of_containerd_config_dump_is_never_written_to_the_host() {
 async fn a_replaced_file_artifact_is_read_again() {
     let host = Host::stocked();
     host.install(&[shim("a")], &[]).await;
-    // Same size, same inode: its times tell.
+    // Same size, same inode: only the times differ.
     host.write("/srv/a", &program(7));
     let report = host.install(&[shim("a")], &[]).await;
     assert_eq!(report.result, Outcome::Applied, "{report:?}");
@@ -254,7 +254,7 @@ async fn a_foreign_handler_is_refused_for_its_shim_alone() {
     assert!(host.path("/opt/farrier/bin/containerd-shim-a").exists());
 }
 
-/// The root is entered to try a program, which takes a right that only root has.
+/// Farrier enters the host's root to test a program; only root may do so.
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn a_shim_that_does_not_run_is_refused_and_keeps_its_old_version() {

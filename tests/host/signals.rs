@@ -1,4 +1,5 @@
-//! SIGTERM, SIGINT and SIGHUP at every point at which the real program changes a host: the change is undone or finished, and the report says so.
+//! SIGTERM, SIGINT and SIGHUP at every point at which the real program changes a host: the change is undone or
+//! finished, and reported.
 
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::ExitStatusExt as _;

@@ -32,7 +32,7 @@ fn append(host: &Host, text: &str) {
     host.write("/etc/containerd/config.toml", config.as_bytes());
 }
 
-/// What KWasm's installer does to a node.
+/// The changes of KWasm's installer on a node.
 fn add_kwasm(host: &Host) {
     let mut stanzas = String::new();
     for (seed, (handler, version)) in (1..).zip(KWASM) {
@@ -44,7 +44,7 @@ fn add_kwasm(host: &Host) {
     append(host, &format!("\n{stanzas}\n"));
 }
 
-/// What runtime-class-manager's installer does to a node, one shim after the other.
+/// The changes of runtime-class-manager's installer on a node, one shim after the other.
 fn add_rcm(host: &Host, home: &str, shims: &[(&str, bool)]) {
     let mut binaries = Vec::new();
     for (seed, (handler, option)) in (101..).zip(shims) {
@@ -154,7 +154,7 @@ async fn a_legacy_binary_is_hashed_again_only_after_its_file_changed() {
     assert_eq!(*sha256, sha256_hex(&program(3)));
     *sha256 = "0".repeat(64).into();
     std::fs::write(&record, verified.to_string()).unwrap();
-    // A run takes the record's word for the binary; doctor doesn't.
+    // A run relies on the cache for the binary, doctor hashes the binary.
     let findings = async || installer::doctor(&host.host_options()).await.findings;
     let drifted = |finding: &Finding| finding.problem.contains(&path);
     assert!(!findings().await.iter().any(drifted));

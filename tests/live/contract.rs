@@ -1,4 +1,5 @@
-//! What scripts rely on: the exit status of each outcome, and the fields of `-o json`. Fields may come, none may go or change its type.
+//! The contract for scripts: the exit status of each outcome, and the fields of `-o json`. Fields may be added, never removed or changed in
+//! type.
 
 use serde_json::{Value, json};
 
@@ -70,7 +71,7 @@ fn says(node: &Node, arguments: &[&str], status: i32, expected: &Value) {
     assert_holds(expected, &found, &arguments.join(" "));
 }
 
-/// A report with everything that each has.
+/// The fields of every report.
 fn report(result: &str, changed: bool, restarts: u32, handlers: &Value, files: &Value) -> Value {
     json!({
         "apiVersion": "farrier.dev/v1", "result": result, "changed": changed, "restarts": restarts,
@@ -80,7 +81,7 @@ fn report(result: &str, changed: bool, restarts: u32, handlers: &Value, files: &
     })
 }
 
-/// The same where all went well.
+/// The fields of a report of success.
 fn well(mut report: Value, away: &Value) -> Value {
     report["reason"] = Value::Null;
     report["remedy"] = Value::Null;
@@ -88,7 +89,7 @@ fn well(mut report: Value, away: &Value) -> Value {
     report
 }
 
-/// The same where it did not.
+/// The fields of a report of a failure.
 fn unwell(mut report: Value) -> Value {
     report["reason"] = "<text>".into();
     report["remedy"] = "<text>".into();
@@ -97,7 +98,7 @@ fn unwell(mut report: Value) -> Value {
 
 #[test]
 fn each_outcome_has_its_exit_status_and_report_fields() {
-    // The releases of containerd have no part in it.
+    // One release of containerd is enough: the output does not depend on the release.
     let node = Node::new(&programs()[2]);
     let link = "/opt/farrier/bin/containerd-shim-a";
     let handler = |served: bool, reason: &Value| {

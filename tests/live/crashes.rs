@@ -1,4 +1,4 @@
-//! The program ends anywhere, and the next run converges.
+//! The program is killed at random moments, and the next run converges.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -42,7 +42,7 @@ fn assert_converges(node: &Node, arguments: &[&str], whole: &Whole, when: &str) 
     );
 }
 
-/// What the node carries with the shims and without them.
+/// The files of the node with the shims and without them.
 struct Whole {
     with: std::collections::BTreeMap<std::path::PathBuf, String>,
     without: std::collections::BTreeMap<std::path::PathBuf, String>,
@@ -77,7 +77,7 @@ fn at_every_write(release: &Path) {
     }
 }
 
-/// The releases differ in nothing that the writes have to do with; each takes minutes.
+/// One release is enough: the writes are the same on each release, and a run takes minutes.
 #[rstest]
 #[case::of_1_7(1)]
 #[case::of_2_1(2)]
@@ -169,7 +169,7 @@ fn a_rollback_ends_pods_only_with_allow_pod_restarts() {
     on_each(|release| {
         let node = Node::new(release);
         let whole = Whole::of(&node);
-        // Whatever is in the service's cgroup ends with it.
+        // All processes in the service's cgroup end with the service.
         node.write("/etc/rc.conf", b"rc_cgroup_cleanup=\"YES\"\n", 0o644);
         let leave = [&INSTALL[..], &["--allow-pod-restarts"]].concat();
         dies(&node, &leave, "dies-without-cri");
@@ -180,7 +180,7 @@ fn a_rollback_ends_pods_only_with_allow_pod_restarts() {
         assert_eq!((node.tree(), node.process()), before);
         let (status, report) = node.change(&leave);
         assert_eq!((status, report.restarts), (0, 2), "{report:?}");
-        // The one that undid the change, and the one of the next.
+        // One restart to undo the change, and one for the next change.
         assert!(report.cri_away_ms.is_some(), "{report:?}");
         std::fs::remove_file(node.path("/etc/rc.conf")).unwrap();
         assert_eq!(node.tree(), whole.with);

@@ -1,4 +1,4 @@
-//! What `doctor` says of nodes, and that its remedies help.
+//! The findings of `doctor` on nodes. Their remedies solve the problems.
 
 use std::fs;
 
@@ -11,7 +11,7 @@ const INSTALL: [&str; 2] = [
     "--shim=a=file:///srv/a,option.SystemdCgroup=true",
 ];
 
-/// What `doctor` prints, and what it found; its exit status must agree.
+/// The text and the findings of `doctor`; the exit status must agree.
 fn examine(node: &Node) -> (String, Vec<String>) {
     let text = node.farrier(&["doctor"]);
     let json = node.farrier(&["doctor", "-o", "json"]);
@@ -32,7 +32,7 @@ fn examine(node: &Node) -> (String, Vec<String>) {
     (text.clone(), problems.collect())
 }
 
-/// Fails unless one thing is wrong, whose problem holds `words`.
+/// Fails unless there is exactly one finding, whose problem contains `words`.
 fn assert_found(node: &Node, words: &str) {
     let (text, problems) = examine(node);
     assert!(
@@ -89,7 +89,7 @@ fn each_problem_of_doctor_is_solved_by_its_remedy() {
 
         node.remount("/opt", true);
         assert_found(&node, "read-only");
-        // What is there is served, and a run with nothing to do is not refused.
+        // The handler is still served, and a run with nothing to do is not refused.
         assert_eq!(node.change(&INSTALL).0, 0);
         node.remount("/opt", false);
 

@@ -1,4 +1,4 @@
-//! What goes wrong on nodes: the change is refused or undone, and says so.
+//! Faults of nodes: the change is refused or undone, and the report has the reason.
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
@@ -30,7 +30,7 @@ fn assert_rolled_back(release: &Path, faults: &[&str], words: &str) {
         report.reason.as_ref().unwrap().contains(words),
         "{report:?}"
     );
-    // The one on the change, and the one on what was put back.
+    // One restart for the change, and one for the restored configuration.
     assert_eq!(report.restarts, 2, "{report:?}");
     assert!(report.cri_away_ms.is_some(), "{report:?}");
     assert_eq!(node.tree(), before);
@@ -95,7 +95,7 @@ fn a_containerd_that_ends_after_its_start_is_rolled_back() {
 
 #[test]
 fn a_containerd_that_never_answers_is_rolled_back() {
-    // A minute each, which the release of containerd has no part in.
+    // One release is enough: each case takes a minute and does not depend on the release.
     assert_rolled_back(&programs()[2], &["silent"], "did not serve within");
 }
 
@@ -111,7 +111,7 @@ fn a_containerd_that_does_not_start_after_the_rollback_is_reported_as_broken() {
         assert_eq!(report.restarts, 2, "{report:?}");
         assert!(report.remedy.is_some());
         assert_eq!(node.config(), CONFIG);
-        // It is the same once a person has seen to it.
+        // The host is as before once an administrator has repaired containerd.
         node.start();
         let (status, report) = node.change(&INSTALL);
         assert_eq!((status, report.result), (0, Outcome::Applied), "{report:?}");
@@ -250,7 +250,7 @@ fn a_full_disk_rolls_the_change_back() {
                 &[shim(1, Run::Ends), vec![0; 1 << 16]].concat(),
                 0o644,
             );
-            // Whatever is free is taken.
+            // The file takes all free space.
             let filler = node.path(path).join("filler");
             let _ = fs::write(&filler, vec![0; 1 << 16]);
             let before = node.tree();

@@ -1,4 +1,4 @@
-//! The whole program against a real containerd, without a cluster: whole changes, a kill at any instant, every fault.
+//! The whole program against a real containerd, without a cluster: whole changes, kills at random moments, and faults.
 //!
 //! `cargo xtask test live` names the daemons in `FARRIER_CONTAINERDS`.
 

@@ -1,6 +1,6 @@
 //! A node without a cluster: a root, a process 1 and a service manager of its own, and a real containerd. No tests.
 //!
-//! The thread that makes one, and what it starts, has mounts, a network and process numbers of its own from there on; all of it ends
+//! The thread that makes one, and what it starts, has mounts, a network and PIDs of its own from there on; all of it ends
 //! with the thread. `OpenRC` is stood in for by a script of its interface.
 
 use std::collections::BTreeMap;
@@ -43,7 +43,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 pub struct Node {
     directory: PathBuf,
     boot: Child,
-    /// The number of process 1 on this machine.
+    /// The PID on this machine of the node's process 1.
     init: String,
 }
 
@@ -62,7 +62,7 @@ impl Drop for Node {
 /// Does `work` on a node of each release, one after the other.
 pub fn on_each(work: impl Fn(&Path) + Sync) {
     for release in programs() {
-        // A namespace of process numbers takes no second process 1, and a thread has but one.
+        // A PID namespace takes no second process 1, and a thread has but one.
         let done = std::thread::scope(|scope| scope.spawn(|| work(&release)).join());
         assert!(done.is_ok(), "on {}", release.display());
     }
@@ -163,7 +163,7 @@ impl Node {
         node
     }
 
-    /// The number of process 1 on this machine.
+    /// The PID on this machine of the node's process 1.
     pub fn init(&self) -> &str {
         &self.init
     }
@@ -196,7 +196,7 @@ impl Node {
         no_data("extra", &self.path(path), "", flags);
     }
 
-    /// Ends whatever runs, if anything still does, and starts the node again with `program` as process 1, which makes `/run/booted`.
+    /// Ends all processes of the node, and starts the node again with `program` as process 1, which makes `/run/booted`.
     pub fn boot_again(&mut self, program: &str) {
         let _ = self.boot.kill();
         self.boot.wait().unwrap();
@@ -265,7 +265,7 @@ impl Node {
         assert!(child.unwrap().success());
     }
 
-    /// The number of containerd's process on the node.
+    /// The PID of containerd on the node.
     pub fn process(&self) -> String {
         fs::read_to_string(self.path("/run/containerd.pid")).unwrap()
     }
@@ -296,7 +296,7 @@ impl Node {
         Self::read(&self.farrier(&[arguments, &["-o", "json"]].concat()))
     }
 
-    /// As [`Node::change`], with process numbers of its own, as a pod has them.
+    /// As [`Node::change`], in a PID namespace of its own, as in a pod.
     pub fn change_from_a_pod(&self, arguments: &[&str]) -> (i32, ProvisionReport) {
         let program = self.command(&[arguments, &["-o", "json"]].concat());
         let output = Command::new("unshare")
@@ -334,7 +334,7 @@ impl Node {
 /// share.
 fn boot(directory: &Path, program: &str) -> (Child, String) {
     let boot = Command::new("setpriv")
-        // Whatever ends this thread ends the node.
+        // The node ends with this thread.
         .args(["--pdeathsig", "KILL", "unshare", "--pid", "--fork"])
         .args(["--kill-child", "sh", "-ec", BOOT, program])
         .current_dir(directory)
@@ -353,7 +353,7 @@ fn boot(directory: &Path, program: &str) -> (Child, String) {
     (boot, init)
 }
 
-/// What a shim does when it is run.
+/// The behaviour of a shim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Run {
     /// Ends at once, with success.

@@ -1,4 +1,4 @@
-//! SIGTERM around a restart: what isn't restarted yet is undone without one, and what is being restarted is finished.
+//! SIGTERM around a restart: before the restart, the change is undone; during the restart, the change is finished.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -57,7 +57,7 @@ fn at_every_write(node: &Node, arguments: &[&str], back: &[&str]) {
     }
 }
 
-/// The releases differ in nothing that the writes have to do with; each takes minutes.
+/// One release is enough: the writes are the same on each release, and a run takes minutes.
 #[rstest]
 #[case::of_1_7(1)]
 #[case::of_2_1(2)]

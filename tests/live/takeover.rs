@@ -15,7 +15,7 @@ const SCHEMA_2: &str = "io.containerd.grpc.v1.cri";
 const SCHEMA_3: &str = "io.containerd.cri.v1.runtime";
 const CONFIG_3: &str = "version = 3\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n";
 
-/// What KWasm's installer does to a node: three handlers of its seven.
+/// The changes of KWasm's installer on a node: three handlers of its seven.
 fn add_kwasm(node: &Node) -> String {
     let mut tables = String::new();
     for (seed, name) in [(1, "spin-v2"), (2, "wws-v1"), (3, "slight-v1")] {
@@ -28,7 +28,7 @@ fn add_kwasm(node: &Node) -> String {
     format!("\n{tables}\n")
 }
 
-/// What runtime-class-manager's installer does to a node: two shims, the first with an option.
+/// The changes of runtime-class-manager's installer on a node: two shims, the first with an option.
 fn add_rcm(node: &Node, plugin: &str) -> String {
     let (mut tables, mut binaries) = (String::new(), Vec::new());
     for (seed, name, option) in [(1, "spin-v2", true), (2, "wws-v1", false)] {

@@ -4,7 +4,7 @@
 const BASE: u64 = 0x40_0000;
 const HEADERS: u64 = 64 + 56;
 
-/// The least size, so that programs differ by their last byte whatever their code is.
+/// The least size, so that any two programs can differ by their last byte.
 const SIZE: usize = 200;
 
 /// The `e_machine` of this CPU: `EM_X86_64` or `EM_AARCH64`.

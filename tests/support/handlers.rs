@@ -1,4 +1,4 @@
-//! What the suites of the configuration editor ask of handlers. Helpers, no tests.
+//! Conversions of handlers for the suites of the configuration editor. Helpers, no tests.
 
 use std::collections::BTreeSet;
 

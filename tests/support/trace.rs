@@ -22,7 +22,8 @@ const CHANGES: [i64; 7] = [
     libc::SYS_fsync,
 ];
 
-/// Runs the program with the arguments of `command` and kills it before its change number `nth`; says whether it came that far.
+/// Runs the program with the arguments of `command` and kills it before its change number `nth`; returns whether the
+/// program came to this change.
 pub fn is_killed_at(command: &Command, nth: usize) -> bool {
     let mut changes = 0;
     let status = follow(command, Stdio::null(), |_, call| {
@@ -35,8 +36,8 @@ pub fn is_killed_at(command: &Command, nth: usize) -> bool {
     status.is_none()
 }
 
-/// As [`is_killed_at`], with a signal that the program may handle, and to its end: returns its exit status, or `None` where it did not
-/// come that far. What it says goes to `stdout`.
+/// As [`is_killed_at`], with a signal that the program may handle, and to its end: returns its exit status, or `None` if the
+/// program made fewer changes. The program's output goes to `stdout`.
 pub fn is_interrupted_at(
     command: &Command,
     signal: Signal,
@@ -52,7 +53,7 @@ pub fn is_interrupted_at(
         }
         ControlFlow::Continue(())
     });
-    // 128 and the number of the signal where that ended it, as shells have it.
+    // As in shells, the status is 128 and the number of the signal if the signal ended the program.
     (changes >= nth).then_some(status.unwrap())
 }
 
@@ -61,7 +62,7 @@ fn is_change(call: &libc::user_regs_struct) -> bool {
 }
 
 /// Runs the program with the arguments and the environment of `command` and shows `seen` each system call that one of its threads is
-/// about to make. Returns how it ended, or `None` where `seen` broke off: it is killed before that call then.
+/// about to make. Returns the exit status, or `None` if `seen` broke off: then the program is killed before that call.
 #[allow(
     clippy::zombie_processes,
     reason = "waitpid reaps the child: what ptrace sees comes through it"
@@ -99,7 +100,7 @@ pub fn follow(
     ptrace::setoptions(program, options).unwrap();
     kill(program, Signal::SIGCONT).unwrap();
     ptrace::syscall(program, None).unwrap();
-    // The threads that are inside a system call, and come out of it when they are heard of next.
+    // The threads inside a system call. Their next stop is the end of the call.
     let mut inside = BTreeSet::new();
     loop {
         // Threads of the program, and children of this thread alone (wait(2)).
@@ -109,12 +110,12 @@ pub fn follow(
                 if !inside.remove(&thread) {
                     inside.insert(thread);
                     let Ok(call) = ptrace::getregs(thread) else {
-                        // It was killed meanwhile, which is heard of next.
+                        // The thread was killed meanwhile; waitpid reports that next.
                         continue;
                     };
                     if seen(program, &call).is_break() {
                         kill(program, Signal::SIGKILL).unwrap();
-                        // The first thread is heard of last: each other one has to be heard of before.
+                        // waitpid reports the first thread last, after all other threads.
                         while waitpid(None, Some(any)).unwrap()
                             != WaitStatus::Signaled(program, Signal::SIGKILL, false)
                         {
@@ -134,7 +135,7 @@ pub fn follow(
             WaitStatus::Exited(..) | WaitStatus::Signaled(..) => continue,
             other => panic!("{other:?}"),
         };
-        // A thread that ended meanwhile is heard of next.
+        // If the thread ended meanwhile, waitpid reports that next.
         let _ = ptrace::syscall(thread, signal);
     }
 }
