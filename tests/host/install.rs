@@ -317,7 +317,7 @@ async fn a_failed_upgrade_keeps_the_old_version() {
 }
 
 #[rstest]
-#[case::absent("absent", "there is no /srv/absent on this host")]
+#[case::absent("absent", "artifact /srv/absent is missing on the host")]
 #[case::no_program("empty", "the artifact is neither a .tar.gz archive nor")]
 #[tokio::test]
 async fn an_unavailable_shim_changes_nothing(#[case] name: &str, #[case] reason: &str) {
