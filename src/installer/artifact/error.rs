@@ -85,7 +85,7 @@ pub enum Error {
         message: String,
     },
     /// The hand-off directory contains no result or no binary for a Shim.
-    #[error("the fetch container left no binary for this shim")]
+    #[error("`farrier fetch` left no binary for this shim")]
     Missing,
     /// `fetch` reported a failure.
     #[error("{0}")]
@@ -113,12 +113,14 @@ impl Error {
             }
             Self::Unpack(error) => return error.help(),
             Self::Directory { .. } => {
-                Cow::Borrowed("check that the directory exists and that farrier may write to it")
+                Cow::Borrowed("check that the path exists and that farrier may access it")
             }
             Self::CaFile { .. } => {
                 Cow::Borrowed("name a PEM file, which contains `BEGIN CERTIFICATE`")
             }
-            Self::Missing => Cow::Borrowed("check the log of the fetch container"),
+            Self::Missing => {
+                Cow::Borrowed("check the log of `farrier fetch` (in a Job, the container fetch)")
+            }
             Self::Reported(_) => return None,
         })
     }

@@ -94,7 +94,7 @@ impl Builder<'_> {
             let binary = match (foreign, goal.binaries.get(&shim.name)) {
                 _ if unusable.is_some() => Err(Problem::with_help(
                     format!(
-                        "invalid name {:?} of a handler or an option",
+                        "invalid name {:?} of a handler or an option: it is empty, reserved or not printable",
                         unusable.map_or("", String::as_str)
                     ),
                     "use another name",

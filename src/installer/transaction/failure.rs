@@ -111,9 +111,9 @@ impl Error {
             Self::Config(error) => return error.help(),
             Self::ConfigRefused(_) => Cow::Borrowed("run with --dry-run to see the change"),
             Self::Artifact(error) => return error.help(),
-            Self::NoArtifact { .. } => {
-                Cow::Borrowed("put the artifact at this path, or correct the location of the shim")
-            }
+            Self::NoArtifact { .. } => Cow::Borrowed(
+                "put the artifact at this path on the host (below --host-root, if set), or correct the location of the shim",
+            ),
             Self::NotPresent { .. } => {
                 Cow::Borrowed("wait for the next attempt, which fetches the binary again")
             }
