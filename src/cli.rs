@@ -235,7 +235,8 @@ pub struct Install {
     /// Directory with the results of `farrier fetch`. Without this option, the shims are downloaded now.
     #[arg(long, value_name = "DIR", requires = "request")]
     pub artifacts: Option<PathBuf>,
-    /// A shim to install. Repeat the option for several shims. Format:
+    /// A shim to install. Repeat the option for several shims. LOCATION is an https://, http:// or file:/// URL. Farrier reads the path of
+    /// a file:/// URL below `--host-root`. Format:
     /// NAME=LOCATION[,sha256=HEX][,handler=HANDLER][,alias=ALIAS]...[,binary=FILE][,option.KEY=VALUE]...
     #[arg(long, value_name = "SPEC", value_parser = parse_shim)]
     pub shim: Vec<ShimRequest>,
