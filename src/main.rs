@@ -308,7 +308,7 @@ async fn run_fetch(fetch: cli::Fetch) -> ExitCode {
             }
             ExitCode::SUCCESS
         }
-        Err(error) => fail(&error),
+        Err(error) => fail_with_help(&error, error.help().as_deref()),
     }
 }
 

@@ -62,7 +62,7 @@ pub fn handlers(
 /// ```
 /// use std::collections::{BTreeMap, BTreeSet};
 ///
-/// use farrier::containerd_config::{ConfigFiles, Handler, SourceFile, edit, place};
+/// use farrier::containerd_config::{ConfigFiles, Handler, SourceFile, edit, config_target};
 ///
 /// let text = "version = 3\n\n[plugins.'io.containerd.cri.v1.runtime']\nenable_selinux = true # by hand\n";
 /// let files = ConfigFiles {
@@ -72,7 +72,7 @@ pub fn handlers(
 ///     },
 ///     imported: Vec::new(),
 /// };
-/// let target = place(&files, &"2.1.9".parse()?)?;
+/// let target = config_target(&files, &"2.1.9".parse()?)?;
 /// let spin = Handler {
 ///     name: "spin".to_owned(),
 ///     runtime_type: "/opt/farrier/bin/containerd-shim-spin-v2".to_owned(),

@@ -16,7 +16,7 @@ use super::types::{ConfigFiles, ConfigTarget, RUNC};
 /// The file and the table for handlers in the configuration `files` of a containerd of release `version`.
 ///
 /// ```
-/// use farrier::containerd_config::{ConfigFiles, PluginId, SourceFile, place};
+/// use farrier::containerd_config::{ConfigFiles, PluginId, SourceFile, config_target};
 ///
 /// let root = |text: &str| ConfigFiles {
 ///     root: SourceFile {
@@ -25,13 +25,13 @@ use super::types::{ConfigFiles, ConfigTarget, RUNC};
 ///     },
 ///     imported: Vec::new(),
 /// };
-/// let target = place(&root("version = 2"), &"1.7.35".parse()?)?;
+/// let target = config_target(&root("version = 2"), &"1.7.35".parse()?)?;
 /// assert_eq!(target.path, "/etc/containerd/config.toml");
 /// assert_eq!(target.plugin, PluginId::GrpcV1Cri);
 ///
 /// // containerd 2 merges imported files, so handlers get a file of their own.
 /// let text = "version = 3\nimports = ['/etc/containerd/conf.d/*.toml']";
-/// let target = place(&root(text), &"2.1.9".parse()?)?;
+/// let target = config_target(&root(text), &"2.1.9".parse()?)?;
 /// assert_eq!(target.path, "/etc/containerd/conf.d/farrier.toml");
 /// assert!(target.drop_in);
 /// # Ok::<(), farrier::containerd_config::Error>(())

@@ -365,6 +365,24 @@ async fn https_requires_a_trusted_certificate_authority_without_a_fallback() {
     assert!(result.reason.unwrap().contains("certificate"));
 }
 
+#[test]
+fn the_installer_reports_the_help_of_a_failed_fetch() {
+    let out = tempfile::tempdir().unwrap();
+    let shim = shim("https://example.org/a".to_owned());
+    let result = FetchResult {
+        shim: shim.name.clone(),
+        binary_sha256: None,
+        reason: Some("failed to fetch https://example.org/a: the server answers 404".to_owned()),
+        remedy: Some("correct the location".to_owned()),
+        present: false,
+    };
+    let json = serde_json::to_string(&result).unwrap();
+    std::fs::write(out.path().join(format!("{}.json", shim.name)), json).unwrap();
+    let error = read_binary(&shim, out.path()).unwrap_err();
+    assert_eq!(error.to_string(), result.reason.unwrap());
+    assert_eq!(error.help().as_deref(), Some("correct the location"));
+}
+
 #[tokio::test]
 async fn a_binary_that_is_already_on_the_node_is_not_fetched() {
     // No server answers on this address.

@@ -121,7 +121,7 @@ impl Error {
             Self::Missing => {
                 Cow::Borrowed("check the log of `farrier fetch` (in a Job, the container fetch)")
             }
-            Self::Reported(_) => return None,
+            Self::Reported(problem) => Cow::Borrowed(problem.help.as_deref()?),
         })
     }
 }

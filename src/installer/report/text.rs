@@ -40,23 +40,17 @@ pub fn report_text(report: &ProvisionReport) -> String {
             // containerd was not asked (`--offline`).
             (false, None) => "not checked",
         };
-        let path = handler.path.as_deref().unwrap_or("-");
-        let reason = handler
-            .reason
-            .as_deref()
-            .map(|reason| format!(": {reason}"));
-        line!(
-            text,
-            "  {} {served} {path}{}",
-            handler.handler,
-            reason.unwrap_or_default()
-        );
-        if let Some(help) = handler
-            .remedy
-            .as_ref()
-            .filter(|_| handler.remedy != report.remedy)
-        {
-            line!(text, "    help: {help}");
+        let path = handler.path.iter().map(|path| format!(" {path}"));
+        let path: String = path.collect();
+        line!(text, "  {} {served}{path}", handler.handler);
+        // The reason of the report is the one of its first failed handler.
+        let of_report = report.reason.as_deref().unwrap_or_default();
+        let reason = handler.reason.as_deref();
+        if let Some(reason) = reason.filter(|reason| !of_report.ends_with(reason)) {
+            line!(text, "    reason: {reason}");
+            if let Some(help) = &handler.remedy {
+                line!(text, "    help: {help}");
+            }
         }
     }
     for file in &report.files {
