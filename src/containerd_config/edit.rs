@@ -62,7 +62,7 @@ pub fn handlers(
 /// ```
 /// use std::collections::{BTreeMap, BTreeSet};
 ///
-/// use farrier::containerd_config::{ConfigFiles, Handler, SourceFile, edit, config_target};
+/// use farrier::containerd_config::{ConfigFiles, Handler, SourceFile, config_target, edit};
 ///
 /// let text = "version = 3\n\n[plugins.'io.containerd.cri.v1.runtime']\nenable_selinux = true # by hand\n";
 /// let files = ConfigFiles {
