@@ -171,7 +171,7 @@ fn a_deleted_job_is_reported_once_even_if_the_watch_lags() {
     let job = answered.job.clone();
     let (mut after, plan) = answered.step();
     assert!(plan.ended.is_some());
-    // The watch has yet to bring that the Job is gone.
+    // The watch has not delivered the deletion of the Job yet.
     after.job = job;
     let (mut after, plan) = after.step();
     assert_eq!((plan.ended, plan.event, plan.edit), (None, None, None));

@@ -1,4 +1,4 @@
-//! Attempts that failed, Jobs that say nothing or too much, and what was written down by somebody else.
+//! Failed attempts, Jobs without a readable report, and invalid text in reports and annotations.
 
 use super::*;
 use crate::handoff::Problem;
@@ -44,7 +44,7 @@ fn a_failed_attempt_sets_the_label_publishes_an_event_and_waits(#[case] result: 
     assert!(event.warning && event.note.contains("wrong digest"));
     assert_eq!(plan.look_again, Some(Duration::from_secs(30)));
     let early = after.later(29);
-    assert!(early.decide().is_empty(), "no hot loop");
+    assert!(early.decide().is_empty(), "the wait has not passed");
     assert!(matches!(
         early.later(1).decide().job,
         JobStep::Create { .. }
@@ -65,7 +65,7 @@ fn an_interrupted_attempt_is_no_failure_and_is_repeated_at_once() {
     let event = plan.event.unwrap();
     assert_eq!((event.warning, &*event.reason), (false, "Interrupted"));
     assert_eq!(plan.ended.unwrap().outcome, "interrupted");
-    // After the fourth in a row there is a pause.
+    // The fourth interrupted attempt in a row is followed by a pause.
     assert_eq!(after.label("farrier.dev/spin"), Some("pending"));
     assert!(after.decide().is_empty());
     assert_eq!(after.decide().look_again, Some(Duration::from_secs(30)));
@@ -221,14 +221,14 @@ fn a_node_with_an_unreadable_annotation_gets_a_job() {
 }
 
 #[test]
-fn a_rolled_back_removal_keeps_what_is_known_of_the_shim() {
+fn a_rolled_back_removal_keeps_the_known_state_of_the_shim() {
     let after = Scene::provisioned()
         .no_longer_annotated()
         .stepped()
         .answers(
             Outcome::RolledBack,
             true,
-            Some("containerd did not come back"),
+            Some("containerd did not start again"),
         )
         .stepped();
     assert!(

@@ -1,4 +1,4 @@
-//! The life of a node: another host, a boot, another runtime, cordons, taints, and what its kubelet lists.
+//! Changes of a node: another host, a reboot, another runtime, cordons, taints, and the handlers that the kubelet lists.
 
 use super::*;
 use crate::handoff::Sha256Digest;
@@ -176,10 +176,13 @@ fn a_host_without_events_is_checked_again_within_thirty_hours() {
     assert!(matches!(plan.job, JobStep::Create { .. }));
     assert!(plan.edit.unwrap().labels.is_empty());
     let (after, plan) = asked.answers(Outcome::Unchanged, true, None).step();
-    assert_eq!(plan.event, None, "it is no news");
+    assert_eq!(
+        plan.event, None,
+        "a regular check without a change publishes no Event"
+    );
     assert!(after.decide().is_empty());
     let none = scene().later(48 * 3_600).decide();
-    assert_eq!(none, Plan::default(), "it carries nothing");
+    assert_eq!(none, Plan::default(), "a node without shims is not checked");
 }
 
 #[test]
@@ -194,7 +197,7 @@ fn a_report_from_before_a_reboot_is_verified() {
         panic!("no Job")
     };
     assert_eq!(asked.digest(), request.digest());
-    // A host and a kubelet that see different boots for good are no reason to ask for ever.
+    // If host and kubelet always report different boot IDs, the Jobs still end.
     let again = again
         .answers(Outcome::Unchanged, true, None)
         .in_boot("boot");

@@ -1,4 +1,4 @@
-//! Rollouts over several nodes: whose turn it is, what a failure does to the others, and who comes last.
+//! Rollouts over several nodes: their order, the limit of changing nodes, and the halt after a failure.
 
 use std::collections::BTreeSet;
 
@@ -16,7 +16,8 @@ struct World {
 }
 
 impl World {
-    /// Nodes that serve the Shim `spin`, which is to be rolled out from now on, `most` at a time; the first ones carry the control plane.
+    /// Nodes that serve the Shim `spin`. Later changes of the Shim are rolled out to `most` nodes at a time. The first nodes are
+    /// control-plane nodes.
     fn provisioned(control_plane: usize, workers: usize, most: i32) -> Self {
         let nodes = (0..control_plane + workers).map(|at| {
             let mut node = scene().annotated();
@@ -81,20 +82,20 @@ impl World {
         requeue
     }
 
-    /// Decides on every node, and on those whose turn comes by it, until nothing more follows.
+    /// Decides on every node, and then on the nodes that a decision triggers, until no node changes.
     fn settle(&mut self) {
         let mut queue: Vec<usize> = (0..self.nodes.len()).collect();
         let mut steps = 0;
         while let Some(at) = queue.pop() {
             steps += 1;
-            assert!(steps < 1_000, "it never settles");
+            assert!(steps < 1_000, "the decisions never end");
             let before = self.nodes[at].node.clone();
-            let woken = self.step(at).nodes;
-            // The watch brings what was written.
+            let triggered = self.step(at).nodes;
+            // The watch delivers the write.
             if self.nodes[at].node != before {
                 queue.insert(0, at);
             }
-            for name in woken {
+            for name in triggered {
                 let next = self.nodes.iter().position(|node| node.node.name == name);
                 queue.insert(0, next.unwrap());
             }
@@ -158,8 +159,8 @@ fn a_node_that_waits_for_its_turn_keeps_serving_without_new_labels() {
     assert_eq!(node.label("handler.farrier.dev/spin-v2"), Some("true"));
     let (reason, message) = world.condition("Progressing");
     assert_eq!(reason, "Provisioning");
-    let told = "1 of 2 nodes are in progress, 1 wait for their turn";
-    assert_eq!(message, told);
+    let expected = "1 of 2 nodes are in progress, 1 wait for their turn";
+    assert_eq!(message, expected);
 }
 
 #[test]
@@ -186,17 +187,17 @@ fn a_failure_halts_the_rollout_with_node_and_reason_until_the_node_succeeds() {
     world.ends(
         failed,
         Outcome::RolledBack,
-        Some("containerd did not come back"),
+        Some("containerd did not start again"),
     );
     assert_eq!(world.changing(), BTreeSet::new());
     let (reason, message) = world.condition("Progressing");
     assert_eq!(reason, "Halted");
     let name = &world.nodes[failed].node.name;
     assert!(
-        message.contains(name) && message.contains("did not come back"),
+        message.contains(name) && message.contains("did not start again"),
         "{message}"
     );
-    // It is tried again, and once it works the others follow.
+    // The failed node is tried again. After it succeeds, the other nodes follow.
     for node in &mut world.nodes {
         node.now += SignedDuration::from_secs(30);
     }
@@ -299,7 +300,7 @@ fn recreate_changes_all_nodes_at_once_except_the_control_plane() {
     for at in 2..5 {
         world.ends(at, Outcome::Applied, None);
     }
-    // A restart of k3s or RKE2 takes the API server along.
+    // A restart of k3s or RKE2 also restarts the API server.
     assert_eq!(world.changing().len(), 1);
 }
 

@@ -1,4 +1,4 @@
-//! A cluster of one node that the sentences of the table build, and the steps that they take it through. No claims.
+//! Builds a cluster of one node for the tests of the decisions, and carries decisions out on it. No tests.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ use crate::controller::memory::aggregate::Fleet;
 use crate::controller::memory::node_summary::NodeSummary;
 use crate::handoff::{HandlerReport, Outcome, Problem, ProvisionReport, Sha256Digest};
 
-/// A cluster of one node, as sentences build it.
+/// A cluster of one node.
 pub(super) struct Scene {
     pub(super) node: NodeView,
     pub(super) shims: Vec<ShimView>,
@@ -123,17 +123,17 @@ impl Scene {
             .unwrap_or_default()
     }
 
-    /// What the node adds to the whole, once it is decided on.
+    /// The summary of the node after the decision on it.
     pub(super) fn summary(&self) -> NodeSummary {
         self.look(|seen| NodeSummary::of(seen, decide(seen).as_ref()))
     }
 
-    /// What it adds before that.
+    /// The summary of the node before the decision on it.
     pub(super) fn summary_before(&self) -> NodeSummary {
         self.look(|seen| NodeSummary::of(seen, undecided(seen).as_ref()))
     }
 
-    /// Decides, and carries the plan out as the API server would.
+    /// Decides, and writes the plan as the API server would.
     pub(super) fn step(mut self) -> (Self, Plan) {
         let plan = self.decide();
         let edit = plan.edit.clone().unwrap_or_default();
@@ -181,7 +181,7 @@ impl Scene {
         self
     }
 
-    /// The Job's installer answers: every handler that was asked for is `served`.
+    /// The Job's installer reports. Every requested handler is served or not, as `served` says.
     pub(super) fn answers(self, result: Outcome, served: bool, reason: Option<&str>) -> Self {
         let request = self.job.as_ref().unwrap().request.clone().unwrap();
         let mut report = ProvisionReport::new(result);
@@ -209,7 +209,7 @@ impl Scene {
         self.later(1).job(JobProgress::Answered(Box::new(report)))
     }
 
-    /// The answer is one from this boot of the host.
+    /// The report is from this boot of the host.
     pub(super) fn in_boot(mut self, boot_id: &str) -> Self {
         let job = self.job.as_mut().unwrap();
         let JobProgress::Answered(report) = &mut job.progress else {
@@ -231,7 +231,7 @@ impl Scene {
         self.shims[0].spec.as_mut().unwrap()
     }
 
-    /// The Shim is to be fetched from another place from now on.
+    /// From now on, the Shim has another location.
     pub(super) fn upgrade(&mut self) {
         let strategy = &mut self.spec().fetch_strategy;
         strategy.anon_http.as_mut().unwrap().location = "https://example.org/b".to_owned();

@@ -1,4 +1,4 @@
-//! Shims as they come, rest, share handlers, can't be read and go; their statuses.
+//! New, paused, conflicting, unreadable and deleted Shims, and the status of each.
 
 use super::*;
 use crate::controller::memory::aggregate::Fleet;
@@ -42,7 +42,7 @@ fn a_shim_without_artifact_for_the_platform_fails_without_a_job() {
     fleet.put("n1", after.summary());
     let alone = ready(&fleet);
     assert_eq!((&*alone.status, &*alone.reason), ("False", "Unsupported"));
-    // Beside one that serves it, it is no failure, and not counted.
+    // If another node serves the Shim, the unsupported node is neither a failure nor counted.
     fleet.put("n2", Scene::provisioned().summary());
     let status = after.status_of(0, &fleet).status.unwrap();
     assert_eq!((status.nodes, status.nodes_failed), (1, 0));
@@ -52,7 +52,7 @@ fn a_shim_without_artifact_for_the_platform_fails_without_a_job() {
 }
 
 #[test]
-fn a_users_shim_beats_a_default_one_to_a_handler() {
+fn a_shim_of_a_user_takes_a_handler_from_a_default_shim() {
     let mut scene = scene().annotated();
     scene.shims.push(shim("default-spin", "spin-v2"));
     scene.shims[0].created = start() + SignedDuration::from_secs(60);
@@ -172,7 +172,7 @@ fn an_unreadable_shim_stays_on_its_nodes_and_gets_no_new_ones() {
     assert_eq!(
         there.later(60).status(0).status.unwrap(),
         status,
-        "no hot loop"
+        "an unchanged status is not written again"
     );
 
     let mut elsewhere = scene().annotated();
@@ -269,7 +269,7 @@ fn the_finalizer_of_runtime_class_manager_is_removed_from_a_deleted_shim() {
     assert_eq!(scene.status(0).finalizer, Finalizer::Add);
     scene.shims[0].deleting = true;
     assert_eq!(scene.status(0).finalizer, Finalizer::Release);
-    // Whoever sets it again beside us is not fought.
+    // If another controller sets the finalizer again, Farrier leaves it.
     scene.shims[0].deleting = false;
     scene.shims[0].has_finalizer = true;
     assert_eq!(scene.status(0).finalizer, Finalizer::Keep);
@@ -278,10 +278,14 @@ fn the_finalizer_of_runtime_class_manager_is_removed_from_a_deleted_shim() {
 #[test]
 fn a_changed_condition_publishes_one_event() {
     let mut scene = Scene::provisioned();
-    let told = scene.status(0);
-    let notes: Vec<&str> = told.events.iter().map(|news| &*news.reason).collect();
+    let published = scene.status(0);
+    let notes: Vec<&str> = published
+        .events
+        .iter()
+        .map(|event| &*event.reason)
+        .collect();
     assert_eq!(notes, ["Provisioned"]);
-    scene.shims[0].status = told.status;
+    scene.shims[0].status = published.status;
     assert_eq!(scene.status(0).events, []);
     let failed = Scene {
         shims: scene.shims.clone(),
@@ -292,10 +296,10 @@ fn a_changed_condition_publishes_one_event() {
         .stepped()
         .answers(Outcome::Refused, false, Some("no room"))
         .stepped();
-    let told = failed.status(0).events;
+    let published = failed.status(0).events;
     assert!(
-        told[0].warning && told[0].note.contains("no room"),
-        "{told:?}"
+        published[0].warning && published[0].note.contains("no room"),
+        "{published:?}"
     );
 }
 
