@@ -1,6 +1,6 @@
 //! The Shim object as users write it: `runtime.spinkube.dev/v1alpha1`, a superset of runtime-class-manager's (RCM's) Shim.
 //!
-//! Pure: types, their schema, and the artifact of a Shim for a platform. The controller decides what a node does; no client lives here.
+//! Pure: types, their schema, and the artifact of a Shim for a platform. The controller decides about nodes. No client of the API server is here.
 //! RCM's fields are spelt and required as in its release 0.2.0, so that its manifests apply unchanged.
 
 pub use error::Error;

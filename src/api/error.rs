@@ -60,9 +60,9 @@ impl Error {
     pub fn help(&self) -> Option<Cow<'static, str>> {
         let help = match self {
             Self::NoArtifact => "set spec.fetchStrategy.platforms",
-            Self::NoPlatform { .. } => "add one to spec.fetchStrategy.platforms",
+            Self::NoPlatform { .. } => "add the platform to spec.fetchStrategy.platforms",
             Self::Location { .. } => "use https://, http:// or file:///",
-            Self::LongLocation => "shorten it",
+            Self::LongLocation => "shorten the location",
             Self::Digest { .. } => "write 64 hexadecimal digits",
             Self::MaxUpdate { .. } => return None,
             Self::Name { .. } => "use at most 63 characters",

@@ -269,7 +269,7 @@ BinaryName = ""
     #[case::none("[grpc]\naddress = ''\n", None)]
     #[case::relative("[grpc]\naddress = 'c.sock'\n", None)]
     #[case::no_toml("[", None)]
-    fn the_socket_is_where_the_configuration_has_it(
+    fn the_socket_address_is_read_from_a_dump_of_every_schema(
         #[case] dump: &str,
         #[case] expected: Option<&str>,
     ) {

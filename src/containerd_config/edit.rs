@@ -374,8 +374,8 @@ fn verify(
 /// The text of the file `path` without the handlers for which `is_managed` is true, in all plugins' tables. The text is TOML or a Go
 /// template.
 ///
-/// The file is one that [`config_target`](super::config_target) no longer chooses, for example since an upgrade of containerd. The result is `None` where
-/// nothing else is left in a file that Farrier created.
+/// The file is one that [`config_target`](super::config_target) no longer chooses, for example since an upgrade of containerd. The result
+/// is `None` where nothing else is left in a file that Farrier created.
 ///
 /// ```
 /// use farrier::containerd_config::remove_managed_handlers;
@@ -662,7 +662,7 @@ mod tests {
     }
 
     #[test]
-    fn the_default_runtime_stays_while_a_handler_of_others_stands_beside_it() {
+    fn the_default_runtime_stays_while_others_declare_a_handler() {
         let target = ConfigTarget {
             must_declare_runc: true,
             ..target()

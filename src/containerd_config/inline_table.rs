@@ -36,10 +36,10 @@ pub(super) fn fill_braces(
     format!("{before}{comma}{}{after}", inside.join(", "))
 }
 
-/// The bytes of the entries for which `goes` is true, each with the comma that separates it from its neighbours.
+/// The bytes of the entries for which `is_removed` is true, each with the comma that separates it from its neighbours.
 pub(super) fn entries_of(
     braces: &InlineTable,
-    goes: impl Fn(&[&str]) -> bool,
+    is_removed: impl Fn(&[&str]) -> bool,
     ranges: &mut Vec<Range<usize>>,
     text: &str,
 ) {
@@ -54,7 +54,7 @@ pub(super) fn entries_of(
         .and_then(|(key, _)| key.span())
         .map(|span| span.start);
     for (index, (keys, span)) in entries.iter().enumerate() {
-        if !goes(keys) {
+        if !is_removed(keys) {
             kept = Some(span.end);
             continue;
         }

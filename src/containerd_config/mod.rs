@@ -1,7 +1,7 @@
 //! Reads and edits containerd's configuration: text in, text out.
 //!
-//! [`config_target`] chooses the file and the table for handlers, [`edit`] writes the new text, [`compare_dumps`] and [`contains_handlers`] check
-//! the result against what the host's containerd prints for it. The module reads no file and starts no process.
+//! [`config_target`] chooses the file and the table for handlers, and [`edit()`] writes the new text. [`compare_dumps`] and
+//! [`contains_handlers`] check the dumps that the host's containerd prints for it. The module reads no file and starts no process.
 //!
 //! The rules are those of containerd 1.6.20 to 2.4.2, tried on real daemons. Releases and builds differ, so a caller should run the host's
 //! own containerd on the new text before a restart. The text is parsed to decide and to check, and spliced to change: `toml_edit` does not

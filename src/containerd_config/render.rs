@@ -194,7 +194,7 @@ fn unusable_key_in(value: &Value) -> Option<&String> {
     }
 }
 
-/// The text without the sorted ranges, which don't overlap, and without the line end that [`JOINED_MARK`] tells of.
+/// The text without the sorted ranges, which don't overlap, and without the line end that [`JOINED_MARK`] records.
 pub(super) fn without_ranges(text: &str, ranges: &[Range<usize>]) -> String {
     let mut left = cut(text, ranges);
     let joined = ranges.iter().find(|range| {

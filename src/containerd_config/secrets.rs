@@ -108,7 +108,7 @@ mod tests {
     )]
     #[case::short("password = 'a'", "a bad value", "a bad value")]
     #[case::not_ascii("é password = 'hünter2'", "got hünter2", "got …")]
-    fn credentials_are_taken_out_of_a_message(
+    fn credentials_are_removed_from_a_message(
         #[case] config: &str,
         #[case] message: &str,
         #[case] expected: &str,

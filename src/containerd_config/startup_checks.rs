@@ -281,7 +281,7 @@ pub enum HostPrerequisite {
     },
 }
 
-/// The conditions on the host that the configuration which containerd printed as `dump` depends on.
+/// The conditions on the host for the configuration that containerd printed as `dump`.
 ///
 /// ```
 /// use farrier::containerd_config::{HostPrerequisite, host_prerequisites};
@@ -425,7 +425,7 @@ mod tests {
     #[case("1.2.3s", false)]
     #[case("1s ", false)]
     #[case("1d", false)]
-    fn durations_are_those_of_go(#[case] text: &str, #[case] is: bool) {
+    fn durations_are_accepted_as_go_accepts_them(#[case] text: &str, #[case] is: bool) {
         assert_eq!(is_duration(text), is);
     }
 

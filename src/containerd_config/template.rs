@@ -74,7 +74,7 @@ pub fn template_handlers(text: &str, plugin: PluginId) -> BTreeMap<String, Decla
         .collect()
 }
 
-/// The handlers of everybody in the plugin's table of the template `path`, without actions among their lines.
+/// All handlers in the plugin's table of the template `path`, Farrier's and others', without actions among their lines.
 ///
 /// # Errors
 /// When the text is too long or has an action without an end.

@@ -167,7 +167,7 @@ pub struct ConfigTarget {
     pub version: Option<i64>,
     /// Whether the file is Farrier's own, in a directory that the root imports. The directory may be absent.
     pub drop_in: bool,
-    /// Whether the first handler in the file would hide containerd's default runtime. [`edit`](super::edit) then needs the declaration of
+    /// Whether the first handler in the file would hide containerd's default runtime. [`edit`](super::edit()) then needs the declaration of
     /// `runc`.
     pub must_declare_runc: bool,
     /// Handlers that other loaded files declare.

@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_shows_each_node_and_why_it_failed() {
+    fn the_table_shows_each_node_and_the_reason_of_a_failure() {
         let node: NodeObject = serde_json::from_value(json!({
             "metadata": {"name": "n1", "uid": "u", "labels": {"farrier.dev/spin": "failed"}, "annotations": {
                 "farrier.dev/applied": r#"{"nodeUid":"u","reason":"no route"}"#}},

@@ -45,8 +45,8 @@ impl Sha256Digest {
         Self(bytes)
     }
 
-    /// Reads a field of a document: a text that is not a digest counts as an absent one. For fields of which anybody may have written the
-    /// text, or of which an empty text says that there is no digest.
+    /// Reads a field of a document. A text that is not a digest counts as an absent digest: the field may be empty, or written by an
+    /// untrusted account.
     ///
     /// # Errors
     /// When the field is neither a string nor null.

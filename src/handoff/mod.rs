@@ -1,4 +1,4 @@
-//! The documents between the cluster and a node: what a node should carry, and what came of it. Versioned JSON.
+//! The documents between the cluster and a node: the desired set of a node, and the report about it. Versioned JSON.
 //!
 //! Pure. The controller writes a [`ProvisionRequest`] into its Job and reads a [`ProvisionReport`] from the Job's pod. The installer does the
 //! reverse. `farrier fetch` writes a [`FetchResult`] per Shim for the installer. The types that all of them check their input with are here,

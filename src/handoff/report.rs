@@ -54,7 +54,7 @@ pub struct ProvisionReport {
     /// This release can't change a host of this kind. Another try gives the same result.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unsupported: bool,
-    /// SIGTERM or SIGINT ended the run before the change took effect. `result` is then `rolledBack`, also where the run had changed nothing
+    /// SIGTERM, SIGINT or SIGHUP ended the run before the change took effect. `result` is then `rolledBack`, also where the run had changed nothing
     /// yet: the host is as it was. This is no failure of the request or of the host, so the same request may be made again at once. The
     /// field is absent where a signal came too late and the change was carried out, and where undoing the change failed (`broken`).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]

@@ -72,9 +72,9 @@ impl Error {
             Self::Write { .. } => Some(
                 "check that the API server is reachable and that this account may create and replace CustomResourceDefinitions".into(),
             ),
-            Self::Contested { .. } => Some("see its metadata.managedFields for the client".into()),
+            Self::Contested { .. } => Some("find the client in metadata.managedFields of the CustomResourceDefinition".into()),
             Self::Watch { .. } => None,
-            Self::Deadline { .. } => Some("see its status.conditions".into()),
+            Self::Deadline { .. } => Some("read status.conditions of the CustomResourceDefinition".into()),
         }
     }
 }

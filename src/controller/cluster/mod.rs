@@ -64,7 +64,7 @@ impl Error {
 /// When neither names one.
 pub async fn client() -> Result<Client, Error> {
     let config = Config::infer().await.map_err(kube::Error::InferConfig);
-    // kube tells that it has no support for proxies in this build.
+    // kube then reports that this build has no support for proxies.
     let connect = |config: Config| match config.proxy_url {
         Some(_) => Client::try_from(config),
         None => connect(&config),
@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_api_server_is_asked_by_its_name() {
+    async fn the_client_resolves_the_host_name_of_the_api_server() {
         let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = server.local_addr().unwrap().port();
         let mut config = Config::new(format!("http://localhost:{port}/base").parse().unwrap());

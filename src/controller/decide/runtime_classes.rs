@@ -242,7 +242,7 @@ mod tests {
         ShimView::from(&kube::core::DeserializeGuard(Ok(object)))
     }
 
-    /// The classes that `shim` makes where there are none, as they come back from the API server.
+    /// The RuntimeClasses that a plan for `shim` creates, as the API server returns them.
     fn made(shim: &ShimView) -> Vec<RuntimeClass> {
         let (steps, foreign) = decide(shim, &[]);
         assert!(foreign.is_empty());
