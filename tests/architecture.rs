@@ -244,7 +244,7 @@ fn modules_import_only_what_the_table_allows() {
 }
 
 #[test]
-fn imports_go_down_the_floors_of_their_folder() {
+fn imports_go_down_the_floors_of_their_directory() {
     let graph = own_graph();
     for (directory, floors) in FLOORS {
         let upward = upward_imports(&graph, directory, floors);
@@ -253,7 +253,7 @@ fn imports_go_down_the_floors_of_their_folder() {
 }
 
 #[test]
-fn no_files_and_no_folders_import_each_other_in_a_circle() {
+fn no_files_and_no_directories_import_each_other_in_a_circle() {
     let graph = own_graph();
     let found = all_circles(&graph);
     assert!(found.is_empty(), "\n{found}");
@@ -290,7 +290,7 @@ fn a_file_that_decides_has_no_effects() {
 }
 
 #[test]
-fn only_one_folder_writes_to_the_api_server() {
+fn only_one_directory_writes_to_the_api_server() {
     let graph = own_graph();
     let writers: BTreeSet<&String> = graph
         .sources

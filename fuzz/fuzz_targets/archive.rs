@@ -1,4 +1,4 @@
-//! Whatever bytes an artifact holds: nothing panics, and what is returned is the digest of what was written, a program for this CPU.
+//! Unpacks arbitrary bytes. Unpacking never panics, and a returned digest is that of the written file, which is an ELF program.
 
 #![no_main]
 
@@ -15,7 +15,7 @@ fuzz_target!(|input: (bool, Option<&str>, &[u8])| {
     let artifact = if packed {
         bytes.to_vec()
     } else {
-        // Past the checksums of gzip, which chance doesn't meet.
+        // The encoder adds valid checksums of gzip, which random bytes do not have.
         let mut encoder = GzEncoder::new(Vec::new(), Compression::none());
         let Ok(()) = encoder.write_all(bytes) else {
             return;

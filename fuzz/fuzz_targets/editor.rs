@@ -1,19 +1,19 @@
-//! Whatever bytes a configuration or a template holds: nothing panics, and what can be edited comes back to its first bytes.
+//! Edits arbitrary text as a configuration and as a template. No edit panics, and removing all handlers restores the first bytes.
 
 #![no_main]
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use farrier::containerd_config::{
-    ConfigFiles, Handler, PluginId, SourceFile, Value, compare_dumps, edit, edit_template, imports,
-    config_target, runtimes_of_dump, startup_checks, with_imports,
+    ConfigFiles, Handler, PluginId, SourceFile, Value, compare_dumps, config_target, edit,
+    edit_template, imports, runtimes_of_dump, startup_checks, with_imports,
 };
 use libfuzzer_sys::fuzz_target;
 
 /// A release for each way of reading a configuration.
 const RELEASES: [&str; 3] = ["1.7.35", "2.1.9", "2.4.2"];
 
-/// What others put there in our name is taken for ours, and goes with it.
+/// A text that already has a comment of Farrier is not restored, because Farrier removes its own lines.
 const MARK: &str = "# farrier:";
 
 fn handler(name: &str) -> Handler {
@@ -41,7 +41,7 @@ fuzz_target!(|text: &str| {
         edit_template("t", text, PluginId::CriV1Runtime, managed, desired)
     };
     if let Ok(Some(after)) = template(Some(text), &none, &desired) {
-        let undone = template(Some(&after), &managed, &[]).expect("what was added comes out");
+        let undone = template(Some(&after), &managed, &[]).expect("the added handlers can be removed");
         assert!(text.contains(MARK) || undone.as_deref() == Some(text));
     }
     for release in RELEASES {
@@ -65,7 +65,7 @@ fuzz_target!(|text: &str| {
         let again = edit(after.as_deref(), &placement, &managed, &desired, Some(&runc));
         assert_eq!(again.as_ref(), Ok(&after));
         let undone = edit(after.as_deref(), &placement, &managed, &[], Some(&runc));
-        let undone = undone.expect("what was added comes out");
+        let undone = undone.expect("the added handlers can be removed");
         assert!(text.contains(MARK) || undone.as_deref() == file);
     }
 });

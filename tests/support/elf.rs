@@ -1,6 +1,6 @@
 //! Programs for this CPU that need nothing of the host (System V ABI, ELF-64; elf(5)). Helpers of the suites, no tests.
 
-/// Where the program is loaded, and what stands in the file before its code.
+/// The address of the loaded program, and the size of the headers before its code.
 const BASE: u64 = 0x40_0000;
 const HEADERS: u64 = 64 + 56;
 

@@ -1,5 +1,5 @@
-//! Follows the program from system call to system call (ptrace(2)), and ends or interrupts it before the n-th by which it changes a host.
-//! A helper of tests, no tests.
+//! Follows a program by its system calls (ptrace(2)), and kills or interrupts it before its n-th change of the host. A helper of the
+//! suites, no tests.
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
@@ -22,8 +22,7 @@ const CHANGES: [i64; 7] = [
     libc::SYS_fsync,
 ];
 
-/// Runs the program with the arguments of `command` and kills it before its change number `nth`; returns whether the
-/// program came to this change.
+/// Runs `command` and kills the program before its change number `nth`. Returns whether the program made that many changes.
 pub fn is_killed_at(command: &Command, nth: usize) -> bool {
     let mut changes = 0;
     let status = follow(command, Stdio::null(), |_, call| {
@@ -36,8 +35,8 @@ pub fn is_killed_at(command: &Command, nth: usize) -> bool {
     status.is_none()
 }
 
-/// As [`is_killed_at`], with a signal that the program may handle, and to its end: returns its exit status, or `None` if the
-/// program made fewer changes. The program's output goes to `stdout`.
+/// Runs `command` to its end, and sends `signal` before its change number `nth`. Returns the exit status, or `None` if the program made
+/// fewer changes. The program's output goes to `stdout`.
 pub fn is_interrupted_at(
     command: &Command,
     signal: Signal,
@@ -61,18 +60,18 @@ fn is_change(call: &libc::user_regs_struct) -> bool {
     CHANGES.contains(&call.orig_rax.cast_signed())
 }
 
-/// Runs the program with the arguments and the environment of `command` and shows `seen` each system call that one of its threads is
-/// about to make. Returns the exit status, or `None` if `seen` broke off: then the program is killed before that call.
+/// Runs `command`, and calls `seen` before each system call of the program's threads. Returns the exit status, or `None` if `seen` returned
+/// `Break`: the program is then killed before that system call.
 #[allow(
     clippy::zombie_processes,
-    reason = "waitpid reaps the child: what ptrace sees comes through it"
+    reason = "waitpid reaps the child, and also returns the events of ptrace"
 )]
 pub fn follow(
     command: &Command,
     stdout: Stdio,
     mut seen: impl FnMut(Pid, &libc::user_regs_struct) -> ControlFlow<()>,
 ) -> Option<i32> {
-    // Stopped at first, so that no system call is missed.
+    // The shell stops itself before it executes the program, so that no system call is missed.
     let mut stopped = Command::new("/bin/sh");
     stopped
         .args(["-c", "kill -STOP $$; exec \"$0\" \"$@\""])

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use farrier::names::sha256_hex;
 
-/// Every path below `parts` of `root` but for those below `excluded`, relative to `root`, with its mode and its target or digest. With
-/// `times` also the inode number and the change time, which every write changes.
+/// Every path below `parts` of `root`, except the paths below `excluded`. Each path is relative to `root`, and has its mode and its target
+/// or digest. With `times`, it also has its inode number and its change time, which every write changes.
 pub fn tree(
     root: &Path,
     parts: &[&str],
@@ -16,7 +16,7 @@ pub fn tree(
 ) -> BTreeMap<PathBuf, String> {
     let mut tree = BTreeMap::new();
     let mut directories: Vec<PathBuf> = parts.iter().map(|part| root.join(part)).collect();
-    // The target of a symlink is listed where the target is.
+    // The files behind a symlink are listed at their own paths.
     directories.retain(|directory| !directory.is_symlink());
     while let Some(directory) = directories.pop() {
         for entry in std::fs::read_dir(directory).unwrap() {
