@@ -51,7 +51,7 @@ The values of `image` that name another program. A values file of kwasm-operator
 project. A user of such a file wants Farrier, so the chart ignores this repository and tag. If the user sets another repository in addition
 to such a file, that repository counts, and the tag of the file is ignored.
 */}}
-{{- define "farrier.anothersImage" -}}
+{{- define "farrier.foreignImage" -}}
 {{- $name := .Values.image.repository | splitList "/" | last -}}
 {{- if has $name (list "kwasm-operator" "runtime-class-manager") -}}
 image.repository and image.tag
@@ -61,9 +61,9 @@ image.tag
 {{- end -}}
 
 {{- define "farrier.image" -}}
-{{- $anothers := include "farrier.anothersImage" . -}}
-{{- $repository := ternary "localhost/farrier" .Values.image.repository (contains "repository" $anothers) -}}
-{{- $tag := ternary "" .Values.image.tag (contains "tag" $anothers) -}}
+{{- $foreign := include "farrier.foreignImage" . -}}
+{{- $repository := ternary "localhost/farrier" .Values.image.repository (contains "repository" $foreign) -}}
+{{- $tag := ternary "" .Values.image.tag (contains "tag" $foreign) -}}
 {{- printf "%s:%s" $repository (default .Chart.AppVersion $tag) -}}
 {{- end -}}
 
@@ -74,18 +74,18 @@ image.tag
 
 {{/* Seconds for which a finished Job is kept, from Farrier's or runtime-class-manager's value; empty if neither is set. */}}
 {{- define "farrier.jobTTL" -}}
-{{- $theirs := get (default dict (get (default dict .Values.rcm) "nodeInstallerJob")) "ttl" -}}
+{{- $rcmTTL := get (default dict (get (default dict .Values.rcm) "nodeInstallerJob")) "ttl" -}}
 {{- if not (kindIs "invalid" .Values.job.ttlSecondsAfterFinished) -}}
 {{- .Values.job.ttlSecondsAfterFinished | int64 -}}
-{{- else if and $theirs (not (kindIs "invalid" $theirs)) -}}
-{{- $theirs | int64 -}}
+{{- else if and $rcmTTL (not (kindIs "invalid" $rcmTTL)) -}}
+{{- $rcmTTL | int64 -}}
 {{- end -}}
 {{- end -}}
 
 {{/* Values of kwasm-operator and runtime-class-manager without effect here, one per line. */}}
 {{- define "farrier.withoutEffect" -}}
 {{- $values := .Values -}}
-{{- with include "farrier.anothersImage" . }}
+{{- with include "farrier.foreignImage" . }}
 {{ . }} (of another program; Farrier uses {{ include "farrier.image" $ }})
 {{- end }}
 {{- if hasKey $values.kwasmOperator "installerImage" }}
@@ -213,13 +213,13 @@ changes. The ClusterRoleBinding of an installed Farrier names its release and na
 {{- define "farrier.onlyOne" -}}
 {{- range (lookup "rbac.authorization.k8s.io/v1" "ClusterRoleBinding" "" "").items -}}
 {{- $labels := default dict .metadata.labels -}}
-{{- $isOurs := regexMatch (printf "^%s-[0-9]" $.Chart.Name) (default "" (get $labels "helm.sh/chart")) -}}
+{{- $isFarrier := regexMatch (printf "^%s-[0-9]" $.Chart.Name) (default "" (get $labels "helm.sh/chart")) -}}
 {{- $isHook := hasKey (default dict .metadata.annotations) "helm.sh/hook" -}}
-{{- if and $isOurs (not $isHook) .subjects -}}
+{{- if and $isFarrier (not $isHook) .subjects -}}
 {{- $release := get $labels "app.kubernetes.io/instance" -}}
 {{- $namespace := (first .subjects).namespace -}}
 {{- if or (ne $release $.Release.Name) (ne $namespace $.Release.Namespace) -}}
-{{- fail (printf "Farrier is installed in this cluster already, as %s in the namespace %s (ClusterRoleBinding %s), and two controllers would undo each other's changes; upgrade that release (helm upgrade %s -n %s), or uninstall it first" $release $namespace .metadata.name $release $namespace) -}}
+{{- fail (printf "Farrier is installed in this cluster already, as %s in the namespace %s (ClusterRoleBinding %s). Two controllers would undo each other's changes. Upgrade that release (helm upgrade %s -n %s), or uninstall that release first" $release $namespace .metadata.name $release $namespace) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
