@@ -1,4 +1,9 @@
-//! The tables of the README against the code: every name, metric and outcome that users meet is in the README.
+//! The tables of the README against the code: every name, metric and outcome that users meet is in the README, and every quoted reason
+//! is in the code.
+#![allow(
+    clippy::unwrap_used,
+    reason = "clippy exempts test functions, not what they call"
+)]
 
 use std::fs;
 use std::path::Path;
@@ -10,6 +15,20 @@ use farrier::metrics::{Metrics, NODE_STATES};
 fn read(path: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The text of all Rust files below a directory.
+fn code_below(directory: &Path) -> String {
+    let mut code = String::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            code += &code_below(&path);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            code += &fs::read_to_string(&path).unwrap();
+        }
+    }
+    code
 }
 
 /// The values of the text constants in a Rust file.
@@ -81,5 +100,21 @@ fn every_outcome_is_in_the_readme_beside_its_exit_status() {
         let word = serde_json::to_string(&outcome).unwrap().replace('"', "`");
         let is_row = |line: &&str| line.starts_with(&status) && line.contains(&word);
         assert!(readme.lines().any(|line| is_row(&line)), "{status} {word}");
+    }
+}
+
+#[test]
+fn every_reason_that_the_readme_quotes_is_a_text_of_the_code() {
+    let readme = read("README.md");
+    let code = code_below(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
+    let (_, table) = readme.split_once("| the reason contains |").unwrap();
+    let (table, _) = table.split_once("\n\n").unwrap();
+    let first_cells = table.lines().filter_map(|row| row.split('|').nth(1));
+    // In a cell, every second part is between backquotes. Single words are reasons of Kubernetes.
+    let quotes = first_cells.flat_map(|cell| cell.split('`').skip(1).step_by(2));
+    let quotes: Vec<&str> = quotes.filter(|quote| quote.contains(' ')).collect();
+    assert!(quotes.contains(&"failed to fetch"), "{quotes:?}");
+    for quote in quotes {
+        assert!(code.contains(quote), "no message contains {quote:?}");
     }
 }

@@ -191,7 +191,7 @@ fn ending(job: &JobObject) -> Option<(Problem, Option<Timestamp>)> {
     let problem = match ended.reason.as_deref() {
         Some("DeadlineExceeded") => Problem::with_help(
             "the Job exceeded its deadline",
-            "see the log of the Job's pod, or raise --job-deadline",
+            "read the log of the Job's pod, or raise job.deadlineSeconds in the chart's values (--job-deadline)",
         ),
         reason => {
             let reason = reason.unwrap_or(&ended.type_);
