@@ -12,7 +12,7 @@ use super::render::{BRACES_MARK, MARK};
 use super::schema::PluginId;
 use super::types::{DUMP_LIMIT, DeclaredHandler, RUNC, TEXT_LIMIT};
 
-/// Stands for the file's path in an error about a dump.
+/// The text in place of the file's path in an error about a dump.
 const DUMP: &str = "the dump of containerd's configuration";
 
 /// The deepest nesting of tables and arrays that is read. A configuration of containerd has some ten levels. Dotted keys in nested inline

@@ -1,4 +1,4 @@
-//! Which Shims a node should carry: makes the one request of the node's Job from the Shim objects. Pure.
+//! The desired set of a node: makes the request for the node's Job from the Shim objects. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 

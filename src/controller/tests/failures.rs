@@ -375,7 +375,7 @@ fn a_job_whose_pod_still_runs_a_minute_after_its_deadline_is_a_failure() {
     let asked = scene().annotated().stepped();
     let overdue = JobProgress::Overdue {
         since: start(),
-        problem: Problem::new("see that the node is up", None),
+        problem: Problem::new("check that the node is up", None),
     };
     let over = asked.job(overdue).later(59);
     let plan = over.decide();
