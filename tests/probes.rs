@@ -1,4 +1,5 @@
-//! What the controller answers to probes while the API server says nothing: the real program before a listener that never speaks.
+//! The controller's answers to probes while the API server does not answer. Runs the real program with a listener in place of the API
+//! server.
 #![allow(
     clippy::unwrap_used,
     reason = "clippy exempts test functions, not what they call"
@@ -12,16 +13,16 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// A process starts within milliseconds; a busy machine gets this long.
+/// Time limit for the start of a process, which takes milliseconds on an idle machine.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 const LOOK: Duration = Duration::from_millis(20);
 
-/// A controller whose API server takes connections and never answers.
+/// A controller whose API server accepts connections and never answers.
 struct Controller {
     child: Child,
     address: SocketAddr,
-    // Held open for as long as the controller runs.
+    // The listener is open while the controller runs.
     _api_server: TcpListener,
     _directory: tempfile::TempDir,
 }
@@ -36,7 +37,7 @@ impl Controller {
             "apiVersion: v1\nkind: Config\ncurrent-context: a\nclusters: [{{name: a, cluster: {{server: \"{server}\"}}}}]\ncontexts: [{{name: a, context: {{cluster: a, user: a}}}}]\nusers: [{{name: a, user: {{}}}}]\n"
         );
         std::fs::write(&kubeconfig, text).unwrap();
-        // A port that is free now: the kernel doesn't hand it out again at once.
+        // A free port. The kernel does not assign it again at once.
         let free = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = free.local_addr().unwrap();
         drop(free);
@@ -55,7 +56,7 @@ impl Controller {
         }
     }
 
-    /// The whole answer, once there is one.
+    /// The whole answer.
     fn answer(&self, path: &str) -> String {
         let end = Instant::now() + DEADLINE;
         loop {
@@ -79,7 +80,7 @@ impl Controller {
 
 impl Drop for Controller {
     fn drop(&mut self) {
-        // It may have ended.
+        // The process may have ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

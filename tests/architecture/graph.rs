@@ -20,7 +20,7 @@ pub struct Source {
     pub file: String,
     /// Lines in front of the unit tests.
     pub lines: usize,
-    /// Every path that the file names and that leads out of the tree, such as `std::fs::File`, with aliases replaced by what they stand for.
+    /// Every path that the file names and that leads out of the tree, such as `std::fs::File`, with aliases replaced by their paths.
     pub external: BTreeSet<String>,
     /// The files that this file names, with the names.
     pub imports: BTreeMap<String, BTreeSet<String>>,
@@ -123,7 +123,7 @@ impl Graph {
         text
     }
 
-    /// The shortest way from `start` through files of `among` back to itself, both ends included.
+    /// The shortest path of imports from `start` through files of `among` back to `start`, both ends included.
     fn way_back(&self, start: &str, among: &BTreeSet<String>) -> Option<Vec<String>> {
         let mut ways = std::collections::VecDeque::from([vec![start.to_owned()]]);
         let mut seen = BTreeSet::new();
@@ -145,7 +145,7 @@ impl Graph {
         None
     }
 
-    /// The number of files on the longest way along imports. A circle counts as one file.
+    /// The number of files on the longest path of imports. A circle counts as one file.
     pub fn longest_chain(&self) -> usize {
         let circles = self.circles();
         let group = |file: &String| {
@@ -170,7 +170,7 @@ impl Graph {
     }
 }
 
-/// The number of files on the longest way down from `file`.
+/// The number of files on the longest path of imports from `file`.
 fn depth(
     file: &str,
     below: &BTreeMap<String, BTreeSet<String>>,
@@ -250,7 +250,7 @@ struct Reader {
     module: Segments,
     /// Modules in the file around the code that is being read.
     inline: Segments,
-    /// Names that `use` brings into the file, with the paths that they stand for.
+    /// Names that `use` brings into the file, with their paths.
     aliases: BTreeMap<String, Segments>,
     /// Every path, with the modules in the file around it.
     paths: Vec<(Segments, Segments)>,

@@ -157,7 +157,7 @@ fn every_platform_has_an_archive_and_no_placeholder_is_left_in_it() {
     assert!(runwasi["location"].as_str().unwrap().contains(tag));
 }
 
-/// Fails where `value` has a field that `schema` does not know: the API server would drop the field silently.
+/// Fails if `value` has a field that `schema` lacks, because the API server would drop the field without an error.
 fn assert_known(value: &Value, schema: &Value, path: &str) {
     match value {
         Value::Object(fields) => {

@@ -12,7 +12,7 @@ pub fn chart() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("charts/farrier")
 }
 
-/// Runs helm on the chart, with `arguments` behind.
+/// Runs helm on the chart, with `arguments` at the end.
 pub fn helm(subcommand: &[&str], arguments: &[&str]) -> Output {
     helm_on(&chart(), subcommand, arguments)
 }
@@ -28,7 +28,7 @@ fn helm_on(chart: &Path, subcommand: &[&str], arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-/// All objects that an install with `arguments` makes and keeps, but for the CRD.
+/// All objects that an install with `arguments` creates and keeps, except the CRD.
 pub fn render(arguments: &[&str]) -> Vec<Value> {
     let mut objects = rendered(arguments);
     objects.retain(|object| object["metadata"]["annotations"]["helm.sh/hook"].is_null());
@@ -72,7 +72,7 @@ pub fn notes(arguments: &[&str]) -> String {
     object["text"].as_str().unwrap().to_owned()
 }
 
-/// Why helm refuses an install with `arguments`.
+/// The message with which helm refuses an install with `arguments`.
 pub fn refusal(arguments: &[&str]) -> String {
     let output = helm(&["template", "farrier"], arguments);
     assert!(!output.status.success(), "helm takes {arguments:?}");
@@ -105,7 +105,7 @@ pub fn pod_spec(objects: &[Value]) -> &Value {
     &of_kind(objects, "Deployment")[0]["spec"]["template"]["spec"]
 }
 
-/// The controller's options as the pod's environment gives them: each variable is one that the command line knows.
+/// The controller's options from the environment of its pod. The command line has an option for each variable.
 pub fn controller_options(objects: &[Value]) -> (Cli, BTreeSet<String>) {
     let command = Cli::command();
     let controller = command.find_subcommand("controller").unwrap();
@@ -132,7 +132,7 @@ pub fn controller_options(objects: &[Value]) -> (Cli, BTreeSet<String>) {
     (Cli::try_parse_from(words).unwrap(), variables)
 }
 
-/// The variables of a container that are written out.
+/// The variables of a container that have a value in the manifest.
 pub fn environment(container: &Value) -> BTreeMap<&str, &Value> {
     let variables = container["env"].as_array().unwrap().iter();
     variables

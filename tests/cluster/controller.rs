@@ -1,4 +1,4 @@
-//! The controller before a real API server, on nodes that have no kubelet: each test plays the kubelet and the installer.
+//! The controller with a real API server and nodes without a kubelet. Each test acts as kubelet and installer.
 
 use std::collections::BTreeMap;
 
@@ -50,7 +50,7 @@ async fn a_report_on_an_older_request_is_ignored() {
     assert_ne!(first.uid(), second.uid());
     let marks = stage.cluster.marks("older").await;
     assert_eq!(marks[&stage.progress()], "pending");
-    // Today's Job is answered with yesterday's report.
+    // The new Job gets the report of an earlier Job.
     stage.says(&second, &done(&first).to_json()).await;
     stage
         .cluster
@@ -85,7 +85,7 @@ async fn an_unreadable_report_causes_a_new_job_and_no_handler_label() {
             .contains_key(&stage.handler())
     );
 
-    // The next attempt comes by itself, once the first wait of half a minute is over.
+    // The next attempt starts after the first wait of half a minute.
     stage.an_hour_passes().await;
     let second = stage.asked().await;
     assert_ne!(first.uid(), second.uid());
@@ -284,7 +284,7 @@ async fn a_forced_deletion_deletes_a_shim_at_once() {
         .delete("forced", &DeleteParams::default())
         .await
         .unwrap();
-    // The node still carries the shim, and no Job answers.
+    // The node still carries the shim, and no Job reports.
     stage.asked().await;
     assert!(shims.get_opt("forced").await.unwrap().is_some());
     let force = json!({"metadata": {"annotations": {names::FORCE_DELETE_ANNOTATION: "true"}}});
@@ -360,7 +360,7 @@ async fn a_reconciled_cluster_gets_no_writes() {
     let before = stage.versions().await;
     // A controller that is started anew lists everything and decides on all of it before it is ready.
     stage.restart_controller().await;
-    // It answers what came after: by then it has gone through all that it found.
+    // The controller handles a later change, so it has handled all earlier objects.
     let shim: Shim = shim("after");
     stage.cluster.create_shim(&shim).await;
     stage
@@ -373,7 +373,7 @@ async fn a_reconciled_cluster_gets_no_writes() {
 }
 
 impl Stage {
-    /// Waits until the stage's RuntimeClass is as `is` says, which `what` names.
+    /// Waits until the stage's RuntimeClass meets the condition `is`, which `what` describes.
     async fn class_becomes(&self, what: &str, is: impl Fn(&RuntimeClass) -> bool) -> RuntimeClass {
         let what = format!("RuntimeClass {} is {what}", self.name);
         eventually(&what, async || {
@@ -415,7 +415,8 @@ impl Stage {
         .await;
     }
 
-    /// Versions of what a controller might write without need. The node's status belongs to the node controller, its metadata to Farrier.
+    /// Versions of the objects that a controller might write without need. The node's status belongs to the node controller, its metadata
+    /// to Farrier.
     async fn versions(&self) -> Value {
         let shim = self.cluster.shims().get(self.name).await.unwrap();
         let class = self.classes().get(self.name).await.unwrap();

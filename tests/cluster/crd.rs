@@ -1,4 +1,4 @@
-//! The Shim's definition before a real API server: its refusals and their messages, and the replacement of an older definition.
+//! The Shim's definition in a real API server: its refusals and their messages, and the replacement of an older definition.
 
 use farrier::api::Shim;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -199,7 +199,7 @@ async fn a_shim_of_runtime_class_manager_is_accepted() {
             "/rolloutStrategy",
             json!({"type": "recreate", "rolling": {"maxUpdate": 0}}),
         ),
-        // And what only Farrier takes.
+        // Fields that only Farrier has.
         (
             "/rolloutStrategy",
             json!({"type": "rolling", "rolling": {"maxUpdate": "25%"}}),
@@ -260,7 +260,7 @@ async fn the_crd_replaces_an_older_one_and_keeps_all_shims() {
     })
     .await;
     cluster.farrier(&["crd", "--apply"]);
-    // A second time changes nothing. The API server writes the status meanwhile, so its version says nothing.
+    // A second time changes nothing. The API server writes the status meanwhile, so its version is not compared.
     let first = definitions.get(name).await.unwrap();
     cluster.farrier(&["crd", "--apply"]);
     let second = definitions.get(name).await.unwrap();

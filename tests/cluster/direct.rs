@@ -1,6 +1,5 @@
-//! One node and Farrier run on it directly, as an administrator would: its reports, the node's files, the processes of its pods.
-//!
-//! Only helpers; the tests have the assertions.
+//! Runs Farrier on one node as an administrator does, and reads the reports, the files of the node and the processes of its pods. No
+//! tests.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,7 +16,7 @@ use crate::support::{Cluster, eventually};
 /// Handler and RuntimeClass of the shim that these tests install. No Shim object knows of it.
 pub const HANDLER: &str = "direct";
 
-/// Where an administrator overrides the unit; a tmpfs, so that nothing of it outlives the node.
+/// The directory in which an administrator overrides the unit. It is on a tmpfs, so it ends with the node.
 const DROP_INS: &str = "/run/systemd/system/containerd.service.d";
 
 /// Restores the interfaces that [`Node::hide_systemd`] hid.
@@ -41,7 +40,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// Fails unless it came to that: outcome, exit status, and how often containerd was restarted.
+    /// Fails unless the run had this outcome, this exit status and this number of restarts of containerd.
     #[track_caller]
     pub fn is(self, outcome: Outcome, restarts: u32) -> Self {
         assert_eq!(self.report.result, outcome, "{self:#?}");
@@ -50,7 +49,7 @@ impl Run {
         self
     }
 
-    /// Fails unless the reason or the remedy holds `part`.
+    /// Fails unless the reason or the remedy contains `part`.
     #[track_caller]
     pub fn tells(self, part: &str) -> Self {
         let told = [&self.report.reason, &self.report.remedy];
@@ -59,7 +58,7 @@ impl Run {
         self
     }
 
-    /// Handlers that are served, as the report has it.
+    /// The handlers that are served according to the report.
     pub fn served(&self) -> Vec<&str> {
         let served = self.report.handlers.iter().filter(|handler| handler.served);
         served.map(|handler| handler.handler.as_str()).collect()
@@ -67,15 +66,15 @@ impl Run {
 }
 
 impl<'a> Node<'a> {
-    /// The node with this series of containerd: Farrier's program and two releases of a shim copied to it, and without anything that
-    /// a test before left there.
+    /// The node with this series of containerd. Farrier's program and two releases of a shim are copied to the node, and the files of
+    /// earlier tests are removed.
     pub async fn with(cluster: &'a Cluster, series: &str) -> Self {
         let node = Self {
             cluster,
             name: cluster.node_with(series),
         };
         let root = cluster.root(&node.name);
-        // By another name first: the program may be running.
+        // The copy is renamed, because the program may be running.
         let program = std::env::var("FARRIER_BINARY").unwrap();
         fs::copy(program, root.join("opt/images/farrier.new")).unwrap();
         fs::rename(
@@ -247,7 +246,7 @@ impl<'a> Node<'a> {
             .unwrap();
     }
 
-    /// What the kubelet says of the node's pods: when each container started, and how often it was restarted.
+    /// The kubelet's status of the node's pods: start time and number of restarts of each container.
     pub async fn pods(&self) -> BTreeMap<String, String> {
         let fields = ListParams::default().fields(&format!("spec.nodeName={}", self.name));
         let pods = self.cluster.pods().list(&fields).await.unwrap();
@@ -287,12 +286,12 @@ impl<'a> Node<'a> {
     }
 }
 
-/// The words that install a release of the shim as [`HANDLER`], and nothing else.
+/// The arguments that install a release of the shim as [`HANDLER`].
 pub fn install(release: &str) -> String {
     format!("install --shim {HANDLER}=file:///opt/images/shim-{release}")
 }
 
-/// Runs the test on the nodes of all containerd releases at the same time: most of what it takes is waiting for kubelets.
+/// Runs the test on the nodes of all containerd releases at the same time, because most of its time is spent on waiting for kubelets.
 pub fn on_every_node<F: Future<Output = ()>>(test: impl Fn(&'static str) -> F + Sync) {
     let run = &|series| {
         tokio::runtime::Builder::new_current_thread()
@@ -304,7 +303,7 @@ pub fn on_every_node<F: Future<Output = ()>>(test: impl Fn(&'static str) -> F + 
     let failed = thread::scope(|scope| {
         let threads =
             ["1.6", "1.7", "2.1", "2.4"].map(|series| (series, scope.spawn(move || run(series))));
-        // All are waited for, whichever failed.
+        // The test waits for all nodes, also after a failure.
         let mut failed = Vec::new();
         for (series, thread) in threads {
             if thread.join().is_err() {

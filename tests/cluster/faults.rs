@@ -2,7 +2,7 @@
 
 use crate::support::{Artifact, Cluster, shim_for};
 
-/// Asks for the Shim on the node, waits until the failure is reported everywhere, and removes the Shim.
+/// Requests the Shim on the node, waits until the failure is reported everywhere, and removes the Shim.
 async fn is_told(cluster: &Cluster, node: &str, shim: &str, fault: &Artifact, sentence: &str) {
     let before = cluster.host(node);
     cluster.create_shim(&shim_for(shim, fault)).await;

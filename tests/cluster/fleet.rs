@@ -1,4 +1,4 @@
-//! Several nodes, several replicas, and the whole life of a node, before a real API server. Stand-ins play the kubelets.
+//! Several nodes, several replicas, and all changes of a node, with a real API server. The tests act as kubelets.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -99,7 +99,7 @@ async fn a_rolling_shim_reaches_one_node_after_the_other_and_a_failure_halts_it(
         .await;
     cluster.event_tells("Shim", "roll", &[&told]).await;
     assert_eq!(asked(&stages).await, BTreeSet::new());
-    // It is tried again once its wait of half a minute is over, and then the last one has its turn.
+    // The failed node is tried again after half a minute, and then the last node changes.
     named(&stages, &second).an_hour_passes().await;
     let pod = named(&stages, &second).asked().await;
     named(&stages, &second).does(&pod).await;
@@ -257,7 +257,7 @@ impl Stage {
         self.cluster.client.request_text(request).await.unwrap()
     }
 
-    /// Ends a pod as a node that loses its power would: nothing is given back.
+    /// Ends a pod as a power failure of its node does: the Lease is not released.
     async fn kill(&self, pod: &str) {
         let pods = self.pods();
         pods.delete(pod, &DeleteParams::default().grace_period(0))
@@ -332,7 +332,7 @@ async fn a_controller_that_gets_sigterm_releases_the_lease() {
         stage.holder().await.ok_or("nobody")
     })
     .await;
-    // One that runs out keeps its holder's name.
+    // An expired Lease keeps the name of its holder.
     stage.replicas_become(0).await;
     assert_eq!(stage.holder().await, None);
     stage.replicas_become(1).await;
@@ -366,7 +366,7 @@ async fn a_controller_that_is_killed_at_any_time_loses_and_repeats_no_job() {
     let strategy = json!({"type": "rolling", "rolling": {"maxUpdate": "34%"}});
     let stages = stages(["kill-a", "kill-b", "kill-c"], "kill", strategy).await;
     let mut answered: BTreeSet<String> = BTreeSet::new();
-    // Before the claim, between claim and Job, while a Job runs, before its report is read: whatever it is about to do.
+    // The controller is killed before the claim, between claim and Job, while a Job runs, and before its report is read.
     for round in 0_u64.. {
         let ready = stages[0].cluster.shims().get("kill").await.unwrap();
         if ready.status.is_some_and(|status| status.nodes_ready == 3) {

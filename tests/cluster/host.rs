@@ -11,8 +11,8 @@ pub const DOOMED: &str = "[Unit]\nStartLimitIntervalSec=0\n[Service]\nExecStartP
 /// A handler of Farrier whose shim is the node's own shim of runc.
 const RUNC: &str = "--shim again=file:///usr/local/bin/containerd-shim-runc-v2";
 
-/// Installs, fails to install, upgrades and removes beside a pod of runc, one of a shim that Farrier installed, and one of Wasm, which
-/// comes where nothing restarts any more: see [`wasm_fares_as_with_a_bare_restart`].
+/// Installs, fails to install, upgrades and removes while three pods run: one of runc, one of a shim that Farrier installed, and a Wasm
+/// pod, which starts after the last restart: see [`wasm_fares_as_with_a_bare_restart`].
 async fn pods_go_on(series: &'static str) {
     let cluster = Cluster::connect().await;
     let node = Node::with(&cluster, series).await;
@@ -74,9 +74,9 @@ fn pods_survive_install_upgrade_failure_and_removal_on_every_containerd() {
 
 /// Changes of a node on which a pod of Wasm runs.
 ///
-/// containerd 1.7 and later ask every shim for its processes when they start, and end what does not answer (`loadShim` in
-/// `runtime/v2/shim_load.go`, "cleaning leaked shim process"); shims made with runwasi's library, up to containerd-shimkit 0.1, have
-/// no answer. Such a pod survives a run without a restart, and ends with every restart of containerd, also with that of an
+/// containerd 1.7 and later ask every shim for its processes when they start, and end each shim that does not report them (`loadShim` in
+/// `runtime/v2/shim_load.go`, "cleaning leaked shim process"). Shims built on runwasi, up to containerd-shimkit 0.1, do not report their
+/// processes. Such a pod survives a run without a restart, and ends with every restart of containerd, also with that of an
 /// install.
 async fn wasm_fares_as_with_a_bare_restart(series: &'static str) {
     let cluster = Cluster::connect().await;

@@ -105,7 +105,7 @@ async fn a_containerd_that_never_gets_ready_is_rolled_back() {
     node.plain_unit();
 }
 
-/// A shim of the administrator's: the node's own one of runc, until there is something that makes it hang on `delete`.
+/// A shim of the administrator: the node's shim of runc, which hangs on `delete` as soon as a file exists.
 const HANGING: &str = "#!/bin/sh
 for word; do
   if [ \"$word\" = delete ] && [ -e /run/farrier-test/hang ]; then sleep 600; fi

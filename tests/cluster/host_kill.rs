@@ -20,7 +20,7 @@ impl Node<'_> {
         ));
     }
 
-    /// Runs Farrier to its end; says how long that took.
+    /// Runs Farrier to its end, and returns how long the run took.
     fn timed(&self, words: &str) -> Duration {
         let since = Instant::now();
         let run = self.farrier(words);

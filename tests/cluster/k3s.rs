@@ -21,9 +21,9 @@ struct Agent {
     series: &'static str,
     /// The template for this schema, beside `config.toml`.
     template: &'static str,
-    /// Where Farrier writes: the template, or a directory that the rendered file imports.
+    /// The path that Farrier writes: the template, or a file in a directory that the rendered file imports.
     edited: &'static str,
-    /// What it renders where there is no template, and what one calls `base`.
+    /// The text that the agent renders without a template, and that a template includes as `base`.
     base: &'static str,
 }
 
@@ -145,7 +145,7 @@ impl Agent {
             .replace("@TEMPLATE@", self.template)
     }
 
-    /// Starts the agent in the place of the node's kubelet and containerd, and a container that shows whether they go on.
+    /// Starts the agent in the place of the node's kubelet and containerd, and a container that shows whether containers continue.
     async fn start(&self, node: &Node<'_>, template: Option<&str>) {
         self.stop(node);
         let root = node.cluster.root(&node.name);
@@ -211,7 +211,7 @@ impl Agent {
 
 const CTR: &str = "ctr -a /run/k3s/containerd/containerd.sock -n k8s.io";
 
-/// Installs and uninstalls; the agent's next rendering holds the handler, and afterwards everything is as it was.
+/// Installs and uninstalls. The next rendering of the agent contains the handler, and the uninstall restores all files.
 async fn there_and_back(agent: &Agent, template: Option<&str>) {
     let cluster = Cluster::connect().await;
     let node = Node::with(&cluster, agent.series).await;

@@ -55,7 +55,7 @@ async fn runtime_class(cluster: &Cluster, class: Value) {
         .unwrap();
 }
 
-/// Starts the pod that runs throughout, and tells of everything that runs on the node.
+/// Starts the pod that runs during the whole test, and returns the state of all processes on the node.
 async fn running(cluster: &Cluster, node: &str, class: &str) -> String {
     let sleep = ["sleep", "3600"];
     cluster
@@ -69,7 +69,7 @@ fn processes(cluster: &Cluster, node: &str) -> String {
     Node { cluster, name }.processes()
 }
 
-/// The pod is the one that was started, and so is its every process; a new one starts as well.
+/// Fails unless the pod and all of its processes are the ones that were started, and a new pod starts.
 async fn runs_on(cluster: &Cluster, node: &str, class: &str, before: &str) {
     let now = processes(cluster, node);
     for process in before.lines() {
@@ -112,7 +112,7 @@ async fn a_cluster_migrates_from_kwasm_and_its_pods_keep_running() {
         .await;
     cluster.label_becomes(&node, label, &node).await;
     assert_eq!(cluster.containerd_pid(&node), process, "nothing changed");
-    // The user's RuntimeClass stays the user's, until it is given away.
+    // The RuntimeClass stays the user's until the user deletes it.
     let told = "RuntimeClass wasmi exists and belongs to something else";
     cluster
         .condition_becomes(SHIM, "Degraded", "True", told)

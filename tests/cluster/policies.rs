@@ -12,7 +12,7 @@ use crate::support::{Cluster, eventually, shim_for};
 /// Name of the Shim and of the node of these tests. The node has no kubelet.
 const NAME: &str = "policies";
 
-/// The sentence that the API server refuses with.
+/// The message with which the API server refuses a request.
 fn refusal<T>(answer: Result<T, kube::Error>) -> Result<(), String> {
     match answer {
         Ok(_) => Ok(()),
@@ -49,7 +49,7 @@ async fn node(cluster: &Cluster) -> Node {
     nodes.create(&PostParams::default(), &node).await.unwrap()
 }
 
-/// Answers once the policies are in force: the API server takes a moment to read them.
+/// Returns when the policies are in force, which takes the API server a moment.
 async fn in_force(controller: &Client) {
     eventually("the policies are in force", async || {
         let patch = json!({"metadata": {"labels": {"example.org/probe": "true"}}});
@@ -169,7 +169,7 @@ async fn the_controller_may_write_only_its_own_labels_annotations_and_taints() {
     cluster.delete_shim(NAME).await;
 }
 
-/// The Job that the controller made for the node, as it was when it asked for it.
+/// The Job of the controller for the node, as it was created.
 async fn made(cluster: &Cluster, node: &Node) -> Value {
     let jobs: Api<Job> = Api::namespaced(cluster.client.clone(), "farrier");
     let name = names::job_name(&node.uid().unwrap());
@@ -198,7 +198,7 @@ async fn created(controller: &Client, job: &Value) -> Result<(), String> {
     refusal(jobs.create(&dry, &job).await)
 }
 
-/// What the controller may not put at a place of a Job's pod, and what is said of it.
+/// A path in a Job, a value that the controller may not write there, and a part of the message.
 #[allow(clippy::too_many_lines, reason = "a table: a row for each fault")]
 fn forbidden() -> Vec<(&'static str, Value, &'static str)> {
     let hidden = json!({"name": "host", "mountPath": "/node"});
@@ -359,7 +359,7 @@ async fn the_former_controller_may_create_jobs_until_the_new_one_is_ready() {
     let job = made(&cluster, &node).await;
     let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/farrier");
     let upgrade = ["upgrade", "farrier", chart, "-n", "farrier", "--no-hooks"];
-    // No node has this image, so that the new controller never comes up.
+    // No node has this image, so that the new controller never starts.
     let other = ["--reuse-values", "--set", "image.tag=none"];
     cluster.helm(&[&upgrade[..], &other].concat());
 

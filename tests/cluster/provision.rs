@@ -1,4 +1,4 @@
-//! The main job: from the annotation to a Wasm pod's output and back.
+//! The main path: from the annotation of a node to the output of a Wasm pod, and back.
 
 use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::json;
@@ -19,7 +19,7 @@ async fn each_node_runs_the_containerd_release_of_its_name() {
     }
 }
 
-/// Annotates a node, sees a Wasm pod's output, removes the annotation, and finds the host as it was.
+/// Annotates a node, reads the output of a Wasm pod, removes the annotation, and checks that the host is as before.
 async fn there_and_back(series: &str) {
     let cluster = Cluster::with_farrier().await;
     let node = cluster.node_with(series);
@@ -95,7 +95,7 @@ async fn a_second_run_writes_and_restarts_nothing() {
     let inodes = "find /etc/containerd /opt/farrier /var/lib/farrier -printf '%p %i %T@\\n' | sort";
     let files = cluster.sh(&node, inodes);
 
-    // Without the summary of the last report the controller knows nothing of the node and has to ask again.
+    // Without the summary of the last report the controller does not know the state of the node and creates a Job.
     let summary = "farrier.dev/applied";
     cluster
         .patch_node(

@@ -1,4 +1,4 @@
-//! Nodes that have no kubelet: a test plays the kubelet and the installer on them. Helpers, no tests.
+//! Nodes without a kubelet. A test acts as their kubelet and installer. Helpers, no tests.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -23,7 +23,7 @@ const BEAT: Duration = Duration::from_secs(10);
 pub struct Stage {
     pub cluster: Cluster,
     pub name: &'static str,
-    /// What beats for the node's kubelet.
+    /// The task that writes the node's heartbeats.
     heart: Option<AbortHandle>,
 }
 
@@ -61,7 +61,7 @@ where
 }
 
 impl Stage {
-    /// The node and the Shim `name`; the node asks for the Shim.
+    /// A stage with the node and the Shim `name`. The node requests the Shim.
     pub async fn set(name: &'static str) -> Self {
         let mut stage = Self::new(name).await;
         stage.register().await;
@@ -70,13 +70,13 @@ impl Stage {
         stage
     }
 
-    /// Neither yet.
+    /// A stage without the node and the Shim.
     pub async fn new(name: &'static str) -> Self {
         Cluster::with_farrier().await;
         Self::beside(name).await
     }
 
-    /// Neither yet, beside what the test has set already.
+    /// As [`Stage::new`], and does not install Farrier.
     pub async fn beside(name: &'static str) -> Self {
         Self {
             cluster: Cluster::connect().await,
@@ -85,7 +85,8 @@ impl Stage {
         }
     }
 
-    /// Does what a kubelet does first, and goes on saying that the node is ready: without that, the node controller takes it for lost.
+    /// Creates the node as a kubelet does, and then reports that the node is ready. Without reports, the node controller takes the node for
+    /// lost.
     pub async fn register(&mut self) -> Node {
         let node = create(json!({
             "metadata": {"name": self.name, "labels": {format!("test.farrier.dev/{}", self.name): "true"}},
@@ -172,7 +173,7 @@ impl Stage {
             .unwrap();
     }
 
-    /// The report of an installer that did all it was asked for.
+    /// The report of an installer that fulfilled the request.
     pub async fn does(&self, pod: &Pod) {
         self.says(pod, &done(pod).to_json()).await;
     }
@@ -192,7 +193,7 @@ impl Stage {
             let mut applied: Value = serde_json::from_str(text).unwrap();
             let at: jiff::Timestamp = create(applied["at"].clone());
             applied["at"] = json!(at - jiff::SignedDuration::from_hours(1));
-            // With its version, so that nothing is lost which the controller writes at the same time.
+            // The patch names the version, so that it overwrites no write of the controller.
             let patch = json!({"metadata": {
                 "resourceVersion": node.resource_version(),
                 "annotations": {names::APPLIED_ANNOTATION: applied.to_string()},
@@ -211,7 +212,7 @@ impl Stage {
         names::handler_label(self.name)
     }
 
-    /// From the claim to the proof.
+    /// Provisions the node: from the claim to the handler's label.
     pub async fn provision(&self) {
         let pod = self.asked().await;
         self.label_becomes(&self.progress(), Some("pending")).await;
@@ -229,20 +230,20 @@ impl Stage {
         vanishes(nodes, self.name).await;
     }
 
-    /// Takes the node away, then the Shim: no node is left that would hold it.
+    /// Deletes the node, then the Shim, which no node carries any more.
     pub async fn clear(self) {
         self.delete_node().await;
         self.cluster.delete_shim(self.name).await;
     }
 }
 
-/// Says that the node is ready, as its kubelet would.
+/// Reports that the node is ready, as its kubelet does.
 async fn beat(nodes: &Api<Node>, name: &str) {
     let now = jiff::Timestamp::now();
     let status = json!({"status": {"conditions": [{
         "type": "Ready", "status": "True", "reason": "StandIn", "lastHeartbeatTime": now, "lastTransitionTime": now,
     }]}});
-    // A node that is gone beats no more.
+    // A deleted node gets no more heartbeats.
     let _ = nodes
         .patch_status(name, &PatchParams::default(), &Patch::Strategic(status))
         .await;

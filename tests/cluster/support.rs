@@ -1,6 +1,6 @@
 //! The cluster that `cargo xtask test` brought up, as the tests see it: its API, its nodes, the shim that is served to it.
 //!
-//! Everything waits on a condition with a deadline; nothing here decides what is right.
+//! Each helper waits for a condition, with a deadline. Helpers, no tests.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -21,14 +21,14 @@ use serde_json::{Value, json};
 
 mod node;
 
-/// A Job takes seconds, and what is still in use is looked at again 30, 90 and 210 seconds later. The kubelet releases a deleted
-/// pod's sandbox within a minute or two.
+/// Time limit of a condition. A Job takes seconds, and the controller tries to remove a shim in use again after 30, 90 and 210 seconds. The
+/// kubelet removes the sandbox of a deleted pod within a minute or two.
 pub const DEADLINE: Duration = Duration::from_mins(5);
 
 /// Interval between two checks of a condition that can't be watched.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// Handler, RuntimeClass and Shim of the runtime that the tests bring along.
+/// Handler, RuntimeClass and Shim of the runtime of these tests.
 pub const SHIM: &str = "wasmi";
 
 #[derive(Debug, Deserialize)]
@@ -105,7 +105,7 @@ impl Cluster {
 
     /// Connects.
     pub async fn connect() -> Self {
-        // A second installation in the same process is refused, and is no fault.
+        // The provider may be installed already, which is no failure.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let file: ClusterFile = read("FARRIER_CLUSTER");
         let config = configuration(&file).await;
@@ -131,7 +131,7 @@ impl Cluster {
             self.delete_pod(&pod.name_any()).await;
         }
         for node in self.nodes().list(&ListParams::default()).await.unwrap() {
-            // A stand-in's kubelet ended with its test, so its Jobs would never end.
+            // A node without a kubelet has no more reports after its test, so its Jobs would never end.
             if self
                 .file
                 .nodes
@@ -184,7 +184,7 @@ impl Cluster {
         ]);
     }
 
-    /// Runs helm, which must fail; what it says.
+    /// Runs helm, which must fail, and returns its output.
     pub fn helm_refusal(&self, arguments: &[&str]) -> String {
         let output = self.helm_output(arguments);
         assert!(!output.status.success(), "helm does {arguments:?}");
@@ -209,7 +209,7 @@ impl Cluster {
             .unwrap()
     }
 
-    /// Kills the API server, and starts it anew as it was; it answers when this ends.
+    /// Kills the API server, starts it again in the same way, and waits until it answers.
     pub async fn restart_api_server(&self) {
         let directory = self.file.kubeconfig.parent().unwrap().to_str().unwrap();
         let command = |pid: &str| -> Vec<String> {
@@ -255,7 +255,7 @@ impl Cluster {
         .await;
     }
 
-    /// As an operator would; the next installation of the chart sets it back.
+    /// Changes the Deployment as an operator does. The next installation of the chart restores it.
     pub async fn scale_controller(&self, replicas: usize) {
         let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), "farrier");
         let patch = Patch::Merge(json!({"spec": {"replicas": replicas}}));
@@ -467,7 +467,7 @@ impl Cluster {
     }
 }
 
-/// Looks until it is so; at the deadline, what was seen last is the message.
+/// Repeats the check until it succeeds. After the deadline, fails with the last state as message.
 pub async fn eventually<T, E: Debug>(what: &str, mut look: impl AsyncFnMut() -> Result<T, E>) -> T {
     let end = Instant::now() + DEADLINE;
     loop {

@@ -3,14 +3,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Where the files of a case stand on the host.
+/// The directory of a case's files on the host.
 const DIRECTORY: &str = "/etc/containerd";
 
-/// The least that containerd takes for a runtime's specification.
+/// The shortest specification of a runtime that containerd accepts.
 const SPEC: &str =
     r#"{"ociVersion": "1.1.0", "process": {"cwd": "/", "user": {}}, "root": {"path": "rootfs"}}"#;
 
-/// A configuration: a root file, and what it imports.
+/// A configuration: a root file, and the files that it imports.
 pub struct Case {
     /// The path in the corpus.
     pub name: String,
@@ -70,7 +70,7 @@ fn gather(directory: &Path, below: &Path, files: &mut Vec<(PathBuf, Vec<u8>)>) {
     }
 }
 
-/// The bytes of a file, with the directory that it names as its own, and with what the snap of microk8s puts in for its names.
+/// The bytes of a file, in which [`DIRECTORY`] replaces the original directory, and paths replace the variables of the MicroK8s snap.
 fn bytes(path: &Path) -> Vec<u8> {
     let names = [
         ("@DIR@", DIRECTORY),
@@ -89,7 +89,7 @@ fn bytes(path: &Path) -> Vec<u8> {
 }
 
 impl Case {
-    /// The root file's text, where it is text.
+    /// The text of the root file, if it is text.
     pub fn text(&self) -> Option<&str> {
         let (_, bytes) = self
             .files
@@ -98,7 +98,7 @@ impl Case {
         std::str::from_utf8(bytes).ok()
     }
 
-    /// Puts the files into the root, and nothing else that a configuration could import.
+    /// Writes the files of the case to the root, and removes all other files that a configuration could import.
     pub fn lay_out(&self, root: &Path) {
         let directory = root.join(DIRECTORY.trim_start_matches('/'));
         for directory in ["etc", "nope", "var/lib/rancher", "var/snap"] {

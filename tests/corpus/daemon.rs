@@ -1,4 +1,4 @@
-//! Real containerd programs, run in a root of their own: what they say about a configuration, and what they serve with it. No tests.
+//! Runs real containerd programs in a root of their own, and reads their dumps, their handlers and their errors. No tests.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,10 +17,10 @@ use tokio::net::UnixDatagram;
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-/// A dump takes 20 ms and a start 50 ms; with every core busy it is a few hundred.
+/// Time limit for a dump and a start. A dump takes 20 ms and a start 50 ms, and a few hundred on a busy machine.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// Where every case's root configuration stands.
+/// The path of each case's root configuration.
 pub const CONFIG: &str = "/etc/containerd/config.toml";
 
 /// The socket of every daemon.
@@ -35,12 +35,12 @@ pub struct Release {
     pub program: PathBuf,
 }
 
-/// What a daemon did with a configuration.
+/// The result of a start with a configuration.
 #[derive(Debug)]
 pub enum Start {
     /// The CRI answers.
     Up(Served),
-    /// The process runs, and its CRI doesn't.
+    /// The process runs without its CRI.
     CriDown(String),
     /// The process ended.
     Refused(String),
@@ -56,7 +56,7 @@ impl fmt::Display for Start {
     }
 }
 
-/// A file system root in which the daemons of one thread run; nothing of the machine but its kernel is seen there.
+/// A root file system for the daemons of one thread, which see nothing of the machine except its kernel.
 pub struct Root {
     directory: PathBuf,
     mounts: Vec<PathBuf>,
@@ -65,7 +65,7 @@ pub struct Root {
 impl Drop for Root {
     fn drop(&mut self) {
         let free = |path: &PathBuf| umount2(path, MntFlags::MNT_DETACH).is_ok();
-        // What is still mounted is the machine's own: nothing is removed through it.
+        // Remaining mounts belong to the machine, so no file below them is removed.
         if self.mounts.iter().rev().all(free) {
             let _ = fs::remove_dir_all(&self.directory);
         }
@@ -73,7 +73,7 @@ impl Drop for Root {
 }
 
 impl Root {
-    /// Makes the root. The thread, and what it starts, has mounts and a network of its own from here on.
+    /// Creates the root. From now on, the thread and its processes have mounts and a network of their own.
     pub fn new(releases: &[Release]) -> Self {
         let directory = tempfile::Builder::new().disable_cleanup(true).tempdir();
         let mut root = Self {
@@ -119,7 +119,7 @@ impl Root {
         HostRoot::open(&self.directory).unwrap()
     }
 
-    /// Makes the root a host with this release and a shim to install, and no file of Farrier.
+    /// Turns the root into a host with this release and with an artifact of a shim, and without files of Farrier.
     pub fn install(&self, release: &Release) {
         for directory in ["var/lib/farrier", "opt", "srv"] {
             let _ = fs::remove_dir_all(self.path(directory));
@@ -131,7 +131,7 @@ impl Root {
         let _ = fs::remove_file(&link);
         symlink(format!("containerd-{}", release.version), link).unwrap();
         fs::write(self.path("/etc/os-release"), "ID=debian\n").unwrap();
-        // A program that is there anyway, and says its version as shims do.
+        // An existing program that prints its version as shims do.
         let shim = release.program.with_file_name("containerd-shim-runc-v2");
         fs::copy(shim, self.path("/srv/shim")).unwrap();
     }
@@ -153,13 +153,13 @@ impl Root {
         files
     }
 
-    /// What the daemon prints of the configuration.
+    /// The daemon's dump of the configuration.
     pub async fn dump(&self, release: &Release) -> Result<String, String> {
         let (dump, _) = self.read(release).await?;
         Ok(dump)
     }
 
-    /// What the daemon prints of the configuration, and how many of its keys it says that it ignores.
+    /// The daemon's dump of the configuration, and the number of keys that the daemon reports as ignored.
     pub async fn read(&self, release: &Release) -> Result<(String, usize), String> {
         let dump = self
             .command(release)
@@ -178,7 +178,7 @@ impl Root {
         }
     }
 
-    /// Starts a daemon on the configuration, asks it what it serves, and ends it.
+    /// Starts a daemon with the configuration, reads the handlers that the daemon serves, and ends the daemon.
     pub async fn start(&self, release: &Release) -> Start {
         let _ = fs::remove_dir_all(self.path("/run"));
         fs::create_dir(self.path("/run")).unwrap();
@@ -188,7 +188,7 @@ impl Root {
         let mut daemon = self
             .command(release)
             .args(["-c", CONFIG, "--address", SOCKET, "--state", "/run/state"])
-            // Kept from case to case, as on a node.
+            // These directories stay between cases, as on a node.
             .args(["--root", &format!("/var/lib/{}", release.version)])
             .env("NOTIFY_SOCKET", "/run/ready")
             .stderr(fs::File::create(&log).unwrap())
@@ -206,7 +206,7 @@ impl Root {
         }
     }
 
-    /// What it serves, once it is ready; `None` where it ends before that.
+    /// The served handlers once the daemon is ready; `None` if the daemon ends before that.
     async fn outcome(
         &self,
         daemon: &mut Child,
@@ -237,7 +237,7 @@ impl Root {
     }
 }
 
-/// The last line of a log that tells of a failure.
+/// The last line of a log that reports a failure.
 fn last_failure(log: &str) -> String {
     let failure = |line: &&str| line.contains("fail") || line.starts_with("containerd: ");
     log.lines().rfind(failure).unwrap_or("no words").to_owned()

@@ -1,5 +1,6 @@
-//! Every configuration of the corpus on every real containerd: what a daemon loads is edited, judged, served and put back byte for
-//! byte; what it refuses is refused. `FARRIER_CONTAINERDS` lists the programs, `FARRIER_CORPUS` may add a directory of real files.
+//! Every configuration of the corpus on every real containerd. A configuration that a daemon loads is edited, validated, served and
+//! restored byte for byte. A configuration that a daemon refuses is refused. `FARRIER_CONTAINERDS` lists the programs, `FARRIER_CORPUS` may
+//! add a directory of real files.
 //!
 //! `FARRIER_CORPUS_ONLY` restricts a run to the cases whose name contains it.
 
@@ -28,13 +29,13 @@ use farrier::installer::inspect::prerequisites::missing_prerequisite;
 use handler_names::names;
 use reasons::Why;
 
-/// What Farrier makes of a configuration.
+/// Farrier's result for a configuration.
 enum Said {
-    /// It refuses, in these words.
+    /// Farrier refuses, with this message.
     Refused(String),
-    /// The handlers stand there now, and this is what the daemon prints.
+    /// The handlers are declared, and this is the daemon's dump.
     Declared(String),
-    /// A promise is broken.
+    /// A property does not hold.
     Broken(String),
 }
 
@@ -65,7 +66,7 @@ fn handlers() -> Vec<Handler> {
     ]
 }
 
-/// Adds one handler and then all, as the installer does, and takes them out again; all of them stand there in the end.
+/// Adds one handler and then all, as the installer does, removes them, and adds all of them again.
 async fn change(root: &Root, release: &Release) -> Said {
     let refused = |error: &dyn std::fmt::Display| Said::Refused(error.to_string());
     let broken = |words: &str| Said::Broken(words.to_owned());
@@ -129,7 +130,7 @@ async fn change(root: &Root, release: &Release) -> Said {
             return broken("a second edit changes something");
         }
         if apply(Some(&after), &managed, &[]) != Ok(first.clone()) {
-            return broken("the first bytes don't come back");
+            return broken("the first bytes are not restored");
         }
         if apply(Some(&after), &managed, &all) != apply(first.as_deref(), &none, &all) {
             return broken("one after the other isn't all at once");
@@ -145,7 +146,7 @@ fn put_back(file: &std::path::Path, text: Option<&str>) {
     }
 }
 
-/// What is wrong with how one configuration fares on one release; nothing where all is well.
+/// The failed properties of one configuration on one release.
 async fn verdict(root: &Root, release: &Release, case: &Case) -> Result<(), String> {
     case.lay_out(&root.path("/"));
     let why = reasons::of(&case.name, &release.version);
@@ -196,7 +197,7 @@ async fn verdict(root: &Root, release: &Release, case: &Case) -> Result<(), Stri
     }
 }
 
-/// The programs under test, by the releases that they say they are.
+/// The programs under test, by the releases that they print.
 fn releases() -> Vec<Release> {
     containerd::programs()
         .into_iter()
@@ -214,7 +215,7 @@ fn releases() -> Vec<Release> {
         .collect()
 }
 
-/// Goes through the cases on two threads, each with a root of its own, and fails with all that was wrong.
+/// Runs the cases on two threads, each with a root of its own, and fails with all failed properties.
 fn each(cases: Vec<Case>, work: impl AsyncFn(&Root, &Case, usize) -> Vec<String> + Sync) {
     let releases = releases();
     let only = std::env::var("FARRIER_CORPUS_ONLY").unwrap_or_default();
@@ -228,7 +229,7 @@ fn each(cases: Vec<Case>, work: impl AsyncFn(&Root, &Case, usize) -> Vec<String>
         for _ in 0..2 {
             scope.spawn(|| {
                 let root = Root::new(&releases);
-                // On this thread alone: what it starts shares its namespaces.
+                // On this thread, because its processes share its namespaces.
                 let runtime = tokio::runtime::Builder::new_current_thread()
                     .enable_all()
                     .build()
@@ -273,13 +274,13 @@ fn a_configuration_is_edited_and_restored_if_containerd_loads_it_and_else_refuse
     });
 }
 
-/// What the distribution's own template renders to: of both generations.
+/// The rendered text of the distribution's own template, for both schemas.
 const BASES: [&str; 2] = [
     include_str!("distributions/k3s-v1.30.toml"),
     include_str!("distributions/rke2.toml"),
 ];
 
-/// Adds handlers to the template and takes them out; where it can be rendered here, a daemon says what it thinks of both.
+/// Adds handlers to the template and removes them. If the template can be rendered here, a daemon checks both renderings.
 async fn template(root: &Root, release: &Release, text: &str) -> Result<(), String> {
     let words = |error: Error| error.to_string();
     let newer = text.contains("io.containerd.cri.v1.runtime");
@@ -298,7 +299,7 @@ async fn template(root: &Root, release: &Release, text: &str) -> Result<(), Stri
         return Err("a second edit changes something".to_owned());
     }
     if apply(&after, &managed, &[]).map_err(words)?.as_deref() != Some(text) {
-        return Err("the first bytes don't come back".to_owned());
+        return Err("the first bytes are not restored".to_owned());
     }
     let render = |text: &str| text.replace("{{ template \"base\" . }}", base);
     let other = newer && release.version.starts_with('1');
@@ -345,7 +346,8 @@ async fn farrier(root: &Root, arguments: &[&str]) -> (Option<i32>, String) {
     (output.status.code(), printed)
 }
 
-/// The whole program does what the parts say, with exit status 3 where nothing may be changed.
+/// Runs the whole program, and fails unless its result agrees with the results of its parts. The exit status is 3 for a refused
+/// configuration.
 async fn program(root: &Root, release: &Release, case: &Case) -> Result<(), String> {
     case.lay_out(&root.path("/"));
     let said = change(root, release).await;
@@ -376,7 +378,7 @@ async fn program(root: &Root, release: &Release, case: &Case) -> Result<(), Stri
     if root.files("/etc") == before {
         Ok(())
     } else {
-        Err("the first bytes don't come back".to_owned())
+        Err("the first bytes are not restored".to_owned())
     }
 }
 
@@ -389,7 +391,7 @@ fn an_install_and_the_config_editor_agree_on_every_configuration() {
         .filter(|case| !case.name.contains("toml-syntax/"))
         .collect();
     each(cases, async |root, case, index| {
-        // Every case on every release has been tried in parts: here one of them does.
+        // The parts were checked with every release, so one release is enough here.
         let release = &releases[index % releases.len()];
         match program(root, release, case).await {
             Ok(()) => Vec::new(),

@@ -1,4 +1,4 @@
-//! The configurations about which Farrier and a containerd differ, and why that is right. Every row is checked on every run. No tests.
+//! The configurations that Farrier refuses and a containerd loads, or the reverse, with reasons. Each run checks every row. No tests.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use Why::{Justified, OnlyAtStart};
 pub enum Why {
     /// containerd loads the configuration, and Farrier refuses it.
     Justified(&'static str),
-    /// containerd does not start, which neither the text nor its own dump shows. Only a running containerd tells.
+    /// containerd does not start, which neither the text nor the dump shows.
     OnlyAtStart(&'static str),
 }
 

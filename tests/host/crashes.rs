@@ -1,6 +1,6 @@
-//! Ends the real program at every point at which it changes a host, and checks that the next run converges.
+//! Kills the real program at each of its changes of a host, and checks that the next run converges.
 //!
-//! The program is traced (ptrace(2)) and killed before the n-th system call that changes something, for every n.
+//! The program is traced (ptrace(2)) and killed before its n-th changing system call, for every n.
 
 use std::process::Command;
 

@@ -6,7 +6,7 @@ use super::support::{CONFIG, Host, failing, program, shim};
 use farrier::handoff::Outcome;
 use farrier::names::sha256_hex;
 
-/// The problems that `doctor` finds on a host on which nothing runs.
+/// The problems that `doctor` finds on a host without running processes.
 async fn problems(host: &Host) -> Vec<String> {
     let diagnosis = farrier::installer::doctor(&host.host_options()).await;
     assert_eq!(diagnosis.healthy, diagnosis.findings.is_empty());
@@ -106,7 +106,7 @@ fn a_password_in_an_error_of_containerd_is_in_no_output() {
         "/etc/containerd/config.toml",
         format!("{CONFIG}\n{auth}").as_bytes(),
     );
-    // As the parser of containerd 1.x says it.
+    // The message of containerd 1.x's parser.
     let containerd = failing("containerd: (9, 1): Can't convert 123456(int64) to string");
     host.write("/usr/bin/containerd", &containerd);
     std::fs::set_permissions(

@@ -213,7 +213,7 @@ async fn a_shim_is_not_served_by_the_binary_of_another_shim() {
 async fn an_expected_binary_is_never_taken_from_elsewhere_than_the_host() {
     let host = Host::stocked();
     let before = host.tree(false);
-    // A file of the host's, and a binary that would be taken were it not for the expectation.
+    // The artifact on the host and the binary in the hand-off directory do not replace the expected binary.
     for location in [shim("a").location, remote("a").location] {
         let shims = [ShimRequest {
             location,

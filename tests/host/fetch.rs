@@ -15,7 +15,7 @@ use flate2::write::GzEncoder;
 use rstest::rstest;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
-/// Answers to paths; another path is answered with 404.
+/// The answers by path. Other paths are answered with 404.
 pub type Routes = BTreeMap<&'static str, Vec<u8>>;
 
 fn archive(name: &str) -> Vec<u8> {
@@ -227,7 +227,7 @@ fn a_fetch_without_archives_runs_on_one_thread() {
 
 #[test]
 fn a_fetch_uses_the_proxy_of_the_environment() {
-    // Only the proxy answers for such a name. A proxy is asked for a whole URL.
+    // Only the proxy can resolve this name. A request to a proxy has the whole URL.
     let location = "http://release.invalid/a";
     let proxy = serve(Routes::from([(location, ok(&program(1)))]));
     let directory = tempfile::tempdir().unwrap();

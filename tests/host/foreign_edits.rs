@@ -82,7 +82,7 @@ impl Scene {
         std::fs::read_to_string(host.path(self.edited)).ok()
     }
 
-    /// Adds [`MINE`] to the file as it is now, where it is there.
+    /// Adds [`MINE`] to the file, if the file exists.
     fn edit(&self, host: &Host) -> bool {
         let text = self.text(host);
         if let Some(text) = &text {
@@ -95,7 +95,7 @@ impl Scene {
     fn assert_only_mine_is_left(&self, host: &Host, when: &str) {
         let text = self.text(host).unwrap_or_else(|| panic!("{when}: gone"));
         match self.before() {
-            // Where it had no line end of its own, the one that it got stays with what follows.
+            // An added line end stays if other lines follow.
             Some(before) if before.ends_with('\n') => {
                 assert_eq!(text, format!("{before}{MINE}"), "{when}");
             }
@@ -104,7 +104,7 @@ impl Scene {
                 format!("{before}{MINE}").replace("\n\n", "\n"),
                 "{when}"
             ),
-            // What makes the file one that is loaded stays with what is in it.
+            // The version or the base template stays while the file has other lines.
             None => {
                 assert!(text.ends_with(MINE), "{when}: {text}");
                 assert!(!text.contains("managed handler"), "{when}: {text}");

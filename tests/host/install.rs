@@ -182,7 +182,7 @@ async fn a_replaced_file_artifact_is_read_again() {
     assert_eq!(report.handlers[0].sha256, Some(sha256));
 }
 
-/// What scripts rely on: the exit status of the real program.
+/// The exit status of the real program, on which scripts rely.
 #[rstest]
 #[case::applied(&["install", "--shim=a=file:///srv/a"], 0)]
 #[case::partial(&["install", "--shim=a=file:///srv/a", "--shim=b=file:///srv/none"], 1)]

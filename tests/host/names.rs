@@ -1,5 +1,5 @@
-//! How the real program resolves host names, in mounts and a network of its own: by `/etc/hosts` and DNS, and never by what
-//! `/etc/nsswitch.conf` names, whose modules crash a static program.
+//! Resolves host names with the real program, in mounts and a network of its own: with `/etc/hosts` and DNS, and never with the modules of
+//! `/etc/nsswitch.conf`, which crash a static program.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket};
@@ -27,7 +27,7 @@ const RESOLV_CONF: &str = "nameserver 127.0.0.53\nsearch nowhere.test corp.test\
 const FOUR: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 4));
 const SIX: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 
-/// Serves a binary at an address, for ever.
+/// Serves a binary at an address, until the test ends.
 fn serve(address: IpAddr, seed: u8) {
     let listener = TcpListener::bind((address, 80)).unwrap();
     std::thread::spawn(move || {
@@ -37,7 +37,7 @@ fn serve(address: IpAddr, seed: u8) {
     });
 }
 
-/// A name server (RFC 1035) that knows the zone `records`; it tells `asked` each name that it is asked for.
+/// A name server (RFC 1035) with the zone `records`. It sends each queried name on `asked`.
 fn serve_names(
     address: Ipv4Addr,
     records: BTreeMap<&'static str, Vec<IpAddr>>,
@@ -82,7 +82,7 @@ fn serve_names(
     });
 }
 
-/// Gives this thread, and what it starts, an `/etc` of these files and a network that ends at the loopback interface.
+/// Gives this thread and its processes an `/etc` with these files, and a network with the loopback interface alone.
 fn enter(files: &[(&str, &str)]) {
     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).unwrap();
     let none = None::<&str>;
@@ -98,12 +98,12 @@ fn enter(files: &[(&str, &str)]) {
     assert!(up.unwrap().success());
 }
 
-/// Does `work` on a thread of its own, whose namespaces end with it.
+/// Runs `work` on a new thread. The namespaces of the thread end with the thread.
 fn apart<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| scope.spawn(work).join().unwrap())
 }
 
-/// Has the program fetch from the hosts named; returns what came of each, and the files that it tried to open.
+/// Runs the program, which fetches from the named hosts. Returns the result of each fetch, and the files that the program tried to open.
 fn fetch(hosts: &[&str]) -> (BTreeMap<String, FetchResult>, BTreeSet<String>) {
     let directory = tempfile::tempdir().unwrap();
     let (request, out) = (

@@ -1,5 +1,4 @@
-//! SIGTERM, SIGINT and SIGHUP at every point at which the real program changes a host: the change is undone or
-//! finished, and reported.
+//! SIGTERM, SIGINT and SIGHUP at each change of a host by the real program: the change is undone or finished, and reported.
 
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::ExitStatusExt as _;
@@ -14,7 +13,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rstest::rstest;
 
-/// Interrupts `arguments` at each of its changes of a host that `prepare` made: it is as before, or as it is after an undisturbed run.
+/// Interrupts `arguments` at each of its changes of a host that `prepare` made. Afterwards the host is as before, or as after an
+/// undisturbed run.
 async fn is_undone_or_finished(
     prepare: impl AsyncFn() -> Host,
     arguments: &[String],

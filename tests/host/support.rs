@@ -125,7 +125,7 @@ impl Host {
         files
     }
 
-    /// Every path with its mode and its target or digest, and with `times` also what every write changes.
+    /// Every path with its mode and its target or digest, and with `times` also the inode number and the times, which every write changes.
     pub fn tree(&self, times: bool) -> BTreeMap<PathBuf, String> {
         tree(self.root(), &[""], &[], times)
     }
@@ -150,7 +150,7 @@ impl Host {
         }
     }
 
-    /// As the command line asks.
+    /// The options of a run from the command line.
     pub async fn install(&self, shims: &[ShimRequest], reserve: &[&str]) -> ProvisionReport {
         installer::install(&self.named(shims, reserve), Mode::Change)
             .await

@@ -161,7 +161,7 @@ async fn a_legacy_binary_is_hashed_again_only_after_its_file_changed() {
     let report = host.install(&[wanted("spin", 3)], &[]).await;
     assert_eq!(report.result, Outcome::Applied, "{report:?}");
     assert!(host.path(&path).is_symlink());
-    // Its own bytes again, and then others of the same size.
+    // First the same bytes, and then other bytes of the same size.
     std::fs::remove_file(host.path(&path)).unwrap();
     for (seed, is_well) in [(3, true), (9, false)] {
         host.write(&path, &program(seed));
@@ -171,7 +171,7 @@ async fn a_legacy_binary_is_hashed_again_only_after_its_file_changed() {
     assert_eq!(digest(&host, &path), Sha256Digest::of(&program(3)));
 }
 
-/// What was taken over, as a later request expects it.
+/// The request for the taken-over handlers, with their binaries as expected.
 fn expected(handler: &str, seed: u8) -> ShimRequest {
     ShimRequest {
         location: "http://127.0.0.1:9/a.tar.gz".to_owned(),
@@ -250,7 +250,7 @@ async fn removing_one_legacy_handler_leaves_the_others_unchanged() {
     add_rcm(&host, "/opt/rcm", &[("spin-v2", true), ("wws-v1", false)]);
     let theirs = host.config();
     host.install(&[wanted("spin-v2", 77)], &[]).await;
-    // Its options are others, so that it is declared anew.
+    // The handler has other options, so it is declared again.
     assert!(host.config().contains("# farrier:"));
     assert!(host.config().contains("# RCM runtime config for wws-v1"));
     assert!(!host.config().contains("# RCM runtime config for spin-v2"));
@@ -388,7 +388,7 @@ async fn legacy_handlers_in_a_template_of_k3s_are_taken_over_and_removed(#[case]
     std::fs::rename(host.path("/etc/containerd"), host.path(directory)).unwrap();
     host.write(&source, template.as_bytes());
     let plain = host.tree(false);
-    // The installer appends to what it takes for containerd's configuration.
+    // The legacy installer appends to the rendered file, which it takes for containerd's configuration.
     host.write("/etc/containerd/config.toml", b"");
     add_rcm(&host, "/opt/rcm", &[("spin-v2", true), ("wws-v1", false)]);
     let stanzas = host.config();
@@ -411,7 +411,7 @@ async fn legacy_handlers_in_a_template_of_k3s_are_taken_over_and_removed(#[case]
     let report = host.uninstall(None).await;
     assert_eq!(report.result, Outcome::Applied, "{report:?}");
     assert_eq!(text(), template);
-    // It is rendered at the next start.
+    // k3s renders the file at its next start.
     host.write(&rendered, b"");
     assert_eq!(host.tree(false), plain);
 }

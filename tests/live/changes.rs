@@ -1,4 +1,4 @@
-//! Changes that nothing disturbs.
+//! Changes without faults.
 
 use std::fs;
 use std::path::Path;
@@ -45,7 +45,7 @@ fn installing_and_removing_shims_restarts_containerd_once_each_and_restores_the_
     });
 }
 
-/// As EKS and COS do at every boot.
+/// Rewrites the configuration, as EKS and COS do at every boot.
 #[test]
 fn removing_shims_from_a_rewritten_configuration_restarts_containerd_only_if_it_still_serves_them()
 {
@@ -84,7 +84,7 @@ fn a_rewritten_configuration_is_repaired_with_one_restart() {
     });
 }
 
-/// Which file is edited follows containerd's release: on 1.x the file that is loaded last, later a file of Farrier.
+/// The edited file depends on containerd's release: with 1.x the file that is loaded last, with later releases a file of Farrier.
 #[test]
 fn a_node_whose_containerd_was_upgraded_is_restored() {
     const LAST: &str = "/etc/containerd/conf.d/90-last.toml";

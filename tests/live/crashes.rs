@@ -59,7 +59,7 @@ impl Whole {
     }
 }
 
-/// Kills a change at each of its writes; the node goes from one state to the other and back.
+/// Kills a change at each of its writes. The node changes from one state to the other and back.
 fn at_every_write(release: &Path) {
     let node = Node::new(release);
     let whole = Whole::of(&node);
@@ -111,7 +111,7 @@ fn a_change_that_is_killed_at_any_moment_is_finished_by_the_next_run() {
                     .stderr(Stdio::null())
                     .spawn()
                     .unwrap();
-                // The moment is the point of the test, nothing is awaited.
+                // The test chooses the moment, and waits for no event.
                 std::thread::sleep(moment);
                 let _ = child.kill();
                 child.wait().unwrap();

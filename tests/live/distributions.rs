@@ -31,8 +31,8 @@ render() {
 }
 ";
 
-/// Restarts containerd when a snippet comes, changes or goes, and some time has passed. As for k0s (inotify(7)), a snippet that goes and comes
-/// again is a change, although it has the same bytes.
+/// Restarts containerd some time after a snippet was created, changed or removed. As for k0s (inotify(7)), a snippet that is removed and
+/// created again counts as changed, even with the same bytes.
 const WATCHER: &str = "seen() { stat -c '%i %z' /etc/k0s/containerd.d; }
 last=$(seen)
 while sleep 0.05; do
@@ -43,7 +43,7 @@ done";
 pub const BASE_2: &str = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\n  runtime_type = \"io.containerd.runc.v2\"\n";
 pub const BASE_3: &str = "version = 3\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]\n  runtime_type = 'io.containerd.runc.v2'\n";
 
-/// A node of that kind, on which nothing runs yet.
+/// A node of that kind without running processes.
 pub fn node(release: usize, kind: &str, program: &str, base: &str) -> Node {
     let node = Node::stopped(&programs()[release], &[]);
     node.write("/sbin/kind", kind.as_bytes(), 0o644);
@@ -55,7 +55,7 @@ pub fn node(release: usize, kind: &str, program: &str, base: &str) -> Node {
     node
 }
 
-/// Installs, finds nothing to do, and takes everything back.
+/// Installs, checks that a second install changes nothing, and uninstalls.
 fn comes_and_goes(node: &Node, word: &str, edited: &str) {
     let before = node.tree();
     let (status, report) = node.change(&["install", "--shim=a=file:///srv/a"]);
@@ -77,7 +77,7 @@ fn comes_and_goes(node: &Node, word: &str, edited: &str) {
 
 const K3S_DIRECTORY: &str = "/var/lib/rancher/k3s/agent/etc/containerd";
 
-/// A node of k3s, on which nothing runs yet; `kind` is [`K3S`] or much like it.
+/// A node of k3s without running processes. `kind` is [`K3S`] or a variant of it.
 fn k3s(release: usize, kind: &str, base: &str) -> Node {
     let program = "/var/lib/rancher/k3s/data/0/bin/containerd";
     let node = node(release, kind, program, base);
@@ -101,13 +101,13 @@ fn the_template_of_a_k3s_without_systemd_is_edited_and_rendered(
 ) {
     let kind = K3S.replacen("k3s", service, 1);
     let node = k3s(release, &kind, base);
-    // OpenRC names what it has started.
+    // OpenRC lists the started services.
     node.write(&format!("/run/openrc/started/{service}"), b"", 0o644);
     node.start_service(service);
     comes_and_goes(&node, "k3s", &format!("{K3S_DIRECTORY}/{template}"));
 }
 
-/// Stands in for the script that k3d starts k3s from, as process 1.
+/// Replaces the script that starts k3s in k3d, as process 1.
 const K3D: &str = "/sbin/k3d-entrypoint.sh";
 const K3D_SCRIPT: &str = "#!/bin/bash
 trap 'exit 0' TERM
@@ -150,7 +150,7 @@ fn a_k3d_that_ends_with_the_change_serves_the_handlers_after_its_restart() {
     ends_and_comes_back(&mut node, &install);
     let (status, report) = node.change(&install);
     assert_eq!(status, 0, "{report:?}\n{}", node.log());
-    // The start of the node was the restart; this run asked for none, and so none had to be allowed.
+    // The start of the node was the restart. This run requested no restart, so it needed no permission for one.
     assert_eq!(report.restarts, 0, "{report:?}");
     assert!(report.handlers[0].served, "{report:?}");
     node.assert_healthy();
@@ -213,7 +213,7 @@ fn a_managed_node_is_detected_by_its_running_kubelet(
     assert_eq!(report.distro.as_deref(), Some(expected));
 }
 
-/// Each of these would win over the node's own containerd, by its path or by what the kubelet says, if a name were enough.
+/// If a name were enough, each of these programs would count instead of the node's containerd, by its path or by the kubelet's endpoint.
 #[test]
 fn programs_of_a_user_named_containerd_and_kubelet_are_ignored() {
     let node = Node::new(&programs()[1]);
@@ -244,7 +244,7 @@ fn programs_of_a_user_named_containerd_and_kubelet_are_ignored() {
     comes_and_goes(&node, "systemd", "/opt/farrier/bin/containerd-shim-a");
 }
 
-/// A k0s on which nothing runs yet.
+/// A node of k0s without running processes.
 fn k0s(release: usize, base: &str, version: &str) -> Node {
     let node = node(release, K0S, "/var/lib/k0s/bin/containerd", base);
     let version_of_file = &base[..base.find('\n').unwrap()];
@@ -275,7 +275,7 @@ fn a_snippet_of_k0s_is_loaded_by_its_supervisor(
     comes_and_goes(&node, "k0s", "/etc/k0s/containerd.d/farrier.toml");
 }
 
-/// Starts containerd when it has ended, and sees no files.
+/// Starts containerd after its end, and watches no files.
 const SUPERVISOR: &str = "while sleep 0.05; do
     kill -0 $(cat /run/containerd.pid) 2>/dev/null || /sbin/rc-service k0s restart
 done";
@@ -284,7 +284,7 @@ done";
 fn a_containerd_of_k0s_that_did_not_load_its_snippet_is_restarted() {
     let node = k0s(2, BASE_3, "v1.36.0+k0s.0");
     let install = ["install", "--shim=a=file:///srv/a"];
-    // As before the first start, which this containerd did not come from.
+    // The state before the first start. This containerd was started in another way.
     let (status, report) = node.change(&[&install[..], &["--offline"]].concat());
     assert_eq!((status, report.result), (0, Outcome::Applied), "{report:?}");
     let tree = node.tree();
@@ -317,7 +317,7 @@ fn a_restart_that_a_write_triggers_is_in_the_journal_before_the_write() {
     }
     let journal = fs::read_to_string(node.path("/var/lib/farrier/journal.json")).unwrap();
     assert!(journal.contains("\"restarting\":true"), "{journal}");
-    // The supervisor may be at work still, and one that is away is not changed.
+    // The supervisor may still be restarting containerd, and a node without a running containerd is not changed.
     let since = Instant::now();
     while let (status @ 1.., report) = node.change(&["install", "--shim=a=file:///srv/a"]) {
         assert_eq!((status, report.result), (3, Outcome::Refused), "{report:?}");

@@ -107,7 +107,7 @@ fn a_containerd_that_does_not_start_after_the_rollback_is_reported_as_broken() {
         node.fail(&["refuses", "refuses"]);
         let (status, report) = node.change(&INSTALL);
         assert_eq!((status, report.result), (5, Outcome::Broken), "{report:?}");
-        // Neither of both left a containerd that goes on as before.
+        // Neither the change nor the rollback left a containerd that serves as before.
         assert_eq!(report.restarts, 2, "{report:?}");
         assert!(report.remedy.is_some());
         assert_eq!(node.config(), CONFIG);
@@ -120,7 +120,7 @@ fn a_containerd_that_does_not_start_after_the_rollback_is_reported_as_broken() {
     });
 }
 
-/// From 2.2.7 on containerd asks every shim at its start and waits for ever: the node would not come back.
+/// From 2.2.7 on, containerd runs every shim at its start and waits without a limit, so the node would not serve again.
 #[test]
 fn a_shim_that_hangs_is_refused_and_the_other_is_installed() {
     on_each(|release| {
@@ -185,7 +185,7 @@ fn a_pending_change_of_others_is_refused() {
             assert_eq!(output.status.code(), Some(1));
             let words = String::from_utf8_lossy(&output.stdout);
             assert!(words.contains("after containerd started"), "{words}");
-            // An edit that is in effect already does not matter.
+            // An edit that is already in effect refuses no change.
             node.start();
             let (status, report) = node.change(&INSTALL);
             assert_eq!((status, report.result), (0, Outcome::Applied), "{report:?}");
@@ -444,7 +444,7 @@ fn a_rollback_keeps_lines_that_others_added_meanwhile() {
     });
 }
 
-/// As a unit does whose start makes the configuration anew.
+/// Rewrites the configuration, as a unit does that generates its configuration at each start.
 #[test]
 fn a_change_of_a_configuration_that_each_start_rewrites_is_rolled_back() {
     on_each(|release| {

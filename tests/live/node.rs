@@ -1,7 +1,7 @@
 //! A node without a cluster: a root, a process 1 and a service manager of its own, and a real containerd. No tests.
 //!
-//! The thread that makes one, and what it starts, has mounts, a network and PIDs of its own from there on; all of it ends
-//! with the thread. `OpenRC` is stood in for by a script of its interface.
+//! The thread that creates a node gets mounts, a network and PIDs of its own, and so do the processes that it starts. All of them end with
+//! the thread. A script with the interface of `OpenRC` replaces the service manager.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,26 +17,26 @@ use farrier::handoff::ProvisionReport;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 
-/// The configuration that an administrator left.
+/// The configuration of an administrator.
 pub const CONFIG: &str = "# ours\nversion = 2\n\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\n  runtime_type = \"io.containerd.runc.v2\"\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.kata]\nruntime_type = \"io.containerd.kata.v2\" # theirs";
 
 /// The path of [`CONFIG`].
 pub const CONFIG_PATH: &str = "/etc/containerd/config.toml";
 
-/// Names the way in which the next starts of containerd fail, one a line: see [`RC_SERVICE`].
+/// The file with the faults of the next starts of containerd, one per line: see [`RC_SERVICE`].
 const FAULTS: &str = "/run/faults";
 
-/// Stands in for the service manager.
+/// The script that replaces the service manager.
 const RC_SERVICE: &str = include_str!("rc-service.sh");
 
 /// The first steps of process 1, in the directory of its root, before it becomes `$0`. The processes are also visible outside the node.
 const BOOT: &str = "mount -t proc proc proc
 exec unshare --mount sh -ec 'pivot_root . .; umount -l .; exec chroot . $0' $0";
 
-/// Reaps what its children leave behind.
+/// Reaps orphaned processes.
 const INIT: &str = "#!/bin/bash\ntouch /run/booted\nsleep infinity & wait\n";
 
-/// A start takes 0.1 s; a machine whose cores are all busy gets this long.
+/// Time limit for a start, which takes 0.1 s on an idle machine.
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// The node.
@@ -49,10 +49,10 @@ pub struct Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // With it go process 1, and with that all processes of the node.
+        // This ends process 1, and with it all processes of the node.
         let _ = self.boot.kill();
         let _ = self.boot.wait();
-        // What is still mounted is the machine's own: nothing is removed through it.
+        // Remaining mounts belong to the machine, so no file below them is removed.
         if umount2(&self.directory, MntFlags::MNT_DETACH).is_ok() {
             let _ = fs::remove_dir(&self.directory);
         }
@@ -62,7 +62,7 @@ impl Drop for Node {
 /// Does `work` on a node of each release, one after the other.
 pub fn on_each(work: impl Fn(&Path) + Sync) {
     for release in programs() {
-        // A PID namespace takes no second process 1, and a thread has but one.
+        // A PID namespace has one process 1, and a thread has one PID namespace.
         let done = std::thread::scope(|scope| scope.spawn(|| work(&release)).join());
         assert!(done.is_ok(), "on {}", release.display());
     }
@@ -95,8 +95,7 @@ impl Node {
         node
     }
 
-    /// A node that runs nothing yet, and has no configuration.
-    /// `mounts` are file systems of their own with their options (tmpfs(5)).
+    /// A node without running processes and without a configuration. `mounts` are separate file systems with their options (tmpfs(5)).
     pub fn stopped(release: &Path, mounts: &[(&str, &str)]) -> Self {
         let directory = tempfile::Builder::new().disable_cleanup(true).tempdir();
         let directory = directory.unwrap().path().to_owned();
@@ -184,7 +183,7 @@ impl Node {
         fs::read_to_string(self.path(CONFIG_PATH)).unwrap()
     }
 
-    /// Has the next starts of containerd fail in these ways.
+    /// Makes the next starts of containerd fail in these ways.
     pub fn fail(&self, faults: &[&str]) {
         self.write(FAULTS, (faults.join("\n") + "\n").as_bytes(), 0o644);
     }
@@ -201,7 +200,7 @@ impl Node {
         let _ = self.boot.kill();
         self.boot.wait().unwrap();
         let _ = fs::remove_file(self.path("/run/booted"));
-        // What ended takes no more processes.
+        // A PID namespace that has ended takes no more processes.
         let own = fs::File::open("/proc/thread-self/ns/pid").unwrap();
         setns(own, CloneFlags::CLONE_NEWPID).unwrap();
         (self.boot, self.init) = boot(&self.directory, program);
@@ -253,7 +252,7 @@ impl Node {
         }
     }
 
-    /// Leaves a script running on the node.
+    /// Starts a script on the node, and does not wait for its end.
     pub fn leave(&self, script: &str) {
         let child = Command::new("nsenter")
             .args(["--mount", "--root", "--target", &self.init])
@@ -315,7 +314,7 @@ impl Node {
         (output.status.code().unwrap(), report)
     }
 
-    /// Fails unless `doctor` finds nothing wrong.
+    /// Fails if `doctor` finds a problem.
     pub fn assert_healthy(&self) {
         let output = self.farrier(&["doctor"]);
         let words = String::from_utf8_lossy(&output.stdout);
@@ -330,8 +329,7 @@ impl Node {
     }
 }
 
-/// Starts `program` as process 1 in mounts of its own, as a node beside a pod, and with PIDs that this thread's children
-/// share.
+/// Starts `program` as process 1 with mounts of its own, and in the PID namespace of this thread's children.
 fn boot(directory: &Path, program: &str) -> (Child, String) {
     let boot = Command::new("setpriv")
         // The node ends with this thread.
@@ -358,7 +356,7 @@ fn boot(directory: &Path, program: &str) -> (Child, String) {
 pub enum Run {
     /// Ends at once, with success.
     Ends,
-    /// Waits for ever.
+    /// Never ends.
     Hangs,
 }
 

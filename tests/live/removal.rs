@@ -21,7 +21,7 @@ const INSTALL: [&str; 2] = ["install", "--shim=x=file:///srv/runc"];
 const REMOVE: [&str; 2] = ["uninstall", "--all"];
 const BINARY: &str = "/opt/farrier/bin/containerd-shim-x";
 
-/// A change up to its restart takes a second; one whose first restart fails takes a minute more.
+/// Time limit for a change up to its restart. This takes a second, and a minute more if the first restart fails.
 const LIMIT: Duration = Duration::from_mins(3);
 
 /// Fails unless `report` says that pods use `x`.
@@ -45,7 +45,7 @@ struct Restarts {
     answered: PathBuf,
 }
 
-/// Has the next `count` restarts wait.
+/// Makes the next `count` restarts wait.
 fn prepare_restarts(node: &Node, count: usize) -> Restarts {
     let restarts = Restarts {
         asked: node.path("/run/asked"),
@@ -120,7 +120,7 @@ fn a_binary_that_a_new_pod_uses_is_removed_by_a_later_run() {
         assert_eq!(output.status.code(), Some(1), "{report:?}");
         assert_eq!(report.restarts, 1, "{report:?}");
         assert_in_use(&report, false);
-        // Declared no more, and still what the pod's end needs.
+        // The handler is no longer declared, and the end of the pod still needs its binary.
         assert_eq!(node.config(), CONFIG);
         assert!(node.path(BINARY).exists());
         node.assert_healthy();
@@ -136,12 +136,12 @@ fn a_binary_that_a_new_pod_uses_is_removed_by_a_later_run() {
     });
 }
 
-/// The administrator's shim, which hangs when containerd clears up after a sandbox that died.
+/// A shim of the administrator, which hangs when containerd cleans up after a dead sandbox.
 const HANGING: &str = "#!/bin/bash\nfor word; do [ \"$word\" = delete ] && [ -e /run/hang ] && sleep infinity; done\nexec /srv/runc \"$@\"\n";
 
 #[test]
 fn a_containerd_that_hangs_on_a_dead_sandbox_is_rolled_back() {
-    // It waits for ever at its start, whatever its release; a minute is enough to see that of one.
+    // With each release, containerd waits at its start without a limit. One minute with one release is enough to show that.
     let node = node(&programs()[3]);
     node.write("/srv/hanging", HANGING.as_bytes(), 0o755);
     fs::set_permissions(node.path("/srv/runc"), PermissionsExt::from_mode(0o755)).unwrap();
@@ -155,7 +155,7 @@ fn a_containerd_that_hangs_on_a_dead_sandbox_is_rolled_back() {
     let restarts = prepare_restarts(&node, 2);
     let install = start(&node, &["install", "--shim=a=file:///srv/a"]);
     wait(restarts.await_restart());
-    // The shim dies unseen, and the next containerd finds its sandbox dead.
+    // The shim ends while containerd does not run, and the next containerd finds a dead sandbox.
     let script = "touch /run/hang; kill -STOP $(cat /run/containerd.pid)
         for process in /proc/[0-9]*; do
             [ \"$(cat $process/comm)\" = runc ] && kill -KILL ${process#/proc/}

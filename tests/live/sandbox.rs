@@ -1,4 +1,4 @@
-//! Pods without a kubelet: sandboxes that the CRI is asked for, of a real shim over a stand-in for runc. No tests.
+//! Pods without a kubelet: sandboxes that are created through the CRI, with a real shim and a script in place of runc. No tests.
 
 use std::fs;
 use std::path::Path;
@@ -19,7 +19,7 @@ use crate::node::{CONFIG_PATH, Node};
 /// A configuration whose sandboxes need no registry, no network and no overlay.
 pub const CONFIG: &str = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"localhost/pause:1\"\n[plugins.\"io.containerd.grpc.v1.cri\".containerd]\nsnapshotter = \"native\"\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\"\n";
 
-/// Where the artifact of the real shim is, which any handler may be of.
+/// The path of the artifact of the real shim, for any handler.
 pub const SHIM: &str = "/srv/runc";
 
 const RUNC: &str = include_str!("runc.sh");
@@ -53,7 +53,7 @@ pub fn node(release: &Path) -> Node {
         .unwrap();
     let words = String::from_utf8_lossy(&imported.stderr);
     assert!(imported.status.success(), "{words}");
-    // The CRI learns of images at its start at the latest.
+    // The CRI reads the list of images at its start at the latest.
     node.start();
     node
 }
@@ -84,7 +84,7 @@ fn image() -> Vec<u8> {
     ])
 }
 
-/// The CRI of a node; from the node's own thread, and for one start of containerd.
+/// The CRI of a node, for the thread of the node and for one start of containerd.
 pub struct Cri(RuntimeServiceClient<Channel>);
 
 impl Cri {
@@ -146,7 +146,7 @@ impl Cri {
     }
 }
 
-/// Does what has to be waited for on this thread, which is the one that sees the node.
+/// Runs a future on this thread, which has the namespaces of the node.
 pub fn wait<T>(work: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -155,7 +155,7 @@ pub fn wait<T>(work: impl Future<Output = T>) -> T {
 }
 
 impl Node {
-    /// A program of the node, to be run there.
+    /// A command that runs a program of the node on the node.
     pub fn enter(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command

@@ -21,7 +21,7 @@ const INSTALL: [&str; 3] = [
 ];
 const UNINSTALL: [&str; 2] = ["uninstall", "--all"];
 
-/// Interrupts `arguments` at each of its writes; `back` leads back from what they lead to.
+/// Interrupts `arguments` at each of its writes. `back` undoes the change of `arguments`.
 fn at_every_write(node: &Node, arguments: &[&str], back: &[&str]) {
     let (mut undone, mut finished) = (0, 0);
     for nth in 1.. {

@@ -81,7 +81,7 @@ fn is_taken_over(release: &Path, config: &str, add: impl Fn(&Node) -> String, sh
 
 #[test]
 fn handlers_of_kwasm_in_use_are_taken_over_and_removed() {
-    // The one is what KWasm installed, the others are newer.
+    // KWasm installed one of the binaries, and the others are newer.
     let shims = [
         "--shim=spin=file:///srv/a",
         "--shim=wws=file:///srv/a",

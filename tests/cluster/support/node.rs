@@ -40,12 +40,12 @@ impl Cluster {
         node.unwrap_or_else(|| panic!("there is no node {name}"))
     }
 
-    /// Where the node's file system is on this machine. Its mounts are not: /run and /tmp are empty here.
+    /// The path of the node's file system on this machine, without its mounts: /run and /tmp are empty here.
     pub fn root(&self, node: &str) -> &Path {
         &self.node(node).root
     }
 
-    /// As [`sh`](Self::sh), whatever came of it.
+    /// As [`sh`](Self::sh), but the command may fail.
     pub fn try_sh(&self, node: &str, line: &str) -> Output {
         let pid = self.node(node).pid.to_string();
         Command::new("nsenter")
@@ -112,7 +112,7 @@ impl Cluster {
             .collect()
     }
 
-    /// Waits until the node's marks are as `wanted` says.
+    /// Waits until the labels and annotations of the node meet the condition `wanted`.
     pub async fn marks_become<F>(
         &self,
         node: &str,
