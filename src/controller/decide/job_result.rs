@@ -10,7 +10,7 @@ use crate::api::is_label_name;
 use crate::controller::cluster::job_view::{JobProgress, JobView};
 use crate::controller::cluster::node_view::{Applied, AppliedShim, NodeView};
 use crate::handoff::{
-    HandlerReport, Outcome, Problem, ProvisionReport, ProvisionRequest, ShimRequest, elide,
+    HandlerReport, Outcome, Problem, ProvisionReport, ProvisionRequest, ShimRequest,
 };
 use crate::names::reasons;
 
@@ -340,29 +340,43 @@ fn finish_attempt(
 
 /// The problem of the whole host, and the problem of each Shim that failed, for an Event.
 fn sentence(applied: &Applied, report: &ProvisionReport) -> String {
-    let each = applied.shims.iter().filter_map(|(name, shim)| {
-        let reason = shim.reason.as_ref()?;
-        (report.reason.as_ref() != Some(reason)).then(|| format!("shim {name}: {reason}"))
-    });
-    // A reason of a single Shim is among the reasons of the Shims already, with its help.
-    let whole = report
-        .reason
-        .as_ref()
-        .filter(|reason| !reason.starts_with("shim "));
-    let whole = whole.map(|reason| Problem {
+    let whole = report.reason.as_ref().map(|reason| Problem {
         message: reason.clone(),
         help: report.remedy.clone(),
     });
-    let whole = whole.map(|problem| problem.sentence());
-    let parts: Vec<String> = whole.into_iter().chain(each).collect();
+    let is_whole = |reason: &String| {
+        whole
+            .as_ref()
+            .is_some_and(|whole| whole.message == *reason || shortened(whole) == *reason)
+    };
+    let each = applied.shims.iter().filter_map(|(name, shim)| {
+        let reason = shim.reason.as_ref().filter(|reason| !is_whole(reason))?;
+        Some(problem_of_shim(name, reason, report))
+    });
+    // A reason of a single Shim is among the reasons of the Shims already, with its help.
+    let host = whole.iter().filter(|it| !it.message.starts_with("shim "));
+    let parts: Vec<Problem> = host.cloned().chain(each).collect();
     if parts.is_empty() {
         let help = "see the log of the installer's pod";
         Problem::with_help("the installer gave no reason", help).sentence()
     } else {
         // Each part has the same maximal length, so that every part fits.
         let share = (LONGEST_NOTE / parts.len()).saturating_sub(2);
-        let parts: Vec<String> = parts.iter().map(|part| elide(part, share)).collect();
+        let parts: Vec<String> = parts.iter().map(|it| it.sentence_up_to(share)).collect();
         cut(&parts.join("; "), LONGEST_NOTE)
+    }
+}
+
+/// The problem of a Shim with this recorded reason. The report has the help apart from the message.
+fn problem_of_shim(name: &str, reason: &str, report: &ProvisionReport) -> Problem {
+    let entries = report.handlers.iter().filter(|entry| entry.shim == name);
+    let reported = entries
+        .filter_map(problem)
+        .find(|problem| shortened(problem) == reason);
+    let problem = reported.unwrap_or_else(|| Problem::new(reason, None));
+    Problem {
+        message: format!("shim {name}: {}", problem.message),
+        ..problem
     }
 }
 
@@ -428,7 +442,36 @@ mod tests {
         let mut report = ProvisionReport::new(Outcome::Refused);
         report.reason = Some("the file can't be parsed".to_owned());
         report.remedy = Some("correct it".to_owned());
-        let text = sentence(&applied("spin", "the file can't be parsed"), &report);
-        assert_eq!(text, "the file can't be parsed. Correct it");
+        for reason in [
+            "the file can't be parsed",
+            // The installer reports the help with each handler, too.
+            "the file can't be parsed. Correct it",
+        ] {
+            let text = sentence(&applied("spin", reason), &report);
+            assert_eq!(text, "the file can't be parsed. Correct it");
+        }
+    }
+
+    #[test]
+    fn the_sentence_of_many_failures_drops_the_help_before_a_cause() {
+        let (mut all, mut report) = (Applied::default(), ProvisionReport::new(Outcome::Refused));
+        for shim in ["spin", "wasmedge", "wasmer", "wasmtime", "slight"] {
+            let cause = format!("failed to fetch https://example.org/{shim}: no such host");
+            let entry = HandlerReport {
+                shim: shim.to_owned(),
+                handler: shim.to_owned(),
+                path: None,
+                sha256: None,
+                served: false,
+                reason: Some(cause),
+                remedy: Some("check the location and the network".repeat(6)),
+            };
+            let reason = shortened(&problem(&entry).unwrap());
+            all.shims.extend(applied(shim, &reason).shims);
+            report.handlers.push(entry);
+        }
+        let text = sentence(&all, &report);
+        assert_eq!(text.matches("no such host").count(), 5, "{text}");
+        assert!(!text.contains("network"), "{text}");
     }
 }
