@@ -28,11 +28,24 @@ pub fn without_secrets<'a>(message: &str, texts: impl IntoIterator<Item = &'a st
         .collect();
     // The longest first, because a credential may be a part of another.
     secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
-    secrets
-        .into_iter()
-        .fold(message.to_owned(), |message, secret| {
-            message.replace(secret, "…")
-        })
+    let message = secrets.iter().fold(message.to_owned(), |message, secret| {
+        message.replace(secret, "…")
+    });
+    without_cut_secret(&message, &secrets)
+}
+
+/// The message without the start of a credential at its end: a long message may be cut within a credential.
+fn without_cut_secret(message: &str, secrets: &[&str]) -> String {
+    let end = message.trim_end_matches('…');
+    let cut = end
+        .char_indices()
+        .map(|(at, _)| end.split_at(at))
+        .take_while(|(_, rest)| rest.len() >= SHORTEST)
+        .find(|(_, rest)| secrets.iter().any(|secret| secret.starts_with(rest)));
+    match cut {
+        Some((kept, _)) => format!("{kept}…"),
+        None => message.to_owned(),
+    }
 }
 
 /// The rest of a line after the first key that names a credential.
@@ -107,6 +120,8 @@ mod tests {
         "config.toml is bad"
     )]
     #[case::short("password = 'a'", "a bad value", "a bad value")]
+    #[case::cut("identitytoken = 'eyJhbGciOi'", "but got \"eyJhbGc", "but got \"…")]
+    #[case::cut_with_an_ellipsis("password = 'hünter2'", "got hün…", "got …")]
     #[case::not_ascii("é password = 'hünter2'", "got hünter2", "got …")]
     fn credentials_are_removed_from_a_message(
         #[case] config: &str,
