@@ -261,12 +261,11 @@ impl ProvisionReport {
                     .handlers
                     .iter_mut()
                     .map(|handler| &mut handler.reason);
-                for text in texts
-                    .chain([&mut report.reason, &mut report.remedy])
-                    .flatten()
-                {
+                for text in texts.chain([&mut report.reason]).flatten() {
                     *text = elide(text, longest);
                 }
+                // A part of a command would be another command.
+                report.remedy.take_if(|remedy| remedy.len() > longest);
             }
         }
         if !fits(&report) {
@@ -346,6 +345,34 @@ mod tests {
         document["handlers"] = serde_json::from_str(&format!("[{handler}]")).unwrap();
         let read = ProvisionReport::from_json(&document.to_string()).unwrap();
         assert_eq!((read.request_digest, read.handlers[0].sha256), (None, None));
+    }
+
+    #[test]
+    fn a_shortened_report_has_the_whole_help_or_none() {
+        let help = format!("run `chmod go-w /{}` on the host", "directory/".repeat(30));
+        for handlers in 0..60 {
+            let mut report = ProvisionReport::new(Outcome::Refused);
+            report.set_problem(Problem::with_help("\"".repeat(1_000), help.clone()));
+            report.notes = vec!["a note".repeat(100)];
+            report.handlers = (0..handlers)
+                .map(|n| HandlerReport {
+                    shim: format!("shim-{n}"),
+                    handler: format!("handler-{n}"),
+                    path: None,
+                    sha256: Some(Sha256Digest::of(b"a")),
+                    served: false,
+                    reason: report.reason.clone(),
+                    remedy: report.remedy.clone(),
+                })
+                .collect();
+            let message = report.to_termination_message();
+            assert!(message.len() < TERMINATION_MESSAGE_LIMIT);
+            let read = ProvisionReport::from_json(&message).unwrap();
+            let entries = read.handlers.iter().filter_map(|it| it.remedy.as_ref());
+            for remedy in entries.chain(&read.remedy) {
+                assert_eq!(*remedy, help);
+            }
+        }
     }
 
     #[test]
