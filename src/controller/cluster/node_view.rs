@@ -247,6 +247,35 @@ mod tests {
     }
 
     #[test]
+    fn an_annotation_has_a_text_for_each_digest_as_in_earlier_releases() {
+        let of_no_report = Applied {
+            node_uid: "u".to_owned(),
+            ..Applied::default()
+        };
+        let document = serde_json::to_value(&of_no_report).unwrap();
+        // Earlier releases read no annotation without a text here.
+        assert_eq!(
+            (&document["digest"], &document["attempted"]),
+            (&json!(""), &json!(""))
+        );
+        assert_eq!(
+            serde_json::from_value::<Applied>(document).unwrap(),
+            of_no_report
+        );
+        let lower = Sha256Digest::of(b"a").to_string();
+        let read = |sha256: &str| {
+            let request =
+                json!({"name": "a", "handlers": ["a"], "location": "file:///a", "sha256": sha256});
+            let shim = json!({"handlers": {"a": true}, "sha256": sha256, "request": request});
+            let document = json!({"nodeUid": "u", "digest": sha256, "attempted": sha256, "at": of_no_report.at, "shims": {"a": shim}});
+            serde_json::from_value::<Applied>(document).unwrap()
+        };
+        let applied = read(&lower);
+        assert_eq!(applied, read(&lower.to_uppercase()));
+        assert_eq!(applied.shims["a"].sha256, lower.parse().ok());
+    }
+
+    #[test]
     fn a_runtime_that_lists_only_its_default_handler_counts_as_reporting_none() {
         for handlers in [json!(null), json!([]), json!([{"name": ""}])] {
             let node: NodeObject = serde_json::from_value(

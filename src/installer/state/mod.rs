@@ -387,6 +387,27 @@ mod tests {
     }
 
     #[test]
+    fn a_state_file_with_digests_in_upper_case_is_read_as_one_in_lower_case() {
+        let lower = Sha256Digest::of(b"a").to_string();
+        let text = |sha256: &str| {
+            format!(
+                r#"{{"apiVersion":"farrier.dev/v1","late":{{"b":{{"shim":"b","owner":"cluster","sha256":"{sha256}"}}}},
+                "handlers":{{"a":{{"shim":"a","owner":"local","sha256":"{sha256}","artifactSha256":"{sha256}"}},
+                "r":{{"shim":"r","owner":"cluster","sha256":null,"location":"","artifactSha256":null}},
+                "k":{{"shim":"k","owner":"kwasm","path":"/opt/kwasm/bin/containerd-shim-k","sha256":"{sha256}"}}}},
+                "config":{{"path":"/c","sha256":"{sha256}"}},"requests":{{"cluster":"{sha256}","local":""}}}}"#
+            )
+        };
+        let read = |text: &str| State::from_json(Some(text)).unwrap();
+        let state = read(&text(&lower));
+        assert_eq!(state, read(&text(&lower.to_uppercase())));
+        assert_eq!(state, read(&state.to_json()));
+        assert!(state.handlers["r"].is_reserved() && !state.handlers.contains_key("k"));
+        assert_eq!(state.draining["b"].sha256(), lower.parse().ok());
+        assert_eq!(state.requests.len(), 1);
+    }
+
+    #[test]
     fn a_file_of_the_store_is_named_in_lower_case() {
         let digest = Sha256Digest::of(b"a");
         assert_eq!(target_digest(&symlink_target(digest)), Some(digest));
