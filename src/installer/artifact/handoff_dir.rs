@@ -81,3 +81,32 @@ fn open_regular(path: &Path) -> Result<File, Error> {
         )))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reported_failure_keeps_its_help() {
+        let out = tempfile::tempdir().unwrap();
+        let result = |remedy: Option<&str>| FetchResult {
+            shim: "spin".to_owned(),
+            binary_sha256: None,
+            reason: Some("no such host".to_owned()),
+            remedy: remedy.map(str::to_owned),
+            present: false,
+        };
+        let request =
+            r#"{"name":"spin","handlers":["spin"],"location":"https://example.org/spin"}"#;
+        let shim: ShimRequest = serde_json::from_str(request).unwrap();
+        for (remedy, expected) in [
+            (Some("check\u{1b}the location"), Some("check the location")),
+            (None, None),
+        ] {
+            write_result(&result(remedy), out.path()).unwrap();
+            let error = read_binary(&shim, out.path()).unwrap_err();
+            assert_eq!(error.to_string(), "no such host");
+            assert_eq!(error.help().as_deref(), expected);
+        }
+    }
+}

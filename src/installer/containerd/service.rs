@@ -61,9 +61,9 @@ impl Error {
         Some(match self {
             Self::Systemd(error) => return error.help(),
             Self::Host(error) => return error.help(),
-            Self::OpenRc { name, .. } => {
+            Self::OpenRc { name, source } => source.help().unwrap_or_else(|| {
                 Cow::Owned(format!("run `rc-service {name} status` on the node"))
-            }
+            }),
             Self::NoManager { .. } => {
                 Cow::Borrowed("use --offline and restart containerd yourself")
             }
@@ -362,6 +362,36 @@ mod tests {
         assert_eq!(reachable.is_ok(), expected);
         if let Err(error) = reachable {
             assert!(error.help().unwrap().contains("job.hostPID"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_service_program_that_others_can_replace_is_refused_with_the_command_that_corrects_it()
+     {
+        let (directory, host) = host(&[(RC_SERVICE, "")]);
+        let path = directory.path().join("sbin/rc-service");
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o777))
+            .unwrap();
+        let start = || exec::start(&host, RC_SERVICE, &[], RESTART_LIMIT);
+        let unit = "k3s.service".to_owned();
+        let errors = [
+            Error::OpenRc {
+                name: "k3s".to_owned(),
+                source: start().await.unwrap_err(),
+            },
+            Error::Systemd(systemd::Error::Systemctl {
+                bus: "no".to_owned(),
+                source: start().await.unwrap_err(),
+            }),
+            Error::Systemd(systemd::Error::Restart {
+                unit,
+                source: Box::new(start().await.unwrap_err()),
+                state: String::new(),
+            }),
+        ];
+        for error in errors {
+            let help = error.help().unwrap();
+            assert!(help.contains("chmod go-w /sbin/rc-service"), "{help}");
         }
     }
 

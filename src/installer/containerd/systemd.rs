@@ -100,12 +100,16 @@ impl Error {
             Self::Connect { .. } => {
                 Cow::Borrowed("check that dbus is installed and runs on the host")
             }
-            Self::Restart { unit, .. } | Self::Job { unit, .. } => {
-                Cow::Owned(format!("run `journalctl -u {unit}` on the node"))
-            }
-            Self::Systemctl { .. } | Self::Call { .. } | Self::TooLong { .. } => return None,
+            Self::Restart { unit, source, .. } => source.help().unwrap_or_else(|| log_of(unit)),
+            Self::Job { unit, .. } => log_of(unit),
+            Self::Systemctl { source, .. } => return source.help(),
+            Self::Call { .. } | Self::TooLong { .. } => return None,
         })
     }
+}
+
+fn log_of(unit: &str) -> Cow<'static, str> {
+    Cow::Owned(format!("run `journalctl -u {unit}` on the node"))
 }
 
 /// The host's systemd.

@@ -74,7 +74,7 @@ impl<'a> CurrentConfig<'a> {
             }
             // An image's containerd may be impossible to run. A containerd that runs and refuses the file is an error.
             Err(_) if is_image && facts.version.is_none() => (String::new(), BTreeMap::new()),
-            Err(message) => return Err(Error::Refuses(Problem::new(message, None))),
+            Err(problem) => return Err(Error::Refuses(problem.clone())),
         };
         let managed = managed_handlers(facts, declared.iter().chain(&dumped));
         let legacy = facts.legacy.handlers.iter();

@@ -203,9 +203,14 @@ impl Findings {
         if let Some(obstacle) = &facts.obstacle {
             self.add_problem(obstacle, "check that path");
         }
-        if let (Some(_), Err(reason)) = (&facts.program, &facts.dump) {
-            self.add(
-                &format!("containerd does not load its present configuration: {reason}"),
+        if let (Some(_), Err(problem)) = (&facts.program, &facts.dump) {
+            self.add_problem(
+                &Problem {
+                    message: format!(
+                        "containerd does not load its present configuration: {problem}"
+                    ),
+                    help: problem.help.clone(),
+                },
                 "correct the configuration before the next start of containerd",
             );
         }
@@ -407,6 +412,18 @@ mod tests {
             panic!("{problems:?}");
         };
         assert!(problem.contains(reason), "{problem}");
+    }
+
+    #[test]
+    fn a_containerd_that_can_not_be_run_is_reported_with_the_help_of_its_error() {
+        let help = "run `chmod go-w /usr/local/bin` on the host";
+        let facts = host().with(|facts| facts.dump = Err(Problem::with_help("no", help)));
+        let facts = facts.build();
+        let findings = examine(&facts, &LeftoverFiles::default()).findings;
+        assert_eq!(findings[0].remedy, help);
+        let goal = crate::installer::fixtures::goal(&["a"]).build();
+        let error = plan::decide(&facts, &goal).unwrap_err();
+        assert_eq!(error.help().as_deref(), Some(help));
     }
 
     #[test]
