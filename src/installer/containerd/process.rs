@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::installer::distro;
 use crate::installer::host::HostRoot;
 use crate::installer::host::path::parent_directory;
 
@@ -166,8 +167,12 @@ fn kernel_evidence(
             has_own_mounts,
         })
     });
-    // systemd and snapd can set another root for a service. `process` compares the program with the file of the host.
-    let may_have_own_root = checked.as_ref().is_ok_and(|found| found.has_own_mounts);
+    // snapd sets another root for a strictly confined snap. Only a snap of a Kubernetes distribution counts: the program of any other snap would
+    // run outside of its confinement. `process` compares the program with the file of the host.
+    let may_have_own_root = checked.as_ref().is_ok_and(|found| {
+        found.has_own_mounts
+            && matches!(&found.cgroup_owner, CgroupOwner::Unit(unit) if distro::is_own_unit(unit))
+    });
     (may_have_own_root || host.is_root_of(seen.pid)).then_some(checked)
 }
 

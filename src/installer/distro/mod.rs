@@ -146,9 +146,14 @@ pub fn detect(evidence: &Evidence<'_>, present: impl Fn(&str) -> bool) -> &'stat
 /// Whether a running containerd belongs to a Kubernetes distribution that includes and starts containerd itself.
 #[must_use]
 pub fn is_own(program: &str, unit: Option<&str>) -> bool {
-    TABLE
-        .iter()
-        .any(|spec| spec.has_path(Some(program)) || unit.is_some_and(|unit| spec.has_unit(unit)))
+    let has_path = TABLE.iter().any(|spec| spec.has_path(Some(program)));
+    has_path || unit.is_some_and(is_own_unit)
+}
+
+/// Whether the unit belongs to a Kubernetes distribution that includes and starts containerd itself.
+#[must_use]
+pub fn is_own_unit(unit: &str) -> bool {
+    TABLE.iter().any(|spec| spec.has_unit(unit))
 }
 
 /// The row with this `id`, as in a report or a journal; the last row if there is none.

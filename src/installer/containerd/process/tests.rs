@@ -548,19 +548,24 @@ fn in_the_cgroup_of_process_1_only_descendants_of_process_1_count() {
 const STRICT: &str = "snap.microk8s.daemon-containerd.service";
 const STRICT_CGROUP: &str = "0::/system.slice/snap.microk8s.daemon-containerd.service\n";
 const STRICT_UNIT: &str = "/etc/systemd/system/snap.microk8s.daemon-containerd.service";
-const INVOCATION: &str = "/run/systemd/units/invocation:snap.microk8s.daemon-containerd.service";
 
 /// A strictly confined `MicroK8s`, whose process 812 has its own mounts.
 fn strict(parent: u32, environment: &str) -> Tree {
+    strict_in(STRICT, parent, environment)
+}
+
+/// As [`strict`], in another unit.
+fn strict_in(unit: &str, parent: u32, environment: &str) -> Tree {
     let tree = Tree::new("0::/init.scope\n", SYSTEMD);
-    tree.write(STRICT_UNIT, "[Service]\n");
-    tree.directory(parent_directory(INVOCATION));
-    symlink("0a0b", tree.path(INVOCATION)).unwrap();
+    tree.write(&format!("/etc/systemd/system/{unit}"), "[Service]\n");
+    let invocation = format!("/run/systemd/units/invocation:{unit}");
+    tree.directory(parent_directory(&invocation));
+    symlink("0a0b", tree.path(&invocation)).unwrap();
     let program = "/snap/microk8s/1/bin/containerd";
     tree.write(program, "");
     let program = &tree.on_both(program);
     let given = Given {
-        cgroup: STRICT_CGROUP,
+        cgroup: &format!("0::/system.slice/{unit}\n"),
         mounts: "mnt:[2]",
         parent,
         program,
@@ -591,6 +596,18 @@ fn the_main_process_of_a_unit_counts_in_its_own_mount_namespace(
     assert_eq!(tree.asked(), Ok(Some(STRICT.to_owned())));
     // snapd pivots to the base of the snap (snap-confine, `mount-support.c`).
     assert_eq!(tree.with_own_root().asked(), Ok(Some(STRICT.to_owned())));
+}
+
+/// Root runs the program of a process that counts, without the confinement of the process.
+#[rstest]
+#[case::of_a_snap("snap.other.daemon.service")]
+#[case::of_the_docker_snap("snap.docker.dockerd.service")]
+#[case::of_a_unit_with_a_root_directory("other.service")]
+fn a_main_process_with_its_own_root_is_left_out_unless_its_distribution_has_such_a_unit(
+    #[case] unit: &str,
+) {
+    let tree = strict_in(unit, 1, "").with_own_root();
+    assert!(named(&tree.host(), &["containerd"]).unwrap().is_empty());
 }
 
 #[rstest]
