@@ -33,6 +33,12 @@ impl Problem {
         }
     }
 
+    /// The help, or `otherwise` for a problem without help.
+    #[must_use]
+    pub fn help_or<'a>(&'a self, otherwise: &'a str) -> Cow<'a, str> {
+        Cow::Borrowed(self.help.as_deref().unwrap_or(otherwise))
+    }
+
     /// The cause and the next step as two sentences, for a field of Kubernetes that has one text: the note of an Event, the message of a
     /// condition.
     #[must_use]

@@ -59,9 +59,7 @@ impl Error {
             Self::NoTemplate { .. } => {
                 Cow::Borrowed("restore the template, or start the node once")
             }
-            Self::NoRelease { problem, .. } => {
-                Cow::Borrowed(problem.help.as_deref().unwrap_or(CHECK_PROGRAM))
-            }
+            Self::NoRelease { problem, .. } => problem.help_or(CHECK_PROGRAM),
             Self::NoBase { id, .. } => {
                 Cow::Owned(format!("upgrade {id} to 1.26.8, 1.27.5, 1.28.1 or later"))
             }

@@ -28,7 +28,7 @@ pub use goal::{Goal, Scope};
 use handlers::{handler_set, notes, unknown_shims};
 use preconditions::{check_host, check_restart, is_bare};
 use takeover::legacy_cleanup;
-pub(crate) use types::HandlerSet;
+pub(crate) use types::{ALLOW_POD_RESTARTS, HandlerSet};
 pub use types::{ConfigChange, Error, HostPlan, LegacyCleanup, LockChange};
 
 /// The changes that make the host with these `facts` carry `goal`.

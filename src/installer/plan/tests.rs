@@ -277,6 +277,21 @@ fn an_unhealthy_host_is_refused_with_the_reason(
     assert!(error.contains(reason), "{error}");
 }
 
+#[rstest]
+#[case::release(|facts: &mut HostFacts, problem| { facts.version = None; facts.no_version = problem; })]
+#[case::configuration(|facts: &mut HostFacts, problem| facts.dump = Err(problem))]
+#[case::handlers(|facts: &mut HostFacts, problem| facts.served = Err(problem))]
+#[case::kill_mode(|facts: &mut HostFacts, problem| facts.kill_mode = Err(problem))]
+#[case::obstacle(|facts: &mut HostFacts, problem| facts.obstacle = Some(problem))]
+#[case::unreachable(|facts: &mut HostFacts, problem| facts.unreachable = Some(problem))]
+fn a_refusal_has_the_help_of_its_cause(#[case] spoil: impl Fn(&mut HostFacts, Problem)) {
+    const HELP: &str = "run `chmod go-w /open` on the host";
+    let problem = Problem::with_help("/open is writable by every user", HELP);
+    let facts = host().with(|facts| spoil(facts, problem.clone())).build();
+    let error = decide(&facts, &goal(&["a"]).build()).unwrap_err();
+    assert_eq!(error.help().as_deref(), Some(HELP), "{error}");
+}
+
 #[test]
 fn a_read_only_host_refuses_a_run_only_if_it_changes_something() {
     let mut facts = host().installed(&["a"]).build();

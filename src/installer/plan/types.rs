@@ -175,6 +175,10 @@ pub struct ConfigChange {
     pub live: bool,
 }
 
+/// The help where a restart would end pods.
+pub(crate) const ALLOW_POD_RESTARTS: &str =
+    "allow the restart with --allow-pod-restarts (chart: job.allowPodRestarts)";
+
 /// Why no change of a host is planned.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -240,12 +244,9 @@ impl Error {
     #[must_use]
     pub fn help(&self) -> Option<Cow<'_, str>> {
         Some(match self {
-            Self::NoVersion(problem) => Cow::Borrowed(
-                problem
-                    .help
-                    .as_deref()
-                    .unwrap_or("check that `containerd --version` works on the node"),
-            ),
+            Self::NoVersion(problem) => {
+                problem.help_or("check that `containerd --version` works on the node")
+            }
             Self::Distribution(refusal) => Cow::Borrowed(refusal.help),
             Self::NoDaemon { refused } => match by_evidence(refused).first() {
                 Some(refusal) => return refusal.reason.help(),
@@ -253,29 +254,24 @@ impl Error {
                     "start containerd, or use --offline to prepare the host for the next start of containerd",
                 ),
             },
-            Self::NotServing(problem) | Self::Refuses(problem) => Cow::Borrowed(
-                problem
-                    .help
-                    .as_deref()
-                    .unwrap_or("repair containerd or its configuration first"),
-            ),
+            Self::NotServing(problem) => {
+                problem.help_or("repair containerd, then run farrier again")
+            }
+            Self::Refuses(problem) => {
+                problem.help_or("correct the configuration before the next start of containerd")
+            }
             Self::Source(error) => return error.help(),
             Self::Config(error) => return error.help(),
             Self::Pending { .. } => Cow::Borrowed(
                 "restart containerd yourself or undo that change, then run farrier again",
             ),
-            Self::KillMode { .. } => Cow::Borrowed(
-                "set KillMode=process in the unit (OpenRC: rc_cgroup_cleanup=NO), or accept the end of all pods with --allow-pod-restarts",
-            ),
-            Self::Container => Cow::Borrowed(
-                "accept the end of all pods with --allow-pod-restarts, or with job.allowPodRestarts in the chart's values",
-            ),
-            Self::KillModeUnknown(problem) => Cow::Borrowed(
-                problem
-                    .help
-                    .as_deref()
-                    .unwrap_or("check that the service manager answers on the node"),
-            ),
+            Self::KillMode { .. } => Cow::Owned(format!(
+                "set KillMode=process in the unit (OpenRC: rc_cgroup_cleanup=NO), or {ALLOW_POD_RESTARTS}"
+            )),
+            Self::Container => Cow::Borrowed(ALLOW_POD_RESTARTS),
+            Self::KillModeUnknown(problem) => {
+                problem.help_or("check that the service manager answers on the node")
+            }
             Self::Obstacle(problem) => return problem.help.as_deref().map(Cow::Borrowed),
         })
     }
@@ -297,13 +293,13 @@ fn not_counted(refused: &[Refusal]) -> String {
     if refused.is_empty() {
         return String::new();
     }
-    let told = by_evidence(refused).into_iter().take(SHOWN_REFUSALS);
-    let told: Vec<String> = told.map(ToString::to_string).collect();
-    let told = told.join("; ");
+    let shown = by_evidence(refused).into_iter().take(SHOWN_REFUSALS);
+    let shown: Vec<String> = shown.map(ToString::to_string).collect();
+    let shown = shown.join("; ");
     let more = refused.len().saturating_sub(SHOWN_REFUSALS);
     if more > 0 {
-        format!(" ({more} more are not shown): {told}")
+        format!(" ({more} more are not shown): {shown}")
     } else {
-        format!(": {told}")
+        format!(": {shown}")
     }
 }

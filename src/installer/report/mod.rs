@@ -197,6 +197,8 @@ pub(crate) fn report_unchanged(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::handoff::Sha256Digest;
+    use crate::installer::artifact::fetch;
 
     fn signal() -> Error {
         Error::Signal { name: "SIGTERM" }
@@ -204,16 +206,32 @@ mod tests {
 
     #[test]
     fn a_semicolon_in_the_message_of_another_program_is_kept_in_the_reason() {
-        let words = "toml: line 3; expected a value; found EOF";
-        let cause = Error::ConfigRefused(Problem::new(words, None));
+        let message = "toml: line 3; expected a value; found EOF";
+        let cause = Error::ConfigRefused(Problem::new(message, None));
         let report = ProvisionReport::new(Outcome::Refused);
         let report = report_failure(report, Failure::Refused(cause));
         let reason = report.reason.unwrap();
-        assert!(reason.ends_with(words), "{reason}");
+        assert!(reason.ends_with(message), "{reason}");
         assert_eq!(
             report.remedy.as_deref(),
             Some("run with --dry-run to see the change")
         );
+    }
+
+    #[test]
+    fn a_failure_has_the_help_of_its_cause() {
+        let help = "name the artifact for the node's architecture";
+        let problem = Problem::with_help("the binary does not run", help);
+        let sha256 = Sha256Digest::of(b"");
+        for cause in [
+            Error::ConfigRefused(problem.clone()),
+            Error::Unusable([(sha256, problem.clone())].into()),
+            Error::Artifact(fetch::Error::Reported(problem)),
+        ] {
+            let report = ProvisionReport::new(Outcome::Refused);
+            let report = report_failure(report, Failure::Refused(cause));
+            assert_eq!(report.remedy.as_deref(), Some(help));
+        }
     }
 
     #[test]

@@ -109,7 +109,7 @@ impl Error {
             Self::State(error) => return error.help(),
             Self::Plan(error) => return error.help(),
             Self::Config(error) => return error.help(),
-            Self::ConfigRefused(_) => Cow::Borrowed("run with --dry-run to see the change"),
+            Self::ConfigRefused(problem) => problem.help_or("run with --dry-run to see the change"),
             Self::Artifact(error) => return error.help(),
             Self::NoArtifact { .. } => Cow::Borrowed(
                 "put the artifact at this path on the host (below --host-root, if set), or correct the location of the shim",
@@ -129,10 +129,12 @@ impl Error {
             Self::Restart(error) => return error.help(),
             Self::TooMuchToUndo { .. } => Cow::Borrowed("shorten containerd's configuration"),
             Self::Signal { .. } => Cow::Borrowed("run the same command again"),
-            Self::InterruptedWithPods => Cow::Borrowed(
-                "allow the restart with --allow-pod-restarts, or with job.allowPodRestarts in the chart's values",
-            ),
-            Self::Unusable(..) | Self::Interrupted => return None,
+            Self::InterruptedWithPods => Cow::Borrowed(plan::ALLOW_POD_RESTARTS),
+            Self::Unusable(unusable) => {
+                let first = unusable.values().next();
+                return first.and_then(|problem| problem.help.as_deref().map(Cow::Borrowed));
+            }
+            Self::Interrupted => return None,
         })
     }
 }
