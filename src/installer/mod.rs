@@ -97,7 +97,7 @@ pub struct RunResult {
     pub text: String,
 }
 
-/// Makes the host carry the requested shims. Every outcome, also a failure, is in the report.
+/// Installs the requested shims on the host. Every outcome, also a failure, is in the report.
 pub async fn install(options: &InstallOptions, mode: Mode) -> RunResult {
     let mut report = ProvisionReport::new(Outcome::Refused);
     let request = match options.source.read() {
@@ -221,8 +221,8 @@ async fn begin(
 
 /// Makes a plan, carries it out unless this is a dry run, and adds the result to the report. Returns the text of a dry run's plan.
 ///
-/// If binaries do not run on the host, a second plan leaves out their shims, and only these. The test can't come before the first plan. A binary is tested in the store, where containerd will execute the binary. A file is written to the store once the
-/// journal names the file, and the journal is made from the plan.
+/// If binaries do not run on the host, a second plan leaves out the shims of these binaries. The test can't come before the first plan: a
+/// binary is tested in the store, a file is written to the store only after the journal names the file, and the journal is made from a plan.
 async fn plan_and_act(
     host: &Host<'_>,
     mode: Mode,
@@ -291,9 +291,9 @@ fn record_verified(root: &HostRoot, facts: &HostFacts, plan: &HostPlan, artifact
         StateAfter::Keep if !facts.state.is_empty() => &facts.state,
         StateAfter::Keep | StateAfter::Remove => return,
     };
-    let wanted = state.handlers.values().chain(state.draining.values());
-    let wanted = wanted.filter_map(OwnedHandler::sha256);
-    let verified = wanted
+    let digests = state.handlers.values().chain(state.draining.values());
+    let digests = digests.filter_map(OwnedHandler::sha256);
+    let verified = digests
         .filter(|sha256| facts.stored.contains(sha256) || plan.store.contains(sha256))
         .collect();
     let legacy_binaries = facts.legacy.binaries.iter();

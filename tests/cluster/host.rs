@@ -56,7 +56,7 @@ async fn pods_go_on(series: &'static str) {
     assert_eq!(run.served(), ["again", HANDLER], "what is in use stays");
     assert_eq!(node.files(), installed);
     assert_eq!(node.pods().await, pods);
-    run.tells("pods still use it");
+    run.tells("pods still use the handler");
 
     node.stop_pods(&["wasm", "again"]).await;
     let (pods, processes) = (node.pods().await, node.processes());

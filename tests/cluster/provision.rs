@@ -137,7 +137,7 @@ async fn a_handler_in_use_is_served_until_its_pod_is_deleted() {
         })
         .await;
     cluster
-        .event_tells("Node", &node, &["wasmi", "pods still use it"])
+        .event_tells("Node", &node, &["wasmi", "pods still use the handler"])
         .await;
     assert_eq!(cluster.marks(&node).await["farrier.dev/wasmi"], "removing");
     assert_eq!(
@@ -179,7 +179,7 @@ async fn the_condition_of_a_deleted_shim_names_the_node_with_its_pods() {
     let shims = cluster.shims();
     let delete = DeleteParams::default();
     shims.delete("used", &delete).await.unwrap();
-    let told = format!("{node}: pods still use it");
+    let told = format!("{node}: pods still use the handler");
     cluster
         .condition_becomes("used", "Progressing", "True", &told)
         .await;

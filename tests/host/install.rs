@@ -555,7 +555,7 @@ async fn a_damaged_binary_blocks_no_other_shim() {
     let report = host.uninstall(Some(&["b"])).await;
     assert_eq!(report.result, Outcome::Partial, "{report:?}");
     let reason = report.reason.unwrap();
-    assert_eq!(reason, "shim a: its binary is lost or damaged");
+    assert_eq!(reason, "shim a: the binary is lost or damaged");
     assert!(!host.path("/opt/farrier/bin/containerd-shim-b").exists());
     let mut options = host.named(&[shim("b")], &[]);
     options.keep_others = true;

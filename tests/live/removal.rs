@@ -36,7 +36,10 @@ fn assert_in_use(report: &ProvisionReport, served: bool) {
         "{report:?}"
     );
     let reason = handler.reason.as_deref().unwrap();
-    assert!(reason.contains("pods still use it (1 "), "{reason}");
+    assert!(
+        reason.contains("pods still use the handler (1 "),
+        "{reason}"
+    );
 }
 
 /// Restarts of containerd that wait for the test.

@@ -416,10 +416,13 @@ mod tests {
     #[test]
     fn the_reason_of_a_shim_is_in_the_sentence_once() {
         let mut report = ProvisionReport::new(Outcome::Partial);
-        report.reason = Some("shim spin: pods still use it".to_owned());
+        report.reason = Some("shim spin: pods still use the handler".to_owned());
         report.remedy = Some("delete them".to_owned());
-        let text = sentence(&applied("spin", "pods still use it. Delete them"), &report);
-        assert_eq!(text, "shim spin: pods still use it. Delete them");
+        let text = sentence(
+            &applied("spin", "pods still use the handler. Delete them"),
+            &report,
+        );
+        assert_eq!(text, "shim spin: pods still use the handler. Delete them");
     }
 
     #[test]

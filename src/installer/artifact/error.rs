@@ -55,14 +55,14 @@ pub enum Error {
         url: String,
     },
     /// The artifact or binary has another digest than requested.
-    #[error("{what} has SHA-256 {found} instead of {wanted}")]
+    #[error("{what} has SHA-256 {found} instead of {expected}")]
     Digest {
-        /// The artifact's URL, or a word for the binary.
+        /// The artifact's URL, or a name for the binary.
         what: String,
         /// The computed digest.
         found: Sha256Digest,
         /// The requested digest.
-        wanted: Sha256Digest,
+        expected: Sha256Digest,
     },
     /// The artifact contains no usable binary.
     #[error(transparent)]
@@ -105,9 +105,7 @@ impl Error {
             Self::TooSlow { .. } => {
                 Cow::Borrowed("check the node's bandwidth to that server, or use a mirror")
             }
-            Self::TooLarge { .. } => {
-                Cow::Borrowed("check that the location names the archive or binary of a shim")
-            }
+            Self::TooLarge { .. } => Cow::Borrowed(unpack::CHECK_LOCATION),
             Self::Digest { .. } => {
                 Cow::Borrowed("correct the digest, or find out why the file changed")
             }
@@ -140,13 +138,13 @@ pub(crate) fn directory_error(path: &Path) -> impl FnOnce(io::Error) -> Error {
 pub fn check_digest(
     what: &str,
     found: Sha256Digest,
-    wanted: Option<Sha256Digest>,
+    expected: Option<Sha256Digest>,
 ) -> Result<(), Error> {
-    match wanted {
-        Some(wanted) if wanted != found => Err(Error::Digest {
+    match expected {
+        Some(expected) if expected != found => Err(Error::Digest {
             what: what.to_owned(),
             found,
-            wanted,
+            expected,
         }),
         _ => Ok(()),
     }

@@ -23,7 +23,7 @@ use crate::dns::Resolver;
 use crate::handoff::{FetchResult, Problem, Sha256Digest, ShimRequest};
 
 /// Concurrent downloads. On most nodes this is enough for all shims, so that a slow server delays no other download.
-const AT_A_TIME: usize = 8;
+const MAX_CONCURRENT: usize = 8;
 /// Delays before the second and the third attempt. Further attempts are left to the controller's backoff.
 const RETRY_WAITS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(4)];
 
@@ -59,7 +59,7 @@ pub async fn fetch(
             }
             (shim, Some(fetch_one(&client, shim, out, end).await))
         })
-        .buffered(AT_A_TIME);
+        .buffered(MAX_CONCURRENT);
     let mut results = Vec::new();
     while let Some((shim, fetched)) = fetched.next().await {
         let present = fetched.is_none();

@@ -29,6 +29,10 @@ const GZIP: [u8; 2] = [0x1f, 0x8b];
 /// Length in bytes of an ELF header up to the end of `e_machine`, the field for the CPU (System V ABI, *ELF Header*).
 const ELF_HEADER: usize = 20;
 
+/// The help for an artifact that is no archive or binary of a shim.
+pub(crate) const CHECK_LOCATION: &str =
+    "check that the location names the .tar.gz archive or the binary of a shim";
+
 /// Why an artifact contains no usable binary.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -51,10 +55,10 @@ pub enum Error {
         fault: &'static str,
     },
     /// The archive does not contain the binary.
-    #[error("the archive contains no {wanted} (it contains {found})")]
+    #[error("the archive contains no {binary} (it contains {found})")]
     Absent {
         /// The file name of the binary.
-        wanted: String,
+        binary: String,
         /// The archive's first files.
         found: String,
     },
@@ -86,10 +90,9 @@ impl Error {
     #[must_use]
     pub fn help(&self) -> Option<Cow<'_, str>> {
         Some(match self {
-            Self::Unknown => Cow::Borrowed("name the release's archive or the binary itself"),
-            Self::Unreadable { .. } => Cow::Borrowed(
-                "check that the location names a .tar.gz archive or the binary itself",
-            ),
+            Self::Unknown | Self::Unreadable { .. } | Self::TooLarge => {
+                Cow::Borrowed(CHECK_LOCATION)
+            }
             Self::UnsafePath { .. } => {
                 Cow::Borrowed("take the archive from the shim's own release")
             }
@@ -99,9 +102,6 @@ impl Error {
             Self::Ambiguous { .. } => Cow::Borrowed(
                 "name one of these files under fetchStrategy.binary, or as binary=FILE on the command line",
             ),
-            Self::TooLarge => {
-                Cow::Borrowed("check that the location names the archive or binary of a shim")
-            }
             Self::WrongCpu(_) => Cow::Borrowed("name the artifact for the node's architecture"),
             Self::Write { .. } => Cow::Borrowed("check that the file system has free space"),
         })
@@ -172,7 +172,7 @@ fn unpack_archive(
             continue;
         }
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if is_wanted(&name, shim, binary) {
+        if may_be_binary(&name, shim, binary) {
             match &taken {
                 None => {
                     digest = Some(copy_program(entry, out)?);
@@ -199,7 +199,7 @@ fn unpack_archive(
         return Err(Error::TooLarge);
     }
     digest.ok_or_else(|| Error::Absent {
-        wanted: binary.map_or_else(|| format!("containerd-shim-{shim}"), str::to_owned),
+        binary: binary.map_or_else(|| format!("containerd-shim-{shim}"), str::to_owned),
         found: if found.is_empty() {
             "no files".to_owned()
         } else {
@@ -288,7 +288,7 @@ fn is_named(name: &str, shim: &str, binary: Option<&str>) -> bool {
     }
 }
 
-fn is_wanted(name: &str, shim: &str, binary: Option<&str>) -> bool {
+fn may_be_binary(name: &str, shim: &str, binary: Option<&str>) -> bool {
     let is_alike = |rest| base(rest) == base(shim);
     is_named(name, shim, binary)
         || binary.is_none() && name.strip_prefix("containerd-shim-").is_some_and(is_alike)

@@ -33,7 +33,7 @@ impl Error {
         Some(match self {
             Self::Host(error) => return error.help(),
             Self::Config(error) => return error.help(),
-            Self::TooManyImports { .. } => Cow::Borrowed("shorten the imports of that file"),
+            Self::TooManyImports { .. } => Cow::Borrowed("import fewer files"),
         })
     }
 }
@@ -105,7 +105,7 @@ fn import_paths(host: &HostRoot, file: &SourceFile) -> Vec<String> {
 fn expand(host: &HostRoot, pattern: &str) -> Vec<String> {
     let mut paths = vec![String::new()];
     for part in pattern.split('/').filter(|part| !part.is_empty()) {
-        let Some(wanted) = Glob::parse(part) else {
+        let Some(glob) = Glob::parse(part) else {
             return Vec::new();
         };
         paths = paths
@@ -117,7 +117,7 @@ fn expand(host: &HostRoot, pattern: &str) -> Vec<String> {
                 } else {
                     vec![part.to_owned()]
                 };
-                let matching = listed.into_iter().filter(|name| wanted.matches(name));
+                let matching = listed.into_iter().filter(|name| glob.matches(name));
                 matching.map(move |name| format!("{directory}/{name}"))
             })
             .collect();

@@ -121,7 +121,7 @@ pub fn find(host: &HostRoot, target: Target) -> Result<Running, host::Error> {
         });
     }
     let (mut daemons, mut kubelets, mut refused) = (Vec::new(), Vec::new(), Vec::new());
-    for (_, (name, process)) in process::named(host, &[CONTAINERD, KUBELET])? {
+    for (_, (name, process)) in process::find_by_name(host, &[CONTAINERD, KUBELET])? {
         match process {
             Ok(process) if name == CONTAINERD => daemons.push(process),
             Ok(process) => kubelets.push(Kubelet::of(host, process)),
@@ -160,10 +160,10 @@ pub fn find_daemon(host: &HostRoot) -> Result<Option<Daemon>, host::Error> {
 
 fn choose_kubelet(kubelets: Vec<Kubelet>) -> Option<Kubelet> {
     let mut kubelets = kubelets;
-    let says = kubelets
+    let with_endpoint = kubelets
         .iter()
         .position(|kubelet| kubelet.endpoint.is_some());
-    (!kubelets.is_empty()).then(|| kubelets.swap_remove(says.unwrap_or_default()))
+    (!kubelets.is_empty()).then(|| kubelets.swap_remove(with_endpoint.unwrap_or_default()))
 }
 
 /// The processes without those whose parent runs the same program: a forked child has the name, the cgroup and the program of its parent
@@ -184,7 +184,7 @@ fn choose_daemon(mut daemons: Vec<Daemon>, endpoint: Option<&str>) -> Option<Dae
         let unit = daemon.unit.as_deref();
         (
             !endpoint.is_some_and(|endpoint| kubelet::same(endpoint, address)),
-            !distro::is_own(&daemon.program, unit),
+            !distro::is_embedded(&daemon.program, unit),
             unit != Some("containerd.service"),
             daemon.process,
         )
@@ -199,8 +199,8 @@ mod tests {
     use super::*;
     use crate::installer::containerd::process::tests::{CONTAINERD, Given, Tree};
 
-    const SAYS: &str = "/usr/bin/kubelet\0--container-runtime-endpoint=unix:///run/a.sock\0";
-    const SILENT: &str = "/usr/bin/kubelet\0--v=2\0";
+    const WITH_SOCKET: &str = "/usr/bin/kubelet\0--container-runtime-endpoint=unix:///run/a.sock\0";
+    const WITHOUT_SOCKET: &str = "/usr/bin/kubelet\0--v=2\0";
 
     fn kubelet(arguments: &str) -> Given<'_> {
         Given {
@@ -221,14 +221,14 @@ mod tests {
     }
 
     #[rstest]
-    #[case::with_a_socket(&[(9, kubelet(SAYS))], Some((SAYS, Some("/run/a.sock"))))]
-    #[case::without_a_socket(&[(9, kubelet(SILENT))], Some((SILENT, None)))]
+    #[case::with_a_socket(&[(9, kubelet(WITH_SOCKET))], Some((WITH_SOCKET, Some("/run/a.sock"))))]
+    #[case::without_a_socket(&[(9, kubelet(WITHOUT_SOCKET))], Some((WITHOUT_SOCKET, None)))]
     #[case::the_one_with_a_socket_of_two(
-        &[(8, kubelet(SILENT)), (9, kubelet(SAYS))],
-        Some((SAYS, Some("/run/a.sock")))
+        &[(8, kubelet(WITHOUT_SOCKET)), (9, kubelet(WITH_SOCKET))],
+        Some((WITH_SOCKET, Some("/run/a.sock")))
     )]
-    #[case::another_program_of_that_name(&[(9, Given { comm: "kubelite", ..kubelet(SAYS) })], None)]
-    #[case::of_a_user(&[(9, Given { uids: "1000\t1000\t1000\t1000", ..kubelet(SAYS) })], None)]
+    #[case::another_program_of_that_name(&[(9, Given { comm: "kubelite", ..kubelet(WITH_SOCKET) })], None)]
+    #[case::of_a_user(&[(9, Given { uids: "1000\t1000\t1000\t1000", ..kubelet(WITH_SOCKET) })], None)]
     #[case::none(&[], None)]
     fn only_a_kubelet_that_root_started_counts(
         #[case] processes: &[(u32, Given<'_>)],
@@ -250,13 +250,13 @@ mod tests {
             program,
             ..given
         };
-        let real = [(812, CONTAINERD), (900, kubelet(SILENT))];
+        let real = [(812, CONTAINERD), (900, kubelet(WITHOUT_SOCKET))];
         let own = user(CONTAINERD, "/home/u/rancher/k3s/containerd");
         let own = Given {
             arguments: "containerd\0-a\0/run/a.sock\0",
             ..own
         };
-        let fake = user(kubelet(SAYS), "/home/u/kubelet");
+        let fake = user(kubelet(WITH_SOCKET), "/home/u/kubelet");
         let alone = find(&tree(&real).host(), Target::Live).unwrap();
         let [first, second] = real;
         let beside = tree(&[first, second, (100, fake), (1041, own)]);
@@ -329,7 +329,7 @@ mod tests {
             address: None,
             unit: unit.map(str::to_owned),
         };
-        let spec = distro::named(id);
+        let spec = distro::by_id(id);
         let found = daemon(None).with_unit_of(&host, spec);
         assert_eq!(found.unit.as_deref(), expected);
         let known = daemon(Some("known.service")).with_unit_of(&host, spec);

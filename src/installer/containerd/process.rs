@@ -15,7 +15,7 @@ mod types;
 mod unit;
 
 use cgroup::CgroupOwner;
-use types::{Init, Seen, read};
+use types::{Init, ProcessFacts, read};
 pub use types::{Process, Reason, Refusal};
 use unit::is_main_process;
 
@@ -23,28 +23,28 @@ use unit::is_main_process;
 const MAX_PARENTS: usize = 64;
 
 /// Processes by PID, each with its name from the list searched for.
-pub type Named = BTreeMap<u32, (&'static str, Result<Process, Refusal>)>;
+pub type NamedProcesses = BTreeMap<u32, (&'static str, Result<Process, Refusal>)>;
 
 /// Finds all processes of the host with one of these names: the process, or the reason for not using it. Leaves out processes of
 /// containers.
 ///
 /// # Errors
 /// When `/proc` can't be listed.
-pub fn named(
+pub fn find_by_name(
     host: &HostRoot,
     names: &[&'static str],
-) -> Result<Named, crate::installer::host::Error> {
+) -> Result<NamedProcesses, crate::installer::host::Error> {
     let init = Init::of(host);
     let pids = host.list("/proc")?;
     let pids = pids.iter().filter_map(|name| name.parse::<u32>().ok());
-    let named = pids.filter_map(|pid| {
+    let found = pids.filter_map(|pid| {
         let comm = read(host, pid, "comm")?;
         let name = names
             .iter()
             .find(|name| comm.strip_suffix('\n') == Some(name))?;
         Some((pid, (*name, check_process(host, &init, pid, name)?)))
     });
-    Ok(named.collect())
+    Ok(found.collect())
 }
 
 /// The start time of process `pid`, in clock ticks since boot; `None` if there is no such process, or only a zombie.
@@ -97,11 +97,11 @@ fn check_process(
     // The kernel has the text of this symlink, too. Reading it does not open the file.
     let exe = host.symlink_target(&format!("/proc/{pid}/exe"));
     let exe = exe.ok().flatten();
-    let decided = match Seen::of(host, pid) {
-        Some(seen) => {
-            let checked = kernel_evidence(host, init, &seen, name)?;
+    let decided = match ProcessFacts::of(host, pid) {
+        Some(facts) => {
+            let checked = kernel_evidence(host, init, &facts, name)?;
             checked
-                .and_then(|evidence| process(host, &seen, start, name, &evidence, exe.as_deref()))
+                .and_then(|evidence| process(host, &facts, start, name, &evidence, exe.as_deref()))
         }
         None => Err(Reason::Unknown { what: "its status" }),
     };
@@ -126,10 +126,10 @@ struct KernelEvidence {
 fn kernel_evidence(
     host: &HostRoot,
     init: &Init,
-    seen: &Seen,
+    facts: &ProcessFacts,
     name: &'static str,
 ) -> Option<Result<KernelEvidence, Reason>> {
-    let cgroup_owner = match (&init.cgroup, &seen.cgroup) {
+    let cgroup_owner = match (&init.cgroup, &facts.cgroup) {
         (Some(init_cgroup), Some(own)) => cgroup::cgroup_owner(init_cgroup, own, init.managers),
         // A kernel without cgroups has no `cgroup` file for any process.
         (None, None) => Ok(CgroupOwner::Init),
@@ -137,14 +137,14 @@ fn kernel_evidence(
             what: "its cgroup, or that of process 1,",
         }),
     };
-    let has_own_mounts = match (&init.mounts, &seen.mounts) {
+    let has_own_mounts = match (&init.mounts, &facts.mounts) {
         (Some(init), Some(own)) => Some(init != own),
         _ => None,
     };
     if has_own_mounts == Some(true) && cgroup_owner.as_ref().is_err_and(Reason::is_of_a_container) {
         return None;
     }
-    if let Err(reason) = check_root_uids(seen, name) {
+    if let Err(reason) = check_root_uids(facts, name) {
         return Some(Err(reason));
     }
     let checked = cgroup_owner.and_then(|cgroup_owner| {
@@ -154,13 +154,13 @@ fn kernel_evidence(
             });
         };
         match &cgroup_owner {
-            CgroupOwner::Unit(unit) if has_own_mounts => is_main_process(host, init, seen, unit)?,
+            CgroupOwner::Unit(unit) if has_own_mounts => is_main_process(host, init, facts, unit)?,
             CgroupOwner::OpenRc(_) | CgroupOwner::Init if has_own_mounts => {
                 let why = "it is part of no systemd service".to_owned();
                 return Err(Reason::Mounts { why });
             }
             CgroupOwner::Unit(_) | CgroupOwner::OpenRc(_) => {}
-            CgroupOwner::Init => check_descends_from_init(host, seen)?,
+            CgroupOwner::Init => check_descends_from_init(host, facts)?,
         }
         Ok(KernelEvidence {
             cgroup_owner,
@@ -171,9 +171,9 @@ fn kernel_evidence(
     // run outside of its confinement. `process` compares the program with the file of the host.
     let may_have_own_root = checked.as_ref().is_ok_and(|found| {
         found.has_own_mounts
-            && matches!(&found.cgroup_owner, CgroupOwner::Unit(unit) if distro::is_own_unit(unit))
+            && matches!(&found.cgroup_owner, CgroupOwner::Unit(unit) if distro::is_embedded_unit(unit))
     });
-    (may_have_own_root || host.is_root_of(seen.pid)).then_some(checked)
+    (may_have_own_root || host.is_root_of(facts.pid)).then_some(checked)
 }
 
 /// The path of a program under the name of its process, if such a file is beside it. k3s is one program with many names, each a symlink
@@ -190,7 +190,7 @@ fn program_path(host: &HostRoot, program: &str, name: &str) -> String {
 /// The process, if only root can have put its program in place.
 fn process(
     host: &HostRoot,
-    seen: &Seen,
+    facts: &ProcessFacts,
     start: u64,
     name: &'static str,
     evidence: &KernelEvidence,
@@ -214,17 +214,17 @@ fn process(
     }
     // With other mounts, the path may name another file. The symlink of a replaced program ends with ` (deleted)`.
     if evidence.has_own_mounts && !exe.ends_with(" (deleted)") {
-        let running = host.identity_of_program(seen.pid);
+        let running = host.identity_of_program(facts.pid);
         if running.is_none() || running != opened.identity().ok() {
             return Err(Reason::OtherFile);
         }
     }
-    let arguments = read(host, seen.pid, "cmdline").ok_or(Reason::Unknown {
+    let arguments = read(host, facts.pid, "cmdline").ok_or(Reason::Unknown {
         what: "its command line",
     })?;
     Ok(Process {
-        id: (seen.pid, start),
-        parent: seen.parent,
+        id: (facts.pid, start),
+        parent: facts.parent,
         program,
         arguments,
         unit: match &evidence.cgroup_owner {
@@ -236,21 +236,21 @@ fn process(
 }
 
 /// Checks that all four UIDs are 0. The real UID of a set-user-ID program is that of the user.
-fn check_root_uids(seen: &Seen, name: &'static str) -> Result<(), Reason> {
-    match seen.uids.iter().find(|uid| **uid != 0) {
+fn check_root_uids(facts: &ProcessFacts, name: &'static str) -> Result<(), Reason> {
+    match facts.uids.iter().find(|uid| **uid != 0) {
         Some(&uid) => Err(Reason::Rootless { name, uid }),
-        None if seen.uids.len() == 4 => Ok(()),
+        None if facts.uids.len() == 4 => Ok(()),
         None => Err(Reason::Unknown { what: "its status" }),
     }
 }
 
-fn check_descends_from_init(host: &HostRoot, seen: &Seen) -> Result<(), Reason> {
-    let mut parent = if seen.pid == 1 { 1 } else { seen.parent };
+fn check_descends_from_init(host: &HostRoot, facts: &ProcessFacts) -> Result<(), Reason> {
+    let mut parent = if facts.pid == 1 { 1 } else { facts.parent };
     for _ in 0..MAX_PARENTS {
         match parent {
             0 => break,
             1 => return Ok(()),
-            above => match Seen::of(host, above) {
+            above => match ProcessFacts::of(host, above) {
                 Some(above) => parent = above.parent,
                 None => break,
             },

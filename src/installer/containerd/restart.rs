@@ -13,7 +13,7 @@ use crate::installer::host::HostRoot;
 const ABSENT_PART: u32 = 6;
 
 /// Interval between two checks: short compared with a start of containerd (65 ms or more), and no load over a minute.
-const ASK_EVERY: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Why containerd does not serve after a restart.
 #[derive(Debug, thiserror::Error)]
@@ -115,7 +115,7 @@ async fn try_restart(
                 Err(error) => message = error.to_string(),
             }
         }
-        tokio::time::sleep(ASK_EVERY).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
     let limit = service.serve_limit;
     Err(Error::TooLong { limit, message })

@@ -1,4 +1,4 @@
-//! The service of containerd on one host: restarts it through the service manager, and tells whether a restart would end pods. Does not
+//! The service of containerd on one host: restarts it through the service manager, and reads its `KillMode`. Does not
 //! wait for the CRI.
 
 use std::borrow::Cow;
@@ -283,7 +283,7 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use crate::installer::distro::named;
+    use crate::installer::distro::by_id;
 
     /// A host with these files.
     fn host(files: &[(&str, &str)]) -> (tempfile::TempDir, HostRoot) {
@@ -298,7 +298,7 @@ mod tests {
     }
 
     fn service(id: &str) -> Service {
-        let spec = named(id);
+        let spec = by_id(id);
         Service::of(spec, spec.unit)
     }
 
@@ -455,6 +455,6 @@ mod tests {
         #[case] unit: &str,
         #[case] expected: &str,
     ) {
-        assert_eq!(Service::of(named("k3s"), unit).name(), expected);
+        assert_eq!(Service::of(by_id("k3s"), unit).name(), expected);
     }
 }

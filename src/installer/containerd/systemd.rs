@@ -177,12 +177,12 @@ impl<'a> Systemd<'a> {
                         source: source @ exec::Error::Failed { .. },
                         ..
                     }) => {
-                        let asked = [&["show"], &STATE[..], &["--", unit]].concat();
-                        let said = systemctl(host, bus, &asked, ANSWER_LIMIT).await;
+                        let show = [&["show"], &STATE[..], &["--", unit]].concat();
+                        let output = systemctl(host, bus, &show, ANSWER_LIMIT).await;
                         Err(Error::Restart {
                             unit: unit.to_owned(),
                             source: Box::new(source),
-                            state: state_in(&said.unwrap_or_default()),
+                            state: state_in(&output.unwrap_or_default()),
                         })
                     }
                     restarted => restarted.map(drop),
@@ -200,8 +200,8 @@ const STATE: [&str; 3] = [
 ];
 
 /// The output of `systemctl show` in parentheses, to append to a message; empty if there is none.
-fn state_in(said: &str) -> String {
-    let properties: Vec<&str> = said.lines().filter(|line| line.contains('=')).collect();
+fn state_in(output: &str) -> String {
+    let properties: Vec<&str> = output.lines().filter(|line| line.contains('=')).collect();
     if properties.is_empty() {
         return String::new();
     }
@@ -366,11 +366,11 @@ mod tests {
             message: last.to_owned(),
             all: format!("{cause} {last}"),
         });
-        let said = "LoadState=loaded\nActiveState=failed\nResult=exit-code\n";
+        let output = "LoadState=loaded\nActiveState=failed\nResult=exit-code\n";
         let error = Error::Restart {
             unit: "a.service".to_owned(),
             source: Box::new(source),
-            state: state_in(said),
+            state: state_in(output),
         };
         let message = error.to_string();
         assert!(message.contains(cause), "{message}");

@@ -145,20 +145,20 @@ pub fn detect(evidence: &Evidence<'_>, present: impl Fn(&str) -> bool) -> &'stat
 
 /// Whether a running containerd belongs to a Kubernetes distribution that includes and starts containerd itself.
 #[must_use]
-pub fn is_own(program: &str, unit: Option<&str>) -> bool {
+pub fn is_embedded(program: &str, unit: Option<&str>) -> bool {
     let has_path = TABLE.iter().any(|spec| spec.has_path(Some(program)));
-    has_path || unit.is_some_and(is_own_unit)
+    has_path || unit.is_some_and(is_embedded_unit)
 }
 
 /// Whether the unit belongs to a Kubernetes distribution that includes and starts containerd itself.
 #[must_use]
-pub fn is_own_unit(unit: &str) -> bool {
+pub fn is_embedded_unit(unit: &str) -> bool {
     TABLE.iter().any(|spec| spec.has_unit(unit))
 }
 
 /// The row with this `id`, as in a report or a journal; the last row if there is none.
 #[must_use]
-pub fn named(id: &str) -> &'static DistroSpec {
+pub fn by_id(id: &str) -> &'static DistroSpec {
     let found = TABLE.iter().find(|spec| spec.id == id);
     found.unwrap_or(&STOCK)
 }
@@ -489,7 +489,7 @@ mod tests {
             ..Evidence::default()
         };
         assert_eq!(detect(&evidence, |_| false).distro, Distro::Debian);
-        assert!(!is_own(program, None));
+        assert!(!is_embedded(program, None));
     }
 
     #[test]
@@ -516,7 +516,7 @@ mod tests {
     #[test]
     fn every_distribution_has_a_unique_name() {
         for spec in TABLE {
-            assert_eq!(named(spec.id).distro, spec.distro, "{}", spec.id);
+            assert_eq!(by_id(spec.id).distro, spec.distro, "{}", spec.id);
         }
     }
 
@@ -529,7 +529,7 @@ mod tests {
             ("rke2", "rke2-server.service", true),
             ("debian", "containerd.service", false),
         ] {
-            assert_eq!(named(id).has_unit(unit), expected, "{unit}");
+            assert_eq!(by_id(id).has_unit(unit), expected, "{unit}");
         }
     }
 }

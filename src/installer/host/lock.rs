@@ -34,7 +34,7 @@ const LOCK_WAIT: Duration = Duration::from_mins(22);
 const ROOT_WAIT: Duration = Duration::from_secs(10);
 
 /// Interval between two attempts to lock: `flock(2)` has no timeout.
-const TRY_EVERY: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The permission bits of an inode's mode (inode(7)).
 const PERMISSIONS: u32 = 0o777;
@@ -244,7 +244,7 @@ async fn acquire(file: &File, path: &str, until: Instant) -> Result<bool> {
                         "waiting for another farrier that is changing this host"
                     );
                 }
-                tokio::time::sleep(TRY_EVERY).await;
+                tokio::time::sleep(POLL_INTERVAL).await;
             }
             Err(TryLockError::WouldBlock) => return Ok(false),
             Err(TryLockError::Error(source)) => return Err(failed_io("lock", path)(source)),

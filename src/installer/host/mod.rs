@@ -129,12 +129,12 @@ impl Error {
 /// The step by which an administrator corrects `error`; `None` for an error without a typical cause.
 fn hint(error: &io::Error) -> Option<&'static str> {
     let help = match error.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::EROFS) => "mount its file system writable",
+        Some(Errno::EROFS) => "remount the file system read-write",
         Some(Errno::EPERM) => {
             "check with lsattr that neither the path nor its directory is immutable"
         }
         Some(Errno::EBUSY) => "unmount that path: a mount point can't be replaced",
-        Some(Errno::ENOSPC | Errno::EDQUOT) => "free some space on its file system",
+        Some(Errno::ENOSPC | Errno::EDQUOT) => "free some space on the file system",
         Some(Errno::EACCES) => "run as root",
         Some(Errno::ENOTDIR) => "check that the parent of that path is a directory",
         Some(_) | None => return None,

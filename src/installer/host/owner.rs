@@ -28,14 +28,14 @@ pub enum ProgramError {
         owner: u32,
     },
     /// A component of the path is writable by other users.
-    #[error("{path} is writable by {whom}")]
+    #[error("{path} is writable by {writers}")]
     Writable {
         /// Path of the component on the host.
         path: String,
         /// The users with write access.
-        whom: Writers,
+        writers: Writers,
         /// The mode argument for `chmod`, such as `go-w`.
-        mend: &'static str,
+        chmod_mode: &'static str,
     },
     /// A component of the path has an access control list, which may name any user.
     #[error("{path} has an access control list, which may let other users write")]
@@ -75,8 +75,10 @@ impl ProgramError {
             Self::Owner { path, .. } => {
                 Cow::Owned(format!("run `chown root:root {path}` on the host"))
             }
-            Self::Writable { mend, path, .. } => Cow::Owned(format!(
-                "move the program elsewhere, or run `chmod {mend} {path}` on the host"
+            Self::Writable {
+                chmod_mode, path, ..
+            } => Cow::Owned(format!(
+                "move the program elsewhere, or run `chmod {chmod_mode} {path}` on the host"
             )),
             Self::AccessList { path, .. } => Cow::Owned(format!(
                 "run `setfacl -b {path}` and `chmod g-w {path}` on the host"
@@ -90,7 +92,7 @@ impl ProgramError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Writers {
     /// Every user.
-    Everybody,
+    EveryUser,
     /// A group that has members, or whose members are unknown.
     Group(u32),
 }
@@ -98,7 +100,7 @@ pub enum Writers {
 impl fmt::Display for Writers {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Everybody => formatter.write_str("every user"),
+            Self::EveryUser => formatter.write_str("every user"),
             Self::Group(group) => write!(formatter, "the members of group {group}"),
         }
     }
@@ -143,15 +145,15 @@ pub(crate) fn check_component(
     if component.is(SFlag::S_IFLNK) {
         return Ok(());
     }
-    let writable = |whom, mend| ProgramError::Writable {
+    let writable = |writers, chmod_mode| ProgramError::Writable {
         path: path.to_owned(),
-        whom,
-        mend,
+        writers,
+        chmod_mode,
     };
     let by_group = component.mode & 0o020 != 0;
     if component.mode & 0o002 != 0 {
         return Err(writable(
-            Writers::Everybody,
+            Writers::EveryUser,
             if by_group { "go-w" } else { "o-w" },
         ));
     }
@@ -223,13 +225,13 @@ mod tests {
 
     const DIRECTORY: u32 = 0o040_000;
     const FILE: u32 = 0o100_000;
-    const LINK: u32 = 0o120_000;
+    const SYMLINK: u32 = 0o120_000;
 
     #[rstest]
     #[case::directory_of_root((0, 0, DIRECTORY | 0o755), None)]
     #[case::of_a_user((1000, 0, DIRECTORY | 0o755), Some("`chown root:root /a`"))]
-    #[case::symlink_of_a_user((1000, 0, LINK | 0o777), Some("`chown root:root /a`"))]
-    #[case::symlink_of_root((0, 0, LINK | 0o777), None)]
+    #[case::symlink_of_a_user((1000, 0, SYMLINK | 0o777), Some("`chown root:root /a`"))]
+    #[case::symlink_of_root((0, 0, SYMLINK | 0o777), None)]
     #[case::writable_by_all((0, 0, DIRECTORY | 0o777), Some("`chmod go-w /a`"))]
     #[case::writable_by_others((0, 0, FILE | 0o757), Some("`chmod o-w /a`"))]
     #[case::sticky_and_writable_by_all((0, 0, DIRECTORY | 0o1777), Some("`chmod go-w /a`"))]
@@ -241,13 +243,13 @@ mod tests {
     #[case::readable_by_a_group_with_members((0, 60, FILE | 0o755), None)]
     fn a_path_component_that_others_can_write_is_refused(
         #[case] (owner, group, mode): (u32, u32, u32),
-        #[case] mend: Option<&str>,
+        #[case] chmod_mode: Option<&str>,
     ) {
         let component = Component { owner, group, mode };
         let checked = check_component(component, 0, || group == 50, || false, "/a");
-        assert_eq!(checked.is_err(), mend.is_some(), "{checked:?}");
-        if let (Err(error), Some(mend)) = (checked, mend) {
-            assert!(error.help().unwrap().contains(mend), "{error}");
+        assert_eq!(checked.is_err(), chmod_mode.is_some(), "{checked:?}");
+        if let (Err(error), Some(chmod_mode)) = (checked, chmod_mode) {
+            assert!(error.help().unwrap().contains(chmod_mode), "{error}");
         }
     }
 

@@ -161,9 +161,9 @@ impl<'a> Walk<'a> {
 
     /// Walks to `path` and returns the regular file there.
     fn to(mut self, path: &str) -> Result<OwnedFd, ProgramError> {
-        let mut left: VecDeque<String> = components(path);
+        let mut remaining: VecDeque<String> = components(path);
         let mut symlinks = 0;
-        while let Some(name) = left.pop_front() {
+        while let Some(name) = remaining.pop_front() {
             if name == ".." {
                 // The root is its own parent.
                 if self.above.len() > 1 {
@@ -202,11 +202,11 @@ impl<'a> Walk<'a> {
                     self.names.clear();
                 }
                 for name in components(&target).into_iter().rev() {
-                    left.push_front(name);
+                    remaining.push_front(name);
                 }
             } else if component.is(SFlag::S_IFDIR) {
                 self.enter(file, Some(&name))?;
-            } else if component.is(SFlag::S_IFREG) && left.is_empty() {
+            } else if component.is(SFlag::S_IFREG) && remaining.is_empty() {
                 self.check(&file, component, &here)?;
                 return Ok(file);
             } else {
@@ -283,7 +283,7 @@ mod tests {
             fs::write(path(file), text).unwrap();
             fs::set_permissions(path(file), PermissionsExt::from_mode(0o755)).unwrap();
         }
-        for (link, target) in [
+        for (name, target) in [
             ("a/absolute", "/a/b"),
             ("a/relative", "../a/./b"),
             ("a/out", "../../../a/b"),
@@ -292,7 +292,7 @@ mod tests {
             ("a/loop", "loop"),
             ("a/gone", "/nowhere"),
         ] {
-            symlink(target, path(link)).unwrap();
+            symlink(target, path(name)).unwrap();
         }
         let host = HostRoot::open(directory.path()).unwrap();
         (directory, host)
@@ -321,9 +321,9 @@ mod tests {
         let (_directory, host) = host();
         match (host.open_program(path), expected) {
             (Ok(program), Ok(is_script)) => assert_eq!(program.is_script(), is_script),
-            (Err(error), Err(words)) => {
+            (Err(error), Err(expected)) => {
                 let sentence = Problem::new(&error, error.help()).sentence();
-                assert!(sentence.contains(words), "{sentence}");
+                assert!(sentence.contains(expected), "{sentence}");
             }
             (found, expected) => panic!("{found:?} instead of {expected:?}"),
         }

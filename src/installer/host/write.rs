@@ -14,9 +14,9 @@ use xattr::FileExt as _;
 use super::{Error, HostRoot, NEW_SUFFIX, OLD_SUFFIX, Result, failed, failed_io};
 use crate::handoff::Sha256Digest;
 
-/// Extended attributes that are valid for the old contents only, and are not copied: signatures (`security.ima`, `security.evm`) and
+/// Extended attributes of the old contents, which are not copied: signatures (`security.ima`, `security.evm`) and
 /// privileges (`capabilities(7)`).
-const OF_THE_BYTES: [&str; 3] = ["security.ima", "security.evm", "security.capability"];
+const CONTENT_ATTRIBUTES: [&str; 3] = ["security.ima", "security.evm", "security.capability"];
 
 /// Copies the owner, mode and extended attributes of `old` to `new`: without the `SELinux` label, containerd may not read the file.
 fn keep_attributes(old: &File, new: &File, path: &str) -> Result<()> {
@@ -32,7 +32,7 @@ fn keep_attributes(old: &File, new: &File, path: &str) -> Result<()> {
         .map_err(failed("copy the mode of"))?;
     // A file system without extended attributes lists none.
     for name in old.list_xattr().into_iter().flatten() {
-        if OF_THE_BYTES.iter().any(|known| name == *known) {
+        if CONTENT_ATTRIBUTES.iter().any(|known| name == *known) {
             continue;
         }
         let value = old

@@ -239,9 +239,9 @@ pub async fn gather(
         boot_id: identity(host, "/proc/sys/kernel/random/boot_id")?,
         config_files,
     };
-    ask_programs(host, &mut facts).await;
+    run_programs(host, &mut facts).await;
     if target == Target::Live && facts.distro.refusal.is_none() {
-        ask(host, &mut facts).await;
+        query_services(host, &mut facts).await;
     }
     Ok(facts)
 }
@@ -254,7 +254,7 @@ fn recorded_root<'a>(host: &HostRoot, state: &'a State) -> Option<&'a str> {
 
 /// Runs the programs of the host for their releases, and containerd for the configuration that it loads. The output stays in memory: the
 /// configuration that containerd 1.x prints contains registry passwords.
-async fn ask_programs(host: &HostRoot, facts: &mut HostFacts) {
+async fn run_programs(host: &HostRoot, facts: &mut HostFacts) {
     let (program, root) = (facts.program.as_deref(), &facts.config_files.root);
     let release = version_command(host, facts.distro, facts.containerd.daemon());
     let dump_arguments = dump_arguments(&root.path);
@@ -275,11 +275,12 @@ async fn ask_programs(host: &HostRoot, facts: &mut HostFacts) {
         output(program, dump_arguments),
         async {
             let none = || Problem::new("no program of the distribution is on the host", None);
-            let (program, word) = release.ok_or_else(none)?;
-            let output = output(Some(&program), &[word]).await?;
+            let (program, argument) = release.ok_or_else(none)?;
+            let output = output(Some(&program), &[argument]).await?;
             let release = output.trim().parse().ok();
-            release
-                .ok_or_else(|| Problem::new(format!("`{program} {word}` prints no release"), None))
+            release.ok_or_else(|| {
+                Problem::new(format!("`{program} {argument}` prints no release"), None)
+            })
         },
     );
     match version.map(|output| output.trim().parse().ok()) {
@@ -302,7 +303,7 @@ fn dump_arguments(path: &str) -> [&str; 4] {
     ["-c", path, "config", "dump"]
 }
 
-async fn ask(host: &HostRoot, facts: &mut HostFacts) {
+async fn query_services(host: &HostRoot, facts: &mut HostFacts) {
     let socket = facts.socket();
     facts.served = match cri::served(host, &socket).await {
         Ok(served) => match cri::in_use(host, &socket).await {

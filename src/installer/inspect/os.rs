@@ -193,12 +193,12 @@ pub(crate) fn config_of_unit(host: &HostRoot, distro: &DistroSpec) -> Option<Str
 }
 
 /// Files of an operating system image, which its next update replaces (FHS 3.0, 4.11).
-const OF_THE_IMAGE: &str = "/usr/share/";
+const IMAGE_DIRECTORY: &str = "/usr/share/";
 
 /// Why the configuration at `path` can't be changed.
 pub(crate) fn config_path_problem(host: &HostRoot, path: &str, target: Target) -> Option<Problem> {
     let real = host.follow(path).unwrap_or_else(|_| path.to_owned());
-    if real.starts_with(OF_THE_IMAGE) {
+    if real.starts_with(IMAGE_DIRECTORY) {
         return Some(Problem::with_help(
             format!(
                 "{path} is part of the operating system image, whose next update would replace the file"
@@ -226,14 +226,14 @@ pub(crate) fn version_command(
     distro: &DistroSpec,
     daemon: Option<&Daemon>,
 ) -> Option<(String, &'static str)> {
-    let (programs, word) = (distro.programs, distro.release?);
+    let (programs, argument) = (distro.programs, distro.release?);
     let name = programs.first()?.rsplit('/').next()?;
     let parent = daemon
         .and_then(|daemon| parent_program(host, daemon))
         .filter(|program| program.rsplit('/').next() == Some(name));
     let installed = || programs.iter().find(|path| host.is_seen(path));
     let program = parent.or_else(|| installed().map(|path| (*path).to_owned()))?;
-    Some((program, word))
+    Some((program, argument))
 }
 
 /// The program that started containerd, such as k3s.

@@ -14,11 +14,11 @@ pub(crate) fn to_store(
     goal: &Goal,
     next: &BTreeMap<String, OwnedHandler>,
 ) -> BTreeSet<Sha256Digest> {
-    let brought: BTreeSet<&Sha256Digest> = goal.binaries.values().flatten().collect();
+    let fetched: BTreeSet<&Sha256Digest> = goal.binaries.values().flatten().collect();
     let needed = next.values().filter(|owned| is_stored(facts, owned));
     needed
         .filter_map(OwnedHandler::sha256)
-        .filter(|sha256| brought.contains(sha256) && !facts.stored.contains(sha256))
+        .filter(|sha256| fetched.contains(sha256) && !facts.stored.contains(sha256))
         .collect()
 }
 
@@ -64,7 +64,7 @@ fn is_stored(facts: &HostFacts, owned: &OwnedHandler) -> bool {
 }
 
 /// Paths of symlinks and stored files that `state` does not need, symlinks first. `symlinks` are Farrier's stable paths by file name, each
-/// with the SHA-256 of its binary; `stored` are the names of Farrier's files in the store; `is_used` tells whether pods run on a handler.
+/// with the SHA-256 of its binary; `stored` are the names of Farrier's files in the store; `is_used` returns whether pods run on a handler.
 pub(crate) fn unneeded(
     install_paths: &InstallPaths,
     state: Option<&State>,
@@ -72,21 +72,21 @@ pub(crate) fn unneeded(
     stored: &BTreeSet<String>,
     is_used: impl Fn(&str) -> bool,
 ) -> Vec<String> {
-    let carried = || {
+    let owned_handlers = || {
         state
             .iter()
             .flat_map(|state| state.handlers.iter().chain(&state.draining))
     };
-    let linked: BTreeSet<&str> = carried()
+    let with_symlink: BTreeSet<&str> = owned_handlers()
         .filter(|(_, owned)| !owned.is_reserved() && owned.path.is_none())
         .map(|(name, _)| name.as_str())
         .collect();
-    let carried_files = carried().filter_map(|(_, owned)| owned.sha256());
-    let mut needed: BTreeSet<String> = carried_files.map(|sha256| sha256.to_string()).collect();
+    let owned_files = owned_handlers().filter_map(|(_, owned)| owned.sha256());
+    let mut needed: BTreeSet<String> = owned_files.map(|sha256| sha256.to_string()).collect();
     let mut paths = Vec::new();
     for (name, sha256) in symlinks {
         match InstallPaths::handler_of(name) {
-            Some(handler) if linked.contains(handler) => {}
+            Some(handler) if with_symlink.contains(handler) => {}
             // A pod may have started while its handler left. containerd needs the binary to stop the sandbox of this pod.
             Some(handler) if is_used(handler) => {
                 needed.insert(sha256.to_string());

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::config_source::{self, Rendered, Source};
 use super::stale_config;
-use super::takeover::is_declared_as_wanted;
+use super::takeover::is_declared_as_required;
 use super::types::{ConfigChange, Error, HandlerSet};
 use crate::containerd_config::{
     ConfigFiles, ConfigTarget, DeclaredHandler, Handler, Version, config_target, edit,
@@ -51,21 +51,21 @@ impl<'a> CurrentConfig<'a> {
     pub(crate) fn find(facts: &'a HostFacts) -> Result<Self, Error> {
         let is_image = facts.containerd.target() == Target::Image;
         let config_files = config_source::current_files(facts);
-        let placement = match facts.version {
+        let target = match facts.version {
             Some(version) => config_target(&config_files, &version)?,
             None if is_image => offline_target(&config_files)?,
             None => return Err(Error::NoVersion(facts.no_version.clone())),
         };
-        let text = text_at(facts, &placement.path);
-        let config_files = text.map(|text| handlers(text, &placement)).transpose()?;
+        let text = text_at(facts, &target.path);
+        let config_files = text.map(|text| handlers(text, &target)).transpose()?;
         let mut declared = config_files.unwrap_or_default();
-        let (rendered, placement, text, go) = match config_source::find(facts, &placement)? {
+        let (rendered, target, text, go) = match config_source::find(facts, &target)? {
             Some(source) => {
                 declared = declared_in(&source, declared)?;
-                let rendered = Some((placement, text));
-                (rendered, source.placement, source.text, source.go)
+                let rendered = Some((target, text));
+                (rendered, source.target, source.text, source.go)
             }
-            None => (None, placement, text, false),
+            None => (None, target, text, false),
         };
         let (default, dumped) = match &facts.dump {
             Ok(dump) => {
@@ -79,11 +79,11 @@ impl<'a> CurrentConfig<'a> {
         let managed = managed_handlers(facts, declared.iter().chain(&dumped));
         let legacy = facts.legacy.handlers.iter();
         let legacy = legacy
-            .filter(|(_, legacy_handler)| legacy_handler.file == placement.path)
+            .filter(|(_, legacy_handler)| legacy_handler.file == target.path)
             .map(|(name, _)| name.clone())
             .collect();
         Ok(Self {
-            target: placement,
+            target,
             text,
             go,
             rendered,
@@ -160,7 +160,7 @@ impl<'a> ConfigEdit<'a> {
         let in_place = set.next.iter().filter(|(name, owned)| {
             let legacy = facts.legacy.handlers.get(*name);
             current.legacy.contains(*name)
-                && is_declared_as_wanted(legacy, owned, current.target.plugin)
+                && is_declared_as_required(legacy, owned, current.target.plugin)
         });
         Self {
             current,
@@ -275,7 +275,7 @@ impl<'a> ConfigEdit<'a> {
     ) -> Result<ConfigChange, Error> {
         let rendered = match &self.current.rendered {
             Some((target, Some(text))) => Some(Rendered {
-                placement: target.clone(),
+                target: target.clone(),
                 after: self.edit(target, Some(text), declared)?,
             }),
             // An image that was never started has no rendered file to check.
@@ -321,11 +321,11 @@ fn declared_in(
     let mut declared = rendered;
     match source.text {
         Some(text) if source.go => {
-            for (name, handler) in template_handlers(text, source.placement.plugin) {
+            for (name, handler) in template_handlers(text, source.target.plugin) {
                 declared.entry(name).or_insert(handler);
             }
         }
-        Some(text) => declared.extend(handlers(text, &source.placement)?),
+        Some(text) => declared.extend(handlers(text, &source.target)?),
         None => {}
     }
     Ok(declared)

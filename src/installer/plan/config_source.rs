@@ -13,7 +13,7 @@ use crate::installer::inspect::HostFacts;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rendered {
     /// Where handlers are declared in it.
-    pub placement: ConfigTarget,
+    pub target: ConfigTarget,
     /// Its text afterwards; `None` where it is removed.
     pub after: Option<String>,
 }
@@ -78,7 +78,7 @@ impl Error {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Source<'a> {
     /// Where handlers are declared in it.
-    pub(crate) placement: ConfigTarget,
+    pub(crate) target: ConfigTarget,
     /// Its text; `None` where it is absent.
     pub(crate) text: Option<&'a str>,
     /// Whether it is a Go template.
@@ -106,16 +106,16 @@ pub(crate) fn find<'a>(
     facts: &'a HostFacts,
     target: &ConfigTarget,
 ) -> Result<Option<Source<'a>>, Error> {
-    let source = |at: usize, go: bool, placement: &ConfigTarget| {
+    let source = |at: usize, go: bool, target: &ConfigTarget| {
         let file = facts.sources.get(at)?;
-        let placement = ConfigTarget {
+        let target = ConfigTarget {
             path: file.path.clone(),
-            ..placement.clone()
+            ..target.clone()
         };
         let text = file.text.as_deref();
         Some(Source {
             go: go && text.is_none_or(is_template),
-            placement,
+            target,
             text,
         })
     };
@@ -139,12 +139,12 @@ pub(crate) fn find<'a>(
                 Some(at) => at,
                 None => usize::from(!new_template(facts, target)?),
             };
-            let placement = if facts.config_files.root.text.is_some() {
+            let target = if facts.config_files.root.text.is_some() {
                 target.clone()
             } else {
                 unrendered_target(target, facts.release.as_ref().is_ok_and(renders_schema_3))
             };
-            Ok(source(at, true, &placement))
+            Ok(source(at, true, &target))
         }
         Edited::TomlTemplate(_) => {
             let absent = facts.sources.iter().all(|file| file.text.is_none());
@@ -236,7 +236,7 @@ mod tests {
 
     use super::*;
     use crate::containerd_config::SourceFile;
-    use crate::installer::distro::named;
+    use crate::installer::distro::by_id;
     use crate::installer::fixtures;
     use crate::installer::plan::config_edit::CurrentConfig;
     use crate::installer::state::OwnedConfig;
@@ -248,7 +248,7 @@ mod tests {
 
     /// The facts of a host of this distribution; `texts` are the texts of the files that may be edited.
     fn host(id: &str, root: Option<&str>, release: &str, texts: &[Option<&str>]) -> HostFacts {
-        let builder = fixtures::host().distro(named(id)).root(ROOT, root);
+        let builder = fixtures::host().distro(by_id(id)).root(ROOT, root);
         let mut facts = builder.build();
         facts.release = release
             .parse()
@@ -312,7 +312,7 @@ mod tests {
         let mut target = target(ROOT);
         target.version = Some(if root == Some(V3) { 3 } else { 2 });
         let source = find(&facts, &target).unwrap().unwrap();
-        assert_eq!(source.placement.path, expected);
+        assert_eq!(source.target.path, expected);
         assert!(source.go);
     }
 
@@ -353,7 +353,7 @@ mod tests {
             root: None,
         });
         let source = find(&facts, &target(DROP_IN)).unwrap().unwrap();
-        assert_eq!(source.placement.path, "/x/config-v3.toml.tmpl");
+        assert_eq!(source.target.path, "/x/config-v3.toml.tmpl");
     }
 
     #[rstest]
@@ -375,10 +375,10 @@ mod tests {
             assert!(source.is_err());
             return;
         };
-        let placement = source.unwrap().unwrap().placement;
-        assert_eq!(placement.path, "/x/containerd.d/farrier.toml");
-        assert_eq!(placement.version, Some(version));
-        assert!(!placement.must_declare_runc);
+        let target = source.unwrap().unwrap().target;
+        assert_eq!(target.path, "/x/containerd.d/farrier.toml");
+        assert_eq!(target.version, Some(version));
+        assert!(!target.must_declare_runc);
     }
 
     #[test]

@@ -53,18 +53,18 @@ impl ExpectedRuntimes {
                 .map(OptionValue::from_toml)
                 .unwrap_or_default();
             let runtime_type = runtime_type.clone();
-            let noted = RuntimeEntry {
+            let entry = RuntimeEntry {
                 runtime_type,
                 options,
             };
-            (name.clone(), noted)
+            (name.clone(), entry)
         });
         Some(Self {
             default: before.default.clone(),
             served: served.collect(),
             managed: plan.managed.clone(),
-            declared_before_change: note(&declared_before(facts, plan)),
-            declared_after_change: note(&plan.declared),
+            declared_before_change: entries(&declared_before(facts, plan)),
+            declared_after_change: entries(&plan.declared),
         })
     }
 
@@ -101,34 +101,34 @@ impl ExpectedRuntimes {
             ready: true,
             default: self.default.clone(),
             handlers: handlers
-                .map(|(name, noted)| (name.clone(), noted.runtime_type.clone()))
+                .map(|(name, entry)| (name.clone(), entry.runtime_type.clone()))
                 .collect(),
             options: options
-                .filter(|(_, noted)| !noted.options.is_empty())
-                .map(|(name, noted)| (name.clone(), OptionValue::to_toml(&noted.options)))
+                .filter(|(_, entry)| !entry.options.is_empty())
+                .map(|(name, entry)| (name.clone(), OptionValue::to_toml(&entry.options)))
                 .collect(),
         }
     }
 }
 
-fn note(handlers: &[Handler]) -> BTreeMap<String, RuntimeEntry> {
+fn entries(handlers: &[Handler]) -> BTreeMap<String, RuntimeEntry> {
     let handlers = handlers.iter().map(|handler| {
-        let noted = RuntimeEntry {
+        let entry = RuntimeEntry {
             runtime_type: handler.runtime_type.clone(),
             options: OptionValue::from_toml(&handler.options),
         };
-        (handler.name.clone(), noted)
+        (handler.name.clone(), entry)
     });
     handlers.collect()
 }
 
-fn handlers(noted: &BTreeMap<String, RuntimeEntry>) -> Vec<Handler> {
-    let noted = noted.iter().map(|(name, noted)| Handler {
+fn handlers(entries: &BTreeMap<String, RuntimeEntry>) -> Vec<Handler> {
+    let handlers = entries.iter().map(|(name, entry)| Handler {
         name: name.clone(),
-        runtime_type: noted.runtime_type.clone(),
-        options: OptionValue::to_toml(&noted.options),
+        runtime_type: entry.runtime_type.clone(),
+        options: OptionValue::to_toml(&entry.options),
     });
-    noted.collect()
+    handlers.collect()
 }
 
 /// Whether the running containerd serves exactly the `declared` ones of the `managed` handlers.
@@ -206,11 +206,11 @@ mod tests {
     use crate::containerd_config::Value;
 
     fn entry(name: &str, path: &str) -> (String, RuntimeEntry) {
-        let noted = RuntimeEntry {
+        let entry = RuntimeEntry {
             runtime_type: path.to_owned(),
             options: BTreeMap::from([("Level".to_owned(), OptionValue::Integer(7))]),
         };
-        (name.to_owned(), noted)
+        (name.to_owned(), entry)
     }
 
     /// The expectations of a change that adds `a` and removes `b`, beside a foreign `runc`.

@@ -9,7 +9,7 @@ use super::types::HandlerSet;
 use crate::containerd_config::is_usable_name;
 use crate::handoff::{HandlerReport, Owner, Problem, Sha256Digest, ShimRequest};
 use crate::installer::inspect::{HostFacts, verified_digest};
-use crate::installer::state::{Binary, OwnedHandler, owner_word};
+use crate::installer::state::{Binary, OwnedHandler, owner_name};
 
 /// Builds a [`HandlerSet`] step by step.
 struct Builder<'a> {
@@ -45,8 +45,8 @@ pub(crate) fn handler_set(
             reports: Vec::new(),
         },
     };
-    builder.add_wanted();
-    builder.remove_unwanted();
+    builder.add_requested();
+    builder.remove_unrequested();
     builder.keep_draining();
     builder.reserve();
     let mut set = builder.set;
@@ -82,7 +82,7 @@ impl Builder<'_> {
         });
     }
 
-    fn add_wanted(&mut self) {
+    fn add_requested(&mut self) {
         let goal = self.goal;
         for shim in &goal.shims {
             let foreign = shim
@@ -106,7 +106,7 @@ impl Builder<'_> {
                     "remove that declaration, or use another handler name",
                 )),
                 (None, Some(binary)) => binary.clone(),
-                (None, None) => Err(Problem::new("its artifact was not fetched", None)),
+                (None, None) => Err(Problem::new("the artifact was not fetched", None)),
             };
             for handler in &shim.handlers {
                 match &binary {
@@ -153,7 +153,7 @@ impl Builder<'_> {
         self.report(&shim.name, handler, sha256, Some(problem.clone()));
     }
 
-    fn remove_unwanted(&mut self) {
+    fn remove_unrequested(&mut self) {
         let next = self.set.next.clone();
         for (name, owned) in &next {
             let Some(sha256) = self.leaving_binary(name, owned, is_in_scope(owned, self.goal))
@@ -162,7 +162,7 @@ impl Builder<'_> {
             };
             let is_others = owned.owner != self.goal.owner;
             if is_others && matches!(self.goal.scope, Scope::Shims(_)) {
-                let owner = owner_word(owned.owner);
+                let owner = owner_name(owned.owner);
                 let problem = Problem::with_help(
                     format!("handler {name} belongs to {owner}"),
                     "let its owner remove the handler, or use --all",
@@ -174,12 +174,12 @@ impl Builder<'_> {
         }
         let legacy = self.set.legacy.clone();
         for (name, owned) in &legacy {
-            let is_wanted_away = match &self.goal.scope {
+            let in_scope = match &self.goal.scope {
                 Scope::Owner | Scope::Nothing => false,
                 Scope::Shims(shims) => shims.contains(&owned.shim),
                 Scope::Everything => true,
             };
-            if let Some(sha256) = self.leaving_binary(name, owned, is_wanted_away) {
+            if let Some(sha256) = self.leaving_binary(name, owned, in_scope) {
                 self.remove(name, owned, sha256);
             }
         }
@@ -293,7 +293,7 @@ impl HandlerSet {
                     remedy: Some(INSTALL_AGAIN.to_owned()),
                 });
             } else {
-                let owner = owner_word(owned.owner);
+                let owner = owner_name(owned.owner);
                 notes.push(format!(
                     "handler {name}, which belongs to {owner}, is not served: {DAMAGED}"
                 ));
@@ -313,15 +313,15 @@ fn is_in_scope(owned: &OwnedHandler, goal: &Goal) -> bool {
 }
 
 /// The reason that a handler with a lost or damaged binary is not served.
-const DAMAGED: &str = "its binary is lost or damaged";
+const DAMAGED: &str = "the binary is lost or damaged";
 
 /// The remedy for [`DAMAGED`].
-const INSTALL_AGAIN: &str = "install its shim again";
+const INSTALL_AGAIN: &str = "run `farrier install` again with the shim of this handler";
 
 /// The reason that a handler or its binary stays: `pods` pods on this node use it.
 pub(crate) fn used_by(pods: usize) -> Problem {
     Problem::with_help(
-        format!("pods still use it ({pods} on this node)"),
+        format!("pods still use the handler ({pods} on this node)"),
         "delete the pods",
     )
 }
@@ -341,8 +341,8 @@ pub(crate) fn notes(
         )
     });
     let taken_over = next.iter().filter_map(|(name, owned)| {
-        let (from, to) = (set.taken_over.get(name)?, owner_word(owned.owner));
-        let from = owner_word(*from);
+        let (from, to) = (set.taken_over.get(name)?, owner_name(owned.owner));
+        let from = owner_name(*from);
         Some(format!(
             "handler {name} is taken over from {from}: its owner is now {to}, which also removes it"
         ))

@@ -1,4 +1,4 @@
-//! Decides which changes make a host carry its goal. Pure: no file, no process, no clock, no logging.
+//! Decides which changes bring a host to its goal. Pure: no file, no process, no clock, no logging.
 //!
 //! An empty [`HostPlan`] writes nothing and restarts nothing. containerd is restarted when a handler is first declared, and when the last
 //! handler of Farrier leaves. In between, a removed handler stays declared without a binary until the next change that restarts containerd.
@@ -20,7 +20,7 @@ use crate::containerd_config::Handler;
 use crate::handoff::{Owner, Sha256Digest};
 use crate::installer::host::Target;
 use crate::installer::inspect::HostFacts;
-use crate::installer::state::{OwnedConfig, OwnedHandler, State, StateAfter, owner_word};
+use crate::installer::state::{OwnedConfig, OwnedHandler, State, StateAfter, owner_name};
 use binaries::{lost, symlinks, to_store, unneeded};
 use config_edit::{ConfigEdit, CurrentConfig, declarations};
 use expected::is_served;
@@ -31,7 +31,7 @@ use takeover::legacy_cleanup;
 pub(crate) use types::{ALLOW_POD_RESTARTS, HandlerSet};
 pub use types::{ConfigChange, Error, HostPlan, LegacyCleanup, LockChange};
 
-/// The changes that make the host with these `facts` carry `goal`.
+/// The changes that bring the host with these `facts` to `goal`.
 ///
 /// # Errors
 /// When nothing may be changed on the host. A problem of one shim alone is in the reports on its handlers.
@@ -199,7 +199,7 @@ fn configure(
 
 /// Records the digest of the request that the host fulfils. A request that is fulfilled in part is not recorded.
 fn record_request_digest(state: &mut State, goal: &Goal, is_whole: bool) {
-    let owner = owner_word(goal.owner).to_owned();
+    let owner = owner_name(goal.owner).to_owned();
     match goal.digest {
         None => {
             state.requests.remove(&owner);

@@ -11,7 +11,7 @@ use crate::installer::state::State;
 /// Checks that this host can be changed and that its containerd can verify a change.
 ///
 /// # Errors
-/// Says why there is not.
+/// The reason that the host may not be changed.
 pub(crate) fn check_host(facts: &HostFacts) -> Result<(), Error> {
     if let Some(refusal) = facts.distro.refusal {
         return Err(Error::Distribution(refusal));
@@ -54,9 +54,9 @@ pub(crate) fn check_restart(facts: &HostFacts, goal: &Goal) -> Result<(), Error>
     if let Some(message) = &facts.unreachable {
         return Err(Error::Obstacle(message.clone()));
     }
-    match spares_pods(facts) {
+    match check_pods_survive(facts) {
         Err(Error::KillMode { .. } | Error::Container) if goal.allow_pod_restarts => Ok(()),
-        spares => spares,
+        checked => checked,
     }
 }
 
@@ -64,9 +64,9 @@ pub(crate) fn check_restart(facts: &HostFacts, goal: &Goal) -> Result<(), Error>
 ///
 /// # Errors
 /// When a restart ends every pod on the node, or when the effect of a restart is unknown.
-pub(crate) fn spares_pods(facts: &HostFacts) -> Result<(), Error> {
+pub(crate) fn check_pods_survive(facts: &HostFacts) -> Result<(), Error> {
     match &facts.kill_mode {
-        Ok(mode) if spares(mode) => Ok(()),
+        Ok(mode) if pods_survive(mode) => Ok(()),
         Ok(_) if facts.distro.restart == Restart::ContainerInit => Err(Error::Container),
         Ok(mode) => Err(Error::KillMode {
             unit: facts.unit(),
@@ -77,6 +77,6 @@ pub(crate) fn spares_pods(facts: &HostFacts) -> Result<(), Error> {
 }
 
 /// Whether the processes of pods survive a restart of a unit with this `KillMode` (systemd.kill(5)).
-pub(crate) fn spares(mode: &str) -> bool {
+pub(crate) fn pods_survive(mode: &str) -> bool {
     matches!(mode, "process" | "none")
 }

@@ -9,7 +9,7 @@ use serde::Serialize as _;
 
 use super::types::{HandlerSet, LegacyCleanup, LockChange};
 use crate::containerd_config::PluginId;
-use crate::handoff::{Owner, Sha256Digest};
+use crate::handoff::{Owner, Problem, Sha256Digest};
 use crate::installer::inspect::HostFacts;
 use crate::installer::inspect::legacy::LegacyHandler;
 use crate::installer::inspect::legacy::{LockFile, legacy_directory_of, lock_entries};
@@ -62,7 +62,7 @@ pub(crate) fn takeover_candidates(facts: &HostFacts, file: &str) -> BTreeMap<Str
 
 /// Whether the lines of the legacy installer declare a handler exactly as `owned` requires. Such lines stay unchanged.
 #[must_use]
-pub fn is_declared_as_wanted(
+pub fn is_declared_as_required(
     legacy_handler: Option<&LegacyHandler>,
     owned: &OwnedHandler,
     plugin: PluginId,
@@ -161,24 +161,24 @@ pub(crate) fn legacy_cleanup(
     legacy_cleanup
 }
 
-/// Problems with legacy handlers and files that were not taken over, each with its remedy.
+/// Problems with legacy handlers and files that were not taken over, each with its help.
 #[must_use]
-pub fn complaints(facts: &HostFacts) -> Vec<(String, &'static str)> {
-    let mut complaints = Vec::new();
-    let claimed = |name: &String| facts.state.handlers.contains_key(name);
+pub fn legacy_problems(facts: &HostFacts) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let is_taken_over = |name: &String| facts.state.handlers.contains_key(name);
     for (owner, product) in [
         (Owner::Kwasm, "KWasm"),
         (Owner::Rcm, "runtime-class-manager"),
     ] {
         let handlers = facts.legacy.handlers.iter();
         let names: Vec<&str> = handlers
-            .filter(|(name, legacy_handler)| legacy_handler.owner == owner && !claimed(name))
+            .filter(|(name, legacy_handler)| legacy_handler.owner == owner && !is_taken_over(name))
             .map(|(name, _)| name.as_str())
             .collect();
         if !names.is_empty() {
             let names = names.join(", ");
-            complaints.push((
-                format!("handlers that {product} installed have no present owner: {names}"),
+            problems.push(Problem::with_help(
+                format!("handlers of {product} were not taken over: {names}"),
                 "install shims with these handler names, or remove the handlers with `farrier uninstall --shim NAME` or `farrier uninstall --all`",
             ));
         }
@@ -188,7 +188,7 @@ pub fn complaints(facts: &HostFacts) -> Vec<(String, &'static str)> {
         let text = file.text.as_deref().unwrap_or_default();
         // KWasm before 0.3.0 declared runc's shim with crun as its program. Such a handler has no shim that could be taken over.
         if text.contains("\"/opt/kwasm/bin/crun\"") {
-            complaints.push((
+            problems.push(Problem::with_help(
                 format!(
                     "{} declares a handler that runs crun of an old KWasm release",
                     file.path
@@ -199,11 +199,11 @@ pub fn complaints(facts: &HostFacts) -> Vec<(String, &'static str)> {
     }
     for legacy_dir in facts.legacy.legacy_dirs.values() {
         if let Some((path, None)) = &legacy_dir.lock {
-            complaints.push((
+            problems.push(Problem::with_help(
                 format!("failed to read the lock file {path}, so Farrier leaves it unchanged"),
                 "remove the file after the last pod of its shims has ended",
             ));
         }
     }
-    complaints
+    problems
 }

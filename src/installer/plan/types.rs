@@ -46,7 +46,7 @@ pub struct HostPlan {
 }
 
 impl HostPlan {
-    /// Whether the host already carries the goal.
+    /// Whether the host is at the goal already.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.store.is_empty()

@@ -11,9 +11,9 @@ use crate::installer::distro::Restart;
 use crate::installer::inspect::{HostFacts, verified_digest};
 use crate::installer::plan;
 use crate::installer::plan::config_edit::{CurrentConfig, declarations, passes_options};
-use crate::installer::plan::preconditions::spares_pods;
+use crate::installer::plan::preconditions::check_pods_survive;
 use crate::installer::plan::takeover;
-use crate::installer::state::{OwnedHandler, STATE_FILE, owner_word};
+use crate::installer::state::{OwnedHandler, STATE_FILE, owner_name};
 
 /// The result of `farrier doctor`: the shims of a host and the faults of the host.
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -115,8 +115,8 @@ pub fn examine(facts: &HostFacts, leftover_files: &LeftoverFiles) -> Diagnosis {
     for problem in config_drift(facts) {
         findings.add(&problem, INSTALL_AGAIN);
     }
-    for (problem, remedy) in takeover::complaints(facts) {
-        findings.add(&problem, remedy);
+    for problem in takeover::legacy_problems(facts) {
+        findings.add_problem(&problem, INSTALL_AGAIN);
     }
     Diagnosis {
         healthy: findings.0.is_empty(),
@@ -217,9 +217,9 @@ impl Findings {
         // The restart of a node that is a container always ends its pods, so that is no fault.
         if facts.containerd.daemon().is_some()
             && facts.distro.restart == Restart::Service
-            && let Err(hazard) = spares_pods(facts)
+            && let Err(error) = check_pods_survive(facts)
         {
-            self.add_problem(&Problem::new(&hazard, hazard.help()), "check that unit");
+            self.add_problem(&Problem::new(&error, error.help()), "check that unit");
         }
         // The next change would be refused for the same reason.
         if let Ok(current) = CurrentConfig::find(facts)
@@ -355,7 +355,7 @@ fn installed(facts: &HostFacts, handler: &str, owned: &OwnedHandler) -> Installe
         handler: handler.to_owned(),
         shim: owned.shim.clone(),
         path,
-        owner: owner_word(owned.owner),
+        owner: owner_name(owned.owner),
         condition,
         sha256,
         sandboxes: facts.in_use.get(handler).copied().unwrap_or_default(),

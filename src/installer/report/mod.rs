@@ -48,19 +48,19 @@ pub(crate) fn add_plan_result(report: &mut ProvisionReport, facts: &HostFacts, p
     }
     report.notes.clone_from(&plan.notes);
     report.files = files(facts, plan);
-    let complaints: Vec<&HandlerReport> = plan
+    let problems: Vec<&HandlerReport> = plan
         .handlers
         .iter()
         .filter(|handler| handler.reason.is_some())
         .collect();
-    let well = plan.handlers.len() > complaints.len();
-    report.result = match (complaints.is_empty(), plan.is_empty()) {
+    let has_success = plan.handlers.len() > problems.len();
+    report.result = match (problems.is_empty(), plan.is_empty()) {
         (true, true) if !report.changed => Outcome::Unchanged,
         (true, _) => Outcome::Applied,
         // A handler that is not served and has a binary is being removed from the host.
         (false, true)
-            if !well
-                && complaints
+            if !has_success
+                && problems
                     .iter()
                     .all(|handler| !handler.served && handler.path.is_none()) =>
         {
@@ -68,7 +68,7 @@ pub(crate) fn add_plan_result(report: &mut ProvisionReport, facts: &HostFacts, p
         }
         (false, _) => Outcome::Partial,
     };
-    if let Some(first) = complaints.first() {
+    if let Some(first) = problems.first() {
         let reason = first.reason.as_deref().unwrap_or_default();
         report.reason = Some(format!("shim {}: {reason}", first.shim));
         report.remedy.clone_from(&first.remedy);
@@ -171,7 +171,7 @@ pub(crate) fn report_unchanged(
     shims: &[ShimRequest],
 ) -> ProvisionReport {
     let is_live = facts.containerd.target() == Target::Live;
-    let well = is_live && report.result != Outcome::Broken;
+    let may_be_served = is_live && report.result != Outcome::Broken;
     for shim in shims {
         for handler in &shim.handlers {
             let sha256 = verified(facts, handler);
@@ -184,7 +184,7 @@ pub(crate) fn report_unchanged(
                 shim: shim.name.clone(),
                 handler: handler.clone(),
                 path: sha256.is_some().then_some(path),
-                served: well && listed && sha256.is_some(),
+                served: may_be_served && listed && sha256.is_some(),
                 sha256,
                 reason: report.reason.clone(),
                 remedy: report.remedy.clone(),

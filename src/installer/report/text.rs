@@ -78,11 +78,11 @@ pub fn report_text(report: &ProvisionReport) -> String {
 pub fn plan_text(plan: &HostPlan, install_paths: &InstallPaths, unit: &str) -> String {
     let mut text = String::new();
     if plan.is_empty() {
-        let is_well = plan.handlers.iter().all(|it| it.reason.is_none());
+        let has_no_problem = plan.handlers.iter().all(|it| it.reason.is_none());
         line!(
             text,
             "{}",
-            if is_well {
+            if has_no_problem {
                 "nothing to do: the host is as requested"
             } else {
                 "nothing would be changed"

@@ -227,11 +227,8 @@ impl Error {
     #[must_use]
     pub fn help(&self) -> Option<Cow<'_, str>> {
         Some(match self {
-            Self::Json { .. } => Cow::Borrowed(
-                "restore the file from a backup, or remove the file and everything that it names",
-            ),
             Self::Version { .. } => Cow::Borrowed("use the release of Farrier that wrote the file"),
-            Self::UnexpectedPath { .. } => Cow::Borrowed(
+            Self::Json { .. } | Self::UnexpectedPath { .. } => Cow::Borrowed(
                 "restore the file from a backup, or remove the file and all of Farrier's other files",
             ),
         })
@@ -334,7 +331,7 @@ pub fn stored_digest(name: &str) -> Option<Sha256Digest> {
 
 /// The name of an owner in [`State::requests`] and in messages.
 #[must_use]
-pub fn owner_word(owner: Owner) -> &'static str {
+pub fn owner_name(owner: Owner) -> &'static str {
     match owner {
         Owner::Cluster => "cluster",
         Owner::Local => "local",

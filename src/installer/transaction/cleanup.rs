@@ -1,4 +1,4 @@
-//! Commits a change and cleans up after it. Asks for the running pods once more before it removes a binary.
+//! Commits a change and cleans up after it. Lists the running pods once more before it removes a binary.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -104,9 +104,9 @@ pub(crate) fn finish(host: &HostRoot, journal: &Journal, in_use: &InUse) -> Resu
     clear_binaries(host, &install_paths, &state, in_use)?;
     let used = journal.leaving.iter();
     let used = used.filter(|(name, _)| in_use.pods(name).is_some());
-    let carried = state.handlers.values().chain(state.draining.values());
-    let carried = carried.filter(|owned| !owned.is_reserved());
-    let spared = carried.chain(used.map(|(_, owned)| owned));
+    let owned_handlers = state.handlers.values().chain(state.draining.values());
+    let owned_handlers = owned_handlers.filter(|owned| !owned.is_reserved());
+    let spared = owned_handlers.chain(used.map(|(_, owned)| owned));
     journal.remove_legacy_files(
         host,
         &spared.filter_map(|owned| owned.path.as_ref()).collect(),
@@ -209,8 +209,8 @@ pub(crate) enum InUse {
 }
 
 impl InUse {
-    /// Asks the CRI for the sandboxes of each handler. An image has none.
-    pub(crate) async fn ask(host: &HostRoot, socket: &str, target: Target) -> Self {
+    /// Queries the CRI for the sandboxes of each handler. An image has none.
+    pub(crate) async fn query(host: &HostRoot, socket: &str, target: Target) -> Self {
         if target == Target::Image {
             return Self::Known(BTreeMap::new());
         }
@@ -374,7 +374,7 @@ mod tests {
         let [report] = reports.as_slice() else {
             panic!("{reports:?}");
         };
-        let reason = "pods still use it (2 on this node)";
+        let reason = "pods still use the handler (2 on this node)";
         assert_eq!(report.reason.as_deref(), Some(reason));
         assert!(!report.served && report.handler == "a");
         let store = root.path().join("opt/farrier/store");

@@ -38,7 +38,7 @@ pub struct Journal {
     pub root: String,
     /// The unit that containerd runs in.
     pub unit: String,
-    /// The ID of the distribution, whose row in the table says how to restart the unit; empty in journals of releases with one way.
+    /// The ID of the distribution, whose row in the table has the restart method; empty in journals of releases with one method.
     #[serde(default)]
     pub distro: String,
     /// The socket of the CRI.
@@ -185,7 +185,7 @@ impl Journal {
     /// The service to restart for the change, and the way to restart it.
     #[must_use]
     pub fn service(&self) -> Service {
-        let spec = distro::named(&self.distro);
+        let spec = distro::by_id(&self.distro);
         let mut configs = self.undo.iter().filter_map(|step| match step {
             Undo::Config { path, .. } => Some(path),
             Undo::Symlink { .. }

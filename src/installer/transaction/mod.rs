@@ -48,11 +48,11 @@ pub struct Done {
     pub draining: Vec<HandlerReport>,
 }
 
-/// Carries out `plan`; `sources` has the place of each binary, by SHA-256. A signal before the restart makes Farrier undo the change. A
+/// Carries out `plan`; `sources` has the file of each binary, by SHA-256. A signal before the restart makes Farrier undo the change. A
 /// later signal has no effect, because undoing would take a second restart.
 ///
 /// # Errors
-/// [`Failure`] says in which state the host is, after every step was undone as far as possible.
+/// [`Failure`] has the state of the host after every step was undone as far as possible.
 pub async fn perform(
     host: &HostRoot,
     facts: &HostFacts,
@@ -245,7 +245,7 @@ async fn act(
         }
         verify_served(host, plan, journal, &served)?;
     }
-    let in_use = InUse::ask(host, &journal.socket, target).await;
+    let in_use = InUse::query(host, &journal.socket, target).await;
     let draining = retain_in_use(host, journal, &in_use)?;
     commit(host, journal)?;
     let tally = progress.tally;

@@ -18,15 +18,15 @@ use crate::installer::containerd::service::Service;
 use crate::installer::host::{HostRoot, Target};
 use crate::installer::inspect::{HostFacts, dump_config, gather};
 use crate::installer::plan;
-use crate::installer::plan::preconditions::spares;
+use crate::installer::plan::preconditions::pods_survive;
 use crate::installer::state::{JOURNAL_FILE, STATE_DIRECTORY, STATE_FILE, STATE_LIMIT};
 
 /// The time to wait for a restart in progress. A restart takes a second at most, or about eight seconds with the supervisor of k0s, which
 /// collects changes for three seconds and starts an ended process after five.
-const UNDER_WAY: Duration = Duration::from_secs(15);
+const RESTART_WAIT: Duration = Duration::from_secs(15);
 
 /// The interval between two inspections; one takes some 50 ms.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Finishes or undoes the change of an interrupted run. Returns the restarts of containerd, or `None` without such a change.
 /// `allow_pod_restarts` permits a restart that ends the node's pods.
@@ -53,7 +53,7 @@ pub async fn recover(
     };
     if journal.is_committed(state.as_deref()) {
         info!("finishing the interrupted change");
-        let in_use = InUse::ask(host, &journal.socket, target).await;
+        let in_use = InUse::query(host, &journal.socket, target).await;
         finish(host, &journal, &in_use).map_err(Failure::Refused)?;
         return Ok(Some(Restarts::default()));
     }
@@ -62,7 +62,7 @@ pub async fn recover(
         && is_live(host, &journal, daemon).await
     {
         info!("the interrupted change is already in effect; finishing it");
-        let in_use = InUse::ask(host, &journal.socket, target).await;
+        let in_use = InUse::query(host, &journal.socket, target).await;
         retain_in_use(host, &mut journal, &in_use)
             .and_then(|_| commit(host, &journal))
             .and_then(|()| finish(host, &journal, &in_use))
@@ -75,7 +75,7 @@ pub async fn recover(
 }
 
 /// Gathers the facts of a host after a recovery. The killed run may have requested a restart that is still in progress, so the facts are
-/// gathered again for [`UNDER_WAY`] until containerd serves.
+/// gathered again for [`RESTART_WAIT`] until containerd serves.
 ///
 /// # Errors
 /// As for [`gather`].
@@ -88,11 +88,11 @@ pub(crate) async fn gather_after(
     loop {
         let facts = gather(host, config, target).await?;
         let serves = facts.served.as_ref().is_ok_and(|served| served.ready);
-        let is_asked = target == Target::Live && facts.distro.refusal.is_none();
-        if serves || !is_asked || since.elapsed() > UNDER_WAY {
+        let is_queried = target == Target::Live && facts.distro.refusal.is_none();
+        if serves || !is_queried || since.elapsed() > RESTART_WAIT {
             return Ok(facts);
         }
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
@@ -147,10 +147,10 @@ async fn roll_back_interrupted(
     allow_pod_restarts: bool,
 ) -> Result<Restarts, Failure> {
     let mut tally = Restarts::default();
-    let asked = journal.restarting && containerd.target() == Target::Live;
+    let may_have_restarted = journal.restarting && containerd.target() == Target::Live;
     let service = journal.service_to_undo(host);
     let mut served = None;
-    if asked {
+    if may_have_restarted {
         let restored = already_restored(host, journal).await;
         served = match restored.map_err(|error| Failure::Refused(error.into()))? {
             None => already_undone(host, journal).await,
@@ -163,7 +163,7 @@ async fn roll_back_interrupted(
     }
     info!("undoing the interrupted change");
     let mut failures = undo(host, journal).await;
-    if asked && served.is_none() {
+    if may_have_restarted && served.is_none() {
         let running = containerd.daemon();
         match restart_on_restored_config(host, journal, &service, running, &mut tally).await {
             Ok(restored) => served = Some(restored),
@@ -210,7 +210,7 @@ async fn check_restart(
     let reachable = service.check_reachable(host);
     reachable.map_err(restart::Error::Service)?;
     match service.kill_mode(host).await {
-        Ok(mode) if !allow_pod_restarts && !spares(&mode) => Err(Error::InterruptedWithPods),
+        Ok(mode) if !allow_pod_restarts && !pods_survive(&mode) => Err(Error::InterruptedWithPods),
         Ok(_) | Err(_) => Ok(()),
     }
 }

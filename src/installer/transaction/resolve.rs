@@ -15,7 +15,7 @@ use crate::installer::inspect::verify_cache::{Artifact, ArtifactSource, Artifact
 use crate::installer::inspect::{HostFacts, path_of, verified, verified_digest};
 use crate::installer::state::Binary;
 
-/// The place of a binary's bytes.
+/// The file that a binary is copied from.
 #[derive(Debug)]
 pub enum Source {
     /// A binary in the hand-off directory.
@@ -45,7 +45,7 @@ pub(crate) struct ArtifactOptions<'a> {
 pub(crate) struct Resolved {
     /// SHA-256 of each shim's binary, or the reason for its absence, by the shim's name.
     pub(crate) binaries: BTreeMap<String, Result<Sha256Digest, Problem>>,
-    /// The places of the binaries, by SHA-256.
+    /// The file of each binary, by SHA-256.
     pub(crate) sources: BTreeMap<Sha256Digest, Source>,
     /// The artifacts on the host that were verified.
     pub(crate) artifacts: Artifacts,
@@ -76,7 +76,7 @@ pub(crate) async fn resolve(
     let mut downloads = None;
     let mut directory = options.directory.map(Path::to_owned);
     let remote = |shim: &ShimRequest| fetch::path_on_host(&shim.location).is_none();
-    // Without a download for a host of an unsupported distribution, which is refused anyway.
+    // Nothing is downloaded for a host of an unsupported distribution: the plan refuses such a host.
     if directory.is_none() && facts.distro.refusal.is_none() && missing.iter().any(remote) {
         let made = tempfile::tempdir().map_err(|source| Error::Temporary { source })?;
         // The binaries that the request expects on the host are missing, so they are fetched.
@@ -157,7 +157,7 @@ fn artifact(
     Ok(artifact)
 }
 
-/// The digest and the place of a fetched binary, verified.
+/// The digest and the file of a fetched binary, verified.
 fn read_binary(
     shim: &ShimRequest,
     directory: Option<&Path>,
@@ -227,7 +227,7 @@ fn pinned(facts: &HostFacts, shim: &ShimRequest) -> Option<Sha256Digest> {
             return None;
         };
         let pinned = match (shim.binary_sha256, shim.sha256) {
-            (Some(wanted), _) => wanted == *sha256,
+            (Some(digest), _) => digest == *sha256,
             (None, Some(_)) => *location == shim.location && *artifact_sha256 == shim.sha256,
             (None, None) => false,
         };

@@ -65,7 +65,7 @@ pub(crate) async fn validate(
     for (at, change) in changes.into_iter().enumerate() {
         // containerd can't load a template, so the same edit of the rendered file is checked.
         let (path, after) = match &change.rendered {
-            Some(rendered) => (&rendered.placement.path, &rendered.after),
+            Some(rendered) => (&rendered.target.path, &rendered.after),
             None => (&change.path, &change.after),
         };
         if path == root {
@@ -74,7 +74,7 @@ pub(crate) async fn validate(
         }
         let import = import_path(root, at);
         if let Some(after) = after {
-            place_candidate(host, &import, after)?;
+            write_candidate(host, &import, after)?;
         }
         imports.insert(path.as_str(), after.is_some().then_some(import));
     }
@@ -84,7 +84,7 @@ pub(crate) async fn validate(
         None if imports.is_empty() => return Ok(()),
         text => root_that_imports(facts, text.as_deref().unwrap_or_default(), &imports)?,
     };
-    place_candidate(host, &candidate, &text)?;
+    write_candidate(host, &candidate, &text)?;
     let dump = dump_config(host, program, &candidate).await;
     for path in paths(root, plan.config.len()) {
         host.remove_file(&path)?;
@@ -111,7 +111,7 @@ pub(crate) fn is_rendered(host: &HostRoot, plan: &HostPlan) -> Result<(), Error>
     let mut found = BTreeMap::new();
     for file in config_files.files() {
         if let Some(text) = &file.text {
-            found.extend(containerd_config::handlers(text, &rendered.placement)?);
+            found.extend(containerd_config::handlers(text, &rendered.target)?);
         }
     }
     let missing = plan.declared.iter().find(|handler| {
@@ -121,14 +121,14 @@ pub(crate) fn is_rendered(host: &HostRoot, plan: &HostPlan) -> Result<(), Error>
     match missing {
         Some(handler) => Err(restart::Error::NotVerified(format!(
             "the distribution rendered {} without handler {}",
-            rendered.placement.path, handler.name
+            rendered.target.path, handler.name
         ))
         .into()),
         None => Ok(()),
     }
 }
 
-fn place_candidate(host: &HostRoot, path: &str, text: &str) -> Result<(), Error> {
+fn write_candidate(host: &HostRoot, path: &str, text: &str) -> Result<(), Error> {
     host.remove_file(path)?;
     // The configuration may hold registry passwords.
     Ok(host.replace(path, text.as_bytes(), None, 0o600)?)
@@ -176,7 +176,7 @@ mod tests {
 
     /// A change of a template that declares handler `a`, or of the file that containerd loads.
     fn plan(is_template: bool) -> HostPlan {
-        let placement = ConfigTarget {
+        let target = ConfigTarget {
             path: ROOT.to_owned(),
             plugin: PluginId::CriV1Runtime,
             version: Some(3),
@@ -185,7 +185,7 @@ mod tests {
             declared_in_other_files: std::collections::BTreeSet::new(),
         };
         let rendered = Rendered {
-            placement,
+            target,
             after: None,
         };
         HostPlan {

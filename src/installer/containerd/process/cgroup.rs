@@ -3,13 +3,13 @@
 use super::types::{Managers, Reason, SESSIONS};
 
 /// The hierarchies that systemd manages: its own in cgroup v1, and the only one in cgroup v2.
-const OF_SYSTEMD: [&str; 2] = ["name=systemd", ""];
+const SYSTEMD_HIERARCHIES: [&str; 2] = ["name=systemd", ""];
 
 /// The hierarchy of `OpenRC` in cgroup v1 (`sh/rc-cgroup.sh`).
-const OF_OPENRC: &str = "name=openrc";
+const OPENRC_HIERARCHY: &str = "name=openrc";
 
 /// The cgroup of k3s in a container: the kubelet moves k3s there (`pkg/cgroups`, `--kubelet-cgroups=/k3s`).
-const OF_K3S: &str = "k3s";
+const K3S_CGROUP: &str = "k3s";
 
 /// The owner of a process's cgroups.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,7 +94,7 @@ pub(crate) fn cgroup_owner(
     {
         return Ok(CgroupOwner::OpenRc(service.to_owned()));
     }
-    if all_of(&|names| !managers.systemd && names == [OF_K3S]) {
+    if all_of(&|names| !managers.systemd && names == [K3S_CGROUP]) {
         return Ok(CgroupOwner::Init);
     }
     let mut paths = own.iter().filter(|(_, _, other)| *other != Relative::Own);
@@ -149,7 +149,7 @@ fn relative<'a>(init: &'a str, path: &'a str) -> Relative<'a> {
 fn unit<'a>(own: &[(&str, &'a str, Relative<'a>)]) -> Option<&'a str> {
     let mut cgroups = own
         .iter()
-        .filter(|(name, _, cgroup)| OF_SYSTEMD.contains(name) && *cgroup != Relative::Own)
+        .filter(|(name, _, cgroup)| SYSTEMD_HIERARCHIES.contains(name) && *cgroup != Relative::Own)
         .map(|(_, _, cgroup)| cgroup);
     let first = cgroups.next()?;
     let Relative::Below(names) = first else {
@@ -169,7 +169,7 @@ fn openrc_service<'a>((name, _, cgroup): &(&str, &'a str, Relative<'a>)) -> Opti
         return None;
     };
     match (*name, names.as_slice()) {
-        (OF_OPENRC, [service]) => Some(service),
+        (OPENRC_HIERARCHY, [service]) => Some(service),
         ("", [service]) => service.strip_prefix("openrc."),
         _ => None,
     }
@@ -183,5 +183,5 @@ fn is_cgroup_of_openrc_service(names: &[&str], service: &str) -> bool {
     let rest = name
         .strip_prefix("openrc")
         .and_then(|rest| rest.strip_prefix(['.', '_']));
-    *name == service || rest == Some(service) || *name == OF_K3S
+    *name == service || rest == Some(service) || *name == K3S_CGROUP
 }

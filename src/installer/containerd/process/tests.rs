@@ -154,7 +154,7 @@ impl Tree {
 
     /// The unit of process 812, or the refusal with its help.
     fn asked(&self) -> Result<Option<String>, String> {
-        let mut found = named(&self.host(), &["containerd", "kubelet"]).unwrap();
+        let mut found = find_by_name(&self.host(), &["containerd", "kubelet"]).unwrap();
         let (_, process) = found.remove(&PID).unwrap();
         process
             .map(|process| process.unit)
@@ -501,7 +501,7 @@ fn a_rootless_containerd_is_refused_with_its_reason(#[case] uids: &str, #[case] 
         },
     );
     let expected = format!(
-        "process 812 runs {program} as uid {uid}: a rootless containerd is not supported. Run it as a system service"
+        "process 812 runs {program} as UID {uid}: a rootless containerd is not supported. Run the process as a system service"
     );
     assert_eq!(tree.asked(), Err(expected));
 }
@@ -701,7 +701,7 @@ fn a_program_that_was_replaced_by_an_upgrade_counts() {
             ..CONTAINERD
         },
     );
-    let found = named(&tree.host(), &["containerd"]).unwrap();
+    let found = find_by_name(&tree.host(), &["containerd"]).unwrap();
     let (_, process) = &found[&PID];
     assert_eq!(process.as_ref().unwrap().program, "/usr/bin/containerd");
 }
@@ -718,7 +718,11 @@ fn a_process_with_another_root_or_that_has_ended_is_ignored() {
         } else {
             tree.write("/proc/812/stat", target);
         }
-        assert!(named(&tree.host(), &["containerd"]).unwrap().is_empty());
+        assert!(
+            find_by_name(&tree.host(), &["containerd"])
+                .unwrap()
+                .is_empty()
+        );
     }
 }
 
@@ -736,7 +740,11 @@ fn a_container_that_no_unit_started_is_left_out(#[case] cgroup: &str) {
     };
     tree.process(PID, &given);
     let tree = tree.with_own_root();
-    assert!(named(&tree.host(), &["containerd"]).unwrap().is_empty());
+    assert!(
+        find_by_name(&tree.host(), &["containerd"])
+            .unwrap()
+            .is_empty()
+    );
 }
 
 const OF_A_USER: Given<'_> = Given {
@@ -779,7 +787,7 @@ fn neither_memory_nor_root_of_a_process_that_root_did_not_start_is_looked_at(
         let path = tree.path(&format!("/proc/812/{name}"));
         opened.add_watch(&path, AddWatchFlags::IN_OPEN).unwrap();
     }
-    let found = named(&tree.host(), &["containerd"]).unwrap();
+    let found = find_by_name(&tree.host(), &["containerd"]).unwrap();
     let refused = found.get(&PID).map(|(_, process)| process.is_err());
     assert_eq!(refused, is_told.then_some(true));
     assert_eq!(opened.read_events().unwrap_err(), Errno::EAGAIN);
@@ -801,7 +809,7 @@ fn k3s_is_found_by_the_symlink_beside_its_program() {
         tree.path("/var/lib/rancher/k3s/data/0/bin/containerd"),
     )
     .unwrap();
-    let found = named(&tree.host(), &["containerd"]).unwrap();
+    let found = find_by_name(&tree.host(), &["containerd"]).unwrap();
     let (_, process) = &found[&PID];
     assert_eq!(
         process.as_ref().unwrap().program,

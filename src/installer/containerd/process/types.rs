@@ -14,7 +14,7 @@ pub(crate) const SESSIONS: &str = "user.slice";
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Reason {
     /// One of its user IDs is not 0.
-    #[error("as uid {uid}: a rootless {name} is not supported")]
+    #[error("as UID {uid}: a rootless {name} is not supported")]
     Rootless {
         /// `containerd` or `kubelet`.
         name: &'static str,
@@ -74,10 +74,12 @@ impl Reason {
             Self::Rootless { .. }
             | Self::Below { .. }
             | Self::NoService { .. }
-            | Self::NoDescendant => Cow::Borrowed("run it as a system service"),
-            Self::Mounts { .. } => Cow::Borrowed("run it as the main process of a systemd service"),
+            | Self::NoDescendant => Cow::Borrowed("run the process as a system service"),
+            Self::Mounts { .. } => {
+                Cow::Borrowed("run the process as the main process of a systemd service")
+            }
             Self::Privileged => Cow::Borrowed("run containerd itself as a system service"),
-            Self::OtherFile => Cow::Borrowed("restart that process"),
+            Self::OtherFile => Cow::Borrowed("restart the process"),
             Self::Unknown { .. } => {
                 Cow::Borrowed("run farrier as root, with the /proc of the host")
             }
@@ -119,7 +121,7 @@ pub struct Refusal {
 
 /// The facts from `/proc` about a process with the right name.
 #[derive(Debug)]
-pub(crate) struct Seen {
+pub(crate) struct ProcessFacts {
     pub(crate) pid: u32,
     pub(crate) uids: Vec<u32>,
     pub(crate) parent: u32,
@@ -152,7 +154,7 @@ impl fmt::Display for Refusal {
     }
 }
 
-impl Seen {
+impl ProcessFacts {
     pub(crate) fn of(host: &HostRoot, pid: u32) -> Option<Self> {
         let status = read(host, pid, "status")?;
         let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));

@@ -1,6 +1,6 @@
 //! Checks whether a process is the main process of a systemd unit, or a child of the main process.
 
-use super::types::{Init, Reason, SMALL, Seen, namespace};
+use super::types::{Init, ProcessFacts, Reason, SMALL, namespace};
 use crate::installer::containerd::systemd_unit::UNIT_DIRECTORIES;
 use crate::installer::host::HostRoot;
 
@@ -11,7 +11,7 @@ use crate::installer::host::HostRoot;
 pub(crate) fn is_main_process(
     host: &HostRoot,
     init: &Init,
-    seen: &Seen,
+    facts: &ProcessFacts,
     unit: &str,
 ) -> Result<(), Reason> {
     let refuse = |why: String| Err(Reason::Mounts { why });
@@ -20,11 +20,11 @@ pub(crate) fn is_main_process(
         return refuse(format!("the host has no unit file of {unit}"));
     };
     host.check_owner(&path).map_err(Reason::UnitFile)?;
-    if is_started_by_systemd(host, init, seen, unit) {
+    if is_started_by_systemd(host, init, facts, unit) {
         return Ok(());
     }
-    let parent = Seen::of(host, seen.parent).filter(|parent| {
-        parent.uids == seen.uids && parent.cgroup == seen.cgroup && parent.mounts == seen.mounts
+    let parent = ProcessFacts::of(host, facts.parent).filter(|parent| {
+        parent.uids == facts.uids && parent.cgroup == facts.cgroup && parent.mounts == facts.mounts
     });
     match parent {
         Some(parent) if is_started_by_systemd(host, init, &parent, unit) => Ok(()),
@@ -36,9 +36,9 @@ pub(crate) fn is_main_process(
 
 /// Whether process 1 is the parent of the process, in the cgroup of the unit and with the present invocation ID of the unit. Other children
 /// of process 1 in this cgroup, such as shims whose parent has ended, have an earlier invocation ID or the mounts of process 1.
-fn is_started_by_systemd(host: &HostRoot, init: &Init, seen: &Seen, unit: &str) -> bool {
-    let processes = namespace(host, seen.pid, "pid");
-    if seen.parent != 1 || processes.is_none() || processes != init.processes {
+fn is_started_by_systemd(host: &HostRoot, init: &Init, facts: &ProcessFacts, unit: &str) -> bool {
+    let processes = namespace(host, facts.pid, "pid");
+    if facts.parent != 1 || processes.is_none() || processes != init.processes {
         return false;
     }
     // systemd sets an ID of each start in the environment of the processes (systemd.exec(5), `$INVOCATION_ID`).
@@ -47,7 +47,7 @@ fn is_started_by_systemd(host: &HostRoot, init: &Init, seen: &Seen, unit: &str) 
     let Ok(current) = current else {
         return false;
     };
-    let environment = host.read(&format!("/proc/{}/environ", seen.pid), SMALL);
+    let environment = host.read(&format!("/proc/{}/environ", facts.pid), SMALL);
     let environment = environment.ok().flatten().unwrap_or_default();
     let own = environment
         .split(|byte| *byte == 0)

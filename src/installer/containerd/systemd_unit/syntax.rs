@@ -459,7 +459,7 @@ pub fn command_lines(name: &Name, value: &str) -> Result<Vec<CommandLine>, Error
 
 /// Variables that systemd itself sets (systemd.exec(5), *Environment Variables Set or Propagated by the Service Manager*), without those
 /// that end in `_DIRECTORY`.
-const OF_SYSTEMD: [&str; 22] = [
+const SYSTEMD_VARIABLES: [&str; 22] = [
     "PATH",
     "LANG",
     "USER",
@@ -486,15 +486,15 @@ const OF_SYSTEMD: [&str; 22] = [
 
 /// The value of a variable; `None` if it is unset.
 fn look_up<'a>(name: &str, environment: &'a Environment) -> Result<Option<&'a str>, Error> {
-    let is_of_systemd = || {
-        OF_SYSTEMD.contains(&name)
+    let is_set_by_systemd = || {
+        SYSTEMD_VARIABLES.contains(&name)
             || name.starts_with("LC_")
             || name.ends_with("_DIRECTORY")
             || !is_variable(name)
     };
     match environment.get(name) {
         Some(Some(value)) => Ok(Some(value)),
-        None if !is_of_systemd() => Ok(None),
+        None if !is_set_by_systemd() => Ok(None),
         Some(None) | None => Err(Error::Variable {
             name: name.to_owned(),
         }),
