@@ -6,6 +6,7 @@ use crate::containerd_config::{ConfigFiles, SourceFile, legacy_handlers};
 use crate::handoff::{OptionValue, Owner, Problem, Sha256Digest, ShimRequest};
 use crate::installer::containerd::cri::Served;
 use crate::installer::containerd::daemon::{Containerd, Daemon};
+use crate::installer::containerd::service::RestartEffect;
 use crate::installer::distro::{DistroSpec, Evidence, detect};
 use crate::installer::inspect::HostFacts;
 use crate::installer::inspect::legacy::{Legacy, LegacyBinary, LegacyHandler};
@@ -72,7 +73,7 @@ pub fn host() -> HostFactsBuilder {
         missing_prerequisite: None,
         served: Ok(served(&[])),
         in_use: BTreeMap::new(),
-        kill_mode: Ok("process".to_owned()),
+        restart_effect: Ok(RestartEffect::PodsSurvive),
         unreachable: None,
         state: State::default(),
         install_paths: install_paths(),

@@ -1,4 +1,4 @@
-//! The service of containerd on one host: restarts it through the service manager, and reads its `KillMode`. Does not
+//! The service of containerd on one host: restarts it through the service manager, and finds out whether a restart ends pods. Does not
 //! wait for the CRI.
 
 use std::borrow::Cow;
@@ -97,6 +97,30 @@ pub struct Service {
     pub restart_triggered_by_write: bool,
 }
 
+/// The effect of a restart of containerd on the pods of the node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RestartEffect {
+    /// The pods survive.
+    PodsSurvive,
+    /// Every pod ends.
+    PodsEnd {
+        /// The `KillMode` of the unit.
+        kill_mode: String,
+    },
+    /// The node is a container, which ends with every pod.
+    NodeEnds,
+}
+
+impl RestartEffect {
+    /// The effect of a restart of a unit with this `KillMode` (systemd.kill(5)).
+    fn of_kill_mode(kill_mode: String) -> Self {
+        match kill_mode.as_str() {
+            "process" | "none" => Self::PodsSurvive,
+            _ => Self::PodsEnd { kill_mode },
+        }
+    }
+}
+
 /// Path of `rc-service` on every distribution with `OpenRC`.
 const RC_SERVICE: &str = "/sbin/rc-service";
 
@@ -126,19 +150,22 @@ impl Service {
         }
     }
 
-    /// The `KillMode` of the service, in the terms of systemd.kill(5). With `process` and `none`, pods survive a stop. `OpenRC` signals the
-    /// process that it started, and with `rc_cgroup_cleanup` the whole cgroup (openrc-run(8)): `process` or `control-group`.
+    /// The effect of a restart of the service on pods. `OpenRC` signals the process that it started, and with `rc_cgroup_cleanup` the whole
+    /// cgroup (openrc-run(8)), as systemd does with the `KillMode` `control-group`.
     ///
     /// # Errors
     /// When no service manager runs, or it does not answer.
-    pub async fn kill_mode(&self, host: &HostRoot) -> Result<String, Error> {
+    pub async fn restart_effect(&self, host: &HostRoot) -> Result<RestartEffect, Error> {
         match self.restart {
             // The supervisor of k0s signals only the process of containerd.
-            Restart::Watched => Ok("process".to_owned()),
-            Restart::ContainerInit => Ok("container".to_owned()),
+            Restart::Watched => Ok(RestartEffect::PodsSurvive),
+            Restart::ContainerInit => Ok(RestartEffect::NodeEnds),
             Restart::Service => match self.manager(host)? {
-                Manager::Systemd => Ok(Systemd::connect(host).await.kill_mode(&self.unit).await?),
-                Manager::OpenRc => self.openrc_kill_mode(host),
+                Manager::Systemd => {
+                    let kill_mode = Systemd::connect(host).await.kill_mode(&self.unit).await?;
+                    Ok(RestartEffect::of_kill_mode(kill_mode))
+                }
+                Manager::OpenRc => self.openrc_restart_effect(host),
             },
         }
     }
@@ -193,8 +220,8 @@ impl Service {
         }
     }
 
-    fn openrc_kill_mode(&self, host: &HostRoot) -> Result<String, Error> {
-        let mut mode = "process";
+    fn openrc_restart_effect(&self, host: &HostRoot) -> Result<RestartEffect, Error> {
+        let mut kill_mode = "process";
         // The file of the service overrides the general one.
         for path in [
             "/etc/rc.conf".to_owned(),
@@ -210,10 +237,10 @@ impl Service {
                 let is_on = ["yes", "true", "on", "1"]
                     .iter()
                     .any(|word| value.eq_ignore_ascii_case(word));
-                mode = if is_on { "control-group" } else { "process" };
+                kill_mode = if is_on { "control-group" } else { "process" };
             }
         }
-        Ok(mode.to_owned())
+        Ok(RestartEffect::of_kill_mode(kill_mode.to_owned()))
     }
 }
 
@@ -340,8 +367,8 @@ mod tests {
         #[case] expected: &str,
     ) {
         let (_directory, host) = host(&[files, &[STARTED, RC]].concat());
-        let mode = service("k3s").kill_mode(&host).await.unwrap();
-        assert_eq!(mode, expected);
+        let effect = service("k3s").restart_effect(&host).await.unwrap();
+        assert_eq!(effect, RestartEffect::of_kill_mode(expected.to_owned()));
     }
 
     #[rstest]

@@ -18,7 +18,7 @@ use crate::handoff::{Problem, Sha256Digest};
 use crate::installer::containerd::config_files::{load, patterns};
 use crate::installer::containerd::cri::{self, Served};
 use crate::installer::containerd::daemon::{self, Containerd};
-use crate::installer::containerd::service::Service;
+use crate::installer::containerd::service::{RestartEffect, Service};
 use crate::installer::distro::DistroSpec;
 use crate::installer::distro::editable_files;
 use crate::installer::host::exec;
@@ -69,8 +69,8 @@ pub struct HostFacts {
     pub served: Result<Served, Problem>,
     /// The number of sandboxes of each handler.
     pub in_use: BTreeMap<String, usize>,
-    /// The `KillMode` of containerd's unit, or why it is unknown.
-    pub kill_mode: Result<String, Problem>,
+    /// The effect of a restart of containerd on pods, or why it is unknown.
+    pub restart_effect: Result<RestartEffect, Problem>,
     /// Why this process can't restart containerd, whatever an operator allows.
     pub unreachable: Option<Problem>,
     /// The state file.
@@ -214,7 +214,7 @@ pub async fn gather(
         program,
         served: Err(Problem::new("containerd is not queried offline", None)),
         in_use: BTreeMap::new(),
-        kill_mode: Err(Problem::new(
+        restart_effect: Err(Problem::new(
             "the service manager is not queried offline",
             None,
         )),
@@ -318,8 +318,8 @@ async fn query_services(host: &HostRoot, facts: &mut HostFacts) {
     let service = facts.service();
     let unreachable = service.check_reachable(host).err();
     facts.unreachable = unreachable.map(|error| Problem::new(&error, error.help()));
-    let kill_mode = service.kill_mode(host).await;
-    facts.kill_mode = kill_mode.map_err(|error| Problem::new(&error, error.help()));
+    let restart_effect = service.restart_effect(host).await;
+    facts.restart_effect = restart_effect.map_err(|error| Problem::new(&error, error.help()));
 }
 
 /// The identity in a file: a UUID, with or without hyphens (machine-id(5)). Any other text counts as none, because every report contains the

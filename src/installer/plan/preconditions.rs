@@ -4,7 +4,7 @@ use super::goal::Goal;
 use super::types::Error;
 use crate::handoff::Problem;
 use crate::installer::containerd::daemon::Containerd;
-use crate::installer::distro::Restart;
+use crate::installer::containerd::service::RestartEffect;
 use crate::installer::inspect::HostFacts;
 use crate::installer::state::State;
 
@@ -51,8 +51,8 @@ pub(crate) fn is_bare(facts: &HostFacts) -> bool {
 /// # Errors
 /// The reason that containerd may not be restarted.
 pub(crate) fn check_restart(facts: &HostFacts, goal: &Goal) -> Result<(), Error> {
-    if let Some(message) = &facts.unreachable {
-        return Err(Error::Obstacle(message.clone()));
+    if let Some(problem) = &facts.unreachable {
+        return Err(Error::Obstacle(problem.clone()));
     }
     match check_pods_survive(facts) {
         Err(Error::KillMode { .. } | Error::Container) if goal.allow_pod_restarts => Ok(()),
@@ -65,18 +65,13 @@ pub(crate) fn check_restart(facts: &HostFacts, goal: &Goal) -> Result<(), Error>
 /// # Errors
 /// When a restart ends every pod on the node, or when the effect of a restart is unknown.
 pub(crate) fn check_pods_survive(facts: &HostFacts) -> Result<(), Error> {
-    match &facts.kill_mode {
-        Ok(mode) if pods_survive(mode) => Ok(()),
-        Ok(_) if facts.distro.restart == Restart::ContainerInit => Err(Error::Container),
-        Ok(mode) => Err(Error::KillMode {
+    match &facts.restart_effect {
+        Ok(RestartEffect::PodsSurvive) => Ok(()),
+        Ok(RestartEffect::PodsEnd { kill_mode }) => Err(Error::KillMode {
             unit: facts.unit(),
-            mode: mode.clone(),
+            mode: kill_mode.clone(),
         }),
-        Err(message) => Err(Error::KillModeUnknown(message.clone())),
+        Ok(RestartEffect::NodeEnds) => Err(Error::Container),
+        Err(problem) => Err(Error::KillModeUnknown(problem.clone())),
     }
-}
-
-/// Whether the processes of pods survive a restart of a unit with this `KillMode` (systemd.kill(5)).
-pub(crate) fn pods_survive(mode: &str) -> bool {
-    matches!(mode, "process" | "none")
 }

@@ -9,6 +9,7 @@ use super::*;
 use crate::handoff::{OptionValue, Problem, Sha256Digest};
 use crate::installer::containerd::cri::Served;
 use crate::installer::containerd::daemon::Containerd;
+use crate::installer::containerd::service::RestartEffect;
 use crate::installer::distro::{Evidence, detect};
 use crate::installer::fixtures::{
     CONFIG, DIGEST, HostFactsBuilder, OTHER_DIGEST, goal, host, install_paths, remove_everything,
@@ -35,6 +36,12 @@ fn systemd_cgroup() -> BTreeMap<String, OptionValue> {
 }
 
 /// The state file that a plan writes.
+fn pods_end(kill_mode: &str) -> RestartEffect {
+    RestartEffect::PodsEnd {
+        kill_mode: kill_mode.to_owned(),
+    }
+}
+
 fn written(plan: &HostPlan) -> &State {
     match &plan.state {
         StateAfter::Write(state) => state,
@@ -261,8 +268,8 @@ fn options_are_declared_from_containerd_1_7_on() {
 }
 
 #[rstest]
-#[case::kill_mode_that_ends_pods(|facts: &mut HostFacts| facts.kill_mode = Ok("control-group".to_owned()), "KillMode")]
-#[case::unknown_kill_mode(|facts: &mut HostFacts| facts.kill_mode = Err(Problem::new("no bus", None)), "failed to determine whether pods survive")]
+#[case::kill_mode_that_ends_pods(|facts: &mut HostFacts| facts.restart_effect = Ok(pods_end("control-group")), "KillMode")]
+#[case::unknown_restart_effect(|facts: &mut HostFacts| facts.restart_effect = Err(Problem::new("no bus", None)), "failed to determine whether pods survive")]
 #[case::no_containerd(|facts: &mut HostFacts| facts.containerd = Containerd::NotFound { refused: Vec::new() }, "no containerd runs")]
 #[case::no_cri(|facts: &mut HostFacts| facts.served = Err(Problem::new("no CRI", None)), "before the change")]
 #[case::not_ready(|facts: &mut HostFacts| facts.served = Ok(Served::default()), "not ready")]
@@ -281,7 +288,7 @@ fn an_unhealthy_host_is_refused_with_the_reason(
 #[case::release(|facts: &mut HostFacts, problem| { facts.version = None; facts.no_version = problem; })]
 #[case::configuration(|facts: &mut HostFacts, problem| facts.dump = Err(problem))]
 #[case::handlers(|facts: &mut HostFacts, problem| facts.served = Err(problem))]
-#[case::kill_mode(|facts: &mut HostFacts, problem| facts.kill_mode = Err(problem))]
+#[case::restart_effect(|facts: &mut HostFacts, problem| facts.restart_effect = Err(problem))]
 #[case::obstacle(|facts: &mut HostFacts, problem| facts.obstacle = Some(problem))]
 #[case::unreachable(|facts: &mut HostFacts, problem| facts.unreachable = Some(problem))]
 fn a_refusal_has_the_help_of_its_cause(#[case] spoil: impl Fn(&mut HostFacts, Problem)) {
@@ -303,7 +310,7 @@ fn a_read_only_host_refuses_a_run_only_if_it_changes_something() {
 #[test]
 fn a_binary_is_upgraded_although_restarts_are_forbidden() {
     let mut facts = host().installed(&["a"]).build();
-    facts.kill_mode = Ok("mixed".to_owned());
+    facts.restart_effect = Ok(pods_end("mixed"));
     let upgrade = goal(&["a"]).binary("a", OTHER_DIGEST).build();
     let plan = decide(&facts, &upgrade).unwrap();
     assert!(!plan.restart && plan.config.is_empty());
@@ -363,14 +370,14 @@ fn a_legacy_handler_that_no_request_names_is_left_alone() {
 #[test]
 fn a_restart_that_ends_pods_requires_allow_pod_restarts() {
     let mut facts = host().build();
-    facts.kill_mode = Ok("control-group".to_owned());
+    facts.restart_effect = Ok(pods_end("control-group"));
     let error = decide(&facts, &goal(&["a"]).build()).unwrap_err();
     let help = error.help().unwrap();
     assert!(help.contains("--allow-pod-restarts"), "{help}");
     let allowed = goal(&["a"]).allow_pod_restarts().build();
     assert!(decide(&facts, &allowed).unwrap().restart);
     // The permission starts no service manager.
-    facts.kill_mode = Err(Problem::new("no bus", None));
+    facts.restart_effect = Err(Problem::new("no bus", None));
     assert!(decide(&facts, &allowed).is_err());
 }
 

@@ -14,11 +14,10 @@ use crate::containerd_config::contains_handlers;
 use crate::installer::containerd::cri::{self, Served};
 use crate::installer::containerd::daemon::{self, Containerd, Daemon};
 use crate::installer::containerd::restart;
-use crate::installer::containerd::service::Service;
+use crate::installer::containerd::service::{RestartEffect, Service};
 use crate::installer::host::{HostRoot, Target};
 use crate::installer::inspect::{HostFacts, dump_config, gather};
 use crate::installer::plan;
-use crate::installer::plan::preconditions::pods_survive;
 use crate::installer::state::{JOURNAL_FILE, STATE_DIRECTORY, STATE_FILE, STATE_LIMIT};
 
 /// The time to wait for a restart in progress. A restart takes a second at most, or about eight seconds with the supervisor of k0s, which
@@ -196,7 +195,7 @@ async fn already_undone(host: &HostRoot, journal: &Journal) -> Option<Served> {
     Some(served).filter(|served| *served == before && journal.has_original_config(host))
 }
 
-/// Checks before the undoing that containerd can and may be restarted. A service whose `KillMode` can't be read passes: the files are
+/// Checks before the undoing that containerd can and may be restarted. A service whose restart has an unknown effect passes: the files are
 /// restored even if the restart fails.
 ///
 /// # Errors
@@ -209,8 +208,10 @@ async fn check_restart(
 ) -> Result<(), Error> {
     let reachable = service.check_reachable(host);
     reachable.map_err(restart::Error::Service)?;
-    match service.kill_mode(host).await {
-        Ok(mode) if !allow_pod_restarts && !pods_survive(&mode) => Err(Error::InterruptedWithPods),
+    match service.restart_effect(host).await {
+        Ok(RestartEffect::PodsEnd { .. } | RestartEffect::NodeEnds) if !allow_pod_restarts => {
+            Err(Error::InterruptedWithPods)
+        }
         Ok(_) | Err(_) => Ok(()),
     }
 }
