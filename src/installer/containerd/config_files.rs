@@ -122,7 +122,7 @@ fn expand(host: &HostRoot, pattern: &str) -> Vec<String> {
             })
             .collect();
     }
-    paths.retain(|path| host.is_seen(path));
+    paths.retain(|path| host.seems_to_exist(path));
     paths
 }
 

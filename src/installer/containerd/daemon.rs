@@ -28,7 +28,7 @@ pub struct Daemon {
 impl Daemon {
     /// Sets the unit from `OpenRC`'s list of started services, if the cgroup does not name one.
     #[must_use]
-    pub fn with_unit_of(mut self, host: &HostRoot, distro: &DistroSpec) -> Self {
+    pub fn with_openrc_unit(mut self, host: &HostRoot, distro: &DistroSpec) -> Self {
         if self.unit.is_none() {
             let started = host.list(RC_STARTED).unwrap_or_default();
             let mut units = started.iter().map(|name| format!("{name}.service"));
@@ -41,7 +41,7 @@ impl Daemon {
     #[must_use]
     pub fn still_runs(&self, host: &HostRoot) -> bool {
         let (pid, started) = self.process;
-        process::started(host, pid) == Some(started)
+        process::start_time(host, pid) == Some(started)
     }
 
     fn of(process: Process) -> Self {
@@ -183,7 +183,7 @@ fn choose_daemon(mut daemons: Vec<Daemon>, endpoint: Option<&str>) -> Option<Dae
         let address = daemon.address.as_deref().unwrap_or(distro::STOCK_SOCKET);
         let unit = daemon.unit.as_deref();
         (
-            !endpoint.is_some_and(|endpoint| kubelet::same(endpoint, address)),
+            !endpoint.is_some_and(|endpoint| kubelet::is_same_socket(endpoint, address)),
             !distro::is_embedded(&daemon.program, unit),
             unit != Some("containerd.service"),
             daemon.process,
@@ -330,9 +330,9 @@ mod tests {
             unit: unit.map(str::to_owned),
         };
         let spec = distro::by_id(id);
-        let found = daemon(None).with_unit_of(&host, spec);
+        let found = daemon(None).with_openrc_unit(&host, spec);
         assert_eq!(found.unit.as_deref(), expected);
-        let known = daemon(Some("known.service")).with_unit_of(&host, spec);
+        let known = daemon(Some("known.service")).with_openrc_unit(&host, spec);
         assert_eq!(known.unit.as_deref(), Some("known.service"));
     }
 }

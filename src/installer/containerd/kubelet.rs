@@ -42,7 +42,7 @@ impl Kubelet {
 
 /// Whether two paths name the same socket: `/var/run` is a symlink to `/run`.
 #[must_use]
-pub fn same(one: &str, other: &str) -> bool {
+pub fn is_same_socket(one: &str, other: &str) -> bool {
     let plain = |path: &str| path.strip_prefix("/var/run/").map(str::to_owned);
     let run =
         |path: &str| plain(path).map_or_else(|| path.to_owned(), |rest| format!("/run/{rest}"));
@@ -446,7 +446,10 @@ mod tests {
 
     #[test]
     fn a_socket_under_var_run_is_the_one_under_run() {
-        assert!(same("/var/run/crio/crio.sock", "/run/crio/crio.sock"));
-        assert!(!same("/run/a.sock", "/run/b.sock"));
+        assert!(is_same_socket(
+            "/var/run/crio/crio.sock",
+            "/run/crio/crio.sock"
+        ));
+        assert!(!is_same_socket("/run/a.sock", "/run/b.sock"));
     }
 }

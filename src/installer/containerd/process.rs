@@ -49,7 +49,7 @@ pub fn find_by_name(
 
 /// The start time of process `pid`, in clock ticks since boot; `None` if there is no such process, or only a zombie.
 #[must_use]
-pub fn started(host: &HostRoot, pid: u32) -> Option<u64> {
+pub fn start_time(host: &HostRoot, pid: u32) -> Option<u64> {
     let stat = read(host, pid, "stat")?;
     // The name in parentheses may contain any character. Field 3, the state, follows the last parenthesis.
     let mut fields = stat.rsplit_once(") ")?.1.split(' ');
@@ -61,7 +61,7 @@ pub fn started(host: &HostRoot, pid: u32) -> Option<u64> {
 }
 
 /// The path of a program without the kernel's mark of a replaced file: a restart runs the new file at that path.
-pub(crate) fn still_named(program: &str) -> &str {
+pub(crate) fn without_deleted_mark(program: &str) -> &str {
     program.strip_suffix(" (deleted)").unwrap_or(program)
 }
 
@@ -93,7 +93,7 @@ fn check_process(
     pid: u32,
     name: &'static str,
 ) -> Option<Result<Process, Refusal>> {
-    let start = started(host, pid)?;
+    let start = start_time(host, pid)?;
     // The kernel has the text of this symlink, too. Reading it does not open the file.
     let exe = host.symlink_target(&format!("/proc/{pid}/exe"));
     let exe = exe.ok().flatten();
@@ -106,12 +106,15 @@ fn check_process(
         None => Err(Reason::Unknown { what: "its status" }),
     };
     // With another start time, some facts may be those of a later process with the same PID.
-    if started(host, pid) != Some(start) {
+    if start_time(host, pid) != Some(start) {
         return None;
     }
     Some(decided.map_err(|reason| Refusal {
         pid,
-        program: exe.map_or_else(|| name.to_owned(), |exe| still_named(&exe).to_owned()),
+        program: exe.map_or_else(
+            || name.to_owned(),
+            |exe| without_deleted_mark(&exe).to_owned(),
+        ),
         reason,
     }))
 }
@@ -181,7 +184,7 @@ fn kernel_evidence(
 fn program_path(host: &HostRoot, program: &str, name: &str) -> String {
     let symlink = format!("{}/{name}", parent_directory(program));
     let is_other = program.rsplit('/').next() != Some(name);
-    if is_other && host.is_seen(&symlink) {
+    if is_other && host.seems_to_exist(&symlink) {
         return symlink;
     }
     program.to_owned()
@@ -199,7 +202,7 @@ fn process(
     let exe = exe.ok_or(Reason::Unknown {
         what: "the path of its program",
     })?;
-    let running = still_named(exe);
+    let running = without_deleted_mark(exe);
     let program = program_path(host, running, name);
     let opened = host.open_program(&program).map_err(Reason::Program)?;
     // Any user can start a set-user-ID program with all UIDs 0 and any process name, in every service that runs processes of users.

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::daemon::find_daemon;
-use super::process::started;
+use super::process::start_time;
 use super::systemd::{self, RESTART_LIMIT, Systemd};
 use crate::installer::distro::{DistroSpec, Restart};
 use crate::installer::host::exec;
@@ -143,9 +143,9 @@ impl Service {
     pub fn check_reachable(&self, host: &HostRoot) -> Result<(), Error> {
         match (self.restart, self.manager(host)) {
             (Restart::ContainerInit, _) | (Restart::Service, Ok(Manager::OpenRc)) => {
-                same_processes(host)
+                check_pid_namespace(host)
             }
-            (Restart::Watched, _) if !self.restart_triggered_by_write => same_processes(host),
+            (Restart::Watched, _) if !self.restart_triggered_by_write => check_pid_namespace(host),
             (Restart::Watched | Restart::Service, _) => Ok(()),
         }
     }
@@ -183,7 +183,7 @@ impl Service {
                 // The supervisor is already starting it.
                 None => Ok(()),
             },
-            Restart::ContainerInit => match started(host, 1) {
+            Restart::ContainerInit => match start_time(host, 1) {
                 Some(since) => end(host, (1, since)),
                 // Without process 1, /proc is not the one of the host.
                 None => Err(Error::OtherProcesses),
@@ -191,7 +191,7 @@ impl Service {
             Restart::Service => match self.manager(host)? {
                 Manager::Systemd => Ok(Systemd::connect(host).await.restart(&self.unit).await?),
                 Manager::OpenRc => {
-                    same_processes(host)?;
+                    check_pid_namespace(host)?;
                     let name = self.name();
                     exec::start(host, RC_SERVICE, &[name, "restart"], RESTART_LIMIT)
                         .await
@@ -210,9 +210,9 @@ impl Service {
 
     /// The running service manager: both create their directory below `/run` at their start (`sd_booted(3)`; `OpenRC`'s `RC_SVCDIR`).
     fn manager(&self, host: &HostRoot) -> Result<Manager, Error> {
-        if host.is_seen("/run/systemd/system") {
+        if host.seems_to_exist("/run/systemd/system") {
             Ok(Manager::Systemd)
-        } else if host.is_seen("/run/openrc") && host.is_seen(RC_SERVICE) {
+        } else if host.seems_to_exist("/run/openrc") && host.seems_to_exist(RC_SERVICE) {
             Ok(Manager::OpenRc)
         } else {
             let unit = self.unit.clone();
@@ -257,7 +257,7 @@ impl ProcessHandle {
     /// # Errors
     /// When Farrier runs in another PID namespace, or the kernel returns no pidfd.
     fn of(host: &HostRoot, (process, since): (u32, u64)) -> Result<Option<Self>, Error> {
-        same_processes(host)?;
+        check_pid_namespace(host)?;
         // A negative PID would be a process group (kill(2)).
         let pid = i32::try_from(process).ok().and_then(Pid::from_raw);
         let Some(pid) = pid else {
@@ -269,7 +269,7 @@ impl ProcessHandle {
             Err(source) => return Err(Error::Signal { process, source }),
         };
         // The pidfd may belong to a newer process with the same PID.
-        let is_same = started(host, process) == Some(since);
+        let is_same = start_time(host, process) == Some(since);
         Ok(is_same.then_some(Self { process, handle }))
     }
 
@@ -295,7 +295,7 @@ fn end(host: &HostRoot, process: (u32, u64)) -> Result<(), Error> {
 
 /// Checks that Farrier runs in the PID namespace of the host (`pid_namespaces(7)`). In another one, a signal would reach another process,
 /// and a containerd started there would end with the pod.
-fn same_processes(host: &HostRoot) -> Result<(), Error> {
+fn check_pid_namespace(host: &HostRoot) -> Result<(), Error> {
     let namespace = |path: &Path| std::fs::read_link(path.join("ns/pid")).ok();
     let init_namespace = namespace(&host.path().join("proc/1"));
     if init_namespace.is_some() && init_namespace == namespace(Path::new("/proc/self")) {

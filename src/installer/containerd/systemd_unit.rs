@@ -49,7 +49,7 @@ const MAX_ALIASES: usize = 8;
 
 /// Why the command of a service is unknown.
 #[derive(Debug, thiserror::Error)]
-pub enum Unknown {
+pub enum Error {
     /// A file can't be read.
     #[error(transparent)]
     Host(#[from] host::Error),
@@ -125,7 +125,7 @@ pub struct UnitFile {
 #[derive(Debug)]
 pub struct Service {
     /// The command that starts the service.
-    pub command: Result<Command, Unknown>,
+    pub command: Result<Command, Error>,
     /// The environment that the files set.
     pub environment: BTreeMap<String, String>,
     /// Paths of the files, in the order in which systemd reads them.
@@ -136,7 +136,7 @@ pub struct Service {
 ///
 /// # Errors
 /// When a file can't be read or parsed, or the unit is masked.
-pub(crate) fn service(host: &HostRoot, unit: &str) -> Result<Service, Unknown> {
+pub(crate) fn service(host: &HostRoot, unit: &str) -> Result<Service, Error> {
     let (name, files) = unit_files(host, unit)?;
     let manager = manager_files(host)?;
     let settings = Settings::parse(&name, &manager, &files)?;
@@ -150,7 +150,7 @@ pub(crate) fn service(host: &HostRoot, unit: &str) -> Result<Service, Unknown> {
         };
         match host.read_text(path, MAX_TEXT)? {
             Some(text) => {
-                let wrap = |source| Unknown::Syntax {
+                let wrap = |source| Error::Syntax {
                     path: path.to_owned(),
                     source,
                 };
@@ -167,7 +167,7 @@ pub(crate) fn service(host: &HostRoot, unit: &str) -> Result<Service, Unknown> {
     Ok(Service {
         environment: environment.iter().filter_map(known).collect(),
         command: match absent {
-            Some(path) => Err(Unknown::NoEnvironmentFile { path }),
+            Some(path) => Err(Error::NoEnvironmentFile { path }),
             None => settings.command(&environment),
         },
         files: paths,
@@ -190,14 +190,14 @@ struct Settings {
 
 impl Settings {
     /// Parses the files in the given order. An assignment adds to earlier ones, and an empty assignment clears them.
-    fn parse(name: &Name, manager: &[UnitFile], files: &[UnitFile]) -> Result<Self, Unknown> {
+    fn parse(name: &Name, manager: &[UnitFile], files: &[UnitFile]) -> Result<Self, Error> {
         let mut settings = Self::default();
         let (mut own, mut passed) = (Environment::new(), Vec::new());
         for (section, file) in [("Manager", manager), ("Service", files)]
             .into_iter()
             .flat_map(|(section, files)| files.iter().map(move |file| (section, file)))
         {
-            let wrap = |source| Unknown::Syntax {
+            let wrap = |source| Error::Syntax {
                 path: file.path.clone(),
                 source,
             };
@@ -243,7 +243,7 @@ impl Settings {
             }
             if settings.environment_files.len() > MAX_FILES {
                 let name = name.full();
-                return Err(Unknown::Files { name });
+                return Err(Error::Files { name });
             }
         }
         // The value of a passed variable that no file sets is known only to the running manager.
@@ -264,19 +264,19 @@ impl Settings {
         });
     }
 
-    fn command(&self, environment: &Environment) -> Result<Command, Unknown> {
+    fn command(&self, environment: &Environment) -> Result<Command, Error> {
         if let Some(setting) = self.root {
-            return Err(Unknown::Root { setting });
+            return Err(Error::Root { setting });
         }
         let [command] = self.commands.as_slice() else {
             let count = self.commands.len();
-            return Err(Unknown::Commands { count });
+            return Err(Error::Commands { count });
         };
         let command = command
             .as_ref()
-            .map_err(|error| Unknown::Expansion(error.clone()))?;
+            .map_err(|error| Error::Expansion(error.clone()))?;
         let arguments = if command.expands {
-            expand(&command.arguments, environment).map_err(Unknown::Expansion)?
+            expand(&command.arguments, environment).map_err(Error::Expansion)?
         } else {
             command.arguments.clone()
         };
@@ -321,8 +321,8 @@ fn environment_path(name: &Name, value: &str) -> Result<Option<String>, syntax::
 }
 
 /// The name of a unit with aliases resolved, and its files: the unit file, then the drop-ins in the order in which systemd reads them.
-fn unit_files(host: &HostRoot, unit: &str) -> Result<(Name, Vec<UnitFile>), Unknown> {
-    let no_unit = |name: &str| Unknown::Name {
+fn unit_files(host: &HostRoot, unit: &str) -> Result<(Name, Vec<UnitFile>), Error> {
+    let no_unit = |name: &str| Error::Name {
         name: name.to_owned(),
     };
     let mut name = Name::parse(unit).ok_or_else(|| no_unit(unit))?;
@@ -342,7 +342,7 @@ fn unit_files(host: &HostRoot, unit: &str) -> Result<(Name, Vec<UnitFile>), Unkn
         }
         let file = read(host, path)?;
         if file.text.is_empty() {
-            return Err(Unknown::Masked { path: file.path });
+            return Err(Error::Masked { path: file.path });
         }
         files.push(file);
         break;
@@ -368,7 +368,7 @@ fn unit_files(host: &HostRoot, unit: &str) -> Result<(Name, Vec<UnitFile>), Unkn
 }
 
 /// The configuration file of the system manager, and its drop-ins.
-fn manager_files(host: &HostRoot) -> Result<Vec<UnitFile>, Unknown> {
+fn manager_files(host: &HostRoot) -> Result<Vec<UnitFile>, Error> {
     let paths = MANAGER_DIRECTORIES.map(|directory| format!("{directory}/system.conf"));
     let main = first_that_exists(host, paths)?;
     let directories = MANAGER_DIRECTORIES.map(|directory| format!("{directory}/system.conf.d"));
@@ -377,7 +377,7 @@ fn manager_files(host: &HostRoot) -> Result<Vec<UnitFile>, Unknown> {
 }
 
 /// The path of the unit file: that of the instance, or else that of its template.
-fn fragment(host: &HostRoot, name: &Name) -> Result<Option<String>, Unknown> {
+fn fragment(host: &HostRoot, name: &Name) -> Result<Option<String>, Error> {
     let names = [Some(name.full()), name.template()];
     let paths = names
         .into_iter()
@@ -390,7 +390,7 @@ fn fragment(host: &HostRoot, name: &Name) -> Result<Option<String>, Unknown> {
 fn first_that_exists(
     host: &HostRoot,
     paths: impl IntoIterator<Item = String>,
-) -> Result<Option<String>, Unknown> {
+) -> Result<Option<String>, Error> {
     for path in paths {
         if host.exists(&path)? {
             return Ok(Some(path));
@@ -400,7 +400,7 @@ fn first_that_exists(
 }
 
 /// The unit whose alias the file at `path` is: a symlink to a file with another name in one of systemd's unit directories.
-fn alias(host: &HostRoot, name: &Name, path: &str) -> Result<Option<Name>, Unknown> {
+fn alias(host: &HostRoot, name: &Name, path: &str) -> Result<Option<Name>, Error> {
     let target = host.symlink_target(path)?;
     Ok(target.and_then(|target| unit_of_symlink(name, path, &target)))
 }
@@ -438,7 +438,7 @@ fn normal(path: &str) -> String {
 }
 
 /// The other names of a unit that have drop-ins.
-fn aliases_with_drop_ins(host: &HostRoot, names: &[String]) -> Result<BTreeSet<String>, Unknown> {
+fn aliases_with_drop_ins(host: &HostRoot, names: &[String]) -> Result<BTreeSet<String>, Error> {
     let Some(unit) = names.first() else {
         return Ok(BTreeSet::new());
     };
@@ -462,7 +462,7 @@ fn aliases_with_drop_ins(host: &HostRoot, names: &[String]) -> Result<BTreeSet<S
 
 /// The drop-ins in these directories (highest priority first), in the order in which systemd reads them: sorted by file name, each name
 /// once.
-fn drop_ins(host: &HostRoot, directories: &[String]) -> Result<Vec<String>, Unknown> {
+fn drop_ins(host: &HostRoot, directories: &[String]) -> Result<Vec<String>, Error> {
     let mut found = BTreeMap::new();
     for directory in directories {
         for name in host.list(directory)? {
@@ -473,14 +473,14 @@ fn drop_ins(host: &HostRoot, directories: &[String]) -> Result<Vec<String>, Unkn
         }
         if found.len() > MAX_FILES {
             let name = directory.clone();
-            return Err(Unknown::Files { name });
+            return Err(Error::Files { name });
         }
     }
     Ok(found.into_values().collect())
 }
 
 /// Reads a file. A symlink to `/dev/null` or to a missing file has an empty text.
-fn read(host: &HostRoot, path: String) -> Result<UnitFile, Unknown> {
+fn read(host: &HostRoot, path: String) -> Result<UnitFile, Error> {
     let is_null = host
         .follow(&path)
         .is_ok_and(|real| normal(&real) == "/dev/null");
@@ -773,7 +773,7 @@ mod tests {
         }
         assert!(matches!(
             service(&host, "a.service"),
-            Err(Unknown::Files { .. })
+            Err(Error::Files { .. })
         ));
     }
 }

@@ -188,7 +188,7 @@ pub async fn run(
 ///
 /// # Errors
 /// As [`run`]'s.
-pub async fn run_own(
+pub async fn run_unchecked(
     host: &HostRoot,
     program: &str,
     arguments: &[&str],

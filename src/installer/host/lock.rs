@@ -14,7 +14,7 @@ use nix::unistd::geteuid;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::{Error, HostRoot, Result, Target, failed, failed_io, own_path};
+use super::{Error, HostRoot, Result, Target, descriptor_path, failed, failed_io};
 
 /// The parent of [`DIRECTORY`], a separate file system that is empty after a reboot (FHS 3.0, 3.15). Only root can write to it.
 const RUN: &str = "/run";
@@ -112,7 +112,7 @@ impl HostRoot {
             made_run,
             _file: file,
         };
-        let root = File::open(own_path(&self.root)).map_err(failed_io("open", "/"))?;
+        let root = File::open(descriptor_path(&self.root)).map_err(failed_io("open", "/"))?;
         let is_root_locked = acquire(&root, "/", Instant::now() + root_wait).await?;
         if !is_root_locked {
             warn!(

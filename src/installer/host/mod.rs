@@ -343,7 +343,7 @@ impl HostRoot {
 
     /// As [`Self::exists`], with `false` on an error. Only for detecting a distribution; no file is restored or removed on this answer.
     #[must_use]
-    pub fn is_seen(&self, path: &str) -> bool {
+    pub fn seems_to_exist(&self, path: &str) -> bool {
         self.exists(path).unwrap_or(false)
     }
 
@@ -379,7 +379,9 @@ impl HostRoot {
             Err(errno) => return Err(failed("list", path)(errno)),
         };
         let mut names = Vec::new();
-        for entry in std::fs::read_dir(own_path(&directory)).map_err(failed_io("list", path))? {
+        for entry in
+            std::fs::read_dir(descriptor_path(&directory)).map_err(failed_io("list", path))?
+        {
             let entry = entry.map_err(failed_io("list", path))?;
             // Neither Farrier nor an import pattern of containerd writes a name that is not UTF-8.
             if let Ok(name) = entry.file_name().into_string() {
@@ -399,7 +401,7 @@ impl HostRoot {
         let fd = self
             .open_at(path, OFlag::O_PATH)
             .map_err(failed("open", path))?;
-        let own = own_path(&fd);
+        let own = descriptor_path(&fd);
         Ok((fd, own))
     }
 
@@ -436,14 +438,14 @@ impl HostRoot {
 impl Entry {
     /// Syncs the directory to the disk, so that a rename or removal survives a power failure.
     fn sync(&self) -> Result<()> {
-        File::open(own_path(&self.directory))
+        File::open(descriptor_path(&self.directory))
             .and_then(|directory| directory.sync_all())
             .map_err(failed_io("sync the parent directory of", &self.path))
     }
 }
 
 /// A path of an open file, for system calls that take only a path.
-fn own_path(fd: &impl std::os::fd::AsRawFd) -> PathBuf {
+fn descriptor_path(fd: &impl std::os::fd::AsRawFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }
 

@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use nix::errno::Errno;
 use nix::sys::stat::{FileStat, SFlag};
 
-use super::{HostRoot, own_path};
+use super::{HostRoot, descriptor_path};
 
 /// Size limit in bytes for `/etc/group` and `/etc/passwd`, enough for thousands of users.
 const DATABASE_LIMIT: u64 = 1 << 22;
@@ -211,7 +211,7 @@ pub(crate) fn has_access_list(file: &OwnedFd) -> bool {
 
 /// Whether a file has an extended attribute. True also on an error, unless the file system has no extended attributes.
 pub(crate) fn has_attribute(file: &OwnedFd, name: &str) -> bool {
-    match xattr::get(own_path(file), name) {
+    match xattr::get(descriptor_path(file), name) {
         Ok(value) => value.is_some(),
         Err(error) => error.raw_os_error() != Some(Errno::EOPNOTSUPP as i32),
     }

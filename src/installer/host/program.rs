@@ -18,7 +18,7 @@ use nix::unistd::geteuid;
 use super::owner::{
     Component, ProgramError, check_component, has_access_list, has_attribute, is_without_members,
 };
-use super::{HostRoot, MAX_SYMLINKS, own_path};
+use super::{HostRoot, MAX_SYMLINKS, descriptor_path};
 
 /// `execve(2)` reads 256 bytes of a file to find the interpreter of a script.
 const INTERPRETER_LINE: u64 = 256;
@@ -232,7 +232,7 @@ impl<'a> Walk<'a> {
 /// The first bytes of a regular file; empty if this process may only execute the file.
 fn read_start(file: &OwnedFd) -> Result<Vec<u8>, Errno> {
     let mut start = Vec::new();
-    let read = File::open(own_path(file))
+    let read = File::open(descriptor_path(file))
         .and_then(|opened| opened.take(INTERPRETER_LINE).read_to_end(&mut start));
     match read.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or_default())) {
         // A script that can't be read can't be run either, and other programs need not be read.

@@ -168,7 +168,7 @@ pub async fn gather(
 ) -> Result<HostFacts, Error> {
     let running = daemon::find(host, target)?;
     let daemon = running.containerd.daemon();
-    let installed = PROGRAMS.into_iter().find(|path| host.is_seen(path));
+    let installed = PROGRAMS.into_iter().find(|path| host.seems_to_exist(path));
     let program = daemon.map(|daemon| daemon.program.clone());
     let named = daemon.and_then(|daemon| daemon.config.as_deref());
     let state = State::from_json(host.read_text(STATE_FILE, STATE_LIMIT)?.as_deref())?;
@@ -208,7 +208,7 @@ pub async fn gather(
         missing_prerequisite: None,
         dump: Err(Problem::new("no program was run", None)),
         containerd: match running.containerd {
-            Containerd::Live(daemon) => Containerd::Live(daemon.with_unit_of(host, distro)),
+            Containerd::Live(daemon) => Containerd::Live(daemon.with_openrc_unit(host, distro)),
             none @ (Containerd::NotFound { .. } | Containerd::Image) => none,
         },
         program,
@@ -249,7 +249,7 @@ pub async fn gather(
 /// The root configuration file of the last change, if it exists: for a host on which no containerd runs that would name it.
 fn recorded_root<'a>(host: &HostRoot, state: &'a State) -> Option<&'a str> {
     let root = state.config.as_ref()?.root.as_deref()?;
-    host.is_seen(root).then_some(root)
+    host.seems_to_exist(root).then_some(root)
 }
 
 /// Runs the programs of the host for their releases, and containerd for the configuration that it loads. The output stays in memory: the

@@ -7,7 +7,7 @@ use super::error::Error;
 use crate::containerd_config::{ConfigFiles, SourceFile, TEXT_LIMIT};
 use crate::handoff::Problem;
 use crate::installer::containerd::daemon::{CONFIG_OPTIONS, Daemon, Running};
-use crate::installer::containerd::process::{option, still_named};
+use crate::installer::containerd::process::{option, without_deleted_mark};
 use crate::installer::containerd::systemd_unit;
 use crate::installer::distro::editable_files;
 use crate::installer::distro::{self, DistroSpec, Evidence};
@@ -47,10 +47,10 @@ pub(crate) fn detect_distro(
         init: &init,
         endpoint: kubelet.and_then(|kubelet| kubelet.endpoint.as_deref()),
         kubelet: kubelet.map_or("", |kubelet| &kubelet.arguments),
-        installed: PROGRAMS.into_iter().any(|path| host.is_seen(path)),
+        installed: PROGRAMS.into_iter().any(|path| host.seems_to_exist(path)),
         os_release: &os_release,
     };
-    Ok(distro::detect(&evidence, |path| host.is_seen(path)))
+    Ok(distro::detect(&evidence, |path| host.seems_to_exist(path)))
 }
 
 /// The files from which a distribution renders the configuration at `root`.
@@ -231,7 +231,7 @@ pub(crate) fn version_command(
     let parent = daemon
         .and_then(|daemon| parent_program(host, daemon))
         .filter(|program| program.rsplit('/').next() == Some(name));
-    let installed = || programs.iter().find(|path| host.is_seen(path));
+    let installed = || programs.iter().find(|path| host.seems_to_exist(path));
     let program = parent.or_else(|| installed().map(|path| (*path).to_owned()))?;
     Some((program, argument))
 }
@@ -244,5 +244,5 @@ fn parent_program(host: &HostRoot, daemon: &Daemon) -> Option<String> {
         .ok()??;
     let parent: u32 = stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()?;
     let program = host.symlink_target(&format!("/proc/{parent}/exe")).ok()??;
-    Some(still_named(&program).to_owned())
+    Some(without_deleted_mark(&program).to_owned())
 }

@@ -24,7 +24,7 @@ pub(crate) struct CurrentConfig<'a> {
     /// The text of that file; `None` where it is absent.
     pub(crate) text: Option<&'a str>,
     /// Whether that file is a Go template.
-    go: bool,
+    is_go_template: bool,
     /// Where handlers are declared in the file that containerd loads, and its text, where the distribution renders it from the file that is
     /// edited.
     rendered: Option<(ConfigTarget, Option<&'a str>)>,
@@ -59,11 +59,11 @@ impl<'a> CurrentConfig<'a> {
         let text = text_at(facts, &target.path);
         let config_files = text.map(|text| handlers(text, &target)).transpose()?;
         let mut declared = config_files.unwrap_or_default();
-        let (rendered, target, text, go) = match config_source::find(facts, &target)? {
+        let (rendered, target, text, is_go_template) = match config_source::find(facts, &target)? {
             Some(source) => {
                 declared = declared_in(&source, declared)?;
                 let rendered = Some((target, text));
-                (rendered, source.target, source.text, source.go)
+                (rendered, source.target, source.text, source.is_go_template)
             }
             None => (None, target, text, false),
         };
@@ -85,7 +85,7 @@ impl<'a> CurrentConfig<'a> {
         Ok(Self {
             target,
             text,
-            go,
+            is_go_template,
             rendered,
             declared,
             dumped,
@@ -198,7 +198,7 @@ impl<'a> ConfigEdit<'a> {
     /// When the text can't be edited.
     pub(crate) fn render(&self, declared: &[Handler]) -> Result<Option<String>, Error> {
         let (target, text) = (&self.current.target, self.current.text);
-        if self.current.go {
+        if self.current.is_go_template {
             let (path, plugin) = (&target.path, target.plugin);
             let (managed, declared) = self.to_write(declared);
             return Ok(edit_template(path, text, plugin, &managed, &declared)?);
@@ -320,7 +320,7 @@ fn declared_in(
 ) -> Result<BTreeMap<String, DeclaredHandler>, Error> {
     let mut declared = rendered;
     match source.text {
-        Some(text) if source.go => {
+        Some(text) if source.is_go_template => {
             for (name, handler) in template_handlers(text, source.target.plugin) {
                 declared.entry(name).or_insert(handler);
             }

@@ -82,7 +82,7 @@ pub(crate) struct Source<'a> {
     /// Its text; `None` where it is absent.
     pub(crate) text: Option<&'a str>,
     /// Whether it is a Go template.
-    pub(crate) go: bool,
+    pub(crate) is_go_template: bool,
 }
 
 /// The files that containerd loads. On a host that was never started, a TOML template counts as the root file.
@@ -106,7 +106,7 @@ pub(crate) fn find<'a>(
     facts: &'a HostFacts,
     target: &ConfigTarget,
 ) -> Result<Option<Source<'a>>, Error> {
-    let source = |at: usize, go: bool, target: &ConfigTarget| {
+    let source = |at: usize, is_go_template: bool, target: &ConfigTarget| {
         let file = facts.sources.get(at)?;
         let target = ConfigTarget {
             path: file.path.clone(),
@@ -114,7 +114,7 @@ pub(crate) fn find<'a>(
         };
         let text = file.text.as_deref();
         Some(Source {
-            go: go && text.is_none_or(is_template),
+            is_go_template: is_go_template && text.is_none_or(is_template),
             target,
             text,
         })
@@ -313,7 +313,7 @@ mod tests {
         target.version = Some(if root == Some(V3) { 3 } else { 2 });
         let source = find(&facts, &target).unwrap().unwrap();
         assert_eq!(source.target.path, expected);
-        assert!(source.go);
+        assert!(source.is_go_template);
     }
 
     #[rstest]

@@ -197,10 +197,10 @@ async fn act(
     // Before any symlink or declaration: a binary that fails the smoke test gets neither.
     let target = facts.containerd.target();
     let untested = untested_binaries(facts, plan);
-    let refused = smoke_test::refused(host, &untested, target);
-    let refused = interrupts.run_unless_interrupted(refused).await?;
-    if !refused.is_empty() {
-        return Err(Error::Unusable(refused));
+    let failing = smoke_test::failing_binaries(host, &untested, target);
+    let failing = interrupts.run_unless_interrupted(failing).await?;
+    if !failing.is_empty() {
+        return Err(Error::Unusable(failing));
     }
     let validated = validate_config::validate(host, facts, plan);
     interrupts

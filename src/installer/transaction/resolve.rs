@@ -170,7 +170,7 @@ fn read_binary(
 /// The error for a binary that is expected on this host and missing or modified.
 fn not_present(facts: &HostFacts, shim: &ShimRequest) -> Error {
     let expected = shim.expected_on_node();
-    let is_there = |handler: &str| expected.is_some_and(|it| is_placed(facts, handler, it));
+    let is_there = |handler: &str| expected.is_some_and(|it| is_installed(facts, handler, it));
     let mut handlers = shim.handlers.iter();
     let lost = handlers.find(|handler| !is_there(handler));
     // Shims without handlers are refused earlier.
@@ -186,13 +186,13 @@ fn not_present(facts: &HostFacts, shim: &ShimRequest) -> Error {
 fn present(facts: &HostFacts, shim: &ShimRequest) -> Option<Sha256Digest> {
     let expected = shim.expected_on_node().filter(|sha256| {
         let mut handlers = shim.handlers.iter();
-        handlers.all(|handler| is_placed(facts, handler, *sha256))
+        handlers.all(|handler| is_installed(facts, handler, *sha256))
     });
     expected.or_else(|| pinned(facts, shim))
 }
 
 /// Whether `handler` has this binary on the host already, so that no copy is needed.
-fn is_placed(facts: &HostFacts, handler: &str, sha256: Sha256Digest) -> bool {
+fn is_installed(facts: &HostFacts, handler: &str, sha256: Sha256Digest) -> bool {
     let path = path_of(facts, handler);
     let is_in_place = verified_digest(facts, &path) == Some(sha256);
     if facts.stored.contains(&sha256) {

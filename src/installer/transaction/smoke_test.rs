@@ -17,7 +17,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 ///
 /// In an image, a binary that can't be started is accepted: the image may be for another kernel, or Farrier may lack the right to enter
 /// the image's root.
-pub(crate) async fn refused(
+pub(crate) async fn failing_binaries(
     host: &HostRoot,
     paths: &BTreeMap<Sha256Digest, String>,
     target: Target,
@@ -57,13 +57,15 @@ const REMEDY: &str = "use a build for the libraries of this host, and check that
 
 /// Checks that the shim at `path` answers `-info` or `-v`, and does not hang on `-info`, which containerd runs.
 async fn check_runs(host: &HostRoot, path: &str, limit: Duration) -> Result<(), Error> {
-    match exec::run_own(host, path, &["-info"], limit).await {
+    match exec::run_unchecked(host, path, &["-info"], limit).await {
         Ok(_) => return Ok(()),
         Err(error @ (Error::TooLong { .. } | Error::Start { .. })) => return Err(error),
         // Shims older than containerd 2.0 have no `-info`.
         Err(Error::Failed { .. } | Error::TooMuch { .. } | Error::NotTrusted { .. }) => {}
     }
-    exec::run_own(host, path, &["-v"], limit).await.map(drop)
+    exec::run_unchecked(host, path, &["-v"], limit)
+        .await
+        .map(drop)
 }
 
 #[cfg(test)]

@@ -200,8 +200,8 @@ impl Init {
             processes: namespace(host, 1, "pid"),
             // Both create their directory below `/run` at their start (`sd_booted(3)`; `OpenRC`'s `RC_SVCDIR`).
             managers: Managers {
-                systemd: host.is_seen("/run/systemd/system"),
-                openrc: host.is_seen("/run/openrc"),
+                systemd: host.seems_to_exist("/run/systemd/system"),
+                openrc: host.seems_to_exist("/run/openrc"),
             },
         }
     }

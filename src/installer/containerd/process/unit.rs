@@ -71,5 +71,5 @@ fn unit_file(host: &HostRoot, unit: &str) -> Option<String> {
             .iter()
             .map(move |directory| format!("{directory}/{name}"))
     });
-    paths.find(|path| host.is_seen(path))
+    paths.find(|path| host.seems_to_exist(path))
 }
