@@ -238,7 +238,7 @@ async fn run_install(install: cli::Install) -> ExitCode {
         host: host_options(&change),
         source: match request {
             Some(path) => RequestSource::File(path),
-            None => RequestSource::Named {
+            None => RequestSource::CommandLine {
                 shims: shim,
                 reserve,
             },

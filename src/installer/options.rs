@@ -98,7 +98,7 @@ pub enum RequestSource {
     /// A JSON file, written by the controller.
     File(PathBuf),
     /// The command line.
-    Named {
+    CommandLine {
         /// Shims.
         shims: Vec<ShimRequest>,
         /// Handlers to declare without a binary.
@@ -205,7 +205,7 @@ impl RequestSource {
                 }
                 Ok(ProvisionRequest::from_json(&text)?)
             }
-            Self::Named { shims, reserve } => {
+            Self::CommandLine { shims, reserve } => {
                 let request = ProvisionRequest::new(
                     Owner::Local,
                     String::new(),

@@ -158,7 +158,7 @@ impl Host {
     }
 
     pub fn named(&self, shims: &[ShimRequest], reserve: &[&str]) -> InstallOptions {
-        self.options(RequestSource::Named {
+        self.options(RequestSource::CommandLine {
             shims: shims.to_vec(),
             reserve: reserve.iter().map(ToString::to_string).collect(),
         })

@@ -20,7 +20,7 @@ use super::error::{FETCH_LIMIT, MAX_ARTIFACT, check_digest, directory_error};
 use super::handoff_dir;
 use super::unpack;
 use crate::dns::Resolver;
-use crate::handoff::{FetchResult, Problem, Sha256Digest, ShimRequest};
+use crate::handoff::{FetchResult, Problem, Sha256Digest, ShimRequest, printable_up_to};
 
 /// Concurrent downloads. On most nodes this is enough for all shims, so that a slow server delays no other download.
 const MAX_CONCURRENT: usize = 8;
@@ -106,7 +106,7 @@ fn shown_location(location: &str) -> String {
     }
     let path = location.split(['?', '#']).next().unwrap_or_default();
     let plain = path.rsplit('@').next().unwrap_or_default();
-    plain.chars().take(200).collect()
+    printable_up_to(plain, 200)
 }
 
 /// Fetches one artifact. The download ends at `end` at the latest; verifying and unpacking are bounded by the size of the artifact.

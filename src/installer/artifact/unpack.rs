@@ -11,7 +11,7 @@ use flate2::bufread::GzDecoder;
 use sha2::{Digest as _, Sha256};
 use tar::{Archive, EntryType, PaxExtensions};
 
-use crate::handoff::Sha256Digest;
+use crate::handoff::{Sha256Digest, printable_up_to};
 
 /// Size limit in bytes for an unpacked archive: four times the largest known shim (wasmedge with its plugins, 130 MB).
 const MAX_UNPACKED: u64 = 512 << 20;
@@ -86,7 +86,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The step by which an administrator corrects the cause.
+    /// How an operator corrects the cause.
     #[must_use]
     pub fn help(&self) -> Option<Cow<'_, str>> {
         Some(match self {
@@ -306,12 +306,9 @@ fn base(name: &str) -> &str {
     }
 }
 
-/// A name from an archive for messages: without control characters, at most 80 characters.
+/// A name from an archive for messages.
 fn shown(name: &str) -> String {
-    name.chars()
-        .filter(|character| !character.is_control())
-        .take(80)
-        .collect()
+    printable_up_to(name, 80)
 }
 
 /// Decompresses all members of a gzip file, and verifies the checksum and the length at the end of each (RFC 1952, 2.3.1). Bytes after the

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use crate::installer::distro;
 use crate::installer::host::HostRoot;
-use crate::installer::host::path::parent_directory;
+use crate::installer::host::path::{file_name, parent_directory};
 
 mod cgroup;
 mod types;
@@ -17,7 +17,7 @@ mod unit;
 use cgroup::CgroupOwner;
 use types::{Init, ProcessFacts, read};
 pub use types::{Process, Reason, Refusal};
-use unit::is_main_process;
+use unit::check_main_process;
 
 /// Ancestors of a service below process 1, at most. A chain of parents is longer only if it changes while Farrier reads it.
 const MAX_PARENTS: usize = 64;
@@ -157,7 +157,9 @@ fn kernel_evidence(
             });
         };
         match &cgroup_owner {
-            CgroupOwner::Unit(unit) if has_own_mounts => is_main_process(host, init, facts, unit)?,
+            CgroupOwner::Unit(unit) if has_own_mounts => {
+                check_main_process(host, init, facts, unit)?;
+            }
             CgroupOwner::OpenRc(_) | CgroupOwner::Init if has_own_mounts => {
                 let why = "it is part of no systemd service".to_owned();
                 return Err(Reason::Mounts { why });
@@ -183,8 +185,7 @@ fn kernel_evidence(
 /// beside it; and in place of a renamed program, the next restart runs the file with the old name.
 fn program_path(host: &HostRoot, program: &str, name: &str) -> String {
     let symlink = format!("{}/{name}", parent_directory(program));
-    let is_other = program.rsplit('/').next() != Some(name);
-    if is_other && host.seems_to_exist(&symlink) {
+    if file_name(program) != name && host.seems_to_exist(&symlink) {
         return symlink;
     }
     program.to_owned()

@@ -30,7 +30,7 @@ use super::HostRoot;
 use super::owner::ProgramError;
 use super::program::Program;
 use crate::containerd_config::DUMP_LIMIT;
-use crate::handoff::printable;
+use crate::handoff::printable_up_to;
 
 /// First argument of a second start of Farrier, which changes its root and executes a program of the host.
 pub const CHILD_ARGUMENT: &str = "__enter-root";
@@ -38,8 +38,11 @@ pub const CHILD_ARGUMENT: &str = "__enter-root";
 /// Limit in bytes for each output stream. `containerd config dump` has the longest output; the longest dump seen has 40 kB.
 const MAX_OUTPUT: u64 = DUMP_LIMIT as u64;
 
-/// Characters of a program's error output in a message: five lines of a terminal.
+/// Bytes of a program's error output in a message, at most: five lines of a terminal.
 const MAX_MESSAGE: usize = 400;
+
+/// Bytes of the last line of a program's error output in a message, at most.
+const MAX_LINE: usize = 300;
 
 /// Whether `main` of this process calls [`child_main`] for a second start.
 static CHILD_MAIN_ENABLED: AtomicBool = AtomicBool::new(false);
@@ -86,7 +89,7 @@ pub enum Error {
         program: String,
         /// The last line of its standard error.
         message: String,
-        /// Its standard error in one line, at most 400 characters.
+        /// Its standard error in one line, in at most 400 bytes.
         all: String,
     },
     /// The program wrote more than the limit.
@@ -98,7 +101,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The step by which an administrator corrects the cause.
+    /// How an operator corrects the cause.
     #[must_use]
     pub fn help(&self) -> Option<Cow<'_, str>> {
         match self {
@@ -252,7 +255,7 @@ async fn output_of(
         });
     }
     if status.code() == Some(CHILD_FAILED) && !host.is_own_root() {
-        let message = last_lines(
+        let message = last_line(
             &String::from_utf8_lossy(&stderr),
             "the child process gave no cause",
         );
@@ -326,25 +329,22 @@ fn failure(program: &str, stderr: &[u8], status: ExitStatus) -> Error {
     let status = status.to_string();
     let lines = stderr.lines().map(str::trim);
     let all: Vec<&str> = lines.filter(|line| !line.is_empty()).collect();
-    let all: String = printable(&all.join(" "))
-        .chars()
-        .take(MAX_MESSAGE)
-        .collect();
+    let all = printable_up_to(&all.join(" "), MAX_MESSAGE);
     Error::Failed {
         program: program.to_owned(),
-        message: last_lines(&stderr, &status),
+        message: last_line(&stderr, &status),
         all: if all.is_empty() { status } else { all },
     }
 }
 
-/// The last line that is not empty, at most 300 characters of it: containerd writes the cause there. `otherwise` if there is none.
-fn last_lines(stderr: &str, otherwise: &str) -> String {
+/// The last line that is not empty: containerd writes the cause there. `otherwise` if there is none.
+fn last_line(stderr: &str, otherwise: &str) -> String {
     let line = stderr
         .lines()
         .map(str::trim)
         .rfind(|line| !line.is_empty())
         .unwrap_or(otherwise);
-    printable(line).chars().take(300).collect()
+    printable_up_to(line, MAX_LINE)
 }
 
 /// A program and the processes that it started. All of them are killed when the program ends or when this value is dropped, so that an

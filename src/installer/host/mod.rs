@@ -106,7 +106,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The step by which an administrator corrects the cause.
+    /// How an operator corrects the cause.
     #[must_use]
     pub fn help(&self) -> Option<Cow<'_, str>> {
         Some(match self {

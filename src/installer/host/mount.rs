@@ -4,6 +4,7 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 
+use super::path::parent_directory;
 use super::{HostRoot, Result, failed};
 
 /// The mount flags of a file system.
@@ -26,8 +27,7 @@ impl HostRoot {
             match self.open_at(directory, OFlag::O_PATH) {
                 Ok(fd) => break fd,
                 Err(Errno::ENOENT | Errno::ENOTDIR) if directory.len() > 1 => {
-                    directory = directory.rsplit_once('/').map_or("/", |(parent, _)| parent);
-                    directory = if directory.is_empty() { "/" } else { directory };
+                    directory = parent_directory(directory);
                 }
                 Err(error) => return Err(failed("open", path)(error)),
             }

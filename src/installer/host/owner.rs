@@ -68,7 +68,7 @@ pub enum ProgramError {
 }
 
 impl ProgramError {
-    /// The step by which an administrator corrects the cause.
+    /// How an operator corrects the cause.
     #[must_use]
     pub fn help(&self) -> Option<Cow<'_, str>> {
         Some(match self {

@@ -1,7 +1,7 @@
 //! Finds handlers of KWasm and runtime-class-manager on a host, with their binaries, lock files and markers. Reads only; `plan::takeover`
 //! decides on them.
 
-use crate::installer::host::path::parent_directory;
+use crate::installer::host::path::{file_name, parent_directory};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -186,7 +186,7 @@ fn is_symlink(host: &HostRoot, path: &str) -> Result<bool, Error> {
 }
 
 fn symlinks(host: &HostRoot, path: &str) -> Result<Vec<String>, Error> {
-    let name = path.rsplit('/').next().unwrap_or_default();
+    let name = file_name(path);
     let mut symlinks = Vec::new();
     for directory in SYMLINK_DIRECTORIES {
         let symlink = format!("{directory}/{name}");

@@ -11,7 +11,7 @@ use crate::installer::containerd::process::{option, without_deleted_mark};
 use crate::installer::containerd::systemd_unit;
 use crate::installer::distro::editable_files;
 use crate::installer::distro::{self, DistroSpec, Evidence};
-use crate::installer::host::path::parent_directory;
+use crate::installer::host::path::{file_name, parent_directory};
 use crate::installer::host::{HostRoot, SMALL_FILE_LIMIT, Target};
 use crate::installer::state::{STATE_DIRECTORY, State};
 
@@ -175,7 +175,7 @@ pub(crate) fn config_of_unit(host: &HostRoot, distro: &DistroSpec) -> Option<Str
     let (files, variable) = (&service.files, distro.variable);
     let in_environment = || service.environment.get(variable?).cloned();
     let path = match &service.command {
-        Ok(command) if command.program.rsplit('/').next() == Some("containerd") => {
+        Ok(command) if file_name(&command.program) == "containerd" => {
             let arguments: Vec<&str> = command.arguments.iter().map(String::as_str).collect();
             return option(&arguments, &CONFIG_OPTIONS);
         }
@@ -227,10 +227,10 @@ pub(crate) fn version_command(
     daemon: Option<&Daemon>,
 ) -> Option<(String, &'static str)> {
     let (programs, argument) = (distro.programs, distro.release?);
-    let name = programs.first()?.rsplit('/').next()?;
+    let name = file_name(programs.first()?);
     let parent = daemon
         .and_then(|daemon| parent_program(host, daemon))
-        .filter(|program| program.rsplit('/').next() == Some(name));
+        .filter(|program| file_name(program) == name);
     let installed = || programs.iter().find(|path| host.seems_to_exist(path));
     let program = parent.or_else(|| installed().map(|path| (*path).to_owned()))?;
     Some((program, argument))

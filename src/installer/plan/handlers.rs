@@ -280,7 +280,7 @@ impl HandlerSet {
                 known.served = false;
                 if known.reason.is_none() {
                     known.reason = Some(DAMAGED.to_owned());
-                    known.remedy = Some(INSTALL_AGAIN.to_owned());
+                    known.remedy = Some(INSTALL_SHIM_AGAIN.to_owned());
                 }
             } else if owned.owner == owner {
                 self.reports.push(HandlerReport {
@@ -290,7 +290,7 @@ impl HandlerSet {
                     sha256: None,
                     served: false,
                     reason: Some(DAMAGED.to_owned()),
-                    remedy: Some(INSTALL_AGAIN.to_owned()),
+                    remedy: Some(INSTALL_SHIM_AGAIN.to_owned()),
                 });
             } else {
                 let owner = owner_name(owned.owner);
@@ -316,7 +316,7 @@ fn is_in_scope(owned: &OwnedHandler, goal: &Goal) -> bool {
 const DAMAGED: &str = "the binary is lost or damaged";
 
 /// The remedy for [`DAMAGED`].
-const INSTALL_AGAIN: &str = "run `farrier install` again with the shim of this handler";
+const INSTALL_SHIM_AGAIN: &str = "run `farrier install` again with the shim of this handler";
 
 /// The reason that a handler or its binary stays: `pods` pods on this node use it.
 pub(crate) fn used_by(pods: usize) -> Problem {

@@ -3,7 +3,7 @@
 
 use super::{Error, STATE_FILE, State};
 use crate::handoff::{API_VERSION, Owner};
-use crate::installer::host::path::parent_directory;
+use crate::installer::host::path::file_name;
 
 /// The last component of every directory for binaries in the table of distributions.
 const OWN_NAME: &str = "farrier";
@@ -69,15 +69,12 @@ fn unexpected_path(state: &State) -> Option<String> {
 
 /// Whether `path` can be a directory for binaries, as in the table of distributions.
 pub(crate) fn is_own_directory(path: &str) -> bool {
-    let name = path.rsplit_once('/').map(|(_, name)| name);
-    is_plain(path) && name == Some(OWN_NAME)
+    is_plain(path) && file_name(path) == OWN_NAME
 }
 
 /// Whether `path` can be the path of a shim, of Farrier or of another installer.
 pub(crate) fn is_shim(path: &str) -> bool {
-    let name = path.strip_prefix(parent_directory(path));
-    let name = name.map(|name| name.trim_start_matches('/'));
-    is_plain(path) && name.is_some_and(|name| name.starts_with(SHIM_PREFIX))
+    is_plain(path) && file_name(path).starts_with(SHIM_PREFIX)
 }
 
 /// Whether `path` can be the file that KWasm leaves on a provisioned node.

@@ -99,7 +99,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The next step for an administrator.
+    /// How an operator corrects the cause.
     #[must_use]
     pub fn help(&self) -> Option<Cow<'_, str>> {
         Some(match self {

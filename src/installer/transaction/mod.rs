@@ -259,7 +259,7 @@ fn verify_served(
     journal: &Journal,
     served: &Served,
 ) -> Result<(), Error> {
-    validate_config::is_rendered(host, plan)?;
+    validate_config::check_rendered(host, plan)?;
     match &journal.expected {
         Some(expected) => {
             let verified = expected.verify_change(served);

@@ -100,7 +100,7 @@ pub(crate) async fn validate(
 ///
 /// # Errors
 /// When a handler is missing or has another `runtime_type`, or a file can't be read.
-pub(crate) fn is_rendered(host: &HostRoot, plan: &HostPlan) -> Result<(), Error> {
+pub(crate) fn check_rendered(host: &HostRoot, plan: &HostPlan) -> Result<(), Error> {
     let mut changes = plan.config.iter();
     let Some((change, rendered)) =
         changes.find_map(|change| Some((change, change.rendered.as_ref()?)))
@@ -230,12 +230,12 @@ mod tests {
             std::fs::write(path, text).unwrap();
         }
         let host = HostRoot::open(directory.path()).unwrap();
-        let found = is_rendered(&host, &plan(true));
+        let found = check_rendered(&host, &plan(true));
         assert_eq!(found.is_ok(), expected, "{found:?}");
         if let Err(error) = found {
             assert!(error.to_string().contains("without handler a"), "{error}");
         }
         // Without a template, the candidate was checked before the restart, and the CRI is asked after it.
-        assert!(is_rendered(&host, &plan(false)).is_ok());
+        assert!(check_rendered(&host, &plan(false)).is_ok());
     }
 }

@@ -8,7 +8,7 @@ use crate::installer::host::HostRoot;
 ///
 /// # Errors
 /// The evidence that is missing.
-pub(crate) fn is_main_process(
+pub(crate) fn check_main_process(
     host: &HostRoot,
     init: &Init,
     facts: &ProcessFacts,
