@@ -84,6 +84,12 @@ pub enum Error {
         /// The cause.
         message: String,
     },
+    /// The HTTP client can't be created.
+    #[error("failed to create the HTTP client: {message}")]
+    Client {
+        /// The cause.
+        message: String,
+    },
     /// The hand-off directory contains no result or no binary for a Shim.
     #[error("`farrier fetch` left no binary for this shim")]
     Missing,
@@ -119,6 +125,7 @@ impl Error {
             Self::Missing => {
                 Cow::Borrowed("check the log of `farrier fetch` (in a Job, the container fetch)")
             }
+            Self::Client { .. } => return None,
             Self::Reported(problem) => Cow::Borrowed(problem.help.as_deref()?),
         })
     }

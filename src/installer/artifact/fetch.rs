@@ -292,9 +292,9 @@ async fn download_once(
 fn client(ca_file: Option<&Path>) -> Result<Client, Error> {
     // Fails only if another part of the process has already installed a provider.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let unusable = |message: String| Error::CaFile {
-        path: ca_file.unwrap_or(Path::new("the built-in list")).to_owned(),
-        message,
+    let unusable = |message: String| match ca_file.map(Path::to_owned) {
+        Some(path) => Error::CaFile { path, message },
+        None => Error::Client { message },
     };
     let mut roots = webpki_root_certs::TLS_SERVER_ROOT_CERTS
         .iter()

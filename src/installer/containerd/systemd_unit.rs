@@ -123,7 +123,7 @@ pub struct UnitFile {
 
 /// A service, as its files define it.
 #[derive(Debug)]
-pub struct Service {
+pub struct ServiceDefinition {
     /// The command that starts the service.
     pub command: Result<Command, Error>,
     /// The environment that the files set.
@@ -136,7 +136,7 @@ pub struct Service {
 ///
 /// # Errors
 /// When a file can't be read or parsed, or the unit is masked.
-pub(crate) fn service(host: &HostRoot, unit: &str) -> Result<Service, Error> {
+pub(crate) fn service(host: &HostRoot, unit: &str) -> Result<ServiceDefinition, Error> {
     let (name, files) = unit_files(host, unit)?;
     let manager = manager_files(host)?;
     let settings = Settings::parse(&name, &manager, &files)?;
@@ -164,7 +164,7 @@ pub(crate) fn service(host: &HostRoot, unit: &str) -> Result<Service, Error> {
     }
     settings.unset(&mut environment);
     let known = |(name, value): (&String, &Option<String>)| Some((name.clone(), value.clone()?));
-    Ok(Service {
+    Ok(ServiceDefinition {
         environment: environment.iter().filter_map(known).collect(),
         command: match absent {
             Some(path) => Err(Error::NoEnvironmentFile { path }),

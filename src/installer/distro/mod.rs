@@ -7,7 +7,7 @@ mod table;
 use table::STOCK;
 
 use crate::installer::host::path::parent_directory;
-pub use table::{Distro, DistroSpec, Edited, Refusal, Restart, STOCK_SOCKET, TABLE};
+pub use table::{Distro, DistroSpec, Edited, Restart, STOCK_SOCKET, TABLE, Unsupported};
 
 /// Name of Farrier's file in a directory of configuration snippets.
 pub(crate) const SNIPPET: &str = "farrier.toml";
@@ -505,8 +505,8 @@ mod tests {
     #[test]
     fn a_refused_distribution_has_instructions() {
         for spec in TABLE {
-            let named = spec.refusal.is_none_or(|refusal| {
-                refusal.message.starts_with("this node ") && !refusal.help.ends_with('.')
+            let named = spec.unsupported.is_none_or(|unsupported| {
+                unsupported.message.starts_with("this node ") && !unsupported.help.ends_with('.')
             });
             assert!(named, "{}", spec.id);
             assert!(!spec.directories.is_empty(), "{}", spec.id);

@@ -116,7 +116,7 @@ pub struct DistroSpec {
     /// distribution.
     pub(crate) data: &'static [&'static str],
     /// Why Farrier does not change such a host, and how to add a runtime there; `None` if Farrier changes it.
-    pub refusal: Option<Refusal>,
+    pub unsupported: Option<Unsupported>,
     /// The root configuration file if neither containerd's command line nor the unit names one.
     pub config: &'static str,
     /// The variable in the unit's environment that may name another root configuration file.
@@ -162,7 +162,7 @@ pub(crate) const STOCK: DistroSpec = DistroSpec {
     os_ids: &[],
     programs: &[],
     data: &[],
-    refusal: None,
+    unsupported: None,
     config: "/etc/containerd/config.toml",
     variable: None,
     edited: Edited::Loaded,
@@ -197,7 +197,7 @@ const K3S: DistroSpec = DistroSpec {
 
 /// Why Farrier changes no host of a distribution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Refusal {
+pub struct Unsupported {
     /// A sentence with the node and the cause.
     pub message: &'static str,
     /// The step by which an administrator adds a runtime to such a host.
@@ -205,11 +205,11 @@ pub struct Refusal {
 }
 
 /// A distribution whose hosts Farrier does not change.
-const fn detect_only(distro: Distro, id: &'static str, refusal: Refusal) -> DistroSpec {
+const fn detect_only(distro: Distro, id: &'static str, unsupported: Unsupported) -> DistroSpec {
     DistroSpec {
         distro,
         id,
-        refusal: Some(refusal),
+        unsupported: Some(unsupported),
         ..STOCK
     }
 }
@@ -291,7 +291,7 @@ pub const TABLE: &[DistroSpec] = &[
         ..detect_only(
             Distro::Talos,
             "talos",
-            Refusal {
+            Unsupported {
                 message: "this node runs Talos Linux, which a pod can't change",
                 help: "add the shim to the node's image as a system extension",
             },
@@ -302,7 +302,7 @@ pub const TABLE: &[DistroSpec] = &[
         ..detect_only(
             Distro::Bottlerocket,
             "bottlerocket",
-            Refusal {
+            Unsupported {
                 message: "this node runs Bottlerocket, whose root file system is read-only",
                 help: "build a variant that contains the shim, or use other nodes",
             },
@@ -313,7 +313,7 @@ pub const TABLE: &[DistroSpec] = &[
         ..detect_only(
             Distro::OpenShift,
             "openshift",
-            Refusal {
+            Unsupported {
                 message: "this node belongs to OpenShift, whose operator manages the node's files",
                 help: "add the runtime to /etc/crio/crio.conf.d with a MachineConfig",
             },
@@ -326,7 +326,7 @@ pub const TABLE: &[DistroSpec] = &[
         ..detect_only(
             Distro::CriO,
             "crio",
-            Refusal {
+            Unsupported {
                 message: "this node runs CRI-O instead of containerd",
                 help: "declare the runtime in /etc/crio/crio.conf.d and restart crio",
             },

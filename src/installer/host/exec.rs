@@ -24,7 +24,7 @@ use tokio::process::{Child, Command};
 
 mod enter;
 
-use self::enter::{CHILD_FAILED, PATH, Source};
+use self::enter::{CHILD_FAILED, PATH, ProgramSource};
 pub use self::enter::{ExecContext, child_main};
 use super::HostRoot;
 use super::owner::ProgramError;
@@ -132,9 +132,9 @@ fn command(
         ));
     }
     let source = match &opened {
-        None => Source::Path,
-        Some(opened) if opened.is_script() => Source::Script,
-        Some(_) => Source::Descriptor,
+        None => ProgramSource::Path,
+        Some(opened) if opened.is_script() => ProgramSource::Script,
+        Some(_) => ProgramSource::Descriptor,
     };
     let mut command = if !host.is_own_root() {
         let mut command = Command::new("/proc/self/exe");

@@ -240,7 +240,7 @@ pub async fn gather(
         config_files,
     };
     run_programs(host, &mut facts).await;
-    if target == Target::Live && facts.distro.refusal.is_none() {
+    if target == Target::Live && facts.distro.unsupported.is_none() {
         query_services(host, &mut facts).await;
     }
     Ok(facts)

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::config_source::{self, Rendered, Source};
+use super::config_source::{self, ConfigSource, Rendered};
 use super::stale_config;
 use super::takeover::is_declared_as_required;
 use super::types::{ConfigChange, Error, HandlerSet};
@@ -315,7 +315,7 @@ impl<'a> ConfigEdit<'a> {
 
 /// The handlers that a source declares, together with the handlers `rendered` from it last.
 fn declared_in(
-    source: &Source<'_>,
+    source: &ConfigSource<'_>,
     rendered: BTreeMap<String, DeclaredHandler>,
 ) -> Result<BTreeMap<String, DeclaredHandler>, Error> {
     let mut declared = rendered;

@@ -76,7 +76,7 @@ impl Error {
 
 /// A file from which the distribution renders containerd's configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Source<'a> {
+pub(crate) struct ConfigSource<'a> {
     /// Where handlers are declared in it.
     pub(crate) target: ConfigTarget,
     /// Its text; `None` where it is absent.
@@ -105,7 +105,7 @@ pub(crate) fn current_files(facts: &HostFacts) -> Cow<'_, ConfigFiles> {
 pub(crate) fn find<'a>(
     facts: &'a HostFacts,
     target: &ConfigTarget,
-) -> Result<Option<Source<'a>>, Error> {
+) -> Result<Option<ConfigSource<'a>>, Error> {
     let source = |at: usize, is_go_template: bool, target: &ConfigTarget| {
         let file = facts.sources.get(at)?;
         let target = ConfigTarget {
@@ -113,7 +113,7 @@ pub(crate) fn find<'a>(
             ..target.clone()
         };
         let text = file.text.as_deref();
-        Some(Source {
+        Some(ConfigSource {
             is_go_template: is_go_template && text.is_none_or(is_template),
             target,
             text,

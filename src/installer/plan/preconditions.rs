@@ -13,8 +13,8 @@ use crate::installer::state::State;
 /// # Errors
 /// The reason that the host may not be changed.
 pub(crate) fn check_host(facts: &HostFacts) -> Result<(), Error> {
-    if let Some(refusal) = facts.distro.refusal {
-        return Err(Error::Distribution(refusal));
+    if let Some(unsupported) = facts.distro.unsupported {
+        return Err(Error::Distribution(unsupported));
     }
     match (&facts.containerd, &facts.served) {
         (Containerd::Image, _) => Ok(()),

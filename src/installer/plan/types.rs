@@ -184,7 +184,7 @@ pub(crate) const ALLOW_POD_RESTARTS: &str =
 pub enum Error {
     /// Farrier does not change hosts of this distribution.
     #[error("{}", .0.message)]
-    Distribution(distro::Refusal),
+    Distribution(distro::Unsupported),
     /// No containerd runs that could verify a change.
     #[error("no containerd runs on this host{}", not_counted(refused))]
     NoDaemon {
@@ -247,7 +247,7 @@ impl Error {
             Self::NoVersion(problem) => {
                 problem.help_or("check that `containerd --version` works on the node")
             }
-            Self::Distribution(refusal) => Cow::Borrowed(refusal.help),
+            Self::Distribution(unsupported) => Cow::Borrowed(unsupported.help),
             Self::NoDaemon { refused } => match by_evidence(refused).first() {
                 Some(refusal) => return refusal.reason.help(),
                 None => Cow::Borrowed(

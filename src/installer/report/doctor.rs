@@ -185,8 +185,8 @@ impl Findings {
     /// Faults of the host that do not depend on the installed handlers.
     fn of_host(&mut self, facts: &HostFacts) {
         let unit = facts.unit();
-        if let Some(refusal) = facts.distro.refusal {
-            return self.add(refusal.message, refusal.help);
+        if let Some(unsupported) = facts.distro.unsupported {
+            return self.add(unsupported.message, unsupported.help);
         }
         match (&facts.containerd, &facts.served) {
             (Containerd::Live(_), Err(problem)) => {

@@ -132,7 +132,7 @@ impl Error {
             Self::InterruptedWithPods => Cow::Borrowed(plan::ALLOW_POD_RESTARTS),
             Self::Unusable(unusable) => {
                 let first = unusable.values().next();
-                return first.and_then(|problem| problem.help.as_deref().map(Cow::Borrowed));
+                Cow::Borrowed(first?.help.as_deref()?)
             }
             Self::Interrupted => return None,
         })

@@ -36,7 +36,7 @@ use failure::Progress;
 pub use failure::{Error, Failure, Restarts};
 use interrupts::Interrupts;
 use journal::{FinalState, Journal, Undo, put_config};
-use resolve::Source;
+use resolve::BinarySource;
 use rollback::{restart_and_count, roll_back};
 
 /// The result of a plan that was carried out.
@@ -57,7 +57,7 @@ pub async fn perform(
     host: &HostRoot,
     facts: &HostFacts,
     plan: &HostPlan,
-    sources: &BTreeMap<Sha256Digest, Source>,
+    sources: &BTreeMap<Sha256Digest, BinarySource>,
     interrupts: &Interrupts,
 ) -> Result<Done, Failure> {
     interrupts.check().await.map_err(Failure::Refused)?;
@@ -181,7 +181,7 @@ async fn act(
     host: &HostRoot,
     facts: &HostFacts,
     plan: &HostPlan,
-    sources: &BTreeMap<Sha256Digest, Source>,
+    sources: &BTreeMap<Sha256Digest, BinarySource>,
     interrupts: &Interrupts,
     journal: &mut Journal,
     progress: &mut Progress,
@@ -300,7 +300,7 @@ fn store(
     host: &HostRoot,
     path: &str,
     sha256: Sha256Digest,
-    source: Option<&Source>,
+    source: Option<&BinarySource>,
 ) -> Result<(), Error> {
     copy(host, path, sha256, source).inspect_err(|_| host.discard_new(path))
 }
@@ -309,12 +309,12 @@ fn copy(
     host: &HostRoot,
     path: &str,
     sha256: Sha256Digest,
-    source: Option<&Source>,
+    source: Option<&BinarySource>,
 ) -> Result<(), Error> {
     let mut out = host.create_new(path, 0o755)?;
     let digest = match source {
-        Some(Source::HandoffDir(path)) => handoff_dir::copy_binary(path, &mut out)?,
-        Some(Source::Host { path, shim, binary }) => {
+        Some(BinarySource::HandoffDir(path)) => handoff_dir::copy_binary(path, &mut out)?,
+        Some(BinarySource::Host { path, shim, binary }) => {
             let file = host
                 .open_file(path)?
                 .ok_or_else(|| Error::NoArtifact { path: path.clone() })?;

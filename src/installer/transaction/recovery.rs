@@ -87,7 +87,7 @@ pub(crate) async fn gather_after(
     loop {
         let facts = gather(host, config, target).await?;
         let serves = facts.served.as_ref().is_ok_and(|served| served.ready);
-        let is_queried = target == Target::Live && facts.distro.refusal.is_none();
+        let is_queried = target == Target::Live && facts.distro.unsupported.is_none();
         if serves || !is_queried || since.elapsed() > RESTART_WAIT {
             return Ok(facts);
         }

@@ -17,7 +17,7 @@ use crate::installer::state::Binary;
 
 /// The file that a binary is copied from.
 #[derive(Debug)]
-pub enum Source {
+pub enum BinarySource {
     /// A binary in the hand-off directory.
     HandoffDir(PathBuf),
     /// An artifact on the host.
@@ -46,7 +46,7 @@ pub(crate) struct Resolved {
     /// SHA-256 of each shim's binary, or the reason for its absence, by the shim's name.
     pub(crate) binaries: BTreeMap<String, Result<Sha256Digest, Problem>>,
     /// The file of each binary, by SHA-256.
-    pub(crate) sources: BTreeMap<Sha256Digest, Source>,
+    pub(crate) sources: BTreeMap<Sha256Digest, BinarySource>,
     /// The artifacts on the host that were verified.
     pub(crate) artifacts: Artifacts,
     /// The directory of the artifacts fetched by this run; removed on drop.
@@ -77,7 +77,7 @@ pub(crate) async fn resolve(
     let mut directory = options.directory.map(Path::to_owned);
     let remote = |shim: &ShimRequest| fetch::path_on_host(&shim.location).is_none();
     // Nothing is downloaded for a host of an unsupported distribution: the plan refuses such a host.
-    if directory.is_none() && facts.distro.refusal.is_none() && missing.iter().any(remote) {
+    if directory.is_none() && facts.distro.unsupported.is_none() && missing.iter().any(remote) {
         let made = tempfile::tempdir().map_err(|source| Error::Temporary { source })?;
         // The binaries that the request expects on the host are missing, so they are fetched.
         for shim in &mut missing {
@@ -96,7 +96,7 @@ pub(crate) async fn resolve(
             Some(path) => artifact(host, shim, path, &known).map(|artifact| {
                 let sha256 = artifact.sha256;
                 artifacts.insert(shim.name.clone(), artifact);
-                let source = Source::Host {
+                let source = BinarySource::Host {
                     path: path.to_owned(),
                     shim: shim.name.clone(),
                     binary: shim.binary.clone(),
@@ -161,10 +161,10 @@ fn artifact(
 fn read_binary(
     shim: &ShimRequest,
     directory: Option<&Path>,
-) -> Result<(Sha256Digest, Source), Error> {
+) -> Result<(Sha256Digest, BinarySource), Error> {
     let directory = directory.ok_or(fetch::Error::Missing)?;
     let (path, sha256) = handoff_dir::read_binary(shim, directory)?;
-    Ok((sha256, Source::HandoffDir(path)))
+    Ok((sha256, BinarySource::HandoffDir(path)))
 }
 
 /// The error for a binary that is expected on this host and missing or modified.

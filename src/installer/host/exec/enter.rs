@@ -32,7 +32,7 @@ pub enum ExecContext {
 
 /// How the second start of Farrier finds the program that it executes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Source {
+pub(crate) enum ProgramSource {
     /// By its path in the new root.
     Path,
     /// By the descriptor in its standard input.
@@ -50,7 +50,7 @@ impl ExecContext {
     }
 }
 
-impl Source {
+impl ProgramSource {
     const ALL: [Self; 3] = [Self::Path, Self::Descriptor, Self::Script];
 
     pub(crate) fn name(self) -> &'static str {
@@ -82,7 +82,7 @@ fn become_program(arguments: Vec<OsString>) -> Result<Infallible, (i32, String)>
     let absent = |what: &str| failed(format!("missing argument: {what}"));
     let context = arguments.next().ok_or_else(|| absent("context"))?;
     let source = arguments.next().ok_or_else(|| absent("source"))?;
-    let source = Source::ALL
+    let source = ProgramSource::ALL
         .into_iter()
         .find(|known| source == known.name())
         .ok_or_else(|| absent("valid source"))?;
@@ -94,8 +94,8 @@ fn become_program(arguments: Vec<OsString>) -> Result<Infallible, (i32, String)>
         .map_err(|error| failed(error.to_string()))?;
     let path = program.first().ok_or_else(|| absent("program"))?;
     let opened = match source {
-        Source::Descriptor => Some(take_stdin().map_err(|error| failed(error.to_string()))?),
-        Source::Path | Source::Script => None,
+        ProgramSource::Descriptor => Some(take_stdin().map_err(|error| failed(error.to_string()))?),
+        ProgramSource::Path | ProgramSource::Script => None,
     };
     if context == ExecContext::Host.name() {
         enter_host(root).map_err(failed)?;
@@ -111,7 +111,9 @@ fn become_program(arguments: Vec<OsString>) -> Result<Infallible, (i32, String)>
             let flags = AtFlags::AT_EMPTY_PATH;
             nix::unistd::execveat(opened, c"", &program, &environment, flags)
         }
-        (None, Source::Script) => nix::unistd::execve(c"/proc/self/fd/0", &program, &environment),
+        (None, ProgramSource::Script) => {
+            nix::unistd::execve(c"/proc/self/fd/0", &program, &environment)
+        }
         (None, _) => nix::unistd::execve(path, &program, &environment),
     };
     never.map_err(|errno| match errno {
