@@ -45,6 +45,9 @@ pub fn init(filter: &str, format: Format) -> Result<(), Error> {
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(io::stderr().is_terminal())
+        // Otherwise the subscriber prints a failed write to standard error with `eprintln!`, which panics there: a terminal whose connection
+        // has ended would end a change halfway.
+        .log_internal_errors(false)
         .with_writer(io::stderr);
     match format {
         Format::Text => subscriber.with_target(false).init(),

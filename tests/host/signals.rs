@@ -114,6 +114,23 @@ fn an_install_under_nohup_goes_on_without_its_terminal() {
     assert_eq!(status, Some(0));
 }
 
+#[test]
+fn an_install_that_can_not_write_its_log_is_rolled_back_after_a_signal() {
+    // A terminal whose connection has ended refuses each line, as this device does.
+    let full = "exec \"$@\" 2>/dev/full";
+    for nth in [1, 5, 10] {
+        let host = host();
+        let before = host.tree(false);
+        let install = command(&arguments(&["a"]), &host);
+        let mut command = Command::new("sh");
+        command.args(["-c", full, "sh"]);
+        command.arg(install.get_program()).args(install.get_args());
+        let status = is_interrupted_at(&command, Signal::SIGHUP, nth, Stdio::null());
+        assert_eq!(status, Some(4), "{nth}");
+        assert_eq!(host.tree(false), before, "{nth}");
+    }
+}
+
 #[rstest]
 #[case::beside_other_processes(&[])]
 // The kernel drops signals to process 1 of a container that has no handler for them.
