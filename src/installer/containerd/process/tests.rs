@@ -607,7 +607,11 @@ fn a_main_process_with_its_own_root_is_left_out_unless_its_distribution_has_such
     #[case] unit: &str,
 ) {
     let tree = strict_in(unit, 1, "").with_own_root();
-    assert!(find_by_name(&tree.host(), &["containerd"]).unwrap().is_empty());
+    assert!(
+        find_by_name(&tree.host(), &["containerd"])
+            .unwrap()
+            .is_empty()
+    );
 }
 
 #[rstest]
