@@ -3,6 +3,8 @@
 pub mod doctor;
 pub mod text;
 
+use std::collections::BTreeSet;
+
 use crate::handoff::{
     FileAction, FileReport, HandlerReport, Outcome, Problem, ProvisionReport, ShimRequest,
     printable,
@@ -151,10 +153,19 @@ pub(crate) fn report_failure(report: ProvisionReport, failure: Failure) -> Provi
             tally,
         } => {
             let mut report = failed(report, &cause);
-            let message = failures.join(", and ");
-            report.reason = Some(format!("{cause}, and undoing the change failed: {message}"));
-            report.remedy =
-                Some("log in to the node and repair containerd, then run farrier again".to_owned());
+            let messages: Vec<String> = failures.iter().map(ToString::to_string).collect();
+            let messages = messages.join(", and ");
+            report.reason = Some(format!(
+                "{cause}, and undoing the change failed: {messages}"
+            ));
+            let helps: BTreeSet<&str> = failures
+                .iter()
+                .filter_map(|it| it.help.as_deref())
+                .collect();
+            let helps: String = helps.iter().map(|help| format!("{help}, ")).collect();
+            report.remedy = Some(format!(
+                "log in to the node, {helps}repair containerd, then run farrier again"
+            ));
             report.result = Outcome::Broken;
             report.interrupted = false;
             report.changed = true;
@@ -253,13 +264,15 @@ mod tests {
         }
         let broken = report(Failure::Broken {
             cause: signal(),
-            failures: vec!["no room".to_owned()],
+            failures: vec![Problem::with_help("no room", "free some space")],
             tally,
         });
         assert_eq!(
             (broken.result, broken.interrupted),
             (Outcome::Broken, false)
         );
+        let help = broken.remedy.unwrap();
+        assert!(help.contains("free some space"), "{help}");
         let refused = report(Failure::Refused(Error::Interrupted));
         assert_eq!(
             (refused.result, refused.interrupted),

@@ -156,7 +156,7 @@ pub enum Failure {
         /// The reason why the plan was not carried out.
         cause: Error,
         /// The steps of undoing that failed, each as a sentence.
-        failures: Vec<String>,
+        failures: Vec<Problem>,
         /// The restarts of containerd.
         tally: Restarts,
     },

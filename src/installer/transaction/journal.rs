@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::failure::Error;
 use super::validate_config;
-use crate::handoff::{self, InvalidDigest, Sha256Digest};
+use crate::handoff::{self, InvalidDigest, Problem, Sha256Digest};
 use crate::installer::containerd::service::Service;
 use crate::installer::distro;
 use crate::installer::host::{self, HostRoot, text_digest};
@@ -178,7 +178,7 @@ pub struct UndoResult {
     /// Whether a configuration file was edited after the change wrote it. Farrier's tables must be removed from the edited text.
     pub config_changed: bool,
     /// The errors of the failed steps.
-    pub failures: Vec<String>,
+    pub failures: Vec<Problem>,
 }
 
 impl Journal {
@@ -354,7 +354,7 @@ impl Journal {
         let mut undone = UndoResult::default();
         for step in self.undo.iter().rev() {
             if let Err(error) = step.undo(host, &mut undone) {
-                undone.failures.push(error.to_string());
+                undone.failures.push(Problem::new(&error, error.help()));
             }
         }
         undone
@@ -537,7 +537,7 @@ mod tests {
                 target: None,
             })
             .to_vec();
-        assert_eq!(journal.undo(&host).failures, [""; 0]);
+        assert_eq!(journal.undo(&host).failures, []);
         assert!(at("theirs").exists());
         assert!(at("ours").symlink_metadata().is_err());
     }

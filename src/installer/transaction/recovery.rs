@@ -11,6 +11,7 @@ use super::rollback::{
     already_restored, discard_journal, restart_on_restored_config, undo, verify_undone,
 };
 use crate::containerd_config::contains_handlers;
+use crate::handoff::Problem;
 use crate::installer::containerd::cri::{self, Served};
 use crate::installer::containerd::daemon::{self, Containerd, Daemon};
 use crate::installer::containerd::restart;
@@ -166,13 +167,13 @@ async fn roll_back_interrupted(
         let running = containerd.daemon();
         match restart_on_restored_config(host, journal, &service, running, &mut tally).await {
             Ok(restored) => served = Some(restored),
-            Err(error) => failures.push(error.to_string()),
+            Err(error) => failures.push(Problem::new(&error, error.help())),
         }
     }
     if failures.is_empty()
         && let Err(error) = discard_journal(host, journal)
     {
-        failures.push(error.to_string());
+        failures.push(Problem::new(&error, error.help()));
     }
     // After the journal is removed, so only this run reports the difference: an administrator may have made it in the meantime.
     let differs = served.and_then(|served| verify_undone(journal, &served).err());

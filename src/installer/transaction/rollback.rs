@@ -7,6 +7,7 @@ use tracing::warn;
 
 use super::failure::{Error, Failure, Progress, Restarts};
 use super::journal::{Journal, Undo, put_config};
+use crate::handoff::Problem;
 use crate::installer::containerd::cri::{self, Served};
 use crate::installer::containerd::daemon::{Daemon, find_daemon};
 use crate::installer::containerd::restart::{self, restart};
@@ -62,14 +63,14 @@ pub(crate) async fn roll_back(
             Err(error) => Err(error.into()),
         };
         let verified = restored
-            .map_err(|error| error.to_string())
+            .map_err(|error| Problem::new(&error, error.help()))
             .and_then(|served| verify_undone(journal, &served));
         failures.extend(verified.err());
     }
     if failures.is_empty()
         && let Err(error) = discard_journal(host, journal)
     {
-        failures.push(error.to_string());
+        failures.push(Problem::new(&error, error.help()));
     }
     if !failures.is_empty() {
         Failure::Broken {
@@ -104,16 +105,18 @@ async fn serve_restored_config(
 ///
 /// # Errors
 /// One sentence with the difference.
-pub(crate) fn verify_undone(journal: &Journal, served: &Served) -> Result<(), String> {
+pub(crate) fn verify_undone(journal: &Journal, served: &Served) -> Result<(), Problem> {
     match &journal.expected {
-        Some(expected) => expected.verify_undone(served),
+        Some(expected) => expected
+            .verify_undone(served)
+            .map_err(|difference| Problem::new(difference, None)),
         None => Ok(()),
     }
 }
 
 /// Undoes the steps of the journal, and removes Farrier's tables from configuration files that were edited since. Returns the errors of the
 /// failed steps.
-pub(crate) async fn undo(host: &HostRoot, journal: &Journal) -> Vec<String> {
+pub(crate) async fn undo(host: &HostRoot, journal: &Journal) -> Vec<Problem> {
     let undone = journal.undo(host);
     let mut failures = undone.failures;
     if undone.config_changed {
@@ -129,7 +132,11 @@ pub(crate) async fn undo(host: &HostRoot, journal: &Journal) -> Vec<String> {
             }
             Ok(())
         });
-        failures.extend(written.err().map(|error| error.to_string()));
+        failures.extend(
+            written
+                .err()
+                .map(|error| Problem::new(&error, error.help())),
+        );
     }
     failures
 }
@@ -226,7 +233,7 @@ mod tests {
         let Failure::Broken { failures, .. } = failure else {
             panic!("{failure:?}");
         };
-        assert!(failures[0].contains("/proc"), "{failures:?}");
+        assert!(failures[0].message.contains("/proc"), "{failures:?}");
         assert_eq!(failures.len(), 1, "{failures:?}");
     }
 
