@@ -25,7 +25,7 @@ pub enum Error {
         /// The value in the Shim.
         location: String,
     },
-    /// The location is longer than [`LONGEST_LOCATION`].
+    /// The location is longer than `LONGEST_LOCATION` bytes.
     #[error("the location is longer than {LONGEST_LOCATION} bytes")]
     LongLocation,
     /// A digest is not a SHA-256.

@@ -1,7 +1,7 @@
 //! The controller: watches, decisions and writes, wired together. It never imports the installer.
 //!
 //! Watches fill stores. A change triggers the nodes and Shims that it concerns, each of which is reconciled from the stores alone
-//! ([`decide`], which is pure). Only [`apply`] writes. [`memory`] holds the state of all nodes together.
+//! (`decide`, which is pure). Only `apply` writes. `memory` holds the state of all nodes together.
 
 use tokio::signal::unix::{SignalKind, signal};
 

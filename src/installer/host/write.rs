@@ -126,7 +126,7 @@ impl HostRoot {
         self.commit_new(path)
     }
 
-    /// Creates an empty file with `mode` beside `path`; its name is that of `path` with [`NEW_SUFFIX`].
+    /// Creates an empty file with `mode` beside `path`; its name is that of `path` with `NEW_SUFFIX`.
     ///
     /// # Errors
     /// When the file can't be created.
@@ -187,7 +187,7 @@ impl HostRoot {
         self.commit_new(path)
     }
 
-    /// Creates a hard link to the file at `path`, with [`OLD_SUFFIX`], so that the file survives its replacement. A symlink, or a path
+    /// Creates a hard link to the file at `path`, with `OLD_SUFFIX`, so that the file survives its replacement. A symlink, or a path
     /// where nothing exists, is skipped.
     ///
     /// # Errors

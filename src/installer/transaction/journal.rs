@@ -28,7 +28,7 @@ const JOURNAL_MODE: u32 = 0o600;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Journal {
-    /// Always [`API_VERSION`].
+    /// Always [`API_VERSION`](handoff::API_VERSION).
     pub api_version: String,
     /// The steps to undo, in the order in which the change takes them.
     pub undo: Vec<Undo>,
@@ -223,7 +223,7 @@ impl Journal {
     /// Writes the journal to disk, in place of the previous one.
     ///
     /// # Errors
-    /// When the write fails, or the journal is larger than [`JOURNAL_LIMIT`]. The caller must not change the host then.
+    /// When the write fails, or the journal is larger than `JOURNAL_LIMIT` bytes. The caller must not change the host then.
     pub fn save(&self, host: &HostRoot) -> Result<(), Error> {
         let text = handoff::to_json(self);
         if text.len() as u64 > JOURNAL_LIMIT {
