@@ -331,6 +331,22 @@ fn a_file_in_place_of_a_directory_is_reported_with_help() {
 }
 
 #[rstest]
+#[case::absent("absent")]
+#[case::a_file("etc/os-release")]
+fn a_host_root_that_is_not_a_directory_is_reported_with_help(#[case] root: &str) {
+    let host = Host::stocked();
+    let output = Command::new(env!("CARGO_BIN_EXE_farrier"))
+        .args(["uninstall", "--all", "--offline", "-o", "json"])
+        .arg("--host-root")
+        .arg(host.root().join(root))
+        .output()
+        .unwrap();
+    let report = String::from_utf8(output.stdout).unwrap();
+    let report = ProvisionReport::from_json(report.trim()).unwrap();
+    assert!(report.remedy.unwrap().starts_with("check that --host-root"));
+}
+
+#[rstest]
 #[tokio::test]
 async fn any_sequence_of_installs_by_two_owners_is_restored_by_an_uninstall(
     #[files("tests/config/*/in.toml")] case: std::path::PathBuf,

@@ -16,7 +16,7 @@ use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -63,6 +63,15 @@ pub enum Error {
         /// Path on the host.
         path: String,
         /// The error of the system call.
+        #[source]
+        source: io::Error,
+    },
+    /// The root of the host can't be opened.
+    #[error("failed to open {} as the root of the host: {source}", path.display())]
+    Root {
+        /// Path outside of the host.
+        path: PathBuf,
+        /// The error of the kernel.
         #[source]
         source: io::Error,
     },
@@ -121,6 +130,9 @@ impl Error {
             Self::UnsafeLock { path, .. } => {
                 Cow::Owned(format!("remove {path}, and run farrier again"))
             }
+            Self::Root { .. } => Cow::Borrowed(
+                "check that --host-root names the root directory of the host and that farrier may read it",
+            ),
             Self::Io { source, .. } => Cow::Borrowed(hint(source)?),
         })
     }
@@ -181,14 +193,14 @@ impl HostRoot {
     /// # Errors
     /// When `path` is not a directory or can't be opened.
     pub fn open(path: &Path) -> Result<Self> {
-        let shown = path.display().to_string();
-        let root = File::open(path).map_err(failed_io("open the root directory", &shown))?;
-        let metadata = root
-            .metadata()
-            .map_err(failed_io("read the metadata of the root directory", &shown))?;
-        if !metadata.is_dir() {
-            return Err(failed("open the root directory", &shown)(Errno::ENOTDIR));
-        }
+        let directory = File::options()
+            .read(true)
+            .custom_flags(OFlag::O_DIRECTORY.bits())
+            .open(path);
+        let root = directory.map_err(|source| Error::Root {
+            path: path.to_owned(),
+            source,
+        })?;
         Ok(Self {
             root,
             path: path.to_owned(),

@@ -162,10 +162,11 @@ pub(crate) fn report_failure(report: ProvisionReport, failure: Failure) -> Provi
                 .iter()
                 .filter_map(|it| it.help.as_deref())
                 .collect();
-            let helps: String = helps.iter().map(|help| format!("{help}, ")).collect();
-            report.remedy = Some(format!(
-                "log in to the node, {helps}repair containerd, then run farrier again"
-            ));
+            let steps = ["log in to the node"].into_iter().chain(helps);
+            let steps: Vec<&str> = steps
+                .chain(["repair containerd, then run farrier again"])
+                .collect();
+            report.remedy = Some(steps.join(", "));
             report.result = Outcome::Broken;
             report.interrupted = false;
             report.changed = true;
