@@ -265,6 +265,7 @@ pub fn done(pod: &Pod) -> ProvisionReport {
                 sha256: Some(Sha256Digest::of(b"a")),
                 served: true,
                 reason: None,
+                remedy: None,
             });
         }
     }
