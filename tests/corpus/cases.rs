@@ -70,7 +70,7 @@ fn gather(directory: &Path, below: &Path, files: &mut Vec<(PathBuf, Vec<u8>)>) {
     }
 }
 
-/// The bytes of a file, in which [`DIRECTORY`] replaces the original directory, and paths replace the variables of the MicroK8s snap.
+/// The bytes of a file, in which [`DIRECTORY`] replaces the original directory, and paths replace the variables of the `MicroK8s` snap.
 fn bytes(path: &Path) -> Vec<u8> {
     let names = [
         ("@DIR@", DIRECTORY),

@@ -101,24 +101,25 @@ fn lint(cache: &Cache, progress: &Progress) -> Result<()> {
         "cargo fmt --check",
         &mut cargo::command(&["fmt", "--all", "--check"]),
     )?;
-    let clippy = [
-        "clippy",
-        "--quiet",
-        "--workspace",
-        "--all-targets",
-        // Targets that `cargo test` leaves out are checked only if they are named.
+    // Cargo leaves out targets with `test = false` from `--all-targets`, and ignores names of targets beside that option.
+    let named = [
+        "--package=farrier",
         "--test=corpus",
         "--test=live",
         "--test=chart",
         "--test=cluster",
         "--bench=host",
         "--bench=cluster",
-        "--locked",
-        "--",
-        "-D",
-        "warnings",
     ];
-    quiet(progress, "cargo clippy", &mut cargo::command(&clippy))?;
+    for targets in [&["--workspace", "--all-targets"][..], &named] {
+        let arguments = [
+            &["clippy", "--quiet", "--locked"],
+            targets,
+            &["--", "-D", "warnings"],
+        ];
+        let mut clippy = cargo::command(&arguments.concat());
+        quiet(progress, "cargo clippy", &mut clippy)?;
+    }
     let deny = installed("cargo-deny", CARGO_DENY, cache, progress)?;
     let checks = ["check", "bans", "licenses", "sources"];
     quiet(
