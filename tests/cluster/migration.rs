@@ -113,7 +113,7 @@ async fn a_cluster_migrates_from_kwasm_and_its_pods_keep_running() {
     cluster.label_becomes(&node, label, &node).await;
     assert_eq!(cluster.containerd_pid(&node), process, "nothing changed");
     // The RuntimeClass stays the user's until the user deletes it.
-    let told = "RuntimeClass wasmi exists and belongs to something else";
+    let told = "RuntimeClass wasmi exists and has another owner";
     cluster
         .condition_becomes(SHIM, "Degraded", "True", told)
         .await;
