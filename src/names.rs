@@ -151,27 +151,14 @@ pub fn handler_label(handler: &str) -> String {
 pub fn job_name(node_uid: &str) -> String {
     format!(
         "farrier-{}",
-        &hex(&Sha256::digest(node_uid.as_bytes()))[..20]
+        &hex::encode(Sha256::digest(node_uid.as_bytes()))[..20]
     )
-}
-
-/// Lower-case hexadecimal digits of `bytes`.
-#[must_use]
-pub fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes
-        .iter()
-        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-            // Writing to a String can't fail.
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
 }
 
 /// SHA-256 of `bytes` as 64 lower-case hexadecimal digits.
 #[must_use]
 pub fn sha256_hex(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
+    hex::encode(Sha256::digest(bytes))
 }
 
 /// Types and reasons of conditions and Events: a bounded set in CamelCase (Kubernetes API conventions).

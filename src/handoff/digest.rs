@@ -6,8 +6,6 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 
-use crate::names::hex;
-
 /// A SHA-256 digest, written as 64 hexadecimal digits in lower case.
 ///
 /// Parsing accepts upper case, too. In JSON it is a string.
@@ -78,23 +76,14 @@ impl FromStr for Sha256Digest {
     type Err = InvalidDigest;
 
     fn from_str(text: &str) -> Result<Self, InvalidDigest> {
-        decode(text).map(Self).ok_or_else(|| InvalidDigest {
-            found: text.chars().take(80).collect(),
-        })
+        let mut bytes = [0; 32];
+        match hex::decode_to_slice(text, &mut bytes) {
+            Ok(()) => Ok(Self(bytes)),
+            Err(_) => Err(InvalidDigest {
+                found: text.chars().take(80).collect(),
+            }),
+        }
     }
-}
-
-fn decode(text: &str) -> Option<[u8; 32]> {
-    // `from_str_radix` accepts a sign, too.
-    if text.len() != 64 || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-        return None;
-    }
-    let mut bytes = [0; 32];
-    for (index, byte) in bytes.iter_mut().enumerate() {
-        let pair = text.get(2 * index..2 * index + 2)?;
-        *byte = u8::from_str_radix(pair, 16).ok()?;
-    }
-    Some(bytes)
 }
 
 impl TryFrom<String> for Sha256Digest {
@@ -113,7 +102,7 @@ impl From<Sha256Digest> for String {
 
 impl fmt::Display for Sha256Digest {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&hex(&self.0))
+        formatter.write_str(&hex::encode(self.0))
     }
 }
 

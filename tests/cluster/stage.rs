@@ -243,7 +243,7 @@ async fn beat(nodes: &Api<Node>, name: &str) {
     let status = json!({"status": {"conditions": [{
         "type": "Ready", "status": "True", "reason": "StandIn", "lastHeartbeatTime": now, "lastTransitionTime": now,
     }]}});
-    // A deleted node gets no more heartbeats.
+    // The heartbeat of a deleted node fails.
     let _ = nodes
         .patch_status(name, &PatchParams::default(), &Patch::Strategic(status))
         .await;

@@ -131,7 +131,7 @@ impl Cluster {
             self.delete_pod(&pod.name_any()).await;
         }
         for node in self.nodes().list(&ListParams::default()).await.unwrap() {
-            // A node without a kubelet has no more reports after its test, so its Jobs would never end.
+            // After the test of a node without a kubelet, no program reports for that node, so its Jobs would never end.
             if self
                 .file
                 .nodes

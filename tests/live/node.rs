@@ -200,7 +200,7 @@ impl Node {
         let _ = self.boot.kill();
         self.boot.wait().unwrap();
         let _ = fs::remove_file(self.path("/run/booted"));
-        // A PID namespace that has ended takes no more processes.
+        // The kernel creates no process in a PID namespace whose first process has ended.
         let own = fs::File::open("/proc/thread-self/ns/pid").unwrap();
         setns(own, CloneFlags::CLONE_NEWPID).unwrap();
         (self.boot, self.init) = boot(&self.directory, program);

@@ -118,8 +118,8 @@ fn status(cache: &Cache) -> Result<()> {
         let owner = match state.owner() {
             Owner::Lives(pid) => format!("belongs to process {pid}"),
             Owner::Died => "left by a crashed run, removed by the next `up`".to_owned(),
-            Owner::Nobody if cluster.stands() => "up".to_owned(),
-            Owner::Nobody => "ended by a reboot, removed by the next `up`".to_owned(),
+            Owner::Unowned if cluster.stands() => "up".to_owned(),
+            Owner::Unowned => "ended by a reboot, removed by the next `up`".to_owned(),
         };
         writeln!(out, "{} ({}): {owner}", state.name, state.control_plane_ip)?;
         if cluster.stands() {

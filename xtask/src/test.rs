@@ -288,7 +288,7 @@ fn installed(name: &str, version: &str, cache: &Cache, progress: &Progress) -> R
                 .arg("--root")
                 .arg(directory)
                 .arg(name)
-                // Outside of the cache's directory, that is all it needs while it builds; nobody builds it twice.
+                // The build directory is removed below, because the tool is built once.
                 .env("CARGO_TARGET_DIR", directory.join("build")),
             )?;
             std::fs::remove_dir_all(directory.join("build"))

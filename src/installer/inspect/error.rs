@@ -1,8 +1,9 @@
 //! The error of an inspection. Wraps the errors of lower floors.
 
+use std::borrow::Cow;
+
 use crate::installer::containerd::config_files;
 use crate::installer::{host, state};
-use std::borrow::Cow;
 
 /// Why a host can't be inspected.
 #[derive(Debug, thiserror::Error)]

@@ -197,7 +197,6 @@ mod tests {
 
     use super::*;
     use crate::containerd_config;
-    use crate::handoff::Problem;
 
     fn causes() -> [Error; 3] {
         // The first error can also arise after a restart, from a rendered configuration.

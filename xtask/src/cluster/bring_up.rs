@@ -146,14 +146,14 @@ fn sweep(cache: &Cache, wanted: &str, progress: &Progress) -> Result<()> {
                     "cluster {name} belongs to process {pid}: end the process, or choose another name with --name"
                 );
             }
-            Owner::Nobody if name == wanted && cluster.stands() => {
+            Owner::Unowned if name == wanted && cluster.stands() => {
                 bail!(
                     "cluster {name} is up already: run `cargo xtask cluster down --name {name}`, or choose another name with --name"
                 );
             }
             Owner::Lives(_) => {}
-            Owner::Nobody if cluster.stands() => {}
-            Owner::Nobody | Owner::Died => {
+            Owner::Unowned if cluster.stands() => {}
+            Owner::Unowned | Owner::Died => {
                 progress.step(format!("removing the rest of cluster {name}"), || {
                     cluster.tear_down()
                 })?;

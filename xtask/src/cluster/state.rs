@@ -126,17 +126,17 @@ impl State {
             })
     }
 
-    /// Who keeps this cluster up.
+    /// The process that keeps this cluster up.
     #[must_use]
     pub fn owner(&self) -> Owner {
         match (self.owner_pid, self.owner_start) {
             (Some(pid), start) if start.is_some() && start_of(pid) == start => Owner::Lives(pid),
             (Some(_), _) => Owner::Died,
-            (None, _) => Owner::Nobody,
+            (None, _) => Owner::Unowned,
         }
     }
 
-    /// Whether this machine was not booted anew since.
+    /// Whether the machine has not rebooted since the cluster was started.
     #[must_use]
     pub fn is_of_this_boot(&self) -> bool {
         boot_id().is_ok_and(|id| id == self.boot_id)
@@ -164,7 +164,7 @@ pub enum Owner {
     /// A process that is gone: what it left is to be cleaned up.
     Died,
     /// It stays until it is taken down.
-    Nobody,
+    Unowned,
 }
 
 /// The number of this machine's boot (`random(4)`, `/proc/sys/kernel/random/boot_id`).

@@ -1,4 +1,4 @@
-//! Taking a cluster down, whoever left it and however far it came: works from its index and directory alone, and may be run again.
+//! Takes a cluster down, also one of a crashed run. Needs only the index and the directory of the cluster, and can run again.
 
 use std::fs;
 use std::path::Path;
