@@ -443,6 +443,7 @@ fn fetching(binary: &Path) -> Line {
         binary_sha256: None,
         binary: None,
         options: BTreeMap::new(),
+        on_restart: None,
         present: None,
     };
     let request = ProvisionRequest::new(Owner::Cluster, "uid".to_owned(), vec![shim], vec![]);

@@ -218,9 +218,22 @@ pub struct Change {
     /// Restart containerd even if the restart ends every pod of this node.
     #[arg(long)]
     pub allow_pod_restarts: bool,
+    /// What to do if the restart of containerd would end pods of shims that do not report their processes, such as most Wasm shims. The
+    /// default is the value in the request of a Job, and `refuse` otherwise.
+    #[arg(long, value_enum, value_name = "POLICY")]
+    pub on_restart: Option<OnRestart>,
     /// Format of the report on standard output.
     #[arg(short, long, value_enum, default_value_t)]
     pub output: Output,
+}
+
+/// What a change does if the restart of containerd would end pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OnRestart {
+    /// Refuse the change, and name the pods.
+    Refuse,
+    /// Restart containerd.
+    Allow,
 }
 
 /// Options of `farrier install`.
@@ -378,6 +391,7 @@ fn parse_shim(spec: &str) -> Result<ShimRequest, String> {
         binary_sha256: None,
         binary: None,
         options: BTreeMap::new(),
+        on_restart: None,
         present: None,
     };
     let mut handler = name.to_owned();

@@ -11,7 +11,7 @@ use std::time::Duration;
 use clap::{CommandFactory as _, Parser as _};
 use farrier::cli::{self, Cli, Command, JobTtl, LogFormat, Output, ReserveHandlers};
 use farrier::controller;
-use farrier::handoff::ProvisionReport;
+use farrier::handoff::{OnRestart, ProvisionReport};
 use farrier::installer::report::text;
 use farrier::installer::transaction::interrupts::Interrupts;
 use farrier::installer::{
@@ -207,6 +207,10 @@ fn host_options(change: &cli::Change) -> HostOptions {
         config: change.config.clone(),
         target: target(change.offline),
         allow_pod_restarts: change.allow_pod_restarts,
+        on_restart: change.on_restart.map(|policy| match policy {
+            cli::OnRestart::Refuse => OnRestart::Refuse,
+            cli::OnRestart::Allow => OnRestart::Allow,
+        }),
     }
 }
 
@@ -329,6 +333,7 @@ async fn run_doctor(doctor: cli::Doctor) -> ExitCode {
         config,
         target: target(offline),
         allow_pod_restarts: false,
+        on_restart: None,
     };
     let diagnosis = installer::doctor(&options).await;
     let printed = match output {

@@ -11,6 +11,7 @@ mod printable;
 mod problem;
 mod report;
 mod request;
+mod restart_policy;
 
 pub use digest::{InvalidDigest, Sha256Digest};
 pub use document::{API_VERSION, Error, to_indented_json, to_json};
@@ -22,3 +23,4 @@ pub use report::{
     TERMINATION_MESSAGE_LIMIT,
 };
 pub use request::{OptionValue, Owner, ProvisionRequest, ShimRequest};
+pub use restart_policy::{OnRestart, RestartPolicy};

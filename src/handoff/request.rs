@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::digest::Sha256Digest;
 use super::document::{self, API_VERSION, Error};
 use super::name::check_name;
+use super::restart_policy::{OnRestart, RestartPolicy};
 
 /// The desired set of one node: all Shims that it should have, and the owner of the set.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +30,9 @@ pub struct ProvisionRequest {
     /// Options of handlers in `reserve`. With other options than those of the later Shim, a restart would be needed after all.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub reserve_options: BTreeMap<String, BTreeMap<String, OptionValue>>,
+    /// What the change does if the restart of containerd would end pods of handlers that no Shim of `shims` has.
+    #[serde(default, skip_serializing_if = "OnRestart::is_default")]
+    pub on_restart: OnRestart,
 }
 
 /// The owner of a set of handlers on a host.
@@ -67,6 +71,9 @@ pub struct ShimRequest {
     /// Options that containerd passes to the shim.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub options: BTreeMap<String, OptionValue>,
+    /// What the change does if the restart of containerd would end pods of this Shim; by default, the value of the request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_restart: Option<OnRestart>,
     /// SHA-256 of the binary that the node reported for exactly this request. The binary is not fetched again.
     ///
     /// A hint, which [`ProvisionRequest::without_hints`] removes. The installer checks the binary on the host.
@@ -193,6 +200,22 @@ impl ProvisionRequest {
             shims,
             reserve,
             reserve_options: BTreeMap::new(),
+            on_restart: OnRestart::default(),
+        }
+    }
+
+    /// What the change does if the restart of containerd would end pods, by handler.
+    #[must_use]
+    pub fn restart_policy(&self) -> RestartPolicy {
+        let shims = self.shims.iter();
+        let named = shims.filter_map(|shim| Some((shim, shim.on_restart?)));
+        let handlers = named.flat_map(|(shim, policy)| {
+            let handlers = shim.handlers.iter();
+            handlers.map(move |handler| (handler.clone(), policy))
+        });
+        RestartPolicy {
+            default: self.on_restart,
+            handlers: handlers.collect(),
         }
     }
 
@@ -207,14 +230,19 @@ impl ProvisionRequest {
 
     /// The digest by which a report names its request.
     ///
-    /// Hints don't count. Reserved handlers don't count either, so that a Shim for other nodes is no reason for a new Job on this one.
+    /// Hints don't count. Reserved handlers don't count either, so that a Shim for other nodes is no reason for a new Job on this one. Nor
+    /// does the policy of restarts, which changes no host.
     #[must_use]
     pub fn digest(&self) -> Sha256Digest {
-        let asked = Self {
+        let mut asked = Self {
             reserve: Vec::new(),
             reserve_options: BTreeMap::new(),
+            on_restart: OnRestart::default(),
             ..self.clone().without_hints()
         };
+        for shim in &mut asked.shims {
+            shim.on_restart = None;
+        }
         Sha256Digest::of(asked.to_json().as_bytes())
     }
 
@@ -291,6 +319,7 @@ mod tests {
             binary_sha256: None,
             binary: None,
             options: BTreeMap::new(),
+            on_restart: None,
             present: None,
         }
     }

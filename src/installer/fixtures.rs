@@ -3,10 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::containerd_config::{ConfigFiles, SourceFile, legacy_handlers};
-use crate::handoff::{OptionValue, Owner, Problem, Sha256Digest, ShimRequest};
+use crate::handoff::{
+    OnRestart, OptionValue, Owner, Problem, RestartPolicy, Sha256Digest, ShimRequest,
+};
 use crate::installer::containerd::cri::Served;
 use crate::installer::containerd::daemon::{Containerd, Daemon};
 use crate::installer::containerd::service::RestartEffect;
+use crate::installer::containerd::tasks::EndingPod;
 use crate::installer::distro::{DistroSpec, Evidence, detect};
 use crate::installer::inspect::HostFacts;
 use crate::installer::inspect::legacy::{Legacy, LegacyBinary, LegacyHandler};
@@ -73,6 +76,7 @@ pub fn host() -> HostFactsBuilder {
         missing_prerequisite: None,
         served: Ok(served(&[])),
         in_use: BTreeMap::new(),
+        ending_pods: Ok(Vec::new()),
         restart_effect: Ok(RestartEffect::PodsSurvive),
         unreachable: None,
         state: State::default(),
@@ -144,6 +148,16 @@ impl HostFactsBuilder {
         })
     }
 
+    /// A restart of containerd ends a pod of each of these handlers, which is called like its handler.
+    pub fn ending(self, handlers: &[&str]) -> Self {
+        let pod = |handler: &&str| EndingPod {
+            namespace: "default".to_owned(),
+            name: (*handler).to_owned(),
+            handler: (*handler).to_owned(),
+        };
+        self.with(|facts| facts.ending_pods = Ok(handlers.iter().map(pod).collect()))
+    }
+
     /// `KWasm` installed `handler`, which containerd serves; the binary is [`DIGEST`].
     pub fn kwasm_handler(self, handler: &str) -> Self {
         let path = format!("/opt/kwasm/bin/containerd-shim-{handler}-v1");
@@ -209,6 +223,7 @@ pub fn goal(shims: &[&str]) -> GoalBuilder {
         binary_sha256: None,
         binary: None,
         options: BTreeMap::new(),
+        on_restart: None,
         present: None,
     };
     let goal = GoalBuilder(Goal {
@@ -220,6 +235,7 @@ pub fn goal(shims: &[&str]) -> GoalBuilder {
         binaries: BTreeMap::new(),
         digest: Some(Sha256Digest::of(b"request")),
         allow_pod_restarts: false,
+        restart_policy: RestartPolicy::default(),
     });
     shims
         .iter()
@@ -274,5 +290,12 @@ impl GoalBuilder {
 
     pub fn allow_pod_restarts(self) -> Self {
         self.with(|goal| goal.allow_pod_restarts = true)
+    }
+
+    pub fn restart_policy(self, default: OnRestart, handlers: &[(&str, OnRestart)]) -> Self {
+        let handlers = handlers.iter();
+        let handlers = handlers.map(|(handler, policy)| ((*handler).to_owned(), *policy));
+        let handlers = handlers.collect();
+        self.with(|goal| goal.restart_policy = RestartPolicy { default, handlers })
     }
 }

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 
-use crate::handoff::{self, Owner, Problem, ProvisionRequest, Sha256Digest, ShimRequest};
+use crate::handoff::{
+    self, OnRestart, Owner, Problem, ProvisionRequest, RestartPolicy, Sha256Digest, ShimRequest,
+};
 use crate::installer::host::{self, HostRoot, Target};
 use crate::installer::inspect::{self, HostFacts, gather};
 use crate::installer::plan::{Goal, Scope};
@@ -64,6 +66,21 @@ pub struct HostOptions {
     pub target: Target,
     /// Restart containerd even if the restart ends every pod on the node.
     pub allow_pod_restarts: bool,
+    /// Whether a restart of containerd may end pods whose shims report no process; `None` leaves this to the request.
+    pub on_restart: Option<OnRestart>,
+}
+
+impl HostOptions {
+    /// The policy of restarts: these options override that of the request.
+    fn restart_policy(&self, requested: RestartPolicy) -> RestartPolicy {
+        match self.on_restart {
+            Some(default) => RestartPolicy {
+                default,
+                handlers: BTreeMap::new(),
+            },
+            None => requested,
+        }
+    }
 }
 
 /// Whether a run changes the host.
@@ -160,6 +177,7 @@ impl InstallOptions {
             binaries,
             digest: Some(request.digest()),
             allow_pod_restarts: self.host.allow_pod_restarts,
+            restart_policy: self.host.restart_policy(request.restart_policy()),
         }
     }
 }
@@ -179,6 +197,7 @@ impl UninstallOptions {
             binaries: BTreeMap::new(),
             digest: None,
             allow_pod_restarts: self.host.allow_pod_restarts,
+            restart_policy: self.host.restart_policy(RestartPolicy::default()),
         }
     }
 }

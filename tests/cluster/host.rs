@@ -76,8 +76,8 @@ fn pods_survive_install_upgrade_failure_and_removal_on_every_containerd() {
 ///
 /// containerd 1.7 and later ask every shim for its processes when they start, and end each shim that does not report them (`loadShim` in
 /// `runtime/v2/shim_load.go`, "cleaning leaked shim process"). Shims built on runwasi, up to containerd-shimkit 0.1, do not report their
-/// processes. Such a pod survives a run without a restart, and ends with every restart of containerd, also with that of an
-/// install.
+/// processes. Such a pod survives a run without a restart, and ends with every restart of containerd. An install that needs one is refused
+/// before it, unless the restart is allowed.
 async fn wasm_fares_as_with_a_bare_restart(series: &'static str) {
     let cluster = Cluster::connect().await;
     let node = Node::with(&cluster, series).await;
@@ -122,8 +122,19 @@ async fn wasm_fares_as_with_a_bare_restart(series: &'static str) {
     })
     .await;
     let processes = node.processes();
-    node.farrier("install --keep-others --shim other=file:///opt/images/shim-v0.1.0")
+    let other = "install --keep-others --shim other=file:///opt/images/shim-v0.1.0";
+    let ends = "a restart of containerd ends 1 pod, because its shim does not report its processes";
+    let (files, daemon) = (node.files(), node.containerd());
+    if !goes_on {
+        node.farrier(other).is(Outcome::Refused, 0).tells(ends);
+        assert_eq!(node.processes(), processes, "a refused install");
+        assert_eq!((node.files(), node.containerd()), (files, daemon));
+    }
+    let run = node
+        .farrier(&format!("{other} --on-restart allow"))
         .is(Outcome::Applied, 1);
+    let noted = run.report.notes.iter().any(|note| note.starts_with(ends));
+    assert_eq!(noted, !goes_on, "{run:#?}");
     assert_eq!(node.processes() == processes, goes_on, "an install");
 
     node.stop_pods(&["wasm"]).await;

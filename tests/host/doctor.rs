@@ -89,6 +89,7 @@ async fn doctor_reports_an_unreadable_host() {
         config: None,
         target: farrier::installer::Target::Image,
         allow_pod_restarts: false,
+        on_restart: None,
     })
     .await;
     assert!(!diagnosis.healthy);

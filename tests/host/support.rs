@@ -69,6 +69,7 @@ pub fn shim(name: &str) -> ShimRequest {
         binary_sha256: None,
         binary: None,
         options: BTreeMap::new(),
+        on_restart: None,
         present: None,
     }
 }
@@ -147,6 +148,7 @@ impl Host {
             config: None,
             target: Target::Image,
             allow_pod_restarts: false,
+            on_restart: None,
         }
     }
 

@@ -8,7 +8,7 @@ use crate::api::{self, ShimSpec, is_label_name};
 use crate::controller::cluster::node_view::{Applied, NodeView};
 use crate::controller::cluster::shim_view::ShimView;
 use crate::handoff::{
-    self, OptionValue, Owner, Problem, ProvisionRequest, Sha256Digest, ShimRequest,
+    self, OnRestart, OptionValue, Owner, Problem, ProvisionRequest, Sha256Digest, ShimRequest,
 };
 use crate::names;
 
@@ -213,6 +213,8 @@ impl Desired {
         let others: BTreeMap<String, _> = others
             .map(|(handler, options)| (handler.clone(), options.clone()))
             .collect();
+        // No Job waits for pods: the controller has no state for a node that waits.
+        request.on_restart = OnRestart::Allow;
         request.reserve = others.keys().cloned().collect();
         request.reserve_options = others;
         request
@@ -424,6 +426,7 @@ fn resolve(name: &str, spec: &ShimSpec, node: &NodeView) -> Result<ShimRequest, 
         binary_sha256: artifact.binary_sha256,
         binary: spec.fetch_strategy.binary.clone(),
         options: options(spec),
+        on_restart: None,
         present: None,
     })
 }

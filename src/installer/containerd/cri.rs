@@ -1,7 +1,7 @@
 //! Client of the CRI (`runtime.v1`, Unix socket): reads the served handlers and the handlers in use. Contains no decisions.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
@@ -21,7 +21,7 @@ use crate::handoff::printable;
 use crate::installer::host::HostRoot;
 
 /// Limit of one call. The CRI answers in milliseconds; the rest is for a node under load.
-const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 /// Size of a response, in bytes, at most. A verbose status has the whole configuration, a list some 2 kB per sandbox.
 const MAX_ANSWER: usize = 16 << 20;
@@ -158,39 +158,87 @@ pub async fn served(host: &HostRoot, socket: &str) -> Result<Served, Error> {
     })
 }
 
-/// The number of sandboxes per handler; `""` is the default handler. A sandbox counts if it is ready or has a container that has not ended:
-/// the kubelet keeps the sandboxes of completed pods for their logs and status.
+/// A pod sandbox that is ready or has a container that has not ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sandbox {
+    /// Identifier, also of the sandbox's container in containerd.
+    pub id: String,
+    /// Namespace of the pod.
+    pub namespace: String,
+    /// Name of the pod.
+    pub name: String,
+    /// The handler; `""` is the default handler.
+    pub handler: String,
+    /// Whether the sandbox is ready.
+    pub ready: bool,
+    /// Identifiers of the running containers.
+    pub running: Vec<String>,
+}
+
+/// The sandboxes in use: ready, or with a container that has not ended. The kubelet keeps the sandboxes of completed pods for their logs and
+/// status.
 ///
 /// # Errors
 /// As for [`served`].
-pub async fn in_use(host: &HostRoot, socket: &str) -> Result<BTreeMap<String, usize>, Error> {
+pub async fn sandboxes(host: &HostRoot, socket: &str) -> Result<Vec<Sandbox>, Error> {
     let mut client = connect(host, socket).await?;
     let request = ListPodSandboxRequest { filter: None };
     let list = await_response(socket, client.list_pod_sandbox(request)).await?;
     let request = ListContainersRequest { filter: None };
     let containers = await_response(socket, client.list_containers(request)).await?;
-    Ok(count_used(&list.items, &containers.containers))
+    Ok(used(list.items, &containers.containers))
 }
 
-fn count_used(sandboxes: &[PodSandbox], containers: &[Container]) -> BTreeMap<String, usize> {
-    let alive: BTreeSet<&str> = containers
-        .iter()
+fn used(sandboxes: Vec<PodSandbox>, containers: &[Container]) -> Vec<Sandbox> {
+    let mut alive: BTreeMap<&str, Vec<&Container>> = BTreeMap::new();
+    for container in containers {
         // A container in an unknown state counts as running.
-        .filter(|container| container.state != ContainerState::ContainerExited as i32)
-        .map(|container| container.pod_sandbox_id.as_str())
-        .collect();
+        if container.state != ContainerState::ContainerExited as i32 {
+            let sandbox = container.pod_sandbox_id.as_str();
+            alive.entry(sandbox).or_default().push(container);
+        }
+    }
+    let used = sandboxes.into_iter().filter_map(|sandbox| {
+        let ready = sandbox.state != PodSandboxState::SandboxNotready as i32;
+        let containers = alive.get(sandbox.id.as_str());
+        let containers = containers.map_or(&[][..], Vec::as_slice);
+        if !ready && containers.is_empty() {
+            return None;
+        }
+        let running = containers.iter().filter(|container| {
+            // containerd has no task for a container that was not started.
+            container.state != ContainerState::ContainerCreated as i32
+        });
+        let metadata = sandbox.metadata.unwrap_or_default();
+        Some(Sandbox {
+            running: running.map(|container| container.id.clone()).collect(),
+            id: sandbox.id,
+            namespace: metadata.namespace,
+            name: metadata.name,
+            handler: sandbox.runtime_handler,
+            ready,
+        })
+    });
+    used.collect()
+}
+
+/// The number of sandboxes per handler; `""` is the default handler.
+#[must_use]
+pub fn count(sandboxes: &[Sandbox]) -> BTreeMap<String, usize> {
     let mut count = BTreeMap::new();
     for sandbox in sandboxes {
-        let ended = sandbox.state == PodSandboxState::SandboxNotready as i32;
-        if ended && !alive.contains(sandbox.id.as_str()) {
-            continue;
-        }
-        *count.entry(sandbox.runtime_handler.clone()).or_default() += 1;
+        *count.entry(sandbox.handler.clone()).or_default() += 1;
     }
     count
 }
 
 async fn connect(host: &HostRoot, socket: &str) -> Result<RuntimeServiceClient<Channel>, Error> {
+    let channel = channel(host, socket).await?;
+    Ok(RuntimeServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER))
+}
+
+/// A connection to the socket of containerd, for all its services.
+pub(super) async fn channel(host: &HostRoot, socket: &str) -> Result<Channel, Error> {
     let unavailable = |message: String| Error::Unavailable {
         socket: socket.to_owned(),
         message,
@@ -205,14 +253,13 @@ async fn connect(host: &HostRoot, socket: &str) -> Result<RuntimeServiceClient<C
     drop(handle);
     let mut stream = Some(TokioIo::new(stream));
     // The URI only fills the `:authority` header. The connector returns the one connection made above.
-    let channel = Endpoint::from_static("http://localhost")
+    Endpoint::from_static("http://localhost")
         .connect_with_connector(tower::service_fn(move |_: Uri| {
             let stream = stream.take();
             async move { stream.ok_or_else(|| std::io::Error::other("the connection ended")) }
         }))
         .await
-        .map_err(|error| unavailable(error.to_string()))?;
-    Ok(RuntimeServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER))
+        .map_err(|error| unavailable(error.to_string()))
 }
 
 async fn await_response<T>(
@@ -277,7 +324,7 @@ mod tests {
             container("running", ContainerState::ContainerRunning as i32),
             container("unknown", 42),
         ];
-        let used = count_used(&sandboxes, &containers);
-        assert_eq!(used, BTreeMap::from([("spin".to_owned(), 3)]));
+        let used = used(sandboxes.to_vec(), &containers);
+        assert_eq!(count(&used), BTreeMap::from([("spin".to_owned(), 3)]));
     }
 }

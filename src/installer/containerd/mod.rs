@@ -9,3 +9,4 @@ pub mod restart;
 pub mod service;
 pub mod systemd;
 pub mod systemd_unit;
+pub mod tasks;

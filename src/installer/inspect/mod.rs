@@ -19,6 +19,7 @@ use crate::installer::containerd::config_files::{load, patterns};
 use crate::installer::containerd::cri::{self, Served};
 use crate::installer::containerd::daemon::{self, Containerd};
 use crate::installer::containerd::service::{RestartEffect, Service};
+use crate::installer::containerd::tasks::{EndingPod, ending_pods};
 use crate::installer::distro::DistroSpec;
 use crate::installer::distro::editable_files;
 use crate::installer::host::exec;
@@ -69,7 +70,9 @@ pub struct HostFacts {
     pub served: Result<Served, Problem>,
     /// The number of sandboxes of each handler.
     pub in_use: BTreeMap<String, usize>,
-    /// The effect of a restart of containerd on pods, or why it is unknown.
+    /// The pods that a restart of containerd ends, because their shims report no process, or why they are unknown.
+    pub ending_pods: Result<Vec<EndingPod>, Problem>,
+    /// The effect of a restart of the unit on pods, or why it is unknown.
     pub restart_effect: Result<RestartEffect, Problem>,
     /// Why this process can't restart containerd, whatever an operator allows.
     pub unreachable: Option<Problem>,
@@ -214,6 +217,7 @@ pub async fn gather(
         program,
         served: Err(Problem::new("containerd is not queried offline", None)),
         in_use: BTreeMap::new(),
+        ending_pods: Ok(Vec::new()),
         restart_effect: Err(Problem::new(
             "the service manager is not queried offline",
             None,
@@ -306,9 +310,11 @@ fn dump_arguments(path: &str) -> [&str; 4] {
 async fn query_services(host: &HostRoot, facts: &mut HostFacts) {
     let socket = facts.socket();
     facts.served = match cri::served(host, &socket).await {
-        Ok(served) => match cri::in_use(host, &socket).await {
-            Ok(in_use) => {
-                facts.in_use = in_use;
+        Ok(served) => match cri::sandboxes(host, &socket).await {
+            Ok(sandboxes) => {
+                facts.in_use = cri::count(&sandboxes);
+                let ending = ending_pods(host, &socket, &sandboxes, &served, facts.version).await;
+                facts.ending_pods = ending.map_err(|error| Problem::new(&error, error.help()));
                 Ok(served)
             }
             Err(error) => Err(Problem::new(&error, error.help())),

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::handoff::{OptionValue, Owner, Problem, Sha256Digest, ShimRequest};
+use crate::handoff::{OptionValue, Owner, Problem, RestartPolicy, Sha256Digest, ShimRequest};
 
 /// The state that a decision should bring a host to.
 #[derive(Debug)]
@@ -23,9 +23,21 @@ pub struct Goal {
     pub digest: Option<Sha256Digest>,
     /// containerd is restarted even where a restart ends every pod on the node.
     pub allow_pod_restarts: bool,
+    /// Whether a restart may end pods whose shims report no process, by handler.
+    pub restart_policy: RestartPolicy,
 }
 
 impl Goal {
+    /// The policy of restarts. `allow_pod_restarts`, which allows to end all pods, allows to end some.
+    #[must_use]
+    pub fn effective_restart_policy(&self) -> RestartPolicy {
+        if self.allow_pod_restarts {
+            RestartPolicy::allow_all()
+        } else {
+            self.restart_policy.clone()
+        }
+    }
+
     /// Replaces the `unusable` binaries, by SHA-256, with their problems. Returns whether the goal had any of them.
     pub fn drop_binaries(&mut self, unusable: &BTreeMap<Sha256Digest, Problem>) -> bool {
         let mut dropped = false;

@@ -28,7 +28,7 @@ pub use goal::{Goal, Scope};
 use handlers::{handler_set, notes, unknown_shims};
 use preconditions::{check_host, check_restart, is_bare};
 use takeover::legacy_cleanup;
-pub(crate) use types::{ALLOW_POD_RESTARTS, HandlerSet};
+pub(crate) use types::{ALLOW_POD_RESTARTS, HandlerSet, ends_at_restart};
 pub use types::{ConfigChange, Error, HostPlan, LegacyCleanup, LockChange};
 
 /// The changes that bring the host with these `facts` to `goal`.
@@ -75,6 +75,12 @@ fn assemble(
     if !config.is_empty() && !next.is_empty() {
         notes.extend(facts.distro.note(&current.target.path));
     }
+    if restart
+        && let Ok(pods) = &facts.ending_pods
+        && !pods.is_empty()
+    {
+        notes.push(ends_at_restart(pods));
+    }
     let legacy_cleanup = legacy_cleanup(facts, &set, &next, &edit.unmanaged());
     let leaving = set.leaving_as_they_were();
     let new_directories = if next.is_empty() {
@@ -115,6 +121,7 @@ fn assemble(
         symlinks,
         config,
         restart,
+        restart_policy: goal.effective_restart_policy(),
         obsolete_files,
         obsolete_directories: if state.is_none() {
             facts.state.directories.clone()

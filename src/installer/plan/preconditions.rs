@@ -2,9 +2,10 @@
 
 use super::goal::Goal;
 use super::types::Error;
-use crate::handoff::Problem;
+use crate::handoff::{OnRestart, Problem, RestartPolicy};
 use crate::installer::containerd::daemon::Containerd;
 use crate::installer::containerd::service::RestartEffect;
+use crate::installer::containerd::tasks::EndingPod;
 use crate::installer::inspect::HostFacts;
 use crate::installer::state::State;
 
@@ -56,7 +57,33 @@ pub(crate) fn check_restart(facts: &HostFacts, goal: &Goal) -> Result<(), Error>
     }
     match check_pods_survive(facts) {
         Err(Error::KillMode { .. } | Error::Container) if goal.allow_pod_restarts => Ok(()),
+        Ok(()) => check_ending_pods(&facts.ending_pods, &goal.effective_restart_policy()),
         checked => checked,
+    }
+}
+
+/// Checks that `policy` allows a restart which ends these pods.
+///
+/// # Errors
+/// The pods that may not end, or the reason that the pods are unknown where `policy` refuses any.
+pub(crate) fn check_ending_pods(
+    ending: &Result<Vec<EndingPod>, Problem>,
+    policy: &RestartPolicy,
+) -> Result<(), Error> {
+    let refuses = |handler: &str| policy.of(handler) == OnRestart::Refuse;
+    let pods: Vec<EndingPod> = match ending {
+        Ok(pods) => pods
+            .iter()
+            .filter(|pod| refuses(&pod.handler))
+            .cloned()
+            .collect(),
+        Err(_) if policy.allows_all() => return Ok(()),
+        Err(problem) => return Err(Error::EndingPodsUnknown(problem.clone())),
+    };
+    if pods.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::EndsPods(pods))
     }
 }
 

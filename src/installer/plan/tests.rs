@@ -6,7 +6,7 @@ use rstest::rstest;
 
 use super::expected::verify;
 use super::*;
-use crate::handoff::{OptionValue, Problem, Sha256Digest};
+use crate::handoff::{OnRestart, OptionValue, Problem, Sha256Digest};
 use crate::installer::containerd::cri::Served;
 use crate::installer::containerd::daemon::Containerd;
 use crate::installer::containerd::service::RestartEffect;
@@ -379,6 +379,56 @@ fn a_restart_that_ends_pods_requires_allow_pod_restarts() {
     // The permission starts no service manager.
     facts.restart_effect = Err(Problem::new("no bus", None));
     assert!(decide(&facts, &allowed).is_err());
+}
+
+#[rstest]
+#[case::refused(OnRestart::Refuse, &[], Some("2 pods"))]
+#[case::allowed(OnRestart::Allow, &[], None)]
+#[case::allowed_for_one_handler(OnRestart::Refuse, &[("spin", OnRestart::Allow)], Some("1 pod,"))]
+#[case::allowed_for_each(OnRestart::Refuse, &[("spin", OnRestart::Allow), ("wasmtime", OnRestart::Allow)], None)]
+#[case::the_strictest_counts(OnRestart::Allow, &[("spin", OnRestart::Refuse)], Some("default/spin (handler spin)"))]
+fn a_restart_that_ends_pods_of_shims_without_processes_follows_the_policy(
+    #[case] default: OnRestart,
+    #[case] handlers: &[(&str, OnRestart)],
+    #[case] refused: Option<&str>,
+) {
+    let facts = host().ending(&["spin", "wasmtime"]).build();
+    let of_policy = goal(&["a"]).restart_policy(default, handlers).build();
+    match (decide(&facts, &of_policy), refused) {
+        (Ok(plan), None) => {
+            assert!(plan.restart);
+            let note = "a restart of containerd ends 2 pods, because";
+            let noted = plan.notes.iter().any(|it| it.starts_with(note));
+            assert!(noted, "{:?}", plan.notes);
+        }
+        (Err(error), Some(text)) => assert!(error.to_string().contains(text), "{error}"),
+        (plan, _) => panic!("{plan:?}"),
+    }
+    let all = goal(&["a"]).restart_policy(default, handlers);
+    assert!(decide(&facts, &all.allow_pod_restarts().build()).is_ok());
+}
+
+#[test]
+fn a_change_without_a_restart_does_not_wait_for_pods() {
+    let facts = host().installed(&["a"]).ending(&["a"]).build();
+    let upgrade = goal(&["a"]).binary("a", OTHER_DIGEST).build();
+    let plan = decide(&facts, &upgrade).unwrap();
+    assert!(!plan.restart && !plan.is_empty());
+    assert_eq!(plan.notes, [""; 0]);
+}
+
+#[test]
+fn unknown_pods_refuse_a_restart_unless_every_pod_may_end() {
+    let unknown = |facts: &mut HostFacts| {
+        facts.ending_pods = Err(Problem::new("no answer", None));
+    };
+    let facts = host().with(unknown).build();
+    let error = decide(&facts, &goal(&["a"]).build()).unwrap_err();
+    assert!(error.to_string().contains("no answer"), "{error}");
+    let refused = goal(&["a"]).restart_policy(OnRestart::Allow, &[("b", OnRestart::Refuse)]);
+    assert!(decide(&facts, &refused.build()).is_err());
+    let allowed = goal(&["a"]).restart_policy(OnRestart::Allow, &[]);
+    assert!(decide(&facts, &allowed.build()).is_ok());
 }
 
 #[test]

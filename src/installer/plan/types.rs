@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::config_source;
 use crate::containerd_config::{self, Handler};
-use crate::handoff::{HandlerReport, Owner, Problem, Sha256Digest};
+use crate::handoff::{HandlerReport, Owner, Problem, RestartPolicy, Sha256Digest};
 use crate::installer::containerd::process::Refusal;
+use crate::installer::containerd::tasks::EndingPod;
 use crate::installer::distro;
 use crate::installer::state::{InstallPaths, OwnedHandler, StateAfter};
 
@@ -25,6 +26,8 @@ pub struct HostPlan {
     pub config: Vec<ConfigChange>,
     /// Whether containerd must be restarted.
     pub restart: bool,
+    /// Which pods the restart may end.
+    pub restart_policy: RestartPolicy,
     /// The change of the state file.
     pub state: StateAfter,
     /// Stable paths and stored files that no handler needs any more.
@@ -234,6 +237,12 @@ pub enum Error {
         "this node is a container, and a restart of containerd would end the container with every pod"
     )]
     Container,
+    /// A restart would end pods whose shims report no process.
+    #[error("{}", ends_at_restart(.0))]
+    EndsPods(Vec<EndingPod>),
+    /// containerd does not tell the processes of its shims.
+    #[error("failed to determine which pods a restart of containerd would end: {0}")]
+    EndingPodsUnknown(Problem),
     /// The service manager does not answer, so it can't restart containerd either: `--allow-pod-restarts` does not lift this refusal.
     #[error("failed to determine whether pods survive a restart of containerd: {0}")]
     KillModeUnknown(Problem),
@@ -269,12 +278,36 @@ impl Error {
                 "set KillMode=process in the unit (OpenRC: rc_cgroup_cleanup=NO), or {ALLOW_POD_RESTARTS}"
             )),
             Self::Container => Cow::Borrowed(ALLOW_POD_RESTARTS),
+            Self::EndsPods(_) => Cow::Borrowed(
+                "delete these pods, drain the node, or allow the restart with --on-restart=allow",
+            ),
+            Self::EndingPodsUnknown(problem) => problem.help_or(
+                "check that containerd answers, or allow the restart with --on-restart=allow",
+            ),
             Self::KillModeUnknown(problem) => {
                 problem.help_or("check that the service manager answers on the node")
             }
             Self::Obstacle(problem) => return problem.help.as_deref().map(Cow::Borrowed),
         })
     }
+}
+
+/// The number of pods in a message.
+const SHOWN_PODS: usize = 5;
+
+/// Which pods a restart ends, as a sentence.
+pub(crate) fn ends_at_restart(pods: &[EndingPod]) -> String {
+    let shown = pods.iter().take(SHOWN_PODS).map(ToString::to_string);
+    let shown = shown.collect::<Vec<_>>().join(", ");
+    let number = match pods.len() {
+        1 => "1 pod, because its shim does not report its processes".to_owned(),
+        number => format!("{number} pods, because their shims do not report their processes"),
+    };
+    let more = match pods.len().saturating_sub(SHOWN_PODS) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!("a restart of containerd ends {number}: {shown}{more}")
 }
 
 /// The number of refusals in a message. Any user can start any number of processes called containerd.

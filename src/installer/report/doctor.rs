@@ -9,10 +9,10 @@ use crate::handoff::{Problem, Sha256Digest, printable};
 use crate::installer::containerd::daemon::Containerd;
 use crate::installer::distro::Restart;
 use crate::installer::inspect::{HostFacts, verified_digest};
-use crate::installer::plan;
 use crate::installer::plan::config_edit::{CurrentConfig, declarations, passes_options};
 use crate::installer::plan::preconditions::check_pods_survive;
 use crate::installer::plan::takeover;
+use crate::installer::plan::{self, ends_at_restart};
 use crate::installer::state::{OwnedHandler, STATE_FILE, owner_name};
 
 /// The result of `farrier doctor`: the shims of a host and the faults of the host.
@@ -29,6 +29,8 @@ pub struct Diagnosis {
     pub handlers: Vec<Installed>,
     /// Faults of the host.
     pub findings: Vec<Finding>,
+    /// Facts that are no faults and that an administrator should know before a change, each one sentence.
+    pub notes: Vec<String>,
 }
 
 /// A handler in Farrier's state file.
@@ -118,12 +120,15 @@ pub fn examine(facts: &HostFacts, leftover_files: &LeftoverFiles) -> Diagnosis {
     for problem in takeover::legacy_problems(facts) {
         findings.add_problem(&problem, INSTALL_AGAIN);
     }
+    let ending = facts.ending_pods.as_deref().unwrap_or_default();
+    let ends = (!ending.is_empty()).then(|| ends_at_restart(ending));
     Diagnosis {
         healthy: findings.0.is_empty(),
         distro: Some(facts.distro.id.to_owned()),
         containerd: facts.version.map(|version| version.to_string()),
         handlers,
         findings: findings.0,
+        notes: ends.into_iter().collect(),
     }
 }
 
@@ -141,6 +146,7 @@ pub fn failed_inspection(problem: &Problem) -> Diagnosis {
         containerd: None,
         handlers: Vec::new(),
         findings: findings.0,
+        notes: Vec::new(),
     }
 }
 
@@ -424,6 +430,19 @@ mod tests {
         let goal = crate::installer::fixtures::goal(&["a"]).build();
         let error = plan::decide(&facts, &goal).unwrap_err();
         assert_eq!(error.help().as_deref(), Some(help));
+    }
+
+    #[test]
+    fn pods_that_end_at_a_restart_are_noted_and_no_problem() {
+        let facts = host().installed(&["a"]).ending(&["a"]).build();
+        let diagnosis = examine(&facts, &LeftoverFiles::default());
+        assert!(diagnosis.healthy, "{diagnosis:?}");
+        assert_eq!(
+            diagnosis.notes,
+            [
+                "a restart of containerd ends 1 pod, because its shim does not report its processes: default/a (handler a)"
+            ]
+        );
     }
 
     #[test]

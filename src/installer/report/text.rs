@@ -185,6 +185,9 @@ pub fn diagnosis_text(diagnosis: &Diagnosis) -> String {
     if diagnosis.handlers.is_empty() {
         line!(text, "no shims of Farrier");
     }
+    for note in &diagnosis.notes {
+        line!(text, "note: {note}");
+    }
     for finding in &diagnosis.findings {
         line!(text, "problem: {}", finding.problem);
         line!(text, "help: {}", finding.remedy);

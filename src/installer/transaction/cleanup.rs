@@ -214,8 +214,8 @@ impl InUse {
         if target == Target::Image {
             return Self::Known(BTreeMap::new());
         }
-        match cri::in_use(host, socket).await {
-            Ok(in_use) => Self::Known(in_use),
+        match cri::sandboxes(host, socket).await {
+            Ok(sandboxes) => Self::Known(cri::count(&sandboxes)),
             Err(error) => {
                 warn!(%error, "failed to list the running pods: obsolete binaries stay until the next run");
                 Self::Unknown

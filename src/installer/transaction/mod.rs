@@ -16,20 +16,22 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tracing::{info, warn};
 
-use crate::handoff::{API_VERSION, HandlerReport, Sha256Digest};
+use crate::handoff::{API_VERSION, HandlerReport, Problem, Sha256Digest};
 use crate::installer::artifact::error::check_digest;
 use crate::installer::artifact::fetch;
 use crate::installer::artifact::handoff_dir;
 use crate::installer::artifact::unpack;
-use crate::installer::containerd::cri::Served;
+use crate::installer::containerd::cri::{self, Served};
 use crate::installer::containerd::daemon::find_daemon;
 use crate::installer::containerd::restart;
+use crate::installer::containerd::tasks::ending_pods;
 use crate::installer::distro::Restart;
 use crate::installer::host::path::parent_directory;
 use crate::installer::host::{HostRoot, text_digest};
 use crate::installer::inspect::HostFacts;
 use crate::installer::plan::HostPlan;
 use crate::installer::plan::expected::ExpectedRuntimes;
+use crate::installer::plan::preconditions::check_ending_pods;
 use crate::installer::state::{OwnedHandler, STATE_DIRECTORY, StateAfter, symlink_target};
 use cleanup::{InUse, commit, finish, retain_in_use};
 use failure::Progress;
@@ -209,6 +211,7 @@ async fn act(
         .flatten()?;
     let daemon = facts.containerd.daemon();
     if plan.restart {
+        check_new_pods(host, facts, plan).await?;
         // Before the configuration is written: a supervisor that watches the configuration restarts containerd at once.
         journal.begin_restart(host, daemon.map(|daemon| daemon.process))?;
     }
@@ -250,6 +253,21 @@ async fn act(
     commit(host, journal)?;
     let tally = progress.tally;
     Ok((Done { tally, draining }, in_use))
+}
+
+/// Checks that the restart ends no pod that `plan` does not allow to end: a pod may have started since the facts were gathered.
+async fn check_new_pods(host: &HostRoot, facts: &HostFacts, plan: &HostPlan) -> Result<(), Error> {
+    let (socket, policy) = (facts.socket(), &plan.restart_policy);
+    let (Ok(served), false) = (&facts.served, policy.allows_all()) else {
+        return Ok(());
+    };
+    let ending = async {
+        let sandboxes = cri::sandboxes(host, &socket).await?;
+        ending_pods(host, &socket, &sandboxes, served, facts.version).await
+    };
+    let ending = ending.await;
+    let ending = ending.map_err(|error| Problem::new(&error, error.help()));
+    Ok(check_ending_pods(&ending, policy)?)
 }
 
 /// Checks that a containerd that serves `served` has loaded the change.

@@ -1,0 +1,188 @@
+//! Client of containerd's task service: finds the pods that a restart of containerd ends.
+//!
+//! When containerd 1.7 or later starts, it asks the shim of each container for the processes of the container, and ends each shim that
+//! reports none (`loadShims` in `runtime/v2/shim_load.go` of 1.7, `core/runtime/v2/shim_load.go` of 2.0, "cleaning leaked shim process").
+//! containerd 2.0 and later spare the shims of sandboxes that their sandbox store knows, and every sandbox of the CRI is one. The same
+//! question to the running containerd finds those shims before a restart, whatever their name or release is.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use containerd_client::services::v1::ListPidsRequest;
+use containerd_client::services::v1::tasks_client::TasksClient;
+use futures::StreamExt;
+use tonic::Request;
+use tonic::metadata::MetadataValue;
+use tonic::transport::Channel;
+
+use super::cri::{self, ANSWER_LIMIT, Sandbox, Served, channel};
+use crate::containerd_config::Version;
+use crate::handoff::printable_up_to;
+use crate::installer::host::HostRoot;
+
+/// The namespace of the CRI in containerd, which is not one of Kubernetes.
+const NAMESPACE: &str = "k8s.io";
+
+/// The questions at the same time. A node has up to some hundred pods.
+const CONCURRENCY: usize = 16;
+
+/// The length of a pod's namespace or name in a message. Kubernetes allows 253 bytes; the kubelet is trusted no further.
+const NAME_LIMIT: usize = 253;
+
+/// A pod that a restart of containerd ends.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EndingPod {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its handler.
+    pub handler: String,
+}
+
+impl fmt::Display for EndingPod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            namespace,
+            name,
+            handler,
+        } = self;
+        write!(f, "{namespace}/{name} (handler {handler})")
+    }
+}
+
+/// The pods of `sandboxes` that a restart of containerd ends, sorted.
+///
+/// Pods whose handler has the runtime type of runc are not looked at: its shim reports its processes.
+///
+/// # Errors
+/// When containerd does not answer. A shim that does not answer counts as one that reports no process.
+pub async fn ending_pods(
+    host: &HostRoot,
+    socket: &str,
+    sandboxes: &[Sandbox],
+    served: &Served,
+    release: Option<Version>,
+) -> Result<Vec<EndingPod>, cri::Error> {
+    let questions: Vec<(&Sandbox, &str)> = sandboxes
+        .iter()
+        .filter(|sandbox| !is_runc(served, &sandbox.handler))
+        .flat_map(|sandbox| {
+            let containers = containers_to_ask(release, sandbox);
+            containers.map(move |container| (sandbox, container))
+        })
+        .collect();
+    if questions.is_empty() {
+        return Ok(Vec::new());
+    }
+    let client = TasksClient::new(channel(host, socket).await?);
+    let answers = futures::stream::iter(questions).map(|(sandbox, container)| {
+        let client = client.clone();
+        async move { (!reports_processes(client, container).await).then_some(sandbox) }
+    });
+    let answers = answers.buffer_unordered(CONCURRENCY);
+    let ending: BTreeSet<EndingPod> = answers
+        .filter_map(async |sandbox| {
+            let sandbox = sandbox?;
+            Some(EndingPod {
+                namespace: printable_up_to(&sandbox.namespace, NAME_LIMIT),
+                name: printable_up_to(&sandbox.name, NAME_LIMIT),
+                handler: printable_up_to(&sandbox.handler, NAME_LIMIT),
+            })
+        })
+        .collect()
+        .await;
+    Ok(ending.into_iter().collect())
+}
+
+/// Whether containerd runs the pods of `handler` with runc's shim.
+fn is_runc(served: &Served, handler: &str) -> bool {
+    let handler = if handler.is_empty() {
+        &served.default
+    } else {
+        handler
+    };
+    let runtime_type = served.handlers.get(handler);
+    runtime_type.is_some_and(|it| it.starts_with("io.containerd.runc."))
+}
+
+/// The identifiers of the containers whose shims this release asks for processes when it starts.
+fn containers_to_ask(release: Option<Version>, sandbox: &Sandbox) -> impl Iterator<Item = &str> {
+    let release = release.map(|release| (release.major, release.minor));
+    // An unknown release is treated as 1.7, which ends the most.
+    let asks = release.is_none_or(|release| release >= (1, 7));
+    let asks_sandboxes = asks && release.is_none_or(|(major, _)| major < 2);
+    let of_sandbox = (asks_sandboxes && sandbox.ready).then_some(&sandbox.id);
+    let of_containers = sandbox.running.iter().filter(move |_| asks);
+    of_sandbox
+        .into_iter()
+        .chain(of_containers)
+        .map(String::as_str)
+}
+
+/// Whether the shim of a container reports a process. A shim that answers with an error or not in time reports none.
+async fn reports_processes(mut client: TasksClient<Channel>, container: &str) -> bool {
+    let mut request = Request::new(ListPidsRequest {
+        container_id: container.to_owned(),
+    });
+    let namespace = MetadataValue::from_static(NAMESPACE);
+    request
+        .metadata_mut()
+        .insert("containerd-namespace", namespace);
+    let response = tokio::time::timeout(ANSWER_LIMIT, client.list_pids(request)).await;
+    matches!(response, Ok(Ok(response)) if !response.get_ref().processes.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case::containerd_1_6_asks_no_shim("1.6.36", &[])]
+    #[case::containerd_1_7_asks_sandboxes_too("1.7.35", &["sandbox", "one", "two"])]
+    #[case::containerd_2_knows_its_sandboxes("2.0.0", &["one", "two"])]
+    #[case::containerd_2_4("2.4.2", &["one", "two"])]
+    #[case::an_unknown_release_is_taken_for_1_7("", &["sandbox", "one", "two"])]
+    fn a_release_asks_the_shims_of_these_containers(
+        #[case] release: &str,
+        #[case] expected: &[&str],
+    ) {
+        let sandbox = Sandbox {
+            id: "sandbox".to_owned(),
+            namespace: "default".to_owned(),
+            name: "web".to_owned(),
+            handler: "spin".to_owned(),
+            ready: true,
+            running: vec!["one".to_owned(), "two".to_owned()],
+        };
+        let asked: Vec<&str> = containers_to_ask(release.parse().ok(), &sandbox).collect();
+        assert_eq!(asked, expected);
+        let ended = Sandbox {
+            ready: false,
+            running: Vec::new(),
+            ..sandbox
+        };
+        let asked = containers_to_ask(release.parse().ok(), &ended);
+        assert_eq!(asked.count(), 0, "an ended sandbox has no shim");
+    }
+
+    #[test]
+    fn only_handlers_with_the_type_of_runc_are_taken_for_runc() {
+        let served = Served {
+            ready: true,
+            default: "runc".to_owned(),
+            handlers: [
+                ("runc", "io.containerd.runc.v2"),
+                ("spin", "/opt/farrier/bin/containerd-shim-spin"),
+            ]
+            .map(|(name, kind)| (name.to_owned(), kind.to_owned()))
+            .into(),
+            ..Served::default()
+        };
+        for (handler, expected) in [("runc", true), ("", true), ("spin", false), ("gone", false)] {
+            assert_eq!(is_runc(&served, handler), expected, "{handler}");
+        }
+    }
+}
