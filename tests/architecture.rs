@@ -38,7 +38,8 @@ const FLOORS: &[(&str, &[&[&str]])] = &[
         "containerd_config",
         &[
             &["mod"],
-            &["edit", "placement", "startup_checks"],
+            &["edit", "placement", "start_needs"],
+            &["startup_checks"],
             &["dump", "edit_template", "imports"],
             &["legacy"],
             &["template"],

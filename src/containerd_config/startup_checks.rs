@@ -170,7 +170,7 @@ fn unstartable(key: &str, expected: &'static str) -> Error {
 }
 
 /// The CRI's sections of a configuration. Each release has its settings in other plugins.
-fn cri_plugins(values: &Value) -> impl Iterator<Item = (&String, &Value)> {
+pub(super) fn cri_plugins(values: &Value) -> impl Iterator<Item = (&String, &Value)> {
     entries_at(values, &["plugins"]).filter(|(id, _)| id.contains("cri"))
 }
 

@@ -1,0 +1,273 @@
+//! What a containerd with a given dump needs for a start in a root directory of its own, and why it can't be started there.
+
+use std::collections::BTreeSet;
+
+use toml::Value;
+
+use super::document::{Document, entries_at, string_at};
+use super::error::Error;
+use super::startup_checks::cri_plugins;
+
+/// Snapshotters that use devices or file systems of the node. A second containerd would share them with the first.
+const DEVICE_SNAPSHOTTERS: [&str; 4] = ["blockfile", "btrfs", "devmapper", "zfs"];
+
+/// The settings of such a snapshotter that name what it uses. They are empty by default.
+const DEVICE_SETTINGS: [&str; 3] = ["pool_name", "root_path", "scratch_file"];
+
+/// The files and programs that a start of containerd uses, beside its own program and its configuration files.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct StartNeeds {
+    /// Files and directories that are read.
+    pub files: BTreeSet<String>,
+    /// Shims: absolute paths, and names of programs in containerd's search path.
+    pub shims: BTreeSet<String>,
+    /// The directories with programs of others that containerd executes at its start or later: NRI plugins and image verifiers.
+    pub plugin_directories: BTreeSet<String>,
+    /// The directories that containerd writes: its root and its state.
+    pub data: BTreeSet<String>,
+    /// The directory whose `bin` containerd adds to its search path.
+    pub optional: String,
+}
+
+/// Why a second containerd with the configuration in `dump` would act on the node beside the first one, or can't start without doing so;
+/// `None` if it would not. One sentence.
+///
+/// ```
+/// use farrier::containerd_config::outside_dependency;
+///
+/// let dump = "version = 2\n[proxy_plugins.stargz]\ntype = 'snapshot'\naddress = '/run/stargz.sock'\n";
+/// let reason = outside_dependency(dump)?;
+/// assert_eq!(reason.as_deref(), Some("the configuration names the proxy plugin stargz"));
+/// assert_eq!(outside_dependency("version = 2\n")?, None);
+/// # Ok::<(), farrier::containerd_config::Error>(())
+/// ```
+///
+/// # Errors
+/// When the dump can't be read.
+pub fn outside_dependency(dump: &str) -> Result<Option<String>, Error> {
+    let values = Document::parse_dump(dump)?.values();
+    if let Some((name, _)) = entries_at(&values, &["proxy_plugins"]).next() {
+        let reason = format!("the configuration names the proxy plugin {name}");
+        return Ok(Some(reason));
+    }
+    if string_at(&values, &["cgroup", "path"]).is_some_and(|path| !path.is_empty()) {
+        let reason = "the configuration names a cgroup, which containerd creates at its start";
+        return Ok(Some(reason.to_owned()));
+    }
+    let mut plugins = entries_at(&values, &["plugins"]);
+    let named = plugins.find_map(|(id, plugin)| {
+        let own = DEVICE_SNAPSHOTTERS.into_iter().find(|name| {
+            let is_own = id.strip_prefix("io.containerd.snapshotter.v1.") == Some(name);
+            is_own && has_device_settings(plugin)
+        });
+        own.or_else(|| device_snapshotter(plugin))
+    });
+    Ok(named.map(|name| format!("the configuration names the snapshotter {name}")))
+}
+
+fn has_device_settings(plugin: &Value) -> bool {
+    let mut settings = DEVICE_SETTINGS.into_iter();
+    settings.any(|key| string_at(plugin, &[key]).is_some_and(|value| !value.is_empty()))
+}
+
+/// The first snapshotter of [`DEVICE_SNAPSHOTTERS`] in a key `snapshotter` at any level.
+fn device_snapshotter(value: &Value) -> Option<&'static str> {
+    match value {
+        Value::Table(table) => table.iter().find_map(|(key, value)| {
+            let name = value.as_str().filter(|_| key == "snapshotter");
+            let named = DEVICE_SNAPSHOTTERS
+                .into_iter()
+                .find(|known| name == Some(*known));
+            named.or_else(|| device_snapshotter(value))
+        }),
+        Value::Array(values) => values.iter().find_map(device_snapshotter),
+        Value::String(_)
+        | Value::Integer(_)
+        | Value::Float(_)
+        | Value::Boolean(_)
+        | Value::Datetime(_) => None,
+    }
+}
+
+/// The files and programs that a containerd with the configuration in `dump` uses at its start. Paths that are not absolute are left out.
+///
+/// ```
+/// use farrier::containerd_config::start_needs;
+///
+/// let dump = r#"
+/// version = 2
+/// root = "/var/lib/containerd"
+/// [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+/// runtime_type = "io.containerd.runc.v2"
+/// "#;
+/// let needs = start_needs(dump)?;
+/// assert!(needs.shims.contains("containerd-shim-runc-v2"));
+/// assert!(needs.data.contains("/var/lib/containerd"));
+/// # Ok::<(), farrier::containerd_config::Error>(())
+/// ```
+///
+/// # Errors
+/// When the dump can't be read.
+pub fn start_needs(dump: &str) -> Result<StartNeeds, Error> {
+    let values = Document::parse_dump(dump)?.values();
+    let mut needs = StartNeeds {
+        optional: "/opt/containerd".to_owned(),
+        // The defaults of every release (`pkg/nri`, `plugins/imageverifier`).
+        plugin_directories: ["/opt/nri/plugins", "/opt/containerd/image-verifier/bin"]
+            .map(str::to_owned)
+            .into(),
+        ..StartNeeds::default()
+    };
+    let path_at = |value, path: &[&str]| {
+        let path = string_at(value, path).filter(|path| path.starts_with('/'));
+        path.map(str::to_owned)
+    };
+    needs.data.extend(path_at(&values, &["root"]));
+    needs.data.extend(path_at(&values, &["state"]));
+    for (id, plugin) in entries_at(&values, &["plugins"]) {
+        if id.starts_with("io.containerd.nri.") {
+            let directory = path_at(plugin, &["plugin_path"]);
+            needs.plugin_directories.extend(directory);
+        }
+        if id.starts_with("io.containerd.image-verifier.") {
+            needs
+                .plugin_directories
+                .extend(path_at(plugin, &["bin_dir"]));
+        }
+        if id == "io.containerd.internal.v1.opt"
+            && let Some(path) = path_at(plugin, &["path"])
+        {
+            needs.optional = path;
+        }
+    }
+    for (_, plugin) in cri_plugins(&values) {
+        needs.files.extend(path_at(plugin, &["cni", "conf_dir"]));
+        for name in ["tls_cert_file", "tls_key_file"] {
+            let path = path_at(plugin, &["x509_key_pair_streaming", name]);
+            needs.files.extend(path);
+        }
+        for (_, runtime) in entries_at(plugin, &["containerd", "runtimes"]) {
+            for name in ["base_runtime_spec", "cni_conf_dir"] {
+                needs.files.extend(path_at(runtime, &[name]));
+            }
+            needs.shims.extend(path_at(runtime, &["runtime_path"]));
+            let shim = string_at(runtime, &["runtime_type"]).and_then(shim_of_type);
+            needs.shims.extend(shim);
+        }
+    }
+    Ok(needs)
+}
+
+/// The shim of a `runtime_type`, as containerd derives it (`core/runtime/v2`, `resolveRuntimePath`): an absolute path, or the name of a
+/// program.
+fn shim_of_type(runtime_type: &str) -> Option<String> {
+    if runtime_type.starts_with('/') {
+        return Some(runtime_type.to_owned());
+    }
+    let (rest, version) = runtime_type.rsplit_once('.')?;
+    let name = rest.rsplit_once('.').map_or(rest, |(_, name)| name);
+    let is_name = |text: &str| !text.is_empty() && !text.contains('/');
+    (is_name(name) && is_name(version)).then(|| format!("containerd-shim-{name}-{version}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case::no_proxy("[proxy_plugins]", None)]
+    #[case::proxy("[proxy_plugins.soci]\naddress = '/a'", Some("proxy plugin soci"))]
+    #[case::cgroup("[cgroup]\npath = '/own'", Some("names a cgroup"))]
+    #[case::no_cgroup("[cgroup]\npath = ''", None)]
+    #[case::of_the_cri_of_1(
+        "[plugins.'io.containerd.grpc.v1.cri'.containerd]\nsnapshotter = 'devmapper'",
+        Some("snapshotter devmapper")
+    )]
+    #[case::of_the_cri_of_2(
+        "[plugins.'io.containerd.cri.v1.images']\nsnapshotter = 'zfs'",
+        Some("snapshotter zfs")
+    )]
+    #[case::of_a_handler(
+        "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.kata]\nsnapshotter = 'blockfile'",
+        Some("snapshotter blockfile")
+    )]
+    #[case::of_a_platform(
+        "[plugins.'io.containerd.cri.v1.images'.runtime_platforms.kata]\nsnapshotter = 'btrfs'",
+        Some("snapshotter btrfs")
+    )]
+    #[case::of_the_transfer_service(
+        "[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\nsnapshotter = 'zfs'",
+        Some("snapshotter zfs")
+    )]
+    #[case::its_own_section(
+        "[plugins.'io.containerd.snapshotter.v1.devmapper']\npool_name = 'pool'",
+        Some("snapshotter devmapper")
+    )]
+    #[case::defaults_of_a_dump(
+        "[plugins.'io.containerd.snapshotter.v1.devmapper']\npool_name = ''\nroot_path = ''\n[plugins.'io.containerd.snapshotter.v1.zfs']\nroot_path = ''",
+        None
+    )]
+    #[case::overlayfs_at_a_path(
+        "[plugins.'io.containerd.snapshotter.v1.overlayfs']\nroot_path = '/data'",
+        None
+    )]
+    #[case::a_snapshotter_that_does_not_exist(
+        "[plugins.'io.containerd.cri.v1.images']\nsnapshotter = 'gone'",
+        None
+    )]
+    fn a_configuration_that_reaches_outside_of_a_built_root_is_named(
+        #[case] dump: &str,
+        #[case] expected: Option<&str>,
+    ) {
+        let found = outside_dependency(dump).unwrap();
+        match expected {
+            Some(words) => assert!(
+                found
+                    .as_ref()
+                    .is_some_and(|found| found.ends_with(words) || found.contains(words)),
+                "{found:?}"
+            ),
+            None => assert_eq!(found, None),
+        }
+    }
+
+    #[rstest]
+    #[case("io.containerd.runc.v2", Some("containerd-shim-runc-v2"))]
+    #[case("/opt/shim", Some("/opt/shim"))]
+    #[case("a.b", Some("containerd-shim-a-b"))]
+    #[case("bare", None)]
+    #[case("a..", None)]
+    #[case("../evil.v1", None)]
+    #[case("", None)]
+    fn the_shim_of_a_runtime_type_is_found_as_containerd_finds_it(
+        #[case] runtime_type: &str,
+        #[case] expected: Option<&str>,
+    ) {
+        assert_eq!(shim_of_type(runtime_type).as_deref(), expected);
+    }
+
+    #[test]
+    fn a_start_needs_the_files_that_the_dump_names() {
+        let dump = "root = '/data'\nstate = '/run/own'\n\
+            [plugins.'io.containerd.nri.v1.nri']\nplugin_path = '/etc/nri/plugins'\n\
+            [plugins.'io.containerd.image-verifier.v1.bindir']\nbin_dir = '/etc/verifiers'\n\
+            [plugins.'io.containerd.internal.v1.opt']\npath = '/srv/opt'\n\
+            [plugins.'io.containerd.cri.v1.runtime'.cni]\nconf_dir = '/srv/cni'\n\
+            [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.a]\nruntime_type = '/srv/shim'\nbase_runtime_spec = '/srv/spec'\n\
+            [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.b]\nruntime_type = 'io.containerd.b.v1'\nruntime_path = '/srv/b'\n";
+        let set = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect();
+        let needs = start_needs(dump).unwrap();
+        assert_eq!(needs.files, set(&["/srv/cni", "/srv/spec"]));
+        assert_eq!(
+            needs.shims,
+            set(&["/srv/b", "/srv/shim", "containerd-shim-b-v1"])
+        );
+        assert_eq!(needs.data, set(&["/data", "/run/own"]));
+        assert_eq!(needs.optional, "/srv/opt");
+        for directory in ["/opt/nri/plugins", "/etc/nri/plugins", "/etc/verifiers"] {
+            assert!(needs.plugin_directories.contains(directory), "{directory}");
+        }
+    }
+}
