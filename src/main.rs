@@ -12,6 +12,7 @@ use clap::{CommandFactory as _, Parser as _};
 use farrier::cli::{self, Cli, Command, JobTtl, LogFormat, Output, ReserveHandlers};
 use farrier::controller;
 use farrier::handoff::{OnRestart, ProvisionReport};
+use farrier::installer::containerd::rehearsal;
 use farrier::installer::report::text;
 use farrier::installer::transaction::interrupts::Interrupts;
 use farrier::installer::{
@@ -32,7 +33,14 @@ fn main() -> ExitCode {
         let status = installer::host::exec::child_main(arguments.split_off(2));
         return ExitCode::from(u8::try_from(status).unwrap_or(1));
     }
-    installer::host::exec::enable_child_main();
+    if arguments
+        .get(1)
+        .is_some_and(|argument| argument == rehearsal::CHILD_ARGUMENT)
+    {
+        let status = rehearsal::child_main(&arguments[2..]);
+        return ExitCode::from(u8::try_from(status).unwrap_or(1));
+    }
+    installer::host::exec::enable_child_main(None);
     let cli = Cli::parse_from(arguments);
     let format = match cli.log_format {
         LogFormat::Text => telemetry::Format::Text,

@@ -36,6 +36,7 @@ use report::{
 use state::{JOURNAL_FILE, OwnedHandler, StateAfter};
 use transaction::interrupts::Interrupts;
 use transaction::recovery::{gather_after, recover};
+use transaction::rehearsal::{Rehearsed, rehearse};
 use transaction::resolve::{ArtifactOptions, Resolved, resolve};
 use transaction::{Failure, Restarts, perform};
 
@@ -236,6 +237,17 @@ async fn plan_and_act(
     let (mut goal, resolved) = resolved.map_err(Failure::Refused)?;
     let mut plan = loop {
         let mut plan = decide(facts, &goal).map_err(|error| Failure::Refused(error.into()))?;
+        // Before the first write: the second containerd needs no binary of the plan.
+        let rehearsed = rehearse(root, facts, &plan);
+        let rehearsed = interrupts.run_unless_interrupted(rehearsed).await.flatten();
+        let rehearsed = rehearsed.map_err(Failure::Refused)?;
+        plan.notes.extend(rehearsed.note());
+        if mode == Mode::DryRun && rehearsed == Rehearsed::Passed {
+            plan.notes.push(
+                "a rehearsal has started containerd on the changed configuration, and its CRI serves all handlers"
+                    .to_owned(),
+            );
+        }
         if mode == Mode::DryRun || plan.is_empty() {
             break plan;
         }

@@ -10,7 +10,7 @@ use k8s_cri::v1::{
     Container, ContainerState, ListContainersRequest, ListPodSandboxRequest, PodSandbox,
     PodSandboxState, StatusRequest,
 };
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::error::Category;
 use tokio::net::UnixStream;
 use tonic::Code;
@@ -63,7 +63,7 @@ impl Error {
 }
 
 /// The handlers that the running containerd has loaded.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Served {
     /// The condition `RuntimeReady`.
     pub ready: bool,

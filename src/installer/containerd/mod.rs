@@ -5,6 +5,7 @@ pub mod cri;
 pub mod daemon;
 pub mod kubelet;
 pub mod process;
+pub mod rehearsal;
 pub mod restart;
 pub mod service;
 pub mod systemd;

@@ -8,8 +8,9 @@ use std::borrow::Cow;
 use std::fs::File;
 use std::io::{Read as _, Seek as _};
 use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -19,7 +20,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use rustix::io::retry_on_intr;
 use rustix::process::{self, WaitId, WaitIdOptions};
-use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
 
 mod enter;
@@ -44,13 +45,15 @@ const MAX_MESSAGE: usize = 400;
 /// Bytes of the last line of a program's error output in a message, at most.
 const MAX_LINE: usize = 300;
 
-/// Whether `main` of this process calls [`child_main`] for a second start.
-static CHILD_MAIN_ENABLED: AtomicBool = AtomicBool::new(false);
+/// The program of Farrier, whose `main` calls [`child_main`] for a second start.
+static FARRIER: OnceLock<PathBuf> = OnceLock::new();
 
-/// Declares that `main` calls [`child_main`] for a start with [`CHILD_ARGUMENT`]. Without this call, as in a test, no program of another
-/// root is run.
-pub fn enable_child_main() {
-    CHILD_MAIN_ENABLED.store(true, Ordering::Relaxed);
+/// Declares that `main` of `farrier`, by default the program of this process, calls [`child_main`] for a start with [`CHILD_ARGUMENT`].
+/// Without this call, as in a test, no program of another root is run.
+pub fn enable_child_main(farrier: Option<&Path>) {
+    let own = Path::new("/proc/self/exe");
+    // The first call counts.
+    let _ = FARRIER.set(farrier.unwrap_or(own).to_owned());
 }
 
 /// Why a program of the host has no result.
@@ -126,18 +129,18 @@ fn command(
     opened: Option<Program>,
     arguments: &[&str],
 ) -> std::io::Result<Command> {
-    if !host.is_own_root() && !CHILD_MAIN_ENABLED.load(Ordering::Relaxed) {
-        return Err(std::io::Error::other(
-            "this process can't start a program in another root directory",
-        ));
-    }
     let source = match &opened {
         None => ProgramSource::Path,
         Some(opened) if opened.is_script() => ProgramSource::Script,
         Some(_) => ProgramSource::Descriptor,
     };
     let mut command = if !host.is_own_root() {
-        let mut command = Command::new("/proc/self/exe");
+        let Some(farrier) = FARRIER.get() else {
+            return Err(std::io::Error::other(
+                "this process can't start a program in another root directory",
+            ));
+        };
+        let mut command = Command::new(farrier);
         command
             .args([CHILD_ARGUMENT, context.name(), source.name()])
             .arg(host.path())
@@ -229,42 +232,93 @@ async fn output_of(
     program: &str,
     limit: Duration,
 ) -> Result<String, Error> {
-    let start = |source| Error::Start {
-        program: program.to_owned(),
-        source,
-    };
-    let mut command = command.map_err(start)?;
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut group = Group::spawn(&mut command).map_err(start)?;
-    let (stdout, stderr) = (group.child.stdout.take(), group.child.stderr.take());
-    let all = async {
-        let (stdout, stderr) = futures::join!(bounded(stdout), bounded(stderr));
-        let (stdout, stderr) = (stdout?, stderr?);
-        Ok::<_, std::io::Error>((group.wait().await?, stdout, stderr))
-    };
-    let (status, stdout, stderr) = tokio::time::timeout(limit, all)
-        .await
-        .map_err(|_| Error::TooLong {
-            program: program.to_owned(),
-            limit,
-        })?
-        .map_err(start)?;
-    if stdout.len() as u64 > MAX_OUTPUT {
-        return Err(Error::TooMuch {
-            program: program.to_owned(),
-        });
-    }
+    let command = command.map_err(start_error(program))?;
+    let (status, stdout, stderr) = collect(command, &[], program, limit).await?;
     if status.code() == Some(CHILD_FAILED) && !host.is_own_root() {
         let message = last_line(
             &String::from_utf8_lossy(&stderr),
             "the child process gave no cause",
         );
-        return Err(start(std::io::Error::other(message)));
+        return Err(start_error(program)(std::io::Error::other(message)));
     }
     if !status.success() {
         return Err(failure(program, &stderr, status));
     }
     Ok(String::from_utf8_lossy(&stdout).into_owned())
+}
+
+/// Starts Farrier itself again with `arguments`, and with `input` as its standard input. Returns its standard output. `main` recognises the
+/// first argument before it parses its own arguments.
+///
+/// # Errors
+/// As [`run`]'s.
+pub async fn run_farrier(
+    arguments: &[&str],
+    input: &[u8],
+    limit: Duration,
+) -> Result<String, Error> {
+    const NAME: &str = "farrier";
+
+    let Some(farrier) = FARRIER.get() else {
+        let source = std::io::Error::other("this process can't start itself again");
+        return Err(start_error(NAME)(source));
+    };
+    let mut command = Command::new(farrier);
+    command
+        .args(arguments)
+        .env_clear()
+        .current_dir("/")
+        .stdin(Stdio::piped())
+        .kill_on_drop(true);
+    let (status, stdout, stderr) = collect(command, input, NAME, limit).await?;
+    if !status.success() {
+        return Err(failure(NAME, &stderr, status));
+    }
+    Ok(String::from_utf8_lossy(&stdout).into_owned())
+}
+
+fn start_error(program: &str) -> impl Fn(std::io::Error) -> Error {
+    move |source| Error::Start {
+        program: program.to_owned(),
+        source,
+    }
+}
+
+/// Starts `command` in a process group of its own, and returns its status and both outputs.
+async fn collect(
+    mut command: Command,
+    input: &[u8],
+    program: &str,
+    limit: Duration,
+) -> Result<(ExitStatus, Vec<u8>, Vec<u8>), Error> {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut group = Group::spawn(&mut command).map_err(start_error(program))?;
+    let stdin = group.child.stdin.take();
+    let (stdout, stderr) = (group.child.stdout.take(), group.child.stderr.take());
+    let write = async {
+        if let Some(mut stdin) = stdin {
+            // A program that ends without reading its input has said why on standard error.
+            let _ = stdin.write_all(input).await;
+        }
+    };
+    let all = async {
+        let ((), stdout, stderr) = futures::join!(write, bounded(stdout), bounded(stderr));
+        let (stdout, stderr) = (stdout?, stderr?);
+        Ok::<_, std::io::Error>((group.wait().await?, stdout, stderr))
+    };
+    let collected = tokio::time::timeout(limit, all)
+        .await
+        .map_err(|_| Error::TooLong {
+            program: program.to_owned(),
+            limit,
+        })?
+        .map_err(start_error(program))?;
+    if collected.1.len() as u64 > MAX_OUTPUT {
+        return Err(Error::TooMuch {
+            program: program.to_owned(),
+        });
+    }
+    Ok(collected)
 }
 
 /// Runs a program of the host that starts daemons, such as the command of a service manager, and waits for the program alone.

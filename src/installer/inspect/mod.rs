@@ -18,6 +18,7 @@ use crate::handoff::{Problem, Sha256Digest};
 use crate::installer::containerd::config_files::{load, patterns};
 use crate::installer::containerd::cri::{self, Served};
 use crate::installer::containerd::daemon::{self, Containerd};
+use crate::installer::containerd::rehearsal::{Rehearsal, Rehearsed, rehearse};
 use crate::installer::containerd::service::{RestartEffect, Service};
 use crate::installer::containerd::tasks::{EndingPod, ending_pods};
 use crate::installer::distro::DistroSpec;
@@ -143,6 +144,27 @@ impl HostFacts {
         let configured = || address_of_dump(self.dump.as_deref().ok()?);
         let address = given.or_else(configured);
         address.unwrap_or_else(|| self.distro.socket.to_owned())
+    }
+
+    /// Starts a second containerd on `files` and returns what its CRI serves, as [`rehearse`] does. `files` are the host's own files, or differ
+    /// from them in handlers alone.
+    pub async fn rehearse(&self, host: &HostRoot, files: &ConfigFiles) -> Rehearsal {
+        let Some(daemon) = self.containerd.daemon() else {
+            return Rehearsal::NotPossible(Problem::new("no containerd runs on this host", None));
+        };
+        match &self.dump {
+            Ok(dump) => {
+                let socket = &self.socket();
+                let rehearsed = Rehearsed {
+                    daemon,
+                    socket,
+                    files,
+                    dump,
+                };
+                rehearse(host, &rehearsed).await
+            }
+            Err(problem) => Rehearsal::NotPossible(problem.clone()),
+        }
     }
 
     /// The name of containerd's unit.

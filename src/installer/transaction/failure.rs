@@ -35,6 +35,11 @@ pub enum Error {
     /// The host's containerd refuses the candidate configuration.
     #[error("containerd refuses the changed configuration: {0}")]
     ConfigRefused(Problem),
+    /// The host's containerd does not start on the changed configuration, or serves other handlers there.
+    #[error(
+        "containerd would not serve the changed configuration, as a rehearsal of its start shows: {0}"
+    )]
+    Rehearsal(Problem),
     /// Binaries that fail the smoke test, by SHA-256. The message is that of the first one.
     #[error("{}", .0.values().next().map_or("", |problem| problem.message.as_str()))]
     Unusable(BTreeMap<Sha256Digest, Problem>),
@@ -110,6 +115,9 @@ impl Error {
             Self::Plan(error) => return error.help(),
             Self::Config(error) => return error.help(),
             Self::ConfigRefused(problem) => problem.help_or("run with --dry-run to see the change"),
+            Self::Rehearsal(problem) => problem.help_or(
+                "run with --dry-run to see the change, and correct the settings that the reason names",
+            ),
             Self::Artifact(error) => return error.help(),
             Self::NoArtifact { .. } => Cow::Borrowed(
                 "put the artifact at this path on the host (below --host-root, if set), or correct the location of the shim",

@@ -6,6 +6,7 @@ mod failure;
 pub mod interrupts;
 pub mod journal;
 pub mod recovery;
+pub mod rehearsal;
 pub mod resolve;
 pub mod rollback;
 pub mod smoke_test;
