@@ -21,6 +21,7 @@ mod legacy;
 mod node;
 #[path = "../support/random.rs"]
 mod random;
+mod rehearsal;
 mod removal;
 mod sandbox;
 mod signals;

@@ -1,0 +1,473 @@
+//! A second containerd is started on the changed configuration, beside the running one and unseen by it.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use farrier::handoff::Outcome;
+use farrier::installer::Target;
+use farrier::installer::containerd::rehearsal::Rehearsal;
+use farrier::installer::host::{HostRoot, exec};
+use farrier::installer::inspect::gather;
+use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::{Mode, SFlag, mknod};
+use nix::unistd::Pid;
+use rstest::rstest;
+
+use crate::containerd::programs;
+use crate::node::{CONFIG, CONFIG_PATH, Node, Run, on_each, shim};
+use crate::sandbox::wait;
+
+const INSTALL: [&str; 2] = ["install", "--shim=a=file:///srv/a"];
+
+/// Time limit for processes to appear or to end.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// Rehearses the present configuration files of the node with `change` applied to the text of the root file.
+fn rehearse(node: &Node, change: impl Fn(&str) -> String) -> Rehearsal {
+    exec::enable_child_main(Some(Path::new(env!("CARGO_BIN_EXE_farrier"))));
+    let host = HostRoot::open(&node.path("/")).unwrap();
+    // A thread whose children get another PID namespace can't start threads.
+    children_get_processes_of("/proc/thread-self");
+    let rehearsal = wait(async {
+        let facts = gather(&host, None, Target::Live).await.unwrap();
+        let mut files = facts.config_files.clone();
+        files.root.text = files.root.text.as_deref().map(change);
+        facts.rehearse(&host, &files).await
+    });
+    children_get_processes_of(&format!("/proc/{}", node.init()));
+    rehearsal
+}
+
+/// Puts the later children of this thread into the PID namespace of a process.
+fn children_get_processes_of(process: &str) {
+    let processes = fs::File::open(format!("{process}/ns/pid")).unwrap();
+    setns(processes, CloneFlags::CLONE_NEWPID).unwrap();
+}
+
+/// Sections for the CRI of 1.x and 2.x in a file of version 2.
+fn with_cri(settings: &str) -> impl Fn(&str) -> String {
+    let section = format!("\n[plugins.\"io.containerd.grpc.v1.cri\"]\n{settings}\n");
+    move |text| format!("{text}{section}")
+}
+
+fn assert_served(node: &Node, rehearsal: &Rehearsal, handlers: &[&str]) {
+    let Rehearsal::Served(served) = rehearsal else {
+        panic!("{rehearsal:?}\n{}", node.log());
+    };
+    for handler in handlers {
+        assert!(served.handlers.contains_key(*handler), "{served:?}");
+    }
+}
+
+/// Everything that a second containerd could leave behind: mounts, processes, cgroups, sockets and files of the node.
+fn traces(node: &Node) -> BTreeMap<String, String> {
+    let mut traces = BTreeMap::new();
+    let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+    traces.insert("mounts".to_owned(), mounts);
+    let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", node.init())).unwrap();
+    traces.insert("mounts of the node".to_owned(), mounts);
+    let mut directories = vec![node.path("/run"), node.path("/opt"), node.path("/etc")];
+    directories.extend([node.path("/var/lib"), node.path("/tmp")]);
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+            let metadata = entry.path().symlink_metadata().unwrap();
+            // The log and the databases of the running containerd change at any time.
+            let kind = if metadata.is_dir() {
+                "directory"
+            } else {
+                "file"
+            };
+            let inode = if metadata.file_type().is_socket() {
+                metadata.ino()
+            } else {
+                0
+            };
+            let path = entry.path().display().to_string();
+            // The lock of the host.
+            if !path.contains("/run/farrier") {
+                traces.insert(path, format!("{kind} {inode}"));
+            }
+            if metadata.is_dir() {
+                directories.push(entry.path());
+            }
+        }
+    }
+    let output = Command::new("ip").args(["-o", "address"]).output().unwrap();
+    let addresses = String::from_utf8(output.stdout).unwrap();
+    traces.insert("addresses".to_owned(), addresses);
+    traces
+}
+
+/// The PIDs on this machine of the node's processes, and of all processes that run the node's containerd, in whatever namespace.
+fn processes(node: &Node) -> Vec<u32> {
+    let namespace = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let own = namespace(node.init().parse().unwrap());
+    let program = identity(&node.path("/usr/local/bin/containerd"));
+    let names = fs::read_dir("/proc").unwrap().flatten();
+    let pids = names.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let runs = |pid: u32| identity(Path::new(&format!("/proc/{pid}/exe"))) == program;
+    let mut found: Vec<u32> = pids
+        .filter(|pid| namespace(*pid) == own || runs(*pid))
+        .collect();
+    found.sort_unstable();
+    found
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let metadata = fs::metadata(path).ok()?;
+    Some((metadata.dev(), metadata.ino()))
+}
+
+/// Waits until a second process runs the node's containerd; returns its PID on this machine.
+fn await_second(node: &Node) -> u32 {
+    let program = identity(&node.path("/usr/local/bin/containerd"));
+    let since = Instant::now();
+    loop {
+        let mut found = processes(node);
+        found.retain(|pid| {
+            let nested = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let nested = nested.lines().find_map(|line| line.strip_prefix("NSpid:"));
+            // On this machine, on the node, and in the rehearsal.
+            let depth = nested.map_or(0, |line| line.split_whitespace().count());
+            depth > 2 && identity(Path::new(&format!("/proc/{pid}/exe"))) == program
+        });
+        if let Some(pid) = found.first() {
+            return *pid;
+        }
+        assert!(since.elapsed() < LIMIT);
+        std::thread::yield_now();
+    }
+}
+
+fn assert_no_process_is_left(node: &Node, before: &[u32]) {
+    let since = Instant::now();
+    // The kernel ends the processes of a namespace after its process 1.
+    loop {
+        let now = processes(node);
+        if now == before {
+            return;
+        }
+        assert!(since.elapsed() < LIMIT, "{now:?} instead of {before:?}");
+        std::thread::yield_now();
+    }
+}
+
+/// Settings with which the CRI starts on the node, although their addresses are not those of the root that is built.
+const FINE: [&str; 5] = [
+    "",
+    "stream_server_address = \"10.20.30.40\"\nstream_server_port = \"10010\"",
+    "stream_server_address = \"2001:db8::7\"",
+    "enable_selinux = true\nenable_cdi = true",
+    "[plugins.\"io.containerd.grpc.v1.cri\".cni]\nconf_dir = \"/srv/cni\"\nbin_dir = \"/gone\"",
+];
+
+#[test]
+fn settings_that_work_on_the_node_work_in_a_rehearsal_and_broken_ones_are_named() {
+    on_each(|release| {
+        let node = Node::new(release);
+        let before = (traces(&node), processes(&node));
+        for settings in FINE {
+            let rehearsal = rehearse(&node, with_cri(settings));
+            assert_served(&node, &rehearsal, &["runc", "kata"]);
+        }
+        for (section, address) in [
+            ("metrics", "10.1.2.3:1338"),
+            ("debug", "/run/own/debug.sock"),
+        ] {
+            let rehearsal = rehearse(&node, |text| {
+                format!("{text}\n[{section}]\naddress = \"{address}\"\n")
+            });
+            assert_served(&node, &rehearsal, &["kata"]);
+        }
+        for (settings, words) in [
+            (
+                "[plugins.\"io.containerd.grpc.v1.cri\".containerd]\nsnapshotter = \"gone\"",
+                "gone",
+            ),
+            (
+                "[plugins.\"io.containerd.grpc.v1.cri\".containerd]\ndefault_runtime_name = \"gone\"",
+                "gone",
+            ),
+            ("stream_idle_timeout = \"4\"", "4"),
+        ] {
+            let rehearsal = rehearse(&node, with_cri(settings));
+            let Rehearsal::Failed(problem) = rehearsal else {
+                panic!("{rehearsal:?}");
+            };
+            assert!(
+                problem
+                    .message
+                    .starts_with("its CRI plugin does not start: ")
+                    && problem.message.contains(words),
+                "{problem:?}"
+            );
+        }
+        let rehearsal = rehearse(&node, |text| {
+            format!("required_plugins = ['io.containerd.gone.v1.gone']\n{text}")
+        });
+        let Rehearsal::Failed(problem) = rehearsal else {
+            panic!("{rehearsal:?}");
+        };
+        assert!(
+            problem.message.starts_with("it ends at its start: "),
+            "{problem:?}"
+        );
+        assert_no_process_is_left(&node, &before.1);
+        assert_eq!(traces(&node), before.0);
+    });
+}
+
+#[test]
+fn thirty_handlers_are_rehearsed() {
+    on_each(|release| {
+        let node = Node::new(release);
+        let mut names = Vec::new();
+        let mut more = String::new();
+        for number in 0..30 {
+            let name = format!("h{number}");
+            let section =
+                format!("[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.{name}]");
+            writeln!(more, "\n{section}\nruntime_type = \"/opt/shims/{name}\"").unwrap();
+            node.write(
+                &format!("/opt/shims/{name}"),
+                &shim(number, Run::Ends),
+                0o755,
+            );
+            names.push(name);
+        }
+        let rehearsal = rehearse(&node, |text| format!("{text}\n{more}"));
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        assert_served(&node, &rehearsal, &names);
+    });
+}
+
+/// A program that leaves a mark, for NRI and for the verification of images.
+const MARKER: &[u8] = b"#!/bin/sh\ntouch /run/marked /tmp/marked /marked\n";
+
+#[test]
+fn plugins_and_sockets_of_the_node_are_not_touched() {
+    on_each(|release| {
+        let node = Node::stopped(release, &[]);
+        node.write(CONFIG_PATH, CONFIG.as_bytes(), 0o644);
+        node.start();
+        // After the start of the node's containerd, which runs them, too.
+        for directory in ["/opt/nri/plugins", "/opt/containerd/image-verifier/bin"] {
+            node.write(&format!("{directory}/10-marker"), MARKER, 0o755);
+        }
+        mknod(&node.path("/etc/fifo"), SFlag::S_IFIFO, Mode::S_IRWXU, 0).unwrap();
+        let listener = UnixListener::bind(node.path("/etc/containerd/socket")).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let before = traces(&node);
+        let rehearsal = rehearse(&node, str::to_owned);
+        assert_served(&node, &rehearsal, &["kata"]);
+        assert_eq!(traces(&node), before);
+        assert!(listener.accept().is_err());
+        for path in ["/run/marked", "/tmp/marked", "/marked"] {
+            assert!(!node.path(path).exists(), "{path}");
+        }
+        let (status, report) = node.change(&INSTALL);
+        assert_eq!((status, report.result), (0, Outcome::Applied), "{report:?}");
+    });
+}
+
+#[test]
+fn a_configuration_with_a_proxy_plugin_is_changed_without_a_rehearsal_and_the_report_says_so() {
+    on_each(|release| {
+        let node = Node::stopped(release, &[]);
+        let config = format!(
+            "{CONFIG}\n[proxy_plugins.stub]\ntype = \"snapshot\"\naddress = \"/run/stub.sock\"\n"
+        );
+        node.write(CONFIG_PATH, config.as_bytes(), 0o644);
+        let listener = UnixListener::bind(node.path("/run/stub.sock")).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        node.start();
+        while listener.accept().is_ok() {}
+        let output = node.farrier(&[
+            "install",
+            "--dry-run",
+            "--shim=a=file:///srv/a",
+            "-o",
+            "json",
+        ]);
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.contains("names the proxy plugin stub"), "{text}");
+        assert!(listener.accept().is_err(), "a rehearsal called the plugin");
+        let (status, report) = node.change(&INSTALL);
+        assert_eq!((status, report.result), (0, Outcome::Applied), "{report:?}");
+        let note = "was not rehearsed: the configuration names the proxy plugin stub";
+        assert!(
+            report.notes.iter().any(|it| it.contains(note)),
+            "{report:?}"
+        );
+    });
+}
+
+/// The change is made in a file that the running containerd was not started with.
+#[test]
+fn a_change_that_containerd_would_not_serve_is_refused_before_any_write() {
+    on_each(|release| {
+        let node = Node::new(release);
+        node.write("/etc/containerd/other.toml", CONFIG.as_bytes(), 0o644);
+        let before = (node.tree(), node.process(), traces(&node));
+        for more in [&[][..], &["--dry-run"]] {
+            let arguments = [&INSTALL[..], &["--config=/etc/containerd/other.toml"], more].concat();
+            let (status, report) = node.change(&arguments);
+            assert_eq!((status, report.result), (3, Outcome::Refused), "{report:?}");
+            let reason = report.reason.unwrap();
+            assert!(
+                reason.contains("a rehearsal of its start shows"),
+                "{reason}"
+            );
+            assert_eq!((node.tree(), node.process(), traces(&node)), before);
+        }
+    });
+}
+
+#[test]
+fn a_dry_run_says_that_the_start_was_rehearsed() {
+    let node = Node::new(&programs()[1]);
+    let before = (node.tree(), traces(&node));
+    let output = node.farrier(&["install", "--dry-run", "--shim=a=file:///srv/a"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        text.contains("a rehearsal has started containerd"),
+        "{text}"
+    );
+    assert_eq!((node.tree(), traces(&node)), before);
+}
+
+/// A node whose containerd would wait for a shim at its next start: 2.4 runs every shim.
+fn hanging_node() -> Node {
+    let node = Node::stopped(&programs()[3], &[]);
+    let config = CONFIG.replace("io.containerd.kata.v2", "/opt/shim");
+    node.write(CONFIG_PATH, config.as_bytes(), 0o644);
+    node.write("/opt/shim", &shim(1, Run::Ends), 0o755);
+    node.start();
+    node.write("/opt/shim", &shim(1, Run::Hangs), 0o755);
+    node
+}
+
+#[test]
+fn a_start_that_hangs_ends_with_the_rehearsal() {
+    let node = hanging_node();
+    let before = (traces(&node), processes(&node));
+    let since = Instant::now();
+    let rehearsal = rehearse(&node, str::to_owned);
+    let Rehearsal::Failed(problem) = rehearsal else {
+        panic!("{rehearsal:?}");
+    };
+    assert!(problem.message.contains("within 20s"), "{problem:?}");
+    assert!(since.elapsed() < Duration::from_secs(25));
+    assert_no_process_is_left(&node, &before.1);
+    assert_eq!(traces(&node), before.0);
+}
+
+#[rstest]
+#[case::killed(Signal::SIGKILL)]
+#[case::interrupted(Signal::SIGTERM)]
+fn a_rehearsal_ends_with_the_program_that_started_it(#[case] signal: Signal) {
+    on_each(|release| {
+        let node = Node::new(release);
+        let before = (traces(&node), processes(&node), node.tree());
+        let mut farrier = node
+            .command(&INSTALL)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        await_second(&node);
+        kill(Pid::from_raw(farrier.id().cast_signed()), signal).unwrap();
+        farrier.wait().unwrap();
+        assert_no_process_is_left(&node, &before.1);
+        assert_eq!(node.tree().len(), before.2.len());
+        assert_eq!(traces(&node), before.0);
+        let (status, report) = node.change(&INSTALL);
+        assert_eq!((status, report.result), (0, Outcome::Applied), "{report:?}");
+    });
+}
+
+/// What the second containerd could reach is looked at while it waits for a shim.
+#[test]
+fn no_socket_fifo_or_device_of_the_node_is_reachable() {
+    let node = hanging_node();
+    mknod(&node.path("/etc/fifo"), SFlag::S_IFIFO, Mode::S_IRWXU, 0).unwrap();
+    let _listener = UnixListener::bind(node.path("/etc/containerd/socket")).unwrap();
+    node.write("/etc/containerd/certs.d/host/hosts.toml", b"# ours", 0o600);
+    let mut farrier = node.command(&["install", "--dry-run", "--shim=a=file:///srv/a"]);
+    let mut farrier = farrier
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let pid = await_second(&node);
+    let root = PathBuf::from(format!("/proc/{pid}/root"));
+    let socket = root.join("etc/containerd/certs.d/host/hosts.toml");
+    assert_eq!(fs::read(socket).unwrap(), b"# ours");
+    let mut special = Vec::new();
+    let mut directories = vec![root.clone()];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+            // Of the mount at that path, and not of the entry below it.
+            let kind = entry.path().symlink_metadata().unwrap().file_type();
+            let path = entry.path();
+            let path = path.strip_prefix(&root).unwrap();
+            if kind.is_dir() && !["proc", "sys"].iter().any(|name| path.starts_with(name)) {
+                directories.push(entry.path());
+            } else if kind.is_socket()
+                || kind.is_fifo()
+                || kind.is_block_device()
+                || kind.is_char_device()
+            {
+                special.push(path.display().to_string());
+            }
+        }
+    }
+    special.sort();
+    // containerd's own sockets are made later in its start.
+    special.retain(|path| !path.starts_with("run/"));
+    let devices = ["full", "null", "random", "tty", "urandom", "zero"];
+    assert_eq!(special, devices.map(|name| format!("dev/{name}")));
+    let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
+    for line in mounts.lines() {
+        let mut fields = line.split(' ');
+        let (target, flags) = (fields.nth(4).unwrap(), fields.next().unwrap());
+        let is_own = ["/", "/proc"].contains(&target) || target.starts_with("/dev/");
+        assert!(
+            is_own || flags.split(',').any(|flag| flag == "ro"),
+            "{line}"
+        );
+        assert!(flags.contains("nosuid"), "{line}");
+        // Neither shared with another mount nor a copy that follows one.
+        assert!(
+            !line.contains("shared:") && !line.contains("master:"),
+            "{line}"
+        );
+    }
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+    for entry in descriptors {
+        let target = fs::read_link(entry.path()).unwrap_or_default();
+        let target = target.display().to_string();
+        let own = [
+            "pipe:",
+            "socket:",
+            "anon_inode:",
+            "/dev/null",
+            "/var/lib/containerd",
+            "/run",
+        ];
+        assert!(own.iter().any(|own| target.starts_with(own)), "{target}");
+    }
+    let environment = fs::read(format!("/proc/{pid}/environ")).unwrap();
+    assert!(!String::from_utf8_lossy(&environment).contains("NOTIFY_SOCKET"));
+    farrier.kill().unwrap();
+    farrier.wait().unwrap();
+}
