@@ -4,7 +4,7 @@
 //! RCM's fields are spelt and required as in its release 0.2.0, so that its manifests apply unchanged.
 
 pub use error::Error;
-use error::LONGEST_LOCATION;
+use error::{LONGEST_LOCATION, LONGEST_OPTION, LONGEST_OPTION_NAME, MOST_OPTIONS};
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::Toleration;
@@ -59,8 +59,12 @@ pub struct ShimSpec {
     #[serde(default)]
     pub rollout_strategy: RolloutStrategy,
     /// Options that containerd passes to the shim, for example `SystemdCgroup: "true"`. `"true"` and `"false"` become booleans, digits
-    /// become an integer, and any other text a string. See the documentation of the shim for its options.
+    /// become an integer, and any other text a string. See the documentation of the shim for its options. At most 64 options, because a
+    /// Job carries the options of all Shims of its node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("maxProperties" = MOST_OPTIONS, "additionalProperties" = {"type": "string", "maxLength": LONGEST_OPTION}))]
+    #[x_kube(validation = Rule::new("self.all(name, size(name) <= 128)")
+        .message("the name of an option must have at most 128 characters"))]
     pub containerd_runtime_options: Option<BTreeMap<String, String>>,
     /// More handler names for the same binary, for RuntimeClasses of your own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -314,8 +318,10 @@ impl ShimSpec {
     /// The names of the shim's handlers in containerd: its own first, then its aliases, without duplicates.
     ///
     /// # Errors
-    /// When one of them is not a valid label name.
+    /// When one of them is not a valid label name, or the options of the handlers exceed the bounds of the schema. The API server may
+    /// serve an older definition without these bounds.
     pub fn handlers(&self) -> Result<Vec<String>, Error> {
+        self.check_options()?;
         let mut seen = BTreeSet::new();
         std::iter::once(&self.runtime_class.handler)
             .chain(&self.handler_aliases)
@@ -330,6 +336,23 @@ impl ShimSpec {
                 }
             })
             .collect()
+    }
+
+    /// Checks the options against the bounds of the schema, which counts characters.
+    fn check_options(&self) -> Result<(), Error> {
+        let options = self.containerd_runtime_options.iter().flatten();
+        if options.clone().count() > MOST_OPTIONS {
+            return Err(Error::ManyOptions);
+        }
+        for (name, value) in options {
+            if name.chars().count() > LONGEST_OPTION_NAME {
+                return Err(Error::LongOptionName);
+            }
+            if value.chars().count() > LONGEST_OPTION {
+                return Err(Error::LongOption { name: name.clone() });
+            }
+        }
+        Ok(())
     }
 }
 
@@ -456,6 +479,24 @@ mod tests {
         );
         assert_eq!(with("").unwrap().sha256, None);
         assert!(matches!(with("abc"), Err(Error::Digest { .. })));
+    }
+
+    #[rstest]
+    #[case::as_many_and_as_long_as_allowed(64, 128, 1_024, None)]
+    #[case::too_many(65, 3, 1, Some(Error::ManyOptions))]
+    #[case::a_long_name(1, 129, 1, Some(Error::LongOptionName))]
+    #[case::a_long_value(1, 3, 1_025, Some(Error::LongOption { name: "000".to_owned() }))]
+    fn options_beyond_the_bounds_of_the_schema_are_refused(
+        #[case] count: usize,
+        #[case] name: usize,
+        #[case] value: usize,
+        #[case] expected: Option<Error>,
+    ) {
+        let mut spec = shim(&serde_json::json!({}));
+        // Each character has two bytes: the schema counts characters.
+        let options = (0..count).map(|at| (format!("{at:0name$}"), "é".repeat(value)));
+        spec.containerd_runtime_options = Some(options.collect());
+        assert_eq!(spec.handlers().err(), expected);
     }
 
     #[test]

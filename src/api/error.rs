@@ -5,6 +5,16 @@ use std::borrow::Cow;
 /// Longest location, in bytes. The schema has the same bound for platforms, and none for RCM's anonHttp.
 pub(super) const LONGEST_LOCATION: usize = 2048;
 
+/// Most options of one Shim. All Shims of a node share one Job (`LARGEST_SET` in `controller/decide/desired.rs`), and the known shims have
+/// fewer than ten options.
+pub(super) const MOST_OPTIONS: usize = 64;
+
+/// Longest name of an option, in characters; a rule of the schema has the same number.
+pub(super) const LONGEST_OPTION_NAME: usize = 128;
+
+/// Longest value of an option, in characters: a path of a file, at most.
+pub(super) const LONGEST_OPTION: usize = 1024;
+
 /// The reason why a Shim can't be installed on a node. [`Error::help`] says how to correct the cause.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -28,6 +38,18 @@ pub enum Error {
     /// The location is longer than `LONGEST_LOCATION` bytes.
     #[error("the location is longer than {LONGEST_LOCATION} bytes")]
     LongLocation,
+    /// The Shim has more than `MOST_OPTIONS` options.
+    #[error("containerdRuntimeOptions has more than {MOST_OPTIONS} options")]
+    ManyOptions,
+    /// The name of an option is longer than `LONGEST_OPTION_NAME` characters.
+    #[error("the name of an option is longer than {LONGEST_OPTION_NAME} characters")]
+    LongOptionName,
+    /// The value of an option is longer than `LONGEST_OPTION` characters.
+    #[error("the value of option {name:?} is longer than {LONGEST_OPTION} characters")]
+    LongOption {
+        /// The name of the option.
+        name: String,
+    },
     /// A digest is not a SHA-256.
     #[error("invalid SHA-256 {found:?}")]
     Digest {
@@ -63,6 +85,10 @@ impl Error {
             Self::NoPlatform { .. } => "add the platform to spec.fetchStrategy.platforms",
             Self::Location { .. } => "use https://, http:// or file:///",
             Self::LongLocation => "shorten the location",
+            Self::ManyOptions => "remove options from spec.containerdRuntimeOptions",
+            Self::LongOptionName | Self::LongOption { .. } => {
+                "shorten the option in spec.containerdRuntimeOptions"
+            }
             Self::Digest { .. } => "write 64 hexadecimal digits",
             Self::MaxUpdate { .. } => return None,
             Self::Name { .. } => "use at most 63 characters",

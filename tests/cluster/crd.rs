@@ -164,6 +164,34 @@ async fn an_invalid_shim_is_refused_with_a_readable_message() {
 }
 
 #[tokio::test]
+async fn options_beyond_the_bounds_are_refused_by_the_definition() {
+    let cluster = Cluster::connect().await;
+    cluster.farrier(&["crd", "--apply"]);
+    let options = |count: usize, name: usize, value: usize| -> Value {
+        let options = (0..count).map(|at| (format!("{at:0name$}"), json!("é".repeat(value))));
+        options.collect::<serde_json::Map<_, _>>().into()
+    };
+    for (options, said) in [
+        (options(64, 128, 1_024), None),
+        (options(65, 3, 1), Some("must have at most 64 items")),
+        (options(1, 129, 1), Some("at most 128 characters")),
+        (
+            options(1, 3, 1_025),
+            Some("may not be more than 1024 bytes"),
+        ),
+    ] {
+        let mut spec = spec();
+        spec["containerdRuntimeOptions"] = options;
+        let answer = answer(&cluster, "options", &spec).await;
+        match (answer, said) {
+            (Ok(_), None) => {}
+            (Err(refusal), Some(said)) => assert!(refusal.contains(said), "{refusal}"),
+            (answer, said) => panic!("{answer:?} instead of {said:?}"),
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_shim_of_runtime_class_manager_is_accepted() {
     let cluster = Cluster::connect().await;
     cluster.farrier(&["crd", "--apply"]);
