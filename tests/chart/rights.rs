@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::support::{name, of_kind, render, strings};
+use super::support::{hooks, name, of_kind, render, strings};
 
 /// The rules of one role, each as `GROUP: RESOURCES NAMES: VERBS`.
 pub fn rights(objects: &[Value], kind: &str, role_name: &str) -> BTreeSet<String> {
@@ -98,5 +98,24 @@ fn policies_are_omitted_by_a_value_and_on_clusters_without_their_api() {
     ] {
         let objects = render(&[argument]);
         assert!(of_kind(&objects, "ValidatingAdmissionPolicy").is_empty());
+    }
+}
+
+#[test]
+fn a_failed_hook_keeps_its_job_alone() {
+    for (hook, job) in [
+        ("pre-install,pre-upgrade", "farrier-crd"),
+        ("pre-delete", "farrier-uninstall-cluster"),
+    ] {
+        let objects = hooks(hook, &[]);
+        assert!(objects.len() > 3, "{hook}");
+        for object in &objects {
+            let annotations = &object["metadata"]["annotations"];
+            let policy = annotations["helm.sh/hook-delete-policy"].as_str().unwrap();
+            assert!(policy.contains("before-hook-creation,hook-succeeded"));
+            let is_job = object["kind"] == "Job";
+            assert_eq!(policy.contains("hook-failed"), !is_job, "{object}");
+            assert!(!is_job || name(object) == job);
+        }
     }
 }

@@ -225,16 +225,23 @@ changes. The ClusterRoleBinding of an installed Farrier names its release and na
 {{- end -}}
 {{- end -}}
 
-{{/* Annotations of the hooks before an install and an upgrade. Takes the weight. Helm deletes the objects after success. */}}
+{{/*
+Annotations of the hooks before an install and an upgrade. Takes the weight. Helm deletes accounts, roles and bindings after success and
+after a failure, because they may create CustomResourceDefinitions. After a failure, only the Job stays, with its pod.
+*/}}
 {{- define "farrier.crdHook" -}}
 helm.sh/hook: pre-install,pre-upgrade
-helm.sh/hook-weight: {{ . | quote }}
-helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+{{ include "farrier.hook" . }}
 {{- end -}}
 
-{{/* Annotations of the hooks before an uninstall. Takes the weight. Helm deletes the objects after success. */}}
+{{/* Annotations of the hooks before an uninstall, as above. */}}
 {{- define "farrier.uninstallHook" -}}
 helm.sh/hook: pre-delete
+{{ include "farrier.hook" . }}
+{{- end -}}
+
+{{/* The common part: the Jobs have the weight -5, and what they need a smaller one. */}}
+{{- define "farrier.hook" -}}
 helm.sh/hook-weight: {{ . | quote }}
-helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded{{ if ne . "-5" }},hook-failed{{ end }}
 {{- end -}}
