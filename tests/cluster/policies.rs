@@ -3,7 +3,8 @@
 use farrier::names;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Node;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
+use kube::core::ApiResource;
 use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
 
@@ -28,6 +29,7 @@ async fn node(cluster: &Cluster) -> Node {
             "name": NAME,
             "labels": {
                 format!("test.farrier.dev/{NAME}"): "true", "example.org/team": "a", "spin": "mine", "wws": "pending", "slight": "failed",
+                "farrier.dev/slight": "failed", "pool": "pending", "Upper": "failed",
             },
             "annotations": {"example.org/note": "a", "farrier.dev/applied": "{}"},
         },
@@ -83,10 +85,18 @@ async fn remove_node(cluster: &Cluster) {
 #[tokio::test]
 async fn the_controller_may_write_only_its_own_labels_annotations_and_taints() {
     let cluster = Cluster::with_farrier().await;
-    // No controller serves the node's shim, so the startup taint stays.
+    // No controller serves the node's shim, so the startup taint stays. A node that no known Shim selects would lose it at once.
     cluster
         .create_shim(&shim_for(NAME, &cluster.artifacts.shim))
         .await;
+    eventually("the controller knows the Shim", async || {
+        let shim = cluster.shims().get(NAME).await.unwrap();
+        let known = shim
+            .finalizers()
+            .contains(&names::SHIM_FINALIZER.to_owned());
+        if known { Ok(()) } else { Err(shim.metadata) }
+    })
+    .await;
     node(&cluster).await;
     let controller = cluster.as_controller().await;
     in_force(&controller).await;
@@ -97,8 +107,13 @@ async fn the_controller_may_write_only_its_own_labels_annotations_and_taints() {
         labels(
             json!({"farrier.dev/spin": "pending", "handler.farrier.dev/spin": "true", "kwasm.sh/kwasm-provisioned": NAME}),
         ),
-        labels(json!({"lunatic": "pending", "wws": "provisioned", "slight": null})),
-        labels(json!({"wws": "uninstall"})),
+        labels(
+            json!({"lunatic": "pending", "farrier.dev/lunatic": "pending", "slight": null, "farrier.dev/slight": null}),
+        ),
+        labels(json!({"wws": "uninstall", "farrier.dev/wws": "removing"})),
+        labels(
+            json!({"farrier.dev/slight": null, "handler.farrier.dev/spin": null, "kwasm.sh/kwasm-provisioned": null}),
+        ),
         json!({"metadata": {"annotations": {"farrier.dev/applied": "{\"attempts\": 1}"}}}),
         json!({"metadata": {"annotations": {"farrier.dev/applied": null}}}),
     ] {
@@ -131,6 +146,43 @@ async fn the_controller_may_write_only_its_own_labels_annotations_and_taints() {
         (labels(json!({"spin": null})), "not spin"),
         (labels(json!({"lunatic": "true"})), "not lunatic"),
         (labels(json!({"wws": "yes"})), "not wws"),
+        // A label of others that looks like one of runtime-class-manager.
+        (labels(json!({"pool": null})), "not pool"),
+        (labels(json!({"pool": "failed"})), "not pool"),
+        (labels(json!({"gpu2": "pending"})), "not gpu2"),
+        (
+            labels(json!({"gpu2": "provisioned", "farrier.dev/gpu2": "pending"})),
+            "not gpu2",
+        ),
+        (
+            labels(json!({"gpu2": "removing", "farrier.dev/gpu2": "removing"})),
+            "not gpu2",
+        ),
+        (
+            labels(json!({"pool": null, "farrier.dev/pool": "pending"})),
+            "not pool",
+        ),
+        (
+            labels(json!({"Upper": "pending", "farrier.dev/Upper": "pending"})),
+            "not Upper",
+        ),
+        (labels(json!({"slight": null})), "not slight"),
+        (
+            labels(json!({"farrier.dev/spin": "true"})),
+            "not farrier.dev/spin=true",
+        ),
+        (
+            labels(json!({"handler.farrier.dev/spin": "false"})),
+            "not handler.farrier.dev/spin=false",
+        ),
+        (
+            labels(json!({"kwasm.sh/kwasm-provisioned": "other"})),
+            "not kwasm.sh/kwasm-provisioned=other",
+        ),
+        (
+            labels(json!({"farrier.dev.example.org/spin": "pending"})),
+            "and not farrier.dev.example.org/spin",
+        ),
         (
             json!({"metadata": {"annotations": {"example.org/note": null}}}),
             "and not example.org/note",
@@ -152,6 +204,14 @@ async fn the_controller_may_write_only_its_own_labels_annotations_and_taints() {
             "nothing of a node's spec",
         ),
         (
+            json!({"spec": {"podCIDR": "10.9.0.0/24", "podCIDRs": ["10.9.0.0/24"]}}),
+            "nothing of a node's spec",
+        ),
+        (
+            json!({"metadata": {"ownerReferences": [{"apiVersion": "v1", "kind": "Namespace", "name": "a", "uid": "a"}]}}),
+            "owners of a node",
+        ),
+        (
             json!({"spec": {"taints": [&own_taint]}}),
             "changes no other",
         ),
@@ -169,7 +229,7 @@ async fn the_controller_may_write_only_its_own_labels_annotations_and_taints() {
     cluster.delete_shim(NAME).await;
 }
 
-/// The Job of the controller for the node, as it was created.
+/// The Job of the controller for the node as the controller writes it, with the defaults of the API server, under a name that is free.
 async fn made(cluster: &Cluster, node: &Node) -> Value {
     let jobs: Api<Job> = Api::namespaced(cluster.client.clone(), "farrier");
     let name = names::job_name(&node.uid().unwrap());
@@ -178,24 +238,51 @@ async fn made(cluster: &Cluster, node: &Node) -> Value {
     })
     .await;
     let mut job = serde_json::to_value(job).unwrap();
+    let metadata = &job["metadata"];
+    let metadata = json!({
+        "name": "farrier-00000000000000000000", "labels": metadata["labels"], "annotations": metadata["annotations"],
+        "ownerReferences": metadata["ownerReferences"],
+    });
     let spec = job["spec"].as_object_mut().unwrap();
     spec.remove("selector");
-    let mut template = spec["template"].clone();
-    template["metadata"]["labels"] = json!({});
-    json!({
-        "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": NAME},
-        "spec": {"podFailurePolicy": spec["podFailurePolicy"], "template": template},
-    })
+    let labels = spec["template"]["metadata"]["labels"].as_object_mut();
+    labels
+        .unwrap()
+        .retain(|key, _| !key.ends_with("controller-uid") && !key.ends_with("job-name"));
+    json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec})
 }
 
 async fn created(controller: &Client, job: &Value) -> Result<(), String> {
-    let jobs: Api<Job> = Api::namespaced(controller.clone(), "farrier");
+    let jobs: Api<DynamicObject> = Api::namespaced_with(
+        controller.clone(),
+        "farrier",
+        &ApiResource::erase::<Job>(&()),
+    );
     let dry = PostParams {
         dry_run: true,
         ..PostParams::default()
     };
     let job = serde_json::from_value(job.clone()).unwrap();
     refusal(jobs.create(&dry, &job).await)
+}
+
+/// `job` with a value at each of the paths. A number is an index, and `-` appends.
+fn changed(job: &Value, edits: &[(&str, Value)]) -> Value {
+    let mut job = job.clone();
+    for (path, value) in edits {
+        let (parent, key) = path.rsplit_once('/').unwrap();
+        let parent = job
+            .pointer_mut(parent)
+            .unwrap_or_else(|| panic!("{path}: no parent"));
+        // The escape of JSON pointers (RFC 6901).
+        let key = key.replace("~1", "/");
+        match (key.as_str(), key.parse::<usize>()) {
+            ("-", _) => parent.as_array_mut().unwrap().push(value.clone()),
+            (_, Ok(index)) => parent[index] = value.clone(),
+            (_, Err(_)) => parent[key] = value.clone(),
+        }
+    }
+    job
 }
 
 /// A path in a Job, a value that the controller may not write there, and a part of the message.
@@ -322,6 +409,306 @@ fn forbidden() -> Vec<(&'static str, Value, &'static str)> {
     ]
 }
 
+/// Edits of a Job that change what the controller never varies, and a part of the message.
+#[allow(clippy::too_many_lines, reason = "a table: a row for each field")]
+fn never_varied() -> Vec<(Vec<(&'static str, Value)>, &'static str)> {
+    let (one, shape) = ("runs one pod", "20 hexadecimal digits");
+    let (selector, labels) = ("none of its own", "the labels and annotations");
+    let (bound, usual, report) = ("is bound to the node", "the usual DNS policy", "report as");
+    let (mounted, sources) = ("mounted once and whole", "each from its usual source");
+    let (fetch, contexts) = ("fetch has no privilege", "no security context except");
+    let resources = "requests at most 100m";
+    let own_labels = json!({"app": "other"});
+    let edit = |path: &'static str, value: Value, said: &'static str| (vec![(path, value)], said);
+    let mut rows = vec![
+        edit("/metadata/name", json!("farrier-leave"), shape),
+        edit(
+            "/metadata/name",
+            json!("farrier-0000000000000000000g"),
+            shape,
+        ),
+        edit(
+            "/metadata/finalizers",
+            json!(["example.org/held"]),
+            "has no finalizer",
+        ),
+        edit(
+            "/metadata/ownerReferences",
+            json!([]),
+            "belongs to a node alone",
+        ),
+        edit(
+            "/metadata/ownerReferences/0/kind",
+            json!("Namespace"),
+            "belongs to a node alone",
+        ),
+        edit("/metadata/ownerReferences/0/uid", json!("other"), bound),
+        edit("/spec/parallelism", json!(100_000), one),
+        edit("/spec/parallelism", json!(0), one),
+        edit("/spec/completions", json!(100_000), one),
+        edit("/spec/backoffLimit", json!(i32::MAX), one),
+        edit("/spec/backoffLimit", Value::Null, one),
+        edit("/spec/activeDeadlineSeconds", Value::Null, one),
+        edit("/spec/completionMode", json!("Indexed"), one),
+        edit(
+            "/spec/podFailurePolicy/rules/0/action",
+            json!("Ignore"),
+            one,
+        ),
+        edit(
+            "/spec/selector",
+            json!({"matchLabels": {"app": "other"}}),
+            "`selector` not auto-generated",
+        ),
+        edit(
+            "/spec/selector",
+            json!({"matchExpressions": [{"key": "kwasm.sh/job", "operator": "Exists"}]}),
+            "`selector` not auto-generated",
+        ),
+        (
+            vec![
+                ("/spec/manualSelector", json!(true)),
+                ("/spec/selector", json!({"matchLabels": &own_labels})),
+                ("/spec/template/metadata/labels", own_labels),
+            ],
+            selector,
+        ),
+        edit(
+            "/spec/managedBy",
+            json!("example.org/other"),
+            "no field managedBy",
+        ),
+        edit(
+            "/spec/template/metadata/finalizers",
+            json!(["example.org/held"]),
+            "no field finalizers",
+        ),
+        edit(
+            "/spec/template/metadata/labels/app.kubernetes.io~1component",
+            json!("controller"),
+            labels,
+        ),
+        edit("/spec/template/metadata/labels/other", json!("a"), labels),
+        edit(
+            "/spec/template/metadata/annotations/other",
+            json!("a"),
+            labels,
+        ),
+        edit(
+            "/spec/template/metadata/annotations/farrier.dev~1node-name",
+            json!("other"),
+            bound,
+        ),
+        edit(
+            "/spec/template/metadata/annotations/farrier.dev~1node-uid",
+            json!("other"),
+            bound,
+        ),
+    ];
+    rows.extend([
+        edit("/spec/template/spec/nodeName", Value::Null, bound),
+        edit("/spec/template/spec/nodeName", json!("other"), bound),
+        edit(
+            "/spec/template/spec/nodeSelector",
+            json!({"a": "b"}),
+            "no field nodeSelector",
+        ),
+        edit(
+            "/spec/template/spec/affinity",
+            json!({"nodeAffinity": {}}),
+            "no field affinity",
+        ),
+        edit(
+            "/spec/template/spec/topologySpreadConstraints",
+            json!([{"maxSkew": 1, "topologyKey": "a", "whenUnsatisfiable": "DoNotSchedule"}]),
+            "no field topologySpreadConstraints",
+        ),
+        edit(
+            "/spec/template/spec/hostAliases",
+            json!([{"ip": "10.0.0.1", "hostnames": ["github.com"]}]),
+            "no field hostAliases",
+        ),
+        edit(
+            "/spec/template/spec/dnsConfig",
+            json!({"nameservers": ["10.0.0.1"]}),
+            "no field dnsConfig",
+        ),
+        edit("/spec/template/spec/dnsPolicy", json!("Default"), usual),
+        edit("/spec/template/spec/schedulerName", json!("other"), usual),
+        edit("/spec/template/spec/enableServiceLinks", json!(true), usual),
+        edit("/spec/template/spec/tolerations", json!([]), usual),
+        edit(
+            "/spec/template/spec/hostname",
+            json!("other"),
+            "no field hostname",
+        ),
+        edit(
+            "/spec/template/spec/subdomain",
+            json!("other"),
+            "no field subdomain",
+        ),
+        edit(
+            "/spec/template/spec/setHostnameAsFQDN",
+            json!(true),
+            "no field setHostnameAsFQDN",
+        ),
+        edit(
+            "/spec/template/spec/runtimeClassName",
+            json!("kata"),
+            "no field runtimeClassName",
+        ),
+        edit(
+            "/spec/template/spec/preemptionPolicy",
+            json!("Never"),
+            "no field preemptionPolicy",
+        ),
+        edit(
+            "/spec/template/spec/activeDeadlineSeconds",
+            json!(7),
+            "no field activeDeadlineSeconds",
+        ),
+        edit(
+            "/spec/template/spec/readinessGates",
+            json!([{"conditionType": "a/b"}]),
+            "no field readinessGates",
+        ),
+        edit(
+            "/spec/template/spec/os",
+            json!({"name": "linux"}),
+            "no field os",
+        ),
+        edit(
+            "/spec/template/spec/hostUsers",
+            json!(true),
+            "no field hostUsers",
+        ),
+        edit(
+            "/spec/template/spec/securityContext/sysctls",
+            json!([{"name": "kernel.shm_rmid_forced", "value": "1"}]),
+            contexts,
+        ),
+        edit(
+            "/spec/template/spec/securityContext/fsGroup",
+            json!(0),
+            contexts,
+        ),
+        edit(
+            "/spec/template/spec/securityContext/supplementalGroups",
+            json!([0]),
+            contexts,
+        ),
+        edit(
+            "/spec/template/spec/securityContext/seLinuxOptions",
+            json!({"type": "spc_t"}),
+            contexts,
+        ),
+        edit(
+            "/spec/template/spec/securityContext/seccompProfile",
+            json!({"type": "Unconfined"}),
+            contexts,
+        ),
+        edit(
+            "/spec/template/spec/securityContext/appArmorProfile",
+            json!({"type": "Unconfined"}),
+            contexts,
+        ),
+        edit(
+            "/spec/template/spec/volumes/0/downwardAPI/items/0/fieldRef/fieldPath",
+            json!("metadata.uid"),
+            sources,
+        ),
+        edit(
+            "/spec/template/spec/volumes/0/downwardAPI/items/-",
+            json!({"path": "other", "fieldRef": {"fieldPath": "metadata.uid"}}),
+            sources,
+        ),
+        edit(
+            "/spec/template/spec/volumes/0/downwardAPI/items/0/mode",
+            json!(511),
+            sources,
+        ),
+        edit("/spec/template/spec/volumes/1/emptyDir", json!({}), sources),
+        edit(
+            "/spec/template/spec/volumes/1/emptyDir/sizeLimit",
+            json!("1Ti"),
+            sources,
+        ),
+        edit(
+            "/spec/template/spec/volumes/1/emptyDir/medium",
+            json!("Memory"),
+            sources,
+        ),
+        edit(
+            "/spec/template/spec/volumes/2/hostPath/type",
+            json!("DirectoryOrCreate"),
+            sources,
+        ),
+        edit(
+            "/spec/template/spec/volumes/3/configMap/items/0/key",
+            json!("other"),
+            sources,
+        ),
+        edit(
+            "/spec/template/spec/volumes/3/configMap/name",
+            json!("other"),
+            sources,
+        ),
+        edit(
+            "/spec/template/spec/volumes/-",
+            json!({"name": "more", "emptyDir": {"sizeLimit": "1Gi"}}),
+            sources,
+        ),
+        edit(
+            "/spec/template/spec/volumes/-",
+            json!({"name": "more", "hostPath": {"path": "/"}}),
+            sources,
+        ),
+    ]);
+    rows.extend([
+        edit("/spec/template/spec/containers/0/workingDir", json!("/host"), "no field workingDir"),
+        edit("/spec/template/spec/containers/0/stdin", json!(true), "no field stdin"),
+        edit("/spec/template/spec/containers/0/tty", json!(true), "no field tty"),
+        edit("/spec/template/spec/containers/0/ports", json!([{"containerPort": 1, "hostPort": 1}]), "no field ports"),
+        edit("/spec/template/spec/initContainers/0/restartPolicy", json!("Always"), "no field restartPolicy"),
+        edit("/spec/template/spec/containers/0/terminationMessagePath", json!("/host/etc/shadow"), report),
+        edit("/spec/template/spec/containers/0/terminationMessagePolicy", json!("FallbackToLogsOnError"), report),
+        edit("/spec/template/spec/initContainers/0/terminationMessagePolicy", json!("File"), report),
+        edit("/spec/template/spec/containers/0/imagePullPolicy", json!("Always"), "the pull policy"),
+        edit("/spec/template/spec/containers/0/resources", json!({}), resources),
+        edit("/spec/template/spec/containers/0/resources/requests/cpu", json!("64"), resources),
+        edit("/spec/template/spec/containers/0/resources/requests/ephemeral-storage", json!("1Gi"), resources),
+        edit("/spec/template/spec/containers/0/resources/limits/memory", json!("64Gi"), resources),
+        edit("/spec/template/spec/containers/0/resources/limits/cpu", json!("1"), resources),
+        edit("/spec/template/spec/containers/0/volumeMounts/2/subPath", json!("etc"), mounted),
+        edit("/spec/template/spec/containers/0/volumeMounts/2/subPathExpr", json!("etc"), mounted),
+        edit("/spec/template/spec/containers/0/volumeMounts/2/mountPropagation", json!("Bidirectional"), mounted),
+        edit("/spec/template/spec/containers/0/volumeMounts/2/readOnly", json!(true), mounted),
+        edit("/spec/template/spec/containers/0/volumeMounts/1/readOnly", json!(false), mounted),
+        edit("/spec/template/spec/containers/0/volumeMounts/1/mountPropagation", json!("HostToContainer"), mounted),
+        edit("/spec/template/spec/containers/0/volumeMounts", json!([{"name": "host", "mountPath": "/host"}]), mounted),
+        edit("/spec/template/spec/initContainers/0/volumeMounts/0/readOnly", json!(false), mounted),
+        edit("/spec/template/spec/initContainers/0/volumeMounts/2/readOnly", json!(false), mounted),
+        edit("/spec/template/spec/initContainers/0/volumeMounts/1/subPath", json!("a"), mounted),
+        edit("/spec/template/spec/initContainers/0/securityContext/seccompProfile", json!({"type": "Unconfined"}), fetch),
+        edit("/spec/template/spec/initContainers/0/securityContext/seccompProfile", Value::Null, fetch),
+        edit("/spec/template/spec/initContainers/0/securityContext/appArmorProfile", json!({"type": "Unconfined"}), fetch),
+        edit("/spec/template/spec/initContainers/0/securityContext/seLinuxOptions", json!({"type": "spc_t"}), fetch),
+        edit("/spec/template/spec/initContainers/0/securityContext/runAsGroup", json!(0), fetch),
+        edit("/spec/template/spec/initContainers/0/securityContext/runAsUser", json!(1000), fetch),
+        edit("/spec/template/spec/containers/0/securityContext/capabilities", json!({"add": ["SYS_ADMIN"]}), contexts),
+        edit("/spec/template/spec/containers/0/securityContext/seLinuxOptions", json!({"type": "spc_t"}), contexts),
+        edit("/spec/template/spec/containers/0/securityContext/readOnlyRootFilesystem", json!(false), contexts),
+        edit("/spec/template/spec/initContainers/0/env/-", json!({"name": "HTTPS_PROXY", "value": "http://attacker.example"}), "no environment"),
+        edit("/spec/template/spec/initContainers/0/env/-", json!({"name": "FARRIER_CA_FILE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}}), "no environment"),
+    ]);
+    let account = vec![
+        ("/spec/template/spec/serviceAccountName", Value::Null),
+        ("/spec/template/spec/serviceAccount", json!("farrier")),
+    ];
+    rows.push((account, "without its token"));
+    rows
+}
+
 #[tokio::test]
 async fn the_controller_may_create_jobs_of_one_shape_only() {
     let cluster = Cluster::with_farrier().await;
@@ -333,17 +720,29 @@ async fn the_controller_may_create_jobs_of_one_shape_only() {
         .await;
     let job = made(&cluster, &node).await;
     assert_eq!(created(&controller, &job).await, Ok(()));
-    let pod = "/spec/template/spec";
+    let mut wrong = Vec::new();
     for (place, value, said) in forbidden() {
-        let mut other = job.clone();
-        let (parent, key) = place.rsplit_once('/').unwrap();
-        let parent = other.pointer_mut(&format!("{pod}{parent}")).unwrap();
-        match key.parse::<usize>() {
-            Ok(index) => parent[index] = value,
-            Err(_) => parent[key] = value,
+        let other = changed(&job, &[(&format!("/spec/template/spec{place}"), value)]);
+        match created(&controller, &other).await {
+            Err(refusal) if refusal.contains(said) => {}
+            answer => wrong.push(format!("{place}: {answer:?} instead of {said:?}")),
         }
-        let refusal = created(&controller, &other).await.unwrap_err();
-        assert!(refusal.contains(said), "{place}: {refusal}");
+    }
+    for (edits, said) in never_varied() {
+        match created(&controller, &changed(&job, &edits)).await {
+            Err(refusal) if refusal.contains(said) => {}
+            answer => wrong.push(format!("{edits:?}: {answer:?} instead of {said:?}")),
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    // A queue such as Kueue suspends Jobs, and the chart's settings vary these.
+    for edit in [
+        ("/spec/suspend", json!(true)),
+        ("/spec/ttlSecondsAfterFinished", json!(60)),
+        ("/spec/activeDeadlineSeconds", json!(60)),
+    ] {
+        let other = changed(&job, std::slice::from_ref(&edit));
+        assert_eq!(created(&controller, &other).await, Ok(()), "{edit:?}");
     }
     remove_node(&cluster).await;
     cluster.delete_shim(NAME).await;
