@@ -33,6 +33,10 @@ pub const RCM_FINALIZER: &str = "rcm.spinkube.dev/finalizer";
 /// Annotation of a Shim that removes its finalizer at once, whatever its nodes still carry; only the value `true` counts.
 pub const FORCE_DELETE_ANNOTATION: &str = "farrier.dev/force-delete";
 
+/// Annotation of a RuntimeClass that no Shim owns, with the name of a Shim: Farrier added the node selector of the handler, and removes both
+/// together. The admission policy on RuntimeClasses permits exactly this change.
+pub const ADOPTED_BY_ANNOTATION: &str = "farrier.dev/adopted-by";
+
 /// Pod annotation with the `ProvisionRequest` for the Job's containers.
 pub const REQUEST_ANNOTATION: &str = "farrier.dev/request";
 

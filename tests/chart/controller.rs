@@ -32,10 +32,24 @@ fn the_defaults_render_one_controller_two_service_accounts_and_the_maintained_sh
         ("Shim", "default-wasmedge"),
         ("Shim", "default-wasmer"),
         ("Shim", "default-wasmtime"),
+        ("ValidatingAdmissionPolicy", "farrier-crds"),
         ("ValidatingAdmissionPolicy", "farrier-jobs"),
         ("ValidatingAdmissionPolicy", "farrier-nodes"),
+        ("ValidatingAdmissionPolicy", "farrier-runtimeclasses"),
+        (
+            "ValidatingAdmissionPolicy",
+            "farrier-runtimeclasses-of-shims",
+        ),
+        ("ValidatingAdmissionPolicy", "farrier-shims"),
+        ("ValidatingAdmissionPolicyBinding", "farrier-crds"),
         ("ValidatingAdmissionPolicyBinding", "farrier-jobs"),
         ("ValidatingAdmissionPolicyBinding", "farrier-nodes"),
+        ("ValidatingAdmissionPolicyBinding", "farrier-runtimeclasses"),
+        (
+            "ValidatingAdmissionPolicyBinding",
+            "farrier-runtimeclasses-of-shims",
+        ),
+        ("ValidatingAdmissionPolicyBinding", "farrier-shims"),
     ];
     assert_eq!(made, BTreeSet::from(expected));
 }

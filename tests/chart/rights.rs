@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use rstest::rstest;
 use serde_json::Value;
 
-use super::support::{hooks, name, of_kind, render, strings};
+use super::support::{chart, hooks, name, notes, of_kind, refusal, render, strings};
 
 /// The rules of one role, each as `GROUP: RESOURCES NAMES: VERBS`.
 pub fn rights(objects: &[Value], kind: &str, role_name: &str) -> BTreeSet<String> {
@@ -26,9 +27,14 @@ pub fn set(lines: &[&str]) -> BTreeSet<String> {
 
 /// The validations of the policy on Jobs.
 fn validations_of_jobs(arguments: &[&str]) -> String {
+    validations("farrier-jobs", arguments)
+}
+
+/// The validations of one policy.
+fn validations(policy: &str, arguments: &[&str]) -> String {
     let objects = render(arguments);
     let mut policies = of_kind(&objects, "ValidatingAdmissionPolicy");
-    policies.retain(|policy| name(policy) == "farrier-jobs");
+    policies.retain(|other| name(other) == policy);
     policies[0]["spec"]["validations"].to_string()
 }
 
@@ -102,6 +108,80 @@ fn policies_are_omitted_by_a_value_and_on_clusters_without_their_api() {
 }
 
 #[test]
+fn every_policy_is_bound_and_denies_and_only_the_one_with_a_parameter_fails_open() {
+    let objects = render(&[]);
+    let policies = of_kind(&objects, "ValidatingAdmissionPolicy");
+    let bindings = of_kind(&objects, "ValidatingAdmissionPolicyBinding");
+    let names: BTreeSet<&str> = policies.iter().map(|policy| name(policy)).collect();
+    let expected = set(&[
+        "farrier-crds",
+        "farrier-jobs",
+        "farrier-nodes",
+        "farrier-runtimeclasses",
+        "farrier-runtimeclasses-of-shims",
+        "farrier-shims",
+    ]);
+    assert_eq!(names, expected.iter().map(String::as_str).collect());
+    for policy in policies {
+        let spec = &policy["spec"];
+        let fails = if spec["paramKind"].is_null() {
+            "Fail"
+        } else {
+            "Ignore"
+        };
+        assert_eq!(spec["failurePolicy"], fails, "{}", name(policy));
+        let binding = bindings
+            .iter()
+            .find(|binding| binding["spec"]["policyName"] == name(policy))
+            .unwrap_or_else(|| panic!("{} is not bound", name(policy)));
+        assert_eq!(strings(&binding["spec"]["validationActions"]), ["Deny"]);
+        // Every version of the resource, and every object: a binding without matchResources.
+        let rules = spec["matchConstraints"]["resourceRules"]
+            .as_array()
+            .unwrap();
+        for rule in rules {
+            assert_eq!(strings(&rule["apiVersions"]), ["*"]);
+        }
+        assert_eq!(binding["spec"]["matchResources"], Value::Null);
+    }
+}
+
+#[test]
+fn the_policies_restrict_the_accounts_that_the_chart_names() {
+    let objects = render(&["--set=serviceAccount.name=other,fullnameOverride=it"]);
+    for policy in of_kind(&objects, "ValidatingAdmissionPolicy") {
+        let condition = policy["spec"]["matchConditions"][0]["expression"].to_string();
+        assert!(
+            condition.contains("system:serviceaccount:farrier:other"),
+            "{condition}"
+        );
+        let hook = condition.contains("system:serviceaccount:farrier:it-crd");
+        assert_eq!(hook, name(policy) == "it-crds");
+    }
+}
+
+#[rstest]
+#[case::the_catalogue(
+    &[],
+    r#"[\"lunatic\",\"slight\",\"spin\",\"spin-v2\",\"wasmedge\",\"wasmedge-v1\",\"wasmer\",\"wasmer-v1\",\"wasmtime\",\"wasmtime-v1\",\"wws\"]"#
+)]
+#[case::a_list(&["--set=admissionPolicies.adoptableHandlers={crun,spin}"], r#"[\"crun\",\"spin\"]"#)]
+#[case::none(&["--set-json=admissionPolicies.adoptableHandlers=[]"], "in []")]
+fn runtime_classes_of_others_may_be_adopted_for_the_handlers_of_the_values(
+    #[case] arguments: &[&str],
+    #[case] expected: &str,
+) {
+    let validations = validations("farrier-runtimeclasses", arguments);
+    assert!(validations.contains(expected), "{validations}");
+}
+
+#[test]
+fn the_handler_runc_can_not_be_made_adoptable() {
+    let said = refusal(&["--set=admissionPolicies.adoptableHandlers={spin,runc}"]);
+    assert!(said.contains("adoptableHandlers"), "{said}");
+}
+
+#[test]
 fn a_failed_hook_keeps_its_job_alone() {
     for (hook, job) in [
         ("pre-install,pre-upgrade", "farrier-crd"),
@@ -117,5 +197,41 @@ fn a_failed_hook_keeps_its_job_alone() {
             assert_eq!(policy.contains("hook-failed"), !is_job, "{object}");
             assert!(!is_job || name(object) == job);
         }
+    }
+}
+
+#[rstest]
+#[case::enforced(&["--kube-version=1.30.0"], None)]
+#[case::too_old(&["--kube-version=1.29.9"], Some("Kubernetes 1.30 and later"))]
+#[case::turned_off(&["--set=admissionPolicies.enabled=false"], Some("admissionPolicies.enabled: false"))]
+fn the_notes_say_where_no_policy_restricts_the_controller(
+    #[case] arguments: &[&str],
+    #[case] expected: Option<&str>,
+) {
+    let text = notes(arguments);
+    match expected {
+        Some(expected) => assert!(text.contains(expected), "{text}"),
+        None => assert!(!text.contains("SECURITY.md"), "{text}"),
+    }
+}
+
+#[test]
+fn the_names_in_the_policies_are_those_that_the_controller_writes() {
+    let template = std::fs::read_to_string(chart().join("templates/policies.yaml")).unwrap();
+    for name in [
+        farrier::names::ADOPTED_BY_ANNOTATION,
+        farrier::names::APPLIED_ANNOTATION,
+        farrier::names::HANDLER_LABEL_PREFIX,
+        farrier::names::KWASM_JOB_LABEL,
+        farrier::names::KWASM_PROVISIONED_LABEL,
+        farrier::names::NODE_NAME_ANNOTATION,
+        farrier::names::NODE_UID_ANNOTATION,
+        farrier::names::RCM_FINALIZER,
+        farrier::names::REQUEST_ANNOTATION,
+        farrier::names::REQUEST_DIGEST_ANNOTATION,
+        farrier::names::SHIM_FINALIZER,
+        farrier::names::STARTUP_TAINT,
+    ] {
+        assert!(template.contains(&format!("'{name}")), "{name}");
     }
 }

@@ -1,4 +1,5 @@
-//! The requests that the chart's admission policies allow for the controller's account. Each request is a dry run in the account's name.
+//! The requests that the chart's admission policies allow for the controller's account: nodes and Jobs here, the other objects in `policies/`.
+//! Each request is a dry run in the account's name.
 
 use farrier::names;
 use k8s_openapi::api::batch::v1::Job;
@@ -9,6 +10,10 @@ use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
 
 use crate::support::{Cluster, eventually, shim_for};
+
+mod classes;
+mod requests;
+mod shims;
 
 /// Name of the Shim and of the node of these tests. The node has no kubelet.
 const NAME: &str = "policies";

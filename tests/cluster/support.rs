@@ -118,8 +118,13 @@ impl Cluster {
 
     /// A client in the name of the controller's account.
     pub async fn as_controller(&self) -> Client {
+        self.as_account("farrier").await
+    }
+
+    /// A client in the name of a ServiceAccount in the namespace of Farrier.
+    pub async fn as_account(&self, name: &str) -> Client {
         let mut config = configuration(&self.file).await;
-        config.auth_info.impersonate = Some("system:serviceaccount:farrier:farrier".to_owned());
+        config.auth_info.impersonate = Some(format!("system:serviceaccount:farrier:{name}"));
         let groups = ["system:serviceaccounts", "system:authenticated"];
         config.auth_info.impersonate_groups = Some(groups.map(str::to_owned).to_vec());
         Client::try_from(config).unwrap()

@@ -197,6 +197,19 @@ tolerations:
   value: {{ .Values.log.format | quote }}
 {{- end -}}
 
+{{/* The handlers of RuntimeClasses of others that the controller may restrict to its nodes, as JSON. The default is those of the catalogue. */}}
+{{- define "farrier.adoptableHandlers" -}}
+{{- $handlers := list -}}
+{{- if kindIs "invalid" .Values.admissionPolicies.adoptableHandlers -}}
+{{- range (.Files.Get "files/shims.yaml" | fromYaml).shims -}}
+{{- $handlers = concat $handlers (list .handler) (default list .handlerAliases) -}}
+{{- end -}}
+{{- else -}}
+{{- $handlers = .Values.admissionPolicies.adoptableHandlers -}}
+{{- end -}}
+{{- without (uniq $handlers) "runc" | sortAlpha | toJson -}}
+{{- end -}}
+
 {{/* The proxies for downloads as JSON, by environment variable of the container fetch. */}}
 {{- define "farrier.proxies" -}}
 {{- $proxies := dict -}}
