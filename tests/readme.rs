@@ -1,5 +1,5 @@
 //! The tables of the README against the code: every name, metric and outcome that users meet is in the README, and every quoted reason
-//! is in the code.
+//! is in the code. The tests that SECURITY.md names exist.
 #![allow(
     clippy::unwrap_used,
     reason = "clippy exempts test functions, not what they call"
@@ -106,7 +106,8 @@ fn every_outcome_is_in_the_readme_beside_its_exit_status() {
 #[test]
 fn every_reason_that_the_readme_quotes_is_a_text_of_the_code() {
     let readme = read("README.md");
-    let code = code_below(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
+    let code = code_below(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"))
+        + &read("charts/farrier/templates/policies.yaml");
     let (_, table) = readme.split_once("| the reason contains |").unwrap();
     let (table, _) = table.split_once("\n\n").unwrap();
     let first_cells = table.lines().filter_map(|row| row.split('|').nth(1));
@@ -116,5 +117,30 @@ fn every_reason_that_the_readme_quotes_is_a_text_of_the_code() {
     assert!(quotes.contains(&"failed to fetch"), "{quotes:?}");
     for quote in quotes {
         assert!(code.contains(quote), "no message contains {quote:?}");
+    }
+}
+
+#[test]
+fn every_test_that_the_threat_model_names_exists() {
+    let text = read("SECURITY.md");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let code = code_below(&root.join("src")) + &code_below(&root.join("tests"));
+    // Between backquotes, words joined by several underscores are names of tests.
+    let is_test = |quote: &&str| {
+        quote.matches('_').count() > 1
+            && quote
+                .chars()
+                .all(|it| it.is_ascii_lowercase() || it.is_ascii_digit() || it == '_')
+    };
+    let rows = text.lines().filter(|line| line.starts_with('|'));
+    let quotes = rows.flat_map(|row| row.split('`').skip(1).step_by(2));
+    let tests: Vec<&str> = quotes.filter(is_test).collect();
+    assert!(tests.len() > 30, "{tests:?}");
+    for test in tests {
+        let found = code.contains(&format!("fn {test}("));
+        assert!(
+            found,
+            "SECURITY.md names the test {test}, which does not exist"
+        );
     }
 }

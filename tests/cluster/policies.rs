@@ -87,54 +87,13 @@ async fn remove_node(cluster: &Cluster) {
     .await;
 }
 
-#[tokio::test]
-async fn the_controller_may_write_only_its_own_labels_annotations_and_taints() {
-    let cluster = Cluster::with_farrier().await;
-    // No controller serves the node's shim, so the startup taint stays. A node that no known Shim selects would lose it at once.
-    cluster
-        .create_shim(&shim_for(NAME, &cluster.artifacts.shim))
-        .await;
-    eventually("the controller knows the Shim", async || {
-        let shim = cluster.shims().get(NAME).await.unwrap();
-        let known = shim
-            .finalizers()
-            .contains(&names::SHIM_FINALIZER.to_owned());
-        if known { Ok(()) } else { Err(shim.metadata) }
-    })
-    .await;
-    node(&cluster).await;
-    let controller = cluster.as_controller().await;
-    in_force(&controller).await;
+/// Patches of a node that the controller may not send, and a part of the message.
+#[allow(clippy::too_many_lines, reason = "a table: a row for each patch")]
+fn forbidden_patches() -> Vec<(Value, &'static str)> {
     let labels = |labels: Value| json!({"metadata": {"labels": labels}});
     let other_taint = json!({"key": "test.farrier.dev/nobody", "effect": "NoSchedule"});
     let own_taint = json!({"key": "farrier.dev/not-ready", "effect": "NoSchedule"});
-    for patch in [
-        labels(
-            json!({"farrier.dev/spin": "pending", "handler.farrier.dev/spin": "true", "kwasm.sh/kwasm-provisioned": NAME}),
-        ),
-        labels(
-            json!({"lunatic": "pending", "farrier.dev/lunatic": "pending", "slight": null, "farrier.dev/slight": null}),
-        ),
-        labels(json!({"wws": "uninstall", "farrier.dev/wws": "removing"})),
-        labels(
-            json!({"farrier.dev/slight": null, "handler.farrier.dev/spin": null, "kwasm.sh/kwasm-provisioned": null}),
-        ),
-        json!({"metadata": {"annotations": {"farrier.dev/applied": "{\"attempts\": 1}"}}}),
-        json!({"metadata": {"annotations": {"farrier.dev/applied": null}}}),
-    ] {
-        assert_eq!(patched(&controller, &patch).await, Ok(()), "{patch}");
-    }
-    eventually("the startup taint may go", async || {
-        // Kubernetes adds and removes taints of its own meanwhile.
-        let spec = cluster.nodes().get(NAME).await.unwrap().spec.unwrap();
-        let mut taints = spec.taints.unwrap_or_default();
-        let count = taints.len();
-        taints.retain(|taint| taint.key != "farrier.dev/not-ready");
-        assert!(taints.len() < count, "it has gone already");
-        patched(&controller, &json!({"spec": {"taints": taints}})).await
-    })
-    .await;
-    for (patch, said) in [
+    vec![
         (
             labels(json!({"example.org/team": null})),
             "and not example.org/team",
@@ -224,7 +183,55 @@ async fn the_controller_may_write_only_its_own_labels_annotations_and_taints() {
             json!({"spec": {"taints": [&own_taint, &other_taint, {"key": "new", "effect": "NoExecute"}]}}),
             "changes no other",
         ),
+    ]
+}
+
+#[tokio::test]
+async fn the_controller_may_write_only_its_own_labels_annotations_and_taints() {
+    let cluster = Cluster::with_farrier().await;
+    // No controller serves the node's shim, so the startup taint stays. A node that no known Shim selects would lose it at once.
+    cluster
+        .create_shim(&shim_for(NAME, &cluster.artifacts.shim))
+        .await;
+    eventually("the controller knows the Shim", async || {
+        let shim = cluster.shims().get(NAME).await.unwrap();
+        let known = shim
+            .finalizers()
+            .contains(&names::SHIM_FINALIZER.to_owned());
+        if known { Ok(()) } else { Err(shim.metadata) }
+    })
+    .await;
+    node(&cluster).await;
+    let controller = cluster.as_controller().await;
+    in_force(&controller).await;
+    let labels = |labels: Value| json!({"metadata": {"labels": labels}});
+    for patch in [
+        labels(
+            json!({"farrier.dev/spin": "pending", "handler.farrier.dev/spin": "true", "kwasm.sh/kwasm-provisioned": NAME}),
+        ),
+        labels(
+            json!({"lunatic": "pending", "farrier.dev/lunatic": "pending", "slight": null, "farrier.dev/slight": null}),
+        ),
+        labels(json!({"wws": "uninstall", "farrier.dev/wws": "removing"})),
+        labels(
+            json!({"farrier.dev/slight": null, "handler.farrier.dev/spin": null, "kwasm.sh/kwasm-provisioned": null}),
+        ),
+        json!({"metadata": {"annotations": {"farrier.dev/applied": "{\"attempts\": 1}"}}}),
+        json!({"metadata": {"annotations": {"farrier.dev/applied": null}}}),
     ] {
+        assert_eq!(patched(&controller, &patch).await, Ok(()), "{patch}");
+    }
+    eventually("the startup taint may go", async || {
+        // Kubernetes adds and removes taints of its own meanwhile.
+        let spec = cluster.nodes().get(NAME).await.unwrap().spec.unwrap();
+        let mut taints = spec.taints.unwrap_or_default();
+        let count = taints.len();
+        taints.retain(|taint| taint.key != "farrier.dev/not-ready");
+        assert!(taints.len() < count, "it has gone already");
+        patched(&controller, &json!({"spec": {"taints": taints}})).await
+    })
+    .await;
+    for (patch, said) in forbidden_patches() {
         let refusal = patched(&controller, &patch).await.unwrap_err();
         assert!(refusal.contains(said), "{patch}: {refusal}");
     }

