@@ -274,6 +274,13 @@ pub enum HostPrerequisite {
         /// The file's path on the host.
         path: String,
     },
+    /// A plugin must provide a snapshotter. Neither containerd nor a proxy plugin in the dump does.
+    Snapshotter {
+        /// The key in the dump that names it, with dots.
+        key: String,
+        /// The name of the snapshotter.
+        name: String,
+    },
     /// The host must use cgroup v2.
     Cgroup2 {
         /// The key in the dump that needs it, with dots.
@@ -309,7 +316,22 @@ pub fn host_prerequisites(dump: &str) -> Result<Vec<HostPrerequisite>, Error> {
             .filter(|path| !path.is_empty())
             .map(str::to_owned)
     };
+    // A dump has a table for each snapshotter of this build.
+    let built_in: Vec<&str> = entries_at(&values, &["plugins"])
+        .filter_map(|(id, _)| id.strip_prefix("io.containerd.snapshotter.v1."))
+        .collect();
+    let is_provided = |name: &str| {
+        let mut proxies = entries_at(&values, &["proxy_plugins"]);
+        built_in.is_empty() || built_in.contains(&name) || proxies.any(|(proxy, _)| proxy == name)
+    };
     for (id, plugin) in cri_plugins(&values) {
+        if let Some((key, name)) = snapshotter(plugin)
+            && !name.is_empty()
+            && !is_provided(name)
+        {
+            let (key, name) = (format!("plugins.{id}.{key}"), name.to_owned());
+            all.push(HostPrerequisite::Snapshotter { key, name });
+        }
         for (name, runtime) in entries_at(plugin, &["containerd", "runtimes"]) {
             let key = |key: &str| format!("plugins.{id}.containerd.runtimes.{name}.{key}");
             if let Some(path) = path_at(runtime, &["base_runtime_spec"]) {

@@ -31,6 +31,9 @@ pub fn missing_prerequisite(host: &HostRoot, dump: &str) -> Option<String> {
             let path = absolute(path);
             matches!(host.open_file(&path), Ok(None)).then(|| absent(key, &path))
         }
+        HostPrerequisite::Snapshotter { key, name } => Some(format!(
+            "{key} names the snapshotter {name}, and neither containerd nor a proxy plugin provides it"
+        )),
         HostPrerequisite::Cgroup2 { key } => {
             let listed = host.list(CGROUPS).unwrap_or_default();
             // In an image that does not run, the directory is empty.
@@ -83,6 +86,18 @@ mod tests {
         Some("names /no")
     )]
     #[case::certificate_unused("[plugins.cri]\nx509_key_pair_streaming.tls_key_file = '/no'", None)]
+    #[case::no_snapshotter(
+        "[plugins.'io.containerd.snapshotter.v1.overlayfs']\nroot_path = ''\n[plugins.'io.containerd.cri.v1.images']\nsnapshotter = 'nydus'",
+        Some("names the snapshotter nydus, and neither containerd nor a proxy plugin provides it")
+    )]
+    #[case::a_snapshotter_of_containerd(
+        "[plugins.'io.containerd.snapshotter.v1.overlayfs']\nroot_path = ''\n[plugins.'io.containerd.cri.v1.images']\nsnapshotter = 'overlayfs'",
+        None
+    )]
+    #[case::a_snapshotter_of_a_proxy_plugin(
+        "[proxy_plugins.nydus]\ntype = 'snapshot'\n[plugins.'io.containerd.snapshotter.v1.overlayfs']\nroot_path = ''\n[plugins.'io.containerd.grpc.v1.cri'.containerd]\nsnapshotter = 'nydus'",
+        None
+    )]
     #[case::no_cgroups_yet("[plugins.cri.containerd.runtimes.a]\ncgroup_writable = true", None)]
     fn a_missing_prerequisite_is_named(#[case] dump: &str, #[case] message: Option<&str>) {
         let directory = tempfile::tempdir().unwrap();
