@@ -10,6 +10,7 @@ mod mount;
 pub mod owner;
 pub mod path;
 pub mod program;
+mod times;
 mod write;
 
 use std::borrow::Cow;
