@@ -79,6 +79,10 @@ pub enum Command {
 }
 
 /// Options of `farrier controller`.
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is a switch of the command line"
+)]
 #[derive(Debug, Args)]
 pub struct Controller {
     /// Namespace of the controller and of its Jobs.
@@ -116,6 +120,9 @@ pub struct Controller {
     /// Restart containerd even on nodes where the restart ends every pod.
     #[arg(long, env = "FARRIER_ALLOW_POD_RESTARTS", default_value_t = false, action = clap::ArgAction::Set)]
     pub allow_pod_restarts: bool,
+    /// Restart containerd even if the restart puts changes into effect that others made after the start of containerd.
+    #[arg(long, env = "FARRIER_ACCEPT_PENDING_CHANGES", default_value_t = false, action = clap::ArgAction::Set)]
+    pub accept_pending_changes: bool,
     /// Run Jobs with hostPID: true. Required with `OpenRC` and on k3d.
     #[arg(long, env = "FARRIER_JOB_HOST_PID", default_value_t = false, action = clap::ArgAction::Set)]
     pub job_host_pid: bool,
@@ -199,6 +206,10 @@ pub struct Host {
 }
 
 /// Options of the subcommands that change a host.
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is a switch of the command line"
+)]
 #[derive(Debug, Args)]
 pub struct Change {
     /// The host.
@@ -222,6 +233,10 @@ pub struct Change {
     /// default is the value in the request of a Job, and `refuse` otherwise.
     #[arg(long, value_enum, value_name = "POLICY")]
     pub on_restart: Option<OnRestart>,
+    /// Restart containerd even if the restart puts changes into effect that others made after the start of containerd: of its configuration,
+    /// its program or its unit. A change with which containerd fails to start in a rehearsal is still refused.
+    #[arg(long)]
+    pub accept_pending_changes: bool,
     /// Format of the report on standard output.
     #[arg(short, long, value_enum, default_value_t)]
     pub output: Output,

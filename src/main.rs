@@ -122,6 +122,7 @@ fn settings(controller: cli::Controller) -> controller::Settings {
         job_deadline,
         auto_provision,
         allow_pod_restarts,
+        accept_pending_changes,
         job_host_pid,
         job_priority_class,
         job_http_proxy,
@@ -143,6 +144,7 @@ fn settings(controller: cli::Controller) -> controller::Settings {
         job_deadline,
         auto_provision,
         allow_pod_restarts,
+        accept_pending_changes,
         job_host_pid,
         job_priority_class,
         job_proxies: [
@@ -219,6 +221,7 @@ fn host_options(change: &cli::Change) -> HostOptions {
             cli::OnRestart::Refuse => OnRestart::Refuse,
             cli::OnRestart::Allow => OnRestart::Allow,
         }),
+        accept_pending_changes: change.accept_pending_changes,
     }
 }
 
@@ -342,6 +345,7 @@ async fn run_doctor(doctor: cli::Doctor) -> ExitCode {
         target: target(offline),
         allow_pod_restarts: false,
         on_restart: None,
+        accept_pending_changes: false,
     };
     let diagnosis = installer::doctor(&options).await;
     let printed = match output {

@@ -30,6 +30,8 @@ pub struct Settings {
     pub auto_provision: bool,
     /// Restart containerd even on nodes where the restart ends every pod.
     pub allow_pod_restarts: bool,
+    /// Restart containerd even if the restart puts changes of others into effect.
+    pub accept_pending_changes: bool,
     /// Run the Jobs with hostPID: true.
     pub job_host_pid: bool,
     /// Priority class of the Jobs' pods.

@@ -39,6 +39,7 @@ pub fn settings() -> Settings {
         job_deadline: 900,
         auto_provision: false,
         allow_pod_restarts: false,
+        accept_pending_changes: false,
         job_host_pid: false,
         job_priority_class: None,
         job_proxies: BTreeMap::new(),

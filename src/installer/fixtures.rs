@@ -13,6 +13,7 @@ use crate::installer::containerd::tasks::EndingPod;
 use crate::installer::distro::{DistroSpec, Evidence, detect};
 use crate::installer::inspect::HostFacts;
 use crate::installer::inspect::legacy::{Legacy, LegacyBinary, LegacyHandler};
+use crate::installer::inspect::pending::RestartInputs;
 use crate::installer::plan::{Goal, HostPlan, Scope, decide};
 use crate::installer::state::{InstallPaths, State, StateAfter};
 
@@ -79,6 +80,7 @@ pub fn host() -> HostFactsBuilder {
         ending_pods: Ok(Vec::new()),
         restart_effect: Ok(RestartEffect::PodsSurvive),
         unreachable: None,
+        restart_inputs: RestartInputs::default(),
         state: State::default(),
         install_paths: install_paths(),
         binaries: BTreeMap::new(),
@@ -236,6 +238,7 @@ pub fn goal(shims: &[&str]) -> GoalBuilder {
         digest: Some(Sha256Digest::of(b"request")),
         allow_pod_restarts: false,
         restart_policy: RestartPolicy::default(),
+        accept_pending_changes: false,
     });
     shims
         .iter()
@@ -297,5 +300,9 @@ impl GoalBuilder {
         let handlers = handlers.map(|(handler, policy)| ((*handler).to_owned(), *policy));
         let handlers = handlers.collect();
         self.with(|goal| goal.restart_policy = RestartPolicy { default, handlers })
+    }
+
+    pub fn accept_pending_changes(self) -> Self {
+        self.with(|goal| goal.accept_pending_changes = true)
     }
 }

@@ -68,6 +68,8 @@ pub struct HostOptions {
     pub allow_pod_restarts: bool,
     /// Whether a restart of containerd may end pods whose shims report no process; `None` leaves this to the request.
     pub on_restart: Option<OnRestart>,
+    /// Restart containerd even if the restart puts changes into effect that others made after the start of containerd.
+    pub accept_pending_changes: bool,
 }
 
 impl HostOptions {
@@ -178,6 +180,7 @@ impl InstallOptions {
             digest: Some(request.digest()),
             allow_pod_restarts: self.host.allow_pod_restarts,
             restart_policy: self.host.restart_policy(request.restart_policy()),
+            accept_pending_changes: self.host.accept_pending_changes,
         }
     }
 }
@@ -198,6 +201,7 @@ impl UninstallOptions {
             digest: None,
             allow_pod_restarts: self.host.allow_pod_restarts,
             restart_policy: self.host.restart_policy(RestartPolicy::default()),
+            accept_pending_changes: self.host.accept_pending_changes,
         }
     }
 }

@@ -149,7 +149,7 @@ async fn a_containerd_that_does_not_start_is_reported_and_rolled_back() {
         &node,
         &format!(
             "mkdir -p {drop_in}; printf '[Unit]\\nStartLimitIntervalSec=0\\n[Service]\\nExecStartPre=/bin/sh -c \"! grep -q doomed /etc/containerd/config.toml\"\\n' \
-             > {drop_in}/doomed.conf; systemctl daemon-reload"
+             > {drop_in}/doomed.conf; systemctl daemon-reload; systemctl restart containerd"
         ),
     );
     // The failed start counts as a restart of the unit, which the rest of the comparison must not see.

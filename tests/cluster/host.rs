@@ -30,7 +30,7 @@ async fn pods_go_on(series: &'static str) {
     assert_eq!(pods.len(), 2);
     let installed = node.files();
     node.override_unit(DOOMED);
-    let doomed = "install --keep-others --shim doomed=file:///opt/images/shim-v0.1.0";
+    let doomed = "install --keep-others --accept-pending-changes --shim doomed=file:///opt/images/shim-v0.1.0";
     node.farrier(doomed)
         .is(Outcome::RolledBack, 2)
         .tells("rolled back");

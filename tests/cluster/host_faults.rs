@@ -56,6 +56,12 @@ async fn a_unit_whose_restart_ends_pods_is_refused() {
     node.override_unit("[Service]\nKillMode=control-group");
     is_refused(&node, "KillMode");
     let allowed = format!("{} --allow-pod-restarts", install("v0.1.0"));
+    // The unit was changed after the start of containerd.
+    let pending = node.farrier(&allowed);
+    pending
+        .is(Outcome::Refused, 0)
+        .tells("was changed after containerd started");
+    let allowed = format!("{allowed} --accept-pending-changes");
     node.farrier(&allowed).is(Outcome::Applied, 1);
     // The restart of a removal is refused as well.
     node.farrier("uninstall --all").is(Outcome::Refused, 0);
@@ -66,7 +72,7 @@ async fn a_unit_whose_restart_ends_pods_is_refused() {
 /// An install that fails after the restart: the old bytes are back, and containerd serves as before.
 fn is_rolled_back(node: &Node<'_>, part: &str) {
     let files = node.files();
-    node.farrier("install --shim doomed=file:///opt/images/shim-v0.1.0")
+    node.farrier("install --accept-pending-changes --shim doomed=file:///opt/images/shim-v0.1.0")
         .is(Outcome::RolledBack, 2)
         .tells(part);
     assert_eq!(node.files(), files);
@@ -131,7 +137,7 @@ async fn a_containerd_that_hangs_on_a_dead_sandbox_is_reported_and_the_next_run_
     node.override_unit(
         "[Service]\nTimeoutStartSec=5\nExecStopPost=/bin/sh -c \"touch /run/farrier-test/hang; pkill -9 -f [r]unc-v2.-namespace || true\"",
     );
-    node.farrier(&install("v0.1.0"))
+    node.farrier(&format!("{} --accept-pending-changes", install("v0.1.0")))
         .is(Outcome::Broken, 2)
         .tells("repair containerd");
     let config = "sha256sum /etc/containerd/config.toml";

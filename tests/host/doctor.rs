@@ -90,6 +90,7 @@ async fn doctor_reports_an_unreadable_host() {
         target: farrier::installer::Target::Image,
         allow_pod_restarts: false,
         on_restart: None,
+        accept_pending_changes: false,
     })
     .await;
     assert!(!diagnosis.healthy);

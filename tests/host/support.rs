@@ -149,6 +149,7 @@ impl Host {
             target: Target::Image,
             allow_pod_restarts: false,
             on_restart: None,
+            accept_pending_changes: false,
         }
     }
 

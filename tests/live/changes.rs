@@ -59,7 +59,11 @@ fn removing_shims_from_a_rewritten_configuration_restarts_containerd_only_if_it_
             if is_loaded {
                 node.start();
             }
-            let (status, report) = node.change(&["uninstall", "--all"]);
+            let uninstall = ["uninstall", "--all", "--accept-pending-changes"];
+            if !is_loaded {
+                assert_eq!(node.change(&uninstall[..2]).0, 3);
+            }
+            let (status, report) = node.change(&uninstall);
             assert_eq!((status, report.result), (0, Outcome::Applied), "{report:?}");
             assert_eq!(report.restarts, u32::from(!is_loaded), "{report:?}");
             assert_eq!(node.tree(), before);

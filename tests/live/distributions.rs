@@ -78,7 +78,7 @@ fn comes_and_goes(node: &Node, word: &str, edited: &str) {
 const K3S_DIRECTORY: &str = "/var/lib/rancher/k3s/agent/etc/containerd";
 
 /// A node of k3s without running processes. `kind` is [`K3S`] or a variant of it.
-fn k3s(release: usize, kind: &str, base: &str) -> Node {
+pub fn k3s(release: usize, kind: &str, base: &str) -> Node {
     let program = "/var/lib/rancher/k3s/data/0/bin/containerd";
     let node = node(release, kind, program, base);
     fs::create_dir_all(node.path(K3S_DIRECTORY)).unwrap();

@@ -65,11 +65,15 @@ fn each_problem_of_doctor_is_solved_by_its_remedy() {
             .replace("SystemdCgroup = true", "SystemdCgroup = false");
         if drifted != node.config() {
             node.write(CONFIG_PATH, drifted.as_bytes(), 0o644);
-            assert_found(
-                &node,
+            let (text, problems) = examine(&node);
+            let words = [
+                "was changed after containerd started",
                 "options that differ from the installed options: SystemdCgroup",
-            );
-            assert_eq!(node.change(&INSTALL).0, 0);
+            ];
+            assert_eq!(problems.len(), words.len(), "{text}");
+            assert!(words.iter().all(|words| text.contains(words)), "{text}");
+            let accepted = [&INSTALL[..], &["--accept-pending-changes"]].concat();
+            assert_eq!(node.change(&accepted).0, 0);
             assert_eq!(examine(&node).1, [""; 0]);
         }
 

@@ -55,7 +55,9 @@ fn no_symlink_is_created_before_containerd_accepts_the_configuration() {
         fs::rename(&program, node.path("/usr/local/bin/judge")).unwrap();
         node.write("/usr/local/bin/containerd", JUDGE.as_bytes(), 0o755);
         let before = node.tree();
-        let (status, report) = node.change(&INSTALL);
+        // The program is another one than the running one.
+        let install = [&INSTALL[..], &["--accept-pending-changes"]].concat();
+        let (status, report) = node.change(&install);
         assert_eq!((status, report.result), (3, Outcome::Refused), "{report:?}");
         assert!(report.reason.unwrap().contains("no such plugin"));
         let linked = fs::read_to_string(node.path("/run/linked")).unwrap();

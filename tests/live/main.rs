@@ -19,6 +19,7 @@ mod faults;
 #[path = "../support/legacy.rs"]
 mod legacy;
 mod node;
+mod pending;
 #[path = "../support/random.rs"]
 mod random;
 mod rehearsal;

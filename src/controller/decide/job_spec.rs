@@ -335,6 +335,9 @@ fn install(settings: &Settings) -> Container {
     if settings.allow_pod_restarts {
         arguments.push("--allow-pod-restarts");
     }
+    if settings.accept_pending_changes {
+        arguments.push("--accept-pending-changes");
+    }
     let host = VolumeMount {
         mount_propagation: Some("HostToContainer".to_owned()),
         ..mount("host", "/host")
@@ -459,17 +462,19 @@ mod tests {
     }
 
     #[test]
-    fn a_job_may_end_pods_only_if_the_settings_allow_it() {
-        for allowed in [false, true] {
+    fn a_job_may_end_pods_and_accept_pending_changes_only_if_the_settings_allow_it() {
+        for (pods, changes) in [(false, false), (true, false), (false, true), (true, true)] {
             let settings = Settings {
-                allow_pod_restarts: allowed,
+                allow_pod_restarts: pods,
+                accept_pending_changes: changes,
                 ..settings()
             };
             let job = job(&settings, &request());
             let pod = job.spec.unwrap().template.spec.unwrap();
             let arguments = pod.containers[0].args.clone().unwrap();
-            let flag = "--allow-pod-restarts".to_owned();
-            assert_eq!(arguments.contains(&flag), allowed);
+            let has = |flag: &str| arguments.iter().any(|argument| argument == flag);
+            assert_eq!(has("--allow-pod-restarts"), pods);
+            assert_eq!(has("--accept-pending-changes"), changes);
         }
     }
 

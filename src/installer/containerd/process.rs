@@ -60,6 +60,18 @@ pub fn start_time(host: &HostRoot, pid: u32) -> Option<u64> {
     fields.nth(18)?.parse().ok()
 }
 
+/// The main process of the service that the process `pid` is part of: its highest ancestor below process 1, such as k3s for its containerd.
+pub(crate) fn service_process(host: &HostRoot, pid: u32) -> u32 {
+    let mut pid = pid;
+    for _ in 0..MAX_PARENTS {
+        match ProcessFacts::of(host, pid) {
+            Some(facts) if facts.parent > 1 => pid = facts.parent,
+            Some(_) | None => break,
+        }
+    }
+    pid
+}
+
 /// The path of a program without the kernel's mark of a replaced file: a restart runs the new file at that path.
 pub(crate) fn without_deleted_mark(program: &str) -> &str {
     program.strip_suffix(" (deleted)").unwrap_or(program)

@@ -170,6 +170,20 @@ impl Service {
         }
     }
 
+    /// Whether the unit has files that systemd has not loaded yet; `None` with `OpenRC`, which loads none.
+    ///
+    /// # Errors
+    /// When no service manager runs, or it does not answer.
+    pub(crate) async fn needs_reload(&self, host: &HostRoot) -> Result<Option<bool>, Error> {
+        match self.manager(host)? {
+            Manager::Systemd => {
+                let systemd = Systemd::connect(host).await;
+                Ok(Some(systemd.needs_reload(&self.unit).await?))
+            }
+            Manager::OpenRc => Ok(None),
+        }
+    }
+
     /// Restarts the service and waits until its manager reports that it runs. Does nothing if a write already triggers the restart. If no
     /// write does, ends the process, and the supervisor starts it again (k0s: `pkg/supervisor`).
     ///
@@ -204,7 +218,8 @@ impl Service {
         }
     }
 
-    fn name(&self) -> &str {
+    /// The name of the service with `OpenRC`.
+    pub(crate) fn name(&self) -> &str {
         self.unit.strip_suffix(".service").unwrap_or(&self.unit)
     }
 

@@ -156,6 +156,21 @@ impl<'a> Systemd<'a> {
         }
     }
 
+    /// Whether files of the unit were changed since systemd loaded them (`NeedDaemonReload`, `org.freedesktop.systemd1(5)`).
+    ///
+    /// # Errors
+    /// When systemd does not answer.
+    pub async fn needs_reload(&self, unit: &str) -> Result<bool, Error> {
+        match self {
+            Self::Bus(bus) => bus.needs_reload(unit).await,
+            Self::Systemctl { host, bus } => {
+                let arguments = ["show", "--property=NeedDaemonReload", "--value", "--", unit];
+                let needs = systemctl(host, bus, &arguments, ANSWER_LIMIT).await?;
+                Ok(needs.trim() == "yes")
+            }
+        }
+    }
+
     /// Restarts the unit and waits until systemd's job has ended and the unit is active.
     ///
     /// # Errors
@@ -279,12 +294,10 @@ impl Bus {
         self.proxy(path, "org.freedesktop.systemd1.Manager").await
     }
 
-    async fn property(
-        &self,
-        unit: &str,
-        interface: &'static str,
-        name: &str,
-    ) -> zbus::Result<String> {
+    async fn property<T>(&self, unit: &str, interface: &'static str, name: &str) -> zbus::Result<T>
+    where
+        T: serde::de::DeserializeOwned + zbus::Type,
+    {
         let path: OwnedObjectPath = self.manager().await?.call("LoadUnit", &(unit,)).await?;
         self.proxy(path, interface).await?.get_property(name).await
     }
@@ -293,6 +306,12 @@ impl Bus {
         self.property(unit, "org.freedesktop.systemd1.Service", "KillMode")
             .await
             .map_err(call("read the KillMode of", unit))
+    }
+
+    async fn needs_reload(&self, unit: &str) -> Result<bool, Error> {
+        self.property(unit, "org.freedesktop.systemd1.Unit", "NeedDaemonReload")
+            .await
+            .map_err(call("read the files of", unit))
     }
 
     async fn active_state(&self, unit: &str) -> Result<String, Error> {

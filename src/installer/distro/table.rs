@@ -123,6 +123,8 @@ pub struct DistroSpec {
     pub variable: Option<&'static str>,
     /// The file that Farrier edits.
     pub edited: Edited,
+    /// Files and directories of its own configuration, which its service reads at the start. The name of a directory ends with `.d`.
+    pub(crate) own_config: &'static [&'static str],
     /// The argument with which one of `programs` prints the distribution's release.
     pub release: Option<&'static str>,
     /// Whether the node regenerates the configuration at each boot.
@@ -166,6 +168,7 @@ pub(crate) const STOCK: DistroSpec = DistroSpec {
     config: "/etc/containerd/config.toml",
     variable: None,
     edited: Edited::Loaded,
+    own_config: &[],
     release: None,
     rewritten: false,
     socket: STOCK_SOCKET,
@@ -188,6 +191,11 @@ const K3S: DistroSpec = DistroSpec {
         v3: "config-v3.toml.tmpl",
         v2: "config.toml.tmpl",
     },
+    own_config: &[
+        "/etc/rancher/k3s/config.yaml",
+        "/etc/rancher/k3s/config.yaml.d",
+        "/etc/rancher/k3s/registries.yaml",
+    ],
     release: Some("--version"),
     socket: "/run/k3s/containerd/containerd.sock",
     unit: "k3s.service",
@@ -245,6 +253,11 @@ pub const TABLE: &[DistroSpec] = &[
         programs: &["/usr/local/bin/rke2", "/opt/rke2/bin/rke2", "/usr/bin/rke2"],
         data: &["/var/lib/rancher/rke2/agent/etc/containerd/config.toml"],
         config: "/var/lib/rancher/rke2/agent/etc/containerd/config.toml",
+        own_config: &[
+            "/etc/rancher/rke2/config.yaml",
+            "/etc/rancher/rke2/config.yaml.d",
+            "/etc/rancher/rke2/registries.yaml",
+        ],
         unit: "rke2-agent.service",
         ..K3S
     },
@@ -280,6 +293,7 @@ pub const TABLE: &[DistroSpec] = &[
             directory: "containerd.d",
             marker: "# k0s_managed=true",
         },
+        own_config: &["/etc/k0s/k0s.yaml"],
         release: Some("version"),
         socket: "/run/k0s/containerd.sock",
         unit: "k0sworker.service",

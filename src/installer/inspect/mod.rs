@@ -4,6 +4,7 @@
 mod error;
 pub mod legacy;
 pub mod os;
+pub mod pending;
 pub mod prerequisites;
 pub mod verify_cache;
 
@@ -34,6 +35,7 @@ use os::{
     PROGRAMS, config_of_unit, config_path_problem, detect_distro, directory, orphaned_config,
     sources, state_dir_problem, version_command,
 };
+use pending::{RestartInputs, Subject, record_loaded};
 use prerequisites::missing_prerequisite;
 use verify_cache::VerifyCache;
 
@@ -77,6 +79,8 @@ pub struct HostFacts {
     pub restart_effect: Result<RestartEffect, Problem>,
     /// Why this process can't restart containerd, whatever an operator allows.
     pub unreachable: Option<Problem>,
+    /// What a restart of containerd reads.
+    pub restart_inputs: RestartInputs,
     /// The state file.
     pub state: State,
     /// The paths of Farrier's binaries.
@@ -123,6 +127,18 @@ impl HostFacts {
         )?;
         (self.binaries, self.stored, self.damaged) = binaries(host, install_paths, &verify_cache)?;
         Ok(())
+    }
+
+    /// Records the configuration that the running containerd has loaded, before a change.
+    ///
+    /// # Errors
+    /// When the record can't be written.
+    pub(crate) fn record_loaded(&self, host: &HostRoot) -> host::Result<()> {
+        let (service, socket) = (self.service(), self.socket());
+        match subject(host, self, &service, &socket) {
+            Some(subject) => record_loaded(&subject, &self.restart_inputs.inputs),
+            None => Ok(()),
+        }
     }
 
     /// A problem that containerd reports with the configuration, without the credentials in it. Reports and the cluster store the message.
@@ -245,6 +261,7 @@ pub async fn gather(
             None,
         )),
         unreachable: None,
+        restart_inputs: RestartInputs::default(),
         legacy: legacy::find(
             host,
             &config_files,
@@ -348,6 +365,29 @@ async fn query_services(host: &HostRoot, facts: &mut HostFacts) {
     facts.unreachable = unreachable.map(|error| Problem::new(&error, error.help()));
     let restart_effect = service.restart_effect(host).await;
     facts.restart_effect = restart_effect.map_err(|error| Problem::new(&error, error.help()));
+    if let Some(subject) = subject(host, facts, &service, &socket) {
+        facts.restart_inputs.inputs = subject.inputs().await;
+    }
+}
+
+/// The facts that determine what a restart of containerd reads; `None` if no containerd runs.
+fn subject<'a>(
+    host: &'a HostRoot,
+    facts: &'a HostFacts,
+    service: &'a Service,
+    socket: &'a str,
+) -> Option<Subject<'a>> {
+    Some(Subject {
+        host,
+        distro: facts.distro,
+        daemon: facts.containerd.daemon()?,
+        service,
+        socket,
+        config_files: &facts.config_files,
+        sources: &facts.sources,
+        state: &facts.state,
+        boot_id: &facts.boot_id,
+    })
 }
 
 /// The identity in a file: a UUID, with or without hyphens (machine-id(5)). Any other text counts as none, because every report contains the

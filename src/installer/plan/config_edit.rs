@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::config_source::{self, ConfigSource, Rendered};
+use super::pending;
 use super::stale_config;
 use super::takeover::is_declared_as_required;
 use super::types::{ConfigChange, Error, HandlerSet};
@@ -103,7 +104,8 @@ impl<'a> CurrentConfig<'a> {
         known && !self.managed.contains(handler) && !self.legacy.contains(handler)
     }
 
-    /// Checks that containerd would serve the same unmanaged runtimes after a restart.
+    /// Checks that a restart puts no change of others into effect, except those that [`pending::check`] allows, and that containerd starts
+    /// with its present configuration. Returns notes on the allowed changes.
     ///
     /// # Errors
     /// When the configuration was changed after containerd started, or when the host lacks a file or feature that the configuration needs.
@@ -111,12 +113,26 @@ impl<'a> CurrentConfig<'a> {
         &self,
         facts: &HostFacts,
         managed: &BTreeSet<String>,
+        accepted: bool,
+    ) -> Result<Vec<String>, Error> {
+        self.check_runtimes(facts, managed, accepted)?;
+        let notes = pending::check(facts, accepted)?;
+        check_prerequisites(facts)?;
+        Ok(notes)
+    }
+
+    /// Checks that containerd would serve the same unmanaged runtimes after a restart, unless an operator `accepted` a difference.
+    ///
+    /// # Errors
+    /// When the configuration was changed after containerd started.
+    pub(crate) fn check_runtimes(
+        &self,
+        facts: &HostFacts,
+        managed: &BTreeSet<String>,
+        accepted: bool,
     ) -> Result<(), Error> {
-        if let Some(message) = &facts.missing_prerequisite {
-            return Err(Error::Refuses(Problem::new(message, None)));
-        }
-        match self.pending(facts, managed) {
-            Some(what) => Err(Error::Pending {
+        match self.pending(facts, managed).filter(|_| !accepted) {
+            Some(what) => Err(Error::PendingRuntime {
                 path: facts.config_files.root.path.clone(),
                 what,
             }),
@@ -310,6 +326,17 @@ impl<'a> ConfigEdit<'a> {
             }
         }
         directories
+    }
+}
+
+/// Checks that the host has what the configuration needs.
+///
+/// # Errors
+/// When it lacks a file or feature.
+pub(crate) fn check_prerequisites(facts: &HostFacts) -> Result<(), Error> {
+    match &facts.missing_prerequisite {
+        Some(message) => Err(Error::Refuses(Problem::new(message, None))),
+        None => Ok(()),
     }
 }
 

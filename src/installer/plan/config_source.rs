@@ -288,7 +288,7 @@ mod tests {
         facts.version = "2.0.2".parse().ok();
         let site = CurrentConfig::find(&facts).unwrap();
         let error = site
-            .check_restart(&facts, &site.managed)
+            .check_restart(&facts, &site.managed, false)
             .unwrap_err()
             .to_string();
         assert!(error.contains("handler new"), "{error}");

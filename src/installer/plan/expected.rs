@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::config_edit::declarations;
 use super::types::HostPlan;
-use crate::containerd_config::Handler;
+use crate::containerd_config::{Handler, runtimes_of_dump};
 use crate::handoff::OptionValue;
 use crate::installer::containerd::cri::Served;
 use crate::installer::inspect::HostFacts;
@@ -18,10 +18,12 @@ type Options = BTreeMap<String, OptionValue>;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExpectedRuntimes {
-    /// The default runtime.
-    default: String,
-    /// All runtimes that containerd serves before the change, by handler.
-    served: BTreeMap<String, RuntimeEntry>,
+    /// The runtimes that containerd serves before the change.
+    #[serde(flatten)]
+    before: Runtimes,
+    /// The runtimes of the configuration before the change, if an operator accepted that others edited it after the start of containerd.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pending: Option<Runtimes>,
     /// The names of all handlers that Farrier manages before or after the change.
     #[serde(rename = "ours")]
     managed: BTreeSet<String>,
@@ -31,6 +33,16 @@ pub struct ExpectedRuntimes {
     /// The managed handlers that are declared after the change.
     #[serde(rename = "becomes")]
     declared_after_change: BTreeMap<String, RuntimeEntry>,
+}
+
+/// All runtimes of a containerd.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Runtimes {
+    /// The default runtime.
+    default: String,
+    /// The runtimes, by handler.
+    served: BTreeMap<String, RuntimeEntry>,
 }
 
 /// A handler as it is declared.
@@ -46,6 +58,17 @@ impl ExpectedRuntimes {
     /// The runtimes before and after `plan`; `None` where the runtimes that containerd serves are unknown.
     pub(crate) fn of(facts: &HostFacts, plan: &HostPlan) -> Option<Self> {
         let before = facts.served.as_ref().ok()?;
+        let dump = facts.dump.as_ref().ok();
+        let dump = dump.filter(|_| plan.accept_pending_changes);
+        let pending = dump.and_then(|dump| runtimes_of_dump(dump).ok());
+        let pending = pending.map(|(default, handlers)| {
+            let handlers = handlers.iter();
+            let handlers: Vec<Handler> = handlers
+                .map(|(name, handler)| handler.to_handler(name))
+                .collect();
+            let served = entries(&handlers);
+            Runtimes { default, served }
+        });
         let served = before.handlers.iter().map(|(name, runtime_type)| {
             let options = before
                 .options
@@ -60,8 +83,11 @@ impl ExpectedRuntimes {
             (name.clone(), entry)
         });
         Some(Self {
-            default: before.default.clone(),
-            served: served.collect(),
+            before: Runtimes {
+                default: before.default.clone(),
+                served: served.collect(),
+            },
+            pending,
             managed: plan.managed.clone(),
             declared_before_change: entries(&declared_before(facts, plan)),
             declared_after_change: entries(&plan.declared),
@@ -78,7 +104,7 @@ impl ExpectedRuntimes {
     /// # Errors
     /// One sentence that names the difference.
     pub(crate) fn verify_change(&self, served: &Served) -> Result<(), String> {
-        verify(&self.before(), served, &self.declared(), &self.managed)
+        self.verify(served, &self.declared())
     }
 
     /// Verifies that containerd serves the runtimes before the change, as [`verify`] does.
@@ -86,15 +112,27 @@ impl ExpectedRuntimes {
     /// # Errors
     /// One sentence that names the difference.
     pub(crate) fn verify_undone(&self, served: &Served) -> Result<(), String> {
-        verify(
-            &self.before(),
-            served,
-            &handlers(&self.declared_before_change),
-            &self.managed,
-        )
+        self.verify(served, &handlers(&self.declared_before_change))
+    }
+
+    /// Verifies the runtimes of this process of containerd, or of a later one, which has loaded the accepted edits of others.
+    fn verify(&self, served: &Served, declared: &[Handler]) -> Result<(), String> {
+        let verified = verify(&self.before(), served, declared, &self.managed);
+        match &self.pending {
+            Some(pending) => {
+                verified.or_else(|_| verify(&pending.to_served(), served, declared, &self.managed))
+            }
+            None => verified,
+        }
     }
 
     pub(crate) fn before(&self) -> Served {
+        self.before.to_served()
+    }
+}
+
+impl Runtimes {
+    fn to_served(&self) -> Served {
         let handlers = self.served.iter();
         let options = self.served.iter();
         Served {
@@ -218,8 +256,11 @@ mod tests {
         let runc = || entry("runc", "io.containerd.runc.v2");
         let b = || entry("b", "/bin/b");
         let expected = ExpectedRuntimes {
-            default: "runc".to_owned(),
-            served: [runc(), b()].into(),
+            before: Runtimes {
+                default: "runc".to_owned(),
+                served: [runc(), b()].into(),
+            },
+            pending: None,
             managed: ["a", "b"].map(str::to_owned).into(),
             declared_before_change: [b()].into(),
             declared_after_change: [entry("a", "/bin/a")].into(),
@@ -273,5 +314,24 @@ mod tests {
             ..served
         };
         assert!(expected.verify_change(&starting).is_err());
+    }
+
+    #[rstest]
+    #[case::the_accepted_edit(&[("a", "/bin/a"), ("kata", "/bin/kata")], true, false)]
+    #[case::the_accepted_edit_after_a_rollback(&[("b", "/bin/b"), ("kata", "/bin/kata")], false, true)]
+    #[case::the_process_from_before(&[("b", "/bin/b")], false, true)]
+    #[case::another_edit(&[("a", "/bin/a"), ("c", "/bin/c")], false, false)]
+    fn an_accepted_edit_of_others_may_be_served_after_a_restart(
+        #[case] handlers: &[(&str, &str)],
+        #[case] is_changed: bool,
+        #[case] is_undone: bool,
+    ) {
+        let mut expected = expected();
+        let mut pending = expected.before.clone();
+        pending.served.extend([entry("kata", "/bin/kata")]);
+        expected.pending = Some(pending);
+        let served = served(handlers, "runc");
+        assert_eq!(expected.verify_change(&served).is_ok(), is_changed);
+        assert_eq!(expected.verify_undone(&served).is_ok(), is_undone);
     }
 }

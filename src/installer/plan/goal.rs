@@ -25,6 +25,8 @@ pub struct Goal {
     pub allow_pod_restarts: bool,
     /// Whether a restart may end pods whose shims report no process, by handler.
     pub restart_policy: RestartPolicy,
+    /// containerd is restarted even where the restart puts changes of others into effect.
+    pub accept_pending_changes: bool,
 }
 
 impl Goal {

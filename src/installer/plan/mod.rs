@@ -9,6 +9,7 @@ pub mod config_source;
 pub mod expected;
 pub mod goal;
 pub mod handlers;
+pub mod pending;
 pub mod preconditions;
 pub mod stale_config;
 pub mod takeover;
@@ -22,7 +23,7 @@ use crate::installer::host::Target;
 use crate::installer::inspect::HostFacts;
 use crate::installer::state::{OwnedConfig, OwnedHandler, State, StateAfter, owner_name};
 use binaries::{lost, symlinks, to_store, unneeded};
-use config_edit::{ConfigEdit, CurrentConfig, declarations};
+use config_edit::{ConfigEdit, CurrentConfig, check_prerequisites, declarations};
 use expected::is_served;
 pub use goal::{Goal, Scope};
 use handlers::{handler_set, notes, unknown_shims};
@@ -68,10 +69,12 @@ fn assemble(
         changes: config,
         after,
         restart,
+        notes: of_restart,
     } = configure(current, edit, facts, goal, &set.next)?;
     let store = to_store(facts, goal, &next);
     let symlinks = symlinks(facts, &next, &store);
     let mut notes = notes(facts, goal, &set, &next);
+    notes.extend(of_restart);
     if !config.is_empty() && !next.is_empty() {
         notes.extend(facts.distro.note(&current.target.path));
     }
@@ -122,6 +125,7 @@ fn assemble(
         config,
         restart,
         restart_policy: goal.effective_restart_policy(),
+        accept_pending_changes: goal.accept_pending_changes,
         obsolete_files,
         obsolete_directories: if state.is_none() {
             facts.state.directories.clone()
@@ -154,6 +158,8 @@ struct Configured {
     /// The text of the file that declares them; `None` where the file is absent.
     after: Option<String>,
     restart: bool,
+    /// Notes on the restart for an operator.
+    notes: Vec<String>,
 }
 
 fn configure(
@@ -186,14 +192,17 @@ fn configure(
     let declared = declarations(facts, &next);
     let changes = edit.changes(facts, after.as_deref(), &declared, other_files)?;
     let served = facts.served.as_ref().ok();
-    let pending = served.is_some_and(|served| !is_served(served, &declared, &edit.managed));
+    let is_unserved = served.is_some_and(|served| !is_served(served, &declared, &edit.managed));
     let is_live = facts.containerd.target() == Target::Live;
-    let restart = is_live && (changes.iter().any(|change| change.live) || pending);
-    if restart || !changes.is_empty() {
-        current.check_restart(facts, &edit.managed)?;
-    }
+    let restart = is_live && (changes.iter().any(|change| change.live) || is_unserved);
+    let accepted = goal.accept_pending_changes;
+    let mut notes = Vec::new();
     if restart {
         check_restart(facts, goal)?;
+        notes = current.check_restart(facts, &edit.managed, accepted)?;
+    } else if !changes.is_empty() {
+        current.check_runtimes(facts, &edit.managed, accepted)?;
+        check_prerequisites(facts)?;
     }
     Ok(Configured {
         next,
@@ -201,6 +210,7 @@ fn configure(
         changes,
         after,
         restart,
+        notes,
     })
 }
 

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::config_source;
+use super::pending::{ACCEPT_PENDING_CHANGES, PendingChanges};
 use crate::containerd_config::{self, Handler};
 use crate::handoff::{HandlerReport, Owner, Problem, RestartPolicy, Sha256Digest};
 use crate::installer::containerd::process::Refusal;
@@ -28,6 +29,8 @@ pub struct HostPlan {
     pub restart: bool,
     /// Which pods the restart may end.
     pub restart_policy: RestartPolicy,
+    /// Whether the restart may also put changes of others into effect, which the dump of the configuration has already.
+    pub accept_pending_changes: bool,
     /// The change of the state file.
     pub state: StateAfter,
     /// Stable paths and stored files that no handler needs any more.
@@ -212,11 +215,14 @@ pub enum Error {
     /// containerd would not start with its present configuration.
     #[error("containerd does not load its present configuration: {0}")]
     Refuses(Problem),
-    /// A restart would put a pending change into effect.
+    /// A restart would put changes by others into effect.
+    #[error(transparent)]
+    Pending(#[from] PendingChanges),
+    /// A restart would put a change of the runtimes into effect.
     #[error(
         "{path} or one of its imports was changed after containerd started ({what} differs from the running containerd), and a restart would put the change into effect"
     )]
-    Pending {
+    PendingRuntime {
         /// The root configuration file.
         path: String,
         /// The runtime that differs, such as `handler kata`.
@@ -271,9 +277,10 @@ impl Error {
             }
             Self::Source(error) => return error.help(),
             Self::Config(error) => return error.help(),
-            Self::Pending { .. } => Cow::Borrowed(
-                "restart containerd yourself or undo that change, then run farrier again",
-            ),
+            Self::Pending(changes) => Cow::Owned(changes.help()),
+            Self::PendingRuntime { .. } => Cow::Owned(format!(
+                "check that change, then restart containerd yourself, undo the change, or {ACCEPT_PENDING_CHANGES}"
+            )),
             Self::KillMode { .. } => Cow::Owned(format!(
                 "set KillMode=process in the unit (OpenRC: rc_cgroup_cleanup=NO), or {ALLOW_POD_RESTARTS}"
             )),

@@ -228,9 +228,13 @@ impl Findings {
             self.add_problem(&Problem::new(&error, error.help()), "check that unit");
         }
         // The next change would be refused for the same reason.
-        if let Ok(current) = CurrentConfig::find(facts)
-            && let Err(error) = current.check_restart(facts, &current.managed)
-        {
+        let checked = match CurrentConfig::find(facts) {
+            Ok(current) => current.check_restart(facts, &current.managed, false),
+            // Other findings have the reason.
+            Err(_) if facts.containerd.daemon().is_none() || facts.dump.is_err() => return,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = checked {
             self.add_problem(
                 &Problem::new(&error, error.help()),
                 "restart containerd yourself",

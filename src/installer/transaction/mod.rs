@@ -96,6 +96,11 @@ pub async fn perform(
         }
         return Err(Failure::Refused(error));
     }
+    if plan.restart
+        && let Err(error) = facts.record_loaded(host)
+    {
+        warn!(%error, "failed to record the configuration that containerd has loaded: if this change is undone without a restart, the next run may find its traces as changes by others");
+    }
     let mut progress = Progress::default();
     let acted = act(
         host,

@@ -1,0 +1,646 @@
+//! Finds what a restart of containerd reads: its program, its unit, its configuration and the configuration of its distribution, each with
+//! the time of the last change. Reads only; `plan::pending` decides.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, SystemTime};
+
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::{SysconfVar, sysconf};
+use serde::{Deserialize, Serialize};
+use tracing::debug;
+
+use crate::containerd_config::{ConfigFiles, SourceFile};
+use crate::handoff::{Problem, Sha256Digest};
+use crate::installer::containerd::config_files::patterns;
+use crate::installer::containerd::daemon::Daemon;
+use crate::installer::containerd::process::{service_process, start_time, without_deleted_mark};
+use crate::installer::containerd::service::Service;
+use crate::installer::containerd::systemd_unit::{self, UNIT_DIRECTORIES};
+use crate::installer::distro::{DistroSpec, Edited, Restart};
+use crate::installer::host::path::{file_name, parent_directory};
+use crate::installer::host::{self, HostRoot};
+use crate::installer::state::State;
+
+/// The record of [`LoadedConfig`]. It is about a running process, so it is in a directory that is empty after a reboot.
+pub(crate) const LOADED_FILE: &str = "/run/farrier/loaded.json";
+
+/// Size limit in bytes of that file. A configuration has at most 257 files, each with a path of some hundred bytes.
+const LOADED_LIMIT: u64 = 1 << 18;
+
+/// Files in a directory of the distribution's own configuration, at most. Such a directory has a handful.
+const MAX_FILES: usize = 256;
+
+/// How far the clock may have been set back since containerd started, if nothing shows that it was not. An edit right after the start then
+/// seems older than the process.
+const CLOCK_STEP: Duration = Duration::from_mins(1);
+
+/// How long containerd takes from its start until it listens, at most, for its socket to show that the clock was not set. This takes 0.1 s
+/// on an idle node, and seconds with hundreds of pods.
+const LISTEN_LIMIT: Duration = Duration::from_secs(5);
+
+/// Resolution of the start time of a process and of the times of a file together: a clock tick and a timer interrupt, 10 ms each.
+const RESOLUTION: Duration = Duration::from_millis(20);
+
+/// Time between the rename of a file and the change of its directory's times, at most: the kernel sets both in one system call.
+const SAME_CALL: Duration = Duration::from_millis(100);
+
+/// Everything that a restart of containerd reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RestartInputs {
+    /// The files and directories.
+    pub inputs: Vec<Input>,
+    /// Whether containerd starts with its present files.
+    pub rehearsal: Rehearsal,
+}
+
+/// The start of a second containerd on the present files, in a root of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Rehearsal {
+    /// containerd and its CRI start.
+    Passed,
+    /// containerd or its CRI does not start, or not in time.
+    Failed(Problem),
+    /// No such start is possible.
+    NotPossible(Problem),
+}
+
+impl Default for RestartInputs {
+    fn default() -> Self {
+        Self {
+            inputs: Vec::new(),
+            rehearsal: Rehearsal::NotPossible(Problem::new("no rehearsal was made", None)),
+        }
+    }
+}
+
+/// A file or directory that a restart of containerd reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Input {
+    /// Absolute path on the host; for [`Change::NotReloaded`], the name of the unit.
+    pub path: String,
+    /// What it is.
+    pub kind: InputKind,
+    /// Its last change.
+    pub change: Change,
+    /// Whose contents it has.
+    pub contents: Contents,
+}
+
+/// What an input is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InputKind {
+    /// A file of containerd's configuration, or a source that the distribution renders it from.
+    Config,
+    /// A directory that the configuration imports files from.
+    ImportDirectory,
+    /// The program.
+    Program,
+    /// A file of the unit: unit file, drop-in or environment file, or a directory of drop-ins.
+    Unit,
+    /// A file or directory of the distribution's own configuration.
+    Distribution,
+}
+
+/// The last change of an input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// The path was changed at the first time, since the epoch. The process that has read it started at the second.
+    At(Duration, StartTime),
+    /// The running program is not the file at the path.
+    Replaced,
+    /// systemd has not loaded the present files of the unit (`NeedDaemonReload`).
+    NotReloaded,
+}
+
+impl Change {
+    /// Whether the change may be younger than the running process.
+    #[must_use]
+    pub fn is_pending(self) -> bool {
+        match self {
+            Self::At(changed, start) => start.may_be_before(changed),
+            Self::Replaced | Self::NotReloaded => true,
+        }
+    }
+}
+
+/// Whose contents an input has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Contents {
+    /// Farrier never wrote the file, or the contents are unknown.
+    Foreign,
+    /// The same contents as Farrier wrote last.
+    AsWritten,
+    /// Farrier wrote the file, and others have changed it since.
+    Edited,
+    /// The same contents as an earlier run recorded for the running process.
+    AsLoaded,
+}
+
+/// The start of a process, by the clock of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StartTime {
+    /// Since the epoch.
+    at: Duration,
+    /// How far the clock may have been set back since.
+    clock_step: Duration,
+}
+
+impl StartTime {
+    /// The start at `at`, computed from the time since the boot and today's clock. `listening` is the time of the socket of containerd, by
+    /// the clock at that time: if it follows closely on `at`, the clock was not set since.
+    #[must_use]
+    pub fn new(at: Duration, listening: Option<Duration>) -> Self {
+        let is_steady = listening.is_some_and(|listening| {
+            listening + RESOLUTION >= at && listening <= at + LISTEN_LIMIT
+        });
+        if is_steady {
+            let clock_step = Duration::ZERO;
+            return Self { at, clock_step };
+        }
+        Self {
+            // If the clock was set forward, the times of files from before are older than their order tells.
+            at: listening.map_or(at, |listening| listening.min(at)),
+            clock_step: CLOCK_STEP,
+        }
+    }
+
+    /// Whether a change at `changed`, since the epoch, may have been made after the start.
+    #[must_use]
+    pub fn may_be_before(self, changed: Duration) -> bool {
+        changed + self.clock_step > self.at + RESOLUTION
+    }
+}
+
+/// What a process of containerd has loaded, as a run recorded it before a change. A run that undoes its change without a restart restores
+/// the bytes, and not the times.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct LoadedConfig {
+    process: (u32, u64),
+    boot_id: String,
+    digests: BTreeMap<String, Sha256Digest>,
+}
+
+/// The facts about a host that determine the inputs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Subject<'a> {
+    pub(crate) host: &'a HostRoot,
+    pub(crate) distro: &'a DistroSpec,
+    pub(crate) daemon: &'a Daemon,
+    pub(crate) service: &'a Service,
+    /// Path of the CRI socket.
+    pub(crate) socket: &'a str,
+    pub(crate) config_files: &'a ConfigFiles,
+    pub(crate) sources: &'a [SourceFile],
+    pub(crate) state: &'a State,
+    pub(crate) boot_id: &'a str,
+}
+
+/// The starts of the processes that have read the inputs.
+#[derive(Debug, Clone, Copy)]
+struct Starts {
+    containerd: StartTime,
+    /// The main process of the service, such as k3s.
+    service: StartTime,
+}
+
+impl Subject<'_> {
+    /// All inputs. A path that can't be inspected counts as unchanged; what reads it fails with a reason of its own.
+    pub(crate) async fn inputs(&self) -> Vec<Input> {
+        let main = self.main_process();
+        let Some(starts) = self.starts(main) else {
+            return Vec::new();
+        };
+        let loaded = self.load();
+        let mut inputs = self.config(starts, loaded.as_ref());
+        inputs.extend(self.import_directories(starts.containerd, loaded.as_ref(), &inputs));
+        inputs.extend(self.programs(main));
+        inputs.extend(self.unit(starts.service).await);
+        inputs.extend(self.distribution(starts.service));
+        inputs
+    }
+
+    /// The main process of the service.
+    fn main_process(&self) -> u32 {
+        match self.distro.restart {
+            Restart::ContainerInit => 1,
+            // The supervisor keeps running, and starts containerd alone.
+            Restart::Watched => self.daemon.process.0,
+            Restart::Service => service_process(self.host, self.daemon.process.0),
+        }
+    }
+
+    /// The starts, by today's clock; `None` if a process has ended.
+    fn starts(&self, main: u32) -> Option<Starts> {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let boot = now.ok()?.checked_sub(since_boot()?)?;
+        let ticks = u64::try_from(sysconf(SysconfVar::CLK_TCK).ok()??).ok()?;
+        let started = |ticks_since_boot: u64| {
+            let milliseconds = ticks_since_boot.checked_mul(1000)? / ticks.max(1);
+            Some(boot + Duration::from_millis(milliseconds))
+        };
+        let listening = self.host.times(self.socket).ok().flatten();
+        let listening = listening.map(|times| times.modified);
+        let (containerd, service) = (
+            started(self.daemon.process.1)?,
+            started(start_time(self.host, main)?)?,
+        );
+        let start = StartTime::new(containerd, listening);
+        let lead = containerd.checked_sub(service).unwrap_or_default();
+        Some(Starts {
+            containerd: start,
+            service: StartTime {
+                at: start.at.saturating_sub(lead),
+                ..start
+            },
+        })
+    }
+
+    fn load(&self) -> Option<LoadedConfig> {
+        let text = self.host.read_text(LOADED_FILE, LOADED_LIMIT).ok()??;
+        let loaded: LoadedConfig = serde_json::from_str(&text).ok()?;
+        let is_same = loaded.process == self.daemon.process && loaded.boot_id == self.boot_id;
+        is_same.then_some(loaded)
+    }
+
+    /// The input at `path`; `None` if nothing is there.
+    fn at(&self, kind: InputKind, path: &str, start: StartTime) -> Option<Input> {
+        let times = match self.host.times(path) {
+            Ok(times) => times?,
+            Err(error) => {
+                debug!(path, %error, "failed to determine the last change");
+                return None;
+            }
+        };
+        Some(Input {
+            path: path.to_owned(),
+            kind,
+            change: Change::At(times.latest, start),
+            contents: Contents::Foreign,
+        })
+    }
+
+    /// Whether the file that containerd loads is rendered at each start of the service, so that a restart discards edits of that file.
+    fn is_rendered(&self) -> bool {
+        match self.distro.edited {
+            Edited::GoTemplate { .. } | Edited::TomlTemplate(_) => true,
+            Edited::Loaded | Edited::Snippets { .. } => false,
+        }
+    }
+
+    /// The files of the configuration.
+    fn config(&self, starts: Starts, loaded: Option<&LoadedConfig>) -> Vec<Input> {
+        let is_rendered = self.is_rendered();
+        let root = &self.config_files.root.path;
+        let files = self.config_files.files();
+        let files = files.filter(|file| !is_rendered || file.path != *root);
+        let sources = self.sources.iter();
+        let of_service = sources.clone().filter(|_| is_rendered);
+        let snippets = self.snippets();
+        let of_containerd = files
+            .chain(sources.filter(|_| !is_rendered))
+            .chain(&snippets);
+        let mut seen = BTreeSet::new();
+        of_containerd
+            .map(|file| (file, starts.containerd))
+            .chain(of_service.map(|file| (file, starts.service)))
+            .filter(|(file, _)| seen.insert(file.path.clone()))
+            .filter_map(|(file, start)| {
+                let text = file.text.as_deref()?;
+                let input = self.at(InputKind::Config, &file.path, start)?;
+                let digest = Sha256Digest::of(text.as_bytes());
+                Some(Input {
+                    contents: self.contents(&file.path, digest, loaded),
+                    ..input
+                })
+            })
+            .collect()
+    }
+
+    /// The files in the directory of snippets, which others may add to.
+    fn snippets(&self) -> Vec<SourceFile> {
+        let Some(directory) = self.snippet_directory() else {
+            return Vec::new();
+        };
+        let names = self.host.list(&directory).unwrap_or_default().into_iter();
+        let names = names.filter(|name| name.ends_with(".toml"));
+        let read = |name: String| {
+            let path = format!("{directory}/{name}");
+            let text = self.host.read_text(&path, host::SMALL_FILE_LIMIT);
+            SourceFile {
+                path,
+                text: Some(text.ok().flatten().unwrap_or_default()),
+            }
+        };
+        names.take(MAX_FILES).map(read).collect()
+    }
+
+    fn snippet_directory(&self) -> Option<String> {
+        let Edited::Snippets { directory, .. } = self.distro.edited else {
+            return None;
+        };
+        let parent = parent_directory(&self.config_files.root.path);
+        Some(format!("{parent}/{directory}"))
+    }
+
+    fn contents(
+        &self,
+        path: &str,
+        digest: Sha256Digest,
+        loaded: Option<&LoadedConfig>,
+    ) -> Contents {
+        let is_loaded = loaded.is_some_and(|loaded| loaded.digests.get(path) == Some(&digest));
+        let real = |path: &str| self.host.follow(path).unwrap_or_else(|_| path.to_owned());
+        let owned = self.state.config.as_ref();
+        let owned = owned.filter(|owned| real(&owned.path) == real(path));
+        match owned.and_then(|owned| owned.sha256) {
+            _ if is_loaded => Contents::AsLoaded,
+            Some(written) if written == digest => Contents::AsWritten,
+            Some(_) => Contents::Edited,
+            None => Contents::Foreign,
+        }
+    }
+
+    /// The directories that the configuration imports files from. A directory that is absent counts with the nearest one above it, whose
+    /// entries change when the directory is removed.
+    fn import_directories(
+        &self,
+        start: StartTime,
+        loaded: Option<&LoadedConfig>,
+        files: &[Input],
+    ) -> Vec<Input> {
+        let globs = self.config_files.files().flat_map(patterns);
+        let directories = globs.filter_map(|glob| directory_of_glob(&glob));
+        let directories: BTreeSet<String> = directories.chain(self.snippet_directory()).collect();
+        let input = |directory: String| {
+            let mut existing = directory.as_str();
+            while existing.len() > 1 && !self.host.seems_to_exist(existing) {
+                existing = parent_directory(existing);
+            }
+            let input = self.at(InputKind::ImportDirectory, existing, start)?;
+            let digest = self.listing(&directory);
+            let is_loaded = loaded.is_some_and(|it| it.digests.get(&directory) == Some(&digest));
+            let contents = if is_loaded {
+                Contents::AsLoaded
+            } else if is_explained(&input, files) {
+                Contents::AsWritten
+            } else {
+                Contents::Foreign
+            };
+            Some(Input {
+                path: directory,
+                contents,
+                ..input
+            })
+        };
+        directories.into_iter().filter_map(input).collect()
+    }
+
+    /// The digest of the names of the loaded files below a directory.
+    fn listing(&self, directory: &str) -> Sha256Digest {
+        let below = format!("{directory}/");
+        let files = self.config_files.imported.iter();
+        let mut names: Vec<&str> = files
+            .map(|file| file.path.as_str())
+            .filter(|path| path.starts_with(&below))
+            .collect();
+        names.sort_unstable();
+        Sha256Digest::of(names.join("\n").as_bytes())
+    }
+
+    /// The program of containerd, and that of the distribution if a restart starts it, too. Only replaced programs are inputs.
+    fn programs(&self, main: u32) -> Vec<Input> {
+        let (pid, _) = self.daemon.process;
+        let mut programs = vec![(pid, self.daemon.program.clone())];
+        if main != pid && self.is_rendered() {
+            let exe = self.host.symlink_target(&format!("/proc/{main}/exe"));
+            let exe = exe.ok().flatten();
+            let exe = exe.map(|exe| without_deleted_mark(&exe).to_owned());
+            let mut names = self.distro.programs.iter().map(|path| file_name(path));
+            let is_own = |exe: &String| names.any(|name| name == file_name(exe));
+            programs.extend(exe.filter(is_own).map(|exe| (main, exe)));
+        }
+        let is_replaced = |(pid, path): &(u32, String)| {
+            let program = self.host.open_program(path).ok();
+            let installed = program.and_then(|program| program.identity().ok());
+            let running = self.host.identity_of_program(*pid);
+            running.is_some() && running != installed
+        };
+        let replaced = programs.into_iter().filter(is_replaced);
+        replaced
+            .map(|(_, path)| Input {
+                path,
+                kind: InputKind::Program,
+                change: Change::Replaced,
+                contents: Contents::Foreign,
+            })
+            .collect()
+    }
+
+    /// The files of the unit.
+    async fn unit(&self, start: StartTime) -> Vec<Input> {
+        if self.distro.restart != Restart::Service {
+            return Vec::new();
+        }
+        let unit = &self.service.unit;
+        let paths = match self.service.needs_reload(self.host).await {
+            // OpenRC runs a script with the settings of a file.
+            Ok(None) => ["init.d", "conf.d"]
+                .map(|directory| format!("/etc/{directory}/{}", self.service.name()))
+                .to_vec(),
+            Ok(Some(true)) => {
+                return vec![Input {
+                    path: unit.clone(),
+                    kind: InputKind::Unit,
+                    change: Change::NotReloaded,
+                    contents: Contents::Foreign,
+                }];
+            }
+            Ok(Some(false)) => unit_paths(self.host, unit),
+            Err(error) => {
+                debug!(unit, %error, "failed to determine whether systemd has loaded the unit");
+                unit_paths(self.host, unit)
+            }
+        };
+        let paths = paths.iter();
+        paths
+            .filter_map(|path| self.at(InputKind::Unit, path, start))
+            .collect()
+    }
+
+    /// The distribution's own configuration.
+    fn distribution(&self, start: StartTime) -> Vec<Input> {
+        let paths = self.distro.own_config.iter();
+        let with_files = paths.flat_map(|path| {
+            let listed = match path.strip_suffix(".d") {
+                Some(_) => self.host.list(path).unwrap_or_default(),
+                None => Vec::new(),
+            };
+            let files = listed.into_iter().take(MAX_FILES);
+            let files = files.map(move |name| format!("{path}/{name}"));
+            std::iter::once((*path).to_owned()).chain(files)
+        });
+        with_files
+            .filter_map(|path| self.at(InputKind::Distribution, &path, start))
+            .collect()
+    }
+}
+
+/// Records what the running containerd has loaded, so that a later run recognises it by its bytes. Nothing that is pending is recorded.
+///
+/// # Errors
+/// When the record can't be written.
+pub(crate) fn record_loaded(subject: &Subject<'_>, inputs: &[Input]) -> host::Result<()> {
+    let texts = subject.config_files.files().chain(subject.sources);
+    let texts: BTreeMap<&str, &str> = texts
+        .filter_map(|file| Some((file.path.as_str(), file.text.as_deref()?)))
+        .collect();
+    let is_loaded =
+        |input: &&Input| input.contents == Contents::AsLoaded || !input.change.is_pending();
+    let digest = |input: &Input| match input.kind {
+        InputKind::Config => {
+            let text = texts.get(input.path.as_str())?;
+            Some(Sha256Digest::of(text.as_bytes()))
+        }
+        InputKind::ImportDirectory => Some(subject.listing(&input.path)),
+        InputKind::Program | InputKind::Unit | InputKind::Distribution => None,
+    };
+    let loaded = LoadedConfig {
+        process: subject.daemon.process,
+        boot_id: subject.boot_id.to_owned(),
+        digests: inputs
+            .iter()
+            .filter(is_loaded)
+            .filter_map(|input| Some((input.path.clone(), digest(input)?)))
+            .collect(),
+    };
+    let text = serde_json::to_string(&loaded).unwrap_or_default();
+    let host = subject.host;
+    let before = host.digest(LOADED_FILE)?;
+    host.replace(LOADED_FILE, text.as_bytes(), before, 0o600)
+}
+
+/// The time since the boot, with the time in suspend: the clock of a process's start time (`proc_pid_stat(5)`).
+fn since_boot() -> Option<Duration> {
+    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).ok()?;
+    Some(now.into())
+}
+
+/// The directory whose entries a glob is compared with: the part before its first pattern. `None` for a plain path, which containerd loads
+/// without a search.
+fn directory_of_glob(glob: &str) -> Option<String> {
+    let (before, _) = glob.split_once(['*', '?', '['])?;
+    let (directory, _) = before.rsplit_once('/')?;
+    Some(if directory.is_empty() {
+        "/".to_owned()
+    } else {
+        directory.to_owned()
+    })
+}
+
+/// Whether the last change of a directory is that of a file of Farrier, which is as Farrier wrote it.
+fn is_explained(directory: &Input, files: &[Input]) -> bool {
+    let Change::At(changed, _) = directory.change else {
+        return false;
+    };
+    files.iter().any(|file| {
+        file.contents == Contents::AsWritten
+            && parent_directory(&file.path) == directory.path
+            && matches!(file.change, Change::At(written, _) if changed <= written + SAME_CALL)
+    })
+}
+
+/// The files of a unit and its directories of drop-ins. Units without a source of their own are left out: systemd writes the files of
+/// generators at each reload, and what `systemctl set-property` writes is in effect already.
+fn unit_paths(host: &HostRoot, unit: &str) -> Vec<String> {
+    let is_made = |path: &str| {
+        ["generator", "transient", "system.control"]
+            .iter()
+            .any(|directory| path.contains(&format!("/systemd/{directory}")))
+    };
+    let files = match systemd_unit::service(host, unit) {
+        Ok(service) => service.files,
+        Err(reason) => {
+            debug!(unit, %reason, "failed to read the unit of containerd");
+            Vec::new()
+        }
+    };
+    let directories = UNIT_DIRECTORIES.map(|directory| format!("{directory}/{unit}.d"));
+    let paths = files.into_iter().chain(directories);
+    paths.filter(|path| !is_made(path)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    const START: Duration = Duration::from_secs(1_000_000);
+
+    fn milliseconds(of: i64) -> Duration {
+        let by = Duration::from_millis(of.unsigned_abs());
+        if of < 0 { START - by } else { START + by }
+    }
+
+    /// containerd starts at 0, by today's clock; all times are in milliseconds.
+    #[rstest]
+    #[case::long_before(Some(100), -3_600_000, false)]
+    #[case::right_before(Some(100), -30, false)]
+    #[case::within_the_resolution(Some(100), 15, false)]
+    #[case::after(Some(100), 50, true)]
+    #[case::of_a_slow_start(Some(4_000), -30, false)]
+    #[case::with_an_unknown_socket(None, -30_000, true)]
+    #[case::long_before_with_an_unknown_socket(None, -61_000, false)]
+    // The clock was set back by a minute, or containerd took a minute to listen.
+    #[case::after_a_step_back(Some(50_000), -45_000, true)]
+    #[case::long_before_a_step_back(Some(50_000), -61_000, false)]
+    // The clock was set forward by an hour: the file has the clock of the socket.
+    #[case::after_a_step_forward(Some(-3_600_000), -3_599_000, true)]
+    #[case::long_before_a_step_forward(Some(-3_600_000), -3_661_000, false)]
+    fn a_change_counts_as_newer_if_the_clock_leaves_that_open(
+        #[case] listening: Option<i64>,
+        #[case] changed: i64,
+        #[case] expected: bool,
+    ) {
+        let start = StartTime::new(START, listening.map(milliseconds));
+        assert_eq!(start.may_be_before(milliseconds(changed)), expected);
+    }
+
+    #[rstest]
+    #[case("/etc/containerd/conf.d/*.toml", Some("/etc/containerd/conf.d"))]
+    #[case("/etc/containerd/*/a.toml", Some("/etc/containerd"))]
+    #[case("/etc/containerd/conf.d/a*.toml", Some("/etc/containerd/conf.d"))]
+    #[case("/*.toml", Some("/"))]
+    #[case("/etc/containerd/a.toml", None)]
+    fn the_directory_of_a_glob_is_the_one_before_its_pattern(
+        #[case] glob: &str,
+        #[case] expected: Option<&str>,
+    ) {
+        assert_eq!(directory_of_glob(glob).as_deref(), expected);
+    }
+
+    #[rstest]
+    #[case::by_its_own_file(Contents::AsWritten, 0, true)]
+    #[case::by_an_edited_file(Contents::Edited, 0, false)]
+    #[case::by_a_later_removal(Contents::AsWritten, 5_000, false)]
+    fn a_directory_that_only_farrier_changed_is_as_farrier_wrote_it(
+        #[case] contents: Contents,
+        #[case] later: i64,
+        #[case] expected: bool,
+    ) {
+        let start = StartTime::new(START, None);
+        let input = |path: &str, kind, at| Input {
+            path: path.to_owned(),
+            kind,
+            change: Change::At(milliseconds(at), start),
+            contents: Contents::Foreign,
+        };
+        let file = Input {
+            contents,
+            ..input("/conf.d/farrier.toml", InputKind::Config, 1_000)
+        };
+        let directory = input("/conf.d", InputKind::ImportDirectory, 1_000 + later);
+        assert_eq!(is_explained(&directory, &[file]), expected);
+    }
+}

@@ -1,0 +1,407 @@
+//! Decides which changes by others a restart of containerd would put into effect. Pure: `inspect::pending` finds what a restart reads.
+//!
+//! A change that is younger than the running process is pending. containerd may not start with it, and no list of bad settings is whole, so
+//! the bytes and a rehearsal count.
+
+use std::fmt;
+
+use crate::handoff::Problem;
+use crate::installer::host::path::parent_directory;
+use crate::installer::inspect::HostFacts;
+use crate::installer::inspect::pending::{Change, Contents, Input, InputKind, Rehearsal};
+
+/// The help where a pending change refuses a restart.
+pub(crate) const ACCEPT_PENDING_CHANGES: &str =
+    "go on with --accept-pending-changes (chart: job.acceptPendingChanges)";
+
+/// A change by others that a restart of containerd would put into effect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pending {
+    /// Path of the changed file or directory, or the name of the unit.
+    path: String,
+    kind: InputKind,
+    verdict: Verdict,
+}
+
+/// What is known about a pending change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Verdict {
+    /// containerd starts with it in a rehearsal.
+    Passes,
+    /// Others changed a file that Farrier wrote.
+    Edited,
+    /// containerd does not start with it in a rehearsal.
+    Fails(Problem),
+    /// No rehearsal is possible.
+    Unknown(Problem),
+    /// A rehearsal does not read it.
+    NotRehearsed,
+    /// systemd has not loaded it.
+    NotReloaded,
+}
+
+impl fmt::Display for Pending {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = &self.path;
+        if self.verdict == Verdict::NotReloaded {
+            return write!(
+                formatter,
+                "the unit {path} was changed after containerd started, and systemd has not reloaded it"
+            );
+        }
+        let what = match self.kind {
+            InputKind::Config | InputKind::Unit | InputKind::Distribution => "",
+            InputKind::ImportDirectory => "the list of files in ",
+            InputKind::Program => "the program ",
+        };
+        write!(
+            formatter,
+            "{what}{path} was changed after containerd started"
+        )?;
+        match &self.verdict {
+            Verdict::Passes | Verdict::NotRehearsed | Verdict::NotReloaded => Ok(()),
+            Verdict::Edited => formatter.write_str(", and is no longer as Farrier wrote it"),
+            Verdict::Fails(problem) => {
+                write!(
+                    formatter,
+                    ", and containerd does not start with it: {problem}"
+                )
+            }
+            Verdict::Unknown(problem) => write!(
+                formatter,
+                ", and Farrier can't check whether containerd starts with it: {problem}"
+            ),
+        }
+    }
+}
+
+/// All pending changes of a host.
+fn decide(facts: &HostFacts) -> Vec<Pending> {
+    let inputs = facts.restart_inputs.inputs.iter();
+    let start = start_on_present_files(facts);
+    let pending: Vec<Pending> = inputs
+        .filter(|input| input.change.is_pending())
+        .filter_map(|input| {
+            Some(Pending {
+                path: input.path.clone(),
+                kind: input.kind,
+                verdict: verdict(input, &start)?,
+            })
+        })
+        .collect();
+    // A new or changed file tells more than its directory.
+    let has_file = |directory: &Pending| {
+        pending.iter().any(|file| {
+            file.kind == InputKind::Config && parent_directory(&file.path) == directory.path
+        })
+    };
+    let is_told =
+        |pending: &&Pending| pending.kind != InputKind::ImportDirectory || !has_file(pending);
+    pending.iter().filter(is_told).cloned().collect()
+}
+
+/// What is known about a changed input; `None` for one whose contents are those that containerd runs with, or that Farrier wrote.
+fn verdict(input: &Input, start: &Rehearsal) -> Option<Verdict> {
+    if matches!(input.contents, Contents::AsLoaded | Contents::AsWritten) {
+        return None;
+    }
+    let is_edited = input.contents == Contents::Edited;
+    Some(match (input.kind, input.change) {
+        (_, Change::NotReloaded) => Verdict::NotReloaded,
+        (InputKind::Unit | InputKind::Distribution, _) => Verdict::NotRehearsed,
+        (InputKind::Config | InputKind::ImportDirectory | InputKind::Program, _) => match start {
+            Rehearsal::Failed(problem) => Verdict::Fails(problem.clone()),
+            Rehearsal::Passed | Rehearsal::NotPossible(_) if is_edited => Verdict::Edited,
+            Rehearsal::Passed => Verdict::Passes,
+            Rehearsal::NotPossible(problem) => Verdict::Unknown(problem.clone()),
+        },
+    })
+}
+
+/// The rehearsal of the present files. A configuration that lacks something on this host fails without one.
+fn start_on_present_files(facts: &HostFacts) -> Rehearsal {
+    match &facts.missing_prerequisite {
+        Some(message) => Rehearsal::Failed(Problem::new(message, None)),
+        None => facts.restart_inputs.rehearsal.clone(),
+    }
+}
+
+/// Checks that a restart puts no change of others into effect, except those that containerd starts with and that Farrier never wrote, and
+/// with `accepted` those that an operator accepts. Returns a note on each.
+///
+/// A change with which containerd does not start is accepted by nobody: the restart and the rollback would leave the node without
+/// containerd.
+///
+/// # Errors
+/// The other changes.
+pub(crate) fn check(facts: &HostFacts, accepted: bool) -> Result<Vec<String>, PendingChanges> {
+    let is_allowed = |pending: &Pending| match pending.verdict {
+        Verdict::Passes => true,
+        Verdict::Fails(_) => false,
+        Verdict::Edited | Verdict::Unknown(_) | Verdict::NotRehearsed | Verdict::NotReloaded => {
+            accepted
+        }
+    };
+    let (allowed, refused): (Vec<Pending>, Vec<Pending>) =
+        decide(facts).into_iter().partition(is_allowed);
+    if !refused.is_empty() {
+        return Err(PendingChanges(refused));
+    }
+    let note = |pending: &Pending| format!("{pending}: the restart puts this change into effect");
+    Ok(allowed.iter().map(note).collect())
+}
+
+/// The number of changes in a message.
+const SHOWN: usize = 5;
+
+/// Changes that refuse a restart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PendingChanges(Vec<Pending>);
+
+impl std::error::Error for PendingChanges {}
+
+impl PendingChanges {
+    /// How an operator goes on.
+    pub(crate) fn help(&self) -> String {
+        let fails = |pending: &Pending| matches!(pending.verdict, Verdict::Fails(_));
+        if self.0.iter().any(fails) {
+            return "undo or correct that change, then run farrier again".to_owned();
+        }
+        format!(
+            "check that change, then restart containerd yourself, undo the change, or {ACCEPT_PENDING_CHANGES}"
+        )
+    }
+}
+
+impl fmt::Display for PendingChanges {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, pending) in self.0.iter().take(SHOWN).enumerate() {
+            let separator = if at == 0 { "" } else { "; " };
+            write!(formatter, "{separator}{pending}")?;
+        }
+        let more = self.0.len().saturating_sub(SHOWN);
+        if more > 0 {
+            write!(formatter, "; {more} more are not shown")?;
+        }
+        let what = if self.0.len() == 1 {
+            "the change"
+        } else {
+            "these changes"
+        };
+        write!(formatter, " (a restart would put {what} into effect)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rstest::rstest;
+
+    use super::*;
+    use crate::installer::fixtures::{CONFIG_PATH, OTHER_DIGEST, goal, host, remove_everything};
+    use crate::installer::inspect::pending::{RestartInputs, StartTime};
+    use crate::installer::plan;
+
+    const START: Duration = Duration::from_secs(1_000_000);
+
+    /// containerd started at [`START`], and nothing shows that the clock was not set since.
+    fn changed(seconds_later: i64) -> Change {
+        let by = Duration::from_secs(seconds_later.unsigned_abs());
+        let at = if seconds_later < 0 {
+            START - by
+        } else {
+            START + by
+        };
+        Change::At(at, StartTime::new(START, None))
+    }
+
+    fn input(path: &str, kind: InputKind, change: Change, contents: Contents) -> Input {
+        Input {
+            path: path.to_owned(),
+            kind,
+            change,
+            contents,
+        }
+    }
+
+    fn with(inputs: Vec<Input>, rehearsal: Rehearsal) -> HostFacts {
+        let restart_inputs = RestartInputs { inputs, rehearsal };
+        host()
+            .with(|facts| facts.restart_inputs = restart_inputs)
+            .build()
+    }
+
+    fn failed() -> Rehearsal {
+        Rehearsal::Failed(Problem::new("snapshotter gone is missing", None))
+    }
+
+    fn not_possible() -> Rehearsal {
+        Rehearsal::NotPossible(Problem::new("it names a proxy plugin", None))
+    }
+
+    /// What is expected of a restart.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    enum Expected {
+        Goes,
+        GoesWithANote,
+        /// Refused, and an operator may accept it.
+        Waits,
+        Refused,
+    }
+    use Expected::{Goes, GoesWithANote, Refused, Waits};
+
+    #[rstest]
+    #[case::edited(10, Contents::Edited, [Waits, Refused, Waits])]
+    #[case::edited_before_the_start(-120, Contents::Edited, [Goes, Goes, Goes])]
+    #[case::foreign_from_before_the_start(-120, Contents::Foreign, [Goes, Goes, Goes])]
+    #[case::foreign(10, Contents::Foreign, [GoesWithANote, Refused, Waits])]
+    #[case::foreign_within_a_clock_step(-30, Contents::Foreign, [GoesWithANote, Refused, Waits])]
+    #[case::equal_bytes_written_again(10, Contents::AsWritten, [Goes, Goes, Goes])]
+    #[case::bytes_that_containerd_has_loaded(10, Contents::AsLoaded, [Goes, Goes, Goes])]
+    fn a_changed_file_is_judged_by_its_time_its_bytes_and_a_rehearsal(
+        #[case] seconds_later: i64,
+        #[case] contents: Contents,
+        #[case] expected: [Expected; 3],
+        #[values(InputKind::Config, InputKind::ImportDirectory)] kind: InputKind,
+    ) {
+        for (rehearsal, expected) in [Rehearsal::Passed, failed(), not_possible()]
+            .into_iter()
+            .zip(expected)
+        {
+            let change = changed(seconds_later);
+            let input = input("/conf.d", kind, change, contents.clone());
+            assert_eq!(
+                outcome(&with(vec![input], rehearsal.clone())),
+                expected,
+                "{rehearsal:?}"
+            );
+        }
+    }
+
+    #[rstest]
+    #[case::program(InputKind::Program, Change::Replaced, [GoesWithANote, Refused, Waits])]
+    #[case::unit(InputKind::Unit, changed(10), [Waits, Waits, Waits])]
+    #[case::unit_from_before_the_start(InputKind::Unit, changed(-120), [Goes, Goes, Goes])]
+    #[case::unit_that_systemd_has_not_loaded(InputKind::Unit, Change::NotReloaded, [Waits, Waits, Waits])]
+    #[case::distribution(InputKind::Distribution, changed(10), [Waits, Waits, Waits])]
+    fn what_no_rehearsal_reads_waits_for_an_operator(
+        #[case] kind: InputKind,
+        #[case] change: Change,
+        #[case] expected: [Expected; 3],
+    ) {
+        for (rehearsal, expected) in [Rehearsal::Passed, failed(), not_possible()]
+            .into_iter()
+            .zip(expected)
+        {
+            let input = input("/etc/own", kind, change, Contents::Foreign);
+            assert_eq!(
+                outcome(&with(vec![input], rehearsal.clone())),
+                expected,
+                "{rehearsal:?}"
+            );
+        }
+    }
+
+    /// The result of an install; each refusal names the path, and each note, too.
+    fn outcome(facts: &HostFacts) -> Expected {
+        let path = facts.restart_inputs.inputs[0].path.as_str();
+        let is_named = |text: &str| {
+            text.contains(path) && text.contains("was changed after containerd started")
+        };
+        let refused = |accepted: bool| {
+            let goal = goal(&["a"]);
+            let goal = if accepted {
+                goal.accept_pending_changes()
+            } else {
+                goal
+            };
+            plan::decide(facts, &goal.build())
+        };
+        match (refused(false), refused(true)) {
+            (Ok(plan), Ok(_)) => {
+                assert!(plan.restart);
+                let is_noted = plan.notes.iter().any(|note| is_named(note));
+                if is_noted { GoesWithANote } else { Goes }
+            }
+            (Err(error), accepted) => {
+                assert!(is_named(&error.to_string()), "{error}");
+                let help = error.help().unwrap().into_owned();
+                assert_eq!(help.contains("--accept-pending-changes"), accepted.is_ok());
+                match accepted {
+                    Ok(plan) => {
+                        assert!(plan.notes.iter().any(|note| is_named(note)), "{plan:?}");
+                        Waits
+                    }
+                    Err(_) => Refused,
+                }
+            }
+            (Ok(_), Err(error)) => panic!("{error}"),
+        }
+    }
+
+    #[test]
+    fn a_removal_is_refused_and_a_change_without_a_restart_is_not() {
+        let edited = input(
+            CONFIG_PATH,
+            InputKind::Config,
+            changed(10),
+            Contents::Edited,
+        );
+        let restart_inputs = RestartInputs {
+            inputs: vec![edited],
+            rehearsal: Rehearsal::Passed,
+        };
+        let facts = host().installed(&["a"]);
+        let facts = facts
+            .with(|facts| facts.restart_inputs = restart_inputs)
+            .build();
+        let error = plan::decide(&facts, &remove_everything()).unwrap_err();
+        assert!(error.to_string().contains(CONFIG_PATH), "{error}");
+        let upgrade = goal(&["a"]).binary("a", OTHER_DIGEST).build();
+        let plan = plan::decide(&facts, &upgrade).unwrap();
+        assert!(!plan.restart && plan.notes.is_empty(), "{plan:?}");
+    }
+
+    #[test]
+    fn a_new_file_is_named_and_its_directory_is_not() {
+        let inputs = vec![
+            input(
+                "/conf.d/a.toml",
+                InputKind::Config,
+                changed(10),
+                Contents::Foreign,
+            ),
+            input(
+                "/conf.d",
+                InputKind::ImportDirectory,
+                changed(10),
+                Contents::Foreign,
+            ),
+            input(
+                "/other.d",
+                InputKind::ImportDirectory,
+                changed(10),
+                Contents::Foreign,
+            ),
+        ];
+        let error = check(&with(inputs, failed()), true)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("/conf.d/a.toml was changed"), "{error}");
+        assert!(!error.contains("/conf.d was changed"), "{error}");
+        assert!(error.contains("in /other.d was changed"), "{error}");
+    }
+
+    #[test]
+    fn a_message_names_some_of_many_changes() {
+        let input = |number: u32| {
+            let path = format!("/conf.d/{number}.toml");
+            input(&path, InputKind::Config, changed(10), Contents::Foreign)
+        };
+        let facts = with((0..300).map(input).collect(), not_possible());
+        let error = check(&facts, false).unwrap_err().to_string();
+        assert!(error.contains("295 more are not shown"), "{error}");
+        assert!(error.len() < 2_000, "{error}");
+    }
+}

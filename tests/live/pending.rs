@@ -1,0 +1,261 @@
+//! Changes that others made after containerd was started. A restart would put them into effect.
+
+use std::fs;
+
+use farrier::handoff::Outcome;
+use rstest::rstest;
+
+use crate::distributions::{BASE_2, K3S, k3s};
+use crate::node::{CONFIG, CONFIG_PATH, Node, on_each};
+
+const INSTALL: [&str; 2] = ["install", "--shim=a=file:///srv/a"];
+const BOTH: [&str; 3] = [
+    "install",
+    "--shim=a=file:///srv/a",
+    "--shim=b=file:///srv/b",
+];
+const UNINSTALL: [&str; 2] = ["uninstall", "--all"];
+const ACCEPT: &str = "--accept-pending-changes";
+const CHANGED: &str = "was changed after containerd started";
+
+/// Lines with which no release of containerd serves. `config dump` accepts them.
+const BREAKING: [(&str, &str); 5] = [
+    (
+        "snapshotter",
+        "[plugins.\"io.containerd.grpc.v1.cri\".containerd]\nsnapshotter = \"gone\"\n",
+    ),
+    (
+        "address of gRPC",
+        "[grpc]\ntcp_address = \"127.0.0.1:99999\"\n",
+    ),
+    ("debug socket", "[debug]\naddress = \"/proc/x/d.sock\"\n"),
+    (
+        "port of streams",
+        "[plugins.\"io.containerd.grpc.v1.cri\"]\nstream_server_port = \"99999\"\n",
+    ),
+    (
+        "snapshotter of a removed proxy plugin",
+        "[plugins.\"io.containerd.grpc.v1.cri\".containerd]\nsnapshotter = \"nydus\"\n",
+    ),
+];
+
+/// Lines with which every release serves.
+const HARMLESS: [(&str, &str); 2] = [
+    ("score", "oom_score = -1\n"),
+    (
+        "image",
+        "[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"localhost/pause:2\"\n",
+    ),
+];
+
+/// PID and start time of containerd.
+fn process(node: &Node) -> (String, String) {
+    let pid = node.process().trim().to_owned();
+    let stat = fs::read_to_string(node.path(&format!("/proc/{pid}/stat"))).unwrap();
+    let started = stat.rsplit_once(") ").unwrap().1.split(' ').nth(19);
+    (pid, started.unwrap().to_owned())
+}
+
+/// `config` with these lines: a key before the first table, or tables at the end.
+fn with(config: &str, lines: &str) -> String {
+    if lines.starts_with('[') {
+        format!("{config}\n{lines}")
+    } else {
+        format!("{lines}{config}")
+    }
+}
+
+/// Fails unless `arguments`, its dry run and `doctor` name `path` as changed, and nothing happens.
+fn is_refused(node: &Node, arguments: &[&str], path: &str, what: &str) {
+    let before = (node.tree(), process(node));
+    for arguments in [arguments.to_vec(), [arguments, &["--dry-run"]].concat()] {
+        let (status, report) = node.change(&arguments);
+        assert_eq!(
+            (status, report.result),
+            (3, Outcome::Refused),
+            "{what}: {report:?}"
+        );
+        let reason = report.reason.as_deref().unwrap_or_default();
+        assert!(
+            reason.contains(CHANGED) && reason.contains(path),
+            "{what}: {reason}"
+        );
+        assert!(report.remedy.is_some(), "{what}: {report:?}");
+        assert!(is_found(node, reason), "{what}: {reason}");
+    }
+    assert_eq!((node.tree(), process(node)), before, "{what}");
+}
+
+/// Whether `doctor` has a finding with these words.
+fn is_found(node: &Node, words: &str) -> bool {
+    let output = node.farrier(&["doctor"]);
+    assert!(output.status.code().is_some_and(|status| status < 2));
+    String::from_utf8_lossy(&output.stdout).contains(words)
+}
+
+#[test]
+fn an_edit_with_which_containerd_would_not_serve_is_never_put_into_effect() {
+    on_each(|release| {
+        let node = Node::new(release);
+        for (what, lines) in BREAKING {
+            node.write(CONFIG_PATH, with(CONFIG, lines).as_bytes(), 0o644);
+            is_refused(&node, &INSTALL, CONFIG_PATH, what);
+            if what.contains("snapshotter") {
+                assert!(is_found(
+                    &node,
+                    "neither containerd nor a proxy plugin provides it"
+                ));
+            }
+        }
+        node.write(CONFIG_PATH, CONFIG.as_bytes(), 0o644);
+        node.start();
+        assert_eq!(node.change(&INSTALL).0, 0);
+        let ours = node.config();
+        for (what, lines) in BREAKING {
+            node.write(CONFIG_PATH, with(&ours, lines).as_bytes(), 0o644);
+            is_refused(&node, &UNINSTALL, CONFIG_PATH, what);
+            is_refused(&node, &BOTH, CONFIG_PATH, what);
+        }
+        // The bytes of Farrier, written again by others.
+        node.write(CONFIG_PATH, ours.as_bytes(), 0o644);
+        node.assert_healthy();
+        let (status, report) = node.change(&UNINSTALL);
+        assert_eq!((status, report.restarts), (0, 1), "{report:?}");
+        assert_eq!(node.config(), CONFIG);
+    });
+}
+
+#[test]
+fn a_harmless_edit_of_a_file_that_farrier_wrote_is_put_into_effect_only_if_it_is_accepted() {
+    on_each(|release| {
+        let node = Node::new(release);
+        assert_eq!(node.change(&INSTALL).0, 0);
+        for (what, lines) in HARMLESS {
+            let edited = with(&node.config(), lines);
+            node.write(CONFIG_PATH, edited.as_bytes(), 0o644);
+            is_refused(&node, &UNINSTALL, CONFIG_PATH, what);
+            is_refused(&node, &BOTH, CONFIG_PATH, what);
+            // A binary is swapped without a restart.
+            let (status, report) = node.change(&["install", "--shim=a=file:///srv/b"]);
+            assert_eq!((status, report.restarts), (0, 0), "{what}: {report:?}");
+            let (status, report) = node.change(&[&BOTH[..], &[ACCEPT]].concat());
+            assert_eq!(
+                (status, report.result),
+                (0, Outcome::Applied),
+                "{what}: {report:?}"
+            );
+            let is_noted = |note: &String| note.contains(CONFIG_PATH) && note.contains(CHANGED);
+            assert!(report.notes.iter().any(is_noted), "{what}: {report:?}");
+            assert!(report.handlers.iter().all(|handler| handler.served));
+            assert!(
+                node.config().contains(lines.lines().last().unwrap()),
+                "{what}"
+            );
+            node.assert_healthy();
+            let (status, report) = node.change(&UNINSTALL);
+            assert_eq!(status, 0, "{what}: {report:?}");
+            assert_eq!(node.change(&INSTALL).0, 0);
+        }
+    });
+}
+
+#[test]
+fn an_edited_runtime_of_others_is_served_after_it_is_accepted() {
+    on_each(|release| {
+        let node = Node::new(release);
+        let edited = CONFIG.replace("runtimes.kata]", "runtimes.new]");
+        for faults in [&["without-cri"][..], &[]] {
+            node.write(CONFIG_PATH, edited.as_bytes(), 0o644);
+            is_refused(&node, &INSTALL, CONFIG_PATH, "another runtime");
+            node.fail(faults);
+            let (status, report) = node.change(&[&INSTALL[..], &[ACCEPT]].concat());
+            if faults.is_empty() {
+                assert_eq!((status, report.restarts), (0, 1), "{report:?}");
+                node.assert_healthy();
+            } else {
+                // The edit is in effect, and stays in the file.
+                assert_eq!((status, report.restarts), (4, 2), "{report:?}");
+                assert_eq!(node.config(), edited);
+                node.write(CONFIG_PATH, CONFIG.as_bytes(), 0o644);
+                node.start();
+            }
+        }
+    });
+}
+
+const IMPORTING: &str = "imports = [\"/etc/containerd/conf.d/*.toml\"]\n";
+const DROP_IN: &str = "/etc/containerd/conf.d/10-proxy.toml";
+const PROXY: &str =
+    "version = 2\n[proxy_plugins.nydus]\ntype = \"snapshot\"\naddress = \"/run/nydus.sock\"\n";
+
+#[test]
+fn a_drop_in_with_which_containerd_would_not_serve_is_never_put_into_effect() {
+    on_each(|release| {
+        let node = Node::stopped(release, &[]);
+        let config = with(CONFIG, IMPORTING);
+        node.write(CONFIG_PATH, config.as_bytes(), 0o644);
+        node.write(DROP_IN, PROXY.as_bytes(), 0o644);
+        node.start();
+        fs::remove_file(node.path(DROP_IN)).unwrap();
+        fs::write(
+            node.path(DROP_IN).with_file_name("20-bad.toml"),
+            with("version = 2\n", BREAKING[1].1),
+        )
+        .unwrap();
+        is_refused(
+            &node,
+            &INSTALL,
+            "/etc/containerd/conf.d/20-bad.toml",
+            "a new drop-in",
+        );
+    });
+}
+
+#[test]
+fn a_replaced_program_with_which_containerd_would_not_serve_is_never_started() {
+    on_each(|release| {
+        let node = Node::new(release);
+        let program = node.path("/usr/local/bin/containerd");
+        fs::rename(&program, node.path("/usr/local/bin/containerd.old")).unwrap();
+        fs::write(&program, "#!/bin/sh\ncase \"$*\" in *dump|*default|--version) exec /usr/local/bin/containerd.old \"$@\";; esac\nexit 1\n").unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(&program, mode).unwrap();
+        is_refused(
+            &node,
+            &INSTALL,
+            "/usr/local/bin/containerd",
+            "a broken program",
+        );
+    });
+}
+
+#[rstest]
+#[case::service_script("/etc/init.d/containerd")]
+#[case::service_settings("/etc/conf.d/containerd")]
+fn a_changed_service_refuses_a_restart_until_it_is_accepted(#[case] path: &str) {
+    let node = Node::new(&crate::containerd::programs()[1]);
+    node.write(path, b"#!/sbin/openrc-run\n", 0o755);
+    is_refused(&node, &INSTALL, path, "a service");
+    let (status, report) = node.change(&[&INSTALL[..], &[ACCEPT]].concat());
+    assert_eq!((status, report.restarts), (0, 1), "{report:?}");
+    // containerd runs with it now.
+    let (status, report) = node.change(&UNINSTALL);
+    assert_eq!((status, report.restarts), (0, 1), "{report:?}");
+}
+
+#[rstest]
+#[case::configuration("/etc/rancher/k3s/config.yaml")]
+#[case::drop_in("/etc/rancher/k3s/config.yaml.d/a.yaml")]
+#[case::registries("/etc/rancher/k3s/registries.yaml")]
+fn a_changed_configuration_of_k3s_refuses_a_restart_until_it_is_accepted(#[case] path: &str) {
+    let node = k3s(1, K3S, BASE_2);
+    node.write("/run/openrc/started/k3s", b"", 0o644);
+    node.start_service("k3s");
+    // k3s has rendered the file, and renders it again at its next start.
+    let rendered = "/var/lib/rancher/k3s/agent/etc/containerd/config.toml";
+    node.write(rendered, BASE_2.as_bytes(), 0o644);
+    node.write(path, b"debug: true\n", 0o644);
+    is_refused(&node, &INSTALL, path, "k3s");
+    let (status, report) = node.change(&[&INSTALL[..], &[ACCEPT]].concat());
+    assert_eq!((status, report.restarts), (0, 1), "{report:?}");
+}
