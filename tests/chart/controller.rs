@@ -106,6 +106,7 @@ fn the_environment_of_the_controller_is_accepted_by_the_command_line() {
     assert_eq!(options.job_service_account, "farrier-installer");
     assert_eq!(options.job_deadline, 1800);
     assert!(!options.auto_provision && !options.allow_pod_restarts && !options.job_host_pid);
+    assert!(!options.accept_pending_changes);
     for unset in [
         "FARRIER_IMAGE_PULL_SECRETS",
         "FARRIER_CA_CONFIG_MAP",
@@ -125,6 +126,7 @@ fn values_are_passed_to_the_controller() {
         "--set=image.repository=registry.example/farrier,image.tag=v9,image.pullPolicy=Always",
         "--set=imagePullSecrets[0].name=one,imagePullSecrets[1].name=two",
         "--set=job.deadlineSeconds=120,job.ttlSecondsAfterFinished=0,job.allowPodRestarts=true",
+        "--set=job.acceptPendingChanges=true",
         "--set=job.hostPID=true,job.priorityClassName=system-node-critical",
         "--set=job.proxy.http=http://proxy:3128,job.proxy.https=http://proxy:3129",
         "--set=job.proxy.noProxy=10.0.0.0/8\\,.internal",
@@ -139,6 +141,7 @@ fn values_are_passed_to_the_controller() {
     assert_eq!(options.image_pull_secrets, ["one", "two"]);
     assert_eq!(options.job_deadline, 120);
     assert!(options.allow_pod_restarts && options.job_host_pid);
+    assert!(options.accept_pending_changes);
     assert_eq!(options.job_ttl, Some(cli::JobTtl::Seconds(0)));
     let priority = options.job_priority_class.as_deref();
     assert_eq!(priority, Some("system-node-critical"));

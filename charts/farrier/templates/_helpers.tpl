@@ -168,6 +168,8 @@ tolerations:
 {{- end }}
 - name: FARRIER_ALLOW_POD_RESTARTS
   value: {{ .Values.job.allowPodRestarts | quote }}
+- name: FARRIER_ACCEPT_PENDING_CHANGES
+  value: {{ .Values.job.acceptPendingChanges | quote }}
 - name: FARRIER_JOB_HOST_PID
   value: {{ .Values.job.hostPID | quote }}
 {{- with .Values.job.priorityClassName }}
