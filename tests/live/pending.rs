@@ -159,6 +159,51 @@ fn a_harmless_edit_of_a_file_that_farrier_wrote_is_put_into_effect_only_if_it_is
     });
 }
 
+/// A change is noted by the install and its dry run, and is no finding of `doctor`.
+fn goes_on_with_a_note(node: &Node, path: &str, what: &str) {
+    node.assert_healthy();
+    let dry_run = [&INSTALL[..], &["--dry-run"]].concat();
+    for arguments in [&dry_run[..], &INSTALL] {
+        let (status, report) = node.change(arguments);
+        assert_eq!((status, report.restarts), (0, 1), "{what}: {report:?}");
+        let is_noted = |note: &String| note.contains(path) && note.contains(CHANGED);
+        assert!(report.notes.iter().any(is_noted), "{what}: {report:?}");
+    }
+    node.assert_healthy();
+    assert_eq!(node.change(&UNINSTALL).0, 0, "{what}");
+}
+
+#[test]
+fn a_change_that_containerd_starts_with_and_that_farrier_never_wrote_is_noted() {
+    on_each(|release| {
+        let node = Node::stopped(release, &[]);
+        let config = with(CONFIG, IMPORTING);
+        node.write(CONFIG_PATH, config.as_bytes(), 0o644);
+        node.write(DROP_IN, b"version = 2\n", 0o644);
+        node.start();
+        for (what, lines) in HARMLESS {
+            node.write(CONFIG_PATH, with(&config, lines).as_bytes(), 0o644);
+            goes_on_with_a_note(&node, CONFIG_PATH, what);
+        }
+        // Neither the bytes nor their time change.
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        fs::set_permissions(node.path(CONFIG_PATH), mode).unwrap();
+        goes_on_with_a_note(&node, CONFIG_PATH, "a mode");
+        fs::remove_file(node.path(DROP_IN)).unwrap();
+        goes_on_with_a_note(&node, "/etc/containerd/conf.d", "a removed drop-in");
+
+        let score = with(&with(&config, HARMLESS[0].1), PROXY_TABLE);
+        node.write(CONFIG_PATH, with(&config, PROXY_TABLE).as_bytes(), 0o644);
+        node.start();
+        node.write(CONFIG_PATH, score.as_bytes(), 0o644);
+        is_refused(&node, &INSTALL, CONFIG_PATH, "beside a proxy plugin");
+        let (status, report) = node.change(&[&INSTALL[..], &[ACCEPT]].concat());
+        assert_eq!((status, report.restarts), (0, 1), "{report:?}");
+        assert_eq!(node.change(&UNINSTALL).0, 0);
+        assert_eq!(node.config(), score);
+    });
+}
+
 #[test]
 fn an_edited_runtime_of_others_is_served_after_it_is_accepted() {
     on_each(|release| {
@@ -184,9 +229,9 @@ fn an_edited_runtime_of_others_is_served_after_it_is_accepted() {
 }
 
 const IMPORTING: &str = "imports = [\"/etc/containerd/conf.d/*.toml\"]\n";
-const DROP_IN: &str = "/etc/containerd/conf.d/10-proxy.toml";
-const PROXY: &str =
-    "version = 2\n[proxy_plugins.nydus]\ntype = \"snapshot\"\naddress = \"/run/nydus.sock\"\n";
+const DROP_IN: &str = "/etc/containerd/conf.d/10-a.toml";
+const PROXY_TABLE: &str =
+    "[proxy_plugins.nydus]\ntype = \"snapshot\"\naddress = \"/run/nydus.sock\"\n";
 
 #[test]
 fn a_drop_in_with_which_containerd_would_not_serve_is_never_put_into_effect() {
@@ -194,7 +239,7 @@ fn a_drop_in_with_which_containerd_would_not_serve_is_never_put_into_effect() {
         let node = Node::stopped(release, &[]);
         let config = with(CONFIG, IMPORTING);
         node.write(CONFIG_PATH, config.as_bytes(), 0o644);
-        node.write(DROP_IN, PROXY.as_bytes(), 0o644);
+        node.write(DROP_IN, b"version = 2\n", 0o644);
         node.start();
         fs::remove_file(node.path(DROP_IN)).unwrap();
         fs::write(

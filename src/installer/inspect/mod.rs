@@ -368,6 +368,9 @@ async fn query_services(host: &HostRoot, facts: &mut HostFacts) {
     if let Some(subject) = subject(host, facts, &service, &socket) {
         facts.restart_inputs.inputs = subject.inputs().await;
     }
+    if facts.restart_inputs.need_rehearsal() {
+        facts.restart_inputs.rehearsal = facts.rehearse(host, &facts.config_files).await;
+    }
 }
 
 /// The facts that determine what a restart of containerd reads; `None` if no containerd runs.

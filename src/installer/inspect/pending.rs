@@ -14,6 +14,7 @@ use crate::handoff::{Problem, Sha256Digest};
 use crate::installer::containerd::config_files::patterns;
 use crate::installer::containerd::daemon::Daemon;
 use crate::installer::containerd::process::{service_process, start_time, without_deleted_mark};
+use crate::installer::containerd::rehearsal::Rehearsal;
 use crate::installer::containerd::service::Service;
 use crate::installer::containerd::systemd_unit::{self, UNIT_DIRECTORIES};
 use crate::installer::distro::{DistroSpec, Edited, Restart};
@@ -45,23 +46,28 @@ const RESOLUTION: Duration = Duration::from_millis(20);
 const SAME_CALL: Duration = Duration::from_millis(100);
 
 /// Everything that a restart of containerd reads.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct RestartInputs {
     /// The files and directories.
     pub inputs: Vec<Input>,
-    /// Whether containerd starts with its present files.
+    /// The start of a second containerd on the present files.
     pub rehearsal: Rehearsal,
 }
 
-/// The start of a second containerd on the present files, in a root of its own.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Rehearsal {
-    /// containerd and its CRI start.
-    Passed,
-    /// containerd or its CRI does not start, or not in time.
-    Failed(Problem),
-    /// No such start is possible.
-    NotPossible(Problem),
+impl RestartInputs {
+    /// Whether the verdict on an input depends on a rehearsal.
+    #[must_use]
+    pub fn need_rehearsal(&self) -> bool {
+        let is_open = |input: &Input| {
+            let is_unknown = matches!(input.contents, Contents::Foreign | Contents::Edited);
+            let is_rehearsed = match input.kind {
+                InputKind::Config | InputKind::ImportDirectory | InputKind::Program => true,
+                InputKind::Unit | InputKind::Distribution => false,
+            };
+            is_unknown && is_rehearsed && input.change.is_pending()
+        };
+        self.inputs.iter().any(is_open)
+    }
 }
 
 impl Default for RestartInputs {
@@ -89,7 +95,7 @@ pub struct Input {
 /// What an input is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InputKind {
-    /// A file of containerd's configuration, or a source that the distribution renders it from.
+    /// A file of containerd's configuration.
     Config,
     /// A directory that the configuration imports files from.
     ImportDirectory,
@@ -97,7 +103,7 @@ pub enum InputKind {
     Program,
     /// A file of the unit: unit file, drop-in or environment file, or a directory of drop-ins.
     Unit,
-    /// A file or directory of the distribution's own configuration.
+    /// A file or directory of the distribution's own configuration, which containerd itself does not load: a template or a snippet, too.
     Distribution,
 }
 
@@ -288,26 +294,28 @@ impl Subject<'_> {
         }
     }
 
-    /// The files of the configuration.
+    /// The files of the configuration, and the sources that the distribution renders it from.
     fn config(&self, starts: Starts, loaded: Option<&LoadedConfig>) -> Vec<Input> {
         let is_rendered = self.is_rendered();
         let root = &self.config_files.root.path;
         let files = self.config_files.files();
         let files = files.filter(|file| !is_rendered || file.path != *root);
-        let sources = self.sources.iter();
-        let of_service = sources.clone().filter(|_| is_rendered);
         let snippets = self.snippets();
-        let of_containerd = files
-            .chain(sources.filter(|_| !is_rendered))
-            .chain(&snippets);
+        // A template is read by the service, and a snippet is merged whenever containerd is started.
+        let of_sources = if is_rendered {
+            starts.service
+        } else {
+            starts.containerd
+        };
+        let sources = self.sources.iter().chain(&snippets);
         let mut seen = BTreeSet::new();
-        of_containerd
-            .map(|file| (file, starts.containerd))
-            .chain(of_service.map(|file| (file, starts.service)))
-            .filter(|(file, _)| seen.insert(file.path.clone()))
-            .filter_map(|(file, start)| {
+        files
+            .map(|file| (file, InputKind::Config, starts.containerd))
+            .chain(sources.map(|file| (file, InputKind::Distribution, of_sources)))
+            .filter(|(file, ..)| seen.insert(file.path.clone()))
+            .filter_map(|(file, kind, start)| {
                 let text = file.text.as_deref()?;
-                let input = self.at(InputKind::Config, &file.path, start)?;
+                let input = self.at(kind, &file.path, start)?;
                 let digest = Sha256Digest::of(text.as_bytes());
                 Some(Input {
                     contents: self.contents(&file.path, digest, loaded),
@@ -323,7 +331,7 @@ impl Subject<'_> {
             return Vec::new();
         };
         let names = self.host.list(&directory).unwrap_or_default().into_iter();
-        let names = names.filter(|name| name.ends_with(".toml"));
+        let names = names.filter(|name| name.strip_suffix(".toml").is_some());
         let read = |name: String| {
             let path = format!("{directory}/{name}");
             let text = self.host.read_text(&path, host::SMALL_FILE_LIMIT);
@@ -371,13 +379,19 @@ impl Subject<'_> {
     ) -> Vec<Input> {
         let globs = self.config_files.files().flat_map(patterns);
         let directories = globs.filter_map(|glob| directory_of_glob(&glob));
-        let directories: BTreeSet<String> = directories.chain(self.snippet_directory()).collect();
+        let snippets = self.snippet_directory();
+        let directories: BTreeSet<String> = directories.chain(snippets.clone()).collect();
         let input = |directory: String| {
             let mut existing = directory.as_str();
             while existing.len() > 1 && !self.host.seems_to_exist(existing) {
                 existing = parent_directory(existing);
             }
-            let input = self.at(InputKind::ImportDirectory, existing, start)?;
+            let kind = if snippets.as_ref() == Some(&directory) {
+                InputKind::Distribution
+            } else {
+                InputKind::ImportDirectory
+            };
+            let input = self.at(kind, existing, start)?;
             let digest = self.listing(&directory);
             let is_loaded = loaded.is_some_and(|it| it.digests.get(&directory) == Some(&digest));
             let contents = if is_loaded {
@@ -396,16 +410,17 @@ impl Subject<'_> {
         directories.into_iter().filter_map(input).collect()
     }
 
-    /// The digest of the names of the loaded files below a directory.
+    /// The digest of the paths of the loaded files and snippets below a directory.
     fn listing(&self, directory: &str) -> Sha256Digest {
         let below = format!("{directory}/");
-        let files = self.config_files.imported.iter();
-        let mut names: Vec<&str> = files
+        let snippets = self.snippets();
+        let files = self.config_files.imported.iter().chain(&snippets);
+        let mut paths: Vec<&str> = files
             .map(|file| file.path.as_str())
             .filter(|path| path.starts_with(&below))
             .collect();
-        names.sort_unstable();
-        Sha256Digest::of(names.join("\n").as_bytes())
+        paths.sort_unstable();
+        Sha256Digest::of(paths.join("\n").as_bytes())
     }
 
     /// The program of containerd, and that of the distribution if a restart starts it, too. Only replaced programs are inputs.
@@ -497,13 +512,14 @@ pub(crate) fn record_loaded(subject: &Subject<'_>, inputs: &[Input]) -> host::Re
         .collect();
     let is_loaded =
         |input: &&Input| input.contents == Contents::AsLoaded || !input.change.is_pending();
+    let snippets = subject.snippet_directory();
     let digest = |input: &Input| match input.kind {
-        InputKind::Config => {
+        _ if snippets.as_ref() == Some(&input.path) => Some(subject.listing(&input.path)),
+        InputKind::ImportDirectory => Some(subject.listing(&input.path)),
+        InputKind::Config | InputKind::Program | InputKind::Unit | InputKind::Distribution => {
             let text = texts.get(input.path.as_str())?;
             Some(Sha256Digest::of(text.as_bytes()))
         }
-        InputKind::ImportDirectory => Some(subject.listing(&input.path)),
-        InputKind::Program | InputKind::Unit | InputKind::Distribution => None,
     };
     let loaded = LoadedConfig {
         process: subject.daemon.process,
@@ -580,7 +596,11 @@ mod tests {
 
     fn milliseconds(of: i64) -> Duration {
         let by = Duration::from_millis(of.unsigned_abs());
-        if of < 0 { START - by } else { START + by }
+        if of < 0 {
+            START.checked_sub(by).unwrap()
+        } else {
+            START + by
+        }
     }
 
     /// containerd starts at 0, by today's clock; all times are in milliseconds.

@@ -6,9 +6,10 @@
 use std::fmt;
 
 use crate::handoff::Problem;
+use crate::installer::containerd::rehearsal::Rehearsal;
 use crate::installer::host::path::parent_directory;
 use crate::installer::inspect::HostFacts;
-use crate::installer::inspect::pending::{Change, Contents, Input, InputKind, Rehearsal};
+use crate::installer::inspect::pending::{Change, Contents, Input, InputKind};
 
 /// The help where a pending change refuses a restart.
 pub(crate) const ACCEPT_PENDING_CHANGES: &str =
@@ -90,14 +91,12 @@ fn decide(facts: &HostFacts) -> Vec<Pending> {
         })
         .collect();
     // A new or changed file tells more than its directory.
-    let has_file = |directory: &Pending| {
-        pending.iter().any(|file| {
-            file.kind == InputKind::Config && parent_directory(&file.path) == directory.path
-        })
+    let has_file = |directory: &&Pending| {
+        let mut files = pending.iter();
+        files.any(|file| parent_directory(&file.path) == directory.path)
     };
-    let is_told =
-        |pending: &&Pending| pending.kind != InputKind::ImportDirectory || !has_file(pending);
-    pending.iter().filter(is_told).cloned().collect()
+    let told = pending.iter().filter(|pending| !has_file(pending));
+    told.cloned().collect()
 }
 
 /// What is known about a changed input; `None` for one whose contents are those that containerd runs with, or that Farrier wrote.
@@ -108,11 +107,12 @@ fn verdict(input: &Input, start: &Rehearsal) -> Option<Verdict> {
     let is_edited = input.contents == Contents::Edited;
     Some(match (input.kind, input.change) {
         (_, Change::NotReloaded) => Verdict::NotReloaded,
+        (InputKind::Unit | InputKind::Distribution, _) if is_edited => Verdict::Edited,
         (InputKind::Unit | InputKind::Distribution, _) => Verdict::NotRehearsed,
         (InputKind::Config | InputKind::ImportDirectory | InputKind::Program, _) => match start {
             Rehearsal::Failed(problem) => Verdict::Fails(problem.clone()),
-            Rehearsal::Passed | Rehearsal::NotPossible(_) if is_edited => Verdict::Edited,
-            Rehearsal::Passed => Verdict::Passes,
+            Rehearsal::Served(_) | Rehearsal::NotPossible(_) if is_edited => Verdict::Edited,
+            Rehearsal::Served(_) => Verdict::Passes,
             Rehearsal::NotPossible(problem) => Verdict::Unknown(problem.clone()),
         },
     })
@@ -199,6 +199,7 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
+    use crate::installer::containerd::cri::Served;
     use crate::installer::fixtures::{CONFIG_PATH, OTHER_DIGEST, goal, host, remove_everything};
     use crate::installer::inspect::pending::{RestartInputs, StartTime};
     use crate::installer::plan;
@@ -209,7 +210,7 @@ mod tests {
     fn changed(seconds_later: i64) -> Change {
         let by = Duration::from_secs(seconds_later.unsigned_abs());
         let at = if seconds_later < 0 {
-            START - by
+            START.checked_sub(by).unwrap()
         } else {
             START + by
         };
@@ -230,6 +231,10 @@ mod tests {
         host()
             .with(|facts| facts.restart_inputs = restart_inputs)
             .build()
+    }
+
+    fn passed() -> Rehearsal {
+        Rehearsal::Served(Served::default())
     }
 
     fn failed() -> Rehearsal {
@@ -265,7 +270,7 @@ mod tests {
         #[case] expected: [Expected; 3],
         #[values(InputKind::Config, InputKind::ImportDirectory)] kind: InputKind,
     ) {
-        for (rehearsal, expected) in [Rehearsal::Passed, failed(), not_possible()]
+        for (rehearsal, expected) in [passed(), failed(), not_possible()]
             .into_iter()
             .zip(expected)
         {
@@ -290,7 +295,7 @@ mod tests {
         #[case] change: Change,
         #[case] expected: [Expected; 3],
     ) {
-        for (rehearsal, expected) in [Rehearsal::Passed, failed(), not_possible()]
+        for (rehearsal, expected) in [passed(), failed(), not_possible()]
             .into_iter()
             .zip(expected)
         {
@@ -350,7 +355,7 @@ mod tests {
         );
         let restart_inputs = RestartInputs {
             inputs: vec![edited],
-            rehearsal: Rehearsal::Passed,
+            rehearsal: passed(),
         };
         let facts = host().installed(&["a"]);
         let facts = facts
