@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus};
 use kube::ResourceExt;
 
+use super::node_view::NodeView;
 use super::slim::{JobObject, PodObject, PodStatus};
 use crate::handoff::{Problem, ProvisionReport, ProvisionRequest, Sha256Digest};
 use crate::names;
@@ -51,17 +52,18 @@ pub enum JobProgress {
 }
 
 impl JobView {
-    /// The view of `job`, which belongs to the node object `node_uid`. Only those of `pods` that the Job owns count.
+    /// The view of `job`, which belongs to `node`. Only those of `pods` count that the Job controller created for the Job and that run on the
+    /// node: any other pod may name the Job as an owner, and its status is written by the kubelet of its own node.
     #[must_use]
-    pub fn new(job: &JobObject, pods: &[&PodObject], node_uid: &str) -> Self {
+    pub fn new(job: &JobObject, pods: &[&PodObject], node: &NodeView) -> Self {
         let annotations = &job.spec.template.metadata.annotations;
         let request = annotations
             .get(names::REQUEST_ANNOTATION)
             .and_then(|text| ProvisionRequest::from_json(text).ok())
-            .filter(|request| request.node_uid == node_uid)
+            .filter(|request| request.node_uid == node.uid)
             .map(ProvisionRequest::without_hints);
         let digest = request.as_ref().map(ProvisionRequest::digest);
-        let progress = progress(job, pods, digest, node_uid);
+        let progress = progress(job, pods, digest, node);
         Self {
             uid: job.uid().unwrap_or_default(),
             request,
@@ -79,19 +81,20 @@ fn progress(
     job: &JobObject,
     pods: &[&PodObject],
     digest: Option<Sha256Digest>,
-    node_uid: &str,
+    node: &NodeView,
 ) -> JobProgress {
     let uid = job.uid().unwrap_or_default();
     let mut pods: Vec<&PodObject> = pods
         .iter()
         .copied()
-        .filter(|pod| pod.owner_references().iter().any(|owner| owner.uid == uid))
+        .filter(|pod| pod.controller_uid() == Some(&uid))
+        .filter(|pod| pod.spec.node_name.as_ref() == Some(&node.name))
         .collect();
     pods.sort_by_key(|pod| pod.creation_timestamp().map(|time| time.0));
     let mut unreadable = None;
     // The newest pod counts. An older pod counts only if it reported before it was replaced.
     for pod in pods.iter().rev() {
-        match installer_report(pod, digest, node_uid) {
+        match installer_report(pod, digest, &node.uid) {
             Some(Ok(report)) => return JobProgress::Answered(Box::new(report)),
             Some(Err(problem)) => unreadable = unreadable.or(Some(problem)),
             None => {}
@@ -251,6 +254,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::controller::cluster::slim::NodeObject;
     use crate::handoff::{Outcome, Owner};
 
     fn request() -> ProvisionRequest {
@@ -278,18 +282,24 @@ mod tests {
             .enumerate()
             .map(|(at, status)| pod("job-uid", at, status))
             .collect();
-        JobView::new(&job, &pods.iter().collect::<Vec<_>>(), "node-uid")
+        JobView::new(&job, &pods.iter().collect::<Vec<_>>(), &node("node-uid"))
     }
 
     fn pod(owner: &str, second: usize, status: &Value) -> PodObject {
         serde_json::from_value(json!({
             "metadata": {
                 "creationTimestamp": format!("2026-01-01T00:00:{second:02}Z"),
-                "ownerReferences": [{"apiVersion": "batch/v1", "kind": "Job", "name": "job", "uid": owner}],
+                "ownerReferences": [{"apiVersion": "batch/v1", "kind": "Job", "name": "job", "uid": owner, "controller": true}],
             },
+            "spec": {"nodeName": "n1"},
             "status": status,
         }))
         .unwrap()
+    }
+
+    fn node(uid: &str) -> NodeView {
+        let node = json!({"metadata": {"name": "n1", "uid": uid}});
+        NodeView::from(&serde_json::from_value::<NodeObject>(node).unwrap())
     }
 
     fn install(state: &Value) -> Value {
@@ -449,8 +459,42 @@ mod tests {
         let job: JobObject =
             serde_json::from_value(json!({"metadata": {"uid": "job-uid"}})).unwrap();
         let other = pod("another", 0, &said(&report().to_json()));
-        let seen = JobView::new(&job, &[&other], "node-uid");
+        let seen = JobView::new(&job, &[&other], &node("node-uid"));
         assert_eq!((seen.progress, seen.request), (JobProgress::NoPod, None));
+    }
+
+    #[rstest]
+    #[case::of_the_job(json!({"uid": "job-uid", "controller": true}), json!("n1"), true)]
+    #[case::an_owner_that_is_no_controller(json!({"uid": "job-uid", "controller": false}), json!("n1"), false)]
+    #[case::an_owner_without_a_controller(json!({"uid": "job-uid"}), json!("n1"), false)]
+    #[case::on_another_node(json!({"uid": "job-uid", "controller": true}), json!("n2"), false)]
+    #[case::on_no_node(json!({"uid": "job-uid", "controller": true}), json!(null), false)]
+    #[case::on_a_node_without_a_name(json!({"uid": "job-uid", "controller": true}), json!(""), false)]
+    #[case::of_another_job(json!({"uid": "another", "controller": true}), json!("n1"), false)]
+    fn a_report_counts_only_from_a_pod_that_the_job_created_on_its_node(
+        #[case] mut owner: Value,
+        #[case] node_name: Value,
+        #[case] counts: bool,
+    ) {
+        for (key, value) in [("apiVersion", "batch/v1"), ("kind", "Job"), ("name", "job")] {
+            owner[key] = value.into();
+        }
+        // A pod has one controller at most, beside any number of other owners.
+        let other = json!({"apiVersion": "v1", "kind": "ConfigMap", "name": "a", "uid": "job-uid"});
+        let job: JobObject = serde_json::from_value(json!({
+            "metadata": {"uid": "job-uid"},
+            "spec": {"template": {"metadata": {"annotations": {"farrier.dev/request": request().to_json()}}}},
+        }))
+        .unwrap();
+        let pod: PodObject = serde_json::from_value(json!({
+            "metadata": {"ownerReferences": [other, owner]},
+            "spec": {"nodeName": node_name},
+            "status": said(&report().to_json()),
+        }))
+        .unwrap();
+        let seen = JobView::new(&job, &[&pod], &node("node-uid"));
+        let answered = matches!(seen.progress, JobProgress::Answered(_));
+        assert_eq!(answered, counts, "{:?}", seen.progress);
     }
 
     #[test]
@@ -458,6 +502,6 @@ mod tests {
         let job: JobObject = serde_json::from_value(json!({"metadata": {}, "spec": {"template": {
             "metadata": {"annotations": {"farrier.dev/request": request().to_json()}}}}}))
         .unwrap();
-        assert_eq!(JobView::new(&job, &[], "another").request, None);
+        assert_eq!(JobView::new(&job, &[], &node("another")).request, None);
     }
 }

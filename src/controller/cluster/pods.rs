@@ -4,7 +4,6 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kube::ResourceExt;
 use kube::runtime::reflector::store::WriterDropped;
 use kube::runtime::reflector::{ObjectRef, Store};
 
@@ -42,12 +41,11 @@ impl PodsOfJobs {
         match change {
             Change::Here(pod) => add(&mut names, pod),
             Change::Gone(pod) => {
-                for owner in pod.owner_references() {
-                    if let Entry::Occupied(mut pods) = names.entry(owner.uid.clone()) {
-                        pods.get_mut().remove(&ObjectRef::from_obj(*pod));
-                        if pods.get().is_empty() {
-                            pods.remove();
-                        }
+                let job = pod.controller_uid().unwrap_or_default();
+                if let Entry::Occupied(mut pods) = names.entry(job.to_owned()) {
+                    pods.get_mut().remove(&ObjectRef::from_obj(*pod));
+                    if pods.get().is_empty() {
+                        pods.remove();
                     }
                 }
             }
@@ -75,8 +73,8 @@ impl PodsOfJobs {
 }
 
 fn add(names: &mut HashMap<String, HashSet<ObjectRef<PodObject>>>, pod: &PodObject) {
-    for owner in pod.owner_references() {
-        let pods = names.entry(owner.uid.clone()).or_default();
+    if let Some(job) = pod.controller_uid() {
+        let pods = names.entry(job.to_owned()).or_default();
         pods.insert(ObjectRef::from_obj(pod));
     }
 }

@@ -153,9 +153,30 @@ pub struct JobStatus {
 pub struct PodObject {
     /// The metadata.
     pub metadata: ObjectMeta,
+    /// The spec.
+    #[serde(default)]
+    pub spec: PodSpec,
     /// The status.
     #[serde(default)]
     pub status: PodStatus,
+}
+
+impl PodObject {
+    /// UID of the object that created and manages the pod. Other owners don't count: whoever creates a pod may name any Job among them.
+    #[must_use]
+    pub fn controller_uid(&self) -> Option<&str> {
+        let owners = self.metadata.owner_references.as_deref()?;
+        let controller = owners.iter().find(|owner| owner.controller == Some(true));
+        controller.map(|owner| owner.uid.as_str())
+    }
+}
+
+/// The spec of a pod.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodSpec {
+    /// Name of the node whose kubelet runs the pod and writes its status.
+    pub node_name: Option<String>,
 }
 
 /// The status of a pod.

@@ -467,7 +467,7 @@ impl Context {
         let job = self.jobs.get(&key)?;
         let pods = self.pods.of(&job.uid().unwrap_or_default());
         let pods: Vec<_> = pods.iter().map(AsRef::as_ref).collect();
-        Some(JobView::new(&job, &pods, &node.uid))
+        Some(JobView::new(&job, &pods, node))
     }
 
     // A panic while the lock is held leaves only complete entries.
