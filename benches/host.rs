@@ -444,6 +444,7 @@ fn fetching(binary: &Path) -> Line {
         binary: None,
         options: BTreeMap::new(),
         on_restart: None,
+        keep: false,
         present: None,
     };
     let request = ProvisionRequest::new(Owner::Cluster, "uid".to_owned(), vec![shim], vec![]);

@@ -407,6 +407,7 @@ fn parse_shim(spec: &str) -> Result<ShimRequest, String> {
         binary: None,
         options: BTreeMap::new(),
         on_restart: None,
+        keep: false,
         present: None,
     };
     let mut handler = name.to_owned();

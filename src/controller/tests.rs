@@ -7,6 +7,7 @@ use jiff::SignedDuration;
 use rstest::rstest;
 use serde_json::json;
 
+mod annotation;
 mod failures;
 mod nodes;
 mod rollout;

@@ -53,6 +53,12 @@ pub enum Error {
         /// The name.
         found: String,
     },
+    /// A Shim is to be kept and has more than its name, or is to be installed and lacks its handlers or its location.
+    #[error("invalid request for shim {shim}: it is neither complete nor to be kept by its name")]
+    Contents {
+        /// The name of the Shim.
+        shim: String,
+    },
     /// A name is requested twice.
     #[error("{name:?} is requested twice")]
     Duplicate {
@@ -69,7 +75,7 @@ impl Error {
             Self::Json { .. } => {
                 "correct the document, or run the same release of farrier in the cluster and on the node"
             }
-            Self::Version { .. } => {
+            Self::Version { .. } | Self::Contents { .. } => {
                 "run the same release of farrier in the cluster and on the node"
             }
             Self::Name { .. } => {

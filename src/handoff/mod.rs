@@ -22,5 +22,5 @@ pub use report::{
     FetchResult, FileAction, FileReport, HandlerReport, Outcome, ProvisionReport,
     TERMINATION_MESSAGE_LIMIT,
 };
-pub use request::{OptionValue, Owner, ProvisionRequest, ShimRequest};
+pub use request::{FINGERPRINT_LENGTH, OptionValue, Owner, ProvisionRequest, ShimRequest};
 pub use restart_policy::{OnRestart, RestartPolicy};

@@ -127,7 +127,7 @@ impl Outcome {
 pub struct HandlerReport {
     /// The Shim that the handler belongs to.
     pub shim: String,
-    /// The handler's name in containerd's configuration.
+    /// The handler's name in containerd's configuration; empty for a Shim that was to be kept and is not on the host.
     pub handler: String,
     /// The path that containerd executes. It stays the same when the shim is upgraded.
     #[serde(default)]

@@ -55,9 +55,16 @@ pub enum Owner {
 pub struct ShimRequest {
     /// Name of the Shim object, or the name on the command line.
     pub name: String,
+    /// The Shim stays on the node as it is. The request has no other field then: handlers, options and binary are those of the node's state
+    /// file, which only root can write, and nothing is fetched. An installer without this field refuses the request, because the handlers
+    /// are missing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep: bool,
     /// The handlers to declare: the Shim's own first, then its aliases.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub handlers: Vec<String>,
     /// `https://…`, `http://…` or `file:///path/on/the/node`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub location: String,
     /// SHA-256 of the artifact at `location`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -82,6 +89,55 @@ pub struct ShimRequest {
 }
 
 impl ShimRequest {
+    /// The request to keep the Shim `name` as it is on the node.
+    #[must_use]
+    pub fn kept(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            keep: true,
+            handlers: Vec::new(),
+            location: String::new(),
+            sha256: None,
+            binary_sha256: None,
+            binary: None,
+            options: BTreeMap::new(),
+            on_restart: None,
+            present: None,
+        }
+    }
+
+    /// A short digest of the request without its hint and its policy of restarts: 16 hexadecimal digits. Two requests with different locations, options or handlers
+    /// have different fingerprints, and none of these can be read from a fingerprint.
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        let asked = Self {
+            on_restart: None,
+            present: None,
+            ..self.clone()
+        };
+        let mut digest = Sha256Digest::of(document::to_json(&asked).as_bytes()).to_string();
+        digest.truncate(FINGERPRINT_LENGTH);
+        digest
+    }
+
+    /// Refuses names that can't be part of a path, a Shim without handlers or location, and a kept Shim with anything beside its name.
+    fn check(&self) -> Result<(), Error> {
+        check_name(&self.name)?;
+        let contents = if self.keep {
+            let name_only = Self::kept(self.name.clone());
+            (*self == name_only).then_some(())
+        } else {
+            (!self.handlers.is_empty() && !self.location.is_empty()).then_some(())
+        };
+        contents.ok_or_else(|| Error::Contents {
+            shim: self.name.clone(),
+        })?;
+        self.handlers
+            .iter()
+            .chain(&self.binary)
+            .try_for_each(|name| check_name(name))
+    }
+
     /// SHA-256 of the binary that is on the node already; `None` where no binary is known, or another one is requested.
     #[must_use]
     pub fn expected_on_node(&self) -> Option<Sha256Digest> {
@@ -90,6 +146,9 @@ impl ShimRequest {
             .filter(|present| wanted.is_none_or(|wanted| wanted == *present))
     }
 }
+
+/// Length of a [`ShimRequest::fingerprint`], in bytes.
+pub const FINGERPRINT_LENGTH: usize = 16;
 
 /// The value of a runtime option, with one of three TOML types.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -273,22 +332,18 @@ impl ProvisionRequest {
         let mut names = BTreeSet::new();
         let mut handlers = BTreeSet::new();
         for shim in &self.shims {
-            check_name(&shim.name)?;
+            shim.check()?;
             if !names.insert(&shim.name) {
                 return Err(Error::Duplicate {
                     name: shim.name.clone(),
                 });
             }
             for handler in &shim.handlers {
-                check_name(handler)?;
                 if !handlers.insert(handler) {
                     return Err(Error::Duplicate {
                         name: handler.clone(),
                     });
                 }
-            }
-            if let Some(binary) = &shim.binary {
-                check_name(binary)?;
             }
         }
         self.reserve
@@ -312,16 +367,46 @@ mod tests {
 
     fn shim(name: &str) -> ShimRequest {
         ShimRequest {
-            name: name.to_owned(),
+            keep: false,
             handlers: vec![name.to_owned()],
             location: "https://example.org/shim.tar.gz".to_owned(),
-            sha256: None,
-            binary_sha256: None,
-            binary: None,
-            options: BTreeMap::new(),
-            on_restart: None,
-            present: None,
+            ..ShimRequest::kept(name)
         }
+    }
+
+    #[test]
+    fn a_kept_shim_is_requested_by_its_name_alone_and_counts_in_the_digest() {
+        let of = |shims| ProvisionRequest::new(Owner::Cluster, String::new(), shims, vec![]);
+        let kept = of(vec![ShimRequest::kept("a")]);
+        let text = kept.to_json();
+        // A release that doesn't know the field misses the handlers, so it refuses the request and changes nothing.
+        assert!(text.contains(r#"{"name":"a","keep":true}"#), "{text}");
+        assert_eq!(ProvisionRequest::from_json(&text).unwrap(), kept);
+        assert_ne!(kept.digest(), of(vec![shim("a")]).digest());
+        assert_ne!(kept.digest(), of(vec![]).digest());
+    }
+
+    #[test]
+    fn a_request_without_a_kept_shim_has_the_text_of_earlier_releases() {
+        let text = document::to_json(&shim("a"));
+        let expected =
+            r#"{"name":"a","handlers":["a"],"location":"https://example.org/shim.tar.gz"}"#;
+        assert_eq!(text, expected);
+    }
+
+    #[rstest]
+    #[case::kept_with_handlers(r#"{"name":"a","keep":true,"handlers":["a"]}"#)]
+    #[case::kept_with_location(r#"{"name":"a","keep":true,"location":"https://example.org/a"}"#)]
+    #[case::kept_with_options(r#"{"name":"a","keep":true,"options":{"BinaryName":"/tmp/a"}}"#)]
+    #[case::kept_with_hint(&format!(r#"{{"name":"a","keep":true,"present":"{}"}}"#, "a".repeat(64)))]
+    #[case::no_handlers(r#"{"name":"a","handlers":[],"location":"https://example.org/a"}"#)]
+    #[case::no_location(r#"{"name":"a","handlers":["a"]}"#)]
+    #[case::name_alone(r#"{"name":"a"}"#)]
+    fn a_shim_that_is_neither_kept_by_name_nor_complete_is_refused(#[case] shim: &str) {
+        let text =
+            format!(r#"{{"apiVersion":"{API_VERSION}","owner":"cluster","shims":[{shim}]}}"#);
+        let error = ProvisionRequest::from_json(&text).unwrap_err();
+        assert!(matches!(error, Error::Contents { .. }), "{error}");
     }
 
     #[test]

@@ -226,6 +226,7 @@ pub fn goal(shims: &[&str]) -> GoalBuilder {
         binary: None,
         options: BTreeMap::new(),
         on_restart: None,
+        keep: false,
         present: None,
     };
     let goal = GoalBuilder(Goal {

@@ -40,7 +40,7 @@ use transaction::rehearsal::{Rehearsed, rehearse};
 use transaction::resolve::{ArtifactOptions, Resolved, resolve};
 use transaction::{Failure, Restarts, perform};
 
-use crate::handoff::{FetchResult, Outcome, Problem, ProvisionReport, ShimRequest};
+use crate::handoff::{FetchResult, Outcome, Problem, ProvisionReport, ProvisionRequest};
 
 /// Why a fetch, an inspection or a run failed.
 #[derive(Debug, thiserror::Error)]
@@ -116,15 +116,15 @@ pub async fn install(options: &InstallOptions, mode: Mode) -> RunResult {
         let binaries = std::mem::take(&mut resolved.binaries);
         Ok((options.goal(&request, binaries), resolved))
     };
-    let (host, shims) = (&options.host, &request.shims);
-    run(host, mode, &options.interrupts, report, shims, goal).await
+    let (host, interrupts) = (&options.host, &options.interrupts);
+    run(host, mode, interrupts, report, Some(&request), goal).await
 }
 
 /// Removes shims from the host. Every outcome, also a failure, is in the report.
 pub async fn uninstall(options: &UninstallOptions, mode: Mode) -> RunResult {
     let report = ProvisionReport::new(Outcome::Refused);
     let goal = async |_: &HostRoot, _: &HostFacts| Ok((options.goal(), Resolved::default()));
-    run(&options.host, mode, &options.interrupts, report, &[], goal).await
+    run(&options.host, mode, &options.interrupts, report, None, goal).await
 }
 
 /// Lists the shims of a host, their owners, and the faults of the host. A host that can't be read is one finding.
@@ -146,13 +146,13 @@ pub async fn doctor(options: &HostOptions) -> Diagnosis {
 }
 
 /// The path of every run: lock, recover, inspect, plan, act, report. A dry run leaves out the lock, the recovery and the act. `goal`
-/// makes the goal and the artifacts of the goal from the facts; `shims` are the requested ones.
+/// makes the goal and the artifacts of the goal from the facts; `request` is the request, if there is one.
 async fn run(
     options: &HostOptions,
     mode: Mode,
     interrupts: &Interrupts,
     mut report: ProvisionReport,
-    shims: &[ShimRequest],
+    request: Option<&ProvisionRequest>,
     goal: impl AsyncFnOnce(&HostRoot, &HostFacts) -> Result<(Goal, Resolved), transaction::Error>,
 ) -> RunResult {
     let host = match Host::open(options) {
@@ -189,7 +189,7 @@ async fn run(
         Err(failure) => {
             let report = report_failure(report, failure);
             return match mode {
-                Mode::Change => result(report_unchanged(report, &facts, shims), None),
+                Mode::Change => result(report_unchanged(report, &facts, request), None),
                 Mode::DryRun => result(report, None),
             };
         }

@@ -16,6 +16,7 @@ mod fetch;
 mod foreign_edits;
 mod hostile;
 mod install;
+mod kept;
 #[path = "../support/legacy.rs"]
 mod legacy;
 #[cfg(target_arch = "x86_64")]

@@ -70,6 +70,7 @@ pub fn shim(name: &str) -> ShimRequest {
         binary: None,
         options: BTreeMap::new(),
         on_restart: None,
+        keep: false,
         present: None,
     }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::slim::{NodeCondition, NodeObject, Taint};
 use crate::api::is_label_name;
-use crate::handoff::{Sha256Digest, ShimRequest};
+use crate::handoff::{FINGERPRINT_LENGTH, Sha256Digest, ShimRequest, printable};
 use crate::names;
 
 /// A node as decisions see it.
@@ -87,8 +87,10 @@ impl NodeView {
     #[must_use]
     pub fn applied(&self) -> Option<Applied> {
         let text = self.annotations.get(names::APPLIED_ANNOTATION)?;
-        let applied: Applied = serde_json::from_str(text).ok()?;
-        (applied.node_uid == self.uid && applied.is_sound()).then_some(applied)
+        let mut applied: Applied = serde_json::from_str(text).ok()?;
+        let is_of_node = applied.node_uid == self.uid && applied.is_sound();
+        applied.shorten();
+        is_of_node.then_some(applied)
     }
 
     /// Whether the kubelet lists `handler`. If the kubelet lists no handlers at all, the report alone counts and this is true.
@@ -109,6 +111,10 @@ impl NodeView {
 }
 
 /// The annotation `farrier.dev/applied`: the content of the last report, and the attempts since.
+///
+/// Any account with access to the node object may have written the annotation, so it decides only what such an account can do without it:
+/// whether and when a Job looks at the host, and whether handlers that the Shim itself names, or that the node is labelled with, are
+/// advertised. The annotation contains no request. What reaches a host is in the Shim objects and in the state file of the host.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Applied {
@@ -161,6 +167,9 @@ pub struct Applied {
     /// State of each Shim on the host.
     #[serde(default)]
     pub shims: BTreeMap<String, AppliedShim>,
+    /// Handlers in the report that was read just now. Not part of the annotation.
+    #[serde(skip)]
+    pub reported: BTreeSet<String>,
 }
 
 #[allow(
@@ -172,44 +181,93 @@ fn is_zero(count: &u32) -> bool {
 }
 
 impl Applied {
-    /// Whether every name is a valid label and is used consistently. Any account with access to the node object may have written the
-    /// annotation.
+    /// Whether every name is a valid label.
     fn is_sound(&self) -> bool {
         self.shims.iter().all(|(name, shim)| {
-            let request = shim.request.as_ref();
-            is_label_name(name)
-                && shim.handlers.keys().all(|handler| is_label_name(handler))
-                && request.is_none_or(|request| {
-                    request.name == *name
-                        && request
-                            .handlers
-                            .iter()
-                            .all(|handler| is_label_name(handler))
-                })
+            is_label_name(name) && shim.handlers.keys().all(|handler| is_label_name(handler))
         })
+    }
+
+    /// Limits the texts that are shown in Events and conditions to one line of 1,000 bytes.
+    fn shorten(&mut self) {
+        let reasons = self.shims.values_mut().map(|shim| &mut shim.reason);
+        for reason in reasons.chain([&mut self.reason]).flatten() {
+            *reason = printable(reason);
+        }
+    }
+
+    /// Whether the last report says that the host has exactly what `requests` ask for.
+    #[must_use]
+    pub fn fulfils(&self, requests: &[ShimRequest]) -> bool {
+        let is_fulfilled = |request: &ShimRequest| {
+            let known = self.shims.get(&request.name);
+            known.is_some_and(|known| known.fulfils(request))
+        };
+        // As many entries as requests, and an entry for each of them.
+        self.digest.is_some()
+            && self.shims.len() == requests.len()
+            && requests.iter().all(is_fulfilled)
     }
 }
 
 /// State of one Shim on a host.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", from = "AppliedShimRecord")]
 pub struct AppliedShim {
-    /// The last fulfilled request; absent if there is none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub request: Option<ShimRequest>,
+    /// Fingerprint of the last fulfilled request ([`ShimRequest::fingerprint`]); absent if there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fulfilled: Option<String>,
     /// Whether each of its handlers is served.
-    #[serde(default)]
     pub handlers: BTreeMap<String, bool>,
     /// SHA-256 of its binary.
-    #[serde(
-        default,
-        deserialize_with = "Sha256Digest::lenient",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub sha256: Option<Sha256Digest>,
     /// Why the request is not fulfilled: one sentence.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+}
+
+impl AppliedShim {
+    /// Whether the host has what `request` asks for. A Shim that is to be kept may be there in any version.
+    #[must_use]
+    pub fn fulfils(&self, request: &ShimRequest) -> bool {
+        let fulfilled = self.fulfilled.as_ref();
+        fulfilled.is_some_and(|it| request.keep || *it == request.fingerprint())
+    }
+}
+
+/// The form of an [`AppliedShim`] in the annotation. Earlier releases wrote whole requests, of which only the fingerprint is read.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct AppliedShimRecord {
+    #[serde(default)]
+    fulfilled: Option<String>,
+    #[serde(default)]
+    request: Option<serde_json::Value>,
+    #[serde(default)]
+    handlers: BTreeMap<String, bool>,
+    #[serde(default, deserialize_with = "Sha256Digest::lenient")]
+    sha256: Option<Sha256Digest>,
+    #[serde(default)]
+    reason: Option<String>,
+}
+
+impl From<AppliedShimRecord> for AppliedShim {
+    fn from(record: AppliedShimRecord) -> Self {
+        let is_fingerprint = |text: &String| {
+            text.len() == FINGERPRINT_LENGTH && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+        };
+        let request = record.request.and_then(|request| {
+            let request = serde_json::from_value::<ShimRequest>(request).ok()?;
+            Some(request.fingerprint())
+        });
+        Self {
+            fulfilled: record.fulfilled.filter(is_fingerprint).or(request),
+            handlers: record.handlers,
+            sha256: record.sha256,
+            reason: record.reason,
+        }
+    }
 }
 
 #[cfg(test)]

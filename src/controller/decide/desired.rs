@@ -5,35 +5,35 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use crate::api::{self, ShimSpec, is_label_name};
-use crate::controller::cluster::node_view::{Applied, NodeView};
+use crate::controller::cluster::node_view::{Applied, AppliedShim, NodeView};
 use crate::controller::cluster::shim_view::ShimView;
 use crate::handoff::{
-    self, OnRestart, OptionValue, Owner, Problem, ProvisionRequest, Sha256Digest, ShimRequest,
+    OnRestart, OptionValue, Owner, Problem, ProvisionRequest, Sha256Digest, ShimRequest,
 };
-use crate::names;
+use crate::names::{self, Progress};
 
 /// Name prefix of the chart's Shims. A user's own Shim takes precedence over them.
 const DEFAULT_PREFIX: &str = "default-";
 
-/// Most bytes of a node's Shims, in the Job and in the annotation of the node. All annotations of an object together may take 256 KiB
-/// (Kubernetes, `ValidateAnnotationsSize`).
+/// Most bytes of a node's Shims in the Job, and of their summary in the annotation of the node. All annotations of an object together may
+/// take 256 KiB (Kubernetes, `ValidateAnnotationsSize`).
 const LARGEST_SET: usize = 128 * 1024;
 
-/// Bytes that the annotation needs for a Shim beside its request: a reason, a digest, the handlers.
+/// Bytes that the annotation needs for a Shim: a reason, a digest, the handlers.
 const SUMMARY_OF_ONE: usize = 1024;
 
 /// The decision about one Shim on one node that it selects.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Verdict {
-    /// The node should carry this.
+    /// The node should carry this. A Shim that is not acted on is to be kept as it is.
     Wanted(ShimRequest),
-    /// The Shim as specified is not possible for this reason, so the node keeps the last fulfilled request.
+    /// The Shim as specified is not possible for this reason, so the node keeps what it has.
     PinnedToLastApplied(ShimRequest, Problem),
     /// The Shim as specified is not possible for this reason, and the node has none of it.
     Impossible(Problem),
     /// The Shim does not support the platform of the node, as the reason says. This is no failure.
     Unsupported(Problem),
-    /// The Shim is to change and waits for the reason given; meanwhile the node keeps this request, if any.
+    /// The Shim is to change and waits for the reason given; meanwhile the node keeps what it has, if anything.
     Waiting(Option<ShimRequest>, String),
     /// All of its handlers belong to this other Shim, which also selects the node.
     HandlersTaken(String),
@@ -56,6 +56,19 @@ impl Verdict {
     /// The request for it, if it is part of the node's request.
     #[must_use]
     pub fn request(&self) -> Option<&ShimRequest> {
+        match self {
+            Self::Wanted(request)
+            | Self::PinnedToLastApplied(request, _)
+            | Self::Waiting(Some(request), _) => Some(request),
+            Self::Waiting(None, _)
+            | Self::Impossible(_)
+            | Self::Unsupported(_)
+            | Self::HandlersTaken(_)
+            | Self::Idle => None,
+        }
+    }
+
+    fn request_mut(&mut self) -> Option<&mut ShimRequest> {
         match self {
             Self::Wanted(request)
             | Self::PinnedToLastApplied(request, _)
@@ -119,12 +132,14 @@ pub struct Desired {
     pub digest: Sha256Digest,
     /// One verdict for each Shim that selects the node.
     pub verdicts: BTreeMap<String, Verdict>,
-    /// Requests that are to be removed and that the rollout still blocks, by Shim.
-    pub staying: BTreeMap<String, ShimRequest>,
+    /// Shims that are to be removed and that the rollout still blocks.
+    pub staying: BTreeSet<String>,
     /// `(loser, handler, winner)` for each handler that two Shims use.
     pub lost: Vec<(String, String, String)>,
-    /// Shims that are not acted on, so that their requests come from the node's annotation.
-    pub pinned: BTreeSet<String>,
+    /// The handlers of each Shim that is kept as it is, as far as the node may be labelled with them.
+    pub kept: BTreeMap<String, Vec<String>>,
+    /// Kept Shims of whose handlers in the annotation the node may be labelled with none, so that a Job has to report them.
+    pub unproven: BTreeSet<String>,
     /// Shims that select the node by KWasm's annotation.
     pub annotated: BTreeSet<String>,
 }
@@ -144,9 +159,10 @@ impl Desired {
             digest: nothing.digest(),
             request: nothing,
             verdicts: BTreeMap::new(),
-            staying: BTreeMap::new(),
+            staying: BTreeSet::new(),
             lost: Vec::new(),
-            pinned: BTreeSet::new(),
+            kept: BTreeMap::new(),
+            unproven: BTreeSet::new(),
             annotated: BTreeSet::new(),
         };
         let mut wanting: Vec<&ShimView> = cluster
@@ -155,16 +171,11 @@ impl Desired {
             .filter(|shim| selects(shim, node, applied, cluster.auto_provision))
             .collect();
         wanting.sort_by_key(|shim| precedence(shim));
+        let too_large = too_large(&wanting, node, applied);
         let mut owners: BTreeMap<String, String> = BTreeMap::new();
-        let mut room = LARGEST_SET;
         for shim in wanting {
-            let mut verdict = desired.verdict(shim, node, applied, blocked, &owners);
-            if let Some(request) = verdict.request() {
-                match room.checked_sub(json_size(request) + SUMMARY_OF_ONE) {
-                    Some(rest) => room = rest,
-                    None => verdict = Verdict::Impossible(too_much()),
-                }
-            }
+            let is_too_large = too_large.contains(shim.name.as_str());
+            let verdict = desired.verdict(shim, node, applied, blocked, &owners, is_too_large);
             let claimed = match (&verdict, &shim.spec) {
                 // While the rollout blocks a Shim, the other Shim keeps the handlers.
                 (Verdict::Waiting(None, _), Ok(spec)) => {
@@ -172,9 +183,7 @@ impl Desired {
                     handlers.retain(|handler| !is_carried(applied, handler));
                     handlers
                 }
-                (verdict, _) => verdict
-                    .request()
-                    .map_or_else(Vec::new, |request| request.handlers.clone()),
+                (verdict, _) => desired.handlers_of(verdict).to_vec(),
             };
             for handler in claimed {
                 owners.entry(handler).or_insert_with(|| shim.name.clone());
@@ -186,11 +195,28 @@ impl Desired {
         }
         desired.keep_until_turn(applied, blocked, &owners);
         let wanted = desired.verdicts.values().filter_map(Verdict::request);
-        let shims = wanted.chain(desired.staying.values()).cloned().collect();
+        let staying = desired.staying.iter().map(ShimRequest::kept);
+        let shims = wanted.cloned().chain(staying).collect();
         desired.request =
             ProvisionRequest::new(Owner::Cluster, node.uid.clone(), shims, Vec::new());
         desired.digest = desired.request.digest();
         desired
+    }
+
+    /// The handlers that a verdict wants on the node.
+    #[must_use]
+    pub fn handlers_of<'a>(&'a self, verdict: &'a Verdict) -> &'a [String] {
+        let Some(request) = verdict.request() else {
+            return &[];
+        };
+        let kept = self.kept.get(&request.name).filter(|_| request.keep);
+        kept.unwrap_or(&request.handlers)
+    }
+
+    /// Whether the last report says that the host has exactly the desired set.
+    #[must_use]
+    pub fn is_fulfilled(&self, applied: &Applied) -> bool {
+        self.unproven.is_empty() && applied.fulfils(&self.request.shims)
     }
 
     /// The request and the handlers of other Shims to declare, so that these Shims later need no restart. The digest does not depend on
@@ -201,10 +227,9 @@ impl Desired {
         if request.shims.is_empty() {
             return request;
         }
-        let own: BTreeSet<&String> = request
-            .shims
-            .iter()
-            .flat_map(|shim| &shim.handlers)
+        let verdicts = self.verdicts.values();
+        let own: BTreeSet<&String> = verdicts
+            .flat_map(|verdict| self.handlers_of(verdict))
             .collect();
         let others = cluster
             .reserved
@@ -233,14 +258,10 @@ impl Desired {
         for (name, known) in applied.iter().flat_map(|applied| &applied.shims) {
             let begun = applied.is_some_and(|applied| !applied.tried.contains_key(name));
             let waits = blocked.contains_key(name) && !self.verdicts.contains_key(name) && !begun;
-            if let Some(request) = known.request.as_ref().filter(|_| waits) {
-                let mut request = request.clone();
-                request
-                    .handlers
-                    .retain(|handler| !owners.contains_key(handler));
-                if !request.handlers.is_empty() {
-                    self.staying.insert(name.clone(), request);
-                }
+            let mut handlers = known.handlers.keys();
+            let has_own = handlers.any(|handler| !owners.contains_key(handler));
+            if known.fulfilled.is_some() && waits && has_own {
+                self.staying.insert(name.clone());
             }
         }
     }
@@ -252,67 +273,68 @@ impl Desired {
         applied: Option<&Applied>,
         blocked: &BTreeMap<String, String>,
         owners: &BTreeMap<String, String>,
+        is_too_large: bool,
     ) -> Verdict {
-        let last = last_applied(applied, shim).cloned();
+        let is_kept = is_kept(shim, node, applied);
         // A node that has not reported its platform yet is not changed.
         let unknown = node.os.is_empty() || node.arch.is_empty();
-        let resolved = match (&shim.spec, last.clone()) {
-            (Ok(spec), Some(last)) if spec.paused || unknown => {
-                self.pinned.insert(shim.name.clone());
-                Ok(last)
-            }
-            (Ok(spec), None) if spec.paused || unknown || !shim.has_finalizer => {
+        let kept = ShimRequest::kept(&shim.name);
+        let mut verdict = match (&shim.spec, is_kept) {
+            (Ok(spec), true) if spec.paused || unknown => Verdict::Wanted(kept),
+            (Ok(spec), false) if spec.paused || unknown || !shim.has_finalizer => {
                 return Verdict::Idle;
             }
-            (Ok(spec), _) => resolve(&shim.name, spec, node),
-            (Err(_), Some(last)) => {
-                self.pinned.insert(shim.name.clone());
-                Ok(last)
-            }
-            (Err(_), None) => return Verdict::Idle,
-        };
-        let (mut request, verdict, why): (_, fn(ShimRequest, Problem) -> Verdict, _) =
-            match (resolved, last) {
-                (Ok(request), last) => match (waits_for(shim, &request, applied, blocked), last) {
-                    (None, _) => (
-                        request,
-                        |request, _| Verdict::Wanted(request),
-                        Problem::new("", None),
-                    ),
-                    (Some(why), Some(last)) => (
-                        last,
-                        |last, why| Verdict::Waiting(Some(last), why.message),
-                        Problem::new(why, None),
-                    ),
-                    (Some(why), None) => return Verdict::Waiting(None, why),
+            (Ok(spec), _) => match (resolve(&shim.name, spec, node), is_kept) {
+                (Ok(_), true) if is_too_large => Verdict::PinnedToLastApplied(kept, too_much()),
+                (Ok(_), false) if is_too_large => return Verdict::Impossible(too_much()),
+                (Ok(request), _) => match waits_for(shim, &request, applied, blocked) {
+                    None => Verdict::Wanted(request),
+                    Some(why) => Verdict::Waiting(is_kept.then_some(kept), why),
                 },
-                (Err(error), Some(last)) => (
-                    last,
-                    Verdict::PinnedToLastApplied,
-                    Problem::new(&error, error.help()),
-                ),
-                (Err(error @ api::Error::NoPlatform { .. }), None) => {
+                (Err(error), true) => {
+                    Verdict::PinnedToLastApplied(kept, Problem::new(&error, error.help()))
+                }
+                (Err(error @ api::Error::NoPlatform { .. }), false) => {
                     return Verdict::Unsupported(Problem::new(&error, error.help()));
                 }
-                (Err(error), None) => {
+                (Err(error), false) => {
                     return Verdict::Impossible(Problem::new(&error, error.help()));
                 }
-            };
+            },
+            (Err(_), true) => Verdict::Wanted(kept),
+            (Err(_), false) => return Verdict::Idle,
+        };
+        let Some(request) = verdict.request_mut() else {
+            return verdict;
+        };
+        let mut handlers = if request.keep {
+            let known = applied.and_then(|applied| applied.shims.get(&shim.name));
+            advertisable(shim, node, applied, known)
+        } else {
+            std::mem::take(&mut request.handlers)
+        };
+        let before = handlers.len();
         let mut winner = None;
-        request
-            .handlers
-            .retain(|handler| match owners.get(handler) {
-                None => true,
-                Some(owner) => {
-                    self.lost
-                        .push((shim.name.clone(), handler.clone(), owner.clone()));
-                    winner = Some(owner.clone());
-                    false
-                }
-            });
+        handlers.retain(|handler| match owners.get(handler) {
+            None => true,
+            Some(owner) => {
+                self.lost
+                    .push((shim.name.clone(), handler.clone(), owner.clone()));
+                winner = Some(owner.clone());
+                false
+            }
+        });
+        if request.keep {
+            if before == 0 {
+                self.unproven.insert(shim.name.clone());
+            }
+            self.kept.insert(shim.name.clone(), handlers.clone());
+        } else {
+            request.handlers.clone_from(&handlers);
+        }
         match winner {
-            Some(winner) if request.handlers.is_empty() => Verdict::HandlersTaken(winner),
-            Some(_) | None => verdict(request, why),
+            Some(winner) if handlers.is_empty() => Verdict::HandlersTaken(winner),
+            Some(_) | None => verdict,
         }
     }
 }
@@ -324,14 +346,88 @@ fn waits_for(
     applied: Option<&Applied>,
     blocked: &BTreeMap<String, String>,
 ) -> Option<String> {
-    let known = last_applied(applied, shim) == Some(request);
+    let known = applied.and_then(|applied| applied.shims.get(&shim.name));
+    let is_there = known.is_some_and(|known| known.fulfils(request));
     let begun = applied
         .and_then(|applied| applied.tried.get(&shim.name))
-        .is_some_and(|tried| *tried == fingerprint(request));
+        .is_some_and(|tried| *tried == request.fingerprint());
     blocked
         .get(&shim.name)
-        .filter(|_| !known && !begun)
+        .filter(|_| !is_there && !begun)
         .cloned()
+}
+
+/// The Shims for which the Job of the node has no room. First comes what the node has as specified, then what it has in another version,
+/// then the order of precedence: a Shim that is too large takes no room from a Shim that is there.
+fn too_large<'a>(
+    wanting: &[&'a ShimView],
+    node: &NodeView,
+    applied: Option<&Applied>,
+) -> BTreeSet<&'a str> {
+    let specified = |shim: &&'a ShimView| {
+        let spec = shim.spec.as_ref().ok().filter(|spec| !spec.paused)?;
+        Some((*shim, resolve(&shim.name, spec, node).ok()?))
+    };
+    let mut in_order: Vec<_> = wanting.iter().filter_map(specified).collect();
+    // The sort is stable, so it keeps the order of precedence.
+    in_order.sort_by_key(|(shim, request)| {
+        let known = applied.and_then(|applied| applied.shims.get(&shim.name));
+        let is_there = known.is_some_and(|known| known.fulfils(request));
+        (!is_there, !is_kept(shim, node, applied))
+    });
+    // Each Shim that is kept by its name has room, whatever its specification needs.
+    let size_of_kept = |shim: &ShimView| {
+        if is_kept(shim, node, applied) {
+            json_size(&ShimRequest::kept(&shim.name)) + SUMMARY_OF_ONE
+        } else {
+            0
+        }
+    };
+    let kept: usize = wanting.iter().map(|shim| size_of_kept(shim)).sum();
+    let mut room = LARGEST_SET.saturating_sub(kept);
+    let mut too_large = BTreeSet::new();
+    for (shim, request) in in_order {
+        let size = json_size(&request) + SUMMARY_OF_ONE;
+        match room.checked_sub(size.saturating_sub(size_of_kept(shim))) {
+            Some(rest) => room = rest,
+            None => {
+                too_large.insert(shim.name.as_str());
+            }
+        }
+    }
+    too_large
+}
+
+/// Whether the node has the Shim, as far as the controller knows: the label counts beside the annotation. Otherwise whoever changes the
+/// annotation would remove a Shim that is not acted on.
+fn is_kept(shim: &ShimView, node: &NodeView, applied: Option<&Applied>) -> bool {
+    let known = applied.and_then(|applied| applied.shims.get(&shim.name));
+    let label = node.labels.get(&names::shim_label(&shim.name));
+    known.is_some_and(|known| known.fulfilled.is_some())
+        || label.is_some_and(|value| value == Progress::Provisioned.label())
+}
+
+/// The handlers of a Shim that is kept as it is, as far as the node may be labelled with them. The annotation alone names none: the Shim
+/// specifies them, the node is labelled with them already, or the report that is read just now has them.
+fn advertisable(
+    shim: &ShimView,
+    node: &NodeView,
+    applied: Option<&Applied>,
+    known: Option<&AppliedShim>,
+) -> Vec<String> {
+    let spec = shim.spec.as_ref().ok();
+    let specified = spec.and_then(|spec| spec.handlers().ok());
+    let specified = specified.unwrap_or_default();
+    let handlers = known
+        .into_iter()
+        .flat_map(|known| known.handlers.keys().cloned());
+    handlers
+        .filter(|handler| {
+            specified.contains(handler)
+                || node.labels.contains_key(&names::handler_label(handler))
+                || applied.is_some_and(|applied| applied.reported.contains(handler))
+        })
+        .collect()
 }
 
 /// Most bytes of reserved handlers, a quarter of the limit for annotations: one Shim with thousands of options must not prevent the Job of
@@ -357,13 +453,8 @@ fn is_carried(applied: Option<&Applied>, handler: &String) -> bool {
     let shims = applied
         .into_iter()
         .flat_map(|applied| applied.shims.values());
-    let mut requests = shims.filter_map(|shim| shim.request.as_ref());
-    requests.any(|request| request.handlers.contains(handler))
-}
-
-/// The last fulfilled request of `shim`.
-fn last_applied<'a>(applied: Option<&'a Applied>, shim: &ShimView) -> Option<&'a ShimRequest> {
-    applied?.shims.get(&shim.name)?.request.as_ref()
+    let mut carried = shims.filter(|shim| shim.fulfilled.is_some());
+    carried.any(|shim| shim.handlers.contains_key(handler))
 }
 
 /// Order of precedence: a user's Shim before a default Shim, then the older one, then by name.
@@ -394,7 +485,7 @@ fn selects(
     if shim.deleting || node.deleting {
         return false;
     }
-    let is_kept = last_applied(applied, shim).is_some();
+    let is_kept = is_kept(shim, node, applied);
     let Ok(spec) = &shim.spec else {
         return is_kept;
     };
@@ -419,15 +510,14 @@ fn resolve(name: &str, spec: &ShimSpec, node: &NodeView) -> Result<ShimRequest, 
     let handlers = spec.handlers()?;
     let artifact = spec.artifact(&node.os, &node.arch)?;
     Ok(ShimRequest {
-        name: name.to_owned(),
+        keep: false,
         handlers,
         location: artifact.location,
         sha256: artifact.sha256,
         binary_sha256: artifact.binary_sha256,
         binary: spec.fetch_strategy.binary.clone(),
         options: options(spec),
-        on_restart: None,
-        present: None,
+        ..ShimRequest::kept(name)
     })
 }
 
@@ -438,31 +528,15 @@ fn options(spec: &ShimSpec) -> BTreeMap<String, OptionValue> {
         .collect()
 }
 
-/// Marks the binaries in the request that the node has reported, so that they are not fetched again. A Shim that only the node's annotation
-/// names is never fetched: an account with access to the annotation must not choose the programs of a host.
-pub fn hint(desired: &Desired, applied: &Applied, request: &mut ProvisionRequest) {
-    for shim in &mut request.shims {
-        let known = applied.shims.get(&shim.name);
-        let placed = known.and_then(|known| known.sha256);
-        let is_wanted = matches!(desired.verdicts.get(&shim.name), Some(Verdict::Wanted(_)));
-        shim.present = if is_wanted && !desired.pinned.contains(&shim.name) {
-            let is_well = known.is_some_and(|known| {
-                known.request.as_ref() == Some(&*shim)
-                    && known.reason.is_none()
-                    && known.handlers.values().all(|served| *served)
-            });
-            placed.filter(|_| is_well)
-        } else {
-            placed.or(Some(Sha256Digest::from_bytes([0; 32])))
-        };
+/// Marks the binaries in the request that the node has reported, so that they are not fetched again. Nothing is fetched for a Shim that is
+/// to be kept.
+pub fn hint(applied: &Applied, request: &mut ProvisionRequest) {
+    for shim in request.shims.iter_mut().filter(|shim| !shim.keep) {
+        let known = applied.shims.get(&shim.name).filter(|known| {
+            known.fulfils(shim)
+                && known.reason.is_none()
+                && known.handlers.values().all(|served| *served)
+        });
+        shim.present = known.and_then(|known| known.sha256);
     }
-}
-
-/// A short digest of a request for the annotation: 16 hexadecimal digits.
-#[must_use]
-pub fn fingerprint(request: &ShimRequest) -> String {
-    let text = handoff::to_json(request);
-    let mut digest = names::sha256_hex(text.as_bytes());
-    digest.truncate(16);
-    digest
 }

@@ -66,7 +66,8 @@ pub fn need(seen: &Observed, desired: &Desired, applied: Option<&Applied>) -> Ne
         && (applied.runtime.is_empty() || applied.runtime == seen.node.runtime);
     let listed = all_listed(seen.node, applied);
     let interrupted = applied.attempted == digest && applied.interruptions > 0;
-    let is_known = applied.digest == digest && same_host && listed && applied.reason.is_none();
+    // The digest is not compared: a request to keep a Shim asks for less than the request that was fulfilled, and needs no new Job.
+    let is_known = desired.is_fulfilled(applied) && same_host && listed && applied.reason.is_none();
     if is_known && !interrupted && next_look(seen, Some(applied)).is_none_or(|rest| !rest.is_zero())
     {
         return Need::Nothing;
@@ -137,7 +138,7 @@ pub fn pause(interruptions: u32) -> Duration {
 pub fn may_begin(seen: &Observed, desired: &Desired, applied: Option<&Applied>) -> bool {
     let known = |shim: &ShimRequest| {
         let known = applied.and_then(|applied| applied.shims.get(&shim.name));
-        known.is_some_and(|known| known.request.as_ref() == Some(shim))
+        shim.keep || known.is_some_and(|known| known.fulfils(shim))
     };
     let brings = desired.request.shims.iter().any(|shim| !known(shim));
     seen.node.ready && !(seen.node.cordoned && brings)

@@ -103,9 +103,16 @@ fn read(
         || applied.reason.is_some();
     let before = std::mem::take(&mut applied.shims);
     for shim in &request.shims {
-        let known = shim_after_report(shim, before.get(&shim.name), report, done);
+        let before = before.get(&shim.name);
+        let known = if shim.keep {
+            kept_after_report(shim, before, report, done)
+        } else {
+            shim_after_report(shim, before, report, done)
+        };
         applied.shims.insert(shim.name.clone(), known);
     }
+    let reported = report.handlers.iter().map(|entry| entry.handler.clone());
+    applied.reported = reported.filter(|handler| is_label_name(handler)).collect();
     if matches!(
         report.result,
         Outcome::Refused | Outcome::RolledBack | Outcome::Broken
@@ -224,11 +231,11 @@ fn shim_after_report(
         && (done || report.result == Outcome::Partial);
     let any = handlers.values().any(|served| *served);
     let last_applied = before
-        .and_then(|before| before.request.clone())
+        .and_then(|before| before.fulfilled.clone())
         .filter(|_| any);
     AppliedShim {
-        request: if fulfilled {
-            Some(shim.clone())
+        fulfilled: if fulfilled {
+            Some(shim.fingerprint())
         } else {
             last_applied
         },
@@ -237,6 +244,50 @@ fn shim_after_report(
         reason: why
             .or_else(|| Some(Problem::new(report.reason.as_ref()?, None)))
             .filter(|_| !fulfilled)
+            .map(|problem| shortened(&problem)),
+    }
+}
+
+/// The state of a Shim that was to be kept. Its handlers are those of the report. If the report has none of them, the host was not looked at,
+/// and what was known before still counts.
+fn kept_after_report(
+    shim: &ShimRequest,
+    before: Option<&AppliedShim>,
+    report: &ProvisionReport,
+    done: bool,
+) -> AppliedShim {
+    let entries: Vec<&HandlerReport> = report
+        .handlers
+        .iter()
+        .filter(|entry| entry.shim == shim.name)
+        .collect();
+    let before = before.cloned().unwrap_or_default();
+    let whole = report.reason.as_ref().map(|why| Problem::new(why, None));
+    if entries.is_empty() {
+        let silent = || Problem::new("the report does not name this Shim", None);
+        let problem = whole.unwrap_or_else(silent);
+        return AppliedShim {
+            reason: Some(shortened(&problem)),
+            ..before
+        };
+    }
+    let handlers: BTreeMap<String, bool> = entries
+        .iter()
+        .filter(|entry| is_label_name(&entry.handler))
+        .map(|entry| (entry.handler.clone(), entry.served))
+        .collect();
+    let why = entries.iter().find_map(|entry| problem(entry));
+    let is_well = why.is_none() && handlers.values().all(|served| *served);
+    let is_well = is_well && (done || report.result == Outcome::Partial);
+    // The host has no handler of a Shim that it does not know.
+    let fulfilled = before.fulfilled.unwrap_or_else(|| shim.fingerprint());
+    AppliedShim {
+        fulfilled: Some(fulfilled).filter(|_| !handlers.is_empty()),
+        handlers,
+        sha256: entries.iter().find_map(|entry| entry.sha256),
+        reason: why
+            .or(whole)
+            .filter(|_| !is_well)
             .map(|problem| shortened(&problem)),
     }
 }

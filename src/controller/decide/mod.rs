@@ -9,8 +9,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::controller::cluster::job_view::JobView;
-use crate::controller::cluster::node_view::Applied;
-use crate::handoff::Problem;
+use crate::controller::cluster::node_view::{Applied, NodeView};
+use crate::handoff::{Problem, ShimRequest};
 use crate::names::Progress;
 
 pub mod desired;
@@ -24,7 +24,7 @@ pub mod runtime_classes;
 pub mod shim_status;
 pub mod types;
 
-use desired::{Desired, fingerprint, hint};
+use desired::{Cluster, Desired, hint};
 use event::EventSpec;
 use job_due::{Need, age, backoff, may_begin, need, next_look};
 use job_result::JobEnd;
@@ -49,13 +49,29 @@ fn job_is_unrecorded(seen: &Observed, applied: Option<&Applied>) -> bool {
     })
 }
 
+/// The known state of the host, without Shims that exist neither in the cluster nor as a label of the node: their names would become labels.
+/// The entry of such a Shim is forged, or its label was removed. A Job then finds out what the host has.
+fn applied(node: &NodeView, cluster: &Cluster) -> Option<Applied> {
+    let mut applied = node.applied()?;
+    let before = applied.shims.len();
+    applied.shims.retain(|name, _| {
+        cluster.shims.iter().any(|shim| shim.name == *name)
+            || node.labelled().any(|(labelled, _)| labelled == name)
+    });
+    if applied.shims.len() < before {
+        applied.digest = None;
+        applied.attempted = None;
+    }
+    Some(applied)
+}
+
 /// Decides what to do next about one node; `None` for a node that is being deleted.
 #[must_use]
 pub fn decide(seen: &Observed) -> Option<Decision> {
     if seen.node.deleting {
         return None;
     }
-    let applied = seen.node.applied();
+    let applied = applied(seen.node, seen.cluster);
     let job_is_unrecorded = job_is_unrecorded(seen, applied.as_ref());
     let unread = seen.job.filter(|_| job_is_unrecorded);
     let ended = unread.and_then(|job| job_result::of(seen, applied.as_ref(), job));
@@ -92,7 +108,7 @@ pub fn decide(seen: &Observed) -> Option<Decision> {
 /// The state of a node before a decision; `None` for a node that is being deleted.
 #[must_use]
 pub fn undecided(seen: &Observed) -> Option<Decision> {
-    let applied = seen.node.applied();
+    let applied = applied(seen.node, seen.cluster);
     (!seen.node.deleting).then(|| Decision {
         plan: Plan::default(),
         desired: Desired::new(
@@ -252,11 +268,17 @@ fn claim(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
     applied.attempted = Some(digest);
     let tried = request.shims.iter();
     applied.tried = tried
-        .map(|shim| (shim.name.clone(), fingerprint(shim)))
+        .map(|shim| (shim.name.clone(), shim.fingerprint()))
         .collect();
+    for shim in request.shims.iter().filter(|shim| shim.keep) {
+        // Without an entry, only the label says that the node has the Shim, and the label changes while the Job runs.
+        let known = applied.shims.entry(shim.name.clone()).or_default();
+        let kept = || ShimRequest::kept(&shim.name).fingerprint();
+        known.fulfilled.get_or_insert_with(kept);
+    }
     applied.node_uid.clone_from(&seen.node.uid);
     applied.at = seen.now;
-    hint(desired, &applied, &mut request);
+    hint(&applied, &mut request);
     plan_with_labels(
         seen,
         desired,

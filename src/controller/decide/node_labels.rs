@@ -8,7 +8,7 @@ use super::types::{JobStep, NodeEdit, Observed, Plan};
 use crate::controller::cluster::node_view::{Applied, NodeView};
 use crate::controller::cluster::shim_view::ShimView;
 use crate::controller::cluster::slim::Taint;
-use crate::handoff::{self, Sha256Digest};
+use crate::handoff;
 use crate::names::{self, Progress};
 
 /// Whether a handler is served: according to the report of this host, and the kubelet lists the handler or lists none at all.
@@ -29,25 +29,25 @@ pub fn progress(
     applied: Option<&Applied>,
     shim: &str,
     verdict: &Verdict,
-    digest: Sha256Digest,
+    desired: &Desired,
 ) -> Option<(Progress, Option<String>)> {
     if let Some(problem) = verdict.fault() {
         return Some((Progress::Failed, Some(problem.sentence())));
     }
     let request = verdict.request()?;
     let known = applied.and_then(|applied| applied.shims.get(shim));
-    let fulfilled = known.is_some_and(|known| known.request.as_ref() == Some(request));
-    if fulfilled
-        && request
-            .handlers
-            .iter()
-            .all(|handler| served(node, applied, shim, handler))
-    {
+    let fulfilled = known.is_some_and(|known| known.fulfils(request));
+    let handlers = desired.handlers_of(verdict);
+    let all_served = || {
+        let mut handlers = handlers.iter();
+        handlers.all(|handler| served(node, applied, shim, handler))
+    };
+    if fulfilled && !handlers.is_empty() && all_served() {
         return Some((Progress::Provisioned, None));
     }
     // A failure counts only for the desired set of that attempt, and no longer after a change.
     let reason = applied
-        .filter(|applied| applied.attempted == Some(digest))
+        .filter(|applied| applied.attempted == Some(desired.digest))
         .and_then(|applied| {
             let whole = applied.reason.as_ref()?;
             let own = known.and_then(|known| known.reason.as_ref());
@@ -107,7 +107,6 @@ fn edit(
     applied: Option<Applied>,
     job_is_there: bool,
 ) -> Option<NodeEdit> {
-    let digest = desired.digest;
     let mut wanted: BTreeMap<String, Option<String>> = BTreeMap::new();
     // KWasm's label is set when the node serves all Shims that its annotation selects, and is kept until a report shows another state.
     let (mut complete, mut stays) = (!desired.annotated.is_empty(), true);
@@ -123,11 +122,11 @@ fn edit(
     for shim in tracked {
         let verdict = desired.verdicts.get(shim);
         let now = match verdict
-            .and_then(|verdict| progress(node, applied.as_ref(), shim, verdict, digest))
+            .and_then(|verdict| progress(node, applied.as_ref(), shim, verdict, desired))
         {
             Some((progress, _)) => Some(progress),
             None => {
-                may_be_on_host(node, applied.as_ref(), shim, digest).then_some(Progress::Removing)
+                may_be_on_host(node, applied.as_ref(), shim, desired).then_some(Progress::Removing)
             }
         };
         done &= needs_no_wait(shims, shim, verdict, now);
@@ -153,11 +152,11 @@ fn edit(
         wanted.insert(key.clone(), None);
     }
     // A Shim whose removal waits for the rollout is no longer advertised.
-    for shim in desired.verdicts.values().filter_map(Verdict::request) {
-        for handler in shim
-            .handlers
+    for (shim, verdict) in &desired.verdicts {
+        for handler in desired
+            .handlers_of(verdict)
             .iter()
-            .filter(|handler| served(node, applied.as_ref(), &shim.name, handler))
+            .filter(|handler| served(node, applied.as_ref(), shim, handler))
         {
             wanted.insert(names::handler_label(handler), Some("true".to_owned()));
         }
@@ -248,11 +247,13 @@ fn may_be_on_host(
     node: &NodeView,
     applied: Option<&Applied>,
     shim: &str,
-    digest: Sha256Digest,
+    desired: &Desired,
 ) -> bool {
     // A label without an entry in the annotation belongs to a claim without a report.
     let claimed = node.labels.contains_key(&names::shim_label(shim))
-        && applied.is_none_or(|applied| applied.digest != Some(digest));
+        && applied.is_none_or(|applied| {
+            applied.digest != Some(desired.digest) && !desired.is_fulfilled(applied)
+        });
     claimed || applied.is_some_and(|applied| applied.shims.contains_key(shim))
 }
 

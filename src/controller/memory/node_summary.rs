@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::controller::cluster::job_view::JobProgress;
 use crate::controller::cluster::node_view::{Applied, NodeView};
-use crate::controller::decide::desired::{Verdict, fingerprint};
+use crate::controller::decide::desired::Verdict;
 use crate::controller::decide::node_labels;
 use crate::controller::decide::types::{Decision, JobStep, Observed};
-use crate::handoff::Problem;
+use crate::handoff::{Problem, ShimRequest};
 use crate::names::{self, Progress};
 
 /// The progress of one Shim on one node.
@@ -84,7 +84,7 @@ impl NodeSummary {
             job_is_unrecorded,
             ..
         } = decision;
-        let (job_is_unrecorded, digest) = (*job_is_unrecorded, desired.digest);
+        let job_is_unrecorded = *job_is_unrecorded;
         let applied = decision.applied.as_ref();
         let begins = matches!(plan.job, JobStep::Create { .. });
         let asked: BTreeSet<&str> = job
@@ -100,7 +100,7 @@ impl NodeSummary {
         let mut changing = job_is_unrecorded || begins;
         let mut shims = BTreeMap::new();
         for (shim, verdict) in &desired.verdicts {
-            let progress = node_labels::progress(node, applied, shim, verdict, digest);
+            let progress = node_labels::progress(node, applied, shim, verdict, desired);
             let phase = match (verdict, progress) {
                 (Verdict::Waiting(..), _) => Phase::Waiting,
                 (Verdict::HandlersTaken(_), _) => Phase::HandlersTaken,
@@ -130,7 +130,7 @@ impl NodeSummary {
             if !shims.contains_key(&shim) && carried(&shim) {
                 let known = applied.and_then(|applied| applied.shims.get(&shim));
                 let phase = Phase::Removing {
-                    waits: desired.staying.contains_key(&shim),
+                    waits: desired.staying.contains(&shim),
                     reason: known.and_then(|known| known.reason.clone()),
                 };
                 let carried = true;
@@ -160,7 +160,7 @@ impl NodeSummary {
 /// Whether the last attempt requested exactly the request of the verdict.
 fn begun(applied: Option<&Applied>, shim: &str, verdict: &Verdict) -> bool {
     let tried = applied.and_then(|applied| applied.tried.get(shim));
-    let wanted = verdict.request().map(fingerprint);
+    let wanted = verdict.request().map(ShimRequest::fingerprint);
     wanted.is_some() && tried == wanted.as_ref()
 }
 

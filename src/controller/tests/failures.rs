@@ -238,7 +238,7 @@ fn a_rolled_back_removal_keeps_the_known_state_of_the_shim() {
             .unwrap()
             .shims
             .get("spin")
-            .is_some_and(|shim: &AppliedShim| shim.request.is_some())
+            .is_some_and(|shim: &AppliedShim| shim.fulfilled.is_some())
     );
     assert_eq!(after.label("farrier.dev/spin"), Some("removing"));
 }

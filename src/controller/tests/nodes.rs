@@ -271,27 +271,3 @@ fn a_binary_on_the_node_is_not_fetched_again_unless_it_is_lost() {
     another.upgrade();
     assert_eq!(asks(&another), None);
 }
-
-#[test]
-fn a_shim_that_only_the_nodes_annotation_names_is_never_fetched() {
-    let mut forged = Scene::provisioned();
-    forged.spec().paused = true;
-    let mut applied = forged.node.applied().unwrap();
-    let known = applied.shims.get_mut("spin").unwrap();
-    known.request.as_mut().unwrap().location = "https://example.org/evil".to_owned();
-    for sha256 in [None, Some("no digest")] {
-        applied.shims.get_mut("spin").unwrap().sha256 = None;
-        let mut document = serde_json::to_value(&applied).unwrap();
-        document["shims"]["spin"]["sha256"] = sha256.into();
-        let text = document.to_string();
-        let key = "farrier.dev/applied".to_owned();
-        forged.node.annotations.insert(key, text);
-        let JobStep::Create { request, .. } = forged.decide().job else {
-            panic!("no Job")
-        };
-        assert_eq!(
-            request.shims[0].present,
-            Some(Sha256Digest::from_bytes([0; 32]))
-        );
-    }
-}

@@ -27,6 +27,8 @@ pub(super) struct Scene {
     pub(super) hold: Hold,
     pub(super) auto_provision: bool,
     pub(super) keep_jobs: bool,
+    /// The handlers of each Shim that the host serves, as its state file has them.
+    pub(super) host: BTreeMap<String, Vec<String>>,
 }
 
 pub(super) fn start() -> Timestamp {
@@ -82,6 +84,7 @@ pub(super) fn scene() -> Scene {
         hold: Hold::None,
         auto_provision: false,
         keep_jobs: false,
+        host: BTreeMap::new(),
     }
 }
 
@@ -182,12 +185,36 @@ impl Scene {
     }
 
     /// The Job's installer reports. Every requested handler is served or not, as `served` says.
-    pub(super) fn answers(self, result: Outcome, served: bool, reason: Option<&str>) -> Self {
+    pub(super) fn answers(mut self, result: Outcome, served: bool, reason: Option<&str>) -> Self {
         let request = self.job.as_ref().unwrap().request.clone().unwrap();
         let mut report = ProvisionReport::new(result);
         report.reason = reason.map(str::to_owned);
+        let before = self.host.clone();
+        if served && reason.is_none() {
+            self.host.clear();
+        }
         for shim in &request.shims {
-            for handler in &shim.handlers {
+            let handlers = match before.get(&shim.name) {
+                Some(kept) if shim.keep => kept,
+                None if shim.keep => {
+                    report.result = Outcome::Refused;
+                    report.handlers.push(HandlerReport {
+                        shim: shim.name.clone(),
+                        handler: String::new(),
+                        path: None,
+                        sha256: None,
+                        served: false,
+                        reason: Some(format!("{} is not installed on this host", shim.name)),
+                        remedy: None,
+                    });
+                    continue;
+                }
+                Some(_) | None => &shim.handlers,
+            };
+            if served && reason.is_none() {
+                self.host.insert(shim.name.clone(), handlers.clone());
+            }
+            for handler in handlers {
                 report.handlers.push(HandlerReport {
                     shim: shim.name.clone(),
                     handler: handler.clone(),

@@ -37,7 +37,7 @@ const IDLE_LIMIT: Duration = Duration::from_secs(30);
 const MAX_CA_FILE: u64 = 4 << 20;
 
 /// Fetches the artifact of each shim, and writes the binary and a [`FetchResult`] to `out`. A binary that the request expects on the node
-/// is not fetched.
+/// is not fetched, nor is one of a shim that is to be kept: these shims have no result.
 ///
 /// # Errors
 /// Only when `out` or the extra certificate authorities can't be used. The failure of a single shim is in its result.
@@ -51,7 +51,7 @@ pub async fn fetch(
     let end = Instant::now() + FETCH_LIMIT;
     let remote = shims
         .iter()
-        .filter(|shim| path_on_host(&shim.location).is_none());
+        .filter(|shim| !shim.keep && path_on_host(&shim.location).is_none());
     let mut fetched = futures::stream::iter(remote)
         .map(async |shim| {
             if shim.present.is_some() {

@@ -84,7 +84,10 @@ impl Builder<'_> {
 
     fn add_requested(&mut self) {
         let goal = self.goal;
-        for shim in &goal.shims {
+        for shim in goal.shims.iter().filter(|shim| shim.keep) {
+            self.keep(shim);
+        }
+        for shim in goal.shims.iter().filter(|shim| !shim.keep) {
             let foreign = shim
                 .handlers
                 .iter()
@@ -114,6 +117,23 @@ impl Builder<'_> {
                     Err(problem) => self.keep_served(shim, handler, problem),
                 }
             }
+        }
+    }
+
+    /// Keeps a shim as the state file describes it: the request has only its name.
+    fn keep(&mut self, shim: &ShimRequest) {
+        let (facts, goal) = (self.facts, self.goal);
+        let kept: Vec<_> = facts
+            .state
+            .kept_handlers(goal.owner, shim, &goal.shims)
+            .collect();
+        if kept.is_empty() {
+            let problem = nothing_to_keep(goal.owner);
+            self.report(&shim.name, NO_HANDLER, None, Some(problem));
+        }
+        for (handler, owned) in kept {
+            self.kept.insert(handler.clone());
+            self.report(&shim.name, handler, owned.sha256(), None);
         }
     }
 
@@ -310,6 +330,20 @@ fn is_in_scope(owned: &OwnedHandler, goal: &Goal) -> bool {
         Scope::Shims(shims) => shims.contains(&owned.shim),
         Scope::Everything => true,
     }
+}
+
+/// The handler in the report on a shim that has none.
+const NO_HANDLER: &str = "";
+
+/// The problem of a shim of `owner` that is to be kept and is not on the host.
+fn nothing_to_keep(owner: Owner) -> Problem {
+    let owner = owner_name(owner);
+    Problem::with_help(
+        format!(
+            "this host has no handler of this shim that belongs to {owner}, so there is nothing to keep"
+        ),
+        "let Farrier install the Shim: end its pause (spec.paused), or correct its spec",
+    )
 }
 
 /// The reason that a handler with a lost or damaged binary is not served.

@@ -6,8 +6,8 @@ pub mod text;
 use std::collections::BTreeSet;
 
 use crate::handoff::{
-    FileAction, FileReport, HandlerReport, Outcome, Problem, ProvisionReport, ShimRequest,
-    printable,
+    FileAction, FileReport, HandlerReport, Outcome, Problem, ProvisionReport, ProvisionRequest,
+    ShimRequest, printable,
 };
 use crate::installer::host::Target;
 use crate::installer::inspect::{HostFacts, path_of, verified, verified_digest};
@@ -176,16 +176,25 @@ pub(crate) fn report_failure(report: ProvisionReport, failure: Failure) -> Provi
     }
 }
 
+/// The shims of a request, each with the request.
+fn shims_of(request: &ProvisionRequest) -> impl Iterator<Item = (&ShimRequest, &ProvisionRequest)> {
+    request.shims.iter().map(move |shim| (shim, request))
+}
+
 /// Adds the requested handlers of an unchanged host, and whether containerd still serves them.
 pub(crate) fn report_unchanged(
     mut report: ProvisionReport,
     facts: &HostFacts,
-    shims: &[ShimRequest],
+    request: Option<&ProvisionRequest>,
 ) -> ProvisionReport {
     let is_live = facts.containerd.target() == Target::Live;
     let may_be_served = is_live && report.result != Outcome::Broken;
-    for shim in shims {
-        for handler in &shim.handlers {
+    for (shim, request) in request.into_iter().flat_map(shims_of) {
+        let kept = facts
+            .state
+            .kept_handlers(request.owner, shim, &request.shims);
+        let kept = kept.map(|(handler, _)| handler).filter(|_| shim.keep);
+        for handler in shim.handlers.iter().chain(kept) {
             let sha256 = verified(facts, handler);
             let path = path_of(facts, handler);
             let listed = facts

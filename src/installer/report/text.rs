@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use similar::TextDiff;
 
 use super::doctor::{Condition, Diagnosis};
-use crate::handoff::{FileAction, Outcome, ProvisionReport, printable};
+use crate::handoff::{FileAction, HandlerReport, Outcome, ProvisionReport, printable};
 use crate::installer::plan::{ConfigChange, HostPlan};
 use crate::installer::state::{InstallPaths, STATE_FILE, StateAfter};
 
@@ -42,7 +42,7 @@ pub fn report_text(report: &ProvisionReport) -> String {
         };
         let path = handler.path.iter().map(|path| format!(" {path}"));
         let path: String = path.collect();
-        line!(text, "  {} {served}{path}", handler.handler);
+        line!(text, "  {} {served}{path}", subject(handler));
         // The reason of the report is the one of its first failed handler.
         let of_report = report.reason.as_deref().unwrap_or_default();
         let reason = handler.reason.as_deref();
@@ -71,6 +71,15 @@ pub fn report_text(report: &ProvisionReport) -> String {
         line!(text, "help: {remedy}");
     }
     text
+}
+
+/// The handler, or the shim where the shim has no handler: it was to be kept and is not on the host.
+fn subject(report: &HandlerReport) -> &str {
+    if report.handler.is_empty() {
+        &report.shim
+    } else {
+        &report.handler
+    }
 }
 
 /// A plan for people, with a unified diff of the configuration.
@@ -128,7 +137,7 @@ pub fn plan_text(plan: &HostPlan, install_paths: &InstallPaths, unit: &str) -> S
     }
     for handler in &plan.handlers {
         if let Some(reason) = &handler.reason {
-            line!(text, "{}: {}", handler.handler, printable(reason));
+            line!(text, "{}: {}", subject(handler), printable(reason));
             if let Some(help) = &handler.remedy {
                 line!(text, "  help: {}", printable(help));
             }

@@ -9,7 +9,7 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::handoff::{self, API_VERSION, OptionValue, Owner, Sha256Digest};
+use crate::handoff::{self, API_VERSION, OptionValue, Owner, Sha256Digest, ShimRequest};
 
 /// The directory of Farrier's records on a host.
 pub const STATE_DIRECTORY: &str = "/var/lib/farrier";
@@ -240,6 +240,22 @@ impl State {
     #[must_use]
     pub fn to_json(&self) -> String {
         handoff::to_indented_json(self)
+    }
+
+    /// The installed handlers that `owner` keeps when it requests to keep the Shim of `request`: those that it requests for no other Shim.
+    pub fn kept_handlers<'a>(
+        &'a self,
+        owner: Owner,
+        request: &'a ShimRequest,
+        requested: &'a [ShimRequest],
+    ) -> impl Iterator<Item = (&'a String, &'a OwnedHandler)> {
+        self.handlers.iter().filter(move |(name, owned)| {
+            let mut others = requested.iter();
+            owned.shim == request.name
+                && owned.owner == owner
+                && !owned.is_reserved()
+                && !others.any(|other| other.handlers.contains(name))
+        })
     }
 
     /// Whether Farrier owns no handler on the host.

@@ -65,7 +65,8 @@ pub(crate) async fn resolve(
 ) -> Result<Resolved, Error> {
     let mut binaries = BTreeMap::new();
     let mut missing = Vec::new();
-    for shim in &request.shims {
+    // The binary of a shim that is to be kept is the one in the state file.
+    for shim in request.shims.iter().filter(|shim| !shim.keep) {
         match present(facts, shim) {
             Some(sha256) => {
                 binaries.insert(shim.name.clone(), Ok(sha256));
