@@ -150,6 +150,10 @@ pub struct Controller {
     /// Address and port of /livez, /readyz and /metrics.
     #[arg(long, env = "FARRIER_LISTEN", default_value = "0.0.0.0:8080")]
     pub listen: std::net::SocketAddr,
+    /// Address and port of another listener for /livez and /readyz, with connections of its own: clients of --listen can't keep a probe
+    /// waiting.
+    #[arg(long, env = "FARRIER_PROBE_LISTEN", value_name = "ADDRESS")]
+    pub probe_listen: Option<std::net::SocketAddr>,
 }
 
 /// Time for which a finished Job is kept. As in runtime-class-manager 0.2.0, an unreadable value is ignored.

@@ -132,6 +132,7 @@ fn settings(controller: cli::Controller) -> controller::Settings {
         lease_name,
         identity,
         listen,
+        probe_listen,
     } = controller;
     controller::Settings {
         namespace,
@@ -159,6 +160,7 @@ fn settings(controller: cli::Controller) -> controller::Settings {
         lease_name,
         identity: identity.unwrap_or_else(identity_of_process),
         listen,
+        probe_listen,
     }
 }
 

@@ -1,9 +1,13 @@
 //! Serves /livez, /readyz and /metrics over plain HTTP. Closures provide the readiness and the metrics.
+//!
+//! Any pod of the cluster may connect, so a client that is slow, or that opens many connections, must not keep a probe waiting.
 
 use std::borrow::Cow;
 use std::convert::Infallible;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -11,37 +15,48 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::task::{AbortHandle, JoinSet};
 
-/// Most connections at a time: a probe and a scraper or two. Further connections wait in the kernel's queue.
+/// Most connections of one listener at a time: a probe and a scraper or two. A further connection takes the place of another one.
 const CONNECTIONS: usize = 64;
 
-/// A kubelet's probe times out after seconds; slower clients are cut off.
-const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
+/// Most connections that wait to be accepted. In a full queue, the kernel drops the SYN of a probe, which is sent again after a second.
+const BACKLOG: u32 = 4096;
 
-/// A connection serves one request and is closed after this time, so that slow clients can't use up [`CONNECTIONS`].
+/// Most bytes of a head, the smallest limit of hyper. A kubelet or a scraper sends a few hundred.
+const LONGEST_HEAD: usize = 8192;
+
+/// Time limit for the head of a request. A kubelet or a scraper sends the head at once, and its probe times out after seconds.
+const HEAD_DEADLINE: Duration = Duration::from_secs(2);
+
+/// A connection serves one request and is closed after this time, whatever its client still has to read.
 const CONNECTION_DEADLINE: Duration = Duration::from_secs(30);
 
-/// Serves on `address` until the future is dropped.
-///
-/// `ready` answers /readyz, `metrics` gives the text of /metrics.
+/// What a listener answers. /livez is always answered.
+pub struct Answers {
+    /// Whether /readyz succeeds.
+    pub ready: Box<dyn Fn() -> bool + Send + Sync>,
+    /// The text of /metrics; `None` for a listener of probes alone.
+    pub metrics: Option<Box<dyn Fn() -> String + Send + Sync>>,
+}
+
+/// A connection that is being served.
+struct Connection {
+    task: AbortHandle,
+    has_head: Arc<AtomicBool>,
+}
+
+/// Serves on `address` until the future is dropped. Each call has connections of its own.
 ///
 /// # Errors
 /// When the address can't be bound.
-pub async fn serve<R, M>(address: SocketAddr, ready: R, metrics: M) -> Result<(), Error>
-where
-    R: Fn() -> bool + Send + Sync + 'static,
-    M: Fn() -> String + Send + Sync + 'static,
-{
-    let listener = TcpListener::bind(address)
-        .await
-        .map_err(|source| Error::Bind { address, source })?;
-    let answers = Arc::new((ready, metrics));
-    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+pub async fn serve(address: SocketAddr, answers: Answers) -> Result<(), Error> {
+    let listener = listen(address).map_err(|source| Error::Bind { address, source })?;
+    let answers = Arc::new(answers);
+    let mut tasks = JoinSet::new();
+    let mut connections: Vec<Connection> = Vec::new();
     loop {
-        // The semaphore is never closed, so there is always a slot to wait for.
-        let slot = Arc::clone(&slots).acquire_owned().await;
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -51,39 +66,66 @@ where
                 continue;
             }
         };
-        let answers = Arc::clone(&answers);
-        tokio::spawn(async move {
-            let _slot = slot;
-            let service = service_fn(|request| {
-                let answers = Arc::clone(&answers);
-                async move { Ok::<_, Infallible>(respond(&request, &answers.0, &answers.1)) }
-            });
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .keep_alive(false)
-                .header_read_timeout(REQUEST_DEADLINE)
-                .serve_connection(TokioIo::new(stream), service);
-            if let Ok(Err(error)) = tokio::time::timeout(CONNECTION_DEADLINE, connection).await {
-                tracing::debug!(%error, "connection failed");
-            }
-        });
+        while tasks.try_join_next().is_some() {}
+        make_room(&mut connections);
+        let has_head = Arc::new(AtomicBool::new(false));
+        let task = tasks.spawn(answer(stream, Arc::clone(&answers), Arc::clone(&has_head)));
+        connections.push(Connection { task, has_head });
+        // A head that is there already is read before further connections are accepted, which would close this one.
+        tokio::task::yield_now().await;
     }
 }
 
-fn respond(
-    request: &Request<Incoming>,
-    ready: &impl Fn() -> bool,
-    metrics: &impl Fn() -> String,
-) -> Response<String> {
-    let (status, kind, body) = match request.uri().path() {
-        "/livez" => (StatusCode::OK, "text/plain", "ok".to_owned()),
-        "/readyz" if ready() => (StatusCode::OK, "text/plain", "ok".to_owned()),
-        "/readyz" => (
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
+    // As `TcpListener::bind` does: a controller that starts again takes the address of the former one.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Closes the oldest connection without a whole head if all places are taken. If all heads are there, the oldest connection is closed, whose
+/// client reads slowly.
+fn make_room(connections: &mut Vec<Connection>) {
+    connections.retain(|connection| !connection.task.is_finished());
+    while connections.len() >= CONNECTIONS {
+        let mut without_head = connections.iter();
+        let oldest = without_head.position(|it| !it.has_head.load(Ordering::Relaxed));
+        connections.remove(oldest.unwrap_or(0)).task.abort();
+    }
+}
+
+/// Answers one request.
+async fn answer(stream: TcpStream, answers: Arc<Answers>, has_head: Arc<AtomicBool>) {
+    let service = service_fn(|request| {
+        has_head.store(true, Ordering::Relaxed);
+        std::future::ready(Ok::<_, Infallible>(respond(&request, &answers)))
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .keep_alive(false)
+        .header_read_timeout(HEAD_DEADLINE)
+        .max_buf_size(LONGEST_HEAD)
+        .serve_connection(TokioIo::new(stream), service);
+    if let Ok(Err(error)) = tokio::time::timeout(CONNECTION_DEADLINE, connection).await {
+        tracing::debug!(%error, "connection failed");
+    }
+}
+
+fn respond(request: &Request<Incoming>, answers: &Answers) -> Response<String> {
+    let (status, kind, body) = match (request.uri().path(), &answers.metrics) {
+        ("/livez", _) => (StatusCode::OK, "text/plain", "ok".to_owned()),
+        ("/readyz", _) if (answers.ready)() => (StatusCode::OK, "text/plain", "ok".to_owned()),
+        ("/readyz", _) => (
             StatusCode::SERVICE_UNAVAILABLE,
             "text/plain",
             "waiting for the first list of every watch".to_owned(),
         ),
-        "/metrics" => (
+        ("/metrics", Some(metrics)) => (
             StatusCode::OK,
             "application/openmetrics-text; version=1.0.0; charset=utf-8",
             metrics(),
@@ -109,7 +151,7 @@ pub enum Error {
         address: SocketAddr,
         /// The error of the kernel.
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
 }
 
@@ -118,7 +160,9 @@ impl Error {
     #[must_use]
     pub fn help(&self) -> Option<Cow<'static, str>> {
         match self {
-            Self::Bind { .. } => Some("choose another address with --listen".into()),
+            Self::Bind { .. } => {
+                Some("choose another address with --listen or --probe-listen".into())
+            }
         }
     }
 }

@@ -17,7 +17,7 @@ use super::leader::Election;
 use super::memory::Context;
 use super::settings::Settings;
 use super::{crd_watch, reconcile};
-use crate::server;
+use crate::server::{self, Answers};
 
 /// Time for writes in progress when the controller is asked to end; a write takes milliseconds.
 const GRACE: Duration = Duration::from_secs(10);
@@ -155,14 +155,27 @@ async fn work(
     }
 }
 
+/// Serves the metrics and the probes. Returns the reason for the end.
 async fn serve(context: Arc<Context>) -> Error {
-    let (asked, counted) = (Arc::clone(&context), Arc::clone(&context));
-    let ended = server::serve(
-        context.settings.listen,
-        move || asked.ready.load(Ordering::Relaxed),
-        move || counted.metrics.text(),
-    );
-    match ended.await {
+    let answers = |metrics: bool| {
+        let (asked, counted) = (Arc::clone(&context), Arc::clone(&context));
+        Answers {
+            ready: Box::new(move || asked.ready.load(Ordering::Relaxed)),
+            metrics: metrics.then(|| Box::new(move || counted.metrics.text()) as _),
+        }
+    };
+    let all = server::serve(context.settings.listen, answers(true));
+    let probes = async {
+        match context.settings.probe_listen {
+            Some(address) => server::serve(address, answers(false)).await,
+            None => std::future::pending().await,
+        }
+    };
+    let ended = tokio::select! {
+        ended = all => ended,
+        ended = probes => ended,
+    };
+    match ended {
         Ok(()) => Error::Ended { part: "server" },
         Err(error) => error.into(),
     }

@@ -46,4 +46,6 @@ pub struct Settings {
     pub identity: String,
     /// Address of /livez, /readyz and /metrics.
     pub listen: SocketAddr,
+    /// Address of /livez and /readyz alone.
+    pub probe_listen: Option<SocketAddr>,
 }

@@ -48,6 +48,7 @@ pub fn settings() -> Settings {
         lease_name: "farrier".to_owned(),
         identity: "a".to_owned(),
         listen: ([127, 0, 0, 1], 0).into(),
+        probe_listen: None,
     }
 }
 

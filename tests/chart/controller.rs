@@ -188,6 +188,40 @@ fn a_certificate_authority_is_mounted_from_a_config_map() {
 }
 
 #[test]
+fn the_probes_have_a_port_of_their_own() {
+    let objects = render(&["--set=probePort=9000"]);
+    let (cli, _) = controller_options(&objects);
+    let options = controller(cli);
+    assert_eq!(options.probe_listen, "0.0.0.0:9000".parse().ok());
+    assert_eq!(options.listen.port(), 8080);
+    let container = &pod_spec(&objects)["containers"][0];
+    let port = &container["ports"][1];
+    assert_eq!(*port, json!({"name": "probes", "containerPort": 9000}));
+    for probe in ["livenessProbe", "readinessProbe"] {
+        assert_eq!(container[probe]["httpGet"]["port"], "probes");
+    }
+}
+
+#[test]
+fn a_network_policy_limits_who_reaches_the_metrics_and_leaves_the_probes_to_the_kubelet() {
+    assert!(of_kind(&render(&[]), "NetworkPolicy").is_empty());
+    let peer = json!({"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "a"}}});
+    let from = format!("--set-json=metrics.networkPolicy.from=[{peer}]");
+    let objects = render(&["--set=metrics.networkPolicy.enabled=true", &from]);
+    let spec = &of_kind(&objects, "NetworkPolicy")[0]["spec"];
+    assert_eq!(spec["policyTypes"], json!(["Ingress"]));
+    let deployment = of_kind(&objects, "Deployment")[0];
+    assert_eq!(spec["podSelector"], deployment["spec"]["selector"]);
+    let probes = json!({"ports": [{"port": "probes"}]});
+    let metrics = json!({"ports": [{"port": "http"}], "from": [peer]});
+    assert_eq!(spec["ingress"], json!([probes, metrics]));
+    // Without a peer, nobody reaches the metrics.
+    let objects = render(&["--set=metrics.networkPolicy.enabled=true"]);
+    let spec = &of_kind(&objects, "NetworkPolicy")[0]["spec"];
+    assert_eq!(spec["ingress"], json!([probes]));
+}
+
+#[test]
 fn the_metrics_have_the_annotations_of_prometheus() {
     let objects = render(&["--set=metrics.service.annotations.team=a"]);
     let service = of_kind(&objects, "Service")[0];

@@ -193,6 +193,8 @@ tolerations:
       fieldPath: metadata.name
 - name: FARRIER_LISTEN
   value: "0.0.0.0:8080"
+- name: FARRIER_PROBE_LISTEN
+  value: {{ printf "0.0.0.0:%d" (int64 .Values.probePort) | quote }}
 - name: FARRIER_LOG
   value: {{ .Values.log.filter | quote }}
 - name: FARRIER_LOG_FORMAT

@@ -267,7 +267,7 @@ fn pausing_waiting_and_unreadable_shims_need_no_job(
 ) {
     let scene = keeping(kept);
     assert!(scene.decide().is_empty());
-    assert_eq!(scene.summary().changing, false);
+    assert!(!scene.summary().changing);
 }
 
 #[test]
