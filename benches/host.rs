@@ -446,6 +446,7 @@ fn fetching(binary: &Path) -> Line {
         on_restart: None,
         keep: false,
         present: None,
+        first_binary_sha256: None,
     };
     let request = ProvisionRequest::new(Owner::Cluster, "uid".to_owned(), vec![shim], vec![]);
     let file = directory.path().join("request");

@@ -252,6 +252,24 @@ pub struct ShimStatus {
     /// metadata.generation of the spec that this status describes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
+    /// For each platform whose artifact has no SHA-256 in the spec: the binary that the first node got. A node that gets another binary from
+    /// the same location fails, until the spec has a SHA-256 or another location.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_binaries: Option<Vec<FirstBinary>>,
+}
+
+/// The binary that the first node of a platform got from a location.
+#[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct FirstBinary {
+    /// Operating system of the nodes, as the kubelet reports it.
+    pub os: String,
+    /// Architecture of the nodes, as the kubelet reports it.
+    pub arch: String,
+    /// The location of the artifact.
+    pub location: String,
+    /// SHA-256 of the binary.
+    pub sha256: String,
 }
 
 /// The artifact of a Shim for one platform.
@@ -263,6 +281,14 @@ pub struct Artifact {
     pub sha256: Option<Sha256Digest>,
     /// SHA-256 of the binary inside.
     pub binary_sha256: Option<Sha256Digest>,
+}
+
+impl Artifact {
+    /// Whether the spec has no SHA-256, so that the first node decides which binary is the right one.
+    #[must_use]
+    pub fn trusts_first_node(&self) -> bool {
+        self.sha256.is_none() && self.binary_sha256.is_none()
+    }
 }
 
 impl ShimSpec {

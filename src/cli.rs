@@ -413,6 +413,7 @@ fn parse_shim(spec: &str) -> Result<ShimRequest, String> {
         on_restart: None,
         keep: false,
         present: None,
+        first_binary_sha256: None,
     };
     let mut handler = name.to_owned();
     let mut given = BTreeSet::new();

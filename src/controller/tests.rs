@@ -9,6 +9,7 @@ use serde_json::json;
 
 mod annotation;
 mod failures;
+mod first_binary;
 mod nodes;
 mod rollout;
 mod scene;

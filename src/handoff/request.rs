@@ -86,6 +86,11 @@ pub struct ShimRequest {
     /// A hint, which [`ProvisionRequest::without_hints`] removes. The installer checks the binary on the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub present: Option<Sha256Digest>,
+    /// SHA-256 of the binary that another node got from the same location, where the Shim specifies no digest. Another binary is refused.
+    ///
+    /// Not part of the digest, because what a node had before is still what it should have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_binary_sha256: Option<Sha256Digest>,
 }
 
 impl ShimRequest {
@@ -103,18 +108,15 @@ impl ShimRequest {
             options: BTreeMap::new(),
             on_restart: None,
             present: None,
+            first_binary_sha256: None,
         }
     }
 
-    /// A short digest of the request without its hint and its policy of restarts: 16 hexadecimal digits. Two requests with different locations, options or handlers
+    /// A short digest of the request without its hints: 16 hexadecimal digits. Two requests with different locations, options or handlers
     /// have different fingerprints, and none of these can be read from a fingerprint.
     #[must_use]
     pub fn fingerprint(&self) -> String {
-        let asked = Self {
-            on_restart: None,
-            present: None,
-            ..self.clone()
-        };
+        let asked = self.clone().without_hints();
         let mut digest = Sha256Digest::of(document::to_json(&asked).as_bytes()).to_string();
         digest.truncate(FINGERPRINT_LENGTH);
         digest
@@ -138,10 +140,20 @@ impl ShimRequest {
             .try_for_each(|name| check_name(name))
     }
 
+    /// The request without its hints, and without its policy of restarts, which changes no host.
+    fn without_hints(self) -> Self {
+        Self {
+            on_restart: None,
+            present: None,
+            first_binary_sha256: None,
+            ..self
+        }
+    }
+
     /// SHA-256 of the binary that is on the node already; `None` where no binary is known, or another one is requested.
     #[must_use]
     pub fn expected_on_node(&self) -> Option<Sha256Digest> {
-        let wanted = self.binary_sha256;
+        let wanted = self.binary_sha256.or(self.first_binary_sha256);
         self.present
             .filter(|present| wanted.is_none_or(|wanted| wanted == *present))
     }
@@ -278,12 +290,12 @@ impl ProvisionRequest {
         }
     }
 
-    /// The request without its hints, to compare two requests by what they ask for.
+    /// The request without its hints and its policies of restarts, to compare two requests by what they ask for.
     #[must_use]
     pub fn without_hints(mut self) -> Self {
-        for shim in &mut self.shims {
-            shim.present = None;
-        }
+        let shims = self.shims.into_iter();
+        self.shims = shims.map(ShimRequest::without_hints).collect();
+        self.on_restart = OnRestart::default();
         self
     }
 
@@ -293,15 +305,11 @@ impl ProvisionRequest {
     /// does the policy of restarts, which changes no host.
     #[must_use]
     pub fn digest(&self) -> Sha256Digest {
-        let mut asked = Self {
+        let asked = Self {
             reserve: Vec::new(),
             reserve_options: BTreeMap::new(),
-            on_restart: OnRestart::default(),
             ..self.clone().without_hints()
         };
-        for shim in &mut asked.shims {
-            shim.on_restart = None;
-        }
         Sha256Digest::of(asked.to_json().as_bytes())
     }
 
@@ -437,6 +445,7 @@ mod tests {
         let asked = ProvisionRequest::new(Owner::Cluster, String::new(), vec![shim("a")], vec![]);
         let mut hinted = asked.clone();
         hinted.shims[0].present = Some(Sha256Digest::of(b"a"));
+        hinted.shims[0].first_binary_sha256 = Some(Sha256Digest::of(b"a"));
         assert_eq!(hinted.digest(), asked.digest());
         let read = ProvisionRequest::from_json(&hinted.to_json()).unwrap();
         assert_eq!(read, hinted);
@@ -467,7 +476,7 @@ mod tests {
     #[test]
     fn an_invalid_digest_is_refused_in_every_field() {
         let request = ProvisionRequest::new(Owner::Cluster, String::new(), vec![shim("a")], vec![]);
-        for field in ["sha256", "binarySha256", "present"] {
+        for field in ["sha256", "binarySha256", "present", "firstBinarySha256"] {
             for text in ["", "../../etc/shadow", &"a".repeat(63), &"g".repeat(64)] {
                 let mut document = serde_json::to_value(&request).unwrap();
                 document["shims"][0][field] = text.into();

@@ -228,6 +228,7 @@ pub fn goal(shims: &[&str]) -> GoalBuilder {
         on_restart: None,
         keep: false,
         present: None,
+        first_binary_sha256: None,
     };
     let goal = GoalBuilder(Goal {
         owner: Owner::Cluster,

@@ -229,3 +229,50 @@ async fn an_expected_binary_is_never_taken_from_elsewhere_than_the_host() {
         assert_eq!(host.tree(false), before);
     }
 }
+
+#[tokio::test]
+async fn another_binary_than_the_first_nodes_is_refused_with_both_digests() {
+    let (host, artifacts) = (Host::stocked(), tempfile::tempdir().unwrap());
+    let before = host.tree(false);
+    let (found, first) = (Sha256Digest::of(&program(1)), Sha256Digest::of(&program(2)));
+    let shims = [ShimRequest {
+        first_binary_sha256: Some(first),
+        ..shim("a")
+    }];
+    let report = host.provision(&shims, artifacts.path()).await;
+    let reason = report.handlers[0].reason.as_deref().unwrap();
+    for digest in [found, first] {
+        assert!(reason.contains(&digest.to_string()), "{reason}");
+    }
+    assert!(!report.handlers[0].served);
+    assert_eq!(host.tree(false), before);
+    // A binary from the hand-off directory is checked alike.
+    let directory = fetched("b", 1);
+    let shims = [ShimRequest {
+        first_binary_sha256: Some(first),
+        ..remote("b")
+    }];
+    let report = host.provision(&shims, directory.path()).await;
+    let reason = report.handlers[0].reason.as_deref().unwrap();
+    assert!(reason.contains("another node got"), "{reason}");
+    assert_eq!(host.tree(false), before);
+}
+
+#[tokio::test]
+async fn the_first_nodes_binary_is_installed_and_not_fetched_again() {
+    let host = Host::stocked();
+    let shims = [ShimRequest {
+        first_binary_sha256: Some(Sha256Digest::of(&program(1))),
+        ..remote("a")
+    }];
+    let directory = fetched("a", 1);
+    let report = host.provision(&shims, directory.path()).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    let again = [ShimRequest {
+        present: Some(Sha256Digest::of(&program(1))),
+        ..shims[0].clone()
+    }];
+    let empty = tempfile::tempdir().unwrap();
+    let report = host.provision(&again, empty.path()).await;
+    assert_eq!(report.result, Outcome::Unchanged, "{report:?}");
+}

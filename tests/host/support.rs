@@ -72,6 +72,7 @@ pub fn shim(name: &str) -> ShimRequest {
         on_restart: None,
         keep: false,
         present: None,
+        first_binary_sha256: None,
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use crate::api::{self, ShimSpec, is_label_name};
+use crate::api::{self, FirstBinary, ShimSpec, is_label_name};
 use crate::controller::cluster::node_view::{Applied, AppliedShim, NodeView};
 use crate::controller::cluster::shim_view::ShimView;
 use crate::handoff::{
@@ -91,6 +91,8 @@ pub struct Cluster {
     pub auto_provision: bool,
     /// Handlers of all Shims with their options: a node declares them when it restarts containerd anyway.
     pub reserved: BTreeMap<String, BTreeMap<String, OptionValue>>,
+    /// By Shim, the binaries that the first node of each platform got, where the spec has no SHA-256.
+    pub first_binaries: BTreeMap<String, Vec<FirstBinary>>,
 }
 
 impl Cluster {
@@ -115,13 +117,56 @@ impl Cluster {
                 }
             }
         }
-        Self {
+        let mut cluster = Self {
             shims,
             auto_provision,
             reserved,
+            first_binaries: BTreeMap::new(),
+        };
+        let of_status = |shim: &ShimView| {
+            let status = shim.status.as_ref();
+            let first = status.and_then(|status| status.first_binaries.clone());
+            first.map(|first| (shim.name.clone(), first))
+        };
+        let known: Vec<_> = cluster.shims.iter().filter_map(of_status).collect();
+        for (shim, first) in known {
+            for binary in first {
+                cluster.add_first_binary(&shim, binary);
+            }
         }
+        cluster
+    }
+
+    /// Records the binary that the first node of a platform got, unless one is recorded, or the Shim has a SHA-256 or another location now.
+    /// Returns whether it was recorded.
+    pub fn add_first_binary(&mut self, shim: &str, first: FirstBinary) -> bool {
+        let spec = self.shims.iter().find(|it| it.name == shim);
+        let spec = spec.and_then(|it| it.spec.as_ref().ok());
+        let artifact = spec.and_then(|spec| spec.artifact(&first.os, &first.arch).ok());
+        let is_current = artifact
+            .is_some_and(|it| it.trusts_first_node() && it.location == first.location)
+            && first.sha256.parse::<Sha256Digest>().is_ok();
+        if !is_current || self.first_binary(shim, &first.os, &first.arch).is_some() {
+            return false;
+        }
+        let known = self.first_binaries.entry(shim.to_owned()).or_default();
+        let has_room = known.len() < MOST_PLATFORMS;
+        if has_room {
+            known.push(first);
+        }
+        has_room
+    }
+
+    /// SHA-256 of the binary that the first node of a platform got from the present location of the Shim.
+    pub(super) fn first_binary(&self, shim: &str, os: &str, arch: &str) -> Option<Sha256Digest> {
+        let mut known = self.first_binaries.get(shim)?.iter();
+        let first = known.find(|first| first.os == os && first.arch == arch)?;
+        first.sha256.parse().ok()
     }
 }
+
+/// Most platforms of one Shim whose first binary is recorded. The names of platforms come from the kubelets.
+const MOST_PLATFORMS: usize = 16;
 
 /// The Shims that a node should carry. Computed once per decision and passed on.
 #[derive(Debug, Clone, PartialEq)]
@@ -140,6 +185,8 @@ pub struct Desired {
     pub kept: BTreeMap<String, Vec<String>>,
     /// Kept Shims of whose handlers in the annotation the node may be labelled with none, so that a Job has to report them.
     pub unproven: BTreeSet<String>,
+    /// Shims whose binary on the node is another one than the first node got. Their handlers are not advertised.
+    pub distrusted: BTreeSet<String>,
     /// Shims that select the node by KWasm's annotation.
     pub annotated: BTreeSet<String>,
 }
@@ -163,7 +210,14 @@ impl Desired {
             lost: Vec::new(),
             kept: BTreeMap::new(),
             unproven: BTreeSet::new(),
+            distrusted: BTreeSet::new(),
             annotated: BTreeSet::new(),
+        };
+        let seen = Seen {
+            node,
+            applied,
+            cluster,
+            blocked,
         };
         let mut wanting: Vec<&ShimView> = cluster
             .shims
@@ -171,11 +225,11 @@ impl Desired {
             .filter(|shim| selects(shim, node, applied, cluster.auto_provision))
             .collect();
         wanting.sort_by_key(|shim| precedence(shim));
-        let too_large = too_large(&wanting, node, applied);
+        let too_large = too_large(&wanting, &seen);
         let mut owners: BTreeMap<String, String> = BTreeMap::new();
         for shim in wanting {
             let is_too_large = too_large.contains(shim.name.as_str());
-            let verdict = desired.verdict(shim, node, applied, blocked, &owners, is_too_large);
+            let verdict = desired.verdict(shim, &seen, &owners, is_too_large);
             let claimed = match (&verdict, &shim.spec) {
                 // While the rollout blocks a Shim, the other Shim keeps the handlers.
                 (Verdict::Waiting(None, _), Ok(spec)) => {
@@ -269,12 +323,16 @@ impl Desired {
     fn verdict(
         &mut self,
         shim: &ShimView,
-        node: &NodeView,
-        applied: Option<&Applied>,
-        blocked: &BTreeMap<String, String>,
+        seen: &Seen<'_>,
         owners: &BTreeMap<String, String>,
         is_too_large: bool,
     ) -> Verdict {
+        let Seen {
+            node,
+            applied,
+            blocked,
+            ..
+        } = *seen;
         let is_kept = is_kept(shim, node, applied);
         // A node that has not reported its platform yet is not changed.
         let unknown = node.os.is_empty() || node.arch.is_empty();
@@ -284,13 +342,20 @@ impl Desired {
             (Ok(spec), false) if spec.paused || unknown || !shim.has_finalizer => {
                 return Verdict::Idle;
             }
-            (Ok(spec), _) => match (resolve(&shim.name, spec, node), is_kept) {
+            (Ok(spec), _) => match (resolve(&shim.name, spec, seen), is_kept) {
                 (Ok(_), true) if is_too_large => Verdict::PinnedToLastApplied(kept, too_much()),
                 (Ok(_), false) if is_too_large => return Verdict::Impossible(too_much()),
-                (Ok(request), _) => match waits_for(shim, &request, applied, blocked) {
-                    None => Verdict::Wanted(request),
-                    Some(why) => Verdict::Waiting(is_kept.then_some(kept), why),
-                },
+                (Ok(request), _) => {
+                    let blocked = waits_for(shim, &request, applied, blocked);
+                    match (another_binary(&request, applied), blocked) {
+                        (Some(problem), _) => {
+                            self.distrusted.insert(shim.name.clone());
+                            Verdict::PinnedToLastApplied(kept, problem)
+                        }
+                        (None, None) => Verdict::Wanted(request),
+                        (None, Some(why)) => Verdict::Waiting(is_kept.then_some(kept), why),
+                    }
+                }
                 (Err(error), true) => {
                     Verdict::PinnedToLastApplied(kept, Problem::new(&error, error.help()))
                 }
@@ -339,6 +404,30 @@ impl Desired {
     }
 }
 
+/// Everything that a desired set depends on.
+struct Seen<'a> {
+    node: &'a NodeView,
+    applied: Option<&'a Applied>,
+    cluster: &'a Cluster,
+    blocked: &'a BTreeMap<String, String>,
+}
+
+/// The problem of a node that got another binary for a request than the first node. Both fetched at the same time, so that the request of
+/// neither had the digest of the other.
+fn another_binary(request: &ShimRequest, applied: Option<&Applied>) -> Option<Problem> {
+    let known = applied?.shims.get(&request.name)?;
+    let (found, first) = (known.sha256?, request.first_binary_sha256?);
+    let differs = found != first && known.fulfils(request);
+    differs.then(|| {
+        Problem::with_help(
+            format!(
+                "the binary has SHA-256 {found}, and another node got the binary with SHA-256 {first} from the same location"
+            ),
+            "find out which binary is the right one, and specify its SHA-256 in the Shim (spec.fetchStrategy.platforms)",
+        )
+    })
+}
+
 /// The reason why the rollout blocks a change of the Shim on the node; `None` if there is no change or the change has begun.
 fn waits_for(
     shim: &ShimView,
@@ -359,14 +448,11 @@ fn waits_for(
 
 /// The Shims for which the Job of the node has no room. First comes what the node has as specified, then what it has in another version,
 /// then the order of precedence: a Shim that is too large takes no room from a Shim that is there.
-fn too_large<'a>(
-    wanting: &[&'a ShimView],
-    node: &NodeView,
-    applied: Option<&Applied>,
-) -> BTreeSet<&'a str> {
+fn too_large<'a>(wanting: &[&'a ShimView], seen: &Seen<'_>) -> BTreeSet<&'a str> {
+    let (node, applied) = (seen.node, seen.applied);
     let specified = |shim: &&'a ShimView| {
         let spec = shim.spec.as_ref().ok().filter(|spec| !spec.paused)?;
-        Some((*shim, resolve(&shim.name, spec, node).ok()?))
+        Some((*shim, resolve(&shim.name, spec, seen).ok()?))
     };
     let mut in_order: Vec<_> = wanting.iter().filter_map(specified).collect();
     // The sort is stable, so it keeps the order of precedence.
@@ -500,8 +586,9 @@ fn selects(
             .all(|(key, value)| node.annotations.get(key) == Some(value) || asked_for(key))
 }
 
-/// The request for the Shim `name` on the platform of `node`, or why it is not possible.
-fn resolve(name: &str, spec: &ShimSpec, node: &NodeView) -> Result<ShimRequest, api::Error> {
+/// The request for the Shim `name` on the platform of the node, or why it is not possible.
+fn resolve(name: &str, spec: &ShimSpec, seen: &Seen<'_>) -> Result<ShimRequest, api::Error> {
+    let node = seen.node;
     if !is_label_name(name) {
         return Err(api::Error::Name {
             name: name.to_owned(),
@@ -517,6 +604,7 @@ fn resolve(name: &str, spec: &ShimSpec, node: &NodeView) -> Result<ShimRequest, 
         binary_sha256: artifact.binary_sha256,
         binary: spec.fetch_strategy.binary.clone(),
         options: options(spec),
+        first_binary_sha256: seen.cluster.first_binary(name, &node.os, &node.arch),
         ..ShimRequest::kept(name)
     })
 }

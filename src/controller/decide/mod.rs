@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use crate::api::FirstBinary;
 use crate::controller::cluster::job_view::JobView;
 use crate::controller::cluster::node_view::{Applied, NodeView};
 use crate::handoff::{Problem, ShimRequest};
@@ -83,7 +84,11 @@ pub fn decide(seen: &Observed) -> Option<Decision> {
             seen.blocked_by_rollout,
         );
         let applied = Some(ended.applied.clone());
-        let plan = record_job_end(seen, &desired, job, ended);
+        let first_binaries = first_binaries(seen, job, &ended.applied);
+        let plan = Plan {
+            first_binaries,
+            ..record_job_end(seen, &desired, job, ended)
+        };
         return Some(Decision {
             plan,
             desired,
@@ -103,6 +108,33 @@ pub fn decide(seen: &Observed) -> Option<Decision> {
         applied,
         job_is_unrecorded,
     })
+}
+
+/// The binaries in the report of a Job whose Shims specify no digest.
+fn first_binaries(seen: &Observed, job: &JobView, applied: &Applied) -> Vec<(String, FirstBinary)> {
+    let requests = job.request.iter().flat_map(|request| &request.shims);
+    let (os, arch) = (&seen.node.os, &seen.node.arch);
+    let unpinned = requests.filter(|request| {
+        let is_known = seen.cluster.first_binary(&request.name, os, arch).is_some();
+        !request.keep && request.sha256.is_none() && request.binary_sha256.is_none() && !is_known
+    });
+    unpinned
+        .filter_map(|request| {
+            let known = applied.shims.get(&request.name)?;
+            let sha256 = known.sha256.filter(|_| known.fulfils(request))?;
+            let is_reported = known
+                .handlers
+                .keys()
+                .any(|handler| applied.reported.contains(handler));
+            let first = FirstBinary {
+                os: seen.node.os.clone(),
+                arch: seen.node.arch.clone(),
+                location: request.location.clone(),
+                sha256: sha256.to_string(),
+            };
+            is_reported.then(|| (request.name.clone(), first))
+        })
+        .collect()
 }
 
 /// The state of a node before a decision; `None` for a node that is being deleted.
@@ -151,11 +183,15 @@ fn record_job_end(seen: &Observed, desired: &Desired, job: &JobView, ended: JobE
     } else {
         JobStep::Delete(job.uid.clone())
     };
+    let mut plan = plan_with_labels(seen, desired, Some(ended.applied), step);
+    // The report says that the host serves a Shim whose binary is another one than on the first node.
+    let failed = plan.event.take();
+    let failed = failed.filter(|_| !desired.distrusted.is_empty());
     Plan {
-        event: ended.event,
+        event: failed.or(ended.event),
         ended: Some(ended.ended),
         look_again: ended.look_again,
-        ..plan_with_labels(seen, desired, Some(ended.applied), step)
+        ..plan
     }
 }
 

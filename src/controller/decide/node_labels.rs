@@ -152,7 +152,9 @@ fn edit(
         wanted.insert(key.clone(), None);
     }
     // A Shim whose removal waits for the rollout is no longer advertised.
-    for (shim, verdict) in &desired.verdicts {
+    let trusted = desired.verdicts.iter();
+    let trusted = trusted.filter(|(shim, _)| !desired.distrusted.contains(*shim));
+    for (shim, verdict) in trusted {
         for handler in desired
             .handlers_of(verdict)
             .iter()

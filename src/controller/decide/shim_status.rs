@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use super::event::{EventSpec, LONGEST_NOTE, cut};
 use super::runtime_classes;
 use super::types::Tally;
-use crate::api::ShimStatus;
+use crate::api::{FirstBinary, ShimStatus};
 use crate::controller::cluster::shim_view::ShimView;
 use crate::handoff::Problem;
 use crate::names::reasons;
@@ -69,6 +69,8 @@ pub struct ObservedShim<'a> {
     pub shim: &'a ShimView,
     /// Its progress on all nodes.
     pub tally: &'a Tally,
+    /// Its binaries on the first node of each platform, as far as its spec has no SHA-256 for them.
+    pub first_binaries: &'a [FirstBinary],
     /// Every RuntimeClass.
     pub classes: &'a [&'a RuntimeClass],
     /// Why the API server rejected the last write for it.
@@ -100,7 +102,10 @@ pub fn decide(seen: &ObservedShim<'_>) -> ShimPlan {
     } else {
         shim.created
     };
-    let status = status(shim, tally, unusable.as_ref(), &foreign, now);
+    let status = ShimStatus {
+        first_binaries: first_binaries(shim, seen.first_binaries),
+        ..status(shim, tally, unusable.as_ref(), &foreign, now)
+    };
     // The finalizer is set on the version that was read. The status follows with the next decision.
     let keep_status = finalizer != Finalizer::Keep || shim.status.as_ref() == Some(&status);
     ShimPlan {
@@ -234,7 +239,16 @@ fn status(
         nodes_pending: count(underway),
         nodes_failed: count(failed),
         observed_generation: shim.generation,
+        first_binaries: None,
     }
+}
+
+/// The binaries for the status. An empty list overwrites a list, and a Shim that can't be read keeps what it has.
+fn first_binaries(shim: &ShimView, now: &[FirstBinary]) -> Option<Vec<FirstBinary>> {
+    let before = shim.status.as_ref();
+    let has_some = before.is_some_and(|status| status.first_binaries.is_some());
+    let is_due = shim.spec.is_ok() && (has_some || !now.is_empty());
+    is_due.then(|| now.to_vec())
 }
 
 fn removing(nodes: &BTreeMap<String, Option<String>>) -> String {

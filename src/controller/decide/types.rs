@@ -8,6 +8,7 @@ use jiff::Timestamp;
 
 use super::desired::{Cluster, Desired};
 use super::event::EventSpec;
+use crate::api::FirstBinary;
 use crate::controller::cluster::job_view::JobView;
 use crate::controller::cluster::node_view::{Applied, NodeView};
 use crate::controller::cluster::slim::Taint;
@@ -61,6 +62,8 @@ pub struct Plan {
     pub look_again: Option<Duration>,
     /// A Job is due and waits until fewer Jobs have no pod.
     pub waiting_for_pod_slot: bool,
+    /// Binaries that no other node of the platform has reported yet, each with its Shim.
+    pub first_binaries: Vec<(String, FirstBinary)>,
 }
 
 impl Plan {

@@ -272,6 +272,14 @@ impl Context {
                 settings.reserve_handlers,
             ));
             let mut memory = self.memory();
+            // The status of a Shim may not have all of them yet.
+            let mut cluster = Arc::unwrap_or_clone(cluster);
+            for (shim, first) in memory.cluster.first_binaries.clone() {
+                for binary in first {
+                    cluster.add_first_binary(&shim, binary);
+                }
+            }
+            let cluster = Arc::new(cluster);
             let mut fleet = Fleet::default();
             for node in self.nodes.state() {
                 let view = NodeView::from(node.as_ref());
@@ -316,7 +324,14 @@ impl Context {
         let summary = NodeSummary::of(&seen, decision.as_ref());
         let mut plan = decision.map(|decision| decision.plan).unwrap_or_default();
         memory.expectations.begin(&view.name, &mut plan, &summary);
-        let requeue = memory.fleet.put(&view.name, summary);
+        let mut requeue = memory.fleet.put(&view.name, summary);
+        for (shim, first) in std::mem::take(&mut plan.first_binaries) {
+            let mut cluster = Cluster::clone(&memory.cluster);
+            if cluster.add_first_binary(&shim, first) {
+                memory.cluster = Arc::new(cluster);
+                requeue.shims.insert(shim);
+            }
+        }
         drop(memory);
         self.queues.requeue(&requeue);
         self.changed.notify_waiters();
@@ -353,9 +368,11 @@ impl Context {
         }
         let rejected = memory.rejected_writes.of(&view.uid);
         let tally = memory.fleet.tally(&view.name);
+        let first_binaries = memory.cluster.first_binaries.get(&view.name);
         let plan = shim_status::decide(&shim_status::ObservedShim {
             shim: view,
             tally,
+            first_binaries: first_binaries.map_or(&[], Vec::as_slice),
             classes: &classes,
             rejected: rejected.as_ref().map(|rejected| &rejected.problem),
             now: Timestamp::now(),

@@ -272,8 +272,11 @@ impl Scene {
 
     pub(super) fn status_of(&self, shim: usize, fleet: &Fleet) -> shim_status::ShimPlan {
         let shim = &self.shims[shim];
+        let cluster = Cluster::new(self.shims.clone(), self.auto_provision, true);
+        let first_binaries = cluster.first_binaries.get(&shim.name);
         shim_status::decide(&shim_status::ObservedShim {
             shim,
+            first_binaries: first_binaries.map_or(&[], Vec::as_slice),
             tally: fleet.tally(&shim.name),
             classes: &[],
             rejected: self.rejected.as_ref(),

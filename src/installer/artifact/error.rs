@@ -8,7 +8,7 @@ use std::time::Duration;
 use reqwest::StatusCode;
 
 use super::unpack;
-use crate::handoff::{Problem, Sha256Digest};
+use crate::handoff::{Problem, Sha256Digest, ShimRequest};
 
 /// Size limit in bytes for an artifact: more than ten times the largest known release archive (wasmedge, 45 MB).
 pub(crate) const MAX_ARTIFACT: u64 = 512 << 20;
@@ -64,6 +64,16 @@ pub enum Error {
         /// The requested digest.
         expected: Sha256Digest,
     },
+    /// The binary is another one than the first node of the cluster got from the same location.
+    #[error(
+        "the binary has SHA-256 {found}, and another node got the binary with SHA-256 {first} from the same location"
+    )]
+    FirstBinary {
+        /// The computed digest.
+        found: Sha256Digest,
+        /// The digest on the first node.
+        first: Sha256Digest,
+    },
     /// The artifact contains no usable binary.
     #[error(transparent)]
     Unpack(#[from] unpack::Error),
@@ -115,6 +125,9 @@ impl Error {
             Self::Digest { .. } => {
                 Cow::Borrowed("correct the digest, or find out why the file changed")
             }
+            Self::FirstBinary { .. } => Cow::Borrowed(
+                "find out which binary is the right one, and specify its SHA-256 in the Shim (spec.fetchStrategy.platforms)",
+            ),
             Self::Unpack(error) => return error.help(),
             Self::Directory { .. } => {
                 Cow::Borrowed("check that the path exists and that farrier may access it")
@@ -154,5 +167,17 @@ pub fn check_digest(
             expected,
         }),
         _ => Ok(()),
+    }
+}
+
+/// Compares the digest of the binary `what` of `shim` with the digests that the request has for it.
+///
+/// # Errors
+/// [`Error::Digest`] when it is not the binary that the Shim specifies, and [`Error::FirstBinary`] when another node got another one.
+pub fn check_binary(what: &str, found: Sha256Digest, shim: &ShimRequest) -> Result<(), Error> {
+    check_digest(what, found, shim.binary_sha256)?;
+    match shim.first_binary_sha256 {
+        Some(first) if first != found => Err(Error::FirstBinary { found, first }),
+        Some(_) | None => Ok(()),
     }
 }

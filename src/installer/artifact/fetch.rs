@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tracing::warn;
 
 pub use super::error::Error;
-use super::error::{FETCH_LIMIT, MAX_ARTIFACT, check_digest, directory_error};
+use super::error::{FETCH_LIMIT, MAX_ARTIFACT, check_binary, check_digest, directory_error};
 use super::handoff_dir;
 use super::unpack;
 use crate::dns::Resolver;
@@ -165,7 +165,7 @@ async fn check_and_unpack(
         let mut target = File::create(&path).map_err(directory_error(&path))?;
         let artifact = UnlessAbandoned { file, flag };
         let digest = unpack::unpack(artifact, &shim.name, shim.binary.as_deref(), &mut target)?;
-        check_digest("the binary", digest, shim.binary_sha256)?;
+        check_binary("the binary", digest, &shim)?;
         Ok(digest)
     })
     .await

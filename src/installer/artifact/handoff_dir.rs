@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
 
-use super::error::{Error, check_digest, directory_error};
+use super::error::{Error, check_binary, check_digest, directory_error};
 use super::unpack;
 use crate::handoff::{self, FetchResult, Problem, Sha256Digest, ShimRequest};
 
@@ -53,7 +53,7 @@ pub fn read_binary(shim: &ShimRequest, out: &Path) -> Result<(PathBuf, Sha256Dig
     let path = out.join(format!("{}.bin", shim.name));
     let digest = copy_binary(&path, &mut io::sink())?;
     check_digest("the fetched binary", digest, result.binary_sha256)?;
-    check_digest("the fetched binary", digest, shim.binary_sha256)?;
+    check_binary("the fetched binary", digest, shim)?;
     Ok((path, digest))
 }
 

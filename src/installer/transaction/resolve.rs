@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::failure::Error;
 use crate::handoff::{Problem, ProvisionRequest, Sha256Digest, ShimRequest};
-use crate::installer::artifact::error::check_digest;
+use crate::installer::artifact::error::{check_binary, check_digest};
 use crate::installer::artifact::fetch;
 use crate::installer::artifact::handoff_dir;
 use crate::installer::artifact::unpack::{self, Hashing};
@@ -154,7 +154,7 @@ fn artifact(
             sha256,
         }
     };
-    check_digest("the binary", artifact.sha256, shim.binary_sha256)?;
+    check_binary("the binary", artifact.sha256, shim)?;
     Ok(artifact)
 }
 
