@@ -110,7 +110,8 @@ pub struct FetchStrategy {
 #[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct AnonHttp {
-    /// URL of the archive: `https://…`, `http://…`, or `file:///path/on/the/node`.
+    /// URL of the archive: `https://…`, `http://…`, or `file:///path/on/the/node`. Every account that may read Shims, or Jobs and pods in the
+    /// namespace of Farrier, can read a password or signature in it.
     pub location: String,
 }
 
@@ -122,7 +123,8 @@ pub struct Platform {
     pub os: Os,
     /// Architecture of the node. amd64 and `x86_64` are the same, and so are arm64 and aarch64.
     pub arch: Arch,
-    /// URL of the archive: `https://…`, `http://…`, or `file:///path/on/the/node`.
+    /// URL of the archive: `https://…`, `http://…`, or `file:///path/on/the/node`. Every account that may read Shims, or Jobs and pods in the
+    /// namespace of Farrier, can read a password or signature in it.
     #[schemars(length(min = 1, max = 2048))]
     #[x_kube(validation = Rule::new("self.matches('^(https?://|file:///).')")
         .message("location must be https://…, http://… or file:///path/on/the/node"))]
