@@ -106,6 +106,7 @@ const PURE: &[&str] = &[
     "controller/memory/node_summary.rs",
     "controller/settings.rs",
     "handoff/",
+    "installer/containerd/command_line.rs",
     "installer/containerd/process/cgroup.rs",
     "installer/containerd/systemd_unit/syntax.rs",
     "installer/distro/",

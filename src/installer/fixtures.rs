@@ -55,8 +55,8 @@ pub fn host() -> HostFactsBuilder {
         containerd: Containerd::Live(Daemon {
             process: (1, 1),
             program: program.clone(),
-            config: None,
-            address: None,
+            config: Ok(None),
+            address: Ok(None),
             unit: None,
         }),
         program: Some(program),
@@ -73,6 +73,7 @@ pub fn host() -> HostFactsBuilder {
         no_version: Problem::new("no program was run", None),
         release: Err(Problem::new("no program was run", None)),
         obstacle: None,
+        unknown_config: None,
         dump: Ok(String::new()),
         missing_prerequisite: None,
         served: Ok(served(&[])),

@@ -2,6 +2,7 @@
 
 use super::support::{Host, program, shim};
 use farrier::handoff::Outcome;
+use farrier::installer::{self, Mode};
 use farrier::names::sha256_hex;
 use rstest::rstest;
 
@@ -194,6 +195,14 @@ async fn the_configuration_of_a_packaged_containerd_is_edited_in_an_image(
     "[Service]\nExecStart=/usr/bin/containerd -c ${CONFIG}\n",
     "[Service]\nEnvironment=\"A=1\" CONFIG=/srv/containerd.toml B=2\n"
 )]
+#[case::a_relative_path(
+    "[Service]\nWorkingDirectory=/srv\nExecStart=/usr/bin/containerd -c containerd.toml\n",
+    ""
+)]
+#[case::the_last_of_two(
+    "[Service]\nExecStart=/usr/bin/containerd -c /etc/other.toml $ARGUMENTS\n",
+    "[Service]\nEnvironment=\"ARGUMENTS=-c /srv/containerd.toml\"\n"
+)]
 #[case::a_command_that_a_drop_in_replaces(
     "[Service]\nExecStart=/usr/bin/containerd -c /etc/other.toml\n",
     "[Service]\nExecStart=\nExecStart=/usr/bin/containerd --config=/srv/containerd.toml\n"
@@ -218,6 +227,50 @@ async fn the_configuration_that_the_unit_of_containerd_names_is_edited_in_an_ima
     let report = host.install(&[shim("a")], &[]).await;
     assert_eq!(report.result, Outcome::Applied, "{report:?}");
     assert_eq!(report.files[0].path, "/srv/containerd.toml");
+}
+
+#[rstest]
+#[case::empty("-c \"\"", "", "the option --config of containerd is empty")]
+#[case::from_a_variable_that_is_not_set(
+    "--config ${NONE}",
+    "",
+    "the option --config of containerd is empty"
+)]
+#[case::missing("--config", "", "the option --config of containerd has no value")]
+#[case::below_a_home(
+    "-c a.toml",
+    "WorkingDirectory=~\n",
+    "the working directory of containerd is unknown"
+)]
+#[tokio::test]
+async fn a_unit_with_an_unknown_path_of_the_configuration_is_refused_with_the_cause(
+    #[case] arguments: &str,
+    #[case] setting: &str,
+    #[case] cause: &str,
+) {
+    let unit = format!("[Service]\nExecStart=/usr/bin/containerd {arguments}\n{setting}");
+    let host = host(&[
+        ("/etc/os-release".to_owned(), "ID=debian\n"),
+        (
+            "/usr/lib/systemd/system/containerd.service".to_owned(),
+            &unit,
+        ),
+    ]);
+    let before = host.tree(false);
+    let report = host.install(&[shim("a")], &[]).await;
+    assert_eq!(report.result, Outcome::Refused, "{report:?}");
+    let reason = report.reason.unwrap();
+    assert!(reason.contains(cause), "{reason}");
+    let diagnosis = installer::doctor(&host.host_options()).await;
+    let mut problems = diagnosis.findings.iter().map(|finding| &finding.problem);
+    assert!(problems.any(|problem| *problem == reason), "{diagnosis:?}");
+    assert_eq!(host.uninstall(None).await.result, Outcome::Unchanged);
+    assert_eq!(host.tree(false), before);
+    // The path on the command line of Farrier replaces that of the unit.
+    let mut options = host.named(&[shim("a")], &[]);
+    options.host.config = Some("/srv/a.toml".into());
+    let report = installer::install(&options, Mode::Change).await.report;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
 }
 
 #[tokio::test]

@@ -37,7 +37,7 @@ exec unshare --mount sh -ec 'pivot_root . .; umount -l .; exec chroot . $0' $0";
 const INIT: &str = "#!/bin/bash\ntouch /run/booted\nsleep infinity & wait\n";
 
 /// Time limit for a start, which takes 0.1 s on an idle machine.
-const LIMIT: Duration = Duration::from_secs(10);
+pub const LIMIT: Duration = Duration::from_secs(10);
 
 /// The node.
 pub struct Node {
@@ -226,12 +226,17 @@ impl Node {
 
     /// As [`Node::start`], where containerd is a part of another service.
     pub fn start_service(&self, service: &str) {
+        self.start_without_waiting(service);
+        self.await_cri();
+    }
+
+    /// As [`Node::start_service`], without the wait.
+    pub fn start_without_waiting(&self, service: &str) {
         let status = Command::new("nsenter")
             .args(["--mount", "--root", "--target", &self.init])
             .args(["/sbin/rc-service", service, "restart"])
             .status();
         assert!(status.unwrap().success());
-        self.await_cri();
     }
 
     /// Waits until containerd serves.

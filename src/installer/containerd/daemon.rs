@@ -2,8 +2,9 @@
 
 use tracing::debug;
 
+use super::command_line::{self, paths};
 use super::kubelet::{self, Kubelet};
-use super::process::{self, Process, Refusal, option};
+use super::process::{self, Process, Refusal};
 use crate::installer::distro::{self, DistroSpec};
 use crate::installer::host::{self, HostRoot, Target};
 
@@ -17,10 +18,10 @@ pub struct Daemon {
     pub process: (u32, u64),
     /// Path of its program on the host.
     pub program: String,
-    /// Value of `-c` or `--config`.
-    pub config: Option<String>,
-    /// Value of `-a` or `--address`.
-    pub address: Option<String>,
+    /// Path of the configuration file in its command line, or why the path is unknown.
+    pub config: Result<Option<String>, command_line::Error>,
+    /// Path of the socket in its command line, or why the path is unknown.
+    pub address: Result<Option<String>, command_line::Error>,
     /// Its unit; for an `OpenRC` service, the name of the service with `.service`.
     pub unit: Option<String>,
 }
@@ -44,15 +45,25 @@ impl Daemon {
         process::start_time(host, pid) == Some(started)
     }
 
-    fn of(process: Process) -> Self {
-        let arguments: Vec<&str> = process.arguments.split('\0').collect();
-        Self {
+    /// The path of its socket, if its command line names one that is known.
+    #[must_use]
+    pub fn address(&self) -> Option<&str> {
+        self.address.as_ref().ok()?.as_deref()
+    }
+
+    /// The daemon; `None` for a containerd that runs a subcommand, such as the `publish` of a shim.
+    fn of(process: Process) -> Option<Self> {
+        let whole = process.arguments.as_slice();
+        let whole = whole.strip_suffix(b"\0").unwrap_or(whole);
+        let arguments: Vec<&[u8]> = whole.split(|byte| *byte == 0).collect();
+        let paths = paths(&arguments, || process.directory.clone())?;
+        Some(Self {
             process: process.id,
-            config: option(&arguments, &CONFIG_OPTIONS),
-            address: option(&arguments, &ADDRESS_OPTIONS),
+            config: paths.config,
+            address: paths.address,
             program: process.program,
             unit: process.unit,
-        }
+        })
     }
 }
 
@@ -98,10 +109,6 @@ pub struct Running {
     /// The kubelet. Of several, the first with a known CRI socket.
     pub kubelet: Option<Kubelet>,
 }
-
-/// Names of containerd's option for its configuration file. Go's `flag` accepts one dash and two.
-pub(crate) const CONFIG_OPTIONS: [&str; 4] = ["-c", "--c", "-config", "--config"];
-const ADDRESS_OPTIONS: [&str; 4] = ["-a", "--a", "-address", "--address"];
 
 const CONTAINERD: &str = "containerd";
 const KUBELET: &str = "kubelet";
@@ -175,12 +182,12 @@ fn without_forks(processes: &[Process]) -> Vec<Daemon> {
             .any(|other| other.id.0 == process.parent && other.program == process.program)
     };
     let daemons = processes.iter().filter(|process| !is_fork(process));
-    daemons.cloned().map(Daemon::of).collect()
+    daemons.cloned().filter_map(Daemon::of).collect()
 }
 
 fn choose_daemon(mut daemons: Vec<Daemon>, endpoint: Option<&str>) -> Option<Daemon> {
     daemons.sort_by_key(|daemon| {
-        let address = daemon.address.as_deref().unwrap_or(distro::STOCK_SOCKET);
+        let address = daemon.address().unwrap_or(distro::STOCK_SOCKET);
         let unit = daemon.unit.as_deref();
         (
             !endpoint.is_some_and(|endpoint| kubelet::is_same_socket(endpoint, address)),
@@ -293,6 +300,51 @@ mod tests {
     }
 
     #[test]
+    fn a_relative_path_starts_at_the_working_directory_of_containerd() {
+        let tree = tree(&[(812, CONTAINERD)]);
+        let cmdline = tree.path("/proc/812/cmdline");
+        std::fs::write(&cmdline, b"containerd\0-c\0cfg.toml\0").unwrap();
+        let config = || find_daemon(&tree.host()).unwrap().unwrap().config;
+        let is_unknown = |config| matches!(config, Err(command_line::Error::NoDirectory { .. }));
+        assert!(is_unknown(config()));
+        let directory = tree.path("/proc/812/cwd");
+        std::os::unix::fs::symlink("/srv", &directory).unwrap();
+        assert_eq!(config(), Ok(Some("/srv/cfg.toml".to_owned())));
+        std::fs::remove_file(&directory).unwrap();
+        std::os::unix::fs::symlink("/srv (deleted)", &directory).unwrap();
+        assert!(is_unknown(config()));
+    }
+
+    #[test]
+    fn a_containerd_with_a_path_that_is_no_text_is_found() {
+        let tree = tree(&[(812, CONTAINERD)]);
+        let cmdline = tree.path("/proc/812/cmdline");
+        std::fs::write(&cmdline, b"containerd\0--config\0/srv/\xff.toml\0").unwrap();
+        let daemon = find_daemon(&tree.host()).unwrap().unwrap();
+        assert!(matches!(
+            daemon.config,
+            Err(command_line::Error::NotText { .. })
+        ));
+        std::fs::write(&cmdline, b"containerd\0--root\0/\xff\0-c\0\0").unwrap();
+        let daemon = find_daemon(&tree.host()).unwrap().unwrap();
+        assert!(matches!(
+            daemon.config,
+            Err(command_line::Error::Empty { .. })
+        ));
+    }
+
+    #[test]
+    fn a_containerd_that_publishes_an_event_of_a_shim_is_no_daemon() {
+        let publish = Given {
+            arguments: "/usr/bin/containerd\0--address\0/run/a.sock\0publish\0--topic\0t\0",
+            ..CONTAINERD
+        };
+        let tree = tree(&[(300, publish), (812, CONTAINERD)]);
+        let found = find_daemon(&tree.host()).unwrap().unwrap();
+        assert_eq!(found.process, (812, 812));
+    }
+
+    #[test]
     fn a_process_counts_as_ended_when_another_has_its_pid() {
         let tree = tree(&[(812, CONTAINERD)]);
         let daemon = find_daemon(&tree.host()).unwrap().unwrap();
@@ -325,8 +377,8 @@ mod tests {
         let daemon = |unit: Option<&str>| Daemon {
             process: (1, 1),
             program: String::new(),
-            config: None,
-            address: None,
+            config: Ok(None),
+            address: Ok(None),
             unit: unit.map(str::to_owned),
         };
         let spec = distro::by_id(id);

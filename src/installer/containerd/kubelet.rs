@@ -27,14 +27,16 @@ pub struct Kubelet {
 impl Kubelet {
     /// Reads the CRI socket of the kubelet process.
     pub(crate) fn of(host: &HostRoot, process: Process) -> Self {
-        let list: Vec<&str> = process.arguments.split('\0').collect();
+        // An argument that is no text can't be a path that Farrier reads or compares.
+        let arguments = String::from_utf8_lossy(&process.arguments).into_owned();
+        let list: Vec<&str> = arguments.split('\0').collect();
         // Flags override files (`cmd/kubelet/app/server.go`, `kubeletConfigFlagPrecedence`).
         let endpoint = match flag(&list, "container-runtime-endpoint") {
             Some(value) => socket(value),
             None => of_files(host, process.id.0, &list),
         };
         Self {
-            arguments: process.arguments,
+            arguments,
             endpoint,
         }
     }
@@ -201,7 +203,8 @@ mod tests {
             id: (1, 1),
             parent: 0,
             program: "/usr/bin/kubelet".to_owned(),
-            arguments: arguments.to_owned(),
+            arguments: arguments.as_bytes().to_owned(),
+            directory: None,
             unit: None,
         };
         Kubelet::of(&HostRoot::open(root).unwrap(), process).endpoint

@@ -1,5 +1,6 @@
 //! Facts about the running containerd, its kubelet and its service manager, and the restart of containerd.
 
+pub mod command_line;
 pub mod config_files;
 pub mod cri;
 pub mod daemon;

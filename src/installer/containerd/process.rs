@@ -15,7 +15,7 @@ mod types;
 mod unit;
 
 use cgroup::CgroupOwner;
-use types::{Init, ProcessFacts, read};
+use types::{Init, ProcessFacts, read, read_bytes};
 pub use types::{Process, Reason, Refusal};
 use unit::check_main_process;
 
@@ -75,24 +75,6 @@ pub(crate) fn service_process(host: &HostRoot, pid: u32) -> u32 {
 /// The path of a program without the kernel's mark of a replaced file: a restart runs the new file at that path.
 pub(crate) fn without_deleted_mark(program: &str) -> &str {
     program.strip_suffix(" (deleted)").unwrap_or(program)
-}
-
-/// The path in a containerd option, as `-c FILE` or `--config=FILE`; `None` if it is not absolute. By the rules of Go's `flag`, the last of
-/// several options wins, and `--` ends the options.
-pub(crate) fn option(arguments: &[&str], names: &[&str]) -> Option<String> {
-    let mut arguments = arguments.iter().take_while(|argument| **argument != "--");
-    let mut last = None;
-    while let Some(argument) = arguments.next() {
-        let (name, value) = match argument.split_once('=') {
-            Some((name, value)) => (name, Some(value)),
-            None => (*argument, None),
-        };
-        if names.contains(&name) {
-            last = Some(value.or_else(|| arguments.next().copied())?);
-        }
-    }
-    let path = last?.strip_prefix("unix://").or(last)?;
-    path.starts_with('/').then(|| path.to_owned())
 }
 
 /// The process `pid`, or the reason for not using it; `None` if it has ended or is part of a container.
@@ -235,7 +217,7 @@ fn process(
             return Err(Reason::OtherFile);
         }
     }
-    let arguments = read(host, facts.pid, "cmdline").ok_or(Reason::Unknown {
+    let arguments = read_bytes(host, facts.pid, "cmdline").ok_or(Reason::Unknown {
         what: "its command line",
     })?;
     Ok(Process {
@@ -243,12 +225,20 @@ fn process(
         parent: facts.parent,
         program,
         arguments,
+        directory: working_directory(host, facts.pid),
         unit: match &evidence.cgroup_owner {
             CgroupOwner::Unit(unit) => Some(unit.clone()),
             CgroupOwner::OpenRc(service) => Some(format!("{service}.service")),
             CgroupOwner::Init => None,
         },
     })
+}
+
+/// The working directory of a process; `None` if it was removed or is not below the root.
+fn working_directory(host: &HostRoot, pid: u32) -> Option<String> {
+    let directory = host.symlink_target(&format!("/proc/{pid}/cwd")).ok()??;
+    let is_gone = directory.ends_with(" (deleted)") || !directory.starts_with('/');
+    (!is_gone).then_some(directory)
 }
 
 /// Checks that all four UIDs are 0. The real UID of a set-user-ID program is that of the user.

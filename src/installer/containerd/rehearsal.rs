@@ -20,9 +20,9 @@ use self::built_root::BuiltRoot;
 use self::cause::cause_in_log;
 pub use self::child::{CHILD_ARGUMENT, child_main};
 use self::child::{NAMESPACES, Observation, Observed, START_LIMIT};
+use super::command_line::paths;
 use super::cri::Served;
 use super::daemon::Daemon;
-use super::process::option;
 use crate::containerd_config::{
     ConfigFiles, StartNeeds, outside_dependency, start_needs, without_secrets,
 };
@@ -190,11 +190,8 @@ async fn contents(host: &HostRoot, rehearsed: &Rehearsed<'_>) -> Result<BuiltRoo
 
 /// The directories that containerd expects or writes to.
 fn directories(needs: &StartNeeds, arguments: &[String], socket: &str) -> Vec<String> {
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let named = ["root", "state"].into_iter().filter_map(|name| {
-        let names = [format!("-{name}"), format!("--{name}")];
-        option(&arguments, &names.each_ref().map(String::as_str))
-    });
+    let arguments: Vec<&[u8]> = arguments.iter().map(String::as_bytes).collect();
+    let named = paths(&arguments, || None).map_or_else(Vec::new, |paths| paths.data);
     let mut directories: Vec<String> = ["/run", "/var/run", "/tmp"].map(str::to_owned).into();
     directories.push(parent_directory(socket).to_owned());
     directories.extend(needs.data.iter().cloned());
@@ -294,8 +291,8 @@ mod tests {
         let daemon = Daemon {
             process: (1, 1),
             program: "/usr/bin/containerd".to_owned(),
-            config: None,
-            address: None,
+            config: Ok(None),
+            address: Ok(None),
             unit: None,
         };
         let dump = "[proxy_plugins.soci]\ntype = 'snapshot'\naddress = '/run/soci.sock'\n";
@@ -349,8 +346,8 @@ mod tests {
         let daemon = Daemon {
             process: (1, 1),
             program: "/usr/bin/containerd".to_owned(),
-            config: None,
-            address: None,
+            config: Ok(None),
+            address: Ok(None),
             unit: None,
         };
         let needs = StartNeeds {

@@ -130,6 +130,8 @@ pub struct ServiceDefinition {
     pub environment: BTreeMap<String, String>,
     /// Paths of the files, in the order in which systemd reads them.
     pub files: Vec<String>,
+    /// Working directory of the service (systemd.exec(5)); `None` if it depends on more than the files.
+    pub working_directory: Option<String>,
 }
 
 /// Reads the files of a service. A unit without files is a service without a command.
@@ -171,6 +173,7 @@ pub(crate) fn service(host: &HostRoot, unit: &str) -> Result<ServiceDefinition, 
             None => settings.command(&environment),
         },
         files: paths,
+        working_directory: settings.working_directory,
     })
 }
 
@@ -186,12 +189,16 @@ struct Settings {
     /// `UnsetEnvironment=`: names, and assignments. An assignment is removed only if the value is equal.
     unset: Vec<String>,
     root: Option<&'static str>,
+    working_directory: Option<String>,
 }
 
 impl Settings {
     /// Parses the files in the given order. An assignment adds to earlier ones, and an empty assignment clears them.
     fn parse(name: &Name, manager: &[UnitFile], files: &[UnitFile]) -> Result<Self, Error> {
-        let mut settings = Self::default();
+        let mut settings = Self {
+            working_directory: Some("/".to_owned()),
+            ..Self::default()
+        };
         let (mut own, mut passed) = (Environment::new(), Vec::new());
         for (section, file) in [("Manager", manager), ("Service", files)]
             .into_iter()
@@ -229,6 +236,9 @@ impl Settings {
                     ("Service", "UnsetEnvironment") => {
                         let given = words(value);
                         extend_or_clear(&mut settings.unset, value, given);
+                    }
+                    ("Service", "WorkingDirectory") => {
+                        settings.working_directory = working_directory(name, value);
                     }
                     ("Service", "RootDirectory" | "RootImage") => {
                         let key = if key == "RootImage" {
@@ -307,6 +317,15 @@ fn assign(environment: &mut Environment, name: &Name, value: &str) {
             let value = resolved.is_ok().then(|| value.to_owned());
             environment.insert(name.to_owned(), value);
         }
+    }
+}
+
+/// The directory of one `WorkingDirectory=`. `~` is the home of the service's user, and a dash allows the directory to be missing.
+fn working_directory(name: &Name, value: &str) -> Option<String> {
+    let path = specifiers(name, value.strip_prefix('-').unwrap_or(value)).ok()?;
+    match path.as_str() {
+        "" => Some("/".to_owned()),
+        path => path.starts_with('/').then(|| path.to_owned()),
     }
 }
 
@@ -759,6 +778,23 @@ mod tests {
         ];
         assert_eq!(service.files, expected);
         assert_eq!(service.environment["X"], "1");
+    }
+
+    #[rstest]
+    #[case::by_default("", Some("/"))]
+    #[case::set("WorkingDirectory=/srv\n", Some("/srv"))]
+    #[case::that_may_be_missing("WorkingDirectory=-/srv\n", Some("/srv"))]
+    #[case::reset("WorkingDirectory=/srv\nWorkingDirectory=\n", Some("/"))]
+    #[case::of_a_user("WorkingDirectory=~\n", None)]
+    #[case::with_the_hostname("WorkingDirectory=/srv/%H\n", None)]
+    fn the_working_directory_of_a_service_is_read_as_systemd_reads_it(
+        #[case] setting: &str,
+        #[case] expected: Option<&str>,
+    ) {
+        let unit = format!("[Service]\nExecStart=/bin/a\n{setting}");
+        let (_directory, host) = host(&[("U:/a.service", &unit)]);
+        let service = service(&host, "a.service").unwrap();
+        assert_eq!(service.working_directory.as_deref(), expected);
     }
 
     #[test]

@@ -63,6 +63,8 @@ pub struct HostFacts {
     pub orphaned_config: Option<SourceFile>,
     /// The release of the distribution, as the command in the table prints it, or why it is unknown.
     pub release: Result<Version, Problem>,
+    /// Why the path of containerd's configuration or of its socket is unknown.
+    pub unknown_config: Option<Problem>,
     /// Why no change is possible on this host: a directory or file can't be written, or binaries can't be executed from a directory.
     pub obstacle: Option<Problem>,
     /// The configuration as containerd prints it, or why containerd fails to print it.
@@ -156,7 +158,7 @@ impl HostFacts {
     #[must_use]
     pub fn socket(&self) -> String {
         let daemon = self.containerd.daemon();
-        let given = daemon.and_then(|daemon| daemon.address.clone());
+        let given = daemon.and_then(|daemon| daemon.address().map(str::to_owned));
         let configured = || address_of_dump(self.dump.as_deref().ok()?);
         let address = given.or_else(configured);
         address.unwrap_or_else(|| self.distro.socket.to_owned())
@@ -211,18 +213,27 @@ pub async fn gather(
     let daemon = running.containerd.daemon();
     let installed = PROGRAMS.into_iter().find(|path| host.seems_to_exist(path));
     let program = daemon.map(|daemon| daemon.program.clone());
-    let named = daemon.and_then(|daemon| daemon.config.as_deref());
+    let command_line = daemon.map(|daemon| (&daemon.config, &daemon.address));
+    let named = command_line.and_then(|(config, _)| config.as_ref().ok()?.as_deref());
     let state = State::from_json(host.read_text(STATE_FILE, STATE_LIMIT)?.as_deref())?;
     let recorded = recorded_root(host, &state).filter(|_| daemon.is_none());
     let distro = detect_distro(host, &running, config.or(named).or(recorded))?;
     let program = program.or_else(|| installed.map(str::to_owned));
     let in_unit = match daemon {
-        Some(_) => None,
+        Some(_) => Ok(None),
         None => config_of_unit(host, distro),
     };
+    let unknown_config = command_line
+        .and_then(|(_, address)| address.as_ref().err())
+        .or_else(|| {
+            let in_command_line = command_line.and_then(|(config, _)| config.as_ref().err());
+            let unknown = in_command_line.or(in_unit.as_ref().err());
+            unknown.filter(|_| config.is_none())
+        })
+        .map(|error| Problem::new(error, error.help()));
     let config = config
         .or(named)
-        .or(in_unit.as_deref())
+        .or(in_unit.as_ref().ok().and_then(Option::as_deref))
         .or(recorded)
         .filter(|config| {
             !editable_files(distro.edited, distro.config).contains(&(*config).to_owned())
@@ -244,6 +255,7 @@ pub async fn gather(
         distro,
         release: Err(Problem::new("no program was run", None)),
         obstacle,
+        unknown_config,
         version: None,
         no_version: Problem::new("no program was run", None),
         missing_prerequisite: None,
@@ -597,7 +609,7 @@ mod tests {
     ) {
         let mut facts = fixtures::host().build();
         if let Containerd::Live(daemon) = &mut facts.containerd {
-            daemon.address = given.map(str::to_owned);
+            daemon.address = Ok(given.map(str::to_owned));
         }
         if configured {
             facts.dump = Ok("[grpc]\naddress = '/run/configured.sock'\n".to_owned());

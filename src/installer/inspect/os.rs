@@ -6,8 +6,9 @@ use tracing::warn;
 use super::error::Error;
 use crate::containerd_config::{ConfigFiles, SourceFile, TEXT_LIMIT};
 use crate::handoff::Problem;
-use crate::installer::containerd::daemon::{CONFIG_OPTIONS, Daemon, Running};
-use crate::installer::containerd::process::{option, without_deleted_mark};
+use crate::installer::containerd::command_line;
+use crate::installer::containerd::daemon::{Daemon, Running};
+use crate::installer::containerd::process::without_deleted_mark;
 use crate::installer::containerd::systemd_unit;
 use crate::installer::distro::editable_files;
 use crate::installer::distro::{self, DistroSpec, Evidence};
@@ -162,22 +163,33 @@ pub(crate) fn state_dir_problem(host: &HostRoot) -> Option<Problem> {
     })
 }
 
-/// The path of the configuration in containerd's unit, for a host on which no containerd runs.
-pub(crate) fn config_of_unit(host: &HostRoot, distro: &DistroSpec) -> Option<String> {
+/// The path of the configuration in containerd's unit, for a host on which no containerd runs; `None` if the unit names none.
+///
+/// # Errors
+/// When the arguments of containerd are known, and the path in them is not.
+pub(crate) fn config_of_unit(
+    host: &HostRoot,
+    distro: &DistroSpec,
+) -> Result<Option<String>, command_line::Error> {
     let unit = distro.unit;
     let service = match systemd_unit::service(host, unit) {
         Ok(service) => service,
         Err(reason) => {
             warn!(unit, %reason, "failed to read the unit of containerd: ignoring the unit's configuration path");
-            return None;
+            return Ok(None);
         }
     };
     let (files, variable) = (&service.files, distro.variable);
     let in_environment = || service.environment.get(variable?).cloned();
     let path = match &service.command {
         Ok(command) if file_name(&command.program) == "containerd" => {
-            let arguments: Vec<&str> = command.arguments.iter().map(String::as_str).collect();
-            return option(&arguments, &CONFIG_OPTIONS);
+            let arguments = command.arguments.iter().map(String::as_bytes);
+            let arguments: Vec<&[u8]> = arguments.collect();
+            let directory = || service.working_directory.clone();
+            return match command_line::paths(&arguments, directory) {
+                Some(paths) => paths.config,
+                None => Ok(None),
+            };
         }
         // The unit runs another program, such as a wrapper, whose arguments are not containerd's.
         Ok(_) => in_environment(),
@@ -189,7 +201,7 @@ pub(crate) fn config_of_unit(host: &HostRoot, distro: &DistroSpec) -> Option<Str
             in_environment()
         }
     };
-    path.filter(|path| path.starts_with('/'))
+    Ok(path.filter(|path| path.starts_with('/')))
 }
 
 /// Files of an operating system image, which its next update replaces (FHS 3.0, 4.11).

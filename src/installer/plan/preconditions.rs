@@ -17,6 +17,9 @@ pub(crate) fn check_host(facts: &HostFacts) -> Result<(), Error> {
     if let Some(unsupported) = facts.distro.unsupported {
         return Err(Error::Distribution(unsupported));
     }
+    if let Some(problem) = &facts.unknown_config {
+        return Err(Error::Obstacle(problem.clone()));
+    }
     match (&facts.containerd, &facts.served) {
         (Containerd::Image, _) => Ok(()),
         (Containerd::NotFound { refused }, _) => Err(Error::NoDaemon {

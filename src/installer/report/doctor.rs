@@ -194,6 +194,9 @@ impl Findings {
         if let Some(unsupported) = facts.distro.unsupported {
             return self.add(unsupported.message, unsupported.help);
         }
+        if let Some(problem) = &facts.unknown_config {
+            self.add_problem(problem, INSTALL_AGAIN);
+        }
         match (&facts.containerd, &facts.served) {
             (Containerd::Live(_), Err(problem)) => {
                 let otherwise = format!("run `journalctl -u {unit}` on the node");

@@ -822,22 +822,6 @@ fn k3s_is_found_by_the_symlink_beside_its_program() {
 }
 
 #[rstest]
-#[case::the_last_of_two(&["-c", "/b", "--config=/a"], Some("/a"))]
-#[case::a_last_one_of_no_use(&["-c", "/b", "--config=a"], None)]
-#[case::with_one_dash_or_two(&["-config", "/b", "--c", "/a"], Some("/a"))]
-#[case::with_a_scheme(&["-c", "unix:///a"], Some("/a"))]
-#[case::behind_the_end_of_the_options(&["--", "-c", "/a"], None)]
-#[case::relative(&["-c", "relative"], None)]
-#[case::without_a_value(&["-c"], None)]
-fn command_line_options_are_parsed_as_containerd_parses_them(
-    #[case] arguments: &[&str],
-    #[case] expected: Option<&str>,
-) {
-    let names = ["-c", "--c", "-config", "--config"];
-    assert_eq!(option(arguments, &names).as_deref(), expected);
-}
-
-#[rstest]
 #[case::in_the_cron_service("0::/system.slice/cron.service\n")]
 #[case::below_process_1("0::/init.scope\n")]
 fn a_set_user_id_program_that_a_user_names_containerd_is_refused(#[case] cgroup: &str) {

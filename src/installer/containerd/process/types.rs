@@ -102,8 +102,10 @@ pub struct Process {
     pub parent: u32,
     /// Path of its program on the host.
     pub program: String,
-    /// Its command line, with a NUL after each argument.
-    pub arguments: String,
+    /// Its command line, with a NUL after each argument. An argument need not be text.
+    pub arguments: Vec<u8>,
+    /// Its working directory on the host; `None` if the directory was removed or can't be named.
+    pub directory: Option<String>,
     /// Its unit; for an `OpenRC` service, the name of the service with `.service`.
     pub unit: Option<String>,
 }
@@ -173,8 +175,12 @@ impl ProcessFacts {
 pub(crate) const SMALL: u64 = 1 << 18;
 
 pub(crate) fn read(host: &HostRoot, pid: u32, name: &str) -> Option<String> {
+    String::from_utf8(read_bytes(host, pid, name)?).ok()
+}
+
+pub(crate) fn read_bytes(host: &HostRoot, pid: u32, name: &str) -> Option<Vec<u8>> {
     let path = format!("/proc/{pid}/{name}");
-    host.read_text(&path, SMALL).ok().flatten()
+    host.read(&path, SMALL).ok().flatten()
 }
 
 pub(crate) fn namespace(host: &HostRoot, pid: u32, name: &str) -> Option<String> {
