@@ -40,7 +40,7 @@ const FLOORS: &[(&str, &[&[&str]])] = &[
             &["mod"],
             &["edit", "placement", "start_needs"],
             &["startup_checks"],
-            &["dump", "edit_template", "imports"],
+            &["dump", "edit_template", "foreign_lines", "imports"],
             &["legacy"],
             &["template"],
             &["document"],

@@ -8,9 +8,9 @@ use toml_edit::{InlineTable, Item, Key, Table, TableLike};
 
 use super::error::Error;
 use super::inline_table::entries_of;
-use super::render::{BRACES_MARK, MARK};
+use super::render::{BRACES_MARK, MARK, RUNC_MARK, block};
 use super::schema::PluginId;
-use super::types::{DUMP_LIMIT, DeclaredHandler, RUNC, TEXT_LIMIT};
+use super::types::{DUMP_LIMIT, DeclaredHandler, Handler, RUNC, TEXT_LIMIT};
 
 /// The text in place of the file's path in an error about a dump.
 const DUMP: &str = "the dump of containerd's configuration";
@@ -170,15 +170,54 @@ impl<'a> Document<'a> {
                 return Err(self.shape(&format!("runtimes.{name}"), "a table"));
             };
             let mut handler = declared(table);
-            handler.marked = item
-                .as_table()
-                .filter(|table| !table.is_dotted())
-                .and_then(Table::span)
-                .is_some_and(|span| self.mark_above(span.start).is_some())
-                || (name == RUNC && item.is_inline_table() && self.braces_mark().is_some());
+            handler.marked = if name == RUNC {
+                self.is_own_runc(plugin, item, &handler)
+            } else {
+                item.as_table()
+                    .filter(|table| !table.is_dotted())
+                    .and_then(Table::span)
+                    .is_some_and(|span| self.mark_above(span.start).is_some())
+            };
             handlers.insert(name.to_owned(), handler);
         }
         Ok(handlers)
+    }
+
+    /// Whether `runc` is below Farrier's comment, and as Farrier writes it. A `runc` that others have changed since is theirs.
+    fn is_own_runc(&self, plugin: PluginId, item: &Item, handler: &DeclaredHandler) -> bool {
+        if item.is_inline_table() {
+            return self.braces_mark().is_some() && handler.declares(&Handler::runc());
+        }
+        let written = block(RUNC_MARK, "\n", &plugin.runtimes(), &Handler::runc());
+        let lines = self.extents(plugin, &BTreeSet::from([RUNC])).into_iter();
+        let found = lines.flat_map(|range| self.text[range].lines());
+        found.eq(written.lines())
+    }
+
+    /// The lines of Farrier's comments for a `runc` that others have changed or removed since.
+    pub(super) fn stale_runc_marks(&self) -> Result<Vec<Range<usize>>, Error> {
+        let mut own = Vec::new();
+        for plugin in PluginId::ALL {
+            if self
+                .handlers(plugin)?
+                .get(RUNC)
+                .is_some_and(|runc| runc.marked)
+            {
+                let lines = self.extents(plugin, &BTreeSet::from([RUNC]));
+                own.extend(lines.first().map(|lines| lines.start));
+                own.extend(self.braces_mark().map(|line| line.start));
+            }
+        }
+        let mut start = 0;
+        let lines = self.text.split_inclusive('\n').map(|line| {
+            let range = start..start + line.len();
+            start = range.end;
+            (line.trim(), range)
+        });
+        let stale = lines.filter(|(line, range)| {
+            [RUNC_MARK, BRACES_MARK].contains(line) && !own.contains(&range.start)
+        });
+        Ok(stale.map(|(_, range)| range).collect())
     }
 
     /// Farrier's comment on the line above `offset`, and the start of the comment's line.

@@ -33,6 +33,7 @@ use super::types::{ConfigTarget, DeclaredHandler, Handler, RUNC};
 ///     version: Some(2),
 ///     drop_in: false,
 ///     must_declare_runc: false,
+///     runc_is_foreign: false,
 ///     declared_in_other_files: BTreeSet::new(),
 /// };
 /// let text = "[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes]\nkata = { runtime_type = '/kata' }\n";
@@ -54,7 +55,8 @@ pub fn handlers(
 /// * `text` is the present text; `None` where the file is absent.
 /// * `managed` names the handlers that an earlier edit wrote and this one may replace or remove.
 /// * `runc` is the default runtime as containerd printed it before. It is declared beside the first handler where
-///   [`must_declare_runc`](ConfigTarget::must_declare_runc) is set, and removed with the last one.
+///   [`must_declare_runc`](ConfigTarget::must_declare_runc) is set, and removed with the last one. A `runc` that others have changed since
+///   stays, and the comment above it is removed.
 ///
 /// The result is `None` where the file should not exist: it is absent and nothing is wanted, or an earlier edit created it and nothing is
 /// left in it. A text that already declares `desired` is returned unchanged.
@@ -198,7 +200,7 @@ fn strip(
             managed.contains(*name) && (handler.marked || braces || !is_as_desired)
         });
     // Beside another handler, the declared `runc` stays, because the other handler would also hide the default runtime.
-    if kept.iter().eq([&RUNC]) && declared[RUNC].marked {
+    if kept.iter().eq([&RUNC]) && declared[RUNC].marked && !target.runc_is_foreign {
         removed.insert(RUNC);
     }
     let mut ranges = document.extents(target.plugin, &removed);
@@ -219,8 +221,11 @@ fn strip(
     let mut ranges = widen(document.text, ranges);
     if braces && removed.contains(RUNC) {
         ranges.extend(document.braces_mark());
-        ranges.sort_by_key(|range| range.start);
     }
+    if !target.runc_is_foreign {
+        ranges.extend(document.stale_runc_marks()?);
+    }
+    ranges.sort_by_key(|range| range.start);
     let text = without_ranges(document.text, &ranges);
     let rest = Document::parse(&target.path, &text)?;
     let Some((version, mark)) = rest.own_version() else {
@@ -339,19 +344,21 @@ fn verify(
             "the result does not declare the requested handlers",
         ));
     }
-    let managed_in =
-        |plugin: PluginId, document: &Document<'_>| -> Result<BTreeSet<String>, Error> {
-            Ok(document
-                .handlers(plugin)?
-                .into_iter()
-                .filter(|(name, handler)| {
-                    managed.contains(name)
-                        || desired_by_name.contains_key(name.as_str())
-                        || (name == RUNC && handler.marked)
-                })
-                .map(|(name, _)| name)
-                .collect())
-        };
+    let adds_runc = !document.handlers(target.plugin)?.contains_key(RUNC);
+    let managed_in = |plugin: PluginId,
+                      document: &Document<'_>|
+     -> Result<BTreeSet<String>, Error> {
+        Ok(document
+            .handlers(plugin)?
+            .into_iter()
+            .filter(|(name, handler)| {
+                managed.contains(name)
+                    || desired_by_name.contains_key(name.as_str())
+                    || (name == RUNC && (handler.marked || adds_runc) && !target.runc_is_foreign)
+            })
+            .map(|(name, _)| name)
+            .collect())
+    };
     let others = |document: &Document<'_>| -> Result<Value, Error> {
         let mut values = document.values();
         for plugin in PluginId::ALL {
@@ -422,6 +429,7 @@ pub fn remove_managed_handlers(
                 version: None,
                 drop_in: false,
                 must_declare_runc: false,
+                runc_is_foreign: false,
                 declared_in_other_files: BTreeSet::new(),
             };
             edit(Some(text), &target, &removed, &[], None)?
@@ -445,6 +453,7 @@ fn managed_names(
 mod tests {
     use rstest::rstest;
 
+    use super::super::render::MARK;
     use super::*;
 
     /// A file in which `runc` alone is declared.
@@ -457,6 +466,7 @@ mod tests {
             version: Some(2),
             drop_in: false,
             must_declare_runc: false,
+            runc_is_foreign: false,
             declared_in_other_files: BTreeSet::from(["other".to_owned()]),
         }
     }
@@ -677,6 +687,105 @@ mod tests {
         assert_eq!(names, ["kata", "runc"]);
     }
 
+    /// The text that Farrier writes beside `a` for containerd 1.x, and the text that is left without `a`.
+    fn beside_runc(before: &str, change: impl Fn(&str) -> String) -> (String, String) {
+        let target = ConfigTarget {
+            must_declare_runc: true,
+            ..target()
+        };
+        let runc = Handler::runc();
+        let with = edit(
+            Some(before),
+            &target,
+            &managed(&[]),
+            &[handler("a")],
+            Some(&runc),
+        );
+        let changed = change(&with.unwrap().unwrap());
+        // containerd prints the `runc` of the administrator.
+        let declared = handlers(&changed, &target).unwrap();
+        let runc = declared.get("runc").map(|runc| runc.to_handler("runc"));
+        let left = edit(
+            Some(&changed),
+            &target,
+            &managed(&["a"]),
+            &[],
+            runc.as_ref(),
+        );
+        (changed, left.unwrap().unwrap())
+    }
+
+    const RUNC_HEADER: &str = "[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc";
+    const RUNC_TYPE: &str = "runtime_type = \"io.containerd.runc.v2\"";
+
+    #[rstest]
+    #[case::options_below(|text: &str| format!("{text}{RUNC_HEADER}.options]\nSystemdCgroup = true\n"))]
+    #[case::a_key(|text: &str| format!("{text}snapshotter = 'x'\n"))]
+    #[case::an_inline_table(|text: &str| format!("{text}options = {{ SystemdCgroup = true }}\n"))]
+    #[case::dotted_keys(|text: &str| format!("{text}options.SystemdCgroup = true\n"))]
+    #[case::another_program(|text: &str| text.replace(RUNC_TYPE, "runtime_type = '/opt/runc'"))]
+    #[case::a_comment_behind_the_value(|text: &str| text.replace(RUNC_TYPE, &format!("{RUNC_TYPE} # mine")))]
+    #[case::other_quotes(|text: &str| text.replace(RUNC_TYPE, "runtime_type = 'io.containerd.runc.v2'"))]
+    #[case::options_alone(|text: &str| text.replace(RUNC_TYPE, "options = { BinaryName = 'x' }"))]
+    fn a_runc_that_others_changed_stays_without_the_comment_of_farrier(
+        #[case] change: impl Fn(&str) -> String,
+    ) {
+        let (changed, left) = beside_runc("version = 2\n", change);
+        let (_, theirs) = changed.split_once(&format!("{RUNC_MARK}\n")).unwrap();
+        assert_eq!(left, format!("version = 2\n{theirs}"));
+        // Farrier comes and goes once more, and leaves the same text.
+        let with = edited(&left, &[], &[handler("b")]).unwrap();
+        assert_eq!(edited(&with, &["b"], &[]).unwrap(), left);
+    }
+
+    #[test]
+    fn a_runc_between_braces_that_others_changed_stays_without_the_comment_of_farrier() {
+        let before = "version = 2\nplugins = { 'io.containerd.grpc.v1.cri' = {} }\n";
+        let changed = format!("{RUNC_TYPE}, options = {{ SystemdCgroup = true }}");
+        let (_, left) = beside_runc(before, |text| text.replace(RUNC_TYPE, &changed));
+        assert!(!left.contains(MARK), "{left}");
+        assert!(
+            left.contains(&changed) && !left.contains("/opt/a"),
+            "{left}"
+        );
+    }
+
+    #[test]
+    fn a_table_of_others_apart_from_the_runc_of_farrier_makes_it_theirs() {
+        let options = format!("{RUNC_HEADER}.options]\nSystemdCgroup = true\n");
+        let (_, left) = beside_runc("version = 2\n", |text| {
+            format!("{text}[metrics]\naddress = ''\n{options}")
+        });
+        let runc = &handlers(&left, &target()).unwrap()["runc"];
+        assert_eq!(runc.runtime_type, "io.containerd.runc.v2");
+        assert_eq!(runc.options["SystemdCgroup"], Value::Boolean(true));
+        assert!(!left.contains(MARK), "{left}");
+    }
+
+    #[rstest]
+    #[case::of_a_handler(HANDLER_MARK, false)]
+    #[case::of_a_runc(RUNC_MARK, true)]
+    fn a_comment_that_others_copied_above_their_runc_does_not_make_it_farrier_s(
+        #[case] mark: &str,
+        #[case] runc_is_foreign: bool,
+        #[values("", "options = { SystemdCgroup = true }\n")] options: &str,
+        #[values(false, true)] must_declare_runc: bool,
+    ) {
+        let text = format!("version = 2\n{mark}\n{RUNC_HEADER}]\n{RUNC_TYPE}\n{options}");
+        let target = ConfigTarget {
+            must_declare_runc,
+            runc_is_foreign,
+            ..target()
+        };
+        let runc = Handler::runc();
+        let desired = [handler("a")];
+        let with = edit(Some(&text), &target, &managed(&[]), &desired, Some(&runc));
+        let with = with.unwrap();
+        assert!(with.as_ref().unwrap().starts_with(&text), "{with:?}");
+        let left = edit(with.as_deref(), &target, &managed(&["a"]), &[], Some(&runc));
+        assert_eq!(left.unwrap().unwrap(), text);
+    }
+
     #[test]
     fn a_byte_order_mark_that_containerd_1_reads_is_kept() {
         let text = format!("\u{feff}{PLAIN}");
@@ -723,6 +832,7 @@ mod tests {
             version: Some(2),
             drop_in: false,
             must_declare_runc,
+            runc_is_foreign: false,
             declared_in_other_files: BTreeSet::new(),
         };
         let none = BTreeSet::new();

@@ -303,6 +303,7 @@ mod tests {
             version: Some(2),
             drop_in: false,
             must_declare_runc: false,
+            runc_is_foreign: false,
             declared_in_other_files: BTreeSet::new(),
         }
     }

@@ -12,6 +12,7 @@ mod dump;
 mod edit;
 mod edit_template;
 mod error;
+mod foreign_lines;
 mod glob;
 mod imports;
 mod inline_table;
@@ -29,6 +30,7 @@ pub use dump::{address_of_dump, compare_dumps, contains_handlers, runtimes_of_du
 pub use edit::{edit, handlers, remove_managed_handlers};
 pub use edit_template::edit_template;
 pub use error::Error;
+pub use foreign_lines::{foreign_lines, without_marks};
 pub use glob::Glob;
 pub use imports::{clean_path, imports, with_imports};
 pub use legacy::{LegacyHandler, LegacyInstaller, legacy_handlers};

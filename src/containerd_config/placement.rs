@@ -117,6 +117,7 @@ pub fn config_target(files: &ConfigFiles, version: &Version) -> Result<ConfigTar
         must_declare_runc: version.replaces_sections()
             && (declared.values().all(|handler| handler.marked)
                 || declared.get(RUNC).is_some_and(|runc| runc.marked)),
+        runc_is_foreign: false,
         path,
         plugin,
         version: schema,

@@ -170,6 +170,9 @@ pub struct ConfigTarget {
     /// Whether the first handler in the file would hide containerd's default runtime. [`edit`](super::edit()) then needs the declaration of
     /// `runc`.
     pub must_declare_runc: bool,
+    /// Whether others declared the file's `runc`, whatever comment is above it. [`config_target`](super::config_target) can't know that, and
+    /// takes a `runc` exactly as Farrier writes it, below Farrier's comment, for Farrier's.
+    pub runc_is_foreign: bool,
     /// Handlers that other loaded files declare.
     pub declared_in_other_files: BTreeSet<String>,
 }

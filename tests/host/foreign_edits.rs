@@ -225,3 +225,107 @@ async fn lines_that_others_add_after_a_killed_run_are_kept(#[case] scene: Scene)
     })
     .await;
 }
+
+/// A host whose containerd 1.x has `runc` by default, and its edited file.
+const BARE: Scene = Scene {
+    files: &[(ROOT, "version = 2\n")],
+    edited: ROOT,
+};
+
+const CRI: &str = "plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes";
+
+#[rstest]
+#[case::options_of_runc(&format!("[{CRI}.runc.options]\nSystemdCgroup = true\n"))]
+#[case::a_key_of_runc("snapshotter = \"mine\"\n")]
+#[tokio::test]
+async fn a_runc_that_others_changed_is_kept_by_an_uninstall(#[case] added: &str) {
+    let host = BARE.host();
+    host.install(&[shim("a")], &[]).await;
+    let text = BARE.text(&host).unwrap() + added;
+    host.write(ROOT, text.as_bytes());
+    let report = host.uninstall(None).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    let header = format!("[{CRI}.runc]\nruntime_type = \"io.containerd.runc.v2\"\n");
+    assert_eq!(host.config(), format!("version = 2\n{header}{added}"));
+    assert_eq!(host.uninstall(None).await.result, Outcome::Unchanged);
+    assert!(!host.path("/var/lib/farrier").exists());
+}
+
+#[rstest]
+#[case::of_a_handler("# farrier: managed handler; change its Shim instead")]
+#[case::of_a_runc("# farrier: containerd's default runtime, which other handlers would hide")]
+#[tokio::test]
+async fn a_comment_of_farrier_that_others_copied_makes_no_runc_farrier_s(#[case] comment: &str) {
+    let host = BARE.host();
+    let text =
+        format!("version = 2\n{comment}\n[{CRI}.runc]\nruntime_type = \"io.containerd.runc.v2\"\n");
+    host.write(ROOT, text.as_bytes());
+    let before = host.tree(false);
+    for _ in 0..2 {
+        let report = host.install(&[shim("a")], &[]).await;
+        assert_eq!(report.result, Outcome::Applied, "{report:?}");
+        let report = host.uninstall(None).await;
+        assert_eq!(report.result, Outcome::Applied, "{report:?}");
+        assert_eq!(host.tree(false), before);
+    }
+}
+
+#[rstest]
+#[case::in_place(IN_PLACE)]
+#[case::imported(IMPORTED)]
+#[case::a_template(OF_K3S)]
+#[case::a_managed_template(NEW_OF_K3S)]
+#[case::a_managed_drop_in(DROPPED_IN)]
+#[case::a_template_of_a_snap(OF_MICROK8S)]
+#[tokio::test]
+async fn lines_that_others_add_to_a_handler_are_kept_as_comments(
+    #[case] scene: Scene,
+    #[values("snapshotter = 'mine'\n", "# mine\noptions = { Mine = true } # mine\n")] added: &str,
+    #[values(false, true)] installs_again: bool,
+) {
+    let host = scene.host();
+    host.install(&[shim("a")], &[]).await;
+    let text = scene.text(&host).unwrap() + added;
+    host.write(scene.edited, text.as_bytes());
+    if installs_again {
+        let report = host.install(&[shim("a")], &[]).await;
+        assert_eq!(report.result, Outcome::Applied, "{report:?}");
+        let report = host.install(&[shim("a")], &[]).await;
+        assert_eq!(report.result, Outcome::Unchanged, "{report:?}");
+    }
+    let report = host.uninstall(None).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    let left = scene.text(&host).unwrap();
+    let kept = added.lines().filter(|line| !line.starts_with('#'));
+    for line in kept {
+        assert!(left.contains(&format!("# {line}\n")), "{left}");
+    }
+    assert!(left.contains("mine"), "{left}");
+    let mut values = left.lines().filter(|line| !line.starts_with('#'));
+    assert!(!values.any(|line| line.contains("shim-a")), "{left}");
+    assert_eq!(host.uninstall(None).await.result, Outcome::Unchanged);
+}
+
+#[rstest]
+#[case::in_place(IN_PLACE)]
+#[case::imported(IMPORTED)]
+#[tokio::test]
+async fn a_handler_that_others_declared_with_another_program_is_theirs(#[case] scene: Scene) {
+    let host = scene.host();
+    host.install(&[shim("a")], &["later"]).await;
+    let ours = "runtime_type = \"/opt/farrier/bin/containerd-shim-a\"";
+    let theirs = "runtime_type = \"io.containerd.mine.v1\"";
+    let text = scene.text(&host).unwrap();
+    assert!(text.contains(ours), "{text}");
+    host.write(scene.edited, text.replace(ours, theirs).as_bytes());
+    let report = host.uninstall(None).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    let left = scene.text(&host).unwrap();
+    let kept = format!("[{CRI}.a]\n{theirs}\n");
+    assert_eq!(left, format!("{}\n{kept}", scene.before().unwrap()));
+    assert!(!host.path("/opt/farrier").exists());
+    assert!(!host.path("/var/lib/farrier").exists());
+    let report = host.install(&[shim("a")], &[]).await;
+    assert_eq!(report.result, Outcome::Refused, "{report:?}");
+    assert_eq!(scene.text(&host).unwrap(), left);
+}

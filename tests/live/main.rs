@@ -17,6 +17,7 @@ mod doctor;
 #[path = "../support/elf.rs"]
 mod elf;
 mod faults;
+mod foreign_lines;
 #[path = "../support/legacy.rs"]
 mod legacy;
 mod node;

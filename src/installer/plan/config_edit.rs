@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::config_source::{self, ConfigSource, Rendered};
 use super::pending;
-use super::stale_config;
+use super::stale_config::{self, recorded, with_foreign_lines};
 use super::takeover::is_declared_as_required;
 use super::types::{ConfigChange, Error, HandlerSet};
 use crate::containerd_config::{
-    ConfigFiles, ConfigTarget, DeclaredHandler, Handler, Version, config_target, edit,
-    edit_template, handlers, runtimes_of_dump, startup_checks, template_handlers,
+    ConfigFiles, ConfigTarget, DeclaredHandler, Handler, Version, config_target,
+    edit, edit_template, handlers, runtimes_of_dump, startup_checks, template_handlers,
+    without_marks,
 };
 use crate::handoff::OptionValue;
 use crate::handoff::Problem;
@@ -35,6 +36,8 @@ pub(crate) struct CurrentConfig<'a> {
     default: String,
     /// The handlers that Farrier manages.
     pub(crate) managed: BTreeSet<String>,
+    /// Managed handlers that others have declared with another program since.
+    pub(crate) replaced: BTreeSet<String>,
     /// Legacy handlers that this file declares.
     legacy: BTreeSet<String>,
 }
@@ -46,6 +49,10 @@ pub(crate) struct ConfigEdit<'a> {
     pub(crate) managed: BTreeSet<String>,
     /// The managed handlers whose declaration by a legacy installer is correct and stays.
     in_place: BTreeSet<String>,
+    /// The handlers that others declare with another program and that Farrier no longer manages.
+    released: BTreeSet<String>,
+    /// The managed handlers as the state file records them.
+    written: Vec<Handler>,
 }
 
 impl<'a> CurrentConfig<'a> {
@@ -83,6 +90,29 @@ impl<'a> CurrentConfig<'a> {
             .filter(|(_, legacy_handler)| legacy_handler.file == target.path)
             .map(|(name, _)| name.clone())
             .collect();
+        let target = ConfigTarget {
+            runc_is_foreign: declared.contains_key("runc")
+                && match &facts.state.config {
+                    Some(config) if config.path == target.path => config.runc == Some(false),
+                    Some(_) => false,
+                    // Farrier has never changed the file, unless the state file was lost.
+                    None => managed.is_empty(),
+                },
+            ..target
+        };
+        let replaced = facts.state.handlers.iter();
+        let replaced = replaced
+            .filter(|(name, owned)| {
+                let path = declared.get(*name).map(|found| &found.runtime_type);
+                let own = facts.install_paths.declared_path(name, owned);
+                path.is_some_and(|path| {
+                    *path != own
+                        && *path != facts.install_paths.binary_path(name)
+                        && !facts.legacy.handlers.contains_key(*name)
+                })
+            })
+            .map(|(name, _)| name.clone())
+            .collect();
         Ok(Self {
             target,
             text,
@@ -92,6 +122,7 @@ impl<'a> CurrentConfig<'a> {
             dumped,
             default,
             managed,
+            replaced,
             legacy,
         })
     }
@@ -178,15 +209,24 @@ impl<'a> ConfigEdit<'a> {
             current.legacy.contains(*name)
                 && is_declared_as_required(legacy, owned, current.target.plugin)
         });
+        let released = current.replaced.iter();
+        let released: BTreeSet<String> = released
+            .filter(|name| !set.next.contains_key(*name))
+            .cloned()
+            .collect();
+        let managed = current.managed.difference(&released).chain(taken_over);
         Self {
             current,
-            managed: current.managed.iter().chain(taken_over).cloned().collect(),
+            managed: managed.cloned().collect(),
             in_place: in_place.map(|(name, _)| name.clone()).collect(),
+            released,
+            written: recorded(facts),
         }
     }
 
     /// The edit that removes the handlers `wrote`, which an interrupted change declared.
     pub(crate) fn undoing<'n>(
+        facts: &HostFacts,
         current: &'a CurrentConfig<'a>,
         wrote: impl Iterator<Item = &'n String>,
     ) -> Self {
@@ -196,6 +236,8 @@ impl<'a> ConfigEdit<'a> {
             current,
             managed,
             in_place: BTreeSet::new(),
+            released: BTreeSet::new(),
+            written: recorded(facts),
         }
     }
 
@@ -217,7 +259,8 @@ impl<'a> ConfigEdit<'a> {
         if self.current.is_go_template {
             let (path, plugin) = (&target.path, target.plugin);
             let (managed, declared) = self.to_write(declared);
-            return Ok(edit_template(path, text, plugin, &managed, &declared)?);
+            let after = edit_template(path, text, plugin, &managed, &declared)?;
+            return self.with_foreign_lines(path, text, after);
         }
         self.edit(target, text, declared)
     }
@@ -246,7 +289,38 @@ impl<'a> ConfigEdit<'a> {
             None => self.current.dumped.is_empty().then(Handler::runc),
         };
         let (managed, declared) = self.to_write(declared);
-        Ok(edit(text, target, &managed, &declared, runc.as_ref())?)
+        let (path, plugin) = (&target.path, target.plugin);
+        let unmarked = text.map(|text| without_marks(path, text, plugin, &self.released));
+        let unmarked = unmarked.transpose()?;
+        let after = edit(
+            unmarked.as_deref(),
+            target,
+            &managed,
+            &declared,
+            runc.as_ref(),
+        )?;
+        self.with_foreign_lines(path, text, after)
+    }
+
+    /// The text `after` an edit with the lines that others added to Farrier's tables, as comments at its end.
+    fn with_foreign_lines(
+        &self,
+        path: &str,
+        before: Option<&str>,
+        after: Option<String>,
+    ) -> Result<Option<String>, Error> {
+        // The tables of others stay as they are.
+        let is_removed = |handler: &&Handler| !self.released.contains(&handler.name);
+        let written: Vec<Handler> = self.written.iter().filter(is_removed).cloned().collect();
+        let before = before.unwrap_or_default();
+        Ok(with_foreign_lines(path, before, after, &written)?)
+    }
+
+    /// Whether Farrier's `runc` is in the edited file with the text `after`.
+    pub(crate) fn declares_runc(&self, after: &str) -> bool {
+        let target = &self.current.target;
+        let declared = handlers(after, target).unwrap_or_default();
+        !target.runc_is_foreign && declared.get("runc").is_some_and(|runc| runc.marked)
     }
 
     /// The changes of all files: the edited file gets the text `after`, and `other_files` are the changes of other files.

@@ -273,6 +273,7 @@ mod tests {
             version: Some(2),
             drop_in: false,
             must_declare_runc: false,
+            runc_is_foreign: false,
             declared_in_other_files: BTreeSet::new(),
         }
     }
@@ -351,6 +352,7 @@ mod tests {
             path: "/x/config-v3.toml.tmpl".to_owned(),
             sha256: None,
             root: None,
+            runc: None,
         });
         let source = find(&facts, &target(DROP_IN)).unwrap().unwrap();
         assert_eq!(source.target.path, "/x/config-v3.toml.tmpl");

@@ -222,6 +222,12 @@ impl Builder<'_> {
             self.report(&owned.shim, name, Some(sha256), Some(used_by(*pods)));
             return;
         }
+        if self.config.replaced.contains(name) {
+            // Others declare the handler with another program, so Farrier's handler is gone already.
+            self.set.leaving.insert(name.to_owned());
+            self.set.next.remove(name);
+            return;
+        }
         let is_legacy = self.set.legacy.contains_key(name);
         self.set.take_over(name, self.goal.owner);
         self.set.leaving.insert(name.to_owned());

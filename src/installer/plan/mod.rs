@@ -105,6 +105,7 @@ fn assemble(
             path: current.target.path.clone(),
             sha256: Some(Sha256Digest::of(after.as_bytes())),
             root: Some(facts.config_files.root.path.clone()),
+            runc: Some(edit.declares_runc(&after)),
         });
     }
     record_request_digest(&mut state, goal, is_whole);
@@ -242,7 +243,11 @@ pub fn remove_declarations(
         let legacy = facts.legacy.handlers.get(*name);
         legacy.is_some_and(|legacy| !legacy.declared.marked)
     };
-    let edit = ConfigEdit::undoing(&current, declares.iter().filter(|name| !is_legacy(name)));
+    let edit = ConfigEdit::undoing(
+        facts,
+        &current,
+        declares.iter().filter(|name| !is_legacy(name)),
+    );
     let declared = declarations(facts, &facts.state.handlers);
     let after = edit.render(&declared)?;
     let others = edit.remove_from_other_files(facts)?;

@@ -47,7 +47,12 @@ pub(crate) fn is_bare(facts: &HostFacts) -> bool {
         && facts.damaged.is_empty()
         && legacy.handlers.is_empty()
         && legacy.legacy_dirs.is_empty()
-        && !texts.any(|text| text.contains(&bin))
+        && !texts.any(|text| text.lines().any(|line| names(line, &bin)))
+}
+
+/// Whether a line that is no comment has a path below `directory`.
+fn names(line: &str, directory: &str) -> bool {
+    line.contains(directory) && !line.trim_start().starts_with('#')
 }
 
 /// Checks that this run can restart containerd, and that the pods survive the restart or the goal allows to end them.

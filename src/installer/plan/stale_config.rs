@@ -5,7 +5,10 @@
 use std::collections::BTreeSet;
 
 use super::types::ConfigChange;
-use crate::containerd_config::{DeclaredHandler, Error, SourceFile, remove_managed_handlers};
+use crate::containerd_config::{
+    DeclaredHandler, Error, Handler, SourceFile, foreign_lines, remove_managed_handlers,
+};
+use crate::handoff::OptionValue;
 use crate::installer::distro::Edited;
 use crate::installer::inspect::HostFacts;
 
@@ -25,15 +28,23 @@ pub(crate) fn remove_from_other_files(
         let path = &handler.runtime_type;
         *path == install_paths.binary_path(name) || Some(path) == declared.as_ref()
     };
-    let is_managed = |name: &str, handler: &DeclaredHandler| {
-        managed.contains(name) && (handler.marked || executes_managed_path(name, handler))
+    // A comment of Farrier above another program was copied.
+    let is_of_legacy = |name: &str, handler: &DeclaredHandler| {
+        let legacy = facts.legacy.handlers.get(name);
+        handler.marked && legacy.is_some_and(|legacy| legacy.declared.path == handler.runtime_type)
     };
+    let is_managed = |name: &str, handler: &DeclaredHandler| {
+        managed.contains(name)
+            && (executes_managed_path(name, handler) || is_of_legacy(name, handler))
+    };
+    let written = recorded(facts);
     let mut changes = Vec::new();
     for (file, live) in others(facts, edited) {
         let Some(before) = &file.text else {
             continue;
         };
         let after = remove_managed_handlers(&file.path, before, is_managed)?;
+        let after = with_foreign_lines(&file.path, before, after, &written)?;
         if after.as_ref() != Some(before) {
             changes.push(ConfigChange {
                 path: file.path.clone(),
@@ -46,6 +57,42 @@ pub(crate) fn remove_from_other_files(
         }
     }
     Ok(changes)
+}
+
+/// Managed handlers as the state file records them.
+pub(crate) fn recorded(facts: &HostFacts) -> Vec<Handler> {
+    let owned = facts.state.handlers.iter();
+    owned
+        .map(|(name, owned)| Handler {
+            name: name.clone(),
+            runtime_type: facts.install_paths.declared_path(name, owned),
+            options: OptionValue::to_toml(&owned.options),
+        })
+        .collect()
+}
+
+/// The text `after` an edit, with the lines that others added to the tables of the handlers `written` as comments at its end. The edit
+/// removed these tables or wrote them again.
+///
+/// # Errors
+/// When the text before the edit can't be read.
+pub(crate) fn with_foreign_lines(
+    path: &str,
+    before: &str,
+    after: Option<String>,
+    written: &[Handler],
+) -> Result<Option<String>, Error> {
+    if after.as_deref() == Some(before) {
+        return Ok(after);
+    }
+    let comments = foreign_lines(path, before, written)?;
+    if comments.is_empty() {
+        return Ok(after);
+    }
+    let text = after.unwrap_or_default();
+    let is_open = !text.is_empty() && !text.ends_with('\n');
+    let end = if is_open { "\n" } else { "" };
+    Ok(Some(format!("{text}{end}{comments}")))
 }
 
 /// The files other than `edited` that may declare Farrier's handlers, each with whether containerd loads it.
@@ -77,7 +124,6 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use crate::containerd_config::Handler;
     use crate::installer::fixtures::{
         CONFIG_PATH, HostFactsBuilder, goal, host, remove_everything,
     };

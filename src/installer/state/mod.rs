@@ -174,6 +174,9 @@ pub struct OwnedConfig {
     /// The root configuration of containerd at that time. A run uses it if neither an option nor a running containerd names one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root: Option<String>,
+    /// Whether Farrier declared `runc` in the file, for containerd 1.x; `None` in the state file of an earlier release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runc: Option<bool>,
 }
 
 impl Default for State {

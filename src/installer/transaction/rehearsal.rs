@@ -248,6 +248,7 @@ mod tests {
             version: Some(3),
             drop_in: false,
             must_declare_runc: false,
+            runc_is_foreign: false,
             declared_in_other_files: BTreeSet::new(),
         };
         let template = ConfigChange {

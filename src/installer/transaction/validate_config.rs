@@ -182,6 +182,7 @@ mod tests {
             version: Some(3),
             drop_in: false,
             must_declare_runc: false,
+            runc_is_foreign: false,
             declared_in_other_files: std::collections::BTreeSet::new(),
         };
         let rendered = Rendered {

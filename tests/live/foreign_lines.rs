@@ -1,0 +1,86 @@
+//! Lines that an administrator adds to Farrier's tables on a running node: an uninstall has a way out, and deletes none of them.
+
+use farrier::handoff::Outcome;
+
+use crate::node::{CONFIG_PATH, Node, on_each};
+
+const RUNTIMES: &str = "plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes";
+
+/// containerd serves handler `a` of Farrier beside its default runtimes.
+fn with_a(node: &Node) {
+    node.write(CONFIG_PATH, b"version = 2\n", 0o644);
+    node.start();
+    let (status, report) = node.change(&["install", "--shim=a=file:///srv/a"]);
+    assert_eq!((status, report.result), (0, Outcome::Applied), "{report:?}");
+}
+
+/// The administrator changes the configuration and restarts containerd, and Farrier is uninstalled.
+fn uninstall_after(node: &Node, change: impl FnOnce(String) -> String) -> String {
+    node.write(CONFIG_PATH, change(node.config()).as_bytes(), 0o644);
+    node.start();
+    let (status, report) = node.change(&["uninstall", "--all"]);
+    assert_eq!((status, report.result), (0, Outcome::Applied), "{report:?}");
+    node.assert_healthy();
+    assert!(!node.path("/opt/farrier").exists());
+    assert!(!node.path("/var/lib/farrier/state.json").exists());
+    let text = node.config();
+    assert!(!text.contains("# farrier: managed"), "{text}");
+    text
+}
+
+#[test]
+fn options_that_an_administrator_adds_to_runc_stay_when_farrier_is_uninstalled() {
+    on_each(|release| {
+        let node = Node::stopped(release, &[]);
+        with_a(&node);
+        let is_declared = node.config().contains(&format!("[{RUNTIMES}.runc]"));
+        let added = if is_declared {
+            format!("[{RUNTIMES}.runc.options]\nSystemdCgroup = true\n")
+        } else {
+            // containerd 2 keeps its default runtimes beside other handlers.
+            format!(
+                "[{RUNTIMES}.runc]\nruntime_type = \"io.containerd.runc.v2\"\n[{RUNTIMES}.runc.options]\nSystemdCgroup = true\n"
+            )
+        };
+        let left = uninstall_after(&node, |text| text + &added);
+        let runc = format!("[{RUNTIMES}.runc]\nruntime_type = \"io.containerd.runc.v2\"\n");
+        let options = format!("[{RUNTIMES}.runc.options]\nSystemdCgroup = true\n");
+        assert_eq!(left, format!("version = 2\n{runc}{options}"));
+    });
+}
+
+#[test]
+fn options_that_an_administrator_adds_to_a_handler_become_comments() {
+    on_each(|release| {
+        let node = Node::stopped(release, &[]);
+        with_a(&node);
+        let before = format!("[{RUNTIMES}.a]\n");
+        let left = uninstall_after(&node, |text| {
+            text.replace(
+                &before,
+                &format!("{before}privileged_without_host_devices = true\n"),
+            )
+        });
+        assert!(
+            left.contains("\n# privileged_without_host_devices = true\n"),
+            "{left}"
+        );
+        let values: Vec<&str> = left.lines().filter(|line| !line.starts_with('#')).collect();
+        assert_eq!(values, ["version = 2"], "{left}");
+    });
+}
+
+#[test]
+fn a_handler_that_an_administrator_declares_with_another_program_is_theirs() {
+    on_each(|release| {
+        let node = Node::stopped(release, &[]);
+        with_a(&node);
+        let ours = "runtime_type = \"/opt/farrier/bin/containerd-shim-a\"";
+        let theirs = "runtime_type = \"io.containerd.kata.v2\"";
+        let left = uninstall_after(&node, |text| text.replace(ours, theirs));
+        assert!(
+            left.contains(&format!("[{RUNTIMES}.a]\n{theirs}\n")),
+            "{left}"
+        );
+    });
+}
