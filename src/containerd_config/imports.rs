@@ -3,6 +3,7 @@
 use super::document::Document;
 use super::error::Error;
 use super::render::quoted;
+use super::types::SourceFile;
 
 /// The patterns under `imports` of the text, as they are written.
 ///
@@ -67,6 +68,31 @@ pub fn clean_path(path: &str) -> String {
         }
     }
     format!("/{}", parts.join("/"))
+}
+
+/// Checks that the file can be parsed. A distribution such as k0s reads snippets that containerd itself does not load.
+///
+/// ```
+/// use farrier::containerd_config::{SourceFile, check_syntax};
+///
+/// let file = |text: &str| SourceFile {
+///     path: "/etc/k0s/containerd.d/20.toml".to_owned(),
+///     text: Some(text.to_owned()),
+/// };
+/// assert!(check_syntax(&file("version = 2\n")).is_ok());
+/// let error = check_syntax(&file("this is not toml = =\n")).unwrap_err();
+/// assert!(error.to_string().starts_with("failed to parse /etc/k0s/containerd.d/20.toml: line 1"));
+/// ```
+///
+/// # Errors
+/// When the file is absent, too long or not TOML.
+pub fn check_syntax(file: &SourceFile) -> Result<(), Error> {
+    let Some(text) = &file.text else {
+        return Err(Error::ImportAbsent {
+            path: file.path.clone(),
+        });
+    };
+    Document::parse(&file.path, text).map(drop)
 }
 
 /// The path of `farrier.toml` in the directory of the first pattern that imports every `*.toml` of one directory.

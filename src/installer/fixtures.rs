@@ -69,6 +69,7 @@ pub fn host() -> HostFactsBuilder {
             imported: Vec::new(),
         },
         sources: Vec::new(),
+        snippets: Vec::new(),
         orphaned_config: None,
         no_version: Problem::new("no program was run", None),
         release: Err(Problem::new("no program was run", None)),

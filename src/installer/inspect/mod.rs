@@ -32,8 +32,9 @@ use crate::installer::state::{
 };
 pub use error::Error;
 use os::{
-    PROGRAMS, config_of_unit, config_path_problem, detect_distro, directory, orphaned_config,
-    sources, state_dir_problem, version_command,
+    PROGRAMS, config_of_unit, config_path_problem, detect_distro, directory,
+    orphaned_config, snippets, sources, state_dir_problem,
+    version_command,
 };
 use pending::{RestartInputs, Subject, record_loaded};
 use prerequisites::missing_prerequisite;
@@ -59,6 +60,8 @@ pub struct HostFacts {
     pub config_files: ConfigFiles,
     /// The files from which the distribution renders the configuration, if it does; the one with precedence first.
     pub sources: Vec<SourceFile>,
+    /// The files of others beside Farrier's in `sources` that the distribution reads at the same time.
+    pub snippets: Vec<SourceFile>,
     /// The file to which Farrier last wrote its handlers, if containerd no longer loads it and `sources` lacks it.
     pub orphaned_config: Option<SourceFile>,
     /// The release of the distribution, as the command in the table prints it, or why it is unknown.
@@ -242,6 +245,7 @@ pub async fn gather(
         .to_owned();
     let config_files = load(host, &config)?;
     let sources = sources(host, distro, &config)?;
+    let snippets = snippets(host, distro, &config)?;
     let orphaned_config = orphaned_config(host, &state, &config_files, &sources)?;
     let (directory, mut obstacle) = directory(host, distro, &state, target);
     obstacle = obstacle.or_else(|| config_path_problem(host, &config, target));
@@ -285,6 +289,7 @@ pub async fn gather(
         state,
         missing_directories: missing_directories(host, &install_paths, &config_files, &sources),
         sources,
+        snippets,
         orphaned_config,
         install_paths,
         binaries,

@@ -11,7 +11,7 @@ use crate::installer::containerd::daemon::{Daemon, Running};
 use crate::installer::containerd::process::without_deleted_mark;
 use crate::installer::containerd::systemd_unit;
 use crate::installer::distro::editable_files;
-use crate::installer::distro::{self, DistroSpec, Evidence};
+use crate::installer::distro::{self, DistroSpec, Edited, Evidence};
 use crate::installer::host::path::{file_name, parent_directory};
 use crate::installer::host::{HostRoot, SMALL_FILE_LIMIT, Target};
 use crate::installer::state::{STATE_DIRECTORY, State};
@@ -69,6 +69,35 @@ pub(crate) fn sources(
         .map(read)
         .collect()
 }
+
+/// The snippets of others that the distribution reads together with Farrier's. As Go's `filepath.Glob` for `*.toml`, the list has names that
+/// begin with a dot.
+pub(crate) fn snippets(
+    host: &HostRoot,
+    distro: &DistroSpec,
+    root: &str,
+) -> Result<Vec<SourceFile>, Error> {
+    let Edited::Snippets { .. } = distro.edited else {
+        return Ok(Vec::new());
+    };
+    let own = editable_files(distro.edited, root);
+    let Some(directory) = own.first().map(|path| parent_directory(path)) else {
+        return Ok(Vec::new());
+    };
+    let names = host.list(directory)?.into_iter();
+    let paths = names
+        .filter(|name| name.ends_with(".toml"))
+        .map(|name| format!("{directory}/{name}"))
+        .filter(|path| !own.contains(path));
+    let read = |path: String| {
+        let text = host.read_text(&path, TEXT_LIMIT as u64)?;
+        Ok(SourceFile { path, text })
+    };
+    paths.take(MAX_SNIPPETS).map(read).collect()
+}
+
+/// Snippets in a directory, at most. A host has a handful.
+const MAX_SNIPPETS: usize = 256;
 
 /// The file to which Farrier last wrote its handlers; `None` where it is one of `config_files` or `sources`, possibly by a symlink.
 pub(crate) fn orphaned_config(

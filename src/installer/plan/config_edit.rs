@@ -8,7 +8,7 @@ use super::stale_config::{self, recorded, with_foreign_lines};
 use super::takeover::is_declared_as_required;
 use super::types::{ConfigChange, Error, HandlerSet};
 use crate::containerd_config::{
-    ConfigFiles, ConfigTarget, DeclaredHandler, Handler, Version, config_target,
+    ConfigFiles, ConfigTarget, DeclaredHandler, Handler, Version, check_syntax, config_target,
     edit, edit_template, handlers, runtimes_of_dump, startup_checks, template_handlers,
     without_marks,
 };
@@ -59,6 +59,7 @@ impl<'a> CurrentConfig<'a> {
     pub(crate) fn find(facts: &'a HostFacts) -> Result<Self, Error> {
         let is_image = facts.containerd.target() == Target::Image;
         let config_files = config_source::current_files(facts);
+        facts.snippets.iter().try_for_each(check_syntax)?;
         let target = match facts.version {
             Some(version) => config_target(&config_files, &version)?,
             None if is_image => offline_target(&config_files)?,

@@ -231,17 +231,19 @@ impl Findings {
             self.add_problem(&Problem::new(&error, error.help()), "check that unit");
         }
         // The next change would be refused for the same reason.
-        let checked = match CurrentConfig::find(facts) {
-            Ok(current) => current.check_restart(facts, &current.managed, false),
-            // Other findings have the reason.
-            Err(_) if facts.containerd.daemon().is_none() || facts.dump.is_err() => return,
-            Err(error) => Err(error),
-        };
-        if let Err(error) = checked {
-            self.add_problem(
+        match CurrentConfig::find(facts) {
+            Ok(current) => {
+                if let Err(error) = current.check_restart(facts, &current.managed, false) {
+                    let problem = Problem::new(&error, error.help());
+                    self.add_problem(&problem, "restart containerd yourself");
+                }
+            }
+            // The findings on containerd and on what it prints say so already.
+            Err(plan::Error::Refuses(_) | plan::Error::NoVersion(_)) => {}
+            Err(error) => self.add_problem(
                 &Problem::new(&error, error.help()),
-                "restart containerd yourself",
-            );
+                "correct the configuration",
+            ),
         }
     }
 
