@@ -23,6 +23,7 @@ use host::HostRoot;
 pub use host::Target;
 use host::lock::Lock;
 use inspect::HostFacts;
+use inspect::os::directory_owner_problem;
 use inspect::verify_cache::{Artifacts, VerifyCache};
 use options::Host;
 pub use options::{HostOptions, InstallOptions, Mode, RequestSource, UninstallOptions};
@@ -33,7 +34,7 @@ use report::{
     add_host_info, add_plan_result, add_restarts, refused, report_failure, report_unchanged,
     sanitize,
 };
-use state::{JOURNAL_FILE, OwnedHandler, StateAfter};
+use state::{JOURNAL_FILE, OwnedHandler, STATE_FILE, STATE_LIMIT, State, StateAfter};
 use transaction::interrupts::Interrupts;
 use transaction::recovery::{gather_after, recover};
 use transaction::rehearsal::{Rehearsed, rehearse};
@@ -214,10 +215,28 @@ async fn begin(
     let locked = async { Ok(root.lock(options.target).await?) };
     let lock = interrupts.run_unless_interrupted(locked).await.flatten();
     let lock = lock.map_err(Failure::Refused)?;
+    if let Some(problem) = directories_problem(root, options.target) {
+        // Another user may have written the journal, or may replace what a recovery puts back.
+        let journal = root.exists(JOURNAL_FILE);
+        let journal = journal.map_err(|error| Failure::Refused(error.into()))?;
+        let refused = Failure::Refused(plan::Error::Obstacle(problem).into());
+        return if journal {
+            Err(refused)
+        } else {
+            Ok((Some(lock), None))
+        };
+    }
     VerifyCache::clean(root);
     // No signal interrupts the recovery.
     let recovered = recover(root, options.target, options.allow_pod_restarts).await?;
     Ok((Some(lock), recovered))
+}
+
+/// Why a user other than root could change what a recovery trusts.
+fn directories_problem(root: &HostRoot, target: Target) -> Option<Problem> {
+    let text = root.read_text(STATE_FILE, STATE_LIMIT).ok().flatten();
+    let state = State::from_json(text.as_deref()).unwrap_or_default();
+    directory_owner_problem(root, &state.directory, target)
 }
 
 /// Makes a plan, carries it out unless this is a dry run, and adds the result to the report. Returns the text of a dry run's plan.
@@ -265,7 +284,9 @@ async fn plan_and_act(
     };
     match mode {
         Mode::Change => {
-            record_verified(root, facts, &plan, resolved.artifacts);
+            if facts.obstacle.is_none() {
+                record_verified(root, facts, &plan, resolved.artifacts);
+            }
             add_plan_result(report, facts, &plan);
             Ok(None)
         }

@@ -7,6 +7,7 @@ use std::process::{Command, Output};
 use super::random::Random;
 use super::support::{CONFIG, Host, program, shim};
 use farrier::handoff::{OptionValue, Outcome, ProvisionReport};
+use farrier::installer;
 use farrier::names::sha256_hex;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
@@ -396,4 +397,153 @@ async fn any_sequence_of_installs_by_two_owners_is_restored_by_an_uninstall(
         .unwrap()
         .ctime_nsec();
     assert_eq!(after, untouched);
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+}
+
+/// Gives a path to a user who is not root; returns whether this process may do that.
+fn give(path: &Path) -> bool {
+    std::os::unix::fs::lchown(path, Some(1000), Some(1000)).is_ok()
+}
+
+/// Fails unless `install` is refused before its first act with `help`, and `doctor` says the same.
+async fn assert_untrusted(host: &Host, help: &str) {
+    let before = host.tree(false);
+    let report = host.install(&[shim("a")], &[]).await;
+    assert_eq!(report.result, Outcome::Refused, "{report:?}");
+    assert_eq!(report.remedy.as_deref(), Some(help), "{report:?}");
+    let reason = report.reason.unwrap();
+    assert!(reason.starts_with("failed to use /"), "{reason}");
+    assert_eq!(host.tree(false), before);
+    let diagnosis = installer::doctor(&host.host_options()).await;
+    let findings = diagnosis.findings.iter();
+    let mut findings = findings.map(|finding| (&finding.problem, &finding.remedy));
+    assert!(
+        findings.any(|(problem, remedy)| *problem == reason && remedy == help),
+        "{diagnosis:?}"
+    );
+}
+
+#[rstest]
+#[case::the_directory("/opt/farrier", "/opt/farrier")]
+#[case::one_of_its_directories("/opt/farrier/bin", "/opt/farrier/bin")]
+#[case::the_store("/opt/farrier/store", "/opt/farrier/store")]
+#[case::the_directory_above("/opt/farrier", "/opt")]
+#[case::of_the_state("/var/lib/farrier", "/var/lib/farrier")]
+#[case::above_the_state("/var/lib", "/var/lib")]
+#[case::of_the_lock("/run", "/run")]
+#[tokio::test]
+async fn a_directory_of_farrier_that_another_user_can_write_to_is_refused(
+    #[case] made: &str,
+    #[case] path: &str,
+) {
+    let host = Host::stocked();
+    std::fs::create_dir_all(host.path(made)).unwrap();
+    set_mode(&host.path(path), 0o777);
+    assert_untrusted(&host, &format!("run `chmod go-w {path}` on the host")).await;
+    set_mode(&host.path(path), 0o755);
+    if !give(&host.path(path)) {
+        return;
+    }
+    assert_untrusted(&host, &format!("run `chown root:root {path}` on the host")).await;
+    std::os::unix::fs::chown(host.path(path), Some(0), Some(0)).unwrap();
+    let report = host.install(&[shim("a")], &[]).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+}
+
+#[tokio::test]
+async fn a_state_file_of_another_user_is_refused() {
+    let host = Host::stocked();
+    host.install(&[shim("a")], &[]).await;
+    let path = host.path("/var/lib/farrier/state.json");
+    if give(&path) {
+        let help = "run `chown root:root /var/lib/farrier/state.json` on the host";
+        let report = host.uninstall(None).await;
+        assert_eq!(report.result, Outcome::Refused, "{report:?}");
+        assert_eq!(report.remedy.as_deref(), Some(help));
+        std::os::unix::fs::chown(path, Some(0), Some(0)).unwrap();
+        assert_eq!(host.uninstall(None).await.result, Outcome::Applied);
+    }
+}
+
+#[rstest]
+#[case::of_flatcar("/opt", "var/opt")]
+#[case::absolute("/opt", "/var/opt")]
+#[case::to_a_directory_that_does_not_exist_yet("/opt", "sysroot/opt")]
+#[case::of_the_directory_itself("/opt/farrier", "/srv/farrier")]
+#[case::of_the_state("/var/lib/farrier", "../../srv/state")]
+#[tokio::test]
+async fn a_symlink_of_root_in_place_of_a_directory_is_followed(
+    #[case] path: &str,
+    #[case] target: &str,
+) {
+    let host = Host::stocked();
+    let link = host.path(path);
+    std::fs::create_dir_all(link.parent().unwrap()).unwrap();
+    symlink(target, &link).unwrap();
+    if !target.contains("sysroot") {
+        let real = link.parent().unwrap().join(target);
+        let real = match target.strip_prefix('/') {
+            Some(target) => host.root().join(target),
+            None => real,
+        };
+        std::fs::create_dir_all(real).unwrap();
+    }
+    let diagnosis = installer::doctor(&host.host_options()).await;
+    let problems: Vec<_> = diagnosis.findings.iter().map(|it| &it.problem).collect();
+    assert!(
+        !problems
+            .iter()
+            .any(|problem| problem.starts_with("failed to use")),
+        "{problems:?}"
+    );
+    if target.contains("sysroot") {
+        return;
+    }
+    let report = host.install(&[shim("a")], &[]).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    // The target of the symlink is another user's.
+    let real = std::fs::canonicalize(&link);
+    if let Ok(real) = real.filter_below(host.root())
+        && give(&real)
+    {
+        let report = host.install(&[shim("b")], &[]).await;
+        assert_eq!(report.result, Outcome::Refused, "{report:?}");
+    }
+}
+
+/// A path that is still below the root of the host, as those of absolute symlinks are not for this machine.
+trait FilterBelow: Sized {
+    fn filter_below(self, root: &Path) -> std::io::Result<std::path::PathBuf>;
+}
+
+impl FilterBelow for std::io::Result<std::path::PathBuf> {
+    fn filter_below(self, root: &Path) -> Self {
+        let path = self?;
+        if path.starts_with(root) {
+            Ok(path)
+        } else {
+            Err(std::io::ErrorKind::NotFound.into())
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_image_that_an_ordinary_user_has_unpacked_can_be_prepared_by_root() {
+    let host = Host::stocked();
+    std::fs::create_dir_all(host.path("/opt")).unwrap();
+    std::fs::create_dir_all(host.path("/var/lib")).unwrap();
+    for path in ["/", "/opt", "/var", "/var/lib"] {
+        if !give(&host.path(path)) {
+            return;
+        }
+    }
+    let report = host.install(&[shim("a")], &[]).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    // A third user has no business in the image.
+    std::os::unix::fs::chown(host.path("/opt"), Some(1001), None).unwrap();
+    let report = host.install(&[shim("b")], &[]).await;
+    assert_eq!(report.result, Outcome::Refused, "{report:?}");
 }

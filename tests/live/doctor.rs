@@ -44,7 +44,7 @@ fn assert_found(node: &Node, words: &str) {
 #[test]
 fn each_problem_of_doctor_is_solved_by_its_remedy() {
     on_each(|release| {
-        let node = Node::stopped(release, &[("/opt", "")]);
+        let node = Node::stopped(release, &[("/opt", "mode=755")]);
         node.write(CONFIG_PATH, CONFIG.as_bytes(), 0o644);
         node.start();
         let (text, problems) = examine(&node);

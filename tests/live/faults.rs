@@ -238,7 +238,7 @@ fn a_shim_that_does_not_run_is_refused_and_the_other_is_installed() {
 }
 
 /// A tmpfs of four pages: a directory and a small file fit, not more.
-const SMALL: &str = "size=16k";
+const SMALL: &str = "size=16k,mode=755";
 
 #[test]
 fn a_full_disk_rolls_the_change_back() {
@@ -277,7 +277,7 @@ fn a_full_disk_rolls_the_change_back() {
 fn an_unwritable_directory_refuses_the_change() {
     for path in ["/opt", "/etc/containerd", "/var/lib/farrier"] {
         on_each(|release| {
-            let node = Node::stopped(release, &[(path, "")]);
+            let node = Node::stopped(release, &[(path, "mode=755")]);
             node.write(CONFIG_PATH, CONFIG.as_bytes(), 0o644);
             node.start();
             let before = node.tree();

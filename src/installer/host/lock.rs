@@ -19,7 +19,7 @@ use super::{Error, HostRoot, Result, Target, descriptor_path, failed, failed_io}
 /// The parent of [`DIRECTORY`], a separate file system that is empty after a reboot (FHS 3.0, 3.15). Only root can write to it.
 const RUN: &str = "/run";
 /// The directory of the lock file. Its mode lets only root open the file.
-const DIRECTORY: &str = "/run/farrier";
+pub(crate) const DIRECTORY: &str = "/run/farrier";
 const DIRECTORY_NAME: &str = "farrier";
 /// The file that is locked. It is empty.
 const FILE: &str = "/run/farrier/lock";

@@ -1,5 +1,5 @@
-//! Checks by owner, mode, group and access control list that no user other than root can change a component of a path. The walk along the
-//! path is in `program`.
+//! Checks by owner, mode, group and access control list that no user other than root can change a component of a path. The walks along a
+//! path are in `program`: to a program, and to a directory of Farrier.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -16,7 +16,7 @@ const DATABASE_LIMIT: u64 = 1 << 22;
 /// The extended attribute of a POSIX access control list (acl(5)).
 const ACCESS_LIST: &str = "system.posix_acl_access";
 
-/// Why Farrier, as root, refuses to run a program.
+/// Why Farrier, as root, refuses to run a program, or to use a directory.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProgramError {
     /// A component of the path belongs to another user.
@@ -26,6 +26,8 @@ pub enum ProgramError {
         path: String,
         /// UID of the owner.
         owner: u32,
+        /// Whether the component is a symlink, which `chown` follows by default.
+        is_symlink: bool,
     },
     /// A component of the path is writable by other users.
     #[error("{path} is writable by {writers}")]
@@ -72,8 +74,11 @@ impl ProgramError {
     #[must_use]
     pub fn help(&self) -> Option<Cow<'_, str>> {
         Some(match self {
-            Self::Owner { path, .. } => {
-                Cow::Owned(format!("run `chown root:root {path}` on the host"))
+            Self::Owner {
+                path, is_symlink, ..
+            } => {
+                let option = if *is_symlink { "-h " } else { "" };
+                Cow::Owned(format!("run `chown {option}root:root {path}` on the host"))
             }
             Self::Writable {
                 chmod_mode, path, ..
@@ -128,18 +133,19 @@ impl Component {
     }
 }
 
-/// Checks that only root, or the user `own`, can change `component`. The mode of a symlink has no effect (inode(7)).
+/// Checks that only root, or one of the users `trusted`, can change `component`. The mode of a symlink has no effect (inode(7)).
 pub(crate) fn check_component(
     component: Component,
-    own: u32,
+    trusted: &[u32],
     without_members: impl Fn() -> bool,
     has_access_list: impl Fn() -> bool,
     path: &str,
 ) -> Result<(), ProgramError> {
-    if component.owner != 0 && component.owner != own {
+    if component.owner != 0 && !trusted.contains(&component.owner) {
         return Err(ProgramError::Owner {
             path: path.to_owned(),
             owner: component.owner,
+            is_symlink: component.is(SFlag::S_IFLNK),
         });
     }
     if component.is(SFlag::S_IFLNK) {
@@ -230,7 +236,7 @@ mod tests {
     #[rstest]
     #[case::directory_of_root((0, 0, DIRECTORY | 0o755), None)]
     #[case::of_a_user((1000, 0, DIRECTORY | 0o755), Some("`chown root:root /a`"))]
-    #[case::symlink_of_a_user((1000, 0, SYMLINK | 0o777), Some("`chown root:root /a`"))]
+    #[case::symlink_of_a_user((1000, 0, SYMLINK | 0o777), Some("`chown -h root:root /a`"))]
     #[case::symlink_of_root((0, 0, SYMLINK | 0o777), None)]
     #[case::writable_by_all((0, 0, DIRECTORY | 0o777), Some("`chmod go-w /a`"))]
     #[case::writable_by_others((0, 0, FILE | 0o757), Some("`chmod o-w /a`"))]
@@ -246,7 +252,7 @@ mod tests {
         #[case] chmod_mode: Option<&str>,
     ) {
         let component = Component { owner, group, mode };
-        let checked = check_component(component, 0, || group == 50, || false, "/a");
+        let checked = check_component(component, &[0], || group == 50, || false, "/a");
         assert_eq!(checked.is_err(), chmod_mode.is_some(), "{checked:?}");
         if let (Err(error), Some(chmod_mode)) = (checked, chmod_mode) {
             assert!(error.help().unwrap().contains(chmod_mode), "{error}");
@@ -261,7 +267,7 @@ mod tests {
             mode: FILE | mode,
         };
         let checked =
-            |component, has_list| check_component(component, 1000, || true, || has_list, "/a");
+            |component, has_list| check_component(component, &[1000], || true, || has_list, "/a");
         assert_eq!(checked(component(1000, 0o755), true), Ok(()));
         let path = "/a".to_owned();
         let refused = checked(component(0, 0o775), true);

@@ -1,4 +1,5 @@
-//! Opens a program of the host for root to run, and checks every component of its path. No program is run here.
+//! Opens a program of the host for root to run, and checks every component of its path; checks the directories of Farrier in the same way.
+//! No program is run here.
 //!
 //! A user who can write to one of the directories in the path can replace the program, so only root may be able to do so. The checked
 //! descriptor is the one that is executed.
@@ -18,7 +19,7 @@ use nix::unistd::geteuid;
 use super::owner::{
     Component, ProgramError, check_component, has_access_list, has_attribute, is_without_members,
 };
-use super::{HostRoot, MAX_SYMLINKS, descriptor_path};
+use super::{HostRoot, MAX_SYMLINKS, Target, descriptor_path};
 
 /// `execve(2)` reads 256 bytes of a file to find the interpreter of a script.
 const INTERPRETER_LINE: u64 = 256;
@@ -70,6 +71,18 @@ struct Walk<'a> {
     host: &'a HostRoot,
     above: Vec<(OwnedFd, Component)>,
     names: Vec<String>,
+    /// Users that are trusted like root.
+    trusted: Vec<u32>,
+}
+
+/// The end of a walk.
+enum End {
+    /// A regular file.
+    File(OwnedFd),
+    /// A directory.
+    Directory,
+    /// Nothing exists at this path.
+    Absent(String),
 }
 
 impl HostRoot {
@@ -105,6 +118,24 @@ impl HostRoot {
         self.open_checked(path).map(drop)
     }
 
+    /// Checks the directory or file at `path`, in which Farrier keeps what root uses later, as [`Self::open_program`] checks a program:
+    /// another user who can write to it, or to a directory above it, could replace its contents. What does not exist yet is not checked,
+    /// because Farrier creates it.
+    ///
+    /// In an image, the owner of the root directory is trusted, too: whoever has unpacked an image as an ordinary user can write to all of
+    /// it. The owner of the files on a disk is set when the image is packed.
+    ///
+    /// # Errors
+    /// Names the first component that violates this.
+    pub fn check_only_root_writes(&self, path: &str, target: Target) -> Result<(), ProgramError> {
+        let trusts_owner_of_root = match target {
+            Target::Live => false,
+            Target::Image => true,
+        };
+        let walk = Walk::start(self, trusts_owner_of_root)?;
+        walk.to_end(path).map(drop)
+    }
+
     /// Device and inode of the program of the process `pid` in this host's `/proc`; `None` if there is no such process.
     #[must_use]
     pub fn identity_of_program(&self, pid: u32) -> Option<(u64, u64)> {
@@ -115,7 +146,18 @@ impl HostRoot {
 
     /// Opens the file at `path` after the checks; returns the interpreter of its first line, too.
     fn open_checked(&self, path: &str) -> Result<(OwnedFd, Option<String>), ProgramError> {
-        let file = Walk::start(self)?.to(path)?;
+        let file = match Walk::start(self, false)?.to_end(path)? {
+            End::File(file) => file,
+            End::Directory => {
+                return Err(ProgramError::NoFile {
+                    path: path.to_owned(),
+                });
+            }
+            End::Absent(path) => {
+                let errno = Errno::ENOENT;
+                return Err(ProgramError::Open { path, errno });
+            }
+        };
         let start = read_start(&file).map_err(|errno| ProgramError::Open {
             path: path.to_owned(),
             errno,
@@ -125,16 +167,22 @@ impl HostRoot {
 }
 
 impl<'a> Walk<'a> {
-    fn start(host: &'a HostRoot) -> Result<Self, ProgramError> {
+    fn start(host: &'a HostRoot, trusts_owner_of_root: bool) -> Result<Self, ProgramError> {
+        let failed = |error: std::io::Error| ProgramError::Open {
+            path: "/".to_owned(),
+            errno: Errno::from_raw(error.raw_os_error().unwrap_or_default()),
+        };
+        let mut trusted = vec![geteuid().as_raw()];
+        if trusts_owner_of_root {
+            trusted.push(host.root.metadata().map_err(failed)?.uid());
+        }
         let mut walk = Self {
             host,
             above: Vec::new(),
             names: Vec::new(),
+            trusted,
         };
-        let root = host.root.try_clone().map_err(|error| ProgramError::Open {
-            path: "/".to_owned(),
-            errno: Errno::from_raw(error.raw_os_error().unwrap_or_default()),
-        })?;
+        let root = host.root.try_clone().map_err(failed)?;
         walk.enter(OwnedFd::from(root), None)?;
         Ok(walk)
     }
@@ -159,8 +207,8 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Walks to `path` and returns the regular file there.
-    fn to(mut self, path: &str) -> Result<OwnedFd, ProgramError> {
+    /// Walks to `path`.
+    fn to_end(mut self, path: &str) -> Result<End, ProgramError> {
         let mut remaining: VecDeque<String> = components(path);
         let mut symlinks = 0;
         while let Some(name) = remaining.pop_front() {
@@ -185,7 +233,10 @@ impl<'a> Walk<'a> {
             let how = OpenHow::new()
                 .flags(OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
                 .resolve(ResolveFlag::RESOLVE_NO_MAGICLINKS | ResolveFlag::RESOLVE_BENEATH);
-            let file = openat2(directory.as_fd(), name.as_str(), how).map_err(failed)?;
+            let file = match openat2(directory.as_fd(), name.as_str(), how) {
+                Err(Errno::ENOENT) => return Ok(End::Absent(here)),
+                opened => opened.map_err(failed)?,
+            };
             let flags = AtFlags::AT_EMPTY_PATH;
             let stat = fstatat(file.as_fd(), "", flags).map_err(failed)?;
             let component = Component::of(&stat);
@@ -208,20 +259,18 @@ impl<'a> Walk<'a> {
                 self.enter(file, Some(&name))?;
             } else if component.is(SFlag::S_IFREG) && remaining.is_empty() {
                 self.check(&file, component, &here)?;
-                return Ok(file);
+                return Ok(End::File(file));
             } else {
                 return Err(ProgramError::NoFile { path: here });
             }
         }
-        Err(ProgramError::NoFile {
-            path: path.to_owned(),
-        })
+        Ok(End::Directory)
     }
 
     fn check(&self, file: &OwnedFd, component: Component, path: &str) -> Result<(), ProgramError> {
         check_component(
             component,
-            geteuid().as_raw(),
+            &self.trusted,
             || is_without_members(self.host, component.group),
             || has_access_list(file),
             path,
@@ -327,5 +376,61 @@ mod tests {
             }
             (found, expected) => panic!("{found:?} instead of {expected:?}"),
         }
+    }
+
+    #[rstest]
+    #[case("/a/b", None)]
+    #[case("/a/b/program", None)]
+    #[case("/a/new/and/more", None)]
+    // A link such as `/opt -> var/opt` of Flatcar and ostree, also to a directory that does not exist yet.
+    #[case("/a/absolute", None)]
+    #[case("/a/relative/new", None)]
+    #[case("/a/gone/new", None)]
+    #[case("/open", Some("`chmod go-w /open`"))]
+    #[case("/open/below", Some("`chmod go-w /open`"))]
+    #[case("/open/new", Some("`chmod go-w /open`"))]
+    #[case("/a/through/new", Some("`chmod go-w /open`"))]
+    #[case("/a/b/program/x", Some("not a regular file"))]
+    fn every_component_of_a_directory_of_farrier_is_checked(
+        #[case] path: &str,
+        #[case] expected: Option<&str>,
+        #[values(Target::Live, Target::Image)] target: Target,
+    ) {
+        let (_directory, host) = host();
+        let error = host.check_only_root_writes(path, target).err();
+        let sentence = error.map(|error| Problem::new(&error, error.help()).sentence());
+        assert_eq!(sentence.is_some(), expected.is_some(), "{sentence:?}");
+        if let (Some(sentence), Some(expected)) = (sentence, expected) {
+            assert!(sentence.contains(expected), "{sentence}");
+        }
+    }
+
+    #[test]
+    fn a_component_of_another_user_is_refused_unless_all_of_the_image_is_that_user_s() {
+        let (directory, host) = host();
+        let give = |path: &str| {
+            std::os::unix::fs::lchown(directory.path().join(path), Some(1000), None).is_ok()
+        };
+        // Only root can give files away.
+        if !give("a/b") {
+            return;
+        }
+        for target in [Target::Live, Target::Image] {
+            let error = host.check_only_root_writes("/a/b", target).unwrap_err();
+            let help = error.help().unwrap().into_owned();
+            assert_eq!(help, "run `chown root:root /a/b` on the host");
+        }
+        assert!(give("a/absolute"));
+        let error = host.check_only_root_writes("/a/absolute/x", Target::Live);
+        let help = error.unwrap_err().help().unwrap().into_owned();
+        assert_eq!(help, "run `chown -h root:root /a/absolute` on the host");
+        assert!(give("") && give("a"));
+        let live = host.check_only_root_writes("/a/b", Target::Live);
+        assert!(live.is_err(), "{live:?}");
+        assert_eq!(host.check_only_root_writes("/a/b", Target::Image), Ok(()));
+        // The image of one user, with a directory of another.
+        std::os::unix::fs::chown(directory.path().join("a/b"), Some(1001), None).unwrap();
+        assert!(host.check_only_root_writes("/a/b", Target::Image).is_err());
+        assert_eq!(host.check_only_root_writes("/a", Target::Image), Ok(()));
     }
 }

@@ -33,7 +33,7 @@ use crate::installer::state::{
 pub use error::Error;
 use os::{
     PROGRAMS, config_of_unit, config_path_problem, detect_distro, directory,
-    orphaned_config, snippets, sources, state_dir_problem,
+    directory_owner_problem, orphaned_config, snippets, sources, state_dir_problem,
     version_command,
 };
 use pending::{RestartInputs, Subject, record_loaded};
@@ -247,7 +247,8 @@ pub async fn gather(
     let sources = sources(host, distro, &config)?;
     let snippets = snippets(host, distro, &config)?;
     let orphaned_config = orphaned_config(host, &state, &config_files, &sources)?;
-    let (directory, mut obstacle) = directory(host, distro, &state, target);
+    let (directory, unusable) = directory(host, distro, &state, target);
+    let mut obstacle = directory_owner_problem(host, &directory, target).or(unusable);
     obstacle = obstacle.or_else(|| config_path_problem(host, &config, target));
     if target == Target::Live {
         obstacle = obstacle.or_else(|| state_dir_problem(host));

@@ -12,9 +12,11 @@ use crate::installer::containerd::process::without_deleted_mark;
 use crate::installer::containerd::systemd_unit;
 use crate::installer::distro::editable_files;
 use crate::installer::distro::{self, DistroSpec, Edited, Evidence};
+use crate::installer::host::lock::DIRECTORY as LOCK_DIRECTORY;
+use crate::installer::host::owner::ProgramError;
 use crate::installer::host::path::{file_name, parent_directory};
 use crate::installer::host::{HostRoot, SMALL_FILE_LIMIT, Target};
-use crate::installer::state::{STATE_DIRECTORY, State};
+use crate::installer::state::{JOURNAL_FILE, STATE_DIRECTORY, STATE_FILE, State};
 
 /// The paths where packages install containerd, for a host on which no containerd runs.
 pub(crate) const PROGRAMS: [&str; 3] = [
@@ -177,6 +179,42 @@ fn bin_dir_problem(host: &HostRoot, directory: &str) -> Option<Problem> {
         Ok(_) => None,
         Err(error) => Some(Problem::new(&error, error.help())),
     }
+}
+
+/// Why a user other than root could replace what Farrier keeps in its directories, of which `directory` is the one for binaries.
+///
+/// The rule is that of sshd's `StrictModes`, and the one for programs that Farrier runs as root.
+pub(crate) fn directory_owner_problem(
+    host: &HostRoot,
+    directory: &str,
+    target: Target,
+) -> Option<Problem> {
+    let (store, bin) = (format!("{directory}/store"), format!("{directory}/bin"));
+    state_owner_problem(host, target).or_else(|| {
+        let mut paths = [store.as_str(), bin.as_str()].into_iter();
+        paths.find_map(|path| owner_problem(host, path, target))
+    })
+}
+
+/// As [`directory_owner_problem`], for the directories of the state file and the lock alone. A recovery trusts the files in them.
+pub(crate) fn state_owner_problem(host: &HostRoot, target: Target) -> Option<Problem> {
+    let mut paths = [STATE_FILE, JOURNAL_FILE, LOCK_DIRECTORY].into_iter();
+    paths.find_map(|path| owner_problem(host, path, target))
+}
+
+fn owner_problem(host: &HostRoot, path: &str, target: Target) -> Option<Problem> {
+    let error = host.check_only_root_writes(path, target).err()?;
+    let help = match &error {
+        ProgramError::Writable {
+            path, chmod_mode, ..
+        } => Some(format!("run `chmod {chmod_mode} {path}` on the host").into()),
+        ProgramError::Owner { .. } | ProgramError::AccessList { .. } => error.help(),
+        // The change itself reports such a path.
+        ProgramError::NoFile { .. }
+        | ProgramError::Interpreter { .. }
+        | ProgramError::Open { .. } => return None,
+    };
+    Some(Problem::new(format!("failed to use {path}: {error}"), help))
 }
 
 /// Why the journal, with which every change begins, can't be written on this host.
