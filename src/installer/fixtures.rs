@@ -76,6 +76,7 @@ pub fn host() -> HostFactsBuilder {
         obstacle: None,
         unknown_config: None,
         dump: Ok(String::new()),
+        untried: None,
         missing_prerequisite: None,
         served: Ok(served(&[])),
         in_use: BTreeMap::new(),

@@ -547,3 +547,67 @@ async fn an_image_that_an_ordinary_user_has_unpacked_can_be_prepared_by_root() {
     let report = host.install(&[shim("b")], &[]).await;
     assert_eq!(report.result, Outcome::Refused, "{report:?}");
 }
+
+/// Runs the program on an image in `root`, as the path is written.
+fn offline(directory: &Path, root: &str, without_chroot: bool) -> Output {
+    let farrier = env!("CARGO_BIN_EXE_farrier");
+    let mut command = if without_chroot && nix::unistd::geteuid().is_root() {
+        let mut command = Command::new("setpriv");
+        command.args(["--bounding-set=-sys_chroot", farrier]);
+        command
+    } else {
+        Command::new(farrier)
+    };
+    command
+        .current_dir(directory)
+        .args([
+            "install",
+            "--offline",
+            "--shim=a=file:///srv/a",
+            "-o",
+            "json",
+        ])
+        .args(["--host-root", root]);
+    command.output().unwrap()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn a_relative_host_root_is_entered_like_an_absolute_one() {
+    let host = Host::new(Some(CONFIG));
+    host.write("/srv/a", &super::support::failing("no such plugin"));
+    let name = host.root().file_name().unwrap().to_str().unwrap();
+    let above = host.root().parent().unwrap();
+    for root in [
+        name,
+        &format!("./{name}/../{name}"),
+        host.root().to_str().unwrap(),
+    ] {
+        let output = offline(above, root, false);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        if nix::unistd::geteuid().is_root() {
+            assert!(
+                text.contains("does not run on the host: no such plugin"),
+                "{root}: {text}"
+            );
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn a_host_root_that_can_not_be_entered_is_told() {
+    let host = Host::new(Some(CONFIG));
+    host.write("/srv/a", &super::support::failing("no such plugin"));
+    let output = offline(Path::new("/"), host.root().to_str().unwrap(), true);
+    let report: ProvisionReport = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    let mut notes = report.notes.iter();
+    assert!(
+        notes.any(
+            |note| note.contains("failed to try containerd and the shims in the image")
+                && note.contains("CAP_SYS_CHROOT")
+        ),
+        "{report:?}"
+    );
+}

@@ -210,6 +210,27 @@ pub async fn run_unchecked(
     .await
 }
 
+/// Checks that programs can run in the host's root: that this process may change its root to that directory.
+///
+/// # Errors
+/// [`Error::Start`] with the cause.
+pub async fn check_enter(host: &HostRoot, limit: Duration) -> Result<(), Error> {
+    if host.is_own_root() || FARRIER.get().is_none() {
+        return Ok(());
+    }
+    // A directory can't be executed, which the second start of Farrier finds only after the change of the root.
+    match run_unchecked(host, "/", &[], limit).await {
+        Err(error @ Error::Start { .. }) => Err(error),
+        Ok(_)
+        | Err(
+            Error::NotTrusted { .. }
+            | Error::TooLong { .. }
+            | Error::Failed { .. }
+            | Error::TooMuch { .. },
+        ) => Ok(()),
+    }
+}
+
 /// As [`run`], in the given context.
 ///
 /// # Errors

@@ -189,22 +189,24 @@ fn failed_io(act: &'static str, path: &str) -> impl FnOnce(io::Error) -> Error {
 }
 
 impl HostRoot {
-    /// Opens the host whose root directory is `path`.
+    /// Opens the host whose root directory is `path`. A relative path starts at the working directory of this process, which the programs
+    /// of the host do not have.
     ///
     /// # Errors
     /// When `path` is not a directory or can't be opened.
     pub fn open(path: &Path) -> Result<Self> {
+        let failed = |source| Error::Root {
+            path: path.to_owned(),
+            source,
+        };
+        let absolute = std::path::absolute(path).map_err(failed)?;
         let directory = File::options()
             .read(true)
             .custom_flags(OFlag::O_DIRECTORY.bits())
-            .open(path);
-        let root = directory.map_err(|source| Error::Root {
-            path: path.to_owned(),
-            source,
-        })?;
+            .open(&absolute);
         Ok(Self {
-            root,
-            path: path.to_owned(),
+            root: directory.map_err(failed)?,
+            path: absolute,
         })
     }
 

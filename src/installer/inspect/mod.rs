@@ -72,6 +72,8 @@ pub struct HostFacts {
     pub obstacle: Option<Problem>,
     /// The configuration as containerd prints it, or why containerd fails to print it.
     pub dump: Result<String, Problem>,
+    /// Why no program of an image can be tried.
+    pub untried: Option<Problem>,
     /// A file or feature that the configuration needs and that the host lacks, as a message for an operator.
     pub missing_prerequisite: Option<String>,
     /// The runtimes that containerd serves, or why they are unknown.
@@ -263,6 +265,7 @@ pub async fn gather(
         unknown_config,
         version: None,
         no_version: Problem::new("no program was run", None),
+        untried: None,
         missing_prerequisite: None,
         dump: Err(Problem::new("no program was run", None)),
         containerd: match running.containerd {
@@ -300,6 +303,11 @@ pub async fn gather(
         boot_id: identity(host, "/proc/sys/kernel/random/boot_id")?,
         config_files,
     };
+    if target == Target::Image
+        && let Err(error) = exec::check_enter(host, PROGRAM_LIMIT).await
+    {
+        facts.untried = Some(untried(&error));
+    }
     run_programs(host, &mut facts).await;
     if target == Target::Live && facts.distro.unsupported.is_none() {
         query_services(host, &mut facts).await;
@@ -357,6 +365,16 @@ async fn run_programs(host: &HostRoot, facts: &mut HostFacts) {
         .ok()
         .and_then(|dump| missing_prerequisite(host, dump));
     facts.dump = dump.map_err(|problem| facts.without_secrets(problem));
+}
+
+/// The problem with an image whose programs can't be tried for the reason `error`.
+fn untried(error: &exec::Error) -> Problem {
+    let cause: &dyn std::error::Error = error;
+    let cause = cause.source().unwrap_or(cause);
+    Problem::with_help(
+        format!("failed to try containerd and the shims in the image: {cause}"),
+        "run farrier as root, or with the capability CAP_SYS_CHROOT",
+    )
 }
 
 /// The arguments with which containerd prints the configuration that it loads from `path`.

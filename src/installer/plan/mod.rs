@@ -92,6 +92,9 @@ fn assemble(
         edit.new_directories(facts)
     };
     let is_whole = set.reports.iter().all(|report| report.reason.is_none());
+    if let Some(problem) = facts.untried.as_ref().filter(|_| !config.is_empty()) {
+        notes.push(problem.sentence());
+    }
     notes.extend(set.report_lost(goal.owner, &lost(facts, &next, &store)));
     let mut state = State {
         handlers: next,

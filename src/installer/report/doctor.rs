@@ -209,6 +209,9 @@ impl Findings {
             }
             (Containerd::Live(_), Ok(_)) | (Containerd::Image, _) => {}
         }
+        if let Some(untried) = &facts.untried {
+            self.add_problem(untried, "run farrier as root");
+        }
         if let Some(obstacle) = &facts.obstacle {
             self.add_problem(obstacle, "check that path");
         }
