@@ -129,13 +129,14 @@ pub struct Platform {
     #[x_kube(validation = Rule::new("self.matches('^(https?://|file:///).')")
         .message("location must be https://…, http://… or file:///path/on/the/node"))]
     pub location: String,
-    /// SHA-256 of the archive, 64 hexadecimal digits. An archive with another digest is not unpacked.
+    /// SHA-256 of the archive, 64 hexadecimal digits. An archive with another digest is not unpacked. The privileged container compares
+    /// the archive again, and the binary with the one in the archive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     #[x_kube(validation = Rule::new("self.matches('^([0-9a-fA-F]{64})?$')")
         .message("a SHA-256 must have 64 hexadecimal digits, as sha256sum prints them"))]
     pub sha256: Option<String>,
-    /// SHA-256 of the binary inside the archive, 64 hexadecimal digits.
+    /// SHA-256 of the binary inside the archive, 64 hexadecimal digits. The privileged container compares it again, without the archive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     #[x_kube(validation = Rule::new("self.matches('^([0-9a-fA-F]{64})?$')")

@@ -278,7 +278,7 @@ pub struct Install {
     /// Keep the shims that the command line installed before.
     #[arg(long)]
     pub keep_others: bool,
-    /// Certificate authorities for downloads.
+    /// Whom downloads trust.
     #[command(flatten)]
     pub trust: Trust,
     /// Also write the report to this file, shortened to fit a container's termination message.
@@ -289,12 +289,15 @@ pub struct Install {
     pub change: Change,
 }
 
-/// Certificate authorities for downloads.
+/// Whom downloads trust.
 #[derive(Debug, Args)]
 pub struct Trust {
     /// PEM file with certificate authorities for downloads, in addition to Mozilla's.
     #[arg(long, env = "FARRIER_CA_FILE", value_name = "FILE")]
     pub ca_file: Option<PathBuf>,
+    /// Download also from link-local addresses and from metadata services of clouds, which serve the credentials of a node.
+    #[arg(long)]
+    pub allow_link_local: bool,
 }
 
 /// Options of `farrier uninstall`.
@@ -321,7 +324,7 @@ pub struct Fetch {
     /// Directory for the verified binaries and the results.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Certificate authorities for downloads.
+    /// Whom downloads trust.
     #[command(flatten)]
     pub trust: Trust,
 }

@@ -122,18 +122,6 @@ impl Resolver {
     }
 }
 
-/// The resolver of the HTTP client.
-impl reqwest::dns::Resolve for Resolver {
-    fn resolve(&self, name: reqwest::dns::Name) -> reqwest::dns::Resolving {
-        let resolver = self.clone();
-        Box::pin(async move {
-            let found = resolver.addresses(name.as_str()).await?;
-            let found = found.into_iter().map(|address| SocketAddr::new(address, 0));
-            Ok(Box::new(found) as reqwest::dns::Addrs)
-        })
-    }
-}
-
 /// For the API server.
 impl tower::Service<hyper_util::client::legacy::connect::dns::Name> for Resolver {
     type Response = std::vec::IntoIter<SocketAddr>;

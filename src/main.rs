@@ -16,7 +16,8 @@ use farrier::installer::containerd::rehearsal;
 use farrier::installer::report::text;
 use farrier::installer::transaction::interrupts::Interrupts;
 use farrier::installer::{
-    self, HostOptions, InstallOptions, Mode, RequestSource, RunResult, Target, UninstallOptions,
+    self, FetchOptions, HostOptions, InstallOptions, Mode, RequestSource, RunResult, Target,
+    UninstallOptions,
 };
 use farrier::telemetry;
 use tracing::{error, info, warn};
@@ -263,6 +264,7 @@ async fn run_install(install: cli::Install) -> ExitCode {
         artifacts,
         keep_others,
         ca_file: trust.ca_file,
+        allow_link_local: trust.allow_link_local,
         interrupts,
     };
     let RunResult { report, text } = installer::install(&options, mode).await;
@@ -297,6 +299,10 @@ async fn run_fetch(fetch: cli::Fetch) -> ExitCode {
         trust,
     } = fetch;
     let source = RequestSource::File(request);
+    let options = FetchOptions {
+        ca_file: trust.ca_file.as_deref(),
+        allow_link_local: trust.allow_link_local,
+    };
     let interrupts = match listen() {
         Ok(interrupts) => interrupts,
         Err(status) => return status,
@@ -307,7 +313,7 @@ async fn run_fetch(fetch: cli::Fetch) -> ExitCode {
             let interrupted = format!("interrupted by {name}");
             return fail_with_help(&interrupted, Some("run the same command again"));
         }
-        fetched = installer::fetch(&source, &out, trust.ca_file.as_deref()) => fetched,
+        fetched = installer::fetch(&source, &out, options) => fetched,
     };
     match fetched {
         Ok(results) => {

@@ -19,6 +19,7 @@ use std::path::Path;
 
 use tracing::warn;
 
+pub use artifact::fetch::FetchOptions;
 use host::HostRoot;
 pub use host::Target;
 use host::lock::Lock;
@@ -84,10 +85,10 @@ impl Error {
 pub async fn fetch(
     source: &RequestSource,
     out: &Path,
-    ca_file: Option<&Path>,
+    options: FetchOptions<'_>,
 ) -> Result<Vec<FetchResult>, Error> {
     let request = source.read()?;
-    Ok(artifact::fetch::fetch(&request.shims, out, ca_file).await?)
+    Ok(artifact::fetch::fetch(&request.shims, out, options).await?)
 }
 
 /// The result of a run.
@@ -110,7 +111,10 @@ pub async fn install(options: &InstallOptions, mode: Mode) -> RunResult {
     report.node_uid.clone_from(&request.node_uid);
     let artifacts = ArtifactOptions {
         directory: options.artifacts.as_deref(),
-        ca_file: options.ca_file.as_deref(),
+        fetch: FetchOptions {
+            ca_file: options.ca_file.as_deref(),
+            allow_link_local: options.allow_link_local,
+        },
     };
     let goal = async |root: &HostRoot, facts: &HostFacts| {
         let mut resolved = resolve(root, artifacts, &request, facts).await?;

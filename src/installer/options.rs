@@ -107,6 +107,8 @@ pub struct InstallOptions {
     pub keep_others: bool,
     /// More certificate authorities than Mozilla's, as PEM.
     pub ca_file: Option<PathBuf>,
+    /// Download also from link-local addresses and from metadata services of clouds.
+    pub allow_link_local: bool,
     /// Signals that end the run before its change takes effect.
     pub interrupts: Interrupts,
 }

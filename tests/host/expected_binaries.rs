@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::support::{Host, program, shim};
 use farrier::handoff::{FetchResult, Outcome, Sha256Digest, ShimRequest};
-use farrier::installer::artifact::fetch::fetch;
+use farrier::installer::artifact::fetch::{FetchOptions, fetch};
 use farrier::names::sha256_hex;
 use rstest::rstest;
 use tempfile::TempDir;
@@ -61,7 +61,9 @@ fn leave(directory: &Path, name: &str, binary_sha256: Option<Sha256Digest>, pres
 /// The results of `fetch` for these shims.
 async fn skipped(shims: &[ShimRequest]) -> TempDir {
     let directory = tempfile::tempdir().unwrap();
-    let results = fetch(shims, directory.path(), None).await.unwrap();
+    let results = fetch(shims, directory.path(), FetchOptions::default())
+        .await
+        .unwrap();
     assert!(results.iter().all(|result| result.present), "{results:?}");
     directory
 }
@@ -221,7 +223,12 @@ async fn an_expected_binary_is_never_taken_from_elsewhere_than_the_host() {
             binary_sha256: Some(Sha256Digest::of(&program(1))),
             ..shim("a")
         }];
-        let results = fetch(&shims, tempfile::tempdir().unwrap().path(), None).await;
+        let results = fetch(
+            &shims,
+            tempfile::tempdir().unwrap().path(),
+            FetchOptions::default(),
+        )
+        .await;
         assert!(results.unwrap().iter().all(|result| result.present));
         let report = host.provision(&shims, fetched("a", 1).path()).await;
         assert_eq!(report.result, Outcome::Refused, "{report:?}");

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::support::{self, Host, program};
 use farrier::handoff::{FetchResult, Outcome, Owner, ProvisionRequest, Sha256Digest, ShimRequest};
-use farrier::installer::artifact::fetch::fetch;
+use farrier::installer::artifact::fetch::{FetchOptions, fetch};
 use farrier::installer::artifact::handoff_dir::read_binary;
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -100,8 +100,15 @@ pub fn shim(location: String) -> ShimRequest {
     }
 }
 
+fn options(ca_file: Option<&Path>) -> FetchOptions<'_> {
+    FetchOptions {
+        ca_file,
+        allow_link_local: false,
+    }
+}
+
 async fn fetch_one(shim: &ShimRequest, out: &Path, ca_file: Option<&Path>) -> FetchResult {
-    let mut results = fetch(std::slice::from_ref(shim), out, ca_file)
+    let mut results = fetch(std::slice::from_ref(shim), out, options(ca_file))
         .await
         .unwrap();
     assert_eq!(results.len(), 1);
@@ -125,7 +132,7 @@ async fn a_slow_server_delays_no_other_shim() {
         name.clone_into(&mut shim.name);
         shim
     });
-    let results = fetch(&shims, out.path(), None).await.unwrap();
+    let results = fetch(&shims, out.path(), options(None)).await.unwrap();
     assert!(
         results.iter().all(|result| result.reason.is_none()),
         "{results:?}"
@@ -170,7 +177,7 @@ async fn unpacking_a_large_archive_delays_no_other_download() {
         name.clone_into(&mut shim.name);
         shim
     });
-    let results = fetch(&shims, out.path(), None).await.unwrap();
+    let results = fetch(&shims, out.path(), options(None)).await.unwrap();
     assert!(
         results.iter().all(|result| result.reason.is_none()),
         "{results:?}"
@@ -427,9 +434,154 @@ async fn fetch_refuses_other_schemes_and_skips_file_urls() {
     assert!(result.remedy.unwrap().contains("write an https://"));
     let on_host = shim("file:///srv/a".to_owned());
     assert!(
-        fetch(&[on_host], out.path(), None)
+        fetch(&[on_host], out.path(), options(None))
             .await
             .unwrap()
             .is_empty()
     );
+}
+
+/// A shim whose artifact is fetched and pinned by its own digest, without that of its binary.
+async fn pinned_archive(out: &Path) -> ShimRequest {
+    let archive = archive("containerd-shim-wasmtime-v1");
+    let address = serve(Routes::from([("/a.tar.gz", ok(&archive))]));
+    let mut shim = shim(format!("http://{address}/a.tar.gz"));
+    shim.sha256 = Some(Sha256Digest::of(&archive));
+    let result = fetch_one(&shim, out, None).await;
+    assert_eq!(result.reason, None);
+    let (_, digest) = read_binary(&shim, out).unwrap();
+    assert_eq!(digest, Sha256Digest::of(&program(0)));
+    shim
+}
+
+/// What the bytes of another shim do with the process that fetches all of them.
+#[rstest]
+#[case::the_binary(&["bin"])]
+#[case::the_binary_and_the_artifact(&["bin", "artifact"])]
+#[case::the_binary_without_the_artifact(&["bin", "-artifact"])]
+#[tokio::test]
+async fn a_pinned_artifact_protects_its_binary_from_the_process_that_fetched_it(
+    #[case] replaced: &[&str],
+) {
+    let out = tempfile::tempdir().unwrap();
+    let shim = pinned_archive(out.path()).await;
+    let evil = program(9);
+    for name in replaced {
+        match name.strip_prefix('-') {
+            Some(name) => {
+                std::fs::remove_file(out.path().join(format!("wasmtime.{name}"))).unwrap();
+            }
+            None => std::fs::write(out.path().join(format!("wasmtime.{name}")), &evil).unwrap(),
+        }
+    }
+    let result = FetchResult {
+        shim: shim.name.clone(),
+        binary_sha256: Some(Sha256Digest::of(&evil)),
+        reason: None,
+        remedy: None,
+        present: false,
+    };
+    let json = serde_json::to_string(&result).unwrap();
+    std::fs::write(out.path().join("wasmtime.json"), json).unwrap();
+    assert!(read_binary(&shim, out.path()).is_err());
+    let report = Host::new(Some(support::CONFIG))
+        .provision(&[shim], out.path())
+        .await;
+    let reasons: Vec<_> = report.handlers.iter().map(|it| &it.reason).collect();
+    assert!(reasons.iter().all(|reason| reason.is_some()), "{report:?}");
+}
+
+#[tokio::test]
+async fn a_pinned_artifact_is_installed_from_the_hand_off_directory() {
+    let out = tempfile::tempdir().unwrap();
+    let shim = pinned_archive(out.path()).await;
+    let host = Host::new(Some(support::CONFIG));
+    let report = host.provision(&[shim], out.path()).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+}
+
+#[rstest]
+#[case::of_a_page("/page", b"role-of-the-node".to_vec(), false)]
+#[case::of_nothing("/empty", Vec::new(), false)]
+#[case::of_an_archive("/a.tar.gz", archive("README"), true)]
+#[case::of_a_program("/a", program(3), true)]
+#[tokio::test]
+async fn the_digest_of_a_download_is_told_only_if_it_is_an_archive_or_a_program(
+    #[case] path: &'static str,
+    #[case] body: Vec<u8>,
+    #[case] told: bool,
+) {
+    let address = serve(Routes::from([(path, ok(&body))]));
+    let out = tempfile::tempdir().unwrap();
+    let mut shim = shim(format!("http://{address}{path}"));
+    shim.sha256 = Some(Sha256Digest::from_bytes([7; 32]));
+    let reason = fetch_one(&shim, out.path(), None).await.reason.unwrap();
+    let found = Sha256Digest::of(&body).to_string();
+    assert_eq!(reason.contains(&found), told, "{reason}");
+    assert_eq!(reason.contains("neither"), !told, "{reason}");
+    // A file of the host is told in the same way.
+    let host = Host::new(Some(support::CONFIG));
+    host.write("/etc/shadow", &body);
+    shim.location = "file:///etc/shadow".to_owned();
+    let report = host.install(&[shim], &[]).await;
+    let reason = report.handlers[0].reason.clone().unwrap();
+    assert_eq!(reason.contains(&found), told, "{reason}");
+    assert_eq!(reason.contains("neither"), !told, "{reason}");
+}
+
+#[tokio::test]
+async fn a_redirect_does_not_tell_the_url_before_it() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = std::thread::spawn(move || {
+        let heads = ["/first?sig=hunter2", "/second"].map(|_| {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut head = String::new();
+            let mut reader = BufReader::new(&mut stream);
+            while !head.ends_with("\r\n\r\n") {
+                assert!(reader.read_line(&mut head).unwrap() > 0);
+            }
+            let to = if head.starts_with("GET /first") {
+                redirect("/second")
+            } else {
+                ok(&program(1))
+            };
+            stream.write_all(&to).unwrap();
+            head.to_lowercase()
+        });
+        heads
+    });
+    let out = tempfile::tempdir().unwrap();
+    let shim = shim(format!("http://{address}/first?sig=hunter2"));
+    assert_eq!(fetch_one(&shim, out.path(), None).await.reason, None);
+    let [first, second] = server.join().unwrap();
+    assert!(first.contains("hunter2"));
+    assert!(
+        !second.contains("referer") && !second.contains("hunter2"),
+        "{second}"
+    );
+}
+
+#[rstest]
+#[case::in_the_location("http://169.254.169.254/latest/meta-data/")]
+#[case::in_another_notation("http://0xa9fea9fe/latest/meta-data/")]
+#[case::mapped_to_ipv6("http://[::ffff:169.254.169.254]/latest/meta-data/")]
+#[case::of_aws("http://[fd00:ec2::254]/latest/meta-data/")]
+#[tokio::test]
+async fn a_link_local_address_is_refused_with_the_option_that_allows_it(
+    #[case] location: &str,
+    #[values(false, true)] after_a_redirect: bool,
+) {
+    let out = tempfile::tempdir().unwrap();
+    let address = serve(Routes::from([("/away", redirect(location))]));
+    let shim = shim(if after_a_redirect {
+        format!("http://{address}/away")
+    } else {
+        location.to_owned()
+    });
+    let result = fetch_one(&shim, out.path(), None).await;
+    let reason = result.reason.unwrap();
+    assert!(reason.contains("a link-local address"), "{reason}");
+    let remedy = result.remedy.unwrap();
+    assert!(remedy.contains("--allow-link-local"), "{remedy}");
 }

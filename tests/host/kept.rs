@@ -2,7 +2,7 @@
 
 use super::support::{Host, program, shim};
 use farrier::handoff::{OptionValue, Outcome, ProvisionReport, Sha256Digest, ShimRequest};
-use farrier::installer::artifact::fetch::fetch;
+use farrier::installer::artifact::fetch::{FetchOptions, fetch};
 use tempfile::TempDir;
 
 /// A host that serves `a` and its alias with an option, and `b`, for a cluster. The artifact of `a` is gone.
@@ -139,7 +139,12 @@ async fn a_kept_shim_keeps_everything_in_a_run_that_is_refused() {
 #[tokio::test]
 async fn nothing_is_fetched_for_a_kept_shim() {
     let directory = tempfile::tempdir().unwrap();
-    let results = fetch(&[ShimRequest::kept("a")], directory.path(), None).await;
+    let results = fetch(
+        &[ShimRequest::kept("a")],
+        directory.path(),
+        FetchOptions::default(),
+    )
+    .await;
     assert_eq!(results.unwrap(), []);
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
 }

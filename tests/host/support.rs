@@ -140,6 +140,7 @@ impl Host {
             artifacts: None,
             keep_others: false,
             ca_file: None,
+            allow_link_local: false,
             interrupts: Interrupts::default(),
         }
     }

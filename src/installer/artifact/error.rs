@@ -42,6 +42,14 @@ pub enum Error {
         /// The server's status.
         status: StatusCode,
     },
+    /// The location, or the target of a redirect, is at an address that no download may use.
+    #[error("failed to fetch {url}: {message}")]
+    LinkLocal {
+        /// The requested URL, before redirects and without secrets.
+        url: String,
+        /// The server and its address.
+        message: String,
+    },
     /// The download exceeded the time limit.
     #[error("failed to fetch {location} within {FETCH_LIMIT:?}")]
     TooSlow {
@@ -116,6 +124,9 @@ impl Error {
             Self::Location { .. } => Cow::Borrowed("write an https://, http:// or file:/// URL"),
             Self::Transport { .. } => Cow::Borrowed(
                 "check the location, and check that pods of this node can reach its server",
+            ),
+            Self::LinkLocal { .. } => Cow::Borrowed(
+                "use another location, or allow such addresses with --allow-link-local (chart: job.allowLinkLocal)",
             ),
             Self::Status { .. } => Cow::Borrowed("correct the location"),
             Self::TooSlow { .. } => {

@@ -18,8 +18,8 @@ use tracing::warn;
 pub use super::error::Error;
 use super::error::{FETCH_LIMIT, MAX_ARTIFACT, check_binary, check_digest, directory_error};
 use super::handoff_dir;
+use super::link_local::{CheckedResolver, LinkLocal, check_url};
 use super::unpack;
-use crate::dns::Resolver;
 use crate::handoff::{FetchResult, Problem, Sha256Digest, ShimRequest, printable_up_to};
 
 /// Concurrent downloads. On most nodes this is enough for all shims, so that a slow server delays no other download.
@@ -36,6 +36,15 @@ const IDLE_LIMIT: Duration = Duration::from_secs(30);
 /// Size limit in bytes for a file of certificate authorities; Mozilla's has 230 kB.
 const MAX_CA_FILE: u64 = 4 << 20;
 
+/// Options of a fetch.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct FetchOptions<'a> {
+    /// A PEM file of certificate authorities that are trusted in addition to Mozilla's.
+    pub ca_file: Option<&'a Path>,
+    /// Download also from link-local addresses and from metadata services of clouds.
+    pub allow_link_local: bool,
+}
+
 /// Fetches the artifact of each shim, and writes the binary and a [`FetchResult`] to `out`. A binary that the request expects on the node
 /// is not fetched, nor is one of a shim that is to be kept: these shims have no result.
 ///
@@ -44,10 +53,10 @@ const MAX_CA_FILE: u64 = 4 << 20;
 pub async fn fetch(
     shims: &[ShimRequest],
     out: &Path,
-    ca_file: Option<&Path>,
+    options: FetchOptions<'_>,
 ) -> Result<Vec<FetchResult>, Error> {
     std::fs::create_dir_all(out).map_err(directory_error(out))?;
-    let client = client(ca_file)?;
+    let client = client(options)?;
     let end = Instant::now() + FETCH_LIMIT;
     let remote = shims
         .iter()
@@ -57,7 +66,10 @@ pub async fn fetch(
             if shim.present.is_some() {
                 return (shim, None);
             }
-            (shim, Some(fetch_one(&client, shim, out, end).await))
+            (
+                shim,
+                Some(fetch_one(&client, options, shim, out, end).await),
+            )
         })
         .buffered(MAX_CONCURRENT);
     let mut results = Vec::new();
@@ -112,6 +124,7 @@ fn shown_location(location: &str) -> String {
 /// Fetches one artifact. The download ends at `end` at the latest; verifying and unpacking are bounded by the size of the artifact.
 async fn fetch_one(
     client: &Client,
+    options: FetchOptions<'_>,
     shim: &ShimRequest,
     out: &Path,
     end: Instant,
@@ -129,7 +142,15 @@ async fn fetch_one(
             "fetching over http without a SHA-256: an attacker on the network can replace the binary"
         );
     }
-    let path = out.join(format!("{}.artifact", shim.name));
+    if !options.allow_link_local
+        && let Err(refused) = check_url(&url)
+    {
+        return Err(Error::LinkLocal {
+            url: shown_url(&url),
+            message: refused.to_string(),
+        });
+    }
+    let path = handoff_dir::artifact_path(shim, out);
     let binary = out.join(format!("{}.bin", shim.name));
     let downloaded = tokio::time::timeout_at(end, download(client, &shim.name, &url, &path)).await;
     let too_slow = |_| Error::TooSlow {
@@ -142,7 +163,10 @@ async fn fetch_one(
         Err(error) => Err(error),
     };
     // A file that can't be removed is overwritten by the next attempt.
-    let _ = std::fs::remove_file(&path);
+    let is_needed = |binary: &Sha256Digest| handoff_dir::needs_artifact(shim, *binary);
+    if !result.as_ref().is_ok_and(is_needed) {
+        let _ = std::fs::remove_file(&path);
+    }
     if result.is_err() {
         let _ = std::fs::remove_file(&binary);
     }
@@ -157,6 +181,11 @@ async fn check_and_unpack(
     digest: Sha256Digest,
     path: PathBuf,
 ) -> Result<Sha256Digest, Error> {
+    if shim.sha256.is_some_and(|expected| expected != digest) {
+        // The digest of a file that is no artifact is told to nobody: of a short file, it is as good as the content.
+        file.rewind().map_err(directory_error(&path))?;
+        unpack::check_kind(&mut file)?;
+    }
     check_digest(&url, digest, shim.sha256)?;
     let abandoned = Abandoned::default();
     let flag = abandoned.0.clone();
@@ -244,10 +273,16 @@ async fn download_once(
     url: &Url,
     path: &Path,
 ) -> Result<(File, Sha256Digest), Error> {
-    let transport = |error: reqwest::Error| Error::Transport {
-        url: shown_url(url),
-        again: !error.is_redirect() && !error.is_builder(),
-        message: innermost(&error.without_url()),
+    let transport = |error: reqwest::Error| match LinkLocal::find(&error) {
+        Some(refused) => Error::LinkLocal {
+            url: shown_url(url),
+            message: refused.to_string(),
+        },
+        None => Error::Transport {
+            url: shown_url(url),
+            again: !error.is_redirect() && !error.is_builder(),
+            message: innermost(&error.without_url()),
+        },
     };
     let mut response = client.get(url.clone()).send().await.map_err(transport)?;
     if !response.status().is_success() {
@@ -285,11 +320,15 @@ async fn download_once(
     Ok((file, hasher.into()))
 }
 
-/// The client for downloads, which trusts the built-in certificate authorities and those in `ca_file`.
+/// The client for downloads, which trusts the built-in certificate authorities and those in the file of `options`.
 ///
 /// # Errors
-/// When `ca_file` can't be read or contains no certificate.
-fn client(ca_file: Option<&Path>) -> Result<Client, Error> {
+/// When that file can't be read or contains no certificate.
+fn client(options: FetchOptions<'_>) -> Result<Client, Error> {
+    let FetchOptions {
+        ca_file,
+        allow_link_local,
+    } = options;
     // Fails only if another part of the process has already installed a provider.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let unusable = |message: String| match ca_file.map(Path::to_owned) {
@@ -319,9 +358,13 @@ fn client(ca_file: Option<&Path>) -> Result<Client, Error> {
         roots.extend(more);
     }
     Client::builder()
-        .dns_resolver(Resolver::default())
+        .dns_resolver(CheckedResolver::new(allow_link_local))
+        // The URL before a redirect may contain a signature.
+        .referer(false)
         .tls_certs_only(roots)
-        .redirect(Policy::custom(redirect))
+        .redirect(Policy::custom(move |attempt| {
+            redirect(attempt, allow_link_local)
+        }))
         .connect_timeout(CONNECT_LIMIT)
         .read_timeout(IDLE_LIMIT)
         .user_agent(concat!("farrier/", env!("CARGO_PKG_VERSION")))
@@ -329,7 +372,10 @@ fn client(ca_file: Option<&Path>) -> Result<Client, Error> {
         .map_err(|error| unusable(innermost(&error)))
 }
 
-fn redirect(attempt: Attempt<'_>) -> reqwest::redirect::Action {
+fn redirect(attempt: Attempt<'_>, allow_link_local: bool) -> reqwest::redirect::Action {
+    if !allow_link_local && let Err(refused) = check_url(attempt.url()) {
+        return attempt.error(refused);
+    }
     let was_https = attempt.previous().iter().any(|url| url.scheme() == "https");
     if was_https && attempt.url().scheme() != "https" {
         attempt.error("the server redirects from https to http")

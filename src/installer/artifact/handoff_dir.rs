@@ -1,14 +1,18 @@
 //! The hand-off directory: `fetch` writes a result and a binary for each shim, and `install` reads them without trust in their contents.
+//!
+//! One process fetches all shims, so the bytes of one shim that take over this process could replace the binary of another. A request with
+//! the digest of the binary, or with that of the artifact, protects its shim: `install` compares both again. In the second case, `fetch`
+//! also leaves the artifact, and `install` unpacks it once more, after its digest was compared.
 
 use std::fs::File;
-use std::io::{self, Read as _, Write};
+use std::io::{self, Read as _, Seek as _, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
 
 use super::error::{Error, check_binary, check_digest, directory_error};
-use super::unpack;
+use super::unpack::{self, Hashing};
 use crate::handoff::{self, FetchResult, Problem, Sha256Digest, ShimRequest};
 
 /// Size limit in bytes for a [`FetchResult`], which has a few hundred bytes.
@@ -54,7 +58,42 @@ pub fn read_binary(shim: &ShimRequest, out: &Path) -> Result<(PathBuf, Sha256Dig
     let digest = copy_binary(&path, &mut io::sink())?;
     check_digest("the fetched binary", digest, result.binary_sha256)?;
     check_binary("the fetched binary", digest, shim)?;
+    if needs_artifact(shim, digest) {
+        let unpacked = unpacked_digest(shim, shim.sha256, out)?;
+        check_digest("the fetched binary", digest, Some(unpacked))?;
+    }
     Ok((path, digest))
+}
+
+/// The path of the artifact of a shim.
+pub(crate) fn artifact_path(shim: &ShimRequest, out: &Path) -> PathBuf {
+    out.join(format!("{}.artifact", shim.name))
+}
+
+/// Whether the artifact is the only evidence for a binary with this digest.
+pub(crate) fn needs_artifact(shim: &ShimRequest, binary: Sha256Digest) -> bool {
+    let is_binary = shim.sha256 == Some(binary);
+    shim.binary_sha256.is_none() && shim.sha256.is_some() && !is_binary
+}
+
+/// The SHA-256 of the binary in the artifact of a shim, whose own digest is compared with `expected` before it is unpacked.
+fn unpacked_digest(
+    shim: &ShimRequest,
+    expected: Option<Sha256Digest>,
+    out: &Path,
+) -> Result<Sha256Digest, Error> {
+    let path = artifact_path(shim, out);
+    let mut file = open_regular(&path)?;
+    // At most as many bytes as an artifact may have.
+    let whole = Hashing::new(&mut file).finish()?;
+    check_digest("the fetched artifact", whole, expected)?;
+    file.rewind().map_err(directory_error(&path))?;
+    let mut artifact = Hashing::new(file);
+    let binary = shim.binary.as_deref();
+    let digest = unpack::unpack(&mut artifact, &shim.name, binary, &mut io::sink())?;
+    // The file may have been written to in between, so the digest of the unpacked bytes is compared, too.
+    check_digest("the fetched artifact", artifact.finish()?, expected)?;
+    Ok(digest)
 }
 
 /// Copies a binary out of the hand-off directory and returns the SHA-256 of the copy.

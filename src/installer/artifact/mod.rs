@@ -3,4 +3,5 @@
 pub mod error;
 pub mod fetch;
 pub mod handoff_dir;
+mod link_local;
 pub mod unpack;

@@ -26,6 +26,9 @@ const MAX_DESCRIPTION: u64 = 64 << 10;
 /// The first two bytes of every gzip member (RFC 1952, 2.3).
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 
+/// The first bytes of every ELF file (System V ABI, *ELF Identification*).
+const ELF: [u8; 4] = *b"\x7fELF";
+
 /// Length in bytes of an ELF header up to the end of `e_machine`, the field for the CPU (System V ABI, *ELF Header*).
 const ELF_HEADER: usize = 20;
 
@@ -108,6 +111,32 @@ impl Error {
     }
 }
 
+/// Whether the first bytes are those of an archive or a program.
+fn is_known(head: &[u8]) -> bool {
+    head == ELF || head.starts_with(&GZIP)
+}
+
+/// Checks that `artifact` begins as an archive or a program.
+///
+/// # Errors
+/// [`Error::Unknown`] if it does not, and [`Error::Unreadable`] if it can't be read.
+pub fn check_kind(artifact: &mut impl Read) -> Result<(), Error> {
+    if is_known(&read_head(artifact)?) {
+        Ok(())
+    } else {
+        Err(Error::Unknown)
+    }
+}
+
+fn read_head(artifact: &mut impl Read) -> Result<Vec<u8>, Error> {
+    let mut head = Vec::new();
+    artifact
+        .take(ELF.len() as u64)
+        .read_to_end(&mut head)
+        .map_err(|source| Error::Unreadable { source })?;
+    Ok(head)
+}
+
 /// Copies the binary from `artifact` to `out` and returns its SHA-256.
 ///
 /// `binary` is the binary's file name in an archive. Without it, the binary is `containerd-shim-<shim>`, or the only file whose name
@@ -122,17 +151,13 @@ pub fn unpack(
     binary: Option<&str>,
     out: &mut impl Write,
 ) -> Result<Sha256Digest, Error> {
-    let mut head = Vec::new();
-    (&mut artifact)
-        .take(4)
-        .read_to_end(&mut head)
-        .map_err(|source| Error::Unreadable { source })?;
-    let whole = head.as_slice().chain(artifact);
-    if head == b"\x7fELF" {
-        return copy_program(whole, out);
-    }
-    if !head.starts_with(&GZIP) {
+    let head = read_head(&mut artifact)?;
+    if !is_known(&head) {
         return Err(Error::Unknown);
+    }
+    let whole = head.as_slice().chain(artifact);
+    if head == ELF {
+        return copy_program(whole, out);
     }
     unpack_archive(GzipMembers::new(BufReader::new(whole)), shim, binary, out)
 }

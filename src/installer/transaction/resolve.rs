@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::failure::Error;
 use crate::handoff::{Problem, ProvisionRequest, Sha256Digest, ShimRequest};
 use crate::installer::artifact::error::{check_binary, check_digest};
-use crate::installer::artifact::fetch;
+use crate::installer::artifact::fetch::{self, FetchOptions};
 use crate::installer::artifact::handoff_dir;
 use crate::installer::artifact::unpack::{self, Hashing};
 use crate::installer::host::HostRoot;
@@ -36,8 +36,8 @@ pub enum BinarySource {
 pub(crate) struct ArtifactOptions<'a> {
     /// The hand-off directory; without one, Farrier fetches the artifacts itself.
     pub(crate) directory: Option<&'a Path>,
-    /// A PEM file of certificate authorities that are trusted in addition to Mozilla's.
-    pub(crate) ca_file: Option<&'a Path>,
+    /// The options of a download.
+    pub(crate) fetch: FetchOptions<'a>,
 }
 
 /// The artifacts of a request.
@@ -84,7 +84,7 @@ pub(crate) async fn resolve(
         for shim in &mut missing {
             shim.present = None;
         }
-        fetch::fetch(&missing, made.path(), options.ca_file).await?;
+        fetch::fetch(&missing, made.path(), options.fetch).await?;
         directory = Some(made.path().to_owned());
         downloads = Some(made);
     }
@@ -141,7 +141,12 @@ fn artifact(
         known.clone()
     } else {
         let digest = host.digest(path)?.ok_or_else(absent)?;
-        let mut file = Hashing::new(host.open_file(path)?.ok_or_else(absent)?);
+        let mut opened = host.open_file(path)?.ok_or_else(absent)?;
+        if shim.sha256.is_some_and(|expected| expected != digest) {
+            // As for a download: the digest of a file that is no artifact is told to nobody.
+            unpack::check_kind(&mut opened).map_err(fetch::Error::from)?;
+        }
+        let mut file = Hashing::new(opened);
         check_digest(path, digest, shim.sha256)?;
         let sha256 = unpack::unpack(&mut file, &shim.name, binary, &mut io::sink())
             .map_err(fetch::Error::from)?;
