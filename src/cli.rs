@@ -126,6 +126,9 @@ pub struct Controller {
     /// Run Jobs with hostPID: true. Required with `OpenRC` and on k3d.
     #[arg(long, env = "FARRIER_JOB_HOST_PID", default_value_t = false, action = clap::ArgAction::Set)]
     pub job_host_pid: bool,
+    /// Let Jobs download also from link-local addresses and from metadata services of clouds, which serve the credentials of a node.
+    #[arg(long, env = "FARRIER_JOB_ALLOW_LINK_LOCAL", default_value_t = false, action = clap::ArgAction::Set)]
+    pub job_allow_link_local: bool,
     /// Priority class of the Jobs' pods. With `system-node-critical`, a full node evicts other pods for them.
     #[arg(long, env = "FARRIER_JOB_PRIORITY_CLASS", value_name = "NAME")]
     pub job_priority_class: Option<String>,

@@ -125,6 +125,7 @@ fn settings(controller: cli::Controller) -> controller::Settings {
         allow_pod_restarts,
         accept_pending_changes,
         job_host_pid,
+        job_allow_link_local,
         job_priority_class,
         job_http_proxy,
         job_https_proxy,
@@ -148,6 +149,7 @@ fn settings(controller: cli::Controller) -> controller::Settings {
         allow_pod_restarts,
         accept_pending_changes,
         job_host_pid,
+        job_allow_link_local,
         job_priority_class,
         job_proxies: [
             ("HTTP_PROXY", job_http_proxy),

@@ -34,6 +34,8 @@ pub struct Settings {
     pub accept_pending_changes: bool,
     /// Run the Jobs with hostPID: true.
     pub job_host_pid: bool,
+    /// Let the Jobs download also from link-local addresses and from metadata services of clouds.
+    pub job_allow_link_local: bool,
     /// Priority class of the Jobs' pods.
     pub job_priority_class: Option<String>,
     /// Proxy variables for the Jobs' `fetch` container.

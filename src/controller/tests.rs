@@ -43,6 +43,7 @@ pub fn settings() -> Settings {
         allow_pod_restarts: false,
         accept_pending_changes: false,
         job_host_pid: false,
+        job_allow_link_local: false,
         job_priority_class: None,
         job_proxies: BTreeMap::new(),
         reserve_handlers: true,

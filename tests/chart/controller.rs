@@ -107,6 +107,7 @@ fn the_environment_of_the_controller_is_accepted_by_the_command_line() {
     assert_eq!(options.job_deadline, 1800);
     assert!(!options.auto_provision && !options.allow_pod_restarts && !options.job_host_pid);
     assert!(!options.accept_pending_changes);
+    assert!(!options.job_allow_link_local);
     for unset in [
         "FARRIER_IMAGE_PULL_SECRETS",
         "FARRIER_CA_CONFIG_MAP",
@@ -121,13 +122,26 @@ fn the_environment_of_the_controller_is_accepted_by_the_command_line() {
 }
 
 #[test]
+fn the_policy_on_jobs_allows_the_option_for_link_local_addresses_only_with_its_value() {
+    for (arguments, expected) in [(&[][..], false), (&["--set=job.allowLinkLocal=true"], true)] {
+        let policies = render(arguments)
+            .into_iter()
+            .filter(|object| object["kind"] == "ValidatingAdmissionPolicy");
+        let allowed = policies
+            .filter(|policy| policy.to_string().contains("--allow-link-local"))
+            .count();
+        assert_eq!(allowed, usize::from(expected), "{arguments:?}");
+    }
+}
+
+#[test]
 fn values_are_passed_to_the_controller() {
     let objects = render(&[
         "--set=image.repository=registry.example/farrier,image.tag=v9,image.pullPolicy=Always",
         "--set=imagePullSecrets[0].name=one,imagePullSecrets[1].name=two",
         "--set=job.deadlineSeconds=120,job.ttlSecondsAfterFinished=0,job.allowPodRestarts=true",
         "--set=job.acceptPendingChanges=true",
-        "--set=job.hostPID=true,job.priorityClassName=system-node-critical",
+        "--set=job.hostPID=true,job.priorityClassName=system-node-critical,job.allowLinkLocal=true",
         "--set=job.proxy.http=http://proxy:3128,job.proxy.https=http://proxy:3129",
         "--set=job.proxy.noProxy=10.0.0.0/8\\,.internal",
         "--set=log.filter=debug,log.format=json",
@@ -140,7 +154,7 @@ fn values_are_passed_to_the_controller() {
     assert_eq!(options.image_pull_policy, "Always");
     assert_eq!(options.image_pull_secrets, ["one", "two"]);
     assert_eq!(options.job_deadline, 120);
-    assert!(options.allow_pod_restarts && options.job_host_pid);
+    assert!(options.allow_pod_restarts && options.job_host_pid && options.job_allow_link_local);
     assert!(options.accept_pending_changes);
     assert_eq!(options.job_ttl, Some(cli::JobTtl::Seconds(0)));
     let priority = options.job_priority_class.as_deref();

@@ -172,6 +172,8 @@ tolerations:
   value: {{ .Values.job.acceptPendingChanges | quote }}
 - name: FARRIER_JOB_HOST_PID
   value: {{ .Values.job.hostPID | quote }}
+- name: FARRIER_JOB_ALLOW_LINK_LOCAL
+  value: {{ .Values.job.allowLinkLocal | quote }}
 {{- with .Values.job.priorityClassName }}
 - name: FARRIER_JOB_PRIORITY_CLASS
   value: {{ . | quote }}

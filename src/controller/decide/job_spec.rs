@@ -287,13 +287,16 @@ fn fetch(settings: &Settings) -> Container {
     for (name, value) in &settings.job_proxies {
         environment.push(variable(name, value));
     }
-    let arguments = [
+    let mut arguments = vec![
         "fetch",
         "--request",
         "/request/request",
         "--out",
         "/artifacts",
     ];
+    if settings.job_allow_link_local {
+        arguments.push("--allow-link-local");
+    }
     Container {
         env: Some(environment),
         volume_mounts: Some(mounts),
@@ -475,6 +478,21 @@ mod tests {
             let has = |flag: &str| arguments.iter().any(|argument| argument == flag);
             assert_eq!(has("--allow-pod-restarts"), pods);
             assert_eq!(has("--accept-pending-changes"), changes);
+        }
+    }
+
+    #[test]
+    fn a_job_downloads_from_link_local_addresses_only_if_the_settings_allow_it() {
+        for allowed in [false, true] {
+            let settings = Settings {
+                job_allow_link_local: allowed,
+                ..settings()
+            };
+            let pod = pod(&settings, "n1");
+            let fetch = pod.init_containers.unwrap()[0].args.clone().unwrap();
+            let flag = "--allow-link-local".to_owned();
+            assert_eq!(fetch.contains(&flag), allowed);
+            assert!(!pod.containers[0].args.clone().unwrap().contains(&flag));
         }
     }
 
