@@ -284,6 +284,10 @@ pub struct Install {
     /// Whom downloads trust.
     #[command(flatten)]
     pub trust: Trust,
+    /// Seconds after which this run is ended from outside, as a Job is at its deadline. The run waits no longer for a containerd that
+    /// restores its state. It counts from the creation of `--artifacts`.
+    #[arg(long, value_name = "SECONDS", value_parser = parse_deadline::<u64>, allow_negative_numbers = true, hide = true)]
+    pub deadline: Option<u64>,
     /// Also write the report to this file, shortened to fit a container's termination message.
     #[arg(long, value_name = "FILE", hide = true)]
     pub termination_message: Option<PathBuf>,
@@ -518,7 +522,8 @@ mod tests {
         #[values(
             &["controller", "--image=farrier", "--job-deadline"],
             &["leave", "--image=farrier", "--job-deadline"],
-            &["leave", "--image=farrier", "--deadline"]
+            &["leave", "--image=farrier", "--deadline"],
+            &["install", "--shim=a=file:///a", "--deadline"]
         )]
         words: &[&str],
     ) {

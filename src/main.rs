@@ -12,6 +12,7 @@ use clap::{CommandFactory as _, Parser as _};
 use farrier::cli::{self, Cli, Command, JobTtl, LogFormat, Output, ReserveHandlers};
 use farrier::controller;
 use farrier::handoff::{OnRestart, ProvisionReport};
+use farrier::installer::containerd::patience::Deadline;
 use farrier::installer::containerd::rehearsal;
 use farrier::installer::report::text;
 use farrier::installer::transaction::interrupts::Interrupts;
@@ -247,13 +248,18 @@ async fn run_install(install: cli::Install) -> ExitCode {
         reserve,
         keep_others,
         trust,
+        deadline,
         termination_message,
         change,
     } = install;
-    let (mode, interrupts) = match mode(&change) {
+    let (mode, mut interrupts) = match mode(&change) {
         Ok(mode) => mode,
         Err(status) => return status,
     };
+    if let Some(seconds) = deadline {
+        let limit = Duration::from_secs(seconds);
+        interrupts.deadline = Deadline::of_job(limit, artifacts.as_deref());
+    }
     let options = InstallOptions {
         host: host_options(&change),
         source: match request {

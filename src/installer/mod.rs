@@ -232,7 +232,14 @@ async fn begin(
     }
     VerifyCache::clean(root);
     // No signal interrupts the recovery.
-    let recovered = recover(root, options.target, options.allow_pod_restarts).await?;
+    let allow_pod_restarts = options.allow_pod_restarts;
+    let recovered = recover(
+        root,
+        options.target,
+        allow_pod_restarts,
+        interrupts.deadline,
+    )
+    .await?;
     Ok((Some(lock), recovered))
 }
 

@@ -21,6 +21,7 @@ mod foreign_lines;
 #[path = "../support/legacy.rs"]
 mod legacy;
 mod node;
+mod patience;
 mod pending;
 #[path = "../support/random.rs"]
 mod random;

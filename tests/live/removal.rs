@@ -43,13 +43,13 @@ fn assert_in_use(report: &ProvisionReport, served: bool) {
 }
 
 /// Restarts of containerd that wait for the test.
-struct Restarts {
+pub struct Restarts {
     asked: PathBuf,
     answered: PathBuf,
 }
 
 /// Makes the next `count` restarts wait.
-fn prepare_restarts(node: &Node, count: usize) -> Restarts {
+pub fn prepare_restarts(node: &Node, count: usize) -> Restarts {
     let restarts = Restarts {
         asked: node.path("/run/asked"),
         answered: node.path("/run/answered"),
@@ -62,14 +62,14 @@ fn prepare_restarts(node: &Node, count: usize) -> Restarts {
 }
 
 impl Restarts {
-    async fn await_restart(&self) {
+    pub async fn await_restart(&self) {
         let mut pipe = pipe::OpenOptions::new();
         let mut asked = pipe.read_write(true).open_receiver(&self.asked).unwrap();
         let waited = timeout(LIMIT, asked.read_u8()).await;
         waited.expect("the restart was never asked for").unwrap();
     }
 
-    fn go_on(&self) {
+    pub fn go_on(&self) {
         fs::write(&self.answered, "\n").unwrap();
     }
 }
@@ -140,7 +140,7 @@ fn a_binary_that_a_new_pod_uses_is_removed_by_a_later_run() {
 }
 
 /// A shim of the administrator, which hangs when containerd cleans up after a dead sandbox.
-const HANGING: &str = "#!/bin/bash\nfor word; do [ \"$word\" = delete ] && [ -e /run/hang ] && sleep infinity; done\nexec /srv/runc \"$@\"\n";
+pub const HANGING: &str = "#!/bin/bash\nfor word; do [ \"$word\" = delete ] && [ -e /run/hang ] && sleep infinity; done\nexec /srv/runc \"$@\"\n";
 
 #[test]
 fn a_containerd_that_hangs_on_a_dead_sandbox_is_rolled_back() {
@@ -156,7 +156,9 @@ fn a_containerd_that_hangs_on_a_dead_sandbox_is_rolled_back() {
     let before = node.tree();
     wait(async { Cri::connect(&node).await.start_pod("hanging").await });
     let restarts = prepare_restarts(&node, 2);
-    let install = start(&node, &["install", "--shim=a=file:///srv/a"]);
+    // Of a longer deadline, the half is spent on waiting for this containerd, which says that it is not initialized yet.
+    let arguments = ["install", "--shim=a=file:///srv/a", "--deadline=150"];
+    let install = start(&node, &arguments);
     wait(restarts.await_restart());
     // The shim ends while containerd does not run, and the next containerd finds a dead sandbox.
     let script = "touch /run/hang; kill -STOP $(cat /run/containerd.pid)

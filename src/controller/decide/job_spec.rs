@@ -335,6 +335,8 @@ fn install(settings: &Settings) -> Container {
         "--output",
         "json",
     ];
+    let deadline = format!("--deadline={}", settings.job_deadline);
+    arguments.push(&deadline);
     if settings.allow_pod_restarts {
         arguments.push("--allow-pod-restarts");
     }

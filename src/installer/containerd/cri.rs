@@ -26,6 +26,9 @@ pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// Size of a response, in bytes, at most. A verbose status has the whole configuration, a list some 2 kB per sandbox.
 const MAX_ANSWER: usize = 16 << 20;
 
+/// The end of the answer of a CRI that restores its state (`checkInitialized` in containerd's `pkg/cri/instrument` and `internal/cri/instrument`).
+const UNINITIALIZED: &str = "not initialized yet";
+
 /// Why a call to the CRI failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -35,6 +38,14 @@ pub enum Error {
         /// Path on the host.
         socket: String,
         /// The failure of the connection, or the error from containerd.
+        message: String,
+    },
+    /// The CRI answers that it is still restoring its state, as containerd does after its start. A later call may succeed.
+    #[error("failed to query the CRI at {socket}: {message}")]
+    Uninitialized {
+        /// Path on the host.
+        socket: String,
+        /// The error from containerd.
         message: String,
     },
     /// containerd runs without its CRI plugin. Another call fails as well.
@@ -57,6 +68,9 @@ impl Error {
     pub fn help(&self) -> Option<Cow<'_, str>> {
         Some(match self {
             Self::Unimplemented { .. } => Cow::Borrowed("run `ctr plugins ls` on the node"),
+            Self::Uninitialized { .. } => {
+                Cow::Borrowed("wait until containerd has restored its containers")
+            }
             Self::Unavailable { .. } | Self::Unreadable { .. } => return None,
         })
     }
@@ -280,6 +294,10 @@ async fn await_response<T>(
             message: printable(status.message()),
         }),
         // A starting containerd returns UNAVAILABLE, then UNKNOWN "server is not initialized yet".
+        _ if status.message().contains(UNINITIALIZED) => Err(Error::Uninitialized {
+            socket: socket.to_owned(),
+            message: printable(status.message()),
+        }),
         _ => Err(unavailable(printable(status.message()))),
     }
 }

@@ -72,6 +72,20 @@ pub(crate) fn service_process(host: &HostRoot, pid: u32) -> u32 {
     pid
 }
 
+/// A number that grows while process `pid` works: its CPU time and that of its ended children in clock ticks (fields 14 to 17 of
+/// `proc_pid_stat(5)`), and the bytes that it read from and wrote to disks (`proc_pid_io(5)`), as far as they can be read.
+#[must_use]
+pub(crate) fn work(host: &HostRoot, pid: u32) -> u64 {
+    let stat = read(host, pid, "stat").unwrap_or_default();
+    let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
+    let ticks = fields.split(' ').skip(11).take(4);
+    let io = read(host, pid, "io").unwrap_or_default();
+    let bytes = io.lines().filter_map(|line| line.split_once("_bytes: "));
+    let numbers = ticks.chain(bytes.map(|(_, number)| number));
+    let numbers = numbers.filter_map(|number| number.parse::<u64>().ok());
+    numbers.fold(0, u64::wrapping_add)
+}
+
 /// The path of a program without the kernel's mark of a replaced file: a restart runs the new file at that path.
 pub(crate) fn without_deleted_mark(program: &str) -> &str {
     program.strip_suffix(" (deleted)").unwrap_or(program)

@@ -3,16 +3,16 @@
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
+use tracing::info;
+
 use super::cri::{self, Served};
 use super::daemon::{Daemon, find_daemon};
+use super::patience::{LOG_INTERVAL, Next, Seen, Wait};
+use super::process::work;
 use super::service::{self, Service};
 use crate::installer::host::HostRoot;
 
-/// Fraction of the limit (one sixth) for which no containerd process may exist. A service manager or supervisor has started containerd by
-/// then. A containerd that ended has refused its configuration, and a longer wait only keeps the node without containerd.
-const ABSENT_PART: u32 = 6;
-
-/// Interval between two checks: short compared with a start of containerd (65 ms or more), and no load over a minute.
+/// Interval between two checks: short compared with a start of containerd (65 ms or more), and no load over minutes.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Why containerd does not serve after a restart.
@@ -57,7 +57,8 @@ impl Error {
 
 /// Restarts the service, and returns the handlers of the new process and the time without CRI.
 ///
-/// `before` is the process that the restart ends. `count` grows by one once `before` has ended, even if the restart failed.
+/// `before` is the process that the restart ends. A new process that works is waited for up to `patience`. `count` grows by one once
+/// `before` has ended, even if the restart failed.
 ///
 /// # Errors
 /// When the service does not restart, the CRI plugin does not run, or containerd does not serve in time.
@@ -66,9 +67,10 @@ pub async fn restart(
     service: &Service,
     socket: &str,
     before: Option<&Daemon>,
+    patience: Duration,
     count: &mut u32,
 ) -> Result<(Served, Duration), Error> {
-    let served = try_restart(host, service, socket, before).await;
+    let served = try_restart(host, service, socket, before, patience).await;
     // If the former process has ended or was absent, the failed restart counts: it ended or started a containerd.
     if served.is_ok() || !before.is_some_and(|before| before.still_runs(host)) {
         *count += 1;
@@ -81,42 +83,109 @@ async fn try_restart(
     service: &Service,
     socket: &str,
     before: Option<&Daemon>,
+    patience: Duration,
 ) -> Result<(Served, Duration), Error> {
     let since = Instant::now();
-    service.restart(host).await?;
-    let restarted = Instant::now();
+    match telling(&service.unit, service.restart(host)).await {
+        // The manager goes on: the unit of k3s becomes active only when its containerd serves.
+        Err(error) if error.is_timeout() => info!("{error}, and goes on"),
+        restarted => restarted?,
+    }
+    let mut wait = Wait::new(service.serve_limit, since.elapsed(), patience);
     let mut message = "no process listens on its socket".to_owned();
-    let mut present = Instant::now();
     let mut now: Option<Daemon> = None;
-    while restarted.elapsed() < service.serve_limit {
-        // Scan all processes only while no containerd is known: a slow start can take minutes.
-        if !now.as_ref().is_some_and(|now| now.still_runs(host)) {
-            match find_daemon(host) {
-                Ok(found) => now = found,
-                Err(error) => {
-                    // Unknown does not count as absent.
-                    (now, present) = (None, Instant::now());
-                    message = error.to_string();
-                }
-            }
-        }
-        if now.is_some() {
-            present = Instant::now();
-        } else if present.elapsed() > service.serve_limit / ABSENT_PART {
-            return Err(Error::Ended(message));
-        }
-        let process = now.as_ref().map(|now| now.process);
-        if process.is_some() && process != before.map(|before| before.process) {
+    loop {
+        let mut seen = look_for(host, before, &mut now, &mut message);
+        if let Seen::Started { initializes, .. } = &mut seen {
             match cri::served(host, socket).await {
                 // The runtime is not ready only during the start.
                 Ok(served) if served.ready => return Ok((served, since.elapsed())),
                 Ok(_) => "its runtime is not ready".clone_into(&mut message),
                 Err(error @ cri::Error::Unimplemented { .. }) => return Err(error.into()),
-                Err(error) => message = error.to_string(),
+                Err(error) => {
+                    *initializes = matches!(error, cri::Error::Uninitialized { .. });
+                    message = error.to_string();
+                }
+            }
+        }
+        let waited = since.elapsed();
+        let seconds = waited.as_secs();
+        match wait.next(waited, seen) {
+            Next::Wait => {}
+            Next::Tell => info!(seconds, "waiting for containerd to serve: {message}"),
+            Next::Ended => return Err(Error::Ended(message)),
+            Next::TooLong => {
+                let limit = Duration::from_secs(seconds);
+                return Err(Error::TooLong { limit, message });
             }
         }
         tokio::time::sleep(POLL_INTERVAL).await;
     }
-    let limit = service.serve_limit;
-    Err(Error::TooLong { limit, message })
+}
+
+/// Does `work`, a restart of `unit`, and logs that it takes long.
+async fn telling<T>(unit: &str, work: impl Future<Output = T>) -> T {
+    let mut work = Box::pin(work);
+    let since = Instant::now();
+    loop {
+        match tokio::time::timeout(LOG_INTERVAL, &mut work).await {
+            Ok(done) => return done,
+            Err(_) => info!(
+                seconds = since.elapsed().as_secs(),
+                "waiting for the service manager to restart {unit}"
+            ),
+        }
+    }
+}
+
+/// Looks for the containerd that replaces `before`. `now` is the process that was found last, and `message` becomes the failure of a search.
+fn look_for(
+    host: &HostRoot,
+    before: Option<&Daemon>,
+    now: &mut Option<Daemon>,
+    message: &mut String,
+) -> Seen {
+    // Scan all processes only while no containerd is known: a slow start can take minutes.
+    if !now.as_ref().is_some_and(|now| now.still_runs(host)) {
+        match find_daemon(host) {
+            Ok(found) => *now = found,
+            Err(error) => {
+                *now = None;
+                *message = error.to_string();
+                return Seen::Unknown;
+            }
+        }
+    }
+    match now {
+        None => Seen::Absent,
+        Some(now) if before.is_some_and(|before| before.process == now.process) => Seen::Former,
+        Some(now) => Seen::Started {
+            process: now.process,
+            work: work(host, now.process.0),
+            initializes: false,
+        },
+    }
+}
+
+/// Waits up to `patience` while `running` says that its CRI is not initialized yet. A restart would begin that anew.
+pub(crate) async fn await_initialized(
+    host: &HostRoot,
+    socket: &str,
+    running: &Daemon,
+    patience: Duration,
+) {
+    let since = Instant::now();
+    let mut told = Duration::ZERO;
+    while since.elapsed() < patience && running.still_runs(host) {
+        let Err(error @ cri::Error::Uninitialized { .. }) = cri::served(host, socket).await else {
+            return;
+        };
+        let waited = since.elapsed();
+        if waited.saturating_sub(told) >= LOG_INTERVAL {
+            told = waited;
+            let seconds = waited.as_secs();
+            info!(seconds, "waiting for containerd to serve: {error}");
+        }
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
 }

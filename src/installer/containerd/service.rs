@@ -55,6 +55,18 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the service manager accepted the restart and did not finish it in time.
+    pub(super) fn is_timeout(&self) -> bool {
+        match self {
+            Self::Systemd(error) => error.is_timeout_of_restart(),
+            Self::Host(_)
+            | Self::OpenRc { .. }
+            | Self::NoManager { .. }
+            | Self::OtherProcesses
+            | Self::Signal { .. } => false,
+        }
+    }
+
     /// How an operator corrects the cause.
     #[must_use]
     pub fn help(&self) -> Option<Cow<'_, str>> {

@@ -27,6 +27,9 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 /// Limit of a restart: stop and start may each take `DefaultTimeoutStartSec`, 90 s (systemd-system.conf(5)).
 pub const RESTART_LIMIT: Duration = Duration::from_secs(200);
 
+/// The verb of a restart in messages.
+const RESTART: &str = "restart";
+
 /// Why a call to systemd failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -93,6 +96,20 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether systemd did not finish a restart in time. Its job goes on.
+    pub(super) fn is_timeout_of_restart(&self) -> bool {
+        match self {
+            Self::TooLong { act, .. } => *act == RESTART,
+            // Each other command of `systemctl` has a shorter limit.
+            Self::Systemctl { source, .. } => {
+                matches!(source, exec::Error::TooLong { limit, .. } if *limit == RESTART_LIMIT)
+            }
+            Self::Connect { .. } | Self::Restart { .. } | Self::Call { .. } | Self::Job { .. } => {
+                false
+            }
+        }
+    }
+
     /// How an operator corrects the cause.
     #[must_use]
     pub fn help(&self) -> Option<Cow<'_, str>> {
@@ -324,11 +341,11 @@ impl Bus {
         let job = tokio::time::timeout(RESTART_LIMIT, self.restart_job(unit))
             .await
             .map_err(|_| Error::TooLong {
-                act: "restart",
+                act: RESTART,
                 unit: unit.to_owned(),
                 limit: RESTART_LIMIT,
             })?;
-        let result = job.map_err(call("restart", unit))?;
+        let result = job.map_err(call(RESTART, unit))?;
         let state = self.active_state(unit).await?;
         if result == "done" && state == "active" {
             return Ok(());

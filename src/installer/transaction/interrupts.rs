@@ -1,4 +1,4 @@
-//! Receives SIGTERM, SIGINT and SIGHUP. A change checks for them between its steps and while it waits.
+//! Receives SIGTERM, SIGINT and SIGHUP, and has the deadline of a run. A change checks for signals between its steps and while it waits.
 
 use std::future::poll_fn;
 use std::io;
@@ -9,11 +9,14 @@ use futures::FutureExt as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::failure::Error;
+use crate::installer::containerd::patience::Deadline;
 
-/// The signals that ask a run to end. The first signal counts, and later ones have no effect: the run is already undoing or finishing its
+/// What ends a run from outside: signals, and its deadline. The first signal counts, and later ones have no effect: the run is already undoing or finishing its
 /// change, and ending it sooner would leave a half-changed host. After SIGKILL, the next run works from the journal.
 #[derive(Debug, Default)]
 pub struct Interrupts {
+    /// When the run is ended without a signal that it could obey.
+    pub deadline: Deadline,
     signals: Mutex<Vec<(&'static str, Signal)>>,
     received: OnceLock<&'static str>,
 }
@@ -34,6 +37,7 @@ impl Interrupts {
             signals.push(("SIGHUP", signal(SignalKind::hangup())?));
         }
         Ok(Self {
+            deadline: Deadline::default(),
             signals: Mutex::new(signals),
             received: OnceLock::new(),
         })

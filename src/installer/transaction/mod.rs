@@ -119,7 +119,10 @@ pub async fn perform(
             }
             Ok(done)
         }
-        Err(cause) => Err(roll_back(host, &mut journal, cause, progress).await),
+        Err(cause) => {
+            let deadline = interrupts.deadline;
+            Err(roll_back(host, &mut journal, cause, progress, deadline).await)
+        }
     }
 }
 
@@ -240,15 +243,19 @@ async fn act(
         info!(unit = journal.unit, "restarting containerd");
         let socket = &journal.socket;
         let tally = &mut progress.tally;
-        let mut served = restart_and_count(host, &service, socket, daemon, tally).await?;
+        let patience = interrupts.deadline.for_change();
+        let restarted = restart_and_count(host, &service, socket, daemon, patience, tally);
+        let mut served = restarted.await?;
         if service.restart == Restart::Watched
             && service.restart_triggered_by_write
             && verify_served(host, plan, journal, &served).is_err()
         {
             // The supervisor was about to restart containerd for another reason when the file changed, and restarts it once more.
             let now = find_daemon(host)?;
-            if let Ok(again) = restart_and_count(host, &service, socket, now.as_ref(), tally).await
-            {
+            let patience = interrupts.deadline.for_change();
+            let restarted =
+                restart_and_count(host, &service, socket, now.as_ref(), patience, tally);
+            if let Ok(again) = restarted.await {
                 served = again;
             }
         }

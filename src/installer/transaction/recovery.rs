@@ -14,6 +14,7 @@ use crate::containerd_config::contains_handlers;
 use crate::handoff::Problem;
 use crate::installer::containerd::cri::{self, Served};
 use crate::installer::containerd::daemon::{self, Containerd, Daemon};
+use crate::installer::containerd::patience::Deadline;
 use crate::installer::containerd::restart;
 use crate::installer::containerd::service::{RestartEffect, Service};
 use crate::installer::host::{HostRoot, Target};
@@ -29,7 +30,7 @@ const RESTART_WAIT: Duration = Duration::from_secs(15);
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Finishes or undoes the change of an interrupted run. Returns the restarts of containerd, or `None` without such a change.
-/// `allow_pod_restarts` permits a restart that ends the node's pods.
+/// `allow_pod_restarts` permits a restart that ends the node's pods. The recovery ends before `deadline`.
 ///
 /// # Errors
 /// [`Failure::Broken`] when undoing fails, [`Failure::Refused`] when the journal can't be read or the necessary restart is not allowed.
@@ -37,6 +38,7 @@ pub async fn recover(
     host: &HostRoot,
     target: Target,
     allow_pod_restarts: bool,
+    deadline: Deadline,
 ) -> Result<Option<Restarts>, Failure> {
     let state = host.read_text(STATE_FILE, STATE_LIMIT);
     let found = state
@@ -59,6 +61,14 @@ pub async fn recover(
     }
     let containerd = running(host, target).map_err(Failure::Refused)?;
     if let Containerd::Live(daemon) = &containerd
+        && journal.restarting
+        && journal.process != Some(daemon.process)
+    {
+        // The killed run may have been waiting for this containerd.
+        let patience = deadline.for_change();
+        restart::await_initialized(host, &journal.socket, daemon, patience).await;
+    }
+    if let Containerd::Live(daemon) = &containerd
         && is_live(host, &journal, daemon).await
     {
         info!("the interrupted change is already in effect; finishing it");
@@ -69,9 +79,16 @@ pub async fn recover(
             .map_err(Failure::Refused)?;
         return Ok(Some(Restarts::default()));
     }
-    roll_back_interrupted(host, &mut journal, &containerd, allow_pod_restarts)
-        .await
-        .map(Some)
+    let patience = deadline.for_rollback();
+    roll_back_interrupted(
+        host,
+        &mut journal,
+        &containerd,
+        allow_pod_restarts,
+        patience,
+    )
+    .await
+    .map(Some)
 }
 
 /// Gathers the facts of a host after a recovery. The killed run may have requested a restart that is still in progress, so the facts are
@@ -145,6 +162,7 @@ async fn roll_back_interrupted(
     journal: &mut Journal,
     containerd: &Containerd,
     allow_pod_restarts: bool,
+    patience: Duration,
 ) -> Result<Restarts, Failure> {
     let mut tally = Restarts::default();
     let may_have_restarted = journal.restarting && containerd.target() == Target::Live;
@@ -165,7 +183,9 @@ async fn roll_back_interrupted(
     let mut failures = undo(host, journal).await;
     if may_have_restarted && served.is_none() {
         let running = containerd.daemon();
-        match restart_on_restored_config(host, journal, &service, running, &mut tally).await {
+        let restored =
+            restart_on_restored_config(host, journal, &service, running, patience, &mut tally);
+        match restored.await {
             Ok(restored) => served = Some(restored),
             Err(error) => failures.push(Problem::new(&error, error.help())),
         }

@@ -1,7 +1,7 @@
 //! Restores the host and containerd to their state before a change. Called by the run that began the change, or by a later run that finds
 //! the change unfinished (`recovery`). These callers decide whether to undo.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tracing::warn;
 
@@ -10,6 +10,7 @@ use super::journal::{Journal, Undo, put_config};
 use crate::handoff::Problem;
 use crate::installer::containerd::cri::{self, Served};
 use crate::installer::containerd::daemon::{Daemon, find_daemon};
+use crate::installer::containerd::patience::Deadline;
 use crate::installer::containerd::restart::{self, restart};
 use crate::installer::containerd::service::Service;
 use crate::installer::host::{self, HostRoot, Target, text_digest};
@@ -17,7 +18,8 @@ use crate::installer::inspect::gather;
 use crate::installer::plan::remove_declarations;
 use crate::installer::state::{JOURNAL_FILE, STATE_FILE};
 
-/// Restarts containerd and adds the restarts to `tally`. `before` is the process that must have ended afterwards.
+/// Restarts containerd and adds the restarts to `tally`. `before` is the process that must have ended afterwards, and a new process that
+/// works is waited for up to `patience`.
 ///
 /// # Errors
 /// As for [`restart`].
@@ -26,10 +28,11 @@ pub(crate) async fn restart_and_count(
     service: &Service,
     socket: &str,
     before: Option<&Daemon>,
+    patience: Duration,
     tally: &mut Restarts,
 ) -> Result<Served, restart::Error> {
     let (since, mut count) = (Instant::now(), 0);
-    let served = restart(host, service, socket, before, &mut count).await;
+    let served = restart(host, service, socket, before, patience, &mut count).await;
     if count > 0 {
         let away = match &served {
             Ok((_, away)) => *away,
@@ -41,12 +44,13 @@ pub(crate) async fn restart_and_count(
     served.map(|(served, _)| served)
 }
 
-/// Undoes the change and returns the state of the host afterwards.
+/// Undoes the change before `deadline` and returns the state of the host afterwards.
 pub(crate) async fn roll_back(
     host: &HostRoot,
     journal: &mut Journal,
     cause: Error,
     progress: Progress,
+    deadline: Deadline,
 ) -> Failure {
     warn!(%cause, "undoing the change");
     let Progress { live, mut tally } = progress;
@@ -57,7 +61,8 @@ pub(crate) async fn roll_back(
     if journal.restarting {
         let restored = match running {
             Ok(running) => {
-                serve_restored_config(host, journal, &service, running, &mut tally).await
+                let patience = deadline.for_rollback();
+                serve_restored_config(host, journal, &service, running, patience, &mut tally).await
             }
             // After a failed search, the old containerd may still run and could be mistaken for the restarted one.
             Err(error) => Err(error.into()),
@@ -91,13 +96,14 @@ async fn serve_restored_config(
     journal: &mut Journal,
     service: &Service,
     running: Option<Daemon>,
+    patience: Duration,
     tally: &mut Restarts,
 ) -> Result<Served, Error> {
     if let Some(served) = already_restored(host, journal).await? {
         return Ok(served);
     }
     let running = running.as_ref();
-    let restored = restart_on_restored_config(host, journal, service, running, tally);
+    let restored = restart_on_restored_config(host, journal, service, running, patience, tally);
     Ok(restored.await?)
 }
 
@@ -182,13 +188,15 @@ pub(crate) async fn restart_on_restored_config(
     journal: &mut Journal,
     service: &Service,
     running: Option<&Daemon>,
+    patience: Duration,
     tally: &mut Restarts,
 ) -> Result<Served, restart::Error> {
     journal.undone = true;
     journal.process = running.map(|daemon| daemon.process);
     // Best effort: without this record, the next run restarts containerd once more.
     let _ = journal.save(host);
-    restart_and_count(host, service, &journal.socket, running, tally).await
+    let socket = &journal.socket;
+    restart_and_count(host, service, socket, running, patience, tally).await
 }
 
 #[cfg(test)]
@@ -228,7 +236,8 @@ mod tests {
             live: true,
             ..Progress::default()
         };
-        let failure = roll_back(&host, &mut journal(true), cause, progress).await;
+        let deadline = Deadline::default();
+        let failure = roll_back(&host, &mut journal(true), cause, progress, deadline).await;
         let Failure::Broken { failures, .. } = failure else {
             panic!("{failure:?}");
         };
@@ -249,7 +258,8 @@ mod tests {
                 live,
                 ..Progress::default()
             };
-            let failure = roll_back(&host, &mut journal, cause, progress).await;
+            let deadline = Deadline::default();
+            let failure = roll_back(&host, &mut journal, cause, progress, deadline).await;
             assert_eq!(matches!(failure, Failure::RolledBack { .. }), live);
             assert_eq!(matches!(failure, Failure::Refused(_)), !live);
         }

@@ -242,7 +242,11 @@ async fn await_cri(host: &HostRoot, socket: &str, child: &mut Child) -> io::Resu
             Ok(Err(error @ (cri::Error::Unimplemented { .. } | cri::Error::Unreadable { .. }))) => {
                 return Ok(Observed::NoCri(error.to_string()));
             }
-            Ok(Err(error @ cri::Error::Unavailable { .. })) => message = error.to_string(),
+            Ok(Err(
+                error @ (cri::Error::Unavailable { .. } | cri::Error::Uninitialized { .. }),
+            )) => {
+                message = error.to_string();
+            }
             Err(_) => break,
         }
         tokio::time::sleep(POLL_INTERVAL).await;
