@@ -17,8 +17,10 @@ const DEVICE_SETTINGS: [&str; 3] = ["pool_name", "root_path", "scratch_file"];
 /// The files and programs that a start of containerd uses, beside its own program and its configuration files.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct StartNeeds {
-    /// Files and directories that are read.
-    pub files: BTreeSet<String>,
+    /// Directories with the configuration of the CNI.
+    pub cni: BTreeSet<String>,
+    /// All absolute paths in the configuration. Some are files that are read, such as certificates and specifications.
+    pub named: BTreeSet<String>,
     /// Shims: absolute paths, and names of programs in containerd's search path.
     pub shims: BTreeSet<String>,
     /// The directories with programs of others that containerd executes at its start or later: NRI plugins and image verifiers.
@@ -122,6 +124,7 @@ pub fn start_needs(dump: &str) -> Result<StartNeeds, Error> {
         let path = string_at(value, path).filter(|path| path.starts_with('/'));
         path.map(str::to_owned)
     };
+    collect_paths(&values, &mut needs.named);
     needs.data.extend(path_at(&values, &["root"]));
     needs.data.extend(path_at(&values, &["state"]));
     for (id, plugin) in entries_at(&values, &["plugins"]) {
@@ -141,21 +144,31 @@ pub fn start_needs(dump: &str) -> Result<StartNeeds, Error> {
         }
     }
     for (_, plugin) in cri_plugins(&values) {
-        needs.files.extend(path_at(plugin, &["cni", "conf_dir"]));
-        for name in ["tls_cert_file", "tls_key_file"] {
-            let path = path_at(plugin, &["x509_key_pair_streaming", name]);
-            needs.files.extend(path);
-        }
+        needs.cni.extend(path_at(plugin, &["cni", "conf_dir"]));
         for (_, runtime) in entries_at(plugin, &["containerd", "runtimes"]) {
-            for name in ["base_runtime_spec", "cni_conf_dir"] {
-                needs.files.extend(path_at(runtime, &[name]));
-            }
+            needs.cni.extend(path_at(runtime, &["cni_conf_dir"]));
             needs.shims.extend(path_at(runtime, &["runtime_path"]));
             let shim = string_at(runtime, &["runtime_type"]).and_then(shim_of_type);
             needs.shims.extend(shim);
         }
     }
     Ok(needs)
+}
+
+/// Adds all absolute paths among the values.
+fn collect_paths(value: &Value, paths: &mut BTreeSet<String>) {
+    match value {
+        Value::String(path) if path.starts_with('/') => {
+            paths.insert(path.clone());
+        }
+        Value::Table(table) => table.values().for_each(|value| collect_paths(value, paths)),
+        Value::Array(values) => values.iter().for_each(|value| collect_paths(value, paths)),
+        Value::String(_)
+        | Value::Integer(_)
+        | Value::Float(_)
+        | Value::Boolean(_)
+        | Value::Datetime(_) => {}
+    }
 }
 
 /// The shim of a `runtime_type`, as containerd derives it (`core/runtime/v2`, `resolveRuntimePath`): an absolute path, or the name of a
@@ -254,12 +267,16 @@ mod tests {
             [plugins.'io.containerd.nri.v1.nri']\nplugin_path = '/etc/nri/plugins'\n\
             [plugins.'io.containerd.image-verifier.v1.bindir']\nbin_dir = '/etc/verifiers'\n\
             [plugins.'io.containerd.internal.v1.opt']\npath = '/srv/opt'\n\
+            [grpc]\ntcp_tls_key = '/srv/key'\n\
             [plugins.'io.containerd.cri.v1.runtime'.cni]\nconf_dir = '/srv/cni'\n\
             [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.a]\nruntime_type = '/srv/shim'\nbase_runtime_spec = '/srv/spec'\n\
             [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.b]\nruntime_type = 'io.containerd.b.v1'\nruntime_path = '/srv/b'\n";
         let set = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect();
         let needs = start_needs(dump).unwrap();
-        assert_eq!(needs.files, set(&["/srv/cni", "/srv/spec"]));
+        assert_eq!(needs.cni, set(&["/srv/cni"]));
+        for path in ["/srv/key", "/srv/spec", "/srv/cni"] {
+            assert!(needs.named.contains(path), "{path}");
+        }
         assert_eq!(
             needs.shims,
             set(&["/srv/b", "/srv/shim", "containerd-shim-b-v1"])

@@ -39,6 +39,9 @@ const MAX_ENVIRONMENT: u64 = 1 << 18;
 /// Shims to mount, at most. A node has a few.
 const MAX_SHIMS: usize = 128;
 
+/// Files that the configuration names and that are copied, at most. A configuration names some ten.
+const MAX_NAMED: usize = 256;
+
 /// The environment if that of the running containerd can't be read.
 const PATH: (&str, &str) = (
     "PATH",
@@ -165,11 +168,10 @@ async fn contents(host: &HostRoot, rehearsed: &Rehearsed<'_>) -> Result<BuiltRoo
         .files()
         .map(|file| (file.path.clone(), file.text.clone()));
     let root = std::path::absolute(host.path()).map_err(|error| error.to_string())?;
-    let StartNeeds {
-        files: copied,
-        plugin_directories,
-        ..
-    } = &needs;
+    let named = needs.named.iter();
+    let named = named.filter(|path| matches!(host.open_file(path), Ok(Some(_))));
+    let copied = needs.cni.iter().chain(named.take(MAX_NAMED));
+    let copied = std::iter::once("/etc").chain(copied.map(String::as_str));
     Ok(BuiltRoot {
         host: root,
         program: daemon.program.clone(),
@@ -180,10 +182,8 @@ async fn contents(host: &HostRoot, rehearsed: &Rehearsed<'_>) -> Result<BuiltRoo
         programs,
         libraries: libraries.into_iter().collect(),
         files: files.collect(),
-        copied: std::iter::once("/etc".to_owned())
-            .chain(copied.iter().cloned())
-            .collect(),
-        emptied: plugin_directories.iter().cloned().collect(),
+        copied: copied.map(str::to_owned).collect(),
+        emptied: needs.plugin_directories.iter().cloned().collect(),
         is_cgroup2: host.seems_to_exist("/sys/fs/cgroup/cgroup.controllers"),
     })
 }
