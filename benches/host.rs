@@ -71,6 +71,9 @@ fn main() -> ExitCode {
         lines.push(node.nothing_to_do());
         lines.push(node.lifecycle());
         for shims in [1, 3, 7] {
+            lines.push(node.rehearsing(shims));
+        }
+        for shims in [1, 3, 7] {
             lines.push(node.away(shims));
         }
     }
@@ -260,6 +263,46 @@ impl Node {
             ),
             target: "at most 1.1 times".to_owned(),
             met: ratio <= 1.1,
+        }
+    }
+
+    /// A dry run that starts a second containerd, beside one that has nothing to start: of an install of no more than is there.
+    fn rehearsing(&self, shims: usize) -> Line {
+        let specs: Vec<String> = NAMES[..shims].iter().map(|name| spec(name, "")).collect();
+        let mut arguments = vec!["install", "--dry-run"];
+        for spec in &specs {
+            arguments.extend(["--shim", spec]);
+        }
+        let time = |rehearses: bool| {
+            let times = (0..ROUNDS).map(|_| {
+                let since = Instant::now();
+                let report = self.farrier(&arguments);
+                let elapsed = since.elapsed();
+                let is_noted = |note: &String| note.starts_with("a rehearsal has started");
+                assert_eq!(report.notes.iter().any(is_noted), rehearses, "{report:?}");
+                elapsed
+            });
+            median(times.collect())
+        };
+        let with = time(true);
+        let mut install = arguments.clone();
+        install.retain(|argument| *argument != "--dry-run");
+        self.farrier(&install);
+        let without = time(false);
+        self.farrier(&["uninstall", "--all"]);
+        let cost = with.saturating_sub(without);
+        Line {
+            what: self.named(&format!(
+                "rehearsal of {shims}: a dry run with it less one without it, medians of {ROUNDS}"
+            )),
+            measured: format!(
+                "{} ({} less {})",
+                milliseconds(cost),
+                milliseconds(with),
+                milliseconds(without)
+            ),
+            target: "under 1 s".to_owned(),
+            met: cost < Duration::from_secs(1),
         }
     }
 
