@@ -8,10 +8,11 @@ use std::collections::BTreeSet;
 use super::error::Error;
 use super::legacy::widen;
 use super::render::{
-    CREATED_MARK, HANDLER_MARK, JOINED_MARK, block, check_names, newline_of, without_ranges,
+    CREATED_MARK, HANDLER_MARK, JOINED_MARK, block, check_names, guarded_block, newline_of,
+    without_ranges,
 };
 use super::schema::PluginId;
-use super::template::Template;
+use super::template::{Template, declares_found_runtimes};
 use super::types::Handler;
 
 /// The action by which a created template includes the text that the distribution writes without a template.
@@ -21,7 +22,8 @@ const BASE: &str = "{{ template \"base\" . }}";
 ///
 /// `plugin` is the plugin in whose table the rendered file declares runtimes. `text` is `None` where there is no template; the new template
 /// then includes the distribution's own. The result is `None` where the template should not exist: it is absent and nothing is wanted, or
-/// an earlier edit created it and nothing else is left in it. As with [`edit`](super::edit()), removing all handlers restores the first
+/// an earlier edit created it and nothing else is left in it. In a template that also declares the runtimes which the distribution finds by
+/// itself, each handler gives way to such a runtime of the same name. As with [`edit`](super::edit()), removing all handlers restores the first
 /// bytes.
 ///
 /// ```
@@ -37,6 +39,7 @@ const BASE: &str = "{{ template \"base\" . }}";
 /// };
 /// let text = edit_template(path, None, PluginId::CriV1Runtime, &BTreeSet::new(), &[spin])?.unwrap();
 /// assert!(text.contains("{{ template \"base\" . }}"));
+/// assert!(text.contains("{{ if not (index .ExtraRuntimes \"spin\").BinaryName }}"));
 ///
 /// let managed = BTreeSet::from(["spin".to_owned()]);
 /// assert_eq!(edit_template(path, Some(&text), PluginId::CriV1Runtime, &managed, &[])?, None);
@@ -59,27 +62,27 @@ pub fn edit_template(
     let desired_by_name = check_names(desired)?;
     let source = text.map_or_else(created, str::to_owned);
     let template = Template::scan(path, &source)?;
-    if let Some(foreign) = template
-        .stanzas
-        .iter()
-        .map(|stanza| &stanza.handler)
-        .find(|name| desired_by_name.contains_key(name.as_str()) && !managed.contains(*name))
-    {
+    let guarded = declares_found_runtimes(&source);
+    if let Some(foreign) = template.stanzas.iter().find(|stanza| {
+        desired_by_name.contains_key(stanza.handler.as_str())
+            && !template.is_managed(stanza, managed)
+    }) {
         return Err(Error::Foreign {
-            handler: foreign.clone(),
+            handler: foreign.handler.clone(),
             path: path.to_owned(),
         });
     }
     if text.is_some()
         && !desired.is_empty()
-        && template.declares_exactly(plugin, managed, &desired_by_name)
+        && template.declares_exactly(plugin, managed, &desired_by_name, guarded)
     {
         return Ok(Some(source));
     }
     let mut removed = Vec::new();
     for stanza in &template.stanzas {
-        let stays = !stanza.marked && template.is_as_desired(stanza, plugin, &desired_by_name);
-        if managed.contains(&stanza.handler) && !stays {
+        let is_as_desired = template.is_as_desired(stanza, plugin, &desired_by_name, guarded);
+        let stays = !stanza.marked && is_as_desired;
+        if template.is_managed(stanza, managed) && !stays {
             if stanza.split {
                 return Err(Error::NotEditable {
                     path: path.to_owned(),
@@ -105,11 +108,16 @@ pub fn edit_template(
             edited.push_str(newline);
             mark = JOINED_MARK;
         }
+        let block = if guarded { guarded_block } else { block };
         edited.push_str(&block(mark, newline, &plugin.runtimes(), handler));
         mark = HANDLER_MARK;
     }
     let result = Template::scan(path, &edited)?;
-    if !result.declares_exactly(plugin, managed, &desired_by_name) {
+    let theirs = template.stanzas.iter();
+    let theirs = theirs.filter(|stanza| !template.is_managed(stanza, managed));
+    let theirs: BTreeSet<String> = theirs.map(|stanza| stanza.handler.clone()).collect();
+    let managed = &(managed - &theirs);
+    if !result.declares_exactly(plugin, managed, &desired_by_name, guarded) {
         return Err(Error::NotEditable {
             path: path.to_owned(),
             reason: "the result does not declare the requested handlers",
@@ -129,7 +137,8 @@ mod tests {
 
     use rstest::rstest;
 
-    use super::super::{Value, is_template, legacy_handlers};
+    use super::super::render::{GUARD, GUARD_END};
+    use super::super::{Value, is_template, legacy_handlers, template_handlers};
     use super::*;
 
     const PATH: &str = "/var/lib/rancher/k3s/agent/etc/containerd/config-v3.toml.tmpl";
@@ -185,6 +194,89 @@ mod tests {
         assert_eq!(one, edited(text, &[], &desired[..1]).unwrap().unwrap());
         let none = edited(&with, &["a", "b c.d"], &[]).unwrap().unwrap();
         assert_eq!(none, text);
+    }
+
+    #[rstest]
+    #[case::the_base("{{ template \"base\" . }}\n", true)]
+    #[case::the_base_in_another_notation("# mine\n{{- template `base` $ -}}", true)]
+    #[case::a_copy_of_the_base(
+        "{{range $k, $v := .ExtraRuntimes}}\n[plugins.x.'{{$k}}']\n{{end}}\n",
+        true
+    )]
+    #[case::a_whole_template("version = 3\nroot = '{{ .NodeConfig.Containerd.Root }}'\n", false)]
+    #[case::the_base_in_a_comment("{{/* template \"base\" . */}}\n", false)]
+    #[case::another_template("{{ template \"other\" . }}\n", false)]
+    fn a_handler_gives_way_where_the_template_declares_found_runtimes(
+        #[case] text: &str,
+        #[case] expected: bool,
+        #[values("spin", "a}}b c")] name: &str,
+    ) {
+        let desired = [handler(name)];
+        let with = edited(text, &[], &desired).unwrap().unwrap();
+        let guard = format!("{GUARD}\"{name}\").BinaryName }}}}\n");
+        assert_eq!(with.contains(&guard), expected, "{with}");
+        assert_eq!(with.contains(GUARD_END), expected, "{with}");
+        let again = edited(&with, &[name], &desired).unwrap().unwrap();
+        assert_eq!(again, with);
+        assert_eq!(edited(&with, &[name], &[]).unwrap().unwrap(), text);
+    }
+
+    /// The text without the actions by which handlers give way.
+    fn unguarded(text: &str) -> String {
+        let lines = text.lines();
+        let lines = lines.filter(|line| !line.starts_with(GUARD) && *line != GUARD_END);
+        lines.flat_map(|line| [line, "\n"]).collect()
+    }
+
+    #[test]
+    fn a_declaration_that_does_not_give_way_is_written_anew() {
+        let desired = [handler("spin"), handler("b")];
+        let base = format!("{BASE}\n");
+        let with = edited(&base, &[], &desired).unwrap().unwrap();
+        let without = unguarded(&with);
+        assert!(!without.contains(".ExtraRuntimes"));
+        let managed = ["spin", "b"];
+        let again = edited(&without, &managed, &desired).unwrap().unwrap();
+        assert_eq!(again, with);
+        assert_eq!(edited(&without, &managed, &[]).unwrap().unwrap(), base);
+    }
+
+    #[test]
+    fn a_declaration_of_others_beside_that_of_farrier_stays() {
+        let theirs = "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.spin]\nruntime_type = 'theirs'\n";
+        for base in [format!("{BASE}\n"), format!("{theirs}{BASE}\n")] {
+            let with = edited(&format!("{BASE}\n"), &[], &[handler("spin")]).unwrap();
+            let with = with.unwrap().replace(&format!("{BASE}\n"), &base);
+            let (both, left) = if base.contains(theirs) {
+                (with, base)
+            } else {
+                (format!("{with}{theirs}"), format!("{base}{theirs}"))
+            };
+            assert_eq!(edited(&both, &["spin"], &[]).unwrap().unwrap(), left);
+            let refused = edited(&both, &["spin"], &[handler("spin")]);
+            assert!(matches!(refused, Err(Error::Foreign { .. })), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn other_handlers_are_found_beside_one_that_gives_way() {
+        let kata = "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.kata]\nruntime_type = 'kata'\n";
+        let text = format!("{BASE}\n{kata}");
+        let with = edited(&text, &[], &[handler("spin")]).unwrap().unwrap();
+        let found = template_handlers(&with, PluginId::CriV1Runtime);
+        assert_eq!(found.keys().collect::<Vec<_>>(), ["kata"]);
+    }
+
+    #[rstest]
+    #[case::removed("")]
+    #[case::behind_another_table("[metrics]\naddress = ''\n{{ end }}\n")]
+    fn a_declaration_without_the_end_of_its_action_is_left_alone(#[case] end: &str) {
+        let with = edited(&format!("{BASE}\n"), &[], &[handler("spin")]);
+        let with = with.unwrap().unwrap().replace("{{ end }}\n", end);
+        assert!(matches!(
+            edited(&with, &["spin"], &[]),
+            Err(Error::NotEditable { .. })
+        ));
     }
 
     #[test]

@@ -20,6 +20,13 @@ pub(super) const HANDLER_MARK: &str = "# farrier: managed handler; change its Sh
 pub(super) const JOINED_MARK: &str =
     "# farrier: managed handler; change its Shim instead (the line above had no line end)";
 
+/// The start of the action below the comment of each handler in a template that declares the runtimes which the distribution finds: two
+/// tables of one name are no TOML.
+pub(super) const GUARD: &str = "{{ if not (index .ExtraRuntimes ";
+
+/// The end of that action, below the handler.
+pub(super) const GUARD_END: &str = "{{ end }}";
+
 /// Comment above the `runc` that has to be declared beside other handlers on containerd 1.x.
 pub(super) const RUNC_MARK: &str =
     "# farrier: containerd's default runtime, which other handlers would hide";
@@ -60,6 +67,19 @@ pub(super) fn block(mark: &str, newline: &str, path: &[&str], handler: &Handler)
         .iter()
         .flat_map(|line| [line.as_str(), newline])
         .collect()
+}
+
+/// The action that leaves the lines up to [`GUARD_END`] out where the distribution finds a runtime of this name. For an absent name, `index`
+/// returns the zero value of the map's type (Go's text/template, *Functions*), whose `BinaryName` is empty.
+pub(super) fn guard(name: &str) -> String {
+    format!("{GUARD}{}).BinaryName }}}}", quoted(name))
+}
+
+/// A handler as in [`block`], which gives way to a runtime of the same name that the distribution finds.
+pub(super) fn guarded_block(mark: &str, newline: &str, path: &[&str], handler: &Handler) -> String {
+    let block = block("", newline, path, handler);
+    let guard = guard(&handler.name);
+    format!("{mark}{newline}{guard}{block}{GUARD_END}{newline}")
 }
 
 /// The options as `key = value`.

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::document::Document;
 use super::error::Error;
-use super::render::MARK;
+use super::render::{GUARD, GUARD_END, MARK, guard};
 use super::schema::PluginId;
 use super::types::{DeclaredHandler, Handler, TEXT_LIMIT};
 
@@ -57,13 +57,11 @@ pub(super) fn stanzas<'a>(path: &str, text: &'a str) -> Result<Vec<&'a str>, Err
 /// ```
 #[must_use]
 pub fn template_handlers(text: &str, plugin: PluginId) -> BTreeMap<String, DeclaredHandler> {
-    // The actions that may leave lines out (Go's text/template, *Actions*).
+    // The actions that may leave lines out (Go's text/template, *Actions*). Those of Farrier leave out its own lines alone.
     let choose = ["block", "define", "if", "range", "with"];
-    let mut actions = text.split("{{").skip(1);
-    let chooses = actions.any(|action| {
-        let words = action.strip_prefix('-').unwrap_or(action).trim_start();
-        let word = words.split(|letter: char| !letter.is_ascii_alphabetic());
-        word.take(1).any(|word| choose.contains(&word))
+    let chooses = actions(text).is_none_or(|actions| {
+        let mut others = actions.iter().filter(|action| !action.starts_with(GUARD));
+        others.any(|action| first_word(action).is_some_and(|word| choose.contains(&word)))
     });
     let Some(template) = Template::scan("", text).ok().filter(|_| !chooses) else {
         return BTreeMap::new();
@@ -72,6 +70,48 @@ pub fn template_handlers(text: &str, plugin: PluginId) -> BTreeMap<String, Decla
     others
         .filter_map(|stanza| Some((stanza.handler.clone(), template.declared(stanza, plugin)?)))
         .collect()
+}
+
+/// Whether the template also declares the runtimes that the distribution finds by itself, in its own lines or by including the base.
+///
+/// k3s and RKE2 pass these runtimes as `.ExtraRuntimes`, a map from the handler's name to a `RuntimeType` and a `BinaryName`, and the base
+/// template declares each of them (k3s, `pkg/agent/templates/templates.go` and `templates_linux.go`, in all releases that have a base).
+pub(super) fn declares_found_runtimes(text: &str) -> bool {
+    let actions = actions(text).unwrap_or_default();
+    let mut others = actions.iter().filter(|action| !action.starts_with(GUARD));
+    others.any(|action| {
+        let includes = matches!(first_word(action), Some("template" | "block"));
+        let names_base = ["\"base\"", "`base`"]
+            .iter()
+            .any(|name| action.contains(name));
+        let is_comment = words_of(action).starts_with("/*");
+        !is_comment && (includes && names_base || action.contains(".ExtraRuntimes"))
+    })
+}
+
+/// The handlers that Farrier and another one declare in the file, by name. Such a text is no TOML: two headers are equal. The text may be a
+/// template or rendered from one.
+///
+/// ```
+/// use farrier::containerd_config::handlers_declared_twice;
+///
+/// let header = "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.spin]";
+/// let found = format!("{header}\nruntime_type = 'io.containerd.spin.v2'\n");
+/// let managed = format!("# farrier: managed handler; change its Shim instead\n{header}\nruntime_type = '/x'\n");
+/// assert_eq!(handlers_declared_twice(&format!("{found}{managed}")), ["spin"]);
+/// assert!(handlers_declared_twice(&found).is_empty());
+/// ```
+#[must_use]
+pub fn handlers_declared_twice(text: &str) -> Vec<String> {
+    let Ok(template) = Template::scan("", text) else {
+        return Vec::new();
+    };
+    let managed = template.stanzas.iter().filter(|stanza| stanza.marked);
+    let twice: BTreeSet<&String> = managed
+        .map(|stanza| &stanza.handler)
+        .filter(|name| template.is_declared_by_others(name))
+        .collect();
+    twice.into_iter().cloned().collect()
 }
 
 /// All handlers in the plugin's table of the template `path`, Farrier's and others', without actions among their lines.
@@ -85,12 +125,18 @@ pub(super) fn all_template_handlers(
 ) -> Result<BTreeMap<String, DeclaredHandler>, Error> {
     let template = Template::scan(path, text)?;
     let whole = template.stanzas.iter().filter(|stanza| !stanza.split);
-    let declared = whole.filter_map(|stanza| {
-        let mut declared = template.declared(stanza, plugin)?;
-        declared.marked = stanza.marked;
-        Some((stanza.handler.clone(), declared))
-    });
-    Ok(declared.collect())
+    let mut all = BTreeMap::new();
+    for stanza in whole {
+        if let Some(mut declared) = template.declared(stanza, plugin) {
+            declared.marked = stanza.marked;
+            // Of two declarations, the other one is not Farrier's.
+            let known: &mut DeclaredHandler = all.entry(stanza.handler.clone()).or_default();
+            if !known.marked {
+                *known = declared;
+            }
+        }
+    }
+    Ok(all)
 }
 
 /// The lines of one handler, from its first header, or Farrier's comment above it, to its last key.
@@ -101,7 +147,9 @@ pub(super) struct Stanza {
     header: usize,
     /// Whether Farrier's comment is above it.
     pub(super) marked: bool,
-    /// Whether an action is among its lines.
+    /// Whether Farrier's action leaves it out where the distribution finds a runtime of this name.
+    pub(super) guarded: bool,
+    /// Whether an action of others is among its lines.
     pub(super) split: bool,
 }
 
@@ -132,38 +180,71 @@ impl<'a> Template<'a> {
         let mut stanzas: Vec<Stanza> = Vec::new();
         // Whether the next lines belong to the last stanza, and whether an action was seen since its last line.
         let (mut open, mut action) = (false, false);
-        let mut above = None;
+        // The start of Farrier's comment on the lines above, and the handler of its action below that.
+        let (mut above, mut guard_above) = (None, None);
+        // Whether the end of Farrier's action is missing, and whether it was the last line.
+        let (mut guard_open, mut is_complete) = (false, false);
         let mut start = 0;
         for line in plain.split_inclusive('\n') {
             let lines = start..start + line.len();
+            let original = text[lines.clone()].trim();
             let has_action = text[lines.clone()] != *line;
             let words = line.trim();
             start = lines.end;
+            if above.is_some() && original.starts_with(GUARD) {
+                guard_above = Some(original);
+                continue;
+            }
+            if guard_open && !action && original == GUARD_END {
+                if let Some(last) = stanzas.last_mut() {
+                    last.lines.end = lines.end;
+                }
+                (guard_open, is_complete) = (false, true);
+                continue;
+            }
             if words.is_empty() || words.starts_with('#') {
                 action |= has_action;
                 above = (!has_action && words.starts_with(MARK)).then_some(lines.start);
+                guard_above = None;
                 continue;
             }
-            let mark = above.take();
+            let (mark, guarding) = (above.take(), guard_above.take());
             if words.starts_with('[') {
                 let handler = handler_of(words);
-                let last = stanzas.last_mut().filter(|last| {
-                    open && mark.is_none() && Some(&last.handler) == handler.as_ref()
-                });
-                open = handler.is_some();
+                let continues = open
+                    && mark.is_none()
+                    && !is_complete
+                    && stanzas.last().map(|last| &last.handler) == handler.as_ref();
+                let last = stanzas.last_mut();
+                let last = if guard_open && !continues {
+                    // The end of Farrier's action was removed or moved.
+                    guard_open = false;
+                    if let Some(last) = last {
+                        last.split = true;
+                    }
+                    None
+                } else {
+                    last.filter(|_| continues)
+                };
+                (open, is_complete) = (handler.is_some(), false);
                 match (handler, last) {
                     (None, _) => {}
                     (Some(_), Some(last)) => {
                         last.lines.end = lines.end;
                         last.split |= action || has_action;
                     }
-                    (Some(handler), None) => stanzas.push(Stanza {
-                        handler,
-                        lines: mark.unwrap_or(lines.start)..lines.end,
-                        header: lines.start,
-                        marked: mark.is_some(),
-                        split: has_action,
-                    }),
+                    (Some(handler), None) => {
+                        guard_open = guarding.is_some();
+                        let guarded = guarding == Some(guard(&handler).as_str());
+                        stanzas.push(Stanza {
+                            lines: mark.unwrap_or(lines.start)..lines.end,
+                            header: lines.start,
+                            marked: mark.is_some(),
+                            guarded,
+                            split: has_action || guarded != guard_open,
+                            handler,
+                        });
+                    }
                 }
             } else if open && let Some(last) = stanzas.last_mut() {
                 last.lines.end = lines.end;
@@ -171,15 +252,36 @@ impl<'a> Template<'a> {
             }
             action = false;
         }
+        if guard_open && let Some(last) = stanzas.last_mut() {
+            last.split = true;
+        }
         Ok(Self { text, stanzas })
     }
 
-    /// Whether the template declares exactly `desired_by_name` among the managed handlers.
+    /// Whether a stanza of this handler is not Farrier's, because another one is.
+    fn is_declared_by_others(&self, handler: &str) -> bool {
+        let named = || {
+            self.stanzas
+                .iter()
+                .filter(|stanza| stanza.handler == handler)
+        };
+        named().any(|stanza| stanza.marked) && named().any(|stanza| !stanza.marked)
+    }
+
+    /// Whether `stanza` is that of a managed handler. Beside a stanza under Farrier's comment, one without the comment is of others.
+    pub(super) fn is_managed(&self, stanza: &Stanza, managed: &BTreeSet<String>) -> bool {
+        managed.contains(&stanza.handler)
+            && (stanza.marked || !self.is_declared_by_others(&stanza.handler))
+    }
+
+    /// Whether the template declares exactly `desired_by_name` among the managed handlers; with `guarded`, those under Farrier's comment
+    /// have its action.
     pub(super) fn declares_exactly(
         &self,
         plugin: PluginId,
         managed: &BTreeSet<String>,
         desired_by_name: &BTreeMap<&str, &Handler>,
+        guarded: bool,
     ) -> bool {
         let named = |name: &str| {
             self.stanzas
@@ -190,9 +292,9 @@ impl<'a> Template<'a> {
         desired_by_name.keys().all(|name| named(name) == 1)
             && self.stanzas.iter().all(|stanza| {
                 if desired_by_name.contains_key(stanza.handler.as_str()) {
-                    self.is_as_desired(stanza, plugin, desired_by_name)
+                    self.is_as_desired(stanza, plugin, desired_by_name, guarded)
                 } else {
-                    !managed.contains(&stanza.handler)
+                    !self.is_managed(stanza, managed)
                 }
             })
     }
@@ -202,8 +304,10 @@ impl<'a> Template<'a> {
         stanza: &Stanza,
         plugin: PluginId,
         desired_by_name: &BTreeMap<&str, &Handler>,
+        guarded: bool,
     ) -> bool {
         !stanza.split
+            && (!stanza.marked || stanza.guarded == guarded)
             && desired_by_name
                 .get(stanza.handler.as_str())
                 .is_some_and(|desired| {
@@ -214,6 +318,12 @@ impl<'a> Template<'a> {
 
     fn declared(&self, stanza: &Stanza, plugin: PluginId) -> Option<DeclaredHandler> {
         let text = self.text.get(stanza.header..stanza.lines.end)?;
+        let text = if stanza.guarded {
+            let text = text.trim_end();
+            text.strip_suffix(GUARD_END).unwrap_or(text)
+        } else {
+            text
+        };
         let mut handlers = Document::parse("", text).ok()?.handlers(plugin).ok()?;
         handlers.remove(&stanza.handler)
     }
@@ -226,6 +336,30 @@ fn handler_of(header: &str) -> Option<String> {
         .into_iter()
         .filter_map(|plugin| document.handlers(plugin).ok())
         .find_map(|handlers| handlers.into_keys().next())
+}
+
+/// All actions of a text, with their braces; `None` where an action has no end.
+fn actions(text: &str) -> Option<Vec<&str>> {
+    let (mut found, mut rest) = (Vec::new(), text);
+    while let Some(at) = rest.find("{{") {
+        let action = rest.get(at..)?;
+        let (action, after) = action.split_at_checked(end_of_action(action)?)?;
+        found.push(action);
+        rest = after;
+    }
+    Some(found)
+}
+
+/// An action without its opening braces and the blanks behind them.
+fn words_of(action: &str) -> &str {
+    let inner = action.strip_prefix("{{").unwrap_or(action);
+    inner.strip_prefix('-').unwrap_or(inner).trim_start()
+}
+
+fn first_word(action: &str) -> Option<&str> {
+    words_of(action)
+        .split(|letter: char| !letter.is_ascii_alphabetic())
+        .next()
 }
 
 /// The text with a blank for each byte of an action; `None` where an action has no end.
