@@ -72,6 +72,8 @@ pub fn host() -> HostFactsBuilder {
         snippets: Vec::new(),
         orphaned_config: None,
         no_version: Problem::new("no program was run", None),
+        found_runtimes: BTreeMap::new(),
+        stopped_unit: None,
         release: Err(Problem::new("no program was run", None)),
         obstacle: None,
         unknown_config: None,

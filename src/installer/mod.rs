@@ -28,6 +28,7 @@ use inspect::os::directory_owner_problem;
 use inspect::verify_cache::{Artifacts, VerifyCache};
 use options::Host;
 pub use options::{HostOptions, InstallOptions, Mode, RequestSource, UninstallOptions};
+use plan::config_edit::found_problems;
 use plan::{Goal, HostPlan, decide};
 use report::doctor::{Diagnosis, LeftoverFiles};
 use report::text;
@@ -286,6 +287,7 @@ async fn plan_and_act(
                 report.changed = true;
                 add_restarts(report, done.tally);
                 plan.add_draining(done.draining);
+                plan.add_taken(&found_problems(facts, &done.taken));
                 break plan;
             }
             Err(Failure::Refused(transaction::Error::Unusable(unusable)))

@@ -11,14 +11,31 @@ use crate::containerd::programs;
 use crate::node::{Node, on_each};
 use crate::trace::is_killed_at;
 
-/// A k3s under `OpenRC`, which renders its template at each start.
+/// A k3s under `OpenRC`, which renders its template at each start. It looks for shims, as k3s does (`pkg/agent/containerd/runtimes.go`), and
+/// knows of the actions of a template those that Farrier writes and the base.
 pub const K3S: &str = r#"name=k3s folder=/var/lib/rancher/k3s/agent/etc/containerd
 program=/var/lib/rancher/k3s/data/0/bin/containerd config=$folder/config.toml
 options="--address /run/k3s/containerd/containerd.sock"
 render() {
-    cp /srv/base $config
+    plugin="'io.containerd.cri.v1.runtime'" found=' '
+    grep -q '^version = 2' /srv/base && plugin="'io.containerd.grpc.v1.cri'"
+    cp /srv/base /run/base
+    for shim in spin-v2 slight-v1 wws-v1; do
+        for path in /opt/kwasm/bin/containerd-shim-$shim /usr/local/bin/containerd-shim-$shim; do
+            [ -x $path ] || continue
+            handler=${shim%-*} found="$found${shim%-*} " table="plugins.$plugin.containerd.runtimes.'${shim%-*}'"
+            printf '[%s]\n  runtime_type = "io.containerd.%s.v2"\n[%s.options]\n  BinaryName = "%s"\n' $table $handler $table $path >>/run/base
+            break
+        done
+    done
+    cp /run/base $config
     for template in $folder/config.toml.tmpl $folder/config-v3.toml.tmpl; do
-        [ -e $template ] && sed -e '/{{ template "base" . }}/{r /srv/base' -e 'd}' $template >$config
+        [ -e $template ] || continue
+        sed -e '/{{ template "base" . }}/{r /run/base' -e 'd}' $template >$config
+        for handler in $found; do
+            sed -i "/^{{ if not (index .ExtraRuntimes \"$handler\")/,/^{{ end }}\$/d" $config
+        done
+        sed -i -e '/^{{ if not (index .ExtraRuntimes /d' -e '/^{{ end }}$/d' $config
     done
 }
 "#;
@@ -75,7 +92,7 @@ fn comes_and_goes(node: &Node, word: &str, edited: &str) {
     assert_eq!(node.tree(), before);
 }
 
-const K3S_DIRECTORY: &str = "/var/lib/rancher/k3s/agent/etc/containerd";
+pub const K3S_DIRECTORY: &str = "/var/lib/rancher/k3s/agent/etc/containerd";
 
 /// A node of k3s without running processes. `kind` is [`K3S`] or a variant of it.
 pub fn k3s(release: usize, kind: &str, base: &str) -> Node {

@@ -18,6 +18,7 @@ mod doctor;
 mod elf;
 mod faults;
 mod foreign_lines;
+mod found;
 #[path = "../support/legacy.rs"]
 mod legacy;
 mod node;

@@ -72,6 +72,16 @@ pub(crate) fn service_process(host: &HostRoot, pid: u32) -> u32 {
     pid
 }
 
+/// The value of a variable in the environment that process `pid` was started with.
+#[must_use]
+pub(crate) fn environment_of(host: &HostRoot, pid: u32, variable: &str) -> Option<String> {
+    let environment = read(host, pid, "environ")?;
+    let mut variables = environment.split('\0').filter_map(|it| it.split_once('='));
+    variables
+        .find(|(name, _)| *name == variable)
+        .map(|(_, value)| value.to_owned())
+}
+
 /// A number that grows while process `pid` works: its CPU time and that of its ended children in clock ticks (fields 14 to 17 of
 /// `proc_pid_stat(5)`), and the bytes that it read from and wrote to disks (`proc_pid_io(5)`), as far as they can be read.
 #[must_use]

@@ -93,6 +93,20 @@ impl DistroSpec {
             .any(|name| self.init.iter().any(|part| is(name, part)))
     }
 
+    /// Whether the distribution looks for runtimes at each start.
+    #[must_use]
+    pub fn searches(&self) -> bool {
+        !self.finds.is_empty()
+    }
+
+    /// The file name of the program because of which the distribution declares `handler` by itself.
+    #[must_use]
+    pub fn program_of(&self, handler: &str) -> Option<&'static str> {
+        let mut finds = self.finds.iter();
+        let (_, program) = finds.find(|(name, _)| *name == handler)?;
+        Some(program)
+    }
+
     /// A note for the report about the change of the configuration at `path`; `None` if there is nothing to note.
     #[must_use]
     pub fn note(&self, path: &str) -> Option<String> {
@@ -118,6 +132,12 @@ impl DistroSpec {
         let platform = |platform| os_values(evidence.os_release).any(|value| value == platform);
         (self.init.is_empty() || self.is_init(evidence.init)) && self.platform.is_none_or(platform)
     }
+}
+
+/// Whether a distribution of the table looks for a runtime of this name.
+#[must_use]
+pub fn is_searched_for(handler: &str) -> bool {
+    TABLE.iter().any(|spec| spec.program_of(handler).is_some())
 }
 
 /// Whether `path` is `start` or below it, by whole components. The same holds for a label's key and its domain.

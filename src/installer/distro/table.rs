@@ -125,6 +125,8 @@ pub struct DistroSpec {
     pub edited: Edited,
     /// Files and directories of its own configuration, which its service reads at the start. The name of a directory ends with `.d`.
     pub(crate) own_config: &'static [&'static str],
+    /// The handlers that the distribution declares by itself, each with the file name of the program that it looks for at each start.
+    pub finds: &'static [(&'static str, &'static str)],
     /// The argument with which one of `programs` prints the distribution's release.
     pub release: Option<&'static str>,
     /// Whether the node regenerates the configuration at each boot.
@@ -169,6 +171,7 @@ pub(crate) const STOCK: DistroSpec = DistroSpec {
     variable: None,
     edited: Edited::Loaded,
     own_config: &[],
+    finds: &[],
     release: None,
     rewritten: false,
     socket: STOCK_SOCKET,
@@ -177,6 +180,25 @@ pub(crate) const STOCK: DistroSpec = DistroSpec {
     serve_limit: SERVE_LIMIT,
     directories: &[INSTALL_DIRECTORY],
 };
+
+/// The runtimes that k3s and RKE2 look for (k3s, `pkg/agent/containerd/runtimes.go`): in `PATH` since March 2024 (1.29.3, 1.28.8, 1.27.12),
+/// and before that in `/opt/kwasm/bin`, `/usr/bin` and `/usr/sbin`, where spin was `containerd-shim-spin-v1`.
+const K3S_FINDS: &[(&str, &str)] = &[
+    ("crun", "crun"),
+    ("lunatic", "containerd-shim-lunatic-v1"),
+    ("nvidia", "nvidia-container-runtime"),
+    ("nvidia-cdi", "nvidia-container-runtime.cdi"),
+    (
+        "nvidia-experimental",
+        "nvidia-container-runtime-experimental",
+    ),
+    ("slight", "containerd-shim-slight-v1"),
+    ("spin", "containerd-shim-spin-v2"),
+    ("wasmedge", "containerd-shim-wasmedge-v1"),
+    ("wasmer", "containerd-shim-wasmer-v1"),
+    ("wasmtime", "containerd-shim-wasmtime-v1"),
+    ("wws", "containerd-shim-wws-v1"),
+];
 
 /// k3s; RKE2 contains the same agent.
 const K3S: DistroSpec = DistroSpec {
@@ -196,6 +218,7 @@ const K3S: DistroSpec = DistroSpec {
         "/etc/rancher/k3s/config.yaml.d",
         "/etc/rancher/k3s/registries.yaml",
     ],
+    finds: K3S_FINDS,
     release: Some("--version"),
     socket: "/run/k3s/containerd/containerd.sock",
     unit: "k3s.service",

@@ -2,6 +2,7 @@
 //! `plan` decides.
 
 mod error;
+mod found;
 pub mod legacy;
 pub mod os;
 pub mod pending;
@@ -31,6 +32,7 @@ use crate::installer::state::{
     InstallPaths, STATE_DIRECTORY, STATE_FILE, STATE_LIMIT, State, stored_digest, target_digest,
 };
 pub use error::Error;
+use found::{found_runtimes, unit_of_stopped};
 use os::{
     PROGRAMS, config_of_unit, config_path_problem, detect_distro, directory,
     directory_owner_problem, orphaned_config, snippets, sources, state_dir_problem,
@@ -64,6 +66,10 @@ pub struct HostFacts {
     pub snippets: Vec<SourceFile>,
     /// The file to which Farrier last wrote its handlers, if containerd no longer loads it and `sources` lacks it.
     pub orphaned_config: Option<SourceFile>,
+    /// The handlers that the distribution will declare by itself at its next start, each with the program that it finds.
+    pub found_runtimes: BTreeMap<String, String>,
+    /// The unit of a distribution that renders containerd's configuration and whose containerd does not run.
+    pub stopped_unit: Option<String>,
     /// The release of the distribution, as the command in the table prints it, or why it is unknown.
     pub release: Result<Version, Problem>,
     /// Why the path of containerd's configuration or of its socket is unknown.
@@ -195,6 +201,7 @@ impl HostFacts {
     pub fn unit(&self) -> String {
         let daemon = self.containerd.daemon();
         let unit = daemon.and_then(|daemon| daemon.unit.as_deref());
+        let unit = unit.or(self.stopped_unit.as_deref());
         unit.unwrap_or(self.distro.unit).to_owned()
     }
 
@@ -260,6 +267,11 @@ pub async fn gather(
     let (binaries, stored, damaged) = binaries(host, &install_paths, &verify_cache)?;
     let mut facts = HostFacts {
         distro,
+        found_runtimes: found_runtimes(host, distro, daemon),
+        stopped_unit: match daemon {
+            None if !sources.is_empty() => unit_of_stopped(host, distro),
+            Some(_) | None => None,
+        },
         release: Err(Problem::new("no program was run", None)),
         obstacle,
         unknown_config,

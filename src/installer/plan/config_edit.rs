@@ -8,9 +8,9 @@ use super::stale_config::{self, recorded, with_foreign_lines};
 use super::takeover::is_declared_as_required;
 use super::types::{ConfigChange, Error, HandlerSet};
 use crate::containerd_config::{
-    ConfigFiles, ConfigTarget, DeclaredHandler, Handler, Version, check_syntax, config_target,
-    edit, edit_template, handlers, runtimes_of_dump, startup_checks, template_handlers,
-    without_marks,
+    self, ConfigFiles, ConfigTarget, DeclaredHandler, Handler, Value, Version, check_syntax,
+    config_target, edit, edit_template, handlers, handlers_declared_twice, runtimes_of_dump,
+    startup_checks, template_handlers, without_marks,
 };
 use crate::handoff::OptionValue;
 use crate::handoff::Problem;
@@ -40,6 +40,8 @@ pub(crate) struct CurrentConfig<'a> {
     pub(crate) replaced: BTreeSet<String>,
     /// Legacy handlers that this file declares.
     legacy: BTreeSet<String>,
+    /// The handlers that the distribution declares by itself, each with the program that it found. Farrier's declarations of these give way.
+    found: BTreeMap<String, String>,
 }
 
 /// An edit of the configuration.
@@ -58,14 +60,16 @@ pub(crate) struct ConfigEdit<'a> {
 impl<'a> CurrentConfig<'a> {
     pub(crate) fn find(facts: &'a HostFacts) -> Result<Self, Error> {
         let is_image = facts.containerd.target() == Target::Image;
+        let is_unloadable = config_source::is_unloadable(facts);
         let config_files = config_source::current_files(facts);
         facts.snippets.iter().try_for_each(check_syntax)?;
         let target = match facts.version {
+            _ if is_unloadable => config_source::target_of_unloadable(facts),
             Some(version) => config_target(&config_files, &version)?,
             None if is_image => offline_target(&config_files)?,
             None => return Err(Error::NoVersion(facts.no_version.clone())),
         };
-        let text = text_at(facts, &target.path);
+        let text = text_at(facts, &target.path).filter(|_| !is_unloadable);
         let config_files = text.map(|text| handlers(text, &target)).transpose()?;
         let mut declared = config_files.unwrap_or_default();
         let (rendered, target, text, is_go_template) = match config_source::find(facts, &target)? {
@@ -77,6 +81,7 @@ impl<'a> CurrentConfig<'a> {
             None => (None, target, text, false),
         };
         let (default, dumped) = match &facts.dump {
+            _ if is_unloadable => (String::new(), BTreeMap::new()),
             Ok(dump) => {
                 startup_checks(dump)?;
                 runtimes_of_dump(dump)?
@@ -85,7 +90,17 @@ impl<'a> CurrentConfig<'a> {
             Err(_) if is_image && facts.version.is_none() => (String::new(), BTreeMap::new()),
             Err(problem) => return Err(Error::Refuses(problem.clone())),
         };
-        let managed = managed_handlers(facts, declared.iter().chain(&dumped));
+        let mut managed = managed_handlers(facts, declared.iter().chain(&dumped));
+        let mut found = found_by_distro(facts, &dumped);
+        if is_unloadable {
+            let root = facts.config_files.root.text.as_deref();
+            for name in handlers_declared_twice(root.unwrap_or_default()) {
+                let program = facts.found_runtimes.get(&name);
+                let program = program.map_or("a program of this name", String::as_str);
+                found.insert(name.clone(), program.to_owned());
+                managed.insert(name);
+            }
+        }
         let legacy = facts.legacy.handlers.iter();
         let legacy = legacy
             .filter(|(_, legacy_handler)| legacy_handler.file == target.path)
@@ -125,7 +140,70 @@ impl<'a> CurrentConfig<'a> {
             managed,
             replaced,
             legacy,
+            found,
         })
+    }
+
+    /// The program because of which the distribution declares `handler` by itself, in place of Farrier's declaration.
+    pub(crate) fn found(&self, handler: &str) -> Option<&str> {
+        self.found.get(handler).map(String::as_str)
+    }
+
+    /// The program because of which the distribution will declare `handler` by itself at its next start, where nobody declares it now.
+    pub(crate) fn will_find<'f>(&self, facts: &'f HostFacts, handler: &str) -> Option<&'f str> {
+        let is_known = self.managed.contains(handler) || self.legacy.contains(handler);
+        let program = facts.found_runtimes.get(handler).filter(|_| !is_known)?;
+        Some(program)
+    }
+
+    /// What the next start of the distribution will do to a handler that containerd serves as Farrier declares it, if the distribution then
+    /// declares it by itself.
+    pub(crate) fn will_be_taken(&self, facts: &HostFacts, handler: &str) -> Option<Problem> {
+        let program = facts.found_runtimes.get(handler)?;
+        if !self.is_go_template {
+            return None;
+        }
+        let note = will_give_way(facts.distro.id, handler, program, "gives way");
+        let help = format!("remove {program}, or use another handler name");
+        Some(Problem::with_help(note, help))
+    }
+
+    /// Whether the file to edit declares `handler` as Farrier wrote it.
+    pub(crate) fn declares(&self, handler: &Handler) -> bool {
+        let declared = self.declared.get(&handler.name);
+        !self.is_go_template
+            && declared.is_some_and(|declared| declared.to_handler(&handler.name) == *handler)
+    }
+
+    /// What the search of the distribution for runtimes means for the handlers `declared`, each in one sentence. `is_changed` tells whether
+    /// this run declares them anew.
+    pub(crate) fn notes_on_search(
+        &self,
+        facts: &HostFacts,
+        declared: &[Handler],
+        is_changed: bool,
+    ) -> Vec<String> {
+        let id = facts.distro.id;
+        let then = if self.is_go_template {
+            "gives way"
+        } else {
+            "has precedence"
+        };
+        let note = |handler: &Handler| {
+            let name = &handler.name;
+            let program = facts.distro.program_of(name)?;
+            if self.found.contains_key(name) {
+                return None;
+            }
+            match facts.found_runtimes.get(name) {
+                Some(found) => Some(will_give_way(id, name, found, then)),
+                None if is_changed => Some(format!(
+                    "{id} declares handler {name} itself once it finds a program {program} in its PATH or in /opt/kwasm/bin: Farrier's declaration then {then}"
+                )),
+                None => None,
+            }
+        };
+        declared.iter().filter_map(note).collect()
     }
 
     /// Whether an administrator or another program declares `handler`. Legacy handlers don't count.
@@ -169,6 +247,28 @@ impl<'a> CurrentConfig<'a> {
                 what,
             }),
             None => Ok(()),
+        }
+    }
+
+    /// Checks that containerd would load `declared` from its present files.
+    ///
+    /// # Errors
+    /// When a handler is missing, or another file has precedence.
+    pub(crate) fn check_visible(&self, declared: &[Handler]) -> Result<(), Error> {
+        let is_loaded = |handler: &&Handler| {
+            let loaded = self.dumped.get(&handler.name);
+            let is_as_declared =
+                loaded.is_some_and(|loaded| loaded.runtime_type == handler.runtime_type);
+            is_as_declared || self.found.contains_key(&handler.name)
+        };
+        // The next start of the distribution renders its file anew.
+        let is_rendered = self.rendered.is_some();
+        match declared.iter().find(|handler| !is_loaded(handler)) {
+            Some(handler) if !is_rendered => Err(containerd_config::Error::HandlerNotVisible {
+                handler: handler.name.clone(),
+            }
+            .into()),
+            Some(_) | None => Ok(()),
         }
     }
 
@@ -447,6 +547,57 @@ fn managed_handlers<'f>(
         .filter(|(name, path)| **path == facts.install_paths.binary_path(name))
         .map(|(name, _)| name);
     recorded.chain(marked).cloned().collect()
+}
+
+/// The handlers that the distribution declares by itself, each with its program: other ones than Farrier's at its stable path, with the option
+/// by which the distribution names the program.
+fn found_by_distro(
+    facts: &HostFacts,
+    dumped: &BTreeMap<String, DeclaredHandler>,
+) -> BTreeMap<String, String> {
+    let found = dumped.iter().filter(|(name, handler)| {
+        let owned = facts.state.handlers.get(*name);
+        let declared = owned.map(|owned| facts.install_paths.declared_path(name, owned));
+        facts.distro.program_of(name).is_some() && declared.as_ref() != Some(&handler.runtime_type)
+    });
+    found
+        .filter_map(|(name, handler)| {
+            Some((name.clone(), program_of(&handler.options)?.to_owned()))
+        })
+        .collect()
+}
+
+/// The program in the options of a runtime that the distribution has found.
+pub(crate) fn program_of(options: &BTreeMap<String, Value>) -> Option<&str> {
+    let program = options.get("BinaryName")?.as_str();
+    program.filter(|program| !program.is_empty())
+}
+
+/// Why a handler is not served by Farrier's binary: the distribution has found a runtime of the same name.
+pub(crate) fn found_problem(facts: &HostFacts, handler: &str, program: &str) -> Problem {
+    let (id, unit) = (facts.distro.id, facts.unit());
+    Problem::with_help(
+        format!("{id} declares handler {handler} itself, because it finds {program}"),
+        format!("remove {program} and restart {unit}, or use another handler name"),
+    )
+}
+
+/// As [`found_problem`], for all these handlers and programs.
+pub(crate) fn found_problems(
+    facts: &HostFacts,
+    found: &BTreeMap<String, String>,
+) -> BTreeMap<String, Problem> {
+    let problem = |(handler, program): (&String, &String)| {
+        (handler.clone(), found_problem(facts, handler, program))
+    };
+    found.iter().map(problem).collect()
+}
+
+/// What happens to a declaration at the next start of the distribution.
+pub(crate) fn will_give_way(id: &str, handler: &str, program: &str, then: &str) -> String {
+    format!(
+        "{id} finds {program} and declares handler {handler} itself from its next start on: Farrier's declaration then {then}"
+    )
 }
 
 /// Whether this containerd passes a handler's options to its shim. containerd 1.6 passes an empty body to all shims but runc's. An unknown

@@ -3,8 +3,11 @@
 //! `containerd::config_files` finds the files that containerd loads; `containerd_config` edits a text.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 
-use crate::containerd_config::{ConfigFiles, ConfigTarget, PluginId, Version, is_template};
+use crate::containerd_config::{
+    self, ConfigFiles, ConfigTarget, PluginId, Version, imports, is_template,
+};
 use crate::handoff::Problem;
 use crate::installer::distro::Edited;
 use crate::installer::inspect::HostFacts;
@@ -98,6 +101,30 @@ pub(crate) fn current_files(facts: &HostFacts) -> Cow<'_, ConfigFiles> {
     }
 }
 
+/// Whether only the template tells how the next rendered file will be: containerd does not serve, because the file that was rendered last
+/// is no TOML. The distribution renders it again at each start, so nobody can correct it there.
+pub(crate) fn is_unloadable(facts: &HostFacts) -> bool {
+    let is_template = matches!(facts.distro.edited, Edited::GoTemplate { .. });
+    let has_template = facts.sources.iter().any(|file| file.text.is_some());
+    let serves = facts.served.as_ref().is_ok_and(|served| served.ready);
+    let root = facts.config_files.root.text.as_deref();
+    let is_toml = |text| !matches!(imports(text), Err(containerd_config::Error::Syntax { .. }));
+    is_template && has_template && !serves && !root.is_none_or(is_toml)
+}
+
+/// Where handlers would be declared in the file that containerd loads, if it could be read.
+pub(crate) fn target_of_unloadable(facts: &HostFacts) -> ConfigTarget {
+    ConfigTarget {
+        path: facts.config_files.root.path.clone(),
+        plugin: PluginId::GrpcV1Cri,
+        version: Some(2),
+        drop_in: false,
+        must_declare_runc: false,
+        runc_is_foreign: false,
+        declared_in_other_files: BTreeSet::new(),
+    }
+}
+
 /// The source to edit instead of the file of `target`; `None` where the file of `target` is edited.
 ///
 /// # Errors
@@ -139,10 +166,11 @@ pub(crate) fn find<'a>(
                 Some(at) => at,
                 None => usize::from(!new_template(facts, target)?),
             };
-            let target = if facts.config_files.root.text.is_some() {
+            let target = if facts.config_files.root.text.is_some() && !is_unloadable(facts) {
                 target.clone()
             } else {
-                unrendered_target(target, facts.release.as_ref().is_ok_and(renders_schema_3))
+                // The first template is that for schema 3 (k3s, `pkg/agent/containerd/config.go`, `templateGenerations`).
+                unrendered_target(target, at == 0)
             };
             Ok(source(at, true, &target))
         }
@@ -230,8 +258,6 @@ fn renders_schema_3(release: &Version) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use rstest::rstest;
 
     use super::*;

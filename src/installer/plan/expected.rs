@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::config_edit::declarations;
+use super::config_edit::{declarations, program_of};
 use super::types::HostPlan;
 use crate::containerd_config::{Handler, runtimes_of_dump};
 use crate::handoff::OptionValue;
 use crate::installer::containerd::cri::Served;
-use crate::installer::inspect::HostFacts;
+use crate::installer::distro;
+use crate::installer::inspect::{HostFacts, path_of};
 
 type Options = BTreeMap<String, OptionValue>;
 
@@ -33,6 +34,9 @@ pub struct ExpectedRuntimes {
     /// The managed handlers that are declared after the change.
     #[serde(rename = "becomes")]
     declared_after_change: BTreeMap<String, RuntimeEntry>,
+    /// Whether the distribution looks for runtimes at each start, and declares those that it finds.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    searches: bool,
 }
 
 /// All runtimes of a containerd.
@@ -91,12 +95,20 @@ impl ExpectedRuntimes {
             managed: plan.managed.clone(),
             declared_before_change: entries(&declared_before(facts, plan)),
             declared_after_change: entries(&plan.declared),
+            searches: facts.distro.searches(),
         })
     }
 
     /// The managed handlers that are declared after the change.
-    pub(crate) fn declared(&self) -> Vec<Handler> {
+    fn declared(&self) -> Vec<Handler> {
         handlers(&self.declared_after_change)
+    }
+
+    /// The managed handlers that are declared after the change, without those that the distribution declares in place of Farrier.
+    pub(crate) fn declared_in(&self, served: &Served) -> Vec<Handler> {
+        let mut declared = self.declared();
+        declared.retain(|handler| !self.searches || taken_by_distro(served, handler).is_none());
+        declared
     }
 
     /// Verifies that containerd serves the runtimes after the change, as [`verify`] does.
@@ -104,7 +116,8 @@ impl ExpectedRuntimes {
     /// # Errors
     /// One sentence that names the difference.
     pub(crate) fn verify_change(&self, served: &Served) -> Result<(), String> {
-        self.verify(served, &self.declared())
+        let before = handlers(&self.declared_before_change);
+        self.verify(served, &self.declared(), &before)
     }
 
     /// Verifies that containerd serves the runtimes before the change, as [`verify`] does.
@@ -112,16 +125,24 @@ impl ExpectedRuntimes {
     /// # Errors
     /// One sentence that names the difference.
     pub(crate) fn verify_undone(&self, served: &Served) -> Result<(), String> {
-        self.verify(served, &handlers(&self.declared_before_change))
+        let before = handlers(&self.declared_before_change);
+        self.verify(served, &before, &self.declared())
     }
 
     /// Verifies the runtimes of this process of containerd, or of a later one, which has loaded the accepted edits of others.
-    fn verify(&self, served: &Served, declared: &[Handler]) -> Result<(), String> {
-        let verified = verify(&self.before(), served, declared, &self.managed);
+    fn verify(
+        &self,
+        served: &Served,
+        declared: &[Handler],
+        former: &[Handler],
+    ) -> Result<(), String> {
+        let compare = |before: &Served| {
+            let managed = &self.managed;
+            verify(before, served, declared, former, managed, self.searches)
+        };
+        let verified = compare(&self.before());
         match &self.pending {
-            Some(pending) => {
-                verified.or_else(|_| verify(&pending.to_served(), served, declared, &self.managed))
-            }
+            Some(pending) => verified.or_else(|_| compare(&pending.to_served())),
             None => verified,
         }
     }
@@ -170,27 +191,64 @@ fn handlers(entries: &BTreeMap<String, RuntimeEntry>) -> Vec<Handler> {
 }
 
 /// Whether the running containerd serves exactly the `declared` ones of the `managed` handlers.
-pub(crate) fn is_served(served: &Served, declared: &[Handler], managed: &BTreeSet<String>) -> bool {
-    let listed =
-        |handler: &Handler| served.handlers.get(&handler.name) == Some(&handler.runtime_type);
+///
+/// `former` are the declarations of the others that no longer count. containerd may serve such a handler in another way: then others declare
+/// it, too. With `searches`, the distribution may declare a handler in place of Farrier.
+pub(crate) fn is_served(
+    served: &Served,
+    declared: &[Handler],
+    managed: &BTreeSet<String>,
+    former: &[Handler],
+    searches: bool,
+) -> bool {
+    let listed = |handler: &Handler| {
+        served.handlers.get(&handler.name) == Some(&handler.runtime_type)
+            || searches && taken_by_distro(served, handler).is_some()
+    };
     let gone = |name: &&String| declared.iter().all(|handler| handler.name != **name);
+    let is_of_others = |name: &String, runtime_type: &String| {
+        let mut former = former.iter().filter(|handler| handler.name == *name);
+        former
+            .next()
+            .is_some_and(|former| former.runtime_type != *runtime_type)
+    };
     declared.iter().all(listed)
-        && managed
-            .iter()
-            .filter(gone)
-            .all(|name| !served.handlers.contains_key(name))
+        && managed.iter().filter(gone).all(|name| {
+            let now = served.handlers.get(name);
+            now.is_none_or(|now| is_of_others(name, now))
+        })
+}
+
+/// The program of the runtime that the distribution declares in place of Farrier's `handler`, if it does.
+pub(crate) fn taken_by_distro<'s>(served: &'s Served, handler: &Handler) -> Option<&'s str> {
+    let runtime_type = served.handlers.get(&handler.name)?;
+    let options = served.options.get(&handler.name)?;
+    program_of(options).filter(|_| *runtime_type != handler.runtime_type)
+}
+
+/// The handlers `managed` as Farrier or a legacy installer declares them.
+pub(crate) fn former_declarations(facts: &HostFacts, managed: &BTreeSet<String>) -> Vec<Handler> {
+    let former = managed.iter().map(|name| Handler {
+        name: name.clone(),
+        runtime_type: path_of(facts, name),
+        options: BTreeMap::new(),
+    });
+    former.collect()
 }
 
 /// The handlers that `plan` changes or keeps, as they were declared before it: the managed handlers, and the legacy handlers that it takes
-/// over or removes.
+/// over or removes. A handler in the state file counts as declared.
 #[must_use]
 pub fn declared_before(facts: &HostFacts, plan: &HostPlan) -> Vec<Handler> {
     let mut declared = declarations(facts, &facts.state.handlers);
     let served = facts.served.iter().flat_map(|served| &served.handlers);
-    let legacy = served.filter(|(name, _)| {
-        plan.managed.contains(*name) && facts.legacy.handlers.contains_key(*name)
+    // Beside legacy handlers those of a lost state file.
+    let unrecorded = served.filter(|(name, path)| {
+        let is_legacy = facts.legacy.handlers.contains_key(*name);
+        let is_own = **path == facts.install_paths.binary_path(name);
+        plan.managed.contains(*name) && (is_legacy || is_own)
     });
-    for (name, runtime_type) in legacy {
+    for (name, runtime_type) in unrecorded {
         if declared.iter().all(|handler| handler.name != *name) {
             declared.push(Handler {
                 name: name.clone(),
@@ -203,6 +261,7 @@ pub fn declared_before(facts: &HostFacts, plan: &HostPlan) -> Vec<Handler> {
 }
 
 /// Verifies the runtimes after a restart: the managed handlers are served as `declared`, all others and the default are as before.
+/// `former` and `searches` are as for [`is_served`]; with `searches`, the runtimes that the distribution finds by itself may differ.
 ///
 /// # Errors
 /// One sentence that names the difference.
@@ -210,12 +269,20 @@ pub fn verify(
     before: &Served,
     after: &Served,
     declared: &[Handler],
+    former: &[Handler],
     managed: &BTreeSet<String>,
+    searches: bool,
 ) -> Result<(), String> {
+    let is_found = |served: &Served, name: &String| {
+        searches
+            && distro::is_searched_for(name)
+            && served.options.get(name).and_then(program_of).is_some()
+    };
     let others = |served: &Served| {
         let (mut handlers, mut options) = (served.handlers.clone(), served.options.clone());
-        handlers.retain(|name, _| !managed.contains(name));
-        options.retain(|name, _| !managed.contains(name));
+        let is_compared = |name: &String| !managed.contains(name) && !is_found(served, name);
+        handlers.retain(|name, _| is_compared(name));
+        options.retain(|name, _| is_compared(name));
         (handlers, options)
     };
     if !after.ready {
@@ -230,7 +297,7 @@ pub fn verify(
     if others(before) != others(after) {
         return Err("runtimes that Farrier does not manage changed".to_owned());
     }
-    if !is_served(after, declared, managed) {
+    if !is_served(after, declared, managed, former, searches) {
         return Err("containerd does not list the handlers as declared".to_owned());
     }
     Ok(())
@@ -252,7 +319,7 @@ mod tests {
     }
 
     /// The expectations of a change that adds `a` and removes `b`, beside a foreign `runc`.
-    fn expected() -> ExpectedRuntimes {
+    fn expected_of_change() -> ExpectedRuntimes {
         let runc = || entry("runc", "io.containerd.runc.v2");
         let b = || entry("b", "/bin/b");
         let expected = ExpectedRuntimes {
@@ -264,6 +331,7 @@ mod tests {
             managed: ["a", "b"].map(str::to_owned).into(),
             declared_before_change: [b()].into(),
             declared_after_change: [entry("a", "/bin/a")].into(),
+            searches: false,
         };
         // A later run reads it from the journal.
         let text = serde_json::to_string(&expected).unwrap();
@@ -291,6 +359,48 @@ mod tests {
         }
     }
 
+    /// With [`served`], each handler has options; `program` is that of a runtime which k3s has found.
+    fn with_program(mut served: Served, handler: &str, program: &str) -> Served {
+        let program = ("BinaryName".to_owned(), Value::String(program.to_owned()));
+        let options = served.options.entry(handler.to_owned()).or_default();
+        options.extend([program]);
+        served
+    }
+
+    const WASI: &str = "io.containerd.spin.v2";
+
+    #[rstest]
+    #[case::as_declared(&[("a", "/bin/a")], None, true, true)]
+    #[case::removed_and_declared_by_others(&[("a", "/bin/a"), ("b", "theirs")], None, true, true)]
+    #[case::removed_and_declared_by_others_without_a_type(&[("a", "/bin/a"), ("b", "")], None, true, true)]
+    #[case::removed_and_found_by_k3s(&[("a", "/bin/a"), ("b", WASI)], Some("b"), true, true)]
+    #[case::removed_and_still_served(&[("a", "/bin/a"), ("b", "/bin/b")], None, false, false)]
+    #[case::declared_by_others(&[("a", "theirs")], None, false, false)]
+    #[case::found_by_k3s(&[("a", WASI)], Some("a"), false, true)]
+    #[case::found_by_k3s_at_farrier_s_path(&[("a", "/bin/a")], Some("a"), true, true)]
+    #[case::another_one_found_by_k3s(&[("a", "/bin/a"), ("wws", "io.containerd.wws.v1")], Some("wws"), false, true)]
+    #[case::another_one_that_k3s_does_not_look_for(&[("a", "/bin/a"), ("c", "io.containerd.c.v1")], Some("c"), false, false)]
+    #[case::another_one_without_a_program(&[("a", "/bin/a"), ("wws", "io.containerd.wws.v1")], None, false, false)]
+    fn others_may_declare_a_handler_of_farrier_too(
+        #[case] handlers: &[(&str, &str)],
+        #[case] found: Option<&str>,
+        #[case] anywhere: bool,
+        #[case] on_k3s: bool,
+    ) {
+        let mut now = served(handlers, "runc");
+        if let Some(handler) = found {
+            now = with_program(now, handler, "/usr/local/bin/x");
+        }
+        for (searches, expected) in [(false, anywhere), (true, on_k3s)] {
+            let expected_runtimes = ExpectedRuntimes {
+                searches,
+                ..expected_of_change()
+            };
+            let verified = expected_runtimes.verify_change(&now);
+            assert_eq!(verified.is_ok(), expected, "{searches}: {verified:?}");
+        }
+    }
+
     #[rstest]
     #[case::the_change(&[("a", "/bin/a")], "runc", true, false)]
     #[case::the_former_state(&[("b", "/bin/b")], "runc", false, true)]
@@ -305,7 +415,7 @@ mod tests {
         #[case] is_changed: bool,
         #[case] is_undone: bool,
     ) {
-        let (expected, served) = (expected(), served(handlers, default));
+        let (expected, served) = (expected_of_change(), served(handlers, default));
         assert_eq!(expected.verify_change(&served).is_ok(), is_changed);
         assert_eq!(expected.verify_undone(&served).is_ok(), is_undone);
         assert_eq!(expected.before() == served, is_undone);
@@ -326,7 +436,7 @@ mod tests {
         #[case] is_changed: bool,
         #[case] is_undone: bool,
     ) {
-        let mut expected = expected();
+        let mut expected = expected_of_change();
         let mut pending = expected.before.clone();
         pending.served.extend([entry("kata", "/bin/kata")]);
         expected.pending = Some(pending);

@@ -40,6 +40,13 @@ impl Goal {
         }
     }
 
+    /// Whether a shim of the goal has this handler.
+    #[must_use]
+    pub fn has_handler(&self, handler: &str) -> bool {
+        let mut handlers = self.shims.iter().flat_map(|shim| &shim.handlers);
+        handlers.any(|name| name == handler)
+    }
+
     /// Replaces the `unusable` binaries, by SHA-256, with their problems. Returns whether the goal had any of them.
     pub fn drop_binaries(&mut self, unusable: &BTreeMap<Sha256Digest, Problem>) -> bool {
         let mut dropped = false;

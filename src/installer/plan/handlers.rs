@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::config_edit::{CurrentConfig, passes_options};
+use super::config_edit::{CurrentConfig, found_problem, passes_options};
 use super::goal::{Goal, Scope};
 use super::takeover::takeover_candidates;
 use super::types::HandlerSet;
@@ -88,10 +88,7 @@ impl Builder<'_> {
             self.keep(shim);
         }
         for shim in goal.shims.iter().filter(|shim| !shim.keep) {
-            let foreign = shim
-                .handlers
-                .iter()
-                .find(|name| self.config.is_foreign(name));
+            let foreign = shim.handlers.iter().find_map(|name| self.foreign(name));
             let names = || shim.handlers.iter().chain(shim.options.keys());
             let unusable = names().find(|name| !is_usable_name(name));
             let binary = match (foreign, goal.binaries.get(&shim.name)) {
@@ -102,12 +99,7 @@ impl Builder<'_> {
                     ),
                     "use another name",
                 )),
-                (Some(name), _) => Err(Problem::with_help(
-                    format!(
-                        "handler {name} is declared in containerd's configuration by an administrator or another program"
-                    ),
-                    "remove that declaration, or use another handler name",
-                )),
+                (Some(problem), _) => Err(problem),
                 (None, Some(binary)) => binary.clone(),
                 (None, None) => Err(Problem::new("the artifact was not fetched", None)),
             };
@@ -137,6 +129,24 @@ impl Builder<'_> {
         }
     }
 
+    /// Why `handler` can't be Farrier's: others declare it, or will at their next start.
+    fn foreign(&self, handler: &str) -> Option<Problem> {
+        let (config, facts) = (self.config, self.facts);
+        let is_foreign = config.is_foreign(handler);
+        let found = config.found(handler).filter(|_| is_foreign);
+        match found.or_else(|| config.will_find(facts, handler)) {
+            Some(program) => Some(found_problem(facts, handler, program)),
+            None => is_foreign.then(|| {
+                Problem::with_help(
+                    format!(
+                        "handler {handler} is declared in containerd's configuration by an administrator or another program"
+                    ),
+                    "remove that declaration, or use another handler name",
+                )
+            }),
+        }
+    }
+
     fn install(&mut self, shim: &ShimRequest, handler: &str, sha256: Sha256Digest) {
         self.set.take_over(handler, self.goal.owner);
         // A legacy path without a binary may have lost its directory, too.
@@ -158,7 +168,14 @@ impl Builder<'_> {
         };
         self.set.next.insert(handler.to_owned(), owned);
         self.kept.insert(handler.to_owned());
-        self.report(&shim.name, handler, Some(sha256), None);
+        // The declaration stays: it is in effect again once the distribution finds no program.
+        match self.config.found(handler) {
+            Some(program) => {
+                let problem = found_problem(self.facts, handler, program);
+                self.report(&shim.name, handler, None, Some(problem));
+            }
+            None => self.report(&shim.name, handler, Some(sha256), None),
+        }
     }
 
     /// Keeps the served version of a shim that has no artifact.
@@ -274,7 +291,8 @@ impl Builder<'_> {
         for name in &self.goal.reserve {
             let is_free = !self.set.next.contains_key(name)
                 && !self.set.legacy.contains_key(name)
-                && !self.config.is_foreign(name);
+                && !self.config.is_foreign(name)
+                && self.config.will_find(self.facts, name).is_none();
             if is_free && is_usable_name(name) {
                 let options = self.goal.reserve_options.get(name);
                 let owned = OwnedHandler {

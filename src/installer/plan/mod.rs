@@ -24,7 +24,7 @@ use crate::installer::inspect::HostFacts;
 use crate::installer::state::{OwnedConfig, OwnedHandler, State, StateAfter, owner_name};
 use binaries::{lost, symlinks, to_store, unneeded};
 use config_edit::{ConfigEdit, CurrentConfig, check_prerequisites, declarations};
-use expected::is_served;
+use expected::{former_declarations, is_served};
 pub use goal::{Goal, Scope};
 use handlers::{handler_set, notes, unknown_shims};
 use preconditions::{check_host, check_restart, is_bare};
@@ -84,6 +84,9 @@ fn assemble(
     {
         notes.push(ends_at_restart(pods));
     }
+    let mut requested = declared.clone();
+    requested.retain(|handler| goal.has_handler(&handler.name));
+    notes.extend(current.notes_on_search(facts, &requested, !config.is_empty()));
     let legacy_cleanup = legacy_cleanup(facts, &set, &next, &edit.unmanaged());
     let leaving = set.leaving_as_they_were();
     let new_directories = if next.is_empty() {
@@ -196,9 +199,16 @@ fn configure(
     let declared = declarations(facts, &next);
     let changes = edit.changes(facts, after.as_deref(), &declared, other_files)?;
     let served = facts.served.as_ref().ok();
-    let is_unserved = served.is_some_and(|served| !is_served(served, &declared, &edit.managed));
+    let former = former_declarations(facts, &edit.managed);
+    let searches = facts.distro.searches();
+    let is_unserved = served
+        .is_some_and(|served| !is_served(served, &declared, &edit.managed, &former, searches));
     let is_live = facts.containerd.target() == Target::Live;
     let restart = is_live && (changes.iter().any(|change| change.live) || is_unserved);
+    if restart && changes.is_empty() {
+        // A restart alone helps only if containerd then loads the handlers as they are declared.
+        current.check_visible(&declared)?;
+    }
     let accepted = goal.accept_pending_changes;
     let mut notes = Vec::new();
     if restart {

@@ -1,9 +1,11 @@
 //! Checks whether a host may be changed, and whether its containerd may be restarted. Pure.
 
+use super::config_source::is_unloadable;
 use super::goal::Goal;
 use super::types::Error;
 use crate::handoff::{OnRestart, Problem, RestartPolicy};
 use crate::installer::containerd::daemon::Containerd;
+use crate::installer::containerd::process::Refusal;
 use crate::installer::containerd::service::RestartEffect;
 use crate::installer::containerd::tasks::EndingPod;
 use crate::installer::inspect::HostFacts;
@@ -22,6 +24,13 @@ pub(crate) fn check_host(facts: &HostFacts) -> Result<(), Error> {
     }
     match (&facts.containerd, &facts.served) {
         (Containerd::Image, _) => Ok(()),
+        (Containerd::NotFound { refused }, _)
+            if is_unloadable(facts) && refused.iter().all(Refusal::is_user_process) =>
+        {
+            Ok(())
+        }
+        // Between two starts of a distribution that starts again and again.
+        (Containerd::Live(_), Err(_)) if is_unloadable(facts) => Ok(()),
         (Containerd::NotFound { refused }, _) => Err(Error::NoDaemon {
             refused: refused.clone(),
         }),

@@ -468,6 +468,13 @@ fn a_change_that_the_next_boot_reverts_has_a_note(
 #[case::undeclared_handler(served(&["a", "theirs"]), false)]
 fn only_declared_handlers_may_differ_after_a_restart(#[case] now: Served, #[case] verified: bool) {
     let plan = plan_for(&host().build(), &["a"]);
-    let result = verify(&served(&[]), &now, &plan.declared, &plan.managed);
+    let result = verify(
+        &served(&[]),
+        &now,
+        &plan.declared,
+        &[],
+        &plan.managed,
+        false,
+    );
     assert_eq!(result.is_ok(), verified, "{result:?}");
 }

@@ -71,6 +71,22 @@ impl HostPlan {
             .map(|sha256| install_paths.store_path(sha256))
     }
 
+    /// Corrects the reports on handlers that the distribution declares in place of Farrier, and adds a note for each other one. `taken` has
+    /// the problem of each.
+    pub fn add_taken(&mut self, taken: &BTreeMap<String, Problem>) {
+        let is_reported = |name: &&String| self.handlers.iter().any(|it| it.handler == **name);
+        let others = taken.keys().filter(|name| !is_reported(name));
+        let notes = others.map(|name| taken[name].message.clone());
+        self.notes.extend(notes.collect::<Vec<_>>());
+        for report in &mut self.handlers {
+            if let Some(problem) = taken.get(&report.handler).filter(|_| report.served) {
+                (report.served, report.path, report.sha256) = (false, None, None);
+                report.reason = Some(problem.message.clone());
+                report.remedy.clone_from(&problem.help);
+            }
+        }
+    }
+
     /// Adds the reports on handlers that pods started to use during the change, and keeps their files.
     pub fn add_draining(&mut self, draining: Vec<HandlerReport>) {
         let is_kept = |path: &String| {

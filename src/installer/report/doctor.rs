@@ -4,12 +4,17 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
-use crate::containerd_config::{DeclaredHandler, Handler, runtimes_of_dump};
+use crate::containerd_config::{
+    self, DeclaredHandler, Handler, handlers_declared_twice, imports, runtimes_of_dump,
+};
 use crate::handoff::{Problem, Sha256Digest, printable};
 use crate::installer::containerd::daemon::Containerd;
 use crate::installer::distro::Restart;
 use crate::installer::inspect::{HostFacts, verified_digest};
-use crate::installer::plan::config_edit::{CurrentConfig, declarations, passes_options};
+use crate::installer::plan::config_edit::{
+    CurrentConfig, declarations, found_problem, passes_options,
+};
+use crate::installer::plan::config_source;
 use crate::installer::plan::preconditions::check_pods_survive;
 use crate::installer::plan::takeover;
 use crate::installer::plan::{self, ends_at_restart};
@@ -113,9 +118,10 @@ pub fn examine(facts: &HostFacts, leftover_files: &LeftoverFiles) -> Diagnosis {
         findings.of_leftover_files(facts, leftover_files);
     }
     findings.of_host(facts);
-    findings.of_handlers(facts, &handlers);
+    let current = CurrentConfig::find(facts).ok();
+    findings.of_handlers(facts, current.as_ref(), &handlers);
     for problem in config_drift(facts) {
-        findings.add(&problem, INSTALL_AGAIN);
+        findings.add_problem(&problem, INSTALL_AGAIN);
     }
     for problem in takeover::legacy_problems(facts) {
         findings.add_problem(&problem, INSTALL_AGAIN);
@@ -198,6 +204,8 @@ impl Findings {
             self.add_problem(problem, INSTALL_AGAIN);
         }
         match (&facts.containerd, &facts.served) {
+            (Containerd::NotFound { .. } | Containerd::Live(_), _)
+                if config_source::is_unloadable(facts) => {}
             (Containerd::Live(_), Err(problem)) => {
                 let otherwise = format!("run `journalctl -u {unit}` on the node");
                 self.add_problem(problem, &otherwise);
@@ -214,6 +222,9 @@ impl Findings {
         }
         if let Some(obstacle) = &facts.obstacle {
             self.add_problem(obstacle, "check that path");
+        }
+        if config_source::is_unloadable(facts) {
+            return self.of_unloadable(facts);
         }
         if let (Some(_), Err(problem)) = (&facts.program, &facts.dump) {
             self.add_problem(
@@ -250,11 +261,60 @@ impl Findings {
         }
     }
 
+    /// A file that the distribution has rendered and that is no TOML.
+    fn of_unloadable(&mut self, facts: &HostFacts) {
+        let root = &facts.config_files.root;
+        let text = root.text.as_deref().unwrap_or_default();
+        let twice = handlers_declared_twice(text);
+        for handler in &twice {
+            let program = facts.found_runtimes.get(handler);
+            let program = program.map_or_else(String::new, |it| format!(", because it finds {it}"));
+            let (id, path) = (facts.distro.id, &root.path);
+            self.add(
+                &format!("{path} declares handler {handler} twice, and containerd does not start: {id} declares it beside Farrier{program}"),
+                "run `farrier install` again with the same shims, or `farrier uninstall`: Farrier's declaration then gives way",
+            );
+        }
+        if twice.is_empty()
+            && let Err(error) = imports(text)
+        {
+            let templates = facts.sources.iter().filter(|file| file.text.is_some());
+            let templates: Vec<&str> = templates.map(|file| file.path.as_str()).collect();
+            let problem = format!(
+                "{} is no TOML, and containerd does not start: {error}",
+                root.path
+            );
+            let (id, templates) = (facts.distro.id, templates.join(" or "));
+            self.add(
+                &problem,
+                &format!("correct {templates}, from which {id} renders the file at each start"),
+            );
+        }
+    }
+
     /// Faults of installed handlers, without those of their declarations.
-    fn of_handlers(&mut self, facts: &HostFacts, handlers: &[Installed]) {
+    fn of_handlers(
+        &mut self,
+        facts: &HostFacts,
+        current: Option<&CurrentConfig<'_>>,
+        handlers: &[Installed],
+    ) {
         for installed in handlers {
             let handler = &installed.handler;
+            let found = current.and_then(|current| current.found(handler));
             match installed.condition {
+                Condition::Unserved | Condition::Unknown if found.is_some() => {
+                    let problem = found.map(|program| found_problem(facts, handler, program));
+                    if let Some(problem) = problem.filter(|_| facts.dump.is_ok()) {
+                        self.add_problem(&problem, INSTALL_AGAIN);
+                    }
+                }
+                Condition::Served
+                    if let Some(problem) =
+                        current.and_then(|current| current.will_be_taken(facts, handler)) =>
+                {
+                    self.add_problem(&problem, INSTALL_AGAIN);
+                }
                 Condition::Leaving if facts.served.is_ok() && installed.sandboxes == 0 => self.add(
                     &format!("handler {handler} was removed and no pod uses it any more, but its binary is still on the host"),
                     "run `farrier install` or `farrier uninstall` again: the run removes the binary",
@@ -293,7 +353,7 @@ fn unreferenced(facts: &HostFacts) -> impl Iterator<Item = String> {
 
 /// Differences between the installed handlers and their declarations in containerd's configuration. Other programs and administrators may
 /// edit the configuration as long as the handlers are still declared.
-fn config_drift(facts: &HostFacts) -> Vec<String> {
+fn config_drift(facts: &HostFacts) -> Vec<Problem> {
     let owned = facts.state.config.as_ref();
     let path = owned.map_or(&facts.config_files.root.path, |config| &config.path);
     let loaded = facts.config_files.files();
@@ -304,37 +364,60 @@ fn config_drift(facts: &HostFacts) -> Vec<String> {
     let text = match (text, owned) {
         (Some(text), _) => text,
         (None, Some(_)) if facts.orphaned_config.is_some() => {
-            return vec![format!(
+            let message = format!(
                 "{path} declares handlers of Farrier, but containerd no longer loads this file"
-            )];
+            );
+            return vec![Problem::new(message, None)];
         }
         (None, Some(_)) => {
-            return vec![format!(
-                "{path}, which declared handlers of Farrier, is missing"
-            )];
+            let message = format!("{path}, which declared handlers of Farrier, is missing");
+            return vec![Problem::new(message, None)];
         }
         (None, None) => "",
     };
     let dumped = facts.dump.as_ref().ok();
     let dumped = dumped.and_then(|dump| runtimes_of_dump(dump).ok());
+    let current = CurrentConfig::find(facts).ok();
+    let is_found = |name: &str| {
+        let current = current.as_ref();
+        current.is_some_and(|current| current.found(name).is_some())
+    };
+    // Others may add options in another file, which Farrier can't change.
+    let is_as_written = |handler: &Handler| {
+        let current = current.as_ref();
+        current.is_some_and(|current| current.declares(handler))
+    };
     let drifted = |handler: Handler| {
         let name = &handler.name;
-        let lost =
-            || format!("{path} no longer declares handler {name}, which {STATE_FILE} records");
+        if is_found(name) {
+            return None;
+        }
+        let lost = || {
+            let message =
+                format!("{path} no longer declares handler {name}, which {STATE_FILE} records");
+            Problem::new(message, None)
+        };
         match &dumped {
             // Without a dump, the text of the file is searched.
             None => (!text.contains(&handler.runtime_type)).then(lost),
             Some((_, dumped)) => match dumped.get(name) {
                 Some(now) if now.runtime_type == handler.runtime_type => {
-                    let keys = if passes_options(facts) {
+                    let keys = if passes_options(facts) && !is_as_written(&handler) {
                         other_options(&handler, now)
                     } else {
                         Vec::new()
                     };
                     (!keys.is_empty()).then(|| {
                         let keys = keys.join(", ");
-                        format!("{path} declares handler {name} with options that differ from the installed options: {keys}")
+                        let message = format!("{path} declares handler {name} with options that differ from the installed options: {keys}");
+                        Problem::new(message, None)
                     })
+                }
+                // `install` can't help: another file has precedence.
+                Some(_) if is_as_written(&handler) => {
+                    let handler = handler.name;
+                    let error = containerd_config::Error::HandlerNotVisible { handler };
+                    Some(Problem::new(&error, error.help()))
                 }
                 Some(_) | None => Some(lost()),
             },
@@ -411,9 +494,14 @@ mod tests {
         options.insert("SystemdCgroup".to_owned(), OptionValue::Boolean(true));
     }, "options that differ from the installed options: SystemdCgroup")]
     #[case::another_path(|facts: &mut HostFacts| {
+        let dump = facts.dump.clone().unwrap().replace("shim-a", "shim-z");
+        facts.config_files.root.text = Some(dump.clone());
+        facts.dump = Ok(dump);
+    }, "no longer declares handler a")]
+    #[case::another_path_in_another_file(|facts: &mut HostFacts| {
         let dump = facts.dump.clone().unwrap();
         facts.dump = Ok(dump.replace("shim-a", "shim-z"));
-    }, "no longer declares handler a")]
+    }, "would not load handler a as it is declared")]
     #[case::missing_configuration(|facts: &mut HostFacts| facts.config_files.root.text = None, "is missing")]
     #[case::invalid_configuration(|facts: &mut HostFacts| facts.dump = Err(Problem::new("line 3", None)), "does not load its present configuration: line 3")]
     #[case::read_only_host(|facts: &mut HostFacts| facts.obstacle = Some(Problem::with_help("/opt is read-only", "make it writable")), "/opt is read-only")]

@@ -31,7 +31,7 @@ use crate::installer::host::path::parent_directory;
 use crate::installer::host::{HostRoot, text_digest};
 use crate::installer::inspect::HostFacts;
 use crate::installer::plan::HostPlan;
-use crate::installer::plan::expected::ExpectedRuntimes;
+use crate::installer::plan::expected::{self, ExpectedRuntimes};
 use crate::installer::plan::preconditions::check_ending_pods;
 use crate::installer::state::{OwnedHandler, STATE_DIRECTORY, StateAfter, symlink_target};
 use cleanup::{InUse, commit, finish, retain_in_use};
@@ -49,6 +49,8 @@ pub struct Done {
     pub tally: Restarts,
     /// The handlers whose binaries stay, because pods started on them during the change.
     pub draining: Vec<HandlerReport>,
+    /// The handlers that the distribution declares in place of Farrier since the restart, each with the program that it found.
+    pub taken: BTreeMap<String, String>,
 }
 
 /// Carries out `plan`; `sources` has the file of each binary, by SHA-256. A signal before the restart makes Farrier undo the change. A
@@ -239,6 +241,7 @@ async fn act(
     {
         interrupts.check().await?;
     }
+    let mut taken = BTreeMap::new();
     if plan.restart {
         info!(unit = journal.unit, "restarting containerd");
         let socket = &journal.socket;
@@ -248,7 +251,7 @@ async fn act(
         let mut served = restarted.await?;
         if service.restart == Restart::Watched
             && service.restart_triggered_by_write
-            && verify_served(host, plan, journal, &served).is_err()
+            && verify_served(host, facts, plan, journal, &served).is_err()
         {
             // The supervisor was about to restart containerd for another reason when the file changed, and restarts it once more.
             let now = find_daemon(host)?;
@@ -259,13 +262,21 @@ async fn act(
                 served = again;
             }
         }
-        verify_served(host, plan, journal, &served)?;
+        verify_served(host, facts, plan, journal, &served)?;
+        if facts.distro.searches() {
+            taken = taken_by_distro(plan, &served);
+        }
     }
     let in_use = InUse::query(host, &journal.socket, target).await;
     let draining = retain_in_use(host, journal, &in_use)?;
     commit(host, journal)?;
     let tally = progress.tally;
-    Ok((Done { tally, draining }, in_use))
+    let done = Done {
+        tally,
+        draining,
+        taken,
+    };
+    Ok((done, in_use))
 }
 
 /// Checks that the restart ends no pod that `plan` does not allow to end: a pod may have started since the facts were gathered.
@@ -286,18 +297,39 @@ async fn check_new_pods(host: &HostRoot, facts: &HostFacts, plan: &HostPlan) -> 
 /// Checks that a containerd that serves `served` has loaded the change.
 fn verify_served(
     host: &HostRoot,
+    facts: &HostFacts,
     plan: &HostPlan,
     journal: &Journal,
     served: &Served,
 ) -> Result<(), Error> {
-    validate_config::check_rendered(host, plan)?;
+    validate_config::check_rendered(host, plan, facts.distro.searches())?;
     match &journal.expected {
         Some(expected) => {
             let verified = expected.verify_change(served);
             Ok(verified.map_err(restart::Error::NotVerified)?)
         }
+        // containerd did not serve before the change, so the other runtimes are unknown.
+        None if plan.restart => {
+            let (declared, managed) = (&plan.declared, &plan.managed);
+            let former = expected::former_declarations(facts, managed);
+            let searches = facts.distro.searches();
+            if expected::is_served(served, declared, managed, &former, searches) {
+                return Ok(());
+            }
+            let message = "containerd does not list the handlers as declared".to_owned();
+            Err(restart::Error::NotVerified(message).into())
+        }
         None => Ok(()),
     }
+}
+
+/// The declared handlers that the distribution declares in place of Farrier, each with the program that it found.
+fn taken_by_distro(plan: &HostPlan, served: &Served) -> BTreeMap<String, String> {
+    let taken = plan.declared.iter().filter_map(|handler| {
+        let program = expected::taken_by_distro(served, handler)?;
+        Some((handler.name.clone(), program.to_owned()))
+    });
+    taken.collect()
 }
 
 /// Points the symlinks at the binaries of the plan. Pods that start from now on run these binaries.

@@ -143,11 +143,10 @@ async fn is_live(host: &HostRoot, journal: &Journal, running: &Daemon) -> bool {
     if !journal.can_be_finished() || !journal.has_written_config(host) {
         return false;
     }
-    match cri::served(host, &journal.socket).await {
-        Ok(served) if expected.verify_change(&served).is_ok() => {}
+    let declared = match cri::served(host, &journal.socket).await {
+        Ok(served) if expected.verify_change(&served).is_ok() => expected.declared_in(&served),
         Ok(_) | Err(_) => return false,
-    }
-    let declared = expected.declared();
+    };
     if declared.is_empty() {
         return true;
     }

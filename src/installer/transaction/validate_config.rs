@@ -9,6 +9,7 @@ use crate::installer::containerd::config_files::{imports_itself, load};
 use crate::installer::containerd::restart;
 use crate::installer::host::HostRoot;
 use crate::installer::inspect::{HostFacts, dump_config};
+use crate::installer::plan::config_edit::program_of;
 use crate::installer::plan::{ConfigChange, HostPlan};
 
 /// Suffix of the candidate of the root configuration. The candidate is in the same directory, so relative imports resolve as in the
@@ -96,11 +97,15 @@ pub(crate) async fn validate(
 }
 
 /// Checks after a restart that the distribution has rendered the declared handlers into containerd's configuration. Passes if the
-/// configuration has no template.
+/// configuration has no template. With `searches`, the distribution may have declared a runtime that it found in place of a handler.
 ///
 /// # Errors
 /// When a handler is missing or has another `runtime_type`, or a file can't be read.
-pub(crate) fn check_rendered(host: &HostRoot, plan: &HostPlan) -> Result<(), Error> {
+pub(crate) fn check_rendered(
+    host: &HostRoot,
+    plan: &HostPlan,
+    searches: bool,
+) -> Result<(), Error> {
     let mut changes = plan.config.iter();
     let Some((change, rendered)) =
         changes.find_map(|change| Some((change, change.rendered.as_ref()?)))
@@ -116,7 +121,10 @@ pub(crate) fn check_rendered(host: &HostRoot, plan: &HostPlan) -> Result<(), Err
     }
     let missing = plan.declared.iter().find(|handler| {
         let found: Option<&DeclaredHandler> = found.get(&handler.name);
-        found.is_none_or(|found| found.runtime_type != handler.runtime_type)
+        found.is_none_or(|found| {
+            let is_taken = searches && program_of(&found.options).is_some();
+            found.runtime_type != handler.runtime_type && !is_taken
+        })
     });
     match missing {
         Some(handler) => Err(restart::Error::NotVerified(format!(
@@ -214,6 +222,10 @@ mod tests {
         true
     )]
     #[case::with_another_path(&[("config.toml", &format!("version = 3\n{OTHER}") as &str)], false)]
+    #[case::with_a_runtime_that_the_distribution_found(
+        &[("config.toml", &format!("version = 3\n{OTHER}options.BinaryName = '/usr/bin/a'\n") as &str)],
+        true
+    )]
     #[case::without_the_handler(&[("config.toml", &format!("version = 3\n{RUNC}") as &str)], false)]
     #[case::no_file(&[], false)]
     fn a_rendered_configuration_without_the_managed_handlers_is_refused(
@@ -231,12 +243,12 @@ mod tests {
             std::fs::write(path, text).unwrap();
         }
         let host = HostRoot::open(directory.path()).unwrap();
-        let found = check_rendered(&host, &plan(true));
+        let found = check_rendered(&host, &plan(true), true);
         assert_eq!(found.is_ok(), expected, "{found:?}");
         if let Err(error) = found {
             assert!(error.to_string().contains("without handler a"), "{error}");
         }
         // Without a template, the candidate was checked before the restart, and the CRI is asked after it.
-        assert!(check_rendered(&host, &plan(false)).is_ok());
+        assert!(check_rendered(&host, &plan(false), true).is_ok());
     }
 }
