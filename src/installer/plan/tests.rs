@@ -478,3 +478,103 @@ fn only_declared_handlers_may_differ_after_a_restart(#[case] now: Served, #[case
     );
     assert_eq!(result.is_ok(), verified, "{result:?}");
 }
+
+const K3S_ROOT: &str = "/var/lib/rancher/k3s/agent/etc/containerd/config.toml";
+const PROGRAM: &str = "/usr/local/bin/containerd-shim-spin-v2";
+const BASE: &str = "version = 3\n[plugins.'io.containerd.cri.v1.runtime'.containerd]\ndefault_runtime_name = 'runc'\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n";
+/// What the base template adds for a shim that k3s has found.
+const FOUND: &str = "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.'spin']\nruntime_type = 'io.containerd.spin.v2'\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.'spin'.options]\nBinaryName = '/usr/local/bin/containerd-shim-spin-v2'\n";
+
+/// A k3s on which Farrier has declared `spin`, and the text of its template. Then k3s has rendered `rendered`.
+fn k3s_with_spin(rendered: impl Fn(&str) -> String) -> (HostFacts, String) {
+    let k3s = crate::installer::distro::by_id("k3s");
+    let facts = host()
+        .distro(k3s)
+        .containerd("2.1.9")
+        .root(K3S_ROOT, Some(BASE));
+    let facts = facts.with(|facts| {
+        facts.dump = Ok(BASE.to_owned());
+        let source = |name: &str| crate::containerd_config::SourceFile {
+            path: K3S_ROOT.replace("config.toml", name),
+            text: None,
+        };
+        facts.sources = ["config-v3.toml.tmpl", "config.toml.tmpl"]
+            .map(source)
+            .into();
+    });
+    let facts = facts.build();
+    let plan = plan_for(&facts, &["spin"]);
+    let template = plan.config[0].after.clone().unwrap();
+    let facts = HostFactsBuilder::from(facts).after(plan).with(|facts| {
+        facts.sources[0].text = Some(template.clone());
+        let managed = template.lines().filter(|line| !line.contains("{{"));
+        let managed: String = managed.flat_map(|line| [line, "\n"]).collect();
+        let text = rendered(&managed);
+        facts.config_files.root.text = Some(text.clone());
+        facts.dump = Ok(text);
+        facts.found_runtimes = [("spin".to_owned(), PROGRAM.to_owned())].into();
+    });
+    (facts.build(), template)
+}
+
+#[test]
+fn a_handler_that_k3s_declares_itself_is_reported_and_costs_no_restart() {
+    let (mut facts, _) = k3s_with_spin(|_| format!("{BASE}{FOUND}"));
+    let now = facts.served.as_mut().unwrap();
+    let runtime_type = "io.containerd.spin.v2".to_owned();
+    now.handlers.insert("spin".to_owned(), runtime_type);
+    let program = crate::containerd_config::Value::String(PROGRAM.to_owned());
+    let options = [("BinaryName".to_owned(), program)];
+    now.options.insert("spin".to_owned(), options.into());
+    let plan = plan_for(&facts, &["spin"]);
+    assert!(plan.is_empty(), "{plan:?}");
+    let [report] = plan.handlers.as_slice() else {
+        panic!("{plan:?}");
+    };
+    assert!(!report.served);
+    let said = report.reason.clone().unwrap();
+    assert!(
+        said.ends_with(&format!("because it finds {PROGRAM}")),
+        "{said}"
+    );
+    // With a program that k3s has not found yet, the same handler is served until the next start of k3s.
+    let (facts, _) = k3s_with_spin(|managed| format!("{BASE}{managed}"));
+    let plan = plan_for(&facts, &["spin"]);
+    assert!(plan.is_empty() && plan.handlers[0].served, "{plan:?}");
+    assert!(plan.notes[0].contains("gives way"), "{:?}", plan.notes);
+    let other = decide(&facts, &goal(&["spin", "a"]).build()).unwrap();
+    assert!(other.restart, "{other:?}");
+}
+
+#[rstest]
+#[case::none_runs(Containerd::NotFound { refused: Vec::new() }, true)]
+#[case::one_that_is_about_to_end(host().build().containerd, true)]
+#[case::an_image(Containerd::Image, false)]
+fn a_k3s_that_does_not_start_is_changed_by_its_template(
+    #[case] containerd: Containerd,
+    #[case] restarts: bool,
+) {
+    let (mut facts, template) = k3s_with_spin(|managed| format!("{BASE}{FOUND}{managed}"));
+    // An administrator removed the actions.
+    let lines = template
+        .lines()
+        .filter(|line| !line.contains("ExtraRuntimes") && *line != "{{ end }}");
+    let unguarded: String = lines.flat_map(|line| [line, "\n"]).collect();
+    assert_ne!(unguarded, template);
+    facts.sources[0].text = Some(unguarded);
+    facts.served = Err(Problem::new("no answer", None));
+    facts.dump = Err(Problem::new("line 9", None));
+    // Without a daemon, its program and release are unknown.
+    (facts.version, facts.program) = (None, None);
+    facts.containerd = containerd;
+    let plan = plan_for(&facts, &["spin"]);
+    assert_eq!(plan.config[0].after.as_ref(), Some(&template));
+    assert_eq!(plan.restart, restarts, "{plan:?}");
+    assert!(plan.handlers[0].reason.as_ref().unwrap().contains(PROGRAM));
+    let plan = decide(&facts, &remove_everything()).unwrap();
+    assert_eq!(plan.config[0].after, None);
+    assert_eq!(plan.restart, restarts, "{plan:?}");
+    // The file of a node that serves is the administrator's matter.
+    facts.served = Ok(served(&[]));
+    assert!(decide(&facts, &remove_everything()).is_err());
+}
