@@ -46,10 +46,13 @@ pub fn foreign_lines(path: &str, text: &str, written: &[Handler]) -> Result<Stri
     let newline = newline_of(text);
     let mut comments = String::new();
     let mut keep = |handler: &Handler, lines: &[&str]| {
-        comments.push_str(&format!(
-            "# Farrier has removed or rewritten handler {}, in whose lines others had made changes:{newline}",
-            handler.name
-        ));
+        let name = &handler.name;
+        comments.extend([
+            "# Farrier has removed or rewritten handler ",
+            name,
+            ", in whose lines others had made changes:",
+            newline,
+        ]);
         let lines = lines.iter().filter(|line| !is_own_comment(line));
         comments.extend(lines.map(|line| format!("# {line}{newline}")));
     };
@@ -58,11 +61,8 @@ pub fn foreign_lines(path: &str, text: &str, written: &[Handler]) -> Result<Stri
             let handler = written.iter().find(|it| it.name == stanza.handler);
             if let Some(handler) = handler.filter(|_| stanza.marked && !stanza.split) {
                 let lines: Vec<&str> = text[stanza.lines].lines().collect();
-                let plugins = PluginId::ALL.into_iter();
-                if plugins
-                    .map(|plugin| has_others(plugin, handler, &lines))
-                    .all(|others| others)
-                {
+                let mut plugins = PluginId::ALL.into_iter();
+                if plugins.all(|plugin| has_others(plugin, handler, &lines)) {
                     keep(handler, &lines);
                 }
             }

@@ -534,7 +534,7 @@ async fn a_redirect_does_not_tell_the_url_before_it() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let server = std::thread::spawn(move || {
-        let heads = ["/first?sig=hunter2", "/second"].map(|_| {
+        ["/first?sig=hunter2", "/second"].map(|_| {
             let (mut stream, _) = listener.accept().unwrap();
             let mut head = String::new();
             let mut reader = BufReader::new(&mut stream);
@@ -548,8 +548,7 @@ async fn a_redirect_does_not_tell_the_url_before_it() {
             };
             stream.write_all(&to).unwrap();
             head.to_lowercase()
-        });
-        heads
+        })
     });
     let out = tempfile::tempdir().unwrap();
     let shim = shim(format!("http://{address}/first?sig=hunter2"));

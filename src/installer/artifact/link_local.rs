@@ -33,10 +33,10 @@ impl LinkLocal {
 /// AWS (local services, `fd00:ec2::254` and others), Google Cloud, Oracle Cloud, Scaleway; Alibaba Cloud, Azure (`WireServer`) and Oracle
 /// Cloud Classic.
 const METADATA: [(IpAddr, u32); 7] = [
-    (v6([0xfd00, 0xec2, 0, 0, 0, 0, 0, 0]), 32),
-    (v6([0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254]), 128),
-    (v6([0xfd00, 0xc1, 0, 0, 0, 0, 0xa9fe, 0xa9fe]), 128),
-    (v6([0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42]), 128),
+    (v6(0xfd00_0ec2_0000_0000_0000_0000_0000_0000), 32),
+    (v6(0xfd20_00ce_0000_0000_0000_0000_0000_0254), 128),
+    (v6(0xfd00_00c1_0000_0000_0000_0000_a9fe_a9fe), 128),
+    (v6(0xfd00_0042_0000_0000_0000_0000_0000_0042), 128),
     (v4([100, 100, 100, 200]), 32),
     (v4([168, 63, 129, 16]), 32),
     (v4([192, 0, 0, 192]), 32),
@@ -46,8 +46,8 @@ const fn v4([a, b, c, d]: [u8; 4]) -> IpAddr {
     IpAddr::V4(std::net::Ipv4Addr::new(a, b, c, d))
 }
 
-const fn v6([a, b, c, d, e, f, g, h]: [u16; 8]) -> IpAddr {
-    IpAddr::V6(Ipv6Addr::new(a, b, c, d, e, f, g, h))
+const fn v6(bits: u128) -> IpAddr {
+    IpAddr::V6(Ipv6Addr::from_bits(bits))
 }
 
 /// Whether no download may use the address.

@@ -131,7 +131,7 @@ pub fn find(host: &HostRoot, target: Target) -> Result<Running, host::Error> {
     for (_, (name, process)) in process::find_by_name(host, &[CONTAINERD, KUBELET])? {
         match process {
             Ok(process) if name == CONTAINERD => daemons.push(process),
-            Ok(process) => kubelets.push(Kubelet::of(host, process)),
+            Ok(process) => kubelets.push(Kubelet::of(host, &process)),
             Err(refusal) => {
                 debug!(%refusal, "skipped a process");
                 if name == CONTAINERD {

@@ -26,7 +26,7 @@ pub struct Kubelet {
 
 impl Kubelet {
     /// Reads the CRI socket of the kubelet process.
-    pub(crate) fn of(host: &HostRoot, process: Process) -> Self {
+    pub(crate) fn of(host: &HostRoot, process: &Process) -> Self {
         // An argument that is no text can't be a path that Farrier reads or compares.
         let arguments = String::from_utf8_lossy(&process.arguments).into_owned();
         let list: Vec<&str> = arguments.split('\0').collect();
@@ -207,7 +207,7 @@ mod tests {
             directory: None,
             unit: None,
         };
-        Kubelet::of(&HostRoot::open(root).unwrap(), process).endpoint
+        Kubelet::of(&HostRoot::open(root).unwrap(), &process).endpoint
     }
 
     #[rstest]

@@ -133,7 +133,7 @@ impl HostRoot {
             Target::Image => true,
         };
         let walk = Walk::start(self, trusts_owner_of_root)?;
-        walk.to_end(path).map(drop)
+        walk.end_at(path).map(drop)
     }
 
     /// Device and inode of the program of the process `pid` in this host's `/proc`; `None` if there is no such process.
@@ -146,7 +146,7 @@ impl HostRoot {
 
     /// Opens the file at `path` after the checks; returns the interpreter of its first line, too.
     fn open_checked(&self, path: &str) -> Result<(OwnedFd, Option<String>), ProgramError> {
-        let file = match Walk::start(self, false)?.to_end(path)? {
+        let file = match Walk::start(self, false)?.end_at(path)? {
             End::File(file) => file,
             End::Directory => {
                 return Err(ProgramError::NoFile {
@@ -208,7 +208,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Walks to `path`.
-    fn to_end(mut self, path: &str) -> Result<End, ProgramError> {
+    fn end_at(mut self, path: &str) -> Result<End, ProgramError> {
         let mut remaining: VecDeque<String> = components(path);
         let mut symlinks = 0;
         while let Some(name) = remaining.pop_front() {

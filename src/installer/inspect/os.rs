@@ -88,7 +88,7 @@ pub(crate) fn snippets(
     };
     let names = host.list(directory)?.into_iter();
     let paths = names
-        .filter(|name| name.ends_with(".toml"))
+        .filter(|name| matches!(name.rsplit_once('.'), Some((_, "toml"))))
         .map(|name| format!("{directory}/{name}"))
         .filter(|path| !own.contains(path));
     let read = |path: String| {
