@@ -156,7 +156,8 @@ impl Wait {
         if is_gone || (self.has_ended && self.process.is_none() && !within_limit) {
             return Next::Ended;
         }
-        if !within_limit && !(self.is_worth_waiting_for(now, seen) && now < self.patience) {
+        let may_wait = now < self.patience && self.is_worth_waiting_for(now, seen);
+        if !within_limit && !may_wait {
             return Next::TooLong;
         }
         if now.saturating_sub(self.told) < LOG_INTERVAL {
@@ -248,7 +249,7 @@ mod tests {
     #[test]
     fn a_wait_is_logged_every_ten_seconds() {
         let limit = Duration::from_secs(MINUTE);
-        let mut wait = Wait::new(limit, Duration::ZERO, Duration::from_secs(600));
+        let mut wait = Wait::new(limit, Duration::ZERO, Duration::from_mins(10));
         let told = (0..6000).filter(|tenth| {
             let now = Duration::from_millis(tenth * 100);
             wait.next(now, started(FIRST, 0, true)) == Next::Tell

@@ -128,13 +128,13 @@ async fn telling<T>(unit: &str, work: impl Future<Output = T>) -> T {
     let mut work = Box::pin(work);
     let since = Instant::now();
     loop {
-        match tokio::time::timeout(LOG_INTERVAL, &mut work).await {
-            Ok(done) => return done,
-            Err(_) => info!(
-                seconds = since.elapsed().as_secs(),
-                "waiting for the service manager to restart {unit}"
-            ),
+        if let Ok(done) = tokio::time::timeout(LOG_INTERVAL, &mut work).await {
+            return done;
         }
+        info!(
+            seconds = since.elapsed().as_secs(),
+            "waiting for the service manager to restart {unit}"
+        );
     }
 }
 

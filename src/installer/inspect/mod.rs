@@ -19,7 +19,7 @@ use crate::containerd_config::{
 use crate::handoff::{Problem, Sha256Digest};
 use crate::installer::containerd::config_files::{load, patterns};
 use crate::installer::containerd::cri::{self, Served};
-use crate::installer::containerd::daemon::{self, Containerd};
+use crate::installer::containerd::daemon::{self, Containerd, Daemon};
 use crate::installer::containerd::rehearsal::{Rehearsal, Rehearsed, rehearse};
 use crate::installer::containerd::service::{RestartEffect, Service};
 use crate::installer::containerd::tasks::{EndingPod, ending_pods};
@@ -225,33 +225,12 @@ pub async fn gather(
     let daemon = running.containerd.daemon();
     let installed = PROGRAMS.into_iter().find(|path| host.seems_to_exist(path));
     let program = daemon.map(|daemon| daemon.program.clone());
-    let command_line = daemon.map(|daemon| (&daemon.config, &daemon.address));
-    let named = command_line.and_then(|(config, _)| config.as_ref().ok()?.as_deref());
+    let named = daemon.and_then(|daemon| daemon.config.as_ref().ok()?.as_deref());
     let state = State::from_json(host.read_text(STATE_FILE, STATE_LIMIT)?.as_deref())?;
     let recorded = recorded_root(host, &state).filter(|_| daemon.is_none());
     let distro = detect_distro(host, &running, config.or(named).or(recorded))?;
     let program = program.or_else(|| installed.map(str::to_owned));
-    let in_unit = match daemon {
-        Some(_) => Ok(None),
-        None => config_of_unit(host, distro),
-    };
-    let unknown_config = command_line
-        .and_then(|(_, address)| address.as_ref().err())
-        .or_else(|| {
-            let in_command_line = command_line.and_then(|(config, _)| config.as_ref().err());
-            let unknown = in_command_line.or(in_unit.as_ref().err());
-            unknown.filter(|_| config.is_none())
-        })
-        .map(|error| Problem::new(error, error.help()));
-    let config = config
-        .or(named)
-        .or(in_unit.as_ref().ok().and_then(Option::as_deref))
-        .or(recorded)
-        .filter(|config| {
-            !editable_files(distro.edited, distro.config).contains(&(*config).to_owned())
-        })
-        .unwrap_or(distro.config)
-        .to_owned();
+    let (config, unknown_config) = root_config(host, distro, daemon, config, recorded);
     let config_files = load(host, &config)?;
     let sources = sources(host, distro, &config)?;
     let snippets = snippets(host, distro, &config)?;
@@ -325,6 +304,36 @@ pub async fn gather(
         query_services(host, &mut facts).await;
     }
     Ok(facts)
+}
+
+/// The path of the root configuration file, and why it or the socket is unknown, if it is. `given` is the path that an operator gives, and
+/// `recorded` that of the last change.
+fn root_config(
+    host: &HostRoot,
+    distro: &DistroSpec,
+    daemon: Option<&Daemon>,
+    given: Option<&str>,
+    recorded: Option<&str>,
+) -> (String, Option<Problem>) {
+    let in_unit = match daemon {
+        Some(_) => Ok(None),
+        None => config_of_unit(host, distro),
+    };
+    let unknown = daemon
+        .and_then(|daemon| daemon.address.as_ref().err())
+        .or_else(|| {
+            let in_command_line = daemon.and_then(|daemon| daemon.config.as_ref().err());
+            let unknown = in_command_line.or(in_unit.as_ref().err());
+            unknown.filter(|_| given.is_none())
+        })
+        .map(|error| Problem::new(error, error.help()));
+    let path = given
+        .or(daemon.and_then(|daemon| daemon.config.as_ref().ok()?.as_deref()))
+        .or(in_unit.as_ref().ok().and_then(Option::as_deref))
+        .or(recorded)
+        .filter(|path| !editable_files(distro.edited, distro.config).contains(&(*path).to_owned()))
+        .unwrap_or(distro.config);
+    (path.to_owned(), unknown)
 }
 
 /// The root configuration file of the last change, if it exists: for a host on which no containerd runs that would name it.
