@@ -71,7 +71,7 @@ const FLOORS: &[(&str, &[&[&str]])] = &[
             &["report", "request"],
             &["name"],
             &["problem"],
-            &["digest", "document", "printable"],
+            &["digest", "document", "printable", "restart_policy"],
         ],
     ),
     (

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use super::document::Document;
 use super::error::Error;
 use super::legacy::legacy_handler;
-use super::render::{HANDLER_MARK, MARK, block, cut, newline_of};
+use super::render::{GUARD_END, HANDLER_MARK, MARK, block, cut, guard, newline_of};
 use super::schema::PluginId;
 use super::template::{Template, is_template};
 use super::types::{DeclaredHandler, Handler};
@@ -53,7 +53,7 @@ pub fn foreign_lines(path: &str, text: &str, written: &[Handler]) -> Result<Stri
             ", in whose lines others had made changes:",
             newline,
         ]);
-        let lines = lines.iter().filter(|line| !is_own_comment(line));
+        let lines = lines.iter().filter(|line| !is_own_line(name, line));
         comments.extend(lines.map(|line| format!("# {line}{newline}")));
     };
     if is_template(text) {
@@ -141,12 +141,14 @@ fn has_others(plugin: PluginId, handler: &Handler, lines: &[&str]) -> bool {
     let written = block(HANDLER_MARK, "\n", &plugin.runtimes(), handler);
     lines.iter().any(|line| {
         let is_written = written.lines().any(|own| own == *line);
-        !is_written && !line.trim().is_empty() && !is_own_comment(line)
+        !is_written && !line.trim().is_empty() && !is_own_line(&handler.name, line)
     })
 }
 
-fn is_own_comment(line: &str) -> bool {
-    line.trim_start().starts_with(MARK)
+/// Whether Farrier writes this line around the table of `handler`: its comment, or the action of a template, which a comment does not disable.
+fn is_own_line(handler: &str, line: &str) -> bool {
+    let line = line.trim();
+    line.starts_with(MARK) || line == guard(handler) || line == GUARD_END
 }
 
 /// Whether a handler with Farrier's path has a setting that Farrier did not write.
@@ -163,6 +165,7 @@ mod tests {
     use rstest::rstest;
 
     use super::super::Value;
+    use super::super::render::guarded_block;
     use super::*;
 
     const PATH: &str = "/etc/containerd/config.toml";
@@ -185,6 +188,12 @@ mod tests {
         )
     }
 
+    /// As [`ours`], giving way to a runtime that the distribution finds.
+    fn guarded() -> String {
+        let path = PluginId::GrpcV1Cri.runtimes();
+        guarded_block(HANDLER_MARK, "\n", &path, &handler())
+    }
+
     fn kept(text: &str) -> Vec<String> {
         let comments = foreign_lines(PATH, text, &[handler()]).unwrap();
         let lines = comments.lines().skip(1);
@@ -198,6 +207,7 @@ mod tests {
     #[case::without_its_options(ours().split_inclusive('\n').take(3).collect())]
     #[case::in_another_notation("plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.a = { runtime_type = '/opt/a', options = { X = true } }\n".to_owned())]
     #[case::in_a_template(format!("{{{{ template \"base\" . }}}}\n{}", ours()))]
+    #[case::guarded_in_a_template(format!("{{{{ template \"base\" . }}}}\n{}", guarded()))]
     #[case::with_a_comment_above(format!("# mine\n{}", ours()))]
     #[case::of_others("[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.b]\nx = 1\n".to_owned())]
     fn a_table_as_farrier_wrote_it_is_not_kept(#[case] text: String) {
@@ -217,6 +227,14 @@ mod tests {
         for line in added.lines() {
             assert!(kept.iter().any(|kept| kept == line), "{kept:?}");
         }
+    }
+
+    #[test]
+    fn no_action_of_a_template_is_kept_in_a_comment() {
+        let guarded = guarded().replace(GUARD_END, &format!("Y = 2\n{GUARD_END}"));
+        let kept = kept(&format!("{{{{ template \"base\" . }}}}\n{guarded}"));
+        assert!(kept.iter().any(|line| line == "Y = 2"), "{kept:?}");
+        assert!(!kept.iter().any(|line| line.contains("{{")), "{kept:?}");
     }
 
     #[rstest]
