@@ -224,27 +224,101 @@ fn settings_that_work_on_the_node_work_in_a_rehearsal_and_broken_ones_are_named(
     });
 }
 
+/// The memory limit of a Job's containers, as the controller sets it.
+const JOB_LIMIT: u64 = 256 << 20;
+
+/// A memory cgroup of this machine for one program.
+struct MemoryCgroup {
+    directory: PathBuf,
+    is_2: bool,
+}
+
+impl MemoryCgroup {
+    fn new(node: &Node) -> Self {
+        let is_2 = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+        let hierarchy = if is_2 {
+            "/sys/fs/cgroup"
+        } else {
+            "/sys/fs/cgroup/memory"
+        };
+        let directory = PathBuf::from(format!("{hierarchy}/farrier-{}", node.init()));
+        fs::create_dir(&directory).unwrap();
+        let limit = if is_2 {
+            "memory.max"
+        } else {
+            "memory.limit_in_bytes"
+        };
+        fs::write(directory.join(limit), JOB_LIMIT.to_string()).unwrap();
+        Self { directory, is_2 }
+    }
+
+    /// The same command, as a member of the cgroup.
+    fn command(&self, command: &Command) -> Command {
+        let mut inside = Command::new("sh");
+        let script = format!(
+            "echo 0 >{}/cgroup.procs; exec \"$0\" \"$@\"",
+            self.directory.display()
+        );
+        inside
+            .args(["-ec", &script])
+            .arg(command.get_program())
+            .args(command.get_args());
+        inside
+    }
+
+    /// The largest use in bytes, files in the page cache included.
+    fn peak(&self) -> u64 {
+        let name = if self.is_2 {
+            "memory.peak"
+        } else {
+            "memory.max_usage_in_bytes"
+        };
+        fs::read_to_string(self.directory.join(name))
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap()
+    }
+}
+
+impl Drop for MemoryCgroup {
+    fn drop(&mut self) {
+        // A cgroup with members is left behind.
+        let _ = fs::remove_dir(&self.directory);
+    }
+}
+
 #[test]
-fn thirty_handlers_are_rehearsed() {
+fn thirty_handlers_are_rehearsed_within_the_memory_limit_of_the_job() {
     on_each(|release| {
-        let node = Node::new(release);
-        let mut names = Vec::new();
-        let mut more = String::new();
-        for number in 0..30 {
-            let name = format!("h{number}");
+        let node = Node::stopped(release, &[]);
+        let mut config = CONFIG.to_owned();
+        let names: Vec<String> = (0..30).map(|number| format!("h{number}")).collect();
+        for (number, name) in (0..).zip(&names) {
             let section =
                 format!("[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.{name}]");
-            writeln!(more, "\n{section}\nruntime_type = \"/opt/shims/{name}\"").unwrap();
+            write!(
+                config,
+                "\n{section}\nruntime_type = \"/opt/shims/{name}\"\n"
+            )
+            .unwrap();
             node.write(
                 &format!("/opt/shims/{name}"),
                 &shim(number, Run::Ends),
                 0o755,
             );
-            names.push(name);
         }
-        let rehearsal = rehearse(&node, |text| format!("{text}\n{more}"));
+        node.write(CONFIG_PATH, config.as_bytes(), 0o644);
+        node.start();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        assert_served(&node, &rehearsal, &names);
+        assert_served(&node, &rehearse(&node, str::to_owned), &names);
+        let cgroup = MemoryCgroup::new(&node);
+        let since = Instant::now();
+        let output = cgroup.command(&node.command(&INSTALL)).output().unwrap();
+        let (took, peak) = (since.elapsed(), cgroup.peak() >> 20);
+        println!("{}: {peak} MiB, {took:?}", release.display());
+        let words = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{peak} MiB: {words}");
     });
 }
 
