@@ -26,6 +26,7 @@ mod patience;
 mod pending;
 #[path = "../support/random.rs"]
 mod random;
+mod random_edits;
 mod rehearsal;
 mod removal;
 mod sandbox;

@@ -9,7 +9,7 @@ use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
     LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption,
     PodSandboxConfig, PodSandboxMetadata, RemovePodSandboxRequest, RunPodSandboxRequest,
-    StopPodSandboxRequest,
+    StatusRequest, StopPodSandboxRequest,
 };
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -99,6 +99,23 @@ impl Cri {
         let endpoint = Endpoint::from_static("http://localhost");
         let channel = endpoint.connect_with_connector(connector).await.unwrap();
         Self(RuntimeServiceClient::new(channel))
+    }
+
+    /// As [`Cri::connect`]; `None` if nothing listens.
+    pub async fn try_connect(node: &Node) -> Option<Self> {
+        let socket = node.path("/run/containerd/containerd.sock");
+        // A socket without a process stays behind.
+        drop(UnixStream::connect(socket).await.ok()?);
+        Some(Self::connect(node).await)
+    }
+
+    /// Whether the runtime is ready.
+    pub async fn is_ready(&mut self) -> bool {
+        let status = self.0.status(StatusRequest { verbose: false }).await;
+        let status = status.ok().and_then(|status| status.into_inner().status);
+        let conditions = status.map(|status| status.conditions).unwrap_or_default();
+        let mut runtime = conditions.iter();
+        runtime.any(|condition| condition.r#type == "RuntimeReady" && condition.status)
     }
 
     /// Starts a pod of `handler`; returns its number.

@@ -1,0 +1,235 @@
+//! Random edits of a running containerd's configuration by others, valid and invalid ones: whatever the edit, no command leaves the node
+//! without its CRI, or changes a byte of the edit.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use toml_edit::{DocumentMut, Item, TableLike, Value};
+
+use crate::containerd::programs;
+use crate::node::{CONFIG_PATH, Node, on_each};
+use crate::random::Random;
+use crate::sandbox::{Cri, wait};
+
+const INSTALL: [&str; 2] = ["install", "--shim=a=file:///srv/a"];
+const UNINSTALL: [&str; 2] = ["uninstall", "--all"];
+
+/// Edits on all releases together, unless `FARRIER_CASES` has another number.
+const CASES: u64 = 100;
+
+/// Time limit for a start. A containerd that does not serve by then counts as one that does not start.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// A key of the default configuration, with its table and its default value.
+struct Setting {
+    table: Vec<String>,
+    key: String,
+    default: Value,
+}
+
+/// Every setting in the default configuration of a release: all sections and all plugins. The cgroup of a node is a cgroup of the machine.
+fn settings(release: &Path) -> (i64, Vec<Setting>) {
+    let output = Command::new(release)
+        .args(["config", "default"])
+        .output()
+        .unwrap();
+    let document: DocumentMut = String::from_utf8(output.stdout).unwrap().parse().unwrap();
+    let version = document["version"].as_integer().unwrap();
+    let mut settings = Vec::new();
+    collect(document.as_table(), &[], &mut settings);
+    settings.retain(|setting| {
+        setting.key != "version" && setting.table.first().is_none_or(|table| table != "cgroup")
+    });
+    (version, settings)
+}
+
+fn collect(table: &dyn TableLike, path: &[String], settings: &mut Vec<Setting>) {
+    for (key, item) in table.iter() {
+        match item {
+            Item::Value(value) if value.as_inline_table().is_none() => settings.push(Setting {
+                table: path.to_vec(),
+                key: key.to_owned(),
+                default: value.clone(),
+            }),
+            _ => {
+                if let Some(table) = item.as_table_like() {
+                    let path = [path, &[key.to_owned()]].concat();
+                    collect(table, &path, settings);
+                }
+            }
+        }
+    }
+}
+
+impl Random {
+    fn pick<'a>(&mut self, of: &[&'a str]) -> &'a str {
+        let at = self.below(of.len() as u64);
+        of[usize::try_from(at).unwrap()]
+    }
+}
+
+/// A value for a setting: a sound one, one that containerd refuses, or one of another type.
+fn value(random: &mut Random, default: &Value) -> String {
+    let default_text = default.to_string();
+    if random.below(8) == 0 {
+        return random.pick(&["7", "\"x\"", "[]", "{}", "true"]).to_owned();
+    }
+    match default {
+        Value::String(_) => random
+            .pick(&[
+                default_text.trim(),
+                "\"\"",
+                "\"gone\"",
+                "\"/proc/x/y\"",
+                "\"127.0.0.1:99999\"",
+                "\"4h\"",
+                "\"-1\"",
+            ])
+            .to_owned(),
+        Value::Integer(_) => random
+            .pick(&[default_text.trim(), "0", "-1", "99999", "1099511627776"])
+            .to_owned(),
+        Value::Boolean(_) => random.pick(&["true", "false"]).to_owned(),
+        Value::Array(_) => random
+            .pick(&[
+                default_text.trim(),
+                "[]",
+                "[\"x\"]",
+                "[\"io.containerd.grpc.v1.cri\"]",
+            ])
+            .to_owned(),
+        Value::Float(_) | Value::Datetime(_) | Value::InlineTable(_) => default_text,
+    }
+}
+
+/// `base` with one to three random lines.
+fn edited(random: &mut Random, base: &str, settings: &[Setting]) -> String {
+    let mut text = base.to_owned();
+    for _ in 0..=random.below(3) {
+        let at = random.below(settings.len() as u64);
+        let setting = &settings[usize::try_from(at).unwrap()];
+        let line = format!("{:?} = {}\n", setting.key, value(random, &setting.default));
+        if setting.table.is_empty() {
+            text = line + &text;
+        } else {
+            let keys = setting.table.iter().map(|key| format!("{key:?}"));
+            let table = keys.collect::<Vec<_>>().join(".");
+            text += &format!("\n[{table}]\n{line}");
+        }
+    }
+    text
+}
+
+/// How long a containerd must serve to count as one that was started. Some faults end it after its CRI has answered.
+const STEADY: Duration = Duration::from_millis(500);
+
+/// Whether the CRI answers and its runtime is ready.
+fn serves(node: &Node) -> bool {
+    wait(async {
+        match Cri::try_connect(node).await {
+            Some(mut cri) => cri.is_ready().await,
+            None => false,
+        }
+    })
+}
+
+/// Restarts containerd; returns whether it serves, and goes on doing so.
+fn restart(node: &Node) -> bool {
+    let script = "/sbin/rc-service containerd restart";
+    let status = node.enter("bash").args(["-c", script]).status();
+    assert!(status.unwrap().success());
+    let (since, pid) = (Instant::now(), node.process());
+    let program = node.path(&format!("/proc/{}/exe", pid.trim()));
+    let mut serving = None;
+    while since.elapsed() < LIMIT && std::fs::symlink_metadata(&program).is_ok() {
+        if !serves(node) {
+            serving = None;
+        } else if serving.get_or_insert_with(Instant::now).elapsed() > STEADY {
+            return true;
+        }
+        std::thread::yield_now();
+    }
+    false
+}
+
+/// Whether `text` has all lines of `others` in their order.
+fn keeps(text: &str, others: &str) -> bool {
+    let mut lines = text.lines();
+    others.lines().all(|line| lines.any(|kept| kept == line))
+}
+
+/// Runs every command on the edit `theirs`.
+fn is_survived(node: &Node, theirs: &str, when: &str) {
+    let doctor = node.farrier(&["doctor"]).status.code();
+    assert!(matches!(doctor, Some(0 | 1)), "{when}: {doctor:?}");
+    let dry_run = [&INSTALL[..], &["--dry-run"]].concat();
+    for arguments in [&dry_run[..], &INSTALL, &UNINSTALL] {
+        let (status, report) = node.change(arguments);
+        let when = format!("{when}: {}: {report:?}", arguments.join(" "));
+        assert!(matches!(status, 0 | 1 | 3 | 4), "{when}\n{}", node.log());
+        let now = node.config();
+        if matches!(status, 3 | 4) || arguments.contains(&"--dry-run") {
+            assert_eq!(now, theirs, "{when}");
+        }
+        assert!(keeps(&now, theirs), "{when}: {now}");
+        assert!(serves(node), "{when}\n{}", node.log());
+        if arguments == UNINSTALL && status == 0 {
+            return;
+        }
+    }
+}
+
+#[test]
+fn no_edit_of_others_costs_the_node_its_cri() {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let number = |name: &str, otherwise: u64| match std::env::var(name) {
+        Ok(text) => text.parse().unwrap(),
+        Err(_) => otherwise,
+    };
+    let seed = number("FARRIER_SEED", u64::from(now.subsec_nanos()));
+    // Shown when the test fails: the same edits again with FARRIER_SEED.
+    println!("FARRIER_SEED={seed}");
+    let cases = number("FARRIER_CASES", CASES).div_ceil(programs().len() as u64);
+    on_each(|release| {
+        let (version, settings) = settings(release);
+        let plugin = if version < 3 {
+            "io.containerd.grpc.v1.cri"
+        } else {
+            "io.containerd.cri.v1.runtime"
+        };
+        let base = format!(
+            "version = {version}\n\n[plugins.\"{plugin}\".containerd.runtimes.runc]\n  runtime_type = \"io.containerd.runc.v2\" # theirs\n"
+        );
+        let mut random = Random(seed);
+        let node = Node::stopped(release, &[]);
+        for case in 0..cases {
+            node.write(CONFIG_PATH, base.as_bytes(), 0o644);
+            assert!(restart(&node), "{}", node.log());
+            let _ = node.change(&UNINSTALL);
+            let theirs = edited(&mut random, &base, &settings);
+            let when = format!("FARRIER_SEED={seed}, case {case}: {theirs}");
+            match random.below(3) {
+                // An edit of a file that Farrier never wrote, and of one that it wrote.
+                installed @ (0 | 1) => {
+                    let before = if installed == 0 {
+                        base.clone()
+                    } else {
+                        assert_eq!(node.change(&INSTALL).0, 0, "{when}");
+                        node.config()
+                    };
+                    let theirs = theirs.replace(&base, &before);
+                    node.write(CONFIG_PATH, theirs.as_bytes(), 0o644);
+                    is_survived(&node, &theirs, &when);
+                }
+                // An edit with which containerd serves already.
+                _ => {
+                    node.write(CONFIG_PATH, theirs.as_bytes(), 0o644);
+                    if restart(&node) {
+                        is_survived(&node, &theirs, &when);
+                    }
+                }
+            }
+        }
+    });
+}
