@@ -140,7 +140,7 @@ fn a_binary_that_a_new_pod_uses_is_removed_by_a_later_run() {
 }
 
 /// A shim of the administrator, which hangs when containerd cleans up after a dead sandbox.
-pub const HANGING: &str = "#!/bin/bash\nfor word; do [ \"$word\" = delete ] && [ -e /run/hang ] && sleep infinity; done\nexec /srv/runc \"$@\"\n";
+pub const HANGING: &str = "#!/bin/bash\nfor word; do [ \"$word\" = delete ] && [ -e /run/hang ] && sleep 1000000; done\nexec /srv/runc \"$@\"\n";
 
 #[test]
 fn a_containerd_that_hangs_on_a_dead_sandbox_is_rolled_back() {
