@@ -39,11 +39,13 @@ use report::{
 use state::{JOURNAL_FILE, OwnedHandler, STATE_FILE, STATE_LIMIT, State, StateAfter};
 use transaction::interrupts::Interrupts;
 use transaction::recovery::{gather_after, recover};
-use transaction::rehearsal::{Rehearsed, rehearse};
+use transaction::rehearsal::{EarlyRehearsal, Rehearsed, rehearse};
 use transaction::resolve::{ArtifactOptions, Resolved, resolve};
 use transaction::{Failure, Restarts, perform};
 
-use crate::handoff::{FetchResult, Outcome, Problem, ProvisionReport, ProvisionRequest};
+use crate::handoff::{
+    FetchResult, Outcome, Problem, ProvisionReport, ProvisionRequest, Sha256Digest,
+};
 
 /// Why a fetch, an inspection or a run failed.
 #[derive(Debug, thiserror::Error)]
@@ -122,15 +124,29 @@ pub async fn install(options: &InstallOptions, mode: Mode) -> RunResult {
         let binaries = std::mem::take(&mut resolved.binaries);
         Ok((options.goal(&request, binaries), resolved))
     };
+    // The configuration depends on the handlers, and not on the binaries: any digest leads to the same one.
+    let names = request.shims.iter().map(|shim| shim.name.clone());
+    let binaries = names.map(|name| (name, Ok(Sha256Digest::from_bytes([0; 32]))));
+    let assumed = Some(options.goal(&request, binaries.collect()));
     let (host, interrupts) = (&options.host, &options.interrupts);
-    run(host, mode, interrupts, report, Some(&request), goal).await
+    run(
+        host,
+        mode,
+        interrupts,
+        report,
+        Some(&request),
+        assumed,
+        goal,
+    )
+    .await
 }
 
 /// Removes shims from the host. Every outcome, also a failure, is in the report.
 pub async fn uninstall(options: &UninstallOptions, mode: Mode) -> RunResult {
     let report = ProvisionReport::new(Outcome::Refused);
     let goal = async |_: &HostRoot, _: &HostFacts| Ok((options.goal(), Resolved::default()));
-    run(&options.host, mode, &options.interrupts, report, None, goal).await
+    let (host, interrupts) = (&options.host, &options.interrupts);
+    run(host, mode, interrupts, report, None, None, goal).await
 }
 
 /// Lists the shims of a host, their owners, and the faults of the host. A host that can't be read is one finding.
@@ -152,13 +168,15 @@ pub async fn doctor(options: &HostOptions) -> Diagnosis {
 }
 
 /// The path of every run: lock, recover, inspect, plan, act, report. A dry run leaves out the lock, the recovery and the act. `goal`
-/// makes the goal and the artifacts of the goal from the facts; `request` is the request, if there is one.
+/// makes the goal and the artifacts of the goal from the facts; `request` is the request, if there is one, and `assumed` is the goal if all
+/// of its binaries can be had.
 async fn run(
     options: &HostOptions,
     mode: Mode,
     interrupts: &Interrupts,
     mut report: ProvisionReport,
     request: Option<&ProvisionRequest>,
+    assumed: Option<Goal>,
     goal: impl AsyncFnOnce(&HostRoot, &HostFacts) -> Result<(Goal, Resolved), transaction::Error>,
 ) -> RunResult {
     let host = match Host::open(options) {
@@ -189,7 +207,12 @@ async fn run(
         Err(error) => return result(report_failure(report, Failure::Refused(error)), None),
     };
     add_host_info(&mut report, &facts);
-    let goal = goal(&host.root, &facts);
+    let early = async {
+        let plan = decide(&facts, assumed.as_ref()?).ok()?;
+        EarlyRehearsal::of(&host.root, &facts, &plan).await
+    };
+    // On the heap: `run_unless_interrupted` would move a large future.
+    let goal = Box::pin(async { futures::join!(goal(&host.root, &facts), early) });
     let text = match plan_and_act(&host, mode, interrupts, &facts, goal, &mut report).await {
         Ok(text) => text,
         Err(failure) => {
@@ -260,16 +283,24 @@ async fn plan_and_act(
     mode: Mode,
     interrupts: &Interrupts,
     facts: &HostFacts,
-    goal: impl Future<Output = Result<(Goal, Resolved), transaction::Error>>,
+    goal: impl Future<
+        Output = (
+            Result<(Goal, Resolved), transaction::Error>,
+            Option<EarlyRehearsal>,
+        ),
+    >,
     report: &mut ProvisionReport,
 ) -> Result<Option<String>, Failure> {
     let root = &host.root;
-    let resolved = interrupts.run_unless_interrupted(goal).await.flatten();
+    let (resolved, early) = interrupts
+        .run_unless_interrupted(goal)
+        .await
+        .map_err(Failure::Refused)?;
     let (mut goal, resolved) = resolved.map_err(Failure::Refused)?;
     let mut plan = loop {
         let mut plan = decide(facts, &goal).map_err(|error| Failure::Refused(error.into()))?;
         // Before the first write: the second containerd needs no binary of the plan.
-        let rehearsed = rehearse(root, facts, &plan);
+        let rehearsed = rehearse(root, facts, &plan, early.as_ref());
         let rehearsed = interrupts.run_unless_interrupted(rehearsed).await.flatten();
         let rehearsed = rehearsed.map_err(Failure::Refused)?;
         plan.notes.extend(rehearsed.note());

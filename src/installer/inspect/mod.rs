@@ -190,7 +190,7 @@ impl HostFacts {
                     files,
                     dump,
                 };
-                rehearse(host, &rehearsed).await
+                Box::pin(rehearse(host, &rehearsed)).await
             }
             Err(problem) => Rehearsal::NotPossible(problem.clone()),
         }

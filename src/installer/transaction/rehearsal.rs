@@ -40,8 +40,32 @@ impl Rehearsed {
     }
 }
 
+/// A rehearsal from before the plan was known.
+#[derive(Debug)]
+pub struct EarlyRehearsal {
+    files: ConfigFiles,
+    rehearsal: Rehearsal,
+}
+
+impl EarlyRehearsal {
+    /// Starts containerd on the configuration of a plan that may be made; `None` if that plan restarts no containerd.
+    pub(crate) async fn of(host: &HostRoot, facts: &HostFacts, plan: &HostPlan) -> Option<Self> {
+        if !is_due(facts, plan) {
+            return None;
+        }
+        let files = ConfigAfter::of(facts, plan).ok()?.files;
+        let rehearsal = facts.rehearse(host, &files).await;
+        Some(Self { files, rehearsal })
+    }
+}
+
+/// Whether `plan` restarts a running containerd.
+fn is_due(facts: &HostFacts, plan: &HostPlan) -> bool {
+    plan.restart && facts.containerd.daemon().is_some()
+}
+
 /// Starts the host's containerd on the configuration of `plan`, beside the running one, and compares what it serves with the plan. Writes
-/// nothing.
+/// nothing. An early rehearsal of the same configuration replaces the start.
 ///
 /// Where that start fails, containerd is started on the present configuration as well: if that fails, too, the cause is not in the change.
 ///
@@ -51,13 +75,18 @@ pub(crate) async fn rehearse(
     host: &HostRoot,
     facts: &HostFacts,
     plan: &HostPlan,
+    early: Option<&EarlyRehearsal>,
 ) -> Result<Rehearsed, Error> {
-    if !plan.restart || facts.containerd.daemon().is_none() {
+    if !is_due(facts, plan) {
         return Ok(Rehearsed::NotDue);
     }
     let after = ConfigAfter::of(facts, plan)?;
-    debug!("rehearsing the start of containerd");
-    let problem = match facts.rehearse(host, &after.files).await {
+    let rehearsal = match early {
+        Some(early) if early.files == after.files => early.rehearsal.clone(),
+        Some(_) | None => facts.rehearse(host, &after.files).await,
+    };
+    debug!(?rehearsal, "rehearsed the start of containerd");
+    let problem = match rehearsal {
         Rehearsal::Served(served) => match after.verify(facts, plan, served) {
             Ok(()) => return Ok(Rehearsed::Passed),
             Err(message) => Problem::new(message, None),
