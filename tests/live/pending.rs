@@ -244,7 +244,7 @@ fn a_drop_in_with_which_containerd_would_not_serve_is_never_put_into_effect() {
         fs::remove_file(node.path(DROP_IN)).unwrap();
         fs::write(
             node.path(DROP_IN).with_file_name("20-bad.toml"),
-            with("version = 2\n", BREAKING[1].1),
+            with("version = 2\n", BREAKING[3].1),
         )
         .unwrap();
         is_refused(

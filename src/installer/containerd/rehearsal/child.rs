@@ -41,6 +41,9 @@ pub(super) const START_LIMIT: Duration = Duration::from_secs(20);
 /// Interval between two questions to the CRI: short compared with a start.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
+/// How long the CRI must serve. containerd 1.6 serves its CRI before it opens the port of its streaming server, and ends if that fails.
+const STEADY: Duration = Duration::from_millis(500);
+
 /// The time for the rest of the log after the end of containerd. Another process may still have the pipe open.
 const LOG_LIMIT: Duration = Duration::from_millis(200);
 
@@ -232,12 +235,18 @@ async fn observe(built: &BuiltRoot) -> Result<Observation, String> {
 async fn await_cri(host: &HostRoot, socket: &str, child: &mut Child) -> io::Result<Observed> {
     let started = Instant::now();
     let mut message = "no answer".to_owned();
+    let mut ready_since = None;
     while let Some(left) = START_LIMIT.checked_sub(started.elapsed()) {
         if let Some(status) = child.try_wait()? {
             return Ok(Observed::Ended(status.to_string()));
         }
         match tokio::time::timeout(left, cri::served(host, socket)).await {
-            Ok(Ok(served)) if served.ready => return Ok(Observed::Served(served)),
+            Ok(Ok(served)) if served.ready => {
+                let since = *ready_since.get_or_insert_with(Instant::now);
+                if since.elapsed() >= STEADY {
+                    return Ok(Observed::Served(served));
+                }
+            }
             Ok(Ok(_)) => "its runtime is not ready".clone_into(&mut message),
             Ok(Err(error @ (cri::Error::Unimplemented { .. } | cri::Error::Unreadable { .. }))) => {
                 return Ok(Observed::NoCri(error.to_string()));
