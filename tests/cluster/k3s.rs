@@ -108,7 +108,8 @@ if [ "$1" = --version ]; then
 fi
 config=@DATA@/agent/etc/containerd
 if [ -e $config/@TEMPLATE@ ]; then
-  sed -e '/{{ template "base" \. }}/{r @DATA@/base' -e 'd}' $config/@TEMPLATE@ > $config/config.toml
+  sed -e '/{{ template "base" \. }}/{r @DATA@/base' -e 'd}' \
+    -e '/^{{ if not (index .ExtraRuntimes /d' -e '/^{{ end }}$/d' $config/@TEMPLATE@ > $config/config.toml
 else
   cp @DATA@/base $config/config.toml
 fi
