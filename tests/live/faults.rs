@@ -335,7 +335,10 @@ fn binaries_are_stored_in_the_first_executable_directory(
 #[test]
 fn a_configuration_behind_symlinks_and_mounts_is_edited_in_place() {
     on_each(|release| {
-        let node = Node::stopped(release, &[("/srv/config", ""), ("/srv/data", "")]);
+        let node = Node::stopped(
+            release,
+            &[("/srv/config", "mode=755"), ("/srv/data", "mode=755")],
+        );
         node.write("/srv/a", &shim(1, Run::Ends), 0o644);
         fs::remove_dir(node.path("/etc/containerd")).unwrap();
         symlink("/srv/config/containerd", node.path("/etc/containerd")).unwrap();

@@ -115,7 +115,7 @@ fn edited(random: &mut Random, base: &str, settings: &[Setting]) -> String {
         } else {
             let keys = setting.table.iter().map(|key| format!("{key:?}"));
             let table = keys.collect::<Vec<_>>().join(".");
-            text += &format!("\n[{table}]\n{line}");
+            text.extend(["\n[", &table, "]\n", &line]);
         }
     }
     text
@@ -209,26 +209,18 @@ fn no_edit_of_others_costs_the_node_its_cri() {
             let _ = node.change(&UNINSTALL);
             let theirs = edited(&mut random, &base, &settings);
             let when = format!("FARRIER_SEED={seed}, case {case}: {theirs}");
-            match random.below(3) {
-                // An edit of a file that Farrier never wrote, and of one that it wrote.
-                installed @ (0 | 1) => {
-                    let before = if installed == 0 {
-                        base.clone()
-                    } else {
-                        assert_eq!(node.change(&INSTALL).0, 0, "{when}");
-                        node.config()
-                    };
-                    let theirs = theirs.replace(&base, &before);
-                    node.write(CONFIG_PATH, theirs.as_bytes(), 0o644);
-                    is_survived(&node, &theirs, &when);
-                }
-                // An edit with which containerd serves already.
-                _ => {
-                    node.write(CONFIG_PATH, theirs.as_bytes(), 0o644);
-                    if restart(&node) {
-                        is_survived(&node, &theirs, &when);
-                    }
-                }
+            // An edit of a file that Farrier never wrote, of one that it wrote, or one with which containerd serves already.
+            let kind = random.below(3);
+            let before = if kind == 1 {
+                assert_eq!(node.change(&INSTALL).0, 0, "{when}");
+                node.config()
+            } else {
+                base.clone()
+            };
+            let theirs = theirs.replace(&base, &before);
+            node.write(CONFIG_PATH, theirs.as_bytes(), 0o644);
+            if kind < 2 || restart(&node) {
+                is_survived(&node, &theirs, &when);
             }
         }
     });

@@ -189,13 +189,13 @@ fn settings_that_work_on_the_node_work_in_a_rehearsal_and_broken_ones_are_named(
         for (settings, words) in [
             (
                 "[plugins.\"io.containerd.grpc.v1.cri\".containerd]\nsnapshotter = \"gone\"",
-                "gone",
+                "snapshotter",
             ),
             (
                 "[plugins.\"io.containerd.grpc.v1.cri\".containerd]\ndefault_runtime_name = \"gone\"",
-                "gone",
+                "default_runtime_name",
             ),
-            ("stream_idle_timeout = \"4\"", "4"),
+            ("stream_idle_timeout = \"4\"", "duration"),
         ] {
             let rehearsal = rehearse(&node, with_cri(settings));
             let Rehearsal::Failed(problem) = rehearsal else {

@@ -125,6 +125,8 @@ impl<'a> CurrentConfig<'a> {
                     *path != own
                         && *path != facts.install_paths.binary_path(name)
                         && !facts.legacy.handlers.contains_key(*name)
+                        // Beside the declaration of the distribution, that of Farrier is still there.
+                        && !found.contains_key(*name)
                 })
             })
             .map(|(name, _)| name.clone())
