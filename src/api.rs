@@ -287,10 +287,12 @@ pub struct Artifact {
 }
 
 impl Artifact {
-    /// Whether the spec has no SHA-256, so that the first node decides which binary is the right one.
+    /// Whether the spec has no SHA-256, so that the first node decides which binary is the right one. A file of a node is the node's own:
+    /// other nodes may have another file at the same path.
     #[must_use]
     pub fn trusts_first_node(&self) -> bool {
-        self.sha256.is_none() && self.binary_sha256.is_none()
+        let is_remote = !self.location.starts_with("file:");
+        is_remote && self.sha256.is_none() && self.binary_sha256.is_none()
     }
 }
 

@@ -137,28 +137,44 @@ impl Cluster {
         cluster
     }
 
-    /// Records the binary that the first node of a platform got, unless one is recorded, or the Shim has a SHA-256 or another location now.
-    /// Returns whether it was recorded.
-    pub fn add_first_binary(&mut self, shim: &str, first: FirstBinary) -> bool {
+    /// Whether this is the first binary of its platform, from the present location of a Shim without a SHA-256.
+    #[must_use]
+    pub fn is_first_binary(&self, shim: &str, first: &FirstBinary) -> bool {
         let spec = self.shims.iter().find(|it| it.name == shim);
         let spec = spec.and_then(|it| it.spec.as_ref().ok());
         let artifact = spec.and_then(|spec| spec.artifact(&first.os, &first.arch).ok());
-        let is_current = artifact
-            .is_some_and(|it| it.trusts_first_node() && it.location == first.location)
-            && first.sha256.parse::<Sha256Digest>().is_ok();
-        if !is_current || self.first_binary(shim, &first.os, &first.arch).is_some() {
-            return false;
-        }
-        let known = self.first_binaries.entry(shim.to_owned()).or_default();
-        let has_room = known.len() < MOST_PLATFORMS;
-        if has_room {
+        let is_current =
+            |it: api::Artifact| it.trusts_first_node() && it.location == first.location;
+        let known = self.first_binaries.get(shim);
+        artifact.is_some_and(is_current)
+            && first.sha256.parse::<Sha256Digest>().is_ok()
+            && known.is_none_or(|known| known.len() < MOST_PLATFORMS)
+            && self.first_binary(shim, &first.os, &first.arch).is_none()
+    }
+
+    /// Records the first binary of a platform, if it is the first. Returns whether it is.
+    pub fn add_first_binary(&mut self, shim: &str, first: FirstBinary) -> bool {
+        let is_first = self.is_first_binary(shim, &first);
+        if is_first {
+            let known = self.first_binaries.entry(shim.to_owned()).or_default();
             known.push(first);
         }
-        has_room
+        is_first
+    }
+
+    /// With the first binaries of `before`, which the status of a Shim may not have yet.
+    #[must_use]
+    pub fn with_first_binaries_of(mut self, before: &Self) -> Self {
+        for (shim, known) in &before.first_binaries {
+            for first in known {
+                self.add_first_binary(shim, first.clone());
+            }
+        }
+        self
     }
 
     /// SHA-256 of the binary that the first node of a platform got from the present location of the Shim.
-    pub(super) fn first_binary(&self, shim: &str, os: &str, arch: &str) -> Option<Sha256Digest> {
+    fn first_binary(&self, shim: &str, os: &str, arch: &str) -> Option<Sha256Digest> {
         let mut known = self.first_binaries.get(shim)?.iter();
         let first = known.find(|first| first.os == os && first.arch == arch)?;
         first.sha256.parse().ok()

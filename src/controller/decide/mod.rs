@@ -113,19 +113,13 @@ pub fn decide(seen: &Observed) -> Option<Decision> {
 /// The binaries in the report of a Job whose Shims specify no digest.
 fn first_binaries(seen: &Observed, job: &JobView, applied: &Applied) -> Vec<(String, FirstBinary)> {
     let requests = job.request.iter().flat_map(|request| &request.shims);
-    let (os, arch) = (&seen.node.os, &seen.node.arch);
-    let unpinned = requests.filter(|request| {
-        let is_known = seen.cluster.first_binary(&request.name, os, arch).is_some();
-        !request.keep && request.sha256.is_none() && request.binary_sha256.is_none() && !is_known
-    });
-    unpinned
+    let found = requests
+        .filter(|request| !request.keep)
         .filter_map(|request| {
             let known = applied.shims.get(&request.name)?;
             let sha256 = known.sha256.filter(|_| known.fulfils(request))?;
-            let is_reported = known
-                .handlers
-                .keys()
-                .any(|handler| applied.reported.contains(handler));
+            let mut handlers = known.handlers.keys();
+            let is_reported = handlers.any(|handler| applied.reported.contains(handler));
             let first = FirstBinary {
                 os: seen.node.os.clone(),
                 arch: seen.node.arch.clone(),
@@ -133,7 +127,9 @@ fn first_binaries(seen: &Observed, job: &JobView, applied: &Applied) -> Vec<(Str
                 sha256: sha256.to_string(),
             };
             is_reported.then(|| (request.name.clone(), first))
-        })
+        });
+    found
+        .filter(|(shim, first)| seen.cluster.is_first_binary(shim, first))
         .collect()
 }
 

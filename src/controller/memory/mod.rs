@@ -266,20 +266,9 @@ impl Context {
             let shims = self.shims.state();
             let shims = shims.iter().map(|shim| self.view(shim)).collect();
             let settings = &self.settings;
-            let cluster = Arc::new(Cluster::new(
-                shims,
-                settings.auto_provision,
-                settings.reserve_handlers,
-            ));
+            let cluster = Cluster::new(shims, settings.auto_provision, settings.reserve_handlers);
             let mut memory = self.memory();
-            // The status of a Shim may not have all of them yet.
-            let mut cluster = Arc::unwrap_or_clone(cluster);
-            for (shim, first) in memory.cluster.first_binaries.clone() {
-                for binary in first {
-                    cluster.add_first_binary(&shim, binary);
-                }
-            }
-            let cluster = Arc::new(cluster);
+            let cluster = Arc::new(cluster.with_first_binaries_of(&memory.cluster));
             let mut fleet = Fleet::default();
             for node in self.nodes.state() {
                 let view = NodeView::from(node.as_ref());

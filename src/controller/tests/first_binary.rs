@@ -134,6 +134,36 @@ fn the_first_binary_of_each_platform_counts(#[case] arch: &str, #[case] expected
 }
 
 #[test]
+fn a_file_of_a_node_is_compared_with_that_of_no_other_node() {
+    let mut scene = scene().annotated();
+    let location = "file:///srv/a.tar.gz".to_owned();
+    let strategy = &mut scene.spec().fetch_strategy;
+    strategy.anon_http.as_mut().unwrap().location = location.clone();
+    let recorded = FirstBinary {
+        location,
+        ..first(Sha256Digest::of(b"another"))
+    };
+    record(&mut scene, recorded);
+    let (after, plan) = scene.stepped().answers(Outcome::Applied, true, None).step();
+    assert_eq!(plan.first_binaries, []);
+    assert_eq!(after.label("farrier.dev/spin"), Some("provisioned"));
+}
+
+#[test]
+fn a_first_binary_that_no_status_has_yet_is_kept_while_the_shim_has_its_location() {
+    let mut before = Cluster::new(scene().shims, false, true);
+    assert!(before.add_first_binary("spin", first(reported())));
+    let same = Cluster::new(scene().shims, false, true).with_first_binaries_of(&before);
+    assert_eq!(same.first_binaries, before.first_binaries);
+    let mut moved = scene();
+    moved.upgrade();
+    let moved = Cluster::new(moved.shims, false, true).with_first_binaries_of(&before);
+    assert!(moved.first_binaries.is_empty());
+    let gone = Cluster::new(Vec::new(), false, true).with_first_binaries_of(&before);
+    assert!(gone.first_binaries.is_empty());
+}
+
+#[test]
 fn the_binary_of_a_kept_shim_is_not_recorded_as_the_first() {
     let mut scene = Scene::provisioned();
     scene.spec().paused = true;
