@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// What a change does if the restart of containerd would end pods. The order is from strict to permissive.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+/// What a change does if the restart of containerd would end pods.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OnRestart {
     /// The change is refused while such pods run.
     #[default]
@@ -38,19 +38,20 @@ impl RestartPolicy {
         self.handlers.get(handler).copied().unwrap_or(self.default)
     }
 
-    /// A policy that allows every restart.
-    #[must_use]
-    pub fn allow_all() -> Self {
-        Self {
-            default: OnRestart::Allow,
-            handlers: BTreeMap::new(),
-        }
-    }
-
     /// Whether no handler has another policy than [`OnRestart::Allow`].
     #[must_use]
     pub fn allows_all(&self) -> bool {
         let mut policies = self.handlers.values().chain([&self.default]);
         policies.all(|policy| *policy == OnRestart::Allow)
+    }
+}
+
+/// The same policy for every handler.
+impl From<OnRestart> for RestartPolicy {
+    fn from(default: OnRestart) -> Self {
+        Self {
+            default,
+            handlers: BTreeMap::new(),
+        }
     }
 }

@@ -75,13 +75,7 @@ pub struct HostOptions {
 impl HostOptions {
     /// The policy of restarts: these options override that of the request.
     fn restart_policy(&self, requested: RestartPolicy) -> RestartPolicy {
-        match self.on_restart {
-            Some(default) => RestartPolicy {
-                default,
-                handlers: BTreeMap::new(),
-            },
-            None => requested,
-        }
+        self.on_restart.map_or(requested, RestartPolicy::from)
     }
 }
 

@@ -181,14 +181,20 @@ fn goes_on_with_a_note(node: &Node, path: &str, what: &str) {
     assert_eq!(node.change(&UNINSTALL).0, 0, "{what}");
 }
 
+/// A running containerd that has loaded a drop-in, and the text of its root file.
+fn importing(release: &Path) -> (Node, String) {
+    let node = Node::stopped(release, &[]);
+    let config = with(CONFIG, IMPORTING);
+    node.write(CONFIG_PATH, config.as_bytes(), 0o644);
+    node.write(DROP_IN, b"version = 2\n", 0o644);
+    node.start();
+    (node, config)
+}
+
 #[test]
 fn a_change_that_containerd_starts_with_and_that_farrier_never_wrote_is_noted() {
     on_each(|release| {
-        let node = Node::stopped(release, &[]);
-        let config = with(CONFIG, IMPORTING);
-        node.write(CONFIG_PATH, config.as_bytes(), 0o644);
-        node.write(DROP_IN, b"version = 2\n", 0o644);
-        node.start();
+        let (node, config) = importing(release);
         for (what, lines) in HARMLESS {
             node.write(CONFIG_PATH, with(&config, lines).as_bytes(), 0o644);
             goes_on_with_a_note(&node, CONFIG_PATH, what);
@@ -244,11 +250,7 @@ const PROXY_TABLE: &str =
 #[test]
 fn a_drop_in_with_which_containerd_would_not_serve_is_never_put_into_effect() {
     on_each(|release| {
-        let node = Node::stopped(release, &[]);
-        let config = with(CONFIG, IMPORTING);
-        node.write(CONFIG_PATH, config.as_bytes(), 0o644);
-        node.write(DROP_IN, b"version = 2\n", 0o644);
-        node.start();
+        let (node, _) = importing(release);
         fs::remove_file(node.path(DROP_IN)).unwrap();
         fs::write(
             node.path(DROP_IN).with_file_name("20-bad.toml"),

@@ -252,6 +252,16 @@ mod tests {
     use super::*;
     use crate::containerd_config::SourceFile;
 
+    fn daemon() -> Daemon {
+        Daemon {
+            process: (1, 1),
+            program: "/usr/bin/containerd".to_owned(),
+            config: Ok(None),
+            address: Ok(None),
+            unit: None,
+        }
+    }
+
     fn files(text: &str) -> ConfigFiles {
         ConfigFiles {
             root: SourceFile {
@@ -288,13 +298,7 @@ mod tests {
     async fn a_configuration_with_a_proxy_plugin_is_not_started() {
         let directory = tempfile::tempdir().unwrap();
         let host = HostRoot::open(directory.path()).unwrap();
-        let daemon = Daemon {
-            process: (1, 1),
-            program: "/usr/bin/containerd".to_owned(),
-            config: Ok(None),
-            address: Ok(None),
-            unit: None,
-        };
+        let daemon = daemon();
         let dump = "[proxy_plugins.soci]\ntype = 'snapshot'\naddress = '/run/soci.sock'\n";
         let rehearsed = Rehearsed {
             daemon: &daemon,
@@ -343,13 +347,7 @@ mod tests {
             std::fs::write(path, "").unwrap();
         }
         let host = HostRoot::open(directory.path()).unwrap();
-        let daemon = Daemon {
-            process: (1, 1),
-            program: "/usr/bin/containerd".to_owned(),
-            config: Ok(None),
-            address: Ok(None),
-            unit: None,
-        };
+        let daemon = daemon();
         let needs = StartNeeds {
             shims: ["s", "/srv/t", "/srv/gone"].map(str::to_owned).into(),
             optional: "/opt/containerd".to_owned(),

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tracing::debug;
 
 use crate::containerd_config::{ConfigFiles, SourceFile};
-use crate::handoff::{Problem, Sha256Digest};
+use crate::handoff::{Problem, Sha256Digest, to_json};
 use crate::installer::containerd::config_files::patterns;
 use crate::installer::containerd::daemon::Daemon;
 use crate::installer::containerd::process::{service_process, start_time, without_deleted_mark};
@@ -530,7 +530,7 @@ pub(crate) fn record_loaded(subject: &Subject<'_>, inputs: &[Input]) -> host::Re
             .filter_map(|input| Some((input.path.clone(), digest(input)?)))
             .collect(),
     };
-    let text = serde_json::to_string(&loaded).unwrap_or_default();
+    let text = to_json(&loaded);
     let host = subject.host;
     let before = host.digest(LOADED_FILE)?;
     host.replace(LOADED_FILE, text.as_bytes(), before, 0o600)

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::handoff::{OptionValue, Owner, Problem, RestartPolicy, Sha256Digest, ShimRequest};
+use crate::handoff::{
+    OnRestart, OptionValue, Owner, Problem, RestartPolicy, Sha256Digest, ShimRequest,
+};
 
 /// The state that a decision should bring a host to.
 #[derive(Debug)]
@@ -34,7 +36,7 @@ impl Goal {
     #[must_use]
     pub fn effective_restart_policy(&self) -> RestartPolicy {
         if self.allow_pod_restarts {
-            RestartPolicy::allow_all()
+            OnRestart::Allow.into()
         } else {
             self.restart_policy.clone()
         }

@@ -308,16 +308,12 @@ fn verify_served(
             let verified = expected.verify_change(served);
             Ok(verified.map_err(restart::Error::NotVerified)?)
         }
-        // containerd did not serve before the change, so the other runtimes are unknown.
         None if plan.restart => {
             let (declared, managed) = (&plan.declared, &plan.managed);
             let former = expected::former_declarations(facts, managed);
             let searches = facts.distro.searches();
-            if expected::is_served(served, declared, managed, &former, searches) {
-                return Ok(());
-            }
-            let message = "containerd does not list the handlers as declared".to_owned();
-            Err(restart::Error::NotVerified(message).into())
+            let verified = expected::verify_managed(served, declared, &former, managed, searches);
+            Ok(verified.map_err(restart::Error::NotVerified)?)
         }
         None => Ok(()),
     }

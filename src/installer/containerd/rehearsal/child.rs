@@ -163,7 +163,7 @@ fn init() -> Result<(), String> {
     printed.map_err(failed("write the result"))
 }
 
-/// Closes every file but the standard streams: whoever started Farrier may have left files open.
+/// Closes every file but the standard streams: the process that started Farrier may have left files open.
 fn close_inherited() -> io::Result<()> {
     let mut open = Vec::new();
     for entry in std::fs::read_dir("/proc/self/fd")? {
@@ -247,13 +247,17 @@ async fn await_cri(host: &HostRoot, socket: &str, child: &mut Child) -> io::Resu
                     return Ok(Observed::Served(served));
                 }
             }
-            Ok(Ok(_)) => "its runtime is not ready".clone_into(&mut message),
+            Ok(Ok(_)) => {
+                ready_since = None;
+                "its runtime is not ready".clone_into(&mut message);
+            }
             Ok(Err(error @ (cri::Error::Unimplemented { .. } | cri::Error::Unreadable { .. }))) => {
                 return Ok(Observed::NoCri(error.to_string()));
             }
             Ok(Err(
                 error @ (cri::Error::Unavailable { .. } | cri::Error::Uninitialized { .. }),
             )) => {
+                ready_since = None;
                 message = error.to_string();
             }
             Err(_) => break,
