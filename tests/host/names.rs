@@ -130,14 +130,14 @@ fn fetch(hosts: &[&str]) -> (BTreeMap<String, FetchResult>, BTreeSet<String>) {
         let path = match call.orig_rax.cast_signed() {
             libc::SYS_open => call.rdi,
             libc::SYS_openat | libc::SYS_openat2 => call.rsi,
-            _ => return ControlFlow::Continue(()),
+            _ => return ControlFlow::Continue(None),
         };
         let mut bytes = [0; 256];
         let memory = std::fs::File::open(format!("/proc/{program}/mem")).unwrap();
         let read = memory.read_at(&mut bytes, path).unwrap();
         let path = bytes[..read].split(|byte| *byte == 0).next().unwrap();
         opened.insert(String::from_utf8_lossy(path).into_owned());
-        ControlFlow::Continue(())
+        ControlFlow::Continue(None)
     });
     assert_eq!(status, Some(0));
     let results = hosts.iter().map(|host| {

@@ -30,7 +30,7 @@ pub fn is_killed_at(command: &Command, nth: usize) -> bool {
         if changes == nth {
             return ControlFlow::Break(());
         }
-        ControlFlow::Continue(())
+        ControlFlow::Continue(None)
     });
     status.is_none()
 }
@@ -44,13 +44,12 @@ pub fn is_interrupted_at(
     stdout: Stdio,
 ) -> Option<i32> {
     let mut changes = 0;
-    let status = follow(command, stdout, |program, call| {
+    let status = follow(command, stdout, |_, call| {
         let is_change = is_change(call);
         changes += usize::from(is_change);
-        if changes == nth && is_change {
-            kill(program, signal).unwrap();
-        }
-        ControlFlow::Continue(())
+        // To the thread itself, which has the signal when the call returns. Of a signal to the process, the kernel would wake another
+        // thread, as this one is stopped, and the program could end before that thread runs.
+        ControlFlow::Continue((changes == nth && is_change).then_some(signal))
     });
     // As in shells, the status is 128 and the number of the signal if the signal ended the program.
     (changes >= nth).then_some(status.unwrap())
@@ -60,8 +59,8 @@ fn is_change(call: &libc::user_regs_struct) -> bool {
     CHANGES.contains(&call.orig_rax.cast_signed())
 }
 
-/// Runs `command`, and calls `seen` before each system call of the program's threads. Returns the exit status, or `None` if `seen` returned
-/// `Break`: the program is then killed before that system call.
+/// Runs `command`, and calls `seen` before each system call of the program's threads. The thread gets the signal that `seen` returns.
+/// Returns the exit status, or `None` if `seen` returned `Break`: the program is then killed before that system call.
 #[allow(
     clippy::zombie_processes,
     reason = "waitpid reaps the child, and also returns the events of ptrace"
@@ -69,7 +68,7 @@ fn is_change(call: &libc::user_regs_struct) -> bool {
 pub fn follow(
     command: &Command,
     stdout: Stdio,
-    mut seen: impl FnMut(Pid, &libc::user_regs_struct) -> ControlFlow<()>,
+    mut seen: impl FnMut(Pid, &libc::user_regs_struct) -> ControlFlow<(), Option<Signal>>,
 ) -> Option<i32> {
     // The shell stops itself before it executes the program, so that no system call is missed.
     let mut stopped = Command::new("/bin/sh");
@@ -106,23 +105,27 @@ pub fn follow(
         let any = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
         let (thread, signal) = match waitpid(None, Some(any)).unwrap() {
             WaitStatus::PtraceSyscall(thread) => {
+                let mut sent = None;
                 if !inside.remove(&thread) {
                     inside.insert(thread);
                     let Ok(call) = ptrace::getregs(thread) else {
                         // The thread was killed meanwhile; waitpid reports that next.
                         continue;
                     };
-                    if seen(program, &call).is_break() {
-                        kill(program, Signal::SIGKILL).unwrap();
-                        // waitpid reports the first thread last, after all other threads.
-                        while waitpid(None, Some(any)).unwrap()
-                            != WaitStatus::Signaled(program, Signal::SIGKILL, false)
-                        {
+                    match seen(program, &call) {
+                        ControlFlow::Continue(signal) => sent = signal,
+                        ControlFlow::Break(()) => {
+                            kill(program, Signal::SIGKILL).unwrap();
+                            // waitpid reports the first thread last, after all other threads.
+                            while waitpid(None, Some(any)).unwrap()
+                                != WaitStatus::Signaled(program, Signal::SIGKILL, false)
+                            {
+                            }
+                            return None;
                         }
-                        return None;
                     }
                 }
-                (thread, None)
+                (thread, sent)
             }
             WaitStatus::Stopped(thread, Signal::SIGSTOP | Signal::SIGTRAP)
             | WaitStatus::PtraceEvent(thread, ..) => (thread, None),
