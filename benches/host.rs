@@ -486,7 +486,6 @@ fn fetching(binary: &Path) -> Line {
         binary_sha256: None,
         binary: None,
         options: BTreeMap::new(),
-        on_restart: None,
         keep: false,
         present: None,
         first_binary_sha256: None,

@@ -13,7 +13,7 @@ use kube::{CustomResource, CustomResourceExt, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::handoff::{InvalidDigest, LONGEST_LABEL_NAME, Sha256Digest};
+use crate::handoff::{InvalidDigest, LONGEST_LABEL_NAME, OnRestart, Sha256Digest};
 
 mod error;
 mod rollout;
@@ -76,6 +76,13 @@ pub struct ShimSpec {
             .message("the handler runc is reserved for containerd: remove it")
     )]
     pub handler_aliases: Vec<String>,
+    /// What happens if a change of a node would restart containerd under pods of this Shim that end with a restart. `Refuse`: the change
+    /// waits until these pods have ended. `Drain`: Farrier evicts these pods first, if drain.enabled of the chart allows that. `Allow`:
+    /// containerd is restarted, and these pods end. The default is onRestart of the chart. If pods of several Shims would end, the strictest
+    /// Shim counts: Refuse before Drain before Allow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "OnRestart")]
+    pub on_restart: Option<OnRestart>,
     /// Stop acting on this Shim: nodes that carry the shim keep it as it is, and no other node gets the shim.
     #[serde(default)]
     pub paused: bool,

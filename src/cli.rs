@@ -120,6 +120,21 @@ pub struct Controller {
     /// Restart containerd even on nodes where the restart ends every pod.
     #[arg(long, env = "FARRIER_ALLOW_POD_RESTARTS", default_value_t = false, action = clap::ArgAction::Set)]
     pub allow_pod_restarts: bool,
+    /// What to do if a restart of containerd would end pods of shims that do not report their processes, such as most Wasm shims: the value
+    /// for Shims without spec.onRestart.
+    #[arg(
+        long,
+        env = "FARRIER_ON_RESTART",
+        value_enum,
+        default_value_t,
+        value_name = "POLICY",
+        ignore_case = true
+    )]
+    pub on_restart: OnRestartOfController,
+    /// Seconds for the eviction of the pods of a node where the policy is `drain`. Without this value, no pod is evicted, and `drain` means
+    /// `refuse`.
+    #[arg(long, env = "FARRIER_DRAIN_TIMEOUT", value_name = "SECONDS", value_parser = parse_deadline::<i64>, allow_negative_numbers = true)]
+    pub drain_timeout: Option<i64>,
     /// Restart containerd even if the restart puts changes into effect that others made after the start of containerd.
     #[arg(long, env = "FARRIER_ACCEPT_PENDING_CHANGES", default_value_t = false, action = clap::ArgAction::Set)]
     pub accept_pending_changes: bool,
@@ -247,6 +262,18 @@ pub struct Change {
     /// Format of the report on standard output.
     #[arg(short, long, value_enum, default_value_t)]
     pub output: Output,
+}
+
+/// What the controller does if a restart of containerd would end pods.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum OnRestartOfController {
+    /// Wait until the pods have ended.
+    #[default]
+    Refuse,
+    /// Evict the pods, and wait until they have ended.
+    Drain,
+    /// Restart containerd.
+    Allow,
 }
 
 /// What a change does if the restart of containerd would end pods.
@@ -420,7 +447,6 @@ fn parse_shim(spec: &str) -> Result<ShimRequest, String> {
         binary_sha256: None,
         binary: None,
         options: BTreeMap::new(),
-        on_restart: None,
         keep: false,
         present: None,
         first_binary_sha256: None,

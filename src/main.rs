@@ -124,6 +124,8 @@ fn settings(controller: cli::Controller) -> controller::Settings {
         job_deadline,
         auto_provision,
         allow_pod_restarts,
+        on_restart,
+        drain_timeout,
         accept_pending_changes,
         job_host_pid,
         job_allow_link_local,
@@ -148,6 +150,13 @@ fn settings(controller: cli::Controller) -> controller::Settings {
         job_deadline,
         auto_provision,
         allow_pod_restarts,
+        on_restart: match on_restart {
+            cli::OnRestartOfController::Refuse => OnRestart::Refuse,
+            cli::OnRestartOfController::Drain => OnRestart::Drain,
+            cli::OnRestartOfController::Allow => OnRestart::Allow,
+        },
+        drain_timeout: drain_timeout
+            .and_then(|seconds| Some(Duration::from_secs(seconds.try_into().ok()?))),
         accept_pending_changes,
         job_host_pid,
         job_allow_link_local,

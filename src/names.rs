@@ -18,6 +18,9 @@ pub const APPLIED_ANNOTATION: &str = "farrier.dev/applied";
 /// Startup taint of node pools: Farrier removes it once the node serves its shims.
 pub const STARTUP_TAINT: &str = "farrier.dev/not-ready";
 
+/// Taint of a node from which Farrier evicts the pods that the restart of containerd would end.
+pub const RESTARTING_TAINT: &str = "farrier.dev/restarting";
+
 /// Labels of control-plane nodes, at present and before Kubernetes 1.20 (kubeadm).
 pub const CONTROL_PLANE_LABELS: [&str; 2] = [
     "node-role.kubernetes.io/control-plane",
@@ -187,6 +190,10 @@ pub mod reasons {
     pub const REMOVED: &str = "Removed";
     /// Event reason: a signal ended an attempt before the host was changed.
     pub const INTERRUPTED: &str = "Interrupted";
+    /// Event and condition reason: a node waits for pods that a restart of containerd would end.
+    pub const WAITING_FOR_PODS: &str = "WaitingForPods";
+    /// Event reason: pods have not come back after a restart of containerd.
+    pub const PODS_NOT_RUNNING: &str = "PodsNotRunning";
     /// Event and condition reason: the last attempt on a node failed.
     pub const PROVISION_FAILED: &str = "ProvisionFailed";
     /// Condition reason: another Shim or RuntimeClass has the same name.

@@ -69,6 +69,7 @@ const FLOORS: &[(&str, &[&[&str]])] = &[
         &[
             &["mod"],
             &["report", "request"],
+            &["ending_pods"],
             &["name"],
             &["problem"],
             &["digest", "document", "printable", "restart_policy"],

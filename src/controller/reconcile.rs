@@ -6,7 +6,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{Stream, StreamExt};
+use futures::{FutureExt as _, Stream, StreamExt};
 use kube::runtime::controller::{self, Action, applier};
 use kube::runtime::reflector::ObjectRef;
 use kube::{Resource, ResourceExt};
@@ -15,6 +15,7 @@ use tokio::sync::watch::Receiver;
 use tracing::Instrument as _;
 
 use super::apply;
+use super::cluster::ending_pods;
 use super::cluster::node_view::NodeView;
 use super::cluster::shim_view::ShimObject;
 use super::cluster::slim::NodeObject;
@@ -149,7 +150,15 @@ async fn reconcile_node(
     context: Arc<Context>,
 ) -> Result<Action, apply::Error> {
     let view = NodeView::from(node.as_ref());
-    let Some(plan) = context.decide_node(&node, &view) else {
+    let pods = view.pods_to_look_at();
+    let pods = if pods.is_empty() {
+        None
+    } else {
+        let handlers = context.handlers_of_classes();
+        let look = ending_pods::look(&context.client, &view.name, &pods, &handlers);
+        Some(apply::in_time(format!("pods of node {}", view.name), look.map(Ok)).await?)
+    };
+    let Some(plan) = context.decide_node(&node, &view, pods.as_ref()) else {
         // The watch is about to deliver the newer version.
         return Ok(Action::await_change());
     };

@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::handoff::OnRestart;
 
 /// The settings of the controller.
 #[allow(
@@ -30,6 +33,10 @@ pub struct Settings {
     pub auto_provision: bool,
     /// Restart containerd even on nodes where the restart ends every pod.
     pub allow_pod_restarts: bool,
+    /// What a restart of containerd may do to pods of handlers whose Shims say nothing.
+    pub on_restart: OnRestart,
+    /// Time limit for the eviction of the pods of a node; `None` if Farrier may evict no pod.
+    pub drain_timeout: Option<Duration>,
     /// Restart containerd even if the restart puts changes of others into effect.
     pub accept_pending_changes: bool,
     /// Run the Jobs with hostPID: true.

@@ -11,6 +11,7 @@ mod annotation;
 mod failures;
 mod first_binary;
 mod nodes;
+mod pods;
 mod rollout;
 mod scene;
 mod shims;
@@ -26,7 +27,7 @@ use super::decide::job_due::backoff;
 use super::decide::shim_status::Finalizer;
 use super::decide::types::{Hold, JobStep, Plan};
 use super::settings::Settings;
-use crate::handoff::{HandlerReport, OptionValue, Outcome, ProvisionReport};
+use crate::handoff::{EndingPod, HandlerReport, OnRestart, OptionValue, Outcome, ProvisionReport};
 
 /// Settings of a controller that several suites start from.
 pub fn settings() -> Settings {
@@ -41,6 +42,8 @@ pub fn settings() -> Settings {
         job_deadline: 900,
         auto_provision: false,
         allow_pod_restarts: false,
+        on_restart: OnRestart::Refuse,
+        drain_timeout: None,
         accept_pending_changes: false,
         job_host_pid: false,
         job_allow_link_local: false,

@@ -16,6 +16,7 @@ use super::decide::shim_status::Finalizer;
 use super::error::Error;
 use super::leader::{self, Election};
 use super::memory::Context;
+use super::memory::aggregate::Carrier;
 use super::operate::operate;
 use super::settings::Settings;
 use crate::names;
@@ -37,7 +38,7 @@ pub struct UninstallSummary {
     /// The nodes were left as they are.
     pub nodes_kept: bool,
     /// Nodes that still carry a Shim, each with its Shims.
-    pub nodes: BTreeMap<String, Vec<String>>,
+    pub nodes: BTreeMap<String, Carrier>,
 }
 
 impl fmt::Display for UninstallSummary {
@@ -54,7 +55,7 @@ impl fmt::Display for UninstallSummary {
                 "removed the finalizers from the Shims. No node carries a shim any more"
             );
         }
-        for (node, shims) in &self.nodes {
+        for (node, Carrier { shims, reason }) in &self.nodes {
             if shims.is_empty() {
                 let annotation = names::APPLIED_ANNOTATION;
                 writeln!(
@@ -64,9 +65,12 @@ impl fmt::Display for UninstallSummary {
                 continue;
             }
             let shims = shims.join(", ");
+            let reason = reason
+                .as_ref()
+                .map_or(String::new(), |it| format!(": {it}"));
             writeln!(
                 f,
-                "node {node} still carries {shims}. End the pods that use these shims, and run `farrier uninstall --all` on the node"
+                "node {node} still carries {shims}{reason}. End the pods that use these shims, and run `farrier uninstall --all` on the node"
             )?;
         }
         Ok(())
@@ -183,7 +187,13 @@ mod tests {
     fn remaining_nodes_are_listed_with_instructions() {
         let nodes = [("n1", vec!["spin", "wws"]), ("n2", vec![])].map(|(node, shims)| {
             let shims = shims.into_iter().map(str::to_owned).collect();
-            (node.to_owned(), shims)
+            (
+                node.to_owned(),
+                Carrier {
+                    shims,
+                    reason: None,
+                },
+            )
         });
         let summary = UninstallSummary {
             nodes: nodes.into(),

@@ -6,6 +6,7 @@
 
 mod digest;
 mod document;
+mod ending_pods;
 mod name;
 mod printable;
 mod problem;
@@ -15,6 +16,7 @@ mod restart_policy;
 
 pub use digest::{InvalidDigest, Sha256Digest};
 pub use document::{API_VERSION, Error, to_indented_json, to_json};
+pub use ending_pods::{EndingPod, EndingPods};
 pub use name::{LONGEST_LABEL_NAME, is_label_name};
 pub use printable::{printable, printable_up_to};
 pub use problem::{Problem, elide};

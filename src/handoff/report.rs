@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::digest::Sha256Digest;
 use super::document::{self, API_VERSION, Error};
+use super::ending_pods::EndingPods;
 use super::problem::{Problem, elide};
 
 /// A Job's report is shorter than this, in bytes. The kubelet keeps only the *last* 4,096 bytes of a termination message (Kubernetes API
@@ -59,6 +60,10 @@ pub struct ProvisionReport {
     /// field is absent where a signal came too late and the change was carried out, and where undoing the change failed (`broken`).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub interrupted: bool,
+    /// The pods that the restart of this change has ended, or because of which the change was refused: a restart would end them, and the
+    /// policy of restarts does not allow that.
+    #[serde(default, skip_serializing_if = "EndingPods::is_empty")]
+    pub ending_pods: EndingPods,
     /// Sentences about the host that an operator should know, whatever the outcome is.
     #[serde(default)]
     pub notes: Vec<String>,
@@ -184,6 +189,7 @@ impl ProvisionReport {
             remedy: None,
             unsupported: false,
             interrupted: false,
+            ending_pods: EndingPods::default(),
             notes: Vec::new(),
             containerd: None,
             distro: None,
@@ -250,6 +256,9 @@ impl ProvisionReport {
             }
         }
         if !fits(&report) {
+            report.ending_pods.shorten(3);
+        }
+        if !fits(&report) {
             // The cause of each failure comes before the next steps.
             for handler in &mut report.handlers {
                 handler.remedy = None;
@@ -267,6 +276,9 @@ impl ProvisionReport {
                 // A part of a command would be another command.
                 report.remedy.take_if(|remedy| remedy.len() > longest);
             }
+        }
+        if !fits(&report) {
+            report.ending_pods.shorten(1);
         }
         if !fits(&report) {
             for handler in &mut report.handlers {

@@ -30,9 +30,12 @@ pub struct ProvisionRequest {
     /// Options of handlers in `reserve`. With other options than those of the later Shim, a restart would be needed after all.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub reserve_options: BTreeMap<String, BTreeMap<String, OptionValue>>,
-    /// What the change does if the restart of containerd would end pods of handlers that no Shim of `shims` has.
+    /// What the change does if the restart of containerd would end pods.
     #[serde(default, skip_serializing_if = "OnRestart::is_default")]
     pub on_restart: OnRestart,
+    /// The same for the pods of single handlers, whether or not a Shim of `shims` has the handler.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub on_restart_by_handler: BTreeMap<String, OnRestart>,
 }
 
 /// The owner of a set of handlers on a host.
@@ -78,9 +81,6 @@ pub struct ShimRequest {
     /// Options that containerd passes to the shim.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub options: BTreeMap<String, OptionValue>,
-    /// What the change does if the restart of containerd would end pods of this Shim; by default, the value of the request.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub on_restart: Option<OnRestart>,
     /// SHA-256 of the binary that the node reported for exactly this request. The binary is not fetched again.
     ///
     /// A hint, which [`ProvisionRequest::without_hints`] removes. The installer checks the binary on the host.
@@ -106,7 +106,6 @@ impl ShimRequest {
             binary_sha256: None,
             binary: None,
             options: BTreeMap::new(),
-            on_restart: None,
             present: None,
             first_binary_sha256: None,
         }
@@ -140,10 +139,9 @@ impl ShimRequest {
             .try_for_each(|name| check_name(name))
     }
 
-    /// The request without its hints, and without its policy of restarts, which changes no host.
+    /// The request without its hints.
     fn without_hints(self) -> Self {
         Self {
-            on_restart: None,
             present: None,
             first_binary_sha256: None,
             ..self
@@ -272,21 +270,16 @@ impl ProvisionRequest {
             reserve,
             reserve_options: BTreeMap::new(),
             on_restart: OnRestart::default(),
+            on_restart_by_handler: BTreeMap::new(),
         }
     }
 
     /// What the change does if the restart of containerd would end pods, by handler.
     #[must_use]
     pub fn restart_policy(&self) -> RestartPolicy {
-        let shims = self.shims.iter();
-        let named = shims.filter_map(|shim| Some((shim, shim.on_restart?)));
-        let handlers = named.flat_map(|(shim, policy)| {
-            let handlers = shim.handlers.iter();
-            handlers.map(move |handler| (handler.clone(), policy))
-        });
         RestartPolicy {
             default: self.on_restart,
-            handlers: handlers.collect(),
+            handlers: self.on_restart_by_handler.clone(),
         }
     }
 
@@ -296,6 +289,7 @@ impl ProvisionRequest {
         let shims = self.shims.into_iter();
         self.shims = shims.map(ShimRequest::without_hints).collect();
         self.on_restart = OnRestart::default();
+        self.on_restart_by_handler.clear();
         self
     }
 

@@ -2,15 +2,20 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What a change does if the restart of containerd would end pods.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// What a change does if the restart of containerd would end pods. Sorted from the strictest to the least strict policy.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 pub enum OnRestart {
-    /// The change is refused while such pods run.
+    /// The change waits until these pods have ended.
     #[default]
     Refuse,
-    /// containerd is restarted.
+    /// Farrier evicts these pods, and the change waits until they have ended. The chart must allow that with drain.enabled.
+    Drain,
+    /// containerd is restarted, and these pods end.
     Allow,
 }
 
@@ -36,6 +41,13 @@ impl RestartPolicy {
     #[must_use]
     pub fn of(&self, handler: &str) -> OnRestart {
         self.handlers.get(handler).copied().unwrap_or(self.default)
+    }
+
+    /// The strictest policy of these handlers: [`OnRestart::Allow`] without any.
+    #[must_use]
+    pub fn strictest<'a>(&self, handlers: impl IntoIterator<Item = &'a str>) -> OnRestart {
+        let policies = handlers.into_iter().map(|handler| self.of(handler));
+        policies.min().unwrap_or(OnRestart::Allow)
     }
 
     /// Whether no handler has another policy than [`OnRestart::Allow`].

@@ -4,12 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::containerd_config::{ConfigFiles, SourceFile, legacy_handlers};
 use crate::handoff::{
-    OnRestart, OptionValue, Owner, Problem, RestartPolicy, Sha256Digest, ShimRequest,
+    EndingPod, OnRestart, OptionValue, Owner, Problem, RestartPolicy, Sha256Digest, ShimRequest,
 };
 use crate::installer::containerd::cri::Served;
 use crate::installer::containerd::daemon::{Containerd, Daemon};
 use crate::installer::containerd::service::RestartEffect;
-use crate::installer::containerd::tasks::EndingPod;
 use crate::installer::distro::{DistroSpec, Evidence, detect};
 use crate::installer::inspect::HostFacts;
 use crate::installer::inspect::legacy::{Legacy, LegacyBinary, LegacyHandler};
@@ -160,6 +159,7 @@ impl HostFactsBuilder {
         let pod = |handler: &&str| EndingPod {
             namespace: "default".to_owned(),
             name: (*handler).to_owned(),
+            uid: format!("uid of {handler}"),
             handler: (*handler).to_owned(),
         };
         self.with(|facts| facts.ending_pods = Ok(handlers.iter().map(pod).collect()))
@@ -230,7 +230,6 @@ pub fn goal(shims: &[&str]) -> GoalBuilder {
         binary_sha256: None,
         binary: None,
         options: BTreeMap::new(),
-        on_restart: None,
         keep: false,
         present: None,
         first_binary_sha256: None,

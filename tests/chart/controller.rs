@@ -140,7 +140,7 @@ fn values_are_passed_to_the_controller() {
         "--set=image.repository=registry.example/farrier,image.tag=v9,image.pullPolicy=Always",
         "--set=imagePullSecrets[0].name=one,imagePullSecrets[1].name=two",
         "--set=job.deadlineSeconds=120,job.ttlSecondsAfterFinished=0,job.allowPodRestarts=true",
-        "--set=job.acceptPendingChanges=true",
+        "--set=job.acceptPendingChanges=true,onRestart=Drain,drain.enabled=true,drainTimeoutSeconds=60",
         "--set=job.hostPID=true,job.priorityClassName=system-node-critical,job.allowLinkLocal=true",
         "--set=job.proxy.http=http://proxy:3128,job.proxy.https=http://proxy:3129",
         "--set=job.proxy.noProxy=10.0.0.0/8\\,.internal",
@@ -156,6 +156,8 @@ fn values_are_passed_to_the_controller() {
     assert_eq!(options.job_deadline, 120);
     assert!(options.allow_pod_restarts && options.job_host_pid && options.job_allow_link_local);
     assert!(options.accept_pending_changes);
+    assert_eq!(options.on_restart, cli::OnRestartOfController::Drain);
+    assert_eq!(options.drain_timeout, Some(60));
     assert_eq!(options.job_ttl, Some(cli::JobTtl::Seconds(0)));
     let priority = options.job_priority_class.as_deref();
     assert_eq!(priority, Some("system-node-critical"));
@@ -166,6 +168,14 @@ fn values_are_passed_to_the_controller() {
     assert_eq!(direct, Some("10.0.0.0/8,.internal"));
     let pull_secrets = &pod_spec(&objects)["imagePullSecrets"];
     assert_eq!(*pull_secrets, json!([{"name": "one"}, {"name": "two"}]));
+}
+
+#[test]
+fn by_default_a_restart_waits_for_pods_and_the_controller_evicts_none() {
+    let (cli, _) = controller_options(&render(&[]));
+    let options = controller(cli);
+    assert_eq!(options.on_restart, cli::OnRestartOfController::Refuse);
+    assert_eq!(options.drain_timeout, None);
 }
 
 #[rstest]

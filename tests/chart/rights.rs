@@ -61,12 +61,18 @@ fn the_role_of_the_controller_has_exactly_the_reviewed_rules() {
     let rights = |kind: &str, role_name: &str| rights(&objects, kind, role_name);
     let in_the_cluster = set(&[
         "nodes: list watch patch",
+        "pods: get",
         "runtime.spinkube.dev: shims: list watch patch",
         "runtime.spinkube.dev: shims/status: patch",
         "node.k8s.io: runtimeclasses: list watch create update delete",
         "apiextensions.k8s.io: customresourcedefinitions shims.runtime.spinkube.dev: get list watch",
     ]);
     assert_eq!(rights("ClusterRole", "farrier"), in_the_cluster);
+    let mut drains = in_the_cluster;
+    drains.insert("pods/eviction: create".to_owned());
+    let objects_with_drain = render(&["--set=drain.enabled=true"]);
+    let rights_with_drain = self::rights(&objects_with_drain, "ClusterRole", "farrier");
+    assert_eq!(rights_with_drain, drains);
     let in_its_namespace = set(&[
         "batch: jobs: get list watch create delete",
         "pods: list watch",

@@ -12,7 +12,8 @@ async fn host() -> (Host, TempDir) {
     a.handlers.push("a.alias".to_owned());
     let option = OptionValue::String("/srv/option".to_owned());
     a.options.insert("ConfigPath".to_owned(), option);
-    let report = host.provision(&[a, shim("b")], artifacts.path()).await;
+    // On the heap: the tests would move a large future.
+    let report = Box::pin(host.provision(&[a, shim("b")], artifacts.path())).await;
     assert_eq!(report.result, Outcome::Applied, "{report:?}");
     std::fs::remove_file(host.path("/srv/a")).unwrap();
     (host, artifacts)

@@ -69,7 +69,6 @@ pub fn shim(name: &str) -> ShimRequest {
         binary_sha256: None,
         binary: None,
         options: BTreeMap::new(),
-        on_restart: None,
         keep: false,
         present: None,
         first_binary_sha256: None,

@@ -168,6 +168,12 @@ tolerations:
 {{- end }}
 - name: FARRIER_ALLOW_POD_RESTARTS
   value: {{ .Values.job.allowPodRestarts | quote }}
+- name: FARRIER_ON_RESTART
+  value: {{ .Values.onRestart | quote }}
+{{- if .Values.drain.enabled }}
+- name: FARRIER_DRAIN_TIMEOUT
+  value: {{ .Values.drainTimeoutSeconds | int64 | quote }}
+{{- end }}
 - name: FARRIER_ACCEPT_PENDING_CHANGES
   value: {{ .Values.job.acceptPendingChanges | quote }}
 - name: FARRIER_JOB_HOST_PID

@@ -1,6 +1,8 @@
 //! `containerd-shim-wasmi-v1`: runs a container's entry point as a WASI preview 1 module in the wasmi interpreter.
 //! The library does what every containerd shim does; only how a module is run belongs here.
 
+use std::net::TcpListener;
+
 use anyhow::{Context, Result};
 use containerd_shim_wasm::sandbox::Sandbox;
 use containerd_shim_wasm::sandbox::context::RuntimeContext;
@@ -27,6 +29,8 @@ impl Shim for Wasmi {
 
 impl Sandbox for Interpreter {
     async fn run_wasi(&self, container: &impl RuntimeContext) -> Result<i32> {
+        // Held while the module runs, as by a shim that serves HTTP for its modules.
+        let _listener = listener(container)?;
         let entrypoint = container.entrypoint();
         let engine = Engine::default();
         let module = Module::new(&engine, &*entrypoint.source.as_bytes()?).context("not a Wasm module")?;
@@ -41,6 +45,17 @@ impl Sandbox for Interpreter {
             Err(error) => error.i32_exit_status().ok_or_else(|| error.into()),
         }
     }
+}
+
+/// The port in the variable `LISTEN_PORT`, if the container has it.
+fn listener(container: &impl RuntimeContext) -> Result<Option<TcpListener>> {
+    let port = container.envs().iter().find_map(|it| it.strip_prefix("LISTEN_PORT="));
+    let Some(port) = port else {
+        return Ok(None);
+    };
+    let port: u16 = port.parse().context("LISTEN_PORT is not a port")?;
+    let listener = TcpListener::bind(("0.0.0.0", port));
+    Ok(Some(listener.with_context(|| format!("failed to listen on port {port}"))?))
 }
 
 /// What the module sees of the container: its arguments, environment, standard streams and root folder.

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::node::v1::RuntimeClass;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{Api, DeleteParams, EvictParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::{ObjectMeta, PartialObjectMeta, PartialObjectMetaExt as _};
 use kube::{Client, ResourceExt};
 use serde::Serialize;
@@ -21,7 +22,7 @@ use super::decide::shim_status::{Finalizer, ShimPlan};
 use super::decide::types::{JobStep, NodeEdit, Plan};
 use super::settings::Settings;
 use crate::api::{Shim, ShimStatus};
-use crate::handoff::Problem;
+use crate::handoff::{EndingPod, Problem};
 use crate::metrics::Metrics;
 use crate::names;
 
@@ -170,7 +171,7 @@ pub async fn in_time<T>(
     })
 }
 
-/// Carries out the plan for `node`: labels and annotation first, then Events, then the Job. Returns the version of the node after the
+/// Carries out the plan for `node`: labels, annotation and taints first, then Events, evictions and the Job. Returns the version of the node after the
 /// patch, if there was one.
 ///
 /// # Errors
@@ -226,6 +227,9 @@ pub async fn node(
         let subject = Subject::of::<NodeObject>(name.clone(), uid.clone());
         publish_event(client, &subject, event).await;
     }
+    for pod in &plan.evict {
+        evict(client, pod).await;
+    }
     match &plan.job {
         JobStep::None => {}
         JobStep::Create { request, digest } => {
@@ -280,6 +284,25 @@ fn accepted(
         }
     }
     Ok(version.unwrap_or_default())
+}
+
+/// Evicts a pod. A `PodDisruptionBudget` may refuse that for now, so every answer but success is only logged: the next decision tries again.
+async fn evict(client: &Client, pod: &EndingPod) {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace);
+    let parameters = EvictParams {
+        delete_options: Some(DeleteParams::default().preconditions(Preconditions {
+            uid: Some(pod.uid.clone()),
+            resource_version: None,
+        })),
+        post_options: post_params(),
+    };
+    match success_on(pods.evict(&pod.name, &parameters).await, &[404, 409]) {
+        Ok(()) => tracing::info!(%pod, "evicted a pod before the restart of containerd"),
+        Err(error) => {
+            let error = message(&error);
+            tracing::warn!(%pod, error, "failed to evict a pod, retrying");
+        }
+    }
 }
 
 async fn create_job(client: &Client, settings: &Settings, job: &Job) -> Result<(), Error> {

@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::slim::{NodeCondition, NodeObject, Taint};
 use crate::api::is_label_name;
-use crate::handoff::{FINGERPRINT_LENGTH, Sha256Digest, ShimRequest, printable};
+use crate::handoff::{
+    EndingPod, EndingPods, FINGERPRINT_LENGTH, Sha256Digest, ShimRequest, printable,
+};
 use crate::names;
 
 /// A node as decisions see it.
@@ -93,6 +95,15 @@ impl NodeView {
         is_of_node.then_some(applied)
     }
 
+    /// The pods that a decision on the node depends on: those that it waits for, and those that its last restart ended.
+    #[must_use]
+    pub fn pods_to_look_at(&self) -> Vec<EndingPod> {
+        let applied = self.applied().unwrap_or_default();
+        let waiting = applied.waiting_for_pods.map(|it| it.pods.pods);
+        let ended = applied.ended_pods.map(|it| it.pods.pods);
+        waiting.into_iter().chain(ended).flatten().collect()
+    }
+
     /// Whether the kubelet lists `handler`. If the kubelet lists no handlers at all, the report alone counts and this is true.
     #[must_use]
     pub fn lists(&self, handler: &str) -> bool {
@@ -167,6 +178,12 @@ pub struct Applied {
     /// State of each Shim on the host.
     #[serde(default)]
     pub shims: BTreeMap<String, AppliedShim>,
+    /// The pods because of which the last attempt was refused, if that was the reason.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting_for_pods: Option<WaitingForPods>,
+    /// The pods that the last restart of containerd ended, until they had time to start again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_pods: Option<EndedPods>,
     /// Handlers in the report that was read just now. Not part of the annotation.
     #[serde(skip)]
     pub reported: BTreeSet<String>,
@@ -188,11 +205,16 @@ impl Applied {
         })
     }
 
-    /// Limits the texts that are shown in Events and conditions to one line of 1,000 bytes.
+    /// Limits the texts that are shown in Events and conditions to one line of 1,000 bytes, and the pods to those of a report.
     fn shorten(&mut self) {
         let reasons = self.shims.values_mut().map(|shim| &mut shim.reason);
         for reason in reasons.chain([&mut self.reason]).flatten() {
             *reason = printable(reason);
+        }
+        let waiting = self.waiting_for_pods.iter_mut().map(|it| &mut it.pods);
+        let ended = self.ended_pods.iter_mut().map(|it| &mut it.pods);
+        for pods in waiting.chain(ended) {
+            *pods = std::mem::take(pods).bounded();
         }
     }
 
@@ -208,6 +230,35 @@ impl Applied {
             && self.shims.len() == requests.len()
             && requests.iter().all(is_fulfilled)
     }
+}
+
+/// The pods because of which the last attempt was refused. A restart of containerd would end them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WaitingForPods {
+    /// The pods of the last report.
+    #[serde(flatten)]
+    pub pods: EndingPods,
+    /// Reports in a row that named pods.
+    #[serde(default)]
+    pub reports: u32,
+    /// Since when the pods are being evicted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub draining_since: Option<Timestamp>,
+    /// When the last eviction was undone because it took too long.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undone_at: Option<Timestamp>,
+}
+
+/// The pods that a restart of containerd ended.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndedPods {
+    /// The pods.
+    #[serde(flatten)]
+    pub pods: EndingPods,
+    /// When the report about the restart was read.
+    pub at: Timestamp,
 }
 
 /// State of one Shim on a host.

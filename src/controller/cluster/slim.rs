@@ -177,6 +177,8 @@ impl PodObject {
 pub struct PodSpec {
     /// Name of the node whose kubelet runs the pod and writes its status.
     pub node_name: Option<String>,
+    /// Name of the RuntimeClass.
+    pub runtime_class_name: Option<String>,
 }
 
 /// The status of a pod.

@@ -1,6 +1,7 @@
 //! The desired set of a node: makes the request for the node's Job from the Shim objects. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -8,7 +9,8 @@ use crate::api::{self, FirstBinary, ShimSpec, is_label_name};
 use crate::controller::cluster::node_view::{Applied, AppliedShim, NodeView};
 use crate::controller::cluster::shim_view::ShimView;
 use crate::handoff::{
-    OnRestart, OptionValue, Owner, Problem, ProvisionRequest, Sha256Digest, ShimRequest,
+    OnRestart, OptionValue, Owner, Problem, ProvisionRequest, RestartPolicy, Sha256Digest,
+    ShimRequest,
 };
 use crate::names::{self, Progress};
 
@@ -91,6 +93,10 @@ pub struct Cluster {
     pub auto_provision: bool,
     /// Handlers of all Shims with their options: a node declares them when it restarts containerd anyway.
     pub reserved: BTreeMap<String, BTreeMap<String, OptionValue>>,
+    /// What a restart of containerd may do to pods, by handler.
+    pub restart_policy: RestartPolicy,
+    /// Time limit for the eviction of the pods of a node; `None` if Farrier may evict no pod.
+    pub drain_timeout: Option<Duration>,
     /// By Shim, the binaries that the first node of each platform got, where the spec has no SHA-256.
     pub first_binaries: BTreeMap<String, Vec<FirstBinary>>,
 }
@@ -121,7 +127,7 @@ impl Cluster {
             shims,
             auto_provision,
             reserved,
-            first_binaries: BTreeMap::new(),
+            ..Self::default()
         };
         let of_status = |shim: &ShimView| {
             let status = shim.status.as_ref();
@@ -135,6 +141,39 @@ impl Cluster {
             }
         }
         cluster
+    }
+
+    /// With restarts of containerd that may end any pod.
+    #[must_use]
+    pub fn with_all_restarts(self) -> Self {
+        Self {
+            restart_policy: OnRestart::Allow.into(),
+            ..self
+        }
+    }
+
+    /// With what a restart of containerd may do to pods. The strictest Shim of a handler counts, and `default` where no Shim says anything.
+    /// `drain_timeout` is the time limit for evictions; without it, no pod is evicted.
+    #[must_use]
+    pub fn with_restart_policy(
+        mut self,
+        default: OnRestart,
+        drain_timeout: Option<Duration>,
+    ) -> Self {
+        let mut policy = RestartPolicy::from(default);
+        for spec in self.shims.iter().filter_map(|shim| shim.spec.as_ref().ok()) {
+            let of_shim = spec.on_restart.unwrap_or(default);
+            for handler in spec.handlers().unwrap_or_default() {
+                let of_handler = policy.handlers.entry(handler).or_insert(of_shim);
+                *of_handler = of_shim.min(*of_handler);
+            }
+        }
+        policy
+            .handlers
+            .retain(|_, of_handler| *of_handler != default);
+        self.restart_policy = policy;
+        self.drain_timeout = drain_timeout;
+        self
     }
 
     /// Whether this is the first binary of its platform, from the present location of a Shim without a SHA-256.
@@ -289,11 +328,13 @@ impl Desired {
         self.unproven.is_empty() && applied.fulfils(&self.request.shims)
     }
 
-    /// The request and the handlers of other Shims to declare, so that these Shims later need no restart. The digest does not depend on
-    /// them.
+    /// The request, the policy of restarts, and the handlers of other Shims to declare, so that these Shims later need no restart. The
+    /// digest does not depend on these.
     #[must_use]
     pub fn request_with_reserved(&self, cluster: &Cluster) -> ProvisionRequest {
         let mut request = self.request.clone();
+        request.on_restart = cluster.restart_policy.default;
+        request.on_restart_by_handler = cluster.restart_policy.handlers.clone();
         if request.shims.is_empty() {
             return request;
         }
@@ -308,8 +349,6 @@ impl Desired {
         let others: BTreeMap<String, _> = others
             .map(|(handler, options)| (handler.clone(), options.clone()))
             .collect();
-        // No Job waits for pods: the controller has no state for a node that waits.
-        request.on_restart = OnRestart::Allow;
         request.reserve = others.keys().cloned().collect();
         request.reserve_options = others;
         request

@@ -6,16 +6,17 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 
 use super::desired::{Desired, Verdict};
+use super::ending_pods;
 use super::types::Observed;
-use crate::controller::cluster::node_view::{Applied, NodeView};
-use crate::handoff::ShimRequest;
+use crate::controller::cluster::node_view::{Applied, NodeView, WaitingForPods};
+use crate::handoff::{OnRestart, ShimRequest};
 
 /// Wait after the first failure. Each further failure doubles the wait. Long enough for a short outage of a mirror, or a reboot of the
 /// node.
 const FIRST_RETRY: Duration = Duration::from_secs(30);
 
 /// Longest wait between attempts. After an operator removed the cause, the node recovers within this time.
-const LONGEST_RETRY: Duration = Duration::from_mins(10);
+pub const LONGEST_RETRY: Duration = Duration::from_mins(10);
 
 /// How far a recorded time may lie in the future. A time after that is ignored.
 const CLOCK_SKEW: SignedDuration = SignedDuration::from_mins(10);
@@ -72,6 +73,9 @@ pub fn need(seen: &Observed, desired: &Desired, applied: Option<&Applied>) -> Ne
     {
         return Need::Nothing;
     }
+    if let Some(waiting) = ending_pods::waiting(Some(applied), desired) {
+        return need_after_pods(seen, applied, waiting);
+    }
     if applied.attempted != digest || (applied.attempts == 0 && !interrupted) {
         return Need::Now;
     }
@@ -91,6 +95,29 @@ pub fn need(seen: &Observed, desired: &Desired, applied: Option<&Applied>) -> Ne
         backoff(applied.attempts).max(patience)
     };
     match wait.checked_sub(since) {
+        Some(rest) if !rest.is_zero() => Need::Wait(rest),
+        _ => Need::Now,
+    }
+}
+
+/// Whether a Job is due on a node that waits for pods.
+fn need_after_pods(seen: &Observed, applied: &Applied, waiting: &WaitingForPods) -> Need {
+    let is_over = match (ending_pods::policy(seen.cluster, &waiting.pods), seen.pods) {
+        (OnRestart::Allow, _) => true,
+        (OnRestart::Refuse | OnRestart::Drain, Some(pods)) => {
+            ending_pods::left(waiting, &pods.left).is_empty()
+        }
+        (OnRestart::Refuse | OnRestart::Drain, None) => false,
+    };
+    if !is_over {
+        return Need::Wait(seen.look_every);
+    }
+    // Pods that come and go, and pods that the API server does not know, must not cause one Job after the other.
+    let pause = match waiting.reports.checked_sub(INTERRUPTIONS_AT_ONCE) {
+        None | Some(0) => Duration::ZERO,
+        Some(more) => backoff(more),
+    };
+    match pause.checked_sub(age(seen.now, applied.at)) {
         Some(rest) if !rest.is_zero() => Need::Wait(rest),
         _ => Need::Now,
     }

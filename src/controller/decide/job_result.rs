@@ -3,12 +3,15 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::ending_pods;
 use super::event::{EventSpec, LONGEST_NOTE, cut};
 use super::job_due::{age, all_listed, backoff, pause};
 use super::types::{Ended, Observed};
 use crate::api::is_label_name;
 use crate::controller::cluster::job_view::{JobProgress, JobView};
-use crate::controller::cluster::node_view::{Applied, AppliedShim, NodeView};
+use crate::controller::cluster::node_view::{
+    Applied, AppliedShim, EndedPods, NodeView, WaitingForPods,
+};
 use crate::handoff::{
     HandlerReport, Outcome, Problem, ProvisionReport, ProvisionRequest, ShimRequest,
 };
@@ -82,6 +85,7 @@ fn fail(seen: &Observed, mut applied: Applied, job: &JobView, problem: &Problem)
     applied.reason = Some(shortened(problem));
     applied.unsupported = false;
     applied.interruptions = 0;
+    applied.waiting_for_pods = None;
     finish_attempt(seen, applied, job, None, true)
 }
 
@@ -97,6 +101,11 @@ fn read(
         return interrupted(seen, applied, job, report);
     }
     applied.interruptions = 0;
+    let refused = matches!(report.result, Outcome::Refused | Outcome::RolledBack);
+    if refused && !report.ending_pods.is_empty() {
+        return waiting(seen, applied, job, report);
+    }
+    applied.waiting_for_pods = None;
     let done = matches!(report.result, Outcome::Applied | Outcome::Unchanged);
     let is_reported = report.result != Outcome::Unchanged
         || applied.digest != job.digest
@@ -150,6 +159,12 @@ fn read(
         .iter()
         .filter_map(|shim| applied.shims.get(&shim.name));
     let only_lingers = lingering && well.all(|shim| shim.reason.is_none());
+    if report.restarts > 0 && !report.ending_pods.is_empty() {
+        applied.ended_pods = Some(EndedPods {
+            pods: report.ending_pods.clone().bounded(),
+            at: seen.now,
+        });
+    }
     let mut end = finish_attempt(seen, applied, job, Some(report), failed);
     if only_lingers && let Some(event) = &mut end.event {
         // Pods still use the shim. Farrier removes the shim after these pods have ended.
@@ -169,6 +184,7 @@ fn interrupted(
     report: &ProvisionReport,
 ) -> JobEnd {
     applied.interruptions = applied.interruptions.saturating_add(1);
+    applied.waiting_for_pods = None;
     applied.attempts = applied.attempts.saturating_sub(1);
     let pause = pause(applied.interruptions);
     let ended = Ended {
@@ -187,6 +203,42 @@ fn interrupted(
         event: Some(event),
         ended,
         look_again: Some(pause).filter(|pause| !pause.is_zero()),
+        applied,
+    }
+}
+
+/// The change was refused because the restart of containerd would end pods. Keeps the known state. The attempt is no failure, and the
+/// change counts as not begun, so that the node gives its place in the rollout to another node.
+fn waiting(
+    seen: &Observed,
+    mut applied: Applied,
+    job: &JobView,
+    report: &ProvisionReport,
+) -> JobEnd {
+    let ended = Ended {
+        outcome: "waiting",
+        ..ended(seen, &applied, Some(report))
+    };
+    let before = applied.waiting_for_pods.take().unwrap_or_default();
+    let waiting = WaitingForPods {
+        pods: report.ending_pods.clone().bounded(),
+        reports: before.reports.saturating_add(1),
+        ..before
+    };
+    let event = ending_pods::waits(seen.cluster, &waiting);
+    let fulfilled = applied.shims.iter();
+    let fulfilled = fulfilled.filter_map(|(name, it)| Some((name.clone(), it.fulfilled.clone()?)));
+    applied.tried = fulfilled.collect();
+    applied.attempts = applied.attempts.saturating_sub(1);
+    applied.reason = None;
+    applied.waiting_for_pods = Some(waiting);
+    applied.node_uid.clone_from(&seen.node.uid);
+    applied.job.clone_from(&job.uid);
+    applied.at = seen.now;
+    JobEnd {
+        event: Some(event),
+        ended,
+        look_again: Some(seen.look_every),
         applied,
     }
 }

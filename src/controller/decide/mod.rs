@@ -15,6 +15,8 @@ use crate::handoff::{Problem, ShimRequest};
 use crate::names::Progress;
 
 pub mod desired;
+pub mod drain;
+pub mod ending_pods;
 pub mod event;
 pub mod job_due;
 pub mod job_result;
@@ -198,16 +200,14 @@ fn plan_after_recording(
     applied: Option<Applied>,
     job: &JobView,
 ) -> Plan {
-    let (step, look_again) = match need(seen, desired, applied.as_ref()) {
+    let delete = JobStep::Delete(job.uid.clone());
+    let (step, wait) = match need(seen, desired, applied.as_ref()) {
         Need::Nothing if seen.keep_jobs => (JobStep::None, next_look(seen, applied.as_ref())),
         Need::Wait(wait) if seen.keep_jobs => (JobStep::None, Some(wait)),
-        Need::Wait(wait) => (JobStep::Delete(job.uid.clone()), Some(wait)),
-        Need::Nothing | Need::Now => (JobStep::Delete(job.uid.clone()), None),
+        Need::Wait(wait) => (delete, Some(wait)),
+        Need::Nothing | Need::Now => return plan_with_labels(seen, desired, applied, delete),
     };
-    Plan {
-        look_again,
-        ..plan_with_labels(seen, desired, applied, step)
-    }
+    wait_for(seen, desired, applied, step, wait)
 }
 
 /// The Job is being deleted. If the deletion takes too long, the node is blocked, and the decision reports it.
@@ -238,14 +238,11 @@ fn plan_without_job(seen: &Observed, desired: &Desired, applied: Option<Applied>
         return job_not_created(seen, desired, applied, problem);
     }
     match need(seen, desired, applied.as_ref()) {
-        Need::Nothing => Plan {
-            look_again: next_look(seen, applied.as_ref()),
-            ..plan_with_labels(seen, desired, applied, JobStep::None)
-        },
-        Need::Wait(wait) => Plan {
-            look_again: Some(wait),
-            ..plan_with_labels(seen, desired, applied, JobStep::None)
-        },
+        Need::Nothing => {
+            let look_again = next_look(seen, applied.as_ref());
+            wait_for(seen, desired, applied, JobStep::None, look_again)
+        }
+        Need::Wait(wait) => wait_for(seen, desired, applied, JobStep::None, Some(wait)),
         Need::Now if !may_begin(seen, desired, applied.as_ref()) => {
             plan_with_labels(seen, desired, applied, JobStep::None)
         }
@@ -257,6 +254,29 @@ fn plan_without_job(seen: &Observed, desired: &Desired, applied: Option<Applied>
             },
             Hold::Settling(rest) => suppress_pending_label(seen, desired, applied, Some(rest)),
         },
+    }
+}
+
+/// No Job is due before `wait`. Meanwhile pods may be evicted, or may come back after the last restart.
+fn wait_for(
+    seen: &Observed,
+    desired: &Desired,
+    mut applied: Option<Applied>,
+    job: JobStep,
+    wait: Option<Duration>,
+) -> Plan {
+    let known = applied.as_mut();
+    let (step, stopped) = known.map_or_else(Default::default, |applied| {
+        let step = drain::advance(seen, desired, applied);
+        (step, drain::not_recovered(seen, applied))
+    });
+    let looks = [wait, drain::recovery_look(seen, applied.as_ref())];
+    let plan = plan_with_labels(seen, desired, applied, job);
+    Plan {
+        evict: step.evict,
+        event: step.event.or(stopped).or(plan.event),
+        look_again: looks.into_iter().flatten().min(),
+        ..plan
     }
 }
 
@@ -295,6 +315,7 @@ fn claim(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
         applied.attempts = 0;
         applied.interruptions = 0;
         applied.reason = None;
+        applied.waiting_for_pods = None;
     }
     applied.attempts = applied.attempts.saturating_add(1);
     applied.attempted = Some(digest);

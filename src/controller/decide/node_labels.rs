@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::desired::{Desired, Verdict};
+use super::ending_pods;
 use super::event::EventSpec;
 use super::types::{JobStep, NodeEdit, Observed, Plan};
 use crate::controller::cluster::node_view::{Applied, NodeView};
@@ -151,6 +152,12 @@ fn edit(
     {
         wanted.insert(key.clone(), None);
     }
+    let draining = ending_pods::waiting(applied.as_ref(), desired);
+    let draining = draining.filter(|waiting| waiting.draining_since.is_some());
+    let (drains, drained) = match draining {
+        Some(waiting) => (true, waiting.pods.handlers.clone()),
+        None => (false, BTreeSet::new()),
+    };
     // A Shim whose removal waits for the rollout is no longer advertised.
     let trusted = desired.verdicts.iter();
     let trusted = trusted.filter(|(shim, _)| !desired.distrusted.contains(*shim));
@@ -159,6 +166,7 @@ fn edit(
             .handlers_of(verdict)
             .iter()
             .filter(|handler| served(node, applied.as_ref(), shim, handler))
+            .filter(|handler| !drained.contains(*handler))
         {
             wanted.insert(names::handler_label(handler), Some("true".to_owned()));
         }
@@ -178,7 +186,7 @@ fn edit(
             .map(|applied| summary(&applied)),
     )]);
     let edit = NodeEdit {
-        taints: done.then(|| without_startup_taint(&node.taints)).flatten(),
+        taints: taints(&node.taints, done, drains),
         labels: changed(wanted, &node.labels),
         annotations: changed(annotations, &node.annotations),
     };
@@ -234,14 +242,24 @@ fn needs_no_wait(
     }
 }
 
-/// The taints without the startup taint; `None` if the node does not have it.
-fn without_startup_taint(taints: &[Taint]) -> Option<Vec<Taint>> {
-    let rest: Vec<Taint> = taints
+/// The taints without the startup taint where `done`, and with the taint of a restart exactly where the node `drains`; `None` if the node has
+/// them.
+fn taints(taints: &[Taint], done: bool, drains: bool) -> Option<Vec<Taint>> {
+    let is_restarting = |taint: &Taint| taint.key == names::RESTARTING_TAINT;
+    let mut rest: Vec<Taint> = taints
         .iter()
-        .filter(|taint| taint.key != names::STARTUP_TAINT)
+        .filter(|taint| !(done && taint.key == names::STARTUP_TAINT))
+        .filter(|taint| drains || !is_restarting(taint))
         .cloned()
         .collect();
-    (rest.len() < taints.len()).then_some(rest)
+    if drains && !rest.iter().any(is_restarting) {
+        rest.push(Taint {
+            key: names::RESTARTING_TAINT.to_owned(),
+            effect: "NoSchedule".to_owned(),
+            ..Taint::default()
+        });
+    }
+    (rest != taints).then_some(rest)
 }
 
 /// Whether the host may still carry a Shim that no longer selects the node.

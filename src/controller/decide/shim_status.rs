@@ -130,14 +130,17 @@ fn events(before: Option<&ShimStatus>, now: &ShimStatus) -> Vec<EventSpec> {
     let changed = now.conditions.iter().filter(|condition| {
         let is_reported = match condition.type_.as_str() {
             reasons::DEGRADED => condition.status == "True",
-            reasons::PROGRESSING => condition.reason == reasons::HALTED,
+            reasons::PROGRESSING => {
+                [reasons::HALTED, reasons::WAITING_FOR_PODS].contains(&condition.reason.as_str())
+            }
             _ => condition.reason == reasons::PROVISIONED,
         };
         is_reported && reason(&condition.type_) != Some(condition.reason.as_str())
     });
     changed
         .map(|condition| EventSpec {
-            warning: condition.type_ != reasons::READY,
+            warning: condition.type_ != reasons::READY
+                && condition.reason != reasons::WAITING_FOR_PODS,
             reason: condition.reason.clone(),
             note: cut(&condition.message, LONGEST_NOTE),
         })
@@ -153,7 +156,8 @@ fn status(
 ) -> ShimStatus {
     let failed = tally.failures.len();
     let nodes = tally.nodes();
-    let underway = tally.pending + tally.waiting;
+    let underway = tally.pending + tally.waiting + tally.waiting_for_pods.len();
+    let waits_only = tally.pending + tally.waiting == 0;
     let problems = foreign.iter().chain(unusable).map(Problem::sentence);
     let conflicts: Vec<String> = tally.lost.keys().cloned().chain(problems).collect();
     let conflict = unusable.map_or(reasons::CONFLICT, |_| reasons::UNUSABLE);
@@ -170,39 +174,7 @@ fn status(
         (0, false) => (true, conflict, conflicts.join("; ")),
         (_, _) => (true, reasons::PROVISION_FAILED, failures(tally, &conflicts)),
     };
-    let halted = tally.halted_by("").filter(|_| tally.waiting > 0);
-    let progressing = match (
-        shim.deleting || !tally.removing.is_empty(),
-        shim.spec.as_ref().is_ok_and(|spec| spec.paused),
-        underway,
-    ) {
-        (false, false, _) if let Some((node, reason)) = halted => (
-            false,
-            reasons::HALTED,
-            format!(
-                "the rollout is halted because node {node} failed, {} nodes wait: {reason}",
-                tally.waiting
-            ),
-        ),
-        (true, _, _) => (true, reasons::REMOVING, removing(&tally.removing)),
-        (false, true, _) => (
-            false,
-            reasons::PAUSED,
-            "spec.paused is true: no node is changed".to_owned(),
-        ),
-        (false, false, 0) => (false, reasons::AS_EXPECTED, counts.clone()),
-        (false, false, underway) => (
-            true,
-            reasons::PROVISIONING,
-            match tally.waiting {
-                0 => format!("{underway} of {nodes} nodes are in progress"),
-                waiting => format!(
-                    "{} of {nodes} nodes are in progress, {waiting} wait for their turn",
-                    tally.pending
-                ),
-            },
-        ),
-    };
+    let progressing = progressing(shim, tally, &counts);
     let ready = match (
         shim.deleting,
         nodes,
@@ -222,6 +194,14 @@ fn status(
         (false, _, true) => (true, reasons::PROVISIONED, counts),
         (false, _, false) if failed > 0 => (false, reasons::PROVISION_FAILED, counts),
         (false, _, false) if !conflicts.is_empty() => (false, conflict, counts),
+        (false, _, false) if waits_only => (
+            false,
+            reasons::WAITING_FOR_PODS,
+            format!(
+                "{counts}; waiting for pods: {}",
+                named(&tally.waiting_for_pods).join("; ")
+            ),
+        ),
         (false, _, false) => (false, reasons::PROVISIONING, counts),
     };
     let conditions = [
@@ -240,6 +220,50 @@ fn status(
         nodes_failed: count(failed),
         observed_generation: shim.generation,
         first_binaries: None,
+    }
+}
+
+/// The state of the condition Progressing: status, reason and message.
+fn progressing(shim: &ShimView, tally: &Tally, counts: &str) -> (bool, &'static str, String) {
+    let halted = tally.halted_by("").filter(|_| tally.waiting > 0);
+    let nodes = tally.nodes();
+    let underway = tally.pending + tally.waiting + tally.waiting_for_pods.len();
+    match (
+        shim.deleting || !tally.removing.is_empty(),
+        shim.spec.as_ref().is_ok_and(|spec| spec.paused),
+        underway,
+    ) {
+        (false, false, _) if let Some((node, reason)) = halted => (
+            false,
+            reasons::HALTED,
+            format!(
+                "the rollout is halted because node {node} failed, {} nodes wait: {reason}",
+                tally.waiting
+            ),
+        ),
+        (true, _, _) => (true, reasons::REMOVING, removing(&tally.removing)),
+        (false, true, _) => (
+            false,
+            reasons::PAUSED,
+            "spec.paused is true: no node is changed".to_owned(),
+        ),
+        (false, false, 0) => (false, reasons::AS_EXPECTED, counts.to_owned()),
+        (false, false, _) if tally.pending + tally.waiting == 0 => (
+            false,
+            reasons::WAITING_FOR_PODS,
+            named(&tally.waiting_for_pods).join("; "),
+        ),
+        (false, false, underway) => (
+            true,
+            reasons::PROVISIONING,
+            match tally.waiting {
+                0 => format!("{underway} of {nodes} nodes are in progress"),
+                waiting => format!(
+                    "{} of {nodes} nodes are in progress, {waiting} wait for their turn",
+                    tally.pending
+                ),
+            },
+        ),
     }
 }
 

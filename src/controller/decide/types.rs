@@ -9,10 +9,11 @@ use jiff::Timestamp;
 use super::desired::{Cluster, Desired};
 use super::event::EventSpec;
 use crate::api::FirstBinary;
+use crate::controller::cluster::ending_pods::PodStates;
 use crate::controller::cluster::job_view::JobView;
 use crate::controller::cluster::node_view::{Applied, NodeView};
 use crate::controller::cluster::slim::Taint;
-use crate::handoff::{Problem, ProvisionRequest, Sha256Digest};
+use crate::handoff::{EndingPod, Problem, ProvisionRequest, Sha256Digest};
 
 /// Everything that a decision about one node depends on.
 #[derive(Debug)]
@@ -29,6 +30,10 @@ pub struct Observed<'a> {
     pub rejected: Option<&'a Problem>,
     /// Why no Job may be created now.
     pub hold: Hold,
+    /// The state of the pods that the annotation names, if they were looked at just now.
+    pub pods: Option<&'a PodStates>,
+    /// How long a node waits between two looks at its pods.
+    pub look_every: Duration,
     /// The current time.
     pub now: Timestamp,
     /// Finished Jobs are left to the API server to delete.
@@ -56,6 +61,8 @@ pub struct Plan {
     pub event: Option<EventSpec>,
     /// What to do about the Job.
     pub job: JobStep,
+    /// Pods to evict.
+    pub evict: Vec<EndingPod>,
     /// The Job that ended.
     pub ended: Option<Ended>,
     /// When to reconcile again even if nothing changes.
@@ -70,7 +77,8 @@ impl Plan {
     /// Whether nothing is to be written.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.edit.is_none() && self.event.is_none() && self.job == JobStep::None
+        let writes = self.edit.is_some() || self.event.is_some() || !self.evict.is_empty();
+        !writes && self.job == JobStep::None
     }
 }
 
@@ -117,7 +125,7 @@ pub struct Ended {
 /// Changes to a node object, written in one patch.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct NodeEdit {
-    /// The remaining taints, if the startup taint is removed.
+    /// The taints, if Farrier's own are added or removed.
     pub taints: Option<Vec<Taint>>,
     /// Labels to set, or to remove where there is no value.
     pub labels: BTreeMap<String, Option<String>>,
@@ -161,6 +169,8 @@ pub struct Tally {
     pub pending: usize,
     /// Nodes that the rollout blocks.
     pub waiting: usize,
+    /// Nodes that wait for pods to end, each with the pods.
+    pub waiting_for_pods: BTreeMap<String, String>,
     /// Nodes from which the Shim is to be removed, each with the reason why the last attempt did not remove it.
     pub removing: BTreeMap<String, Option<String>>,
     /// Nodes that may carry any of it, selected or not.
@@ -183,7 +193,8 @@ impl Tally {
     /// Number of selected nodes that can carry it.
     #[must_use]
     pub fn nodes(&self) -> usize {
-        self.ready + self.pending + self.waiting + self.failures.len()
+        let waiting = self.waiting + self.waiting_for_pods.len();
+        self.ready + self.pending + waiting + self.failures.len()
     }
 
     /// A failed node other than `node` that halts the rollout, and why it failed.

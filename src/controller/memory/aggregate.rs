@@ -18,6 +18,9 @@ impl Tally {
             Phase::Ready => self.ready += 1,
             Phase::Pending | Phase::Idle => self.pending += 1,
             Phase::Waiting => self.waiting += 1,
+            Phase::WaitingForPods(pods) => {
+                self.waiting_for_pods.insert(node.to_owned(), pods.clone());
+            }
             Phase::Unsupported(reason) => {
                 self.unsupported.insert(node.to_owned(), reason.clone());
             }
@@ -42,6 +45,9 @@ impl Tally {
             Phase::Ready => self.ready -= 1,
             Phase::Pending | Phase::Idle => self.pending -= 1,
             Phase::Waiting => self.waiting -= 1,
+            Phase::WaitingForPods(_) => {
+                self.waiting_for_pods.remove(node);
+            }
             Phase::Unsupported(_) => {
                 self.unsupported.remove(node);
             }
@@ -74,6 +80,7 @@ fn is_worker_left(summary: &NodeSummary, on_node: &ShimOnNode) -> bool {
         Phase::Ready
         | Phase::Idle
         | Phase::Waiting
+        | Phase::WaitingForPods(_)
         | Phase::Failed { .. }
         | Phase::Unsupported(_)
         | Phase::HandlersTaken => false,
@@ -115,6 +122,15 @@ const REQUEUE_BATCH: usize = 4;
 /// a Job without a pod for a minute counts as failed.
 const MOST_WITHOUT_POD: usize = 100;
 
+/// A node that may carry Shims, or has labels or the annotation of Farrier.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Carrier {
+    /// The Shims; empty for a node that has only the annotation.
+    pub shims: Vec<String>,
+    /// Why the last attempt did not remove a Shim: one sentence.
+    pub reason: Option<String>,
+}
+
 /// All nodes.
 #[derive(Debug, Default)]
 pub struct Fleet {
@@ -123,6 +139,7 @@ pub struct Fleet {
     changing: BTreeSet<String>,
     without_pod: BTreeSet<String>,
     waiting_for_pod_slot: BTreeSet<String>,
+    waiting_for_pods: BTreeSet<String>,
     /// The tally of a Shim that is on no node.
     none: Tally,
 }
@@ -157,6 +174,12 @@ impl Fleet {
         self.without_pod.len() >= MOST_WITHOUT_POD && !self.without_pod.contains(node)
     }
 
+    /// Number of nodes that wait for pods to end.
+    #[must_use]
+    pub fn waiting_for_pods(&self) -> usize {
+        self.waiting_for_pods.len()
+    }
+
     /// Whether any node may carry a Shim.
     #[must_use]
     pub fn carries(&self) -> bool {
@@ -165,14 +188,20 @@ impl Fleet {
 
     /// Nodes that may carry a Shim, each with the Shims.
     #[must_use]
-    pub fn carriers(&self) -> BTreeMap<String, Vec<String>> {
-        let carried = |summary: &NodeSummary| -> Vec<String> {
-            let shims = summary.shims.iter().filter(|(_, on_node)| on_node.carried);
-            shims.map(|(shim, _)| shim.clone()).collect()
+    pub fn carriers(&self) -> BTreeMap<String, Carrier> {
+        let carrier = |summary: &NodeSummary| -> Carrier {
+            let mut carrier = Carrier::default();
+            for (shim, on_node) in summary.shims.iter().filter(|(_, it)| it.carried) {
+                carrier.shims.push(shim.clone());
+                if let Phase::Removing { reason, .. } = &on_node.phase {
+                    carrier.reason = carrier.reason.or_else(|| reason.clone());
+                }
+            }
+            carrier
         };
         let all = self.summaries.iter();
-        all.map(|(node, summary)| (node.clone(), carried(summary)))
-            .filter(|(_, shims)| !shims.is_empty())
+        all.map(|(node, summary)| (node.clone(), carrier(summary)))
+            .filter(|(_, carrier)| !carrier.shims.is_empty())
             .collect()
     }
 
@@ -212,6 +241,7 @@ impl Fleet {
             (&mut self.changing, now.changing),
             (&mut self.without_pod, now.without_pod),
             (&mut self.waiting_for_pod_slot, now.waiting_for_pod_slot),
+            (&mut self.waiting_for_pods, now.waiting_for_pods),
         ] {
             if is_one {
                 nodes.insert(node.to_owned());

@@ -14,6 +14,7 @@ use kube::{Client, ResourceExt};
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::Notify;
 
+use super::cluster::ending_pods::PodStates;
 use super::cluster::job_view::JobView;
 use super::cluster::node_view::NodeView;
 use super::cluster::pods::PodsOfJobs;
@@ -24,7 +25,7 @@ use super::cluster::watch::Watches;
 use super::decide::desired::Cluster;
 use super::decide::shim_status::{self, ShimPlan};
 use super::decide::types::{Hold, Observed, Plan};
-use super::decide::{self, rollout};
+use super::decide::{self, ending_pods, rollout};
 use super::settings::Settings;
 use crate::handoff::Problem;
 use crate::metrics::Metrics;
@@ -35,7 +36,7 @@ pub mod expectations;
 pub mod node_summary;
 pub mod rejected_writes;
 
-use aggregate::Fleet;
+use aggregate::{Carrier, Fleet};
 use expectations::Expectations;
 use node_summary::NodeSummary;
 use rejected_writes::RejectedWrites;
@@ -267,6 +268,12 @@ impl Context {
             let shims = shims.iter().map(|shim| self.view(shim)).collect();
             let settings = &self.settings;
             let cluster = Cluster::new(shims, settings.auto_provision, settings.reserve_handlers);
+            // Where a restart may end every pod, it may end some.
+            let cluster = if settings.allow_pod_restarts {
+                cluster.with_all_restarts()
+            } else {
+                cluster.with_restart_policy(settings.on_restart, settings.drain_timeout)
+            };
             let mut memory = self.memory();
             let cluster = Arc::new(cluster.with_first_binaries_of(&memory.cluster));
             let mut fleet = Fleet::default();
@@ -274,7 +281,7 @@ impl Context {
                 let view = NodeView::from(node.as_ref());
                 let blocked = rollout::all_blocked_by_rollout(&view, &cluster);
                 let job = self.job(&view);
-                let seen = self.seen(&view, &cluster, &blocked, job.as_ref(), (None, Hold::None));
+                let seen = self.seen(&view, &cluster, &blocked, job.as_ref());
                 let summary = NodeSummary::of(&seen, decide::undecided(&seen).as_ref());
                 fleet.put(&view.name, summary);
             }
@@ -289,10 +296,25 @@ impl Context {
         self.queue_every_shim();
     }
 
+    /// The handler of each RuntimeClass.
+    #[must_use]
+    pub fn handlers_of_classes(&self) -> HashMap<String, String> {
+        let classes = self.runtime_classes.state();
+        let classes = classes.iter();
+        classes
+            .map(|class| (class.name_any(), class.handler.clone()))
+            .collect()
+    }
+
     /// Decides on one node and updates the summary of all nodes; `None` if the watch has not yet delivered Farrier's last write to
     /// the node.
     #[must_use]
-    pub fn decide_node(&self, node: &NodeObject, view: &NodeView) -> Option<Plan> {
+    pub fn decide_node(
+        &self,
+        node: &NodeObject,
+        view: &NodeView,
+        pods: Option<&PodStates>,
+    ) -> Option<Plan> {
         let job = self.job(view);
         // The lock keeps two nodes from taking the same place in a rollout.
         let mut memory = self.memory();
@@ -308,7 +330,13 @@ impl Context {
             None if memory.fleet.has_no_pod_slot_for(&view.name) => Hold::NoPodSlot,
             None => Hold::None,
         };
-        let seen = self.seen(view, &cluster, &blocked, job.as_ref(), (rejected, hold));
+        let seen = Observed {
+            rejected,
+            hold,
+            pods,
+            look_every: ending_pods::look_every(memory.fleet.waiting_for_pods()),
+            ..self.seen(view, &cluster, &blocked, job.as_ref())
+        };
         let decision = decide::decide(&seen);
         let summary = NodeSummary::of(&seen, decision.as_ref());
         let mut plan = decision.map(|decision| decision.plan).unwrap_or_default();
@@ -366,7 +394,7 @@ impl Context {
             rejected: rejected.as_ref().map(|rejected| &rejected.problem),
             now: Timestamp::now(),
         });
-        let underway = tally.pending + tally.waiting;
+        let underway = tally.pending + tally.waiting + tally.waiting_for_pods.len();
         let counts = [
             tally.ready,
             underway,
@@ -429,7 +457,7 @@ impl Context {
     /// Nodes that still carry a Shim, each with its Shims. If there is no such node: nodes that still have a label or the annotation of
     /// Farrier.
     #[must_use]
-    pub fn carriers(&self) -> BTreeMap<String, Vec<String>> {
+    pub fn carriers(&self) -> BTreeMap<String, Carrier> {
         let carriers = self.memory().fleet.carriers();
         if !carriers.is_empty() {
             return carriers;
@@ -443,7 +471,14 @@ impl Context {
         marked
             .map(|view| {
                 let shims = view.labelled().map(|(shim, _)| shim.to_owned());
-                (view.name.clone(), shims.collect())
+                let shims = shims.collect();
+                (
+                    view.name.clone(),
+                    Carrier {
+                        shims,
+                        reason: None,
+                    },
+                )
             })
             .collect()
     }
@@ -454,15 +489,16 @@ impl Context {
         cluster: &'a Cluster,
         blocked_by_rollout: &'a BTreeMap<String, String>,
         job: Option<&'a JobView>,
-        (rejected, hold): (Option<&'a Problem>, Hold),
     ) -> Observed<'a> {
         Observed {
             node,
             cluster,
             blocked_by_rollout,
             job,
-            rejected,
-            hold,
+            rejected: None,
+            hold: Hold::None,
+            pods: None,
+            look_every: ending_pods::look_every(0),
             now: Timestamp::now(),
             keep_jobs: self.settings.job_ttl.is_some_and(|ttl| ttl > 0),
         }

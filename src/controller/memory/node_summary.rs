@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::controller::cluster::job_view::JobProgress;
 use crate::controller::cluster::node_view::{Applied, NodeView};
 use crate::controller::decide::desired::Verdict;
+use crate::controller::decide::ending_pods;
 use crate::controller::decide::node_labels;
 use crate::controller::decide::types::{Decision, JobStep, Observed};
 use crate::handoff::{Problem, ShimRequest};
@@ -21,6 +22,8 @@ pub enum Phase {
     Idle,
     /// A change of the Shim waits for the rollout.
     Waiting,
+    /// A change of the Shim waits for pods to end: one sentence.
+    WaitingForPods(String),
     /// The last attempt failed.
     Failed {
         /// The reason: one sentence.
@@ -62,6 +65,8 @@ pub struct NodeSummary {
     pub changing: bool,
     /// The Job of the node has no pod yet.
     pub without_pod: bool,
+    /// The node waits for pods to end, or its pods are being evicted.
+    pub waiting_for_pods: bool,
     /// The node waits until fewer Jobs have no pod.
     pub waiting_for_pod_slot: bool,
     /// The Shims of the node, by name.
@@ -97,7 +102,12 @@ impl NodeSummary {
             let wanted = desired.verdicts.get(shim).and_then(Verdict::request);
             carries(node, applied, shim) || asked.contains(shim) || begins && wanted.is_some()
         };
-        let mut changing = job_is_unrecorded || begins;
+        let waiting = ending_pods::waiting(applied, desired);
+        let drains = waiting.is_some_and(|waiting| waiting.draining_since.is_some());
+        let mut changing = job_is_unrecorded || begins || drains;
+        // While the Job asks again, the node is in progress.
+        let waiting = waiting.filter(|_| !changing);
+        let waiting = waiting.map(|it| ending_pods::problem(seen.cluster, it).sentence());
         let mut shims = BTreeMap::new();
         for (shim, verdict) in &desired.verdicts {
             let progress = node_labels::progress(node, applied, shim, verdict, desired);
@@ -116,6 +126,7 @@ impl NodeSummary {
                     reason: reason.unwrap_or_default(),
                     halts: matches!(verdict, Verdict::Wanted(_)),
                 },
+                (_, _) if let Some(waiting) = &waiting => Phase::WaitingForPods(waiting.clone()),
                 (verdict, _) => {
                     changing |= begun(applied, shim, verdict);
                     Phase::Pending
@@ -131,7 +142,9 @@ impl NodeSummary {
                 let known = applied.and_then(|applied| applied.shims.get(&shim));
                 let phase = Phase::Removing {
                     waits: desired.staying.contains(&shim),
-                    reason: known.and_then(|known| known.reason.clone()),
+                    reason: waiting
+                        .clone()
+                        .or_else(|| known.and_then(|known| known.reason.clone())),
                 };
                 let carried = true;
                 shims.insert(shim, ShimOnNode { phase, carried });
@@ -150,6 +163,7 @@ impl NodeSummary {
             changing,
             without_pod: begins
                 || job_is_unrecorded && job.is_some_and(|job| job.progress == JobProgress::NoPod),
+            waiting_for_pods: waiting.is_some() || drains,
             waiting_for_pod_slot: plan.waiting_for_pod_slot,
             shims,
             lost: lost.collect(),

@@ -1,20 +1,25 @@
 //! Builds a cluster of one node for the tests of the decisions, and carries decisions out on it. No tests.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
 
 use crate::api::ShimSpec;
+use crate::controller::cluster::ending_pods::PodStates;
 use crate::controller::cluster::job_view::{JobProgress, JobView};
 use crate::controller::cluster::node_view::NodeView;
 use crate::controller::cluster::shim_view::ShimView;
 use crate::controller::decide::desired::Cluster;
 use crate::controller::decide::types::{Hold, JobStep, Observed, Plan};
-use crate::controller::decide::{decide, shim_status, undecided};
+use crate::controller::decide::{decide, ending_pods, shim_status, undecided};
 use crate::controller::memory::aggregate::Fleet;
 use crate::controller::memory::node_summary::NodeSummary;
-use crate::handoff::{HandlerReport, Outcome, Problem, ProvisionReport, Sha256Digest};
+use crate::handoff::{
+    EndingPod, EndingPods, HandlerReport, OnRestart, Outcome, Problem, ProvisionReport,
+    Sha256Digest,
+};
 
 /// A cluster of one node.
 pub(super) struct Scene {
@@ -27,6 +32,9 @@ pub(super) struct Scene {
     pub(super) hold: Hold,
     pub(super) auto_provision: bool,
     pub(super) keep_jobs: bool,
+    pub(super) pods: Option<PodStates>,
+    pub(super) on_restart: OnRestart,
+    pub(super) drain_timeout: Option<Duration>,
     /// The handlers of each Shim that the host serves, as its state file has them.
     pub(super) host: BTreeMap<String, Vec<String>>,
 }
@@ -84,6 +92,9 @@ pub(super) fn scene() -> Scene {
         hold: Hold::None,
         auto_provision: false,
         keep_jobs: false,
+        pods: None,
+        on_restart: OnRestart::default(),
+        drain_timeout: None,
         host: BTreeMap::new(),
     }
 }
@@ -106,8 +117,13 @@ impl Scene {
         self
     }
 
+    fn cluster(&self) -> Cluster {
+        Cluster::new(self.shims.clone(), self.auto_provision, true)
+            .with_restart_policy(self.on_restart, self.drain_timeout)
+    }
+
     fn look<T>(&self, look: impl FnOnce(&Observed<'_>) -> T) -> T {
-        let cluster = Cluster::new(self.shims.clone(), self.auto_provision, true);
+        let cluster = self.cluster();
         look(&Observed {
             node: &self.node,
             cluster: &cluster,
@@ -115,6 +131,8 @@ impl Scene {
             job: self.job.as_ref(),
             rejected: self.rejected.as_ref(),
             hold: self.hold,
+            pods: self.pods.as_ref(),
+            look_every: ending_pods::look_every(0),
             now: self.now,
             keep_jobs: self.keep_jobs,
         })
@@ -229,6 +247,34 @@ impl Scene {
         self.job(JobProgress::Answered(Box::new(report)))
     }
 
+    /// A second later, the Job's installer refuses the change because its restart would end `pods`.
+    pub(super) fn refused_for(self, pods: &[EndingPod]) -> Self {
+        let mut report = ProvisionReport::new(Outcome::Refused);
+        report.ending_pods = EndingPods::of(pods);
+        report.reason = Some("a restart of containerd ends pods".to_owned());
+        self.later(1).job(JobProgress::Answered(Box::new(report)))
+    }
+
+    /// The report says that the restart has ended `pods`.
+    pub(super) fn after_ending(mut self, pods: &[EndingPod]) -> Self {
+        let job = self.job.as_mut().unwrap();
+        let JobProgress::Answered(report) = &mut job.progress else {
+            panic!("no answer")
+        };
+        report.restarts = 1;
+        report.ending_pods = EndingPods::of(pods);
+        self
+    }
+
+    /// The API server says that these pods have not ended.
+    pub(super) fn left(mut self, pods: &[EndingPod]) -> Self {
+        self.pods = Some(PodStates {
+            left: pods.to_vec(),
+            stopped: Vec::new(),
+        });
+        self
+    }
+
     /// A second later, a signal ends the Job's installer before it changes the host.
     pub(super) fn interrupted(self) -> Self {
         let mut report = ProvisionReport::new(Outcome::RolledBack);
@@ -272,7 +318,7 @@ impl Scene {
 
     pub(super) fn status_of(&self, shim: usize, fleet: &Fleet) -> shim_status::ShimPlan {
         let shim = &self.shims[shim];
-        let cluster = Cluster::new(self.shims.clone(), self.auto_provision, true);
+        let cluster = self.cluster();
         let first_binaries = cluster.first_binaries.get(&shim.name);
         shim_status::decide(&shim_status::ObservedShim {
             shim,

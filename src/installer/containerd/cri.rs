@@ -181,6 +181,8 @@ pub struct Sandbox {
     pub namespace: String,
     /// Name of the pod.
     pub name: String,
+    /// UID of the pod.
+    pub uid: String,
     /// The handler; `""` is the default handler.
     pub handler: String,
     /// Whether the sandbox is ready.
@@ -229,6 +231,7 @@ fn used(sandboxes: Vec<PodSandbox>, containers: &[Container]) -> Vec<Sandbox> {
             id: sandbox.id,
             namespace: metadata.namespace,
             name: metadata.name,
+            uid: metadata.uid,
             handler: sandbox.runtime_handler,
             ready,
         })

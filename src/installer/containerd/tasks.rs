@@ -6,7 +6,6 @@
 //! question to the running containerd finds those shims before a restart, whatever their name or release is.
 
 use std::collections::BTreeSet;
-use std::fmt;
 
 use containerd_client::services::v1::ListPidsRequest;
 use containerd_client::services::v1::tasks_client::TasksClient;
@@ -17,7 +16,7 @@ use tonic::transport::Channel;
 
 use super::cri::{self, ANSWER_LIMIT, Sandbox, Served, channel};
 use crate::containerd_config::Version;
-use crate::handoff::printable_up_to;
+use crate::handoff::EndingPod;
 use crate::installer::host::HostRoot;
 
 /// The namespace of the CRI in containerd, which is not one of Kubernetes.
@@ -25,31 +24,6 @@ const NAMESPACE: &str = "k8s.io";
 
 /// The questions at the same time. A node has up to some hundred pods.
 const CONCURRENCY: usize = 16;
-
-/// The length of a pod's namespace or name in a message. Kubernetes allows 253 bytes; the kubelet is trusted no further.
-const NAME_LIMIT: usize = 253;
-
-/// A pod that a restart of containerd ends.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct EndingPod {
-    /// Its namespace.
-    pub namespace: String,
-    /// Its name.
-    pub name: String,
-    /// Its handler.
-    pub handler: String,
-}
-
-impl fmt::Display for EndingPod {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            namespace,
-            name,
-            handler,
-        } = self;
-        write!(f, "{namespace}/{name} (handler {handler})")
-    }
-}
 
 /// The pods of `sandboxes` that a restart of containerd ends, sorted.
 ///
@@ -84,11 +58,13 @@ pub async fn ending_pods(
     let ending: BTreeSet<EndingPod> = answers
         .filter_map(async |sandbox| {
             let sandbox = sandbox?;
-            Some(EndingPod {
-                namespace: printable_up_to(&sandbox.namespace, NAME_LIMIT),
-                name: printable_up_to(&sandbox.name, NAME_LIMIT),
-                handler: printable_up_to(&sandbox.handler, NAME_LIMIT),
-            })
+            let pod = EndingPod {
+                namespace: sandbox.namespace.clone(),
+                name: sandbox.name.clone(),
+                uid: sandbox.uid.clone(),
+                handler: sandbox.handler.clone(),
+            };
+            Some(pod.printable())
         })
         .collect()
         .await;
@@ -153,6 +129,7 @@ mod tests {
             id: "sandbox".to_owned(),
             namespace: "default".to_owned(),
             name: "web".to_owned(),
+            uid: "u".to_owned(),
             handler: "spin".to_owned(),
             ready: true,
             running: vec!["one".to_owned(), "two".to_owned()],

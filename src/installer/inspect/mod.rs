@@ -16,13 +16,13 @@ use self::legacy::Legacy;
 use crate::containerd_config::{
     ConfigFiles, SourceFile, Version, address_of_dump, without_secrets,
 };
-use crate::handoff::{Problem, Sha256Digest};
+use crate::handoff::{EndingPod, Problem, Sha256Digest};
 use crate::installer::containerd::config_files::{load, patterns};
 use crate::installer::containerd::cri::{self, Served};
 use crate::installer::containerd::daemon::{self, Containerd, Daemon};
 use crate::installer::containerd::rehearsal::{Rehearsal, Rehearsed, rehearse};
 use crate::installer::containerd::service::{RestartEffect, Service};
-use crate::installer::containerd::tasks::{EndingPod, ending_pods};
+use crate::installer::containerd::tasks::ending_pods;
 use crate::installer::distro::DistroSpec;
 use crate::installer::distro::editable_files;
 use crate::installer::host::exec;

@@ -3,11 +3,10 @@
 use super::config_source::is_unloadable;
 use super::goal::Goal;
 use super::types::Error;
-use crate::handoff::{OnRestart, Problem, RestartPolicy};
+use crate::handoff::{EndingPod, OnRestart, Problem, RestartPolicy};
 use crate::installer::containerd::daemon::Containerd;
 use crate::installer::containerd::process::Refusal;
 use crate::installer::containerd::service::RestartEffect;
-use crate::installer::containerd::tasks::EndingPod;
 use crate::installer::inspect::HostFacts;
 use crate::installer::state::State;
 
@@ -82,21 +81,25 @@ pub(crate) fn check_restart(facts: &HostFacts, goal: &Goal) -> Result<(), Error>
 /// Checks that `policy` allows a restart which ends these pods.
 ///
 /// # Errors
-/// The pods that may not end, or the reason that the pods are unknown where `policy` refuses any.
+/// The pods that may not end, or that are to be evicted first, or the reason that the pods are unknown where `policy` refuses any.
 pub(crate) fn check_ending_pods(
     ending: &Result<Vec<EndingPod>, Problem>,
     policy: &RestartPolicy,
 ) -> Result<(), Error> {
-    let refuses = |handler: &str| policy.of(handler) == OnRestart::Refuse;
-    let pods: Vec<EndingPod> = match ending {
-        Ok(pods) => pods
-            .iter()
-            .filter(|pod| refuses(&pod.handler))
-            .cloned()
-            .collect(),
+    let pods = match ending {
+        Ok(pods) => pods,
         Err(_) if policy.allows_all() => return Ok(()),
         Err(problem) => return Err(Error::EndingPodsUnknown(problem.clone())),
     };
+    let strictest = policy.strictest(pods.iter().map(|pod| pod.handler.as_str()));
+    let pods = pods.iter().filter(|pod| match strictest {
+        // The other pods need not go before the restart.
+        OnRestart::Refuse => policy.of(&pod.handler) == OnRestart::Refuse,
+        // A pod that may end is evicted with the others: an eviction keeps its PodDisruptionBudget.
+        OnRestart::Drain => true,
+        OnRestart::Allow => false,
+    });
+    let pods: Vec<EndingPod> = pods.cloned().collect();
     if pods.is_empty() {
         Ok(())
     } else {

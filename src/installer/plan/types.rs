@@ -8,9 +8,10 @@ use serde::{Deserialize, Serialize};
 use super::config_source;
 use super::pending::{ACCEPT_PENDING_CHANGES, PendingChanges};
 use crate::containerd_config::{self, Handler};
-use crate::handoff::{HandlerReport, Owner, Problem, RestartPolicy, Sha256Digest};
+use crate::handoff::{
+    EndingPod, EndingPods, HandlerReport, Owner, Problem, RestartPolicy, Sha256Digest,
+};
 use crate::installer::containerd::process::Refusal;
-use crate::installer::containerd::tasks::EndingPod;
 use crate::installer::distro;
 use crate::installer::state::{InstallPaths, OwnedHandler, StateAfter};
 
@@ -315,22 +316,14 @@ impl Error {
     }
 }
 
-/// The number of pods in a message.
-const SHOWN_PODS: usize = 5;
-
 /// Which pods a restart ends, as a sentence.
 pub(crate) fn ends_at_restart(pods: &[EndingPod]) -> String {
-    let shown = pods.iter().take(SHOWN_PODS).map(ToString::to_string);
-    let shown = shown.collect::<Vec<_>>().join(", ");
     let number = match pods.len() {
         1 => "1 pod, because its shim does not report its processes".to_owned(),
         number => format!("{number} pods, because their shims do not report their processes"),
     };
-    let more = match pods.len().saturating_sub(SHOWN_PODS) {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
-    format!("a restart of containerd ends {number}: {shown}{more}")
+    let pods = EndingPods::of(pods);
+    format!("a restart of containerd ends {number}: {pods}")
 }
 
 /// The number of refusals in a message. Any user can start any number of processes called containerd.

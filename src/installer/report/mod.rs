@@ -6,8 +6,8 @@ pub mod text;
 use std::collections::BTreeSet;
 
 use crate::handoff::{
-    FileAction, FileReport, HandlerReport, Outcome, Problem, ProvisionReport, ProvisionRequest,
-    ShimRequest, printable,
+    EndingPods, FileAction, FileReport, HandlerReport, Outcome, Problem, ProvisionReport,
+    ProvisionRequest, ShimRequest, printable,
 };
 use crate::installer::host::Target;
 use crate::installer::inspect::{HostFacts, path_of, verified, verified_digest};
@@ -49,6 +49,11 @@ pub(crate) fn add_plan_result(report: &mut ProvisionReport, facts: &HostFacts, p
             .for_each(|handler| handler.served = false);
     }
     report.notes.clone_from(&plan.notes);
+    if plan.restart
+        && let Ok(pods) = &facts.ending_pods
+    {
+        report.ending_pods = EndingPods::of(pods);
+    }
     report.files = files(facts, plan);
     let problems: Vec<&HandlerReport> = plan
         .handlers
@@ -122,6 +127,9 @@ fn failed(report: ProvisionReport, error: &Error) -> ProvisionReport {
         report.interrupted = true;
     }
     report.unsupported = matches!(error, Error::Plan(plan::Error::Distribution(_)));
+    if let Error::Plan(plan::Error::EndsPods(pods)) = error {
+        report.ending_pods = EndingPods::of(pods);
+    }
     report
 }
 

@@ -1,0 +1,94 @@
+//! The eviction of the pods that a restart of containerd would end, and the pods that do not come back after a restart. Pure.
+
+use std::time::Duration;
+
+use super::desired::Desired;
+use super::ending_pods::{left, policy, waiting, waits};
+use super::event::{EventSpec, LONGEST_NOTE, cut};
+use super::job_due::{LONGEST_RETRY, age, may_begin};
+use super::types::Observed;
+use crate::controller::cluster::node_view::Applied;
+use crate::handoff::{EndingPod, EndingPods, OnRestart, Problem};
+use crate::names::reasons;
+
+/// Time after a restart until its pods are looked at. The kubelet starts a container again after 10, 20 and 40 s (Kubernetes, *Pod
+/// Lifecycle*, container restarts).
+const RECOVERY: Duration = Duration::from_mins(2);
+
+/// One step of a drain.
+#[derive(Debug, Default)]
+pub struct DrainStep {
+    /// The pods to evict.
+    pub evict: Vec<EndingPod>,
+    /// The Event to publish.
+    pub event: Option<EventSpec>,
+}
+
+/// Begins the drain of a node that waits for pods, goes on with it, or undoes it after its time limit.
+pub fn advance(seen: &Observed, desired: &Desired, applied: &mut Applied) -> DrainStep {
+    let mut step = DrainStep::default();
+    let Some(before) = waiting(Some(applied), desired).cloned() else {
+        return step;
+    };
+    let timeout = seen.cluster.drain_timeout;
+    let may_drain = policy(seen.cluster, &before.pods) == OnRestart::Drain;
+    let drains = may_drain && may_begin(seen, desired, Some(applied));
+    let rests = before
+        .undone_at
+        .is_some_and(|at| age(seen.now, at) < LONGEST_RETRY);
+    let mut now = before.clone();
+    match before.draining_since {
+        None if drains && !rests => {
+            now.draining_since = Some(seen.now);
+            step.event = Some(waits(seen.cluster, &now));
+        }
+        Some(_) if !drains => now.draining_since = None,
+        Some(since) if age(seen.now, since) >= timeout.unwrap_or_default() => {
+            now.draining_since = None;
+            now.undone_at = Some(seen.now);
+            step.event = Some(EventSpec {
+                warning: true,
+                ..waits(seen.cluster, &now)
+            });
+        }
+        Some(_) => {
+            // The taint and the labels were written with the step before: a new pod goes to another node.
+            let there = seen.pods.map_or(&[][..], |pods| &pods.left);
+            step.evict = left(&before, there);
+        }
+        None => {}
+    }
+    applied.waiting_for_pods = Some(now);
+    step
+}
+
+/// Time until the pods of the last restart are looked at; `None` if there are none.
+#[must_use]
+pub fn recovery_look(seen: &Observed, applied: Option<&Applied>) -> Option<Duration> {
+    let ended = applied?.ended_pods.as_ref()?;
+    Some(RECOVERY.saturating_sub(age(seen.now, ended.at)))
+}
+
+/// Ends the watch over the pods of the last restart once they had time to start again. Returns the Event about those that did not.
+pub fn not_recovered(seen: &Observed, applied: &mut Applied) -> Option<EventSpec> {
+    let rest = recovery_look(seen, Some(applied))?;
+    let states = seen.pods.filter(|_| rest.is_zero())?;
+    let ended = applied.ended_pods.take()?;
+    let named = ended.pods.pods.iter();
+    let stopped: Vec<_> = named
+        .filter(|pod| states.stopped.contains(pod))
+        .cloned()
+        .collect();
+    (!stopped.is_empty()).then(|| {
+        let pods = EndingPods::of(&stopped);
+        let problem = Problem::with_help(
+            format!("these pods have not come back after the restart of containerd: {pods}"),
+            "delete these pods, so that their controllers create new ones: a container can't start while the former process holds its port",
+        );
+        EventSpec {
+            warning: true,
+            reason: reasons::PODS_NOT_RUNNING.to_owned(),
+            note: cut(&problem.sentence_up_to(LONGEST_NOTE), LONGEST_NOTE),
+        }
+    })
+}

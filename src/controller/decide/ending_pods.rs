@@ -1,0 +1,112 @@
+//! A node whose containerd may not be restarted while pods run that a restart ends: the policy for these pods, and what people read. Pure.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::desired::{Cluster, Desired};
+use super::event::{EventSpec, LONGEST_NOTE, cut};
+use crate::controller::cluster::node_view::{Applied, WaitingForPods};
+use crate::handoff::{EndingPod, EndingPods, OnRestart, Problem};
+use crate::names::reasons;
+
+/// Shortest wait between two looks at the pods of one node.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// Nodes whose pods are looked at per second, at most: a look is a request or a few to the API server.
+const LOOKS_PER_SECOND: u32 = 20;
+
+/// How long one of `nodes` waits between two looks at its pods.
+#[must_use]
+pub fn look_every(nodes: usize) -> Duration {
+    let nodes = u32::try_from(nodes).unwrap_or(u32::MAX);
+    LOOK_EVERY.max(Duration::from_secs(u64::from(nodes / LOOKS_PER_SECOND)))
+}
+
+/// The pods that a change to the desired set waits for, if the last attempt was refused because of them.
+#[must_use]
+pub fn waiting<'a>(applied: Option<&'a Applied>, desired: &Desired) -> Option<&'a WaitingForPods> {
+    let applied = applied.filter(|applied| applied.attempted == Some(desired.digest))?;
+    applied.waiting_for_pods.as_ref()
+}
+
+/// What to do about these pods: the strictest policy of their handlers. Without a time limit for a drain, no pod is evicted.
+#[must_use]
+pub fn policy(cluster: &Cluster, pods: &EndingPods) -> OnRestart {
+    let handlers = pods.handlers.iter().map(String::as_str);
+    match cluster.restart_policy.strictest(handlers) {
+        OnRestart::Drain if cluster.drain_timeout.is_none() => OnRestart::Refuse,
+        policy => policy,
+    }
+}
+
+/// Why the node waits, and what ends the wait.
+#[must_use]
+pub fn problem(cluster: &Cluster, waiting: &WaitingForPods) -> Problem {
+    let pods = &waiting.pods;
+    let (number, are) = match pods.len() {
+        1 => ("1 pod".to_owned(), "is"),
+        number => (format!("{number} pods"), "are"),
+    };
+    if waiting.draining_since.is_some() {
+        return Problem::new(
+            format!(
+                "{number} must end before the restart of containerd, and {are} being evicted: {pods}"
+            ),
+            None,
+        );
+    }
+    let message = format!("the restart of containerd would end {number}: {pods}");
+    let names: BTreeSet<&str> = cluster
+        .shims
+        .iter()
+        .filter(|shim| {
+            let handlers = shim
+                .spec
+                .as_ref()
+                .ok()
+                .and_then(|spec| spec.handlers().ok());
+            let mut handlers = handlers.into_iter().flatten();
+            handlers.any(|handler| pods.handlers.contains(&handler))
+        })
+        .map(|shim| shim.name.as_str())
+        .collect();
+    let place = if names.is_empty() {
+        "onRestart in the chart".to_owned()
+    } else {
+        let names: Vec<&str> = names.into_iter().collect();
+        format!("spec.onRestart of Shim {}", names.join(" and "))
+    };
+    let handlers = pods.handlers.iter().map(String::as_str);
+    let drains = cluster.restart_policy.strictest(handlers) == OnRestart::Drain;
+    let help = match (cluster.drain_timeout, drains, waiting.undone_at) {
+        (Some(timeout), true, Some(_)) => format!(
+            "the pods were not evicted within {} s: check their PodDisruptionBudgets, delete these pods, or set {place} to Allow",
+            timeout.as_secs()
+        ),
+        (None, true, _) => format!(
+            "set drain.enabled in the chart so that Farrier may evict pods, delete these pods, or set {place} to Allow"
+        ),
+        (_, _, _) => format!("delete these pods, or set {place} to Drain or Allow"),
+    };
+    Problem::with_help(message, help)
+}
+
+/// The pods that the node waits for, of those that have not ended.
+#[must_use]
+pub fn left(waiting: &WaitingForPods, left: &[EndingPod]) -> Vec<EndingPod> {
+    let named = waiting.pods.pods.iter();
+    named.filter(|pod| left.contains(pod)).cloned().collect()
+}
+
+/// The Event of a node that waits for pods.
+#[must_use]
+pub fn waits(cluster: &Cluster, waiting: &WaitingForPods) -> EventSpec {
+    EventSpec {
+        warning: false,
+        reason: reasons::WAITING_FOR_PODS.to_owned(),
+        note: cut(
+            &problem(cluster, waiting).sentence_up_to(LONGEST_NOTE),
+            LONGEST_NOTE,
+        ),
+    }
+}

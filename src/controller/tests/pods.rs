@@ -1,0 +1,294 @@
+//! Restarts of containerd that would end pods: the policies Refuse, Drain and Allow.
+
+use std::slice;
+
+use super::*;
+use crate::controller::cluster::ending_pods::PodStates;
+
+fn pod(name: &str, handler: &str) -> EndingPod {
+    EndingPod {
+        namespace: "default".to_owned(),
+        name: name.to_owned(),
+        uid: format!("uid of {name}"),
+        handler: handler.to_owned(),
+    }
+}
+
+/// A node that serves `spin`, and has to restart containerd for the Shim `other`. The restart would end `pods`.
+fn waiting(pods: &[EndingPod], on_restart: OnRestart) -> Scene {
+    let mut scene = Scene::provisioned();
+    scene.shims.push(shim("other", "other"));
+    scene.on_restart = on_restart;
+    scene.later(60).stepped().refused_for(pods)
+}
+
+fn creates_job(plan: &Plan) -> bool {
+    matches!(plan.job, JobStep::Create { .. })
+}
+
+fn taints(scene: &Scene) -> Vec<(&str, &str)> {
+    let taints = scene.node.taints.iter();
+    taints
+        .map(|it| (it.key.as_str(), it.effect.as_str()))
+        .collect()
+}
+
+#[test]
+fn a_node_waits_for_pods_as_no_failure_and_without_a_place_in_the_rollout() {
+    let web = pod("web", "spin-v2");
+    let (after, plan) = waiting(slice::from_ref(&web), OnRestart::Refuse).step();
+    let event = plan.event.unwrap();
+    assert!(!event.warning);
+    assert_eq!(event.reason, "WaitingForPods");
+    assert_eq!(
+        event.note,
+        "the restart of containerd would end 1 pod: default/web (handler spin-v2). Delete these pods, or set spec.onRestart of Shim spin to Drain or Allow"
+    );
+    assert_eq!(plan.ended.unwrap().outcome, "waiting");
+    // What the node served before, it still serves.
+    assert_eq!(after.label("handler.farrier.dev/spin-v2"), Some("true"));
+    assert_eq!(after.label("farrier.dev/spin"), Some("provisioned"));
+    assert_eq!(after.label("farrier.dev/other"), Some("pending"));
+    assert!(taints(&after).is_empty());
+    let summary = after.summary();
+    assert!(!summary.changing && summary.waiting_for_pods);
+    let status = after.status(1).status.unwrap();
+    assert_eq!((status.nodes_failed, status.nodes_pending), (0, 1));
+    let conditions: Vec<_> = status
+        .conditions
+        .iter()
+        .map(|it| it.reason.as_str())
+        .collect();
+    assert_eq!(
+        conditions,
+        ["WaitingForPods", "WaitingForPods", "AsExpected"]
+    );
+    let message = &status.conditions[0].message;
+    assert!(
+        message.contains("n1: the restart of containerd would end 1 pod: default/web"),
+        "{message}"
+    );
+    let well = after.status(0).status.unwrap();
+    assert_eq!(well.conditions[0].status, "True");
+}
+
+#[test]
+fn a_node_asks_again_within_seconds_of_the_last_pod() {
+    let (web, api) = (pod("web", "spin-v2"), pod("api", "spin-v2"));
+    let after = waiting(&[web.clone(), api.clone()], OnRestart::Refuse).stepped();
+    let there = after.later(3_600).left(&[api.clone(), web]);
+    let plan = there.decide();
+    assert_eq!(
+        (creates_job(&plan), plan.look_again),
+        (false, Some(Duration::from_secs(5)))
+    );
+    let one = there.left(&[api]);
+    assert!(!creates_job(&one.decide()));
+    assert!(creates_job(&one.left(&[]).decide()));
+}
+
+#[test]
+fn pods_that_come_and_go_cost_a_job_every_ten_minutes_at_most() {
+    let web = pod("web", "spin-v2");
+    let mut scene = waiting(slice::from_ref(&web), OnRestart::Refuse)
+        .stepped()
+        .left(&[]);
+    let mut waits = Vec::new();
+    for _ in 0..12 {
+        let mut waited = 0;
+        while !creates_job(&scene.decide()) {
+            scene = scene.later(1);
+            waited += 1;
+            assert!(waited <= 600, "{waits:?}");
+        }
+        waits.push(waited);
+        scene = scene.stepped().refused_for(slice::from_ref(&web)).stepped();
+    }
+    assert_eq!(waits, [0, 0, 0, 30, 60, 120, 240, 480, 600, 600, 600, 600]);
+}
+
+#[test]
+fn a_changed_policy_counts_at_once() {
+    let mut after = waiting(&[pod("web", "spin-v2")], OnRestart::Refuse).stepped();
+    after.spec().on_restart = Some(OnRestart::Allow);
+    let JobStep::Create { request, .. } = after.decide().job else {
+        panic!("no Job")
+    };
+    assert_eq!(request.on_restart, OnRestart::Refuse);
+    let of_spin = [("spin-v2".to_owned(), OnRestart::Allow)];
+    assert_eq!(request.on_restart_by_handler, of_spin.into());
+}
+
+#[test]
+fn another_desired_set_ends_the_wait() {
+    let mut after = waiting(&[pod("web", "spin-v2")], OnRestart::Refuse).stepped();
+    after.shims.pop();
+    let after = after.stepped();
+    assert_eq!(after.label("farrier.dev/other"), None);
+    assert!(!after.summary().waiting_for_pods);
+    assert!(
+        after.decide()
+            == Plan {
+                look_again: after.decide().look_again,
+                ..Plan::default()
+            }
+    );
+}
+
+#[test]
+fn a_drain_taints_the_node_before_it_evicts_exactly_the_pods_of_the_report() {
+    let (web, api) = (pod("web", "spin-v2"), pod("api", "spin-v2"));
+    let pods = [web.clone(), api.clone()];
+    let mut scene = waiting(&pods, OnRestart::Drain);
+    scene.drain_timeout = Some(Duration::from_mins(5));
+    let scene = scene.stepped().left(&pods);
+    let (scene, plan) = scene.step();
+    assert!(plan.evict.is_empty(), "the taint comes first");
+    assert_eq!(taints(&scene), [("farrier.dev/restarting", "NoSchedule")]);
+    assert_eq!(scene.label("handler.farrier.dev/spin-v2"), None);
+    assert_eq!(scene.label("farrier.dev/spin"), Some("provisioned"));
+    assert!(
+        plan.event
+            .unwrap()
+            .note
+            .contains("2 pods must end before the restart")
+    );
+    assert!(
+        scene.summary().changing,
+        "a drain has a place in the rollout"
+    );
+    assert_eq!(scene.decide().evict, pods);
+    let scene = scene.later(5).left(slice::from_ref(&api));
+    assert_eq!(scene.decide().evict, [api]);
+    let (scene, plan) = scene.later(5).left(&[]).step();
+    assert!(creates_job(&plan) && plan.evict.is_empty());
+    assert_eq!(taints(&scene).len(), 1, "until the restart is over");
+    let scene = scene.answers(Outcome::Applied, true, None).stepped();
+    assert!(taints(&scene).is_empty());
+    assert_eq!(scene.label("handler.farrier.dev/spin-v2"), Some("true"));
+    assert_eq!(scene.label("farrier.dev/other"), Some("provisioned"));
+}
+
+#[test]
+fn a_drain_that_takes_too_long_is_undone_and_tried_again_later() {
+    let web = [pod("web", "spin-v2")];
+    let mut scene = waiting(&web, OnRestart::Drain);
+    scene.drain_timeout = Some(Duration::from_mins(5));
+    let scene = scene.stepped().left(&web).stepped().later(299);
+    assert_eq!(scene.decide().evict, web);
+    let (scene, plan) = scene.later(1).step();
+    let event = plan.event.unwrap();
+    assert!(
+        event.warning && event.note.contains("PodDisruptionBudgets"),
+        "{event:?}"
+    );
+    assert!(taints(&scene).is_empty() && plan.evict.is_empty());
+    assert_eq!(scene.label("handler.farrier.dev/spin-v2"), Some("true"));
+    assert!(!scene.summary().changing && scene.summary().waiting_for_pods);
+    let scene = scene.later(599).stepped();
+    assert!(taints(&scene).is_empty());
+    assert_eq!(taints(&scene.later(1).stepped()).len(), 1);
+}
+
+#[test]
+fn a_drain_ends_with_its_cause() {
+    let web = [pod("web", "spin-v2")];
+    let draining = || {
+        let mut scene = waiting(&web, OnRestart::Drain);
+        scene.drain_timeout = Some(Duration::from_mins(5));
+        let scene = scene.stepped().left(&web).stepped();
+        assert_eq!(taints(&scene).len(), 1);
+        scene
+    };
+    let mut without_shim = draining();
+    without_shim.shims.pop();
+    let mut refuses = draining();
+    refuses.spec().on_restart = Some(OnRestart::Refuse);
+    let mut disabled = draining();
+    disabled.drain_timeout = None;
+    let mut forgotten = draining();
+    forgotten.node.annotations.remove("farrier.dev/applied");
+    let mut not_ready = draining();
+    not_ready.node.ready = false;
+    for scene in [without_shim, refuses, disabled, forgotten, not_ready] {
+        let (after, plan) = scene.step();
+        assert!(plan.evict.is_empty());
+        assert!(taints(&after).is_empty(), "{plan:?}");
+    }
+    let failed = draining().left(&[]).stepped();
+    let failed = failed
+        .answers(Outcome::RolledBack, false, Some("no"))
+        .stepped();
+    assert!(taints(&failed).is_empty());
+    let interrupted = draining().left(&[]).stepped().interrupted().stepped();
+    assert!(taints(&interrupted).is_empty());
+}
+
+#[test]
+fn the_strictest_policy_of_the_ending_pods_counts() {
+    let pods = [pod("web", "spin-v2"), pod("job", "wws")];
+    let mut scene = waiting(&pods, OnRestart::Refuse);
+    scene.drain_timeout = Some(Duration::from_mins(5));
+    scene.spec().on_restart = Some(OnRestart::Drain);
+    let scene = scene.stepped().left(&pods).stepped();
+    assert!(
+        taints(&scene).is_empty(),
+        "wws has no Shim and follows the chart"
+    );
+    let mut scene = scene;
+    scene.on_restart = OnRestart::Allow;
+    assert_eq!(taints(&scene.stepped()).len(), 1);
+}
+
+#[test]
+fn without_the_right_to_evict_a_drain_waits_and_says_so() {
+    let (after, plan) = waiting(&[pod("web", "spin-v2")], OnRestart::Drain).step();
+    let note = plan.event.unwrap().note;
+    assert!(note.contains("Set drain.enabled in the chart"), "{note}");
+    assert!(taints(&after.stepped()).is_empty());
+}
+
+#[test]
+fn pods_that_do_not_come_back_after_a_restart_are_named_once() {
+    let (web, api) = (pod("web", "spin-v2"), pod("api", "spin-v2"));
+    let mut scene = Scene::provisioned();
+    scene.shims.push(shim("other", "other"));
+    scene.on_restart = OnRestart::Allow;
+    let scene = scene.stepped().answers(Outcome::Applied, true, None);
+    let scene = scene.after_ending(&[web.clone(), api.clone()]).stepped();
+    let mut scene = scene.stepped();
+    assert_eq!(scene.decide().look_again, Some(Duration::from_mins(2)));
+    scene.pods = Some(PodStates {
+        left: vec![web.clone(), api],
+        stopped: vec![web],
+    });
+    assert_eq!(scene.decide().event, None);
+    let (scene, plan) = scene.later(120).step();
+    let event = plan.event.unwrap();
+    assert_eq!(
+        (event.warning, event.reason.as_str()),
+        (true, "PodsNotRunning")
+    );
+    assert!(
+        event
+            .note
+            .contains("default/web (handler spin-v2). Delete these pods"),
+        "{event:?}"
+    );
+    assert!(!event.note.contains("default/api"));
+    assert_eq!(scene.later(60).decide().event, None);
+}
+
+#[test]
+fn a_removal_that_waits_for_pods_names_them() {
+    let mut scene = Scene::provisioned();
+    scene.shims[0].deleting = true;
+    let scene = scene.stepped().refused_for(&[pod("web", "wws")]).stepped();
+    let status = scene.status(0).status.unwrap();
+    let progressing = &status.conditions[1].message;
+    assert!(
+        progressing.contains("n1: the restart of containerd would end 1 pod: default/web"),
+        "{progressing}"
+    );
+    assert!(creates_job(&scene.left(&[]).decide()));
+}
