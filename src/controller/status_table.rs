@@ -12,6 +12,7 @@ use super::cluster::node_view::NodeView;
 use super::cluster::shim_view::{ShimObject, ShimView};
 use super::cluster::slim::NodeObject;
 use super::decide::desired::{Cluster, Desired, Verdict};
+use super::decide::ending_pods;
 use super::decide::event::cut;
 use super::error::Error;
 use crate::handoff::{self, Problem};
@@ -133,6 +134,9 @@ impl NodeLine {
         let view = NodeView::from(node);
         let applied = view.applied().unwrap_or_default();
         let desired = Desired::new(&view, Some(&applied), cluster, &BTreeMap::new());
+        // The chart's policy is unknown here, and the next step depends on it.
+        let waiting = applied.waiting_for_pods.as_ref();
+        let waiting = waiting.map(|it| ending_pods::problem(cluster, it).message);
         let shims = view.labelled().map(|(shim, progress)| {
             let own = applied.shims.get(shim).and_then(|shim| shim.reason.clone());
             let reason = match progress {
@@ -141,8 +145,9 @@ impl NodeLine {
                     let fault = verdict.and_then(Verdict::fault).map(Problem::sentence);
                     fault.or(own).or_else(|| applied.reason.clone())
                 }
-                Progress::Removing => own,
-                Progress::Pending | Progress::Provisioned => None,
+                Progress::Removing => waiting.clone().or(own),
+                Progress::Pending => waiting.clone(),
+                Progress::Provisioned => None,
             };
             let cell = Cell {
                 progress: progress.label(),
@@ -182,6 +187,20 @@ mod tests {
         .unwrap();
         let text = StatusTable::new(&[node], &[shim]).text();
         assert!(text.contains("n1 spin: no artifact is specified"), "{text}");
+    }
+
+    #[test]
+    fn a_node_that_waits_for_pods_names_them() {
+        let waiting = r#"{"nodeUid":"u","waitingForPods":{"pods":[{"namespace":"default","name":"web","handler":"spin"}]}}"#;
+        let labels = json!({"farrier.dev/other": "pending", "farrier.dev/spin": "provisioned"});
+        let node: NodeObject = serde_json::from_value(json!({
+            "metadata": {"name": "n1", "uid": "u", "labels": labels, "annotations": {"farrier.dev/applied": waiting}},
+        }))
+        .unwrap();
+        let text = StatusTable::new(&[node], &[]).text();
+        let said =
+            "n1 other: the restart of containerd would end 1 pod: default/web (handler spin)\n";
+        assert!(text.ends_with(said) && !text.contains("n1 spin:"), "{text}");
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod host_faults;
 mod host_kill;
 mod k3s;
 mod migration;
+mod pods;
 mod policies;
 mod provision;
 #[path = "../support/random.rs"]

@@ -183,6 +183,14 @@ fn forbidden_patches() -> Vec<(Value, &'static str)> {
             json!({"spec": {"taints": [&own_taint, &other_taint, {"key": "new", "effect": "NoExecute"}]}}),
             "changes no other",
         ),
+        (
+            json!({"spec": {"taints": [&other_taint, {"key": names::RESTARTING_TAINT, "effect": "NoExecute"}]}}),
+            "changes no other",
+        ),
+        (
+            json!({"spec": {"taints": [&other_taint, {"key": names::RESTARTING_TAINT, "effect": "NoSchedule", "value": "x"}]}}),
+            "changes no other",
+        ),
     ]
 }
 
@@ -221,15 +229,20 @@ async fn the_controller_may_write_only_its_own_labels_annotations_and_taints() {
     ] {
         assert_eq!(patched(&controller, &patch).await, Ok(()), "{patch}");
     }
-    eventually("the startup taint may go", async || {
-        // Kubernetes adds and removes taints of its own meanwhile.
-        let spec = cluster.nodes().get(NAME).await.unwrap().spec.unwrap();
-        let mut taints = spec.taints.unwrap_or_default();
-        let count = taints.len();
-        taints.retain(|taint| taint.key != "farrier.dev/not-ready");
-        assert!(taints.len() < count, "it has gone already");
-        patched(&controller, &json!({"spec": {"taints": taints}})).await
-    })
+    eventually(
+        "the startup taint may go, and that of a restart may come",
+        async || {
+            // Kubernetes adds and removes taints of its own meanwhile.
+            let spec = cluster.nodes().get(NAME).await.unwrap().spec.unwrap();
+            let mut taints = spec.taints.unwrap_or_default();
+            let count = taints.len();
+            taints.retain(|taint| taint.key != "farrier.dev/not-ready");
+            assert!(taints.len() < count, "it has gone already");
+            let restarting = json!({"key": names::RESTARTING_TAINT, "effect": "NoSchedule"});
+            taints.push(serde_json::from_value(restarting).unwrap());
+            patched(&controller, &json!({"spec": {"taints": taints}})).await
+        },
+    )
     .await;
     for (patch, said) in forbidden_patches() {
         let refusal = patched(&controller, &patch).await.unwrap_err();

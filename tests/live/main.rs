@@ -24,6 +24,7 @@ mod legacy;
 mod node;
 mod patience;
 mod pending;
+mod pods;
 #[path = "../support/random.rs"]
 mod random;
 mod random_edits;

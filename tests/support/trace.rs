@@ -55,7 +55,8 @@ pub fn is_interrupted_at(
     (changes >= nth).then_some(status.unwrap())
 }
 
-fn is_change(call: &libc::user_regs_struct) -> bool {
+/// Whether the system call changes a directory, or comes between the creation of a file and its final name.
+pub fn is_change(call: &libc::user_regs_struct) -> bool {
     CHANGES.contains(&call.orig_rax.cast_signed())
 }
 

@@ -1,0 +1,175 @@
+//! Restarts of containerd under pods that they end: a shim on `containerd-shim-wasm` whose pods listen on a port.
+
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
+use serde_json::{Value, json};
+
+use crate::stage::create;
+use crate::support::{Cluster, SHIM, eventually, shim_for};
+
+/// The Shim that needs a restart while pods of [`SHIM`] run.
+const SECOND: &str = "second";
+
+const TAINT: &str = "farrier.dev/restarting";
+
+/// A pod of [`SHIM`] on each of these nodes, which listens on a port and is started again whenever it ends.
+async fn listening(cluster: &Cluster, nodes: &[String]) {
+    let image = std::env::var("FARRIER_HELLO_IMAGE").unwrap();
+    for node in nodes {
+        let port = json!({"name": "LISTEN_PORT", "value": "8080"});
+        let pod: Pod = create(json!({
+            "metadata": {"name": name_of_pod(node), "labels": {"node": node}},
+            "spec": {
+                "runtimeClassName": SHIM,
+                "nodeSelector": {"kubernetes.io/hostname": node},
+                "terminationGracePeriodSeconds": 1,
+                "containers": [{
+                    "name": "hello", "image": image, "imagePullPolicy": "Never", "args": ["sleep", "3600"], "env": [port],
+                }],
+            },
+        }));
+        let parameters = PostParams::default();
+        cluster.pods().create(&parameters, &pod).await.unwrap();
+    }
+    for node in nodes {
+        eventually(&format!("the pod of {node} runs"), async || {
+            let state = state(cluster, node).await;
+            if state["running"].is_object() {
+                Ok(())
+            } else {
+                Err(state)
+            }
+        })
+        .await;
+    }
+}
+
+fn name_of_pod(node: &str) -> String {
+    format!("listens-on-{node}")
+}
+
+/// The state of the container of the pod on `node`; null without a pod.
+async fn state(cluster: &Cluster, node: &str) -> Value {
+    let pod = cluster.pods().get_opt(&name_of_pod(node)).await.unwrap();
+    let pod = serde_json::to_value(pod).unwrap();
+    pod["status"]["containerStatuses"][0]["state"].clone()
+}
+
+async fn taints(cluster: &Cluster, node: &str) -> Vec<String> {
+    let node = cluster.nodes().get(node).await.unwrap();
+    let taints = node.spec.unwrap().taints.unwrap_or_default();
+    let taints = taints.into_iter().filter(|it| it.key == TAINT);
+    taints.map(|taint| taint.effect).collect()
+}
+
+async fn set_policy(cluster: &Cluster, policy: Value) {
+    let patch = Patch::Merge(json!({"spec": {"onRestart": policy}}));
+    let parameters = PatchParams::default();
+    let patched = cluster.shims().patch(SHIM, &parameters, &patch).await;
+    patched.unwrap();
+}
+
+#[tokio::test]
+async fn a_restart_waits_for_pods_that_it_would_end_or_evicts_them_or_names_those_that_stay_down() {
+    let cluster = Cluster::with_farrier().await;
+    let nodes = ["1.7", "2.1", "2.4"].map(|series| cluster.node_with(series));
+    let [deleted, drained, restarted] = &nodes;
+    for node in &nodes {
+        cluster.annotate(node, Some("true")).await;
+    }
+    for node in &nodes {
+        cluster
+            .label_becomes(node, "handler.farrier.dev/wasmi", "true")
+            .await;
+    }
+    listening(&cluster, &nodes).await;
+    let processes = nodes.clone().map(|node| cluster.containerd_pid(&node));
+
+    // Refuse, the default: the nodes wait, and say for which pods.
+    cluster
+        .create_shim(&shim_for(SECOND, &cluster.artifacts.upgrade))
+        .await;
+    let selected = format!("test.farrier.dev/{SECOND}");
+    for node in &nodes {
+        cluster.label(node, &selected, Some("true")).await;
+    }
+    for node in &nodes {
+        let pod = format!("1 pod: default/{} (handler wasmi)", name_of_pod(node));
+        let help = "Delete these pods, or set spec.onRestart of Shim wasmi to Drain or Allow";
+        cluster.event_tells("Node", node, &[&pod, help]).await;
+        cluster
+            .condition_becomes(SECOND, "Ready", "False", &format!("{node}: the restart of"))
+            .await;
+        cluster
+            .label_becomes(node, "farrier.dev/second", "pending")
+            .await;
+        let marks = cluster.marks(node).await;
+        assert_eq!(marks["handler.farrier.dev/wasmi"], "true", "still served");
+    }
+    cluster.condition_becomes(SHIM, "Ready", "True", "").await;
+    let now = nodes.clone().map(|node| cluster.containerd_pid(&node));
+    assert_eq!(now, processes);
+    cluster.delete_pod(&name_of_pod(deleted)).await;
+    cluster
+        .label_becomes(deleted, "handler.farrier.dev/second", "true")
+        .await;
+
+    // Drain, where a budget protects the pod of one node.
+    let budgets: Api<PodDisruptionBudget> = Api::namespaced(cluster.client.clone(), "default");
+    let budget = create(json!({
+        "metadata": {"name": "protected"},
+        "spec": {"minAvailable": 1, "selector": {"matchLabels": {"node": restarted}}},
+    }));
+    let parameters = PostParams::default();
+    budgets.create(&parameters, &budget).await.unwrap();
+    let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/farrier");
+    let values = "--set=drain.enabled=true,drainTimeoutSeconds=15";
+    let upgrade = ["upgrade", "farrier", chart, "-n", "farrier", "--wait"];
+    cluster.helm(&[&upgrade[..], &["--reuse-values", values]].concat());
+    set_policy(&cluster, json!("Drain")).await;
+    cluster
+        .label_becomes(drained, "handler.farrier.dev/second", "true")
+        .await;
+    assert!(state(&cluster, drained).await.is_null(), "evicted");
+    let told = ["were not evicted within 15 s", &name_of_pod(restarted)];
+    cluster.event_tells("Node", restarted, &told).await;
+    assert!(state(&cluster, restarted).await["running"].is_object());
+    for node in [drained, restarted] {
+        eventually("the taint is gone", async || {
+            match taints(&cluster, node).await.as_slice() {
+                [] => Ok(()),
+                taints => Err(taints.to_vec()),
+            }
+        })
+        .await;
+        cluster
+            .label_becomes(node, "handler.farrier.dev/wasmi", "true")
+            .await;
+    }
+
+    // Allow: the process of the container lives on and holds the port, so that the pod does not come back.
+    let before = cluster.containerd_pid(restarted);
+    set_policy(&cluster, json!("Allow")).await;
+    cluster
+        .label_becomes(restarted, "handler.farrier.dev/second", "true")
+        .await;
+    assert_ne!(cluster.containerd_pid(restarted), before);
+    let told = ["have not come back", &name_of_pod(restarted)];
+    cluster.event_tells("Node", restarted, &told).await;
+    let parameters = DeleteParams::default();
+    budgets.delete("protected", &parameters).await.unwrap();
+    cluster.delete_pod(&name_of_pod(restarted)).await;
+
+    set_policy(&cluster, Value::Null).await;
+    for node in &nodes {
+        cluster.label(node, &selected, None).await;
+        cluster.annotate(node, None).await;
+    }
+    cluster.delete_shim(SECOND).await;
+    for node in &nodes {
+        cluster.marks_vanish(node).await;
+        // containerd 2 takes the container for dead, and leaves its process.
+        cluster.sh(node, "pkill -KILL -f '^/opt/farrier/' || true");
+    }
+}
