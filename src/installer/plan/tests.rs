@@ -271,7 +271,7 @@ fn options_are_declared_from_containerd_1_7_on() {
 #[case::kill_mode_that_ends_pods(|facts: &mut HostFacts| facts.restart_effect = Ok(pods_end("control-group")), "KillMode")]
 #[case::unknown_restart_effect(|facts: &mut HostFacts| facts.restart_effect = Err(Problem::new("no bus", None)), "failed to determine whether pods survive")]
 #[case::no_containerd(|facts: &mut HostFacts| facts.containerd = Containerd::NotFound { refused: Vec::new() }, "no containerd runs")]
-#[case::no_cri(|facts: &mut HostFacts| facts.served = Err(Problem::new("no CRI", None)), "before the change")]
+#[case::no_cri(|facts: &mut HostFacts| facts.served = Err(Problem::new("no CRI", None)), "does not serve: no CRI")]
 #[case::not_ready(|facts: &mut HostFacts| facts.served = Ok(Served::default()), "not ready")]
 #[case::invalid_configuration(|facts: &mut HostFacts| facts.dump = Err(Problem::new("toml", None)), "present configuration")]
 #[case::unknown_release(|facts: &mut HostFacts| facts.version = None, "release")]

@@ -218,7 +218,7 @@ pub enum Error {
     #[error("failed to determine the release of this host's containerd: {0}")]
     NoVersion(Problem),
     /// containerd was unhealthy before the change.
-    #[error("containerd was not serving before the change: {0}")]
+    #[error("containerd does not serve: {0}")]
     NotServing(Problem),
     /// A directory or file that a change needs can't be written, or binaries can't be executed from it.
     #[error("{0}")]

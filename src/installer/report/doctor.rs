@@ -8,14 +8,13 @@ use crate::containerd_config::{
     self, DeclaredHandler, Handler, handlers_declared_twice, imports, runtimes_of_dump,
 };
 use crate::handoff::{Problem, Sha256Digest, printable};
-use crate::installer::containerd::daemon::Containerd;
 use crate::installer::distro::Restart;
 use crate::installer::inspect::{HostFacts, verified_digest};
 use crate::installer::plan::config_edit::{
     CurrentConfig, declarations, found_problem, passes_options,
 };
 use crate::installer::plan::config_source;
-use crate::installer::plan::preconditions::check_pods_survive;
+use crate::installer::plan::preconditions::{check_host, check_pods_survive};
 use crate::installer::plan::takeover;
 use crate::installer::plan::{self, ends_at_restart};
 use crate::installer::state::{OwnedHandler, STATE_FILE, owner_name};
@@ -173,6 +172,14 @@ impl Findings {
         self.add(&problem.message, help);
     }
 
+    /// The next change would be refused with this error.
+    fn add_refusal(&mut self, error: &plan::Error) {
+        self.add_problem(
+            &Problem::new(error, error.help()),
+            "repair that, then run farrier again",
+        );
+    }
+
     /// Traces of a killed run.
     fn of_leftover_files(&mut self, facts: &HostFacts, leftover_files: &LeftoverFiles) {
         if leftover_files.journal {
@@ -196,26 +203,11 @@ impl Findings {
 
     /// Faults of the host that do not depend on the installed handlers.
     fn of_host(&mut self, facts: &HostFacts) {
-        let unit = facts.unit();
-        if let Some(unsupported) = facts.distro.unsupported {
-            return self.add(unsupported.message, unsupported.help);
-        }
-        if let Some(problem) = &facts.unknown_config {
-            self.add_problem(problem, INSTALL_AGAIN);
-        }
-        match (&facts.containerd, &facts.served) {
-            (Containerd::NotFound { .. } | Containerd::Live(_), _)
-                if config_source::is_unloadable(facts) => {}
-            (Containerd::Live(_), Err(problem)) => {
-                let otherwise = format!("run `journalctl -u {unit}` on the node");
-                self.add_problem(problem, &otherwise);
+        if let Err(error) = check_host(facts) {
+            self.add_refusal(&error);
+            if matches!(error, plan::Error::Distribution(_)) {
+                return;
             }
-            (Containerd::NotFound { refused }, _) => {
-                let refused = refused.clone();
-                let error = plan::Error::NoDaemon { refused };
-                self.add_problem(&Problem::new(&error, error.help()), "start containerd");
-            }
-            (Containerd::Live(_), Ok(_)) | (Containerd::Image, _) => {}
         }
         if let Some(untried) = &facts.untried {
             self.add_problem(untried, "run farrier as root");
@@ -237,27 +229,29 @@ impl Findings {
                 "correct the configuration before the next start of containerd",
             );
         }
-        // The restart of a node that is a container always ends its pods, so that is no fault.
-        if facts.containerd.daemon().is_some()
+        if let Some(problem) = &facts.unreachable {
+            self.add_refusal(&plan::Error::Obstacle(problem.clone()));
+        } else if facts.containerd.daemon().is_some()
+            // The restart of a node that is a container always ends its pods, so that is no fault.
             && facts.distro.restart == Restart::Service
             && let Err(error) = check_pods_survive(facts)
         {
-            self.add_problem(&Problem::new(&error, error.help()), "check that unit");
+            self.add_refusal(&error);
+        }
+        if let Err(problem) = &facts.ending_pods {
+            self.add_refusal(&plan::Error::EndingPodsUnknown(problem.clone()));
         }
         // The next change would be refused for the same reason.
         match CurrentConfig::find(facts) {
             Ok(current) => {
                 if let Err(error) = current.check_restart(facts, &current.managed, false) {
-                    let problem = Problem::new(&error, error.help());
-                    self.add_problem(&problem, "restart containerd yourself");
+                    self.add_refusal(&error);
                 }
             }
             // The findings on containerd and on what it prints say so already.
-            Err(plan::Error::Refuses(_) | plan::Error::NoVersion(_)) => {}
-            Err(error) => self.add_problem(
-                &Problem::new(&error, error.help()),
-                "correct the configuration",
-            ),
+            Err(plan::Error::Refuses(_)) => {}
+            Err(plan::Error::NoVersion(_)) if facts.served.is_err() || facts.dump.is_err() => {}
+            Err(error) => self.add_refusal(&error),
         }
     }
 
@@ -465,11 +459,17 @@ fn installed(facts: &HostFacts, handler: &str, owned: &OwnedHandler) -> Installe
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use rstest::rstest;
 
     use super::*;
     use crate::handoff::OptionValue;
+    use crate::installer::containerd::daemon::Containerd;
+    use crate::installer::containerd::service::RestartEffect;
+    use crate::installer::distro::{Evidence, detect};
     use crate::installer::fixtures::{HostFactsBuilder, host};
+    use crate::installer::inspect::pending::{Change, Contents, Input, InputKind, StartTime};
 
     fn problems(facts: &HostFacts) -> Vec<String> {
         let findings = examine(facts, &LeftoverFiles::default()).findings;
@@ -530,6 +530,66 @@ mod tests {
         let goal = crate::installer::fixtures::goal(&["a"]).build();
         let error = plan::decide(&facts, &goal).unwrap_err();
         assert_eq!(error.help().as_deref(), Some(help));
+    }
+
+    /// Ten seconds after the start of containerd.
+    fn changed() -> Change {
+        let start = Duration::from_hours(24);
+        Change::At(start + Duration::from_secs(10), StartTime::new(start, None))
+    }
+
+    /// A change by others after the start of containerd.
+    fn pending(kind: InputKind, change: Change) -> impl Fn(&mut HostFacts) {
+        move |facts| {
+            let input = Input {
+                path: "/etc/own".to_owned(),
+                kind,
+                change,
+                contents: Contents::Edited,
+            };
+            facts.restart_inputs.inputs = vec![input];
+        }
+    }
+
+    #[rstest]
+    #[case::unsupported_distribution(|facts: &mut HostFacts| facts.distro = detect(&Evidence { os_release: "ID=talos\n", ..Evidence::default() }, |_| false))]
+    #[case::unknown_configuration(|facts: &mut HostFacts| facts.unknown_config = Some(Problem::new("no path is known", None)))]
+    #[case::no_daemon(|facts: &mut HostFacts| facts.containerd = Containerd::NotFound { refused: Vec::new() })]
+    #[case::no_cri(|facts: &mut HostFacts| facts.served = Err(Problem::new("no CRI", None)))]
+    #[case::runtime_not_ready(|facts: &mut HostFacts| facts.served.as_mut().unwrap().ready = false)]
+    #[case::read_only(|facts: &mut HostFacts| facts.obstacle = Some(Problem::new("/opt is read-only", None)))]
+    #[case::unknown_release(|facts: &mut HostFacts| facts.version = None)]
+    #[case::invalid_configuration(|facts: &mut HostFacts| facts.dump = Err(Problem::new("line 3", None)))]
+    #[case::no_toml(|facts: &mut HostFacts| facts.config_files.root.text = Some("[".to_owned()))]
+    #[case::missing_prerequisite(|facts: &mut HostFacts| facts.missing_prerequisite = Some("no /spec.json".to_owned()))]
+    #[case::unreachable_service_manager(|facts: &mut HostFacts| facts.unreachable = Some(Problem::new("no bus", None)))]
+    #[case::kill_mode(|facts: &mut HostFacts| facts.restart_effect = Ok(RestartEffect::PodsEnd { kill_mode: "control-group".to_owned() }))]
+    #[case::unknown_kill_mode(|facts: &mut HostFacts| facts.restart_effect = Err(Problem::new("no bus", None)))]
+    #[case::pods(|facts: &mut HostFacts| facts.ending_pods = host().ending(&["a"]).build().ending_pods)]
+    #[case::unknown_pods(|facts: &mut HostFacts| facts.ending_pods = Err(Problem::new("no answer", None)))]
+    #[case::pending_runtime(|facts: &mut HostFacts| facts.served.as_mut().unwrap().default = "kata".to_owned())]
+    #[case::pending_file(pending(InputKind::Config, changed()))]
+    #[case::pending_program(pending(InputKind::Program, Change::Replaced))]
+    #[case::pending_unit(pending(InputKind::Unit, Change::NotReloaded))]
+    #[case::pending_distribution(pending(InputKind::Distribution, changed()))]
+    fn each_refusal_is_found_before_the_change_in_the_same_words(
+        #[case] spoil: impl Fn(&mut HostFacts),
+    ) {
+        let facts = host().installed(&["a"]).with(spoil).build();
+        let goal = crate::installer::fixtures::goal(&["a", "b"]).build();
+        let error = plan::decide(&facts, &goal).unwrap_err();
+        let diagnosis = examine(&facts, &LeftoverFiles::default());
+        let found = diagnosis.findings.iter();
+        let mut said = found
+            .map(|it| (it.problem.as_str(), Some(it.remedy.as_str())))
+            .chain(diagnosis.notes.iter().map(|note| (note.as_str(), None)));
+        let refused = error.to_string();
+        let (_, remedy) = said
+            .find(|(problem, _)| *problem == refused)
+            .unwrap_or_else(|| panic!("{refused:?} is not in {diagnosis:?}"));
+        if let (Some(remedy), Some(help)) = (remedy, error.help()) {
+            assert_eq!(remedy, help);
+        }
     }
 
     #[test]
