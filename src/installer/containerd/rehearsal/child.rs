@@ -235,15 +235,17 @@ async fn observe(built: &BuiltRoot) -> Result<Observation, String> {
 async fn await_cri(host: &HostRoot, socket: &str, child: &mut Child) -> io::Result<Observed> {
     let started = Instant::now();
     let mut message = "no answer".to_owned();
-    let mut ready_since = None;
+    let mut ready_since: Option<Instant> = None;
     while let Some(left) = START_LIMIT.checked_sub(started.elapsed()) {
         if let Some(status) = child.try_wait()? {
             return Ok(Observed::Ended(status.to_string()));
         }
+        let mut pause = POLL_INTERVAL;
         match tokio::time::timeout(left, cri::served(host, socket)).await {
             Ok(Ok(served)) if served.ready => {
-                let since = *ready_since.get_or_insert_with(Instant::now);
-                if since.elapsed() >= STEADY {
+                let since = ready_since.get_or_insert_with(Instant::now);
+                pause = STEADY.saturating_sub(since.elapsed());
+                if pause.is_zero() {
                     return Ok(Observed::Served(served));
                 }
             }
@@ -262,7 +264,8 @@ async fn await_cri(host: &HostRoot, socket: &str, child: &mut Child) -> io::Resu
             }
             Err(_) => break,
         }
-        tokio::time::sleep(POLL_INTERVAL).await;
+        // The end of containerd ends the pause; the next round reads the status.
+        let _ = tokio::time::timeout(pause, child.wait()).await;
     }
     Ok(Observed::TooLate(message))
 }
