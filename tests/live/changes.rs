@@ -98,9 +98,8 @@ fn a_node_whose_containerd_was_upgraded_is_restored() {
         node.write(CONFIG_PATH, IMPORTING.as_bytes(), 0o644);
         node.write(LAST, CONFIG.as_bytes(), 0o644);
         let start = |release: &Path| {
-            let program = node.path("/usr/local/bin/containerd");
-            fs::remove_file(&program).unwrap();
-            fs::copy(release, &program).unwrap();
+            fs::remove_file(node.path("/usr/local/bin/containerd")).unwrap();
+            node.copy(release, "/usr/local/bin/containerd");
             node.start();
         };
         let newer = programs()

@@ -65,9 +65,8 @@ pub fn node(release: usize, kind: &str, program: &str, base: &str) -> Node {
     let node = Node::stopped(&programs()[release], &[]);
     node.write("/sbin/kind", kind.as_bytes(), 0o644);
     node.write("/srv/base", base.as_bytes(), 0o644);
-    node.write(program, b"", 0o755);
     let stock = node.path("/usr/local/bin/containerd");
-    fs::copy(&stock, node.path(program)).unwrap();
+    node.copy(&stock, program);
     fs::remove_file(stock).unwrap();
     node
 }
@@ -216,7 +215,7 @@ fn a_managed_node_is_detected_by_its_running_kubelet(
     #[case] expected: &str,
 ) {
     let node = Node::new(&programs()[1]);
-    fs::copy("/bin/bash", node.path("/run/kubelet")).unwrap();
+    node.copy("/bin/bash".as_ref(), "/run/kubelet");
     node.leave(&format!(
         "exec /run/kubelet -c 'touch /run/kubelet.runs; sleep infinity & wait' {argument}"
     ));
@@ -236,9 +235,7 @@ fn programs_of_a_user_named_containerd_and_kubelet_are_ignored() {
     let node = Node::new(&programs()[1]);
     let home = node.path("/home/u");
     for name in ["rancher/k3s/containerd", "kubelet"] {
-        let program = home.join(name);
-        fs::create_dir_all(program.parent().unwrap()).unwrap();
-        fs::copy("/bin/bash", &program).unwrap();
+        node.copy("/bin/bash".as_ref(), &format!("/home/u/{name}"));
     }
     std::os::unix::fs::chown(&home, Some(1000), Some(1000)).unwrap();
     for (name, option) in [

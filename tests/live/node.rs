@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -70,6 +71,20 @@ pub fn on_each(work: impl Fn(&Path) + Sync) {
 
 /// As on a machine, only root may write to the directories above a program. By default, every user may write to a tmpfs (tmpfs(5)).
 const ROOT_S: Option<&str> = Some("mode=755");
+
+/// Writes a program from another process. No program can be executed while it is open for writing (execve(2)), and a child that another
+/// thread of the tests has just forked has all files of this process open, until it executes its own program.
+fn write_program(path: &Path, bytes: &[u8], mode: u32) {
+    let mut install = Command::new("install")
+        .arg(format!("--mode={mode:o}"))
+        .arg("/dev/stdin")
+        .arg(path)
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    install.stdin.take().unwrap().write_all(bytes).unwrap();
+    assert!(install.wait().unwrap().success());
+}
 
 fn tmpfs(source: &str, target: &Path) {
     mount(
@@ -138,9 +153,7 @@ impl Node {
             let (kind, none) = (Some("tmpfs"), MsFlags::empty());
             mount(Some("extra"), &target, kind, none, Some(*options)).unwrap();
         }
-        let init = directory.join("sbin/init");
-        fs::write(&init, INIT).unwrap();
-        fs::set_permissions(&init, PermissionsExt::from_mode(0o755)).unwrap();
+        write_program(&directory.join("sbin/init"), INIT.as_bytes(), 0o755);
         let (boot, init) = boot(&directory, "/sbin/init");
         let node = Self {
             directory,
@@ -154,8 +167,7 @@ impl Node {
             0o644,
         );
         node.write("/sbin/rc-service", RC_SERVICE.as_bytes(), 0o755);
-        fs::create_dir_all(node.path("/usr/local/bin")).unwrap();
-        fs::copy(release, node.path("/usr/local/bin/containerd")).unwrap();
+        node.copy(release, "/usr/local/bin/containerd");
         for (name, seed) in [("a", 1), ("b", 2)] {
             node.write(&format!("/srv/{name}"), &shim(seed, Run::Ends), 0o644);
         }
@@ -175,8 +187,20 @@ impl Node {
     pub fn write(&self, path: &str, bytes: &[u8], mode: u32) {
         let path = self.path(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, bytes).unwrap();
-        fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+        if mode & 0o111 == 0 {
+            fs::write(&path, bytes).unwrap();
+            fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+        } else {
+            write_program(&path, bytes, mode);
+        }
+    }
+
+    /// Copies a program of this machine to the node. As for [`write_program`], another process does so.
+    pub fn copy(&self, program: &Path, path: &str) {
+        let path = self.path(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let status = Command::new("cp").arg(program).arg(path).status();
+        assert!(status.unwrap().success());
     }
 
     pub fn config(&self) -> String {

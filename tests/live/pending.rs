@@ -266,21 +266,21 @@ fn a_drop_in_with_which_containerd_would_not_serve_is_never_put_into_effect() {
     });
 }
 
+/// A containerd that prints its configuration and does not start.
+const BROKEN_PROGRAM: &[u8] = b"#!/bin/sh\ncase \"$*\" in *dump|*default|--version) exec /usr/local/bin/containerd.old \"$@\";; esac\nexit 1\n";
+
 #[test]
 fn a_replaced_program_with_which_containerd_would_not_serve_is_never_started() {
     on_each(|release| {
         let node = Node::new(release);
-        let program = node.path("/usr/local/bin/containerd");
-        fs::rename(&program, node.path("/usr/local/bin/containerd.old")).unwrap();
-        fs::write(&program, "#!/bin/sh\ncase \"$*\" in *dump|*default|--version) exec /usr/local/bin/containerd.old \"$@\";; esac\nexit 1\n").unwrap();
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        fs::set_permissions(&program, mode).unwrap();
-        is_refused(
-            &node,
-            &INSTALL,
-            "/usr/local/bin/containerd",
-            "a broken program",
-        );
+        let program = "/usr/local/bin/containerd";
+        fs::rename(
+            node.path(program),
+            node.path("/usr/local/bin/containerd.old"),
+        )
+        .unwrap();
+        node.write(program, BROKEN_PROGRAM, 0o755);
+        is_refused(&node, &INSTALL, program, "a broken program");
     });
 }
 

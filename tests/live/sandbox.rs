@@ -1,6 +1,5 @@
 //! Pods without a kubelet: sandboxes that are created through the CRI, with a real shim and a script in place of runc. No tests.
 
-use std::fs;
 use std::path::Path;
 use std::process::Command;
 
@@ -32,16 +31,8 @@ pub fn node(release: &Path) -> Node {
         node.write(path, b"", 0o644);
     }
     node.write("/usr/local/bin/runc", RUNC.as_bytes(), 0o755);
-    fs::copy(
-        release.with_file_name("containerd-shim-runc-v2"),
-        node.path(SHIM),
-    )
-    .unwrap();
-    fs::copy(
-        release.with_file_name("ctr"),
-        node.path("/usr/local/bin/ctr"),
-    )
-    .unwrap();
+    node.copy(&release.with_file_name("containerd-shim-runc-v2"), SHIM);
+    node.copy(&release.with_file_name("ctr"), "/usr/local/bin/ctr");
     node.write("/srv/pause.tar", &image(), 0o644);
     node.start();
     let imported = node
