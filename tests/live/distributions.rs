@@ -1,7 +1,9 @@
 //! Distributions that make containerd's configuration from other files, and restart it in their own way.
 
 use std::fs;
+use std::ops::ControlFlow;
 use std::os::unix::process::ExitStatusExt;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use farrier::handoff::{Outcome, ProvisionReport};
@@ -9,7 +11,7 @@ use rstest::rstest;
 
 use crate::containerd::programs;
 use crate::node::{Node, on_each};
-use crate::trace::is_killed_at;
+use crate::trace::follow;
 
 /// A k3s under `OpenRC`, which renders its template at each start. It looks for shims, as k3s does (`pkg/agent/containerd/runtimes.go`), and
 /// knows of the actions of a template those that Farrier writes and the base.
@@ -323,12 +325,13 @@ fn a_restart_that_a_write_triggers_is_in_the_journal_before_the_write() {
     node.leave(WATCHER);
     let command = node.command(&["install", "--shim=a=file:///srv/a"]);
     let snippet = node.path("/etc/k0s/containerd.d/farrier.toml");
-    for nth in 1.. {
-        assert!(is_killed_at(&command, nth), "nothing was written");
+    let ended = follow(&command, Stdio::null(), |_, _| {
         if snippet.exists() {
-            break;
+            return ControlFlow::Break(());
         }
-    }
+        ControlFlow::Continue(None)
+    });
+    assert_eq!(ended, None, "nothing was written");
     let journal = fs::read_to_string(node.path("/var/lib/farrier/journal.json")).unwrap();
     assert!(journal.contains("\"restarting\":true"), "{journal}");
     // The supervisor may still be restarting containerd, and a node without a running containerd is not changed.
