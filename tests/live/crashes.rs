@@ -1,13 +1,15 @@
 //! The program is killed at random moments, and the next run converges.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::process::Stdio;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use farrier::handoff::Outcome;
 
 use rstest::rstest;
 
+use crate::cases;
 use crate::containerd::programs;
 use crate::node::{CONFIG, Node, on_each};
 use crate::random::Random;
@@ -44,64 +46,75 @@ fn assert_converges(node: &Node, arguments: &[&str], whole: &Whole, when: &str) 
 
 /// The files of the node with the shims and without them.
 struct Whole {
-    with: std::collections::BTreeMap<std::path::PathBuf, String>,
-    without: std::collections::BTreeMap<std::path::PathBuf, String>,
+    with: BTreeMap<PathBuf, String>,
+    without: BTreeMap<PathBuf, String>,
+    /// How long the change from one to the other takes.
+    duration: Duration,
 }
 
 impl Whole {
     fn of(node: &Node) -> Self {
         let without = node.tree();
+        let since = Instant::now();
         assert_eq!(node.change(&INSTALL).0, 0);
+        let duration = since.elapsed();
         let with = node.tree();
         assert_eq!(node.change(&UNINSTALL).0, 0);
         assert_eq!(node.config(), CONFIG);
-        Self { with, without }
-    }
-}
-
-/// Kills a change at each of its writes. The node changes from one state to the other and back.
-fn at_every_write(release: &Path) {
-    let node = Node::new(release);
-    let whole = Whole::of(&node);
-    for (arguments, back) in [(&INSTALL[..], &UNINSTALL[..]), (&UNINSTALL, &INSTALL)] {
-        assert_eq!(node.change(back).0, 0);
-        for nth in 1.. {
-            if !is_killed_at(&node.command(arguments), nth) {
-                assert!(nth > 15, "only {nth} writes were seen");
-                break;
-            }
-            let when = format!("{} before write {nth}", arguments[0]);
-            assert_converges(&node, arguments, &whole, &when);
-            assert_eq!(node.change(back).0, 0, "{when}");
+        Self {
+            with,
+            without,
+            duration,
         }
     }
 }
 
-/// One release is enough: the writes are the same on each release, and a run takes minutes.
+/// Kills changes at a sample of their writes. The node changes from one state to the other and back, and each of these changes is killed.
+fn at_writes(release: usize) {
+    let (node, seed) = (Node::new(&programs()[release]), cases::seed());
+    let whole = Whole::of(&node);
+    let kills = [&INSTALL[..], &UNINSTALL].map(|arguments| {
+        let writes = cases::count_writes(&node.command(arguments));
+        assert!(writes > 15, "only {writes} writes were seen");
+        let sample: Vec<usize> = cases::sample(seed, release, writes).collect();
+        println!("{arguments:?}: {sample:?} of {writes} writes");
+        (arguments, sample)
+    });
+    let most = kills.iter().map(|(_, sample)| sample.len()).max();
+    for at in 0..most.unwrap() {
+        for (arguments, sample) in &kills {
+            let Some(nth) = sample.get(at) else {
+                assert_eq!(node.change(arguments).0, 0);
+                continue;
+            };
+            let when = format!("{} before write {nth}", arguments[0]);
+            let is_killed = is_killed_at(&node.command(arguments), *nth);
+            assert!(is_killed, "{when}: the change has ended");
+            assert_converges(&node, arguments, &whole, &when);
+        }
+    }
+}
+
+/// Two releases are enough, as the writes are the same on each release. Together, they take all writes.
 #[rstest]
 #[case::of_1_7(1)]
 #[case::of_2_1(2)]
 fn a_change_that_is_killed_at_any_write_is_finished_by_the_next_run(#[case] release: usize) {
-    at_every_write(&programs()[release]);
+    at_writes(release);
 }
 
 #[test]
 fn a_change_that_is_killed_at_any_moment_is_finished_by_the_next_run() {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    let seed = match std::env::var("FARRIER_SEED") {
-        Ok(seed) => seed.parse().unwrap(),
-        Err(_) => u64::from(now.subsec_nanos()),
-    };
-    // Shown when the test fails: the same moments again with FARRIER_SEED.
-    println!("FARRIER_SEED={seed}");
+    let seed = cases::seed();
     on_each(|release| {
         let node = Node::new(release);
         let whole = Whole::of(&node);
         let mut random = Random(seed);
         for _ in 0..MOMENTS {
-            // A change takes about that long.
-            let moment = Duration::from_micros(random.below(400_000));
-            let when = format!("after {moment:?}");
+            let part = random.below(1000);
+            let moment = whole.duration * u32::try_from(part).unwrap() / 1000;
+            let when =
+                format!("FARRIER_SEED={seed}, after {moment:?}, {part} thousandths of a change");
             for (arguments, back) in [(&INSTALL[..], &UNINSTALL[..]), (&UNINSTALL, &INSTALL)] {
                 assert_eq!(node.change(back).0, 0, "{when}");
                 let mut child = node

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 #![allow(clippy::print_stdout, reason = "a failed test shows its seed")]
 
+mod cases;
 mod changes;
 mod command_line;
 #[path = "../support/containerd.rs"]

@@ -40,6 +40,9 @@ const INIT: &str = "#!/bin/bash\ntouch /run/booted\nsleep infinity & wait\n";
 /// Time limit for a start, which takes 0.1 s on an idle machine.
 pub const LIMIT: Duration = Duration::from_secs(10);
 
+/// Interval between two looks at a start.
+pub const POLL_INTERVAL: Duration = Duration::from_millis(10);
+
 /// The node.
 pub struct Node {
     directory: PathBuf,
@@ -266,18 +269,9 @@ impl Node {
     /// Waits until containerd serves.
     pub fn await_cri(&self) {
         let since = Instant::now();
-        loop {
-            let output = self.farrier(&[
-                "install",
-                "--dry-run",
-                "--allow-pod-restarts",
-                "--shim=a=file:///srv/a",
-            ]);
-            if output.status.success() {
-                return;
-            }
-            let words = String::from_utf8_lossy(&output.stderr);
-            assert!(since.elapsed() < LIMIT, "{words}\n{}", self.log());
+        while !self.serves().unwrap_or_default() {
+            assert!(since.elapsed() < LIMIT, "{}", self.log());
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
 

@@ -12,6 +12,7 @@ use k8s_cri::v1::{
 };
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Code, Status};
 
 use crate::node::{CONFIG_PATH, Node};
 
@@ -78,35 +79,47 @@ fn image() -> Vec<u8> {
 /// The CRI of a node, for the thread of the node and for one start of containerd.
 pub struct Cri(RuntimeServiceClient<Channel>);
 
+/// Where containerd listens, alone and as a part of k3s and k0s.
+const SOCKETS: [&str; 3] = [
+    "/run/containerd/containerd.sock",
+    "/run/k3s/containerd/containerd.sock",
+    "/run/k0s/containerd.sock",
+];
+
 impl Cri {
     pub async fn connect(node: &Node) -> Self {
-        let socket = node.path("/run/containerd/containerd.sock");
-        let stream = UnixStream::connect(socket).await.unwrap();
-        let mut stream = Some(TokioIo::new(stream));
+        Self::try_connect(node).await.unwrap()
+    }
+
+    /// As [`Cri::connect`]; `None` if nothing listens.
+    pub async fn try_connect(node: &Node) -> Option<Self> {
+        let mut connected = None;
+        for socket in SOCKETS {
+            // A socket without a process stays behind.
+            if let Ok(stream) = UnixStream::connect(node.path(socket)).await {
+                connected = Some(TokioIo::new(stream));
+            }
+        }
+        let mut stream = Some(connected?);
         let connector = tower::service_fn(move |_: Uri| {
             let stream = stream.take();
             async move { stream.ok_or_else(|| std::io::Error::other("used up")) }
         });
         let endpoint = Endpoint::from_static("http://localhost");
-        let channel = endpoint.connect_with_connector(connector).await.unwrap();
-        Self(RuntimeServiceClient::new(channel))
+        let channel = endpoint.connect_with_connector(connector).await.ok()?;
+        Some(Self(RuntimeServiceClient::new(channel)))
     }
 
-    /// As [`Cri::connect`]; `None` if nothing listens.
-    pub async fn try_connect(node: &Node) -> Option<Self> {
-        let socket = node.path("/run/containerd/containerd.sock");
-        // A socket without a process stays behind.
-        drop(UnixStream::connect(socket).await.ok()?);
-        Some(Self::connect(node).await)
-    }
-
-    /// Whether the runtime is ready.
-    pub async fn is_ready(&mut self) -> bool {
-        let status = self.0.status(StatusRequest { verbose: false }).await;
-        let status = status.ok().and_then(|status| status.into_inner().status);
+    /// Whether the runtime is ready; an error if this containerd runs without its CRI.
+    async fn is_ready(&mut self) -> Result<bool, Status> {
+        let status = match self.0.status(StatusRequest { verbose: false }).await {
+            Ok(status) => status.into_inner().status,
+            Err(status) if status.code() == Code::Unimplemented => return Err(status),
+            Err(_) => None,
+        };
         let conditions = status.map(|status| status.conditions).unwrap_or_default();
         let mut runtime = conditions.iter();
-        runtime.any(|condition| condition.r#type == "RuntimeReady" && condition.status)
+        Ok(runtime.any(|condition| condition.r#type == "RuntimeReady" && condition.status))
     }
 
     /// Starts a pod of `handler`; returns its number.
@@ -163,6 +176,16 @@ pub fn wait<T>(work: impl Future<Output = T>) -> T {
 }
 
 impl Node {
+    /// Whether the CRI answers and its runtime is ready; an error if this containerd runs without its CRI.
+    pub fn serves(&self) -> Result<bool, Status> {
+        wait(async {
+            match Cri::try_connect(self).await {
+                Some(mut cri) => cri.is_ready().await,
+                None => Ok(false),
+            }
+        })
+    }
+
     /// A command that runs a program of the node on the node.
     pub fn enter(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use nix::libc;
@@ -25,8 +26,8 @@ const CHANGES: [i64; 7] = [
 /// Runs `command` and kills the program before its change number `nth`. Returns whether the program made that many changes.
 pub fn is_killed_at(command: &Command, nth: usize) -> bool {
     let mut changes = 0;
-    let status = follow(command, Stdio::null(), |_, call| {
-        changes += usize::from(is_change(call));
+    let status = follow(command, Stdio::null(), |program, call| {
+        changes += usize::from(is_change(program, call));
         if changes == nth {
             return ControlFlow::Break(());
         }
@@ -44,8 +45,8 @@ pub fn is_interrupted_at(
     stdout: Stdio,
 ) -> Option<i32> {
     let mut changes = 0;
-    let status = follow(command, stdout, |_, call| {
-        let is_change = is_change(call);
+    let status = follow(command, stdout, |program, call| {
+        let is_change = is_change(program, call);
         changes += usize::from(is_change);
         // To the thread itself, which has the signal when the call returns. Of a signal to the process, the kernel would wake another
         // thread, as this one is stopped, and the program could end before that thread runs.
@@ -55,9 +56,12 @@ pub fn is_interrupted_at(
     (changes >= nth).then_some(status.unwrap())
 }
 
-/// Whether the system call changes a directory, or comes between the creation of a file and its final name.
-pub fn is_change(call: &libc::user_regs_struct) -> bool {
-    CHANGES.contains(&call.orig_rax.cast_signed())
+/// Whether the system call is one of the changes that are counted.
+pub fn is_change(program: Pid, call: &libc::user_regs_struct) -> bool {
+    let number = call.orig_rax.cast_signed();
+    // A regular file is synced just before it gets its final name, and the program leaves the same files if it is killed before either.
+    let is_regular = || Path::new(&format!("/proc/{program}/fd/{}", call.rdi)).is_file();
+    CHANGES.contains(&number) && !(number == libc::SYS_fsync && is_regular())
 }
 
 /// Runs `command`, and calls `seen` before each system call of the program's threads. The thread gets the signal that `seen` returns.
