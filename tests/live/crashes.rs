@@ -11,8 +11,9 @@ use rstest::rstest;
 
 use crate::cases;
 use crate::containerd::programs;
-use crate::node::{CONFIG, Node, on_each};
+use crate::node::{CONFIG, LIMIT, Node, POLL_INTERVAL, on_each};
 use crate::random::Random;
+use crate::rehearsal::processes;
 use crate::trace::is_killed_at;
 
 const INSTALL: [&str; 3] = [
@@ -103,6 +104,22 @@ fn a_change_that_is_killed_at_any_write_is_finished_by_the_next_run(#[case] rele
     at_writes(release);
 }
 
+/// Waits until a restart that a killed change has asked for begins. The service manager's program outlives the change, and may end
+/// containerd only after the next run has found it serving, and has undone the change without a restart. `before` are the processes of the
+/// node before the change.
+fn await_requested_restart(node: &Node, before: &[u32]) {
+    let since = Instant::now();
+    loop {
+        let now = processes(node);
+        let has_begun = before.iter().any(|process| !now.contains(process));
+        if has_begun || now == before {
+            return;
+        }
+        assert!(since.elapsed() < LIMIT, "{now:?} instead of {before:?}");
+        std::thread::sleep(POLL_INTERVAL);
+    }
+}
+
 #[test]
 fn a_change_that_is_killed_at_any_moment_is_finished_by_the_next_run() {
     let seed = cases::seed();
@@ -117,6 +134,7 @@ fn a_change_that_is_killed_at_any_moment_is_finished_by_the_next_run() {
                 format!("FARRIER_SEED={seed}, after {moment:?}, {part} thousandths of a change");
             for (arguments, back) in [(&INSTALL[..], &UNINSTALL[..]), (&UNINSTALL, &INSTALL)] {
                 assert_eq!(node.change(back).0, 0, "{when}");
+                let before = processes(&node);
                 let mut child = node
                     .command(arguments)
                     .stdin(Stdio::null())
@@ -128,6 +146,7 @@ fn a_change_that_is_killed_at_any_moment_is_finished_by_the_next_run() {
                 std::thread::sleep(moment);
                 let _ = child.kill();
                 child.wait().unwrap();
+                await_requested_restart(&node, &before);
                 assert_converges(&node, arguments, &whole, &when);
             }
         }

@@ -106,7 +106,7 @@ fn traces(node: &Node) -> BTreeMap<String, String> {
 }
 
 /// The PIDs on this machine of the node's processes, and of all processes that run the node's containerd, in whatever namespace.
-fn processes(node: &Node) -> Vec<u32> {
+pub fn processes(node: &Node) -> Vec<u32> {
     let namespace = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
     let own = namespace(node.init().parse().unwrap());
     let program = identity(&node.path("/usr/local/bin/containerd"));
@@ -432,13 +432,11 @@ fn hanging_node() -> Node {
 fn a_start_that_hangs_ends_with_the_rehearsal() {
     let node = hanging_node();
     let before = (traces(&node), processes(&node));
-    let since = Instant::now();
     let rehearsal = rehearse(&node, str::to_owned);
     let Rehearsal::Failed(problem) = rehearsal else {
         panic!("{rehearsal:?}");
     };
     assert!(problem.message.contains("within 20s"), "{problem:?}");
-    assert!(since.elapsed() < Duration::from_secs(25));
     assert_no_process_is_left(&node, &before.1);
     assert_eq!(traces(&node), before.0);
 }
