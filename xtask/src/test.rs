@@ -68,10 +68,10 @@ pub fn run(options: &Options, cache: &Cache, progress: &Progress) -> Result<()> 
         tests(progress, "cargo test", &["--workspace"], &[], filter)?;
     }
     if wanted(Part::Corpus) {
-        with_containerds("corpus", cache, progress, filter)?;
+        with_containerds("corpus", None, cache, progress, filter)?;
     }
     if wanted(Part::Live) {
-        with_containerds("live", cache, progress, filter)?;
+        with_containerds("live", live_threads(), cache, progress, filter)?;
     }
     if wanted(Part::Chart) {
         chart(cache, progress, filter)?;
@@ -146,9 +146,17 @@ fn chart(cache: &Cache, progress: &Progress, filter: Option<&str>) -> Result<()>
     )
 }
 
-/// Runs the test program `name` with every containerd.
+/// The number of tests on whole nodes at a time: most of their time, they wait for a containerd, so that one per processor would leave the
+/// processors idle.
+fn live_threads() -> Option<usize> {
+    let processors = std::thread::available_parallelism().ok()?;
+    Some(processors.get() * 2)
+}
+
+/// Runs the test program `name` with every containerd, with so many threads or one per processor.
 fn with_containerds(
     name: &str,
+    threads: Option<usize>,
     cache: &Cache,
     progress: &Progress,
     filter: Option<&str>,
@@ -162,7 +170,8 @@ fn with_containerds(
         .collect::<Result<Vec<_>>>()?;
     let programs =
         std::env::join_paths(programs).context("the path of the cache contains a colon")?;
-    let env = [("FARRIER_CONTAINERDS", PathBuf::from(programs))];
+    let mut env = vec![("FARRIER_CONTAINERDS", PathBuf::from(programs))];
+    env.extend(threads.map(|threads| ("RUST_TEST_THREADS", threads.to_string().into())));
     tests(
         progress,
         &format!("cargo test --test {name}"),
