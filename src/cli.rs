@@ -62,7 +62,7 @@ pub enum Command {
     Uninstall(Uninstall),
     /// Download and verify shims for a later `farrier install --artifacts`. Needs no privilege.
     Fetch(Fetch),
-    /// List the handlers on this host with their owners, and all problems. Changes nothing.
+    /// List the handlers on this host with their owners, and all problems. Changes nothing without `--end-orphans`.
     Doctor(Doctor),
     /// Remove all shims from all nodes and the finalizers from the Shims. Run this before uninstalling Farrier.
     #[command(alias = "leave")]
@@ -376,6 +376,10 @@ pub struct Doctor {
     /// Examine an unpacked image: connect to no containerd, and do not report that containerd is not running.
     #[arg(long)]
     pub offline: bool,
+    /// First end the shim processes that outlived their pods: those that run a binary of Farrier, and that containerd knows neither a
+    /// container nor a sandbox of. Their children end with them.
+    #[arg(long, conflicts_with = "offline")]
+    pub end_orphans: bool,
     /// Format of the result on standard output.
     #[arg(short, long, value_enum, default_value_t)]
     pub output: Output,

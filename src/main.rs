@@ -362,6 +362,7 @@ async fn run_doctor(doctor: cli::Doctor) -> ExitCode {
         host,
         config,
         offline,
+        end_orphans,
         output,
     } = doctor;
     let options = HostOptions {
@@ -372,7 +373,11 @@ async fn run_doctor(doctor: cli::Doctor) -> ExitCode {
         on_restart: None,
         accept_pending_changes: false,
     };
-    let diagnosis = installer::doctor(&options).await;
+    let diagnosis = if end_orphans {
+        installer::end_orphans(&options).await
+    } else {
+        installer::doctor(&options).await
+    };
     let printed = match output {
         Output::Text => print(&text::diagnosis_text(&diagnosis)),
         Output::Json => match serde_json::to_string(&diagnosis) {

@@ -8,6 +8,7 @@ use crate::handoff::{
 };
 use crate::installer::containerd::cri::Served;
 use crate::installer::containerd::daemon::{Containerd, Daemon};
+use crate::installer::containerd::orphans::Orphan;
 use crate::installer::containerd::service::RestartEffect;
 use crate::installer::distro::{DistroSpec, Evidence, detect};
 use crate::installer::inspect::HostFacts;
@@ -82,6 +83,7 @@ pub fn host() -> HostFactsBuilder {
         served: Ok(served(&[])),
         in_use: BTreeMap::new(),
         ending_pods: Ok(Vec::new()),
+        orphans: Ok(Vec::new()),
         restart_effect: Ok(RestartEffect::PodsSurvive),
         unreachable: None,
         restart_inputs: RestartInputs::default(),
@@ -152,6 +154,13 @@ impl HostFactsBuilder {
         self.with(|facts| {
             facts.in_use.insert(handler.to_owned(), pods);
         })
+    }
+
+    /// Processes of these programs run without a pod. Their PIDs count from 100.
+    pub fn orphans(self, programs: &[&str]) -> Self {
+        let orphans = (100..).zip(programs);
+        let orphans = orphans.map(|(pid, program)| Orphan::of_program(pid, program));
+        self.with(|facts| facts.orphans = Ok(orphans.collect()))
     }
 
     /// A restart of containerd ends a pod of each of these handlers, which is called like its handler.

@@ -20,6 +20,7 @@ use std::path::Path;
 use tracing::warn;
 
 pub use artifact::fetch::FetchOptions;
+use containerd::orphans;
 use host::HostRoot;
 pub use host::Target;
 use host::lock::Lock;
@@ -59,6 +60,9 @@ pub enum Error {
     /// The host can't be inspected.
     #[error(transparent)]
     Inspect(#[from] inspect::Error),
+    /// Shim processes can't be ended.
+    #[error(transparent)]
+    Orphans(#[from] orphans::Error),
     /// Artifacts can't be fetched.
     #[error(transparent)]
     Artifact(#[from] artifact::fetch::Error),
@@ -75,6 +79,7 @@ impl Error {
             Self::Options(error) => error.help(),
             Self::Host(error) => error.help(),
             Self::Inspect(error) => error.help(),
+            Self::Orphans(error) => error.help(),
             Self::Artifact(error) => error.help(),
             Self::Transaction(error) => error.help(),
         }
@@ -151,8 +156,23 @@ pub async fn uninstall(options: &UninstallOptions, mode: Mode) -> RunResult {
 
 /// Lists the shims of a host, their owners, and the faults of the host. A host that can't be read is one finding.
 pub async fn doctor(options: &HostOptions) -> Diagnosis {
+    diagnose(options, false).await
+}
+
+/// As [`doctor`], after the shim processes that outlived their pods have been ended.
+pub async fn end_orphans(options: &HostOptions) -> Diagnosis {
+    diagnose(options, true).await
+}
+
+async fn diagnose(options: &HostOptions, ends_orphans: bool) -> Diagnosis {
     let diagnosed = async {
         let host = Host::open(options)?;
+        let ended = if ends_orphans && options.target == Target::Live {
+            end_orphans_of(&host).await
+        } else {
+            Ok(Vec::new())
+        };
+        let ended = ended.map_err(|error| Problem::new(&error, error.help()));
         let mut facts = host.inspect().await?;
         facts.hash_binaries(&host.root)?;
         let leftover_files = LeftoverFiles {
@@ -160,11 +180,27 @@ pub async fn doctor(options: &HostOptions) -> Diagnosis {
             journal: host.root.exists(JOURNAL_FILE)?,
             temporary_files: transaction::cleanup::temporary_files(&host.root, &facts)?,
         };
-        Ok::<_, Error>(report::doctor::examine(&facts, &leftover_files))
+        let diagnosis = report::doctor::examine(&facts, &leftover_files);
+        Ok::<_, Error>(diagnosis.with_ended(ended))
     };
     diagnosed.await.unwrap_or_else(|error| {
         report::doctor::failed_inspection(&Problem::new(&error, error.help()))
     })
+}
+
+/// Ends the shim processes that outlived their pods; returns their PIDs. Holds the lock, so that no change restarts containerd meanwhile.
+async fn end_orphans_of(host: &Host<'_>) -> Result<Vec<u32>, Error> {
+    let _lock = host.root.lock(Target::Live).await?;
+    let facts = host.inspect().await?;
+    match &facts.orphans {
+        // The diagnosis has the reason.
+        Err(_) => return Ok(Vec::new()),
+        Ok(orphans) if orphans.is_empty() => return Ok(Vec::new()),
+        Ok(_) => {}
+    }
+    let programs = facts.shim_programs();
+    let ended = orphans::end(&host.root, &facts.socket(), &programs).await?;
+    Ok(ended.iter().map(|orphan| orphan.process.0).collect())
 }
 
 /// The path of every run: lock, recover, inspect, plan, act, report. A dry run leaves out the lock, the recovery and the act. `goal`

@@ -130,7 +130,7 @@ fn each_outcome_has_its_exit_status_and_report_fields() {
 
     let diagnosis = |healthy: bool, condition: &str, findings: Value| {
         json!({
-            "healthy": healthy, "distro": "<text>", "containerd": "2.1.9", "findings": findings,
+            "healthy": healthy, "distro": "<text>", "containerd": "2.1.9", "findings": findings, "ended": [],
             "handlers": [{
                 "handler": "a", "shim": "a", "owner": "local", "condition": condition,
                 "path": link, "sha256": "<sha256>", "sandboxes": 0,

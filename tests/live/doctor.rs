@@ -1,10 +1,15 @@
 //! The findings of `doctor` on nodes. Their remedies solve the problems.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::time::Instant;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::node::{CONFIG, CONFIG_PATH, Node, on_each};
+use crate::containerd::programs;
+use crate::elf::executable;
+use crate::node::{CONFIG, CONFIG_PATH, LIMIT, Node, on_each, on_these};
+use crate::sandbox::{Cri, node, wait};
 
 const INSTALL: [&str; 2] = [
     "install",
@@ -109,5 +114,93 @@ fn each_problem_of_doctor_is_solved_by_its_remedy() {
         node.write(CONFIG_PATH, well.as_bytes(), 0o644);
         assert_eq!(node.change(&["uninstall", "--all"]).0, 0);
         assert_eq!(examine(&node).1, [""; 0]);
+    });
+}
+
+/// A shim that serves containers with a child, as those of runwasi do, and that ends at once if it has fewer than three arguments.
+fn forking_shim() -> Vec<u8> {
+    let code = [
+        // pop rax; cmp al, 4; jl to the last line
+        &[0x58, 0x3c, 4, 0x7c, 16][..],
+        // mov eax, 57 (fork); syscall; mov eax, 34 (pause); syscall; jmp to the pause
+        &[0xb8, 57, 0, 0, 0, 0x0f, 0x05],
+        &[0xb8, 34, 0, 0, 0, 0x0f, 0x05, 0xeb, 0xf7],
+        // mov eax, 60 (exit); xor edi, edi; syscall
+        &[0xb8, 60, 0, 0, 0, 0x31, 0xff, 0x0f, 0x05],
+    ];
+    executable(&code.concat(), 7)
+}
+
+/// The processes on the node whose program is in Farrier's store, by PID.
+fn shims(node: &Node) -> BTreeSet<u32> {
+    let processes = fs::read_dir(node.path("/proc")).unwrap().flatten();
+    let processes = processes.filter_map(|entry| {
+        let program = fs::read_link(entry.path().join("exe")).ok()?;
+        let is_shim = program.starts_with("/opt/farrier/store");
+        is_shim.then(|| entry.file_name().to_str()?.parse().ok())?
+    });
+    processes.collect()
+}
+
+#[test]
+fn a_shim_that_outlived_its_pod_is_found_counted_as_use_and_ended_on_demand() {
+    // containerd 1.6 has no service of sandboxes, and all later releases have.
+    let programs = programs();
+    on_these(&[programs[0].clone(), programs[2].clone()], |release| {
+        let node = node(release);
+        let before = node.tree();
+        node.write("/srv/outlives", &forking_shim(), 0o644);
+        let install = [
+            "install",
+            "--shim=x=file:///srv/runc",
+            "--shim=w=file:///srv/outlives",
+        ];
+        assert_eq!(node.change(&install).0, 0);
+        let pod = wait(async { Cri::connect(&node).await.start_pod("x").await });
+        let of_pod = shims(&node);
+        assert!(!of_pod.is_empty());
+        // The shims of runwasi only log SIGTERM.
+        node.leave(
+            "trap '' TERM; exec /opt/farrier/bin/containerd-shim-w -namespace k8s.io -id gone -address /run/containerd/containerd.sock",
+        );
+        let since = Instant::now();
+        // The new shim is found when it is some seconds old.
+        while node.farrier(&["doctor"]).status.success() {
+            assert!(since.elapsed() < LIMIT * 3, "{}", examine(&node).0);
+        }
+        let (text, problems) = examine(&node);
+        let new: Vec<u32> = shims(&node).difference(&of_pod).copied().collect();
+        let [shim, _] = new.as_slice() else {
+            panic!("{new:?}");
+        };
+        let words = format!(
+            "1 shim process without a pod still runs a binary of Farrier: PID {shim} since 20"
+        );
+        assert!(
+            problems.len() == 1 && problems[0].starts_with(&words),
+            "{text}"
+        );
+        assert!(text.contains("`farrier doctor --end-orphans`"), "{text}");
+
+        let (status, report) = node.change(&["uninstall", "--shim=w"]);
+        assert_eq!((status, report.restarts), (1, 0), "{report:?}");
+        let reason = report.handlers[0].reason.as_deref().unwrap();
+        assert_eq!(
+            reason,
+            format!(
+                "1 shim process without a pod still runs the binary of the handler: PID {shim}"
+            )
+        );
+
+        let output = node.farrier(&["doctor", "--end-orphans", "-o", "json"]);
+        let diagnosis: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{diagnosis}");
+        assert_eq!(diagnosis["ended"], json!([shim]));
+        assert_eq!(shims(&node), of_pod);
+        assert_eq!(node.change(&["uninstall", "--shim=w"]).0, 0);
+        wait(async { Cri::connect(&node).await.end_pod(&pod).await });
+        assert_eq!(node.change(&["uninstall", "--all"]).0, 0);
+        fs::remove_file(node.path("/srv/outlives")).unwrap();
+        assert_eq!(node.tree(), before);
     });
 }

@@ -65,9 +65,14 @@ impl Drop for Node {
 
 /// Does `work` on a node of each release, one after the other.
 pub fn on_each(work: impl Fn(&Path) + Sync) {
-    for release in programs() {
+    on_these(&programs(), work);
+}
+
+/// As [`on_each`], for some of the releases.
+pub fn on_these(releases: &[PathBuf], work: impl Fn(&Path) + Sync) {
+    for release in releases {
         // A PID namespace has one process 1, and a thread has one PID namespace.
-        let done = std::thread::scope(|scope| scope.spawn(|| work(&release)).join());
+        let done = std::thread::scope(|scope| scope.spawn(|| work(release)).join());
         assert!(done.is_ok(), "on {}", release.display());
     }
 }

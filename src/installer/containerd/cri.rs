@@ -24,7 +24,7 @@ use crate::installer::host::HostRoot;
 pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 /// Size of a response, in bytes, at most. A verbose status has the whole configuration, a list some 2 kB per sandbox.
-const MAX_ANSWER: usize = 16 << 20;
+pub(super) const MAX_ANSWER: usize = 16 << 20;
 
 /// The end of the answer of a CRI that restores its state (`checkInitialized` in containerd's `pkg/cri/instrument` and `internal/cri/instrument`).
 const UNINITIALIZED: &str = "not initialized yet";

@@ -5,6 +5,7 @@ pub mod config_files;
 pub mod cri;
 pub mod daemon;
 pub mod kubelet;
+pub mod orphans;
 pub mod patience;
 pub mod process;
 pub mod rehearsal;

@@ -5,17 +5,21 @@
 //! cgroup, namespaces) and in the owners of files.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::{SysconfVar, sysconf};
 
 use crate::installer::distro;
-use crate::installer::host::HostRoot;
 use crate::installer::host::path::{file_name, parent_directory};
+use crate::installer::host::{HostRoot, Target};
 
 mod cgroup;
 mod types;
 mod unit;
 
 use cgroup::CgroupOwner;
-use types::{Init, ProcessFacts, read, read_bytes};
+use types::{Init, ProcessFacts, namespace, read, read_bytes};
 pub use types::{Process, Reason, Refusal};
 use unit::check_main_process;
 
@@ -35,9 +39,7 @@ pub fn find_by_name(
     names: &[&'static str],
 ) -> Result<NamedProcesses, crate::installer::host::Error> {
     let init = Init::of(host);
-    let pids = host.list("/proc")?;
-    let pids = pids.iter().filter_map(|name| name.parse::<u32>().ok());
-    let found = pids.filter_map(|pid| {
+    let found = pids(host)?.into_iter().filter_map(|pid| {
         let comm = read(host, pid, "comm")?;
         let name = names
             .iter()
@@ -45,6 +47,150 @@ pub fn find_by_name(
         Some((pid, (*name, check_process(host, &init, pid, name)?)))
     });
     Ok(found.collect())
+}
+
+/// A process of the host that runs one of the programs searched for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunningProgram {
+    /// PID and start time (field 22 of `proc_pid_stat(5)`). The pair is unique until a reboot.
+    pub id: (u32, u64),
+    /// The PID of its parent.
+    pub parent: u32,
+    /// Path of its program on the host, also if the program was removed or replaced.
+    pub program: String,
+    /// Its command line, with a NUL after each argument. An argument need not be text.
+    pub arguments: Vec<u8>,
+}
+
+/// Finds the processes of programs whose path `is_wanted`, as far as root started them as part of the host, by PID. The path is that of the
+/// file that the kernel executes. A process chooses the name in its command line itself.
+///
+/// # Errors
+/// When `/proc` can't be listed.
+pub fn find_by_program(
+    host: &HostRoot,
+    is_wanted: impl Fn(&str) -> bool,
+) -> Result<Vec<RunningProgram>, crate::installer::host::Error> {
+    let init = Init::of(host);
+    let mut pids: Vec<u32> = pids(host)?;
+    pids.sort_unstable();
+    let found = pids.into_iter().filter_map(|pid| {
+        // The kernel has the text of this symlink. Reading it does not open the file.
+        let exe = host.symlink_target(&format!("/proc/{pid}/exe")).ok()??;
+        let program = without_deleted_mark(&exe);
+        if !is_wanted(program) {
+            return None;
+        }
+        let start = start_time(host, pid)?;
+        let facts = ProcessFacts::of(host, pid)?;
+        if !is_of_host(host, &init, &facts) || !runs_program_of_host(host, pid, &exe) {
+            return None;
+        }
+        let arguments = read_bytes(host, pid, "cmdline")?;
+        // With another start time, some facts may be those of a later process with the same PID.
+        (start_time(host, pid) == Some(start)).then(|| RunningProgram {
+            id: (pid, start),
+            parent: facts.parent,
+            program: program.to_owned(),
+            arguments,
+        })
+    });
+    Ok(found.collect())
+}
+
+/// The parent of each process, by PID. Processes that end meanwhile may be missing.
+///
+/// # Errors
+/// When `/proc` can't be listed.
+pub(super) fn parents(
+    host: &HostRoot,
+) -> Result<BTreeMap<u32, u32>, crate::installer::host::Error> {
+    let parents = pids(host)?
+        .into_iter()
+        .filter_map(|pid| Some((pid, parent(host, pid)?)));
+    Ok(parents.collect())
+}
+
+/// The parent of process `pid`; `None` if there is no such process.
+pub(super) fn parent(host: &HostRoot, pid: u32) -> Option<u32> {
+    Some(ProcessFacts::of(host, pid)?.parent)
+}
+
+fn pids(host: &HostRoot) -> Result<Vec<u32>, crate::installer::host::Error> {
+    let names = host.list("/proc")?;
+    Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
+}
+
+/// Whether root started the process as a part of the host, and not of a session or a container. The mounts may differ from those of process
+/// 1: a shim may have its own.
+fn is_of_host(host: &HostRoot, init: &Init, facts: &ProcessFacts) -> bool {
+    let own = namespace(host, facts.pid, "pid");
+    if own.is_none() || own != init.processes || check_root_uids(facts, "shim").is_err() {
+        return false;
+    }
+    let cgroup_owner = match (&init.cgroup, &facts.cgroup) {
+        (Some(init_cgroup), Some(own)) => cgroup::cgroup_owner(init_cgroup, own, init.managers),
+        // A kernel without cgroups has no `cgroup` file for any process.
+        (None, None) => Ok(CgroupOwner::Init),
+        _ => return false,
+    };
+    let is_of_host = match cgroup_owner {
+        Ok(CgroupOwner::Unit(_) | CgroupOwner::OpenRc(_)) => true,
+        Ok(CgroupOwner::Init) => check_descends_from_init(host, facts).is_ok(),
+        Err(_) => false,
+    };
+    // Last: the root of a container may be on a file server, and reading it may never return.
+    is_of_host && host.is_root_of(facts.pid)
+}
+
+/// Whether the program of a process, at the path `exe`, is that file of the host. Of a removed or replaced program, only its path is left:
+/// then nobody but root may have put it there.
+fn runs_program_of_host(host: &HostRoot, pid: u32, exe: &str) -> bool {
+    if let Some(removed) = exe.strip_suffix(" (deleted)") {
+        return host.check_only_root_writes(removed, Target::Live).is_ok();
+    }
+    let opened = host.open_program(exe).ok();
+    let named = opened.and_then(|opened| opened.identity().ok());
+    named.is_some() && named == host.identity_of_program(pid)
+}
+
+/// The clock of the host, to convert start times of processes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Clock {
+    /// Now, since the epoch.
+    now: Duration,
+    since_boot: Duration,
+    /// Per second.
+    ticks: u64,
+}
+
+impl Clock {
+    /// The clock now; `None` if the kernel does not tell.
+    pub(crate) fn now() -> Option<Self> {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let since_boot = clock_gettime(ClockId::CLOCK_BOOTTIME).ok()?;
+        let ticks = u64::try_from(sysconf(SysconfVar::CLK_TCK).ok()??).ok()?;
+        Some(Self {
+            now: now.ok()?,
+            since_boot: since_boot.into(),
+            ticks: ticks.max(1),
+        })
+    }
+
+    /// The time of a start, since the epoch by today's clock.
+    pub(crate) fn time_of(&self, start: u64) -> Option<Duration> {
+        Some(self.now.checked_sub(self.since_boot)? + self.after_boot(start)?)
+    }
+
+    /// The time since a start.
+    pub(crate) fn age_of(&self, start: u64) -> Option<Duration> {
+        self.since_boot.checked_sub(self.after_boot(start)?)
+    }
+
+    fn after_boot(&self, start: u64) -> Option<Duration> {
+        let milliseconds = start.checked_mul(1000)? / self.ticks;
+        Some(Duration::from_millis(milliseconds))
+    }
 }
 
 /// The start time of process `pid`, in clock ticks since boot; `None` if there is no such process, or only a zombie.

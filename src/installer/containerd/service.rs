@@ -44,7 +44,7 @@ pub enum Error {
     #[error("containerd on this host can be restarted only from the PID namespace of the host")]
     OtherProcesses,
     /// The kernel refused the signal.
-    #[error("failed to send SIGTERM to process {process} of the host: {source}")]
+    #[error("failed to send a signal to process {process} of the host: {source}")]
     Signal {
         /// The PID.
         process: u32,
@@ -273,7 +273,7 @@ impl Service {
 
 /// A process of the host, held by a pidfd: a signal reaches this process or none, even if its PID is reused.
 #[derive(Debug)]
-struct ProcessHandle {
+pub(super) struct ProcessHandle {
     process: u32,
     handle: OwnedFd,
 }
@@ -283,7 +283,7 @@ impl ProcessHandle {
     ///
     /// # Errors
     /// When Farrier runs in another PID namespace, or the kernel returns no pidfd.
-    fn of(host: &HostRoot, (process, since): (u32, u64)) -> Result<Option<Self>, Error> {
+    pub(super) fn of(host: &HostRoot, (process, since): (u32, u64)) -> Result<Option<Self>, Error> {
         check_pid_namespace(host)?;
         // A negative PID would be a process group (kill(2)).
         let pid = i32::try_from(process).ok().and_then(Pid::from_raw);
@@ -300,9 +300,9 @@ impl ProcessHandle {
         Ok(is_same.then_some(Self { process, handle }))
     }
 
-    /// Sends SIGTERM. Succeeds if the process has already ended.
-    fn end(&self) -> Result<(), Error> {
-        match pidfd_send_signal(&self.handle, Signal::TERM) {
+    /// Sends a signal. Succeeds if the process has already ended.
+    pub(super) fn signal(&self, signal: Signal) -> Result<(), Error> {
+        match pidfd_send_signal(&self.handle, signal) {
             Ok(()) | Err(Errno::SRCH) => Ok(()),
             Err(source) => Err(Error::Signal {
                 process: self.process,
@@ -315,14 +315,14 @@ impl ProcessHandle {
 /// Sends SIGTERM to a process of the host, unless it has ended.
 fn end(host: &HostRoot, process: (u32, u64)) -> Result<(), Error> {
     match ProcessHandle::of(host, process)? {
-        Some(process_handle) => process_handle.end(),
+        Some(process_handle) => process_handle.signal(Signal::TERM),
         None => Ok(()),
     }
 }
 
 /// Checks that Farrier runs in the PID namespace of the host (`pid_namespaces(7)`). In another one, a signal would reach another process,
 /// and a containerd started there would end with the pod.
-fn check_pid_namespace(host: &HostRoot) -> Result<(), Error> {
+pub(super) fn check_pid_namespace(host: &HostRoot) -> Result<(), Error> {
     let namespace = |path: &Path| std::fs::read_link(path.join("ns/pid")).ok();
     let init_namespace = namespace(&host.path().join("proc/1"));
     if init_namespace.is_some() && init_namespace == namespace(Path::new("/proc/self")) {
@@ -472,14 +472,14 @@ mod tests {
         );
         assert_eq!(child.try_wait().unwrap(), None);
         let process_handle = ProcessHandle::of(&host, (pid, since)).unwrap().unwrap();
-        process_handle.end().unwrap();
+        process_handle.signal(Signal::TERM).unwrap();
         let status = child.wait().unwrap();
         assert_eq!(
             std::os::unix::process::ExitStatusExt::signal(&status),
             Some(15)
         );
         // The pidfd still names the ended process.
-        process_handle.end().unwrap();
+        process_handle.signal(Signal::TERM).unwrap();
     }
 
     #[test]

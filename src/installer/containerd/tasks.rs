@@ -20,10 +20,10 @@ use crate::handoff::EndingPod;
 use crate::installer::host::HostRoot;
 
 /// The namespace of the CRI in containerd, which is not one of Kubernetes.
-const NAMESPACE: &str = "k8s.io";
+pub(super) const NAMESPACE: &str = "k8s.io";
 
 /// The questions at the same time. A node has up to some hundred pods.
-const CONCURRENCY: usize = 16;
+pub(super) const CONCURRENCY: usize = 16;
 
 /// The pods of `sandboxes` that a restart of containerd ends, sorted.
 ///

@@ -20,6 +20,7 @@ use crate::handoff::{EndingPod, Problem, Sha256Digest};
 use crate::installer::containerd::config_files::{load, patterns};
 use crate::installer::containerd::cri::{self, Served};
 use crate::installer::containerd::daemon::{self, Containerd, Daemon};
+use crate::installer::containerd::orphans::{self, Orphan, ShimPrograms};
 use crate::installer::containerd::rehearsal::{Rehearsal, Rehearsed, rehearse};
 use crate::installer::containerd::service::{RestartEffect, Service};
 use crate::installer::containerd::tasks::ending_pods;
@@ -88,6 +89,8 @@ pub struct HostFacts {
     pub in_use: BTreeMap<String, usize>,
     /// The pods that a restart of containerd ends, because their shims report no process, or why they are unknown.
     pub ending_pods: Result<Vec<EndingPod>, Problem>,
+    /// The shim processes of Farrier's binaries that belong to no pod, or why they are unknown. Empty if containerd does not serve.
+    pub orphans: Result<Vec<Orphan>, Problem>,
     /// The effect of a restart of the unit on pods, or why it is unknown.
     pub restart_effect: Result<RestartEffect, Problem>,
     /// Why this process can't restart containerd, whatever an operator allows.
@@ -120,6 +123,14 @@ impl HostFacts {
     pub fn store_files(&self) -> BTreeSet<String> {
         let stored = self.stored.iter().map(Sha256Digest::to_string);
         stored.chain(self.damaged.iter().cloned()).collect()
+    }
+
+    /// The programs of Farrier's shims.
+    #[must_use]
+    pub fn shim_programs(&self) -> ShimPrograms {
+        let (declared, draining) = (&self.state.handlers, &self.state.draining);
+        let handlers = declared.values().chain(draining.values());
+        ShimPrograms::of(&self.install_paths, handlers)
     }
 
     /// Hashes every binary, whatever is remembered of it.
@@ -267,6 +278,7 @@ pub async fn gather(
         served: Err(Problem::new("containerd is not queried offline", None)),
         in_use: BTreeMap::new(),
         ending_pods: Ok(Vec::new()),
+        orphans: Ok(Vec::new()),
         restart_effect: Err(Problem::new(
             "the service manager is not queried offline",
             None,
@@ -411,6 +423,9 @@ async fn query_services(host: &HostRoot, facts: &mut HostFacts) {
                 facts.in_use = cri::count(&sandboxes);
                 let ending = ending_pods(host, &socket, &sandboxes, &served, facts.version).await;
                 facts.ending_pods = ending.map_err(|error| Problem::new(&error, error.help()));
+                let programs = facts.shim_programs();
+                let orphans = orphans::find(host, &socket, &programs, &sandboxes).await;
+                facts.orphans = orphans.map_err(|error| Problem::new(&error, error.help()));
                 Ok(served)
             }
             Err(error) => Err(Problem::new(&error, error.help())),

@@ -2,10 +2,8 @@
 //! the time of the last change. Reads only; `plan::pending` decides.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use nix::time::{ClockId, clock_gettime};
-use nix::unistd::{SysconfVar, sysconf};
 use serde::{Deserialize, Serialize};
 use tracing::debug;
 
@@ -13,7 +11,9 @@ use crate::containerd_config::{ConfigFiles, SourceFile};
 use crate::handoff::{Problem, Sha256Digest, to_json};
 use crate::installer::containerd::config_files::patterns;
 use crate::installer::containerd::daemon::Daemon;
-use crate::installer::containerd::process::{service_process, start_time, without_deleted_mark};
+use crate::installer::containerd::process::{
+    Clock, service_process, start_time, without_deleted_mark,
+};
 use crate::installer::containerd::rehearsal::Rehearsal;
 use crate::installer::containerd::service::Service;
 use crate::installer::containerd::systemd_unit::{self, UNIT_DIRECTORIES};
@@ -238,18 +238,12 @@ impl Subject<'_> {
 
     /// The starts, by today's clock; `None` if a process has ended.
     fn starts(&self, main: u32) -> Option<Starts> {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        let boot = now.ok()?.checked_sub(since_boot()?)?;
-        let ticks = u64::try_from(sysconf(SysconfVar::CLK_TCK).ok()??).ok()?;
-        let started = |ticks_since_boot: u64| {
-            let milliseconds = ticks_since_boot.checked_mul(1000)? / ticks.max(1);
-            Some(boot + Duration::from_millis(milliseconds))
-        };
+        let clock = Clock::now()?;
         let listening = self.host.times(self.socket).ok().flatten();
         let listening = listening.map(|times| times.modified);
         let (containerd, service) = (
-            started(self.daemon.process.1)?,
-            started(start_time(self.host, main)?)?,
+            clock.time_of(self.daemon.process.1)?,
+            clock.time_of(start_time(self.host, main)?)?,
         );
         let start = StartTime::new(containerd, listening);
         let lead = containerd.checked_sub(service).unwrap_or_default();
@@ -534,12 +528,6 @@ pub(crate) fn record_loaded(subject: &Subject<'_>, inputs: &[Input]) -> host::Re
     let host = subject.host;
     let before = host.digest(LOADED_FILE)?;
     host.replace(LOADED_FILE, text.as_bytes(), before, 0o600)
-}
-
-/// The time since the boot, with the time in suspend: the clock of a process's start time (`proc_pid_stat(5)`).
-fn since_boot() -> Option<Duration> {
-    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).ok()?;
-    Some(now.into())
 }
 
 /// The directory whose entries a glob is compared with: the part before its first pattern. `None` for a plain path, which containerd loads

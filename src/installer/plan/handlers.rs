@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::config_edit::{CurrentConfig, found_problem, passes_options};
 use super::goal::{Goal, Scope};
+use super::in_use::Users;
 use super::takeover::takeover_candidates;
 use super::types::HandlerSet;
 use crate::containerd_config::is_usable_name;
@@ -233,10 +234,10 @@ impl Builder<'_> {
         owned.sha256().filter(|_| leaves)
     }
 
-    /// Removes the binary of a handler, unless pods use it. The handler stays reserved.
+    /// Removes the binary of a handler, unless pods or shim processes use it. The handler stays reserved.
     fn remove(&mut self, name: &str, owned: &OwnedHandler, sha256: Sha256Digest) {
-        if let Some(pods) = self.facts.in_use.get(name).filter(|pods| **pods > 0) {
-            self.report(&owned.shim, name, Some(sha256), Some(used_by(*pods)));
+        if let Some(used) = Users::of(self.facts).reason(name, Some(owned)) {
+            self.report(&owned.shim, name, Some(sha256), Some(used));
             return;
         }
         if self.config.replaced.contains(name) {
@@ -261,10 +262,10 @@ impl Builder<'_> {
         self.set.next.insert(name.to_owned(), reserved);
     }
 
-    /// Keeps the binaries of handlers that left while pods started on them, until these pods have ended.
+    /// Keeps the binaries of handlers that left while pods started on them, until these pods and their shims have ended.
     fn keep_draining(&mut self) {
         for (name, owned) in &self.facts.state.draining {
-            let Some(pods) = self.facts.in_use.get(name) else {
+            let Some(problem) = Users::of(self.facts).reason(name, Some(owned)) else {
                 continue;
             };
             let next = self.set.next.get(name);
@@ -273,7 +274,6 @@ impl Builder<'_> {
             }
             self.set.draining.insert(name.clone(), owned.clone());
             if is_in_scope(owned, self.goal) {
-                let problem = used_by(*pods);
                 self.set.reports.push(HandlerReport {
                     shim: owned.shim.clone(),
                     handler: name.clone(),
@@ -375,14 +375,6 @@ const DAMAGED: &str = "the binary is lost or damaged";
 
 /// The remedy for [`DAMAGED`].
 const INSTALL_SHIM_AGAIN: &str = "run `farrier install` again with the shim of this handler";
-
-/// The reason that a handler or its binary stays: `pods` pods on this node use it.
-pub(crate) fn used_by(pods: usize) -> Problem {
-    Problem::with_help(
-        format!("pods still use the handler ({pods} on this node)"),
-        "delete the pods",
-    )
-}
 
 /// Notes for an operator on a successful change, each one sentence.
 pub(crate) fn notes(

@@ -9,6 +9,7 @@ pub mod config_source;
 pub mod expected;
 pub mod goal;
 pub mod handlers;
+pub mod in_use;
 pub mod pending;
 pub mod preconditions;
 pub mod stale_config;
@@ -27,6 +28,7 @@ use config_edit::{ConfigEdit, CurrentConfig, check_prerequisites, declarations};
 use expected::{former_declarations, is_served};
 pub use goal::{Goal, Scope};
 use handlers::{handler_set, notes, unknown_shims};
+use in_use::note_on_orphans;
 use preconditions::{check_host, check_restart, is_bare};
 use takeover::legacy_cleanup;
 pub(crate) use types::{ALLOW_POD_RESTARTS, HandlerSet, ends_at_restart};
@@ -39,8 +41,10 @@ pub use types::{ConfigChange, Error, HostPlan, LegacyCleanup, LockChange};
 pub fn decide(facts: &HostFacts, goal: &Goal) -> Result<HostPlan, Error> {
     if goal.shims.is_empty() && is_bare(facts) {
         // There is nothing to install and nothing to remove, even on a host that may not be changed.
+        let mut notes = unknown_shims(goal, |_| false);
+        notes.extend(note_on_orphans(facts, &[]));
         return Ok(HostPlan {
-            notes: unknown_shims(goal, |_| false),
+            notes,
             ..HostPlan::default()
         });
     }
@@ -74,6 +78,7 @@ fn assemble(
     let store = to_store(facts, goal, &next);
     let symlinks = symlinks(facts, &next, &store);
     let mut notes = notes(facts, goal, &set, &next);
+    notes.extend(note_on_orphans(facts, &[&set.next, &set.draining]));
     notes.extend(of_restart);
     if !config.is_empty() && !next.is_empty() {
         notes.extend(facts.distro.note(&current.target.path));

@@ -159,6 +159,42 @@ fn a_handler_in_use_is_kept_and_reported() {
     assert_eq!(plan.config[0].after.as_deref(), Some(CONFIG));
 }
 
+#[test]
+fn a_binary_that_a_shim_without_a_pod_runs_is_kept_and_reported() {
+    let program = install_paths().store_path(DIGEST);
+    let mut facts = host().installed(&["a"]).orphans(&[&program]).build();
+    let plan = decide(&facts, &remove_everything()).unwrap();
+    assert!(plan.is_empty(), "{plan:?}");
+    let [report] = plan.handlers.as_slice() else {
+        panic!("{:?}", plan.handlers);
+    };
+    let reason = report.reason.as_deref().unwrap();
+    assert!(
+        report.served && reason.contains("1 shim process without a pod still runs"),
+        "{reason}"
+    );
+    assert!(report.remedy.as_deref().unwrap().contains("--end-orphans"));
+    assert_eq!(plan.notes, [""; 0]);
+    facts.state.draining = std::mem::take(&mut facts.state.handlers);
+    let facts = HostFactsBuilder::from(facts).serving(CONFIG, &[]).build();
+    let plan = decide(&facts, &remove_everything()).unwrap();
+    assert!(plan.is_empty() && plan.handlers.len() == 1, "{plan:?}");
+}
+
+#[rstest]
+#[case::after_a_removal(host().installed(&["a"]))]
+#[case::on_a_host_without_farrier(host())]
+fn a_shim_without_a_pod_that_runs_a_former_binary_is_in_a_note(#[case] host: HostFactsBuilder) {
+    let former = install_paths().store_path(OTHER_DIGEST);
+    let facts = host.orphans(&[&former]).build();
+    let plan = decide(&facts, &remove_everything()).unwrap();
+    assert!(plan.handlers.is_empty(), "{plan:?}");
+    let note = "1 shim process without a pod still runs a binary of Farrier: PID 100 since";
+    let mut notes = plan.notes.iter();
+    let note = notes.find(|it| it.starts_with(note)).unwrap();
+    assert!(note.contains("`farrier doctor --end-orphans`"), "{note}");
+}
+
 #[rstest]
 #[case::of_the_same_owner(Owner::Cluster, 1)]
 #[case::of_another_owner(Owner::Local, 0)]

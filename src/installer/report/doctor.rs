@@ -14,6 +14,7 @@ use crate::installer::plan::config_edit::{
     CurrentConfig, declarations, found_problem, passes_options,
 };
 use crate::installer::plan::config_source;
+use crate::installer::plan::in_use::{END_ORPHANS, Users, orphans_problem};
 use crate::installer::plan::preconditions::{check_host, check_pods_survive};
 use crate::installer::plan::takeover;
 use crate::installer::plan::{self, ends_at_restart};
@@ -35,6 +36,8 @@ pub struct Diagnosis {
     pub findings: Vec<Finding>,
     /// Facts that are no faults and that an administrator should know before a change, each one sentence.
     pub notes: Vec<String>,
+    /// The PIDs of the shim processes that `--end-orphans` has ended.
+    pub ended: Vec<u32>,
 }
 
 /// A handler in Farrier's state file.
@@ -119,6 +122,7 @@ pub fn examine(facts: &HostFacts, leftover_files: &LeftoverFiles) -> Diagnosis {
     findings.of_host(facts);
     let current = CurrentConfig::find(facts).ok();
     findings.of_handlers(facts, current.as_ref(), &handlers);
+    findings.of_orphans(facts);
     for problem in config_drift(facts) {
         findings.add_problem(&problem, INSTALL_AGAIN);
     }
@@ -134,6 +138,23 @@ pub fn examine(facts: &HostFacts, leftover_files: &LeftoverFiles) -> Diagnosis {
         handlers,
         findings: findings.0,
         notes: ends.into_iter().collect(),
+        ended: Vec::new(),
+    }
+}
+
+impl Diagnosis {
+    /// Adds the shim processes that were ended, or why that failed.
+    pub(crate) fn with_ended(mut self, ended: Result<Vec<u32>, Problem>) -> Self {
+        match ended {
+            Ok(ended) => self.ended = ended,
+            Err(problem) => {
+                let mut findings = Findings(self.findings);
+                findings.add_problem(&problem, "run farrier as root");
+                self.findings = findings.0;
+                self.healthy = false;
+            }
+        }
+        self
     }
 }
 
@@ -152,6 +173,7 @@ pub fn failed_inspection(problem: &Problem) -> Diagnosis {
         handlers: Vec::new(),
         findings: findings.0,
         notes: Vec::new(),
+        ended: Vec::new(),
     }
 }
 
@@ -286,6 +308,18 @@ impl Findings {
         }
     }
 
+    /// Shim processes that outlived their pods.
+    fn of_orphans(&mut self, facts: &HostFacts) {
+        match &facts.orphans {
+            Ok(orphans) => {
+                if let Some(problem) = orphans_problem(orphans) {
+                    self.add_problem(&problem, END_ORPHANS);
+                }
+            }
+            Err(problem) => self.add_problem(problem, "check that containerd answers"),
+        }
+    }
+
     /// Faults of installed handlers, without those of their declarations.
     fn of_handlers(
         &mut self,
@@ -309,7 +343,7 @@ impl Findings {
                 {
                     self.add_problem(&problem, INSTALL_AGAIN);
                 }
-                Condition::Leaving if facts.served.is_ok() && installed.sandboxes == 0 => self.add(
+                Condition::Leaving if facts.served.is_ok() && !is_used(facts, handler) => self.add(
                     &format!("handler {handler} was removed and no pod uses it any more, but its binary is still on the host"),
                     "run `farrier install` or `farrier uninstall` again: the run removes the binary",
                 ),
@@ -331,6 +365,12 @@ impl Findings {
             }
         }
     }
+}
+
+/// Whether the binary of a handler that was removed is still in use.
+fn is_used(facts: &HostFacts, handler: &str) -> bool {
+    let owned = facts.state.draining.get(handler);
+    Users::of(facts).reason(handler, owned).is_some()
 }
 
 /// Binaries in the store that no installed handler needs.
@@ -468,7 +508,7 @@ mod tests {
     use crate::installer::containerd::daemon::Containerd;
     use crate::installer::containerd::service::RestartEffect;
     use crate::installer::distro::{Evidence, detect};
-    use crate::installer::fixtures::{HostFactsBuilder, host};
+    use crate::installer::fixtures::{CONFIG, DIGEST, HostFactsBuilder, host, install_paths};
     use crate::installer::inspect::pending::{Change, Contents, Input, InputKind, StartTime};
 
     fn problems(facts: &HostFacts) -> Vec<String> {
@@ -603,6 +643,55 @@ mod tests {
                 "a restart of containerd ends 1 pod, because its shim does not report its processes: default/a (handler a)"
             ]
         );
+    }
+
+    #[test]
+    fn shim_processes_without_a_pod_are_one_problem_with_times_and_a_bounded_list() {
+        let old = "/opt/farrier/store/old";
+        let facts = host().installed(&["a"]).orphans(&[old; 2]).build();
+        let findings = examine(&facts, &LeftoverFiles::default()).findings;
+        let [finding] = findings.as_slice() else {
+            panic!("{findings:?}");
+        };
+        assert_eq!(
+            finding.problem,
+            "2 shim processes without a pod still run binaries of Farrier: PIDs 100 since 2025-11-24T16:00:00Z, 101 since 2025-11-24T16:00:00Z"
+        );
+        assert_eq!(finding.remedy, END_ORPHANS);
+        let many = host().orphans(&[old; 300]).build();
+        let listed = &problems(&many)[0];
+        assert!(listed.ends_with(" and 290 more"), "{listed}");
+        assert!(listed.len() < 600, "{listed}");
+        let unknown = Problem::new("containerd is silent", None);
+        let unknown = host().with(|facts| facts.orphans = Err(unknown)).build();
+        assert_eq!(problems(&unknown), ["containerd is silent"]);
+    }
+
+    #[test]
+    fn a_binary_that_a_shim_without_a_pod_runs_is_not_reported_as_left_behind() {
+        let draining = |facts: &mut HostFacts| {
+            facts.state.draining = std::mem::take(&mut facts.state.handlers);
+        };
+        let program = install_paths().store_path(DIGEST);
+        let facts = host().installed(&["a"]).serving(CONFIG, &[]).with(draining);
+        let facts = facts.orphans(&[&program]).build();
+        let problems = problems(&facts);
+        assert!(
+            !problems
+                .iter()
+                .any(|it| it.contains("was removed and no pod")),
+            "{problems:?}"
+        );
+    }
+
+    #[test]
+    fn a_failure_to_end_processes_is_a_finding_beside_the_others() {
+        let facts = host().build();
+        let examined = || examine(&facts, &LeftoverFiles::default());
+        let diagnosis = examined().with_ended(Err(Problem::new("not here", None)));
+        assert!(!diagnosis.healthy && diagnosis.findings[0].problem == "not here");
+        let diagnosis = examined().with_ended(Ok(vec![7]));
+        assert!(diagnosis.healthy && diagnosis.ended == [7]);
     }
 
     #[test]

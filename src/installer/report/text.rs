@@ -197,6 +197,9 @@ pub fn diagnosis_text(diagnosis: &Diagnosis) -> String {
     for note in &diagnosis.notes {
         line!(text, "note: {note}");
     }
+    for pid in &diagnosis.ended {
+        line!(text, "ended: shim process {pid} and its children");
+    }
     for finding in &diagnosis.findings {
         line!(text, "problem: {}", finding.problem);
         line!(text, "help: {}", finding.remedy);

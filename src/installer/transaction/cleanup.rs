@@ -9,14 +9,15 @@ use super::journal::{FinalState, Journal};
 use super::validate_config;
 use crate::handoff::{HandlerReport, Problem};
 use crate::installer::containerd::cri;
+use crate::installer::containerd::orphans::{self, Orphan, ShimPrograms};
 use crate::installer::host::path::parent_directory;
 use crate::installer::host::{HostRoot, NEW_SUFFIX, OLD_SUFFIX, Target};
 use crate::installer::inspect::verify_cache;
 use crate::installer::inspect::{HostFacts, own_files, own_symlinks};
 use crate::installer::plan::binaries::unneeded;
-use crate::installer::plan::handlers::used_by;
+use crate::installer::plan::in_use::Users;
 use crate::installer::state::{
-    InstallPaths, JOURNAL_FILE, STATE_DIRECTORY, STATE_FILE, STATE_LIMIT, State,
+    InstallPaths, JOURNAL_FILE, OwnedHandler, STATE_DIRECTORY, STATE_FILE, STATE_LIMIT, State,
 };
 
 /// Mode of the state file: locations may hold credentials, and only root changes a host.
@@ -46,8 +47,18 @@ pub(crate) fn retain_in_use(
     journal: &mut Journal,
     in_use: &InUse,
 ) -> Result<Vec<HandlerReport>, Error> {
-    let used = |name: &str| in_use.pods(name);
-    if !journal.leaving.keys().any(|name| used(name).is_some()) {
+    let install_paths = InstallPaths {
+        directory: journal.directory.clone(),
+    };
+    let used: Vec<(String, OwnedHandler, Problem)> = journal
+        .leaving
+        .iter()
+        .filter_map(|(name, owned)| {
+            let reason = in_use.reason(&install_paths, name, Some(owned))?;
+            Some((name.clone(), owned.clone(), reason))
+        })
+        .collect();
+    if used.is_empty() {
         return Ok(Vec::new());
     }
     let mut state = match &journal.state {
@@ -61,29 +72,23 @@ pub(crate) fn retain_in_use(
         }
     };
     state.directory.clone_from(&journal.directory);
-    let install_paths = InstallPaths {
-        directory: journal.directory.clone(),
-    };
     let mut reports = Vec::new();
-    for (name, owned) in &journal.leaving {
-        let Some(pods) = used(name) else {
-            continue;
-        };
-        warn!(handler = name, reason = %pods, "kept the binary until a later run");
-        let reserved = state.handlers.get_mut(name);
+    for (name, owned, reason) in used {
+        warn!(handler = name, %reason, "kept the binary until a later run");
+        let reserved = state.handlers.get_mut(&name);
         reports.push(HandlerReport {
             shim: owned.shim.clone(),
             handler: name.clone(),
-            path: Some(install_paths.declared_path(name, owned)),
+            path: Some(install_paths.declared_path(&name, &owned)),
             sha256: owned.sha256(),
             served: reserved.is_some(),
-            reason: Some(pods.message),
-            remedy: pods.help,
+            reason: Some(reason.message),
+            remedy: reason.help,
         });
         match reserved {
-            Some(reserved) => reserved.clone_from(owned),
+            Some(reserved) => *reserved = owned,
             None => {
-                state.draining.insert(name.clone(), owned.clone());
+                state.draining.insert(name, owned);
             }
         }
     }
@@ -101,9 +106,12 @@ pub(crate) fn finish(host: &HostRoot, journal: &Journal, in_use: &InUse) -> Resu
     let install_paths = InstallPaths {
         directory: journal.directory.clone(),
     };
-    clear_binaries(host, &install_paths, &state, in_use)?;
+    let is_used = |handler: &str, owned| in_use.reason(&install_paths, handler, owned).is_some();
+    clear_binaries(host, &install_paths, &state, |handler| {
+        is_used(handler, journal.leaving.get(handler))
+    })?;
     let used = journal.leaving.iter();
-    let used = used.filter(|(name, _)| in_use.pods(name).is_some());
+    let used = used.filter(|(name, owned)| is_used(name, Some(*owned)));
     let owned_handlers = state.handlers.values().chain(state.draining.values());
     let owned_handlers = owned_handlers.filter(|owned| !owned.is_reserved());
     let spared = owned_handlers.chain(used.map(|(_, owned)| owned));
@@ -142,13 +150,12 @@ fn clear_binaries(
     host: &HostRoot,
     install_paths: &InstallPaths,
     state: &State,
-    in_use: &InUse,
+    is_used: impl Fn(&str) -> bool,
 ) -> Result<(), Error> {
     let (symlinks, stored) = (
         own_symlinks(host, install_paths)?,
         own_files(host, install_paths)?,
     );
-    let is_used = |handler: &str| in_use.pods(handler).is_some();
     for path in unneeded(install_paths, Some(state), &symlinks, &stored, is_used) {
         host.remove_file(&path)?;
     }
@@ -200,33 +207,67 @@ fn directories(host: &HostRoot, facts: &HostFacts) -> BTreeSet<String> {
         .collect()
 }
 
-/// The handlers with running pods when binaries are removed.
+/// Who uses the binaries of handlers when they are removed.
 pub(crate) enum InUse {
-    /// The number of sandboxes per handler.
-    Known(BTreeMap<String, usize>),
-    /// The CRI did not answer, so every handler may have pods.
+    /// All users are known.
+    Known {
+        /// The number of sandboxes per handler.
+        pods: BTreeMap<String, usize>,
+        /// The shim processes without a pod.
+        orphans: Vec<Orphan>,
+    },
+    /// containerd did not answer, so every handler may have pods.
     Unknown,
 }
 
 impl InUse {
-    /// Queries the CRI for the sandboxes of each handler. An image has none.
-    pub(crate) async fn query(host: &HostRoot, socket: &str, target: Target) -> Self {
+    /// Asks containerd for the sandboxes of each handler, and looks for shim processes of the handlers that leave. An image has neither.
+    pub(crate) async fn query(host: &HostRoot, journal: &Journal, target: Target) -> Self {
+        let none = Self::Known {
+            pods: BTreeMap::new(),
+            orphans: Vec::new(),
+        };
         if target == Target::Image {
-            return Self::Known(BTreeMap::new());
+            return none;
         }
-        match cri::sandboxes(host, socket).await {
-            Ok(sandboxes) => Self::Known(cri::count(&sandboxes)),
-            Err(error) => {
-                warn!(%error, "failed to list the running pods: obsolete binaries stay until the next run");
-                Self::Unknown
+        let socket = &journal.socket;
+        let known = async {
+            let sandboxes = cri::sandboxes(host, socket).await?;
+            let pods = cri::count(&sandboxes);
+            if journal.leaving.is_empty() {
+                let orphans = Vec::new();
+                return Ok(Self::Known { pods, orphans });
             }
-        }
+            let install_paths = InstallPaths {
+                directory: journal.directory.clone(),
+            };
+            let programs = ShimPrograms::of(&install_paths, journal.leaving.values());
+            let orphans = orphans::find(host, socket, &programs, &sandboxes).await?;
+            Ok(Self::Known { pods, orphans })
+        };
+        let known: Result<Self, orphans::Error> = known.await;
+        known.unwrap_or_else(|error| {
+            warn!(%error, "failed to list the running pods: obsolete binaries stay until the next run");
+            Self::Unknown
+        })
     }
 
-    /// The reason to keep the binary of a handler; `None` without pods.
-    fn pods(&self, handler: &str) -> Option<Problem> {
+    /// The reason to keep the binary of a handler; `None` if nobody uses it.
+    fn reason(
+        &self,
+        install_paths: &InstallPaths,
+        handler: &str,
+        owned: Option<&OwnedHandler>,
+    ) -> Option<Problem> {
         match self {
-            Self::Known(in_use) => in_use.get(handler).map(|pods| used_by(*pods)),
+            Self::Known { pods, orphans } => {
+                let users = Users {
+                    pods,
+                    orphans,
+                    install_paths,
+                };
+                users.reason(handler, owned)
+            }
             Self::Unknown => Some(Problem::with_help(
                 "failed to list the pods of this handler: containerd does not answer",
                 "check that containerd answers, then run farrier again",
@@ -245,7 +286,7 @@ mod tests {
 
     use super::*;
     use crate::handoff::{API_VERSION, Owner};
-    use crate::installer::state::{Binary, OwnedHandler, symlink_target};
+    use crate::installer::state::{Binary, symlink_target};
 
     /// Digests of binaries.
     const A: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
@@ -361,7 +402,20 @@ mod tests {
 
     fn used(handlers: &[&str]) -> InUse {
         let pods = handlers.iter().map(|name| ((*name).to_owned(), 2));
-        InUse::Known(pods.collect())
+        InUse::Known {
+            pods: pods.collect(),
+            orphans: Vec::new(),
+        }
+    }
+
+    /// Shim processes without a pod run these programs.
+    fn outlived(programs: &[&str]) -> InUse {
+        let orphans = programs.iter();
+        let orphans = orphans.map(|program| Orphan::of_program(100, program));
+        InUse::Known {
+            pods: BTreeMap::new(),
+            orphans: orphans.collect(),
+        }
     }
 
     #[test]
@@ -382,9 +436,26 @@ mod tests {
     }
 
     #[test]
-    fn a_legacy_binary_in_use_is_kept_with_its_symlink() {
+    fn a_binary_that_a_shim_without_a_pod_runs_is_kept_and_recorded_as_draining() {
         let root = tempfile::tempdir().unwrap();
-        let (_, state, there) = end(root.path(), None, &used(&["k"]));
+        let program = format!("/opt/farrier/store/{A}");
+        let (reports, state, there) = end(root.path(), None, &outlived(&[&program]));
+        assert_eq!(there, [true, false, false, false]);
+        assert_eq!(state.draining.keys().collect::<Vec<_>>(), ["a"]);
+        let [report] = reports.as_slice() else {
+            panic!("{reports:?}");
+        };
+        let reason = "1 shim process without a pod still runs the binary of the handler: PID 100";
+        assert_eq!(report.reason.as_deref(), Some(reason));
+        assert!(report.remedy.as_deref().unwrap().contains("--end-orphans"));
+    }
+
+    #[rstest]
+    #[case::pods(used(&["k"]))]
+    #[case::a_shim_without_a_pod(outlived(&[LEGACY_PATH]))]
+    fn a_legacy_binary_in_use_is_kept_with_its_symlink(#[case] in_use: InUse) {
+        let root = tempfile::tempdir().unwrap();
+        let (_, state, there) = end(root.path(), None, &in_use);
         assert_eq!(there, [false, false, true, true]);
         assert_eq!(state.draining["k"].path.as_deref(), Some(LEGACY_PATH));
     }
@@ -402,6 +473,7 @@ mod tests {
     #[rstest]
     #[case::no_pods(used(&[]), false)]
     #[case::pods_of_another_handler(used(&["c"]), false)]
+    #[case::shims_of_another_binary(outlived(&["/opt/farrier/store/other"]), false)]
     #[case::unknown_pods(InUse::Unknown, true)]
     fn binaries_are_removed_without_pods_and_kept_if_the_pods_are_unknown(
         #[case] in_use: InUse,

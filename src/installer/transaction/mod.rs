@@ -267,7 +267,7 @@ async fn act(
             taken = taken_by_distro(plan, &served);
         }
     }
-    let in_use = InUse::query(host, &journal.socket, target).await;
+    let in_use = InUse::query(host, journal, target).await;
     let draining = retain_in_use(host, journal, &in_use)?;
     commit(host, journal)?;
     let tally = progress.tally;

@@ -55,7 +55,7 @@ pub async fn recover(
     };
     if journal.is_committed(state.as_deref()) {
         info!("finishing the interrupted change");
-        let in_use = InUse::query(host, &journal.socket, target).await;
+        let in_use = InUse::query(host, &journal, target).await;
         finish(host, &journal, &in_use).map_err(Failure::Refused)?;
         return Ok(Some(Restarts::default()));
     }
@@ -72,7 +72,7 @@ pub async fn recover(
         && is_live(host, &journal, daemon).await
     {
         info!("the interrupted change is already in effect; finishing it");
-        let in_use = InUse::query(host, &journal.socket, target).await;
+        let in_use = InUse::query(host, &journal, target).await;
         retain_in_use(host, &mut journal, &in_use)
             .and_then(|_| commit(host, &journal))
             .and_then(|()| finish(host, &journal, &in_use))

@@ -118,7 +118,10 @@ impl Tree {
 
     pub(in crate::installer) fn process(&self, pid: u32, given: &Given<'_>) {
         let at = |name: &str| format!("/proc/{pid}/{name}");
-        if !self.path(given.program).exists() && !given.program.ends_with("(deleted)") {
+        // The symlink of `on_both` leads to this machine.
+        let on_both = std::path::Path::new(given.program).starts_with(self.directory.path());
+        let deleted = given.program.ends_with("(deleted)");
+        if !on_both && !deleted && !self.path(given.program).exists() {
             self.write(given.program, "");
         }
         let status = format!(
@@ -839,4 +842,69 @@ fn a_set_user_id_program_that_a_user_names_containerd_is_refused(#[case] cgroup:
     let refusal = tree.asked().unwrap_err();
     assert!(refusal.contains("runs /usr/bin/sudo"), "{refusal}");
     assert!(refusal.contains("set-user-ID"), "{refusal}");
+}
+
+/// A shim in the store as containerd's unit starts it, and the same shim with a difference.
+const SHIM: &str =
+    "/opt/farrier/store/aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+
+/// A process of a shim on a host of `managers`, after `change`; `program` is its path on this machine and on the host.
+fn shim_process(deleted: bool, change: impl FnOnce(&mut Given<'_>)) -> (Tree, String) {
+    let tree = Tree::new("0::/init.scope\n", SYSTEMD);
+    tree.write(SHIM, "");
+    let program = tree.on_both(SHIM);
+    let mark = if deleted { " (deleted)" } else { "" };
+    let exe = format!("{program}{mark}");
+    let mut given = Given {
+        comm: "shim",
+        mounts: "mnt:[2]",
+        program: &exe,
+        ..CONTAINERD
+    };
+    change(&mut given);
+    tree.process(PID, &given);
+    (tree, program)
+}
+
+#[rstest]
+#[case::in_the_unit_of_containerd(shim_process(false, |_| {}), true)]
+#[case::whose_binary_was_removed(shim_process(true, |_| {}), true)]
+#[case::of_a_user(shim_process(false, |it| it.uids = "1000\t1000\t1000\t1000"), false)]
+#[case::of_a_set_user_id_program(shim_process(false, |it| it.uids = "1000\t0\t0\t0"), false)]
+#[case::in_a_container(shim_process(false, |it| it.cgroup = "0::/kubepods.slice/kubepods-pod1.slice/cri-containerd-1.scope\n"), false)]
+#[case::in_a_session(shim_process(false, |it| it.cgroup = "0::/user.slice/user-0.slice/session-1.scope\n"), false)]
+#[case::in_no_service(shim_process(false, |it| it.cgroup = "0::/mine\n"), false)]
+#[case::of_another_program(shim_process(false, |it| it.program = "/usr/bin/containerd"), false)]
+#[case::in_another_pid_namespace({
+    let (tree, program) = shim_process(false, |_| {});
+    fs::remove_file(tree.path("/proc/812/ns/pid")).unwrap();
+    symlink("pid:[2]", tree.path("/proc/812/ns/pid")).unwrap();
+    (tree, program)
+}, false)]
+#[case::with_another_root({
+    let (tree, program) = shim_process(false, |_| {});
+    (tree.with_own_root(), program)
+}, false)]
+#[case::of_another_file_at_that_path({
+    let tree = Tree::new("0::/init.scope\n", SYSTEMD);
+    // On this machine, which stands for the mounts of the process, the path leads nowhere.
+    tree.process(PID, &Given { program: SHIM, ..CONTAINERD });
+    (tree, SHIM.to_owned())
+}, false)]
+#[case::of_a_removed_file_where_others_write({
+    let (tree, program) = shim_process(true, |_| {});
+    tree.mode("/opt/farrier/store", 0o777);
+    (tree, program)
+}, false)]
+fn a_shim_counts_only_if_root_started_it_on_the_host(
+    #[case] (tree, program): (Tree, String),
+    #[case] counts: bool,
+) {
+    let found = find_by_program(&tree.host(), |path| path == program).unwrap();
+    let found: Vec<(u32, &str)> = found
+        .iter()
+        .map(|it| (it.id.0, it.program.as_str()))
+        .collect();
+    let expected = [(PID, program.as_str())];
+    assert_eq!(found, expected[..usize::from(counts)]);
 }
