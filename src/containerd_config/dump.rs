@@ -86,6 +86,24 @@ pub fn address_of_dump(dump: &str) -> Option<String> {
         .map(str::to_owned)
 }
 
+/// The values of the keys `root` and `state` in a configuration: the directories of containerd's persistent and of its volatile data. `None`
+/// for a key without a text.
+///
+/// ```
+/// use farrier::containerd_config::data_directories;
+///
+/// let [root, state] = data_directories("root = '/data'\n[grpc]\nstate = '/run'\n");
+/// assert_eq!((root.as_deref(), state), (Some("/data"), None));
+/// ```
+#[must_use]
+pub fn data_directories(config: &str) -> [Option<String>; 2] {
+    let Ok(document) = Document::parse_dump(config) else {
+        return [None, None];
+    };
+    let values = document.values();
+    [["root"], ["state"]].map(|key| string_at(&values, &key).map(str::to_owned))
+}
+
 /// Checks that an edit changes only the handlers `managed`.
 ///
 /// `before` and `after` are dumps of the same containerd, before and after the edit. `managed` names the handlers that may appear, change or

@@ -26,7 +26,9 @@ mod startup_checks;
 mod template;
 mod types;
 
-pub use dump::{address_of_dump, compare_dumps, contains_handlers, runtimes_of_dump};
+pub use dump::{
+    address_of_dump, compare_dumps, contains_handlers, data_directories, runtimes_of_dump,
+};
 pub use edit::{edit, handlers, remove_managed_handlers};
 pub use edit_template::edit_template;
 pub use error::Error;

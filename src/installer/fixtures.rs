@@ -6,7 +6,7 @@ use crate::containerd_config::{ConfigFiles, SourceFile, legacy_handlers};
 use crate::handoff::{
     EndingPod, OnRestart, OptionValue, Owner, Problem, RestartPolicy, Sha256Digest, ShimRequest,
 };
-use crate::installer::containerd::cri::Served;
+use crate::installer::containerd::cri::{DataDirectories, Served};
 use crate::installer::containerd::daemon::{Containerd, Daemon};
 use crate::installer::containerd::orphans::Orphan;
 use crate::installer::containerd::service::RestartEffect;
@@ -57,6 +57,7 @@ pub fn host() -> HostFactsBuilder {
             program: program.clone(),
             config: Ok(None),
             address: Ok(None),
+            names_data: [false; 2],
             unit: None,
         }),
         program: Some(program),
@@ -81,6 +82,7 @@ pub fn host() -> HostFactsBuilder {
         untried: None,
         missing_prerequisite: None,
         served: Ok(served(&[])),
+        data_directories: DataDirectories::default(),
         in_use: BTreeMap::new(),
         ending_pods: Ok(Vec::new()),
         orphans: Ok(Vec::new()),

@@ -349,7 +349,9 @@ async fn plan_and_act(
         if mode == Mode::DryRun || plan.is_empty() {
             break plan;
         }
-        match perform(root, facts, &plan, &resolved.sources, interrupts).await {
+        // On the heap: every caller would contain this large future.
+        let performed = Box::pin(perform(root, facts, &plan, &resolved.sources, interrupts));
+        match performed.await {
             Ok(done) => {
                 report.changed = true;
                 add_restarts(report, done.tally);

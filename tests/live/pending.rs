@@ -6,8 +6,9 @@ use std::path::Path;
 use farrier::handoff::Outcome;
 use rstest::rstest;
 
+use crate::containerd::programs;
 use crate::distributions::{BASE_2, K3S, k3s};
-use crate::node::{CONFIG, CONFIG_PATH, Node, on_each};
+use crate::node::{CONFIG, CONFIG_PATH, Node, on_each, on_these};
 
 const INSTALL: [&str; 2] = ["install", "--shim=a=file:///srv/a"];
 const BOTH: [&str; 3] = [
@@ -131,6 +132,40 @@ fn an_edit_with_which_containerd_would_not_serve_is_never_put_into_effect() {
         assert_eq!((status, report.restarts), (0, 1), "{report:?}");
         assert_eq!(node.config(), CONFIG);
     });
+}
+
+/// A containerd with these directories would start without the pods of the node, and its rehearsal passes.
+#[test]
+fn other_directories_of_data_are_never_put_into_effect() {
+    let programs = programs();
+    on_these(&programs[1..3], |release| {
+        let (node, config) = importing(release);
+        let accepting = [INSTALL[0], INSTALL[1], ACCEPT];
+        let lines = "root = \"/srv/data\"\n";
+        node.write(CONFIG_PATH, with(&config, lines).as_bytes(), 0o644);
+        is_refused(&node, &accepting, CONFIG_PATH, "root");
+        assert!(is_found(&node, "lose all pods: root is now /srv/data"));
+        node.write(CONFIG_PATH, config.as_bytes(), 0o644);
+        let drop_in = "/etc/containerd/conf.d/20-b.toml";
+        node.write(drop_in, b"version = 2\nstate = \"/run/other\"\n", 0o644);
+        is_refused(&node, &INSTALL, drop_in, "state");
+        fs::remove_file(node.path(drop_in)).unwrap();
+        let (status, report) = node.change(&accepting);
+        assert_eq!((status, report.restarts), (0, 1), "{report:?}");
+    });
+    // The directories of the command line stay as they are.
+    let node = Node::stopped(&programs[2], &[]);
+    node.write(
+        "/sbin/kind",
+        b"options='--root /srv/own --state /run/own'\n",
+        0o755,
+    );
+    node.write(CONFIG_PATH, CONFIG.as_bytes(), 0o644);
+    node.start();
+    let lines = "root = \"/srv/data\"\nstate = \"/run/other\"\n";
+    node.write(CONFIG_PATH, with(CONFIG, lines).as_bytes(), 0o644);
+    let (status, report) = node.change(&INSTALL);
+    assert_eq!((status, report.restarts), (0, 1), "{report:?}");
 }
 
 #[test]
@@ -288,7 +323,7 @@ fn a_replaced_program_with_which_containerd_would_not_serve_is_never_started() {
 #[case::service_script("/etc/init.d/containerd")]
 #[case::service_settings("/etc/conf.d/containerd")]
 fn a_changed_service_refuses_a_restart_until_it_is_accepted(#[case] path: &str) {
-    let node = Node::new(&crate::containerd::programs()[1]);
+    let node = Node::new(&programs()[1]);
     node.write(path, b"#!/sbin/openrc-run\n", 0o755);
     is_refused(&node, &INSTALL, path, "a service");
     let (status, report) = node.change(&[&INSTALL[..], &[ACCEPT]].concat());

@@ -87,6 +87,8 @@ pub(crate) struct Paths {
     pub(crate) address: Result<Option<String>, Error>,
     /// The directories of its data that the command line names. Paths that can't be read are left out.
     pub(crate) data: Vec<String>,
+    /// Whether the command line names the directory of persistent data, and that of volatile data.
+    pub(crate) names_data: [bool; 2],
 }
 
 /// The paths in the `arguments` of a containerd, of which the first is the name of the program; `None` if the program is no daemon with
@@ -99,6 +101,7 @@ pub(crate) fn paths(arguments: &[&[u8]], directory: impl Fn() -> Option<String>)
                 config: Err(error.clone()),
                 address: Err(error),
                 data: Vec::new(),
+                names_data: [false; 2],
             });
         }
     };
@@ -112,6 +115,7 @@ pub(crate) fn paths(arguments: &[&[u8]], directory: impl Fn() -> Option<String>)
     let address = options.address.filter(|path| !path.is_empty());
     let address = address.map(|path| absolute("--address", path, &directory));
     let data = [("--root", options.root), ("--state", options.state)];
+    let names_data = data.map(|(_, path)| path.is_some_and(|path| !path.is_empty()));
     let data = data.into_iter().filter_map(|(option, path)| {
         let path = path.filter(|path| !path.is_empty())?;
         absolute(option, path, &directory).ok()
@@ -120,6 +124,7 @@ pub(crate) fn paths(arguments: &[&[u8]], directory: impl Fn() -> Option<String>)
         config: config.transpose(),
         address: address.transpose(),
         data: data.collect(),
+        names_data,
     })
 }
 

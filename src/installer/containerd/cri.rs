@@ -91,9 +91,38 @@ pub struct Served {
     pub options: BTreeMap<String, BTreeMap<String, Value>>,
 }
 
+/// The directories that the running containerd keeps its data in; `None` where it does not tell.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DataDirectories {
+    /// The directory of persistent data.
+    pub root: Option<String>,
+    /// The directory of volatile data.
+    pub state: Option<String>,
+}
+
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Config {
     containerd: Containerd,
+    // The directories of the CRI's plugin, which are below those of containerd (`pkg/cri/cri.go` and `plugins/cri/cri.go`).
+    #[serde(default)]
+    root_dir: String,
+    #[serde(default)]
+    state_dir: String,
+}
+
+impl Config {
+    fn directories(&self) -> DataDirectories {
+        let above = |directory: &str| {
+            let (above, _) = directory.trim_end_matches('/').rsplit_once('/')?;
+            let above = if above.is_empty() { "/" } else { above };
+            Some(above.to_owned())
+        };
+        DataDirectories {
+            root: above(&self.root_dir),
+            state: above(&self.state_dir),
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -143,6 +172,14 @@ impl Runtime {
 /// # Errors
 /// When containerd does not answer, has no CRI, or its status can't be parsed.
 pub async fn served(host: &HostRoot, socket: &str) -> Result<Served, Error> {
+    Ok(status(host, socket).await?.0)
+}
+
+/// As [`served`], with the directories that containerd uses.
+///
+/// # Errors
+/// As for [`served`].
+pub async fn status(host: &HostRoot, socket: &str) -> Result<(Served, DataDirectories), Error> {
     let mut client = connect(host, socket).await?;
     let status = await_response(socket, client.status(StatusRequest { verbose: true })).await?;
     let ready = status
@@ -155,13 +192,14 @@ pub async fn served(host: &HostRoot, socket: &str) -> Result<Served, Error> {
     let config: Config = serde_json::from_str(config).map_err(|error| Error::Unreadable {
         message: fault(&error).to_owned(),
     })?;
+    let directories = config.directories();
     let runtimes = config.containerd.runtimes.unwrap_or_default();
     let options = runtimes
         .iter()
         .map(|(name, runtime)| (name.clone(), runtime.options()))
         .filter(|(_, options)| !options.is_empty())
         .collect();
-    Ok(Served {
+    let served = Served {
         ready,
         default: config.containerd.default_runtime_name,
         handlers: runtimes
@@ -169,7 +207,8 @@ pub async fn served(host: &HostRoot, socket: &str) -> Result<Served, Error> {
             .map(|(name, runtime)| (name, runtime.runtime_type))
             .collect(),
         options,
-    })
+    };
+    Ok((served, directories))
 }
 
 /// A pod sandbox that is ready or has a container that has not ended.
@@ -318,6 +357,25 @@ fn fault(error: &serde_json::Error) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_directories_of_containerd_are_above_those_of_its_plugin() {
+        let directories = |root: &str, state: &str| {
+            let config = serde_json::json!({"containerd": {}, "rootDir": root, "stateDir": state});
+            let config: Config = serde_json::from_value(config).unwrap();
+            let DataDirectories { root, state } = config.directories();
+            (root, state)
+        };
+        let some = |path: &str| Some(path.to_owned());
+        let plugin = "io.containerd.grpc.v1.cri";
+        assert_eq!(
+            directories(&format!("/data/{plugin}"), &format!("/{plugin}/")),
+            (some("/data"), some("/"))
+        );
+        assert_eq!(directories("", plugin), (None, None));
+        let absent: Config = serde_json::from_str("{\"containerd\": {}}").unwrap();
+        assert_eq!(absent.directories(), DataDirectories::default());
+    }
 
     #[test]
     fn the_sandbox_of_a_completed_pod_counts_only_while_a_container_runs() {

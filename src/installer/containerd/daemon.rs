@@ -22,6 +22,8 @@ pub struct Daemon {
     pub config: Result<Option<String>, command_line::Error>,
     /// Path of the socket in its command line, or why the path is unknown.
     pub address: Result<Option<String>, command_line::Error>,
+    /// Whether its command line names the directory of its persistent data, and that of its volatile data.
+    pub names_data: [bool; 2],
     /// Its unit; for an `OpenRC` service, the name of the service with `.service`.
     pub unit: Option<String>,
 }
@@ -61,6 +63,7 @@ impl Daemon {
             process: process.id,
             config: paths.config,
             address: paths.address,
+            names_data: paths.names_data,
             program: process.program,
             unit: process.unit,
         })
@@ -379,6 +382,7 @@ mod tests {
             program: String::new(),
             config: Ok(None),
             address: Ok(None),
+            names_data: [false; 2],
             unit: unit.map(str::to_owned),
         };
         let spec = distro::by_id(id);

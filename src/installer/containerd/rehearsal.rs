@@ -258,6 +258,7 @@ mod tests {
             program: "/usr/bin/containerd".to_owned(),
             config: Ok(None),
             address: Ok(None),
+            names_data: [false; 2],
             unit: None,
         }
     }

@@ -18,7 +18,7 @@ use crate::containerd_config::{
 };
 use crate::handoff::{EndingPod, Problem, Sha256Digest};
 use crate::installer::containerd::config_files::{load, patterns};
-use crate::installer::containerd::cri::{self, Served};
+use crate::installer::containerd::cri::{self, DataDirectories, Served};
 use crate::installer::containerd::daemon::{self, Containerd, Daemon};
 use crate::installer::containerd::orphans::{self, Orphan, ShimPrograms};
 use crate::installer::containerd::rehearsal::{Rehearsal, Rehearsed, rehearse};
@@ -85,6 +85,8 @@ pub struct HostFacts {
     pub missing_prerequisite: Option<String>,
     /// The runtimes that containerd serves, or why they are unknown.
     pub served: Result<Served, Problem>,
+    /// The directories that the running containerd uses.
+    pub data_directories: DataDirectories,
     /// The number of sandboxes of each handler.
     pub in_use: BTreeMap<String, usize>,
     /// The pods that a restart of containerd ends, because their shims report no process, or why they are unknown.
@@ -276,6 +278,7 @@ pub async fn gather(
         },
         program,
         served: Err(Problem::new("containerd is not queried offline", None)),
+        data_directories: DataDirectories::default(),
         in_use: BTreeMap::new(),
         ending_pods: Ok(Vec::new()),
         orphans: Ok(Vec::new()),
@@ -417,9 +420,10 @@ fn dump_arguments(path: &str) -> [&str; 4] {
 
 async fn query_services(host: &HostRoot, facts: &mut HostFacts) {
     let socket = facts.socket();
-    facts.served = match cri::served(host, &socket).await {
-        Ok(served) => match cri::sandboxes(host, &socket).await {
+    facts.served = match cri::status(host, &socket).await {
+        Ok((served, directories)) => match cri::sandboxes(host, &socket).await {
             Ok(sandboxes) => {
+                facts.data_directories = directories;
                 facts.in_use = cri::count(&sandboxes);
                 let ending = ending_pods(host, &socket, &sandboxes, &served, facts.version).await;
                 facts.ending_pods = ending.map_err(|error| Problem::new(&error, error.help()));

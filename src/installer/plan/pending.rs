@@ -5,7 +5,9 @@
 
 use std::fmt;
 
-use crate::handoff::Problem;
+use crate::containerd_config::data_directories;
+use crate::handoff::{Problem, printable_up_to};
+use crate::installer::containerd::cri::DataDirectories;
 use crate::installer::containerd::rehearsal::Rehearsal;
 use crate::installer::host::path::parent_directory;
 use crate::installer::inspect::HostFacts;
@@ -39,6 +41,15 @@ enum Verdict {
     NotRehearsed,
     /// systemd has not loaded it.
     NotReloaded,
+    /// containerd would start with another directory of its data, and without the pods of this node.
+    MovesData {
+        /// The key in the configuration.
+        key: &'static str,
+        /// The directory that the running containerd uses.
+        now: String,
+        /// The directory after a restart.
+        next: String,
+    },
 }
 
 impl fmt::Display for Pending {
@@ -68,6 +79,12 @@ impl fmt::Display for Pending {
                     ", and containerd does not start with it: {problem}"
                 )
             }
+            Verdict::MovesData { key, now, next } => write!(
+                formatter,
+                ", and a restart would lose all pods: {key} is now {}, and the running containerd uses {}",
+                printable_up_to(next, SHOWN_PATH),
+                printable_up_to(now, SHOWN_PATH)
+            ),
             Verdict::Unknown(problem) => write!(
                 formatter,
                 ", and Farrier can't check whether containerd starts with it: {problem}"
@@ -80,16 +97,18 @@ impl fmt::Display for Pending {
 fn decide(facts: &HostFacts) -> Vec<Pending> {
     let inputs = facts.restart_inputs.inputs.iter();
     let start = start_on_present_files(facts);
-    let pending: Vec<Pending> = inputs
-        .filter(|input| input.change.is_pending())
+    let moves = moves(facts);
+    let is_moved = |input: &&Input| moves.iter().any(|moved| moved.path == input.path);
+    let pending = inputs
+        .filter(|input| input.change.is_pending() && !is_moved(input))
         .filter_map(|input| {
             Some(Pending {
                 path: input.path.clone(),
                 kind: input.kind,
                 verdict: verdict(input, &start)?,
             })
-        })
-        .collect();
+        });
+    let pending: Vec<Pending> = pending.chain(moves.iter().cloned()).collect();
     // A new or changed file tells more than its directory.
     let has_file = |directory: &&Pending| {
         let mut files = pending.iter();
@@ -97,6 +116,53 @@ fn decide(facts: &HostFacts) -> Vec<Pending> {
     };
     let told = pending.iter().filter(|pending| !has_file(pending));
     told.cloned().collect()
+}
+
+/// The changes of the directories that containerd keeps its data in. A rehearsal starts with empty directories in any case, and finds
+/// nothing. Directories in the command line have precedence over those in the configuration.
+fn moves(facts: &HostFacts) -> Vec<Pending> {
+    let (Some(daemon), Ok(dump)) = (facts.containerd.daemon(), &facts.dump) else {
+        return Vec::new();
+    };
+    let DataDirectories { root, state } = &facts.data_directories;
+    let keys = [("root", root), ("state", state)].into_iter();
+    let moves = keys
+        .zip(data_directories(dump))
+        .zip(daemon.names_data)
+        .enumerate()
+        .filter_map(|(at, (((key, now), next), is_named))| {
+            let (now, next) = (now.as_ref()?, next?);
+            if is_named || is_same_directory(now, &next) {
+                return None;
+            }
+            let sets = |text: &String| data_directories(text)[at].as_ref() == Some(&next);
+            let files = facts.config_files.files();
+            // The last file has precedence. Without one, the line was removed from the root file.
+            let file = files.filter(|file| file.text.as_ref().is_some_and(sets));
+            let file = file.last().unwrap_or(&facts.config_files.root);
+            let (path, now) = (file.path.clone(), now.clone());
+            let verdict = Verdict::MovesData { key, now, next };
+            let kind = InputKind::Config;
+            Some(Pending {
+                path,
+                kind,
+                verdict,
+            })
+        });
+    moves.collect()
+}
+
+/// Whether two paths name the same directory: `/var/run` is a symlink to `/run`.
+fn is_same_directory(one: &str, other: &str) -> bool {
+    let parts = |path: &str| -> Vec<String> {
+        let parts = path.split('/').filter(|part| !matches!(*part, "" | "."));
+        let mut parts: Vec<String> = parts.map(str::to_owned).collect();
+        if path.starts_with("/var/run") && parts.starts_with(&["var".into(), "run".into()]) {
+            parts.remove(0);
+        }
+        parts
+    };
+    one.starts_with('/') == other.starts_with('/') && parts(one) == parts(other)
 }
 
 /// What is known about a changed input; `None` for one whose contents are those that containerd runs with, or that Farrier wrote.
@@ -130,14 +196,14 @@ fn start_on_present_files(facts: &HostFacts) -> Rehearsal {
 /// with `accepted` those that an operator accepts. Returns a note on each.
 ///
 /// A change with which containerd does not start is accepted by nobody: the restart and the rollback would leave the node without
-/// containerd.
+/// containerd. Nor is one of the directories of its data: the old pods would run on unseen, beside the new ones.
 ///
 /// # Errors
 /// The other changes.
 pub(crate) fn check(facts: &HostFacts, accepted: bool) -> Result<Vec<String>, PendingChanges> {
     let is_allowed = |pending: &Pending| match pending.verdict {
         Verdict::Passes => true,
-        Verdict::Fails(_) => false,
+        Verdict::Fails(_) | Verdict::MovesData { .. } => false,
         Verdict::Edited | Verdict::Unknown(_) | Verdict::NotRehearsed | Verdict::NotReloaded => {
             accepted
         }
@@ -154,6 +220,9 @@ pub(crate) fn check(facts: &HostFacts, accepted: bool) -> Result<Vec<String>, Pe
 /// The number of changes in a message.
 const SHOWN: usize = 5;
 
+/// The length of a directory in a message.
+const SHOWN_PATH: usize = 200;
+
 /// Changes that refuse a restart.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PendingChanges(Vec<Pending>);
@@ -163,6 +232,11 @@ impl std::error::Error for PendingChanges {}
 impl PendingChanges {
     /// How an operator goes on.
     pub(crate) fn help(&self) -> String {
+        let moves = |pending: &Pending| matches!(pending.verdict, Verdict::MovesData { .. });
+        if self.0.iter().any(moves) {
+            return "undo that change, or drain the node and restart containerd yourself, then run farrier again"
+                .to_owned();
+        }
         let fails = |pending: &Pending| matches!(pending.verdict, Verdict::Fails(_));
         if self.0.iter().any(fails) {
             return "undo or correct that change, then run farrier again".to_owned();
@@ -199,8 +273,12 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
+    use crate::containerd_config::SourceFile;
     use crate::installer::containerd::cri::Served;
-    use crate::installer::fixtures::{CONFIG_PATH, OTHER_DIGEST, goal, host, remove_everything};
+    use crate::installer::containerd::daemon::Containerd;
+    use crate::installer::fixtures::{
+        CONFIG, CONFIG_PATH, OTHER_DIGEST, goal, host, remove_everything,
+    };
     use crate::installer::inspect::pending::{RestartInputs, StartTime};
     use crate::installer::plan;
 
@@ -343,6 +421,87 @@ mod tests {
             }
             (Ok(_), Err(error)) => panic!("{error}"),
         }
+    }
+
+    /// A host whose containerd uses these directories of data, with these lines in its configuration now.
+    fn using(root: &str, state: &str, lines: &str) -> HostFacts {
+        let config = format!("{lines}\n{CONFIG}");
+        let facts = host().serving(&config, &[]);
+        let directories = DataDirectories {
+            root: Some(root.to_owned()),
+            state: Some(state.to_owned()),
+        };
+        facts
+            .with(|facts| facts.data_directories = directories)
+            .build()
+    }
+
+    #[rstest]
+    #[case::the_same("root = '/data'\nstate = '/run/c'", None)]
+    #[case::the_same_in_other_words("root = '/data/'\nstate = '/var/run/./c'", None)]
+    #[case::none_of_both("", None)]
+    #[case::another_root(
+        "root = '/other'\nstate = '/run/c'",
+        Some("root is now /other, and the running containerd uses /data")
+    )]
+    #[case::another_state(
+        "root = '/data'\nstate = '/run/d'",
+        Some("state is now /run/d, and the running containerd uses /run/c")
+    )]
+    #[case::a_relative_one("root = 'data'\nstate = '/run/c'", Some("root is now data, and"))]
+    #[case::an_empty_one("root = ''\nstate = '/run/c'", Some("root is now , and"))]
+    fn other_directories_of_data_refuse_a_restart_and_nobody_can_accept_them(
+        #[case] lines: &str,
+        #[case] expected: Option<&str>,
+    ) {
+        let facts = using("/data", "/run/c", lines);
+        for goal in [goal(&["a"]), goal(&["a"]).accept_pending_changes()] {
+            match (plan::decide(&facts, &goal.build()), expected) {
+                (Ok(plan), None) => assert!(plan.restart),
+                (Err(error), Some(expected)) => {
+                    let message = error.to_string();
+                    assert!(message.contains(CONFIG_PATH), "{message}");
+                    assert!(message.contains(expected), "{message}");
+                    assert!(message.contains("lose all pods"), "{message}");
+                    let help = error.help().unwrap();
+                    assert!(help.starts_with("undo that change"), "{help}");
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn directories_in_the_command_line_have_precedence_over_those_in_the_configuration() {
+        let lines = "root = '/other'\nstate = '/run/d'";
+        for names_data in [[true, true], [true, false], [false, true]] {
+            let mut facts = using("/data", "/run/c", lines);
+            if let Containerd::Live(daemon) = &mut facts.containerd {
+                daemon.names_data = names_data;
+            }
+            let plan = plan::decide(&facts, &goal(&["a"]).build());
+            assert_eq!(plan.is_ok(), names_data == [true, true], "{plan:?}");
+        }
+    }
+
+    #[test]
+    fn the_file_that_sets_the_directory_is_named() {
+        let mut facts = using("/data", "/run/c", "root = '/other'\nstate = '/run/c'");
+        facts.config_files.root.text = Some(CONFIG.to_owned());
+        let file = |path: &str, text: &str| SourceFile {
+            path: path.to_owned(),
+            text: Some(text.to_owned()),
+        };
+        facts.config_files.imported = vec![
+            file("/conf.d/a.toml", "root = '/other'\n"),
+            file("/conf.d/b.toml", "oom_score = 1\n"),
+        ];
+        let error = plan::decide(&facts, &goal(&["a"]).build()).unwrap_err();
+        let message = error.to_string();
+        assert!(
+            message.starts_with("/conf.d/a.toml was changed"),
+            "{message}"
+        );
     }
 
     #[test]
