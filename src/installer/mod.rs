@@ -34,15 +34,15 @@ use plan::{Goal, HostPlan, decide};
 use report::doctor::{Diagnosis, LeftoverFiles};
 use report::text;
 use report::{
-    add_host_info, add_plan_result, add_restarts, refused, report_failure, report_unchanged,
-    sanitize,
+    add_host_info, add_plan_result, add_restarts, ended_by_restart, refused, report_failure,
+    report_unchanged, sanitize,
 };
 use state::{JOURNAL_FILE, OwnedHandler, STATE_FILE, STATE_LIMIT, State, StateAfter};
 use transaction::interrupts::Interrupts;
-use transaction::recovery::{gather_after, recover};
+use transaction::recovery::{Allowed, Recovered, gather_after, recover};
 use transaction::rehearsal::{EarlyRehearsal, Rehearsed, rehearse};
 use transaction::resolve::{ArtifactOptions, Resolved, resolve};
-use transaction::{Failure, Restarts, perform};
+use transaction::{Failure, perform};
 
 use crate::handoff::{
     FetchResult, Outcome, Problem, ProvisionReport, ProvisionRequest, Sha256Digest,
@@ -220,16 +220,17 @@ async fn run(
         Err(error) => return result(refused(report, Problem::new(&error, error.help())), None),
     };
     let begun = match mode {
-        Mode::Change => begin(&host, interrupts).await,
+        Mode::Change => begin(&host, interrupts, request).await,
         Mode::DryRun => Ok((None, None)),
     };
     let (lock, recovered) = match begun {
         Ok(begun) => begun,
         Err(failure) => return result(report_failure(report, failure), None),
     };
-    if let Some(tally) = recovered {
+    if let Some(Recovered { tally, ended }) = &recovered {
         report.changed = true;
-        add_restarts(&mut report, tally);
+        add_restarts(&mut report, *tally);
+        report.notes.extend(ended_by_restart(ended));
     }
     let inspected = async {
         let facts = match recovered {
@@ -274,7 +275,8 @@ async fn run(
 async fn begin(
     host: &Host<'_>,
     interrupts: &Interrupts,
-) -> Result<(Option<Lock>, Option<Restarts>), Failure> {
+    request: Option<&ProvisionRequest>,
+) -> Result<(Option<Lock>, Option<Recovered>), Failure> {
     let (root, options) = (&host.root, host.options);
     let locked = async { Ok(root.lock(options.target).await?) };
     let lock = interrupts.run_unless_interrupted(locked).await.flatten();
@@ -292,14 +294,12 @@ async fn begin(
     }
     VerifyCache::clean(root);
     // No signal interrupts the recovery.
-    let allow_pod_restarts = options.allow_pod_restarts;
-    let recovered = recover(
-        root,
-        options.target,
-        allow_pod_restarts,
-        interrupts.deadline,
-    )
-    .await?;
+    let requested = request.map(ProvisionRequest::restart_policy);
+    let allowed = Allowed {
+        pod_restarts: options.allow_pod_restarts,
+        policy: options.restart_policy(requested.unwrap_or_default()),
+    };
+    let recovered = recover(root, options.target, &allowed, interrupts.deadline).await?;
     Ok((Some(lock), recovered))
 }
 

@@ -74,7 +74,7 @@ pub struct HostOptions {
 
 impl HostOptions {
     /// The policy of restarts: these options override that of the request.
-    fn restart_policy(&self, requested: RestartPolicy) -> RestartPolicy {
+    pub(crate) fn restart_policy(&self, requested: RestartPolicy) -> RestartPolicy {
         self.on_restart.map_or(requested, RestartPolicy::from)
     }
 }

@@ -139,6 +139,41 @@ fn a_binary_that_a_new_pod_uses_is_removed_by_a_later_run() {
     });
 }
 
+#[test]
+fn the_recovery_of_an_interrupted_change_ends_no_pod_unless_it_is_allowed_to() {
+    // Of all releases, 1.7 alone ends sandboxes whose shim reports no process. With 2.x, a container would be needed.
+    let node = node(&programs()[1]);
+    assert_eq!(node.change(&INSTALL).0, 0);
+    let restarts = prepare_restarts(&node, 1);
+    let both = [&INSTALL[..], &["--shim=b=file:///srv/b"]].concat();
+    let mut install = start(&node, &both);
+    wait(restarts.await_restart());
+    install.kill().unwrap();
+    install.wait().unwrap();
+    restarts.go_on();
+    // Somebody edits the file meanwhile, so the change can't be finished.
+    let edited = format!("{}\n# of a person\n", node.config());
+    node.write(CONFIG_PATH, edited.as_bytes(), 0o644);
+    node.start();
+    wait(async { Cri::connect(&node).await.start_pod("x").await });
+    node.write("/run/no-processes", b"", 0o644);
+    let (process, tree) = (node.process(), node.tree());
+    let (status, report) = node.change(&both);
+    assert_eq!((status, report.restarts), (3, 0), "{report:?}");
+    let reason = report.reason.as_deref().unwrap();
+    assert!(reason.contains("ends 1 pod"), "{reason}");
+    assert!(reason.contains("default/pod (handler x)"), "{reason}");
+    assert_eq!((node.process(), node.tree()), (process, tree));
+    let (status, report) = node.change(&[&both[..], &["--on-restart=allow"]].concat());
+    assert_eq!((status, report.restarts), (0, 2), "{report:?}");
+    let note = "the restart of containerd that undid the change ended 1 pod";
+    assert!(
+        report.notes.iter().any(|it| it.starts_with(note)),
+        "{report:?}"
+    );
+    assert!(node.config().contains("# of a person"));
+}
+
 /// A shim of the administrator, which hangs when containerd cleans up after a dead sandbox.
 pub const HANGING: &str = "#!/bin/bash\nfor word; do [ \"$word\" = delete ] && [ -e /run/hang ] && sleep 1000000; done\nexec /srv/runc \"$@\"\n";
 

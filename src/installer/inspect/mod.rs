@@ -618,6 +618,12 @@ pub fn verified_digest(facts: &HostFacts, path: &str) -> Option<Sha256Digest> {
     }
 }
 
+/// The release of containerd that `program` is; `None` if it prints none.
+pub(crate) async fn release_of(host: &HostRoot, program: &str) -> Option<Version> {
+    let output = exec::run(host, program, &["--version"], PROGRAM_LIMIT).await;
+    output.ok()?.trim().parse().ok()
+}
+
 /// The configuration that containerd loads from the file at `path`, as containerd prints it.
 ///
 /// # Errors

@@ -6,8 +6,8 @@ pub mod text;
 use std::collections::BTreeSet;
 
 use crate::handoff::{
-    EndingPods, FileAction, FileReport, HandlerReport, Outcome, Problem, ProvisionReport,
-    ProvisionRequest, ShimRequest, printable,
+    EndingPod, EndingPods, FileAction, FileReport, HandlerReport, Outcome, Problem,
+    ProvisionReport, ProvisionRequest, ShimRequest, printable,
 };
 use crate::installer::host::Target;
 use crate::installer::inspect::{HostFacts, path_of, verified, verified_digest};
@@ -48,7 +48,8 @@ pub(crate) fn add_plan_result(report: &mut ProvisionReport, facts: &HostFacts, p
             .iter_mut()
             .for_each(|handler| handler.served = false);
     }
-    report.notes.clone_from(&plan.notes);
+    // A recovery has notes, too.
+    report.notes.extend(plan.notes.iter().cloned());
     if plan.restart
         && let Ok(pods) = &facts.ending_pods
     {
@@ -142,12 +143,30 @@ pub(crate) fn add_restarts(report: &mut ProvisionReport, tally: Restarts) {
     }
 }
 
+/// A note on the pods that the restart of a rollback or a recovery ended; `None` without such pods.
+pub(crate) fn ended_by_restart(pods: &[EndingPod]) -> Option<String> {
+    let number = match pods.len() {
+        0 => return None,
+        1 => "1 pod, because its shim does not report its processes".to_owned(),
+        number => format!("{number} pods, because their shims do not report their processes"),
+    };
+    let pods = EndingPods::of(pods);
+    Some(format!(
+        "the restart of containerd that undid the change ended {number}: {pods}"
+    ))
+}
+
 /// A report of a change that was not carried out.
 pub(crate) fn report_failure(report: ProvisionReport, failure: Failure) -> ProvisionReport {
     match failure {
         Failure::Refused(cause) => failed(report, &cause),
-        Failure::RolledBack { cause, tally } => {
+        Failure::RolledBack {
+            cause,
+            tally,
+            ended,
+        } => {
             let mut report = failed(report, &cause);
+            report.notes.extend(ended_by_restart(&ended));
             report.reason = report
                 .reason
                 .map(|reason| format!("{reason}, and the change was rolled back"));
@@ -159,8 +178,10 @@ pub(crate) fn report_failure(report: ProvisionReport, failure: Failure) -> Provi
             cause,
             failures,
             tally,
+            ended,
         } => {
             let mut report = failed(report, &cause);
+            report.notes.extend(ended_by_restart(&ended));
             let messages: Vec<String> = failures.iter().map(ToString::to_string).collect();
             let messages = messages.join(", and ");
             report.reason = Some(format!(
@@ -264,6 +285,32 @@ mod tests {
     }
 
     #[test]
+    fn a_rollback_names_the_pods_that_its_restart_ended() {
+        let pod = EndingPod {
+            namespace: "default".to_owned(),
+            name: "web".to_owned(),
+            uid: String::new(),
+            handler: "spin".to_owned(),
+        };
+        let rolled_back = |ended| Failure::RolledBack {
+            cause: Error::ConfigRefused(Problem::new("no", None)),
+            tally: Restarts::default(),
+            ended,
+        };
+        let notes = |ended| {
+            let report = ProvisionReport::new(Outcome::Refused);
+            report_failure(report, rolled_back(ended)).notes
+        };
+        assert_eq!(
+            notes(vec![pod]),
+            [
+                "the restart of containerd that undid the change ended 1 pod, because its shim does not report its processes: default/web (handler spin)"
+            ]
+        );
+        assert_eq!(notes(Vec::new()), [""; 0]);
+    }
+
+    #[test]
     fn an_interrupted_change_is_reported_as_rolled_back_and_interrupted() {
         let tally = Restarts::default();
         let report = |failure| report_failure(ProvisionReport::new(Outcome::Refused), failure);
@@ -272,6 +319,7 @@ mod tests {
             Failure::RolledBack {
                 cause: signal(),
                 tally,
+                ended: Vec::new(),
             },
         ] {
             let report = report(failure);
@@ -284,6 +332,7 @@ mod tests {
             cause: signal(),
             failures: vec![Problem::with_help("no room", "free some space")],
             tally,
+            ended: Vec::new(),
         });
         assert_eq!(
             (broken.result, broken.interrupted),

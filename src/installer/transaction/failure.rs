@@ -6,7 +6,7 @@ use std::io;
 use std::time::Duration;
 
 use crate::containerd_config;
-use crate::handoff::{Problem, Sha256Digest};
+use crate::handoff::{EndingPod, Problem, Sha256Digest};
 use crate::installer::artifact::fetch;
 use crate::installer::containerd::{config_files, restart};
 use crate::installer::{host, inspect, plan, state};
@@ -158,6 +158,8 @@ pub enum Failure {
         cause: Error,
         /// The restarts of containerd.
         tally: Restarts,
+        /// The pods that the restart of the rollback ended.
+        ended: Vec<EndingPod>,
     },
     /// Undoing failed, so an administrator has to repair the host.
     Broken {
@@ -167,6 +169,8 @@ pub enum Failure {
         failures: Vec<Problem>,
         /// The restarts of containerd.
         tally: Restarts,
+        /// The pods that the restart of the rollback ended.
+        ended: Vec<EndingPod>,
     },
 }
 

@@ -8,10 +8,11 @@ use super::cleanup::{InUse, commit, finish, retain_in_use};
 use super::failure::{Error, Failure, Restarts};
 use super::journal::Journal;
 use super::rollback::{
-    already_restored, discard_journal, restart_on_restored_config, undo, verify_undone,
+    already_restored, discard_journal, pods_that_end, restart_on_restored_config, undo,
+    verify_undone,
 };
 use crate::containerd_config::contains_handlers;
-use crate::handoff::Problem;
+use crate::handoff::{EndingPod, Problem, RestartPolicy};
 use crate::installer::containerd::cri::{self, Served};
 use crate::installer::containerd::daemon::{self, Containerd, Daemon};
 use crate::installer::containerd::patience::Deadline;
@@ -20,6 +21,7 @@ use crate::installer::containerd::service::{RestartEffect, Service};
 use crate::installer::host::{HostRoot, Target};
 use crate::installer::inspect::{HostFacts, dump_config, gather};
 use crate::installer::plan;
+use crate::installer::plan::preconditions::check_ending_pods;
 use crate::installer::state::{JOURNAL_FILE, STATE_DIRECTORY, STATE_FILE, STATE_LIMIT};
 
 /// The time to wait for a restart in progress. A restart takes a second at most, or about eight seconds with the supervisor of k0s, which
@@ -29,17 +31,35 @@ const RESTART_WAIT: Duration = Duration::from_secs(15);
 /// The interval between two inspections; one takes some 50 ms.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Finishes or undoes the change of an interrupted run. Returns the restarts of containerd, or `None` without such a change.
-/// `allow_pod_restarts` permits a restart that ends the node's pods. The recovery ends before `deadline`.
+/// What a recovery did.
+#[derive(Debug, Default)]
+pub struct Recovered {
+    /// The restarts of containerd.
+    pub tally: Restarts,
+    /// The pods that its restart ended.
+    pub ended: Vec<EndingPod>,
+}
+
+/// The restarts that a recovery may make.
+#[derive(Debug)]
+pub struct Allowed {
+    /// A restart that ends all pods of the node.
+    pub pod_restarts: bool,
+    /// A restart that ends pods whose shims report no process, by handler.
+    pub policy: RestartPolicy,
+}
+
+/// Finishes or undoes the change of an interrupted run. Returns what that took, or `None` without such a change. The recovery ends before
+/// `deadline`.
 ///
 /// # Errors
 /// [`Failure::Broken`] when undoing fails, [`Failure::Refused`] when the journal can't be read or the necessary restart is not allowed.
 pub async fn recover(
     host: &HostRoot,
     target: Target,
-    allow_pod_restarts: bool,
+    allowed: &Allowed,
     deadline: Deadline,
-) -> Result<Option<Restarts>, Failure> {
+) -> Result<Option<Recovered>, Failure> {
     let state = host.read_text(STATE_FILE, STATE_LIMIT);
     let found = state
         .map_err(Error::from)
@@ -57,7 +77,7 @@ pub async fn recover(
         info!("finishing the interrupted change");
         let in_use = InUse::query(host, &journal, target).await;
         finish(host, &journal, &in_use).map_err(Failure::Refused)?;
-        return Ok(Some(Restarts::default()));
+        return Ok(Some(Recovered::default()));
     }
     let containerd = running(host, target).map_err(Failure::Refused)?;
     if let Containerd::Live(daemon) = &containerd
@@ -77,18 +97,11 @@ pub async fn recover(
             .and_then(|_| commit(host, &journal))
             .and_then(|()| finish(host, &journal, &in_use))
             .map_err(Failure::Refused)?;
-        return Ok(Some(Restarts::default()));
+        return Ok(Some(Recovered::default()));
     }
     let patience = deadline.for_rollback();
-    roll_back_interrupted(
-        host,
-        &mut journal,
-        &containerd,
-        allow_pod_restarts,
-        patience,
-    )
-    .await
-    .map(Some)
+    let undone = roll_back_interrupted(host, &mut journal, &containerd, allowed, patience);
+    undone.await.map(Some)
 }
 
 /// Gathers the facts of a host after a recovery. The killed run may have requested a restart that is still in progress, so the facts are
@@ -160,10 +173,11 @@ async fn roll_back_interrupted(
     host: &HostRoot,
     journal: &mut Journal,
     containerd: &Containerd,
-    allow_pod_restarts: bool,
+    allowed: &Allowed,
     patience: Duration,
-) -> Result<Restarts, Failure> {
+) -> Result<Recovered, Failure> {
     let mut tally = Restarts::default();
+    let mut ending = Vec::new();
     let may_have_restarted = journal.restarting && containerd.target() == Target::Live;
     let service = journal.service_to_undo(host);
     let mut served = None;
@@ -174,8 +188,9 @@ async fn roll_back_interrupted(
             restored => restored,
         };
         if served.is_none() {
-            let allowed = check_restart(host, &service, allow_pod_restarts).await;
-            allowed.map_err(Failure::Refused)?;
+            let daemon = containerd.daemon();
+            let checked = check_restart(host, journal, &service, daemon, allowed).await;
+            ending = checked.map_err(Failure::Refused)?;
         }
     }
     info!("undoing the interrupted change");
@@ -197,13 +212,19 @@ async fn roll_back_interrupted(
     // After the journal is removed, so only this run reports the difference: an administrator may have made it in the meantime.
     let differs = served.and_then(|served| verify_undone(journal, &served).err());
     failures.extend(differs);
+    let ended = if tally.restarts > 0 {
+        ending
+    } else {
+        Vec::new()
+    };
     if failures.is_empty() {
-        return Ok(tally);
+        return Ok(Recovered { tally, ended });
     }
     Err(Failure::Broken {
         cause: Error::Interrupted,
         failures,
         tally,
+        ended,
     })
 }
 
@@ -215,25 +236,35 @@ async fn already_undone(host: &HostRoot, journal: &Journal) -> Option<Served> {
     Some(served).filter(|served| *served == before && journal.has_original_config(host))
 }
 
-/// Checks before the undoing that containerd can and may be restarted. A service whose restart has an unknown effect passes: the files are
-/// restored even if the restart fails.
+/// Checks before the undoing that containerd can and may be restarted, and returns the pods that the restart will end. A service whose
+/// restart has an unknown effect passes: the files are restored even if the restart fails. The pods may have run for days since the
+/// interrupted run, so its own permission to end pods does not count.
 ///
 /// # Errors
-/// When Farrier's PID namespace rules out the restart, or the restart ends pods and `allow_pod_restarts` is false. Nothing was changed
-/// by then.
+/// When Farrier's PID namespace rules out the restart, or the restart ends pods that may not end. Nothing was changed by then.
 async fn check_restart(
     host: &HostRoot,
+    journal: &Journal,
     service: &Service,
-    allow_pod_restarts: bool,
-) -> Result<(), Error> {
+    daemon: Option<&Daemon>,
+    allowed: &Allowed,
+) -> Result<Vec<EndingPod>, Error> {
     let reachable = service.check_reachable(host);
     reachable.map_err(restart::Error::Service)?;
     match service.restart_effect(host).await {
-        Ok(RestartEffect::PodsEnd { .. } | RestartEffect::NodeEnds) if !allow_pod_restarts => {
-            Err(Error::InterruptedWithPods)
+        Ok(RestartEffect::PodsEnd { .. } | RestartEffect::NodeEnds) if !allowed.pod_restarts => {
+            return Err(Error::InterruptedWithPods);
         }
-        Ok(_) | Err(_) => Ok(()),
+        Ok(_) | Err(_) => {}
     }
+    let Some(daemon) = daemon else {
+        return Ok(Vec::new());
+    };
+    let ending = pods_that_end(host, &journal.socket, daemon).await;
+    if !allowed.pod_restarts {
+        check_ending_pods(&ending, &allowed.policy)?;
+    }
+    Ok(ending.unwrap_or_default())
 }
 
 /// Removes the empty state directory of a run that was killed, or had no disk space, before it wrote its journal. Best effort.

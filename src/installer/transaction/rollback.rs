@@ -3,18 +3,20 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::time::timeout;
 use tracing::warn;
 
 use super::failure::{Error, Failure, Progress, Restarts};
 use super::journal::{Journal, Undo, put_config};
-use crate::handoff::Problem;
+use crate::handoff::{EndingPod, Problem};
 use crate::installer::containerd::cri::{self, Served};
 use crate::installer::containerd::daemon::{Daemon, find_daemon};
 use crate::installer::containerd::patience::Deadline;
 use crate::installer::containerd::restart::{self, restart};
 use crate::installer::containerd::service::Service;
+use crate::installer::containerd::tasks::ending_pods;
 use crate::installer::host::{self, HostRoot, Target, text_digest};
-use crate::installer::inspect::gather;
+use crate::installer::inspect::{gather, release_of};
 use crate::installer::plan::remove_declarations;
 use crate::installer::state::{JOURNAL_FILE, STATE_FILE};
 
@@ -57,6 +59,17 @@ pub(crate) async fn roll_back(
     // Before the undoing: a supervisor that watches the configuration restarts containerd as soon as the files change.
     let running = find_daemon(host);
     let service = journal.service_to_undo(host);
+    let (mut ending, restarts) = (Vec::new(), tally.restarts);
+    if journal.restarting
+        && let Ok(Some(daemon)) = &running
+        // The process from before the change needs no restart.
+        && journal.process != Some(daemon.process)
+    {
+        // Whatever these pods are: without the restart, containerd would serve a configuration that is no longer on the disk. The restart of
+        // the change ended all such pods seconds ago, where its policy allowed that.
+        let pods = pods_that_end(host, &journal.socket, daemon).await;
+        ending = pods.unwrap_or_default();
+    }
     let mut failures = undo(host, journal).await;
     if journal.restarting {
         let restored = match running {
@@ -77,16 +90,53 @@ pub(crate) async fn roll_back(
     {
         failures.push(Problem::new(&error, error.help()));
     }
+    let ended = if tally.restarts > restarts {
+        ending
+    } else {
+        Vec::new()
+    };
     if !failures.is_empty() {
         Failure::Broken {
             cause,
             failures,
             tally,
+            ended,
         }
     } else if live {
-        Failure::RolledBack { cause, tally }
+        Failure::RolledBack {
+            cause,
+            tally,
+            ended,
+        }
     } else {
         Failure::Refused(cause)
+    }
+}
+
+/// How long the pods are looked for that a restart ends. This takes some 20 ms; a containerd that does not answer has to be restarted.
+const PODS_LIMIT: Duration = Duration::from_secs(5);
+
+/// The pods that a restart of `daemon` ends; none if its CRI does not answer, as only a restart brings it back then.
+///
+/// # Errors
+/// When the CRI answers, and does not list its pods.
+pub(crate) async fn pods_that_end(
+    host: &HostRoot,
+    socket: &str,
+    daemon: &Daemon,
+) -> Result<Vec<EndingPod>, Problem> {
+    let served = timeout(PODS_LIMIT, cri::served(host, socket)).await;
+    let Ok(Ok(served)) = served else {
+        return Ok(Vec::new());
+    };
+    let ending = async {
+        let sandboxes = cri::sandboxes(host, socket).await?;
+        let release = release_of(host, &daemon.program).await;
+        ending_pods(host, socket, &sandboxes, &served, release).await
+    };
+    match timeout(PODS_LIMIT, ending).await {
+        Ok(ending) => ending.map_err(|error| Problem::new(&error, error.help())),
+        Err(_) => Err(Problem::new("containerd does not list its pods", None)),
     }
 }
 
