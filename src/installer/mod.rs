@@ -34,8 +34,8 @@ use plan::{Goal, HostPlan, decide};
 use report::doctor::{Diagnosis, LeftoverFiles};
 use report::text;
 use report::{
-    add_host_info, add_plan_result, add_restarts, ended_by_restart, refused, report_failure,
-    report_unchanged, sanitize,
+    add_host_info, add_pending_changes, add_plan_result, add_restarts, ended_by_restart, refused,
+    report_failure, report_unchanged, sanitize,
 };
 use state::{JOURNAL_FILE, OwnedHandler, STATE_FILE, STATE_LIMIT, State, StateAfter};
 use transaction::interrupts::Interrupts;
@@ -253,7 +253,8 @@ async fn run(
     let text = match plan_and_act(&host, mode, interrupts, &facts, goal, &mut report).await {
         Ok(text) => text,
         Err(failure) => {
-            let report = report_failure(report, failure);
+            let mut report = report_failure(report, failure);
+            add_pending_changes(&mut report, &facts);
             return match mode {
                 Mode::Change => result(report_unchanged(report, &facts, request), None),
                 Mode::DryRun => result(report, None),

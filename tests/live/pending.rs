@@ -269,6 +269,9 @@ fn an_edited_runtime_of_others_is_served_after_it_is_accepted() {
             } else {
                 // The edit is in effect, and stays in the file.
                 assert_eq!((status, report.restarts), (4, 2), "{report:?}");
+                let reason = report.reason.as_deref().unwrap();
+                let named = format!("changed into effect: {CONFIG_PATH} {CHANGED}");
+                assert!(reason.contains(&named), "{reason}");
                 assert_eq!(node.config(), edited);
                 node.write(CONFIG_PATH, CONFIG.as_bytes(), 0o644);
                 node.start();

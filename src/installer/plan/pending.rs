@@ -217,6 +217,19 @@ pub(crate) fn check(facts: &HostFacts, accepted: bool) -> Result<Vec<String>, Pe
     Ok(allowed.iter().map(note).collect())
 }
 
+/// The pending changes that a restart of a plan for this host has put into effect, in one text; `None` without such changes. Every plan with
+/// a restart has passed [`check`], so all of them were accepted or passed a rehearsal.
+pub(crate) fn put_into_effect(facts: &HostFacts) -> Option<String> {
+    let pending = decide(facts);
+    let shown = pending.iter().take(SHOWN).map(ToString::to_string);
+    let shown: Vec<String> = shown.collect();
+    let more = match pending.len().saturating_sub(SHOWN) {
+        0 => String::new(),
+        more => format!("; {more} more are not shown"),
+    };
+    (!shown.is_empty()).then(|| format!("{}{more}", shown.join("; ")))
+}
+
 /// The number of changes in a message.
 const SHOWN: usize = 5;
 

@@ -11,6 +11,7 @@ use crate::handoff::{
 };
 use crate::installer::host::Target;
 use crate::installer::inspect::{HostFacts, path_of, verified, verified_digest};
+use crate::installer::plan::pending::put_into_effect;
 use crate::installer::plan::{self, HostPlan};
 use crate::installer::transaction::{Error, Failure, Restarts};
 
@@ -205,6 +206,27 @@ pub(crate) fn report_failure(report: ProvisionReport, failure: Failure) -> Provi
     }
 }
 
+/// Names the changes of others that a failed restart of a change has put into effect: the fault may be in them.
+pub(crate) fn add_pending_changes(report: &mut ProvisionReport, facts: &HostFacts) {
+    let has_restarted = match report.result {
+        Outcome::RolledBack | Outcome::Broken => report.restarts > 0,
+        Outcome::Applied | Outcome::Partial | Outcome::Unchanged | Outcome::Refused => false,
+    };
+    let Some(changes) = put_into_effect(facts).filter(|_| has_restarted) else {
+        return;
+    };
+    let reason = report.reason.take().unwrap_or_default();
+    report.reason = Some(format!(
+        "{reason} (the restart also put what others had changed into effect: {changes})"
+    ));
+    let check =
+        "check whether containerd fails because of the change of others, and undo that change";
+    report.remedy = Some(match report.remedy.take() {
+        Some(remedy) => format!("{check}; otherwise {remedy}"),
+        None => check.to_owned(),
+    });
+}
+
 /// The shims of a request, each with the request.
 fn shims_of(request: &ProvisionRequest) -> impl Iterator<Item = (&ShimRequest, &ProvisionRequest)> {
     request.shims.iter().map(move |shim| (shim, request))
@@ -246,9 +268,13 @@ pub(crate) fn report_unchanged(
 
 #[cfg(test)]
 mod tests {
+    use rstest::rstest;
+
     use super::*;
     use crate::handoff::Sha256Digest;
     use crate::installer::artifact::fetch;
+    use crate::installer::fixtures::host;
+    use crate::installer::inspect::pending::{Change, Contents, Input, InputKind};
 
     fn signal() -> Error {
         Error::Signal { name: "SIGTERM" }
@@ -281,6 +307,48 @@ mod tests {
             let report = ProvisionReport::new(Outcome::Refused);
             let report = report_failure(report, Failure::Refused(cause));
             assert_eq!(report.remedy.as_deref(), Some(help));
+        }
+    }
+
+    #[rstest]
+    #[case::after_a_rollback(Outcome::RolledBack, 2, true)]
+    #[case::after_a_failed_rollback(Outcome::Broken, 1, true)]
+    #[case::without_a_restart(Outcome::RolledBack, 0, false)]
+    #[case::of_a_refused_change(Outcome::Refused, 0, false)]
+    fn a_failure_after_a_restart_names_the_changes_of_others_that_took_effect(
+        #[case] outcome: Outcome,
+        #[case] restarts: u32,
+        #[case] named: bool,
+    ) {
+        let input = |number: usize| Input {
+            path: format!("/conf.d/{number}.toml"),
+            kind: InputKind::Config,
+            change: Change::Replaced,
+            contents: Contents::Foreign,
+        };
+        for number in [0, 1, 300] {
+            let facts = host().with(|facts| {
+                facts.restart_inputs.inputs = (0..number).map(input).collect();
+            });
+            let mut report = ProvisionReport::new(outcome);
+            report.restarts = restarts;
+            report.set_problem(Problem::with_help("it ends", "repair containerd"));
+            let before = report.clone();
+            add_pending_changes(&mut report, &facts.build());
+            if !named || number == 0 {
+                assert_eq!(report, before);
+                continue;
+            }
+            let reason = report.reason.unwrap();
+            assert!(reason.starts_with("it ends (the restart also"), "{reason}");
+            assert!(reason.contains("/conf.d/0.toml was changed"), "{reason}");
+            assert_eq!(reason.contains("295 more"), number == 300, "{reason}");
+            let remedy = report.remedy.unwrap();
+            assert!(remedy.starts_with("check whether containerd"), "{remedy}");
+            assert!(
+                remedy.ends_with("; otherwise repair containerd"),
+                "{remedy}"
+            );
         }
     }
 
