@@ -51,6 +51,11 @@ fn the_file_that_containerd_loads_is_edited_whatever_its_command_line() {
             assert_eq!(report.restarts, 1, "{kind}: {report:?}");
             let paths: Vec<&str> = report.files.iter().map(|file| file.path.as_str()).collect();
             assert!(paths.contains(&loaded), "{kind}: {report:?}");
+            let is_unrehearsed = |note: &String| note.contains("was not rehearsed");
+            assert!(
+                !report.notes.iter().any(is_unrehearsed),
+                "{kind}: {report:?}"
+            );
             node.assert_healthy();
             let (status, report) = node.change(&["uninstall", "--all"]);
             assert_eq!((status, report.result), (0, Outcome::Applied), "{report:?}");

@@ -405,7 +405,7 @@ fn process(
 }
 
 /// The working directory of a process; `None` if it was removed or is not below the root.
-fn working_directory(host: &HostRoot, pid: u32) -> Option<String> {
+pub(super) fn working_directory(host: &HostRoot, pid: u32) -> Option<String> {
     let directory = host.symlink_target(&format!("/proc/{pid}/cwd")).ok()??;
     let is_gone = directory.ends_with(" (deleted)") || !directory.starts_with('/');
     (!is_gone).then_some(directory)

@@ -23,6 +23,7 @@ use self::child::{NAMESPACES, Observation, Observed, START_LIMIT};
 use super::command_line::paths;
 use super::cri::Served;
 use super::daemon::Daemon;
+use super::process::working_directory;
 use crate::containerd_config::{
     ConfigFiles, StartNeeds, outside_dependency, start_needs, without_secrets,
 };
@@ -159,6 +160,7 @@ async fn contents(host: &HostRoot, rehearsed: &Rehearsed<'_>) -> Result<BuiltRoo
         .map(str::to_owned)
         .collect();
     let environment = environment(host, pid);
+    let directory = working_directory(host, pid);
     let needs = start_needs(rehearsed.dump).map_err(|error| error.to_string())?;
     let programs = shims(host, &needs, daemon, &environment);
     let all = std::iter::once(&daemon.program).chain(&programs);
@@ -175,8 +177,9 @@ async fn contents(host: &HostRoot, rehearsed: &Rehearsed<'_>) -> Result<BuiltRoo
     Ok(BuiltRoot {
         host: root,
         program: daemon.program.clone(),
-        directories: directories(&needs, &arguments, rehearsed.socket),
+        directories: directories(&needs, &arguments, directory.as_ref(), rehearsed.socket),
         arguments,
+        directory: directory.unwrap_or_else(|| "/".to_owned()),
         environment,
         socket: rehearsed.socket.to_owned(),
         programs,
@@ -189,9 +192,14 @@ async fn contents(host: &HostRoot, rehearsed: &Rehearsed<'_>) -> Result<BuiltRoo
 }
 
 /// The directories that containerd expects or writes to.
-fn directories(needs: &StartNeeds, arguments: &[String], socket: &str) -> Vec<String> {
+fn directories(
+    needs: &StartNeeds,
+    arguments: &[String],
+    directory: Option<&String>,
+    socket: &str,
+) -> Vec<String> {
     let arguments: Vec<&[u8]> = arguments.iter().map(String::as_bytes).collect();
-    let named = paths(&arguments, || None).map_or_else(Vec::new, |paths| paths.data);
+    let named = paths(&arguments, || directory.cloned()).map_or_else(Vec::new, |paths| paths.data);
     let mut directories: Vec<String> = ["/run", "/var/run", "/tmp"].map(str::to_owned).into();
     directories.push(parent_directory(socket).to_owned());
     directories.extend(needs.data.iter().cloned());
@@ -314,6 +322,35 @@ mod tests {
         );
     }
 
+    #[tokio::test]
+    async fn the_working_directory_is_that_of_the_running_containerd() {
+        let directory = tempfile::tempdir().unwrap();
+        let process = directory.path().join("proc/1");
+        std::fs::create_dir_all(&process).unwrap();
+        std::fs::write(process.join("cmdline"), "containerd\0-c\0own.toml\0").unwrap();
+        let host = HostRoot::open(directory.path()).unwrap();
+        let built = async || {
+            let daemon = daemon();
+            let rehearsed = Rehearsed {
+                daemon: &daemon,
+                socket: "/run/containerd/containerd.sock",
+                files: &files(""),
+                dump: "",
+            };
+            contents(&host, &rehearsed).await.unwrap()
+        };
+        for (link, expected) in [
+            ("/srv/containerd", "/srv/containerd"),
+            ("/srv/containerd (deleted)", "/"),
+        ] {
+            let _ = std::fs::remove_file(process.join("cwd"));
+            std::os::unix::fs::symlink(link, process.join("cwd")).unwrap();
+            let built = built().await;
+            assert_eq!(built.directory, expected);
+            assert_eq!(built.arguments[2], "own.toml");
+        }
+    }
+
     #[test]
     fn the_environment_lacks_what_belongs_to_the_running_process() {
         let directory = tempfile::tempdir().unwrap();
@@ -369,8 +406,14 @@ mod tests {
         };
         let arguments = ["containerd", "--root=/a", "-state", "/b"].map(str::to_owned);
         assert_eq!(
-            directories(&needs, &arguments, "/run/own/c.sock"),
+            directories(&needs, &arguments, None, "/run/own/c.sock"),
             ["/run", "/var/run", "/tmp", "/run/own", "/data", "/a", "/b"]
+        );
+        let arguments = ["containerd", "--root=a", "--state", "./b"].map(str::to_owned);
+        let srv = "/srv".to_owned();
+        assert_eq!(
+            directories(&needs, &arguments, Some(&srv), "/run/own/c.sock")[5..],
+            ["/srv/a", "/srv/b"]
         );
     }
 }

@@ -32,6 +32,8 @@ pub(super) struct BuiltRoot {
     pub(super) arguments: Vec<String>,
     /// Its environment.
     pub(super) environment: BTreeMap<String, String>,
+    /// Its working directory, at which relative paths in its arguments start.
+    pub(super) directory: String,
     /// Path of the CRI socket on the host.
     pub(super) socket: String,
     /// Directories that must exist.
@@ -158,7 +160,7 @@ impl Builder<'_> {
     fn build(&mut self, built: &BuiltRoot) -> Result<()> {
         mount_system(built.is_cgroup2)?;
         mount_devices()?;
-        for directory in &built.directories {
+        for directory in built.directories.iter().chain([&built.directory]) {
             let directory = self.resolve(directory)?;
             create_directory(&directory)?;
         }

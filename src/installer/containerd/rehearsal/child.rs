@@ -202,7 +202,7 @@ async fn observe(built: &BuiltRoot) -> Result<Observation, String> {
         .args(arguments)
         .env_clear()
         .envs(&built.environment)
-        .current_dir("/")
+        .current_dir(&built.directory)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
