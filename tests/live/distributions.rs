@@ -88,6 +88,12 @@ fn comes_and_goes(node: &Node, word: &str, edited: &str) {
     node.assert_healthy();
     let (_, report) = node.change(&["install", "--shim=a=file:///srv/a"]);
     assert_eq!(report.result, Outcome::Unchanged, "{report:?}");
+    let changed = [
+        "install",
+        "--shim=a=file:///srv/a,option.SystemdCgroup=true,handler=a,alias=b",
+    ];
+    let (status, report) = node.change(&changed);
+    assert_eq!((status, report.restarts), (0, 1), "{report:?}");
     let (status, report) = node.change(&["uninstall", "--all"]);
     assert_eq!((status, report.result), (0, Outcome::Applied), "{report:?}");
     assert_eq!(node.tree(), before);

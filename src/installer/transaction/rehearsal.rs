@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use tracing::debug;
 
 use super::failure::Error;
-use crate::containerd_config::{self, ConfigFiles, Glob, SourceFile};
+use crate::containerd_config::{
+    self, ConfigFiles, DeclaredHandler, Glob, SourceFile, remove_managed_handlers,
+};
 use crate::handoff::Problem;
 use crate::installer::containerd::config_files::patterns;
 use crate::installer::containerd::cri::Served;
@@ -138,6 +140,9 @@ impl ConfigAfter {
                 is_unrendered = true;
             }
         }
+        if is_changed && matches!(facts.distro.edited, Edited::Snippets { .. }) {
+            remove_last_rendering(plan, &mut files);
+        }
         let patterns = patterns(&files.root);
         let is_imported = |path: &String| patterns.iter().any(|pattern| matches(pattern, path));
         if !added.iter().all(is_imported) {
@@ -161,10 +166,6 @@ impl ConfigAfter {
         let Some(expected) = ExpectedRuntimes::of(facts, plan) else {
             return Ok(());
         };
-        // k0s merges its snippets in its own way: its restart alone shows the handlers.
-        if matches!(facts.distro.edited, Edited::Snippets { .. }) {
-            return Ok(());
-        }
         let mut served = served;
         if self.is_unrendered {
             let is_declared = |name: &String| plan.declared.iter().any(|it| it.name == *name);
@@ -176,6 +177,28 @@ impl ConfigAfter {
             }
         }
         expected.verify_change(&served)
+    }
+}
+
+/// Removes the managed handlers from the imported files that `plan` does not change. k0s renders such a file from its snippets, so it still
+/// has the handlers of the last snippet, and the changed file has those that stay.
+fn remove_last_rendering(plan: &HostPlan, files: &mut ConfigFiles) {
+    let changes = plan.config.iter();
+    let changed: BTreeSet<&str> = changes
+        .map(|change| match &change.rendered {
+            Some(rendered) => rendered.target.path.as_str(),
+            None => change.path.as_str(),
+        })
+        .collect();
+    let imported = files.imported.iter_mut();
+    for file in imported.filter(|file| !changed.contains(file.path.as_str())) {
+        let text = file.text.as_deref().unwrap_or_default();
+        let is_managed = |name: &str, _: &DeclaredHandler| plan.managed.contains(name);
+        let left = remove_managed_handlers(&file.path, text, is_managed);
+        // A file that can't be edited, or of which nothing is left, stays.
+        if let Ok(Some(left)) = left {
+            file.text = Some(left);
+        }
     }
 }
 
