@@ -63,6 +63,19 @@ async fn taints(cluster: &Cluster, node: &str) -> Vec<String> {
     taints.map(|taint| taint.effect).collect()
 }
 
+/// The exit status and the text of `farrier doctor` on `node`.
+fn doctor(cluster: &Cluster, node: &str, option: &str) -> (i32, String) {
+    let program = std::env::var("FARRIER_BINARY").unwrap();
+    let path = "opt/images/farrier-doctor";
+    std::fs::copy(program, cluster.root(node).join(path)).unwrap();
+    let output = cluster.try_sh(
+        node,
+        &format!("/{path} doctor {option}; s=$?; rm /{path}; exit $s"),
+    );
+    let text = String::from_utf8_lossy(&output.stdout);
+    (output.status.code().unwrap(), text.into_owned())
+}
+
 async fn set_policy(cluster: &Cluster, policy: Value) {
     let patch = Patch::Merge(json!({"spec": {"onRestart": policy}}));
     let parameters = PatchParams::default();
@@ -160,6 +173,13 @@ async fn a_restart_waits_for_pods_that_it_would_end_or_evicts_them_or_names_thos
     let parameters = DeleteParams::default();
     budgets.delete("protected", &parameters).await.unwrap();
     cluster.delete_pod(&name_of_pod(restarted)).await;
+    let (status, said) = doctor(&cluster, restarted, "");
+    let finding = "shim process without a pod still runs a binary of Farrier";
+    assert!(status == 1 && said.contains(finding), "{said}");
+    let (status, said) = doctor(&cluster, restarted, "--end-orphans");
+    assert!(status == 0 && !said.contains(finding), "{said}");
+    let left = cluster.sh(restarted, "pgrep -f '^/opt/farrier/' || true");
+    assert_eq!(left, "", "{said}");
 
     set_policy(&cluster, Value::Null).await;
     for node in &nodes {
@@ -169,7 +189,5 @@ async fn a_restart_waits_for_pods_that_it_would_end_or_evicts_them_or_names_thos
     cluster.delete_shim(SECOND).await;
     for node in &nodes {
         cluster.marks_vanish(node).await;
-        // containerd 2 takes the container for dead, and leaves its process.
-        cluster.sh(node, "pkill -KILL -f '^/opt/farrier/' || true");
     }
 }

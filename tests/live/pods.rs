@@ -56,7 +56,8 @@ fn a_pod_that_starts_while_farrier_writes_is_not_ended_either() {
     let mut begun = false;
     let status = follow(&command, stdout, |program, call| {
         // Farrier has asked for pods, and begins to write. It waits for this function.
-        if is_change(program, call) && !begun && node.path("/var/lib/farrier/journal.json").exists() {
+        if is_change(program, call) && !begun && node.path("/var/lib/farrier/journal.json").exists()
+        {
             begun = true;
             start_pod(&node);
         }
