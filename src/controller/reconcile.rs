@@ -150,13 +150,15 @@ async fn reconcile_node(
     context: Arc<Context>,
 ) -> Result<Action, apply::Error> {
     let view = NodeView::from(node.as_ref());
-    let pods = view.pods_to_look_at();
+    let (pods, each) = view.pods_to_look_at();
     let pods = if pods.is_empty() {
         None
     } else {
         let handlers = context.handlers_of_classes();
-        let look = ending_pods::look(&context.client, &view.name, &pods, &handlers);
-        Some(apply::in_time(format!("pods of node {}", view.name), look.map(Ok)).await?)
+        let look = ending_pods::look(&context.client, &view.name, &pods, each, &handlers);
+        // Without an answer, the decision waits for the pods, and does everything else.
+        let looked = apply::in_time(format!("pods of node {}", view.name), look.map(Ok)).await;
+        looked.ok().flatten()
     };
     let Some(plan) = context.decide_node(&node, &view, pods.as_ref()) else {
         // The watch is about to deliver the newer version.

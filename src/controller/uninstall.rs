@@ -11,14 +11,19 @@ use tokio::time::Instant;
 use super::apply;
 use super::apply::{deployment, lease};
 use super::cluster;
+use super::cluster::node_view::NodeView;
 use super::cluster::shim_view::{ShimObject, ShimView};
+use super::cluster::slim::NodeObject;
+use super::decide::node_labels;
 use super::decide::shim_status::Finalizer;
+use super::decide::types::Plan;
 use super::error::Error;
 use super::leader::{self, Election};
 use super::memory::Context;
 use super::memory::aggregate::Carrier;
 use super::operate::operate;
 use super::settings::Settings;
+use crate::metrics::Metrics;
 use crate::names;
 
 /// Options of an uninstall.
@@ -70,7 +75,7 @@ impl fmt::Display for UninstallSummary {
                 .map_or(String::new(), |it| format!(": {it}"));
             writeln!(
                 f,
-                "node {node} still carries {shims}{reason}. End the pods that use these shims, and run `farrier uninstall --all` on the node"
+                "node {node} still carries {shims}{reason}. End the pods that hold the removal, and run `farrier uninstall --all` on the node"
             )?;
         }
         Ok(())
@@ -86,6 +91,12 @@ pub async fn uninstall(
     options: UninstallOptions,
 ) -> Result<UninstallSummary, Error> {
     let client = cluster::client().await?;
+    // A drain that begins now ends before the deadline.
+    let drain_timeout = settings.drain_timeout;
+    let settings = Settings {
+        drain_timeout: drain_timeout.map(|limit| limit.min(options.deadline / 2)),
+        ..settings
+    };
     let Settings {
         namespace,
         lease_name,
@@ -107,6 +118,7 @@ pub async fn uninstall(
     } else {
         clean(&client, &settings, options.deadline).await?
     };
+    end_drains(&client, &settings).await?;
     // The Shims may stay in the cluster, and no controller would remove their finalizers any more.
     for shim in cluster::list::<ShimObject>(&client).await? {
         let view = ShimView::from(&shim);
@@ -141,6 +153,22 @@ async fn clean(
             ended => return ended,
         }
     }
+}
+
+/// Removes the taint of a drain from all nodes.
+async fn end_drains(client: &Client, settings: &Settings) -> Result<(), Error> {
+    for node in cluster::list::<NodeObject>(client).await? {
+        let edit = node_labels::without_drain(&NodeView::from(&node));
+        if edit.is_some() {
+            tracing::info!(node = node.name_any(), "ending the drain");
+            let plan = Plan {
+                edit,
+                ..Plan::default()
+            };
+            apply::node(client, settings, &node, &plan, &Metrics::new()).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Deletes the Lease, unless another replica holds it: that replica still acts.

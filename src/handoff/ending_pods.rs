@@ -44,6 +44,18 @@ impl fmt::Display for EndingPod {
 }
 
 impl EndingPod {
+    /// Whether namespace and name consist of the characters of a DNS subdomain (Kubernetes, *Object Names and IDs*).
+    fn has_valid_name(&self) -> bool {
+        let is_valid = |name: &str| {
+            let mut bytes = name.bytes();
+            let is_letter = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+            name.len() <= NAME_LIMIT
+                && name.bytes().next().is_some_and(is_letter)
+                && bytes.all(|byte| is_letter(byte) || byte == b'-' || byte == b'.')
+        };
+        is_valid(&self.namespace) && is_valid(&self.name)
+    }
+
     /// The pod with texts that a terminal may show and a message has room for.
     #[must_use]
     pub fn printable(self) -> Self {
@@ -100,17 +112,18 @@ impl EndingPods {
         self
     }
 
-    /// The pods within the limits of this type, whoever wrote them. A name that no handler in Kubernetes can have is left out.
+    /// The pods within the limits of this type, whoever wrote them. A pod or handler whose name Kubernetes does not allow is left out: the
+    /// name of a pod becomes a part of a URL.
     #[must_use]
     pub fn bounded(self) -> Self {
         let handlers = self.handlers.into_iter();
-        let handlers = handlers.filter(|handler| is_label_name(handler));
+        let handlers = handlers.filter(|handler| handler.is_empty() || is_label_name(handler));
         Self {
             more: self.more,
             handlers: handlers.take(MOST_HANDLERS).collect(),
             pods: Vec::new(),
         }
-        .with_pods(self.pods.into_iter())
+        .with_pods(self.pods.into_iter().filter(EndingPod::has_valid_name))
     }
 
     /// Leaves out the last pods, which then count as further pods.
@@ -177,16 +190,34 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_whose_name_would_lead_a_request_elsewhere_is_left_out() {
+        let with = |namespace: &str, name: &str| EndingPod {
+            namespace: namespace.to_owned(),
+            ..pod(name)
+        };
+        let names = [
+            with("kube-system/pods/victim/eviction?x=", "victim"),
+            with("default", "../../nodes/n1"),
+            with("default", "a%2fb"),
+            with("default", "\u{1b}[31m"),
+            with("..", "web"),
+            with("", "web"),
+            with("default", "web.0-a"),
+        ];
+        let bounded = EndingPods::of(&names).bounded();
+        assert_eq!(bounded.pods, [with("default", "web.0-a")]);
+    }
+
+    #[test]
     fn a_report_of_an_attacker_is_bounded() {
         let mut forged = EndingPods {
-            pods: (0..5_000).map(|_| pod("\u{1b}[31m")).collect(),
+            pods: (0..5_000).map(|number| pod(&number.to_string())).collect(),
             more: usize::MAX - 10_000,
             handlers: (0..5_000).map(|number| number.to_string()).collect(),
         };
         forged.handlers.insert("a/b\n".to_owned());
         let bounded = forged.bounded();
         assert_eq!((bounded.pods.len(), bounded.handlers.len()), (10, 16));
-        assert!(!bounded.to_string().contains('\u{1b}'));
         assert!(
             bounded
                 .handlers

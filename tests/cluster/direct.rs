@@ -103,6 +103,8 @@ impl<'a> Node<'a> {
             cluster.delete_pod(&pod.name_any()).await;
         }
         node.no_sandboxes().await;
+        // Shims of Wasm pods that a restart has ended.
+        node.sh("farrier doctor --end-orphans || true");
         let status = node.farrier("uninstall --all").status;
         assert_eq!(status, 0, "{}: cannot be cleaned", node.name);
         node

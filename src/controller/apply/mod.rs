@@ -8,7 +8,9 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::node::v1::RuntimeClass;
-use kube::api::{Api, DeleteParams, EvictParams, Patch, PatchParams, PostParams, Preconditions};
+use k8s_openapi::api::policy::v1::Eviction;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{self as meta, DeleteOptions};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::{ObjectMeta, PartialObjectMeta, PartialObjectMetaExt as _};
 use kube::{Client, ResourceExt};
 use serde::Serialize;
@@ -289,14 +291,24 @@ fn accepted(
 /// Evicts a pod. A `PodDisruptionBudget` may refuse that for now, so every answer but success is only logged: the next decision tries again.
 async fn evict(client: &Client, pod: &EndingPod) {
     let pods: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace);
-    let parameters = EvictParams {
-        delete_options: Some(DeleteParams::default().preconditions(Preconditions {
-            uid: Some(pod.uid.clone()),
-            resource_version: None,
-        })),
-        post_options: post_params(),
+    // kube's own method sends no precondition: it misspells the field.
+    let eviction = Eviction {
+        metadata: ObjectMeta {
+            name: Some(pod.name.clone()),
+            ..ObjectMeta::default()
+        },
+        delete_options: Some(DeleteOptions {
+            preconditions: Some(meta::Preconditions {
+                uid: Some(pod.uid.clone()),
+                resource_version: None,
+            }),
+            ..DeleteOptions::default()
+        }),
     };
-    match success_on(pods.evict(&pod.name, &parameters).await, &[404, 409]) {
+    let answer: Result<serde_json::Value, _> = pods
+        .create_subresource("eviction", &pod.name, &post_params(), &eviction)
+        .await;
+    match success_on(answer, &[404, 409]) {
         Ok(()) => tracing::info!(%pod, "evicted a pod before the restart of containerd"),
         Err(error) => {
             let error = message(&error);
@@ -555,6 +567,25 @@ mod tests {
         });
         let expected = [("PATCH /api/v1/nodes/n1".to_owned(), document)];
         assert_eq!(*written.lock().unwrap(), expected);
+    }
+
+    #[tokio::test]
+    async fn an_eviction_ends_the_pod_of_its_uid_alone() {
+        let (client, written) = recording(json!({"kind": "Status", "status": "Success"}));
+        let pod = EndingPod {
+            namespace: "default".to_owned(),
+            name: "web-0".to_owned(),
+            uid: "u1".to_owned(),
+            handler: "spin".to_owned(),
+        };
+        evict(&client, &pod).await;
+        let (line, document) = written.lock().unwrap().pop().unwrap();
+        assert_eq!(line, "POST /api/v1/namespaces/default/pods/web-0/eviction");
+        assert_eq!(
+            document["deleteOptions"],
+            json!({"preconditions": {"uid": "u1"}})
+        );
+        assert_eq!(document["metadata"]["name"], "web-0");
     }
 
     #[tokio::test]

@@ -11,45 +11,68 @@ use crate::handoff::EndingPod;
 /// Requests at the same time. A node names at most twenty pods.
 const CONCURRENCY: usize = 4;
 
+/// Annotation of the object that stands for a static pod.
+const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
+
 /// What the API server says about the pods of one node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PodStates {
-    /// Pods that have not ended.
+    /// Pods that have not ended, or about which the API server did not answer.
     pub left: Vec<EndingPod>,
+    /// Pods of `left` that the API server has confirmed, and that may be evicted.
+    pub evictable: Vec<EndingPod>,
     /// Pods of `left` with a container that does not run.
     pub stopped: Vec<EndingPod>,
 }
 
-/// Asks the API server for `pods`, which are said to be on `node`. `handlers` are the handlers of all RuntimeClasses by name. A pod about
-/// which the API server does not answer counts as one that runs.
+/// Asks the API server for `pods`, which are said to be on `node`: for all of them, or up to the first that is left. `handlers` are the
+/// handlers of all RuntimeClasses by name. `None` if the API server answered about no pod.
 pub async fn look(
     client: &Client,
     node: &str,
     pods: &[EndingPod],
+    all: bool,
     handlers: &HashMap<String, String>,
-) -> PodStates {
+) -> Option<PodStates> {
     let answers = futures::stream::iter(pods.iter().cloned()).map(|pod| async move {
         let api: Api<PodObject> = Api::namespaced(client.clone(), &pod.namespace);
         match api.get_opt(&pod.name).await {
             Ok(found) => {
                 let there = found.filter(|it| is_still_there(it, &pod, node, handlers));
-                there.map(|it| (pod, is_stopped(&it)))
+                Ok((pod, there))
             }
-            Err(error) => {
-                tracing::warn!(%pod, %error, "failed to look at a pod");
-                Some((pod, false))
-            }
+            Err(error) => Err((pod, error)),
         }
     });
     let mut states = PodStates::default();
+    let (mut answered, mut failed) = (false, None);
     let mut answers = std::pin::pin!(answers.buffered(CONCURRENCY));
     while let Some(answer) = answers.next().await {
-        if let Some((pod, stopped)) = answer {
-            states.stopped.extend(stopped.then(|| pod.clone()));
-            states.left.push(pod);
+        match answer {
+            Ok((pod, found)) => {
+                answered = true;
+                if let Some(found) = found {
+                    let evictable = is_evictable(&found);
+                    states.evictable.extend(evictable.then(|| pod.clone()));
+                    states
+                        .stopped
+                        .extend(is_stopped(&found).then(|| pod.clone()));
+                    states.left.push(pod);
+                }
+            }
+            Err((pod, error)) => {
+                failed = Some(error);
+                states.left.push(pod);
+            }
+        }
+        if !all && !states.left.is_empty() {
+            break;
         }
     }
-    states
+    if let Some(error) = failed {
+        tracing::warn!(%error, "failed to look at pods that a restart of containerd would end");
+    }
+    answered.then_some(states)
 }
 
 /// Whether `found` is `pod`, on `node`, and has not ended. The name of the pod comes from a report or an annotation, which the kubelet and
@@ -69,8 +92,19 @@ fn is_still_there(
     });
     !ended
         && has_handler
-        && found.uid().is_some_and(|uid| uid == pod.uid)
+        && (found.uid().is_some_and(|uid| uid == pod.uid) || mirrors(found, pod))
         && found.spec.node_name.as_deref() == Some(node)
+}
+
+/// Whether `found` stands for the static pod `pod`, whose UID in the CRI is the hash of its manifest (Kubernetes, *Static Pods*).
+fn mirrors(found: &PodObject, pod: &EndingPod) -> bool {
+    let mirrored = found.annotations().get(MIRROR_ANNOTATION);
+    mirrored.is_some_and(|uid| *uid == pod.uid)
+}
+
+/// Whether an eviction ends the pod: not one that ends already, and not a static pod, which its kubelet runs.
+fn is_evictable(pod: &PodObject) -> bool {
+    pod.metadata.deletion_timestamp.is_none() && !pod.annotations().contains_key(MIRROR_ANNOTATION)
 }
 
 /// Whether a container of the pod does not run.
@@ -82,6 +116,7 @@ fn is_stopped(pod: &PodObject) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use kube::client::Body;
     use rstest::rstest;
     use serde_json::{Value, json};
 
@@ -121,6 +156,49 @@ mod tests {
         let handlers = handlers.map(|(class, handler)| (class.to_owned(), handler.to_owned()));
         let there = is_still_there(&found, &pod(), "n1", &handlers.into());
         assert_eq!(there, expected);
+    }
+
+    #[tokio::test]
+    async fn only_pods_that_the_api_server_has_confirmed_may_be_evicted() {
+        let answer = |name: &'static str| {
+            let metadata = match name {
+                "static" => {
+                    json!({"name": name, "annotations": {"kubernetes.io/config.mirror": "u"}})
+                }
+                "ending" => {
+                    json!({"name": name, "uid": "u", "deletionTimestamp": "2026-01-01T00:00:00Z"})
+                }
+                _ => json!({"name": name, "uid": "u"}),
+            };
+            json!({"metadata": metadata, "spec": {"nodeName": "n1", "runtimeClassName": "spin"}})
+        };
+        let service = tower::service_fn(move |request: hyper::Request<Body>| {
+            let path = request.uri().path().to_owned();
+            let name = ["static", "ending", "web"]
+                .into_iter()
+                .find(|name| path.ends_with(name));
+            let (status, body) = match name {
+                Some(name) => (200, answer(name)),
+                None => (
+                    403,
+                    json!({"kind": "Status", "status": "Failure", "code": 403, "message": "no", "reason": "Forbidden"}),
+                ),
+            };
+            let answer = hyper::Response::builder().status(status);
+            std::future::ready(answer.body(Body::from(body.to_string().into_bytes())))
+        });
+        let client = Client::new(service, "default");
+        let pods = ["forbidden", "static", "ending", "web"].map(|name| EndingPod {
+            name: name.to_owned(),
+            ..pod()
+        });
+        let handlers = HashMap::from([("spin".to_owned(), "spin".to_owned())]);
+        let states = look(&client, "n1", &pods, true, &handlers).await.unwrap();
+        assert_eq!(states.left, pods);
+        assert_eq!(states.evictable, pods[3..]);
+        assert_eq!(look(&client, "n1", &pods[..1], true, &handlers).await, None);
+        let first = look(&client, "n1", &pods[2..], false, &handlers).await;
+        assert_eq!(first.unwrap().left, pods[2..3]);
     }
 
     #[rstest]

@@ -95,13 +95,19 @@ impl NodeView {
         is_of_node.then_some(applied)
     }
 
-    /// The pods that a decision on the node depends on: those that it waits for, and those that its last restart ended.
+    /// The pods that a decision on the node depends on: those that it waits for, and those that its last restart ended. Also whether the
+    /// decision depends on each of them, and not only on whether one is left.
     #[must_use]
-    pub fn pods_to_look_at(&self) -> Vec<EndingPod> {
+    pub fn pods_to_look_at(&self) -> (Vec<EndingPod>, bool) {
         let applied = self.applied().unwrap_or_default();
-        let waiting = applied.waiting_for_pods.map(|it| it.pods.pods);
-        let ended = applied.ended_pods.map(|it| it.pods.pods);
-        waiting.into_iter().chain(ended).flatten().collect()
+        let (waiting, ended) = (applied.waiting_for_pods, applied.ended_pods);
+        let drains = waiting
+            .as_ref()
+            .is_some_and(|it| it.draining_since.is_some());
+        let each = drains || ended.is_some();
+        let pods = waiting.map(|it| it.pods.pods).into_iter();
+        let pods = pods.chain(ended.map(|it| it.pods.pods));
+        (pods.flatten().collect(), each)
     }
 
     /// Whether the kubelet lists `handler`. If the kubelet lists no handlers at all, the report alone counts and this is true.

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 use super::desired::Desired;
 use super::ending_pods::{left, policy, waiting, waits};
 use super::event::{EventSpec, LONGEST_NOTE, cut};
-use super::job_due::{LONGEST_RETRY, age, may_begin};
+use super::job_due::{LONGEST_RETRY, age, has_no_turn, may_begin};
 use super::types::Observed;
 use crate::controller::cluster::node_view::Applied;
 use crate::handoff::{EndingPod, EndingPods, OnRestart, Problem};
@@ -22,26 +24,34 @@ pub struct DrainStep {
     pub evict: Vec<EndingPod>,
     /// The Event to publish.
     pub event: Option<EventSpec>,
+    /// Whether the node is being drained after this step.
+    pub drains: bool,
 }
 
 /// Begins the drain of a node that waits for pods, goes on with it, or undoes it after its time limit.
 pub fn advance(seen: &Observed, desired: &Desired, applied: &mut Applied) -> DrainStep {
     let mut step = DrainStep::default();
     let Some(before) = waiting(Some(applied), desired).cloned() else {
+        // Another desired set has ended the drain.
+        if let Some(former) = &mut applied.waiting_for_pods {
+            former.draining_since = None;
+        }
         return step;
     };
     let timeout = seen.cluster.drain_timeout;
     let may_drain = policy(seen.cluster, &before.pods) == OnRestart::Drain;
     let drains = may_drain && may_begin(seen, desired, Some(applied));
-    let rests = before
-        .undone_at
-        .is_some_and(|at| age(seen.now, at) < LONGEST_RETRY);
+    // A time in the future is not one of this controller.
+    let is_past = |at: &Timestamp| *at <= seen.now;
+    let rests = before.undone_at.filter(is_past);
+    let rests = rests.is_some_and(|at| age(seen.now, at) < LONGEST_RETRY);
     let mut now = before.clone();
-    match before.draining_since {
-        None if drains && !rests => {
+    match before.draining_since.filter(is_past) {
+        None if drains && !rests && !has_no_turn(seen, desired, applied) => {
             now.draining_since = Some(seen.now);
             step.event = Some(waits(seen.cluster, &now));
         }
+        None => now.draining_since = None,
         Some(_) if !drains => now.draining_since = None,
         Some(since) if age(seen.now, since) >= timeout.unwrap_or_default() => {
             now.draining_since = None;
@@ -53,11 +63,11 @@ pub fn advance(seen: &Observed, desired: &Desired, applied: &mut Applied) -> Dra
         }
         Some(_) => {
             // The taint and the labels were written with the step before: a new pod goes to another node.
-            let there = seen.pods.map_or(&[][..], |pods| &pods.left);
-            step.evict = left(&before, there);
+            let evictable = seen.pods.map_or(&[][..], |pods| &pods.evictable);
+            step.evict = left(&before, evictable);
         }
-        None => {}
     }
+    step.drains = now.draining_since.is_some();
     applied.waiting_for_pods = Some(now);
     step
 }

@@ -10,7 +10,7 @@ use crate::handoff::{EndingPod, EndingPods, OnRestart, Problem};
 use crate::names::reasons;
 
 /// Shortest wait between two looks at the pods of one node.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
+pub const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// Nodes whose pods are looked at per second, at most: a look is a request or a few to the API server.
 const LOOKS_PER_SECOND: u32 = 20;
@@ -32,10 +32,21 @@ pub fn waiting<'a>(applied: Option<&'a Applied>, desired: &Desired) -> Option<&'
 /// What to do about these pods: the strictest policy of their handlers. Without a time limit for a drain, no pod is evicted.
 #[must_use]
 pub fn policy(cluster: &Cluster, pods: &EndingPods) -> OnRestart {
-    let handlers = pods.handlers.iter().map(String::as_str);
-    match cluster.restart_policy.strictest(handlers) {
+    match specified(cluster, pods) {
         OnRestart::Drain if cluster.drain_timeout.is_none() => OnRestart::Refuse,
         policy => policy,
+    }
+}
+
+/// The strictest policy of the pods and of the handlers in the report, which others may have written apart from each other.
+fn specified(cluster: &Cluster, pods: &EndingPods) -> OnRestart {
+    let policy = &cluster.restart_policy;
+    let of_pods = pods.pods.iter().map(|pod| &pod.handler);
+    let handlers: Vec<&str> = of_pods.chain(&pods.handlers).map(String::as_str).collect();
+    if handlers.is_empty() {
+        policy.default
+    } else {
+        policy.strictest(handlers)
     }
 }
 
@@ -56,39 +67,50 @@ pub fn problem(cluster: &Cluster, waiting: &WaitingForPods) -> Problem {
         );
     }
     let message = format!("the restart of containerd would end {number}: {pods}");
-    let names: BTreeSet<&str> = cluster
-        .shims
-        .iter()
-        .filter(|shim| {
-            let handlers = shim
-                .spec
-                .as_ref()
-                .ok()
-                .and_then(|spec| spec.handlers().ok());
-            let mut handlers = handlers.into_iter().flatten();
-            handlers.any(|handler| pods.handlers.contains(&handler))
-        })
-        .map(|shim| shim.name.as_str())
-        .collect();
-    let place = if names.is_empty() {
-        "onRestart in the chart".to_owned()
-    } else {
-        let names: Vec<&str> = names.into_iter().collect();
-        format!("spec.onRestart of Shim {}", names.join(" and "))
-    };
-    let handlers = pods.handlers.iter().map(String::as_str);
-    let drains = cluster.restart_policy.strictest(handlers) == OnRestart::Drain;
+    let place = place_of_policy(cluster, pods);
+    let drains = specified(cluster, pods) == OnRestart::Drain;
     let help = match (cluster.drain_timeout, drains, waiting.undone_at) {
         (Some(timeout), true, Some(_)) => format!(
             "the pods were not evicted within {} s: check their PodDisruptionBudgets, delete these pods, or set {place} to Allow",
             timeout.as_secs()
         ),
+        (Some(_), true, None) => {
+            "Farrier evicts these pods as soon as the node is ready, not cordoned, and its turn has come".to_owned()
+        }
         (None, true, _) => format!(
             "set drain.enabled in the chart so that Farrier may evict pods, delete these pods, or set {place} to Allow"
         ),
-        (_, _, _) => format!("delete these pods, or set {place} to Drain or Allow"),
+        (_, false, _) => format!("delete these pods, or set {place} to Drain or Allow"),
     };
     Problem::with_help(message, help)
+}
+
+/// Where the policy of these pods is specified.
+fn place_of_policy(cluster: &Cluster, pods: &EndingPods) -> String {
+    let mut without_shim = pods.handlers.clone();
+    let mut names = BTreeSet::new();
+    for shim in &cluster.shims {
+        let spec = shim.spec.as_ref().ok();
+        for handler in spec
+            .and_then(|spec| spec.handlers().ok())
+            .unwrap_or_default()
+        {
+            if pods.handlers.contains(&handler) {
+                without_shim.remove(&handler);
+                names.insert(shim.name.as_str());
+            }
+        }
+    }
+    let names: Vec<&str> = names.into_iter().collect();
+    let of_shims =
+        (!names.is_empty()).then(|| format!("spec.onRestart of Shim {}", names.join(" and ")));
+    let of_chart =
+        (!without_shim.is_empty() || names.is_empty()).then(|| "onRestart in the chart".to_owned());
+    of_shims
+        .into_iter()
+        .chain(of_chart)
+        .collect::<Vec<_>>()
+        .join(" and ")
 }
 
 /// The pods that the node waits for, of those that have not ended.

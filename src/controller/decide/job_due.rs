@@ -68,13 +68,16 @@ pub fn need(seen: &Observed, desired: &Desired, applied: Option<&Applied>) -> Ne
     let listed = all_listed(seen.node, applied);
     let interrupted = applied.attempted == digest && applied.interruptions > 0;
     // The digest is not compared: a request to keep a Shim asks for less than the request that was fulfilled, and needs no new Job.
+    let waiting = ending_pods::waiting(Some(applied), desired);
     let is_known = desired.is_fulfilled(applied) && same_host && listed && applied.reason.is_none();
+    // A host whose files were changed needs a restart, too, and may wait for pods.
+    let is_known = is_known && waiting.is_none();
     if is_known && !interrupted && next_look(seen, Some(applied)).is_none_or(|rest| !rest.is_zero())
     {
         return Need::Nothing;
     }
-    if let Some(waiting) = ending_pods::waiting(Some(applied), desired) {
-        return need_after_pods(seen, applied, waiting);
+    if let Some(waiting) = waiting {
+        return need_after_pods(seen, desired, applied, waiting);
     }
     if applied.attempted != digest || (applied.attempts == 0 && !interrupted) {
         return Need::Now;
@@ -101,26 +104,59 @@ pub fn need(seen: &Observed, desired: &Desired, applied: Option<&Applied>) -> Ne
 }
 
 /// Whether a Job is due on a node that waits for pods.
-fn need_after_pods(seen: &Observed, applied: &Applied, waiting: &WaitingForPods) -> Need {
+fn need_after_pods(
+    seen: &Observed,
+    desired: &Desired,
+    applied: &Applied,
+    waiting: &WaitingForPods,
+) -> Need {
+    let drains = waiting.draining_since.is_some();
+    let since = age(seen.now, applied.at);
     let is_over = match (ending_pods::policy(seen.cluster, &waiting.pods), seen.pods) {
         (OnRestart::Allow, _) => true,
         (OnRestart::Refuse | OnRestart::Drain, Some(pods)) => {
             ending_pods::left(waiting, &pods.left).is_empty()
         }
-        (OnRestart::Refuse | OnRestart::Drain, None) => false,
+        // The API server says nothing about the pods, and a Job asks containerd.
+        (OnRestart::Refuse | OnRestart::Drain, None) => !drains && since >= LONGEST_RETRY,
     };
-    if !is_over {
-        return Need::Wait(seen.look_every);
+    if !is_over || has_no_turn(seen, desired, applied) {
+        return Need::Wait(if drains {
+            ending_pods::LOOK_EVERY
+        } else {
+            seen.look_every
+        });
     }
-    // Pods that come and go, and pods that the API server does not know, must not cause one Job after the other.
+    // Pods that come and go, and pods that the API server does not know, must not cause one Job after the other. A drain ends by itself.
     let pause = match waiting.reports.checked_sub(INTERRUPTIONS_AT_ONCE) {
-        None | Some(0) => Duration::ZERO,
-        Some(more) => backoff(more),
+        Some(more) if more > 0 && !drains => backoff(more),
+        Some(_) | None => Duration::ZERO,
     };
-    match pause.checked_sub(age(seen.now, applied.at)) {
+    // The API server has rejected the last Job.
+    let pause = if applied.reason.is_some() {
+        pause.max(backoff(applied.attempts.max(1)))
+    } else {
+        pause
+    };
+    match pause.checked_sub(since) {
         Some(rest) if !rest.is_zero() => Need::Wait(rest),
         _ => Need::Now,
     }
+}
+
+/// Whether the rollout has no place for the node now. A node that waits for pods has begun its change, and holds no place.
+#[must_use]
+pub fn has_no_turn(seen: &Observed, desired: &Desired, applied: &Applied) -> bool {
+    let wanted = &desired.request.shims;
+    let is_due = |request: &&ShimRequest| {
+        let known = applied.shims.get(&request.name);
+        !known.is_some_and(|known| known.fulfils(request))
+    };
+    let due = wanted.iter().filter(is_due).map(|request| &request.name);
+    let is_wanted = |name: &&String| wanted.iter().any(|request| request.name == **name);
+    let leaving = applied.shims.keys().filter(|name| !is_wanted(name));
+    let mut changing = due.chain(leaving);
+    changing.any(|name| seen.blocked_by_rollout.contains_key(name))
 }
 
 /// Time until the next regular check of a host; `None` if it carries nothing.

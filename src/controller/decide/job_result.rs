@@ -207,8 +207,8 @@ fn interrupted(
     }
 }
 
-/// The change was refused because the restart of containerd would end pods. Keeps the known state. The attempt is no failure, and the
-/// change counts as not begun, so that the node gives its place in the rollout to another node.
+/// The change was refused because the restart of containerd would end pods. Keeps the known state, except handlers that are no longer
+/// served. The attempt is no failure.
 fn waiting(
     seen: &Observed,
     mut applied: Applied,
@@ -226,9 +226,12 @@ fn waiting(
         ..before
     };
     let event = ending_pods::waits(seen.cluster, &waiting);
-    let fulfilled = applied.shims.iter();
-    let fulfilled = fulfilled.filter_map(|(name, it)| Some((name.clone(), it.fulfilled.clone()?)));
-    applied.tried = fulfilled.collect();
+    for entry in &report.handlers {
+        let known = applied.shims.get_mut(&entry.shim);
+        if let Some(served) = known.and_then(|shim| shim.handlers.get_mut(&entry.handler)) {
+            *served &= entry.served;
+        }
+    }
     applied.attempts = applied.attempts.saturating_sub(1);
     applied.reason = None;
     applied.waiting_for_pods = Some(waiting);

@@ -244,7 +244,7 @@ fn plan_without_job(seen: &Observed, desired: &Desired, applied: Option<Applied>
         }
         Need::Wait(wait) => wait_for(seen, desired, applied, JobStep::None, Some(wait)),
         Need::Now if !may_begin(seen, desired, applied.as_ref()) => {
-            plan_with_labels(seen, desired, applied, JobStep::None)
+            wait_for(seen, desired, applied, JobStep::None, None)
         }
         Need::Now => match seen.hold {
             Hold::None => claim(seen, desired, applied),
@@ -268,12 +268,16 @@ fn wait_for(
     let known = applied.as_mut();
     let (step, stopped) = known.map_or_else(Default::default, |applied| {
         let step = drain::advance(seen, desired, applied);
-        (step, drain::not_recovered(seen, applied))
+        // One Event per decision: the other one follows with the next.
+        let is_free = step.event.is_none();
+        let stopped = is_free.then(|| drain::not_recovered(seen, applied));
+        (step, stopped.flatten())
     });
     let looks = [wait, drain::recovery_look(seen, applied.as_ref())];
     let plan = plan_with_labels(seen, desired, applied, job);
     Plan {
         evict: step.evict,
+        drains: step.drains,
         event: step.event.or(stopped).or(plan.event),
         look_again: looks.into_iter().flatten().min(),
         ..plan
@@ -353,6 +357,11 @@ fn job_not_created(
     let note = job_result::shortened(problem);
     applied.reason = Some(note.clone());
     applied.node_uid.clone_from(&seen.node.uid);
+    if let Some(waiting) = &mut applied.waiting_for_pods {
+        // Pods are not evicted for a Job that can't be created.
+        waiting.draining_since = None;
+        waiting.undone_at = Some(seen.now);
+    }
     Plan {
         event: Some(EventSpec::failure(&note)),
         look_again: Some(backoff(applied.attempts)),

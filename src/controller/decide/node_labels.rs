@@ -242,6 +242,25 @@ fn needs_no_wait(
     }
 }
 
+/// The edit that ends a drain for which no controller is left: the taint goes, and the handlers that the host serves are advertised again.
+#[must_use]
+pub fn without_drain(node: &NodeView) -> Option<NodeEdit> {
+    let taints = taints(&node.taints, false, false)?;
+    let applied = node.applied().unwrap_or_default();
+    let waiting = applied.waiting_for_pods.clone().unwrap_or_default();
+    let is_served = |handler: &&String| {
+        let mut shims = applied.shims.keys();
+        shims.any(|shim| served(node, Some(&applied), shim, handler))
+    };
+    let handlers = waiting.pods.handlers.iter().filter(is_served);
+    let labels = handlers.map(|handler| (names::handler_label(handler), Some("true".to_owned())));
+    Some(NodeEdit {
+        taints: Some(taints),
+        labels: changed(labels.collect(), &node.labels),
+        annotations: BTreeMap::new(),
+    })
+}
+
 /// The taints without the startup taint where `done`, and with the taint of a restart exactly where the node `drains`; `None` if the node has
 /// them.
 fn taints(taints: &[Taint], done: bool, drains: bool) -> Option<Vec<Taint>> {
@@ -279,7 +298,8 @@ fn may_be_on_host(
 
 /// No Shim is selected, installed or in progress, so the annotation is removed.
 fn is_unused(applied: &Applied, wanted: &[handoff::ShimRequest]) -> bool {
-    wanted.is_empty() && applied.shims.is_empty() && applied.attempts == 0
+    let waits = applied.waiting_for_pods.is_some();
+    wanted.is_empty() && applied.shims.is_empty() && applied.attempts == 0 && !waits
 }
 
 fn summary(applied: &Applied) -> String {

@@ -63,6 +63,8 @@ pub struct Plan {
     pub job: JobStep,
     /// Pods to evict.
     pub evict: Vec<EndingPod>,
+    /// The node is being drained after this plan.
+    pub drains: bool,
     /// The Job that ended.
     pub ended: Option<Ended>,
     /// When to reconcile again even if nothing changes.

@@ -17,7 +17,7 @@ pub struct Expectations {
     replaced: HashMap<String, Option<String>>,
     /// UIDs of deleted Jobs.
     deleted_jobs: HashSet<String>,
-    /// The summaries of nodes whose Jobs are being created: no store may have those Jobs yet.
+    /// The summaries of nodes whose Jobs are being created, and of nodes that are being drained: no store may have that yet.
     claimed: HashMap<String, NodeSummary>,
 }
 
@@ -39,7 +39,7 @@ impl Expectations {
         if matches!(&plan.job, JobStep::Delete(uid) if self.deleted_jobs.contains(uid)) {
             plan.job = JobStep::None;
         }
-        if matches!(plan.job, JobStep::Create { .. }) {
+        if plan.drains || matches!(plan.job, JobStep::Create { .. }) {
             self.claimed.insert(node.to_owned(), summary.clone());
         } else {
             self.claimed.remove(node);
@@ -58,7 +58,7 @@ impl Expectations {
         }
     }
 
-    /// Adds the summaries of the nodes whose Jobs are being created.
+    /// Adds the summaries of the nodes whose Jobs are being created, and of the nodes that are being drained.
     pub fn count(&self, fleet: &mut Fleet) {
         for (node, summary) in &self.claimed {
             fleet.put(node, summary.clone());

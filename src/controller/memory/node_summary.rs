@@ -103,7 +103,8 @@ impl NodeSummary {
             carries(node, applied, shim) || asked.contains(shim) || begins && wanted.is_some()
         };
         let waiting = ending_pods::waiting(applied, desired);
-        let drains = waiting.is_some_and(|waiting| waiting.draining_since.is_some());
+        let drained = waiting.is_some_and(|waiting| waiting.draining_since.is_some());
+        let drains = plan.drains || drained;
         let mut changing = job_is_unrecorded || begins || drains;
         // While the Job asks again, the node is in progress.
         let waiting = waiting.filter(|_| !changing);

@@ -4,6 +4,9 @@ use std::slice;
 
 use super::*;
 use crate::controller::cluster::ending_pods::PodStates;
+use crate::controller::decide::node_labels::without_drain;
+use crate::controller::memory::node_summary::Phase;
+use crate::handoff::Problem;
 
 fn pod(name: &str, handler: &str) -> EndingPod {
     EndingPod {
@@ -225,6 +228,143 @@ fn a_drain_ends_with_its_cause() {
 }
 
 #[test]
+fn a_waiting_node_asks_for_its_turn_only_when_its_pods_have_ended() {
+    let web = pod("web", "spin-v2");
+    for on_restart in [OnRestart::Refuse, OnRestart::Drain] {
+        let mut scene = waiting(slice::from_ref(&web), on_restart);
+        scene.drain_timeout = Some(Duration::from_mins(5));
+        let mut scene = scene.stepped().left(slice::from_ref(&web));
+        scene.blocked = BTreeMap::from([("other".to_owned(), "not its turn".to_owned())]);
+        let (scene, plan) = scene.step();
+        assert!(taints(&scene).is_empty() && !creates_job(&plan));
+        assert_eq!(
+            scene.label("farrier.dev/other"),
+            Some("pending"),
+            "no label changes"
+        );
+        let summary = scene.summary();
+        assert!(summary.waiting_for_pods && !summary.changing);
+        assert!(matches!(
+            summary.shims["other"].phase,
+            Phase::WaitingForPods(_)
+        ));
+        let mut scene = scene.left(&[]);
+        let plan = scene.decide();
+        assert_eq!(
+            (creates_job(&plan), plan.look_again),
+            (false, Some(Duration::from_secs(5)))
+        );
+        scene.blocked.clear();
+        assert!(creates_job(&scene.decide()));
+    }
+}
+
+#[test]
+fn a_drain_has_its_place_in_the_rollout_from_its_first_decision() {
+    let web = [pod("web", "spin-v2")];
+    let mut scene = waiting(&web, OnRestart::Drain);
+    scene.drain_timeout = Some(Duration::from_mins(5));
+    let mut scene = scene.stepped().left(&web);
+    assert!(scene.decide().drains && scene.summary().changing);
+    // The drain of another desired set leaves no time behind that a later drain would begin with.
+    scene = scene.stepped();
+    let other = scene.shims.pop().unwrap();
+    scene = scene.stepped();
+    scene.shims.push(other);
+    let (scene, plan) = scene.later(3_600).step();
+    assert_eq!(taints(&scene).len(), 1, "{plan:?}");
+    assert!(!plan.event.unwrap().warning);
+}
+
+#[test]
+fn a_host_that_was_changed_by_others_waits_for_pods_too() {
+    let web = [pod("web", "spin-v2")];
+    let scene = Scene::provisioned().stepped().later(3_600 * 31).stepped();
+    assert!(scene.job.is_some(), "the regular check");
+    let scene = scene.refused_for(&web).stepped().left(&web).stepped();
+    assert!(scene.summary().waiting_for_pods);
+    assert_eq!(scene.decide().look_again, Some(Duration::from_secs(5)));
+    assert!(creates_job(&scene.left(&[]).decide()));
+}
+
+#[test]
+fn a_drain_is_undone_if_its_job_can_not_be_created() {
+    let web = [pod("web", "spin-v2")];
+    let draining = || {
+        let mut scene = waiting(&web, OnRestart::Drain);
+        scene.drain_timeout = Some(Duration::from_mins(5));
+        scene.stepped().left(&web).stepped()
+    };
+    let mut cordoned = draining().left(&[]);
+    cordoned.node.cordoned = true;
+    assert!(taints(&cordoned.stepped()).is_empty());
+    let mut rejected = draining();
+    rejected.rejected = Some(Problem::new("a quota", None));
+    let mut rejected = rejected.stepped();
+    assert!(taints(&rejected).is_empty());
+    rejected.rejected = None;
+    let rejected = rejected.stepped();
+    assert!(taints(&rejected).is_empty(), "not at once again");
+    let rejected = rejected.left(&[]);
+    assert_eq!(rejected.decide().look_again, Some(Duration::from_secs(30)));
+}
+
+#[test]
+fn a_waiting_node_without_any_known_shim_keeps_its_annotation() {
+    let mut scene = Scene::provisioned();
+    scene.shims.clear();
+    scene.node.annotations.remove("farrier.dev/applied");
+    let scene = scene.stepped().refused_for(&[pod("web", "wws")]);
+    let scene = scene.stepped().stepped().left(&[pod("web", "wws")]);
+    assert!(scene.node.annotations.contains_key("farrier.dev/applied"));
+    assert!(!creates_job(&scene.decide()));
+}
+
+#[test]
+fn handlers_that_the_host_no_longer_serves_are_not_advertised_while_it_waits() {
+    let mut scene = waiting(&[pod("web", "spin-v2")], OnRestart::Refuse);
+    let job = scene.job.as_mut().unwrap();
+    let JobProgress::Answered(report) = &mut job.progress else {
+        panic!("no answer")
+    };
+    report.handlers.push(HandlerReport {
+        shim: "spin".to_owned(),
+        handler: "spin-v2".to_owned(),
+        path: None,
+        sha256: None,
+        served: false,
+        reason: None,
+        remedy: None,
+    });
+    assert_eq!(scene.stepped().label("handler.farrier.dev/spin-v2"), None);
+}
+
+#[test]
+fn an_api_server_that_does_not_answer_delays_the_job_by_ten_minutes_at_most() {
+    let scene = waiting(&[pod("web", "spin-v2")], OnRestart::Refuse).stepped();
+    let scene = scene.later(599);
+    assert!(!creates_job(&scene.decide()));
+    assert!(creates_job(&scene.later(1).decide()));
+}
+
+#[test]
+fn the_end_of_the_controller_ends_a_drain() {
+    let web = [pod("web", "spin-v2")];
+    let mut scene = waiting(&web, OnRestart::Drain);
+    scene.drain_timeout = Some(Duration::from_mins(5));
+    let scene = scene.stepped();
+    assert_eq!(without_drain(&scene.node), None);
+    let scene = scene.left(&web).stepped();
+    let edit = without_drain(&scene.node).unwrap();
+    assert_eq!(edit.taints.as_deref(), Some(&[][..]));
+    let labels = [(
+        "handler.farrier.dev/spin-v2".to_owned(),
+        Some("true".to_owned()),
+    )];
+    assert_eq!(edit.labels, labels.into());
+}
+
+#[test]
 fn the_strictest_policy_of_the_ending_pods_counts() {
     let pods = [pod("web", "spin-v2"), pod("job", "wws")];
     let mut scene = waiting(&pods, OnRestart::Refuse);
@@ -260,6 +400,7 @@ fn pods_that_do_not_come_back_after_a_restart_are_named_once() {
     assert_eq!(scene.decide().look_again, Some(Duration::from_mins(2)));
     scene.pods = Some(PodStates {
         left: vec![web.clone(), api],
+        evictable: Vec::new(),
         stopped: vec![web],
     });
     assert_eq!(scene.decide().event, None);

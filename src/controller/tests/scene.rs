@@ -270,6 +270,7 @@ impl Scene {
     pub(super) fn left(mut self, pods: &[EndingPod]) -> Self {
         self.pods = Some(PodStates {
             left: pods.to_vec(),
+            evictable: pods.to_vec(),
             stopped: Vec::new(),
         });
         self
