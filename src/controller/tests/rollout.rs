@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::scene::{Scene, scene};
 use super::*;
+use crate::controller::cluster::ending_pods::PodStates;
 use crate::controller::cluster::triggers::Requeue;
 use crate::controller::decide::desired::Cluster;
 use crate::controller::decide::rollout;
@@ -145,6 +146,50 @@ fn at_most_max_update_nodes_change_at_a_time_and_all_get_their_turn() {
     assert_eq!(changed.len(), 7);
     let tally = world.fleet.tally("spin");
     assert_eq!((tally.ready, tally.waiting, tally.pending), (7, 0, 0));
+}
+
+#[test]
+fn nodes_that_wait_for_pods_delay_no_other_node_and_get_their_turn() {
+    let web = EndingPod {
+        namespace: "default".to_owned(),
+        name: "web".to_owned(),
+        uid: "u".to_owned(),
+        handler: "spin-v2".to_owned(),
+    };
+    let mut world = World::provisioned(0, 8, 1);
+    world.upgrade("https://example.org/b");
+    world.settle();
+    let mut asked = BTreeSet::new();
+    // The first five nodes that are asked have a pod.
+    while let Some(at) = world.changing().pop_last() {
+        assert_eq!(world.changing().len(), 1);
+        asked.insert(at);
+        let node = std::mem::replace(&mut world.nodes[at], scene());
+        world.nodes[at] = if asked.len() > 5 {
+            node.answers(Outcome::Applied, true, None)
+        } else {
+            let web = std::slice::from_ref(&web);
+            node.refused_for(web).left(web)
+        };
+        world.settle();
+    }
+    assert_eq!(asked.len(), 8);
+    let tally = world.fleet.tally("spin");
+    assert_eq!((tally.ready, tally.waiting_for_pods.len()), (3, 5));
+    // Their pods end, and the watch looks at each of them again and again.
+    for node in &mut world.nodes {
+        node.pods = node.pods.take().map(|_| PodStates::default());
+    }
+    for _ in 0..8 {
+        for at in 0..8 {
+            let _ = world.step(at);
+        }
+        if let Some(at) = world.changing().pop_last() {
+            assert_eq!(world.changing().len(), 1);
+            world.ends(at, Outcome::Applied, None);
+        }
+    }
+    assert_eq!(world.fleet.tally("spin").ready, 8);
 }
 
 #[test]
