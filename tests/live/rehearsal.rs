@@ -535,6 +535,8 @@ fn no_socket_fifo_or_device_of_the_node_is_reachable() {
             "/dev/null",
             "/var/lib/containerd",
             "/run",
+            // It reads its own mounts while it starts.
+            "/proc/2/",
         ];
         assert!(own.iter().any(|own| target.starts_with(own)), "{target}");
     }
