@@ -14,7 +14,7 @@ const NAME_LIMIT: usize = 253;
 /// The most pods in a report. The next report names the others, after these have ended.
 const MOST_REPORTED: usize = 10;
 
-/// The most handlers in a report.
+/// The most handlers that are read from a report.
 const MOST_HANDLERS: usize = 16;
 
 /// A pod that a restart of containerd ends.
@@ -112,8 +112,8 @@ impl EndingPods {
         self
     }
 
-    /// The pods within the limits of this type, whoever wrote them. A pod or handler whose name Kubernetes does not allow is left out: the
-    /// name of a pod becomes a part of a URL.
+    /// The pods within the limits of this type, for a text that another program wrote. A pod or a handler with a name that Kubernetes does not
+    /// allow is left out, because the name of a pod becomes a part of a URL.
     #[must_use]
     pub fn bounded(self) -> Self {
         let handlers = self.handlers.into_iter();

@@ -10,7 +10,7 @@ use crate::handoff::{EndingPod, EndingPods, OnRestart, Problem};
 use crate::names::reasons;
 
 /// Shortest wait between two looks at the pods of one node.
-pub const LOOK_EVERY: Duration = Duration::from_secs(5);
+pub const POD_LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// Nodes whose pods are looked at per second, at most: a look is a request or a few to the API server.
 const LOOKS_PER_SECOND: u32 = 20;
@@ -19,7 +19,7 @@ const LOOKS_PER_SECOND: u32 = 20;
 #[must_use]
 pub fn look_every(nodes: usize) -> Duration {
     let nodes = u32::try_from(nodes).unwrap_or(u32::MAX);
-    LOOK_EVERY.max(Duration::from_secs(u64::from(nodes / LOOKS_PER_SECOND)))
+    POD_LOOK_EVERY.max(Duration::from_secs(u64::from(nodes / LOOKS_PER_SECOND)))
 }
 
 /// The pods that a change to the desired set waits for, if the last attempt was refused because of them.

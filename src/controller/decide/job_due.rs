@@ -122,15 +122,17 @@ fn need_after_pods(
     };
     if !is_over || has_no_turn(seen, desired, applied) {
         return Need::Wait(if drains {
-            ending_pods::LOOK_EVERY
+            ending_pods::POD_LOOK_EVERY
         } else {
             seen.look_every
         });
     }
     // Pods that come and go, and pods that the API server does not know, must not cause one Job after the other. A drain ends by itself.
-    let pause = match waiting.reports.checked_sub(INTERRUPTIONS_AT_ONCE) {
-        Some(more) if more > 0 && !drains => backoff(more),
-        Some(_) | None => Duration::ZERO,
+    let more = waiting.reports.saturating_sub(INTERRUPTIONS_AT_ONCE);
+    let pause = if more == 0 || drains {
+        Duration::ZERO
+    } else {
+        backoff(more)
     };
     // The API server has rejected the last Job.
     let pause = if applied.reason.is_some() {

@@ -223,7 +223,9 @@ fn waiting(
     let waiting = WaitingForPods {
         pods: report.ending_pods.clone().bounded(),
         reports: before.reports.saturating_add(1),
-        ..before
+        draining_since: before.draining_since,
+        // What ended the drain before says nothing about the pods of this report.
+        undone_at: None,
     };
     let event = ending_pods::waits(seen.cluster, &waiting);
     for entry in &report.handlers {

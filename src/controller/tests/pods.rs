@@ -307,6 +307,10 @@ fn a_drain_is_undone_if_its_job_can_not_be_created() {
     assert!(taints(&rejected).is_empty(), "not at once again");
     let rejected = rejected.left(&[]);
     assert_eq!(rejected.decide().look_again, Some(Duration::from_secs(30)));
+    // The next report does not say that the pods were not evicted: Farrier did not try.
+    let (_, plan) = rejected.later(30).stepped().refused_for(&web).step();
+    let note = plan.event.unwrap().note;
+    assert!(note.contains("Farrier evicts these pods"), "{note}");
 }
 
 #[test]

@@ -144,7 +144,7 @@ fn is_of_host(host: &HostRoot, init: &Init, facts: &ProcessFacts) -> bool {
 }
 
 /// Whether the program of a process, at the path `exe`, is that file of the host. Of a removed or replaced program, only its path is left:
-/// then nobody but root may have put it there.
+/// then only root may have put it there.
 fn runs_program_of_host(host: &HostRoot, pid: u32, exe: &str) -> bool {
     if let Some(removed) = exe.strip_suffix(" (deleted)") {
         return host.check_only_root_writes(removed, Target::Live).is_ok();

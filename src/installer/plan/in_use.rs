@@ -35,7 +35,7 @@ impl<'a> Users<'a> {
         }
     }
 
-    /// Why the binary of a handler stays; `None` if nobody uses it.
+    /// Why the binary of a handler stays; `None` if it is not in use.
     pub(crate) fn reason(&self, handler: &str, owned: Option<&OwnedHandler>) -> Option<Problem> {
         if let Some(pods) = self.pods.get(handler).filter(|pods| **pods > 0) {
             return Some(used_by(*pods));

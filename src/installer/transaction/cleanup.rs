@@ -252,7 +252,7 @@ impl InUse {
         })
     }
 
-    /// The reason to keep the binary of a handler; `None` if nobody uses it.
+    /// The reason to keep the binary of a handler; `None` if it is not in use.
     fn reason(
         &self,
         install_paths: &InstallPaths,
