@@ -147,6 +147,9 @@ pub struct HandlerReport {
     /// How an operator corrects the cause, in one sentence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remedy: Option<String>,
+    /// The handler is as it was before the request, because the restart that it needs would end pods.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub waits_for_pods: bool,
 }
 
 /// A change of one file of the host.
@@ -333,6 +336,7 @@ mod tests {
                 served: n % 2 == 0,
                 reason: Some("the archive holds no such file ".repeat(20)),
                 remedy: None,
+                waits_for_pods: false,
             })
             .collect();
         let message = report.to_termination_message();
@@ -375,6 +379,7 @@ mod tests {
                     served: false,
                     reason: report.reason.clone(),
                     remedy: report.remedy.clone(),
+                    waits_for_pods: false,
                 })
                 .collect();
             let message = report.to_termination_message();
@@ -403,6 +408,7 @@ mod tests {
                     n / 2,
                 )),
                 remedy: Some("check the location and the network".repeat(2)),
+                waits_for_pods: false,
             })
             .collect();
         report.reason = report.handlers[0].reason.clone();

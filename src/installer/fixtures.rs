@@ -218,6 +218,12 @@ impl HostFactsBuilder {
             let declared = plan.declared.iter().map(|handler| handler.name.as_str());
             facts.served = Ok(served(&declared.collect::<Vec<_>>()));
             facts.stored.extend(plan.store);
+            let is_left = |name: &str| {
+                let mut obsolete = plan.obsolete_files.iter();
+                !obsolete.any(|path| path.ends_with(&format!("/{name}")))
+            };
+            facts.stored.retain(|sha256| is_left(&sha256.to_string()));
+            facts.binaries.retain(|name, _| is_left(name));
             for (path, sha256) in plan.symlinks {
                 let name = path.rsplit_once('/').unwrap_or_default().1.to_owned();
                 facts.binaries.insert(name, sha256);

@@ -266,6 +266,7 @@ pub fn done(pod: &Pod) -> ProvisionReport {
                 served: true,
                 reason: None,
                 remedy: None,
+                waits_for_pods: false,
             });
         }
     }

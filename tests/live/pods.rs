@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use farrier::handoff::{Outcome, ProvisionReport};
+use farrier::handoff::{Outcome, ProvisionReport, Sha256Digest};
 
 use crate::containerd::programs;
 use crate::node::Node;
@@ -44,6 +44,33 @@ fn a_restart_is_refused_while_a_pod_runs_that_it_would_end() {
     assert_eq!((status, report.restarts), (0, 1), "{report:?}");
     assert_eq!(report.ending_pods.len(), 1);
     assert!(report.notes.iter().any(|note| note.contains(POD)));
+}
+
+#[test]
+fn a_new_binary_does_not_wait_for_a_pod() {
+    let node = node_with_a_silent_shim();
+    let mut binary = std::fs::read(node.path("/srv/runc")).unwrap();
+    binary.push(b'\n');
+    node.write("/srv/new", &binary, 0o755);
+    start_pod(&node);
+    let process = node.process();
+    let request = [&INSTALL[..], &["--shim=x=file:///srv/new"]].concat();
+    let (status, report) = node.change(&request);
+    assert_eq!((status, report.result), (1, Outcome::Partial), "{report:?}");
+    assert_eq!((report.restarts, report.ending_pods.len()), (0, 1));
+    let told = report.handlers.iter();
+    let told: Vec<_> = told
+        .map(|it| (it.handler.as_str(), it.served, it.waits_for_pods))
+        .collect();
+    assert_eq!(told, [("x", true, false), ("y", false, true)]);
+    assert_eq!(report.handlers[0].sha256, Some(Sha256Digest::of(&binary)));
+    assert_eq!(node.process(), process);
+    // The rest waits as a whole.
+    let tree = node.tree();
+    let (status, report) = node.change(&request);
+    assert_eq!((status, report.result), (3, Outcome::Refused), "{report:?}");
+    assert_eq!((node.tree(), node.process()), (tree, process));
+    node.assert_healthy();
 }
 
 #[test]

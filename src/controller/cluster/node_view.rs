@@ -238,7 +238,7 @@ impl Applied {
     }
 }
 
-/// The pods because of which the last attempt was refused. A restart of containerd would end them.
+/// The pods because of which the last attempt was refused, as a whole or for some Shims. A restart of containerd would end them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct WaitingForPods {
@@ -254,6 +254,9 @@ pub struct WaitingForPods {
     /// When the last eviction was undone because it took too long.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub undone_at: Option<Timestamp>,
+    /// The Shims that wait for the pods, where another Shim failed in the same attempt. The failure is not theirs.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub shims: BTreeSet<String>,
 }
 
 /// The pods that a restart of containerd ended.

@@ -1,6 +1,6 @@
 //! The end of a Job: the new state of the host, and the Event. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::ending_pods;
@@ -105,6 +105,8 @@ fn read(
     if refused && !report.ending_pods.is_empty() {
         return waiting(seen, applied, job, report);
     }
+    let waiting_shims = shims_that_wait(report);
+    let waiting = (!waiting_shims.is_empty()).then(|| wait_for_pods(&applied, report));
     applied.waiting_for_pods = None;
     let done = matches!(report.result, Outcome::Applied | Outcome::Unchanged);
     let is_reported = report.result != Outcome::Unchanged
@@ -113,7 +115,10 @@ fn read(
     let before = std::mem::take(&mut applied.shims);
     for shim in &request.shims {
         let before = before.get(&shim.name);
-        let known = if shim.keep {
+        let known = if waiting_shims.contains(&shim.name) {
+            let Some(before) = before else { continue };
+            as_before(before.clone(), shim, report)
+        } else if shim.keep {
             kept_after_report(shim, before, report, done)
         } else {
             shim_after_report(shim, before, report, done)
@@ -148,10 +153,18 @@ fn read(
     });
     applied.runtime.clone_from(&seen.node.runtime);
     applied.unsupported = report.unsupported;
-    let unserved = applied
-        .shims
-        .iter()
-        .any(|(_, shim)| shim.reason.is_some() || shim.handlers.values().any(|served| !served));
+    let mut others = applied.shims.iter();
+    let unserved = others.any(|(name, shim)| {
+        let is_unserved = shim.handlers.values().any(|served| !served);
+        !waiting_shims.contains(name) && (shim.reason.is_some() || is_unserved)
+    });
+    if let Some(mut waiting) = waiting {
+        if !lingering && !unserved {
+            return end_waiting(seen, applied, job, report, waiting);
+        }
+        waiting.shims = waiting_shims;
+        applied.waiting_for_pods = Some(waiting);
+    }
     let failed = !done || lingering || unserved;
     applied.reason = failed.then(|| sentence(&applied, report));
     let mut well = request
@@ -208,32 +221,56 @@ fn interrupted(
 }
 
 /// The change was refused because the restart of containerd would end pods. Keeps the known state, except handlers that are no longer
-/// served. The attempt is no failure.
+/// served.
 fn waiting(
     seen: &Observed,
     mut applied: Applied,
     job: &JobView,
     report: &ProvisionReport,
 ) -> JobEnd {
-    let ended = Ended {
-        outcome: "waiting",
-        ..ended(seen, &applied, Some(report))
-    };
-    let before = applied.waiting_for_pods.take().unwrap_or_default();
-    let waiting = WaitingForPods {
-        pods: report.ending_pods.clone().bounded(),
-        reports: before.reports.saturating_add(1),
-        draining_since: before.draining_since,
-        // What ended the drain before says nothing about the pods of this report.
-        undone_at: None,
-    };
-    let event = ending_pods::waits(seen.cluster, &waiting);
     for entry in &report.handlers {
         let known = applied.shims.get_mut(&entry.shim);
         if let Some(served) = known.and_then(|shim| shim.handlers.get_mut(&entry.handler)) {
             *served &= entry.served;
         }
     }
+    let waiting = wait_for_pods(&applied, report);
+    end_waiting(seen, applied, job, report, waiting)
+}
+
+/// The Shims of a report that wait for pods while others went on.
+fn shims_that_wait(report: &ProvisionReport) -> BTreeSet<String> {
+    let entries = report.handlers.iter();
+    let waiting = entries.filter(|entry| entry.waits_for_pods && report.result == Outcome::Partial);
+    waiting.map(|entry| entry.shim.clone()).collect()
+}
+
+/// The wait for the pods of a report.
+fn wait_for_pods(applied: &Applied, report: &ProvisionReport) -> WaitingForPods {
+    let before = applied.waiting_for_pods.clone().unwrap_or_default();
+    WaitingForPods {
+        pods: report.ending_pods.clone().bounded(),
+        reports: before.reports.saturating_add(1),
+        draining_since: before.draining_since,
+        // What ended the drain before says nothing about the pods of this report.
+        undone_at: None,
+        shims: BTreeSet::new(),
+    }
+}
+
+/// Records that the attempt waits for pods, which is no failure.
+fn end_waiting(
+    seen: &Observed,
+    mut applied: Applied,
+    job: &JobView,
+    report: &ProvisionReport,
+    waiting: WaitingForPods,
+) -> JobEnd {
+    let ended = Ended {
+        outcome: "waiting",
+        ..ended(seen, &applied, Some(report))
+    };
+    let event = ending_pods::waits(seen.cluster, &waiting);
     applied.attempts = applied.attempts.saturating_sub(1);
     applied.reason = None;
     applied.waiting_for_pods = Some(waiting);
@@ -256,6 +293,18 @@ fn ended(seen: &Observed, applied: &Applied, report: Option<&ProvisionReport>) -
         spared: report.is_some_and(|report| report.changed && report.restarts == 0),
         took: Duration::try_from(seen.now.duration_since(applied.at)).unwrap_or_default(),
     }
+}
+
+/// The state of a Shim that waits for pods: as before, except handlers that are no longer served.
+fn as_before(mut before: AppliedShim, shim: &ShimRequest, report: &ProvisionReport) -> AppliedShim {
+    let entries = report.handlers.iter();
+    for entry in entries.filter(|entry| entry.shim == shim.name) {
+        if let Some(served) = before.handlers.get_mut(&entry.handler) {
+            *served &= entry.served;
+        }
+    }
+    before.reason = None;
+    before
 }
 
 /// The state of a requested Shim on the host.
@@ -576,6 +625,7 @@ mod tests {
                 served: false,
                 reason: Some(cause),
                 remedy: Some("check the location and the network".repeat(6)),
+                waits_for_pods: false,
             };
             let reason = shortened(&problem(&entry).unwrap());
             all.shims.extend(applied(shim, &reason).shims);

@@ -361,6 +361,8 @@ fn job_not_created(
         // Pods are not evicted for a Job that can't be created.
         waiting.draining_since = None;
         waiting.undone_at = Some(seen.now);
+        // The problem of the Job is that of each Shim.
+        waiting.shims.clear();
     }
     Plan {
         event: Some(EventSpec::failure(&note)),

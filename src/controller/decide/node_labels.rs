@@ -52,7 +52,9 @@ pub fn progress(
         .and_then(|applied| {
             let whole = applied.reason.as_ref()?;
             let own = known.and_then(|known| known.reason.as_ref());
-            own.or((!fulfilled).then_some(whole)).cloned()
+            let waiting = applied.waiting_for_pods.as_ref();
+            let waits = waiting.is_some_and(|waiting| waiting.shims.contains(shim));
+            own.or((!fulfilled && !waits).then_some(whole)).cloned()
         });
     match reason {
         Some(reason) => Some((Progress::Failed, Some(reason))),

@@ -15,6 +15,7 @@ fn the_removal_of_a_shim_in_use_is_tried_again() {
         served: true,
         reason: Some("a pod runs on it".to_owned()),
         remedy: None,
+        waits_for_pods: false,
     });
     let (after, plan) = scene.job(JobProgress::Answered(Box::new(report))).step();
     assert_eq!(after.label("farrier.dev/spin"), Some("removing"));
@@ -308,6 +309,7 @@ fn invalid_label_names_in_a_report_write_no_label() {
             served: true,
             reason: None,
             remedy: None,
+            waits_for_pods: false,
         });
     }
     let (after, _) = scene.job(JobProgress::Answered(Box::new(report))).step();

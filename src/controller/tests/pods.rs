@@ -327,11 +327,7 @@ fn a_waiting_node_without_any_known_shim_keeps_its_annotation() {
 #[test]
 fn handlers_that_the_host_no_longer_serves_are_not_advertised_while_it_waits() {
     let mut scene = waiting(&[pod("web", "spin-v2")], OnRestart::Refuse);
-    let job = scene.job.as_mut().unwrap();
-    let JobProgress::Answered(report) = &mut job.progress else {
-        panic!("no answer")
-    };
-    report.handlers.push(HandlerReport {
+    scene.report().handlers.push(HandlerReport {
         shim: "spin".to_owned(),
         handler: "spin-v2".to_owned(),
         path: None,
@@ -339,6 +335,7 @@ fn handlers_that_the_host_no_longer_serves_are_not_advertised_while_it_waits() {
         served: false,
         reason: None,
         remedy: None,
+        waits_for_pods: false,
     });
     assert_eq!(scene.stepped().label("handler.farrier.dev/spin-v2"), None);
 }
@@ -436,4 +433,62 @@ fn a_removal_that_waits_for_pods_names_them() {
         "{progressing}"
     );
     assert!(creates_job(&scene.left(&[]).decide()));
+}
+
+/// The progress of the Shims `spin` and `other`, and the phase of `other`.
+fn progress(scene: &Scene) -> ([Option<&str>; 2], Phase) {
+    let labels = ["farrier.dev/spin", "farrier.dev/other"].map(|label| scene.label(label));
+    let phase = scene.summary().shims["other"].phase.clone();
+    (labels, phase)
+}
+
+/// A node that gets a new release of `spin`, while `other` waits for a pod of `spin`.
+fn with_new_release(failing: bool) -> (Scene, Vec<EndingPod>) {
+    let web = vec![pod("web", "spin-v2")];
+    let mut scene = waiting(&web, OnRestart::Refuse).stepped().left(&web);
+    scene.upgrade();
+    let scene = scene.stepped();
+    assert!(scene.job.is_some(), "a new release does not wait");
+    let mut scene = scene.waits_in_part("other", &web);
+    if failing {
+        let mut entries = scene.report().handlers.iter_mut();
+        let entry = entries.find(|entry| entry.shim == "spin").unwrap();
+        entry.reason = Some("the server does not answer".to_owned());
+    }
+    (scene, web)
+}
+
+#[test]
+fn a_shim_that_needs_no_restart_does_not_wait_with_its_node() {
+    let (scene, web) = with_new_release(false);
+    let (after, plan) = scene.step();
+    assert_eq!(plan.event.unwrap().reason, "WaitingForPods");
+    assert_eq!(plan.ended.unwrap().outcome, "waiting");
+    let (labels, phase) = progress(&after);
+    assert_eq!(labels, [Some("provisioned"), Some("pending")]);
+    assert!(matches!(phase, Phase::WaitingForPods(_)), "{phase:?}");
+    assert_eq!(after.label("handler.farrier.dev/spin-v2"), Some("true"));
+    let there = after.stepped().later(3_600).left(&web);
+    assert!(!creates_job(&there.decide()));
+    assert!(creates_job(&there.left(&[]).decide()));
+}
+
+#[test]
+fn a_shim_that_fails_is_tried_again_while_another_one_waits_for_pods() {
+    let (scene, web) = with_new_release(true);
+    let (after, plan) = scene.step();
+    let event = plan.event.unwrap();
+    assert!(event.warning && event.note.contains("shim spin: the server does not answer"));
+    assert!(!event.note.contains("other"), "{}", event.note);
+    let (labels, phase) = progress(&after);
+    assert_eq!(labels, [Some("failed"), Some("pending")]);
+    assert!(matches!(phase, Phase::WaitingForPods(_)), "{phase:?}");
+    let there = after.stepped().left(&web);
+    let before = there.later(29);
+    assert!(!creates_job(&before.decide()));
+    let again = before.later(1).stepped();
+    assert!(again.job.is_some());
+    let (after, _) = again.waits_in_part("other", &web).step();
+    let (labels, _) = progress(&after);
+    assert_eq!(labels, [Some("provisioned"), Some("pending")]);
 }

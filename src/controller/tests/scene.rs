@@ -224,6 +224,7 @@ impl Scene {
                         served: false,
                         reason: Some(format!("{} is not installed on this host", shim.name)),
                         remedy: None,
+                        waits_for_pods: false,
                     });
                     continue;
                 }
@@ -241,6 +242,7 @@ impl Scene {
                     served,
                     reason: reason.map(str::to_owned),
                     remedy: None,
+                    waits_for_pods: false,
                 });
             }
         }
@@ -255,12 +257,32 @@ impl Scene {
         self.later(1).job(JobProgress::Answered(Box::new(report)))
     }
 
-    /// The report says that the restart has ended `pods`.
-    pub(super) fn after_ending(mut self, pods: &[EndingPod]) -> Self {
+    /// A second later, the Job's installer has carried out what needs no restart. `shim` waits, because its restart would end `pods`.
+    pub(super) fn waits_in_part(self, shim: &str, pods: &[EndingPod]) -> Self {
+        let mut scene = self.later(1).answers(Outcome::Partial, true, None);
+        let report = scene.report();
+        report.ending_pods = EndingPods::of(pods);
+        report.reason = Some(format!("shim {shim}: a restart of containerd ends pods"));
+        for entry in report.handlers.iter_mut().filter(|it| it.shim == shim) {
+            (entry.served, entry.sha256) = (false, None);
+            entry.reason = Some("a restart of containerd ends pods".to_owned());
+            entry.waits_for_pods = true;
+        }
+        scene
+    }
+
+    /// The report of the Job.
+    pub(super) fn report(&mut self) -> &mut ProvisionReport {
         let job = self.job.as_mut().unwrap();
         let JobProgress::Answered(report) = &mut job.progress else {
             panic!("no answer")
         };
+        report
+    }
+
+    /// The report says that the restart has ended `pods`.
+    pub(super) fn after_ending(mut self, pods: &[EndingPod]) -> Self {
+        let report = self.report();
         report.restarts = 1;
         report.ending_pods = EndingPods::of(pods);
         self

@@ -7,7 +7,7 @@ use crate::handoff::{
 };
 
 /// The state that a decision should bring a host to.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Goal {
     /// The owner of the desired set.
     pub owner: Owner,

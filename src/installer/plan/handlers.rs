@@ -80,6 +80,7 @@ impl Builder<'_> {
             sha256,
             reason,
             remedy,
+            waits_for_pods: false,
         });
     }
 
@@ -282,6 +283,7 @@ impl Builder<'_> {
                     served: false,
                     reason: Some(problem.message),
                     remedy: problem.help,
+                    waits_for_pods: false,
                 });
             }
         }
@@ -335,6 +337,7 @@ impl HandlerSet {
                     served: false,
                     reason: Some(DAMAGED.to_owned()),
                     remedy: Some(INSTALL_SHIM_AGAIN.to_owned()),
+                    waits_for_pods: false,
                 });
             } else {
                 let owner = owner_name(owned.owner);

@@ -16,10 +16,10 @@ pub mod stale_config;
 pub mod takeover;
 mod types;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::containerd_config::Handler;
-use crate::handoff::{Owner, Sha256Digest};
+use crate::handoff::{EndingPod, Owner, Problem, Sha256Digest};
 use crate::installer::host::Target;
 use crate::installer::inspect::HostFacts;
 use crate::installer::state::{OwnedConfig, OwnedHandler, State, StateAfter, owner_name};
@@ -50,9 +50,10 @@ pub fn decide(facts: &HostFacts, goal: &Goal) -> Result<HostPlan, Error> {
     }
     check_host(facts)?;
     let current = CurrentConfig::find(facts)?;
-    let set = handler_set(facts, goal, &current);
-    let edit = ConfigEdit::new(facts, &current, &set);
-    let plan = assemble(&current, &edit, facts, goal, set)?;
+    let plan = match assemble(&current, facts, goal, handler_set(facts, goal, &current)) {
+        Err(Error::EndsPods(pods)) => without_restart(&current, facts, goal, pods)?,
+        plan => plan?,
+    };
     match &facts.obstacle {
         // Without a change, installed handlers keep working despite the obstacle.
         Some(obstacle) if !plan.is_empty() => Err(Error::Obstacle(obstacle.clone())),
@@ -60,13 +61,52 @@ pub fn decide(facts: &HostFacts, goal: &Goal) -> Result<HostPlan, Error> {
     }
 }
 
+/// The part of a change that needs no restart, where a restart would end `pods`. The shims that need the restart stay as they are.
+fn without_restart(
+    current: &CurrentConfig<'_>,
+    facts: &HostFacts,
+    goal: &Goal,
+    pods: Vec<EndingPod>,
+) -> Result<HostPlan, Error> {
+    let set = handler_set(facts, goal, current);
+    let mut before = set.before.clone();
+    before.retain(|name, _| {
+        facts.state.handlers.contains_key(name) || set.taken_over.contains_key(name)
+    });
+    let (before, next) = (declarations(facts, &before), declarations(facts, &set.next));
+    let needs_restart = |name: &String| {
+        let is_new = |handler: &&Handler| handler.name == *name && !before.contains(handler);
+        next.iter().any(|handler| is_new(&handler))
+    };
+    let refusal = Error::EndsPods(pods.clone());
+    let problem = Problem::new(&refusal, refusal.help());
+    let mut part = goal.clone();
+    let requested = goal.shims.iter().filter(|shim| !shim.keep);
+    let waiting: BTreeSet<&String> = requested
+        .filter(|shim| shim.handlers.iter().any(needs_restart))
+        .map(|shim| &shim.name)
+        .collect();
+    for shim in &waiting {
+        part.binaries.insert((*shim).clone(), Err(problem.clone()));
+    }
+    let plan = assemble(current, facts, &part, handler_set(facts, &part, current));
+    let Some(mut plan) = plan.ok().filter(|plan| !plan.is_empty()) else {
+        return Err(refusal);
+    };
+    for report in &mut plan.handlers {
+        report.waits_for_pods = waiting.contains(&report.shim);
+    }
+    plan.waits_for = pods;
+    Ok(plan)
+}
+
 fn assemble(
     current: &CurrentConfig<'_>,
-    edit: &ConfigEdit<'_>,
     facts: &HostFacts,
     goal: &Goal,
     mut set: HandlerSet,
 ) -> Result<HostPlan, Error> {
+    let edit = &ConfigEdit::new(facts, current, &set);
     let Configured {
         next,
         declared,
@@ -152,6 +192,7 @@ fn assemble(
         },
         legacy_cleanup,
         leaving,
+        waits_for: Vec::new(),
         handlers: set.reports,
         notes,
         managed,

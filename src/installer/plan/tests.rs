@@ -614,3 +614,87 @@ fn a_k3s_that_does_not_start_is_changed_by_its_template(
     facts.served = Ok(served(&[]));
     assert!(decide(&facts, &remove_everything()).is_err());
 }
+
+/// What a host says of these shims: its own handler, the served binary, and whether it waits for pods.
+fn told(plan: &HostPlan) -> Vec<(&str, Option<Sha256Digest>, bool)> {
+    let told = plan.handlers.iter();
+    told.map(|it| (it.handler.as_str(), it.sha256, it.waits_for_pods))
+        .collect()
+}
+
+#[test]
+fn what_needs_no_restart_is_done_beside_a_shim_that_waits_for_pods() {
+    let facts = host().installed(&["a", "b"]).ending(&["a"]).build();
+    // A new binary, a removal, and a new handler.
+    let goal = goal(&["a", "c"]).binary("a", OTHER_DIGEST).build();
+    let plan = decide(&facts, &goal).unwrap();
+    assert!(!plan.restart && plan.config.is_empty(), "{plan:?}");
+    assert_eq!(plan.store, [OTHER_DIGEST].into());
+    assert_eq!(
+        told(&plan),
+        [("a", Some(OTHER_DIGEST), false), ("c", None, true)]
+    );
+    let waiting = plan.handlers[1].reason.as_deref().unwrap();
+    assert!(waiting.contains("default/a (handler a)"), "{waiting}");
+    assert!(!plan.handlers[1].served);
+    assert_eq!(plan.waits_for.len(), 1);
+    let state = written(&plan);
+    assert!(state.handlers["b"].is_reserved());
+    assert!(!state.handlers.contains_key("c"));
+    // The host does not fulfil the request.
+    assert_eq!(state.requests, facts.state.requests);
+    let facts = after(facts, plan);
+    let error = decide(&facts, &goal).unwrap_err();
+    assert!(matches!(error, Error::EndsPods(_)), "{error}");
+    let facts = HostFactsBuilder::from(facts).ending(&[]).build();
+    let plan = decide(&facts, &goal).unwrap();
+    assert!(plan.restart && plan.waits_for.is_empty());
+    assert_eq!(told(&plan).len(), 2);
+}
+
+#[test]
+fn a_shim_that_waits_for_pods_keeps_its_binary_and_its_options() {
+    let facts = host().installed(&["a", "b"]).ending(&["a"]).build();
+    let goal = goal(&["a", "b"])
+        .options("a", &systemd_cgroup())
+        .binary("a", OTHER_DIGEST)
+        .binary("b", OTHER_DIGEST)
+        .build();
+    let plan = decide(&facts, &goal).unwrap();
+    assert!(!plan.restart && plan.config.is_empty(), "{plan:?}");
+    assert_eq!(
+        told(&plan),
+        [("a", Some(DIGEST), true), ("b", Some(OTHER_DIGEST), false)]
+    );
+    assert!(plan.handlers[0].served);
+    assert_eq!(
+        written(&plan).handlers["a"],
+        facts.state.handlers["a"],
+        "{plan:?}"
+    );
+}
+
+#[test]
+fn a_take_over_does_not_wait_for_pods() {
+    let facts = host().kwasm_handler("spin").ending(&["spin"]).build();
+    let plan = plan_for(&facts, &["spin", "c"]);
+    assert!(!plan.restart && plan.config.is_empty(), "{plan:?}");
+    assert_eq!(
+        told(&plan),
+        [("spin", Some(DIGEST), false), ("c", None, true)]
+    );
+    assert_eq!(written(&plan).handlers["spin"].owner, Owner::Cluster);
+}
+
+#[rstest]
+#[case::a_lost_declaration(|facts: &mut HostFacts| facts.served = Ok(served(&["b"])), &["a", "b"])]
+#[case::the_last_handler(|_: &mut HostFacts| (), &[])]
+fn a_change_that_is_nothing_without_its_restart_waits_as_a_whole(
+    #[case] edit: impl FnOnce(&mut HostFacts),
+    #[case] shims: &[&str],
+) {
+    let facts = host().installed(&["a", "b"]).ending(&["kata"]).with(edit);
+    let goal = goal(shims).binary("b", OTHER_DIGEST).build();
+    let error = decide(&facts.build(), &goal).unwrap_err();
+    assert!(matches!(error, Error::EndsPods(_)), "{error}");
+}

@@ -30,6 +30,8 @@ pub struct HostPlan {
     pub restart: bool,
     /// Which pods the restart may end.
     pub restart_policy: RestartPolicy,
+    /// The pods that prevent the restart which some shims need. These shims stay as they are.
+    pub waits_for: Vec<EndingPod>,
     /// Whether the restart may also put changes of others into effect, which the dump of the configuration has already.
     pub accept_pending_changes: bool,
     /// The change of the state file.

@@ -51,11 +51,10 @@ pub(crate) fn add_plan_result(report: &mut ProvisionReport, facts: &HostFacts, p
     }
     // A recovery has notes, too.
     report.notes.extend(plan.notes.iter().cloned());
-    if plan.restart
-        && let Ok(pods) = &facts.ending_pods
-    {
-        report.ending_pods = EndingPods::of(pods);
-    }
+    report.ending_pods = match &facts.ending_pods {
+        Ok(pods) if plan.restart => EndingPods::of(pods),
+        Ok(_) | Err(_) => EndingPods::of(&plan.waits_for),
+    };
     report.files = files(facts, plan);
     let problems: Vec<&HandlerReport> = plan
         .handlers
@@ -260,6 +259,7 @@ pub(crate) fn report_unchanged(
                 sha256,
                 reason: report.reason.clone(),
                 remedy: report.remedy.clone(),
+                waits_for_pods: false,
             });
         }
     }

@@ -84,6 +84,7 @@ pub(crate) fn retain_in_use(
             served: reserved.is_some(),
             reason: Some(reason.message),
             remedy: reason.help,
+            waits_for_pods: false,
         });
         match reserved {
             Some(reserved) => *reserved = owned,
