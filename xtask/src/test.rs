@@ -1,5 +1,6 @@
 //! `cargo xtask test`: all checks and tests, or one part of them. The output of a step is printed if the step fails.
 
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -19,6 +20,9 @@ use crate::tools::{ContainerdVersion, Tool};
 
 const CARGO_DENY: &str = "0.20.2";
 const CARGO_MACHETE: &str = "0.9.2";
+
+/// Longest failure of one test in the message of a run, in characters: an assertion may print whole reports.
+const LONGEST_FAILURE: usize = 400;
 
 /// Options of `cargo xtask test`.
 #[derive(Debug, clap::Args)]
@@ -219,7 +223,7 @@ fn end_to_end(name: &str, cache: &Cache, progress: &Progress, filter: Option<&st
             .env("FARRIER_BINARY", &parts.binary)
             .env("FARRIER_IMAGE", image::FARRIER)
             .env("FARRIER_HELLO_IMAGE", image::HELLO);
-        aloud(&mut command)
+        aloud(&mut command, progress)
     })();
     if result.is_err() {
         demo::diagnose(&cluster, progress);
@@ -263,21 +267,53 @@ fn whole(progress: &Progress, what: &str, command: &mut Command) -> Result<Strin
     if !output.status.success() {
         progress.line(String::from_utf8_lossy(&output.stderr).trim_end());
         progress.line(text.trim_end());
-        bail!("{what} failed ({})", output.status);
+        bail!("{what} failed ({}){}", output.status, failed_tests(&text));
     }
     Ok(text)
 }
 
-/// Runs `command` with the standard output and standard error of this process.
-fn aloud(command: &mut Command) -> Result<()> {
+/// The end of a message about a failed run of tests: the names of the failed tests, each with the first lines of its failure. A log that is
+/// cut from its start still has them.
+fn failed_tests(output: &str) -> String {
+    let names = output.lines().filter_map(|line| {
+        let (name, result) = line.strip_prefix("test ")?.split_once(" ... ")?;
+        (result == "FAILED").then_some(name)
+    });
+    let failure = |name: &str| {
+        let shown = output.split_once(&format!("---- {name} stdout ----\n"));
+        let shown = shown.and_then(|(_, shown)| shown.split("\n---- ").next());
+        let shown = shown.unwrap_or_default();
+        let panic = shown.split_once("panicked at ");
+        let lines = panic.map_or(shown, |(_, panic)| panic).lines();
+        let lines: Vec<&str> = lines.take(4).collect();
+        let lines: String = lines.join(" ").chars().take(LONGEST_FAILURE).collect();
+        format!("\n{name}: {lines}")
+    };
+    names.map(failure).collect()
+}
+
+/// Runs the end-to-end tests, and prints each line of them at once.
+fn aloud(command: &mut Command, progress: &Progress) -> Result<()> {
     use std::os::unix::process::CommandExt as _;
 
-    command.stdin(Stdio::null()).process_group(0);
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .process_group(0);
     let (mut child, tracked) = interrupt::spawn_tracked(command).context("failed to run cargo")?;
+    let stdout = child.stdout.take().context("cargo has no output")?;
+    let mut output = String::new();
+    for line in BufReader::new(stdout).lines() {
+        let line = line.context("failed to read the output of cargo")?;
+        progress.line(&line);
+        output.push_str(&line);
+        output.push('\n');
+    }
     let status = child.wait().context("failed to wait for cargo")?;
     drop(tracked);
     if !status.success() {
-        bail!("the end-to-end tests failed ({status})");
+        let failed = failed_tests(&output);
+        bail!("the end-to-end tests failed ({status}){failed}");
     }
     Ok(())
 }
@@ -305,4 +341,34 @@ fn installed(name: &str, version: &str, cache: &Cache, progress: &Progress) -> R
         })
     })?;
     Ok(directory.join("bin").join(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_message_of_a_failed_run_names_the_failed_tests_and_their_failures() {
+        let output = "\
+running 3 tests
+test a::works ... ok
+test a::breaks ... FAILED
+test b::breaks ... FAILED
+
+failures:
+
+---- a::breaks stdout ----
+waited for it
+thread 'a::breaks' panicked at tests/a.rs:7:5:
+assertion `left == right` failed
+  left: 1
+
+---- b::breaks stdout ----
+Error: \"no node\"
+";
+        assert_eq!(
+            failed_tests(output),
+            "\na::breaks: tests/a.rs:7:5: assertion `left == right` failed   left: 1\nb::breaks: Error: \"no node\""
+        );
+    }
 }
