@@ -225,7 +225,7 @@ async fn run(
     };
     let (lock, recovered) = match begun {
         Ok(begun) => begun,
-        Err(failure) => return result(report_failure(report, failure), None),
+        Err(failure) => return result(report_failure(report, failure, &[]), None),
     };
     if let Some(Recovered { tally, ended }) = &recovered {
         report.changed = true;
@@ -241,7 +241,7 @@ async fn run(
     };
     let facts = match interrupts.run_unless_interrupted(inspected).await.flatten() {
         Ok(facts) => facts,
-        Err(error) => return result(report_failure(report, Failure::Refused(error)), None),
+        Err(error) => return result(report_failure(report, Failure::Refused(error), &[]), None),
     };
     add_host_info(&mut report, &facts);
     let early = async {
@@ -253,7 +253,8 @@ async fn run(
     let text = match plan_and_act(&host, mode, interrupts, &facts, goal, &mut report).await {
         Ok(text) => text,
         Err(failure) => {
-            let mut report = report_failure(report, failure);
+            let ending = facts.ending_pods.as_deref().unwrap_or_default();
+            let mut report = report_failure(report, failure, ending);
             add_pending_changes(&mut report, &facts);
             return match mode {
                 Mode::Change => result(report_unchanged(report, &facts, request), None),

@@ -101,7 +101,12 @@ fn read(
         return interrupted(seen, applied, job, report);
     }
     applied.interruptions = 0;
-    let refused = matches!(report.result, Outcome::Refused | Outcome::RolledBack);
+    let refused = match report.result {
+        Outcome::Refused => true,
+        // With restarts, the report names the pods that these ended.
+        Outcome::RolledBack => report.restarts == 0,
+        Outcome::Applied | Outcome::Partial | Outcome::Unchanged | Outcome::Broken => false,
+    };
     if refused && !report.ending_pods.is_empty() {
         return waiting(seen, applied, job, report);
     }
@@ -172,7 +177,8 @@ fn read(
         .iter()
         .filter_map(|shim| applied.shims.get(&shim.name));
     let only_lingers = lingering && well.all(|shim| shim.reason.is_none());
-    if report.restarts > 0 && !report.ending_pods.is_empty() {
+    let waits = applied.waiting_for_pods.is_some();
+    if report.restarts > 0 && !report.ending_pods.is_empty() && !waits {
         applied.ended_pods = Some(EndedPods {
             pods: report.ending_pods.clone().bounded(),
             at: seen.now,

@@ -6,7 +6,7 @@ use super::*;
 use crate::controller::cluster::ending_pods::PodStates;
 use crate::controller::decide::node_labels::without_drain;
 use crate::controller::memory::node_summary::Phase;
-use crate::handoff::Problem;
+use crate::handoff::{EndingPods, Problem};
 
 fn pod(name: &str, handler: &str) -> EndingPod {
     EndingPod {
@@ -491,4 +491,22 @@ fn a_shim_that_fails_is_tried_again_while_another_one_waits_for_pods() {
     let (after, _) = again.waits_in_part("other", &web).step();
     let (labels, _) = progress(&after);
     assert_eq!(labels, [Some("provisioned"), Some("pending")]);
+}
+
+#[test]
+fn pods_that_a_rollback_ended_are_looked_at_too() {
+    let web = [pod("web", "spin-v2")];
+    let rolled_back = |restarts| {
+        let scene = waiting(&web, OnRestart::Allow);
+        let mut scene = scene.answers(Outcome::RolledBack, false, Some("no"));
+        scene.report().restarts = restarts;
+        scene.report().ending_pods = EndingPods::of(&web);
+        scene.stepped().node.applied().unwrap()
+    };
+    let applied = rolled_back(2);
+    assert_eq!(applied.ended_pods.unwrap().pods.len(), 1);
+    assert_eq!(applied.waiting_for_pods, None);
+    let applied = rolled_back(0);
+    assert_eq!(applied.ended_pods, None);
+    assert!(applied.waiting_for_pods.is_some());
 }

@@ -156,8 +156,27 @@ pub(crate) fn ended_by_restart(pods: &[EndingPod]) -> Option<String> {
     ))
 }
 
-/// A report of a change that was not carried out.
-pub(crate) fn report_failure(report: ProvisionReport, failure: Failure) -> ProvisionReport {
+/// Adds the restarts of a change and of its rollback, and the pods that these ended: `ending` at the change, `ended` at the rollback.
+fn add_restarts_with_pods(
+    report: &mut ProvisionReport,
+    tally: Restarts,
+    ending: &[EndingPod],
+    ended: &[EndingPod],
+) {
+    add_restarts(report, tally);
+    if tally.restarts > 0 {
+        let only_at_rollback = ended.iter().filter(|pod| !ending.contains(pod));
+        let pods: Vec<EndingPod> = ending.iter().chain(only_at_rollback).cloned().collect();
+        report.ending_pods = EndingPods::of(&pods);
+    }
+}
+
+/// A report of a change that was not carried out. A restart of the change would end the pods `ending`.
+pub(crate) fn report_failure(
+    report: ProvisionReport,
+    failure: Failure,
+    ending: &[EndingPod],
+) -> ProvisionReport {
     match failure {
         Failure::Refused(cause) => failed(report, &cause),
         Failure::RolledBack {
@@ -171,7 +190,7 @@ pub(crate) fn report_failure(report: ProvisionReport, failure: Failure) -> Provi
                 .reason
                 .map(|reason| format!("{reason}, and the change was rolled back"));
             report.result = Outcome::RolledBack;
-            add_restarts(&mut report, tally);
+            add_restarts_with_pods(&mut report, tally, ending, &ended);
             report
         }
         Failure::Broken {
@@ -199,7 +218,7 @@ pub(crate) fn report_failure(report: ProvisionReport, failure: Failure) -> Provi
             report.result = Outcome::Broken;
             report.interrupted = false;
             report.changed = true;
-            add_restarts(&mut report, tally);
+            add_restarts_with_pods(&mut report, tally, ending, &ended);
             report
         }
     }
@@ -285,7 +304,7 @@ mod tests {
         let message = "toml: line 3; expected a value; found EOF";
         let cause = Error::ConfigRefused(Problem::new(message, None));
         let report = ProvisionReport::new(Outcome::Refused);
-        let report = report_failure(report, Failure::Refused(cause));
+        let report = report_failure(report, Failure::Refused(cause), &[]);
         let reason = report.reason.unwrap();
         assert!(reason.ends_with(message), "{reason}");
         assert_eq!(
@@ -305,7 +324,7 @@ mod tests {
             Error::Artifact(fetch::Error::Reported(problem)),
         ] {
             let report = ProvisionReport::new(Outcome::Refused);
-            let report = report_failure(report, Failure::Refused(cause));
+            let report = report_failure(report, Failure::Refused(cause), &[]);
             assert_eq!(report.remedy.as_deref(), Some(help));
         }
     }
@@ -367,7 +386,7 @@ mod tests {
         };
         let notes = |ended| {
             let report = ProvisionReport::new(Outcome::Refused);
-            report_failure(report, rolled_back(ended)).notes
+            report_failure(report, rolled_back(ended), &[]).notes
         };
         assert_eq!(
             notes(vec![pod]),
@@ -379,9 +398,34 @@ mod tests {
     }
 
     #[test]
+    fn a_rollback_reports_the_pods_of_both_restarts_and_a_refused_restart_those_that_it_would_end()
+    {
+        let facts = host().ending(&["a", "b"]).build();
+        let ending = facts.ending_pods.unwrap();
+        let reported = |cause, restarts, ended: &[EndingPod]| {
+            let failure = Failure::RolledBack {
+                cause,
+                tally: Restarts {
+                    restarts,
+                    away: None,
+                },
+                ended: ended.to_vec(),
+            };
+            let report = report_failure(ProvisionReport::new(Outcome::Refused), failure, &ending);
+            let pods = report.ending_pods.pods.into_iter();
+            pods.map(|pod| pod.name).collect::<Vec<_>>()
+        };
+        let new = host().ending(&["b", "new"]).build().ending_pods.unwrap();
+        assert_eq!(reported(signal(), 2, &new), ["a", "b", "new"]);
+        assert_eq!(reported(signal(), 0, &[]), [""; 0]);
+        let refused = plan::Error::EndsPods(new.clone()).into();
+        assert_eq!(reported(refused, 0, &[]), ["b", "new"]);
+    }
+
+    #[test]
     fn an_interrupted_change_is_reported_as_rolled_back_and_interrupted() {
         let tally = Restarts::default();
-        let report = |failure| report_failure(ProvisionReport::new(Outcome::Refused), failure);
+        let report = |failure| report_failure(ProvisionReport::new(Outcome::Refused), failure, &[]);
         for failure in [
             Failure::Refused(signal()),
             Failure::RolledBack {
