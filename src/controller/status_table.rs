@@ -145,7 +145,7 @@ impl NodeLine {
                     let fault = verdict.and_then(Verdict::fault).map(Problem::sentence);
                     fault.or(own).or_else(|| applied.reason.clone())
                 }
-                Progress::Removing => waiting.clone().or(own),
+                Progress::Removing => own.or_else(|| waiting.clone()),
                 Progress::Pending => waiting.clone(),
                 Progress::Provisioned => None,
             };

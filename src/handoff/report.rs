@@ -248,6 +248,12 @@ impl ProvisionReport {
             }
         }
         if !fits(&report) {
+            // The pods say why these wait.
+            for handler in report.handlers.iter_mut().filter(|it| it.waits_for_pods) {
+                (handler.reason, handler.remedy) = (None, None);
+            }
+        }
+        if !fits(&report) {
             // Handlers of one Shim fail for the same reason, so the first one keeps it.
             let mut reported = BTreeSet::new();
             for handler in report.handlers.iter_mut().filter(|handler| !handler.served) {

@@ -258,6 +258,7 @@ pub fn goal(shims: &[&str]) -> GoalBuilder {
         reserve_options: BTreeMap::new(),
         scope: Scope::Owner,
         binaries: BTreeMap::new(),
+        waiting: BTreeSet::new(),
         digest: Some(Sha256Digest::of(b"request")),
         allow_pod_restarts: false,
         restart_policy: RestartPolicy::default(),

@@ -39,6 +39,7 @@ use report::{
 };
 use state::{JOURNAL_FILE, OwnedHandler, STATE_FILE, STATE_LIMIT, State, StateAfter};
 use transaction::interrupts::Interrupts;
+use transaction::journal::Journal;
 use transaction::recovery::{Allowed, Recovered, gather_after, recover};
 use transaction::rehearsal::{EarlyRehearsal, Rehearsed, rehearse};
 use transaction::resolve::{ArtifactOptions, Resolved, resolve};
@@ -175,9 +176,12 @@ async fn diagnose(options: &HostOptions, ends_orphans: bool) -> Diagnosis {
         let ended = ended.map_err(|error| Problem::new(&error, error.help()));
         let mut facts = host.inspect().await?;
         facts.hash_binaries(&host.root)?;
+        let journal = Journal::load(&host.root);
+        let problem = |error: &transaction::Error| Problem::new(error, error.help());
         let leftover_files = LeftoverFiles {
             locked: host.root.is_locked()?,
-            journal: host.root.exists(JOURNAL_FILE)?,
+            journal: journal.as_ref().is_ok_and(Option::is_some),
+            journal_problem: journal.as_ref().err().map(problem),
             temporary_files: transaction::cleanup::temporary_files(&host.root, &facts)?,
         };
         let diagnosis = report::doctor::examine(&facts, &leftover_files);

@@ -173,6 +173,7 @@ impl InstallOptions {
                 Scope::Owner
             },
             binaries,
+            waiting: BTreeSet::new(),
             digest: Some(request.digest()),
             allow_pod_restarts: self.host.allow_pod_restarts,
             restart_policy: self.host.restart_policy(request.restart_policy()),
@@ -194,6 +195,7 @@ impl UninstallOptions {
                 None => Scope::Everything,
             },
             binaries: BTreeMap::new(),
+            waiting: BTreeSet::new(),
             digest: None,
             allow_pod_restarts: self.host.allow_pod_restarts,
             restart_policy: self.host.restart_policy(RestartPolicy::default()),

@@ -254,6 +254,23 @@ fn a_change_that_containerd_starts_with_and_that_farrier_never_wrote_is_noted() 
 }
 
 #[test]
+fn a_removed_root_file_is_noted_and_one_that_farrier_wrote_is_not_put_into_effect() {
+    on_each(|release| {
+        let node = Node::stopped(release, &[]);
+        node.write(CONFIG_PATH, b"version = 2\n", 0o644);
+        node.start();
+        fs::remove_file(node.path(CONFIG_PATH)).unwrap();
+        goes_on_with_a_note(&node, CONFIG_PATH, "a removed root file");
+        assert_eq!(node.change(&INSTALL).0, 0);
+        fs::remove_file(node.path(CONFIG_PATH)).unwrap();
+        is_refused(&node, &INSTALL, CONFIG_PATH, "Farrier's root file");
+        let (status, report) = node.change(&[&INSTALL[..], &[ACCEPT]].concat());
+        assert_eq!((status, report.restarts), (0, 1), "{report:?}");
+        node.assert_healthy();
+    });
+}
+
+#[test]
 fn an_edited_runtime_of_others_is_served_after_it_is_accepted() {
     on_each(|release| {
         let node = Node::new(release);

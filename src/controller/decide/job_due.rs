@@ -112,8 +112,8 @@ fn need_after_pods(
 ) -> Need {
     let drains = waiting.draining_since.is_some();
     let since = age(seen.now, applied.at);
-    // A Shim that failed in the last attempt does not wait for the pods.
-    let retries = !waiting.shims.is_empty() && since >= backoff(applied.attempts.max(1));
+    // Another Shim failed in the last attempt, or the API server rejected the Job. Neither waits for the pods.
+    let retries = applied.reason.is_some() && since >= backoff(applied.attempts.max(1));
     let is_over = match (ending_pods::policy(seen.cluster, &waiting.pods), seen.pods) {
         (OnRestart::Allow, _) => true,
         (OnRestart::Refuse | OnRestart::Drain, Some(pods)) => {
@@ -122,7 +122,8 @@ fn need_after_pods(
         // The API server says nothing about the pods, and a Job asks containerd.
         (OnRestart::Refuse | OnRestart::Drain, None) => !drains && since >= LONGEST_RETRY,
     };
-    if !(is_over || retries) || has_no_turn(seen, desired, applied) {
+    let goes_on = is_over && !has_no_turn(seen, desired, applied);
+    if !(goes_on || retries) {
         return Need::Wait(if drains {
             ending_pods::POD_LOOK_EVERY
         } else {
@@ -137,7 +138,7 @@ fn need_after_pods(
         backoff(more)
     };
     // The API server has rejected the last Job.
-    let pause = if applied.reason.is_some() {
+    let pause = if applied.reason.is_some() && waiting.shims.is_empty() {
         pause.max(backoff(applied.attempts.max(1)))
     } else {
         pause

@@ -110,7 +110,7 @@ fn read(
     if refused && !report.ending_pods.is_empty() {
         return waiting(seen, applied, job, report);
     }
-    let waiting_shims = shims_that_wait(report);
+    let waiting_shims = shims_that_wait(request, report);
     let waiting = (!waiting_shims.is_empty()).then(|| wait_for_pods(&applied, report));
     applied.waiting_for_pods = None;
     let done = matches!(report.result, Outcome::Applied | Outcome::Unchanged);
@@ -121,8 +121,10 @@ fn read(
     for shim in &request.shims {
         let before = before.get(&shim.name);
         let known = if waiting_shims.contains(&shim.name) {
-            let Some(before) = before else { continue };
-            as_before(before.clone(), shim, report)
+            match while_waiting(shim, before, report) {
+                Some(known) => known,
+                None => continue,
+            }
         } else if shim.keep {
             kept_after_report(shim, before, report, done)
         } else {
@@ -234,6 +236,9 @@ fn waiting(
     job: &JobView,
     report: &ProvisionReport,
 ) -> JobEnd {
+    for known in applied.shims.values_mut() {
+        known.reason = None;
+    }
     for entry in &report.handlers {
         let known = applied.shims.get_mut(&entry.shim);
         if let Some(served) = known.and_then(|shim| shim.handlers.get_mut(&entry.handler)) {
@@ -244,19 +249,26 @@ fn waiting(
     end_waiting(seen, applied, job, report, waiting)
 }
 
-/// The Shims of a report that wait for pods while others went on.
-fn shims_that_wait(report: &ProvisionReport) -> BTreeSet<String> {
-    let entries = report.handlers.iter();
-    let waiting = entries.filter(|entry| entry.waits_for_pods && report.result == Outcome::Partial);
-    waiting.map(|entry| entry.shim.clone()).collect()
+/// The requested Shims that wait for the pods of a report, while others went on or failed.
+fn shims_that_wait(request: &ProvisionRequest, report: &ProvisionReport) -> BTreeSet<String> {
+    let is_told = report.result == Outcome::Partial && !report.ending_pods.is_empty();
+    let waits = |shim: &&ShimRequest| {
+        let mut entries = report.handlers.iter();
+        is_told && entries.any(|entry| entry.shim == shim.name && entry.waits_for_pods)
+    };
+    let waiting = request.shims.iter().filter(waits);
+    waiting.map(|shim| shim.name.clone()).collect()
 }
 
 /// The wait for the pods of a report.
 fn wait_for_pods(applied: &Applied, report: &ProvisionReport) -> WaitingForPods {
     let before = applied.waiting_for_pods.clone().unwrap_or_default();
+    let pods = report.ending_pods.clone().bounded();
+    // Another Shim was tried again meanwhile.
+    let is_same = !before.shims.is_empty() && pods == before.pods;
     WaitingForPods {
-        pods: report.ending_pods.clone().bounded(),
-        reports: before.reports.saturating_add(1),
+        pods,
+        reports: before.reports.saturating_add(u32::from(!is_same)),
         draining_since: before.draining_since,
         // What ended the drain before says nothing about the pods of this report.
         undone_at: None,
@@ -301,16 +313,33 @@ fn ended(seen: &Observed, applied: &Applied, report: Option<&ProvisionReport>) -
     }
 }
 
-/// The state of a Shim that waits for pods: as before, except handlers that are no longer served.
-fn as_before(mut before: AppliedShim, shim: &ShimRequest, report: &ProvisionReport) -> AppliedShim {
-    let entries = report.handlers.iter();
-    for entry in entries.filter(|entry| entry.shim == shim.name) {
-        if let Some(served) = before.handlers.get_mut(&entry.handler) {
+/// The state of a Shim that waits for pods: as before, except handlers that are no longer served. `None` for a Shim that is not on the host.
+fn while_waiting(
+    shim: &ShimRequest,
+    before: Option<&AppliedShim>,
+    report: &ProvisionReport,
+) -> Option<AppliedShim> {
+    let entries = || {
+        let entries = report.handlers.iter();
+        entries.filter(|entry| entry.shim == shim.name)
+    };
+    let Some(mut known) = before.cloned() else {
+        // The handler is that of another Shim, which the request no longer names.
+        let served = entries().filter(|entry| entry.served && is_label_name(&entry.handler));
+        let handlers: BTreeMap<String, bool> =
+            served.map(|entry| (entry.handler.clone(), true)).collect();
+        return (!handlers.is_empty()).then(|| AppliedShim {
+            handlers,
+            ..AppliedShim::default()
+        });
+    };
+    for entry in entries() {
+        if let Some(served) = known.handlers.get_mut(&entry.handler) {
             *served &= entry.served;
         }
     }
-    before.reason = None;
-    before
+    known.reason = None;
+    Some(known)
 }
 
 /// The state of a requested Shim on the host.

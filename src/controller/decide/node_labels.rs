@@ -184,7 +184,7 @@ fn edit(
     let annotations = BTreeMap::from([(
         names::APPLIED_ANNOTATION.to_owned(),
         applied
-            .filter(|applied| job_is_there || !is_unused(applied, &desired.request.shims))
+            .filter(|applied| job_is_there || !is_unused(applied, desired))
             .map(|applied| summary(&applied)),
     )]);
     let edit = NodeEdit {
@@ -299,8 +299,9 @@ fn may_be_on_host(
 }
 
 /// No Shim is selected, installed or in progress, so the annotation is removed.
-fn is_unused(applied: &Applied, wanted: &[handoff::ShimRequest]) -> bool {
-    let waits = applied.waiting_for_pods.is_some();
+fn is_unused(applied: &Applied, desired: &Desired) -> bool {
+    let waits = ending_pods::waiting(Some(applied), desired).is_some();
+    let wanted = &desired.request.shims;
     wanted.is_empty() && applied.shims.is_empty() && applied.attempts == 0 && !waits
 }
 

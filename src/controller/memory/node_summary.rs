@@ -143,9 +143,9 @@ impl NodeSummary {
                 let known = applied.and_then(|applied| applied.shims.get(&shim));
                 let phase = Phase::Removing {
                     waits: desired.staying.contains(&shim),
-                    reason: waiting
-                        .clone()
-                        .or_else(|| known.and_then(|known| known.reason.clone())),
+                    reason: known
+                        .and_then(|known| known.reason.clone())
+                        .or_else(|| waiting.clone()),
                 };
                 let carried = true;
                 shims.insert(shim, ShimOnNode { phase, carried });

@@ -451,11 +451,16 @@ fn with_new_release(failing: bool) -> (Scene, Vec<EndingPod>) {
     assert!(scene.job.is_some(), "a new release does not wait");
     let mut scene = scene.waits_in_part("other", &web);
     if failing {
-        let mut entries = scene.report().handlers.iter_mut();
-        let entry = entries.find(|entry| entry.shim == "spin").unwrap();
-        entry.reason = Some("the server does not answer".to_owned());
+        fail(&mut scene);
     }
     (scene, web)
+}
+
+/// The Job's installer did not get the new release of `spin`.
+fn fail(scene: &mut Scene) {
+    let mut entries = scene.report().handlers.iter_mut();
+    let entry = entries.find(|entry| entry.shim == "spin").unwrap();
+    entry.reason = Some("the server does not answer".to_owned());
 }
 
 #[test]
@@ -486,11 +491,68 @@ fn a_shim_that_fails_is_tried_again_while_another_one_waits_for_pods() {
     let there = after.stepped().left(&web);
     let before = there.later(29);
     assert!(!creates_job(&before.decide()));
-    let again = before.later(1).stepped();
-    assert!(again.job.is_some());
-    let (after, _) = again.waits_in_part("other", &web).step();
+    // A failure halts the rollout of the Shim, and is tried again nevertheless.
+    let mut due = before.later(1);
+    due.blocked = BTreeMap::from([("spin".to_owned(), "another node failed".to_owned())]);
+    assert!(creates_job(&due.decide()));
+    due.blocked.clear();
+    // The server of the Shim still does not answer.
+    let mut again = due.stepped().waits_in_part("other", &web);
+    fail(&mut again);
+    let again = again.stepped().stepped();
+    let (labels, phase) = progress(&again);
+    assert_eq!(labels, [Some("failed"), Some("pending")]);
+    assert!(matches!(phase, Phase::WaitingForPods(_)), "{phase:?}");
+    // The failure does not delay the restart.
+    let over = again.left(&[]);
+    assert!(creates_job(&over.decide()));
+    let (after, _) = over
+        .left(&web)
+        .later(60)
+        .stepped()
+        .waits_in_part("other", &web)
+        .step();
     let (labels, _) = progress(&after);
     assert_eq!(labels, [Some("provisioned"), Some("pending")]);
+}
+
+#[test]
+fn a_rejected_job_does_not_end_the_attempts_of_a_shim_that_failed() {
+    let (scene, web) = with_new_release(true);
+    let mut due = scene.stepped().stepped().left(&web).later(30).stepped();
+    assert!(due.job.take().is_some());
+    due.rejected = Some(Problem::new("a quota", None));
+    let mut rejected = due.stepped();
+    rejected.rejected = None;
+    assert!(!creates_job(&rejected.decide()));
+    assert!(creates_job(&rejected.later(60).decide()));
+}
+
+#[test]
+fn a_shim_that_waits_in_the_place_of_another_one_is_not_forgotten_on_the_host() {
+    let web = [pod("web", "spin-v2")];
+    let mut scene = waiting(&web, OnRestart::Refuse).stepped().left(&web);
+    scene.spec();
+    scene.upgrade();
+    let mut scene = scene.stepped().waits_in_part("other", &web);
+    // The host serves the handler under another Shim, which is deleted.
+    let entries = scene.report().handlers.iter_mut();
+    for entry in entries.filter(|entry| entry.waits_for_pods) {
+        entry.served = true;
+    }
+    let after = scene.stepped();
+    let applied = after.node.applied().unwrap();
+    let known = &applied.shims["other"];
+    assert_eq!((known.handlers["other"], &known.fulfilled), (true, &None));
+}
+
+#[test]
+fn a_report_that_waits_without_pods_is_a_failure() {
+    let (mut scene, _) = with_new_release(false);
+    scene.report().ending_pods = EndingPods::default();
+    let (after, plan) = scene.step();
+    assert!(plan.event.unwrap().warning);
+    assert_eq!(after.node.applied().unwrap().waiting_for_pods, None);
 }
 
 #[test]

@@ -37,7 +37,7 @@ use found::{found_runtimes, unit_of_stopped};
 use os::{
     PROGRAMS, config_of_unit, config_path_problem, detect_distro, directory,
     directory_owner_problem, orphaned_config, snippets, sources, state_dir_problem,
-    version_command,
+    symlinked_directory_problem, version_command,
 };
 use pending::{RestartInputs, Subject, record_loaded};
 use prerequisites::missing_prerequisite;
@@ -255,6 +255,7 @@ pub async fn gather(
         obstacle = obstacle.or_else(|| state_dir_problem(host));
     }
     let install_paths = InstallPaths { directory };
+    obstacle = obstacle.or_else(|| symlinked_directory_problem(host, &install_paths));
     let verify_cache = VerifyCache::load(host);
     let (binaries, stored, damaged) = binaries(host, &install_paths, &verify_cache)?;
     let mut facts = HostFacts {

@@ -16,7 +16,7 @@ use crate::installer::host::lock::DIRECTORY as LOCK_DIRECTORY;
 use crate::installer::host::owner::ProgramError;
 use crate::installer::host::path::{file_name, parent_directory};
 use crate::installer::host::{HostRoot, SMALL_FILE_LIMIT, Target};
-use crate::installer::state::{JOURNAL_FILE, STATE_DIRECTORY, STATE_FILE, State};
+use crate::installer::state::{InstallPaths, JOURNAL_FILE, STATE_DIRECTORY, STATE_FILE, State};
 
 /// The paths where packages install containerd, for a host on which no containerd runs.
 pub(crate) const PROGRAMS: [&str; 3] = [
@@ -179,6 +179,25 @@ fn bin_dir_problem(host: &HostRoot, directory: &str) -> Option<Problem> {
         Ok(_) => None,
         Err(error) => Some(Problem::new(&error, error.help())),
     }
+}
+
+/// Why one of Farrier's directories for binaries is none: the symlinks in `bin` lead to the store through `..`, and Farrier must not remove
+/// files behind a symlinked directory.
+pub(crate) fn symlinked_directory_problem(
+    host: &HostRoot,
+    install_paths: &InstallPaths,
+) -> Option<Problem> {
+    let problem = |path: String| match host.symlink_target(&path) {
+        Ok(None) => None,
+        Ok(Some(_)) => Some(Problem::with_help(
+            format!("{path} on the host is a symlink instead of a directory"),
+            "replace the symlink with a directory, or make its parent directory the symlink",
+        )),
+        Err(error) => Some(Problem::new(&error, error.help())),
+    };
+    [install_paths.bin(), install_paths.store()]
+        .into_iter()
+        .find_map(problem)
 }
 
 /// Why a user other than root could replace what Farrier keeps in its directories, of which `directory` is the one for binaries.

@@ -61,7 +61,10 @@ impl RestartInputs {
         let is_open = |input: &Input| {
             let is_unknown = matches!(input.contents, Contents::Foreign | Contents::Edited);
             let is_rehearsed = match input.kind {
-                InputKind::Config | InputKind::ImportDirectory | InputKind::Program => true,
+                InputKind::Config
+                | InputKind::AbsentConfig
+                | InputKind::ImportDirectory
+                | InputKind::Program => true,
                 InputKind::Unit | InputKind::Distribution => false,
             };
             is_unknown && is_rehearsed && input.change.is_pending()
@@ -97,6 +100,8 @@ pub struct Input {
 pub enum InputKind {
     /// A file of containerd's configuration.
     Config,
+    /// The root configuration file where it is absent: containerd loads its defaults. The change is that of the directory.
+    AbsentConfig,
     /// A directory that the configuration imports files from.
     ImportDirectory,
     /// The program.
@@ -219,6 +224,7 @@ impl Subject<'_> {
         };
         let loaded = self.load();
         let mut inputs = self.config(starts, loaded.as_ref());
+        inputs.extend(self.absent_root(starts.containerd, loaded.as_ref()));
         inputs.extend(self.import_directories(starts.containerd, loaded.as_ref(), &inputs));
         inputs.extend(self.programs(main));
         inputs.extend(self.unit(starts.service).await);
@@ -317,6 +323,34 @@ impl Subject<'_> {
                 })
             })
             .collect()
+    }
+
+    /// The root file, if it is absent. Somebody may have removed it since the start; then the entries of its directory have changed. Where
+    /// the directory is absent, too, only a file that Farrier wrote is known to have been there.
+    fn absent_root(&self, start: StartTime, loaded: Option<&LoadedConfig>) -> Option<Input> {
+        let root = &self.config_files.root;
+        if root.text.is_some() || self.is_rendered() {
+            return None;
+        }
+        let owned = self.state.config.as_ref();
+        let is_own = owned.is_some_and(|owned| owned.path == root.path);
+        let mut directory = parent_directory(&root.path);
+        while is_own && directory.len() > 1 && !self.host.seems_to_exist(directory) {
+            directory = parent_directory(directory);
+        }
+        let input = self.at(InputKind::AbsentConfig, directory, start)?;
+        let contents = if loaded.is_some_and(|it| !it.digests.contains_key(&root.path)) {
+            Contents::AsLoaded
+        } else if is_own {
+            Contents::Edited
+        } else {
+            Contents::Foreign
+        };
+        Some(Input {
+            path: root.path.clone(),
+            contents,
+            ..input
+        })
     }
 
     /// The files in the directory of snippets, which others may add to.
@@ -510,6 +544,7 @@ pub(crate) fn record_loaded(subject: &Subject<'_>, inputs: &[Input]) -> host::Re
     let digest = |input: &Input| match input.kind {
         _ if snippets.as_ref() == Some(&input.path) => Some(subject.listing(&input.path)),
         InputKind::ImportDirectory => Some(subject.listing(&input.path)),
+        InputKind::AbsentConfig => None,
         InputKind::Config | InputKind::Program | InputKind::Unit | InputKind::Distribution => {
             let text = texts.get(input.path.as_str())?;
             Some(Sha256Digest::of(text.as_bytes()))

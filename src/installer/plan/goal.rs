@@ -21,6 +21,8 @@ pub struct Goal {
     pub scope: Scope,
     /// SHA-256 of each shim's binary, or the reason that the binary is missing, by the name of the shim.
     pub binaries: BTreeMap<String, Result<Sha256Digest, Problem>>,
+    /// The shims that stay as they are, because the restart that they need would end pods.
+    pub waiting: BTreeSet<String>,
     /// SHA-256 of the request; `None` where the goal comes without a request.
     pub digest: Option<Sha256Digest>,
     /// containerd is restarted even where a restart ends every pod on the node.

@@ -80,7 +80,7 @@ impl Builder<'_> {
             sha256,
             reason,
             remedy,
-            waits_for_pods: false,
+            waits_for_pods: self.goal.waiting.contains(shim),
         });
     }
 
@@ -89,6 +89,10 @@ impl Builder<'_> {
         for shim in goal.shims.iter().filter(|shim| shim.keep) {
             self.keep(shim);
         }
+        let handlers = self.facts.state.handlers.iter();
+        let staying = handlers
+            .filter(|(_, owned)| owned.owner == goal.owner && goal.waiting.contains(&owned.shim));
+        self.kept.extend(staying.map(|(name, _)| name.clone()));
         for shim in goal.shims.iter().filter(|shim| !shim.keep) {
             let foreign = shim.handlers.iter().find_map(|name| self.foreign(name));
             let names = || shim.handlers.iter().chain(shim.options.keys());
@@ -182,7 +186,8 @@ impl Builder<'_> {
 
     /// Keeps the served version of a shim that has no artifact.
     fn keep_served(&mut self, shim: &ShimRequest, handler: &str, problem: &Problem) {
-        let before = self.set.current(handler);
+        let next = self.set.next.get(handler);
+        let before = next.or_else(|| self.set.legacy.get(handler));
         let sha256 = before.and_then(|owned| {
             let path = self.facts.install_paths.declared_path(handler, owned);
             let sha256 = owned.sha256()?;

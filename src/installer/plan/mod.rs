@@ -16,10 +16,10 @@ pub mod stale_config;
 pub mod takeover;
 mod types;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::containerd_config::Handler;
-use crate::handoff::{EndingPod, Owner, Problem, Sha256Digest};
+use crate::handoff::{EndingPod, HandlerReport, Owner, Problem, Sha256Digest};
 use crate::installer::host::Target;
 use crate::installer::inspect::HostFacts;
 use crate::installer::state::{OwnedConfig, OwnedHandler, State, StateAfter, owner_name};
@@ -79,25 +79,24 @@ fn without_restart(
         next.iter().any(|handler| is_new(&handler))
     };
     let refusal = Error::EndsPods(pods.clone());
-    let problem = Problem::new(&refusal, refusal.help());
     let mut part = goal.clone();
     let requested = goal.shims.iter().filter(|shim| !shim.keep);
-    let waiting: BTreeSet<&String> = requested
-        .filter(|shim| shim.handlers.iter().any(needs_restart))
-        .map(|shim| &shim.name)
-        .collect();
-    for shim in &waiting {
-        part.binaries.insert((*shim).clone(), Err(problem.clone()));
+    let waiting = requested.filter(|shim| shim.handlers.iter().any(needs_restart));
+    for shim in waiting {
+        let problem = Problem::new(&refusal, refusal.help());
+        part.binaries.insert(shim.name.clone(), Err(problem));
+        part.waiting.insert(shim.name.clone());
     }
     let plan = assemble(current, facts, &part, handler_set(facts, &part, current));
-    let Some(mut plan) = plan.ok().filter(|plan| !plan.is_empty()) else {
-        return Err(refusal);
-    };
-    for report in &mut plan.handlers {
-        report.waits_for_pods = waiting.contains(&report.shim);
+    // Another shim may have a problem of its own.
+    let tells = |report: &HandlerReport| report.reason.is_some() && !report.waits_for_pods;
+    match plan {
+        Ok(plan) if !plan.is_empty() || plan.handlers.iter().any(tells) => Ok(HostPlan {
+            waits_for: pods,
+            ..plan
+        }),
+        Ok(_) | Err(_) => Err(refusal),
     }
-    plan.waits_for = pods;
-    Ok(plan)
 }
 
 fn assemble(

@@ -63,6 +63,7 @@ impl fmt::Display for Pending {
         }
         let what = match self.kind {
             InputKind::Config | InputKind::Unit | InputKind::Distribution => "",
+            InputKind::AbsentConfig => "the directory of the absent file ",
             InputKind::ImportDirectory => "the list of files in ",
             InputKind::Program => "the program ",
         };
@@ -175,7 +176,13 @@ fn verdict(input: &Input, start: &Rehearsal) -> Option<Verdict> {
         (_, Change::NotReloaded) => Verdict::NotReloaded,
         (InputKind::Unit | InputKind::Distribution, _) if is_edited => Verdict::Edited,
         (InputKind::Unit | InputKind::Distribution, _) => Verdict::NotRehearsed,
-        (InputKind::Config | InputKind::ImportDirectory | InputKind::Program, _) => match start {
+        (
+            InputKind::Config
+            | InputKind::AbsentConfig
+            | InputKind::ImportDirectory
+            | InputKind::Program,
+            _,
+        ) => match start {
             Rehearsal::Failed(problem) => Verdict::Fails(problem.clone()),
             Rehearsal::Served(_) | Rehearsal::NotPossible(_) if is_edited => Verdict::Edited,
             Rehearsal::Served(_) => Verdict::Passes,
@@ -213,7 +220,9 @@ pub(crate) fn check(facts: &HostFacts, accepted: bool) -> Result<Vec<String>, Pe
     if !refused.is_empty() {
         return Err(PendingChanges(refused));
     }
-    let note = |pending: &Pending| format!("{pending}: the restart puts this change into effect");
+    let note = |pending: &Pending| {
+        format!("{pending}: a restart of containerd puts this change into effect")
+    };
     Ok(allowed.iter().map(note).collect())
 }
 
@@ -359,7 +368,8 @@ mod tests {
         #[case] seconds_later: i64,
         #[case] contents: Contents,
         #[case] expected: [Expected; 3],
-        #[values(InputKind::Config, InputKind::ImportDirectory)] kind: InputKind,
+        #[values(InputKind::Config, InputKind::AbsentConfig, InputKind::ImportDirectory)]
+        kind: InputKind,
     ) {
         for (rehearsal, expected) in [passed(), failed(), not_possible()]
             .into_iter()

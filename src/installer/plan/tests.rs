@@ -698,3 +698,54 @@ fn a_change_that_is_nothing_without_its_restart_waits_as_a_whole(
     let error = decide(&facts.build(), &goal).unwrap_err();
     assert!(matches!(error, Error::EndsPods(_)), "{error}");
 }
+
+#[test]
+fn a_shim_that_waits_for_pods_keeps_handlers_that_it_no_longer_names() {
+    let facts = host().installed(&["a", "b"]).ending(&["b"]).build();
+    let mut goal = goal(&["a", "b"]).binary("b", OTHER_DIGEST).build();
+    goal.shims[0].handlers = vec!["a2".to_owned()];
+    let plan = decide(&facts, &goal).unwrap();
+    assert_eq!(
+        told(&plan),
+        [("a2", None, true), ("b", Some(OTHER_DIGEST), false)]
+    );
+    assert_eq!(written(&plan).handlers["a"], facts.state.handlers["a"]);
+    assert!(plan.obsolete_files.is_empty(), "{plan:?}");
+}
+
+#[test]
+fn the_problem_of_another_shim_is_told_beside_a_shim_that_waits_for_pods() {
+    let facts = host().installed(&["a"]).ending(&["a"]).build();
+    let mut goal = goal(&["a", "b", "c"]).build();
+    let problem = Problem::new("the server does not answer", None);
+    goal.binaries.insert("b".to_owned(), Err(problem));
+    let plan = decide(&facts, &goal).unwrap();
+    assert!(plan.is_empty() && plan.waits_for.len() == 1, "{plan:?}");
+    assert_eq!(
+        told(&plan),
+        [
+            ("a", Some(DIGEST), false),
+            ("b", None, false),
+            ("c", None, true)
+        ]
+    );
+}
+
+#[test]
+fn a_handler_that_drains_is_not_served_while_its_shim_waits_for_pods() {
+    let facts = host().installed(&["b"]).ending(&["b"]).in_use("a", 1);
+    let facts = facts.with(|facts| {
+        let draining = OwnedHandler {
+            shim: "a".to_owned(),
+            ..facts.state.handlers["b"].clone()
+        };
+        facts.state.draining.insert("a".to_owned(), draining);
+        let name = "containerd-shim-a".to_owned();
+        facts.binaries.insert(name, DIGEST);
+    });
+    let goal = goal(&["a", "b"]).binary("b", OTHER_DIGEST).build();
+    let plan = decide(&facts.build(), &goal).unwrap();
+    let of_a = plan.handlers.iter().filter(|it| it.handler == "a");
+    let of_a: Vec<_> = of_a.map(|it| (it.served, it.waits_for_pods)).collect();
+    assert_eq!(of_a, [(false, true), (false, false)]);
+}

@@ -96,6 +96,8 @@ pub struct LeftoverFiles {
     pub locked: bool,
     /// The journal of a change exists.
     pub journal: bool,
+    /// Why the journal can't be read.
+    pub journal_problem: Option<Problem>,
     /// Temporary files, which only a killed run leaves behind.
     pub temporary_files: Vec<String>,
 }
@@ -129,17 +131,34 @@ pub fn examine(facts: &HostFacts, leftover_files: &LeftoverFiles) -> Diagnosis {
     for problem in takeover::legacy_problems(facts) {
         findings.add_problem(&problem, INSTALL_AGAIN);
     }
-    let ending = facts.ending_pods.as_deref().unwrap_or_default();
-    let ends = (!ending.is_empty()).then(|| ends_at_restart(ending));
     Diagnosis {
         healthy: findings.0.is_empty(),
         distro: Some(facts.distro.id.to_owned()),
         containerd: facts.version.map(|version| version.to_string()),
         handlers,
         findings: findings.0,
-        notes: ends.into_iter().collect(),
+        notes: notes_on_restart(facts),
         ended: Vec::new(),
     }
+}
+
+/// What a restart of containerd would do on this host.
+fn notes_on_restart(facts: &HostFacts) -> Vec<String> {
+    let mut notes = Vec::new();
+    let is_live = facts.containerd.daemon().is_some() && facts.unreachable.is_none();
+    // The restart of a node that is a container always ends its pods, so that is no fault.
+    if is_live
+        && facts.distro.restart != Restart::Service
+        && let Err(error) = check_pods_survive(facts)
+    {
+        notes.push(Problem::new(&error, error.help()).sentence());
+    }
+    let ending = facts.ending_pods.as_deref().unwrap_or_default();
+    notes.extend((!ending.is_empty()).then(|| ends_at_restart(ending)));
+    let current = CurrentConfig::find(facts).ok();
+    let pending = current.and_then(|it| it.check_restart(facts, &it.managed, false).ok());
+    notes.extend(pending.unwrap_or_default());
+    notes.iter().map(|note| printable(note)).collect()
 }
 
 impl Diagnosis {
@@ -210,6 +229,9 @@ impl Findings {
                 "run `farrier install` or `farrier uninstall` again: the run first undoes or finishes the change",
             );
         }
+        if let Some(problem) = &leftover_files.journal_problem {
+            self.add_problem(problem, "check that file");
+        }
         for path in leftover_files
             .temporary_files
             .iter()
@@ -254,7 +276,7 @@ impl Findings {
         if let Some(problem) = &facts.unreachable {
             self.add_refusal(&plan::Error::Obstacle(problem.clone()));
         } else if facts.containerd.daemon().is_some()
-            // The restart of a node that is a container always ends its pods, so that is no fault.
+            // The others are in the notes.
             && facts.distro.restart == Restart::Service
             && let Err(error) = check_pods_survive(facts)
         {
@@ -506,8 +528,9 @@ mod tests {
     use super::*;
     use crate::handoff::OptionValue;
     use crate::installer::containerd::daemon::Containerd;
+    use crate::installer::containerd::rehearsal::Rehearsal;
     use crate::installer::containerd::service::RestartEffect;
-    use crate::installer::distro::{Evidence, detect};
+    use crate::installer::distro::{Evidence, by_id, detect};
     use crate::installer::fixtures::{CONFIG, DIGEST, HostFactsBuilder, host, install_paths};
     use crate::installer::inspect::pending::{Change, Contents, Input, InputKind, StartTime};
 
@@ -612,6 +635,19 @@ mod tests {
     #[case::pending_program(pending(InputKind::Program, Change::Replaced))]
     #[case::pending_unit(pending(InputKind::Unit, Change::NotReloaded))]
     #[case::pending_distribution(pending(InputKind::Distribution, changed()))]
+    #[case::pending_absence(pending(InputKind::AbsentConfig, changed()))]
+    #[case::pending_change_that_fails(|facts: &mut HostFacts| {
+        pending(InputKind::Config, changed())(facts);
+        facts.restart_inputs.rehearsal = Rehearsal::Failed(Problem::new("no CRI", None));
+    })]
+    #[case::moved_data(|facts: &mut HostFacts| {
+        facts.data_directories.root = Some("/var/lib/containerd".to_owned());
+        facts.dump = facts.dump.as_ref().map(|dump| format!("root = '/srv'\n{dump}")).map_err(Clone::clone);
+    })]
+    #[case::node_in_a_container(|facts: &mut HostFacts| {
+        facts.distro = by_id("k3d");
+        facts.restart_effect = Ok(RestartEffect::NodeEnds);
+    })]
     fn each_refusal_is_found_before_the_change_in_the_same_words(
         #[case] spoil: impl Fn(&mut HostFacts),
     ) {
@@ -625,7 +661,11 @@ mod tests {
             .chain(diagnosis.notes.iter().map(|note| (note.as_str(), None)));
         let refused = error.to_string();
         let (_, remedy) = said
-            .find(|(problem, _)| *problem == refused)
+            .find(|(problem, remedy)| match remedy {
+                Some(_) => *problem == refused,
+                // A note ends with the help.
+                None => problem.starts_with(&refused),
+            })
             .unwrap_or_else(|| panic!("{refused:?} is not in {diagnosis:?}"));
         if let (Some(remedy), Some(help)) = (remedy, error.help()) {
             assert_eq!(remedy, help);

@@ -68,6 +68,7 @@ pub(crate) fn add_plan_result(report: &mut ProvisionReport, facts: &HostFacts, p
         // A handler that is not served and has a binary is being removed from the host.
         (false, true)
             if !has_success
+                && plan.waits_for.is_empty()
                 && problems
                     .iter()
                     .all(|handler| !handler.served && handler.path.is_none()) =>

@@ -58,12 +58,6 @@ pub enum Error {
         /// Absolute path on the host.
         path: String,
     },
-    /// The path of one of Farrier's directories is a symlink.
-    #[error("{path} on the host is a symlink instead of a directory")]
-    SymlinkedDirectory {
-        /// Absolute path on the host.
-        path: String,
-    },
     /// Flushing a binary to disk failed.
     #[error("failed to write the binary to disk: {source}")]
     Store {
@@ -125,9 +119,6 @@ impl Error {
             Self::NotPresent { .. } => {
                 Cow::Borrowed("wait for the next attempt, which fetches the binary again")
             }
-            Self::SymlinkedDirectory { .. } => Cow::Borrowed(
-                "replace the symlink with a directory, or make its parent directory the symlink",
-            ),
             Self::Store { .. } => {
                 Cow::Borrowed("check that the host has free disk space and a healthy disk")
             }

@@ -66,16 +66,6 @@ pub async fn perform(
     interrupts: &Interrupts,
 ) -> Result<Done, Failure> {
     interrupts.check().await.map_err(Failure::Refused)?;
-    for path in [facts.install_paths.bin(), facts.install_paths.store()] {
-        // The symlinks in `bin` lead to the store through `..`, and Farrier must not remove files behind a symlinked directory.
-        let target = host.symlink_target(&path);
-        if target
-            .map_err(|error| Failure::Refused(error.into()))?
-            .is_some()
-        {
-            return Err(Failure::Refused(Error::SymlinkedDirectory { path }));
-        }
-    }
     let mut journal = journal(host, facts, plan).map_err(Failure::Refused)?;
     if plan.restart {
         let reachable = journal.service().check_reachable(host);
