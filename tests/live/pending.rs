@@ -202,9 +202,13 @@ fn a_harmless_edit_of_a_file_that_farrier_wrote_is_put_into_effect_only_if_it_is
     });
 }
 
-/// A change is noted by the install and its dry run, and is no finding of `doctor`.
+/// A change is noted by the install, its dry run and `doctor`, and is no finding of `doctor`.
 fn goes_on_with_a_note(node: &Node, path: &str, what: &str) {
     node.assert_healthy();
+    let doctor = node.farrier(&["doctor"]).stdout;
+    let doctor = String::from_utf8_lossy(&doctor);
+    let mut notes = doctor.lines().filter(|line| line.contains(CHANGED));
+    assert!(notes.any(|note| note.contains(path)), "{what}: {doctor}");
     let dry_run = [&INSTALL[..], &["--dry-run"]].concat();
     for arguments in [&dry_run[..], &INSTALL] {
         let (status, report) = node.change(arguments);
@@ -257,6 +261,8 @@ fn a_change_that_containerd_starts_with_and_that_farrier_never_wrote_is_noted() 
 fn a_removed_root_file_is_noted_and_one_that_farrier_wrote_is_not_put_into_effect() {
     on_each(|release| {
         let node = Node::stopped(release, &[]);
+        // Only without --config, containerd starts without a file.
+        node.write("/sbin/kind", b"config=", 0o644);
         node.write(CONFIG_PATH, b"version = 2\n", 0o644);
         node.start();
         fs::remove_file(node.path(CONFIG_PATH)).unwrap();

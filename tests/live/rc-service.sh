@@ -21,7 +21,7 @@ case $fault in
     *without-cri) echo 'disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime"]' >/run/faulty.toml
         cat $config >>/run/faulty.toml; config=/run/faulty.toml;;
 esac
-setsid $program --config $config $options </dev/null >>/var/log/containerd.log 2>&1 9>&- &
+setsid $program ${config:+--config $config} $options </dev/null >>/var/log/containerd.log 2>&1 9>&- &
 pid=$!; echo $pid >/run/containerd.pid
 case $fault in
     silent) until [ "$(cat /proc/$pid/comm)" = containerd ]; do :; done; kill -STOP $pid;;
