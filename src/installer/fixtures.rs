@@ -154,7 +154,8 @@ impl HostFactsBuilder {
     /// `pods` pods use `handler`.
     pub fn in_use(self, handler: &str, pods: usize) -> Self {
         self.with(|facts| {
-            facts.in_use.insert(handler.to_owned(), pods);
+            let names = (0..pods).map(|number| format!("default/{handler}-{number}"));
+            facts.in_use.insert(handler.to_owned(), names.collect());
         })
     }
 

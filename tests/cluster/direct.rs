@@ -141,8 +141,14 @@ impl<'a> Node<'a> {
 
     /// An administrator's lines for the unit of containerd, from now until the node is cleaned or [`plain_unit`](Self::plain_unit).
     pub fn override_unit(&self, lines: &str) {
+        self.write_unit(lines);
+        self.sh("systemctl daemon-reload");
+    }
+
+    /// As [`override_unit`](Self::override_unit), without the reload.
+    pub fn write_unit(&self, lines: &str) {
         self.sh(&format!(
-            "mkdir -p {DROP_INS}; printf '%s\\n' '{lines}' > {DROP_INS}/test.conf; systemctl daemon-reload"
+            "mkdir -p {DROP_INS}; printf '%s\\n' '{lines}' > {DROP_INS}/test.conf"
         ));
     }
 

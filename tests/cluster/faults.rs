@@ -139,6 +139,55 @@ async fn an_invalid_configuration_is_reported_and_left_alone() {
 }
 
 #[tokio::test]
+async fn a_change_that_somebody_left_pending_is_reported_and_not_put_into_effect() {
+    let cluster = Cluster::with_farrier().await;
+    for series in ["1.7", "2.4"] {
+        let node = cluster.node_with(series);
+        let good = cluster.artifacts.shim.clone();
+        cluster.sh(
+            &node,
+            "cp -p /etc/containerd/config.toml /root/kept.toml
+             printf '[debug]\\naddress = \"/proc/x/d.sock\"\\n' >> /etc/containerd/config.toml",
+        );
+        // These words come from a rehearsal in the Job.
+        let told = "was changed after containerd started, and containerd does not start with it";
+        is_told(&cluster, &node, "pending", &good, told).await;
+        cluster.sh(
+            &node,
+            "cp -p /root/kept.toml /etc/containerd/config.toml; rm /root/kept.toml",
+        );
+        take_away(&cluster, &node, "pending").await;
+    }
+}
+
+#[tokio::test]
+async fn a_containerd_of_an_ordinary_user_changes_nothing() {
+    let cluster = Cluster::with_farrier().await;
+    for series in ["1.6", "2.4"] {
+        let node = cluster.node_with(series);
+        let before = cluster.host(&node);
+        // As a user of the node would write it: a program of this name, with a configuration of the user.
+        let user = "setpriv --reuid=65534 --regid=65534 --clear-groups";
+        cluster.sh(
+            &node,
+            &format!(
+                "mkdir -m 777 /tmp/f1; cp /bin/sleep /tmp/f1/containerd
+                 {user} setsid -f /tmp/f1/containerd 3600 --config=/tmp/f1/evil.toml </dev/null >/dev/null 2>&1"
+            ),
+        );
+        cluster.annotate(&node, Some("true")).await;
+        cluster
+            .label_becomes(&node, "handler.farrier.dev/wasmi", "true")
+            .await;
+        assert_eq!(cluster.sh(&node, "ls /tmp/f1").trim(), "containerd");
+        cluster.annotate(&node, None).await;
+        cluster.marks_vanish(&node).await;
+        cluster.sh(&node, "pkill -f '^/tmp/f1/[c]ontainerd'; rm -r /tmp/f1");
+        assert_eq!(cluster.host(&node), before);
+    }
+}
+
+#[tokio::test]
 async fn a_containerd_that_does_not_start_is_reported_and_rolled_back() {
     let cluster = Cluster::with_farrier().await;
     let node = cluster.node_with("1.7");

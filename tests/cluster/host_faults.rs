@@ -69,6 +69,34 @@ async fn a_unit_whose_restart_ends_pods_is_refused() {
     node.farrier("uninstall --all").is(Outcome::Applied, 1);
 }
 
+#[tokio::test]
+async fn a_changed_environment_file_and_a_unit_that_was_not_reloaded_are_not_put_into_effect() {
+    let cluster = Cluster::connect().await;
+    let node = Node::with(&cluster, "2.1").await;
+    let environment = "/run/farrier-test/environment";
+    let set =
+        |value| format!("mkdir -p /run/farrier-test; echo FARRIER_TEST={value} > {environment}");
+    node.sh(&set("1"));
+    let lines = format!("[Service]\nEnvironmentFile={environment}");
+    node.override_unit(&lines);
+    node.sh("systemctl restart containerd");
+    let dry_run = format!("{} --dry-run", install("v0.1.0"));
+    node.farrier(&dry_run).is(Outcome::Applied, 1);
+    node.sh(&set("2"));
+    let told = format!("{environment} was changed after containerd started");
+    is_refused(&node, &told);
+    node.sh("systemctl restart containerd");
+    node.farrier(&dry_run).is(Outcome::Applied, 1);
+
+    node.write_unit(&format!("{lines}\nNice=0"));
+    is_refused(
+        &node,
+        "the unit containerd.service was changed after containerd started, and systemd has not reloaded it",
+    );
+    node.plain_unit();
+    node.sh("systemctl restart containerd");
+}
+
 /// An install that fails after the restart: the old bytes are back, and containerd serves as before.
 fn is_rolled_back(node: &Node<'_>, part: &str) {
     let files = node.files();

@@ -1,8 +1,8 @@
 //! Restarts of containerd under pods that they end: a shim on `containerd-shim-wasm` whose pods listen on a port.
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Event, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
 use crate::stage::create;
@@ -10,6 +10,9 @@ use crate::support::{Cluster, SHIM, eventually, shim_for};
 
 /// The Shim that needs a restart while pods of [`SHIM`] run.
 const SECOND: &str = "second";
+
+/// The Shim whose restart ends pods.
+const THIRD: &str = "third";
 
 const TAINT: &str = "farrier.dev/restarting";
 
@@ -100,6 +103,45 @@ async fn set_policy(cluster: &Cluster, policy: Value) {
     patched.unwrap();
 }
 
+/// Allow: on 2.x, the process of the container lives on and holds the port, so that the pod does not come back. On 1.7 it does.
+async fn restarts_and_names_the_pods_that_stay_down(cluster: &Cluster, nodes: &[String; 3]) {
+    let [returns, stays @ ..] = nodes;
+    let before = nodes.clone().map(|node| cluster.containerd_pid(&node));
+    set_policy(cluster, json!("Allow")).await;
+    cluster
+        .create_shim(&shim_for(THIRD, &cluster.artifacts.upgrade))
+        .await;
+    for node in nodes {
+        let selected = format!("test.farrier.dev/{THIRD}");
+        cluster.label(node, &selected, Some("true")).await;
+    }
+    for (node, before) in nodes.iter().zip(before) {
+        cluster
+            .label_becomes(node, "handler.farrier.dev/third", "true")
+            .await;
+        assert_ne!(cluster.containerd_pid(node), before);
+    }
+    for node in stays {
+        let told = ["have not come back", &name_of_pod(node)];
+        cluster.event_tells("Node", node, &told).await;
+    }
+    eventually("Farrier has looked after the pod on 1.7", async || {
+        let node = cluster.nodes().get(returns).await.unwrap();
+        let annotations = node.metadata.annotations.unwrap_or_default();
+        let applied = annotations.get("farrier.dev/applied").cloned();
+        match applied.unwrap_or_default() {
+            applied if applied.contains("endedPods") => Err(applied),
+            _ => Ok(()),
+        }
+    })
+    .await;
+    assert!(state(cluster, returns).await["running"].is_object());
+    let events: Api<Event> = Api::all(cluster.client.clone());
+    let of_node = format!("reason=PodsNotRunning,involvedObject.name={returns}");
+    let told = events.list(&ListParams::default().fields(&of_node)).await;
+    assert!(told.unwrap().items.is_empty());
+}
+
 #[tokio::test]
 async fn a_restart_waits_for_pods_that_it_would_end_or_evicts_them_or_names_those_that_stay_down() {
     let cluster = Cluster::with_farrier().await;
@@ -178,26 +220,28 @@ async fn a_restart_waits_for_pods_that_it_would_end_or_evicts_them_or_names_thos
             .await;
     }
 
-    // Allow: the process of the container lives on and holds the port, so that the pod does not come back.
-    let before = cluster.containerd_pid(restarted);
-    set_policy(&cluster, json!("Allow")).await;
-    cluster
-        .label_becomes(restarted, "handler.farrier.dev/second", "true")
-        .await;
-    assert_ne!(cluster.containerd_pid(restarted), before);
-    let told = ["have not come back", &name_of_pod(restarted)];
-    cluster.event_tells("Node", restarted, &told).await;
+    listening(&cluster, &[deleted.clone(), drained.clone()]).await;
+    restarts_and_names_the_pods_that_stay_down(&cluster, &nodes).await;
+
     let parameters = DeleteParams::default();
     budgets.delete("protected", &parameters).await.unwrap();
-    cluster.delete_pod(&name_of_pod(restarted)).await;
-    end_shims_without_a_pod(&cluster, restarted).await;
+    for node in &nodes {
+        cluster.delete_pod(&name_of_pod(node)).await;
+    }
+    for node in [drained, restarted] {
+        end_shims_without_a_pod(&cluster, node).await;
+    }
 
     set_policy(&cluster, Value::Null).await;
     for node in &nodes {
-        cluster.label(node, &selected, None).await;
+        for shim in [SECOND, THIRD] {
+            let selected = format!("test.farrier.dev/{shim}");
+            cluster.label(node, &selected, None).await;
+        }
         cluster.annotate(node, None).await;
     }
     cluster.delete_shim(SECOND).await;
+    cluster.delete_shim(THIRD).await;
     for node in &nodes {
         cluster.marks_vanish(node).await;
     }

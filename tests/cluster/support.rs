@@ -196,14 +196,15 @@ impl Cluster {
         String::from_utf8_lossy(&output.stderr).into_owned()
     }
 
-    /// Runs helm, which must succeed.
-    pub fn helm(&self, arguments: &[&str]) {
+    /// Runs helm, which must succeed, and returns its output.
+    pub fn helm(&self, arguments: &[&str]) -> String {
         let output = self.helm_output(arguments);
         assert!(
             output.status.success(),
             "helm: {}",
             String::from_utf8_lossy(&output.stderr)
         );
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     fn helm_output(&self, arguments: &[&str]) -> Output {

@@ -94,6 +94,36 @@ async fn an_uninstall_with_keep_leaves_the_hosts_alone() {
 }
 
 #[tokio::test]
+async fn an_uninstall_withdraws_the_labels_and_names_the_pods_that_are_left_at_its_deadline() {
+    let cluster = Cluster::with_farrier().await;
+    let node = cluster.node_with("2.4");
+    let before = cluster.host(&node);
+    cluster.annotate(&node, Some("true")).await;
+    cluster.label_becomes(&node, HANDLER, "true").await;
+    let arguments = ["sleep", "3600"];
+    cluster
+        .wasm_pod("stays", &node, &arguments, "Running")
+        .await;
+    let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/farrier");
+    let deadline = ["--reuse-values", "--set", "uninstallDeadlineSeconds=20"];
+    let upgrade = ["upgrade", "farrier", chart, "-n", "farrier", "--wait"];
+    cluster.helm(&[&upgrade[..], &deadline].concat());
+
+    let said = cluster.helm(&UNINSTALL);
+
+    let left = "still carries wasmi: pods still use the handler (1 on this node: default/stays)";
+    assert!(said.contains(&format!("node {node} {left}")), "{said}");
+    let marks = cluster.marks(&node).await;
+    assert!(!marks.contains_key(HANDLER), "{marks:?}");
+    // The next installation ends the removal.
+    cluster.delete_pod("stays").await;
+    cluster.annotate(&node, None).await;
+    cluster.helm_install();
+    cluster.marks_vanish(&node).await;
+    assert_eq!(cluster.host(&node), before);
+}
+
+#[tokio::test]
 async fn an_uninstall_ends_if_the_crd_was_deleted_before() {
     let cluster = Cluster::with_farrier().await;
     let node = cluster.node_with("2.4");

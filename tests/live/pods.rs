@@ -39,8 +39,16 @@ fn a_restart_is_refused_while_a_pod_runs_that_it_would_end() {
     };
     let words = [&pod.namespace, &pod.name, &pod.uid, &pod.handler];
     assert_eq!(words, ["default", "pod", "uid", "x"]);
+    let allowed = [&INSTALL[..], &["--on-restart=allow"]].concat();
+    let dry = |arguments: &[&str]| node.change(&[arguments, &["--dry-run"]].concat());
+    let (status, report) = dry(&INSTALL);
+    assert_eq!(status, 3, "{report:?}");
+    assert!(report.reason.unwrap().contains(POD));
+    let (status, report) = dry(&allowed);
+    assert_eq!(status, 0, "{report:?}");
+    assert!(report.notes.iter().any(|note| note.contains(POD)));
     assert_eq!((node.tree(), node.process()), (tree, process));
-    let (status, report) = node.change(&[&INSTALL[..], &["--on-restart=allow"]].concat());
+    let (status, report) = node.change(&allowed);
     assert_eq!((status, report.restarts), (0, 1), "{report:?}");
     assert_eq!(report.ending_pods.len(), 1);
     assert!(report.notes.iter().any(|note| note.contains(POD)));

@@ -278,14 +278,18 @@ fn used(sandboxes: Vec<PodSandbox>, containers: &[Container]) -> Vec<Sandbox> {
     used.collect()
 }
 
-/// The number of sandboxes per handler; `""` is the default handler.
+/// The pods of each handler, a name per sandbox, such as `default/web`; `""` is the default handler.
 #[must_use]
-pub fn count(sandboxes: &[Sandbox]) -> BTreeMap<String, usize> {
-    let mut count = BTreeMap::new();
+pub fn pods_by_handler(sandboxes: &[Sandbox]) -> BTreeMap<String, Vec<String>> {
+    let mut pods = BTreeMap::<_, Vec<String>>::new();
     for sandbox in sandboxes {
-        *count.entry(sandbox.handler.clone()).or_default() += 1;
+        let Sandbox {
+            namespace, name, ..
+        } = sandbox;
+        let of_handler = pods.entry(sandbox.handler.clone()).or_default();
+        of_handler.push(format!("{namespace}/{name}"));
     }
-    count
+    pods
 }
 
 async fn connect(host: &HostRoot, socket: &str) -> Result<RuntimeServiceClient<Channel>, Error> {
@@ -383,6 +387,11 @@ mod tests {
             id: id.to_owned(),
             state: state as i32,
             runtime_handler: "spin".to_owned(),
+            metadata: Some(k8s_cri::v1::PodSandboxMetadata {
+                namespace: "default".to_owned(),
+                name: id.to_owned(),
+                ..k8s_cri::v1::PodSandboxMetadata::default()
+            }),
             ..PodSandbox::default()
         };
         let container = |sandbox: &str, state: i32| Container {
@@ -404,6 +413,10 @@ mod tests {
             container("unknown", 42),
         ];
         let used = used(sandboxes.to_vec(), &containers);
-        assert_eq!(count(&used), BTreeMap::from([("spin".to_owned(), 3)]));
+        let pods = pods_by_handler(&used);
+        assert_eq!(
+            pods["spin"],
+            ["default/ready", "default/running", "default/unknown"]
+        );
     }
 }

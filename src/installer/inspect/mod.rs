@@ -88,7 +88,7 @@ pub struct HostFacts {
     /// The directories that the running containerd uses.
     pub data_directories: DataDirectories,
     /// The number of sandboxes of each handler.
-    pub in_use: BTreeMap<String, usize>,
+    pub in_use: BTreeMap<String, Vec<String>>,
     /// The pods that a restart of containerd ends, because their shims report no process, or why they are unknown.
     pub ending_pods: Result<Vec<EndingPod>, Problem>,
     /// The shim processes of Farrier's binaries that belong to no pod, or why they are unknown. Empty if containerd does not serve.
@@ -425,7 +425,7 @@ async fn query_services(host: &HostRoot, facts: &mut HostFacts) {
         Ok((served, directories)) => match cri::sandboxes(host, &socket).await {
             Ok(sandboxes) => {
                 facts.data_directories = directories;
-                facts.in_use = cri::count(&sandboxes);
+                facts.in_use = cri::pods_by_handler(&sandboxes);
                 let ending = ending_pods(host, &socket, &sandboxes, &served, facts.version).await;
                 facts.ending_pods = ending.map_err(|error| Problem::new(&error, error.help()));
                 let programs = facts.shim_programs();

@@ -11,14 +11,17 @@ use crate::installer::state::{InstallPaths, OwnedHandler};
 pub(crate) const END_ORPHANS: &str =
     "run `farrier doctor --end-orphans` on the node, which ends these processes";
 
+/// The number of pods in a message.
+const SHOWN_PODS: usize = 5;
+
 /// The number of processes in a message.
-const SHOWN: usize = 10;
+const SHOWN_PROCESSES: usize = 10;
 
 /// Who uses the binaries of handlers.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Users<'a> {
-    /// The number of sandboxes of each handler.
-    pub(crate) pods: &'a BTreeMap<String, usize>,
+    /// The pods of each handler.
+    pub(crate) pods: &'a BTreeMap<String, Vec<String>>,
     /// The shim processes without a pod.
     pub(crate) orphans: &'a [Orphan],
     /// The paths of Farrier's binaries.
@@ -37,8 +40,8 @@ impl<'a> Users<'a> {
 
     /// Why the binary of a handler stays; `None` if it is not in use.
     pub(crate) fn reason(&self, handler: &str, owned: Option<&OwnedHandler>) -> Option<Problem> {
-        if let Some(pods) = self.pods.get(handler).filter(|pods| **pods > 0) {
-            return Some(used_by(*pods));
+        if let Some(pods) = self.pods.get(handler).filter(|pods| !pods.is_empty()) {
+            return Some(used_by(pods));
         }
         let owned = owned?;
         let orphans = self.orphans.iter();
@@ -49,16 +52,17 @@ impl<'a> Users<'a> {
             let message = format!(
                 "{} the binary of the handler: {}",
                 number(orphans.len(), "still runs", "still run"),
-                list(&orphans, |orphan| orphan.process.0.to_string())
+                list_pids(&orphans, |orphan| orphan.process.0.to_string())
             );
             Problem::with_help(message, END_ORPHANS)
         })
     }
 }
 
-fn used_by(pods: usize) -> Problem {
+fn used_by(pods: &[String]) -> Problem {
+    let (number, pods) = (pods.len(), list(pods, SHOWN_PODS, String::clone));
     Problem::with_help(
-        format!("pods still use the handler ({pods} on this node)"),
+        format!("pods still use the handler ({number} on this node: {pods})"),
         "delete the pods",
     )
 }
@@ -92,7 +96,7 @@ pub(crate) fn note_on_orphans(
 }
 
 fn sentence(orphans: &[&Orphan]) -> String {
-    let shown = list(orphans, |orphan| {
+    let shown = list_pids(orphans, |orphan| {
         let pid = orphan.process.0;
         let since = orphan.since.and_then(|since| i64::try_from(since).ok());
         let since = since.and_then(|since| jiff::Timestamp::from_second(since).ok());
@@ -109,12 +113,17 @@ fn number(orphans: usize, one: &str, many: &str) -> String {
     }
 }
 
-fn list(orphans: &[&Orphan], show: impl Fn(&Orphan) -> String) -> String {
-    let shown: Vec<String> = orphans.iter().take(SHOWN).map(|it| show(it)).collect();
-    let shown = shown.join(", ");
+fn list_pids(orphans: &[&Orphan], show: impl Fn(&Orphan) -> String) -> String {
     let word = if orphans.len() == 1 { "PID" } else { "PIDs" };
-    match orphans.len().saturating_sub(SHOWN) {
-        0 => format!("{word} {shown}"),
-        more => format!("{word} {shown} and {more} more"),
+    let pids = list(orphans, SHOWN_PROCESSES, |orphan| show(orphan));
+    format!("{word} {pids}")
+}
+
+fn list<T>(items: &[T], most: usize, show: impl Fn(&T) -> String) -> String {
+    let shown: Vec<String> = items.iter().take(most).map(show).collect();
+    let shown = shown.join(", ");
+    match items.len().saturating_sub(most) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
     }
 }

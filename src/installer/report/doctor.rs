@@ -515,7 +515,7 @@ fn installed(facts: &HostFacts, handler: &str, owned: &OwnedHandler) -> Installe
         owner: owner_name(owned.owner),
         condition,
         sha256,
-        sandboxes: facts.in_use.get(handler).copied().unwrap_or_default(),
+        sandboxes: facts.in_use.get(handler).map_or(0, Vec::len),
     }
 }
 

@@ -213,7 +213,7 @@ pub(crate) enum InUse {
     /// All users are known.
     Known {
         /// The number of sandboxes per handler.
-        pods: BTreeMap<String, usize>,
+        pods: BTreeMap<String, Vec<String>>,
         /// The shim processes without a pod.
         orphans: Vec<Orphan>,
     },
@@ -234,7 +234,7 @@ impl InUse {
         let socket = &journal.socket;
         let known = async {
             let sandboxes = cri::sandboxes(host, socket).await?;
-            let pods = cri::count(&sandboxes);
+            let pods = cri::pods_by_handler(&sandboxes);
             if journal.leaving.is_empty() {
                 let orphans = Vec::new();
                 return Ok(Self::Known { pods, orphans });
@@ -402,7 +402,10 @@ mod tests {
     }
 
     fn used(handlers: &[&str]) -> InUse {
-        let pods = handlers.iter().map(|name| ((*name).to_owned(), 2));
+        let pods = ["default/web", "default/api"].map(str::to_owned).to_vec();
+        let pods = handlers
+            .iter()
+            .map(|name| ((*name).to_owned(), pods.clone()));
         InUse::Known {
             pods: pods.collect(),
             orphans: Vec::new(),
@@ -429,7 +432,7 @@ mod tests {
         let [report] = reports.as_slice() else {
             panic!("{reports:?}");
         };
-        let reason = "pods still use the handler (2 on this node)";
+        let reason = "pods still use the handler (2 on this node: default/web, default/api)";
         assert_eq!(report.reason.as_deref(), Some(reason));
         assert!(!report.served && report.handler == "a");
         let store = root.path().join("opt/farrier/store");
