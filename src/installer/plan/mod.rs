@@ -28,10 +28,10 @@ use config_edit::{ConfigEdit, CurrentConfig, check_prerequisites, declarations};
 use expected::{former_declarations, is_served};
 pub use goal::{Goal, Scope};
 use handlers::{handler_set, notes, unknown_shims};
-use in_use::note_on_orphans;
+use in_use::{note_on_orphans, notes_on_ending};
 use preconditions::{check_host, check_restart, is_bare};
 use takeover::legacy_cleanup;
-pub(crate) use types::{ALLOW_POD_RESTARTS, HandlerSet, ends_at_restart};
+pub(crate) use types::{ALLOW_POD_RESTARTS, HandlerSet};
 pub use types::{ConfigChange, Error, HostPlan, LegacyCleanup, LockChange};
 
 /// The changes that bring the host with these `facts` to `goal`.
@@ -122,11 +122,8 @@ fn assemble(
     if !config.is_empty() && !next.is_empty() {
         notes.extend(facts.distro.note(&current.target.path));
     }
-    if restart
-        && let Ok(pods) = &facts.ending_pods
-        && !pods.is_empty()
-    {
-        notes.push(ends_at_restart(pods));
+    if restart {
+        notes.extend(notes_on_ending(facts));
     }
     let mut requested = declared.clone();
     requested.retain(|handler| goal.has_handler(&handler.name));

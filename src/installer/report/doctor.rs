@@ -10,14 +10,14 @@ use crate::containerd_config::{
 use crate::handoff::{Problem, Sha256Digest, printable};
 use crate::installer::distro::Restart;
 use crate::installer::inspect::{HostFacts, verified_digest};
+use crate::installer::plan;
 use crate::installer::plan::config_edit::{
     CurrentConfig, declarations, found_problem, passes_options,
 };
 use crate::installer::plan::config_source;
-use crate::installer::plan::in_use::{END_ORPHANS, Users, orphans_problem};
+use crate::installer::plan::in_use::{END_ORPHANS, Users, notes_on_ending, orphans_problem};
 use crate::installer::plan::preconditions::{check_host, check_pods_survive};
 use crate::installer::plan::takeover;
-use crate::installer::plan::{self, ends_at_restart};
 use crate::installer::state::{OwnedHandler, STATE_FILE, owner_name};
 
 /// The result of `farrier doctor`: the shims of a host and the faults of the host.
@@ -153,8 +153,7 @@ fn notes_on_restart(facts: &HostFacts) -> Vec<String> {
     {
         notes.push(Problem::new(&error, error.help()).sentence());
     }
-    let ending = facts.ending_pods.as_deref().unwrap_or_default();
-    notes.extend((!ending.is_empty()).then(|| ends_at_restart(ending)));
+    notes.extend(notes_on_ending(facts));
     let current = CurrentConfig::find(facts).ok();
     let pending = current.and_then(|it| it.check_restart(facts, &it.managed, false).ok());
     notes.extend(pending.unwrap_or_default());
@@ -677,12 +676,12 @@ mod tests {
         let facts = host().installed(&["a"]).ending(&["a"]).build();
         let diagnosis = examine(&facts, &LeftoverFiles::default());
         assert!(diagnosis.healthy, "{diagnosis:?}");
-        assert_eq!(
-            diagnosis.notes,
-            [
-                "a restart of containerd ends 1 pod, because its shim does not report its processes: default/a (handler a)"
-            ]
-        );
+        let ends = "a restart of containerd ends 1 pod, because its shim does not report its processes: default/a (handler a)";
+        assert_eq!(diagnosis.notes, [ends]);
+        let facts = HostFactsBuilder::from(facts).containerd("2.1.9").build();
+        let notes = examine(&facts, &LeftoverFiles::default()).notes;
+        assert_eq!(notes[0], ends);
+        assert!(notes[1].contains("does not come back"), "{notes:?}");
     }
 
     #[test]
