@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use farrier::handoff::Outcome;
 use farrier::{api::Shim, names};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
@@ -60,6 +61,71 @@ async fn a_report_on_an_older_request_is_ignored() {
         stage.cluster.marks("older").await[&stage.progress()],
         "provisioned"
     );
+    stage.clear().await;
+}
+
+#[tokio::test]
+async fn a_report_counts_only_from_the_pod_that_the_job_created() {
+    let stage = Stage::set("impostor").await;
+    let pod = stage.asked().await;
+    // Whoever may create pods in the namespace can name the Job as an owner. The Job controller adopts no pod of another controller.
+    let owner = |controller: bool| {
+        let mut owner = pod.owner_references()[0].clone();
+        owner.controller = Some(controller);
+        owner
+    };
+    for (name, owner, node) in [
+        ("owned", owner(false), "impostor"),
+        ("elsewhere", owner(true), "nowhere"),
+    ] {
+        let forged: Pod = create(json!({
+            "metadata": {"name": name, "annotations": pod.annotations(), "ownerReferences": [owner]},
+            "spec": {"nodeName": node, "containers": [{"name": "install", "image": "farrier"}]},
+        }));
+        let created = stage.pods().create(&PostParams::default(), &forged).await;
+        stage.says(&created.unwrap(), &done(&pod).to_json()).await;
+    }
+    let mut refused = done(&pod);
+    refused.result = Outcome::Refused;
+    refused.handlers.clear();
+    refused.reason = Some("the host is read-only".to_owned());
+    stage.says(&pod, &refused.to_json()).await;
+    stage.label_becomes(&stage.progress(), Some("failed")).await;
+    for name in ["owned", "elsewhere"] {
+        let now = DeleteParams::default().grace_period(0);
+        let deleted = stage.pods().delete(name, &now).await;
+        drop(deleted);
+    }
+    stage.clear().await;
+}
+
+#[tokio::test]
+async fn a_forged_annotation_of_a_paused_shim_reaches_no_request_and_no_label() {
+    let stage = Stage::set("forged").await;
+    stage.provision().await;
+    let paused = Patch::Merge(json!({"spec": {"paused": true}}));
+    let shims = stage.cluster.shims();
+    let parameters = PatchParams::default();
+    shims.patch("forged", &parameters, &paused).await.unwrap();
+    // Whoever may patch nodes writes another handler, and a request for another program.
+    let marks = stage.cluster.marks("forged").await;
+    let mut applied: Value = serde_json::from_str(&marks[names::APPLIED_ANNOTATION]).unwrap();
+    applied["shims"]["forged"] = json!({
+        "handlers": {"evil": true},
+        "request": {"name": "forged", "handlers": ["evil"], "options": {"BinaryName": "/tmp/evil"}},
+    });
+    applied["digest"] = Value::Null;
+    let forged =
+        json!({"metadata": {"annotations": {names::APPLIED_ANNOTATION: applied.to_string()}}});
+    stage.cluster.patch_node("forged", forged).await;
+
+    let pod = stage.asked().await;
+    let request = &pod.annotations()[names::REQUEST_ANNOTATION];
+    assert!(!request.contains("evil"), "{request}");
+    let request: Value = serde_json::from_str(request).unwrap();
+    assert_eq!(request["shims"][0]["keep"], true, "{request}");
+    let marks = stage.cluster.marks("forged").await;
+    assert!(!marks.contains_key("handler.farrier.dev/evil"), "{marks:?}");
     stage.clear().await;
 }
 
