@@ -7,6 +7,7 @@
 #![allow(clippy::print_stdout, reason = "a failed test shows its seed")]
 
 mod cases;
+mod cgroups;
 mod changes;
 mod command_line;
 #[path = "../support/containerd.rs"]

@@ -19,12 +19,21 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::{Mode, SFlag, mknod};
 use nix::unistd::Pid;
 use rstest::rstest;
+use rustix::net::netlink::NETFILTER;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with,
+};
 
+use crate::cgroups::{Cgroups, member};
 use crate::containerd::programs;
 use crate::node::{CONFIG, CONFIG_PATH, Node, Run, on_each, shim};
 use crate::sandbox::wait;
 
 const INSTALL: [&str; 2] = ["install", "--shim=a=file:///srv/a"];
+const DRY_RUN: [&str; 3] = ["install", "--dry-run", "--shim=a=file:///srv/a"];
+
+/// What a dry run says after a rehearsal.
+const REHEARSED: &str = "a rehearsal has started containerd";
 
 /// Time limit for processes to appear or to end.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -66,7 +75,10 @@ fn assert_served(node: &Node, rehearsal: &Rehearsal, handlers: &[&str]) {
     }
 }
 
-/// Everything that a second containerd could leave behind: mounts, processes, cgroups, sockets and files of the node.
+/// The socket of NRI, which containerd 2 listens on by default.
+const NRI_SOCKET: &str = "/var/run/nri/nri.sock";
+
+/// Everything that a second containerd could leave behind: mounts, sockets and files of the node, addresses and rules of its network.
 fn traces(node: &Node) -> BTreeMap<String, String> {
     let mut traces = BTreeMap::new();
     let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
@@ -74,7 +86,7 @@ fn traces(node: &Node) -> BTreeMap<String, String> {
     let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", node.init())).unwrap();
     traces.insert("mounts of the node".to_owned(), mounts);
     let mut directories = vec![node.path("/run"), node.path("/opt"), node.path("/etc")];
-    directories.extend([node.path("/var/lib"), node.path("/tmp")]);
+    directories.extend(["/var/lib", "/var/run", "/tmp"].map(|path| node.path(path)));
     while let Some(directory) = directories.pop() {
         for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
             let metadata = entry.path().symlink_metadata().unwrap();
@@ -102,8 +114,34 @@ fn traces(node: &Node) -> BTreeMap<String, String> {
     let output = Command::new("ip").args(["-o", "address"]).output().unwrap();
     let addresses = String::from_utf8(output.stdout).unwrap();
     traces.insert("addresses".to_owned(), addresses);
+    traces.insert("rules".to_owned(), rules());
     traces
 }
+
+/// What differs after every change of the rules of iptables and nftables in the network of this thread. There are none before: iptables
+/// creates its tables with the first rule, and the kernel counts the changes of nftables.
+fn rules() -> String {
+    let tables = ["ip_tables_names", "ip6_tables_names"];
+    let tables = tables.map(|name| fs::read_to_string(format!("/proc/thread-self/net/{name}")));
+    let socket = socket_with(
+        AddressFamily::NETLINK,
+        SocketType::RAW,
+        SocketFlags::CLOEXEC,
+        Some(NETFILTER),
+    );
+    let socket = socket.unwrap();
+    send(&socket, &GENERATION_REQUEST, SendFlags::empty()).unwrap();
+    let mut answer = [0; 256];
+    let (_, length) = recv(&socket, &mut answer, RecvFlags::empty()).unwrap();
+    // After the header, which has the number of the socket: the protocol, and as the first attribute the number of changes.
+    format!("{tables:?} {:?}", &answer[..length][16..28])
+}
+
+/// `NFT_MSG_GETGEN` (`linux/netlink.h`, `linux/netfilter/nf_tables.h`): a length, a type, `NLM_F_REQUEST`, no sequence number or sender; then
+/// the protocol.
+const GENERATION_REQUEST: [u8; 20] = [
+    20, 0, 0, 0, 16, 10, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+];
 
 /// The PIDs on this machine of the node's processes, and of all processes that run the node's containerd, in whatever namespace.
 pub fn processes(node: &Node) -> Vec<u32> {
@@ -159,6 +197,11 @@ fn assert_no_process_is_left(node: &Node, before: &[u32]) {
     }
 }
 
+/// Whether this release listens on the socket of NRI by default.
+fn runs_nri(release: &Path) -> bool {
+    release.to_string_lossy().contains("containerd-2.")
+}
+
 /// Settings with which the CRI starts on the node, although their addresses are not those of the root that is built.
 const FINE: [&str; 5] = [
     "",
@@ -173,6 +216,8 @@ fn settings_that_work_on_the_node_work_in_a_rehearsal_and_broken_ones_are_named(
     on_each(|release| {
         let node = Node::new(release);
         let before = (traces(&node), processes(&node));
+        let socket = node.path(NRI_SOCKET).display().to_string();
+        assert_eq!(before.0.contains_key(&socket), runs_nri(release));
         for settings in FINE {
             let rehearsal = rehearse(&node, with_cri(settings));
             assert_served(&node, &rehearsal, &["runc", "kata"]);
@@ -252,20 +297,6 @@ impl MemoryCgroup {
         Self { directory, is_2 }
     }
 
-    /// The same command, as a member of the cgroup.
-    fn command(&self, command: &Command) -> Command {
-        let mut inside = Command::new("sh");
-        let script = format!(
-            "echo 0 >{}/cgroup.procs; exec \"$0\" \"$@\"",
-            self.directory.display()
-        );
-        inside
-            .args(["-ec", &script])
-            .arg(command.get_program())
-            .args(command.get_args());
-        inside
-    }
-
     /// The largest use in bytes, files in the page cache included.
     fn peak(&self) -> u64 {
         let name = if self.is_2 {
@@ -314,7 +345,9 @@ fn thirty_handlers_are_rehearsed_within_the_memory_limit_of_the_job() {
         assert_served(&node, &rehearse(&node, str::to_owned), &names);
         let cgroup = MemoryCgroup::new(&node);
         let since = Instant::now();
-        let output = cgroup.command(&node.command(&INSTALL)).output().unwrap();
+        let directories = std::iter::once(cgroup.directory.as_path());
+        let mut install = member(directories, &node.command(&INSTALL));
+        let output = install.output().unwrap();
         let (took, peak) = (since.elapsed(), cgroup.peak() >> 20);
         println!("{}: {peak} MiB, {took:?}", release.display());
         let words = String::from_utf8_lossy(&output.stderr);
@@ -348,6 +381,18 @@ fn plugins_and_sockets_of_the_node_are_not_touched() {
         }
         let (status, report) = node.change(&INSTALL);
         assert_eq!((status, report.result), (0, Outcome::Applied), "{report:?}");
+    });
+}
+
+#[test]
+fn a_rehearsal_creates_no_cgroup() {
+    on_each(|release| {
+        let cgroups = Cgroups::new();
+        let node = Node::new(release);
+        let output = cgroups.command(&node.command(&DRY_RUN)).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.contains(REHEARSED), "{text}");
+        assert_eq!(cgroups.created(), Vec::<PathBuf>::new());
     });
 }
 
@@ -408,12 +453,9 @@ fn a_change_that_containerd_would_not_serve_is_refused_before_any_write() {
 fn a_dry_run_says_that_the_start_was_rehearsed() {
     let node = Node::new(&programs()[1]);
     let before = (node.tree(), traces(&node));
-    let output = node.farrier(&["install", "--dry-run", "--shim=a=file:///srv/a"]);
+    let output = node.farrier(&DRY_RUN);
     let text = String::from_utf8(output.stdout).unwrap();
-    assert!(
-        text.contains("a rehearsal has started containerd"),
-        "{text}"
-    );
+    assert!(text.contains(REHEARSED), "{text}");
     assert_eq!((node.tree(), traces(&node)), before);
 }
 
