@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use farrier::handoff::Outcome;
@@ -355,19 +355,10 @@ fn thirty_handlers_are_rehearsed_within_the_memory_limit_of_the_job() {
     });
 }
 
-/// A program that leaves a mark, for NRI and for the verification of images.
-const MARKER: &[u8] = b"#!/bin/sh\ntouch /run/marked /tmp/marked /marked\n";
-
 #[test]
-fn plugins_and_sockets_of_the_node_are_not_touched() {
+fn sockets_and_fifos_of_the_node_are_not_touched() {
     on_each(|release| {
-        let node = Node::stopped(release, &[]);
-        node.write(CONFIG_PATH, CONFIG.as_bytes(), 0o644);
-        node.start();
-        // After the start of the node's containerd, which runs them, too.
-        for directory in ["/opt/nri/plugins", "/opt/containerd/image-verifier/bin"] {
-            node.write(&format!("{directory}/10-marker"), MARKER, 0o755);
-        }
+        let node = Node::new(release);
         mknod(&node.path("/etc/fifo"), SFlag::S_IFIFO, Mode::S_IRWXU, 0).unwrap();
         let listener = UnixListener::bind(node.path("/etc/containerd/socket")).unwrap();
         listener.set_nonblocking(true).unwrap();
@@ -376,9 +367,6 @@ fn plugins_and_sockets_of_the_node_are_not_touched() {
         assert_served(&node, &rehearsal, &["kata"]);
         assert_eq!(traces(&node), before);
         assert!(listener.accept().is_err());
-        for path in ["/run/marked", "/tmp/marked", "/marked"] {
-            assert!(!node.path(path).exists(), "{path}");
-        }
         let (status, report) = node.change(&INSTALL);
         assert_eq!((status, report.result), (0, Outcome::Applied), "{report:?}");
     });
@@ -459,10 +447,11 @@ fn a_dry_run_says_that_the_start_was_rehearsed() {
     assert_eq!((node.tree(), traces(&node)), before);
 }
 
-/// A node whose containerd would wait for a shim at its next start: 2.4 runs every shim.
-fn hanging_node() -> Node {
+/// A node whose containerd would wait for a shim at its next start: 2.4 runs every shim. Its configuration has these tables, too.
+fn hanging_node(tables: &str) -> Node {
     let node = Node::stopped(&programs()[3], &[]);
     let config = CONFIG.replace("io.containerd.kata.v2", "/opt/shim");
+    let config = format!("{config}\n{tables}");
     node.write(CONFIG_PATH, config.as_bytes(), 0o644);
     node.write("/opt/shim", &shim(1, Run::Ends), 0o755);
     node.start();
@@ -472,7 +461,7 @@ fn hanging_node() -> Node {
 
 #[test]
 fn a_start_that_hangs_ends_with_the_rehearsal() {
-    let node = hanging_node();
+    let node = hanging_node("");
     let before = (traces(&node), processes(&node));
     let rehearsal = rehearse(&node, str::to_owned);
     let Rehearsal::Failed(problem) = rehearsal else {
@@ -508,22 +497,132 @@ fn a_rehearsal_ends_with_the_program_that_started_it(#[case] signal: Signal) {
     });
 }
 
+/// A second containerd that waits for a shim, and the program that rehearses its start.
+struct Second {
+    /// Its PID on this machine.
+    pid: u32,
+    farrier: Child,
+}
+
+impl Second {
+    /// Starts `farrier`, which rehearses a start on a [`hanging_node`].
+    fn of(node: &Node, mut farrier: Command) -> Self {
+        farrier.stdin(Stdio::null());
+        farrier.stdout(Stdio::null()).stderr(Stdio::null());
+        let farrier = farrier.spawn().unwrap();
+        let pid = await_second(node);
+        Self { pid, farrier }
+    }
+
+    /// An entry of its directory below `/proc`.
+    fn proc(&self, name: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/{name}", self.pid))
+    }
+}
+
+impl Drop for Second {
+    fn drop(&mut self) {
+        let _ = self.farrier.kill();
+        let _ = self.farrier.wait();
+    }
+}
+
+#[test]
+fn a_second_containerd_has_namespaces_of_its_own() {
+    let node = hanging_node("");
+    let second = Second::of(&node, node.command(&DRY_RUN));
+    for name in ["cgroup", "ipc", "mnt", "net", "pid", "uts"] {
+        let of_node = fs::read_link(format!("/proc/{}/ns/{name}", node.init())).unwrap();
+        let own = fs::read_link(second.proc(&format!("ns/{name}"))).unwrap();
+        assert_ne!(own, of_node);
+    }
+    let flags = fs::read_to_string(second.proc("root/sys/class/net/lo/flags")).unwrap();
+    let flags = u32::from_str_radix(flags.trim().trim_start_matches("0x"), 16).unwrap();
+    assert_eq!(flags & IFF_UP, IFF_UP, "{flags:x}");
+}
+
+/// linux/if.h
+const IFF_UP: u32 = 1;
+
+#[test]
+fn a_second_containerd_sees_the_processes_of_the_rehearsal_alone() {
+    let node = hanging_node("");
+    let second = Second::of(&node, node.command(&DRY_RUN));
+    let own = fs::read_link(second.proc("ns/pid")).unwrap();
+    let mut seen = Vec::new();
+    for entry in fs::read_dir(second.proc("root/proc")).unwrap().flatten() {
+        let name = entry.file_name().into_string().unwrap();
+        let Ok(pid) = name.parse::<u32>() else {
+            continue;
+        };
+        // A process that has ended has none.
+        if let Ok(namespace) = fs::read_link(entry.path().join("ns/pid")) {
+            assert_eq!(namespace, own, "{pid}");
+            seen.push(pid);
+        }
+    }
+    assert!(seen.contains(&1) && seen.len() > 1, "{seen:?}");
+}
+
+/// The program that starts Farrier may have files open that a program inherits.
+#[test]
+fn a_second_containerd_inherits_no_file() {
+    let node = hanging_node("");
+    let file = node.path("/srv/open");
+    fs::write(&file, "").unwrap();
+    let farrier = node.command(&DRY_RUN);
+    let mut inheriting = Command::new("bash");
+    inheriting
+        .args(["-ec", "exec 9<\"$0\"; exec \"$@\""])
+        .arg(&file)
+        .arg(farrier.get_program())
+        .args(farrier.get_args());
+    let second = Second::of(&node, inheriting);
+    let has_open = |pid: u32| {
+        let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+        let mut open = open.map(|entry| identity(&entry.path()));
+        open.any(|open| open == identity(&file))
+    };
+    assert!(has_open(second.farrier.id()));
+    assert!(!has_open(second.pid));
+}
+
+/// Directories with programs that containerd runs, those of NRI and of the verification of images, and the settings that name the first
+/// two. The others are the default values.
+const PLUGINS: [&str; 4] = [
+    "/etc/nri/plugins",
+    "/etc/verifiers",
+    "/opt/nri/plugins",
+    "/opt/containerd/image-verifier/bin",
+];
+const PLUGIN_TABLES: &str = "[plugins.\"io.containerd.nri.v1.nri\"]\nplugin_path = \"/etc/nri/plugins\"\n[plugins.\"io.containerd.image-verifier.v1.bindir\"]\nbin_dir = \"/etc/verifiers\"\n";
+
+#[test]
+fn neither_plugins_of_nri_nor_verifiers_of_images_can_run_in_a_rehearsal() {
+    let node = hanging_node(PLUGIN_TABLES);
+    // After the start of the node's containerd, which runs them, too.
+    for directory in PLUGINS {
+        node.write(&format!("{directory}/10-a"), &shim(2, Run::Ends), 0o755);
+    }
+    node.write("/etc/nri/nri.conf", b"# ours", 0o644);
+    let second = Second::of(&node, node.command(&DRY_RUN));
+    let root = second.proc("root");
+    assert_eq!(fs::read(root.join("etc/nri/nri.conf")).unwrap(), b"# ours");
+    for directory in PLUGINS {
+        let programs = fs::read_dir(root.join(&directory[1..]));
+        assert_eq!(programs.map_or(0, Iterator::count), 0, "{directory}");
+    }
+}
+
 /// What the second containerd could reach is looked at while it waits for a shim.
 #[test]
 fn no_socket_fifo_or_device_of_the_node_is_reachable() {
-    let node = hanging_node();
+    let node = hanging_node("");
     mknod(&node.path("/etc/fifo"), SFlag::S_IFIFO, Mode::S_IRWXU, 0).unwrap();
     let _listener = UnixListener::bind(node.path("/etc/containerd/socket")).unwrap();
     node.write("/etc/containerd/certs.d/host/hosts.toml", b"# ours", 0o600);
-    let mut farrier = node.command(&["install", "--dry-run", "--shim=a=file:///srv/a"]);
-    let mut farrier = farrier
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let pid = await_second(&node);
-    let root = PathBuf::from(format!("/proc/{pid}/root"));
+    let second = Second::of(&node, node.command(&DRY_RUN));
+    let root = second.proc("root");
     let socket = root.join("etc/containerd/certs.d/host/hosts.toml");
     assert_eq!(fs::read(socket).unwrap(), b"# ours");
     let mut special = Vec::new();
@@ -550,7 +649,7 @@ fn no_socket_fifo_or_device_of_the_node_is_reachable() {
     special.retain(|path| !path.starts_with("run/"));
     let devices = ["full", "null", "random", "tty", "urandom", "zero"];
     assert_eq!(special, devices.map(|name| format!("dev/{name}")));
-    let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
+    let mounts = fs::read_to_string(second.proc("mountinfo")).unwrap();
     for line in mounts.lines() {
         let mut fields = line.split(' ');
         let (target, flags) = (fields.nth(4).unwrap(), fields.next().unwrap());
@@ -566,7 +665,7 @@ fn no_socket_fifo_or_device_of_the_node_is_reachable() {
             "{line}"
         );
     }
-    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+    let descriptors = fs::read_dir(second.proc("fd")).unwrap().flatten();
     for entry in descriptors {
         let target = fs::read_link(entry.path()).unwrap_or_default();
         let target = target.display().to_string();
@@ -582,8 +681,6 @@ fn no_socket_fifo_or_device_of_the_node_is_reachable() {
         ];
         assert!(own.iter().any(|own| target.starts_with(own)), "{target}");
     }
-    let environment = fs::read(format!("/proc/{pid}/environ")).unwrap();
+    let environment = fs::read(second.proc("environ")).unwrap();
     assert!(!String::from_utf8_lossy(&environment).contains("NOTIFY_SOCKET"));
-    farrier.kill().unwrap();
-    farrier.wait().unwrap();
 }
