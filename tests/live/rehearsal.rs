@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -369,6 +371,41 @@ fn sockets_and_fifos_of_the_node_are_not_touched() {
         assert!(listener.accept().is_err());
         let (status, report) = node.change(&INSTALL);
         assert_eq!((status, report.result), (0, Outcome::Applied), "{report:?}");
+    });
+}
+
+/// The server sends no byte before the second containerd runs.
+#[test]
+fn a_rehearsal_runs_beside_the_fetch() {
+    on_each(|release| {
+        let node = Node::new(release);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let shim_argument = format!("--shim=a=http://{}/a", listener.local_addr().unwrap());
+        listener.set_nonblocking(true).unwrap();
+        let mut install = node.command(&["install", &shim_argument]);
+        install.stdin(Stdio::null());
+        install.stdout(Stdio::null()).stderr(Stdio::piped());
+        let install = install.spawn();
+        await_second(&node);
+        let since = Instant::now();
+        let mut stream = loop {
+            match listener.accept() {
+                Ok((stream, _)) => break stream,
+                Err(error) => assert!(since.elapsed() < LIMIT, "{error}"),
+            }
+            std::thread::yield_now();
+        };
+        let read = stream.read(&mut [0; 1 << 12]).unwrap();
+        assert!(read > 0);
+        let body = shim(1, Run::Ends);
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+        stream
+            .write_all(&[head.as_bytes(), &body].concat())
+            .unwrap();
+        let output = install.unwrap().wait_with_output().unwrap();
+        let words = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{words}");
+        node.assert_healthy();
     });
 }
 
