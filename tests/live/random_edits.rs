@@ -1,6 +1,9 @@
 //! Random edits of a running containerd's configuration by others, valid and invalid ones: whatever the edit, no command leaves the node
 //! without its CRI, or changes a byte of the edit.
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -23,14 +26,14 @@ const CASES: u64 = 100;
 /// does not start, and the edit is left out.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// A key of the default configuration, with its table and its default value.
+/// A part of the default configuration.
 struct Setting {
     table: Vec<String>,
-    key: String,
-    default: Value,
+    /// A key of the table and its default value; `None` for a table without keys.
+    default: Option<(String, Value)>,
 }
 
-/// Every setting in the default configuration of a release: all sections and all plugins. The cgroup of a node is a cgroup of the machine.
+/// Every setting in the default configuration of a release: all sections and all plugins.
 fn settings(release: &Path) -> (i64, Vec<Setting>) {
     let output = Command::new(release)
         .args(["config", "default"])
@@ -40,9 +43,7 @@ fn settings(release: &Path) -> (i64, Vec<Setting>) {
     let version = document["version"].as_integer().unwrap();
     let mut settings = Vec::new();
     collect(document.as_table(), &[], &mut settings);
-    settings.retain(|setting| {
-        setting.key != "version" && setting.table.first().is_none_or(|table| table != "cgroup")
-    });
+    settings.retain(|setting| !matches!(&setting.default, Some((key, _)) if key == "version"));
     (version, settings)
 }
 
@@ -51,13 +52,18 @@ fn collect(table: &dyn TableLike, path: &[String], settings: &mut Vec<Setting>) 
         match item {
             Item::Value(value) if value.as_inline_table().is_none() => settings.push(Setting {
                 table: path.to_vec(),
-                key: key.to_owned(),
-                default: value.clone(),
+                default: Some((key.to_owned(), value.clone())),
             }),
             _ => {
-                if let Some(table) = item.as_table_like() {
-                    let path = [path, &[key.to_owned()]].concat();
-                    collect(table, &path, settings);
+                let Some(inner) = item.as_table_like() else {
+                    continue;
+                };
+                let table = [path, &[key.to_owned()]].concat();
+                if inner.is_empty() {
+                    let default = None;
+                    settings.push(Setting { table, default });
+                } else {
+                    collect(inner, &table, settings);
                 }
             }
         }
@@ -109,9 +115,18 @@ fn value(random: &mut Random, default: &Value) -> String {
 fn edited(random: &mut Random, base: &str, settings: &[Setting]) -> String {
     let mut text = base.to_owned();
     for _ in 0..=random.below(3) {
-        let at = random.below(settings.len() as u64);
-        let setting = &settings[usize::try_from(at).unwrap()];
-        let line = format!("{:?} = {}\n", setting.key, value(random, &setting.default));
+        let is_empty = random.below(4) == 0;
+        let of_kind = settings.iter();
+        let of_kind = of_kind.filter(|setting| setting.default.is_none() == is_empty);
+        let of_kind: Vec<&Setting> = of_kind.collect();
+        let at = random.below(of_kind.len() as u64);
+        let setting = of_kind[usize::try_from(at).unwrap()];
+        let line = setting
+            .default
+            .as_ref()
+            .map_or_else(String::new, |(key, default)| {
+                format!("{key:?} = {}\n", value(random, default))
+            });
         if setting.table.is_empty() {
             text = line + &text;
         } else {
@@ -132,7 +147,7 @@ fn restart(node: &Node) -> bool {
     let (since, pid) = (Instant::now(), node.process());
     let program = node.path(&format!("/proc/{}/exe", pid.trim()));
     let mut serving = None;
-    while since.elapsed() < LIMIT && std::fs::symlink_metadata(&program).is_ok() {
+    while since.elapsed() < LIMIT && fs::symlink_metadata(&program).is_ok() {
         match node.serves() {
             Err(_) => return false,
             Ok(false) => serving = None,
@@ -153,8 +168,8 @@ fn keeps(text: &str, others: &str) -> bool {
     others.lines().all(|line| lines.any(|kept| kept == line))
 }
 
-/// Runs every command on the edit `theirs`.
-fn is_survived(node: &Node, theirs: &str, when: &str) {
+/// Runs every command on the edit `theirs`, which is `alone` without the lines of Farrier.
+fn is_survived(node: &Node, theirs: &str, alone: &str, when: &str) {
     let doctor = node.farrier(&["doctor"]).status.code();
     assert!(matches!(doctor, Some(0 | 1)), "{when}: {doctor:?}");
     let dry_run = [&INSTALL[..], &["--dry-run"]].concat();
@@ -166,12 +181,19 @@ fn is_survived(node: &Node, theirs: &str, when: &str) {
         if matches!(status, 3 | 4) || arguments.contains(&"--dry-run") {
             assert_eq!(now, theirs, "{when}");
         }
-        assert!(keeps(&now, theirs), "{when}: {now}");
-        assert!(node.serves().unwrap(), "{when}\n{}", node.log());
         if arguments == UNINSTALL && status == 0 {
-            return;
+            assert_eq!(now, alone, "{when}");
+        } else {
+            assert!(keeps(&now, theirs), "{when}: {now}");
         }
+        assert!(node.serves().unwrap(), "{when}\n{}", node.log());
     }
+}
+
+/// The names in the root directory of a node, which is the working directory of its containerd.
+fn names(node: &Node) -> BTreeSet<OsString> {
+    let entries = fs::read_dir(node.path("/")).unwrap();
+    entries.map(|entry| entry.unwrap().file_name()).collect()
 }
 
 /// A test for each release, because the edits with which containerd hangs take their time limits.
@@ -190,24 +212,35 @@ fn no_edit_of_others_costs_the_node_its_cri(#[values(0, 1, 2, 3)] release: usize
     );
     let mut random = Random(seed.wrapping_add(release as u64));
     let node = Node::stopped(program, &[]);
+    // An edit that names a cgroup would create one on this machine.
+    let mut hide_cgroups = node.enter("mount");
+    hide_cgroups.args(["-t", "tmpfs", "none", "/sys/fs/cgroup"]);
+    assert!(hide_cgroups.status().unwrap().success());
+    let before = names(&node);
     for case in 0..cases::count(CASES) {
         node.write(CONFIG_PATH, base.as_bytes(), 0o644);
         node.start();
+        // What edits with relative paths have left: no rehearsal sees that a directory is where a socket should be.
+        for name in names(&node).difference(&before) {
+            let path = Path::new("/").join(name);
+            let removed = node.enter("rm").arg("-r").arg(path).status();
+            assert!(removed.unwrap().success(), "{name:?}");
+        }
         let _ = node.change(&UNINSTALL);
-        let theirs = edited(&mut random, &base, &settings);
-        let when = format!("FARRIER_SEED={seed}, case {case}: {theirs}");
+        let alone = edited(&mut random, &base, &settings);
+        let when = format!("FARRIER_SEED={seed}, case {case}: {alone}");
         // An edit of a file that Farrier never wrote, of one that it wrote, or one with which containerd serves already.
         let kind = random.below(3);
-        let before = if kind == 1 {
+        let ours = if kind == 1 {
             assert_eq!(node.change(&INSTALL).0, 0, "{when}");
             node.config()
         } else {
             base.clone()
         };
-        let theirs = theirs.replace(&base, &before);
+        let theirs = alone.replace(&base, &ours);
         node.write(CONFIG_PATH, theirs.as_bytes(), 0o644);
         if kind < 2 || restart(&node) {
-            is_survived(&node, &theirs, &when);
+            is_survived(&node, &theirs, &alone, &when);
         }
     }
 }
