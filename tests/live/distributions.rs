@@ -52,7 +52,7 @@ render() {
 
 /// Restarts containerd some time after a snippet was created, changed or removed. As for k0s (inotify(7)), a snippet that is removed and
 /// created again counts as changed, even with the same bytes.
-const WATCHER: &str = "seen() { stat -c '%i %z' /etc/k0s/containerd.d; }
+pub const WATCHER: &str = "seen() { stat -c '%i %z' /etc/k0s/containerd.d; }
 last=$(seen)
 while sleep 0.05; do
     now=$(seen)
@@ -103,14 +103,27 @@ pub const K3S_DIRECTORY: &str = "/var/lib/rancher/k3s/agent/etc/containerd";
 
 /// A node of k3s without running processes. `kind` is [`K3S`] or a variant of it.
 pub fn k3s(release: usize, kind: &str, base: &str) -> Node {
-    let program = "/var/lib/rancher/k3s/data/0/bin/containerd";
-    let node = node(release, kind, program, base);
-    fs::create_dir_all(node.path(K3S_DIRECTORY)).unwrap();
-    node.write(
-        "/usr/local/bin/k3s",
-        b"#!/bin/sh\necho 'k3s version v1.33.4+k3s1 (148243c4)'\n",
-        0o755,
+    with_rancher("k3s", "v1.33.4+k3s1", release, kind, base)
+}
+
+/// A node of RKE2, which contains the agent of k3s, without running processes.
+pub fn rke2(release: usize, base: &str) -> Node {
+    let kind = K3S.replace("rancher/k3s/", "rancher/rke2/");
+    let kind = kind.replacen("k3s", "rke2-agent", 1);
+    with_rancher("rke2", "v1.33.4+rke2r1", release, &kind, base)
+}
+
+fn with_rancher(name: &str, version: &str, release: usize, kind: &str, base: &str) -> Node {
+    let directory = format!("/var/lib/rancher/{name}");
+    let node = node(
+        release,
+        kind,
+        &format!("{directory}/data/0/bin/containerd"),
+        base,
     );
+    fs::create_dir_all(node.path(&format!("{directory}/agent/etc/containerd"))).unwrap();
+    let program = format!("#!/bin/sh\necho '{name} version {version} (148243c4)'\n");
+    node.write(&format!("/usr/local/bin/{name}"), program.as_bytes(), 0o755);
     node
 }
 
@@ -266,8 +279,8 @@ fn programs_of_a_user_named_containerd_and_kubelet_are_ignored() {
     comes_and_goes(&node, "systemd", "/opt/farrier/bin/containerd-shim-a");
 }
 
-/// A node of k0s without running processes.
-fn k0s(release: usize, base: &str, version: &str) -> Node {
+/// A node of k0s with a running containerd.
+pub fn k0s(release: usize, base: &str, version: &str) -> Node {
     let node = node(release, K0S, "/var/lib/k0s/bin/containerd", base);
     let version_of_file = &base[..base.find('\n').unwrap()];
     let root = format!(

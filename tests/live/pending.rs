@@ -7,7 +7,7 @@ use farrier::handoff::Outcome;
 use rstest::rstest;
 
 use crate::containerd::programs;
-use crate::distributions::{BASE_2, K3S, k3s};
+use crate::distributions::{BASE_2, BASE_3, K3S, WATCHER, k0s, k3s, rke2};
 use crate::node::{CONFIG, CONFIG_PATH, Node, on_each, on_these};
 
 const INSTALL: [&str; 2] = ["install", "--shim=a=file:///srv/a"];
@@ -374,4 +374,34 @@ fn a_changed_configuration_of_k3s_refuses_a_restart_until_it_is_accepted(#[case]
     is_refused(&node, &INSTALL, path, "k3s");
     let (status, report) = node.change(&[&INSTALL[..], &[ACCEPT]].concat());
     assert_eq!((status, report.restarts), (0, 1), "{report:?}");
+}
+
+#[rstest]
+#[case::configuration("/etc/rancher/rke2/config.yaml")]
+#[case::drop_in("/etc/rancher/rke2/config.yaml.d/a.yaml")]
+#[case::registries("/etc/rancher/rke2/registries.yaml")]
+fn a_changed_configuration_of_rke2_refuses_a_restart_until_it_is_accepted(#[case] path: &str) {
+    let node = rke2(1, BASE_2);
+    node.write("/run/openrc/started/rke2-agent", b"", 0o644);
+    node.start_service("rke2-agent");
+    // That of another distribution.
+    node.write("/etc/rancher/k3s/config.yaml", b"debug: true\n", 0o644);
+    node.assert_healthy();
+    node.write(path, b"debug: true\n", 0o644);
+    is_refused(&node, &INSTALL, path, "RKE2");
+    let (status, report) = node.change(&[&INSTALL[..], &[ACCEPT]].concat());
+    assert_eq!((status, report.restarts), (0, 1), "{report:?}");
+    assert_eq!(report.distro.as_deref(), Some("rke2"));
+}
+
+#[test]
+fn a_changed_configuration_of_k0s_refuses_a_restart_until_it_is_accepted() {
+    let node = k0s(2, BASE_3, "v1.36.0+k0s.0");
+    node.leave(WATCHER);
+    let path = "/etc/k0s/k0s.yaml";
+    node.write(path, b"spec: {}\n", 0o644);
+    is_refused(&node, &INSTALL, path, "k0s");
+    let (status, report) = node.change(&[&INSTALL[..], &[ACCEPT]].concat());
+    assert_eq!((status, report.restarts), (0, 1), "{report:?}");
+    assert_eq!(report.distro.as_deref(), Some("k0s"));
 }
