@@ -253,30 +253,32 @@ fn a_managed_node_is_detected_by_its_running_kubelet(
 /// If a name were enough, each of these programs would count instead of the node's containerd, by its path or by the kubelet's endpoint.
 #[test]
 fn programs_of_a_user_named_containerd_and_kubelet_are_ignored() {
-    let node = Node::new(&programs()[1]);
-    let home = node.path("/home/u");
-    for name in ["rancher/k3s/containerd", "kubelet"] {
-        node.copy("/bin/bash".as_ref(), &format!("/home/u/{name}"));
-    }
-    std::os::unix::fs::chown(&home, Some(1000), Some(1000)).unwrap();
-    for (name, option) in [
-        ("rancher/k3s/containerd", "--address=/home/u/socket"),
-        (
-            "kubelet",
-            "--container-runtime-endpoint=unix:///home/u/socket",
-        ),
-    ] {
-        let runs = format!("/home/u/{}.runs", name.rsplit('/').next().unwrap());
-        node.leave(&format!(
+    on_each(|release| {
+        let node = Node::new(release);
+        let home = node.path("/home/u");
+        for name in ["rancher/k3s/containerd", "kubelet"] {
+            node.copy("/bin/bash".as_ref(), &format!("/home/u/{name}"));
+        }
+        std::os::unix::fs::chown(&home, Some(1000), Some(1000)).unwrap();
+        for (name, option) in [
+            ("rancher/k3s/containerd", "--address=/home/u/socket"),
+            (
+                "kubelet",
+                "--container-runtime-endpoint=unix:///home/u/socket",
+            ),
+        ] {
+            let runs = format!("/home/u/{}.runs", name.rsplit('/').next().unwrap());
+            node.leave(&format!(
             "exec setpriv --reuid 1000 --regid 1000 --clear-groups /home/u/{name} -c 'touch {runs}; sleep infinity & wait' {option}"
         ));
-        let since = Instant::now();
-        while !node.path(&runs).exists() {
-            assert!(since.elapsed() < Duration::from_secs(10));
-            std::thread::yield_now();
+            let since = Instant::now();
+            while !node.path(&runs).exists() {
+                assert!(since.elapsed() < Duration::from_secs(10));
+                std::thread::yield_now();
+            }
         }
-    }
-    comes_and_goes(&node, "systemd", "/opt/farrier/bin/containerd-shim-a");
+        comes_and_goes(&node, "systemd", "/opt/farrier/bin/containerd-shim-a");
+    });
 }
 
 /// A node of k0s with a running containerd.
@@ -306,6 +308,34 @@ fn a_snippet_of_k0s_is_loaded_by_its_supervisor(
     #[case] version: &str,
 ) {
     let node = k0s(release, base, version);
+    node.leave(WATCHER);
+    comes_and_goes(&node, "k0s", "/etc/k0s/containerd.d/farrier.toml");
+}
+
+/// k0s would not start with the snippet, and the containerd that runs has not loaded it.
+#[rstest]
+#[case::of_1_7(1, BASE_2, "v1.35.1+k0s.0")]
+#[case::of_2_1(2, BASE_3, "v1.36.0+k0s.0")]
+fn a_snippet_that_k0s_can_not_read_is_refused_by_its_name_before_any_write(
+    #[case] release: usize,
+    #[case] base: &str,
+    #[case] version: &str,
+) {
+    let node = k0s(release, base, version);
+    let broken = "/etc/k0s/containerd.d/20-broken.toml";
+    node.write(broken, b"this is not toml = =\n", 0o644);
+    let before = (node.tree(), node.process());
+    let install = ["install", "--shim=a=file:///srv/a"];
+    for more in [&["--dry-run"][..], &["--accept-pending-changes"], &[]] {
+        let (status, report) = node.change(&[&install[..], more].concat());
+        assert_eq!((status, report.result), (3, Outcome::Refused), "{report:?}");
+        let reason = report.reason.unwrap();
+        let sentence = format!("failed to parse {broken}: line 1");
+        assert!(reason.starts_with(&sentence), "{reason}");
+        assert_eq!((node.tree(), node.process()), before);
+    }
+    fs::remove_file(node.path(broken)).unwrap();
+    node.start_service("k0s");
     node.leave(WATCHER);
     comes_and_goes(&node, "k0s", "/etc/k0s/containerd.d/farrier.toml");
 }
