@@ -258,6 +258,55 @@ fn a_change_that_containerd_starts_with_and_that_farrier_never_wrote_is_noted() 
 }
 
 #[test]
+fn an_edit_that_conflicts_with_the_node_is_never_put_into_effect() {
+    on_each(|release| {
+        let node = Node::new(release);
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        node.write("/run/own/file", b"", 0o644);
+        let streams =
+            format!("stream_server_address = \"127.0.0.1\"\nstream_server_port = \"{port}\"");
+        let edits = [
+            (
+                "a port in use",
+                format!("[metrics]\naddress = \"127.0.0.1:{port}\"\n"),
+            ),
+            (
+                "the port of streams in use",
+                format!("[plugins.\"io.containerd.grpc.v1.cri\"]\n{streams}\n"),
+            ),
+            (
+                "an address of nobody",
+                "[metrics]\naddress = \"192.0.2.77:1338\"\n".to_owned(),
+            ),
+            (
+                "a directory",
+                "[debug]\naddress = \"/run/own\"\n".to_owned(),
+            ),
+        ];
+        for (what, lines) in edits {
+            node.write(CONFIG_PATH, with(CONFIG, &lines).as_bytes(), 0o644);
+            is_refused(
+                &node,
+                &[&INSTALL[..], &[ACCEPT]].concat(),
+                CONFIG_PATH,
+                what,
+            );
+        }
+        drop(listener);
+        let free = with(
+            CONFIG,
+            &format!("[metrics]\naddress = \"127.0.0.1:{port}\"\n"),
+        );
+        node.write(CONFIG_PATH, free.as_bytes(), 0o644);
+        goes_on_with_a_note(&node, CONFIG_PATH, "a free port");
+        // Now it is containerd's own port.
+        assert_eq!(node.change(&INSTALL).0, 0);
+        assert_eq!(node.change(&UNINSTALL).0, 0);
+    });
+}
+
+#[test]
 fn a_removed_root_file_is_noted_and_one_that_farrier_wrote_is_not_put_into_effect() {
     on_each(|release| {
         let node = Node::stopped(release, &[]);

@@ -278,6 +278,10 @@ fn used(sandboxes: Vec<PodSandbox>, containers: &[Container]) -> Vec<Sandbox> {
     used.collect()
 }
 
+/// How long a started CRI must serve until it counts as started. containerd 1.6 and 1.7 serve their CRI before they open the port of its
+/// streaming server, and end if that fails.
+pub(super) const STEADY: Duration = Duration::from_millis(500);
+
 /// The pods of each handler, a name per sandbox, such as `default/web`; `""` is the default handler.
 #[must_use]
 pub fn pods_by_handler(sandboxes: &[Sandbox]) -> BTreeMap<String, Vec<String>> {

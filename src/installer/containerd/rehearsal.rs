@@ -13,6 +13,7 @@ use futures::future::join_all;
 mod built_root;
 mod cause;
 mod child;
+mod listening;
 mod loader;
 mod network;
 
@@ -98,7 +99,16 @@ pub async fn rehearse(host: &HostRoot, rehearsed: &Rehearsed<'_>) -> Rehearsal {
         Err(error) => return Rehearsal::NotPossible(Problem::new(&error, error.help())),
     }
     match start(host, rehearsed).await {
-        Ok(observation) => judge(observation, rehearsed.files),
+        Ok(observation) => {
+            let (pid, _) = rehearsed.daemon.process;
+            let obstacle = observation.listening.obstacle(host, pid, rehearsed.dump);
+            match (judge(observation, rehearsed.files), obstacle) {
+                (Rehearsal::Served(_), Some(message)) => {
+                    Rehearsal::Failed(Problem::new(message, None))
+                }
+                (judged, _) => judged,
+            }
+        }
         Err(problem) => Rehearsal::NotPossible(problem),
     }
 }
@@ -121,7 +131,7 @@ async fn start(host: &HostRoot, rehearsed: &Rehearsed<'_>) -> Result<Observation
 
 /// The result that the observation means. Credentials are removed from the messages.
 fn judge(observation: Observation, files: &ConfigFiles) -> Rehearsal {
-    let Observation { observed, log } = observation;
+    let Observation { observed, log, .. } = observation;
     let texts = || files.files().filter_map(|file| file.text.as_deref());
     let problem = |what: &str, otherwise: String| {
         let cause = cause_in_log(&log).unwrap_or(otherwise);
@@ -257,6 +267,7 @@ fn shims(
 mod tests {
     use rstest::rstest;
 
+    use super::listening::Listening;
     use super::*;
     use crate::containerd_config::SourceFile;
 
@@ -297,7 +308,11 @@ mod tests {
     ) {
         let log = log.to_owned();
         let judged = judge(
-            Observation { observed, log },
+            Observation {
+                observed,
+                log,
+                listening: Listening::default(),
+            },
             &files("password = 'hunter2'"),
         );
         assert_eq!(judged, Rehearsal::Failed(Problem::new(expected, None)));

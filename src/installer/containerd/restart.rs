@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tracing::info;
 
-use super::cri::{self, Served};
+use super::cri::{self, STEADY, Served};
 use super::daemon::{Daemon, find_daemon};
 use super::patience::{LOG_INTERVAL, Next, Seen, Wait};
 use super::process::work;
@@ -94,13 +94,34 @@ async fn try_restart(
     let mut wait = Wait::new(service.serve_limit, since.elapsed(), patience);
     let mut message = "no process listens on its socket".to_owned();
     let mut now: Option<Daemon> = None;
+    // The process that serves, since when, and how long there was no CRI before.
+    let mut serving: Option<((u32, u64), Instant, Duration)> = None;
     loop {
         let mut seen = look_for(host, before, &mut now, &mut message);
-        if let Seen::Started { initializes, .. } = &mut seen {
-            match cri::served(host, socket).await {
+        if let Seen::Started {
+            process,
+            initializes,
+            ..
+        } = &mut seen
+        {
+            let answer = cri::served(host, socket).await;
+            let is_same = |it: &((u32, u64), Instant, Duration)| it.0 == *process;
+            serving = serving.filter(|it| is_same(it) && answer.is_ok());
+            match answer {
                 // The runtime is not ready only during the start.
-                Ok(served) if served.ready => return Ok((served, since.elapsed())),
-                Ok(_) => "its runtime is not ready".clone_into(&mut message),
+                Ok(served) if served.ready => {
+                    let begun = || (*process, Instant::now(), since.elapsed());
+                    let (_, start, away) = serving.get_or_insert_with(begun);
+                    if start.elapsed() >= STEADY {
+                        return Ok((served, *away));
+                    }
+                    tokio::time::sleep(POLL_INTERVAL).await;
+                    continue;
+                }
+                Ok(_) => {
+                    serving = None;
+                    "its runtime is not ready".clone_into(&mut message);
+                }
                 Err(error @ cri::Error::Unimplemented { .. }) => return Err(error.into()),
                 Err(error) => {
                     *initializes = matches!(error, cri::Error::Uninitialized { .. });

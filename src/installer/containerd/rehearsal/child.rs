@@ -21,7 +21,8 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::process::{Child, Command};
 
 use super::built_root::{self, BuiltRoot};
-use crate::installer::containerd::cri::{self, Served};
+use super::listening::Listening;
+use crate::installer::containerd::cri::{self, STEADY, Served};
 use crate::installer::host::HostRoot;
 
 /// First argument of a start of Farrier as a process of a rehearsal.
@@ -40,9 +41,6 @@ pub(super) const START_LIMIT: Duration = Duration::from_secs(20);
 
 /// Interval between two questions to the CRI: short compared with a start.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
-
-/// How long the CRI must serve. containerd 1.6 serves its CRI before it opens the port of its streaming server, and ends if that fails.
-const STEADY: Duration = Duration::from_millis(500);
 
 /// The time for the rest of the log after the end of containerd. Another process may still have the pipe open.
 const LOG_LIMIT: Duration = Duration::from_millis(200);
@@ -74,6 +72,8 @@ pub(super) struct Observation {
     pub(super) observed: Observed,
     /// The start of containerd's log.
     pub(super) log: String,
+    /// Where containerd listens.
+    pub(super) listening: Listening,
 }
 
 /// Runs one of the two processes; `arguments` are those after [`CHILD_ARGUMENT`]. Returns the exit status.
@@ -214,6 +214,7 @@ async fn observe(built: &BuiltRoot) -> Result<Observation, String> {
             return Ok(Observation {
                 observed: Observed::NotStarted(message),
                 log: String::new(),
+                listening: Listening::default(),
             });
         }
     };
@@ -221,6 +222,8 @@ async fn observe(built: &BuiltRoot) -> Result<Observation, String> {
     let observed = await_cri(&host, &built.socket, &mut child)
         .await
         .map_err(failed("wait for containerd"))?;
+    let pid = child.id();
+    let listening = pid.map_or_else(Listening::default, |pid| Listening::of(&host, pid));
     let _ = child.start_kill();
     let log = match tokio::time::timeout(LOG_LIMIT, log).await {
         Ok(Ok(log)) => log,
@@ -229,6 +232,7 @@ async fn observe(built: &BuiltRoot) -> Result<Observation, String> {
     Ok(Observation {
         observed,
         log: String::from_utf8_lossy(&log).into_owned(),
+        listening,
     })
 }
 

@@ -1,0 +1,292 @@
+//! Where a rehearsed containerd listens, and what prevents that on the node. In its own namespaces every port is free, every address is
+//! there, and `/run` is empty.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::installer::host::HostRoot;
+
+/// Bytes of a table of sockets, at most: a line has 150, and a node has some thousand connections.
+const MAX_TABLE: u64 = 32 << 20;
+
+/// The state of a socket that listens, `TCP_LISTEN` in `net/tcp_states.h`.
+const LISTENS: &str = "0A";
+
+/// The flags of a socket of `/proc/net/unix` that listens, `__SO_ACCEPTCON` in `linux/net.h`.
+const ACCEPTS: &str = "00010000";
+
+/// Where the programs of a network namespace listen.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct Listening {
+    tcp: Vec<SocketAddr>,
+    /// Paths of sockets.
+    unix: Vec<String>,
+}
+
+impl Listening {
+    /// The sockets in the network namespace of the process `pid`. A table that can't be read counts as empty.
+    pub(super) fn of(host: &HostRoot, pid: u32) -> Self {
+        let table = |name: &str| table(host, pid, name);
+        let unix = table("unix");
+        let sockets = unix.lines().filter_map(|line| {
+            let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+            let path = fields.get(7)?;
+            let listens = fields[3] == ACCEPTS && path.starts_with('/');
+            listens.then(|| (*path).to_owned())
+        });
+        Self {
+            tcp: tcp(host, pid).map(|(address, _)| address).collect(),
+            unix: sockets.collect(),
+        }
+    }
+
+    /// Why the containerd of the node could not listen where this one does; `running` is its PID now, and `dump` the configuration.
+    pub(super) fn obstacle(&self, host: &HostRoot, running: u32, dump: &str) -> Option<String> {
+        // The kernel chooses any other port anew at each start.
+        let is_named = |address: &&SocketAddr| names_port(dump, address.port());
+        let named: Vec<&SocketAddr> = self.tcp.iter().filter(is_named).collect();
+        if !named.is_empty() {
+            let own = sockets_of(host, running);
+            let (own, others): (Vec<_>, Vec<_>) =
+                tcp(host, running).partition(|(_, inode)| own.contains(inode));
+            let addresses = addresses(host, running);
+            for wanted in named {
+                if own.iter().any(|(address, _)| address == wanted) {
+                    continue;
+                }
+                let mut others = others.iter();
+                if others.any(|(address, _)| conflicts(address, wanted)) {
+                    return Some(format!(
+                        "it would listen at {wanted}, where another program listens"
+                    ));
+                }
+                if !is_of_node(wanted.ip(), &addresses) {
+                    return Some(format!(
+                        "it would listen at {wanted}, which is no address of this node"
+                    ));
+                }
+            }
+        }
+        let mut paths = self.unix.iter();
+        let directory = paths.find(|path| is_directory(host, path))?;
+        Some(format!(
+            "it would listen at {directory}, which is a directory"
+        ))
+    }
+}
+
+/// A table in `/proc/PID/net`; empty if it can't be read.
+fn table(host: &HostRoot, pid: u32, name: &str) -> String {
+    let text = host.read_text(&format!("/proc/{pid}/net/{name}"), MAX_TABLE);
+    text.ok().flatten().unwrap_or_default()
+}
+
+/// The addresses that are listened on, each with the inode of its socket.
+fn tcp(host: &HostRoot, pid: u32) -> impl Iterator<Item = (SocketAddr, String)> {
+    let tables = ["tcp", "tcp6"].map(|name| table(host, pid, name));
+    let lines: Vec<_> = tables.iter().flat_map(|table| table.lines()).collect();
+    let listening = lines.into_iter().filter_map(|line| {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        let (address, inode) = (fields.get(1)?, fields.get(9)?);
+        let listens = fields[3] == LISTENS;
+        Some((socket_address(address)?, (*inode).to_owned())).filter(|_| listens)
+    });
+    listening.collect::<Vec<_>>().into_iter()
+}
+
+/// An address such as `0100007F:1F90`: words of four bytes in the order of this CPU, then the port (`proc_pid_net(5)`).
+fn socket_address(text: &str) -> Option<SocketAddr> {
+    let (address, port) = text.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let word = |at: usize| {
+        let word = address.get(at * 8..at * 8 + 8)?;
+        Some(u32::from_str_radix(word, 16).ok()?.to_ne_bytes())
+    };
+    let ip: IpAddr = match address.len() {
+        8 => Ipv4Addr::from(word(0)?).into(),
+        32 => {
+            let mut bytes = [0; 16];
+            for at in 0..4 {
+                bytes[at * 4..at * 4 + 4].copy_from_slice(&word(at)?);
+            }
+            Ipv6Addr::from(bytes).into()
+        }
+        _ => return None,
+    };
+    Some(SocketAddr::new(ip.to_canonical(), port))
+}
+
+/// The inodes of the sockets that the process has open.
+fn sockets_of(host: &HostRoot, pid: u32) -> BTreeSet<String> {
+    let directory = format!("/proc/{pid}/fd");
+    let names = host.list(&directory).unwrap_or_default().into_iter();
+    let targets = names.filter_map(|name| {
+        let target = host.symlink_target(&format!("{directory}/{name}"));
+        let target = target.ok()??;
+        let inode = target.strip_prefix("socket:[")?.strip_suffix(']')?;
+        Some(inode.to_owned())
+    });
+    targets.collect()
+}
+
+/// The IPv4 and IPv6 addresses of the interfaces in the network namespace of the process.
+fn addresses(host: &HostRoot, pid: u32) -> BTreeSet<IpAddr> {
+    let mut addresses = BTreeSet::new();
+    let mut last = None;
+    for line in table(host, pid, "fib_trie").lines() {
+        let line = line.trim_start_matches([' ', '|', '+', '-']);
+        match line.split_once(' ') {
+            Some((_, "host LOCAL")) => addresses.extend(last.take().map(IpAddr::V4)),
+            _ => last = line.parse::<Ipv4Addr>().ok(),
+        }
+    }
+    for line in table(host, pid, "if_inet6").lines() {
+        let digits = line.split(' ').next().unwrap_or_default();
+        let parsed = u128::from_str_radix(digits, 16);
+        addresses.extend(parsed.map(|bits| IpAddr::V6(bits.into())));
+    }
+    addresses
+}
+
+/// Whether a program can listen on `ip`. Without a list, nothing is known.
+fn is_of_node(ip: IpAddr, addresses: &BTreeSet<IpAddr>) -> bool {
+    ip.is_unspecified() || ip.is_loopback() || addresses.is_empty() || addresses.contains(&ip)
+}
+
+fn conflicts(one: &SocketAddr, other: &SocketAddr) -> bool {
+    let (one_ip, other_ip) = (one.ip(), other.ip());
+    one.port() == other.port()
+        && (one_ip == other_ip || one_ip.is_unspecified() || other_ip.is_unspecified())
+}
+
+/// Whether the configuration names the port: behind the colon of an address, or as a text or number of its own.
+fn names_port(dump: &str, port: u16) -> bool {
+    let port = port.to_string();
+    let mut places = dump.match_indices(&port);
+    places.any(|(at, _)| {
+        let before = dump[..at].chars().next_back();
+        let after = dump[at + port.len()..].chars().next();
+        matches!(before, Some(':' | '"' | '\'' | ' '))
+            && !after.is_some_and(|letter| letter.is_ascii_alphanumeric() || letter == '.')
+    })
+}
+
+fn is_directory(host: &HostRoot, path: &str) -> bool {
+    let Ok((_open, path)) = host.handle(path) else {
+        return false;
+    };
+    std::fs::metadata(path).is_ok_and(|metadata| metadata.is_dir())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use rstest::rstest;
+
+    use super::*;
+
+    const HEAD: &str = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n";
+
+    fn line(address: &str, state: &str, inode: u32) -> String {
+        format!(
+            "   0: {address} 00000000:0000 {state} 00000000:00000000 00:00000000 00000000     0        0 {inode} 1 0 100 0 0 10 0\n"
+        )
+    }
+
+    fn address(address: SocketAddr) -> String {
+        let words: Vec<u8> = match address.ip() {
+            IpAddr::V4(ip) => ip.octets().to_vec(),
+            IpAddr::V6(ip) => ip.octets().to_vec(),
+        };
+        let words = words.chunks(4).map(|word| {
+            let word = u32::from_ne_bytes(word.try_into().unwrap());
+            format!("{word:08X}")
+        });
+        format!("{}:{:04X}", words.collect::<String>(), address.port())
+    }
+
+    /// A node whose containerd, process 7, listens on 127.0.0.1:1338, and where others listen on 0.0.0.0:9000 and `[::1]:9001`, and have a
+    /// connection from port 9002.
+    fn node() -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        let process = root.path().join("proc/7");
+        fs::create_dir_all(process.join("net")).unwrap();
+        fs::create_dir_all(process.join("fd")).unwrap();
+        std::os::unix::fs::symlink("socket:[11]", process.join("fd/5")).unwrap();
+        let of = |text: &str| address(text.parse().unwrap());
+        let tcp = HEAD.to_owned()
+            + &line(&of("127.0.0.1:1338"), "0A", 11)
+            + &line(&of("0.0.0.0:9000"), "0A", 12)
+            + &line(&of("127.0.0.1:9002"), "01", 13);
+        fs::write(process.join("net/tcp"), tcp).unwrap();
+        let tcp6 = HEAD.to_owned() + &line(&of("[::1]:9001"), "0A", 14);
+        fs::write(process.join("net/tcp6"), tcp6).unwrap();
+        let trie = "Local:\n  +-- 0.0.0.0/0 3 0 5\n     |-- 10.88.1.5\n        /32 host LOCAL\n     |-- 10.88.1.255\n        /32 link BROADCAST\n";
+        fs::write(process.join("net/fib_trie"), trie).unwrap();
+        fs::create_dir_all(root.path().join("run/own")).unwrap();
+        fs::write(root.path().join("run/socket"), "").unwrap();
+        root
+    }
+
+    #[rstest]
+    #[case::its_own_port("127.0.0.1:1338", None)]
+    #[case::a_free_port("127.0.0.1:1339", None)]
+    #[case::a_port_of_a_connection("127.0.0.1:9002", None)]
+    #[case::a_port_of_all_addresses("127.0.0.1:9000", Some("where another program listens"))]
+    #[case::all_addresses("[::]:9001", Some("where another program listens"))]
+    #[case::another_address_of_this_port("127.0.0.1:9001", None)]
+    #[case::an_address_of_the_node("10.88.1.5:1340", None)]
+    #[case::a_broadcast_address("10.88.1.255:1340", Some("which is no address of this node"))]
+    #[case::an_address_of_nobody("192.0.2.77:1340", Some("which is no address of this node"))]
+    #[case::a_port_that_the_kernel_chose("0.0.0.0:40000", None)]
+    fn an_address_is_compared_with_those_of_the_node(
+        #[case] wanted: &str,
+        #[case] expected: Option<&str>,
+    ) {
+        let node = node();
+        let host = HostRoot::open(node.path()).unwrap();
+        let listening = Listening {
+            tcp: vec![wanted.parse().unwrap()],
+            unix: Vec::new(),
+        };
+        let dump = "a = '127.0.0.1:1338'\nb = \":1339\"\nc = '9000'\nd = ':::9001'\ne = 9002\nf = ':1340'\ng = 400001\nh = 140000\n";
+        let obstacle = listening.obstacle(&host, 7, dump);
+        let expected = expected.map(|why| format!("it would listen at {wanted}, {why}"));
+        assert_eq!(obstacle, expected);
+    }
+
+    #[rstest]
+    #[case("/run/own", true)]
+    #[case("/run/socket", false)]
+    #[case("/run/absent", false)]
+    fn a_directory_is_in_the_way_of_a_socket(#[case] path: &str, #[case] is_obstacle: bool) {
+        let node = node();
+        let host = HostRoot::open(node.path()).unwrap();
+        let listening = Listening {
+            tcp: Vec::new(),
+            unix: vec![path.to_owned()],
+        };
+        assert_eq!(listening.obstacle(&host, 7, "").is_some(), is_obstacle);
+    }
+
+    #[test]
+    fn the_sockets_of_this_machine_are_read() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let _socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let host = HostRoot::open("/".as_ref()).unwrap();
+        let pid = std::process::id();
+        let listening = Listening::of(&host, pid);
+        let address = listener.local_addr().unwrap();
+        assert!(listening.tcp.contains(&address), "{listening:?}");
+        let path = path.to_str().unwrap().to_owned();
+        assert!(listening.unix.contains(&path), "{listening:?}");
+        let own = sockets_of(&host, pid);
+        let inode = tcp(&host, pid).find(|(other, _)| *other == address);
+        assert!(own.contains(&inode.unwrap().1));
+    }
+}
