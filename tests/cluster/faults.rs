@@ -171,15 +171,15 @@ async fn a_containerd_of_an_ordinary_user_changes_nothing() {
         cluster.sh(
             &node,
             &format!(
-                "mkdir -m 777 /tmp/f1; cp /bin/sleep /tmp/f1/containerd
-                 {user} setsid -f /tmp/f1/containerd 3600 --config=/tmp/f1/evil.toml </dev/null >/dev/null 2>&1"
+                "mkdir -m 777 /tmp/f1; cp /bin/bash /tmp/f1/containerd; mkfifo -m 666 /tmp/f1/wait
+                 {user} setsid -f /tmp/f1/containerd -c 'read </tmp/f1/wait' --config=/tmp/f1/evil.toml </dev/null >/dev/null 2>&1"
             ),
         );
         cluster.annotate(&node, Some("true")).await;
         cluster
             .label_becomes(&node, "handler.farrier.dev/wasmi", "true")
             .await;
-        assert_eq!(cluster.sh(&node, "ls /tmp/f1").trim(), "containerd");
+        assert_eq!(cluster.sh(&node, "ls /tmp/f1"), "containerd\nwait\n");
         cluster.annotate(&node, None).await;
         cluster.marks_vanish(&node).await;
         cluster.sh(&node, "pkill -f '^/tmp/f1/[c]ontainerd'; rm -r /tmp/f1");

@@ -204,7 +204,9 @@ impl Cluster {
             "helm: {}",
             String::from_utf8_lossy(&output.stderr)
         );
-        String::from_utf8_lossy(&output.stdout).into_owned()
+        // The logs of hooks are in one of the two.
+        let both = [output.stdout, output.stderr].concat();
+        String::from_utf8_lossy(&both).into_owned()
     }
 
     fn helm_output(&self, arguments: &[&str]) -> Output {
