@@ -60,8 +60,8 @@ pub struct ProvisionReport {
     /// field is absent where a signal came too late and the change was carried out, and where undoing the change failed (`broken`).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub interrupted: bool,
-    /// The pods that the restarts of this change or of its rollback have ended, or because of which the change, or a part of it, was refused:
-    /// a restart would end them, and the policy of restarts does not allow that.
+    /// The pods that restarts of this change or of its rollback ended. If the change or a part of it was refused: the pods that its restart
+    /// would end.
     #[serde(default, skip_serializing_if = "EndingPods::is_empty")]
     pub ending_pods: EndingPods,
     /// Sentences about the host that an operator should know, whatever the outcome is.

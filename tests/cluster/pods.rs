@@ -103,7 +103,7 @@ async fn set_policy(cluster: &Cluster, policy: Value) {
     patched.unwrap();
 }
 
-/// Allow: on 2.x, the process of the container lives on and holds the port, so that the pod does not come back. On 1.7 it does.
+/// `Allow`: on 2.x, the pod stays down, because its former process holds the port. On 1.7, it comes back in a new sandbox.
 async fn restarts_and_names_the_pods_that_stay_down(cluster: &Cluster, nodes: &[String; 3]) {
     let [returns, stays @ ..] = nodes;
     let before = nodes.clone().map(|node| cluster.containerd_pid(&node));

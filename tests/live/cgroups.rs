@@ -1,4 +1,4 @@
-//! Cgroups of this machine for single programs: which cgroups a program creates is seen in its own ones alone. No tests.
+//! A cgroup for one program in each hierarchy, so that a test sees which cgroups the program creates. No tests.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ pub struct Cgroups(Vec<PathBuf>);
 
 impl Cgroups {
     pub fn new() -> Self {
-        // Of the thread that has no node.
+        // `/proc/self` is the main thread, which enters no node.
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let hierarchies = mounts.lines().filter_map(|line| {
             let (mount, system) = line.split_once(" - ")?;

@@ -578,7 +578,7 @@ fn a_second_containerd_has_namespaces_of_its_own() {
     assert_eq!(flags & IFF_UP, IFF_UP, "{flags:x}");
 }
 
-/// linux/if.h
+/// The flag of an interface that is up (`linux/if.h`).
 const IFF_UP: u32 = 1;
 
 #[test]

@@ -275,10 +275,8 @@ fn whole(progress: &Progress, what: &str, command: &mut Command) -> Result<Strin
 /// The end of a message about a failed run of tests: the names of the failed tests, each with the first lines of its failure. A log that is
 /// cut from its start still has them.
 fn failed_tests(output: &str) -> String {
-    let names = output.lines().filter_map(|line| {
-        let (name, result) = line.strip_prefix("test ")?.split_once(" ... ")?;
-        (result == "FAILED").then_some(name)
-    });
+    let lines = output.lines();
+    let names = lines.filter_map(|line| line.strip_prefix("test ")?.strip_suffix(" ... FAILED"));
     let failure = |name: &str| {
         let shown = output.split_once(&format!("---- {name} stdout ----\n"));
         let shown = shown.and_then(|(_, shown)| shown.split("\n---- ").next());

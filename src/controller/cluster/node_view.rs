@@ -245,16 +245,17 @@ pub struct WaitingForPods {
     /// The pods of the last report.
     #[serde(flatten)]
     pub pods: EndingPods,
-    /// Reports in a row that named pods.
+    /// Jobs in a row that were created because the pods had ended, and that named pods again.
     #[serde(default)]
-    pub reports: u32,
+    pub attempts: u32,
     /// Since when the pods are being evicted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub draining_since: Option<Timestamp>,
     /// When the last eviction was undone because it took too long.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub undone_at: Option<Timestamp>,
-    /// The Shims that wait for the pods, where another Shim failed in the same attempt. The failure is not theirs.
+    /// The Shims that wait for the pods, where another Shim failed in the same attempt. The failure is not theirs. Empty if the whole change
+    /// waits, or if the API server rejected the Job.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub shims: BTreeSet<String>,
 }

@@ -5,12 +5,16 @@ use std::time::Duration;
 
 use super::desired::{Cluster, Desired};
 use super::event::{EventSpec, LONGEST_NOTE, cut};
+use super::types::Observed;
 use crate::controller::cluster::node_view::{Applied, WaitingForPods};
 use crate::handoff::{EndingPod, EndingPods, OnRestart, Problem};
 use crate::names::reasons;
 
 /// Shortest wait between two looks at the pods of one node.
 pub const POD_LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// Longest wait for an answer of the API server about the pods.
+const LONGEST_WAIT: Duration = Duration::from_mins(10);
 
 /// Nodes whose pods are looked at per second, at most: a look is a request or a few to the API server.
 const LOOKS_PER_SECOND: u32 = 20;
@@ -118,6 +122,19 @@ fn place_of_policy(cluster: &Cluster, pods: &EndingPods) -> String {
 pub fn left(waiting: &WaitingForPods, left: &[EndingPod]) -> Vec<EndingPod> {
     let named = waiting.pods.pods.iter();
     named.filter(|pod| left.contains(pod)).cloned().collect()
+}
+
+/// Whether the restart may be tried, `since` the last attempt: the pods have ended, or may end.
+#[must_use]
+pub fn are_over(seen: &Observed, waiting: &WaitingForPods, since: Duration) -> bool {
+    match (policy(seen.cluster, &waiting.pods), seen.pods) {
+        (OnRestart::Allow, _) => true,
+        (OnRestart::Refuse | OnRestart::Drain, Some(pods)) => left(waiting, &pods.left).is_empty(),
+        // The API server says nothing about the pods, and a Job asks containerd.
+        (OnRestart::Refuse | OnRestart::Drain, None) => {
+            waiting.draining_since.is_none() && since >= LONGEST_WAIT
+        }
+    }
 }
 
 /// The Event of a node that waits for pods.

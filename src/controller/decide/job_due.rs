@@ -9,7 +9,7 @@ use super::desired::{Desired, Verdict};
 use super::ending_pods;
 use super::types::Observed;
 use crate::controller::cluster::node_view::{Applied, NodeView, WaitingForPods};
-use crate::handoff::{OnRestart, ShimRequest};
+use crate::handoff::ShimRequest;
 
 /// Wait after the first failure. Each further failure doubles the wait. Long enough for a short outage of a mirror, or a reboot of the
 /// node.
@@ -112,18 +112,13 @@ fn need_after_pods(
 ) -> Need {
     let drains = waiting.draining_since.is_some();
     let since = age(seen.now, applied.at);
-    // Another Shim failed in the last attempt, or the API server rejected the Job. Neither waits for the pods.
-    let retries = applied.reason.is_some() && since >= backoff(applied.attempts.max(1));
-    let is_over = match (ending_pods::policy(seen.cluster, &waiting.pods), seen.pods) {
-        (OnRestart::Allow, _) => true,
-        (OnRestart::Refuse | OnRestart::Drain, Some(pods)) => {
-            ending_pods::left(waiting, &pods.left).is_empty()
-        }
-        // The API server says nothing about the pods, and a Job asks containerd.
-        (OnRestart::Refuse | OnRestart::Drain, None) => !drains && since >= LONGEST_RETRY,
+    let is_due = if ending_pods::are_over(seen, waiting, since) {
+        !has_no_turn(seen, desired, applied)
+    } else {
+        // Another Shim failed in the last attempt, or the API server rejected the Job. Neither waits for the pods. A drain ends by itself.
+        !drains && applied.reason.is_some() && since >= backoff(applied.attempts.max(1))
     };
-    let goes_on = is_over && !has_no_turn(seen, desired, applied);
-    if !(goes_on || retries) {
+    if !is_due {
         return Need::Wait(if drains {
             ending_pods::POD_LOOK_EVERY
         } else {
@@ -131,7 +126,7 @@ fn need_after_pods(
         });
     }
     // Pods that come and go, and pods that the API server does not know, must not cause one Job after the other. A drain ends by itself.
-    let more = waiting.reports.saturating_sub(INTERRUPTIONS_AT_ONCE);
+    let more = waiting.attempts.saturating_sub(INTERRUPTIONS_AT_ONCE - 1);
     let pause = if more == 0 || drains {
         Duration::ZERO
     } else {
@@ -149,7 +144,8 @@ fn need_after_pods(
     }
 }
 
-/// Whether the rollout has no place for the node now. A node that waits for pods has begun its change, and holds no place.
+/// Whether the rollout has no place for the node now. A node that waits for pods has begun its change, and holds no place. If another Shim
+/// failed beside those that wait, only these count.
 #[must_use]
 pub fn has_no_turn(seen: &Observed, desired: &Desired, applied: &Applied) -> bool {
     let wanted = &desired.request.shims;
@@ -160,7 +156,10 @@ pub fn has_no_turn(seen: &Observed, desired: &Desired, applied: &Applied) -> boo
     let due = wanted.iter().filter(is_due).map(|request| &request.name);
     let is_wanted = |name: &&String| wanted.iter().any(|request| request.name == **name);
     let leaving = applied.shims.keys().filter(|name| !is_wanted(name));
-    let mut changing = due.chain(leaving);
+    let waiting = applied.waiting_for_pods.as_ref().map(|it| &it.shims);
+    let waiting = waiting.filter(|shims| !shims.is_empty());
+    let counts = |name: &&String| waiting.is_none_or(|shims| shims.contains(*name));
+    let mut changing = due.chain(leaving).filter(counts);
     changing.any(|name| seen.blocked_by_rollout.contains_key(name))
 }
 

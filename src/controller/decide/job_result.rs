@@ -108,10 +108,10 @@ fn read(
         Outcome::Applied | Outcome::Partial | Outcome::Unchanged | Outcome::Broken => false,
     };
     if refused && !report.ending_pods.is_empty() {
-        return waiting(seen, applied, job, report);
+        return refused_for_pods(seen, applied, job, report);
     }
     let waiting_shims = shims_that_wait(request, report);
-    let waiting = (!waiting_shims.is_empty()).then(|| wait_for_pods(&applied, report));
+    let waiting = (!waiting_shims.is_empty()).then(|| next_wait(&applied, report));
     applied.waiting_for_pods = None;
     let done = matches!(report.result, Outcome::Applied | Outcome::Unchanged);
     let is_reported = report.result != Outcome::Unchanged
@@ -121,7 +121,7 @@ fn read(
     for shim in &request.shims {
         let before = before.get(&shim.name);
         let known = if waiting_shims.contains(&shim.name) {
-            match while_waiting(shim, before, report) {
+            match shim_while_waiting(shim, before, report) {
                 Some(known) => known,
                 None => continue,
             }
@@ -160,14 +160,13 @@ fn read(
     });
     applied.runtime.clone_from(&seen.node.runtime);
     applied.unsupported = report.unsupported;
-    let mut others = applied.shims.iter();
-    let unserved = others.any(|(name, shim)| {
+    let unserved = applied.shims.iter().any(|(name, shim)| {
         let is_unserved = shim.handlers.values().any(|served| !served);
         !waiting_shims.contains(name) && (shim.reason.is_some() || is_unserved)
     });
     if let Some(mut waiting) = waiting {
         if !lingering && !unserved {
-            return end_waiting(seen, applied, job, report, waiting);
+            return finish_waiting_attempt(seen, applied, job, report, waiting);
         }
         waiting.shims = waiting_shims;
         applied.waiting_for_pods = Some(waiting);
@@ -230,7 +229,7 @@ fn interrupted(
 
 /// The change was refused because the restart of containerd would end pods. Keeps the known state, except handlers that are no longer
 /// served.
-fn waiting(
+fn refused_for_pods(
     seen: &Observed,
     mut applied: Applied,
     job: &JobView,
@@ -245,8 +244,8 @@ fn waiting(
             *served &= entry.served;
         }
     }
-    let waiting = wait_for_pods(&applied, report);
-    end_waiting(seen, applied, job, report, waiting)
+    let waiting = next_wait(&applied, report);
+    finish_waiting_attempt(seen, applied, job, report, waiting)
 }
 
 /// The requested Shims that wait for the pods of a report, while others went on or failed.
@@ -261,23 +260,23 @@ fn shims_that_wait(request: &ProvisionRequest, report: &ProvisionReport) -> BTre
 }
 
 /// The wait for the pods of a report.
-fn wait_for_pods(applied: &Applied, report: &ProvisionReport) -> WaitingForPods {
+fn next_wait(applied: &Applied, report: &ProvisionReport) -> WaitingForPods {
     let before = applied.waiting_for_pods.clone().unwrap_or_default();
     let pods = report.ending_pods.clone().bounded();
     // Another Shim was tried again meanwhile.
     let is_same = !before.shims.is_empty() && pods == before.pods;
     WaitingForPods {
         pods,
-        reports: before.reports.saturating_add(u32::from(!is_same)),
+        attempts: before.attempts,
         draining_since: before.draining_since,
-        // What ended the drain before says nothing about the pods of this report.
-        undone_at: None,
+        // What ended the drain before says nothing about other pods.
+        undone_at: before.undone_at.filter(|_| is_same),
         shims: BTreeSet::new(),
     }
 }
 
 /// Records that the attempt waits for pods, which is no failure.
-fn end_waiting(
+fn finish_waiting_attempt(
     seen: &Observed,
     mut applied: Applied,
     job: &JobView,
@@ -314,7 +313,7 @@ fn ended(seen: &Observed, applied: &Applied, report: Option<&ProvisionReport>) -
 }
 
 /// The state of a Shim that waits for pods: as before, except handlers that are no longer served. `None` for a Shim that is not on the host.
-fn while_waiting(
+fn shim_while_waiting(
     shim: &ShimRequest,
     before: Option<&AppliedShim>,
     report: &ProvisionReport,

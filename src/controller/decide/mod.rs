@@ -321,6 +321,11 @@ fn claim(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
         applied.reason = None;
         applied.waiting_for_pods = None;
     }
+    if let Some(waiting) = &mut applied.waiting_for_pods
+        && ending_pods::are_over(seen, waiting, age(seen.now, applied.at))
+    {
+        waiting.attempts = waiting.attempts.saturating_add(1);
+    }
     applied.attempts = applied.attempts.saturating_add(1);
     applied.attempted = Some(digest);
     let tried = request.shims.iter();

@@ -572,3 +572,49 @@ fn pods_that_a_rollback_ended_are_looked_at_too() {
     assert_eq!(applied.ended_pods, None);
     assert!(applied.waiting_for_pods.is_some());
 }
+
+#[test]
+fn pods_that_only_containerd_knows_cost_a_job_every_ten_minutes_at_most_beside_a_failure() {
+    let (mut scene, web) = with_new_release(true);
+    let mut waits = Vec::new();
+    for _ in 0..8 {
+        scene = scene.stepped().left(&[]);
+        let mut waited = 0;
+        while !creates_job(&scene.decide()) {
+            scene = scene.later(1);
+            waited += 1;
+            assert!(waited <= 600, "{waits:?}");
+        }
+        waits.push(waited);
+        scene = scene.stepped().waits_in_part("other", &web);
+        fail(&mut scene);
+    }
+    assert_eq!(waits, [0, 0, 0, 30, 60, 120, 240, 480]);
+}
+
+#[test]
+fn an_undone_drain_rests_while_a_shim_that_failed_is_tried_again() {
+    let (mut scene, web) = with_new_release(true);
+    scene.on_restart = OnRestart::Drain;
+    scene.drain_timeout = Some(Duration::from_mins(5));
+    let scene = scene.stepped().stepped().left(&web).stepped();
+    assert_eq!(taints(&scene).len(), 1);
+    let undone = scene.later(300).stepped();
+    assert!(taints(&undone).is_empty());
+    let mut again = undone.later(60).stepped();
+    assert!(again.job.is_some(), "the Shim that failed is tried again");
+    again = again.waits_in_part("other", &web);
+    fail(&mut again);
+    let again = again.stepped().stepped().left(&web).stepped();
+    assert!(taints(&again).is_empty(), "the drain rests for ten minutes");
+}
+
+#[test]
+fn a_retry_never_restarts_containerd_out_of_turn() {
+    let (scene, web) = with_new_release(true);
+    let mut scene = scene.stepped().stepped().left(&web).later(600);
+    scene.blocked = BTreeMap::from([("other".to_owned(), "not its turn".to_owned())]);
+    assert!(creates_job(&scene.decide()));
+    let over = scene.left(&[]);
+    assert!(!creates_job(&over.decide()));
+}

@@ -23,6 +23,10 @@ use crate::installer::host::HostRoot;
 /// Limit of one call. The CRI answers in milliseconds; the rest is for a node under load.
 pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
+/// How long a started CRI must answer before the start counts as successful. containerd 1.6 and 1.7 serve their CRI before they open the port
+/// of its streams, and end if that fails.
+pub(super) const STEADY: Duration = Duration::from_millis(500);
+
 /// Size of a response, in bytes, at most. A verbose status has the whole configuration, a list some 2 kB per sandbox.
 pub(super) const MAX_ANSWER: usize = 16 << 20;
 
@@ -277,10 +281,6 @@ fn used(sandboxes: Vec<PodSandbox>, containers: &[Container]) -> Vec<Sandbox> {
     });
     used.collect()
 }
-
-/// How long a started CRI must serve until it counts as started. containerd 1.6 and 1.7 serve their CRI before they open the port of its
-/// streaming server, and end if that fails.
-pub(super) const STEADY: Duration = Duration::from_millis(500);
 
 /// The pods of each handler, a name per sandbox, such as `default/web`; `""` is the default handler.
 #[must_use]

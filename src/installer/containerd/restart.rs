@@ -78,6 +78,14 @@ pub async fn restart(
     served
 }
 
+/// A new process that serves.
+struct Serving {
+    process: (u32, u64),
+    begin: Instant,
+    /// The time without a CRI before.
+    away: Duration,
+}
+
 async fn try_restart(
     host: &HostRoot,
     service: &Service,
@@ -94,8 +102,7 @@ async fn try_restart(
     let mut wait = Wait::new(service.serve_limit, since.elapsed(), patience);
     let mut message = "no process listens on its socket".to_owned();
     let mut now: Option<Daemon> = None;
-    // The process that serves, since when, and how long there was no CRI before.
-    let mut serving: Option<((u32, u64), Instant, Duration)> = None;
+    let mut serving: Option<Serving> = None;
     loop {
         let mut seen = look_for(host, before, &mut now, &mut message);
         if let Seen::Started {
@@ -105,23 +112,22 @@ async fn try_restart(
         } = &mut seen
         {
             let answer = cri::served(host, socket).await;
-            let is_same = |it: &((u32, u64), Instant, Duration)| it.0 == *process;
-            serving = serving.filter(|it| is_same(it) && answer.is_ok());
+            let serves = answer.as_ref().is_ok_and(|served| served.ready);
+            serving = serving.filter(|it| serves && it.process == *process);
             match answer {
                 // The runtime is not ready only during the start.
                 Ok(served) if served.ready => {
-                    let begun = || (*process, Instant::now(), since.elapsed());
-                    let (_, start, away) = serving.get_or_insert_with(begun);
-                    if start.elapsed() >= STEADY {
+                    let Serving { begin, away, .. } = serving.get_or_insert_with(|| Serving {
+                        process: *process,
+                        begin: Instant::now(),
+                        away: since.elapsed(),
+                    });
+                    if begin.elapsed() >= STEADY {
                         return Ok((served, *away));
                     }
-                    tokio::time::sleep(POLL_INTERVAL).await;
-                    continue;
+                    "its CRI has answered only for a moment".clone_into(&mut message);
                 }
-                Ok(_) => {
-                    serving = None;
-                    "its runtime is not ready".clone_into(&mut message);
-                }
+                Ok(_) => "its runtime is not ready".clone_into(&mut message),
                 Err(error @ cri::Error::Unimplemented { .. }) => return Err(error.into()),
                 Err(error) => {
                     *initializes = matches!(error, cri::Error::Uninitialized { .. });
@@ -132,6 +138,7 @@ async fn try_restart(
         let waited = since.elapsed();
         let seconds = waited.as_secs();
         match wait.next(waited, seen) {
+            _ if serving.is_some() => {}
             Next::Wait => {}
             Next::Tell => info!(seconds, "waiting for containerd to serve: {message}"),
             Next::Ended => return Err(Error::Ended(message)),

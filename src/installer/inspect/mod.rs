@@ -87,7 +87,7 @@ pub struct HostFacts {
     pub served: Result<Served, Problem>,
     /// The directories that the running containerd uses.
     pub data_directories: DataDirectories,
-    /// The number of sandboxes of each handler.
+    /// The pods of each handler, a name per sandbox.
     pub in_use: BTreeMap<String, Vec<String>>,
     /// The pods that a restart of containerd ends, because their shims report no process, or why they are unknown.
     pub ending_pods: Result<Vec<EndingPod>, Problem>,

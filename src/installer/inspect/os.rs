@@ -181,8 +181,8 @@ fn bin_dir_problem(host: &HostRoot, directory: &str) -> Option<Problem> {
     }
 }
 
-/// Why one of Farrier's directories for binaries is none: the symlinks in `bin` lead to the store through `..`, and Farrier must not remove
-/// files behind a symlinked directory.
+/// Why a directory for binaries can't be used: it is a symlink. The symlinks in `bin` lead to the store through `..`, and Farrier must not
+/// remove files behind a symlinked directory.
 pub(crate) fn symlinked_directory_problem(
     host: &HostRoot,
     install_paths: &InstallPaths,

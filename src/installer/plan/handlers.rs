@@ -68,7 +68,7 @@ impl Builder<'_> {
     ) {
         let (reason, remedy) = problem.map_or((None, None), |it| (Some(it.message), it.help));
         let install_paths = &self.facts.install_paths;
-        let owned = self.set.next.get(handler).or(self.set.legacy.get(handler));
+        let owned = self.set.after(handler);
         self.set.reports.push(HandlerReport {
             shim: shim.to_owned(),
             handler: handler.to_owned(),
@@ -186,9 +186,7 @@ impl Builder<'_> {
 
     /// Keeps the served version of a shim that has no artifact.
     fn keep_served(&mut self, shim: &ShimRequest, handler: &str, problem: &Problem) {
-        let next = self.set.next.get(handler);
-        let before = next.or_else(|| self.set.legacy.get(handler));
-        let sha256 = before.and_then(|owned| {
+        let sha256 = self.set.after(handler).and_then(|owned| {
             let path = self.facts.install_paths.declared_path(handler, owned);
             let sha256 = owned.sha256()?;
             (verified_digest(self.facts, &path) == Some(sha256)).then_some(sha256)

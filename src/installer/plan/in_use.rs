@@ -1,8 +1,7 @@
-//! Says why the binary of a handler is in use, by pods and by shim processes that outlived their pods, and what a restart does to pods. Pure.
+//! Says why the binary of a handler is in use: by pods, and by shim processes that outlived their pods. Pure.
 
 use std::collections::BTreeMap;
 
-use super::types::ends_at_restart;
 use crate::handoff::Problem;
 use crate::installer::containerd::orphans::Orphan;
 use crate::installer::inspect::HostFacts;
@@ -94,24 +93,6 @@ pub(crate) fn note_on_orphans(
     };
     let orphans: Vec<&Orphan> = orphans.iter().filter(|it| !is_reported(it)).collect();
     (!orphans.is_empty()).then(|| format!("{} ({END_ORPHANS})", sentence(&orphans)))
-}
-
-/// What a restart does to the pods that it ends, as notes; none without such pods. On containerd 2.x, the process of such a container lives
-/// on beside the pod (measured with runwasi's and Spin's shims on 2.1 and 2.4).
-pub(crate) fn notes_on_ending(facts: &HostFacts) -> Vec<String> {
-    let pods = facts.ending_pods.as_deref().unwrap_or_default();
-    if pods.is_empty() {
-        return Vec::new();
-    }
-    let stays_down = facts.version.is_some_and(|release| release.major >= 2);
-    let stays_down = stays_down.then_some(
-        "on containerd 2.x, such a pod does not come back while its former process holds a port: delete the pod after the restart",
-    );
-    let ends = ends_at_restart(pods);
-    [ends]
-        .into_iter()
-        .chain(stays_down.map(str::to_owned))
-        .collect()
 }
 
 fn sentence(orphans: &[&Orphan]) -> String {

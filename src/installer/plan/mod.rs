@@ -28,8 +28,8 @@ use config_edit::{ConfigEdit, CurrentConfig, check_prerequisites, declarations};
 use expected::{former_declarations, is_served};
 pub use goal::{Goal, Scope};
 use handlers::{handler_set, notes, unknown_shims};
-use in_use::{note_on_orphans, notes_on_ending};
-use preconditions::{check_host, check_restart, is_bare};
+use in_use::note_on_orphans;
+use preconditions::{check_host, check_restart, is_bare, notes_on_ending};
 use takeover::legacy_cleanup;
 pub(crate) use types::{ALLOW_POD_RESTARTS, HandlerSet};
 pub use types::{ConfigChange, Error, HostPlan, LegacyCleanup, LockChange};
@@ -70,13 +70,14 @@ fn without_restart(
 ) -> Result<HostPlan, Error> {
     let set = handler_set(facts, goal, current);
     let mut before = set.before.clone();
+    // A draining handler is not declared, so to declare it again needs a restart.
     before.retain(|name, _| {
         facts.state.handlers.contains_key(name) || set.taken_over.contains_key(name)
     });
     let (before, next) = (declarations(facts, &before), declarations(facts, &set.next));
     let needs_restart = |name: &String| {
-        let is_new = |handler: &&Handler| handler.name == *name && !before.contains(handler);
-        next.iter().any(|handler| is_new(&handler))
+        let mut next = next.iter();
+        next.any(|handler| handler.name == *name && !before.contains(handler))
     };
     let refusal = Error::EndsPods(pods.clone());
     let mut part = goal.clone();
@@ -89,9 +90,10 @@ fn without_restart(
     }
     let plan = assemble(current, facts, &part, handler_set(facts, &part, current));
     // Another shim may have a problem of its own.
-    let tells = |report: &HandlerReport| report.reason.is_some() && !report.waits_for_pods;
+    let has_own_problem =
+        |report: &HandlerReport| report.reason.is_some() && !report.waits_for_pods;
     match plan {
-        Ok(plan) if !plan.is_empty() || plan.handlers.iter().any(tells) => Ok(HostPlan {
+        Ok(plan) if !plan.is_empty() || plan.handlers.iter().any(has_own_problem) => Ok(HostPlan {
             waits_for: pods,
             ..plan
         }),

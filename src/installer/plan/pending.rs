@@ -61,17 +61,20 @@ impl fmt::Display for Pending {
                 "the unit {path} was changed after containerd started, and systemd has not reloaded it"
             );
         }
-        let what = match self.kind {
-            InputKind::Config | InputKind::Unit | InputKind::Distribution => "",
-            InputKind::AbsentConfig => "the directory of the absent file ",
-            InputKind::ImportDirectory => "the list of files in ",
-            InputKind::Program => "the program ",
+        let (what, is) = match self.kind {
+            InputKind::Config | InputKind::Unit | InputKind::Distribution => ("", ""),
+            InputKind::AbsentConfig => ("", "is absent, and its directory "),
+            InputKind::ImportDirectory => ("the list of files in ", ""),
+            InputKind::Program => ("the program ", ""),
         };
         write!(
             formatter,
-            "{what}{path} was changed after containerd started"
+            "{what}{path} {is}was changed after containerd started"
         )?;
         match &self.verdict {
+            Verdict::Edited if self.kind == InputKind::AbsentConfig => {
+                formatter.write_str(", and Farrier wrote the file")
+            }
             Verdict::Passes | Verdict::NotRehearsed | Verdict::NotReloaded => Ok(()),
             Verdict::Edited => formatter.write_str(", and is no longer as Farrier wrote it"),
             Verdict::Fails(problem) => {

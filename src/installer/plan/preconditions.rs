@@ -2,7 +2,7 @@
 
 use super::config_source::is_unloadable;
 use super::goal::Goal;
-use super::types::Error;
+use super::types::{Error, ends_at_restart};
 use crate::handoff::{EndingPod, OnRestart, Problem, RestartPolicy};
 use crate::installer::containerd::daemon::Containerd;
 use crate::installer::containerd::process::Refusal;
@@ -105,6 +105,23 @@ pub(crate) fn check_ending_pods(
     } else {
         Err(Error::EndsPods(pods))
     }
+}
+
+/// What a restart does to the pods that it ends, as notes; none without such pods. On 1.7, such a pod comes back in a new sandbox; on 2.x, its
+/// former process keeps the port (seen with shims of runwasi and Spin).
+pub(crate) fn notes_on_ending(facts: &HostFacts) -> Vec<String> {
+    let pods = facts.ending_pods.as_deref().unwrap_or_default();
+    if pods.is_empty() {
+        return Vec::new();
+    }
+    let mut notes = vec![ends_at_restart(pods)];
+    if facts.version.is_some_and(|release| release.major >= 2) {
+        notes.push(
+            "on containerd 2.x, such a pod does not come back while its former process holds a port: delete the pod after the restart"
+                .to_owned(),
+        );
+    }
+    notes
 }
 
 /// Checks that pods survive a restart of containerd.

@@ -125,6 +125,11 @@ pub(crate) struct HandlerSet {
 }
 
 impl HandlerSet {
+    /// The handler of this name after the change, managed or legacy.
+    pub(crate) fn after(&self, handler: &str) -> Option<&OwnedHandler> {
+        self.next.get(handler).or_else(|| self.legacy.get(handler))
+    }
+
     /// The handler of this name before the change, managed or legacy.
     pub(crate) fn current(&self, handler: &str) -> Option<&OwnedHandler> {
         self.before

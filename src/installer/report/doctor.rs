@@ -15,10 +15,10 @@ use crate::installer::plan::config_edit::{
     CurrentConfig, declarations, found_problem, passes_options,
 };
 use crate::installer::plan::config_source;
-use crate::installer::plan::in_use::{END_ORPHANS, Users, notes_on_ending, orphans_problem};
-use crate::installer::plan::preconditions::{check_host, check_pods_survive};
+use crate::installer::plan::in_use::{END_ORPHANS, Users, orphans_problem};
+use crate::installer::plan::preconditions::{check_host, check_pods_survive, notes_on_ending};
 use crate::installer::plan::takeover;
-use crate::installer::state::{OwnedHandler, STATE_FILE, owner_name};
+use crate::installer::state::{JOURNAL_FILE, OwnedHandler, STATE_FILE, owner_name};
 
 /// The result of `farrier doctor`: the shims of a host and the faults of the host.
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -94,7 +94,7 @@ const INSTALL_AGAIN: &str = "run `farrier install` again with the same shims";
 pub struct LeftoverFiles {
     /// Another run holds the lock.
     pub locked: bool,
-    /// The journal of a change exists.
+    /// The journal of a change exists and can be read.
     pub journal: bool,
     /// Why the journal can't be read.
     pub journal_problem: Option<Problem>,
@@ -229,7 +229,7 @@ impl Findings {
             );
         }
         if let Some(problem) = &leftover_files.journal_problem {
-            self.add_problem(problem, "check that file");
+            self.add_problem(problem, &format!("check {JOURNAL_FILE}"));
         }
         for path in leftover_files
             .temporary_files
@@ -275,7 +275,7 @@ impl Findings {
         if let Some(problem) = &facts.unreachable {
             self.add_refusal(&plan::Error::Obstacle(problem.clone()));
         } else if facts.containerd.daemon().is_some()
-            // The others are in the notes.
+            // A restart that ends the whole node is in the notes.
             && facts.distro.restart == Restart::Service
             && let Err(error) = check_pods_survive(facts)
         {

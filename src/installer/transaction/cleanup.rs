@@ -212,7 +212,7 @@ fn directories(host: &HostRoot, facts: &HostFacts) -> BTreeSet<String> {
 pub(crate) enum InUse {
     /// All users are known.
     Known {
-        /// The number of sandboxes per handler.
+        /// The pods of each handler, a name per sandbox.
         pods: BTreeMap<String, Vec<String>>,
         /// The shim processes without a pod.
         orphans: Vec<Orphan>,

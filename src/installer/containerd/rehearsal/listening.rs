@@ -2,11 +2,14 @@
 //! there, and `/run` is empty.
 
 use std::collections::BTreeSet;
+use std::io::Read as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use super::network;
 use crate::installer::host::HostRoot;
+use crate::installer::host::path::parent_directory;
 
 /// Bytes of a table of sockets, at most: a line has 150, and a node has some thousand connections.
 const MAX_TABLE: u64 = 32 << 20;
@@ -28,72 +31,80 @@ pub(super) struct Listening {
 impl Listening {
     /// The sockets in the network namespace of the process `pid`. A table that can't be read counts as empty.
     pub(super) fn of(host: &HostRoot, pid: u32) -> Self {
-        let table = |name: &str| table(host, pid, name);
-        let unix = table("unix");
+        let unix = table(host, pid, "unix");
         let sockets = unix.lines().filter_map(|line| {
-            let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-            let path = fields.get(7)?;
-            let listens = fields[3] == ACCEPTS && path.starts_with('/');
-            listens.then(|| (*path).to_owned())
+            // The other fields are numbers. A path may contain spaces.
+            let (fields, path) = line.split_at(line.find(" /")?);
+            let listens = fields.split_ascii_whitespace().nth(3)? == ACCEPTS;
+            listens.then(|| path.trim_start().to_owned())
         });
         Self {
-            tcp: tcp(host, pid).map(|(address, _)| address).collect(),
+            tcp: tcp(host, pid).into_iter().map(|it| it.0).collect(),
             unix: sockets.collect(),
         }
     }
 
     /// Why the containerd of the node could not listen where this one does; `running` is its PID now, and `dump` the configuration.
     pub(super) fn obstacle(&self, host: &HostRoot, running: u32, dump: &str) -> Option<String> {
-        // The kernel chooses any other port anew at each start.
-        let is_named = |address: &&SocketAddr| names_port(dump, address.port());
-        let named: Vec<&SocketAddr> = self.tcp.iter().filter(is_named).collect();
-        if !named.is_empty() {
-            let own = sockets_of(host, running);
-            let (own, others): (Vec<_>, Vec<_>) =
-                tcp(host, running).partition(|(_, inode)| own.contains(inode));
-            let addresses = addresses(host, running);
-            for wanted in named {
-                if own.iter().any(|(address, _)| address == wanted) {
-                    continue;
-                }
-                let mut others = others.iter();
-                if others.any(|(address, _)| conflicts(address, wanted)) {
-                    return Some(format!(
-                        "it would listen at {wanted}, where another program listens"
-                    ));
-                }
-                if !is_of_node(wanted.ip(), &addresses) {
-                    return Some(format!(
-                        "it would listen at {wanted}, which is no address of this node"
-                    ));
-                }
+        let own = sockets_of(host, running);
+        let (own, others): (Vec<_>, Vec<_>) = tcp(host, running)
+            .into_iter()
+            .partition(|(_, inode)| own.contains(inode));
+        let addresses = addresses(host, running);
+        let in_the_way = |wanted: &SocketAddr| {
+            let is_own = |(own, _): &(SocketAddr, String)| {
+                own == wanted || is_assumed(wanted, dump) && own.port() == wanted.port()
+            };
+            if own.iter().any(is_own) {
+                return None;
             }
-        }
+            // The kernel chooses any other port anew at each start.
+            let is_named = names_port(dump, wanted.port());
+            let mut others = others.iter().filter(|_| is_named);
+            if others.any(|(other, _)| conflicts(other, wanted)) {
+                return Some(format!(
+                    "it would listen at {wanted}, where another program listens"
+                ));
+            }
+            let is_there = is_assumed(wanted, dump) || is_of_node(wanted.ip(), &addresses);
+            (!is_there).then(|| {
+                let ip = wanted.ip();
+                format!("it would listen at {ip}, which is no address of this node")
+            })
+        };
         let mut paths = self.unix.iter();
-        let directory = paths.find(|path| is_directory(host, path))?;
-        Some(format!(
-            "it would listen at {directory}, which is a directory"
-        ))
+        let tcp = self.tcp.iter().find_map(in_the_way);
+        tcp.or_else(|| paths.find_map(|path| path_in_the_way(host, path)))
     }
 }
 
-/// A table in `/proc/PID/net`; empty if it can't be read.
+/// Whether containerd listens at the address of the rehearsal alone, because the configuration leaves the address to the default route.
+fn is_assumed(wanted: &SocketAddr, dump: &str) -> bool {
+    let assumed = Ipv4Addr::from(network::ADDRESS);
+    wanted.ip() == assumed && !dump.contains(&assumed.to_string())
+}
+
+/// The begin of a table in `/proc/PID/net`, where sockets that listen stand; empty if it can't be read.
 fn table(host: &HostRoot, pid: u32, name: &str) -> String {
-    let text = host.read_text(&format!("/proc/{pid}/net/{name}"), MAX_TABLE);
-    text.ok().flatten().unwrap_or_default()
+    let mut bytes = Vec::new();
+    if let Ok(Some(file)) = host.open_file(&format!("/proc/{pid}/net/{name}")) {
+        // What was read before an error counts.
+        let _ = file.take(MAX_TABLE).read_to_end(&mut bytes);
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// The addresses that are listened on, each with the inode of its socket.
-fn tcp(host: &HostRoot, pid: u32) -> impl Iterator<Item = (SocketAddr, String)> {
-    let tables = ["tcp", "tcp6"].map(|name| table(host, pid, name));
-    let lines: Vec<_> = tables.iter().flat_map(|table| table.lines()).collect();
-    let listening = lines.into_iter().filter_map(|line| {
+fn tcp(host: &HostRoot, pid: u32) -> Vec<(SocketAddr, String)> {
+    let listens = |line: &str| {
         let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-        let (address, inode) = (fields.get(1)?, fields.get(9)?);
-        let listens = fields[3] == LISTENS;
-        Some((socket_address(address)?, (*inode).to_owned())).filter(|_| listens)
-    });
-    listening.collect::<Vec<_>>().into_iter()
+        let (address, state, inode) = (fields.get(1)?, fields.get(3)?, fields.get(9)?);
+        let address = socket_address(address).filter(|_| *state == LISTENS)?;
+        Some((address, (*inode).to_owned()))
+    };
+    let tables = ["tcp", "tcp6"].map(|name| table(host, pid, name));
+    let lines = tables.iter().flat_map(|table| table.lines());
+    lines.filter_map(listens).collect()
 }
 
 /// An address such as `0100007F:1F90`: words of four bytes in the order of this CPU, then the port (`proc_pid_net(5)`).
@@ -131,7 +142,8 @@ fn sockets_of(host: &HostRoot, pid: u32) -> BTreeSet<String> {
     targets.collect()
 }
 
-/// The IPv4 and IPv6 addresses of the interfaces in the network namespace of the process.
+/// The IPv4 and IPv6 addresses of the interfaces in the network namespace of the process (`proc_pid_net(5)`). In `fib_trie`, an address stands
+/// in the line before its `host LOCAL`.
 fn addresses(host: &HostRoot, pid: u32) -> BTreeSet<IpAddr> {
     let mut addresses = BTreeSet::new();
     let mut last = None;
@@ -150,15 +162,17 @@ fn addresses(host: &HostRoot, pid: u32) -> BTreeSet<IpAddr> {
     addresses
 }
 
-/// Whether a program can listen on `ip`. Without a list, nothing is known.
+/// Whether a program can listen on `ip`. Without a list of its family, nothing is known.
 fn is_of_node(ip: IpAddr, addresses: &BTreeSet<IpAddr>) -> bool {
-    ip.is_unspecified() || ip.is_loopback() || addresses.is_empty() || addresses.contains(&ip)
+    let mut family = addresses.iter().filter(|it| it.is_ipv4() == ip.is_ipv4());
+    ip.is_unspecified() || ip.is_loopback() || addresses.contains(&ip) || family.next().is_none()
 }
 
+/// Whether two sockets can't listen at the same time. `[::]` also takes the port of IPv4 (`ipv6(7)`).
 fn conflicts(one: &SocketAddr, other: &SocketAddr) -> bool {
-    let (one_ip, other_ip) = (one.ip(), other.ip());
-    one.port() == other.port()
-        && (one_ip == other_ip || one_ip.is_unspecified() || other_ip.is_unspecified())
+    let covers = |all: IpAddr, ip: IpAddr| all.is_unspecified() && (all.is_ipv6() || ip.is_ipv4());
+    let (port, one, other) = (one.port() == other.port(), one.ip(), other.ip());
+    port && (one == other || covers(one, other) || covers(other, one))
 }
 
 /// Whether the configuration names the port: behind the colon of an address, or as a text or number of its own.
@@ -173,11 +187,28 @@ fn names_port(dump: &str, port: u16) -> bool {
     })
 }
 
-fn is_directory(host: &HostRoot, path: &str) -> bool {
-    let Ok((_open, path)) = host.handle(path) else {
-        return false;
+/// Why no socket can be made at `path`; containerd creates missing directories, and replaces a file.
+fn path_in_the_way(host: &HostRoot, path: &str) -> Option<String> {
+    let is_directory = |path: &str| {
+        let (_open, own) = host.handle(path).ok()?;
+        Some(std::fs::metadata(own).ok()?.is_dir())
     };
-    std::fs::metadata(path).is_ok_and(|metadata| metadata.is_dir())
+    if is_directory(path) == Some(true) {
+        return Some(format!("it would listen at {path}, which is a directory"));
+    }
+    let mut parent = parent_directory(path);
+    while parent.len() > 1 {
+        match is_directory(parent) {
+            Some(true) => return None,
+            Some(false) => {
+                return Some(format!(
+                    "it would listen at {path}, and {parent} is no directory"
+                ));
+            }
+            None => parent = parent_directory(parent),
+        }
+    }
+    None
 }
 
 #[cfg(test)]
@@ -208,8 +239,8 @@ mod tests {
         format!("{}:{:04X}", words.collect::<String>(), address.port())
     }
 
-    /// A node whose containerd, process 7, listens on 127.0.0.1:1338, and where others listen on 0.0.0.0:9000 and `[::1]:9001`, and have a
-    /// connection from port 9002.
+    /// A node whose containerd, process 7, listens on 127.0.0.1:1338, and where others listen on 0.0.0.0:9000 and `[::1]:9001`, have a
+    /// connection from port 9002, and listen on port 9003, which no configuration names.
     fn node() -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         let process = root.path().join("proc/7");
@@ -220,12 +251,15 @@ mod tests {
         let tcp = HEAD.to_owned()
             + &line(&of("127.0.0.1:1338"), "0A", 11)
             + &line(&of("0.0.0.0:9000"), "0A", 12)
-            + &line(&of("127.0.0.1:9002"), "01", 13);
+            + &line(&of("127.0.0.1:9002"), "01", 13)
+            + &line(&of("127.0.0.1:9003"), "0A", 15);
         fs::write(process.join("net/tcp"), tcp).unwrap();
         let tcp6 = HEAD.to_owned() + &line(&of("[::1]:9001"), "0A", 14);
         fs::write(process.join("net/tcp6"), tcp6).unwrap();
         let trie = "Local:\n  +-- 0.0.0.0/0 3 0 5\n     |-- 10.88.1.5\n        /32 host LOCAL\n     |-- 10.88.1.255\n        /32 link BROADCAST\n";
         fs::write(process.join("net/fib_trie"), trie).unwrap();
+        let inet6 = "20010db8000000000000000000000005 02 40 00 80     eth0\n";
+        fs::write(process.join("net/if_inet6"), inet6).unwrap();
         fs::create_dir_all(root.path().join("run/own")).unwrap();
         fs::write(root.path().join("run/socket"), "").unwrap();
         root
@@ -241,7 +275,19 @@ mod tests {
     #[case::an_address_of_the_node("10.88.1.5:1340", None)]
     #[case::a_broadcast_address("10.88.1.255:1340", Some("which is no address of this node"))]
     #[case::an_address_of_nobody("192.0.2.77:1340", Some("which is no address of this node"))]
-    #[case::a_port_that_the_kernel_chose("0.0.0.0:40000", None)]
+    #[case::an_address_of_the_node_in_ipv6("[2001:db8::5]:1340", None)]
+    #[case::an_address_of_nobody_in_ipv6(
+        "[2001:db8::6]:1340",
+        Some("which is no address of this node")
+    )]
+    #[case::all_addresses_of_another_family("0.0.0.0:9001", None)]
+    #[case::a_port_that_the_kernel_chose("127.0.0.1:9003", None)]
+    #[case::an_address_of_nobody_with_such_a_port(
+        "192.0.2.77:40000",
+        Some("which is no address of this node")
+    )]
+    #[case::the_address_of_the_default_route("192.0.2.1:1340", None)]
+    #[case::a_port_of_others_there("192.0.2.1:9000", Some("where another program listens"))]
     fn an_address_is_compared_with_those_of_the_node(
         #[case] wanted: &str,
         #[case] expected: Option<&str>,
@@ -254,15 +300,21 @@ mod tests {
         };
         let dump = "a = '127.0.0.1:1338'\nb = \":1339\"\nc = '9000'\nd = ':::9001'\ne = 9002\nf = ':1340'\ng = 400001\nh = 140000\n";
         let obstacle = listening.obstacle(&host, 7, dump);
-        let expected = expected.map(|why| format!("it would listen at {wanted}, {why}"));
-        assert_eq!(obstacle, expected);
+        match expected {
+            None => assert_eq!(obstacle, None),
+            Some(why) => assert!(obstacle.unwrap().ends_with(why)),
+        }
     }
 
     #[rstest]
     #[case("/run/own", true)]
     #[case("/run/socket", false)]
-    #[case("/run/absent", false)]
-    fn a_directory_is_in_the_way_of_a_socket(#[case] path: &str, #[case] is_obstacle: bool) {
+    #[case("/run/absent/too", false)]
+    #[case("/run/socket/own/d.sock", true)]
+    fn a_directory_or_a_file_above_is_in_the_way_of_a_socket(
+        #[case] path: &str,
+        #[case] is_obstacle: bool,
+    ) {
         let node = node();
         let host = HostRoot::open(node.path()).unwrap();
         let listening = Listening {
@@ -276,7 +328,7 @@ mod tests {
     fn the_sockets_of_this_machine_are_read() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("socket");
+        let path = directory.path().join("a socket");
         let _socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
         let host = HostRoot::open("/".as_ref()).unwrap();
         let pid = std::process::id();
@@ -286,7 +338,8 @@ mod tests {
         let path = path.to_str().unwrap().to_owned();
         assert!(listening.unix.contains(&path), "{listening:?}");
         let own = sockets_of(&host, pid);
-        let inode = tcp(&host, pid).find(|(other, _)| *other == address);
+        let mut sockets = tcp(&host, pid).into_iter();
+        let inode = sockets.find(|(other, _)| *other == address);
         assert!(own.contains(&inode.unwrap().1));
     }
 }

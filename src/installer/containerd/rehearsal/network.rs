@@ -11,7 +11,7 @@ const LOOPBACK: u32 = 1;
 
 /// An address for documentation (RFC 5737). containerd looks for the address of the default route if the configuration names none to stream
 /// from.
-const ADDRESS: [u8; 4] = [192, 0, 2, 1];
+pub(super) const ADDRESS: [u8; 4] = [192, 0, 2, 1];
 
 /// `AF_INET`.
 const IPV4: u8 = 2;
