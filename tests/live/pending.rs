@@ -259,7 +259,7 @@ fn a_change_that_containerd_starts_with_and_that_farrier_never_wrote_is_noted() 
 
 #[test]
 fn an_edit_that_conflicts_with_the_node_is_never_put_into_effect() {
-    on_each(|release| {
+    on_these(&[programs()[1].clone(), programs()[3].clone()], |release| {
         let node = Node::new(release);
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -278,6 +278,15 @@ fn an_edit_that_conflicts_with_the_node_is_never_put_into_effect() {
             (
                 "an address of nobody",
                 "[metrics]\naddress = \"192.0.2.77:1338\"\n".to_owned(),
+            ),
+            (
+                "a stream address of nobody",
+                "[plugins.\"io.containerd.grpc.v1.cri\"]\nstream_server_address = \"192.0.2.77\"\n"
+                    .to_owned(),
+            ),
+            (
+                "a file above",
+                "[debug]\naddress = \"/run/own/file/d.sock\"\n".to_owned(),
             ),
             (
                 "a directory",
