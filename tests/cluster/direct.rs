@@ -186,12 +186,15 @@ impl<'a> Node<'a> {
         )
     }
 
-    /// Every container that runs on the node: its process, and when that started in ticks since the boot (field 22 of
-    /// `proc_pid_stat(5)`). containerd itself must know it as running.
+    /// Every container of the tests' pods on the node: its process, and when that started in ticks since the boot (field 22 of
+    /// `proc_pid_stat(5)`). containerd itself must know it as running. The cluster may start and end its own pods at any time.
     pub fn processes(&self) -> String {
         self.sh(
-            "ctr --namespace k8s.io tasks ls | sort | while read id pid state; do
-               [ \"$id\" = TASK ] || echo \"$id $pid $state $(sed 's/.*) //' /proc/$pid/stat | cut -d' ' -f20)\"
+            "tasks=$(ctr --namespace k8s.io tasks ls)
+             ctr --namespace k8s.io containers ls -q 'labels.\"io.kubernetes.pod.namespace\"==default' | sort | while read id; do
+               echo \"$tasks\" | grep \"^$id \" | while read id pid state; do
+                 echo \"$id $pid $state $(sed 's/.*) //' /proc/$pid/stat | cut -d' ' -f20)\"
+               done || true
              done",
         )
     }

@@ -35,6 +35,7 @@ async fn kills_converge(series: &'static str, seed: u64) {
     let before = node.files();
     node.start_pod("runc", None).await;
     let processes = node.processes();
+    assert_eq!(processes.lines().count(), 2, "a sandbox and a container");
     let mut random = Random(seed);
     // Each step, how long it takes undisturbed, and what the host must look like after it.
     let steps = [
