@@ -68,7 +68,7 @@ async fn a_report_on_an_older_request_is_ignored() {
 async fn a_report_counts_only_from_the_pod_that_the_job_created() {
     let stage = Stage::set("impostor").await;
     let pod = stage.asked().await;
-    // Whoever may create pods in the namespace can name the Job as an owner. The Job controller adopts no pod of another controller.
+    // An attacker who may create pods in the namespace creates pods that name the Job as their owner.
     let owner = |controller: bool| {
         let mut owner = pod.owner_references()[0].clone();
         owner.controller = Some(controller);
@@ -107,7 +107,7 @@ async fn a_forged_annotation_of_a_paused_shim_reaches_no_request_and_no_label() 
     let shims = stage.cluster.shims();
     let parameters = PatchParams::default();
     shims.patch("forged", &parameters, &paused).await.unwrap();
-    // Whoever may patch nodes writes another handler, and a request for another program.
+    // An attacker who may patch nodes names another handler and another program.
     let marks = stage.cluster.marks("forged").await;
     let mut applied: Value = serde_json::from_str(&marks[names::APPLIED_ANNOTATION]).unwrap();
     applied["shims"]["forged"] = json!({

@@ -276,11 +276,11 @@ fn an_edit_that_conflicts_with_the_node_is_never_put_into_effect() {
                 format!("[plugins.\"io.containerd.grpc.v1.cri\"]\n{streams}\n"),
             ),
             (
-                "an address of nobody",
+                "an address that the node lacks",
                 "[metrics]\naddress = \"192.0.2.77:1338\"\n".to_owned(),
             ),
             (
-                "a stream address of nobody",
+                "a stream address that the node lacks",
                 "[plugins.\"io.containerd.grpc.v1.cri\"]\nstream_server_address = \"192.0.2.77\"\n"
                     .to_owned(),
             ),

@@ -235,14 +235,8 @@ fn refused_for_pods(
     job: &JobView,
     report: &ProvisionReport,
 ) -> JobEnd {
-    for known in applied.shims.values_mut() {
-        known.reason = None;
-    }
-    for entry in &report.handlers {
-        let known = applied.shims.get_mut(&entry.shim);
-        if let Some(served) = known.and_then(|shim| shim.handlers.get_mut(&entry.handler)) {
-            *served &= entry.served;
-        }
+    for (name, known) in &mut applied.shims {
+        keep_served(name, known, report);
     }
     let waiting = next_wait(&applied, report);
     finish_waiting_attempt(seen, applied, job, report, waiting)
@@ -318,13 +312,11 @@ fn shim_while_waiting(
     before: Option<&AppliedShim>,
     report: &ProvisionReport,
 ) -> Option<AppliedShim> {
-    let entries = || {
-        let entries = report.handlers.iter();
-        entries.filter(|entry| entry.shim == shim.name)
-    };
     let Some(mut known) = before.cloned() else {
         // The handler is that of another Shim, which the request no longer names.
-        let served = entries().filter(|entry| entry.served && is_label_name(&entry.handler));
+        let entries = report.handlers.iter();
+        let entries = entries.filter(|entry| entry.shim == shim.name);
+        let served = entries.filter(|entry| entry.served && is_label_name(&entry.handler));
         let handlers: BTreeMap<String, bool> =
             served.map(|entry| (entry.handler.clone(), true)).collect();
         return (!handlers.is_empty()).then(|| AppliedShim {
@@ -332,13 +324,18 @@ fn shim_while_waiting(
             ..AppliedShim::default()
         });
     };
-    for entry in entries() {
+    keep_served(&shim.name, &mut known, report);
+    Some(known)
+}
+
+/// Updates the state of a Shim on which nothing was done: handlers that are no longer served, and no failure.
+fn keep_served(shim: &str, known: &mut AppliedShim, report: &ProvisionReport) {
+    for entry in report.handlers.iter().filter(|entry| entry.shim == shim) {
         if let Some(served) = known.handlers.get_mut(&entry.handler) {
             *served &= entry.served;
         }
     }
     known.reason = None;
-    Some(known)
 }
 
 /// The state of a requested Shim on the host.

@@ -29,6 +29,18 @@ fn creates_job(plan: &Plan) -> bool {
     matches!(plan.job, JobStep::Create { .. })
 }
 
+/// Waits until a Job is created, ten minutes at most, and adds the seconds to `waits`.
+fn until_job(mut scene: Scene, waits: &mut Vec<u32>) -> Scene {
+    let mut waited = 0;
+    while !creates_job(&scene.decide()) {
+        scene = scene.later(1);
+        waited += 1;
+        assert!(waited <= 600, "{waits:?}");
+    }
+    waits.push(waited);
+    scene
+}
+
 fn taints(scene: &Scene) -> Vec<(&str, &str)> {
     let taints = scene.node.taints.iter();
     taints
@@ -98,13 +110,7 @@ fn pods_that_come_and_go_cost_a_job_every_ten_minutes_at_most() {
         .left(&[]);
     let mut waits = Vec::new();
     for _ in 0..12 {
-        let mut waited = 0;
-        while !creates_job(&scene.decide()) {
-            scene = scene.later(1);
-            waited += 1;
-            assert!(waited <= 600, "{waits:?}");
-        }
-        waits.push(waited);
+        scene = until_job(scene, &mut waits);
         scene = scene.stepped().refused_for(slice::from_ref(&web)).stepped();
     }
     assert_eq!(waits, [0, 0, 0, 30, 60, 120, 240, 480, 600, 600, 600, 600]);
@@ -579,13 +585,7 @@ fn pods_that_only_containerd_knows_cost_a_job_every_ten_minutes_at_most_beside_a
     let mut waits = Vec::new();
     for _ in 0..8 {
         scene = scene.stepped().left(&[]);
-        let mut waited = 0;
-        while !creates_job(&scene.decide()) {
-            scene = scene.later(1);
-            waited += 1;
-            assert!(waited <= 600, "{waits:?}");
-        }
-        waits.push(waited);
+        scene = until_job(scene, &mut waits);
         scene = scene.stepped().waits_in_part("other", &web);
         fail(&mut scene);
     }
