@@ -133,7 +133,7 @@ pub async fn install(options: &InstallOptions, mode: Mode) -> RunResult {
     // The configuration depends on the handlers, and not on the binaries: any digest leads to the same one.
     let names = request.shims.iter().map(|shim| shim.name.clone());
     let binaries = names.map(|name| (name, Ok(Sha256Digest::from_bytes([0; 32]))));
-    let assumed = Some(options.goal(&request, binaries.collect()));
+    let assumed = options.goal(&request, binaries.collect());
     let (host, interrupts) = (&options.host, &options.interrupts);
     run(
         host,
@@ -152,7 +152,7 @@ pub async fn uninstall(options: &UninstallOptions, mode: Mode) -> RunResult {
     let report = ProvisionReport::new(Outcome::Refused);
     let goal = async |_: &HostRoot, _: &HostFacts| Ok((options.goal(), Resolved::default()));
     let (host, interrupts) = (&options.host, &options.interrupts);
-    run(host, mode, interrupts, report, None, None, goal).await
+    run(host, mode, interrupts, report, None, options.goal(), goal).await
 }
 
 /// Lists the shims of a host, their owners, and the faults of the host. A host that can't be read is one finding.
@@ -176,6 +176,7 @@ async fn diagnose(options: &HostOptions, ends_orphans: bool) -> Diagnosis {
         let ended = ended.map_err(|error| Problem::new(&error, error.help()));
         let mut facts = host.inspect().await?;
         facts.hash_binaries(&host.root)?;
+        facts.rehearse_pending(&host.root).await;
         let journal = Journal::load(&host.root);
         let problem = |error: &transaction::Error| Problem::new(error, error.help());
         let leftover_files = LeftoverFiles {
@@ -216,7 +217,7 @@ async fn run(
     interrupts: &Interrupts,
     mut report: ProvisionReport,
     request: Option<&ProvisionRequest>,
-    assumed: Option<Goal>,
+    assumed: Goal,
     goal: impl AsyncFnOnce(&HostRoot, &HostFacts) -> Result<(Goal, Resolved), transaction::Error>,
 ) -> RunResult {
     let host = match Host::open(options) {
@@ -237,10 +238,14 @@ async fn run(
         report.notes.extend(ended_by_restart(ended));
     }
     let inspected = async {
-        let facts = match recovered {
+        let mut facts = match recovered {
             Some(_) => gather_after(&host.root, host.config, options.target).await?,
             None => host.inspect().await?,
         };
+        // A plan without a restart puts no change of others into effect.
+        if !decide(&facts, &assumed).is_ok_and(|plan| !plan.restart) {
+            facts.rehearse_pending(&host.root).await;
+        }
         Ok(facts)
     };
     let facts = match interrupts.run_unless_interrupted(inspected).await.flatten() {
@@ -249,7 +254,7 @@ async fn run(
     };
     add_host_info(&mut report, &facts);
     let early = async {
-        let plan = decide(&facts, assumed.as_ref()?).ok()?;
+        let plan = decide(&facts, &assumed).ok()?;
         EarlyRehearsal::of(&host.root, &facts, &plan).await
     };
     // On the heap: `run_unless_interrupted` would move a large future.

@@ -275,13 +275,11 @@ impl<'a> Node<'a> {
         told.collect()
     }
 
-    /// Deletes the pods, of handlers that Farrier installed, and waits until their sandboxes are gone as well.
+    /// Deletes the pods, of handlers that Farrier installed, and waits until they and their sandboxes are gone. containerd is done with a pod
+    /// before its kubelet deletes the object.
     pub async fn stop_pods(&self, names: &[&str]) {
         for name in names {
-            let pods = self.cluster.pods();
-            pods.delete(&self.pod(name), &DeleteParams::default())
-                .await
-                .unwrap();
+            self.cluster.delete_pod(&self.pod(name)).await;
         }
         self.no_sandboxes().await;
     }

@@ -358,7 +358,32 @@ async fn the_metrics_count_the_actions_of_the_controller() {
     for path in ["/livez", "/readyz"] {
         assert_eq!(stage.answer(&controller, path).await, "ok");
     }
+    stage.idle_clients_delay_nobody().await;
     stage.clear().await;
+}
+
+impl Stage {
+    /// A program on the node of the controller opens more connections than the controller serves, and sends nothing on them.
+    async fn idle_clients_delay_nobody(&self) {
+        let restarts = self.controller_restarts().await;
+        let controller = self.controllers().await.remove(0);
+        let address = controller.status.unwrap().pod_ip.unwrap();
+        let node = controller.spec.unwrap().node_name.unwrap();
+        let script = format!(
+            "for each in $(seq 130); do exec {{idle}}<>/dev/tcp/{address}/8080; done
+            for target in 8081/livez 8081/readyz 8080/metrics; do
+                exec {{client}}<>/dev/tcp/{address}/${{target%/*}}
+                printf 'GET /%s HTTP/1.0\r\n\r\n' ${{target#*/}} >&$client
+                timeout 2 head --lines=1 <&$client
+            done"
+        );
+        let answers = self
+            .cluster
+            .sh(&node, &format!("bash -s <<'END'\n{script}\nEND"));
+        let answers: Vec<&str> = answers.lines().map(str::trim).collect();
+        assert_eq!(answers, ["HTTP/1.0 200 OK"; 3]);
+        assert_eq!(self.controller_restarts().await, restarts);
+    }
 }
 
 #[tokio::test]

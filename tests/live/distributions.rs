@@ -314,8 +314,10 @@ fn a_snippet_of_k0s_is_loaded_by_its_supervisor(
 
 /// k0s would not start with the snippet, and the containerd that runs has not loaded it.
 #[rstest]
+#[case::of_1_6(0, BASE_2, "v1.35.1+k0s.0")]
 #[case::of_1_7(1, BASE_2, "v1.35.1+k0s.0")]
 #[case::of_2_1(2, BASE_3, "v1.36.0+k0s.0")]
+#[case::of_2_4(3, BASE_3, "v1.36.0+k0s.0")]
 fn a_snippet_that_k0s_can_not_read_is_refused_by_its_name_before_any_write(
     #[case] release: usize,
     #[case] base: &str,

@@ -50,8 +50,10 @@ fn assert_applied((status, report): (i32, ProvisionReport), restarts: u32) {
 }
 
 #[rstest]
-#[case::schema_2(1, BASE_2)]
-#[case::schema_3(2, BASE_3)]
+#[case::of_1_6(0, BASE_2)]
+#[case::of_1_7(1, BASE_2)]
+#[case::of_2_1(2, BASE_3)]
+#[case::of_2_4(3, BASE_3)]
 fn a_declaration_gives_way_to_a_shim_that_k3s_finds_later(
     #[case] release: usize,
     #[case] base: &str,
@@ -114,8 +116,10 @@ fn without_actions(node: &Node, template: &str) {
 }
 
 #[rstest]
-#[case::schema_2(1, BASE_2, "config.toml.tmpl")]
-#[case::schema_3(2, BASE_3, "config-v3.toml.tmpl")]
+#[case::of_1_6(0, BASE_2, "config.toml.tmpl")]
+#[case::of_1_7(1, BASE_2, "config.toml.tmpl")]
+#[case::of_2_1(2, BASE_3, "config-v3.toml.tmpl")]
+#[case::of_2_4(3, BASE_3, "config-v3.toml.tmpl")]
 fn a_k3s_that_does_not_start_is_repaired(
     #[case] release: usize,
     #[case] base: &str,

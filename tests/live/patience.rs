@@ -6,7 +6,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Stdio};
 
 use farrier::handoff::{Outcome, ProvisionReport};
-use rstest::rstest;
 
 use crate::containerd::programs;
 use crate::node::{CONFIG_PATH, Node};
@@ -77,11 +76,17 @@ fn ended(install: Child) -> (Option<i32>, ProvisionReport) {
     (output.status.code(), report)
 }
 
-/// Each case takes a minute, after which a containerd that does not work would be given up.
-#[rstest]
-#[case::of_1_7(1)]
-#[case::of_2_4(3)]
-fn a_containerd_that_is_not_initialized_yet_is_waited_for(#[case] release: usize) {
+/// Every release takes a minute, after which a containerd that does not work would be given up, and takes it beside the others.
+#[test]
+fn a_containerd_that_is_not_initialized_yet_is_waited_for() {
+    std::thread::scope(|scope| {
+        for release in 0..programs().len() {
+            scope.spawn(move || is_waited_for(release));
+        }
+    });
+}
+
+fn is_waited_for(release: usize) {
     let (node, mut install) = restarting(release);
     assert!(read_log(&mut install) >= 6);
     let process = node.process();

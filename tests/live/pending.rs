@@ -4,11 +4,12 @@ use std::fs;
 use std::path::Path;
 
 use farrier::handoff::Outcome;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use rstest::rstest;
 
 use crate::containerd::programs;
 use crate::distributions::{BASE_2, BASE_3, K3S, WATCHER, k0s, k3s, rke2};
-use crate::node::{CONFIG, CONFIG_PATH, Node, on_each, on_these};
+use crate::node::{CONFIG, CONFIG_PATH, Node, Run, on_each, on_these, shim};
 
 const INSTALL: [&str; 2] = ["install", "--shim=a=file:///srv/a"];
 const BOTH: [&str; 3] = [
@@ -255,6 +256,30 @@ fn a_change_that_containerd_starts_with_and_that_farrier_never_wrote_is_noted() 
         assert_eq!(node.change(&UNINSTALL).0, 0);
         assert_eq!(node.config(), score);
     });
+}
+
+/// Whether a second containerd is prepared while Farrier runs: its root has a copy of every file in `/etc`.
+fn rehearses(node: &Node, arguments: &[&str]) -> bool {
+    node.write("/etc/marker", b"", 0o644);
+    let opened = Inotify::init(InitFlags::IN_NONBLOCK).unwrap();
+    let marker = node.path("/etc/marker");
+    opened.add_watch(&marker, AddWatchFlags::IN_OPEN).unwrap();
+    assert_eq!(node.change(arguments).0, 0, "{arguments:?}");
+    opened.read_events().is_ok()
+}
+
+#[test]
+fn a_change_without_a_restart_is_not_rehearsed_even_if_others_changed_a_file() {
+    let (node, _) = importing(&programs()[0]);
+    assert_eq!(node.change(&INSTALL).0, 0);
+    node.write(DROP_IN, b"version = 2\noom_score = -1\n", 0o644);
+    assert!(!rehearses(&node, &INSTALL), "nothing changes");
+    let reserves = [&INSTALL[..], &["--reserve", "b"]].concat();
+    let dry_run = [&reserves[..], &["--dry-run"]].concat();
+    assert!(rehearses(&node, &dry_run), "a restart is due");
+    node.write("/srv/a", &shim(7, Run::Ends), 0o755);
+    assert!(!rehearses(&node, &INSTALL), "a new binary");
+    assert!(rehearses(&node, &UNINSTALL), "a restart is due");
 }
 
 #[test]

@@ -5,13 +5,13 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use farrier::handoff::Outcome;
+use farrier::handoff::{JOB_MEMORY_LIMIT, Outcome};
 use farrier::installer::Target;
 use farrier::installer::containerd::rehearsal::Rehearsal;
 use farrier::installer::host::{HostRoot, exec};
@@ -280,9 +280,6 @@ fn settings_that_work_on_the_node_work_in_a_rehearsal_and_broken_ones_are_named(
     });
 }
 
-/// The memory limit of a Job's containers, as the controller sets it.
-const JOB_LIMIT: u64 = 256 << 20;
-
 /// A memory cgroup of this machine for one program.
 struct MemoryCgroup {
     directory: PathBuf,
@@ -304,7 +301,8 @@ impl MemoryCgroup {
         } else {
             "memory.limit_in_bytes"
         };
-        fs::write(directory.join(limit), JOB_LIMIT.to_string()).unwrap();
+        let bytes = JOB_MEMORY_LIMIT << 20;
+        fs::write(directory.join(limit), bytes.to_string()).unwrap();
         Self { directory, is_2 }
     }
 
@@ -363,6 +361,7 @@ fn thirty_handlers_are_rehearsed_within_the_memory_limit_of_the_job() {
         println!("{}: {peak} MiB, {took:?}", release.display());
         let words = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{peak} MiB: {words}");
+        assert!(peak < JOB_MEMORY_LIMIT * 3 / 4, "{peak} MiB leave no room");
     });
 }
 
@@ -641,11 +640,14 @@ const PLUGINS: [&str; 4] = [
     "/opt/nri/plugins",
     "/opt/containerd/image-verifier/bin",
 ];
-const PLUGIN_TABLES: &str = "[plugins.\"io.containerd.nri.v1.nri\"]\nplugin_path = \"/etc/nri/plugins\"\n[plugins.\"io.containerd.image-verifier.v1.bindir\"]\nbin_dir = \"/etc/verifiers\"\n";
+const PLUGIN_TABLES: &str = "[plugins.\"io.containerd.nri.v1.nri\"]\nplugin_path = \"/etc/nri/plugins\"\n[plugins.\"io.containerd.image-verifier.v1.bindir\"]\nbin_dir = \"/etc/containerd/../verifiers\"\n";
 
+/// A directory in the path of a plugin is a symlink, and `..` is in that of a verifier.
 #[test]
 fn neither_plugins_of_nri_nor_verifiers_of_images_can_run_in_a_rehearsal() {
     let node = hanging_node(PLUGIN_TABLES);
+    fs::create_dir_all(node.path("/etc/elsewhere/nri")).unwrap();
+    symlink("elsewhere/nri", node.path("/etc/nri")).unwrap();
     // After the start of the node's containerd, which runs them, too.
     for directory in PLUGINS {
         node.write(&format!("{directory}/10-a"), &shim(2, Run::Ends), 0o755);

@@ -3,6 +3,7 @@
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -22,7 +23,7 @@ const CARGO_DENY: &str = "0.20.2";
 const CARGO_MACHETE: &str = "0.9.2";
 
 /// Longest failure of one test in the message of a run, in characters: an assertion may print whole reports.
-const LONGEST_FAILURE: usize = 400;
+const LONGEST_FAILURE: usize = 1_000;
 
 /// Options of `cargo xtask test`.
 #[derive(Debug, clap::Args)]
@@ -290,7 +291,7 @@ fn failed_tests(output: &str) -> String {
     names.map(failure).collect()
 }
 
-/// Runs the end-to-end tests, and prints each line of them at once.
+/// Runs the end-to-end tests, and prints each line of them at once, that of a test with the time that the test took.
 fn aloud(command: &mut Command, progress: &Progress) -> Result<()> {
     use std::os::unix::process::CommandExt as _;
 
@@ -300,10 +301,16 @@ fn aloud(command: &mut Command, progress: &Progress) -> Result<()> {
         .process_group(0);
     let (mut child, tracked) = interrupt::spawn_tracked(command).context("failed to run cargo")?;
     let stdout = child.stdout.take().context("cargo has no output")?;
-    let mut output = String::new();
+    let (mut output, mut since) = (String::new(), Instant::now());
     for line in BufReader::new(stdout).lines() {
         let line = line.context("failed to read the output of cargo")?;
-        progress.line(&line);
+        let took = if line.starts_with("test ") {
+            format!(" ({:.1} s)", since.elapsed().as_secs_f64())
+        } else {
+            String::new()
+        };
+        progress.line(&format!("{line}{took}"));
+        since = Instant::now();
         output.push_str(&line);
         output.push('\n');
     }

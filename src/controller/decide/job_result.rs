@@ -118,31 +118,9 @@ fn read(
         || applied.digest != job.digest
         || applied.reason.is_some();
     let before = std::mem::take(&mut applied.shims);
-    for shim in &request.shims {
-        let before = before.get(&shim.name);
-        let known = if waiting_shims.contains(&shim.name) {
-            match shim_while_waiting(shim, before, report) {
-                Some(known) => known,
-                None => continue,
-            }
-        } else if shim.keep {
-            kept_after_report(shim, before, report, done)
-        } else {
-            shim_after_report(shim, before, report, done)
-        };
-        applied.shims.insert(shim.name.clone(), known);
-    }
+    applied.shims = shims_after_report(before, request, report, &waiting_shims);
     let reported = report.handlers.iter().map(|entry| entry.handler.clone());
     applied.reported = reported.filter(|handler| is_label_name(handler)).collect();
-    if matches!(
-        report.result,
-        Outcome::Refused | Outcome::RolledBack | Outcome::Broken
-    ) {
-        // Nothing was removed from the host.
-        for (name, known) in before {
-            applied.shims.entry(name).or_insert(known);
-        }
-    }
     let lingering = record_still_served(&mut applied, request, report);
     // The kubelet had time to list the handlers once a second attempt was made.
     if applied.attempts > 1 {
@@ -194,6 +172,38 @@ fn read(
         end.event = None;
     }
     end
+}
+
+/// What is known of the node's Shims after a report; `waiting` are those that wait for pods.
+fn shims_after_report(
+    before: BTreeMap<String, AppliedShim>,
+    request: &ProvisionRequest,
+    report: &ProvisionReport,
+    waiting: &BTreeSet<String>,
+) -> BTreeMap<String, AppliedShim> {
+    let done = matches!(report.result, Outcome::Applied | Outcome::Unchanged);
+    let after = |shim: &ShimRequest| {
+        let before = before.get(&shim.name);
+        let known = if waiting.contains(&shim.name) {
+            shim_while_waiting(shim, before, report)?
+        } else if shim.keep {
+            kept_after_report(shim, before, report, done)
+        } else {
+            shim_after_report(shim, before, report, done)
+        };
+        Some((shim.name.clone(), known))
+    };
+    let mut shims: BTreeMap<_, _> = request.shims.iter().filter_map(after).collect();
+    if matches!(
+        report.result,
+        Outcome::Refused | Outcome::RolledBack | Outcome::Broken
+    ) {
+        // Nothing was removed from the host.
+        for (name, known) in before {
+            shims.entry(name).or_insert(known);
+        }
+    }
+    shims
 }
 
 /// A signal ended the installer before the host was changed. Keeps the known state. The attempt is no failure.

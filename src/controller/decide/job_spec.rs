@@ -19,7 +19,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 use kube::Resource;
 
 use crate::controller::settings::Settings;
-use crate::handoff::{ProvisionRequest, Sha256Digest};
+use crate::handoff::{JOB_MEMORY_LIMIT, ProvisionRequest, Sha256Digest};
 use crate::names;
 
 /// How often the Job itself restarts an installer that was killed, for example by the restart that it requested.
@@ -249,6 +249,7 @@ fn read_only(name: &str, path: &str) -> VolumeMount {
 
 /// The common part of both containers.
 fn container(settings: &Settings, name: &str, arguments: &[&str]) -> Container {
+    let memory_limit = format!("{JOB_MEMORY_LIMIT}Mi");
     let amounts = |amounts: &[(&str, &str)]| {
         let amounts = amounts.iter();
         let amounts =
@@ -262,7 +263,7 @@ fn container(settings: &Settings, name: &str, arguments: &[&str]) -> Container {
         args: Some(arguments.iter().map(|&word| word.to_owned()).collect()),
         resources: Some(ResourceRequirements {
             requests: amounts(&[("cpu", "10m"), ("memory", "32Mi")]),
-            limits: amounts(&[("memory", "256Mi")]),
+            limits: amounts(&[("memory", &memory_limit)]),
             ..ResourceRequirements::default()
         }),
         ..Container::default()

@@ -155,6 +155,13 @@ impl HostFacts {
         Ok(())
     }
 
+    /// Starts a second containerd on the present files, if the verdict on a change of others depends on it.
+    pub(crate) async fn rehearse_pending(&mut self, host: &HostRoot) {
+        if self.restart_inputs.need_rehearsal() {
+            self.restart_inputs.rehearsal = self.rehearse(host, &self.config_files).await;
+        }
+    }
+
     /// Records the configuration that the running containerd has loaded, before a change.
     ///
     /// # Errors
@@ -444,9 +451,6 @@ async fn query_services(host: &HostRoot, facts: &mut HostFacts) {
     facts.restart_effect = restart_effect.map_err(|error| Problem::new(&error, error.help()));
     if let Some(subject) = subject(host, facts, &service, &socket) {
         facts.restart_inputs.inputs = subject.inputs().await;
-    }
-    if facts.restart_inputs.need_rehearsal() {
-        facts.restart_inputs.rehearsal = facts.rehearse(host, &facts.config_files).await;
     }
 }
 

@@ -164,7 +164,10 @@ impl Builder<'_> {
             let directory = self.resolve(directory)?;
             create_directory(&directory)?;
         }
-        let mut absent = built.emptied.clone();
+        let mut absent = Vec::new();
+        for path in &built.emptied {
+            absent.push(self.resolve(path)?);
+        }
         for (path, text) in &built.files {
             let target = self.resolve(path)?;
             match text {
