@@ -11,8 +11,24 @@ use super::startup_checks::cri_plugins;
 /// Snapshotters that use devices or file systems of the node. A second containerd would share them with the first.
 const DEVICE_SNAPSHOTTERS: [&str; 4] = ["blockfile", "btrfs", "devmapper", "zfs"];
 
+/// A snapshotter and differ that runs programs of the node (`mkfs.erofs`) and needs a module of its kernel.
+const EROFS: &str = "erofs";
+
 /// The settings of such a snapshotter that name what it uses. They are empty by default.
 const DEVICE_SETTINGS: [&str; 3] = ["pool_name", "root_path", "scratch_file"];
+
+/// The keys that name a file which containerd reads at its start, in whatever section (`cmd/containerd/server`, `internal/cri`,
+/// `plugins/services/tasks`).
+const READ_AT_START: [&str; 8] = [
+    "base_runtime_spec",
+    "blockio_config_file",
+    "rdt_config_file",
+    "tcp_tls_ca",
+    "tcp_tls_cert",
+    "tcp_tls_key",
+    "tls_cert_file",
+    "tls_key_file",
+];
 
 /// The files and programs that a start of containerd uses, beside its own program and its configuration files.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -21,6 +37,8 @@ pub struct StartNeeds {
     pub cni: BTreeSet<String>,
     /// All absolute paths in the configuration. Some are files that are read, such as certificates and specifications.
     pub named: BTreeSet<String>,
+    /// The files among them that are read at the start.
+    pub read: BTreeSet<String>,
     /// Shims: absolute paths, and names of programs in containerd's search path.
     pub shims: BTreeSet<String>,
     /// The directories with programs of others that containerd executes at its start or later: NRI plugins and image verifiers.
@@ -62,9 +80,16 @@ pub fn outside_dependency(dump: &str) -> Result<Option<String>, Error> {
             let is_own = id.strip_prefix("io.containerd.snapshotter.v1.") == Some(name);
             is_own && has_device_settings(plugin)
         });
-        own.or_else(|| device_snapshotter(plugin))
+        own.or_else(|| outside_plugin("", plugin))
     });
-    Ok(named.map(|name| format!("the configuration names the snapshotter {name}")))
+    let kind = |name: &str| {
+        if name == EROFS {
+            "plugin"
+        } else {
+            "snapshotter"
+        }
+    };
+    Ok(named.map(|name| format!("the configuration names the {} {name}", kind(name))))
 }
 
 fn has_device_settings(plugin: &Value) -> bool {
@@ -72,17 +97,19 @@ fn has_device_settings(plugin: &Value) -> bool {
     settings.any(|key| string_at(plugin, &[key]).is_some_and(|value| !value.is_empty()))
 }
 
-/// The first snapshotter of [`DEVICE_SNAPSHOTTERS`] in a key `snapshotter` at any level.
-fn device_snapshotter(value: &Value) -> Option<&'static str> {
+/// The first snapshotter or differ in `value`, whose key is `key`, that reaches outside of a built root. The diff service has a list of
+/// differs in its key `default`.
+fn outside_plugin(key: &str, value: &Value) -> Option<&'static str> {
     match value {
-        Value::Table(table) => table.iter().find_map(|(key, value)| {
-            let name = value.as_str().filter(|_| key == "snapshotter");
-            let named = DEVICE_SNAPSHOTTERS
-                .into_iter()
-                .find(|known| name == Some(*known));
-            named.or_else(|| device_snapshotter(value))
-        }),
-        Value::Array(values) => values.iter().find_map(device_snapshotter),
+        Value::String(name) if matches!(key, "snapshotter" | "differ" | "default") => {
+            let mut known = DEVICE_SNAPSHOTTERS.into_iter().chain([EROFS]);
+            known.find(|known| name == known)
+        }
+        Value::Table(table) => {
+            let mut values = table.iter();
+            values.find_map(|(key, value)| outside_plugin(key, value))
+        }
+        Value::Array(values) => values.iter().find_map(|value| outside_plugin(key, value)),
         Value::String(_)
         | Value::Integer(_)
         | Value::Float(_)
@@ -124,7 +151,7 @@ pub fn start_needs(dump: &str) -> Result<StartNeeds, Error> {
         let path = string_at(value, path).filter(|path| path.starts_with('/'));
         path.map(str::to_owned)
     };
-    collect_paths(&values, &mut needs.named);
+    collect_paths("", &values, &mut needs);
     needs.data.extend(path_at(&values, &["root"]));
     needs.data.extend(path_at(&values, &["state"]));
     for (id, plugin) in entries_at(&values, &["plugins"]) {
@@ -155,14 +182,25 @@ pub fn start_needs(dump: &str) -> Result<StartNeeds, Error> {
     Ok(needs)
 }
 
-/// Adds all absolute paths among the values.
-fn collect_paths(value: &Value, paths: &mut BTreeSet<String>) {
+/// Adds the absolute paths in `value`, whose key is `key`. The elements of an array have the key of the array.
+fn collect_paths(key: &str, value: &Value, needs: &mut StartNeeds) {
     match value {
         Value::String(path) if path.starts_with('/') => {
-            paths.insert(path.clone());
+            if READ_AT_START.contains(&key) {
+                needs.read.insert(path.clone());
+            }
+            needs.named.insert(path.clone());
         }
-        Value::Table(table) => table.values().for_each(|value| collect_paths(value, paths)),
-        Value::Array(values) => values.iter().for_each(|value| collect_paths(value, paths)),
+        Value::Table(table) => {
+            for (key, value) in table {
+                collect_paths(key, value, needs);
+            }
+        }
+        Value::Array(values) => {
+            for value in values {
+                collect_paths(key, value, needs);
+            }
+        }
         Value::String(_)
         | Value::Integer(_)
         | Value::Float(_)
@@ -213,6 +251,14 @@ mod tests {
     #[case::of_the_transfer_service(
         "[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\nsnapshotter = 'zfs'",
         Some("snapshotter zfs")
+    )]
+    #[case::a_differ(
+        "[plugins.'io.containerd.service.v1.diff-service']\ndefault = ['erofs', 'walking']",
+        Some("plugin erofs")
+    )]
+    #[case::the_default_differ(
+        "[plugins.'io.containerd.service.v1.diff-service']\ndefault = ['walking']",
+        None
     )]
     #[case::its_own_section(
         "[plugins.'io.containerd.snapshotter.v1.devmapper']\npool_name = 'pool'",
@@ -277,6 +323,7 @@ mod tests {
         for path in ["/srv/key", "/srv/spec", "/srv/cni"] {
             assert!(needs.named.contains(path), "{path}");
         }
+        assert_eq!(needs.read, set(&["/srv/key", "/srv/spec"]));
         assert_eq!(
             needs.shims,
             set(&["/srv/b", "/srv/shim", "containerd-shim-b-v1"])

@@ -324,6 +324,14 @@ pub fn host_prerequisites(dump: &str) -> Result<Vec<HostPrerequisite>, Error> {
         let mut proxies = entries_at(&values, &["proxy_plugins"]);
         built_in.is_empty() || built_in.contains(&name) || proxies.any(|(proxy, _)| proxy == name)
     };
+    if path_at(&values, &["grpc", "tcp_address"]).is_some() {
+        for name in ["tcp_tls_cert", "tcp_tls_key", "tcp_tls_ca"] {
+            if let Some(path) = path_at(&values, &["grpc", name]) {
+                let key = format!("grpc.{name}");
+                all.push(HostPrerequisite::File { key, path });
+            }
+        }
+    }
     for (id, plugin) in cri_plugins(&values) {
         if let Some((key, name)) = snapshotter(plugin)
             && !name.is_empty()

@@ -87,6 +87,15 @@ async fn a_changed_environment_file_and_a_unit_that_was_not_reloaded_are_not_put
     is_refused(&node, &told);
     node.sh("systemctl restart containerd");
     node.farrier(&dry_run).is(Outcome::Applied, 1);
+    node.sh(&format!("rm {environment}"));
+    is_refused(
+        &node,
+        &format!(
+            "containerd.service does not start: the environment file {environment} is missing"
+        ),
+    );
+    node.sh(&set("2"));
+    node.sh("systemctl restart containerd");
 
     node.write_unit(&format!("{lines}\nNice=0"));
     is_refused(
@@ -95,6 +104,29 @@ async fn a_changed_environment_file_and_a_unit_that_was_not_reloaded_are_not_put
     );
     node.plain_unit();
     node.sh("systemctl restart containerd");
+}
+
+#[tokio::test]
+async fn a_symlink_that_leads_to_another_containerd_since_the_start_is_not_put_into_effect() {
+    let cluster = Cluster::connect().await;
+    let node = Node::with(&cluster, "2.1").await;
+    let (link, another) = ("/srv/containerd", "/srv/another");
+    node.sh(&format!("ln -s /usr/local/bin/containerd {link}"));
+    node.override_unit(&format!("[Service]\nExecStart=\nExecStart={link}"));
+    node.sh("systemctl restart containerd");
+    let dry_run = format!("{} --dry-run", install("v0.1.0"));
+    node.farrier(&dry_run).is(Outcome::Applied, 1);
+    node.sh(&format!(
+        "cp /usr/local/bin/containerd {another} && ln -sf {another} {link}"
+    ));
+    is_refused(
+        &node,
+        &format!("{link} was changed after containerd started"),
+    );
+    node.plain_unit();
+    node.sh(&format!(
+        "systemctl restart containerd; rm {link} {another}"
+    ));
 }
 
 /// An install that fails after the restart: the old bytes are back, and containerd serves as before.

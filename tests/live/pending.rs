@@ -258,6 +258,29 @@ fn a_change_that_containerd_starts_with_and_that_farrier_never_wrote_is_noted() 
     });
 }
 
+/// A specification of a runtime, with which the CRI starts.
+const SPECIFICATION: &str = "{\"ociVersion\": \"1.0.2\"}";
+
+#[test]
+fn a_changed_file_that_the_configuration_names_is_rehearsed() {
+    on_each(|release| {
+        let node = Node::stopped(release, &[]);
+        let path = "/srv/specification.json";
+        let runtime = format!(
+            "[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.own]\nruntime_type = \"io.containerd.runc.v2\"\nbase_runtime_spec = \"{path}\"\n"
+        );
+        node.write(path, SPECIFICATION.as_bytes(), 0o644);
+        node.write(CONFIG_PATH, with(CONFIG, &runtime).as_bytes(), 0o644);
+        node.start();
+        node.write(path, b"{\"process\": 5}", 0o644);
+        is_refused(&node, &INSTALL, path, "a type that the CRI refuses");
+        let accepted = [&INSTALL[..], &[ACCEPT]].concat();
+        is_refused(&node, &accepted, path, "nobody accepts that");
+        node.write(path, SPECIFICATION.as_bytes(), 0o644);
+        goes_on_with_a_note(&node, path, "a specification");
+    });
+}
+
 /// Whether a second containerd is prepared while Farrier runs: its root has a copy of every file in `/etc`.
 fn rehearses(node: &Node, arguments: &[&str]) -> bool {
     node.write("/etc/marker", b"", 0o644);

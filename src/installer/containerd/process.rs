@@ -206,12 +206,19 @@ pub fn start_time(host: &HostRoot, pid: u32) -> Option<u64> {
     fields.nth(18)?.parse().ok()
 }
 
-/// The main process of the service that the process `pid` is part of: its highest ancestor below process 1, such as k3s for its containerd.
+/// The name of OpenRC's supervisor, which starts a service again after a crash (supervise-daemon(8)). The kernel cuts names after 15 bytes
+/// (proc_pid_comm(5)).
+const SUPERVISOR: &str = "supervise-daemo";
+
+/// The main process of the service that the process `pid` is part of: its highest ancestor below process 1 or below the supervisor, such as
+/// k3s for its containerd.
 pub(crate) fn service_process(host: &HostRoot, pid: u32) -> u32 {
+    let is_supervisor =
+        |pid: u32| read(host, pid, "comm").is_some_and(|name| name.trim() == SUPERVISOR);
     let mut pid = pid;
     for _ in 0..MAX_PARENTS {
         match ProcessFacts::of(host, pid) {
-            Some(facts) if facts.parent > 1 => pid = facts.parent,
+            Some(facts) if facts.parent > 1 && !is_supervisor(facts.parent) => pid = facts.parent,
             Some(_) | None => break,
         }
     }

@@ -196,6 +196,19 @@ impl Service {
         }
     }
 
+    /// Whether systemd starts the service.
+    pub(crate) fn is_of_systemd(&self, host: &HostRoot) -> bool {
+        self.restart == Restart::Service && matches!(self.manager(host), Ok(Manager::Systemd))
+    }
+
+    /// When systemd started the main process of the service, since the epoch by the clock of that time; `None` if systemd does not tell.
+    pub(crate) async fn started(&self, host: &HostRoot) -> Option<Duration> {
+        if !self.is_of_systemd(host) {
+            return None;
+        }
+        Systemd::connect(host).await.started(&self.unit).await
+    }
+
     /// Restarts the service and waits until its manager reports that it runs. Does nothing if a write already triggers the restart. If no
     /// write does, ends the process, and the supervisor starts it again (k0s: `pkg/supervisor`).
     ///

@@ -188,6 +188,15 @@ impl<'a> Systemd<'a> {
         }
     }
 
+    /// The start of the unit's main process, since the epoch by the clock of that time (`ExecMainStartTimestamp`,
+    /// `org.freedesktop.systemd1(5)`); `None` without an answer, and without D-Bus: `systemctl` prints seconds.
+    pub async fn started(&self, unit: &str) -> Option<Duration> {
+        match self {
+            Self::Bus(bus) => bus.started(unit).await.ok().map(Duration::from_micros),
+            Self::Systemctl { .. } => None,
+        }
+    }
+
     /// Restarts the unit and waits until systemd's job has ended and the unit is active.
     ///
     /// # Errors
@@ -329,6 +338,12 @@ impl Bus {
         self.property(unit, "org.freedesktop.systemd1.Unit", "NeedDaemonReload")
             .await
             .map_err(call("read the files of", unit))
+    }
+
+    async fn started(&self, unit: &str) -> zbus::Result<u64> {
+        let interface = "org.freedesktop.systemd1.Service";
+        self.property(unit, interface, "ExecMainStartTimestamp")
+            .await
     }
 
     async fn active_state(&self, unit: &str) -> Result<String, Error> {

@@ -177,6 +177,15 @@ pub(crate) fn service(host: &HostRoot, unit: &str) -> Result<ServiceDefinition, 
     })
 }
 
+/// The paths of the unit file and its drop-ins, whatever is in them.
+///
+/// # Errors
+/// When a directory or file can't be read, or the unit is masked.
+pub(crate) fn paths(host: &HostRoot, unit: &str) -> Result<Vec<String>, Error> {
+    let (_, files) = unit_files(host, unit)?;
+    Ok(files.into_iter().map(|file| file.path).collect())
+}
+
 /// The settings that define the command and environment of a service.
 #[derive(Debug, Default)]
 struct Settings {

@@ -217,6 +217,8 @@ const K3S: DistroSpec = DistroSpec {
         "/etc/rancher/k3s/config.yaml",
         "/etc/rancher/k3s/config.yaml.d",
         "/etc/rancher/k3s/registries.yaml",
+        // OpenRC's script reads the variables of the service from it.
+        "/etc/rancher/k3s/k3s.env",
     ],
     finds: K3S_FINDS,
     release: Some("--version"),
@@ -297,6 +299,10 @@ pub const TABLE: &[DistroSpec] = &[
         programs: &["/snap/microk8s/current/bin/containerd"],
         data: &["/var/snap/microk8s/current/args/containerd-template.toml"],
         config: "/var/snap/microk8s/current/args/containerd.toml",
+        own_config: &[
+            "/var/snap/microk8s/current/args/containerd",
+            "/var/snap/microk8s/current/args/containerd-env",
+        ],
         edited: Edited::TomlTemplate("containerd-template.toml"),
         socket: "/var/snap/microk8s/common/run/containerd.sock",
         unit: "snap.microk8s.daemon-containerd.service",

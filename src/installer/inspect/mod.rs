@@ -40,7 +40,7 @@ use os::{
     symlinked_directory_problem, version_command,
 };
 use pending::{RestartInputs, Subject, record_loaded};
-use prerequisites::missing_prerequisite;
+use prerequisites::{missing_for_unit, missing_prerequisite, read_only_data};
 use verify_cache::VerifyCache;
 
 /// The time limit of programs on the host. `containerd config dump` takes 18 ms; the limit leaves room for a node under load.
@@ -447,6 +447,11 @@ async fn query_services(host: &HostRoot, facts: &mut HostFacts) {
     let service = facts.service();
     let unreachable = service.check_reachable(host).err();
     facts.unreachable = unreachable.map(|error| Problem::new(&error, error.help()));
+    facts.missing_prerequisite = facts
+        .missing_prerequisite
+        .take()
+        .or_else(|| read_only_data(host, &facts.data_directories))
+        .or_else(|| missing_for_unit(host, &service.unit).filter(|_| service.is_of_systemd(host)));
     let restart_effect = service.restart_effect(host).await;
     facts.restart_effect = restart_effect.map_err(|error| Problem::new(&error, error.help()));
     if let Some(subject) = subject(host, facts, &service, &socket) {
@@ -468,6 +473,7 @@ fn subject<'a>(
         service,
         socket,
         config_files: &facts.config_files,
+        dump: facts.dump.as_deref().ok(),
         sources: &facts.sources,
         state: &facts.state,
         boot_id: &facts.boot_id,

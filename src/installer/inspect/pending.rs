@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tracing::debug;
 
-use crate::containerd_config::{ConfigFiles, SourceFile};
+use crate::containerd_config::{ConfigFiles, SourceFile, start_needs};
 use crate::handoff::{Problem, Sha256Digest, to_json};
 use crate::installer::containerd::config_files::patterns;
 use crate::installer::containerd::daemon::Daemon;
@@ -41,6 +41,9 @@ const LISTEN_LIMIT: Duration = Duration::from_secs(5);
 
 /// Resolution of the start time of a process and of the times of a file together: a clock tick and a timer interrupt, 10 ms each.
 const RESOLUTION: Duration = Duration::from_millis(20);
+
+/// Time between the fork of a service and the time that systemd notes for it, at most, where the clock was not set since.
+const FORK: Duration = Duration::from_millis(100);
 
 /// Time between the rename of a file and the change of its directory's times, at most: the kernel sets both in one system call.
 const SAME_CALL: Duration = Duration::from_millis(100);
@@ -165,14 +168,19 @@ impl StartTime {
             listening + RESOLUTION >= at && listening <= at + LISTEN_LIMIT
         });
         if is_steady {
-            let clock_step = Duration::ZERO;
-            return Self { at, clock_step };
+            return Self::steady(at);
         }
         Self {
             // If the clock was set forward, the times of files from before are older than their order tells.
             at: listening.map_or(at, |listening| listening.min(at)),
             clock_step: CLOCK_STEP,
         }
+    }
+
+    /// The start at `at`, since which the clock was not set.
+    fn steady(at: Duration) -> Self {
+        let clock_step = Duration::ZERO;
+        Self { at, clock_step }
     }
 
     /// Whether a change at `changed`, since the epoch, may have been made after the start.
@@ -202,6 +210,8 @@ pub(crate) struct Subject<'a> {
     /// Path of the CRI socket.
     pub(crate) socket: &'a str,
     pub(crate) config_files: &'a ConfigFiles,
+    /// The configuration as containerd prints it, if it does.
+    pub(crate) dump: Option<&'a str>,
     pub(crate) sources: &'a [SourceFile],
     pub(crate) state: &'a State,
     pub(crate) boot_id: &'a str,
@@ -219,15 +229,17 @@ impl Subject<'_> {
     /// All inputs. A path that can't be inspected counts as unchanged; what reads it fails with a reason of its own.
     pub(crate) async fn inputs(&self) -> Vec<Input> {
         let main = self.main_process();
-        let Some(starts) = self.starts(main) else {
+        let Some(starts) = self.starts(main).await else {
             return Vec::new();
         };
         let loaded = self.load();
         let mut inputs = self.config(starts, loaded.as_ref());
+        inputs.extend(self.named(starts.containerd));
         inputs.extend(self.absent_root(starts.containerd, loaded.as_ref()));
         inputs.extend(self.import_directories(starts.containerd, loaded.as_ref(), &inputs));
         inputs.extend(self.programs(main));
         inputs.extend(self.unit(starts.service).await);
+        inputs.extend(self.program_of_unit(main, starts.service));
         inputs.extend(self.distribution(starts.service));
         inputs
     }
@@ -243,7 +255,7 @@ impl Subject<'_> {
     }
 
     /// The starts, by today's clock; `None` if a process has ended.
-    fn starts(&self, main: u32) -> Option<Starts> {
+    async fn starts(&self, main: u32) -> Option<Starts> {
         let clock = Clock::now()?;
         let listening = self.host.times(self.socket).ok().flatten();
         let listening = listening.map(|times| times.modified);
@@ -251,7 +263,12 @@ impl Subject<'_> {
             clock.time_of(self.daemon.process.1)?,
             clock.time_of(start_time(self.host, main)?)?,
         );
-        let start = StartTime::new(containerd, listening);
+        let told = self.service.started(self.host).await;
+        let start = if told.is_some_and(|told| told.abs_diff(service) < FORK) {
+            StartTime::steady(containerd)
+        } else {
+            StartTime::new(containerd, listening)
+        };
         let lead = containerd.checked_sub(service).unwrap_or_default();
         Some(Starts {
             containerd: start,
@@ -322,6 +339,16 @@ impl Subject<'_> {
                     ..input
                 })
             })
+            .collect()
+    }
+
+    /// The files that the configuration names and that containerd reads at its start, such as certificates.
+    fn named(&self, start: StartTime) -> Vec<Input> {
+        let needs = self.dump.and_then(|dump| start_needs(dump).ok());
+        let paths = needs.unwrap_or_default().read;
+        let inputs = paths.iter();
+        inputs
+            .filter_map(|path| self.at(InputKind::Config, path, start))
             .collect()
     }
 
@@ -480,6 +507,36 @@ impl Subject<'_> {
             .collect()
     }
 
+    /// The program that the unit starts, where the process runs another one: k3s unpacks its program, a symlink leads to another release,
+    /// or a script starts containerd. Then the times count, also those of the symlinks. Programs with other names, such as a shell, belong
+    /// to the operating system.
+    fn program_of_unit(&self, main: u32, start: StartTime) -> Option<Input> {
+        if self.distro.restart != Restart::Service {
+            return None;
+        }
+        let service = systemd_unit::service(self.host, &self.service.unit).ok()?;
+        let program = service.command.ok()?.program;
+        let is_own = |name: &str| {
+            let mut names = self.distro.programs.iter().map(|path| file_name(path));
+            name.contains("containerd") || names.any(|own| own == name)
+        };
+        let identity = |path: &str| self.host.open_program(path).ok()?.identity().ok();
+        let runs = |pid: u32| {
+            let exe = self.host.symlink_target(&format!("/proc/{pid}/exe"));
+            let exe = exe.ok().flatten().unwrap_or_default();
+            let running = [
+                self.host.identity_of_program(pid),
+                // Another program at the same path: `programs` has it.
+                identity(without_deleted_mark(&exe)),
+            ];
+            running.contains(&identity(&program))
+        };
+        if !is_own(file_name(&program)) || runs(main) || runs(self.daemon.process.0) {
+            return None;
+        }
+        self.at(InputKind::Unit, &program, start)
+    }
+
     /// The files of the unit.
     async fn unit(&self, start: StartTime) -> Vec<Input> {
         if self.distro.restart != Restart::Service {
@@ -511,17 +568,45 @@ impl Subject<'_> {
             .collect()
     }
 
+    /// The files that the unit of k3s or RKE2 names in place of the default ones (k3s, *Configuration Options*).
+    fn named_by_unit(&self) -> Vec<String> {
+        let Ok(service) = systemd_unit::service(self.host, &self.service.unit) else {
+            return Vec::new();
+        };
+        let variables = ["K3S_CONFIG_FILE", "RKE2_CONFIG_FILE"];
+        let variables = variables.map(|name| service.environment.get(name).cloned());
+        let arguments = service.command.map_or(Vec::new(), |it| it.arguments);
+        let of_flag = |at: usize| {
+            let flags = ["--config", "-c", "--private-registry"];
+            let rest = |flag| arguments[at].strip_prefix(flag);
+            match flags.into_iter().find_map(rest)? {
+                "" => arguments.get(at + 1).cloned(),
+                value => value.strip_prefix('=').map(str::to_owned),
+            }
+        };
+        let of_flags = (0..arguments.len()).filter_map(of_flag);
+        let named = of_flags.chain(variables.into_iter().flatten());
+        named
+            .filter(|path| !self.distro.own_config.contains(&path.as_str()))
+            .collect()
+    }
+
     /// The distribution's own configuration.
     fn distribution(&self, start: StartTime) -> Vec<Input> {
-        let paths = self.distro.own_config.iter();
-        let with_files = paths.flat_map(|path| {
+        let named = if self.is_rendered() && self.distro.restart == Restart::Service {
+            self.named_by_unit()
+        } else {
+            Vec::new()
+        };
+        let paths = self.distro.own_config.iter().map(|path| (*path).to_owned());
+        let with_files = paths.chain(named).flat_map(|path| {
             let listed = match path.strip_suffix(".d") {
-                Some(_) => self.host.list(path).unwrap_or_default(),
+                Some(_) => self.host.list(&path).unwrap_or_default(),
                 None => Vec::new(),
             };
             let files = listed.into_iter().take(MAX_FILES);
-            let files = files.map(move |name| format!("{path}/{name}"));
-            std::iter::once((*path).to_owned()).chain(files)
+            let files: Vec<String> = files.map(|name| format!("{path}/{name}")).collect();
+            std::iter::once(path).chain(files)
         });
         with_files
             .filter_map(|path| self.at(InputKind::Distribution, &path, start))
@@ -601,7 +686,7 @@ fn unit_paths(host: &HostRoot, unit: &str) -> Vec<String> {
         Ok(service) => service.files,
         Err(reason) => {
             debug!(unit, %reason, "failed to read the unit of containerd");
-            Vec::new()
+            systemd_unit::paths(host, unit).unwrap_or_default()
         }
     };
     let directories = UNIT_DIRECTORIES.map(|directory| format!("{directory}/{unit}.d"));

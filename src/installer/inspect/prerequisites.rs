@@ -1,7 +1,9 @@
-//! Checks that the host has the files and features that containerd's configuration needs. Without them, containerd would restart without
-//! the CRI. Reads only.
+//! Checks that the host has the files and features that containerd's configuration and its unit need. Without them, containerd would restart
+//! without the CRI, or not at all. Reads only.
 
 use crate::containerd_config::{HostPrerequisite, host_prerequisites};
+use crate::installer::containerd::cri::DataDirectories;
+use crate::installer::containerd::systemd_unit::{self, Error};
 use crate::installer::host::HostRoot;
 
 /// The longest runtime specification to read, in bytes. Such a file usually has 10 kB.
@@ -41,6 +43,37 @@ pub fn missing_prerequisite(host: &HostRoot, dump: &str) -> Option<String> {
             is_1.then(|| format!("{key} requires cgroup v2, but this host has cgroup v1"))
         }
     })
+}
+
+/// A directory of containerd's data that containerd can't open for writing at its next start, as a message for an operator. The kernel makes
+/// a file system read-only after an error of its disk.
+pub(crate) fn read_only_data(host: &HostRoot, directories: &DataDirectories) -> Option<String> {
+    let mut directories = [&directories.root, &directories.state]
+        .into_iter()
+        .flatten();
+    let is_read_only = |path: &&String| host.mount_of(path).is_ok_and(|mount| mount.read_only);
+    let path = directories.find(is_read_only)?;
+    Some(format!(
+        "containerd keeps data in {path}, which is on a read-only file system"
+    ))
+}
+
+/// Why systemd would not start the unit, as a message for an operator: a file that it needs was removed, or the unit was masked.
+pub(crate) fn missing_for_unit(host: &HostRoot, unit: &str) -> Option<String> {
+    match systemd_unit::service(host, unit).map(|service| service.command) {
+        Err(error @ Error::Masked { .. }) | Ok(Err(error @ Error::NoEnvironmentFile { .. })) => {
+            Some(format!("{unit} does not start: {error}"))
+        }
+        Ok(Ok(command))
+            if command.program.starts_with('/') && !host.seems_to_exist(&command.program) =>
+        {
+            let program = command.program;
+            Some(format!(
+                "{unit} starts {program}, which is absent on this host"
+            ))
+        }
+        Ok(_) | Err(_) => None,
+    }
 }
 
 fn absent(key: &str, path: &str) -> String {
@@ -85,6 +118,11 @@ mod tests {
         "[plugins.cri]\nenable_tls_streaming = true\nx509_key_pair_streaming.tls_key_file = '/no'",
         Some("names /no")
     )]
+    #[case::certificate_of_grpc(
+        "[grpc]\ntcp_address = '127.0.0.1:2376'\ntcp_tls_cert = '/no'",
+        Some("grpc.tcp_tls_cert names /no")
+    )]
+    #[case::certificate_of_grpc_unused("[grpc]\ntcp_address = ''\ntcp_tls_cert = '/no'", None)]
     #[case::certificate_unused("[plugins.cri]\nx509_key_pair_streaming.tls_key_file = '/no'", None)]
     #[case::no_snapshotter(
         "[plugins.'io.containerd.snapshotter.v1.overlayfs']\nroot_path = ''\n[plugins.'io.containerd.cri.v1.images']\nsnapshotter = 'nydus'",
@@ -105,6 +143,38 @@ mod tests {
         std::fs::write(directory.path().join("spec"), "{} more").unwrap();
         let host = HostRoot::open(directory.path()).unwrap();
         let found = missing_prerequisite(&host, dump);
+        match message {
+            Some(message) => assert!(
+                found.as_ref().is_some_and(|found| found.contains(message)),
+                "{found:?}"
+            ),
+            None => assert_eq!(found, None),
+        }
+    }
+
+    #[rstest]
+    #[case::sound("[Service]\nExecStart=/bin/containerd\nEnvironmentFile=-/etc/no", None)]
+    #[case::no_environment(
+        "[Service]\nExecStart=/bin/containerd\nEnvironmentFile=/etc/no",
+        Some("the environment file /etc/no is missing")
+    )]
+    #[case::no_program(
+        "[Service]\nExecStart=/bin/no",
+        Some("starts /bin/no, which is absent")
+    )]
+    #[case::masked("", Some("masks the unit"))]
+    #[case::of_another_kind("[Service]\nExecStart=containerd", None)]
+    fn a_unit_that_would_not_start_is_named(#[case] unit: &str, #[case] message: Option<&str>) {
+        let directory = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = directory.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        write("bin/containerd", "");
+        write("etc/systemd/system/containerd.service", unit);
+        let host = HostRoot::open(directory.path()).unwrap();
+        let found = missing_for_unit(&host, "containerd.service");
         match message {
             Some(message) => assert!(
                 found.as_ref().is_some_and(|found| found.contains(message)),

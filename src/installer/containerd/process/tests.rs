@@ -548,6 +548,31 @@ fn in_the_cgroup_of_process_1_only_descendants_of_process_1_count() {
     );
 }
 
+#[rstest]
+#[case::of_k3s("k3s-server", 600)]
+#[case::of_the_supervisor("supervise-daemo", 700)]
+fn the_main_process_of_a_service_is_below_the_supervisor(
+    #[case] comm: &str,
+    #[case] expected: u32,
+) {
+    let tree = Tree::new("0::/init.scope\n", OPENRC);
+    for (pid, comm, parent) in [
+        (600, comm, 1),
+        (700, "k3s-server", 600),
+        (PID, "containerd", 700),
+    ] {
+        tree.process(
+            pid,
+            &Given {
+                comm,
+                parent,
+                ..CONTAINERD
+            },
+        );
+    }
+    assert_eq!(service_process(&tree.host(), PID), expected);
+}
+
 const STRICT: &str = "snap.microk8s.daemon-containerd.service";
 const STRICT_CGROUP: &str = "0::/system.slice/snap.microk8s.daemon-containerd.service\n";
 const STRICT_UNIT: &str = "/etc/systemd/system/snap.microk8s.daemon-containerd.service";
