@@ -324,7 +324,9 @@ pub fn host_prerequisites(dump: &str) -> Result<Vec<HostPrerequisite>, Error> {
         let mut proxies = entries_at(&values, &["proxy_plugins"]);
         built_in.is_empty() || built_in.contains(&name) || proxies.any(|(proxy, _)| proxy == name)
     };
-    if path_at(&values, &["grpc", "tcp_address"]).is_some() {
+    // containerd 1.6 to 2.1 reads these files whether it listens on TCP or not. A dump of 2.4 has them in another section, and 2.4 starts
+    // without them.
+    if path_at(&values, &["grpc", "tcp_tls_cert"]).is_some() {
         for name in ["tcp_tls_cert", "tcp_tls_key", "tcp_tls_ca"] {
             if let Some(path) = path_at(&values, &["grpc", name]) {
                 let key = format!("grpc.{name}");

@@ -8,7 +8,7 @@ use std::thread;
 use farrier::handoff::{Outcome, ProvisionReport};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::ResourceExt as _;
-use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
 use serde_json::json;
 
 use crate::support::{Cluster, eventually};

@@ -206,8 +206,8 @@ pub fn start_time(host: &HostRoot, pid: u32) -> Option<u64> {
     fields.nth(18)?.parse().ok()
 }
 
-/// The name of OpenRC's supervisor, which starts a service again after a crash (supervise-daemon(8)). The kernel cuts names after 15 bytes
-/// (proc_pid_comm(5)).
+/// The name of the supervisor of `OpenRC`, which starts a service again after a crash (supervise-daemon(8)). The kernel cuts names after 15
+/// bytes (`proc_pid_comm(5)`).
 const SUPERVISOR: &str = "supervise-daemo";
 
 /// The main process of the service that the process `pid` is part of: its highest ancestor below process 1 or below the supervisor, such as

@@ -119,10 +119,10 @@ mod tests {
         Some("names /no")
     )]
     #[case::certificate_of_grpc(
-        "[grpc]\ntcp_address = '127.0.0.1:2376'\ntcp_tls_cert = '/no'",
+        "[grpc]\ntcp_tls_cert = '/no'",
         Some("grpc.tcp_tls_cert names /no")
     )]
-    #[case::certificate_of_grpc_unused("[grpc]\ntcp_address = ''\ntcp_tls_cert = '/no'", None)]
+    #[case::no_certificate_of_grpc("[grpc]\ntcp_tls_cert = ''\ntcp_tls_key = '/no'", None)]
     #[case::certificate_unused("[plugins.cri]\nx509_key_pair_streaming.tls_key_file = '/no'", None)]
     #[case::no_snapshotter(
         "[plugins.'io.containerd.snapshotter.v1.overlayfs']\nroot_path = ''\n[plugins.'io.containerd.cri.v1.images']\nsnapshotter = 'nydus'",
