@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use super::desired::Desired;
 use super::ending_pods::{left, policy, waiting, waits};
 use super::event::{EventSpec, LONGEST_NOTE, cut};
-use super::job_due::{LONGEST_RETRY, age, has_no_turn, may_begin};
+use super::job_due::{LONGEST_RETRY, age, has_no_turn, is_drained_for_too_long, may_begin};
 use super::types::Observed;
 use crate::controller::cluster::node_view::Applied;
 use crate::handoff::{EndingPod, EndingPods, OnRestart, Problem};
@@ -38,22 +38,25 @@ pub fn advance(seen: &Observed, desired: &Desired, applied: &mut Applied) -> Dra
         }
         return step;
     };
-    let timeout = seen.cluster.drain_timeout;
     let may_drain = policy(seen.cluster, &before.pods) == OnRestart::Drain;
     let drains = may_drain && may_begin(seen, desired, Some(applied));
     // A time in the future is not one of this controller.
     let is_past = |at: &Timestamp| *at <= seen.now;
     let rests = before.undone_at.filter(is_past);
     let rests = rests.is_some_and(|at| age(seen.now, at) < LONGEST_RETRY);
+    // Pods that only containerd knows can't be evicted.
+    let is_left = seen
+        .pods
+        .is_some_and(|pods| !left(&before, &pods.left).is_empty());
     let mut now = before.clone();
     match before.draining_since.filter(is_past) {
-        None if drains && !rests && !has_no_turn(seen, desired, applied) => {
+        None if drains && is_left && !rests && !has_no_turn(seen, desired, applied) => {
             now.draining_since = Some(seen.now);
             step.event = Some(waits(seen.cluster, &now));
         }
         None => now.draining_since = None,
         Some(_) if !drains => now.draining_since = None,
-        Some(since) if age(seen.now, since) >= timeout.unwrap_or_default() => {
+        Some(_) if is_drained_for_too_long(seen, &before) => {
             now.draining_since = None;
             now.undone_at = Some(seen.now);
             step.event = Some(EventSpec {

@@ -29,6 +29,9 @@ const LISTING_PATIENCE: Duration = Duration::from_mins(2);
 const LOOK_EVERY: Duration = Duration::from_hours(18);
 const SPREAD_SECONDS: u64 = 12 * 60 * 60;
 
+/// Time until the decision that undoes a drain after its time limit is repeated, if its write was lost.
+const END_OF_DRAIN: Duration = Duration::from_secs(1);
+
 /// Interrupted attempts in a row that are repeated at once. A node shutdown or a drain interrupts one or two attempts. Memory pressure, for
 /// example, may evict every pod within seconds, and must not cause one Job after the other. So each further attempt follows after a pause.
 const INTERRUPTIONS_AT_ONCE: u32 = 3;
@@ -110,6 +113,10 @@ fn need_after_pods(
     applied: &Applied,
     waiting: &WaitingForPods,
 ) -> Need {
+    if is_drained_for_too_long(seen, waiting) {
+        // The drain is undone first.
+        return Need::Wait(END_OF_DRAIN);
+    }
     let drains = waiting.draining_since.is_some();
     let since = age(seen.now, applied.at);
     let is_due = if ending_pods::are_over(seen, waiting, since) {
@@ -125,9 +132,9 @@ fn need_after_pods(
             seen.look_every
         });
     }
-    // Pods that come and go, and pods that the API server does not know, must not cause one Job after the other. A drain ends by itself.
+    // Pods that come and go, and pods that the API server does not know, must not cause one Job after the other.
     let more = waiting.attempts.saturating_sub(INTERRUPTIONS_AT_ONCE - 1);
-    let pause = if more == 0 || drains {
+    let pause = if more == 0 {
         Duration::ZERO
     } else {
         backoff(more)
@@ -142,6 +149,14 @@ fn need_after_pods(
         Some(rest) if !rest.is_zero() => Need::Wait(rest),
         _ => Need::Now,
     }
+}
+
+/// Whether the time limit of a drain is over.
+#[must_use]
+pub fn is_drained_for_too_long(seen: &Observed, waiting: &WaitingForPods) -> bool {
+    let limit = seen.cluster.drain_timeout.unwrap_or_default();
+    let since = waiting.draining_since;
+    since.is_some_and(|since| since <= seen.now && age(seen.now, since) >= limit)
 }
 
 /// Whether the rollout has no place for the node now. A node that waits for pods has begun its change, and holds no place. If another Shim
