@@ -17,6 +17,9 @@ use crate::names::reasons;
 /// Lifecycle*, container restarts).
 const RECOVERY: Duration = Duration::from_mins(2);
 
+/// Time after a restart until its pods are forgotten if the API server does not answer about them.
+const LONGEST_WATCH: Duration = Duration::from_mins(10);
+
 /// One step of a drain.
 #[derive(Debug, Default)]
 pub struct DrainStep {
@@ -79,13 +82,24 @@ pub fn advance(seen: &Observed, desired: &Desired, applied: &mut Applied) -> Dra
 #[must_use]
 pub fn recovery_look(seen: &Observed, applied: Option<&Applied>) -> Option<Duration> {
     let ended = applied?.ended_pods.as_ref()?;
-    Some(RECOVERY.saturating_sub(age(seen.now, ended.at)))
+    let rest = RECOVERY.saturating_sub(age(seen.now, ended.at));
+    // The API server did not answer about the pods, or another Event came first.
+    Some(if rest.is_zero() {
+        seen.look_every
+    } else {
+        rest
+    })
 }
 
 /// Ends the watch over the pods of the last restart once they had time to start again. Returns the Event about those that did not.
 pub fn not_recovered(seen: &Observed, applied: &mut Applied) -> Option<EventSpec> {
-    let rest = recovery_look(seen, Some(applied))?;
-    let states = seen.pods.filter(|_| rest.is_zero())?;
+    let ended = applied.ended_pods.as_ref()?;
+    let since = age(seen.now, ended.at);
+    if ended.pods.pods.is_empty() || seen.pods.is_none() && since >= LONGEST_WATCH {
+        applied.ended_pods = None;
+        return None;
+    }
+    let states = seen.pods.filter(|_| since >= RECOVERY)?;
     let ended = applied.ended_pods.take()?;
     let named = ended.pods.pods.iter();
     let stopped: Vec<_> = named

@@ -399,12 +399,7 @@ fn without_the_right_to_evict_a_drain_waits_and_says_so() {
 #[test]
 fn pods_that_do_not_come_back_after_a_restart_are_named_once() {
     let (web, api) = (pod("web", "spin-v2"), pod("api", "spin-v2"));
-    let mut scene = Scene::provisioned();
-    scene.shims.push(shim("other", "other"));
-    scene.on_restart = OnRestart::Allow;
-    let scene = scene.stepped().answers(Outcome::Applied, true, None);
-    let scene = scene.after_ending(&[web.clone(), api.clone()]).stepped();
-    let mut scene = scene.stepped();
+    let mut scene = restarted(&[web.clone(), api.clone()]);
     assert_eq!(scene.decide().look_again, Some(Duration::from_mins(2)));
     scene.pods = Some(PodStates {
         left: vec![web.clone(), api],
@@ -426,6 +421,32 @@ fn pods_that_do_not_come_back_after_a_restart_are_named_once() {
     );
     assert!(!event.note.contains("default/api"));
     assert_eq!(scene.later(60).decide().event, None);
+}
+
+/// A node whose last restart ended `pods`.
+fn restarted(pods: &[EndingPod]) -> Scene {
+    let mut scene = Scene::provisioned();
+    scene.shims.push(shim("other", "other"));
+    scene.on_restart = OnRestart::Allow;
+    let scene = scene.stepped().answers(Outcome::Applied, true, None);
+    scene.after_ending(pods).stepped().stepped()
+}
+
+#[test]
+fn pods_of_a_restart_that_can_not_be_looked_at_are_forgotten() {
+    let scene = restarted(&[pod("web", "spin-v2")]).later(120);
+    let (scene, plan) = scene.step();
+    assert_eq!(plan.look_again, Some(Duration::from_secs(5)));
+    let scene = scene.later(480).stepped();
+    assert_eq!(scene.node.applied().unwrap().ended_pods, None);
+    let mut without_pods = restarted(&[pod("web", "spin-v2")]);
+    let annotation = without_pods.node.annotations.get_mut("farrier.dev/applied");
+    let annotation = annotation.unwrap();
+    let mut applied: serde_json::Value = serde_json::from_str(annotation).unwrap();
+    applied["endedPods"]["pods"] = json!([]);
+    *annotation = applied.to_string();
+    let after = without_pods.stepped();
+    assert_eq!(after.node.applied().unwrap().ended_pods, None);
 }
 
 #[test]
