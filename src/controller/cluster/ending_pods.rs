@@ -21,6 +21,10 @@ pub struct PodStates {
     pub left: Vec<EndingPod>,
     /// Pods of `left` that the API server has confirmed, and that may be evicted.
     pub evictable: Vec<EndingPod>,
+    /// Pods of `left` that are being deleted.
+    pub ending: Vec<EndingPod>,
+    /// Pods of `left` that are static: their kubelet runs them, and no eviction ends them.
+    pub static_pods: Vec<EndingPod>,
     /// Pods of `left` with a container that does not run.
     pub stopped: Vec<EndingPod>,
 }
@@ -52,11 +56,17 @@ pub async fn look(
             Ok((pod, found)) => {
                 answered = true;
                 if let Some(found) = found {
-                    let evictable = is_evictable(&found);
-                    states.evictable.extend(evictable.then(|| pod.clone()));
-                    states
-                        .stopped
-                        .extend(is_stopped(&found).then(|| pod.clone()));
+                    if is_stopped(&found) {
+                        states.stopped.push(pod.clone());
+                    }
+                    let kind = if is_static(&found) {
+                        &mut states.static_pods
+                    } else if found.metadata.deletion_timestamp.is_some() {
+                        &mut states.ending
+                    } else {
+                        &mut states.evictable
+                    };
+                    kind.push(pod.clone());
                     states.left.push(pod);
                 }
             }
@@ -102,9 +112,9 @@ fn mirrors(found: &PodObject, pod: &EndingPod) -> bool {
     mirrored.is_some_and(|uid| *uid == pod.uid)
 }
 
-/// Whether an eviction ends the pod: not one that ends already, and not a static pod, which its kubelet runs.
-fn is_evictable(pod: &PodObject) -> bool {
-    pod.metadata.deletion_timestamp.is_none() && !pod.annotations().contains_key(MIRROR_ANNOTATION)
+/// Whether the pod stands for a static pod.
+fn is_static(pod: &PodObject) -> bool {
+    pod.annotations().contains_key(MIRROR_ANNOTATION)
 }
 
 /// Whether a container of the pod does not run.
@@ -196,6 +206,8 @@ mod tests {
         let states = look(&client, "n1", &pods, true, &handlers).await.unwrap();
         assert_eq!(states.left, pods);
         assert_eq!(states.evictable, pods[3..]);
+        assert_eq!(states.static_pods, pods[1..2]);
+        assert_eq!(states.ending, pods[2..3]);
         assert_eq!(look(&client, "n1", &pods[..1], true, &handlers).await, None);
         let first = look(&client, "n1", &pods[2..], false, &handlers).await;
         assert_eq!(first.unwrap().left, pods[2..3]);

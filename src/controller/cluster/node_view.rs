@@ -96,15 +96,12 @@ impl NodeView {
     }
 
     /// The pods that a decision on the node depends on: those that it waits for, and those that its last restart ended. Also whether the
-    /// decision depends on each of them, and not only on whether one is left.
+    /// decision depends on each of them, and not only on whether one is left: where the controller `may_drain`, a static pod prevents that.
     #[must_use]
-    pub fn pods_to_look_at(&self) -> (Vec<EndingPod>, bool) {
+    pub fn pods_to_look_at(&self, may_drain: bool) -> (Vec<EndingPod>, bool) {
         let applied = self.applied().unwrap_or_default();
         let (waiting, ended) = (applied.waiting_for_pods, applied.ended_pods);
-        let drains = waiting
-            .as_ref()
-            .is_some_and(|it| it.draining_since.is_some());
-        let each = drains || ended.is_some();
+        let each = may_drain || ended.is_some();
         let pods = waiting.map(|it| it.pods.pods).into_iter();
         let pods = pods.chain(ended.map(|it| it.pods.pods));
         (pods.flatten().collect(), each)
@@ -217,6 +214,13 @@ impl Applied {
         for reason in reasons.chain([&mut self.reason]).flatten() {
             *reason = printable(reason);
         }
+        if let Some(waiting) = &mut self.waiting_for_pods {
+            let named = &waiting.pods.pods;
+            waiting.static_pods.retain(|pod| named.contains(pod));
+            waiting.static_pods.truncate(named.len());
+            let cause = waiting.undone_because.as_mut();
+            cause.into_iter().for_each(|it| *it = printable(it));
+        }
         let waiting = self.waiting_for_pods.iter_mut().map(|it| &mut it.pods);
         let ended = self.ended_pods.iter_mut().map(|it| &mut it.pods);
         for pods in waiting.chain(ended) {
@@ -251,9 +255,18 @@ pub struct WaitingForPods {
     /// Since when the pods are being evicted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub draining_since: Option<Timestamp>,
-    /// When the last eviction was undone because it took too long.
+    /// When the last drain was undone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub undone_at: Option<Timestamp>,
+    /// Drains in a row that were undone because they took too long.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub undone: u32,
+    /// Why the last drain took too long, and what to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undone_because: Option<String>,
+    /// The static pods among `pods`, as far as the API server was asked. No eviction ends them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub static_pods: Vec<EndingPod>,
     /// The Shims that wait for the pods, where another Shim failed in the same attempt. The failure is not theirs. Empty if the whole change
     /// waits, or if the API server rejected the Job.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]

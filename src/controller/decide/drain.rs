@@ -9,7 +9,7 @@ use super::ending_pods::{left, policy, waiting, waits};
 use super::event::{EventSpec, LONGEST_NOTE, cut};
 use super::job_due::{LONGEST_RETRY, age, has_no_turn, is_drained_for_too_long, may_begin};
 use super::types::Observed;
-use crate::controller::cluster::node_view::Applied;
+use crate::controller::cluster::node_view::{Applied, WaitingForPods};
 use crate::handoff::{EndingPod, EndingPods, OnRestart, Problem};
 use crate::names::reasons;
 
@@ -19,6 +19,9 @@ const RECOVERY: Duration = Duration::from_mins(2);
 
 /// Time after a restart until its pods are forgotten if the API server does not answer about them.
 const LONGEST_WATCH: Duration = Duration::from_mins(10);
+
+/// Longest pause after a drain that was undone. Each drain evicts pods that may have come back meanwhile, and taints the node.
+const LONGEST_REST: Duration = Duration::from_hours(4);
 
 /// One step of a drain.
 #[derive(Debug, Default)]
@@ -46,22 +49,32 @@ pub fn advance(seen: &Observed, desired: &Desired, applied: &mut Applied) -> Dra
     // A time in the future is not one of this controller.
     let is_past = |at: &Timestamp| *at <= seen.now;
     let rests = before.undone_at.filter(is_past);
-    let rests = rests.is_some_and(|at| age(seen.now, at) < LONGEST_RETRY);
-    // Pods that only containerd knows can't be evicted.
+    let rests = rests.is_some_and(|at| age(seen.now, at) < rest(before.undone));
+    let mut now = before.clone();
+    if let Some(pods) = seen.pods {
+        now.static_pods = left(&before, &pods.static_pods);
+    }
+    // Neither a static pod can be evicted, nor a pod that only containerd knows.
+    let drains = drains && now.static_pods.is_empty();
     let is_left = seen
         .pods
         .is_some_and(|pods| !left(&before, &pods.left).is_empty());
-    let mut now = before.clone();
     match before.draining_since.filter(is_past) {
         None if drains && is_left && !rests && !has_no_turn(seen, desired, applied) => {
             now.draining_since = Some(seen.now);
             step.event = Some(waits(seen.cluster, &now));
         }
-        None => now.draining_since = None,
+        None => {
+            now.draining_since = None;
+            let is_news = may_drain && now.static_pods != before.static_pods;
+            step.event = is_news.then(|| waits(seen.cluster, &now));
+        }
         Some(_) if !drains => now.draining_since = None,
         Some(_) if is_drained_for_too_long(seen, &before) => {
             now.draining_since = None;
             now.undone_at = Some(seen.now);
+            now.undone = now.undone.saturating_add(1);
+            now.undone_because = Some(cause(seen, &before));
             step.event = Some(EventSpec {
                 warning: true,
                 ..waits(seen.cluster, &now)
@@ -76,6 +89,32 @@ pub fn advance(seen: &Observed, desired: &Desired, applied: &mut Applied) -> Dra
     step.drains = now.draining_since.is_some();
     applied.waiting_for_pods = Some(now);
     step
+}
+
+/// The pause after so many drains that were undone: as between attempts, doubled for each drain after the first one.
+fn rest(undone: u32) -> Duration {
+    let doublings = undone.saturating_sub(1).min(10);
+    (LONGEST_RETRY * 2_u32.pow(doublings)).min(LONGEST_REST)
+}
+
+/// Why a drain took too long, and what to do.
+fn cause(seen: &Observed, waiting: &WaitingForPods) -> String {
+    let limit = seen.cluster.drain_timeout.unwrap_or_default().as_secs();
+    let Some(pods) = seen.pods else {
+        return "the API server did not answer about these pods: delete them".to_owned();
+    };
+    let left = left(waiting, &pods.left);
+    if left.is_empty() {
+        "the API server does not know these pods: remove them on the node if containerd still has them (`crictl pods`)".to_owned()
+    } else if left.iter().all(|pod| pods.ending.contains(pod)) {
+        format!(
+            "the pods were evicted and have not ended within {limit} s: set drainTimeoutSeconds in the chart to more than their terminationGracePeriodSeconds"
+        )
+    } else {
+        format!(
+            "the pods were not evicted within {limit} s: check their PodDisruptionBudgets, delete these pods"
+        )
+    }
 }
 
 /// Time until the pods of the last restart are looked at; `None` if there are none.

@@ -73,11 +73,15 @@ pub fn problem(cluster: &Cluster, waiting: &WaitingForPods) -> Problem {
     let message = format!("the restart of containerd would end {number}: {pods}");
     let place = place_of_policy(cluster, pods);
     let drains = specified(cluster, pods) == OnRestart::Drain;
-    let help = match (cluster.drain_timeout, drains, waiting.undone_at) {
-        (Some(timeout), true, Some(_)) => format!(
-            "the pods were not evicted within {} s: check their PodDisruptionBudgets, delete these pods, or set {place} to Allow",
-            timeout.as_secs()
-        ),
+    if !waiting.static_pods.is_empty() {
+        let of = EndingPods::of(&waiting.static_pods);
+        let help = format!(
+            "remove the manifests of these static pods from the node, because no eviction ends them, or set {place} to Allow: {of}"
+        );
+        return Problem::with_help(message, help);
+    }
+    let help = match (cluster.drain_timeout, drains, &waiting.undone_because) {
+        (Some(_), true, Some(because)) => format!("{because}, or set {place} to Allow"),
         (Some(_), true, None) => {
             "Farrier evicts these pods as soon as the node is ready, not cordoned, and its turn has come".to_owned()
         }

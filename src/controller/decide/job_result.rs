@@ -267,15 +267,22 @@ fn shims_that_wait(request: &ProvisionRequest, report: &ProvisionReport) -> BTre
 fn next_wait(applied: &Applied, report: &ProvisionReport) -> WaitingForPods {
     let before = applied.waiting_for_pods.clone().unwrap_or_default();
     let pods = report.ending_pods.clone().bounded();
-    // Another Shim was tried again meanwhile.
-    let is_same = !before.shims.is_empty() && pods == before.pods;
-    WaitingForPods {
+    let is_left = pods.pods.iter().any(|pod| before.pods.pods.contains(pod));
+    let next = WaitingForPods {
         pods,
         attempts: before.attempts,
         draining_since: before.draining_since,
+        ..WaitingForPods::default()
+    };
+    if !is_left {
         // What ended the drain before says nothing about other pods.
-        undone_at: before.undone_at.filter(|_| is_same),
-        shims: BTreeSet::new(),
+        return next;
+    }
+    WaitingForPods {
+        undone_at: before.undone_at,
+        undone: before.undone,
+        undone_because: before.undone_because,
+        ..next
     }
 }
 

@@ -211,6 +211,87 @@ fn a_drain_that_takes_too_long_is_undone_and_tried_again_later() {
 }
 
 #[test]
+fn drains_that_end_nothing_become_rare() {
+    let web = [pod("web", "spin-v2")];
+    let mut scene = draining(&web);
+    let mut rests = Vec::new();
+    for _ in 0..7 {
+        scene = scene.later(300).stepped();
+        let mut minutes = 0;
+        while taints(&scene).is_empty() {
+            scene = scene.later(60).stepped();
+            minutes += 1;
+        }
+        rests.push(minutes);
+    }
+    assert_eq!(rests, [10, 20, 40, 80, 160, 240, 240]);
+    // Other pods say nothing about these.
+    let scene = scene.left(&[]).stepped();
+    let other = scene.refused_for(&[pod("other", "spin-v2")]).stepped();
+    assert_eq!(
+        other
+            .node
+            .applied()
+            .unwrap()
+            .waiting_for_pods
+            .unwrap()
+            .undone,
+        0
+    );
+}
+
+#[test]
+fn no_drain_begins_for_a_static_pod() {
+    let pods = [pod("web", "spin-v2"), pod("static", "spin-v2")];
+    let mut scene = waiting(&pods, OnRestart::Drain);
+    scene.drain_timeout = Some(Duration::from_mins(5));
+    let mut scene = scene.stepped().left(&pods);
+    scene.pods.as_mut().unwrap().static_pods = pods[1..].to_vec();
+    let (scene, plan) = scene.step();
+    assert!(taints(&scene).is_empty() && plan.evict.is_empty());
+    let note = plan.event.unwrap().note;
+    assert!(
+        note.ends_with(
+            "or set spec.onRestart of Shim spin to Allow: default/static (handler spin-v2)"
+        ),
+        "{note}"
+    );
+    assert!(
+        note.contains("Remove the manifests of these static pods"),
+        "{note}"
+    );
+    assert_eq!(scene.decide().event, None, "once");
+    let Phase::WaitingForPods(text) = &scene.summary().shims["other"].phase else {
+        panic!("no wait")
+    };
+    assert!(text.contains("static pods"), "{text}");
+    assert_eq!(taints(&scene.left(&pods[..1]).stepped()).len(), 1);
+}
+
+#[test]
+fn a_pod_that_needs_longer_than_the_drain_was_evicted_nevertheless() {
+    let web = [pod("web", "spin-v2")];
+    let mut scene = draining(&web).later(300);
+    let states = scene.pods.as_mut().unwrap();
+    states.ending = std::mem::take(&mut states.evictable);
+    let (scene, plan) = scene.step();
+    let note = plan.event.unwrap().note;
+    assert!(
+        note.contains("were evicted and have not ended within 300 s")
+            && note.contains("terminationGracePeriodSeconds"),
+        "{note}"
+    );
+    // The API server does not answer, and a Job asks containerd. The pod has still not ended.
+    let mut silent = scene.later(600);
+    silent.pods = None;
+    let silent = silent.stepped();
+    assert!(silent.job.is_some());
+    let again = silent.refused_for(&web).stepped().left(&web);
+    let waiting = again.node.applied().unwrap().waiting_for_pods.unwrap();
+    assert_eq!(waiting.undone, 1);
+}
+
+#[test]
 fn a_drain_ends_with_its_cause() {
     let web = [pod("web", "spin-v2")];
     let draining = || draining(&web);
@@ -403,8 +484,8 @@ fn pods_that_do_not_come_back_after_a_restart_are_named_once() {
     assert_eq!(scene.decide().look_again, Some(Duration::from_mins(2)));
     scene.pods = Some(PodStates {
         left: vec![web.clone(), api],
-        evictable: Vec::new(),
         stopped: vec![web],
+        ..PodStates::default()
     });
     assert_eq!(scene.decide().event, None);
     let (scene, plan) = scene.later(120).step();

@@ -293,7 +293,7 @@ impl Scene {
         self.pods = Some(PodStates {
             left: pods.to_vec(),
             evictable: pods.to_vec(),
-            stopped: Vec::new(),
+            ..PodStates::default()
         });
         self
     }
