@@ -252,6 +252,9 @@ pub struct WaitingForPods {
     /// Jobs in a row that were created because the pods had ended, and that named pods again.
     #[serde(default)]
     pub attempts: u32,
+    /// The API server says that these pods have ended. The restart waits for something else, or containerd named the pods nevertheless.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ended: bool,
     /// Since when the pods are being evicted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub draining_since: Option<Timestamp>,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::desired::Desired;
-use super::ending_pods::{left, policy, waiting, waits};
+use super::ending_pods::{have_ended, left, policy, waiting, waits};
 use super::event::{EventSpec, LONGEST_NOTE, cut};
 use super::job_due::{LONGEST_RETRY, age, has_no_turn, is_drained_for_too_long, may_begin};
 use super::types::Observed;
@@ -53,12 +53,11 @@ pub fn advance(seen: &Observed, desired: &Desired, applied: &mut Applied) -> Dra
     let mut now = before.clone();
     if let Some(pods) = seen.pods {
         now.static_pods = left(&before, &pods.static_pods);
+        now.ended = have_ended(seen, &before);
     }
     // Neither a static pod can be evicted, nor a pod that only containerd knows.
     let drains = drains && now.static_pods.is_empty();
-    let is_left = seen
-        .pods
-        .is_some_and(|pods| !left(&before, &pods.left).is_empty());
+    let is_left = seen.pods.is_some() && !now.ended;
     match before.draining_since.filter(is_past) {
         None if drains && is_left && !rests && !has_no_turn(seen, desired, applied) => {
             now.draining_since = Some(seen.now);

@@ -62,6 +62,22 @@ pub fn problem(cluster: &Cluster, waiting: &WaitingForPods) -> Problem {
         1 => ("1 pod".to_owned(), "is"),
         number => (format!("{number} pods"), "are"),
     };
+    let place = place_of_policy(cluster, pods);
+    if waiting.ended && waiting.attempts == 0 {
+        return Problem::with_help(
+            "the pods that the restart of containerd would have ended are gone",
+            "Farrier restarts containerd as soon as the node is ready and its turn has come",
+        );
+    }
+    if waiting.ended {
+        let message = format!(
+            "the restart of containerd would have ended {number}, which the API server does not know: {pods}"
+        );
+        let help = format!(
+            "Farrier asks containerd again within ten minutes. If `crictl pods` on the node still lists these pods, remove them there, or set {place} to Allow"
+        );
+        return Problem::with_help(message, help);
+    }
     if waiting.draining_since.is_some() {
         return Problem::new(
             format!(
@@ -71,7 +87,6 @@ pub fn problem(cluster: &Cluster, waiting: &WaitingForPods) -> Problem {
         );
     }
     let message = format!("the restart of containerd would end {number}: {pods}");
-    let place = place_of_policy(cluster, pods);
     let drains = specified(cluster, pods) == OnRestart::Drain;
     if !waiting.static_pods.is_empty() {
         let of = EndingPods::of(&waiting.static_pods);
@@ -128,12 +143,19 @@ pub fn left(waiting: &WaitingForPods, left: &[EndingPod]) -> Vec<EndingPod> {
     named.filter(|pod| left.contains(pod)).cloned().collect()
 }
 
+/// Whether the API server says that the pods have ended.
+#[must_use]
+pub fn have_ended(seen: &Observed, waiting: &WaitingForPods) -> bool {
+    seen.pods
+        .is_some_and(|pods| left(waiting, &pods.left).is_empty())
+}
+
 /// Whether the restart may be tried, `since` the last attempt: the pods have ended, or may end.
 #[must_use]
 pub fn are_over(seen: &Observed, waiting: &WaitingForPods, since: Duration) -> bool {
     match (policy(seen.cluster, &waiting.pods), seen.pods) {
         (OnRestart::Allow, _) => true,
-        (OnRestart::Refuse | OnRestart::Drain, Some(pods)) => left(waiting, &pods.left).is_empty(),
+        (OnRestart::Refuse | OnRestart::Drain, Some(_)) => have_ended(seen, waiting),
         // The API server says nothing about the pods, and a Job asks containerd.
         (OnRestart::Refuse | OnRestart::Drain, None) => {
             waiting.draining_since.is_none() && since >= LONGEST_WAIT

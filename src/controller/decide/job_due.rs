@@ -215,7 +215,8 @@ pub fn pause(interruptions: u32) -> Duration {
     }
 }
 
-/// Whether a Job could run on the node now. The node must be ready. On a cordoned node, shims are removed but not installed.
+/// Whether a Job could run on the node now. The node must be ready. On a cordoned node, shims are removed but not installed, unless only
+/// the restart of containerd is left, and the pods that it would have ended are gone: `kubectl drain` has removed them.
 #[must_use]
 pub fn may_begin(seen: &Observed, desired: &Desired, applied: Option<&Applied>) -> bool {
     let known = |shim: &ShimRequest| {
@@ -223,7 +224,9 @@ pub fn may_begin(seen: &Observed, desired: &Desired, applied: Option<&Applied>) 
         shim.keep || known.is_some_and(|known| known.fulfils(shim))
     };
     let brings = desired.request.shims.iter().any(|shim| !known(shim));
-    seen.node.ready && !(seen.node.cordoned && brings)
+    let waiting = ending_pods::waiting(applied, desired);
+    let is_drained = waiting.is_some_and(|waiting| ending_pods::have_ended(seen, waiting));
+    seen.node.ready && (!seen.node.cordoned || !brings || is_drained)
 }
 
 /// Time since `then`; zero if `then` lies in the future.

@@ -127,6 +127,48 @@ fn pods_that_come_and_go_cost_a_job_every_ten_minutes_at_most(
     assert_eq!(waits, [0, 0, 0, 30, 60, 120, 240, 480, 600, 600, 600, 600]);
 }
 
+/// Why the Shim `other` waits.
+fn text(scene: &Scene) -> String {
+    match scene.summary().shims["other"].phase.clone() {
+        Phase::WaitingForPods(text) => text,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[rstest]
+fn a_node_that_an_operator_drained_restarts_containerd(
+    #[values(OnRestart::Refuse, OnRestart::Drain)] on_restart: OnRestart,
+) {
+    let web = [pod("web", "spin-v2")];
+    let mut scene = waiting(&web, on_restart);
+    scene.drain_timeout = Some(Duration::from_mins(5));
+    let mut scene = scene.stepped().left(&web);
+    scene.node.cordoned = true;
+    let scene = scene.stepped();
+    assert!(scene.job.is_none() && taints(&scene).is_empty());
+    let mut over = scene.left(&[]);
+    over.node.ready = false;
+    let over = over.stepped();
+    assert!(over.job.is_none());
+    let why = text(&over);
+    assert!(why.contains("are gone") && !why.contains("web"), "{why}");
+    let mut ready = over;
+    ready.node.ready = true;
+    let ready = ready.stepped();
+    assert!(ready.job.is_some());
+    // Containerd still has the pod.
+    let mut again = ready.refused_for(&web).stepped();
+    for _ in 0..2 {
+        again = again.stepped().refused_for(&web).stepped();
+    }
+    let again = again.stepped();
+    let why = text(&again);
+    assert!(
+        why.contains("1 pod, which the API server does not know"),
+        "{why}"
+    );
+}
+
 #[test]
 fn a_changed_policy_counts_at_once() {
     let mut after = waiting(&[pod("web", "spin-v2")], OnRestart::Refuse).stepped();
@@ -261,10 +303,7 @@ fn no_drain_begins_for_a_static_pod() {
         "{note}"
     );
     assert_eq!(scene.decide().event, None, "once");
-    let Phase::WaitingForPods(text) = &scene.summary().shims["other"].phase else {
-        panic!("no wait")
-    };
-    assert!(text.contains("static pods"), "{text}");
+    assert!(text(&scene).contains("static pods"));
     assert_eq!(taints(&scene.left(&pods[..1]).stepped()).len(), 1);
 }
 
@@ -383,9 +422,12 @@ fn a_host_that_was_changed_by_others_waits_for_pods_too() {
 fn a_drain_is_undone_if_its_job_can_not_be_created() {
     let web = [pod("web", "spin-v2")];
     let draining = || draining(&web);
-    let mut cordoned = draining().left(&[]);
+    let mut cordoned = draining();
     cordoned.node.cordoned = true;
     assert!(taints(&cordoned.stepped()).is_empty());
+    let mut not_ready = draining().left(&[]);
+    not_ready.node.ready = false;
+    assert!(taints(&not_ready.stepped()).is_empty());
     let mut rejected = draining();
     rejected.rejected = Some(Problem::new("a quota", None));
     let mut rejected = rejected.stepped();
