@@ -111,7 +111,7 @@ fn read(
         return refused_for_pods(seen, applied, job, report);
     }
     let waiting_shims = shims_that_wait(request, report);
-    let waiting = (!waiting_shims.is_empty()).then(|| next_wait(&applied, report));
+    let waiting = (!waiting_shims.is_empty()).then(|| next_wait(seen, &applied, report));
     applied.waiting_for_pods = None;
     let done = matches!(report.result, Outcome::Applied | Outcome::Unchanged);
     let is_reported = report.result != Outcome::Unchanged
@@ -248,7 +248,7 @@ fn refused_for_pods(
     for (name, known) in &mut applied.shims {
         keep_served(name, known, report);
     }
-    let waiting = next_wait(&applied, report);
+    let waiting = next_wait(seen, &applied, report);
     finish_waiting_attempt(seen, applied, job, report, waiting)
 }
 
@@ -264,14 +264,17 @@ fn shims_that_wait(request: &ProvisionRequest, report: &ProvisionReport) -> BTre
 }
 
 /// The wait for the pods of a report.
-fn next_wait(applied: &Applied, report: &ProvisionReport) -> WaitingForPods {
+fn next_wait(seen: &Observed, applied: &Applied, report: &ProvisionReport) -> WaitingForPods {
     let before = applied.waiting_for_pods.clone().unwrap_or_default();
     let pods = report.ending_pods.clone().bounded();
     let is_left = pods.pods.iter().any(|pod| before.pods.pods.contains(pod));
+    // A report names ten pods at most. That fewer and fewer pods are left ends by itself, and the time limit of a drain is for each ten.
+    let progresses = !is_left && pods.len() < before.pods.len();
+    let draining_since = before.draining_since;
     let next = WaitingForPods {
         pods,
-        attempts: before.attempts,
-        draining_since: before.draining_since,
+        attempts: if progresses { 0 } else { before.attempts },
+        draining_since: draining_since.map(|since| if progresses { seen.now } else { since }),
         ..WaitingForPods::default()
     };
     if !is_left {

@@ -331,6 +331,30 @@ fn a_pod_that_needs_longer_than_the_drain_was_evicted_nevertheless() {
 }
 
 #[test]
+fn a_node_with_many_pods_is_drained_ten_by_ten() {
+    let pods: Vec<_> = (10..60)
+        .map(|number| pod(&format!("web-{number}"), "spin-v2"))
+        .collect();
+    let mut scene = draining(&pods);
+    for gone in [10, 20, 30, 40] {
+        scene = scene.later(200).left(&[]).stepped();
+        assert!(scene.job.is_some(), "{gone}");
+        let rest = &pods[gone..];
+        scene = scene.refused_for(rest).stepped().left(rest).stepped();
+        assert_eq!(taints(&scene).len(), 1, "{gone}");
+        assert_eq!(scene.decide().evict, rest[..10]);
+    }
+    // The same number of pods is no progress.
+    let others: Vec<_> = (60..70)
+        .map(|number| pod(&format!("web-{number}"), "spin-v2"))
+        .collect();
+    let scene = scene.later(200).left(&[]).stepped();
+    let scene = scene.refused_for(&others).stepped().left(&others);
+    let scene = scene.later(100).stepped();
+    assert!(taints(&scene).is_empty());
+}
+
+#[test]
 fn a_drain_ends_with_its_cause() {
     let web = [pod("web", "spin-v2")];
     let draining = || draining(&web);
