@@ -174,9 +174,13 @@ async fn reconcile_node(
     let answer = apply::in_time(format!("node {}", view.name), write).await;
     context.metrics.reconciled("node", answer.is_ok());
     let mut look_again = plan.look_again;
-    if let Ok(patched) = &answer {
-        context.node_is_written(&node, &plan, patched.as_deref());
-        if patched.is_some() && *patched == node.resource_version() {
+    if let Ok(written) = &answer {
+        let (version, refusal) = (
+            written.version.as_deref(),
+            written.refused_eviction.as_deref(),
+        );
+        context.node_is_written(&node, &plan, version, refusal);
+        if written.version.is_some() && written.version == node.resource_version() {
             look_again = Some(look_again.map_or(AFTER_REVERT, |wait| wait.min(AFTER_REVERT)));
         }
     }

@@ -173,8 +173,16 @@ pub async fn in_time<T>(
     })
 }
 
-/// Carries out the plan for `node`: labels, annotation and taints first, then Events, evictions and the Job. Returns the version of the node after the
-/// patch, if there was one.
+/// What the API server said to the writes for a node.
+#[derive(Debug, Default)]
+pub struct Written {
+    /// The version of the node after the patch, if there was one.
+    pub version: Option<String>,
+    /// Why the last pod that could not be evicted was not, with its name.
+    pub refused_eviction: Option<String>,
+}
+
+/// Carries out the plan for `node`: labels, annotation and taints first, then Events, evictions and the Job.
 ///
 /// # Errors
 /// When the API server rejects a write, or reverts the annotation: a Job that is not recorded must not be created. Earlier writes stay, and
@@ -185,9 +193,9 @@ pub async fn node(
     node: &NodeObject,
     plan: &Plan,
     metrics: &Metrics,
-) -> Result<Option<String>, Error> {
+) -> Result<Written, Error> {
     let (name, uid) = (node.name_any(), node.uid().unwrap_or_default());
-    let mut version = None;
+    let mut written = Written::default();
     if let Some(edit) = &plan.edit {
         let patch = Patch::Merge(NodePatch {
             metadata: NodePatchMetadata {
@@ -209,7 +217,7 @@ pub async fn node(
             source,
         });
         match answer.and_then(|patched| accepted(node, edit, &patched)) {
-            Ok(patched) => version = Some(patched),
+            Ok(patched) => written.version = Some(patched),
             Err(error) => {
                 // The node itself can't be written.
                 if let Some(problem) = error.rejection() {
@@ -230,7 +238,11 @@ pub async fn node(
         publish_event(client, &subject, event).await;
     }
     for pod in &plan.evict {
-        evict(client, pod).await;
+        if let Err(error) = evict(client, pod).await {
+            let error = message(&error);
+            tracing::warn!(%pod, error, "failed to evict a pod, retrying");
+            written.refused_eviction = Some(format!("{pod}: {error}"));
+        }
     }
     match &plan.job {
         JobStep::None => {}
@@ -240,7 +252,7 @@ pub async fn node(
         }
         JobStep::Delete(job_uid) => delete_job(client, settings, &uid, job_uid).await?,
     }
-    Ok(version)
+    Ok(written)
 }
 
 /// A merge patch of a node. A label or annotation without a value is removed; k8s-openapi's metadata can't express that.
@@ -288,8 +300,11 @@ fn accepted(
     Ok(version.unwrap_or_default())
 }
 
-/// Evicts a pod. A `PodDisruptionBudget` may refuse that for now, so every answer but success is only logged: the next decision tries again.
-async fn evict(client: &Client, pod: &EndingPod) {
+/// Evicts a pod.
+///
+/// # Errors
+/// When the API server refuses that, as a `PodDisruptionBudget` may for now. The next decision tries again.
+async fn evict(client: &Client, pod: &EndingPod) -> Result<(), kube::Error> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace);
     // kube's own method sends no precondition: it misspells the field.
     let eviction = Eviction {
@@ -308,13 +323,9 @@ async fn evict(client: &Client, pod: &EndingPod) {
     let answer: Result<serde_json::Value, _> = pods
         .create_subresource("eviction", &pod.name, &post_params(), &eviction)
         .await;
-    match success_on(answer, &[404, 409]) {
-        Ok(()) => tracing::info!(%pod, "evicted a pod before the restart of containerd"),
-        Err(error) => {
-            let error = message(&error);
-            tracing::warn!(%pod, error, "failed to evict a pod, retrying");
-        }
-    }
+    success_on(answer, &[404, 409])?;
+    tracing::info!(%pod, "evicted a pod before the restart of containerd");
+    Ok(())
 }
 
 async fn create_job(client: &Client, settings: &Settings, job: &Job) -> Result<(), Error> {
@@ -557,8 +568,8 @@ mod tests {
             ..Plan::default()
         };
         let (settings, metrics) = (settings(), Metrics::new());
-        let version = node(&client, &settings, &seen, &plan, &metrics).await;
-        assert_eq!(version.unwrap().as_deref(), Some("8"));
+        let answer = node(&client, &settings, &seen, &plan, &metrics).await;
+        assert_eq!(answer.unwrap().version.as_deref(), Some("8"));
         let document = json!({
             "metadata": {
                 "resourceVersion": "7", "uid": "u", "labels": {"gone": null}, "annotations": {"farrier.dev/applied": "{}"},
@@ -569,16 +580,38 @@ mod tests {
         assert_eq!(*written.lock().unwrap(), expected);
     }
 
-    #[tokio::test]
-    async fn an_eviction_ends_the_pod_of_its_uid_alone() {
-        let (client, written) = recording(json!({"kind": "Status", "status": "Success"}));
-        let pod = EndingPod {
+    fn pod() -> EndingPod {
+        EndingPod {
             namespace: "default".to_owned(),
             name: "web-0".to_owned(),
             uid: "u1".to_owned(),
             handler: "spin".to_owned(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refused_eviction_is_told_and_is_no_failure() {
+        let service = tower::service_fn(|_: hyper::Request<Body>| {
+            let answer = json!({"kind": "Status", "status": "Failure", "code": 429, "message": "no disruption", "reason": "TooManyRequests"});
+            let answer = Body::from(answer.to_string().into_bytes());
+            std::future::ready(hyper::Response::builder().status(429).body(answer))
+        });
+        let plan = Plan {
+            evict: vec![pod()],
+            ..Plan::default()
         };
-        evict(&client, &pod).await;
+        let (client, seen) = (Client::new(service, "farrier"), NodeObject::default());
+        let answer = node(&client, &settings(), &seen, &plan, &Metrics::new()).await;
+        assert_eq!(
+            answer.unwrap().refused_eviction.as_deref(),
+            Some("default/web-0 (handler spin): no disruption")
+        );
+    }
+
+    #[tokio::test]
+    async fn an_eviction_ends_the_pod_of_its_uid_alone() {
+        let (client, written) = recording(json!({"kind": "Status", "status": "Success"}));
+        evict(&client, &pod()).await.unwrap();
         let (line, document) = written.lock().unwrap().pop().unwrap();
         assert_eq!(line, "POST /api/v1/namespaces/default/pods/web-0/eviction");
         assert_eq!(

@@ -23,6 +23,9 @@ const LONGEST_WATCH: Duration = Duration::from_mins(10);
 /// Longest pause after a drain that was undone. Each drain evicts pods that may have come back meanwhile, and taints the node.
 const LONGEST_REST: Duration = Duration::from_hours(4);
 
+/// Longest answer of the API server to an eviction in a message, in bytes: a message has 1,000 for everything.
+const LONGEST_ANSWER: usize = 300;
+
 /// One step of a drain.
 #[derive(Debug, Default)]
 pub struct DrainStep {
@@ -110,8 +113,11 @@ fn cause(seen: &Observed, waiting: &WaitingForPods) -> String {
             "the pods were evicted and have not ended within {limit} s: set drainTimeoutSeconds in the chart to more than their terminationGracePeriodSeconds"
         )
     } else {
+        let answer = seen.refused_eviction.map_or(String::new(), |answer| {
+            format!(" ({})", cut(answer, LONGEST_ANSWER))
+        });
         format!(
-            "the pods were not evicted within {limit} s: check their PodDisruptionBudgets, delete these pods"
+            "the pods were not evicted within {limit} s{answer}: check their PodDisruptionBudgets, delete these pods"
         )
     }
 }

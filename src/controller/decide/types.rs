@@ -28,6 +28,8 @@ pub struct Observed<'a> {
     pub job: Option<&'a JobView>,
     /// Why the API server rejected the last Job.
     pub rejected: Option<&'a Problem>,
+    /// Why the last eviction of a pod of the node was refused.
+    pub refused_eviction: Option<&'a str>,
     /// Why no Job may be created now.
     pub hold: Hold,
     /// The state of the pods that the annotation names, if they were looked at just now.

@@ -76,11 +76,11 @@ fn is_queued(summary: &NodeSummary, on_node: &ShimOnNode) -> bool {
 fn is_worker_left(summary: &NodeSummary, on_node: &ShimOnNode) -> bool {
     let works = match on_node.phase {
         Phase::Pending => summary.changing || summary.fit,
-        Phase::Removing { .. } => summary.changing,
+        // With `WaitingForPods`, a node that is being drained.
+        Phase::Removing { .. } | Phase::WaitingForPods(_) => summary.changing,
         Phase::Ready
         | Phase::Idle
         | Phase::Waiting
-        | Phase::WaitingForPods(_)
         | Phase::Failed { .. }
         | Phase::Unsupported(_)
         | Phase::HandlersTaken => false,

@@ -39,7 +39,7 @@ pub mod rejected_writes;
 use aggregate::{Carrier, Fleet};
 use expectations::Expectations;
 use node_summary::NodeSummary;
-use rejected_writes::RejectedWrites;
+use rejected_writes::{RefusedEvictions, RejectedWrites};
 
 /// Time between two status updates of one Shim: thousands of nodes may change within a minute.
 const BETWEEN_STATUSES: Duration = Duration::from_secs(1);
@@ -77,6 +77,7 @@ struct Memory {
     fleet: Fleet,
     expectations: Expectations,
     rejected_writes: RejectedWrites,
+    refused_evictions: RefusedEvictions,
     /// Time of the last status update of each Shim, by name.
     status_decided: HashMap<String, Instant>,
     /// Time of the last change of a Shim.
@@ -324,6 +325,7 @@ impl Context {
         let cluster = Arc::clone(&memory.cluster);
         let rejected = memory.rejected_writes.of(&view.uid);
         let rejected = rejected.as_ref().map(|rejected| &rejected.problem);
+        let refused_eviction = memory.refused_evictions.of(&view.uid);
         let blocked = rollout::blocked_by_rollout(&memory.fleet.others(&view.name), view, &cluster);
         let hold = match memory.settling(Instant::now()) {
             Some(rest) => Hold::Settling(rest),
@@ -332,6 +334,7 @@ impl Context {
         };
         let seen = Observed {
             rejected,
+            refused_eviction: refused_eviction.as_deref(),
             hold,
             pods,
             look_every: ending_pods::look_every(memory.fleet.waiting_for_pods()),
@@ -355,9 +358,19 @@ impl Context {
         Some(plan)
     }
 
-    /// Records that a plan was written to this version of the node, and the version that the patch returned.
-    pub fn node_is_written(&self, node: &NodeObject, plan: &Plan, patched: Option<&str>) {
-        self.memory().expectations.done(node, plan, patched);
+    /// Records that a plan was written to this version of the node, the version that the patch returned, and why an eviction was refused.
+    pub fn node_is_written(
+        &self,
+        node: &NodeObject,
+        plan: &Plan,
+        version: Option<&str>,
+        refused_eviction: Option<&str>,
+    ) {
+        let mut memory = self.memory();
+        memory.expectations.done(node, plan, version);
+        let uid = node.uid().unwrap_or_default();
+        let refusal = refused_eviction.map(str::to_owned);
+        memory.refused_evictions.after(uid, refusal);
     }
 
     /// Decides on one Shim. Also returns how long to wait before a rejected write of the Shim is repeated.
@@ -496,6 +509,7 @@ impl Context {
             blocked_by_rollout,
             job,
             rejected: None,
+            refused_eviction: None,
             hold: Hold::None,
             pods: None,
             look_every: ending_pods::look_every(0),

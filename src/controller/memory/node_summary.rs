@@ -105,9 +105,10 @@ impl NodeSummary {
         let waiting = ending_pods::waiting(applied, desired);
         let drained = waiting.is_some_and(|waiting| waiting.draining_since.is_some());
         let drains = plan.drains || drained;
-        let mut changing = job_is_unrecorded || begins || drains;
+        let works = job_is_unrecorded || begins;
+        let mut changing = works || drains;
         // While the Job asks again, the node is in progress.
-        let waiting = waiting.filter(|_| !changing);
+        let waiting = waiting.filter(|_| !works);
         let waiting = waiting.map(|it| ending_pods::problem(seen.cluster, it).sentence());
         let mut shims = BTreeMap::new();
         for (shim, verdict) in &desired.verdicts {

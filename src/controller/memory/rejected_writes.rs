@@ -12,6 +12,28 @@ const AT_ONCE: Duration = Duration::from_secs(1);
 /// Most objects with rejected writes at a time. Above this number, all records are dropped, also those of deleted objects.
 const MOST: usize = 1_000;
 
+/// Why the last eviction from a node was refused, by the UID of the node.
+#[derive(Debug, Default)]
+pub struct RefusedEvictions(HashMap<String, String>);
+
+impl RefusedEvictions {
+    /// Why the last eviction from the node `uid` was refused.
+    pub fn of(&self, uid: &str) -> Option<String> {
+        self.0.get(uid).cloned()
+    }
+
+    /// Records the refusal, or with `None` that no eviction is refused.
+    pub fn after(&mut self, uid: String, refusal: Option<String>) {
+        if self.0.len() >= MOST {
+            self.0.clear();
+        }
+        match refusal {
+            Some(refusal) => self.0.insert(uid, refusal),
+            None => self.0.remove(&uid),
+        };
+    }
+}
+
 /// The last rejected write of each node and Shim, by UID.
 #[derive(Debug, Default)]
 pub struct RejectedWrites(HashMap<String, RejectedWrite>);

@@ -238,10 +238,20 @@ fn a_drain_that_takes_too_long_is_undone_and_tried_again_later() {
     scene.drain_timeout = Some(Duration::from_mins(5));
     let scene = scene.stepped().left(&web).stepped().later(299);
     assert_eq!(scene.decide().evict, web);
-    let (scene, plan) = scene.later(1).step();
+    let why = text(&scene);
+    assert!(why.contains("is being evicted: default/web"), "{why}");
+    let message = &scene.status(1).status.unwrap().conditions[0].message;
+    assert!(message.contains("is being evicted"), "{message}");
+    let mut scene = scene.later(1);
+    scene.refused_eviction = Some("default/web: no disruption is allowed".to_owned());
+    let (scene, plan) = scene.step();
     let event = plan.event.unwrap();
     assert!(
-        event.warning && event.note.contains("PodDisruptionBudgets"),
+        event.warning
+            && event.note.contains("PodDisruptionBudgets")
+            && event
+                .note
+                .contains("(default/web: no disruption is allowed)"),
         "{event:?}"
     );
     assert!(taints(&scene).is_empty() && plan.evict.is_empty());
