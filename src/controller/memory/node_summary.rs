@@ -107,9 +107,9 @@ impl NodeSummary {
         let drains = plan.drains || drained;
         let works = job_is_unrecorded || begins;
         let mut changing = works || drains;
+        let named = waiting.map(|it| ending_pods::problem(seen.cluster, it).sentence());
         // While the Job asks again, the node is in progress.
-        let waiting = waiting.filter(|_| !works);
-        let waiting = waiting.map(|it| ending_pods::problem(seen.cluster, it).sentence());
+        let waiting = named.clone().filter(|_| !works);
         let mut shims = BTreeMap::new();
         for (shim, verdict) in &desired.verdicts {
             let progress = node_labels::progress(node, applied, shim, verdict, desired);
@@ -146,7 +146,7 @@ impl NodeSummary {
                     waits: desired.staying.contains(&shim),
                     reason: known
                         .and_then(|known| known.reason.clone())
-                        .or_else(|| waiting.clone()),
+                        .or_else(|| named.clone()),
                 };
                 let carried = true;
                 shims.insert(shim, ShimOnNode { phase, carried });
