@@ -103,6 +103,19 @@ impl EndingPods {
         .with_pods(pods.iter().cloned())
     }
 
+    /// These pods and those of `other`.
+    #[must_use]
+    pub fn and(self, other: &Self) -> Self {
+        let new = other.pods.iter().filter(|pod| !self.pods.contains(pod));
+        let all: Vec<EndingPod> = self.pods.iter().chain(new).cloned().collect();
+        Self {
+            more: self.more.saturating_add(other.more),
+            handlers: self.handlers.union(&other.handlers).cloned().collect(),
+            ..Self::default()
+        }
+        .with_pods(all.into_iter())
+    }
+
     fn with_pods(mut self, pods: impl Iterator<Item = EndingPod>) -> Self {
         let all: Vec<_> = pods.map(EndingPod::printable).collect();
         self.more = self

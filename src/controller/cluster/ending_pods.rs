@@ -25,7 +25,7 @@ pub struct PodStates {
     pub ending: Vec<EndingPod>,
     /// Pods of `left` that are static: their kubelet runs them, and no eviction ends them.
     pub static_pods: Vec<EndingPod>,
-    /// Pods of `left` with a container that does not run.
+    /// Pods with a container that does not run, also those that have failed.
     pub stopped: Vec<EndingPod>,
 }
 
@@ -42,7 +42,7 @@ pub async fn look(
         let api: Api<PodObject> = Api::namespaced(client.clone(), &pod.namespace);
         match api.get_opt(&pod.name).await {
             Ok(found) => {
-                let there = found.filter(|it| is_still_there(it, &pod, node, handlers));
+                let there = found.filter(|it| is_on_node(it, &pod, node, handlers));
                 Ok((pod, there))
             }
             Err(error) => Err((pod, error)),
@@ -58,6 +58,9 @@ pub async fn look(
                 if let Some(found) = found {
                     if is_stopped(&found) {
                         states.stopped.push(pod.clone());
+                    }
+                    if has_ended(&found) {
+                        continue;
                     }
                     let kind = if is_static(&found) {
                         &mut states.static_pods
@@ -85,23 +88,21 @@ pub async fn look(
     answered.then_some(states)
 }
 
-/// Whether `found` is `pod`, on `node`, and has not ended. The name of the pod comes from a report or an annotation, which the kubelet and
+/// Whether `found` is `pod`, on `node`. The name of the pod comes from a report or an annotation, which the kubelet and
 /// accounts with access to the node write: a pod of another node, or with another handler, does not count.
-fn is_still_there(
+fn is_on_node(
     found: &PodObject,
     pod: &EndingPod,
     node: &str,
     handlers: &HashMap<String, String>,
 ) -> bool {
-    let ended = matches!(found.status.phase.as_deref(), Some("Succeeded" | "Failed"));
     let class = found.spec.runtime_class_name.as_deref();
     // The class of a Shim that is being removed is gone already.
     let has_handler = class.is_some_and(|class| {
         let handler = handlers.get(class);
         handler.is_none_or(|handler| *handler == pod.handler)
     });
-    !ended
-        && has_handler
+    has_handler
         && (found.uid().is_some_and(|uid| uid == pod.uid) || mirrors(found, pod))
         && found.spec.node_name.as_deref() == Some(node)
 }
@@ -117,8 +118,18 @@ fn is_static(pod: &PodObject) -> bool {
     pod.annotations().contains_key(MIRROR_ANNOTATION)
 }
 
-/// Whether a container of the pod does not run.
+/// Whether no container of the pod runs any more.
+fn has_ended(pod: &PodObject) -> bool {
+    matches!(pod.status.phase.as_deref(), Some("Succeeded" | "Failed"))
+}
+
+/// Whether a container of the pod does not run, and has not succeeded with its pod.
 fn is_stopped(pod: &PodObject) -> bool {
+    match pod.status.phase.as_deref() {
+        Some("Succeeded") => return false,
+        Some("Failed") => return true,
+        Some(_) | None => {}
+    }
     let statuses = pod.status.container_statuses.iter();
     let mut states = statuses.map(|status| status.state.as_ref());
     states.any(|state| state.is_none_or(|state| state.running.is_none()))
@@ -164,7 +175,7 @@ mod tests {
         let found = serde_json::from_value(found).unwrap();
         let handlers = [("wasmtime-spin", "spin"), ("kata", "kata")];
         let handlers = handlers.map(|(class, handler)| (class.to_owned(), handler.to_owned()));
-        let there = is_still_there(&found, &pod(), "n1", &handlers.into());
+        let there = is_on_node(&found, &pod(), "n1", &handlers.into()) && !has_ended(&found);
         assert_eq!(there, expected);
     }
 
@@ -219,7 +230,16 @@ mod tests {
     #[case::ended(json!([{"terminated": {"exitCode": 1}}]), true)]
     #[case::unknown(json!([null]), true)]
     #[case::without_containers(json!([]), false)]
+    #[case::failed(json!("Failed"), true)]
+    #[case::succeeded(json!("Succeeded"), false)]
     fn a_pod_is_stopped_if_a_container_does_not_run(#[case] states: Value, #[case] expected: bool) {
+        if let Some(phase) = states.as_str() {
+            let found =
+                json!({"metadata": {}, "status": {"phase": phase, "containerStatuses": []}});
+            let found = serde_json::from_value(found).unwrap();
+            assert_eq!(is_stopped(&found), expected);
+            return;
+        }
         let status = |state: &Value| json!({"name": "a", "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": state});
         let statuses: Vec<_> = states.as_array().unwrap().iter().map(status).collect();
         let found = json!({"metadata": {}, "status": {"containerStatuses": statuses}});

@@ -89,6 +89,8 @@ impl Verdict {
 pub struct Cluster {
     /// Every Shim.
     pub shims: Vec<ShimView>,
+    /// Every Shim is being removed, and no controller is left afterwards.
+    pub uninstalling: bool,
     /// Nodes need no annotation.
     pub auto_provision: bool,
     /// Handlers of all Shims with their options: a node declares them when it restarts containerd anyway.

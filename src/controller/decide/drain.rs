@@ -139,7 +139,9 @@ pub fn recovery_look(seen: &Observed, applied: Option<&Applied>) -> Option<Durat
 pub fn not_recovered(seen: &Observed, applied: &mut Applied) -> Option<EventSpec> {
     let ended = applied.ended_pods.as_ref()?;
     let since = age(seen.now, ended.at);
-    if ended.pods.pods.is_empty() || seen.pods.is_none() && since >= LONGEST_WATCH {
+    let is_unseen = seen.pods.is_none() && since >= LONGEST_WATCH;
+    // An uninstall waits until the annotation is gone.
+    if ended.pods.pods.is_empty() || is_unseen || seen.cluster.uninstalling {
         applied.ended_pods = None;
         return None;
     }

@@ -158,8 +158,10 @@ fn read(
     let only_lingers = lingering && well.all(|shim| shim.reason.is_none());
     let waits = applied.waiting_for_pods.is_some();
     if report.restarts > 0 && !report.ending_pods.is_empty() && !waits {
+        // Pods of an earlier restart may not have come back yet either.
+        let before = applied.ended_pods.take().unwrap_or_default();
         applied.ended_pods = Some(EndedPods {
-            pods: report.ending_pods.clone().bounded(),
+            pods: report.ending_pods.clone().and(&before.pods).bounded(),
             at: seen.now,
         });
     }

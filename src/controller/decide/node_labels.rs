@@ -298,9 +298,10 @@ fn may_be_on_host(
     claimed || applied.is_some_and(|applied| applied.shims.contains_key(shim))
 }
 
-/// No Shim is selected, installed or in progress, so the annotation is removed.
+/// No Shim is selected, installed or in progress, and no pod is looked after, so the annotation is removed.
 fn is_unused(applied: &Applied, desired: &Desired) -> bool {
     let waits = ending_pods::waiting(Some(applied), desired).is_some();
+    let waits = waits || applied.ended_pods.is_some();
     let wanted = &desired.request.shims;
     wanted.is_empty() && applied.shims.is_empty() && applied.attempts == 0 && !waits
 }

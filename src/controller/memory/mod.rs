@@ -276,7 +276,10 @@ impl Context {
                 cluster.with_restart_policy(settings.on_restart, settings.drain_timeout)
             };
             let mut memory = self.memory();
-            let cluster = Arc::new(cluster.with_first_binaries_of(&memory.cluster));
+            let cluster = Arc::new(Cluster {
+                uninstalling: self.uninstalling,
+                ..cluster.with_first_binaries_of(&memory.cluster)
+            });
             let mut fleet = Fleet::default();
             for node in self.nodes.state() {
                 let view = NodeView::from(node.as_ref());

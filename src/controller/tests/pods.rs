@@ -607,6 +607,38 @@ fn pods_of_a_restart_that_can_not_be_looked_at_are_forgotten() {
 }
 
 #[test]
+fn a_second_restart_does_not_hide_the_pods_of_the_first() {
+    let (web, api) = (pod("web", "spin-v2"), pod("api", "spin-v2"));
+    let mut scene = restarted(slice::from_ref(&web)).later(60);
+    scene.upgrade();
+    let scene = scene.stepped().answers(Outcome::Applied, true, None);
+    let scene = scene.after_ending(slice::from_ref(&api)).stepped();
+    let ended = scene.node.applied().unwrap().ended_pods.unwrap();
+    assert_eq!((ended.pods.pods, ended.at), (vec![api, web], scene.now));
+}
+
+#[test]
+fn the_pods_of_a_removal_are_looked_at_before_the_annotation_goes() {
+    let web = pod("web", "spin-v2");
+    let removed = |uninstalling| {
+        let mut scene = restarted(slice::from_ref(&web)).no_longer_annotated();
+        scene.uninstalling = uninstalling;
+        let scene = scene.stepped().answers(Outcome::Applied, true, None);
+        scene.stepped().stepped()
+    };
+    assert!(removed(true).node.annotations.is_empty());
+    let mut scene = removed(false).later(120);
+    assert!(scene.node.annotations.contains_key("farrier.dev/applied"));
+    scene.pods = Some(PodStates {
+        stopped: vec![web.clone()],
+        ..PodStates::default()
+    });
+    let (scene, plan) = scene.step();
+    assert_eq!(plan.event.unwrap().reason, "PodsNotRunning");
+    assert!(scene.node.annotations.is_empty() && scene.decide() == Plan::default());
+}
+
+#[test]
 fn a_removal_that_waits_for_pods_names_them() {
     let mut scene = Scene::provisioned();
     scene.shims[0].deleting = true;

@@ -32,6 +32,7 @@ pub(super) struct Scene {
     pub(super) refused_eviction: Option<String>,
     pub(super) hold: Hold,
     pub(super) auto_provision: bool,
+    pub(super) uninstalling: bool,
     pub(super) keep_jobs: bool,
     pub(super) pods: Option<PodStates>,
     pub(super) on_restart: OnRestart,
@@ -93,6 +94,7 @@ pub(super) fn scene() -> Scene {
         refused_eviction: None,
         hold: Hold::None,
         auto_provision: false,
+        uninstalling: false,
         keep_jobs: false,
         pods: None,
         on_restart: OnRestart::default(),
@@ -120,8 +122,11 @@ impl Scene {
     }
 
     fn cluster(&self) -> Cluster {
-        Cluster::new(self.shims.clone(), self.auto_provision, true)
-            .with_restart_policy(self.on_restart, self.drain_timeout)
+        Cluster {
+            uninstalling: self.uninstalling,
+            ..Cluster::new(self.shims.clone(), self.auto_provision, true)
+                .with_restart_policy(self.on_restart, self.drain_timeout)
+        }
     }
 
     fn look<T>(&self, look: impl FnOnce(&Observed<'_>) -> T) -> T {
