@@ -63,10 +63,13 @@ pub struct ProvisionReport {
     /// field is absent where a signal came too late and the change was carried out, and where undoing the change failed (`broken`).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub interrupted: bool,
-    /// The pods that restarts of this change or of its rollback ended. If the change or a part of it was refused: the pods that its restart
-    /// would end.
+    /// The pods that restarts of this run ended: of a recovery, of the change, and of its rollback. If the change or a part of it was refused
+    /// because of pods: the pods that its restart would end.
     #[serde(default, skip_serializing_if = "EndingPods::is_empty")]
     pub ending_pods: EndingPods,
+    /// The whole change was refused because its restart would end `ending_pods`. A recovery may have restarted containerd before.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub refused_for_pods: bool,
     /// Sentences about the host that an operator should know, whatever the outcome is.
     #[serde(default)]
     pub notes: Vec<String>,
@@ -196,6 +199,7 @@ impl ProvisionReport {
             unsupported: false,
             interrupted: false,
             ending_pods: EndingPods::default(),
+            refused_for_pods: false,
             notes: Vec::new(),
             containerd: None,
             distro: None,

@@ -34,7 +34,7 @@ use plan::{Goal, HostPlan, decide};
 use report::doctor::{Diagnosis, LeftoverFiles};
 use report::text;
 use report::{
-    add_host_info, add_pending_changes, add_plan_result, add_restarts, ended_by_restart, refused,
+    add_host_info, add_pending_changes, add_plan_result, add_recovery, add_restarts, refused,
     report_failure, report_unchanged, sanitize,
 };
 use state::{JOURNAL_FILE, OwnedHandler, STATE_FILE, STATE_LIMIT, State, StateAfter};
@@ -233,9 +233,7 @@ async fn run(
         Err(failure) => return result(report_failure(report, failure, &[]), None),
     };
     if let Some(Recovered { tally, ended }) = &recovered {
-        report.changed = true;
-        add_restarts(&mut report, *tally);
-        report.notes.extend(ended_by_restart(ended));
+        add_recovery(&mut report, *tally, ended);
     }
     let inspected = async {
         let mut facts = match recovered {

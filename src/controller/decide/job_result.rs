@@ -102,9 +102,8 @@ fn read(
     }
     applied.interruptions = 0;
     let refused = match report.result {
-        Outcome::Refused => true,
-        // With restarts, the report names the pods that these ended.
-        Outcome::RolledBack => report.restarts == 0,
+        // An installer that does not say why names only those pods, unless it has restarted containerd.
+        Outcome::Refused | Outcome::RolledBack => report.refused_for_pods || report.restarts == 0,
         Outcome::Applied | Outcome::Partial | Outcome::Unchanged | Outcome::Broken => false,
     };
     if refused && !report.ending_pods.is_empty() {
@@ -157,13 +156,8 @@ fn read(
         .filter_map(|shim| applied.shims.get(&shim.name));
     let only_lingers = lingering && well.all(|shim| shim.reason.is_none());
     let waits = applied.waiting_for_pods.is_some();
-    if report.restarts > 0 && !report.ending_pods.is_empty() && !waits {
-        // Pods of an earlier restart may not have come back yet either.
-        let before = applied.ended_pods.take().unwrap_or_default();
-        applied.ended_pods = Some(EndedPods {
-            pods: report.ending_pods.clone().and(&before.pods).bounded(),
-            at: seen.now,
-        });
+    if !waits {
+        record_ended_pods(seen, &mut applied, report);
     }
     let mut end = finish_attempt(seen, applied, job, Some(report), failed);
     if only_lingers && let Some(event) = &mut end.event {
@@ -174,6 +168,17 @@ fn read(
         end.event = None;
     }
     end
+}
+
+/// Records the pods that the restarts of a run ended. Pods of an earlier restart may not have come back yet either.
+fn record_ended_pods(seen: &Observed, applied: &mut Applied, report: &ProvisionReport) {
+    if report.restarts > 0 && !report.ending_pods.is_empty() {
+        let before = applied.ended_pods.take().unwrap_or_default();
+        applied.ended_pods = Some(EndedPods {
+            pods: report.ending_pods.clone().and(&before.pods).bounded(),
+            at: seen.now,
+        });
+    }
 }
 
 /// What is known of the node's Shims after a report; `waiting` are those that wait for pods.
@@ -217,6 +222,7 @@ fn interrupted(
 ) -> JobEnd {
     applied.interruptions = applied.interruptions.saturating_add(1);
     applied.waiting_for_pods = None;
+    record_ended_pods(seen, &mut applied, report);
     applied.attempts = applied.attempts.saturating_sub(1);
     let pause = pause(applied.interruptions);
     let ended = Ended {

@@ -800,6 +800,26 @@ fn pods_that_a_rollback_ended_are_looked_at_too() {
 }
 
 #[test]
+fn a_run_that_recovers_with_a_restart_may_wait_for_pods_afterwards() {
+    let web = [pod("web", "spin-v2")];
+    let after = |result, refused_for_pods| {
+        let mut scene = waiting(&web, OnRestart::Refuse);
+        let report = scene.report();
+        (report.result, report.restarts) = (result, 1);
+        report.refused_for_pods = refused_for_pods;
+        scene.stepped().node.applied().unwrap()
+    };
+    for result in [Outcome::Refused, Outcome::RolledBack] {
+        let waits = after(result, true);
+        assert_eq!((waits.reason, waits.ended_pods), (None, None));
+        assert!(waits.waiting_for_pods.is_some());
+        let failed = after(result, false);
+        assert!(failed.reason.is_some() && failed.waiting_for_pods.is_none());
+        assert_eq!(failed.ended_pods.unwrap().pods.pods, web);
+    }
+}
+
+#[test]
 fn a_drain_whose_pods_only_containerd_knows_is_undone() {
     let web = [pod("web", "spin-v2")];
     let mut scene = draining(&web).left(&[]);

@@ -51,8 +51,11 @@ pub(crate) fn add_plan_result(report: &mut ProvisionReport, facts: &HostFacts, p
     }
     // A recovery has notes, too.
     report.notes.extend(plan.notes.iter().cloned());
+    // Those that the restart of a recovery ended.
+    let ended = std::mem::take(&mut report.ending_pods);
     report.ending_pods = match &facts.ending_pods {
-        Ok(pods) if plan.restart => EndingPods::of(pods),
+        Ok(pods) if plan.restart => EndingPods::of(pods).and(&ended),
+        Ok(_) | Err(_) if plan.waits_for.is_empty() => ended,
         Ok(_) | Err(_) => EndingPods::of(&plan.waits_for),
     };
     report.files = files(facts, plan);
@@ -131,8 +134,16 @@ fn failed(report: ProvisionReport, error: &Error) -> ProvisionReport {
     report.unsupported = matches!(error, Error::Plan(plan::Error::Distribution(_)));
     if let Error::Plan(plan::Error::EndsPods(pods)) = error {
         report.ending_pods = EndingPods::of(pods);
+        report.refused_for_pods = true;
     }
     report
+}
+
+/// Adds the restarts of a recovery, and the pods that these ended.
+pub(crate) fn add_recovery(report: &mut ProvisionReport, tally: Restarts, ended: &[EndingPod]) {
+    report.changed = true;
+    report.notes.extend(ended_by_restart(ended));
+    add_restarts_with_pods(report, tally, &[], ended);
 }
 
 /// Adds restarts to those in the report.
@@ -145,7 +156,7 @@ pub(crate) fn add_restarts(report: &mut ProvisionReport, tally: Restarts) {
 }
 
 /// A note on the pods that the restart of a rollback or a recovery ended; `None` without such pods.
-pub(crate) fn ended_by_restart(pods: &[EndingPod]) -> Option<String> {
+fn ended_by_restart(pods: &[EndingPod]) -> Option<String> {
     let number = match pods.len() {
         0 => return None,
         1 => "1 pod, because its shim does not report its processes".to_owned(),
@@ -168,7 +179,9 @@ fn add_restarts_with_pods(
     if tally.restarts > 0 {
         let only_at_rollback = ended.iter().filter(|pod| !ending.contains(pod));
         let pods: Vec<EndingPod> = ending.iter().chain(only_at_rollback).cloned().collect();
-        report.ending_pods = EndingPods::of(&pods);
+        let before = std::mem::take(&mut report.ending_pods);
+        report.ending_pods = EndingPods::of(&pods).and(&before);
+        report.refused_for_pods = false;
     }
 }
 
@@ -421,6 +434,37 @@ mod tests {
         assert_eq!(reported(signal(), 0, &[]), [""; 0]);
         let refused = plan::Error::EndsPods(new.clone()).into();
         assert_eq!(reported(refused, 0, &[]), ["b", "new"]);
+    }
+
+    #[test]
+    fn the_pods_that_a_recovery_ended_are_reported_unless_the_change_is_refused_for_others() {
+        let recovered = || {
+            let mut report = ProvisionReport::new(Outcome::Refused);
+            let ended = host().ending(&["a"]).build().ending_pods.unwrap();
+            let tally = Restarts {
+                restarts: 1,
+                away: None,
+            };
+            add_recovery(&mut report, tally, &ended);
+            report
+        };
+        let named = |report: &ProvisionReport| {
+            let pods = report.ending_pods.pods.iter();
+            pods.map(|pod| pod.name.clone()).collect::<Vec<_>>()
+        };
+        let failed = report_failure(recovered(), Failure::Refused(signal()), &[]);
+        assert_eq!(
+            (named(&failed), failed.refused_for_pods),
+            (vec!["a".to_owned()], false)
+        );
+        let others = host().ending(&["b"]).build().ending_pods.unwrap();
+        let cause = plan::Error::EndsPods(others).into();
+        let refused = report_failure(recovered(), Failure::Refused(cause), &[]);
+        assert_eq!(
+            (named(&refused), refused.refused_for_pods),
+            (vec!["b".to_owned()], true)
+        );
+        assert_eq!(refused.restarts, 1);
     }
 
     #[test]
