@@ -107,18 +107,21 @@ pub async fn uninstall(
         deployment::scale_to_zero(&client, &namespace, deployment).await?;
     }
     apply::crd::restore(&client).await?;
-    let summary = if options.keep_hosts {
+    let cleaned = if options.keep_hosts {
         // A controller that is still running would set the finalizers again. Once this process holds the Lease, that controller has ended.
         let mut election = Election::new(client.clone(), &namespace, &lease_name, &identity);
         let _ = tokio::time::timeout(options.deadline, election.acquire()).await;
-        UninstallSummary {
+        Ok(UninstallSummary {
             nodes_kept: true,
             ..UninstallSummary::default()
-        }
+        })
     } else {
-        clean(&client, &settings, options.deadline).await?
+        clean(&client, &settings, options.deadline).await
     };
-    end_drains(&client, &settings).await?;
+    // Also after a failure: no controller is left that would undo a drain.
+    let undrained = end_drains(&client, &settings).await;
+    let summary = cleaned?;
+    undrained?;
     // The Shims may stay in the cluster, and no controller would remove their finalizers any more.
     for shim in cluster::list::<ShimObject>(&client).await? {
         let view = ShimView::from(&shim);
@@ -155,19 +158,33 @@ async fn clean(
     }
 }
 
+/// Attempts to remove the taints of all drains. A kubelet, for example, may change a node between the list and the patch, or the node is
+/// deleted; the next attempt lists the nodes again.
+const ATTEMPTS: usize = 5;
+
 /// Removes the taint of a drain from all nodes.
 async fn end_drains(client: &Client, settings: &Settings) -> Result<(), Error> {
-    for node in cluster::list::<NodeObject>(client).await? {
-        let edit = node_labels::without_drain(&NodeView::from(&node));
-        if edit.is_some() {
-            tracing::info!(node = node.name_any(), "ending the drain");
-            let plan = Plan {
-                edit,
-                ..Plan::default()
-            };
-            apply::node(client, settings, &node, &plan, &Metrics::new()).await?;
+    let mut ended = Ok(());
+    for _ in 0..ATTEMPTS {
+        ended = Ok(());
+        for node in cluster::list::<NodeObject>(client).await? {
+            let edit = node_labels::without_drain(&NodeView::from(&node));
+            if edit.is_some() {
+                tracing::info!(node = node.name_any(), "ending the drain");
+                let plan = Plan {
+                    edit,
+                    ..Plan::default()
+                };
+                // A node that can't be written delays no other.
+                let written = apply::node(client, settings, &node, &plan, &Metrics::new()).await;
+                ended = ended.and(written.map(drop));
+            }
+        }
+        if ended.is_ok() {
+            break;
         }
     }
+    ended?;
     Ok(())
 }
 
@@ -209,7 +226,63 @@ async fn cleaned(context: &Context, end: Instant) -> UninstallSummary {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use kube::client::Body;
+    use serde_json::json;
+
     use super::*;
+    use crate::controller::tests::settings;
+
+    #[tokio::test]
+    async fn a_node_that_changes_or_goes_does_not_end_the_undoing_of_drains() {
+        let patched = Arc::new(Mutex::new(Vec::new()));
+        let record = Arc::clone(&patched);
+        let service = tower::service_fn(move |request: hyper::Request<Body>| {
+            let mut patched = record.lock().unwrap();
+            let is_drained = |name: &str| {
+                let before = patched.iter().filter(|it| *it == name).count();
+                before < if name == "conflict" { 2 } else { 1 }
+            };
+            let node = |name: &&str| {
+                let taint = json!({"key": names::RESTARTING_TAINT, "effect": "NoSchedule"});
+                let metadata = json!({"name": name, "uid": name, "resourceVersion": "7"});
+                json!({"metadata": metadata, "spec": {"taints": [taint]}})
+            };
+            let name = request
+                .uri()
+                .path()
+                .rsplit('/')
+                .next()
+                .unwrap_or_default()
+                .to_owned();
+            let (code, body) = if request.method() == "PATCH" {
+                patched.push(name.clone());
+                let is_first = patched.iter().filter(|it| **it == name).count() == 1;
+                let code = match name.as_str() {
+                    "conflict" if is_first => 409,
+                    "gone" => 404,
+                    _ => 200,
+                };
+                let failure = json!({"kind": "Status", "status": "Failure", "code": code, "message": "no", "reason": "no"});
+                let done = json!({"metadata": {"name": name, "resourceVersion": "8"}});
+                (code, if code == 200 { done } else { failure })
+            } else {
+                let nodes = ["conflict", "gone", "well"];
+                let nodes = nodes.iter().filter(|name| is_drained(name));
+                (
+                    200,
+                    json!({"metadata": {}, "items": nodes.map(node).collect::<Vec<_>>()}),
+                )
+            };
+            let answer = hyper::Response::builder().status(code);
+            std::future::ready(answer.body(Body::from(body.to_string().into_bytes())))
+        });
+        let client = Client::new(service, "farrier");
+        end_drains(&client, &settings()).await.unwrap();
+        let patched = patched.lock().unwrap();
+        assert_eq!(*patched, ["conflict", "gone", "well", "conflict"]);
+    }
 
     #[test]
     fn remaining_nodes_are_listed_with_instructions() {
