@@ -254,7 +254,7 @@ mod tests {
         .unwrap();
         let node = Arc::new(node);
         for attempt in 1..=2 {
-            let next = reconcile_node(Arc::clone(&node), Arc::clone(&context)).await;
+            let next = Box::pin(reconcile_node(Arc::clone(&node), Arc::clone(&context))).await;
             assert_eq!(patches.load(Ordering::Relaxed), attempt);
             assert_eq!(next.unwrap(), Action::requeue(AFTER_REVERT));
         }

@@ -35,6 +35,7 @@ pub struct FetchResult {
 }
 
 /// The result of a request on one host.
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact of the run")]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ProvisionReport {

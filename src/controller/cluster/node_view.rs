@@ -218,8 +218,9 @@ impl Applied {
             let named = &waiting.pods.pods;
             waiting.static_pods.retain(|pod| named.contains(pod));
             waiting.static_pods.truncate(named.len());
-            let cause = waiting.undone_because.as_mut();
-            cause.into_iter().for_each(|it| *it = printable(it));
+            if let Some(cause) = &mut waiting.undone_because {
+                *cause = printable(cause);
+            }
         }
         let waiting = self.waiting_for_pods.iter_mut().map(|it| &mut it.pods);
         let ended = self.ended_pods.iter_mut().map(|it| &mut it.pods);
