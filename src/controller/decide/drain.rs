@@ -66,13 +66,7 @@ pub fn advance(seen: &Observed, desired: &Desired, applied: &mut Applied) -> Dra
             now.draining_since = Some(seen.now);
             step.event = Some(waits(seen.cluster, &now));
         }
-        None => {
-            now.draining_since = None;
-            let is_news = may_drain && now.static_pods != before.static_pods;
-            step.event = is_news.then(|| waits(seen.cluster, &now));
-        }
-        Some(_) if !drains => now.draining_since = None,
-        Some(_) if is_drained_for_too_long(seen, &before) => {
+        Some(_) if drains && is_drained_for_too_long(seen, &before) => {
             now.draining_since = None;
             now.undone_at = Some(seen.now);
             now.undone = now.undone.saturating_add(1);
@@ -82,10 +76,15 @@ pub fn advance(seen: &Observed, desired: &Desired, applied: &mut Applied) -> Dra
                 ..waits(seen.cluster, &now)
             });
         }
-        Some(_) => {
+        Some(_) if drains => {
             // The taint and the labels were written with the step before: a new pod goes to another node.
             let evictable = seen.pods.map_or(&[][..], |pods| &pods.evictable);
             step.evict = left(&before, evictable);
+        }
+        None | Some(_) => {
+            now.draining_since = None;
+            let is_news = may_drain && now.static_pods != before.static_pods;
+            step.event = is_news.then(|| waits(seen.cluster, &now));
         }
     }
     step.drains = now.draining_since.is_some();

@@ -16,7 +16,7 @@ pub const POD_LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Longest wait for an answer of the API server about the pods.
 const LONGEST_WAIT: Duration = Duration::from_mins(10);
 
-/// Nodes whose pods are looked at per second, at most: a look is a request or a few to the API server.
+/// Nodes whose pods are looked at per second, at most: a look is a request or a few to the API server, twenty at most.
 const LOOKS_PER_SECOND: u32 = 20;
 
 /// How long one of `nodes` waits between two looks at its pods.
@@ -65,7 +65,7 @@ pub fn problem(cluster: &Cluster, waiting: &WaitingForPods) -> Problem {
     let place = place_of_policy(cluster, pods);
     if waiting.ended && waiting.attempts == 0 {
         return Problem::with_help(
-            "the pods that the restart of containerd would have ended are gone",
+            "all known pods that the restart of containerd would have ended are gone",
             "Farrier restarts containerd as soon as the node is ready and its turn has come",
         );
     }

@@ -146,6 +146,9 @@ fn need_after_pods(
         pause
     };
     match pause.checked_sub(since) {
+        Some(rest) if !rest.is_zero() && drains => {
+            Need::Wait(rest.min(ending_pods::POD_LOOK_EVERY))
+        }
         Some(rest) if !rest.is_zero() => Need::Wait(rest),
         _ => Need::Now,
     }
