@@ -843,6 +843,10 @@ fn a_drain_whose_pods_only_containerd_knows_is_undone() {
         scene = scene.later(1);
     }
     assert_eq!(jobs, 6, "three at once, then after 30, 60 and 120 s");
+    // The end of the drain comes before a Job that is due.
+    let (scene, plan) = draining(&web).left(&[]).later(300).step();
+    assert!(taints(&scene).is_empty() && !creates_job(&plan));
+    assert!(creates_job(&scene.decide()));
 }
 
 #[rstest]
