@@ -105,6 +105,20 @@ impl HostRoot {
             .inspect_err(|_| self.discard_new(&path))
     }
 
+    /// Atomically replaces the file at `path`, one of Farrier's own, or creates it. Unlike [`Self::replace`], it takes over no owner, mode
+    /// or extended attribute of the old file, and replaces a symlink itself.
+    ///
+    /// # Errors
+    /// The error of the system call.
+    pub fn write_own(&self, path: &str, bytes: &[u8], mode: u32) -> Result<()> {
+        let written = self.create_new(path, mode).and_then(|mut file| {
+            file.write_all(bytes).map_err(failed_io("write", path))?;
+            file.sync_all().map_err(failed_io("write", path))?;
+            self.commit_new(path)
+        });
+        written.inspect_err(|_| self.discard_new(path))
+    }
+
     fn replace_followed(
         &self,
         path: &str,

@@ -25,10 +25,9 @@ const STATE_MODE: u32 = 0o600;
 
 /// Writes the state file, which ends the change.
 pub(crate) fn commit(host: &HostRoot, journal: &Journal) -> Result<(), Error> {
-    let before = host.digest(STATE_FILE)?;
     match &journal.state {
         FinalState::Write(text) => {
-            host.replace(STATE_FILE, text.as_bytes(), before, STATE_MODE)?;
+            host.write_own(STATE_FILE, text.as_bytes(), STATE_MODE)?;
         }
         FinalState::Remove => host.remove_file(STATE_FILE)?,
         FinalState::Keep | FinalState::Digest(_) => {}

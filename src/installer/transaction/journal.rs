@@ -231,8 +231,7 @@ impl Journal {
                 limit: JOURNAL_LIMIT,
             });
         }
-        let before = host.digest(JOURNAL_FILE)?;
-        Ok(host.replace(JOURNAL_FILE, text.as_bytes(), before, JOURNAL_MODE)?)
+        Ok(host.write_own(JOURNAL_FILE, text.as_bytes(), JOURNAL_MODE)?)
     }
 
     /// Records that containerd is about to be restarted for the change, and that it is `process` now.
