@@ -301,7 +301,7 @@ async fn begin(
             Ok((Some(lock), None))
         };
     }
-    VerifyCache::clean(root);
+    VerifyCache::clean(root, options.target);
     // No signal interrupts the recovery.
     let requested = request.map(ProvisionRequest::restart_policy);
     let allowed = Allowed {
@@ -429,6 +429,7 @@ fn record_verified(root: &HostRoot, facts: &HostFacts, plan: &HostPlan, artifact
         .collect();
     let recorded = VerifyCache::record(
         root,
+        facts.containerd.target(),
         &facts.install_paths,
         &verified,
         artifacts,

@@ -453,6 +453,63 @@ async fn a_directory_of_farrier_that_another_user_can_write_to_is_refused(
     assert_eq!(report.result, Outcome::Applied, "{report:?}");
 }
 
+#[rstest]
+#[case::of_the_user(|path: &Path, _: &Path| give(path))]
+#[case::writable_by_all(|path: &Path, _: &Path| {
+    set_mode(path, 0o777);
+    true
+})]
+#[case::symlink_of_root(|path: &Path, home: &Path| {
+    std::fs::rename(path, home).unwrap();
+    symlink("/srv/planted", path).unwrap();
+    give(home)
+})]
+#[case::that_root_took_over(|_: &Path, _: &Path| true)]
+#[tokio::test]
+async fn a_file_in_the_store_that_another_user_made_is_replaced(
+    #[case] plant: impl Fn(&Path, &Path) -> bool,
+) {
+    let host = Host::stocked();
+    let stored = format!("/opt/farrier/store/{}", sha256_hex(&program(1)));
+    host.write(&stored, &program(1));
+    let (stored, home) = (host.path(&stored), host.path("/srv/planted"));
+    set_mode(&stored, 0o755);
+    let planted = std::fs::File::open(&stored).unwrap();
+    if !plant(&stored, &home) {
+        return;
+    }
+    let report = host.install(&[shim("a")], &[]).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    let now = stored.symlink_metadata().unwrap();
+    assert!(now.is_file());
+    assert_eq!(
+        (now.uid(), now.mode() & 0o7777),
+        (nix::unistd::geteuid().as_raw(), 0o755)
+    );
+    assert_ne!(now.ino(), planted.metadata().unwrap().ino());
+    assert_eq!(std::fs::read(&stored).unwrap(), program(1));
+    let report = host.install(&[shim("a")], &[]).await;
+    assert_eq!(report.result, Outcome::Unchanged, "{report:?}");
+}
+
+#[tokio::test]
+async fn a_verification_cache_of_another_user_is_ignored_and_replaced() {
+    let host = Host::stocked();
+    host.install(&[shim("a")], &[]).await;
+    let record = host.path("/var/lib/farrier/verified.json");
+    let text = std::fs::read_to_string(&record).unwrap();
+    // The digest of the artifact on the host, which is the binary, becomes that of another binary.
+    let (sha256, other) = (sha256_hex(&program(1)), sha256_hex(&program(2)));
+    std::fs::write(&record, text.replace(&sha256, &other)).unwrap();
+    if !give(&record) {
+        return;
+    }
+    let report = host.install(&[shim("a")], &[]).await;
+    assert_eq!(report.result, Outcome::Unchanged, "{report:?}");
+    assert_eq!(std::fs::read_to_string(&record).unwrap(), text);
+    assert_eq!(record.metadata().unwrap().uid(), 0);
+}
+
 #[tokio::test]
 async fn a_state_file_of_another_user_is_refused() {
     let host = Host::stocked();

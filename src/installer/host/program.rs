@@ -19,7 +19,7 @@ use nix::unistd::geteuid;
 use super::owner::{
     Component, ProgramError, check_component, has_access_list, has_attribute, is_without_members,
 };
-use super::{HostRoot, MAX_SYMLINKS, Target, descriptor_path};
+use super::{HostRoot, MAX_SYMLINKS, Target, descriptor_path, failed};
 
 /// `execve(2)` reads 256 bytes of a file to find the interpreter of a script.
 const INTERPRETER_LINE: u64 = 256;
@@ -128,12 +128,35 @@ impl HostRoot {
     /// # Errors
     /// Names the first component that violates this.
     pub fn check_only_root_writes(&self, path: &str, target: Target) -> Result<(), ProgramError> {
+        self.walk_to(path, target).map(drop)
+    }
+
+    fn walk_to(&self, path: &str, target: Target) -> Result<End, ProgramError> {
         let trusts_owner_of_root = match target {
             Target::Live => false,
             Target::Image => true,
         };
-        let walk = Walk::start(self, trusts_owner_of_root)?;
-        walk.end_at(path).map(drop)
+        Walk::start(self, trusts_owner_of_root)?.end_at(path)
+    }
+
+    /// Whether `path` holds a regular file, and no symlink, that only root can write, as [`Self::check_only_root_writes`] checks it.
+    /// `false` also if nothing exists at `path`.
+    ///
+    /// # Errors
+    /// When the file can't be examined.
+    pub fn is_file_of_root(&self, path: &str, target: Target) -> super::Result<bool> {
+        let is_symlink = match self.symlink_target(path) {
+            Ok(linked) => linked.is_some(),
+            Err(super::Error::NotText { .. }) => true,
+            Err(error) => return Err(error),
+        };
+        match self.walk_to(path, target) {
+            Ok(End::File(_)) => Ok(!is_symlink),
+            Err(ProgramError::Open { path, errno }) if !is_symlink => {
+                Err(failed("open", &path)(errno))
+            }
+            Ok(End::Directory | End::Absent(_)) | Err(_) => Ok(false),
+        }
     }
 
     /// Device and inode of the program of the process `pid` in this host's `/proc`; `None` if there is no such process.

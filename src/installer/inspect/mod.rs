@@ -105,9 +105,9 @@ pub struct HostFacts {
     pub install_paths: InstallPaths,
     /// SHA-256 of the binaries that Farrier's symlinks point to, even where the binary is missing, by file name in [`InstallPaths::bin`].
     pub binaries: BTreeMap<String, Sha256Digest>,
-    /// Files in [`InstallPaths::store`] whose SHA-256 is their name.
+    /// Files in [`InstallPaths::store`] whose SHA-256 is their name, and that only root can write.
     pub stored: BTreeSet<Sha256Digest>,
-    /// Files in [`InstallPaths::store`] with another SHA-256 than their name.
+    /// Files in [`InstallPaths::store`] with another SHA-256 than their name, those that another user can write, and symlinks.
     pub damaged: BTreeSet<String>,
     /// The handlers and files of KWasm and runtime-class-manager.
     pub legacy: Legacy,
@@ -151,7 +151,9 @@ impl HostFacts {
             install_paths,
             &verify_cache,
         )?;
-        (self.binaries, self.stored, self.damaged) = binaries(host, install_paths, &verify_cache)?;
+        let target = self.containerd.target();
+        (self.binaries, self.stored, self.damaged) =
+            binaries(host, target, install_paths, &verify_cache)?;
         Ok(())
     }
 
@@ -263,8 +265,8 @@ pub async fn gather(
     }
     let install_paths = InstallPaths { directory };
     obstacle = obstacle.or_else(|| symlinked_directory_problem(host, &install_paths));
-    let verify_cache = VerifyCache::load(host);
-    let (binaries, stored, damaged) = binaries(host, &install_paths, &verify_cache)?;
+    let verify_cache = VerifyCache::load(host, target);
+    let (binaries, stored, damaged) = binaries(host, target, &install_paths, &verify_cache)?;
     let mut facts = HostFacts {
         distro,
         found_runtimes: found_runtimes(host, distro, daemon),
@@ -533,13 +535,22 @@ type Binaries = (
 );
 
 /// Farrier's symlinks and stored files. A stored file is hashed unless it is unchanged according to `verify_cache`.
+///
+/// Another user may have made a file in the store before the directory was root's. Its owner could still write to it, so the bytes of such a
+/// file are not looked at.
 fn binaries(
     host: &HostRoot,
+    target: Target,
     install_paths: &InstallPaths,
     verify_cache: &VerifyCache,
 ) -> Result<Binaries, Error> {
     let (mut stored, mut damaged) = (BTreeSet::new(), BTreeSet::new());
     for name in own_files(host, install_paths)? {
+        let path = install_paths.store_path(&name);
+        if !host.is_file_of_root(&path, target)? {
+            damaged.insert(name);
+            continue;
+        }
         let named = stored_digest(&name);
         if let Some(sha256) =
             named.filter(|sha256| verify_cache.is_unchanged(host, install_paths, *sha256))
@@ -547,10 +558,10 @@ fn binaries(
             stored.insert(sha256);
             continue;
         }
-        let digest = match host.digest(&install_paths.store_path(&name)) {
+        let digest = match host.digest(&path) {
             Ok(digest) => digest,
-            // Farrier stores only files, and none of this size.
-            Err(host::Error::NoFile { .. } | host::Error::TooLarge { .. }) => None,
+            // Farrier stores no file of this size.
+            Err(host::Error::TooLarge { .. }) => None,
             Err(error) => return Err(error.into()),
         };
         match digest.filter(|digest| named == Some(*digest)) {
@@ -655,28 +666,27 @@ mod tests {
     use crate::installer::fixtures::{self, install_paths};
 
     #[test]
-    fn an_unreadable_stored_binary_is_an_error_and_not_damaged() {
+    fn a_stored_file_is_sound_only_as_a_regular_file_of_its_digest() {
         let directory = tempfile::tempdir().unwrap();
         let host = HostRoot::open(directory.path()).unwrap();
         let install_paths = install_paths();
         let store = directory.path().join("opt/farrier/store");
         std::fs::create_dir_all(&store).unwrap();
-        let [sound, other, directory] =
-            ["sound", "other", "directory"].map(|name| Sha256Digest::of(name.as_bytes()));
+        let [sound, other, directory, linked, circle] =
+            ["sound", "other", "directory", "linked", "circle"]
+                .map(|name| Sha256Digest::of(name.as_bytes()));
         std::fs::write(store.join(sound.to_string()), "sound").unwrap();
         std::fs::write(store.join(other.to_string()), "damaged").unwrap();
         std::fs::create_dir(store.join(directory.to_string())).unwrap();
+        std::fs::write(store.join("elsewhere"), "linked").unwrap();
+        symlink("elsewhere", store.join(linked.to_string())).unwrap();
+        symlink(circle.to_string(), store.join(circle.to_string())).unwrap();
         let verify_cache = VerifyCache::default();
-        let (_, stored, damaged) = binaries(&host, &install_paths, &verify_cache).unwrap();
+        let (_, stored, damaged) =
+            binaries(&host, Target::Image, &install_paths, &verify_cache).unwrap();
         assert_eq!(stored, BTreeSet::from([sound]));
-        assert_eq!(
-            damaged,
-            [other, directory].map(|name| name.to_string()).into()
-        );
-        let unreadable = Sha256Digest::of(b"unreadable").to_string();
-        symlink(&unreadable, store.join(&unreadable)).unwrap();
-        let error = binaries(&host, &install_paths, &verify_cache).unwrap_err();
-        assert!(error.to_string().contains(&unreadable), "{error}");
+        let expected = [other, directory, linked, circle];
+        assert_eq!(damaged, expected.map(|name| name.to_string()).into());
     }
 
     #[rstest]

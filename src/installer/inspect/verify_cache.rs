@@ -1,6 +1,6 @@
 //! The verification cache: records the identities of files whose digests were verified, so that an unchanged file is not hashed again. A file
-//! with another size, inode or time is hashed; only root can forge these, and root could forge the cache, too. Output of programs and text of
-//! configurations stay out of the cache, because both may contain passwords.
+//! with another size, inode or time is hashed; only root can forge these, and root could forge the cache, too. A cache that another user can
+//! write is ignored. Output of programs and text of configurations stay out of the cache, because both may contain passwords.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt as _;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use crate::handoff::{self, Sha256Digest};
-use crate::installer::host::{self, HostRoot, text_digest};
+use crate::installer::host::{self, HostRoot, Target};
 use crate::installer::state::InstallPaths;
 
 /// The file of the cache. Without it, the next run hashes all binaries.
@@ -92,8 +92,8 @@ pub(crate) struct FileIdentity {
 }
 
 impl VerifyCache {
-    pub(crate) fn load(host: &HostRoot) -> Self {
-        let text = host.read_text(FILE, LIMIT).ok().flatten();
+    pub(crate) fn load(host: &HostRoot, target: Target) -> Self {
+        let text = read(host, target);
         let cache = text.and_then(|text| serde_json::from_str(&text).ok());
         cache.unwrap_or_default()
     }
@@ -133,17 +133,19 @@ impl VerifyCache {
     }
 
     /// Rewrites a cache that contains more than this release records, and removes a cache that can't be read. Earlier releases stored the
-    /// output of `containerd config dump` in the cache, with registry passwords. The caller holds the lock. A failure is only logged.
-    pub(crate) fn clean(host: &HostRoot) {
+    /// output of `containerd config dump` in the cache, with registry passwords. Removes a cache that another user can write, too. The caller
+    /// holds the lock. A failure is only logged.
+    pub(crate) fn clean(host: &HostRoot, target: Target) {
         // A killed run of an earlier release may have left a half-written cache with the same passwords.
         host.discard_new(FILE);
-        let cleaned = match host.read_text(FILE, LIMIT) {
-            Ok(None) => Ok(()),
-            Ok(Some(text)) => match serde_json::from_str::<Self>(&text) {
-                Ok(cache) => cache.write(host, Some(&text)),
-                Err(_) => host.remove_file(FILE),
-            },
-            Err(_) => host.remove_file(FILE),
+        let text = read(host, target);
+        let cache: Option<Self> = text
+            .as_deref()
+            .and_then(|text| serde_json::from_str(text).ok());
+        let cleaned = match cache {
+            Some(cache) => cache.write(host, text.as_deref()),
+            None if host.seems_to_exist(FILE) => host.remove_file(FILE),
+            None => Ok(()),
         };
         if let Err(error) = cleaned {
             warn!(%error, "failed to clean the verification cache: it may still contain registry passwords that an earlier release stored");
@@ -156,6 +158,7 @@ impl VerifyCache {
     /// When the cache can't be written.
     pub(crate) fn record(
         host: &HostRoot,
+        target: Target,
         install_paths: &InstallPaths,
         verified: &BTreeSet<Sha256Digest>,
         artifacts: Artifacts,
@@ -170,12 +173,7 @@ impl VerifyCache {
             artifacts,
             legacy_binaries,
         };
-        let before = host.read_text(FILE, LIMIT).ok().flatten();
-        if before.is_none() {
-            // Removes a cache that can't be read.
-            host.remove_file(FILE)?;
-        }
-        now.write(host, before.as_deref())
+        now.write(host, read(host, target).as_deref())
     }
 
     /// Replaces the file with text `before` by this cache, unless both are the same.
@@ -184,9 +182,14 @@ impl VerifyCache {
         if before == Some(text.as_str()) {
             return Ok(());
         }
-        let before = text_digest(before);
-        host.replace(FILE, text.as_bytes(), before, 0o600)
+        host.write_own(FILE, text.as_bytes(), 0o600)
     }
+}
+
+/// The text of the cache; `None` if there is none, if it can't be read, or if another user than root can write it.
+fn read(host: &HostRoot, target: Target) -> Option<String> {
+    let is_own = host.is_file_of_root(FILE, target).ok()?;
+    is_own.then(|| host.read_text(FILE, LIMIT).ok()?).flatten()
 }
 
 impl Verified {

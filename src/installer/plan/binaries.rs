@@ -9,16 +9,26 @@ use crate::installer::inspect::{HostFacts, verified_digest};
 use crate::installer::state::{InstallPaths, OwnedHandler, State};
 
 /// SHA-256 of the binaries that the store lacks and that this run has fetched.
+///
+/// A binary that the state file does not record is stored anew. Another user may have made the file and have it open for writing still,
+/// although an administrator has changed its owner since.
 pub(crate) fn to_store(
     facts: &HostFacts,
     goal: &Goal,
     next: &BTreeMap<String, OwnedHandler>,
 ) -> BTreeSet<Sha256Digest> {
     let fetched: BTreeSet<&Sha256Digest> = goal.binaries.values().flatten().collect();
+    let owned = facts
+        .state
+        .handlers
+        .values()
+        .chain(facts.state.draining.values());
+    let recorded: BTreeSet<Sha256Digest> = owned.filter_map(OwnedHandler::sha256).collect();
+    let is_own = |sha256: &Sha256Digest| facts.stored.contains(sha256) && recorded.contains(sha256);
     let needed = next.values().filter(|owned| is_stored(facts, owned));
     needed
         .filter_map(OwnedHandler::sha256)
-        .filter(|sha256| fetched.contains(sha256) && !facts.stored.contains(sha256))
+        .filter(|sha256| fetched.contains(sha256) && !is_own(sha256))
         .collect()
 }
 

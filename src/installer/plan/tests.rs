@@ -225,6 +225,15 @@ fn a_damaged_or_missing_binary_of_one_shim_blocks_no_install_of_another(
 }
 
 #[test]
+fn a_stored_binary_that_the_state_file_does_not_record_is_stored_anew() {
+    let mut facts = host().build();
+    facts.stored.insert(DIGEST);
+    assert_eq!(plan_for(&facts, &["a"]).store, BTreeSet::from([DIGEST]));
+    let facts = host().installed(&["a"]).build();
+    assert!(plan_for(&facts, &["a"]).is_empty());
+}
+
+#[test]
 fn an_undeclared_binary_in_use_is_removed_after_its_pods_ended() {
     let mut facts = host().in_use("a", 1).build();
     let symlink = install_paths().binary_path("a");

@@ -89,7 +89,8 @@ pub(crate) async fn resolve(
         downloads = Some(made);
     }
     let mut sources = BTreeMap::new();
-    let (known, mut artifacts) = (VerifyCache::load(host), Artifacts::new());
+    let known = VerifyCache::load(host, facts.containerd.target());
+    let mut artifacts = Artifacts::new();
     for shim in &missing {
         let found = match fetch::path_on_host(&shim.location) {
             // A binary that is expected on the host was not fetched into the hand-off directory, and its location may be unknown.
