@@ -56,6 +56,37 @@ fn the_policy_permits_the_certificate_authorities_of_the_former_release() {
 }
 
 #[test]
+fn the_owner_of_a_runtime_class_has_a_version_that_the_definition_serves() {
+    let definition = std::fs::read_to_string(chart().join("crds/shims.yaml")).unwrap();
+    let definition: Value = serde_saphyr::from_str(&definition).unwrap();
+    let versions = definition["spec"]["versions"].as_array().unwrap();
+    let served: Vec<String> = versions
+        .iter()
+        .filter(|version| version["served"] == true)
+        .map(|version| {
+            format!(
+                "owner.apiVersion == 'runtime.spinkube.dev/{}'",
+                version["name"].as_str().unwrap()
+            )
+        })
+        .collect();
+    let objects = render(&[]);
+    let policies = of_kind(&objects, "ValidatingAdmissionPolicy");
+    let policy = policies
+        .into_iter()
+        .find(|policy| name(policy) == "farrier-runtimeclasses")
+        .unwrap();
+    let variables = policy["spec"]["variables"].as_array().unwrap();
+    let shims = variables
+        .iter()
+        .find(|variable| variable["name"] == "shims")
+        .unwrap();
+    let expression = shims["expression"].as_str().unwrap();
+    let expected = format!("owner.kind == 'Shim' && {})", served.join(" || "));
+    assert!(expression.ends_with(&expected), "{expression}");
+}
+
+#[test]
 fn the_role_of_the_controller_has_exactly_the_reviewed_rules() {
     let objects = render(&[]);
     let rights = |kind: &str, role_name: &str| rights(&objects, kind, role_name);

@@ -186,6 +186,17 @@ fn requests_for_classes(a: &Value, b: &Value) -> Vec<Row> {
             one,
         ),
         (
+            "create for a version that is not served",
+            Create(with(
+                alias(json!({})),
+                &owners(&[with(
+                    a.clone(),
+                    &json!({"apiVersion": "runtime.spinkube.dev/v99", "uid": "u"}),
+                )]),
+            )),
+            one,
+        ),
+        (
             "create for another kind of the group",
             Create(with(
                 alias(json!({})),
