@@ -1,5 +1,6 @@
 //! The desired set of a node: makes the request for the node's Job from the Shim objects. Pure.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -20,6 +21,9 @@ const DEFAULT_PREFIX: &str = "default-";
 /// Most bytes of a node's Shims in the Job, and of their summary in the annotation of the node. All annotations of an object together may
 /// take 256 KiB (Kubernetes, `ValidateAnnotationsSize`).
 const LARGEST_SET: usize = 128 * 1024;
+
+/// Most bytes of the policies of restarts in the Job, an eighth of the limit for annotations.
+const LARGEST_POLICY: usize = 32 * 1024;
 
 /// Bytes that the annotation needs for a Shim: a reason, a digest, the handlers.
 const SUMMARY_OF_ONE: usize = 1024;
@@ -97,6 +101,8 @@ pub struct Cluster {
     pub reserved: BTreeMap<String, BTreeMap<String, OptionValue>>,
     /// What a restart of containerd may do to pods, by handler.
     pub restart_policy: RestartPolicy,
+    /// By Shim, what a restart may do to its pods, where the Shim says so and counts.
+    pub restart_policies: BTreeMap<String, OnRestart>,
     /// Time limit for the eviction of the pods of a node; `None` if Farrier may evict no pod.
     pub drain_timeout: Option<Duration>,
     /// By Shim, the binaries that the first node of each platform got, where the spec has no SHA-256.
@@ -150,6 +156,7 @@ impl Cluster {
     pub fn with_all_restarts(self) -> Self {
         Self {
             restart_policy: OnRestart::Allow.into(),
+            restart_policies: BTreeMap::new(),
             ..self
         }
     }
@@ -162,10 +169,31 @@ impl Cluster {
         default: OnRestart,
         drain_timeout: Option<Duration>,
     ) -> Self {
+        let of_shim = |shim: &ShimView| {
+            let policy = shim.spec.as_ref().ok()?.on_restart?;
+            Some((shim.name.clone(), policy))
+        };
+        self.restart_policies = self.shims.iter().filter_map(of_shim).collect();
+        self.restart_policy = default.into();
+        self.restart_policy = self.restart_policy_of(self.shims.iter().filter_map(|shim| {
+            let handlers = shim.spec.as_ref().ok()?.handlers().ok()?;
+            Some((shim.name.as_str(), handlers))
+        }));
+        self.drain_timeout = drain_timeout;
+        self
+    }
+
+    /// The policy for the handlers of these Shims. The strictest Shim of a handler counts, and the strictest of all where the Job has no room
+    /// for the policies of so many handlers.
+    fn restart_policy_of<'a>(
+        &self,
+        shims: impl Iterator<Item = (&'a str, Vec<String>)>,
+    ) -> RestartPolicy {
+        let default = self.restart_policy.default;
         let mut policy = RestartPolicy::from(default);
-        for spec in self.shims.iter().filter_map(|shim| shim.spec.as_ref().ok()) {
-            let of_shim = spec.on_restart.unwrap_or(default);
-            for handler in spec.handlers().unwrap_or_default() {
+        for (shim, handlers) in shims {
+            let of_shim = self.restart_policies.get(shim).copied().unwrap_or(default);
+            for handler in handlers {
                 let of_handler = policy.handlers.entry(handler).or_insert(of_shim);
                 *of_handler = of_shim.min(*of_handler);
             }
@@ -173,9 +201,23 @@ impl Cluster {
         policy
             .handlers
             .retain(|_, of_handler| *of_handler != default);
-        self.restart_policy = policy;
-        self.drain_timeout = drain_timeout;
-        self
+        if json_size(&policy.handlers) > LARGEST_POLICY {
+            let strictest = policy.handlers.values().min().copied();
+            return strictest.unwrap_or(default).min(default).into();
+        }
+        policy
+    }
+
+    /// The same with the policy of restarts of one node.
+    #[must_use]
+    pub fn on_node(&self, desired: &Desired) -> Cow<'_, Self> {
+        if self.restart_policy == desired.restart_policy {
+            return Cow::Borrowed(self);
+        }
+        Cow::Owned(Self {
+            restart_policy: desired.restart_policy.clone(),
+            ..self.clone()
+        })
     }
 
     /// Whether this is the first binary of its platform, from the present location of a Shim without a SHA-256.
@@ -246,6 +288,8 @@ pub struct Desired {
     pub distrusted: BTreeSet<String>,
     /// Shims that select the node by KWasm's annotation.
     pub annotated: BTreeSet<String>,
+    /// What a restart of containerd may do to pods, by handler. A Shim counts for the handlers that it has on the node.
+    pub restart_policy: RestartPolicy,
 }
 
 impl Desired {
@@ -269,6 +313,7 @@ impl Desired {
             unproven: BTreeSet::new(),
             distrusted: BTreeSet::new(),
             annotated: BTreeSet::new(),
+            restart_policy: cluster.restart_policy.default.into(),
         };
         let seen = Seen {
             node,
@@ -305,6 +350,11 @@ impl Desired {
             desired.verdicts.insert(shim.name.clone(), verdict);
         }
         desired.keep_until_turn(applied, blocked, &owners);
+        let held = cluster.shims.iter().map(|shim| {
+            let handlers = desired.held(shim, node, applied, &owners);
+            (shim.name.as_str(), handlers)
+        });
+        desired.restart_policy = cluster.restart_policy_of(held);
         let wanted = desired.verdicts.values().filter_map(Verdict::request);
         let staying = desired.staying.iter().map(ShimRequest::kept);
         let shims = wanted.cloned().chain(staying).collect();
@@ -324,6 +374,25 @@ impl Desired {
         kept.unwrap_or(&request.handlers)
     }
 
+    /// The handlers that the Shim has on the node: those that it is to have, and those that it still has there.
+    fn held(
+        &self,
+        shim: &ShimView,
+        node: &NodeView,
+        applied: Option<&Applied>,
+        owners: &BTreeMap<String, String>,
+    ) -> Vec<String> {
+        let wanted = self.verdicts.get(&shim.name);
+        let wanted = wanted.map_or(&[][..], |verdict| self.handlers_of(verdict));
+        let known = applied.and_then(|applied| applied.shims.get(&shim.name));
+        let mut there = known.map_or_else(Vec::new, |known| {
+            advertisable(shim, node, applied, Some(known))
+        });
+        there.retain(|handler| owners.get(handler).is_none_or(|owner| *owner == shim.name));
+        there.extend(wanted.iter().cloned());
+        there
+    }
+
     /// Whether the last report says that the host has exactly the desired set.
     #[must_use]
     pub fn is_fulfilled(&self, applied: &Applied) -> bool {
@@ -335,8 +404,8 @@ impl Desired {
     #[must_use]
     pub fn request_with_reserved(&self, cluster: &Cluster) -> ProvisionRequest {
         let mut request = self.request.clone();
-        request.on_restart = cluster.restart_policy.default;
-        request.on_restart_by_handler = cluster.restart_policy.handlers.clone();
+        request.on_restart = self.restart_policy.default;
+        request.on_restart_by_handler = self.restart_policy.handlers.clone();
         if request.shims.is_empty() {
             return request;
         }

@@ -4,6 +4,7 @@
 //! The steps are claim, act, prove and advertise, one per decision: labels and annotation are written before the Job is created, and the
 //! report is recorded before the Job is deleted.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -77,6 +78,25 @@ pub fn decide(seen: &Observed) -> Option<Decision> {
     let applied = applied(seen.node, seen.cluster);
     let job_is_unrecorded = job_is_unrecorded(seen, applied.as_ref());
     let unread = seen.job.filter(|_| job_is_unrecorded);
+    let desired = Desired::new(
+        seen.node,
+        applied.as_ref(),
+        seen.cluster,
+        seen.blocked_by_rollout,
+    );
+    let waits = applied
+        .as_ref()
+        .is_some_and(|applied| applied.waiting_for_pods.is_some());
+    // Only what is decided about pods depends on the policy of the node.
+    let cluster = if waits || unread.is_some() {
+        seen.cluster.on_node(&desired)
+    } else {
+        Cow::Borrowed(seen.cluster)
+    };
+    let seen = &Observed {
+        cluster: &cluster,
+        ..*seen
+    };
     let ended = unread.and_then(|job| job_result::of(seen, applied.as_ref(), job));
     if let (Some(job), Some(ended)) = (unread, ended) {
         let desired = Desired::new(
@@ -98,12 +118,6 @@ pub fn decide(seen: &Observed) -> Option<Decision> {
             job_is_unrecorded,
         });
     }
-    let desired = Desired::new(
-        seen.node,
-        applied.as_ref(),
-        seen.cluster,
-        seen.blocked_by_rollout,
-    );
     Some(Decision {
         plan: next(seen, &desired, applied.clone()),
         desired,

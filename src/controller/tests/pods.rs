@@ -169,6 +169,104 @@ fn a_node_that_an_operator_drained_restarts_containerd(
     );
 }
 
+/// The policies in the request of the node, beside that of the chart, which refuses to end pods.
+fn policies(scene: &Scene) -> Vec<(String, OnRestart)> {
+    let JobStep::Create { request, .. } = scene.decide().job else {
+        panic!("no Job")
+    };
+    assert_eq!(request.on_restart, OnRestart::Refuse);
+    request.on_restart_by_handler.into_iter().collect()
+}
+
+/// No label of the node is that of the Shim.
+fn selects_no_node(shim: &mut ShimView) {
+    let spec = shim.spec.as_mut().unwrap();
+    spec.annotation_selector = None;
+    spec.node_selector = Some([("pool".to_owned(), "none".to_owned())].into());
+}
+
+#[rstest]
+#[case::that_selects_the_node(|_: &mut ShimView| {}, true)]
+#[case::that_selects_no_node(selects_no_node, false)]
+#[case::that_is_deleted(|shim: &mut ShimView| shim.deleting = true, false)]
+#[case::without_a_finalizer(|shim: &mut ShimView| shim.has_finalizer = false, false)]
+#[case::that_lost_the_handler(|shim: &mut ShimView| {
+    shim.spec = super::shim("other", "spin-v2").spec;
+    shim.spec.as_mut().unwrap().on_restart = Some(OnRestart::Allow);
+    shim.created += SignedDuration::from_secs(1);
+}, false)]
+fn a_shim_has_a_policy_only_for_the_handlers_that_it_has_on_the_node(
+    #[case] change: impl Fn(&mut ShimView),
+    #[case] expected: bool,
+) {
+    let mut scene = scene().annotated();
+    let mut other = shim("other", "kata");
+    other.spec.as_mut().unwrap().on_restart = Some(OnRestart::Allow);
+    change(&mut other);
+    scene.shims.push(other);
+    let expected: Vec<_> = expected
+        .then(|| ("kata".to_owned(), OnRestart::Allow))
+        .into_iter()
+        .collect();
+    assert_eq!(policies(&scene), expected);
+}
+
+#[rstest]
+#[case::deleted(|shim: &mut ShimView| shim.deleting = true)]
+#[case::that_no_longer_selects_the_node(selects_no_node)]
+fn a_shim_that_leaves_the_node_keeps_its_policy_until_it_has_left(
+    #[case] change: impl Fn(&mut ShimView),
+) {
+    let mut scene = Scene::provisioned();
+    scene.shims.push(shim("other", "other"));
+    scene.spec().on_restart = Some(OnRestart::Drain);
+    change(&mut scene.shims[0]);
+    let expected = ("spin-v2".to_owned(), OnRestart::Drain);
+    assert_eq!(policies(&scene.later(60)), [expected]);
+}
+
+#[test]
+fn a_shim_of_other_nodes_has_no_pod_evicted() {
+    let web = pod("web", "kata");
+    let mut other = shim("elsewhere", "kata");
+    selects_no_node(&mut other);
+    other.spec.as_mut().unwrap().on_restart = Some(OnRestart::Drain);
+    let mut scene = waiting(slice::from_ref(&web), OnRestart::Refuse);
+    scene.drain_timeout = Some(Duration::from_mins(5));
+    scene.shims.push(other);
+    let (scene, first) = scene.step();
+    let (scene, second) = scene.later(1).left(slice::from_ref(&web)).step();
+    let third = scene.later(1).left(&[web]).decide();
+    assert!(
+        [first, second, third]
+            .iter()
+            .all(|plan| plan.evict.is_empty())
+    );
+}
+
+#[test]
+fn the_policies_of_many_handlers_leave_room_in_the_job() {
+    let mut scene = scene().annotated();
+    for number in 0..150 {
+        let mut other = shim(&format!("other-{number}"), &format!("a-{number}"));
+        let aliases = (0..16).map(|alias| format!("{}-{number}-{alias}", "a".repeat(50)));
+        let spec = other.spec.as_mut().unwrap();
+        spec.handler_aliases = aliases.collect();
+        spec.on_restart = Some(OnRestart::Drain);
+        scene.shims.push(other);
+    }
+    let size = |scene: &Scene| {
+        let JobStep::Create { request, .. } = scene.decide().job else {
+            panic!("no Job")
+        };
+        serde_json::to_string(&request).unwrap().len()
+    };
+    assert!(size(&scene) < 256 * 1024, "{}", size(&scene));
+    scene.shims.iter_mut().skip(1).for_each(selects_no_node);
+    assert_eq!(policies(&scene), []);
+    assert!(size(&scene) < 80 * 1024, "{}", size(&scene));
+}
+
 #[test]
 fn a_changed_policy_counts_at_once() {
     let mut after = waiting(&[pod("web", "spin-v2")], OnRestart::Refuse).stepped();
