@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::handoff::{
     OnRestart, OptionValue, Owner, Problem, RestartPolicy, Sha256Digest, ShimRequest,
 };
+use crate::installer::inspect::HostFacts;
 
 /// The state that a decision should bring a host to.
 #[derive(Debug, Clone)]
@@ -34,14 +35,24 @@ pub struct Goal {
 }
 
 impl Goal {
-    /// The policy of restarts. `allow_pod_restarts`, which allows to end all pods, allows to end some.
+    /// The policy of restarts. `allow_pod_restarts`, which allows to end all pods, allows to end some. For a handler that others declare,
+    /// a Shim can't relax the default.
     #[must_use]
-    pub fn effective_restart_policy(&self) -> RestartPolicy {
+    pub fn effective_restart_policy(&self, facts: &HostFacts) -> RestartPolicy {
         if self.allow_pod_restarts {
-            OnRestart::Allow.into()
-        } else {
-            self.restart_policy.clone()
+            return OnRestart::Allow.into();
         }
+        let mut policy = self.restart_policy.clone();
+        let (state, legacy) = (&facts.state, &facts.legacy.handlers);
+        for (handler, of_handler) in &mut policy.handlers {
+            let is_own = state.handlers.contains_key(handler)
+                || state.draining.contains_key(handler)
+                || legacy.contains_key(handler);
+            if !is_own {
+                *of_handler = policy.default.min(*of_handler);
+            }
+        }
+        policy
     }
 
     /// Whether a shim of the goal has this handler.

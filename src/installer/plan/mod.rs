@@ -174,7 +174,7 @@ fn assemble(
         symlinks,
         config,
         restart,
-        restart_policy: goal.effective_restart_policy(),
+        restart_policy: goal.effective_restart_policy(facts),
         accept_pending_changes: goal.accept_pending_changes,
         obsolete_files,
         obsolete_directories: if state.is_none() {

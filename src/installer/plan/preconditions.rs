@@ -73,7 +73,7 @@ pub(crate) fn check_restart(facts: &HostFacts, goal: &Goal) -> Result<(), Error>
     }
     match check_pods_survive(facts) {
         Err(Error::KillMode { .. } | Error::Container) if goal.allow_pod_restarts => Ok(()),
-        Ok(()) => check_ending_pods(&facts.ending_pods, &goal.effective_restart_policy()),
+        Ok(()) => check_ending_pods(&facts.ending_pods, &goal.effective_restart_policy(facts)),
         checked => checked,
     }
 }

@@ -437,8 +437,10 @@ fn a_restart_that_ends_pods_of_shims_without_processes_follows_the_policy(
     #[case] handlers: &[(&str, OnRestart)],
     #[case] refused: Option<&str>,
 ) {
-    let facts = host().ending(&["spin", "wasmtime"]).build();
-    let of_policy = goal(&["a"]).restart_policy(default, handlers).build();
+    let both = ["spin", "wasmtime"];
+    let facts = host().installed(&both).ending(&both).build();
+    let goal = || goal(&["a", "spin", "wasmtime"]).restart_policy(default, handlers);
+    let of_policy = goal().build();
     match (decide(&facts, &of_policy), refused) {
         (Ok(plan), None) => {
             assert!(plan.restart);
@@ -449,8 +451,23 @@ fn a_restart_that_ends_pods_of_shims_without_processes_follows_the_policy(
         (Err(error), Some(text)) => assert!(error.to_string().contains(text), "{error}"),
         (plan, _) => panic!("{plan:?}"),
     }
-    let all = goal(&["a"]).restart_policy(default, handlers);
-    assert!(decide(&facts, &all.allow_pod_restarts().build()).is_ok());
+    assert!(decide(&facts, &goal().allow_pod_restarts().build()).is_ok());
+}
+
+#[rstest]
+#[case::of_others(&[], OnRestart::Refuse, OnRestart::Allow, true)]
+#[case::of_others_and_stricter(&[], OnRestart::Allow, OnRestart::Refuse, true)]
+#[case::of_farrier(&["kata"], OnRestart::Refuse, OnRestart::Allow, false)]
+fn a_policy_counts_only_for_handlers_of_farrier(
+    #[case] installed: &[&str],
+    #[case] default: OnRestart,
+    #[case] of_handler: OnRestart,
+    #[case] is_refused: bool,
+) {
+    let facts = host().installed(installed).ending(&["kata"]).build();
+    let shims = [installed, &["a"]].concat();
+    let goal = goal(&shims).restart_policy(default, &[("kata", of_handler)]);
+    assert_eq!(decide(&facts, &goal.build()).is_err(), is_refused);
 }
 
 #[test]
