@@ -278,6 +278,10 @@ pub struct FirstBinary {
     pub arch: String,
     /// The location of the artifact.
     pub location: String,
+    /// The file name of the binary in the artifact, as the spec has it: empty if the spec has none, and absent if an earlier release
+    /// recorded the binary.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub binary: Option<String>,
     /// SHA-256 of the binary.
     pub sha256: String,
 }

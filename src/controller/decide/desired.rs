@@ -220,7 +220,7 @@ impl Cluster {
         })
     }
 
-    /// Whether this is the first binary of its platform, from the present location of a Shim without a SHA-256.
+    /// Whether this is the first binary of its platform, from the present location and file of a Shim without a SHA-256.
     #[must_use]
     pub fn is_first_binary(&self, shim: &str, first: &FirstBinary) -> bool {
         let spec = self.shims.iter().find(|it| it.name == shim);
@@ -228,8 +228,11 @@ impl Cluster {
         let artifact = spec.and_then(|spec| spec.artifact(&first.os, &first.arch).ok());
         let is_current =
             |it: api::Artifact| it.trusts_first_node() && it.location == first.location;
+        let binary = spec.map(|spec| spec.fetch_strategy.binary.as_deref().unwrap_or_default());
+        let is_named = |it: &String| Some(it.as_str()) == binary;
         let known = self.first_binaries.get(shim);
         artifact.is_some_and(is_current)
+            && first.binary.as_ref().is_none_or(is_named)
             && first.sha256.parse::<Sha256Digest>().is_ok()
             && known.is_none_or(|known| known.len() < MOST_PLATFORMS)
             && self.first_binary(shim, &first.os, &first.arch).is_none()

@@ -140,6 +140,7 @@ fn first_binaries(seen: &Observed, job: &JobView, applied: &Applied) -> Vec<(Str
                 os: seen.node.os.clone(),
                 arch: seen.node.arch.clone(),
                 location: request.location.clone(),
+                binary: Some(request.binary.clone().unwrap_or_default()),
                 sha256: sha256.to_string(),
             };
             is_reported.then(|| (request.name.clone(), first))

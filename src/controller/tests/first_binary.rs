@@ -15,6 +15,7 @@ fn first(sha256: Sha256Digest) -> FirstBinary {
         os: "linux".to_owned(),
         arch: "amd64".to_owned(),
         location: "https://example.org/a.tar.gz".to_owned(),
+        binary: Some(String::new()),
         sha256: sha256.to_string(),
     }
 }
@@ -98,13 +99,16 @@ fn a_node_that_got_another_binary_at_the_same_time_fails_with_both_digests() {
     let strategy = &mut shim.spec.as_mut().unwrap().fetch_strategy;
     strategy.anon_http.as_mut().unwrap().location = "https://example.org/b".to_owned();
 })]
+#[case::another_binary(|shim: &mut ShimView| {
+    shim.spec.as_mut().unwrap().fetch_strategy.binary = Some("b".to_owned());
+})]
 #[case::a_digest(|shim: &mut ShimView| {
     let platform = json!({"os": "linux", "arch": "amd64", "location": "https://example.org/a.tar.gz",
         "sha256": "b".repeat(64)});
     let strategy = json!({"platforms": [platform]});
     shim.spec.as_mut().unwrap().fetch_strategy = serde_json::from_value(strategy).unwrap();
 })]
-fn another_location_or_a_digest_in_the_spec_forgets_the_first_binary(
+fn another_location_binary_or_digest_in_the_spec_forgets_the_first_binary(
     #[case] change: fn(&mut ShimView),
 ) {
     let mut scene = Scene::provisioned();
@@ -113,6 +117,29 @@ fn another_location_or_a_digest_in_the_spec_forgets_the_first_binary(
     let cluster = Cluster::new(scene.shims.clone(), false, true);
     assert!(cluster.first_binaries.is_empty());
     assert_eq!(scene.status(0).status.unwrap().first_binaries, Some(vec![]));
+}
+
+#[rstest]
+#[case::of_the_same_binary(Some("b"), true)]
+#[case::of_an_earlier_release(None, true)]
+#[case::of_another_binary(Some("a"), false)]
+#[case::of_no_name(Some(""), false)]
+fn a_recorded_binary_counts_for_its_file_in_the_artifact(
+    #[case] recorded: Option<&str>,
+    #[case] expected: bool,
+) {
+    let mut scene = scene().annotated();
+    scene.spec().fetch_strategy.binary = Some("b".to_owned());
+    let recorded = FirstBinary {
+        binary: recorded.map(str::to_owned),
+        ..first(reported())
+    };
+    record(&mut scene, recorded);
+    let JobStep::Create { request, .. } = scene.decide().job else {
+        panic!("no Job")
+    };
+    let first = expected.then(reported);
+    assert_eq!(request.shims[0].first_binary_sha256, first);
 }
 
 #[rstest]
