@@ -187,6 +187,14 @@ impl Arch {
     }
 }
 
+/// The platform of a node in the names of Go, whatever names and case its kubelet reports; `None` if Farrier has no name for it.
+#[must_use]
+pub fn platform(os: &str, arch: &str) -> Option<(&'static str, &'static str)> {
+    let known = [("amd64", Arch::Amd64), ("arm64", Arch::Arm64)];
+    let (name, _) = known.into_iter().find(|(_, known)| known.matches(arch))?;
+    os.eq_ignore_ascii_case("linux").then_some(("linux", name))
+}
+
 /// How pods select the shim.
 #[derive(Serialize, Deserialize, KubeSchema, Debug, Clone, PartialEq)]
 #[serde(rename_all = "camelCase")]
@@ -272,9 +280,9 @@ pub struct ShimStatus {
 #[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct FirstBinary {
-    /// Operating system of the nodes, as the kubelet reports it.
+    /// Operating system of the nodes, as Go names it.
     pub os: String,
-    /// Architecture of the nodes, as the kubelet reports it.
+    /// Architecture of the nodes, as Go names it.
     pub arch: String,
     /// The location of the artifact.
     pub location: String,

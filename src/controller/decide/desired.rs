@@ -230,20 +230,24 @@ impl Cluster {
             |it: api::Artifact| it.trusts_first_node() && it.location == first.location;
         let binary = spec.map(|spec| spec.fetch_strategy.binary.as_deref().unwrap_or_default());
         let is_named = |it: &String| Some(it.as_str()) == binary;
-        let known = self.first_binaries.get(shim);
         artifact.is_some_and(is_current)
             && first.binary.as_ref().is_none_or(is_named)
             && first.sha256.parse::<Sha256Digest>().is_ok()
-            && known.is_none_or(|known| known.len() < MOST_PLATFORMS)
+            && api::platform(&first.os, &first.arch).is_some()
             && self.first_binary(shim, &first.os, &first.arch).is_none()
     }
 
     /// Records the first binary of a platform, if it is the first. Returns whether it is.
     pub fn add_first_binary(&mut self, shim: &str, first: FirstBinary) -> bool {
         let is_first = self.is_first_binary(shim, &first);
-        if is_first {
+        // The names of platforms come from the kubelets: another spelling is no other platform.
+        if is_first && let Some((os, arch)) = api::platform(&first.os, &first.arch) {
             let known = self.first_binaries.entry(shim.to_owned()).or_default();
-            known.push(first);
+            known.push(FirstBinary {
+                os: os.to_owned(),
+                arch: arch.to_owned(),
+                ..first
+            });
         }
         is_first
     }
@@ -261,14 +265,12 @@ impl Cluster {
 
     /// SHA-256 of the binary that the first node of a platform got from the present location of the Shim.
     fn first_binary(&self, shim: &str, os: &str, arch: &str) -> Option<Sha256Digest> {
+        let (os, arch) = api::platform(os, arch)?;
         let mut known = self.first_binaries.get(shim)?.iter();
         let first = known.find(|first| first.os == os && first.arch == arch)?;
         first.sha256.parse().ok()
     }
 }
-
-/// Most platforms of one Shim whose first binary is recorded. The names of platforms come from the kubelets.
-const MOST_PLATFORMS: usize = 16;
 
 /// The Shims that a node should carry. Computed once per decision and passed on.
 #[derive(Debug, Clone, PartialEq)]

@@ -65,6 +65,18 @@ fn the_request_of_a_later_node_names_the_first_binary_without_another_digest() {
 }
 
 #[test]
+fn the_first_binary_counts_for_nodes_that_spell_their_architecture_in_another_way() {
+    let mut scene = scene().annotated();
+    record(&mut scene, first(reported()));
+    scene.node.os = "Linux".to_owned();
+    scene.node.arch = "x86_64".to_owned();
+    let JobStep::Create { request, .. } = scene.decide().job else {
+        panic!("no Job")
+    };
+    assert_eq!(request.shims[0].first_binary_sha256, Some(reported()));
+}
+
+#[test]
 fn a_node_that_got_another_binary_at_the_same_time_fails_with_both_digests() {
     let another = Sha256Digest::of(b"another");
     let mut asked = scene().annotated().stepped();
@@ -144,7 +156,11 @@ fn a_recorded_binary_counts_for_its_file_in_the_artifact(
 
 #[rstest]
 #[case::another_architecture("arm64", true)]
+#[case::another_architecture_of_uname("AArch64", true)]
 #[case::the_same_again("amd64", false)]
+#[case::in_another_case("AMD64", false)]
+#[case::by_its_other_name("x86_64", false)]
+#[case::an_unknown_one("amd-64", false)]
 fn the_first_binary_of_each_platform_counts(#[case] arch: &str, #[case] expected: bool) {
     let mut scene = scene();
     record(&mut scene, first(reported()));
@@ -158,6 +174,8 @@ fn the_first_binary_of_each_platform_counts(#[case] arch: &str, #[case] expected
         cluster.first_binaries["spin"].len(),
         1 + usize::from(expected)
     );
+    let mut known = cluster.first_binaries["spin"].iter();
+    assert!(known.all(|it| it.os == "linux" && matches!(&*it.arch, "amd64" | "arm64")));
 }
 
 #[test]
