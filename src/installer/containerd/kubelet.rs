@@ -51,21 +51,21 @@ pub fn is_same_socket(one: &str, other: &str) -> bool {
     run(one) == run(other)
 }
 
-/// The value of a kubelet flag, by the rules of pflag: `--name value` or `--name=value`, the last one wins, and `--` ends the flags.
+/// The value of a kubelet flag, by the rules of pflag: `--name value` or `--name=value`, the last one wins, and `--` ends the flags. The kubelet
+/// takes `_` in the name of a flag for `-` (`WordSepNormalizeFunc`).
 fn flag<'a>(arguments: &[&'a str], name: &str) -> Option<&'a str> {
     let mut arguments = arguments.iter().take_while(|argument| **argument != "--");
     let mut last = None;
     while let Some(argument) = arguments.next() {
-        let Some(rest) = argument
-            .strip_prefix("--")
-            .and_then(|rest| rest.strip_prefix(name))
-        else {
+        let Some(flag) = argument.strip_prefix("--") else {
             continue;
         };
-        if let Some(value) = rest.strip_prefix('=') {
-            last = Some(value);
-        } else if rest.is_empty() {
-            last = arguments.next().copied();
+        let (given, value) = match flag.split_once('=') {
+            Some((given, value)) => (given, Some(value)),
+            None => (flag, None),
+        };
+        if given.replace('_', "-") == name {
+            last = value.or_else(|| arguments.next().copied());
         }
     }
     last
@@ -340,6 +340,16 @@ mod tests {
     #[case::a_flag_over_a_file(
         &["--container-runtime-endpoint=/run/a.sock", "--config=/k"],
         &[("k", "containerRuntimeEndpoint: /run/b.sock")],
+        Some("/run/a.sock")
+    )]
+    #[case::a_flag_with_underscores_over_a_file(
+        &["--container_runtime-endpoint", "unix:///run/a_b.sock", "--config=/k"],
+        &[("k", "containerRuntimeEndpoint: /run/b.sock")],
+        Some("/run/a_b.sock")
+    )]
+    #[case::a_directory_of_drop_ins_with_an_underscore(
+        &["--config_dir=/k_d"],
+        &[("k_d/1.conf", "containerRuntimeEndpoint: /run/a.sock")],
         Some("/run/a.sock")
     )]
     #[case::an_empty_flag_over_a_file(
