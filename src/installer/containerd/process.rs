@@ -378,14 +378,22 @@ fn process(
     let program = program_path(host, running, name);
     let opened = host.open_program(&program).map_err(Reason::Program)?;
     // Any user can start a set-user-ID program with all UIDs 0 and any process name, in every service that runs processes of users.
-    let is_privileged = if running == program {
-        opened.gives_privileges()
+    let executed = if running == program {
+        None
     } else {
-        let running = host.open_program(running).map_err(Reason::Program)?;
-        running.gives_privileges()
+        Some(host.open_program(running).map_err(Reason::Program)?)
     };
-    if is_privileged {
+    if executed.as_ref().unwrap_or(&opened).gives_privileges() {
         return Err(Reason::Privileged);
+    }
+    // The process of a script has the name of the script and the program of the interpreter, which Farrier must not run with containerd's
+    // arguments. The program of a renamed file still has the name in its path, as in `containerd.old`.
+    let is_same = executed.is_some_and(|executed| {
+        let executed = executed.identity().ok();
+        executed.is_some() && executed == opened.identity().ok()
+    });
+    if !is_same && !file_name(running).contains(name) {
+        return Err(Reason::OtherProgram { name });
     }
     // With other mounts, the path may name another file. The symlink of a replaced program ends with ` (deleted)`.
     if evidence.has_own_mounts && !exe.ends_with(" (deleted)") {

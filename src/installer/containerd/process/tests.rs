@@ -850,6 +850,57 @@ fn k3s_is_found_by_the_symlink_beside_its_program() {
 }
 
 #[rstest]
+#[case::alone(&[], None)]
+#[case::beside_the_program(&["/usr/bin/containerd"], None)]
+#[case::that_runs_the_program(&[], Some("/usr/local/bin/containerd-1.7"))]
+fn a_script_named_containerd_is_not_containerd(
+    #[case] files: &[&str],
+    #[case] child: Option<&str>,
+) {
+    let tree = Tree::new("0::/init.scope\n", SYSTEMD);
+    for file in files {
+        tree.write(file, "");
+    }
+    let script = Given {
+        program: "/usr/bin/bash",
+        arguments: "/usr/bin/bash\0/usr/local/bin/containerd\0",
+        ..CONTAINERD
+    };
+    tree.process(PID, &script);
+    if let Some(program) = child {
+        let child = Given {
+            parent: PID,
+            program,
+            ..CONTAINERD
+        };
+        tree.process(PID + 1, &child);
+    }
+    let refusal = tree.asked().unwrap_err();
+    assert!(
+        refusal.contains("runs /usr/bin/bash under the name containerd"),
+        "{refusal}"
+    );
+    let found = find_by_name(&tree.host(), &["containerd"]).unwrap();
+    let child_of_script = found.get(&(PID + 1)).map(|(_, process)| process);
+    let program = child_of_script.map(|process| process.as_ref().unwrap().program.as_str());
+    assert_eq!(program, child);
+}
+
+#[test]
+fn a_renamed_program_is_replaced_by_the_one_beside_it() {
+    let tree = Tree::new("0::/init.scope\n", SYSTEMD);
+    tree.write("/usr/bin/containerd", "new");
+    let renamed = Given {
+        program: "/usr/bin/containerd.old",
+        ..CONTAINERD
+    };
+    tree.process(PID, &renamed);
+    let found = find_by_name(&tree.host(), &["containerd"]).unwrap();
+    let (_, process) = &found[&PID];
+    assert_eq!(process.as_ref().unwrap().program, "/usr/bin/containerd");
+}
+
+#[rstest]
 #[case::in_the_cron_service("0::/system.slice/cron.service\n")]
 #[case::below_process_1("0::/init.scope\n")]
 fn a_set_user_id_program_that_a_user_names_containerd_is_refused(#[case] cgroup: &str) {

@@ -55,6 +55,12 @@ pub enum Reason {
         "and this program has a set-user-ID or set-group-ID bit or capabilities, so any user can start it"
     )]
     Privileged,
+    /// The process is a script, or has another program under its name.
+    #[error("under the name {name}")]
+    OtherProgram {
+        /// `containerd` or `kubelet`.
+        name: &'static str,
+    },
     /// The program is not the file at its path.
     #[error("and another file is at that path")]
     OtherFile,
@@ -79,6 +85,9 @@ impl Reason {
                 Cow::Borrowed("run the process as the main process of a systemd service")
             }
             Self::Privileged => Cow::Borrowed("run containerd itself as a system service"),
+            Self::OtherProgram { name } => Cow::Owned(format!(
+                "let the script end with `exec`, so that {name} takes its place"
+            )),
             Self::OtherFile => Cow::Borrowed("restart the process"),
             Self::Unknown { .. } => {
                 Cow::Borrowed("run farrier as root, with the /proc of the host")
@@ -142,6 +151,7 @@ impl Refusal {
             | Reason::Mounts { .. }
             | Reason::Program(_)
             | Reason::UnitFile(_)
+            | Reason::OtherProgram { .. }
             | Reason::OtherFile
             | Reason::Unknown { .. } => false,
         }
