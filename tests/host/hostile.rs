@@ -492,6 +492,52 @@ async fn a_file_in_the_store_that_another_user_made_is_replaced(
     assert_eq!(report.result, Outcome::Unchanged, "{report:?}");
 }
 
+#[rstest]
+#[case::of_a_user(
+    "/srv/a",
+    "run `chown root:root /srv/a` on the host, or specify its SHA-256"
+)]
+#[case::in_a_directory_of_a_user(
+    "/srv",
+    "run `chown root:root /srv` on the host, or specify its SHA-256"
+)]
+#[case::in_a_directory_of_all(
+    "/srv",
+    "move the artifact to a directory that only root can write to, or specify its SHA-256"
+)]
+#[tokio::test]
+async fn a_file_of_another_user_is_no_artifact_of_a_cluster_without_a_digest(
+    #[case] path: &str,
+    #[case] help: &str,
+) {
+    let host = Host::stocked();
+    let handoff = tempfile::tempdir().unwrap();
+    if help.starts_with("move") {
+        set_mode(&host.path(path), 0o1777);
+    } else if !give(&host.path(path)) {
+        return;
+    }
+    let report = host.provision(&[shim("a")], handoff.path()).await;
+    assert_eq!(report.result, Outcome::Refused, "{report:?}");
+    let handler = &report.handlers[0];
+    let reason = handler.reason.as_deref().unwrap();
+    assert!(
+        reason.starts_with("failed to trust artifact /srv/a"),
+        "{reason}"
+    );
+    let remedy = handler.remedy.as_deref().unwrap();
+    assert!(remedy.starts_with(help), "{remedy}");
+    // A digest in the request protects the file, and an operator on the command line chooses it.
+    let mut pinned = shim("a");
+    pinned.binary_sha256 = Some(farrier::handoff::Sha256Digest::of(&program(1)));
+    let report = host.provision(&[pinned], handoff.path()).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    let mut other = shim("other");
+    other.location = "file:///srv/a".to_owned();
+    let report = host.install(&[other], &[]).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+}
+
 #[tokio::test]
 async fn a_verification_cache_of_another_user_is_ignored_and_replaced() {
     let host = Host::stocked();

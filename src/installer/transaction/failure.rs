@@ -9,6 +9,7 @@ use crate::containerd_config;
 use crate::handoff::{EndingPod, Problem, Sha256Digest};
 use crate::installer::artifact::fetch;
 use crate::installer::containerd::{config_files, restart};
+use crate::installer::host::owner::ProgramError;
 use crate::installer::{host, inspect, plan, state};
 
 /// The reason why Farrier does not change a host.
@@ -51,6 +52,15 @@ pub enum Error {
     NoArtifact {
         /// Absolute path on the host.
         path: String,
+    },
+    /// The request of a cluster names a file of the host without a SHA-256, and another user than root can change this file.
+    #[error("failed to trust artifact {path} without a SHA-256: {source}")]
+    UntrustedArtifact {
+        /// Absolute path on the host.
+        path: String,
+        /// The component of the path that another user can change.
+        #[source]
+        source: ProgramError,
     },
     /// The request expects a binary on the host, so it was not fetched, and the binary is missing or modified.
     #[error("binary {path} is missing or modified on the host")]
@@ -116,6 +126,23 @@ impl Error {
             Self::NoArtifact { .. } => Cow::Borrowed(
                 "put the artifact at this path on the host (below --host-root, if set), or correct the location of the shim",
             ),
+            Self::UntrustedArtifact { source, .. } => {
+                let mend = match source {
+                    ProgramError::Owner { .. } => source.help(),
+                    // The artifact may be in `/tmp`, whose mode must stay.
+                    ProgramError::Writable { .. }
+                    | ProgramError::AccessList { .. }
+                    | ProgramError::NoFile { .. }
+                    | ProgramError::Interpreter { .. }
+                    | ProgramError::Open { .. } => None,
+                };
+                let mend = mend.unwrap_or(Cow::Borrowed(
+                    "move the artifact to a directory that only root can write to",
+                ));
+                Cow::Owned(format!(
+                    "{mend}, or specify its SHA-256 in the Shim (spec.fetchStrategy.platforms)"
+                ))
+            }
             Self::NotPresent { .. } => {
                 Cow::Borrowed("wait for the next attempt, which fetches the binary again")
             }

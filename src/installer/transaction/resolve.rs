@@ -5,12 +5,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::failure::Error;
-use crate::handoff::{Problem, ProvisionRequest, Sha256Digest, ShimRequest};
+use crate::handoff::{Owner, Problem, ProvisionRequest, Sha256Digest, ShimRequest};
 use crate::installer::artifact::error::{check_binary, check_digest};
 use crate::installer::artifact::fetch::{self, FetchOptions};
 use crate::installer::artifact::handoff_dir;
 use crate::installer::artifact::unpack::{self, Hashing};
-use crate::installer::host::HostRoot;
+use crate::installer::host::owner::ProgramError;
+use crate::installer::host::{HostRoot, Target};
 use crate::installer::inspect::verify_cache::{Artifact, ArtifactSource, Artifacts, VerifyCache};
 use crate::installer::inspect::{HostFacts, path_of, verified, verified_digest};
 use crate::installer::state::Binary;
@@ -89,22 +90,31 @@ pub(crate) async fn resolve(
         downloads = Some(made);
     }
     let mut sources = BTreeMap::new();
-    let known = VerifyCache::load(host, facts.containerd.target());
+    let target = facts.containerd.target();
+    let known = VerifyCache::load(host, target);
     let mut artifacts = Artifacts::new();
     for shim in &missing {
         let found = match fetch::path_on_host(&shim.location) {
             // A binary that is expected on the host was not fetched into the hand-off directory, and its location may be unknown.
             _ if shim.present.is_some() => Err(not_present(facts, shim)),
-            Some(path) => artifact(host, shim, path, &known).map(|artifact| {
-                let sha256 = artifact.sha256;
-                artifacts.insert(shim.name.clone(), artifact);
-                let source = BinarySource::Host {
-                    path: path.to_owned(),
-                    shim: shim.name.clone(),
-                    binary: shim.binary.clone(),
+            Some(path) => {
+                let trusted = match request.owner {
+                    Owner::Cluster => check_trusted(host, shim, path, target),
+                    // An operator names the file.
+                    Owner::Local | Owner::Kwasm | Owner::Rcm => Ok(()),
                 };
-                (sha256, source)
-            }),
+                let artifact = trusted.and_then(|()| artifact(host, shim, path, &known));
+                artifact.map(|artifact| {
+                    let sha256 = artifact.sha256;
+                    artifacts.insert(shim.name.clone(), artifact);
+                    let source = BinarySource::Host {
+                        path: path.to_owned(),
+                        shim: shim.name.clone(),
+                        binary: shim.binary.clone(),
+                    };
+                    (sha256, source)
+                })
+            }
             None => read_binary(shim, directory.as_deref()),
         };
         let binary = match found {
@@ -122,6 +132,27 @@ pub(crate) async fn resolve(
         artifacts,
         _downloads: downloads,
     })
+}
+
+/// Checks that only root can change an artifact on this host, unless the request has a SHA-256. Otherwise a user of the node would choose a
+/// program for root.
+fn check_trusted(
+    host: &HostRoot,
+    shim: &ShimRequest,
+    path: &str,
+    target: Target,
+) -> Result<(), Error> {
+    if shim.sha256.is_some() || shim.binary_sha256.is_some() {
+        return Ok(());
+    }
+    match host.check_only_root_writes(path, target) {
+        // Reading the artifact reports these.
+        Ok(()) | Err(ProgramError::Open { .. } | ProgramError::NoFile { .. }) => Ok(()),
+        Err(source) => Err(Error::UntrustedArtifact {
+            path: path.to_owned(),
+            source,
+        }),
+    }
 }
 
 /// A shim's artifact on this host, verified.
