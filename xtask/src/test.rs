@@ -304,7 +304,7 @@ fn aloud(command: &mut Command, progress: &Progress) -> Result<()> {
     let (mut output, mut since) = (String::new(), Instant::now());
     for line in BufReader::new(stdout).lines() {
         let line = line.context("failed to read the output of cargo")?;
-        let took = if line.starts_with("test ") {
+        let took = if line.starts_with("test ") && line.contains(" ... ") {
             format!(" ({:.1} s)", since.elapsed().as_secs_f64())
         } else {
             String::new()
