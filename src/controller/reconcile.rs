@@ -150,7 +150,7 @@ async fn reconcile_node(
     context: Arc<Context>,
 ) -> Result<Action, apply::Error> {
     let view = NodeView::from(node.as_ref());
-    let (pods, each) = view.pods_to_look_at(context.settings.drain_timeout.is_some());
+    let (pods, each) = view.pods_to_look_at(context.may_drain());
     let pods = if pods.is_empty() {
         None
     } else {

@@ -160,12 +160,15 @@ async fn clean(
 
 /// Attempts to remove the taints of all drains. A kubelet, for example, may change a node between the list and the patch, or the node is
 /// deleted; the next attempt lists the nodes again.
-const ATTEMPTS: usize = 5;
+const ATTEMPTS: u32 = 5;
 
 /// Removes the taint of a drain from all nodes.
 async fn end_drains(client: &Client, settings: &Settings) -> Result<(), Error> {
     let mut ended = Ok(());
-    for _ in 0..ATTEMPTS {
+    for attempt in 0..ATTEMPTS {
+        if attempt > 0 {
+            tokio::time::sleep(Duration::from_secs(attempt.into())).await;
+        }
         ended = Ok(());
         for node in cluster::list::<NodeObject>(client).await? {
             let edit = node_labels::without_drain(&NodeView::from(&node));
@@ -176,7 +179,10 @@ async fn end_drains(client: &Client, settings: &Settings) -> Result<(), Error> {
                     ..Plan::default()
                 };
                 // A node that can't be written delays no other.
-                let written = apply::node(client, settings, &node, &plan, &Metrics::new()).await;
+                let (object, metrics) = (node.name_any(), Metrics::new());
+                // On the heap: every caller would contain this large future.
+                let write = Box::pin(apply::node(client, settings, &node, &plan, &metrics));
+                let written = apply::in_time(format!("node {object}"), write).await;
                 ended = ended.and(written.map(drop));
             }
         }

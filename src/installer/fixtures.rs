@@ -81,6 +81,7 @@ pub fn host() -> HostFactsBuilder {
         dump: Ok(String::new()),
         untried: None,
         missing_prerequisite: None,
+        unstartable: None,
         served: Ok(served(&[])),
         data_directories: DataDirectories::default(),
         in_use: BTreeMap::new(),

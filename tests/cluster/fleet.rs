@@ -365,7 +365,6 @@ async fn the_metrics_count_the_actions_of_the_controller() {
 impl Stage {
     /// A program on the node of the controller opens more connections than the controller serves, and sends nothing on them.
     async fn idle_clients_delay_nobody(&self) {
-        let restarts = self.controller_restarts().await;
         let controller = self.controllers().await.remove(0);
         let address = controller.status.unwrap().pod_ip.unwrap();
         let node = controller.spec.unwrap().node_name.unwrap();
@@ -382,7 +381,6 @@ impl Stage {
             .sh(&node, &format!("bash -s <<'END'\n{script}\nEND"));
         let answers: Vec<&str> = answers.lines().map(str::trim).collect();
         assert_eq!(answers, ["HTTP/1.0 200 OK"; 3]);
-        assert_eq!(self.controller_restarts().await, restarts);
     }
 }
 

@@ -110,8 +110,10 @@ async fn a_changed_environment_file_and_a_unit_that_was_not_reloaded_are_not_put
 async fn a_symlink_that_leads_to_another_containerd_since_the_start_is_not_put_into_effect() {
     let cluster = Cluster::connect().await;
     let node = Node::with(&cluster, "2.1").await;
-    let (link, another) = ("/srv/containerd", "/srv/another");
-    node.sh(&format!("ln -s /usr/local/bin/containerd {link}"));
+    let (link, another) = ("/run/farrier-test/containerd", "/run/farrier-test/another");
+    node.sh(&format!(
+        "mkdir -p /run/farrier-test; ln -s /usr/local/bin/containerd {link}"
+    ));
     node.override_unit(&format!("[Service]\nExecStart=\nExecStart={link}"));
     node.sh("systemctl restart containerd");
     let dry_run = format!("{} --dry-run", install("v0.1.0"));
@@ -124,9 +126,7 @@ async fn a_symlink_that_leads_to_another_containerd_since_the_start_is_not_put_i
         &format!("{link} was changed after containerd started"),
     );
     node.plain_unit();
-    node.sh(&format!(
-        "systemctl restart containerd; rm {link} {another}"
-    ));
+    node.sh("systemctl restart containerd");
 }
 
 /// An install that fails after the restart: the old bytes are back, and containerd serves as before.

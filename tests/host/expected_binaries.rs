@@ -211,6 +211,22 @@ async fn a_shim_is_not_served_by_the_binary_of_another_shim() {
     assert_eq!(host.tree(true), before);
 }
 
+/// The state file may be lost, or removed by an administrator.
+#[tokio::test]
+async fn a_pinned_binary_that_the_state_file_does_not_record_is_installed_again() {
+    let host = carrying().await;
+    let state = host.path("/var/lib/farrier/state.json");
+    std::fs::remove_file(&state).unwrap();
+    let pinned = ShimRequest {
+        binary_sha256: Some(Sha256Digest::of(&program(1))),
+        ..remote("a")
+    };
+    let report = host.provision(&[pinned], fetched("a", 1).path()).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    assert_eq!(report.handlers[0].reason, None);
+    assert!(state.exists());
+}
+
 #[tokio::test]
 async fn an_expected_binary_is_never_taken_from_elsewhere_than_the_host() {
     let host = Host::stocked();

@@ -183,6 +183,15 @@ impl Cluster {
         self
     }
 
+    /// Whether a policy lets the controller evict pods.
+    #[must_use]
+    pub fn may_drain(&self) -> bool {
+        let mut policies = self.restart_policies.values();
+        let is_drain = |policy: &OnRestart| *policy == OnRestart::Drain;
+        self.drain_timeout.is_some()
+            && (is_drain(&self.restart_policy.default) || policies.any(is_drain))
+    }
+
     /// The policy for the handlers of these Shims. The strictest Shim of a handler counts, and the strictest of all where the Job has no room
     /// for the policies of so many handlers.
     fn restart_policy_of<'a>(
@@ -355,11 +364,13 @@ impl Desired {
             desired.verdicts.insert(shim.name.clone(), verdict);
         }
         desired.keep_until_turn(applied, blocked, &owners);
-        let held = cluster.shims.iter().map(|shim| {
-            let handlers = desired.held(shim, node, applied, &owners);
-            (shim.name.as_str(), handlers)
-        });
-        desired.restart_policy = cluster.restart_policy_of(held);
+        if !cluster.restart_policies.is_empty() {
+            let of_shims = cluster.shims.iter().map(|shim| {
+                let handlers = desired.handlers_on_node(shim, node, applied, &owners);
+                (shim.name.as_str(), handlers)
+            });
+            desired.restart_policy = cluster.restart_policy_of(of_shims);
+        }
         let wanted = desired.verdicts.values().filter_map(Verdict::request);
         let staying = desired.staying.iter().map(ShimRequest::kept);
         let shims = wanted.cloned().chain(staying).collect();
@@ -380,7 +391,7 @@ impl Desired {
     }
 
     /// The handlers that the Shim has on the node: those that it is to have, and those that it still has there.
-    fn held(
+    fn handlers_on_node(
         &self,
         shim: &ShimView,
         node: &NodeView,
@@ -390,12 +401,12 @@ impl Desired {
         let wanted = self.verdicts.get(&shim.name);
         let wanted = wanted.map_or(&[][..], |verdict| self.handlers_of(verdict));
         let known = applied.and_then(|applied| applied.shims.get(&shim.name));
-        let mut there = known.map_or_else(Vec::new, |known| {
+        let mut handlers = known.map_or_else(Vec::new, |known| {
             advertisable(shim, node, applied, Some(known))
         });
-        there.retain(|handler| owners.get(handler).is_none_or(|owner| *owner == shim.name));
-        there.extend(wanted.iter().cloned());
-        there
+        handlers.retain(|handler| owners.get(handler).is_none_or(|owner| *owner == shim.name));
+        handlers.extend(wanted.iter().cloned());
+        handlers
     }
 
     /// Whether the last report says that the host has exactly the desired set.

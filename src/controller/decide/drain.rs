@@ -105,7 +105,9 @@ fn cause(seen: &Observed, waiting: &WaitingForPods) -> String {
         return "the API server did not answer about these pods: delete them".to_owned();
     };
     let left = left(waiting, &pods.left);
-    if left.is_empty() {
+    if left.is_empty() && waiting.attempts == 0 {
+        format!("the pods have ended, and the restart did not begin within {limit} s")
+    } else if left.is_empty() {
         "the API server does not know these pods: remove them on the node if containerd still has them (`crictl pods`)".to_owned()
     } else if left.iter().all(|pod| pods.ending.contains(pod)) {
         format!(

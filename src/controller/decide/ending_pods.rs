@@ -87,8 +87,9 @@ pub fn problem(cluster: &Cluster, waiting: &WaitingForPods) -> Problem {
         );
     }
     let message = format!("the restart of containerd would end {number}: {pods}");
-    let drains = specified(cluster, pods) == OnRestart::Drain;
-    if !waiting.static_pods.is_empty() {
+    let specified = specified(cluster, pods);
+    let drains = specified == OnRestart::Drain;
+    if drains && !waiting.static_pods.is_empty() {
         let of = EndingPods::of(&waiting.static_pods);
         let help = format!(
             "remove the manifests of these static pods from the node, because no eviction ends them, or set {place} to Allow: {of}"
@@ -103,6 +104,9 @@ pub fn problem(cluster: &Cluster, waiting: &WaitingForPods) -> Problem {
         (None, true, _) => format!(
             "set drain.enabled in the chart so that Farrier may evict pods, delete these pods, or set {place} to Allow"
         ),
+        (_, false, _) if specified == OnRestart::Allow => {
+            "delete these pods, or set onRestart in the chart to Allow: others than Farrier declare their handlers".to_owned()
+        }
         (_, false, _) => format!("delete these pods, or set {place} to Drain or Allow"),
     };
     Problem::with_help(message, help)
@@ -154,12 +158,11 @@ pub fn have_ended(seen: &Observed, waiting: &WaitingForPods) -> bool {
 #[must_use]
 pub fn are_over(seen: &Observed, waiting: &WaitingForPods, since: Duration) -> bool {
     match (policy(seen.cluster, &waiting.pods), seen.pods) {
-        (OnRestart::Allow, _) => true,
-        (OnRestart::Refuse | OnRestart::Drain, Some(_)) => have_ended(seen, waiting),
+        // An installer that refuses nevertheless knows that others declare the handlers.
+        (OnRestart::Allow, _) if waiting.attempts == 0 => true,
+        (_, Some(_)) => have_ended(seen, waiting),
         // The API server says nothing about the pods, and a Job asks containerd.
-        (OnRestart::Refuse | OnRestart::Drain, None) => {
-            waiting.draining_since.is_none() && since >= LONGEST_WAIT
-        }
+        (_, None) => waiting.draining_since.is_none() && since >= LONGEST_WAIT,
     }
 }
 

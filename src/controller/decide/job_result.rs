@@ -279,21 +279,23 @@ fn next_wait(seen: &Observed, applied: &Applied, report: &ProvisionReport) -> Wa
     // A report names ten pods at most. That fewer and fewer pods are left ends by itself, and the time limit of a drain is for each ten.
     let progresses = !is_left && pods.len() < before.pods.len();
     let draining_since = before.draining_since;
-    let next = WaitingForPods {
-        pods,
-        attempts: if progresses { 0 } else { before.attempts },
-        draining_since: draining_since.map(|since| if progresses { seen.now } else { since }),
-        ..WaitingForPods::default()
-    };
-    if !is_left {
-        // What ended the drain before says nothing about other pods.
-        return next;
+    if progresses {
+        return WaitingForPods {
+            pods,
+            draining_since: draining_since.map(|_| seen.now),
+            ..WaitingForPods::default()
+        };
     }
     WaitingForPods {
+        pods,
+        attempts: before.attempts,
+        draining_since,
+        // Also for pods that came in the place of the former ones.
         undone_at: before.undone_at,
         undone: before.undone,
-        undone_because: before.undone_because,
-        ..next
+        // What ended the drain before says nothing about other pods.
+        undone_because: before.undone_because.filter(|_| is_left),
+        ..WaitingForPods::default()
     }
 }
 

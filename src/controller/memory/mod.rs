@@ -361,6 +361,11 @@ impl Context {
         Some(plan)
     }
 
+    /// Whether a policy lets the controller evict pods.
+    pub fn may_drain(&self) -> bool {
+        self.memory().cluster.may_drain()
+    }
+
     /// Records that a plan was written to this version of the node, the version that the patch returned, and why an eviction was refused.
     pub fn node_is_written(
         &self,

@@ -375,19 +375,13 @@ fn drains_that_end_nothing_become_rare() {
         rests.push(minutes);
     }
     assert_eq!(rests, [10, 20, 40, 80, 160, 240, 240]);
-    // Other pods say nothing about these.
+    // Its controller has replaced the pod meanwhile.
     let scene = scene.left(&[]).stepped();
     let other = scene.refused_for(&[pod("other", "spin-v2")]).stepped();
-    assert_eq!(
-        other
-            .node
-            .applied()
-            .unwrap()
-            .waiting_for_pods
-            .unwrap()
-            .undone,
-        0
-    );
+    let applied = other.node.applied().unwrap();
+    assert_eq!(applied.waiting_for_pods.unwrap().undone, 7);
+    let rests = other.later(300).stepped().left(&[pod("other", "spin-v2")]);
+    assert!(taints(&rests.later(239 * 60).stepped()).is_empty());
 }
 
 #[test]
@@ -962,6 +956,20 @@ fn pods_that_only_containerd_knows_cost_a_job_every_ten_minutes_at_most_beside_a
         fail(&mut scene);
     }
     assert_eq!(waits, [0, 0, 0, 30, 60, 120, 240, 480]);
+}
+
+/// The installer lets no Shim relax the policy for handlers that others declare.
+#[test]
+fn an_installer_that_refuses_in_spite_of_allow_is_asked_again_after_the_pods() {
+    let web = [pod("web", "spin-v2")];
+    let scene = waiting(&web, OnRestart::Allow).stepped().left(&web);
+    assert!(creates_job(&scene.decide()), "the policy may have changed");
+    let scene = scene.stepped().refused_for(&web).stepped().left(&web);
+    let why = text(&scene);
+    assert!(why.contains("set onRestart in the chart to Allow"), "{why}");
+    let later = scene.later(3_600);
+    assert!(!creates_job(&later.decide()));
+    assert!(creates_job(&later.left(&[]).decide()));
 }
 
 #[test]

@@ -217,8 +217,6 @@ const K3S: DistroSpec = DistroSpec {
         "/etc/rancher/k3s/config.yaml",
         "/etc/rancher/k3s/config.yaml.d",
         "/etc/rancher/k3s/registries.yaml",
-        // OpenRC's script reads the variables of the service from it.
-        "/etc/rancher/k3s/k3s.env",
     ],
     finds: K3S_FINDS,
     release: Some("--version"),

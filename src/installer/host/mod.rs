@@ -10,7 +10,7 @@ mod mount;
 pub mod owner;
 pub mod path;
 pub mod program;
-mod times;
+pub(crate) mod times;
 mod write;
 
 use std::borrow::Cow;

@@ -83,6 +83,9 @@ pub struct HostFacts {
     pub untried: Option<Problem>,
     /// A file or feature that the configuration needs and that the host lacks, as a message for an operator.
     pub missing_prerequisite: Option<String>,
+    /// Why containerd would not start again whatever its configuration is, as a message for an operator: because of its unit, or of the file
+    /// system of its data.
+    pub unstartable: Option<String>,
     /// The runtimes that containerd serves, or why they are unknown.
     pub served: Result<Served, Problem>,
     /// The directories that the running containerd uses.
@@ -125,6 +128,14 @@ impl HostFacts {
     pub fn store_files(&self) -> BTreeSet<String> {
         let stored = self.stored.iter().map(Sha256Digest::to_string);
         stored.chain(self.damaged.iter().cloned()).collect()
+    }
+
+    /// Whether the store has this binary, and the state file records it.
+    #[must_use]
+    pub fn stores(&self, sha256: Sha256Digest) -> bool {
+        let (declared, draining) = (&self.state.handlers, &self.state.draining);
+        let mut owned = declared.values().chain(draining.values());
+        self.stored.contains(&sha256) && owned.any(|owned| owned.sha256() == Some(sha256))
     }
 
     /// The programs of Farrier's shims.
@@ -281,6 +292,7 @@ pub async fn gather(
         no_version: Problem::new("no program was run", None),
         untried: None,
         missing_prerequisite: None,
+        unstartable: None,
         dump: Err(Problem::new("no program was run", None)),
         containerd: match running.containerd {
             Containerd::Live(daemon) => Containerd::Live(daemon.with_openrc_unit(host, distro)),
@@ -449,10 +461,7 @@ async fn query_services(host: &HostRoot, facts: &mut HostFacts) {
     let service = facts.service();
     let unreachable = service.check_reachable(host).err();
     facts.unreachable = unreachable.map(|error| Problem::new(&error, error.help()));
-    facts.missing_prerequisite = facts
-        .missing_prerequisite
-        .take()
-        .or_else(|| read_only_data(host, &facts.data_directories))
+    facts.unstartable = read_only_data(host, &facts.data_directories)
         .or_else(|| missing_for_unit(host, &service.unit).filter(|_| service.is_of_systemd(host)));
     let restart_effect = service.restart_effect(host).await;
     facts.restart_effect = restart_effect.map_err(|error| Problem::new(&error, error.help()));

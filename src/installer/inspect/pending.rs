@@ -19,6 +19,7 @@ use crate::installer::containerd::service::Service;
 use crate::installer::containerd::systemd_unit::{self, UNIT_DIRECTORIES};
 use crate::installer::distro::{DistroSpec, Edited, Restart};
 use crate::installer::host::path::{file_name, parent_directory};
+use crate::installer::host::times::Times;
 use crate::installer::host::{self, HostRoot};
 use crate::installer::state::State;
 
@@ -263,8 +264,8 @@ impl Subject<'_> {
             clock.time_of(self.daemon.process.1)?,
             clock.time_of(start_time(self.host, main)?)?,
         );
-        let told = self.service.started(self.host).await;
-        let start = if told.is_some_and(|told| told.abs_diff(service) < FORK) {
+        let noted = self.service.started(self.host).await;
+        let start = if noted.is_some_and(|noted| noted.abs_diff(service) < FORK) {
             StartTime::steady(containerd)
         } else {
             StartTime::new(containerd, listening)
@@ -298,7 +299,7 @@ impl Subject<'_> {
         Some(Input {
             path: path.to_owned(),
             kind,
-            change: Change::At(times.latest, start),
+            change: Change::At(last_change(times, kind, &self.distro.edited), start),
             contents: Contents::Foreign,
         })
     }
@@ -544,10 +545,15 @@ impl Subject<'_> {
         }
         let unit = &self.service.unit;
         let paths = match self.service.needs_reload(self.host).await {
-            // OpenRC runs a script with the settings of a file.
-            Ok(None) => ["init.d", "conf.d"]
-                .map(|directory| format!("/etc/{directory}/{}", self.service.name()))
-                .to_vec(),
+            // OpenRC runs a script with the settings of a file. The script of k3s reads another one (k3s, `install.sh`).
+            Ok(None) => {
+                let name = self.service.name();
+                vec![
+                    format!("/etc/init.d/{name}"),
+                    format!("/etc/conf.d/{name}"),
+                    format!("/etc/rancher/k3s/{name}.env"),
+                ]
+            }
             Ok(Some(true)) => {
                 return vec![Input {
                     path: unit.clone(),
@@ -568,7 +574,8 @@ impl Subject<'_> {
             .collect()
     }
 
-    /// The files that the unit of k3s or RKE2 names in place of the default ones (k3s, *Configuration Options*).
+    /// The files that the unit of k3s or RKE2 names in place of the default ones, each with the directory of its drop-ins (k3s,
+    /// *Configuration Options*).
     fn named_by_unit(&self) -> Vec<String> {
         let Ok(service) = systemd_unit::service(self.host, &self.service.unit) else {
             return Vec::new();
@@ -587,6 +594,7 @@ impl Subject<'_> {
         let of_flags = (0..arguments.len()).filter_map(of_flag);
         let named = of_flags.chain(variables.into_iter().flatten());
         named
+            .flat_map(|path| [format!("{path}.d"), path])
             .filter(|path| !self.distro.own_config.contains(&path.as_str()))
             .collect()
     }
@@ -650,6 +658,15 @@ pub(crate) fn record_loaded(subject: &Subject<'_>, inputs: &[Input]) -> host::Re
     host.replace(LOADED_FILE, text.as_bytes(), before, 0o600)
 }
 
+/// The time that counts as the last change of an input. A hook of `MicroK8s` sets the attributes of its own files after each start
+/// (`snap/hooks/configure`), and leaves their contents alone.
+fn last_change(times: Times, kind: InputKind, edited: &Edited) -> Duration {
+    match (kind, edited) {
+        (InputKind::Distribution, Edited::TomlTemplate(_)) => times.modified,
+        _ => times.latest,
+    }
+}
+
 /// The directory whose entries a glob is compared with: the part before its first pattern. `None` for a plain path, which containerd loads
 /// without a search.
 fn directory_of_glob(glob: &str) -> Option<String> {
@@ -699,6 +716,7 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
+    use crate::installer::distro::by_id;
 
     const START: Duration = Duration::from_secs(1_000_000);
 
@@ -733,6 +751,21 @@ mod tests {
     ) {
         let start = StartTime::new(START, listening.map(milliseconds));
         assert_eq!(start.may_be_before(milliseconds(changed)), expected);
+    }
+
+    #[rstest]
+    #[case::of_microk8s("microk8s", InputKind::Distribution, 1)]
+    #[case::of_its_containerd("microk8s", InputKind::Config, 2)]
+    #[case::of_k3s("k3s", InputKind::Distribution, 2)]
+    fn changed_attributes_of_microk8s_own_files_are_no_change(
+        #[case] distro: &str,
+        #[case] kind: InputKind,
+        #[case] expected: u64,
+    ) {
+        let (modified, latest) = (Duration::from_secs(1), Duration::from_secs(2));
+        let edited = &by_id(distro).edited;
+        let changed = last_change(Times { modified, latest }, kind, edited);
+        assert_eq!(changed, Duration::from_secs(expected));
     }
 
     #[rstest]

@@ -18,17 +18,10 @@ pub(crate) fn to_store(
     next: &BTreeMap<String, OwnedHandler>,
 ) -> BTreeSet<Sha256Digest> {
     let fetched: BTreeSet<&Sha256Digest> = goal.binaries.values().flatten().collect();
-    let owned = facts
-        .state
-        .handlers
-        .values()
-        .chain(facts.state.draining.values());
-    let recorded: BTreeSet<Sha256Digest> = owned.filter_map(OwnedHandler::sha256).collect();
-    let is_own = |sha256: &Sha256Digest| facts.stored.contains(sha256) && recorded.contains(sha256);
     let needed = next.values().filter(|owned| is_stored(facts, owned));
     needed
         .filter_map(OwnedHandler::sha256)
-        .filter(|sha256| fetched.contains(sha256) && !is_own(sha256))
+        .filter(|sha256| fetched.contains(sha256) && !facts.stores(*sha256))
         .collect()
 }
 

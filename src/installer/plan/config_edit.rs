@@ -228,6 +228,9 @@ impl<'a> CurrentConfig<'a> {
         accepted: bool,
     ) -> Result<Vec<String>, Error> {
         self.check_runtimes(facts, managed, accepted)?;
+        if let Some(message) = &facts.unstartable {
+            return Err(Error::Refuses(Problem::new(message, None)));
+        }
         let notes = pending::check(facts, accepted)?;
         check_prerequisites(facts)?;
         Ok(notes)

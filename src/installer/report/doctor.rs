@@ -624,6 +624,7 @@ mod tests {
     #[case::invalid_configuration(|facts: &mut HostFacts| facts.dump = Err(Problem::new("line 3", None)))]
     #[case::no_toml(|facts: &mut HostFacts| facts.config_files.root.text = Some("[".to_owned()))]
     #[case::missing_prerequisite(|facts: &mut HostFacts| facts.missing_prerequisite = Some("no /spec.json".to_owned()))]
+    #[case::unstartable(|facts: &mut HostFacts| facts.unstartable = Some("the unit is masked".to_owned()))]
     #[case::unreachable_service_manager(|facts: &mut HostFacts| facts.unreachable = Some(Problem::new("no bus", None)))]
     #[case::kill_mode(|facts: &mut HostFacts| facts.restart_effect = Ok(RestartEffect::PodsEnd { kill_mode: "control-group".to_owned() }))]
     #[case::unknown_kill_mode(|facts: &mut HostFacts| facts.restart_effect = Err(Problem::new("no bus", None)))]

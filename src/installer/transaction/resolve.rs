@@ -233,7 +233,7 @@ fn present(facts: &HostFacts, shim: &ShimRequest) -> Option<Sha256Digest> {
 fn is_installed(facts: &HostFacts, handler: &str, sha256: Sha256Digest) -> bool {
     let path = path_of(facts, handler);
     let is_in_place = verified_digest(facts, &path) == Some(sha256);
-    if facts.stored.contains(&sha256) {
+    if facts.stores(sha256) {
         // The plan creates a missing symlink to a stored binary again.
         let owned = facts.state.handlers.get(handler);
         return is_in_place || owned.is_some_and(|owned| owned.sha256() == Some(sha256));
@@ -248,8 +248,9 @@ fn pinned(facts: &HostFacts, shim: &ShimRequest) -> Option<Sha256Digest> {
     let mut found = None;
     for handler in &shim.handlers {
         let Some(owned) = facts.state.handlers.get(handler) else {
-            // A binary of a legacy installer is identified by its digest alone.
-            let digest = verified(facts, handler)?;
+            // A binary of a legacy installer is identified by its digest alone. One in the store that the state file does not record is
+            // stored anew.
+            let digest = facts.legacy.binaries.get(&path_of(facts, handler))?.sha256;
             if shim.binary_sha256? != digest {
                 return None;
             }
