@@ -141,7 +141,7 @@ async fn an_invalid_configuration_is_reported_and_left_alone() {
 #[tokio::test]
 async fn a_change_that_somebody_left_pending_is_reported_and_not_put_into_effect() {
     let cluster = Cluster::with_farrier().await;
-    for series in ["1.7", "2.4"] {
+    for series in ["1.6", "1.7", "2.1", "2.4"] {
         let node = cluster.node_with(series);
         let good = cluster.artifacts.shim.clone();
         cluster.sh(

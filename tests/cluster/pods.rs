@@ -66,6 +66,20 @@ async fn taints(cluster: &Cluster, node: &str) -> Vec<String> {
     taints.map(|taint| taint.effect).collect()
 }
 
+/// Waits until the node has the taint of a drain, and not the label of the handler whose pods are evicted.
+async fn is_drained(cluster: &Cluster, node: &str) {
+    eventually("the node is being drained", async || {
+        let (taints, labels) = (taints(cluster, node).await, cluster.marks(node).await);
+        let is_served = labels.contains_key("handler.farrier.dev/wasmi");
+        if taints == ["NoSchedule"] && !is_served {
+            Ok(())
+        } else {
+            Err((taints, labels))
+        }
+    })
+    .await;
+}
+
 /// The exit status and the text of `farrier doctor` on `node`.
 fn doctor(cluster: &Cluster, node: &str, option: &str) -> (i32, String) {
     let program = std::env::var("FARRIER_BINARY").unwrap();
@@ -200,6 +214,7 @@ async fn a_restart_waits_for_pods_that_it_would_end_or_evicts_them_or_names_thos
     let upgrade = ["upgrade", "farrier", chart, "-n", "farrier", "--wait"];
     cluster.helm(&[&upgrade[..], &["--reuse-values", values]].concat());
     set_policy(&cluster, json!("Drain")).await;
+    is_drained(&cluster, restarted).await;
     cluster
         .label_becomes(drained, "handler.farrier.dev/second", "true")
         .await;

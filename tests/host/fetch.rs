@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -139,6 +139,22 @@ async fn a_slow_server_delays_no_other_shim() {
     );
 }
 
+/// Accepts connections until each of these paths was asked for; returns them in this order. Another connection may come from a client of an
+/// earlier server that had the same port.
+fn accept<const N: usize>(listener: &TcpListener, paths: [&str; N]) -> [TcpStream; N] {
+    let mut found = [const { None }; N];
+    while found.iter().any(Option::is_none) {
+        let (stream, _) = listener.accept().unwrap();
+        let mut head = [0; 16];
+        let length = stream.peek(&mut head).unwrap_or_default();
+        let asks = |path: &&str| head[..length].starts_with(format!("GET {path} ").as_bytes());
+        if let Some(at) = paths.iter().position(asks) {
+            found[at] = Some(stream);
+        }
+    }
+    found.map(Option::unwrap)
+}
+
 #[tokio::test]
 async fn unpacking_a_large_archive_delays_no_other_download() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -156,22 +172,15 @@ async fn unpacking_a_large_archive_delays_no_other_download() {
     ]);
     let (asked_again, heard) = std::sync::mpsc::channel();
     let server = std::thread::spawn(move || {
-        let mut both = [(); 2].map(|()| listener.accept().unwrap().0);
-        // The connections come in any order.
-        let mut head = [0; 16];
-        let length = both[0].peek(&mut head).unwrap();
-        if head[..length].starts_with(b"GET /small") {
-            both.reverse();
-        }
-        let [large, small] = both;
+        let [large, small] = accept(&listener, ["/large", "/small"]);
         answer(large, &routes);
         // Opened once unpacking has begun (fifo(7)).
         let mut unpacked = std::fs::File::open(fifo).unwrap();
         answer(small, &routes);
         let third = std::thread::spawn(move || {
-            let third = listener.accept().unwrap();
+            let [moved] = accept(&listener, ["/moved"]);
             asked_again.send(()).unwrap();
-            answer(third.0, &routes);
+            answer(moved, &routes);
         });
         // If the download waits for the unpacking, no byte comes before the FIFO is read: the timeout fails the test.
         let in_time = heard.recv_timeout(std::time::Duration::from_secs(10));

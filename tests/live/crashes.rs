@@ -11,7 +11,7 @@ use rstest::rstest;
 
 use crate::cases;
 use crate::containerd::programs;
-use crate::node::{CONFIG, LIMIT, Node, POLL_INTERVAL, on_each};
+use crate::node::{CONFIG, CONFIG_PATH, LIMIT, Node, POLL_INTERVAL, on_each};
 use crate::random::Random;
 use crate::rehearsal::processes;
 use crate::trace::is_killed_at;
@@ -163,6 +163,29 @@ fn dies(node: &Node, arguments: &[&str], fault: &str) {
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
+}
+
+#[test]
+fn a_recovery_puts_no_edit_of_others_into_effect_with_which_containerd_would_not_serve() {
+    on_each(|release| {
+        let node = Node::new(release);
+        dies(&node, &INSTALL, "dies");
+        node.await_cri();
+        let ours = node.config();
+        let broken = format!("{ours}[debug]\naddress = \"/proc/x/d.sock\"\n");
+        node.write(CONFIG_PATH, broken.as_bytes(), 0o644);
+        let process = node.process();
+        for arguments in [&INSTALL[..], &UNINSTALL] {
+            let (status, report) = node.change(arguments);
+            assert_eq!((status, report.restarts), (3, 0), "{report:?}");
+            let reason = report.reason.unwrap_or_default();
+            assert!(reason.contains(CONFIG_PATH), "{reason}");
+        }
+        assert_eq!((node.config(), node.process()), (broken, process));
+        node.write(CONFIG_PATH, ours.as_bytes(), 0o644);
+        assert_eq!(node.change(&INSTALL).0, 0);
+        node.assert_healthy();
+    });
 }
 
 #[test]

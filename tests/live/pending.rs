@@ -117,6 +117,22 @@ fn an_edit_with_which_containerd_would_not_serve_is_never_put_into_effect() {
                 ));
             }
         }
+        if release.to_string_lossy().contains("containerd-2") {
+            node.write(CONFIG_PATH, b"version = 3\n", 0o644);
+            node.start();
+            let gone =
+                "version = 3\n[plugins.\"io.containerd.cri.v1.images\"]\nsnapshotter = \"gone\"\n";
+            node.write(CONFIG_PATH, gone.as_bytes(), 0o644);
+            is_refused(&node, &INSTALL, CONFIG_PATH, "snapshotter in version 3");
+        }
+        let nydus = "[plugins.\"io.containerd.grpc.v1.cri\".containerd]\nsnapshotter = \"nydus\"\n";
+        let provided = format!("{nydus}{PROXY_TABLE}");
+        node.write(CONFIG_PATH, with(CONFIG, &provided).as_bytes(), 0o644);
+        node.start();
+        node.write(CONFIG_PATH, with(CONFIG, nydus).as_bytes(), 0o644);
+        is_refused(&node, &INSTALL, CONFIG_PATH, "a removed proxy plugin");
+        assert!(is_found(&node, "names the snapshotter nydus"));
+
         node.write(CONFIG_PATH, CONFIG.as_bytes(), 0o644);
         node.start();
         assert_eq!(node.change(&INSTALL).0, 0);
@@ -383,6 +399,27 @@ fn a_removed_root_file_is_noted_and_one_that_farrier_wrote_is_not_put_into_effec
 }
 
 #[test]
+fn a_removed_drop_in_of_farrier_is_not_put_into_effect() {
+    on_each(|release| {
+        let (node, _) = importing(release);
+        let (status, report) = node.change(&INSTALL);
+        assert_eq!(status, 0, "{report:?}");
+        let file = &report.files[0].path;
+        let directory = "/etc/containerd/conf.d";
+        if !file.starts_with(directory) {
+            // Only releases that merge tables of several files get a drop-in.
+            assert!(!release.to_string_lossy().contains("containerd-2.4"));
+            return;
+        }
+        fs::remove_file(node.path(file)).unwrap();
+        is_refused(&node, &BOTH, directory, "Farrier's drop-in");
+        let (status, report) = node.change(&[&BOTH[..], &[ACCEPT]].concat());
+        assert_eq!((status, report.restarts), (0, 1), "{report:?}");
+        node.assert_healthy();
+    });
+}
+
+#[test]
 fn an_edited_runtime_of_others_is_served_after_it_is_accepted() {
     on_each(|release| {
         let node = Node::new(release);
@@ -437,10 +474,14 @@ fn a_drop_in_with_which_containerd_would_not_serve_is_never_put_into_effect() {
 const BROKEN_PROGRAM: &[u8] = b"#!/bin/sh\ncase \"$*\" in *dump|*default|--version) exec /usr/local/bin/containerd.old \"$@\";; esac\nexit 1\n";
 
 #[test]
-fn a_replaced_program_with_which_containerd_would_not_serve_is_never_started() {
+fn a_replaced_program_is_noted_and_one_with_which_containerd_would_not_serve_is_never_started() {
     on_each(|release| {
         let node = Node::new(release);
         let program = "/usr/local/bin/containerd";
+        let new = "/usr/local/bin/containerd.new";
+        node.copy(&node.path(program), new);
+        fs::rename(node.path(new), node.path(program)).unwrap();
+        goes_on_with_a_note(&node, program, "an upgraded program");
         fs::rename(
             node.path(program),
             node.path("/usr/local/bin/containerd.old"),

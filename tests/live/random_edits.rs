@@ -170,16 +170,22 @@ fn keeps(text: &str, others: &str) -> bool {
 
 /// Runs every command on the edit `theirs`, which is `alone` without the lines of Farrier.
 fn is_survived(node: &Node, theirs: &str, alone: &str, when: &str) {
+    let process = node.process();
     let doctor = node.farrier(&["doctor"]).status.code();
     assert!(matches!(doctor, Some(0 | 1)), "{when}: {doctor:?}");
+    assert_eq!(node.process(), process, "{when}: doctor");
     let dry_run = [&INSTALL[..], &["--dry-run"]].concat();
     for arguments in [&dry_run[..], &INSTALL, &UNINSTALL] {
+        let process = node.process();
         let (status, report) = node.change(arguments);
         let when = format!("{when}: {}: {report:?}", arguments.join(" "));
         assert!(matches!(status, 0 | 1 | 3 | 4), "{when}\n{}", node.log());
         let now = node.config();
         if matches!(status, 3 | 4) || arguments.contains(&"--dry-run") {
             assert_eq!(now, theirs, "{when}");
+        }
+        if status == 3 || arguments.contains(&"--dry-run") {
+            assert_eq!(node.process(), process, "{when}");
         }
         if arguments == UNINSTALL && status == 0 {
             assert_eq!(now, alone, "{when}");

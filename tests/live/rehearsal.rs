@@ -499,6 +499,9 @@ fn hanging_node(tables: &str) -> Node {
     let config = format!("{config}\n{tables}");
     node.write(CONFIG_PATH, config.as_bytes(), 0o644);
     node.write("/opt/shim", &shim(1, Run::Ends), 0o755);
+    // The variables of the service, one of which names a socket of systemd.
+    let variables = b"export NOTIFY_SOCKET=/run/notify OWN=1";
+    node.write("/sbin/kind", variables, 0o644);
     node.start();
     node.write("/opt/shim", &shim(1, Run::Hangs), 0o755);
     node
@@ -730,5 +733,8 @@ fn no_socket_fifo_or_device_of_the_node_is_reachable() {
         assert!(own.iter().any(|own| target.starts_with(own)), "{target}");
     }
     let environment = fs::read(second.proc("environ")).unwrap();
-    assert!(!String::from_utf8_lossy(&environment).contains("NOTIFY_SOCKET"));
+    let environment = String::from_utf8_lossy(&environment);
+    let mut variables = environment.split('\0');
+    assert!(variables.any(|variable| variable == "OWN=1"));
+    assert!(!environment.contains("NOTIFY_SOCKET"));
 }

@@ -16,7 +16,7 @@ use crate::installer::containerd::process::{
 };
 use crate::installer::containerd::rehearsal::Rehearsal;
 use crate::installer::containerd::service::Service;
-use crate::installer::containerd::systemd_unit::{self, UNIT_DIRECTORIES};
+use crate::installer::containerd::systemd_unit::{self, ServiceDefinition, UNIT_DIRECTORIES};
 use crate::installer::distro::{DistroSpec, Edited, Restart};
 use crate::installer::host::path::{file_name, parent_directory};
 use crate::installer::host::times::Times;
@@ -226,6 +226,9 @@ struct Starts {
     service: StartTime,
 }
 
+/// The unit of the service, as its files define it.
+type Unit = Result<ServiceDefinition, systemd_unit::Error>;
+
 impl Subject<'_> {
     /// All inputs. A path that can't be inspected counts as unchanged; what reads it fails with a reason of its own.
     pub(crate) async fn inputs(&self) -> Vec<Input> {
@@ -239,9 +242,10 @@ impl Subject<'_> {
         inputs.extend(self.absent_root(starts.containerd, loaded.as_ref()));
         inputs.extend(self.import_directories(starts.containerd, loaded.as_ref(), &inputs));
         inputs.extend(self.programs(main));
-        inputs.extend(self.unit(starts.service).await);
-        inputs.extend(self.program_of_unit(main, starts.service));
-        inputs.extend(self.distribution(starts.service));
+        let service = systemd_unit::service(self.host, &self.service.unit);
+        inputs.extend(self.unit(starts.service, &service).await);
+        inputs.extend(self.program_of_unit(main, starts.service, &service));
+        inputs.extend(self.distribution(starts.service, &service));
         inputs
     }
 
@@ -452,6 +456,8 @@ impl Subject<'_> {
             let is_loaded = loaded.is_some_and(|it| it.digests.get(&directory) == Some(&digest));
             let contents = if is_loaded {
                 Contents::AsLoaded
+            } else if self.has_lost_own_file(&directory) {
+                Contents::Edited
             } else if is_explained(&input, files) {
                 Contents::AsWritten
             } else {
@@ -464,6 +470,16 @@ impl Subject<'_> {
             })
         };
         directories.into_iter().filter_map(input).collect()
+    }
+
+    /// Whether others removed the file that Farrier wrote to this directory.
+    fn has_lost_own_file(&self, directory: &str) -> bool {
+        let owned = self.state.config.as_ref();
+        owned.is_some_and(|owned| {
+            parent_directory(&owned.path) == directory
+                && owned.sha256.is_some()
+                && matches!(self.host.exists(&owned.path), Ok(false))
+        })
     }
 
     /// The digest of the paths of the loaded files and snippets below a directory.
@@ -511,12 +527,11 @@ impl Subject<'_> {
     /// The program that the unit starts, where the process runs another one: k3s unpacks its program, a symlink leads to another release,
     /// or a script starts containerd. Then the times count, also those of the symlinks. Programs with other names, such as a shell, belong
     /// to the operating system.
-    fn program_of_unit(&self, main: u32, start: StartTime) -> Option<Input> {
+    fn program_of_unit(&self, main: u32, start: StartTime, service: &Unit) -> Option<Input> {
         if self.distro.restart != Restart::Service {
             return None;
         }
-        let service = systemd_unit::service(self.host, &self.service.unit).ok()?;
-        let program = service.command.ok()?.program;
+        let program = &service.as_ref().ok()?.command.as_ref().ok()?.program;
         let is_own = |name: &str| {
             let mut names = self.distro.programs.iter().map(|path| file_name(path));
             name.contains("containerd") || names.any(|own| own == name)
@@ -530,16 +545,16 @@ impl Subject<'_> {
                 // Another program at the same path: `programs` has it.
                 identity(without_deleted_mark(&exe)),
             ];
-            running.contains(&identity(&program))
+            running.contains(&identity(program))
         };
-        if !is_own(file_name(&program)) || runs(main) || runs(self.daemon.process.0) {
+        if !is_own(file_name(program)) || runs(main) || runs(self.daemon.process.0) {
             return None;
         }
-        self.at(InputKind::Unit, &program, start)
+        self.at(InputKind::Unit, program, start)
     }
 
     /// The files of the unit.
-    async fn unit(&self, start: StartTime) -> Vec<Input> {
+    async fn unit(&self, start: StartTime, service: &Unit) -> Vec<Input> {
         if self.distro.restart != Restart::Service {
             return Vec::new();
         }
@@ -562,10 +577,10 @@ impl Subject<'_> {
                     contents: Contents::Foreign,
                 }];
             }
-            Ok(Some(false)) => unit_paths(self.host, unit),
+            Ok(Some(false)) => unit_paths(self.host, unit, service),
             Err(error) => {
                 debug!(unit, %error, "failed to determine whether systemd has loaded the unit");
-                unit_paths(self.host, unit)
+                unit_paths(self.host, unit, service)
             }
         };
         let paths = paths.iter();
@@ -576,13 +591,11 @@ impl Subject<'_> {
 
     /// The files that the unit of k3s or RKE2 names in place of the default ones, each with the directory of its drop-ins (k3s,
     /// *Configuration Options*).
-    fn named_by_unit(&self) -> Vec<String> {
-        let Ok(service) = systemd_unit::service(self.host, &self.service.unit) else {
-            return Vec::new();
-        };
+    fn named_by_unit(&self, service: &ServiceDefinition) -> Vec<String> {
         let variables = ["K3S_CONFIG_FILE", "RKE2_CONFIG_FILE"];
         let variables = variables.map(|name| service.environment.get(name).cloned());
-        let arguments = service.command.map_or(Vec::new(), |it| it.arguments);
+        let arguments = service.command.as_ref();
+        let arguments = arguments.map_or(&[][..], |command| &command.arguments);
         let of_flag = |at: usize| {
             let flags = ["--config", "-c", "--private-registry"];
             let rest = |flag| arguments[at].strip_prefix(flag);
@@ -600,12 +613,10 @@ impl Subject<'_> {
     }
 
     /// The distribution's own configuration.
-    fn distribution(&self, start: StartTime) -> Vec<Input> {
-        let named = if self.is_rendered() && self.distro.restart == Restart::Service {
-            self.named_by_unit()
-        } else {
-            Vec::new()
-        };
+    fn distribution(&self, start: StartTime, service: &Unit) -> Vec<Input> {
+        let reads = self.is_rendered() && self.distro.restart == Restart::Service;
+        let service = service.as_ref().ok().filter(|_| reads);
+        let named = service.map_or_else(Vec::new, |service| self.named_by_unit(service));
         let paths = self.distro.own_config.iter().map(|path| (*path).to_owned());
         let with_files = paths.chain(named).flat_map(|path| {
             let listed = match path.strip_suffix(".d") {
@@ -693,14 +704,14 @@ fn is_explained(directory: &Input, files: &[Input]) -> bool {
 
 /// The files of a unit and its directories of drop-ins. Units without a source of their own are left out: systemd writes the files of
 /// generators at each reload, and what `systemctl set-property` writes is in effect already.
-fn unit_paths(host: &HostRoot, unit: &str) -> Vec<String> {
+fn unit_paths(host: &HostRoot, unit: &str, service: &Unit) -> Vec<String> {
     let is_made = |path: &str| {
         ["generator", "transient", "system.control"]
             .iter()
             .any(|directory| path.contains(&format!("/systemd/{directory}")))
     };
-    let files = match systemd_unit::service(host, unit) {
-        Ok(service) => service.files,
+    let files = match service {
+        Ok(service) => service.files.clone(),
         Err(reason) => {
             debug!(unit, %reason, "failed to read the unit of containerd");
             systemd_unit::paths(host, unit).unwrap_or_default()

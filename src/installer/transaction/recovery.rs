@@ -21,6 +21,7 @@ use crate::installer::containerd::service::{RestartEffect, Service};
 use crate::installer::host::{HostRoot, Target};
 use crate::installer::inspect::{HostFacts, dump_config, gather};
 use crate::installer::plan;
+use crate::installer::plan::pending;
 use crate::installer::plan::preconditions::check_ending_pods;
 use crate::installer::state::{JOURNAL_FILE, STATE_DIRECTORY, STATE_FILE, STATE_LIMIT};
 
@@ -191,6 +192,10 @@ async fn roll_back_interrupted(
             let daemon = containerd.daemon();
             let checked = check_restart(host, journal, &service, daemon, allowed).await;
             ending = checked.map_err(Failure::Refused)?;
+            if daemon.is_some() {
+                let checked = check_pending(host, journal).await;
+                checked.map_err(Failure::Refused)?;
+            }
         }
     }
     info!("undoing the interrupted change");
@@ -265,6 +270,28 @@ async fn check_restart(
         check_ending_pods(&ending, &allowed.policy)?;
     }
     Ok(ending.unwrap_or_default())
+}
+
+/// Checks before the undoing that a restart would not put a change of others into effect with which containerd does not start. containerd has
+/// loaded the interrupted change, so a start that fails now fails because of others. Whatever else others changed since does not delay the
+/// undoing.
+///
+/// # Errors
+/// The changes of others. Nothing was changed by then.
+async fn check_pending(host: &HostRoot, journal: &Journal) -> Result<(), Error> {
+    // Undoing needs no facts.
+    let Ok(mut facts) = gather(host, Some(&journal.root), Target::Live).await else {
+        return Ok(());
+    };
+    if !facts.restart_inputs.need_rehearsal() {
+        return Ok(());
+    }
+    if let Err(problem) = &facts.dump {
+        return Err(Error::ConfigRefused(problem.clone()));
+    }
+    facts.rehearse_pending(host).await;
+    pending::check(&facts, true).map_err(plan::Error::from)?;
+    Ok(())
 }
 
 /// Removes the empty state directory of a run that was killed, or had no disk space, before it wrote its journal. Best effort.
