@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -29,13 +29,20 @@ fn archive(name: &str) -> Vec<u8> {
     builder.into_inner().unwrap().finish().unwrap()
 }
 
+/// Says that the connection is closed, as [`answer`] does: a client that reuses it would get no answer.
 pub fn ok(body: &[u8]) -> Vec<u8> {
-    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+    let head = format!(
+        "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
     [head.as_bytes(), body].concat()
 }
 
 fn redirect(to: &str) -> Vec<u8> {
-    format!("HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: {to}\r\n\r\n").into_bytes()
+    format!(
+        "HTTP/1.1 302 Found\r\nConnection: close\r\nContent-Length: 0\r\nLocation: {to}\r\n\r\n"
+    )
+    .into_bytes()
 }
 
 /// Answers one request on a connection and closes it.
@@ -50,7 +57,8 @@ pub fn answer(mut stream: impl Read + Write, routes: &Routes) {
         line.clear();
     }
     let path = request.split(' ').nth(1).unwrap_or_default();
-    let not_found = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n".to_vec();
+    let not_found =
+        b"HTTP/1.1 404 Not Found\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".to_vec();
     let _ = stream.write_all(routes.get(path).unwrap_or(&not_found));
     let _ = stream.flush();
 }
@@ -139,22 +147,6 @@ async fn a_slow_server_delays_no_other_shim() {
     );
 }
 
-/// Accepts connections until each of these paths was asked for; returns them in this order. Another connection may come from a client of an
-/// earlier server that had the same port.
-fn accept<const N: usize>(listener: &TcpListener, paths: [&str; N]) -> [TcpStream; N] {
-    let mut found = [const { None }; N];
-    while found.iter().any(Option::is_none) {
-        let (stream, _) = listener.accept().unwrap();
-        let mut head = [0; 16];
-        let length = stream.peek(&mut head).unwrap_or_default();
-        let asks = |path: &&str| head[..length].starts_with(format!("GET {path} ").as_bytes());
-        if let Some(at) = paths.iter().position(asks) {
-            found[at] = Some(stream);
-        }
-    }
-    found.map(Option::unwrap)
-}
-
 #[tokio::test]
 async fn unpacking_a_large_archive_delays_no_other_download() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -172,15 +164,22 @@ async fn unpacking_a_large_archive_delays_no_other_download() {
     ]);
     let (asked_again, heard) = std::sync::mpsc::channel();
     let server = std::thread::spawn(move || {
-        let [large, small] = accept(&listener, ["/large", "/small"]);
+        let mut both = [(); 2].map(|()| listener.accept().unwrap().0);
+        // The connections come in any order.
+        let mut head = [0; 16];
+        let length = both[0].peek(&mut head).unwrap();
+        if head[..length].starts_with(b"GET /small") {
+            both.reverse();
+        }
+        let [large, small] = both;
         answer(large, &routes);
         // Opened once unpacking has begun (fifo(7)).
         let mut unpacked = std::fs::File::open(fifo).unwrap();
         answer(small, &routes);
         let third = std::thread::spawn(move || {
-            let [moved] = accept(&listener, ["/moved"]);
+            let third = listener.accept().unwrap();
             asked_again.send(()).unwrap();
-            answer(moved, &routes);
+            answer(third.0, &routes);
         });
         // If the download waits for the unpacking, no byte comes before the FIFO is read: the timeout fails the test.
         let in_time = heard.recv_timeout(std::time::Duration::from_secs(10));
