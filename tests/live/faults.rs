@@ -44,7 +44,7 @@ const JUDGE: &str = r#"#!/bin/bash
 case "$*" in
     *farrier-candidate*) ls /opt/farrier/bin >/run/linked; echo "no such plugin" >&2; exit 1;;
 esac
-exec /usr/local/bin/judge "$@"
+exec /usr/local/bin/containerd.old "$@"
 "#;
 
 #[test]
@@ -52,7 +52,7 @@ fn no_symlink_is_created_before_containerd_accepts_the_configuration() {
     on_each(|release| {
         let node = Node::new(release);
         let program = node.path("/usr/local/bin/containerd");
-        fs::rename(&program, node.path("/usr/local/bin/judge")).unwrap();
+        fs::rename(&program, node.path("/usr/local/bin/containerd.old")).unwrap();
         node.write("/usr/local/bin/containerd", JUDGE.as_bytes(), 0o755);
         let before = node.tree();
         // The program is another one than the running one.
