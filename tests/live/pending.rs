@@ -291,7 +291,12 @@ fn a_changed_file_that_the_configuration_names_is_rehearsed() {
         node.write(path, b"{\"process\": 5}", 0o644);
         is_refused(&node, &INSTALL, path, "a type that the CRI refuses");
         let accepted = [&INSTALL[..], &[ACCEPT]].concat();
-        is_refused(&node, &accepted, path, "nobody accepts that");
+        is_refused(
+            &node,
+            &accepted,
+            path,
+            "a type that the CRI refuses, accepted",
+        );
         node.write(path, SPECIFICATION.as_bytes(), 0o644);
         goes_on_with_a_note(&node, path, "a specification");
     });

@@ -134,11 +134,14 @@ pub struct ServiceDefinition {
     pub working_directory: Option<String>,
 }
 
+/// A service as its files define it, or why they don't define one.
+pub(crate) type Unit = Result<ServiceDefinition, Error>;
+
 /// Reads the files of a service. A unit without files is a service without a command.
 ///
 /// # Errors
 /// When a file can't be read or parsed, or the unit is masked.
-pub(crate) fn service(host: &HostRoot, unit: &str) -> Result<ServiceDefinition, Error> {
+pub(crate) fn service(host: &HostRoot, unit: &str) -> Unit {
     let (name, files) = unit_files(host, unit)?;
     let manager = manager_files(host)?;
     let settings = Settings::parse(&name, &manager, &files)?;

@@ -23,6 +23,7 @@ use crate::installer::containerd::daemon::{self, Containerd, Daemon};
 use crate::installer::containerd::orphans::{self, Orphan, ShimPrograms};
 use crate::installer::containerd::rehearsal::{Rehearsal, Rehearsed, rehearse};
 use crate::installer::containerd::service::{RestartEffect, Service};
+use crate::installer::containerd::systemd_unit;
 use crate::installer::containerd::tasks::ending_pods;
 use crate::installer::distro::DistroSpec;
 use crate::installer::distro::editable_files;
@@ -461,12 +462,14 @@ async fn query_services(host: &HostRoot, facts: &mut HostFacts) {
     let service = facts.service();
     let unreachable = service.check_reachable(host).err();
     facts.unreachable = unreachable.map(|error| Problem::new(&error, error.help()));
+    let definition = systemd_unit::service(host, &service.unit);
+    let of_unit = || missing_for_unit(host, &service.unit, &definition);
     facts.unstartable = read_only_data(host, &facts.data_directories)
-        .or_else(|| missing_for_unit(host, &service.unit).filter(|_| service.is_of_systemd(host)));
+        .or_else(|| of_unit().filter(|_| service.is_of_systemd(host)));
     let restart_effect = service.restart_effect(host).await;
     facts.restart_effect = restart_effect.map_err(|error| Problem::new(&error, error.help()));
     if let Some(subject) = subject(host, facts, &service, &socket) {
-        facts.restart_inputs.inputs = subject.inputs().await;
+        facts.restart_inputs.inputs = subject.inputs(&definition).await;
     }
 }
 

@@ -16,7 +16,7 @@ use crate::installer::containerd::process::{
 };
 use crate::installer::containerd::rehearsal::Rehearsal;
 use crate::installer::containerd::service::Service;
-use crate::installer::containerd::systemd_unit::{self, ServiceDefinition, UNIT_DIRECTORIES};
+use crate::installer::containerd::systemd_unit::{self, ServiceDefinition, UNIT_DIRECTORIES, Unit};
 use crate::installer::distro::{DistroSpec, Edited, Restart};
 use crate::installer::host::path::{file_name, parent_directory};
 use crate::installer::host::times::Times;
@@ -226,12 +226,9 @@ struct Starts {
     service: StartTime,
 }
 
-/// The unit of the service, as its files define it.
-type Unit = Result<ServiceDefinition, systemd_unit::Error>;
-
 impl Subject<'_> {
     /// All inputs. A path that can't be inspected counts as unchanged; what reads it fails with a reason of its own.
-    pub(crate) async fn inputs(&self) -> Vec<Input> {
+    pub(crate) async fn inputs(&self, service: &Unit) -> Vec<Input> {
         let main = self.main_process();
         let Some(starts) = self.starts(main).await else {
             return Vec::new();
@@ -242,10 +239,9 @@ impl Subject<'_> {
         inputs.extend(self.absent_root(starts.containerd, loaded.as_ref()));
         inputs.extend(self.import_directories(starts.containerd, loaded.as_ref(), &inputs));
         inputs.extend(self.programs(main));
-        let service = systemd_unit::service(self.host, &self.service.unit);
-        inputs.extend(self.unit(starts.service, &service).await);
-        inputs.extend(self.program_of_unit(main, starts.service, &service));
-        inputs.extend(self.distribution(starts.service, &service));
+        inputs.extend(self.unit(starts.service, service).await);
+        inputs.extend(self.program_of_unit(main, starts.service, service));
+        inputs.extend(self.distribution(starts.service, service));
         inputs
     }
 

@@ -3,7 +3,7 @@
 
 use crate::containerd_config::{HostPrerequisite, host_prerequisites};
 use crate::installer::containerd::cri::DataDirectories;
-use crate::installer::containerd::systemd_unit::{self, Error};
+use crate::installer::containerd::systemd_unit::{Error, Unit};
 use crate::installer::host::HostRoot;
 
 /// The longest runtime specification to read, in bytes. Such a file usually has 10 kB.
@@ -59,15 +59,15 @@ pub(crate) fn read_only_data(host: &HostRoot, directories: &DataDirectories) -> 
 }
 
 /// Why systemd would not start the unit, as a message for an operator: a file that it needs was removed, or the unit was masked.
-pub(crate) fn missing_for_unit(host: &HostRoot, unit: &str) -> Option<String> {
-    match systemd_unit::service(host, unit).map(|service| service.command) {
+pub(crate) fn missing_for_unit(host: &HostRoot, unit: &str, definition: &Unit) -> Option<String> {
+    match definition.as_ref().map(|service| &service.command) {
         Err(error @ Error::Masked { .. }) | Ok(Err(error @ Error::NoEnvironmentFile { .. })) => {
             Some(format!("{unit} does not start: {error}"))
         }
         Ok(Ok(command))
             if command.program.starts_with('/') && !host.seems_to_exist(&command.program) =>
         {
-            let program = command.program;
+            let program = &command.program;
             Some(format!(
                 "{unit} starts {program}, which is absent on this host"
             ))
@@ -100,6 +100,7 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
+    use crate::installer::containerd::systemd_unit::service;
 
     #[rstest]
     #[case::absent(
@@ -174,7 +175,8 @@ mod tests {
         write("bin/containerd", "");
         write("etc/systemd/system/containerd.service", unit);
         let host = HostRoot::open(directory.path()).unwrap();
-        let found = missing_for_unit(&host, "containerd.service");
+        let definition = service(&host, "containerd.service");
+        let found = missing_for_unit(&host, "containerd.service", &definition);
         match message {
             Some(message) => assert!(
                 found.as_ref().is_some_and(|found| found.contains(message)),
