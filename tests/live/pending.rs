@@ -302,6 +302,28 @@ fn a_changed_file_that_the_configuration_names_is_rehearsed() {
     });
 }
 
+/// The kernel makes a file system read-only after an error of its disk.
+#[test]
+fn a_containerd_whose_data_is_read_only_by_now_is_not_restarted() {
+    let node = Node::new(&programs()[3]);
+    let data = "/var/lib/containerd";
+    let mut mount = node.enter("mount");
+    mount.args(["-t", "tmpfs", "-o", "ro", "none", data]);
+    assert!(mount.status().unwrap().success());
+    let before = process(&node);
+    let (status, report) = node.change(&INSTALL);
+    assert_eq!((status, report.restarts), (3, 0), "{report:?}");
+    let reason = report.reason.unwrap();
+    assert!(
+        reason.contains(data) && reason.contains("read-only"),
+        "{reason}"
+    );
+    assert!(is_found(&node, &reason), "{reason}");
+    assert_eq!(process(&node), before);
+    assert!(node.enter("umount").arg(data).status().unwrap().success());
+    assert_eq!(node.change(&INSTALL).0, 0);
+}
+
 /// Whether a second containerd is prepared while Farrier runs: its root has a copy of every file in `/etc`.
 fn rehearses(node: &Node, arguments: &[&str]) -> bool {
     node.write("/etc/marker", b"", 0o644);
