@@ -136,7 +136,7 @@ impl NodeLine {
         let desired = Desired::new(&view, Some(&applied), cluster, &BTreeMap::new());
         // The chart's policy is unknown here, and the next step depends on it.
         let waiting = applied.waiting_for_pods.as_ref();
-        let waiting = waiting.map(|it| ending_pods::problem(cluster, it).message);
+        let waiting = waiting.map(|it| ending_pods::problem(cluster, &desired, it).message);
         let shims = view.labelled().map(|(shim, progress)| {
             let own = applied.shims.get(shim).and_then(|shim| shim.reason.clone());
             let reason = match progress {

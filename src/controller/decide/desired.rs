@@ -1,6 +1,5 @@
 //! The desired set of a node: makes the request for the node's Job from the Shim objects. Pure.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -99,10 +98,10 @@ pub struct Cluster {
     pub auto_provision: bool,
     /// Handlers of all Shims with their options: a node declares them when it restarts containerd anyway.
     pub reserved: BTreeMap<String, BTreeMap<String, OptionValue>>,
-    /// What a restart of containerd may do to pods, by handler.
-    pub restart_policy: RestartPolicy,
-    /// By Shim, what a restart may do to its pods, where the Shim says so and counts.
-    pub restart_policies: BTreeMap<String, OnRestart>,
+    /// What a restart of containerd may do to pods where no Shim specifies it.
+    pub on_restart: OnRestart,
+    /// By Shim, what a restart may do to its pods, where the Shim specifies it and counts.
+    pub on_restart_by_shim: BTreeMap<String, OnRestart>,
     /// Time limit for the eviction of the pods of a node; `None` if Farrier may evict no pod.
     pub drain_timeout: Option<Duration>,
     /// By Shim, the binaries that the first node of each platform got, where the spec has no SHA-256.
@@ -155,14 +154,14 @@ impl Cluster {
     #[must_use]
     pub fn with_all_restarts(self) -> Self {
         Self {
-            restart_policy: OnRestart::Allow.into(),
-            restart_policies: BTreeMap::new(),
+            on_restart: OnRestart::Allow,
+            on_restart_by_shim: BTreeMap::new(),
             ..self
         }
     }
 
-    /// With what a restart of containerd may do to pods. The strictest Shim of a handler counts, and `default` where no Shim says anything.
-    /// `drain_timeout` is the time limit for evictions; without it, no pod is evicted.
+    /// With what a restart of containerd may do to pods: what the Shims specify, and `default` elsewhere. `drain_timeout` is the time limit
+    /// for evictions; without it, no pod is evicted.
     #[must_use]
     pub fn with_restart_policy(
         mut self,
@@ -173,12 +172,8 @@ impl Cluster {
             let policy = shim.spec.as_ref().ok()?.on_restart?;
             Some((shim.name.clone(), policy))
         };
-        self.restart_policies = self.shims.iter().filter_map(of_shim).collect();
-        self.restart_policy = default.into();
-        self.restart_policy = self.restart_policy_of(self.shims.iter().filter_map(|shim| {
-            let handlers = shim.spec.as_ref().ok()?.handlers().ok()?;
-            Some((shim.name.as_str(), handlers))
-        }));
+        self.on_restart_by_shim = self.shims.iter().filter_map(of_shim).collect();
+        self.on_restart = default;
         self.drain_timeout = drain_timeout;
         self
     }
@@ -186,24 +181,23 @@ impl Cluster {
     /// Whether a policy lets the controller evict pods.
     #[must_use]
     pub fn may_drain(&self) -> bool {
-        let mut policies = self.restart_policies.values();
-        let is_drain = |policy: &OnRestart| *policy == OnRestart::Drain;
-        self.drain_timeout.is_some()
-            && (is_drain(&self.restart_policy.default) || policies.any(is_drain))
+        let mut policies = self.on_restart_by_shim.values().chain([&self.on_restart]);
+        self.drain_timeout.is_some() && policies.any(|policy| *policy == OnRestart::Drain)
     }
 
     /// The policy for the handlers of these Shims. The strictest Shim of a handler counts, and the strictest of all where the Job has no room
     /// for the policies of so many handlers.
-    fn restart_policy_of<'a>(
-        &self,
-        shims: impl Iterator<Item = (&'a str, Vec<String>)>,
-    ) -> RestartPolicy {
-        let default = self.restart_policy.default;
+    fn restart_policy(&self, handlers_by_shim: &BTreeMap<String, Vec<String>>) -> RestartPolicy {
+        let default = self.on_restart;
         let mut policy = RestartPolicy::from(default);
-        for (shim, handlers) in shims {
-            let of_shim = self.restart_policies.get(shim).copied().unwrap_or(default);
+        if self.on_restart_by_shim.is_empty() {
+            return policy;
+        }
+        for (shim, handlers) in handlers_by_shim {
+            let of_shim = self.on_restart_by_shim.get(shim).copied();
+            let of_shim = of_shim.unwrap_or(default);
             for handler in handlers {
-                let of_handler = policy.handlers.entry(handler).or_insert(of_shim);
+                let of_handler = policy.handlers.entry(handler.clone()).or_insert(of_shim);
                 *of_handler = of_shim.min(*of_handler);
             }
         }
@@ -215,18 +209,6 @@ impl Cluster {
             return strictest.unwrap_or(default).min(default).into();
         }
         policy
-    }
-
-    /// The same with the policy of restarts of one node.
-    #[must_use]
-    pub fn on_node(&self, desired: &Desired) -> Cow<'_, Self> {
-        if self.restart_policy == desired.restart_policy {
-            return Cow::Borrowed(self);
-        }
-        Cow::Owned(Self {
-            restart_policy: desired.restart_policy.clone(),
-            ..self.clone()
-        })
     }
 
     /// Whether this is the first binary of its platform, from the present location and file of a Shim without a SHA-256.
@@ -302,6 +284,8 @@ pub struct Desired {
     pub distrusted: BTreeSet<String>,
     /// Shims that select the node by KWasm's annotation.
     pub annotated: BTreeSet<String>,
+    /// By Shim, the handlers that it has on the node: those that it is to have, and those that it still has there.
+    pub handlers_by_shim: BTreeMap<String, Vec<String>>,
     /// What a restart of containerd may do to pods, by handler. A Shim counts for the handlers that it has on the node.
     pub restart_policy: RestartPolicy,
 }
@@ -327,7 +311,8 @@ impl Desired {
             unproven: BTreeSet::new(),
             distrusted: BTreeSet::new(),
             annotated: BTreeSet::new(),
-            restart_policy: cluster.restart_policy.default.into(),
+            handlers_by_shim: BTreeMap::new(),
+            restart_policy: cluster.on_restart.into(),
         };
         let seen = Seen {
             node,
@@ -364,13 +349,14 @@ impl Desired {
             desired.verdicts.insert(shim.name.clone(), verdict);
         }
         desired.keep_until_turn(applied, blocked, &owners);
-        if !cluster.restart_policies.is_empty() {
-            let of_shims = cluster.shims.iter().map(|shim| {
-                let handlers = desired.handlers_on_node(shim, node, applied, &owners);
-                (shim.name.as_str(), handlers)
-            });
-            desired.restart_policy = cluster.restart_policy_of(of_shims);
+        for shim in &cluster.shims {
+            let handlers = desired.handlers_on_node(shim, node, applied, &owners);
+            if !handlers.is_empty() {
+                let by_shim = &mut desired.handlers_by_shim;
+                by_shim.insert(shim.name.clone(), handlers);
+            }
         }
+        desired.restart_policy = cluster.restart_policy(&desired.handlers_by_shim);
         let wanted = desired.verdicts.values().filter_map(Verdict::request);
         let staying = desired.staying.iter().map(ShimRequest::kept);
         let shims = wanted.cloned().chain(staying).collect();
@@ -390,7 +376,7 @@ impl Desired {
         kept.unwrap_or(&request.handlers)
     }
 
-    /// The handlers that the Shim has on the node: those that it is to have, and those that it still has there.
+    /// The handlers of one Shim in [`handlers_by_shim`](Self::handlers_by_shim).
     fn handlers_on_node(
         &self,
         shim: &ShimView,

@@ -47,7 +47,7 @@ pub fn advance(seen: &Observed, desired: &Desired, applied: &mut Applied) -> Dra
         }
         return step;
     };
-    let may_drain = policy(seen.cluster, &before.pods) == OnRestart::Drain;
+    let may_drain = policy(seen.cluster, desired, &before.pods) == OnRestart::Drain;
     let drains = may_drain && may_begin(seen, desired, Some(applied));
     // A time in the future is not one of this controller.
     let is_past = |at: &Timestamp| *at <= seen.now;
@@ -64,7 +64,7 @@ pub fn advance(seen: &Observed, desired: &Desired, applied: &mut Applied) -> Dra
     match before.draining_since.filter(is_past) {
         None if drains && is_left && !rests && !has_no_turn(seen, desired, applied) => {
             now.draining_since = Some(seen.now);
-            step.event = Some(waits(seen.cluster, &now));
+            step.event = Some(waits(seen.cluster, desired, &now));
         }
         Some(_) if drains && is_drained_for_too_long(seen, &before) => {
             now.draining_since = None;
@@ -73,7 +73,7 @@ pub fn advance(seen: &Observed, desired: &Desired, applied: &mut Applied) -> Dra
             now.undone_because = Some(cause(seen, &before));
             step.event = Some(EventSpec {
                 warning: true,
-                ..waits(seen.cluster, &now)
+                ..waits(seen.cluster, desired, &now)
             });
         }
         Some(_) if drains => {
@@ -84,7 +84,7 @@ pub fn advance(seen: &Observed, desired: &Desired, applied: &mut Applied) -> Dra
         None | Some(_) => {
             now.draining_since = None;
             let is_news = may_drain && now.static_pods != before.static_pods;
-            step.event = is_news.then(|| waits(seen.cluster, &now));
+            step.event = is_news.then(|| waits(seen.cluster, desired, &now));
         }
     }
     step.drains = now.draining_since.is_some();

@@ -35,16 +35,16 @@ pub fn waiting<'a>(applied: Option<&'a Applied>, desired: &Desired) -> Option<&'
 
 /// What to do about these pods: the strictest policy of their handlers. Without a time limit for a drain, no pod is evicted.
 #[must_use]
-pub fn policy(cluster: &Cluster, pods: &EndingPods) -> OnRestart {
-    match specified(cluster, pods) {
+pub fn policy(cluster: &Cluster, desired: &Desired, pods: &EndingPods) -> OnRestart {
+    match specified(desired, pods) {
         OnRestart::Drain if cluster.drain_timeout.is_none() => OnRestart::Refuse,
         policy => policy,
     }
 }
 
 /// The strictest policy of the pods and of the handlers in the report, which others may have written apart from each other.
-fn specified(cluster: &Cluster, pods: &EndingPods) -> OnRestart {
-    let policy = &cluster.restart_policy;
+fn specified(desired: &Desired, pods: &EndingPods) -> OnRestart {
+    let policy = &desired.restart_policy;
     let of_pods = pods.pods.iter().map(|pod| &pod.handler);
     let handlers: Vec<&str> = of_pods.chain(&pods.handlers).map(String::as_str).collect();
     if handlers.is_empty() {
@@ -56,13 +56,13 @@ fn specified(cluster: &Cluster, pods: &EndingPods) -> OnRestart {
 
 /// Why the node waits, and what ends the wait.
 #[must_use]
-pub fn problem(cluster: &Cluster, waiting: &WaitingForPods) -> Problem {
+pub fn problem(cluster: &Cluster, desired: &Desired, waiting: &WaitingForPods) -> Problem {
     let pods = &waiting.pods;
     let (number, are) = match pods.len() {
         1 => ("1 pod".to_owned(), "is"),
         number => (format!("{number} pods"), "are"),
     };
-    let place = place_of_policy(cluster, pods);
+    let place = place_of_policy(desired, pods);
     if waiting.ended && waiting.attempts == 0 {
         return Problem::with_help(
             "all known pods that the restart of containerd would have ended are gone",
@@ -87,7 +87,7 @@ pub fn problem(cluster: &Cluster, waiting: &WaitingForPods) -> Problem {
         );
     }
     let message = format!("the restart of containerd would end {number}: {pods}");
-    let specified = specified(cluster, pods);
+    let specified = specified(desired, pods);
     let drains = specified == OnRestart::Drain;
     if drains && !waiting.static_pods.is_empty() {
         let of = EndingPods::of(&waiting.static_pods);
@@ -112,19 +112,15 @@ pub fn problem(cluster: &Cluster, waiting: &WaitingForPods) -> Problem {
     Problem::with_help(message, help)
 }
 
-/// Where the policy of these pods is specified.
-fn place_of_policy(cluster: &Cluster, pods: &EndingPods) -> String {
+/// Where the policy of these pods is specified: by Shims that have their handlers on the node, or by the chart.
+fn place_of_policy(desired: &Desired, pods: &EndingPods) -> String {
     let mut without_shim = pods.handlers.clone();
     let mut names = BTreeSet::new();
-    for shim in &cluster.shims {
-        let spec = shim.spec.as_ref().ok();
-        for handler in spec
-            .and_then(|spec| spec.handlers().ok())
-            .unwrap_or_default()
-        {
-            if pods.handlers.contains(&handler) {
-                without_shim.remove(&handler);
-                names.insert(shim.name.as_str());
+    for (shim, handlers) in &desired.handlers_by_shim {
+        for handler in handlers {
+            if pods.handlers.contains(handler) {
+                without_shim.remove(handler);
+                names.insert(shim.as_str());
             }
         }
     }
@@ -156,8 +152,13 @@ pub fn have_ended(seen: &Observed, waiting: &WaitingForPods) -> bool {
 
 /// Whether the restart may be tried, `since` the last attempt: the pods have ended, or may end.
 #[must_use]
-pub fn are_over(seen: &Observed, waiting: &WaitingForPods, since: Duration) -> bool {
-    match (policy(seen.cluster, &waiting.pods), seen.pods) {
+pub fn are_over(
+    seen: &Observed,
+    desired: &Desired,
+    waiting: &WaitingForPods,
+    since: Duration,
+) -> bool {
+    match (policy(seen.cluster, desired, &waiting.pods), seen.pods) {
         // An installer that refuses nevertheless knows that others declare the handlers.
         (OnRestart::Allow, _) if waiting.attempts == 0 => true,
         (_, Some(_)) => have_ended(seen, waiting),
@@ -168,12 +169,12 @@ pub fn are_over(seen: &Observed, waiting: &WaitingForPods, since: Duration) -> b
 
 /// The Event of a node that waits for pods.
 #[must_use]
-pub fn waits(cluster: &Cluster, waiting: &WaitingForPods) -> EventSpec {
+pub fn waits(cluster: &Cluster, desired: &Desired, waiting: &WaitingForPods) -> EventSpec {
     EventSpec {
         warning: false,
         reason: reasons::WAITING_FOR_PODS.to_owned(),
         note: cut(
-            &problem(cluster, waiting).sentence_up_to(LONGEST_NOTE),
+            &problem(cluster, desired, waiting).sentence_up_to(LONGEST_NOTE),
             LONGEST_NOTE,
         ),
     }

@@ -119,7 +119,7 @@ fn need_after_pods(
     }
     let drains = waiting.draining_since.is_some();
     let since = age(seen.now, applied.at);
-    let is_due = if ending_pods::are_over(seen, waiting, since) {
+    let is_due = if ending_pods::are_over(seen, desired, waiting, since) {
         !has_no_turn(seen, desired, applied)
     } else {
         // Another Shim failed in the last attempt, or the API server rejected the Job. Neither waits for the pods. A drain ends by itself.

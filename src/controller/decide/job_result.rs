@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::desired::Desired;
 use super::ending_pods;
 use super::event::{EventSpec, LONGEST_NOTE, cut};
 use super::job_due::{age, all_listed, backoff, pause};
@@ -47,7 +48,12 @@ pub struct JobEnd {
 
 /// The end of a Job that is not recorded yet; `None` while it is running.
 #[must_use]
-pub fn of(seen: &Observed, applied: Option<&Applied>, job: &JobView) -> Option<JobEnd> {
+pub fn of(
+    seen: &Observed,
+    desired: &Desired,
+    applied: Option<&Applied>,
+    job: &JobView,
+) -> Option<JobEnd> {
     let applied = applied.cloned().unwrap_or_default();
     let Some(request) = &job.request else {
         let message = "failed to read the request of the Job for this node object";
@@ -56,7 +62,7 @@ pub fn of(seen: &Observed, applied: Option<&Applied>, job: &JobView) -> Option<J
     let over = || patience(seen, job).is_none();
     match &job.progress {
         JobProgress::Running => None,
-        JobProgress::Answered(report) => Some(read(seen, applied, job, request, report)),
+        JobProgress::Answered(report) => Some(read(seen, desired, applied, job, request, report)),
         JobProgress::Stuck(problem) | JobProgress::Silent(problem) => {
             Some(fail(seen, applied, job, problem))
         }
@@ -92,6 +98,7 @@ fn fail(seen: &Observed, mut applied: Applied, job: &JobView, problem: &Problem)
 /// Records the report.
 fn read(
     seen: &Observed,
+    desired: &Desired,
     mut applied: Applied,
     job: &JobView,
     request: &ProvisionRequest,
@@ -107,7 +114,7 @@ fn read(
         Outcome::Applied | Outcome::Partial | Outcome::Unchanged | Outcome::Broken => false,
     };
     if refused && !report.ending_pods.is_empty() {
-        return refused_for_pods(seen, applied, job, report);
+        return refused_for_pods(seen, desired, applied, job, report);
     }
     let waiting_shims = shims_that_wait(request, report);
     let waiting = (!waiting_shims.is_empty()).then(|| next_wait(seen, &applied, report));
@@ -143,7 +150,7 @@ fn read(
     });
     if let Some(mut waiting) = waiting {
         if !lingering && !unserved {
-            return finish_waiting_attempt(seen, applied, job, report, waiting);
+            return finish_waiting_attempt(seen, desired, applied, job, report, waiting);
         }
         waiting.shims = waiting_shims;
         applied.waiting_for_pods = Some(waiting);
@@ -249,6 +256,7 @@ fn interrupted(
 /// served.
 fn refused_for_pods(
     seen: &Observed,
+    desired: &Desired,
     mut applied: Applied,
     job: &JobView,
     report: &ProvisionReport,
@@ -257,7 +265,7 @@ fn refused_for_pods(
         keep_served(name, known, report);
     }
     let waiting = next_wait(seen, &applied, report);
-    finish_waiting_attempt(seen, applied, job, report, waiting)
+    finish_waiting_attempt(seen, desired, applied, job, report, waiting)
 }
 
 /// The requested Shims that wait for the pods of a report, while others went on or failed.
@@ -302,6 +310,7 @@ fn next_wait(seen: &Observed, applied: &Applied, report: &ProvisionReport) -> Wa
 /// Records that the attempt waits for pods, which is no failure.
 fn finish_waiting_attempt(
     seen: &Observed,
+    desired: &Desired,
     mut applied: Applied,
     job: &JobView,
     report: &ProvisionReport,
@@ -311,7 +320,7 @@ fn finish_waiting_attempt(
         outcome: "waiting",
         ..ended(seen, &applied, Some(report))
     };
-    let event = ending_pods::waits(seen.cluster, &waiting);
+    let event = ending_pods::waits(seen.cluster, desired, &waiting);
     applied.attempts = applied.attempts.saturating_sub(1);
     applied.reason = None;
     applied.waiting_for_pods = Some(waiting);

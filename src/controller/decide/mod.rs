@@ -4,7 +4,6 @@
 //! The steps are claim, act, prove and advertise, one per decision: labels and annotation are written before the Job is created, and the
 //! report is recorded before the Job is deleted.
 
-use std::borrow::Cow;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -84,20 +83,7 @@ pub fn decide(seen: &Observed) -> Option<Decision> {
         seen.cluster,
         seen.blocked_by_rollout,
     );
-    let waits = applied
-        .as_ref()
-        .is_some_and(|applied| applied.waiting_for_pods.is_some());
-    // Only what is decided about pods depends on the policy of the node.
-    let cluster = if waits || unread.is_some() {
-        seen.cluster.on_node(&desired)
-    } else {
-        Cow::Borrowed(seen.cluster)
-    };
-    let seen = &Observed {
-        cluster: &cluster,
-        ..*seen
-    };
-    let ended = unread.and_then(|job| job_result::of(seen, applied.as_ref(), job));
+    let ended = unread.and_then(|job| job_result::of(seen, &desired, applied.as_ref(), job));
     if let (Some(job), Some(ended)) = (unread, ended) {
         let desired = Desired::new(
             seen.node,
@@ -337,7 +323,7 @@ fn claim(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
         applied.waiting_for_pods = None;
     }
     if let Some(waiting) = &mut applied.waiting_for_pods
-        && ending_pods::are_over(seen, waiting, age(seen.now, applied.at))
+        && ending_pods::are_over(seen, desired, waiting, age(seen.now, applied.at))
     {
         waiting.attempts = waiting.attempts.saturating_add(1);
     }

@@ -107,7 +107,7 @@ impl NodeSummary {
         let drains = plan.drains || drained;
         let works = job_is_unrecorded || begins;
         let mut changing = works || drains;
-        let named = waiting.map(|it| ending_pods::problem(seen.cluster, it).sentence());
+        let named = waiting.map(|it| ending_pods::problem(seen.cluster, desired, it).sentence());
         // While the Job asks again, the node is in progress.
         let waiting = named.clone().filter(|_| !works);
         let mut shims = BTreeMap::new();

@@ -235,6 +235,10 @@ fn a_shim_of_other_nodes_has_no_pod_evicted() {
     scene.drain_timeout = Some(Duration::from_mins(5));
     scene.shims.push(other);
     let (scene, first) = scene.step();
+    assert_eq!(
+        text(&scene),
+        "the restart of containerd would end 1 pod: default/web (handler kata). Delete these pods, or set onRestart in the chart to Drain or Allow"
+    );
     let (scene, second) = scene.later(1).left(slice::from_ref(&web)).step();
     let third = scene.later(1).left(&[web]).decide();
     assert!(
