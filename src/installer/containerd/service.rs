@@ -16,7 +16,7 @@ use crate::installer::distro::{DistroSpec, Restart};
 use crate::installer::host::exec;
 use crate::installer::host::{HostRoot, SMALL_FILE_LIMIT};
 
-/// Why a service could not be restarted, or its `KillMode` could not be read.
+/// Why a service could not be restarted, or its manager could not be asked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A call to systemd failed.
@@ -133,6 +133,17 @@ impl RestartEffect {
     }
 }
 
+/// What the service manager says about a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceStatus {
+    /// The effect of a restart on pods.
+    pub restart_effect: RestartEffect,
+    /// Whether the unit has files that systemd has not loaded yet; `None` without systemd: nothing else loads files ahead of a start.
+    pub needs_reload: Option<bool>,
+    /// When systemd started the main process, since the epoch by the clock of that time; `None` if systemd does not tell.
+    pub started: Option<Duration>,
+}
+
 /// Path of `rc-service` on every distribution with `OpenRC`.
 const RC_SERVICE: &str = "/sbin/rc-service";
 
@@ -162,51 +173,38 @@ impl Service {
         }
     }
 
-    /// The effect of a restart of the service on pods. `OpenRC` signals the process that it started, and with `rc_cgroup_cleanup` the whole
+    /// Asks the service manager about the service. `OpenRC` signals the process that it started, and with `rc_cgroup_cleanup` the whole
     /// cgroup (openrc-run(8)), as systemd does with the `KillMode` `control-group`.
     ///
     /// # Errors
     /// When no service manager runs, or it does not answer.
-    pub async fn restart_effect(&self, host: &HostRoot) -> Result<RestartEffect, Error> {
-        match self.restart {
+    pub async fn status(&self, host: &HostRoot) -> Result<ServiceStatus, Error> {
+        let restart_effect = match self.restart {
             // The supervisor of k0s signals only the process of containerd.
-            Restart::Watched => Ok(RestartEffect::PodsSurvive),
-            Restart::ContainerInit => Ok(RestartEffect::NodeEnds),
+            Restart::Watched => RestartEffect::PodsSurvive,
+            Restart::ContainerInit => RestartEffect::NodeEnds,
             Restart::Service => match self.manager(host)? {
                 Manager::Systemd => {
-                    let kill_mode = Systemd::connect(host).await.kill_mode(&self.unit).await?;
-                    Ok(RestartEffect::of_kill_mode(kill_mode))
+                    let properties = Systemd::connect(host).await.properties(&self.unit).await?;
+                    return Ok(ServiceStatus {
+                        restart_effect: RestartEffect::of_kill_mode(properties.kill_mode),
+                        needs_reload: Some(properties.needs_reload),
+                        started: properties.started,
+                    });
                 }
-                Manager::OpenRc => self.openrc_restart_effect(host),
+                Manager::OpenRc => self.openrc_restart_effect(host)?,
             },
-        }
-    }
-
-    /// Whether the unit has files that systemd has not loaded yet; `None` with `OpenRC`, which loads none.
-    ///
-    /// # Errors
-    /// When no service manager runs, or it does not answer.
-    pub(crate) async fn needs_reload(&self, host: &HostRoot) -> Result<Option<bool>, Error> {
-        match self.manager(host)? {
-            Manager::Systemd => {
-                let systemd = Systemd::connect(host).await;
-                Ok(Some(systemd.needs_reload(&self.unit).await?))
-            }
-            Manager::OpenRc => Ok(None),
-        }
+        };
+        Ok(ServiceStatus {
+            restart_effect,
+            needs_reload: None,
+            started: None,
+        })
     }
 
     /// Whether systemd starts the service.
     pub(crate) fn is_of_systemd(&self, host: &HostRoot) -> bool {
         self.restart == Restart::Service && matches!(self.manager(host), Ok(Manager::Systemd))
-    }
-
-    /// When systemd started the main process of the service, since the epoch by the clock of that time; `None` if systemd does not tell.
-    pub(crate) async fn started(&self, host: &HostRoot) -> Option<Duration> {
-        if !self.is_of_systemd(host) {
-            return None;
-        }
-        Systemd::connect(host).await.started(&self.unit).await
     }
 
     /// Restarts the service and waits until its manager reports that it runs. Does nothing if a write already triggers the restart. If no
@@ -407,8 +405,13 @@ mod tests {
         #[case] expected: &str,
     ) {
         let (_directory, host) = host(&[files, &[STARTED, RC]].concat());
-        let effect = service("k3s").restart_effect(&host).await.unwrap();
-        assert_eq!(effect, RestartEffect::of_kill_mode(expected.to_owned()));
+        let status = service("k3s").status(&host).await.unwrap();
+        let expected = ServiceStatus {
+            restart_effect: RestartEffect::of_kill_mode(expected.to_owned()),
+            needs_reload: None,
+            started: None,
+        };
+        assert_eq!(status, expected);
     }
 
     #[rstest]

@@ -1,4 +1,4 @@
-//! Client of the host's systemd: reads the `KillMode` of a unit and restarts the unit. Contains no decisions.
+//! Client of the host's systemd: reads properties of a unit and restarts the unit. Contains no decisions.
 //!
 //! The client connects to the system bus. The protocol of systemd's private socket is no stable interface (`org.freedesktop.systemd1(5)`
 //! names the bus alone): systemd 252 answers there with a sender that is no unique name, and zbus refuses such a sender. Without a system
@@ -20,6 +20,12 @@ use crate::installer::host::exec::{self, ExecContext};
 const BUS: &str = "/run/dbus/system_bus_socket";
 
 const DESTINATION: &str = "org.freedesktop.systemd1";
+
+/// The D-Bus interface of every unit.
+const UNIT: &str = "org.freedesktop.systemd1.Unit";
+
+/// The D-Bus interface of service units.
+const SERVICE: &str = "org.freedesktop.systemd1.Service";
 
 /// Limit of one call. systemd answers in milliseconds; the rest is for a host under load.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
@@ -158,42 +164,22 @@ impl<'a> Systemd<'a> {
         }
     }
 
-    /// The `KillMode` of the unit. With `process` and `none`, pods survive a stop of the unit (systemd.kill(5)).
+    /// Reads the properties of the unit that the restart of a service depends on.
     ///
     /// # Errors
     /// When systemd does not answer, or has no such service.
-    pub async fn kill_mode(&self, unit: &str) -> Result<String, Error> {
+    pub async fn properties(&self, unit: &str) -> Result<UnitProperties, Error> {
         match self {
-            Self::Bus(bus) => bus.kill_mode(unit).await,
-            Self::Systemctl { host, bus } => {
-                let arguments = ["show", "--property=KillMode", "--value", "--", unit];
-                let mode = systemctl(host, bus, &arguments, ANSWER_LIMIT).await?;
-                Ok(mode.trim().to_owned())
+            Self::Bus(bus) => {
+                let properties = bus.properties(unit).await;
+                properties.map_err(call("read the properties of", unit))
             }
-        }
-    }
-
-    /// Whether files of the unit were changed since systemd loaded them (`NeedDaemonReload`, `org.freedesktop.systemd1(5)`).
-    ///
-    /// # Errors
-    /// When systemd does not answer.
-    pub async fn needs_reload(&self, unit: &str) -> Result<bool, Error> {
-        match self {
-            Self::Bus(bus) => bus.needs_reload(unit).await,
             Self::Systemctl { host, bus } => {
-                let arguments = ["show", "--property=NeedDaemonReload", "--value", "--", unit];
-                let needs = systemctl(host, bus, &arguments, ANSWER_LIMIT).await?;
-                Ok(needs.trim() == "yes")
+                let names = "--property=KillMode,NeedDaemonReload";
+                let arguments = ["show", names, "--", unit];
+                let output = systemctl(host, bus, &arguments, ANSWER_LIMIT).await?;
+                Ok(UnitProperties::of_output(&output))
             }
-        }
-    }
-
-    /// The start of the unit's main process, since the epoch by the clock of that time (`ExecMainStartTimestamp`,
-    /// `org.freedesktop.systemd1(5)`); `None` without an answer, and without D-Bus: `systemctl` prints seconds.
-    pub async fn started(&self, unit: &str) -> Option<Duration> {
-        match self {
-            Self::Bus(bus) => bus.started(unit).await.ok().map(Duration::from_micros),
-            Self::Systemctl { .. } => None,
         }
     }
 
@@ -229,6 +215,34 @@ impl<'a> Systemd<'a> {
                     restarted => restarted.map(drop),
                 }
             }
+        }
+    }
+}
+
+/// Properties of a service unit (`org.freedesktop.systemd1(5)`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnitProperties {
+    /// `KillMode`. With `process` and `none`, pods survive a stop of the unit (systemd.kill(5)).
+    pub kill_mode: String,
+    /// `NeedDaemonReload`: whether files of the unit were changed since systemd loaded them.
+    pub needs_reload: bool,
+    /// `ExecMainStartTimestamp`: the start of the main process, since the epoch by the clock of that time. `None` without D-Bus: `systemctl`
+    /// prints seconds.
+    pub started: Option<Duration>,
+}
+
+impl UnitProperties {
+    /// The properties that `systemctl show` prints.
+    fn of_output(output: &str) -> Self {
+        let value = |name| {
+            let named = output.lines().filter_map(|line| line.split_once('='));
+            let mut values = named.filter(|(key, _)| *key == name);
+            values.next().map(|(_, value)| value.trim())
+        };
+        Self {
+            kill_mode: value("KillMode").unwrap_or_default().to_owned(),
+            needs_reload: value("NeedDaemonReload") == Some("yes"),
+            started: None,
         }
     }
 }
@@ -320,36 +334,32 @@ impl Bus {
         self.proxy(path, "org.freedesktop.systemd1.Manager").await
     }
 
-    async fn property<T>(&self, unit: &str, interface: &'static str, name: &str) -> zbus::Result<T>
-    where
-        T: serde::de::DeserializeOwned + zbus::Type,
-    {
-        let path: OwnedObjectPath = self.manager().await?.call("LoadUnit", &(unit,)).await?;
-        self.proxy(path, interface).await?.get_property(name).await
+    /// The path of the unit, which systemd loads if necessary.
+    async fn unit(&self, name: &str) -> zbus::Result<OwnedObjectPath> {
+        self.manager().await?.call("LoadUnit", &(name,)).await
     }
 
-    async fn kill_mode(&self, unit: &str) -> Result<String, Error> {
-        self.property(unit, "org.freedesktop.systemd1.Service", "KillMode")
-            .await
-            .map_err(call("read the KillMode of", unit))
+    async fn properties(&self, name: &str) -> zbus::Result<UnitProperties> {
+        let path = self.unit(name).await?;
+        let unit = self.proxy(path.clone(), UNIT).await?;
+        let service = self.proxy(path, SERVICE).await?;
+        // `GetAll` would have systemd read the resource usage from the cgroup of the unit, too.
+        let (kill_mode, needs_reload, started) = futures::try_join!(
+            service.get_property("KillMode"),
+            unit.get_property("NeedDaemonReload"),
+            service.get_property("ExecMainStartTimestamp"),
+        )?;
+        Ok(UnitProperties {
+            kill_mode,
+            needs_reload,
+            started: Some(Duration::from_micros(started)),
+        })
     }
 
-    async fn needs_reload(&self, unit: &str) -> Result<bool, Error> {
-        self.property(unit, "org.freedesktop.systemd1.Unit", "NeedDaemonReload")
-            .await
-            .map_err(call("read the files of", unit))
-    }
-
-    async fn started(&self, unit: &str) -> zbus::Result<u64> {
-        let interface = "org.freedesktop.systemd1.Service";
-        self.property(unit, interface, "ExecMainStartTimestamp")
-            .await
-    }
-
-    async fn active_state(&self, unit: &str) -> Result<String, Error> {
-        self.property(unit, "org.freedesktop.systemd1.Unit", "ActiveState")
-            .await
-            .map_err(call("read the state of", unit))
+    async fn active_state(&self, name: &str) -> zbus::Result<String> {
+        let path = self.unit(name).await?;
+        let unit = self.proxy(path, UNIT).await?;
+        unit.get_property("ActiveState").await
     }
 
     async fn restart(&self, unit: &str) -> Result<(), Error> {
@@ -361,7 +371,8 @@ impl Bus {
                 limit: RESTART_LIMIT,
             })?;
         let result = job.map_err(call(RESTART, unit))?;
-        let state = self.active_state(unit).await?;
+        let state = self.active_state(unit).await;
+        let state = state.map_err(call("read the state of", unit))?;
         if result == "done" && state == "active" {
             return Ok(());
         }
@@ -406,7 +417,30 @@ fn call(act: &'static str, unit: &str) -> impl FnOnce(zbus::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use rstest::rstest;
+
     use super::*;
+
+    #[rstest]
+    #[case::up_to_date("KillMode=process\nNeedDaemonReload=no\n", "process", false)]
+    #[case::changed(
+        "NeedDaemonReload=yes\nKillMode=control-group\n",
+        "control-group",
+        true
+    )]
+    #[case::nothing("\n", "", false)]
+    fn the_properties_are_those_that_systemctl_prints(
+        #[case] output: &str,
+        #[case] kill_mode: &str,
+        #[case] needs_reload: bool,
+    ) {
+        let expected = UnitProperties {
+            kill_mode: kill_mode.to_owned(),
+            needs_reload,
+            started: None,
+        };
+        assert_eq!(UnitProperties::of_output(output), expected);
+    }
 
     #[test]
     fn a_failed_restart_is_reported_with_its_cause_and_the_state_of_the_unit() {

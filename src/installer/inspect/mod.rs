@@ -22,7 +22,7 @@ use crate::installer::containerd::cri::{self, DataDirectories, Served};
 use crate::installer::containerd::daemon::{self, Containerd, Daemon};
 use crate::installer::containerd::orphans::{self, Orphan, ShimPrograms};
 use crate::installer::containerd::rehearsal::{Rehearsal, Rehearsed, rehearse};
-use crate::installer::containerd::service::{RestartEffect, Service};
+use crate::installer::containerd::service::{self, RestartEffect, Service, ServiceStatus};
 use crate::installer::containerd::systemd_unit;
 use crate::installer::containerd::tasks::ending_pods;
 use crate::installer::distro::DistroSpec;
@@ -337,9 +337,13 @@ pub async fn gather(
     {
         facts.untried = Some(untried(&error));
     }
-    run_programs(host, &mut facts).await;
     if target == Target::Live && facts.distro.unsupported.is_none() {
-        query_services(host, &mut facts).await;
+        let service = facts.service();
+        // The service manager answers while the programs run.
+        let (status, ()) = futures::join!(service.status(host), run_programs(host, &mut facts));
+        query_services(host, &mut facts, &service, status).await;
+    } else {
+        run_programs(host, &mut facts).await;
     }
     Ok(facts)
 }
@@ -441,7 +445,13 @@ fn dump_arguments(path: &str) -> [&str; 4] {
     ["-c", path, "config", "dump"]
 }
 
-async fn query_services(host: &HostRoot, facts: &mut HostFacts) {
+/// Asks containerd. `status` is the answer of the service manager.
+async fn query_services(
+    host: &HostRoot,
+    facts: &mut HostFacts,
+    service: &Service,
+    status: Result<ServiceStatus, service::Error>,
+) {
     let socket = facts.socket();
     facts.served = match cri::status(host, &socket).await {
         Ok((served, directories)) => match cri::sandboxes(host, &socket).await {
@@ -459,18 +469,19 @@ async fn query_services(host: &HostRoot, facts: &mut HostFacts) {
         },
         Err(error) => Err(Problem::new(&error, error.help())),
     };
-    let service = facts.service();
     let unreachable = service.check_reachable(host).err();
     facts.unreachable = unreachable.map(|error| Problem::new(&error, error.help()));
     let definition = systemd_unit::service(host, &service.unit);
     let of_unit = || missing_for_unit(host, &service.unit, &definition);
     facts.unstartable = read_only_data(host, &facts.data_directories)
         .or_else(|| of_unit().filter(|_| service.is_of_systemd(host)));
-    let restart_effect = service.restart_effect(host).await;
-    facts.restart_effect = restart_effect.map_err(|error| Problem::new(&error, error.help()));
-    if let Some(subject) = subject(host, facts, &service, &socket) {
-        facts.restart_inputs.inputs = subject.inputs(&definition).await;
+    if let Some(subject) = subject(host, facts, service, &socket) {
+        facts.restart_inputs.inputs = subject.inputs(&definition, status.as_ref().ok());
     }
+    facts.restart_effect = match status {
+        Ok(status) => Ok(status.restart_effect),
+        Err(error) => Err(Problem::new(&error, error.help())),
+    };
 }
 
 /// The facts that determine what a restart of containerd reads; `None` if no containerd runs.

@@ -15,7 +15,7 @@ use crate::installer::containerd::process::{
     Clock, service_process, start_time, without_deleted_mark,
 };
 use crate::installer::containerd::rehearsal::Rehearsal;
-use crate::installer::containerd::service::Service;
+use crate::installer::containerd::service::{Service, ServiceStatus};
 use crate::installer::containerd::systemd_unit::{self, ServiceDefinition, UNIT_DIRECTORIES, Unit};
 use crate::installer::distro::{DistroSpec, Edited, Restart};
 use crate::installer::host::path::{file_name, parent_directory};
@@ -227,10 +227,11 @@ struct Starts {
 }
 
 impl Subject<'_> {
-    /// All inputs. A path that can't be inspected counts as unchanged; what reads it fails with a reason of its own.
-    pub(crate) async fn inputs(&self, service: &Unit) -> Vec<Input> {
+    /// All inputs. `service` is the unit in its files, and `status` the answer of the service manager. A path that can't be inspected counts as unchanged; what reads it fails with a reason of its own.
+    pub(crate) fn inputs(&self, service: &Unit, status: Option<&ServiceStatus>) -> Vec<Input> {
         let main = self.main_process();
-        let Some(starts) = self.starts(main).await else {
+        let noted = status.and_then(|status| status.started);
+        let Some(starts) = self.starts(main, noted) else {
             return Vec::new();
         };
         let loaded = self.load();
@@ -239,7 +240,7 @@ impl Subject<'_> {
         inputs.extend(self.absent_root(starts.containerd, loaded.as_ref()));
         inputs.extend(self.import_directories(starts.containerd, loaded.as_ref(), &inputs));
         inputs.extend(self.programs(main));
-        inputs.extend(self.unit(starts.service, service).await);
+        inputs.extend(self.unit(starts.service, service, status));
         inputs.extend(self.program_of_unit(main, starts.service, service));
         inputs.extend(self.distribution(starts.service, service));
         inputs
@@ -255,8 +256,8 @@ impl Subject<'_> {
         }
     }
 
-    /// The starts, by today's clock; `None` if a process has ended.
-    async fn starts(&self, main: u32) -> Option<Starts> {
+    /// The starts, by today's clock; `None` if a process has ended. `noted` is the start of the service that systemd noted.
+    fn starts(&self, main: u32, noted: Option<Duration>) -> Option<Starts> {
         let clock = Clock::now()?;
         let listening = self.host.times(self.socket).ok().flatten();
         let listening = listening.map(|times| times.modified);
@@ -264,7 +265,6 @@ impl Subject<'_> {
             clock.time_of(self.daemon.process.1)?,
             clock.time_of(start_time(self.host, main)?)?,
         );
-        let noted = self.service.started(self.host).await;
         let start = if noted.is_some_and(|noted| noted.abs_diff(service) < FORK) {
             StartTime::steady(containerd)
         } else {
@@ -550,14 +550,14 @@ impl Subject<'_> {
     }
 
     /// The files of the unit.
-    async fn unit(&self, start: StartTime, service: &Unit) -> Vec<Input> {
+    fn unit(&self, start: StartTime, service: &Unit, status: Option<&ServiceStatus>) -> Vec<Input> {
         if self.distro.restart != Restart::Service {
             return Vec::new();
         }
         let unit = &self.service.unit;
-        let paths = match self.service.needs_reload(self.host).await {
+        let paths = match status.map(|status| status.needs_reload) {
             // OpenRC runs a script with the settings of a file. The script of k3s reads another one (k3s, `install.sh`).
-            Ok(None) => {
+            Some(None) => {
                 let name = self.service.name();
                 vec![
                     format!("/etc/init.d/{name}"),
@@ -565,7 +565,7 @@ impl Subject<'_> {
                     format!("/etc/rancher/k3s/{name}.env"),
                 ]
             }
-            Ok(Some(true)) => {
+            Some(Some(true)) => {
                 return vec![Input {
                     path: unit.clone(),
                     kind: InputKind::Unit,
@@ -573,11 +573,7 @@ impl Subject<'_> {
                     contents: Contents::Foreign,
                 }];
             }
-            Ok(Some(false)) => unit_paths(self.host, unit, service),
-            Err(error) => {
-                debug!(unit, %error, "failed to determine whether systemd has loaded the unit");
-                unit_paths(self.host, unit, service)
-            }
+            Some(Some(false)) | None => unit_paths(self.host, unit, service),
         };
         let paths = paths.iter();
         paths

@@ -256,7 +256,8 @@ async fn check_restart(
 ) -> Result<Vec<EndingPod>, Error> {
     let reachable = service.check_reachable(host);
     reachable.map_err(restart::Error::Service)?;
-    match service.restart_effect(host).await {
+    let status = service.status(host).await;
+    match status.map(|status| status.restart_effect) {
         Ok(RestartEffect::PodsEnd { .. } | RestartEffect::NodeEnds) if !allowed.pod_restarts => {
             return Err(Error::InterruptedWithPods);
         }
