@@ -525,11 +525,12 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
+    use crate::containerd_config::SourceFile;
     use crate::handoff::OptionValue;
     use crate::installer::containerd::daemon::Containerd;
     use crate::installer::containerd::rehearsal::Rehearsal;
     use crate::installer::containerd::service::RestartEffect;
-    use crate::installer::distro::{Evidence, by_id, detect};
+    use crate::installer::distro::{Evidence, by_id, detect, editable_files};
     use crate::installer::fixtures::{CONFIG, DIGEST, HostFactsBuilder, host, install_paths};
     use crate::installer::inspect::pending::{Change, Contents, Input, InputKind, StartTime};
 
@@ -613,62 +614,140 @@ mod tests {
         }
     }
 
-    #[rstest]
-    #[case::unsupported_distribution(|facts: &mut HostFacts| facts.distro = detect(&Evidence { os_release: "ID=talos\n", ..Evidence::default() }, |_| false))]
-    #[case::unknown_configuration(|facts: &mut HostFacts| facts.unknown_config = Some(Problem::new("no path is known", None)))]
-    #[case::no_daemon(|facts: &mut HostFacts| facts.containerd = Containerd::NotFound { refused: Vec::new() })]
-    #[case::no_cri(|facts: &mut HostFacts| facts.served = Err(Problem::new("no CRI", None)))]
-    #[case::runtime_not_ready(|facts: &mut HostFacts| facts.served.as_mut().unwrap().ready = false)]
-    #[case::read_only(|facts: &mut HostFacts| facts.obstacle = Some(Problem::new("/opt is read-only", None)))]
-    #[case::unknown_release(|facts: &mut HostFacts| facts.version = None)]
-    #[case::invalid_configuration(|facts: &mut HostFacts| facts.dump = Err(Problem::new("line 3", None)))]
-    #[case::no_toml(|facts: &mut HostFacts| facts.config_files.root.text = Some("[".to_owned()))]
-    #[case::missing_prerequisite(|facts: &mut HostFacts| facts.missing_prerequisite = Some("no /spec.json".to_owned()))]
-    #[case::unstartable(|facts: &mut HostFacts| facts.unstartable = Some("the unit is masked".to_owned()))]
-    #[case::unreachable_service_manager(|facts: &mut HostFacts| facts.unreachable = Some(Problem::new("no bus", None)))]
-    #[case::kill_mode(|facts: &mut HostFacts| facts.restart_effect = Ok(RestartEffect::PodsEnd { kill_mode: "control-group".to_owned() }))]
-    #[case::unknown_kill_mode(|facts: &mut HostFacts| facts.restart_effect = Err(Problem::new("no bus", None)))]
-    #[case::pods(|facts: &mut HostFacts| facts.ending_pods = host().ending(&["a"]).build().ending_pods)]
-    #[case::unknown_pods(|facts: &mut HostFacts| facts.ending_pods = Err(Problem::new("no answer", None)))]
-    #[case::pending_runtime(|facts: &mut HostFacts| facts.served.as_mut().unwrap().default = "kata".to_owned())]
-    #[case::pending_file(pending(InputKind::Config, changed()))]
-    #[case::pending_program(pending(InputKind::Program, Change::Replaced))]
-    #[case::pending_unit(pending(InputKind::Unit, Change::NotReloaded))]
-    #[case::pending_distribution(pending(InputKind::Distribution, changed()))]
-    #[case::pending_absence(pending(InputKind::AbsentConfig, changed()))]
-    #[case::pending_change_that_fails(|facts: &mut HostFacts| {
-        pending(InputKind::Config, changed())(facts);
-        facts.restart_inputs.rehearsal = Rehearsal::Failed(Problem::new("no CRI", None));
-    })]
-    #[case::moved_data(|facts: &mut HostFacts| {
-        facts.data_directories.root = Some("/var/lib/containerd".to_owned());
-        facts.dump = facts.dump.as_ref().map(|dump| format!("root = '/srv'\n{dump}")).map_err(Clone::clone);
-    })]
-    #[case::node_in_a_container(|facts: &mut HostFacts| {
-        facts.distro = by_id("k3d");
-        facts.restart_effect = Ok(RestartEffect::NodeEnds);
-    })]
-    fn each_refusal_is_found_before_the_change_in_the_same_words(
-        #[case] spoil: impl Fn(&mut HostFacts),
-    ) {
-        let facts = host().installed(&["a"]).with(spoil).build();
-        let goal = crate::installer::fixtures::goal(&["a", "b"]).build();
-        let error = plan::decide(&facts, &goal).unwrap_err();
-        let diagnosis = examine(&facts, &LeftoverFiles::default());
-        let found = diagnosis.findings.iter();
-        let mut said = found
-            .map(|it| (it.problem.as_str(), Some(it.remedy.as_str())))
-            .chain(diagnosis.notes.iter().map(|note| (note.as_str(), None)));
-        let refused = error.to_string();
-        let (_, remedy) = said
-            .find(|(problem, remedy)| match remedy {
-                Some(_) => *problem == refused,
-                // A note ends with the help.
-                None => problem.starts_with(&refused),
-            })
-            .unwrap_or_else(|| panic!("{refused:?} is not in {diagnosis:?}"));
-        if let (Some(remedy), Some(help)) = (remedy, error.help()) {
-            assert_eq!(remedy, help);
+    /// A host of this distribution that renders its configuration from an absent file, with the release or the reason that it is unknown.
+    fn rendered(
+        distro: &'static str,
+        release: Result<&'static str, &'static str>,
+    ) -> impl Fn(&mut HostFacts) {
+        move |facts| {
+            facts.distro = by_id(distro);
+            let root = &facts.config_files.root.path;
+            let paths = editable_files(facts.distro.edited, root).into_iter();
+            let absent = paths.map(|path| SourceFile { path, text: None });
+            facts.sources = absent.collect();
+            facts.release = match release {
+                Ok(release) => Ok(release.parse().unwrap()),
+                Err(message) => Err(Problem::new(message, None)),
+            };
+        }
+    }
+
+    /// Spoils a host so that the next change is refused.
+    type Spoil = Box<dyn Fn(&mut HostFacts)>;
+
+    fn spoil(change: impl Fn(&mut HostFacts) + 'static) -> Spoil {
+        Box::new(change)
+    }
+
+    /// Makes the table of refusals: below each variant of [`plan::Error`], the ways to it. A variant that is not in the table does not
+    /// compile.
+    macro_rules! refusals {
+        ($($variant:ident { $($spoil:expr,)+ })+) => {
+            fn variant(error: &plan::Error) -> &'static str {
+                match error {
+                    $(plan::Error::$variant { .. } => stringify!($variant),)+
+                }
+            }
+
+            fn refusals() -> Vec<(&'static str, Spoil)> {
+                vec![$($((stringify!($variant), spoil($spoil)),)+)+]
+            }
+        };
+    }
+
+    refusals! {
+        Distribution {
+            |facts| facts.distro = detect(&Evidence { os_release: "ID=talos\n", ..Evidence::default() }, |_| false),
+        }
+        NoDaemon {
+            |facts| facts.containerd = Containerd::NotFound { refused: Vec::new() },
+        }
+        NoVersion {
+            |facts| facts.version = None,
+        }
+        NotServing {
+            |facts| facts.served = Err(Problem::new("no CRI", None)),
+            |facts| facts.served.as_mut().unwrap().ready = false,
+        }
+        Obstacle {
+            |facts| facts.unknown_config = Some(Problem::new("no path is known", None)),
+            |facts| facts.obstacle = Some(Problem::new("/opt is read-only", None)),
+            |facts| facts.unreachable = Some(Problem::new("no bus", None)),
+        }
+        Source {
+            rendered("microk8s", Err("no program was run")),
+            rendered("k3s", Err("no program was run")),
+            rendered("k3s", Ok("1.26.7")),
+        }
+        Config {
+            |facts| facts.config_files.root.text = Some("[".to_owned()),
+        }
+        Refuses {
+            |facts| facts.dump = Err(Problem::new("line 3", None)),
+            |facts| facts.missing_prerequisite = Some("no /spec.json".to_owned()),
+            |facts| facts.unstartable = Some("the unit is masked".to_owned()),
+        }
+        Pending {
+            pending(InputKind::Config, changed()),
+            pending(InputKind::Program, Change::Replaced),
+            pending(InputKind::Unit, Change::NotReloaded),
+            pending(InputKind::Distribution, changed()),
+            pending(InputKind::AbsentConfig, changed()),
+            |facts| {
+                pending(InputKind::Config, changed())(facts);
+                facts.restart_inputs.rehearsal = Rehearsal::Failed(Problem::new("no CRI", None));
+            },
+            |facts| {
+                facts.data_directories.root = Some("/var/lib/containerd".to_owned());
+                facts.dump = facts.dump.as_ref().map(|dump| format!("root = '/srv'\n{dump}")).map_err(Clone::clone);
+            },
+        }
+        PendingRuntime {
+            |facts| facts.served.as_mut().unwrap().default = "kata".to_owned(),
+        }
+        KillMode {
+            |facts| facts.restart_effect = Ok(RestartEffect::PodsEnd { kill_mode: "control-group".to_owned() }),
+        }
+        Container {
+            |facts| {
+                rendered("k3d", Ok("1.30.4"))(facts);
+                facts.restart_effect = Ok(RestartEffect::NodeEnds);
+            },
+        }
+        EndsPods {
+            |facts| facts.ending_pods = host().ending(&["a"]).build().ending_pods,
+        }
+        EndingPodsUnknown {
+            |facts| facts.ending_pods = Err(Problem::new("no answer", None)),
+        }
+        KillModeUnknown {
+            |facts| facts.restart_effect = Err(Problem::new("no bus", None)),
+        }
+    }
+
+    #[test]
+    fn each_refusal_is_found_before_the_change_in_the_same_words() {
+        for (expected, spoil) in refusals() {
+            let facts = host().installed(&["a"]).with(spoil).build();
+            let goal = crate::installer::fixtures::goal(&["a", "b"]).build();
+            let error = plan::decide(&facts, &goal).unwrap_err();
+            assert_eq!(variant(&error), expected, "{error}");
+            let diagnosis = examine(&facts, &LeftoverFiles::default());
+            let found = diagnosis.findings.iter();
+            let mut said = found
+                .map(|it| (it.problem.as_str(), Some(it.remedy.as_str())))
+                .chain(diagnosis.notes.iter().map(|note| (note.as_str(), None)));
+            let refused = error.to_string();
+            let (_, remedy) = said
+                .find(|(problem, remedy)| match remedy {
+                    Some(_) => *problem == refused,
+                    // A note ends with the help.
+                    None => problem.starts_with(&refused),
+                })
+                .unwrap_or_else(|| panic!("{refused:?} is not in {diagnosis:?}"));
+            if let (Some(remedy), Some(help)) = (remedy, error.help()) {
+                assert_eq!(remedy, help);
+            }
         }
     }
 
