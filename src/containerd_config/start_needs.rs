@@ -8,11 +8,9 @@ use super::document::{Document, entries_at, string_at};
 use super::error::Error;
 use super::startup_checks::cri_plugins;
 
-/// Snapshotters that use devices or file systems of the node. A second containerd would share them with the first.
-const DEVICE_SNAPSHOTTERS: [&str; 4] = ["blockfile", "btrfs", "devmapper", "zfs"];
-
-/// A snapshotter and differ that runs programs of the node (`mkfs.erofs`) and needs a module of its kernel.
-const EROFS: &str = "erofs";
+/// Snapshotters that use devices, file systems or programs (`mkfs.erofs`) of the node. A second containerd would share the first two with
+/// the first containerd, and lack the programs. Some are differs, too.
+const OUTSIDE_SNAPSHOTTERS: [&str; 5] = ["blockfile", "btrfs", "devmapper", "erofs", "zfs"];
 
 /// The settings of such a snapshotter that name what it uses. They are empty by default.
 const DEVICE_SETTINGS: [&str; 3] = ["pool_name", "root_path", "scratch_file"];
@@ -76,20 +74,14 @@ pub fn outside_dependency(dump: &str) -> Result<Option<String>, Error> {
     }
     let mut plugins = entries_at(&values, &["plugins"]);
     let named = plugins.find_map(|(id, plugin)| {
-        let own = DEVICE_SNAPSHOTTERS.into_iter().find(|name| {
+        let own = OUTSIDE_SNAPSHOTTERS.into_iter().find(|name| {
             let is_own = id.strip_prefix("io.containerd.snapshotter.v1.") == Some(name);
             is_own && has_device_settings(plugin)
         });
+        let own = own.map(|name| ("snapshotter", name));
         own.or_else(|| outside_plugin("", plugin))
     });
-    let kind = |name: &str| {
-        if name == EROFS {
-            "plugin"
-        } else {
-            "snapshotter"
-        }
-    };
-    Ok(named.map(|name| format!("the configuration names the {} {name}", kind(name))))
+    Ok(named.map(|(kind, name)| format!("the configuration names the {kind} {name}")))
 }
 
 fn has_device_settings(plugin: &Value) -> bool {
@@ -97,24 +89,25 @@ fn has_device_settings(plugin: &Value) -> bool {
     settings.any(|key| string_at(plugin, &[key]).is_some_and(|value| !value.is_empty()))
 }
 
-/// The first snapshotter or differ in `value`, whose key is `key`, that reaches outside of a built root. The diff service has a list of
-/// differs in its key `default`.
-fn outside_plugin(key: &str, value: &Value) -> Option<&'static str> {
+/// The first snapshotter or differ in `value`, whose key is `key`, that reaches outside of a built root, as its kind and its name. The diff
+/// service has a list of differs in its key `default`.
+fn outside_plugin(key: &str, value: &Value) -> Option<(&'static str, &'static str)> {
     match value {
-        Value::String(name) if matches!(key, "snapshotter" | "differ" | "default") => {
-            let mut known = DEVICE_SNAPSHOTTERS.into_iter().chain([EROFS]);
-            known.find(|known| name == known)
+        Value::String(name) => {
+            let kind = match key {
+                "snapshotter" => "snapshotter",
+                "differ" | "default" => "differ",
+                _ => return None,
+            };
+            let mut known = OUTSIDE_SNAPSHOTTERS.into_iter();
+            Some((kind, known.find(|known| name == known)?))
         }
         Value::Table(table) => {
             let mut values = table.iter();
             values.find_map(|(key, value)| outside_plugin(key, value))
         }
         Value::Array(values) => values.iter().find_map(|value| outside_plugin(key, value)),
-        Value::String(_)
-        | Value::Integer(_)
-        | Value::Float(_)
-        | Value::Boolean(_)
-        | Value::Datetime(_) => None,
+        Value::Integer(_) | Value::Float(_) | Value::Boolean(_) | Value::Datetime(_) => None,
     }
 }
 
@@ -254,7 +247,11 @@ mod tests {
     )]
     #[case::a_differ(
         "[plugins.'io.containerd.service.v1.diff-service']\ndefault = ['erofs', 'walking']",
-        Some("plugin erofs")
+        Some("differ erofs")
+    )]
+    #[case::a_snapshotter_that_runs_programs(
+        "[plugins.'io.containerd.cri.v1.images']\nsnapshotter = 'erofs'",
+        Some("snapshotter erofs")
     )]
     #[case::the_default_differ(
         "[plugins.'io.containerd.service.v1.diff-service']\ndefault = ['walking']",
