@@ -19,6 +19,7 @@ mod status_table;
 mod uninstall;
 
 pub use apply::crd::install as install_crd;
+pub use decide::job_spec::JOB_MEMORY_LIMIT;
 pub use error::Error;
 pub use settings::Settings;
 pub use status_table::status_table;

@@ -21,7 +21,7 @@ pub use name::{LONGEST_LABEL_NAME, is_label_name};
 pub use printable::{printable, printable_up_to};
 pub use problem::{Problem, elide};
 pub use report::{
-    FetchResult, FileAction, FileReport, HandlerReport, JOB_MEMORY_LIMIT, Outcome, ProvisionReport,
+    FetchResult, FileAction, FileReport, HandlerReport, Outcome, ProvisionReport,
     TERMINATION_MESSAGE_LIMIT,
 };
 pub use request::{FINGERPRINT_LENGTH, OptionValue, Owner, ProvisionRequest, ShimRequest};

@@ -13,9 +13,6 @@ use super::problem::{Problem, elide};
 /// reference, `terminationMessagePath`), so the start of a longer JSON object would be lost.
 pub const TERMINATION_MESSAGE_LIMIT: usize = 4_000;
 
-/// Memory limit of a container of a Job, in MiB. The largest use is that of a rehearsal: a second containerd and the root that is built for it.
-pub const JOB_MEMORY_LIMIT: u64 = 256;
-
 /// The result of `farrier fetch` for one Shim: `<shim>.json` in the hand-off directory, beside the binary `<shim>.bin`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use farrier::handoff::{JOB_MEMORY_LIMIT, Outcome};
+use farrier::controller::JOB_MEMORY_LIMIT;
+use farrier::handoff::Outcome;
 use farrier::installer::Target;
 use farrier::installer::containerd::rehearsal::Rehearsal;
 use farrier::installer::host::{HostRoot, exec};

@@ -19,7 +19,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 use kube::Resource;
 
 use crate::controller::settings::Settings;
-use crate::handoff::{JOB_MEMORY_LIMIT, ProvisionRequest, Sha256Digest};
+use crate::handoff::{ProvisionRequest, Sha256Digest};
 use crate::names;
 
 /// How often the Job itself restarts an installer that was killed, for example by the restart that it requested.
@@ -28,6 +28,9 @@ const KILLED_RETRIES: i32 = 3;
 /// Grace period of the pod, in seconds. After SIGTERM, the installer undoes its change, or finishes it once containerd is restarting. Both
 /// wait for containerd.
 const GRACE_SECONDS: i64 = 120;
+
+/// Memory limit of a container of a Job, in MiB. The largest use is that of a rehearsal: a second containerd and the root that is built for it.
+pub const JOB_MEMORY_LIMIT: u64 = 256;
 
 /// Limit of the volume for downloads. An unpacked shim has tens of megabytes, and the set of a node stays far below the limit.
 const ARTIFACTS_LIMIT: &str = "4Gi";
