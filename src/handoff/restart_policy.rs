@@ -50,6 +50,18 @@ impl RestartPolicy {
         policies.min().unwrap_or(OnRestart::Allow)
     }
 
+    /// The policy where only handlers that `is_own` counts as Farrier's may be less strict than the default: of a handler that others
+    /// declare, a Shim can't let pods end.
+    #[must_use]
+    pub fn limited_to(mut self, is_own: impl Fn(&str) -> bool) -> Self {
+        for (handler, of_handler) in &mut self.handlers {
+            if !is_own(handler) {
+                *of_handler = self.default.min(*of_handler);
+            }
+        }
+        self
+    }
+
     /// Whether no handler has another policy than [`OnRestart::Allow`].
     #[must_use]
     pub fn allows_all(&self) -> bool {

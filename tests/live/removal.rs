@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use farrier::handoff::{Outcome, ProvisionReport};
+use farrier::handoff::{OnRestart, Outcome, Owner, ProvisionReport, ProvisionRequest, to_json};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
+use rstest::rstest;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
 use tokio::time::timeout;
@@ -139,14 +140,21 @@ fn a_binary_that_a_new_pod_uses_is_removed_by_a_later_run() {
     });
 }
 
-#[test]
-fn the_recovery_of_an_interrupted_change_ends_no_pod_unless_it_is_allowed_to() {
+const BOTH: [&str; 3] = [INSTALL[0], INSTALL[1], "--shim=b=file:///srv/b"];
+
+/// A node whose change `BOTH` was interrupted and has to be undone, with a pod that a restart ends.
+fn interrupted_with_a_pod(handler: &str) -> Node {
     // Of all releases, 1.7 alone ends sandboxes whose shim reports no process. With 2.x, a container would be needed.
     let node = node(&programs()[1]);
+    fs::set_permissions(node.path("/srv/runc"), PermissionsExt::from_mode(0o755)).unwrap();
+    let config = format!(
+        "{CONFIG}[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.theirs]\nruntime_type = \"/srv/runc\"\n"
+    );
+    node.write(CONFIG_PATH, config.as_bytes(), 0o644);
+    node.start();
     assert_eq!(node.change(&INSTALL).0, 0);
     let restarts = prepare_restarts(&node, 1);
-    let both = [&INSTALL[..], &["--shim=b=file:///srv/b"]].concat();
-    let mut install = start(&node, &both);
+    let mut install = start(&node, &BOTH);
     wait(restarts.await_restart());
     install.kill().unwrap();
     install.wait().unwrap();
@@ -155,16 +163,22 @@ fn the_recovery_of_an_interrupted_change_ends_no_pod_unless_it_is_allowed_to() {
     let edited = format!("{}\n# of a person\n", node.config());
     node.write(CONFIG_PATH, edited.as_bytes(), 0o644);
     node.start();
-    wait(async { Cri::connect(&node).await.start_pod("x").await });
+    wait(async { Cri::connect(&node).await.start_pod(handler).await });
     node.write("/run/no-processes", b"", 0o644);
+    node
+}
+
+#[test]
+fn the_recovery_of_an_interrupted_change_ends_no_pod_unless_it_is_allowed_to() {
+    let node = interrupted_with_a_pod("x");
     let (process, tree) = (node.process(), node.tree());
-    let (status, report) = node.change(&both);
+    let (status, report) = node.change(&BOTH);
     assert_eq!((status, report.restarts), (3, 0), "{report:?}");
     let reason = report.reason.as_deref().unwrap();
     assert!(reason.contains("ends 1 pod"), "{reason}");
     assert!(reason.contains("default/pod (handler x)"), "{reason}");
     assert_eq!((node.process(), node.tree()), (process, tree));
-    let (status, report) = node.change(&[&both[..], &["--on-restart=allow"]].concat());
+    let (status, report) = node.change(&[&BOTH[..], &["--on-restart=allow"]].concat());
     assert_eq!((status, report.restarts), (0, 2), "{report:?}");
     let note = "the restart of containerd that undid the change ended 1 pod";
     assert!(
@@ -172,6 +186,30 @@ fn the_recovery_of_an_interrupted_change_ends_no_pod_unless_it_is_allowed_to() {
         "{report:?}"
     );
     assert!(node.config().contains("# of a person"));
+}
+
+#[rstest]
+#[case::of_farrier("x", (0, 2))]
+#[case::of_others("theirs", (3, 0))]
+fn the_policy_of_a_shim_lets_a_recovery_end_only_pods_of_farrier(
+    #[case] handler: &str,
+    #[case] expected: (i32, u32),
+) {
+    let node = interrupted_with_a_pod(handler);
+    let reserve = vec!["c".to_owned()];
+    let mut request = ProvisionRequest::new(Owner::Local, String::new(), Vec::new(), reserve);
+    request.on_restart_by_handler = [(handler.to_owned(), OnRestart::Allow)].into();
+    let path = node.path("/srv/request.json");
+    fs::write(&path, to_json(&request)).unwrap();
+    let before = (node.process(), node.tree());
+    let argument = format!("--request={}", path.display());
+    let (status, report) = node.change(&["install", &argument]);
+    assert_eq!((status, report.restarts), expected, "{report:?}");
+    if report.result == Outcome::Refused {
+        let reason = report.reason.unwrap();
+        assert!(reason.contains("default/pod (handler theirs)"), "{reason}");
+        assert_eq!((node.process(), node.tree()), before);
+    }
 }
 
 /// A shim of the administrator, which hangs when containerd cleans up after a dead sandbox.

@@ -139,6 +139,14 @@ impl HostFacts {
         self.stored.contains(&sha256) && owned.any(|owned| owned.sha256() == Some(sha256))
     }
 
+    /// Whether Farrier or a legacy installer declares this handler, or did while its pods were started.
+    #[must_use]
+    pub fn is_own(&self, handler: &str) -> bool {
+        self.state.handlers.contains_key(handler)
+            || self.state.draining.contains_key(handler)
+            || self.legacy.handlers.contains_key(handler)
+    }
+
     /// The programs of Farrier's shims.
     #[must_use]
     pub fn shim_programs(&self) -> ShimPrograms {

@@ -35,24 +35,14 @@ pub struct Goal {
 }
 
 impl Goal {
-    /// The policy of restarts. `allow_pod_restarts`, which allows to end all pods, allows to end some. For a handler that others declare,
-    /// a Shim can't relax the default.
+    /// The policy of restarts. `allow_pod_restarts`, which allows to end all pods, allows to end some.
     #[must_use]
     pub fn effective_restart_policy(&self, facts: &HostFacts) -> RestartPolicy {
         if self.allow_pod_restarts {
             return OnRestart::Allow.into();
         }
-        let mut policy = self.restart_policy.clone();
-        let (state, legacy) = (&facts.state, &facts.legacy.handlers);
-        for (handler, of_handler) in &mut policy.handlers {
-            let is_own = state.handlers.contains_key(handler)
-                || state.draining.contains_key(handler)
-                || legacy.contains_key(handler);
-            if !is_own {
-                *of_handler = policy.default.min(*of_handler);
-            }
-        }
-        policy
+        let policy = self.restart_policy.clone();
+        policy.limited_to(|handler| facts.is_own(handler))
     }
 
     /// Whether a shim of the goal has this handler.

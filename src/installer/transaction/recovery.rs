@@ -190,10 +190,15 @@ async fn roll_back_interrupted(
         };
         if served.is_none() {
             let daemon = containerd.daemon();
-            let checked = check_restart(host, journal, &service, daemon, allowed).await;
-            ending = checked.map_err(Failure::Refused)?;
-            if daemon.is_some() {
-                let checked = check_pending(host, journal).await;
+            // Undoing needs no facts.
+            let facts = match daemon {
+                Some(_) => gather(host, Some(&journal.root), Target::Live).await.ok(),
+                None => None,
+            };
+            let checked = check_restart(host, journal, &service, daemon, facts.as_ref(), allowed);
+            ending = checked.await.map_err(Failure::Refused)?;
+            if let Some(facts) = facts {
+                let checked = check_pending(host, facts).await;
                 checked.map_err(Failure::Refused)?;
             }
         }
@@ -252,6 +257,7 @@ async fn check_restart(
     journal: &Journal,
     service: &Service,
     daemon: Option<&Daemon>,
+    facts: Option<&HostFacts>,
     allowed: &Allowed,
 ) -> Result<Vec<EndingPod>, Error> {
     let reachable = service.check_reachable(host);
@@ -268,7 +274,12 @@ async fn check_restart(
     };
     let ending = pods_that_end(host, &journal.socket, daemon).await;
     if !allowed.pod_restarts {
-        check_ending_pods(&ending, &allowed.policy)?;
+        // Pods of handlers that the interrupted change declared may have started since.
+        let is_own = |handler: &str| {
+            facts.is_some_and(|facts| facts.is_own(handler))
+                || journal.declares.iter().any(|declared| declared == handler)
+        };
+        check_ending_pods(&ending, &allowed.policy.clone().limited_to(is_own))?;
     }
     Ok(ending.unwrap_or_default())
 }
@@ -279,11 +290,7 @@ async fn check_restart(
 ///
 /// # Errors
 /// The changes of others. Nothing was changed by then.
-async fn check_pending(host: &HostRoot, journal: &Journal) -> Result<(), Error> {
-    // Undoing needs no facts.
-    let Ok(mut facts) = gather(host, Some(&journal.root), Target::Live).await else {
-        return Ok(());
-    };
+async fn check_pending(host: &HostRoot, mut facts: HostFacts) -> Result<(), Error> {
     if !facts.restart_inputs.need_rehearsal() {
         return Ok(());
     }
