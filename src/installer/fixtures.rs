@@ -13,7 +13,7 @@ use crate::installer::containerd::service::RestartEffect;
 use crate::installer::distro::{DistroSpec, Evidence, detect};
 use crate::installer::inspect::HostFacts;
 use crate::installer::inspect::legacy::{Legacy, LegacyBinary, LegacyHandler};
-use crate::installer::inspect::pending::RestartInputs;
+use crate::installer::inspect::restart_inputs::RestartInputs;
 use crate::installer::plan::{Goal, HostPlan, Scope, decide};
 use crate::installer::state::{InstallPaths, State, StateAfter};
 

@@ -225,7 +225,8 @@ async fn run(
         Err(error) => return result(refused(report, Problem::new(&error, error.help())), None),
     };
     let begun = match mode {
-        Mode::Change => begin(&host, interrupts, request).await,
+        // On the heap, as below: every caller would contain these large futures.
+        Mode::Change => Box::pin(begin(&host, interrupts, request)).await,
         Mode::DryRun => Ok((None, None)),
     };
     let (lock, recovered) = match begun {
@@ -235,7 +236,7 @@ async fn run(
     if let Some(Recovered { tally, ended }) = &recovered {
         add_recovery(&mut report, *tally, ended);
     }
-    let inspected = async {
+    let inspected = Box::pin(async {
         let mut facts = match recovered {
             Some(_) => gather_after(&host.root, host.config, options.target).await?,
             None => host.inspect().await?,
@@ -245,7 +246,7 @@ async fn run(
             facts.rehearse_pending(&host.root).await;
         }
         Ok(facts)
-    };
+    });
     let facts = match interrupts.run_unless_interrupted(inspected).await.flatten() {
         Ok(facts) => facts,
         Err(error) => return result(report_failure(report, Failure::Refused(error), &[]), None),
@@ -255,7 +256,6 @@ async fn run(
         let plan = decide(&facts, &assumed).ok()?;
         EarlyRehearsal::of(&host.root, &facts, &plan).await
     };
-    // On the heap: `run_unless_interrupted` would move a large future.
     let goal = Box::pin(async { futures::join!(goal(&host.root, &facts), early) });
     let text = match plan_and_act(&host, mode, interrupts, &facts, goal, &mut report).await {
         Ok(text) => text,

@@ -7,6 +7,7 @@ pub mod legacy;
 pub mod os;
 pub mod pending;
 pub mod prerequisites;
+pub mod restart_inputs;
 pub mod verify_cache;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,8 +41,9 @@ use os::{
     directory_owner_problem, orphaned_config, snippets, sources, state_dir_problem,
     symlinked_directory_problem, version_command,
 };
-use pending::{RestartInputs, Subject, record_loaded};
+use pending::{Subject, record_loaded};
 use prerequisites::{missing_for_unit, missing_prerequisite, read_only_data};
+use restart_inputs::RestartInputs;
 use verify_cache::VerifyCache;
 
 /// The time limit of programs on the host. `containerd config dump` takes 18 ms; the limit leaves room for a node under load.

@@ -7,14 +7,14 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tracing::debug;
 
+use super::restart_inputs::{Change, Contents, Input, InputKind, StartTime};
 use crate::containerd_config::{ConfigFiles, SourceFile, start_needs};
-use crate::handoff::{Problem, Sha256Digest, to_json};
+use crate::handoff::{Sha256Digest, to_json};
 use crate::installer::containerd::config_files::patterns;
 use crate::installer::containerd::daemon::Daemon;
 use crate::installer::containerd::process::{
     Clock, service_process, start_time, without_deleted_mark,
 };
-use crate::installer::containerd::rehearsal::Rehearsal;
 use crate::installer::containerd::service::{Service, ServiceStatus};
 use crate::installer::containerd::systemd_unit::{self, ServiceDefinition, UNIT_DIRECTORIES, Unit};
 use crate::installer::distro::{DistroSpec, Edited, Restart};
@@ -32,164 +32,11 @@ const LOADED_LIMIT: u64 = 1 << 18;
 /// Files in a directory of the distribution's own configuration, at most. Such a directory has a handful.
 const MAX_FILES: usize = 256;
 
-/// How far the clock may have been set back since containerd started, if nothing shows that it was not. An edit right after the start then
-/// seems older than the process.
-const CLOCK_STEP: Duration = Duration::from_mins(1);
-
-/// How long containerd takes from its start until it listens, at most, for its socket to show that the clock was not set. This takes 0.1 s
-/// on an idle node, and seconds with hundreds of pods.
-const LISTEN_LIMIT: Duration = Duration::from_secs(5);
-
-/// Resolution of the start time of a process and of the times of a file together: a clock tick and a timer interrupt, 10 ms each.
-const RESOLUTION: Duration = Duration::from_millis(20);
-
 /// Time between the fork of a service and the time that systemd notes for it, at most, where the clock was not set since.
 const FORK: Duration = Duration::from_millis(100);
 
 /// Time between the rename of a file and the change of its directory's times, at most: the kernel sets both in one system call.
 const SAME_CALL: Duration = Duration::from_millis(100);
-
-/// Everything that a restart of containerd reads.
-#[derive(Debug, Clone, PartialEq)]
-pub struct RestartInputs {
-    /// The files and directories.
-    pub inputs: Vec<Input>,
-    /// The start of a second containerd on the present files.
-    pub rehearsal: Rehearsal,
-}
-
-impl RestartInputs {
-    /// Whether the verdict on an input depends on a rehearsal.
-    #[must_use]
-    pub fn need_rehearsal(&self) -> bool {
-        let is_open = |input: &Input| {
-            let is_unknown = matches!(input.contents, Contents::Foreign | Contents::Edited);
-            let is_rehearsed = match input.kind {
-                InputKind::Config
-                | InputKind::AbsentConfig
-                | InputKind::ImportDirectory
-                | InputKind::Program => true,
-                InputKind::Unit | InputKind::Distribution => false,
-            };
-            is_unknown && is_rehearsed && input.change.is_pending()
-        };
-        self.inputs.iter().any(is_open)
-    }
-}
-
-impl Default for RestartInputs {
-    fn default() -> Self {
-        Self {
-            inputs: Vec::new(),
-            rehearsal: Rehearsal::NotPossible(Problem::new("no rehearsal was made", None)),
-        }
-    }
-}
-
-/// A file or directory that a restart of containerd reads.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Input {
-    /// Absolute path on the host; for [`Change::NotReloaded`], the name of the unit.
-    pub path: String,
-    /// What it is.
-    pub kind: InputKind,
-    /// Its last change.
-    pub change: Change,
-    /// Whose contents it has.
-    pub contents: Contents,
-}
-
-/// What an input is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum InputKind {
-    /// A file of containerd's configuration.
-    Config,
-    /// The root configuration file where it is absent: containerd loads its defaults. The change is that of the directory.
-    AbsentConfig,
-    /// A directory that the configuration imports files from.
-    ImportDirectory,
-    /// The program.
-    Program,
-    /// A file of the unit: unit file, drop-in or environment file, or a directory of drop-ins.
-    Unit,
-    /// A file or directory of the distribution's own configuration, which containerd itself does not load: a template or a snippet, too.
-    Distribution,
-}
-
-/// The last change of an input.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Change {
-    /// The path was changed at the first time, since the epoch. The process that has read it started at the second.
-    At(Duration, StartTime),
-    /// The running program is not the file at the path.
-    Replaced,
-    /// systemd has not loaded the present files of the unit (`NeedDaemonReload`).
-    NotReloaded,
-}
-
-impl Change {
-    /// Whether the change may be younger than the running process.
-    #[must_use]
-    pub fn is_pending(self) -> bool {
-        match self {
-            Self::At(changed, start) => start.may_be_before(changed),
-            Self::Replaced | Self::NotReloaded => true,
-        }
-    }
-}
-
-/// Whose contents an input has.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Contents {
-    /// Farrier never wrote the file, or the contents are unknown.
-    Foreign,
-    /// The same contents as Farrier wrote last.
-    AsWritten,
-    /// Farrier wrote the file, and others have changed it since.
-    Edited,
-    /// The same contents as an earlier run recorded for the running process.
-    AsLoaded,
-}
-
-/// The start of a process, by the clock of the host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StartTime {
-    /// Since the epoch.
-    at: Duration,
-    /// How far the clock may have been set back since.
-    clock_step: Duration,
-}
-
-impl StartTime {
-    /// The start at `at`, computed from the time since the boot and today's clock. `listening` is the time of the socket of containerd, by
-    /// the clock at that time: if it follows closely on `at`, the clock was not set since.
-    #[must_use]
-    pub fn new(at: Duration, listening: Option<Duration>) -> Self {
-        let is_steady = listening.is_some_and(|listening| {
-            listening + RESOLUTION >= at && listening <= at + LISTEN_LIMIT
-        });
-        if is_steady {
-            return Self::steady(at);
-        }
-        Self {
-            // If the clock was set forward, the times of files from before are older than their order tells.
-            at: listening.map_or(at, |listening| listening.min(at)),
-            clock_step: CLOCK_STEP,
-        }
-    }
-
-    /// The start at `at`, since which the clock was not set.
-    fn steady(at: Duration) -> Self {
-        let clock_step = Duration::ZERO;
-        Self { at, clock_step }
-    }
-
-    /// Whether a change at `changed`, since the epoch, may have been made after the start.
-    #[must_use]
-    pub fn may_be_before(self, changed: Duration) -> bool {
-        changed + self.clock_step > self.at + RESOLUTION
-    }
-}
 
 /// What a process of containerd has loaded, as a run recorded it before a change. A run that undoes its change without a restart restores
 /// the bytes, and not the times.
@@ -273,10 +120,7 @@ impl Subject<'_> {
         let lead = containerd.checked_sub(service).unwrap_or_default();
         Some(Starts {
             containerd: start,
-            service: StartTime {
-                at: start.at.saturating_sub(lead),
-                ..start
-            },
+            service: start.before(lead),
         })
     }
 
@@ -721,41 +565,6 @@ mod tests {
     use super::*;
     use crate::installer::distro::by_id;
 
-    const START: Duration = Duration::from_secs(1_000_000);
-
-    fn milliseconds(of: i64) -> Duration {
-        let by = Duration::from_millis(of.unsigned_abs());
-        if of < 0 {
-            START.checked_sub(by).unwrap()
-        } else {
-            START + by
-        }
-    }
-
-    /// containerd starts at 0, by today's clock; all times are in milliseconds.
-    #[rstest]
-    #[case::long_before(Some(100), -3_600_000, false)]
-    #[case::right_before(Some(100), -30, false)]
-    #[case::within_the_resolution(Some(100), 15, false)]
-    #[case::after(Some(100), 50, true)]
-    #[case::of_a_slow_start(Some(4_000), -30, false)]
-    #[case::with_an_unknown_socket(None, -30_000, true)]
-    #[case::long_before_with_an_unknown_socket(None, -61_000, false)]
-    // The clock was set back by a minute, or containerd took a minute to listen.
-    #[case::after_a_step_back(Some(50_000), -45_000, true)]
-    #[case::long_before_a_step_back(Some(50_000), -61_000, false)]
-    // The clock was set forward by an hour: the file has the clock of the socket.
-    #[case::after_a_step_forward(Some(-3_600_000), -3_599_000, true)]
-    #[case::long_before_a_step_forward(Some(-3_600_000), -3_661_000, false)]
-    fn a_change_counts_as_newer_if_the_clock_leaves_that_open(
-        #[case] listening: Option<i64>,
-        #[case] changed: i64,
-        #[case] expected: bool,
-    ) {
-        let start = StartTime::new(START, listening.map(milliseconds));
-        assert_eq!(start.may_be_before(milliseconds(changed)), expected);
-    }
-
     #[rstest]
     #[case::of_microk8s("microk8s", InputKind::Distribution, 1)]
     #[case::of_its_containerd("microk8s", InputKind::Config, 2)]
@@ -790,14 +599,14 @@ mod tests {
     #[case::by_a_later_removal(Contents::AsWritten, 5_000, false)]
     fn a_directory_that_only_farrier_changed_is_as_farrier_wrote_it(
         #[case] contents: Contents,
-        #[case] later: i64,
+        #[case] later: u64,
         #[case] expected: bool,
     ) {
-        let start = StartTime::new(START, None);
+        let start = StartTime::new(Duration::ZERO, None);
         let input = |path: &str, kind, at| Input {
             path: path.to_owned(),
             kind,
-            change: Change::At(milliseconds(at), start),
+            change: Change::At(Duration::from_millis(at), start),
             contents: Contents::Foreign,
         };
         let file = Input {

@@ -11,7 +11,7 @@ use crate::installer::containerd::cri::DataDirectories;
 use crate::installer::containerd::rehearsal::Rehearsal;
 use crate::installer::host::path::parent_directory;
 use crate::installer::inspect::HostFacts;
-use crate::installer::inspect::pending::{Change, Contents, Input, InputKind};
+use crate::installer::inspect::restart_inputs::{Change, Contents, Input, InputKind};
 
 /// The help where a pending change refuses a restart.
 pub(crate) const ACCEPT_PENDING_CHANGES: &str =
@@ -304,7 +304,7 @@ mod tests {
     use crate::installer::fixtures::{
         CONFIG, CONFIG_PATH, OTHER_DIGEST, goal, host, remove_everything,
     };
-    use crate::installer::inspect::pending::{RestartInputs, StartTime};
+    use crate::installer::inspect::restart_inputs::{RestartInputs, StartTime};
     use crate::installer::plan;
 
     const START: Duration = Duration::from_secs(1_000_000);

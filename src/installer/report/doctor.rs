@@ -532,7 +532,9 @@ mod tests {
     use crate::installer::containerd::service::RestartEffect;
     use crate::installer::distro::{Evidence, by_id, detect, editable_files};
     use crate::installer::fixtures::{CONFIG, DIGEST, HostFactsBuilder, host, install_paths};
-    use crate::installer::inspect::pending::{Change, Contents, Input, InputKind, StartTime};
+    use crate::installer::inspect::restart_inputs::{
+        Change, Contents, Input, InputKind, StartTime,
+    };
 
     fn problems(facts: &HostFacts) -> Vec<String> {
         let findings = examine(facts, &LeftoverFiles::default()).findings;

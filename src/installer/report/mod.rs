@@ -307,7 +307,7 @@ mod tests {
     use crate::handoff::Sha256Digest;
     use crate::installer::artifact::fetch;
     use crate::installer::fixtures::host;
-    use crate::installer::inspect::pending::{Change, Contents, Input, InputKind};
+    use crate::installer::inspect::restart_inputs::{Change, Contents, Input, InputKind};
 
     fn signal() -> Error {
         Error::Signal { name: "SIGTERM" }
