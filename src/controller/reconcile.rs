@@ -154,8 +154,8 @@ async fn reconcile_node(
     let pods = if pods.is_empty() {
         None
     } else {
-        let handlers = context.handlers_of_classes();
-        let look = ending_pods::look(&context.client, &view.name, &pods, each, &handlers);
+        let classes = context.classes();
+        let look = ending_pods::look(&context.client, &view.name, &pods, each, &classes);
         // Without an answer, the decision waits for the pods, and does everything else.
         let looked = apply::in_time(format!("pods of node {}", view.name), look.map(Ok)).await;
         looked.ok().flatten()

@@ -119,7 +119,7 @@ pub async fn uninstall(
         clean(&client, &settings, options.deadline).await
     };
     // Also after a failure: no controller is left that would undo a drain.
-    let undrained = end_drains(&client, &settings).await;
+    let undrained = end_drains(&client, &settings, options.keep_hosts).await;
     let summary = cleaned?;
     undrained?;
     // The Shims may stay in the cluster, and no controller would remove their finalizers any more.
@@ -162,8 +162,8 @@ async fn clean(
 /// deleted; the next attempt lists the nodes again.
 const ATTEMPTS: u32 = 5;
 
-/// Removes the taint of a drain from all nodes.
-async fn end_drains(client: &Client, settings: &Settings) -> Result<(), Error> {
+/// Ends the drains of all nodes, which may keep their Shims.
+async fn end_drains(client: &Client, settings: &Settings, keep_hosts: bool) -> Result<(), Error> {
     let mut ended = Ok(());
     for attempt in 0..ATTEMPTS {
         if attempt > 0 {
@@ -171,7 +171,7 @@ async fn end_drains(client: &Client, settings: &Settings) -> Result<(), Error> {
         }
         ended = Ok(());
         for node in cluster::list::<NodeObject>(client).await? {
-            let edit = node_labels::without_drain(&NodeView::from(&node));
+            let edit = node_labels::without_drain(&NodeView::from(&node), keep_hosts);
             if edit.is_some() {
                 tracing::info!(node = node.name_any(), "ending the drain");
                 let plan = Plan {
@@ -285,7 +285,7 @@ mod tests {
             std::future::ready(answer.body(Body::from(body.to_string().into_bytes())))
         });
         let client = Client::new(service, "farrier");
-        end_drains(&client, &settings()).await.unwrap();
+        end_drains(&client, &settings(), false).await.unwrap();
         let patched = patched.lock().unwrap();
         assert_eq!(*patched, ["conflict", "gone", "well", "conflict"]);
     }

@@ -428,7 +428,12 @@ fn forbidden() -> Vec<(&'static str, Value, &'static str)> {
         (
             "/terminationGracePeriodSeconds",
             json!(3600),
-            "at most 120 seconds",
+            "30 to 120 seconds",
+        ),
+        (
+            "/terminationGracePeriodSeconds",
+            json!(0),
+            "30 to 120 seconds",
         ),
         ("/initContainers", json!([]), "the init container fetch"),
     ]
@@ -474,6 +479,7 @@ fn never_varied() -> Vec<(Vec<(&'static str, Value)>, &'static str)> {
         edit("/spec/backoffLimit", json!(i32::MAX), one),
         edit("/spec/backoffLimit", Value::Null, one),
         edit("/spec/activeDeadlineSeconds", Value::Null, one),
+        edit("/spec/activeDeadlineSeconds", json!(1), one),
         edit("/spec/completionMode", json!("Indexed"), one),
         edit(
             "/spec/podFailurePolicy/rules/0/action",

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 
 use futures::StreamExt;
+use jiff::Timestamp;
+use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::{Api, Client, ResourceExt};
 
 use super::slim::PodObject;
@@ -19,7 +21,7 @@ const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 pub struct PodStates {
     /// Pods that have not ended, or about which the API server did not answer.
     pub left: Vec<EndingPod>,
-    /// Pods of `left` that the API server has confirmed, and that may be evicted.
+    /// Pods of `left` that the API server has confirmed with their handler, and that may be evicted.
     pub evictable: Vec<EndingPod>,
     /// Pods of `left` that are being deleted.
     pub ending: Vec<EndingPod>,
@@ -29,20 +31,39 @@ pub struct PodStates {
     pub stopped: Vec<EndingPod>,
 }
 
-/// Asks the API server for `pods`, which are said to be on `node`: for all of them, or up to the first that is left. `handlers` are the
-/// handlers of all RuntimeClasses by name. `None` if the API server answered about no pod.
+/// A RuntimeClass, as far as it tells the handler of a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Class {
+    handler: String,
+    created: Option<Timestamp>,
+}
+
+impl Class {
+    /// Of the object.
+    #[must_use]
+    pub fn of(class: &RuntimeClass) -> Self {
+        let created = class.metadata.creation_timestamp.as_ref();
+        Self {
+            handler: class.handler.clone(),
+            created: created.map(|time| time.0),
+        }
+    }
+}
+
+/// Asks the API server for `pods`, which are said to be on `node`: for all of them, or up to the first that is left. `classes` are all
+/// RuntimeClasses by name. `None` if the API server answered about no pod.
 pub async fn look(
     client: &Client,
     node: &str,
     pods: &[EndingPod],
     all: bool,
-    handlers: &HashMap<String, String>,
+    classes: &HashMap<String, Class>,
 ) -> Option<PodStates> {
     let answers = futures::stream::iter(pods.iter().cloned()).map(|pod| async move {
         let api: Api<PodObject> = Api::namespaced(client.clone(), &pod.namespace);
         match api.get_opt(&pod.name).await {
             Ok(found) => {
-                let there = found.filter(|it| is_on_node(it, &pod, node, handlers));
+                let there = found.filter(|it| is_on_node(it, &pod, node));
                 Ok((pod, there))
             }
             Err(error) => Err((pod, error)),
@@ -62,14 +83,13 @@ pub async fn look(
                     if has_ended(&found) {
                         continue;
                     }
-                    let kind = if is_static(&found) {
-                        &mut states.static_pods
+                    if is_static(&found) {
+                        states.static_pods.push(pod.clone());
                     } else if found.metadata.deletion_timestamp.is_some() {
-                        &mut states.ending
-                    } else {
-                        &mut states.evictable
-                    };
-                    kind.push(pod.clone());
+                        states.ending.push(pod.clone());
+                    } else if has_handler(&found, &pod, classes) {
+                        states.evictable.push(pod.clone());
+                    }
                     states.left.push(pod);
                 }
             }
@@ -88,23 +108,23 @@ pub async fn look(
     answered.then_some(states)
 }
 
-/// Whether `found` is `pod`, on `node`. The name of the pod comes from a report or an annotation, which the kubelet and
-/// accounts with access to the node write: a pod of another node, or with another handler, does not count.
-fn is_on_node(
-    found: &PodObject,
-    pod: &EndingPod,
-    node: &str,
-    handlers: &HashMap<String, String>,
-) -> bool {
-    let class = found.spec.runtime_class_name.as_deref();
-    // The class of a Shim that is being removed is gone already.
-    let has_handler = class.is_some_and(|class| {
-        let handler = handlers.get(class);
-        handler.is_none_or(|handler| *handler == pod.handler)
-    });
-    has_handler
-        && (found.uid().is_some_and(|uid| uid == pod.uid) || mirrors(found, pod))
+/// Whether `found` is `pod`, on `node`. The pod comes from a report or an annotation, which the kubelet and accounts with access to the node
+/// write: a pod of another node does not count.
+fn is_on_node(found: &PodObject, pod: &EndingPod, node: &str) -> bool {
+    (found.uid().is_some_and(|uid| uid == pod.uid) || mirrors(found, pod))
         && found.spec.node_name.as_deref() == Some(node)
+}
+
+/// Whether the handler of `pod` can be that of `found`. A pod keeps the handler that its class had when it was created: a class that is gone,
+/// as that of a Shim that is being removed, or that is younger than the pod says nothing.
+fn has_handler(found: &PodObject, pod: &EndingPod, classes: &HashMap<String, Class>) -> bool {
+    let Some(class) = &found.spec.runtime_class_name else {
+        return pod.handler.is_empty();
+    };
+    let created = found.metadata.creation_timestamp.as_ref();
+    let created = created.map(|time| time.0);
+    let class = classes.get(class);
+    class.is_none_or(|class| class.handler == pod.handler || class.created > created)
 }
 
 /// Whether `found` stands for the static pod `pod`, whose UID in the CRI is the hash of its manifest (Kubernetes, *Static Pods*).
@@ -152,31 +172,52 @@ mod tests {
         }
     }
 
+    const CLASS: &str = "/spec/runtimeClassName";
+
     #[rstest]
-    #[case::there(&[], true)]
-    #[case::on_another_node(&[("/spec/nodeName", json!("n2"))], false)]
-    #[case::another_pod_of_the_name(&[("/metadata/uid", json!("v"))], false)]
-    #[case::ended(&[("/status/phase", json!("Succeeded"))], false)]
-    #[case::of_the_default_handler(&[("/spec/runtimeClassName", Value::Null)], false)]
-    #[case::of_another_handler(&[("/spec/runtimeClassName", json!("kata"))], false)]
-    #[case::of_a_class_that_is_gone(&[("/spec/runtimeClassName", json!("gone"))], true)]
-    fn a_pod_counts_while_it_is_on_its_node_with_its_handler(
+    #[case::there(&[], true, true)]
+    #[case::on_another_node(&[("/spec/nodeName", json!("n2"))], false, true)]
+    #[case::another_pod_of_the_name(&[("/metadata/uid", json!("v"))], false, true)]
+    #[case::of_the_default_handler(&[(CLASS, Value::Null)], true, false)]
+    #[case::of_another_handler(&[(CLASS, json!("kata"))], true, false)]
+    #[case::of_a_class_that_is_gone(&[(CLASS, json!("gone"))], true, true)]
+    #[case::of_a_class_that_was_replaced(&[(CLASS, json!("replaced"))], true, true)]
+    fn a_pod_counts_while_it_is_on_its_node_and_is_evicted_with_its_handler_only(
         #[case] changes: &[(&str, Value)],
-        #[case] expected: bool,
+        #[case] there: bool,
+        #[case] evictable: bool,
     ) {
         let mut found = json!({
-            "metadata": {"name": "web", "uid": "u"},
+            "metadata": {"name": "web", "uid": "u", "creationTimestamp": "2026-01-02T00:00:00Z"},
             "spec": {"nodeName": "n1", "runtimeClassName": "wasmtime-spin"},
-            "status": {"phase": "Running"},
         });
         for (at, value) in changes {
             *found.pointer_mut(at).unwrap() = value.clone();
         }
         let found = serde_json::from_value(found).unwrap();
-        let handlers = [("wasmtime-spin", "spin"), ("kata", "kata")];
-        let handlers = handlers.map(|(class, handler)| (class.to_owned(), handler.to_owned()));
-        let there = is_on_node(&found, &pod(), "n1", &handlers.into()) && !has_ended(&found);
-        assert_eq!(there, expected);
+        let classes = [
+            ("wasmtime-spin", "spin", "2026-01-01T00:00:00Z"),
+            ("kata", "kata", "2026-01-01T00:00:00Z"),
+            ("replaced", "another", "2026-01-03T00:00:00Z"),
+        ];
+        let class = |(name, handler, created): (&str, &str, &str)| {
+            let class = json!({"metadata": {"creationTimestamp": created}, "handler": handler});
+            let class: RuntimeClass = serde_json::from_value(class).unwrap();
+            (name.to_owned(), Class::of(&class))
+        };
+        assert_eq!(is_on_node(&found, &pod(), "n1"), there);
+        let classes = classes.map(class).into();
+        assert_eq!(has_handler(&found, &pod(), &classes), evictable);
+    }
+
+    #[test]
+    fn a_pod_without_a_class_has_the_default_handler() {
+        let found = serde_json::from_value(json!({"metadata": {}, "spec": {}})).unwrap();
+        let pod = EndingPod {
+            handler: String::new(),
+            ..pod()
+        };
+        assert!(has_handler(&found, &pod, &HashMap::new()));
     }
 
     #[tokio::test]
@@ -189,13 +230,16 @@ mod tests {
                 "ending" => {
                     json!({"name": name, "uid": "u", "deletionTimestamp": "2026-01-01T00:00:00Z"})
                 }
+                "ended" => {
+                    return json!({"metadata": {"name": name, "uid": "u"}, "spec": {"nodeName": "n1"}, "status": {"phase": "Succeeded"}});
+                }
                 _ => json!({"name": name, "uid": "u"}),
             };
             json!({"metadata": metadata, "spec": {"nodeName": "n1", "runtimeClassName": "spin"}})
         };
         let service = tower::service_fn(move |request: hyper::Request<Body>| {
             let path = request.uri().path().to_owned();
-            let name = ["static", "ending", "web"]
+            let name = ["static", "ending", "ended", "web"]
                 .into_iter()
                 .find(|name| path.ends_with(name));
             let (status, body) = match name {
@@ -209,40 +253,44 @@ mod tests {
             std::future::ready(answer.body(Body::from(body.to_string().into_bytes())))
         });
         let client = Client::new(service, "default");
-        let pods = ["forbidden", "static", "ending", "web"].map(|name| EndingPod {
+        let named = |name: &str| EndingPod {
             name: name.to_owned(),
             ..pod()
-        });
-        let handlers = HashMap::from([("spin".to_owned(), "spin".to_owned())]);
-        let states = look(&client, "n1", &pods, true, &handlers).await.unwrap();
+        };
+        let pods = ["forbidden", "static", "ending", "web"].map(named);
+        let class = Class {
+            handler: "spin".to_owned(),
+            created: None,
+        };
+        let classes = HashMap::from([("spin".to_owned(), class)]);
+        let asked = [&pods[..], &[named("ended")]].concat();
+        let states = look(&client, "n1", &asked, true, &classes).await.unwrap();
         assert_eq!(states.left, pods);
         assert_eq!(states.evictable, pods[3..]);
         assert_eq!(states.static_pods, pods[1..2]);
         assert_eq!(states.ending, pods[2..3]);
-        assert_eq!(look(&client, "n1", &pods[..1], true, &handlers).await, None);
-        let first = look(&client, "n1", &pods[2..], false, &handlers).await;
+        assert_eq!(look(&client, "n1", &pods[..1], true, &classes).await, None);
+        let first = look(&client, "n1", &pods[2..], false, &classes).await;
         assert_eq!(first.unwrap().left, pods[2..3]);
     }
 
     #[rstest]
-    #[case::runs(json!([{"running": {}}]), false)]
-    #[case::one_of_two(json!([{"running": {}}, {"waiting": {"reason": "CrashLoopBackOff"}}]), true)]
-    #[case::ended(json!([{"terminated": {"exitCode": 1}}]), true)]
-    #[case::unknown(json!([null]), true)]
-    #[case::without_containers(json!([]), false)]
-    #[case::failed(json!("Failed"), true)]
-    #[case::succeeded(json!("Succeeded"), false)]
-    fn a_pod_is_stopped_if_a_container_does_not_run(#[case] states: Value, #[case] expected: bool) {
-        if let Some(phase) = states.as_str() {
-            let found =
-                json!({"metadata": {}, "status": {"phase": phase, "containerStatuses": []}});
-            let found = serde_json::from_value(found).unwrap();
-            assert_eq!(is_stopped(&found), expected);
-            return;
-        }
+    #[case::runs("Running", json!([{"running": {}}]), false)]
+    #[case::one_of_two("Running", json!([{"running": {}}, {"waiting": {"reason": "CrashLoopBackOff"}}]), true)]
+    #[case::ended("Running", json!([{"terminated": {"exitCode": 1}}]), true)]
+    #[case::unknown("Running", json!([null]), true)]
+    #[case::without_containers("Pending", json!([]), false)]
+    #[case::failed("Failed", json!([]), true)]
+    #[case::succeeded("Succeeded", json!([{"terminated": {"exitCode": 0}}]), false)]
+    fn a_pod_is_stopped_if_a_container_does_not_run(
+        #[case] phase: &str,
+        #[case] states: Value,
+        #[case] expected: bool,
+    ) {
         let status = |state: &Value| json!({"name": "a", "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": state});
         let statuses: Vec<_> = states.as_array().unwrap().iter().map(status).collect();
-        let found = json!({"metadata": {}, "status": {"containerStatuses": statuses}});
+        let found =
+            json!({"metadata": {}, "status": {"phase": phase, "containerStatuses": statuses}});
         assert_eq!(
             is_stopped(&serde_json::from_value(found).unwrap()),
             expected

@@ -244,9 +244,10 @@ fn needs_no_wait(
     }
 }
 
-/// The edit that ends a drain for which no controller is left: the taint goes, and the handlers that the host serves are advertised again.
+/// The edit that ends a drain for which no controller is left: the taint goes, and where the node `keeps` its Shims, the handlers that the
+/// host serves are advertised again.
 #[must_use]
-pub fn without_drain(node: &NodeView) -> Option<NodeEdit> {
+pub fn without_drain(node: &NodeView, keeps: bool) -> Option<NodeEdit> {
     let taints = taints(&node.taints, false, false)?;
     let applied = node.applied().unwrap_or_default();
     let waiting = applied.waiting_for_pods.clone().unwrap_or_default();
@@ -254,7 +255,8 @@ pub fn without_drain(node: &NodeView) -> Option<NodeEdit> {
         let mut shims = applied.shims.keys();
         shims.any(|shim| served(node, Some(&applied), shim, handler))
     };
-    let handlers = waiting.pods.handlers.iter().filter(is_served);
+    let handlers = waiting.pods.handlers.iter().filter(|_| keeps);
+    let handlers = handlers.filter(is_served);
     let labels = handlers.map(|handler| (names::handler_label(handler), Some("true".to_owned())));
     Some(NodeEdit {
         taints: Some(taints),

@@ -14,7 +14,7 @@ use kube::{Client, ResourceExt};
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::Notify;
 
-use super::cluster::ending_pods::PodStates;
+use super::cluster::ending_pods::{Class, PodStates};
 use super::cluster::job_view::JobView;
 use super::cluster::node_view::NodeView;
 use super::cluster::pods::PodsOfJobs;
@@ -300,13 +300,13 @@ impl Context {
         self.queue_every_shim();
     }
 
-    /// The handler of each RuntimeClass.
+    /// Each RuntimeClass, by name.
     #[must_use]
-    pub fn handlers_of_classes(&self) -> HashMap<String, String> {
+    pub fn classes(&self) -> HashMap<String, Class> {
         let classes = self.runtime_classes.state();
         let classes = classes.iter();
         classes
-            .map(|class| (class.name_any(), class.handler.clone()))
+            .map(|class| (class.name_any(), Class::of(class)))
             .collect()
     }
 

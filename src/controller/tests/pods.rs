@@ -620,15 +620,19 @@ fn the_end_of_the_controller_ends_a_drain() {
     let mut scene = waiting(&web, OnRestart::Drain);
     scene.drain_timeout = Some(Duration::from_mins(5));
     let scene = scene.stepped();
-    assert_eq!(without_drain(&scene.node), None);
+    assert_eq!(without_drain(&scene.node, true), None);
     let scene = scene.left(&web).stepped();
-    let edit = without_drain(&scene.node).unwrap();
+    let edit = without_drain(&scene.node, true).unwrap();
     assert_eq!(edit.taints.as_deref(), Some(&[][..]));
     let labels = [(
         "handler.farrier.dev/spin-v2".to_owned(),
         Some("true".to_owned()),
     )];
     assert_eq!(edit.labels, labels.into());
+    // A node that could not be cleaned gets no new pods.
+    let edit = without_drain(&scene.node, false).unwrap();
+    assert_eq!(edit.taints.as_deref(), Some(&[][..]));
+    assert_eq!(edit.labels, [].into());
 }
 
 #[test]
