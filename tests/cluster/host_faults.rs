@@ -107,6 +107,27 @@ async fn a_changed_environment_file_and_a_unit_that_was_not_reloaded_are_not_put
 }
 
 #[tokio::test]
+async fn a_unit_whose_condition_no_longer_holds_is_not_restarted() {
+    let cluster = Cluster::connect().await;
+    let node = Node::with(&cluster, "2.1").await;
+    let condition = "/run/farrier-test/condition";
+    node.sh(&format!("mkdir -p /run/farrier-test; touch {condition}"));
+    node.override_unit(&format!("[Unit]\nConditionPathExists={condition}"));
+    node.sh("systemctl restart containerd");
+    let dry_run = format!("{} --dry-run", install("v0.1.0"));
+    node.farrier(&dry_run).is(Outcome::Applied, 1);
+    node.sh(&format!("rm {condition}"));
+    is_refused(
+        &node,
+        &format!(
+            "containerd.service does not start: ConditionPathExists={condition} does not hold"
+        ),
+    );
+    node.plain_unit();
+    node.sh("systemctl restart containerd");
+}
+
+#[tokio::test]
 async fn a_symlink_that_leads_to_another_containerd_since_the_start_is_not_put_into_effect() {
     let cluster = Cluster::connect().await;
     let node = Node::with(&cluster, "2.1").await;

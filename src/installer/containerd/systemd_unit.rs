@@ -3,6 +3,7 @@
 //!
 //! Values outside of these files (the hostname, `systemctl set-environment`) make a command unknown, or are left out of the environment.
 
+mod condition;
 mod syntax;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -130,6 +131,8 @@ pub struct ServiceDefinition {
     pub environment: BTreeMap<String, String>,
     /// Paths of the files, in the order in which systemd reads them.
     pub files: Vec<String>,
+    /// The condition or assertion with which systemd would not start the service now, as in a unit file.
+    pub unmet: Option<String>,
     /// Working directory of the service (systemd.exec(5)); `None` if it depends on more than the files.
     pub working_directory: Option<String>,
 }
@@ -176,6 +179,7 @@ pub(crate) fn service(host: &HostRoot, unit: &str) -> Unit {
             None => settings.command(&environment),
         },
         files: paths,
+        unmet: condition::unmet(host, &name, &settings.conditions),
         working_directory: settings.working_directory,
     })
 }
@@ -189,7 +193,7 @@ pub(crate) fn paths(host: &HostRoot, unit: &str) -> Result<Vec<String>, Error> {
     Ok(files.into_iter().map(|file| file.path).collect())
 }
 
-/// The settings that define the command and environment of a service.
+/// The settings that define the command and environment of a service, and whether systemd starts it.
 #[derive(Debug, Default)]
 struct Settings {
     /// Each command, or the error of a specifier that depends on the running system.
@@ -202,6 +206,8 @@ struct Settings {
     unset: Vec<String>,
     root: Option<&'static str>,
     working_directory: Option<String>,
+    /// The assignments of conditions and assertions.
+    conditions: Vec<(String, String)>,
 }
 
 impl Settings {
@@ -212,7 +218,7 @@ impl Settings {
             ..Self::default()
         };
         let (mut own, mut passed) = (Environment::new(), Vec::new());
-        for (section, file) in [("Manager", manager), ("Service", files)]
+        for (section, file) in [("Manager", manager), ("Unit", files), ("Service", files)]
             .into_iter()
             .flat_map(|(section, files)| files.iter().map(move |file| (section, file)))
         {
@@ -223,6 +229,9 @@ impl Settings {
             for (key, value) in assignments(&file.text, section).map_err(wrap)? {
                 let value = value.as_str();
                 match (section, key.as_str()) {
+                    ("Unit", key) if key.starts_with("Condition") || key.starts_with("Assert") => {
+                        settings.conditions.push((key.to_owned(), value.to_owned()));
+                    }
                     ("Manager", "DefaultEnvironment") => {
                         assign(&mut settings.environment, name, value);
                     }

@@ -14,7 +14,7 @@ pub(crate) mod times;
 mod write;
 
 use std::borrow::Cow;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
@@ -353,6 +353,23 @@ impl HostRoot {
             Ok(_) => Ok(true),
             Err(Errno::ENOENT) => Ok(false),
             Err(errno) => Err(failed("read the metadata of", path)(errno)),
+        }
+    }
+
+    /// The metadata at `path`; `None` if nothing exists there. Symlinks are followed.
+    ///
+    /// # Errors
+    /// When the metadata can't be read.
+    pub fn metadata(&self, path: &str) -> Result<Option<Metadata>> {
+        match self.open_at(path, OFlag::O_PATH) {
+            Ok(fd) => {
+                let metadata = File::from(fd).metadata();
+                Ok(Some(
+                    metadata.map_err(failed_io("read the metadata of", path))?,
+                ))
+            }
+            Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
+            Err(errno) => Err(failed("open", path)(errno)),
         }
     }
 

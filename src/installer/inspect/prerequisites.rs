@@ -58,13 +58,24 @@ pub(crate) fn read_only_data(host: &HostRoot, directories: &DataDirectories) -> 
     ))
 }
 
-/// Why systemd would not start the unit, as a message for an operator: a file that it needs was removed, or the unit was masked.
+/// Why systemd would not start the unit, as a message for an operator: a file that it needs was removed, a condition of the unit does not
+/// hold, or the unit was masked.
 pub(crate) fn missing_for_unit(host: &HostRoot, unit: &str, definition: &Unit) -> Option<String> {
-    match definition.as_ref().map(|service| &service.command) {
-        Err(error @ Error::Masked { .. }) | Ok(Err(error @ Error::NoEnvironmentFile { .. })) => {
+    let service = match definition {
+        Ok(service) => service,
+        Err(error @ Error::Masked { .. }) => {
+            return Some(format!("{unit} does not start: {error}"));
+        }
+        Err(_) => return None,
+    };
+    if let Some(setting) = &service.unmet {
+        return Some(format!("{unit} does not start: {setting} does not hold"));
+    }
+    match &service.command {
+        Err(error @ Error::NoEnvironmentFile { .. }) => {
             Some(format!("{unit} does not start: {error}"))
         }
-        Ok(Ok(command))
+        Ok(command)
             if command.program.starts_with('/') && !host.seems_to_exist(&command.program) =>
         {
             let program = &command.program;
@@ -162,6 +173,10 @@ mod tests {
     #[case::no_program(
         "[Service]\nExecStart=/bin/no",
         Some("starts /bin/no, which is absent")
+    )]
+    #[case::condition(
+        "[Unit]\nConditionPathExists=/etc/no\n[Service]\nExecStart=/bin/containerd",
+        Some("containerd.service does not start: ConditionPathExists=/etc/no does not hold")
     )]
     #[case::masked("", Some("masks the unit"))]
     #[case::of_another_kind("[Service]\nExecStart=containerd", None)]
