@@ -227,12 +227,13 @@ impl<'a> CurrentConfig<'a> {
         managed: &BTreeSet<String>,
         accepted: bool,
     ) -> Result<Vec<String>, Error> {
-        self.check_runtimes(facts, managed, accepted)?;
         if let Some(message) = &facts.unstartable {
             return Err(Error::Refuses(Problem::new(message, None)));
         }
         let notes = pending::check(facts, accepted)?;
         check_prerequisites(facts)?;
+        // An operator can accept this one, so it comes after those that nobody can accept.
+        self.check_runtimes(facts, managed, accepted)?;
         Ok(notes)
     }
 

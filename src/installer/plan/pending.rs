@@ -531,6 +531,25 @@ mod tests {
     }
 
     #[test]
+    fn an_edited_runtime_with_which_containerd_does_not_start_is_not_offered_for_acceptance() {
+        let edited = input(
+            CONFIG_PATH,
+            InputKind::Config,
+            changed(10),
+            Contents::Foreign,
+        );
+        let mut facts = with(vec![edited], failed());
+        facts.served.as_mut().unwrap().default = "kata".to_owned();
+        for goal in [goal(&["a"]), goal(&["a"]).accept_pending_changes()] {
+            let error = plan::decide(&facts, &goal.build()).unwrap_err();
+            let message = error.to_string();
+            assert!(message.contains("does not start with it"), "{message}");
+            let help = "undo or correct that change, then run farrier again";
+            assert_eq!(error.help().as_deref(), Some(help));
+        }
+    }
+
+    #[test]
     fn a_removal_is_refused_and_a_change_without_a_restart_is_not() {
         let edited = input(
             CONFIG_PATH,
