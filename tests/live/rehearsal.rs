@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use farrier::controller::JOB_MEMORY_LIMIT;
-use farrier::handoff::Outcome;
+use farrier::handoff::{Outcome, ProvisionReport};
 use farrier::installer::Target;
 use farrier::installer::containerd::rehearsal::Rehearsal;
 use farrier::installer::host::{HostRoot, exec};
@@ -508,17 +508,70 @@ fn hanging_node(tables: &str) -> Node {
     node
 }
 
+/// A node before a rehearsal, and the cgroups that the rehearsal runs in.
+struct Before<'a> {
+    node: &'a Node,
+    cgroups: Cgroups,
+    traces: BTreeMap<String, String>,
+    processes: Vec<u32>,
+    tree: BTreeMap<PathBuf, String>,
+}
+
+impl<'a> Before<'a> {
+    fn of(node: &'a Node) -> Self {
+        Self {
+            node,
+            cgroups: Cgroups::new(),
+            traces: traces(node),
+            processes: processes(node),
+            tree: node.tree(),
+        }
+    }
+
+    /// Starts the program in the cgroups.
+    fn start(&self, arguments: &[&str]) -> Child {
+        let mut farrier = self.cgroups.command(&self.node.command(arguments));
+        farrier.stdin(Stdio::null());
+        farrier.stdout(Stdio::piped()).stderr(Stdio::null());
+        farrier.spawn().unwrap()
+    }
+
+    fn assert_nothing_is_left(&self) {
+        assert_no_process_is_left(self.node, &self.processes);
+        assert_eq!(self.cgroups.created(), Vec::<PathBuf>::new());
+        assert_eq!(traces(self.node), self.traces);
+        assert_eq!(self.node.tree(), self.tree);
+    }
+}
+
+/// containerd serves, and others then add a handler whose shim makes the next start wait: 2.4 runs every shim.
 #[test]
-fn a_start_that_hangs_ends_with_the_rehearsal() {
-    let node = hanging_node("");
-    let before = (traces(&node), processes(&node));
-    let rehearsal = rehearse(&node, str::to_owned);
-    let Rehearsal::Failed(problem) = rehearsal else {
-        panic!("{rehearsal:?}");
-    };
-    assert!(problem.message.contains("within 20s"), "{problem:?}");
-    assert_no_process_is_left(&node, &before.1);
-    assert_eq!(traces(&node), before.0);
+fn an_edit_with_which_a_start_hangs_is_refused_and_the_rehearsal_leaves_nothing() {
+    let node = Node::new(&programs()[3]);
+    node.write("/opt/shim", &shim(1, Run::Hangs), 0o755);
+    let edited = CONFIG.replace("io.containerd.kata.v2", "/opt/shim");
+    node.write(CONFIG_PATH, edited.as_bytes(), 0o644);
+    let before = Before::of(&node);
+    // Both wait for their rehearsals to end.
+    let doctor = before.start(&["doctor"]);
+    let install = before.start(&[&INSTALL[..], &["-o", "json"]].concat());
+    let [doctor, install] = [doctor, install].map(|child| child.wait_with_output().unwrap());
+    let report: ProvisionReport = serde_json::from_slice(&install.stdout).unwrap();
+    let result = (install.status.code(), report.result);
+    assert_eq!(result, (Some(3), Outcome::Refused), "{report:?}");
+    let (reason, socket) = (report.reason.unwrap(), "/run/containerd/containerd.sock");
+    assert_eq!(
+        reason,
+        format!(
+            "{CONFIG_PATH} was changed after containerd started, and containerd does not start with it: its CRI does not serve within 20s: failed to query the CRI at {socket}: failed to open {socket} on the host: No such file or directory (os error 2) (a restart would put the change into effect)"
+        )
+    );
+    let remedy = "undo or correct that change, then run farrier again";
+    assert_eq!(report.remedy.as_deref(), Some(remedy));
+    let words = String::from_utf8(doctor.stdout).unwrap();
+    assert_eq!(doctor.status.code(), Some(1), "{words}");
+    assert!(words.contains(&reason), "{words}");
+    before.assert_nothing_is_left();
 }
 
 #[rstest]
@@ -527,20 +580,12 @@ fn a_start_that_hangs_ends_with_the_rehearsal() {
 fn a_rehearsal_ends_with_the_program_that_started_it(#[case] signal: Signal) {
     on_each(|release| {
         let node = Node::new(release);
-        let before = (traces(&node), processes(&node), node.tree());
-        let mut farrier = node
-            .command(&INSTALL)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let before = Before::of(&node);
+        let mut farrier = before.start(&INSTALL);
         await_second(&node);
         kill(Pid::from_raw(farrier.id().cast_signed()), signal).unwrap();
         farrier.wait().unwrap();
-        assert_no_process_is_left(&node, &before.1);
-        assert_eq!(node.tree().len(), before.2.len());
-        assert_eq!(traces(&node), before.0);
+        before.assert_nothing_is_left();
         let (status, report) = node.change(&INSTALL);
         assert_eq!((status, report.result), (0, Outcome::Applied), "{report:?}");
     });
