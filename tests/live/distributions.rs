@@ -334,6 +334,7 @@ fn a_snippet_that_k0s_can_not_read_is_refused_by_its_name_before_any_write(
         let reason = report.reason.unwrap();
         let sentence = format!("failed to parse {broken}: line 1");
         assert!(reason.starts_with(&sentence), "{reason}");
+        assert!(node.is_found(&reason), "{reason}");
         assert_eq!((node.tree(), node.process()), before);
     }
     fs::remove_file(node.path(broken)).unwrap();

@@ -342,6 +342,13 @@ impl Node {
         (output.status.code().unwrap(), report)
     }
 
+    /// Whether `doctor` has a finding or a note with these words.
+    pub fn is_found(&self, words: &str) -> bool {
+        let output = self.farrier(&["doctor"]);
+        assert!(output.status.code().is_some_and(|status| status < 2));
+        String::from_utf8_lossy(&output.stdout).contains(words)
+    }
+
     /// Fails if `doctor` finds a problem.
     pub fn assert_healthy(&self) {
         let output = self.farrier(&["doctor"]);

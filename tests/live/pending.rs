@@ -91,16 +91,9 @@ fn is_refused(node: &Node, arguments: &[&str], path: &str, what: &str) {
             "{what}: {reason}"
         );
         assert!(report.remedy.is_some(), "{what}: {report:?}");
-        assert!(is_found(node, reason), "{what}: {reason}");
+        assert!(node.is_found(reason), "{what}: {reason}");
     }
     assert_eq!((node.tree(), process(node)), before, "{what}");
-}
-
-/// Whether `doctor` has a finding with these words.
-fn is_found(node: &Node, words: &str) -> bool {
-    let output = node.farrier(&["doctor"]);
-    assert!(output.status.code().is_some_and(|status| status < 2));
-    String::from_utf8_lossy(&output.stdout).contains(words)
 }
 
 #[test]
@@ -111,10 +104,7 @@ fn an_edit_with_which_containerd_would_not_serve_is_never_put_into_effect() {
             node.write(CONFIG_PATH, with(CONFIG, lines).as_bytes(), 0o644);
             is_refused(&node, &INSTALL, CONFIG_PATH, what);
             if what.contains("snapshotter") {
-                assert!(is_found(
-                    &node,
-                    "neither containerd nor a proxy plugin provides it"
-                ));
+                assert!(node.is_found("neither containerd nor a proxy plugin provides it"));
             }
         }
         if release.to_string_lossy().contains("containerd-2") {
@@ -131,7 +121,7 @@ fn an_edit_with_which_containerd_would_not_serve_is_never_put_into_effect() {
         node.start();
         node.write(CONFIG_PATH, with(CONFIG, nydus).as_bytes(), 0o644);
         is_refused(&node, &INSTALL, CONFIG_PATH, "a removed proxy plugin");
-        assert!(is_found(&node, "names the snapshotter nydus"));
+        assert!(node.is_found("names the snapshotter nydus"));
 
         node.write(CONFIG_PATH, CONFIG.as_bytes(), 0o644);
         node.start();
@@ -161,7 +151,7 @@ fn other_directories_of_data_are_never_put_into_effect() {
         let lines = "root = \"/srv/data\"\n";
         node.write(CONFIG_PATH, with(&config, lines).as_bytes(), 0o644);
         is_refused(&node, &accepting, CONFIG_PATH, "root");
-        assert!(is_found(&node, "lose all pods: root is now /srv/data"));
+        assert!(node.is_found("lose all pods: root is now /srv/data"));
         node.write(CONFIG_PATH, config.as_bytes(), 0o644);
         let drop_in = "/etc/containerd/conf.d/20-b.toml";
         node.write(drop_in, b"version = 2\nstate = \"/run/other\"\n", 0o644);
@@ -318,7 +308,7 @@ fn a_containerd_whose_data_is_read_only_by_now_is_not_restarted() {
         reason.contains(data) && reason.contains("read-only"),
         "{reason}"
     );
-    assert!(is_found(&node, &reason), "{reason}");
+    assert!(node.is_found(&reason), "{reason}");
     assert_eq!(process(&node), before);
     assert!(node.enter("umount").arg(data).status().unwrap().success());
     assert_eq!(node.change(&INSTALL).0, 0);
