@@ -338,6 +338,10 @@ fn a_snippet_that_k0s_can_not_read_is_refused_by_its_name_before_any_write(
         assert_eq!((node.tree(), node.process()), before);
     }
     fs::remove_file(node.path(broken)).unwrap();
+    // k0s waits for more changes before it restarts containerd.
+    let (status, report) = node.change(&install);
+    assert_eq!((status, report.result), (3, Outcome::Refused), "{report:?}");
+    assert_remedy(&report, "until k0s has restarted containerd");
     node.start_service("k0s");
     node.leave(WATCHER);
     comes_and_goes(&node, "k0s", "/etc/k0s/containerd.d/farrier.toml");

@@ -56,16 +56,23 @@ impl DistroSpec {
         self.units.iter().any(|start| unit.starts_with(start))
     }
 
+    /// The directory of snippets, which the distribution's supervisor watches; `root` is the root configuration.
+    #[must_use]
+    pub fn watched_directory(&self, root: &str) -> Option<String> {
+        match self.edited {
+            Edited::Snippets { directory, .. } => {
+                Some(format!("{}/{directory}", parent_directory(root)))
+            }
+            Edited::Loaded | Edited::GoTemplate { .. } | Edited::TomlTemplate(_) => None,
+        }
+    }
+
     /// Whether the distribution's supervisor restarts containerd when the file at `path` changes; `root` is the root configuration. k0s
     /// watches its snippets only (`pkg/component/worker/containerd`), and not a root file that an administrator maintains.
     #[must_use]
     pub fn is_watched(&self, root: &str, path: &str) -> bool {
-        match self.edited {
-            Edited::Snippets { directory, .. } => {
-                parent_directory(path) == format!("{}/{directory}", parent_directory(root))
-            }
-            Edited::Loaded | Edited::GoTemplate { .. } | Edited::TomlTemplate(_) => false,
-        }
+        self.watched_directory(root)
+            .is_some_and(|directory| directory == parent_directory(path))
     }
 
     fn has_path(&self, path: Option<&str>) -> bool {

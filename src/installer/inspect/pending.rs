@@ -244,11 +244,8 @@ impl Subject<'_> {
     }
 
     fn snippet_directory(&self) -> Option<String> {
-        let Edited::Snippets { directory, .. } = self.distro.edited else {
-            return None;
-        };
-        let parent = parent_directory(&self.config_files.root.path);
-        Some(format!("{parent}/{directory}"))
+        let root = &self.config_files.root.path;
+        self.distro.watched_directory(root)
     }
 
     fn contents(

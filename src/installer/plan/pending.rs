@@ -24,6 +24,8 @@ pub struct Pending {
     path: String,
     kind: InputKind,
     verdict: Verdict,
+    /// The distribution whose supervisor restarts containerd because of the change.
+    restarted_by: Option<&'static str>,
 }
 
 /// What is known about a pending change.
@@ -110,6 +112,7 @@ fn decide(facts: &HostFacts) -> Vec<Pending> {
                 path: input.path.clone(),
                 kind: input.kind,
                 verdict: verdict(input, &start)?,
+                restarted_by: is_watched(facts, &input.path).then_some(facts.distro.id),
             })
         });
     let pending: Vec<Pending> = pending.chain(moves.iter().cloned()).collect();
@@ -151,9 +154,17 @@ fn moves(facts: &HostFacts) -> Vec<Pending> {
                 path,
                 kind,
                 verdict,
+                restarted_by: None,
             })
         });
     moves.collect()
+}
+
+/// Whether the supervisor of containerd watches the file or directory at `path`.
+fn is_watched(facts: &HostFacts, path: &str) -> bool {
+    let root = &facts.config_files.root.path;
+    let directory = facts.distro.watched_directory(root);
+    directory.as_deref() == Some(path) || facts.distro.is_watched(root, path)
 }
 
 /// Whether two paths name the same directory: `/var/run` is a symlink to `/run`.
@@ -266,6 +277,13 @@ impl PendingChanges {
         if self.0.iter().any(fails) {
             return "undo or correct that change, then run farrier again".to_owned();
         }
+        let restarted_by = self.0.iter().map(|pending| pending.restarted_by);
+        let restarted_by: Option<Vec<&str>> = restarted_by.collect();
+        if let Some(distro) = restarted_by.and_then(|distros| distros.first().copied()) {
+            return format!(
+                "wait some seconds until {distro} has restarted containerd because of that change, then run farrier again; if {distro} does not do so, restart it yourself, undo the change, or {ACCEPT_PENDING_CHANGES}"
+            );
+        }
         format!(
             "check that change, then restart containerd yourself, undo the change, or {ACCEPT_PENDING_CHANGES}"
         )
@@ -301,6 +319,7 @@ mod tests {
     use crate::containerd_config::SourceFile;
     use crate::installer::containerd::cri::Served;
     use crate::installer::containerd::daemon::Containerd;
+    use crate::installer::distro::by_id;
     use crate::installer::fixtures::{
         CONFIG, CONFIG_PATH, OTHER_DIGEST, goal, host, remove_everything,
     };
@@ -600,6 +619,30 @@ mod tests {
         assert!(error.contains("/conf.d/a.toml was changed"), "{error}");
         assert!(!error.contains("/conf.d was changed"), "{error}");
         assert!(error.contains("in /other.d was changed"), "{error}");
+    }
+
+    #[rstest]
+    #[case::a_snippet("k0s", &["/etc/k0s/containerd.d/a.toml"], true)]
+    #[case::a_removed_snippet("k0s", &["/etc/k0s/containerd.d"], true)]
+    #[case::a_file_that_is_not_watched("k0s", &["/etc/k0s/k0s.yaml"], false)]
+    #[case::both("k0s", &["/etc/k0s/containerd.d", "/etc/k0s/k0s.yaml"], false)]
+    #[case::another_distribution("k3s", &["/etc/k0s/containerd.d"], false)]
+    fn a_supervisor_that_restarts_containerd_by_itself_is_waited_for(
+        #[case] distro: &str,
+        #[case] paths: &[&str],
+        #[case] expected: bool,
+    ) {
+        let input = |path: &&str| {
+            let kind = InputKind::Distribution;
+            input(path, kind, changed(10), Contents::Foreign)
+        };
+        let mut facts = with(paths.iter().map(input).collect(), not_possible());
+        facts.distro = by_id(distro);
+        facts.config_files.root.path = "/etc/k0s/containerd.toml".to_owned();
+        let help = check(&facts, false).unwrap_err().help();
+        let waits = "wait some seconds until k0s has restarted containerd";
+        assert_eq!(help.starts_with(waits), expected, "{help}");
+        assert!(help.contains(ACCEPT_PENDING_CHANGES), "{help}");
     }
 
     #[test]
