@@ -177,6 +177,7 @@ fn importing() -> String {
     )
 }
 
+/// On 1.x, containerd does not merge the tables of several files, so Farrier edits the template there in any case.
 #[rstest]
 #[case::of_2_1(2)]
 #[case::of_2_4(3)]
@@ -249,28 +250,48 @@ fn another_shim_that_k3s_finds_at_farrier_s_restart_is_no_fault(#[case] base: St
     node.assert_healthy();
 }
 
-const IMPORTING: &str = "version = 2\nimports = ['/etc/containerd/conf.d/*.toml']\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\"\n";
-const THEIRS: &str = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.spin]\nruntime_type = \"io.containerd.theirs.v2\"\noptions.Theirs = true\n";
+const IMPORTING: &str = "version = 2\nimports = ['/etc/containerd/conf.d/*.toml']\n";
+const RUNC: &str = "[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\"\n";
+const THEIRS: &str = "[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.spin]\nruntime_type = \"io.containerd.theirs.v2\"\noptions.Theirs = true\n";
 
-/// Of two files, the last one has precedence.
+/// Of two files that declare a handler, the last one has precedence. Farrier writes to a file of its own on 2.x, and on 1.x to the last
+/// file with a section of the CRI, because there this section replaces that of the files before.
 #[rstest]
 #[case::before_farrier_s("10-theirs.toml", true)]
 #[case::after_farrier_s("zz-theirs.toml", false)]
 fn a_handler_that_another_file_declares_too_can_be_uninstalled(
     #[case] name: &str,
     #[case] is_served: bool,
-    #[values(2, 3)] release: usize,
+    #[values(0, 1, 2, 3)] release: usize,
+    #[values(false, true)] has_section_in_root: bool,
 ) {
+    // The section of the root is replaced by that of any imported file.
+    let is_served = is_served && !(has_section_in_root && release < 2);
     let node = Node::stopped(&programs()[release], &[]);
-    node.write("/etc/containerd/config.toml", IMPORTING.as_bytes(), 0o644);
-    fs::create_dir_all(node.path("/etc/containerd/conf.d")).unwrap();
-    node.start();
-    assert_applied(node.change(&INSTALL), 1);
+    let (root, imported) = if has_section_in_root {
+        (RUNC, "")
+    } else {
+        ("", RUNC)
+    };
     node.write(
-        &format!("/etc/containerd/conf.d/{name}"),
-        THEIRS.as_bytes(),
+        "/etc/containerd/config.toml",
+        format!("{IMPORTING}{root}").as_bytes(),
         0o644,
     );
+    let directory = "/etc/containerd/conf.d";
+    node.write(
+        &format!("{directory}/20-own.toml"),
+        format!("version = 2\n{imported}").as_bytes(),
+        0o644,
+    );
+    node.start();
+    let before = node.tree();
+    assert_applied(node.change(&INSTALL), 1);
+    let (theirs, text) = (
+        format!("{directory}/{name}"),
+        format!("version = 2\n{RUNC}{THEIRS}"),
+    );
+    node.write(&theirs, text.as_bytes(), 0o644);
     node.start();
     let process = node.process();
     let (status, report) = node.change(&INSTALL);
@@ -290,4 +311,7 @@ fn a_handler_that_another_file_declares_too_can_be_uninstalled(
     assert_eq!(node.process(), process);
     assert_applied(node.change(&REMOVE), 1);
     node.assert_healthy();
+    assert_eq!(fs::read_to_string(node.path(&theirs)).unwrap(), text);
+    fs::remove_file(node.path(&theirs)).unwrap();
+    assert_eq!(node.tree(), before);
 }

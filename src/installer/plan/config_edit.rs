@@ -38,6 +38,9 @@ pub(crate) struct CurrentConfig<'a> {
     pub(crate) managed: BTreeSet<String>,
     /// Managed handlers that others have declared with another program since.
     pub(crate) replaced: BTreeSet<String>,
+    /// Those of them that the file to edit declares, where Farrier wrote another file. On 1.x, the section of an imported file replaces that
+    /// of Farrier's file.
+    pub(crate) taken: BTreeSet<String>,
     /// Legacy handlers that this file declares.
     legacy: BTreeSet<String>,
     /// The handlers that the distribution declares by itself, each with the program that it found. Farrier's declarations of these give way.
@@ -129,8 +132,15 @@ impl<'a> CurrentConfig<'a> {
                         && !found.contains_key(*name)
                 })
             })
-            .map(|(name, _)| name.clone())
-            .collect();
+            .map(|(name, _)| name.clone());
+        let replaced: BTreeSet<String> = replaced.collect();
+        let owned = facts.state.config.as_ref();
+        let is_own_file = owned.is_none_or(|owned| owned.path == target.path);
+        let taken = if is_own_file {
+            BTreeSet::new()
+        } else {
+            replaced.clone()
+        };
         Ok(Self {
             target,
             text,
@@ -141,6 +151,7 @@ impl<'a> CurrentConfig<'a> {
             default,
             managed,
             replaced,
+            taken,
             legacy,
             found,
         })
@@ -256,6 +267,18 @@ impl<'a> CurrentConfig<'a> {
         }
     }
 
+    /// Checks that none of the handlers `declared` is one that others declare in the file to edit: their declaration stays.
+    ///
+    /// # Errors
+    /// When a handler is.
+    pub(crate) fn check_not_taken(&self, declared: &[Handler]) -> Result<(), Error> {
+        let mut declared = declared.iter();
+        match declared.find(|handler| self.taken.contains(&handler.name)) {
+            Some(handler) => Err(not_visible(&handler.name).into()),
+            None => Ok(()),
+        }
+    }
+
     /// Checks that containerd would load `declared` from its present files.
     ///
     /// # Errors
@@ -270,10 +293,7 @@ impl<'a> CurrentConfig<'a> {
         // The next start of the distribution renders its file anew.
         let is_rendered = self.rendered.is_some();
         match declared.iter().find(|handler| !is_loaded(handler)) {
-            Some(handler) if !is_rendered => Err(containerd_config::Error::HandlerNotVisible {
-                handler: handler.name.clone(),
-            }
-            .into()),
+            Some(handler) if !is_rendered => Err(not_visible(&handler.name).into()),
             Some(_) | None => Ok(()),
         }
     }
@@ -457,10 +477,11 @@ impl<'a> ConfigEdit<'a> {
         &self,
         facts: &HostFacts,
     ) -> Result<Vec<ConfigChange>, Error> {
+        // The declaration of a handler that others declare here may be in the file that Farrier wrote.
+        let managed = self.managed.union(&self.released).cloned().collect();
+        let edited = &self.current.target.path;
         Ok(stale_config::remove_from_other_files(
-            facts,
-            &self.managed,
-            &self.current.target.path,
+            facts, &managed, edited,
         )?)
     }
 
@@ -507,6 +528,13 @@ impl<'a> ConfigEdit<'a> {
             }
         }
         directories
+    }
+}
+
+/// Another file has precedence over the declaration of `handler`.
+pub(crate) fn not_visible(handler: &str) -> containerd_config::Error {
+    containerd_config::Error::HandlerNotVisible {
+        handler: handler.to_owned(),
     }
 }
 

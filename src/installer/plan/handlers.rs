@@ -293,10 +293,14 @@ impl Builder<'_> {
     }
 
     fn reserve(&mut self) {
+        let taken = &self.config.taken;
+        let next = &mut self.set.next;
+        next.retain(|name, owned| !(owned.is_reserved() && taken.contains(name)));
         for name in &self.goal.reserve {
             let is_free = !self.set.next.contains_key(name)
                 && !self.set.legacy.contains_key(name)
                 && !self.config.is_foreign(name)
+                && !taken.contains(name)
                 && self.config.will_find(self.facts, name).is_none();
             if is_free && is_usable_name(name) {
                 let options = self.goal.reserve_options.get(name);

@@ -241,6 +241,7 @@ fn configure(
         after = edit.render(&declarations(facts, &next))?;
     }
     let declared = declarations(facts, &next);
+    current.check_not_taken(&declared)?;
     let changes = edit.changes(facts, after.as_deref(), &declared, other_files)?;
     let served = facts.served.as_ref().ok();
     let former = former_declarations(facts, &edit.managed);

@@ -125,7 +125,7 @@ mod tests {
 
     use super::*;
     use crate::installer::fixtures::{
-        CONFIG_PATH, HostFactsBuilder, goal, host, remove_everything,
+        CONFIG_PATH, HostFactsBuilder, goal, host, remove_everything, served,
     };
     use crate::installer::plan::{HostPlan, decide};
     use crate::installer::state::State;
@@ -220,19 +220,67 @@ mod tests {
         assert_eq!(now, first);
     }
 
-    #[test]
-    fn a_handler_of_others_with_a_managed_name_in_another_file_is_left_alone() {
-        let mut now = files(&[(CONFIG_PATH, GLOB), (LAST, RUNC)]);
-        let facts = on(host().build(), &now, "2.1.9", &[]);
-        let plan = decide(&facts, &goal(&["a"]).build()).unwrap();
+    /// On 1.7, the section of the last file replaces that with Farrier's handlers.
+    #[rstest]
+    #[case::beside_a_drop_in("2.1.9", GLOB, RUNC)]
+    #[case::in_place_of_the_root("1.7.35", &format!("{GLOB}{RUNC}"), "version = 2\n")]
+    fn a_handler_of_others_with_a_managed_name_in_another_file_is_left_alone(
+        #[case] release: &str,
+        #[case] root: &str,
+        #[case] last: &str,
+    ) {
+        let mut now = files(&[(CONFIG_PATH, root), (LAST, last)]);
+        let facts = on(host().build(), &now, release, &[]);
+        let reserves = goal(&["a"]).reserve(&["b"]);
+        let plan = decide(&facts, &reserves.build()).unwrap();
         let facts = carry_out(facts, &mut now, plan);
         let foreign = format!(
             "{RUNC}{}",
             "[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.a]\nruntime_type = '/opt/theirs'\n"
         );
-        now.insert(LAST.to_owned(), foreign);
-        let facts = on(facts, &now, "2.1.9", &[]);
+        now.insert(LAST.to_owned(), foreign.clone());
+        let mut facts = on(facts, &now, release, &[]);
+        facts.dump = Ok(foreign);
+        facts.served = Ok(served(&[]));
+        let theirs = ("a".to_owned(), "/opt/theirs".to_owned());
+        facts.served.as_mut().unwrap().handlers.extend([theirs]);
+        let error = decide(&facts, &goal(&["a"]).reserve(&["b"]).build()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "containerd would not load handler a as it is declared"
+        );
         let plan = decide(&facts, &remove_everything()).unwrap();
         assert!(plan.config.iter().all(|change| change.path != LAST));
+        carry_out(facts, &mut now, plan);
+        assert!(
+            now.values().all(|text| !text.contains("farrier")),
+            "{now:?}"
+        );
+    }
+
+    #[test]
+    fn a_reservation_gives_way_to_a_handler_of_others_in_another_file() {
+        let mut now = files(&[(CONFIG_PATH, &format!("{GLOB}{RUNC}"))]);
+        let facts = on(host().build(), &now, "1.7.35", &[]);
+        let reserves = || goal(&["a"]).reserve(&["b"]).build();
+        let plan = decide(&facts, &reserves()).unwrap();
+        let facts = carry_out(facts, &mut now, plan);
+        let theirs = format!(
+            "{RUNC}[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.b]\nruntime_type = '/opt/theirs'\n"
+        );
+        now.insert(LAST.to_owned(), theirs.clone());
+        let mut facts = on(facts, &now, "1.7.35", &[]);
+        facts.dump = Ok(theirs.clone());
+        facts.served = Ok(served(&[]));
+        let handler = ("b".to_owned(), "/opt/theirs".to_owned());
+        facts.served.as_mut().unwrap().handlers.extend([handler]);
+        let plan = decide(&facts, &reserves()).unwrap();
+        let facts = carry_out(facts, &mut now, plan);
+        let last = &now[LAST];
+        assert!(
+            last.starts_with(&theirs) && last.contains("shim-a"),
+            "{last}"
+        );
+        assert!(!facts.state.handlers.contains_key("b"));
     }
 }

@@ -5,14 +5,14 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use crate::containerd_config::{
-    self, DeclaredHandler, Handler, handlers_declared_twice, imports, runtimes_of_dump,
+    DeclaredHandler, Handler, handlers_declared_twice, imports, runtimes_of_dump,
 };
 use crate::handoff::{Problem, Sha256Digest, printable};
 use crate::installer::distro::Restart;
 use crate::installer::inspect::{HostFacts, verified_digest};
 use crate::installer::plan;
 use crate::installer::plan::config_edit::{
-    CurrentConfig, declarations, found_problem, passes_options,
+    CurrentConfig, declarations, found_problem, not_visible, passes_options,
 };
 use crate::installer::plan::config_source;
 use crate::installer::plan::in_use::{END_ORPHANS, Users, orphans_problem};
@@ -442,6 +442,10 @@ fn config_drift(facts: &HostFacts) -> Vec<Problem> {
         let current = current.as_ref();
         current.is_some_and(|current| current.declares(handler))
     };
+    let is_taken = |name: &str| {
+        let current = current.as_ref();
+        current.is_some_and(|current| current.taken.contains(name))
+    };
     let drifted = |handler: Handler| {
         let name = &handler.name;
         if is_found(name) {
@@ -469,9 +473,8 @@ fn config_drift(facts: &HostFacts) -> Vec<Problem> {
                     })
                 }
                 // `install` can't help: another file has precedence.
-                Some(_) if is_as_written(&handler) => {
-                    let handler = handler.name;
-                    let error = containerd_config::Error::HandlerNotVisible { handler };
+                Some(_) if is_as_written(&handler) || is_taken(name) => {
+                    let error = not_visible(name);
                     Some(Problem::new(&error, error.help()))
                 }
                 Some(_) | None => Some(lost()),
