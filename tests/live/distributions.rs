@@ -50,6 +50,14 @@ render() {
 }
 ";
 
+/// Reads its arguments and renders its template at each start.
+const MICROK8S: &str = r"name=snap.microk8s.daemon-containerd program=/snap/microk8s/7394/bin/containerd
+args=/var/snap/microk8s/current/args config=$args/containerd.toml options=$(cat $args/containerd)
+render() { . $args/containerd-env; sed s/\${SNAPSHOTTER}/$SNAPSHOTTER/ $args/containerd-template.toml >$config; }
+";
+
+pub const MICROK8S_ARGS: &str = "/var/snap/microk8s/current/args";
+
 /// Restarts containerd some time after a snippet was created, changed or removed. As for k0s (inotify(7)), a snippet that is removed and
 /// created again counts as changed, even with the same bytes.
 pub const WATCHER: &str = "seen() { stat -c '%i %z' /etc/k0s/containerd.d; }
@@ -142,6 +150,36 @@ fn the_template_of_a_k3s_without_systemd_is_edited_and_rendered(
     node.write(&format!("/run/openrc/started/{service}"), b"", 0o644);
     node.start_service(service);
     comes_and_goes(&node, "k3s", &format!("{K3S_DIRECTORY}/{template}"));
+}
+
+/// A node of `MicroK8s` with a running containerd.
+pub fn microk8s(release: usize) -> Node {
+    let node = node(release, MICROK8S, "/snap/microk8s/7394/bin/containerd", "");
+    let template = format!(
+        "{BASE_2}[plugins.\"io.containerd.grpc.v1.cri\".containerd]\n  snapshotter = \"${{SNAPSHOTTER}}\"\n"
+    );
+    for (name, text) in [
+        (
+            "containerd",
+            "--address /var/snap/microk8s/common/run/containerd.sock\n",
+        ),
+        ("containerd-env", "SNAPSHOTTER=native\n"),
+        ("containerd-template.toml", template.as_str()),
+    ] {
+        node.write(&format!("{MICROK8S_ARGS}/{name}"), text.as_bytes(), 0o644);
+    }
+    node.start_service("snap.microk8s.daemon-containerd");
+    node
+}
+
+#[test]
+fn the_template_of_microk8s_is_edited_and_rendered() {
+    let node = microk8s(1);
+    let template = format!("{MICROK8S_ARGS}/containerd-template.toml");
+    let text = || fs::read_to_string(node.path(&template)).unwrap();
+    let before = text();
+    comes_and_goes(&node, "microk8s", &template);
+    assert_eq!(text(), before);
 }
 
 /// Replaces the script that starts k3s in k3d, as process 1.

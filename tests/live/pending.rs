@@ -8,7 +8,7 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use rstest::rstest;
 
 use crate::containerd::programs;
-use crate::distributions::{BASE_2, BASE_3, K3S, WATCHER, k0s, k3s, rke2};
+use crate::distributions::{BASE_2, BASE_3, K3S, MICROK8S_ARGS, WATCHER, k0s, k3s, microk8s, rke2};
 use crate::node::{CONFIG, CONFIG_PATH, Node, Run, on_each, on_these, shim};
 
 const INSTALL: [&str; 2] = ["install", "--shim=a=file:///srv/a"];
@@ -527,6 +527,7 @@ fn a_changed_service_refuses_a_restart_until_it_is_accepted(#[case] path: &str) 
 #[case::configuration("/etc/rancher/k3s/config.yaml")]
 #[case::drop_in("/etc/rancher/k3s/config.yaml.d/a.yaml")]
 #[case::registries("/etc/rancher/k3s/registries.yaml")]
+#[case::settings_of_the_service("/etc/rancher/k3s/k3s.env")]
 fn a_changed_configuration_of_k3s_refuses_a_restart_until_it_is_accepted(#[case] path: &str) {
     let node = k3s(1, K3S, BASE_2);
     node.write("/run/openrc/started/k3s", b"", 0o644);
@@ -538,6 +539,71 @@ fn a_changed_configuration_of_k3s_refuses_a_restart_until_it_is_accepted(#[case]
     is_refused(&node, &INSTALL, path, "k3s");
     let (status, report) = node.change(&[&INSTALL[..], &[ACCEPT]].concat());
     assert_eq!((status, report.restarts), (0, 1), "{report:?}");
+}
+
+/// Farrier reads the flags in the unit file, whether or not systemd runs.
+#[rstest]
+#[case::configuration(
+    "ExecStart=/usr/local/bin/k3s server --config /srv/k3s.yaml",
+    "/srv/k3s.yaml"
+)]
+#[case::configuration_after_an_equals_sign(
+    "ExecStart=/usr/local/bin/k3s server --config=/srv/k3s.yaml",
+    "/srv/k3s.yaml"
+)]
+#[case::short_flag("ExecStart=/usr/local/bin/k3s agent -c /srv/k3s.yaml", "/srv/k3s.yaml")]
+#[case::drop_in(
+    "ExecStart=/usr/local/bin/k3s server --config=/srv/k3s.yaml",
+    "/srv/k3s.yaml.d/a.yaml"
+)]
+#[case::registries(
+    "ExecStart=/usr/local/bin/k3s server --private-registry /srv/registries.yaml",
+    "/srv/registries.yaml"
+)]
+#[case::variable(
+    "Environment=K3S_CONFIG_FILE=/srv/k3s.yaml\nExecStart=/usr/local/bin/k3s server",
+    "/srv/k3s.yaml"
+)]
+fn a_changed_file_that_the_flags_of_k3s_name_refuses_a_restart_until_it_is_accepted(
+    #[case] service: &str,
+    #[case] path: &str,
+) {
+    let node = k3s(1, K3S, BASE_2);
+    let unit = format!("[Service]\n{service}\n");
+    node.write("/etc/systemd/system/k3s.service", unit.as_bytes(), 0o644);
+    node.write("/run/openrc/started/k3s", b"", 0o644);
+    node.start_service("k3s");
+    // Nothing names this file.
+    node.write("/srv/other.yaml", b"debug: true\n", 0o644);
+    node.assert_healthy();
+    node.write(path, b"debug: true\n", 0o644);
+    is_refused(&node, &INSTALL, path, "k3s");
+    let (status, report) = node.change(&[&INSTALL[..], &[ACCEPT]].concat());
+    assert_eq!((status, report.restarts), (0, 1), "{report:?}");
+}
+
+#[rstest]
+#[case::arguments(
+    "containerd",
+    "--address /var/snap/microk8s/common/run/containerd.sock --log-level info\n"
+)]
+#[case::environment("containerd-env", "SNAPSHOTTER=native\nOWN=1\n")]
+#[case::template("containerd-template.toml", BASE_2)]
+fn a_changed_file_of_microk8s_refuses_a_restart_until_it_is_accepted(
+    #[case] name: &str,
+    #[case] text: &str,
+) {
+    let node = microk8s(1);
+    let path = format!("{MICROK8S_ARGS}/{name}");
+    // A hook of MicroK8s does so after each start.
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o660);
+    fs::set_permissions(node.path(&path), mode).unwrap();
+    node.assert_healthy();
+    node.write(&path, text.as_bytes(), 0o660);
+    is_refused(&node, &INSTALL, &path, "MicroK8s");
+    let (status, report) = node.change(&[&INSTALL[..], &[ACCEPT]].concat());
+    assert_eq!((status, report.restarts), (0, 1), "{report:?}");
+    assert_eq!(report.distro.as_deref(), Some("microk8s"));
 }
 
 #[rstest]

@@ -79,11 +79,12 @@ fn image() -> Vec<u8> {
 /// The CRI of a node, for the thread of the node and for one start of containerd.
 pub struct Cri(RuntimeServiceClient<Channel>);
 
-/// Where containerd listens, alone and as a part of k3s and k0s.
-const SOCKETS: [&str; 3] = [
+/// Where containerd listens, alone and as a part of k3s, k0s and `MicroK8s`.
+const SOCKETS: [&str; 4] = [
     "/run/containerd/containerd.sock",
     "/run/k3s/containerd/containerd.sock",
     "/run/k0s/containerd.sock",
+    "/var/snap/microk8s/common/run/containerd.sock",
 ];
 
 impl Cri {
