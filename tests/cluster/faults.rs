@@ -1,15 +1,20 @@
 //! Faults end in one clear sentence in the report, on the node and on the Shim, and the node still works.
 
-use crate::support::{Artifact, Cluster, shim_for};
+use crate::support::{Artifact, Cluster, eventually, shim_for};
 
-/// Requests the Shim on the node, waits until the failure is reported everywhere, and removes the Shim.
+/// Requests the Shim on the node and waits until the failure is reported everywhere. Nothing on the node changes.
 async fn is_told(cluster: &Cluster, node: &str, shim: &str, fault: &Artifact, sentence: &str) {
     let before = cluster.host(node);
     cluster.create_shim(&shim_for(shim, fault)).await;
     cluster
         .label(node, &format!("test.farrier.dev/{shim}"), Some("true"))
         .await;
+    failure_is_told(cluster, node, shim, sentence).await;
+    assert_eq!(cluster.host(node), before, "nothing may be half-installed");
+}
 
+/// Waits until the failure of the Shim on the node is reported everywhere.
+async fn failure_is_told(cluster: &Cluster, node: &str, shim: &str, sentence: &str) {
     cluster
         .label_becomes(node, &format!("farrier.dev/{shim}"), "failed")
         .await;
@@ -23,7 +28,6 @@ async fn is_told(cluster: &Cluster, node: &str, shim: &str, fault: &Artifact, se
         "{marks:?}"
     );
     assert!(cluster.node_is_ready(node).await);
-    assert_eq!(cluster.host(node), before, "nothing may be half-installed");
 }
 
 async fn take_away(cluster: &Cluster, node: &str, shim: &str) {
@@ -138,52 +142,137 @@ async fn an_invalid_configuration_is_reported_and_left_alone() {
     take_away(&cluster, &node, "unparsable").await;
 }
 
+/// Changes with which containerd does not start: the series of the node, the shell lines of its administrator, and words of the cause.
+const PENDING: [(&str, &str, &str); 4] = [
+    (
+        "1.6",
+        "printf '[grpc]\\ntcp_address = \"127.0.0.1:99999\"\\n' >> config.toml",
+        "99999",
+    ),
+    (
+        "1.7",
+        "sed -i 's/snapshotter = \"native\"/snapshotter = \"gone\"/' config.toml",
+        "names the snapshotter gone, and neither containerd nor a proxy plugin provides it",
+    ),
+    // The running containerd has the snapshotter, which was uninstalled since.
+    (
+        "2.1",
+        "printf '[proxy_plugins.nydus]\\ntype = \"snapshot\"\\naddress = \"/run/nydus.sock\"\\n' >> config.toml
+         systemctl restart containerd
+         sed -i -e '/^.proxy_plugins/,$d' -e '0,/snapshotter = \"native\"/s//snapshotter = \"nydus\"/' config.toml",
+        "names the snapshotter nydus, and neither containerd nor a proxy plugin provides it",
+    ),
+    (
+        "2.4",
+        "printf '[debug]\\naddress = \"/proc/x/d.sock\"\\n' >> config.toml",
+        "/proc/x",
+    ),
+];
+
 #[tokio::test]
 async fn a_change_that_somebody_left_pending_is_reported_and_not_put_into_effect() {
     let cluster = Cluster::with_farrier().await;
-    for series in ["1.6", "1.7", "2.1", "2.4"] {
+    let nodes = PENDING.map(|(series, edit, cause)| {
         let node = cluster.node_with(series);
-        let good = cluster.artifacts.shim.clone();
         cluster.sh(
             &node,
-            "cp -p /etc/containerd/config.toml /root/kept.toml
-             printf '[debug]\\naddress = \"/proc/x/d.sock\"\\n' >> /etc/containerd/config.toml",
+            &format!("cd /etc/containerd; cp -p config.toml /root/kept.toml\n{edit}"),
         );
+        let before = (cluster.host(&node), cluster.containerd_pid(&node));
+        (node, cause, before)
+    });
+    let shim = shim_for("pending", &cluster.artifacts.shim);
+    cluster.create_shim(&shim).await;
+    for (node, ..) in &nodes {
+        cluster
+            .label(node, "test.farrier.dev/pending", Some("true"))
+            .await;
+    }
+    for (node, cause, before) in &nodes {
         // These words come from a rehearsal in the Job.
-        let told = "was changed after containerd started, and containerd does not start with it";
-        is_told(&cluster, &node, "pending", &good, told).await;
+        let told = "/etc/containerd/config.toml was changed after containerd started, and containerd does not start with it: ";
+        failure_is_told(&cluster, node, "pending", told).await;
+        cluster.event_tells("Node", node, &[told, cause]).await;
+        let now = (cluster.host(node), cluster.containerd_pid(node));
+        assert_eq!(now, *before, "{node}");
+    }
+    for (node, ..) in &nodes {
         cluster.sh(
-            &node,
-            "cp -p /root/kept.toml /etc/containerd/config.toml; rm /root/kept.toml",
+            node,
+            "cp -p /root/kept.toml /etc/containerd/config.toml; rm /root/kept.toml
+             systemctl restart containerd",
         );
-        take_away(&cluster, &node, "pending").await;
+    }
+    cluster.delete_shim("pending").await;
+    for (node, ..) in &nodes {
+        cluster.label(node, "test.farrier.dev/pending", None).await;
+    }
+    for (node, ..) in &nodes {
+        cluster.marks_vanish(node).await;
     }
 }
 
+/// Starts programs called containerd and kubelet, which wait. The arguments of the kubelet name the socket of the containerd, and its
+/// configuration is a user's. A user has both on every node, and a pod on one: in cgroups as the kubelet makes them, and with its own mounts.
+const IMPOSTORS: &str = r#"
+impostors() {
+  directory=$1; shift
+  mkdir -p $directory; cp /bin/bash $directory/containerd; cp /bin/bash $directory/kubelet
+  "$@" setsid -f $directory/containerd -c 'read </tmp/impostors/wait' --config=/tmp/impostors/own.toml --address=/tmp/impostors/own.sock </dev/null >/dev/null 2>&1
+  "$@" setsid -f $directory/kubelet -c 'read </tmp/impostors/wait' --container-runtime-endpoint=unix:///tmp/impostors/own.sock </dev/null >/dev/null 2>&1
+}
+mkdir -m 777 /tmp/impostors; mkfifo -m 666 /tmp/impostors/wait
+impostors /tmp/impostors setpriv --reuid=65534 --regid=65534 --clear-groups
+"#;
+const IMPOSTORS_OF_A_POD: &str = r#"
+for tree in $(awk '$3 ~ /^cgroup/ { print $2 }' /proc/self/mounts); do mkdir -p $tree/kubepods/impostors; done
+impostors /srv/impostors sh -c 'for tasks in $(find /sys/fs/cgroup -path "*/kubepods/impostors/cgroup.procs"); do
+  echo $$ > $tasks || true
+done
+exec unshare --mount "$@"' sh
+"#;
+const COUNT_IMPOSTORS: &str = "pgrep -cf '^/(tmp|srv)/impostors/' || true";
+const END_IMPOSTORS: &str = "
+pkill -f '^/(tmp|srv)/impostors/'
+while pgrep -f '^/(tmp|srv)/impostors/'; do sleep 0.1; done
+find /sys/fs/cgroup -depth -type d -path '*/kubepods*' -exec rmdir {} +
+rm -r /tmp/impostors; rm -rf /srv/impostors
+";
+
 #[tokio::test]
-async fn a_containerd_of_an_ordinary_user_changes_nothing() {
+async fn a_containerd_and_a_kubelet_of_an_ordinary_user_or_a_pod_change_nothing() {
     let cluster = Cluster::with_farrier().await;
-    for series in ["1.6", "2.4"] {
+    let nodes = ["1.6", "1.7", "2.1", "2.4"].map(|series| {
         let node = cluster.node_with(series);
         let before = cluster.host(&node);
-        // As a user of the node would write it: a program of this name, with a configuration of the user.
-        let user = "setpriv --reuid=65534 --regid=65534 --clear-groups";
-        cluster.sh(
-            &node,
-            &format!(
-                "mkdir -m 777 /tmp/f1; cp /bin/bash /tmp/f1/containerd; mkfifo -m 666 /tmp/f1/wait
-                 {user} setsid -f /tmp/f1/containerd -c 'read </tmp/f1/wait' --config=/tmp/f1/evil.toml </dev/null >/dev/null 2>&1"
-            ),
-        );
-        cluster.annotate(&node, Some("true")).await;
+        let (of_a_pod, count) = match series {
+            "2.1" => (IMPOSTORS_OF_A_POD, "4\n"),
+            _ => ("", "2\n"),
+        };
+        cluster.sh(&node, &format!("{IMPOSTORS}{of_a_pod}"));
+        (node, count, before)
+    });
+    for (node, count, _) in &nodes {
+        eventually("the programs run", async || {
+            let now = cluster.sh(node, COUNT_IMPOSTORS);
+            if now == *count { Ok(()) } else { Err(now) }
+        })
+        .await;
+        cluster.annotate(node, Some("true")).await;
+    }
+    for (node, count, _) in &nodes {
         cluster
-            .label_becomes(&node, "handler.farrier.dev/wasmi", "true")
+            .label_becomes(node, "handler.farrier.dev/wasmi", "true")
             .await;
-        assert_eq!(cluster.sh(&node, "ls /tmp/f1"), "containerd\nwait\n");
-        cluster.annotate(&node, None).await;
-        cluster.marks_vanish(&node).await;
-        cluster.sh(&node, "pkill -f '^/tmp/f1/[c]ontainerd'; rm -r /tmp/f1");
-        assert_eq!(cluster.host(&node), before);
+        let files = cluster.sh(node, "ls /tmp/impostors");
+        assert_eq!(files, "containerd\nkubelet\nwait\n", "{node}");
+        assert_eq!(cluster.sh(node, COUNT_IMPOSTORS), *count, "{node}");
+        cluster.annotate(node, None).await;
+    }
+    for (node, _, before) in &nodes {
+        cluster.marks_vanish(node).await;
+        cluster.sh(node, END_IMPOSTORS);
+        assert_eq!(cluster.host(node), *before);
     }
 }
 
