@@ -9,6 +9,7 @@
     reason = "clippy exempts test functions, not what they call"
 )]
 
+mod administrator;
 mod controller;
 mod crd;
 mod direct;
