@@ -184,6 +184,16 @@ impl Agent {
         ));
     }
 
+    /// Starts the agent again, and waits until its containerd serves.
+    async fn restart(&self, node: &Node<'_>) {
+        node.sh(&format!("systemctl restart {}", self.unit));
+        eventually("the agent's containerd serves again", async || {
+            let output = node.cluster.try_sh(&node.name, &format!("{CTR} tasks ls"));
+            output.status.success().then_some(()).ok_or(output)
+        })
+        .await;
+    }
+
     /// Starts the node's own kubelet and containerd again.
     fn stop(&self, node: &Node<'_>) {
         node.sh(&format!(
@@ -212,39 +222,39 @@ impl Agent {
 
 const CTR: &str = "ctr -a /run/k3s/containerd/containerd.sock -n k8s.io";
 
-/// Installs and uninstalls. The next rendering of the agent contains the handler, and the uninstall restores all files.
+/// Installs and uninstalls on a node of its own agent.
 async fn there_and_back(agent: &Agent, template: Option<&str>) {
     let cluster = Cluster::connect().await;
     let node = Node::with(&cluster, agent.series).await;
     agent.start(&node, template).await;
-    let (before, steady) = (agent.files(&node), Agent::steady(&node));
+    goes_there_and_back(agent, &node).await;
+    agent.stop(&node);
+}
+
+/// Installs and uninstalls. The next rendering of the agent contains the handler, and the uninstall restores all files.
+async fn goes_there_and_back(agent: &Agent, node: &Node<'_>) {
+    let (before, steady) = (agent.files(node), Agent::steady(node));
 
     let run = node.farrier(&install("v0.1.0")).is(Outcome::Applied, 1);
     assert_eq!(run.report.distro.as_deref(), Some(agent.name));
     assert_eq!(run.served(), [HANDLER]);
-    let installed = agent.files(&node);
+    let installed = agent.files(node);
     assert!(
         installed.contains("/opt/farrier/bin/containerd-shim-direct"),
         "containerd's files lack it: {installed}"
     );
     assert!(installed.contains(agent.edited), "{installed}");
-    assert_eq!(Agent::steady(&node), steady, "the container goes on");
+    assert_eq!(Agent::steady(node), steady, "the container goes on");
 
     // Another start of the agent renders the same again.
-    node.sh(&format!("systemctl restart {}", agent.unit));
-    eventually("the agent's containerd serves again", async || {
-        let output = cluster.try_sh(&node.name, &format!("{CTR} tasks ls"));
-        output.status.success().then_some(()).ok_or(output)
-    })
-    .await;
-    assert_eq!(agent.files(&node), installed);
+    agent.restart(node).await;
+    assert_eq!(agent.files(node), installed);
     node.farrier(&install("v0.1.0")).is(Outcome::Unchanged, 0);
     node.farrier(&install("v0.2.0")).is(Outcome::Applied, 0);
 
     node.farrier("uninstall --all").is(Outcome::Applied, 1);
-    assert_eq!(agent.files(&node), before, "nothing is left");
-    assert_eq!(Agent::steady(&node), steady, "the container goes on");
-    agent.stop(&node);
+    assert_eq!(agent.files(node), before, "nothing is left");
+    assert_eq!(Agent::steady(node), steady, "the container goes on");
 }
 
 /// A template of the node's administrator.
@@ -262,7 +272,37 @@ async fn a_missing_template_is_created_and_removed_again() {
 
 #[tokio::test]
 async fn a_node_that_imports_a_directory_gets_no_template() {
-    there_and_back(&IMPORTING, None).await;
+    let cluster = Cluster::connect().await;
+    let (agent, node) = (&IMPORTING, Node::with(&cluster, IMPORTING.series).await);
+    agent.start(&node, None).await;
+    goes_there_and_back(agent, &node).await;
+    stays_declared_by_the_agent(agent, &node).await;
+    agent.stop(&node);
+}
+
+/// The agent finds a shim of the same handler after the install, and declares it. Farrier's drop-in has precedence until the uninstall.
+async fn stays_declared_by_the_agent(agent: &Agent, node: &Node<'_>) {
+    node.farrier(&install("v0.1.0")).is(Outcome::Applied, 1);
+    let found = "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.direct]\n  runtime_type = \"io.containerd.runc.v2\"\n";
+    let base = node
+        .cluster
+        .root(&node.name)
+        .join(agent.data().trim_start_matches('/'))
+        .join("base");
+    let text = fs::read_to_string(&base).unwrap() + found;
+    fs::write(&base, text).unwrap();
+    agent.restart(node).await;
+    node.farrier(&install("v0.1.0")).is(Outcome::Unchanged, 0);
+    let doctor = node.cluster.try_sh(&node.name, "farrier doctor");
+    assert!(doctor.status.success(), "{doctor:?}");
+    let daemon = node.sh("pgrep -x containerd");
+    node.farrier("uninstall --all").is(Outcome::Applied, 1);
+    assert_ne!(node.sh("pgrep -x containerd"), daemon);
+    let files = agent.files(node);
+    assert!(
+        files.contains(found) && !files.contains("/opt/farrier"),
+        "{files}"
+    );
 }
 
 #[tokio::test]
