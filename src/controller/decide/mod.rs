@@ -119,7 +119,9 @@ fn first_binaries(seen: &Observed, job: &JobView, applied: &Applied) -> Vec<(Str
         .filter(|request| !request.keep)
         .filter_map(|request| {
             let known = applied.shims.get(&request.name)?;
-            let sha256 = known.sha256.filter(|_| known.fulfils(request))?;
+            // A Shim that failed kept another binary, and the annotation may claim that this one fulfils the request.
+            let is_new = known.reason.is_none() && known.fulfils(request);
+            let sha256 = known.sha256.filter(|_| is_new)?;
             let mut handlers = known.handlers.keys();
             let is_reported = handlers.any(|handler| applied.reported.contains(handler));
             let first = FirstBinary {

@@ -4,6 +4,7 @@ use super::*;
 use crate::api::{FirstBinary, ShimStatus};
 use crate::controller::decide::desired::Cluster;
 use crate::handoff::Sha256Digest;
+use crate::names::APPLIED_ANNOTATION;
 
 /// The binary in the reports of the scenes.
 fn reported() -> Sha256Digest {
@@ -104,6 +105,34 @@ fn a_node_that_got_another_binary_at_the_same_time_fails_with_both_digests() {
     };
     assert_eq!(request.shims[0].binary_sha256, Some(another));
     assert_eq!(request.shims[0].first_binary_sha256, None);
+}
+
+/// Whoever may write annotations of nodes says that a node got the binary of the former location for the present one.
+#[test]
+fn a_binary_that_a_failed_shim_keeps_is_no_first_binary() {
+    let mut scene = Scene::provisioned();
+    scene.upgrade();
+    let request = |scene: &Scene| {
+        let JobStep::Create { request, .. } = scene.decide().job else {
+            panic!("no Job")
+        };
+        request.shims[0].clone()
+    };
+    let annotation = scene.node.annotations.get_mut(APPLIED_ANNOTATION).unwrap();
+    let mut forged: serde_json::Value = serde_json::from_str(annotation).unwrap();
+    forged["bootId"] = "another".into();
+    *annotation = forged.to_string();
+    let fingerprint = request(&scene).fingerprint();
+    forged["shims"]["spin"]["fulfilled"] = fingerprint.into();
+    let annotations = &mut scene.node.annotations;
+    annotations.insert(APPLIED_ANNOTATION.to_owned(), forged.to_string());
+    assert_eq!(request(&scene).present, Some(reported()));
+    let answered = scene
+        .stepped()
+        .answers(Outcome::Partial, true, Some("not from this artifact"));
+    let (after, plan) = answered.step();
+    assert_eq!(plan.first_binaries, []);
+    assert_eq!(request(&after.later(30)).present, None);
 }
 
 #[rstest]
