@@ -83,7 +83,8 @@ pub struct ShimRequest {
     pub options: BTreeMap<String, OptionValue>,
     /// SHA-256 of the binary that the node reported for exactly this request. The binary is not fetched again.
     ///
-    /// A hint, which [`ProvisionRequest::without_hints`] removes. The installer checks the binary on the host.
+    /// A hint, which [`ProvisionRequest::without_hints`] removes. It comes from an annotation that others can write too, so the installer
+    /// looks for the binary on the host, and in the state file for the artifact that it came from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub present: Option<Sha256Digest>,
     /// SHA-256 of the binary that another node got from the same location, where the Shim specifies no digest. Another binary is refused.
@@ -146,6 +147,13 @@ impl ShimRequest {
             first_binary_sha256: None,
             ..self
         }
+    }
+
+    /// The binary's file name in an archive.
+    #[must_use]
+    pub fn file_name(&self) -> String {
+        let binary = self.binary.clone();
+        binary.unwrap_or_else(|| format!("containerd-shim-{}", self.name))
     }
 
     /// SHA-256 of the binary that is on the node already; `None` where no binary is known, or another one is requested.

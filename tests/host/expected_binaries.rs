@@ -7,6 +7,8 @@ use super::support::{Host, program, shim};
 use farrier::handoff::{FetchResult, Outcome, Sha256Digest, ShimRequest};
 use farrier::installer::artifact::fetch::{FetchOptions, fetch};
 use farrier::names::sha256_hex;
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use rstest::rstest;
 use tempfile::TempDir;
 
@@ -99,6 +101,70 @@ async fn a_binary_with_the_expected_digest_is_not_replaced_from_the_hand_off_dir
     assert_eq!(host.tree(true), before);
 }
 
+/// Whoever can write the annotations of a node can make the controller expect the binary of the present version for the next one.
+#[rstest]
+#[case::another_location(|shim: &mut ShimRequest| shim.location = "http://127.0.0.1:9/b.tar.gz".to_owned())]
+#[case::a_digest(|shim: &mut ShimRequest| shim.sha256 = Some(Sha256Digest::of(&program(7))))]
+#[case::both(|shim: &mut ShimRequest| {
+    shim.location = "http://127.0.0.1:9/b.tar.gz".to_owned();
+    shim.sha256 = Some(Sha256Digest::of(&program(7)));
+})]
+#[case::another_file_of_the_archive(|shim: &mut ShimRequest| shim.binary = Some("b".to_owned()))]
+#[tokio::test]
+async fn a_binary_of_another_artifact_is_not_the_expected_one(
+    #[case] change: fn(&mut ShimRequest),
+) {
+    let host = carrying().await;
+    let before = host.tree(true);
+    let mut wanted = expected("a", 1);
+    change(&mut wanted);
+    let shims = [wanted];
+    let report = host.provision(&shims, skipped(&shims).await.path()).await;
+    assert_eq!(report.result, Outcome::Partial, "{report:?}");
+    assert_eq!(
+        report.reason.as_deref(),
+        Some(
+            "shim a: binary /opt/farrier/bin/containerd-shim-a is missing or modified on the host, or not from this artifact"
+        )
+    );
+    assert_eq!(host.tree(true), before);
+    // The controller expects no binary after that, so the artifact is fetched.
+    let [mut wanted] = shims;
+    wanted.present = None;
+    let report = host.provision(&[wanted], fetched("a", 7).path()).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    assert_eq!(std::fs::read(host.path(LINK)).unwrap(), program(7));
+}
+
+#[tokio::test]
+async fn another_file_of_the_same_archive_is_installed() {
+    let host = Host::stocked();
+    let files = [("one", 1), ("other", 7)];
+    let mut archive = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
+    for (name, seed) in files {
+        let bytes = program(seed);
+        let mut header = tar::Header::new_gnu();
+        header.set_size(bytes.len() as u64);
+        archive
+            .append_data(&mut header, name, bytes.as_slice())
+            .unwrap();
+    }
+    let archive = archive.into_inner().unwrap().finish().unwrap();
+    host.write("/srv/a", &archive);
+    for (name, seed) in files {
+        let pinned = ShimRequest {
+            sha256: Some(Sha256Digest::of(&archive)),
+            binary: Some(name.to_owned()),
+            ..shim("a")
+        };
+        for outcome in [Outcome::Applied, Outcome::Unchanged] {
+            let report = host.install(std::slice::from_ref(&pinned), &[]).await;
+            assert_eq!(report.result, outcome, "{report:?}");
+        }
+        assert_eq!(std::fs::read(host.path(LINK)).unwrap(), program(seed));
+    }
+}
+
 #[rstest]
 #[case::missing(|host: &Host| std::fs::remove_file(host.path(&stored(1))).unwrap())]
 #[case::changed(|host: &Host| host.write(&stored(1), &program(9)))]
@@ -125,7 +191,7 @@ async fn a_missing_or_changed_binary_fails_its_shim_alone_and_is_fetched_by_the_
     assert_eq!(
         report.reason.as_deref(),
         Some(
-            "shim a: binary /opt/farrier/bin/containerd-shim-a is missing or modified on the host"
+            "shim a: binary /opt/farrier/bin/containerd-shim-a is missing or modified on the host, or not from this artifact"
         )
     );
     assert_eq!(

@@ -171,9 +171,10 @@ async fn a_legacy_binary_is_hashed_again_only_after_its_file_changed() {
     assert_eq!(digest(&host, &path), Sha256Digest::of(&program(3)));
 }
 
-/// The request for the taken-over handlers, with their binaries as expected.
+/// The request for the taken-over handlers, with the digests of their binaries, which are expected on the host.
 fn expected(handler: &str, seed: u8) -> ShimRequest {
     ShimRequest {
+        binary_sha256: Some(Sha256Digest::of(&program(seed))),
         location: "http://127.0.0.1:9/a.tar.gz".to_owned(),
         present: Some(Sha256Digest::of(&program(seed))),
         ..shim(handler)
@@ -199,6 +200,23 @@ async fn a_legacy_binary_with_the_expected_digest_is_not_fetched() {
     }
 }
 
+/// A legacy installer records no artifact.
+#[tokio::test]
+async fn a_legacy_binary_is_not_what_an_artifact_without_the_digest_of_its_binary_contains() {
+    let host = host(TERMINATED);
+    add_kwasm(&host);
+    let before = host.tree(true);
+    let directory = tempfile::tempdir().unwrap();
+    let wanted = ShimRequest {
+        binary_sha256: None,
+        ..expected("spin", 3)
+    };
+    let report = host.provision(&[wanted], directory.path()).await;
+    assert_eq!(report.result, Outcome::Partial, "{report:?}");
+    assert!(report.reason.unwrap().contains("not from this artifact"));
+    assert_eq!(host.tree(true), before);
+}
+
 #[rstest]
 #[case::missing(|_: &Host, _: &str| {})]
 #[case::changed(|host: &Host, path: &str| host.write(path, &program(9)))]
@@ -218,7 +236,9 @@ async fn a_legacy_binary_with_another_digest_fails_only_its_shim(
     let shims = [expected("spin", 3), wanted("other", 77)];
     let report = host.provision(&shims, directory.path()).await;
     assert_eq!(report.result, Outcome::Partial, "{report:?}");
-    let sentence = format!("shim spin: binary {path} is missing or modified on the host");
+    let sentence = format!(
+        "shim spin: binary {path} is missing or modified on the host, or not from this artifact"
+    );
     assert_eq!(report.reason, Some(sentence));
     let other = &report.handlers[0];
     assert_eq!(other.sha256, Some(Sha256Digest::of(&program(77))));

@@ -170,6 +170,7 @@ impl Builder<'_> {
                 sha256,
                 location: shim.location.clone(),
                 artifact_sha256: shim.sha256,
+                file: Some(shim.file_name()),
             },
         };
         self.set.next.insert(handler.to_owned(), owned);

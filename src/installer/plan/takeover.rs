@@ -51,6 +51,7 @@ pub(crate) fn takeover_candidates(facts: &HostFacts, file: &str) -> BTreeMap<Str
                         sha256: binary.sha256,
                         location: String::new(),
                         artifact_sha256: None,
+                        file: None,
                     },
                     None => Binary::Reserved,
                 },

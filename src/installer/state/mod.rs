@@ -84,6 +84,9 @@ pub enum Binary {
         location: String,
         /// SHA-256 of the artifact as requested.
         artifact_sha256: Option<Sha256Digest>,
+        /// The binary's file name in the artifact, as [`ShimRequest::file_name`] has it; `None` for a binary that was already on the host,
+        /// and in the state file of an earlier release.
+        file: Option<String>,
     },
 }
 
@@ -102,6 +105,25 @@ impl OwnedHandler {
     pub fn is_reserved(&self) -> bool {
         self.binary == Binary::Reserved
     }
+
+    /// Whether the binary came from exactly the artifact that `shim` requests: its location, its SHA-256 and its file.
+    #[must_use]
+    pub fn is_from_artifact(&self, shim: &ShimRequest) -> bool {
+        match &self.binary {
+            Binary::Reserved => false,
+            Binary::Installed {
+                sha256: _,
+                location,
+                artifact_sha256,
+                file,
+            } => {
+                let has_file = |file: &String| *file == shim.file_name();
+                *location == shim.location
+                    && *artifact_sha256 == shim.sha256
+                    && file.as_ref().is_none_or(has_file)
+            }
+        }
+    }
 }
 
 /// The form of a [`Binary`] in the state file and the journal: without `sha256`, the handler is reserved.
@@ -114,6 +136,8 @@ struct BinaryRecord {
     location: String,
     #[serde(default, deserialize_with = "Sha256Digest::lenient")]
     artifact_sha256: Option<Sha256Digest>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    file: Option<String>,
 }
 
 impl From<BinaryRecord> for Binary {
@@ -124,6 +148,7 @@ impl From<BinaryRecord> for Binary {
                 sha256,
                 location: record.location,
                 artifact_sha256: record.artifact_sha256,
+                file: record.file,
             },
         }
     }
@@ -131,18 +156,24 @@ impl From<BinaryRecord> for Binary {
 
 impl From<Binary> for BinaryRecord {
     fn from(binary: Binary) -> Self {
-        let (sha256, location, artifact_sha256) = match binary {
-            Binary::Reserved => (None, String::new(), None),
+        match binary {
+            Binary::Reserved => Self {
+                sha256: None,
+                location: String::new(),
+                artifact_sha256: None,
+                file: None,
+            },
             Binary::Installed {
                 sha256,
                 location,
                 artifact_sha256,
-            } => (Some(sha256), location, artifact_sha256),
-        };
-        Self {
-            sha256,
-            location,
-            artifact_sha256,
+                file,
+            } => Self {
+                sha256: Some(sha256),
+                location,
+                artifact_sha256,
+                file,
+            },
         }
     }
 }
@@ -375,9 +406,10 @@ mod tests {
             sha256: Sha256Digest::from_bytes([0xaa; 32]),
             location: "2".to_owned(),
             artifact_sha256: Some(Sha256Digest::from_bytes([0xbb; 32])),
+            file: Some("3".to_owned()),
         },
         &format!(
-            r#""sha256":"{}","location":"2","artifactSha256":"{}""#,
+            r#""sha256":"{}","location":"2","artifactSha256":"{}","file":"3""#,
             "a".repeat(64),
             "b".repeat(64),
         )

@@ -305,6 +305,7 @@ mod tests {
                 sha256: sha256.parse().unwrap(),
                 location: String::new(),
                 artifact_sha256: None,
+                file: None,
             }),
             options: BTreeMap::new(),
         }

@@ -62,8 +62,9 @@ pub enum Error {
         #[source]
         source: ProgramError,
     },
-    /// The request expects a binary on the host, so it was not fetched, and the binary is missing or modified.
-    #[error("binary {path} is missing or modified on the host")]
+    /// The request expects a binary on the host, so it was not fetched, and the binary is missing or modified, or came from another artifact
+    /// than the request names.
+    #[error("binary {path} is missing or modified on the host, or not from this artifact")]
     NotPresent {
         /// Absolute path on the host.
         path: String,

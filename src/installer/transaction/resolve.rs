@@ -13,8 +13,7 @@ use crate::installer::artifact::unpack::{self, Hashing};
 use crate::installer::host::owner::ProgramError;
 use crate::installer::host::{HostRoot, Target};
 use crate::installer::inspect::verify_cache::{Artifact, ArtifactSource, Artifacts, VerifyCache};
-use crate::installer::inspect::{HostFacts, path_of, verified, verified_digest};
-use crate::installer::state::Binary;
+use crate::installer::inspect::{HostFacts, path_of, verified_digest};
 
 /// The file that a binary is copied from.
 #[derive(Debug)]
@@ -205,10 +204,11 @@ fn read_binary(
     Ok((sha256, BinarySource::HandoffDir(path)))
 }
 
-/// The error for a binary that is expected on this host and missing or modified.
+/// The error for a binary that is expected on this host and not there as requested.
 fn not_present(facts: &HostFacts, shim: &ShimRequest) -> Error {
     let expected = shim.expected_on_node();
-    let is_there = |handler: &str| expected.is_some_and(|it| is_installed(facts, handler, it));
+    let is_there =
+        |handler: &str| expected.is_some_and(|it| is_as_hinted(facts, shim, handler, it));
     let mut handlers = shim.handlers.iter();
     let lost = handlers.find(|handler| !is_there(handler));
     // Shims without handlers are refused earlier.
@@ -224,9 +224,25 @@ fn not_present(facts: &HostFacts, shim: &ShimRequest) -> Error {
 fn present(facts: &HostFacts, shim: &ShimRequest) -> Option<Sha256Digest> {
     let expected = shim.expected_on_node().filter(|sha256| {
         let mut handlers = shim.handlers.iter();
-        handlers.all(|handler| is_installed(facts, handler, *sha256))
+        handlers.all(|handler| is_as_hinted(facts, shim, handler, *sha256))
     });
     expected.or_else(|| pinned(facts, shim))
+}
+
+/// Whether `handler` has the binary of a hint on the host, and the binary is what `shim` requests. A hint is no evidence for the second:
+/// whoever can write annotations of nodes could name the binary of an earlier version, and the state file would record this binary for the
+/// new artifact.
+fn is_as_hinted(
+    facts: &HostFacts,
+    shim: &ShimRequest,
+    handler: &str,
+    sha256: Sha256Digest,
+) -> bool {
+    let owned = facts.state.handlers.get(handler);
+    let is_requested = shim.binary_sha256 == Some(sha256)
+        || owned
+            .is_some_and(|owned| owned.sha256() == Some(sha256) && owned.is_from_artifact(shim));
+    is_requested && is_installed(facts, handler, sha256)
 }
 
 /// Whether `handler` has this binary on the host already, so that no copy is needed.
@@ -251,29 +267,22 @@ fn pinned(facts: &HostFacts, shim: &ShimRequest) -> Option<Sha256Digest> {
             // A binary of a legacy installer is identified by its digest alone. One in the store that the state file does not record is
             // stored anew.
             let digest = facts.legacy.binaries.get(&path_of(facts, handler))?.sha256;
-            if shim.binary_sha256? != digest {
+            if shim.binary_sha256? != digest || !is_installed(facts, handler, digest) {
                 return None;
             }
             found = Some(digest);
             continue;
         };
-        let Binary::Installed {
-            sha256,
-            location,
-            artifact_sha256,
-        } = &owned.binary
-        else {
-            return None;
-        };
+        let sha256 = owned.sha256()?;
         let pinned = match (shim.binary_sha256, shim.sha256) {
-            (Some(digest), _) => digest == *sha256,
-            (None, Some(_)) => *location == shim.location && *artifact_sha256 == shim.sha256,
+            (Some(digest), _) => digest == sha256,
+            (None, Some(_)) => owned.is_from_artifact(shim),
             (None, None) => false,
         };
-        if !pinned || verified(facts, handler) != Some(*sha256) {
+        if !pinned || !is_installed(facts, handler, sha256) {
             return None;
         }
-        found = Some(*sha256);
+        found = Some(sha256);
     }
     found
 }
