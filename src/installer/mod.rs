@@ -423,7 +423,9 @@ fn record_verified(root: &HostRoot, facts: &HostFacts, plan: &HostPlan, artifact
     let legacy_binaries = facts.legacy.binaries.iter();
     let legacy_binaries = legacy_binaries
         .filter(|(path, _)| {
-            !plan.symlinks.contains_key(*path) && !plan.legacy_cleanup.files.contains(path)
+            !plan.symlinks.contains_key(*path)
+                && !plan.legacy_cleanup.files.contains(path)
+                && !facts.legacy.untrusted.contains_key(*path)
         })
         .filter_map(|(path, legacy_binary)| Some((path.clone(), legacy_binary.verified.clone()?)))
         .collect();

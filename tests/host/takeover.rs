@@ -2,13 +2,13 @@
 //! installer.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 
 use super::legacy::{kwasm_table, rcm_lock, rcm_table};
 use super::support::{CONFIG, Host, program, shim};
 use farrier::handoff::{OptionValue, Outcome, Sha256Digest, ShimRequest};
-use farrier::installer;
 use farrier::installer::report::doctor::Finding;
+use farrier::installer::{self, Mode};
 use farrier::names::sha256_hex;
 use rstest::rstest;
 
@@ -242,6 +242,63 @@ async fn a_legacy_binary_with_another_digest_fails_only_its_shim(
     assert_eq!(report.reason, Some(sentence));
     let other = &report.handlers[0];
     assert_eq!(other.sha256, Some(Sha256Digest::of(&program(77))));
+}
+
+/// The findings of `doctor` on a path that another user can change.
+async fn untrusted(host: &Host) -> Vec<Finding> {
+    let mut findings = installer::doctor(&host.host_options()).await.findings;
+    findings.retain(|finding| finding.problem.starts_with("failed to use /"));
+    findings
+}
+
+#[rstest]
+#[case::the_shim("/opt/kwasm/bin/containerd-shim-spin-v2")]
+#[case::its_directory("/opt/kwasm/bin")]
+#[case::the_directory_above("/opt/kwasm")]
+#[tokio::test]
+async fn a_legacy_handler_whose_program_another_user_can_change_is_refused(
+    #[case] path: &str,
+    #[values(false, true)] is_given_away: bool,
+    #[values(false, true)] is_taken_over: bool,
+) {
+    let host = host(TERMINATED);
+    add_kwasm(&host);
+    if is_taken_over {
+        let report = host.install(&[wanted("spin", 3)], &[]).await;
+        assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    }
+    assert_eq!(untrusted(&host).await, []);
+    let here = host.path(path);
+    let help = if is_given_away {
+        if std::os::unix::fs::lchown(&here, Some(1000), Some(1000)).is_err() {
+            return;
+        }
+        format!("run `chown root:root {path}` on the host")
+    } else {
+        std::fs::set_permissions(&here, std::fs::Permissions::from_mode(0o777)).unwrap();
+        format!("run `chmod go-w {path}` on the host")
+    };
+    // The second has another binary than the first.
+    let shims = [wanted("spin", 3), wanted("spin", 77)];
+    for shim in &shims[usize::from(is_taken_over)..] {
+        let options = host.named(std::slice::from_ref(shim), &[]);
+        let before = host.tree(false);
+        for mode in [Mode::DryRun, Mode::Change] {
+            let report = installer::install(&options, mode).await.report;
+            assert_eq!(report.result, Outcome::Refused, "{report:?}");
+            assert_eq!(report.remedy.as_deref(), Some(&*help), "{report:?}");
+        }
+        assert_eq!(host.tree(false), before);
+    }
+    let findings = untrusted(&host).await;
+    let [finding] = findings.as_slice() else {
+        panic!("{findings:?}");
+    };
+    assert_eq!(finding.remedy, help);
+    // Nothing is left at the path after the removal.
+    let report = host.uninstall(None).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    assert_eq!(untrusted(&host).await, []);
 }
 
 #[tokio::test]

@@ -5,10 +5,11 @@ use crate::installer::host::path::{file_name, parent_directory};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::os::program_owner_problem;
 use super::verify_cache::{Verified, VerifyCache};
 use crate::containerd_config::{self, ConfigFiles, LegacyInstaller, SourceFile};
-use crate::handoff::{OptionValue, Owner, Sha256Digest};
-use crate::installer::host::{Error, HostRoot};
+use crate::handoff::{OptionValue, Owner, Problem, Sha256Digest};
+use crate::installer::host::{Error, HostRoot, Target};
 use crate::installer::state::{InstallPaths, State, stored_digest};
 
 /// The longest lock file to read, in bytes. A lock file has an entry for each shim, and a node has a few shims.
@@ -23,6 +24,8 @@ pub struct Legacy {
     pub handlers: BTreeMap<String, LegacyHandler>,
     /// The binaries of legacy handlers and of handlers that were taken over, by path.
     pub binaries: BTreeMap<String, LegacyBinary>,
+    /// Why another user than root could change the binary at such a path, or create one there, by path.
+    pub untrusted: BTreeMap<String, Problem>,
     /// Symlinks in other directories to such a path, by that path.
     pub symlinks: BTreeMap<String, Vec<String>>,
     /// The directories of legacy installers, by path.
@@ -69,6 +72,7 @@ pub struct LegacyDir {
 /// When a binary or a directory can't be read.
 pub(crate) fn find(
     host: &HostRoot,
+    target: Target,
     config_files: &ConfigFiles,
     sources: &[SourceFile],
     state: &State,
@@ -126,6 +130,9 @@ pub(crate) fn find(
     let paths: BTreeSet<String> = taken().chain(declared).cloned().collect();
     for path in paths {
         found.symlinks.insert(path.clone(), symlinks(host, &path)?);
+        if let Some(problem) = program_owner_problem(host, &path, target) {
+            found.untrusted.insert(path.clone(), problem);
+        }
         if let Some(legacy_binary) = legacy_binary(host, &path, install_paths, verify_cache)? {
             found.binaries.insert(path, legacy_binary);
         }

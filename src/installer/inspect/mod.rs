@@ -163,17 +163,18 @@ impl HostFacts {
     /// When a directory can't be listed or a binary can't be read.
     pub fn hash_binaries(&mut self, host: &HostRoot) -> Result<(), Error> {
         let verify_cache = VerifyCache::default();
+        let target = self.containerd.target();
         let (config_files, sources, install_paths) =
             (&self.config_files, &self.sources, &self.install_paths);
         self.legacy = legacy::find(
             host,
+            target,
             config_files,
             sources,
             &self.state,
             install_paths,
             &verify_cache,
         )?;
-        let target = self.containerd.target();
         (self.binaries, self.stored, self.damaged) =
             binaries(host, target, install_paths, &verify_cache)?;
         Ok(())
@@ -323,6 +324,7 @@ pub async fn gather(
         restart_inputs: RestartInputs::default(),
         legacy: legacy::find(
             host,
+            target,
             &config_files,
             &sources,
             &state,

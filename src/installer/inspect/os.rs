@@ -221,6 +221,17 @@ pub(crate) fn state_owner_problem(host: &HostRoot, target: Target) -> Option<Pro
     paths.find_map(|path| owner_problem(host, path, target))
 }
 
+/// Why a user other than root could replace the program at `path`, or create one there, for a path that Farrier did not choose. Programs in
+/// one directory have the same problem if the directory is at fault.
+pub(crate) fn program_owner_problem(
+    host: &HostRoot,
+    path: &str,
+    target: Target,
+) -> Option<Problem> {
+    let mut paths = [parent_directory(path), path].into_iter();
+    paths.find_map(|path| owner_problem(host, path, target))
+}
+
 fn owner_problem(host: &HostRoot, path: &str, target: Target) -> Option<Problem> {
     let error = host.check_only_root_writes(path, target).err()?;
     let help = match &error {

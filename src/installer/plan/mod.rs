@@ -54,11 +54,22 @@ pub fn decide(facts: &HostFacts, goal: &Goal) -> Result<HostPlan, Error> {
         Err(Error::EndsPods(pods)) => without_restart(&current, facts, goal, pods)?,
         plan => plan?,
     };
-    match &facts.obstacle {
+    match facts.obstacle.as_ref().or(untrusted_path(facts, &plan)) {
         // Without a change, installed handlers keep working despite the obstacle.
         Some(obstacle) if !plan.is_empty() => Err(Error::Obstacle(obstacle.clone())),
         Some(_) | None => Ok(plan),
     }
+}
+
+/// Why another user than root could replace the program of a handler that is at the path of a legacy installer after `plan`.
+fn untrusted_path<'a>(facts: &'a HostFacts, plan: &HostPlan) -> Option<&'a Problem> {
+    let after = match &plan.state {
+        StateAfter::Write(state) => state,
+        StateAfter::Keep => &facts.state,
+        StateAfter::Remove => return None,
+    };
+    let mut paths = after.handlers.values().filter_map(|it| it.path.as_ref());
+    paths.find_map(|path| facts.legacy.untrusted.get(path))
 }
 
 /// The part of a change that needs no restart, where a restart would end `pods`. The shims that need the restart stay as they are.

@@ -258,6 +258,12 @@ impl Findings {
         if let Some(obstacle) = &facts.obstacle {
             self.add_problem(obstacle, "check that path");
         }
+        // containerd runs these programs as root, whether or not Farrier has taken them over.
+        let mut untrusted: Vec<&Problem> = facts.legacy.untrusted.values().collect();
+        untrusted.dedup();
+        for problem in untrusted {
+            self.add_problem(problem, "check that path");
+        }
         if config_source::is_unloadable(facts) {
             return self.of_unloadable(facts);
         }
@@ -677,6 +683,12 @@ mod tests {
         Obstacle {
             |facts| facts.unknown_config = Some(Problem::new("no path is known", None)),
             |facts| facts.obstacle = Some(Problem::new("/opt is read-only", None)),
+            |facts| {
+                let path = "/opt/kwasm/bin/containerd-shim-a";
+                facts.state.handlers.get_mut("a").unwrap().path = Some(path.to_owned());
+                let problem = Problem::new("it is of another user", None);
+                facts.legacy.untrusted.insert(path.to_owned(), problem);
+            },
             |facts| facts.unreachable = Some(Problem::new("no bus", None)),
         }
         Source {
