@@ -15,9 +15,13 @@ const MAX_LIBRARIES: usize = 128;
 /// Bytes of a loader's path, at most (`PATH_MAX`).
 const MAX_PATH: u64 = 4096;
 
-/// The loader of the program at `path` and its libraries; empty for a static program, and where the loader gives no answer. A program that
-/// lacks a library then says so itself.
+/// The loader of the program at `path` and its libraries; empty for a static program, for one that another user than root can change, and
+/// where the loader gives no answer. A program that lacks a library then says so itself.
 pub(super) async fn libraries(host: &HostRoot, path: &str) -> Vec<String> {
+    // The program names its loader, which runs as root.
+    if host.open_program(path).is_err() {
+        return Vec::new();
+    }
     let Some(loader) = host
         .open_file(path)
         .ok()
@@ -82,6 +86,7 @@ fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
     use std::path::Path;
 
     use super::*;
@@ -110,6 +115,21 @@ mod tests {
             found.iter().all(|path| Path::new(path).exists()),
             "{found:?}"
         );
+    }
+
+    /// The loader that such a program names would run as root.
+    #[tokio::test]
+    async fn a_program_that_another_user_can_change_chooses_no_loader() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("program");
+        std::fs::copy("/bin/sh", &path).unwrap();
+        let loader = loader_of(&File::open(&path).unwrap()).unwrap();
+        let host = HostRoot::open(directory.path()).unwrap();
+        // The loader is not on this host, so it lists nothing.
+        for (mode, expected) in [(0o755, vec![loader]), (0o757, vec![])] {
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+            assert_eq!(libraries(&host, "/program").await, expected);
+        }
     }
 
     #[test]
