@@ -14,6 +14,9 @@ const SECOND: &str = "second";
 /// The Shim whose restart ends pods.
 const THIRD: &str = "third";
 
+/// A Shim whose pods are not concerned.
+const BESIDE: &str = "beside";
+
 const TAINT: &str = "farrier.dev/restarting";
 
 /// A pod of [`SHIM`] on each of these nodes, which listens on a port and is started again whenever it ends.
@@ -66,12 +69,43 @@ async fn taints(cluster: &Cluster, node: &str) -> Vec<String> {
     taints.map(|taint| taint.effect).collect()
 }
 
-/// Waits until the node has the taint of a drain, and not the label of the handler whose pods are evicted.
+/// A pod of runc on each of these nodes.
+async fn of_runc(cluster: &Cluster, nodes: &[&String]) {
+    for node in nodes {
+        let pod: Pod = create(json!({
+            "metadata": {"name": format!("runc-{node}")},
+            "spec": {
+                "nodeName": node,
+                "terminationGracePeriodSeconds": 1,
+                "containers": [{"name": "pause", "image": "localhost/pause:1", "imagePullPolicy": "Never"}],
+            },
+        }));
+        let parameters = PostParams::default();
+        cluster.pods().create(&parameters, &pod).await.unwrap();
+    }
+    for node in nodes {
+        eventually(&format!("the pod of runc on {node} runs"), async || {
+            running_since(cluster, node).await.ok_or(())
+        })
+        .await;
+    }
+}
+
+/// When the container of the pod of runc was started; `None` if it does not run.
+async fn running_since(cluster: &Cluster, node: &str) -> Option<String> {
+    let pod = cluster.pods().get_opt(&format!("runc-{node}")).await;
+    let pod = serde_json::to_value(pod.unwrap()).unwrap();
+    assert!(pod["metadata"]["deletionTimestamp"].is_null(), "{pod}");
+    let running = &pod["status"]["containerStatuses"][0]["state"]["running"];
+    running["startedAt"].as_str().map(str::to_owned)
+}
+
+/// Waits until the node has the taint of a drain, the label of a handler, and not that of the handler whose pods are evicted.
 async fn is_drained(cluster: &Cluster, node: &str) {
     eventually("the node is being drained", async || {
         let (taints, labels) = (taints(cluster, node).await, cluster.marks(node).await);
-        let is_served = labels.contains_key("handler.farrier.dev/wasmi");
-        if taints == ["NoSchedule"] && !is_served {
+        let is_served = |handler| labels.contains_key(&format!("handler.farrier.dev/{handler}"));
+        if taints == ["NoSchedule"] && is_served(BESIDE) && !is_served(SHIM) {
             Ok(())
         } else {
             Err((taints, labels))
@@ -91,6 +125,34 @@ fn doctor(cluster: &Cluster, node: &str, option: &str) -> (i32, String) {
     );
     let text = String::from_utf8_lossy(&output.stdout);
     (output.status.code().unwrap(), text.into_owned())
+}
+
+/// The PIDs of the shims without a pod, as doctor names them.
+fn without_a_pod(said: &str) -> Vec<String> {
+    let line = said
+        .lines()
+        .find(|line| line.contains("without a pod still run"));
+    let words: Vec<&str> = line.unwrap_or_default().split_whitespace().collect();
+    let before_time = words.windows(2).filter(|pair| pair[1] == "since");
+    before_time.map(|pair| pair[0].to_owned()).collect()
+}
+
+/// Waits until doctor finds a shim that outlived its pod, and returns the PIDs of these shims. Doctor alone ends none.
+async fn find_shims_without_a_pod(cluster: &Cluster, node: &str) -> Vec<String> {
+    let processes = || cluster.sh(node, "pgrep -af '^/opt/farrier/' || true");
+    eventually("doctor finds shims without a pod", async || {
+        let before = processes();
+        let (status, said) = doctor(cluster, node, "");
+        let found = without_a_pod(&said);
+        if found.is_empty() {
+            return Err(said);
+        }
+        assert_eq!(status, 1, "{said}");
+        assert!(said.contains("`farrier doctor --end-orphans`"), "{said}");
+        assert_eq!(processes(), before);
+        Ok(found)
+    })
+    .await
 }
 
 /// Runs doctor until it has ended each shim that outlived its pod. Such a shim counts once the kubelet has removed the sandbox.
@@ -161,6 +223,11 @@ async fn a_restart_waits_for_pods_that_it_would_end_or_evicts_them_or_names_thos
     let cluster = Cluster::with_farrier().await;
     let nodes = ["1.7", "2.1", "2.4"].map(|series| cluster.node_with(series));
     let [deleted, drained, restarted] = &nodes;
+    cluster
+        .create_shim(&shim_for(BESIDE, &cluster.artifacts.upgrade))
+        .await;
+    let beside = format!("test.farrier.dev/{BESIDE}");
+    cluster.label(restarted, &beside, Some("true")).await;
     for node in &nodes {
         cluster.annotate(node, Some("true")).await;
     }
@@ -169,7 +236,12 @@ async fn a_restart_waits_for_pods_that_it_would_end_or_evicts_them_or_names_thos
             .label_becomes(node, "handler.farrier.dev/wasmi", "true")
             .await;
     }
+    cluster
+        .label_becomes(restarted, "handler.farrier.dev/beside", "true")
+        .await;
     listening(&cluster, &nodes).await;
+    of_runc(&cluster, &[drained, restarted]).await;
+    let runc_since = running_since(&cluster, drained).await;
     let processes = nodes.clone().map(|node| cluster.containerd_pid(&node));
 
     // Refuse, the default: the nodes wait, and say for which pods.
@@ -219,6 +291,8 @@ async fn a_restart_waits_for_pods_that_it_would_end_or_evicts_them_or_names_thos
         .label_becomes(drained, "handler.farrier.dev/second", "true")
         .await;
     assert!(state(&cluster, drained).await.is_null(), "evicted");
+    let runc_now = running_since(&cluster, drained).await;
+    assert_eq!(runc_now, runc_since, "a pod of another handler");
     let told = ["were not evicted within 15 s", &name_of_pod(restarted)];
     cluster.event_tells("Node", restarted, &told).await;
     assert!(state(&cluster, restarted).await["running"].is_object());
@@ -243,22 +317,58 @@ async fn a_restart_waits_for_pods_that_it_would_end_or_evicts_them_or_names_thos
     for node in &nodes {
         cluster.delete_pod(&name_of_pod(node)).await;
     }
-    // The former shim outlives the pod on 1.7, too, where the pod has come back in another sandbox.
-    for node in &nodes {
-        end_shims_without_a_pod(&cluster, node).await;
+    for node in [drained, restarted] {
+        let since = running_since(&cluster, node).await;
+        assert!(since.is_some(), "a pod of runc survives all restarts");
+        cluster.delete_pod(&format!("runc-{node}")).await;
     }
-
     set_policy(&cluster, Value::Null).await;
-    for node in &nodes {
-        for shim in [SECOND, THIRD] {
+    shims_without_a_pod_are_in_use(&cluster, &nodes).await;
+}
+
+/// A removal of all shims from these nodes leaves those that outlived their pods, until doctor is told to end them.
+async fn shims_without_a_pod_are_in_use(cluster: &Cluster, nodes: &[String]) {
+    let mut found = Vec::new();
+    // The former shim outlives the pod on 1.7, too, where the pod has come back in another sandbox.
+    for node in nodes {
+        found.push(find_shims_without_a_pod(cluster, node).await);
+    }
+    for node in nodes {
+        for shim in [SECOND, THIRD, BESIDE] {
             let selected = format!("test.farrier.dev/{shim}");
             cluster.label(node, &selected, None).await;
         }
         cluster.annotate(node, None).await;
     }
-    cluster.delete_shim(SECOND).await;
-    cluster.delete_shim(THIRD).await;
-    for node in &nodes {
+    for (node, pids) in nodes.iter().zip(found) {
+        let told = [
+            SHIM,
+            "without a pod still run",
+            &format!("the binary of the handler: {}", list(&pids)),
+        ];
+        cluster.event_tells("Node", node, &told).await;
+        cluster
+            .label_becomes(node, "farrier.dev/wasmi", "removing")
+            .await;
+        for pid in pids {
+            cluster.sh(node, &format!("[ -d /proc/{pid} ]"));
+        }
+        end_shims_without_a_pod(cluster, node).await;
+        // The next attempt is due after half a minute, and without the summary of the last one at once.
+        let summary = json!({"farrier.dev/applied": null});
+        let patch = json!({"metadata": {"annotations": summary}});
+        cluster.patch_node(node, patch).await;
+    }
+    for shim in [SECOND, THIRD, BESIDE] {
+        cluster.delete_shim(shim).await;
+    }
+    for node in nodes {
         cluster.marks_vanish(node).await;
     }
+}
+
+/// PIDs in the words of a report.
+fn list(pids: &[String]) -> String {
+    let word = if pids.len() == 1 { "PID" } else { "PIDs" };
+    format!("{word} {}", pids.join(", "))
 }
