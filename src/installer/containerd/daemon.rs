@@ -80,6 +80,11 @@ pub enum Containerd {
         /// Processes named containerd that do not count, by PID.
         refused: Vec<Refusal>,
     },
+    /// Several containerd of this live host count, and the kubelet that says which of them is the cluster's does not.
+    UnknownKubelet {
+        /// Processes named kubelet that root started and that do not count, by PID.
+        refused: Vec<Refusal>,
+    },
     /// The host is an image, so Farrier searched for no process.
     Image,
 }
@@ -90,7 +95,7 @@ impl Containerd {
     pub fn daemon(&self) -> Option<&Daemon> {
         match self {
             Self::Live(daemon) => Some(daemon),
-            Self::NotFound { .. } | Self::Image => None,
+            Self::NotFound { .. } | Self::UnknownKubelet { .. } | Self::Image => None,
         }
     }
 
@@ -98,7 +103,7 @@ impl Containerd {
     #[must_use]
     pub fn target(&self) -> Target {
         match self {
-            Self::Live(_) | Self::NotFound { .. } => Target::Live,
+            Self::Live(_) | Self::NotFound { .. } | Self::UnknownKubelet { .. } => Target::Live,
             Self::Image => Target::Image,
         }
     }
@@ -119,7 +124,8 @@ const KUBELET: &str = "kubelet";
 /// Finds the containerd and the kubelet that run on this host. An image has neither.
 ///
 /// Of several containerd processes, one with the CRI socket of the kubelet comes first, then one of a distribution that embeds both (k3s,
-/// RKE2), then the one of `containerd.service`, the unit in the packages, then the lowest PID.
+/// RKE2), then the one of `containerd.service`, the unit in the packages, then the lowest PID. Without a kubelet that counts, this choice may
+/// be wrong, so there is none if root has started another kubelet.
 ///
 /// # Errors
 /// When `/proc` can't be listed.
@@ -130,7 +136,8 @@ pub fn find(host: &HostRoot, target: Target) -> Result<Running, host::Error> {
             kubelet: None,
         });
     }
-    let (mut daemons, mut kubelets, mut refused) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut daemons, mut kubelets) = (Vec::new(), Vec::new());
+    let (mut refused, mut refused_kubelets) = (Vec::new(), Vec::new());
     for (_, (name, process)) in process::find_by_name(host, &[CONTAINERD, KUBELET])? {
         match process {
             Ok(process) if name == CONTAINERD => daemons.push(process),
@@ -139,6 +146,8 @@ pub fn find(host: &HostRoot, target: Target) -> Result<Running, host::Error> {
                 debug!(%refusal, "skipped a process");
                 if name == CONTAINERD {
                     refused.push(refusal);
+                } else if !refusal.is_user_process() {
+                    refused_kubelets.push(refusal);
                 }
             }
         }
@@ -147,7 +156,12 @@ pub fn find(host: &HostRoot, target: Target) -> Result<Running, host::Error> {
     let endpoint = kubelet
         .as_ref()
         .and_then(|kubelet| kubelet.endpoint.clone());
-    let containerd = match choose_daemon(without_forks(&daemons), endpoint.as_deref()) {
+    let daemons = without_forks(&daemons);
+    let is_unclear = kubelet.is_none() && !refused_kubelets.is_empty() && daemons.len() > 1;
+    let containerd = match choose_daemon(daemons, endpoint.as_deref()) {
+        Some(_) if is_unclear => Containerd::UnknownKubelet {
+            refused: refused_kubelets,
+        },
         Some(daemon) => Containerd::Live(daemon),
         None => Containerd::NotFound { refused },
     };
@@ -164,7 +178,9 @@ pub fn find(host: &HostRoot, target: Target) -> Result<Running, host::Error> {
 pub fn find_daemon(host: &HostRoot) -> Result<Option<Daemon>, host::Error> {
     match find(host, Target::Live)?.containerd {
         Containerd::Live(daemon) => Ok(Some(daemon)),
-        Containerd::NotFound { .. } | Containerd::Image => Ok(None),
+        Containerd::NotFound { .. } | Containerd::UnknownKubelet { .. } | Containerd::Image => {
+            Ok(None)
+        }
     }
 }
 
@@ -250,6 +266,48 @@ mod tests {
             endpoint: endpoint.map(str::to_owned),
         });
         assert_eq!(found, expected);
+    }
+
+    #[rstest]
+    #[case::beside_one_containerd(kubelet(WITH_SOCKET), false, Some(812))]
+    #[case::beside_two(kubelet(WITH_SOCKET), true, None)]
+    // No user may prevent a change.
+    #[case::of_a_user(
+        Given { uids: "1000\t1000\t1000\t1000", ..kubelet(WITH_SOCKET) },
+        true,
+        Some(812)
+    )]
+    fn several_containerd_do_not_count_beside_a_kubelet_that_another_user_can_change(
+        #[case] kubelet: Given<'_>,
+        #[case] has_second: bool,
+        #[case] expected: Option<u32>,
+    ) {
+        let tree = tree(&[(812, CONTAINERD), (900, kubelet)]);
+        let other = Given {
+            cgroup: "0::/system.slice/cluster.service\n",
+            arguments: "/usr/bin/containerd\0-a\0/run/a.sock\0",
+            ..CONTAINERD
+        };
+        if has_second {
+            tree.process(813, &other);
+        }
+        tree.mode("/usr/bin/kubelet", 0o757);
+        let found = find(&tree.host(), Target::Live).unwrap();
+        assert_eq!(found.kubelet, None);
+        let daemon = found.containerd.daemon();
+        assert_eq!(daemon.map(|daemon| daemon.process.0), expected);
+        if expected.is_none() {
+            let Containerd::UnknownKubelet { refused } = &found.containerd else {
+                panic!("{found:?}");
+            };
+            let pids: Vec<u32> = refused.iter().map(|refusal| refusal.pid).collect();
+            assert_eq!(pids, [900]);
+        }
+        // The second is the cluster's, once the kubelet counts.
+        tree.mode("/usr/bin/kubelet", 0o755);
+        let found = find_daemon(&tree.host()).unwrap().unwrap();
+        let is_known = has_second && expected.is_none();
+        assert_eq!(found.process.0, if is_known { 813 } else { 812 });
     }
 
     #[test]

@@ -308,7 +308,9 @@ pub async fn gather(
         dump: Err(Problem::new("no program was run", None)),
         containerd: match running.containerd {
             Containerd::Live(daemon) => Containerd::Live(daemon.with_openrc_unit(host, distro)),
-            none @ (Containerd::NotFound { .. } | Containerd::Image) => none,
+            none @ (Containerd::NotFound { .. }
+            | Containerd::UnknownKubelet { .. }
+            | Containerd::Image) => none,
         },
         program,
         served: Err(Problem::new("containerd is not queried offline", None)),

@@ -33,6 +33,9 @@ pub(crate) fn check_host(facts: &HostFacts) -> Result<(), Error> {
         (Containerd::NotFound { refused }, _) => Err(Error::NoDaemon {
             refused: refused.clone(),
         }),
+        (Containerd::UnknownKubelet { refused }, _) => Err(Error::UnknownKubelet {
+            refused: refused.clone(),
+        }),
         (Containerd::Live(_), Ok(served)) if served.ready => Ok(()),
         (Containerd::Live(_), Ok(_)) => Err(Error::NotServing(Problem::new(
             "its runtime is not ready",

@@ -221,6 +221,15 @@ pub enum Error {
         /// Processes called containerd that do not count.
         refused: Vec<Refusal>,
     },
+    /// Several containerd run, and the kubelet of one of them does not count.
+    #[error(
+        "failed to determine which containerd of this host the kubelet uses{}",
+        not_counted(refused)
+    )]
+    UnknownKubelet {
+        /// Processes called kubelet that do not count.
+        refused: Vec<Refusal>,
+    },
     /// The release of containerd is unknown.
     #[error("failed to determine the release of this host's containerd: {0}")]
     NoVersion(Problem),
@@ -293,6 +302,11 @@ impl Error {
                     "start containerd, or use --offline to prepare the host for the next start of containerd",
                 ),
             },
+            Self::UnknownKubelet { refused } => {
+                return by_evidence(refused)
+                    .first()
+                    .and_then(|refusal| refusal.reason.help());
+            }
             Self::NotServing(problem) => {
                 problem.help_or("repair containerd, then run farrier again")
             }
@@ -344,7 +358,7 @@ fn by_evidence(refused: &[Refusal]) -> Vec<&Refusal> {
     refused
 }
 
-/// The end of a message, with the reasons that processes called containerd do not count; empty where no such process runs.
+/// The end of a message, with the reasons that processes called containerd or kubelet do not count; empty where no such process runs.
 fn not_counted(refused: &[Refusal]) -> String {
     if refused.is_empty() {
         return String::new();

@@ -537,6 +537,7 @@ mod tests {
     use crate::containerd_config::SourceFile;
     use crate::handoff::OptionValue;
     use crate::installer::containerd::daemon::Containerd;
+    use crate::installer::containerd::process::{Reason, Refusal};
     use crate::installer::containerd::rehearsal::Rehearsal;
     use crate::installer::containerd::service::RestartEffect;
     use crate::installer::distro::{Evidence, by_id, detect, editable_files};
@@ -672,6 +673,15 @@ mod tests {
         }
         NoDaemon {
             |facts| facts.containerd = Containerd::NotFound { refused: Vec::new() },
+        }
+        UnknownKubelet {
+            |facts| facts.containerd = Containerd::UnknownKubelet {
+                refused: vec![Refusal {
+                    pid: 900,
+                    program: "/opt/kubelet".to_owned(),
+                    reason: Reason::OtherFile,
+                }],
+            },
         }
         NoVersion {
             |facts| facts.version = None,

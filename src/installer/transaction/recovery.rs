@@ -130,16 +130,23 @@ pub(crate) async fn gather_after(
 /// The running containerd of the host.
 ///
 /// # Errors
-/// When `/proc` can't be read, or root runs only a containerd that does not count. That containerd may serve the change, so undoing the
-/// change could take its restart.
+/// When `/proc` can't be read, or root runs only a containerd that does not count, or several with an unknown kubelet. The containerd of the
+/// cluster may serve the change, so undoing the change could take its restart.
 fn running(host: &HostRoot, target: Target) -> Result<Containerd, Error> {
     let mut containerd = daemon::find(host, target)?.containerd;
-    if let Containerd::NotFound { refused } = &mut containerd {
-        refused.retain(|refusal| !refusal.is_user_process());
-        if !refused.is_empty() {
-            let refused = std::mem::take(refused);
-            return Err(plan::Error::NoDaemon { refused }.into());
+    match &mut containerd {
+        Containerd::NotFound { refused } => {
+            refused.retain(|refusal| !refusal.is_user_process());
+            if !refused.is_empty() {
+                let refused = std::mem::take(refused);
+                return Err(plan::Error::NoDaemon { refused }.into());
+            }
         }
+        Containerd::UnknownKubelet { refused } => {
+            let refused = std::mem::take(refused);
+            return Err(plan::Error::UnknownKubelet { refused }.into());
+        }
+        Containerd::Live(_) | Containerd::Image => {}
     }
     Ok(containerd)
 }
@@ -330,6 +337,24 @@ mod tests {
         tree.mode("/usr/bin/containerd", 0o777);
         let error = running(&tree.host(), Target::Live).unwrap_err().to_string();
         assert!(error.contains("process 812"), "{error}");
+        // Two containerd, of which one is that of a kubelet which others can change.
+        tree.mode("/usr/bin/containerd", 0o755);
+        tree.process(813, &CONTAINERD);
+        tree.process(
+            901,
+            &Given {
+                comm: "kubelet",
+                program: "/usr/bin/kubelet",
+                ..CONTAINERD
+            },
+        );
+        tree.mode("/usr/bin/kubelet", 0o757);
+        let error = running(&tree.host(), Target::Live).unwrap_err();
+        assert!(error.to_string().contains("process 901"), "{error}");
+        assert_eq!(
+            error.help().unwrap(),
+            "move the program elsewhere, or run `chmod o-w /usr/bin/kubelet` on the host"
+        );
         let image = running(&tree.host(), Target::Image).unwrap();
         assert_eq!(image, Containerd::Image);
     }
